@@ -1,0 +1,328 @@
+"""The model run on channel labels: graph + rules → channel DAG.
+
+Every node's rule is asked once, in topological order; what it answers is joined into one frozen ``ChannelDag``.
+Labels are minted in that order, so every edge leads from a smaller label to a larger one.  Label 0 stands for what
+lives always.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from leanonnx.labels import Labels, Shape, components, uniform, varied
+from leanonnx.model import SHAPE_OPS, Model, captured
+from leanonnx.rules.call import Call, Effect, Link, Mix, Move, Pairs, Pin, Rewrite, Slice, Unsupported, Value, pin_all
+from leanonnx.rules.table import DEFAULT, Rules
+from leanonnx.runs import gathered
+from leanonnx.runtime import Observation
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Use:
+    """One place where a node reads a constant that is sliced.
+
+    ``constant`` names what holds it in the file; ``inward`` gives the input channel of each element of a mixing
+    operator's weight; ``computed`` is the value where the graph computes it from other constants (surgery then
+    stores the value itself).
+    """
+
+    node: int
+    slot: int
+    constant: str
+    factors: tuple[Labels, ...]
+    inward: Labels | None = None
+    computed: Array | None = None
+
+
+@dataclass(frozen=True)
+class ChannelDag:
+    """Channels (labels 0 … count-1), their ties, and the edges between them.
+
+    ``classes[label]`` is the class of channels that live and die together; ``minted[label]`` the node that put the
+    channel out (-1: a graph input).  ``labels`` and ``shapes`` are by tensor name, ``moves`` by output name.
+    """
+
+    model: Model
+    observation: Observation
+    count: int
+    classes: NDArray[np.int64]
+    minted: NDArray[np.int64]
+    labels: dict[str, Labels]
+    mixes: tuple[tuple[int, Mix], ...]
+    links: tuple[tuple[int, Link], ...]
+    implied: tuple[tuple[int, Pairs], ...]
+    uses: tuple[Use, ...]
+    pins: tuple[Pin, ...]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    rewrites: dict[int, Rewrite]
+    moves: dict[str, tuple[str, Move]]
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Shape of each tensor when the model was run."""
+        return self.observation.shapes
+
+    @property
+    def pinned(self) -> NDArray[np.bool_]:
+        """Which classes may not be removed [classes]."""
+        found = np.zeros(int(self.classes.max()) + 1, bool)
+        found[self.classes[0]] = True
+        for pin in self.pins:
+            found[self.classes[pin.labels]] = True
+        return found
+
+
+@dataclass
+class _Trace:
+    """What has been gathered while the nodes are visited."""
+
+    model: Model
+    observation: Observation
+    labels: dict[str, Labels] = field(default_factory=dict)
+    effects: dict[int, Effect] = field(default_factory=dict)
+    minted: list[tuple[int, int]] = field(default_factory=lambda: [(-1, 1)])
+    count: int = 1
+    uses: list[Use] = field(default_factory=list)
+    pins: list[Pin] = field(default_factory=list)
+    starts: list[Labels] = field(default_factory=list)
+
+    def minter(self, node: int) -> Callable[[int], Labels]:
+        def mint(n: int) -> Labels:
+            fresh = np.arange(self.count, self.count + n)
+            self.count += n
+            self.minted.append((node, n))
+            return fresh
+
+        return mint
+
+    def undo(self, count: int) -> None:
+        """Take back the labels minted since there were ``count``."""
+        while self.count > count:
+            _, n = self.minted.pop()
+            self.count -= n
+
+
+def analyse(model: Model, observation: Observation, rules: Rules = DEFAULT) -> ChannelDag:
+    """Build the channel DAG of a model.
+
+    Args:
+        model: a loaded model.
+        observation: shapes and constants as one run of the model showed them.
+        rules: (domain, operator) → rule; operators without a rule pin what they touch.
+    """
+    trace = _Trace(model, observation)
+    for value in model.inputs:
+        fresh = trace.minter(-1)(1)
+        rank = len(observation.shapes[value.name])
+        trace.labels[value.name] = uniform(int(fresh[0]), rank)
+        trace.pins.append(Pin(fresh, value.name, f"graph input '{value.name}'"))
+        trace.starts.append(fresh)
+    static = _static_names(model)
+    for index, node in enumerate(model.graph.nodes):
+        _visit(trace, index, node, rules, static)
+    for value in model.proto.graph.output:
+        if value.name in trace.labels:
+            labels = np.unique(trace.labels[value.name])
+            trace.pins.append(Pin(labels, value.name, f"graph output '{value.name}'"))
+    return _joined(trace)
+
+
+def _static_names(model: Model) -> frozenset[str]:
+    """Values computed from constants alone (with inputs of fixed size, from their shapes too)."""
+    fixed = all(d.HasField("dim_value") for v in model.inputs for d in v.type.tensor_type.shape.dim)
+    known = set(model.holders)
+    for node in model.proto.graph.node:
+        reads = {n for n in [*node.input, *captured(node)] if n}
+        shaped = fixed and node.op_type in SHAPE_OPS
+        if (shaped or (reads <= known and (reads or node.op_type == "Constant"))) and node.output[0] not in model.free:
+            known.update(node.output)
+    return frozenset(known)
+
+
+def _visit(trace: _Trace, index: int, node: gs.Node, rules: Rules, static: frozenset[str]) -> None:
+    inner = [n for n in sorted(captured(trace.model.proto.graph.node[index])) if n in trace.labels]
+    if not inner and not any(t.name in trace.labels for t in node.inputs):
+        return
+    call = _call(trace, index, node)
+    before = trace.count
+    effect = _ask(call, rules, inner, trace)
+    uses = _uses(trace.model, trace.observation, index, effect, static)
+    if uses is None:
+        trace.undo(before)
+        effect = pin_all(call, f"{call.title} reads a constant that is computed from shapes at run time")
+        uses = []
+    trace.uses += uses
+    trace.effects[index] = effect
+    trace.pins += effect.pins
+    trace.starts += effect.starts
+    for name, labels in zip(call.outputs, effect.outputs, strict=False):
+        if name and name in trace.model.free:
+            trace.labels[name] = labels
+
+
+def _call(trace: _Trace, index: int, node: gs.Node) -> Call:
+    shapes = trace.observation.shapes
+    return Call(
+        op=node.op,
+        domain="" if node.domain in (None, "", "ai.onnx") else node.domain,
+        name=node.name or node.outputs[0].name,
+        opset=trace.model.opset,
+        attributes=node.attrs,
+        inputs=tuple(_value(trace, tensor.name) if tensor.name else None for tensor in node.inputs),
+        outputs=tuple(tensor.name for tensor in node.outputs),
+        output_shapes=tuple(shapes.get(tensor.name) for tensor in node.outputs),
+        mint=trace.minter(index),
+    )
+
+
+def _value(trace: _Trace, name: str) -> Value:
+    model, observation = trace.model, trace.observation
+    if name in model.origins:
+        return Value(name, _constant_shape(model, name), None, lambda: model.constant(name))
+    return Value(name, observation.shapes.get(name), trace.labels.get(name), lambda: observation.values[name])
+
+
+def _constant_shape(model: Model, name: str) -> Shape:
+    holder = model.holders[model.origins[name]]
+    return tuple(holder.dims) if isinstance(holder, onnx.TensorProto) else model.constant(name).shape
+
+
+def _ask(call: Call, rules: Rules, inner: list[str], trace: _Trace) -> Effect:
+    """The rule's answer, or pins with the reason."""
+    rule = rules.get((call.domain, call.op))
+    before = trace.count
+    if inner:
+        extra = tuple(
+            Pin(np.unique(trace.labels[n]), n, f"the subgraphs of {call.title} read '{n}'") for n in inner
+        )
+        effect = pin_all(call, f"{call.title} runs a subgraph")
+        return replace(effect, pins=effect.pins + extra)
+    if rule is None:
+        where = f" of domain '{call.domain}'" if call.domain else ""
+        return pin_all(call, f"{call.title}{where} is an operator without a rule")
+    try:
+        return rule(call)
+    except Unsupported as reason:
+        trace.undo(before)
+        return pin_all(call, f"{call.title}: {reason}")
+
+
+def _uses(model: Model, observation: Observation, index: int, effect: Effect, static: frozenset[str]) -> list[Use] | None:
+    """Where the slices of an effect are held; None if a sliced constant depends on run-time shapes."""
+    found: list[Use] = []
+    inward = {mix.slot: mix.inward for mix in effect.mixes}
+    for cut in effect.slices:
+        name = model.proto.graph.node[index].input[cut.slot]
+        if name in model.origins:
+            found.append(Use(index, cut.slot, model.origins[name], cut.factors, inward.get(cut.slot)))
+        elif (dequantised := _dequantised(model, name, cut, inward.get(cut.slot))) is not None:
+            found += dequantised
+        elif name in static:
+            found.append(Use(index, cut.slot, name, cut.factors, inward.get(cut.slot), observation.values[name]))
+        elif any(varied(f) for f in cut.factors):
+            return None
+    return found
+
+
+def _dequantised(model: Model, name: str, cut: Slice, inward: Labels | None) -> list[Use] | None:
+    """Uses at the DequantizeLinear node that a constant passes through: its data, scale and zero point."""
+    producer = model.producers.get(name)
+    if producer is None:
+        return None
+    node = model.proto.graph.node[producer]
+    attributes = {a.name: a.i for a in node.attribute}
+    if node.op_type != "DequantizeLinear" or node.input[0] not in model.origins or attributes.get("block_size"):
+        return None
+    found = [Use(producer, 0, model.origins[node.input[0]], cut.factors, inward)]
+    axis = attributes.get("axis", 1)
+    vectors = [f.reshape(-1) for f in cut.factors if varied(f) == (axis % f.ndim,)]
+    for slot, side in enumerate(node.input):
+        if slot and side and model.constant(side).size > 1:
+            found.append(Use(producer, slot, model.origins[side], tuple(vectors)))
+    return found
+
+
+def _joined(trace: _Trace) -> ChannelDag:
+    """Join the effects; tie what shared weights and non-rectangular layouts require."""
+    effects = trace.effects
+    moves = {
+        output: (trace.model.graph.nodes[index].inputs[0].name, move)
+        for index, effect in effects.items()
+        for output, move in zip(_outputs(trace, index), effect.moves, strict=False)
+        if output in trace.labels
+    }
+    ties = [pair for effect in effects.values() for pair in effect.ties]
+    ties += _shared_ties(trace.uses)
+    ties += _layout_ties(trace, moves)
+    starts = np.unique(np.concatenate(trace.starts)) if trace.starts else np.zeros(0, np.int64)
+    outputs = [trace.labels[v.name] for v in trace.model.proto.graph.output if v.name in trace.labels]
+    ends = np.unique(np.concatenate([o.reshape(-1) for o in outputs])) if outputs else np.zeros(0, np.int64)
+    return ChannelDag(
+        model=trace.model,
+        observation=trace.observation,
+        count=trace.count,
+        classes=components(trace.count, ties),
+        minted=np.repeat(*(np.asarray(column) for column in zip(*trace.minted, strict=True))),
+        labels=trace.labels,
+        mixes=tuple((k, mix) for k, effect in effects.items() for mix in effect.mixes),
+        links=tuple((k, link) for k, effect in effects.items() for link in effect.links),
+        implied=tuple((k, pair) for k, effect in effects.items() for pair in effect.implied),
+        uses=tuple(trace.uses),
+        pins=tuple(trace.pins),
+        starts=starts,
+        ends=ends,
+        rewrites={k: effect.rewrite for k, effect in effects.items() if effect.rewrite is not None},
+        moves=moves,
+    )
+
+
+def _outputs(trace: _Trace, index: int) -> list[str]:
+    return list(trace.model.proto.graph.node[index].output)
+
+
+def _shared_ties(uses: list[Use]) -> list[Pairs]:
+    """A weight that several mixing operators share is pruned once: its labels are tied over all uses."""
+    first: dict[str, Use] = {}
+    ties: list[Pairs] = []
+    for use in uses:
+        if use.inward is None:
+            continue
+        known = first.setdefault(use.constant, use)
+        if known is not use and [f.shape for f in known.factors] == [f.shape for f in use.factors]:
+            ties += list(zip(known.factors, use.factors, strict=True))
+    return ties
+
+
+def _layout_ties(trace: _Trace, moves: dict[str, tuple[str, Move]]) -> list[Pairs]:
+    """Ties that keep the kept positions of a tensor with channels on several axes a product of index sets.
+
+    Not needed inside a run of movements that one Gather can replace.
+    """
+    several = {name for name, labels in trace.labels.items() if len(varied(labels)) > 1}
+    tied: set[str] = set()
+    for index in trace.effects:
+        node = trace.model.proto.graph.node[index]
+        outputs = [name for name in node.output if name in trace.labels]
+        if not all(name in moves for name in outputs):
+            tied |= several & {*node.input, *outputs}
+    for name in moves:
+        if name not in several and moves[name][0] in several:
+            run = gathered(name, moves, trace.labels, trace.observation.shapes)
+            tied |= set() if run.indices is not None else several & set(run.inside)
+    return [pair for name in sorted(tied) for pair in _slices_tied(trace.labels[name])]
+
+
+def _slices_tied(labels: Labels) -> list[Pairs]:
+    """Tie all labels that share an index of the first axis that holds channels."""
+    rows = np.moveaxis(labels, varied(labels)[0], 0).reshape(labels.shape[varied(labels)[0]], -1)
+    return [(np.broadcast_to(rows[:, :1], rows[:, 1:].shape), rows[:, 1:])]

@@ -1,0 +1,186 @@
+"""Ways to rank channels.  Each gives the classes of channels from the most to the least worth keeping.
+
+``cover``    LEAN at channel level: the value of the best chain from an input to an output through a channel.
+``through``  edge-disjoint chains from an input to an output, best first.
+``free``     edge-disjoint chains that may start and end anywhere, as in the LEAN paper (arXiv 2011.06923).
+``norm``, ``l1``, ``l2``  size of the filters that make a channel (spectral norm, sum of |w|, Euclidean norm).
+``fpgm``     distance from the other filters of the layer (He et al., CVPR 2019, arXiv 1811.00250).
+``random``   a seeded shuffle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanonnx.analysis import ChannelDag
+from leanonnx.chains import best_through, extract, normalise_rows
+from leanonnx.labels import components
+from leanonnx.norms import kernel_norms
+from leanonnx.weigh import weighted
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+CHAINS = ("cover", "through", "free")
+FILTERS = ("norm", "l1", "l2", "fpgm")
+METHODS = ("auto", "lean", *FILTERS, "random")
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Classes of channels from the most to the least worth keeping, and how good each one is within its layer."""
+
+    classes: Ints
+    order: Ints
+    scores: Floats
+
+
+def channel_classes(dag: ChannelDag, separate_readers: bool) -> Ints:
+    """Class of each label [labels] for the purpose of selection.
+
+    A Concat's reader goes with its channel, unless readers are chosen one by one (``separate_readers``) or the
+    operand has one channel only: then a consumer drops it at no cost.
+    """
+    pairs = [(np.arange(dag.count), _first_of_class(dag.classes))]
+    for _, (channels, readers) in dag.implied:
+        if channels.size > 1 and not separate_readers:
+            pairs.append((channels, readers))
+    return components(dag.count, pairs)
+
+
+def _first_of_class(classes: Ints) -> Ints:
+    first: Ints = np.unique(classes, return_index=True)[1][classes]
+    return first
+
+
+def rank(
+    dag: ChannelDag, method: str, chains: str, ignored: Collection[int], seed: int, enough: Callable[[Ranking], bool]
+) -> Ranking:
+    """Rank the classes of channels.
+
+    ``enough`` is asked while edge-disjoint chains are extracted whether those found so far exceed the budget.
+    """
+    if method in ("auto", "lean"):
+        return _by_cover(dag, ignored) if chains == "cover" else _by_extraction(dag, chains, ignored, enough)
+    classes = channel_classes(dag, separate_readers=False)
+    if method == "random":
+        scores = np.random.default_rng(seed).random(int(classes.max()) + 1)
+    else:
+        scores = _per_class(classes, _filter_scores(dag, method), np.add)
+    return _layerwise(dag, classes, scores, np.ones_like(scores))
+
+
+def _by_cover(dag: ChannelDag, ignored: Collection[int]) -> Ranking:
+    classes = channel_classes(dag, separate_readers=False)
+    blocks = [normalise_rows(block) for block in weighted(dag, ignored)]
+    values = best_through(dag.count, blocks, dag.starts, dag.ends)
+    scores = _per_class(classes, values, np.maximum)
+    return _layerwise(dag, classes, scores, _relative(dag, classes, scores))
+
+
+def _relative(dag: ChannelDag, classes: Ints, scores: Floats) -> Floats:
+    """Chain values (log) of each class relative to the best of its layer, as plain numbers."""
+    layers = _layers(dag, classes)
+    best = np.full(int(layers.max()) + 1, -np.inf)
+    np.maximum.at(best, layers, scores)
+    shift = np.where(np.isfinite(best), best, 0.0)[layers]
+    return np.exp(scores - shift)
+
+
+def _by_extraction(dag: ChannelDag, chains: str, ignored: Collection[int], enough: Callable[[Ranking], bool]) -> Ranking:
+    """Classes in the order in which extracted chains first touch them; the rest by their best chain."""
+    classes = channel_classes(dag, separate_readers=True)
+    blocks = weighted(dag, ignored)
+    values = _per_class(classes, best_through(dag.count, blocks, dag.starts, dag.ends), np.maximum)
+    rest = np.lexsort((np.arange(values.size), -values))
+    touched: dict[int, None] = {}
+    ranking = Ranking(classes, rest, -np.arange(rest.size, dtype=float)[np.argsort(rest)])
+    for count, chain in enumerate(extract(dag.count, blocks, dag.starts, dag.ends, chains)):
+        touched.update(dict.fromkeys(classes[list(chain.labels)].tolist()))
+        if count % 256 == 255:
+            ranking = _in_order(classes, touched, rest)
+            if len(touched) == values.size or enough(_only(ranking, len(touched))):
+                return ranking
+    return _in_order(classes, touched, rest)
+
+
+def _in_order(classes: Ints, touched: dict[int, None], rest: Ints) -> Ranking:
+    order = np.fromiter(dict.fromkeys([*touched, *rest.tolist()]), np.int64, rest.size)
+    scores = np.empty(order.size)
+    scores[order] = -np.arange(order.size)
+    return Ranking(classes, order, scores)
+
+
+def _only(ranking: Ranking, count: int) -> Ranking:
+    return Ranking(ranking.classes, ranking.order[:count], ranking.scores)
+
+
+def _per_class(classes: Ints, values: Floats, join: np.ufunc) -> Floats:
+    """Join the values of the labels of each class; labels without a value (NaN) do not count."""
+    known = ~np.isnan(values)
+    found = np.full(int(classes.max()) + 1, -np.inf if join is np.maximum else 0.0)
+    join.at(found, classes[known], values[known])
+    return found
+
+
+def _layers(dag: ChannelDag, classes: Ints) -> Ints:
+    """Layer of each class: classes whose channels the same mixing operators put out, joined over ties."""
+    count = int(classes.max()) + 1
+    mixing = np.zeros(len(dag.model.proto.graph.node) + 1, bool)
+    mixing[[node for node, _ in dag.mixes]] = True
+    labels = np.flatnonzero(mixing[dag.minted])
+    owner = np.full(count, -1, np.int64)
+    first = np.unique(classes, return_index=True)[1]
+    owner[:] = dag.minted[first] + count + 1
+    owner[classes[labels[::-1]]] = dag.minted[labels[::-1]] + count + 1
+    size = count + len(mixing) + 1
+    found = components(size, [(classes[labels], dag.minted[labels] + count + 1), (np.arange(count), owner)])
+    return np.unique(found[:count], return_inverse=True)[1].astype(np.int64)
+
+
+def _layerwise(dag: ChannelDag, classes: Ints, scores: Floats, shares: Floats) -> Ranking:
+    """Rank within each layer by score, across layers by the share of the layer that would be lost.
+
+    The key of the j-th best class of a layer is Σ_{i ≥ j} share_i / Σ share_i.
+    """
+    layers = _layers(dag, classes)
+    order = np.lexsort((np.arange(scores.size), -scores, layers))
+    sorted_layers, sorted_shares = layers[order], shares[order]
+    starts = np.flatnonzero(np.r_[True, sorted_layers[1:] != sorted_layers[:-1]])
+    totals = np.add.reduceat(sorted_shares, starts)
+    group = np.cumsum(np.r_[False, sorted_layers[1:] != sorted_layers[:-1]])
+    before = np.cumsum(sorted_shares) - sorted_shares
+    tail = totals[group] - (before - before[starts][group])
+    keys = np.empty(scores.size)
+    keys[order] = tail / np.where(totals > 0, totals, 1)[group]
+    return Ranking(classes, np.lexsort((np.arange(keys.size), -scores, -keys)), scores)
+
+
+def _filter_scores(dag: ChannelDag, method: str) -> Floats:
+    """Size of the filter of each channel that a mixing operator puts out [labels]; NaN for other channels."""
+    scores = np.full(dag.count, np.nan)
+    for _, mix in dag.mixes:
+        if mix.inward is not None:
+            kernels = np.asarray(mix.kernels(), np.float32)
+            scores[mix.targets.reshape(-1)] = _filters(kernels, method, mix.strides).reshape(-1)
+    return scores
+
+
+def _filters(kernels: NDArray[np.float32], method: str, strides: Sequence[int]) -> Floats:
+    """One number per filter [G, O] from kernels [G, O, I, *k]."""
+    flat = kernels.reshape(*kernels.shape[:2], -1)
+    if method == "norm":
+        return kernel_norms(kernels, strides=tuple(strides)).sum(-1).astype(np.float64)
+    if method == "l1":
+        return np.abs(flat).sum(-1).astype(np.float64)
+    if method == "l2":
+        return np.linalg.norm(flat, axis=-1).astype(np.float64)
+    filters = flat.reshape(-1, flat.shape[-1]).astype(np.float64)
+    squares = (filters**2).sum(1)
+    distances = np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * filters @ filters.T, 0))
+    return distances.sum(1).reshape(kernels.shape[:2])
+
+

@@ -1,0 +1,52 @@
+"""Exceptions of leanonnx, each tied to an exit code of the command line.
+
+    LeanOnnxError
+    ├── UserError            exit 2   the request cannot be carried out as it stands
+    │   ├── ModelError                the model file is missing, broken or not supported
+    │   ├── OptionError               an option has a wrong value, or contradicts another
+    │   ├── PlanError                 the plan file is broken or belongs to another model
+    │   └── OutputError               the result cannot be written
+    └── Refusal              exit 1   leanonnx ran, and the answer is no
+        ├── ProofFailed               the compressed model does not equal the masked original
+        └── BudgetUnreachable         what may not be removed is larger than the budget
+
+Every other exception is a bug in leanonnx (exit 3).
+"""
+
+from __future__ import annotations
+
+
+class LeanOnnxError(Exception):
+    """Base of all errors that leanonnx raises on purpose."""
+
+
+class UserError(LeanOnnxError):
+    """The request cannot be carried out as it stands; the message names one fix."""
+
+
+class ModelError(UserError):
+    """The model file is missing, broken or not supported."""
+
+
+class OptionError(UserError):
+    """An option has a wrong value, or contradicts another."""
+
+
+class PlanError(UserError):
+    """The plan file is broken or belongs to another model."""
+
+
+class OutputError(UserError):
+    """The result cannot be written."""
+
+
+class Refusal(LeanOnnxError):
+    """leanonnx ran to the end, and the answer is no."""
+
+
+class ProofFailed(Refusal):
+    """The compressed model does not equal the original with the removed channels masked."""
+
+
+class BudgetUnreachable(Refusal):
+    """What may not be removed is larger than the budget."""

@@ -1,0 +1,124 @@
+"""Integer label arrays: which channel each position of a tensor belongs to.
+
+A label array has the rank of its tensor and, on each axis, either the tensor's size or 1; 1 means that all
+positions of this axis share the channel.  ``[1, C, 1, 1]`` is the usual case of an NCHW feature map.
+Everything here is pure numpy and knows nothing of ONNX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+Labels = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+Shape = tuple[int, ...]
+
+
+def compact(labels: Labels) -> Labels:
+    """Give every axis along which the labels do not change the size 1."""
+    for axis in range(labels.ndim):
+        if labels.shape[axis] > 1:
+            first = labels.take([0], axis)
+            if np.array_equal(labels, np.broadcast_to(first, labels.shape)):
+                labels = first
+    return labels
+
+
+def varied(labels: Labels) -> tuple[int, ...]:
+    """The axes along which a compact label array changes."""
+    return tuple(axis for axis, size in enumerate(labels.shape) if size != 1)
+
+
+def uniform(label: int, rank: int) -> Labels:
+    """One label for a whole tensor of the given rank."""
+    return np.full((1,) * rank, label, np.int64)
+
+
+def on_axis(vector: Labels, axis: int, rank: int) -> Labels:
+    """A vector of labels [n] laid along one axis of a tensor of the given rank."""
+    shape = [1] * rank
+    shape[axis] = vector.size
+    return vector.reshape(shape)
+
+
+def along(labels: Labels, axis: int, size: int) -> tuple[Labels, list[tuple[Labels, Labels]]]:
+    """Read a tensor as slices along one axis.
+
+    Returns the label of each slice [size] and the ties that make this true: labels that share a slice must live
+    or die together, since only whole slices can be removed.
+    """
+    rows = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
+    first = np.ascontiguousarray(rows[:, 0])
+    ties = [(np.repeat(first, rows.shape[1] - 1), rows[:, 1:].reshape(-1))] if rows.shape[1] > 1 else []
+    return np.broadcast_to(first, (size,)) if first.size == 1 else first, ties
+
+
+def matching(old: Shape, new: Shape) -> list[tuple[range, range]]:
+    """Split a reshape into the smallest groups of neighbouring axes whose products agree.
+
+    Axes of size 1 left over at the end form a last group that may be empty on one side.
+    """
+    groups, i, j = [], 0, 0
+    while i < len(old) and j < len(new):
+        start = i, j
+        left, right = old[i], new[j]
+        i, j = i + 1, j + 1
+        while left != right:
+            if left < right:
+                left, i = left * old[i], i + 1
+            else:
+                right, j = right * new[j], j + 1
+        groups.append((range(start[0], i), range(start[1], j)))
+    return [*groups, (range(i, len(old)), range(j, len(new)))]
+
+
+def reshape(labels: Labels, old: Shape, new: Shape) -> Labels:
+    """The labels of a tensor of shape ``old`` after a row-major reshape to ``new``.
+
+    Only the axes that take part in a change are expanded, so a feature map of any size costs little.
+    """
+    if 0 in old or 0 in new:
+        return uniform(int(labels.flat[0]), len(new))
+    source: list[int] = []
+    target: list[int] = []
+    for before, after in matching(old, new):
+        if all(labels.shape[axis] == 1 for axis in before):
+            source += [1] * len(before)
+            target += [1] * len(after)
+        else:
+            source += [old[axis] for axis in before]
+            target += [new[axis] for axis in after]
+    return compact(np.broadcast_to(labels, source).reshape(target))
+
+
+def components(count: int, ties: Iterable[tuple[Labels, Labels]]) -> NDArray[np.int64]:
+    """Class of each of ``count`` labels [count]: labels joined by a chain of ties share a class.
+
+    Classes are numbered by their lowest label.
+    """
+    pairs = list(ties)
+    if not pairs:
+        return np.arange(count, dtype=np.int64)
+    a = np.concatenate([np.asarray(x).reshape(-1) for x, _ in pairs])
+    b = np.concatenate([np.asarray(y).reshape(-1) for _, y in pairs])
+    graph = coo_array((np.ones(a.size, np.int8), (a, b)), shape=(count, count))
+    found = connected_components(graph, directed=False)[1]
+    _, first, inverse = np.unique(found, return_index=True, return_inverse=True)
+    rank = np.empty_like(first)
+    rank[np.argsort(first)] = np.arange(first.size)
+    return rank[inverse].astype(np.int64)
+
+
+def projection(mask: Mask, axis: int) -> Mask:
+    """Which indices of one axis hold anything alive."""
+    return mask.any(axis=tuple(k for k in range(mask.ndim) if k != axis))
+
+
+def is_rectangle(mask: Mask) -> bool:
+    """Whether the living positions are a product of one index set per axis."""
+    return int(mask.sum()) == int(np.prod([projection(mask, axis).sum() for axis in range(mask.ndim)]))

@@ -1,0 +1,218 @@
+"""Reading, checking and writing ONNX files.
+
+``Model`` holds the protobuf as it will be edited (local functions inlined, external data in memory) beside its
+onnx-graphsurgeon view, which the analysis reads; node ``k`` of one is node ``k`` of the other.  The edit itself is
+made on the protobuf, because graphsurgeon's export drops metadata and doc strings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
+from onnx.inliner import inline_local_functions
+
+from leanonnx.errors import ModelError
+
+RANDOM_OPS = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+SHAPE_OPS = {"Shape", "Size"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checked model in memory."""
+
+    path: Path
+    proto: onnx.ModelProto
+    sha256: str
+    external_files: tuple[Path, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the model file and its external data."""
+        return self.path.stat().st_size + sum(file.stat().st_size for file in self.external_files)
+
+    @cached_property
+    def graph(self) -> gs.Graph:
+        """The graphsurgeon view that rules read."""
+        return gs.import_onnx(self.proto)
+
+    @property
+    def opset(self) -> int:
+        """Version of the default operator set."""
+        return max((o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
+
+    @cached_property
+    def holders(self) -> dict[str, onnx.TensorProto | onnx.NodeProto]:
+        """What holds each constant: an initializer, or the Constant node that puts it out."""
+        found: dict[str, onnx.TensorProto | onnx.NodeProto] = {t.name: t for t in self.proto.graph.initializer}
+        for node in self.proto.graph.node:
+            if node.op_type == "Constant" and node.attribute and node.attribute[0].name != "sparse_value":
+                found[node.output[0]] = node
+        return found
+
+    @cached_property
+    def origins(self) -> dict[str, str]:
+        """For each name that is a constant, directly or by Identity: the name of what holds it."""
+        found = {name: name for name in self.holders}
+        for node in self.proto.graph.node:
+            if node.op_type == "Identity" and node.input[0] in found:
+                found[node.output[0]] = found[node.input[0]]
+        return found
+
+    @cached_property
+    def producers(self) -> dict[str, int]:
+        """Index of the node that puts out each value."""
+        return {name: k for k, node in enumerate(self.proto.graph.node) for name in node.output if name}
+
+    def constant(self, name: str) -> NDArray[np.generic]:
+        """Value of a constant of the main graph."""
+        holder = self.holders[self.origins[name]]
+        return holder_array(holder)
+
+    def constant_kind(self, name: str) -> tuple[str, int]:
+        """Numpy type name and number of elements of a constant, without reading an initializer's data."""
+        holder = self.holders[self.origins[name]]
+        if isinstance(holder, onnx.TensorProto):
+            return onnx.helper.tensor_dtype_to_np_dtype(holder.data_type).name, math.prod(holder.dims)
+        array = holder_array(holder)
+        return array.dtype.name, array.size
+
+    @property
+    def inputs(self) -> list[onnx.ValueInfoProto]:
+        """Graph inputs that a caller has to feed (initializers listed as inputs left out)."""
+        fixed = {t.name for t in self.proto.graph.initializer}
+        return [value for value in self.proto.graph.input if value.name not in fixed]
+
+    @cached_property
+    def free(self) -> frozenset[str]:
+        """Values that depend on the data of a graph input (not merely on its shape)."""
+        found = {value.name for value in self.inputs}
+        for node in self.proto.graph.node:
+            reads = {*node.input, *captured(node)}
+            if (reads & found and node.op_type not in SHAPE_OPS) or node.op_type in RANDOM_OPS:
+                found.update(node.output)
+        return frozenset(found - {""})
+
+
+def holder_array(holder: onnx.TensorProto | onnx.NodeProto) -> NDArray[np.generic]:
+    """Value of an initializer or of a Constant node."""
+    if isinstance(holder, onnx.TensorProto):
+        return np.asarray(numpy_helper.to_array(holder))
+    attribute = holder.attribute[0]
+    if attribute.name == "value":
+        return np.asarray(numpy_helper.to_array(attribute.t))
+    value = onnx.helper.get_attribute_value(attribute)
+    return np.asarray(value, {"value_float": np.float32, "value_floats": np.float32}.get(attribute.name))
+
+
+def captured(node: onnx.NodeProto) -> set[str]:
+    """Outer values that the subgraphs of a node (If, Loop, Scan) read."""
+    found: set[str] = set()
+    for attribute in node.attribute:
+        for graph in [attribute.g, *attribute.graphs] if attribute.type in (5, 10) else []:
+            inner = {t.name for t in graph.initializer} | {v.name for v in graph.input}
+            for child in graph.node:
+                found |= ({*child.input, *captured(child)}) - inner
+                inner.update(child.output)
+            found |= {v.name for v in graph.output} - inner
+    return found - {""}
+
+
+def load(path: Path) -> Model:
+    """Read, check and normalise a model file.
+
+    Raises:
+        ModelError: no such file, empty, not ONNX, refused by the checker, external data missing.
+    """
+    proto = _parse(path)
+    external = tuple(sorted({_external_path(t, path) for t in _tensors(proto.graph) if uses_external_data(t)}))
+    _check(path)
+    if external:
+        load_external_data_for_model(proto, str(path.parent))
+    digest = hashlib.sha256(path.read_bytes())
+    for file in external:
+        digest.update(_digest(file))
+    if proto.functions:
+        proto = inline_local_functions(proto)
+    return Model(path, proto, digest.hexdigest(), external)
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    if not path.exists():
+        raise ModelError(f"{path}: no such file; check the path of the input model")
+    if not path.is_file():
+        raise ModelError(f"{path}: not a file; give the path of one .onnx file")
+    if path.stat().st_size == 0:
+        raise ModelError(f"{path}: the file is empty (0 bytes); export or copy the model again")
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}; check the permissions") from error
+    except (DecodeError, ValueError) as error:
+        raise ModelError(
+            f"{path}: not an ONNX model (not a protobuf, or cut short after {path.stat().st_size} bytes); "
+            "export or copy the model again"
+        ) from error
+    if proto.ir_version == 0 or not proto.HasField("graph") or not proto.opset_import:
+        raise ModelError(
+            f"{path}: a protobuf, but no ONNX model (expected an IR version, an operator set and a graph); "
+            "give the .onnx file itself"
+        )
+    return proto
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """All constants of a graph and its subgraphs."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                yield attribute.t
+            for inner in [attribute.g, *attribute.graphs] if attribute.type in (5, 10) else []:
+                yield from _tensors(inner)
+
+
+def _external_path(tensor: onnx.TensorProto, path: Path) -> Path:
+    folder = path.parent.resolve()
+    location = ExternalDataInfo(tensor).location
+    file = (folder / location).resolve()
+    if not file.is_relative_to(folder):
+        raise ModelError(
+            f"{path}: the data of constant '{tensor.name}' lies outside the model's folder ('{location}'); "
+            "put the data file beside the model"
+        )
+    if not file.is_file():
+        raise ModelError(
+            f"{path}: the external data file '{location}' of constant '{tensor.name}' is missing; "
+            f"copy it to {folder}"
+        )
+    return file
+
+
+def _check(path: Path) -> None:
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # the checker raises several unrelated types
+        raise ModelError(f"{path}: the ONNX checker refuses the model: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first 300 characters of an error message, on one line."""
+    return " ".join(str(error).split())[:300]
+
+
+def _digest(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()

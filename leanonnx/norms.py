@@ -1,0 +1,195 @@
+"""Operator norms of convolution kernels.
+
+The norm of a kernel is its largest singular value as a linear map between images: circular cross-correlation on an
+``N_1 x ... x N_d`` image, then subsampling by the strides. The Fourier basis diagonalises it (Sedghi, Gupta and Long
+2019, arXiv 1805.10408): with ``F`` the transform of the kernel and ``s`` the strides,
+
+    norm^2 = max over low frequencies j of  1/prod(s) * sum over the prod(s) aliases m of  |F(j + m N/s)|^2.
+
+``|F|^2`` is the transform of the kernel's autocorrelation ``r``, and the sum over aliases keeps just the lags that are
+multiples of the stride, so that with dilations ``D``
+
+    norm^2 = max over j of  sum over lags t with s | D t of  r(t) * cos(2 pi j . D t / N).
+
+Since ``r`` is even, half of the lags and half of the frequencies are enough. Small kernels use this real form, one
+matrix product for a whole batch; large ones (more than ``MAX_LAGS`` lags) use the FFT of their polyphase parts.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+from math import ceil, gcd, prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.floating[Any]]
+Float32 = NDArray[np.float32]
+IntArray = NDArray[np.int64]
+Ints = tuple[int, ...]
+
+OVERSAMPLING = 8
+"""Frequencies per tap and axis where the image size is not given."""
+MAX_LAGS = 256
+"""Above this many distinct lags the FFT is faster than the matrix product."""
+MAX_FREQUENCIES = 1 << 12
+"""Frequencies whose cosines are held at a time."""
+TILE = 1 << 19
+"""Elements of one temporary; a few of them are alive at a time."""
+COLUMNS = 128
+"""Kernels of one matrix product."""
+PRODUCT = 1 << 18
+"""Multiply-adds of one matrix product. BLAS runs so small a product on one thread: with inner dimensions as short as
+these, waiting for a second thread costs more than it gains."""
+
+
+def kernel_norms(
+    kernels: FloatArray,
+    *,
+    strides: Sequence[int],
+    dilations: Sequence[int] | None = None,
+    size: Sequence[int] | None = None,
+) -> Float32:
+    """Spectral norm of every kernel as a linear map between images.
+
+    A transposed convolution is the adjoint of a convolution with the same kernel, strides and dilations, so it has
+    the same norms.
+
+    Args:
+        kernels: float[*batch, *k], with as many spatial axes ``k`` as there are strides: 0 (scalars, whose norm is
+            ``|w|``) to 3.
+        strides: int[d], each >= 1.
+        dilations: int[d], each >= 1; ``None`` means 1.
+        size: int[d], pixels of the image per axis, a multiple of the stride: the result is exact for the circular
+            operator of this size. ``None`` takes a dense set of frequencies, at least ``OVERSAMPLING * k`` per axis.
+            On such a set a dilation only permutes the frequencies, save for the factor that it shares with the
+            stride: that one separates the aliases and is divided out of the stride.
+
+    Returns:
+        float32[*batch], in units of output over input, relative accuracy 1e-5. NaN or infinity for a kernel with a
+        weight that is not finite.
+
+    Raises:
+        ValueError: ranks that disagree, a stride or dilation below 1, a size that is no multiple of its stride.
+    """
+    steps, gaps = tuple(strides), tuple(dilations or (1,) * len(strides))
+    weights = np.asarray(kernels)
+    _check(weights.shape, steps, gaps, None if size is None else tuple(size))
+    split = weights.ndim - len(steps)
+    batch, extents = weights.shape[:split], weights.shape[split:]
+    if prod(extents) == 1:
+        return np.abs(weights).astype(np.float32).reshape(batch)
+    if size is None:
+        steps, gaps = tuple(step // gcd(step, gap) for step, gap in zip(steps, gaps, strict=True)), (1,) * len(steps)
+        size = tuple(map(_dense_size, extents, steps))
+    lags = _lags(extents, steps, gaps)
+    flat = weights.reshape(prod(batch), *extents)
+    square = _by_lags if len(lags) <= MAX_LAGS else _by_transform
+    return square(flat, lags, steps, gaps, tuple(size)).reshape(batch)
+
+
+def _check(shape: Ints, strides: Ints, gaps: Ints, size: Ints | None) -> None:
+    rank = len(strides)
+    if rank > 3 or len(shape) < rank or len(gaps) != rank or (size is not None and len(size) != rank):
+        raise ValueError(f"kernels {shape}, strides {strides}, dilations {gaps}, size {size}: ranks disagree (0 to 3)")
+    if min((*strides, *gaps), default=1) < 1:
+        raise ValueError(f"strides {strides} and dilations {gaps} must be at least 1")
+    if 0 in shape[len(shape) - rank :]:
+        raise ValueError(f"kernels {shape} have an empty spatial axis")
+    if size is not None and any(n < 1 or n % step for n, step in zip(size, strides, strict=True)):
+        raise ValueError(f"size {size} must be a positive multiple of the strides {strides}")
+
+
+def _dense_size(extent: int, stride: int) -> int:
+    """The smallest size >= OVERSAMPLING * extent with an even number of low frequencies (zero and Nyquist)."""
+    return stride if extent == 1 else 2 * stride * ceil(OVERSAMPLING * extent / (2 * stride))
+
+
+def _lags(extents: Ints, strides: Ints, gaps: Ints) -> list[Ints]:
+    """Offsets between two taps that survive the sum over aliases, one of each pair (t, -t); zero comes first."""
+    axes = (
+        [lag for lag in range(1 - extent, extent) if lag * gap % stride == 0]
+        for extent, stride, gap in zip(extents, strides, gaps, strict=True)
+    )
+    zero = (0,) * len(extents)
+    return [lag for lag in product(*axes) if lag >= zero]
+
+
+def _chunks(count: int, elements: int, multiple: int = 1) -> Iterator[slice]:
+    """Slices that cover ``range(count)``, each of a multiple of so many items that they make one tile."""
+    step = multiple * max(1, TILE // (elements * multiple))
+    return (slice(begin, begin + step) for begin in range(0, count, step))
+
+
+def _unit_peak(taps: FloatArray) -> tuple[Float32, Float32]:
+    """Kernels [B, *k] divided by their largest tap (so that squares stay in range), and that tap [B]."""
+    axes = tuple(range(1, taps.ndim))
+    peaks = np.abs(taps).max(axis=axes).astype(np.float32)
+    divisor = np.where(peaks == 0, np.float32(1), peaks)
+    with np.errstate(invalid="ignore"):
+        return np.divide(taps, np.expand_dims(divisor, axes), dtype=np.float32), peaks
+
+
+def _by_lags(flat: FloatArray, lags: list[Ints], strides: Ints, gaps: Ints, size: Ints) -> Float32:
+    """Norms [B] of kernels [B, *k] as matrix products: cosines [frequencies, lags] @ autocorrelations [lags, kernels]."""
+    norms = np.zeros(len(flat), np.float32)
+    for waves in _waves(np.array(lags), strides, gaps, size):
+        for chunk in _chunks(len(flat), waves.shape[0] * waves.shape[1] + flat[0].size, COLUMNS):
+            taps, peaks = _unit_peak(flat[chunk])
+            power = (waves[:, None] @ _autocorrelation(taps, lags)).max(axis=(0, 2)).reshape(-1)[: len(taps)]
+            np.maximum(norms[chunk], peaks * np.sqrt(np.maximum(power, 0)), out=norms[chunk])
+    return norms
+
+
+def _waves(lags: IntArray, strides: Ints, gaps: Ints, size: Ints) -> Iterator[Float32]:
+    """cos(2 pi j . D t / N), doubled for t != 0, on half of the low frequencies: [products, frequencies, lags] at a time.
+
+    The last product is filled up with the last frequency.
+    """
+    low = [n // stride for n, stride in zip(size, strides, strict=True)]
+    grid = (*low[:-1], low[-1] // 2 + 1)
+    twice = np.where(lags.any(axis=1), 2.0, 1.0)
+    rows = min(prod(grid), PRODUCT // COLUMNS // len(lags))
+    for begin in range(0, prod(grid), MAX_FREQUENCIES // rows * rows):
+        count = min(MAX_FREQUENCIES // rows, ceil((prod(grid) - begin) / rows)) * rows
+        frequencies = np.unravel_index(np.minimum(begin + np.arange(count), prod(grid) - 1), grid)
+        axes = zip(frequencies, lags.T, gaps, size, strict=True)
+        turns = sum((np.outer(j, lag * gap) % n / n for j, lag, gap, n in axes), np.zeros(()))
+        yield (twice * np.cos(2 * np.pi * turns)).astype(np.float32).reshape(-1, rows, len(lags))
+
+
+def _autocorrelation(taps: Float32, lags: list[Ints]) -> Float32:
+    """r(t) = sum over x of w(x) w(x + t) of kernels [B, *k]: [products, lags, COLUMNS], filled up with zeros."""
+    last = np.ascontiguousarray(np.moveaxis(taps, 0, -1))
+    columns = ceil(len(taps) / COLUMNS) * COLUMNS
+    result = np.zeros((len(lags), columns), np.float32)
+    for row, lag in zip(result, lags, strict=True):
+        here = last[tuple(slice(max(0, -t), n - max(0, t)) for t, n in zip(lag, last.shape, strict=False))]
+        there = last[tuple(slice(max(0, t), n - max(0, -t)) for t, n in zip(lag, last.shape, strict=False))]
+        np.sum(here * there, axis=tuple(range(len(lag))), out=row[: len(taps)])
+    return result.reshape(len(lags), -1, COLUMNS).transpose(1, 0, 2)
+
+
+def _by_transform(flat: FloatArray, lags: list[Ints], strides: Ints, gaps: Ints, size: Ints) -> Float32:
+    """Norms [B] of kernels [B, *k]: the power of all polyphase parts, whose sum is the sum over aliases."""
+    del lags
+    rank = len(size)
+    norms = np.empty(len(flat), np.float32)
+    for chunk in _chunks(len(flat), prod(size)):
+        taps, peaks = _unit_peak(flat[chunk])
+        spectrum = np.fft.rfftn(_polyphase(taps, strides, gaps, size), axes=tuple(range(-rank, 0)))
+        power = (spectrum.real**2 + spectrum.imag**2).sum(axis=1)
+        norms[chunk] = peaks * np.sqrt(power.max(axis=tuple(range(1, rank + 1))))
+    return norms
+
+
+def _polyphase(taps: Float32, strides: Ints, gaps: Ints, size: Ints) -> Float32:
+    """The dilated kernels [B, *k] wrapped around the image, split by position modulo stride: [B, prod(s), *N/s]."""
+    image = np.zeros((*size, len(taps)), np.float32)
+    places = (np.arange(k) * gap % n for k, gap, n in zip(taps.shape[1:], gaps, size, strict=True))
+    np.add.at(image, np.ix_(*places), np.moveaxis(taps, 0, -1))
+    rank = len(size)
+    parts = image.reshape(*(extent for n, s in zip(size, strides, strict=True) for extent in (n // s, s)), len(taps))
+    low, phases = tuple(range(0, 2 * rank, 2)), tuple(range(1, 2 * rank, 2))
+    ordered = parts.transpose(2 * rank, *phases, *low)
+    return ordered.reshape(len(taps), prod(strides), *ordered.shape[1 + rank :])

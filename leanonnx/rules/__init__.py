@@ -1,0 +1,1 @@
+"""What each operator does to channels: one file per operator family, joined in ``table``."""

@@ -1,0 +1,279 @@
+"""What a rule sees of one node (``Call``) and what it answers (``Effect``).
+
+A rule answers a fixed small set of questions about one node: which channels its outputs hold, which channels are
+tied, which kernels lead from channel to channel, how its constants are to be sliced, what is pinned and why, and
+how attributes and shape constants follow from the channels that are kept.  Whole models emerge from these answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanonnx.labels import Labels, Mask, Shape, along, compact, on_axis, uniform, varied
+
+Array = NDArray[Any]
+Pairs = tuple[Labels, Labels]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor that a node reads; ``labels`` is None where its data depend on no graph input."""
+
+    name: str
+    shape: Shape | None
+    labels: Labels | None
+    read: Callable[[], Array] = field(repr=False)
+
+    @property
+    def array(self) -> Array:
+        """The value of a tensor that depends on no graph input."""
+        return self.read()
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Kernels of a channel-mixing node: ``sources[g, i]`` to ``targets[g, o]`` for every group g.
+
+    ``kernels()`` reads the weights as ``[G, O, I, *k]``; ``inward`` holds the input channel of each element of the
+    weight as stored (None: no channel can go); ``taps`` is the number of multiply-adds of one kernel per output
+    position, ``positions`` the number of output positions.
+    """
+
+    sources: Labels
+    targets: Labels
+    slot: int
+    kernels: Callable[[], Array] = field(repr=False)
+    inward: Labels | None = None
+    strides: tuple[int, ...] = ()
+    taps: int = 1
+    positions: int = 1
+
+
+@dataclass(frozen=True)
+class Link:
+    """Fixed edges: ``sources[n]`` to ``targets[n]``, each channel scaled by ``gains[n]``."""
+
+    sources: Labels
+    targets: Labels
+    gains: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class Slice:
+    """How the constant in an input slot is sliced: an element lives iff its labels in all factors live."""
+
+    slot: int
+    factors: tuple[Labels, ...]
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Channels that may not be removed."""
+
+    labels: Labels
+    tensor: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The channels that survive, as a rule's rewrite sees them."""
+
+    alive: Mask
+
+    def mask(self, labels: Labels) -> Mask:
+        """Which positions survive."""
+        return self.alive[labels]
+
+    def count(self, labels: Labels, axis: int, size: int) -> int:
+        """The size of a tensor's axis after surgery."""
+        others = tuple(k for k in range(labels.ndim) if k != axis)
+        index = self.alive[labels].any(axis=others)
+        return size if index.size == 1 else int(index.sum())
+
+
+@dataclass(frozen=True)
+class Entries:
+    """New values for some entries of an integer vector; the others stay."""
+
+    values: Mapping[int, int]
+
+
+@dataclass(frozen=True)
+class Pick:
+    """Which positions of a computed input are still read, along one axis; none at all drops the input."""
+
+    axis: int
+    positions: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """How one node changes.
+
+    ``attributes`` are set (None: removed); ``inputs`` get a new constant, new entries, or a selection of positions;
+    ``outputs`` get new entries.
+    """
+
+    attributes: Mapping[str, int | list[int] | None] = field(default_factory=dict)
+    inputs: Mapping[int, Array | Entries | Pick] = field(default_factory=dict)
+    outputs: Mapping[int, Entries] = field(default_factory=dict)
+
+
+Rewrite = Callable[[Kept], Edit]
+Move = Callable[[Labels], Labels]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A rule's answer for one node.
+
+    ``implied`` holds pairs (channel, reader): the reader can be dropped alone, but not outlive the channel.
+    ``starts`` are channels that chains may start from although no kernel leads to them (constants).
+    ``moves`` says, per output, how the operator rearranges the data of its first input; where the kept positions
+    are no product of index sets, surgery replaces a run of such operators by one Gather.
+    """
+
+    outputs: tuple[Labels, ...]
+    ties: tuple[Pairs, ...] = ()
+    implied: tuple[Pairs, ...] = ()
+    mixes: tuple[Mix, ...] = ()
+    links: tuple[Link, ...] = ()
+    slices: tuple[Slice, ...] = ()
+    pins: tuple[Pin, ...] = ()
+    starts: tuple[Labels, ...] = ()
+    rewrite: Rewrite | None = None
+    moves: tuple[Move, ...] = ()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One node as a rule sees it.
+
+    ``inputs[k]`` is None where the optional input is left out; ``mint(n)`` gives n fresh labels.
+    """
+
+    op: str
+    domain: str
+    name: str
+    opset: int
+    attributes: Mapping[str, Any]
+    inputs: tuple[Value | None, ...]
+    outputs: tuple[str, ...]
+    output_shapes: tuple[Shape | None, ...]
+    mint: Callable[[int], Labels] = field(repr=False)
+
+    @property
+    def title(self) -> str:
+        """The node as messages name it."""
+        return f"{self.op} '{self.name}'"
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """An attribute, or its default."""
+        value = self.attributes.get(name)
+        return default if value is None else value
+
+    def has(self, slot: int) -> bool:
+        """Whether an input slot is connected."""
+        return slot < len(self.inputs) and self.inputs[slot] is not None
+
+    def value(self, slot: int) -> Value:
+        """The value in an input slot that must be connected."""
+        found = self.inputs[slot] if slot < len(self.inputs) else None
+        if found is None:
+            raise Unsupported(f"input {slot} is missing")
+        return found
+
+    def labels(self, slot: int) -> Labels:
+        """Labels of the data in a slot."""
+        found = self.value(slot).labels
+        if found is None:
+            raise Unsupported(f"input {slot} is a constant")
+        return found
+
+    def shape(self, slot: int) -> Shape:
+        """Shape of the data in a slot when the model was run."""
+        found = self.value(slot).shape
+        if found is None:
+            raise Unsupported(f"the shape of input {slot} is unknown")
+        return found
+
+    def output_shape(self, index: int = 0) -> Shape:
+        """Shape of an output when the model was run."""
+        found = self.output_shapes[index]
+        if found is None:
+            raise Unsupported(f"the shape of output {index} is unknown")
+        return found
+
+    def is_constant(self, slot: int) -> bool:
+        """Whether the value in a slot depends on no graph input."""
+        return self.has(slot) and self.value(slot).labels is None
+
+    def array(self, slot: int) -> Array:
+        """The value in a slot that must be constant."""
+        if not self.is_constant(slot):
+            raise Unsupported(f"input {slot} is computed from a graph input")
+        return self.value(slot).array
+
+    def ints(self, slot: int, name: str | None = None) -> list[int] | None:
+        """Integers given by an input or, in older operator sets, by an attribute; None if neither."""
+        if self.has(slot):
+            return [int(x) for x in self.array(slot).reshape(-1)]
+        found = self.attributes.get(name or "")
+        return None if found is None else [int(x) for x in np.atleast_1d(found)]
+
+    def slices(self, slot: int, axis: int) -> tuple[Labels, list[Pairs]]:
+        """Label of each slice of an input along one axis, with the ties that make slices removable."""
+        shape = self.shape(slot)
+        return along(self.labels(slot), axis, shape[axis])
+
+
+class Unsupported(Exception):
+    """A rule does not cover this form of the operator; the message is the reason for the pin."""
+
+
+Rule = Callable[[Call], Effect]
+
+
+def kept_together(call: Call, slot: int, axis: int) -> tuple[Labels, list[Pairs]]:
+    """Labels [1, …, C, …, 1] of an input whose channels lie on one axis, and the ties needed for that."""
+    vector, ties = call.slices(slot, axis)
+    rank = len(call.shape(slot))
+    return compact(on_axis(vector, axis, rank)), ties
+
+
+def pin_all(call: Call, reason: str) -> Effect:
+    """Pin whatever a node reads; each output is one channel of its own that all inputs feed."""
+    labelled = [v for v in call.inputs if v is not None and v.labels is not None]
+    pins = tuple(Pin(np.unique(v.labels), v.name, reason) for v in labelled if v.labels is not None)
+    fresh = call.mint(1)
+    sources = np.unique(np.concatenate([pin.labels for pin in pins])) if pins else np.zeros(0, np.int64)
+    links = (Link(sources, np.repeat(fresh, sources.size)),) if sources.size else ()
+    outputs = tuple(uniform(int(fresh[0]), len(s) if s is not None else 0) for s in call.output_shapes)
+    return Effect(outputs, links=links, pins=(*pins, Pin(fresh, call.outputs[0], reason)))
+
+
+def broadcast_factor(labels: Labels, shape: Shape) -> tuple[Labels, list[Pairs]]:
+    """Labels of a constant that broadcasts against a labelled tensor, and ties where slices must agree.
+
+    An axis where the constant has size 1 is not sliced; where the labels change along such an axis too, all
+    labels that share an index of the sliced axes are tied.
+    """
+    rank = len(shape)
+    pad = (1,) * (rank - labels.ndim)
+    aligned = labels.reshape(pad + labels.shape)
+    lead = aligned.ndim - rank
+    kept = [k for k in varied(aligned) if k >= lead and shape[k - lead] != 1]
+    lost = [k for k in varied(aligned) if k not in kept]
+    ties: list[Pairs] = []
+    if kept and lost:
+        moved = np.moveaxis(aligned, lost, range(len(lost)))
+        rows = moved.reshape(-1, *moved.shape[len(lost) :])
+        ties = [(np.broadcast_to(rows[0], rows[1:].shape), rows[1:])]
+    index = tuple(slice(None) if k in kept else slice(0, 1) for k in range(aligned.ndim))
+    return aligned[index].reshape(aligned[index].shape[lead:]), ties

@@ -1,0 +1,43 @@
+"""Operators on the pixels of each channel: pooling, resizing, cropping.
+
+Flow: channels pass through on axis 1.  Pins: outputs that count positions over channels (indices of MaxPool),
+and tensors that steer the sampling (grids, regions).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from leanonnx.labels import on_axis, varied
+from leanonnx.rules.call import Call, Edit, Effect, Entries, Kept, Pin, Unsupported
+
+
+def channelwise(call: Call) -> Effect:
+    """Pooling and the like (ONNX AveragePool-22, MaxPool-22, GlobalAveragePool-22, GridSample-22 …)."""
+    if any(name for name in call.outputs[1:]):
+        raise Unsupported("it puts out indices that count over all channels")
+    vector, ties = call.slices(0, 1)
+    output = on_axis(vector, 1, len(call.output_shape())) if np.unique(vector).size > 1 else None
+    labels = output if output is not None else np.full((1,) * len(call.output_shape()), vector[0], np.int64)
+    steering = [v for v in call.inputs[1:] if v is not None and v.labels is not None]
+    pins = tuple(Pin(np.unique(v.labels), v.name, f"{call.title} is steered by it") for v in steering if v.labels is not None)
+    return Effect((labels,), tuple(ties), pins=pins)
+
+
+def resize(call: Call) -> Effect:
+    """Resize-19 and Upsample-9; a constant target size names the channels and is rewritten."""
+    labels = call.labels(0)
+    before, after = call.shape(0), call.output_shape()
+    if any(before[axis] != after[axis] for axis in varied(labels)):
+        raise Unsupported("it resizes the channel axis")
+    slot = 3
+    axes = [int(a) % len(after) for a in call.attribute("axes", range(len(after)))]
+
+    def rewrite(kept: Kept) -> Edit:
+        sizes = {axes.index(a): kept.count(labels, a, after[a]) for a in varied(labels) if a in axes}
+        return Edit(inputs={slot: Entries(sizes)})
+
+    has_sizes = call.op == "Resize" and call.has(slot) and call.shape(slot) != (0,)
+    steering = [v for v in call.inputs[1:] if v is not None and v.labels is not None]
+    pins = tuple(Pin(np.unique(v.labels), v.name, f"{call.title} is steered by it") for v in steering if v.labels is not None)
+    return Effect((labels,), pins=pins, rewrite=rewrite if has_sizes else None)

@@ -1,0 +1,198 @@
+"""The only importer of onnxruntime: sessions, inputs, and what a model's tensors look like when it runs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from leanonnx.errors import ModelError
+from leanonnx.model import Model, first_line
+
+Array = NDArray[Any]
+Feed = dict[str, Array]
+Shapes = Mapping[str, tuple[int, ...]]
+
+SIZES = (224, 256, 320, 512, 640, 128, 96, 64, 48, 32, 16, 8, 1)
+LENGTHS = (6144, 16384, 1024)
+PROTOBUF_LIMIT = 1 << 31
+QUIET = 4
+
+ort.set_default_logger_severity(QUIET)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one run of the model showed."""
+
+    feeds: Feed
+    shapes: dict[str, tuple[int, ...]]
+    values: dict[str, Array]
+
+
+def options(threads: int = 0, optimise: bool = True) -> ort.SessionOptions:
+    """Session options: quiet, no spinning threads, a fixed number of threads where given."""
+    result = ort.SessionOptions()
+    result.log_severity_level = QUIET
+    result.intra_op_num_threads = threads
+    result.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not optimise:
+        result.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return result
+
+
+@contextmanager
+def opened(model: onnx.ModelProto | Path, optimise: bool = True) -> Iterator[ort.InferenceSession]:
+    """A CPU session on a model in memory or in a file; models over 2 GB go through a temporary file."""
+    with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
+        source: bytes | str
+        if isinstance(model, Path):
+            source = str(model)
+        elif model.ByteSize() < PROTOBUF_LIMIT:
+            source = model.SerializeToString()
+        else:
+            source = str(Path(folder) / "model.onnx")
+            onnx.save_model(model, source, save_as_external_data=True, location="model.data")
+        session = ort.InferenceSession(source, options(optimise=optimise), providers=["CPUExecutionProvider"])
+        del source
+        yield session
+
+
+def run(model: onnx.ModelProto | Path, feeds: Sequence[Feed], optimise: bool = True) -> list[list[Array]]:
+    """Outputs of a model for each feed."""
+    with opened(model, optimise) as session:
+        return [[np.asarray(value) for value in session.run(None, feed)] for feed in feeds]
+
+
+def observe(model: Model, given: Shapes) -> Observation:
+    """Run the model once and look at every tensor's shape, and at the value of those that are constant.
+
+    Shape inference by execution: each tensor gets a Shape node of its own, so that nothing large is kept.
+    ``given`` fixes the shapes of graph inputs by name; other free dimensions are tried from a list of usual sizes.
+
+    Raises:
+        ModelError: onnxruntime cannot load the model, or cannot run it with any size tried.
+    """
+    values = sorted(_fixed_names(model))
+    names = sorted(n for n in _tensor_names(model) if n in model.free)
+    with _tapped(model.proto, names, values) as tapped:
+        try:
+            with opened(tapped, optimise=False) as session:
+                feeds, found = _first_run(session, model, given, len(names) + len(values))
+        except ModelError:
+            raise
+        except Exception as error:  # onnxruntime raises its own types, one per status code
+            raise ModelError(f"{model.path}: onnxruntime cannot load the model: {first_line(error)}") from error
+    shapes = {name: tuple(int(d) for d in shape) for name, shape in zip(names, found, strict=False)}
+    shapes |= {name: feed.shape for name, feed in feeds.items()}
+    fixed = dict(zip(values, found[len(names) :], strict=True))
+    shapes |= {name: value.shape for name, value in fixed.items()}
+    return Observation(feeds, shapes, fixed)
+
+
+def _tensor_names(model: Model) -> set[str]:
+    """Outputs of nodes that are tensors (sequences and optionals have no shape to look at)."""
+    sequences = {"SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SplitToSequence"}
+    names = set()
+    for node in model.proto.graph.node:
+        if node.op_type not in sequences | {"Optional", "SequenceMap", "Loop", "If"} or node.domain:
+            names.update(node.output)
+    typed = {v.name for v in model.proto.graph.output if v.type.HasField("tensor_type")}
+    return (names | typed) - {""}
+
+
+def _fixed_names(model: Model) -> set[str]:
+    """Computed values that depend on no graph input's data."""
+    return {n for n in _tensor_names(model) if n not in model.free and n not in model.origins}
+
+
+@contextmanager
+def _tapped(proto: onnx.ModelProto, names: list[str], values: list[str]) -> Iterator[onnx.ModelProto]:
+    """The same protobuf with taps as its only outputs, restored afterwards (no copy of the weights is made)."""
+    graph = proto.graph
+    count, outputs = len(graph.node), [v.SerializeToString() for v in graph.output]
+    try:
+        del graph.output[:]
+        for index, name in enumerate(names):
+            graph.node.add(op_type="Shape", input=[name], output=[f"leanonnx_shape_{index}"])
+            graph.output.add(name=f"leanonnx_shape_{index}")
+        graph.output.extend([onnx.ValueInfoProto(name=name) for name in values])
+        yield proto
+    finally:
+        del graph.node[count:]
+        del graph.output[:]
+        graph.output.extend([onnx.ValueInfoProto.FromString(raw) for raw in outputs])
+
+
+def _first_run(session: ort.InferenceSession, model: Model, given: Shapes, taps: int) -> tuple[Feed, list[Array]]:
+    """Try the usual sizes for free dimensions until the model runs and no tensor is empty."""
+    failure, empty = "no free dimension could be filled", None
+    for shapes in _trials(model, given):
+        feed = random_feed(model, shapes, seed=0)
+        try:
+            found = session.run(None, feed)[:taps]
+        except Exception as error:  # onnxruntime raises its own types, one per status code
+            failure = first_line(error)
+            continue
+        if all(0 not in np.asarray(shape) or shape.size == 0 for shape in found if shape.dtype == np.int64):
+            return feed, found
+        empty = empty or (feed, found)
+    if empty:
+        return empty
+    names = ", ".join(f"{v.name}{_declared(v)}" for v in model.inputs)
+    raise ModelError(
+        f"{model.path}: onnxruntime cannot run the model with any input size tried ({failure}); "
+        f"give the input shapes, for example --shape NAME=1,3,224,224 (inputs: {names})"
+    )
+
+
+def _trials(model: Model, given: Shapes) -> list[dict[str, tuple[int, ...]]]:
+    """Shapes to try: a free first axis is a batch of one or a long record, other free axes share one size.
+
+    With several inputs the free axes of all but the first are tried as 1 too (recurrent state).
+    """
+    found: list[dict[str, tuple[int, ...]]] = []
+    for lead, size in [*((1, s) for s in SIZES), *((n, 1) for n in LENGTHS)]:
+        for other in (size, 1):
+            sizes = [size] + [other] * len(model.inputs)
+            shapes = {v.name: given.get(v.name) or _filled(v, lead, s) for v, s in zip(model.inputs, sizes, strict=False)}
+            if shapes not in found:
+                found.append(shapes)
+    return found
+
+
+def _declared(value: onnx.ValueInfoProto) -> list[int | str]:
+    dims = value.type.tensor_type.shape.dim
+    return [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in dims]
+
+
+def _filled(value: onnx.ValueInfoProto, lead: int, size: int) -> tuple[int, ...]:
+    """A shape for a graph input: free first axis = ``lead``, other free axes = ``size``."""
+    dims = enumerate(_declared(value))
+    return tuple(d if isinstance(d, int) else lead if axis == 0 else size for axis, d in dims)
+
+
+def random_feed(model: Model, shapes: Shapes, seed: int, kind: str = "normal") -> Feed:
+    """Random inputs: floats N(0, 1) or U[0, 1) or U[0, 255), integers 0 or 1, booleans."""
+    rng = np.random.default_rng(seed)
+    return {value.name: _random(value, shapes[value.name], rng, kind) for value in model.inputs}
+
+
+def _random(value: onnx.ValueInfoProto, shape: tuple[int, ...], rng: np.random.Generator, kind: str) -> Array:
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    if dtype == np.bool_:
+        return rng.random(shape) < 0.5
+    if not np.issubdtype(dtype, np.floating) and dtype.kind in "iu":
+        return rng.integers(0, 2, shape).astype(dtype)
+    if dtype.kind == "O":
+        return np.full(shape, "", object)
+    draw = rng.standard_normal(shape) if kind == "normal" else rng.random(shape) * (255 if kind == "bytes" else 1)
+    return np.asarray(draw).astype(dtype)

@@ -1,0 +1,198 @@
+"""Ranking + budget → keep set: the longest prefix of the ranking whose physical cost fits."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanonnx.analysis import ChannelDag
+from leanonnx.chains import best_chain
+from leanonnx.cost import Cost, CostModel, cost_model
+from leanonnx.criteria import Ranking, rank
+from leanonnx.errors import BudgetUnreachable
+from leanonnx.labels import Mask
+from leanonnx.rules.call import Pin
+from leanonnx.weigh import weighted
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """At most ``fraction`` of the original's ``unit`` ('kernels', 'macs', 'params')."""
+
+    unit: str
+    fraction: float
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a selection; ``pinned`` holds labels, ``ignored`` node indices."""
+
+    budget: Budget
+    method: str = "auto"
+    chains: str = "cover"
+    pinned: tuple[Pin, ...] = ()
+    ignored: frozenset[int] = frozenset()
+    seed: int = 0
+    best_effort: bool = False
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The keep set as labels [labels], with its cost and that of the original; ``reached`` tells if it fits."""
+
+    alive: Mask
+    before: Cost
+    after: Cost
+    reached: bool
+
+
+def select(dag: ChannelDag, request: Request) -> Selection:
+    """Choose the channels to keep.
+
+    Raises:
+        BudgetUnreachable: what may not be removed is larger than the budget, unless ``best_effort``.
+    """
+    cost = cost_model(dag, request.ignored)
+    before = cost(np.ones(dag.count, bool))
+    limit = request.budget.fraction * getattr(before, request.budget.unit)
+    if request.budget.fraction >= 1:
+        return Selection(np.ones(dag.count, bool), before, before, reached=True)
+
+    def fits(alive: Mask) -> bool:
+        return bool(getattr(cost(alive), request.budget.unit) <= limit)
+
+    def enough(ranking: Ranking) -> bool:
+        return not fits(_Keeper(dag, request, ranking).prefix(len(ranking.order)))
+
+    ranking = rank(dag, request.method, request.chains, request.ignored, request.seed, enough)
+    keeper = _Keeper(dag, request, ranking)
+    low, high = 0, len(ranking.order)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(keeper.prefix(middle)) else (low, middle - 1)
+    alive = keeper.prefix(low)
+    reached = fits(alive)
+    if not reached and not request.best_effort:
+        raise BudgetUnreachable(unreachable(dag, request, cost, alive, before))
+    return Selection(alive, before, cost(alive), reached)
+
+
+class _Keeper:
+    """Turns a prefix of a ranking into a keep set that surgery can carry out."""
+
+    def __init__(self, dag: ChannelDag, request: Request, ranking: Ranking) -> None:
+        self.dag, self.ranking = dag, ranking
+        self.classes = ranking.classes
+        self.readers = [pair for _, pair in dag.implied if not _tied(self.classes, pair)]
+        self.protected = self._protected(request)
+
+    def prefix(self, count: int) -> Mask:
+        """Labels that live when the first ``count`` classes of the ranking are kept."""
+        keep = self.protected.copy()
+        keep[self.ranking.order[:count]] = True
+        return self._closed(keep)
+
+    def _protected(self, request: Request) -> Mask:
+        """Classes that live in any case: pins, one class for every tensor, one chain for every output and input."""
+        keep = np.zeros(self.ranking.scores.size, bool)
+        keep[self.classes[0]] = True
+        for pin in (*self.dag.pins, *request.pinned):
+            keep[self.classes[pin.labels]] = True
+        if self.readers:
+            for chain in _connections(self.dag, request.ignored):
+                keep[self.classes[list(chain)]] = True
+        keep = self._with_sources(keep)
+        for members in self._tensor_classes():
+            if not keep[members].any():
+                keep[members[np.argmax(self.ranking.scores[members])]] = True
+                keep = self._with_sources(keep)
+        return keep
+
+    def _tensor_classes(self) -> list[Ints]:
+        """The classes of each tensor, small tensors first."""
+        found = {np.unique(self.classes[labels]).tobytes() for labels in self.dag.labels.values()}
+        return sorted((np.frombuffer(raw, np.int64) for raw in found), key=lambda m: (m.size, m.tolist()))
+
+    def _with_sources(self, keep: Mask) -> Mask:
+        """A reader cannot outlive its channel: protect the channels of protected readers."""
+        for channels, readers in reversed(self.readers):
+            keep[self.classes[channels[keep[self.classes[readers]]]]] = True
+        return keep
+
+    def _closed(self, keep: Mask) -> Mask:
+        """Readers of dead channels die; what nothing reads any more dies with its class."""
+        if not self.readers:
+            return keep[self.classes]
+        while True:
+            alive = keep[self.classes]
+            for channels, readers in self.readers:
+                keep[self.classes[readers[~alive[channels]]]] = False
+                alive = keep[self.classes]
+            useful = np.zeros_like(keep)
+            np.logical_or.at(useful, self.classes, _useful(self.dag, alive))
+            if np.array_equal(keep & useful, keep):
+                return alive
+            keep = keep & useful
+
+
+def _tied(classes: Ints, pair: tuple[Ints, Ints]) -> bool:
+    return bool(np.array_equal(classes[pair[0]], classes[pair[1]]))
+
+
+def _useful(dag: ChannelDag, alive: Mask) -> Mask:
+    """Labels from which a living path leads to a pinned label."""
+    useful = np.zeros(dag.count, bool)
+    useful[0] = True
+    for pin in dag.pins:
+        useful[pin.labels] = True
+    steps: list[tuple[int, Ints, Ints]] = [(node, mix.sources, mix.targets) for node, mix in dag.mixes]
+    steps += [(node, link.sources[:, None], link.targets[:, None]) for node, link in dag.links]
+    for _, sources, targets in sorted(steps, key=lambda step: -step[0]):
+        wanted = (alive[targets] & useful[targets]).any(1)
+        useful[sources[wanted].reshape(-1)] = True
+    return useful
+
+
+def _connections(dag: ChannelDag, ignored: Collection[int]) -> list[tuple[int, ...]]:
+    """The best chain from each graph input to each output that depends on it."""
+    blocks = weighted(dag, ignored)
+    found = []
+    for value in dag.model.proto.graph.output:
+        if value.name in dag.labels:
+            ends = np.unique(dag.labels[value.name])
+            found += [best_chain(dag.count, blocks, np.array([start]), ends) for start in dag.starts]
+    return [chain for chain in found if chain]
+
+
+def unreachable(dag: ChannelDag, request: Request, cost: CostModel, alive: Mask, before: Cost) -> str:
+    """Why a budget cannot be reached: the lowest value and the pins that hold it up."""
+    unit = request.budget.unit
+    lowest, total = getattr(cost(alive), unit), getattr(before, unit)
+    held = held_back(dag, cost, alive)[:3]
+    why = "; ".join(f"{pin.reason} holds {kernels} kernels" for pin, kernels in held)
+    asked = f"{request.budget.fraction:g} of the {unit} was asked for"
+    lowest_text = f"{lowest / max(total, 1):.4f} ({lowest} of {total}) is the lowest that can be reached"
+    fix = f"ask for at least {np.ceil(1e4 * lowest / max(total, 1)) / 1e4:g}, or add --best-effort to write that"
+    return f"{asked}, but {lowest_text}{': ' + why if why else ''}; {fix}"
+
+
+def held_back(dag: ChannelDag, cost: CostModel, alive: Mask) -> list[tuple[Pin, int]]:
+    """For each pin, the living kernels that touch a pinned channel, most first."""
+    found: dict[str, tuple[Pin, int]] = {}
+    for pin in dag.pins:
+        touched = np.zeros(dag.count, bool)
+        touched[pin.labels] = True
+        touched[0] = False
+        count = 0
+        for mix in cost.mixes:
+            rows, columns = alive[mix.targets], alive[mix.sources]
+            free_rows, free_columns = rows & ~touched[mix.targets], columns & ~touched[mix.sources]
+            count += int((rows.sum(1) * columns.sum(1) - free_rows.sum(1) * free_columns.sum(1)).sum())
+        if count:
+            found.setdefault(pin.reason, (pin, count))
+    return sorted(found.values(), key=lambda item: -item[1])

@@ -1,0 +1,63 @@
+"""Gains of all kernels: the channel DAG as weighted blocks of edges, for chains and for ranking channels."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanonnx.analysis import ChannelDag
+from leanonnx.chains import Block
+from leanonnx.errors import ModelError
+from leanonnx.norms import kernel_norms
+from leanonnx.rules.call import Link, Mix
+
+
+def weighted(dag: ChannelDag, ignored: Collection[int] = ()) -> list[Block]:
+    """Blocks of edges in topological order; kernels of ``ignored`` nodes are walked but not counted.
+
+    Raises:
+        ModelError: a weight holds NaN or infinite values.
+    """
+    mixes = [(node, 0, _kernels(dag, node, mix, node not in ignored)) for node, mix in dag.mixes if _movable(mix)]
+    links = [(node, 1, _fixed(link)) for node, link in dag.links if link.sources.size]
+    return [block for _, _, block in sorted(mixes + links, key=lambda item: item[:2])]
+
+
+def _movable(mix: Mix) -> bool:
+    return mix.inward is not None
+
+
+def _kernels(dag: ChannelDag, node: int, mix: Mix, counted: bool) -> Block:
+    weights = np.asarray(mix.kernels(), np.float32)
+    gains = kernel_norms(weights, strides=mix.strides)
+    if not np.isfinite(gains).all():
+        proto = dag.model.proto.graph.node[node]
+        raise ModelError(
+            f"{dag.model.path}: the weight '{proto.input[mix.slot]}' of {proto.op_type} '{proto.name}' holds NaN or "
+            "infinite values; export the model again from a healthy checkpoint"
+        )
+    sources, gains = _once_each(mix.sources, gains)
+    return Block(sources, mix.targets, gains, counted)
+
+
+def _once_each(sources: NDArray[np.int64], gains: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Join the columns of a channel that a Flatten has repeated over its pixels: their 2-norm.
+
+    A graph input is one label for all its channels and keeps its parallel kernels.
+    """
+    if sources.shape[0] != 1:
+        return sources, gains
+    unique, inverse = np.unique(sources[0], return_inverse=True)
+    if unique.size in (1, sources.size):
+        return sources, gains
+    order = np.argsort(inverse, kind="stable")
+    starts = np.searchsorted(inverse[order], np.arange(unique.size))
+    joined = np.sqrt(np.add.reduceat(gains[0][:, order] ** 2, starts, axis=1))
+    return unique[None], joined[None].astype(np.float32)
+
+
+def _fixed(link: Link) -> Block:
+    gains = np.ones(link.sources.size, np.float32) if link.gains is None else link.gains
+    return Block(link.sources[:, None], link.targets[:, None], gains[:, None, None], counted=False)
