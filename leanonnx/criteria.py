@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from leanonnx.analysis import ChannelDag
 from leanonnx.chains import best_through, extract, normalise_rows
 from leanonnx.labels import components
 from leanonnx.norms import kernel_norms
-from leanonnx.weigh import weighted
+from leanonnx.weigh import Weights
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -57,14 +57,15 @@ def _first_of_class(classes: Ints) -> Ints:
 
 
 def rank(
-    dag: ChannelDag, method: str, chains: str, ignored: Collection[int], seed: int, enough: Callable[[Ranking], bool]
+    weights: Weights, method: str, chains: str, seed: int, enough: Callable[[Ranking], bool]
 ) -> Ranking:
     """Rank the classes of channels.
 
     ``enough`` is asked while edge-disjoint chains are extracted whether those found so far exceed the budget.
     """
+    dag = weights.dag
     if method in ("auto", "lean"):
-        return _by_cover(dag, ignored) if chains == "cover" else _by_extraction(dag, chains, ignored, enough)
+        return _by_cover(weights) if chains == "cover" else _by_extraction(weights, chains, enough)
     classes = channel_classes(dag, separate_readers=False)
     if method == "random":
         scores = np.random.default_rng(seed).random(int(classes.max()) + 1)
@@ -73,9 +74,10 @@ def rank(
     return _layerwise(dag, classes, scores, np.ones_like(scores))
 
 
-def _by_cover(dag: ChannelDag, ignored: Collection[int]) -> Ranking:
+def _by_cover(weights: Weights) -> Ranking:
+    dag = weights.dag
     classes = channel_classes(dag, separate_readers=False)
-    blocks = [normalise_rows(block) for block in weighted(dag, ignored)]
+    blocks = [normalise_rows(block) for block in weights.blocks]
     values = best_through(dag.count, blocks, dag.starts, dag.ends)
     scores = _per_class(classes, values, np.maximum)
     return _layerwise(dag, classes, scores, _relative(dag, classes, scores))
@@ -90,10 +92,10 @@ def _relative(dag: ChannelDag, classes: Ints, scores: Floats) -> Floats:
     return np.exp(scores - shift)
 
 
-def _by_extraction(dag: ChannelDag, chains: str, ignored: Collection[int], enough: Callable[[Ranking], bool]) -> Ranking:
+def _by_extraction(weights: Weights, chains: str, enough: Callable[[Ranking], bool]) -> Ranking:
     """Classes in the order in which extracted chains first touch them; the rest by their best chain."""
+    dag, blocks = weights.dag, weights.blocks
     classes = channel_classes(dag, separate_readers=True)
-    blocks = weighted(dag, ignored)
     values = _per_class(classes, best_through(dag.count, blocks, dag.starts, dag.ends), np.maximum)
     rest = np.lexsort((np.arange(values.size), -values))
     touched: dict[int, None] = {}

@@ -72,7 +72,7 @@ def kernel_norms(
     Raises:
         ValueError: ranks that disagree, a stride or dilation below 1, a size that is no multiple of its stride.
     """
-    steps, gaps = tuple(strides), tuple(dilations or (1,) * len(strides))
+    steps, gaps = tuple(strides), (1,) * len(strides) if dilations is None else tuple(dilations)
     weights = np.asarray(kernels)
     _check(weights.shape, steps, gaps, None if size is None else tuple(size))
     split = weights.ndim - len(steps)
@@ -84,8 +84,9 @@ def kernel_norms(
         size = tuple(map(_dense_size, extents, steps))
     lags = _lags(extents, steps, gaps)
     flat = weights.reshape(prod(batch), *extents)
-    square = _by_lags if len(lags) <= MAX_LAGS else _by_transform
-    return square(flat, lags, steps, gaps, tuple(size)).reshape(batch)
+    if len(lags) > MAX_LAGS:
+        return _by_transform(flat, steps, gaps, tuple(size)).reshape(batch)
+    return _by_lags(flat, lags, steps, gaps, tuple(size)).reshape(batch)
 
 
 def _check(shape: Ints, strides: Ints, gaps: Ints, size: Ints | None) -> None:
@@ -170,9 +171,8 @@ def _autocorrelation(taps: Float32, lags: list[Ints]) -> Float32:
     return result.reshape(len(lags), -1, COLUMNS).transpose(1, 0, 2)
 
 
-def _by_transform(flat: FloatArray, lags: list[Ints], strides: Ints, gaps: Ints, size: Ints) -> Float32:
+def _by_transform(flat: FloatArray, strides: Ints, gaps: Ints, size: Ints) -> Float32:
     """Norms [B] of kernels [B, *k]: the power of all polyphase parts, whose sum is the sum over aliases."""
-    del lags
     rank = len(size)
     norms = np.empty(len(flat), np.float32)
     for chunk in _chunks(len(flat), prod(size)):

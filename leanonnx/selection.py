@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +14,7 @@ from leanonnx.criteria import Ranking, rank
 from leanonnx.errors import BudgetUnreachable
 from leanonnx.labels import Mask
 from leanonnx.rules.call import Pin
-from leanonnx.weigh import weighted
+from leanonnx.weigh import Weights
 
 Ints = NDArray[np.int64]
 
@@ -67,10 +66,11 @@ def select(dag: ChannelDag, request: Request) -> Selection:
         return bool(getattr(cost(alive), request.budget.unit) <= limit)
 
     def enough(ranking: Ranking) -> bool:
-        return not fits(_Keeper(dag, request, ranking).prefix(len(ranking.order)))
+        return not fits(_Keeper(weights, request, ranking).prefix(len(ranking.order)))
 
-    ranking = rank(dag, request.method, request.chains, request.ignored, request.seed, enough)
-    keeper = _Keeper(dag, request, ranking)
+    weights = Weights(dag, request.ignored)
+    ranking = rank(weights, request.method, request.chains, request.seed, enough)
+    keeper = _Keeper(weights, request, ranking)
     low, high = 0, len(ranking.order)
     while low < high:
         middle = (low + high + 1) // 2
@@ -85,10 +85,10 @@ def select(dag: ChannelDag, request: Request) -> Selection:
 class _Keeper:
     """Turns a prefix of a ranking into a keep set that surgery can carry out."""
 
-    def __init__(self, dag: ChannelDag, request: Request, ranking: Ranking) -> None:
-        self.dag, self.ranking = dag, ranking
+    def __init__(self, weights: Weights, request: Request, ranking: Ranking) -> None:
+        self.weights, self.dag, self.ranking = weights, weights.dag, ranking
         self.classes = ranking.classes
-        self.readers = [pair for _, pair in dag.implied if not _tied(self.classes, pair)]
+        self.readers = [pair for _, pair in self.dag.implied if not _tied(self.classes, pair)]
         self.protected = self._protected(request)
 
     def prefix(self, count: int) -> Mask:
@@ -104,7 +104,7 @@ class _Keeper:
         for pin in (*self.dag.pins, *request.pinned):
             keep[self.classes[pin.labels]] = True
         if self.readers:
-            for chain in _connections(self.dag, request.ignored):
+            for chain in _connections(self.weights):
                 keep[self.classes[list(chain)]] = True
         keep = self._with_sources(keep)
         for members in self._tensor_classes():
@@ -158,9 +158,9 @@ def _useful(dag: ChannelDag, alive: Mask) -> Mask:
     return useful
 
 
-def _connections(dag: ChannelDag, ignored: Collection[int]) -> list[tuple[int, ...]]:
+def _connections(weights: Weights) -> list[tuple[int, ...]]:
     """The best chain from each graph input to each output that depends on it."""
-    blocks = weighted(dag, ignored)
+    dag, blocks = weights.dag, weights.blocks
     found = []
     for value in dag.model.proto.graph.output:
         if value.name in dag.labels:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,19 @@ from leanonnx.chains import Block
 from leanonnx.errors import ModelError
 from leanonnx.norms import kernel_norms
 from leanonnx.rules.call import Link, Mix
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weighted channel DAG, computed when first asked for; kernels of ``ignored`` nodes are not counted."""
+
+    dag: ChannelDag
+    ignored: frozenset[int] = frozenset()
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """Blocks of edges in topological order."""
+        return weighted(self.dag, self.ignored)
 
 
 def weighted(dag: ChannelDag, ignored: Collection[int] = ()) -> list[Block]:

@@ -99,9 +99,10 @@ class Kept:
 
 @dataclass(frozen=True)
 class Entries:
-    """New values for some entries of an integer vector; the others stay."""
+    """New values for some entries of an integer vector of length ``size``; the others stay."""
 
     values: Mapping[int, int]
+    size: int = 0
 
 
 @dataclass(frozen=True)

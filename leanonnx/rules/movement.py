@@ -118,6 +118,7 @@ def _concat_channels(call: Call, slots: list[int], axis: int) -> Effect:
         size = call.shape(slot)[axis]
         if call.is_constant(slot):
             readers = call.mint(size)
+            operands[slot] = (readers, readers)
             slices.append(Slice(slot, (on_axis(readers, axis, rank),)))
             starts += [readers] if np.any(call.array(slot)) else []
         else:
@@ -147,7 +148,7 @@ def _concat_channels(call: Call, slots: list[int], axis: int) -> Effect:
 def _pick(kept: Kept, axis: int, vector: Labels, readers: Labels) -> Pick | None:
     """Which of an operand's surviving positions are read; None where all are."""
     read = kept.mask(readers)[kept.mask(vector)]
-    return None if read.all() else Pick(axis, np.flatnonzero(read))
+    return None if read.size and read.all() else Pick(axis, np.flatnonzero(read))
 
 
 def _concat_other(call: Call, slots: list[int], computed: list[int], axis: int) -> Effect:

@@ -1,0 +1,345 @@
+"""Longest multiplicative chains in the channel DAG (Schoonhoven et al. 2022, "LEAN", arXiv 2011.06923).
+
+A chain is a directed path over the edges of a list of blocks; its value is the product of its gains. Three questions:
+
+1. *Sweeps*: the best chain from the starts to a label (``forward``), from a label to the ends (``backward``), through
+   a label (``best_through``), and one best chain (``best_chain``). Linear in the number of edges.
+2. *Edge-disjoint chains* (``extract``): the best chain, then the best one without its kernels, and so on.
+3. *Row scaling* (``normalise_rows``), so that layers of different scale compete fairly.
+
+All sums are exact. Logarithms are taken to base 2 and rounded to ``STEP``, a power of two, so that a sum of them in
+float64 has no rounding error, whatever its order: chains of equal value compare equal, and multiplying a channel's
+producers by a power of two and dividing its consumers by it changes nothing at all (for gains between 2^-16 and 2^16).
+What the public functions return is converted to natural logarithms.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import log
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.integer[Any]]
+FloatArray = NDArray[np.float32]
+Values = NDArray[np.float64]
+Edge = tuple[int, int, int, int]
+
+STEP = 2.0**-20
+"""Resolution of the logarithms in octaves (a relative 7e-7 of a gain)."""
+TINY = -(2.0**20)
+"""Octaves of a zero gain where only the structure is asked for: below any product of positive gains."""
+TILE = 1 << 17
+"""Edges of one temporary."""
+LN2 = log(2)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Edges between channels: ``gains[g, o, i]`` takes ``sources[g, i]`` to ``targets[g, o]``.
+
+    Labels are integers, and every edge goes from a smaller to a larger one. In a list of blocks all edges into a
+    block's sources are in earlier blocks. A dense layer is one group; a depthwise one, or identities, are groups of
+    one by one. A label may stand several times among the sources (parallel edges) or the targets.
+    """
+
+    sources: IntArray
+    """int[G, I]"""
+    targets: IntArray
+    """int[G, O]"""
+    gains: FloatArray
+    """float32[G, O, I], finite and >= 0; 0 = no edge."""
+    counted: bool
+    """True: kernels, which a chain marks. False: fixed edges, walked but neither counted nor removed."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One chain of ``extract``."""
+
+    value: float
+    """Natural logarithm of the product of all gains."""
+    labels: tuple[int, ...]
+    """The channels in order."""
+    kernels: tuple[Edge, ...]
+    """(block, g, o, i) of the counted edges in order."""
+
+
+def forward(n: int, blocks: Sequence[Block], starts: IntArray) -> Values:
+    """Natural log of the best chain from any start to every label: float64[n], -inf where there is none; starts >= 0."""
+    return LN2 * _forward(n, blocks, starts)
+
+
+def backward(n: int, blocks: Sequence[Block], ends: IntArray) -> Values:
+    """Natural log of the best chain from every label to any end: float64[n], -inf where there is none; ends >= 0."""
+    return LN2 * _backward(n, blocks, ends)
+
+
+def best_through(n: int, blocks: Sequence[Block], starts: IntArray, ends: IntArray) -> Values:
+    """Natural log of the best start-to-end chain through every label: float64[n], -inf where there is none.
+
+    This is the order of the *covering chains*. Extract the longest start-to-end chain that contains a label not yet
+    covered, cover its labels, repeat: a label is covered at the latest by its own best chain, and no chain through it
+    is longer, so labels are covered in descending order of this value, all labels of one chain (at the least) together.
+    """
+    return LN2 * (_forward(n, blocks, starts) + _backward(n, blocks, ends))
+
+
+def normalise_rows(block: Block) -> Block:
+    """The block with the gains into every target divided by their 2-norm; fixed blocks and zero rows as they were."""
+    if not block.counted:
+        return block
+    power = np.einsum("goi,goi->go", block.gains, block.gains, dtype=np.float64)
+    norms = np.sqrt(np.bincount(block.targets.ravel(), weights=power.ravel()))[block.targets]
+    divisor = np.where(norms == 0, 1, norms).astype(np.float32)
+    return Block(block.sources, block.targets, block.gains / divisor[:, :, None], counted=True)
+
+
+def best_chain(n: int, blocks: Sequence[Block], starts: IntArray, ends: IntArray) -> tuple[int, ...]:
+    """Labels of the best start-to-end chain; () if no path exists, zero gains included.
+
+    A zero gain counts as a number below any product of positive ones: of chains that all contain some, one with the
+    fewest is best. Ties go to the lowest start, then at every label to its end if it is one, else to the lowest edge
+    (block, g, i, o).
+    """
+    values = _backward(n, blocks, ends, zero=TINY)
+    fans, is_end = _fans(n, blocks), _indicator(n, ends)
+    label = _highest(values, np.unique(starts))
+    labels = [label] if label >= 0 else []
+    while labels and not (is_end[label] and values[label] == 0):
+        edges = (
+            _best_edge(label, b, rows, _rows_out(blocks[b], rows), blocks[b], values) for b, rows in fans[label]
+        )
+        label = max(edges, key=_value).target
+        labels.append(label)
+    return tuple(labels)
+
+
+def extract(
+    n: int, blocks: Sequence[Block], starts: IntArray, ends: IntArray, mode: Literal["through", "free"]
+) -> Iterator[Chain]:
+    """Edge-disjoint chains, the longest one first: each one's kernels are removed before the next one is sought.
+
+    Every chain has at least one kernel (an edge of a counted block) of positive gain. Fixed edges stay.
+
+    - ``"through"``: chains from a start to an end, until none is left.
+    - ``"free"``: the paper's rule. A chain starts and ends anywhere (``starts`` and ``ends`` are not looked at), so
+      that a part with a product below 1 at either side is dropped: ``p[v] = max over edges of max(p[u], 1) * gain``.
+      Where all gains are below 1 this is the order of the single kernels. Until no kernel of positive gain is left.
+
+    Ties go to the lowest start, then at every label to the shortest rest without kernels, else to the lowest edge
+    (block, g, i, o).
+
+    Lazy and exact. For every label a bound on the best rest of a chain from there is kept, at first exact; bounds only
+    fall, so they stay bounds when kernels are removed. A walk follows the best edge by the bounds of its targets; where
+    this comes out lower than the bound of its own label, that one is lowered and the walk takes one step back. A walk
+    that arrives has met its bound, which no other chain exceeds. The logarithms are held once, in float32.
+    """
+    anywhere = np.arange(n)
+    first, last = (anywhere, anywhere) if mode == "free" else (np.unique(starts), np.unique(ends))
+    search = _search(n, blocks, last)
+    while (start := _highest(search.bounds, first)) >= 0:
+        value = float(search.bounds[start])
+        if (steps := _walk(search, start)) is not None:
+            yield _remove(search, value, start, steps)
+
+
+class _Step(NamedTuple):
+    """The best edge out of a label, and the value (octaves) of the best rest of a chain that begins with it."""
+
+    value: float
+    source: int
+    target: int
+    block: int
+    row: int
+    column: int
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The arrays of one extraction, which it changes in place: ``logs``, ``bounds`` and ``best``.
+
+    ``logs[b]`` float32[G * I, O]: octaves, -inf where there is no edge (any more).
+    ``bounds`` float64[n]: at least the best rest with a kernel, from every label to an end.
+    ``tails`` float64[n]: the best rest without a kernel (0 at an end); never changes.
+    ``best`` float64[n]: the larger one of both.
+    """
+
+    blocks: Sequence[Block]
+    logs: list[FloatArray]
+    fans: list[list[tuple[int, slice]]]
+    is_end: NDArray[np.bool_]
+    bounds: Values
+    tails: Values
+    best: Values
+
+
+def _search(n: int, blocks: Sequence[Block], ends: IntArray) -> _Search:
+    """The exact bounds of the whole graph."""
+    logs = [_logs_by_source(block) for block in blocks]
+    tails = _backward(n, [block for block in blocks if not block.counted], ends)
+    bounds, best = np.full(n, -np.inf), tails.copy()
+    for block, log2 in zip(reversed(blocks), reversed(logs), strict=True):
+        weights = log2.reshape(*block.sources.shape, -1)
+        for groups, rows in _tiles(weights.shape):
+            heads = block.sources[groups, rows]
+            rest = (best if block.counted else bounds)[block.targets[groups]]
+            np.maximum.at(bounds, heads, (weights[groups, rows] + rest[:, None, :]).max(axis=2))
+            best[heads] = np.maximum(tails[heads], bounds[heads])
+    return _Search(blocks, logs, _fans(n, blocks), _indicator(n, ends), bounds, tails, best)
+
+
+def _logs_by_source(block: Block) -> FloatArray:
+    """Octaves of the gains, [G * I, O]: the edges out of one source lie side by side."""
+    groups, outs, ins = block.gains.shape
+    logs = np.empty((groups, ins, outs), np.float32)
+    for group, rows in _tiles(block.gains.shape):
+        logs[group, :, rows] = _octaves(block.gains[group, rows]).swapaxes(1, 2)
+    return logs.reshape(groups * ins, outs)
+
+
+def _walk(search: _Search, start: int) -> list[_Step] | None:
+    """The edges of the best chain from ``start`` up to its last kernel, or None where the bound of ``start`` fell."""
+    steps: list[_Step] = []
+    label = start
+    while True:
+        step = _next(search, label)
+        if step.value < search.bounds[label]:
+            search.bounds[label] = step.value
+            search.best[label] = max(step.value, search.tails[label])
+            if not steps:
+                return None
+            label = steps.pop().source
+        else:
+            steps.append(step)
+            label = step.target
+            if search.blocks[step.block].counted and search.tails[label] >= search.bounds[label]:
+                return steps
+
+
+def _next(search: _Search, label: int) -> _Step:
+    """The best edge out of ``label`` for a chain with at least one kernel from there on."""
+    return max(
+        (
+            _best_edge(label, b, rows, search.logs[b][rows], search.blocks[b], rest)
+            for b, rows in search.fans[label]
+            for rest in (search.best if search.blocks[b].counted else search.bounds,)
+        ),
+        key=_value,
+    )
+
+
+def _remove(search: _Search, value: float, start: int, steps: list[_Step]) -> Chain:
+    """The chain of these steps, continued without kernels to its end, its own kernels gone from the logs."""
+    labels, kernels = [start], []
+    for step in steps:
+        labels.append(step.target)
+        if search.blocks[step.block].counted:
+            search.logs[step.block][step.row, step.column] = -np.inf
+            group, i = divmod(step.row, search.blocks[step.block].sources.shape[1])
+            kernels.append((step.block, group, step.column, i))
+    return Chain(LN2 * value, (*labels, *_tail(search, labels[-1])), tuple(kernels))
+
+
+def _tail(search: _Search, label: int) -> Iterator[int]:
+    """Labels after ``label`` on its best way to an end without kernels."""
+    while not (search.is_end[label] and search.tails[label] == 0):
+        fixed = ((b, rows) for b, rows in search.fans[label] if not search.blocks[b].counted)
+        edges = (_best_edge(label, b, rows, search.logs[b][rows], search.blocks[b], search.tails) for b, rows in fixed)
+        label = max(edges, key=_value).target
+        yield label
+
+
+def _best_edge(label: int, b: int, rows: slice, logs: FloatArray, block: Block, rest: Values) -> _Step:
+    """The best edge out of ``label`` in block ``b``, whose rows [k, O] are ``logs``; the first of equal ones."""
+    heads = block.targets if len(block.targets) == 1 else block.targets[_groups(block, rows)]
+    values = logs + rest[heads]
+    at = int(values.argmax())
+    row, column = divmod(at, values.shape[1])
+    target = int(heads[row if len(heads) > 1 else 0, column])
+    return _Step(float(values[row, column]), label, target, b, rows.start + row, column)
+
+
+def _rows_out(block: Block, rows: slice) -> FloatArray:
+    """Octaves [k, O] of the edges out of these rows, a zero gain counting as TINY."""
+    inner = np.arange(rows.start, rows.stop) % block.sources.shape[1]
+    return _octaves(block.gains[_groups(block, rows), :, inner], TINY)
+
+
+def _groups(block: Block, rows: slice) -> IntArray:
+    return np.arange(rows.start, rows.stop) // block.sources.shape[1]
+
+
+def _value(step: _Step) -> float:
+    return step.value
+
+
+def _fans(n: int, blocks: Sequence[Block]) -> list[list[tuple[int, slice]]]:
+    """For every label its rows, position g * I + i among a block's sources, as (block, slice of rows) in order."""
+    fans: list[list[tuple[int, slice]]] = [[] for _ in range(n)]
+    for b, block in enumerate(blocks):
+        labels = block.sources.ravel()
+        cuts = np.flatnonzero(np.diff(labels)) + 1
+        for begin, end in pairwise((0, *cuts.tolist(), labels.size) if labels.size else ()):
+            fans[labels[begin]].append((b, slice(begin, end)))
+    return fans
+
+
+def _forward(n: int, blocks: Sequence[Block], starts: IntArray) -> Values:
+    """Octaves of the best chain from any start to every label: float64[n]."""
+    best = np.where(_indicator(n, starts), 0.0, -np.inf)
+    for block in blocks:
+        for groups, rows in _tiles(block.gains.shape):
+            values = _octaves(block.gains[groups, rows]) + best[block.sources[groups]][:, None, :]
+            np.maximum.at(best, block.targets[groups, rows], values.max(axis=2))
+    return best
+
+
+def _backward(n: int, blocks: Sequence[Block], ends: IntArray, zero: float = -np.inf) -> Values:
+    """Octaves of the best chain from every label to any end, a zero gain counting as ``zero``: float64[n]."""
+    best = np.where(_indicator(n, ends), 0.0, -np.inf)
+    for block in reversed(blocks):
+        for groups, rows in _tiles(block.gains.shape):
+            values = _octaves(block.gains[groups, rows], zero) + best[block.targets[groups, rows]][:, :, None]
+            np.maximum.at(best, block.sources[groups], values.max(axis=1))
+    return best
+
+
+def _octaves(gains: FloatArray, zero: float = -np.inf) -> FloatArray:
+    """log2 of the gains, in float32, rounded to ``STEP``; ``zero`` for gain 0. Powers of two only shift it."""
+    mantissa, exponent = np.frexp(gains)
+    with np.errstate(divide="ignore"):
+        logs = np.log2(mantissa)
+    logs /= STEP
+    np.rint(logs, out=logs)
+    logs *= STEP
+    np.add(logs, exponent, out=logs, casting="same_kind")
+    return logs if zero == -np.inf else np.where(gains == 0, np.float32(zero), logs)
+
+
+def _tiles(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
+    """Slices of the first two of three axes, so that every tile has at most ``TILE`` elements, or one row."""
+    groups, rows, columns = shape
+    width = max(1, columns)
+    tall = min(max(1, TILE // width), max(1, rows))
+    deep = max(1, TILE // (width * tall)) if tall == rows else 1
+    for group in range(0, groups, deep) if rows and columns else ():
+        for row in range(0, rows, tall):
+            yield slice(group, group + deep), slice(row, row + tall)
+
+
+def _indicator(n: int, labels: IntArray) -> NDArray[np.bool_]:
+    """bool[n], True at the labels."""
+    result = np.zeros(n, np.bool_)
+    result[np.asarray(labels, np.int64)] = True
+    return result
+
+
+def _highest(values: Values, labels: IntArray) -> int:
+    """The first of the labels with the highest value, -1 if all are -inf."""
+    if not len(labels):
+        return -1
+    label = int(labels[values[labels].argmax()])
+    return label if values[label] > -np.inf else -1

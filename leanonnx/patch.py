@@ -1,0 +1,169 @@
+"""Keep set → patch: what surgery changes, as a value.
+
+The patch that removes dead channels and the patch that merely masks them (the reference of the proof) are made
+from the same labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanonnx.analysis import ChannelDag, Use
+from leanonnx.labels import Mask, is_rectangle, projection, varied
+from leanonnx.model import Model
+from leanonnx.rules.call import Entries, Kept, Pick
+from leanonnx.runs import Run, gathered
+
+Array = NDArray[Any]
+Place = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What surgery changes.
+
+    constants: (node, input slot) → the constant to read there.
+    entries: (node, slot) → new entries of a computed integer vector; ``outputs`` likewise for a node's output.
+    picks: (node, slot) → which positions of a computed tensor to read.
+    attributes: node → attribute → new value (None: removed).
+    gathers: tensor → the run of movements that one Gather replaces, with the new indices.
+    """
+
+    constants: Mapping[Place, Array] = field(default_factory=dict)
+    entries: Mapping[Place, Entries] = field(default_factory=dict)
+    outputs: Mapping[Place, Entries] = field(default_factory=dict)
+    picks: Mapping[Place, Pick] = field(default_factory=dict)
+    attributes: Mapping[int, Mapping[str, int | list[int] | None]] = field(default_factory=dict)
+    gathers: Mapping[str, tuple[Run, Array]] = field(default_factory=dict)
+
+
+def plan_patch(dag: ChannelDag, alive: Mask) -> Patch:
+    """The patch that removes every label that is not alive."""
+    constants = {(use.node, use.slot): sliced(dag, use, alive) for use in dag.uses if _cuts(use, alive)}
+    entries: dict[Place, Entries] = {}
+    outputs: dict[Place, Entries] = {}
+    picks: dict[Place, Pick] = {}
+    attributes: dict[int, Mapping[str, int | list[int] | None]] = {}
+    touched = _touched(dag, alive)
+    for node, rewrite in dag.rewrites.items():
+        if node not in touched:
+            continue
+        edit = rewrite(Kept(alive))
+        attributes[node] = edit.attributes
+        names = dag.model.proto.graph.node[node].output
+        outputs |= {(node, k): _sized(dag, names[k], e) for k, e in edit.outputs.items() if e.values}
+        for slot, change in edit.inputs.items():
+            if isinstance(change, Pick):
+                picks[node, slot] = change
+            elif not isinstance(change, Entries):
+                constants[node, slot] = change
+            elif change.values:
+                _enter(dag, (node, slot), change, constants, entries)
+    return Patch(constants, entries, outputs, picks, attributes, _gathers(dag, alive))
+
+
+def _touched(dag: ChannelDag, alive: Mask) -> set[int]:
+    """Nodes that read or put out a tensor that loses channels."""
+    shrunk = {name for name, labels in dag.labels.items() if not alive[labels].all()}
+    nodes = dag.model.proto.graph.node
+    return {k for k in dag.rewrites if not shrunk.isdisjoint([*nodes[k].input, *nodes[k].output])}
+
+
+def _sized(dag: ChannelDag, name: str, change: Entries) -> Entries:
+    """Entries that know the length of the vector they are laid over."""
+    return replace(change, size=dag.shapes[name][0])
+
+
+def _enter(
+    dag: ChannelDag, place: Place, change: Entries, constants: dict[Place, Array], entries: dict[Place, Entries]
+) -> None:
+    """New entries of a shape vector: written into a constant, or laid over a computed one."""
+    model = dag.model
+    name = model.proto.graph.node[place[0]].input[place[1]]
+    if name not in model.origins:
+        entries[place] = _sized(dag, name, change)
+        return
+    vector = np.array(constants.get(place, model.constant(name)))
+    vector[list(change.values)] = list(change.values.values())
+    constants[place] = vector
+
+
+def _cuts(use: Use, alive: Mask) -> bool:
+    return not all(alive[factor].all() for factor in use.factors)
+
+
+def sliced(dag: ChannelDag, use: Use, alive: Mask) -> Array:
+    """The constant of one use with its dead elements cut out."""
+    array = constant_of(dag, use)
+    for axis, index in enumerate(kept_indices(use, array.shape, alive)):
+        if index is not None:
+            array = np.take(array, index, axis)
+    return np.ascontiguousarray(array)
+
+
+def constant_of(dag: ChannelDag, use: Use) -> Array:
+    """The whole constant of one use."""
+    return use.computed if use.computed is not None else dag.model.constant(use.constant)
+
+
+def kept_indices(use: Use, shape: tuple[int, ...], alive: Mask) -> list[NDArray[np.int64] | None]:
+    """Surviving indices on each axis of a constant; None where all survive."""
+    rank = len(shape)
+    masks = [alive[f].reshape((1,) * (rank - f.ndim) + f.shape) for f in use.factors]
+    whole = masks[0]
+    for mask in masks[1:]:
+        whole = whole & mask
+    found: list[NDArray[np.int64] | None] = []
+    for axis in range(rank):
+        line = projection(whole, axis)
+        found.append(None if line.all() else np.flatnonzero(np.broadcast_to(line, shape[axis])))
+    return found
+
+
+def masking_patch(dag: ChannelDag, alive: Mask) -> Patch:
+    """The patch that zeroes, in the untouched network, what the consumers read of dead channels."""
+    return Patch({(use.node, use.slot): _masked(dag, use, alive) for use in dag.uses if use.inward is not None and not alive[use.inward].all()})
+
+
+def _masked(dag: ChannelDag, use: Use, alive: Mask) -> Array:
+    """A weight with zero kernels on dead input channels (for quantised weights: the zero point)."""
+    array = constant_of(dag, use)
+    assert use.inward is not None
+    zero = np.zeros((), array.dtype)
+    if array.dtype.kind in "iu":
+        zero = _zero_point(dag.model, use, array)
+    return np.where(alive[use.inward], array, zero).astype(array.dtype)
+
+
+def _zero_point(model: Model, use: Use, array: Array) -> Array:
+    """The integer that stands for zero, broadcastable to the weight."""
+    node = model.proto.graph.node[use.node]
+    slots = {"DequantizeLinear": 2, "QLinearConv": 5, "QGemm": 5, "QLinearMatMul": 5, "ConvInteger": 3, "MatMulInteger": 3}
+    slot = slots.get(node.op_type, len(node.input))
+    if slot >= len(node.input) or not node.input[slot]:
+        return np.zeros((), array.dtype)
+    zero = np.asarray(model.constant(node.input[slot]))
+    axis = next((a.i for a in node.attribute if a.name == "axis"), 1 if node.op_type == "DequantizeLinear" else 0)
+    shape = [1] * array.ndim
+    shape[axis % array.ndim] = zero.size
+    return zero.reshape(shape) if zero.size > 1 else zero.reshape(())
+
+
+def _gathers(dag: ChannelDag, alive: Mask) -> dict[str, tuple[Run, Array]]:
+    """Tensors whose run of movements no longer keeps a product of index sets."""
+    found: dict[str, tuple[Run, Array]] = {}
+    for name, (source, _) in dag.moves.items():
+        if len(varied(dag.labels[name])) > 1 or len(varied(dag.labels[source])) <= 1:
+            continue
+        run = gathered(name, dag.moves, dag.labels, dag.shapes)
+        if run.indices is None or all(is_rectangle(alive[dag.labels[inner]]) for inner in run.inside):
+            continue
+        position = np.cumsum(alive[dag.labels[run.source]].reshape(-1)) - 1
+        living = alive[np.broadcast_to(dag.labels[name].reshape(-1), run.indices.shape)]
+        found[name] = run, position[run.indices[living]].astype(np.int64)
+    return found

@@ -1,0 +1,300 @@
+"""The main job, stage by stage: load → observe → analyse → select → operate → prove → write."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from leanonnx.analysis import ChannelDag, analyse
+from leanonnx.cost import Cost, cost_model
+from leanonnx.errors import OptionError, OutputError, ProofFailed
+from leanonnx.labels import Mask
+from leanonnx.model import Model, load
+from leanonnx.patch import masking_patch, plan_patch
+from leanonnx.plan import Plan, make_plan, read_plan, replay
+from leanonnx.proof import Proof, inputs_for, prove
+from leanonnx.rules.call import Pin
+from leanonnx.rules.table import DEFAULT, Rules
+from leanonnx.runtime import PROTOBUF_LIMIT, Shapes, observe
+from leanonnx.selection import Budget, Request, Selection, select
+from leanonnx.surgery import apply
+from leanonnx.version import __version__
+
+Progress = Callable[[str], None]
+EXTERNAL_THRESHOLD = 1024
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``compress`` was asked to do."""
+
+    budget: Budget = Budget("kernels", 1.0)
+    method: str = "auto"
+    chains: str = "cover"
+    shapes: Shapes = field(default_factory=dict)
+    pin: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    plan: Path | None = None
+    best_effort: bool = False
+    seed: int = 0
+
+    def record(self) -> dict[str, Any]:
+        """The options that shaped the plan, for the plan file."""
+        return {
+            self.budget.unit: self.budget.fraction,
+            "method": self.method,
+            "chains": self.chains,
+            "shapes": {name: list(shape) for name, shape in sorted(self.shapes.items())},
+            "pin": sorted(self.pin),
+            "ignore": sorted(self.ignore),
+            "best_effort": self.best_effort,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a compression; ``seconds`` by stage, ``bytes`` before and after."""
+
+    dag: ChannelDag
+    alive: Mask
+    plan: Plan
+    before: Cost
+    after: Cost
+    bytes: tuple[int, int]
+    proof: Proof
+    warnings: tuple[str, ...]
+    seconds: Mapping[str, float]
+
+
+class Clock:
+    """Seconds by stage; tells a listener which stage has begun."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time one stage."""
+        self.progress(name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+
+
+def quiet(_: str) -> None:
+    """A listener that ignores progress."""
+
+
+def inspect(path: Path, shapes: Shapes | None = None, rules: Rules = DEFAULT) -> ChannelDag:
+    """Load a model and build its channel DAG."""
+    model = load(path)
+    return analyse(model, observe(model, checked_shapes(model, shapes or {})), rules)
+
+
+def compress(
+    source: Path, target: Path, options: Options, rules: Rules = DEFAULT, progress: Progress = quiet
+) -> Result:
+    """Compress a model file, prove the result and write it.
+
+    Raises:
+        UserError: bad model, option, plan or output path.
+        BudgetUnreachable: the budget cannot be reached (unless ``best_effort``).
+        ProofFailed: the result is not equal to the masked original; nothing is written.
+    """
+    clock = Clock(progress)
+    check_target(source, target)
+    with clock.stage("load"):
+        model = load(source)
+    with clock.stage("observe"):
+        observation = observe(model, checked_shapes(model, options.shapes))
+    with clock.stage("analyse"):
+        dag = analyse(model, observation, rules)
+    with clock.stage("select"):
+        selection = _selected(dag, options)
+    with tempfile_beside(target) as folder, clock.stage("operate"):
+        draft = folder / target.name
+        unchanged = bool(selection.alive.all())
+        if unchanged:
+            _copy(model, draft)
+        else:
+            _save(_operated(dag, selection.alive), draft, model)
+        with clock.stage("prove"):
+            proof = _proven(dag, selection.alive, draft, options.seed)
+        size = _publish(draft, target)
+    plan = make_plan(dag, selection.alive, options.record(), __version__)
+    warnings = _warnings(dag, selection, options, unchanged)
+    clock.seconds["operate"] = round(clock.seconds["operate"] - clock.seconds["prove"], 3)
+    return Result(
+        dag, selection.alive, plan, selection.before, selection.after, (model.size, size), proof, warnings, clock.seconds
+    )
+
+
+def check_target(source: Path, target: Path) -> None:
+    """Refuse an output path that cannot be written or would harm the input."""
+    if target.resolve() == source.resolve() or (target.exists() and source.exists() and target.samefile(source)):
+        raise OptionError(f"{target}: the output is the input file; give another output path")
+    if target.is_dir():
+        raise OutputError(f"{target}: is a folder; give the path of the file to write")
+    if not target.parent.is_dir():
+        raise OutputError(f"{target}: the folder '{target.parent}' does not exist; make it first")
+
+
+def checked_shapes(model: Model, shapes: Shapes) -> Shapes:
+    """Input shapes given by the user, held against the model's inputs."""
+    inputs = {value.name: value for value in model.inputs}
+    for name, shape in shapes.items():
+        if name not in inputs:
+            raise OptionError(f"--shape {name}: no such graph input; the inputs are {', '.join(inputs)}")
+        dims = inputs[name].type.tensor_type.shape.dim
+        declared = [d.dim_value if d.HasField("dim_value") else -1 for d in dims]
+        if len(declared) != len(shape) or any(d not in (-1, s) for d, s in zip(declared, shape, strict=True)):
+            text = ",".join("?" if d < 0 else str(d) for d in declared)
+            raise OptionError(f"--shape {name}={','.join(map(str, shape))}: the model declares {text}")
+    return shapes
+
+
+def _selected(dag: ChannelDag, options: Options) -> Selection:
+    if options.plan is not None:
+        alive = replay(dag, read_plan(options.plan), options.plan)
+        cost = cost_model(dag)
+        return Selection(alive, cost(np.ones(dag.count, bool)), cost(alive), reached=True)
+    request = Request(
+        options.budget,
+        options.method,
+        options.chains,
+        tuple(_named_pin(dag, name) for name in options.pin),
+        frozenset(node for name in options.ignore for node in _named_nodes(dag.model, name)),
+        options.seed,
+        options.best_effort,
+    )
+    pins = tuple(_ignored_pin(dag, node) for node in sorted(request.ignored))
+    return select(dag, replace(request, pinned=request.pinned + pins))
+
+
+def _named_pin(dag: ChannelDag, name: str) -> Pin:
+    """``--pin NAME``: a tensor, or a node whose outputs are meant."""
+    if name in dag.labels:
+        return Pin(np.unique(dag.labels[name]), name, f"--pin {name}")
+    nodes = [n for n in dag.model.proto.graph.node if n.name == name]
+    labels = [np.unique(dag.labels[o]) for node in nodes for o in node.output if o in dag.labels]
+    if not labels:
+        raise OptionError(f"--pin {name}: no tensor and no node of that name carries channels; see `leanonnx inspect`")
+    return Pin(np.unique(np.concatenate(labels)), name, f"--pin {name}")
+
+
+def _named_nodes(model: Model, name: str) -> list[int]:
+    """``--ignore LAYER``: a node by its name or by the name of its output."""
+    found = [k for k, n in enumerate(model.proto.graph.node) if name and (n.name == name or name in n.output)]
+    if not found:
+        raise OptionError(f"--ignore {name}: no node has this name or puts out this tensor; see `leanonnx inspect`")
+    return found
+
+
+def _ignored_pin(dag: ChannelDag, node: int) -> Pin:
+    outputs = dag.model.proto.graph.node[node].output
+    labels = [np.unique(dag.labels[o]) for o in outputs if o in dag.labels]
+    return Pin(np.unique(np.concatenate(labels)) if labels else np.zeros(0, np.int64), outputs[0], "--ignore")
+
+
+def _operated(dag: ChannelDag, alive: Mask) -> onnx.ModelProto:
+    shrunk = {name for name, labels in dag.labels.items() if not alive[labels].all()}
+    return apply(dag.model, plan_patch(dag, alive), shrunk)
+
+
+def _proven(dag: ChannelDag, alive: Mask, draft: Path, seed: int) -> Proof:
+    """Check and prove the file as written.
+
+    Raises:
+        ProofFailed: the checker, onnxruntime or the comparison refuses it.
+    """
+    reference = apply(dag.model, masking_patch(dag, alive))
+    try:
+        onnx.checker.check_model(str(draft), full_check=True)
+        proof = prove(dag.model, reference, draft, inputs_for(dag.model, dag.shapes, seed))
+    except Exception as error:  # the checker and onnxruntime raise many unrelated types
+        raise ProofFailed(f"the compressed model is not valid ({' '.join(str(error).split())[:300]}); nothing written") from error
+    if not proof.passed:
+        raise ProofFailed(
+            f"the compressed model differs from the masked original (relative error {proof.max_relative_error:.2g}, "
+            f"bound {proof.bound:.2g}); nothing written; please report the model's operators"
+        )
+    return proof
+
+
+@contextmanager
+def tempfile_beside(target: Path) -> Iterator[Path]:
+    """A temporary folder on the target's file system, always removed.
+
+    Raises:
+        OutputError: the folder cannot be written to, or the disk is full.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=".leanonnx-", dir=target.parent))
+    except OSError as error:
+        raise OutputError(f"{target.parent}: cannot be written to: {error.strerror}; choose another folder") from error
+    try:
+        yield folder
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written: {error.strerror or error}; free some space") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _save(proto: onnx.ModelProto, draft: Path, model: Model) -> None:
+    """Write a model; external data stay external, in one file beside it."""
+    if model.external_files or proto.ByteSize() >= PROTOBUF_LIMIT:
+        onnx.save_model(
+            proto,
+            str(draft),
+            save_as_external_data=True,
+            location=f"{draft.name}.data",
+            size_threshold=EXTERNAL_THRESHOLD,
+        )
+    else:
+        draft.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def _copy(model: Model, draft: Path) -> None:
+    """An unchanged model is the same bytes."""
+    shutil.copyfile(model.path, draft)
+    for file in model.external_files:
+        copy = draft.parent / file.relative_to(model.path.parent.resolve())
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+
+
+def _publish(draft: Path, target: Path) -> int:
+    """Rename the proven files into place, the model last; returns their size in bytes."""
+    files = sorted((p for p in draft.parent.rglob("*") if p.is_file()), key=lambda p: p == draft)
+    size = sum(file.stat().st_size for file in files)
+    if len(files) > 1:
+        target.unlink(missing_ok=True)
+    for file in files:
+        place = target.parent / file.relative_to(draft.parent)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(place)
+    return size
+
+
+def _warnings(dag: ChannelDag, selection: Selection, options: Options, unchanged: bool) -> tuple[str, ...]:
+    found = []
+    budget = options.budget
+    if not selection.reached:
+        lowest = getattr(selection.after, budget.unit) / max(getattr(selection.before, budget.unit), 1)
+        found.append(f"over budget: {lowest:.4f} of the {budget.unit} is the lowest reachable, {budget.fraction:g} was asked for")
+    if unchanged and budget.fraction < 1:
+        found.append("nothing could be removed: the output equals the input")
+    return tuple(found)
+
+

@@ -1,0 +1,100 @@
+"""The proof: the compressed model equals the original whose removed channels are zeroed in their consumers.
+
+Both are run in onnxruntime on the same random inputs and, where given, on real ones; every output is compared.
+The bound follows the number format; it is widened only as far as the original itself amplifies a change of its
+inputs in the last place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from leanonnx.model import Model
+from leanonnx.runtime import Feed, random_feed, run
+
+Array = NDArray[Any]
+BOUND = {"float64": 1e-4, "float32": 1e-4, "float16": 1e-2, "bfloat16": 3e-2, "quantised": 2e-2}
+WIDEST = 3e-2
+KINDS = ("normal", "uniform", "bytes")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Result of a proof; errors are relative L2 norms, the worst over inputs and outputs."""
+
+    status: str
+    max_relative_error: float
+    bound: float
+    inputs: int
+    outputs: dict[str, float]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every output agrees."""
+        return self.status == "passed"
+
+
+def inputs_for(model: Model, shapes: dict[str, tuple[int, ...]], seed: int = 0) -> list[Feed]:
+    """Random inputs at the observed sizes: normal, uniform in [0, 1), uniform in [0, 255)."""
+    named = {value.name: shapes[value.name] for value in model.inputs}
+    return [random_feed(model, named, seed + k, kind) for k, kind in enumerate(KINDS)]
+
+
+def prove(model: Model, reference: onnx.ModelProto, candidate: Path | onnx.ModelProto, feeds: Sequence[Feed]) -> Proof:
+    """Compare the compressed model with the masked original on every feed.
+
+    Args:
+        model: the original, for its output names and number format.
+        reference: the original with the dead input columns of its consumers zeroed.
+        candidate: the compressed model; a path is proven as written.
+    """
+    names = [value.name for value in model.proto.graph.output]
+    shaken = _shaken(feeds[0])
+    *wanted, moved = run(reference, [*feeds, shaken])
+    found = run(candidate, feeds)
+    noise = max((relative(a, b) for a, b in zip(wanted[0], moved, strict=True)), default=0.0)
+    bound = min(max(BOUND[number_format(model.proto)], 10 * noise if np.isfinite(noise) else 0), WIDEST)
+    errors = {name: max(relative(w[k], f[k]) for w, f in zip(wanted, found, strict=True)) for k, name in enumerate(names)}
+    worst = max(errors.values(), default=0.0)
+    return Proof("passed" if worst <= bound else "failed", worst, bound, len(feeds), errors)
+
+
+def _shaken(feed: Feed) -> Feed:
+    """The same inputs, floats moved by one unit in the last place."""
+    return {
+        name: np.nextafter(value, np.asarray(np.inf, value.dtype)) if value.dtype.kind == "f" else value
+        for name, value in feed.items()
+    }
+
+
+def relative(wanted: Array, found: Array) -> float:
+    """‖wanted - found‖ / ‖wanted‖; for integers and booleans the share of unequal elements; inf if not comparable."""
+    if wanted.shape != found.shape:
+        return float("inf")
+    if not (wanted.dtype.kind == "f" or wanted.dtype.name == "bfloat16"):
+        return float(np.mean(wanted != found)) if wanted.size else 0.0
+    a, b = wanted.astype(np.float64), found.astype(np.float64)
+    if not np.array_equal(np.isfinite(a), np.isfinite(b)) or not np.array_equal(a[~np.isfinite(a)], b[~np.isfinite(b)], equal_nan=True):
+        return float("inf")
+    living = np.isfinite(a)
+    error, scale = np.linalg.norm(a[living] - b[living]), np.linalg.norm(a[living])
+    return float(error / scale) if scale > 0 else float(error)
+
+
+def number_format(proto: onnx.ModelProto) -> str:
+    """The coarsest number format that a model computes in."""
+    if any("Quantize" in n.op_type or n.op_type.startswith("Q") or n.op_type.endswith("Integer") for n in proto.graph.node):
+        return "quantised"
+    kinds = {t.data_type for t in proto.graph.initializer}
+    kinds |= {v.type.tensor_type.elem_type for v in [*proto.graph.input, *proto.graph.output]}
+    kinds |= {a.t.data_type for n in proto.graph.node for a in n.attribute if a.name == "value"}
+    if onnx.TensorProto.BFLOAT16 in kinds:
+        return "bfloat16"
+    return "float16" if onnx.TensorProto.FLOAT16 in kinds else "float32"

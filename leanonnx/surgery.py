@@ -1,0 +1,270 @@
+"""Patch → model: slice every constant, rewrite attributes and shapes, leave out what is dead.
+
+The edit is made on a copy of the protobuf in one go, so that whatever the patch does not name (metadata, doc
+strings, quantisation annotations, names) stays as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Set
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from leanonnx.model import Model, captured
+from leanonnx.patch import Patch, Place
+from leanonnx.rules.call import Entries, Pick
+
+Array = NDArray[Any]
+
+
+def apply(model: Model, patch: Patch, shrunk: Set[str] = frozenset()) -> onnx.ModelProto:
+    """Carry out a patch on a copy of the model; the recorded shapes of ``shrunk`` tensors are dropped."""
+    return _Operation(model, patch, shrunk).result()
+
+
+class _Operation:
+    """One application of a patch: nodes are copied and edited, constants replaced or cloned, the dead left out."""
+
+    def __init__(self, model: Model, patch: Patch, shrunk: Set[str]) -> None:
+        self.model, self.patch, self.shrunk = model, patch, shrunk
+        self.names = _all_names(model.proto.graph)
+        self.replaced: dict[str, Array] = {}
+        self.added: dict[str, Array] = {}
+        self.reads: dict[Place, str] = {}
+        self._assign()
+        self.nodes = self._edited_nodes()
+
+    def _assign(self) -> None:
+        """Give each changed constant a name: its own where every reader agrees, else a clone."""
+        readers = _readers(self.model)
+        wanted: dict[str, dict[bytes, list[Place]]] = {}
+        arrays: dict[tuple[str, bytes], Array] = {}
+        for place, array in self.patch.constants.items():
+            name = self._holder(place)
+            key = _fingerprint(array)
+            wanted.setdefault(name, {}).setdefault(key, []).append(place)
+            arrays[name, key] = array
+        for name, groups in wanted.items():
+            changed = sum(len(places) for places in groups.values())
+            taken = not name or changed < readers.get(name, 0)
+            for key, places in groups.items():
+                array = arrays[name, key]
+                if taken:
+                    clone = self._fresh(name or f"{self.model.proto.graph.node[places[0][0]].output[0]}_constant")
+                    self.added[clone] = array
+                    self.reads |= dict.fromkeys(places, clone)
+                else:
+                    self.replaced[name] = array
+                    taken = True
+
+    def _holder(self, place: Place) -> str:
+        inputs = self.model.proto.graph.node[place[0]].input
+        name = inputs[place[1]] if place[1] < len(inputs) else ""
+        return self.model.origins.get(name, name)
+
+    def _fresh(self, stem: str) -> str:
+        number = 1
+        while (name := f"{stem}_lean{number}") in self.names:
+            number += 1
+        self.names.add(name)
+        return name
+
+    def _edited_nodes(self) -> list[onnx.NodeProto]:
+        nodes: list[onnx.NodeProto] = []
+        for index, original in enumerate(self.model.proto.graph.node):
+            node = onnx.NodeProto()
+            node.CopyFrom(original)
+            _set_attributes(node, self.patch.attributes.get(index, {}))
+            before = self._edit_inputs(index, node)
+            after = self._edit_outputs(index, node)
+            if node.op_type == "Constant" and node.output[0] in self.replaced:
+                del node.attribute[:]
+                node.attribute.append(onnx.helper.make_attribute("value", _tensor(self.replaced[node.output[0]], node.output[0])))
+            nodes += [*before, node, *after]
+        return nodes
+
+    def _edit_inputs(self, index: int, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        helpers: list[onnx.NodeProto] = []
+        dropped = []
+        for place in sorted(p for p in {*self.reads, *self.patch.entries, *self.patch.picks} if p[0] == index):
+            slot = place[1]
+            if place in self.patch.picks and not self.patch.picks[place].positions.size:
+                dropped.append(slot)
+            elif place in self.reads:
+                node.input.extend([""] * (slot + 1 - len(node.input)))
+                node.input[slot] = self.reads[place]
+            elif place in self.patch.entries:
+                node.input[slot] = self._overlay(node.input[slot], self.patch.entries[place], helpers)
+            else:
+                node.input[slot] = self._gather(node.input[slot], self.patch.picks[place], helpers)
+        for slot in reversed(dropped):
+            del node.input[slot]
+        return helpers
+
+    def _edit_outputs(self, index: int, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        helpers: list[onnx.NodeProto] = []
+        for slot, name in enumerate(node.output):
+            if (index, slot) in self.patch.outputs:
+                node.output[slot] = self._fresh(name)
+                self._overlay(node.output[slot], self.patch.outputs[index, slot], helpers)
+                helpers[-1].output[0] = name
+            elif name in self.patch.gathers:
+                run, indices = self.patch.gathers[name]
+                node.output[slot] = self._fresh(name)
+                chosen = self._constant(indices, f"{name}_indices")
+                helpers.append(onnx.helper.make_node("Gather", [run.source, chosen], [name], name=f"{name}_gather", axis=run.axis))
+            elif name in self.replaced and node.op_type != "Constant":
+                node.output[slot] = self._fresh(name)
+        return helpers
+
+    def _overlay(self, vector: str, change: Entries, helpers: list[onnx.NodeProto]) -> str:
+        """A Where node that lays new entries over a computed integer vector."""
+        mask, values = np.zeros(change.size, bool), np.zeros(change.size, np.int64)
+        mask[list(change.values)] = True
+        values[list(change.values)] = list(change.values.values())
+        output = self._fresh(vector)
+        inputs = [self._constant(mask, f"{vector}_mask"), self._constant(values, f"{vector}_sizes"), vector]
+        helpers.append(onnx.helper.make_node("Where", inputs, [output], name=output))
+        return output
+
+    def _gather(self, tensor: str, pick: Pick, helpers: list[onnx.NodeProto]) -> str:
+        output = self._fresh(tensor)
+        chosen = self._constant(pick.positions.astype(np.int64), f"{tensor}_read")
+        helpers.append(onnx.helper.make_node("Gather", [tensor, chosen], [output], name=output, axis=pick.axis))
+        return output
+
+    def _constant(self, array: Array, stem: str) -> str:
+        name = self._fresh(stem)
+        self.added[name] = array
+        return name
+
+    def result(self) -> onnx.ModelProto:
+        """The edited model; nodes and constants that only the removed parts needed are left out."""
+        source = self.model.proto
+        spare = _unneeded(source.graph.node, source.graph)
+        dead = _unneeded(self.nodes, source.graph) - spare
+        nodes = [node for node in self.nodes if not dead.issuperset(n for n in node.output if n)]
+        result = onnx.ModelProto()
+        _copy_fields(source, result, leave={"graph"})
+        _copy_fields(source.graph, result.graph, leave={"node", "initializer", "input", "value_info"})
+        result.graph.node.extend(nodes)
+        self._fill_constants(result.graph)
+        produced = {name for node in nodes for name in node.output} - self.shrunk
+        result.graph.value_info.extend(v for v in source.graph.value_info if v.name in produced)
+        return result
+
+    def _fill_constants(self, graph: onnx.GraphProto) -> None:
+        """Initializers, and the graph inputs that list them, with their new shapes."""
+        source = self.model.proto.graph
+        read = {name for node in graph.node for name in [*node.input, *captured(node)]}
+        read |= {value.name for value in graph.output}
+        before = {name for node in source.node for name in [*node.input, *captured(node)]}
+        kept = {t.name for t in source.initializer if t.name in read or t.name not in before}
+        for tensor in source.initializer:
+            if tensor.name in kept:
+                graph.initializer.append(
+                    _tensor(self.replaced[tensor.name], tensor) if tensor.name in self.replaced else tensor
+                )
+        names = {t.name for t in source.initializer}
+        for value in source.input:
+            if value.name in kept or value.name not in names:
+                graph.input.append(_resized(value, self.replaced.get(value.name)))
+        held = set(self.model.holders)
+        computed = {name: array for name, array in self.replaced.items() if name not in held}
+        for name, array in sorted({**self.added, **computed}.items()):
+            if name in read:
+                graph.initializer.append(_tensor(array, name))
+
+
+def _fingerprint(array: Array) -> bytes:
+    """Equal for equal arrays."""
+    digest = hashlib.sha256(repr((array.shape, array.dtype.str)).encode())
+    digest.update(np.ascontiguousarray(array).view(np.uint8) if array.size else b"")
+    return digest.digest()
+
+
+def _all_names(graph: onnx.GraphProto) -> set[str]:
+    """Every value name of a graph and its subgraphs."""
+    names = {t.name for t in graph.initializer} | {v.name for v in graph.input} | {v.name for v in graph.output}
+    for node in graph.node:
+        names |= {*node.input, *node.output}
+        for attribute in node.attribute:
+            for inner in [attribute.g, *attribute.graphs] if attribute.type in (5, 10) else []:
+                names |= _all_names(inner)
+    return names
+
+
+def _readers(model: Model) -> dict[str, int]:
+    """How often each constant is read, under any of its names; by a graph output or a subgraph too."""
+    found: dict[str, int] = {}
+    aliases = [n.output[0] for n in model.proto.graph.node if n.op_type == "Identity" and n.output[0] in model.origins]
+    outputs = [v.name for v in model.proto.graph.output]
+    for node in model.proto.graph.node:
+        inner = sorted(captured(node))
+        for name in [*(node.input if node.output[0] not in aliases else []), *inner]:
+            origin = model.origins.get(name, name)
+            found[origin] = found.get(origin, 0) + 1
+    for name in outputs:
+        origin = model.origins.get(name, name)
+        found[origin] = found.get(origin, 0) + 1
+    return found
+
+
+def _set_attributes(node: onnx.NodeProto, changes: Any) -> None:
+    for name, value in changes.items():
+        for index, attribute in enumerate(node.attribute):
+            if attribute.name == name:
+                del node.attribute[index]
+                break
+        if value is not None:
+            node.attribute.append(onnx.helper.make_attribute(name, value))
+
+
+def _unneeded(nodes: Any, graph: onnx.GraphProto) -> set[str]:
+    """Outputs of nodes from which no path leads to a graph output."""
+    needed = {value.name for value in graph.output}
+    spare: set[str] = set()
+    for node in reversed(list(nodes)):
+        if needed.isdisjoint(node.output):
+            spare.update(node.output)
+        else:
+            needed.update([*node.input, *captured(node)])
+    return spare - needed - {""}
+
+
+def _copy_fields(source: Any, target: Any, leave: set[str]) -> None:
+    for descriptor, value in source.ListFields():
+        if descriptor.name in leave:
+            continue
+        if hasattr(value, "extend"):
+            getattr(target, descriptor.name).extend(value)
+        elif hasattr(value, "CopyFrom"):
+            getattr(target, descriptor.name).CopyFrom(value)
+        else:
+            setattr(target, descriptor.name, value)
+
+
+def _tensor(array: Array, like: onnx.TensorProto | str) -> onnx.TensorProto:
+    """A tensor named and typed as another, or under a name alone."""
+    if isinstance(like, str):
+        return numpy_helper.from_array(np.ascontiguousarray(array), like)
+    tensor = numpy_helper.from_array(np.ascontiguousarray(array), like.name)
+    tensor.data_type = like.data_type
+    tensor.doc_string = like.doc_string
+    return tensor
+
+
+def _resized(value: onnx.ValueInfoProto, array: Array | None) -> onnx.ValueInfoProto:
+    """A graph input that lists an initializer, with the initializer's new shape."""
+    result = onnx.ValueInfoProto()
+    result.CopyFrom(value)
+    if array is not None:
+        del result.type.tensor_type.shape.dim[:]
+        for size in array.shape:
+            result.type.tensor_type.shape.dim.add(dim_value=size)
+    return result
