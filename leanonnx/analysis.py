@@ -202,9 +202,7 @@ def _ask(call: Call, rules: Rules, inner: list[str], trace: _Trace) -> Effect:
     rule = rules.get((call.domain, call.op))
     before = trace.count
     if inner:
-        extra = tuple(
-            Pin(np.unique(trace.labels[n]), n, f"the subgraphs of {call.title} read '{n}'") for n in inner
-        )
+        extra = tuple(Pin(np.unique(trace.labels[n]), n, f"the subgraphs of {call.title} read '{n}'") for n in inner)
         effect = pin_all(call, f"{call.title} runs a subgraph")
         return replace(effect, pins=effect.pins + extra)
     if rule is None:
@@ -217,7 +215,9 @@ def _ask(call: Call, rules: Rules, inner: list[str], trace: _Trace) -> Effect:
         return pin_all(call, f"{call.title}: {reason}")
 
 
-def _uses(model: Model, observation: Observation, index: int, effect: Effect, static: frozenset[str]) -> list[Use] | None:
+def _uses(
+    model: Model, observation: Observation, index: int, effect: Effect, static: frozenset[str]
+) -> list[Use] | None:
     """Where the slices of an effect are held; None if a sliced constant depends on run-time shapes."""
     found: list[Use] = []
     inward = {mix.slot: mix.inward for mix in effect.mixes}

@@ -109,9 +109,7 @@ def best_chain(n: int, blocks: Sequence[Block], starts: IntArray, ends: IntArray
     label = _highest(values, np.unique(starts))
     labels = [label] if label >= 0 else []
     while labels and not (is_end[label] and values[label] == 0):
-        edges = (
-            _best_edge(label, b, rows, _rows_out(blocks[b], rows), blocks[b], values) for b, rows in fans[label]
-        )
+        edges = (_best_edge(label, b, rows, _rows_out(blocks[b], rows), blocks[b], values) for b, rows in fans[label])
         label = max(edges, key=_value).target
         labels.append(label)
     return tuple(labels)

@@ -56,9 +56,7 @@ def _first_of_class(classes: Ints) -> Ints:
     return first
 
 
-def rank(
-    weights: Weights, method: str, chains: str, seed: int, enough: Callable[[Ranking], bool]
-) -> Ranking:
+def rank(weights: Weights, method: str, chains: str, seed: int, enough: Callable[[Ranking], bool]) -> Ranking:
     """Rank the classes of channels.
 
     ``enough`` is asked while edge-disjoint chains are extracted whether those found so far exceed the budget.
@@ -184,5 +182,3 @@ def _filters(kernels: NDArray[np.float32], method: str, strides: Sequence[int]) 
     squares = (filters**2).sum(1)
     distances = np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * filters @ filters.T, 0))
     return distances.sum(1).reshape(kernels.shape[:2])
-
-

@@ -195,8 +195,7 @@ def _external_path(tensor: onnx.TensorProto, path: Path) -> Path:
         )
     if not file.is_file():
         raise ModelError(
-            f"{path}: the external data file '{location}' of constant '{tensor.name}' is missing; "
-            f"copy it to {folder}"
+            f"{path}: the external data file '{location}' of constant '{tensor.name}' is missing; copy it to {folder}"
         )
     return file
 

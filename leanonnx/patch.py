@@ -127,7 +127,13 @@ def kept_indices(use: Use, shape: tuple[int, ...], alive: Mask) -> list[NDArray[
 
 def masking_patch(dag: ChannelDag, alive: Mask) -> Patch:
     """The patch that zeroes, in the untouched network, what the consumers read of dead channels."""
-    return Patch({(use.node, use.slot): _masked(dag, use, alive) for use in dag.uses if use.inward is not None and not alive[use.inward].all()})
+    return Patch(
+        {
+            (use.node, use.slot): _masked(dag, use, alive)
+            for use in dag.uses
+            if use.inward is not None and not alive[use.inward].all()
+        }
+    )
 
 
 def _masked(dag: ChannelDag, use: Use, alive: Mask) -> Array:
@@ -143,7 +149,14 @@ def _masked(dag: ChannelDag, use: Use, alive: Mask) -> Array:
 def _zero_point(model: Model, use: Use, array: Array) -> Array:
     """The integer that stands for zero, broadcastable to the weight."""
     node = model.proto.graph.node[use.node]
-    slots = {"DequantizeLinear": 2, "QLinearConv": 5, "QGemm": 5, "QLinearMatMul": 5, "ConvInteger": 3, "MatMulInteger": 3}
+    slots = {
+        "DequantizeLinear": 2,
+        "QLinearConv": 5,
+        "QGemm": 5,
+        "QLinearMatMul": 5,
+        "ConvInteger": 3,
+        "MatMulInteger": 3,
+    }
     slot = slots.get(node.op_type, len(node.input))
     if slot >= len(node.input) or not node.input[slot]:
         return np.zeros((), array.dtype)

@@ -136,7 +136,15 @@ def compress(
     warnings = _warnings(dag, selection, options, unchanged)
     clock.seconds["operate"] = round(clock.seconds["operate"] - clock.seconds["prove"], 3)
     return Result(
-        dag, selection.alive, plan, selection.before, selection.after, (model.size, size), proof, warnings, clock.seconds
+        dag,
+        selection.alive,
+        plan,
+        selection.before,
+        selection.after,
+        (model.size, size),
+        proof,
+        warnings,
+        clock.seconds,
     )
 
 
@@ -223,7 +231,9 @@ def _proven(dag: ChannelDag, alive: Mask, draft: Path, seed: int) -> Proof:
         onnx.checker.check_model(str(draft), full_check=True)
         proof = prove(dag.model, reference, draft, inputs_for(dag.model, dag.shapes, seed))
     except Exception as error:  # the checker and onnxruntime raise many unrelated types
-        raise ProofFailed(f"the compressed model is not valid ({' '.join(str(error).split())[:300]}); nothing written") from error
+        raise ProofFailed(
+            f"the compressed model is not valid ({' '.join(str(error).split())[:300]}); nothing written"
+        ) from error
     if not proof.passed:
         raise ProofFailed(
             f"the compressed model differs from the masked original (relative error {proof.max_relative_error:.2g}, "
@@ -292,9 +302,9 @@ def _warnings(dag: ChannelDag, selection: Selection, options: Options, unchanged
     budget = options.budget
     if not selection.reached:
         lowest = getattr(selection.after, budget.unit) / max(getattr(selection.before, budget.unit), 1)
-        found.append(f"over budget: {lowest:.4f} of the {budget.unit} is the lowest reachable, {budget.fraction:g} was asked for")
+        found.append(
+            f"over budget: {lowest:.4f} of the {budget.unit} is the lowest reachable, {budget.fraction:g} was asked for"
+        )
     if unchanged and budget.fraction < 1:
         found.append("nothing could be removed: the output equals the input")
     return tuple(found)
-
-

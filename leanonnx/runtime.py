@@ -163,7 +163,9 @@ def _trials(model: Model, given: Shapes) -> list[dict[str, tuple[int, ...]]]:
     for lead, size in [*((1, s) for s in SIZES), *((n, 1) for n in LENGTHS)]:
         for other in (size, 1):
             sizes = [size] + [other] * len(model.inputs)
-            shapes = {v.name: given.get(v.name) or _filled(v, lead, s) for v, s in zip(model.inputs, sizes, strict=False)}
+            shapes = {
+                v.name: given.get(v.name) or _filled(v, lead, s) for v, s in zip(model.inputs, sizes, strict=False)
+            }
             if shapes not in found:
                 found.append(shapes)
     return found

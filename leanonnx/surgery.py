@@ -20,6 +20,8 @@ from leanonnx.patch import Patch, Place
 from leanonnx.rules.call import Entries, Pick
 
 Array = NDArray[Any]
+FREE_INITIALIZERS = 4
+"""The IR version from which initializers need not be listed as graph inputs."""
 
 
 def apply(model: Model, patch: Patch, shrunk: Set[str] = frozenset()) -> onnx.ModelProto:
@@ -84,7 +86,9 @@ class _Operation:
             after = self._edit_outputs(index, node)
             if node.op_type == "Constant" and node.output[0] in self.replaced:
                 del node.attribute[:]
-                node.attribute.append(onnx.helper.make_attribute("value", _tensor(self.replaced[node.output[0]], node.output[0])))
+                node.attribute.append(
+                    onnx.helper.make_attribute("value", _tensor(self.replaced[node.output[0]], node.output[0]))
+                )
             nodes += [*before, node, *after]
         return nodes
 
@@ -117,7 +121,9 @@ class _Operation:
                 run, indices = self.patch.gathers[name]
                 node.output[slot] = self._fresh(name)
                 chosen = self._constant(indices, f"{name}_indices")
-                helpers.append(onnx.helper.make_node("Gather", [run.source, chosen], [name], name=f"{name}_gather", axis=run.axis))
+                helpers.append(
+                    onnx.helper.make_node("Gather", [run.source, chosen], [name], name=f"{name}_gather", axis=run.axis)
+                )
             elif name in self.replaced and node.op_type != "Constant":
                 node.output[slot] = self._fresh(name)
         return helpers
@@ -179,6 +185,13 @@ class _Operation:
         for name, array in sorted({**self.added, **computed}.items()):
             if name in read:
                 graph.initializer.append(_tensor(array, name))
+                if self.model.proto.ir_version < FREE_INITIALIZERS:
+                    graph.input.append(_declared(graph.initializer[-1]))
+
+
+def _declared(tensor: onnx.TensorProto) -> onnx.ValueInfoProto:
+    """A graph input that lists an initializer."""
+    return onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
 
 
 def _fingerprint(array: Array) -> bytes:

@@ -28,7 +28,9 @@ from leanonnx.rules.call import (
 )
 
 
-def conv(call: Call, weight: int = 1, bias: int = 2, residual: int | None = None, per_channel: tuple[int, ...] = ()) -> Effect:
+def conv(
+    call: Call, weight: int = 1, bias: int = 2, residual: int | None = None, per_channel: tuple[int, ...] = ()
+) -> Effect:
     """Conv of any rank and group (ONNX Conv-22); weight ``[O, I/g, *k]``.
 
     ``per_channel`` names further slots that hold one value per output channel (scales of quantised weights);
@@ -247,5 +249,3 @@ def _residual(call: Call, slot: int, targets: Labels) -> tuple[Link, list[Pairs]
         raise Unsupported(f"input {slot} is a constant")
     added, ties = call.slices(slot, 1)
     return Link(added, targets), [*ties, (added, targets)]
-
-

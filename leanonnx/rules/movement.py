@@ -208,7 +208,10 @@ def slice_(call: Call) -> Effect:
     starts, ends = call.ints(1, "starts") or [], call.ints(2, "ends") or []
     axes = [a % len(shape) for a in (call.ints(3, "axes") or range(len(starts)))]
     steps = call.ints(4) or [1] * len(axes)
-    windows = {a: slice(*slice(s, _end(e, p), p).indices(shape[a])) for a, s, e, p in zip(axes, starts, ends, steps, strict=True)}
+    windows = {
+        a: slice(*slice(s, _end(e, p), p).indices(shape[a]))
+        for a, s, e, p in zip(axes, starts, ends, steps, strict=True)
+    }
     touched = [a for a in axes if a in varied(labels)]
     if any(windows[a].step != 1 for a in touched):
         raise Unsupported("it takes every n-th channel")
@@ -265,7 +268,9 @@ def gather(call: Call) -> Effect:
 
     def rewrite(kept: Kept) -> Edit:
         alive = projection(kept.mask(labels), axis)
-        renumbered = (np.cumsum(alive) - 1)[indices][alive[indices]] if indices.ndim else (np.cumsum(alive) - 1)[indices]
+        renumbered = (
+            (np.cumsum(alive) - 1)[indices][alive[indices]] if indices.ndim else (np.cumsum(alive) - 1)[indices]
+        )
         return Edit(inputs={1: np.asarray(renumbered, call.array(1).dtype)})
 
     return Effect((output,), rewrite=rewrite, moves=_gather_moves(call, axis))
@@ -301,7 +306,11 @@ def pad(call: Call) -> Effect:
     touched = [a for a in varied(labels) if any(pairs.get(a, (0, 0)))]
     if not touched:
         return Effect((labels,))
-    if len(touched) > 1 or min(pairs[touched[0]]) < 0 or call.attribute("mode", "constant") not in ("constant", b"constant"):
+    if (
+        len(touched) > 1
+        or min(pairs[touched[0]]) < 0
+        or call.attribute("mode", "constant") not in ("constant", b"constant")
+    ):
         raise Unsupported("it crops, mirrors or repeats channels")
     axis = touched[0]
     vector, ties = call.slices(0, axis)
@@ -310,7 +319,9 @@ def pad(call: Call) -> Effect:
     filled = call.attribute("value", 0.0) if not call.has(1) else float(np.sum(call.array(2))) if call.has(2) else 0.0
 
     def rewrite(kept: Kept) -> Edit:
-        entries = {axes.index(axis) + side * len(axes): int(kept.mask(p).sum()) for side, p in enumerate((before, after))}
+        entries = {
+            axes.index(axis) + side * len(axes): int(kept.mask(p).sum()) for side, p in enumerate((before, after))
+        }
         if call.has(1):
             return Edit(inputs={1: Entries(entries)})
         return Edit({"pads": _patched(amounts, entries)})
@@ -370,5 +381,3 @@ def crop(call: Call) -> Effect:
     if set(varied(labels)) - {1}:
         raise Unsupported("its channels lie on a cropped axis")
     return Effect((labels,))
-
-

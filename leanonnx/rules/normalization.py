@@ -79,5 +79,3 @@ def over_axes(call: Call) -> Effect:
     if {int(a) % labels.ndim for a in np.atleast_1d(axes)} & set(varied(labels)):
         raise Unsupported("it normalises over the channels")
     return Effect((labels,))
-
-

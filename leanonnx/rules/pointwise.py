@@ -7,19 +7,87 @@ channels is not.  A constant operand is sliced with its tensor.
 
 from __future__ import annotations
 
-
-
 import numpy as np
 
 from leanonnx.labels import Labels, Shape, compact, varied
 from leanonnx.rules.call import Array, Call, Effect, Link, Pairs, Pin, Slice, Unsupported, broadcast_factor
 
-UNARY = """Relu LeakyRelu Sigmoid Tanh Elu Selu Celu Softplus Softsign HardSigmoid HardSwish Mish Gelu Swish
-ThresholdedRelu Clip Abs Neg Exp Log Sqrt Reciprocal Floor Ceil Round Sign Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh
-Acosh Atanh Erf Not BitwiseNot IsNaN IsInf Cast CastLike Identity Dropout Shrink Affine ScaledTanh
-ParametricSoftplus""".split()
-JOINS = """Add Sub Mul Div Min Max Sum Mean Pow Mod Where And Or Xor Equal Greater Less GreaterOrEqual LessOrEqual
-BitwiseAnd BitwiseOr BitwiseXor""".split()
+UNARY = [
+    "Relu",
+    "LeakyRelu",
+    "Sigmoid",
+    "Tanh",
+    "Elu",
+    "Selu",
+    "Celu",
+    "Softplus",
+    "Softsign",
+    "HardSigmoid",
+    "HardSwish",
+    "Mish",
+    "Gelu",
+    "Swish",
+    "ThresholdedRelu",
+    "Clip",
+    "Abs",
+    "Neg",
+    "Exp",
+    "Log",
+    "Sqrt",
+    "Reciprocal",
+    "Floor",
+    "Ceil",
+    "Round",
+    "Sign",
+    "Sin",
+    "Cos",
+    "Tan",
+    "Asin",
+    "Acos",
+    "Atan",
+    "Sinh",
+    "Cosh",
+    "Asinh",
+    "Acosh",
+    "Atanh",
+    "Erf",
+    "Not",
+    "BitwiseNot",
+    "IsNaN",
+    "IsInf",
+    "Cast",
+    "CastLike",
+    "Identity",
+    "Dropout",
+    "Shrink",
+    "Affine",
+    "ScaledTanh",
+    "ParametricSoftplus",
+]
+JOINS = [
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Min",
+    "Max",
+    "Sum",
+    "Mean",
+    "Pow",
+    "Mod",
+    "Where",
+    "And",
+    "Or",
+    "Xor",
+    "Equal",
+    "Greater",
+    "Less",
+    "GreaterOrEqual",
+    "LessOrEqual",
+    "BitwiseAnd",
+    "BitwiseOr",
+    "BitwiseXor",
+]
 
 
 def unary(call: Call) -> Effect:
@@ -95,12 +163,16 @@ def _scaled(call: Call, labels: Labels, slot: int) -> tuple[Labels, Link] | None
     constant = call.array(slot)
     if constant.size < 2 or not np.issubdtype(constant.dtype, np.floating):
         return None
-    spread = np.broadcast_to(_align_array(constant, labels.ndim), np.broadcast_shapes(_lifted(constant, labels.ndim), labels.shape))
+    spread = np.broadcast_to(
+        _align_array(constant, labels.ndim), np.broadcast_shapes(_lifted(constant, labels.ndim), labels.shape)
+    )
     if spread.size > 4 * labels.size:
         return None
     unique, inverse = np.unique(labels, return_inverse=True)
     gains = np.zeros(unique.size)
-    np.maximum.at(gains, np.broadcast_to(inverse.reshape(labels.shape), spread.shape).reshape(-1), np.abs(spread).reshape(-1))
+    np.maximum.at(
+        gains, np.broadcast_to(inverse.reshape(labels.shape), spread.shape).reshape(-1), np.abs(spread).reshape(-1)
+    )
     if call.op == "Div":
         gains = 1 / np.maximum(gains, 1e-30)
     minted = call.mint(unique.size)
@@ -144,5 +216,3 @@ def image_scaler(call: Call) -> Effect:
 def bias_gelu(call: Call) -> Effect:
     """com.microsoft.BiasGelu: an addition, then Gelu."""
     return join_slots(call, (0, 1))
-
-

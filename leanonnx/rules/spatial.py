@@ -20,7 +20,9 @@ def channelwise(call: Call) -> Effect:
     output = on_axis(vector, 1, len(call.output_shape())) if np.unique(vector).size > 1 else None
     labels = output if output is not None else np.full((1,) * len(call.output_shape()), vector[0], np.int64)
     steering = [v for v in call.inputs[1:] if v is not None and v.labels is not None]
-    pins = tuple(Pin(np.unique(v.labels), v.name, f"{call.title} is steered by it") for v in steering if v.labels is not None)
+    pins = tuple(
+        Pin(np.unique(v.labels), v.name, f"{call.title} is steered by it") for v in steering if v.labels is not None
+    )
     return Effect((labels,), tuple(ties), pins=pins)
 
 
@@ -39,5 +41,7 @@ def resize(call: Call) -> Effect:
 
     has_sizes = call.op == "Resize" and call.has(slot) and call.shape(slot) != (0,)
     steering = [v for v in call.inputs[1:] if v is not None and v.labels is not None]
-    pins = tuple(Pin(np.unique(v.labels), v.name, f"{call.title} is steered by it") for v in steering if v.labels is not None)
+    pins = tuple(
+        Pin(np.unique(v.labels), v.name, f"{call.title} is steered by it") for v in steering if v.labels is not None
+    )
     return Effect((labels,), pins=pins, rewrite=rewrite if has_sizes else None)

@@ -1,6 +1,6 @@
 """The rule table: (domain, operator) → rule.  A value, not a registry: pass your own, joined to this one.
 
-    analyse(model, rules=DEFAULT | {("com.acme", "FusedConv"): my_rule})
+analyse(model, rules=DEFAULT | {("com.acme", "FusedConv"): my_rule})
 """
 
 from __future__ import annotations

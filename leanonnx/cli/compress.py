@@ -1,0 +1,103 @@
+"""``leanonnx compress IN OUT``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leanonnx import pipeline, report
+from leanonnx.cli.options import fraction, parse_shapes
+from leanonnx.cli.terminal import exit_codes, progress, show, show_json
+from leanonnx.criteria import CHAINS, METHODS
+from leanonnx.errors import OptionError, OutputError
+from leanonnx.selection import Budget
+
+Method = StrEnum("Method", [(name, name) for name in METHODS])
+Chains = StrEnum("Chains", [(name, name) for name in CHAINS])
+
+
+class Recover(StrEnum):
+    """What may be done to the surviving weights."""
+
+    none = "none"
+
+
+def compress(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="The model to compress.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write the result.")],
+    keep: Annotated[float | None, typer.Option(help="Keep at most this fraction of the kernels (0 to 1).")] = None,
+    macs: Annotated[float | None, typer.Option(help="Keep at most this fraction of the multiply-adds.")] = None,
+    params: Annotated[float | None, typer.Option(help="Keep at most this fraction of the parameters.")] = None,
+    method: Annotated[Method, typer.Option(help="How channels are ranked; auto is lean.")] = Method["auto"],
+    chains: Annotated[Chains, typer.Option(help="Which chains lean extracts.")] = Chains["cover"],
+    shape: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=1,3,224,224", help="Size of a free graph input.")
+    ] = None,
+    pin: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Tensor or node whose channels all stay.")
+    ] = None,
+    ignore: Annotated[list[str] | None, typer.Option(metavar="LAYER", help="Layer not pruned and not counted.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option(metavar="P.json", help="Carry out this plan instead of selecting.")
+    ] = None,
+    plan_out: Annotated[Path | None, typer.Option(metavar="P.json", help="Write the plan here.")] = None,
+    recover: Annotated[Recover, typer.Option(help="Change of the surviving weights: none.")] = Recover.none,
+    best_effort: Annotated[
+        bool, typer.Option("--best-effort", help="Write the lowest reachable if over budget.")
+    ] = False,
+    no_measure: Annotated[bool, typer.Option("--no-measure", help="Do not measure latency.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the proof's inputs and of --method random.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Remove channels until the model fits the budget, prove the result and write it.
+
+    Exactly one of --keep, --macs, --params or --plan says how far to go. Exit codes: 0 written, 1 refused
+    (budget not reachable, proof failed), 2 wrong file or option, 3 a bug.
+    """
+    with exit_codes():
+        options = pipeline.Options(
+            budget=_budget({"keep": keep, "macs": macs, "params": params}, plan),
+            method=method.value,
+            chains=chains.value,
+            shapes=parse_shapes(shape or []),
+            pin=tuple(pin or ()),
+            ignore=tuple(ignore or ()),
+            plan=plan,
+            best_effort=best_effort,
+            seed=seed,
+        )
+        if plan_out is not None:
+            _check_plan_path(plan_out, source, target)
+        with progress() as listener:
+            result = pipeline.compress(source, target, options, progress=listener)
+        if plan_out is not None:
+            _write(plan_out, result.plan.text())
+        row = report.summary(result)
+        show_json(row) if as_json else show(report.result_tables(row, str(source), str(target)))
+
+
+def _budget(given: dict[str, float | None], plan: Path | None) -> Budget:
+    asked = {name: value for name, value in given.items() if value is not None}
+    if len(asked) + (plan is not None) != 1:
+        raise OptionError("give exactly one of --keep, --macs, --params or --plan, for example --keep 0.25")
+    if not asked:
+        return Budget("kernels", 1.0)
+    name, value = next(iter(asked.items()))
+    return Budget("kernels" if name == "keep" else name, fraction(name, value))
+
+
+def _check_plan_path(plan: Path, source: Path, target: Path) -> None:
+    if plan.resolve() in (source.resolve(), target.resolve()):
+        raise OptionError(f"--plan-out {plan}: is the model itself; give another path")
+    if not plan.parent.is_dir():
+        raise OutputError(f"--plan-out {plan}: the folder '{plan.parent}' does not exist; make it first")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise OutputError(f"{path}: the plan cannot be written: {error.strerror}; choose another path") from error

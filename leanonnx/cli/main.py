@@ -1,0 +1,42 @@
+"""Entry point of the ``leanonnx`` command."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from leanonnx.cli.compress import compress
+from leanonnx.cli.inspect import inspect
+from leanonnx.cli.terminal import claim_stdout
+from leanonnx.version import __version__
+
+app = typer.Typer(
+    name="leanonnx",
+    help="Make deployed convolutional networks smaller: prune an ONNX model by LEAN, prove the result.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command()(compress)
+app.command()(inspect)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"leanonnx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line."""
+    claim_stdout()
+    app()

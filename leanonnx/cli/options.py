@@ -1,0 +1,34 @@
+"""Options that several verbs share, and how their texts are read."""
+
+from __future__ import annotations
+
+from leanonnx.errors import OptionError
+
+
+def parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
+    """``NAME=1,3,224,224`` → {NAME: (1, 3, 224, 224)}.
+
+    Raises:
+        OptionError: not of that form, or a size below 1.
+    """
+    found = {}
+    for text in texts:
+        name, _, sizes = text.rpartition("=")
+        try:
+            found[name] = tuple(int(size) for size in sizes.split(","))
+        except ValueError as error:
+            raise OptionError(f"--shape {text}: expected NAME=1,3,224,224") from error
+        if not name or min(found[name]) < 1:
+            raise OptionError(f"--shape {text}: expected NAME=1,3,224,224 with sizes of at least 1")
+    return found
+
+
+def fraction(name: str, value: float) -> float:
+    """A fraction above 0 and at most 1.
+
+    Raises:
+        OptionError: out of range.
+    """
+    if not 0 < value <= 1:
+        raise OptionError(f"--{name} {value:g}: expected a fraction above 0 and at most 1, for example --{name} 0.25")
+    return value

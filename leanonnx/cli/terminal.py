@@ -1,0 +1,77 @@
+"""Where results and messages go, and how errors become exit codes.
+
+Results go to stdout, everything else to stderr.  Native libraries write warnings straight to file descriptor 1, so
+the entry point keeps the real stdout for itself and points descriptor 1 at stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console, RenderableType
+
+from leanonnx.errors import LeanOnnxError, Refusal, UserError
+
+NO = 1
+USER_ERROR = 2
+BUG = 3
+
+
+def claim_stdout() -> None:
+    """Keep stdout for results alone."""
+    sys.stdout.flush()
+    results = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    sys.stdout = results
+
+
+def show(renderable: RenderableType) -> None:
+    """Print a result for people."""
+    Console(file=sys.stdout, soft_wrap=False, width=None if sys.stdout.isatty() else 140).print(renderable)
+
+
+def show_json(row: dict[str, Any]) -> None:
+    """Print a result as one JSON object."""
+    sys.stdout.write(json.dumps(row, indent=1) + "\n")
+    sys.stdout.flush()
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """A spinner on stderr that names the stage; silent where stderr is no terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda stage: None
+        return
+    with console.status("starting") as status:
+        yield lambda stage: status.update(stage)
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn exceptions into a message on stderr and the exit code of their kind."""
+    try:
+        yield
+    except Refusal as error:
+        _stop(f"leanonnx: {error}", NO, error)
+    except UserError as error:
+        _stop(f"leanonnx: {error}", USER_ERROR, error)
+    except KeyboardInterrupt as error:
+        _stop("leanonnx: interrupted; nothing was written", NO, error)
+    except (typer.Exit, typer.BadParameter):
+        raise
+    except Exception as error:
+        lines = "".join(traceback.format_exception(error)[-3:])
+        _stop(f"leanonnx: a bug in leanonnx, please report it with the model's operators:\n{lines}", BUG, error)
+
+
+def _stop(message: str, code: int, error: BaseException) -> None:
+    sys.stderr.write(message + "\n")
+    raise typer.Exit(code) from (error if isinstance(error, LeanOnnxError) else None)
