@@ -16,31 +16,15 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from leanonnx.constants import Constants, Found, Use
 from leanonnx.labels import Labels, Shape, components, uniform, varied
-from leanonnx.model import SHAPE_OPS, Model, captured
-from leanonnx.rules.call import Call, Effect, Link, Mix, Move, Pairs, Pin, Rewrite, Slice, Unsupported, Value, pin_all
+from leanonnx.model import Model, captured
+from leanonnx.rules.call import Call, Effect, Link, Mix, Move, Pairs, Pin, Rewrite, Unsupported, Value, pin_all
 from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.runs import gathered
 from leanonnx.runtime import Observation
 
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Use:
-    """One place where a node reads a constant that is sliced.
-
-    ``constant`` names what holds it in the file; ``inward`` gives the input channel of each element of a mixing
-    operator's weight; ``computed`` is the value where the graph computes it from other constants (surgery then
-    stores the value itself).
-    """
-
-    node: int
-    slot: int
-    constant: str
-    factors: tuple[Labels, ...]
-    inward: Labels | None = None
-    computed: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +77,7 @@ class _Trace:
     minted: list[tuple[int, int]] = field(default_factory=lambda: [(-1, 1)])
     count: int = 1
     uses: list[Use] = field(default_factory=list)
+    rewrites: dict[int, Rewrite] = field(default_factory=dict)
     pins: list[Pin] = field(default_factory=list)
     starts: list[Labels] = field(default_factory=list)
 
@@ -127,9 +112,9 @@ def analyse(model: Model, observation: Observation, rules: Rules = DEFAULT) -> C
         trace.labels[value.name] = uniform(int(fresh[0]), rank)
         trace.pins.append(Pin(fresh, value.name, f"graph input '{value.name}'"))
         trace.starts.append(fresh)
-    static = _static_names(model)
+    constants = Constants(model, observation)
     for index, node in enumerate(model.graph.nodes):
-        _visit(trace, index, node, rules, static)
+        _visit(trace, index, node, rules, constants)
     for value in model.proto.graph.output:
         if value.name in trace.labels:
             labels = np.unique(trace.labels[value.name])
@@ -137,31 +122,19 @@ def analyse(model: Model, observation: Observation, rules: Rules = DEFAULT) -> C
     return _joined(trace)
 
 
-def _static_names(model: Model) -> frozenset[str]:
-    """Values computed from constants alone (with inputs of fixed size, from their shapes too)."""
-    fixed = all(d.HasField("dim_value") for v in model.inputs for d in v.type.tensor_type.shape.dim)
-    known = set(model.holders)
-    for node in model.proto.graph.node:
-        reads = {n for n in [*node.input, *captured(node)] if n}
-        shaped = fixed and node.op_type in SHAPE_OPS
-        if (shaped or (reads <= known and (reads or node.op_type == "Constant"))) and node.output[0] not in model.free:
-            known.update(node.output)
-    return frozenset(known)
-
-
-def _visit(trace: _Trace, index: int, node: gs.Node, rules: Rules, static: frozenset[str]) -> None:
+def _visit(trace: _Trace, index: int, node: gs.Node, rules: Rules, constants: Constants) -> None:
     inner = [n for n in sorted(captured(trace.model.proto.graph.node[index])) if n in trace.labels]
     if not inner and not any(t.name in trace.labels for t in node.inputs):
         return
     call = _call(trace, index, node)
     before = trace.count
     effect = _ask(call, rules, inner, trace)
-    uses = _uses(trace.model, trace.observation, index, effect, static)
-    if uses is None:
+    held = constants.uses(index, effect)
+    if held is None:
         trace.undo(before)
-        effect = pin_all(call, f"{call.title} reads a constant that is computed from shapes at run time")
-        uses = []
-    trace.uses += uses
+        effect, held = pin_all(call, f"{call.title} reads a constant that is computed from shapes at run time"), Found(())
+    trace.uses += held.uses
+    trace.rewrites |= dict(held.rewrites)
     trace.effects[index] = effect
     trace.pins += effect.pins
     trace.starts += effect.starts
@@ -215,43 +188,6 @@ def _ask(call: Call, rules: Rules, inner: list[str], trace: _Trace) -> Effect:
         return pin_all(call, f"{call.title}: {reason}")
 
 
-def _uses(
-    model: Model, observation: Observation, index: int, effect: Effect, static: frozenset[str]
-) -> list[Use] | None:
-    """Where the slices of an effect are held; None if a sliced constant depends on run-time shapes."""
-    found: list[Use] = []
-    inward = {mix.slot: mix.inward for mix in effect.mixes}
-    for cut in effect.slices:
-        name = model.proto.graph.node[index].input[cut.slot]
-        if name in model.origins:
-            found.append(Use(index, cut.slot, model.origins[name], cut.factors, inward.get(cut.slot)))
-        elif (dequantised := _dequantised(model, name, cut, inward.get(cut.slot))) is not None:
-            found += dequantised
-        elif name in static:
-            found.append(Use(index, cut.slot, name, cut.factors, inward.get(cut.slot), observation.values[name]))
-        elif any(varied(f) for f in cut.factors):
-            return None
-    return found
-
-
-def _dequantised(model: Model, name: str, cut: Slice, inward: Labels | None) -> list[Use] | None:
-    """Uses at the DequantizeLinear node that a constant passes through: its data, scale and zero point."""
-    producer = model.producers.get(name)
-    if producer is None:
-        return None
-    node = model.proto.graph.node[producer]
-    attributes = {a.name: a.i for a in node.attribute}
-    if node.op_type != "DequantizeLinear" or node.input[0] not in model.origins or attributes.get("block_size"):
-        return None
-    found = [Use(producer, 0, model.origins[node.input[0]], cut.factors, inward)]
-    axis = attributes.get("axis", 1)
-    vectors = [f.reshape(-1) for f in cut.factors if varied(f) == (axis % f.ndim,)]
-    for slot, side in enumerate(node.input):
-        if slot and side and model.constant(side).size > 1:
-            found.append(Use(producer, slot, model.origins[side], tuple(vectors)))
-    return found
-
-
 def _joined(trace: _Trace) -> ChannelDag:
     """Join the effects; tie what shared weights and non-rectangular layouts require."""
     effects = trace.effects
@@ -281,7 +217,7 @@ def _joined(trace: _Trace) -> ChannelDag:
         pins=tuple(trace.pins),
         starts=starts,
         ends=ends,
-        rewrites={k: effect.rewrite for k, effect in effects.items() if effect.rewrite is not None},
+        rewrites=trace.rewrites | {k: effect.rewrite for k, effect in effects.items() if effect.rewrite is not None},
         moves=moves,
     )
 

@@ -1,4 +1,4 @@
-"""Longest multiplicative chains in the channel DAG (Schoonhoven et al. 2022, "LEAN", arXiv 2011.06923).
+"""Longest multiplicative chains in the channel DAG (Schoonhoven et al. 2020, "LEAN", arXiv 2011.06923).
 
 A chain is a directed path over the edges of a list of blocks; its value is the product of its gains. Three questions:
 
@@ -33,6 +33,8 @@ TINY = -(2.0**20)
 """Octaves of a zero gain where only the structure is asked for: below any product of positive gains."""
 TILE = 1 << 17
 """Edges of one temporary."""
+EDGES_PER_STEP = 1 << 15
+"""Edges of a sweep for every step that a walk may take before the sweep."""
 LN2 = log(2)
 
 
@@ -68,12 +70,12 @@ class Chain:
 
 
 def forward(n: int, blocks: Sequence[Block], starts: IntArray) -> Values:
-    """Natural log of the best chain from any start to every label: float64[n], -inf where there is none; starts >= 0."""
+    """Natural log of the best chain from any start (0 there at least) to every label: float64[n], -inf for none."""
     return LN2 * _forward(n, blocks, starts)
 
 
 def backward(n: int, blocks: Sequence[Block], ends: IntArray) -> Values:
-    """Natural log of the best chain from every label to any end: float64[n], -inf where there is none; ends >= 0."""
+    """Natural log of the best chain from every label to any end (0 there at least): float64[n], -inf for none."""
     return LN2 * _backward(n, blocks, ends)
 
 
@@ -127,21 +129,20 @@ def extract(
       that a part with a product below 1 at either side is dropped: ``p[v] = max over edges of max(p[u], 1) * gain``.
       Where all gains are below 1 this is the order of the single kernels. Until no kernel of positive gain is left.
 
-    Ties go to the lowest start, then at every label to the shortest rest without kernels, else to the lowest edge
-    (block, g, i, o).
+    Ties go to the lowest start, then at every label to an end right there, else to a rest without kernels, else to the
+    lowest edge (block, g, i, o).
 
     Lazy and exact. For every label a bound on the best rest of a chain from there is kept, at first exact; bounds only
     fall, so they stay bounds when kernels are removed. A walk follows the best edge by the bounds of its targets; where
     this comes out lower than the bound of its own label, that one is lowered and the walk takes one step back. A walk
-    that arrives has met its bound, which no other chain exceeds. The logarithms are held once, in float32.
+    that arrives has met its bound, which no other chain exceeds; one that wanders for as long as a sweep would take has
+    all bounds made exact instead. The logarithms are held once, in float32.
     """
     anywhere = np.arange(n)
     first, last = (anywhere, anywhere) if mode == "free" else (np.unique(starts), np.unique(ends))
     search = _search(n, blocks, last)
-    while (start := _highest(search.bounds, first)) >= 0:
-        value = float(search.bounds[start])
-        if (steps := _walk(search, start)) is not None:
-            yield _remove(search, value, start, steps)
+    while steps := _walk(search, first):
+        yield _remove(search, steps)
 
 
 class _Step(NamedTuple):
@@ -163,6 +164,8 @@ class _Search:
     ``bounds`` float64[n]: at least the best rest with a kernel, from every label to an end.
     ``tails`` float64[n]: the best rest without a kernel (0 at an end); never changes.
     ``best`` float64[n]: the larger one of both.
+    ``patience``: steps of a walk after which a sweep over all edges is cheaper; enough for any chain, which
+    goes through every block at most once.
     """
 
     blocks: Sequence[Block]
@@ -172,21 +175,31 @@ class _Search:
     bounds: Values
     tails: Values
     best: Values
+    patience: int
 
 
 def _search(n: int, blocks: Sequence[Block], ends: IntArray) -> _Search:
-    """The exact bounds of the whole graph."""
-    logs = [_logs_by_source(block) for block in blocks]
+    """The search of the whole graph, its bounds exact."""
     tails = _backward(n, [block for block in blocks if not block.counted], ends)
-    bounds, best = np.full(n, -np.inf), tails.copy()
-    for block, log2 in zip(reversed(blocks), reversed(logs), strict=True):
+    logs = [_logs_by_source(block) for block in blocks]
+    patience = 1 + len(blocks) + sum(block.gains.size for block in blocks) // EDGES_PER_STEP
+    search = _Search(blocks, logs, _fans(n, blocks), _indicator(n, ends), np.empty(n), tails, np.empty(n), patience)
+    _refresh(search)
+    return search
+
+
+def _refresh(search: _Search) -> None:
+    """Makes all bounds exact, in one sweep."""
+    search.bounds[:] = -np.inf
+    search.best[:] = search.tails
+    for block, log2 in zip(reversed(search.blocks), reversed(search.logs), strict=True):
         weights = log2.reshape(*block.sources.shape, -1)
+        rest = search.best if block.counted else search.bounds
         for groups, rows in _tiles(weights.shape):
             heads = block.sources[groups, rows]
-            rest = (best if block.counted else bounds)[block.targets[groups]]
-            np.maximum.at(bounds, heads, (weights[groups, rows] + rest[:, None, :]).max(axis=2))
-            best[heads] = np.maximum(tails[heads], bounds[heads])
-    return _Search(blocks, logs, _fans(n, blocks), _indicator(n, ends), bounds, tails, best)
+            values = weights[groups, rows] + rest[block.targets[groups]][:, None, :]
+            np.maximum.at(search.bounds, heads, values.max(axis=2))
+            search.best[heads] = np.maximum(search.tails[heads], search.bounds[heads])
 
 
 def _logs_by_source(block: Block) -> FloatArray:
@@ -198,23 +211,25 @@ def _logs_by_source(block: Block) -> FloatArray:
     return logs.reshape(groups * ins, outs)
 
 
-def _walk(search: _Search, start: int) -> list[_Step] | None:
-    """The edges of the best chain from ``start`` up to its last kernel, or None where the bound of ``start`` fell."""
+def _walk(search: _Search, starts: IntArray) -> list[_Step]:
+    """The edges of the best chain from any of the starts up to its last kernel; none where no chain is left."""
     steps: list[_Step] = []
-    label = start
-    while True:
+    label = _highest(search.bounds, starts)
+    for _ in range(search.patience):
+        if label < 0:
+            return []
         step = _next(search, label)
         if step.value < search.bounds[label]:
             search.bounds[label] = step.value
             search.best[label] = max(step.value, search.tails[label])
-            if not steps:
-                return None
-            label = steps.pop().source
+            label = steps.pop().source if steps else _highest(search.bounds, starts)
         else:
             steps.append(step)
             label = step.target
             if search.blocks[step.block].counted and search.tails[label] >= search.bounds[label]:
                 return steps
+    _refresh(search)
+    return _walk(search, starts)
 
 
 def _next(search: _Search, label: int) -> _Step:
@@ -229,16 +244,16 @@ def _next(search: _Search, label: int) -> _Step:
     )
 
 
-def _remove(search: _Search, value: float, start: int, steps: list[_Step]) -> Chain:
+def _remove(search: _Search, steps: list[_Step]) -> Chain:
     """The chain of these steps, continued without kernels to its end, its own kernels gone from the logs."""
-    labels, kernels = [start], []
+    labels, kernels = [steps[0].source], []
     for step in steps:
         labels.append(step.target)
         if search.blocks[step.block].counted:
             search.logs[step.block][step.row, step.column] = -np.inf
             group, i = divmod(step.row, search.blocks[step.block].sources.shape[1])
             kernels.append((step.block, group, step.column, i))
-    return Chain(LN2 * value, (*labels, *_tail(search, labels[-1])), tuple(kernels))
+    return Chain(LN2 * steps[0].value, (*labels, *_tail(search, labels[-1])), tuple(kernels))
 
 
 def _tail(search: _Search, label: int) -> Iterator[int]:
@@ -267,7 +282,9 @@ def _rows_out(block: Block, rows: slice) -> FloatArray:
 
 
 def _groups(block: Block, rows: slice) -> IntArray:
-    return np.arange(rows.start, rows.stop) // block.sources.shape[1]
+    """Group [k] of every row."""
+    groups: IntArray = np.arange(rows.start, rows.stop) // block.sources.shape[1]
+    return groups
 
 
 def _value(step: _Step) -> float:

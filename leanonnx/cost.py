@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from leanonnx.analysis import ChannelDag, Use
+from leanonnx.analysis import ChannelDag
+from leanonnx.constants import Use
 from leanonnx.labels import Labels, Mask, varied
 from leanonnx.model import Model
 from leanonnx.rules.call import Mix

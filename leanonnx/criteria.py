@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,10 @@ from leanonnx.weigh import Weights
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 CHAINS = ("cover", "through", "free")
+Mode = Literal["through", "free"]
+EXTRACTED: dict[str, Mode] = {"through": "through", "free": "free"}
 FILTERS = ("norm", "l1", "l2", "fpgm")
+FIRST_CHECK = 256
 METHODS = ("auto", "lean", *FILTERS, "random")
 
 
@@ -63,7 +67,8 @@ def rank(weights: Weights, method: str, chains: str, seed: int, enough: Callable
     """
     dag = weights.dag
     if method in ("auto", "lean"):
-        return _by_cover(weights) if chains == "cover" else _by_extraction(weights, chains, enough)
+        mode = EXTRACTED.get(chains)
+        return _by_cover(weights) if mode is None else _by_extraction(weights, mode, enough)
     classes = channel_classes(dag, separate_readers=False)
     if method == "random":
         scores = np.random.default_rng(seed).random(int(classes.max()) + 1)
@@ -90,17 +95,18 @@ def _relative(dag: ChannelDag, classes: Ints, scores: Floats) -> Floats:
     return np.exp(scores - shift)
 
 
-def _by_extraction(weights: Weights, chains: str, enough: Callable[[Ranking], bool]) -> Ranking:
+def _by_extraction(weights: Weights, chains: Mode, enough: Callable[[Ranking], bool]) -> Ranking:
     """Classes in the order in which extracted chains first touch them; the rest by their best chain."""
     dag, blocks = weights.dag, weights.blocks
     classes = channel_classes(dag, separate_readers=True)
     values = _per_class(classes, best_through(dag.count, blocks, dag.starts, dag.ends), np.maximum)
     rest = np.lexsort((np.arange(values.size), -values))
     touched: dict[int, None] = {}
-    ranking = Ranking(classes, rest, -np.arange(rest.size, dtype=float)[np.argsort(rest)])
+    checkpoint = FIRST_CHECK
     for count, chain in enumerate(extract(dag.count, blocks, dag.starts, dag.ends, chains)):
         touched.update(dict.fromkeys(classes[list(chain.labels)].tolist()))
-        if count % 256 == 255:
+        if count >= checkpoint:
+            checkpoint += checkpoint // 2
             ranking = _in_order(classes, touched, rest)
             if len(touched) == values.size or enough(_only(ranking, len(touched))):
                 return ranking

@@ -12,7 +12,8 @@ multiples of the stride, so that with dilations ``D``
     norm^2 = max over j of  sum over lags t with s | D t of  r(t) * cos(2 pi j . D t / N).
 
 Since ``r`` is even, half of the lags and half of the frequencies are enough. Small kernels use this real form, one
-matrix product for a whole batch; large ones (more than ``MAX_LAGS`` lags) use the FFT of their polyphase parts.
+matrix product for a whole batch. Large ones (more than ``MAX_LAGS`` lags), and those that reach around the image, where
+taps can cancel and squares would lose digits, use the FFT of their polyphase parts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -66,7 +67,8 @@ def kernel_norms(
             stride: that one separates the aliases and is divided out of the stride.
 
     Returns:
-        float32[*batch], in units of output over input, relative accuracy 1e-5. NaN or infinity for a kernel with a
+        float32[*batch], in units of output over input, relative accuracy 1e-5 (of the weights'
+            2-norm where the kernel reaches around the image and its taps cancel). NaN or infinity for a kernel with a
         weight that is not finite.
 
     Raises:
@@ -84,7 +86,8 @@ def kernel_norms(
         size = tuple(map(_dense_size, extents, steps))
     lags = _lags(extents, steps, gaps)
     flat = weights.reshape(prod(batch), *extents)
-    if len(lags) > MAX_LAGS:
+    wraps = any((k - 1) * gap >= n for k, gap, n in zip(extents, gaps, size, strict=True))
+    if wraps or len(lags) > MAX_LAGS:
         return _by_transform(flat, steps, gaps, tuple(size)).reshape(batch)
     return _by_lags(flat, lags, steps, gaps, tuple(size)).reshape(batch)
 
@@ -132,10 +135,10 @@ def _unit_peak(taps: FloatArray) -> tuple[Float32, Float32]:
 
 
 def _by_lags(flat: FloatArray, lags: list[Ints], strides: Ints, gaps: Ints, size: Ints) -> Float32:
-    """Norms [B] of kernels [B, *k] as matrix products: cosines [frequencies, lags] @ autocorrelations [lags, kernels]."""
+    """Norms [B] of kernels [B, *k] as products of cosines [frequencies, lags] and autocorrelations [lags, kernels]."""
     norms = np.zeros(len(flat), np.float32)
     for waves in _waves(np.array(lags), strides, gaps, size):
-        for chunk in _chunks(len(flat), waves.shape[0] * waves.shape[1] + flat[0].size, COLUMNS):
+        for chunk in _chunks(len(flat), waves.shape[0] * waves.shape[1] + prod(flat.shape[1:]), COLUMNS):
             taps, peaks = _unit_peak(flat[chunk])
             power = (waves[:, None] @ _autocorrelation(taps, lags)).max(axis=(0, 2)).reshape(-1)[: len(taps)]
             np.maximum(norms[chunk], peaks * np.sqrt(np.maximum(power, 0)), out=norms[chunk])
@@ -143,14 +146,14 @@ def _by_lags(flat: FloatArray, lags: list[Ints], strides: Ints, gaps: Ints, size
 
 
 def _waves(lags: IntArray, strides: Ints, gaps: Ints, size: Ints) -> Iterator[Float32]:
-    """cos(2 pi j . D t / N), doubled for t != 0, on half of the low frequencies: [products, frequencies, lags] at a time.
+    """cos(2 pi j . D t / N), doubled for t != 0, on half of the low frequencies: tiles [products, frequencies, lags].
 
-    The last product is filled up with the last frequency.
+    The last product of all is filled up with the last frequency.
     """
     low = [n // stride for n, stride in zip(size, strides, strict=True)]
     grid = (*low[:-1], low[-1] // 2 + 1)
     twice = np.where(lags.any(axis=1), 2.0, 1.0)
-    rows = min(prod(grid), PRODUCT // COLUMNS // len(lags))
+    rows = min(prod(grid), MAX_FREQUENCIES, PRODUCT // COLUMNS // len(lags))
     for begin in range(0, prod(grid), MAX_FREQUENCIES // rows * rows):
         count = min(MAX_FREQUENCIES // rows, ceil((prod(grid) - begin) / rows)) * rows
         frequencies = np.unravel_index(np.minimum(begin + np.arange(count), prod(grid) - 1), grid)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leanonnx.analysis import ChannelDag, Use
+from leanonnx.analysis import ChannelDag
+from leanonnx.constants import Use
 from leanonnx.labels import Mask, is_rectangle, projection, varied
 from leanonnx.model import Model
 from leanonnx.rules.call import Entries, Kept, Pick
@@ -68,10 +69,15 @@ def plan_patch(dag: ChannelDag, alive: Mask) -> Patch:
 
 
 def _touched(dag: ChannelDag, alive: Mask) -> set[int]:
-    """Nodes that read or put out a tensor that loses channels."""
+    """Nodes that read or put out a tensor that loses channels, or lie behind a constant that is cut."""
     shrunk = {name for name, labels in dag.labels.items() if not alive[labels].all()}
     nodes = dag.model.proto.graph.node
-    return {k for k in dag.rewrites if not shrunk.isdisjoint([*nodes[k].input, *nodes[k].output])}
+    known = set(dag.labels)
+    return {
+        k
+        for k in dag.rewrites
+        if not shrunk.isdisjoint([*nodes[k].input, *nodes[k].output]) or known.isdisjoint(nodes[k].output)
+    }
 
 
 def _sized(dag: ChannelDag, name: str, change: Entries) -> Entries:

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from leanonnx.analysis import ChannelDag, Use
+from leanonnx.analysis import ChannelDag
+from leanonnx.constants import Use
 from leanonnx.errors import PlanError
 from leanonnx.labels import Labels, Mask, varied
 from leanonnx.patch import constant_of, kept_indices

@@ -101,7 +101,7 @@ def observe(model: Model, given: Shapes) -> Observation:
 def _tensor_names(model: Model) -> set[str]:
     """Outputs of nodes that are tensors (sequences and optionals have no shape to look at)."""
     sequences = {"SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SplitToSequence"}
-    names = set()
+    names: set[str] = set()
     for node in model.proto.graph.node:
         if node.op_type not in sequences | {"Optional", "SequenceMap", "Loop", "If"} or node.domain:
             names.update(node.output)

@@ -160,7 +160,7 @@ class _Operation:
         _copy_fields(source.graph, result.graph, leave={"node", "initializer", "input", "value_info"})
         result.graph.node.extend(nodes)
         self._fill_constants(result.graph)
-        produced = {name for node in nodes for name in node.output} - self.shrunk
+        produced = {name for node in nodes for name in node.output} & self.model.free - self.shrunk
         result.graph.value_info.extend(v for v in source.graph.value_info if v.name in produced)
         return result
 
@@ -197,7 +197,7 @@ def _declared(tensor: onnx.TensorProto) -> onnx.ValueInfoProto:
 def _fingerprint(array: Array) -> bytes:
     """Equal for equal arrays."""
     digest = hashlib.sha256(repr((array.shape, array.dtype.str)).encode())
-    digest.update(np.ascontiguousarray(array).view(np.uint8) if array.size else b"")
+    digest.update(np.ascontiguousarray(array).data if array.dtype.kind in "fiub" else array.tobytes())
     return digest.digest()
 
 

@@ -140,8 +140,8 @@ def gemm(call: Call, weight: int = 1, bias: int = 2, per_channel: tuple[int, ...
 
 
 def qgemm(call: Call) -> Effect:
-    """com.microsoft.QGemm: A, a_scale, a_zero, B, b_scale, b_zero, C, y_scale, y_zero."""
-    return gemm(call, weight=3, bias=6, per_channel=(4, 5))
+    """com.microsoft.QGemm (A, a_scale, a_zero, B, …): counted, but left as it is."""
+    return _uncounted(call, pin_all(call, f"{call.title} is a quantised matrix product that is not pruned"), 3)
 
 
 def matmul(call: Call, weight: int = 1, per_channel: tuple[int, ...] = ()) -> Effect:
