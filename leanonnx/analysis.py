@@ -132,7 +132,10 @@ def _visit(trace: _Trace, index: int, node: gs.Node, rules: Rules, constants: Co
     held = constants.uses(index, effect)
     if held is None:
         trace.undo(before)
-        effect, held = pin_all(call, f"{call.title} reads a constant that is computed from shapes at run time"), Found(())
+        effect, held = (
+            pin_all(call, f"{call.title} reads a constant that is computed from shapes at run time"),
+            Found(()),
+        )
     trace.uses += held.uses
     trace.rewrites |= dict(held.rewrites)
     trace.effects[index] = effect

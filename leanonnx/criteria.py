@@ -12,25 +12,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leanonnx.analysis import ChannelDag
 from leanonnx.chains import best_through, extract, normalise_rows
+from leanonnx.errors import OptionError
 from leanonnx.labels import components
 from leanonnx.norms import kernel_norms
 from leanonnx.weigh import Weights
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-CHAINS = ("cover", "through", "free")
+Method = Literal["auto", "lean", "norm", "l1", "l2", "fpgm", "random"]
+Chains = Literal["cover", "through", "free"]
 Mode = Literal["through", "free"]
 EXTRACTED: dict[str, Mode] = {"through": "through", "free": "free"}
-FILTERS = ("norm", "l1", "l2", "fpgm")
 FIRST_CHECK = 256
-METHODS = ("auto", "lean", *FILTERS, "random")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _first_of_class(classes: Ints) -> Ints:
     return first
 
 
-def rank(weights: Weights, method: str, chains: str, seed: int, enough: Callable[[Ranking], bool]) -> Ranking:
+def rank(weights: Weights, method: Method, chains: Chains, seed: int, enough: Callable[[Ranking], bool]) -> Ranking:
     """Rank the classes of channels.
 
     ``enough`` is asked while edge-disjoint chains are extracted whether those found so far exceed the budget.
@@ -165,7 +165,7 @@ def _layerwise(dag: ChannelDag, classes: Ints, scores: Floats, shares: Floats) -
     return Ranking(classes, np.lexsort((np.arange(keys.size), -scores, -keys)), scores)
 
 
-def _filter_scores(dag: ChannelDag, method: str) -> Floats:
+def _filter_scores(dag: ChannelDag, method: Method) -> Floats:
     """Size of the filter of each channel that a mixing operator puts out [labels]; NaN for other channels."""
     scores = np.full(dag.count, np.nan)
     for _, mix in dag.mixes:
@@ -175,16 +175,24 @@ def _filter_scores(dag: ChannelDag, method: str) -> Floats:
     return scores
 
 
-def _filters(kernels: NDArray[np.float32], method: str, strides: Sequence[int]) -> Floats:
+def _filters(kernels: NDArray[np.float32], method: Method, strides: Sequence[int]) -> Floats:
     """One number per filter [G, O] from kernels [G, O, I, *k]."""
     flat = kernels.reshape(*kernels.shape[:2], -1)
     if method == "norm":
-        return kernel_norms(kernels, strides=tuple(strides)).sum(-1).astype(np.float64)
-    if method == "l1":
-        return np.abs(flat).sum(-1).astype(np.float64)
-    if method == "l2":
-        return np.linalg.norm(flat, axis=-1).astype(np.float64)
-    filters = flat.reshape(-1, flat.shape[-1]).astype(np.float64)
+        sizes = kernel_norms(kernels, strides=tuple(strides)).sum(-1)
+    elif method == "l1":
+        sizes = np.abs(flat).sum(-1)
+    elif method == "l2":
+        sizes = np.linalg.norm(flat, axis=-1)
+    elif method == "fpgm":
+        sizes = _distances(flat.reshape(-1, flat.shape[-1]).astype(np.float64)).reshape(kernels.shape[:2])
+    else:
+        raise OptionError(f"method '{method}': expected one of {', '.join(get_args(Method))}")
+    return np.asarray(sizes, np.float64)
+
+
+def _distances(filters: Floats) -> Floats:
+    """Sum of the distances of each filter [n, k] from the others [n]."""
     squares = (filters**2).sum(1)
-    distances = np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * filters @ filters.T, 0))
-    return distances.sum(1).reshape(kernels.shape[:2])
+    between = squares[:, None] + squares[None] - 2 * filters @ filters.T
+    return np.asarray(np.sqrt(np.maximum(between, 0)).sum(1))

@@ -116,7 +116,7 @@ def components(count: int, ties: Iterable[tuple[Labels, Labels]]) -> NDArray[np.
 
 def projection(mask: Mask, axis: int) -> Mask:
     """Which indices of one axis hold anything alive."""
-    return mask.any(axis=tuple(k for k in range(mask.ndim) if k != axis))
+    return np.asarray(mask.any(axis=tuple(k for k in range(mask.ndim) if k != axis)))
 
 
 def is_rectangle(mask: Mask) -> bool:

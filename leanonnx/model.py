@@ -141,12 +141,11 @@ def load(path: Path) -> Model:
     _check(path)
     if external:
         load_external_data_for_model(proto, str(path.parent))
-    digest = hashlib.sha256(path.read_bytes())
-    for file in external:
-        digest.update(_digest(file))
+    digests = [_digest(file) for file in (path, *external)]
+    identity = digests[0] if not external else hashlib.sha256(b"".join(digests)).digest()
     if proto.functions:
         proto = inline_local_functions(proto)
-    return Model(path, proto, digest.hexdigest(), external)
+    return Model(path, proto, identity.hex(), external)
 
 
 def _parse(path: Path) -> onnx.ModelProto:

@@ -6,8 +6,9 @@ from the same labels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,20 +23,21 @@ from leanonnx.runs import Run, gathered
 
 Array = NDArray[Any]
 Place = tuple[int, int]
+Maker = Callable[[], Array]
 
 
 @dataclass(frozen=True)
 class Patch:
     """What surgery changes.
 
-    constants: (node, input slot) → the constant to read there.
+    constants: (node, input slot) → makes the constant to read there, when it is needed.
     entries: (node, slot) → new entries of a computed integer vector; ``outputs`` likewise for a node's output.
     picks: (node, slot) → which positions of a computed tensor to read.
     attributes: node → attribute → new value (None: removed).
     gathers: tensor → the run of movements that one Gather replaces, with the new indices.
     """
 
-    constants: Mapping[Place, Array] = field(default_factory=dict)
+    constants: Mapping[Place, Maker] = field(default_factory=dict)
     entries: Mapping[Place, Entries] = field(default_factory=dict)
     outputs: Mapping[Place, Entries] = field(default_factory=dict)
     picks: Mapping[Place, Pick] = field(default_factory=dict)
@@ -45,7 +47,9 @@ class Patch:
 
 def plan_patch(dag: ChannelDag, alive: Mask) -> Patch:
     """The patch that removes every label that is not alive."""
-    constants = {(use.node, use.slot): sliced(dag, use, alive) for use in dag.uses if _cuts(use, alive)}
+    constants: dict[Place, Maker] = {
+        (use.node, use.slot): partial(sliced, dag, use, alive) for use in dag.uses if _cuts(use, alive)
+    }
     entries: dict[Place, Entries] = {}
     outputs: dict[Place, Entries] = {}
     picks: dict[Place, Pick] = {}
@@ -62,7 +66,7 @@ def plan_patch(dag: ChannelDag, alive: Mask) -> Patch:
             if isinstance(change, Pick):
                 picks[node, slot] = change
             elif not isinstance(change, Entries):
-                constants[node, slot] = change
+                constants[node, slot] = partial(np.asarray, change)
             elif change.values:
                 _enter(dag, (node, slot), change, constants, entries)
     return Patch(constants, entries, outputs, picks, attributes, _gathers(dag, alive))
@@ -86,7 +90,7 @@ def _sized(dag: ChannelDag, name: str, change: Entries) -> Entries:
 
 
 def _enter(
-    dag: ChannelDag, place: Place, change: Entries, constants: dict[Place, Array], entries: dict[Place, Entries]
+    dag: ChannelDag, place: Place, change: Entries, constants: dict[Place, Maker], entries: dict[Place, Entries]
 ) -> None:
     """New entries of a shape vector: written into a constant, or laid over a computed one."""
     model = dag.model
@@ -94,9 +98,9 @@ def _enter(
     if name not in model.origins:
         entries[place] = _sized(dag, name, change)
         return
-    vector = np.array(constants.get(place, model.constant(name)))
+    vector = np.array(constants[place]() if place in constants else model.constant(name))
     vector[list(change.values)] = list(change.values.values())
-    constants[place] = vector
+    constants[place] = partial(np.asarray, vector)
 
 
 def _cuts(use: Use, alive: Mask) -> bool:
@@ -135,7 +139,7 @@ def masking_patch(dag: ChannelDag, alive: Mask) -> Patch:
     """The patch that zeroes, in the untouched network, what the consumers read of dead channels."""
     return Patch(
         {
-            (use.node, use.slot): _masked(dag, use, alive)
+            (use.node, use.slot): partial(_masked, dag, use, alive)
             for use in dag.uses
             if use.inward is not None and not alive[use.inward].all()
         }

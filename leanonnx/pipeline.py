@@ -16,6 +16,7 @@ import onnx
 
 from leanonnx.analysis import ChannelDag, analyse
 from leanonnx.cost import Cost, cost_model
+from leanonnx.criteria import Chains, Method
 from leanonnx.errors import OptionError, OutputError, ProofFailed
 from leanonnx.labels import Mask
 from leanonnx.model import Model, load
@@ -24,22 +25,23 @@ from leanonnx.plan import Plan, make_plan, read_plan, replay
 from leanonnx.proof import Proof, inputs_for, prove
 from leanonnx.rules.call import Pin
 from leanonnx.rules.table import DEFAULT, Rules
-from leanonnx.runtime import PROTOBUF_LIMIT, Shapes, observe
+from leanonnx.runtime import Shapes, observe
 from leanonnx.selection import Budget, Request, Selection, select
+from leanonnx.storage import write_model
 from leanonnx.surgery import apply
 from leanonnx.version import __version__
+from leanonnx.weigh import check_finite
 
 Progress = Callable[[str], None]
-EXTERNAL_THRESHOLD = 1024
 
 
 @dataclass(frozen=True)
 class Options:
     """What ``compress`` was asked to do."""
 
-    budget: Budget = Budget("kernels", 1.0)
-    method: str = "auto"
-    chains: str = "cover"
+    budget: Budget = field(default_factory=lambda: Budget("kernels", 1.0))
+    method: Method = "auto"
+    chains: Chains = "cover"
     shapes: Shapes = field(default_factory=dict)
     pin: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
@@ -120,6 +122,7 @@ def compress(
         observation = observe(model, checked_shapes(model, options.shapes))
     with clock.stage("analyse"):
         dag = analyse(model, observation, rules)
+        check_finite(dag)
     with clock.stage("select"):
         selection = _selected(dag, options)
     with tempfile_beside(target) as folder, clock.stage("operate"):
@@ -128,12 +131,12 @@ def compress(
         if unchanged:
             _copy(model, draft)
         else:
-            _save(_operated(dag, selection.alive), draft, model)
+            write_model(_operated(dag, selection.alive), draft, external=bool(model.external_files))
         with clock.stage("prove"):
             proof = _proven(dag, selection.alive, draft, options.seed)
         size = _publish(draft, target)
     plan = make_plan(dag, selection.alive, options.record(), __version__)
-    warnings = _warnings(dag, selection, options, unchanged)
+    warnings = _warnings(selection, options, unchanged)
     clock.seconds["operate"] = round(clock.seconds["operate"] - clock.seconds["prove"], 3)
     return Result(
         dag,
@@ -226,10 +229,14 @@ def _proven(dag: ChannelDag, alive: Mask, draft: Path, seed: int) -> Proof:
     Raises:
         ProofFailed: the checker, onnxruntime or the comparison refuses it.
     """
-    reference = apply(dag.model, masking_patch(dag, alive))
     try:
         onnx.checker.check_model(str(draft), full_check=True)
-        proof = prove(dag.model, reference, draft, inputs_for(dag.model, dag.shapes, seed))
+        with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
+            reference = Path(folder) / "reference.onnx"
+            write_model(apply(dag.model, masking_patch(dag, alive)), reference, external=True)
+            proof = prove(dag.model, reference, draft, inputs_for(dag.model, dag.shapes, seed))
+    except OSError:
+        raise
     except Exception as error:  # the checker and onnxruntime raise many unrelated types
         raise ProofFailed(
             f"the compressed model is not valid ({' '.join(str(error).split())[:300]}); nothing written"
@@ -261,20 +268,6 @@ def tempfile_beside(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _save(proto: onnx.ModelProto, draft: Path, model: Model) -> None:
-    """Write a model; external data stay external, in one file beside it."""
-    if model.external_files or proto.ByteSize() >= PROTOBUF_LIMIT:
-        onnx.save_model(
-            proto,
-            str(draft),
-            save_as_external_data=True,
-            location=f"{draft.name}.data",
-            size_threshold=EXTERNAL_THRESHOLD,
-        )
-    else:
-        draft.write_bytes(proto.SerializeToString(deterministic=True))
-
-
 def _copy(model: Model, draft: Path) -> None:
     """An unchanged model is the same bytes."""
     shutil.copyfile(model.path, draft)
@@ -297,7 +290,7 @@ def _publish(draft: Path, target: Path) -> int:
     return size
 
 
-def _warnings(dag: ChannelDag, selection: Selection, options: Options, unchanged: bool) -> tuple[str, ...]:
+def _warnings(selection: Selection, options: Options, unchanged: bool) -> tuple[str, ...]:
     found = []
     budget = options.budget
     if not selection.reached:

@@ -48,7 +48,9 @@ def inputs_for(model: Model, shapes: dict[str, tuple[int, ...]], seed: int = 0) 
     return [random_feed(model, named, seed + k, kind) for k, kind in enumerate(KINDS)]
 
 
-def prove(model: Model, reference: onnx.ModelProto, candidate: Path | onnx.ModelProto, feeds: Sequence[Feed]) -> Proof:
+def prove(
+    model: Model, reference: Path | onnx.ModelProto, candidate: Path | onnx.ModelProto, feeds: Sequence[Feed]
+) -> Proof:
     """Compare the compressed model with the masked original on every feed.
 
     Args:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from leanonnx.errors import ModelError
 from leanonnx.model import Model, first_line
+from leanonnx.storage import write_model
 
 Array = NDArray[Any]
 Feed = dict[str, Array]
@@ -23,7 +24,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 SIZES = (224, 256, 320, 512, 640, 128, 96, 64, 48, 32, 16, 8, 1)
 LENGTHS = (6144, 16384, 1024)
-PROTOBUF_LIMIT = 1 << 31
+IN_MEMORY = 1 << 24
+"""Bytes up to which a model is handed to onnxruntime in memory."""
 QUIET = 4
 
 ort.set_default_logger_severity(QUIET)
@@ -45,25 +47,27 @@ def options(threads: int = 0, optimise: bool = True) -> ort.SessionOptions:
     result.intra_op_num_threads = threads
     result.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimise:
+        result.add_session_config_entry("session.disable_prepacking", "1")
         result.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return result
 
 
 @contextmanager
 def opened(model: onnx.ModelProto | Path, optimise: bool = True) -> Iterator[ort.InferenceSession]:
-    """A CPU session on a model in memory or in a file; models over 2 GB go through a temporary file."""
+    """A CPU session on a file or on a model in memory.
+
+    Large models go through a temporary file that onnxruntime maps, which saves it two copies of the weights.
+    """
     with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
         source: bytes | str
         if isinstance(model, Path):
             source = str(model)
-        elif model.ByteSize() < PROTOBUF_LIMIT:
+        elif model.ByteSize() < IN_MEMORY:
             source = model.SerializeToString()
         else:
+            write_model(model, Path(folder) / "model.onnx", external=True)
             source = str(Path(folder) / "model.onnx")
-            onnx.save_model(model, source, save_as_external_data=True, location="model.data")
-        session = ort.InferenceSession(source, options(optimise=optimise), providers=["CPUExecutionProvider"])
-        del source
-        yield session
+        yield ort.InferenceSession(source, options(optimise=optimise), providers=["CPUExecutionProvider"])
 
 
 def run(model: onnx.ModelProto | Path, feeds: Sequence[Feed], optimise: bool = True) -> list[list[Array]]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from leanonnx.analysis import ChannelDag
 from leanonnx.chains import best_chain
 from leanonnx.cost import Cost, CostModel, cost_model
-from leanonnx.criteria import Ranking, rank
+from leanonnx.criteria import Chains, Method, Ranking, rank
 from leanonnx.errors import BudgetUnreachable
 from leanonnx.labels import Mask
 from leanonnx.rules.call import Pin
@@ -32,8 +32,8 @@ class Request:
     """What is asked of a selection; ``pinned`` holds labels, ``ignored`` node indices."""
 
     budget: Budget
-    method: str = "auto"
-    chains: str = "cover"
+    method: Method = "auto"
+    chains: Chains = "cover"
     pinned: tuple[Pin, ...] = ()
     ignored: frozenset[int] = frozenset()
     seed: int = 0
@@ -58,7 +58,8 @@ def select(dag: ChannelDag, request: Request) -> Selection:
     """
     cost = cost_model(dag, request.ignored)
     before = cost(np.ones(dag.count, bool))
-    limit = request.budget.fraction * getattr(before, request.budget.unit)
+    total = getattr(before, request.budget.unit)
+    limit = request.budget.fraction * total
     if request.budget.fraction >= 1:
         return Selection(np.ones(dag.count, bool), before, before, reached=True)
 
@@ -76,7 +77,7 @@ def select(dag: ChannelDag, request: Request) -> Selection:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(keeper.prefix(middle)) else (low, middle - 1)
     alive = keeper.prefix(low)
-    reached = fits(alive)
+    reached = fits(alive) and total > 0
     if not reached and not request.best_effort:
         raise BudgetUnreachable(unreachable(dag, request, cost, alive, before))
     return Selection(alive, before, cost(alive), reached)
@@ -173,6 +174,11 @@ def unreachable(dag: ChannelDag, request: Request, cost: CostModel, alive: Mask,
     """Why a budget cannot be reached: the lowest value and the pins that hold it up."""
     unit = request.budget.unit
     lowest, total = getattr(cost(alive), unit), getattr(before, unit)
+    if total == 0:
+        return (
+            f"there are no {unit} to remove: the model has no Conv, ConvTranspose, Gemm or MatMul with constant weights "
+            "in its main graph; add --best-effort to write it as it is"
+        )
     held = held_back(dag, cost, alive)[:3]
     why = "; ".join(f"{pin.reason} holds {kernels} kernels" for pin, kernels in held)
     asked = f"{request.budget.fraction:g} of the {unit} was asked for"

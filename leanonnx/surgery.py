@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from leanonnx.model import Model, captured
-from leanonnx.patch import Patch, Place
+from leanonnx.patch import Maker, Patch, Place
 from leanonnx.rules.call import Entries, Pick
+from leanonnx.storage import copy_fields
 
 Array = NDArray[Any]
 FREE_INITIALIZERS = 4
@@ -35,8 +36,8 @@ class _Operation:
     def __init__(self, model: Model, patch: Patch, shrunk: Set[str]) -> None:
         self.model, self.patch, self.shrunk = model, patch, shrunk
         self.names = _all_names(model.proto.graph)
-        self.replaced: dict[str, Array] = {}
-        self.added: dict[str, Array] = {}
+        self.replaced: dict[str, Maker] = {}
+        self.added: dict[str, Maker] = {}
         self.reads: dict[Place, str] = {}
         self._assign()
         self.nodes = self._edited_nodes()
@@ -44,25 +45,28 @@ class _Operation:
     def _assign(self) -> None:
         """Give each changed constant a name: its own where every reader agrees, else a clone."""
         readers = _readers(self.model)
-        wanted: dict[str, dict[bytes, list[Place]]] = {}
-        arrays: dict[tuple[str, bytes], Array] = {}
-        for place, array in self.patch.constants.items():
-            name = self._holder(place)
-            key = _fingerprint(array)
-            wanted.setdefault(name, {}).setdefault(key, []).append(place)
-            arrays[name, key] = array
-        for name, groups in wanted.items():
-            changed = sum(len(places) for places in groups.values())
-            taken = not name or changed < readers.get(name, 0)
-            for key, places in groups.items():
-                array = arrays[name, key]
+        wanted: dict[str, list[Place]] = {}
+        for place in self.patch.constants:
+            wanted.setdefault(self._holder(place), []).append(place)
+        for name, places in wanted.items():
+            taken = not name or len(places) < readers.get(name, 0)
+            for group in self._alike(places):
                 if taken:
-                    clone = self._fresh(name or f"{self.model.proto.graph.node[places[0][0]].output[0]}_constant")
-                    self.added[clone] = array
-                    self.reads |= dict.fromkeys(places, clone)
+                    clone = self._fresh(name or f"{self.model.proto.graph.node[group[0][0]].output[0]}_constant")
+                    self.added[clone] = self.patch.constants[group[0]]
+                    self.reads |= dict.fromkeys(group, clone)
                 else:
-                    self.replaced[name] = array
+                    self.replaced[name] = self.patch.constants[group[0]]
                     taken = True
+
+    def _alike(self, places: list[Place]) -> list[list[Place]]:
+        """Places that get equal arrays, together."""
+        if len(places) == 1:
+            return [places]
+        groups: dict[bytes, list[Place]] = {}
+        for place in places:
+            groups.setdefault(_fingerprint(self.patch.constants[place]()), []).append(place)
+        return list(groups.values())
 
     def _holder(self, place: Place) -> str:
         inputs = self.model.proto.graph.node[place[0]].input
@@ -87,7 +91,7 @@ class _Operation:
             if node.op_type == "Constant" and node.output[0] in self.replaced:
                 del node.attribute[:]
                 node.attribute.append(
-                    onnx.helper.make_attribute("value", _tensor(self.replaced[node.output[0]], node.output[0]))
+                    onnx.helper.make_attribute("value", _tensor(self.replaced[node.output[0]](), node.output[0]))
                 )
             nodes += [*before, node, *after]
         return nodes
@@ -146,7 +150,7 @@ class _Operation:
 
     def _constant(self, array: Array, stem: str) -> str:
         name = self._fresh(stem)
-        self.added[name] = array
+        self.added[name] = lambda: array
         return name
 
     def result(self) -> onnx.ModelProto:
@@ -156,8 +160,8 @@ class _Operation:
         dead = _unneeded(self.nodes, source.graph) - spare
         nodes = [node for node in self.nodes if not dead.issuperset(n for n in node.output if n)]
         result = onnx.ModelProto()
-        _copy_fields(source, result, leave={"graph"})
-        _copy_fields(source.graph, result.graph, leave={"node", "initializer", "input", "value_info"})
+        copy_fields(source, result, leave={"graph"})
+        copy_fields(source.graph, result.graph, leave={"node", "initializer", "input", "value_info"})
         result.graph.node.extend(nodes)
         self._fill_constants(result.graph)
         produced = {name for node in nodes for name in node.output} & self.model.free - self.shrunk
@@ -174,17 +178,18 @@ class _Operation:
         for tensor in source.initializer:
             if tensor.name in kept:
                 graph.initializer.append(
-                    _tensor(self.replaced[tensor.name], tensor) if tensor.name in self.replaced else tensor
+                    _tensor(self.replaced[tensor.name](), tensor) if tensor.name in self.replaced else tensor
                 )
         names = {t.name for t in source.initializer}
+        sizes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
         for value in source.input:
             if value.name in kept or value.name not in names:
-                graph.input.append(_resized(value, self.replaced.get(value.name)))
+                graph.input.append(_resized(value, sizes.get(value.name)))
         held = set(self.model.holders)
-        computed = {name: array for name, array in self.replaced.items() if name not in held}
-        for name, array in sorted({**self.added, **computed}.items()):
+        computed = {name: make for name, make in self.replaced.items() if name not in held}
+        for name, make in sorted({**self.added, **computed}.items()):
             if name in read:
-                graph.initializer.append(_tensor(array, name))
+                graph.initializer.append(_tensor(make(), name))
                 if self.model.proto.ir_version < FREE_INITIALIZERS:
                     graph.input.append(_declared(graph.initializer[-1]))
 
@@ -250,18 +255,6 @@ def _unneeded(nodes: Any, graph: onnx.GraphProto) -> set[str]:
     return spare - needed - {""}
 
 
-def _copy_fields(source: Any, target: Any, leave: set[str]) -> None:
-    for descriptor, value in source.ListFields():
-        if descriptor.name in leave:
-            continue
-        if hasattr(value, "extend"):
-            getattr(target, descriptor.name).extend(value)
-        elif hasattr(value, "CopyFrom"):
-            getattr(target, descriptor.name).CopyFrom(value)
-        else:
-            setattr(target, descriptor.name, value)
-
-
 def _tensor(array: Array, like: onnx.TensorProto | str) -> onnx.TensorProto:
     """A tensor named and typed as another, or under a name alone."""
     if isinstance(like, str):
@@ -272,12 +265,12 @@ def _tensor(array: Array, like: onnx.TensorProto | str) -> onnx.TensorProto:
     return tensor
 
 
-def _resized(value: onnx.ValueInfoProto, array: Array | None) -> onnx.ValueInfoProto:
+def _resized(value: onnx.ValueInfoProto, sizes: list[int] | None) -> onnx.ValueInfoProto:
     """A graph input that lists an initializer, with the initializer's new shape."""
     result = onnx.ValueInfoProto()
     result.CopyFrom(value)
-    if array is not None:
+    if sizes is not None:
         del result.type.tensor_type.shape.dim[:]
-        for size in array.shape:
+        for size in sizes:
             result.type.tensor_type.shape.dim.add(dim_value=size)
     return result

@@ -30,14 +30,26 @@ class Weights:
 
 
 def weighted(dag: ChannelDag, ignored: Collection[int] = ()) -> list[Block]:
-    """Blocks of edges in topological order; kernels of ``ignored`` nodes are walked but not counted.
+    """Blocks of edges in topological order; kernels of ``ignored`` nodes are walked but not counted."""
+    mixes = [(node, 0, _kernels(dag, node, mix, node not in ignored)) for node, mix in dag.mixes if _movable(mix)]
+    links = [(node, 1, _fixed(link)) for node, link in dag.links if link.sources.size]
+    return [block for _, _, block in sorted(mixes + links, key=lambda item: item[:2])]
+
+
+def check_finite(dag: ChannelDag) -> None:
+    """Refuse weights that no chain can be computed from.
 
     Raises:
         ModelError: a weight holds NaN or infinite values.
     """
-    mixes = [(node, 0, _kernels(dag, node, mix, node not in ignored)) for node, mix in dag.mixes if _movable(mix)]
-    links = [(node, 1, _fixed(link)) for node, link in dag.links if link.sources.size]
-    return [block for _, _, block in sorted(mixes + links, key=lambda item: item[:2])]
+    for node, mix in dag.mixes:
+        weights = mix.kernels()
+        if weights.dtype.kind == "f" and not np.isfinite(weights).all():
+            proto = dag.model.proto.graph.node[node]
+            raise ModelError(
+                f"{dag.model.path}: the weight '{proto.input[mix.slot]}' of {proto.op_type} '{proto.name}' holds NaN "
+                "or infinite values; export the model again from a healthy checkpoint"
+            )
 
 
 def _movable(mix: Mix) -> bool:
@@ -47,12 +59,6 @@ def _movable(mix: Mix) -> bool:
 def _kernels(dag: ChannelDag, node: int, mix: Mix, counted: bool) -> Block:
     weights = np.asarray(mix.kernels(), np.float32)
     gains = kernel_norms(weights, strides=mix.strides)
-    if not np.isfinite(gains).all():
-        proto = dag.model.proto.graph.node[node]
-        raise ModelError(
-            f"{dag.model.path}: the weight '{proto.input[mix.slot]}' of {proto.op_type} '{proto.name}' holds NaN or "
-            "infinite values; export the model again from a healthy checkpoint"
-        )
     sources, gains = _once_each(mix.sources, gains)
     return Block(sources, mix.targets, gains, counted)
 

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from leanonnx import pipeline, report
 from leanonnx.cli.options import fraction, parse_shapes
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
-from leanonnx.criteria import CHAINS, METHODS
+from leanonnx.criteria import Chains, Method
 from leanonnx.errors import OptionError, OutputError
 from leanonnx.selection import Budget
 
-Method = StrEnum("Method", [(name, name) for name in METHODS])
-Chains = StrEnum("Chains", [(name, name) for name in CHAINS])
-
-
-class Recover(StrEnum):
-    """What may be done to the surviving weights."""
-
-    none = "none"
+Recover = Literal["none"]
 
 
 def compress(
@@ -31,8 +23,8 @@ def compress(
     keep: Annotated[float | None, typer.Option(help="Keep at most this fraction of the kernels (0 to 1).")] = None,
     macs: Annotated[float | None, typer.Option(help="Keep at most this fraction of the multiply-adds.")] = None,
     params: Annotated[float | None, typer.Option(help="Keep at most this fraction of the parameters.")] = None,
-    method: Annotated[Method, typer.Option(help="How channels are ranked; auto is lean.")] = Method["auto"],
-    chains: Annotated[Chains, typer.Option(help="Which chains lean extracts.")] = Chains["cover"],
+    method: Annotated[Method, typer.Option(help="How channels are ranked; auto is lean.")] = "auto",
+    chains: Annotated[Chains, typer.Option(help="Which chains lean extracts.")] = "cover",
     shape: Annotated[
         list[str] | None, typer.Option(metavar="NAME=1,3,224,224", help="Size of a free graph input.")
     ] = None,
@@ -44,7 +36,7 @@ def compress(
         Path | None, typer.Option(metavar="P.json", help="Carry out this plan instead of selecting.")
     ] = None,
     plan_out: Annotated[Path | None, typer.Option(metavar="P.json", help="Write the plan here.")] = None,
-    recover: Annotated[Recover, typer.Option(help="Change of the surviving weights: none.")] = Recover.none,
+    recover: Annotated[Recover, typer.Option(help="Change of the surviving weights: none.")] = "none",
     best_effort: Annotated[
         bool, typer.Option("--best-effort", help="Write the lowest reachable if over budget.")
     ] = False,
@@ -60,8 +52,8 @@ def compress(
     with exit_codes():
         options = pipeline.Options(
             budget=_budget({"keep": keep, "macs": macs, "params": params}, plan),
-            method=method.value,
-            chains=chains.value,
+            method=method,
+            chains=chains,
             shapes=parse_shapes(shape or []),
             pin=tuple(pin or ()),
             ignore=tuple(ignore or ()),

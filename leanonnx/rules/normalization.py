@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from leanonnx.labels import on_axis, varied
-from leanonnx.rules.call import Call, Edit, Effect, Kept, Link, Slice, Unsupported
+from leanonnx.rules.call import Array, Call, Edit, Effect, Kept, Link, Slice, Unsupported
 
 
 def batch_normalization(call: Call) -> Effect:
@@ -31,13 +31,15 @@ def instance_normalization(call: Call) -> Effect:
     return _diagonal(call, (1, 2), np.abs(call.array(1).astype(np.float64)))
 
 
-def _diagonal(call: Call, slots: tuple[int, ...], gains: np.ndarray) -> Effect:  # type: ignore[type-arg]
+def _diagonal(call: Call, slots: tuple[int, ...], gains: Array) -> Effect:
     vector, ties = call.slices(0, 1)
-    unique, first, inverse = np.unique(vector, return_index=True, return_inverse=True)
+    unique, inverse = np.unique(vector, return_inverse=True)
     minted = call.mint(unique.size)
     labels = minted[inverse]
     rank = len(call.output_shape())
-    link = Link(unique, minted, gains[first].astype(np.float32))
+    strongest = np.zeros(unique.size)
+    np.maximum.at(strongest, inverse, gains)
+    link = Link(unique, minted, strongest.astype(np.float32))
     slices = tuple(Slice(slot, (labels,)) for slot in slots) if unique.size > 1 else ()
     output = on_axis(labels if unique.size > 1 else minted, 1, rank)
     return Effect((output,), (*ties, (unique, minted)), links=(link,), slices=slices)

@@ -1,0 +1,67 @@
+"""Writing ONNX files without a second copy of the weights in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO
+
+import onnx
+from onnx import numpy_helper
+
+EXTERNAL_FROM = 1024
+"""Bytes from which a constant is worth a place in the external data file."""
+ALIGNMENT = 4096
+"""Offsets are multiples of the page size, so that onnxruntime can map the data instead of reading them."""
+PROTOBUF_LIMIT = 1 << 31
+"""Bytes that one protobuf message can hold."""
+
+
+def write_model(proto: onnx.ModelProto, path: Path, external: bool) -> None:
+    """Write a model; with ``external`` its large constants go to one file beside it, named after it.
+
+    The same model gives the same bytes.
+    """
+    if not external and proto.ByteSize() < PROTOBUF_LIMIT:
+        with path.open("wb") as file:
+            file.write(proto.SerializeToString(deterministic=True))
+        return
+    location = f"{path.name}.data"
+    shell = onnx.ModelProto()
+    copy_fields(proto, shell, leave={"graph"})
+    copy_fields(proto.graph, shell.graph, leave={"initializer"})
+    with (path.parent / location).open("wb") as file:
+        for tensor in proto.graph.initializer:
+            shell.graph.initializer.append(_moved_out(tensor, file, location))
+    path.write_bytes(shell.SerializeToString(deterministic=True))
+
+
+def _moved_out(tensor: onnx.TensorProto, file: BinaryIO, location: str) -> onnx.TensorProto:
+    """The tensor with its data in the file, if they are large enough."""
+    if tensor.data_type == onnx.TensorProto.STRING or tensor.ByteSize() < EXTERNAL_FROM:
+        return tensor
+    data = tensor.raw_data or numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data
+    file.write(b"\0" * (-file.tell() % ALIGNMENT))
+    result = onnx.TensorProto(
+        dims=tensor.dims,
+        data_type=tensor.data_type,
+        name=tensor.name,
+        doc_string=tensor.doc_string,
+        data_location=onnx.TensorProto.EXTERNAL,
+    )
+    for key, value in (("location", location), ("offset", str(file.tell())), ("length", str(len(data)))):
+        result.external_data.add(key=key, value=value)
+    file.write(data)
+    return result
+
+
+def copy_fields(source: object, target: object, leave: set[str]) -> None:
+    """Copy the fields of a protobuf message, but for some."""
+    for descriptor, value in source.ListFields():  # type: ignore[attr-defined]
+        if descriptor.name in leave:
+            continue
+        if hasattr(value, "extend"):
+            getattr(target, descriptor.name).extend(value)
+        elif hasattr(value, "CopyFrom"):
+            getattr(target, descriptor.name).CopyFrom(value)
+        else:
+            setattr(target, descriptor.name, value)
