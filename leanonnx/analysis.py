@@ -164,8 +164,16 @@ def _call(trace: _Trace, index: int, node: gs.Node) -> Call:
 def _value(trace: _Trace, name: str) -> Value:
     model, observation = trace.model, trace.observation
     if name in model.origins:
-        return Value(name, _constant_shape(model, name), None, lambda: model.constant(name))
-    return Value(name, observation.shapes.get(name), trace.labels.get(name), lambda: observation.values[name])
+        return Value(name, _constant_shape(model, name), None, lambda: model.constant(name), held=True)
+    shape, labels = observation.shapes.get(name), trace.labels.get(name)
+    return Value(name, shape, labels, lambda: observation.values[name], held=_is_quantised(model, name))
+
+
+def _is_quantised(model: Model, name: str) -> bool:
+    """Whether a value is a constant of the file behind a DequantizeLinear."""
+    producer = model.producers.get(name)
+    node = None if producer is None else model.proto.graph.node[producer]
+    return node is not None and node.op_type == "DequantizeLinear" and node.input[0] in model.origins
 
 
 def _constant_shape(model: Model, name: str) -> Shape:

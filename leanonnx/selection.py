@@ -176,8 +176,8 @@ def unreachable(dag: ChannelDag, request: Request, cost: CostModel, alive: Mask,
     lowest, total = getattr(cost(alive), unit), getattr(before, unit)
     if total == 0:
         return (
-            f"there are no {unit} to remove: the model has no Conv, ConvTranspose, Gemm or MatMul with constant weights "
-            "in its main graph; add --best-effort to write it as it is"
+            f"there are no {unit} to remove: the model has no Conv, ConvTranspose, Gemm or MatMul with constant "
+            "weights in its main graph; add --best-effort to write it as it is"
         )
     held = held_back(dag, cost, alive)[:3]
     why = "; ".join(f"{pin.reason} holds {kernels} kernels" for pin, kernels in held)

@@ -22,12 +22,16 @@ Pairs = tuple[Labels, Labels]
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor that a node reads; ``labels`` is None where its data depend on no graph input."""
+    """A tensor that a node reads; ``labels`` is None where its data depend on no graph input.
+
+    ``held`` tells that the file holds it as a constant, plain or quantised; other constants are computed from those.
+    """
 
     name: str
     shape: Shape | None
     labels: Labels | None
     read: Callable[[], Array] = field(repr=False)
+    held: bool = False
 
     @property
     def array(self) -> Array:

@@ -36,8 +36,8 @@ def conv(
     ``per_channel`` names further slots that hold one value per output channel (scales of quantised weights);
     ``residual`` is the slot that FusedConv adds to the result.
     """
-    if not call.is_constant(weight):
-        return pin_all(call, f"{call.title} computes its weight at run time")
+    if not _is_held(call, weight):
+        return pin_all(call, _unheld(call, weight))
     out, width, *kernel = call.shape(weight)
     groups = int(call.attribute("group", 1))
     sources, ties = call.slices(0, 1)
@@ -75,8 +75,8 @@ def conv(
 
 def conv_transpose(call: Call) -> Effect:
     """ConvTranspose (ONNX ConvTranspose-22); weight ``[I, O/g, *k]``; its norm is that of the adjoint."""
-    if not call.is_constant(1):
-        return pin_all(call, f"{call.title} computes its weight at run time")
+    if not _is_held(call, 1):
+        return pin_all(call, _unheld(call, 1))
     width, per_group, *kernel = call.shape(1)
     groups = int(call.attribute("group", 1))
     out = per_group * groups
@@ -123,8 +123,10 @@ def conv_integer(call: Call) -> Effect:
 
 def gemm(call: Call, weight: int = 1, bias: int = 2, per_channel: tuple[int, ...] = ()) -> Effect:
     """Gemm-13 with a constant B; a Flatten before it repeats each channel over its pixels."""
-    if not call.is_constant(weight) or call.attribute("transA", 0):
-        return pin_all(call, f"{call.title} multiplies two computed tensors or transposes its input")
+    if not _is_held(call, weight):
+        return pin_all(call, _unheld(call, weight))
+    if call.attribute("transA", 0):
+        return pin_all(call, f"{call.title} transposes its input")
     turned = bool(call.attribute("transB", 0))
     shape = call.shape(weight)
     effect = _dense(call, 1, weight, shape[::-1] if turned else shape, turned)
@@ -149,9 +151,10 @@ def matmul(call: Call, weight: int = 1, per_channel: tuple[int, ...] = ()) -> Ef
 
     Where the channels lie on other axes than the last, the product acts inside each channel and moves no channel.
     """
-    if not call.is_constant(weight):
-        kind = "multiplies two computed tensors" if not call.is_constant(0) else "has its constant on the left"
-        return pin_all(call, f"{call.title} {kind}")
+    if call.is_constant(0):
+        return pin_all(call, f"{call.title} has its constant on the left")
+    if not _is_held(call, weight):
+        return pin_all(call, _unheld(call, weight))
     shape, labels = call.shape(weight), call.labels(0)
     if len(shape) != 2:
         return _uncounted(call, pin_all(call, f"{call.title} has a stack of matrices as its constant"), weight)
@@ -170,6 +173,18 @@ def qlinear_matmul(call: Call) -> Effect:
 def matmul_integer(call: Call) -> Effect:
     """MatMulInteger-10: a, b, a_zero, b_zero."""
     return matmul(call, weight=1, per_channel=(3,))
+
+
+def _is_held(call: Call, weight: int) -> bool:
+    return call.is_constant(weight) and call.value(weight).held
+
+
+def _unheld(call: Call, weight: int) -> str:
+    """Why a product without a weight in the file is pinned."""
+    if call.is_constant(weight):
+        name = call.value(weight).name
+        return f"{call.title} computes its weight '{name}' from constants (fold constants first to have it pruned)"
+    return f"{call.title} multiplies two computed tensors"
 
 
 def _dense(call: Call, axis: int, weight: int, shape: tuple[int, ...], turned: bool) -> Effect:
