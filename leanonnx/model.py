@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -140,7 +141,7 @@ def load(path: Path) -> Model:
     external = tuple(sorted({_external_path(t, path) for t in _tensors(proto.graph) if uses_external_data(t)}))
     _check(path)
     if external:
-        load_external_data_for_model(proto, str(path.parent))
+        _read_external(proto, path)
     digests = [_digest(file) for file in (path, *external)]
     identity = digests[0] if not external else hashlib.sha256(b"".join(digests)).digest()
     if proto.functions:
@@ -148,10 +149,19 @@ def load(path: Path) -> Model:
     return Model(path, proto, identity.hex(), external)
 
 
+def _read_external(proto: onnx.ModelProto, path: Path) -> None:
+    try:
+        load_external_data_for_model(proto, str(path.parent))
+    except Exception as error:  # onnx raises several unrelated types
+        raise ModelError(
+            f"{path}: the external data cannot be read: {first_line(error)}; copy the data file again"
+        ) from error
+
+
 def _parse(path: Path) -> onnx.ModelProto:
-    if not path.exists():
+    if not os.path.exists(path):
         raise ModelError(f"{path}: no such file; check the path of the input model")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelError(f"{path}: not a file; give the path of one .onnx file")
     if path.stat().st_size == 0:
         raise ModelError(f"{path}: the file is empty (0 bytes); export or copy the model again")
@@ -169,6 +179,8 @@ def _parse(path: Path) -> onnx.ModelProto:
             f"{path}: a protobuf, but no ONNX model (expected an IR version, an operator set and a graph); "
             "give the .onnx file itself"
         )
+    if not proto.graph.output:
+        raise ModelError(f"{path}: the graph has no outputs; export the model with at least one output")
     return proto
 
 

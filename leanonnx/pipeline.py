@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -33,6 +34,8 @@ from leanonnx.version import __version__
 from leanonnx.weigh import check_finite
 
 Progress = Callable[[str], None]
+LONGEST_NAME = 240
+"""Bytes of a file name that leave room for the suffix of a data file."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +108,14 @@ def inspect(path: Path, shapes: Shapes | None = None, rules: Rules = DEFAULT) ->
 
 
 def compress(
-    source: Path, target: Path, options: Options, rules: Rules = DEFAULT, progress: Progress = quiet
+    source: Path,
+    target: Path,
+    options: Options,
+    plan_out: Path | None = None,
+    rules: Rules = DEFAULT,
+    progress: Progress = quiet,
 ) -> Result:
-    """Compress a model file, prove the result and write it.
+    """Compress a model file, prove the result and write it, with its plan where ``plan_out`` is given.
 
     Raises:
         UserError: bad model, option, plan or output path.
@@ -115,9 +123,11 @@ def compress(
         ProofFailed: the result is not equal to the masked original; nothing is written.
     """
     clock = Clock(progress)
-    check_target(source, target)
+    for path in (target, plan_out):
+        check_writable(source, path)
     with clock.stage("load"):
         model = load(source)
+    check_apart(model, target, plan_out)
     with clock.stage("observe"):
         observation = observe(model, checked_shapes(model, options.shapes))
     with clock.stage("analyse"):
@@ -125,17 +135,17 @@ def compress(
         check_finite(dag)
     with clock.stage("select"):
         selection = _selected(dag, options)
-    with tempfile_beside(target) as folder, clock.stage("operate"):
+    plan = make_plan(dag, selection.alive, options.record(), __version__)
+    with temporary_beside(target) as folder, clock.stage("operate"):
         draft = folder / target.name
         unchanged = bool(selection.alive.all())
-        if unchanged:
-            _copy(model, draft)
+        if unchanged and not model.external_files:
+            shutil.copyfile(model.path, draft)
         else:
             write_model(_operated(dag, selection.alive), draft, external=bool(model.external_files))
         with clock.stage("prove"):
             proof = _proven(dag, selection.alive, draft, options.seed)
-        size = _publish(draft, target)
-    plan = make_plan(dag, selection.alive, options.record(), __version__)
+        size = _publish(draft, target, plan, plan_out)
     warnings = _warnings(selection, options, unchanged)
     clock.seconds["operate"] = round(clock.seconds["operate"] - clock.seconds["prove"], 3)
     return Result(
@@ -151,14 +161,35 @@ def compress(
     )
 
 
-def check_target(source: Path, target: Path) -> None:
-    """Refuse an output path that cannot be written or would harm the input."""
-    if target.resolve() == source.resolve() or (target.exists() and source.exists() and target.samefile(source)):
-        raise OptionError(f"{target}: the output is the input file; give another output path")
-    if target.is_dir():
-        raise OutputError(f"{target}: is a folder; give the path of the file to write")
-    if not target.parent.is_dir():
-        raise OutputError(f"{target}: the folder '{target.parent}' does not exist; make it first")
+def check_writable(source: Path, path: Path | None) -> None:
+    """Refuse a path that cannot be written or would harm the input."""
+    if path is None:
+        return
+    if os.path.realpath(path) == os.path.realpath(source):
+        raise OptionError(f"{path}: the output is the input file; give another output path")
+    if os.path.isdir(path):
+        raise OutputError(f"{path}: is a folder; give the path of the file to write")
+    if not os.path.isdir(path.parent):
+        raise OutputError(f"{path}: the folder '{path.parent}' does not exist; make it first")
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise OutputError(f"{path.name[:40]}…: the file name is too long; give a shorter one")
+
+
+def check_apart(model: Model, target: Path, plan_out: Path | None) -> None:
+    """Refuse outputs that would overwrite each other, the input or the data it keeps beside it."""
+    outputs = [target, *([plan_out] if plan_out else []), *([_data_file(target)] if model.external_files else [])]
+    places = [os.path.realpath(path) for path in outputs]
+    taken = {os.path.realpath(path): path for path in (model.path, *model.external_files)}
+    for path, place in zip(outputs, places, strict=True):
+        if place in taken or any(os.path.exists(path) and taken[t].samefile(path) for t in taken):
+            raise OptionError(f"{path}: writing it would overwrite the input or its data; give another output path")
+    if len(set(places)) < len(places):
+        raise OptionError(f"{plan_out}: the plan would overwrite the model; give another path with --plan-out")
+
+
+def _data_file(target: Path) -> Path:
+    """Where external data of a written model go."""
+    return target.with_name(f"{target.name}.data")
 
 
 def checked_shapes(model: Model, shapes: Shapes) -> Shapes:
@@ -250,7 +281,7 @@ def _proven(dag: ChannelDag, alive: Mask, draft: Path, seed: int) -> Proof:
 
 
 @contextmanager
-def tempfile_beside(target: Path) -> Iterator[Path]:
+def temporary_beside(target: Path) -> Iterator[Path]:
     """A temporary folder on the target's file system, always removed.
 
     Raises:
@@ -268,26 +299,25 @@ def tempfile_beside(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _copy(model: Model, draft: Path) -> None:
-    """An unchanged model is the same bytes."""
-    shutil.copyfile(model.path, draft)
-    for file in model.external_files:
-        copy = draft.parent / file.relative_to(model.path.parent.resolve())
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, copy)
-
-
-def _publish(draft: Path, target: Path) -> int:
+def _publish(draft: Path, target: Path, plan: Plan, plan_out: Path | None) -> int:
     """Rename the proven files into place, the model last; returns their size in bytes."""
-    files = sorted((p for p in draft.parent.rglob("*") if p.is_file()), key=lambda p: p == draft)
-    size = sum(file.stat().st_size for file in files)
-    if len(files) > 1:
+    staged: list[tuple[Path, Path]] = []
+    if _data_file(draft).exists():
+        staged.append((_data_file(draft), _data_file(target)))
         target.unlink(missing_ok=True)
-    for file in files:
-        place = target.parent / file.relative_to(draft.parent)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        file.replace(place)
+    size = draft.stat().st_size + sum(file.stat().st_size for file, _ in staged)
+    if plan_out is None:
+        _rename(*staged, (draft, target))
+        return size
+    with temporary_beside(plan_out) as folder:
+        (folder / plan_out.name).write_text(plan.text())
+        _rename(*staged, (folder / plan_out.name, plan_out), (draft, target))
     return size
+
+
+def _rename(*pairs: tuple[Path, Path]) -> None:
+    for draft, place in pairs:
+        draft.replace(place)
 
 
 def _warnings(selection: Selection, options: Options, unchanged: bool) -> tuple[str, ...]:

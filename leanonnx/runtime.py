@@ -151,6 +151,8 @@ def _first_run(session: ort.InferenceSession, model: Model, given: Shapes, taps:
         empty = empty or (feed, found)
     if empty:
         return empty
+    if len(_trials(model, given)) == 1:
+        raise ModelError(f"{model.path}: onnxruntime cannot run the model: {failure}; export the model again")
     names = ", ".join(f"{v.name}{_declared(v)}" for v in model.inputs)
     raise ModelError(
         f"{model.path}: onnxruntime cannot run the model with any input size tried ({failure}); "

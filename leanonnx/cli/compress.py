@@ -11,7 +11,7 @@ from leanonnx import pipeline, report
 from leanonnx.cli.options import fraction, parse_shapes
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
 from leanonnx.criteria import Chains, Method
-from leanonnx.errors import OptionError, OutputError
+from leanonnx.errors import OptionError
 from leanonnx.selection import Budget
 
 Recover = Literal["none"]
@@ -61,12 +61,8 @@ def compress(
             best_effort=best_effort,
             seed=seed,
         )
-        if plan_out is not None:
-            _check_plan_path(plan_out, source, target)
         with progress() as listener:
-            result = pipeline.compress(source, target, options, progress=listener)
-        if plan_out is not None:
-            _write(plan_out, result.plan.text())
+            result = pipeline.compress(source, target, options, plan_out, progress=listener)
         row = report.summary(result)
         show_json(row) if as_json else show(report.result_tables(row, str(source), str(target)))
 
@@ -79,17 +75,3 @@ def _budget(given: dict[str, float | None], plan: Path | None) -> Budget:
         return Budget("kernels", 1.0)
     name, value = next(iter(asked.items()))
     return Budget("kernels" if name == "keep" else name, fraction(name, value))
-
-
-def _check_plan_path(plan: Path, source: Path, target: Path) -> None:
-    if plan.resolve() in (source.resolve(), target.resolve()):
-        raise OptionError(f"--plan-out {plan}: is the model itself; give another path")
-    if not plan.parent.is_dir():
-        raise OutputError(f"--plan-out {plan}: the folder '{plan.parent}' does not exist; make it first")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text)
-    except OSError as error:
-        raise OutputError(f"{path}: the plan cannot be written: {error.strerror}; choose another path") from error

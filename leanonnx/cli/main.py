@@ -15,6 +15,7 @@ app = typer.Typer(
     name="leanonnx",
     help="Make deployed convolutional networks smaller: prune an ONNX model by LEAN, prove the result.",
     no_args_is_help=True,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 app.command()(compress)
