@@ -145,8 +145,8 @@ def compress(
             write_model(_operated(dag, selection.alive), draft, external=bool(model.external_files))
         with clock.stage("prove"):
             proof = _proven(dag, selection.alive, draft, options.seed)
+        warnings = _warnings(selection, options, unchanged)
         size = _publish(draft, target, plan, plan_out)
-    warnings = _warnings(selection, options, unchanged)
     clock.seconds["operate"] = round(clock.seconds["operate"] - clock.seconds["prove"], 3)
     return Result(
         dag,

@@ -67,7 +67,9 @@ def read_plan(path: Path) -> Plan:
         raise PlanError(f"{path}: the plan cannot be read: {error.strerror}; check the path") from error
     except (ValueError, KeyError, TypeError) as error:
         raise PlanError(f"{path}: not a plan of leanonnx ({error}); make one with --plan-out") from error
-    if plan.schema != SCHEMA or not isinstance(plan.tensors, dict):
+    if not isinstance(plan.tensors, dict) or not isinstance(plan.input_sha256, str):
+        raise PlanError(f"{path}: not a plan of leanonnx (wrong kinds of values); make one with --plan-out")
+    if plan.schema != SCHEMA:
         raise PlanError(f"{path}: plan schema {plan.schema}, expected {SCHEMA}; make the plan again with --plan-out")
     return plan
 
@@ -91,10 +93,12 @@ def replay(dag: ChannelDag, plan: Plan, path: Path) -> Mask:
     classes = np.zeros(int(dag.classes.max()) + 1, bool)
     classes[dag.classes[dead]] = True
     alive = ~classes[dag.classes]
-    if not alive[0] or any(not alive[pin.labels].all() for pin in dag.pins):
-        raise PlanError(f"{path}: the plan removes channels that may not be removed; make it again with --plan-out")
     for _, (channels, readers) in dag.implied:
         alive[readers] &= alive[channels]
+    if make_plan(dag, alive, plan.options, plan.leanonnx).tensors != plan.tensors:
+        raise PlanError(f"{path}: the plan does not fit the model's ties and shapes; make it again with --plan-out")
+    if not alive[0] or any(not alive[pin.labels].all() for pin in dag.pins):
+        raise PlanError(f"{path}: the plan removes channels that may not be removed; make it again with --plan-out")
     return alive
 
 
@@ -104,11 +108,12 @@ def _dropped(use: Use, entry: Mapping[str, Any], path: Path) -> Labels:
         shape, kept = tuple(entry["before"]), entry["kept"]
         found = []
         for factor in use.factors:
+            part = factor
             for axis in varied(factor):
                 index = kept[axis + len(shape) - factor.ndim]
                 if index is not None:
-                    lost = np.setdiff1d(np.arange(factor.shape[axis]), np.asarray(index, np.int64))
-                    found.append(np.take(factor, lost, axis).reshape(-1))
+                    part = np.take(part, np.asarray(index, np.int64), axis)
+            found.append(np.setdiff1d(factor, part))
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise PlanError(f"{path}: the entry of '{use.constant}' is broken ({error}); make the plan again") from error
-    return np.concatenate(found) if found else np.zeros(0, np.int64)
+    return np.concatenate(found)

@@ -8,7 +8,7 @@ import typer
 
 from leanonnx.cli.compress import compress
 from leanonnx.cli.inspect import inspect
-from leanonnx.cli.terminal import claim_stdout
+from leanonnx.cli.terminal import claim_stdout, clean_up_when_stopped
 from leanonnx.version import __version__
 
 app = typer.Typer(
@@ -40,4 +40,5 @@ def _options(
 def main() -> None:
     """Run the command line."""
     claim_stdout()
+    clean_up_when_stopped()
     app()

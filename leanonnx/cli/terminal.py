@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -22,6 +23,9 @@ from leanonnx.errors import LeanOnnxError, Refusal, UserError
 NO = 1
 USER_ERROR = 2
 BUG = 3
+INTERRUPTED = 130
+"""128 + SIGINT, as shells have it."""
+TERMINATED = 143
 
 
 def claim_stdout() -> None:
@@ -30,6 +34,17 @@ def claim_stdout() -> None:
     results = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     sys.stdout = results
+
+
+def clean_up_when_stopped() -> None:
+    """Let a stop from outside (SIGTERM, a closed terminal) run the same clean-up as an error."""
+
+    def stop(*_: object) -> None:
+        raise SystemExit(TERMINATED)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), stop)
 
 
 def show(renderable: RenderableType) -> None:
@@ -64,7 +79,7 @@ def exit_codes() -> Iterator[None]:
     except UserError as error:
         _stop(f"leanonnx: {error}", USER_ERROR, error)
     except KeyboardInterrupt as error:
-        _stop("leanonnx: interrupted; nothing was written", NO, error)
+        _stop("leanonnx: interrupted; nothing was written", INTERRUPTED, error)
     except (typer.Exit, typer.BadParameter):
         raise
     except Exception as error:

@@ -229,8 +229,8 @@ def _group_ties(inward: Labels, targets: Labels) -> list[Pairs]:
 
 
 def _spread(labels: Labels, times: int) -> Labels:
-    """Labels [G, n] repeated for each of the ``times`` rows of its group: [G·times, n]."""
-    return np.repeat(labels, times, axis=0)
+    """Labels [G, n] repeated for each of the ``times`` rows of its group: [G·times, n]; [1, n] for one group."""
+    return np.repeat(labels, times, axis=0) if labels.shape[0] > 1 else labels
 
 
 def _shrink_groups(targets: Labels) -> Rewrite:
