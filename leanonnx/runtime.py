@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from leanonnx.errors import ModelError
 from leanonnx.model import Model, first_line
-from leanonnx.storage import write_model
+from leanonnx.storage import data_size, write_model
 
 Array = NDArray[Any]
 Feed = dict[str, Array]
@@ -62,7 +62,7 @@ def opened(model: onnx.ModelProto | Path, optimise: bool = True) -> Iterator[ort
         source: bytes | str
         if isinstance(model, Path):
             source = str(model)
-        elif model.ByteSize() < IN_MEMORY:
+        elif data_size(model) < IN_MEMORY:
             source = model.SerializeToString()
         else:
             write_model(model, Path(folder) / "model.onnx", external=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,8 +13,8 @@ EXTERNAL_FROM = 1024
 """Bytes from which a constant is worth a place in the external data file."""
 ALIGNMENT = 4096
 """Offsets are multiples of the page size, so that onnxruntime can map the data instead of reading them."""
-PROTOBUF_LIMIT = 1 << 31
-"""Bytes that one protobuf message can hold."""
+PROTOBUF_LIMIT = (1 << 31) - (1 << 26)
+"""Bytes of constants that safely fit into one protobuf message, which can hold 2 GB."""
 
 
 def write_model(proto: onnx.ModelProto, path: Path, external: bool) -> None:
@@ -21,7 +22,7 @@ def write_model(proto: onnx.ModelProto, path: Path, external: bool) -> None:
 
     The same model gives the same bytes.
     """
-    if not external and proto.ByteSize() < PROTOBUF_LIMIT:
+    if not external and data_size(proto) < PROTOBUF_LIMIT:
         with path.open("wb") as file:
             file.write(proto.SerializeToString(deterministic=True))
         return
@@ -35,9 +36,20 @@ def write_model(proto: onnx.ModelProto, path: Path, external: bool) -> None:
     path.write_bytes(shell.SerializeToString(deterministic=True))
 
 
+def data_size(proto: onnx.ModelProto) -> int:
+    """Bytes of all initializers (protobuf itself cannot measure messages over 2 GB)."""
+    return sum(_bytes(tensor) for tensor in proto.graph.initializer)
+
+
+def _bytes(tensor: onnx.TensorProto) -> int:
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return 0
+    return math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+
+
 def _moved_out(tensor: onnx.TensorProto, file: BinaryIO, location: str) -> onnx.TensorProto:
     """The tensor with its data in the file, if they are large enough."""
-    if tensor.data_type == onnx.TensorProto.STRING or tensor.ByteSize() < EXTERNAL_FROM:
+    if _bytes(tensor) < EXTERNAL_FROM:
         return tensor
     data = tensor.raw_data or numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data
     file.write(b"\0" * (-file.tell() % ALIGNMENT))

@@ -6,6 +6,7 @@ the entry point keeps the real stdout for itself and points descriptor 1 at stde
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -18,8 +19,9 @@ from typing import Any
 import typer
 from rich.console import Console, RenderableType
 
-from leanonnx.errors import LeanOnnxError, Refusal, UserError
+from leanonnx.errors import LeanOnnxError, OutputError, Refusal, UserError
 
+WIDTH = 140
 NO = 1
 USER_ERROR = 2
 BUG = 3
@@ -30,9 +32,11 @@ TERMINATED = 143
 
 def claim_stdout() -> None:
     """Keep stdout for results alone."""
-    sys.stdout.flush()
-    results = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    try:
+        results = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+    except OSError:  # the caller closed stdout or stderr: nobody wants the result
+        results = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - lives as long as the process
     sys.stdout = results
 
 
@@ -49,13 +53,33 @@ def clean_up_when_stopped() -> None:
 
 def show(renderable: RenderableType) -> None:
     """Print a result for people."""
-    Console(file=sys.stdout, soft_wrap=False, width=None if sys.stdout.isatty() else 140).print(renderable)
+    console = Console(
+        file=io.StringIO(), width=None if sys.stdout.isatty() else WIDTH, force_terminal=sys.stdout.isatty()
+    )
+    with console.capture() as capture:
+        console.print(renderable)
+    _print(capture.get())
 
 
 def show_json(row: dict[str, Any]) -> None:
     """Print a result as one JSON object."""
-    sys.stdout.write(json.dumps(row, indent=1) + "\n")
-    sys.stdout.flush()
+    _print(json.dumps(row, indent=1) + "\n")
+
+
+def _print(text: str) -> None:
+    """Write to stdout; a reader that has gone away is no error.
+
+    Raises:
+        OutputError: stdout cannot take the result.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - keeps the exit quiet
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - keeps the exit quiet
+        raise OutputError(f"the result cannot be printed: {error.strerror}; send stdout elsewhere") from error
 
 
 @contextmanager
