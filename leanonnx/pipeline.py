@@ -327,6 +327,7 @@ def _warnings(selection: Selection, options: Options, unchanged: bool) -> tuple[
         lowest = getattr(selection.after, budget.unit) / max(getattr(selection.before, budget.unit), 1)
         found.append(
             f"over budget: {lowest:.4f} of the {budget.unit} is the lowest reachable, {budget.fraction:g} was asked for"
+            + "".join(f"; {limit}" for limit in selection.limits)
         )
     if unchanged and budget.fraction < 1:
         found.append("nothing could be removed: the output equals the input")

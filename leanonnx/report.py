@@ -13,8 +13,8 @@ from rich.text import Text
 from leanonnx.analysis import ChannelDag
 from leanonnx.cost import UNITS, Cost, cost_model
 from leanonnx.labels import Labels, Mask, projection, varied
+from leanonnx.limits import held_back
 from leanonnx.pipeline import Result
-from leanonnx.selection import held_back
 
 SCHEMA = 1
 MEANING = {

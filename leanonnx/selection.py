@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from leanonnx.analysis import ChannelDag
 from leanonnx.chains import best_chain
-from leanonnx.cost import Cost, CostModel, cost_model
+from leanonnx.cost import Cost, cost_model
 from leanonnx.criteria import Chains, Method, Ranking, rank
 from leanonnx.errors import BudgetUnreachable
 from leanonnx.labels import Mask
+from leanonnx.limits import what_holds
 from leanonnx.rules.call import Pin
 from leanonnx.weigh import Weights
 
@@ -42,12 +43,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Selection:
-    """The keep set as labels [labels], with its cost and that of the original; ``reached`` tells if it fits."""
+    """The keep set as labels [labels], with its cost and that of the original.
+
+    ``reached`` tells if it fits the budget; if not, ``limits`` says what holds it up.
+    """
 
     alive: Mask
     before: Cost
     after: Cost
     reached: bool
+    limits: tuple[str, ...] = ()
 
 
 def select(dag: ChannelDag, request: Request) -> Selection:
@@ -78,9 +83,10 @@ def select(dag: ChannelDag, request: Request) -> Selection:
         low, high = (middle, high) if fits(keeper.prefix(middle)) else (low, middle - 1)
     alive = keeper.prefix(low)
     reached = fits(alive) and total > 0
+    limits = () if reached else what_holds(dag, cost, alive)
     if not reached and not request.best_effort:
-        raise BudgetUnreachable(unreachable(dag, request, cost, alive, before))
-    return Selection(alive, before, cost(alive), reached)
+        raise BudgetUnreachable(_unreachable(request.budget, limits, getattr(cost(alive), request.budget.unit), total))
+    return Selection(alive, before, cost(alive), reached, limits)
 
 
 class _Keeper:
@@ -170,35 +176,16 @@ def _connections(weights: Weights) -> list[tuple[int, ...]]:
     return [chain for chain in found if chain]
 
 
-def unreachable(dag: ChannelDag, request: Request, cost: CostModel, alive: Mask, before: Cost) -> str:
-    """Why a budget cannot be reached: the lowest value and the pins that hold it up."""
-    unit = request.budget.unit
-    lowest, total = getattr(cost(alive), unit), getattr(before, unit)
+def _unreachable(budget: Budget, limits: tuple[str, ...], lowest: int, total: int) -> str:
+    """Why a budget cannot be reached: the lowest value and what holds it up."""
     if total == 0:
         return (
-            f"there are no {unit} to remove: the model has no Conv, ConvTranspose, Gemm or MatMul with constant "
+            f"there are no {budget.unit} to remove: the model has no Conv, ConvTranspose, Gemm or MatMul with constant "
             "weights in its main graph; add --best-effort to write it as it is"
         )
-    held = held_back(dag, cost, alive)[:3]
-    why = "; ".join(f"{pin.reason} holds {kernels} kernels" for pin, kernels in held)
-    asked = f"{request.budget.fraction:g} of the {unit} was asked for"
-    lowest_text = f"{lowest / max(total, 1):.4f} ({lowest} of {total}) is the lowest that can be reached"
-    fix = f"ask for at least {np.ceil(1e4 * lowest / max(total, 1)) / 1e4:g}, or add --best-effort to write that"
-    return f"{asked}, but {lowest_text}{': ' + why if why else ''}; {fix}"
-
-
-def held_back(dag: ChannelDag, cost: CostModel, alive: Mask) -> list[tuple[Pin, int]]:
-    """For each pin, the living kernels that touch a pinned channel, most first."""
-    found: dict[str, tuple[Pin, int]] = {}
-    for pin in dag.pins:
-        touched = np.zeros(dag.count, bool)
-        touched[pin.labels] = True
-        touched[0] = False
-        count = 0
-        for mix in cost.mixes:
-            rows, columns = alive[mix.targets], alive[mix.sources]
-            free_rows, free_columns = rows & ~touched[mix.targets], columns & ~touched[mix.sources]
-            count += int((rows.sum(1) * columns.sum(1) - free_rows.sum(1) * free_columns.sum(1)).sum())
-        if count:
-            found.setdefault(pin.reason, (pin, count))
-    return sorted(found.values(), key=lambda item: -item[1])
+    share = lowest / total
+    return (
+        f"{budget.fraction:g} of the {budget.unit} was asked for, but {share:.4f} ({lowest} of {total}) is the "
+        f"lowest that can be reached: {'; '.join(limits) or 'every layer is at its last channel'}; "
+        f"ask for at least {np.ceil(1e4 * share) / 1e4:g}, or add --best-effort to write that"
+    )
