@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from leanonnx.constants import Constants, Found, Use
 from leanonnx.labels import Labels, Shape, components, uniform, varied
-from leanonnx.model import Model, captured
+from leanonnx.model import Model, captured, unneeded
 from leanonnx.rules.call import Call, Effect, Link, Mix, Move, Pairs, Pin, Rewrite, Unsupported, Value, pin_all
 from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.runs import gathered
@@ -113,8 +113,10 @@ def analyse(model: Model, observation: Observation, rules: Rules = DEFAULT) -> C
         trace.pins.append(Pin(fresh, value.name, f"graph input '{value.name}'"))
         trace.starts.append(fresh)
     constants = Constants(model, observation)
+    spare = unneeded(model.proto.graph.node, model.proto.graph)
     for index, node in enumerate(model.graph.nodes):
-        _visit(trace, index, node, rules, constants)
+        if not spare.issuperset(tensor.name for tensor in node.outputs if tensor.name):
+            _visit(trace, index, node, rules, constants)
     for value in model.proto.graph.output:
         if value.name in trace.labels:
             labels = np.unique(trace.labels[value.name])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -129,6 +129,18 @@ def captured(node: onnx.NodeProto) -> set[str]:
                 inner.update(child.output)
             found |= {v.name for v in graph.output} - inner
     return found - {""}
+
+
+def unneeded(nodes: Iterable[onnx.NodeProto], graph: onnx.GraphProto) -> frozenset[str]:
+    """What nodes put out without any path to a graph output."""
+    needed = {value.name for value in graph.output}
+    spare: set[str] = set()
+    for node in reversed(list(nodes)):
+        if needed.isdisjoint(node.output):
+            spare.update(node.output)
+        else:
+            needed.update([*node.input, *captured(node)])
+    return frozenset(spare - needed - {""})
 
 
 def load(path: Path) -> Model:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +26,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 SIZES = (224, 256, 320, 512, 640, 128, 96, 64, 48, 32, 16, 8, 1)
 LENGTHS = (6144, 16384, 1024)
+CHANNELS = (3, 1)
+IMAGE_RANK = 4
+LARGEST = 1 << 24
 IN_MEMORY = 1 << 24
 """Bytes up to which a model is handed to onnxruntime in memory."""
 QUIET = 4
@@ -163,18 +168,19 @@ def _first_run(session: ort.InferenceSession, model: Model, given: Shapes, taps:
 def _trials(model: Model, given: Shapes) -> list[dict[str, tuple[int, ...]]]:
     """Shapes to try: a free first axis is a batch of one or a long record, other free axes share one size.
 
-    With several inputs the free axes of all but the first are tried as 1 too (recurrent state).
+    Free channels of an image are 3 or 1.  With several inputs the free axes of all but the first are tried as 1 too
+    (recurrent state).  Trials of more than ``LARGEST`` numbers are left out, unless there is no other.
     """
     found: list[dict[str, tuple[int, ...]]] = []
     for lead, size in [*((1, s) for s in SIZES), *((n, 1) for n in LENGTHS)]:
-        for other in (size, 1):
+        for other, channels in itertools.product((size, 1), CHANNELS):
             sizes = [size] + [other] * len(model.inputs)
-            shapes = {
-                v.name: given.get(v.name) or _filled(v, lead, s) for v, s in zip(model.inputs, sizes, strict=False)
-            }
+            pairs = zip(model.inputs, sizes, strict=False)
+            shapes = {v.name: given.get(v.name) or _filled(v, lead, s, channels) for v, s in pairs}
             if shapes not in found:
                 found.append(shapes)
-    return found
+    small = [shapes for shapes in found if sum(math.prod(shape) for shape in shapes.values()) <= LARGEST]
+    return small or found[:1]
 
 
 def _declared(value: onnx.ValueInfoProto) -> list[int | str]:
@@ -182,10 +188,11 @@ def _declared(value: onnx.ValueInfoProto) -> list[int | str]:
     return [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in dims]
 
 
-def _filled(value: onnx.ValueInfoProto, lead: int, size: int) -> tuple[int, ...]:
-    """A shape for a graph input: free first axis = ``lead``, other free axes = ``size``."""
-    dims = enumerate(_declared(value))
-    return tuple(d if isinstance(d, int) else lead if axis == 0 else size for axis, d in dims)
+def _filled(value: onnx.ValueInfoProto, lead: int, size: int, channels: int) -> tuple[int, ...]:
+    """A shape for a graph input: free first axis = ``lead``, second of an image = ``channels``, others = ``size``."""
+    dims = _declared(value)
+    free = [lead, channels if len(dims) == IMAGE_RANK else size, *[size] * len(dims)]
+    return tuple(d if isinstance(d, int) else free[axis] for axis, d in enumerate(dims))
 
 
 def random_feed(model: Model, shapes: Shapes, seed: int, kind: str = "normal") -> Feed:

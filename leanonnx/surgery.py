@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from leanonnx.model import Model, captured
+from leanonnx.model import Model, captured, unneeded
 from leanonnx.patch import Maker, Patch, Place
 from leanonnx.rules.call import Entries, Pick
 from leanonnx.storage import copy_fields
@@ -154,10 +154,9 @@ class _Operation:
         return name
 
     def result(self) -> onnx.ModelProto:
-        """The edited model; nodes and constants that only the removed parts needed are left out."""
+        """The edited model; nodes that no output needs are left out, with their constants."""
         source = self.model.proto
-        spare = _unneeded(source.graph.node, source.graph)
-        dead = _unneeded(self.nodes, source.graph) - spare
+        dead = unneeded(self.nodes, source.graph)
         nodes = [node for node in self.nodes if not dead.issuperset(n for n in node.output if n)]
         result = onnx.ModelProto()
         copy_fields(source, result, leave={"graph"})
@@ -243,23 +242,11 @@ def _set_attributes(node: onnx.NodeProto, changes: Any) -> None:
             node.attribute.append(onnx.helper.make_attribute(name, value))
 
 
-def _unneeded(nodes: Any, graph: onnx.GraphProto) -> set[str]:
-    """Outputs of nodes from which no path leads to a graph output."""
-    needed = {value.name for value in graph.output}
-    spare: set[str] = set()
-    for node in reversed(list(nodes)):
-        if needed.isdisjoint(node.output):
-            spare.update(node.output)
-        else:
-            needed.update([*node.input, *captured(node)])
-    return spare - needed - {""}
-
-
 def _tensor(array: Array, like: onnx.TensorProto | str) -> onnx.TensorProto:
     """A tensor named and typed as another, or under a name alone."""
     if isinstance(like, str):
-        return numpy_helper.from_array(np.ascontiguousarray(array), like)
-    tensor = numpy_helper.from_array(np.ascontiguousarray(array), like.name)
+        return numpy_helper.from_array(np.asarray(array, order="C"), like)
+    tensor = numpy_helper.from_array(np.asarray(array, order="C"), like.name)
     tensor.data_type = like.data_type
     tensor.doc_string = like.doc_string
     return tensor

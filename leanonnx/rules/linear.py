@@ -134,7 +134,7 @@ def gemm(call: Call, weight: int = 1, bias: int = 2, per_channel: tuple[int, ...
     ties: list[Pairs] = []
     if call.is_constant(bias):
         factor, ties = broadcast_factor(effect.outputs[0], call.shape(bias))
-        bias_slices = (Slice(bias, (factor,)),)
+        bias_slices = (Slice(bias, (factor,)),) if varied(factor) else ()
     elif call.has(bias):
         return pin_all(call, f"{call.title} adds a computed tensor")
     slices = (*effect.slices, *bias_slices, *_vectors(call, per_channel, effect.mixes[0].targets[0]))

@@ -167,7 +167,7 @@ def _concat_other(call: Call, slots: list[int], computed: list[int], axis: int) 
     for slot in set(slots) - set(computed):
         factor, more = broadcast_factor(out, call.shape(slot))
         ties += more
-        slices.append(Slice(slot, (factor,)))
+        slices += [Slice(slot, (factor,))] if varied(factor) else []
     assert out.ndim == rank
     return Effect((out,), tuple(ties), links=tuple(links), slices=tuple(slices))
 
