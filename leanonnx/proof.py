@@ -20,8 +20,12 @@ from leanonnx.model import Model
 from leanonnx.runtime import Feed, random_feed, run
 
 Array = NDArray[Any]
+Runs = list[list[Array]]
 BOUND = {"float64": 1e-4, "float32": 1e-4, "float16": 1e-2, "bfloat16": 3e-2, "quantised": 2e-2}
+FLOOR = 1e-3
+"""Share of an output's largest norm over the inputs below which its norm on one input is not taken as its scale."""
 NOISE = 10
+"""How often the model's own amplification of a change in the last place is allowed."""
 WIDEST = 3e-2
 DECISIONS = {"ArgMax", "ArgMin", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Equal", "Cast", "TopK", "NonZero"}
 KINDS = ("normal", "uniform", "bytes")
@@ -68,20 +72,19 @@ def prove(
     errors = _errors(wanted, found)
     if bound < _worst(errors):  # kernels fused by onnxruntime may depend on the widths: compare without fusion
         wanted, found = (_outputs(side, behind, feeds, optimise=False) for side in (reference, candidate))
-        errors = _errors(wanted, found)
+        original = _outputs(model.path, behind, feeds, optimise=False)
+        errors = _errors(wanted, found, original)
     allowed = [bound] * len(feeds)
     if bound < _worst(errors) < float("inf"):
         moved = _outputs(reference, behind, [_shaken(feed) for feed in feeds], optimise=False)
-        allowed = [min(max(bound, NOISE * max(row)), WIDEST) for row in _errors(wanted, moved)]
+        allowed = [min(max(bound, NOISE * max(row)), WIDEST) for row in _errors(wanted, moved, original)]
     agree = all(error <= limit for row, limit in zip(errors, allowed, strict=True) for error in row)
     passed = agree and all(_comparable([row[k] for row in wanted]) for k in range(len(names)))
     outputs = {name: max(row[k] for row in errors) for k, name in enumerate(names)}
     return Proof("passed" if passed else "failed", _worst(errors), max(allowed), len(feeds), outputs)
 
 
-def _outputs(
-    side: Path | onnx.ModelProto, behind: list[str], feeds: Sequence[Feed], optimise: bool
-) -> list[list[Array]]:
+def _outputs(side: Path | onnx.ModelProto, behind: list[str], feeds: Sequence[Feed], optimise: bool) -> Runs:
     """Outputs of one side for each feed, followed by the floats behind its decisions."""
     found = run(side, feeds, optimise)
     if behind:
@@ -89,8 +92,31 @@ def _outputs(
     return found
 
 
-def _errors(wanted: list[list[Array]], found: list[list[Array]]) -> list[list[float]]:
-    return [[relative(a, b) for a, b in zip(w, f, strict=True)] for w, f in zip(wanted, found, strict=True)]
+def _errors(wanted: Runs, found: Runs, original: Runs | None = None) -> list[list[float]]:
+    """Relative error of each output [inputs][outputs].
+
+    An output that is almost nothing on one input (a saturated sigmoid) is measured on the scale that it has on other
+    inputs, or in the original.
+    """
+    known = wanted + (original or [])
+    floors = [FLOOR * max(_norm(row[k]) for row in known) for k in range(len(wanted[0]))]
+    return [
+        [relative(a, b, floor) for a, b, floor in zip(w, f, floors, strict=True)]
+        for w, f in zip(wanted, found, strict=True)
+    ]
+
+
+def _norm(value: Array) -> float:
+    """Euclidean norm of the finite elements of a float array; 0 for other kinds."""
+    if not is_float(value):
+        return 0.0
+    numbers = value.astype(np.float64)
+    return float(np.linalg.norm(numbers[np.isfinite(numbers)]))
+
+
+def is_float(value: Array) -> bool:
+    """Whether an array holds floating-point numbers of any width."""
+    return bool(value.dtype.kind == "f" or value.dtype.name == "bfloat16")
 
 
 def _worst(errors: list[list[float]]) -> float:
@@ -99,7 +125,7 @@ def _worst(errors: list[list[float]]) -> float:
 
 def _comparable(values: list[Array]) -> bool:
     """Whether an output says anything: on some input it is not NaN or infinite throughout."""
-    floats = [v for v in values if v.dtype.kind == "f" and v.size]
+    floats = [v.astype(np.float64) for v in values if is_float(v) and v.size]
     return not floats or any(np.isfinite(v).any() for v in floats)
 
 
@@ -140,20 +166,22 @@ def _shaken(feed: Feed) -> Feed:
     }
 
 
-def relative(wanted: Array, found: Array) -> float:
-    """‖wanted - found‖ / ‖wanted‖; for integers and booleans the share of unequal elements; inf if not comparable."""
+def relative(wanted: Array, found: Array, floor: float = 0.0) -> float:
+    """‖wanted - found‖ / max(‖wanted‖, floor); inf if not comparable.
+
+    For integers and booleans: the share of unequal elements.
+    """
     if wanted.shape != found.shape:
         return float("inf")
-    if not (wanted.dtype.kind == "f" or wanted.dtype.name == "bfloat16"):
+    if not is_float(wanted):
         return float(np.mean(wanted != found)) if wanted.size else 0.0
     a, b = wanted.astype(np.float64), found.astype(np.float64)
-    if not np.array_equal(np.isfinite(a), np.isfinite(b)) or not np.array_equal(
-        a[~np.isfinite(a)], b[~np.isfinite(b)], equal_nan=True
-    ):
-        return float("inf")
     living = np.isfinite(a)
-    error, scale = np.linalg.norm(a[living] - b[living]), np.linalg.norm(a[living])
-    return float(error / scale) if scale > 0 else float(error)
+    if not np.array_equal(living, np.isfinite(b)) or not np.array_equal(a[~living], b[~living], equal_nan=True):
+        return float("inf")
+    error = float(np.linalg.norm(a[living] - b[living]))
+    scale = max(float(np.linalg.norm(a[living])), floor)
+    return error / scale if scale > 0 else error
 
 
 def number_format(proto: onnx.ModelProto) -> str:
