@@ -240,16 +240,40 @@ def _outputs(trace: _Trace, index: int) -> list[str]:
 
 
 def _shared_ties(uses: list[Use]) -> list[Pairs]:
-    """A weight that several mixing operators share is pruned once: its labels are tied over all uses."""
+    """A weight that several mixing operators share is pruned once: its labels are tied over all uses.
+
+    So are those of any constant that several consumers read through one DequantizeLinear.
+    """
     first: dict[str, Use] = {}
+    there: dict[tuple[int, int], Use] = {}
     ties: list[Pairs] = []
     for use in uses:
+        same = there.setdefault((use.node, use.slot), use)
+        ties += _same_slices(same, use) if same is not use else []
         if use.inward is None:
             continue
         known = first.setdefault(use.constant, use)
         if known is not use and [f.shape for f in known.factors] == [f.shape for f in use.factors]:
             ties += list(zip(known.factors, use.factors, strict=True))
     return ties
+
+
+def _same_slices(one: Use, other: Use) -> list[Pairs]:
+    """Ties under which two uses slice one constant alike; what only one of them slices stays whole."""
+    rank = max(factor.ndim for factor in (*one.factors, *other.factors))
+    mine, theirs = ([f.reshape((1,) * (rank - f.ndim) + f.shape) for f in use.factors] for use in (one, other))
+    always = uniform(0, rank)
+    ties = [(factor, always) for factor in (*mine, *theirs) if not varied(factor)]
+    for axis in range(rank):
+        first, second = ([f for f in factors if axis in varied(f)] for factors in (mine, theirs))
+        ties += [_spread_pair(f, second[0] if second else always) for f in first]
+        ties += [_spread_pair(f, first[0] if first else always) for f in second]
+    return ties
+
+
+def _spread_pair(one: Labels, other: Labels) -> Pairs:
+    shape = np.broadcast_shapes(one.shape, other.shape)
+    return np.broadcast_to(one, shape), np.broadcast_to(other, shape)
 
 
 def _layout_ties(trace: _Trace, moves: dict[str, tuple[str, Move]]) -> list[Pairs]:
@@ -264,6 +288,10 @@ def _layout_ties(trace: _Trace, moves: dict[str, tuple[str, Move]]) -> list[Pair
         outputs = [name for name in node.output if name in trace.labels]
         if not all(name in moves for name in outputs):
             tied |= several & {*node.input, *outputs}
+    for name in list(tied):
+        while name in moves:
+            name = moves[name][0]
+            tied |= several & {name}
     for name in moves:
         if name not in several and moves[name][0] in several:
             run = gathered(name, moves, trace.labels, trace.observation.shapes)

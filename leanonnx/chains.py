@@ -356,5 +356,5 @@ def _highest(values: Values, labels: IntArray) -> int:
     """The first of the labels with the highest value, -1 if all are -inf."""
     if not len(labels):
         return -1
-    label = int(labels[values[labels].argmax()])
+    label = int(values.argmax() if len(labels) == len(values) else labels[values[labels].argmax()])
     return label if values[label] > -np.inf else -1

@@ -14,9 +14,10 @@ NAMED = 3
 """How many of each kind a message names."""
 
 
-def what_holds(dag: ChannelDag, cost: CostModel, alive: Mask) -> tuple[str, ...]:
-    """The pins and ties that hold most of the kernels of a keep set that cannot shrink further."""
-    held = [(kernels, f"{pin.reason} holds {kernels} kernels") for pin, kernels in held_back(dag, cost, alive)]
+def what_holds(dag: ChannelDag, cost: CostModel, alive: Mask, asked: tuple[Pin, ...]) -> tuple[str, ...]:
+    """The pins (the model's and those asked for) and ties that hold most of a keep set that cannot shrink further."""
+    pins = (*dag.pins, *asked)
+    held = [(kernels, f"{pin.reason} holds {kernels} kernels") for pin, kernels in held_back(dag, cost, alive, pins)]
     ranked = sorted(held + _untouchable(dag, cost), key=lambda item: -item[0])
     return (*(text for _, text in ranked[:NAMED]), *_tied(dag, cost, alive))
 
@@ -33,10 +34,10 @@ def _untouchable(dag: ChannelDag, cost: CostModel) -> list[tuple[int, str]]:
     return found
 
 
-def held_back(dag: ChannelDag, cost: CostModel, alive: Mask) -> list[tuple[Pin, int]]:
+def held_back(dag: ChannelDag, cost: CostModel, alive: Mask, pins: tuple[Pin, ...]) -> list[tuple[Pin, int]]:
     """For each pin, the living kernels that touch a pinned channel or one tied to it, most first."""
     found: dict[str, tuple[Pin, int]] = {}
-    for pin in dag.pins:
+    for pin in pins:
         members = np.zeros(int(dag.classes.max()) + 1, bool)
         members[dag.classes[pin.labels]] = True
         members[dag.classes[0]] = False

@@ -151,7 +151,7 @@ def load(path: Path) -> Model:
     """
     proto = _parse(path)
     external = tuple(sorted({_external_path(t, path) for t in _tensors(proto.graph) if uses_external_data(t)}))
-    _check(path)
+    check(path)
     if external:
         _read_external(proto, path)
     digests = [_digest(file) for file in (path, *external)]
@@ -223,7 +223,12 @@ def _external_path(tensor: onnx.TensorProto, path: Path) -> Path:
     return file
 
 
-def _check(path: Path) -> None:
+def check(path: Path) -> None:
+    """Run the ONNX checker with shape inference.
+
+    Raises:
+        ModelError: the checker refuses the model.
+    """
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # the checker raises several unrelated types

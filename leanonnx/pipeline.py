@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,15 @@ import onnx
 from leanonnx.analysis import ChannelDag, analyse
 from leanonnx.cost import Cost, cost_model
 from leanonnx.criteria import Chains, Method
-from leanonnx.errors import OptionError, OutputError, ProofFailed
+from leanonnx.errors import ModelError, OptionError, OutputError, ProofFailed
 from leanonnx.labels import Mask
-from leanonnx.model import Model, load
+from leanonnx.model import Model, check, load
 from leanonnx.patch import masking_patch, plan_patch
 from leanonnx.plan import Plan, make_plan, read_plan, replay
 from leanonnx.proof import Proof, inputs_for, prove
 from leanonnx.rules.call import Pin
 from leanonnx.rules.table import DEFAULT, Rules
-from leanonnx.runtime import Shapes, observe
+from leanonnx.runtime import RunFailed, Shapes, observe
 from leanonnx.selection import Budget, Request, Selection, select
 from leanonnx.storage import write_model
 from leanonnx.surgery import apply
@@ -167,8 +167,8 @@ def check_writable(source: Path, path: Path | None) -> None:
         return
     if os.path.realpath(path) == os.path.realpath(source):
         raise OptionError(f"{path}: the output is the input file; give another output path")
-    if os.path.isdir(path):
-        raise OutputError(f"{path}: is a folder; give the path of the file to write")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OutputError(f"{path}: is no regular file; give the path of the file to write")
     if not os.path.isdir(path.parent):
         raise OutputError(f"{path}: the folder '{path.parent}' does not exist; make it first")
     if len(os.fsencode(path.name)) > LONGEST_NAME:
@@ -208,6 +208,8 @@ def checked_shapes(model: Model, shapes: Shapes) -> Shapes:
 
 def _selected(dag: ChannelDag, options: Options) -> Selection:
     if options.plan is not None:
+        if options.pin or options.ignore:
+            raise OptionError("--pin and --ignore cannot be joined to --plan, which says what is kept")
         alive = replay(dag, read_plan(options.plan), options.plan)
         cost = cost_model(dag)
         return Selection(alive, cost(np.ones(dag.count, bool)), cost(alive), reached=True)
@@ -228,7 +230,7 @@ def _named_pin(dag: ChannelDag, name: str) -> Pin:
     """``--pin NAME``: a tensor, or a node whose outputs are meant."""
     if name in dag.labels:
         return Pin(np.unique(dag.labels[name]), name, f"--pin {name}")
-    nodes = [n for n in dag.model.proto.graph.node if n.name == name]
+    nodes = [n for n in dag.model.proto.graph.node if name and n.name == name]
     labels = [np.unique(dag.labels[o]) for node in nodes for o in node.output if o in dag.labels]
     if not labels:
         raise OptionError(f"--pin {name}: no tensor and no node of that name carries channels; see `leanonnx inspect`")
@@ -260,18 +262,15 @@ def _proven(dag: ChannelDag, alive: Mask, draft: Path, seed: int) -> Proof:
     Raises:
         ProofFailed: the checker, onnxruntime or the comparison refuses it.
     """
-    try:
-        onnx.checker.check_model(str(draft), full_check=True)
-        with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
-            reference = Path(folder) / "reference.onnx"
-            write_model(apply(dag.model, masking_patch(dag, alive)), reference, external=True)
-            proof = prove(dag.model, reference, draft, inputs_for(dag.model, dag.shapes, seed))
-    except OSError:
-        raise
-    except Exception as error:  # the checker and onnxruntime raise many unrelated types
-        raise ProofFailed(
-            f"the compressed model is not valid ({' '.join(str(error).split())[:300]}); nothing written"
-        ) from error
+    feeds = inputs_for(dag.model, dag.shapes, seed)
+    with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
+        reference = Path(folder) / "reference.onnx"
+        write_model(apply(dag.model, masking_patch(dag, alive)), reference, external=True)
+        try:
+            check(draft)
+            proof = prove(dag.model, reference, draft, feeds)
+        except (ModelError, RunFailed) as error:
+            raise ProofFailed(f"the compressed model is not valid ({error}); nothing written") from error
     if not proof.passed:
         raise ProofFailed(
             f"the compressed model differs from the masked original (relative error {proof.max_relative_error:.2g}, "
@@ -301,23 +300,18 @@ def temporary_beside(target: Path) -> Iterator[Path]:
 
 def _publish(draft: Path, target: Path, plan: Plan, plan_out: Path | None) -> int:
     """Rename the proven files into place, the model last; returns their size in bytes."""
-    staged: list[tuple[Path, Path]] = []
-    if _data_file(draft).exists():
-        staged.append((_data_file(draft), _data_file(target)))
-        target.unlink(missing_ok=True)
+    staged = [(_data_file(draft), _data_file(target))] if _data_file(draft).exists() else []
     size = draft.stat().st_size + sum(file.stat().st_size for file, _ in staged)
-    if plan_out is None:
-        _rename(*staged, (draft, target))
-        return size
-    with temporary_beside(plan_out) as folder:
-        (folder / plan_out.name).write_text(plan.text())
-        _rename(*staged, (folder / plan_out.name, plan_out), (draft, target))
+    with ExitStack() as stack:
+        if plan_out is not None:
+            folder = stack.enter_context(temporary_beside(plan_out))
+            (folder / plan_out.name).write_text(plan.text())
+            staged.append((folder / plan_out.name, plan_out))
+        if staged:
+            target.unlink(missing_ok=True)
+        for file, place in [*staged, (draft, target)]:
+            file.replace(place)
     return size
-
-
-def _rename(*pairs: tuple[Path, Path]) -> None:
-    for draft, place in pairs:
-        draft.replace(place)
 
 
 def _warnings(selection: Selection, options: Options, unchanged: bool) -> tuple[str, ...]:

@@ -110,7 +110,7 @@ def _width(labels: Labels, alive: Mask) -> list[int]:
 
 def pins(dag: ChannelDag, alive: Mask) -> list[Row]:
     """Pinned channels with the reason and the living kernels that touch them."""
-    held = {pin.reason: kernels for pin, kernels in held_back(dag, cost_model(dag), alive)}
+    held = {pin.reason: kernels for pin, kernels in held_back(dag, cost_model(dag), alive, dag.pins)}
     found: dict[tuple[str, str], Row] = {}
     for pin in dag.pins:
         row = {"tensor": pin.tensor, "channels": int(pin.labels.size), "reason": pin.reason}

@@ -75,10 +75,23 @@ def opened(model: onnx.ModelProto | Path, optimise: bool = True) -> Iterator[ort
         yield ort.InferenceSession(source, options(optimise=optimise), providers=["CPUExecutionProvider"])
 
 
+class RunFailed(Exception):
+    """onnxruntime cannot load or run a model."""
+
+
 def run(model: onnx.ModelProto | Path, feeds: Sequence[Feed], optimise: bool = True) -> list[list[Array]]:
-    """Outputs of a model for each feed."""
-    with opened(model, optimise) as session:
-        return [[np.asarray(value) for value in session.run(None, feed)] for feed in feeds]
+    """Outputs of a model for each feed.
+
+    Raises:
+        RunFailed: onnxruntime cannot load or run it.
+    """
+    try:
+        with opened(model, optimise) as session:
+            return [[np.asarray(value) for value in session.run(None, feed)] for feed in feeds]
+    except OSError:
+        raise
+    except Exception as error:  # onnxruntime raises its own types, one per status code
+        raise RunFailed(first_line(error)) from error
 
 
 def observe(model: Model, given: Shapes) -> Observation:

@@ -83,7 +83,7 @@ def select(dag: ChannelDag, request: Request) -> Selection:
         low, high = (middle, high) if fits(keeper.prefix(middle)) else (low, middle - 1)
     alive = keeper.prefix(low)
     reached = fits(alive) and total > 0
-    limits = () if reached else what_holds(dag, cost, alive)
+    limits = () if reached else what_holds(dag, cost, alive, request.pinned)
     if not reached and not request.best_effort:
         raise BudgetUnreachable(_unreachable(request.budget, limits, getattr(cost(alive), request.budget.unit), total))
     return Selection(alive, before, cost(alive), reached, limits)
@@ -181,7 +181,7 @@ def _unreachable(budget: Budget, limits: tuple[str, ...], lowest: int, total: in
     if total == 0:
         return (
             f"there are no {budget.unit} to remove: the model has no Conv, ConvTranspose, Gemm or MatMul with constant "
-            "weights in its main graph; add --best-effort to write it as it is"
+            "weights in its main graph that is not ignored; add --best-effort to write it as it is"
         )
     share = lowest / total
     return (

@@ -31,7 +31,9 @@ def compress(
     pin: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Tensor or node whose channels all stay.")
     ] = None,
-    ignore: Annotated[list[str] | None, typer.Option(metavar="LAYER", help="Layer not pruned and not counted.")] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(metavar="LAYER", help="Layer that is not counted and keeps all its outputs.")
+    ] = None,
     plan: Annotated[
         Path | None, typer.Option(metavar="P.json", help="Carry out this plan instead of selecting.")
     ] = None,
@@ -41,7 +43,7 @@ def compress(
         bool, typer.Option("--best-effort", help="Write the lowest reachable if over budget.")
     ] = False,
     no_measure: Annotated[bool, typer.Option("--no-measure", help="Do not measure latency.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the proof's inputs and of --method random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the proof's inputs and of --method random.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Remove channels until the model fits the budget, prove the result and write it.

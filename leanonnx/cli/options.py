@@ -14,6 +14,8 @@ def parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
     found = {}
     for text in texts:
         name, _, sizes = text.rpartition("=")
+        if name in found:
+            raise OptionError(f"--shape {name} is given twice; give one size for each input")
         try:
             found[name] = tuple(int(size) for size in sizes.split(","))
         except ValueError as error:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leanonnx.labels import Labels, Mask, Shape, along, compact, on_axis, uniform, varied
+from leanonnx.labels import Labels, Mask, Shape, along, compact, on_axis, projection, uniform, varied
 
 Array = NDArray[Any]
 Pairs = tuple[Labels, Labels]
@@ -96,9 +96,8 @@ class Kept:
 
     def count(self, labels: Labels, axis: int, size: int) -> int:
         """The size of a tensor's axis after surgery."""
-        others = tuple(k for k in range(labels.ndim) if k != axis)
-        index = self.alive[labels].any(axis=others)
-        return size if index.size == 1 else int(index.sum())
+        index = projection(self.alive[labels], axis)
+        return int(index.sum()) * (size if index.size == 1 else 1)
 
 
 @dataclass(frozen=True)
