@@ -126,10 +126,13 @@ class _Keeper:
         return sorted((np.frombuffer(raw, np.int64) for raw in found), key=lambda m: (m.size, m.tolist()))
 
     def _with_sources(self, keep: Mask) -> Mask:
-        """A reader cannot outlive its channel: protect the channels of protected readers."""
-        for channels, readers in reversed(self.readers):
-            keep[self.classes[channels[keep[self.classes[readers]]]]] = True
-        return keep
+        """A reader cannot outlive its channel: protect the channels of protected readers, and what is tied to them."""
+        while True:
+            before = keep.copy()
+            for channels, readers in reversed(self.readers):
+                keep[self.classes[channels[keep[self.classes[readers]]]]] = True
+            if np.array_equal(before, keep):
+                return keep
 
     def _closed(self, keep: Mask) -> Mask:
         """Readers of dead channels die; what nothing reads any more dies with its class."""

@@ -71,9 +71,21 @@ def copy_fields(source: object, target: object, leave: set[str]) -> None:
     for descriptor, value in source.ListFields():  # type: ignore[attr-defined]
         if descriptor.name in leave:
             continue
-        if hasattr(value, "extend"):
+        if isinstance(value, bytes) and descriptor.type == descriptor.TYPE_STRING:  # text that is not UTF-8
+            head = _varint(descriptor.number << 3 | 2) + _varint(len(value))
+            target.MergeFromString(head + value)  # type: ignore[attr-defined]
+        elif hasattr(value, "extend"):
             getattr(target, descriptor.name).extend(value)
         elif hasattr(value, "CopyFrom"):
             getattr(target, descriptor.name).CopyFrom(value)
         else:
             setattr(target, descriptor.name, value)
+
+
+def _varint(number: int) -> bytes:
+    """Protobuf's encoding of a non-negative integer."""
+    found = bytearray()
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])
