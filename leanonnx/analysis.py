@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from leanonnx.constants import Constants, Found, Use
-from leanonnx.labels import Labels, Shape, components, uniform, varied
+from leanonnx.labels import Labels, Shape, compact, components, uniform, varied
 from leanonnx.model import Model, captured, unneeded
 from leanonnx.rules.call import Call, Effect, Link, Mix, Move, Pairs, Pin, Rewrite, Unsupported, Value, pin_all
 from leanonnx.rules.table import DEFAULT, Rules
@@ -212,7 +212,7 @@ def _joined(trace: _Trace) -> ChannelDag:
     }
     ties = [pair for effect in effects.values() for pair in effect.ties]
     ties += _shared_ties(trace.uses)
-    ties += _layout_ties(trace, moves)
+    ties += _layout_ties(trace, moves, _known_classes(trace, ties))
     starts = np.unique(np.concatenate(trace.starts)) if trace.starts else np.zeros(0, np.int64)
     outputs = [trace.labels[v.name] for v in trace.model.proto.graph.output if v.name in trace.labels]
     ends = np.unique(np.concatenate([o.reshape(-1) for o in outputs])) if outputs else np.zeros(0, np.int64)
@@ -276,12 +276,22 @@ def _spread_pair(one: Labels, other: Labels) -> Pairs:
     return np.broadcast_to(one, shape), np.broadcast_to(other, shape)
 
 
-def _layout_ties(trace: _Trace, moves: dict[str, tuple[str, Move]]) -> list[Pairs]:
+def _known_classes(trace: _Trace, ties: list[Pairs]) -> NDArray[np.int64]:
+    """Classes under the ties so far; whatever is pinned lives, and counts as one class."""
+    classes = components(trace.count, ties)
+    pinned = np.zeros(trace.count, bool)
+    for pin in trace.pins:
+        pinned[classes[pin.labels]] = True
+    return np.where(pinned[classes], classes[0], classes)
+
+
+def _layout_ties(trace: _Trace, moves: dict[str, tuple[str, Move]], classes: NDArray[np.int64]) -> list[Pairs]:
     """Ties that keep the kept positions of a tensor with channels on several axes a product of index sets.
 
-    Not needed inside a run of movements that one Gather can replace.
+    Not needed where other ties do so already, nor inside a run of movements that one Gather can replace.
     """
-    several = {name for name, labels in trace.labels.items() if len(varied(labels)) > 1}
+    spread = {name: compact(classes[labels]) for name, labels in trace.labels.items() if len(varied(labels)) > 1}
+    several = {name for name, labels in spread.items() if len(varied(labels)) > 1}
     tied: set[str] = set()
     for index in trace.effects:
         node = trace.model.proto.graph.node[index]
@@ -296,10 +306,10 @@ def _layout_ties(trace: _Trace, moves: dict[str, tuple[str, Move]]) -> list[Pair
         if name not in several and moves[name][0] in several:
             run = gathered(name, moves, trace.labels, trace.observation.shapes)
             tied |= set() if run.indices is not None else several & set(run.inside)
-    return [pair for name in sorted(tied) for pair in _slices_tied(trace.labels[name])]
+    return [pair for name in sorted(tied) for pair in _slices_tied(trace.labels[name], varied(spread[name])[0])]
 
 
-def _slices_tied(labels: Labels) -> list[Pairs]:
-    """Tie all labels that share an index of the first axis that holds channels."""
-    rows = np.moveaxis(labels, varied(labels)[0], 0).reshape(labels.shape[varied(labels)[0]], -1)
+def _slices_tied(labels: Labels, axis: int) -> list[Pairs]:
+    """Tie all labels that share an index of an axis."""
+    rows = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
     return [(np.broadcast_to(rows[:, :1], rows[:, 1:].shape), rows[:, 1:])]

@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 from leanonnx.labels import Labels, on_axis, uniform, varied
+from leanonnx.rules import products
 from leanonnx.rules.call import (
     Call,
     Edit,
@@ -147,12 +148,14 @@ def qgemm(call: Call) -> Effect:
 
 
 def matmul(call: Call, weight: int = 1, per_channel: tuple[int, ...] = ()) -> Effect:
-    """MatMul-13 with a constant matrix on the right.
+    """MatMul-13 with a constant matrix on the right; products of two computed tensors are in ``products``.
 
     Where the channels lie on other axes than the last, the product acts inside each channel and moves no channel.
     """
     if call.is_constant(0):
         return pin_all(call, f"{call.title} has its constant on the left")
+    if not call.is_constant(weight):
+        return products.matmul(call)
     if not _is_held(call, weight):
         return pin_all(call, _unheld(call, weight))
     shape, labels = call.shape(weight), call.labels(0)

@@ -1,0 +1,107 @@
+"""Kernels, multiply-adds and parameters of a model file, counted without the package under test."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import helper, numpy_helper
+
+Shape = tuple[int, ...]
+COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+class Count(NamedTuple):
+    """What a file holds."""
+
+    kernels: int
+    macs: int
+    params: int
+
+
+def constants(model: onnx.ModelProto) -> dict[str, tuple[Shape, np.dtype]]:
+    """Shape and type of each constant that the file holds, by name."""
+    found = {t.name: (tuple(t.dims), helper.tensor_dtype_to_np_dtype(t.data_type)) for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            value = helper.get_attribute_value(node.attribute[0])
+            if node.attribute[0].name == "value":
+                array = numpy_helper.to_array(value)
+            else:
+                array = np.asarray(value, np.int64 if "int" in node.attribute[0].name else np.float32)
+            found[node.output[0]] = array.shape, array.dtype
+    return found
+
+
+def held(model: onnx.ModelProto) -> dict[str, Shape]:
+    """Shapes of the constants, also behind Identity and DequantizeLinear."""
+    shapes = {name: shape for name, (shape, _) in constants(model).items()}
+    for node in model.graph.node:
+        if node.op_type in ("Identity", "DequantizeLinear") and node.input[0] in shapes:
+            shapes[node.output[0]] = shapes[node.input[0]]
+    return shapes
+
+
+def shapes_of(model: onnx.ModelProto) -> dict[str, Shape]:
+    """Shape of every computed tensor when the model runs on inputs of its declared sizes (1 where free)."""
+    tapped = onnx.ModelProto.FromString(model.SerializeToString())
+    names = sorted({name for node in model.graph.node for name in node.output if name})
+    del tapped.graph.output[:]
+    tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    session = ort.InferenceSession(tapped.SerializeToString(), providers=["CPUExecutionProvider"])
+    feed = {
+        v.name: np.ones([d if isinstance(d, int) else 1 for d in v.shape], np.float32) for v in session.get_inputs()
+    }
+    found = {name: value.shape for name, value in zip(names, session.run(names, feed), strict=True)}
+    return found | {name: value.shape for name, value in feed.items()}
+
+
+def counted(path: Path) -> Count:
+    """Count a file: kernels are rows × columns of Conv, ConvTranspose, Gemm and MatMul with a weight of the file.
+
+    Nodes that no graph output needs do nothing, and count for nothing.
+    """
+    model = onnx.load(path)
+    weights, shapes = held(model), shapes_of(model)
+    kernels = macs = 0
+    for node in needed(model):
+        if node.op_type in COUNTED and node.input[1] in weights:
+            shape = weights[node.input[1]]
+            kernels += math.prod(shape[:2]) if "Conv" in node.op_type else math.prod(shape)
+            macs += _macs(node, shape, shapes)
+    params = sum(
+        math.prod(shape) for shape, kind in constants(model).values() if kind.name not in ("int64", "bool", "object")
+    )
+    return Count(kernels, macs, params)
+
+
+def needed(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The nodes from which a path leads to a graph output."""
+    wanted, found = {v.name for v in model.graph.output}, []
+    for node in reversed(model.graph.node):
+        if wanted & set(node.output):
+            wanted |= set(node.input)
+            found.append(node)
+    return found
+
+
+def _macs(node: onnx.NodeProto, weight: Shape, shapes: dict[str, Shape]) -> int:
+    """Each element of a weight is used once per output position (ConvTranspose: per input position)."""
+    moving = shapes[node.input[0]] if node.op_type == "ConvTranspose" else shapes[node.output[0]]
+    if "Conv" in node.op_type:
+        return math.prod(weight) * moving[0] * math.prod(moving[2:])
+    return math.prod(weight) * math.prod(moving[:-1])
+
+
+def reached(model: onnx.ModelProto) -> dict[str, set[str]]:
+    """For each graph output, the graph inputs whose data (not merely whose shape) it depends on."""
+    fixed = {t.name for t in model.graph.initializer}
+    sources = {v.name: {v.name} for v in model.graph.input if v.name not in fixed}
+    for node in model.graph.node:
+        found = set() if node.op_type == "Shape" else set().union(*(sources.get(name, set()) for name in node.input))
+        sources |= dict.fromkeys(node.output, found)
+    return {v.name: sources[v.name] for v in model.graph.output}

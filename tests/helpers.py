@@ -1,0 +1,153 @@
+"""Small ONNX models as text, and the command line as a user runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import numpy_helper
+
+from leanonnx import pipeline
+from leanonnx.cli.main import app
+from leanonnx.selection import Budget
+
+ort.set_default_logger_severity(4)
+SCRIPT = shutil.which("leanonnx", path=str(Path(sys.executable).parent))
+COMMAND = [SCRIPT] if SCRIPT else [sys.executable, "-c", "from leanonnx.cli.main import main; main()"]
+TIMEOUT = 120
+Done = subprocess.CompletedProcess[str]
+
+CNN = """
+<ir_version: 8, opset_import: ["" : 17]>
+cnn (float[1, 3, 8, 8] x) => (float[1, 5] y)
+<float[8, 3, 3, 3] w1, float[8] b1, float[12, 8, 3, 3] w2, float[5, 12] w3, float[5] b3>
+{
+    c1 = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)
+    r1 = Relu (c1)
+    c2 = Conv <pads = [1, 1, 1, 1]> (r1, w2)
+    r2 = Relu (c2)
+    p2 = GlobalAveragePool (r2)
+    f2 = Flatten (p2)
+    y = Gemm <transB = 1> (f2, w3, b3)
+}
+"""
+
+
+def build(text: str, seed: int = 0) -> onnx.ModelProto:
+    """A model from ONNX text; what is declared in ``<…>`` and put out by no node becomes a random constant.
+
+    Nodes get the name of their first output in capitals.
+    """
+    proto = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(seed)
+    made = {name for node in proto.graph.node for name in node.output}
+    for value in [v for v in proto.graph.value_info if v.name not in made]:
+        kind = value.type.tensor_type
+        shape = [d.dim_value for d in kind.shape.dim]
+        scale = 1 / np.sqrt(max(np.prod(shape[1:]), 1))
+        array = np.asarray(rng.standard_normal(shape) * scale, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+        proto.graph.initializer.append(numpy_helper.from_array(array, value.name))
+        proto.graph.value_info.remove(value)
+    for node in proto.graph.node:
+        node.name = node.output[0].upper()
+    return proto
+
+
+def saved(proto: onnx.ModelProto, path: Path) -> Path:
+    """Write a model; returns its path."""
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def saved_external(proto: onnx.ModelProto, path: Path, data: str = "weights.bin") -> Path:
+    """Write a model whose constants lie in a file of their own."""
+    copy = onnx.ModelProto.FromString(proto.SerializeToString())
+    onnx.save_model(copy, str(path), save_as_external_data=True, location=data, size_threshold=0)
+    return path
+
+
+def cli(*args: object, cwd: Path | None = None, command: Sequence[str] = COMMAND) -> Done:
+    """Run the installed ``leanonnx`` command, or another one in its place."""
+    return subprocess.run(
+        [*command, *map(str, args)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=TIMEOUT,
+        cwd=cwd,
+        check=False,
+    )
+
+
+def called(*args: object, cwd: Path | None = None) -> Done:
+    """The same command in this process: ten times quicker, for variants of what ``cli`` has shown."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.chdir(cwd or "."), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            app([str(arg) for arg in args], prog_name="leanonnx")
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+    return subprocess.CompletedProcess([str(arg) for arg in args], code, out.getvalue(), err.getvalue())
+
+
+def refused(
+    folder: Path, *args: object, code: int = 2, says: tuple[str, ...] = (), run: Callable[..., Done] = called
+) -> None:
+    """Run the command in a folder: refused with one or two lines on stderr, and the folder is as it was."""
+    before = tree(folder)
+    done = run(*args, cwd=folder)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("leanonnx: ")
+    assert len(done.stderr.strip().splitlines()) <= 2
+    assert "Traceback" not in done.stderr
+    assert [text for text in says if text not in done.stderr] == [], done.stderr
+    assert tree(folder) == before
+
+
+def cli_json(*args: object) -> dict[str, Any]:
+    """Run the command with ``--json``; its stdout must be one JSON object, its exit code 0."""
+    done = cli(*args, "--json")
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)
+    assert isinstance(row, dict)
+    return row
+
+
+def compressed(source: Path, target: Path, keep: float = 0.5, **options: Any) -> pipeline.Result:
+    """``leanonnx compress`` in this process, budget in kernels."""
+    return pipeline.compress(source, target, pipeline.Options(Budget("kernels", keep), **options))
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Everything under a folder: relative path → bytes, None for a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def outputs(path: Path, seed: int = 0) -> list[np.ndarray[Any, Any]]:
+    """What onnxruntime computes with a model file on random inputs of its declared sizes (1 where free)."""
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(seed)
+    feed = {
+        value.name: rng.standard_normal([d if isinstance(d, int) else 1 for d in value.shape]).astype(np.float32)
+        for value in session.get_inputs()
+    }
+    return [np.asarray(value) for value in session.run(None, feed)]
+
+
+def constant_shapes(path: Path) -> dict[str, list[int]]:
+    """Sizes of the constants of a model file."""
+    return {t.name: list(t.dims) for t in onnx.load(path, load_external_data=False).graph.initializer}

@@ -1,0 +1,152 @@
+"""Imports of leanonnx only go down, each layer knows only what it may know, and nothing grows too large."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import leanonnx
+
+ROOT = Path(leanonnx.__file__).parent
+LAYERS = [
+    {"version", "errors", "labels", "norms", "chains", "storage"},
+    {"model", "rules.call"},
+    {"rules.products"},
+    {"runs", "runtime", "rules.linear", "rules.movement", "rules.normalization", "rules.pointwise"}
+    | {"rules.quantization", "rules.reduction", "rules.spatial"},
+    {"rules.table", "constants"},
+    {"analysis"},
+    {"cost", "weigh", "patch"},
+    {"limits", "criteria", "surgery", "plan", "proof"},
+    {"selection"},
+    {"pipeline"},
+    {"report"},
+    {"cli.options", "cli.terminal"},
+    {"cli.compress", "cli.inspect"},
+    {"cli.main"},
+]
+"""A module may import those of the sets above its own, not of its own; a new module has to be put somewhere."""
+
+PACKAGES = {"", "cli", "rules"}
+ONLY = {
+    "onnxruntime": {"runtime"},
+    "typer": {"cli.compress", "cli.inspect", "cli.main", "cli.terminal"},
+    "rich": {"report", "cli.terminal"},
+    "torch": set(),
+}
+"""Which modules may import a library."""
+NO_ONNX = {"errors", "labels", "norms", "chains", "selection", "criteria", "report", "cli.compress", "cli.inspect"}
+LONGEST_FILE = 400
+LONGEST_FUNCTION = 80
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {module_name(path): path.read_text(encoding="utf-8") for path in sorted(ROOT.rglob("*.py"))}
+TREES = {name: ast.parse(source) for name, source in SOURCES.items()}
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Full names of what a module imports; ``from a import b`` gives ``a.b``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{'.' * node.level}{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports(name: str) -> set[str]:
+    """Modules of leanonnx that a module imports."""
+    found = set()
+    for target in imports(TREES[name]):
+        if target.startswith("leanonnx."):
+            inner = target.removeprefix("leanonnx.")
+            found.add(inner if inner in TREES else inner.rpartition(".")[0])
+    return found
+
+
+def test_every_module_has_a_layer() -> None:
+    placed = [name for layer in LAYERS for name in layer]
+    assert len(placed) == len(set(placed))
+    assert set(placed) == set(TREES) - PACKAGES, "put the new module into LAYERS"
+
+
+@pytest.mark.parametrize("name", sorted(set(TREES) - PACKAGES))
+def test_imports_go_down(name: str) -> None:
+    height = {module: k for k, layer in enumerate(LAYERS) for module in layer}
+    upward = {target for target in own_imports(name) if height[target] >= height[name]}
+    assert upward == set()
+
+
+def test_packages_import_nothing_but_the_public_names() -> None:
+    assert own_imports("cli") == own_imports("rules") == set()
+    assert not any(target.startswith("cli") for target in own_imports(""))
+
+
+def test_nothing_imports_relatively_or_privately() -> None:
+    """One way to name a module; an underscore means: of this module only."""
+    found = {
+        (name, target)
+        for name, tree in TREES.items()
+        for target in imports(tree)
+        if target.startswith((".", "leanonnx")) and ("._" in target or target[0] == ".")
+    }
+    assert {pair for pair in found if not pair[1].endswith("__version__")} == set()
+
+
+@pytest.mark.parametrize("library", ONLY)
+def test_libraries_stay_where_they_belong(library: str) -> None:
+    users = {name for name, tree in TREES.items() if library in {t.partition(".")[0] for t in imports(tree)}}
+    assert users <= ONLY[library]
+
+
+def test_pure_layers_know_no_onnx() -> None:
+    rules = {name for name in TREES if name.startswith("rules")}
+    libraries = {"onnx", "onnx_graphsurgeon", "onnxruntime"}
+    users = {name for name, tree in TREES.items() if libraries & {t.partition(".")[0] for t in imports(tree)}}
+    assert users & (NO_ONNX | rules) == set()
+
+
+def test_imports_are_at_the_top() -> None:
+    inner = {
+        (name, node.lineno)
+        for name, tree in TREES.items()
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert inner == set()
+
+
+def test_nothing_below_the_command_line_prints_or_reads_the_environment() -> None:
+    forbidden = {"print", "input", "stdout", "stderr", "environ", "getenv"}
+    found = {
+        (name, node.lineno)
+        for name, tree in TREES.items()
+        if not name.startswith("cli")
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Attribute) and node.attr in forbidden - {"input"})
+        or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in forbidden)
+    }
+    assert found == set()
+
+
+def test_files_are_short() -> None:
+    assert {name: n for name, text in SOURCES.items() if (n := len(text.splitlines())) > LONGEST_FILE} == {}
+
+
+def test_functions_are_short() -> None:
+    lengths = {
+        f"{name}.{node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert {name: n for name, n in lengths.items() if n > LONGEST_FUNCTION} == {}

@@ -1,0 +1,357 @@
+"""Each wrong rule is caught: by the proof, or before it by the surgery, the checker or onnxruntime.
+
+Every mutant replaces one rule of the table on a small model in which it matters.  The right rule passes on the same
+model and keep set (or pins it), so that it is the wrong rule and nothing else that is caught.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from leanonnx.analysis import ChannelDag, analyse
+from leanonnx.labels import Labels, Mask, on_axis, uniform
+from leanonnx.model import load
+from leanonnx.patch import masking_patch, plan_patch
+from leanonnx.proof import inputs_for, prove
+from leanonnx.rules import linear, movement, normalization, pointwise, spatial
+from leanonnx.rules.call import Call, Effect, Rule, Slice
+from leanonnx.rules.table import DEFAULT, Rules
+from leanonnx.runtime import observe
+from leanonnx.surgery import apply
+from tests.helpers import build, saved
+
+Dead = Mapping[str, tuple[int, ...]]
+
+FRAME = """
+<ir_version: 8, opset_import: ["" : {opset}]>
+small (float[1, 2, {size}, {size}] x) => (float[1, 3, n, m] y)
+<float[{width}, 2, 3, 3] w, float[{width}] b, float[3, {read}, 1, 1] v{constants}>
+{{
+    c = Conv <pads = [1, 1, 1, 1]> (x, w, b)
+    {body}
+    y = Conv (d, v)
+}}
+"""
+"""A convolution that puts out ``c``, the operator under test from ``c`` to ``d``, and a convolution that reads it."""
+
+
+def framed(body: str, constants: str = "", width: int = 4, read: int = 4, size: int = 4, opset: int = 17) -> str:
+    """A model around the operator under test."""
+    more = f", {constants}" if constants else ""
+    return FRAME.format(body=body, constants=more, width=width, read=read, size=size, opset=opset)
+
+
+def relabelled(effect: Effect, *labels: Labels) -> Effect:
+    """The same answer with other labels on the outputs."""
+    return replace(effect, outputs=labels)
+
+
+def rolled(effect: Effect, by: int, axis: int = 1) -> Effect:
+    return relabelled(effect, *(np.roll(labels, by, axis) for labels in effect.outputs))
+
+
+def with_attribute(call: Call, name: str, value: object) -> Call:
+    return replace(call, attributes={**call.attributes, name: value})
+
+
+def untied_add(call: Call) -> Effect:
+    return replace(pointwise.join(call), ties=())
+
+
+def unsliced_join(call: Call) -> Effect:
+    return replace(pointwise.join(call), slices=())
+
+
+def reversed_concat(call: Call) -> Effect:
+    return rolled(movement.concat(call), call.shape(0)[1])
+
+
+def swapped_depth_to_space(call: Call) -> Effect:
+    other = "DCR" if call.attribute("mode", "DCR") == "CRD" else "CRD"
+    return movement.depth_to_space(with_attribute(call, "mode", other))
+
+
+def repeated_space_to_depth(call: Call) -> Effect:
+    vector = call.labels(0).reshape(-1)
+    return Effect((on_axis(np.repeat(vector, 4), 1, 4),))
+
+
+def swapped_split(call: Call) -> Effect:
+    effect = movement.split(call)
+    return relabelled(effect, *effect.outputs[::-1])
+
+
+def unmoved_transpose(call: Call) -> Effect:
+    return Effect((call.labels(0),), moves=(lambda given: given,))
+
+
+def inverse_transpose(call: Call) -> Effect:
+    return movement.transpose(with_attribute(call, "perm", np.argsort(call.attribute("perm")).tolist()))
+
+
+def tiled_flatten(call: Call) -> Effect:
+    vector = call.labels(0).reshape(-1)
+    return Effect((on_axis(np.tile(vector, call.output_shape()[1] // vector.size), 1, 2),))
+
+
+def unrewritten_reshape(call: Call) -> Effect:
+    return replace(movement.reshaped(call), rewrite=None)
+
+
+def repeated_tile(call: Call) -> Effect:
+    return Effect((np.repeat(call.labels(0), 2, axis=1),))
+
+
+def gather_off_by_one(call: Call) -> Effect:
+    return relabelled(movement.gather(call), np.take(call.labels(0), (call.array(1) + 1) % call.shape(0)[1], 1))
+
+
+def shifted_slice(call: Call) -> Effect:
+    return relabelled(movement.slice_(call), call.labels(0)[:, 1:3])
+
+
+def swapped_pad(call: Call) -> Effect:
+    return rolled(movement.pad(call), -1)
+
+
+def untied_groups(call: Call) -> Effect:
+    return replace(linear.conv(call), ties=())
+
+
+def interleaved_multiplier(call: Call) -> Effect:
+    """Output channel k·C + c instead of c·m + k for a depthwise Conv with multiplier m."""
+    effect = linear.conv(call)
+    if call.attribute("group", 1) == 1:
+        return effect
+    labels = effect.outputs[0].reshape(-1, 2).T.reshape(1, -1, 1, 1)
+    return relabelled(effect, labels)
+
+
+def swapped_conv_transpose(call: Call) -> Effect:
+    """The weight read as [O, I, …] instead of [I, O, …]."""
+    effect = linear.conv_transpose(call)
+    turned = tuple(factor.swapaxes(0, 1) for factor in effect.slices[0].factors)
+    return replace(effect, slices=(Slice(1, turned), *effect.slices[1:]))
+
+
+def unturned_gemm(call: Call) -> Effect:
+    square = len(set(call.shape(1))) == 1
+    return linear.gemm(with_attribute(call, "transB", 0) if square else call)
+
+
+def unsliced_batch_norm(call: Call) -> Effect:
+    return replace(normalization.batch_normalization(call), slices=())
+
+
+def reversed_instance_norm(call: Call) -> Effect:
+    effect = normalization.instance_normalization(call)
+    return replace(effect, slices=tuple(Slice(s.slot, (s.factors[0][::-1],)) for s in effect.slices))
+
+
+def untied_group_norm(call: Call) -> Effect:
+    return replace(normalization.group_normalization(call), ties=())
+
+
+def unrewritten_resize(call: Call) -> Effect:
+    return replace(spatial.resize(call), rewrite=None)
+
+
+def unpinned_mean(call: Call) -> Effect:
+    return Effect((uniform(int(call.mint(1)[0]), 4),))
+
+
+def passed_through(call: Call) -> Effect:
+    return Effect((call.labels(0),))
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A wrong rule for one operator, a model, and the channels that are removed from its tensors."""
+
+    rule: Rule
+    op: str
+    model: str
+    dead: Dead
+    pins: bool = False
+
+
+GEMM = """
+<ir_version: 8, opset_import: ["" : 17]>
+dense (float[2, 5] x) => (float[2, 3] y)
+<float[4, 5] w, float[4, 4] v, float[3, 4] u>
+{
+    c = Gemm <transB = 1> (x, w)
+    d = Gemm <transB = 1> (c, v)
+    y = Gemm <transB = 1> (d, u)
+}
+"""
+FLATTEN = """
+<ir_version: 8, opset_import: ["" : 17]>
+flat (float[1, 2, 2, 2] x) => (float[1, 3] y)
+<float[3, 2, 1, 1] w, float[12, 3] v>
+{
+    c = Conv (x, w)
+    d = Flatten (c)
+    y = Gemm (d, v)
+}
+"""
+TWO = "float[4, 2, 3, 3] w2, float[4] b2"
+SECOND = "e = Conv <pads = [1, 1, 1, 1]> (x, w2, b2)"
+HALVES = "s, t = Split <axis = 1> (c)"
+SHUFFLE = """r = Reshape (c, i5)
+    p = Transpose <perm = [0, 2, 1, 3, 4]> (r)
+    d = Reshape (p, i4)"""
+SIZES = "int64[5] i5 = {0, 2, 2, 4, 4}, int64[4] i4 = {0, 4, 4, 4}"
+CYCLE = """r = Reshape (c, i6)
+    p = Transpose <perm = [0, 2, 3, 1, 4, 5]> (r)
+    d = Reshape (p, i4)"""
+CYCLE_SIZES = "int64[6] i6 = {0, 2, 2, 2, 4, 4}, int64[4] i4 = {0, 8, 4, 4}"
+
+MUTANTS = [
+    Mutant(untied_add, "Add", framed(f"{SECOND}\n d = Add (c, e)", TWO), {"c": (1,)}),
+    Mutant(
+        untied_add,
+        "Add",
+        framed("e = Conv <pads = [1, 1, 1, 1]> (x, w2)\n d = Add (c, e)", "float[2, 2, 3, 3] w2", width=2, read=2),
+        {"c": (1,)},
+    ),
+    Mutant(unsliced_join, "Mul", framed("d = Mul (c, k)", "float[4, 1, 1] k"), {"c": (0,)}),
+    Mutant(reversed_concat, "Concat", framed(f"{SECOND}\n d = Concat <axis = 1> (c, e)", TWO, read=8), {"c": (0,)}),
+    Mutant(
+        swapped_depth_to_space,
+        "DepthToSpace",
+        framed("d = DepthToSpace <blocksize = 2> (c)", width=8, read=2),
+        {"d": (0,)},
+    ),
+    Mutant(
+        swapped_depth_to_space,
+        "DepthToSpace",
+        framed('d = DepthToSpace <blocksize = 2, mode = "CRD"> (c)', width=8, read=2),
+        {"d": (0,)},
+    ),
+    Mutant(
+        repeated_space_to_depth,
+        "SpaceToDepth",
+        framed("d = SpaceToDepth <blocksize = 2> (c)", width=2, read=8),
+        {"c": (0,)},
+    ),
+    Mutant(swapped_split, "Split", framed(f"{HALVES}\n d = Concat <axis = 1> (t, s)"), {"c": (0, 3)}),
+    Mutant(swapped_split, "Split", framed(f"{HALVES}\n d = Concat <axis = 1> (t, s)"), {"c": (0, 1, 2)}),
+    Mutant(unmoved_transpose, "Transpose", framed(SHUFFLE, SIZES), {"c": (1,)}),
+    Mutant(inverse_transpose, "Transpose", framed(CYCLE, CYCLE_SIZES, width=8, read=8), {"c": (1,)}),
+    Mutant(tiled_flatten, "Flatten", FLATTEN, {"c": (1,)}),
+    Mutant(
+        unrewritten_reshape,
+        "Reshape",
+        framed("d = Reshape (c, i)", "int64[4] i = {1, 4, 8, 2}"),
+        {"c": (1, 2)},
+    ),
+    Mutant(repeated_tile, "Tile", framed("d = Tile (c, i)", "int64[4] i = {1, 2, 1, 1}", read=8), {"c": (1,)}),
+    Mutant(
+        gather_off_by_one,
+        "Gather",
+        framed("d = Gather <axis = 1> (c, i)", "int64[3] i = {2, 0, 3}", read=3),
+        {"c": (0,)},
+    ),
+    Mutant(
+        shifted_slice,
+        "Slice",
+        framed("d = Slice (c, i, j, k)", "int64[1] i = {0}, int64[1] j = {2}, int64[1] k = {1}", read=2),
+        {"c": (0, 2)},
+    ),
+    Mutant(
+        swapped_pad,
+        "Pad",
+        framed("d = Pad (c, i)", "int64[8] i = {0, 1, 0, 0, 0, 0, 0, 0}", read=5),
+        {"c": (0,)},
+    ),
+    Mutant(untied_groups, "Conv", framed("d = Conv <group = 2> (c, g)", "float[4, 2, 1, 1] g"), {"c": (0,)}),
+    Mutant(
+        interleaved_multiplier,
+        "Conv",
+        framed("d = Conv <group = 4> (c, g)", "float[8, 1, 1, 1] g", read=8),
+        {"c": (1,)},
+    ),
+    Mutant(
+        swapped_conv_transpose,
+        "ConvTranspose",
+        framed("d = ConvTranspose (c, g)", "float[4, 4, 2, 2] g"),
+        {"c": (0,), "d": (1,)},
+    ),
+    Mutant(unturned_gemm, "Gemm", GEMM, {"c": (0,), "d": (1,)}),
+    Mutant(
+        unsliced_batch_norm,
+        "BatchNormalization",
+        framed("d = BatchNormalization <epsilon = 2.0> (c, k, l, m, k2)", "float[4] k, float[4] l, float[4] m, float[4] k2"),
+        {"c": (0,)},
+    ),
+    Mutant(
+        reversed_instance_norm,
+        "InstanceNormalization",
+        framed("d = InstanceNormalization (c, k, l)", "float[4] k, float[4] l"),
+        {"c": (0,)},
+    ),
+    Mutant(
+        untied_group_norm,
+        "GroupNormalization",
+        framed("d = GroupNormalization <num_groups = 2> (c, k, l)", "float[4] k, float[4] l", opset=21),
+        {"c": (0,)},
+    ),
+    Mutant(unrewritten_resize, "Resize", framed("d = Resize (c, , , i)", "int64[4] i = {1, 4, 8, 8}"), {"c": (0,)}),
+    Mutant(unpinned_mean, "ReduceMean", framed("d = ReduceMean <axes = [1]> (c)", read=1), {"c": (0,)}, pins=True),
+    Mutant(passed_through, "Softmax", framed("d = Softmax <axis = 1> (c)"), {"c": (0,)}, pins=True),
+    Mutant(passed_through, "LRN", framed("d = LRN <size = 3> (c)"), {"c": (0,)}, pins=True),
+]
+
+
+def keep_set(dag: ChannelDag, dead: Dead) -> Mask:
+    """Labels that live when these channels go, with the readers of what goes."""
+    gone = np.zeros(dag.pinned.size, bool)
+    for tensor, channels in dead.items():
+        gone[dag.classes[dag.labels[tensor].reshape(-1)[list(channels)]]] = True
+    alive = ~gone[dag.classes]
+    for _, (channels, readers) in dag.implied:
+        alive[readers] &= alive[channels]
+    return alive
+
+
+def verdict(text: str, rules: Rules, dead: Dead) -> str:
+    """'pinned', 'equal', 'different', or which stage refuses the compact model."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = load(saved(build(text), Path(folder) / "model.onnx"))
+        dag = analyse(model, observe(model, {}), rules)
+        alive = keep_set(dag, dead)
+        if any(not alive[pin.labels].all() for pin in dag.pins):
+            return "pinned"
+        shrunk = {name for name, labels in dag.labels.items() if not alive[labels].all()}
+        stage = "surgery"
+        try:
+            compact = apply(model, plan_patch(dag, alive), shrunk)
+            masked = apply(model, masking_patch(dag, alive))
+            stage = "checker"
+            onnx.checker.check_model(compact, full_check=True)
+            stage = "onnxruntime"
+            proof = prove(model, masked, compact, inputs_for(model, dag.shapes))
+        except Exception:  # the checker and onnxruntime raise many unrelated types
+            return stage
+        return "equal" if proof.passed else "different"
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.rule.__name__)
+def test_wrong_rule_is_caught_and_the_right_one_passes(mutant: Mutant) -> None:
+    assert verdict(mutant.model, DEFAULT, mutant.dead) == ("pinned" if mutant.pins else "equal")
+    caught = verdict(mutant.model, {**DEFAULT, ("", mutant.op): mutant.rule}, mutant.dead)
+    assert caught in ("surgery", "checker", "onnxruntime", "different")
+
+
+def test_most_mutants_reach_the_proof_and_are_caught_there() -> None:
+    """A wrong rule whose shapes agree gets past the checker and onnxruntime: only numbers show it."""
+    caught = [verdict(m.model, {**DEFAULT, ("", m.op): m.rule}, m.dead) for m in MUTANTS]
+    assert caught.count("different") >= 12

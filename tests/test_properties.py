@@ -1,0 +1,195 @@
+"""What holds of every compression: of random networks, budgets, units and methods."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+from hypothesis import assume, event, given, note, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from leanonnx.pipeline import Options, Result, compress
+from leanonnx.runtime import run
+from leanonnx.selection import Budget
+from tests.counting import counted, reached
+from tests.graphs import models, saved
+
+UNITS = st.sampled_from(("kernels", "macs", "params"))
+FRACTIONS = st.floats(0.02, 0.98)
+WAYS = st.sampled_from(
+    (
+        {"method": "auto", "chains": "cover"},
+        {"method": "lean", "chains": "through"},
+        {"method": "lean", "chains": "free"},
+        {"method": "norm"},
+        {"method": "l1"},
+        {"method": "random"},
+    )
+)
+
+
+@contextmanager
+def folder_with(proto: onnx.ModelProto) -> Iterator[tuple[Path, Path]]:
+    """The model as a file, and where to write the result."""
+    note(onnx.printer.to_text(proto))
+    with tempfile.TemporaryDirectory() as folder:
+        yield saved(proto, Path(folder)), Path(folder) / "out.onnx"
+
+
+def over_budget(result: Result) -> bool:
+    return any(text.startswith("over budget") for text in result.warnings)
+
+
+@given(models())
+def test_keeping_all_gives_the_same_bytes(proto: onnx.ModelProto) -> None:
+    with folder_with(proto) as (source, target):
+        compress(source, target, Options(Budget("kernels", 1.0)))
+        assert target.read_bytes() == source.read_bytes()
+
+
+@given(models(), UNITS, FRACTIONS, WAYS)
+def test_budgets_hold_in_the_written_file(proto: onnx.ModelProto, unit: str, fraction: float, way: dict) -> None:
+    """Counted anew from the file; where the budget cannot be reached, the result says so."""
+    with folder_with(proto) as (source, target):
+        result = compress(source, target, Options(Budget(unit, fraction), best_effort=True, seed=3, **way))
+        before, after = counted(source), counted(target)
+        assert (result.before.kernels, result.before.macs, result.before.params) == before
+        assert all(count <= getattr(result.after, name) for name, count in after._asdict().items())
+        if over_budget(result):
+            event("out of reach")
+        else:
+            event("reached")
+            assert getattr(after, unit) <= fraction * getattr(before, unit)
+
+
+@given(models(), UNITS, FRACTIONS, WAYS)
+@settings(max_examples=30)
+def test_runs_repeat_and_plans_replay(proto: onnx.ModelProto, unit: str, fraction: float, way: dict) -> None:
+    """The same file and options give the same bytes of model and plan; so does the plan alone, of the model."""
+    with folder_with(proto) as (source, target):
+        options = Options(Budget(unit, fraction), best_effort=True, **way)
+        plans = [target.with_name(f"plan{k}.json") for k in range(3)]
+        again, replayed = target.with_name("again.onnx"), target.with_name("replayed.onnx")
+        compress(source, target, options, plans[0])
+        compress(source, again, options, plans[1])
+        assert again.read_bytes() == target.read_bytes()
+        assert plans[1].read_bytes() == plans[0].read_bytes()
+        compress(source, replayed, Options(plan=plans[0]))
+        assert replayed.read_bytes() == target.read_bytes()
+
+
+@given(models(), FRACTIONS, WAYS)
+@settings(max_examples=30)
+def test_outputs_still_depend_on_their_inputs(proto: onnx.ModelProto, fraction: float, way: dict) -> None:
+    with folder_with(proto) as (source, target):
+        compress(source, target, Options(Budget("kernels", fraction), best_effort=True, **way))
+        assert reached(onnx.load(target)) == reached(onnx.load(source))
+
+
+@given(models(), FRACTIONS)
+@settings(max_examples=30)
+def test_what_is_not_pruned_stays_as_it_was(proto: onnx.ModelProto, fraction: float) -> None:
+    """Names, documentation, versions and properties; constants and nodes that survive keep theirs."""
+    for node in proto.graph.node:
+        node.doc_string = f"about {node.name}"
+    with folder_with(proto) as (source, target):
+        compress(source, target, Options(Budget("kernels", fraction), best_effort=True))
+        after = onnx.load(target)
+    for field in ("ir_version", "opset_import", "metadata_props", "doc_string", "producer_name", "model_version"):
+        assert getattr(after, field) == getattr(proto, field)
+    assert (after.graph.name, after.graph.doc_string) == (proto.graph.name, proto.graph.doc_string)
+    assert list(after.graph.output) == list(proto.graph.output)
+    nodes = {node.name: node for node in proto.graph.node}
+    for node in after.graph.node:
+        if node.name in nodes:
+            assert (node.op_type, node.doc_string) == (nodes[node.name].op_type, nodes[node.name].doc_string)
+    tensors = {t.name: t for t in proto.graph.initializer}
+    computed = {name for node in proto.graph.node for name in node.output}
+    for tensor in after.graph.initializer:
+        old = tensors.get(tensor.name)
+        if old is None:
+            assert "_lean" in tensor.name or tensor.name in computed
+        elif list(old.dims) == list(tensor.dims) and old.data_type == TensorProto.FLOAT:
+            assert old.raw_data == tensor.raw_data
+        else:
+            assert old.data_type == tensor.data_type
+
+
+class Dense:
+    """A stack of convolutions, each reading a Concat of some of the layers before it."""
+
+    def __init__(self, rng: np.random.Generator, inputs: int, relu: bool) -> None:
+        self.widths = [int(n) for n in rng.integers(2, 7, rng.integers(2, 6))]
+        self.reads = [sorted(set(rng.integers(-1, k, 2).tolist()) | {k - 1}) for k in range(len(self.widths))]
+        self.inputs, self.relu = inputs, relu
+        channels = [2 * inputs, *self.widths]
+        fans = [sum(channels[j + 1] for j in reads) for reads in self.reads]
+        self.weights = [rng.standard_normal((o, i, 3, 3)).astype(np.float32) / 3 for o, i in zip(self.widths, fans)]
+        self.biases = [rng.standard_normal(o).astype(np.float32) for o in self.widths]
+        self.head = rng.standard_normal((3, self.widths[-1], 1, 1)).astype(np.float32)
+
+    def rescaled(self, rng: np.random.Generator) -> Dense:
+        """Every channel times a power of two where it is made, and by the inverse where it is read."""
+        other = Dense.__new__(Dense)
+        other.__dict__ = {**self.__dict__, "weights": [w.copy() for w in self.weights]}
+        factors = [np.float32(2.0) ** rng.integers(-6, 7, o).astype(np.float32) for o in self.widths]
+        other.biases = [b * f for b, f in zip(self.biases, factors, strict=True)]
+        for k, reads in enumerate(self.reads):
+            inverse = np.concatenate([1 / factors[j] if j >= 0 else np.ones(2 * self.inputs) for j in reads])
+            other.weights[k] = (self.weights[k] * factors[k][:, None, None, None] * inverse[:, None, None]).astype("f4")
+        other.head = (self.head / factors[-1][:, None, None]).astype(np.float32)
+        return other
+
+    def model(self) -> onnx.ModelProto:
+        names = [f"x{k}" for k in range(self.inputs)]
+        nodes = [helper.make_node("Concat", names, ["layer_-1"], axis=1)]
+        constants = {"head": self.head}
+        for k, reads in enumerate(self.reads):
+            constants |= {f"w{k}": self.weights[k], f"b{k}": self.biases[k]}
+            source = [f"layer_{j}" for j in reads]
+            nodes.append(helper.make_node("Concat", source, [f"read_{k}"], axis=1))
+            nodes.append(helper.make_node("Conv", [f"read_{k}", f"w{k}", f"b{k}"], [f"conv_{k}"], pads=[1] * 4))
+            nodes.append(helper.make_node("Relu" if self.relu else "Identity", [f"conv_{k}"], [f"layer_{k}"]))
+        nodes.append(helper.make_node("Conv", [f"layer_{len(self.reads) - 1}", "head"], ["y"]))
+        graph = helper.make_graph(
+            nodes,
+            "dense",
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2, 6, 6]) for name in names],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3, 6, 6])],
+            [numpy_helper.from_array(array, name) for name, array in constants.items()],
+        )
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@given(st.integers(0, 1 << 30), FRACTIONS)
+def test_chains_through_do_not_see_the_scale_of_a_channel(seed: int, fraction: float) -> None:
+    """α on a channel's producer and 1/α on its consumers is the same network: the same channels are kept."""
+    rng = np.random.default_rng(seed)
+    dense = Dense(rng, inputs=1, relu=True)
+    kept = []
+    for network in (dense, dense.rescaled(rng)):
+        with folder_with(network.model()) as (source, target):
+            options = Options(Budget("kernels", fraction), "lean", "through", best_effort=True)
+            kept.append(compress(source, target, options).alive)
+    assert np.array_equal(*kept)
+
+
+@given(st.integers(0, 1 << 30), st.floats(0.02, 0.5), WAYS)
+@settings(max_examples=40)
+def test_every_input_still_moves_the_output(seed: int, fraction: float, way: dict) -> None:
+    """Without activations nothing can hide an input: changing one alone changes the output of the compact network."""
+    rng = np.random.default_rng(seed)
+    proto = Dense(rng, inputs=2, relu=False).model()
+    with folder_with(proto) as (source, target):
+        compress(source, target, Options(Budget("kernels", fraction), best_effort=True, **way))
+        assume(target.read_bytes() != source.read_bytes())
+        feed = {f"x{k}": rng.standard_normal((1, 2, 6, 6)).astype(np.float32) for k in range(2)}
+        feeds = [feed, *({**feed, name: feed[name] + 1} for name in feed)]
+        base, *moved = (outputs[0] for outputs in run(target, feeds))
+    for output in moved:
+        assert np.abs(output - base).max() > 1e-6 * np.abs(base).max()
