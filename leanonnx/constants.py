@@ -67,15 +67,6 @@ class Constants:
                 known.update(node.output)
         return frozenset(known)
 
-    @cached_property
-    def readers(self) -> dict[str, int]:
-        """How many inputs of nodes and subgraphs, and graph outputs, read each value."""
-        found: dict[str, int] = {}
-        names = [n for node in self.model.proto.graph.node for n in [*node.input, *captured(node)]]
-        for name in [*names, *(v.name for v in self.model.proto.graph.output)]:
-            found[name] = found.get(name, 0) + 1
-        return found
-
     def uses(self, index: int, effect: Effect) -> Found | None:
         """Where the slices of an effect are held; None if a sliced constant depends on run-time shapes."""
         inward = {mix.slot: mix.inward for mix in effect.mixes}
@@ -105,7 +96,7 @@ class Constants:
         node = self.model.proto.graph.node[producer]
         if node.op_type == "DequantizeLinear":
             return self._dequantised(producer, node, factors, inward)
-        if self.readers[name] != 1 or node.input[0] not in self.static:
+        if self.model.readers[name] != 1 or node.input[0] not in self.static:
             return None
         if node.op_type == "Cast":
             return self._follow(producer, 0, factors, inward)

@@ -27,11 +27,31 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class _Constant:
+    """A constant and the ways in which its readers slice it; ``whole`` if one of them does not slice it at all."""
+
+    size: int
+    uses: tuple[tuple[Labels, ...], ...]
+    whole: bool
+
+    def surviving(self, alive: Mask) -> int:
+        """Elements that are stored: readers that need other slices than each other get clones."""
+        if len(self.uses) == 1 and not self.whole:
+            return _surviving(self.size, self.uses[0], alive)
+        stored = {b"": self.size} if self.whole else {}
+        for factors in self.uses:
+            masks = [alive[factor] for factor in factors]
+            key = b"" if all(mask.all() for mask in masks) else b"|".join(mask.tobytes() for mask in masks)
+            stored[key] = _surviving(self.size, factors, alive)
+        return sum(stored.values())
+
+
+@dataclass(frozen=True)
 class CostModel:
     """Counts the cost of any keep set; layers in ``ignored`` (node indices) are not counted."""
 
     mixes: tuple[Mix, ...]
-    constants: tuple[tuple[int, tuple[Labels, ...]], ...]
+    constants: tuple[_Constant, ...]
     unsliced: int
 
     def __call__(self, alive: Mask) -> Cost:
@@ -41,20 +61,25 @@ class CostModel:
             count = int((alive[mix.targets].sum(1) * alive[mix.sources].sum(1)).sum())
             kernels += count
             macs += count * mix.taps * mix.positions
-        params = sum(_surviving(size, factors, alive) for size, factors in self.constants)
-        return Cost(kernels, macs, self.unsliced + params)
+        return Cost(kernels, macs, self.unsliced + sum(constant.surviving(alive) for constant in self.constants))
 
 
 def cost_model(dag: ChannelDag, ignored: Collection[int] = ()) -> CostModel:
     """The cost model of a channel DAG."""
-    first: dict[str, Use] = {}
+    uses: dict[str, dict[tuple[int, int], Use]] = {}
     for use in dag.uses:
-        if use.node not in ignored:
-            first.setdefault(use.constant, use)
+        uses.setdefault(use.constant, {})[use.node, use.slot] = use
     sizes = _sizes(dag.model)
-    constants = tuple((sizes.get(name, 0), use.factors) for name, use in sorted(first.items()))
-    skipped = {use.constant for use in dag.uses if use.node in ignored}
-    unsliced = sum(n for name, n in sizes.items() if name not in first and name not in skipped)
+    counted = [name for name, places in sorted(uses.items()) if not all(node in ignored for node, _ in places)]
+    constants = tuple(
+        _Constant(
+            sizes.get(name, 0),
+            tuple(use.factors for use in uses[name].values()),
+            whole=len(uses[name]) < dag.model.readers.get(name, 0),
+        )
+        for name in counted
+    )
+    unsliced = sum(n for name, n in sizes.items() if name not in uses)
     return CostModel(tuple(mix for node, mix in dag.mixes if node not in ignored), constants, unsliced)
 
 

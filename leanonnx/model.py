@@ -77,6 +77,19 @@ class Model:
         """Index of the node that puts out each value."""
         return {name: k for k, node in enumerate(self.proto.graph.node) for name in node.output if name}
 
+    @cached_property
+    def readers(self) -> dict[str, int]:
+        """How many inputs of nodes and subgraphs, and graph outputs, read each value.
+
+        Constants are counted under the name of what holds them, whatever Identity they are read through.
+        """
+        found: dict[str, int] = {}
+        for node in self.proto.graph.node:
+            if node.op_type != "Identity" or node.output[0] not in self.origins:
+                _count(found, [self.origins.get(name, name) for name in [*node.input, *sorted(captured(node))]])
+        _count(found, [self.origins.get(value.name, value.name) for value in self.proto.graph.output])
+        return found
+
     def constant(self, name: str) -> NDArray[np.generic]:
         """Value of a constant of the main graph."""
         holder = self.holders[self.origins[name]]
@@ -105,6 +118,11 @@ class Model:
             if (reads & found and node.op_type not in SHAPE_OPS) or node.op_type in RANDOM_OPS:
                 found.update(node.output)
         return frozenset(found - {""})
+
+
+def _count(found: dict[str, int], names: list[str]) -> None:
+    for name in names:
+        found[name] = found.get(name, 0) + 1
 
 
 def holder_array(holder: onnx.TensorProto | onnx.NodeProto) -> NDArray[np.generic]:

@@ -44,7 +44,7 @@ class _Operation:
 
     def _assign(self) -> None:
         """Give each changed constant a name: its own where every reader agrees, else a clone."""
-        readers = _readers(self.model)
+        readers = self.model.readers
         wanted: dict[str, list[Place]] = {}
         for place in self.patch.constants:
             wanted.setdefault(self._holder(place), []).append(place)
@@ -214,22 +214,6 @@ def _all_names(graph: onnx.GraphProto) -> set[str]:
             for inner in [attribute.g, *attribute.graphs] if attribute.type in (5, 10) else []:
                 names |= _all_names(inner)
     return names
-
-
-def _readers(model: Model) -> dict[str, int]:
-    """How often each constant is read, under any of its names; by a graph output or a subgraph too."""
-    found: dict[str, int] = {}
-    aliases = [n.output[0] for n in model.proto.graph.node if n.op_type == "Identity" and n.output[0] in model.origins]
-    outputs = [v.name for v in model.proto.graph.output]
-    for node in model.proto.graph.node:
-        inner = sorted(captured(node))
-        for name in [*(node.input if node.output[0] not in aliases else []), *inner]:
-            origin = model.origins.get(name, name)
-            found[origin] = found.get(origin, 0) + 1
-    for name in outputs:
-        origin = model.origins.get(name, name)
-        found[origin] = found.get(origin, 0) + 1
-    return found
 
 
 def _set_attributes(node: onnx.NodeProto, changes: Any) -> None:
