@@ -253,7 +253,9 @@ def _shared_ties(uses: list[Use]) -> list[Pairs]:
         if use.inward is None:
             continue
         known = first.setdefault(use.constant, use)
-        if known is not use and [f.shape for f in known.factors] == [f.shape for f in use.factors]:
+        if [f.shape for f in known.factors] != [f.shape for f in use.factors]:
+            ties += _same_slices(known, use)
+        elif known is not use:
             ties += list(zip(known.factors, use.factors, strict=True))
     return ties
 

@@ -125,12 +125,11 @@ def kept_indices(use: Use, shape: tuple[int, ...], alive: Mask) -> list[NDArray[
     """Surviving indices on each axis of a constant; None where all survive."""
     rank = len(shape)
     masks = [alive[f].reshape((1,) * (rank - f.ndim) + f.shape) for f in use.factors]
-    whole = masks[0]
-    for mask in masks[1:]:
-        whole = whole & mask
     found: list[NDArray[np.int64] | None] = []
     for axis in range(rank):
-        line = projection(whole, axis)
+        line = np.ones(1, bool)
+        for mask in masks:
+            line = line & projection(mask, axis)
         found.append(None if line.all() else np.flatnonzero(np.broadcast_to(line, shape[axis])))
     return found
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from leanonnx.analysis import ChannelDag
+from leanonnx.closure import closed
 from leanonnx.constants import Use
 from leanonnx.errors import PlanError
 from leanonnx.labels import Labels, Mask, varied
@@ -90,11 +91,9 @@ def replay(dag: ChannelDag, plan: Plan, path: Path) -> Mask:
         entry = plan.tensors.get(use.constant)
         if entry is not None and use.inward is not None:
             dead[_dropped(use, entry, path)] = True
-    classes = np.zeros(int(dag.classes.max()) + 1, bool)
-    classes[dag.classes[dead]] = True
-    alive = ~classes[dag.classes]
-    for _, (channels, readers) in dag.implied:
-        alive[readers] &= alive[channels]
+    keep = np.ones(int(dag.classes.max()) + 1, bool)
+    keep[dag.classes[dead]] = False
+    alive = closed(dag, dag.classes, keep)
     if make_plan(dag, alive, plan.options, plan.leanonnx).tensors != plan.tensors:
         raise PlanError(f"{path}: the plan does not fit the model's ties and shapes; make it again with --plan-out")
     if not alive[0] or any(not alive[pin.labels].all() for pin in dag.pins):

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from leanonnx.analysis import ChannelDag
 from leanonnx.chains import best_chain
+from leanonnx.closure import closed
 from leanonnx.cost import Cost, cost_model
 from leanonnx.criteria import Chains, Method, Ranking, rank
 from leanonnx.errors import BudgetUnreachable
@@ -102,7 +103,7 @@ class _Keeper:
         """Labels that live when the first ``count`` classes of the ranking are kept."""
         keep = self.protected.copy()
         keep[self.ranking.order[:count]] = True
-        return self._closed(keep)
+        return closed(self.dag, self.classes, keep)
 
     def _protected(self, request: Request) -> Mask:
         """Classes that live in any case: pins, one class for every tensor, one chain for every output and input."""
@@ -134,38 +135,9 @@ class _Keeper:
             if np.array_equal(before, keep):
                 return keep
 
-    def _closed(self, keep: Mask) -> Mask:
-        """Readers of dead channels die; what nothing reads any more dies with its class."""
-        if not self.readers:
-            return keep[self.classes]
-        while True:
-            alive = keep[self.classes]
-            for channels, readers in self.readers:
-                keep[self.classes[readers[~alive[channels]]]] = False
-                alive = keep[self.classes]
-            useful = np.zeros_like(keep)
-            np.logical_or.at(useful, self.classes, _useful(self.dag, alive))
-            if np.array_equal(keep & useful, keep):
-                return alive
-            keep = keep & useful
-
 
 def _tied(classes: Ints, pair: tuple[Ints, Ints]) -> bool:
     return bool(np.array_equal(classes[pair[0]], classes[pair[1]]))
-
-
-def _useful(dag: ChannelDag, alive: Mask) -> Mask:
-    """Labels from which a living path leads to a pinned label."""
-    useful = np.zeros(dag.count, bool)
-    useful[0] = True
-    for pin in dag.pins:
-        useful[pin.labels] = True
-    steps: list[tuple[int, Ints, Ints]] = [(node, mix.sources, mix.targets) for node, mix in dag.mixes]
-    steps += [(node, link.sources[:, None], link.targets[:, None]) for node, link in dag.links]
-    for _, sources, targets in sorted(steps, key=lambda step: -step[0]):
-        wanted = (alive[targets] & useful[targets]).any(1)
-        useful[sources[wanted].reshape(-1)] = True
-    return useful
 
 
 def _connections(weights: Weights) -> list[tuple[int, ...]]:

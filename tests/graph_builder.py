@@ -129,9 +129,10 @@ class Builder:
 
     def vector(self, size: int) -> str:
         """A bias, now and then one that another node reads as well."""
-        if (size,) in self.weights and self.chance(4):
+        if (size,) in self.weights and self.chance(3):
             return self.weights[size,]
-        return self.weights.setdefault((size,), self.parameter((size,), 0.5))
+        self.weights[size,] = self.parameter((size,), 0.5)
+        return self.weights[size,]
 
     def parameter(self, shape: Sequence[int], scale: float = 1.0, shift: float = 0.0) -> str:
         """A constant that no mixing operator reads, now and then behind operators on constants."""
@@ -211,7 +212,8 @@ def dense(b: Builder, x: Tensor, out: int) -> Tensor:
     width = math.prod(x.shape[1:])
     turned = b.chance(2)
     weight = b.weight((out, width) if turned else (width, out), width, 0 if turned else 1)
-    bias = [[b.vector(out)], [b.parameter((1, out))], [b.parameter((1,))], []][b.choose(4)]
+    shape = b.one_of(((out,), (1, out), (1,), None))
+    bias = [] if shape is None else [b.vector(out) if shape == (out,) else b.parameter(shape)]
     scale = {"alpha": 0.5} if b.chance(4) else {}
     (name,) = b.node("Gemm", [flat, weight, *bias], transB=int(turned), **scale)
     return Tensor(name, (x.shape[0], out))

@@ -254,7 +254,9 @@ def squeeze(b: Builder) -> None:
     axes = [k for k, n in enumerate(x.shape) if n == 1 and k not in (0, x.axis)]
     if axes:
         shape = [n for k, n in enumerate(x.shape) if k not in axes]
-        b.offer(Tensor(b.axes_node("Squeeze", [x.name], axes, 13), tuple(shape), x.axis - sum(a < x.axis for a in axes)))
+        b.offer(
+            Tensor(b.axes_node("Squeeze", [x.name], axes, 13), tuple(shape), x.axis - sum(a < x.axis for a in axes))
+        )
 
 
 def unsqueeze(b: Builder) -> None:

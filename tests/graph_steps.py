@@ -119,7 +119,9 @@ def prelu(b: Builder) -> None:
 
 def unary(b: Builder) -> None:
     x = b.pick(lambda t: True)
-    op = b.one_of(("Relu", "Relu", "Relu", "Sigmoid", "Tanh", "LeakyRelu", "Neg", "Abs", "Softplus", "Identity", "Erf", "Elu"))
+    op = b.one_of(
+        ("Relu", "Relu", "Relu", "Sigmoid", "Tanh", "LeakyRelu", "Neg", "Abs", "Softplus", "Identity", "Erf", "Elu")
+    )
     if x is not None:
         b.put(x.shape, op, [x.name], x.axis)
 

@@ -19,7 +19,7 @@ LAYERS = [
     | {"rules.quantization", "rules.reduction", "rules.spatial"},
     {"rules.table", "constants"},
     {"analysis"},
-    {"cost", "weigh", "patch"},
+    {"closure", "cost", "weigh", "patch"},
     {"limits", "criteria", "surgery", "plan", "proof"},
     {"selection"},
     {"pipeline"},

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from hypothesis import event, given, note
+import pytest
+from hypothesis import event, given, note, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -24,6 +25,7 @@ from leanonnx.selection import Budget, Request, _Keeper
 from leanonnx.surgery import apply
 from leanonnx.weigh import Weights
 from tests.graphs import from_seed, models, saved
+from tests.helpers import build
 
 BOUND = 1e-4
 OPERATORS = {
@@ -36,6 +38,46 @@ OPERATORS = {
     *("Concat", "Split", "Slice", "Gather", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"),
     *("Expand", "Tile", "DepthToSpace", "SpaceToDepth", "Pad", "Shape", "ConstantOfShape", "Constant"),
 }
+
+HEADER = """
+<ir_version: 8, opset_import: ["" : 17]>
+found (float[1, 2, 4, 4] x) => (float[n, m] y)
+"""
+FOUND = {
+    "scalar index of a Gather": """
+        <float[4, 2, 1, 1] w, float[3, 16] v, int64 i = {3}>
+        { c = Conv (x, w)  g = Gather <axis = 1> (c, i)  t = Transpose <perm = [0, 2, 1]> (g)
+          f = Flatten (t)  y = Gemm <transB = 1> (f, v) }""",
+    "bias of one number for all outputs": """
+        <float[4, 2, 1, 1] w, float[64, 5] v, float[1] b, float[5, 3] u>
+        { c = Conv (x, w)  f = Flatten (c)  g = Gemm (f, v, b)  y = Gemm (g, u) }""",
+    "tensors that nothing reads": """
+        <float[4, 2, 1, 1] w, float[4, 4, 1, 1] v, float[64, 3] u,
+         int64[6] i = {0, 2, 2, 1, 4, 4}, int64[4] j = {0, 1, 8, 8}>
+        { c = Conv (x, w)  d = Conv (c, v)  e = Concat <axis = 1> (c, d, c)
+          r = Reshape (d, i)  t = Transpose <perm = [0, 3, 4, 1, 5, 2]> (r)  s = Reshape (t, j)
+          f = Flatten (d)  y = Gemm (f, u) }""",
+    "dequantised weight of a dense and a depthwise layer": """
+        <float[4, 2, 1, 1] w, float[1, 2, 1, 1] v, float[64, 3] u, float[64, 3] v2,
+         int8[4, 1, 1, 1] q = {50, -70, 127, 20}, float s = {0.01}>
+        { c = Conv (x, w)  a = Conv (x, v)  k = DequantizeLinear (q, s)
+          d = Conv <group = 4> (c, k)  e = Conv (a, k)  f = Flatten (d)  g = Flatten (e)
+          h = Gemm (f, u)  i = Gemm (g, v2)  y = Sub (h, i) }""",
+    "part of a Split that dies whole": """
+        <float[4, 2, 1, 1] w, int64[3] sizes = {1, 2, 1}, float[128, 3] u>
+        { c = Conv (x, w)  p, q, r = Split <axis = 1> (c, sizes)  e = Concat <axis = 1> (r, p, q, c)
+          f = Flatten (e)  y = Gemm (f, u) }""",
+    "movements that end with channels on two axes": """
+        <float[12, 2, 1, 1] w, float[5, 1, 1, 1] v, float[320, 3] u,
+         int64[6] i = {0, 2, 2, 3, 4, 4}, int64[4] j = {0, 3, 8, 8}, int64[1] one = {1}, int64[1] two = {2}>
+        { c = Conv (x, w)  r = Reshape (c, i)  t = Transpose <perm = [0, 3, 4, 1, 5, 2]> (r)  s = Reshape (t, j)
+          d = Slice (s, one, two, one)  e = Conv (d, v)  f = Flatten (e)  y = Gemm (f, u) }""",
+    "readers tied to channels by a shared weight": """
+        <float[6, 2, 1, 1] w, int64[4] repeats = {1, 1, 2, 1}, float[192, 3] u>
+        { c = Conv (x, w)  t = Tile (c, repeats)  e = Concat <axis = 1> (c, c)
+          f = Flatten (t)  g = Flatten (e)  a = Gemm (f, u)  b = Gemm (g, u)  y = Sub (a, b) }""",
+}
+"""What hypothesis has found, made small."""
 
 
 @contextmanager
@@ -189,6 +231,16 @@ def test_any_prefix_of_a_ranking_can_stay(proto: onnx.ModelProto, seed: int, sep
     """What a ranking keeps, after the closure of the selection: what nothing reads dies too."""
     with analysed(proto) as dag:
         check(dag, kept_by_rank(dag, np.random.default_rng(seed), separate_readers))
+
+
+@pytest.mark.parametrize("name", FOUND)
+@given(st.integers(0, 1 << 30), st.booleans())
+@settings(max_examples=20)
+def test_networks_that_once_went_wrong(name: str, seed: int, ranked: bool) -> None:
+    """Small networks for which some keep set once gave a wrong or an invalid model."""
+    rng = np.random.default_rng(seed)
+    with analysed(build(HEADER + FOUND[name])) as dag:
+        check(dag, kept_by_rank(dag, rng, separate_readers=True) if ranked else killed(dag, rng))
 
 
 def test_random_models_use_every_kind_of_operator() -> None:

@@ -289,7 +289,9 @@ MUTANTS = [
     Mutant(
         unsliced_batch_norm,
         "BatchNormalization",
-        framed("d = BatchNormalization <epsilon = 2.0> (c, k, l, m, k2)", "float[4] k, float[4] l, float[4] m, float[4] k2"),
+        framed(
+            "d = BatchNormalization <epsilon = 2.0> (c, k, l, m, k2)", "float[4] k, float[4] l, float[4] m, float[4] k2"
+        ),
         {"c": (0,)},
     ),
     Mutant(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -120,30 +121,39 @@ def test_what_is_not_pruned_stays_as_it_was(proto: onnx.ModelProto, fraction: fl
             assert old.data_type == tensor.data_type
 
 
+@dataclass(frozen=True)
 class Dense:
-    """A stack of convolutions, each reading a Concat of some of the layers before it."""
+    """A stack of convolutions, each reading a Concat of some of the layers before it (-1: the inputs)."""
 
-    def __init__(self, rng: np.random.Generator, inputs: int, relu: bool) -> None:
-        self.widths = [int(n) for n in rng.integers(2, 7, rng.integers(2, 6))]
-        self.reads = [sorted(set(rng.integers(-1, k, 2).tolist()) | {k - 1}) for k in range(len(self.widths))]
-        self.inputs, self.relu = inputs, relu
-        channels = [2 * inputs, *self.widths]
-        fans = [sum(channels[j + 1] for j in reads) for reads in self.reads]
-        self.weights = [rng.standard_normal((o, i, 3, 3)).astype(np.float32) / 3 for o, i in zip(self.widths, fans)]
-        self.biases = [rng.standard_normal(o).astype(np.float32) for o in self.widths]
-        self.head = rng.standard_normal((3, self.widths[-1], 1, 1)).astype(np.float32)
+    inputs: int
+    relu: bool
+    reads: list[list[int]]
+    weights: list[np.ndarray]
+    biases: list[np.ndarray]
+    head: np.ndarray
+
+    @classmethod
+    def random(cls, rng: np.random.Generator, inputs: int, relu: bool) -> Dense:
+        widths = [int(n) for n in rng.integers(2, 7, rng.integers(2, 6))]
+        reads = [sorted({*rng.integers(-1, k, 2).tolist(), k - 1} if k else {-1}) for k in range(len(widths))]
+        channels = [2 * inputs, *widths]
+        fans = [sum(channels[j + 1] for j in layers) for layers in reads]
+        shapes = [(out, fan, 3, 3) for out, fan in zip(widths, fans, strict=True)]
+        weights = [rng.standard_normal(shape).astype(np.float32) / 3 for shape in shapes]
+        biases = [rng.standard_normal(out).astype(np.float32) for out in widths]
+        return cls(inputs, relu, reads, weights, biases, rng.standard_normal((3, widths[-1], 1, 1)).astype(np.float32))
 
     def rescaled(self, rng: np.random.Generator) -> Dense:
         """Every channel times a power of two where it is made, and by the inverse where it is read."""
-        other = Dense.__new__(Dense)
-        other.__dict__ = {**self.__dict__, "weights": [w.copy() for w in self.weights]}
-        factors = [np.float32(2.0) ** rng.integers(-6, 7, o).astype(np.float32) for o in self.widths]
-        other.biases = [b * f for b, f in zip(self.biases, factors, strict=True)]
-        for k, reads in enumerate(self.reads):
-            inverse = np.concatenate([1 / factors[j] if j >= 0 else np.ones(2 * self.inputs) for j in reads])
-            other.weights[k] = (self.weights[k] * factors[k][:, None, None, None] * inverse[:, None, None]).astype("f4")
-        other.head = (self.head / factors[-1][:, None, None]).astype(np.float32)
-        return other
+        factors = [np.exp2(rng.integers(-6, 7, bias.size)).astype(np.float32) for bias in self.biases]
+        inputs = np.ones(2 * self.inputs, np.float32)
+        inverse = [np.concatenate([1 / factors[j] if j >= 0 else inputs for j in layers]) for layers in self.reads]
+        weights = [
+            weight * made[:, None, None, None] * read[:, None, None]
+            for weight, made, read in zip(self.weights, factors, inverse, strict=True)
+        ]
+        biases = [bias * made for bias, made in zip(self.biases, factors, strict=True)]
+        return replace(self, weights=weights, biases=biases, head=self.head / factors[-1][:, None, None])
 
     def model(self) -> onnx.ModelProto:
         names = [f"x{k}" for k in range(self.inputs)]
@@ -170,7 +180,7 @@ class Dense:
 def test_chains_through_do_not_see_the_scale_of_a_channel(seed: int, fraction: float) -> None:
     """α on a channel's producer and 1/α on its consumers is the same network: the same channels are kept."""
     rng = np.random.default_rng(seed)
-    dense = Dense(rng, inputs=1, relu=True)
+    dense = Dense.random(rng, inputs=1, relu=True)
     kept = []
     for network in (dense, dense.rescaled(rng)):
         with folder_with(network.model()) as (source, target):
@@ -184,7 +194,7 @@ def test_chains_through_do_not_see_the_scale_of_a_channel(seed: int, fraction: f
 def test_every_input_still_moves_the_output(seed: int, fraction: float, way: dict) -> None:
     """Without activations nothing can hide an input: changing one alone changes the output of the compact network."""
     rng = np.random.default_rng(seed)
-    proto = Dense(rng, inputs=2, relu=False).model()
+    proto = Dense.random(rng, inputs=2, relu=False).model()
     with folder_with(proto) as (source, target):
         compress(source, target, Options(Budget("kernels", fraction), best_effort=True, **way))
         assume(target.read_bytes() != source.read_bytes())

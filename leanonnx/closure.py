@@ -1,0 +1,50 @@
+"""What follows from a keep set: readers of dead channels die, and so does what nothing needs any more."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanonnx.analysis import ChannelDag
+from leanonnx.labels import Mask
+from leanonnx.model import SHAPE_OPS
+
+Ints = NDArray[np.int64]
+
+
+def closed(dag: ChannelDag, classes: Ints, keep: Mask) -> Mask:
+    """Labels that live [labels] when these classes are kept [classes] and all consequences are drawn."""
+    readers = [pair for _, pair in dag.implied if not np.array_equal(classes[pair[0]], classes[pair[1]])]
+    steps = _steps(dag)
+    keep = keep.copy()
+    while True:
+        for channels, reading in readers:
+            keep[classes[reading[~keep[classes[channels]]]]] = False
+        alive = keep[classes]
+        useful = np.zeros_like(keep)
+        np.logical_or.at(useful, classes, _useful(dag, steps, alive))
+        if not (keep & ~useful).any():
+            return alive
+        keep &= useful
+
+
+def _steps(dag: ChannelDag) -> list[tuple[Ints, Ints]]:
+    """All edges (sources [n, i], targets [n, o]), those of later nodes first."""
+    edges: list[tuple[int, Ints, Ints]] = [(node, mix.sources, mix.targets) for node, mix in dag.mixes]
+    edges += [(node, link.sources[:, None], link.targets[:, None]) for node, link in dag.links]
+    return [(sources, targets) for _, sources, targets in sorted(edges, key=lambda edge: -edge[0])]
+
+
+def _useful(dag: ChannelDag, steps: list[tuple[Ints, Ints]], alive: Mask) -> Mask:
+    """Labels from which a living path leads to a pinned label, or whose tensor's shape is asked for."""
+    useful = np.zeros(dag.count, bool)
+    useful[0] = True
+    for pin in dag.pins:
+        useful[pin.labels] = True
+    for node in dag.model.proto.graph.node:
+        if node.op_type in SHAPE_OPS and node.input[0] in dag.labels:
+            useful[dag.labels[node.input[0]]] = True
+    for sources, targets in steps:
+        wanted = (alive[targets] & useful[targets]).any(1)
+        useful[sources[wanted].reshape(-1)] = True
+    return useful
