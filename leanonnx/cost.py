@@ -28,14 +28,21 @@ class Cost:
 
 @dataclass(frozen=True)
 class _Constant:
-    """A constant and the ways in which its readers slice it; ``whole`` if one of them does not slice it at all."""
+    """A constant and the ways in which its readers slice it; ``whole`` if one of them does not slice it at all.
+
+    ``computed``: the graph computes it, and surgery stores it only once it is sliced.
+    """
 
     size: int
     uses: tuple[tuple[Labels, ...], ...]
     whole: bool
+    computed: bool
 
     def surviving(self, alive: Mask) -> int:
         """Elements that are stored: readers that need other slices than each other get clones."""
+        if self.computed:
+            cut = [f for f in self.uses if not all(alive[factor].all() for factor in f)]
+            return sum(_surviving(self.size, factors, alive) for factors in cut)
         if len(self.uses) == 1 and not self.whole:
             return _surviving(self.size, self.uses[0], alive)
         stored = {b"": self.size} if self.whole else {}
@@ -71,16 +78,16 @@ def cost_model(dag: ChannelDag, ignored: Collection[int] = ()) -> CostModel:
         uses.setdefault(use.constant, {})[use.node, use.slot] = use
     sizes = _sizes(dag.model)
     counted = [name for name, places in sorted(uses.items()) if not all(node in ignored for node, _ in places)]
-    constants = tuple(
-        _Constant(
-            sizes.get(name, 0),
-            tuple(use.factors for use in uses[name].values()),
-            whole=len(uses[name]) < dag.model.readers.get(name, 0),
-        )
-        for name in counted
-    )
+    constants = tuple(_constant(dag, name, list(uses[name].values()), sizes.get(name, 0)) for name in counted)
     unsliced = sum(n for name, n in sizes.items() if name not in uses)
     return CostModel(tuple(mix for node, mix in dag.mixes if node not in ignored), constants, unsliced)
+
+
+def _constant(dag: ChannelDag, name: str, uses: list[Use], size: int) -> _Constant:
+    value = uses[0].computed
+    whole = len(uses) < dag.model.readers.get(name, 0)
+    factors = tuple(use.factors for use in uses)
+    return _Constant(size if value is None else value.size, factors, whole, computed=value is not None)
 
 
 def _sizes(model: Model) -> dict[str, int]:
