@@ -9,6 +9,6 @@ from hypothesis import HealthCheck, settings
 
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 
-settings.register_profile("ci", derandomize=True, max_examples=100, database=None, **COMMON)
+settings.register_profile("ci", derandomize=True, max_examples=150, database=None, **COMMON)
 settings.register_profile("long", max_examples=2000, print_blob=True, **COMMON)
 settings.load_profile("ci")

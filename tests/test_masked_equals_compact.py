@@ -235,7 +235,7 @@ def test_any_prefix_of_a_ranking_can_stay(proto: onnx.ModelProto, seed: int, sep
 
 @pytest.mark.parametrize("name", FOUND)
 @given(st.integers(0, 1 << 30), st.booleans())
-@settings(max_examples=20)
+@settings(max_examples=max(20, settings.default.max_examples // 8))
 def test_networks_that_once_went_wrong(name: str, seed: int, ranked: bool) -> None:
     """Small networks for which some keep set once gave a wrong or an invalid model."""
     rng = np.random.default_rng(seed)

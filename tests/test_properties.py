@@ -21,6 +21,7 @@ from tests.counting import counted, reached
 from tests.graphs import models, saved
 
 UNITS = st.sampled_from(("kernels", "macs", "params"))
+FEW = settings(max_examples=settings.default.max_examples // 3)
 FRACTIONS = st.floats(0.02, 0.98)
 WAYS = st.sampled_from(
     (
@@ -46,6 +47,7 @@ def over_budget(result: Result) -> bool:
     return any(text.startswith("over budget") for text in result.warnings)
 
 
+@FEW
 @given(models())
 def test_keeping_all_gives_the_same_bytes(proto: onnx.ModelProto) -> None:
     with folder_with(proto) as (source, target):
@@ -69,7 +71,6 @@ def test_budgets_hold_in_the_written_file(proto: onnx.ModelProto, unit: str, fra
 
 
 @given(models(), UNITS, FRACTIONS, WAYS)
-@settings(max_examples=30)
 def test_runs_repeat_and_plans_replay(proto: onnx.ModelProto, unit: str, fraction: float, way: dict) -> None:
     """The same file and options give the same bytes of model and plan; so does the plan alone, of the model."""
     with folder_with(proto) as (source, target):
@@ -84,16 +85,16 @@ def test_runs_repeat_and_plans_replay(proto: onnx.ModelProto, unit: str, fractio
         assert replayed.read_bytes() == target.read_bytes()
 
 
+@FEW
 @given(models(), FRACTIONS, WAYS)
-@settings(max_examples=30)
 def test_outputs_still_depend_on_their_inputs(proto: onnx.ModelProto, fraction: float, way: dict) -> None:
     with folder_with(proto) as (source, target):
         compress(source, target, Options(Budget("kernels", fraction), best_effort=True, **way))
         assert reached(onnx.load(target)) == reached(onnx.load(source))
 
 
+@FEW
 @given(models(), FRACTIONS)
-@settings(max_examples=30)
 def test_what_is_not_pruned_stays_as_it_was(proto: onnx.ModelProto, fraction: float) -> None:
     """Names, documentation, versions and properties; constants and nodes that survive keep theirs."""
     for node in proto.graph.node:
@@ -176,6 +177,7 @@ class Dense:
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+@FEW
 @given(st.integers(0, 1 << 30), FRACTIONS)
 def test_chains_through_do_not_see_the_scale_of_a_channel(seed: int, fraction: float) -> None:
     """α on a channel's producer and 1/α on its consumers is the same network: the same channels are kept."""
@@ -189,8 +191,8 @@ def test_chains_through_do_not_see_the_scale_of_a_channel(seed: int, fraction: f
     assert np.array_equal(*kept)
 
 
+@FEW
 @given(st.integers(0, 1 << 30), st.floats(0.02, 0.5), WAYS)
-@settings(max_examples=40)
 def test_every_input_still_moves_the_output(seed: int, fraction: float, way: dict) -> None:
     """Without activations nothing can hide an input: changing one alone changes the output of the compact network."""
     rng = np.random.default_rng(seed)
