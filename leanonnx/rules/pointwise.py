@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from leanonnx.labels import Labels, Shape, compact, varied
-from leanonnx.rules.call import Array, Call, Effect, Link, Pairs, Pin, Slice, Unsupported, broadcast_factor
+from leanonnx.rules.call import Call, Effect, Link, Pairs, Pin, Slice, Unsupported, broadcast_factor
 
 UNARY = [
     "Relu",
@@ -156,35 +156,24 @@ def _is_broadcast(operand: Shape, shape: Shape, out: Labels) -> bool:
 
 
 def _scaled(call: Call, labels: Labels, slot: int) -> tuple[Labels, Link] | None:
-    """Fresh labels behind a multiplication by one constant per channel; None for other constants.
+    """Fresh labels behind a multiplication by (or division through) one constant per channel; None for others.
 
     A factor that is the same for all channels leaves the order of the chains through a layer as it is.
     """
     constant = call.array(slot)
-    if constant.size < 2 or not np.issubdtype(constant.dtype, np.floating):
-        return None
-    spread = np.broadcast_to(
-        _align_array(constant, labels.ndim), np.broadcast_shapes(_lifted(constant, labels.ndim), labels.shape)
-    )
-    if spread.size > 4 * labels.size:
+    shape = (1,) * (labels.ndim - constant.ndim) + constant.shape
+    elsewhere = any(size != 1 and axis not in varied(labels) for axis, size in enumerate(shape))
+    if constant.size < 2 or elsewhere or constant.dtype.kind != "f" or (call.op == "Div" and slot == 0):
         return None
     unique, inverse = np.unique(labels, return_inverse=True)
     gains = np.zeros(unique.size)
     np.maximum.at(
-        gains, np.broadcast_to(inverse.reshape(labels.shape), spread.shape).reshape(-1), np.abs(spread).reshape(-1)
+        gains, inverse.reshape(-1), np.broadcast_to(np.abs(constant.reshape(shape)), labels.shape).reshape(-1)
     )
     if call.op == "Div":
-        gains = 1 / np.maximum(gains, 1e-30)
+        gains = 1 / np.maximum(gains, np.finfo(np.float32).tiny)
     minted = call.mint(unique.size)
     return minted[inverse].reshape(labels.shape), Link(unique, minted, gains.astype(np.float32))
-
-
-def _lifted(array: Array, rank: int) -> Shape:
-    return (1,) * (rank - array.ndim) + array.shape
-
-
-def _align_array(array: Array, rank: int) -> Array:
-    return array.reshape(_lifted(array, rank))
 
 
 def _relabel(call: Call, slices: list[Slice], labels: Labels) -> tuple[Slice, ...]:
