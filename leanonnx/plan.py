@@ -105,8 +105,11 @@ def _dropped(use: Use, entry: Mapping[str, Any], path: Path) -> Labels:
     """Labels that an entry of the plan removes."""
     try:
         shape, kept = tuple(entry["before"]), entry["kept"]
-        found = []
+        gone = 0 in entry["after"]  # a layer that died whole says nothing of the channels that it read
+        found = [np.zeros(0, np.int64)]
         for factor in use.factors:
+            if gone and factor is use.inward:
+                continue
             part = factor
             for axis in varied(factor):
                 index = kept[axis + len(shape) - factor.ndim]

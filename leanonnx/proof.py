@@ -81,6 +81,7 @@ def prove(
         errors = _errors(wanted, found, original)
         noise = NOISE * np.maximum(_errors(wanted, moved, original), _errors(wanted, fused, original))
         limits = np.where(noise <= WIDEST, np.maximum(noise, bound), np.nan)
+        limits[errors <= bound] = bound
     limits[~_comparable(wanted)] = np.nan
     telling = ~np.isnan(limits)
     passed = telling.any(axis=0).all() and not (errors > limits).any()

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from hypothesis import assume, event, given, note, settings
+import pytest
+from hypothesis import assume, currently_in_test_context, event, given, note, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -19,6 +20,7 @@ from leanonnx.runtime import run
 from leanonnx.selection import Budget
 from tests.counting import counted, reached
 from tests.graphs import models, saved
+from tests.helpers import build
 
 UNITS = st.sampled_from(("kernels", "macs", "params"))
 FEW = settings(max_examples=settings.default.max_examples // 3)
@@ -38,7 +40,8 @@ WAYS = st.sampled_from(
 @contextmanager
 def folder_with(proto: onnx.ModelProto) -> Iterator[tuple[Path, Path]]:
     """The model as a file, and where to write the result."""
-    note(onnx.printer.to_text(proto))
+    if currently_in_test_context():
+        note(onnx.printer.to_text(proto))
     with tempfile.TemporaryDirectory() as folder:
         yield saved(proto, Path(folder)), Path(folder) / "out.onnx"
 
@@ -82,6 +85,30 @@ def test_runs_repeat_and_plans_replay(proto: onnx.ModelProto, unit: str, fractio
         assert again.read_bytes() == target.read_bytes()
         assert plans[1].read_bytes() == plans[0].read_bytes()
         compress(source, replayed, Options(plan=plans[0]))
+        assert replayed.read_bytes() == target.read_bytes()
+
+
+DYING_LAYER = """
+<ir_version: 8, opset_import: ["" : 17]>
+dying (float[1, 3, 4, 4] x) => (float[1, 2, 4, 4] y)
+<float[4, 3, 1, 1] w, float[4, 7, 1, 1] v, float[2, 4, 1, 1] u>
+{
+    c = Conv (x, w)
+    d = Concat <axis = 1> (x, c)
+    e = Conv (d, v)
+    y = Conv (e, u)
+}
+"""
+
+
+@pytest.mark.parametrize("chains", ["through", "free"])
+def test_plan_of_a_layer_that_died_whole_replays(chains: str) -> None:
+    """What the layer read (here the graph input, which all its kernels share) is still there."""
+    with folder_with(build(DYING_LAYER)) as (source, target):
+        plan, replayed = target.with_name("plan.json"), target.with_name("replayed.onnx")
+        compress(source, target, Options(Budget("kernels", 0.1), "lean", chains, best_effort=True), plan)
+        assert [node.op_type for node in onnx.load(target).graph.node].count("Conv") == 2
+        compress(source, replayed, Options(plan=plan))
         assert replayed.read_bytes() == target.read_bytes()
 
 
