@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanonnx.analysis import ChannelDag
-from leanonnx.chains import best_chain
 from leanonnx.closure import closed
 from leanonnx.cost import Cost, cost_model
 from leanonnx.criteria import Chains, Method, Ranking, rank
@@ -112,7 +111,7 @@ class _Keeper:
         for pin in (*self.dag.pins, *request.pinned):
             keep[self.classes[pin.labels]] = True
         if self.readers:
-            for chain in _connections(self.weights):
+            for chain in self.weights.connections:
                 keep[self.classes[list(chain)]] = True
         keep = self._with_sources(keep)
         for members in self._tensor_classes():
@@ -138,17 +137,6 @@ class _Keeper:
 
 def _tied(classes: Ints, pair: tuple[Ints, Ints]) -> bool:
     return bool(np.array_equal(classes[pair[0]], classes[pair[1]]))
-
-
-def _connections(weights: Weights) -> list[tuple[int, ...]]:
-    """The best chain from each graph input to each output that depends on it."""
-    dag, blocks = weights.dag, weights.blocks
-    found = []
-    for value in dag.model.proto.graph.output:
-        if value.name in dag.labels:
-            ends = np.unique(dag.labels[value.name])
-            found += [best_chain(dag.count, blocks, np.array([start]), ends) for start in dag.starts]
-    return [chain for chain in found if chain]
 
 
 def _unreachable(budget: Budget, limits: tuple[str, ...], lowest: int, total: int) -> str:

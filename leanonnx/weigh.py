@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanonnx.analysis import ChannelDag
-from leanonnx.chains import Block
+from leanonnx.chains import Block, best_chain
 from leanonnx.errors import ModelError
 from leanonnx.norms import kernel_norms
 from leanonnx.rules.call import Link, Mix
@@ -27,6 +27,15 @@ class Weights:
     def blocks(self) -> list[Block]:
         """Blocks of edges in topological order."""
         return weighted(self.dag, self.ignored)
+
+    @cached_property
+    def connections(self) -> list[tuple[int, ...]]:
+        """The best chain from each graph input to each output that depends on it."""
+        labels = [self.dag.labels.get(value.name) for value in self.dag.model.proto.graph.output]
+        ends = [np.unique(found) for found in labels if found is not None]
+        pairs = [(np.array([start]), end) for end in ends for start in self.dag.starts]
+        chains = (best_chain(self.dag.count, self.blocks, *pair) for pair in pairs)
+        return [chain for chain in chains if chain]
 
 
 def weighted(dag: ChannelDag, ignored: Collection[int] = ()) -> list[Block]:

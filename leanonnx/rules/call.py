@@ -262,6 +262,12 @@ def pin_all(call: Call, reason: str) -> Effect:
     return Effect(outputs, links=links, pins=(*pins, Pin(fresh, call.outputs[0], reason)))
 
 
+def side_pins(call: Call, role: str) -> tuple[Pin, ...]:
+    """Pins of the computed tensors that a node reads beside its data, in the role named."""
+    found = [(v.name, v.labels) for v in call.inputs[1:] if v is not None and v.labels is not None]
+    return tuple(Pin(np.unique(labels), name, f"{call.title} {role}") for name, labels in found)
+
+
 def broadcast_factor(labels: Labels, shape: Shape) -> tuple[Labels, list[Pairs]]:
     """Labels of a constant that broadcasts against a labelled tensor, and ties where slices must agree.
 

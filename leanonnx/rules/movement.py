@@ -152,7 +152,6 @@ def _pick(kept: Kept, axis: int, vector: Labels, readers: Labels) -> Pick | None
 
 
 def _concat_other(call: Call, slots: list[int], computed: list[int], axis: int) -> Effect:
-    rank = len(call.output_shape())
     own = {k: call.labels(k) for k in computed}
     joint = np.broadcast_shapes(*[labels.shape for labels in own.values()])
     spread = {k: np.broadcast_to(labels, joint) for k, labels in own.items()}
@@ -168,7 +167,6 @@ def _concat_other(call: Call, slots: list[int], computed: list[int], axis: int) 
         factor, more = broadcast_factor(out, call.shape(slot))
         ties += more
         slices += [Slice(slot, (factor,))] if varied(factor) else []
-    assert out.ndim == rank
     return Effect((out,), tuple(ties), links=tuple(links), slices=tuple(slices))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from leanonnx.labels import Labels, Shape, compact, varied
-from leanonnx.rules.call import Call, Effect, Link, Pairs, Pin, Slice, Unsupported, broadcast_factor
+from leanonnx.rules.call import Call, Effect, Link, Pairs, Slice, Unsupported, broadcast_factor, side_pins
 
 UNARY = [
     "Relu",
@@ -92,15 +92,7 @@ JOINS = [
 
 def unary(call: Call) -> Effect:
     """Channels pass through; further outputs (a dropout mask) hold the same channels."""
-    return Effect((call.labels(0),) * len(call.output_shapes), pins=_side_inputs(call))
-
-
-def _side_inputs(call: Call) -> tuple[Pin, ...]:
-    """Bounds and parameters that are computed at run time are pinned, with their producers."""
-    extra = [v for v in call.inputs[1:] if v is not None and v.labels is not None]
-    return tuple(
-        Pin(np.unique(v.labels), v.name, f"{call.title} reads it as a parameter") for v in extra if v.labels is not None
-    )
+    return Effect((call.labels(0),) * len(call.output_shapes), pins=side_pins(call, "reads it as a parameter"))
 
 
 def join(call: Call) -> Effect:

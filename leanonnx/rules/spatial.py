@@ -6,10 +6,10 @@ and tensors that steer the sampling (grids, regions).
 
 from __future__ import annotations
 
-import numpy as np
+from leanonnx.labels import compact, on_axis, varied
+from leanonnx.rules.call import Call, Edit, Effect, Entries, Kept, Unsupported, side_pins
 
-from leanonnx.labels import on_axis, varied
-from leanonnx.rules.call import Call, Edit, Effect, Entries, Kept, Pin, Unsupported
+STEERING = "is steered by it"
 
 
 def channelwise(call: Call) -> Effect:
@@ -17,13 +17,8 @@ def channelwise(call: Call) -> Effect:
     if any(name for name in call.outputs[1:]):
         raise Unsupported("it puts out indices that count over all channels")
     vector, ties = call.slices(0, 1)
-    output = on_axis(vector, 1, len(call.output_shape())) if np.unique(vector).size > 1 else None
-    labels = output if output is not None else np.full((1,) * len(call.output_shape()), vector[0], np.int64)
-    steering = [v for v in call.inputs[1:] if v is not None and v.labels is not None]
-    pins = tuple(
-        Pin(np.unique(v.labels), v.name, f"{call.title} is steered by it") for v in steering if v.labels is not None
-    )
-    return Effect((labels,), tuple(ties), pins=pins)
+    labels = compact(on_axis(vector, 1, len(call.output_shape())))
+    return Effect((labels,), tuple(ties), pins=side_pins(call, STEERING))
 
 
 def resize(call: Call) -> Effect:
@@ -40,8 +35,4 @@ def resize(call: Call) -> Effect:
         return Edit(inputs={slot: Entries(sizes)})
 
     has_sizes = call.op == "Resize" and call.has(slot) and call.shape(slot) != (0,)
-    steering = [v for v in call.inputs[1:] if v is not None and v.labels is not None]
-    pins = tuple(
-        Pin(np.unique(v.labels), v.name, f"{call.title} is steered by it") for v in steering if v.labels is not None
-    )
-    return Effect((labels,), pins=pins, rewrite=rewrite if has_sizes else None)
+    return Effect((labels,), pins=side_pins(call, STEERING), rewrite=rewrite if has_sizes else None)
