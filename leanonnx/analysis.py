@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from leanonnx.constants import Constants, Found, Use
 from leanonnx.labels import Labels, Shape, compact, components, uniform, varied
 from leanonnx.model import Model, captured, unneeded
+from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, Link, Mix, Move, Pairs, Pin, Rewrite, Unsupported, Value, pin_all
 from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.runs import gathered
@@ -32,7 +33,8 @@ class ChannelDag:
     """Channels (labels 0 … count-1), their ties, and the edges between them.
 
     ``classes[label]`` is the class of channels that live and die together; ``minted[label]`` the node that put the
-    channel out (-1: a graph input).  ``labels`` and ``shapes`` are by tensor name, ``moves`` by output name.
+    channel out (-1: a graph input).  ``labels`` and ``shapes`` are by tensor name, ``moves`` by output name;
+    ``gathers`` names outputs that a Gather always puts out in place of their operator.
     """
 
     model: Model
@@ -50,6 +52,7 @@ class ChannelDag:
     ends: NDArray[np.int64]
     rewrites: dict[int, Rewrite]
     moves: dict[str, tuple[str, Move]]
+    gathers: frozenset[str]
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -110,7 +113,7 @@ def analyse(model: Model, observation: Observation, rules: Rules = DEFAULT) -> C
         fresh = trace.minter(-1)(1)
         rank = len(observation.shapes[value.name])
         trace.labels[value.name] = uniform(int(fresh[0]), rank)
-        trace.pins.append(Pin(fresh, value.name, f"graph input '{value.name}'"))
+        trace.pins.append(Pin(fresh, value.name, f"graph input '{value.name}'", advice.INTERFACE))
         trace.starts.append(fresh)
     constants = Constants(model, observation)
     spare = unneeded(model.proto.graph.node, model.proto.graph)
@@ -120,7 +123,7 @@ def analyse(model: Model, observation: Observation, rules: Rules = DEFAULT) -> C
     for value in model.proto.graph.output:
         if value.name in trace.labels:
             labels = np.unique(trace.labels[value.name])
-            trace.pins.append(Pin(labels, value.name, f"graph output '{value.name}'"))
+            trace.pins.append(Pin(labels, value.name, f"graph output '{value.name}'", advice.INTERFACE))
     return _joined(trace)
 
 
@@ -135,7 +138,7 @@ def _visit(trace: _Trace, index: int, node: gs.Node, rules: Rules, constants: Co
     if held is None:
         trace.undo(before)
         effect, held = (
-            pin_all(call, f"{call.title} reads a constant that is computed from shapes at run time"),
+            pin_all(call, f"{call.title} reads a constant that is computed from shapes at run time", advice.EXPORT),
             Found(()),
         )
     trace.uses += held.uses
@@ -187,18 +190,19 @@ def _ask(call: Call, rules: Rules, inner: list[str], trace: _Trace) -> Effect:
     """The rule's answer, or pins with the reason."""
     rule = rules.get((call.domain, call.op))
     before = trace.count
-    if inner:
-        extra = tuple(Pin(np.unique(trace.labels[n]), n, f"the subgraphs of {call.title} read '{n}'") for n in inner)
-        effect = pin_all(call, f"{call.title} runs a subgraph")
+    if inner or any(isinstance(value, gs.Graph) for value in call.attributes.values()):
+        reason = f"the subgraphs of {call.title} read "
+        extra = tuple(Pin(np.unique(trace.labels[n]), n, f"{reason}'{n}'", advice.INLINE) for n in inner)
+        effect = pin_all(call, f"{call.title} runs a subgraph", advice.INLINE)
         return replace(effect, pins=effect.pins + extra)
     if rule is None:
         where = f" of domain '{call.domain}'" if call.domain else ""
-        return pin_all(call, f"{call.title}{where} is an operator without a rule")
+        return pin_all(call, f"{call.title}{where} is an operator without a rule", advice.RULE)
     try:
         return rule(call)
     except Unsupported as reason:
         trace.undo(before)
-        return pin_all(call, f"{call.title}: {reason}")
+        return pin_all(call, f"{call.title}: {reason}", reason.advice)
 
 
 def _joined(trace: _Trace) -> ChannelDag:
@@ -232,6 +236,7 @@ def _joined(trace: _Trace) -> ChannelDag:
         ends=ends,
         rewrites=trace.rewrites | {k: effect.rewrite for k, effect in effects.items() if effect.rewrite is not None},
         moves=moves,
+        gathers=frozenset(n for k, effect in effects.items() if effect.gathers for n in _outputs(trace, k)),
     )
 
 

@@ -66,7 +66,7 @@ class CostModel:
         kernels = macs = 0
         for mix in self.mixes:
             count = int((alive[mix.targets].sum(1) * alive[mix.sources].sum(1)).sum())
-            kernels += count
+            kernels += count * mix.counted
             macs += count * mix.taps * mix.positions
         return Cost(kernels, macs, self.unsliced + sum(constant.surviving(alive) for constant in self.constants))
 

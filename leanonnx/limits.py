@@ -26,7 +26,7 @@ def _untouchable(dag: ChannelDag, cost: CostModel) -> list[tuple[int, str]]:
     """Products whose kernels no channel removal can reach, with their number."""
     found = []
     for node, mix in dag.mixes:
-        if mix.inward is None and any(mix is counted for counted in cost.mixes):
+        if mix.inward is None and mix.counted and any(mix is counted for counted in cost.mixes):
             proto = dag.model.proto.graph.node[node]
             kernels = mix.sources.size * mix.targets.shape[1]
             text = f"{proto.op_type} '{proto.name or proto.output[0]}' is not pruned and holds {kernels} kernels"
@@ -46,7 +46,8 @@ def held_back(dag: ChannelDag, cost: CostModel, alive: Mask, pins: tuple[Pin, ..
         for mix in cost.mixes:
             rows, columns = alive[mix.targets], alive[mix.sources]
             free_rows, free_columns = rows & ~touched[mix.targets], columns & ~touched[mix.sources]
-            count += int((rows.sum(1) * columns.sum(1) - free_rows.sum(1) * free_columns.sum(1)).sum())
+            held = rows.sum(1) * columns.sum(1) - free_rows.sum(1) * free_columns.sum(1)
+            count += int(held.sum()) * mix.counted
         if count:
             found.setdefault(pin.reason, (pin, count))
     return sorted(found.values(), key=lambda item: -item[1])
@@ -70,6 +71,8 @@ def _kernels_of_classes(dag: ChannelDag, cost: CostModel, alive: Mask) -> NDArra
     held = np.zeros(int(dag.classes.max()) + 1, np.int64)
     for mix in cost.mixes:
         rows, columns = alive[mix.targets], alive[mix.sources]
+        if not mix.counted:
+            continue
         np.add.at(held, dag.classes[mix.targets], rows * columns.sum(1, keepdims=True))
         np.add.at(held, dag.classes[mix.sources], columns * rows.sum(1, keepdims=True))
     return held

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from leanonnx.analysis import ChannelDag
 from leanonnx.constants import Use
+from leanonnx.formats import is_integer
 from leanonnx.labels import Mask, is_rectangle, projection, varied
 from leanonnx.model import Model
 from leanonnx.rules.call import Entries, Kept, Pick
@@ -24,6 +25,14 @@ from leanonnx.runs import Run, gathered
 Array = NDArray[Any]
 Place = tuple[int, int]
 Maker = Callable[[], Array]
+ZERO_POINTS = {
+    "DequantizeLinear": (2, 1),
+    "QLinearConv": (5, 0),
+    "QLinearMatMul": (5, -1),
+    "ConvInteger": (3, 0),
+    "MatMulInteger": (3, -1),
+}
+"""Operators that read a quantised weight: the slot of its zero point, and the axis that a vector of them belongs to."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +159,7 @@ def _masked(dag: ChannelDag, use: Use, alive: Mask) -> Array:
     array = constant_of(dag, use)
     assert use.inward is not None
     zero = np.zeros((), array.dtype)
-    if array.dtype.kind in "iu":
+    if is_integer(array):
         zero = _zero_point(dag.model, use, array)
     return np.where(alive[use.inward], array, zero).astype(array.dtype)
 
@@ -158,19 +167,11 @@ def _masked(dag: ChannelDag, use: Use, alive: Mask) -> Array:
 def _zero_point(model: Model, use: Use, array: Array) -> Array:
     """The integer that stands for zero, broadcastable to the weight."""
     node = model.proto.graph.node[use.node]
-    slots = {
-        "DequantizeLinear": 2,
-        "QLinearConv": 5,
-        "QGemm": 5,
-        "QLinearMatMul": 5,
-        "ConvInteger": 3,
-        "MatMulInteger": 3,
-    }
-    slot = slots.get(node.op_type, len(node.input))
+    slot, axis = ZERO_POINTS.get(node.op_type, (len(node.input), 0))
     if slot >= len(node.input) or not node.input[slot]:
         return np.zeros((), array.dtype)
     zero = np.asarray(model.constant(node.input[slot]))
-    axis = next((a.i for a in node.attribute if a.name == "axis"), 1 if node.op_type == "DequantizeLinear" else 0)
+    axis = next((a.i for a in node.attribute if a.name == "axis"), axis)
     shape = [1] * array.ndim
     shape[axis % array.ndim] = zero.size
     return zero.reshape(shape) if zero.size > 1 else zero.reshape(())
@@ -180,10 +181,12 @@ def _gathers(dag: ChannelDag, alive: Mask) -> dict[str, tuple[Run, Array]]:
     """Tensors whose run of movements no longer keeps a product of index sets."""
     found: dict[str, tuple[Run, Array]] = {}
     for name, (source, _) in dag.moves.items():
-        if len(varied(dag.labels[name])) > 1 or len(varied(dag.labels[source])) <= 1:
+        if len(varied(dag.labels[name])) > 1 or (len(varied(dag.labels[source])) <= 1 and name not in dag.gathers):
             continue
         run = gathered(name, dag.moves, dag.labels, dag.shapes)
-        if run.indices is None or all(is_rectangle(alive[dag.labels[inner]]) for inner in run.inside):
+        if run.indices is None or alive[dag.labels[run.source]].all():
+            continue
+        if name not in dag.gathers and all(is_rectangle(alive[dag.labels[inner]]) for inner in run.inside):
             continue
         position = np.cumsum(alive[dag.labels[run.source]].reshape(-1)) - 1
         living = alive[np.broadcast_to(dag.labels[name].reshape(-1), run.indices.shape)]

@@ -268,7 +268,7 @@ def _proven(dag: ChannelDag, alive: Mask, draft: Path, seed: int) -> Proof:
         write_model(apply(dag.model, masking_patch(dag, alive)), reference, external=True)
         try:
             check(draft)
-            proof = prove(dag.model, reference, draft, feeds)
+            proof = prove(dag.model, reference, draft, feeds, dag.observation.replaced)
         except (ModelError, RunFailed) as error:
             raise ProofFailed(f"the compressed model is not valid ({error}); nothing written") from error
     if not proof.passed:

@@ -16,12 +16,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from leanonnx.formats import HALVES, Kinds, fed_in_float32, float_kinds, in_float32, is_float, number_format
 from leanonnx.model import Model
 from leanonnx.runtime import Feed, random_feed, run
 
 Array = NDArray[Any]
 Runs = list[list[Array]]
-BOUND = {"float64": 1e-4, "float32": 1e-4, "float16": 1e-2, "bfloat16": 3e-2, "quantised": 2e-2}
+Source = Path | onnx.ModelProto
+BOUND = {"float64": 1e-10, "float32": 1e-4, "quantised": 2e-2}
 FLOOR = 1e-3
 """Share of an output's largest norm over the inputs below which its norm on one input is not taken as its scale."""
 NOISE = 10
@@ -55,31 +57,47 @@ def inputs_for(model: Model, shapes: dict[str, tuple[int, ...]], seed: int = 0) 
 
 
 def prove(
-    model: Model, reference: Path | onnx.ModelProto, candidate: Path | onnx.ModelProto, feeds: Sequence[Feed]
+    model: Model, reference: Source, candidate: Source, feeds: Sequence[Feed], replaced: Kinds = frozenset()
 ) -> Proof:
     """Compare the compressed model with the masked original on every feed.
 
     Integer outputs (of an ArgMax, say) must agree but for isolated ties, and so must the floats they are made from.
     An input on which the reference itself amplifies a change in the last place beyond ``WIDEST``, or puts out nothing
-    finite, tells nothing and is passed over; every output needs one that tells.
+    finite, tells nothing and is passed over; every output needs one that tells.  Models in half precision are proven
+    as float32 stand-ins, to the bound of float32; as written they must load and run.
 
     Args:
         model: the original, for its output names and number format.
         reference: the original with the dead input columns of its consumers zeroed.
         candidate: the compressed model; a path is proven as written.
+        feeds: inputs of the model.
+        replaced: number formats that onnxruntime cannot run, to be seen as float32.
     """
-    bound = BOUND[number_format(model.proto)]
+    widened = replaced | (float_kinds(model.proto) & HALVES)
+    if not widened:
+        return _compared(model, model.path, reference, candidate, feeds, BOUND[number_format(model.proto)])
+    if not replaced:
+        run(candidate, feeds[:1])
+    original, reference, candidate = (in_float32(_loaded(s), widened) for s in (model.proto, reference, candidate))
+    feeds = [fed_in_float32(feed, widened) for feed in feeds]
+    return _compared(model, original, reference, candidate, feeds, BOUND[number_format(original)])
+
+
+def _compared(
+    model: Model, original: Source, reference: Source, candidate: Source, feeds: Sequence[Feed], bound: float
+) -> Proof:
+    """The verdict; without fusion where kernels that onnxruntime fuses depend on the widths."""
     behind = _behind_decisions(model)
     names = [value.name for value in model.proto.graph.output] + behind
     wanted, found = (_outputs(side, behind, feeds, optimise=True) for side in (reference, candidate))
     errors = _errors(wanted, found)
     limits = np.full(errors.shape, bound)
-    if (errors > bound).any():  # kernels fused by onnxruntime may depend on the widths: compare without fusion
-        fused, original = wanted, _outputs(model.path, behind, feeds, optimise=False)
+    if (errors > bound).any():
+        fused, unmasked = wanted, _outputs(original, behind, feeds, optimise=False)
         wanted, found = (_outputs(side, behind, feeds, optimise=False) for side in (reference, candidate))
         moved = _outputs(reference, behind, [_shaken(feed) for feed in feeds], optimise=False)
-        errors = _errors(wanted, found, original)
-        noise = NOISE * np.maximum(_errors(wanted, moved, original), _errors(wanted, fused, original))
+        errors = _errors(wanted, found, unmasked)
+        noise = NOISE * np.maximum(_errors(wanted, moved, unmasked), _errors(wanted, fused, unmasked))
         limits = np.where(noise <= WIDEST, np.maximum(noise, bound), np.nan)
         limits[errors <= bound] = bound
     limits[~_comparable(wanted)] = np.nan
@@ -91,7 +109,11 @@ def prove(
     return Proof("passed" if passed else "failed", max(outputs.values(), default=0.0), widest, len(feeds), outputs)
 
 
-def _outputs(side: Path | onnx.ModelProto, behind: list[str], feeds: Sequence[Feed], optimise: bool) -> Runs:
+def _loaded(source: Source) -> onnx.ModelProto:
+    return onnx.load(source) if isinstance(source, Path) else source
+
+
+def _outputs(side: Source, behind: list[str], feeds: Sequence[Feed], optimise: bool) -> Runs:
     """Outputs of one side for each feed, followed by the floats behind its decisions."""
     found = run(side, feeds, optimise)
     if behind:
@@ -122,11 +144,6 @@ def _norm(value: Array) -> float:
     return float(np.linalg.norm(numbers[np.isfinite(numbers)]))
 
 
-def is_float(value: Array) -> bool:
-    """Whether an array holds floating-point numbers of any width."""
-    return bool(value.dtype.kind == "f" or value.dtype.name == "bfloat16")
-
-
 def _comparable(wanted: Runs) -> Array:
     """Which outputs say anything on which inputs: those that are not NaN or infinite throughout [inputs, outputs]."""
     rows = [[not is_float(v) or not v.size or np.isfinite(v.astype(np.float64)).any() for v in row] for row in wanted]
@@ -153,10 +170,10 @@ def _behind_decisions(model: Model) -> list[str]:
     return sorted(found)
 
 
-def _tapped(source: Path | onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+def _tapped(source: Source, names: list[str]) -> onnx.ModelProto:
     """The model with these tensors as its outputs."""
     proto = onnx.ModelProto()
-    proto.CopyFrom(onnx.load(source) if isinstance(source, Path) else source)
+    proto.CopyFrom(_loaded(source))
     del proto.graph.output[:]
     proto.graph.output.extend([onnx.ValueInfoProto(name=name) for name in names])
     return proto
@@ -186,15 +203,3 @@ def relative(wanted: Array, found: Array, floor: float = 0.0) -> float:
     error = float(np.linalg.norm(a[living] - b[living]))
     scale = max(float(np.linalg.norm(a[living])), floor)
     return error / scale if scale > 0 else error
-
-
-def number_format(proto: onnx.ModelProto) -> str:
-    """The coarsest number format that a model computes in."""
-    if any("uantize" in n.op_type or n.op_type.startswith("Q") or "Integer" in n.op_type for n in proto.graph.node):
-        return "quantised"
-    kinds = {t.data_type for t in proto.graph.initializer}
-    kinds |= {v.type.tensor_type.elem_type for v in [*proto.graph.input, *proto.graph.output]}
-    kinds |= {a.t.data_type for n in proto.graph.node for a in n.attribute if a.name == "value"}
-    if onnx.TensorProto.BFLOAT16 in kinds:
-        return "bfloat16"
-    return "float16" if onnx.TensorProto.FLOAT16 in kinds else "float32"

@@ -97,7 +97,7 @@ def layers(dag: ChannelDag, alive: Mask) -> list[Row]:
                 "groups": [mix.sources.shape[0], int(alive[mix.targets].any(1).sum())],
                 "in": _width(mix.sources, alive),
                 "out": _width(mix.targets, alive),
-                "kernels": [before, kernels],
+                "kernels": [before * mix.counted, kernels * mix.counted],
                 "macs": [before * mix.taps * mix.positions, kernels * mix.taps * mix.positions],
             }
         )

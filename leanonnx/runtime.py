@@ -17,6 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from leanonnx.errors import ModelError
+from leanonnx.formats import OTHERS, Kinds, fed_in_float32, float_kinds, in_float32
 from leanonnx.model import Model, first_line
 from leanonnx.storage import data_size, write_model
 
@@ -38,11 +39,12 @@ ort.set_default_logger_severity(QUIET)
 
 @dataclass(frozen=True)
 class Observation:
-    """What one run of the model showed."""
+    """What one run of the model showed; ``replaced``: the number formats that onnxruntime had to see as float32."""
 
     feeds: Feed
     shapes: dict[str, tuple[int, ...]]
     values: dict[str, Array]
+    replaced: Kinds = frozenset()
 
 
 def options(threads: int = 0, optimise: bool = True) -> ort.SessionOptions:
@@ -99,25 +101,51 @@ def observe(model: Model, given: Shapes) -> Observation:
 
     Shape inference by execution: each tensor gets a Shape node of its own, so that nothing large is kept.
     ``given`` fixes the shapes of graph inputs by name; other free dimensions are tried from a list of usual sizes.
+    A model in a number format that onnxruntime cannot run is looked at as its float32 stand-in.
 
     Raises:
         ModelError: onnxruntime cannot load the model, or cannot run it with any size tried.
     """
+    try:
+        return _observed(model, model.proto, given, frozenset())
+    except ModelError:
+        replaced = float_kinds(model.proto) & OTHERS
+        if not replaced:
+            raise
+    return _observed(model, in_float32(model.proto, replaced), given, replaced)
+
+
+def _observed(model: Model, proto: onnx.ModelProto, given: Shapes, replaced: Kinds) -> Observation:
+    """What a run of the model, or of its stand-in, shows."""
     values = sorted(_fixed_names(model))
     names = sorted(n for n in _tensor_names(model) if n in model.free)
-    with _tapped(model.proto, names, values) as tapped:
+    with _tapped(proto, names, values) as tapped:
         try:
             with opened(tapped, optimise=False) as session:
-                feeds, found = _first_run(session, model, given, len(names) + len(values))
+                feeds, found = _first_run(session, model, given, len(names) + len(values), replaced)
         except ModelError:
             raise
         except Exception as error:  # onnxruntime raises its own types, one per status code
             raise ModelError(f"{model.path}: onnxruntime cannot load the model: {first_line(error)}") from error
     shapes = {name: tuple(int(d) for d in shape) for name, shape in zip(names, found, strict=False)}
     shapes |= {name: feed.shape for name, feed in feeds.items()}
-    fixed = dict(zip(values, found[len(names) :], strict=True))
+    fixed = (
+        _as_declared(model, dict(zip(values, found[len(names) :], strict=True)))
+        if replaced
+        else dict(zip(values, found[len(names) :], strict=True))
+    )
     shapes |= {name: value.shape for name, value in fixed.items()}
-    return Observation(feeds, shapes, fixed)
+    return Observation(feeds, shapes, fixed, replaced)
+
+
+def _as_declared(model: Model, values: dict[str, Array]) -> dict[str, Array]:
+    """Values that a stand-in computed, in the types that the model itself computes them in."""
+    inferred = onnx.shape_inference.infer_shapes(model.proto)
+    kinds = {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}
+    return {
+        name: value.astype(onnx.helper.tensor_dtype_to_np_dtype(kinds[name])) if kinds.get(name) in OTHERS else value
+        for name, value in values.items()
+    }
 
 
 def _tensor_names(model: Model) -> set[str]:
@@ -154,13 +182,15 @@ def _tapped(proto: onnx.ModelProto, names: list[str], values: list[str]) -> Iter
         graph.output.extend([onnx.ValueInfoProto.FromString(raw) for raw in outputs])
 
 
-def _first_run(session: ort.InferenceSession, model: Model, given: Shapes, taps: int) -> tuple[Feed, list[Array]]:
+def _first_run(
+    session: ort.InferenceSession, model: Model, given: Shapes, taps: int, replaced: Kinds
+) -> tuple[Feed, list[Array]]:
     """Try the usual sizes for free dimensions until the model runs and no tensor is empty."""
     failure, empty = "no free dimension could be filled", None
     for shapes in _trials(model, given):
         feed = random_feed(model, shapes, seed=0)
         try:
-            found = session.run(None, feed)[:taps]
+            found = session.run(None, fed_in_float32(feed, replaced))[:taps]
         except Exception as error:  # onnxruntime raises its own types, one per status code
             failure = first_line(error)
             continue

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from leanonnx.analysis import ChannelDag
 from leanonnx.chains import Block, best_chain
 from leanonnx.errors import ModelError
+from leanonnx.formats import is_float
 from leanonnx.norms import kernel_norms
 from leanonnx.rules.call import Link, Mix
 
@@ -40,7 +41,11 @@ class Weights:
 
 def weighted(dag: ChannelDag, ignored: Collection[int] = ()) -> list[Block]:
     """Blocks of edges in topological order; kernels of ``ignored`` nodes are walked but not counted."""
-    mixes = [(node, 0, _kernels(dag, node, mix, node not in ignored)) for node, mix in dag.mixes if _movable(mix)]
+    mixes = [
+        (node, 0, _kernels(dag, node, mix, mix.counted and node not in ignored))
+        for node, mix in dag.mixes
+        if _movable(mix)
+    ]
     links = [(node, 1, _fixed(link)) for node, link in dag.links if link.sources.size]
     return [block for _, _, block in sorted(mixes + links, key=lambda item: item[:2])]
 
@@ -53,7 +58,7 @@ def check_finite(dag: ChannelDag) -> None:
     """
     for node, mix in dag.mixes:
         weights = mix.kernels()
-        if weights.dtype.kind == "f" and not np.isfinite(weights).all():
+        if is_float(weights) and not np.isfinite(weights).all():
             proto = dag.model.proto.graph.node[node]
             raise ModelError(
                 f"{dag.model.path}: the weight '{proto.input[mix.slot]}' of {proto.op_type} '{proto.name}' holds NaN "

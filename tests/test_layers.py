@@ -12,11 +12,14 @@ import leanonnx
 
 ROOT = Path(leanonnx.__file__).parent
 LAYERS = [
-    {"version", "errors", "labels", "norms", "chains", "storage"},
-    {"model", "rules.call"},
+    {"version", "errors", "labels", "norms", "chains", "storage", "formats"},
+    {"model", "rules.advice"},
+    {"rules.call"},
+    {"rules.joins", "rules.weights", "rules.assembly"},
     {"rules.products"},
     {"runs", "runtime", "rules.linear", "rules.movement", "rules.normalization", "rules.pointwise"}
-    | {"rules.quantization", "rules.reduction", "rules.spatial"},
+    | {"rules.quantization", "rules.reduction", "rules.spatial", "rules.convolution", "rules.indexing"}
+    | {"rules.recurrent", "rules.windows"},
     {"rules.table", "constants"},
     {"analysis"},
     {"closure", "cost", "weigh", "patch"},

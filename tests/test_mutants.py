@@ -20,7 +20,17 @@ from leanonnx.labels import Labels, Mask, on_axis, uniform
 from leanonnx.model import load
 from leanonnx.patch import masking_patch, plan_patch
 from leanonnx.proof import inputs_for, prove
-from leanonnx.rules import linear, movement, normalization, pointwise, spatial
+from leanonnx.rules import (
+    assembly,
+    convolution,
+    indexing,
+    linear,
+    movement,
+    normalization,
+    pointwise,
+    spatial,
+    windows,
+)
 from leanonnx.rules.call import Call, Effect, Rule, Slice
 from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.runtime import observe
@@ -70,7 +80,7 @@ def unsliced_join(call: Call) -> Effect:
 
 
 def reversed_concat(call: Call) -> Effect:
-    return rolled(movement.concat(call), call.shape(0)[1])
+    return rolled(assembly.concat(call), call.shape(0)[1])
 
 
 def swapped_depth_to_space(call: Call) -> Effect:
@@ -84,7 +94,7 @@ def repeated_space_to_depth(call: Call) -> Effect:
 
 
 def swapped_split(call: Call) -> Effect:
-    effect = movement.split(call)
+    effect = assembly.split(call)
     return relabelled(effect, *effect.outputs[::-1])
 
 
@@ -110,24 +120,24 @@ def repeated_tile(call: Call) -> Effect:
 
 
 def gather_off_by_one(call: Call) -> Effect:
-    return relabelled(movement.gather(call), np.take(call.labels(0), (call.array(1) + 1) % call.shape(0)[1], 1))
+    return relabelled(indexing.gather(call), np.take(call.labels(0), (call.array(1) + 1) % call.shape(0)[1], 1))
 
 
 def shifted_slice(call: Call) -> Effect:
-    return relabelled(movement.slice_(call), call.labels(0)[:, 1:3])
+    return relabelled(windows.slice_(call), call.labels(0)[:, 1:3])
 
 
 def swapped_pad(call: Call) -> Effect:
-    return rolled(movement.pad(call), -1)
+    return rolled(windows.pad(call), -1)
 
 
 def untied_groups(call: Call) -> Effect:
-    return replace(linear.conv(call), ties=())
+    return replace(convolution.conv(call), ties=())
 
 
 def interleaved_multiplier(call: Call) -> Effect:
     """Output channel k·C + c instead of c·m + k for a depthwise Conv with multiplier m."""
-    effect = linear.conv(call)
+    effect = convolution.conv(call)
     if call.attribute("group", 1) == 1:
         return effect
     labels = effect.outputs[0].reshape(-1, 2).T.reshape(1, -1, 1, 1)
@@ -136,7 +146,7 @@ def interleaved_multiplier(call: Call) -> Effect:
 
 def swapped_conv_transpose(call: Call) -> Effect:
     """The weight read as [O, I, …] instead of [I, O, …]."""
-    effect = linear.conv_transpose(call)
+    effect = convolution.conv_transpose(call)
     turned = tuple(factor.swapaxes(0, 1) for factor in effect.slices[0].factors)
     return replace(effect, slices=(Slice(1, turned), *effect.slices[1:]))
 

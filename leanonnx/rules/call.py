@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanonnx.labels import Labels, Mask, Shape, along, compact, on_axis, projection, uniform, varied
+from leanonnx.rules import advice
 
 Array = NDArray[Any]
 Pairs = tuple[Labels, Labels]
@@ -45,7 +46,7 @@ class Mix:
 
     ``kernels()`` reads the weights as ``[G, O, I, *k]``; ``inward`` holds the input channel of each element of the
     weight as stored (None: no channel can go); ``taps`` is the number of multiply-adds of one kernel per output
-    position, ``positions`` the number of output positions.
+    position, ``positions`` the number of output positions; ``counted`` tells whether its kernels count as such.
     """
 
     sources: Labels
@@ -56,6 +57,7 @@ class Mix:
     strides: tuple[int, ...] = ()
     taps: int = 1
     positions: int = 1
+    counted: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,12 @@ class Slice:
 
 @dataclass(frozen=True)
 class Pin:
-    """Channels that may not be removed."""
+    """Channels that may not be removed, why, and what a user can do about it."""
 
     labels: Labels
     tensor: str
     reason: str
+    advice: str = advice.NONE
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,8 @@ class Effect:
     ``implied`` holds pairs (channel, reader): the reader can be dropped alone, but not outlive the channel.
     ``starts`` are channels that chains may start from although no kernel leads to them (constants).
     ``moves`` says, per output, how the operator rearranges the data of its first input; where the kept positions
-    are no product of index sets, surgery replaces a run of such operators by one Gather.
+    are no product of index sets, surgery replaces a run of such operators by one Gather.  ``gathers`` tells that
+    the operator cannot follow a keep set itself, so that a Gather always takes its place.
     """
 
     outputs: tuple[Labels, ...]
@@ -153,6 +157,7 @@ class Effect:
     starts: tuple[Labels, ...] = ()
     rewrite: Rewrite | None = None
     moves: tuple[Move, ...] = ()
+    gathers: bool = False
 
 
 @dataclass(frozen=True)
@@ -190,28 +195,28 @@ class Call:
         """The value in an input slot that must be connected."""
         found = self.inputs[slot] if slot < len(self.inputs) else None
         if found is None:
-            raise Unsupported(f"input {slot} is missing")
+            raise Unsupported(f"input {slot} is missing", advice.EXPORT)
         return found
 
     def labels(self, slot: int) -> Labels:
         """Labels of the data in a slot."""
         found = self.value(slot).labels
         if found is None:
-            raise Unsupported(f"input {slot} is a constant")
+            raise Unsupported(f"input {slot} is a constant", advice.FOLD)
         return found
 
     def shape(self, slot: int) -> Shape:
         """Shape of the data in a slot when the model was run."""
         found = self.value(slot).shape
         if found is None:
-            raise Unsupported(f"the shape of input {slot} is unknown")
+            raise Unsupported(f"the shape of input {slot} is unknown", advice.EXPORT)
         return found
 
     def output_shape(self, index: int = 0) -> Shape:
         """Shape of an output when the model was run."""
         found = self.output_shapes[index]
         if found is None:
-            raise Unsupported(f"the shape of output {index} is unknown")
+            raise Unsupported(f"the shape of output {index} is unknown", advice.EXPORT)
         return found
 
     def is_constant(self, slot: int) -> bool:
@@ -221,7 +226,7 @@ class Call:
     def array(self, slot: int) -> Array:
         """The value in a slot that must be constant."""
         if not self.is_constant(slot):
-            raise Unsupported(f"input {slot} is computed from a graph input")
+            raise Unsupported(f"input {slot} is computed from a graph input", advice.CONSTANT)
         return self.value(slot).array
 
     def ints(self, slot: int, name: str | None = None) -> list[int] | None:
@@ -238,7 +243,11 @@ class Call:
 
 
 class Unsupported(Exception):
-    """A rule does not cover this form of the operator; the message is the reason for the pin."""
+    """A rule does not cover this form of the operator: the reason for the pin, and what a user can do about it."""
+
+    def __init__(self, reason: str, advice: str = advice.NONE) -> None:
+        super().__init__(reason)
+        self.advice = advice
 
 
 Rule = Callable[[Call], Effect]
@@ -251,15 +260,35 @@ def kept_together(call: Call, slot: int, axis: int) -> tuple[Labels, list[Pairs]
     return compact(on_axis(vector, axis, rank)), ties
 
 
-def pin_all(call: Call, reason: str) -> Effect:
+def taken_together(call: Call, axes: set[int], reason: str, why: str = advice.NONE) -> tuple[Labels, list[Pairs]]:
+    """Labels of the first input with size 1 on axes that the node takes together, and the ties this asks for.
+
+    All channels that differ on these axes alone live and die together; there must be others.
+
+    Raises:
+        Unsupported: the input's channels lie on these axes only.
+    """
+    labels = call.labels(0)
+    along = sorted(axes & set(varied(labels)))
+    if not along:
+        return labels, []
+    if set(varied(labels)) <= axes:
+        raise Unsupported(reason, why)
+    rows = np.moveaxis(labels, along, range(len(along)))
+    rows = rows.reshape(-1, *rows.shape[len(along) :])
+    first = np.expand_dims(rows[0], along)
+    return first, [(np.broadcast_to(rows[0], rows[1:].shape), rows[1:])]
+
+
+def pin_all(call: Call, reason: str, advice: str = advice.NONE) -> Effect:
     """Pin whatever a node reads; each output is one channel of its own that all inputs feed."""
     labelled = [v for v in call.inputs if v is not None and v.labels is not None]
-    pins = tuple(Pin(np.unique(v.labels), v.name, reason) for v in labelled if v.labels is not None)
+    pins = tuple(Pin(np.unique(v.labels), v.name, reason, advice) for v in labelled if v.labels is not None)
     fresh = call.mint(1)
     sources = np.unique(np.concatenate([pin.labels for pin in pins])) if pins else np.zeros(0, np.int64)
     links = (Link(sources, np.repeat(fresh, sources.size)),) if sources.size else ()
     outputs = tuple(uniform(int(fresh[0]), len(s) if s is not None else 0) for s in call.output_shapes)
-    return Effect(outputs, links=links, pins=(*pins, Pin(fresh, call.outputs[0], reason)))
+    return Effect(outputs, links=links, pins=(*pins, Pin(fresh, call.outputs[0], reason, advice)))
 
 
 def side_pins(call: Call, role: str) -> tuple[Pin, ...]:

@@ -10,24 +10,40 @@ from __future__ import annotations
 import numpy as np
 
 from leanonnx.labels import on_axis, varied
-from leanonnx.rules.call import Array, Call, Edit, Effect, Kept, Link, Slice, Unsupported
+from leanonnx.rules import advice
+from leanonnx.rules.call import Array, Call, Edit, Effect, Kept, Link, Slice, Unsupported, taken_together
+from leanonnx.rules.joins import joined
 
 
 def batch_normalization(call: Call) -> Effect:
-    """BatchNormalization-15 with fixed statistics; each channel is scaled by |γ| / √(σ² + ε)."""
+    """Shift and scale of each channel by fixed statistics.
+
+    Flow: each channel is scaled by |γ| / √(σ² + ε).
+    Ties: none.
+    Pins: nothing.
+    Limits: inference mode; statistics, scale and shift are constants.
+    Specification: ONNX BatchNormalization-15.
+    """
     if any(not call.is_constant(slot) for slot in range(1, 5)) or call.attribute("training_mode", 0):
-        raise Unsupported("its statistics are computed at run time")
+        raise Unsupported("its statistics are computed at run time", advice.CONSTANT)
     if any(name for name in call.outputs[1:]):
-        raise Unsupported("it puts out its statistics")
+        raise Unsupported("it puts out its statistics", "export it for inference")
     scale = np.abs(call.array(1).astype(np.float64))
     gains = scale / np.sqrt(np.maximum(call.array(4).astype(np.float64), 0) + call.attribute("epsilon", 1e-5))
     return _diagonal(call, (1, 2, 3, 4), gains)
 
 
 def instance_normalization(call: Call) -> Effect:
-    """InstanceNormalization-22: each channel by itself; its gain is |scale|."""
+    """Mean and variance of each channel by itself, then scale and shift.
+
+    Flow: each channel is scaled by |scale|.
+    Ties: none.
+    Pins: nothing.
+    Limits: scale and shift are constants.
+    Specification: ONNX InstanceNormalization-22.
+    """
     if not (call.is_constant(1) and call.is_constant(2)):
-        raise Unsupported("its scale is computed at run time")
+        raise Unsupported("its scale is computed at run time", advice.CONSTANT)
     return _diagonal(call, (1, 2), np.abs(call.array(1).astype(np.float64)))
 
 
@@ -46,7 +62,14 @@ def _diagonal(call: Call, slots: tuple[int, ...], gains: Array) -> Effect:
 
 
 def group_normalization(call: Call) -> Effect:
-    """GroupNormalization-21: scale and bias per channel; the groups' members are tied."""
+    """Mean and variance of groups of channels, then scale and shift.
+
+    Flow: channels pass through.
+    Ties: the channels of a group; ``num_groups`` shrinks.
+    Pins: nothing.
+    Limits: none.
+    Specification: ONNX GroupNormalization-21.
+    """
     vector, ties = call.slices(0, 1)
     groups = int(call.attribute("num_groups"))
     members = vector.reshape(groups, -1)
@@ -63,21 +86,69 @@ def group_normalization(call: Call) -> Effect:
 
 
 def layer_normalization(call: Call) -> Effect:
-    """LayerNormalization-17: free of channels only on the axes before ``axis``."""
+    """Mean and variance (or mean square) over the last axes.
+
+    Flow: channels on other axes pass through.
+    Ties: channels that are normalised together, where there are others (heads).
+    Pins: channels on a normalised axis, where there are no others: every one of them takes part in the statistics,
+        and the variance is not linear in them, so that no smaller network computes it (docs/decisions/0008).
+    Limits: the statistics are not put out.
+    Specification: ONNX LayerNormalization-17, RMSNormalization-23, com.microsoft.SimplifiedLayerNormalization-1.
+    """
     labels = call.labels(0)
     axis = int(call.attribute("axis", -1)) % labels.ndim
-    if any(k >= axis for k in varied(labels)):
-        raise Unsupported("it takes mean and variance over the channels")
     if any(name for name in call.outputs[1:]):
-        raise Unsupported("it puts out its statistics")
-    return Effect((labels,))
+        raise Unsupported("it puts out its statistics", "export it for inference")
+    _, ties = taken_together(
+        call, set(range(axis, labels.ndim)), "it takes mean and variance over the channels", advice.STREAM
+    )
+    return Effect((labels,), tuple(ties))
 
 
 def over_axes(call: Call) -> Effect:
-    """MeanVarianceNormalization-13 and LpNormalization-22: free where the axes hold no channels."""
+    """Normalisation over named axes.
+
+    Flow: channels on other axes pass through.
+    Ties: channels that are normalised together, where there are others (heads).
+    Pins: channels on a normalised axis, where there are no others.
+    Limits: none.
+    Specification: ONNX MeanVarianceNormalization-13, LpNormalization-22.
+    """
     labels = call.labels(0)
     default = [0, 2, 3] if call.op == "MeanVarianceNormalization" else [-1]
     axes = call.attribute("axes", call.attribute("axis", default))
-    if {int(a) % labels.ndim for a in np.atleast_1d(axes)} & set(varied(labels)):
-        raise Unsupported("it normalises over the channels")
-    return Effect((labels,))
+    _, ties = taken_together(
+        call, {int(a) % labels.ndim for a in np.atleast_1d(axes)}, "it normalises over the channels", advice.STREAM
+    )
+    return Effect((labels,), tuple(ties))
+
+
+def skip_layer_normalization(call: Call) -> Effect:
+    """A sum of tensors, then LayerNormalization over its last axis: input, skip, gamma, beta, bias.
+
+    Flow: as LayerNormalization.
+    Ties: as Add.
+    Pins: as LayerNormalization.
+    Limits: the last axis holds no channels; only the first output is read.
+    Specification: com.microsoft.SkipLayerNormalization-1, SkipSimplifiedLayerNormalization-1.
+    """
+    if any(name for name in call.outputs[1:]):
+        raise Unsupported("it puts out its statistics or its sum", advice.EXPORT)
+    effect = joined(call, (0, 1), {k: call.shape(k) for k in (0, 1)})
+    if effect.outputs[0].shape[-1] > 1:
+        raise Unsupported("it takes mean and variance over the channels", advice.STREAM)
+    return effect
+
+
+def across(call: Call) -> Effect:
+    """Normalisation by neighbouring channels.
+
+    Flow: none.
+    Ties: none.
+    Pins: its channels, each of which is divided by its neighbours.
+    Limits: channels pass through where axis 1 holds none.
+    Specification: ONNX LRN-13.
+    """
+    if 1 in varied(call.labels(0)):
+        raise Unsupported("it divides each channel by its neighbours", advice.NONE)
+    return Effect((call.labels(0),))

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from leanonnx.labels import Labels, Shape, compact, varied
-from leanonnx.rules.call import Call, Effect, Link, Pairs, Slice, Unsupported, broadcast_factor, side_pins
+from leanonnx.labels import Labels, compact, varied
+from leanonnx.rules import advice
+from leanonnx.rules.call import Call, Effect, Link, Slice, Unsupported, broadcast_factor, side_pins
+from leanonnx.rules.joins import joined
 
 UNARY = [
     "Relu",
@@ -91,60 +93,43 @@ JOINS = [
 
 
 def unary(call: Call) -> Effect:
-    """Channels pass through; further outputs (a dropout mask) hold the same channels."""
+    """Activations, casts and other functions of one number.
+
+    Flow: channels pass through; further outputs (a dropout mask) hold the same channels.
+    Ties: none.
+    Pins: computed parameters (the bounds of a Clip, say).
+    Limits: none.
+    Specification: ONNX Relu-14, Clip-13, Cast-21 and their like; com.microsoft.QuickGelu-1, QLinearSigmoid-1,
+        QLinearLeakyRelu-1.
+    """
     return Effect((call.labels(0),) * len(call.output_shapes), pins=side_pins(call, "reads it as a parameter"))
 
 
 def join(call: Call) -> Effect:
-    """Operands are broadcast against each other, position by position."""
+    """Functions of several tensors, position by position, with broadcasting.
+
+    Flow: the channels of each operand lead on to those of the output; multiplication by one constant per channel
+        scales them.
+    Ties: channels at the same position; an operand that is broadcast over the channels is not tied.
+    Pins: nothing.
+    Limits: none; constants are sliced with the tensor they are laid over.
+    Specification: ONNX Add-14, Mul-14, Where-16 and their like.
+    """
     return join_slots(call, tuple(k for k in range(len(call.inputs)) if call.has(k)))
 
 
 def join_slots(call: Call, slots: tuple[int, ...]) -> Effect:
     """Tie the labelled operands in these slots and slice the constant ones."""
+    effect = joined(call, slots, {k: call.shape(k) for k in slots})
+    (out,) = effect.outputs
     computed = [k for k in slots if not call.is_constant(k)]
-    out, ties, links = _merge(call, computed)
-    slices: list[Slice] = []
-    for slot in slots:
-        if slot not in computed:
-            factor, more = broadcast_factor(out, call.shape(slot))
-            ties += more
-            slices += [Slice(slot, (factor,))] if varied(factor) else []
     if call.op in ("Mul", "Div") and len(computed) == 1 and len(slots) == 2 and varied(out):
         scaled = _scaled(call, out, next(k for k in slots if k not in computed))
         if scaled is not None:
             minted, link = scaled
-            return Effect((minted,), (*ties, (out, minted)), links=(link,), slices=_relabel(call, slices, minted))
-    return Effect((out,), tuple(ties), links=tuple(links), slices=tuple(slices))
-
-
-def _merge(call: Call, computed: list[int]) -> tuple[Labels, list[Pairs], list[Link]]:
-    """Labels of a join's output, with ties and identity edges from each computed operand."""
-    shape = call.output_shape()
-    aligned = [_align(call.labels(k), len(shape)) for k in computed]
-    joint = np.broadcast_shapes(*[labels.shape for labels in aligned])
-    spread = [np.broadcast_to(labels, joint) for labels in aligned]
-    if all(np.array_equal(spread[0], other) for other in spread[1:]):
-        return spread[0], [], []
-    unique, inverse = np.unique(np.stack([s.reshape(-1) for s in spread]), axis=1, return_inverse=True)
-    out = call.mint(unique.shape[1])[inverse.reshape(-1)].reshape(joint)
-    ties, links = [], []
-    for slot, own, labels in zip(computed, aligned, spread, strict=True):
-        pairs = np.unique(np.stack([labels.reshape(-1), out.reshape(-1)]), axis=1)
-        links.append(Link(pairs[0], pairs[1]))
-        if varied(own) or not _is_broadcast(call.shape(slot), shape, out):
-            ties.append((pairs[0], pairs[1]))
-    return out, ties, links
-
-
-def _align(labels: Labels, rank: int) -> Labels:
-    return labels.reshape((1,) * (rank - labels.ndim) + labels.shape)
-
-
-def _is_broadcast(operand: Shape, shape: Shape, out: Labels) -> bool:
-    """Whether an operand has size 1 on an axis along which the output's channels change."""
-    full = (1,) * (len(shape) - len(operand)) + tuple(operand)
-    return any(full[axis] == 1 and shape[axis] > 1 for axis in varied(out))
+            ties = (*effect.ties, (out, minted))
+            return Effect((minted,), ties, links=(link,), slices=_relabel(call, effect.slices, minted))
+    return effect
 
 
 def _scaled(call: Call, labels: Labels, slot: int) -> tuple[Labels, Link] | None:
@@ -168,32 +153,60 @@ def _scaled(call: Call, labels: Labels, slot: int) -> tuple[Labels, Link] | None
     return minted[inverse].reshape(labels.shape), Link(unique, minted, gains.astype(np.float32))
 
 
-def _relabel(call: Call, slices: list[Slice], labels: Labels) -> tuple[Slice, ...]:
+def _relabel(call: Call, slices: tuple[Slice, ...], labels: Labels) -> tuple[Slice, ...]:
     """The same slices, by the fresh labels."""
     return tuple(Slice(s.slot, (broadcast_factor(labels, call.shape(s.slot))[0],)) for s in slices)
 
 
 def prelu(call: Call) -> Effect:
-    """PRelu-16: the slope is one constant per channel, or one for all."""
+    """Leaky rectifier with one slope per channel, or one for all.
+
+    Flow: channels pass through.
+    Ties: slopes that are shared by several channels tie them.
+    Pins: nothing.
+    Limits: the slope is a constant.
+    Specification: ONNX PRelu-16.
+    """
     if not call.is_constant(1):
-        raise Unsupported("the slope is computed at run time")
+        raise Unsupported("the slope is computed at run time", advice.CONSTANT)
     factor, ties = broadcast_factor(call.labels(0), call.shape(1))
     return Effect((call.labels(0),), tuple(ties), slices=(Slice(1, (factor,)),) if varied(factor) else ())
 
 
 def qlinear_join(call: Call) -> Effect:
-    """com.microsoft.QLinearAdd and QLinearMul: A, a_scale, a_zero, B, b_scale, b_zero, c_scale, c_zero."""
+    """Addition and multiplication of integers: A, a_scale, a_zero, B, b_scale, b_zero, c_scale, c_zero.
+
+    Flow: as Add.
+    Ties: as Add.
+    Pins: nothing.
+    Limits: none.
+    Specification: com.microsoft.QLinearAdd-1, QLinearMul-1.
+    """
     return join_slots(call, (0, 3))
 
 
 def image_scaler(call: Call) -> Effect:
-    """ImageScaler (experimental): one bias per channel in an attribute, which is left as it is."""
+    """A scale, and one bias per channel as an attribute.
+
+    Flow: channels pass through.
+    Ties: none.
+    Pins: nothing.
+    Limits: the input has one channel, or none that can go.
+    Specification: ONNX ImageScaler-1 (experimental).
+    """
     labels = call.labels(0)
     if varied(labels):
-        raise Unsupported("its bias per channel is an attribute")
+        raise Unsupported("its bias per channel is an attribute", "export it as Mul and Add")
     return Effect((compact(labels),))
 
 
 def bias_gelu(call: Call) -> Effect:
-    """com.microsoft.BiasGelu: an addition, then Gelu."""
+    """An addition, then Gelu.
+
+    Flow: as Add.
+    Ties: as Add.
+    Pins: nothing.
+    Limits: none.
+    Specification: com.microsoft.BiasGelu-1.
+    """
     return join_slots(call, (0, 1))

@@ -1,38 +1,179 @@
-"""Products of two computed tensors, as in attention.
+"""Products of two computed tensors, and plain contractions: attention, Einsum.
 
-Flow: where one operand has no channels (attention weights) and the other none on the contracted axis (values), each
-channel of the other is a combination of itself at other positions, and passes through.
-Ties: the channels at the same place of all stacked matrices (heads), since a stack has one width.
-Pins: both operands of any other product; contracted channels (queries and keys) of both would have to go at once.
+An index is named by a letter, as in Einsum; MatMul is ``…ik,…kj->…ij``.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 
-from leanonnx.labels import compact, on_axis, varied
-from leanonnx.rules.call import Call, Effect, Link, pin_all
+from leanonnx.labels import Labels, compact, on_axis, varied
+from leanonnx.rules import advice
+from leanonnx.rules.call import Call, Effect, Link, Mix, Pairs, Pin, Slice, Unsupported, pin_all
+from leanonnx.rules.weights import require_held
 
-OUTER = ((1, -1), (0, -2))
-"""(operand, its axis that the product keeps)."""
-
-
-def matmul(call: Call) -> Effect:
-    """MatMul-13 of two computed tensors."""
-    ranks = [len(call.shape(slot)) for slot in (0, 1)]
-    for slot, kept in OUTER:
-        labels, others = call.labels(slot), call.labels(1 - slot)
-        contracted = -3 - kept
-        if min(ranks) > 1 and varied(labels) and not varied(others) and labels.shape[contracted] == 1:
-            return _through(call, slot, kept)
-    return pin_all(call, f"{call.title} multiplies two computed tensors")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+TWO = 2
 
 
-def _through(call: Call, slot: int, kept: int) -> Effect:
-    vector, ties = call.slices(slot, kept % len(call.shape(slot)))
+def matmul(call: Call, left: int, right: int, turned: bool = False) -> Effect:
+    """MatMul-13 of two computed tensors; ``turned``: the right operand's matrices are transposed."""
+    ranks = [len(call.shape(slot)) for slot in (left, right)]
+    if min(ranks) < TWO:
+        return pin_all(call, f"{call.title}: it multiplies two computed vectors")
+    batch = LETTERS[: max(ranks) - TWO]
+    terms = tuple(batch[len(batch) + TWO - rank :] + tail for rank, tail in zip(ranks, ("yx", "xz"), strict=True))
+    if turned:
+        terms = (terms[0], terms[1][:-TWO] + "zx")
+    return contracted(call, (left, right), terms, batch + "yz")
+
+
+def contracted(call: Call, slots: Sequence[int], terms: Sequence[str], result: str) -> Effect:
+    """A contraction of two computed tensors, written in letters.
+
+    1. One operand holds no channels, and the other none on a contracted index: its channels are combined with
+       themselves only, and pass through; those at the same place of all stacked matrices are tied.
+    2. Channels of both lie on an index that both keep (heads): all that belong to one head are tied.
+    3. Otherwise contracted channels would have to go from both at once: pinned.
+    """
+    labels = [_by_letters(call.labels(slot), term, call.shape(slot)) for slot, term in zip(slots, terms, strict=True)]
+    common = set(terms[0]) & set(terms[1])
+    for one, other in ((0, 1), (1, 0)):
+        mine, own = labels[one], [letter for letter in terms[one] if letter not in common and letter in result]
+        if mine and own and not labels[other] and not mine.keys() & (common - set(result)):
+            letter = next((letter for letter in own if letter in mine), own[-1])
+            return _through(call, slots[one], terms[one], letter, slots[other], result)
+    heads = (labels[0].keys() | labels[1].keys()) & common & set(result)
+    if not heads:
+        return pin_all(call, f"{call.title}: it multiplies two computed tensors over their channels")
+    return _by_heads(call, slots, terms, result, max(heads, key=lambda letter: _varied_size(labels, letter)))
+
+
+def _by_letters(labels: Labels, term: str, shape: tuple[int, ...]) -> dict[str, int]:
+    """The letters along which channels change, with the axis of each."""
+    if len(term) != len(shape) or len(set(term)) != len(term):
+        raise Unsupported("it repeats an index or leaves one out", advice.EXPORT)
+    return {term[axis]: axis for axis in varied(labels)}
+
+
+def _varied_size(labels: Sequence[dict[str, int]], letter: str) -> int:
+    return sum(letter in found for found in labels)
+
+
+def _through(call: Call, slot: int, term: str, letter: str, weights: int, result: str) -> Effect:
+    """The channels of one operand, on an index that the other has not, weighted by the other operand."""
+    vector, ties = call.slices(slot, term.index(letter))
     unique, inverse = np.unique(vector, return_inverse=True)
     minted = call.mint(unique.size)
-    weights = np.broadcast_to(call.labels(1 - slot).reshape(-1)[:1], unique.shape)
-    rank = len(call.output_shape())
-    output = compact(on_axis(minted[inverse], kept % rank, rank))
-    return Effect((output,), (*ties, (unique, minted)), links=(Link(unique, minted), Link(weights, minted)))
+    by = np.broadcast_to(call.labels(weights).reshape(-1)[:1], unique.shape)
+    output = compact(on_axis(minted[inverse], result.index(letter), len(result)))
+    return Effect((output,), (*ties, (unique, minted)), links=(Link(unique, minted), Link(by, minted)))
+
+
+def _by_heads(call: Call, slots: Sequence[int], terms: Sequence[str], result: str, head: str) -> Effect:
+    """One channel per head in the output, tied to all channels of that head; an operand without heads is pinned."""
+    sizes = [call.shape(slot)[term.index(head)] for slot, term in zip(slots, terms, strict=True)]
+    heads = call.mint(max(sizes))
+    ties: list[Pairs] = []
+    links: list[Link] = []
+    pins: list[Pin] = []
+    for slot, term in zip(slots, terms, strict=True):
+        labels, axis = call.labels(slot), term.index(head)
+        rows = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
+        spread = np.broadcast_to(heads[:, None], (heads.size, rows.shape[1]))
+        both = np.stack([np.broadcast_to(rows, spread.shape).reshape(-1), spread.reshape(-1)])
+        pairs = np.unique(both, axis=1)
+        links.append(Link(pairs[0], pairs[1]))
+        if call.shape(slot)[axis] > 1:
+            ties.append((pairs[0], pairs[1]))
+        elif rows.shape[1] > 1:
+            pins.append(Pin(np.unique(rows), call.value(slot).name, f"{call.title}: all heads share it"))
+    output = on_axis(heads, result.index(head), len(result))
+    return Effect((output,), tuple(ties), links=tuple(links), pins=tuple(pins))
+
+
+def einsum(call: Call) -> Effect:
+    """Einsum of a computed tensor with a constant weight, or of two computed tensors.
+
+    Flow: the numbers of a constant weight are kernels from its contracted to its new indices (not counted as
+        kernels, but as multiply-adds); two computed tensors as MatMul.
+    Ties: as MatMul.
+    Pins: whatever does not fit below.
+    Limits: two operands, an explicit result, no ellipsis, no index twice in a term; a constant weight is a constant
+        of the file and shares only contracted indices with the tensor.
+    Specification: ONNX Einsum-12.
+    """
+    equation = str(_text(call.attribute("equation", ""))).replace(" ", "")
+    if len(call.inputs) != TWO or "->" not in equation or "." in equation:
+        raise Unsupported("it is no contraction of two tensors with an explicit result", advice.EXPORT)
+    left, result = equation.split("->")
+    terms = left.split(",")
+    constant = [slot for slot in (0, 1) if call.is_constant(slot)]
+    if not constant:
+        return contracted(call, (0, 1), terms, result)
+    return _weighted(call, 1 - constant[0], constant[0], terms, result)
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _weighted(call: Call, data: int, weight: int, terms: Sequence[str], result: str) -> Effect:
+    """A contraction with a constant: channels pass through, or kernels lead from contracted to new indices."""
+    labels, term, stored = call.labels(data), terms[data], terms[weight]
+    found = _by_letters(labels, term, call.shape(data))
+    summed = [letter for letter in term if letter not in result]
+    if not found.keys() & set(stored):
+        if found.keys() & set(summed):
+            raise Unsupported("it sums over the channels", advice.NONE)
+        return Effect((_moved(labels, term, result),))
+    fresh = [letter for letter in stored if letter not in term]
+    if set(stored) - set(fresh) != set(summed) or not fresh or found.keys() - set(summed):
+        raise Unsupported("its constant is no plain matrix from contracted to new indices", advice.EXPORT)
+    require_held(call, weight)
+    return _mixed(call, data, weight, term, stored, summed, fresh, result)
+
+
+def _moved(labels: Labels, term: str, result: str) -> Labels:
+    """Labels of a tensor after its indices have been put into another order, with new ones of one channel each."""
+    shared = [letter for letter in result if letter in term]
+    lost = tuple(axis for axis, letter in enumerate(term) if letter not in result)
+    order = [letter for letter in term if letter in result]
+    turned = labels.squeeze(lost).transpose([order.index(letter) for letter in shared])
+    return turned.reshape([turned.shape[shared.index(letter)] if letter in shared else 1 for letter in result])
+
+
+def _mixed(
+    call: Call, data: int, weight: int, term: str, stored: str, summed: list[str], fresh: list[str], result: str
+) -> Effect:
+    shape, labels = call.shape(data), call.labels(data)
+    sizes = dict(zip(stored, call.shape(weight), strict=True))
+    axes = [term.index(letter) for letter in summed]
+    inner = np.transpose(labels, [*axes, *(a for a in range(labels.ndim) if a not in axes)]).reshape(
+        [labels.shape[a] for a in axes]
+    )
+    sources = np.broadcast_to(inner, [sizes[letter] for letter in summed])
+    targets = call.mint(math.prod(sizes[letter] for letter in fresh)).reshape([sizes[letter] for letter in fresh])
+    inward, outward = _laid(sources, summed, stored), _laid(targets, fresh, stored)
+    order = [stored.index(letter) for letter in (*fresh, *summed)]
+    mix = Mix(
+        sources.reshape(1, -1),
+        targets.reshape(1, -1),
+        weight,
+        lambda: call.array(weight).transpose(order).reshape(1, targets.size, sources.size),
+        inward,
+        positions=math.prod(shape) // sources.size,
+        counted=False,
+    )
+    return Effect((_laid(targets, fresh, result),), mixes=(mix,), slices=(Slice(weight, (outward, inward)),))
+
+
+def _laid(labels: Labels, letters: list[str], target: str) -> Labels:
+    """Labels with one axis per letter, laid along these letters of a term."""
+    order = sorted(range(len(letters)), key=lambda k: target.index(letters[k]))
+    turned = labels.transpose(order)
+    sizes = {letters[k]: turned.shape[n] for n, k in enumerate(order)}
+    return turned.reshape([sizes.get(letter, 1) for letter in target])

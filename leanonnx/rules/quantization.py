@@ -7,19 +7,43 @@ from __future__ import annotations
 
 import math
 
-from leanonnx.labels import compact
+from leanonnx.labels import compact, uniform, varied
+from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, Slice, Unsupported
 
 
 def linear(call: Call) -> Effect:
-    """QuantizeLinear-21 and DequantizeLinear-21 with constant scale and zero point."""
+    """To integers and back, with one scale or one per channel.
+
+    Flow: channels pass through.
+    Ties: none.
+    Pins: nothing.
+    Limits: scale and zero point are constants and not in blocks; those per channel are sliced.
+    Specification: ONNX QuantizeLinear-21, DequantizeLinear-21.
+    """
     if any(call.has(slot) and not call.is_constant(slot) for slot in (1, 2)):
-        raise Unsupported("its scale is computed at run time")
+        raise Unsupported("its scale is computed at run time", advice.CONSTANT)
     if call.attribute("block_size", 0):
-        raise Unsupported("it is quantised in blocks")
+        raise Unsupported("it is quantised in blocks", advice.FLOAT)
     if math.prod(call.shape(1)) == 1:
         return Effect((call.labels(0),))
     axis = int(call.attribute("axis", 1)) % len(call.shape(0))
     vector, ties = call.slices(0, axis)
     slices = tuple(Slice(slot, (vector,)) for slot in (1, 2) if call.has(slot))
     return Effect((compact(call.labels(0)),), tuple(ties), slices=slices if len(set(vector.tolist())) > 1 else ())
+
+
+def dynamic(call: Call) -> Effect:
+    """To integers, with a scale that follows the largest and smallest number of the whole tensor.
+
+    Flow: channels pass through where there is one.
+    Ties: none.
+    Pins: its channels, all of which take part in the scale.
+    Limits: as said.
+    Specification: ONNX DynamicQuantizeLinear-11.
+    """
+    labels = call.labels(0)
+    if varied(labels):
+        raise Unsupported("its scale is taken over all channels", advice.FLOAT)
+    one = uniform(int(labels.flat[0]), 0)
+    return Effect((labels, one, one))

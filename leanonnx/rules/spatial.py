@@ -7,26 +7,42 @@ and tensors that steer the sampling (grids, regions).
 from __future__ import annotations
 
 from leanonnx.labels import compact, on_axis, varied
+from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Edit, Effect, Entries, Kept, Unsupported, side_pins
 
 STEERING = "is steered by it"
 
 
 def channelwise(call: Call) -> Effect:
-    """Pooling and the like (ONNX AveragePool-22, MaxPool-22, GlobalAveragePool-22, GridSample-22 …)."""
+    """Pooling, sampling and the like, on the pixels of each channel.
+
+    Flow: channels pass through on axis 1.
+    Ties: none.
+    Pins: grids, regions and whatever else steers the sampling.
+    Limits: no second output (indices count over all channels).
+    Specification: ONNX AveragePool-22, MaxPool-22, GlobalAveragePool-22, GridSample-22, RoiAlign-22,
+        MaxRoiPool-22 and their like.
+    """
     if any(name for name in call.outputs[1:]):
-        raise Unsupported("it puts out indices that count over all channels")
+        raise Unsupported("it puts out indices that count over all channels", advice.EXPORT)
     vector, ties = call.slices(0, 1)
     labels = compact(on_axis(vector, 1, len(call.output_shape())))
     return Effect((labels,), tuple(ties), pins=side_pins(call, STEERING))
 
 
 def resize(call: Call) -> Effect:
-    """Resize-19 and Upsample-9; a constant target size names the channels and is rewritten."""
+    """Other sizes of the pixel axes.
+
+    Flow: channels pass through.
+    Ties: none.
+    Pins: computed sizes, scales and regions.
+    Limits: the channel axis keeps its size; a constant target size names the kept channels.
+    Specification: ONNX Resize-19, Upsample-9.
+    """
     labels = call.labels(0)
     before, after = call.shape(0), call.output_shape()
     if any(before[axis] != after[axis] for axis in varied(labels)):
-        raise Unsupported("it resizes the channel axis")
+        raise Unsupported("it resizes the channel axis", advice.EXPORT)
     slot = 3
     axes = [int(a) % len(after) for a in call.attribute("axes", range(len(after)))]
 

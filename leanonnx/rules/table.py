@@ -7,18 +7,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from leanonnx.rules import linear, movement, normalization, pointwise, quantization, reduction, spatial
+from leanonnx.rules import (
+    assembly,
+    convolution,
+    indexing,
+    linear,
+    movement,
+    normalization,
+    pointwise,
+    products,
+    quantization,
+    recurrent,
+    reduction,
+    spatial,
+    windows,
+)
 from leanonnx.rules.call import Rule
 
 Rules = Mapping[tuple[str, str], Rule]
 
 _STANDARD: dict[str, Rule] = {
-    "Conv": linear.conv,
-    "ConvTranspose": linear.conv_transpose,
-    "ConvInteger": linear.conv_integer,
-    "QLinearConv": linear.qlinear_conv,
+    "Conv": convolution.conv,
+    "ConvTranspose": convolution.conv_transpose,
+    "ConvInteger": convolution.conv_integer,
+    "QLinearConv": convolution.qlinear_conv,
     "Gemm": linear.gemm,
     "MatMul": linear.matmul,
+    "DeformConv": convolution.deform_conv,
+    "Einsum": products.einsum,
+    "LSTM": recurrent.recurrent,
+    "GRU": recurrent.recurrent,
+    "RNN": recurrent.recurrent,
     "MatMulInteger": linear.matmul_integer,
     "QLinearMatMul": linear.qlinear_matmul,
     "BatchNormalization": normalization.batch_normalization,
@@ -26,6 +45,7 @@ _STANDARD: dict[str, Rule] = {
     "GroupNormalization": normalization.group_normalization,
     "LayerNormalization": normalization.layer_normalization,
     "RMSNormalization": normalization.layer_normalization,
+    "LRN": normalization.across,
     "MeanVarianceNormalization": normalization.over_axes,
     "LpNormalization": normalization.over_axes,
     "PRelu": pointwise.prelu,
@@ -37,11 +57,19 @@ _STANDARD: dict[str, Rule] = {
     "Transpose": movement.transpose,
     "Expand": movement.expand,
     "Tile": movement.tile,
-    "Concat": movement.concat,
-    "Split": movement.split,
-    "Slice": movement.slice_,
-    "Gather": movement.gather,
-    "Pad": movement.pad,
+    "Concat": assembly.concat,
+    "Split": assembly.split,
+    "Slice": windows.slice_,
+    "Gather": indexing.gather,
+    "GatherElements": indexing.gather_elements,
+    "GatherND": indexing.gather_nd,
+    "ScatterElements": indexing.scatter_elements,
+    "Scatter": indexing.scatter_elements,
+    "ScatterND": indexing.scatter_nd,
+    "TopK": indexing.top_k,
+    "ReverseSequence": indexing.reverse_sequence,
+    "Trilu": indexing.trilu,
+    "Pad": windows.pad,
     "DepthToSpace": movement.depth_to_space,
     "SpaceToDepth": movement.space_to_depth,
     "Shape": movement.shape_of,
@@ -57,19 +85,26 @@ _STANDARD: dict[str, Rule] = {
     "CumSum": reduction.cumulative,
     "QuantizeLinear": quantization.linear,
     "DequantizeLinear": quantization.linear,
+    "DynamicQuantizeLinear": quantization.dynamic,
 }
 _CHANNELWISE = ["AveragePool", "MaxPool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "GridSample"]
+_CHANNELWISE += ["RoiAlign", "MaxRoiPool"]
 _REDUCTIONS = ["Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "SumSquare", "LogSum", "LogSumExp"]
 _MICROSOFT: dict[str, Rule] = {
-    "FusedConv": linear.fused_conv,
+    "FusedConv": convolution.fused_conv,
     "FusedGemm": linear.gemm,
+    "FusedMatMul": linear.fused_matmul,
     "QGemm": linear.qgemm,
+    "QLinearConcat": assembly.qlinear_concat,
     "QLinearAdd": pointwise.qlinear_join,
     "QLinearMul": pointwise.qlinear_join,
     "QLinearSigmoid": pointwise.unary,
     "QLinearLeakyRelu": pointwise.unary,
     "QLinearGlobalAveragePool": spatial.channelwise,
     "QLinearAveragePool": spatial.channelwise,
+    "SimplifiedLayerNormalization": normalization.layer_normalization,
+    "SkipLayerNormalization": normalization.skip_layer_normalization,
+    "SkipSimplifiedLayerNormalization": normalization.skip_layer_normalization,
     "QuickGelu": pointwise.unary,
     "Gelu": pointwise.unary,
     "BiasGelu": pointwise.bias_gelu,

@@ -1,0 +1,105 @@
+"""Number formats: which one a model computes in, and the same model in float32.
+
+Half-precision sums depend on their order far above any useful bound, and onnxruntime's CPU provider runs neither
+bfloat16 nor convolutions of doubles; such models are looked at and proven as float32 stand-ins: the same graph and
+the same weights, each constant and each declared type widened (or, for double, narrowed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import AttributeProto, TensorProto, numpy_helper
+
+Array = NDArray[Any]
+Kinds = frozenset[int]
+HALVES: Kinds = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
+OTHERS: Kinds = HALVES | {TensorProto.DOUBLE}
+FLOATS: Kinds = OTHERS | {TensorProto.FLOAT}
+TYPED = {"to", "dtype", "output_datatype", "output_dtype"}
+"""Integer attributes that name an element type."""
+
+
+def is_float(value: Array) -> bool:
+    """Whether an array holds floating-point numbers of any width."""
+    return bool(value.dtype.kind == "f" or value.dtype.name == "bfloat16")
+
+
+def is_integer(value: Array) -> bool:
+    """Whether an array holds integers of any width (int4 is no type of numpy's own)."""
+    return bool(value.dtype.kind in "iu" or value.dtype.name in ("int4", "uint4", "int2", "uint2"))
+
+
+def float_kinds(proto: onnx.ModelProto) -> Kinds:
+    """Element types of all floating-point constants, casts, inputs and outputs."""
+    found: set[int] = set()
+    for graph in graphs(proto.graph):
+        found |= {t.data_type for t in graph.initializer}
+        found |= {v.type.tensor_type.elem_type for v in [*graph.input, *graph.output]}
+        for node in graph.node:
+            found |= {a.t.data_type for a in node.attribute if a.type == AttributeProto.TENSOR}
+            found |= {a.i for a in node.attribute if a.name in TYPED}
+    return FLOATS & found
+
+
+def number_format(proto: onnx.ModelProto) -> str:
+    """The coarsest number format that a model computes in."""
+    if any("uantize" in n.op_type or n.op_type.startswith("Q") or "Integer" in n.op_type for n in proto.graph.node):
+        return "quantised"
+    kinds = float_kinds(proto)
+    return "float64" if kinds == {TensorProto.DOUBLE} else "float32"
+
+
+def in_float32(proto: onnx.ModelProto, replaced: Kinds) -> onnx.ModelProto:
+    """A copy of the model that computes in float32 what it computes in the formats named."""
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    for graph in graphs(result.graph):
+        for tensor in graph.initializer:
+            _widen(tensor, replaced)
+        for value in [*graph.input, *graph.output, *graph.value_info]:
+            _retype(value.type, replaced)
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.type == AttributeProto.TENSOR:
+                    _widen(attribute.t, replaced)
+                elif attribute.type == AttributeProto.INT and attribute.name in TYPED and attribute.i in replaced:
+                    attribute.i = TensorProto.FLOAT
+    return result
+
+
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and all its subgraphs."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in [attribute.g, *attribute.graphs] if attribute.type in (5, 10) else []:
+                yield from graphs(inner)
+
+
+def fed_in_float32(feed: dict[str, Array], replaced: Kinds) -> dict[str, Array]:
+    """Inputs for a stand-in."""
+    names = {onnx.helper.tensor_dtype_to_np_dtype(kind).name for kind in replaced}
+    return {key: value.astype(np.float32) if value.dtype.name in names else value for key, value in feed.items()}
+
+
+def _widen(tensor: TensorProto, replaced: Kinds) -> None:
+    if tensor.data_type in replaced:
+        array = numpy_helper.to_array(tensor).astype(np.float32)
+        name, doc = tensor.name, tensor.doc_string
+        tensor.CopyFrom(numpy_helper.from_array(array, name))
+        tensor.doc_string = doc
+
+
+def _retype(kind: onnx.TypeProto, replaced: Kinds) -> None:
+    field = kind.WhichOneof("value")
+    if field in ("tensor_type", "sparse_tensor_type"):
+        tensor = getattr(kind, field)
+        if tensor.elem_type in replaced:
+            tensor.elem_type = TensorProto.FLOAT
+    elif field in ("sequence_type", "optional_type"):
+        _retype(getattr(kind, field).elem_type, replaced)

@@ -1,0 +1,12 @@
+"""What a user can do about a pin: the advice that goes with its reason."""
+
+NONE = "no exact form is known; other layers can lose more"
+INTERFACE = "nothing: inputs and outputs keep their shapes"
+RULE = "write a rule for it (--rules, docs/operators.md)"
+FOLD = "fold constants first (onnxruntime saves the folded model at optimisation level 'basic')"
+CONSTANT = "export it as a constant (freeze it, or fix the input sizes)"
+EXPORT = "export the model again, with fixed input sizes"
+FLOAT = "compress the float model first and quantise the result"
+INLINE = "export without control flow, or give it values that carry no channels"
+STREAM = "nothing exact: the statistics are those of all channels; the layers beside the stream can lose more"
+PREPROCESS = "move it out of the model (before the inputs or behind the outputs), where it can stand there"

@@ -1,0 +1,247 @@
+"""Operators that pick positions by index: Gather, Scatter, TopK and their kin.
+
+Indices along an axis without channels are left alone; along the channel axis, constant indices are renumbered.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from leanonnx.labels import Labels, Shape, compact, on_axis, projection, varied
+from leanonnx.rules import advice
+from leanonnx.rules.call import Array, Call, Edit, Effect, Kept, Link, Move, Pairs, Slice, Unsupported, side_pins
+from leanonnx.rules.joins import joined
+
+
+def gather(call: Call) -> Effect:
+    """Gather positions along one axis.
+
+    Flow: channels pass through, in the order of the indices.
+    Ties: none.
+    Pins: channels picked by computed indices, and indices that hold channels.
+    Limits: on the channel axis the indices are constants; they are renumbered.
+    Specification: ONNX Gather-13.
+    """
+    if call.is_constant(0):
+        raise Unsupported("it looks up rows of a constant table", advice.PREPROCESS)
+    labels, shape = call.labels(0), call.shape(0)
+    axis = int(call.attribute("axis", 0)) % labels.ndim
+    if axis not in varied(labels):
+        if not call.is_constant(1) and varied(call.labels(1)):
+            raise Unsupported("its indices hold channels", advice.CONSTANT)
+        return Effect((_inserted(labels, axis, len(call.shape(1))),), moves=_gather_moves(call, axis))
+    indices = call.array(1).astype(np.int64) % shape[axis]
+    output = compact(np.take(labels, indices, axis))
+
+    def rewrite(kept: Kept) -> Edit:
+        alive = projection(kept.mask(labels), axis)
+        new = (np.cumsum(alive) - 1)[_rectangle(indices, alive)]
+        return Edit(inputs={1: np.asarray(new, call.array(1).dtype)})
+
+    return Effect((output,), rewrite=rewrite, moves=_gather_moves(call, axis))
+
+
+def _rectangle(indices: Array, alive: Array) -> Array:
+    """The indices of living channels: those rows and columns of a table that hold any."""
+    mask = alive[indices]
+    for axis in range(indices.ndim):
+        indices = np.take(indices, np.flatnonzero(projection(mask, axis)), axis)
+    return indices
+
+
+def _inserted(labels: Labels, axis: int, count: int) -> Labels:
+    """An axis of size 1 replaced by ``count`` axes of size 1."""
+    return labels.reshape(labels.shape[:axis] + (1,) * count + labels.shape[axis + 1 :])
+
+
+def _gather_moves(call: Call, axis: int) -> tuple[Move, ...]:
+    """The movement, where the indices are known."""
+    if not call.is_constant(1):
+        return ()
+    indices, size = call.array(1).astype(np.int64), call.shape(0)[axis]
+
+    def move(given: Labels) -> Labels:
+        if given.shape[axis] == 1:
+            return _inserted(given, axis, indices.ndim)
+        return np.take(given, indices % size, axis)
+
+    return (move,)
+
+
+def gather_elements(call: Call) -> Effect:
+    """Gather single elements along one axis, each by its own index.
+
+    Flow: channels on the other axes pass through.
+    Ties: channels of the data with those of the indices at the same place.
+    Pins: nothing else.
+    Limits: the axis holds no channels; the axes that do are not cropped.
+    Specification: ONNX GatherElements-13.
+    """
+    return _elementwise(call, (0, 1))
+
+
+def scatter_elements(call: Call) -> Effect:
+    """Write single elements along one axis, each to its own index.
+
+    Flow: channels of the data and of the updates lead on to those of the output.
+    Ties: channels at the same place of data, indices and updates.
+    Pins: nothing else.
+    Limits: the axis holds no channels; indices and updates have the data's size on those that do.
+    Specification: ONNX ScatterElements-18, Scatter-11.
+    """
+    return _elementwise(call, (0, 1, 2))
+
+
+def _elementwise(call: Call, slots: tuple[int, ...]) -> Effect:
+    """Data, indices and updates joined position by position on all axes but the indexed one."""
+    sizes = [call.shape(k) for k in slots]
+    axis = int(call.attribute("axis", 0)) % len(sizes[0])
+    cropped = {a for a in range(len(sizes[0])) if len({size[a] for size in sizes}) > 1}
+    for slot in slots:
+        if not call.is_constant(slot):
+            _require_free(call, slot, {axis})
+            if cropped & set(varied(call.labels(slot))):
+                raise Unsupported("it leaves out some of the channels", advice.EXPORT)
+    left = cropped | {axis}
+    return joined(call, slots, {k: _without(call.shape(k), left) for k in slots})
+
+
+def _without(shape: Shape, axes: set[int]) -> Shape:
+    """A shape with size 1 on some axes."""
+    return tuple(1 if axis in axes else size for axis, size in enumerate(shape))
+
+
+def gather_nd(call: Call) -> Effect:
+    """Gather slices by tuples of indices.
+
+    Flow: channels on axes that the tuples do not reach pass through.
+    Ties: none.
+    Pins: indices that hold channels.
+    Limits: the axes that the tuples index, and batch axes, hold no channels.
+    Specification: ONNX GatherND-13.
+    """
+    labels, where = call.labels(0), call.shape(1)
+    reached = where[-1] + int(call.attribute("batch_dims", 0))
+    _require_free(call, 0, set(range(reached)))
+    if not call.is_constant(1):
+        _require_free(call, 1, set(range(len(where))))
+    return Effect((labels.reshape((1,) * (len(where) - 1) + labels.shape[reached:]),))
+
+
+def scatter_nd(call: Call) -> Effect:
+    """Write slices to places given by tuples of indices (assignment to a part of a tensor).
+
+    Flow: channels of the data and of the updates lead on to those of the output.
+    Ties: channels that come to lie in the same slice of the output.
+    Pins: indices that hold channels.
+    Limits: where the tuples reach the channel axis, they are constants and name one channel per slice of the
+        updates; they are renumbered.
+    Specification: ONNX ScatterND-18.
+    """
+    reached, lead = call.shape(1)[-1], len(call.shape(1)) - 1
+    data = () if call.is_constant(0) else varied(call.labels(0))
+    updates = () if call.is_constant(2) else varied(call.labels(2))
+    if min(data, default=reached) >= reached and min(updates, default=lead) >= lead:
+        if not call.is_constant(1):
+            _require_free(call, 1, set(range(lead + 1)))
+        tail = call.shape(2)[lead:]
+        return joined(call, (0, 2), {0: call.shape(0), 2: (1,) * reached + tail}, {2: lead})
+    if len(data) > 1 or len(updates) > 1 or min(updates, default=0) >= lead:
+        raise Unsupported("its data and updates hold channels on several axes", advice.EXPORT)
+    return _renumbered(call, data, updates)
+
+
+def _renumbered(call: Call, data: tuple[int, ...], updates: tuple[int, ...]) -> Effect:
+    """The tuples name channels: each channel of the output is what the data and the updates put there."""
+    indices, shape = call.array(1).astype(np.int64), call.output_shape()
+    axis = data[0] if data else _named_axis(indices, updates[0])
+    channels = indices[..., axis] % shape[axis]
+    changing = [a for a in range(channels.ndim) if _changes(channels, a)]
+    if len(changing) != 1 or set(updates) - set(changing):
+        raise Unsupported("it does not write each channel's slice in one piece", advice.EXPORT)
+    at = changing[0]
+    named = np.moveaxis(channels, at, 0).reshape(channels.shape[at], -1)[:, 0]
+    minted = call.mint(shape[axis])
+    ties: list[Pairs] = []
+    links: list[Link] = []
+    slices: list[Slice] = []
+    for slot, place, target in ((0, axis, minted), (2, at, minted[named])):
+        if call.is_constant(slot):
+            slices.append(Slice(slot, (on_axis(target, place, len(call.shape(slot))),)))
+            continue
+        vector, more = call.slices(slot, place)
+        ties += [*more, (vector, target)]
+        links.append(Link(vector, target))
+
+    def rewrite(kept: Kept) -> Edit:
+        alive = kept.mask(minted)
+        new = indices.copy()
+        new[..., axis] = (np.cumsum(alive) - 1)[channels]
+        return Edit(inputs={1: np.compress(alive[named], new, axis=at)})
+
+    return Effect(
+        (on_axis(minted, axis, len(shape)),), tuple(ties), links=tuple(links), slices=tuple(slices), rewrite=rewrite
+    )
+
+
+def _named_axis(indices: Array, axis: int) -> int:
+    """The axis of the output that the tuples run along where the updates' channels change."""
+    moving = [k for k in range(indices.shape[-1]) if _changes(indices[..., k], axis)]
+    if len(moving) != 1:
+        raise Unsupported("its updates' channels lie on no single axis of the output", advice.EXPORT)
+    return moving[0]
+
+
+def _changes(indices: Array, axis: int) -> bool:
+    return not np.array_equal(indices, np.broadcast_to(indices.take([0], axis), indices.shape))
+
+
+def top_k(call: Call) -> Effect:
+    """The largest or smallest elements along one axis, with their indices.
+
+    Flow: channels on the other axes pass through.
+    Ties: none.
+    Pins: a computed number of elements.
+    Limits: the axis holds no channels.
+    Specification: ONNX TopK-24.
+    """
+    labels = call.labels(0)
+    _require_free(call, 0, {int(call.attribute("axis", -1)) % labels.ndim})
+    return Effect((labels, labels), pins=side_pins(call, "takes its number of elements from it"))
+
+
+def reverse_sequence(call: Call) -> Effect:
+    """Reverse sequences of several lengths.
+
+    Flow: channels on other axes than batch and time pass through.
+    Ties: none.
+    Pins: computed lengths.
+    Limits: batch and time axis hold no channels.
+    Specification: ONNX ReverseSequence-10.
+    """
+    _require_free(call, 0, {int(call.attribute("batch_axis", 1)), int(call.attribute("time_axis", 0))})
+    return Effect((call.labels(0),), pins=side_pins(call, "takes its lengths from it"))
+
+
+def trilu(call: Call) -> Effect:
+    """The upper or lower triangle of matrices.
+
+    Flow: channels on other axes than the last two pass through.
+    Ties: none.
+    Pins: a computed diagonal.
+    Limits: the last two axes hold no channels.
+    Specification: ONNX Trilu-14.
+    """
+    labels = call.labels(0)
+    _require_free(call, 0, {labels.ndim - 1, labels.ndim - 2})
+    return Effect((labels,), pins=side_pins(call, "takes its diagonal from it"))
+
+
+def _require_free(call: Call, slot: int, axes: set[int]) -> None:
+    """An input may not hold channels on these axes.
+
+    Raises:
+        Unsupported: it does.
+    """
+    if axes & set(varied(call.labels(slot))):
+        raise Unsupported("it picks among the channels", advice.EXPORT)

@@ -1,0 +1,70 @@
+"""Tensors laid over each other position by position: their channels are tied, constants are sliced with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from leanonnx.labels import Labels, Shape, varied
+from leanonnx.rules.call import Call, Effect, Link, Pairs, Slice, broadcast_factor
+
+
+def joined(
+    call: Call, slots: Sequence[int], shapes: Mapping[int, Shape], cut: Mapping[int, int] | None = None
+) -> Effect:
+    """Join the operands in these slots.
+
+    ``shapes`` gives each operand's shape as it takes part (1 where positions are not matched); ``cut`` says how many
+    leading axes of an operand have no place in the output.
+    """
+    cut = cut or {}
+    computed = [k for k in slots if not call.is_constant(k)]
+    shape = np.broadcast_shapes(*shapes.values())
+    own = [_placed(call.labels(k), cut.get(k, 0), len(shapes[k])) for k in computed]
+    out, ties, links = merged(call, own, [shapes[k] for k in computed], shape)
+    slices: list[Slice] = []
+    for slot in slots:
+        if slot not in computed:
+            factor, more = broadcast_factor(out, shapes[slot])
+            ties += more
+            lead = cut.get(slot, 0)
+            rank = len(call.shape(slot)) - lead
+            whole = factor.reshape((1,) * lead + factor.shape[factor.ndim - rank :])
+            slices += [Slice(slot, (whole,))] if varied(factor) else []
+    return Effect((out,), tuple(ties), links=tuple(links), slices=tuple(slices))
+
+
+def _placed(labels: Labels, cut: int, rank: int) -> Labels:
+    """Labels without their first axes, filled up to a rank."""
+    rest = labels.shape[cut:]
+    return labels.reshape((1,) * (rank - len(rest)) + rest)
+
+
+def merged(
+    call: Call, operands: Sequence[Labels], shapes: Sequence[Shape], shape: Shape
+) -> tuple[Labels, list[Pairs], list[Link]]:
+    """Labels of a join's output, with ties and identity edges from each operand's labels.
+
+    Operands that are broadcast over the output's channels are not tied to them.
+    """
+    aligned = [labels.reshape((1,) * (len(shape) - labels.ndim) + labels.shape) for labels in operands]
+    joint = np.broadcast_shapes(*[labels.shape for labels in aligned])
+    spread = [np.broadcast_to(labels, joint) for labels in aligned]
+    if all(np.array_equal(spread[0], other) for other in spread[1:]):
+        return spread[0], [], []
+    unique, inverse = np.unique(np.stack([s.reshape(-1) for s in spread]), axis=1, return_inverse=True)
+    out = call.mint(unique.shape[1])[inverse.reshape(-1)].reshape(joint)
+    ties, links = [], []
+    for size, own, labels in zip(shapes, aligned, spread, strict=True):
+        pairs = np.unique(np.stack([labels.reshape(-1), out.reshape(-1)]), axis=1)
+        links.append(Link(pairs[0], pairs[1]))
+        if varied(own) or not _is_broadcast(size, shape, out):
+            ties.append((pairs[0], pairs[1]))
+    return out, ties, links
+
+
+def _is_broadcast(operand: Shape, shape: Shape, out: Labels) -> bool:
+    """Whether an operand has size 1 on an axis along which the output's channels change."""
+    full = (1,) * (len(shape) - len(operand)) + tuple(operand)
+    return any(full[axis] == 1 and shape[axis] > 1 for axis in varied(out))

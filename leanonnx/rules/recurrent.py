@@ -1,0 +1,59 @@
+"""Recurrent layers: LSTM, GRU, RNN."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from leanonnx.labels import Shape, on_axis, uniform
+from leanonnx.rules import advice
+from leanonnx.rules.call import Array, Call, Effect, Mix, Pin, Slice, Unsupported, side_pins
+from leanonnx.rules.weights import require_held
+
+
+def recurrent(call: Call) -> Effect:
+    """LSTM, GRU and RNN of one or two directions; X ``[T, B, I]``, W ``[D, gates·H, I]``, R ``[D, gates·H, H]``.
+
+    Flow: the numbers of W lead from input channels to the hidden units, which are one channel (not counted as kernels,
+        but as multiply-adds).
+    Ties: none; input channels go one by one.
+    Pins: hidden units, which feed back to themselves; initial states and sequence lengths.
+    Limits: W is a constant of the file.
+    Specification: ONNX LSTM-22, GRU-22, RNN-22 (``layout`` 0 and 1).
+    """
+    if call.is_constant(0):
+        raise Unsupported("only its state is computed", advice.NONE)
+    require_held(call, 1)
+    directions, rows, width = call.shape(1)
+    sources, ties = call.slices(0, 2)
+    state = call.mint(1)
+    inward = on_axis(sources, 2, 3)
+    positions = math.prod(call.shape(0)) // width
+    mix = Mix(
+        sources.reshape(1, width),
+        state.reshape(1, 1),
+        1,
+        lambda: _gains(call.array(1)),
+        inward,
+        taps=directions * rows,
+        positions=positions,
+        counted=False,
+    )
+    reason = f"{call.title} feeds its hidden units back to themselves"
+    pins = (Pin(state, next(name for name in call.outputs if name), reason), *side_pins(call, "starts from it"))
+    outputs = tuple(uniform(int(state[0]), len(shape) if shape else 0) for shape in call.output_shapes)
+    mixes = (mix, _loop(call.shape(2), positions))
+    return Effect(outputs, tuple(ties), mixes=mixes, slices=(Slice(1, (inward,)),), pins=pins)
+
+
+def _gains(weight: Array) -> Array:
+    """W as one number per input channel ``[1, 1, I]``: the 2-norm over all hidden units and gates."""
+    return np.asarray(np.sqrt((weight.astype(np.float32) ** 2).sum((0, 1)))[None, None])
+
+
+def _loop(shape: Shape, positions: int) -> Mix:
+    """The cost of R ``[D, gates·H, H]``, which no channel removal can shrink."""
+    fixed = uniform(0, 2)
+    sources, targets = np.broadcast_to(fixed, (1, shape[2])), np.broadcast_to(fixed, (1, shape[0] * shape[1]))
+    return Mix(sources, targets, 2, lambda: np.zeros((1, 1, 1)), positions=positions, counted=False)
