@@ -27,6 +27,32 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class _Sliced:
+    """How one reader slices a constant of ``size`` elements: by factors on different axes, or by a mask of elements."""
+
+    size: int
+    factors: tuple[Labels, ...]
+    apart: bool
+
+    def surviving(self, alive: Mask) -> int:
+        """Elements whose labels all live."""
+        if self.apart:
+            share = self.size
+            for factor in self.factors:
+                share = share * int(np.count_nonzero(alive[factor])) // factor.size
+            return share
+        mask: NDArray[np.bool_] = alive[self.factors[0]]
+        for factor in self.factors[1:]:
+            mask = mask & alive[factor]
+        return self.size * int(mask.sum()) // mask.size
+
+
+def _sliced(size: int, factors: tuple[Labels, ...]) -> _Sliced:
+    axes = [axis for factor in factors for axis in varied(factor)]
+    return _Sliced(size, factors, apart=len(axes) == len(set(axes)))
+
+
+@dataclass(frozen=True)
 class _Constant:
     """A constant and the ways in which its readers slice it; ``whole`` if one of them does not slice it at all.
 
@@ -34,22 +60,22 @@ class _Constant:
     """
 
     size: int
-    uses: tuple[tuple[Labels, ...], ...]
+    uses: tuple[_Sliced, ...]
     whole: bool
     computed: bool
 
     def surviving(self, alive: Mask) -> int:
         """Elements that are stored: readers that need other slices than each other get clones."""
         if self.computed:
-            cut = [f for f in self.uses if not all(alive[factor].all() for factor in f)]
-            return sum(_surviving(self.size, factors, alive) for factors in cut)
+            cut = [use for use in self.uses if not all(alive[factor].all() for factor in use.factors)]
+            return sum(use.surviving(alive) for use in cut)
         if len(self.uses) == 1 and not self.whole:
-            return _surviving(self.size, self.uses[0], alive)
+            return self.uses[0].surviving(alive)
         stored = {b"": self.size} if self.whole else {}
-        for factors in self.uses:
-            masks = [alive[factor] for factor in factors]
+        for use in self.uses:
+            masks = [alive[factor] for factor in use.factors]
             key = b"" if all(mask.all() for mask in masks) else b"|".join(mask.tobytes() for mask in masks)
-            stored[key] = _surviving(self.size, factors, alive)
+            stored[key] = use.surviving(alive)
         return sum(stored.values())
 
 
@@ -86,8 +112,8 @@ def cost_model(dag: ChannelDag, ignored: Collection[int] = ()) -> CostModel:
 def _constant(dag: ChannelDag, name: str, uses: list[Use], size: int) -> _Constant:
     value = uses[0].computed
     whole = len(uses) < dag.model.readers.get(name, 0)
-    factors = tuple(use.factors for use in uses)
-    return _Constant(size if value is None else value.size, factors, whole, computed=value is not None)
+    size = size if value is None else value.size
+    return _Constant(size, tuple(_sliced(size, use.factors) for use in uses), whole, computed=value is not None)
 
 
 def _sizes(model: Model) -> dict[str, int]:
@@ -98,18 +124,3 @@ def _sizes(model: Model) -> dict[str, int]:
         if kind not in ("int64", "bool", "object"):
             found[name] = size
     return found
-
-
-def _surviving(size: int, factors: tuple[Labels, ...], alive: Mask) -> int:
-    """Elements of a constant whose labels all live."""
-    axes = [varied(f) for f in factors]
-    flat = [axis for group in axes for axis in group]
-    if len(flat) == len(set(flat)):  # the factors slice different axes
-        share = size
-        for factor in factors:
-            share = share * int(alive[factor].sum()) // factor.size
-        return share
-    mask: NDArray[np.bool_] = alive[factors[0]]
-    for factor in factors[1:]:
-        mask = mask & alive[factor]
-    return size * int(mask.sum()) // mask.size

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Iterable
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,6 +13,7 @@ from leanonnx.cost import CostModel
 from leanonnx.labels import Mask
 from leanonnx.rules.call import Pin
 
+Key = TypeVar("Key", bound=Hashable)
 NAMED = 3
 """How many of each kind a message names."""
 
@@ -17,7 +21,8 @@ NAMED = 3
 def what_holds(dag: ChannelDag, cost: CostModel, alive: Mask, asked: tuple[Pin, ...]) -> tuple[str, ...]:
     """The pins (the model's and those asked for) and ties that hold most of a keep set that cannot shrink further."""
     pins = (*dag.pins, *asked)
-    held = [(kernels, f"{pin.reason} holds {kernels} kernels") for pin, kernels in held_back(dag, cost, alive, pins)]
+    found = held_back(dag, cost, alive, pins, by=lambda pin: (pin.reason, pin.advice))
+    held = [(kernels, f"{key[0]} holds {kernels} kernels ({key[1]})") for key, kernels in found.items() if kernels]
     ranked = sorted(held + _untouchable(dag, cost), key=lambda item: -item[0])
     return (*(text for _, text in ranked[:NAMED]), *_tied(dag, cost, alive))
 
@@ -34,23 +39,36 @@ def _untouchable(dag: ChannelDag, cost: CostModel) -> list[tuple[int, str]]:
     return found
 
 
-def held_back(dag: ChannelDag, cost: CostModel, alive: Mask, pins: tuple[Pin, ...]) -> list[tuple[Pin, int]]:
-    """For each pin, the living kernels that touch a pinned channel or one tied to it, most first."""
-    found: dict[str, tuple[Pin, int]] = {}
+def held_back(
+    dag: ChannelDag, cost: CostModel, alive: Mask, pins: Iterable[Pin], by: Callable[[Pin], Key]
+) -> dict[Key, int]:
+    """For pins grouped ``by`` a key: the living kernels that touch a pinned channel or one tied to it."""
+    groups: dict[Key, list[Pin]] = {}
     for pin in pins:
-        members = np.zeros(int(dag.classes.max()) + 1, bool)
-        members[dag.classes[pin.labels]] = True
-        members[dag.classes[0]] = False
-        touched = members[dag.classes]
-        count = 0
-        for mix in cost.mixes:
-            rows, columns = alive[mix.targets], alive[mix.sources]
-            free_rows, free_columns = rows & ~touched[mix.targets], columns & ~touched[mix.sources]
-            held = rows.sum(1) * columns.sum(1) - free_rows.sum(1) * free_columns.sum(1)
-            count += int(held.sum()) * mix.counted
-        if count:
-            found.setdefault(pin.reason, (pin, count))
-    return sorted(found.values(), key=lambda item: -item[1])
+        groups.setdefault(by(pin), []).append(pin)
+    known: dict[bytes, int] = {}
+    found: dict[Key, int] = {}
+    for key, members in groups.items():
+        classes = np.unique(np.concatenate([dag.classes[pin.labels] for pin in members]))
+        classes = classes[classes != dag.classes[0]]
+        if classes.tobytes() not in known:
+            known[classes.tobytes()] = _touching(dag, cost, alive, classes)
+        found[key] = known[classes.tobytes()]
+    return found
+
+
+def _touching(dag: ChannelDag, cost: CostModel, alive: Mask, classes: NDArray[np.int64]) -> int:
+    """Living kernels that touch a channel of these classes."""
+    members = np.zeros(int(dag.classes.max()) + 1, bool)
+    members[classes] = True
+    touched = members[dag.classes]
+    count = 0
+    for mix in cost.mixes:
+        rows, columns = alive[mix.targets], alive[mix.sources]
+        free_rows, free_columns = rows & ~touched[mix.targets], columns & ~touched[mix.sources]
+        held = rows.sum(1) * columns.sum(1) - free_rows.sum(1) * free_columns.sum(1)
+        count += int(held.sum()) * mix.counted
+    return count
 
 
 def _tied(dag: ChannelDag, cost: CostModel, alive: Mask) -> list[str]:

@@ -27,17 +27,22 @@ from onnx.inliner import inline_local_functions
 from leanonnx.errors import ModelError
 
 RANDOM_OPS = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+PACKED = 8
+"""So many elements of less than a byte may be packed into one value of a typed field."""
+BITS = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2, "float6_e2m3fn": 6, "float6_e3m2fn": 6}
+"""Bits of the element types that numpy stores in a byte each."""
 SHAPE_OPS = {"Shape", "Size"}
 
 
 @dataclass(frozen=True)
 class Model:
-    """A checked model in memory."""
+    """A checked model in memory; ``libraries`` hold onnxruntime's kernels of its custom operators."""
 
     path: Path
     proto: onnx.ModelProto
     sha256: str
     external_files: tuple[Path, ...]
+    libraries: tuple[Path, ...] = ()
 
     @property
     def size(self) -> int:
@@ -161,13 +166,15 @@ def unneeded(nodes: Iterable[onnx.NodeProto], graph: onnx.GraphProto) -> frozens
     return frozenset(spare - needed - {""})
 
 
-def load(path: Path) -> Model:
-    """Read, check and normalise a model file.
+def load(path: Path, libraries: tuple[Path, ...] = ()) -> Model:
+    """Read, check and normalise a model file, whose custom operators are in ``libraries``.
 
     Raises:
         ModelError: no such file, empty, not ONNX, refused by the checker, external data missing.
     """
     proto = _parse(path)
+    for tensor in _tensors(proto.graph):
+        _check_size(tensor, path)
     external = tuple(sorted({_external_path(t, path) for t in _tensors(proto.graph) if uses_external_data(t)}))
     check(path)
     if external:
@@ -176,7 +183,7 @@ def load(path: Path) -> Model:
     identity = digests[0] if not external else hashlib.sha256(b"".join(digests)).digest()
     if proto.functions:
         proto = inline_local_functions(proto)
-    return Model(path, proto, identity.hex(), external)
+    return Model(path, proto, identity.hex(), external, libraries)
 
 
 def _read_external(proto: onnx.ModelProto, path: Path) -> None:
@@ -223,6 +230,45 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 yield attribute.t
             for inner in [attribute.g, *attribute.graphs] if attribute.type in (5, 10) else []:
                 yield from _tensors(inner)
+
+
+def _check_size(tensor: onnx.TensorProto, path: Path) -> None:
+    """Refuse a constant that declares more than its data hold, before anything is allocated for it."""
+    if min(tensor.dims, default=0) < 0 or tensor.data_type not in onnx.TensorProto.DataType.values()[1:]:
+        raise ModelError(f"{path}: constant '{tensor.name}' has a negative size or no known type; export it again")
+    count = math.prod(tensor.dims)
+    if uses_external_data(tensor):
+        enough = _external_bytes(tensor, path) >= _bytes(tensor.data_type, count)
+    elif tensor.HasField("raw_data"):
+        enough = len(tensor.raw_data) >= _bytes(tensor.data_type, count)
+    else:
+        fields = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data)
+        enough = max(len(tensor.string_data), *(len(field) for field in fields)) * PACKED >= count
+    if not enough:
+        where = "its external data are shorter; copy the data file" if uses_external_data(tensor) else "it holds less"
+        raise ModelError(
+            f"{path}: constant '{tensor.name}' declares the sizes {list(tensor.dims)}, but {where}; "
+            "export or copy the model again"
+        )
+
+
+def _bytes(kind: int, count: int) -> int:
+    """Bytes of a number of elements; those of less than a byte are packed."""
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
+    return -(-count * BITS.get(dtype.name, 8 * dtype.itemsize) // 8)
+
+
+def _external_bytes(tensor: onnx.TensorProto, path: Path) -> int:
+    """Bytes that the file of an external constant holds for it."""
+    try:
+        info = ExternalDataInfo(tensor)
+        offset, length = int(info.offset or 0), int(info.length or 0)
+    except ValueError as error:
+        raise ModelError(f"{path}: constant '{tensor.name}' has a broken place of its data; export it again") from error
+    if min(offset, length) < 0:
+        raise ModelError(f"{path}: constant '{tensor.name}' has a broken place of its data; export it again")
+    size = _external_path(tensor, path).stat().st_size - offset
+    return min(size, length) if length else size
 
 
 def _external_path(tensor: onnx.TensorProto, path: Path) -> Path:

@@ -49,6 +49,7 @@ class Options:
     pin: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     plan: Path | None = None
+    libraries: tuple[Path, ...] = ()
     best_effort: bool = False
     seed: int = 0
 
@@ -101,9 +102,11 @@ def quiet(_: str) -> None:
     """A listener that ignores progress."""
 
 
-def inspect(path: Path, shapes: Shapes | None = None, rules: Rules = DEFAULT) -> ChannelDag:
+def inspect(
+    path: Path, shapes: Shapes | None = None, rules: Rules = DEFAULT, libraries: tuple[Path, ...] = ()
+) -> ChannelDag:
     """Load a model and build its channel DAG."""
-    model = load(path)
+    model = load(path, checked_libraries(libraries))
     return analyse(model, observe(model, checked_shapes(model, shapes or {})), rules)
 
 
@@ -126,7 +129,7 @@ def compress(
     for path in (target, plan_out):
         check_writable(source, path)
     with clock.stage("load"):
-        model = load(source)
+        model = load(source, checked_libraries(options.libraries))
     check_apart(model, target, plan_out)
     with clock.stage("observe"):
         observation = observe(model, checked_shapes(model, options.shapes))
@@ -159,6 +162,14 @@ def compress(
         warnings,
         clock.seconds,
     )
+
+
+def checked_libraries(libraries: tuple[Path, ...]) -> tuple[Path, ...]:
+    """Libraries of custom operators given by the user; they must be files."""
+    for library in libraries:
+        if not library.is_file():
+            raise OptionError(f"--library {library}: no such file; give the path of the library")
+    return libraries
 
 
 def check_writable(source: Path, path: Path | None) -> None:

@@ -30,6 +30,8 @@ NOISE = 10
 """How often the model's own noise is allowed: a change of its inputs in the last place, another order of its sums."""
 WIDEST = 3e-2
 """The widest bound that still tells equal from unequal."""
+MANY_NODES = 2500
+"""Nodes up to which onnxruntime optimises the graphs to be compared, which takes time quadratic in their number."""
 DECISIONS = {"ArgMax", "ArgMin", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Equal", "Cast", "TopK", "NonZero"}
 KINDS = ("normal", "uniform", "bytes")
 
@@ -77,7 +79,7 @@ def prove(
     if not widened:
         return _compared(model, model.path, reference, candidate, feeds, BOUND[number_format(model.proto)])
     if not replaced:
-        run(candidate, feeds[:1])
+        run(candidate, feeds[:1], libraries=model.libraries)
     original, reference, candidate = (in_float32(_loaded(s), widened) for s in (model.proto, reference, candidate))
     feeds = [fed_in_float32(feed, widened) for feed in feeds]
     return _compared(model, original, reference, candidate, feeds, BOUND[number_format(original)])
@@ -89,15 +91,16 @@ def _compared(
     """The verdict; without fusion where kernels that onnxruntime fuses depend on the widths."""
     behind = _behind_decisions(model)
     names = [value.name for value in model.proto.graph.output] + behind
-    wanted, found = (_outputs(side, behind, feeds, optimise=True) for side in (reference, candidate))
+    fused = len(model.proto.graph.node) <= MANY_NODES
+    wanted, found = (_outputs(side, model, behind, feeds, optimise=fused) for side in (reference, candidate))
     errors = _errors(wanted, found)
     limits = np.full(errors.shape, bound)
     if (errors > bound).any():
-        fused, unmasked = wanted, _outputs(original, behind, feeds, optimise=False)
-        wanted, found = (_outputs(side, behind, feeds, optimise=False) for side in (reference, candidate))
-        moved = _outputs(reference, behind, [_shaken(feed) for feed in feeds], optimise=False)
+        first, unmasked = wanted, _outputs(original, model, behind, feeds, optimise=False)
+        wanted, found = (_outputs(side, model, behind, feeds, optimise=False) for side in (reference, candidate))
+        moved = _outputs(reference, model, behind, [_shaken(feed) for feed in feeds], optimise=False)
         errors = _errors(wanted, found, unmasked)
-        noise = NOISE * np.maximum(_errors(wanted, moved, unmasked), _errors(wanted, fused, unmasked))
+        noise = NOISE * np.maximum(_errors(wanted, moved, unmasked), _errors(wanted, first, unmasked))
         limits = np.where(noise <= WIDEST, np.maximum(noise, bound), np.nan)
         limits[errors <= bound] = bound
     limits[~_comparable(wanted)] = np.nan
@@ -113,11 +116,12 @@ def _loaded(source: Source) -> onnx.ModelProto:
     return onnx.load(source) if isinstance(source, Path) else source
 
 
-def _outputs(side: Source, behind: list[str], feeds: Sequence[Feed], optimise: bool) -> Runs:
+def _outputs(side: Source, model: Model, behind: list[str], feeds: Sequence[Feed], optimise: bool) -> Runs:
     """Outputs of one side for each feed, followed by the floats behind its decisions."""
-    found = run(side, feeds, optimise)
+    found = run(side, feeds, optimise, model.libraries)
     if behind:
-        found = [a + b for a, b in zip(found, run(_tapped(side, behind), feeds, optimise), strict=True)]
+        more = run(_tapped(side, behind), feeds, optimise, model.libraries)
+        found = [a + b for a, b in zip(found, more, strict=True)]
     return found
 
 

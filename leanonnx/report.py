@@ -110,11 +110,11 @@ def _width(labels: Labels, alive: Mask) -> list[int]:
 
 def pins(dag: ChannelDag, alive: Mask) -> list[Row]:
     """Pinned channels with the reason and the living kernels that touch them."""
-    held = {pin.reason: kernels for pin, kernels in held_back(dag, cost_model(dag), alive, dag.pins)}
+    held = held_back(dag, cost_model(dag), alive, dag.pins, by=lambda pin: (pin.tensor, pin.reason))
     found: dict[tuple[str, str], Row] = {}
     for pin in dag.pins:
-        row = {"tensor": pin.tensor, "channels": int(pin.labels.size), "reason": pin.reason}
-        found.setdefault((pin.tensor, pin.reason), {**row, "kernels": held.get(pin.reason, 0)})
+        row = {"tensor": pin.tensor, "channels": int(pin.labels.size), "reason": pin.reason, "advice": pin.advice}
+        found.setdefault((pin.tensor, pin.reason), {**row, "kernels": held[pin.tensor, pin.reason]})
     return sorted(found.values(), key=lambda row: (-row["kernels"], row["tensor"]))
 
 
@@ -158,7 +158,7 @@ def why(dag: ChannelDag, tensor: str, channel: int | None) -> Row:
     pinned = [pin for pin in dag.pins if members[pin.labels].any()]
     row["channels"] = int(np.unique(dag.classes[chosen]).size)
     row["removable"] = int((~dag.pinned[np.unique(dag.classes[chosen])]).sum())
-    row["pins"] = [{"tensor": pin.tensor, "reason": pin.reason} for pin in _once(pinned)]
+    row["pins"] = [{"tensor": p.tensor, "reason": p.reason, "advice": p.advice} for p in _once(pinned)]
     row["tied"] = _tied_tensors(dag, members, tensor)
     row["read_by"] = [n.name or n.output[0] for n in dag.model.proto.graph.node if tensor in n.input]
     return row
@@ -218,7 +218,7 @@ def why_text(row: Row) -> RenderableType:
     """``leanonnx inspect --why`` for people."""
     lines = [f"'{row['tensor']}' {row['shape']}: {row['channels']} channels on axes {row['channel_axes']}"]
     lines += [f"  {row['removable']} of them may be removed"]
-    lines += [f"  pinned: {pin['reason']}" for pin in row["pins"]]
+    lines += [f"  pinned: {pin['reason']} ({pin['advice']})" for pin in row["pins"]]
     lines += [f"  lives and dies with {t['channels']} channels of '{t['tensor']}'" for t in row["tied"][:20]]
     lines += [f"  … and {len(row['tied']) - 20} more tensors"] if len(row["tied"]) > 20 else []
     lines += [f"  read by '{name}'" for name in row["read_by"]]
@@ -263,8 +263,8 @@ def _pin_table(rows: list[Row]) -> RenderableType:
     if not rows:
         return Text("Nothing is pinned.")
     table = Table(title="Pinned (may not be removed)", title_justify="left", box=None)
-    for column in ("tensor", "channels", "kernels held", "reason"):
+    for column in ("tensor", "channels", "kernels held", "reason", "what to do"):
         table.add_column(column, justify="right" if column in ("channels", "kernels held") else "left", overflow="fold")
     for row in rows:
-        table.add_row(row["tensor"], str(row["channels"]), f"{row['kernels']:,}", row["reason"])
+        table.add_row(row["tensor"], str(row["channels"]), f"{row['kernels']:,}", row["reason"], row["advice"])
     return table

@@ -6,7 +6,7 @@ import itertools
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,12 @@ LENGTHS = (6144, 16384, 1024)
 CHANNELS = (3, 1)
 IMAGE_RANK = 4
 LARGEST = 1 << 24
+IMPOSSIBLE = 1 << 30
+"""Numbers in the graph inputs from which on a run is not tried."""
 IN_MEMORY = 1 << 24
 """Bytes up to which a model is handed to onnxruntime in memory."""
 QUIET = 4
+UNKNOWN_OPERATOR = "is not a registered function/op"
 
 ort.set_default_logger_severity(QUIET)
 
@@ -47,48 +50,57 @@ class Observation:
     replaced: Kinds = frozenset()
 
 
-def options(threads: int = 0, optimise: bool = True) -> ort.SessionOptions:
-    """Session options: quiet, no spinning threads, a fixed number of threads where given."""
+def options(threads: int = 0, optimise: bool = True, libraries: Sequence[Path] = ()) -> ort.SessionOptions:
+    """Session options: quiet, no spinning threads, a fixed number of threads where given, custom operators."""
     result = ort.SessionOptions()
     result.log_severity_level = QUIET
     result.intra_op_num_threads = threads
+    result.enable_mem_pattern = False  # its planning takes time quadratic in the number of nodes
     result.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimise:
         result.add_session_config_entry("session.disable_prepacking", "1")
         result.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    for library in libraries:
+        result.register_custom_ops_library(str(library))
     return result
 
 
 @contextmanager
-def opened(model: onnx.ModelProto | Path, optimise: bool = True) -> Iterator[ort.InferenceSession]:
+def opened(
+    model: onnx.ModelProto | Path, optimise: bool = True, libraries: Sequence[Path] = ()
+) -> Iterator[ort.InferenceSession]:
     """A CPU session on a file or on a model in memory.
 
     Large models go through a temporary file that onnxruntime maps, which saves it two copies of the weights.
     """
-    with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
+    with ExitStack() as stack:
         source: bytes | str
         if isinstance(model, Path):
             source = str(model)
         elif data_size(model) < IN_MEMORY:
             source = model.SerializeToString()
         else:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="leanonnx-"))
             write_model(model, Path(folder) / "model.onnx", external=True)
             source = str(Path(folder) / "model.onnx")
-        yield ort.InferenceSession(source, options(optimise=optimise), providers=["CPUExecutionProvider"])
+        chosen = options(optimise=optimise, libraries=libraries)
+        yield ort.InferenceSession(source, chosen, providers=["CPUExecutionProvider"])
 
 
 class RunFailed(Exception):
     """onnxruntime cannot load or run a model."""
 
 
-def run(model: onnx.ModelProto | Path, feeds: Sequence[Feed], optimise: bool = True) -> list[list[Array]]:
-    """Outputs of a model for each feed.
+def run(
+    model: onnx.ModelProto | Path, feeds: Sequence[Feed], optimise: bool = True, libraries: Sequence[Path] = ()
+) -> list[list[Array]]:
+    """Outputs of a model for each feed; ``libraries`` hold its custom operators.
 
     Raises:
         RunFailed: onnxruntime cannot load or run it.
     """
     try:
-        with opened(model, optimise) as session:
+        with opened(model, optimise, libraries) as session:
             return [[np.asarray(value) for value in session.run(None, feed)] for feed in feeds]
     except OSError:
         raise
@@ -121,12 +133,13 @@ def _observed(model: Model, proto: onnx.ModelProto, given: Shapes, replaced: Kin
     names = sorted(n for n in _tensor_names(model) if n in model.free)
     with _tapped(proto, names, values) as tapped:
         try:
-            with opened(tapped, optimise=False) as session:
+            with opened(tapped, optimise=False, libraries=model.libraries) as session:
                 feeds, found = _first_run(session, model, given, len(names) + len(values), replaced)
         except ModelError:
             raise
         except Exception as error:  # onnxruntime raises its own types, one per status code
-            raise ModelError(f"{model.path}: onnxruntime cannot load the model: {first_line(error)}") from error
+            hint = "; give the library of its operators with --library" if UNKNOWN_OPERATOR in str(error) else ""
+            raise ModelError(f"{model.path}: onnxruntime cannot load the model: {first_line(error)}{hint}") from error
     shapes = {name: tuple(int(d) for d in shape) for name, shape in zip(names, found, strict=False)}
     shapes |= {name: feed.shape for name, feed in feeds.items()}
     fixed = (
@@ -222,7 +235,13 @@ def _trials(model: Model, given: Shapes) -> list[dict[str, tuple[int, ...]]]:
             shapes = {v.name: given.get(v.name) or _filled(v, lead, s, channels) for v, s in pairs}
             if shapes not in found:
                 found.append(shapes)
-    small = [shapes for shapes in found if sum(math.prod(shape) for shape in shapes.values()) <= LARGEST]
+    sizes = [sum(math.prod(shape) for shape in shapes.values()) for shapes in found]
+    if min(sizes) > IMPOSSIBLE:
+        raise ModelError(
+            f"{model.path}: the graph inputs hold {min(sizes)} numbers, more than can be run; give smaller sizes with "
+            "--shape where the model leaves them free"
+        )
+    small = [shapes for shapes, size in zip(found, sizes, strict=True) if size <= LARGEST]
     return small or found[:1]
 
 
@@ -247,9 +266,9 @@ def random_feed(model: Model, shapes: Shapes, seed: int, kind: str = "normal") -
 def _random(value: onnx.ValueInfoProto, shape: tuple[int, ...], rng: np.random.Generator, kind: str) -> Array:
     dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
     if dtype == np.bool_:
-        return rng.random(shape) < 0.5
+        return np.asarray(rng.random(shape) < 0.5)
     if not np.issubdtype(dtype, np.floating) and dtype.kind in "iu":
-        return rng.integers(0, 2, shape).astype(dtype)
+        return np.asarray(rng.integers(0, 2, shape)).astype(dtype)
     if dtype.kind == "O":
         return np.full(shape, "", object)
     draw = rng.standard_normal(shape) if kind == "normal" else rng.random(shape) * (255 if kind == "bytes" else 1)

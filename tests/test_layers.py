@@ -21,7 +21,7 @@ LAYERS = [
     | {"rules.quantization", "rules.reduction", "rules.spatial", "rules.convolution", "rules.indexing"}
     | {"rules.recurrent", "rules.windows"},
     {"rules.table", "constants"},
-    {"analysis"},
+    {"analysis", "userrules"},
     {"closure", "cost", "weigh", "patch"},
     {"limits", "criteria", "surgery", "plan", "proof"},
     {"selection"},

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from leanonnx import pipeline, report
-from leanonnx.cli.options import fraction, parse_shapes
+from leanonnx.cli.options import fraction, parse_shapes, rules_from
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
 from leanonnx.criteria import Chains, Method
 from leanonnx.errors import OptionError
@@ -39,6 +39,12 @@ def compress(
     ] = None,
     plan_out: Annotated[Path | None, typer.Option(metavar="P.json", help="Write the plan here.")] = None,
     recover: Annotated[Recover, typer.Option(help="Change of the surviving weights: none.")] = "none",
+    rules: Annotated[
+        Path | None, typer.Option(metavar="R.py", help="Python file with rules of your own; it is run.")
+    ] = None,
+    library: Annotated[
+        list[Path] | None, typer.Option(metavar="L.so", help="Library of custom operators for onnxruntime.")
+    ] = None,
     best_effort: Annotated[
         bool, typer.Option("--best-effort", help="Write the lowest reachable if over budget.")
     ] = False,
@@ -60,11 +66,12 @@ def compress(
             pin=tuple(pin or ()),
             ignore=tuple(ignore or ()),
             plan=plan,
+            libraries=tuple(library or ()),
             best_effort=best_effort,
             seed=seed,
         )
         with progress() as listener:
-            result = pipeline.compress(source, target, options, plan_out, progress=listener)
+            result = pipeline.compress(source, target, options, plan_out, rules_from(rules), listener)
         row = report.summary(result)
         show_json(row) if as_json else show(report.result_tables(row, str(source), str(target)))
 

@@ -9,7 +9,7 @@ import typer
 
 from leanonnx import pipeline, report
 from leanonnx.analysis import ChannelDag
-from leanonnx.cli.options import parse_shapes
+from leanonnx.cli.options import parse_shapes, rules_from
 from leanonnx.cli.terminal import exit_codes, show, show_json
 from leanonnx.errors import OptionError
 
@@ -22,11 +22,17 @@ def inspect(
     shape: Annotated[
         list[str] | None, typer.Option(metavar="NAME=1,3,224,224", help="Size of a free graph input.")
     ] = None,
+    rules: Annotated[
+        Path | None, typer.Option(metavar="R.py", help="Python file with rules of your own; it is run.")
+    ] = None,
+    library: Annotated[
+        list[Path] | None, typer.Option(metavar="L.so", help="Library of custom operators for onnxruntime.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show layers, channels, ties, pins with their reasons, and what the model costs."""
     with exit_codes():
-        dag = pipeline.inspect(source, parse_shapes(shape or []))
+        dag = pipeline.inspect(source, parse_shapes(shape or []), rules_from(rules), tuple(library or ()))
         if why is None:
             row = report.overview(dag)
             show_json(row) if as_json else show(report.overview_tables(row, str(source)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Annotated
 
 import typer
@@ -39,6 +40,7 @@ def _options(
 
 def main() -> None:
     """Run the command line."""
+    gc.disable()  # one run makes no garbage worth sweeping over a large graph again and again
     claim_stdout()
     clean_up_when_stopped()
     app()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from leanonnx.errors import OptionError
+from leanonnx.rules.table import DEFAULT, Rules
+from leanonnx.userrules import read_rules
 
 
 def parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
@@ -34,3 +38,8 @@ def fraction(name: str, value: float) -> float:
     if not 0 < value <= 1:
         raise OptionError(f"--{name} {value:g}: expected a fraction above 0 and at most 1, for example --{name} 0.25")
     return value
+
+
+def rules_from(path: Path | None) -> Rules:
+    """``--rules R.py``: the standard rules, with those of the file where one is given."""
+    return DEFAULT if path is None else read_rules(path)

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -97,13 +98,18 @@ def progress() -> Iterator[Callable[[str], None]]:
 def exit_codes() -> Iterator[None]:
     """Turn exceptions into a message on stderr and the exit code of their kind."""
     try:
-        yield
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")  # what libraries warn their callers of is none of the user's concern
+            yield
     except Refusal as error:
         _stop(f"leanonnx: {error}", NO, error)
     except UserError as error:
         _stop(f"leanonnx: {error}", USER_ERROR, error)
     except KeyboardInterrupt as error:
         _stop("leanonnx: interrupted; nothing was written", INTERRUPTED, error)
+    except MemoryError as error:
+        _stop("leanonnx: not enough memory for this model; use a machine with more", USER_ERROR, error)
     except (typer.Exit, typer.BadParameter):
         raise
     except Exception as error:

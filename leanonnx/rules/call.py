@@ -8,7 +8,7 @@ how attributes and shape constants follow from the channels that are kept.  Whol
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -260,24 +260,26 @@ def kept_together(call: Call, slot: int, axis: int) -> tuple[Labels, list[Pairs]
     return compact(on_axis(vector, axis, rank)), ties
 
 
-def taken_together(call: Call, axes: set[int], reason: str, why: str = advice.NONE) -> tuple[Labels, list[Pairs]]:
-    """Labels of the first input with size 1 on axes that the node takes together, and the ties this asks for.
+def taken_together(call: Call, axes: set[int], reason: str, why: str = advice.NONE) -> Effect:
+    """The effect of a node that takes all positions on some axes of its first input together.
 
-    All channels that differ on these axes alone live and die together; there must be others.
+    Channels that differ on these axes alone live and die together, and become one channel of the output; there must
+    be others.  The output's labels have size 1 on these axes where channels lay.
 
     Raises:
         Unsupported: the input's channels lie on these axes only.
     """
     labels = call.labels(0)
-    along = sorted(axes & set(varied(labels)))
-    if not along:
-        return labels, []
+    along_axes = sorted(axes & set(varied(labels)))
+    if not along_axes:
+        return Effect((labels,))
     if set(varied(labels)) <= axes:
         raise Unsupported(reason, why)
-    rows = np.moveaxis(labels, along, range(len(along)))
-    rows = rows.reshape(-1, *rows.shape[len(along) :])
-    first = np.expand_dims(rows[0], along)
-    return first, [(np.broadcast_to(rows[0], rows[1:].shape), rows[1:])]
+    rows = np.moveaxis(labels, along_axes, range(len(along_axes)))
+    rows = rows.reshape(-1, *rows.shape[len(along_axes) :])
+    fresh = call.mint(rows[0].size).reshape(rows[0].shape)
+    pair = (rows.reshape(-1), np.broadcast_to(fresh, rows.shape).reshape(-1))
+    return Effect((np.expand_dims(fresh, along_axes),), (pair,), links=(Link(*pair),))
 
 
 def pin_all(call: Call, reason: str, advice: str = advice.NONE) -> Effect:
@@ -291,10 +293,27 @@ def pin_all(call: Call, reason: str, advice: str = advice.NONE) -> Effect:
     return Effect(outputs, links=links, pins=(*pins, Pin(fresh, call.outputs[0], reason, advice)))
 
 
-def side_pins(call: Call, role: str) -> tuple[Pin, ...]:
-    """Pins of the computed tensors that a node reads beside its data, in the role named."""
-    found = [(v.name, v.labels) for v in call.inputs[1:] if v is not None and v.labels is not None]
-    return tuple(Pin(np.unique(labels), name, f"{call.title} {role}") for name, labels in found)
+def steered(call: Call, effect: Effect, role: str) -> Effect:
+    """The effect of a node that reads computed tensors beside its data, in the role named.
+
+    Those are pinned, and lead on to fresh labels of the outputs.
+    """
+    beside = [v for v in call.inputs[1:] if v is not None and v.labels is not None]
+    if not beside:
+        return effect
+    labels = np.unique(np.concatenate([found.reshape(-1) for found in effect.outputs]))
+    fresh = call.mint(labels.size)
+    sources = [np.unique(v.labels) for v in beside if v.labels is not None]
+    links = [Link(np.repeat(side, fresh.size), np.tile(fresh, side.size)) for side in sources]
+    pins = [Pin(side, v.name, f"{call.title} {role}", advice.CONSTANT) for v, side in zip(beside, sources, strict=True)]
+    return replace(
+        effect,
+        outputs=tuple(fresh[np.searchsorted(labels, found)] for found in effect.outputs),
+        ties=(*effect.ties, (labels, fresh)),
+        links=(*effect.links, Link(labels, fresh), *links),
+        pins=(*effect.pins, *pins),
+        moves=(),
+    )
 
 
 def broadcast_factor(labels: Labels, shape: Shape) -> tuple[Labels, list[Pairs]]:

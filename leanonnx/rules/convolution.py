@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 
 from leanonnx.labels import Labels, on_axis
 from leanonnx.rules import advice
-from leanonnx.rules.call import Call, Edit, Effect, Kept, Link, Mix, Pairs, Rewrite, Slice, Unsupported, side_pins
+from leanonnx.rules.call import Call, Edit, Effect, Kept, Link, Mix, Pairs, Rewrite, Slice, Unsupported, steered
 from leanonnx.rules.weights import require_held, vectors
 
 MANY_GROUPS = 8
@@ -154,8 +153,7 @@ def deform_conv(call: Call) -> Effect:
     """
     if int(call.attribute("offset_group", 1)) != 1:
         raise Unsupported("each group of its offsets steers some of the channels", advice.EXPORT)
-    effect = conv(call, bias=3)
-    return replace(effect, pins=side_pins(call, "is steered by it"))
+    return steered(call, conv(call, bias=3), "is steered by it")
 
 
 def _grouped(call: Call, sources: Labels, width: int, out: int, groups: int) -> tuple[Labels, Labels]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from leanonnx.labels import Labels, Shape, compact, on_axis, projection, varied
 from leanonnx.rules import advice
-from leanonnx.rules.call import Array, Call, Edit, Effect, Kept, Link, Move, Pairs, Slice, Unsupported, side_pins
+from leanonnx.rules.call import Array, Call, Edit, Effect, Kept, Link, Move, Pairs, Slice, Unsupported, steered
 from leanonnx.rules.joins import joined
 
 
@@ -207,7 +207,7 @@ def top_k(call: Call) -> Effect:
     """
     labels = call.labels(0)
     _require_free(call, 0, {int(call.attribute("axis", -1)) % labels.ndim})
-    return Effect((labels, labels), pins=side_pins(call, "takes its number of elements from it"))
+    return steered(call, Effect((labels, labels)), "takes its number of elements from it")
 
 
 def reverse_sequence(call: Call) -> Effect:
@@ -220,7 +220,7 @@ def reverse_sequence(call: Call) -> Effect:
     Specification: ONNX ReverseSequence-10.
     """
     _require_free(call, 0, {int(call.attribute("batch_axis", 1)), int(call.attribute("time_axis", 0))})
-    return Effect((call.labels(0),), pins=side_pins(call, "takes its lengths from it"))
+    return steered(call, Effect((call.labels(0),)), "takes its lengths from it")
 
 
 def trilu(call: Call) -> Effect:
@@ -234,7 +234,7 @@ def trilu(call: Call) -> Effect:
     """
     labels = call.labels(0)
     _require_free(call, 0, {labels.ndim - 1, labels.ndim - 2})
-    return Effect((labels,), pins=side_pins(call, "takes its diagonal from it"))
+    return steered(call, Effect((labels,)), "takes its diagonal from it")
 
 
 def _require_free(call: Call, slot: int, axes: set[int]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from leanonnx.labels import Labels, Shape, varied
-from leanonnx.rules.call import Call, Effect, Link, Pairs, Slice, broadcast_factor
+from leanonnx.rules import advice
+from leanonnx.rules.call import Call, Effect, Link, Pairs, Slice, Unsupported, broadcast_factor
 
 
 def joined(
@@ -47,8 +49,14 @@ def merged(
     """Labels of a join's output, with ties and identity edges from each operand's labels.
 
     Operands that are broadcast over the output's channels are not tied to them.
+
+    Raises:
+        Unsupported: the channels of two operands lie on different axes.
     """
     aligned = [labels.reshape((1,) * (len(shape) - labels.ndim) + labels.shape) for labels in operands]
+    axes = sorted((set(varied(labels)) for labels in aligned), key=len)
+    if any(not one <= other for one, other in pairwise(axes)):
+        raise Unsupported("its operands hold channels on different axes", advice.EXPORT)
     joint = np.broadcast_shapes(*[labels.shape for labels in aligned])
     spread = [np.broadcast_to(labels, joint) for labels in aligned]
     if all(np.array_equal(spread[0], other) for other in spread[1:]):

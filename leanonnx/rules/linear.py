@@ -140,5 +140,5 @@ def uncounted(call: Call, effect: Effect, weight: int) -> Effect:
     positions = math.prod(call.output_shape()) // columns
     fixed = uniform(0, 2)
     sources, targets = np.broadcast_to(fixed, (1, rows)), np.broadcast_to(fixed, (1, columns))
-    mix = Mix(sources, targets, weight, lambda: call.array(weight), positions=positions)
+    mix = Mix(sources, targets, weight, lambda: call.array(weight)[None], positions=positions)
     return Effect(effect.outputs, effect.ties, mixes=(mix,), links=effect.links, pins=effect.pins)

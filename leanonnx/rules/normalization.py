@@ -93,16 +93,14 @@ def layer_normalization(call: Call) -> Effect:
     Pins: channels on a normalised axis, where there are no others: every one of them takes part in the statistics,
         and the variance is not linear in them, so that no smaller network computes it (docs/decisions/0008).
     Limits: the statistics are not put out.
-    Specification: ONNX LayerNormalization-17, RMSNormalization-23, com.microsoft.SimplifiedLayerNormalization-1.
+    Specification: ONNX LayerNormalization-17, RMSNormalization-23.
     """
     labels = call.labels(0)
     axis = int(call.attribute("axis", -1)) % labels.ndim
     if any(name for name in call.outputs[1:]):
         raise Unsupported("it puts out its statistics", "export it for inference")
-    _, ties = taken_together(
-        call, set(range(axis, labels.ndim)), "it takes mean and variance over the channels", advice.STREAM
-    )
-    return Effect((labels,), tuple(ties))
+    taken = set(range(axis, labels.ndim))
+    return taken_together(call, taken, "it takes mean and variance over the channels", advice.STREAM)
 
 
 def over_axes(call: Call) -> Effect:
@@ -117,10 +115,8 @@ def over_axes(call: Call) -> Effect:
     labels = call.labels(0)
     default = [0, 2, 3] if call.op == "MeanVarianceNormalization" else [-1]
     axes = call.attribute("axes", call.attribute("axis", default))
-    _, ties = taken_together(
-        call, {int(a) % labels.ndim for a in np.atleast_1d(axes)}, "it normalises over the channels", advice.STREAM
-    )
-    return Effect((labels,), tuple(ties))
+    taken = {int(a) % labels.ndim for a in np.atleast_1d(axes)}
+    return taken_together(call, taken, "it normalises over the channels", advice.STREAM)
 
 
 def skip_layer_normalization(call: Call) -> Effect:

@@ -11,7 +11,7 @@ import numpy as np
 
 from leanonnx.labels import Labels, compact, varied
 from leanonnx.rules import advice
-from leanonnx.rules.call import Call, Effect, Link, Slice, Unsupported, broadcast_factor, side_pins
+from leanonnx.rules.call import Call, Effect, Link, Slice, Unsupported, broadcast_factor, steered
 from leanonnx.rules.joins import joined
 
 UNARY = [
@@ -102,7 +102,7 @@ def unary(call: Call) -> Effect:
     Specification: ONNX Relu-14, Clip-13, Cast-21 and their like; com.microsoft.QuickGelu-1, QLinearSigmoid-1,
         QLinearLeakyRelu-1.
     """
-    return Effect((call.labels(0),) * len(call.output_shapes), pins=side_pins(call, "reads it as a parameter"))
+    return steered(call, Effect((call.labels(0),) * len(call.output_shapes)), "reads it as a parameter")
 
 
 def join(call: Call) -> Effect:

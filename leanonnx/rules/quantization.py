@@ -28,6 +28,8 @@ def linear(call: Call) -> Effect:
     if math.prod(call.shape(1)) == 1:
         return Effect((call.labels(0),))
     axis = int(call.attribute("axis", 1)) % len(call.shape(0))
+    if axis not in varied(call.labels(0)):
+        return Effect((call.labels(0),))
     vector, ties = call.slices(0, axis)
     slices = tuple(Slice(slot, (vector,)) for slot in (1, 2) if call.has(slot))
     return Effect((compact(call.labels(0)),), tuple(ties), slices=slices if len(set(vector.tolist())) > 1 else ())

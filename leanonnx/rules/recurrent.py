@@ -8,7 +8,7 @@ import numpy as np
 
 from leanonnx.labels import Shape, on_axis, uniform
 from leanonnx.rules import advice
-from leanonnx.rules.call import Array, Call, Effect, Mix, Pin, Slice, Unsupported, side_pins
+from leanonnx.rules.call import Array, Call, Effect, Mix, Pin, Slice, Unsupported, steered
 from leanonnx.rules.weights import require_held
 
 
@@ -41,10 +41,11 @@ def recurrent(call: Call) -> Effect:
         counted=False,
     )
     reason = f"{call.title} feeds its hidden units back to themselves"
-    pins = (Pin(state, next(name for name in call.outputs if name), reason), *side_pins(call, "starts from it"))
+    pins = (Pin(state, next(name for name in call.outputs if name), reason),)
     outputs = tuple(uniform(int(state[0]), len(shape) if shape else 0) for shape in call.output_shapes)
     mixes = (mix, _loop(call.shape(2), positions))
-    return Effect(outputs, tuple(ties), mixes=mixes, slices=(Slice(1, (inward,)),), pins=pins)
+    effect = Effect(outputs, tuple(ties), mixes=mixes, slices=(Slice(1, (inward,)),), pins=pins)
+    return steered(call, effect, "starts from it")
 
 
 def _gains(weight: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from leanonnx.rules.call import Call, Effect, taken_together
 
@@ -37,9 +38,10 @@ def arg_extremum(call: Call) -> Effect:
 def _reduced(call: Call, axes: list[int], keep: bool) -> Effect:
     rank = len(call.shape(0))
     taken = {axis % max(rank, 1) for axis in axes}
-    labels, ties = taken_together(call, taken, "it reduces over the channels")
+    effect = taken_together(call, taken, "it reduces over the channels")
+    (labels,) = effect.outputs
     left = [size for axis, size in enumerate(labels.shape) if axis not in taken]
-    return Effect((labels if keep else labels.reshape(left),), tuple(ties))
+    return replace(effect, outputs=(labels if keep else labels.reshape(left),))
 
 
 def softmax(call: Call) -> Effect:
@@ -51,11 +53,11 @@ def softmax(call: Call) -> Effect:
     Limits: none.
     Specification: ONNX Softmax-13, LogSoftmax-13, Hardmax-13.
     """
-    labels = call.labels(0)
+    rank = len(call.shape(0))
     old = call.opset < 13
-    axis = int(call.attribute("axis", 1 if old else -1)) % labels.ndim
-    _, ties = taken_together(call, set(range(axis, labels.ndim)) if old else {axis}, "it normalises over the channels")
-    return Effect((labels,), tuple(ties))
+    axis = int(call.attribute("axis", 1 if old else -1)) % rank
+    taken = set(range(axis, rank)) if old else {axis}
+    return taken_together(call, taken, "it normalises over the channels")
 
 
 def cumulative(call: Call) -> Effect:
@@ -67,7 +69,5 @@ def cumulative(call: Call) -> Effect:
     Limits: the axis is a constant.
     Specification: ONNX CumSum-14.
     """
-    labels = call.labels(0)
     axis = int(math.prod(call.ints(1) or [0]))
-    _, ties = taken_together(call, {axis % labels.ndim}, "it adds up the channels")
-    return Effect((labels,), tuple(ties))
+    return taken_together(call, {axis % len(call.shape(0))}, "it adds up the channels")

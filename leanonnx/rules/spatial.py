@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from leanonnx.labels import compact, on_axis, varied
 from leanonnx.rules import advice
-from leanonnx.rules.call import Call, Edit, Effect, Entries, Kept, Unsupported, side_pins
+from leanonnx.rules.call import Call, Edit, Effect, Entries, Kept, Unsupported, steered
 
 STEERING = "is steered by it"
 
@@ -27,7 +27,7 @@ def channelwise(call: Call) -> Effect:
         raise Unsupported("it puts out indices that count over all channels", advice.EXPORT)
     vector, ties = call.slices(0, 1)
     labels = compact(on_axis(vector, 1, len(call.output_shape())))
-    return Effect((labels,), tuple(ties), pins=side_pins(call, STEERING))
+    return steered(call, Effect((labels,), tuple(ties)), STEERING)
 
 
 def resize(call: Call) -> Effect:
@@ -51,4 +51,4 @@ def resize(call: Call) -> Effect:
         return Edit(inputs={slot: Entries(sizes)})
 
     has_sizes = call.op == "Resize" and call.has(slot) and call.shape(slot) != (0,)
-    return Effect((labels,), pins=side_pins(call, STEERING), rewrite=rewrite if has_sizes else None)
+    return steered(call, Effect((labels,), rewrite=rewrite if has_sizes else None), STEERING)

@@ -102,7 +102,6 @@ _MICROSOFT: dict[str, Rule] = {
     "QLinearLeakyRelu": pointwise.unary,
     "QLinearGlobalAveragePool": spatial.channelwise,
     "QLinearAveragePool": spatial.channelwise,
-    "SimplifiedLayerNormalization": normalization.layer_normalization,
     "SkipLayerNormalization": normalization.skip_layer_normalization,
     "SkipSimplifiedLayerNormalization": normalization.skip_layer_normalization,
     "QuickGelu": pointwise.unary,

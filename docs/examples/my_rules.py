@@ -1,0 +1,11 @@
+"""A rule of one's own: NegPos of onnxruntime-extensions puts out the negative and the positive part of a tensor."""
+
+from leanonnx.rules.call import Call, Effect
+
+
+def neg_pos(call: Call) -> Effect:
+    """Each output holds the channels of the input, position by position."""
+    return Effect((call.labels(0), call.labels(0)))
+
+
+RULES = {("ai.onnx.contrib", "NegPos"): neg_pos}
