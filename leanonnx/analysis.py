@@ -22,10 +22,12 @@ from leanonnx.model import Model, captured, unneeded
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, Link, Mix, Move, Pairs, Pin, Rewrite, Unsupported, Value, pin_all
 from leanonnx.rules.table import DEFAULT, Rules
+from leanonnx.rules.weights import COUNTED, with_whole_weight
 from leanonnx.runs import gathered
 from leanonnx.runtime import Observation
 
 Array = NDArray[Any]
+MATRIX = 2
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ def _call(trace: _Trace, index: int, node: gs.Node) -> Call:
         outputs=tuple(tensor.name for tensor in node.outputs),
         output_shapes=tuple(shapes.get(tensor.name) for tensor in node.outputs),
         mint=trace.minter(index),
+        minted=lambda: trace.count,
     )
 
 
@@ -171,14 +174,18 @@ def _value(trace: _Trace, name: str) -> Value:
     if name in model.origins:
         return Value(name, _constant_shape(model, name), None, lambda: model.constant(name), held=True)
     shape, labels = observation.shapes.get(name), trace.labels.get(name)
-    return Value(name, shape, labels, lambda: observation.values[name], held=_is_quantised(model, name))
+    quantised, blocked = _quantised(model, name)
+    held = quantised and not blocked
+    return Value(name, shape, labels, lambda: observation.values[name], held=held, blocked=blocked)
 
 
-def _is_quantised(model: Model, name: str) -> bool:
-    """Whether a value is a constant of the file behind a DequantizeLinear."""
+def _quantised(model: Model, name: str) -> tuple[bool, bool]:
+    """Whether a value is a constant of the file behind a DequantizeLinear, and whether that works in blocks."""
     producer = model.producers.get(name)
     node = None if producer is None else model.proto.graph.node[producer]
-    return node is not None and node.op_type == "DequantizeLinear" and node.input[0] in model.origins
+    if node is None or node.op_type != "DequantizeLinear" or node.input[0] not in model.origins:
+        return False, False
+    return True, any(a.name == "block_size" and a.i for a in node.attribute)
 
 
 def _constant_shape(model: Model, name: str) -> Shape:
@@ -197,12 +204,26 @@ def _ask(call: Call, rules: Rules, inner: list[str], trace: _Trace) -> Effect:
         return replace(effect, pins=effect.pins + extra)
     if rule is None:
         where = f" of domain '{call.domain}'" if call.domain else ""
-        return pin_all(call, f"{call.title}{where} is an operator without a rule", advice.RULE)
+        return _refused(call, f"{call.title}{where} is an operator without a rule", _missing(call))
     try:
         return rule(call)
     except Unsupported as reason:
         trace.undo(before)
-        return pin_all(call, f"{call.title}: {reason}", reason.advice)
+        return _refused(call, f"{call.title}: {reason}", reason.advice)
+
+
+def _refused(call: Call, reason: str, advice: str) -> Effect:
+    """Pins with a reason; the kernels of a weight count, though none of them can go."""
+    effect = pin_all(call, reason, advice)
+    slot = COUNTED.get((call.domain, call.op))
+    weight = call.value(slot) if slot is not None and call.has(slot) else None
+    if slot is None or weight is None or not (weight.held or weight.blocked) or len(call.shape(slot)) < MATRIX:
+        return effect
+    return with_whole_weight(call, effect, slot)
+
+
+def _missing(call: Call) -> str:
+    return advice.LAYOUT if call.domain == "com.microsoft.nchwc" else advice.RULE
 
 
 def _joined(trace: _Trace) -> ChannelDag:

@@ -22,7 +22,7 @@ def what_holds(dag: ChannelDag, cost: CostModel, alive: Mask, asked: tuple[Pin, 
     """The pins (the model's and those asked for) and ties that hold most of a keep set that cannot shrink further."""
     pins = (*dag.pins, *asked)
     found = held_back(dag, cost, alive, pins, by=lambda pin: (pin.reason, pin.advice))
-    held = [(kernels, f"{key[0]} holds {kernels} kernels ({key[1]})") for key, kernels in found.items() if kernels]
+    held = [(kernels, f"{kernels} kernels: {key[0]} ({key[1]})") for key, kernels in found.items() if kernels]
     ranked = sorted(held + _untouchable(dag, cost), key=lambda item: -item[0])
     return (*(text for _, text in ranked[:NAMED]), *_tied(dag, cost, alive))
 
@@ -34,7 +34,7 @@ def _untouchable(dag: ChannelDag, cost: CostModel) -> list[tuple[int, str]]:
         if mix.inward is None and mix.counted and any(mix is counted for counted in cost.mixes):
             proto = dag.model.proto.graph.node[node]
             kernels = mix.sources.size * mix.targets.shape[1]
-            text = f"{proto.op_type} '{proto.name or proto.output[0]}' is not pruned and holds {kernels} kernels"
+            text = f"{kernels} kernels: {proto.op_type} '{proto.name or proto.output[0]}' cannot be pruned"
             found.append((kernels, text))
     return found
 

@@ -25,12 +25,18 @@ from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_m
 from onnx.inliner import inline_local_functions
 
 from leanonnx.errors import ModelError
+from leanonnx.formats import graphs
 
+gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.CRITICAL  # it would log to stdout
 RANDOM_OPS = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 PACKED = 8
 """So many elements of less than a byte may be packed into one value of a typed field."""
 BITS = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2, "float6_e2m3fn": 6, "float6_e3m2fn": 6}
 """Bits of the element types that numpy stores in a byte each."""
+DEEPEST = 100
+"""How deep local functions may call each other."""
+MOST_NODES = 1_000_000
+"""Nodes that a model may have once its local functions are inlined."""
 SHAPE_OPS = {"Shape", "Size"}
 
 
@@ -216,20 +222,39 @@ def _parse(path: Path) -> onnx.ModelProto:
             f"{path}: a protobuf, but no ONNX model (expected an IR version, an operator set and a graph); "
             "give the .onnx file itself"
         )
+    _check_functions(proto, path)
     if not proto.graph.output:
         raise ModelError(f"{path}: the graph has no outputs; export the model with at least one output")
     return proto
 
 
+def _check_functions(proto: onnx.ModelProto, path: Path) -> None:
+    """Refuse local functions that call themselves, or grow without measure when they are inlined."""
+    bodies = {(f.domain, f.name): f.node for f in proto.functions}
+    sizes: dict[tuple[str, str], int] = {}
+
+    def size(key: tuple[str, str], above: frozenset[tuple[str, str]]) -> int:
+        if key in above or len(above) > DEEPEST:
+            raise ModelError(f"{path}: the local function '{key[1]}' calls itself; export the model without functions")
+        if key not in sizes:
+            calls = ((node.domain, node.op_type) for node in bodies[key])
+            sizes[key] = sum(size(call, above | {key}) if call in bodies else 1 for call in calls)
+        return sizes[key]
+
+    calls = ((node.domain, node.op_type) for graph in graphs(proto.graph) for node in graph.node)
+    total = sum(size(call, frozenset()) if call in bodies else 1 for call in calls)
+    if total > MOST_NODES:
+        raise ModelError(f"{path}: its local functions make {total} nodes; export the model without functions")
+
+
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """All constants of a graph and its subgraphs."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.TENSOR:
-                yield attribute.t
-            for inner in [attribute.g, *attribute.graphs] if attribute.type in (5, 10) else []:
-                yield from _tensors(inner)
+    for inner in graphs(graph):
+        yield from inner.initializer
+        for sparse in inner.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+        for node in inner.node:
+            yield from (a.t for a in node.attribute if a.type == onnx.AttributeProto.TENSOR)
 
 
 def _check_size(tensor: onnx.TensorProto, path: Path) -> None:
@@ -272,15 +297,22 @@ def _external_bytes(tensor: onnx.TensorProto, path: Path) -> int:
 
 
 def _external_path(tensor: onnx.TensorProto, path: Path) -> Path:
+    """The data file of a constant, which must lie in the model's folder."""
     folder = path.parent.resolve()
     location = ExternalDataInfo(tensor).location
-    file = (folder / location).resolve()
-    if not file.is_relative_to(folder):
+    try:
+        file = (folder / location).resolve()
+        inside, present = file.is_relative_to(folder), file.is_file()
+    except (TypeError, ValueError, OSError) as error:  # not UTF-8, a zero byte, too long
+        raise ModelError(
+            f"{path}: the external data of constant '{tensor.name}' have no usable file name; export the model again"
+        ) from error
+    if not inside:
         raise ModelError(
             f"{path}: the data of constant '{tensor.name}' lies outside the model's folder ('{location}'); "
             "put the data file beside the model"
         )
-    if not file.is_file():
+    if not present:
         raise ModelError(
             f"{path}: the external data file '{location}' of constant '{tensor.name}' is missing; copy it to {folder}"
         )

@@ -141,7 +141,8 @@ def _by_lags(flat: FloatArray, lags: list[Ints], strides: Ints, gaps: Ints, size
         for chunk in _chunks(len(flat), waves.shape[0] * waves.shape[1] + prod(flat.shape[1:]), COLUMNS):
             taps, peaks = _unit_peak(flat[chunk])
             power = (waves[:, None] @ _autocorrelation(taps, lags)).max(axis=(0, 2)).reshape(-1)[: len(taps)]
-            np.maximum(norms[chunk], peaks * np.sqrt(np.maximum(power, 0)), out=norms[chunk])
+            with np.errstate(over="ignore"):
+                np.maximum(norms[chunk], peaks * np.sqrt(np.maximum(power, 0)), out=norms[chunk])
     return norms
 
 
@@ -182,7 +183,8 @@ def _by_transform(flat: FloatArray, strides: Ints, gaps: Ints, size: Ints) -> Fl
         taps, peaks = _unit_peak(flat[chunk])
         spectrum = np.fft.rfftn(_polyphase(taps, strides, gaps, size), axes=tuple(range(-rank, 0)))
         power = (spectrum.real**2 + spectrum.imag**2).sum(axis=1)
-        norms[chunk] = peaks * np.sqrt(power.max(axis=tuple(range(1, rank + 1))))
+        with np.errstate(over="ignore"):
+            norms[chunk] = peaks * np.sqrt(power.max(axis=tuple(range(1, rank + 1))))
     return norms
 
 

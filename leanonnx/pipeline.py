@@ -169,7 +169,7 @@ def checked_libraries(libraries: tuple[Path, ...]) -> tuple[Path, ...]:
     for library in libraries:
         if not library.is_file():
             raise OptionError(f"--library {library}: no such file; give the path of the library")
-    return libraries
+    return tuple(library.resolve() for library in libraries)
 
 
 def check_writable(source: Path, path: Path | None) -> None:
@@ -282,10 +282,16 @@ def _proven(dag: ChannelDag, alive: Mask, draft: Path, seed: int) -> Proof:
             proof = prove(dag.model, reference, draft, feeds, dag.observation.replaced)
         except (ModelError, RunFailed) as error:
             raise ProofFailed(f"the compressed model is not valid ({error}); nothing written") from error
+    if proof.silent:
+        raise ProofFailed(
+            f"the model puts out nothing that can be compared on the inputs tried (outputs {', '.join(proof.silent)}: "
+            "not finite, or chaotic); nothing written; check the weights of the model"
+        )
     if not proof.passed:
         raise ProofFailed(
             f"the compressed model differs from the masked original (relative error {proof.max_relative_error:.2g}, "
-            f"bound {proof.bound:.2g}); nothing written; please report the model's operators"
+            f"bound {proof.bound:.2g}); nothing written; a rule is wrong: "
+            "check those given with --rules, or report the model's operators"
         )
     return proof
 

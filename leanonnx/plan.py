@@ -66,7 +66,7 @@ def read_plan(path: Path) -> Plan:
         plan = Plan(**{key: data[key] for key in ("schema", "leanonnx", "input_sha256", "options", "tensors")})
     except OSError as error:
         raise PlanError(f"{path}: the plan cannot be read: {error.strerror}; check the path") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise PlanError(f"{path}: not a plan of leanonnx ({error}); make one with --plan-out") from error
     if not isinstance(plan.tensors, dict) or not isinstance(plan.input_sha256, str):
         raise PlanError(f"{path}: not a plan of leanonnx (wrong kinds of values); make one with --plan-out")
@@ -116,6 +116,6 @@ def _dropped(use: Use, entry: Mapping[str, Any], path: Path) -> Labels:
                 if index is not None:
                     part = np.take(part, np.asarray(index, np.int64), axis)
             found.append(np.setdiff1d(factor, part))
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise PlanError(f"{path}: the entry of '{use.constant}' is broken ({error}); make the plan again") from error
     return np.concatenate(found)

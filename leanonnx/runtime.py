@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ IMPOSSIBLE = 1 << 30
 """Numbers in the graph inputs from which on a run is not tried."""
 IN_MEMORY = 1 << 24
 """Bytes up to which a model is handed to onnxruntime in memory."""
+NOT_TENSORS = {"SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SplitToSequence"}
+NOT_TENSORS |= {"Optional", "SequenceMap"}
+LONGEST_RUN = 300
+"""Seconds after which a run is given up."""
 QUIET = 4
 UNKNOWN_OPERATOR = "is not a registered function/op"
 
@@ -101,11 +106,23 @@ def run(
     """
     try:
         with opened(model, optimise, libraries) as session:
-            return [[np.asarray(value) for value in session.run(None, feed)] for feed in feeds]
+            return [[np.asarray(value) for value in finished(session, feed)] for feed in feeds]
     except OSError:
         raise
     except Exception as error:  # onnxruntime raises its own types, one per status code
         raise RunFailed(first_line(error)) from error
+
+
+def finished(session: ort.InferenceSession, feed: Feed) -> list[Array]:
+    """Outputs of one run, which is stopped after ``LONGEST_RUN`` seconds (a loop without end)."""
+    limits = ort.RunOptions()
+    timer = threading.Timer(LONGEST_RUN, setattr, (limits, "terminate", True))
+    timer.daemon = True
+    timer.start()
+    try:
+        return list(session.run(None, feed, limits))
+    finally:
+        timer.cancel()
 
 
 def observe(model: Model, given: Shapes) -> Observation:
@@ -163,13 +180,21 @@ def _as_declared(model: Model, values: dict[str, Array]) -> dict[str, Array]:
 
 def _tensor_names(model: Model) -> set[str]:
     """Outputs of nodes that are tensors (sequences and optionals have no shape to look at)."""
-    sequences = {"SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SplitToSequence"}
     names: set[str] = set()
     for node in model.proto.graph.node:
-        if node.op_type not in sequences | {"Optional", "SequenceMap", "Loop", "If"} or node.domain:
+        if node.domain or node.op_type not in NOT_TENSORS | {"If", "Loop"}:
             names.update(node.output)
+        elif node.op_type not in NOT_TENSORS:
+            names.update(_tensors_put_out(node))
     typed = {v.name for v in model.proto.graph.output if v.type.HasField("tensor_type")}
     return (names | typed) - {""}
+
+
+def _tensors_put_out(node: onnx.NodeProto) -> list[str]:
+    """Outputs of an If or a Loop whose subgraph declares tensors."""
+    body = next(a.g for a in node.attribute if a.name in ("then_branch", "body"))
+    declared = list(body.output)[1 if node.op_type == "Loop" else 0 :]
+    return [name for name, value in zip(node.output, declared, strict=True) if value.type.HasField("tensor_type")]
 
 
 def _fixed_names(model: Model) -> set[str]:
@@ -203,7 +228,7 @@ def _first_run(
     for shapes in _trials(model, given):
         feed = random_feed(model, shapes, seed=0)
         try:
-            found = session.run(None, fed_in_float32(feed, replaced))[:taps]
+            found = finished(session, fed_in_float32(feed, replaced))[:taps]
         except Exception as error:  # onnxruntime raises its own types, one per status code
             failure = first_line(error)
             continue
@@ -271,5 +296,6 @@ def _random(value: onnx.ValueInfoProto, shape: tuple[int, ...], rng: np.random.G
         return np.asarray(rng.integers(0, 2, shape)).astype(dtype)
     if dtype.kind == "O":
         return np.full(shape, "", object)
-    draw = rng.standard_normal(shape) if kind == "normal" else rng.random(shape) * (255 if kind == "bytes" else 1)
-    return np.asarray(draw).astype(dtype)
+    single = np.float32
+    draw = rng.standard_normal(shape, single) if kind == "normal" else rng.random(shape, single)
+    return np.asarray(draw * single(255 if kind == "bytes" else 1)).astype(dtype)

@@ -6,12 +6,14 @@ The file is code, and is run: only files named on the command line are read, nev
 from __future__ import annotations
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from leanonnx.errors import OptionError
 from leanonnx.model import first_line
-from leanonnx.rules.call import Call, Effect, Rule, Unsupported
+from leanonnx.rules.call import Call, Edit, Effect, Kept, Rewrite, Rule, Unsupported
+from leanonnx.rules.check import faults
 from leanonnx.rules.table import DEFAULT, Rules
 
 
@@ -25,7 +27,7 @@ def read_rules(path: Path) -> Rules:
     """
     try:
         found = runpy.run_path(str(path)).get("RULES")
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise OptionError(f"--rules {path}: cannot be read: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(found, dict) or not all(_is_entry(key, rule) for key, rule in found.items()):
         raise OptionError(
@@ -46,10 +48,26 @@ def _guarded(rule: Rule, title: str) -> Rule:
             effect = rule(call)
         except Unsupported:
             raise
-        except Exception as error:  # whatever the user's code raises
+        except (Exception, SystemExit) as error:  # whatever the user's code raises
             raise OptionError(f"{title} failed on {call.title}: {type(error).__name__}: {first_line(error)}") from error
-        if not isinstance(effect, Effect) or len(effect.outputs) < len([name for name in call.outputs if name]):
-            raise OptionError(f"{title} did not answer for {call.title} with an Effect of {len(call.outputs)} outputs")
-        return effect
+        if fault := faults(call, effect, call.minted()):
+            raise OptionError(f"{title} answered wrongly for {call.title}: {fault}")
+        return replace(effect, rewrite=_guarded_rewrite(effect.rewrite, f"{title} failed on {call.title}"))
+
+    return guarded
+
+
+def _guarded_rewrite(rewrite: Rewrite | None, title: str) -> Rewrite | None:
+    if rewrite is None:
+        return None
+
+    def guarded(kept: Kept) -> Edit:
+        try:
+            edit = rewrite(kept)
+        except (Exception, SystemExit) as error:  # whatever the user's code raises
+            raise OptionError(f"{title}: its rewrite: {type(error).__name__}: {first_line(error)}") from error
+        if not isinstance(edit, Edit):
+            raise OptionError(f"{title}: its rewrite answered {type(edit).__name__}, expected an Edit")
+        return edit
 
     return guarded

@@ -15,7 +15,7 @@ LAYERS = [
     {"version", "errors", "labels", "norms", "chains", "storage", "formats"},
     {"model", "rules.advice"},
     {"rules.call"},
-    {"rules.joins", "rules.weights", "rules.assembly"},
+    {"rules.joins", "rules.weights", "rules.assembly", "rules.check"},
     {"rules.products"},
     {"runs", "runtime", "rules.linear", "rules.movement", "rules.normalization", "rules.pointwise"}
     | {"rules.quantization", "rules.reduction", "rules.spatial", "rules.convolution", "rules.indexing"}

@@ -26,6 +26,7 @@ class Value:
     """A tensor that a node reads; ``labels`` is None where its data depend on no graph input.
 
     ``held`` tells that the file holds it as a constant, plain or quantised; other constants are computed from those.
+    ``blocked``: it is a constant that is quantised in blocks.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Value:
     labels: Labels | None
     read: Callable[[], Array] = field(repr=False)
     held: bool = False
+    blocked: bool = False
 
     @property
     def array(self) -> Array:
@@ -164,7 +166,8 @@ class Effect:
 class Call:
     """One node as a rule sees it.
 
-    ``inputs[k]`` is None where the optional input is left out; ``mint(n)`` gives n fresh labels.
+    ``inputs[k]`` is None where the optional input is left out; ``mint(n)`` gives n fresh labels, ``minted()`` tells
+    how many there are.
     """
 
     op: str
@@ -176,6 +179,7 @@ class Call:
     outputs: tuple[str, ...]
     output_shapes: tuple[Shape | None, ...]
     mint: Callable[[int], Labels] = field(repr=False)
+    minted: Callable[[], int] = field(repr=False)
 
     @property
     def title(self) -> str:

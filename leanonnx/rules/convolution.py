@@ -49,7 +49,7 @@ def conv(
         weight,
         lambda: call.array(weight).reshape(groups, out // groups, width, *kernel),
         factors[1],
-        _per_axis(call, "strides", len(kernel)),
+        _strides(call, kernel),
         math.prod(kernel),
         math.prod(call.output_shape()) // out,
     )
@@ -93,7 +93,7 @@ def conv_transpose(call: Call) -> Effect:
         1,
         lambda: call.array(1).reshape(groups, width // groups, per_group, *kernel).swapaxes(1, 2),
         factors[0],
-        _per_axis(call, "strides", len(kernel)),
+        _strides(call, kernel),
         math.prod(kernel),
         math.prod(call.shape(0)) // width,
     )
@@ -190,8 +190,10 @@ def _alive_groups(kept: Kept, targets: Labels) -> int:
     return int(kept.mask(targets[:, 0]).sum())
 
 
-def _per_axis(call: Call, name: str, rank: int) -> tuple[int, ...]:
-    return tuple(int(s) for s in call.attribute(name, [1] * rank))
+def _strides(call: Call, kernel: list[int]) -> tuple[int, ...]:
+    """Strides as the gain of a kernel sees them: beyond its own size, a longer step makes no difference."""
+    steps = call.attribute("strides", [1] * len(kernel))
+    return tuple(min(int(step), size) for step, size in zip(steps, kernel, strict=True))
 
 
 def _residual(call: Call, slot: int, targets: Labels) -> tuple[Link, list[Pairs]]:

@@ -157,6 +157,7 @@ def _renumbered(call: Call, data: tuple[int, ...], updates: tuple[int, ...]) -> 
     axis = data[0] if data else _named_axis(indices, updates[0])
     channels = indices[..., axis] % shape[axis]
     changing = [a for a in range(channels.ndim) if _changes(channels, a)]
+    changing = changing or [a for a in range(channels.ndim) if channels.shape[a] == 1][:1]
     if len(changing) != 1 or set(updates) - set(changing):
         raise Unsupported("it does not write each channel's slice in one piece", advice.EXPORT)
     at = changing[0]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
-from leanonnx.labels import on_axis, uniform, varied
+from leanonnx.labels import on_axis, varied
 from leanonnx.rules import advice, products
-from leanonnx.rules.call import Call, Effect, Mix, Pairs, Slice, Unsupported, broadcast_factor, pin_all
-from leanonnx.rules.weights import require_held, vectors
+from leanonnx.rules.call import Call, Effect, Mix, Pairs, Slice, Unsupported, broadcast_factor
+from leanonnx.rules.weights import require_held, vectors, with_whole_weight
 
 
 def gemm(call: Call, weight: int = 1, bias: int = 2) -> Effect:
@@ -46,7 +44,7 @@ def qgemm(call: Call) -> Effect:
     Limits: never pruned.
     Specification: com.microsoft.QGemm-1.
     """
-    return uncounted(call, pin_all(call, f"{call.title}: a quantised Gemm is not pruned", advice.FLOAT), 3)
+    raise Unsupported("a quantised Gemm is not pruned", advice.FLOAT)
 
 
 def matmul(
@@ -69,10 +67,9 @@ def matmul(
     require_held(call, weight)
     shape, labels = call.shape(weight), call.labels(left)
     if len(shape) != 2:
-        reason = f"{call.title}: its constant is a stack of matrices"
-        return uncounted(call, pin_all(call, reason, "export one product per matrix, or a grouped Conv"), weight)
+        raise Unsupported("its constant is a stack of matrices", "export one product per matrix, or a grouped Conv")
     if labels.shape[-1] == 1 and varied(labels):
-        return uncounted(call, Effect((labels,)), weight)
+        return with_whole_weight(call, Effect((labels,)), weight)
     effect = _dense(call, len(call.shape(left)) - 1, weight, shape[::-1] if turned else shape, turned)
     extra = vectors(call, per_channel, effect.mixes[0].targets[0])
     return Effect(effect.outputs, effect.ties, mixes=effect.mixes, slices=(*effect.slices, *extra))
@@ -132,13 +129,3 @@ def _dense(call: Call, axis: int, weight: int, shape: tuple[int, ...], turned: b
     )
     output = on_axis(targets, len(call.output_shape()) - 1, len(call.output_shape()))
     return Effect((output,), tuple(ties), mixes=(mix,), slices=(Slice(weight, (outward, inward)),))
-
-
-def uncounted(call: Call, effect: Effect, weight: int) -> Effect:
-    """Add the cost of a matrix that no channel removal can shrink (label 0 lives always)."""
-    rows, columns = call.shape(weight)[-2:]
-    positions = math.prod(call.output_shape()) // columns
-    fixed = uniform(0, 2)
-    sources, targets = np.broadcast_to(fixed, (1, rows)), np.broadcast_to(fixed, (1, columns))
-    mix = Mix(sources, targets, weight, lambda: call.array(weight)[None], positions=positions)
-    return Effect(effect.outputs, effect.ties, mixes=(mix,), links=effect.links, pins=effect.pins)

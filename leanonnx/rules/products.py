@@ -65,12 +65,17 @@ def _varied_size(labels: Sequence[dict[str, int]], letter: str) -> int:
 
 def _through(call: Call, slot: int, term: str, letter: str, weights: int, result: str) -> Effect:
     """The channels of one operand, on an index that the other has not, weighted by the other operand."""
-    vector, ties = call.slices(slot, term.index(letter))
+    axis = term.index(letter)
+    vector, ties = call.slices(slot, axis)
     unique, inverse = np.unique(vector, return_inverse=True)
     minted = call.mint(unique.size)
+    out = minted[inverse]
+    labels = np.moveaxis(call.labels(slot), axis, 0)
+    spread = np.broadcast_to(out.reshape(-1, *[1] * (labels.ndim - 1))[: labels.shape[0]], labels.shape)
+    pairs = np.unique(np.stack([labels.reshape(-1), spread.reshape(-1)]), axis=1)
     by = np.broadcast_to(call.labels(weights).reshape(-1)[:1], unique.shape)
-    output = compact(on_axis(minted[inverse], result.index(letter), len(result)))
-    return Effect((output,), (*ties, (unique, minted)), links=(Link(unique, minted), Link(by, minted)))
+    output = compact(on_axis(out, result.index(letter), len(result)))
+    return Effect((output,), (*ties, (unique, minted)), links=(Link(pairs[0], pairs[1]), Link(by, minted)))
 
 
 def _by_heads(call: Call, slots: Sequence[int], terms: Sequence[str], result: str, head: str) -> Effect:
@@ -126,11 +131,11 @@ def _weighted(call: Call, data: int, weight: int, terms: Sequence[str], result: 
     labels, term, stored = call.labels(data), terms[data], terms[weight]
     found = _by_letters(labels, term, call.shape(data))
     summed = [letter for letter in term if letter not in result]
-    if not found.keys() & set(stored):
+    fresh = [letter for letter in stored if letter not in term]
+    if (found or not fresh) and not found.keys() & set(stored):
         if found.keys() & set(summed):
             raise Unsupported("it sums over the channels", advice.NONE)
         return Effect((_moved(labels, term, result),))
-    fresh = [letter for letter in stored if letter not in term]
     if set(stored) - set(fresh) != set(summed) or not fresh or found.keys() - set(summed):
         raise Unsupported("its constant is no plain matrix from contracted to new indices", advice.EXPORT)
     require_held(call, weight)

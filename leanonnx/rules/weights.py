@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
-from leanonnx.labels import Labels
+import numpy as np
+
+from leanonnx.labels import Labels, Shape, uniform
 from leanonnx.rules import advice
-from leanonnx.rules.call import Call, Slice, Unsupported
+from leanonnx.rules.call import Call, Effect, Mix, Slice, Unsupported
+
+COUNTED = {
+    ("", "Conv"): 1,
+    ("", "ConvTranspose"): 1,
+    ("", "ConvInteger"): 1,
+    ("", "QLinearConv"): 3,
+    ("", "Gemm"): 1,
+    ("", "MatMul"): 1,
+    ("", "MatMulInteger"): 1,
+    ("", "QLinearMatMul"): 3,
+    ("com.microsoft", "FusedConv"): 1,
+    ("com.microsoft", "FusedGemm"): 1,
+    ("com.microsoft", "FusedMatMul"): 1,
+    ("com.microsoft", "QGemm"): 3,
+}
+"""The weight slot of every operator whose kernels count, pruned or not."""
 
 
 def require_held(call: Call, weight: int) -> None:
@@ -18,6 +37,8 @@ def require_held(call: Call, weight: int) -> None:
     if not call.is_constant(weight):
         raise Unsupported("its weight is computed from a graph input")
     if not call.value(weight).held:
+        if call.value(weight).blocked:
+            raise Unsupported("its weight is quantised in blocks", advice.FLOAT)
         name = call.value(weight).name
         raise Unsupported(f"it computes its weight '{name}' from constants", advice.FOLD)
 
@@ -33,3 +54,27 @@ def vectors(call: Call, slots: tuple[int, ...], targets: Labels) -> tuple[Slice,
         if math.prod(call.shape(slot)) == targets.size and targets.size > 1:
             found.append(Slice(slot, (targets.reshape(call.shape(slot)),)))
     return tuple(found)
+
+
+def with_whole_weight(call: Call, effect: Effect, slot: int) -> Effect:
+    """Add the cost of a weight that no channel removal can shrink (label 0 lives always)."""
+    shape = call.shape(slot)
+    rows, columns, *kernel = shape if "Conv" in call.op else shape[-2:]
+    out = max(math.prod(call.output_shapes[0] or ()), 1)
+    fixed = uniform(0, 2)
+    mix = Mix(
+        np.broadcast_to(fixed, (1, columns)),
+        np.broadcast_to(fixed, (1, rows)),
+        slot,
+        lambda: np.zeros((1, 1, 1), np.float32),
+        taps=math.prod(kernel),
+        positions=max(out // _outputs(call, shape), 1),
+    )
+    return replace(effect, mixes=(*effect.mixes, mix))
+
+
+def _outputs(call: Call, shape: Shape) -> int:
+    """Output channels of a weight."""
+    if "Conv" not in call.op:
+        return shape[-2] if call.attribute("transB", 0) else shape[-1]
+    return shape[1] * int(call.attribute("group", 1)) if call.op == "ConvTranspose" else shape[0]
