@@ -188,8 +188,17 @@ def load(path: Path, libraries: tuple[Path, ...] = ()) -> Model:
     digests = [_digest(file) for file in (path, *external)]
     identity = digests[0] if not external else hashlib.sha256(b"".join(digests)).digest()
     if proto.functions:
-        proto = inline_local_functions(proto)
+        proto = _inlined(proto, path)
     return Model(path, proto, identity.hex(), external, libraries)
+
+
+def _inlined(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    try:
+        return inline_local_functions(proto)
+    except Exception as error:  # onnx raises several unrelated types
+        raise ModelError(
+            f"{path}: the local functions cannot be inlined: {first_line(error)}; export the model without functions"
+        ) from error
 
 
 def _read_external(proto: onnx.ModelProto, path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,12 +38,32 @@ IN_MEMORY = 1 << 24
 """Bytes up to which a model is handed to onnxruntime in memory."""
 NOT_TENSORS = {"SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SplitToSequence"}
 NOT_TENSORS |= {"Optional", "SequenceMap"}
-LONGEST_RUN = 300
+LONGEST_RUN = 120
 """Seconds after which a run is given up."""
 QUIET = 4
+TERMINATED = "terminate flag"
 UNKNOWN_OPERATOR = "is not a registered function/op"
 
 ort.set_default_logger_severity(QUIET)
+
+
+def _cap_memory() -> bool:
+    """Let onnxruntime refuse what would not fit into half of the machine's memory, instead of being killed for it."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return False
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    default = dict.fromkeys(
+        ("initial_chunk_size_bytes", "max_dead_bytes_per_chunk", "initial_growth_chunk_size_bytes"), -1
+    )
+    limits = ort.OrtArenaCfg(
+        {**default, "max_mem": memory // 2, "arena_extend_strategy": 1, "max_power_of_two_extend_bytes": -1}
+    )
+    info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(info, limits)
+    return True
+
+
+CAPPED = _cap_memory()
 
 
 @dataclass(frozen=True)
@@ -65,6 +86,8 @@ def options(threads: int = 0, optimise: bool = True, libraries: Sequence[Path] =
     if not optimise:
         result.add_session_config_entry("session.disable_prepacking", "1")
         result.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if CAPPED:
+        result.add_session_config_entry("session.use_env_allocators", "1")
     for library in libraries:
         result.register_custom_ops_library(str(library))
     return result
@@ -231,6 +254,8 @@ def _first_run(
             found = finished(session, fed_in_float32(feed, replaced))[:taps]
         except Exception as error:  # onnxruntime raises its own types, one per status code
             failure = first_line(error)
+            if TERMINATED in failure:
+                raise ModelError(f"{model.path}: a run did not end within {LONGEST_RUN} seconds: {failure}") from error
             continue
         if all(0 not in np.asarray(shape) or shape.size == 0 for shape in found if shape.dtype == np.int64):
             return feed, found

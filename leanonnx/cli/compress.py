@@ -57,7 +57,7 @@ def compress(
     Exactly one of --keep, --macs, --params or --plan says how far to go. Exit codes: 0 written, 1 refused
     (budget not reachable, proof failed), 2 wrong file or option, 3 a bug.
     """
-    with exit_codes():
+    with exit_codes() as results:
         options = pipeline.Options(
             budget=_budget({"keep": keep, "macs": macs, "params": params}, plan),
             method=method,
@@ -73,7 +73,7 @@ def compress(
         with progress() as listener:
             result = pipeline.compress(source, target, options, plan_out, rules_from(rules), listener)
         row = report.summary(result)
-        show_json(row) if as_json else show(report.result_tables(row, str(source), str(target)))
+        show_json(row, results) if as_json else show(report.result_tables(row, str(source), str(target)), results)
 
 
 def _budget(given: dict[str, float | None], plan: Path | None) -> Budget:

@@ -31,14 +31,14 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show layers, channels, ties, pins with their reasons, and what the model costs."""
-    with exit_codes():
+    with exit_codes() as results:
         dag = pipeline.inspect(source, parse_shapes(shape or []), rules_from(rules), tuple(library or ()))
         if why is None:
             row = report.overview(dag)
-            show_json(row) if as_json else show(report.overview_tables(row, str(source)))
+            show_json(row, results) if as_json else show(report.overview_tables(row, str(source)), results)
         else:
             row = _why(dag, why)
-            show_json(row) if as_json else show(report.why_text(row))
+            show_json(row, results) if as_json else show(report.why_text(row), results)
 
 
 def _why(dag: ChannelDag, text: str) -> report.Row:

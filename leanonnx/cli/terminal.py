@@ -14,8 +14,8 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, TextIO
 
 import typer
 from rich.console import Console, RenderableType
@@ -52,35 +52,40 @@ def clean_up_when_stopped() -> None:
             signal.signal(getattr(signal, name), stop)
 
 
-def show(renderable: RenderableType) -> None:
+def show(renderable: RenderableType, results: TextIO) -> None:
     """Print a result for people."""
-    console = Console(
-        file=io.StringIO(), width=None if sys.stdout.isatty() else WIDTH, force_terminal=sys.stdout.isatty()
-    )
+    console = Console(file=io.StringIO(), width=None if results.isatty() else WIDTH, force_terminal=results.isatty())
     with console.capture() as capture:
         console.print(renderable)
-    _print(capture.get())
+    _print(capture.get(), results)
 
 
-def show_json(row: dict[str, Any]) -> None:
+def show_json(row: dict[str, Any], results: TextIO) -> None:
     """Print a result as one JSON object."""
-    _print(json.dumps(row, indent=1) + "\n")
+    _print(json.dumps(row, indent=1) + "\n", results)
 
 
-def _print(text: str) -> None:
+def _print(text: str, results: TextIO) -> None:
     """Write to stdout; a reader that has gone away is no error.
 
     Raises:
         OutputError: stdout cannot take the result.
     """
     try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        results.write(text)
+        results.flush()
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - keeps the exit quiet
+        _silence(results)
     except OSError as error:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - keeps the exit quiet
+        _silence(results)
         raise OutputError(f"the result cannot be printed: {error.strerror}; send stdout elsewhere") from error
+
+
+def _silence(results: TextIO) -> None:
+    """Send what is left to be written nowhere, so that the exit is quiet."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, results.fileno())
+    os.close(nowhere)
 
 
 @contextmanager
@@ -95,13 +100,17 @@ def progress() -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def exit_codes() -> Iterator[None]:
-    """Turn exceptions into a message on stderr and the exit code of their kind."""
+def exit_codes() -> Iterator[TextIO]:
+    """Turn exceptions into a message on stderr and the exit code of their kind.
+
+    Gives the stream for results; whatever else libraries print goes to stderr.
+    """
+    results = sys.stdout
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
             if not sys.warnoptions:
                 warnings.simplefilter("ignore")  # what libraries warn their callers of is none of the user's concern
-            yield
+            yield results
     except Refusal as error:
         _stop(f"leanonnx: {error}", NO, error)
     except UserError as error:

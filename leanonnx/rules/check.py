@@ -26,11 +26,12 @@ def faults(call: Call, effect: Any, minted: int) -> str:
     for labels, shape in zip(effect.outputs, call.output_shapes, strict=False):
         if fault := _labels_fault(labels, minted) or _shape_fault(labels.shape, shape):
             return f"outputs: {fault}"
-    kinds = {"mixes": Mix, "links": Link, "slices": Slice, "pins": Pin}
+    kinds = {"mixes": Mix, "links": Link, "slices": Slice, "pins": Pin, "ties": tuple, "implied": tuple}
     for name, kind in kinds.items():
         if not _all_are(getattr(effect, name), kind):
             return f"{name} must be a tuple of {kind.__name__}"
-    if not (effect.rewrite is None or callable(effect.rewrite)) or not all(callable(m) for m in effect.moves):
+    moves = effect.moves if isinstance(effect.moves, tuple) else (None,)
+    if not (effect.rewrite is None or callable(effect.rewrite)) or not all(callable(move) for move in moves):
         return "rewrite and moves must be functions"
     pairs = [*effect.ties, *effect.implied, *((link.sources, link.targets) for link in effect.links)]
     return _pairs_fault(pairs, minted) or _slices_fault(call, effect, minted)

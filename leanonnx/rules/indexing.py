@@ -7,23 +7,28 @@ from __future__ import annotations
 
 import numpy as np
 
+from leanonnx.formats import is_float
 from leanonnx.labels import Labels, Shape, compact, on_axis, projection, varied
 from leanonnx.rules import advice
-from leanonnx.rules.call import Array, Call, Edit, Effect, Kept, Link, Move, Pairs, Slice, Unsupported, steered
+from leanonnx.rules.call import Array, Call, Edit, Effect, Kept, Link, Move, Pairs, Pin, Slice, Unsupported, steered
 from leanonnx.rules.joins import joined
+
+MATRIX = 2
 
 
 def gather(call: Call) -> Effect:
     """Gather positions along one axis.
 
-    Flow: channels pass through, in the order of the indices.
+    Flow: channels pass through, in the order of the indices; the columns of a constant table (an embedding) are
+        channels without a producer.
     Ties: none.
     Pins: channels picked by computed indices, and indices that hold channels.
-    Limits: on the channel axis the indices are constants; they are renumbered.
+    Limits: on the channel axis the indices are constants; they are renumbered.  A table has rank 2, and its rows are
+        looked up.
     Specification: ONNX Gather-13.
     """
     if call.is_constant(0):
-        raise Unsupported("it looks up rows of a constant table", advice.PREPROCESS)
+        return _looked_up(call)
     labels, shape = call.labels(0), call.shape(0)
     axis = int(call.attribute("axis", 0)) % labels.ndim
     if axis not in varied(labels):
@@ -39,6 +44,20 @@ def gather(call: Call) -> Effect:
         return Edit(inputs={1: np.asarray(new, call.array(1).dtype)})
 
     return Effect((output,), rewrite=rewrite, moves=_gather_moves(call, axis))
+
+
+def _looked_up(call: Call) -> Effect:
+    """Rows of a constant table ``[V, C]``: its columns are channels."""
+    table = call.shape(0)
+    if len(table) != MATRIX or int(call.attribute("axis", 0)) % MATRIX or not is_float(call.array(0)):
+        raise Unsupported("it looks up parts of a constant", advice.CONSTANT)
+    if varied(call.labels(1)):
+        raise Unsupported("its indices hold channels", advice.CONSTANT)
+    columns = call.mint(table[1])
+    source = call.labels(1).reshape(-1)[:1]
+    output = on_axis(columns, len(call.output_shape()) - 1, len(call.output_shape()))
+    link = Link(np.repeat(source, columns.size), columns)
+    return Effect((output,), links=(link,), slices=(Slice(0, (on_axis(columns, 1, MATRIX),)),), starts=(columns,))
 
 
 def _rectangle(indices: Array, alive: Array) -> Array:
@@ -133,7 +152,7 @@ def scatter_nd(call: Call) -> Effect:
 
     Flow: channels of the data and of the updates lead on to those of the output.
     Ties: channels that come to lie in the same slice of the output.
-    Pins: indices that hold channels.
+    Pins: indices that hold channels; one of the channels that constants are written to.
     Limits: where the tuples reach the channel axis, they are constants and name one channel per slice of the
         updates; they are renumbered.
     Specification: ONNX ScatterND-18.
@@ -166,9 +185,11 @@ def _renumbered(call: Call, data: tuple[int, ...], updates: tuple[int, ...]) -> 
     ties: list[Pairs] = []
     links: list[Link] = []
     slices: list[Slice] = []
+    starts: list[Labels] = []
     for slot, place, target in ((0, axis, minted), (2, at, minted[named])):
         if call.is_constant(slot):
             slices.append(Slice(slot, (on_axis(target, place, len(call.shape(slot))),)))
+            starts += [target] if np.any(call.array(slot)) else []
             continue
         vector, more = call.slices(slot, place)
         ties += [*more, (vector, target)]
@@ -180,8 +201,16 @@ def _renumbered(call: Call, data: tuple[int, ...], updates: tuple[int, ...]) -> 
         new[..., axis] = (np.cumsum(alive) - 1)[channels]
         return Edit(inputs={1: np.compress(alive[named], new, axis=at)})
 
+    output = on_axis(minted, axis, len(shape))
+    last = (Pin(minted[named[:1]], call.outputs[0], f"{call.title} has to write something"),)
     return Effect(
-        (on_axis(minted, axis, len(shape)),), tuple(ties), links=tuple(links), slices=tuple(slices), rewrite=rewrite
+        (output,),
+        tuple(ties),
+        links=tuple(links),
+        slices=tuple(slices),
+        pins=last if call.is_constant(2) else (),
+        starts=tuple(starts),
+        rewrite=rewrite,
     )
 
 
