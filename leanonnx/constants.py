@@ -20,6 +20,7 @@ from leanonnx.rules.call import Edit, Effect, Entries, Kept, Rewrite
 from leanonnx.runtime import Observation
 
 Array = NDArray[Any]
+ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Identity", "Cast")
 RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
@@ -85,18 +86,23 @@ class Constants:
         name = self.model.proto.graph.node[index].input[slot]
         if name in self.model.origins:
             return Found((Use(index, slot, self.model.origins[name], factors, inward),))
-        if name in self.static:
-            behind = self._behind(self.model.producers[name], name, factors, inward)
-            stored = Use(index, slot, name, factors, inward, self.observation.values[name])
-            return behind or Found((stored,))
-        return None if any(varied(f) for f in factors) else Found(())
+        if not any(varied(f) for f in factors) and name not in self.static:
+            return Found(())
+        behind = self._behind(self.model.producers[name], name, factors, inward)
+        if behind is None and name in self.static:
+            return Found((Use(index, slot, name, factors, inward, self.observation.values[name]),))
+        return behind
 
     def _behind(self, producer: int, name: str, factors: tuple[Labels, ...], inward: Labels | None) -> Found | None:
         """Follow a slice through the operator that puts the constant out; None where that is not possible."""
         node = self.model.proto.graph.node[producer]
         if node.op_type == "DequantizeLinear":
             return self._dequantised(producer, node, factors, inward)
-        if self.model.readers[name] != 1 or node.input[0] not in self.static:
+        if self.model.readers[name] != 1 or (name not in self.static and inward is not None):
+            return None
+        if name not in self.static:
+            return self._sized(producer, node, name, factors)
+        if node.input[0] not in self.static:
             return None
         if node.op_type == "Cast":
             return self._follow(producer, 0, factors, inward)
@@ -144,6 +150,43 @@ class Constants:
             return Edit(inputs={1: Entries({k: n for k, n in sizes.items() if target[k] != -1})})
 
         return Found(source.uses, (*source.rewrites, (producer, rewrite)))
+
+    def _sized(self, producer: int, node: onnx.NodeProto, name: str, factors: tuple[Labels, ...]) -> Found | None:
+        """A value whose size follows from shapes at run time (a token for every sample of a batch).
+
+        1. ConstantOfShape and Expand: the entries of their size are rewritten.
+        2. Expand, and sums and products: each operand is followed on the axes where it is not repeated.
+        """
+        after = self.observation.shapes[name]
+        lifted = [f.reshape(_lifted(f, len(after))) for f in factors]
+        sizes = {axis: f for f in lifted for axis in varied(f)}
+        if any(len(varied(f)) > 1 for f in lifted) or node.op_type not in ("ConstantOfShape", "Expand", *ELEMENTWISE):
+            return None
+        target = {"ConstantOfShape": 0, "Expand": 1}.get(node.op_type, -1)
+        found = Found(())
+        for slot, operand in enumerate(node.input):
+            if slot != target:
+                shape = self._shape(operand)
+                lead = len(after) - len(shape)
+                own = {axis: f for axis, f in sizes.items() if axis >= lead and shape[axis - lead] > 1}
+                if any(shape[axis - lead] != after[axis] for axis in own):
+                    return None
+                cuts = tuple(f.reshape(f.shape[lead:]) for f in own.values())
+                source = self._follow(producer, slot, cuts, None) if cuts else Found(())
+                if source is None:
+                    return None
+                found = Found(found.uses + source.uses, found.rewrites + source.rewrites)
+        if target < 0:
+            return found
+        missing = len(after) - self._shape(node.input[target])[0]
+
+        def rewrite(kept: Kept) -> Edit:
+            counts = {axis - missing: _count(kept, f, axis, after[axis]) for axis, f in sizes.items()}
+            return Edit(
+                inputs={target: Entries({k: n for k, n in counts.items() if k >= 0 and n != after[k + missing]})}
+            )
+
+        return Found(found.uses, (*found.rewrites, (producer, rewrite)))
 
     def _shape(self, name: str) -> tuple[int, ...]:
         """Shape of a constant or of a value computed from constants."""

@@ -32,7 +32,7 @@ class Value:
     name: str
     shape: Shape | None
     labels: Labels | None
-    read: Callable[[], Array] = field(repr=False)
+    read: Callable[[], Array]
     held: bool = False
     blocked: bool = False
 
@@ -54,7 +54,7 @@ class Mix:
     sources: Labels
     targets: Labels
     slot: int
-    kernels: Callable[[], Array] = field(repr=False)
+    kernels: Callable[[], Array]
     inward: Labels | None = None
     strides: tuple[int, ...] = ()
     taps: int = 1
@@ -178,8 +178,8 @@ class Call:
     inputs: tuple[Value | None, ...]
     outputs: tuple[str, ...]
     output_shapes: tuple[Shape | None, ...]
-    mint: Callable[[int], Labels] = field(repr=False)
-    minted: Callable[[], int] = field(repr=False)
+    mint: Callable[[int], Labels]
+    minted: Callable[[], int]
 
     @property
     def title(self) -> str:

@@ -21,9 +21,9 @@ def conv(
     """Convolution of any rank, stride, dilation and group; weight ``[O, I/g, *k]``.
 
     Flow: every kernel leads from its input channel to its output channel, within its group.
-    Ties: none for one group.  Many groups live and die whole (channels per group stay on the fast path, ``group``
-        shrinks); few groups (under 8) lose the same positions in all of them (``group`` stays).
-    Pins: nothing but what a computed weight touches.
+    Ties: none for one group.  Many groups live and die whole (``group`` shrinks); few groups (under 8) lose the same
+        positions in all of them (``group`` stays).
+    Pins: nothing, but for what a computed weight touches.
     Limits: the weight must be a constant of the file (straight, dequantised, turned or reshaped).
     Specification: ONNX Conv-22.
 
@@ -72,7 +72,7 @@ def conv_transpose(call: Call) -> Effect:
 
     Flow: every kernel leads from its input channel to its output channel, within its group.
     Ties: groups live and die whole.
-    Pins: nothing but what a computed weight touches.
+    Pins: nothing, but for what a computed weight touches.
     Limits: the weight must be a constant of the file.
     Specification: ONNX ConvTranspose-22.
     """

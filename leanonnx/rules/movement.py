@@ -22,8 +22,8 @@ def reshaped(call: Call) -> Effect:
     Ties: none; channels that come to lie on several axes are tied where nothing else keeps them a product of index
         sets (a Gather takes the place of a channel shuffle).
     Pins: nothing.
-    Limits: the channels' places follow from the shapes of one run; a constant target names the kept channels, a
-        computed one has entries laid over it.
+    Limits: the channels' places follow from the shapes of one run; the target is rewritten to name the
+        kept channels; a computed one has entries laid over it.
     Specification: ONNX Reshape-21, Flatten-21, Squeeze-21, Unsqueeze-21.
     """
     before, after = call.shape(0), call.output_shape()

@@ -139,10 +139,10 @@ def skip_layer_normalization(call: Call) -> Effect:
 def across(call: Call) -> Effect:
     """Normalisation by neighbouring channels.
 
-    Flow: none.
+    Flow: channels on other axes than 1 pass through.
     Ties: none.
-    Pins: its channels, each of which is divided by its neighbours.
-    Limits: channels pass through where axis 1 holds none.
+    Pins: channels on axis 1, each of which is divided by its neighbours.
+    Limits: none.
     Specification: ONNX LRN-13.
     """
     if 1 in varied(call.labels(0)):

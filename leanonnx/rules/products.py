@@ -106,7 +106,7 @@ def einsum(call: Call) -> Effect:
     Flow: the numbers of a constant weight are kernels from its contracted to its new indices (not counted as
         kernels, but as multiply-adds); two computed tensors as MatMul.
     Ties: as MatMul.
-    Pins: whatever does not fit below.
+    Pins: channels of any other form.
     Limits: two operands, an explicit result, no ellipsis, no index twice in a term; a constant weight is a constant
         of the file and shares only contracted indices with the tensor.
     Specification: ONNX Einsum-12.

@@ -38,10 +38,10 @@ def linear(call: Call) -> Effect:
 def dynamic(call: Call) -> Effect:
     """To integers, with a scale that follows the largest and smallest number of the whole tensor.
 
-    Flow: channels pass through where there is one.
+    Flow: a single channel passes through.
     Ties: none.
-    Pins: its channels, all of which take part in the scale.
-    Limits: as said.
+    Pins: its channels where there are more, all of which take part in the scale.
+    Limits: none.
     Specification: ONNX DynamicQuantizeLinear-11.
     """
     labels = call.labels(0)

@@ -1,0 +1,117 @@
+"""From a row of the table to a model in memory, its channel DAG, and keep sets that touch the operator."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from leanonnx.analysis import ChannelDag, analyse
+from leanonnx.formats import number_format
+from leanonnx.labels import Mask
+from leanonnx.model import load
+from leanonnx.patch import masking_patch
+from leanonnx.proof import inputs_for, prove
+from leanonnx.rules.table import DEFAULT, Rules
+from leanonnx.runtime import observe, run
+from leanonnx.surgery import apply
+from tests.rules.bench import Bench, Choose, Sample
+from tests.rules.case import Form, Refusal
+from tests.test_masked_equals_compact import (
+    BOUND,
+    allowed,
+    assert_same_interface,
+    assert_smaller,
+    compacted,
+    distance,
+    doomed,
+    wider,
+)
+
+
+def sampled(form: Form | Refusal, choose: Choose) -> Sample:
+    """One model of a form."""
+    opset = form.opsets[choose(len(form.opsets))]
+    bench = Bench(choose, opset, stem=isinstance(form, Refusal))
+    form.build(bench)
+    return bench.finish()
+
+
+def seeded(seed: int) -> Choose:
+    """Choices from a seed."""
+    rng = np.random.default_rng(seed)
+    return lambda n: int(rng.integers(n))
+
+
+@contextmanager
+def analysed(proto: onnx.ModelProto, rules: Rules = DEFAULT) -> Iterator[ChannelDag]:
+    """The channel DAG of a model in memory."""
+    with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+        file.write(proto.SerializeToString())
+        file.flush()
+        model = load(Path(file.name))
+        yield analyse(model, observe(model, {}), rules)
+
+
+def touched(dag: ChannelDag, sample: Sample, beside: bool = False) -> NDArray[np.int64]:
+    """Classes of the channels that the subject reads or puts out and that may go (the first and the last of each tensor
+    come first)."""
+    names = [n for n in [*sample.subject.input, *sample.subject.output] if n in dag.labels]
+    names = [probe.tensor for probe in sample.probes] if beside else names
+    each = [np.unique(dag.classes[dag.labels[n].reshape(-1)]) for n in names]
+    order = [int(classes[k]) for k in (0, -1) for classes in each] + np.concatenate(each).tolist()
+    return np.array([c for c in dict.fromkeys(order) if allowed(dag, without(dag, c))], np.int64)
+
+
+def emptied(dag: ChannelDag, order: int) -> Mask:
+    """Labels that live [labels] when all classes go that may, from the first to the last (1) or the other way (-1)."""
+    dead = np.zeros(dag.pinned.size, bool)
+    for k in range(dead.size)[::order]:
+        tried = doomed(dag, dead | without(dag, k))
+        dead = tried if allowed(dag, tried) else dead
+    return ~dead[dag.classes]
+
+
+def without(dag: ChannelDag, *classes: int) -> Mask:
+    """Dead classes [classes] when these go, with what cannot outlive them."""
+    dead = np.zeros(dag.pinned.size, bool)
+    dead[list(classes)] = True
+    return doomed(dag, dead)
+
+
+def check(dag: ChannelDag, alive: Mask) -> None:
+    """All that must hold of one keep set.  8-bit kernels round on the way if fused: unfused, they are exact."""
+    compact = compacted(dag, alive)
+    onnx.checker.check_model(compact, full_check=True)
+    assert_same_interface(dag.model.proto, compact)
+    assert_smaller(dag, alive, compact)
+    masked = apply(dag.model, masking_patch(dag, alive))
+    feeds = inputs_for(dag.model, dag.shapes)[:1]
+    proof = prove(dag.model, masked, compact, feeds)
+    assert proof.passed, f"the compact model is off by {proof.max_relative_error}"
+    if number_format(dag.model.proto) != "float32":
+        error = distance(run(masked, feeds, optimise=False), run(compact, feeds, optimise=False))
+        assert error <= BOUND, f"the compact model, unfused, is off by {error}"
+    batch = wider(dag, feeds[0])
+    if batch is not None:
+        assert prove(dag.model, masked, compact, [batch]).passed, "the compact model is off on a batch of three"
+
+
+def verdict(dag: ChannelDag, alive: Mask) -> str:
+    """'equal', 'different', or which stage refuses the compact model."""
+    stage = "surgery"
+    try:
+        compact = compacted(dag, alive)
+        masked = apply(dag.model, masking_patch(dag, alive))
+        stage = "checker"
+        onnx.checker.check_model(compact, full_check=True)
+        stage = "onnxruntime"
+        proof = prove(dag.model, masked, compact, inputs_for(dag.model, dag.shapes)[:1])
+    except Exception:  # the checker and onnxruntime raise many unrelated types
+        return stage
+    return "equal" if proof.passed else "different"

@@ -1,0 +1,60 @@
+"""Mistakes that are easily made in the rule of one operator.  The shapes agree: only numbers show them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from leanonnx.labels import compact, varied
+from leanonnx.rules.call import Call, Effect
+from leanonnx.rules.table import DEFAULT
+
+
+def _with(call: Call, name: str, value: object) -> Effect:
+    """The right answer to a call with another attribute."""
+    return DEFAULT[call.domain, call.op](replace(call, attributes={**call.attributes, name: value}))
+
+
+def other_mode(call: Call, effect: Effect) -> Effect:
+    """DepthToSpace: CRD taken for DCR and the other way."""
+    del effect
+    return _with(call, "mode", "DCR" if call.attribute("mode", "DCR") == "CRD" else "CRD")
+
+
+def inverse_order(call: Call, effect: Effect) -> Effect:
+    """Transpose: the order read as where axes go, not where they come from."""
+    order = call.attribute("perm")
+    return effect if order is None else _with(call, "perm", np.argsort(order).tolist())
+
+
+def repeated(call: Call, effect: Effect) -> Effect:
+    """Tile, SpaceToDepth: a, a, b, b instead of a, b, a, b."""
+    labels = call.labels(0)
+    axes = [a for a in varied(labels) if effect.outputs[0].shape[a] > labels.shape[a]]
+    for axis in axes:
+        labels = np.repeat(labels, effect.outputs[0].shape[axis] // labels.shape[axis], axis)
+    return replace(effect, outputs=(labels,)) if axes else effect
+
+
+def pixels_first(call: Call, effect: Effect) -> Effect:
+    """Flatten, Reshape: a, b, a, b instead of a, a, b, b."""
+    labels, (output,) = call.labels(0), effect.outputs
+    if labels.ndim < 3 or output.ndim != 2 or output.shape[1] <= labels.size:
+        return effect
+    return replace(effect, outputs=(np.tile(labels.reshape(1, -1), (1, output.shape[1] // labels.size)),))
+
+
+def parts_swapped(call: Call, effect: Effect) -> Effect:
+    """Split: the last part first."""
+    del call
+    turned = effect.outputs[::-1]
+    fits = [a.shape == b.shape for a, b in zip(turned, effect.outputs, strict=True)]
+    return replace(effect, outputs=turned) if all(fits) else effect
+
+
+def interleaved(call: Call, effect: Effect) -> Effect:
+    """Depthwise Conv with several outputs per channel: output k·C + c instead of c·m + k."""
+    groups, labels = int(call.attribute("group", 1)), effect.outputs[0].reshape(-1)
+    turned = labels.reshape(groups, -1).T.reshape(effect.outputs[0].shape)
+    return replace(effect, outputs=(compact(turned),)) if groups > 1 else effect

@@ -1,0 +1,288 @@
+"""Each rule of the table, on models made around its operator.
+
+(a) Channels on the operator's path can go, and the compact model equals the masked one.
+(b) What the rule says of channels agrees with what the operator does when it is run.
+(c) What the rule does not cover is pinned, with the node and the reason.
+(d) Wrong versions of the rule are caught by (a) or (b).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import Phase, given, note, settings
+from hypothesis import strategies as st
+
+from leanonnx.analysis import ChannelDag
+from leanonnx.labels import Labels, Mask, compact
+from leanonnx.rules.call import Call, Effect, Rule
+from leanonnx.rules.table import DEFAULT
+from tests.rules import mutants, naive
+from tests.rules.bench import Choose, Sample
+from tests.rules.case import Case, Form, Refusal
+from tests.rules.harness import analysed, check, emptied, sampled, seeded, touched, verdict, without
+from tests.rules.table import CASES
+from tests.test_masked_equals_compact import killed
+
+SEEDS = 4
+SINGLES = 6
+CAUGHT = ("surgery", "checker", "onnxruntime", "different")
+FEW = settings(
+    max_examples=max(3, settings().max_examples // 50),
+    phases=(Phase.generate,),
+    report_multiple_bugs=False,
+    print_blob=False,
+)
+"""The models are small as they are: none is shrunk, so that a wrong rule shows at once."""
+FORMS = [
+    pytest.param(case, form, id=f"{case.domain}{case.op}-{form.name}".replace("com.microsoft", "ms."))
+    for case in CASES
+    for form in case.forms
+]
+REFUSALS = [
+    pytest.param(case, refusal, id=f"{case.domain}{case.op}-{refusal.name}".replace("com.microsoft", "ms."))
+    for case in CASES
+    for refusal in case.refusals
+]
+
+
+def choices(data: st.DataObject) -> Choose:
+    return lambda n: data.draw(st.integers(0, n - 1))
+
+
+def noted(sample: Sample) -> Sample:
+    note(onnx.printer.to_text(sample.proto))
+    return sample
+
+
+# The table.
+
+
+def test_every_rule_has_a_case() -> None:
+    keys = [case.key for case in CASES]
+    assert sorted(set(DEFAULT) - set(keys)) == [], "rules without a case"
+    assert sorted(set(keys) - set(DEFAULT)) == [], "cases without a rule"
+    assert sorted({key for key in keys if keys.count(key) > 1}) == [], "operators with two cases"
+
+
+def test_every_case_says_what_is_refused_and_what_is_not() -> None:
+    for case in CASES:
+        assert bool(case.refusals) != bool(case.whole), f"{case.op}: refusals, or why there are none"
+        assert bool(case.forms) != bool(case.never), f"{case.op}: forms, or why there are none"
+
+
+# (a)
+
+
+@pytest.mark.parametrize(("case", "form"), FORMS)
+@FEW
+@given(st.data())
+def test_channels_can_go(case: Case, form: Form, data: st.DataObject) -> None:
+    sample = noted(sampled(form, choices(data)))
+    with analysed(sample.proto) as dag:
+        fed = [value.name for value in dag.model.inputs]
+        title = f"{case.op} '{sample.subject.name}'"
+        refused = [pin.reason for pin in dag.pins if title in pin.reason and pin.tensor not in fed]
+        refused = [reason for reason in refused if not form.allows or form.allows not in reason]
+        assert not refused, f"{case.op} ({form.name}) should be supported: {refused}"
+        movable = touched(dag, sample, form.beside)
+        assert movable.size, f"{case.op} ({form.name}): no channel that it reads or puts out can go"
+        one = without(dag, movable[data.draw(st.integers(0, movable.size - 1))])
+        check(dag, ~one[dag.classes])
+        check(dag, killed(dag, np.random.default_rng(data.draw(st.integers(0, 1 << 20)))))
+
+
+# (b)
+
+
+@pytest.mark.parametrize(("case", "form"), FORMS)
+@FEW
+@given(st.data())
+def test_channels_go_where_the_rule_says(case: Case, form: Form, data: st.DataObject) -> None:
+    sample = noted(sampled(form, choices(data)))
+    with analysed(sample.proto) as dag:
+        found = disagreement(dag, sample, form)
+        assert not found, f"{case.op} ({form.name}): {found}"
+
+
+def disagreement(dag: ChannelDag, sample: Sample, form: Form) -> str:
+    """How what the rule says differs from what the operator does; empty where it does not."""
+    return (
+        misshapen(dag, sample)
+        or misled(dag, sample, form)
+        or (misplaced(dag, sample, form.exact) if form.moves else "")
+        or miscounted(dag, sample)
+    )
+
+
+def misshapen(dag: ChannelDag, sample: Sample) -> str:
+    """Labels must have the rank of their tensor and on each axis its size, or 1."""
+    for name in sample.subject.output:
+        if name in dag.labels:
+            labels, shape = dag.labels[name].shape, dag.shapes[name]
+            if len(labels) != len(shape) or any(n not in (1, m) for n, m in zip(labels, shape, strict=True)):
+                return f"'{name}' has shape {shape}, its labels {labels}"
+    return ""
+
+
+def misled(dag: ChannelDag, sample: Sample, form: Form) -> str:
+    """What changing a channel moves must be where its label leads."""
+    known = naive.reached(dag, dag.starts) > 0
+    for moved in naive.moved(sample):
+        for name, value in moved.before.items():
+            if name in dag.labels and (np.asarray(value != 0) & ~known[naive.laid_out(dag, name)]).any():
+                return f"no chain can start from what fills a part of '{name}'"
+        gains = naive.reached(dag, naive.label_of(dag, moved.probe, moved.channel))
+        what = f"channel {moved.channel} of '{moved.probe.tensor}'"
+        for name, deltas in moved.outputs.items():
+            if name not in dag.labels:
+                continue
+            predicted, where = gains[naive.laid_out(dag, name)], moved.where(name)
+            missed = where & ~np.isin(naive.laid_out(dag, name), followers(dag, gains > 0, form.mates))
+            if missed.any():
+                return f"{what} moves '{name}' at {np.argwhere(missed)[0]}: not foreseen"
+            if form.exact and (~where & (predicted != 0)).any():
+                return f"{what} does not move '{name}' at {np.argwhere(~where & (predicted != 0))[0]}"
+            for delta, step in zip(deltas, naive.STEPS, strict=True):
+                factor, gain = np.abs(delta[where] / step), predicted[where]
+                if form.linear and not np.allclose(factor, gain, naive.CLOSE, naive.CLOSE):
+                    return f"{what} moves '{name}' by {np.unique(factor)}, not {np.unique(gain)}"
+    return ""
+
+
+def followers(dag: ChannelDag, reached: Mask, mates: bool) -> Labels:
+    """The labels that are reached, with all that are tied to them if these count too."""
+    return np.flatnonzero(np.isin(dag.classes, dag.classes[reached]) if mates else reached)
+
+
+def misplaced(dag: ChannelDag, sample: Sample, exact: bool) -> str:
+    """The operator, run on the labels, must put them where the rule does."""
+    node = naive.node_of(dag, sample)
+    edges, own = naive.fixed_edges(dag, node), set()
+    for name in sample.subject.input:
+        own |= set(dag.labels[name].reshape(-1).tolist()) if name in dag.labels else set()
+    for name, carried in naive.carried(dag, sample).items():
+        said = naive.laid_out(dag, name)
+        for truth, label in sorted({*zip(carried.reshape(-1).tolist(), said.reshape(-1).tolist(), strict=True)}):
+            if truth in own and truth != label and (int(truth), label) not in edges:
+                return f"'{name}' holds label {int(truth)} where the rule says {label}"
+            if exact and truth not in own and label in own:
+                return f"'{name}' holds no channel where the rule says {label}"
+        if name in dag.moves:
+            source, move = dag.moves[name]
+            if not np.array_equal(compact(move(dag.labels[source])), compact(carried.astype(np.int64))):
+                return f"the movement to '{name}' is another"
+    return ""
+
+
+def miscounted(dag: ChannelDag, sample: Sample) -> str:
+    """Kernels must be the numbers of the weight that are sliced with their two channels, multiply-adds as many as are.
+
+    Strides must be the node's, or 1 for kernels of one number, whose gain they leave alone.
+    """
+    node = naive.node_of(dag, sample)
+    strides = next((tuple(a.ints) for a in sample.subject.attribute if a.name == "strides"), None)
+    macs = sum(mix.taps * mix.positions * mix.targets.size * mix.sources.shape[1] for k, mix in dag.mixes if k == node)
+    if sample.subject.op_type in naive.MACS and macs != naive.macs(dag, sample.subject):
+        return f"{macs} multiply-adds, not {naive.macs(dag, sample.subject)}"
+    for mix in [mix for k, mix in dag.mixes if k == node and mix.inward is not None]:
+        kernels = mix.kernels()
+        if mix.counted != (sample.subject.op_type in naive.KERNELS):
+            return f"its kernels are {'' if mix.counted else 'not '}counted"
+        ones = (1,) * len(mix.strides)
+        if mix.strides and mix.strides != ((strides or ones) if max(kernels.shape[3:]) > 1 else ones):
+            return f"strides {mix.strides}, not {strides}"
+        for group, out, within in np.ndindex(*kernels.shape[:3]):
+            source, target = int(mix.sources[group, within]), int(mix.targets[group, out])
+            found = naive.kernel_in_weight(dag, node, mix, source, target)
+            if found is None or (mix.sources == source).sum() > 1:
+                continue
+            if not np.array_equal(found.reshape(-1), kernels[group, out, within].reshape(-1)):
+                return f"kernel {within} → {out} of group {group} is not what the weight holds"
+    return ""
+
+
+# (c)
+
+
+@pytest.mark.parametrize(("case", "refusal"), REFUSALS)
+@FEW
+@given(st.data())
+def test_what_is_not_covered_is_pinned(case: Case, refusal: Refusal, data: st.DataObject) -> None:
+    sample = noted(sampled(refusal, choices(data)))
+    title = f"{case.op} '{sample.subject.name}'"
+    with analysed(sample.proto) as dag:
+        reasons = sorted({pin.reason for pin in dag.pins})
+        assert any(title in reason and refusal.says in reason for reason in reasons), (title, refusal.says, reasons)
+        found = misshapen(dag, sample) or misled(dag, sample, Form("", refusal.build, exact=False))
+        assert not found, f"{title}: {found}"
+        alive = killed(dag, np.random.default_rng(data.draw(st.integers(0, 1 << 20))))
+        check(dag, alive)
+
+
+# (d)
+
+
+def verdict_of(case: Case, form: Form | Refusal, rule: Rule, seed: int) -> str:
+    """How a wrong rule is caught on one model; empty where it is not."""
+    sample = sampled(form, seeded(seed))
+    with analysed(sample.proto, {**DEFAULT, case.key: rule}) as dag:
+        if misshapen(dag, sample):
+            return "misshapen"
+        for chosen in touched(dag, sample, isinstance(form, Form) and form.beside)[:SINGLES]:
+            found = verdict(dag, ~without(dag, chosen)[dag.classes])
+            if found in CAUGHT:
+                return found
+        for order in (1, -1):
+            found = verdict(dag, emptied(dag, order))
+            if found in CAUGHT:
+                return found
+        return "seen by running the operator" if isinstance(form, Form) and disagreement(dag, sample, form) else ""
+
+
+def caught(case: Case, rule: Rule, forms: tuple[Form | Refusal, ...]) -> str:
+    """How a wrong rule is caught on any model of an operator; empty where it is not."""
+    for seed in range(SEEDS):
+        for form in forms:
+            found = verdict_of(case, form, rule, seed)
+            if found:
+                return found
+    return ""
+
+
+def models_for(case: Case, change: str) -> tuple[Form | Refusal, ...]:
+    """Where a wrong rule can show: pins in what is refused too."""
+    return (*case.forms, *case.refusals) if change == "unpinned" else case.forms
+
+
+def applicable(case: Case) -> dict[str, Rule]:
+    """The changes that alter the rule's answer on any model of an operator, as wrong rules."""
+    seen: set[str] = set()
+    right = DEFAULT[case.key]
+
+    def watching(call: Call) -> Effect:
+        effect = right(call)
+        changes = {name for name, change in mutants.CHANGES.items() if change(effect) is not None}
+        seen.update(name for name in changes if form in models_for(case, name))
+        return effect
+
+    models: tuple[Form | Refusal, ...] = (*case.forms, *case.refusals)
+    for form in models:
+        with analysed(sampled(form, seeded(0)).proto, {**DEFAULT, case.key: watching}):
+            pass
+    return {name: mutants.changed(right, mutants.CHANGES[name]) for name in sorted(seen)}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.domain}{case.op}".replace("com.microsoft", "ms."))
+def test_wrong_rules_are_caught(case: Case) -> None:
+    """Every change that alters the answer, unless the case says why it does no harm; at least one in all."""
+    right = DEFAULT[case.key]
+    wrong = applicable(case)
+    wrong |= {name: mutants.altered(right, change) for name, change in case.wrong.items()}
+    died = {name: caught(case, rule, models_for(case, name)) for name, rule in wrong.items()}
+    if case.refusals:
+        died["passing"] = caught(case, mutants.passing(right), case.refusals)
+    assert any(died.values()), f"{case.op}: no wrong rule is caught"
+    survived = {name for name, how in died.items() if not how and name != "passing"}
+    assert survived == set(case.harmless), f"{case.op}: not caught, or caught though called harmless: {died}"

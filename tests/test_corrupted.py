@@ -1,0 +1,145 @@
+"""Whatever was done to a model file: it is refused with a message, or compressed and proven; nothing in between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.corruption import case
+from tests.helpers import CNN, Done, build, called, tree
+from tests.victims import DATA, MODEL, VICTIMS, raw
+
+pytest.importorskip("resource", reason="limits of processes as Unix has them")
+
+from tests.ordeal import Verdict, Watch, judged, laid
+
+COUNT = 150
+CORPUS = Path(__file__).parent / "corrupted"
+EXPECTED: dict[str, tuple[int | tuple[int, ...], str]] = {
+    "attribute_not_utf8": (2, "utf-8"),
+    "batch_of_65536": ((0, 2), ""),
+    "function_with_too_many_inputs": (2, "function"),
+    "half_weight_cut_short": (2, ""),
+    "height_of_65536": ((0, 2), ""),
+    "key_not_utf8": (2, "missing"),
+    "key_unknown": (2, "missing"),
+    "length_below_zero": (2, "w3"),
+    "location_not_utf8": (2, "w"),
+    "location_with_nul": (2, "w"),
+    "offset_below_zero": (2, "q2"),
+    "offset_no_number": (2, "w2"),
+    "pads_of_100000": (2, ""),
+    "scalar_flag": (0, ""),
+    "stride_without_end": (0, ""),
+    "type_without_numpy": ((0, 2), ""),
+    "weights_that_overflow": (1, "finite"),
+}
+"""Every file on which leanonnx once failed: the exit code that it must give, and what the message must name."""
+
+
+@pytest.fixture(scope="module")
+def watch() -> Iterator[Watch]:
+    """One worker for all cases; one that hangs or dies is replaced."""
+    found = Watch()
+    yield found
+    found.stop()
+
+
+@pytest.mark.parametrize("name", VICTIMS)
+def test_unspoiled(watch: Watch, tmp_path: Path, name: str) -> None:
+    """The models themselves are compressed: what follows is refused for what was done to it."""
+    assert watch.ask(laid(tmp_path / "case", VICTIMS[name]())) == Verdict(0, "", ())
+
+
+@pytest.mark.parametrize("seed", range(COUNT))
+def test_spoiled(watch: Watch, tmp_path: Path, seed: int) -> None:
+    found = case(seed)
+    verdict = watch.ask(laid(tmp_path / "case", found.files))
+    assert verdict.faults == (), f"{found.what}\n{verdict.message}"
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_once_failed(watch: Watch, tmp_path: Path, name: str) -> None:
+    codes, says = EXPECTED[name]
+    files = {MODEL: (CORPUS / f"{name}.onnx").read_bytes(), DATA: VICTIMS["external"]()[DATA]}
+    verdict = watch.ask(laid(tmp_path / "case", files))
+    assert verdict.faults == (), verdict.message
+    assert verdict.code in (codes if isinstance(codes, tuple) else (codes,)), verdict.message
+    assert says in verdict.message
+
+
+def test_corpus_is_complete() -> None:
+    assert {path.stem for path in CORPUS.glob("*.onnx")} == set(EXPECTED)
+
+
+def test_cases_are_reproducible_and_differ() -> None:
+    assert case(3) == case(3)
+    assert len({case(seed).files[MODEL] for seed in range(COUNT)}) > 0.95 * COUNT
+
+
+# The judge itself
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> tuple[Path, Done]:
+    """A run as it should be."""
+    folder = laid(tmp_path / "case", raw(build(CNN)))
+    done = called("compress", folder / "in" / MODEL, folder / "out" / "out.onnx", "--keep", "0.5", "--json")
+    assert judged(done, folder, tree(folder / "in")).faults == ()
+    return folder, done
+
+
+def spoil_output(folder: Path, done: Done) -> None:
+    path = folder / "out" / "out.onnx"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def remove_output(folder: Path, done: Done) -> None:
+    (folder / "out" / "out.onnx").unlink()
+
+
+def leave_something(folder: Path, done: Done) -> None:
+    (folder / "tmp" / "leanonnx-1").mkdir()
+
+
+def touch_input(folder: Path, done: Done) -> None:
+    (folder / "in" / MODEL).write_bytes(b"")
+
+
+def claim_no_proof(folder: Path, done: Done) -> None:
+    done.stdout = done.stdout.replace("passed", "skipped")
+
+
+def print_beside(folder: Path, done: Done) -> None:
+    done.stdout = "[W] beware\n" + done.stdout
+
+
+def refuse_but_write(folder: Path, done: Done) -> None:
+    done.returncode, done.stdout, done.stderr = 2, "", "leanonnx: no\n"
+
+
+def show_traceback(folder: Path, done: Done) -> None:
+    remove_output(folder, done)
+    done.returncode, done.stdout, done.stderr = 3, "", "leanonnx: a bug\nTraceback\nValueError\n"
+
+
+def run_out_of_memory(folder: Path, done: Done) -> None:
+    remove_output(folder, done)
+    done.returncode, done.stdout, done.stderr = 2, "", "leanonnx: Unable to allocate 24 GiB\n"
+
+
+FAULTY = (
+    *(spoil_output, remove_output, leave_something, touch_input, claim_no_proof, print_beside, refuse_but_write),
+    *(show_traceback, run_out_of_memory),
+)
+
+
+@pytest.mark.parametrize("harm", FAULTY, ids=lambda harm: harm.__name__)
+def test_the_judge_sees(run: tuple[Path, Done], harm: object) -> None:
+    folder, done = run
+    before = tree(folder / "in")
+    assert callable(harm)
+    harm(folder, done)
+    assert judged(done, folder, before).faults

@@ -1,0 +1,234 @@
+"""Networks as deployers have them, compressed and checked against a reference that knows nothing of labels.
+
+The reference reads the plan alone: in the original file it zeroes what each mixing operator's weight holds for lost
+input channels.  ``tests/test_variants_*.py`` hold the networks, one kind each.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+from leanonnx import pipeline, report
+from leanonnx.rules import advice
+from leanonnx.rules.table import DEFAULT, Rules
+from leanonnx.selection import Budget
+from tests.helpers import build, saved
+
+Array = np.ndarray[Any, Any]
+Feed = Mapping[str, Array]
+Sizes = Mapping[str, int]
+Pins = Mapping[str, str]
+"""A part of each reason that is expected, and the advice given with it."""
+
+MATRICES = {"Gemm", "MatMul", "FusedGemm", "FusedMatMul"}
+KERNELS = {"Conv", "FusedConv", "ConvTranspose"} | MATRICES
+INWARD = {
+    **dict.fromkeys(("Conv", "FusedConv", "ConvInteger"), (1, 1)),
+    **dict.fromkeys(("ConvTranspose", "MatMulInteger", *MATRICES), (1, 0)),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), (1, 2)),
+    **dict.fromkeys(("QLinearMatMul", "QGemm"), (3, 0)),
+    "QLinearConv": (3, 1),
+}
+"""Where a mixing operator reads its weight, and on which axis the input channels lie (for an untransposed weight)."""
+ZEROS = {"QLinearConv": 5, "QLinearMatMul": 5, "QGemm": 5, "ConvInteger": 3, "MatMulInteger": 3}
+"""Where an integer operator reads the zero point of its weight."""
+PASSED_ON = ("Identity", "DequantizeLinear")
+
+
+def network(signature: str, constants: str, body: str, opset: int = 17, domains: str = "") -> onnx.ModelProto:
+    """A model from its signature, its constants (random where no value is given) and its nodes."""
+    head = f'<ir_version: {8 if opset < 19 else 10}, opset_import: ["" : {opset}{domains}]>'
+    return build(f"{head}\nnet {signature}\n<{constants}>\n{{{body}}}")
+
+
+def given(proto: onnx.ModelProto, **values: Any) -> onnx.ModelProto:
+    """The model with constants of these values, in place of those of that name."""
+    for name, value in values.items():
+        for tensor in [t for t in proto.graph.initializer if t.name == name]:
+            proto.graph.initializer.remove(tensor)
+        proto.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    return proto
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A compression: the model before and after, the tensors of the plan, and what was told."""
+
+    source: onnx.ModelProto
+    target: onnx.ModelProto
+    tensors: Mapping[str, Any]
+    result: pipeline.Result
+
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        """Sizes of the constants of the compressed model."""
+        return {t.name: list(t.dims) for t in self.target.graph.initializer}
+
+    @property
+    def pins(self) -> dict[str, str]:
+        """Reasons and advice of all pins but those of the graph's inputs and outputs."""
+        rows = report.pins(self.result.dag, self.result.alive)
+        return {row["reason"]: row["advice"] for row in rows if row["advice"] != advice.INTERFACE}
+
+
+def compress(
+    proto: onnx.ModelProto,
+    folder: Path,
+    keep: float = 0.5,
+    unit: str = "kernels",
+    rules: Rules = DEFAULT,
+    **options: Any,
+) -> Outcome:
+    """Compress a model: the proof is passed, the budget reached, and the interface what it was."""
+    source, target, plan = saved(proto, folder / "in.onnx"), folder / "out.onnx", folder / "plan.json"
+    asked = pipeline.Options(Budget(unit, keep), **options)
+    result = pipeline.compress(source, target, asked, plan, rules)
+    found = onnx.load(target)
+    assert result.proof.passed
+    assert result.warnings == ()
+    assert 0 < getattr(result.after, unit) <= keep * getattr(result.before, unit)
+    assert unit != "kernels" or 0 < kernels(found) <= keep * kernels(proto)
+    assert_same_interface(proto, found)
+    return Outcome(proto, found, json.loads(plan.read_text())["tensors"], result)
+
+
+def assert_same_interface(one: onnx.ModelProto, other: onnx.ModelProto) -> None:
+    """Inputs, outputs, versions and types of constants are the same.
+
+    What is new are indices and sizes, and narrower copies of constants that others read as they were.
+    """
+    assert list(one.graph.input) == list(other.graph.input)
+    assert list(one.graph.output) == list(other.graph.output)
+    assert (one.ir_version, list(one.opset_import)) == (other.ir_version, list(other.opset_import))
+    before, after = ({t.name: t.data_type for t in proto.graph.initializer} for proto in (one, other))
+    own = {name: kind for name, kind in after.items() if kind not in (TensorProto.INT64, TensorProto.BOOL)}
+    origins = {name: name if name in before else name.rpartition("_lean")[0] for name in own}
+    assert own == {name: before.get(origin) for name, origin in origins.items()}
+
+
+def checked(
+    proto: onnx.ModelProto, folder: Path, sizes: Iterable[Sizes] = ({},), bound: float = 1e-4, **options: Any
+) -> Outcome:
+    """Compress a model and compare it with the reference, at each of some sizes of its free axes."""
+    done = compress(proto, folder, **options)
+    reference = masked(proto, done.tensors)
+    for free in sizes:
+        feed = random_feed(proto, free)
+        wanted, found = run(reference, feed), run(done.target, feed)
+        worst = max(distance(*pair) for pair in zip(wanted, found, strict=True))
+        assert worst <= bound, f"it differs from the reference by {worst}"
+    return done
+
+
+def assert_pins(done: Outcome, expected: Pins) -> None:
+    """Every pin has one of the expected reasons, with its advice, and every expected one is there."""
+    found = {text: pin for text in expected for reason, pin in done.pins.items() if text in reason}
+    assert [reason for reason in done.pins if not any(text in reason for text in expected)] == []
+    assert found == expected
+
+
+def masked(proto: onnx.ModelProto, tensors: Mapping[str, Any]) -> onnx.ModelProto:
+    """The original whose weights hold nothing (zero, or their zero point) for the input channels that a plan drops."""
+    copy = onnx.ModelProto.FromString(proto.SerializeToString())
+    held = {t.name: t for t in copy.graph.initializer}
+    behind = {node.output[0]: node for node in copy.graph.node if node.op_type in PASSED_ON}
+    for node in copy.graph.node:
+        slot, axes = inward(node, held)
+        name, zero = _holder(node.input[slot], behind) if axes else ("", "")
+        at = ZEROS.get(node.op_type, len(node.input))
+        zero = zero or (node.input[at] if at < len(node.input) else "")
+        for axis in axes if name in held and name in tensors else ():
+            _clear(held[name], axis, tensors[name]["kept"][axis], held.get(zero))
+    return copy
+
+
+def inward(node: onnx.NodeProto, held: Mapping[str, TensorProto]) -> tuple[int, list[int]]:
+    """The slot in which a node reads its weight, and the axes on which that has the input channels."""
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    if node.op_type == "Einsum" and set(node.input) & set(held):
+        slot = next(k for k, name in enumerate(node.input) if name in held)
+        terms, _, result = attributes["equation"].decode().partition("->")
+        return slot, [axis for axis, letter in enumerate(terms.split(",")[slot]) if letter not in result]
+    if node.op_type not in INWARD:
+        return 0, []
+    slot, axis = INWARD[node.op_type]
+    return slot, [1 - axis if attributes.get("transB") else axis]
+
+
+def _holder(name: str, behind: Mapping[str, onnx.NodeProto]) -> tuple[str, str]:
+    """The initializer that holds a weight, and its zero point where it is dequantised."""
+    zero = ""
+    while name in behind:
+        node = behind[name]
+        zero = node.input[2] if len(node.input) > 2 else zero
+        name = node.input[0]
+    return name, zero
+
+
+def _clear(tensor: TensorProto, axis: int, kept: list[int] | None, zero: TensorProto | None) -> None:
+    """Replace the slices of a weight that are not kept by its zero point (one number, or one per output channel)."""
+    if kept is None:
+        return
+    array = numpy_helper.to_array(tensor)
+    other = [-1 if k == 1 - axis else 1 for k in range(array.ndim)]
+    fill = np.zeros([], array.dtype) if zero is None else numpy_helper.to_array(zero)
+    new = np.array(np.broadcast_to(fill.reshape(other) if fill.size > 1 else fill.reshape([]), array.shape))
+    index = (slice(None),) * axis + (kept,)
+    new[index] = array[index]
+    tensor.CopyFrom(numpy_helper.from_array(new.astype(array.dtype), tensor.name))
+
+
+def random_feed(proto: onnx.ModelProto, free: Sizes | None = None, seed: int = 5) -> dict[str, Array]:
+    """Normal inputs (integers: 0 or 1) of the declared sizes; free axes by their name, else 1."""
+    rng = np.random.default_rng(seed)
+    fixed = {t.name for t in proto.graph.initializer}
+    feed = {}
+    for value in [v for v in proto.graph.input if v.name not in fixed]:
+        kind = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        dims = value.type.tensor_type.shape.dim
+        shape = [d.dim_value if d.HasField("dim_value") else (free or {}).get(d.dim_param, 1) for d in dims]
+        draw = rng.integers(0, 2, shape) if kind.kind in "iub" else rng.standard_normal(shape)
+        feed[value.name] = np.asarray(draw).astype(kind)
+    return feed
+
+
+def run(proto: onnx.ModelProto, feed: Feed, libraries: Sequence[str] = ()) -> list[Array]:
+    """Outputs in onnxruntime, unfused (8-bit kernels round on the way if fused)."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    for library in libraries:
+        options.register_custom_ops_library(library)
+    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return [np.asarray(value) for value in session.run(None, dict(feed))]
+
+
+def distance(wanted: Array, found: Array) -> float:
+    """‖wanted - found‖ / ‖wanted‖, of outputs that are of the same shape, finite and not all zero."""
+    assert wanted.shape == found.shape
+    one, other = wanted.astype(np.float64), found.astype(np.float64)
+    assert np.isfinite(one).all()
+    assert wanted.dtype.kind in "iub" or np.linalg.norm(one) > 0
+    return float(np.linalg.norm(one - other) / max(np.linalg.norm(one), 1.0))
+
+
+def kernels(proto: onnx.ModelProto) -> int:
+    """Rows × columns of the weights that the file holds for Conv, ConvTranspose, Gemm and MatMul, once per node."""
+    shapes = {t.name: tuple(t.dims) for t in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type in PASSED_ON and node.input[0] in shapes:
+            shapes[node.output[0]] = shapes[node.input[0]]
+    weights = [
+        (n.op_type, shapes[n.input[1]]) for n in proto.graph.node if n.op_type in KERNELS and n.input[1] in shapes
+    ]
+    return sum(math.prod(shape[-2:] if op in MATRICES else shape[:2]) for op, shape in weights)
