@@ -269,7 +269,8 @@ Inputs are counted from 0.
 |---|---|
 {call}
 
-`call.mint(n)` gives n new labels, for channels that the operator makes.
+`call.mint(n)` gives n new labels, for channels that the operator makes; `call.op`, `call.domain`, `call.name` and
+`call.opset` tell which node it is.
 
 ### What a rule answers
 

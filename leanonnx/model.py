@@ -29,6 +29,7 @@ from leanonnx.formats import graphs
 
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.CRITICAL  # it would log to stdout
 RANDOM_OPS = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+BYTE = 8
 PACKED = 8
 """So many elements of less than a byte may be packed into one value of a typed field."""
 BITS = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2, "float6_e2m3fn": 6, "float6_e3m2fn": 6}
@@ -267,19 +268,26 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def _check_size(tensor: onnx.TensorProto, path: Path) -> None:
-    """Refuse a constant that declares more than its data hold, before anything is allocated for it."""
+    """Refuse a constant that declares another size than its data have, before anything is allocated for it."""
     if min(tensor.dims, default=0) < 0 or tensor.data_type not in onnx.TensorProto.DataType.values()[1:]:
         raise ModelError(f"{path}: constant '{tensor.name}' has a negative size or no known type; export it again")
     count = math.prod(tensor.dims)
     if uses_external_data(tensor):
         enough = _external_bytes(tensor, path) >= _bytes(tensor.data_type, count)
     elif tensor.HasField("raw_data"):
-        enough = len(tensor.raw_data) >= _bytes(tensor.data_type, count)
+        enough = len(tensor.raw_data) == _bytes(tensor.data_type, count)
     else:
         fields = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data)
-        enough = max(len(tensor.string_data), *(len(field) for field in fields)) * PACKED >= count
+        held = max(len(tensor.string_data), *(len(field) for field in fields))
+        pair = tensor.data_type in (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
+        small = _bits(tensor.data_type) < BYTE
+        enough = held * PACKED >= count if small else held == count * (1 + pair)
     if not enough:
-        where = "its external data are shorter; copy the data file" if uses_external_data(tensor) else "it holds less"
+        where = (
+            "its external data are shorter; copy the data file"
+            if uses_external_data(tensor)
+            else "its data have others"
+        )
         raise ModelError(
             f"{path}: constant '{tensor.name}' declares the sizes {list(tensor.dims)}, but {where}; "
             "export or copy the model again"
@@ -288,8 +296,13 @@ def _check_size(tensor: onnx.TensorProto, path: Path) -> None:
 
 def _bytes(kind: int, count: int) -> int:
     """Bytes of a number of elements; those of less than a byte are packed."""
+    return -(-count * _bits(kind) // BYTE)
+
+
+def _bits(kind: int) -> int:
+    """Bits of one element."""
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
-    return -(-count * BITS.get(dtype.name, 8 * dtype.itemsize) // 8)
+    return BITS.get(dtype.name, BYTE * dtype.itemsize)
 
 
 def _external_bytes(tensor: onnx.TensorProto, path: Path) -> int:

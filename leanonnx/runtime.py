@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from leanonnx.errors import ModelError
 from leanonnx.formats import OTHERS, Kinds, fed_in_float32, float_kinds, in_float32
+from leanonnx.memory import available_memory
 from leanonnx.model import Model, first_line
 from leanonnx.storage import data_size, write_model
 
@@ -49,9 +49,9 @@ ort.set_default_logger_severity(QUIET)
 
 def _cap_memory() -> bool:
     """Let onnxruntime refuse what would not fit into half of the machine's memory, instead of being killed for it."""
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+    memory = available_memory()
+    if not memory:
         return False
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     default = dict.fromkeys(
         ("initial_chunk_size_bytes", "max_dead_bytes_per_chunk", "initial_growth_chunk_size_bytes"), -1
     )
@@ -112,7 +112,7 @@ def opened(
             write_model(model, Path(folder) / "model.onnx", external=True)
             source = str(Path(folder) / "model.onnx")
         chosen = options(optimise=optimise, libraries=libraries)
-        yield ort.InferenceSession(source, chosen, providers=["CPUExecutionProvider"])
+        yield ort.InferenceSession(source, chosen, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
 class RunFailed(Exception):

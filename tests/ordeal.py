@@ -29,8 +29,10 @@ PATIENCE = 60.0
 """Seconds after which a run is taken to hang."""
 ADDRESS_SPACE = 6 << 30
 """Bytes of address space of a worker."""
-PEAK = 1536 << 20
-"""Bytes of resident memory that no small model may need."""
+LIMITED = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({ADDRESS_SPACE}, {ADDRESS_SPACE}));"
+"""Before onnxruntime is imported, which is told then how much it may take."""
+PEAK = 4 << 30
+"""Bytes of resident memory that a run may come to: onnxruntime gets half of the address space."""
 OPTIONS = ("--keep", "0.5", "--best-effort", "--json")
 ARRIVED = 0
 LINES = 2
@@ -109,7 +111,6 @@ def _faults_of_result(done: Done, path: Path, left: set[str]) -> Iterator[str]:
 
 def work(most: int) -> None:
     """The worker: a folder's path and options in, a verdict out, line by line."""
-    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
@@ -149,7 +150,7 @@ class Watch:
     def start(self) -> subprocess.Popen[bytes]:
         """A new worker."""
         self.worker = subprocess.Popen(
-            [sys.executable, "-c", f"from tests.ordeal import work; work({self.peak})"],
+            [sys.executable, "-c", f"{LIMITED}from tests.ordeal import work; work({self.peak})"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

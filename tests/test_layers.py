@@ -12,7 +12,7 @@ import leanonnx
 
 ROOT = Path(leanonnx.__file__).parent
 LAYERS = [
-    {"version", "errors", "labels", "norms", "chains", "storage", "formats"},
+    {"version", "errors", "labels", "norms", "chains", "storage", "formats", "memory"},
     {"model", "rules.advice"},
     {"rules.call"},
     {"rules.joins", "rules.weights", "rules.assembly", "rules.check"},

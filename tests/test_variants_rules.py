@@ -197,3 +197,10 @@ def test_rules_are_run_only_where_they_are_named(tmp_path: Path) -> None:
     (tmp_path / "was_run").unlink()
     assert called("compress", "in.onnx", "again.onnx", "--plan", "p.json", cwd=tmp_path).returncode == 0
     assert not (tmp_path / "was_run").exists()
+
+
+def test_what_a_rules_file_prints_is_no_result(tmp_path: Path) -> None:
+    arguments = with_rules(tmp_path, "import os\nprint('said')\nos.write(1, b'written')\nRULES = {}")
+    done = cli(*arguments, "--keep", 0.5, "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["proof"]["status"] == "passed"
+    assert "said" in done.stderr

@@ -1,0 +1,38 @@
+"""How much memory this process may take."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+
+GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def available_memory() -> int:
+    """Bytes that this process may take: the machine's, its control group's or its own limit; 0 if unknown."""
+    return min((limit for limit in (_machine(), _group(), _process()) if limit > 0), default=0)
+
+
+def _machine() -> int:
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return 0
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _group() -> int:
+    try:
+        text = GROUP_LIMIT.read_text().strip()
+    except OSError:
+        return 0
+    return int(text) if text.isdecimal() else 0
+
+
+def _process() -> int:
+    """The limit of the address space (ulimit -v), on systems that have one."""
+    try:
+        resource = importlib.import_module("resource")
+    except ModuleNotFoundError:
+        return 0
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return 0 if limit == resource.RLIM_INFINITY else int(limit)
