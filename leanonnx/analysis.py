@@ -77,6 +77,7 @@ class _Trace:
 
     model: Model
     observation: Observation
+    by_position: frozenset[int]
     labels: dict[str, Labels] = field(default_factory=dict)
     effects: dict[int, Effect] = field(default_factory=dict)
     minted: list[tuple[int, int]] = field(default_factory=lambda: [(-1, 1)])
@@ -105,12 +106,31 @@ class _Trace:
 def analyse(model: Model, observation: Observation, rules: Rules = DEFAULT) -> ChannelDag:
     """Build the channel DAG of a model.
 
+    Where the ties of whole groups leave a grouped operator no choice at all (channel shuffles spread them), it is
+    asked again with ties by position, and the DAG with more classes is taken.
+
     Args:
         model: a loaded model.
         observation: shapes and constants as one run of the model showed them.
         rules: (domain, operator) → rule; operators without a rule pin what they touch.
     """
-    trace = _Trace(model, observation)
+    dag = _analysed(model, observation, rules, frozenset())
+    stuck = frozenset(node for node, mix in dag.mixes if _is_stuck(mix, dag.classes))
+    if not stuck:
+        return dag
+    other = _analysed(model, observation, rules, stuck)
+    return max(dag, other, key=lambda found: int(found.classes.max()))
+
+
+def _is_stuck(mix: Mix, classes: NDArray[np.int64]) -> bool:
+    """Whether all groups of an operator, each of several channels, live and die together."""
+    groups, width = mix.targets.shape
+    return groups > 1 and width > 1 and np.unique(classes[mix.targets]).size == 1
+
+
+def _analysed(model: Model, observation: Observation, rules: Rules, by_position: frozenset[int]) -> ChannelDag:
+    """One pass over the model; grouped operators named in ``by_position`` lose positions, not groups."""
+    trace = _Trace(model, observation, by_position)
     for value in model.inputs:
         fresh = trace.minter(-1)(1)
         rank = len(observation.shapes[value.name])
@@ -166,6 +186,7 @@ def _call(trace: _Trace, index: int, node: gs.Node) -> Call:
         output_shapes=tuple(shapes.get(tensor.name) for tensor in node.outputs),
         mint=trace.minter(index),
         minted=lambda: trace.count,
+        by_position=index in trace.by_position,
     )
 
 

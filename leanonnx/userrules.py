@@ -33,7 +33,8 @@ def read_rules(path: Path) -> Rules:
         raise OptionError(
             f'--rules {path}: expected a table named RULES, for example RULES = {{("com.acme", "Scale"): scale}}'
         )
-    return {**DEFAULT, **{key: _guarded(rule, f"--rules {path}: {key}") for key, rule in found.items()}}
+    own = {("" if domain == "ai.onnx" else domain, op): rule for (domain, op), rule in found.items()}
+    return {**DEFAULT, **{key: _guarded(rule, f"--rules {path}: {key}") for key, rule in own.items()}}
 
 
 def _is_entry(key: Any, rule: Any) -> bool:

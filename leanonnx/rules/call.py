@@ -167,7 +167,7 @@ class Call:
     """One node as a rule sees it.
 
     ``inputs[k]`` is None where the optional input is left out; ``mint(n)`` gives n fresh labels, ``minted()`` tells
-    how many there are.
+    how many there are.  ``by_position`` asks a grouped operator for ties by position instead of whole groups.
     """
 
     op: str
@@ -180,6 +180,7 @@ class Call:
     output_shapes: tuple[Shape | None, ...]
     mint: Callable[[int], Labels]
     minted: Callable[[], int]
+    by_position: bool = False
 
     @property
     def title(self) -> str:

@@ -16,8 +16,9 @@ def faults(call: Call, effect: Any, minted: int) -> str:
 
     1. It is an ``Effect`` with one label array per output, of the output's rank, each axis 1 or the output's size.
     2. Labels are integers from 0 to ``minted`` - 1: the channels known so far.
-    3. Ties, implied pairs and links join arrays of one shape; slices name slots that hold constants.
-    4. Everything else is of its kind.
+    3. Ties, implied pairs and links join arrays of one shape; links lead from smaller to larger labels.
+    4. Slices and mixes name slots that hold constants.
+    5. Everything else is of its kind.
     """
     if not isinstance(effect, Effect):
         return f"{type(effect).__name__} is no Effect"
@@ -27,14 +28,20 @@ def faults(call: Call, effect: Any, minted: int) -> str:
         if fault := _labels_fault(labels, minted) or _shape_fault(labels.shape, shape):
             return f"outputs: {fault}"
     kinds = {"mixes": Mix, "links": Link, "slices": Slice, "pins": Pin, "ties": tuple, "implied": tuple}
+    kinds["starts"] = np.ndarray
     for name, kind in kinds.items():
         if not _all_are(getattr(effect, name), kind):
             return f"{name} must be a tuple of {kind.__name__}"
     moves = effect.moves if isinstance(effect.moves, tuple) else (None,)
     if not (effect.rewrite is None or callable(effect.rewrite)) or not all(callable(move) for move in moves):
         return "rewrite and moves must be functions"
-    pairs = [*effect.ties, *effect.implied, *((link.sources, link.targets) for link in effect.links)]
-    return _pairs_fault(pairs, minted) or _slices_fault(call, effect, minted)
+    return (
+        _pairs_fault([*effect.ties, *effect.implied], minted)
+        or _links_fault(effect, minted)
+        or _pins_fault(effect, minted)
+        or _mixes_fault(call, effect, minted)
+        or _slices_fault(call, effect, minted)
+    )
 
 
 def _all_are(found: Any, kind: type) -> bool:
@@ -66,8 +73,41 @@ def _pairs_fault(pairs: Iterable[Any], minted: int) -> str:
     return ""
 
 
+def _links_fault(effect: Effect, minted: int) -> str:
+    for link in effect.links:
+        if fault := _pairs_fault([(link.sources, link.targets)], minted):
+            return fault
+        if not (link.sources < link.targets).all():
+            return "links lead from known labels to fresh ones (call.mint), never back"
+        if link.gains is not None and np.shape(link.gains) != link.sources.shape:
+            return "links have one gain for each pair of labels"
+    return ""
+
+
+def _pins_fault(effect: Effect, minted: int) -> str:
+    for pin in effect.pins:
+        if fault := _labels_fault(pin.labels, minted):
+            return f"pins: {fault}"
+        if not all(isinstance(text, str) for text in (pin.tensor, pin.reason, pin.advice)):
+            return "pins name a tensor, a reason and an advice"
+    return next((f"starts: {fault}" for labels in effect.starts if (fault := _labels_fault(labels, minted))), "")
+
+
+def _mixes_fault(call: Call, effect: Effect, minted: int) -> str:
+    for mix in effect.mixes:
+        if fault := _labels_fault(mix.sources, minted) or _labels_fault(mix.targets, minted):
+            return f"mixes: {fault}"
+        if mix.sources.ndim != 2 or mix.targets.ndim != 2 or len(mix.sources) != len(mix.targets):
+            return "mixes have sources [groups, inputs] and targets [groups, outputs]"
+        if not call.is_constant(mix.slot) or not callable(mix.kernels):
+            return "mixes name the slot of a constant weight, and a function that reads it"
+    return ""
+
+
 def _slices_fault(call: Call, effect: Effect, minted: int) -> str:
     for cut in effect.slices:
+        if not isinstance(cut.slot, int) or not cut.factors:
+            return "slices name a slot and at least one label array"
         if not call.is_constant(cut.slot):
             return f"input {cut.slot} is sliced, but is no constant"
         shape = call.shape(cut.slot)

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from leanonnx.labels import Labels, on_axis
+from leanonnx.labels import Labels, on_axis, varied
 from leanonnx.rules import advice
-from leanonnx.rules.call import Call, Edit, Effect, Kept, Link, Mix, Pairs, Rewrite, Slice, Unsupported, steered
+from leanonnx.rules.call import Call, Edit, Effect, Kept, Link, Mix, Pairs, Pin, Rewrite, Slice, Unsupported, steered
 from leanonnx.rules.weights import require_held, vectors
 
 MANY_GROUPS = 8
@@ -23,7 +23,7 @@ def conv(
     Flow: every kernel leads from its input channel to its output channel, within its group.
     Ties: none for one group.  Many groups live and die whole (``group`` shrinks); few groups (under 8) lose the same
         positions in all of them (``group`` stays).
-    Pins: nothing, but for what a computed weight touches.
+    Pins: channels that lie along a pixel axis; what a computed weight touches.
     Limits: the weight must be a constant of the file (straight, dequantised, turned or reshaped).
     Specification: ONNX Conv-22.
 
@@ -35,7 +35,7 @@ def conv(
     groups = int(call.attribute("group", 1))
     sources, ties = call.slices(0, 1)
     inward, targets = _grouped(call, sources, width, out, groups)
-    whole = _go_whole(inward, targets)
+    whole = not call.by_position and _go_whole(inward, targets)
     ties += _group_ties(inward, targets, whole) if groups > 1 else []
     rank = len(call.output_shape())
     factors = (
@@ -63,6 +63,7 @@ def conv(
         mixes=(mix,),
         links=tuple(links),
         slices=(Slice(weight, factors), *vectors(call, (bias, *per_channel), targets.reshape(-1))),
+        pins=_along(call),
         rewrite=_shrink_groups(targets) if groups > 1 and whole else None,
     )
 
@@ -72,7 +73,7 @@ def conv_transpose(call: Call) -> Effect:
 
     Flow: every kernel leads from its input channel to its output channel, within its group.
     Ties: groups live and die whole.
-    Pins: nothing, but for what a computed weight touches.
+    Pins: channels that lie along a pixel axis; what a computed weight touches.
     Limits: the weight must be a constant of the file.
     Specification: ONNX ConvTranspose-22.
     """
@@ -102,6 +103,7 @@ def conv_transpose(call: Call) -> Effect:
         tuple(ties),
         mixes=(mix,),
         slices=(Slice(1, factors), *vectors(call, (2,), targets.reshape(-1))),
+        pins=_along(call),
         rewrite=_shrink_groups(targets) if groups > 1 else None,
     )
 
@@ -154,6 +156,14 @@ def deform_conv(call: Call) -> Effect:
     if int(call.attribute("offset_group", 1)) != 1:
         raise Unsupported("each group of its offsets steers some of the channels", advice.EXPORT)
     return steered(call, conv(call, bias=3), "is steered by it")
+
+
+def _along(call: Call) -> tuple[Pin, ...]:
+    """Channels that lie along the pixel axes only: each takes part in what becomes of its neighbours."""
+    labels = call.labels(0)
+    if not varied(labels) or 1 in varied(labels):
+        return ()
+    return (Pin(np.unique(labels), call.value(0).name, f"{call.title} runs along the channels"),)
 
 
 def _grouped(call: Call, sources: Labels, width: int, out: int, groups: int) -> tuple[Labels, Labels]:
