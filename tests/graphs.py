@@ -1,7 +1,7 @@
 """Random small ONNX models: how one is begun, grown and ended.
 
 A model is drawn through one function ``choose(n) -> 0 … n-1``, so that hypothesis shrinks it and a plain random
-generator can draw it fast.  The steps are in ``graph_steps`` and ``graph_moves``.
+generator can draw it fast.  The steps are in ``graph_steps``, ``graph_moves`` and ``graph_blocks``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import onnx
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from tests.graph_blocks import BLOCKS
 from tests.graph_builder import IR_VERSIONS, Builder, Choose, Tensor, dense
 from tests.graph_moves import MOVES
 from tests.graph_steps import STEPS, conv, conv_of
@@ -26,7 +27,7 @@ def build(choose: Choose) -> onnx.ModelProto:
     for tensor in inputs:
         conv_of(b, tensor, b.one_of((4, 6, 8, 12)), groups=1)
     for _ in range(b.between(1, 14)):
-        (conv if b.chance(4) else b.one_of((*STEPS, *MOVES)))(b)
+        (conv if b.chance(4) else b.one_of((*STEPS, *MOVES, *BLOCKS)))(b)
     return _finished(b, inputs)
 
 
