@@ -246,8 +246,12 @@ def reverse(b: Bench) -> None:
     """Batch and time in either order, channels last; the lengths are constant."""
     b.batch, b.free, b.whole = 2, False, True
     data = b.tokens(b.between(2, 4), 2)
-    axes: dict[str, Any] = b.one_of(({"batch_axis": 0, "time_axis": 1}, {}))
-    b.subject("ReverseSequence", [data, b.ints(2, 1)], **axes)
+    b.subject("ReverseSequence", [data, b.ints(2, 1)], batch_axis=0, time_axis=1)
+
+
+def reverse_by_default(b: Bench) -> None:
+    b.batch, b.free, b.whole = 2, False, True
+    b.subject("ReverseSequence", [b.tokens(2, 2), b.ints(2, 1)])
 
 
 def reverse_computed(b: Bench) -> None:
@@ -259,6 +263,11 @@ def reverse_computed(b: Bench) -> None:
 def reverse_channels(b: Bench) -> None:
     b.batch, b.free = 2, False
     b.subject("ReverseSequence", [b.image(3, 2), b.ints(2, 3)], batch_axis=0, time_axis=1)
+
+
+def reverse_channels_by_default(b: Bench) -> None:
+    b.batch, b.free = 2, False
+    b.subject("ReverseSequence", [b.image(3, 2), b.ints(2, 1, 2)])
 
 
 def triangle(b: Bench) -> None:
@@ -354,9 +363,13 @@ CASES = [
     ),
     Case(
         "ReverseSequence",
-        (Form("channels last", reverse, ALL, linear=True, moves=True),),
+        (
+            Form("channels last", reverse, ALL, linear=True, moves=True),
+            Form("axes by default", reverse_by_default, ALL, linear=True, moves=True),
+        ),
         (
             Refusal("channels", reverse_channels, AMONG),
+            Refusal("channels by default", reverse_channels_by_default, AMONG),
             Refusal("computed lengths", reverse_computed, "takes its lengths from it"),
         ),
         harmless={"unpinned": ONE},

@@ -94,6 +94,13 @@ def matmul_head_values(b: Bench) -> None:
     b.subject("MatMul", [b.plain(1, 3, 4), b.headed(2, b.between(2, 3), 4, (0, 2, 1, 3))])
 
 
+def matmul_lower_rank(b: Bench) -> None:
+    """Pixels of every channel mixed by one computed matrix, of a lower rank."""
+    b.batch, b.free = 1, False
+    matrix = b.node("Reshape", [b.plain(4, 3), b.ints(4, 3)])
+    b.subject("MatMul", [b.image(b.between(2, 4), 3, 4), matrix])
+
+
 def fused_matmul(b: Bench) -> None:
     """The constant may be stored turned."""
     wide, out, turned = b.between(2, 4), b.between(2, 5), b.choose(2)
@@ -234,6 +241,7 @@ CASES = [
             Form("beside the channels", matmul_beside_channels),
             Form("values", matmul_values, exact=False),
             Form("values on the left", matmul_values_left, exact=False),
+            Form("computed matrix of rank 2", matmul_lower_rank, exact=False),
             Form("heads", matmul_heads, exact=False),
             Form("shared keys", matmul_shared_keys, exact=False, allows="all heads share it"),
             Form("values of several heads", matmul_head_values, exact=False, mates=True),

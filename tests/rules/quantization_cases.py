@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from onnx import TensorProto
 
 from tests.rules.bench import Bench
 from tests.rules.case import Build, Case, Form, Refusal
@@ -68,6 +69,15 @@ def computed(op: str) -> Build:
     return build
 
 
+def computed_zero(op: str) -> Build:
+    def build(b: Bench) -> None:
+        data = b.image(3, 2, 3)
+        data = b.quantised(data) if op == "DequantizeLinear" else data
+        b.subject(op, [data, b.scalar(0.05), b.node("Cast", [b.number(100.0)], to=TensorProto.UINT8)])
+
+    return build
+
+
 def blocks(op: str) -> Build:
     def build(b: Bench) -> None:
         b.batch, b.free = 1, False
@@ -109,6 +119,7 @@ CASES = [
             ),
             (
                 Refusal("computed scale", computed(op), "its scale is computed at run time"),
+                Refusal("computed zero point", computed_zero(op), "its scale is computed at run time"),
                 Refusal("blocks", blocks(op), "it is quantised in blocks", (21,)),
             ),
         )
