@@ -40,6 +40,8 @@ TESTS = (
     "tests/test_bad_*.py",
     "tests/test_cli.py",
     "tests/test_operators_page.py",
+    "tests/test_contract.py",
+    "tests/test_layers.py",
 )
 PATIENCE = 1200
 """Seconds after which a mutant counts as found: it does not come to an end."""

@@ -12,6 +12,7 @@ import onnxruntime as ort
 from onnx import helper, numpy_helper
 
 Shape = tuple[int, ...]
+RECURRENT = ("LSTM", "GRU", "RNN")
 COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -63,6 +64,8 @@ def shapes_of(model: onnx.ModelProto) -> dict[str, Shape]:
 def counted(path: Path) -> Count:
     """Count a file: kernels are rows × columns of Conv, ConvTranspose, Gemm and MatMul with a weight of the file.
 
+    Recurrent layers and Einsum count as multiply-adds alone.
+
     Nodes that no graph output needs do nothing, and count for nothing.
     """
     model = onnx.load(path)
@@ -73,6 +76,11 @@ def counted(path: Path) -> Count:
             shape = weights[node.input[1]]
             kernels += math.prod(shape[:2]) if "Conv" in node.op_type else math.prod(shape)
             macs += _macs(node, shape, shapes)
+        elif node.op_type in RECURRENT and node.input[1] in weights:
+            steps = math.prod(shapes[node.input[0]][:2])
+            macs += steps * sum(math.prod(weights[name]) for name in node.input[1:3])
+        elif node.op_type == "Einsum" and node.input[1] in weights:
+            macs += _contracted(node, shapes, weights[node.input[1]])
     params = sum(
         math.prod(shape) for shape, kind in constants(model).values() if kind.name not in ("int64", "bool", "object")
     )
@@ -95,6 +103,15 @@ def _macs(node: onnx.NodeProto, weight: Shape, shapes: dict[str, Shape]) -> int:
     if "Conv" in node.op_type:
         return math.prod(weight) * moving[0] * math.prod(moving[2:])
     return math.prod(weight) * math.prod(moving[:-1])
+
+
+def _contracted(node: onnx.NodeProto, shapes: dict[str, Shape], weight: Shape) -> int:
+    """One multiply-add for each combination of all indices."""
+    equation = node.attribute[0].s.decode()
+    terms = equation.split("->")[0]
+    sizes = dict(zip(terms.split(",")[0], shapes[node.input[0]], strict=True))
+    sizes |= dict(zip(terms.split(",")[1], weight, strict=True))
+    return math.prod(sizes.values())
 
 
 def reached(model: onnx.ModelProto) -> dict[str, set[str]]:

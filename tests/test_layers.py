@@ -153,3 +153,18 @@ def test_functions_are_short() -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
     assert {name: n for name, n in lengths.items() if n > LONGEST_FUNCTION} == {}
+
+
+THAWED = {("analysis", "_Trace")}
+"""What is filled while the nodes of a model are visited."""
+
+
+@pytest.mark.parametrize("name", sorted(set(TREES) - PACKAGES))
+def test_data_are_frozen(name: str) -> None:
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.ClassDef) and (name, node.name) not in THAWED:
+            for decorator in node.decorator_list:
+                if "dataclass" in ast.dump(decorator):
+                    assert "frozen=True" in ast.unparse(decorator), (
+                        f"{name}.{node.name} is a dataclass that is not frozen"
+                    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -132,14 +133,24 @@ def _weighted(call: Call, data: int, weight: int, terms: Sequence[str], result: 
     found = _by_letters(labels, term, call.shape(data))
     summed = [letter for letter in term if letter not in result]
     fresh = [letter for letter in stored if letter not in term]
+    whole = _whole(call, weight, math.prod(call.shape(data)[term.index(letter)] for letter in summed))
     if (found or not fresh) and not found.keys() & set(stored):
         if found.keys() & set(summed):
-            raise Unsupported("it sums over the channels", advice.NONE)
-        return Effect((_moved(labels, term, result),))
+            effect = pin_all(call, f"{call.title}: it sums over the channels")
+            return replace(effect, mixes=(whole,))
+        return Effect((_moved(labels, term, result),), mixes=(whole,))
     if set(stored) - set(fresh) != set(summed) or not fresh or found.keys() - set(summed):
-        raise Unsupported("its constant is no plain matrix from contracted to new indices", advice.EXPORT)
+        reason = f"{call.title}: its constant is no plain matrix from contracted to new indices"
+        return replace(pin_all(call, reason, advice.EXPORT), mixes=(whole,))
     require_held(call, weight)
     return _mixed(call, data, weight, term, stored, summed, fresh, result)
+
+
+def _whole(call: Call, weight: int, summed: int) -> Mix:
+    """The cost of a contraction that no channel removal can shrink."""
+    none = np.zeros((1, 1), np.int64)
+    taps = math.prod(call.output_shape()) * summed
+    return Mix(none, none, weight, lambda: np.zeros((1, 1, 1), np.float32), taps=taps, counted=False)
 
 
 def _moved(labels: Labels, term: str, result: str) -> Labels:
