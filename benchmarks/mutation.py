@@ -80,12 +80,13 @@ def _nodes(node: object) -> Iterator[object]:
 
 
 def mutated(mutant: Mutant) -> str | None:
-    """The source of a mutant; None where nothing but annotations changes."""
+    """The source of a mutant; None where nothing but annotations changes, or nothing can be read any more."""
     source = (ROOT / mutant.file).read_text()
     changed = mutate_code(source, plugins.get_operator(mutant.operator)(), mutant.occurrence)
-    if changed is None or _behaviour(changed) == _behaviour(source):
+    try:
+        return None if changed is None or _behaviour(changed) == _behaviour(source) else str(changed)
+    except SyntaxError:
         return None
-    return str(changed)
 
 
 def _behaviour(source: str) -> str:

@@ -270,6 +270,12 @@ def reverse_channels_by_default(b: Bench) -> None:
     b.subject("ReverseSequence", [b.image(3, 2), b.ints(2, 1, 2)])
 
 
+def reverse_channels_in_time(b: Bench) -> None:
+    b.batch, b.free = 2, False
+    turned = b.node("Transpose", [b.image(3, 2)], perm=[1, 0, 2])
+    b.subject("ReverseSequence", [turned, b.ints(2, 3)])
+
+
 def triangle(b: Bench) -> None:
     diagonal = [b.scalar(b.between(-1, 1), np.int64)] if b.chance(2) else []
     b.subject("Trilu", [b.image(b.between(2, 4), 3, 3), *diagonal], upper=b.choose(2))
@@ -370,6 +376,7 @@ CASES = [
         (
             Refusal("channels", reverse_channels, AMONG),
             Refusal("channels by default", reverse_channels_by_default, AMONG),
+            Refusal("channels in time by default", reverse_channels_in_time, AMONG),
             Refusal("computed lengths", reverse_computed, "takes its lengths from it"),
         ),
         harmless={"unpinned": ONE},
