@@ -25,7 +25,7 @@ import onnx
 from tests.helpers import Done, called, tree
 from tests.victims import MODEL, Files
 
-PATIENCE = 60.0
+PATIENCE = 150.0
 """Seconds after which a run is taken to hang."""
 ADDRESS_SPACE = 6 << 30
 """Bytes of address space of a worker."""
