@@ -82,6 +82,17 @@ def plain(op: str) -> Build:
     return build
 
 
+def lower(op: str) -> Build:
+    """A tensor without channels, of rank 2."""
+
+    def build(b: Bench) -> None:
+        b.batch, b.free = 1, False
+        matrix = b.node("Reshape", [b.plain(2, 3), b.ints(2, 3)])
+        b.subject(op, [second(op)(b, b.image(b.between(2, 4), 2, 3)), second(op)(b, matrix)], **extra(op))
+
+    return build
+
+
 def constant(op: str, form: str) -> Build:
     """A constant per channel, per position, or one for all; on either side, of the same rank or a smaller one."""
 
@@ -187,6 +198,7 @@ def join_case(op: str, opsets: tuple[int, ...] = ALL, exact: bool = True) -> Cas
         Form("same", same(op), opsets, exact=False),
         Form("pooled", pooled(op), opsets, exact, linear=added),
         Form("without channels", plain(op), opsets, exact, linear=added),
+        Form("without channels, rank 2", lower(op), opsets, exact, linear=added),
         Form("constant per channel", constant(op, "channel"), opsets, exact, linear=added or scaled),
         Form("constant per position", constant(op, "full"), opsets, exact, linear=added),
         Form("constant per pixel", constant(op, "pixel"), opsets, exact, linear=added),
