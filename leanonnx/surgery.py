@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from leanonnx.formats import graphs
 from leanonnx.model import Model, captured, unneeded
 from leanonnx.patch import Maker, Patch, Place
 from leanonnx.rules.call import Entries, Pick
@@ -207,12 +208,10 @@ def _fingerprint(array: Array) -> bytes:
 
 def _all_names(graph: onnx.GraphProto) -> set[str]:
     """Every value name of a graph and its subgraphs."""
-    names = {t.name for t in graph.initializer} | {v.name for v in graph.input} | {v.name for v in graph.output}
-    for node in graph.node:
-        names |= {*node.input, *node.output}
-        for attribute in node.attribute:
-            for inner in [attribute.g, *attribute.graphs] if attribute.type in (5, 10) else []:
-                names |= _all_names(inner)
+    names: set[str] = set()
+    for part in graphs(graph):
+        names |= {t.name for t in part.initializer} | {v.name for v in [*part.input, *part.output]}
+        names.update(name for node in part.node for name in [*node.input, *node.output])
     return names
 
 

@@ -192,6 +192,11 @@ class Call:
         value = self.attributes.get(name)
         return default if value is None else value
 
+    def text(self, name: str, default: str) -> str:
+        """An attribute that is a string, which some readers give as bytes."""
+        found = self.attribute(name, default)
+        return found.decode() if isinstance(found, bytes) else str(found)
+
     def has(self, slot: int) -> bool:
         """Whether an input slot is connected."""
         return slot < len(self.inputs) and self.inputs[slot] is not None

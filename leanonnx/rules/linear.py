@@ -10,7 +10,7 @@ from leanonnx.rules.call import Call, Effect, Mix, Pairs, Slice, Unsupported, br
 from leanonnx.rules.weights import require_held, vectors, with_whole_weight
 
 
-def gemm(call: Call, weight: int = 1, bias: int = 2) -> Effect:
+def gemm(call: Call) -> Effect:
     """Matrix product with a constant B, and a bias; a Flatten before it repeats each channel over its pixels.
 
     Flow: every number of B is a kernel from an input to an output channel.
@@ -19,6 +19,7 @@ def gemm(call: Call, weight: int = 1, bias: int = 2) -> Effect:
     Limits: ``transA`` = 0; B is a constant of the file, C a constant.
     Specification: ONNX Gemm-13, com.microsoft.FusedGemm-1.
     """
+    weight, bias = 1, 2
     require_held(call, weight)
     if call.attribute("transA", 0):
         raise Unsupported("it transposes its input", advice.EXPORT)

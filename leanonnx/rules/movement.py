@@ -118,7 +118,7 @@ def depth_to_space(call: Call) -> Effect:
     """
     block = int(call.attribute("blocksize"))
     vector, ties = call.slices(0, 1)
-    crd = call.attribute("mode", "DCR") in ("CRD", b"CRD")
+    crd = call.text("mode", "DCR") == "CRD"
     members = vector.reshape(-1, block * block) if crd else vector.reshape(block * block, -1).T
     return _folded(call, members, ties)
 

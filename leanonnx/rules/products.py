@@ -14,7 +14,7 @@ import numpy as np
 from leanonnx.labels import Labels, compact, on_axis, varied
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, Link, Mix, Pairs, Pin, Slice, Unsupported, pin_all
-from leanonnx.rules.weights import require_held
+from leanonnx.rules.weights import fixed, require_held
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TWO = 2
@@ -112,7 +112,7 @@ def einsum(call: Call) -> Effect:
         of the file and shares only contracted indices with the tensor.
     Specification: ONNX Einsum-12.
     """
-    equation = str(_text(call.attribute("equation", ""))).replace(" ", "")
+    equation = call.text("equation", "").replace(" ", "")
     if len(call.inputs) != TWO or "->" not in equation or "." in equation:
         raise Unsupported("it is no contraction of two tensors with an explicit result", advice.EXPORT)
     left, result = equation.split("->")
@@ -123,17 +123,14 @@ def einsum(call: Call) -> Effect:
     return _weighted(call, 1 - constant[0], constant[0], terms, result)
 
 
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
-
-
 def _weighted(call: Call, data: int, weight: int, terms: Sequence[str], result: str) -> Effect:
     """A contraction with a constant: channels pass through, or kernels lead from contracted to new indices."""
     labels, term, stored = call.labels(data), terms[data], terms[weight]
     found = _by_letters(labels, term, call.shape(data))
     summed = [letter for letter in term if letter not in result]
     fresh = [letter for letter in stored if letter not in term]
-    whole = _whole(call, weight, math.prod(call.shape(data)[term.index(letter)] for letter in summed))
+    each = math.prod(call.shape(data)[term.index(letter)] for letter in summed)
+    whole = fixed(weight, (1, 1), taps=each * math.prod(call.output_shape()), counted=False)
     if (found or not fresh) and not found.keys() & set(stored):
         if found.keys() & set(summed):
             effect = pin_all(call, f"{call.title}: it sums over the channels")
@@ -144,13 +141,6 @@ def _weighted(call: Call, data: int, weight: int, terms: Sequence[str], result: 
         return replace(pin_all(call, reason, advice.EXPORT), mixes=(whole,))
     require_held(call, weight)
     return _mixed(call, data, weight, term, stored, summed, fresh, result)
-
-
-def _whole(call: Call, weight: int, summed: int) -> Mix:
-    """The cost of a contraction that no channel removal can shrink."""
-    none = np.zeros((1, 1), np.int64)
-    taps = math.prod(call.output_shape()) * summed
-    return Mix(none, none, weight, lambda: np.zeros((1, 1, 1), np.float32), taps=taps, counted=False)
 
 
 def _moved(labels: Labels, term: str, result: str) -> Labels:

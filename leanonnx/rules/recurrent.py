@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
-from leanonnx.labels import Shape, on_axis, uniform
+from leanonnx.labels import on_axis, uniform
 from leanonnx.rules import advice
 from leanonnx.rules.call import Array, Call, Effect, Mix, Pin, Slice, Unsupported, steered
-from leanonnx.rules.weights import require_held
+from leanonnx.rules.weights import fixed, require_held
 
 
 def recurrent(call: Call) -> Effect:
@@ -43,18 +43,11 @@ def recurrent(call: Call) -> Effect:
     reason = f"{call.title} feeds its hidden units back to themselves"
     pins = (Pin(state, next(name for name in call.outputs if name), reason),)
     outputs = tuple(uniform(int(state[0]), len(shape) if shape else 0) for shape in call.output_shapes)
-    mixes = (mix, _loop(call.shape(2), positions))
-    effect = Effect(outputs, tuple(ties), mixes=mixes, slices=(Slice(1, (inward,)),), pins=pins)
+    loop = fixed(2, (directions * rows, call.shape(2)[2]), positions=positions, counted=False)
+    effect = Effect(outputs, tuple(ties), mixes=(mix, loop), slices=(Slice(1, (inward,)),), pins=pins)
     return steered(call, effect, "starts from it")
 
 
 def _gains(weight: Array) -> Array:
     """W as one number per input channel ``[1, 1, I]``: the 2-norm over all hidden units and gates."""
     return np.asarray(np.sqrt((weight.astype(np.float32) ** 2).sum((0, 1)))[None, None])
-
-
-def _loop(shape: Shape, positions: int) -> Mix:
-    """The cost of R ``[D, gates·H, H]``, which no channel removal can shrink."""
-    fixed = uniform(0, 2)
-    sources, targets = np.broadcast_to(fixed, (1, shape[2])), np.broadcast_to(fixed, (1, shape[0] * shape[1]))
-    return Mix(sources, targets, 2, lambda: np.zeros((1, 1, 1)), positions=positions, counted=False)

@@ -57,20 +57,20 @@ def vectors(call: Call, slots: tuple[int, ...], targets: Labels) -> tuple[Slice,
 
 
 def with_whole_weight(call: Call, effect: Effect, slot: int) -> Effect:
-    """Add the cost of a weight that no channel removal can shrink (label 0 lives always)."""
+    """Add the cost of a weight that no channel removal can shrink."""
     shape = call.shape(slot)
     rows, columns, *kernel = shape if "Conv" in call.op else shape[-2:]
     out = max(math.prod(call.output_shapes[0] or ()), 1)
-    fixed = uniform(0, 2)
-    mix = Mix(
-        np.broadcast_to(fixed, (1, columns)),
-        np.broadcast_to(fixed, (1, rows)),
-        slot,
-        lambda: np.zeros((1, 1, 1), np.float32),
-        taps=math.prod(kernel),
-        positions=max(out // _outputs(call, shape), 1),
-    )
+    mix = fixed(slot, (rows, columns), taps=math.prod(kernel), positions=max(out // _outputs(call, shape), 1))
     return replace(effect, mixes=(*effect.mixes, mix))
+
+
+def fixed(slot: int, size: tuple[int, int], taps: int = 1, positions: int = 1, counted: bool = True) -> Mix:
+    """The cost of kernels ``[rows, columns]`` that all live always (label 0)."""
+    always = uniform(0, 2)
+    sources, targets = np.broadcast_to(always, (1, size[1])), np.broadcast_to(always, (1, size[0]))
+    nothing = np.zeros((1, 1, 1), np.float32)
+    return Mix(sources, targets, slot, lambda: nothing, taps=taps, positions=positions, counted=counted)
 
 
 def _outputs(call: Call, shape: Shape) -> int:

@@ -96,7 +96,7 @@ def pad(call: Call) -> Effect:
         raise Unsupported("it pads several axes that hold channels", advice.EXPORT)
     if min(pairs[touched[0]]) < 0:
         return _cut_off(call, touched[0], pairs)
-    if _text(call.attribute("mode", "constant")) != "constant":
+    if call.text("mode", "constant") != "constant":
         raise Unsupported("it mirrors or repeats channels", advice.EXPORT)
     axis = touched[0]
     vector, ties = call.slices(0, axis)
@@ -113,10 +113,6 @@ def pad(call: Call) -> Effect:
         return Edit({"pads": _patched(amounts, entries)})
 
     return Effect((output,), tuple(ties), rewrite=rewrite, starts=(before, after) if filled else ())
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
 
 
 def _cut_off(call: Call, axis: int, pairs: dict[int, tuple[int, int]]) -> Effect:

@@ -9,6 +9,7 @@ import numpy as np
 from tests.rules import mistakes
 from tests.rules.bench import Bench
 from tests.rules.case import Build, Case, Form, Refusal
+from tests.rules.integers import integers, scales, zeros
 
 MS = "com.microsoft"
 
@@ -113,22 +114,6 @@ def fused_conv(residual: bool) -> Build:
 def fused_conv_constant_residual(b: Bench) -> None:
     inputs = [b.image(3, 4, 4), b.const(b.normal(2, 3, 1, 1)), b.const(b.normal(2))]
     b.subject("FusedConv", [*inputs, b.initializer(b.normal(b.batch, 2, 4, 4))], domain=MS)
-
-
-def scales(b: Bench, count: int, per_channel: bool) -> str:
-    """One scale for a weight, or one per channel."""
-    return b.const(0.02 * b.positive(count)) if per_channel else b.scalar(0.02)
-
-
-def zeros(b: Bench, count: int, per_channel: bool, kind: type = np.int8) -> str:
-    """One zero point for a weight, or one per channel (0 for signed ones, as onnxruntime wants it)."""
-    low = 0 if kind is np.int8 else 120
-    return b.const(np.full(count, low, kind)) if per_channel else b.scalar(low, kind)
-
-
-def integers(b: Bench, *shape: int, kind: type = np.int8) -> str:
-    low, high = (-100, 100) if kind is np.int8 else (20, 220)
-    return b.const(b.rng.integers(low, high, shape).astype(kind))
 
 
 def qlinear_conv(groups: int, per_channel: bool, bias: bool) -> Build:
