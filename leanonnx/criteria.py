@@ -88,7 +88,7 @@ def _by_cover(weights: Weights) -> Ranking:
 
 def _relative(dag: ChannelDag, classes: Ints, scores: Floats) -> Floats:
     """Chain values (log) of each class relative to the best of its layer, as plain numbers."""
-    layers = _layers(dag, classes)
+    layers = layers_of(dag, classes)
     best = np.full(int(layers.max()) + 1, -np.inf)
     np.maximum.at(best, layers, scores)
     shift = np.where(np.isfinite(best), best, 0.0)[layers]
@@ -132,7 +132,7 @@ def _per_class(classes: Ints, values: Floats, join: np.ufunc) -> Floats:
     return found
 
 
-def _layers(dag: ChannelDag, classes: Ints) -> Ints:
+def layers_of(dag: ChannelDag, classes: Ints) -> Ints:
     """Layer of each class: classes whose channels the same mixing operators put out, joined over ties."""
     count = int(classes.max()) + 1
     mixing = np.zeros(len(dag.model.proto.graph.node) + 1, bool)
@@ -152,7 +152,7 @@ def _layerwise(dag: ChannelDag, classes: Ints, scores: Floats, shares: Floats) -
 
     The key of the j-th best class of a layer is Σ_{i ≥ j} share_i / Σ share_i.
     """
-    layers = _layers(dag, classes)
+    layers = layers_of(dag, classes)
     order = np.lexsort((np.arange(scores.size), -scores, layers))
     sorted_layers, sorted_shares = layers[order], shares[order]
     starts = np.flatnonzero(np.r_[True, sorted_layers[1:] != sorted_layers[:-1]])

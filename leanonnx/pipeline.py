@@ -32,6 +32,7 @@ from leanonnx.storage import write_model
 from leanonnx.surgery import apply
 from leanonnx.version import __version__
 from leanonnx.weigh import check_finite
+from leanonnx.widths import NATURAL, Alignment
 
 Progress = Callable[[str], None]
 LONGEST_NAME = 240
@@ -51,6 +52,7 @@ class Options:
     plan: Path | None = None
     libraries: tuple[Path, ...] = ()
     best_effort: bool = False
+    alignment: Alignment = NATURAL
     seed: int = 0
 
     def record(self) -> dict[str, Any]:
@@ -232,6 +234,7 @@ def _selected(dag: ChannelDag, options: Options) -> Selection:
         frozenset(node for name in options.ignore for node in _named_nodes(dag.model, name)),
         options.seed,
         options.best_effort,
+        options.alignment,
     )
     pins = tuple(_ignored_pin(dag, node) for node in sorted(request.ignored))
     return select(dag, replace(request, pinned=request.pinned + pins))

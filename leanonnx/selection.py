@@ -1,23 +1,25 @@
-"""Ranking + budget → keep set: the longest prefix of the ranking whose physical cost fits."""
+"""Ranking + budget → keep set: the longest prefix of the ranking whose physical cost fits, at widths that run fast."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from leanonnx.analysis import ChannelDag
-from leanonnx.closure import closed
 from leanonnx.cost import Cost, cost_model
 from leanonnx.criteria import Chains, Method, Ranking, rank
 from leanonnx.errors import BudgetUnreachable
+from leanonnx.keeper import Keeper
 from leanonnx.labels import Mask
 from leanonnx.limits import what_holds
 from leanonnx.rules.call import Pin
 from leanonnx.weigh import Weights
+from leanonnx.widths import NATURAL, Alignment
 
-Ints = NDArray[np.int64]
+Price = Callable[[Mask], float]
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Request:
     ignored: frozenset[int] = frozenset()
     seed: int = 0
     best_effort: bool = False
+    alignment: Alignment = NATURAL
 
 
 @dataclass(frozen=True)
@@ -55,91 +58,65 @@ class Selection:
     limits: tuple[str, ...] = ()
 
 
+class Selector:
+    """Ranks the channels of a DAG once, and gives the keep set for any fraction of its cost.
+
+    ``price`` tells what a keep set costs in the unit of the budget.
+    """
+
+    def __init__(self, dag: ChannelDag, request: Request, price: Price | None = None) -> None:
+        self.dag, self.request = dag, request
+        self.cost = cost_model(dag, request.ignored)
+        self.price: Price = price or (lambda alive: getattr(self.cost(alive), request.budget.unit))
+        everything = np.ones(dag.count, bool)
+        self.before, self.total = self.cost(everything), self.price(everything)
+
+    def within(self, fraction: float) -> Mask:
+        """The keep set for a fraction of the original's cost; the cheapest where none fits."""
+        return self.keeper.largest(lambda alive: self._spent(alive, fraction))
+
+    @cached_property
+    def keeper(self) -> Keeper:
+        """The ranking, ready to be cut off."""
+        request, weights = self.request, Weights(self.dag, self.request.ignored)
+
+        def enough(ranking: Ranking) -> bool:
+            keeper = Keeper(weights, ranking, request.pinned, NATURAL)
+            return self._spent(keeper.prefix(len(ranking.order)), request.budget.fraction) > 1
+
+        ranking = rank(weights, request.method, request.chains, request.seed, enough)
+        return Keeper(weights, ranking, request.pinned, request.alignment)
+
+    def _spent(self, alive: Mask, fraction: float) -> float:
+        return self.price(alive) / (fraction * self.total) if self.total else 0.0
+
+    def select(self) -> Selection:
+        """Choose the channels to keep.
+
+        Raises:
+            BudgetUnreachable: what may not be removed is larger than the budget, unless ``best_effort``.
+        """
+        budget = self.request.budget
+        if budget.fraction >= 1:
+            return Selection(np.ones(self.dag.count, bool), self.before, self.before, reached=True)
+        alive = self.within(budget.fraction)
+        reached = self._spent(alive, budget.fraction) <= 1 and self.total > 0
+        limits = () if reached else what_holds(self.dag, self.cost, alive, self.request.pinned)
+        if not reached and not self.request.best_effort:
+            raise BudgetUnreachable(_unreachable(budget, limits, self.price(alive), self.total))
+        return Selection(alive, self.before, self.cost(alive), reached, limits)
+
+
 def select(dag: ChannelDag, request: Request) -> Selection:
     """Choose the channels to keep.
 
     Raises:
         BudgetUnreachable: what may not be removed is larger than the budget, unless ``best_effort``.
     """
-    cost = cost_model(dag, request.ignored)
-    before = cost(np.ones(dag.count, bool))
-    total = getattr(before, request.budget.unit)
-    limit = request.budget.fraction * total
-    if request.budget.fraction >= 1:
-        return Selection(np.ones(dag.count, bool), before, before, reached=True)
-
-    def fits(alive: Mask) -> bool:
-        return bool(getattr(cost(alive), request.budget.unit) <= limit)
-
-    def enough(ranking: Ranking) -> bool:
-        return not fits(_Keeper(weights, request, ranking).prefix(len(ranking.order)))
-
-    weights = Weights(dag, request.ignored)
-    ranking = rank(weights, request.method, request.chains, request.seed, enough)
-    keeper = _Keeper(weights, request, ranking)
-    low, high = 0, len(ranking.order)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(keeper.prefix(middle)) else (low, middle - 1)
-    alive = keeper.prefix(low)
-    reached = fits(alive) and total > 0
-    limits = () if reached else what_holds(dag, cost, alive, request.pinned)
-    if not reached and not request.best_effort:
-        raise BudgetUnreachable(_unreachable(request.budget, limits, getattr(cost(alive), request.budget.unit), total))
-    return Selection(alive, before, cost(alive), reached, limits)
+    return Selector(dag, request).select()
 
 
-class _Keeper:
-    """Turns a prefix of a ranking into a keep set that surgery can carry out."""
-
-    def __init__(self, weights: Weights, request: Request, ranking: Ranking) -> None:
-        self.weights, self.dag, self.ranking = weights, weights.dag, ranking
-        self.classes = ranking.classes
-        self.readers = [pair for _, pair in self.dag.implied if not _tied(self.classes, pair)]
-        self.protected = self._protected(request)
-
-    def prefix(self, count: int) -> Mask:
-        """Labels that live when the first ``count`` classes of the ranking are kept."""
-        keep = self.protected.copy()
-        keep[self.ranking.order[:count]] = True
-        return closed(self.dag, self.classes, keep)
-
-    def _protected(self, request: Request) -> Mask:
-        """Classes that live in any case: pins, one class for every tensor, one chain for every output and input."""
-        keep = np.zeros(self.ranking.scores.size, bool)
-        keep[self.classes[0]] = True
-        for pin in (*self.dag.pins, *request.pinned):
-            keep[self.classes[pin.labels]] = True
-        if self.readers:
-            for chain in self.weights.connections:
-                keep[self.classes[list(chain)]] = True
-        keep = self._with_sources(keep)
-        for members in self._tensor_classes():
-            if not keep[members].any():
-                keep[members[np.argmax(self.ranking.scores[members])]] = True
-                keep = self._with_sources(keep)
-        return keep
-
-    def _tensor_classes(self) -> list[Ints]:
-        """The classes of each tensor, small tensors first."""
-        found = {np.unique(self.classes[labels]).tobytes() for labels in self.dag.labels.values()}
-        return sorted((np.frombuffer(raw, np.int64) for raw in found), key=lambda m: (m.size, m.tolist()))
-
-    def _with_sources(self, keep: Mask) -> Mask:
-        """A reader cannot outlive its channel: protect the channels of protected readers, and what is tied to them."""
-        while True:
-            before = keep.copy()
-            for channels, readers in reversed(self.readers):
-                keep[self.classes[channels[keep[self.classes[readers]]]]] = True
-            if np.array_equal(before, keep):
-                return keep
-
-
-def _tied(classes: Ints, pair: tuple[Ints, Ints]) -> bool:
-    return bool(np.array_equal(classes[pair[0]], classes[pair[1]]))
-
-
-def _unreachable(budget: Budget, limits: tuple[str, ...], lowest: int, total: int) -> str:
+def _unreachable(budget: Budget, limits: tuple[str, ...], lowest: float, total: float) -> str:
     """Why a budget cannot be reached: the lowest value and what holds it up."""
     if total == 0:
         return (
@@ -148,7 +125,7 @@ def _unreachable(budget: Budget, limits: tuple[str, ...], lowest: int, total: in
         )
     share = lowest / total
     return (
-        f"{budget.fraction:g} of the {budget.unit} was asked for, but {share:.4f} ({lowest} of {total}) is the "
-        f"lowest that can be reached: {'; '.join(limits) or 'every layer is at its last channel'}; "
+        f"{budget.fraction:g} of the {budget.unit} was asked for, but {share:.4f} ({lowest:.12g} of {total:.12g}) is "
+        f"the lowest that can be reached: {'; '.join(limits) or 'every layer is at its last channel'}; "
         f"ask for at least {np.ceil(1e4 * share) / 1e4:g}, or add --best-effort to write that"
     )

@@ -12,7 +12,8 @@ import leanonnx
 
 ROOT = Path(leanonnx.__file__).parent
 LAYERS = [
-    {"version", "errors", "labels", "norms", "chains", "storage", "formats", "memory"},
+    {"version", "errors", "labels", "norms", "chains", "storage", "formats", "memory"}
+    | {"targets"},
     {"model", "rules.advice"},
     {"rules.call"},
     {"rules.joins", "rules.weights", "rules.assembly", "rules.check"},
@@ -22,8 +23,10 @@ LAYERS = [
     | {"rules.recurrent", "rules.windows"},
     {"rules.table", "constants"},
     {"analysis", "userrules"},
-    {"closure", "cost", "weigh", "patch"},
+    {"closure", "cost", "latency", "weigh", "patch"},
     {"limits", "criteria", "surgery", "plan", "proof"},
+    {"widths"},
+    {"keeper"},
     {"selection"},
     {"pipeline"},
     {"report"},
