@@ -23,7 +23,7 @@ from leanonnx.analysis import ChannelDag, analyse
 from leanonnx.chains import Block
 from leanonnx.criteria import Chains
 from leanonnx.model import load
-from leanonnx.runtime import observe
+from leanonnx.runtime.observation import observe
 from leanonnx.selection import Budget, Request, select
 from leanonnx.weigh import weighted
 

@@ -24,7 +24,7 @@ from leanonnx.rules.call import Call, Effect, Link, Mix, Move, Pairs, Pin, Rewri
 from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.rules.weights import COUNTED, with_whole_weight
 from leanonnx.runs import gathered
-from leanonnx.runtime import Observation
+from leanonnx.runtime.observation import Observation
 
 Array = NDArray[Any]
 MATRIX = 2

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from leanonnx.labels import Labels, compact, projection, reshape, varied
 from leanonnx.model import SHAPE_OPS, Model, captured
 from leanonnx.rules.call import Edit, Effect, Entries, Kept, Rewrite
-from leanonnx.runtime import Observation
+from leanonnx.runtime.observation import Observation
 
 Array = NDArray[Any]
 ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Identity", "Cast")

@@ -26,7 +26,8 @@ from leanonnx.plan import Plan, make_plan, read_plan, replay
 from leanonnx.proof import Proof, inputs_for, prove
 from leanonnx.rules.call import Pin
 from leanonnx.rules.table import DEFAULT, Rules
-from leanonnx.runtime import RunFailed, Shapes, observe
+from leanonnx.runtime.observation import Shapes, observe
+from leanonnx.runtime.sessions import RunFailed
 from leanonnx.selection import Budget, Request, Selection, select
 from leanonnx.storage import write_model
 from leanonnx.surgery import apply

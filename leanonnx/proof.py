@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from leanonnx.formats import HALVES, Kinds, fed_in_float32, float_kinds, in_float32, is_float, number_format
 from leanonnx.model import Model
-from leanonnx.runtime import Feed, random_feed, run
+from leanonnx.runtime.observation import random_feed
+from leanonnx.runtime.sessions import Feed, run
 
 Array = NDArray[Any]
 Runs = list[list[Array]]

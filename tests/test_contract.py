@@ -17,7 +17,7 @@ from leanonnx.model import load
 from leanonnx.rules.call import Call, Effect, Link, Mix, Pin, Rule, Slice, Value
 from leanonnx.rules.check import faults
 from leanonnx.rules.table import DEFAULT
-from leanonnx.runtime import observe
+from leanonnx.runtime.observation import observe
 from tests.graphs import from_seed, saved
 
 

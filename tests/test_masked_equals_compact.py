@@ -20,7 +20,8 @@ from leanonnx.labels import Mask
 from leanonnx.model import load
 from leanonnx.patch import kept_indices, masking_patch, plan_patch
 from leanonnx.proof import inputs_for, prove, relative
-from leanonnx.runtime import Array, Feed, observe, run
+from leanonnx.runtime.observation import observe
+from leanonnx.runtime.sessions import Array, Feed, run
 from leanonnx.selection import Budget, Request, _Keeper
 from leanonnx.surgery import apply
 from leanonnx.weigh import Weights

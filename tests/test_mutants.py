@@ -33,7 +33,7 @@ from leanonnx.rules import (
 )
 from leanonnx.rules.call import Call, Effect, Rule, Slice
 from leanonnx.rules.table import DEFAULT, Rules
-from leanonnx.runtime import observe
+from leanonnx.runtime.observation import observe
 from leanonnx.surgery import apply
 from tests.helpers import build, saved
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from leanonnx.pipeline import Options, Result, compress
-from leanonnx.runtime import run
+from leanonnx.runtime.sessions import run
 from leanonnx.selection import Budget
 from tests.counting import counted, reached
 from tests.graphs import models, saved

@@ -18,7 +18,8 @@ from leanonnx.model import load
 from leanonnx.patch import masking_patch
 from leanonnx.proof import inputs_for, prove
 from leanonnx.rules.table import DEFAULT, Rules
-from leanonnx.runtime import observe, run
+from leanonnx.runtime.observation import observe
+from leanonnx.runtime.sessions import run
 from leanonnx.surgery import apply
 from tests.rules.bench import Bench, Choose, Sample
 from tests.rules.case import Form, Refusal

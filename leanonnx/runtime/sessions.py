@@ -1,0 +1,123 @@
+"""Sessions of onnxruntime on the CPU: their options, and how a model is run once.
+
+Importing this module makes onnxruntime quiet for the whole process.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from leanonnx.memory import available_memory
+from leanonnx.model import first_line
+from leanonnx.storage import data_size, write_model
+
+Array = NDArray[Any]
+Feed = dict[str, Array]
+Session: TypeAlias = ort.InferenceSession
+
+IN_MEMORY = 1 << 24
+"""Bytes up to which a model is handed to onnxruntime in memory."""
+LONGEST_RUN = 120
+"""Seconds after which a run is given up."""
+QUIET = 4
+
+ort.set_default_logger_severity(QUIET)
+
+
+def _cap_memory() -> bool:
+    """Let onnxruntime refuse what would not fit into half of the machine's memory, instead of being killed for it."""
+    memory = available_memory()
+    if not memory:
+        return False
+    default = dict.fromkeys(
+        ("initial_chunk_size_bytes", "max_dead_bytes_per_chunk", "initial_growth_chunk_size_bytes"), -1
+    )
+    limits = ort.OrtArenaCfg(
+        {**default, "max_mem": memory // 2, "arena_extend_strategy": 1, "max_power_of_two_extend_bytes": -1}
+    )
+    info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(info, limits)
+    return True
+
+
+CAPPED = _cap_memory()
+
+
+def options(threads: int = 0, optimise: bool = True, libraries: Sequence[Path] = ()) -> ort.SessionOptions:
+    """Session options: quiet, no spinning threads, a fixed number of threads where given, custom operators."""
+    result = ort.SessionOptions()
+    result.log_severity_level = QUIET
+    result.intra_op_num_threads = threads
+    result.enable_mem_pattern = False  # its planning takes time quadratic in the number of nodes
+    result.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not optimise:
+        result.add_session_config_entry("session.disable_prepacking", "1")
+        result.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if CAPPED:
+        result.add_session_config_entry("session.use_env_allocators", "1")
+    for library in libraries:
+        result.register_custom_ops_library(str(library))
+    return result
+
+
+@contextmanager
+def opened(model: onnx.ModelProto | Path, optimise: bool = True, libraries: Sequence[Path] = ()) -> Iterator[Session]:
+    """A CPU session on a file or on a model in memory.
+
+    Large models go through a temporary file that onnxruntime maps, which saves it two copies of the weights.
+    """
+    with ExitStack() as stack:
+        source: bytes | str
+        if isinstance(model, Path):
+            source = str(model)
+        elif data_size(model) < IN_MEMORY:
+            source = model.SerializeToString()
+        else:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="leanonnx-"))
+            write_model(model, Path(folder) / "model.onnx", external=True)
+            source = str(Path(folder) / "model.onnx")
+        chosen = options(optimise=optimise, libraries=libraries)
+        yield Session(source, chosen, providers=["CPUExecutionProvider"], enable_fallback=0)
+
+
+class RunFailed(Exception):
+    """onnxruntime cannot load or run a model."""
+
+
+def run(
+    model: onnx.ModelProto | Path, feeds: Sequence[Feed], optimise: bool = True, libraries: Sequence[Path] = ()
+) -> list[list[Array]]:
+    """Outputs of a model for each feed; ``libraries`` hold its custom operators.
+
+    Raises:
+        RunFailed: onnxruntime cannot load or run it.
+    """
+    try:
+        with opened(model, optimise, libraries) as session:
+            return [[np.asarray(value) for value in finished(session, feed)] for feed in feeds]
+    except OSError:
+        raise
+    except Exception as error:  # onnxruntime raises its own types, one per status code
+        raise RunFailed(first_line(error)) from error
+
+
+def finished(session: Session, feed: Feed) -> list[Array]:
+    """Outputs of one run, which is stopped after ``LONGEST_RUN`` seconds (a loop without end)."""
+    limits = ort.RunOptions()
+    timer = threading.Timer(LONGEST_RUN, setattr, (limits, "terminate", True))
+    timer.daemon = True
+    timer.start()
+    try:
+        return list(session.run(None, feed, limits))
+    finally:
+        timer.cancel()
