@@ -12,18 +12,17 @@ import leanonnx
 
 ROOT = Path(leanonnx.__file__).parent
 LAYERS = [
-    {"version", "errors", "labels", "norms", "chains", "storage", "formats", "memory"}
-    | {"targets"},
-    {"model", "rules.advice"},
+    {"version", "errors", "labels", "norms", "chains", "storage", "formats", "memory"} | {"cores", "intervals"},
+    {"model", "rules.advice", "targets"},
     {"rules.call", "runtime.sessions"},
     {"rules.joins", "rules.weights", "rules.assembly", "rules.check"},
-    {"rules.products"},
+    {"rules.products", "runtime.providers"},
     {"runs", "runtime.observation", "rules.linear", "rules.movement", "rules.normalization", "rules.pointwise"}
     | {"rules.quantization", "rules.reduction", "rules.spatial", "rules.convolution", "rules.indexing"}
     | {"rules.recurrent", "rules.windows"},
-    {"rules.table", "constants"},
-    {"analysis", "userrules"},
-    {"closure", "cost", "latency", "weigh", "patch"},
+    {"rules.table", "constants", "runtime.fastpath"},
+    {"analysis", "userrules", "runtime.timing"},
+    {"closure", "cost", "latency", "weigh", "patch", "runtime.fresh"},
     {"limits", "criteria", "surgery", "plan", "proof"},
     {"widths"},
     {"keeper"},
@@ -38,13 +37,25 @@ LAYERS = [
 
 PACKAGES = {"", "cli", "rules", "runtime"}
 ONLY = {
-    "onnxruntime": {"runtime.sessions"},
+    "onnxruntime": {"runtime.providers", "runtime.sessions"},
     "typer": {"cli.compress", "cli.inspect", "cli.main", "cli.terminal"},
     "rich": {"report", "cli.terminal"},
     "torch": set(),
 }
 """Which modules may import a library."""
-NO_ONNX = {"errors", "labels", "norms", "chains", "selection", "criteria", "report", "cli.compress", "cli.inspect"}
+NO_ONNX = {
+    "errors",
+    "labels",
+    "norms",
+    "chains",
+    "cores",
+    "intervals",
+    "selection",
+    "criteria",
+    "report",
+    "cli.compress",
+    "cli.inspect",
+}
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 80
 

@@ -1,0 +1,53 @@
+"""The processor that this process may use: its name, its cores, what it holds in memory."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import platform
+from pathlib import Path
+
+TOPOLOGY = Path("/sys/devices/system/cpu")
+GROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+DESCRIPTION = Path("/proc/cpuinfo")
+MEMORY = Path("/proc/self/statm")
+
+
+def processor() -> str:
+    """Name of the processor."""
+    lines = _text(DESCRIPTION).splitlines()
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def available_cores() -> int:
+    """Physical cores that this process may use: by its affinity, and by the quota of its control group."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = len({_text(TOPOLOGY / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in usable})
+    quota = _quota()
+    return max(1, min(cores, math.ceil(quota)) if quota else cores)
+
+
+def _quota() -> float:
+    """Processors' worth of time that the control group grants; 0 where it sets no limit."""
+    granted, _, period = _text(GROUP_QUOTA).partition(" ")
+    return int(granted) / int(period) if granted.isdecimal() and period.isdecimal() else 0.0
+
+
+def resident_memory() -> int:
+    """Bytes of this process in physical memory, freed ones returned first where the system can; 0 if unknown."""
+    pages = _text(MEMORY).split()
+    if len(pages) < 2:
+        return 0
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    return int(_text(MEMORY).split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,122 @@
+"""Timing in a fresh Python process, where no thread, cache or setting of earlier work disturbs.
+
+The two processes share a folder: the request as JSON, each input as an ONNX tensor (which, unlike numpy's files, holds
+strings and bfloat16 too), and the answer as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import numpy_helper
+
+from leanonnx.errors import OptionError
+from leanonnx.runtime.providers import Setting
+from leanonnx.runtime.sessions import LONGEST_RUN, Feed, RunFailed
+from leanonnx.runtime.timing import PATIENCE, SECONDS, Comparison, Timing, alone, compare
+
+CODE = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from pathlib import Path
+from leanonnx.runtime.fresh import answer
+answer(Path(sys.argv[2]))
+"""
+REQUEST, ANSWER, INPUT, SAID = "request.json", "answer.json", "input-{}.pb", "said.txt"
+STARTING = 10 * LONGEST_RUN
+"""Seconds that loading two models and running each for the first time may take."""
+
+
+def measured(
+    before: Path, after: Path, feed: Feed, setting: Setting, seconds: float = SECONDS, seed: int = 0
+) -> Comparison:
+    """``timing.compare`` in a fresh process.
+
+    Raises:
+        OptionError: the provider is not there.
+        RunFailed: onnxruntime cannot load or run one of the models, or the process dies.
+    """
+    found = _asked([before, after], feed, setting, seconds, seed)
+    before_timing, after_timing = (Timing.read(found.pop(name)) for name in ("before", "after"))
+    return Comparison(before_timing, after_timing, interval=tuple(found.pop("interval")), **found)
+
+
+def measured_alone(path: Path, feed: Feed, setting: Setting, seconds: float = SECONDS) -> Timing:
+    """``timing.alone`` in a fresh process.
+
+    Raises:
+        OptionError: the provider is not there.
+        RunFailed: onnxruntime cannot load or run the model, or the process dies.
+    """
+    return Timing.read(_asked([path], feed, setting, seconds, 0))
+
+
+def _asked(paths: Sequence[Path], feed: Feed, setting: Setting, seconds: float, seed: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="leanonnx-") as name:
+        folder = Path(name)
+        request = {
+            "paths": [str(path.resolve()) for path in paths],
+            "setting": {**asdict(setting), "libraries": [str(path) for path in setting.libraries]},
+            "inputs": len(feed),
+            "seconds": seconds,
+            "seed": seed,
+        }
+        (folder / REQUEST).write_text(json.dumps(request))
+        for index, (key, array) in enumerate(feed.items()):
+            (folder / INPUT.format(index)).write_bytes(numpy_helper.from_array(array, key).SerializeToString())
+        said = _run_fresh(folder, STARTING + 2 * PATIENCE * seconds)
+        if not (folder / ANSWER).is_file():
+            raise RunFailed(f"the process that measures {said}")
+        found: dict[str, Any] = json.loads((folder / ANSWER).read_text())
+    if "option" in found:
+        raise OptionError(found["option"])
+    if "failed" in found:
+        raise RunFailed(found["failed"])
+    return found
+
+
+def _run_fresh(folder: Path, limit: float) -> str:
+    """How the process ended."""
+    command = [sys.executable, "-P", "-c", CODE, json.dumps(sys.path), str(folder)]
+    with (folder / SAID).open("w") as said:
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, timeout=limit, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return f"did not end within {limit:.0f} seconds; give smaller inputs with --shape or --batch"
+    if done.returncode < 0:
+        return f"was killed by {signal.Signals(-done.returncode).name}; it may need more memory than there is"
+    lines = (folder / SAID).read_text(errors="replace").split("\n")
+    return f"ended with exit code {done.returncode}: {''.join([line for line in lines if line.strip()][-1:])}"
+
+
+def answer(folder: Path) -> None:
+    """Measure what is asked for in a folder and write the answer into it (the fresh process's part)."""
+    request = json.loads((folder / REQUEST).read_text())
+    tensors = [
+        onnx.TensorProto.FromString((folder / INPUT.format(index)).read_bytes()) for index in range(request["inputs"])
+    ]
+    feed = {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
+    setting = Setting(**{**request["setting"], "libraries": tuple(map(Path, request["setting"]["libraries"]))})
+    paths = [Path(path) for path in request["paths"]]
+    result: dict[str, Any]
+    try:
+        if len(paths) == 1:
+            result = asdict(alone(paths[0], feed, setting, request["seconds"]))
+        else:
+            result = asdict(compare(paths[0], paths[1], feed, setting, request["seconds"], request["seed"]))
+    except OptionError as error:
+        result = {"option": str(error)}
+    except RunFailed as error:
+        result = {"failed": str(error)}
+    (folder / ANSWER).write_text(json.dumps(result))

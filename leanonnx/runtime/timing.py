@@ -1,0 +1,254 @@
+"""Latency of a model, or of two against each other, in this process.
+
+Two models take turns, so that a drift of the machine hits both.  The result is the median of the ratios of neighbouring
+blocks of runs, with a bootstrap interval.  Whether onnxruntime flushes denormal numbers in the calling thread is
+decided by the first session of a process, and threads of earlier work disturb: ``leanonnx.runtime.fresh`` measures the
+same in a process of its own.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leanonnx.cores import resident_memory
+from leanonnx.intervals import Interval, Times, median_interval, noise, take_turns
+from leanonnx.runtime.fastpath import Layouts, layouts
+from leanonnx.runtime.providers import Setting, opened_on, prepare, runner
+from leanonnx.runtime.sessions import Feed
+
+SECONDS = 3.0
+BLOCK = 1e-3
+"""Seconds that a block of runs takes at least."""
+WARM_UP = 3
+"""Runs before the first that counts, at least; ``WARM_SHARE`` of the time, at least."""
+WARM_SHARE = 0.05
+ROUNDS = 15
+"""Rounds that are wanted even when time is up."""
+FEW_ROUNDS = 6
+"""Rounds that must do when ``PATIENCE`` times the time is up: the fewest whose range is a 95 % interval."""
+PATIENCE = 4
+NARROW = 0.005
+"""Half width of an interval that needs no more rounds, if it lies ``CLEAR`` of 1."""
+CLEAR = 0.02
+MARGIN = 0.01
+"""Two sessions on the same file may differ by as much, by where their memory happens to lie."""
+ALIKE = 4
+"""Models whose times differ by less than this factor are timed in blocks of as many runs."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long one model takes.
+
+    Attributes:
+        p10, median, p90: milliseconds of one run (of small models: of a run in a block of some).
+        session: milliseconds to create the session, its optimisations included.
+        first: milliseconds of the first run.
+        runs: number of runs timed.
+        memory: bytes of resident (host) memory that session, inputs and runs added; 0 if unknown.
+        layouts: convolutions in onnxruntime's blocked layout (NCHWc) and not; None on a GPU.
+    """
+
+    p10: float
+    median: float
+    p90: float
+    session: float
+    first: float
+    runs: int
+    memory: int
+    layouts: Layouts | None
+
+    @classmethod
+    def read(cls, row: dict[str, Any]) -> Timing:
+        """The inverse of ``dataclasses.asdict``."""
+        found = row["layouts"]
+        return cls(**{**row, "layouts": found and Layouts(**found)})
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models timed in turns.
+
+    Attributes:
+        speedup: median over the rounds of before / after; above 1 the second model is faster.
+        interval: 95 % bootstrap interval of ``speedup``.
+        noise: how far from 1 such an interval reaches for either model against itself (A/A).
+        rounds: how often both were timed.
+    """
+
+    before: Timing
+    after: Timing
+    speedup: float
+    interval: Interval
+    noise: float
+    rounds: int
+
+    @property
+    def margin(self) -> float:
+        """How far from 1 the whole interval must lie to be called a difference: the noise, at least ``MARGIN``."""
+        return max(MARGIN, self.noise)
+
+    @property
+    def faster(self) -> bool:
+        """The interval lies above 1 by more than the margin."""
+        return self.interval[0] > 1 + self.margin
+
+    @property
+    def slower(self) -> bool:
+        """The interval lies below 1 by more than the margin."""
+        return self.interval[1] < 1 / (1 + self.margin)
+
+    @property
+    def same(self) -> bool:
+        """No difference that could be told from noise."""
+        return not self.faster and not self.slower
+
+    @property
+    def words(self) -> str:
+        """What the second model is, next to the first."""
+        return "faster" if self.faster else "slower" if self.slower else "no significant difference"
+
+
+@dataclass(frozen=True)
+class Warm:
+    """A model that is ready to be timed; ``once``: seconds of its quickest run so far."""
+
+    run: Callable[[], object]
+    once: float
+    session: float
+    first: float
+    memory: int
+
+
+def compare(
+    before: Path, after: Path, feed: Feed, setting: Setting, seconds: float = SECONDS, seed: int = 0
+) -> Comparison:
+    """Time two models in turns, on one input, for ``seconds`` (longer for fewer than ``ROUNDS`` rounds).
+
+    Raises:
+        OptionError: the provider is not there.
+        RunFailed: onnxruntime cannot load or run one of them.
+    """
+    times, *parts = _timed([before, after], feed, setting, seconds, seed)
+    found = [_timing(*each, setting) for each in zip((before, after), times.T, *parts, strict=True)]
+    ratios = times[:, 0] / times[:, 1]
+    interval = median_interval(ratios, seed)
+    return Comparison(found[0], found[1], float(np.median(ratios)), interval, noise(times, seed), len(times))
+
+
+def alone(path: Path, feed: Feed, setting: Setting, seconds: float = SECONDS) -> Timing:
+    """Time one model on one input, for ``seconds`` (longer for fewer than ``ROUNDS`` rounds).
+
+    Raises:
+        OptionError: the provider is not there.
+        RunFailed: onnxruntime cannot load or run it.
+    """
+    times, warm, sizes = _timed([path], feed, setting, seconds, 0)
+    return _timing(path, times[:, 0], warm[0], sizes[0], setting)
+
+
+def _timed(
+    paths: Sequence[Path], feed: Feed, setting: Setting, seconds: float, seed: int
+) -> tuple[Times, list[Warm], list[int]]:
+    """Milliseconds by round and model, the models, and the runs in a block of each."""
+    prepare(setting)
+    warm = [_warmed(path, feed, setting, seconds) for path in paths]
+    sizes = block_sizes([each.once for each in warm])
+    blocks = [_block(each.run, size) for each, size in zip(warm, sizes, strict=True)]
+    with _no_garbage_collection():
+        return take_turns(blocks, enough(seconds, seed)), warm, sizes
+
+
+def block_sizes(seconds: Sequence[float]) -> list[int]:
+    """Runs in a block of each model, by the seconds of one: a block lasts ``BLOCK`` or more.
+
+    Models that are about as fast get blocks of one size, so that they are treated alike.
+    """
+    sizes = [max(math.ceil(BLOCK / max(once, 1e-7)), 1) for once in seconds]
+    return [max(sizes)] * len(sizes) if max(seconds) < ALIKE * min(seconds) else sizes
+
+
+def _warmed(path: Path, feed: Feed, setting: Setting, seconds: float) -> Warm:
+    before = resident_memory()
+    start = time.perf_counter()
+    session = opened_on(path, setting)
+    created = time.perf_counter() - start
+    ready = runner(session, feed, setting)
+    once = math.inf
+    start = time.perf_counter()
+    count = 0
+    while count < WARM_UP or time.perf_counter() - start < WARM_SHARE * seconds:
+        begun = time.perf_counter()
+        ready.run()
+        once = min(once, time.perf_counter() - begun)
+        count += 1
+    memory = max(resident_memory() - before, 0)
+    return Warm(ready.run, once, created * 1e3, ready.first * 1e3, memory)
+
+
+def _block(run: Callable[[], object], count: int) -> Callable[[], float]:
+    """A function that runs so many times and gives the milliseconds of one."""
+
+    def timed() -> float:
+        start = time.perf_counter_ns()
+        for _ in range(count):
+            run()
+        return (time.perf_counter_ns() - start) / count / 1e6
+
+    return timed
+
+
+def enough(seconds: float, seed: int, clock: Callable[[], float] = time.perf_counter) -> Callable[[Times], bool]:
+    """When to stop: time is up, or the ratio is known narrowly and is clearly not 1.
+
+    The latter is looked at when the number of rounds has doubled, seldom enough not to find a difference by looking.
+    """
+    start = clock()
+
+    def stop(times: Times) -> bool:
+        elapsed, rounds = clock() - start, len(times)
+        if rounds < ROUNDS:
+            return rounds >= FEW_ROUNDS and elapsed >= PATIENCE * seconds
+        return elapsed >= seconds or (_doubled(rounds) and settled(times, seed))
+
+    return stop
+
+
+def _doubled(rounds: int) -> bool:
+    return rounds % ROUNDS == 0 and (rounds // ROUNDS).bit_count() == 1
+
+
+def settled(times: Times, seed: int) -> bool:
+    """The interval of the ratio is narrow and lies clear of 1; never of one model alone."""
+    if times.shape[1] < 2:
+        return False
+    low, high = median_interval(times[:, 0] / times[:, 1], seed)
+    centre = (low + high) / 2
+    return (high - low) / 2 < NARROW * centre and (low > 1 + CLEAR or high < 1 / (1 + CLEAR))
+
+
+def _timing(path: Path, times: Times, warm: Warm, size: int, setting: Setting) -> Timing:
+    p10, median, p90 = (float(q) for q in np.quantile(times, [0.1, 0.5, 0.9]))
+    runs = size * len(times)
+    return Timing(p10, median, p90, warm.session, warm.first, runs, warm.memory, layouts(path, setting))
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Python's sweeps would fall into one model's time or the other's."""
+    wanted = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if wanted:
+            gc.enable()
