@@ -8,7 +8,8 @@
     │   └── OutputError               the result cannot be written
     └── Refusal              exit 1   leanonnx ran, and the answer is no
         ├── ProofFailed               the compressed model does not equal the masked original
-        └── BudgetUnreachable         what may not be removed is larger than the budget
+        ├── BudgetUnreachable         what may not be removed is larger than the budget
+        └── NotFaster                 the compressed model was measured to be no faster
 
 Every other exception is a bug in leanonnx (exit 3).
 """
@@ -50,3 +51,7 @@ class ProofFailed(Refusal):
 
 class BudgetUnreachable(Refusal):
     """What may not be removed is larger than the budget."""
+
+
+class NotFaster(Refusal):
+    """The compressed model was measured to be no faster than the original."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +17,42 @@ import onnx
 from leanonnx.analysis import ChannelDag, analyse
 from leanonnx.cost import Cost, cost_model
 from leanonnx.criteria import Chains, Method
-from leanonnx.errors import ModelError, OptionError, OutputError, ProofFailed
+from leanonnx.errors import ModelError, NotFaster, OptionError, ProofFailed
+from leanonnx.formats import Kinds, float_kinds
 from leanonnx.labels import Mask
+from leanonnx.latency import latency_model
 from leanonnx.model import Model, check, load
+from leanonnx.named import ignored_pin, named_nodes, named_pin
+from leanonnx.outputs import check_apart, check_writable, publish, temporary_beside
 from leanonnx.patch import masking_patch, plan_patch
 from leanonnx.plan import Plan, make_plan, read_plan, replay
 from leanonnx.proof import Proof, inputs_for, prove
-from leanonnx.rules.call import Pin
 from leanonnx.rules.table import DEFAULT, Rules
+from leanonnx.runtime.fresh import measured
+from leanonnx.runtime.machine import detected
 from leanonnx.runtime.observation import Shapes, observe
+from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import RunFailed
-from leanonnx.selection import Budget, Request, Selection, select
+from leanonnx.runtime.timing import Comparison
+from leanonnx.search import SECONDS, Trial, within_budget, within_latency
+from leanonnx.selection import LATENCY, Budget, Request, Selection, Selector
 from leanonnx.storage import write_model
 from leanonnx.surgery import apply
+from leanonnx.targets import Target, known_targets, read_targets
 from leanonnx.version import __version__
 from leanonnx.weigh import check_finite
-from leanonnx.widths import NATURAL, Alignment
+from leanonnx.widths import Alignment
 
 Progress = Callable[[str], None]
-LONGEST_NAME = 240
-"""Bytes of a file name that leave room for the suffix of a data file."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What ``compress`` was asked to do."""
+    """What ``compress`` was asked to do.
+
+    ``align``: widths are multiples of this (None: what the target wants); ``target``: a table of ``targets.toml``
+    ("auto": the one of this machine and provider), those in the file ``targets`` coming first.
+    """
 
     budget: Budget = field(default_factory=lambda: Budget("kernels", 1.0))
     method: Method = "auto"
@@ -53,7 +63,11 @@ class Options:
     plan: Path | None = None
     libraries: tuple[Path, ...] = ()
     best_effort: bool = False
-    alignment: Alignment = NATURAL
+    align: int | None = None
+    target: str = "auto"
+    targets: Path | None = None
+    setting: Setting = field(default_factory=Setting)
+    measure: bool = True
     seed: int = 0
 
     def record(self) -> dict[str, Any]:
@@ -66,6 +80,8 @@ class Options:
             "pin": sorted(self.pin),
             "ignore": sorted(self.ignore),
             "best_effort": self.best_effort,
+            "align": "auto" if self.align is None else self.align,
+            "target": self.target,
             "seed": self.seed,
         }
 
@@ -81,24 +97,39 @@ class Result:
     after: Cost
     bytes: tuple[int, int]
     proof: Proof
+    latency: Comparison | None
+    setting: Setting
     warnings: tuple[str, ...]
     seconds: Mapping[str, float]
 
 
 class Clock:
-    """Seconds by stage; tells a listener which stage has begun."""
+    """Seconds by stage, those of a stage within another counted for the inner one; tells a listener what has begun."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.seconds: dict[str, float] = {}
+        self.running: list[str] = []
+        self.since = time.perf_counter()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time one stage."""
+        self._charge()
+        self.running.append(name)
         self.progress(name)
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 3)
+        try:
+            yield
+        finally:
+            self._charge()
+            self.running.pop()
+
+    def _charge(self) -> None:
+        now = time.perf_counter()
+        if self.running:
+            name = self.running[-1]
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self.since, 3)
+        self.since = now
 
 
 def quiet(_: str) -> None:
@@ -139,21 +170,15 @@ def compress(
     with clock.stage("analyse"):
         dag = analyse(model, observation, rules)
         check_finite(dag)
-    with clock.stage("select"):
-        selection = _selected(dag, options)
-    plan = make_plan(dag, selection.alive, options.record(), __version__)
-    with temporary_beside(target) as folder, clock.stage("operate"):
-        draft = folder / target.name
-        unchanged = bool(selection.alive.all())
-        if unchanged and not model.external_files:
-            shutil.copyfile(model.path, draft)
-        else:
-            write_model(_operated(dag, selection.alive), draft, external=bool(model.external_files))
+    with temporary_beside(target) as folder:
+        workshop = _Workshop(dag, options, folder / target.name, clock)
+        trial = _found(dag, options, workshop)
+        selection = trial.selection
+        draft = workshop.write(selection.alive)
         with clock.stage("prove"):
             proof = _proven(dag, selection.alive, draft, options.seed)
-        warnings = _warnings(selection, options, unchanged)
-        size = _publish(draft, target, plan, plan_out)
-    clock.seconds["operate"] = round(clock.seconds["operate"] - clock.seconds["prove"], 3)
+        plan = make_plan(dag, selection.alive, options.record(), __version__)
+        size = publish(draft, target, plan, plan_out)
     return Result(
         dag,
         selection.alive,
@@ -162,9 +187,72 @@ def compress(
         selection.after,
         (model.size, size),
         proof,
-        warnings,
+        trial.comparison,
+        options.setting.resolved,
+        _warnings(trial, options, workshop.failure),
         clock.seconds,
     )
+
+
+class _Workshop:
+    """Writes and measures drafts of the result."""
+
+    def __init__(self, dag: ChannelDag, options: Options, draft: Path, clock: Clock) -> None:
+        self.dag, self.options, self.draft, self.clock = dag, options, draft, clock
+        self.written: Mask | None = None
+        self.failure = ""
+
+    def write(self, alive: Mask) -> Path:
+        """Write the network of a keep set; a byte-identical copy where nothing is removed."""
+        if self.written is None or not np.array_equal(self.written, alive):
+            model = self.dag.model
+            with self.clock.stage("operate"):
+                if alive.all() and not model.external_files:
+                    shutil.copyfile(model.path, self.draft)
+                else:
+                    write_model(_operated(self.dag, alive), self.draft, external=bool(model.external_files))
+            self.written = alive
+        return self.draft
+
+    def attempt(self, selection: Selection, seconds: float) -> Trial:
+        """Measure a keep set against the original, unless that was declined or cannot be done."""
+        if not self.options.measure or self.failure or selection.alive.all():
+            return Trial(selection, None)
+        draft = self.write(selection.alive)
+        with self.clock.stage("measure"):
+            feed = self.dag.observation.feeds
+            try:
+                found = measured(self.dag.model.path, draft, feed, self.options.setting, seconds, self.options.seed)
+            except RunFailed as error:
+                self.failure = str(error)
+                return Trial(selection, None)
+        return Trial(selection, found)
+
+
+def _found(dag: ChannelDag, options: Options, workshop: _Workshop) -> Trial:
+    """The keep set to be written, measured.
+
+    Raises:
+        BudgetUnreachable: no keep set fits the budget.
+        NotFaster: none is faster than the original.
+    """
+    with workshop.clock.stage("select"):
+        if options.plan is not None:
+            trial = workshop.attempt(_replayed(dag, options, options.plan), SECONDS)
+        else:
+            target = resolved_target(options, float_kinds(dag.model.proto))
+            predicted = latency_model(dag, target)
+            request = _request(dag, options, target)
+            selector = Selector(dag, request, predicted if options.budget.unit == LATENCY else None)
+            if options.budget.unit == LATENCY:
+                trial = within_latency(selector, workshop.attempt)
+            else:
+                trial = within_budget(selector, predicted, workshop.attempt)
+    if not trial.faster and not options.best_effort:
+        raise NotFaster(
+            f"{_not_faster(trial)}; nothing written; ask for less of the model, or add --best-effort to write it anyway"
+        )
+    return trial
 
 
 def checked_libraries(libraries: tuple[Path, ...]) -> tuple[Path, ...]:
@@ -173,37 +261,6 @@ def checked_libraries(libraries: tuple[Path, ...]) -> tuple[Path, ...]:
         if not library.is_file():
             raise OptionError(f"--library {library}: no such file; give the path of the library")
     return tuple(library.resolve() for library in libraries)
-
-
-def check_writable(source: Path, path: Path | None) -> None:
-    """Refuse a path that cannot be written or would harm the input."""
-    if path is None:
-        return
-    if os.path.realpath(path) == os.path.realpath(source):
-        raise OptionError(f"{path}: the output is the input file; give another output path")
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise OutputError(f"{path}: is no regular file; give the path of the file to write")
-    if not os.path.isdir(path.parent):
-        raise OutputError(f"{path}: the folder '{path.parent}' does not exist; make it first")
-    if len(os.fsencode(path.name)) > LONGEST_NAME:
-        raise OutputError(f"{path.name[:40]}…: the file name is too long; give a shorter one")
-
-
-def check_apart(model: Model, target: Path, plan_out: Path | None) -> None:
-    """Refuse outputs that would overwrite each other, the input or the data it keeps beside it."""
-    outputs = [target, *([plan_out] if plan_out else []), *([_data_file(target)] if model.external_files else [])]
-    places = [os.path.realpath(path) for path in outputs]
-    taken = {os.path.realpath(path): path for path in (model.path, *model.external_files)}
-    for path, place in zip(outputs, places, strict=True):
-        if place in taken or any(os.path.exists(path) and taken[t].samefile(path) for t in taken):
-            raise OptionError(f"{path}: writing it would overwrite the input or its data; give another output path")
-    if len(set(places)) < len(places):
-        raise OptionError(f"{plan_out}: the plan would overwrite the model; give another path with --plan-out")
-
-
-def _data_file(target: Path) -> Path:
-    """Where external data of a written model go."""
-    return target.with_name(f"{target.name}.data")
 
 
 def checked_shapes(model: Model, shapes: Shapes) -> Shapes:
@@ -220,50 +277,40 @@ def checked_shapes(model: Model, shapes: Shapes) -> Shapes:
     return shapes
 
 
-def _selected(dag: ChannelDag, options: Options) -> Selection:
-    if options.plan is not None:
-        if options.pin or options.ignore:
-            raise OptionError("--pin and --ignore cannot be joined to --plan, which says what is kept")
-        alive = replay(dag, read_plan(options.plan), options.plan)
-        cost = cost_model(dag)
-        return Selection(alive, cost(np.ones(dag.count, bool)), cost(alive), reached=True)
-    request = Request(
+def _replayed(dag: ChannelDag, options: Options, path: Path) -> Selection:
+    if options.pin or options.ignore:
+        raise OptionError("--pin and --ignore cannot be joined to --plan, which says what is kept")
+    alive = replay(dag, read_plan(path), path)
+    cost = cost_model(dag)
+    return Selection(alive, cost(np.ones(dag.count, bool)), cost(alive), reached=True)
+
+
+def resolved_target(options: Options, kinds: Kinds) -> Target:
+    """The target that was named, or the one of this machine.
+
+    Raises:
+        OptionError: there is no such target.
+    """
+    tables = known_targets() | (read_targets(options.targets) if options.targets else {})
+    name = detected(options.setting, kinds) if options.target == "auto" else options.target
+    if name not in tables:
+        raise OptionError(f"--target {name}: no such target; there are auto, {', '.join(tables)}")
+    return tables[name]
+
+
+def _request(dag: ChannelDag, options: Options, target: Target) -> Request:
+    ignored = frozenset(node for name in options.ignore for node in named_nodes(dag.model, name))
+    pins = [named_pin(dag, name) for name in options.pin] + [ignored_pin(dag, node) for node in sorted(ignored)]
+    return Request(
         options.budget,
         options.method,
         options.chains,
-        tuple(_named_pin(dag, name) for name in options.pin),
-        frozenset(node for name in options.ignore for node in _named_nodes(dag.model, name)),
+        tuple(pins),
+        ignored,
         options.seed,
         options.best_effort,
-        options.alignment,
+        Alignment(target.block, target.multiple) if options.align is None else Alignment(options.align),
     )
-    pins = tuple(_ignored_pin(dag, node) for node in sorted(request.ignored))
-    return select(dag, replace(request, pinned=request.pinned + pins))
-
-
-def _named_pin(dag: ChannelDag, name: str) -> Pin:
-    """``--pin NAME``: a tensor, or a node whose outputs are meant."""
-    if name in dag.labels:
-        return Pin(np.unique(dag.labels[name]), name, f"--pin {name}")
-    nodes = [n for n in dag.model.proto.graph.node if name and n.name == name]
-    labels = [np.unique(dag.labels[o]) for node in nodes for o in node.output if o in dag.labels]
-    if not labels:
-        raise OptionError(f"--pin {name}: no tensor and no node of that name carries channels; see `leanonnx inspect`")
-    return Pin(np.unique(np.concatenate(labels)), name, f"--pin {name}")
-
-
-def _named_nodes(model: Model, name: str) -> list[int]:
-    """``--ignore LAYER``: a node by its name or by the name of its output."""
-    found = [k for k, n in enumerate(model.proto.graph.node) if name and (n.name == name or name in n.output)]
-    if not found:
-        raise OptionError(f"--ignore {name}: no node has this name or puts out this tensor; see `leanonnx inspect`")
-    return found
-
-
-def _ignored_pin(dag: ChannelDag, node: int) -> Pin:
-    outputs = dag.model.proto.graph.node[node].output
-    labels = [np.unique(dag.labels[o]) for o in outputs if o in dag.labels]
-    return Pin(np.unique(np.concatenate(labels)) if labels else np.zeros(0, np.int64), outputs[0], "--ignore")
 
 
 def _operated(dag: ChannelDag, alive: Mask) -> onnx.ModelProto:
@@ -300,50 +347,31 @@ def _proven(dag: ChannelDag, alive: Mask, draft: Path, seed: int) -> Proof:
     return proof
 
 
-@contextmanager
-def temporary_beside(target: Path) -> Iterator[Path]:
-    """A temporary folder on the target's file system, always removed.
-
-    Raises:
-        OutputError: the folder cannot be written to, or the disk is full.
-    """
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=".leanonnx-", dir=target.parent))
-    except OSError as error:
-        raise OutputError(f"{target.parent}: cannot be written to: {error.strerror}; choose another folder") from error
-    try:
-        yield folder
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written: {error.strerror or error}; free some space") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _not_faster(trial: Trial) -> str:
+    """A measurement in words: how the result compares with the original."""
+    found = trial.comparison
+    if found is None:
+        return ""
+    low, high = found.interval
+    words = "slower than the original" if high < 1 else "no faster than the original, beyond noise"
+    return f"the result is {words}: {found.speedup:.3f} times its speed (95 % interval {low:.3f} to {high:.3f})"
 
 
-def _publish(draft: Path, target: Path, plan: Plan, plan_out: Path | None) -> int:
-    """Rename the proven files into place, the model last; returns their size in bytes."""
-    staged = [(_data_file(draft), _data_file(target))] if _data_file(draft).exists() else []
-    size = draft.stat().st_size + sum(file.stat().st_size for file, _ in staged)
-    with ExitStack() as stack:
-        if plan_out is not None:
-            folder = stack.enter_context(temporary_beside(plan_out))
-            (folder / plan_out.name).write_text(plan.text())
-            staged.append((folder / plan_out.name, plan_out))
-        if staged:
-            target.unlink(missing_ok=True)
-        for file, place in [*staged, (draft, target)]:
-            file.replace(place)
-    return size
-
-
-def _warnings(selection: Selection, options: Options, unchanged: bool) -> tuple[str, ...]:
+def _warnings(trial: Trial, options: Options, failure: str) -> tuple[str, ...]:
     found = []
-    budget = options.budget
+    budget, selection = options.budget, trial.selection
+    if not trial.faster:
+        found.append(_not_faster(trial))
+    if failure:
+        found.append(f"latency could not be measured: {failure}")
     if not selection.reached:
-        lowest = getattr(selection.after, budget.unit) / max(getattr(selection.before, budget.unit), 1)
+        lowest = trial.fraction
+        if budget.unit != LATENCY:
+            lowest = getattr(selection.after, budget.unit) / max(getattr(selection.before, budget.unit), 1)
         found.append(
             f"over budget: {lowest:.4f} of the {budget.unit} is the lowest reachable, {budget.fraction:g} was asked for"
             + "".join(f"; {limit}" for limit in selection.limits)
         )
-    if unchanged and budget.fraction < 1:
+    if selection.alive.all() and budget.fraction < 1:
         found.append("nothing could be removed: the output equals the input")
     return tuple(found)

@@ -20,11 +20,12 @@ from leanonnx.weigh import Weights
 from leanonnx.widths import NATURAL, Alignment
 
 Price = Callable[[Mask], float]
+LATENCY = "latency"
 
 
 @dataclass(frozen=True)
 class Budget:
-    """At most ``fraction`` of the original's ``unit`` ('kernels', 'macs', 'params')."""
+    """At most ``fraction`` of the original's ``unit`` ('kernels', 'macs', 'params', 'latency')."""
 
     unit: str
     fraction: float
@@ -71,9 +72,16 @@ class Selector:
         everything = np.ones(dag.count, bool)
         self.before, self.total = self.cost(everything), self.price(everything)
 
-    def within(self, fraction: float) -> Mask:
-        """The keep set for a fraction of the original's cost; the cheapest where none fits."""
-        return self.keeper.largest(lambda alive: self._spent(alive, fraction))
+    def within(self, fraction: float, other: Price | None = None) -> Mask:
+        """The keep set for a fraction of the original's cost; the cheapest where none fits.
+
+        ``other`` is a second budget: the share of it that a keep set spends.
+        """
+
+        def spent(alive: Mask) -> float:
+            return max(self._spent(alive, fraction), other(alive) if other else 0.0)
+
+        return self.keeper.largest(spent)
 
     @cached_property
     def keeper(self) -> Keeper:
@@ -99,12 +107,21 @@ class Selector:
         budget = self.request.budget
         if budget.fraction >= 1:
             return Selection(np.ones(self.dag.count, bool), self.before, self.before, reached=True)
-        alive = self.within(budget.fraction)
-        reached = self._spent(alive, budget.fraction) <= 1 and self.total > 0
-        limits = () if reached else what_holds(self.dag, self.cost, alive, self.request.pinned)
-        if not reached and not self.request.best_effort:
-            raise BudgetUnreachable(_unreachable(budget, limits, self.price(alive), self.total))
-        return Selection(alive, self.before, self.cost(alive), reached, limits)
+        found = self.selection(self.within(budget.fraction))
+        if not found.reached and not self.request.best_effort:
+            lowest = self.price(found.alive)
+            raise BudgetUnreachable(_unreachable(budget, found.limits, lowest, self.total))
+        return found
+
+    def selection(self, alive: Mask, reached: bool | None = None) -> Selection:
+        """A keep set with its cost; ``reached``: whether it fits the budget, where measuring told."""
+        if reached is None:
+            reached = self._spent(alive, self.request.budget.fraction) <= 1 and self.total > 0
+        return Selection(alive, self.before, self.cost(alive), reached, () if reached else self.limits(alive))
+
+    def limits(self, alive: Mask) -> tuple[str, ...]:
+        """What keeps a keep set from getting smaller."""
+        return what_holds(self.dag, self.cost, alive, self.request.pinned)
 
 
 def select(dag: ChannelDag, request: Request) -> Selection:

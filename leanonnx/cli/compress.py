@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 import typer
 
 from leanonnx import pipeline, report
-from leanonnx.cli.options import fraction, parse_shapes, rules_from
+from leanonnx.cli.options import alignment, fraction, measuring, parse_shapes, rules_from, stored_targets
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
 from leanonnx.criteria import Chains, Method
 from leanonnx.errors import OptionError
-from leanonnx.selection import Budget
+from leanonnx.runtime.providers import Provider, Setting
+from leanonnx.selection import LATENCY, Budget
 
 Recover = Literal["none"]
 
@@ -23,6 +24,9 @@ def compress(
     keep: Annotated[float | None, typer.Option(help="Keep at most this fraction of the kernels (0 to 1).")] = None,
     macs: Annotated[float | None, typer.Option(help="Keep at most this fraction of the multiply-adds.")] = None,
     params: Annotated[float | None, typer.Option(help="Keep at most this fraction of the parameters.")] = None,
+    latency: Annotated[
+        float | None, typer.Option(help="Take at most this fraction of the original's measured time.")
+    ] = None,
     method: Annotated[Method, typer.Option(help="How channels are ranked; auto is lean.")] = "auto",
     chains: Annotated[Chains, typer.Option(help="Which chains lean extracts.")] = "cover",
     shape: Annotated[
@@ -39,6 +43,15 @@ def compress(
     ] = None,
     plan_out: Annotated[Path | None, typer.Option(metavar="P.json", help="Write the plan here.")] = None,
     recover: Annotated[Recover, typer.Option(help="Change of the surviving weights: none.")] = "none",
+    align: Annotated[
+        str, typer.Option(metavar="auto|N", help="Widths: what the hardware runs well, or multiples of N; 1 is any.")
+    ] = "auto",
+    hardware: Annotated[
+        str,
+        typer.Option("--target", metavar="NAME", help="Hardware to fit widths to, cpu-avx2 say; auto is this machine."),
+    ] = "auto",
+    provider: Annotated[Provider, typer.Option(help="Where the model is to run, and is measured.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=0, help="Threads to measure with; 0 is all physical cores.")] = 0,
     rules: Annotated[
         Path | None, typer.Option(metavar="R.py", help="Python file with rules of your own; it is run.")
     ] = None,
@@ -46,7 +59,7 @@ def compress(
         list[Path] | None, typer.Option(metavar="L.so", help="Library of custom operators for onnxruntime.")
     ] = None,
     best_effort: Annotated[
-        bool, typer.Option("--best-effort", help="Write the lowest reachable if over budget.")
+        bool, typer.Option("--best-effort", help="Write the nearest that can be had if over budget or not faster.")
     ] = False,
     no_measure: Annotated[bool, typer.Option("--no-measure", help="Do not measure latency.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the proof's inputs and of --method random.")] = 0,
@@ -54,12 +67,12 @@ def compress(
 ) -> None:
     """Remove channels until the model fits the budget, prove the result and write it.
 
-    Exactly one of --keep, --macs, --params or --plan says how far to go. Exit codes: 0 written, 1 refused
-    (budget not reachable, proof failed), 2 wrong file or option, 3 a bug.
+    Exactly one of --keep, --macs, --params, --latency or --plan says how far to go. Exit codes: 0 written, 1 refused
+    (budget not reachable, proof failed, not faster than the original), 2 wrong file or option, 3 a bug.
     """
     with exit_codes() as results:
         options = pipeline.Options(
-            budget=_budget({"keep": keep, "macs": macs, "params": params}, plan),
+            budget=_budget({"keep": keep, "macs": macs, "params": params, LATENCY: latency}, plan),
             method=method,
             chains=chains,
             shapes=parse_shapes(shape or []),
@@ -68,6 +81,11 @@ def compress(
             plan=plan,
             libraries=tuple(library or ()),
             best_effort=best_effort,
+            align=alignment(align),
+            target=hardware,
+            targets=stored_targets(),
+            setting=Setting(provider, threads, libraries=tuple(library or ())),
+            measure=measuring(not no_measure, latency),
             seed=seed,
         )
         with progress() as listener:
@@ -79,7 +97,7 @@ def compress(
 def _budget(given: dict[str, float | None], plan: Path | None) -> Budget:
     asked = {name: value for name, value in given.items() if value is not None}
     if len(asked) + (plan is not None) != 1:
-        raise OptionError("give exactly one of --keep, --macs, --params or --plan, for example --keep 0.25")
+        raise OptionError("give exactly one of --keep, --macs, --params, --latency or --plan, for example --keep 0.25")
     if not asked:
         return Budget("kernels", 1.0)
     name, value = next(iter(asked.items()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from leanonnx.errors import OptionError
@@ -43,3 +44,40 @@ def fraction(name: str, value: float) -> float:
 def rules_from(path: Path | None) -> Rules:
     """``--rules R.py``: the standard rules, with those of the file where one is given."""
     return DEFAULT if path is None else read_rules(path)
+
+
+def alignment(text: str) -> int | None:
+    """``--align auto|N``: None for auto.
+
+    Raises:
+        OptionError: neither auto nor a number of at least 1.
+    """
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise OptionError(f"--align {text}: expected auto or a number of channels of at least 1, for example --align 8")
+    return int(text)
+
+
+def measuring(wanted: bool, latency: float | None) -> bool:
+    """Whether to measure.
+
+    Raises:
+        OptionError: a latency budget cannot be met unmeasured.
+    """
+    if latency is not None and not wanted:
+        raise OptionError("--latency is met by measuring; leave out --no-measure")
+    return wanted
+
+
+def targets_file() -> Path:
+    """Where measured targets are kept: ``LEANONNX_TARGETS``, or ``targets.toml`` in the user's configuration."""
+    given = os.environ.get("LEANONNX_TARGETS")
+    folder = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(given) if given else Path(folder) / "leanonnx" / "targets.toml"
+
+
+def stored_targets() -> Path | None:
+    """The file of measured targets, where there is one."""
+    path = targets_file()
+    return path if path.is_file() else None

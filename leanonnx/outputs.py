@@ -1,0 +1,83 @@
+"""Where results are written: refused before any work if that would do harm, renamed into place when proven."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from leanonnx.errors import OptionError, OutputError
+from leanonnx.model import Model
+from leanonnx.plan import Plan
+
+LONGEST_NAME = 240
+"""Bytes of a file name that leave room for the suffix of a data file."""
+
+
+def check_writable(source: Path, path: Path | None) -> None:
+    """Refuse a path that cannot be written or would harm the input."""
+    if path is None:
+        return
+    if os.path.realpath(path) == os.path.realpath(source):
+        raise OptionError(f"{path}: the output is the input file; give another output path")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OutputError(f"{path}: is no regular file; give the path of the file to write")
+    if not os.path.isdir(path.parent):
+        raise OutputError(f"{path}: the folder '{path.parent}' does not exist; make it first")
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise OutputError(f"{path.name[:40]}…: the file name is too long; give a shorter one")
+
+
+def check_apart(model: Model, target: Path, plan_out: Path | None) -> None:
+    """Refuse outputs that would overwrite each other, the input or the data it keeps beside it."""
+    outputs = [target, *([plan_out] if plan_out else []), *([data_file(target)] if model.external_files else [])]
+    places = [os.path.realpath(path) for path in outputs]
+    taken = {os.path.realpath(path): path for path in (model.path, *model.external_files)}
+    for path, place in zip(outputs, places, strict=True):
+        if place in taken or any(os.path.exists(path) and taken[t].samefile(path) for t in taken):
+            raise OptionError(f"{path}: writing it would overwrite the input or its data; give another output path")
+    if len(set(places)) < len(places):
+        raise OptionError(f"{plan_out}: the plan would overwrite the model; give another path with --plan-out")
+
+
+def data_file(target: Path) -> Path:
+    """Where external data of a written model go."""
+    return target.with_name(f"{target.name}.data")
+
+
+@contextmanager
+def temporary_beside(target: Path) -> Iterator[Path]:
+    """A temporary folder on the target's file system, always removed.
+
+    Raises:
+        OutputError: the folder cannot be written to, or the disk is full.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=".leanonnx-", dir=target.parent))
+    except OSError as error:
+        raise OutputError(f"{target.parent}: cannot be written to: {error.strerror}; choose another folder") from error
+    try:
+        yield folder
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written: {error.strerror or error}; free some space") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(draft: Path, target: Path, plan: Plan, plan_out: Path | None) -> int:
+    """Rename the proven files into place, the model last; returns their size in bytes."""
+    staged = [(data_file(draft), data_file(target))] if data_file(draft).exists() else []
+    size = draft.stat().st_size + sum(file.stat().st_size for file, _ in staged)
+    with ExitStack() as stack:
+        if plan_out is not None:
+            folder = stack.enter_context(temporary_beside(plan_out))
+            (folder / plan_out.name).write_text(plan.text())
+            staged.append((folder / plan_out.name, plan_out))
+        if staged:
+            target.unlink(missing_ok=True)
+        for file, place in [*staged, (draft, target)]:
+            file.replace(place)
+    return size
