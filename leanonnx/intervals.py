@@ -9,34 +9,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 Times = NDArray[np.float64]
-"""Milliseconds of one run, by round and by model."""
+"""Milliseconds of one run, by round and by model; one array for each lot of sessions."""
 Interval = tuple[float, float]
 DRAWS = 2000
 LEVEL = 0.95
-CHUNK = 1 << 22
-"""Numbers that are resampled at a time."""
 
 
-def median_interval(values: NDArray[Any], seed: int = 0, level: float = LEVEL, draws: int = DRAWS) -> Interval:
-    """Confidence interval of the median of ``values`` by the percentile bootstrap (Efron 1979).
+def median_interval(lots: Sequence[NDArray[Any]], seed: int = 0, level: float = LEVEL, draws: int = DRAWS) -> Interval:
+    """Confidence interval of the median of all values by the percentile bootstrap (Efron 1979).
 
-    The same values and seed give the same interval; one value alone says nothing of its spread, so that its interval
-    is (0, ∞).
+    Values of one lot hang together, so lots are drawn first and values within them second (Davison and Hinkley 1997,
+    §3.8). The same values and seed give the same interval; one value alone says nothing of its spread, so that its
+    interval is (0, ∞).
     """
-    if values.size < 2:
+    if sum(len(lot) for lot in lots) < 2:
         return 0.0, float("inf")
     rng = np.random.default_rng(seed)
-    rows = max(CHUNK // values.size, 1)
-    parts = [min(rows, draws - start) for start in range(0, draws, rows)]
-    medians = [np.median(values[rng.integers(0, values.size, (part, values.size))], axis=1) for part in parts]
-    low, high = np.quantile(np.concatenate(medians), [(1 - level) / 2, (1 + level) / 2])
+    medians = np.empty(draws)
+    for draw in range(draws):
+        chosen = [lots[which] for which in rng.integers(0, len(lots), len(lots))]
+        medians[draw] = np.median(np.concatenate([lot[rng.integers(0, len(lot), len(lot))] for lot in chosen]))
+    low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def noise(times: Times, seed: int = 0) -> float:
+def ratios(lots: Sequence[Times]) -> list[NDArray[np.float64]]:
+    """First model's time / second model's, by lot and round."""
+    return [times[:, 0] / times[:, 1] for times in lots]
+
+
+def noise(lots: Sequence[Times], seed: int = 0) -> float:
     """Noise floor: how far from 1 the same interval reaches for a model against itself in neighbouring rounds."""
-    even = times[: len(times) // 2 * 2]
-    low, high = median_interval((even[::2] / even[1::2]).ravel(), seed)
+    even = [times[: len(times) // 2 * 2] for times in lots]
+    low, high = median_interval([(times[::2] / times[1::2]).ravel() for times in even if len(times)], seed)
     return max(1 - low, high - 1)
 
 

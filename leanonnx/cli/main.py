@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from leanonnx.cli.bench import bench
 from leanonnx.cli.compress import compress
 from leanonnx.cli.inspect import inspect
 from leanonnx.cli.terminal import claim_stdout, clean_up_when_stopped
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command()(compress)
 app.command()(inspect)
+app.command()(bench)
 
 
 def _version(wanted: bool) -> None:

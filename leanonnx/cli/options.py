@@ -30,6 +30,22 @@ def parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def numbers(name: str, texts: list[str], least: int) -> tuple[int, ...]:
+    """``1,8`` or several such texts → (1, 8), each number once.
+
+    Raises:
+        OptionError: not whole numbers of at least ``least``.
+    """
+    parts = [part for text in texts for part in text.split(",")]
+    try:
+        found = tuple(dict.fromkeys(int(part) for part in parts))
+    except ValueError:
+        found = ()
+    if len(parts) and (not found or min(found) < least):
+        raise OptionError(f"--{name} {','.join(texts)}: expected numbers of at least {least}, for example --{name} 1,8")
+    return found
+
+
 def fraction(name: str, value: float) -> float:
     """A fraction above 0 and at most 1.
 

@@ -1,15 +1,16 @@
 """Latency of a model, or of two against each other, in this process.
 
-Two models take turns, so that a drift of the machine hits both.  The result is the median of the ratios of neighbouring
-blocks of runs, with a bootstrap interval.  Whether onnxruntime flushes denormal numbers in the calling thread is
-decided by the first session of a process, and threads of earlier work disturb: ``leanonnx.runtime.fresh`` measures the
-same in a process of its own.
+Two models take turns, so that a drift of the machine hits both, on several sets of sessions.  The result is the median
+of the ratios of neighbouring blocks of runs, with a bootstrap interval.  Whether onnxruntime flushes denormal numbers
+in the calling thread is decided by the first session of a process, and threads of earlier work disturb:
+``leanonnx.runtime.fresh`` measures the same in a process of its own.
 """
 
 from __future__ import annotations
 
 import gc
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from leanonnx.cores import resident_memory
-from leanonnx.intervals import Interval, Times, median_interval, noise, take_turns
+from leanonnx.intervals import Interval, Times, median_interval, noise, ratios, take_turns
 from leanonnx.runtime.fastpath import Layouts, layouts
 from leanonnx.runtime.providers import Setting, opened_on, prepare, runner
 from leanonnx.runtime.sessions import Feed
@@ -37,10 +38,11 @@ FEW_ROUNDS = 6
 """Rounds that must do when ``PATIENCE`` times the time is up: the fewest whose range is a 95 % interval."""
 PATIENCE = 4
 NARROW = 0.005
-"""Half width of an interval that needs no more rounds, if it lies ``CLEAR`` of 1."""
+"""Half width, as a share, of an interval that needs no more rounds, if it lies ``CLEAR`` of 1."""
 CLEAR = 0.02
 MARGIN = 0.01
-"""Two sessions on the same file may differ by as much, by where their memory happens to lie."""
+"""A difference below this is not called one."""
+MOST_LOTS = 4
 ALIKE = 4
 """Models whose times differ by less than this factor are timed in blocks of as many runs."""
 
@@ -83,6 +85,7 @@ class Comparison:
         interval: 95 % bootstrap interval of ``speedup``.
         noise: how far from 1 such an interval reaches for either model against itself (A/A).
         rounds: how often both were timed.
+        lots: on how many sets of sessions.
     """
 
     before: Timing
@@ -91,6 +94,7 @@ class Comparison:
     interval: Interval
     noise: float
     rounds: int
+    lots: int
 
     @property
     def margin(self) -> float:
@@ -129,6 +133,17 @@ class Warm:
     memory: int
 
 
+@dataclass(frozen=True)
+class Lot:
+    """What was timed on one set of sessions: milliseconds by round and model; runs in a block, and facts, by model."""
+
+    times: Times
+    sizes: list[int]
+    session: list[float]
+    first: list[float]
+    memory: list[int]
+
+
 def compare(
     before: Path, after: Path, feed: Feed, setting: Setting, seconds: float = SECONDS, seed: int = 0
 ) -> Comparison:
@@ -138,11 +153,18 @@ def compare(
         OptionError: the provider is not there.
         RunFailed: onnxruntime cannot load or run one of them.
     """
-    times, *parts = _timed([before, after], feed, setting, seconds, seed)
-    found = [_timing(*each, setting) for each in zip((before, after), times.T, *parts, strict=True)]
-    ratios = times[:, 0] / times[:, 1]
-    interval = median_interval(ratios, seed)
-    return Comparison(found[0], found[1], float(np.median(ratios)), interval, noise(times, seed), len(times))
+    lots = _timed([before, after], feed, setting, seconds, seed)
+    times = [lot.times for lot in lots]
+    found = ratios(times)
+    return Comparison(
+        before=_timing(before, 0, lots, setting),
+        after=_timing(after, 1, lots, setting),
+        speedup=float(np.median(np.concatenate(found))),
+        interval=median_interval(found, seed),
+        noise=noise(times, seed),
+        rounds=sum(map(len, times)),
+        lots=len(lots),
+    )
 
 
 def alone(path: Path, feed: Feed, setting: Setting, seconds: float = SECONDS) -> Timing:
@@ -152,20 +174,36 @@ def alone(path: Path, feed: Feed, setting: Setting, seconds: float = SECONDS) ->
         OptionError: the provider is not there.
         RunFailed: onnxruntime cannot load or run it.
     """
-    times, warm, sizes = _timed([path], feed, setting, seconds, 0)
-    return _timing(path, times[:, 0], warm[0], sizes[0], setting)
+    return _timing(path, 0, _timed([path], feed, setting, seconds, 0), setting)
 
 
-def _timed(
-    paths: Sequence[Path], feed: Feed, setting: Setting, seconds: float, seed: int
-) -> tuple[Times, list[Warm], list[int]]:
-    """Milliseconds by round and model, the models, and the runs in a block of each."""
+def _timed(paths: Sequence[Path], feed: Feed, setting: Setting, seconds: float, seed: int) -> list[Lot]:
+    """Time the models on new sessions again and again, as long as opening them is cheap.
+
+    Where the memory of a session lies decides over a percent or two; which is opened first changes from lot to lot.
+    """
     prepare(setting)
-    warm = [_warmed(path, feed, setting, seconds) for path in paths]
-    sizes = block_sizes([each.once for each in warm])
-    blocks = [_block(each.run, size) for each, size in zip(warm, sizes, strict=True)]
-    with _no_garbage_collection():
-        return take_turns(blocks, enough(seconds, seed)), warm, sizes
+    lots: list[Lot] = []
+    wanted = MOST_LOTS
+    while len(lots) < wanted:
+        start = time.perf_counter()
+        order = -1 if len(lots) % 2 else 1
+        warm = [_warmed(path, feed, setting, seconds / wanted) for path in paths[::order]][::order]
+        if not lots:
+            wanted = lot_count(time.perf_counter() - start, seconds)
+        sizes = block_sizes([each.once for each in warm])
+        blocks = [_block(each.run, size) for each, size in zip(warm, sizes, strict=True)]
+        with _no_garbage_collection():
+            times = take_turns(blocks, enough(seconds / wanted, -(-ROUNDS // wanted), seed))
+        facts = ([getattr(each, name) for each in warm] for name in ("session", "first", "memory"))
+        lots.append(Lot(times, sizes, *facts))
+        del warm, blocks
+    return lots
+
+
+def lot_count(opening: float, seconds: float) -> int:
+    """Lots of sessions, by the seconds that opening one takes: all together no more than half of the time."""
+    return max(1, min(MOST_LOTS, int(seconds / 2 / max(opening, 1e-9))))
 
 
 def block_sizes(seconds: Sequence[float]) -> list[int]:
@@ -207,17 +245,20 @@ def _block(run: Callable[[], object], count: int) -> Callable[[], float]:
     return timed
 
 
-def enough(seconds: float, seed: int, clock: Callable[[], float] = time.perf_counter) -> Callable[[Times], bool]:
+def enough(
+    seconds: float, fewest: int, seed: int, clock: Callable[[], float] = time.perf_counter
+) -> Callable[[Times], bool]:
     """When to stop: time is up, or the ratio is known narrowly and is clearly not 1.
 
-    The latter is looked at when the number of rounds has doubled, seldom enough not to find a difference by looking.
+    Of ``fewest`` rounds some are given up only when ``PATIENCE`` times the time is up. The ratio is looked at when the
+    number of rounds has doubled, seldom enough not to find a difference by looking.
     """
     start = clock()
 
     def stop(times: Times) -> bool:
         elapsed, rounds = clock() - start, len(times)
-        if rounds < ROUNDS:
-            return rounds >= FEW_ROUNDS and elapsed >= PATIENCE * seconds
+        if rounds < fewest:
+            return rounds >= min(FEW_ROUNDS, fewest) and elapsed >= PATIENCE * seconds
         return elapsed >= seconds or (_doubled(rounds) and settled(times, seed))
 
     return stop
@@ -229,17 +270,26 @@ def _doubled(rounds: int) -> bool:
 
 def settled(times: Times, seed: int) -> bool:
     """The interval of the ratio is narrow and lies clear of 1; never of one model alone."""
-    if times.shape[1] < 2:
+    if times.shape[1] < 2 or 1 / (1 + CLEAR) < np.median(ratios([times])) < 1 + CLEAR:
         return False
-    low, high = median_interval(times[:, 0] / times[:, 1], seed)
-    centre = (low + high) / 2
-    return (high - low) / 2 < NARROW * centre and (low > 1 + CLEAR or high < 1 / (1 + CLEAR))
+    low, high = median_interval(ratios([times]), seed)
+    return high - low < NARROW * (high + low) and (low > 1 + CLEAR or high < 1 / (1 + CLEAR))
 
 
-def _timing(path: Path, times: Times, warm: Warm, size: int, setting: Setting) -> Timing:
+def _timing(path: Path, which: int, lots: Sequence[Lot], setting: Setting) -> Timing:
+    """What the lots say of one model; memory is that of the first, since later ones use what it has freed."""
+    times = np.concatenate([lot.times[:, which] for lot in lots])
     p10, median, p90 = (float(q) for q in np.quantile(times, [0.1, 0.5, 0.9]))
-    runs = size * len(times)
-    return Timing(p10, median, p90, warm.session, warm.first, runs, warm.memory, layouts(path, setting))
+    return Timing(
+        p10,
+        median,
+        p90,
+        session=statistics.median(lot.session[which] for lot in lots),
+        first=statistics.median(lot.first[which] for lot in lots),
+        runs=sum(lot.sizes[which] * len(lot.times) for lot in lots),
+        memory=lots[0].memory[which],
+        layouts=layouts(path, setting),
+    )
 
 
 @contextmanager

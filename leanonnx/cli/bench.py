@@ -1,0 +1,69 @@
+"""``leanonnx bench A [B]``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leanonnx import bench_report
+from leanonnx.bench import Request
+from leanonnx.bench import bench as measure
+from leanonnx.cli.options import numbers, parse_shapes
+from leanonnx.cli.terminal import exit_codes, progress, show, show_json
+from leanonnx.errors import OptionError
+from leanonnx.runtime.providers import AlgoSearch, Provider, Setting
+
+LONGEST = 3600
+
+
+def bench(
+    source: Annotated[Path, typer.Argument(metavar="A", help="The model to time.")],
+    other: Annotated[
+        Path | None, typer.Argument(metavar="[B]", show_default=False, help="A model to time against it.")
+    ] = None,
+    provider: Annotated[Provider, typer.Option(help="Where the models run.")] = "cpu",
+    threads: Annotated[
+        list[str] | None, typer.Option(metavar="N,…", help="Threads within an operator; 0 is all physical cores.")
+    ] = None,
+    batch: Annotated[list[str] | None, typer.Option(metavar="N,…", help="Sizes of the free first axis.")] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=1,3,224,224", help="Size of a free graph input; --batch replaces its first axis."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="How long each measurement may take.")] = 3.0,
+    library: Annotated[
+        list[Path] | None, typer.Option(metavar="L.so", help="Library of custom operators for onnxruntime.")
+    ] = None,
+    cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="Replay a model as one CUDA graph.")] = False,
+    algo_search: Annotated[
+        AlgoSearch, typer.Option(help="How cuDNN's convolution algorithms are chosen.")
+    ] = "EXHAUSTIVE",
+    tf32: Annotated[bool, typer.Option(help="Let the GPU multiply float32 in TF32.")] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the inputs and of the interval.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Time a model in onnxruntime, or two against each other in turns.
+
+    Each measurement is made in a fresh process. Exit codes: 0 measured, 2 wrong file or option (a provider that is
+    not there included), 3 a bug. That B is slower is no error: the result says so.
+    """
+    with exit_codes() as results:
+        if not 0 < seconds <= LONGEST:
+            raise OptionError(f"--seconds {seconds:g}: expected more than 0 and at most {LONGEST}")
+        if provider == "cpu" and cuda_graph:
+            raise OptionError("--cuda-graph: the CPU has no CUDA graphs; add --provider cuda, or leave it out")
+        request = Request(
+            shapes=parse_shapes(shape or []),
+            batches=numbers("batch", batch or [], least=1),
+            threads=numbers("threads", threads or [], least=0) or (0,),
+            setting=Setting(provider, cuda_graph=cuda_graph, algo_search=algo_search, tf32=tf32),
+            libraries=tuple(library or ()),
+            seconds=seconds,
+            seed=seed,
+        )
+        with progress() as listener:
+            cases = measure(source, other, request, listener)
+        row = bench_report.summary(str(source), str(other) if other else None, request, cases)
+        show_json(row, results) if as_json else show(bench_report.tables(row), results)
