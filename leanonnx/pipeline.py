@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -34,7 +34,7 @@ from leanonnx.runtime.observation import Shapes, observe
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.timing import Comparison
-from leanonnx.search import SECONDS, Trial, within_budget, within_latency
+from leanonnx.search import SECONDS, TRIES, Trial, within_budget, within_latency
 from leanonnx.selection import LATENCY, Budget, Request, Selection, Selector
 from leanonnx.storage import write_model
 from leanonnx.surgery import apply
@@ -43,7 +43,12 @@ from leanonnx.version import __version__
 from leanonnx.weigh import check_finite
 from leanonnx.widths import Alignment
 
-Progress = Callable[[str], None]
+
+class Progress(Protocol):
+    """A listener that is told which stage has begun, and how much of it is done (0 to 1) where that is known."""
+
+    def __call__(self, stage: str, done: float | None = None) -> None:
+        """Take note of it."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +118,11 @@ class Clock:
         self.since = time.perf_counter()
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time one stage."""
+    def stage(self, name: str, done: float | None = None) -> Iterator[None]:
+        """Time one stage, of which so much is done (0 to 1)."""
         self._charge()
         self.running.append(name)
-        self.progress(name)
+        self.progress(name, done)
         try:
             yield
         finally:
@@ -132,7 +137,7 @@ class Clock:
         self.since = now
 
 
-def quiet(_: str) -> None:
+def quiet(stage: str, done: float | None = None) -> None:
     """A listener that ignores progress."""
 
 
@@ -201,6 +206,7 @@ class _Workshop:
         self.dag, self.options, self.draft, self.clock = dag, options, draft, clock
         self.written: Mask | None = None
         self.failure = ""
+        self.attempts = 0
 
     def write(self, alive: Mask) -> Path:
         """Write the network of a keep set; a byte-identical copy where nothing is removed."""
@@ -219,7 +225,9 @@ class _Workshop:
         if not self.options.measure or self.failure or selection.alive.all():
             return Trial(selection, None)
         draft = self.write(selection.alive)
-        with self.clock.stage("measure"):
+        self.attempts += 1
+        searching = self.options.budget.unit == LATENCY
+        with self.clock.stage("measure", self.attempts / TRIES if searching else None):
             feed = self.dag.observation.feeds
             try:
                 found = measured(self.dag.model.path, draft, feed, self.options.setting, seconds, self.options.seed)

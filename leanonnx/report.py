@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ MEANING = {
     "macs": "multiply-adds of one run at the input sizes shown",
     "params": "numbers stored as weights",
     "bytes": "size of the file with its external data",
+    "latency": "median ms of one run in onnxruntime, measured in turns; fraction: median of the ratios",
 }
 Row = dict[str, Any]
 
@@ -42,10 +44,28 @@ def summary(result: Result) -> Row:
         },
         "pins": pins(dag, result.alive),
         "layers": layers(dag, result.alive),
-        "latency": None,
+        "latency": latency(result),
         "inputs": input_sizes(dag),
         "seconds": dict(result.seconds),
         "warnings": list(result.warnings),
+    }
+
+
+def latency(result: Result) -> Row | None:
+    """Measured time of one run before and after; None if it was not measured."""
+    found, setting = result.latency, result.setting
+    if found is None:
+        return None
+    layouts = [side.layouts and asdict(side.layouts) for side in (found.before, found.after)]
+    return {
+        "provider": setting.provider,
+        "threads": setting.threads,
+        "before_ms": round(found.before.median, 4),
+        "after_ms": round(found.after.median, 4),
+        "speedup": round(found.speedup, 4),
+        "interval": [round(end, 4) for end in found.interval],
+        "rounds": found.rounds,
+        "convolutions": {"before": layouts[0], "after": layouts[1]},
     }
 
 
@@ -189,8 +209,17 @@ def result_tables(row: Row, source: str, target: str) -> RenderableType:
         style="green" if row["proof"]["status"] == "passed" else "red",
     )
     notes = [Text(f"Warning: {text}", style="yellow") for text in row["warnings"]]
-    latency = Text("Latency was not measured.", style="dim")
-    return Group(head, *notes, _cost_table(row), _layer_table(row["layers"]), _pin_table(row["pins"]), proof, latency)
+    tables = (_cost_table(row), _layer_table(row["layers"]), _pin_table(row["pins"]))
+    return Group(head, *notes, *tables, proof, _latency_text(row["latency"]))
+
+
+def _latency_text(row: Row | None) -> Text:
+    if row is None:
+        return Text("Latency was not measured.", style="dim")
+    low, high = row["interval"]
+    text = f"{row['speedup']:.2f} times the speed (95 % interval {low:.2f} to {high:.2f}) on {row['provider']}, "
+    threads = "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"
+    return Text(text + threads, style="green" if low > 1 else "yellow")
 
 
 def overview_tables(row: Row, source: str) -> RenderableType:
@@ -232,6 +261,10 @@ def _cost_table(row: Row) -> Table:
     for unit in (*UNITS, "bytes"):
         change = row[unit]
         table.add_row(unit, f"{change['before']:,}", f"{change['after']:,}", f"{change['fraction']:.4f}", MEANING[unit])
+    found = row["latency"]
+    if found is not None:
+        times = (f"{found['before_ms']:.3f}", f"{found['after_ms']:.3f}", f"{1 / found['speedup']:.4f}")
+        table.add_row("latency", *times, MEANING["latency"])
     return table
 
 

@@ -13,14 +13,17 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
 
+import rich.progress
 import typer
 from rich.console import Console, RenderableType
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from leanonnx.errors import LeanOnnxError, OutputError, Refusal, UserError
+from leanonnx.pipeline import Progress, quiet
 
 WIDTH = 140
 NO = 1
@@ -89,14 +92,20 @@ def _silence(results: TextIO) -> None:
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[str], None]]:
-    """A spinner on stderr that names the stage; silent where stderr is no terminal."""
+def progress() -> Iterator[Progress]:
+    """A bar on stderr that names the stage, and fills where it is known how much is done; silent off a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda stage: None
+        yield quiet
         return
-    with console.status("starting") as status:
-        yield lambda stage: status.update(stage)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with rich.progress.Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task("starting", total=None)
+
+        def show(stage: str, done: float | None = None) -> None:
+            bars.update(task, description=stage, total=None if done is None else 1.0, completed=done or 0.0)
+
+        yield show
 
 
 @contextmanager
