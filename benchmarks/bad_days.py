@@ -143,7 +143,7 @@ def _kill_once(stage: Stage, folder: Path, delay: float, older: bool) -> str:
     else:
         folder.mkdir()
     (folder / "tmp").mkdir()
-    command = [COMMAND, "compress", stage.source, folder / "out.onnx", "--keep", KEEP, "--json"]
+    command = [COMMAND, "compress", stage.source, folder / "out.onnx", "--keep", KEEP, "--no-measure", "--json"]
     with subprocess.Popen(
         list(map(str, command)),
         stdout=subprocess.DEVNULL,

@@ -60,7 +60,7 @@ class Keeper:
         floor = self.grid.alignment.block
         while floor > 1 and not fits(self.aligned(0, floor)):
             floor //= 2
-        if not fits(self.aligned(0, floor)):
+        if floor == 1:
             return self.prefix(_last(len(self.ranking.order), lambda count: fits(self.prefix(count))))
         count = _last(len(self.ranking.order), lambda count: fits(self.aligned(count, floor)))
         shares = self.grid.neighbours(self.grid.kept(self._first(count)), floor)[2]

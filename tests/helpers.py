@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,19 @@ def saved_external(proto: onnx.ModelProto, path: Path, data: str = "weights.bin"
     return path
 
 
-def cli(*args: object, cwd: Path | None = None, command: Sequence[str] = COMMAND) -> Done:
-    """Run the installed ``leanonnx`` command, or another one in its place."""
+Options = partial(pipeline.Options, measure=False, align=1)
+"""Options for the networks of tests, which are too small to gain speed: any width, nothing measured."""
+
+
+def _unmeasured(args: tuple[object, ...], measure: bool) -> list[str]:
+    """The arguments, those of ``compress`` with ``--no-measure``."""
+    return [*map(str, args), *(["--no-measure"] if args[:1] == ("compress",) and not measure else [])]
+
+
+def cli(*args: object, cwd: Path | None = None, command: Sequence[str] = COMMAND, measure: bool = False) -> Done:
+    """Run the installed ``leanonnx`` command, or another one in its place; ``compress`` measures only if asked to."""
     return subprocess.run(
-        [*command, *map(str, args)],
+        [*command, *_unmeasured(args, measure)],
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -89,12 +99,12 @@ def cli(*args: object, cwd: Path | None = None, command: Sequence[str] = COMMAND
     )
 
 
-def called(*args: object, cwd: Path | None = None) -> Done:
+def called(*args: object, cwd: Path | None = None, measure: bool = False) -> Done:
     """The same command in this process: ten times quicker, for variants of what ``cli`` has shown."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.chdir(cwd or "."), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            app([str(arg) for arg in args], prog_name="leanonnx")
+            app(_unmeasured(args, measure), prog_name="leanonnx")
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
     return subprocess.CompletedProcess([str(arg) for arg in args], code, out.getvalue(), err.getvalue())
@@ -115,9 +125,9 @@ def refused(
     assert tree(folder) == before
 
 
-def cli_json(*args: object) -> dict[str, Any]:
+def cli_json(*args: object, measure: bool = False) -> dict[str, Any]:
     """Run the command with ``--json``; its stdout must be one JSON object, its exit code 0."""
-    done = cli(*args, "--json")
+    done = cli(*args, "--json", measure=measure)
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout)
     assert isinstance(row, dict)
@@ -126,7 +136,7 @@ def cli_json(*args: object) -> dict[str, Any]:
 
 def compressed(source: Path, target: Path, keep: float = 0.5, **options: Any) -> pipeline.Result:
     """``leanonnx compress`` in this process, budget in kernels."""
-    return pipeline.compress(source, target, pipeline.Options(Budget("kernels", keep), **options))
+    return pipeline.compress(source, target, Options(Budget("kernels", keep), **options))
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:

@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 
 from leanonnx.analysis import ChannelDag, analyse
 from leanonnx.criteria import Ranking, channel_classes
+from leanonnx.keeper import Keeper
 from leanonnx.labels import Mask
 from leanonnx.model import load
 from leanonnx.patch import kept_indices, masking_patch, plan_patch
 from leanonnx.proof import inputs_for, prove, relative
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import Array, Feed, run
-from leanonnx.selection import Budget, Request, _Keeper
 from leanonnx.surgery import apply
 from leanonnx.weigh import Weights
+from leanonnx.widths import NATURAL
 from tests.graphs import from_seed, models, saved
 from tests.helpers import build
 
@@ -126,7 +127,7 @@ def kept_by_rank(dag: ChannelDag, rng: np.random.Generator, separate_readers: bo
     classes = channel_classes(dag, separate_readers)
     scores = rng.random(int(classes.max()) + 1)
     ranking = Ranking(classes, np.argsort(-scores), scores)
-    keeper = _Keeper(Weights(dag), Request(Budget("kernels", 0.5)), ranking)
+    keeper = Keeper(Weights(dag), ranking, (), NATURAL)
     return keeper.prefix(int(rng.integers(scores.size + 1)))
 
 

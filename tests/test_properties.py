@@ -15,12 +15,12 @@ from hypothesis import assume, currently_in_test_context, event, given, note, se
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from leanonnx.pipeline import Options, Result, compress
+from leanonnx.pipeline import Result, compress
 from leanonnx.runtime.sessions import run
 from leanonnx.selection import Budget
 from tests.counting import counted, reached
 from tests.graphs import models, saved
-from tests.helpers import build
+from tests.helpers import Options, build
 
 UNITS = st.sampled_from(("kernels", "macs", "params"))
 FEW = settings(max_examples=settings.default.max_examples // 3)

@@ -16,9 +16,8 @@ import pytest
 
 from leanonnx import pipeline
 from leanonnx.errors import OutputError
-from leanonnx.pipeline import Options
 from leanonnx.selection import Budget
-from tests.helpers import CNN, COMMAND, Done, build, cli, compressed, refused, saved, saved_external, tree
+from tests.helpers import CNN, COMMAND, Done, Options, build, cli, compressed, refused, saved, saved_external, tree
 
 pytest.importorskip("resource", reason="limits and signals of processes as Unix has them")
 PATIENCE = 60
@@ -91,7 +90,7 @@ def test_disk_full_while_copying(model: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_interrupted_at_each_stage(model: Path, stage: str) -> None:
     seen = []
 
-    def listener(name: str) -> None:
+    def listener(name: str, done: float | None = None) -> None:
         seen.append(name)
         if name == stage:
             raise KeyboardInterrupt
@@ -105,7 +104,7 @@ def test_interrupted_at_each_stage(model: Path, stage: str) -> None:
 
 def started(source: Path, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*COMMAND, "compress", str(source), str(folder / "out.onnx"), "--keep", "0.5", "--json"],
+        [*COMMAND, "compress", str(source), str(folder / "out.onnx"), "--keep", "0.5", "--no-measure", "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

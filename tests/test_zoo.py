@@ -10,7 +10,7 @@ import pytest
 from leanonnx import pipeline
 from leanonnx.errors import UserError
 from leanonnx.selection import Budget
-from tests.helpers import refused
+from tests.helpers import Options, refused
 
 MODELS = Path(__file__).parents[2] / "shared" / "zoo" / "models"
 KEEP = 0.5
@@ -42,7 +42,7 @@ def interface(path: Path) -> list[object]:
 @pytest.mark.parametrize("name", SMALL)
 def test_half_the_kernels(name: str, tmp_path: Path) -> None:
     source, target = MODELS / f"{name}.onnx", tmp_path / "out.onnx"
-    result = pipeline.compress(source, target, pipeline.Options(Budget("kernels", KEEP), best_effort=True))
+    result = pipeline.compress(source, target, Options(Budget("kernels", KEEP), best_effort=True))
     assert result.proof.passed
     assert result.warnings == ()
     assert 0 < result.after.kernels <= KEEP * result.before.kernels

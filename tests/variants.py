@@ -22,7 +22,7 @@ from leanonnx import pipeline, report
 from leanonnx.rules import advice
 from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.selection import Budget
-from tests.helpers import build, saved
+from tests.helpers import Options, build, saved
 
 Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
@@ -91,7 +91,7 @@ def compress(
 ) -> Outcome:
     """Compress a model: the proof is passed, the budget reached, and the interface what it was."""
     source, target, plan = saved(proto, folder / "in.onnx"), folder / "out.onnx", folder / "plan.json"
-    asked = pipeline.Options(Budget(unit, keep), **options)
+    asked = Options(Budget(unit, keep), **options)
     result = pipeline.compress(source, target, asked, plan, rules)
     found = onnx.load(target)
     assert result.proof.passed
