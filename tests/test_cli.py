@@ -372,7 +372,8 @@ def test_version() -> None:
 
 
 HELP = {
-    "": "compress inspect --version",
+    "": "bench compress inspect --version",
+    "bench": "--provider --threads --batch --shape --seconds --library --cuda-graph --algo-search --tf32 --seed --json",
     "inspect": "--why --shape --json",
     "compress": "--keep --macs --params --method --chains --shape --pin --ignore --plan --plan-out --recover "
     "--best-effort --no-measure --seed --json",
