@@ -101,7 +101,11 @@ def _run_fresh(folder: Path, limit: float) -> str:
 
 
 def answer(folder: Path) -> None:
-    """Measure what is asked for in a folder and write the answer into it (the fresh process's part)."""
+    """Measure what is asked for in a folder and write the answer into it (the fresh process's part).
+
+    Temporary files go there too: the process that asks removes them, even if it kills this one.
+    """
+    tempfile.tempdir = str(folder)
     request = json.loads((folder / REQUEST).read_text())
     tensors = [
         onnx.TensorProto.FromString((folder / INPUT.format(index)).read_bytes()) for index in range(request["inputs"])
