@@ -12,7 +12,8 @@ Batenburg, arXiv 2011.06923).
 
 from leanonnx.analysis import ChannelDag, analyse
 from leanonnx.errors import LeanOnnxError, Refusal, UserError
-from leanonnx.pipeline import Options, Result, compress, inspect
+from leanonnx.options import Options
+from leanonnx.pipeline import Result, compress, inspect
 from leanonnx.rules.table import DEFAULT
 from leanonnx.selection import Budget
 from leanonnx.version import __version__

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import onnx
 
+from leanonnx.clock import quiet
 from leanonnx.errors import ModelError, OptionError
 from leanonnx.model import Model, load
-from leanonnx.pipeline import checked_libraries, checked_shapes, quiet
+from leanonnx.pipeline import checked_libraries, checked_shapes
 from leanonnx.runtime.fresh import measured, measured_alone
 from leanonnx.runtime.observation import Shapes, observe, random_feed
 from leanonnx.runtime.providers import Setting

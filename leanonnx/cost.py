@@ -109,6 +109,11 @@ def cost_model(dag: ChannelDag, ignored: Collection[int] = ()) -> CostModel:
     return CostModel(tuple(mix for node, mix in dag.mixes if node not in ignored), constants, unsliced)
 
 
+def stored(model: Model) -> int:
+    """Numbers that a model stores, but for shapes and indices."""
+    return sum(_sizes(model).values())
+
+
 def _constant(dag: ChannelDag, name: str, uses: list[Use], size: int) -> _Constant:
     value = uses[0].computed
     whole = len(uses) < dag.model.readers.get(name, 0)

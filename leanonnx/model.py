@@ -39,6 +39,8 @@ DEEPEST = 100
 MOST_NODES = 1_000_000
 """Nodes that a model may have once its local functions are inlined."""
 SHAPE_OPS = {"Shape", "Size"}
+FREE_INITIALIZERS = 4
+"""The IR version from which initializers need not be listed as graph inputs; a caller may override those that are."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,15 @@ class Model:
         return [value for value in self.proto.graph.input if value.name not in fixed]
 
     @cached_property
+    def overridable(self) -> frozenset[str]:
+        """Initializers whose value a caller may replace, and all that is computed from them."""
+        found = set(overridden(self.proto))
+        for node in self.proto.graph.node if found else ():
+            if not found.isdisjoint([*node.input, *captured(node)]):
+                found.update(node.output)
+        return frozenset(found - {""})
+
+    @cached_property
     def free(self) -> frozenset[str]:
         """Values that depend on the data of a graph input (not merely on its shape)."""
         found = {value.name for value in self.inputs}
@@ -130,6 +141,13 @@ class Model:
             if (reads & found and node.op_type not in SHAPE_OPS) or node.op_type in RANDOM_OPS:
                 found.update(node.output)
         return frozenset(found - {""})
+
+
+def overridden(proto: onnx.ModelProto) -> frozenset[str]:
+    """Initializers listed as graph inputs where that is not obligatory: their values are mere defaults."""
+    if proto.ir_version < FREE_INITIALIZERS:
+        return frozenset()
+    return frozenset({v.name for v in proto.graph.input} & {t.name for t in proto.graph.initializer})
 
 
 def _count(found: dict[str, int], names: list[str]) -> None:

@@ -1,99 +1,48 @@
-"""The main job, stage by stage: load → observe → analyse → select → operate → prove → write."""
+"""The main job, stage by stage: load → observe → analyse → select → operate → measure → prove → write."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import onnx
 
 from leanonnx.analysis import ChannelDag, analyse
-from leanonnx.cost import Cost, cost_model
-from leanonnx.criteria import Chains, Method
-from leanonnx.errors import ModelError, NotFaster, OptionError, ProofFailed
+from leanonnx.clock import Clock, Progress, quiet
+from leanonnx.cost import Cost, cost_model, stored
+from leanonnx.errors import NotFaster, OptionError
 from leanonnx.formats import Kinds, float_kinds
 from leanonnx.labels import Mask
 from leanonnx.latency import latency_model
-from leanonnx.model import Model, check, load
-from leanonnx.named import ignored_pin, named_nodes, named_pin
+from leanonnx.minimal import minimise
+from leanonnx.model import Model, load
+from leanonnx.naming import ignored_pin, named_nodes, named_pin
+from leanonnx.options import Options
 from leanonnx.outputs import check_apart, check_writable, publish, temporary_beside
-from leanonnx.patch import masking_patch, plan_patch
-from leanonnx.plan import Plan, make_plan, read_plan, replay
-from leanonnx.proof import Proof, inputs_for, prove
+from leanonnx.plan import Plan, confirm, make_plan, read_plan, replay
+from leanonnx.proof import Proof
 from leanonnx.rules.table import DEFAULT, Rules
-from leanonnx.runtime.fresh import measured
 from leanonnx.runtime.machine import detected
 from leanonnx.runtime.observation import Shapes, observe
 from leanonnx.runtime.providers import Setting
-from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.timing import Comparison
-from leanonnx.search import SECONDS, TRIES, Trial, within_budget, within_latency
-from leanonnx.selection import LATENCY, Budget, Request, Selection, Selector
-from leanonnx.storage import write_model
-from leanonnx.surgery import apply
+from leanonnx.search import SECONDS, Trial, within_budget, within_latency
+from leanonnx.selection import LATENCY, Request, Selection, Selector
 from leanonnx.targets import Target, known_targets, read_targets
 from leanonnx.version import __version__
 from leanonnx.weigh import check_finite
 from leanonnx.widths import Alignment
-
-
-class Progress(Protocol):
-    """A listener that is told which stage has begun, and how much of it is done (0 to 1) where that is known."""
-
-    def __call__(self, stage: str, done: float | None = None) -> None:
-        """Take note of it."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What ``compress`` was asked to do.
-
-    ``align``: widths are multiples of this (None: what the target wants); ``target``: a table of ``targets.toml``
-    ("auto": the one of this machine and provider), those in the file ``targets`` coming first.
-    """
-
-    budget: Budget = field(default_factory=lambda: Budget("kernels", 1.0))
-    method: Method = "auto"
-    chains: Chains = "cover"
-    shapes: Shapes = field(default_factory=dict)
-    pin: tuple[str, ...] = ()
-    ignore: tuple[str, ...] = ()
-    plan: Path | None = None
-    libraries: tuple[Path, ...] = ()
-    best_effort: bool = False
-    align: int | None = None
-    target: str = "auto"
-    targets: Path | None = None
-    setting: Setting = field(default_factory=Setting)
-    measure: bool = True
-    seed: int = 0
-
-    def record(self) -> dict[str, Any]:
-        """The options that shaped the plan, for the plan file."""
-        return {
-            self.budget.unit: self.budget.fraction,
-            "method": self.method,
-            "chains": self.chains,
-            "shapes": {name: list(shape) for name, shape in sorted(self.shapes.items())},
-            "pin": sorted(self.pin),
-            "ignore": sorted(self.ignore),
-            "best_effort": self.best_effort,
-            "align": "auto" if self.align is None else self.align,
-            "target": self.target,
-            "seed": self.seed,
-        }
+from leanonnx.workshop import Workshop
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a compression; ``seconds`` by stage, ``bytes`` before and after."""
+    """What came of a compression; ``seconds`` by stage, ``bytes`` before and after.
+
+    ``tidied`` counts what was cleaned up in the graph; ``exact`` says what contributed nothing, where that was asked.
+    """
 
     dag: ChannelDag
     alive: Mask
@@ -106,39 +55,8 @@ class Result:
     setting: Setting
     warnings: tuple[str, ...]
     seconds: Mapping[str, float]
-
-
-class Clock:
-    """Seconds by stage, those of a stage within another counted for the inner one; tells a listener what has begun."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-        self.seconds: dict[str, float] = {}
-        self.running: list[str] = []
-        self.since = time.perf_counter()
-
-    @contextmanager
-    def stage(self, name: str, done: float | None = None) -> Iterator[None]:
-        """Time one stage, of which so much is done (0 to 1)."""
-        self._charge()
-        self.running.append(name)
-        self.progress(name, done)
-        try:
-            yield
-        finally:
-            self._charge()
-            self.running.pop()
-
-    def _charge(self) -> None:
-        now = time.perf_counter()
-        if self.running:
-            name = self.running[-1]
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self.since, 3)
-        self.since = now
-
-
-def quiet(stage: str, done: float | None = None) -> None:
-    """A listener that ignores progress."""
+    tidied: Mapping[str, int]
+    exact: Mapping[str, Any] | None
 
 
 def inspect(
@@ -165,6 +83,7 @@ def compress(
         ProofFailed: the result is not equal to the masked original; nothing is written.
     """
     clock = Clock(progress)
+    options = as_planned(options)
     for path in (target, plan_out):
         check_writable(source, path)
     with clock.stage("load"):
@@ -175,92 +94,83 @@ def compress(
     with clock.stage("analyse"):
         dag = analyse(model, observation, rules)
         check_finite(dag)
+    least = None
+    if options.exact:
+        with clock.stage("select"):
+            least = minimise(dag, rules, options.shapes, options.pin, options.ignore)
     with temporary_beside(target) as folder:
-        workshop = _Workshop(dag, options, folder / target.name, clock)
-        trial = _found(dag, options, workshop)
+        workshop = Workshop(dag, least, options, folder / target.name, clock)
+        trial = _found(workshop)
         selection = trial.selection
-        draft = workshop.write(selection.alive)
-        with clock.stage("prove"):
-            proof = _proven(dag, selection.alive, draft, options.seed)
-        plan = make_plan(dag, selection.alive, options.record(), __version__)
-        size = publish(draft, target, plan, plan_out)
+        proof = workshop.proven(selection.alive)
+        plan = make_plan(least.dag if least else dag, selection.alive, options.record(), __version__)
+        if least and options.plan:
+            confirm(least.dag, plan, read_plan(options.plan), options.plan)
+        size = publish(workshop.draft, target, plan, plan_out)
+    after = selection.after
+    if least:
+        after = replace(after, params=stored(replace(least.dag.model, proto=workshop.tidied.proto)))
     return Result(
-        dag,
-        selection.alive,
-        plan,
-        selection.before,
-        selection.after,
-        (model.size, size),
-        proof,
-        trial.comparison,
-        options.setting.resolved,
-        _warnings(trial, options, workshop.failure),
-        clock.seconds,
+        dag=least.dag if least else dag,
+        alive=selection.alive,
+        plan=plan,
+        before=selection.before,
+        after=after,
+        bytes=(model.size, size),
+        proof=proof,
+        latency=trial.comparison,
+        setting=options.setting.resolved,
+        warnings=_warnings(trial, workshop),
+        seconds=clock.seconds,
+        tidied=workshop.tidied.done,
+        exact=least.report() if least else None,
     )
 
 
-class _Workshop:
-    """Writes and measures drafts of the result."""
-
-    def __init__(self, dag: ChannelDag, options: Options, draft: Path, clock: Clock) -> None:
-        self.dag, self.options, self.draft, self.clock = dag, options, draft, clock
-        self.written: Mask | None = None
-        self.failure = ""
-        self.attempts = 0
-
-    def write(self, alive: Mask) -> Path:
-        """Write the network of a keep set; a byte-identical copy where nothing is removed."""
-        if self.written is None or not np.array_equal(self.written, alive):
-            model = self.dag.model
-            with self.clock.stage("operate"):
-                if alive.all() and not model.external_files:
-                    shutil.copyfile(model.path, self.draft)
-                else:
-                    write_model(_operated(self.dag, alive), self.draft, external=bool(model.external_files))
-            self.written = alive
-        return self.draft
-
-    def attempt(self, selection: Selection, seconds: float) -> Trial:
-        """Measure a keep set against the original, unless that was declined or cannot be done."""
-        if not self.options.measure or self.failure or selection.alive.all():
-            return Trial(selection, None)
-        draft = self.write(selection.alive)
-        self.attempts += 1
-        searching = self.options.budget.unit == LATENCY
-        with self.clock.stage("measure", self.attempts / TRIES if searching else None):
-            feed = self.dag.observation.feeds
-            try:
-                found = measured(self.dag.model.path, draft, feed, self.options.setting, seconds, self.options.seed)
-            except RunFailed as error:
-                self.failure = str(error)
-                return Trial(selection, None)
-        return Trial(selection, found)
-
-
-def _found(dag: ChannelDag, options: Options, workshop: _Workshop) -> Trial:
+def _found(workshop: Workshop) -> Trial:
     """The keep set to be written, measured.
 
     Raises:
         BudgetUnreachable: no keep set fits the budget.
         NotFaster: none is faster than the original.
     """
+    dag, options = workshop.dag, workshop.options
     with workshop.clock.stage("select"):
-        if options.plan is not None:
+        if workshop.least is not None:
+            trial = workshop.attempt(workshop.least.selection(dag), SECONDS)
+        elif options.plan is not None:
             trial = workshop.attempt(_replayed(dag, options, options.plan), SECONDS)
         else:
-            target = resolved_target(options, float_kinds(dag.model.proto))
-            predicted = latency_model(dag, target)
-            request = _request(dag, options, target)
-            selector = Selector(dag, request, predicted if options.budget.unit == LATENCY else None)
-            if options.budget.unit == LATENCY:
-                trial = within_latency(selector, workshop.attempt)
-            else:
-                trial = within_budget(selector, predicted, workshop.attempt)
-    if not trial.faster and not options.best_effort:
+            trial = _searched(workshop)
+    refused = trial.slower if options.exact else not trial.faster
+    if refused and not options.best_effort:
         raise NotFaster(
             f"{_not_faster(trial)}; nothing written; ask for less of the model, or add --best-effort to write it anyway"
         )
     return trial
+
+
+def _searched(workshop: Workshop) -> Trial:
+    """The keep set that the budget asks for."""
+    dag, options = workshop.dag, workshop.options
+    target = resolved_target(options, float_kinds(dag.model.proto))
+    predicted, request = latency_model(dag, target), _request(dag, options, target)
+    if options.budget.unit == LATENCY:
+        return within_latency(Selector(dag, request, predicted), workshop.attempt)
+    return within_budget(Selector(dag, request), predicted, workshop.attempt)
+
+
+def as_planned(options: Options) -> Options:
+    """A plan that ``--exact`` has made is carried out by finding the same again."""
+    if options.plan is None:
+        return options
+    made = read_plan(options.plan).options
+    if not made.get("exact"):
+        return options
+    if options.pin or options.ignore:
+        raise OptionError("--pin and --ignore cannot be joined to --plan, which says what is kept")
+    pin, ignore = (tuple(str(name) for name in made.get(key, ())) for key in ("pin", "ignore"))
+    return replace(options, exact=True, pin=pin, ignore=ignore)
 
 
 def checked_libraries(libraries: tuple[Path, ...]) -> tuple[Path, ...]:
@@ -321,40 +231,6 @@ def _request(dag: ChannelDag, options: Options, target: Target) -> Request:
     )
 
 
-def _operated(dag: ChannelDag, alive: Mask) -> onnx.ModelProto:
-    shrunk = {name for name, labels in dag.labels.items() if not alive[labels].all()}
-    return apply(dag.model, plan_patch(dag, alive), shrunk)
-
-
-def _proven(dag: ChannelDag, alive: Mask, draft: Path, seed: int) -> Proof:
-    """Check and prove the file as written.
-
-    Raises:
-        ProofFailed: the checker, onnxruntime or the comparison refuses it.
-    """
-    feeds = inputs_for(dag.model, dag.shapes, seed)
-    with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
-        reference = Path(folder) / "reference.onnx"
-        write_model(apply(dag.model, masking_patch(dag, alive)), reference, external=True)
-        try:
-            check(draft)
-            proof = prove(dag.model, reference, draft, feeds, dag.observation.replaced)
-        except (ModelError, RunFailed) as error:
-            raise ProofFailed(f"the compressed model is not valid ({error}); nothing written") from error
-    if proof.silent:
-        raise ProofFailed(
-            f"the model puts out nothing that can be compared on the inputs tried (outputs {', '.join(proof.silent)}: "
-            "not finite, or chaotic); nothing written; check the weights of the model"
-        )
-    if not proof.passed:
-        raise ProofFailed(
-            f"the compressed model differs from the masked original (relative error {proof.max_relative_error:.2g}, "
-            f"bound {proof.bound:.2g}); nothing written; a rule is wrong: "
-            "check those given with --rules, or report the model's operators"
-        )
-    return proof
-
-
 def _not_faster(trial: Trial) -> str:
     """A measurement in words: how the result compares with the original."""
     found = trial.comparison
@@ -365,13 +241,13 @@ def _not_faster(trial: Trial) -> str:
     return f"the result is {words}: {found.speedup:.3f} times its speed (95 % interval {low:.3f} to {high:.3f})"
 
 
-def _warnings(trial: Trial, options: Options, failure: str) -> tuple[str, ...]:
-    found = []
-    budget, selection = options.budget, trial.selection
+def _warnings(trial: Trial, workshop: Workshop) -> tuple[str, ...]:
+    found, options, selection = [], workshop.options, trial.selection
+    budget = options.budget
     if not trial.faster:
         found.append(_not_faster(trial))
-    if failure:
-        found.append(f"latency could not be measured: {failure}")
+    if workshop.failure:
+        found.append(f"latency could not be measured: {workshop.failure}")
     if not selection.reached:
         lowest = trial.fraction
         if budget.unit != LATENCY:
@@ -380,6 +256,6 @@ def _warnings(trial: Trial, options: Options, failure: str) -> tuple[str, ...]:
             f"over budget: {lowest:.4f} of the {budget.unit} is the lowest reachable, {budget.fraction:g} was asked for"
             + "".join(f"; {limit}" for limit in selection.limits)
         )
-    if selection.alive.all() and budget.fraction < 1:
+    if workshop.unchanged and (budget.fraction < 1 or options.exact):
         found.append("nothing could be removed: the output equals the input")
     return tuple(found)

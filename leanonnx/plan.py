@@ -68,7 +68,8 @@ def read_plan(path: Path) -> Plan:
         raise PlanError(f"{path}: the plan cannot be read: {error.strerror}; check the path") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise PlanError(f"{path}: not a plan of leanonnx ({error}); make one with --plan-out") from error
-    if not isinstance(plan.tensors, dict) or not isinstance(plan.input_sha256, str):
+    kinds = ((plan.tensors, dict), (plan.options, dict), (plan.input_sha256, str))
+    if not all(isinstance(value, kind) for value, kind in kinds):
         raise PlanError(f"{path}: not a plan of leanonnx (wrong kinds of values); make one with --plan-out")
     if plan.schema != SCHEMA:
         raise PlanError(f"{path}: plan schema {plan.schema}, expected {SCHEMA}; make the plan again with --plan-out")
@@ -81,11 +82,7 @@ def replay(dag: ChannelDag, plan: Plan, path: Path) -> Mask:
     Raises:
         PlanError: the plan was made for another file, or does not fit this one.
     """
-    if plan.input_sha256 != dag.model.sha256:
-        raise PlanError(
-            f"{path}: the plan was made for another model (sha256 {plan.input_sha256[:12]}…, this file has "
-            f"{dag.model.sha256[:12]}…); give the model that the plan was made from"
-        )
+    _check_origin(dag, plan, path)
     dead = np.zeros(dag.count, bool)
     for use in dag.uses:
         entry = plan.tensors.get(use.constant)
@@ -99,6 +96,25 @@ def replay(dag: ChannelDag, plan: Plan, path: Path) -> Mask:
     if not alive[0] or any(not alive[pin.labels].all() for pin in dag.pins):
         raise PlanError(f"{path}: the plan removes channels that may not be removed; make it again with --plan-out")
     return alive
+
+
+def confirm(dag: ChannelDag, made: Plan, plan: Plan, path: Path) -> None:
+    """Check that what was found anew is what a plan says.
+
+    Raises:
+        PlanError: the plan was made for another file, or says something else.
+    """
+    _check_origin(dag, plan, path)
+    if made.tensors != plan.tensors:
+        raise PlanError(f"{path}: the plan keeps other channels than --exact finds; make it again with --plan-out")
+
+
+def _check_origin(dag: ChannelDag, plan: Plan, path: Path) -> None:
+    if plan.input_sha256 != dag.model.sha256:
+        raise PlanError(
+            f"{path}: the plan was made for another model (sha256 {plan.input_sha256[:12]}…, this file has "
+            f"{dag.model.sha256[:12]}…); give the model that the plan was made from"
+        )
 
 
 def _dropped(use: Use, entry: Mapping[str, Any], path: Path) -> Labels:

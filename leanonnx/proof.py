@@ -94,7 +94,7 @@ def _compared(
     model: Model, original: Source, reference: Source, candidate: Source, feeds: Sequence[Feed], bound: float
 ) -> Proof:
     """The verdict; without fusion where kernels that onnxruntime fuses depend on the widths."""
-    behind = _behind_decisions(model)
+    behind = behind_decisions(model)
     names = [value.name for value in model.proto.graph.output] + behind
     fused = len(model.proto.graph.node) <= MANY_NODES
     wanted, found = (_outputs(side, model, behind, feeds, optimise=fused) for side in (reference, candidate))
@@ -161,7 +161,7 @@ def _comparable(wanted: Runs) -> Array:
     return np.array(rows, bool).reshape(len(wanted), -1)
 
 
-def _behind_decisions(model: Model) -> list[str]:
+def behind_decisions(model: Model) -> list[str]:
     """The floats from which integer and boolean outputs are made: inputs of the nearest deciding operators."""
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
     discrete = [v.name for v in model.proto.graph.output if v.type.tensor_type.elem_type not in floats]

@@ -25,6 +25,14 @@ MEANING = {
     "bytes": "size of the file with its external data",
     "latency": "median ms of one run in onnxruntime, measured in turns; fraction: median of the ratios",
 }
+WHY = {
+    "unread": "that nothing reads",
+    "constant": "that hold one number whatever the input",
+    "no-op": "nodes that put out what they read",
+    "branch": "joins with an operand that adds nothing",
+    "merged": "layers merged into the weights before them",
+}
+"""Reasons for which channels and nodes go."""
 Row = dict[str, Any]
 
 
@@ -45,6 +53,8 @@ def summary(result: Result) -> Row:
         "pins": pins(dag, result.alive),
         "layers": layers(dag, result.alive),
         "latency": latency(result),
+        "tidied": dict(result.tidied),
+        "exact": None if result.exact is None else dict(result.exact),
         "inputs": input_sizes(dag),
         "seconds": dict(result.seconds),
         "warnings": list(result.warnings),
@@ -202,15 +212,28 @@ def _tied_tensors(dag: ChannelDag, members: Mask, tensor: str) -> list[Row]:
 def result_tables(row: Row, source: str, target: str) -> RenderableType:
     """The summary of a compression for people."""
     head = Text(f"{source} → {target}", style="bold")
-    error = row["proof"]["max_relative_error"]
+    error, against = row["proof"]["max_relative_error"], "original" if row["exact"] else "masked original"
     proof = Text(
-        f"Proof {row['proof']['status'].upper()}: equal to the masked original within {error:.1e} "
+        f"Proof {row['proof']['status'].upper()}: equal to the {against} within {error:.1e} "
         f"(bound {row['proof']['bound']:.0e}) on {row['proof']['inputs']} inputs",
         style="green" if row["proof"]["status"] == "passed" else "red",
     )
     notes = [Text(f"Warning: {text}", style="yellow") for text in row["warnings"]]
+    notes += [Text(line) for line in _gone(row)]
     tables = (_cost_table(row), _layer_table(row["layers"]), _pin_table(row["pins"]))
     return Group(head, *notes, *tables, proof, _latency_text(row["latency"]))
+
+
+def _gone(row: Row) -> list[str]:
+    """What contributed nothing, and what was cleaned up in the graph, in words."""
+    exact, lines = row["exact"], []
+    if exact:
+        counts = ", ".join(f"{count} {WHY[reason]}" for reason, count in exact["channels"].items())
+        lines.append(f"Removed channels: {counts}")
+        lines += [f"Removed layers: {', '.join(exact['layers'])}"] if exact["layers"] else []
+    if row["tidied"]:
+        lines.append("Cleaned up: " + ", ".join(f"{count} {WHY[reason]}" for reason, count in row["tidied"].items()))
+    return lines
 
 
 def _latency_text(row: Row | None) -> Text:

@@ -40,6 +40,11 @@ class Trial:
         return 1.0 if self.comparison is None else 1 / self.comparison.speedup
 
     @property
+    def slower(self) -> bool:
+        """The interval of the ratio lies below 1."""
+        return self.comparison is not None and self.comparison.interval[1] < 1
+
+    @property
     def faster(self) -> bool:
         """The interval of the ratio lies above 1, or there was nothing to measure."""
         return self.comparison is None or self.comparison.interval[0] > 1

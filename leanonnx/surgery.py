@@ -16,14 +16,12 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from leanonnx.formats import graphs
-from leanonnx.model import Model, captured, unneeded
+from leanonnx.model import FREE_INITIALIZERS, Model, captured, unneeded
 from leanonnx.patch import Maker, Patch, Place
 from leanonnx.rules.call import Entries, Pick
 from leanonnx.storage import copy_fields
 
 Array = NDArray[Any]
-FREE_INITIALIZERS = 4
-"""The IR version from which initializers need not be listed as graph inputs."""
 
 
 def apply(model: Model, patch: Patch, shrunk: Set[str] = frozenset()) -> onnx.ModelProto:

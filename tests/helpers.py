@@ -18,6 +18,7 @@ import onnx
 import onnxruntime as ort
 from onnx import numpy_helper
 
+import leanonnx
 from leanonnx import pipeline
 from leanonnx.cli.main import app
 from leanonnx.selection import Budget
@@ -77,7 +78,7 @@ def saved_external(proto: onnx.ModelProto, path: Path, data: str = "weights.bin"
     return path
 
 
-Options = partial(pipeline.Options, measure=False, align=1)
+Options = partial(leanonnx.Options, measure=False, align=1)
 """Options for the networks of tests, which are too small to gain speed: any width, nothing measured."""
 
 
@@ -134,9 +135,9 @@ def cli_json(*args: object, measure: bool = False) -> dict[str, Any]:
     return row
 
 
-def compressed(source: Path, target: Path, keep: float = 0.5, **options: Any) -> pipeline.Result:
+def compressed(source: Path, target: Path, keep: float = 0.5, **settings: Any) -> pipeline.Result:
     """``leanonnx compress`` in this process, budget in kernels."""
-    return pipeline.compress(source, target, Options(Budget("kernels", keep), **options))
+    return pipeline.compress(source, target, Options(Budget("kernels", keep), **settings))
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:

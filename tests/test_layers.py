@@ -12,22 +12,24 @@ import leanonnx
 
 ROOT = Path(leanonnx.__file__).parent
 LAYERS = [
-    {"version", "errors", "labels", "norms", "chains", "storage", "formats", "memory"} | {"cores", "intervals"},
+    {"version", "errors", "labels", "norms", "chains", "storage", "formats", "memory", "clock"}
+    | {"cores", "intervals"},
     {"model", "rules.advice", "targets"},
-    {"rules.call", "runtime.sessions"},
-    {"rules.joins", "rules.weights", "rules.assembly", "rules.check"},
-    {"rules.products", "runtime.providers"},
+    {"rules.call", "runtime.sessions", "noops"},
+    {"rules.joins", "rules.weights", "rules.assembly", "rules.check", "merge"},
+    {"rules.products", "runtime.providers", "tidy"},
     {"runs", "runtime.observation", "rules.linear", "rules.movement", "rules.normalization", "rules.pointwise"}
     | {"rules.quantization", "rules.reduction", "rules.spatial", "rules.convolution", "rules.indexing"}
     | {"rules.recurrent", "rules.windows"},
     {"rules.table", "constants", "runtime.fastpath"},
     {"analysis", "userrules", "runtime.timing", "runtime.machine"},
-    {"closure", "cost", "latency", "named", "weigh", "patch", "runtime.fresh"},
-    {"limits", "criteria", "surgery", "plan", "proof"},
+    {"closure", "cost", "latency", "naming", "weigh", "patch", "runtime.fresh", "steady"},
+    {"limits", "criteria", "surgery", "plan", "proof", "exact"},
     {"widths", "outputs"},
     {"keeper"},
     {"selection"},
-    {"search"},
+    {"minimal", "options", "search"},
+    {"workshop"},
     {"pipeline"},
     {"report", "bench"},
     {"bench_report"},

@@ -12,6 +12,7 @@ from leanonnx.cli.options import alignment, fraction, measuring, parse_shapes, r
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
 from leanonnx.criteria import Chains, Method
 from leanonnx.errors import OptionError
+from leanonnx.options import Options
 from leanonnx.runtime.providers import Provider, Setting
 from leanonnx.selection import LATENCY, Budget
 
@@ -58,6 +59,9 @@ def compress(
     library: Annotated[
         list[Path] | None, typer.Option(metavar="L.so", help="Library of custom operators for onnxruntime.")
     ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Remove only what contributes nothing; the output stays what it is.")
+    ] = False,
     best_effort: Annotated[
         bool, typer.Option("--best-effort", help="Write the nearest that can be had if over budget or not faster.")
     ] = False,
@@ -67,12 +71,12 @@ def compress(
 ) -> None:
     """Remove channels until the model fits the budget, prove the result and write it.
 
-    Exactly one of --keep, --macs, --params, --latency or --plan says how far to go. Exit codes: 0 written, 1 refused
-    (budget not reachable, proof failed, not faster than the original), 2 wrong file or option, 3 a bug.
+    Exactly one of --keep, --macs, --params, --latency, --plan or --exact says how far to go. Exit codes: 0 written,
+    1 refused (budget not reachable, proof failed, not faster than the original), 2 wrong file or option, 3 a bug.
     """
     with exit_codes() as results:
-        options = pipeline.Options(
-            budget=_budget({"keep": keep, "macs": macs, "params": params, LATENCY: latency}, plan),
+        options = Options(
+            budget=_budget({"keep": keep, "macs": macs, "params": params, LATENCY: latency}, plan, exact),
             method=method,
             chains=chains,
             shapes=parse_shapes(shape or []),
@@ -87,6 +91,7 @@ def compress(
             setting=Setting(provider, threads, libraries=tuple(library or ())),
             measure=measuring(not no_measure, latency),
             seed=seed,
+            exact=exact,
         )
         with progress() as listener:
             result = pipeline.compress(source, target, options, plan_out, rules_from(rules), listener)
@@ -94,10 +99,11 @@ def compress(
         show_json(row, results) if as_json else show(report.result_tables(row, str(source), str(target)), results)
 
 
-def _budget(given: dict[str, float | None], plan: Path | None) -> Budget:
+def _budget(given: dict[str, float | None], plan: Path | None, exact: bool) -> Budget:
     asked = {name: value for name, value in given.items() if value is not None}
-    if len(asked) + (plan is not None) != 1:
-        raise OptionError("give exactly one of --keep, --macs, --params, --latency or --plan, for example --keep 0.25")
+    if len(asked) + (plan is not None) + exact != 1:
+        ways = "--keep, --macs, --params, --latency, --plan or --exact"
+        raise OptionError(f"give exactly one of {ways}, for example --keep 0.25")
     if not asked:
         return Budget("kernels", 1.0)
     name, value = next(iter(asked.items()))

@@ -22,8 +22,8 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from leanonnx.clock import Progress, quiet
 from leanonnx.errors import LeanOnnxError, OutputError, Refusal, UserError
-from leanonnx.pipeline import Progress, quiet
 
 WIDTH = 140
 NO = 1

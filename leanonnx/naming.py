@@ -1,4 +1,4 @@
-"""What the user named, as labels and nodes of the channel DAG."""
+"""What the names given by a user mean: channels and nodes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,12 @@ def named_nodes(model: Model, name: str) -> list[int]:
 
 
 def ignored_pin(dag: ChannelDag, node: int) -> Pin:
-    """The outputs of an ignored node."""
+    """All outputs of a node that is ignored."""
     outputs = dag.model.proto.graph.node[node].output
     labels = [np.unique(dag.labels[o]) for o in outputs if o in dag.labels]
     return Pin(np.unique(np.concatenate(labels)) if labels else np.zeros(0, np.int64), outputs[0], "--ignore")
+
+
+def named_tensors(model: Model, names: tuple[str, ...]) -> set[str]:
+    """Tensors that are called so, and outputs of nodes that are."""
+    return {n for node in model.proto.graph.node for n in node.output if node.name in names or n in names} - {""}

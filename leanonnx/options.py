@@ -1,0 +1,55 @@
+"""What ``compress`` is asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from leanonnx.criteria import Chains, Method
+from leanonnx.runtime.observation import Shapes
+from leanonnx.runtime.providers import Setting
+from leanonnx.selection import Budget
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``compress`` was asked to do.
+
+    ``align``: widths are multiples of this (None: what the target wants); ``target``: a table of ``targets.toml``
+    ("auto": the one of this machine and provider), those in the file ``targets`` coming first; ``exact``: remove only
+    what contributes nothing.
+    """
+
+    budget: Budget = field(default_factory=lambda: Budget("kernels", 1.0))
+    method: Method = "auto"
+    chains: Chains = "cover"
+    shapes: Shapes = field(default_factory=dict)
+    pin: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    plan: Path | None = None
+    libraries: tuple[Path, ...] = ()
+    best_effort: bool = False
+    align: int | None = None
+    target: str = "auto"
+    targets: Path | None = None
+    setting: Setting = field(default_factory=Setting)
+    measure: bool = True
+    seed: int = 0
+    exact: bool = False
+
+    def record(self) -> dict[str, Any]:
+        """The options that shaped the plan, for the plan file."""
+        return {
+            self.budget.unit: self.budget.fraction,
+            "method": self.method,
+            "chains": self.chains,
+            "shapes": {name: list(shape) for name, shape in sorted(self.shapes.items())},
+            "pin": sorted(self.pin),
+            "ignore": sorted(self.ignore),
+            "best_effort": self.best_effort,
+            "align": "auto" if self.align is None else self.align,
+            "target": self.target,
+            "seed": self.seed,
+            **({"exact": True} if self.exact else {}),
+        }

@@ -1,0 +1,141 @@
+"""Drafts of the result: written, measured against the original, proven."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from leanonnx.analysis import ChannelDag
+from leanonnx.clock import Clock
+from leanonnx.errors import ModelError, ProofFailed
+from leanonnx.labels import Mask
+from leanonnx.minimal import Minimum
+from leanonnx.model import check
+from leanonnx.options import Options
+from leanonnx.patch import masking_patch, plan_patch
+from leanonnx.proof import Proof, behind_decisions, inputs_for, prove
+from leanonnx.runtime.fresh import measured
+from leanonnx.runtime.sessions import RunFailed
+from leanonnx.search import TRIES, Trial
+from leanonnx.selection import LATENCY, Selection
+from leanonnx.steady import steady
+from leanonnx.storage import write_model
+from leanonnx.surgery import apply
+from leanonnx.tidy import Tidied, tidy
+
+
+class Workshop:
+    """Writes keep sets of one model to one file, measures and proves them.
+
+    ``dag`` is the original; ``least``, where only what contributes nothing is to go, the network without that.
+    ``tidied`` is what was written last, ``failure`` why nothing could be measured.
+    """
+
+    def __init__(self, dag: ChannelDag, least: Minimum | None, options: Options, draft: Path, clock: Clock) -> None:
+        self.dag, self.least, self.options, self.draft, self.clock = dag, least, options, draft, clock
+        self.tidied = Tidied(dag.model.proto, {})
+        self.written: Mask | None = None
+        self.failure = ""
+        self.attempts = 0
+
+    def write(self, alive: Mask) -> None:
+        """Write the network of a keep set; a byte-identical copy of the file where nothing goes."""
+        if self.written is None or not np.array_equal(self.written, alive):
+            self._write(alive, merge=True)
+
+    def _write(self, alive: Mask, merge: bool) -> None:
+        model = self.dag.model
+        external = bool(model.external_files)
+        with self.clock.stage("operate"):
+            self.tidied = self.least.carried_out(merge) if self.least else _operated(self.dag, alive)
+            self.written = alive
+            if self.unchanged and not external:
+                shutil.copyfile(model.path, self.draft)
+            else:
+                write_model(self.tidied.proto, self.draft, external=external)
+
+    @property
+    def unchanged(self) -> bool:
+        """Nothing went: the draft is the original."""
+        return self.written is not None and bool(self.written.all()) and not self.tidied.done
+
+    def attempt(self, selection: Selection, seconds: float) -> Trial:
+        """Measure a keep set against the original, unless that was declined or cannot be done."""
+        if not self.options.measure or self.failure:
+            return Trial(selection, None)
+        self.write(selection.alive)
+        if self.unchanged:
+            return Trial(selection, None)
+        self.attempts += 1
+        searching = self.options.budget.unit == LATENCY
+        with self.clock.stage("measure", self.attempts / TRIES if searching else None):
+            model, feed = self.dag.model, self.dag.observation.feeds
+            try:
+                found = measured(model.path, self.draft, feed, self.options.setting, seconds, self.options.seed)
+            except RunFailed as error:
+                self.failure = str(error)
+                return Trial(selection, None)
+        return Trial(selection, found)
+
+    def proven(self, alive: Mask) -> Proof:
+        """Write a keep set, check and prove it as written; layers stay apart where merging them is not exact enough.
+
+        Raises:
+            ProofFailed: the checker, onnxruntime or the comparison refuses it.
+        """
+        self.write(alive)
+        with self.clock.stage("prove"):
+            try:
+                return self._proven(alive)
+            except ProofFailed:
+                if not self.tidied.done.get("merged"):
+                    raise
+            self._write(alive, merge=False)
+            return self._proven(alive)
+
+    def _proven(self, alive: Mask) -> Proof:
+        """Compare the draft with the masked original or, where it is to be exact, with the original itself."""
+        dag, exact = self.dag, self.least is not None
+        feeds = inputs_for(dag.model, dag.shapes, self.options.seed)
+        with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
+            reference = Path(folder) / "reference.onnx"
+            masked = dag.model.proto if exact else apply(dag.model, masking_patch(dag, alive))
+            write_model(masked, reference, external=True)
+            try:
+                check(self.draft)
+                proof = prove(dag.model, reference, self.draft, feeds, dag.observation.replaced)
+            except (ModelError, RunFailed) as error:
+                raise ProofFailed(f"the compressed model is not valid ({error}); nothing written") from error
+        _judge(proof, "original" if exact else "masked original")
+        return proof
+
+
+def _operated(dag: ChannelDag, alive: Mask) -> Tidied:
+    """The model without the channels that are not alive, cleaned up."""
+    if alive.all():
+        return Tidied(dag.model.proto, {})
+    shrunk = {name for name, labels in dag.labels.items() if not alive[labels].all()}
+    proto = apply(dag.model, plan_patch(dag, alive), shrunk)
+    return tidy(proto, steady(dag, alive).uniform(dag, alive), behind_decisions(dag.model))
+
+
+def _judge(proof: Proof, wanted: str) -> None:
+    """Refuse what is not proven.
+
+    Raises:
+        ProofFailed: the comparison told nothing, or that the model is another one.
+    """
+    if proof.silent:
+        raise ProofFailed(
+            f"the model puts out nothing that can be compared on the inputs tried (outputs {', '.join(proof.silent)}: "
+            "not finite, or chaotic); nothing written; check the weights of the model"
+        )
+    if not proof.passed:
+        raise ProofFailed(
+            f"the compressed model differs from the {wanted} (relative error {proof.max_relative_error:.2g}, "
+            f"bound {proof.bound:.2g}); nothing written; a rule is wrong: "
+            "check those given with --rules, or report the model's operators"
+        )
