@@ -261,7 +261,7 @@ def test_external_data_stay_external(tmp_path: Path) -> None:
     compressed(plain, tmp_path / "plain_out.onnx")
     for folder in (tmp_path / "there", tmp_path / "moved"):
         folder.mkdir()
-    row = cli_json("compress", source, tmp_path / "there" / "out.onnx", "--keep", "0.5")
+    row = cli_json("compress", source, tmp_path / "there" / "out.onnx", "--keep", "0.5", "--align", 1)
     assert {p.name for p in (tmp_path / "there").iterdir()} == {"out.onnx", "out.onnx.data"}
     assert row["bytes"]["after"] == sum(p.stat().st_size for p in (tmp_path / "there").iterdir())
     assert row["bytes"]["before"] == source.stat().st_size + (tmp_path / "weights.bin").stat().st_size
