@@ -26,7 +26,7 @@ BLOCKED = ("Conv", "FusedConv", "ConvTranspose", "QLinearConv", "ConvInteger")
 
 @dataclass(frozen=True)
 class Alignment:
-    """``block``: channels of a full step; ``multiple``: channels of a step in layers that have no full block."""
+    """``block``: channels of a full step; ``multiple``: channels of a smaller one, for budgets that need it finer."""
 
     block: int = 1
     multiple: int = 1
@@ -113,12 +113,5 @@ def _widen(steps: Ints, side: Labels, classes: Ints, layers: Ints, sizes: Ints, 
     found, channels = found[found != classes[0]], channels[found != classes[0]]
     for layer in np.unique(layers[found]):
         each = int(channels[layers[found] == layer].max())
-        step = _classes(alignment.block, each)
-        if step > sizes[layer]:
-            step = _classes(alignment.multiple, each)
+        step = alignment.block // math.gcd(alignment.block, each)
         steps[layer] = max(steps[layer], min(step, sizes[layer]))
-
-
-def _classes(channels: int, each: int) -> int:
-    """How many classes of ``each`` channels make a multiple of ``channels``."""
-    return channels // math.gcd(channels, each)
