@@ -84,6 +84,8 @@ def within_latency(selector: Selector, attempt: Attempt) -> Trial:
         BudgetUnreachable: no keep set is as fast, unless best effort is enough.
     """
     limit = selector.request.budget.fraction
+    if limit >= 1:
+        return Trial(selector.select(), None)
     bracket = _Bracket(limit)
     trials: list[Trial] = []
     aimed = limit * AIM

@@ -63,7 +63,11 @@ class Workshop:
         return self.written is not None and bool(self.written.all()) and not self.tidied.done
 
     def attempt(self, selection: Selection, seconds: float) -> Trial:
-        """Measure a keep set against the original, unless that was declined or cannot be done."""
+        """Measure a keep set against the original, unless that was declined or cannot be done.
+
+        Raises:
+            ModelError: it cannot be done, but the budget is one of measured time.
+        """
         if not self.options.measure or self.failure:
             return Trial(selection, None)
         self.write(selection.alive)
@@ -76,6 +80,8 @@ class Workshop:
             try:
                 found = measured(model.path, self.draft, feed, self.options.setting, seconds, self.options.seed)
             except RunFailed as error:
+                if searching:
+                    raise ModelError(f"{model.path}: --latency: the model cannot be measured: {error}") from error
                 self.failure = str(error)
                 return Trial(selection, None)
         return Trial(selection, found)

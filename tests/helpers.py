@@ -135,6 +135,15 @@ def cli_json(*args: object, measure: bool = False) -> dict[str, Any]:
     return row
 
 
+def called_json(*args: object, measure: bool = False) -> dict[str, Any]:
+    """The same in this process."""
+    done = called(*args, "--json", measure=measure)
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)
+    assert isinstance(row, dict)
+    return row
+
+
 def compressed(source: Path, target: Path, keep: float = 0.5, **settings: Any) -> pipeline.Result:
     """``leanonnx compress`` in this process, budget in kernels."""
     return pipeline.compress(source, target, Options(Budget("kernels", keep), **settings))

@@ -9,7 +9,7 @@ import sys
 from itertools import product
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -21,6 +21,7 @@ from tests.helpers import (
     CNN,
     build,
     called,
+    called_json,
     cli,
     cli_json,
     compressed,
@@ -48,14 +49,6 @@ def kernels(path: Path) -> int:
     """Kernels of a compressed CNN, counted on the file."""
     shapes = constant_shapes(path)
     return sum(shapes[name][0] * shapes[name][1] for name in KERNELS)
-
-
-def called_json(*args: object) -> dict[str, Any]:
-    done = called(*args, "--json")
-    assert done.returncode == 0, done.stderr
-    row = json.loads(done.stdout)
-    assert isinstance(row, dict)
-    return row
 
 
 # compress: what is printed

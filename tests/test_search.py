@@ -1,0 +1,271 @@
+"""The search for a keep set that is as fast as asked for, with measurements made up here: no clock is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from leanonnx import analyse, workshop
+from leanonnx.errors import BudgetUnreachable
+from leanonnx.latency import latency_model
+from leanonnx.model import load
+from leanonnx.runtime.observation import observe
+from leanonnx.runtime.sessions import RunFailed
+from leanonnx.runtime.timing import Comparison, Timing
+from leanonnx.search import CLOSE, TRIES, Trial, within_budget, within_latency
+from leanonnx.selection import LATENCY, Budget, Request, Selection, Selector
+from leanonnx.targets import known_targets
+from leanonnx.widths import Alignment
+from tests.helpers import build, called, called_json, saved
+
+WIDE = """
+<ir_version: 8, opset_import: ["" : 17]>
+wide (float[1, 3, 8, 8] x) => (float[1, 10] y)
+<float[128, 3, 3, 3] w1, float[160, 128, 3, 3] w2, float[192, 160, 1, 1] w3, float[10, 192] w4, float[10] b4>
+{
+    c1 = Conv <pads = [1, 1, 1, 1]> (x, w1)
+    r1 = Relu (c1)
+    c2 = Conv <pads = [1, 1, 1, 1]> (r1, w2)
+    r2 = Relu (c2)
+    c3 = Conv (r2, w3)
+    p3 = GlobalAveragePool (c3)
+    f3 = Flatten (p3)
+    y = Gemm <transB = 1> (f3, w4, b4)
+}
+"""
+TARGET = known_targets()["cpu-avx512"]
+CURVES: dict[str, Callable[[float], float]] = {
+    "as predicted": lambda p: p,
+    "a part that does not fall": lambda p: 0.2 + 0.8 * p,
+    "better than predicted": lambda p: p**1.5,
+    "worse than predicted": lambda p: p**0.7,
+}
+
+
+def timing(median: float) -> Timing:
+    return Timing(median, median, median, 1.0, 1.0, 15, 0, None)
+
+
+def comparison(fraction: float, spread: float = 0.01) -> Comparison:
+    """What a measurement would say of a model that takes this fraction of the time."""
+    speedup = 1 / fraction
+    ends = speedup * (1 - spread), speedup * (1 + spread)
+    return Comparison(timing(1.0), timing(fraction), speedup, ends, spread, 15, 1)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return saved(build(WIDE), tmp_path / "wide.onnx")
+
+
+def selector(model: Path, budget: Budget, best_effort: bool = False) -> Selector:
+    loaded = load(model)
+    dag = analyse(loaded, observe(loaded, {}))
+    request = Request(budget, best_effort=best_effort, alignment=Alignment(TARGET.block, TARGET.multiple))
+    return Selector(dag, request, latency_model(dag, TARGET) if budget.unit == LATENCY else None)
+
+
+class Machine:
+    """Stands for onnxruntime: a keep set takes what a curve makes of its predicted time."""
+
+    def __init__(self, selector: Selector, curve: Callable[[float], float]) -> None:
+        self.predicted = latency_model(selector.dag, TARGET)
+        self.whole = self.predicted(np.ones(selector.dag.count, bool))
+        self.curve, self.trials = curve, list[Trial]()
+
+    def share(self, selection: Selection) -> float:
+        return self.predicted(selection.alive) / self.whole
+
+    def attempt(self, selection: Selection, seconds: float) -> Trial:
+        self.trials.append(Trial(selection, comparison(self.curve(self.share(selection)))))
+        return self.trials[-1]
+
+
+@pytest.mark.parametrize("limit", [0.8, 0.5, 0.35])
+@pytest.mark.parametrize("curve", CURVES)
+def test_latency_budget_is_used_up(model: Path, curve: str, limit: float) -> None:
+    chooser = selector(model, Budget(LATENCY, limit))
+    machine = Machine(chooser, CURVES[curve])
+    found = within_latency(chooser, machine.attempt)
+    assert found.fraction <= limit
+    assert found.fraction >= (CLOSE - 0.03) * limit
+    assert found.selection.reached
+    assert len(machine.trials) <= TRIES
+
+
+def test_the_nearest_of_all_trials_is_taken(model: Path) -> None:
+    chooser = selector(model, Budget(LATENCY, 0.5))
+    machine = Machine(chooser, CURVES["worse than predicted"])
+    found = within_latency(chooser, machine.attempt)
+    assert found.fraction == max(trial.fraction for trial in machine.trials if trial.fraction <= 0.5)
+
+
+def test_latency_out_of_reach_is_refused_with_what_is_in_reach(model: Path) -> None:
+    chooser = selector(model, Budget(LATENCY, 0.3))
+    machine = Machine(chooser, lambda p: 0.4 + 0.6 * p)
+    with pytest.raises(BudgetUnreachable, match=r"0\.4\d+ is the lowest that was measured.*ask for at least 0\.4"):
+        within_latency(chooser, machine.attempt)
+    chooser = selector(model, Budget(LATENCY, 0.3), best_effort=True)
+    found = within_latency(chooser, machine.attempt)
+    assert not found.selection.reached
+    assert 0.4 <= found.fraction < 0.45
+
+
+def test_whole_latency_keeps_everything(model: Path) -> None:
+    chooser = selector(model, Budget(LATENCY, 1.0))
+    found = within_latency(chooser, Machine(chooser, lambda p: p).attempt)
+    assert found.selection.alive.all()
+    assert found.comparison is None
+
+
+def test_what_is_faster_is_taken_at_once(model: Path) -> None:
+    chooser = selector(model, Budget("kernels", 0.5))
+    machine = Machine(chooser, lambda p: p)
+    assert within_budget(chooser, machine.predicted, machine.attempt) is machine.trials[0]
+    assert len(machine.trials) == 1
+
+
+def test_what_is_not_faster_is_made_leaner_within_the_budget(model: Path) -> None:
+    """As long as one block more or less decides, leaner keep sets are tried."""
+    chooser = selector(model, Budget("kernels", 0.8))
+    machine = Machine(chooser, lambda p: p * 1.3)
+    found = within_budget(chooser, machine.predicted, machine.attempt)
+    shares = [machine.share(trial.selection) for trial in machine.trials]
+    assert shares == sorted(shares, reverse=True)
+    assert len(set(shares)) > 1
+    assert found.faster
+    assert found.selection.after.kernels <= 0.8 * found.selection.before.kernels
+
+
+def test_the_fastest_is_kept_where_nothing_is_faster(model: Path) -> None:
+    chooser = selector(model, Budget("kernels", 0.8))
+    machine = Machine(chooser, lambda p: 1.1 + p)
+    found = within_budget(chooser, machine.predicted, machine.attempt)
+    assert not found.faster
+    assert found.fraction == min(trial.fraction for trial in machine.trials)
+
+
+# The same through the command line.
+
+
+def measuring(monkeypatch: pytest.MonkeyPatch, fraction: Callable[[Path], float], spread: float = 0.01) -> list[object]:
+    """Let measurements say that a file takes some fraction of the original's time; gives the settings asked for."""
+    asked: list[object] = []
+
+    def measured(before: Path, after: Path, feed: object, setting: object, *rest: object) -> Comparison:
+        asked.append(setting)
+        return comparison(fraction(after), spread)
+
+    monkeypatch.setattr(workshop, "measured", measured)
+    return asked
+
+
+def share_of_numbers(whole: int) -> Callable[[Path], float]:
+    def share(path: Path) -> float:
+        return sum(int(np.prod(t.dims)) for t in onnx.load(path).graph.initializer) / whole
+
+    return share
+
+
+def test_compress_reports_what_it_measured(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = measuring(monkeypatch, lambda _: 0.5)
+    row = called_json("compress", model, model.parent / "o.onnx", "--keep", "0.5", "--threads", "3", measure=True)
+    found = row["latency"]
+    assert (found["provider"], found["threads"], found["speedup"]) == ("cpu", 3, 2.0)
+    assert (found["before_ms"], found["after_ms"], found["interval"]) == (1.0, 0.5, [1.98, 2.02])
+    assert [(setting.provider, setting.threads) for setting in asked] == [("cpu", 3)]
+    text = called("compress", model, model.parent / "o.onnx", "--keep", "0.5", measure=True).stdout
+    assert "2.00 times the speed" in text
+    assert "half" not in text
+
+
+@pytest.mark.parametrize(("fraction", "words"), [(1.2, "slower than the original"), (1.0, "no faster")])
+def test_compress_refuses_what_is_not_faster(
+    model: Path, monkeypatch: pytest.MonkeyPatch, fraction: float, words: str
+) -> None:
+    measuring(monkeypatch, lambda _: fraction)
+    target = model.parent / "out.onnx"
+    done = called("compress", model, target, "--keep", "0.5", measure=True)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert not target.exists()
+    row = called_json("compress", model, target, "--keep", "0.5", "--best-effort", measure=True)
+    assert words in row["warnings"][0]
+    assert target.exists()
+    text = called("compress", model, target, "--keep", "0.5", "--best-effort", measure=True).stdout
+    assert words in " ".join(text.splitlines()[1:3])
+
+
+def test_compress_gives_up_channels_until_it_is_faster(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = sum(int(np.prod(t.dims)) for t in onnx.load(model).graph.initializer)
+    measuring(monkeypatch, lambda path: 1.2 * share_of_numbers(whole)(path))
+    row = called_json("compress", model, model.parent / "o.onnx", "--keep", "0.9", measure=True)
+    assert row["latency"]["speedup"] > 1
+    assert row["params"]["fraction"] < 1 / 1.2
+    assert row["warnings"] == []
+
+
+def test_unmeasured_says_so(model: Path) -> None:
+    assert called_json("compress", model, model.parent / "o.onnx", "--keep", "0.5")["latency"] is None
+    text = called("compress", model, model.parent / "o.onnx", "--keep", "0.5").stdout
+    assert "Latency was not measured" in text
+
+
+def test_nothing_removed_is_not_measured(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = measuring(monkeypatch, lambda _: 2.0)
+    row = called_json("compress", model, model.parent / "o.onnx", "--keep", "1", measure=True)
+    assert row["latency"] is None
+    assert asked == []
+    assert (model.parent / "o.onnx").read_bytes() == model.read_bytes()
+
+
+def test_what_cannot_be_measured_is_written_with_a_warning(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(*_: object) -> Comparison:
+        raise RunFailed("no such kernel")
+
+    monkeypatch.setattr(workshop, "measured", measured)
+    row = called_json("compress", model, model.parent / "o.onnx", "--keep", "0.5", measure=True)
+    assert row["latency"] is None
+    assert any("no such kernel" in text for text in row["warnings"])
+    done = called("compress", model, model.parent / "l.onnx", "--latency", "0.5", measure=True)
+    assert done.returncode == 2
+    assert "no such kernel" in done.stderr
+    assert not (model.parent / "l.onnx").exists()
+
+
+def test_latency_budget_from_the_command_line(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = sum(int(np.prod(t.dims)) for t in onnx.load(model).graph.initializer)
+    measuring(monkeypatch, share_of_numbers(whole))
+    plan = model.parent / "plan.json"
+    row = called_json("compress", model, model.parent / "o.onnx", "--latency", "0.5", "--plan-out", plan, measure=True)
+    assert 0.4 <= 1 / row["latency"]["speedup"] <= 0.5
+    assert json.loads(plan.read_text())["options"][LATENCY] == 0.5
+    called_json("compress", model, model.parent / "again.onnx", "--plan", plan, measure=True)
+    assert (model.parent / "again.onnx").read_bytes() == (model.parent / "o.onnx").read_bytes()
+
+
+def test_latency_needs_measuring(model: Path) -> None:
+    done = called("compress", model, model.parent / "o.onnx", "--latency", "0.5")
+    assert done.returncode == 2
+    assert "--no-measure" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["0", "-4", "wide", "1.5"])
+def test_wrong_alignment(model: Path, text: str) -> None:
+    done = called("compress", model, model.parent / "o.onnx", "--keep", "0.5", "--align", text)
+    assert done.returncode == 2
+    assert "--align" in done.stderr
+
+
+@pytest.mark.parametrize(("align", "step"), [("16", 16), ("8", 8), ("24", 24)])
+def test_widths_are_multiples_of_what_was_asked(model: Path, align: str, step: int) -> None:
+    called_json("compress", model, model.parent / "o.onnx", "--keep", "0.4", "--align", align)
+    shapes = {t.name: list(t.dims) for t in onnx.load(model.parent / "o.onnx").graph.initializer}
+    widths = [shapes["w1"][0], shapes["w2"][0], shapes["w3"][0]]
+    assert all(width % step == 0 or width in (128, 160, 192) for width in widths)
+    assert widths != [128, 160, 192]
