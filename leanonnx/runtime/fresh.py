@@ -6,6 +6,7 @@ strings and bfloat16 too), and the answer as JSON.
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from onnx import numpy_helper
 from leanonnx.errors import OptionError
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import LONGEST_RUN, Feed, RunFailed
-from leanonnx.runtime.timing import PATIENCE, SECONDS, Comparison, Timing, alone, compare
+from leanonnx.runtime.timing import PATIENCE, SECONDS, Comparison, Timing, compare, several
 
 CODE = """
 import json, sys
@@ -45,33 +46,48 @@ def measured(
         OptionError: the provider is not there.
         RunFailed: onnxruntime cannot load or run one of the models, or the process dies.
     """
-    found = _asked([before, after], feed, setting, seconds, seed)
+    found = _asked([before, after], [feed], setting, seconds, seed)
     before_timing, after_timing = (Timing.read(found.pop(name)) for name in ("before", "after"))
     return Comparison(before_timing, after_timing, interval=tuple(found.pop("interval")), **found)
 
 
 def measured_alone(path: Path, feed: Feed, setting: Setting, seconds: float = SECONDS) -> Timing:
-    """``timing.alone`` in a fresh process.
+    """``timing.several`` of one model in a fresh process.
 
     Raises:
         OptionError: the provider is not there.
         RunFailed: onnxruntime cannot load or run the model, or the process dies.
     """
-    return Timing.read(_asked([path], feed, setting, seconds, 0))
+    return measured_many([path], [feed], setting, seconds)[0]
 
 
-def _asked(paths: Sequence[Path], feed: Feed, setting: Setting, seconds: float, seed: int) -> dict[str, Any]:
+def measured_many(
+    paths: Sequence[Path], feeds: Sequence[Feed], setting: Setting, seconds: float = SECONDS
+) -> tuple[Timing, ...]:
+    """``timing.several`` in one fresh process.
+
+    Raises:
+        OptionError: the provider is not there.
+        RunFailed: onnxruntime cannot load or run one of the models, or the process dies.
+    """
+    return tuple(Timing.read(row) for row in _asked(paths, feeds, setting, seconds)["timings"])
+
+
+def _asked(
+    paths: Sequence[Path], feeds: Sequence[Feed], setting: Setting, seconds: float, seed: int | None = None
+) -> dict[str, Any]:
+    """The answer of a fresh process; with a ``seed`` two models are compared on one input."""
     with tempfile.TemporaryDirectory(prefix="leanonnx-") as name:
         folder = Path(name)
         request = {
             "paths": [str(path.resolve()) for path in paths],
             "setting": {**asdict(setting), "libraries": [str(path) for path in setting.libraries]},
-            "inputs": len(feed),
+            "inputs": [len(feed) for feed in feeds],
             "seconds": seconds,
             "seed": seed,
         }
         (folder / REQUEST).write_text(json.dumps(request))
-        for index, (key, array) in enumerate(feed.items()):
+        for index, (key, array) in enumerate(pair for feed in feeds for pair in feed.items()):
             (folder / INPUT.format(index)).write_bytes(numpy_helper.from_array(array, key).SerializeToString())
         said = _run_fresh(folder, STARTING + 2 * PATIENCE * seconds)
         if not (folder / ANSWER).is_file():
@@ -107,20 +123,26 @@ def answer(folder: Path) -> None:
     """
     tempfile.tempdir = str(folder)
     request = json.loads((folder / REQUEST).read_text())
-    tensors = [
-        onnx.TensorProto.FromString((folder / INPUT.format(index)).read_bytes()) for index in range(request["inputs"])
-    ]
-    feed = {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
+    feeds = _inputs(folder, request["inputs"])
     setting = Setting(**{**request["setting"], "libraries": tuple(map(Path, request["setting"]["libraries"]))})
     paths = [Path(path) for path in request["paths"]]
     result: dict[str, Any]
     try:
-        if len(paths) == 1:
-            result = asdict(alone(paths[0], feed, setting, request["seconds"]))
+        if request["seed"] is None:
+            timings = several(paths, feeds, setting, request["seconds"])
+            result = {"timings": [asdict(timing) for timing in timings]}
         else:
-            result = asdict(compare(paths[0], paths[1], feed, setting, request["seconds"], request["seed"]))
+            result = asdict(compare(paths[0], paths[1], feeds[0], setting, request["seconds"], request["seed"]))
     except OptionError as error:
         result = {"option": str(error)}
     except RunFailed as error:
         result = {"failed": str(error)}
     (folder / ANSWER).write_text(json.dumps(result))
+
+
+def _inputs(folder: Path, counts: Sequence[int]) -> list[Feed]:
+    """Feeds of so many inputs each, from a folder."""
+    files = [folder / INPUT.format(index) for index in range(sum(counts))]
+    tensors = iter([onnx.TensorProto.FromString(file.read_bytes()) for file in files])
+    feeds = [list(itertools.islice(tensors, count)) for count in counts]
+    return [{tensor.name: numpy_helper.to_array(tensor) for tensor in feed} for feed in feeds]

@@ -153,7 +153,7 @@ def compare(
         OptionError: the provider is not there.
         RunFailed: onnxruntime cannot load or run one of them.
     """
-    lots = _timed([before, after], feed, setting, seconds, seed)
+    lots = _timed([before, after], [feed, feed], setting, seconds, seed)
     times = [lot.times for lot in lots]
     found = ratios(times)
     return Comparison(
@@ -168,16 +168,29 @@ def compare(
 
 
 def alone(path: Path, feed: Feed, setting: Setting, seconds: float = SECONDS) -> Timing:
-    """Time one model on one input, for ``seconds`` (longer for fewer than ``ROUNDS`` rounds).
+    """Time one model for ``seconds`` (longer for fewer than ``ROUNDS`` rounds).
 
     Raises:
         OptionError: the provider is not there.
         RunFailed: onnxruntime cannot load or run it.
     """
-    return _timing(path, 0, _timed([path], feed, setting, seconds, 0), setting)
+    return several([path], [feed], setting, seconds)[0]
 
 
-def _timed(paths: Sequence[Path], feed: Feed, setting: Setting, seconds: float, seed: int) -> list[Lot]:
+def several(
+    paths: Sequence[Path], feeds: Sequence[Feed], setting: Setting, seconds: float = SECONDS
+) -> tuple[Timing, ...]:
+    """Time models in turns, each on its own input, all together for ``seconds`` (longer for fewer than ``ROUNDS``).
+
+    Raises:
+        OptionError: the provider is not there.
+        RunFailed: onnxruntime cannot load or run one of them.
+    """
+    lots = _timed(paths, feeds, setting, seconds, 0)
+    return tuple(_timing(path, which, lots, setting) for which, path in enumerate(paths))
+
+
+def _timed(paths: Sequence[Path], feeds: Sequence[Feed], setting: Setting, seconds: float, seed: int) -> list[Lot]:
     """Time the models on new sessions again and again, as long as opening them is cheap.
 
     Where the memory of a session lies decides over a percent or two; which is opened first changes from lot to lot.
@@ -188,7 +201,8 @@ def _timed(paths: Sequence[Path], feed: Feed, setting: Setting, seconds: float, 
     while len(lots) < wanted:
         start = time.perf_counter()
         order = -1 if len(lots) % 2 else 1
-        warm = [_warmed(path, feed, setting, seconds / wanted) for path in paths[::order]][::order]
+        pairs = list(zip(paths, feeds, strict=True))[::order]
+        warm = [_warmed(path, feed, setting, seconds / wanted) for path, feed in pairs][::order]
         if not lots:
             wanted = lot_count(time.perf_counter() - start, seconds)
         sizes = block_sizes([each.once for each in warm])
@@ -269,8 +283,8 @@ def _doubled(rounds: int) -> bool:
 
 
 def settled(times: Times, seed: int) -> bool:
-    """The interval of the ratio is narrow and lies clear of 1; never of one model alone."""
-    if times.shape[1] < 2 or 1 / (1 + CLEAR) < np.median(ratios([times])) < 1 + CLEAR:
+    """The interval of the ratio is narrow and lies clear of 1; never of one model alone, nor of more than two."""
+    if times.shape[1] != 2 or 1 / (1 + CLEAR) < np.median(ratios([times])) < 1 + CLEAR:
         return False
     low, high = median_interval(ratios([times]), seed)
     return high - low < NARROW * (high + low) and (low > 1 + CLEAR or high < 1 / (1 + CLEAR))
