@@ -1,7 +1,8 @@
 """What a keep set costs in time, predicted layer by layer from a target's table.
 
-Convolutions cost their multiply-adds in whole blocks of channels, every node what it writes and its own start.  The
-sum is a prediction of proportions: budgets are met by measuring, see ``measure``.
+Convolutions cost their multiply-adds in whole blocks of channels (outside the fast kernels: those of just their own
+channels, at a lower rate), every node what it writes and its own start.  The sum is a prediction of proportions:
+budgets are met by measuring, see ``measure``.
 """
 
 from __future__ import annotations
@@ -64,17 +65,17 @@ def _mixing(target: Target, operator: str, mix: Mix, alive: Mask) -> float:
 
 
 def _convolution(target: Target, groups: int, wide: int, deep: int, taps: int) -> tuple[float, float, int]:
-    """Rate, factor outside the fast kernels, and kernels computed (blocks filled up) of a convolution."""
+    """Rate, factor outside the fast kernels, and kernels computed of a convolution: inside them, blocks filled up."""
     block = target.block
     if groups == 1:
         rate = target.pointwise if taps == 1 else target.conv
-        slow = target.slow if deep >= block and deep % target.multiple else 1.0
-        return rate, slow, _filled(wide, block) * (_filled(deep, block) if deep >= block else deep)
+        if deep < block:
+            return rate, 1.0, target.filled(wide) * deep
+        if deep % target.multiple:
+            return rate, target.slow, wide * deep
+        return rate, 1.0, target.filled(wide) * target.filled(deep)
     if wide == deep == 1:
-        return target.depthwise, target.slow_depthwise if groups % target.multiple else 1.0, _filled(groups, block)
+        off = groups % target.multiple
+        return target.depthwise, target.slow_depthwise if off else 1.0, groups if off else target.filled(groups)
     off = wide % target.grouped or deep % target.grouped
     return target.conv, target.slow if off else 1.0, groups * wide * deep
-
-
-def _filled(channels: int, block: int) -> int:
-    return -(-channels // block) * block
