@@ -22,8 +22,8 @@ LAYERS = [
     | {"rules.quantization", "rules.reduction", "rules.spatial", "rules.convolution", "rules.indexing"}
     | {"rules.recurrent", "rules.windows"},
     {"rules.table", "constants", "runtime.fastpath"},
-    {"analysis", "userrules", "runtime.timing", "runtime.machine"},
-    {"closure", "cost", "latency", "naming", "weigh", "patch", "runtime.fresh", "steady"},
+    {"analysis", "userrules", "runtime.timing", "runtime.machine", "probes"},
+    {"closure", "cost", "latency", "naming", "weigh", "patch", "runtime.fresh", "steady", "calibration"},
     {"limits", "criteria", "surgery", "plan", "proof", "exact"},
     {"widths", "outputs"},
     {"keeper"},
@@ -32,9 +32,10 @@ LAYERS = [
     {"workshop"},
     {"pipeline"},
     {"report", "bench"},
-    {"bench_report"},
+    {"bench_report", "calibrate"},
+    {"calibration_report"},
     {"cli.options", "cli.terminal"},
-    {"cli.bench", "cli.compress", "cli.inspect"},
+    {"cli.bench", "cli.calibrate", "cli.compress", "cli.inspect"},
     {"cli.main"},
 ]
 """A module may import those of the sets above its own, not of its own; a new module has to be put somewhere."""
@@ -42,8 +43,8 @@ LAYERS = [
 PACKAGES = {"", "cli", "rules", "runtime"}
 ONLY = {
     "onnxruntime": {"runtime.providers", "runtime.sessions"},
-    "typer": {"cli.bench", "cli.compress", "cli.inspect", "cli.main", "cli.terminal"},
-    "rich": {"bench_report", "report", "cli.terminal"},
+    "typer": {"cli.bench", "cli.calibrate", "cli.compress", "cli.inspect", "cli.main", "cli.terminal"},
+    "rich": {"bench_report", "calibration_report", "report", "cli.terminal"},
     "torch": set(),
 }
 """Which modules may import a library."""

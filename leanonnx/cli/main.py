@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from leanonnx.cli.bench import bench
+from leanonnx.cli.calibrate import calibrate_device
 from leanonnx.cli.compress import compress
 from leanonnx.cli.inspect import inspect
 from leanonnx.cli.terminal import claim_stdout, clean_up_when_stopped
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.command()(compress)
 app.command()(inspect)
 app.command()(bench)
+app.command()(calibrate_device)
 
 
 def _version(wanted: bool) -> None:

@@ -16,6 +16,8 @@ PROBE = """
 <ir_version: 8, opset_import: ["" : 17]>
 probe (float[1, {width}, 8, 8] x, float[{width}, {depth}, 3, 3] w) => (float y) {{ y = Conv <group = {groups}> (x, w) }}
 """
+DEEP = 4
+"""Whole blocks that a convolution reads besides the channels whose step is looked for."""
 BLOCKS = {8: "cpu-avx2", 16: "cpu-avx512"}
 """Blocks of onnxruntime's convolution kernels, and the targets that have them."""
 
@@ -38,6 +40,19 @@ def blocked_channels() -> int:
     A grouped convolution is computed in blocks only if the channels of a group fill whole blocks.
     """
     return next((block for block in sorted(BLOCKS) if is_blocked(block, groups=2)), 0)
+
+
+def blocked_steps() -> tuple[int, int, int] | None:
+    """Channels that the kernels take together, and the steps of the channels that dense and grouped ones want.
+
+    None where onnxruntime does not block on this CPU.  Read from graphs as onnxruntime optimises them.
+    """
+    block = blocked_channels()
+    if not block:
+        return None
+    steps = [1 << power for power in range(block.bit_length())]
+    multiple = next((step for step in steps if is_blocked(DEEP * block + step)), block)
+    return block, multiple, next((step for step in steps if is_blocked(step, groups=2)), block)
 
 
 def is_blocked(depth: int, groups: int = 1) -> bool:

@@ -1,0 +1,38 @@
+"""``leanonnx calibrate-device``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leanonnx import calibrate, calibration_report
+from leanonnx.cli.options import targets_file
+from leanonnx.cli.terminal import exit_codes, progress, show, show_json
+from leanonnx.runtime.providers import Provider, Setting
+
+
+def calibrate_device(
+    provider: Annotated[Provider, typer.Option(help="Where models are to run.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=0, help="Threads within an operator; 0 is all physical cores.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", show_default=False, help="Where to store the table, next to others in it."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure which widths this machine runs at full speed and what work costs on it, and store that as a target.
+
+    Takes about half a minute on a CPU. compress uses the table from then on where --target is auto or names it. It is
+    stored in $LEANONNX_TARGETS, or else leanonnx/targets.toml in the user's configuration folder. Exit codes:
+    0 stored, 2 wrong option (a provider that is not there included), 3 a bug.
+    """
+    with exit_codes() as results:
+        path = out or targets_file()
+        calibrate.check_storable(path)
+        with progress() as listener:
+            found = calibrate.calibrate(Setting(provider, threads), listener)
+        calibrate.store(found.target, path)
+        row = calibration_report.summary(found, path)
+        show_json(row, results) if as_json else show(calibration_report.tables(row), results)
