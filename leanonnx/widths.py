@@ -74,16 +74,20 @@ class Grid:
         """Each width one step further; below one full step, or where ``floor`` is finer, by ``floor``."""
         finer = (widths < self.steps) | (floor < self.alignment.block)
         step = np.where(finer, np.minimum(self.steps, floor), self.steps)
-        return np.where(widths > 0, np.minimum((widths // step + 1) * step, self.sizes), 0)
+        return np.where(widths > 0, np.minimum((widths // step + 1) * step, self._limits(widths)), 0)
 
     def neighbours(self, counts: Ints, floor: int) -> tuple[Ints, Ints, Floats]:
         """The widths of the grid below and above each count, and where between them it lies (0 to 1)."""
         step = np.where(counts >= self.steps, self.steps, np.minimum(self.steps, floor))
         low = np.minimum(np.maximum(counts // step, 1) * step, self.sizes)
-        high = np.minimum(-(-counts // step) * step, self.sizes)
+        high = np.minimum(-(-counts // step) * step, self._limits(counts))
         low, high = np.where(counts == self.sizes, counts, low), np.maximum(low, high)
         low, high = np.where(counts == 0, 0, low), np.where(counts == 0, 0, high)
         return low, high, (counts - low) / np.maximum(high - low, 1)
+
+    def _limits(self, counts: Ints) -> Ints:
+        """What a finer step must not pass: the first full step, or all of the layer."""
+        return np.where(counts < self.steps, self.steps, self.sizes)
 
 
 def grid(dag: ChannelDag, ranking: Ranking, protected: Mask, alignment: Alignment) -> Grid:

@@ -1,0 +1,180 @@
+"""Widths on a grid: of any ranking, any number kept and any budget."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from leanonnx.analysis import ChannelDag
+from leanonnx.cost import cost_model
+from leanonnx.keeper import Keeper
+from leanonnx.labels import Mask
+from leanonnx.pipeline import inspect
+from leanonnx.probes import mobile, residual
+from leanonnx.selection import Budget, Request, Selector
+from leanonnx.widths import Alignment, Grid
+from tests.helpers import saved
+
+ALIGNMENTS = st.builds(Alignment, st.integers(1, 20), st.sampled_from((1, 2, 4)))
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> Grid:
+    """A grid of layers of any size, the steps as a network has them."""
+    alignment = draw(ALIGNMENTS)
+    sizes = np.array(draw(st.lists(st.integers(1, 70), min_size=1, max_size=6)))
+    layers = np.repeat(np.arange(sizes.size), sizes)
+    rng = np.random.default_rng(draw(st.integers(0, 1 << 32)))
+    order = np.lexsort((rng.random(layers.size), layers))
+    steps = np.minimum(np.where(alignment.block > sizes, alignment.multiple, alignment.block), sizes)
+    return Grid(layers, order, np.cumsum(sizes) - sizes, sizes, steps, alignment)
+
+
+@st.composite
+def kept(draw: st.DrawFn) -> tuple[Grid, Mask, Mask, int]:
+    """A grid, two keep sets the first of which lies in the second, and a floor as the search uses them."""
+    grid = draw(grids())
+    rng = np.random.default_rng(draw(st.integers(0, 1 << 32)))
+    rank = rng.permutation(grid.order.size)
+    few, many = sorted(draw(st.integers(0, grid.order.size)) for _ in range(2))
+    floors = [grid.alignment.block >> power for power in range(grid.alignment.block.bit_length())]
+    return grid, rank < few, rank < many, draw(st.sampled_from(floors))
+
+
+THRESHOLDS = st.floats(0.01, 1)
+
+
+@given(kept(), THRESHOLDS)
+def test_widths_lie_on_the_grid(case: tuple[Grid, Mask, Mask, int], threshold: float) -> None:
+    grid, keep, _, floor = case
+    widths = grid.kept(grid.rounded(keep, floor, threshold))
+    fine = np.minimum(grid.steps, floor)
+    step = np.where(widths > grid.steps, grid.steps, fine)
+    assert np.all((widths % step == 0) | (widths % grid.steps == 0) | (widths == grid.sizes))
+    assert np.all(widths <= grid.sizes)
+    assert np.array_equal(widths > 0, grid.kept(keep) > 0)
+
+
+@given(kept(), THRESHOLDS)
+def test_more_kept_is_nowhere_narrower(case: tuple[Grid, Mask, Mask, int], threshold: float) -> None:
+    grid, few, many, floor = case
+    narrow, wide = (grid.kept(grid.rounded(keep, floor, threshold)) for keep in (few, many))
+    assert np.all(narrow <= wide)
+
+
+@pytest.mark.parametrize("block", [4, 6, 8, 14, 16])
+@pytest.mark.parametrize("size", [3, 16, 31, 40])
+def test_every_number_kept_in_one_layer(block: int, size: int) -> None:
+    """All of them, on each grid of the search: steps that do not divide the block included."""
+    counts = np.arange(size + 1)
+    step = min(block if block <= size else 2, size)
+    grid = Grid(
+        np.zeros(size, int), np.arange(size), np.array([0]), *map(np.array, ([size], [step])), Alignment(block, 2)
+    )
+    for floor in [block >> power for power in range(block.bit_length())]:
+        for threshold in (0.01, 0.5, 1.0):
+            widths = [int(grid.rounded(np.arange(size) < count, floor, threshold).sum()) for count in counts]
+            assert widths == sorted(widths)
+            assert (widths[0], widths[-1]) == (0, size)
+            assert step in widths
+
+
+@given(kept(), THRESHOLDS, THRESHOLDS)
+def test_a_lower_threshold_keeps_more(case: tuple[Grid, Mask, Mask, int], one: float, other: float) -> None:
+    grid, keep, _, floor = case
+    low, high = sorted((one, other))
+    assert np.all(grid.rounded(keep, floor, low) >= grid.rounded(keep, floor, high))
+
+
+@given(kept(), THRESHOLDS)
+def test_rounding_moves_a_width_by_less_than_a_step(case: tuple[Grid, Mask, Mask, int], threshold: float) -> None:
+    grid, keep, _, floor = case
+    before = grid.kept(keep)
+    after = grid.kept(grid.rounded(keep, floor, threshold))
+    assert np.all(np.abs(after - before) < grid.steps)
+
+
+@given(kept(), THRESHOLDS)
+def test_the_channels_most_worth_keeping_are_kept(case: tuple[Grid, Mask, Mask, int], threshold: float) -> None:
+    grid, keep, _, floor = case
+    found = grid.rounded(keep, floor, threshold)
+    for start, size in zip(grid.starts, grid.sizes, strict=True):
+        layer = found[grid.order[start : start + size]]
+        assert np.array_equal(layer, np.sort(layer)[::-1])
+
+
+@given(kept())
+def test_wider_is_the_next_width(case: tuple[Grid, Mask, Mask, int]) -> None:
+    grid, keep, _, floor = case
+    widths = grid.kept(grid.rounded(keep, floor, 0.5))
+    wider = grid.wider(widths, floor)
+    assert np.all((wider > widths) | (widths == grid.sizes) | (widths == 0))
+    assert np.all(wider <= grid.sizes)
+    assert np.all(wider[widths == 0] == 0)
+
+
+# the result of the search
+
+NETWORKS = {"residual": residual, "mobile": mobile}
+
+
+@cache
+def dag_of(name: str, stem: int, inner: int) -> ChannelDag:
+    with tempfile.TemporaryDirectory() as folder:
+        return inspect(saved(NETWORKS[name](stem, inner, 4), Path(folder) / "model.onnx"))
+
+
+def keeper_of(dag: ChannelDag, alignment: Alignment, seed: int) -> Keeper:
+    request = Request(Budget("macs", 0.5), "random", "cover", (), frozenset(), seed, True, alignment)
+    return Selector(dag, request).keeper
+
+
+@settings(max_examples=settings.default.max_examples // 3)
+@given(
+    st.sampled_from(sorted(NETWORKS)),
+    st.integers(1, 10),
+    st.integers(1, 10),
+    st.sampled_from((Alignment(8, 4), Alignment(16, 4), Alignment(4, 1), Alignment(12, 12), Alignment(7, 7))),
+    st.sampled_from(("kernels", "macs", "params")),
+    st.floats(0.02, 0.98),
+    st.integers(0, 9),
+)
+def test_budgets_hold_at_widths_of_the_grid(
+    name: str, stem: int, inner: int, alignment: Alignment, unit: str, fraction: float, seed: int
+) -> None:
+    dag = dag_of(name, 5 * stem, 7 * inner)
+    keeper, cost = keeper_of(dag, alignment, seed), cost_model(dag)
+    total = getattr(cost(np.ones(dag.count, bool)), unit)
+
+    def spent(alive: Mask) -> float:
+        return float(getattr(cost(alive), unit) / (fraction * total))
+
+    found = keeper.largest(spent)
+    assert spent(found) <= 1 or spent(keeper.prefix(0)) > 1
+    if spent(keeper.aligned(0, alignment.block)) <= 1:
+        for _, mix in dag.mixes:
+            if mix.taps > 1 or mix.positions > 1:
+                check_width(found, mix.sources, alignment)
+
+
+def check_width(alive: Mask, sources: np.ndarray, alignment: Alignment) -> None:
+    """Channels that a convolution reads: a multiple, or as many as there were; of depthwise ones all groups count."""
+    width, whole = int(alive[sources].sum()), sources.size
+    assert width % alignment.block == 0 or width % alignment.multiple == 0 or width == whole, (width, whole)
+
+
+@pytest.mark.parametrize("block", [8, 16])
+def test_where_the_budget_is_used_up_all_widths_are_whole_blocks(block: int) -> None:
+    dag = dag_of("residual", 64, 64)
+    cost = cost_model(dag)
+    total = cost(np.ones(dag.count, bool)).macs
+    found = keeper_of(dag, Alignment(block, 4), 0).largest(lambda alive: cost(alive).macs / (0.5 * total))
+    widths = {int(found[mix.sources].sum()) for _, mix in dag.mixes} - {3}
+    assert {width % block for width in widths} == {0}
+    assert min(widths) < 64
