@@ -21,21 +21,26 @@ from leanonnx.analysis import ChannelDag
 from leanonnx.formats import is_float
 from leanonnx.labels import Labels, Mask
 from leanonnx.model import SHAPE_OPS, Model, captured, unneeded
+from leanonnx.nodes import attribute, standard
 from leanonnx.patch import Maker, Patch, Place, plan_patch
 from leanonnx.rules.call import Pin
-from leanonnx.steady import BIAS, Flow, Steady, attribute, steady
+from leanonnx.steady import BIAS, Flow, Steady, steady
 
 Array = NDArray[Any]
+Edges = tuple[Labels, Labels, NDArray[np.bool_] | None]
+"""Sources [G, I], targets [G, O] and the kernels that carry anything [G, O, I] (None: all, one source per target)."""
 FOLDING = {"Conv", "Gemm"}
 """Operators whose bias takes up what a steady channel contributes."""
+FINE = (np.float32, np.float64)
+"""Number formats in which a new bias is rounded far below any bound of the proof."""
 
 
 @dataclass(frozen=True)
 class Contributing:
-    """The channels that stay [labels]; ``shifts`` are new biases by (node, slot).
+    """The channels that stay [labels], and new biases by (node, slot).
 
-    ``uniform`` names tensors that hold one number wherever it matters; ``reasons`` counts the classes that go: nothing
-    reads them ('unread'), or they are steady and whatever reads them is made up for ('constant').
+    ``uniform`` names tensors that hold one number in all channels that any kernel reads, were it only to be made up for
+    elsewhere.  ``reasons`` counts the classes that go: 'unread' by anything but kernels of zeros, or 'constant'.
     """
 
     alive: Mask
@@ -51,13 +56,15 @@ def contributing(dag: ChannelDag, pins: tuple[Pin, ...] = ()) -> Contributing:
     """
     found = steady(dag)
     folds = {flow.node: place for flow in found.flows if (place := _bias_place(dag, flow)) is not None}
-    edges = _edges(dag, found, folds)
     roots = _roots(dag, pins)
-    needed = alive = _needed(dag, edges, roots)
+    heard = _needed(dag, _edges(dag, [flow.nonzero for flow in found.flows], found.flows), roots)
+    carrying = [flow.through(folded=flow.node in folds) for flow in found.flows]
+    edges = _edges(dag, carrying, found.flows)
+    alive = _needed(dag, edges, roots)
     while (lacking := _emptied(dag, alive)).size:
         roots[lacking] = True
         alive = _needed(dag, edges, roots)
-    shifts, uniform = _shifts(dag, found, folds, alive), found.uniform(dag, needed)
+    shifts, uniform = _shifts(dag, found, folds, alive), found.uniform(dag, heard)
     return Contributing(alive, shifts, uniform, _reasons(dag, found, alive))
 
 
@@ -67,18 +74,16 @@ def exact_patch(dag: ChannelDag, found: Contributing) -> Patch:
     return replace(patch, constants={**patch.constants, **found.shifts})
 
 
-def _edges(
-    dag: ChannelDag, found: Steady, folds: Mapping[int, Place]
-) -> list[tuple[Labels, Labels, NDArray[np.bool_] | None]]:
-    """Sources [G, I], targets [G, O] and which kernels carry anything [G, O, I] (None: all), later nodes first."""
-    edges: list[tuple[int, Labels, Labels, NDArray[np.bool_] | None]] = [
-        (flow.node, flow.mix.sources, flow.mix.targets, flow.through(folded=flow.node in folds)) for flow in found.flows
+def _edges(dag: ChannelDag, kernels: list[NDArray[np.bool_]], flows: tuple[Flow, ...]) -> list[Edges]:
+    """Kernels [G, O, I] that carry anything, one mask for each flow, and all fixed edges; later nodes first."""
+    edges: list[tuple[int, Edges]] = [
+        (flow.node, (flow.mix.sources, flow.mix.targets, carry)) for flow, carry in zip(flows, kernels, strict=True)
     ]
-    edges += [(node, link.sources, link.targets, None) for node, link in dag.links]
-    return [(sources, targets, carry) for _, sources, targets, carry in sorted(edges, key=lambda edge: -edge[0])]
+    edges += [(node, (link.sources, link.targets, None)) for node, link in dag.links]
+    return [edge for _, edge in sorted(edges, key=lambda item: -item[0])]
 
 
-def _needed(dag: ChannelDag, edges: list[tuple[Labels, Labels, NDArray[np.bool_] | None]], roots: Mask) -> Mask:
+def _needed(dag: ChannelDag, edges: list[Edges], roots: Mask) -> Mask:
     """Labels from which edges that carry something lead to the roots, and all that is tied to them."""
     needed, count = roots.copy(), -1
     while count != (count := int(needed.sum())):
@@ -110,24 +115,28 @@ def _roots(dag: ChannelDag, pins: tuple[Pin, ...]) -> Mask:
 
 
 def _unaccounted(dag: ChannelDag) -> list[Labels]:
-    """Labels that a node reads but neither puts out, moves away, mixes nor links: nobody knows what for."""
+    """Labels that a node reads but neither puts out, moves away, mixes nor links: nobody knows what for.
+
+    A label that is tied to one that is put out or linked is needed with it.
+    """
     proto = dag.model.proto
-    known: dict[int, list[Labels]] = {}
+    mixed: dict[int, list[Labels]] = {}
+    linked: dict[int, list[Labels]] = {}
     for index, mix in dag.mixes:
-        known.setdefault(index, []).append(mix.sources)
+        mixed.setdefault(index, []).append(mix.sources)
     for index, link in dag.links:
-        known.setdefault(index, []).append(link.sources)
-    for index, pair in dag.implied:
-        known.setdefault(index, []).append(pair[0])
+        linked.setdefault(index, []).append(link.sources)
     spare = unneeded(proto.graph.node, proto.graph)
     found = []
     for index, node in enumerate(proto.graph.node):
         moved = any(name in dag.moves for name in node.output)
         if moved or node.op_type in SHAPE_OPS or spare.issuperset(name for name in node.output if name):
             continue
-        read = [dag.labels[name] for name in node.input if name in dag.labels]
-        told = [*known.get(index, []), *(dag.labels[name] for name in node.output if name in dag.labels)]
-        found.append(np.setdiff1d(_flat(read), _flat(told)))
+        read = np.setdiff1d(
+            _flat([dag.labels[name] for name in node.input if name in dag.labels]), _flat(mixed.get(index, []))
+        )
+        told = _flat([*linked.get(index, []), *(dag.labels[name] for name in node.output if name in dag.labels)])
+        found.append(read[~np.isin(dag.classes[read], dag.classes[told])])
     return found
 
 
@@ -170,7 +179,9 @@ def _unread_operands(dag: ChannelDag, node: onnx.NodeProto, alive: Mask) -> set[
 def _bias_place(dag: ChannelDag, flow: Flow) -> Place | None:
     """Where the bias of a mixing node stands or can be put; None where it cannot take anything up."""
     node, model = dag.model.proto.graph.node[flow.node], dag.model
-    if node.domain not in ("", "ai.onnx") or node.op_type not in FOLDING or not flow.even:
+    if standard(node) not in FOLDING or not flow.even:
+        return None
+    if flow.mix.kernels().dtype not in FINE:
         return None
     slot = BIAS[node.op_type]
     name = node.input[slot] if slot < len(node.input) else ""

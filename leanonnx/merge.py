@@ -15,7 +15,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from leanonnx.noops import Scene, attribute
+from leanonnx.nodes import attribute, standard
+from leanonnx.noops import Scene
 
 Array = NDArray[Any]
 OUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1}
@@ -36,8 +37,7 @@ def merged(scene: Scene, first: onnx.NodeProto, second: onnx.NodeProto, own: set
 
     ``own`` names initializers whose values may change.
     """
-    standard = all(node.domain in ("", "ai.onnx") for node in (first, second))
-    if not standard or first.op_type not in OUT_AXIS or first.input[WEIGHT] not in own:
+    if standard(first) not in OUT_AXIS or not standard(second) or first.input[WEIGHT] not in own:
         return None
     weight = scene.constant(first.input[WEIGHT])
     if weight is None or scene.readers[first.input[WEIGHT]] > 1 or weight.dtype not in FINE:

@@ -16,7 +16,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from leanonnx.model import holder_array, overridden
+from leanonnx.model import captured, holder_array, overridden
+from leanonnx.nodes import attribute, standard
 
 Array = NDArray[Any]
 Size = int | str | None
@@ -25,6 +26,9 @@ SMALL = 1024
 UNBOUNDED = (1 << 31) - 1
 """An end of a Slice that stands for the end of any axis."""
 PAIR = 2
+SAME_SIZE = {"Relu", "LeakyRelu", "PRelu", "Sigmoid", "Tanh", "Clip", "Elu", "HardSigmoid", "HardSwish", "Cast"}
+SAME_SIZE |= {"BatchNormalization", "InstanceNormalization", "Dropout", "Identity"}
+"""Operators whose output has the sizes of their first input."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Scene:
     """What a rule may know of the values of a graph.
 
     ``nodes`` are those of ``proto`` as they stand now; ``changed`` holds constants that are no longer as in ``proto``,
-    ``uniform`` tensors known to be one number throughout.
+    ``uniform`` tensors known to be one number throughout, ``vital`` those from which a path has to lead on.
     """
 
     proto: onnx.ModelProto
@@ -77,6 +81,7 @@ class Scene:
     uniform: Mapping[str, float]
     nodes: Sequence[onnx.NodeProto]
     changed: Mapping[str, Array] = field(default_factory=dict)
+    vital: frozenset[str] = frozenset()
 
     @cached_property
     def _holders(self) -> dict[str, onnx.TensorProto | onnx.NodeProto]:
@@ -153,16 +158,47 @@ class Scene:
         if theirs is None or (theirs and mine is None):
             return False
         own = mine or ()
-        if len(theirs) > len(own):
-            return False
-        pairs = zip(own[len(own) - len(theirs) :], theirs, strict=True)
-        return all(size == 1 or (size is not None and size == whole) for whole, size in pairs)
+        lead = len(own) - len(theirs)
+        return lead >= 0 and all(
+            size == 1
+            or (size is not None and size == own[lead + axis])
+            or self._measure(other, axis) == self._measure(name, lead + axis)
+            for axis, size in enumerate(theirs)
+        )
+
+    def _measure(self, name: str, axis: int) -> tuple[str, int]:
+        """The first tensor, going back, that is known to have the same size on this axis."""
+        while (node := self.producers.get(name)) is not None and _keeps_size(self, node, axis):
+            name = node.input[0]
+        return name, axis
+
+    def vital_behind(self, name: str) -> frozenset[str]:
+        """Vital values that a value is computed from."""
+        found, left = {name}, [name]
+        while left:
+            node = self.producers.get(left.pop())
+            fresh = {*node.input, *captured(node)} - found if node is not None else set()
+            found |= fresh
+            left += fresh
+        return frozenset(found & self.vital)
 
 
-def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
-    """An attribute's value, or a default."""
-    found = next((a for a in node.attribute if a.name == name), None)
-    return default if found is None else onnx.helper.get_attribute_value(found)
+def _keeps_size(scene: Scene, node: onnx.NodeProto, axis: int) -> bool:
+    """Whether the size of a node's output on an axis is always that of its first input."""
+    if standard(node) in SAME_SIZE:
+        return True
+    if standard(node) != "Conv" or axis == 1:
+        return False
+    sizes = scene.sizes(node.input[1])
+    if axis == 0 or sizes is None:
+        return axis == 0
+    rank, place = len(sizes) - 2, axis - 2
+    stride, dilation = (attribute(node, key, [1] * rank)[place] for key in ("strides", "dilations"))
+    kernel, kind = sizes[axis], attribute(node, "auto_pad", "NOTSET")
+    pads = attribute(node, "pads", [0] * 2 * rank)
+    border = pads[place] + pads[place + rank] if kind == "NOTSET" else 0
+    fits = isinstance(kernel, int) and border == dilation * (kernel - 1)
+    return bool(stride == 1 and (fits or kind.startswith("SAME")))
 
 
 def _first(_: Scene, node: onnx.NodeProto) -> str | None:
@@ -224,7 +260,7 @@ def _undone(scene: Scene, node: onnx.NodeProto) -> str | None:
     """Squeeze behind an Unsqueeze of the same axes, or the other way round."""
     before = scene.producers.get(node.input[0])
     opposite = {"Squeeze": "Unsqueeze", "Unsqueeze": "Squeeze"}[node.op_type]
-    if before is None or before.op_type != opposite or before.domain not in ("", "ai.onnx"):
+    if before is None or standard(before) != opposite:
         return None
     one, other = (scene.ints(n, 1, "axes") for n in (node, before))
     return before.input[0] if one is not None and other is not None and sorted(one) == sorted(other) else None
@@ -265,14 +301,18 @@ def _pool(_: Scene, node: onnx.NodeProto) -> str | None:
 
 
 def _neutral(number: float, slots: tuple[int, ...]) -> Callable[[Scene, onnx.NodeProto], str | None]:
-    """A join of two operands, one of which is a number that changes nothing and no larger than the other."""
+    """A join of two operands, one of which is a number that changes nothing and no larger than the other.
+
+    The other is computed from all graph inputs that either is computed from, so that none is left unread.
+    """
 
     def rule(scene: Scene, node: onnx.NodeProto) -> str | None:
         if len(node.input) != PAIR or scene.opset < 7:
             return None
         for slot in slots:
             one, other = node.input[slot], node.input[1 - slot]
-            if scene.number(one) == number and scene.covers(other, one):
+            idle = scene.number(one) == number and scene.covers(other, one)
+            if idle and scene.vital_behind(one) <= scene.vital_behind(other):
                 return other
         return None
 
@@ -310,7 +350,7 @@ NOOPS: Mapping[str, tuple[Rule, ...]] = {
 
 def stands_for(scene: Scene, node: onnx.NodeProto) -> str | None:
     """The value that a node's first output equals; None where it computes something, or might."""
-    if node.domain not in ("", "ai.onnx") or not node.input or not node.input[0]:
+    if not node.input or not node.input[0]:
         return None
-    answers = (rule(scene, node) for rule in NOOPS.get(node.op_type, ()))
+    answers = (rule(scene, node) for rule in NOOPS.get(standard(node), ()))
     return next((answer for answer in answers if answer), None)

@@ -41,8 +41,8 @@ class Trial:
 
     @property
     def slower(self) -> bool:
-        """The interval of the ratio lies below 1."""
-        return self.comparison is not None and self.comparison.interval[1] < 1
+        """Slower than the original by more than noise."""
+        return self.comparison is not None and self.comparison.slower
 
     @property
     def faster(self) -> bool:

@@ -24,16 +24,17 @@ from onnx import numpy_helper
 
 from leanonnx.analysis import ChannelDag
 from leanonnx.constants import Constants
-from leanonnx.formats import is_float
+from leanonnx.formats import fed_in_float32, in_float32, is_float
 from leanonnx.labels import Labels, Mask
+from leanonnx.nodes import attribute, is_padded, standard
 from leanonnx.rules.call import Mix
 from leanonnx.rules.pointwise import JOINS, UNARY
 from leanonnx.runtime.sessions import RunFailed, run
 
 Array = NDArray[Any]
 Numbers = NDArray[np.float64]
-MIXING = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
-BIAS = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
+MIXING = {"Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv"}
+BIAS = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2, "FusedConv": 2}
 POINTWISE = ({*UNARY, *JOINS} - {"Dropout"}) | {"PRelu", "QuantizeLinear", "DequantizeLinear"}
 DIAGONAL = {"BatchNormalization", "InstanceNormalization"}
 MOVING = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Tile", "Split", "Slice", "Gather"}
@@ -42,6 +43,8 @@ MOVING |= {"ReduceMean", "ReduceMax", "ReduceMin"}
 SUMMING = {"AveragePool", "LpPool", "GlobalLpPool", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare", "CumSum"}
 BORDERED = {"Pad", "Resize"}
 ALONE = 1
+RESIDUAL = 3
+"""The slot of the tensor that a FusedConv adds."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ class _Run:
 
     def visit(self, index: int, node: onnx.NodeProto) -> None:
         """Find the numbers that a node puts out, and what its kernels carry."""
-        op = node.op_type if node.domain in ("", "ai.onnx") else ""
+        op = _operator(node)
         if index in self.mixes:
             self._mixed(index, node, op)
         elif op in DIAGONAL:
@@ -172,9 +175,13 @@ class _Run:
         bias = self._bias(node, op, flow.mix.targets.size)
         if bias is None:
             return
+        if len(node.input) > RESIDUAL and node.input[RESIDUAL]:
+            bias = bias + self._vector(node.input[RESIDUAL], 1, bias.size)
         given = np.where(self.alive[flow.mix.sources], flow.given, 0.0)
         alpha = attribute(node, "alpha", 1.0) if op == "Gemm" else 1.0
         numbers = (alpha * flow.sums(given)).reshape(-1) + bias
+        if op == "FusedConv":
+            numbers = self._activated(node, numbers, flow.mix.kernels())
         self._spread(node.output[0], flow.mix.targets.reshape(-1), numbers, flow.mix.kernels().dtype)
 
     def _flow(self, index: int, node: onnx.NodeProto, mix: Mix, op: str) -> Flow:
@@ -188,7 +195,22 @@ class _Run:
         if op in MIXING:
             axis = len(self.dag.shapes[node.input[0]]) - 1 if op == "MatMul" else 1
             given = self._vector(node.input[0], axis, mix.sources.size).reshape(mix.sources.shape)
-        return Flow(index, mix, nonzero, given, op in ("Gemm", "MatMul") or (op == "Conv" and not _padded(node)))
+        even = op in ("Gemm", "MatMul") or (op in ("Conv", "FusedConv") and not is_padded(node))
+        return Flow(index, mix, nonzero, given, even)
+
+    def _activated(self, node: onnx.NodeProto, numbers: Numbers, weights: Array) -> Numbers:
+        """What the activation of a FusedConv makes of numbers [O]: the node itself is run, on kernels of zeros."""
+        alone = onnx.NodeProto(op_type=node.op_type, domain=node.domain, input=["x", "w", "b"], output=node.output)
+        alone.attribute.extend(a for a in node.attribute if a.name.startswith("activation"))
+        pixel = (1,) * (weights.ndim - 3)
+        data = np.zeros((1, 1, *pixel), weights.dtype)
+        bias = np.nan_to_num(numbers).astype(weights.dtype)
+        found = self._evaluated(
+            alone, {"x": data}, {"w": np.zeros((numbers.size, 1, *pixel), weights.dtype), "b": bias}
+        )
+        return (
+            np.full(numbers.size, np.nan) if found is None else np.where(np.isnan(numbers), np.nan, found.reshape(-1))
+        )
 
     def _bias(self, node: onnx.NodeProto, op: str, size: int) -> Numbers | None:
         """What is added to each output channel [size]; None where that is not one known number per channel."""
@@ -267,8 +289,9 @@ class _Run:
         alone.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
         if source.ir_version < 4:
             alone.ir_version = 4
+        replaced = self.dag.observation.replaced
         try:
-            return run(alone, [feed], optimise=False)[0][0]
+            return run(in_float32(alone, replaced), [fed_in_float32(feed, replaced)], optimise=False)[0][0]
         except RunFailed:
             return None
 
@@ -294,21 +317,21 @@ class _Run:
     def _passed(self, node: onnx.NodeProto, op: str, name: str) -> Numbers:
         """The numbers of an input that come out as they went in; NaN for all others."""
         numbers = self.numbers.get(name, np.full(self.dag.labels[name].shape, np.nan))
-        if op in MOVING or (op == "AveragePool" and not _padded(node) and not attribute(node, "ceil_mode", 0)):
+        if op in MOVING or (op == "AveragePool" and not is_padded(node) and not attribute(node, "ceil_mode", 0)):
             return numbers
         border: float | None = 0.0
         if op == "Pad":
             border = self._filler(node)
         elif op == "Resize":
-            cropped = _text(node, "coordinate_transformation_mode") == "tf_crop_and_resize"
+            cropped = attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize"
             border = attribute(node, "extrapolation_value", 0.0) if cropped else 0.0
-            if not cropped and _text(node, "mode", "nearest") in ("nearest", "linear"):
+            if not cropped and attribute(node, "mode", "nearest") in ("nearest", "linear"):
                 return numbers
         return np.where(numbers == border, numbers, np.nan) if border is not None else np.full_like(numbers, np.nan)
 
     def _filler(self, node: onnx.NodeProto) -> float | None:
         """The number that a Pad puts around its input; None where it is not one known number."""
-        if _text(node, "mode", "constant") != "constant":
+        if attribute(node, "mode", "constant") != "constant":
             return None
         if len(node.input) < 3 or not node.input[2]:
             return float(attribute(node, "value", 0.0))
@@ -320,6 +343,12 @@ class _Run:
         border = self._filler(node)
         fresh = np.setdiff1d(self.dag.labels[node.output[0]], labels)
         return [] if border is None or not fresh.size else [(fresh, np.full(fresh.size, border))]
+
+
+def _operator(node: onnx.NodeProto) -> str:
+    """The name of an operator that is known here."""
+    fused = node.domain == "com.microsoft" and node.op_type == "FusedConv"
+    return node.op_type if fused else standard(node)
 
 
 def _unknown(rank: int) -> Numbers:
@@ -341,8 +370,9 @@ def _by_label(pairs: list[tuple[Labels, Numbers]]) -> tuple[Labels, Numbers]:
     numbers = np.concatenate([np.broadcast_to(n, np.shape(found)).reshape(-1) for found, n in pairs])
     unique, inverse = np.unique(labels, return_inverse=True)
     low, high = np.full(unique.size, np.inf), np.full(unique.size, -np.inf)
-    np.minimum.at(low, inverse.reshape(-1), numbers)
-    np.maximum.at(high, inverse.reshape(-1), numbers)
+    with np.errstate(invalid="ignore"):  # NaN is meant to win
+        np.minimum.at(low, inverse.reshape(-1), numbers)
+        np.maximum.at(high, inverse.reshape(-1), numbers)
     return unique, np.where(low == high, low, np.nan)
 
 
@@ -351,20 +381,3 @@ def _followed(link: tuple[Labels, Labels], labels: Labels, numbers: Numbers) -> 
     sources, targets = (side.reshape(-1) for side in link)
     place = np.minimum(np.searchsorted(labels, sources), labels.size - 1)
     return targets, np.where(labels[place] == sources, numbers[place], np.nan)
-
-
-def attribute(node: onnx.NodeProto, name: str, default: float) -> float:
-    """A numeric attribute, or its default."""
-    found = next((a for a in node.attribute if a.name == name), None)
-    return default if found is None else float(onnx.helper.get_attribute_value(found))
-
-
-def _text(node: onnx.NodeProto, name: str, default: str = "") -> str:
-    found = next((a for a in node.attribute if a.name == name), None)
-    return default if found is None else found.s.decode()
-
-
-def _padded(node: onnx.NodeProto) -> bool:
-    """Whether an operator with a window lays a border of zeros around its input."""
-    padded = any(any(a.ints) for a in node.attribute if a.name == "pads")
-    return padded or _text(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")

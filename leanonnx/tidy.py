@@ -20,7 +20,8 @@ from onnx import numpy_helper
 
 from leanonnx.merge import Merged, merged
 from leanonnx.model import FREE_INITIALIZERS, captured, overridden, unneeded
-from leanonnx.noops import Scene, Types, attribute, stands_for
+from leanonnx.nodes import attribute, standard
+from leanonnx.noops import Scene, Types, stands_for
 from leanonnx.storage import copy_fields
 
 Array = NDArray[Any]
@@ -73,13 +74,14 @@ class _Tidying:
         self.held = {v.name for v in graph.output} | keep | annotated
         for node in self.nodes:
             self.held |= captured(node)
+        self.vital = keep | ({v.name for v in graph.input} - {t.name for t in graph.initializer})
         self.given = {v.name for v in graph.input} | {t.name for t in graph.initializer}
         self.given |= {t.values.name for t in graph.sparse_initializer}
         self.names = self.held | self.given | {n for node in self.nodes for n in [*node.input, *node.output]}
 
     def scene(self) -> Scene:
         """What rules see of the graph as it stands."""
-        return Scene(self.proto, self.types, self.uniform, tuple(self.nodes), self.constants)
+        return Scene(self.proto, self.types, self.uniform, tuple(self.nodes), self.constants, self.vital)
 
     def bypass(self) -> bool:
         """Let readers of nodes that put out what they read go to the source; False if there are none."""
@@ -105,9 +107,9 @@ class _Tidying:
         return bool(alias)
 
     def _note(self, scene: Scene, node: onnx.NodeProto, source: str) -> None:
-        beside = [name for name in node.input if name and name != source]
-        computed = [n for n in beside if n in scene.producers and scene.constant(n) is None]
-        self.done["branch" if computed else "no-op"] += 1
+        beside = [name for name in node.input if name != source and source in node.input]
+        branch = any(name in scene.producers and scene.constant(name) is None for name in beside)
+        self.done["branch" if branch else "no-op"] += 1
 
     def _can_be_renamed(self, scene: Scene, name: str) -> bool:
         """Whether a tensor may take the name of one that has to stay."""
@@ -117,11 +119,11 @@ class _Tidying:
         """Make one Transpose of two in a row; False if there are none."""
         scene = self.scene()
         for index, node in enumerate(self.nodes):
-            first = scene.producers.get(node.input[0]) if node.op_type == "Transpose" else None
-            if first is None or first.op_type != "Transpose" or scene.readers[node.input[0]] > 1:
+            first = scene.producers.get(node.input[0]) if standard(node) == "Transpose" else None
+            if first is None or standard(first) != "Transpose" or scene.readers[node.input[0]] > 1:
                 continue
             orders = [attribute(n, "perm") for n in (first, node)]
-            if all(orders) and node.input[0] not in self.held and not node.domain and not first.domain:
+            if all(orders) and node.input[0] not in self.held:
                 joined = onnx.NodeProto()
                 joined.CopyFrom(node)
                 joined.input[0] = first.input[0]

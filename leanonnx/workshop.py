@@ -31,7 +31,8 @@ class Workshop:
     """Writes keep sets of one model to one file, measures and proves them.
 
     ``dag`` is the original; ``least``, where only what contributes nothing is to go, the network without that.
-    ``tidied`` is what was written last, ``failure`` why nothing could be measured.
+    ``tidied`` is what was written last, ``failure`` why nothing could be measured; ``clean``: the graph
+    was cleaned up.
     """
 
     def __init__(self, dag: ChannelDag, least: Minimum | None, options: Options, draft: Path, clock: Clock) -> None:
@@ -39,18 +40,19 @@ class Workshop:
         self.tidied = Tidied(dag.model.proto, {})
         self.written: Mask | None = None
         self.failure = ""
+        self.clean = True
         self.attempts = 0
 
     def write(self, alive: Mask) -> None:
         """Write the network of a keep set; a byte-identical copy of the file where nothing goes."""
         if self.written is None or not np.array_equal(self.written, alive):
-            self._write(alive, merge=True)
+            self._write(alive, clean=True)
 
-    def _write(self, alive: Mask, merge: bool) -> None:
+    def _write(self, alive: Mask, clean: bool) -> None:
         model = self.dag.model
         external = bool(model.external_files)
         with self.clock.stage("operate"):
-            self.tidied = self.least.carried_out(merge) if self.least else _operated(self.dag, alive)
+            self.tidied = self.least.carried_out(clean) if self.least else _operated(self.dag, alive, clean)
             self.written = alive
             if self.unchanged and not external:
                 shutil.copyfile(model.path, self.draft)
@@ -87,7 +89,7 @@ class Workshop:
         return Trial(selection, found)
 
     def proven(self, alive: Mask) -> Proof:
-        """Write a keep set, check and prove it as written; layers stay apart where merging them is not exact enough.
+        """Write a keep set, check and prove it as written; where the clean-up breaks the proof it is left out.
 
         Raises:
             ProofFailed: the checker, onnxruntime or the comparison refuses it.
@@ -97,9 +99,10 @@ class Workshop:
             try:
                 return self._proven(alive)
             except ProofFailed:
-                if not self.tidied.done.get("merged"):
+                if not (self.tidied.done.get("merged") if self.least else self.tidied.done):
                     raise
-            self._write(alive, merge=False)
+            self.clean = False
+            self._write(alive, clean=False)
             return self._proven(alive)
 
     def _proven(self, alive: Mask) -> Proof:
@@ -119,12 +122,14 @@ class Workshop:
         return proof
 
 
-def _operated(dag: ChannelDag, alive: Mask) -> Tidied:
-    """The model without the channels that are not alive, cleaned up."""
+def _operated(dag: ChannelDag, alive: Mask, clean: bool) -> Tidied:
+    """The model without the channels that are not alive, its graph cleaned up if so asked."""
     if alive.all():
         return Tidied(dag.model.proto, {})
     shrunk = {name for name, labels in dag.labels.items() if not alive[labels].all()}
     proto = apply(dag.model, plan_patch(dag, alive), shrunk)
+    if not clean:
+        return Tidied(proto, {})
     return tidy(proto, steady(dag, alive).uniform(dag, alive), behind_decisions(dag.model))
 
 

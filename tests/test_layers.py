@@ -13,7 +13,7 @@ import leanonnx
 ROOT = Path(leanonnx.__file__).parent
 LAYERS = [
     {"version", "errors", "labels", "norms", "chains", "storage", "formats", "memory", "clock"}
-    | {"cores", "intervals"},
+    | {"cores", "intervals", "nodes"},
     {"model", "rules.advice", "targets"},
     {"rules.call", "runtime.sessions", "noops"},
     {"rules.joins", "rules.weights", "rules.assembly", "rules.check", "merge"},

@@ -1,0 +1,26 @@
+"""What can be read off a single node of a protobuf."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx
+
+STANDARD = ("", "ai.onnx")
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
+    """An attribute's value (text as a string), or a default."""
+    found = next((a for a in node.attribute if a.name == name), None)
+    value = default if found is None else onnx.helper.get_attribute_value(found)
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def standard(node: onnx.NodeProto) -> str:
+    """The name of an ONNX operator; nothing for those of other domains."""
+    return node.op_type if node.domain in STANDARD else ""
+
+
+def is_padded(node: onnx.NodeProto) -> bool:
+    """Whether an operator with a window lays a border around its input."""
+    return any(attribute(node, "pads", ())) or attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
