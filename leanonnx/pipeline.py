@@ -259,7 +259,5 @@ def _warnings(trial: Trial, workshop: Workshop) -> tuple[str, ...]:
     if workshop.unchanged and (budget.fraction < 1 or options.exact):
         found.append("nothing could be removed: the output equals the input")
     if not workshop.clean:
-        found.append(
-            "the result of cleaning up the graph could not be proven, so that it was left out; please report it"
-        )
+        found.append("the clean-up of the graph could not be proven and was left out; please report it")
     return tuple(found)

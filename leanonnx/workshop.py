@@ -31,8 +31,8 @@ class Workshop:
     """Writes keep sets of one model to one file, measures and proves them.
 
     ``dag`` is the original; ``least``, where only what contributes nothing is to go, the network without that.
-    ``tidied`` is what was written last, ``failure`` why nothing could be measured; ``clean``: the graph
-    was cleaned up.
+    ``tidied`` is what was written last, ``failure`` why nothing could be measured; ``clean`` tells that the graph was
+    cleaned up, so far as that was asked.
     """
 
     def __init__(self, dag: ChannelDag, least: Minimum | None, options: Options, draft: Path, clock: Clock) -> None:
@@ -46,13 +46,16 @@ class Workshop:
     def write(self, alive: Mask) -> None:
         """Write the network of a keep set; a byte-identical copy of the file where nothing goes."""
         if self.written is None or not np.array_equal(self.written, alive):
-            self._write(alive, clean=True)
+            self._write(alive)
 
-    def _write(self, alive: Mask, clean: bool) -> None:
+    def _write(self, alive: Mask) -> None:
         model = self.dag.model
         external = bool(model.external_files)
         with self.clock.stage("operate"):
-            self.tidied = self.least.carried_out(clean) if self.least else _operated(self.dag, alive, clean)
+            if self.least:
+                self.tidied = self.least.carried_out(merge=self.clean)
+            else:
+                self.tidied = _operated(self.dag, alive, self.clean)
             self.written = alive
             if self.unchanged and not external:
                 shutil.copyfile(model.path, self.draft)
@@ -89,7 +92,7 @@ class Workshop:
         return Trial(selection, found)
 
     def proven(self, alive: Mask) -> Proof:
-        """Write a keep set, check and prove it as written; where the clean-up breaks the proof it is left out.
+        """Write a keep set, check and prove it as written; without the clean-up where that cannot be proven.
 
         Raises:
             ProofFailed: the checker, onnxruntime or the comparison refuses it.
@@ -102,7 +105,7 @@ class Workshop:
                 if not (self.tidied.done.get("merged") if self.least else self.tidied.done):
                     raise
             self.clean = False
-            self._write(alive, clean=False)
+            self._write(alive)
             return self._proven(alive)
 
     def _proven(self, alive: Mask) -> Proof:
@@ -123,7 +126,7 @@ class Workshop:
 
 
 def _operated(dag: ChannelDag, alive: Mask, clean: bool) -> Tidied:
-    """The model without the channels that are not alive, its graph cleaned up if so asked."""
+    """The model without the channels that are not alive; with ``clean`` its graph is cleaned up."""
     if alive.all():
         return Tidied(dag.model.proto, {})
     shrunk = {name for name, labels in dag.labels.items() if not alive[labels].all()}

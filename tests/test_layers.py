@@ -12,8 +12,8 @@ import leanonnx
 
 ROOT = Path(leanonnx.__file__).parent
 LAYERS = [
-    {"version", "errors", "labels", "norms", "chains", "storage", "formats", "memory", "clock"}
-    | {"cores", "intervals", "nodes"},
+    {"version", "errors", "labels", "norms", "chains", "storage", "formats", "memory", "clock", "nodes"}
+    | {"cores", "intervals"},
     {"model", "rules.advice", "targets"},
     {"rules.call", "runtime.sessions", "noops"},
     {"rules.joins", "rules.weights", "rules.assembly", "rules.check", "merge"},
