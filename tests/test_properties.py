@@ -28,6 +28,8 @@ FRACTIONS = st.floats(0.02, 0.98)
 WAYS = st.sampled_from(
     (
         {"method": "auto", "chains": "cover"},
+        {"method": "auto", "align": None, "target": "cpu-avx2"},
+        {"method": "lean", "chains": "free", "align": 4},
         {"method": "lean", "chains": "through"},
         {"method": "lean", "chains": "free"},
         {"method": "norm"},

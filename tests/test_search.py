@@ -17,7 +17,7 @@ from leanonnx.model import load
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.timing import Comparison, Timing
-from leanonnx.search import CLOSE, TRIES, Trial, within_budget, within_latency
+from leanonnx.search import TRIES, Trial, within_budget, within_latency
 from leanonnx.selection import LATENCY, Budget, Request, Selection, Selector
 from leanonnx.targets import known_targets
 from leanonnx.widths import Alignment
@@ -38,6 +38,8 @@ wide (float[1, 3, 8, 8] x) => (float[1, 10] y)
     y = Gemm <transB = 1> (f3, w4, b4)
 }
 """
+STEPPED = 0.88
+"""Share of a latency budget that is surely used up, with widths that come in steps of 16 in four layers."""
 TARGET = known_targets()["cpu-avx512"]
 CURVES: dict[str, Callable[[float], float]] = {
     "as predicted": lambda p: p,
@@ -93,7 +95,7 @@ def test_latency_budget_is_used_up(model: Path, curve: str, limit: float) -> Non
     machine = Machine(chooser, CURVES[curve])
     found = within_latency(chooser, machine.attempt)
     assert found.fraction <= limit
-    assert found.fraction >= (CLOSE - 0.03) * limit
+    assert found.fraction >= STEPPED * limit
     assert found.selection.reached
     assert len(machine.trials) <= TRIES
 
