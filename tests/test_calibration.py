@@ -26,7 +26,8 @@ from leanonnx.targets import ENTRIES, Target, known_targets, read_targets
 from tests.helpers import called, refused, saved
 
 ONE = Setting(threads=1)
-AVX2, AVX512 = known_targets()["cpu-avx2"], known_targets()["cpu-avx512"]
+AVX2 = replace(known_targets()["cpu-avx2"], slow=1.5, slow_depthwise=4.0)
+AVX512 = known_targets()["cpu-avx512"]
 PROBES = Probes(16)
 START = 0.02
 """Milliseconds by which a run is longer than its nodes."""
