@@ -13,7 +13,19 @@ Ints = NDArray[np.int64]
 
 
 def closed(dag: ChannelDag, classes: Ints, keep: Mask) -> Mask:
-    """Labels that live [labels] when these classes are kept [classes] and all consequences are drawn."""
+    """Labels that live [labels] when these classes are kept [classes] and all consequences are drawn.
+
+    Readers that the classes join to their channels go by themselves in the end, where nothing reads them.
+    """
+    alive = _closed(dag, classes, keep)
+    if not dag.implied or np.array_equal(classes, dag.classes):
+        return alive
+    own = np.zeros(int(dag.classes.max()) + 1, bool)
+    own[dag.classes[alive]] = True
+    return _closed(dag, dag.classes, own)
+
+
+def _closed(dag: ChannelDag, classes: Ints, keep: Mask) -> Mask:
     readers = [pair for _, pair in dag.implied if not np.array_equal(classes[pair[0]], classes[pair[1]])]
     steps = _steps(dag)
     keep = keep.copy()

@@ -234,3 +234,29 @@ def test_every_input_still_moves_the_output(seed: int, fraction: float, way: dic
         base, *moved = (outputs[0] for outputs in run(target, feeds))
     for output in moved:
         assert np.abs(output - base).max() > 1e-6 * np.abs(base).max()
+
+
+SLICED_AWAY = """
+<ir_version: 8, opset_import: ["" : 17]>
+sliced (float[1, 3, 4, 4] x) => (float[1, 2, 4, 4] y)
+<float[6, 3, 1, 1] w, float[6, 6, 1, 1] v, float[2, 6, 1, 1] u, float[2, 8, 1, 1] t,
+ int64[1] low = {4}, int64[1] high = {12}, int64[1] axis = {1}>
+{
+    c = Conv (x, w)
+    d = Conv (c, v)
+    e = Concat <axis = 1> (c, d)
+    f = Slice (e, low, high, axis)
+    g = Conv (f, t)
+    h = Conv (c, u)
+    y = Add (g, h)
+}
+"""
+
+
+def test_plan_of_channels_that_are_concatenated_and_sliced_away_replays() -> None:
+    """Nothing in the plan tells of a position that no kernel reads: it goes in any case."""
+    with folder_with(build(SLICED_AWAY)) as (source, target):
+        plan, replayed = target.with_name("plan.json"), target.with_name("replayed.onnx")
+        compress(source, target, Options(Budget("kernels", 0.7)), plan)
+        compress(source, replayed, Options(plan=plan))
+        assert replayed.read_bytes() == target.read_bytes()
