@@ -2,7 +2,7 @@
 
 Convolutions cost their multiply-adds in whole blocks of channels (outside the fast kernels: those of just their own
 channels, at a lower rate), every node what it writes and its own start.  The sum is a prediction of proportions:
-budgets are met by measuring, see ``measure``.
+budgets are met by measuring, see ``search``.
 """
 
 from __future__ import annotations

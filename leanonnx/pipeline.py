@@ -80,6 +80,7 @@ def compress(
     Raises:
         UserError: bad model, option, plan or output path.
         BudgetUnreachable: the budget cannot be reached (unless ``best_effort``).
+        NotFaster: the result was measured to be no faster (unless ``best_effort``).
         ProofFailed: the result is not equal to the masked original; nothing is written.
     """
     clock = Clock(progress)
