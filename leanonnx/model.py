@@ -45,13 +45,17 @@ FREE_INITIALIZERS = 4
 
 @dataclass(frozen=True)
 class Model:
-    """A checked model in memory; ``libraries`` hold onnxruntime's kernels of its custom operators."""
+    """A checked model in memory; ``libraries`` hold onnxruntime's kernels of its custom operators.
+
+    ``frozen`` counts initializers that the file lists as graph inputs and ``proto`` does not.
+    """
 
     path: Path
     proto: onnx.ModelProto
     sha256: str
     external_files: tuple[Path, ...]
     libraries: tuple[Path, ...] = ()
+    frozen: int = 0
 
     @property
     def size(self) -> int:
@@ -191,8 +195,10 @@ def unneeded(nodes: Iterable[onnx.NodeProto], graph: onnx.GraphProto) -> frozens
     return frozenset(spare - needed - {""})
 
 
-def load(path: Path, libraries: tuple[Path, ...] = ()) -> Model:
+def load(path: Path, libraries: tuple[Path, ...] = (), freeze: bool = False) -> Model:
     """Read, check and normalise a model file, whose custom operators are in ``libraries``.
+
+    With ``freeze``, initializers that a caller might override become constants: they are no graph inputs any more.
 
     Raises:
         ModelError: no such file, empty, not ONNX, refused by the checker, external data missing.
@@ -208,7 +214,12 @@ def load(path: Path, libraries: tuple[Path, ...] = ()) -> Model:
     identity = digests[0] if not external else hashlib.sha256(b"".join(digests)).digest()
     if proto.functions:
         proto = _inlined(proto, path)
-    return Model(path, proto, identity.hex(), external, libraries)
+    frozen = overridden(proto) if freeze else frozenset()
+    if frozen:
+        inputs = [value for value in proto.graph.input if value.name not in frozen]
+        del proto.graph.input[:]
+        proto.graph.input.extend(inputs)
+    return Model(path, proto, identity.hex(), external, libraries, len(frozen))
 
 
 def _inlined(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:

@@ -18,7 +18,7 @@ class Options:
 
     ``align``: widths are multiples of this (None: what the target wants); ``target``: a table of ``targets.toml``
     ("auto": the one of this machine and provider), those in the file ``targets`` coming first; ``exact``: remove only
-    what contributes nothing.
+    what contributes nothing; ``freeze``: weights that are listed as graph inputs become constants.
     """
 
     budget: Budget = field(default_factory=lambda: Budget("kernels", 1.0))
@@ -37,6 +37,7 @@ class Options:
     measure: bool = True
     seed: int = 0
     exact: bool = False
+    freeze: bool = False
 
     def record(self) -> dict[str, Any]:
         """The options that shaped the plan, for the plan file."""
@@ -52,4 +53,5 @@ class Options:
             "target": self.target,
             "seed": self.seed,
             **({"exact": True} if self.exact else {}),
+            **({"freeze": True} if self.freeze else {}),
         }

@@ -17,7 +17,7 @@ from leanonnx.formats import Kinds, float_kinds
 from leanonnx.labels import Mask
 from leanonnx.latency import latency_model
 from leanonnx.minimal import minimise
-from leanonnx.model import Model, load
+from leanonnx.model import Model, load, overridden
 from leanonnx.naming import ignored_pin, named_nodes, named_pin
 from leanonnx.options import Options
 from leanonnx.outputs import check_apart, check_writable, publish, temporary_beside
@@ -54,6 +54,7 @@ class Result:
     latency: Comparison | None
     setting: Setting
     warnings: tuple[str, ...]
+    hints: tuple[str, ...]
     seconds: Mapping[str, float]
     tidied: Mapping[str, int]
     exact: Mapping[str, Any] | None
@@ -88,7 +89,7 @@ def compress(
     for path in (target, plan_out):
         check_writable(source, path)
     with clock.stage("load"):
-        model = load(source, checked_libraries(options.libraries))
+        model = load(source, checked_libraries(options.libraries), options.freeze)
     check_apart(model, target, plan_out)
     with clock.stage("observe"):
         observation = observe(model, checked_shapes(model, options.shapes))
@@ -122,6 +123,7 @@ def compress(
         latency=trial.comparison,
         setting=options.setting.resolved,
         warnings=_warnings(trial, workshop),
+        hints=_hints(model),
         seconds=clock.seconds,
         tidied=workshop.tidied.done,
         exact=least.report() if least else None,
@@ -162,10 +164,11 @@ def _searched(workshop: Workshop) -> Trial:
 
 
 def as_planned(options: Options) -> Options:
-    """A plan that ``--exact`` has made is carried out by finding the same again."""
+    """The options under which a plan was made; what ``--exact`` has planned is carried out by finding it again."""
     if options.plan is None:
         return options
     made = read_plan(options.plan).options
+    options = replace(options, freeze=options.freeze or bool(made.get("freeze")))
     if not made.get("exact"):
         return options
     if options.pin or options.ignore:
@@ -240,6 +243,17 @@ def _not_faster(trial: Trial) -> str:
     low, high = found.interval
     words = "slower than the original" if high < 1 else "no faster than the original, beyond noise"
     return f"the result is {words}: {found.speedup:.3f} times its speed (95 % interval {low:.3f} to {high:.3f})"
+
+
+def _hints(model: Model) -> tuple[str, ...]:
+    """What else could make the model faster."""
+    listed = len(overridden(model.proto))
+    if not listed:
+        return ()
+    return (
+        f"{listed} weights are listed as graph inputs, where a caller may override them; this keeps onnxruntime from "
+        "its fast kernels. If nobody overrides them, add --freeze",
+    )
 
 
 def _warnings(trial: Trial, workshop: Workshop) -> tuple[str, ...]:

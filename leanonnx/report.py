@@ -58,6 +58,7 @@ def summary(result: Result) -> Row:
         "inputs": input_sizes(dag),
         "seconds": dict(result.seconds),
         "warnings": list(result.warnings),
+        "hints": list(result.hints),
     }
 
 
@@ -219,7 +220,7 @@ def result_tables(row: Row, source: str, target: str) -> RenderableType:
         style="green" if row["proof"]["status"] == "passed" else "red",
     )
     notes = [Text(f"Warning: {text}", style="yellow") for text in row["warnings"]]
-    notes += [Text(line) for line in _gone(row)]
+    notes += [Text(f"Hint: {text}") for text in row["hints"]] + [Text(line) for line in _gone(row)]
     tables = (_cost_table(row), _layer_table(row["layers"]), _pin_table(row["pins"]))
     return Group(head, *notes, *tables, proof, _latency_text(row["latency"]))
 

@@ -65,7 +65,8 @@ class Workshop:
     @property
     def unchanged(self) -> bool:
         """Nothing went: the draft is the original."""
-        return self.written is not None and bool(self.written.all()) and not self.tidied.done
+        whole = self.written is not None and bool(self.written.all())
+        return whole and not self.tidied.done and not self.dag.model.frozen
 
     def attempt(self, selection: Selection, seconds: float) -> Trial:
         """Measure a keep set against the original, unless that was declined or cannot be done.

@@ -62,6 +62,9 @@ def compress(
     exact: Annotated[
         bool, typer.Option("--exact", help="Remove only what contributes nothing; the output stays what it is.")
     ] = False,
+    freeze: Annotated[
+        bool, typer.Option("--freeze", help="Make weights that are listed as graph inputs constants.")
+    ] = False,
     best_effort: Annotated[
         bool, typer.Option("--best-effort", help="Write the nearest that can be had if over budget or not faster.")
     ] = False,
@@ -92,6 +95,7 @@ def compress(
             measure=measuring(not no_measure, latency),
             seed=seed,
             exact=exact,
+            freeze=freeze,
         )
         with progress() as listener:
             result = pipeline.compress(source, target, options, plan_out, rules_from(rules), listener)
