@@ -17,7 +17,7 @@ MEANING = (
     "compressed network is faster. *efficiency*: that number on one thread times the fraction of multiply-adds; 1 "
     "means that time fell as much as the work did. *onnxsim*: {version}, `simplify` and `apply_structured_pruning` at "
     "the sparsity (of those tried) that comes nearest to the same multiply-adds, timed the same way. It also turns "
-    "weights that are listed as graph inputs into constants, from which ultraface_rfb320 gains most of its speed there; "
+    "weights that are listed as graph inputs into constants, from which ultraface_rfb320 gains most of its speed; "
     "leanonnx does so with `--freeze` only, because a caller may override them. A dash: it cannot prune the file."
 )
 

@@ -39,8 +39,8 @@ BEATEN = ("l1", "l2", "random")
 MEANING = f"""\
 `cover`, `through` and `free` are the three kinds of chains of `--method lean`; `blocks` is `cover` with widths in
 whole blocks of 16, as they run fast on CPUs with AVX-512, where all others keep any width; `norm`, `l1`, `l2` and
-`fpgm` are sizes of filters; `random` is the mean of {SEEDS} seeds. Nothing is fine-tuned or recovered: the numbers compare
-choices, they are not what a recovered network reaches."""
+`fpgm` are sizes of filters; `random` is the mean of {SEEDS} seeds. Nothing is fine-tuned or recovered: the numbers
+compare choices, they are not what a recovered network reaches."""
 
 
 class Cell(NamedTuple):

@@ -43,7 +43,7 @@ LAYERS = [
 PACKAGES = {"", "cli", "rules", "runtime"}
 ONLY = {
     "onnxruntime": {"runtime.providers", "runtime.sessions"},
-    "typer": {"cli.bench", "cli.calibrate", "cli.compress", "cli.inspect", "cli.main", "cli.terminal"},
+    "typer": {"cli.bench", "cli.calibrate", "cli.compress", "cli.inspect", "cli.main", "cli.terminal", "cli.options"},
     "rich": {"bench_report", "calibration_report", "report", "cli.terminal"},
     "torch": set(),
 }

@@ -10,7 +10,7 @@ import typer
 from leanonnx import bench_report
 from leanonnx.bench import Request
 from leanonnx.bench import bench as measure
-from leanonnx.cli.options import numbers, parse_shapes
+from leanonnx.cli.options import AsJson, Library, numbers, parse_shapes
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
 from leanonnx.errors import OptionError
 from leanonnx.runtime.providers import AlgoSearch, Provider, Setting
@@ -33,16 +33,14 @@ def bench(
         typer.Option(metavar="NAME=1,3,224,224", help="Size of a free graph input; --batch replaces its first axis."),
     ] = None,
     seconds: Annotated[float, typer.Option(help="How long each measurement may take.")] = 3.0,
-    library: Annotated[
-        list[Path] | None, typer.Option(metavar="L.so", help="Library of custom operators for onnxruntime.")
-    ] = None,
+    library: Library = None,
     cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="Replay a model as one CUDA graph.")] = False,
     algo_search: Annotated[
         AlgoSearch, typer.Option(help="How cuDNN's convolution algorithms are chosen.")
     ] = "EXHAUSTIVE",
     tf32: Annotated[bool, typer.Option(help="Let the GPU multiply float32 in TF32.")] = True,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the inputs and of the interval.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Time a model in onnxruntime, or two against each other in turns.
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from leanonnx import calibrate, calibration_report
-from leanonnx.cli.options import targets_file
+from leanonnx.cli.options import AsJson, targets_file
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
 from leanonnx.runtime.providers import Provider, Setting
 
@@ -20,7 +20,7 @@ def calibrate_device(
         Path | None,
         typer.Option(metavar="FILE", show_default=False, help="Where to store the table, next to others in it."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure which widths this machine runs at full speed and what work costs on it, and store that as a target.
 

@@ -8,7 +8,18 @@ from typing import Annotated, Literal
 import typer
 
 from leanonnx import pipeline, report
-from leanonnx.cli.options import alignment, fraction, measuring, parse_shapes, rules_from, stored_targets
+from leanonnx.cli.options import (
+    AsJson,
+    Library,
+    RulesFile,
+    Shape,
+    alignment,
+    fraction,
+    measuring,
+    parse_shapes,
+    rules_from,
+    stored_targets,
+)
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
 from leanonnx.criteria import Chains, Method
 from leanonnx.errors import OptionError
@@ -30,9 +41,7 @@ def compress(
     ] = None,
     method: Annotated[Method, typer.Option(help="How channels are ranked; auto is lean.")] = "auto",
     chains: Annotated[Chains, typer.Option(help="Which chains lean extracts.")] = "cover",
-    shape: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=1,3,224,224", help="Size of a free graph input.")
-    ] = None,
+    shape: Shape = None,
     pin: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Tensor or node whose channels all stay.")
     ] = None,
@@ -53,12 +62,8 @@ def compress(
     ] = "auto",
     provider: Annotated[Provider, typer.Option(help="Where the model is to run, and is measured.")] = "cpu",
     threads: Annotated[int, typer.Option(min=0, help="Threads to measure with; 0 is all physical cores.")] = 0,
-    rules: Annotated[
-        Path | None, typer.Option(metavar="R.py", help="Python file with rules of your own; it is run.")
-    ] = None,
-    library: Annotated[
-        list[Path] | None, typer.Option(metavar="L.so", help="Library of custom operators for onnxruntime.")
-    ] = None,
+    rules: RulesFile = None,
+    library: Library = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Remove only what contributes nothing; the output stays what it is.")
     ] = False,
@@ -70,7 +75,7 @@ def compress(
     ] = False,
     no_measure: Annotated[bool, typer.Option("--no-measure", help="Do not measure latency.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the proof's inputs and of --method random.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Remove channels until the model fits the budget, prove the result and write it.
 

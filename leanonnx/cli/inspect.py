@@ -9,7 +9,7 @@ import typer
 
 from leanonnx import pipeline, report
 from leanonnx.analysis import ChannelDag
-from leanonnx.cli.options import parse_shapes, rules_from
+from leanonnx.cli.options import AsJson, Library, RulesFile, Shape, parse_shapes, rules_from
 from leanonnx.cli.terminal import exit_codes, show, show_json
 from leanonnx.errors import OptionError
 
@@ -19,16 +19,10 @@ def inspect(
     why: Annotated[
         str | None, typer.Option(metavar="TENSOR[:CHANNEL]", help="Why a tensor's channels stay or go.")
     ] = None,
-    shape: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=1,3,224,224", help="Size of a free graph input.")
-    ] = None,
-    rules: Annotated[
-        Path | None, typer.Option(metavar="R.py", help="Python file with rules of your own; it is run.")
-    ] = None,
-    library: Annotated[
-        list[Path] | None, typer.Option(metavar="L.so", help="Library of custom operators for onnxruntime.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    shape: Shape = None,
+    rules: RulesFile = None,
+    library: Library = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show layers, channels, ties, pins with their reasons, and what the model costs."""
     with exit_codes() as results:

@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from leanonnx.errors import OptionError
 from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.userrules import read_rules
+
+Shape = Annotated[
+    list[str] | None, typer.Option("--shape", metavar="NAME=1,3,224,224", help="Size of a free graph input.")
+]
+RulesFile = Annotated[
+    Path | None, typer.Option("--rules", metavar="R.py", help="Python file with rules of your own; it is run.")
+]
+Library = Annotated[
+    list[Path] | None,
+    typer.Option("--library", metavar="L.so", help="Library of custom operators for onnxruntime."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
