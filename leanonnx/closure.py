@@ -33,8 +33,7 @@ def _closed(dag: ChannelDag, classes: Ints, keep: Mask) -> Mask:
         for channels, reading in readers:
             keep[classes[reading[~keep[classes[channels]]]]] = False
         alive = keep[classes]
-        useful = np.zeros_like(keep)
-        np.logical_or.at(useful, classes, _useful(dag, steps, alive))
+        useful = _useful(dag, steps, classes, alive)
         if not (keep & ~useful).any():
             return alive
         keep &= useful
@@ -47,8 +46,11 @@ def _steps(dag: ChannelDag) -> list[tuple[Ints, Ints]]:
     return [(sources, targets) for _, sources, targets in sorted(edges, key=lambda edge: -edge[0])]
 
 
-def _useful(dag: ChannelDag, steps: list[tuple[Ints, Ints]], alive: Mask) -> Mask:
-    """Labels from which a living path leads to a pinned label, or whose tensor's shape is asked for."""
+def _useful(dag: ChannelDag, steps: list[tuple[Ints, Ints]], classes: Ints, alive: Mask) -> Mask:
+    """Classes from which a living path leads to a pinned label, or whose tensor's shape is asked for.
+
+    What is tied to a useful label is useful too, and so is what leads there.
+    """
     useful = np.zeros(dag.count, bool)
     useful[0] = True
     for pin in dag.pins:
@@ -56,7 +58,12 @@ def _useful(dag: ChannelDag, steps: list[tuple[Ints, Ints]], alive: Mask) -> Mas
     for node in dag.model.proto.graph.node:
         if node.op_type in SHAPE_OPS and node.input[0] in dag.labels:
             useful[dag.labels[node.input[0]]] = True
-    for sources, targets in steps:
-        wanted = (alive[targets] & useful[targets]).any(1)
-        useful[sources[wanted].reshape(-1)] = True
-    return useful
+    found = np.zeros(int(classes.max()) + 1, bool)
+    while True:
+        for sources, targets in steps:
+            wanted = (alive[targets] & useful[targets]).any(1)
+            useful[sources[wanted].reshape(-1)] = True
+        found[classes[useful]] = True
+        if np.array_equal(found[classes], useful):
+            return found
+        useful = found[classes]

@@ -260,3 +260,29 @@ def test_plan_of_channels_that_are_concatenated_and_sliced_away_replays() -> Non
         compress(source, target, Options(Budget("kernels", 0.7)), plan)
         compress(source, replayed, Options(plan=plan))
         assert replayed.read_bytes() == target.read_bytes()
+
+
+TIED_READERS = """
+<ir_version: 8, opset_import: ["" : 17]>
+tied (float[1, 1, 1, 6] x) => (float[1, 4, 1, 6] y)
+<float[6, 4] m, float[2, 2, 1, 1] w, float[4, 2, 1, 1] v, int64[1] zero = {0}, int64[1] two = {2}, int64[1] axis = {3},
+ int64[2, 6] windows = {0, 1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 0}, int64[4] sizes = {1, 2, 1, 6}>
+{
+    a = Slice (x, zero, two, axis)
+    c = MatMul (x, m)
+    d = Concat <axis = 3> (a, c)
+    g = Gather <axis = 3> (d, windows)
+    t = Transpose <perm = [0, 1, 3, 2, 4]> (g)
+    f = Reshape (t, sizes)
+    e = Conv (f, w)
+    r = Relu (e)
+    y = Conv (r, v)
+}
+"""
+
+
+def test_what_is_tied_to_a_useful_position_is_useful() -> None:
+    """Positions of a Concat that a convolution slides over are read together, though edges lead from one only."""
+    with folder_with(build(TIED_READERS)) as (source, target):
+        result = compress(source, target, Options(Budget("kernels", 0.75), best_effort=True))
+        assert result.proof.passed
