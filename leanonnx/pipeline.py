@@ -11,7 +11,7 @@ import numpy as np
 
 from leanonnx.analysis import ChannelDag, analyse
 from leanonnx.clock import Clock, Progress, quiet
-from leanonnx.cost import Cost, cost_model, stored
+from leanonnx.cost import Cost, cost_model
 from leanonnx.errors import NotFaster, OptionError
 from leanonnx.formats import Kinds, float_kinds
 from leanonnx.labels import Mask
@@ -111,7 +111,7 @@ def compress(
         size = publish(workshop.draft, target, plan, plan_out)
     after = selection.after
     if least:
-        after = replace(after, params=stored(replace(least.dag.model, proto=workshop.tidied.proto)))
+        after = replace(after, params=workshop.params)
     return Result(
         dag=least.dag if least else dag,
         alive=selection.alive,
@@ -125,7 +125,7 @@ def compress(
         warnings=_warnings(trial, workshop),
         hints=_hints(model),
         seconds=clock.seconds,
-        tidied=workshop.tidied.done,
+        tidied=workshop.tidied,
         exact=least.report() if least else None,
     )
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
 from leanonnx.analysis import ChannelDag
-from leanonnx.cost import Cost, cost_model
+from leanonnx.cost import Cost, CostModel, cost_model
 from leanonnx.criteria import Chains, Method, Ranking, rank
 from leanonnx.errors import BudgetUnreachable
 from leanonnx.keeper import Keeper
@@ -68,7 +68,7 @@ class Selector:
     def __init__(self, dag: ChannelDag, request: Request, price: Price | None = None) -> None:
         self.dag, self.request = dag, request
         self.cost = cost_model(dag, request.ignored)
-        self.price: Price = price or (lambda alive: getattr(self.cost(alive), request.budget.unit))
+        self.price: Price = price or partial(_counted, self.cost, request.budget.unit)
         everything = np.ones(dag.count, bool)
         self.before, self.total = self.cost(everything), self.price(everything)
 
@@ -131,6 +131,11 @@ def select(dag: ChannelDag, request: Request) -> Selection:
         BudgetUnreachable: what may not be removed is larger than the budget, unless ``best_effort``.
     """
     return Selector(dag, request).select()
+
+
+def _counted(cost: CostModel, unit: str, alive: Mask) -> float:
+    """What a keep set costs in kernels, multiply-adds or parameters."""
+    return float(getattr(cost(alive), unit))
 
 
 def _unreachable(budget: Budget, limits: tuple[str, ...], lowest: float, total: float) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from leanonnx.analysis import ChannelDag
 from leanonnx.clock import Clock
+from leanonnx.cost import stored
 from leanonnx.errors import ModelError, ProofFailed
 from leanonnx.labels import Mask
 from leanonnx.minimal import Minimum
@@ -31,13 +34,14 @@ class Workshop:
     """Writes keep sets of one model to one file, measures and proves them.
 
     ``dag`` is the original; ``least``, where only what contributes nothing is to go, the network without that.
-    ``tidied`` is what was written last, ``failure`` why nothing could be measured; ``clean`` tells that the graph was
-    cleaned up, so far as that was asked.
+    ``tidied`` counts what was cleaned up in what was written last, ``params`` is how many numbers it stores, where the
+    keep set does not tell.  ``failure`` says why nothing could be measured, ``clean`` that the graph was cleaned up.
     """
 
     def __init__(self, dag: ChannelDag, least: Minimum | None, options: Options, draft: Path, clock: Clock) -> None:
         self.dag, self.least, self.options, self.draft, self.clock = dag, least, options, draft, clock
-        self.tidied = Tidied(dag.model.proto, {})
+        self.tidied: Mapping[str, int] = {}
+        self.params = 0
         self.written: Mask | None = None
         self.failure = ""
         self.clean = True
@@ -52,21 +56,20 @@ class Workshop:
         model = self.dag.model
         external = bool(model.external_files)
         with self.clock.stage("operate"):
+            made = self.least.carried_out(self.clean) if self.least else _operated(self.dag, alive, self.clean)
+            self.tidied, self.written = made.done, alive
             if self.least:
-                self.tidied = self.least.carried_out(merge=self.clean)
-            else:
-                self.tidied = _operated(self.dag, alive, self.clean)
-            self.written = alive
+                self.params = stored(replace(self.least.dag.model, proto=made.proto))
             if self.unchanged and not external:
                 shutil.copyfile(model.path, self.draft)
             else:
-                write_model(self.tidied.proto, self.draft, external=external)
+                write_model(made.proto, self.draft, external=external)
 
     @property
     def unchanged(self) -> bool:
         """Nothing went: the draft is the original."""
         whole = self.written is not None and bool(self.written.all())
-        return whole and not self.tidied.done and not self.dag.model.frozen
+        return whole and not self.tidied and not self.dag.model.frozen
 
     def attempt(self, selection: Selection, seconds: float) -> Trial:
         """Measure a keep set against the original, unless that was declined or cannot be done.
@@ -103,7 +106,7 @@ class Workshop:
             try:
                 return self._proven(alive)
             except ProofFailed:
-                if not (self.tidied.done.get("merged") if self.least else self.tidied.done):
+                if not (self.tidied.get("merged") if self.least else self.tidied):
                     raise
             self.clean = False
             self._write(alive)
@@ -111,19 +114,23 @@ class Workshop:
 
     def _proven(self, alive: Mask) -> Proof:
         """Compare the draft with the masked original or, where it is to be exact, with the original itself."""
-        dag, exact = self.dag, self.least is not None
+        dag = self.dag
         feeds = inputs_for(dag.model, dag.shapes, self.options.seed)
         with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
             reference = Path(folder) / "reference.onnx"
-            masked = dag.model.proto if exact else apply(dag.model, masking_patch(dag, alive))
-            write_model(masked, reference, external=True)
+            self._write_reference(alive, reference)
             try:
                 check(self.draft)
                 proof = prove(dag.model, reference, self.draft, feeds, dag.observation.replaced)
             except (ModelError, RunFailed) as error:
                 raise ProofFailed(f"the compressed model is not valid ({error}); nothing written") from error
-        _judge(proof, "original" if exact else "masked original")
+        _judge(proof, "original" if self.least else "masked original")
         return proof
+
+    def _write_reference(self, alive: Mask, path: Path) -> None:
+        """What the draft must equal; not held in memory afterwards."""
+        model = self.dag.model
+        write_model(model.proto if self.least else apply(model, masking_patch(self.dag, alive)), path, external=True)
 
 
 def _operated(dag: ChannelDag, alive: Mask, clean: bool) -> Tidied:
