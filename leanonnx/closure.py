@@ -17,17 +17,17 @@ def closed(dag: ChannelDag, classes: Ints, keep: Mask) -> Mask:
 
     Readers that the classes join to their channels go by themselves in the end, where nothing reads them.
     """
-    alive = _closed(dag, classes, keep)
+    steps = _steps(dag)
+    alive = _closed(dag, steps, classes, keep)
     if not dag.implied or np.array_equal(classes, dag.classes):
         return alive
     own = np.zeros(int(dag.classes.max()) + 1, bool)
     own[dag.classes[alive]] = True
-    return _closed(dag, dag.classes, own)
+    return _closed(dag, steps, dag.classes, own)
 
 
-def _closed(dag: ChannelDag, classes: Ints, keep: Mask) -> Mask:
+def _closed(dag: ChannelDag, steps: list[tuple[Ints, Ints]], classes: Ints, keep: Mask) -> Mask:
     readers = [pair for _, pair in dag.implied if not np.array_equal(classes[pair[0]], classes[pair[1]])]
-    steps = _steps(dag)
     keep = keep.copy()
     while True:
         for channels, reading in readers:

@@ -1,4 +1,4 @@
-"""What can be read off a single node of a protobuf."""
+"""What can be read off a single node, and names for new ones."""
 
 from __future__ import annotations
 
@@ -24,3 +24,12 @@ def standard(node: onnx.NodeProto) -> str:
 def is_padded(node: onnx.NodeProto) -> bool:
     """Whether an operator with a window lays a border around its input."""
     return any(attribute(node, "pads", ())) or attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+
+
+def fresh_name(taken: set[str], stem: str) -> str:
+    """A name made from ``stem`` that is not taken yet; it is from now on."""
+    number = 1
+    while (name := f"{stem}_lean{number}") in taken:
+        number += 1
+    taken.add(name)
+    return name

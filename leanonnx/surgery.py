@@ -17,6 +17,7 @@ from onnx import numpy_helper
 
 from leanonnx.formats import graphs
 from leanonnx.model import FREE_INITIALIZERS, Model, captured, unneeded
+from leanonnx.nodes import fresh_name
 from leanonnx.patch import Maker, Patch, Place
 from leanonnx.rules.call import Entries, Pick
 from leanonnx.storage import copy_fields
@@ -51,7 +52,8 @@ class _Operation:
             taken = not name or len(places) < readers.get(name, 0)
             for group in self._alike(places):
                 if taken:
-                    clone = self._fresh(name or f"{self.model.proto.graph.node[group[0][0]].output[0]}_constant")
+                    stem = name or f"{self.model.proto.graph.node[group[0][0]].output[0]}_constant"
+                    clone = fresh_name(self.names, stem)
                     self.added[clone] = self.patch.constants[group[0]]
                     self.reads |= dict.fromkeys(group, clone)
                 else:
@@ -71,13 +73,6 @@ class _Operation:
         inputs = self.model.proto.graph.node[place[0]].input
         name = inputs[place[1]] if place[1] < len(inputs) else ""
         return self.model.origins.get(name, name)
-
-    def _fresh(self, stem: str) -> str:
-        number = 1
-        while (name := f"{stem}_lean{number}") in self.names:
-            number += 1
-        self.names.add(name)
-        return name
 
     def _edited_nodes(self) -> list[onnx.NodeProto]:
         nodes: list[onnx.NodeProto] = []
@@ -117,18 +112,18 @@ class _Operation:
         helpers: list[onnx.NodeProto] = []
         for slot, name in enumerate(node.output):
             if (index, slot) in self.patch.outputs:
-                node.output[slot] = self._fresh(name)
+                node.output[slot] = fresh_name(self.names, name)
                 self._overlay(node.output[slot], self.patch.outputs[index, slot], helpers)
                 helpers[-1].output[0] = name
             elif name in self.patch.gathers:
                 run, indices = self.patch.gathers[name]
-                node.output[slot] = self._fresh(name)
+                node.output[slot] = fresh_name(self.names, name)
                 chosen = self._constant(indices, f"{name}_indices")
                 helpers.append(
                     onnx.helper.make_node("Gather", [run.source, chosen], [name], name=f"{name}_gather", axis=run.axis)
                 )
             elif name in self.replaced and node.op_type != "Constant":
-                node.output[slot] = self._fresh(name)
+                node.output[slot] = fresh_name(self.names, name)
         return helpers
 
     def _overlay(self, vector: str, change: Entries, helpers: list[onnx.NodeProto]) -> str:
@@ -136,19 +131,19 @@ class _Operation:
         mask, values = np.zeros(change.size, bool), np.zeros(change.size, np.int64)
         mask[list(change.values)] = True
         values[list(change.values)] = list(change.values.values())
-        output = self._fresh(vector)
+        output = fresh_name(self.names, vector)
         inputs = [self._constant(mask, f"{vector}_mask"), self._constant(values, f"{vector}_sizes"), vector]
         helpers.append(onnx.helper.make_node("Where", inputs, [output], name=output))
         return output
 
     def _gather(self, tensor: str, pick: Pick, helpers: list[onnx.NodeProto]) -> str:
-        output = self._fresh(tensor)
+        output = fresh_name(self.names, tensor)
         chosen = self._constant(pick.positions.astype(np.int64), f"{tensor}_read")
         helpers.append(onnx.helper.make_node("Gather", [tensor, chosen], [output], name=output, axis=pick.axis))
         return output
 
     def _constant(self, array: Array, stem: str) -> str:
-        name = self._fresh(stem)
+        name = fresh_name(self.names, stem)
         self.added[name] = lambda: array
         return name
 

@@ -20,7 +20,7 @@ from onnx import numpy_helper
 
 from leanonnx.merge import Merged, merged
 from leanonnx.model import FREE_INITIALIZERS, captured, overridden, unneeded
-from leanonnx.nodes import attribute, standard
+from leanonnx.nodes import attribute, fresh_name, standard
 from leanonnx.noops import Scene, Types, stands_for
 from leanonnx.storage import copy_fields
 
@@ -165,18 +165,11 @@ class _Tidying:
         for slot, array in found.constants.items():
             node.input.extend([""] * (slot + 1 - len(node.input)))
             if slot in found.fresh:
-                node.input[slot] = self._fresh(f"{node.output[0]}_bias")
+                node.input[slot] = fresh_name(self.names, f"{node.output[0]}_bias")
             self.constants[node.input[slot]] = array
         self.nodes[second] = node
         self.nodes = [other for other in self.nodes if other is not first]
         self.done["merged"] += 1
-
-    def _fresh(self, stem: str) -> str:
-        number = 1
-        while (name := f"{stem}_lean{number}") in self.names:
-            number += 1
-        self.names.add(name)
-        return name
 
     def result(self) -> onnx.ModelProto:
         """The cleaned model, without constants and records of tensors that only nodes that went had to do with."""

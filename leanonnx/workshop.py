@@ -86,8 +86,9 @@ class Workshop:
         searching = self.options.budget.unit == LATENCY
         with self.clock.stage("measure", self.attempts / TRIES if searching else None):
             model, feed = self.dag.model, self.dag.observation.feeds
+            setting = replace(self.options.setting, libraries=model.libraries)
             try:
-                found = measured(model.path, self.draft, feed, self.options.setting, seconds, self.options.seed)
+                found = measured(model.path, self.draft, feed, setting, seconds, self.options.seed)
             except RunFailed as error:
                 if searching:
                     raise ModelError(f"{model.path}: --latency: the model cannot be measured: {error}") from error

@@ -128,16 +128,15 @@ def refused(
 
 def cli_json(*args: object, measure: bool = False) -> dict[str, Any]:
     """Run the command with ``--json``; its stdout must be one JSON object, its exit code 0."""
-    done = cli(*args, "--json", measure=measure)
-    assert done.returncode == 0, done.stderr
-    row = json.loads(done.stdout)
-    assert isinstance(row, dict)
-    return row
+    return _json_object(cli(*args, "--json", measure=measure))
 
 
 def called_json(*args: object, measure: bool = False) -> dict[str, Any]:
     """The same in this process."""
-    done = called(*args, "--json", measure=measure)
+    return _json_object(called(*args, "--json", measure=measure))
+
+
+def _json_object(done: Done) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout)
     assert isinstance(row, dict)

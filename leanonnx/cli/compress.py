@@ -96,7 +96,7 @@ def compress(
             align=alignment(align),
             target=hardware,
             targets=stored_targets(),
-            setting=Setting(provider, threads, libraries=tuple(library or ())),
+            setting=Setting(provider, threads),
             measure=measuring(not no_measure, latency),
             seed=seed,
             exact=exact,
