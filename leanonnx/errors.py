@@ -4,6 +4,7 @@
     ├── UserError            exit 2   the request cannot be carried out as it stands
     │   ├── ModelError                the model file is missing, broken or not supported
     │   ├── OptionError               an option has a wrong value, or contradicts another
+    │   ├── DataError                 calibration or training data are missing, broken or do not fit the model
     │   ├── PlanError                 the plan file is broken or belongs to another model
     │   └── OutputError               the result cannot be written
     └── Refusal              exit 1   leanonnx ran, and the answer is no
@@ -31,6 +32,10 @@ class ModelError(UserError):
 
 class OptionError(UserError):
     """An option has a wrong value, or contradicts another."""
+
+
+class DataError(UserError):
+    """Calibration or training data are missing, broken or do not fit the model."""
 
 
 class PlanError(UserError):

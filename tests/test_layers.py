@@ -14,10 +14,10 @@ ROOT = Path(leanonnx.__file__).parent
 LAYERS = [
     {"version", "errors", "labels", "norms", "chains", "storage", "formats", "memory", "clock", "nodes"}
     | {"cores", "intervals"},
-    {"model", "rules.advice", "targets"},
+    {"model", "rules.advice", "targets", "npz", "images"},
     {"rules.call", "runtime.sessions", "noops"},
-    {"rules.joins", "rules.weights", "rules.assembly", "rules.check", "merge"},
-    {"rules.products", "runtime.providers", "tidy"},
+    {"rules.joins", "rules.weights", "rules.assembly", "rules.check", "merge", "datafiles"},
+    {"rules.products", "runtime.providers", "tidy", "data"},
     {"runs", "runtime.observation", "rules.linear", "rules.movement", "rules.normalization", "rules.pointwise"}
     | {"rules.quantization", "rules.reduction", "rules.spatial", "rules.convolution", "rules.indexing"}
     | {"rules.recurrent", "rules.windows"},
@@ -45,6 +45,7 @@ ONLY = {
     "onnxruntime": {"runtime.providers", "runtime.sessions"},
     "typer": {"cli.bench", "cli.calibrate", "cli.compress", "cli.inspect", "cli.main", "cli.terminal", "cli.options"},
     "rich": {"bench_report", "calibration_report", "report", "cli.terminal"},
+    "PIL": set(),
     "torch": set(),
 }
 """Which modules may import a library."""
@@ -60,6 +61,8 @@ NO_ONNX = {
     "report",
     "cli.compress",
     "cli.inspect",
+    "npz",
+    "images",
 }
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 80

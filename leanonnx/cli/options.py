@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 import typer
 
 from leanonnx.errors import OptionError
+from leanonnx.images import ImageFormat
 from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.userrules import read_rules
+
+Axes = Literal["auto", "nchw", "nhwc"]
 
 Shape = Annotated[
     list[str] | None, typer.Option("--shape", metavar="NAME=1,3,224,224", help="Size of a free graph input.")
@@ -22,6 +26,26 @@ Library = Annotated[
     list[Path] | None,
     typer.Option("--library", metavar="L.so", help="Library of custom operators for onnxruntime."),
 ]
+Calib = Annotated[
+    Path | None,
+    typer.Option(
+        "--calib",
+        metavar="DATA",
+        help="Real inputs: an .npz file keyed by graph input (axis 0 = samples), a folder of them, or of images.",
+    ),
+]
+Mean = Annotated[
+    str, typer.Option("--mean", metavar="M[,M,M]", help="Of images: x = (pixel / scale - mean) / std, by channel.")
+]
+Std = Annotated[str, typer.Option("--std", metavar="S[,S,S]", help="Of images: see --mean.")]
+Scale = Annotated[float, typer.Option("--scale", help="Of images: see --mean; 1 gives mean and std in pixel values.")]
+Layout = Annotated[
+    str,
+    typer.Option(
+        "--layout", metavar="auto|nchw|nhwc[,bgr]", help="Of images: axes of the input; order of its colours."
+    ),
+]
+Size = Annotated[str | None, typer.Option("--size", metavar="HxW", help="Of images; without, as the model takes them.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -43,6 +67,46 @@ def parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
         if not name or min(found[name]) < 1:
             raise OptionError(f"--shape {text}: expected NAME=1,3,224,224 with sizes of at least 1")
     return found
+
+
+def image_format(mean: str, std: str, scale: float, layout: str, size: str | None) -> ImageFormat:
+    """``--mean``, ``--std``, ``--scale``, ``--layout`` and ``--size`` together.
+
+    Raises:
+        OptionError: one of them is not of its form.
+    """
+    if not (math.isfinite(scale) and scale > 0):
+        raise OptionError(f"--scale {scale:g}: expected a number above 0, for example --scale 255")
+    deviations = _reals("std", std, "0.229,0.224,0.225")
+    if 0 in deviations:
+        raise OptionError(f"--std {std}: expected numbers other than 0, for example --std 0.229,0.224,0.225")
+    axes, _, order = layout.partition(",")
+    found: dict[str, Axes] = {name: name for name in get_args(Axes)}
+    if axes not in found or order not in ("", "bgr"):
+        raise OptionError(f"--layout {layout}: expected auto, nchw or nhwc, with ,bgr where the colours are so ordered")
+    means = _reals("mean", mean, "0.485,0.456,0.406")
+    return ImageFormat(means, deviations, scale, found[axes], _size(size), "bgr" if order else "rgb")
+
+
+def _reals(name: str, text: str, example: str) -> tuple[float, ...]:
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or not all(math.isfinite(number) for number in found):
+        raise OptionError(
+            f"--{name} {text}: expected one number or one for each channel, for example --{name} {example}"
+        )
+    return found
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise OptionError(f"--size {text}: expected height and width of at least 1, for example --size 224x224")
+    return int(height), int(width)
 
 
 def numbers(name: str, texts: list[str], least: int) -> tuple[int, ...]:

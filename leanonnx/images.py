@@ -1,0 +1,177 @@
+"""Folders of photographs, and how one becomes an input tensor; needs pillow (extra ``leanonnx[images]``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanonnx.errors import DataError
+
+Array = NDArray[Any]
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+IMAGE_RANKS = (3, 4)
+MODES = {1: "L", 3: "RGB"}
+"""Pillow's name of an image with so many channels."""
+DEEP = {"I", "F", "I;16", "I;16B", "I;16L"}
+"""Pillow's names of images with more than 8 bits for each channel."""
+EXAMPLE = {"mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225"}
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """How photographs become input tensors: x = (pixel / ``scale`` - ``mean``) / ``std``, pixels being 0 … 255.
+
+    ``mean`` and ``std`` hold one number for all channels or one for each, in the ``order`` of the tensor's channels.
+    With the usual ``scale`` of 255 they are in units of 0 … 1, with a scale of 1 in units of pixel values.
+    ``size`` is (height, width), None for the model's input size.  Inputs of integers take the pixels as they are.
+    """
+
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    scale: float = 255.0
+    layout: Literal["auto", "nchw", "nhwc"] = "auto"
+    size: tuple[int, int] | None = None
+    order: Literal["rgb", "bgr"] = "rgb"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What an input takes: images of ``size`` (height, width) with their ``channels`` first or last."""
+
+    channels: int
+    first: bool
+    size: tuple[int, int]
+    whole_numbers: bool
+    images: ImageFormat
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The images of a folder, in the order of their names, as samples [channels, height, width] or channels last."""
+
+    path: Path
+    names: tuple[str, ...]
+    frame: Frame
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return len(self.names)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of all samples together."""
+        channels, size = (self.frame.channels,), self.frame.size
+        return (self.count, *channels, *size) if self.frame.first else (self.count, *size, *channels)
+
+    @contextmanager
+    def opened(self) -> Iterator[Callable[[int], Array]]:
+        """A reader of images by their index.
+
+        Raises:
+            DataError: no pillow; the reader raises it for an image that cannot be read.
+        """
+        pillow = _pillow()
+        yield lambda k: _sample(pillow, self.path / self.names[k], self.frame)
+
+
+def image_names(path: Path) -> tuple[str, ...]:
+    """Names of the images that lie in a folder itself, sorted."""
+    names = (entry.name for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES and entry.is_file())
+    return tuple(sorted(name for name in names if not name.startswith(".")))
+
+
+def frame_of(
+    name: str, dims: tuple[int | None, ...], observed: tuple[int, ...], dtype: np.dtype[Any], images: ImageFormat
+) -> Frame:
+    """What the input ``name`` with the declared sizes ``dims`` (None: free) takes.
+
+    Raises:
+        DataError: it takes no images, or not of this layout, size, mean or std.
+    """
+    shape = tuple(size if dim is None else dim for dim, size in zip(dims, observed, strict=True))
+    text = "×".join(map(str, shape))
+    if len(shape) not in IMAGE_RANKS:
+        raise DataError(f"input '{name}' takes {text or 'one number'}, no image; give the data as .npz")
+    first = _channels_first(name, shape[-3:], images.layout, text)
+    channels, *size = shape[-3:] if first else (shape[-1], *shape[-3:-1])
+    if channels not in MODES:
+        raise DataError(
+            f"input '{name}' takes {text} with {channels} channels, expected 1 or 3 of an image; give the data as .npz"
+        )
+    free = dims[-2:] if first else dims[-3:-1]
+    wanted = images.size or (size[0], size[1])
+    if any(fixed not in (None, side) for fixed, side in zip(free, wanted, strict=True)):
+        raise DataError(f"--size {wanted[0]}x{wanted[1]}: input '{name}' takes {size[0]}x{size[1]}; leave out --size")
+    _check_numbers(name, channels, dtype, images)
+    return Frame(channels, first, wanted, dtype.kind in "iu", images)
+
+
+def _channels_first(name: str, shape: tuple[int, ...], layout: str, text: str) -> bool:
+    """Whether the channels come before height and width."""
+    if layout != "auto":
+        return layout == "nchw"
+    first, last = shape[0] in MODES, shape[-1] in MODES
+    if first == last:
+        raise DataError(
+            f"input '{name}' takes {text}: which axis holds the 1 or 3 channels cannot be told; "
+            "add --layout nchw or --layout nhwc"
+        )
+    return first
+
+
+def _check_numbers(name: str, channels: int, dtype: np.dtype[Any], images: ImageFormat) -> None:
+    for option, values in (("mean", images.mean), ("std", images.std)):
+        if len(values) not in (1, channels):
+            raise DataError(
+                f"--{option}: {len(values)} numbers, but input '{name}' takes {channels} channels; "
+                f"give one number, or one for each channel, for example --{option} {EXAMPLE[option]}"
+            )
+    plain = ImageFormat()
+    if dtype.kind in "iu" and (images.mean, images.std, images.scale) != (plain.mean, plain.std, plain.scale):
+        raise DataError(f"input '{name}' takes {dtype}, pixels as they are; leave out --mean, --std and --scale")
+
+
+def _pillow() -> Any:
+    try:
+        return import_module("PIL.Image")
+    except ImportError as error:
+        raise DataError("images need the package pillow; install it with: pip install 'leanonnx[images]'") from error
+
+
+def _sample(pillow: Any, path: Path, frame: Frame) -> Array:
+    """One image: the short side made to fit, the centre cut out, its numbers brought into the range of the input."""
+    try:
+        with pillow.open(path) as image:
+            deep = image.mode in DEEP
+            pixels = None if deep else _fitted(pillow, image.convert(MODES[frame.channels]), frame.size)
+    except Exception as error:  # pillow raises several unrelated types
+        text = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: cannot be read as an image: {text}; copy it again or remove it") from error
+    if pixels is None:
+        raise DataError(f"{path}: more than 8 bits for each channel; convert it to 8 bits, or give the data as .npz")
+    values = pixels.reshape(*frame.size, frame.channels)
+    if frame.images.order == "bgr":
+        values = values[..., ::-1]
+    if not frame.whole_numbers:
+        mean, std = np.asarray(frame.images.mean), np.asarray(frame.images.std)
+        values = (values / frame.images.scale - mean) / std
+    return np.ascontiguousarray(values.transpose(2, 0, 1) if frame.first else values)
+
+
+def _fitted(pillow: Any, image: Any, size: tuple[int, int]) -> Array:
+    """Pixels [height, width] or [height, width, 3]: the image made to cover the size, bilinearly, and its centre."""
+    height, width = size
+    scale = max(height / image.height, width / image.width)
+    tall, wide = max(height, round(image.height * scale)), max(width, round(image.width * scale))
+    if (tall, wide) != (image.height, image.width):
+        image = image.resize((wide, tall), pillow.Resampling.BILINEAR)
+    left, top = (wide - width) // 2, (tall - height) // 2
+    return np.asarray(image.crop((left, top, left + width, top + height)))
