@@ -14,7 +14,7 @@ ROOT = Path(leanonnx.__file__).parent
 LAYERS = [
     {"version", "errors", "labels", "norms", "chains", "storage", "formats", "memory", "clock", "nodes"}
     | {"cores", "intervals"},
-    {"model", "rules.advice", "targets", "npz", "images"},
+    {"model", "rules.advice", "targets", "npz", "images", "scores"},
     {"rules.call", "runtime.sessions", "noops"},
     {"rules.joins", "rules.weights", "rules.assembly", "rules.check", "merge", "datafiles"},
     {"rules.products", "runtime.providers", "tidy", "data"},
@@ -25,7 +25,7 @@ LAYERS = [
     {"analysis", "userrules", "runtime.timing", "runtime.machine", "probes"},
     {"closure", "cost", "latency", "naming", "weigh", "patch", "runtime.fresh", "steady", "calibration"},
     {"limits", "criteria", "surgery", "plan", "proof", "exact"},
-    {"widths", "outputs"},
+    {"widths", "outputs", "deviation"},
     {"keeper"},
     {"selection"},
     {"minimal", "options", "search"},
@@ -63,6 +63,7 @@ NO_ONNX = {
     "cli.inspect",
     "npz",
     "images",
+    "scores",
 }
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 80
