@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,8 @@ from leanonnx.model import Model
 from leanonnx.rules.call import Mix
 
 UNITS = ("kernels", "macs", "params")
+Rate = Callable[[int, Mix], float]
+"""What one kernel of a node costs, in the unit of a budget."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,24 @@ def cost_model(dag: ChannelDag, ignored: Collection[int] = ()) -> CostModel:
     constants = tuple(_constant(dag, name, list(uses[name].values()), sizes.get(name, 0)) for name in counted)
     unsliced = sum(n for name, n in sizes.items() if name not in uses)
     return CostModel(tuple(mix for node, mix in dag.mixes if node not in ignored), constants, unsliced)
+
+
+def by_kernels(node: int, mix: Mix) -> float:
+    """Kernels."""
+    return float(mix.counted)
+
+
+def by_macs(node: int, mix: Mix) -> float:
+    """Multiply-adds of a kernel."""
+    return float(mix.taps * mix.positions)
+
+
+def by_params(node: int, mix: Mix) -> float:
+    """Numbers that a kernel stores."""
+    return float(mix.taps)
+
+
+RATES: Mapping[str, Rate] = {"kernels": by_kernels, "macs": by_macs, "params": by_params}
 
 
 def stored(model: Model) -> int:

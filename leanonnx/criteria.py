@@ -3,6 +3,8 @@
 ``cover``    LEAN at channel level: the value of the best chain from an input to an output through a channel.
 ``through``  edge-disjoint chains from an input to an output, best first.
 ``free``     edge-disjoint chains that may start and end anywhere, as in the LEAN paper (arXiv 2011.06923).
+``path-mass``  sum over all chains through a channel, with the activations of real inputs, less what the other
+channels of its layer can make up for (see ``pathmass``).
 ``norm``, ``l1``, ``l2``  size of the filters that make a channel (spectral norm, sum of |w|, Euclidean norm).
 ``fpgm``     distance from the other filters of the layer (He et al., CVPR 2019, arXiv 1811.00250).
 ``random``   a seeded shuffle.
@@ -22,13 +24,16 @@ from leanonnx.chains import best_through, extract, normalise_rows
 from leanonnx.errors import OptionError
 from leanonnx.labels import components
 from leanonnx.norms import kernel_norms
+from leanonnx.pathmass import elimination
 from leanonnx.weigh import Weights
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Method = Literal["auto", "lean", "norm", "l1", "l2", "fpgm", "random"]
+Method = Literal["auto", "lean", "path-mass", "norm", "l1", "l2", "fpgm", "random"]
 Chains = Literal["cover", "through", "free"]
 Mode = Literal["through", "free"]
+BY_ACTIVATIONS: tuple[Method, ...] = ("auto", "path-mass")
+"""Methods that look at activations, where there are any."""
 EXTRACTED: dict[str, Mode] = {"through": "through", "free": "free"}
 FIRST_CHECK = 256
 
@@ -66,7 +71,11 @@ def rank(weights: Weights, method: Method, chains: Chains, seed: int, enough: Ca
     ``enough`` is asked while edge-disjoint chains are extracted whether those found so far exceed the budget.
     """
     dag = weights.dag
-    if method in ("auto", "lean"):
+    if method == "auto":
+        method = "lean" if weights.statistics is None else "path-mass"
+    if method == "path-mass":
+        return _by_mass(weights)
+    if method == "lean":
         mode = EXTRACTED.get(chains)
         return _by_cover(weights) if mode is None else _by_extraction(weights, mode, enough)
     classes = channel_classes(dag, separate_readers=False)
@@ -84,6 +93,19 @@ def _by_cover(weights: Weights) -> Ranking:
     values = best_through(dag.count, blocks, dag.starts, dag.ends)
     scores = _per_class(classes, values, np.maximum)
     return _layerwise(dag, classes, scores, _relative(dag, classes, scores))
+
+
+def _by_mass(weights: Weights) -> Ranking:
+    """Classes in the reverse order of their elimination."""
+    dag, statistics = weights.dag, weights.statistics
+    if statistics is None:
+        raise OptionError("--method path-mass needs activations; give inputs with --calib")
+    classes = channel_classes(dag, separate_readers=False)
+    removed, _ = elimination(dag, statistics, classes, layers_of(dag, classes), weights.rate)
+    order = removed[::-1]
+    scores = np.empty(order.size)
+    scores[order] = -np.arange(order.size)
+    return Ranking(classes, order, scores)
 
 
 def _relative(dag: ChannelDag, classes: Ints, scores: Floats) -> Floats:

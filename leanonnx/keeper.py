@@ -18,6 +18,8 @@ from leanonnx.widths import NEAREST, Alignment, grid
 Ints = NDArray[np.int64]
 SLACK = 0.8
 """Share of the budget; if whole steps spend less, layers are widened by less than a step too."""
+FULL = 0.98
+"""The same where layers are divided finely, for accuracy's sake."""
 ROUNDS = 8
 """How many layers that cannot be widened are passed over."""
 
@@ -73,7 +75,7 @@ class Keeper:
         """Widen layers by a step, those with the best dropped channel first, as long as that fits."""
         turn = list(dict.fromkeys(self.grid.layers[self.ranking.order[count:]].tolist()))
         for step in (floor, self.grid.alignment.multiple):
-            if step < floor and spent(self._alive(widths)) >= SLACK:
+            if step < floor and spent(self._alive(widths)) >= (FULL if self.grid.alignment.parts else SLACK):
                 break
             wider = self.grid.wider(widths, step)
             layers = [layer for layer in turn if wider[layer] > widths[layer]]

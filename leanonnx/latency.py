@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanonnx.analysis import ChannelDag
+from leanonnx.cost import Rate
 from leanonnx.labels import Labels, Mask
 from leanonnx.rules.call import Mix
 from leanonnx.targets import Target
@@ -49,6 +50,17 @@ def latency_model(dag: ChannelDag, target: Target) -> LatencyModel:
         if name in dag.shapes and name in dag.model.producers:
             written.append((labels.reshape(-1), int(np.prod(dag.shapes[name], dtype=np.int64))))
     return LatencyModel(target, tuple((nodes[node].op_type, mix) for node, mix in dag.mixes), tuple(written))
+
+
+def by_time(dag: ChannelDag, target: Target) -> Rate:
+    """Predicted ms of a kernel when none is removed, for each node."""
+    nodes, whole = dag.model.proto.graph.node, np.ones(dag.count, bool)
+
+    def rate(node: int, mix: Mix) -> float:
+        kernels = max(mix.targets.size * int(mix.sources.shape[1]), 1)
+        return _mixing(target, nodes[node].op_type, mix, whole) / kernels
+
+    return rate
 
 
 def _mixing(target: Target, operator: str, mix: Mix, alive: Mask) -> float:

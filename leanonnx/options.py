@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from leanonnx.criteria import Chains, Method
+from leanonnx.images import ImageFormat
 from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.providers import Setting
 from leanonnx.selection import Budget
+
+Recover = Literal["none", "auto"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,8 @@ class Options:
 
     ``align``: widths are multiples of this (None: what the target wants); ``target``: a table of ``targets.toml``
     ("auto": the one of this machine and provider), those in the file ``targets`` coming first; ``exact``: remove only
-    what contributes nothing; ``freeze``: weights that are listed as graph inputs become constants.
+    what contributes nothing; ``freeze``: weights that are listed as graph inputs become constants; ``calib``: real
+    inputs, ``images``: how photographs among them become tensors; ``recover``: whether weights are changed.
     """
 
     budget: Budget = field(default_factory=lambda: Budget("kernels", 1.0))
@@ -38,6 +42,9 @@ class Options:
     seed: int = 0
     exact: bool = False
     freeze: bool = False
+    calib: Path | None = None
+    images: ImageFormat = field(default_factory=ImageFormat)
+    recover: Recover = "auto"
 
     def record(self) -> dict[str, Any]:
         """The options that shaped the plan, for the plan file."""
@@ -54,4 +61,5 @@ class Options:
             "seed": self.seed,
             **({"exact": True} if self.exact else {}),
             **({"freeze": True} if self.freeze else {}),
+            **({"calib": self.calib.name, "recover": self.recover} if self.calib else {}),
         }

@@ -1,4 +1,4 @@
-"""The main job, stage by stage: load → observe → analyse → select → operate → measure → prove → write."""
+"""The main job, stage by stage: load → observe → analyse → select → operate → measure → prove → recover → write."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ import numpy as np
 from leanonnx.analysis import ChannelDag, analyse
 from leanonnx.clock import Clock, Progress, quiet
 from leanonnx.cost import Cost, cost_model
+from leanonnx.criteria import BY_ACTIVATIONS
+from leanonnx.data import Data, open_data
 from leanonnx.errors import NotFaster, OptionError
 from leanonnx.formats import Kinds, float_kinds
 from leanonnx.labels import Mask
-from leanonnx.latency import latency_model
+from leanonnx.latency import by_time, latency_model
 from leanonnx.minimal import minimise
 from leanonnx.model import Model, load, overridden
+from leanonnx.moments import Statistics, measure
 from leanonnx.naming import ignored_pin, named_nodes, named_pin
 from leanonnx.options import Options
 from leanonnx.outputs import check_apart, check_writable, publish, temporary_beside
 from leanonnx.plan import Plan, confirm, make_plan, read_plan, replay
 from leanonnx.proof import Proof
+from leanonnx.recovery.draft import ENOUGH, Recovery, batch_size
 from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.runtime.machine import detected
 from leanonnx.runtime.observation import Shapes, observe
@@ -33,7 +37,7 @@ from leanonnx.selection import LATENCY, Request, Selection, Selector
 from leanonnx.targets import Target, known_targets, read_targets
 from leanonnx.version import __version__
 from leanonnx.weigh import check_finite
-from leanonnx.widths import Alignment
+from leanonnx.widths import PARTS, Alignment
 from leanonnx.workshop import Workshop
 
 
@@ -41,7 +45,8 @@ from leanonnx.workshop import Workshop
 class Result:
     """What came of a compression; ``seconds`` by stage, ``bytes`` before and after.
 
-    ``tidied`` counts what was cleaned up in the graph; ``exact`` says what contributed nothing, where that was asked.
+    ``tidied`` counts what was cleaned up in the graph; ``exact`` says what contributed nothing, where that was asked;
+    ``recovery`` what real inputs told, where they were given.
     """
 
     dag: ChannelDag
@@ -58,6 +63,7 @@ class Result:
     seconds: Mapping[str, float]
     tidied: Mapping[str, int]
     exact: Mapping[str, Any] | None
+    recovery: Recovery | None
 
 
 def inspect(
@@ -96,15 +102,19 @@ def compress(
     with clock.stage("analyse"):
         dag = analyse(model, observation, rules)
         check_finite(dag)
+    data = open_data(options.calib, model, dag.shapes, options.images) if options.calib else None
     least = None
     if options.exact:
         with clock.stage("select"):
             least = minimise(dag, rules, options.shapes, options.pin, options.ignore)
     with temporary_beside(target) as folder:
         workshop = Workshop(dag, least, options, folder / target.name, clock)
-        trial = _found(workshop)
+        trial = _found(workshop, data)
         selection = trial.selection
         proof = workshop.proven(selection.alive)
+        recovery = None
+        if data is not None:
+            recovery = workshop.recovered(selection.alive, data)
         plan = make_plan(least.dag if least else dag, selection.alive, options.record(), __version__)
         if least and options.plan:
             confirm(least.dag, plan, read_plan(options.plan), options.plan)
@@ -122,15 +132,16 @@ def compress(
         proof=proof,
         latency=trial.comparison,
         setting=options.setting.resolved,
-        warnings=_warnings(trial, workshop),
+        warnings=(*_warnings(trial, workshop), *_calibration_warnings(data, recovery)),
         hints=_hints(model),
         seconds=clock.seconds,
         tidied=workshop.tidied,
         exact=least.report() if least else None,
+        recovery=recovery,
     )
 
 
-def _found(workshop: Workshop) -> Trial:
+def _found(workshop: Workshop, data: Data | None) -> Trial:
     """The keep set to be written, measured.
 
     Raises:
@@ -144,7 +155,7 @@ def _found(workshop: Workshop) -> Trial:
         elif options.plan is not None:
             trial = workshop.attempt(_replayed(dag, options, options.plan), SECONDS)
         else:
-            trial = _searched(workshop)
+            trial = _searched(workshop, data)
     refused = trial.slower if options.exact else not trial.faster
     if refused and not options.best_effort:
         raise NotFaster(
@@ -153,14 +164,24 @@ def _found(workshop: Workshop) -> Trial:
     return trial
 
 
-def _searched(workshop: Workshop) -> Trial:
+def _searched(workshop: Workshop, data: Data | None) -> Trial:
     """The keep set that the budget asks for."""
     dag, options = workshop.dag, workshop.options
     target = resolved_target(options, float_kinds(dag.model.proto))
     predicted, request = latency_model(dag, target), _request(dag, options, target)
+    if data is not None and options.method in BY_ACTIVATIONS:
+        request = replace(request, statistics=_statistics(workshop, data))
     if options.budget.unit == LATENCY:
         return within_latency(Selector(dag, request, predicted), workshop.attempt)
     return within_budget(Selector(dag, request), predicted, workshop.attempt)
+
+
+def _statistics(workshop: Workshop, data: Data) -> Statistics:
+    """Moments of the activations on the data."""
+    clock, batch = workshop.clock, batch_size(data)
+    with clock.stage("look"):
+        runs = -(-data.count // batch)
+        return measure(workshop.dag, data.feeds(batch), runs, lambda done: clock.progress("look", done))
 
 
 def as_planned(options: Options) -> Options:
@@ -231,8 +252,16 @@ def _request(dag: ChannelDag, options: Options, target: Target) -> Request:
         ignored,
         options.seed,
         options.best_effort,
-        Alignment(target.block, target.multiple) if options.align is None else Alignment(options.align),
+        _alignment(options, target),
+        rate=by_time(dag, target) if options.budget.unit == LATENCY else None,
     )
+
+
+def _alignment(options: Options, target: Target) -> Alignment:
+    """The widths that were asked for, or those that the target runs well; finer ones where accuracy can be had back."""
+    if options.align is not None:
+        return Alignment(options.align)
+    return Alignment(target.block, target.multiple, PARTS if options.calib else 0)
 
 
 def _not_faster(trial: Trial) -> str:
@@ -254,6 +283,25 @@ def _hints(model: Model) -> tuple[str, ...]:
         f"{listed} weights are listed as graph inputs, where a caller may override them; this keeps onnxruntime from "
         "its fast kernels. If nobody overrides them, add --freeze",
     )
+
+
+def _calibration_warnings(data: Data | None, recovery: Recovery | None) -> list[str]:
+    """What is to be said of the calibration data and of what they were good for."""
+    if data is None or recovery is None:
+        return []
+    found = []
+    if data.count < ENOUGH:
+        found.append(f"only {data.count} calibration samples: accuracy grows up to about 1000; give at least {ENOUGH}")
+    used = recovery.samples + recovery.held_out
+    if recovery.recovered and used < data.count:
+        found.append(f"recovery used {used} of the {data.count} samples: more activations would not fit")
+    if not recovery.held_out:
+        found.append("too few calibration samples to hold any out: the deviation is that on samples used to recover")
+    if recovery.recovered and not recovery.kept:
+        found.append("recovery did not lower the deviation on held-out samples and was left out")
+    if recovery.final.unused:
+        found.append(recovery.final.unused)
+    return found
 
 
 def _warnings(trial: Trial, workshop: Workshop) -> tuple[str, ...]:

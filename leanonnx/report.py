@@ -13,9 +13,11 @@ from rich.text import Text
 
 from leanonnx.analysis import ChannelDag
 from leanonnx.cost import UNITS, Cost, cost_model
+from leanonnx.deviation import Fidelity
 from leanonnx.labels import Labels, Mask, projection, varied
 from leanonnx.limits import held_back
 from leanonnx.pipeline import Result
+from leanonnx.recovery.draft import Recovery
 
 SCHEMA = 1
 MEANING = {
@@ -53,6 +55,7 @@ def summary(result: Result) -> Row:
         "pins": pins(dag, result.alive),
         "layers": layers(dag, result.alive),
         "latency": latency(result),
+        "recovery": recovery(result.recovery),
         "tidied": dict(result.tidied),
         "exact": None if result.exact is None else dict(result.exact),
         "inputs": input_sizes(dag),
@@ -78,6 +81,45 @@ def latency(result: Result) -> Row | None:
         "rounds": found.rounds,
         "convolutions": {"before": layouts[0], "after": layouts[1]},
     }
+
+
+def recovery(found: Recovery | None) -> Row | None:
+    """How near the result comes to the original on real inputs; None without any.
+
+    ``deviation`` is that of what was written, ``removed`` that of the network before its weights were changed; a number
+    that is infinite is given as null.
+    """
+    if found is None:
+        return None
+    return {
+        "samples": found.samples,
+        "held_out": found.held_out,
+        "kept": found.kept,
+        "deviation": fidelity(found.final),
+        "removed": fidelity(found.removed),
+        "layers": [{key: _finite(value) for key, value in asdict(layer).items()} for layer in found.layers],
+    }
+
+
+def fidelity(found: Fidelity) -> Row:
+    """Deviation of each output, and the metric with labels where there are any."""
+    outputs = {}
+    for one in found.outputs:
+        outputs[one.output] = {
+            "relative_l2": _finite(one.relative_l2),
+            "psnr": _finite(one.psnr),
+            "top1": one.top1,
+            "top5": one.top5,
+        }
+    metric = None
+    if found.metric is not None:
+        metric = {"name": found.metric, "better": found.better, "before": found.before, "after": found.after}
+    return {"samples": found.samples, "outputs": outputs, "metric": metric}
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity."""
+    return value if not isinstance(value, float) or np.isfinite(value) else None
 
 
 def overview(dag: ChannelDag) -> Row:
@@ -222,7 +264,37 @@ def result_tables(row: Row, source: str, target: str) -> RenderableType:
     notes = [Text(f"Warning: {text}", style="yellow") for text in row["warnings"]]
     notes += [Text(f"Hint: {text}") for text in row["hints"]] + [Text(line) for line in _gone(row)]
     tables = (_cost_table(row), _layer_table(row["layers"]), _pin_table(row["pins"]))
-    return Group(head, *notes, *tables, proof, _latency_text(row["latency"]))
+    return Group(head, *notes, *tables, proof, *_deviation_parts(row["recovery"]), _latency_text(row["latency"]))
+
+
+def _deviation_parts(row: Row | None) -> list[RenderableType]:
+    """How near the result comes to the original, output by output."""
+    if row is None:
+        return []
+    columns = {"relative_l2": "relative L2", "psnr": "PSNR (dB)", "top1": "top-1", "top5": "top-5"}
+    table = Table(box=None)
+    table.add_column("output")
+    for text in columns.values():
+        table.add_column(text, justify="right")
+    for name, now in row["deviation"]["outputs"].items():
+        first = row["removed"]["outputs"][name]
+        table.add_row(name, *(_moved(first[key], now[key], row["kept"]) for key in columns))
+    held = "held-out " if row["held_out"] else ""
+    samples = f"{row['deviation']['samples']} {held}samples"
+    head = f"Deviation from the original on {samples}" + (", before → after recovery" if row["kept"] else "")
+    parts: list[RenderableType] = [Text(head), table]
+    metric = row["deviation"]["metric"]
+    if metric:
+        parts.append(
+            Text(f"{metric['name']}: {metric['before']:.4f} → {metric['after']:.4f} ({metric['better']} is better)")
+        )
+    return parts
+
+
+def _moved(first: float | None, now: float | None, kept: bool) -> str:
+    if now is None:
+        return "" if first is None else "∞"
+    return f"{first:.4g} → {now:.4g}" if kept and first is not None else f"{now:.4g}"
 
 
 def _gone(row: Row) -> list[str]:

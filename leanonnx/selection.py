@@ -9,12 +9,13 @@ from functools import cached_property, partial
 import numpy as np
 
 from leanonnx.analysis import ChannelDag
-from leanonnx.cost import Cost, CostModel, cost_model
+from leanonnx.cost import RATES, Cost, CostModel, Rate, by_kernels, cost_model
 from leanonnx.criteria import Chains, Method, Ranking, rank
 from leanonnx.errors import BudgetUnreachable
 from leanonnx.keeper import Keeper
 from leanonnx.labels import Mask
 from leanonnx.limits import what_holds
+from leanonnx.moments import Statistics
 from leanonnx.rules.call import Pin
 from leanonnx.weigh import Weights
 from leanonnx.widths import NATURAL, Alignment
@@ -33,7 +34,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a selection; ``pinned`` holds labels, ``ignored`` node indices."""
+    """What is asked of a selection; ``pinned`` holds labels, ``ignored`` node indices.
+
+    ``statistics`` of the activations, where real inputs were given; ``rate``: what a kernel costs (None: one).
+    """
 
     budget: Budget
     method: Method = "auto"
@@ -43,6 +47,8 @@ class Request:
     seed: int = 0
     best_effort: bool = False
     alignment: Alignment = NATURAL
+    statistics: Statistics | None = None
+    rate: Rate | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,9 @@ class Selector:
     @cached_property
     def keeper(self) -> Keeper:
         """The ranking, ready to be cut off."""
-        request, weights = self.request, Weights(self.dag, self.request.ignored)
+        request = self.request
+        rate = request.rate or RATES.get(request.budget.unit, by_kernels)
+        weights = Weights(self.dag, request.ignored, request.statistics, rate)
 
         def enough(ranking: Ranking) -> bool:
             keeper = Keeper(weights, ranking, request.pinned, NATURAL)

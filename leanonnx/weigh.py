@@ -11,18 +11,25 @@ from numpy.typing import NDArray
 
 from leanonnx.analysis import ChannelDag
 from leanonnx.chains import Block, best_chain
+from leanonnx.cost import Rate, by_kernels
 from leanonnx.errors import ModelError
 from leanonnx.formats import is_float
+from leanonnx.moments import Statistics
 from leanonnx.norms import kernel_norms
 from leanonnx.rules.call import Link, Mix
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The weighted channel DAG, computed when first asked for; kernels of ``ignored`` nodes are not counted."""
+    """The weighted channel DAG, computed when first asked for; kernels of ``ignored`` nodes are not counted.
+
+    ``statistics`` of its activations, where there are any; ``rate``: what a kernel costs in the unit of the budget.
+    """
 
     dag: ChannelDag
     ignored: frozenset[int] = frozenset()
+    statistics: Statistics | None = None
+    rate: Rate = by_kernels
 
     @cached_property
     def blocks(self) -> list[Block]:

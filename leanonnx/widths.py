@@ -20,16 +20,29 @@ from leanonnx.labels import Labels, Mask
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 NEAREST = 0.5
+PARTS = 8
+"""A layer is divided into so many steps at least, where accuracy can be had back."""
 BLOCKED = ("Conv", "FusedConv", "ConvTranspose", "QLinearConv", "ConvInteger")
 """Operators whose kernels work on blocks of channels; matrix products run any width equally well."""
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """``block``: channels of a full step; ``multiple``: channels of a smaller one, for budgets that need it finer."""
+    """``block``: channels of a full step; ``multiple``: channels of a smaller one, for budgets that need it finer.
+
+    ``parts``: steps that a layer has at least, down to the smaller one (0: whole blocks however few they are).
+    """
 
     block: int = 1
     multiple: int = 1
+    parts: int = 0
+
+    def step(self, channels: int) -> int:
+        """Channels of a full step in a layer of so many."""
+        found = self.block
+        while found > self.multiple and found * self.parts > channels:
+            found //= 2
+        return found
 
 
 NATURAL = Alignment()
@@ -117,5 +130,6 @@ def _widen(steps: Ints, side: Labels, classes: Ints, layers: Ints, sizes: Ints, 
     found, channels = found[found != classes[0]], channels[found != classes[0]]
     for layer in np.unique(layers[found]):
         each = int(channels[layers[found] == layer].max())
-        step = alignment.block // math.gcd(alignment.block, each)
+        block = alignment.step(each * int(sizes[layer]))
+        step = block // math.gcd(block, each)
         steps[layer] = max(steps[layer], min(step, sizes[layer]))

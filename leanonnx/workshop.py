@@ -13,6 +13,7 @@ import numpy as np
 from leanonnx.analysis import ChannelDag
 from leanonnx.clock import Clock
 from leanonnx.cost import stored
+from leanonnx.data import Data
 from leanonnx.errors import ModelError, ProofFailed
 from leanonnx.labels import Mask
 from leanonnx.minimal import Minimum
@@ -20,6 +21,7 @@ from leanonnx.model import check
 from leanonnx.options import Options
 from leanonnx.patch import masking_patch, plan_patch
 from leanonnx.proof import Proof, behind_decisions, inputs_for, prove
+from leanonnx.recovery.draft import Recovery, recovered_draft
 from leanonnx.runtime.fresh import measured
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.search import TRIES, Trial
@@ -112,6 +114,18 @@ class Workshop:
             self.clean = False
             self._write(alive)
             return self._proven(alive)
+
+    def recovered(self, alive: Mask, data: Data) -> Recovery | None:
+        """Change the weights of the draft for the better; None where nothing went, or that was declined.
+
+        Raises:
+            DataError: a network cannot be run on the data.
+            ProofFailed: what came of it is not valid.
+        """
+        if self.unchanged or self.least is not None:
+            return None
+        wanted, seed = self.options.recover == "auto", self.options.seed
+        return recovered_draft(self.dag, alive, self.draft, data, wanted, seed, self.clock)
 
     def _proven(self, alive: Mask) -> Proof:
         """Compare the draft with the masked original or, where it is to be exact, with the original itself."""

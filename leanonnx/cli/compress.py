@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from leanonnx import pipeline, report
 from leanonnx.cli.options import (
+    Align,
     AsJson,
+    Calib,
+    Hardware,
+    Ignored,
+    Layout,
     Library,
+    Mean,
+    Pins,
+    PlanOut,
+    Ranking,
     RulesFile,
+    Scale,
     Shape,
+    Size,
+    Std,
     alignment,
     fraction,
+    image_format,
     measuring,
     parse_shapes,
     rules_from,
     stored_targets,
 )
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
-from leanonnx.criteria import Chains, Method
+from leanonnx.criteria import Chains
 from leanonnx.errors import OptionError
-from leanonnx.options import Options
+from leanonnx.options import Options, Recover
 from leanonnx.runtime.providers import Provider, Setting
 from leanonnx.selection import LATENCY, Budget
-
-Recover = Literal["none"]
 
 
 def compress(
@@ -39,27 +50,26 @@ def compress(
     latency: Annotated[
         float | None, typer.Option(help="Take at most this fraction of the original's measured time.")
     ] = None,
-    method: Annotated[Method, typer.Option(help="How channels are ranked; auto is lean.")] = "auto",
+    method: Ranking = "auto",
     chains: Annotated[Chains, typer.Option(help="Which chains lean extracts.")] = "cover",
     shape: Shape = None,
-    pin: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Tensor or node whose channels all stay.")
-    ] = None,
-    ignore: Annotated[
-        list[str] | None, typer.Option(metavar="LAYER", help="Layer that is not counted and keeps all its outputs.")
-    ] = None,
+    pin: Pins = None,
+    ignore: Ignored = None,
     plan: Annotated[
         Path | None, typer.Option(metavar="P.json", help="Carry out this plan instead of selecting.")
     ] = None,
-    plan_out: Annotated[Path | None, typer.Option(metavar="P.json", help="Write the plan here.")] = None,
-    recover: Annotated[Recover, typer.Option(help="Change of the surviving weights: none.")] = "none",
-    align: Annotated[
-        str, typer.Option(metavar="auto|N", help="Widths: what the hardware runs well, or multiples of N; 1 is any.")
+    plan_out: PlanOut = None,
+    calib: Calib = None,
+    mean: Mean = "0",
+    std: Std = "1",
+    scale: Scale = 255,
+    layout: Layout = "auto",
+    size: Size = None,
+    recover: Annotated[
+        Recover, typer.Option(help="Change of the surviving weights: auto fits them on --calib, none leaves them.")
     ] = "auto",
-    hardware: Annotated[
-        str,
-        typer.Option("--target", metavar="NAME", help="Hardware to fit widths to, cpu-avx2 say; auto is this machine."),
-    ] = "auto",
+    align: Align = "auto",
+    hardware: Hardware = "auto",
     provider: Annotated[Provider, typer.Option(help="Where the model is to run, and is measured.")] = "cpu",
     threads: Annotated[int, typer.Option(min=0, help="Threads to measure with; 0 is all physical cores.")] = 0,
     rules: RulesFile = None,
@@ -101,6 +111,9 @@ def compress(
             seed=seed,
             exact=exact,
             freeze=freeze,
+            calib=calib,
+            images=image_format(mean, std, scale, layout, size),
+            recover=recover,
         )
         with progress() as listener:
             result = pipeline.compress(source, target, options, plan_out, rules_from(rules), listener)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
+from leanonnx.criteria import Method
 from leanonnx.errors import OptionError
 from leanonnx.images import ImageFormat
 from leanonnx.rules.table import DEFAULT, Rules
@@ -46,6 +47,19 @@ Layout = Annotated[
     ),
 ]
 Size = Annotated[str | None, typer.Option("--size", metavar="HxW", help="Of images; without, as the model takes them.")]
+Ranking = Annotated[Method, typer.Option(help="How channels are ranked; auto is path-mass with --calib, else lean.")]
+Pins = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Tensor or node whose channels all stay.")]
+Ignored = Annotated[
+    list[str] | None, typer.Option(metavar="LAYER", help="Layer that is not counted and keeps all its outputs.")
+]
+PlanOut = Annotated[Path | None, typer.Option(metavar="P.json", help="Write the plan here.")]
+Align = Annotated[
+    str, typer.Option(metavar="auto|N", help="Widths: what the hardware runs well, or multiples of N; 1 is any.")
+]
+Hardware = Annotated[
+    str,
+    typer.Option("--target", metavar="NAME", help="Hardware to fit widths to, cpu-avx2 say; auto is this machine."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 

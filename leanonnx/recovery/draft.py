@@ -1,0 +1,122 @@
+"""The draft of a result, recovered where that brings its outputs nearer to the original's on samples held out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from leanonnx.analysis import ChannelDag
+from leanonnx.clock import Clock
+from leanonnx.data import Data
+from leanonnx.deviation import Fidelity, compare
+from leanonnx.errors import ProofFailed
+from leanonnx.labels import Mask
+from leanonnx.model import check
+from leanonnx.recovery.recover import Mended, recover
+from leanonnx.runtime.sessions import RunFailed
+from leanonnx.storage import write_model
+
+ENOUGH = 128
+"""Samples below which more would help much."""
+SPLITS = ((400, 10), (5, 5), (0, 0))
+"""From so many samples on, one in so many is held out."""
+LARGEST_BATCH = 16
+RUNS = 20
+"""Runs that there should be at least, so that some can be held out."""
+HELD_BYTES = 1 << 33
+"""Bytes of activations that may be held at once; more samples than fit are left out."""
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How near a compressed network comes to the original on real inputs.
+
+    ``samples`` were used to change weights and ``held_out`` others to judge; ``removed`` is the deviation of the bare
+    network, ``recovered`` that with its weights changed (None: that was declined); ``kept`` tells whether they were.
+    ``layers`` says what was done.
+    """
+
+    samples: int
+    held_out: int
+    removed: Fidelity
+    recovered: Fidelity | None
+    kept: bool
+    layers: tuple[Mended, ...]
+
+    @property
+    def final(self) -> Fidelity:
+        """The deviation of what is written."""
+        return self.recovered if self.recovered and self.kept else self.removed
+
+
+def batch_size(data: Data) -> int:
+    """Samples in one run, where the model leaves that free."""
+    return max(1, min(LARGEST_BATCH, data.count // RUNS))
+
+
+def split(data: Data) -> tuple[Data, Data | None]:
+    """The samples that weights are fitted to, and others to judge by; None where they are too few to spare any."""
+    every = next(every for least, every in SPLITS if data.count >= least)
+    if not every:
+        return data, None
+    held = data.part(held_out=True, every=every)
+    return (data.part(held_out=False, every=every), held) if held.count > held.dropped else (data, None)
+
+
+def recovered_draft(
+    dag: ChannelDag, alive: Mask, draft: Path, data: Data, wanted: bool, seed: int, clock: Clock
+) -> Recovery:
+    """Change the weights of a draft for the better, on its file.
+
+    Args:
+        dag: the original.
+        alive: its channels that are left [labels].
+        draft: the proven network; replaced by the recovered one if that deviates less.
+        data: real inputs.
+        wanted: whether to recover; if not, the deviation is told only.
+        seed: of what is sampled.
+        clock: is told how far it is.
+
+    Raises:
+        DataError: a network cannot be run on the data.
+        ProofFailed: the recovered network is not valid.
+    """
+    model, replaced = dag.model, dag.observation.replaced
+    used = data.first(max(1, HELD_BYTES // frontier(dag)))
+    fitted, held = split(used)
+    judged = held or data
+    with clock.stage("compare"):
+        removed = compare(model, model.path, draft, judged, batch_size(judged), replaced)
+    spared = held.count if held else 0
+    if not wanted:
+        return Recovery(0, spared, removed, None, False, ())
+    with clock.stage("recover"):
+        feeds, apart = fitted.feeds(batch_size(fitted)), held.feeds(batch_size(fitted)) if held else ()
+        found = recover(dag, alive, onnx.load(draft), feeds, apart, seed, lambda done: clock.progress("recover", done))
+        better = draft.with_name(f"recovered-{draft.name}")
+        write_model(found.proto, better, external=bool(model.external_files))
+    with clock.stage("compare"):
+        try:
+            check(better)
+            after = compare(model, model.path, better, judged, batch_size(judged), replaced)
+        except RunFailed as error:
+            raise ProofFailed(f"the recovered model is not valid ({error}); nothing written") from error
+    kept = _distance(after) < _distance(removed)
+    if kept:
+        write_model(found.proto, draft, external=bool(model.external_files))
+    better.unlink()
+    return Recovery(fitted.count, spared, removed, after, kept, found.layers)
+
+
+def frontier(dag: ChannelDag) -> int:
+    """Bytes that a run of both networks may hold at once: twice the three largest tensors, in float32."""
+    sizes = sorted((math.prod(shape) for name, shape in dag.shapes.items() if name in dag.labels), reverse=True)
+    return max(1, 2 * 3 * 4 * (sizes[0] if sizes else 1))
+
+
+def _distance(found: Fidelity) -> float:
+    """Mean relative deviation of all outputs; infinite if one is not finite."""
+    return sum(one.relative_l2 for one in found.outputs) / max(len(found.outputs), 1)

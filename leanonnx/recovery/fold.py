@@ -1,0 +1,75 @@
+"""Channel regression: all channels of what a layer read, from those that are left, folded into its weights.
+
+A = S + (Cov(x, x̂) − S Cov(x̂)) (Cov(x̂) + λI)⁻¹ with S the selection takes the channels that are left to all channels;
+the weights W of the original become W A at the same kernel positions, and the bias takes up what A leaves of the mean.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanonnx.moments import rows_of
+from leanonnx.recovery.regression import Sums
+from leanonnx.recovery.rows import Place
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+ROWS = 100_000
+"""Positions that the regression sees at most."""
+BETA = 1e-3
+"""λ as a share of the mean variance."""
+
+
+def folded(place: Place, seed: int) -> tuple[Floats, Floats] | None:
+    """Weights [1, O, I · taps] and bias [1, O] of a layer of one group; None where it has several."""
+    sources = place.layer.mix.sources
+    bias = place.original_bias()
+    if len(sources) > 1 or bias is None:
+        return None
+    channels = sources.reshape(-1)
+    kept = np.asarray(place.alive[channels])
+    found = _regression(place, channels, kept, seed)
+    if found is None:
+        return None
+    mixing, shift = found
+    labels, index = np.unique(channels, return_inverse=True)
+    index_left = np.unique(channels[kept], return_inverse=True)[1]
+    counts = np.bincount(index)
+    if labels.size < channels.size and (counts != counts[0]).any():
+        return None
+    kernels = place.kernels[0][place.kept]
+    offset = bias[place.kept] + np.einsum("oit,i->o", kernels, shift[index])
+    by_channel = kernels[:, np.argsort(index, kind="stable")].reshape(len(kernels), labels.size, -1)
+    mixed = np.tensordot(by_channel, mixing, (1, 0)).transpose(0, 2, 1)
+    weights = np.empty((len(kernels), int(kept.sum()), kernels.shape[2]))
+    weights[:, np.argsort(index_left, kind="stable")] = mixed.reshape(len(kernels), -1, kernels.shape[2])
+    return weights.reshape(1, len(kernels), -1), offset[None]
+
+
+def _regression(place: Place, channels: Ints, kept: NDArray[np.bool_], seed: int) -> tuple[Floats, Floats] | None:
+    """A [C, C'] and what it leaves of the mean [C]."""
+    axis = -1 if place.layer.window is None else 1
+    runs = place.pair.runs
+    sums: Sums | None = None
+    for run in runs:
+        if run.held:
+            continue
+        x: Any = rows_of(place.pair.original.value(place.x, run.index), axis, channels)
+        x_hat: Any = rows_of(place.pair.smaller.value(place.x_hat, run.index), axis, channels[kept])
+        if len(x) != len(x_hat):
+            return None
+        rng = np.random.default_rng((seed, place.layer.after, run.index))
+        some = np.sort(rng.choice(len(x), min(len(x), max(1, ROWS // len(runs))), replace=False))
+        x, x_hat = x[some], x_hat[some]
+        if sums is None:
+            sums = Sums(x_hat.mean(0, dtype=np.float64)[None], x.mean(0, dtype=np.float64)[None])
+        sums.add(x_hat[:, None], x[:, None])
+    if sums is None:
+        return None
+    labels, left = np.unique(channels), np.unique(channels[kept])
+    selection = (labels[:, None] == left[None]).astype(np.float64)[None]
+    found = next(iter(sums.solved(selection, None, (BETA,))), None)
+    return None if found is None else (found[0][0], found[1][0])

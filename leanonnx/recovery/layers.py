@@ -1,0 +1,231 @@
+"""Layers whose weights can be changed: where their constants are held, and how they are laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from leanonnx.analysis import ChannelDag
+from leanonnx.formats import is_float
+from leanonnx.labels import Mask
+from leanonnx.model import FREE_INITIALIZERS, Model, captured, holder_array
+from leanonnx.nodes import attribute, fresh_name, standard
+from leanonnx.recovery.patches import Geometry, geometry
+from leanonnx.rules.call import Mix
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+BIAS = 2
+"""The slot of the bias."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear operator in both networks: node ``before`` of the original, node ``after`` of the compressed one.
+
+    ``weight`` and ``bias`` name what holds the constants in the compressed network; without a bias, one can be given to
+    the node in slot 2 where ``extendable``.  ``shape`` is that of the weight, ``window`` that of a convolution.
+    """
+
+    before: int
+    after: int
+    mix: Mix
+    operator: str
+    weight: str
+    bias: str
+    extendable: bool
+    turned: bool
+    shape: tuple[int, ...]
+    window: Geometry | None
+
+    @property
+    def groups(self) -> int:
+        """Groups that are left."""
+        return 1 if self.window is None else self.window.groups
+
+    @property
+    def free_bias(self) -> bool:
+        """Whether the bias can be changed."""
+        return bool(self.bias) or self.extendable
+
+    def laid_out(self, weight: Array) -> Floats:
+        """A weight as it is stored → [G, O, I, taps]."""
+        wide = np.asarray(weight, np.float64)
+        if self.window is None:
+            return (wide if self.turned else wide.T)[None, :, :, None]
+        if self.operator == "ConvTranspose":
+            return wide.reshape(self.groups, wide.shape[0] // self.groups, wide.shape[1], -1).swapaxes(1, 2)
+        return wide.reshape(self.groups, wide.shape[0] // self.groups, wide.shape[1], -1)
+
+    def stored(self, kernels: Floats) -> Floats:
+        """[G, O, I, taps] → a weight as it is stored."""
+        if self.window is None:
+            return kernels[0, :, :, 0] if self.turned else kernels[0, :, :, 0].T
+        if self.operator == "ConvTranspose":
+            kernels = kernels.swapaxes(1, 2)
+        return kernels.reshape(self.shape)
+
+
+def layers(dag: ChannelDag, alive: Mask, compressed: Model) -> tuple[list[Layer], dict[str, str]]:
+    """The layers of a compressed network that can be mended, in order; and why others cannot, by name."""
+    producers = dag.model.producers
+    mixes = {node: mix for node, mix in dag.mixes if mix.inward is not None}
+    readers = _consumers(compressed)
+    found: list[Layer] = []
+    refused: dict[str, str] = {}
+    for after, node in enumerate(compressed.proto.graph.node):
+        before = producers.get(node.output[0], -1)
+        if before not in mixes or node.op_type != dag.model.proto.graph.node[before].op_type:
+            continue
+        made = _layer(dag, alive, compressed, readers, before, after, mixes[before])
+        if isinstance(made, Layer):
+            found.append(made)
+        else:
+            refused[node.name or node.output[0]] = made
+    return found, refused
+
+
+def _layer(
+    dag: ChannelDag,
+    alive: Mask,
+    compressed: Model,
+    readers: dict[str, list[int]],
+    before: int,
+    after: int,
+    mix: Mix,
+) -> Layer | str:
+    """A layer, or why it cannot be mended."""
+    node = compressed.proto.graph.node[after]
+    operator = standard(node)
+    if operator not in LINEAR:
+        return f"{node.op_type} is not a plain linear operator"
+    weight = compressed.origins.get(node.input[1], "")
+    if not weight:
+        return "its weight is computed"
+    array = compressed.constant(weight)
+    if not is_float(array):
+        return "its weight is quantised"
+    if compressed.readers.get(weight, 0) != 1:
+        return "its weight is shared"
+    if attribute(node, "alpha", 1.0) != 1 or attribute(node, "beta", 1.0) != 1:
+        return "it scales its product"
+    if operator == "MatMul" and node.input[0] in compressed.origins:
+        return "its constant is on the left"
+    window = geometry(node, array.shape[2:]) if "Conv" in operator else None
+    bias = _bias(compressed, readers, node, operator, int(alive[mix.targets].sum()))
+    if bias is None:
+        return "its bias is shared or computed"
+    extendable = not bias and operator in ("Conv", "ConvTranspose", "Gemm")
+    turned = bool(attribute(node, "transB", 0))
+    return Layer(before, after, mix, operator, weight, bias, extendable, turned, array.shape, window)
+
+
+def _bias(
+    compressed: Model, readers: dict[str, list[int]], node: onnx.NodeProto, operator: str, size: int
+) -> str | None:
+    """What holds the bias; "" if there is none, None if it may not be changed."""
+    name = node.input[BIAS] if len(node.input) > BIAS else ""
+    if operator == "MatMul":
+        name = _added(compressed, readers, node.output[0])
+        if not name:
+            return ""
+    if not name:
+        return ""
+    held = compressed.origins.get(name, "")
+    if not held:
+        return None
+    array = compressed.constant(held)
+    plain = is_float(array) and array.size == size and array.shape[-1:] == (size,)
+    if operator == "MatMul" and not (plain and compressed.readers.get(held, 0) == 1):
+        return ""
+    return held if plain else None
+
+
+def _added(compressed: Model, readers: dict[str, list[int]], output: str) -> str:
+    """The constant that the only reader of a tensor adds to it; "" if there is none."""
+    consumers = readers.get(output, [])
+    if len(consumers) != 1:
+        return ""
+    node = compressed.proto.graph.node[consumers[0]]
+    others = [name for name in node.input if name != output]
+    if node.op_type != "Add" or len(others) != 1 or others[0] not in compressed.origins:
+        return ""
+    return others[0]
+
+
+def _consumers(model: Model) -> dict[str, list[int]]:
+    """Nodes that read each tensor; -1 stands for the caller."""
+    found: dict[str, list[int]] = {}
+    for index, node in enumerate(model.proto.graph.node):
+        for name in {*node.input, *captured(node)}:
+            found.setdefault(name, []).append(index)
+    for value in model.proto.graph.output:
+        found.setdefault(value.name, []).append(-1)
+    return found
+
+
+def changed(model: Model, changes: Mapping[int, Change]) -> onnx.ModelProto:
+    """A copy of the model with new weights and biases; only the values of constants differ, but for biases that had to
+    be added because there were none, or because other layers read the same.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model.proto)
+    for change in changes.values():
+        change.carry_out(result, model)
+    return result
+
+
+@dataclass(frozen=True)
+class Change:
+    """New values for one layer: the weight as it is stored, and the bias [O] where it changes."""
+
+    layer: Layer
+    weight: Array
+    bias: Array | None
+
+    def carry_out(self, proto: onnx.ModelProto, model: Model) -> None:
+        """Put the values into a protobuf, which ``model`` was made from."""
+        layer = self.layer
+        kind = _hold(proto, layer.weight, self.weight)
+        if self.bias is None:
+            return
+        if layer.bias and model.readers.get(layer.bias, 0) == 1:
+            _hold(proto, layer.bias, self.bias.reshape(model.constant(layer.bias).shape))
+            return
+        node = proto.graph.node[layer.after]
+        taken = {*model.readers, *model.producers, *model.holders, *(t.name for t in proto.graph.initializer)}
+        name = fresh_name(taken, f"{node.output[0]}_bias")
+        proto.graph.initializer.append(numpy_helper.from_array(self.bias.astype(kind), name))
+        if proto.ir_version < FREE_INITIALIZERS:
+            tensor = proto.graph.initializer[-1]
+            proto.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
+        node.input.extend([""] * (BIAS + 1 - len(node.input)))
+        node.input[BIAS] = name
+
+
+def _hold(proto: onnx.ModelProto, name: str, array: Array) -> np.dtype[Any]:
+    """Give a constant other values of the same shape and type; returns the type."""
+    for tensor in proto.graph.initializer:
+        if tensor.name == name:
+            return _fill(tensor, array)
+    node = next(node for node in proto.graph.node if node.op_type == "Constant" and node.output[0] == name)
+    old = numpy_helper.from_array(holder_array(node), name)
+    kind = _fill(old, array)
+    del node.attribute[:]
+    node.attribute.append(onnx.helper.make_attribute("value", old))
+    return kind
+
+
+def _fill(tensor: onnx.TensorProto, array: Array) -> np.dtype[Any]:
+    kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    doc = tensor.doc_string
+    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array, dtype=kind), tensor.name))
+    tensor.doc_string = doc
+    return kind

@@ -1,0 +1,96 @@
+"""The original and the compressed network side by side, on the same inputs, run as far as they have been looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from leanonnx.formats import HALVES, fed_in_float32, float_kinds, in_float32
+from leanonnx.model import Model
+from leanonnx.recovery.walk import Shelf, Walk
+from leanonnx.runtime.sessions import Feed
+
+Array = NDArray[Any]
+EVERY = 5
+"""One position in so many is held out where there are no inputs to judge by."""
+FEW_CHANNELS = 4
+IMAGE_RANK = 4
+WIDTH = {"nchw": 3, "nhwc": 2}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its number, whether it is held out, and whether its inputs were mirrored."""
+
+    index: int
+    held: bool
+    mirrored: bool
+
+
+class Pair:
+    """Both networks; ``after`` is the compressed one and may be changed wherever it has not been run yet."""
+
+    def __init__(
+        self, before: Model, after: onnx.ModelProto, feeds: Iterable[Feed], held: Iterable[Feed], shelf: Shelf
+    ) -> None:
+        halves = float_kinds(before.proto) & HALVES
+        self.after = after
+        self.original = Walk(in_float32(before.proto, halves) if halves else before.proto, shelf, "original:")
+        self.smaller = Walk(after, shelf, "compressed:")
+        self.original.libraries = self.smaller.libraries = before.libraries
+        self.runs: list[Run] = []
+        for feed in feeds:
+            self._enter(fed_in_float32(feed, halves), held=False, mirrored=False)
+            mirror = mirrored(feed)
+            if mirror is not None:
+                self._enter(fed_in_float32(mirror, halves), held=False, mirrored=True)
+        self.split = False
+        for feed in held:
+            self._enter(fed_in_float32(feed, halves), held=True, mirrored=False)
+            self.split = True
+
+    def _enter(self, feed: Feed, held: bool, mirrored: bool) -> None:
+        self.runs.append(Run(len(self.runs), held, mirrored))
+        self.original.start(feed)
+        self.smaller.start(feed)
+
+    def advance(self, original: Sequence[str], smaller: Sequence[str]) -> None:
+        """Run both networks as far as these tensors need.
+
+        Raises:
+            DataError: onnxruntime cannot run them on the inputs.
+        """
+        self.original.advance(original)
+        self.smaller.advance(smaller)
+
+    def held(self, run: Run, rows: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+        """Which rows of a run are held out [rows]."""
+        if self.split:
+            return np.full(rows, run.held)
+        return np.asarray(rng.permutation(rows) % EVERY == 0)
+
+
+def mirrored(feed: Feed) -> Feed | None:
+    """The inputs with images turned left to right; None if there is none among them."""
+    found, any_image = {}, False
+    for name, value in feed.items():
+        axis = _width(value)
+        any_image |= axis is not None
+        found[name] = value if axis is None else np.ascontiguousarray(np.flip(value, axis))
+    return found if any_image else None
+
+
+def _width(value: Array) -> int | None:
+    """The axis along which an image is wide; None if the tensor is no image."""
+    if value.ndim != IMAGE_RANK or value.dtype.kind != "f":
+        return None
+    if value.shape[1] <= FEW_CHANNELS < min(value.shape[2:]):
+        return WIDTH["nchw"]
+    if value.shape[3] <= FEW_CHANNELS < min(value.shape[1:3]):
+        return WIDTH["nhwc"]
+    return None

@@ -1,0 +1,240 @@
+"""Recovery with inputs but without labels: layer by layer, the original's activations as the target.
+
+The layers are visited in topological order; x̂ is what a layer reads in the compressed network, as far as that has been
+mended, x what it reads in the original, y what it puts out there.
+
+a. Channel regression (``fold``): what the channels that are left tell of all channels goes into the weights.
+b. Least squares: the weights that bring the layer's output nearest to y on sampled positions, with a ridge towards (a);
+   where the output is added to another that is done, the target takes that one's error over as well.
+
+Images are also used turned left to right, where that helps.  Whatever a layer gets, it had the least error on samples
+that it was not fitted to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from leanonnx.analysis import ChannelDag
+from leanonnx.formats import HALVES, float_kinds, in_float32
+from leanonnx.labels import Mask
+from leanonnx.nodes import attribute
+from leanonnx.recovery.fold import folded
+from leanonnx.recovery.layers import Change, Layer, changed, layers
+from leanonnx.recovery.pair import Pair
+from leanonnx.recovery.regression import LARGE, Fit, Rows, Sums, best_fit
+from leanonnx.recovery.rows import Beside, Floats, Place
+from leanonnx.recovery.walk import Shelf
+from leanonnx.runtime.sessions import Feed
+
+ROWS = 32_000
+"""Positions that a regression sees, where there are as many; ``PER_FEATURE`` times its features if that is more."""
+PER_FEATURE = 8
+MOST_ROWS = 64_000
+WIDEST = 6000
+"""Features up to which a regression is solved for them, rather than for its rows."""
+FEW_ROWS = 3000
+TINY = 1e-30
+Kind = TypeVar("Kind", Sums, Rows)
+
+
+@dataclass(frozen=True)
+class Mended:
+    """One layer: relative error of its output on held-out samples before and after, or why nothing was done."""
+
+    name: str
+    before: float | None = None
+    after: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """The network with its weights changed, and what was done layer by layer."""
+
+    proto: onnx.ModelProto
+    layers: tuple[Mended, ...]
+
+
+def recover(
+    dag: ChannelDag,
+    alive: Mask,
+    proto: onnx.ModelProto,
+    feeds: Iterable[Feed],
+    held: Iterable[Feed] = (),
+    seed: int = 0,
+    told: Callable[[float], None] = lambda _: None,
+) -> Recovered:
+    """Change the weights of a compressed network so that it computes on the inputs given what the original does.
+
+    Args:
+        dag: the original.
+        alive: its channels that are left [labels].
+        proto: the compressed network, whose layers put out tensors named as in the original.
+        feeds: inputs.
+        held: other inputs, to judge by; where there are none, some positions of the inputs are.
+        seed: of the positions that are sampled.
+        told: is told how much is done (0 to 1).
+
+    Raises:
+        DataError: a network cannot be run on these inputs.
+    """
+    compressed = replace(dag.model, proto=proto)
+    current = onnx.ModelProto()
+    current.CopyFrom(in_float32(proto, float_kinds(proto) & HALVES))
+    chosen, refused = layers(dag, alive, compressed)
+    shelf = Shelf()
+    try:
+        work = _Recovery(
+            dag, alive, Pair(dag.model, current, feeds, held, shelf), seed, {layer.after for layer in chosen}
+        )
+        done = []
+        for count, layer in enumerate(chosen):
+            told(count / len(chosen))
+            done.append(work.mend(layer))
+    finally:
+        shelf.close()
+    done += [Mended(name, reason=reason) for name, reason in refused.items()]
+    return Recovered(changed(compressed, work.changes), tuple(done))
+
+
+class _Recovery:
+    """Mends layers one after the other; ``waiting`` holds the nodes of those that are still to come."""
+
+    def __init__(self, dag: ChannelDag, alive: Mask, pair: Pair, seed: int, waiting: set[int]) -> None:
+        self.dag, self.alive, self.pair, self.seed, self.waiting = dag, alive, pair, seed, waiting
+        self.changes: dict[int, Change] = {}
+
+    def mend(self, layer: Layer) -> Mended:
+        """Fit one layer."""
+        node = self.pair.after.graph.node[layer.after]
+        source = self.dag.model.proto.graph.node[layer.before]
+        beside = self._beside(node.output[0])
+        self.waiting.remove(layer.after)
+        more = ([], []) if beside is None else ([beside.wanted], [beside.there])
+        self.pair.advance([source.input[0], source.output[0], *more[0]], [node.input[0], *more[1]])
+        if beside and (beside.wanted not in self.pair.original.known or beside.there not in self.pair.smaller.known):
+            beside = None
+        place = Place(self.dag, self.alive, layer, self.pair, source.input[0], source.output[0], node.input[0], beside)
+        name = node.name or node.output[0]
+        if not place.understood():
+            return Mended(name, reason="its output is not what its weights make of its input")
+        weight, bias = self._held(layer)
+        fit, before, scale = fitted(place, layer.laid_out(weight), bias, self.seed)
+        if fit.error < before:
+            change = Change(
+                layer,
+                layer.stored(fit.weights.reshape(layer.laid_out(weight).shape)),
+                fit.bias.reshape(-1) if layer.free_bias else None,
+            )
+            self.changes[layer.after] = change
+            change.carry_out(self.pair.after, replace(self.dag.model, proto=self.pair.after))
+        errors = [float(np.sqrt(max(error, 0) / max(scale, TINY))) for error in (before, fit.error)]
+        return Mended(name, errors[0], errors[1])
+
+    def _held(self, layer: Layer) -> tuple[Floats, Floats]:
+        """Weight as it is stored, and bias [G, O], of the compressed network."""
+        model = replace(self.dag.model, proto=self.pair.after)
+        weight = np.asarray(model.constant(layer.weight), np.float64)
+        groups, out = layer.laid_out(weight).shape[:2]
+        bias = np.asarray(model.constant(layer.bias), np.float64) if layer.bias else np.zeros(groups * out)
+        return weight, bias.reshape(groups, out)
+
+    def _beside(self, output: str) -> Beside | None:
+        """The other operand of the addition that a tensor goes into, if it needs no layer that has not been mended."""
+        found = _addition(self.pair.after, output)
+        if found is None:
+            return None
+        node, mine, scale = found
+        producer = self.dag.model.producers.get(node.output[0], -1)
+        theirs = self.dag.model.proto.graph.node[producer] if producer >= 0 else node
+        if producer < 0 or theirs.op_type != node.op_type or len(node.input) != 2 or len(theirs.input) != 2:
+            return None
+        slot = 1 - list(node.input).index(mine)
+        wanted, there = theirs.input[slot], node.input[slot]
+        if there not in self.pair.smaller.moving or wanted not in self.pair.original.moving or self._waits(there):
+            return None
+        return Beside(wanted, there, scale)
+
+    def _waits(self, name: str) -> bool:
+        """Whether a tensor needs a layer that has not been mended yet."""
+        needed = {name}
+        for index in reversed(self.pair.smaller.todo):
+            node = self.pair.after.graph.node[index]
+            if not needed.isdisjoint(node.output):
+                if index in self.waiting:
+                    return True
+                needed.update(node.input)
+        return False
+
+
+def _addition(proto: onnx.ModelProto, output: str) -> tuple[onnx.NodeProto, str, Floats | None] | None:
+    """The addition that a tensor goes into and nowhere else, under which name, and the scale that a
+    BatchNormalization between them has.
+    """
+    scale: Floats | None = None
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    while True:
+        readers = [node for node in proto.graph.node if output in node.input]
+        if len(readers) != 1 or any(value.name == output for value in proto.graph.output):
+            return None
+        node = readers[0]
+        if node.op_type == "Add":
+            return node, output, scale
+        if node.op_type != "BatchNormalization" or scale is not None or not {*node.input[1:]} <= constants.keys():
+            return None
+        gamma, _, _, variance = (numpy_helper.to_array(constants[name]).astype(np.float64) for name in node.input[1:])
+        scale = gamma / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
+        output = node.output[0]
+
+
+def fitted(place: Place, kernels: Floats, bias: Floats, seed: int) -> tuple[Fit, float, float]:
+    """The best fit for a layer, the error of what there was, and the mean square of the targets, on held-out rows.
+
+    Args:
+        place: the layer.
+        kernels: its weights [G, O, I, taps].
+        bias: its bias [G, O].
+        seed: of the positions that are sampled.
+    """
+    groups, out, width, taps = kernels.shape
+    size = width * taps
+    runs = len(place.pair.runs)
+    expected = min(max(ROWS, PER_FEATURE * size), MOST_ROWS, runs * place.positions())
+    by_rows = groups == 1 and (size > WIDEST or size > max(expected, LARGE))
+    each = max(1, -(-min(expected, FEW_ROWS if by_rows else expected) // runs))
+    if by_rows:
+        return _judged(place, kernels.reshape(groups, out, size), bias, seed, _collected(place, each, seed, Rows))
+    return _judged(place, kernels.reshape(groups, out, size), bias, seed, _collected(place, each, seed, Sums))
+
+
+def _judged(
+    place: Place, flat: Floats, bias: Floats, seed: int, collected: tuple[Kind, Kind, Kind]
+) -> tuple[Fit, float, float]:
+    plain, mirror, held = collected
+    starts = [Fit(flat, bias, held.error(flat, bias))]
+    fold = folded(place, seed) if place.layer.free_bias else None
+    if fold is not None:
+        starts.append(Fit(*fold, held.error(*fold)))
+    nothing = held.error(np.zeros_like(flat), np.zeros_like(bias))
+    return best_fit(plain, mirror, held, starts, place.layer.free_bias), starts[0].error, nothing
+
+
+def _collected(place: Place, each: int, seed: int, kind: type[Kind]) -> tuple[Kind, Kind, Kind]:
+    """Rows to fit, rows of mirrored inputs, and rows to judge by."""
+    sums: list[Kind] = []
+    for run, held, read, targets in place.rows(each, seed):
+        if not sums:
+            origin = read.mean(0, dtype=np.float64), targets.mean(0, dtype=np.float64)
+            sums = [kind(*origin) for _ in range(3)]
+        sums[run.mirrored].add(read[~held], targets[~held])
+        if not run.mirrored:
+            sums[2].add(read[held], targets[held])
+    plain, mirror, judged = sums
+    return plain, mirror, judged

@@ -1,0 +1,210 @@
+"""Ridge regression from sums over rows, for several groups at once; its strength is chosen on rows not seen by it.
+
+With features p [K] and targets t [O], weights W [O, K] and bias b minimise E‖t − W p − b‖² + λ‖W − W₀‖²: what the rows
+do not determine stays at the prior W₀.  λ = β · mean variance of the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+BETAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+FEW_BETAS = (1e-3, 1e-1, 10.0)
+LARGE = 1500
+"""Features from which on fewer strengths are tried, and products are summed in single precision."""
+BUFFER = 1 << 22
+"""Numbers that are gathered before they are multiplied."""
+TINY = 1e-300
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Weights [G, O, K] and bias [G, O], with the mean squared error on held-out rows."""
+
+    weights: Floats
+    bias: Floats
+    error: float
+
+
+class Sums:
+    """First and second moments of features [n, G, K] and targets [n, G, O], about the origins given."""
+
+    def __init__(self, features_at: Floats, targets_at: Floats) -> None:
+        self.features_at, self.targets_at = features_at, targets_at
+        groups, width = features_at.shape
+        out = targets_at.shape[1]
+        self.rows = 0
+        self.p, self.t = np.zeros((groups, width)), np.zeros((groups, out))
+        self.pp, self.pt = np.zeros((groups, width, width)), np.zeros((groups, width, out))
+        self.tt = 0.0
+        self.waiting: list[tuple[Array, Array]] = []
+        self.size = 0
+
+    def add(self, features: Array, targets: Array) -> None:
+        """Take in rows."""
+        self.rows += len(features)
+        self.waiting.append((features, targets))
+        self.size += features.size + targets.size
+        if self.size > BUFFER:
+            self.flush()
+
+    def flush(self) -> None:
+        """Work off what is waiting."""
+        if not self.waiting:
+            return
+        kind = np.float64 if self.p.shape[1] < LARGE else np.float32
+        p = np.concatenate([pair[0] for pair in self.waiting]).astype(np.float64) - self.features_at
+        t = np.concatenate([pair[1] for pair in self.waiting]).astype(np.float64) - self.targets_at
+        self.waiting, self.size = [], 0
+        self.p += p.sum(0)
+        self.t += t.sum(0)
+        self.tt += float(np.square(t).sum())
+        p, t = p.astype(kind), t.astype(kind)
+        left = p.transpose(1, 2, 0)
+        self.pp += left @ p.transpose(1, 0, 2)
+        self.pt += left @ t.transpose(1, 0, 2)
+
+    def error(self, weights: Floats, bias: Floats) -> float:
+        """Mean over the rows of ‖t − W p − b‖²."""
+        self.flush()
+        shift = bias + np.einsum("gok,gk->go", weights, self.features_at) - self.targets_at
+        total = self.tt - 2 * np.einsum("gok,gko->", weights, self.pt)
+        total += np.einsum("gok,gok->", weights @ self.pp, weights)
+        total += -2 * (shift * (self.t - np.einsum("gok,gk->go", weights, self.p))).sum()
+        total += self.rows * np.square(shift).sum()
+        return float(total / max(self.rows, 1))
+
+    def merge(self, other: Sums) -> None:
+        """Take in the rows of other sums about the same origins."""
+        self.flush()
+        other.flush()
+        self.rows += other.rows
+        self.tt += other.tt
+        self.p += other.p
+        self.t += other.t
+        self.pp += other.pp
+        self.pt += other.pt
+
+    def solved(self, prior: Floats, bias: Floats | None, betas: Sequence[float]) -> Iterator[tuple[Floats, Floats]]:
+        """Weights and bias for each strength; ``bias`` is fixed where there is one that cannot be changed."""
+        self.flush()
+        count = max(self.rows, 1)
+        p, t = self.p / count, self.t / count
+        if bias is None:
+            pp = self.pp / count - p[:, :, None] * p[:, None, :]
+            pt = self.pt / count - p[:, :, None] * t[:, None, :]
+        else:
+            offset = self.targets_at - bias
+            pp = self.pp / count + _outer(p, self.features_at) + _outer(self.features_at, p + self.features_at)
+            pt = self.pt / count + _outer(p, offset) + _outer(self.features_at, t + offset)
+        scale = max(float(np.einsum("gkk->", pp)) / pp.shape[0] / pp.shape[1], TINY)
+        for weights in _ridges(pp, pt, prior, scale, betas):
+            free = t + self.targets_at - np.einsum("gok,gk->go", weights, p + self.features_at)
+            yield weights, free if bias is None else bias
+
+
+def _outer(left: Floats, right: Floats) -> Floats:
+    return left[:, :, None] * right[:, None, :]
+
+
+def _ridges(pp: Floats, pt: Floats, prior: Floats, scale: float, betas: Sequence[float]) -> Iterator[Floats]:
+    """(PP + λI)⁻¹ (PT + λ W₀ᵀ), transposed, for each λ = β · scale; those that are not finite are left out."""
+    start = prior.swapaxes(1, 2)
+    large = pp.shape[1] > LARGE
+    try:
+        values, vectors = (None, None) if large else np.linalg.eigh(pp)
+        for beta in betas:
+            strength = beta * scale
+            if values is None or vectors is None:
+                found = np.linalg.solve(pp + strength * np.eye(pp.shape[1]), pt + strength * start)
+            else:
+                turned = vectors.swapaxes(1, 2) @ (pt + strength * start)
+                found = vectors @ (turned / (np.maximum(values, 0) + strength)[:, :, None])
+            if np.isfinite(found).all():
+                yield np.ascontiguousarray(found.swapaxes(1, 2))
+    except np.linalg.LinAlgError:
+        return
+
+
+class Rows:
+    """The rows themselves, for one group with more features than rows."""
+
+    def __init__(self, features_at: Floats, targets_at: Floats) -> None:
+        self.parts: list[tuple[Array, Array]] = []
+
+    def add(self, features: Array, targets: Array) -> None:
+        """Take in rows."""
+        self.parts.append((features[:, 0], targets[:, 0]))
+
+    def joined(self) -> tuple[Array, Array]:
+        """Features [n, K] and targets [n, O]."""
+        p, t = (np.concatenate([part[k] for part in self.parts]) for k in (0, 1))
+        self.parts = [(p, t)]
+        return p, t
+
+    def error(self, weights: Floats, bias: Floats) -> float:
+        """Mean over the rows of ‖t − W p − b‖²."""
+        p, t = self.joined()
+        return float(np.square(t - p @ weights[0].T - bias[0]).sum() / max(len(p), 1))
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return sum(len(part[0]) for part in self.parts)
+
+    def merge(self, other: Rows) -> None:
+        """Take in other rows."""
+        self.parts = self.parts + other.parts
+
+    def solved(self, prior: Floats, bias: Floats | None, betas: Sequence[float]) -> Iterator[tuple[Floats, Floats]]:
+        """Weights and bias for each strength, by the dual form: one equation per row."""
+        p, t = (side.astype(np.float64) for side in self.joined())
+        p_mean = p.mean(0) if bias is None else np.zeros(p.shape[1])
+        p_centred = p - p_mean
+        rest = t - p_centred @ prior[0].T
+        t_mean = rest.mean(0) if bias is None else bias[0]
+        gram = p_centred @ p_centred.T
+        scale = max(float(np.trace(gram)) / p.shape[1], TINY)
+        for beta in betas:
+            alpha = np.linalg.solve(gram + beta * scale * np.eye(len(gram)), rest - t_mean)
+            weights = prior + (p_centred.T @ alpha).T[None]
+            if np.isfinite(weights).all():
+                free = t.mean(0) - weights[0] @ p_mean
+                yield weights, free[None] if bias is None else bias
+
+
+Kind = TypeVar("Kind", Sums, Rows)
+
+
+def best_fit(plain: Kind, mirrored: Kind, held: Kind, starts: Sequence[Fit], free_bias: bool) -> Fit:
+    """The fit with the least error on held-out rows: one of the starts, or a regression towards the best of them.
+
+    The first start is what the network does already: it stays unless something is better.  The regression sees the
+    plain rows, or the mirrored ones too.
+    """
+    best = min(starts, key=lambda start: start.error)
+    prior, fixed = best.weights, None if free_bias else starts[0].bias
+    betas = FEW_BETAS if prior.shape[2] > LARGE else BETAS
+    best = _stronger(plain, held, prior, fixed, best, betas)
+    if mirrored.rows:
+        plain.merge(mirrored)
+        best = _stronger(plain, held, prior, fixed, best, betas)
+    return best
+
+
+def _stronger(
+    train: Sums | Rows, held: Sums | Rows, prior: Floats, fixed: Floats | None, best: Fit, betas: Sequence[float]
+) -> Fit:
+    """A regression that is better than the best fit so far, or that."""
+    for weights, bias in train.solved(prior, fixed, betas):
+        error = held.error(weights, bias)
+        if error < best.error:
+            best = Fit(weights, bias, error)
+    return best

@@ -1,0 +1,148 @@
+"""Rows of a regression for one layer: what it reads in the compressed network, what it puts out in the original."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanonnx.analysis import ChannelDag
+from leanonnx.labels import Mask
+from leanonnx.recovery.layers import BIAS, Layer
+from leanonnx.recovery.pair import Pair, Run
+from leanonnx.recovery.patches import Geometry, features
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+UNDERSTOOD = 1e-3
+"""Relative error up to which a layer's output is what its weights make of its input."""
+TRIED = 64
+"""Positions at which that is tried."""
+NOTHING = 1e-6
+LEAST_SCALE = 1e-3
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The other operand of the addition that a layer's output goes into: its name in the original (``wanted``) and in
+    the compressed network (``there``), and the scale of each channel on the way to the addition.
+    """
+
+    wanted: str
+    there: str
+    scale: Floats | None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A layer with the tensors around it: ``x`` and ``y`` in the original, ``x_hat`` in the compressed network."""
+
+    dag: ChannelDag
+    alive: Mask
+    layer: Layer
+    pair: Pair
+    x: str
+    y: str
+    x_hat: str
+    beside: Beside | None
+
+    @property
+    def kept(self) -> Mask:
+        """Which outputs of the original are left [O]."""
+        return np.asarray(self.alive[self.layer.mix.targets.reshape(-1)])
+
+    @property
+    def kernels(self) -> Floats:
+        """The original's weights [G, O, I, taps]."""
+        found = np.asarray(self.layer.mix.kernels(), np.float64)
+        return found.reshape(*found.shape[:3], -1)
+
+    def original_bias(self) -> Floats | None:
+        """The original's bias [O]; what a node of its own adds behind a product is no part of it; None if computed."""
+        model = self.dag.model
+        node, size = model.proto.graph.node[self.layer.before], self.layer.mix.targets.size
+        if self.layer.operator == "MatMul" or len(node.input) <= BIAS or not node.input[BIAS]:
+            return np.zeros(size)
+        if node.input[BIAS] not in model.origins:
+            return None
+        return np.broadcast_to(np.asarray(model.constant(node.input[BIAS]), np.float64).reshape(-1), (size,))
+
+    def understood(self) -> bool:
+        """Whether weights and input of the original make its output, at some positions of the first run."""
+        x, y = self.pair.original.value(self.x, 0), self.pair.original.value(self.y, 0)
+        bias, mix = self.original_bias(), self.layer.mix
+        if bias is None or y.ndim < 2 or y.shape[self._axis(y)] != mix.targets.size or x.shape[0] != y.shape[0]:
+            return False
+        window = self.layer.window and replace(self.layer.window, groups=len(mix.sources))
+        chosen = np.random.default_rng(0).integers(0, self.positions(), TRIED)
+        read = self._features(window, x, y, chosen)
+        kernels = self.kernels.reshape(*self.kernels.shape[:2], -1)
+        if read.shape[2] != kernels.shape[2]:
+            return False
+        made = np.einsum("ngk,gok->ngo", read, kernels).reshape(len(chosen), -1) + bias
+        wanted = self._targets(y, chosen)
+        return bool(np.linalg.norm(made - wanted) <= UNDERSTOOD * max(float(np.linalg.norm(wanted)), NOTHING))
+
+    def positions(self) -> int:
+        """Positions of the output in one run, over all its samples."""
+        value = self.pair.original.value(self.y, 0)
+        return int(value.size // value.shape[self._axis(value)])
+
+    def rows(self, each: int, seed: int) -> Iterator[tuple[Run, Mask, Array, Array]]:
+        """For each run, up to ``each`` rows: which are held out, features [n, G, I · taps], targets [n, G, O]."""
+        for run in self.pair.runs:
+            x_hat, y = self.pair.smaller.value(self.x_hat, run.index), self.pair.original.value(self.y, run.index)
+            rng = np.random.default_rng((seed, self.layer.after, run.index))
+            positions = y.size // y.shape[self._axis(y)]
+            chosen = np.sort(rng.choice(positions, min(each, positions), replace=False))
+            targets = self._targets(y, chosen)[:, self.kept] + self._missing(run.index, y, chosen)
+            read = self._features(self.layer.window, x_hat, y, chosen)
+            yield (
+                run,
+                self.pair.held(run, len(chosen), rng),
+                read,
+                targets.reshape(len(chosen), self.layer.groups, -1),
+            )
+
+    def _missing(self, run: int, y: Array, chosen: Ints) -> Array:
+        """What the other operand of an addition is short of, as far as this layer can make up for it [n, O] or 0."""
+        if self.beside is None:
+            return np.zeros(1, np.float32)
+        wanted = self.pair.original.value(self.beside.wanted, run)
+        there = self.pair.smaller.value(self.beside.there, run)
+        axis = self._axis(y)
+        if wanted.shape != y.shape or there.ndim != y.ndim or there.shape[axis] != int(self.kept.sum()):
+            return np.zeros(1, np.float32)
+        missing = self._targets(wanted, chosen)[:, self.kept] - self._targets(there, chosen)
+        scale = self.beside.scale
+        if scale is None:
+            return missing
+        passes = np.abs(scale) > LEAST_SCALE
+        return np.asarray(np.where(passes, missing / np.where(passes, scale, 1), 0))
+
+    def _axis(self, value: Array) -> int:
+        """The axis of the channels."""
+        return value.ndim - 1 if self.layer.window is None else 1
+
+    def _targets(self, value: Array, chosen: Ints) -> Array:
+        """Rows [n, O] of an output at flat positions (samples first)."""
+        if self.layer.window is None:
+            return np.asarray(value.reshape(-1, value.shape[-1])[chosen])
+        size = int(np.prod(value.shape[2:]))
+        sample, place = np.divmod(chosen, size)
+        return np.asarray(value.reshape(*value.shape[:2], size)[sample, :, place])
+
+    def _features(self, window: Geometry | None, x: Array, y: Array, chosen: Ints) -> Array:
+        """Rows [n, G, I · taps] of what the layer reads at output positions."""
+        if window is None:
+            return np.asarray(x.reshape(-1, x.shape[-1])[chosen][:, None, :])
+        size = int(np.prod(y.shape[2:]))
+        sample, place = np.divmod(chosen, size)
+        order = np.argsort(sample, kind="stable")
+        parts = [features(window, x[k], y.shape[2:], place[sample == k]) for k in np.unique(sample)]
+        found = np.concatenate(parts)[np.argsort(order, kind="stable")]
+        return found.reshape(len(found), window.groups, -1)

@@ -1,0 +1,179 @@
+"""A network run piece by piece: only the tensors at the frontier are held; what lies behind may still change."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from leanonnx.errors import DataError
+from leanonnx.model import captured, first_line, unneeded
+from leanonnx.runtime.sessions import Feed, opened
+
+Array = NDArray[Any]
+IN_MEMORY = 1 << 28
+"""Bytes of activations that are held in memory; more go to a temporary folder."""
+
+
+class Shelf:
+    """Arrays by key, in memory as long as they are few, else in files of a temporary folder."""
+
+    def __init__(self, limit: int = IN_MEMORY) -> None:
+        self.limit = limit
+        self.held = 0
+        self.arrays: dict[tuple[str, int], Array | Path] = {}
+        self.folder: tempfile.TemporaryDirectory[str] | None = None
+        self.count = 0
+
+    def put(self, name: str, index: int, value: Array) -> None:
+        """Keep the value of a tensor for one run."""
+        if self.held + value.nbytes <= self.limit:
+            self.held += value.nbytes
+            self.arrays[name, index] = value
+            return
+        if self.folder is None:
+            self.folder = tempfile.TemporaryDirectory(prefix="leanonnx-")
+        path = Path(self.folder.name) / f"{self.count}.npy"
+        self.count += 1
+        np.save(path, value)
+        self.arrays[name, index] = path
+
+    def take(self, name: str, index: int) -> Array:
+        """The value of a tensor in one run."""
+        found = self.arrays[name, index]
+        return np.load(found) if isinstance(found, Path) else found
+
+    def drop(self, name: str, runs: int) -> None:
+        """Forget a tensor."""
+        for index in range(runs):
+            found = self.arrays.pop((name, index))
+            if isinstance(found, Path):
+                found.unlink()
+            else:
+                self.held -= found.nbytes
+
+    def close(self) -> None:
+        """Forget everything."""
+        self.arrays.clear()
+        if self.folder is not None:
+            self.folder.cleanup()
+
+
+class Walk:
+    """Runs a network on many inputs at once, as far as it is asked to.
+
+    ``proto`` may be changed between two steps wherever it has not been run yet.
+    """
+
+    def __init__(self, proto: onnx.ModelProto, shelf: Shelf, tag: str, libraries: Sequence[Path] = ()) -> None:
+        self.proto, self.shelf, self.tag, self.libraries = proto, shelf, tag, libraries
+        self.runs = 0
+        graph = proto.graph
+        spare = unneeded(graph.node, graph)
+        fixed = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+        self.known: dict[str, None] = {}
+        self.moving = {v.name for v in graph.input} - fixed
+        self.todo = [k for k, node in enumerate(graph.node) if not spare.issuperset(n for n in node.output if n)]
+        self.still: list[int] = []
+        for index in list(self.todo):
+            node = graph.node[index]
+            if self.moving.isdisjoint([*node.input, *captured(node)]):
+                self.still.append(index)
+                self.todo.remove(index)
+            else:
+                self.moving.update(node.output)
+
+    def start(self, feed: Feed) -> None:
+        """Take in the inputs of one more run."""
+        for name, value in feed.items():
+            self.shelf.put(self.tag + name, self.runs, value)
+            self.known[name] = None
+        self.runs += 1
+
+    def value(self, name: str, index: int) -> Array:
+        """A tensor that has been asked for, in one run."""
+        return self.shelf.take(self.tag + name, index)
+
+    def advance(self, wanted: Sequence[str]) -> None:
+        """Run as much of the network as these tensors need, and forget what nobody asks for any more.
+
+        Raises:
+            DataError: onnxruntime cannot run this part of the network.
+        """
+        chosen = self._ancestors([name for name in wanted if name not in self.known])
+        if chosen:
+            self._run(chosen, set(wanted))
+        self._forget(set(wanted))
+
+    def _ancestors(self, wanted: Sequence[str]) -> list[int]:
+        needed = set(wanted)
+        chosen = []
+        for index in reversed(self.todo):
+            node = self.proto.graph.node[index]
+            if not needed.isdisjoint(node.output):
+                chosen.append(index)
+                needed.update(n for n in [*node.input, *captured(node)] if n not in self.known)
+        return chosen[::-1]
+
+    def _run(self, chosen: list[int], wanted: set[str]) -> None:
+        nodes = self.proto.graph.node
+        self.todo = [index for index in self.todo if index not in set(chosen)]
+        later = self._read_later()
+        made = [name for index in chosen for name in nodes[index].output if name and name in (later | wanted)]
+        part, sources = self._part(chosen, made)
+        try:
+            with opened(part, libraries=self.libraries) as session:
+                for run in range(self.runs):
+                    found = session.run(None, {name: self.value(name, run) for name in sources})
+                    for name, value in zip(made, found, strict=True):
+                        self.shelf.put(self.tag + name, run, np.asarray(value))
+        except OSError:
+            raise
+        except Exception as error:  # onnxruntime raises its own types, one per status code
+            raise DataError(f"the network cannot be run on the calibration data: {first_line(error)}") from error
+        self.known |= dict.fromkeys(made)
+
+    def _read_later(self) -> set[str]:
+        """What nodes that have not been run, and the caller in the end, read."""
+        later = {value.name for value in self.proto.graph.output}
+        for index in self.todo:
+            node = self.proto.graph.node[index]
+            later.update([*node.input, *captured(node)])
+        return later
+
+    def _forget(self, wanted: set[str]) -> None:
+        later = self._read_later() | wanted
+        for name in [name for name in self.known if name not in later]:
+            self.shelf.drop(self.tag + name, self.runs)
+            del self.known[name]
+
+    def _part(self, chosen: list[int], made: list[str]) -> tuple[onnx.ModelProto, list[str]]:
+        """A model of some nodes, and the names of the tensors that it has to be given."""
+        source = self.proto
+        part = onnx.ModelProto(ir_version=source.ir_version, opset_import=source.opset_import)
+        part.graph.name = "part"
+        read: set[str] = set()
+        for index in chosen:
+            read |= {*source.graph.node[index].input, *captured(source.graph.node[index])}
+        still = []
+        for index in reversed(self.still):
+            node = source.graph.node[index]
+            if not read.isdisjoint(node.output):
+                still.append(node)
+                read |= {*node.input, *captured(node)}
+        part.graph.node.extend([*still[::-1], *(source.graph.node[index] for index in chosen)])
+        part.graph.initializer.extend(t for t in source.graph.initializer if t.name in read)
+        part.graph.sparse_initializer.extend(t for t in source.graph.sparse_initializer if t.values.name in read)
+        inside = {name for node in part.graph.node for name in node.output}
+        sources = [name for name in self.known if name in read and name not in inside]
+        for name in sources:
+            value = self.value(name, 0)
+            kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+            part.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, None))
+        part.graph.output.extend([onnx.ValueInfoProto(name=name) for name in made])
+        return part, sources
