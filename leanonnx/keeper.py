@@ -63,7 +63,10 @@ class Keeper:
         while floor > 1 and not fits(self.aligned(0, floor)):
             floor //= 2
         if floor == 1:
-            return self.prefix(_last(len(self.ranking.order), lambda count: fits(self.prefix(count))))
+            count = _last(len(self.ranking.order), lambda count: fits(self.prefix(count)))
+            if not self.grid.alignment.parts:
+                return self.prefix(count)
+            return self._alive(self._filled(self.grid.kept(self._first(count)), count, floor, spent))
         count = _last(len(self.ranking.order), lambda count: fits(self.aligned(count, floor)))
         shares = self.grid.neighbours(self.grid.kept(self._first(count)), floor)[2]
         levels = np.unique(np.append(shares[(shares > 0) & (shares < NEAREST)], NEAREST))[::-1]
@@ -74,17 +77,28 @@ class Keeper:
     def _filled(self, widths: Ints, count: int, floor: int, spent: Callable[[Mask], float]) -> Ints:
         """Widen layers by a step, those with the best dropped channel first, as long as that fits."""
         turn = list(dict.fromkeys(self.grid.layers[self.ranking.order[count:]].tolist()))
-        for step in (floor, self.grid.alignment.multiple):
-            if step < floor and spent(self._alive(widths)) >= (FULL if self.grid.alignment.parts else SLACK):
+        finest, enough = self.grid.alignment.multiple, FULL if self.grid.alignment.parts else SLACK
+        for step in (floor, finest):
+            if step < floor and spent(self._alive(widths)) >= enough:
                 break
-            wider = self.grid.wider(widths, step)
-            layers = [layer for layer in turn if wider[layer] > widths[layer]]
-            for _ in range(ROUNDS):
-                taken = _last(len(layers), partial(self._fits, spent, widths, wider, layers))
-                widths = _with(widths, wider, layers[:taken])
-                layers = layers[taken + 1 :]
-                if not layers:
-                    break
+            widths = self._widened(widths, turn, step, spent)
+        while self.grid.alignment.parts and spent(self._alive(widths)) < enough:
+            before = widths
+            widths = self._widened(widths, turn, finest, spent)
+            if np.array_equal(widths, before):
+                break
+        return widths
+
+    def _widened(self, widths: Ints, turn: list[int], step: int, spent: Callable[[Mask], float]) -> Ints:
+        """Each layer a step wider, in turn, as long as that fits; some that do not are passed over."""
+        wider = self.grid.wider(widths, step)
+        layers = [layer for layer in turn if wider[layer] > widths[layer]]
+        for _ in range(ROUNDS):
+            taken = _last(len(layers), partial(self._fits, spent, widths, wider, layers))
+            widths = _with(widths, wider, layers[:taken])
+            layers = layers[taken + 1 :]
+            if not layers:
+                break
         return widths
 
     def _fits(self, spent: Callable[[Mask], float], widths: Ints, wider: Ints, layers: list[int], count: int) -> bool:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-RIDGE = 0.01
+RIDGE = 1e-5
 """λ as a share of the mean variance."""
 SHARE = 64
 """One part in so many of the channels left is removed at a time."""

@@ -5,7 +5,7 @@
    in one sweep backwards: R(c) = Σ_o e(o, c) R(o); operands of an addition share by their variances.
 3. Within a layer the channels are eliminated one by one, each time the one whose loss, weighted by path mass, the
    others make up for best (``obs``).
-4. Across layers the next channel is the one with the least cost / (cost saved)^0.75.
+4. Across layers the next channel is the one with the least cost / (cost saved)^γ, γ about 1.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from leanonnx.rules.call import Link
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-EXPONENT = 0.75
-"""How much of the cost saved counts."""
+EXPONENTS = (1.0, 0.75, 1.25)
+"""How much of the cost saved counts: what is tried, the first where nothing is."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,9 @@ def _shares(dag: ChannelDag, statistics: Statistics) -> Callable[[int, Link], Fl
 
 
 def elimination(
-    dag: ChannelDag, statistics: Statistics, classes: Ints, layers: Ints, rate: Rate
-) -> tuple[Ints, Floats]:
-    """The classes in the order in which they are removed, pinned ones last, and the path mass of each class.
+    dag: ChannelDag, statistics: Statistics, classes: Ints, layers: Ints, rate: Rate, exponent: float
+) -> Ints:
+    """The classes in the order in which they are removed, pinned ones last.
 
     Args:
         dag: the network.
@@ -129,6 +129,7 @@ def elimination(
         classes: class of each label [labels].
         layers: layer of each class [classes].
         rate: what a kernel costs.
+        exponent: how much of the cost saved counts.
     """
     blocks = reads(dag, statistics)
     mass = masses(dag, statistics, blocks)
@@ -142,12 +143,10 @@ def elimination(
         members = np.flatnonzero((layers == layer) & ~pinned)
         if members.size:
             sequences[int(layer)] = _sequence(members, gathered, classes)
-    order = _merged(sequences, _Savings(dag, classes, rate))
+    order = _merged(sequences, _Savings(dag, classes, rate), exponent)
     order = _after_readers(dag, classes, order)
     rest = np.setdiff1d(np.arange(layers.size), order)
-    total = np.zeros(layers.size)
-    np.add.at(total, classes, mass)
-    return np.concatenate([order, rest]), total
+    return np.concatenate([order, rest])
 
 
 def _joined(blocks: list[_Read], classes: Ints, mass: Floats) -> list[tuple[Ints, Floats, Floats]]:
@@ -226,8 +225,8 @@ class _Savings:
             self.columns[index] -= columns
 
 
-def _merged(sequences: Mapping[int, tuple[Ints, Floats]], savings: _Savings) -> Ints:
-    """One order for all layers: next the class with the least cost / saved^0.75, each layer in its own order.
+def _merged(sequences: Mapping[int, tuple[Ints, Floats]], savings: _Savings, exponent: float) -> Ints:
+    """One order for all layers: next the class with the least cost / saved^γ, each layer in its own order.
 
     Savings only fall, so a key that is recomputed and still the least is right.
     """
@@ -235,7 +234,7 @@ def _merged(sequences: Mapping[int, tuple[Ints, Floats]], savings: _Savings) -> 
     def key(layer: int) -> float:
         order, costs = sequences[layer]
         saved = savings.saved(int(order[position[layer]]))
-        return float(costs[position[layer]]) / saved**EXPONENT if saved > 0 else np.inf
+        return float(costs[position[layer]]) / saved**exponent if saved > 0 else np.inf
 
     position = dict.fromkeys(sequences, 0)
     heap = [(key(layer), layer) for layer in sequences]

@@ -259,9 +259,10 @@ def _request(dag: ChannelDag, options: Options, target: Target) -> Request:
 
 def _alignment(options: Options, target: Target) -> Alignment:
     """The widths that were asked for, or those that the target runs well; finer ones where accuracy can be had back."""
+    parts = PARTS if options.calib else 0
     if options.align is not None:
-        return Alignment(options.align)
-    return Alignment(target.block, target.multiple, PARTS if options.calib else 0)
+        return Alignment(options.align, 1, parts)
+    return Alignment(target.block, target.multiple, parts)
 
 
 def _not_faster(trial: Trial) -> str:

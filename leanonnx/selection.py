@@ -36,7 +36,8 @@ class Budget:
 class Request:
     """What is asked of a selection; ``pinned`` holds labels, ``ignored`` node indices.
 
-    ``statistics`` of the activations, where real inputs were given; ``rate``: what a kernel costs (None: one).
+    ``statistics`` of the activations, where real inputs were given; ``rate``: what a kernel costs (None: one),
+    ``exponent`` how much of that counts.
     """
 
     budget: Budget
@@ -49,6 +50,7 @@ class Request:
     alignment: Alignment = NATURAL
     statistics: Statistics | None = None
     rate: Rate | None = None
+    exponent: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Selector:
         """The ranking, ready to be cut off."""
         request = self.request
         rate = request.rate or RATES.get(request.budget.unit, by_kernels)
-        weights = Weights(self.dag, request.ignored, request.statistics, rate)
+        weights = Weights(self.dag, request.ignored, request.statistics, rate, request.exponent)
 
         def enough(ranking: Ranking) -> bool:
             keeper = Keeper(weights, ranking, request.pinned, NATURAL)

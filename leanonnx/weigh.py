@@ -23,13 +23,15 @@ from leanonnx.rules.call import Link, Mix
 class Weights:
     """The weighted channel DAG, computed when first asked for; kernels of ``ignored`` nodes are not counted.
 
-    ``statistics`` of its activations, where there are any; ``rate``: what a kernel costs in the unit of the budget.
+    ``statistics`` of its activations, where there are any; ``rate``: what a kernel costs in the unit of the budget, ``exponent``
+    how much of that counts.
     """
 
     dag: ChannelDag
     ignored: frozenset[int] = frozenset()
     statistics: Statistics | None = None
     rate: Rate = by_kernels
+    exponent: float = 1.0
 
     @cached_property
     def blocks(self) -> list[Block]:

@@ -72,7 +72,7 @@ class Pair:
         """Which rows of a run are held out [rows]."""
         if self.split:
             return np.full(rows, run.held)
-        return np.asarray(rng.permutation(rows) % EVERY == 0)
+        return np.asarray((rng.permutation(rows) + run.index) % EVERY == 0)
 
 
 def mirrored(feed: Feed) -> Feed | None:

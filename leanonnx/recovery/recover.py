@@ -218,6 +218,8 @@ def _judged(
     place: Place, flat: Floats, bias: Floats, seed: int, collected: tuple[Kind, Kind, Kind]
 ) -> tuple[Fit, float, float]:
     plain, mirror, held = collected
+    if not plain.rows or not held.rows:
+        return Fit(flat, bias, 0.0), 0.0, 0.0
     starts = [Fit(flat, bias, held.error(flat, bias))]
     fold = folded(place, seed) if place.layer.free_bias else None
     if fold is not None:
