@@ -103,7 +103,7 @@ def _compared(
     if (errors > bound).any():
         first, unmasked = wanted, _outputs(original, model, behind, feeds, optimise=False)
         wanted, found = (_outputs(side, model, behind, feeds, optimise=False) for side in (reference, candidate))
-        moved = _outputs(reference, model, behind, [_shaken(feed) for feed in feeds], optimise=False)
+        moved = _outputs(reference, model, behind, [shaken(feed) for feed in feeds], optimise=False)
         errors = _errors(wanted, found, unmasked)
         noise = NOISE * np.maximum(_errors(wanted, moved, unmasked), _errors(wanted, first, unmasked))
         limits = np.where(noise <= WIDEST, np.maximum(noise, bound), np.nan)
@@ -138,13 +138,17 @@ def _errors(wanted: Runs, found: Runs, original: Runs | None = None) -> Array:
     An output that is almost nothing on one input (a saturated sigmoid) is measured on the scale that it has on other
     inputs, or in the original.
     """
-    known = wanted + (original or [])
-    floors = [FLOOR * max(_norm(row[k]) for row in known) for k in range(len(wanted[0]))]
+    floors = scales(wanted + (original or []))
     rows = [
         [relative(a, b, floor) for a, b, floor in zip(w, f, floors, strict=True)]
         for w, f in zip(wanted, found, strict=True)
     ]
     return np.array(rows).reshape(len(wanted), -1)
+
+
+def scales(known: Runs) -> list[float]:
+    """For each output: what its norm on one input is taken for at least."""
+    return [FLOOR * max(_norm(row[k]) for row in known) for k in range(len(known[0]))]
 
 
 def _norm(value: Array) -> float:
@@ -190,7 +194,7 @@ def _tapped(source: Source, names: list[str]) -> onnx.ModelProto:
     return proto
 
 
-def _shaken(feed: Feed) -> Feed:
+def shaken(feed: Feed) -> Feed:
     """The same inputs, floats moved by one unit in the last place."""
     return {
         name: np.nextafter(value, np.asarray(np.inf, value.dtype)) if value.dtype.kind == "f" else value

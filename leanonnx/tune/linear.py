@@ -86,10 +86,9 @@ def _cut(call: Call, sizes: list[int], full: list[int], strides: list[int]) -> l
     if shape is None and auto in ("NOTSET", "VALID"):
         return list(call.attr("pads", [0] * (2 * len(sizes)))) if auto == "NOTSET" else [0] * (2 * len(sizes))
     wanted = list(shape)[-len(sizes) :] if shape else [n * s for n, s in zip(sizes, strides, strict=True)]
-    totals = [max(n - w, 0) for n, w in zip(full, wanted, strict=True)]
-    halves = [t // 2 for t in totals]
-    rest = [t - h for t, h in zip(totals, halves, strict=True)]
-    return halves + rest if auto == "SAME_UPPER" else rest + halves
+    totals = [n - w for n, w in zip(full, wanted, strict=True)]
+    begins = [max(t // 2 if auto == "SAME_UPPER" else t - t // 2, 0) for t in totals]
+    return begins + [t - b for t, b in zip(totals, begins, strict=True)]
 
 
 def activated(call: Call, value: Tensor) -> Tensor:
