@@ -67,12 +67,12 @@ def temporary_beside(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def publish(draft: Path, target: Path, plan: Plan, plan_out: Path | None) -> int:
-    """Rename the proven files into place, the model last; returns their size in bytes."""
+def publish(draft: Path, target: Path, plan: Plan | None = None, plan_out: Path | None = None) -> int:
+    """Rename the proven files into place, the model last and its plan where asked; returns their size in bytes."""
     staged = [(data_file(draft), data_file(target))] if data_file(draft).exists() else []
     size = draft.stat().st_size + sum(file.stat().st_size for file, _ in staged)
     with ExitStack() as stack:
-        if plan_out is not None:
+        if plan is not None and plan_out is not None:
             folder = stack.enter_context(temporary_beside(plan_out))
             (folder / plan_out.name).write_text(plan.text())
             staged.append((folder / plan_out.name, plan_out))

@@ -10,6 +10,7 @@ import typer
 from leanonnx.cli.bench import bench
 from leanonnx.cli.calibrate import calibrate_device
 from leanonnx.cli.compress import compress
+from leanonnx.cli.finetune import finetune
 from leanonnx.cli.inspect import inspect
 from leanonnx.cli.terminal import claim_stdout, clean_up_when_stopped
 from leanonnx.version import __version__
@@ -25,6 +26,7 @@ app.command()(compress)
 app.command()(inspect)
 app.command()(bench)
 app.command()(calibrate_device)
+app.command()(finetune)
 
 
 def _version(wanted: bool) -> None:

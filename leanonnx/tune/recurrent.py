@@ -64,9 +64,7 @@ def _one_way(
     return torch.stack(found[::-1] if backwards else found), states
 
 
-def _lstm(
-    call: Call, side: int, again: Tensor, bias: Tensor, functions: list[Callable[[Tensor], Tensor]]
-) -> Step:
+def _lstm(call: Call, side: int, again: Tensor, bias: Tensor, functions: list[Callable[[Tensor], Tensor]]) -> Step:
     f, g, h = functions
     peep = call.x(7)[side].chunk(3) if call.has(7) else None
     if call.attr("input_forget", 0):
@@ -84,9 +82,7 @@ def _lstm(
     return step
 
 
-def _gru(
-    call: Call, side: int, again: Tensor, bias: Tensor, functions: list[Callable[[Tensor], Tensor]]
-) -> Step:
+def _gru(call: Call, side: int, again: Tensor, bias: Tensor, functions: list[Callable[[Tensor], Tensor]]) -> Step:
     f, g = functions
     gates, candidate = again.split([2 * again.shape[1], again.shape[1]])
     gate_bias, own_bias = bias.split([2 * again.shape[1], again.shape[1]])
@@ -102,9 +98,7 @@ def _gru(
     return step
 
 
-def _rnn(
-    call: Call, side: int, again: Tensor, bias: Tensor, functions: list[Callable[[Tensor], Tensor]]
-) -> Step:
+def _rnn(call: Call, side: int, again: Tensor, bias: Tensor, functions: list[Callable[[Tensor], Tensor]]) -> Step:
     return lambda fed, states: (functions[0](fed + states[0] @ again.T + bias),)
 
 

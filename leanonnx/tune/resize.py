@@ -125,8 +125,8 @@ def _rounded(call: Call, at: Floats, scale: float) -> Floats:
     if mode == "ceil":
         return np.ceil(at)
     if mode == "round_prefer_ceil":
-        return np.floor(at + np.float32(0.5))
-    return np.ceil(at - np.float32(0.5))
+        return np.asarray(np.floor(at + np.float32(0.5)))
+    return np.asarray(np.ceil(at - np.float32(0.5)))
 
 
 RESIZE: dict[tuple[str, str], Operator] = {("", "Resize"): resize, ("", "Upsample"): resize}

@@ -85,5 +85,7 @@ def round_trip(model: Model, proto: onnx.ModelProto, network: Network, feeds: Se
 def _errors(wanted: list[list[Array]], found: list[list[Array]]) -> Array:
     """Relative error of each output [inputs, outputs]."""
     floors = scales(wanted)
-    rows = [[relative(a, b, f) for a, b, f in zip(w, g, floors, strict=True)] for w, g in zip(wanted, found, strict=True)]
+    rows = [
+        [relative(a, b, f) for a, b, f in zip(w, g, floors, strict=True)] for w, g in zip(wanted, found, strict=True)
+    ]
     return np.array(rows).reshape(len(wanted), -1)

@@ -1,0 +1,76 @@
+"""Flips and shifts of images, the same for all images of a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from leanonnx.tune.batching import Batch
+from leanonnx.tune.call import Tensor
+
+CHANNELS = (1, 3, 4)
+SHIFT = 4
+"""Pixels by which an image is moved at most."""
+SMALLEST = 8
+"""Pixels of an image's shorter side from which on it is moved at all, by an eighth of it at most."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """The inputs that are images, all of one size, and their axes of height and width in a batch."""
+
+    names: tuple[str, ...]
+    height: int
+    width: int
+
+
+def images_of(shapes: Mapping[str, tuple[int, ...]]) -> Images | None:
+    """The inputs [n, channels, height, width] or [n, height, width, channels]; None if there are none of one size."""
+    found = {name: _axes(shape) for name, shape in shapes.items() if _axes(shape)}
+    sizes = {tuple(shapes[name][axis] for axis in axes) for name, axes in found.items()}
+    if len(sizes) != 1 or len(set(found.values())) != 1 or min(min(size) for size in sizes) < SMALLEST:
+        return None
+    height, width = next(iter(found.values()))
+    return Images(tuple(sorted(found)), height + 1, width + 1)
+
+
+def _axes(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Axes of height and width; none for what is no image."""
+    if len(shape) != 4:
+        return ()
+    if shape[1] in CHANNELS:
+        return 2, 3
+    return (1, 2) if shape[3] in CHANNELS else ()
+
+
+def augmented(batch: Batch, images: Images, rng: np.random.Generator) -> Batch:
+    """Half of the samples flipped from left to right, all shifted; the border mirrors what is inside."""
+    count = len(batch[images.names[0]])
+    flips = rng.random(count) < 0.5
+    sides = [batch[images.names[0]].shape[axis] for axis in (images.height, images.width)]
+    reach = [min(SHIFT, side // SMALLEST) for side in sides]
+    shifts = [rng.integers(-r, r + 1, count) for r in reach]
+    result = dict(batch)
+    for name in images.names:
+        rows = [
+            _moved(value, images, bool(flip), (int(down), int(right)))
+            for value, flip, down, right in zip(batch[name], flips, *shifts, strict=True)
+        ]
+        result[name] = torch.stack(rows)
+    return result
+
+
+def _moved(value: Tensor, images: Images, flip: bool, shift: tuple[int, int]) -> Tensor:
+    """One sample [n, ...]."""
+    for axis, by in ((images.height - 1, shift[0]), (images.width - 1, shift[1])):
+        turned = flip and axis == images.width - 1
+        if not by and not turned:
+            continue
+        size = value.shape[axis]
+        places = np.pad(np.arange(size), abs(by), mode="reflect")[abs(by) + by :][:size]
+        places = places[::-1] if turned else places
+        value = value.index_select(axis, torch.from_numpy(places.copy()).to(value.device))
+    return value
