@@ -1,4 +1,4 @@
-"""Flips and shifts of images, the same for all images of a sample."""
+"""Flips, shifts and blends of images, the same for all images of a sample."""
 
 from __future__ import annotations
 
@@ -60,6 +60,23 @@ def augmented(batch: Batch, images: Images, rng: np.random.Generator) -> Batch:
             for value, flip, down, right in zip(batch[name], flips, *shifts, strict=True)
         ]
         result[name] = torch.stack(rows)
+    return result
+
+
+def blended(batch: Batch, images: Images, rng: np.random.Generator) -> Batch:
+    """Each sample mixed with a smaller share of another one, for a teacher to tell what that is.
+
+    Few samples last longer so (mixup, Zhang et al. 2018, arXiv 1710.09412; with a teacher in place of labels, Beyer et
+    al. 2022, arXiv 2106.05237).
+    """
+    count = len(batch[images.names[0]])
+    others, shares = rng.permutation(count), rng.uniform(0.5, 1, count).astype(np.float32)
+    result = dict(batch)
+    for name in images.names:
+        value = batch[name]
+        if value.is_floating_point():
+            share = torch.from_numpy(shares).to(value.device).reshape(-1, *[1] * (value.ndim - 1))
+            result[name] = share * value + (1 - share) * value[torch.from_numpy(others).to(value.device)]
     return result
 
 

@@ -222,12 +222,12 @@ def _school(
 ) -> Lesson:
     """Learning from the original."""
     ours, theirs = (
-        {v.name: v.SerializeToString() for v in (*m.inputs, *m.proto.graph.output)} for m in (pupil.model, base)
+        {v.name: v.type.tensor_type.elem_type for v in (*m.inputs, *m.proto.graph.output)} for m in (pupil.model, base)
     )
-    if ours.keys() != theirs.keys():
+    if ours != theirs:
         raise OptionError(
-            f"--teacher {base.path}: its inputs and outputs are not those of {pupil.model.path}; give the original "
-            "that was compressed"
+            f"--teacher {base.path}: its inputs and outputs, or their types, are not those of {pupil.model.path}; give "
+            "the original that was compressed"
         )
     seen = observe(base, {name: value.shape for name, value in pupil.feeds[0].items()}).shapes
     targets = common_targets(base, pupil.model, pupil.shapes, seen)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from leanonnx.errors import DataError, OptionError
 from leanonnx.model import Model
 from leanonnx.runtime.sessions import Array
-from leanonnx.tune.augment import Images, augmented
+from leanonnx.tune.augment import Images, augmented, blended
 from leanonnx.tune.batching import Batch
 from leanonnx.tune.call import Tensor
 from leanonnx.tune.losses import cross_entropy, school, spread
@@ -49,7 +49,8 @@ def school_lesson(targets: Sequence[Target], teacher: Teacher, known: Sequence[B
     scales = {name: spread(value) for name, value in zip(names, pooled, strict=True)}
 
     def prepare(batch: Batch, labels: Tensor | None, rng: np.random.Generator, training: bool) -> tuple[Batch, Any]:
-        batch = augmented(batch, images, rng) if training and images else batch
+        if training and images:
+            batch = blended(augmented(batch, images, rng), images, rng)
         with torch.no_grad():
             return batch, teacher(batch, names)
 
@@ -151,9 +152,9 @@ def noise2self_lesson(
 def _mask(value: Tensor, axes: tuple[int, int], rng: np.random.Generator) -> Tensor:
     """One pixel of each block, at a random place in the blocks of each sample."""
     count = value.shape[0]
-    found = torch.ones([count] + [1] * (value.ndim - 1), dtype=torch.bool)
+    found = torch.ones([], dtype=torch.bool)
     for axis in axes:
-        places = torch.from_numpy(rng.integers(0, GRID, count)).reshape(found.shape)
+        places = torch.from_numpy(rng.integers(0, GRID, count)).reshape(-1, *[1] * (value.ndim - 1))
         line = torch.arange(value.shape[axis]).reshape([-1 if k == axis else 1 for k in range(value.ndim)])
         found = found & (line % GRID == places)
     return found.to(value.device)

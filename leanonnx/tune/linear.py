@@ -98,7 +98,8 @@ def activated(call: Call, value: Tensor) -> Tensor:
         return value
     if name not in ACTIVATIONS:
         raise call.refused(f"its activation is {name}")
-    return ACTIVATIONS[name](value, *call.attr("activation_params", []))
+    named = [call.attr(f"activation_{key}") for key in ("alpha", "beta")]
+    return ACTIVATIONS[name](value, *call.attr("activation_params", [n for n in named if n is not None]))
 
 
 def fused_conv(call: Call) -> Tensor:

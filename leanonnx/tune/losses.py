@@ -12,7 +12,7 @@ from leanonnx.tune.targets import Target
 
 TEMPERATURE = 4.0
 """By which logits are divided, so that small probabilities are taught too (Hinton et al. 2015, arXiv 1503.02531)."""
-CLASSES = 1.0
+CLASSES = 0.1
 """Weight of the divergence of probabilities beside the squared error of logits."""
 INNER = 0.1
 """Weight of all tensors within the networks together."""

@@ -25,7 +25,7 @@ from leanonnx.tune.operators import OPERATORS
 Values = dict[str, Tensor]
 Feed = Mapping[str, Tensor]
 BRANCHES = ("then_branch", "else_branch")
-QUANTISED = ("quantise", "the network computes in integers; finetune the float network and quantise that")
+QUANTISED = "the network computes in integers (finetune the float network, then quantise it)"
 
 
 @dataclass(frozen=True)
@@ -173,9 +173,8 @@ def _step(node: onnx.NodeProto, operators: Operators) -> Step:
         graphs = {a.name: _planned(a.g, operators) for a in node.attribute if a.name in BRANCHES}
         return Step(node, None, {}, graphs)
     if key not in operators:
-        kind, why = QUANTISED
-        quantised = kind[:7] in node.op_type.lower() or node.op_type.startswith(("QLinear", "Quant", "QGemm"))
-        raise refusal(node, why if quantised else "the operator is not covered")
+        quantised = "uantize" in node.op_type or node.op_type.startswith("Q") or "Integer" in node.op_type
+        raise refusal(node, QUANTISED if quantised else "the operator is not covered")
     return Step(node, operators[key], {a.name: _value(a) for a in node.attribute})
 
 

@@ -77,7 +77,7 @@ def _skipped(call: Call, bias: int) -> Tensor:
 def skip_layer_norm(call: Call) -> tuple[Tensor | None, ...]:
     """Sum of two tensors and a bias, normalised; the sum is the fourth output."""
     added = _skipped(call, 4)
-    found, mean, factor = _standardised(added, [added.ndim - 1], call.attr("epsilon", 1e-5))
+    found, mean, factor = _standardised(added, [added.ndim - 1], call.attr("epsilon", 1e-12))
     beta = call.get(3)
     found = found * call.x(2)
     return (found if beta is None else found + beta), mean, factor, added
@@ -98,11 +98,11 @@ def local_response(call: Call) -> Tensor:
 
 
 def mean_variance(call: Call) -> Tensor:
-    """Standardised over some axes."""
+    """Standardised over some axes, the variance as ONNX defines it: mean of squares less square of the mean."""
     x, axes = call.x(), call.attr("axes", [0, 2, 3])
     mean = x.mean(dim=axes, keepdim=True)
-    deviation = (x - mean).square().mean(dim=axes, keepdim=True).sqrt()
-    return (x - mean) / (deviation + 1e-9)
+    variance = x.square().mean(dim=axes, keepdim=True) - mean.square()
+    return (x - mean) / (variance.sqrt() + 1e-9)
 
 
 def lp_norm(call: Call) -> Tensor:

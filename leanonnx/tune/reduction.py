@@ -36,10 +36,10 @@ REDUCTIONS: dict[str, Reduce] = {
 def _reduced(function: Reduce) -> Operator:
     def run(call: Call) -> Tensor:
         x, axes = call.x(), call.either("axes", 1)
-        if not axes and call.attr("noop_with_empty_axes", 0):
-            return x
+        if not x.ndim or (not axes and call.attr("noop_with_empty_axes", 0)):
+            return function(x.unsqueeze(-1), [x.ndim], False)
         axes = [axis % x.ndim for axis in axes] if axes else list(range(x.ndim))
-        return function(x, axes, bool(call.attr("keepdims", 1))) if axes else x
+        return function(x, axes, bool(call.attr("keepdims", 1)))
 
     return run
 

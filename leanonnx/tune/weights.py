@@ -100,10 +100,11 @@ def put_back(proto: onnx.ModelProto, values: Mapping[str, Array]) -> onnx.ModelP
 
 
 def _fill(tensor: onnx.TensorProto, value: Array) -> None:
-    """New numbers in a tensor, which keeps its name, type, shape and doc string."""
-    fresh = numpy_helper.from_array(rounded(value, tensor.data_type).reshape(tuple(tensor.dims)), tensor.name)
-    fresh.doc_string = tensor.doc_string
-    tensor.CopyFrom(fresh)
+    """New numbers in a tensor; all else about it stays."""
+    fresh = numpy_helper.from_array(rounded(value, tensor.data_type).reshape(tuple(tensor.dims)))
+    for field in ("float_data", "int32_data", "double_data"):
+        tensor.ClearField(field)
+    tensor.raw_data = fresh.raw_data
 
 
 def rounded(value: Array, kind: int) -> Array:

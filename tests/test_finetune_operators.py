@@ -1,0 +1,115 @@
+"""Every operator that torch runs gives what onnxruntime gives; every other one is refused by name."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed: pip install 'leanonnx[finetune]'")
+
+from leanonnx.errors import ModelError
+from leanonnx.model import Model, load
+from leanonnx.proof import inputs_for
+from leanonnx.runtime.observation import observe
+from leanonnx.runtime.sessions import RunFailed, run
+from leanonnx.tune.module import Network
+from leanonnx.tune.operators import OPERATORS
+from leanonnx.tune.trip import round_trip
+from leanonnx.tune.weights import trainable
+from tests.rules.case import Case
+from tests.rules.harness import sampled, seeded
+from tests.rules.table import CASES
+from tests.test_zoo import MODELS
+
+SEEDS = 2
+REFUSED = {
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"), "quantise"),
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QLinearAdd", "QLinearMul", "QLinearConcat", "QGemm"), "quantise"),
+    **dict.fromkeys(("QLinearSigmoid", "QLinearLeakyRelu", "QLinearGlobalAveragePool"), "quantise"),
+    **dict.fromkeys(("QLinearAveragePool", "ConvInteger", "MatMulInteger"), "quantise"),
+    **dict.fromkeys(("DeformConv", "MaxRoiPool", "RoiAlign"), "not covered"),
+}
+"""Operators that are refused in each form, and what the message says."""
+PARTLY = {
+    "FusedMatMul": "turns its batch axes",
+    "BatchNormalization": "training mode",
+    "MaxPool": "where the largest values stand",
+}
+"""Operators that are refused in some forms."""
+
+
+@contextmanager
+def loaded(proto: onnx.ModelProto) -> Iterator[Model]:
+    with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+        file.write(proto.SerializeToString())
+        file.flush()
+        yield load(Path(file.name))
+
+
+def agreement(model: Model) -> float | None:
+    """Relative error of torch; None where onnxruntime does not run the model, or puts out nothing to compare."""
+    try:
+        shapes = observe(model, {}).shapes
+        feeds = inputs_for(model, shapes)[:2]  # large numbers leave little of a variance
+        run(model.proto, feeds, optimise=False)
+    except (ModelError, RunFailed):
+        return None
+    return round_trip(model, model.proto, Network(model, trainable(model)).eval(), feeds).error
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.op)
+def test_operators_give_what_onnxruntime_gives(case: Case) -> None:
+    ran = refused = 0
+    for form in (*case.forms, *case.refusals):
+        for seed in range(SEEDS):
+            with loaded(sampled(form, seeded(seed)).proto) as model:
+                try:
+                    ran += agreement(model) is not None
+                except ModelError as error:
+                    refused += 1
+                    assert "node '" in str(error)
+                    assert (REFUSED | PARTLY)[case.op] in str(error)
+    assert (ran == 0) == (case.op in REFUSED)
+    assert (refused > 0) == (case.op in REFUSED or case.op in PARTLY)
+
+
+def test_every_operator_of_the_table_is_tried() -> None:
+    names = {case.op for case in CASES}
+    zoo = {"AffineGrid", "OneHot", "If"}
+    tried = {node for _, node in OPERATORS if node in names | zoo}
+    untried = {node for _, node in OPERATORS} - tried
+    assert untried == {
+        "BitShift",
+        "EyeLike",
+        "NonZero",
+        "FastGelu",
+        "Range",
+        "ConstantOfShape",
+        "SimplifiedLayerNormalization",
+    }
+
+
+QUANTISED = {"cifar_resnet_4b_int8_qdq", "cifar_resnet_4b_int8_qop"}
+UNLOADABLE = {"lprnet", "espcn_x3_nnresize_quant"}
+LONG = {"seis_eqt": (6144, 3), "seis_unet": (6144, 3)}
+"""Records of seismometers: at any shorter length nothing but rounding is left of random inputs."""
+
+
+@pytest.mark.parametrize("path", sorted(MODELS.glob("*.onnx")), ids=lambda path: path.stem)
+def test_real_networks_make_the_round_trip(path: Path) -> None:
+    if path.stem in UNLOADABLE:
+        pytest.skip("the checker or onnxruntime does not take the file")
+    model = load(path)
+    if path.stem in QUANTISED:
+        with pytest.raises(ModelError, match="cannot be run in torch"):
+            Network(model, trainable(model))
+        return
+    given = {"wave": LONG[path.stem]} if path.stem in LONG else {}
+    feeds = inputs_for(model, observe(model, given).shapes)
+    network = Network(model, trainable(model)).eval()
+    assert round_trip(model, model.proto, network, feeds).error < 3e-2
