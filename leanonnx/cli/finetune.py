@@ -37,6 +37,10 @@ Samples = Annotated[
     ),
 ]
 Teacher = Annotated[Path | None, typer.Option(metavar="BASE", help="The original, which school learns from.")]
+Epochs = Annotated[
+    int | None,
+    typer.Option(min=1, help="Times to go through the data; by default, as many as make 15,000 steps, 5 to 600."),
+]
 Minutes = Annotated[float | None, typer.Option(help="Train no longer than this.")]
 Patience = Annotated[
     int | None, typer.Option(min=1, help="Stop after so many epochs without gain on the held-out samples.")
@@ -71,7 +75,7 @@ def finetune(
     strategy: Annotated[
         Strategy, typer.Option(help="Learn from the original, from labels in the data, or from noisy images.")
     ] = "school",
-    epochs: Annotated[int, typer.Option(min=1, help="Times to go through the data.")] = 100,
+    epochs: Epochs = None,
     minutes: Minutes = None,
     patience: Patience = None,
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,

@@ -136,7 +136,7 @@ class Network(torch.nn.Module):  # type: ignore[misc] # torch is not seen by the
 
     def _called(self, step: Step, values: Values) -> Sequence[Tensor | None]:
         assert step.operator is not None
-        inputs = tuple(values[name] if name else None for name in step.node.input)
+        inputs = _near(tuple(values[name] if name else None for name in step.node.input))
         try:
             found = step.operator(Call(step.node, self.opset, step.attributes, inputs))
         except (LeanOnnxError, torch.OutOfMemoryError):
@@ -153,6 +153,14 @@ class Network(torch.nn.Module):  # type: ignore[misc] # torch is not seen by the
         for child in plan.steps:
             self._run(child, inner)
         return [inner[name] for name in plan.outputs]
+
+
+def _near(inputs: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """Inputs of a node: floats that were made from shapes, on the CPU, are moved to where its other inputs are."""
+    device = next((value.device for value in inputs if value is not None and value.device.type != "cpu"), None)
+    if device is None:
+        return inputs
+    return tuple(v if v is None or not v.is_floating_point() else v.to(device) for v in inputs)
 
 
 def _planned(graph: onnx.GraphProto, operators: Operators) -> Plan:

@@ -16,6 +16,7 @@ from leanonnx.tune.batching import Batch, batched
 from leanonnx.tune.call import Tensor
 from leanonnx.tune.lessons import Teacher
 from leanonnx.tune.module import Network
+from leanonnx.tune.trip import to_torch
 
 
 def teacher_of(model: Model, feeds: Sequence[Feed], names: tuple[str, ...], device: str) -> tuple[Teacher, str]:
@@ -31,7 +32,7 @@ def teacher_of(model: Model, feeds: Sequence[Feed], names: tuple[str, ...], devi
         network = Network(model, ()).eval()
         taught = batched(network, feeds, names)
         with torch.no_grad():
-            network({name: torch.from_numpy(np.asarray(value)) for name, value in feeds[0].items()}, names)
+            network(to_torch(feeds[0]), names)
     except ModelError as error:
         return _by_onnxruntime(model, device), f"the teacher runs in onnxruntime, sample by sample: {error}"
     network.place(device)

@@ -28,13 +28,21 @@ LEAST_RATE = 0.01
 STEEPEST = 5.0
 """Norm to which gradients are cut."""
 HELD_OUT_SEED = 0x1EA7
+ENOUGH = 15000
+"""Steps of a training whose number of epochs is not given."""
+FEWEST, MOST = 5, 600
+"""Epochs of a training whose number of epochs is not given, at least and at most."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train; ``minutes``: the longest it may take; ``patience``: epochs without any gain before it ends."""
+    """How to train.
 
-    epochs: int = 60
+    ``epochs``: None for as many as make ``ENOUGH`` steps; ``rate``: the highest learning rate; ``minutes``: the longest
+    it may take; ``patience``: epochs without any gain before it ends.
+    """
+
+    epochs: int | None = None
     rate: float = 2e-3
     batch: int = 32
     minutes: float | None = None
@@ -87,13 +95,19 @@ class _Run:
 
     def rate(self, step: int) -> float:
         """Learning rate: linear warm-up, then half a cosine; by time where that runs out first."""
-        share = step / max(self.settings.epochs * self.steps, 1)
+        share = step / max(self.epochs * self.steps, 1)
         if self.settings.minutes is not None:
             share = max(share, min(self.elapsed / (60 * self.settings.minutes), 1.0))
         if share < WARM_UP:
             return self.settings.rate * (share / WARM_UP + 1 / max(self.steps, 1)) / (1 + 1 / max(self.steps, 1))
         turn = math.pi * (share - WARM_UP) / (1 - WARM_UP)
         return self.settings.rate * (LEAST_RATE + (1 - LEAST_RATE) * (1 + math.cos(turn)) / 2)
+
+    @property
+    def epochs(self) -> int:
+        """Times to go through the data."""
+        given = self.settings.epochs
+        return min(max(-(-ENOUGH // self.steps), FEWEST), MOST) if given is None else given
 
     @property
     def steps(self) -> int:
@@ -221,7 +235,7 @@ def train(
     else:
         state = work.checkpoint(run, 0, None, work.held_out(kinds), math.nan)
     resumed = state.epoch
-    while state.epoch < settings.epochs and not work.over:
+    while state.epoch < work.epochs and not work.over:
         if settings.patience is not None and state.stale >= settings.patience:
             break
         loss = work.epoch(state.epoch)
@@ -229,9 +243,9 @@ def train(
         if settings.checkpoint and world.leads:
             store(state, settings.checkpoint)
         progress(
-            f"epoch {state.epoch}/{settings.epochs}: loss {loss:.4g}, held out {state.history[-1][1]:.4g} "
+            f"epoch {state.epoch}/{work.epochs}: loss {loss:.4g}, held out {state.history[-1][1]:.4g} "
             f"(best {state.value:.4g}, input {state.history[0][1]:.4g})",
-            state.epoch / settings.epochs,
+            state.epoch / work.epochs,
         )
     best = dict(zip(student.network.names, [weight.numpy() for weight in state.best], strict=True))
     return Trained(

@@ -12,12 +12,14 @@ import torch
 from leanonnx.errors import ProofFailed
 from leanonnx.formats import OTHERS, fed_in_float32, float_kinds, in_float32
 from leanonnx.model import Model
-from leanonnx.proof import NOISE, WIDEST, relative, scales, shaken
+from leanonnx.proof import FLOOR, NOISE, WIDEST, relative, scales, shaken
 from leanonnx.runtime.sessions import Array, Feed, run
 from leanonnx.tune.module import Network
 
 BOUND = 1e-4
 """Relative L2 up to which two runs of the same float32 network are the same."""
+PROBABILITIES = {"Sigmoid", "HardSigmoid", "Softmax"}
+"""Operators whose output is on the scale of 1, however small it is."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,15 @@ def round_trip(model: Model, proto: onnx.ModelProto, network: Network, feeds: Se
     feeds = [fed_in_float32(feed, kinds) for feed in feeds] if kinds else list(feeds)
     wanted = run(proto, feeds, optimise=False, libraries=model.libraries)
     found = in_torch(network, feeds)
-    errors = _errors(wanted, found)
+    floors = _floors(proto, wanted)
+    errors = _errors(wanted, found, floors)
     bounds = np.full(errors.shape, BOUND)
     if (errors > BOUND).any():
         moved = run(proto, [shaken(feed) for feed in feeds], optimise=False, libraries=model.libraries)
         fused = run(proto, feeds, libraries=model.libraries)
-        noise = NOISE * np.maximum(_errors(wanted, moved), _errors(wanted, fused))
-        bounds = np.where((noise > WIDEST) & (errors > BOUND), np.nan, np.maximum(noise, BOUND))
+        noise = NOISE * np.maximum(_errors(wanted, moved, floors), _errors(wanted, fused, floors))
+        usual = np.where(noise > WIDEST, 0.0, noise).max(axis=0)
+        bounds = np.where((noise > WIDEST) & (errors > BOUND), np.nan, np.maximum(usual, BOUND))
     told = ~np.isnan(bounds)
     failed = (errors > bounds).any(axis=0) | ~told.any(axis=0)
     if failed.any():
@@ -82,10 +86,21 @@ def round_trip(model: Model, proto: onnx.ModelProto, network: Network, feeds: Se
     return RoundTrip(float(errors[told].max(initial=0.0)), float(np.nanmax(bounds, initial=BOUND)), len(feeds))
 
 
-def _errors(wanted: list[list[Array]], found: list[list[Array]]) -> Array:
+def _floors(proto: onnx.ModelProto, wanted: list[list[Array]]) -> list[float]:
+    """What the norm of each output is taken for at least.
+
+    Probabilities that are nearly 0 throughout have no digits that would tell: onnxruntime cuts its Sigmoid off.
+    """
+    makers = {name: node.op_type for node in proto.graph.node for name in node.output}
+    found = []
+    for k, (floor, value) in enumerate(zip(scales(wanted), proto.graph.output, strict=True)):
+        least = FLOOR * wanted[0][k].size ** 0.5 if makers.get(value.name) in PROBABILITIES else 0.0
+        found.append(max(floor, least))
+    return found
+
+
+def _errors(wanted: list[list[Array]], found: list[list[Array]], floors: list[float]) -> Array:
     """Relative error of each output [inputs, outputs]."""
-    floors = scales(wanted)
-    rows = [
-        [relative(a, b, f) for a, b, f in zip(w, g, floors, strict=True)] for w, g in zip(wanted, found, strict=True)
-    ]
+    pairs = zip(wanted, found, strict=True)
+    rows = [[relative(a, b, floor) for a, b, floor in zip(w, f, floors, strict=True)] for w, f in pairs]
     return np.array(rows).reshape(len(wanted), -1)
