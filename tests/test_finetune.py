@@ -27,6 +27,7 @@ from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import run
 from leanonnx.selection import Budget
 from leanonnx.tune import trip
+from leanonnx.tune.augment import augmented, images_of, mixed
 from leanonnx.tune.batching import batched
 from leanonnx.tune.driver import Options, finetune
 from leanonnx.tune.lessons import neighbours
@@ -232,6 +233,31 @@ def test_noise_is_removed_without_clean_images(tmp_path: Path) -> None:
     errors = [np.square(run(path, [{"x": noisy[held]}])[0][0] - clean[held]).mean() for path in (new, out)]
     assert errors[1] < 0.5 * errors[0]
     assert errors[1] < np.square(noisy[held] - clean[held]).mean()
+
+
+def test_images_are_mixed_in_shares_or_rectangles() -> None:
+    images = images_of({"x": (1, 3, 16, 16), "n": (1,)})
+    assert images is not None
+    value = torch.arange(6.0).reshape(6, 1, 1, 1, 1).expand(6, 1, 3, 16, 16).clone()
+    kinds = set()
+    for seed in range(6):
+        found = mixed({"x": value, "n": torch.zeros(6, 1)}, images, np.random.default_rng(seed))["x"]
+        whole = bool((found == found[:, :, :1, :1, :1]).all())
+        kinds.add("blend" if whole else "cut")
+        assert whole or set(found.unique().tolist()) <= set(range(6))
+        assert ((found - value).abs().flatten(1).mean(1) <= 0.6 * 5).all()
+    assert kinds == {"blend", "cut"}
+
+
+def test_images_are_flipped_and_shifted_alike() -> None:
+    images = images_of({"x": (1, 16, 16, 3), "z": (1, 16, 16, 1)})
+    assert images is not None
+    line = torch.arange(16.0).reshape(1, 1, 1, 16, 1).expand(8, 1, 16, 16, 3).clone()
+    found = augmented({"x": line, "z": line[..., :1].clone()}, images, np.random.default_rng(0))
+    assert (found["x"][..., :1] == found["z"]).all()
+    rows = found["x"][:, 0, 0, 4:12, 0]
+    steps = (rows[:, 1:] - rows[:, :-1])[:, 2:5]
+    assert {1.0, -1.0} == set(steps.reshape(-1).tolist())
 
 
 def test_neighbours_leave_the_pixel_out() -> None:

@@ -1,4 +1,4 @@
-"""Flips, shifts and blends of images, the same for all images of a sample."""
+"""Flips, shifts and mixtures of images, the same for all images of a sample."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from leanonnx.tune.batching import Batch
 from leanonnx.tune.call import Tensor
@@ -63,21 +64,48 @@ def augmented(batch: Batch, images: Images, rng: np.random.Generator) -> Batch:
     return result
 
 
-def blended(batch: Batch, images: Images, rng: np.random.Generator) -> Batch:
-    """Each sample mixed with a smaller share of another one, for a teacher to tell what that is.
+def mixed(batch: Batch, images: Images, rng: np.random.Generator) -> Batch:
+    """Each sample mixed with another one, for a teacher to tell what that is; few samples last longer so.
 
-    Few samples last longer so (mixup, Zhang et al. 2018, arXiv 1710.09412; with a teacher in place of labels, Beyer et
-    al. 2022, arXiv 2106.05237).
+    1. Half of the batches: blended with a smaller share of the other (mixup, Zhang et al. 2018, arXiv 1710.09412).
+    2. The other half: a rectangle taken from the other (CutMix, Yun et al. 2019, arXiv 1905.04899).
+
+    That a teacher can take the place of labels in this: Beyer et al. 2022, arXiv 2106.05237.
     """
-    count = len(batch[images.names[0]])
+    count, cut = len(batch[images.names[0]]), bool(rng.random() < 0.5)
     others, shares = rng.permutation(count), rng.uniform(0.5, 1, count).astype(np.float32)
+    corners = rng.random((2, 2, count))
     result = dict(batch)
     for name in images.names:
         value = batch[name]
-        if value.is_floating_point():
+        if not value.is_floating_point():
+            continue
+        other = value[torch.from_numpy(others).to(value.device)]
+        if cut:
+            result[name] = torch.where(_rectangles(value, images, corners), other, value)
+        else:
             share = torch.from_numpy(shares).to(value.device).reshape(-1, *[1] * (value.ndim - 1))
-            result[name] = share * value + (1 - share) * value[torch.from_numpy(others).to(value.device)]
+            result[name] = share * value + (1 - share) * other
     return result
+
+
+def _rectangles(value: Tensor, images: Images, corners: NDArray[np.float64]) -> Tensor:
+    """One rectangle in each sample, from a quarter to three quarters of each side long.
+
+    Args:
+        value: the samples.
+        images: their axes.
+        corners: numbers in [0, 1) that say how long and where [axis, length or place, batch].
+    """
+    inside = torch.ones([], dtype=torch.bool)
+    for axis, (long, place) in zip((images.height, images.width), corners, strict=True):
+        size = value.shape[axis]
+        length = np.floor((0.25 + 0.5 * long) * size)
+        start = np.floor(place * (size - length + 1))
+        line = torch.arange(size).reshape([-1 if k == axis else 1 for k in range(value.ndim)])
+        low, high = (torch.from_numpy(v).reshape(-1, *[1] * (value.ndim - 1)) for v in (start, start + length))
+        inside = inside & (line >= low) & (line < high)
+    return inside.to(value.device)
 
 
 def _moved(value: Tensor, images: Images, flip: bool, shift: tuple[int, int]) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from leanonnx.errors import DataError, OptionError
 from leanonnx.model import Model
 from leanonnx.runtime.sessions import Array
-from leanonnx.tune.augment import Images, augmented, blended
+from leanonnx.tune.augment import Images, augmented, mixed
 from leanonnx.tune.batching import Batch
 from leanonnx.tune.call import Tensor
 from leanonnx.tune.losses import cross_entropy, school, spread
@@ -50,7 +50,7 @@ def school_lesson(targets: Sequence[Target], teacher: Teacher, known: Sequence[B
 
     def prepare(batch: Batch, labels: Tensor | None, rng: np.random.Generator, training: bool) -> tuple[Batch, Any]:
         if training and images:
-            batch = blended(augmented(batch, images, rng), images, rng)
+            batch = mixed(augmented(batch, images, rng), images, rng)
         with torch.no_grad():
             return batch, teacher(batch, names)
 
