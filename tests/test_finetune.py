@@ -336,6 +336,55 @@ def test_constant_nodes_are_trained_and_statistics_are_not() -> None:
     assert (changed.constant("bias") == model.constant("bias")).all()
 
 
+def test_external_data_and_local_functions_stay_as_they_are(pair: dict[str, Path], tmp_path: Path) -> None:
+    outside = tmp_path / "outside.onnx"
+    onnx.save(classifier(4, 1), outside, save_as_external_data=True, size_threshold=64, location="weights.bin")
+    options = Options(settings=settings())
+    result = finetune(outside, pair["out"], pair["base"], pair["data"], options)
+    assert result is not None
+    assert result.trained.best_epoch
+    assert pair["out"].with_name("out.onnx.data").exists()
+    local = build(FUNCTION)
+    result = finetune(saved(local, tmp_path / "f.onnx"), pair["out"], pair["base"], pair["data"], options)
+    assert result is not None
+    assert result.trained.best_epoch
+    written = onnx.load(pair["out"])
+    assert list(written.functions) == list(local.functions)
+    assert list(written.graph.node) == list(local.graph.node)
+
+
+FUNCTION = """
+<ir_version: 8, opset_import: ["" : 17, "own" : 1]>
+g (float[1, 3, 8, 8] x) => (float[1, 5] y)
+<float[5, 192] w, float[5] b>
+{
+    h = own.head (x, w, b)
+    y = Identity (h)
+}
+<domain: "own", opset_import: ["" : 17]>
+head (x, w, b) => (h)
+{
+    f = Flatten (x)
+    h = Gemm <transB = 1> (f, w, b)
+}
+"""
+
+
+def test_steps_go_on_where_they_were_stopped(pair: dict[str, Path], tmp_path: Path) -> None:
+    schedule = Schedule(2, Compression(Budget("params", 0.25), align=1))
+
+    def tried(out: Path, **more: Any) -> None:
+        options = Options(settings=settings(epochs=2, **more))
+        finetune_in_steps(pair["base"], out, pair["base"], pair["data"], options, schedule)
+
+    kept, whole = tmp_path / "state.pt", tmp_path / "whole.onnx"
+    tried(whole)
+    tried(pair["out"], checkpoint=kept)
+    (tmp_path / "state.pt.step02").unlink()
+    tried(pair["out"], checkpoint=kept, resume=True)
+    assert pair["out"].read_bytes() == whole.read_bytes()
+
+
 def test_a_wrong_operator_is_caught_by_the_round_trip(pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     def off(network: Network, feeds: Any) -> Any:
         return [[value * 1.01 for value in row] for row in right(network, feeds)]
