@@ -138,6 +138,32 @@ def test_patience_ends_a_training_without_gain(pair: dict[str, Path]) -> None:
     assert len(result.trained.history) == 2
 
 
+def test_a_teacher_that_torch_cannot_run_teaches_all_the_same(pair: dict[str, Path]) -> None:
+    base = build(CLASSIFIER.replace("WIDTH", "12").replace("OUT", "Identity").replace("Relu (c1)", "Relu (q1)"))
+    reshape = next(t for t in base.graph.initializer if t.name == "shape")
+    reshape.CopyFrom(numpy_helper.from_array(np.array([1, 12]), "shape"))
+    scale, zero = (numpy_helper.from_array(np.array(v, k), n) for v, k, n in ((0.05, "f4", "s"), (128, "u1", "z")))
+    base.graph.initializer.extend([scale, zero])
+    quantised = onnx.helper.make_node("QuantizeLinear", ["c1", "s", "z"], ["i1"])
+    back = onnx.helper.make_node("DequantizeLinear", ["i1", "s", "z"], ["q1"])
+    nodes = [base.graph.node[0], quantised, back, *base.graph.node[1:]]
+    fresh = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del base.graph.node[:]
+    base.graph.node.extend(fresh)
+    result = finetune(
+        pair["new"], pair["out"], saved(base, pair["base"]), pair["data"], Options(settings=settings(epochs=2))
+    )
+    assert result is not None
+    assert any("onnxruntime, sample by sample" in text for text in result.warnings)
+    assert result.trained.after < result.trained.before
+
+
+def test_half_precision_trains_too(pair: dict[str, Path]) -> None:
+    result = finetune(pair["new"], pair["out"], pair["base"], pair["data"], Options(settings=settings(amp=True)))
+    assert result is not None
+    assert result.trained.after < result.trained.before
+
+
 def test_minutes_end_a_training(pair: dict[str, Path]) -> None:
     options = Options(settings=settings(epochs=100000, minutes=0.02))
     result = finetune(pair["new"], pair["out"], pair["base"], pair["data"], options)

@@ -111,7 +111,7 @@ def finetune(
         ProofFailed: torch and onnxruntime disagree about the network; nothing is written.
     """
     clock = Clock(progress)
-    _check_paths(source, target, teacher, options)
+    _check_paths(source, target, teacher, data, options)
     world = among or join(options.device)
     try:
         with clock.stage("load"):
@@ -133,9 +133,10 @@ def finetune(
             world.leave()
 
 
-def _check_paths(source: Path, target: Path, teacher: Path | None, options: Options) -> None:
+def _check_paths(source: Path, target: Path, teacher: Path | None, data: Path, options: Options) -> None:
     """Refuse what would fail or do harm after the training."""
-    check_writable(source, target)
+    for kept in (source, data):
+        check_writable(kept, target)
     check_writable(source, options.settings.checkpoint)
     if teacher is not None:
         check_writable(teacher, target)

@@ -1,4 +1,4 @@
-"""The original as a teacher: in torch where its operators are covered, else in onnxruntime."""
+"""The original as a teacher: in torch where that gives what onnxruntime gives, else in onnxruntime."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import torch
 
-from leanonnx.errors import ModelError
+from leanonnx.errors import ModelError, ProofFailed
 from leanonnx.formats import OTHERS, float_kinds, in_float32
 from leanonnx.model import Model
 from leanonnx.runtime.sessions import Feed, run
@@ -16,7 +16,7 @@ from leanonnx.tune.batching import Batch, batched
 from leanonnx.tune.call import Tensor
 from leanonnx.tune.lessons import Teacher
 from leanonnx.tune.module import Network
-from leanonnx.tune.trip import to_torch
+from leanonnx.tune.trip import round_trip
 
 
 def teacher_of(model: Model, feeds: Sequence[Feed], names: tuple[str, ...], device: str) -> tuple[Teacher, str]:
@@ -30,10 +30,9 @@ def teacher_of(model: Model, feeds: Sequence[Feed], names: tuple[str, ...], devi
     """
     try:
         network = Network(model, ()).eval()
+        round_trip(model, model.proto, network, feeds)
         taught = batched(network, feeds, names)
-        with torch.no_grad():
-            network(to_torch(feeds[0]), names)
-    except ModelError as error:
+    except (ModelError, ProofFailed) as error:
         return _by_onnxruntime(model, device), f"the teacher runs in onnxruntime, sample by sample: {error}"
     network.place(device)
     return taught, ""
