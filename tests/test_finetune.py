@@ -165,10 +165,11 @@ def test_half_precision_trains_too(pair: dict[str, Path]) -> None:
 
 
 def test_minutes_end_a_training(pair: dict[str, Path]) -> None:
-    options = Options(settings=settings(epochs=100000, minutes=0.02))
-    result = finetune(pair["new"], pair["out"], pair["base"], pair["data"], options)
-    assert result is not None
-    assert 0 < len(result.trained.history) < 10000
+    for epochs in (100000, None):
+        options = Options(settings=Settings(epochs, 0.01, 8, minutes=0.02))
+        result = finetune(pair["new"], pair["out"], pair["base"], pair["data"], options)
+        assert result is not None
+        assert 0 < len(result.trained.history) < 10000
 
 
 def test_the_same_seed_gives_the_same_bytes(pair: dict[str, Path]) -> None:

@@ -39,7 +39,7 @@ Samples = Annotated[
 Teacher = Annotated[Path | None, typer.Option(metavar="BASE", help="The original, which school learns from.")]
 Epochs = Annotated[
     int | None,
-    typer.Option(min=1, help="Times to go through the data; by default, as many as make 15,000 steps, 5 to 600."),
+    typer.Option(min=1, help="Times to go through the data; by default what --minutes holds, or 15,000 steps."),
 ]
 Minutes = Annotated[float | None, typer.Option(help="Train no longer than this.")]
 Patience = Annotated[

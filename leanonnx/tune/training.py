@@ -32,14 +32,16 @@ ENOUGH = 15000
 """Steps of a training whose number of epochs is not given."""
 FEWEST, MOST = 5, 600
 """Epochs of a training whose number of epochs is not given, at least and at most."""
+ENDLESS = 1 << 30
+"""Epochs of a training that the time alone ends."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """How to train.
 
-    ``epochs``: None for as many as make ``ENOUGH`` steps; ``rate``: the highest learning rate; ``minutes``: the longest
-    it may take; ``patience``: epochs without any gain before it ends.
+    ``epochs``: None for as many as the minutes hold or, without these, as make ``ENOUGH`` steps; ``rate``: the highest
+    learning rate; ``minutes``: the longest it may take; ``patience``: epochs without any gain before it ends.
     """
 
     epochs: int | None = None
@@ -93,11 +95,16 @@ class _Run:
         """Whether the time is up."""
         return self.settings.minutes is not None and self.elapsed >= 60 * self.settings.minutes
 
+    def share(self, epochs: float) -> float:
+        """How much of the training is done after so many epochs, or by time where that runs out first."""
+        done = epochs / self.epochs
+        if self.settings.minutes is None:
+            return done
+        return max(done, min(self.elapsed / (60 * self.settings.minutes), 1.0))
+
     def rate(self, step: int) -> float:
         """Learning rate: linear warm-up, then half a cosine; by time where that runs out first."""
-        share = step / max(self.epochs * self.steps, 1)
-        if self.settings.minutes is not None:
-            share = max(share, min(self.elapsed / (60 * self.settings.minutes), 1.0))
+        share = self.share(step / self.steps)
         if share < WARM_UP:
             return self.settings.rate * (share / WARM_UP + 1 / max(self.steps, 1)) / (1 + 1 / max(self.steps, 1))
         turn = math.pi * (share - WARM_UP) / (1 - WARM_UP)
@@ -106,8 +113,9 @@ class _Run:
     @property
     def epochs(self) -> int:
         """Times to go through the data."""
-        given = self.settings.epochs
-        return min(max(-(-ENOUGH // self.steps), FEWEST), MOST) if given is None else given
+        if self.settings.epochs is not None:
+            return self.settings.epochs
+        return ENDLESS if self.settings.minutes is not None else min(max(-(-ENOUGH // self.steps), FEWEST), MOST)
 
     @property
     def steps(self) -> int:
@@ -242,10 +250,11 @@ def train(
         state = work.checkpoint(run, state.epoch + 1, state, work.held_out(kinds), loss)
         if settings.checkpoint and world.leads:
             store(state, settings.checkpoint)
+        of = "" if work.epochs == ENDLESS else f"/{work.epochs}"
         progress(
-            f"epoch {state.epoch}/{work.epochs}: loss {loss:.4g}, held out {state.history[-1][1]:.4g} "
+            f"epoch {state.epoch}{of}: loss {loss:.4g}, held out {state.history[-1][1]:.4g} "
             f"(best {state.value:.4g}, input {state.history[0][1]:.4g})",
-            state.epoch / work.epochs,
+            work.share(state.epoch),
         )
     best = dict(zip(student.network.names, [weight.numpy() for weight in state.best], strict=True))
     return Trained(
