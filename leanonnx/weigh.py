@@ -23,8 +23,8 @@ from leanonnx.rules.call import Link, Mix
 class Weights:
     """The weighted channel DAG, computed when first asked for; kernels of ``ignored`` nodes are not counted.
 
-    ``statistics`` of its activations, where there are any; ``rate``: what a kernel costs in the unit of the budget, ``exponent``
-    how much of that counts.
+    ``statistics`` of its activations, where there are any; ``rate``: what a kernel costs in the unit of the budget,
+    ``exponent`` how much of that counts.
     """
 
     dag: ChannelDag
