@@ -101,7 +101,7 @@ def _by_mass(weights: Weights) -> Ranking:
     if statistics is None:
         raise OptionError("--method path-mass needs activations; give inputs with --calib")
     classes = channel_classes(dag, separate_readers=False)
-    removed = elimination(dag, statistics, classes, layers_of(dag, classes), weights.rate, weights.exponent)
+    removed = elimination(dag, statistics, classes, layers_of(dag, classes), weights.rate, weights.terms)
     order = removed[::-1]
     scores = np.empty(order.size)
     scores[order] = -np.arange(order.size)

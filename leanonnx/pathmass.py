@@ -25,8 +25,19 @@ from leanonnx.rules.call import Link
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-EXPONENTS = (1.0, 0.75, 1.25)
-"""How much of the cost saved counts: what is tried, the first where nothing is."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How much of the cost saved counts, and of the path mass: the powers that they are raised to."""
+
+    saved: float = 1.0
+    mass: float = 1.0
+
+
+PLAIN = Terms()
+TERMS = (PLAIN, Terms(saved=0.75), Terms(saved=1.25), Terms(mass=0.5))
+"""What may be tried; the first where nothing is."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +129,7 @@ def _shares(dag: ChannelDag, statistics: Statistics) -> Callable[[int, Link], Fl
     return share
 
 
-def elimination(
-    dag: ChannelDag, statistics: Statistics, classes: Ints, layers: Ints, rate: Rate, exponent: float
-) -> Ints:
+def elimination(dag: ChannelDag, statistics: Statistics, classes: Ints, layers: Ints, rate: Rate, terms: Terms) -> Ints:
     """The classes in the order in which they are removed, pinned ones last.
 
     Args:
@@ -129,10 +138,10 @@ def elimination(
         classes: class of each label [labels].
         layers: layer of each class [classes].
         rate: what a kernel costs.
-        exponent: how much of the cost saved counts.
+        terms: how much of the cost saved and of the path mass counts.
     """
     blocks = reads(dag, statistics)
-    mass = masses(dag, statistics, blocks)
+    mass = masses(dag, statistics, blocks) ** terms.mass
     pinned = np.zeros(layers.size, bool)
     pinned[classes[0]] = True
     for pin in dag.pins:
@@ -143,7 +152,7 @@ def elimination(
         members = np.flatnonzero((layers == layer) & ~pinned)
         if members.size:
             sequences[int(layer)] = _sequence(members, gathered, classes)
-    order = _merged(sequences, _Savings(dag, classes, rate), exponent)
+    order = _merged(sequences, _Savings(dag, classes, rate), terms.saved)
     order = _after_readers(dag, classes, order)
     rest = np.setdiff1d(np.arange(layers.size), order)
     return np.concatenate([order, rest])

@@ -11,6 +11,7 @@ import numpy as np
 
 from leanonnx.analysis import ChannelDag, analyse
 from leanonnx.clock import Clock, Progress, quiet
+from leanonnx.contest import best_terms
 from leanonnx.cost import Cost, cost_model
 from leanonnx.criteria import BY_ACTIVATIONS
 from leanonnx.data import Data, open_data
@@ -169,11 +170,22 @@ def _searched(workshop: Workshop, data: Data | None) -> Trial:
     dag, options = workshop.dag, workshop.options
     target = resolved_target(options, float_kinds(dag.model.proto))
     predicted, request = latency_model(dag, target), _request(dag, options, target)
+    chosen = Selector(dag, request, predicted if options.budget.unit == LATENCY else None)
     if data is not None and options.method in BY_ACTIVATIONS:
         request = replace(request, statistics=_statistics(workshop, data))
+        chosen = _best(workshop, Selector(dag, request, chosen.price), data)
     if options.budget.unit == LATENCY:
-        return within_latency(Selector(dag, request, predicted), workshop.attempt)
-    return within_budget(Selector(dag, request), predicted, workshop.attempt)
+        return within_latency(chosen, workshop.attempt)
+    return within_budget(chosen, predicted, workshop.attempt)
+
+
+def _best(workshop: Workshop, selector: Selector, data: Data) -> Selector:
+    """The selector whose choice can be recovered best."""
+    clock, options = workshop.clock, workshop.options
+    if options.recover == "none" or options.budget.fraction >= 1:
+        return selector
+    with clock.stage("try"):
+        return best_terms(selector, data, options.seed, lambda done: clock.progress("try", done))
 
 
 def _statistics(workshop: Workshop, data: Data) -> Statistics:

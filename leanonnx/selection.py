@@ -16,6 +16,7 @@ from leanonnx.keeper import Keeper
 from leanonnx.labels import Mask
 from leanonnx.limits import what_holds
 from leanonnx.moments import Statistics
+from leanonnx.pathmass import PLAIN, Terms
 from leanonnx.rules.call import Pin
 from leanonnx.weigh import Weights
 from leanonnx.widths import NATURAL, Alignment
@@ -37,7 +38,7 @@ class Request:
     """What is asked of a selection; ``pinned`` holds labels, ``ignored`` node indices.
 
     ``statistics`` of the activations, where real inputs were given; ``rate``: what a kernel costs (None: one),
-    ``exponent`` how much of that counts.
+    ``terms`` how much of that counts.
     """
 
     budget: Budget
@@ -50,7 +51,7 @@ class Request:
     alignment: Alignment = NATURAL
     statistics: Statistics | None = None
     rate: Rate | None = None
-    exponent: float = 1.0
+    terms: Terms = PLAIN
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Selector:
         """The ranking, ready to be cut off."""
         request = self.request
         rate = request.rate or RATES.get(request.budget.unit, by_kernels)
-        weights = Weights(self.dag, request.ignored, request.statistics, rate, request.exponent)
+        weights = Weights(self.dag, request.ignored, request.statistics, rate, request.terms)
 
         def enough(ranking: Ranking) -> bool:
             keeper = Keeper(weights, ranking, request.pinned, NATURAL)

@@ -16,6 +16,7 @@ from leanonnx.errors import ModelError
 from leanonnx.formats import is_float
 from leanonnx.moments import Statistics
 from leanonnx.norms import kernel_norms
+from leanonnx.pathmass import PLAIN, Terms
 from leanonnx.rules.call import Link, Mix
 
 
@@ -24,14 +25,14 @@ class Weights:
     """The weighted channel DAG, computed when first asked for; kernels of ``ignored`` nodes are not counted.
 
     ``statistics`` of its activations, where there are any; ``rate``: what a kernel costs in the unit of the budget,
-    ``exponent`` how much of that counts.
+    ``terms`` how much of that counts.
     """
 
     dag: ChannelDag
     ignored: frozenset[int] = frozenset()
     statistics: Statistics | None = None
     rate: Rate = by_kernels
-    exponent: float = 1.0
+    terms: Terms = PLAIN
 
     @cached_property
     def blocks(self) -> list[Block]:

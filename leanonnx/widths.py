@@ -20,7 +20,7 @@ from leanonnx.labels import Labels, Mask
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 NEAREST = 0.5
-PARTS = 8
+PARTS = 16
 """A layer is divided into so many steps at least, where accuracy can be had back."""
 BLOCKED = ("Conv", "FusedConv", "ConvTranspose", "QLinearConv", "ConvInteger")
 """Operators whose kernels work on blocks of channels; matrix products run any width equally well."""

@@ -11,7 +11,7 @@ import onnx
 from leanonnx.analysis import ChannelDag
 from leanonnx.clock import Clock
 from leanonnx.data import Data
-from leanonnx.deviation import Fidelity, compare
+from leanonnx.deviation import Fidelity, Source, compare
 from leanonnx.errors import ProofFailed
 from leanonnx.labels import Mask
 from leanonnx.model import check
@@ -115,6 +115,16 @@ def frontier(dag: ChannelDag) -> int:
     """Bytes that a run of both networks may hold at once: twice the three largest tensors, in float32."""
     sizes = sorted((math.prod(shape) for name, shape in dag.shapes.items() if name in dag.labels), reverse=True)
     return max(1, 2 * 3 * 4 * (sizes[0] if sizes else 1))
+
+
+def distance(dag: ChannelDag, candidate: Source, data: Data) -> float:
+    """Mean relative deviation of the outputs of a candidate from those of the original.
+
+    Raises:
+        RunFailed: the candidate cannot be run.
+    """
+    model = dag.model
+    return _distance(compare(model, model.path, candidate, data, batch_size(data), dag.observation.replaced))
 
 
 def _distance(found: Fidelity) -> float:

@@ -17,8 +17,9 @@ from leanonnx.recovery.rows import Place
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-ROWS = 100_000
-"""Positions that the regression sees at most."""
+ROWS = 20_000
+"""Positions that the regression sees; ``PER_CHANNEL`` times its channels if that is more."""
+PER_CHANNEL = 16
 BETA = 1e-3
 """λ as a share of the mean variance."""
 
@@ -53,6 +54,7 @@ def _regression(place: Place, channels: Ints, kept: NDArray[np.bool_], seed: int
     """A [C, C'] and what it leaves of the mean [C]."""
     axis = -1 if place.layer.window is None else 1
     runs = place.pair.runs
+    each = max(1, -(-max(ROWS, PER_CHANNEL * int(kept.sum())) // len(runs)))
     sums: Sums | None = None
     for run in runs:
         if run.held:
@@ -62,7 +64,7 @@ def _regression(place: Place, channels: Ints, kept: NDArray[np.bool_], seed: int
         if len(x) != len(x_hat):
             return None
         rng = np.random.default_rng((seed, place.layer.after, run.index))
-        some = np.sort(rng.choice(len(x), min(len(x), max(1, ROWS // len(runs))), replace=False))
+        some = np.sort(rng.choice(len(x), min(len(x), each), replace=False))
         x, x_hat = x[some], x_hat[some]
         if sums is None:
             sums = Sums(x_hat.mean(0, dtype=np.float64)[None], x.mean(0, dtype=np.float64)[None])

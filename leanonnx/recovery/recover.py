@@ -33,10 +33,13 @@ from leanonnx.recovery.rows import Beside, Floats, Place
 from leanonnx.recovery.walk import Shelf
 from leanonnx.runtime.sessions import Feed
 
-ROWS = 32_000
-"""Positions that a regression sees, where there are as many; ``PER_FEATURE`` times its features if that is more."""
+MOST_ROWS = 100_000
+"""Positions that a regression sees, where there are as many; fewer where it has so many features that it would take
+more than ``WORK`` multiply-adds, but at least ``LEAST_ROWS`` and ``PER_FEATURE`` for each feature.
+"""
+WORK = 2e10
+LEAST_ROWS = 20_000
 PER_FEATURE = 8
-MOST_ROWS = 64_000
 WIDEST = 6000
 """Features up to which a regression is solved for them, rather than for its rows."""
 FEW_ROWS = 3000
@@ -206,7 +209,8 @@ def fitted(place: Place, kernels: Floats, bias: Floats, seed: int) -> tuple[Fit,
     groups, out, width, taps = kernels.shape
     size = width * taps
     runs = len(place.pair.runs)
-    expected = min(max(ROWS, PER_FEATURE * size), MOST_ROWS, runs * place.positions())
+    affordable = max(WORK / size**2, PER_FEATURE * size, LEAST_ROWS)
+    expected = int(min(affordable, MOST_ROWS, runs * place.positions()))
     by_rows = groups == 1 and (size > WIDEST or size > max(expected, LARGE))
     each = max(1, -(-min(expected, FEW_ROWS if by_rows else expected) // runs))
     if by_rows:

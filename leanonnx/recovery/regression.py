@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 BETAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-FEW_BETAS = (1e-3, 1e-1, 10.0)
-LARGE = 1500
+FEW_BETAS = (1e-3, 1e-2, 1e-1, 1.0)
+LARGE = 700
 """Features from which on fewer strengths are tried, and products are summed in single precision."""
 BUFFER = 1 << 22
 """Numbers that are gathered before they are multiplied."""
