@@ -40,7 +40,12 @@ MORE = (
     "seis_unet",
     "seis_eqt",
 )
-METHODS: dict[str, tuple[str, ...]] = {"default": (), "l2": ("--method", "l2"), "l1": ("--method", "l1"), "random": ("--method", "random")}
+METHODS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "l2": ("--method", "l2"),
+    "l1": ("--method", "l1"),
+    "random": ("--method", "random"),
+}
 FEW = ("default", "l2")
 COUNTS = (8, 16, 32, 64, 128, 256, 512, 1000)
 COUNTED = ("cifar_resnet_4b", "sri_resnet_a", "marabou_cifar_large", "oval_cifar_wide")
