@@ -1,4 +1,4 @@
-"""What follows from a keep set: readers of dead channels die, and so does what nothing needs any more."""
+"""What follows from a keep set: readers of dead channels die, and so does what nothing feeds or needs any more."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ def _closed(dag: ChannelDag, steps: list[tuple[Ints, Ints]], classes: Ints, keep
     while True:
         for channels, reading in readers:
             keep[classes[reading[~keep[classes[channels]]]]] = False
+        for _, mix in dag.mixes:
+            starved = ~keep[classes[mix.sources]].any(1)
+            keep[classes[mix.targets[starved]]] = False
         alive = keep[classes]
         useful = _useful(dag, steps, classes, alive)
         if not (keep & ~useful).any():

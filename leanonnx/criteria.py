@@ -12,7 +12,7 @@ channels of its layer can make up for (see ``pathmass``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from leanonnx.analysis import ChannelDag
 from leanonnx.chains import best_through, extract, normalise_rows
 from leanonnx.errors import OptionError
-from leanonnx.labels import components
+from leanonnx.labels import Mask, components
 from leanonnx.norms import kernel_norms
 from leanonnx.pathmass import elimination
 from leanonnx.weigh import Weights
@@ -47,17 +47,28 @@ class Ranking:
     scores: Floats
 
 
-def channel_classes(dag: ChannelDag, separate_readers: bool) -> Ints:
+def channel_classes(dag: ChannelDag, separate_readers: bool, ignored: Collection[int] = ()) -> Ints:
     """Class of each label [labels] for the purpose of selection.
 
     A Concat's reader goes with its channel, unless readers are chosen one by one (``separate_readers``) or the
-    operand has one channel only: then a consumer drops it at no cost.
+    operand has one channel only: then a consumer drops it at no cost. What only ``ignored`` nodes read costs nothing
+    to keep, so it goes with its channel in any case.
     """
     pairs = [(np.arange(dag.count), _first_of_class(dag.classes))]
+    free = _read_by(dag, ignored, inside=True) & ~_read_by(dag, ignored, inside=False)
     for _, (channels, readers) in dag.implied:
-        if channels.size > 1 and not separate_readers:
+        if (channels.size > 1 and not separate_readers) or free[readers].all():
             pairs.append((channels, readers))
     return components(dag.count, pairs)
+
+
+def _read_by(dag: ChannelDag, nodes: Collection[int], inside: bool) -> Mask:
+    """Labels [labels] that the kernels of these nodes read, or those of all others."""
+    found = np.zeros(dag.count, bool)
+    for node, mix in dag.mixes:
+        if (node in nodes) == inside:
+            found[mix.sources] = True
+    return found
 
 
 def _first_of_class(classes: Ints) -> Ints:
@@ -78,7 +89,7 @@ def rank(weights: Weights, method: Method, chains: Chains, seed: int, enough: Ca
     if method == "lean":
         mode = EXTRACTED.get(chains)
         return _by_cover(weights) if mode is None else _by_extraction(weights, mode, enough)
-    classes = channel_classes(dag, separate_readers=False)
+    classes = channel_classes(dag, separate_readers=False, ignored=weights.ignored)
     if method == "random":
         scores = np.random.default_rng(seed).random(int(classes.max()) + 1)
     else:
@@ -88,7 +99,7 @@ def rank(weights: Weights, method: Method, chains: Chains, seed: int, enough: Ca
 
 def _by_cover(weights: Weights) -> Ranking:
     dag = weights.dag
-    classes = channel_classes(dag, separate_readers=False)
+    classes = channel_classes(dag, separate_readers=False, ignored=weights.ignored)
     blocks = [normalise_rows(block) for block in weights.blocks]
     values = best_through(dag.count, blocks, dag.starts, dag.ends)
     scores = _per_class(classes, values, np.maximum)
@@ -100,7 +111,7 @@ def _by_mass(weights: Weights) -> Ranking:
     dag, statistics = weights.dag, weights.statistics
     if statistics is None:
         raise OptionError("--method path-mass needs activations; give inputs with --calib")
-    classes = channel_classes(dag, separate_readers=False)
+    classes = channel_classes(dag, separate_readers=False, ignored=weights.ignored)
     removed = elimination(dag, statistics, classes, layers_of(dag, classes), weights.rate, weights.terms)
     order = removed[::-1]
     scores = np.empty(order.size)
@@ -120,7 +131,7 @@ def _relative(dag: ChannelDag, classes: Ints, scores: Floats) -> Floats:
 def _by_extraction(weights: Weights, chains: Mode, enough: Callable[[Ranking], bool]) -> Ranking:
     """Classes in the order in which extracted chains first touch them; the rest by their best chain."""
     dag, blocks = weights.dag, weights.blocks
-    classes = channel_classes(dag, separate_readers=True)
+    classes = channel_classes(dag, separate_readers=True, ignored=weights.ignored)
     values = _per_class(classes, best_through(dag.count, blocks, dag.starts, dag.ends), np.maximum)
     rest = np.lexsort((np.arange(values.size), -values))
     touched: dict[int, None] = {}

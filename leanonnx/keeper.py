@@ -124,9 +124,19 @@ class Keeper:
         return keep
 
     def _tensor_classes(self) -> list[Ints]:
-        """The classes of each tensor, small tensors first."""
-        found = {np.unique(self.classes[labels]).tobytes() for labels in self.dag.labels.values()}
+        """The classes of each tensor, small tensors first; not of those that may go as a whole."""
+        spare = self._spare()
+        tensors = [labels for labels in self.dag.labels.values() if not spare[labels].all()]
+        found = {np.unique(self.classes[labels]).tobytes() for labels in tensors}
         return sorted((np.frombuffer(raw, np.int64) for raw in found), key=lambda m: (m.size, m.tolist()))
+
+    def _spare(self) -> Mask:
+        """Labels of operands with one channel that a Concat drops at no cost, and of their readers."""
+        spare = np.zeros(self.dag.count, bool)
+        for channels, readers in self.readers:
+            if channels.size == 1:
+                spare[channels] = spare[readers] = True
+        return spare
 
     def _with_sources(self, keep: Mask) -> Mask:
         """A reader cannot outlive its channel: protect the channels of protected readers, and what is tied to them."""
