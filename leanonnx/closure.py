@@ -30,16 +30,17 @@ def _closed(dag: ChannelDag, steps: list[tuple[Ints, Ints]], classes: Ints, keep
     readers = [pair for _, pair in dag.implied if not np.array_equal(classes[pair[0]], classes[pair[1]])]
     keep = keep.copy()
     while True:
+        before = keep.copy()
         for channels, reading in readers:
             keep[classes[reading[~keep[classes[channels]]]]] = False
         for _, mix in dag.mixes:
             starved = ~keep[classes[mix.sources]].any(1)
             keep[classes[mix.targets[starved]]] = False
-        alive = keep[classes]
-        useful = _useful(dag, steps, classes, alive)
-        if not (keep & ~useful).any():
-            return alive
-        keep &= useful
+        if np.array_equal(keep, before):
+            useful = _useful(dag, steps, classes, keep[classes])
+            if not (keep & ~useful).any():
+                return keep[classes]
+            keep &= useful
 
 
 def _steps(dag: ChannelDag) -> list[tuple[Ints, Ints]]:

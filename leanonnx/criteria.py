@@ -93,7 +93,7 @@ def rank(weights: Weights, method: Method, chains: Chains, seed: int, enough: Ca
     if method == "random":
         scores = np.random.default_rng(seed).random(int(classes.max()) + 1)
     else:
-        scores = _per_class(classes, _filter_scores(dag, method), np.add)
+        scores = _per_class(classes, _filter_scores(dag, classes, method), np.add)
     return _layerwise(dag, classes, scores, np.ones_like(scores))
 
 
@@ -198,13 +198,23 @@ def _layerwise(dag: ChannelDag, classes: Ints, scores: Floats, shares: Floats) -
     return Ranking(classes, np.lexsort((np.arange(keys.size), -scores, -keys)), scores)
 
 
-def _filter_scores(dag: ChannelDag, method: Method) -> Floats:
-    """Size of the filter of each channel that a mixing operator puts out [labels]; NaN for other channels."""
+def _filter_scores(dag: ChannelDag, classes: Ints, method: Method) -> Floats:
+    """Size of the filter of each channel that a mixing operator puts out [labels]; NaN for other channels.
+
+    For readers that are chosen one by one it is the size of the kernels that read.
+    """
     scores = np.full(dag.count, np.nan)
+    alone = np.zeros(dag.count, bool)
+    for _, (channels, readers) in dag.implied:
+        alone[readers[classes[channels] != classes[readers]]] = True
     for _, mix in dag.mixes:
         if mix.inward is not None:
             kernels = np.asarray(mix.kernels(), np.float32)
             scores[mix.targets.reshape(-1)] = _filters(kernels, method, mix.strides).reshape(-1)
+            if alone[mix.sources].any():
+                sizes = _filters(kernels.swapaxes(1, 2), method, mix.strides)
+                chosen = alone[mix.sources]
+                scores[mix.sources[chosen]] = np.nan_to_num(scores[mix.sources[chosen]]) + sizes[chosen]
     return scores
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.lean_cs STAGE [--zoo ZOO] [--work FOLDER] [--methods M ...] [--ratios R ...]
 
 STAGE is prune, recover, finetune, chain or page (see ``experiment``). Needs torch and a C compiler; page needs
-matplotlib alone.
+matplotlib too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.common import ROOT
-from benchmarks.lean_cs import experiment
+from benchmarks.lean_cs import experiment, page
 
 STAGES = ("prune", "recover", "finetune", "chain", "page")
 
@@ -30,7 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     lab = experiment.lab(args.zoo, args.work)
     if args.stage == "page":
-        experiment.collect(lab)
+        experiment.collect(lab, args.zoo)
+        page.write_page()
         return 0
     if args.stage == "chain":
         for method in args.methods:

@@ -32,7 +32,7 @@ IMAGES = (2000, 800, 800, 800, 1000, 1000, 1000, 1200, 1500, 1500, 2000, 2500, 5
 """Images seen at each ratio of a chain."""
 FEW, FINE_RATE, COARSE_RATE = 0.2, 1e-3, 2e-3
 """Below this ratio the learning rate is the coarse one."""
-CALIBRATION, SEEDS = 8, 3
+CALIBRATION = 8
 LAST_LAYER = "conv_final"
 METHODS: dict[str, tuple[str, ...]] = {
     "path-mass": ("--method", "path-mass"),
@@ -87,13 +87,29 @@ def enter(lab: Lab, method: str, ratio: float, stage: str, row: Row) -> None:
     progress(json.dumps(row))
 
 
-def collect(lab: Lab) -> Path:
+def authors(zoo: Path) -> list[Row]:
+    """What the authors publish: method, ratio, accuracy on their 50 images, and on the 25 even ones where known."""
+    run = json.loads((zoo / "lean_reference.json").read_text())["runs"][0]
+    return [
+        {
+            "method": one["method"],
+            "ratio": one["nominal_ratio"],
+            "kernels": one["kept_kernels"],
+            "published": one["published_accuracy"],
+            "even": one.get("recomputed_accuracy_even"),
+        }
+        for one in run["results"]
+    ]
+
+
+def collect(lab: Lab, zoo: Path) -> Path:
     """Write the results: all rows in the work folder."""
     rows = [json.loads(path.read_text()) for path in sorted(lab.folder.glob("*_*_*.json"))]
     described = environment()
     described["versions"]["torch"] = torch.__version__
     base = {"accuracy": lab.score(read_stack(lab.base)), "images": len(lab.tests[0])}
-    return save(NAME, {"environment": described, "base": base, "calibration": CALIBRATION, "rows": rows})
+    found = {"environment": described, "base": base, "calibration": CALIBRATION, "authors": authors(zoo)}
+    return save(NAME, {**found, "rows": rows})
 
 
 def pruned(lab: Lab, source: Path, target: Path, kernels: int, *options: str) -> Row:
@@ -112,15 +128,10 @@ def one_shot(lab: Lab, methods: Iterable[str], ratios: Iterable[float], stage: s
     recover = "auto" if stage == "recover" else "none"
     for ratio in ratios:
         for method in methods:
-            for seed in range(SEEDS if method == "random" and stage == "prune" else 1):
-                name = f"random-{seed}" if method == "random" else method
-                if known(lab, name, ratio, stage):
-                    continue
-                target = lab.network(name, ratio, stage)
-                kernels = int(ratio * BASE_KERNELS)
-                options = [*METHODS[method], "--recover", recover, "--seed", str(seed)]
-                row = pruned(lab, lab.base, target, kernels, *options)
-                enter(lab, name, ratio, stage, {"seed": seed, **row})
+            if not known(lab, method, ratio, stage):
+                options = [*METHODS[method], "--recover", recover]
+                row = pruned(lab, lab.base, lab.network(method, ratio, stage), int(ratio * BASE_KERNELS), *options)
+                enter(lab, method, ratio, stage, row)
 
 
 def trained(lab: Lab, source: Path, target: Path, ratio: float, count: int, seed: int = 0) -> Row:
@@ -143,12 +154,11 @@ def finetune(lab: Lab, methods: Iterable[str], ratios: Iterable[float], count: i
     """Train what was recovered."""
     for ratio in ratios:
         for method in methods:
-            name = "random-0" if method == "random" else method
-            if known(lab, name, ratio, "finetune") or not known(lab, name, ratio, "recover"):
+            if known(lab, method, ratio, "finetune") or not known(lab, method, ratio, "recover"):
                 continue
-            paths = [lab.network(name, ratio, stage) for stage in ("recover", "finetune")]
+            paths = [lab.network(method, ratio, stage) for stage in ("recover", "finetune")]
             row = trained(lab, *paths, ratio, count)
-            enter(lab, name, ratio, "finetune", row)
+            enter(lab, method, ratio, "finetune", row)
 
 
 def chain(lab: Lab, method: str, scale: float) -> None:
