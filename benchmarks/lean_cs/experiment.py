@@ -156,8 +156,8 @@ def finetune(lab: Lab, methods: Iterable[str], ratios: Iterable[float], count: i
         for method in methods:
             if known(lab, method, ratio, "finetune") or not known(lab, method, ratio, "recover"):
                 continue
-            paths = [lab.network(method, ratio, stage) for stage in ("recover", "finetune")]
-            row = trained(lab, *paths, ratio, count)
+            source, target = (lab.network(method, ratio, stage) for stage in ("recover", "finetune"))
+            row = trained(lab, source, target, ratio, count)
             enter(lab, method, ratio, "finetune", row)
 
 

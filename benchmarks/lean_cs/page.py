@@ -27,12 +27,14 @@ class Found:
 
     def accuracy(self, method: str, stage: str, ratio: float) -> float | None:
         """Of one of our networks."""
-        return self.cells.get((method, stage, ratio), {}).get("accuracy")
+        value: float | None = self.cells.get((method, stage, ratio), {}).get("accuracy")
+        return value
 
     def theirs(self, method: str, ratio: float) -> float | None:
         """Of one of the authors' networks: on the same 25 images where that is known, else on their 50."""
         row = self.authors.get((method, ratio), {})
-        return row.get("even") or row.get("published")
+        value: float | None = row.get("even") or row.get("published")
+        return value
 
     def chains(self) -> list[str]:
         """Methods of which there is a chain."""
@@ -150,17 +152,19 @@ def plot(found: Found) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7.5, 4.5))
 
-    def line(value: Callable[[float], float | None], name: str, label: str, **style: Any) -> None:
-        points = [(ratio, 100 * found) for ratio in ratios if (found := value(ratio)) is not None]
+    def line(value: Callable[[str, float], float | None], name: str, label: str, **style: Any) -> None:
+        points = [(ratio, 100 * one) for ratio in found.ratios if (one := value(name, ratio)) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, color=COLOURS[name], **style)
 
-    ratios = found.ratios
+    def ours(stage: str) -> Callable[[str, float], float | None]:
+        return lambda name, ratio: found.accuracy(name, stage, ratio)
+
     for name, short in AUTHORS.items():
-        line(lambda r, n=name: found.theirs(n, r), name, f"authors: {short}", marker="s", markersize=3, linestyle="--")
+        line(found.theirs, name, f"authors: {short}", marker="s", markersize=3, linestyle="--")
     for name in found.chains():
-        line(lambda r, n=name: found.accuracy(n, "chain", r), name, f"{CHAINED[name]}, fine-tuned", marker="o")
-        line(lambda r, n=name: found.accuracy(n, "recover", r), name, f"{CHAINED[name]}, one step, recovered", ls=":")
+        line(ours("chain"), name, f"{CHAINED[name]}, fine-tuned", marker="o")
+        line(ours("recover"), name, f"{CHAINED[name]}, one step, recovered", linestyle=":")
     axes.axhline(100 * found.data["base"]["accuracy"], color="black", linewidth=0.5)
     axes.set(xscale="log", ylim=(75, 97), xlabel="kernels kept", ylabel="pixel accuracy (%)")
     marks = [0.05, 0.1, 0.2, 0.3, 0.5]

@@ -1,0 +1,95 @@
+"""Networks whose layers have one channel and read all earlier ones: kernels are chosen one by one."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import numpy as np
+import onnx
+import pytest
+
+from leanonnx.analysis import ChannelDag
+from leanonnx.criteria import Method, channel_classes, rank
+from leanonnx.pipeline import compress, inspect
+from leanonnx.selection import Budget, Request, select
+from leanonnx.weigh import Weights
+from tests.helpers import Options, build, saved
+
+DEPTH, LAST = 8, "Y"
+KERNELS = DEPTH * (DEPTH + 1) // 2
+
+
+def dense(seed: int) -> onnx.ModelProto:
+    """A small mixed-scale dense network."""
+    lines, weights, maps = [], [], ["f0"]
+    for k in range(DEPTH):
+        lines.append(f"c{k} = Concat <axis = 1> ({', '.join(maps)})")
+        lines.append(f"y{k} = Conv <pads = [1, 1, 1, 1]> (c{k}, w{k})")
+        lines.append(f"f{k + 1} = Relu (y{k})")
+        weights.append(f"float[1, {len(maps)}, 3, 3] w{k}")
+        maps.append(f"f{k + 1}")
+    lines.append(f"c_last = Concat <axis = 1> ({', '.join(maps)})")
+    lines.append("y = Conv (c_last, w_last)")
+    weights.append(f"float[3, {len(maps)}, 1, 1] w_last")
+    head = '<ir_version: 8, opset_import: ["" : 17]> dense (float[N, 1, 12, 12] f0) => (float[N, 3, 12, 12] y)'
+    return build(f"{head} <{', '.join(weights)}> {{ {chr(10).join(lines)} }}", seed)
+
+
+@cache
+def network(seed: int) -> tuple[Path, ChannelDag]:
+    path = saved(dense(seed), Path(mkdtemp()) / "dense.onnx")
+    return path, inspect(path)
+
+
+def last_node(dag: ChannelDag) -> int:
+    return next(k for k, node in enumerate(dag.model.proto.graph.node) if node.name == LAST)
+
+
+def request(dag: ChannelDag, method: Method, keep: float, chains: str = "cover") -> Request:
+    return Request(Budget("kernels", keep), method, chains, ignored=frozenset({last_node(dag)}))
+
+
+RANKINGS = [("lean", "cover"), ("lean", "free"), ("lean", "through"), ("norm", "cover"), ("l1", "cover")]
+
+
+@pytest.mark.parametrize(("method", "chains"), RANKINGS)
+@pytest.mark.parametrize("keep", [0.2, 0.5, 0.8])
+def test_what_an_ignored_layer_reads_stays_with_its_channel(method: Method, chains: str, keep: float) -> None:
+    _, dag = network(0)
+    alive = select(dag, request(dag, method, keep, chains)).alive
+    (mix,) = [mix for node, mix in dag.mixes if node == last_node(dag)]
+    maps = [int(dag.labels[f"f{k}"].reshape(-1)[0]) for k in range(1, DEPTH + 1)]
+    assert alive[mix.sources.reshape(-1)[1:]].tolist() == alive[maps].tolist()
+
+
+@pytest.mark.parametrize(("method", "chains"), RANKINGS)
+def test_whole_layers_may_go(method: Method, chains: str) -> None:
+    _, dag = network(1)
+    selection = select(dag, request(dag, method, 5.5 / KERNELS, chains))
+    assert 1 <= selection.after.kernels <= 5 < DEPTH
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("keep", [0.15, 0.3, 0.6])
+def test_what_is_left_computes_what_is_proven(seed: int, keep: float, tmp_path: Path) -> None:
+    """Of starved channels nothing is left that reads them: the file would be refused else."""
+    path, _ = network(seed)
+    for method, chains in RANKINGS:
+        options = Options(Budget("kernels", keep), method=method, chains=chains, ignore=(LAST,))
+        result = compress(path, tmp_path / f"{method}_{chains}.onnx", options)
+        assert result.after.kernels <= keep * result.before.kernels
+
+
+@pytest.mark.parametrize(("method", "order"), [("l1", 1), ("l2", 2)])
+def test_readers_are_ranked_by_their_kernels(method: Method, order: int) -> None:
+    _, dag = network(2)
+    weights = Weights(dag, frozenset({last_node(dag)}))
+    classes = channel_classes(dag, False, weights.ignored)
+    ranking = rank(weights, method, "cover", 0, lambda _: False)
+    node = next(k for k, n in enumerate(dag.model.proto.graph.node) if "y5" in n.output)
+    (mix,) = [mix for k, mix in dag.mixes if k == node]
+    sizes = np.linalg.norm(mix.kernels()[0, 0].reshape(6, 9), order, axis=1)
+    found = ranking.scores[classes[mix.sources[0]]]
+    assert np.allclose(found, sizes, rtol=1e-5)
