@@ -19,11 +19,14 @@ STAGES = ("prune", "recover", "finetune", "chain", "page")
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    methods = list(experiment.METHODS)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lean_cs", description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--zoo", type=Path, default=ROOT.parent / "shared" / "zoo", help="models and their data")
-    parser.add_argument("--work", type=Path, default=ROOT / "benchmarks" / "data" / "lean_cs", help="folder for networks and images")
-    parser.add_argument("--methods", nargs="+", default=list(experiment.METHODS), choices=list(experiment.METHODS))
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "benchmarks" / "data" / "lean_cs", help="folder for networks and images"
+    )
+    parser.add_argument("--methods", nargs="+", default=methods, choices=[*methods, experiment.MIXED])
     parser.add_argument("--ratios", nargs="+", type=float, default=list(experiment.RATIOS))
     parser.add_argument("--images", type=int, default=1000, help="images that finetune sees")
     parser.add_argument("--scale", type=float, default=1.0, help="times the usual images of a chain")

@@ -42,6 +42,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     "l1": ("--method", "l1"),
     "random": ("--method", "random"),
 }
+MIXED, TURN = "mixed", 0.35
+"""A chain by path mass down to this ratio, by free chains below."""
 CALIB = "calib"
 
 
@@ -161,6 +163,13 @@ def finetune(lab: Lab, methods: Iterable[str], ratios: Iterable[float], count: i
             enter(lab, method, ratio, "finetune", row)
 
 
+def ranking(method: str, ratio: float) -> tuple[str, ...]:
+    """The options by which a chain is pruned to a ratio."""
+    if method == MIXED:
+        method = "path-mass" if ratio > TURN else "free"
+    return METHODS[method]
+
+
 def chain(lab: Lab, method: str, scale: float) -> None:
     """Prune, recover and train by turns, each ratio from the one before; ``scale`` times the usual images."""
     source = lab.base
@@ -169,7 +178,7 @@ def chain(lab: Lab, method: str, scale: float) -> None:
         if not known(lab, method, ratio, "chain"):
             start = time.perf_counter()
             step = lab.network(method, ratio, "step")
-            cut = pruned(lab, source, step, int(ratio * BASE_KERNELS), *METHODS[method])
+            cut = pruned(lab, source, step, int(ratio * BASE_KERNELS), *ranking(method, ratio))
             row = trained(lab, step, target, ratio, max(round(count * scale), 1))
             row |= {"recovered": cut["accuracy"], "seconds": round(time.perf_counter() - start, 1)}
             enter(lab, method, ratio, "chain", row)
