@@ -10,6 +10,8 @@ from leanonnx.labels import Mask
 from leanonnx.model import SHAPE_OPS
 
 Ints = NDArray[np.int64]
+PLAIN = {"Conv", "Concat", "Pad", "Relu", "LeakyRelu", "PRelu", "Elu", "Clip", "Identity"}
+"""Operators around which a tensor may vanish as a whole."""
 
 
 def closed(dag: ChannelDag, classes: Ints, keep: Mask) -> Mask:
@@ -28,19 +30,47 @@ def closed(dag: ChannelDag, classes: Ints, keep: Mask) -> Mask:
 
 def _closed(dag: ChannelDag, steps: list[tuple[Ints, Ints]], classes: Ints, keep: Mask) -> Mask:
     readers = [pair for _, pair in dag.implied if not np.array_equal(classes[pair[0]], classes[pair[1]])]
+    fed = spare_rows(dag)
     keep = keep.copy()
     while True:
         before = keep.copy()
         for channels, reading in readers:
             keep[classes[reading[~keep[classes[channels]]]]] = False
-        for _, mix in dag.mixes:
-            starved = ~keep[classes[mix.sources]].any(1)
-            keep[classes[mix.targets[starved]]] = False
+        for sources, targets in fed:
+            if not keep[classes[sources]].any():
+                keep[classes[targets]] = False
         if np.array_equal(keep, before):
             useful = _useful(dag, steps, classes, keep[classes])
             if not (keep & ~useful).any():
                 return keep[classes]
             keep &= useful
+
+
+def spare(dag: ChannelDag) -> Mask:
+    """Labels [labels] that may go to the last: operands with one channel, which a Concat drops, and their readers.
+
+    What kernels read without a Concat between stays, and so does what any operator sees that is not ``PLAIN``.
+    """
+    readers, channels, direct = (np.zeros(dag.count, bool) for _ in range(3))
+    for _, (one, minted) in dag.implied:
+        if one.size == 1:
+            channels[one] = readers[minted] = True
+    for _, mix in dag.mixes:
+        direct[mix.sources] = True
+    found = readers | (channels & ~direct)
+    for node in dag.model.proto.graph.node:
+        if node.op_type not in PLAIN:
+            for name in (*node.input, *node.output):
+                if name in dag.labels:
+                    found[dag.labels[name]] = False
+    return found
+
+
+def spare_rows(dag: ChannelDag) -> list[tuple[Ints, Ints]]:
+    """Kernels that read nothing but such channels: their sources [i] and targets [o]."""
+    may_go = spare(dag)
+    rows = [pair for _, mix in dag.mixes for pair in zip(mix.sources, mix.targets, strict=True)]
+    return [(sources, targets) for sources, targets in rows if may_go[sources].all()]
 
 
 def _steps(dag: ChannelDag) -> list[tuple[Ints, Ints]]:

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from leanonnx.closure import closed
+from leanonnx.closure import closed, spare, spare_rows
 from leanonnx.criteria import Ranking
 from leanonnx.labels import Mask
 from leanonnx.rules.call import Pin
@@ -34,6 +34,7 @@ class Keeper:
         self.weights, self.dag, self.ranking = weights, weights.dag, ranking
         self.classes = ranking.classes
         self.readers = [pair for _, pair in self.dag.implied if not _tied(self.classes, pair)]
+        self.rows = spare_rows(self.dag)
         self.protected = self._protected((*self.dag.pins, *pins))
         self.grid = grid(self.dag, ranking, self.protected, alignment)
 
@@ -125,23 +126,22 @@ class Keeper:
 
     def _tensor_classes(self) -> list[Ints]:
         """The classes of each tensor, small tensors first; not of those that may go as a whole."""
-        spare = self._spare()
-        tensors = [labels for labels in self.dag.labels.values() if not spare[labels].all()]
+        may_go = spare(self.dag)
+        tensors = [labels for labels in self.dag.labels.values() if not may_go[labels].all()]
         found = {np.unique(self.classes[labels]).tobytes() for labels in tensors}
         return sorted((np.frombuffer(raw, np.int64) for raw in found), key=lambda m: (m.size, m.tolist()))
 
-    def _spare(self) -> Mask:
-        """Labels of operands with one channel that a Concat drops at no cost, and of their readers."""
-        spare = np.zeros(self.dag.count, bool)
-        for channels, readers in self.readers:
-            if channels.size == 1:
-                spare[channels] = spare[readers] = True
-        return spare
-
     def _with_sources(self, keep: Mask) -> Mask:
-        """A reader cannot outlive its channel: protect the channels of protected readers, and what is tied to them."""
+        """A reader cannot outlive its channel: protect the channels of protected readers, and what is tied to them.
+
+        What may read nothing at all reads its best.
+        """
         while True:
             before = keep.copy()
+            for sources, targets in self.rows:
+                read = self.classes[sources]
+                if keep[self.classes[targets]].any() and not keep[read].any():
+                    keep[read[np.argmax(self.ranking.scores[read])]] = True
             for channels, readers in reversed(self.readers):
                 keep[self.classes[channels[keep[self.classes[readers]]]]] = True
             if np.array_equal(before, keep):

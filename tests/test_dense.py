@@ -93,3 +93,12 @@ def test_readers_are_ranked_by_their_kernels(method: Method, order: int) -> None
     sizes = np.linalg.norm(mix.kernels()[0, 0].reshape(6, 9), order, axis=1)
     found = ranking.scores[classes[mix.sources[0]]]
     assert np.allclose(found, sizes, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("method", "chains"), RANKINGS)
+def test_a_pinned_layer_keeps_what_it_reads(method: Method, chains: str, tmp_path: Path) -> None:
+    path, _ = network(3)
+    pins = ("f3", "f5")
+    options = Options(Budget("kernels", 0.3), method=method, chains=chains, ignore=(LAST,), pin=pins)
+    result = compress(path, tmp_path / "pinned.onnx", options)
+    assert all(result.alive[result.dag.labels[name]].all() for name in pins)
