@@ -152,7 +152,7 @@ def elimination(dag: ChannelDag, statistics: Statistics, classes: Ints, layers: 
         members = np.flatnonzero((layers == layer) & ~pinned)
         if members.size:
             sequences[int(layer)] = _sequence(members, gathered, classes)
-    order = _merged(sequences, _Savings(dag, classes, rate), terms.saved)
+    order = _merged(sequences, _Savings(dag, classes, rate), _waiting(dag, classes, sequences), terms.saved)
     order = _after_readers(dag, classes, order)
     rest = np.setdiff1d(np.arange(layers.size), order)
     return np.concatenate([order, rest])
@@ -234,10 +234,29 @@ class _Savings:
             self.columns[index] -= columns
 
 
-def _merged(sequences: Mapping[int, tuple[Ints, Floats]], savings: _Savings, exponent: float) -> Ints:
+def _waiting(dag: ChannelDag, classes: Ints, sequences: Mapping[int, tuple[Ints, Floats]]) -> dict[int, list[int]]:
+    """Which classes each class waits for: the readers of its channels that are chosen one by one."""
+    removed = np.zeros(int(classes.max()) + 1, bool)
+    for order, _ in sequences.values():
+        removed[order] = True
+    found: dict[int, set[int]] = {}
+    for _, (channels, readers) in dag.implied:
+        for one, reader in zip(classes[channels].tolist(), classes[readers].tolist(), strict=True):
+            if one != reader and removed[reader]:
+                found.setdefault(one, set()).add(reader)
+    return {one: sorted(waits) for one, waits in found.items()}
+
+
+def _merged(
+    sequences: Mapping[int, tuple[Ints, Floats]],
+    savings: _Savings,
+    waiting: Mapping[int, list[int]],
+    exponent: float,
+) -> Ints:
     """One order for all layers: next the class with the least cost / saved^γ, each layer in its own order.
 
-    Savings only fall, so a key that is recomputed and still the least is right.
+    A layer whose next class waits for its readers is passed over until the last of them is gone. Savings only fall, so
+    a key that is recomputed and still the least is right.
     """
 
     def key(layer: int) -> float:
@@ -245,9 +264,21 @@ def _merged(sequences: Mapping[int, tuple[Ints, Floats]], savings: _Savings, exp
         saved = savings.saved(int(order[position[layer]]))
         return float(costs[position[layer]]) / saved**exponent if saved > 0 else np.inf
 
+    def enter(layer: int) -> None:
+        order, _ = sequences[layer]
+        if position[layer] < order.size and not left.get(int(order[position[layer]])):
+            heapq.heappush(heap, (key(layer), layer))
+
+    left = {one: len(waits) for one, waits in waiting.items()}
+    awaited: dict[int, list[int]] = {}
+    for one, waits in waiting.items():
+        for reader in waits:
+            awaited.setdefault(reader, []).append(one)
+    home = {int(one): layer for layer, (order, _) in sequences.items() for one in order}
     position = dict.fromkeys(sequences, 0)
-    heap = [(key(layer), layer) for layer in sequences]
-    heapq.heapify(heap)
+    heap: list[tuple[float, int]] = []
+    for layer in sequences:
+        enter(layer)
     found: list[int] = []
     while heap:
         known, layer = heapq.heappop(heap)
@@ -260,8 +291,14 @@ def _merged(sequences: Mapping[int, tuple[Ints, Floats]], savings: _Savings, exp
         found.append(one)
         savings.remove(one)
         position[layer] += 1
-        if position[layer] < order.size:
-            heapq.heappush(heap, (key(layer), layer))
+        enter(layer)
+        for channel in awaited.get(one, ()):
+            left[channel] -= 1
+            other = home.get(channel)
+            if not left[channel] and other is not None and other != layer:
+                order, _ = sequences[other]
+                if position[other] < order.size and int(order[position[other]]) == channel:
+                    enter(other)
     return np.array(found, np.int64)
 
 

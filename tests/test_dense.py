@@ -9,9 +9,11 @@ from tempfile import mkdtemp
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from leanonnx.analysis import ChannelDag
 from leanonnx.criteria import Method, channel_classes, rank
+from leanonnx.moments import measure
 from leanonnx.pipeline import compress, inspect
 from leanonnx.selection import Budget, Request, select
 from leanonnx.weigh import Weights
@@ -102,3 +104,28 @@ def test_a_pinned_layer_keeps_what_it_reads(method: Method, chains: str, tmp_pat
     options = Options(Budget("kernels", 0.3), method=method, chains=chains, ignore=(LAST,), pin=pins)
     result = compress(path, tmp_path / "pinned.onnx", options)
     assert all(result.alive[result.dag.labels[name]].all() for name in pins)
+
+
+@pytest.mark.parametrize("layer", range(2, DEPTH))
+def test_a_useless_kernel_goes_early_though_the_last_layer_has_no_use_for_its_channel(
+    layer: int, tmp_path: Path
+) -> None:
+    """A channel cannot go before its readers, so that its own kernels compete for as long as it lives."""
+    proto = dense(5)
+    for tensor in proto.graph.initializer:
+        array = numpy_helper.to_array(tensor).copy()
+        if tensor.name == "w_last":
+            array[:, :-1] *= 1e-6
+        if tensor.name == f"w{layer}":
+            array[:, 1] *= 1e-2
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    dag = inspect(saved(proto, tmp_path / "dense.onnx"))
+    rng = np.random.default_rng(0)
+    feeds = [{"f0": rng.standard_normal((4, 1, 12, 12)).astype(np.float32)}]
+    weights = Weights(dag, frozenset({last_node(dag)}), measure(dag, feeds, 1))
+    ranking = rank(weights, "path-mass", "cover", 0, lambda _: False)
+    node = next(k for k, n in enumerate(dag.model.proto.graph.node) if f"y{layer}" in n.output)
+    (mix,) = [mix for k, mix in dag.mixes if k == node]
+    useless = ranking.classes[mix.sources[0, 1]]
+    place = ranking.order.tolist().index(useless)
+    assert place > 0.6 * ranking.order.size

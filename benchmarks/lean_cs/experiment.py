@@ -28,7 +28,7 @@ from models.circles_squares import TRAIN_SEED, images
 NAME = "lean_cs"
 BASE_KERNELS = 1275
 RATIOS = (0.5493, 0.4498, 0.3684, 0.3017, 0.2471, 0.2024, 0.1657, 0.1357, 0.1112, 0.091, 0.0745, 0.0611, 0.05)
-IMAGES = (2000, 800, 800, 800, 1000, 1000, 1000, 1200, 1500, 1500, 2000, 2500, 5000)
+IMAGES = (2000, 800, 800, 800, 1000, 1000, 1000, 800, 1000, 1000, 1200, 1500, 3500)
 """Images seen at each ratio of a chain."""
 FEW, FINE_RATE, COARSE_RATE = 0.2, 1e-3, 2e-3
 """Below this ratio the learning rate is the coarse one."""
