@@ -42,8 +42,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     "l1": ("--method", "l1"),
     "random": ("--method", "random"),
 }
-MIXED, TURN = "mixed", 0.35
-"""A chain by path mass down to this ratio, by free chains below."""
+MIXED, FREE = "mixed", (0.12, 0.35)
+"""A chain by path mass, but for free chains between these ratios."""
 CALIB = "calib"
 
 
@@ -163,11 +163,11 @@ def finetune(lab: Lab, methods: Iterable[str], ratios: Iterable[float], count: i
             enter(lab, method, ratio, "finetune", row)
 
 
-def ranking(method: str, ratio: float) -> tuple[str, ...]:
-    """The options by which a chain is pruned to a ratio."""
+def ranking(method: str, ratio: float) -> str:
+    """The method by which a chain is pruned to a ratio."""
     if method == MIXED:
-        method = "path-mass" if ratio > TURN else "free"
-    return METHODS[method]
+        return "free" if FREE[0] < ratio < FREE[1] else "path-mass"
+    return method
 
 
 def chain(lab: Lab, method: str, scale: float) -> None:
@@ -178,8 +178,12 @@ def chain(lab: Lab, method: str, scale: float) -> None:
         if not known(lab, method, ratio, "chain"):
             start = time.perf_counter()
             step = lab.network(method, ratio, "step")
-            cut = pruned(lab, source, step, int(ratio * BASE_KERNELS), *ranking(method, ratio))
+            cut = pruned(lab, source, step, int(ratio * BASE_KERNELS), *METHODS[ranking(method, ratio)])
             row = trained(lab, step, target, ratio, max(round(count * scale), 1))
-            row |= {"recovered": cut["accuracy"], "seconds": round(time.perf_counter() - start, 1)}
+            row |= {
+                "ranking": ranking(method, ratio),
+                "recovered": cut["accuracy"],
+                "seconds": round(time.perf_counter() - start, 1),
+            }
             enter(lab, method, ratio, "chain", row)
         source = target

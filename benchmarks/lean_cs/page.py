@@ -12,7 +12,7 @@ NAME = "lean_cs"
 TARGET, LOWEST = 0.925, 0.05
 AUTHORS = {"LEAN": "LEAN", "spectral norm": "norm", "L1 norm": "L1"}
 STAGES = {"prune": "pruned only", "recover": "recovered", "finetune": "fine-tuned"}
-CHAINED = {"mixed": "path mass, then free chains", "path-mass": "path mass", "free": "free chains"}
+CHAINED = {"mixed": "path mass and free chains", "path-mass": "path mass", "free": "free chains"}
 METHODS = ("path-mass", "free", "cover", "norm", "l1", "random")
 COLOURS = {
     "LEAN": "black",
@@ -64,7 +64,7 @@ def main_table(found: Found) -> str:
     """Chains beside the authors' networks, each with its number of kernels."""
     head = ["ratio", "LEAN, 50 images", *(f"{short}, 25 images" for short in AUTHORS.values())]
     for method in found.chains():
-        head += [f"{CHAINED[method]}: kernels", "recovered", "fine-tuned"]
+        head += [f"{CHAINED[method]}: kernels", *(["by"] if method == "mixed" else []), "recovered", "fine-tuned"]
     rows = []
     for ratio in found.ratios:
         line = [f"{ratio:g}", percent(found.authors.get(("LEAN", ratio), {}).get("published"))]
@@ -77,7 +77,8 @@ def main_table(found: Found) -> str:
             best = row.get("accuracy")
             theirs = found.theirs("LEAN", ratio)
             mark = "**" if best is not None and theirs is not None and best >= theirs else ""
-            line += [str(row.get("kernels", "")), percent(row.get("recovered")), f"{mark}{percent(best)}{mark}"]
+            by = [row.get("ranking", "")] if method == "mixed" else []
+            line += [str(row.get("kernels", "")), *by, percent(row.get("recovered")), f"{mark}{percent(best)}{mark}"]
         rows.append(line)
     return table(head, rows)
 
