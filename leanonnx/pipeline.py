@@ -32,6 +32,7 @@ from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.runtime.machine import detected
 from leanonnx.runtime.observation import Shapes, observe
 from leanonnx.runtime.providers import Setting
+from leanonnx.runtime.sessions import RunFailed, run
 from leanonnx.runtime.timing import Comparison
 from leanonnx.search import SECONDS, Trial, within_budget, within_latency
 from leanonnx.selection import LATENCY, Request, Selection, Selector
@@ -103,7 +104,9 @@ def compress(
     with clock.stage("analyse"):
         dag = analyse(model, observation, rules)
         check_finite(dag)
-    data = open_data(options.calib, model, dag.shapes, options.images) if options.calib else None
+    data = None
+    if options.calib:
+        data = _runnable(open_data(options.calib, model, dag.shapes, options.images), model)
     least = None
     if options.exact:
         with clock.stage("select"):
@@ -186,6 +189,17 @@ def _best(workshop: Workshop, selector: Selector, data: Data) -> Selector:
         return selector
     with clock.stage("try"):
         return best_terms(selector, data, options.seed, lambda done: clock.progress("try", done))
+
+
+def _runnable(data: Data, model: Model) -> Data:
+    """The data, fed one by one where the model runs no more at once, although it leaves the batch free."""
+    if data.fixed or batch_size(data) == 1:
+        return data
+    try:
+        run(model.proto, [next(data.feeds(batch_size(data)))], libraries=model.libraries)
+    except RunFailed:
+        return replace(data, fixed=1)
+    return data
 
 
 def _statistics(workshop: Workshop, data: Data) -> Statistics:
