@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from leanonnx.errors import UserError
 from leanonnx.formats import fed_in_float32, float_kinds, in_float32
 from leanonnx.model import first_line
 from leanonnx.runtime.sessions import Array, Feed, RunFailed, finished, opened
@@ -34,6 +35,7 @@ def watched(
 
     Raises:
         RunFailed: onnxruntime cannot load or run the model.
+        UserError: the feeds cannot be read.
     """
     halves = float_kinds(proto) & {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
     source = in_float32(proto, halves) if halves else proto
@@ -46,7 +48,7 @@ def watched(
             for feed in feeds:
                 found = finished(session, fed_in_float32(feed, halves))
                 yield {name: np.asarray(value) for name, value in zip(wanted, found, strict=True)}
-    except (OSError, GeneratorExit):
+    except (OSError, UserError, GeneratorExit):
         raise
     except Exception as error:  # onnxruntime raises its own types, one per status code
         raise RunFailed(first_line(error)) from error
