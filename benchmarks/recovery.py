@@ -115,8 +115,8 @@ def measure(zoo: Path, cell: Row, folder: Path) -> Row:
     name, target = cell["network"], folder / "out.onnx"
     file = json.loads((zoo / "zoo.json").read_text())["models"][name]["file"]
     calib = inputs(zoo, name, cell["samples"], folder)
-    options = ("--macs", str(cell["ratio"]), "--calib", calib, "--best-effort", *METHODS[cell["method"]])
-    done = compress(zoo / file, target, *options)
+    options: list[str | Path] = ["--macs", str(cell["ratio"]), "--calib", calib, "--best-effort"]
+    done = compress(zoo / file, target, *options, *METHODS[cell["method"]])
     if done.code:
         return cell | {"exit_code": done.code, "message": done.message}
     report = done.report
