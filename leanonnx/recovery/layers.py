@@ -55,6 +55,11 @@ class Layer:
         """Whether the bias can be changed."""
         return bool(self.bias) or self.extendable
 
+    @property
+    def added(self) -> bool:
+        """Whether a node of its own adds the bias, behind the output."""
+        return self.operator == "MatMul"
+
     def laid_out(self, weight: Array) -> Floats:
         """A weight as it is stored → [G, O, I, taps]."""
         wide = np.asarray(weight, np.float64)

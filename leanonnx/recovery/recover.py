@@ -129,12 +129,13 @@ class _Recovery:
         if not place.understood():
             return Mended(name, reason="its output is not what its weights make of its input")
         weight, bias = self._held(layer)
-        fit, before, scale = fitted(place, layer.laid_out(weight), bias, self.seed)
+        behind = bias if layer.added else np.zeros_like(bias)
+        fit, before, scale = fitted(place, layer.laid_out(weight), bias - behind, self.seed)
         if fit.error < before:
             change = Change(
                 layer,
                 layer.stored(fit.weights.reshape(layer.laid_out(weight).shape)),
-                fit.bias.reshape(-1) if layer.free_bias else None,
+                (fit.bias + behind).reshape(-1) if layer.free_bias else None,
             )
             self.changes[layer.after] = change
             change.carry_out(self.pair.after, replace(self.dag.model, proto=self.pair.after))
