@@ -1,0 +1,93 @@
+"""Networks on inputs of their own: what the tests of statistics, path mass and recovery begin with."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from leanonnx.analysis import ChannelDag
+from leanonnx.labels import Mask
+from leanonnx.patch import plan_patch
+from leanonnx.pipeline import inspect
+from leanonnx.surgery import apply
+from tests.helpers import build, saved
+
+Array = NDArray[Any]
+Feed = dict[str, Array]
+HEAD = '<ir_version: {ir}, opset_import: ["" : {opset}]> net '
+
+
+def net(interface: str, constants: str, body: str, seed: int = 0, opset: int = 17, ir: int = 8) -> onnx.ModelProto:
+    """A model from its parts in ONNX text, its constants random."""
+    return build(f"{HEAD.format(opset=opset, ir=ir)}{interface} <{constants}> {{ {body} }}", seed)
+
+
+def analysed(proto: onnx.ModelProto) -> ChannelDag:
+    """The channel DAG of a model; its file does not outlive this call."""
+    with tempfile.TemporaryDirectory() as folder:
+        dag = inspect(saved(proto, Path(folder) / "model.onnx"))
+        assert dag.model.graph
+    return dag
+
+
+@cache
+def dag_of(interface: str, constants: str, body: str, seed: int = 0) -> ChannelDag:
+    """The channel DAG of a model from its parts."""
+    return analysed(net(interface, constants, body, seed))
+
+
+def normal_feeds(dag: ChannelDag, count: int, seed: int = 0, batch: int = 1) -> list[Feed]:
+    """Normal inputs with a mean other than 0; ``batch`` samples in each where that is free."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        feed = {}
+        for value in dag.model.inputs:
+            fixed = value.type.tensor_type.shape.dim[0].HasField("dim_value")
+            shape = dag.shapes[value.name] if fixed else (batch, *dag.shapes[value.name][1:])
+            kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+            feed[value.name] = (rng.standard_normal(shape) + 0.3).astype(kind)
+        found.append(feed)
+    return found
+
+
+def values(proto: onnx.ModelProto, names: Sequence[str], feeds: Sequence[Feed]) -> list[Array]:
+    """Tensors of a network as onnxruntime puts them out, the runs joined along axis 0."""
+    copy = onnx.ModelProto.FromString(proto.SerializeToString())
+    known = {value.name for value in copy.graph.output}
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in known)
+    session = ort.InferenceSession(copy.SerializeToString(), providers=["CPUExecutionProvider"])
+    runs = [session.run(list(names), feed) for feed in feeds]
+    return [np.concatenate(parts) for parts in zip(*runs, strict=True)]
+
+
+def keep(dag: ChannelDag, tensor: str, channels: Collection[int], axis: int = 1) -> Mask:
+    """All channels but those of a tensor that are not named, with what is tied to them."""
+    rows = np.moveaxis(dag.labels[tensor], axis, 0).reshape(dag.labels[tensor].shape[axis], -1)
+    lost = [k for k in range(len(rows)) if k not in channels]
+    alive = ~np.isin(dag.classes, dag.classes[rows[lost].reshape(-1)])
+    for _, (sources, readers) in dag.implied:
+        alive[readers] &= alive[sources]
+    return alive
+
+
+def draft(dag: ChannelDag, alive: Mask) -> onnx.ModelProto:
+    """The network without what is not alive."""
+    shrunk = {name for name, labels in dag.labels.items() if not alive[labels].all()}
+    return apply(dag.model, plan_patch(dag, alive), shrunk)
+
+
+def deviation(dag: ChannelDag, proto: onnx.ModelProto, feeds: Sequence[Feed]) -> float:
+    """‖difference‖ / ‖original‖ of all outputs together."""
+    names = [value.name for value in dag.model.proto.graph.output]
+    wanted, found = values(dag.model.proto, names, feeds), values(proto, names, feeds)
+    flat, other = (np.concatenate([np.ravel(v).astype(float) for v in side]) for side in (wanted, found))
+    return float(np.linalg.norm(flat - other) / np.linalg.norm(flat))

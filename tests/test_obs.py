@@ -1,0 +1,123 @@
+"""Elimination in the manner of the optimal brain surgeon, against regressions on samples done from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from leanonnx import obs
+from leanonnx.obs import Reader, eliminated, precision
+
+
+@pytest.fixture
+def _ridgeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(obs, "RIDGE", 1e-13)
+
+
+class Naive:
+    """Samples of the channels of a reader, and its weights [O, C]."""
+
+    def __init__(self, rng: np.random.Generator, width: int, units: Sequence[int] | None = None) -> None:
+        self.samples = rng.standard_normal((60, width)) @ rng.standard_normal((width, width)) + rng.normal(size=width)
+        self.samples = self.samples - self.samples.mean(0)
+        self.weights = rng.standard_normal((4, width))
+        self.units = np.arange(width) if units is None else np.array(units)
+
+    @property
+    def reader(self) -> Reader:
+        covariance = self.samples.T @ self.samples / len(self.samples)
+        return Reader(self.units, self.weights.T @ self.weights, precision(covariance))
+
+    def loss(self, gone: Sequence[int]) -> float:
+        """Mean squared change of what it puts out when the other channels make up for these as well as they can."""
+        lost = np.isin(self.units, gone)
+        left, right = self.samples[:, ~lost], self.samples[:, lost]
+        rest = right - left @ np.linalg.lstsq(left, right, rcond=None)[0] if left.size else right
+        return float(np.square(rest @ self.weights[:, lost].T).sum(1).mean())
+
+
+def judge(readers: Sequence[Naive], count: int) -> None:
+    """The order in which each removal adds the least loss, found anew after each; and what it adds."""
+    order, costs = eliminated([one.reader for one in readers], count)
+    gone: list[int] = []
+    total = 0.0
+    for found, cost in zip(order, costs, strict=True):
+        rest = [unit for unit in range(count) if unit not in gone]
+        losses = {unit: sum(one.loss([*gone, unit]) for one in readers) for unit in rest}
+        best = min(losses, key=lambda unit: losses[unit])
+        assert found == best
+        assert cost == pytest.approx(max(losses[best] - total, 0), rel=1e-5, abs=1e-9) or cost >= losses[best] - total
+        total = losses[best]
+        gone.append(best)
+
+
+def judge_costs(seed: int) -> None:
+    """What the first removal costs, and all together: the energy of everything, as far as costs do not fall."""
+    one = Naive(np.random.default_rng(seed), 6)
+    order, costs = eliminated([one.reader], 6)
+    assert costs[0] == pytest.approx(min(one.loss([unit]) for unit in range(6)), rel=1e-5)
+    steps = np.diff([0.0, *(one.loss(order[: k + 1].tolist()) for k in range(6))])
+    np.testing.assert_allclose(costs, np.maximum.accumulate(steps), rtol=1e-5)
+
+
+@pytest.mark.usefixtures("_ridgeless")
+@pytest.mark.parametrize("seed", range(6))
+def test_order_is_that_of_regressions_from_scratch(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    judge([Naive(rng, 7)], 7)
+    judge([Naive(rng, 6), Naive(rng, 6)], 6)
+
+
+@pytest.mark.usefixtures("_ridgeless")
+@pytest.mark.parametrize("seed", range(6))
+def test_costs_are_the_energies_that_others_cannot_predict(seed: int) -> None:
+    judge_costs(seed)
+
+
+@pytest.mark.usefixtures("_ridgeless")
+def test_readers_of_some_units_only_and_of_channels_that_stay() -> None:
+    rng = np.random.default_rng(8)
+    judge([Naive(rng, 5, [3, -1, 0, -1, 2]), Naive(rng, 4, [0, 1, 2, 3])], 4)
+
+
+def test_units_of_several_channels_cost_the_sum() -> None:
+    one = Naive(np.random.default_rng(3), 6, [0, 1, 2, 0, 1, 2])
+    reader = one.reader
+    each = np.diag(reader.weight) / np.diag(reader.precision)
+    order, costs = eliminated([reader], 3)
+    sums = each[:3] + each[3:]
+    assert order[0] == np.argmin(sums)
+    assert costs[0] == pytest.approx(sums.min())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_costs_never_fall_and_every_unit_goes_once(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    order, costs = eliminated([Naive(rng, 30).reader, Naive(rng, 30).reader], 33)
+    assert sorted(order.tolist()) == list(range(33))
+    assert set(order[:3].tolist()) == {30, 31, 32}
+    assert (costs[:3] == 0).all()
+    assert (np.diff(costs) >= 0).all()
+
+
+def test_many_units_go_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nearly as well: the loss at half the units differs by little."""
+    rng = np.random.default_rng(5)
+    one = Naive(rng, 40)
+    single = one.loss(eliminated([one.reader], 40)[0][:20].tolist())
+    monkeypatch.setattr(obs, "SHARE", 8)
+    joint = one.loss(eliminated([one.reader], 40)[0][:20].tolist())
+    random = np.median([one.loss(rng.permutation(40)[:20].tolist()) for _ in range(20)])
+    assert joint < single + 0.2 * (random - single)
+
+
+def test_precision_of_channels_that_never_change_is_finite() -> None:
+    assert np.isfinite(precision(np.zeros((3, 3)))).all()
+    assert np.isfinite(precision(np.ones((3, 3)))).all()
+
+
+def test_nothing_to_remove() -> None:
+    order, costs = eliminated([], 0)
+    assert order.size == costs.size == 0

@@ -1,0 +1,230 @@
+"""Path mass: shares of energy, sums over chains, the order across layers; against naive code on small networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from leanonnx import pathmass
+from leanonnx.analysis import ChannelDag
+from leanonnx.cost import Rate, by_kernels, by_macs, cost_model
+from leanonnx.criteria import channel_classes, layers_of
+from leanonnx.moments import Statistics, measure
+from leanonnx.pathmass import elimination, masses, reads
+from tests.calibrated import Array, analysed, dag_of, net, normal_feeds
+from tests.helpers import CNN, build, called, refused, saved
+from tests.naive_mass import Walker, random_net
+
+CHAIN = (
+    "(float[N,3,6,6] x) => (float[N,4] y)",
+    "float[9,3,3,3] a, float[9] b, float[7,9,3,3] c, float[7] d, float[28,4] e",
+    "h = Conv (x, a, b) r = Relu (h) m = Conv (r, c, d) s = Relu (m) f = Flatten (s) y = Gemm (f, e)",
+)
+
+
+def looked_at(dag: ChannelDag, count: int = 8) -> Statistics:
+    return measure(dag, normal_feeds(dag, count), count)
+
+
+def masses_of(dag: ChannelDag, statistics: Statistics) -> Array:
+    return masses(dag, statistics, reads(dag, statistics))
+
+
+def removed(dag: ChannelDag, rate: Rate = by_kernels, exponent: float = 1.0) -> tuple[Array, Array]:
+    """The order of the classes, and the class of each label."""
+    classes = channel_classes(dag, separate_readers=False)
+    return elimination(dag, looked_at(dag), classes, layers_of(dag, classes), rate, exponent), classes
+
+
+def test_the_channels_of_each_tensor_of_a_chain_have_mass_1_together() -> None:
+    dag = dag_of(*CHAIN)
+    mass = masses_of(dag, looked_at(dag))
+    for tensor in ("x", "r", "s", "y"):
+        assert mass[np.unique(dag.labels[tensor])].sum() == pytest.approx(1)
+    assert np.ptp(mass[dag.labels["r"].reshape(-1)]) > 1e-3
+
+
+def test_operands_of_an_addition_share_by_their_variances() -> None:
+    dag = dag_of(
+        "(float[N,3,6,6] x) => (float[N,4,4,4] y)",
+        "float[5,3,3,3] a, float[5,3,3,3] b, float[4,5,1,1] c",
+        "h = Conv (x, a) i = Conv (x, b) s = Add (h, i) y = Conv (s, c)",
+    )
+    statistics = looked_at(dag)
+    mass = masses_of(dag, statistics)
+    h, i, s = (dag.labels[name].reshape(-1) for name in "his")
+    np.testing.assert_allclose(mass[h] + mass[i], mass[s])
+    np.testing.assert_allclose(mass[h] / mass[i], statistics.variance[h] / statistics.variance[i])
+    assert np.abs(mass[h] / mass[s] - 0.5).max() > 0.05
+
+
+def judge_by_chains(seed: int) -> None:
+    """Every channel that a layer or a join puts out has the mass that walking all chains gives."""
+    proto = random_net(seed)
+    dag = analysed(proto)
+    feeds = normal_feeds(dag, 4, seed)
+    walker = Walker(proto, feeds)
+    mass = masses_of(dag, measure(dag, feeds, 4))
+    for node in proto.graph.node:
+        if node.op_type in ("Conv", "Add", "Concat") and node.output[0] in dag.labels:
+            labels = dag.labels[node.output[0]].reshape(-1)
+            wanted = [walker.mass(node.output[0], k, labels.size) for k in range(labels.size)]
+            np.testing.assert_allclose(mass[labels], wanted, rtol=2e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_mass_is_the_sum_over_all_chains(seed: int) -> None:
+    judge_by_chains(seed)
+
+
+def rescaled(proto: onnx.ModelProto, factors: Array) -> onnx.ModelProto:
+    """Channels of the first layer scaled, and back again in the layer that reads them."""
+    copy = onnx.ModelProto.FromString(proto.SerializeToString())
+    shapes = {"a": (-1, 1, 1, 1), "b": (-1,), "c": (1, -1, 1, 1)}
+    for tensor in copy.graph.initializer:
+        if tensor.name in shapes:
+            scale = factors if tensor.name != "c" else 1 / factors
+            array = numpy_helper.to_array(tensor) * scale.reshape(shapes[tensor.name])
+            tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float32), tensor.name))
+    return copy
+
+
+def judge_rescaled() -> None:
+    proto = net(*CHAIN)
+    factors = np.exp(np.random.default_rng(1).normal(size=9))
+    first, second = removed(analysed(proto))[0], removed(analysed(rescaled(proto, factors)))[0]
+    np.testing.assert_array_equal(first, second)
+
+
+def test_scaling_a_channel_and_its_readers_back_changes_no_order() -> None:
+    judge_rescaled()
+
+
+def test_a_channel_that_is_never_active_goes_first() -> None:
+    proto = net(*CHAIN)
+    bias = next(t for t in proto.graph.initializer if t.name == "b")
+    array = numpy_helper.to_array(bias).copy()
+    array[4] = -1e3
+    bias.CopyFrom(numpy_helper.from_array(array, "b"))
+    dag = analysed(proto)
+    order, classes = removed(dag)
+    labels = classes[dag.labels["h"].reshape(-1)]
+    assert order[np.isin(order, labels)][0] == labels[4]
+
+
+def test_of_two_equal_channels_the_first_to_go_costs_nothing() -> None:
+    """The channel that would be the last to go, twice."""
+    proto = net(*CHAIN)
+    order, classes = removed(analysed(proto))
+    labels = classes[analysed(proto).labels["h"].reshape(-1)]
+    best, worst = (int(np.flatnonzero(labels == order[np.isin(order, labels)][k])[0]) for k in (-1, 4))
+    for tensor in proto.graph.initializer:
+        if tensor.name in "ab":
+            array = numpy_helper.to_array(tensor).copy()
+            array[worst] = array[best]
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    order, _ = removed(analysed(proto))
+    place = [int(np.flatnonzero(order[np.isin(order, labels)] == labels[k])[0]) for k in (best, worst)]
+    assert min(place) < 3
+    assert max(place) == labels.size - 1
+
+
+def judge_merge(monkeypatch: pytest.MonkeyPatch, rate: Rate, unit: str, exponent: float, seed: int) -> None:
+    """Layers with invented costs: at every step the class goes that costs least for what it saves then."""
+    dag = dag_of(*CHAIN)
+    rng = np.random.default_rng(seed)
+    known: dict[int, float] = {}
+
+    def invented(members: Array, *_: object) -> tuple[Array, Array]:
+        order = rng.permutation(members)
+        costs = np.cumsum(rng.random(members.size))
+        known.update(zip(order.tolist(), costs.tolist(), strict=True))
+        return order, costs
+
+    monkeypatch.setattr(pathmass, "_sequence", invented)
+    order, classes = removed(dag, rate, exponent)
+    layers = layers_of(dag, classes)
+    rows = [[one for one in known if layers[one] == layer] for layer in dict.fromkeys(layers[one] for one in known)]
+    count, alive, found = cost_model(dag), np.ones(dag.count, bool), []
+    while any(rows):
+        keys = {}
+        for row in rows:
+            if row:
+                saved = getattr(count(alive), unit) - getattr(count(alive & (classes != row[0])), unit)
+                keys[row[0]] = known[row[0]] / saved**exponent
+        best = min(keys, key=lambda one: keys[one])
+        found.append(best)
+        alive &= classes != best
+        rows = [[one for one in row if one != best] for row in rows]
+    assert order[: len(found)].tolist() == found
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("rate", "unit"), [(by_kernels, "kernels"), (by_macs, "macs")])
+@pytest.mark.parametrize("exponent", [0.75, 1.0])
+def test_across_layers_the_best_bargain_goes_next(
+    monkeypatch: pytest.MonkeyPatch, rate: Rate, unit: str, exponent: float, seed: int
+) -> None:
+    judge_merge(monkeypatch, rate, unit, exponent, seed)
+
+
+def dense_net(depth: int = 5) -> ChannelDag:
+    """Layers of one channel, each of which reads all before it, as in the mixed-scale dense network."""
+    body, tensors = [], ["x"]
+    for k in range(depth):
+        body.append(f"i{k} = Concat <axis = 1> ({', '.join(tensors)})" if k else "i0 = Identity (x)")
+        body.append(f"c{k} = Conv <pads = [1, 1, 1, 1]> (i{k}, w{k}, b{k}) r{k} = Relu (c{k})")
+        tensors.append(f"r{k}")
+    body.append(f"j = Concat <axis = 1> ({', '.join(tensors)}) y = Conv (j, v)")
+    constants = [f"float[1,{k + 1},3,3] w{k}, float[1] b{k}" for k in range(depth)]
+    return dag_of(
+        "(float[N,1,6,6] x) => (float[N,2,6,6] y)",
+        ", ".join([*constants, f"float[2,{depth + 1},1,1] v"]),
+        " ".join(body),
+    )
+
+
+def judge_readers() -> None:
+    """Where readers are chosen one by one, their channel goes after all of them."""
+    dag = dense_net()
+    order, classes = removed(dag)
+    place = np.argsort(order)
+    pinned = np.zeros(order.size, bool)
+    for pin in dag.pins:
+        pinned[classes[pin.labels]] = True
+    pairs = [(classes[c], classes[r]) for _, (cs, rs) in dag.implied for c, r in zip(cs.flat, rs.flat, strict=True)]
+    apart = [(c, r) for c, r in pairs if c != r and not pinned[c]]
+    assert len(apart) > 5
+    assert all(place[r] < place[c] for c, r in apart)
+
+
+def test_a_channel_goes_after_its_readers() -> None:
+    judge_readers()
+
+
+def test_all_classes_are_ordered_and_pinned_ones_come_last() -> None:
+    for dag in (dag_of(*CHAIN), dense_net()):
+        order, classes = removed(dag)
+        assert sorted(order.tolist()) == list(range(int(classes.max()) + 1))
+        pinned = {int(classes[0]), *(int(one) for pin in dag.pins for one in classes[pin.labels].flat)}
+        assert set(order[-len(pinned) :].tolist()) == pinned
+
+
+def test_without_data_it_is_refused(tmp_path: Path) -> None:
+    saved(build(CNN), tmp_path / "m.onnx")
+    refused(tmp_path, "compress", "m.onnx", "out.onnx", "--keep", 0.5, "--method", "path-mass", says=("--calib",))
+
+
+def test_with_data_it_is_the_default(tmp_path: Path) -> None:
+    saved(build(CNN), tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).standard_normal((40, 3, 8, 8)).astype(np.float32))
+    shared = ("compress", "m.onnx", "out.onnx", "--keep", 0.5, "--align", 1, "--recover", "none", "--calib", "x.npz")
+    files = []
+    for method in ((), ("--method", "path-mass"), ("--method", "lean")):
+        assert called(*shared, *method, cwd=tmp_path).returncode == 0
+        files.append((tmp_path / "out.onnx").read_bytes())
+    assert files[0] == files[1] != files[2]
