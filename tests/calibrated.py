@@ -14,6 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from leanonnx.analysis import ChannelDag
+from leanonnx.closure import closed
 from leanonnx.labels import Mask
 from leanonnx.patch import plan_patch
 from leanonnx.pipeline import inspect
@@ -73,10 +74,9 @@ def keep(dag: ChannelDag, tensor: str, channels: Collection[int], axis: int = 1)
     """All channels but those of a tensor that are not named, with what is tied to them."""
     rows = np.moveaxis(dag.labels[tensor], axis, 0).reshape(dag.labels[tensor].shape[axis], -1)
     lost = [k for k in range(len(rows)) if k not in channels]
-    alive = ~np.isin(dag.classes, dag.classes[rows[lost].reshape(-1)])
-    for _, (sources, readers) in dag.implied:
-        alive[readers] &= alive[sources]
-    return alive
+    kept = np.ones(int(dag.classes.max()) + 1, bool)
+    kept[dag.classes[rows[lost].reshape(-1)]] = False
+    return closed(dag, dag.classes, kept)
 
 
 def draft(dag: ChannelDag, alive: Mask) -> onnx.ModelProto:
