@@ -1,0 +1,261 @@
+"""``leanonnx compress --calib``: what is written, what is told, and that it is never worse for it."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import numpy_helper
+from PIL import Image
+
+from leanonnx import pipeline
+from leanonnx.data import open_data
+from leanonnx.errors import DataError
+from leanonnx.recovery import draft as drafts
+from leanonnx.recovery.draft import batch_size, split
+from leanonnx.recovery.recover import Recovered, recover
+from leanonnx.selection import Budget
+from tests.calibrated import net
+from tests.helpers import Options, build, called, called_json, cli, cli_json, refused, saved, saved_external, tree
+
+MODEL = net(
+    "(float[N,3,8,8] x) => (float[N,6] y)",
+    "float[16,3,3,3] a, float[16] b, float[12,16,3,3] c, float[12] d, float[192,6] e, float[6] f",
+    """h = Conv (x, a, b) r = Relu (h) m = Conv (r, c, d) s = Relu (m) k = Flatten (s) y = Gemm (k, e, f)""",
+)
+KEYS = {"samples", "held_out", "kept", "deviation", "removed", "layers"}
+ZOO = Path(__file__).parents[2] / "shared" / "zoo"
+
+
+def inputs(count: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    """Smooth images, of which a network can leave something out."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.standard_normal((count, 3, 3, 3)).repeat(3, 2).repeat(3, 3)[:, :, :8, :8]
+    return (coarse + 0.3 * rng.standard_normal((count, 3, 8, 8))).astype(np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model, inputs and inputs with labels that the model agrees with."""
+    saved(MODEL, tmp_path / "m.onnx")
+    x = inputs(200)
+    y = ort.InferenceSession(str(tmp_path / "m.onnx")).run(None, {"x": x})[0].argmax(1)
+    np.savez(tmp_path / "x.npz", x=x)
+    np.savez(tmp_path / "xy.npz", x=x, labels=y)
+    np.savez(tmp_path / "few.npz", x=x[:20])
+    np.savez(tmp_path / "two.npz", x=x[:2])
+    return tmp_path
+
+
+def command(folder: Path, *options: object, calib: str = "x.npz") -> tuple[object, ...]:
+    calibration = ("--calib", folder / calib) if calib else ()
+    return ("compress", folder / "m.onnx", folder / "out.onnx", "--align", 1, *calibration, *options)
+
+
+def error(folder: Path, seed: int = 99) -> float:
+    """Relative deviation of the result on inputs that nobody has seen."""
+    x = inputs(100, seed)
+    found = [ort.InferenceSession(str(folder / name)).run(None, {"x": x})[0] for name in ("m.onnx", "out.onnx")]
+    return float(np.linalg.norm(found[0] - found[1]) / np.linalg.norm(found[0]))
+
+
+def test_recovery_brings_the_result_nearer_to_the_original(folder: Path) -> None:
+    row = cli_json(*command(folder, "--keep", 0.5))
+    told = row["recovery"]
+    assert set(told) == KEYS
+    assert (told["samples"], told["held_out"], told["kept"]) == (160, 40, True)
+    assert {layer["name"] for layer in told["layers"]} == {"H", "M", "Y"}
+    assert all(set(layer) == {"name", "before", "after", "reason"} for layer in told["layers"])
+    now, first = (told[key]["outputs"]["y"] for key in ("deviation", "removed"))
+    assert set(now) == {"relative_l2", "psnr", "top1", "top5"}
+    assert now["relative_l2"] < 0.9 * first["relative_l2"]
+    assert error(folder) == pytest.approx(now["relative_l2"], rel=0.3)
+    assert row["proof"]["status"] == "passed"
+    assert row["warnings"] == []
+
+
+def test_without_recovery_the_deviation_is_told_and_no_weight_changes(folder: Path) -> None:
+    bare = called_json(*command(folder, "--keep", 0.5, "--recover", "none"))
+    weights = {t.name: numpy_helper.to_array(t) for t in MODEL.graph.initializer}
+    for tensor in onnx.load(folder / "out.onnx").graph.initializer:
+        assert np.isin(numpy_helper.to_array(tensor), weights[tensor.name]).all()
+    told = bare["recovery"]
+    assert (told["samples"], told["held_out"], told["kept"], told["layers"]) == (0, 40, False, [])
+    assert told["deviation"] == told["removed"]
+    assert error(folder) == pytest.approx(told["deviation"]["outputs"]["y"]["relative_l2"], rel=0.3)
+    assert called_json(*command(folder, "--keep", 0.5, calib=""))["recovery"] is None
+
+
+def test_labels_give_a_metric(folder: Path) -> None:
+    told = called_json(*command(folder, "--keep", 0.5, calib="xy.npz"))["recovery"]
+    metric = told["deviation"]["metric"]
+    assert (metric["name"], metric["better"], metric["before"]) == ("top-1 accuracy", "higher", 1.0)
+    assert told["removed"]["metric"]["after"] <= metric["after"] <= 1.0
+
+
+def test_people_are_told(folder: Path) -> None:
+    done = cli(*command(folder, "--keep", 0.5, calib="xy.npz"))
+    assert done.returncode == 0, done.stderr
+    assert "Deviation from the original on 40 held-out samples, before → after recovery" in done.stdout
+    assert "relative L2" in done.stdout and "top-1 accuracy: 1.0000 → " in done.stdout
+    bare = called(*command(folder, "--keep", 0.5, "--recover", "none"))
+    assert "held-out samples\n" in bare.stdout
+    assert "before → after" not in bare.stdout
+
+
+@pytest.mark.parametrize(
+    ("calib", "says"),
+    [("few.npz", ["only 20 calibration samples"]), ("two.npz", ["only 2 calibration", "too few calibration samples"])],
+)
+def test_few_samples_are_warned_of(folder: Path, calib: str, says: list[str]) -> None:
+    warnings = called_json(*command(folder, "--keep", 0.5, calib=calib))["warnings"]
+    assert [any(text in warning for warning in warnings) for text in says] == [True] * len(says)
+
+
+@pytest.mark.parametrize("budget", [("--keep", 0.4), ("--macs", 0.6), ("--params", 0.3)])
+def test_budgets_hold(folder: Path, budget: tuple[str, float]) -> None:
+    row = called_json(*command(folder, *budget))
+    unit = {"--keep": "kernels"}.get(budget[0], budget[0][2:])
+    assert 0.8 * budget[1] < row[unit]["fraction"] <= budget[1]
+
+
+@pytest.mark.parametrize("recovering", ["auto", "none"])
+def test_a_plan_can_be_carried_out_again(folder: Path, recovering: str) -> None:
+    shared = ("--recover", recovering, "--plan-out", folder / "p.json")
+    first = called_json(*command(folder, "--keep", 0.5, *shared))
+    found = (folder / "out.onnx").read_bytes()
+    plan = json.loads((folder / "p.json").read_text())
+    assert (plan["options"]["calib"], plan["options"]["recover"]) == ("x.npz", recovering)
+    (folder / "out.onnx").unlink()
+    again = called_json(*command(folder, "--plan", folder / "p.json", "--recover", recovering))
+    assert again["recovery"] == first["recovery"]
+    kept = [
+        {t.name: numpy_helper.to_array(t).tobytes() for t in onnx.load_from_string(raw).graph.initializer}
+        for raw in (found, (folder / "out.onnx").read_bytes())
+    ]
+    assert kept[0] == kept[1]
+
+
+def test_twice_the_same_bytes(folder: Path) -> None:
+    files = []
+    for _ in range(2):
+        assert called(*command(folder, "--keep", 0.5)).returncode == 0
+        files.append((folder / "out.onnx").read_bytes())
+    assert files[0] == files[1]
+
+
+def test_nothing_removed_means_nothing_recovered(folder: Path) -> None:
+    assert called_json(*command(folder, "--keep", 1))["recovery"] is None
+    assert (folder / "out.onnx").read_bytes() == (folder / "m.onnx").read_bytes()
+
+
+def judge_never_worse(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recovery that spoils the weights is left out, and that is said."""
+
+    def spoilt(*args: Any, **kwargs: Any) -> Recovered:
+        found = recover(*args, **kwargs)
+        for tensor in found.proto.graph.initializer:
+            tensor.CopyFrom(numpy_helper.from_array(-3 * numpy_helper.to_array(tensor), tensor.name))
+        return found
+
+    called(*command(folder, "--keep", 0.5, "--recover", "none"))
+    bare = onnx.load(folder / "out.onnx")
+    monkeypatch.setattr(drafts, "recover", spoilt)
+    row = called_json(*command(folder, "--keep", 0.5))
+    assert row["recovery"]["kept"] is False
+    assert row["recovery"]["deviation"] == row["recovery"]["removed"]
+    assert any("was left out" in warning for warning in row["warnings"])
+    result = onnx.load(folder / "out.onnx")
+    assert list(result.graph.initializer) == list(bare.graph.initializer)
+
+
+def test_a_recovery_that_is_no_better_is_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge_never_worse(folder, monkeypatch)
+
+
+def test_external_data_stay_beside_the_result(folder: Path) -> None:
+    saved_external(MODEL, folder / "m.onnx")
+    before = set(tree(folder))
+    row = called_json(*command(folder, "--keep", 0.5))
+    assert row["recovery"]["kept"]
+    assert len(set(tree(folder)) - before) == 2
+    assert error(folder) < 0.9 * row["recovery"]["removed"]["outputs"]["y"]["relative_l2"]
+
+
+@pytest.mark.parametrize("calib", [(), ("--calib", "x.npz")])
+def test_a_batch_that_is_free_in_name_only(tmp_path: Path, calib: tuple[str, ...]) -> None:
+    saved(
+        net(
+            "(float[N,3,8,8] x) => (float[M,6] y)",
+            "float[16,3,3,3] a, float[576,6] e",
+            "h = Conv (x, a) r = Relu (h) k = Constant <value_ints = [1, 576]> () f = Reshape (r, k) y = Gemm (f, e)",
+        ),
+        tmp_path / "m.onnx",
+    )
+    np.savez(tmp_path / "x.npz", x=inputs(200))
+    done = called("compress", "m.onnx", "out.onnx", "--keep", 0.5, *calib, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("method", ["auto", "lean"])
+def test_data_that_are_not_finite_are_refused(folder: Path, method: str) -> None:
+    x = inputs(30)
+    x[7, 0, 0, 0] = np.nan
+    np.savez(folder / "bad.npz", x=x)
+    args = command(folder, "--keep", 0.5, "--method", method, calib="bad.npz")
+    refused(folder, *args, says=(f"leanonnx: {folder / 'bad.npz'}: sample 7 of input 'x'",))
+
+
+def test_data_of_another_shape_are_refused(folder: Path) -> None:
+    np.savez(folder / "bad.npz", x=inputs(30)[:, :2])
+    refused(folder, *command(folder, "--keep", 0.5, calib="bad.npz"), says=("bad.npz", "[30, 2, 8, 8]"))
+    with pytest.raises(DataError):
+        pipeline.compress(
+            folder / "m.onnx", folder / "o.onnx", Options(Budget("kernels", 0.5), calib=folder / "bad.npz")
+        )
+
+
+@pytest.mark.parametrize(("count", "held"), [(1, 0), (4, 0), (5, 1), (399, 79), (400, 40)])
+def test_samples_held_out(tmp_path: Path, count: int, held: int) -> None:
+    path = saved(build(HALF), tmp_path / "m.onnx")
+    dag = pipeline.inspect(path)
+    np.savez(tmp_path / "x.npz", x=np.arange(count, dtype=np.float32)[:, None])
+    fitted, apart = split(open_data(tmp_path / "x.npz", dag.model, dag.shapes))
+    parts = [{float(feed["x"][0, 0]) for feed in part.feeds()} for part in (fitted, apart) if part]
+    assert len(parts[0]) == count - held
+    assert (len(parts[1]) if held else 0) == held
+    assert set.union(*parts) == set(map(float, range(count)))
+    assert batch_size(fitted) == max(1, min(16, (count - held) // 20))
+
+
+HALF = '<ir_version: 8, opset_import: ["" : 17]> g (float[N,1] x) => (float[N,2] y) <float[1,2] a> { y = Gemm (x, a) }'
+
+
+@pytest.mark.skipif(not (ZOO / "data" / "cifar10.npz").is_file(), reason="the collection is not beside the repository")
+def test_half_the_multiply_adds_of_a_real_network(tmp_path: Path) -> None:
+    """Top-1 on 1,000 photographs that it has not seen."""
+    with np.load(ZOO / "data" / "cifar10.npz") as file:
+        ends, labels = file["end"].tolist(), file["y"]
+        files = [file["jpeg"][start:end].tobytes() for start, end in zip([0, *ends], ends, strict=False)]
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(one)).convert("RGB")) for one in files])
+    spec = json.loads((ZOO / "zoo.json").read_text())["models"]["cifar_resnet_4b"]["input"]
+    mean, std = (np.array(spec[key], np.float32) for key in ("mean", "std"))
+    images = ((pixels.astype(np.float32) - mean) / std).transpose(0, 3, 1, 2)
+    calib = np.arange(len(images)) % 5 == 4
+    np.savez(tmp_path / "x.npz", **{spec["name"]: images[calib][:: calib.sum() // 256][:256]})
+    some = np.flatnonzero(~calib)[:: (~calib).sum() // 1000][:1000]
+    source, plan, reached = ZOO / "models" / "cifar_resnet_4b.onnx", tmp_path / "p.json", []
+    for options in (Options(Budget("macs", 0.5), calib=tmp_path / "x.npz"), Options(plan=plan)):
+        result = pipeline.compress(source, tmp_path / "out.onnx", options, None if options.plan else plan)
+        assert result.after.macs <= 0.5 * result.before.macs
+        session = ort.InferenceSession(str(tmp_path / "out.onnx"))
+        right = [session.run(None, {spec["name"]: images[k : k + 1]})[0].argmax() == labels[k] for k in some]
+        reached.append(float(np.mean(right)))
+    assert reached[0] >= 0.68, reached
+    assert reached[1] < 0.5, reached
