@@ -48,7 +48,7 @@ METHODS: dict[str, tuple[str, ...]] = {
 }
 FEW = ("default", "l2")
 COUNTS = (8, 16, 32, 64, 128, 256, 512, 1000)
-COUNTED = ("cifar_resnet_4b", "sri_resnet_a", "marabou_cifar_large", "oval_cifar_wide")
+COUNTED = ("cifar_resnet_4b", "sri_resnet_a")
 COUNTED_RATIOS = (0.5, 0.25)
 SAMPLES = 1000
 SPARSITIES = (0.03, 0.07, 0.13, 0.2, 0.27, 0.33, 0.4, 0.47, 0.53, 0.6, 0.67, 0.73, 0.8, 0.87)

@@ -14,7 +14,7 @@ from leanonnx.analysis import ChannelDag
 from leanonnx.cost import Rate, by_kernels, by_macs, cost_model
 from leanonnx.criteria import channel_classes, layers_of
 from leanonnx.moments import Statistics, measure
-from leanonnx.pathmass import elimination, masses, reads
+from leanonnx.pathmass import Terms, elimination, masses, reads
 from tests.calibrated import Array, analysed, dag_of, net, normal_feeds
 from tests.helpers import CNN, build, called, refused, saved
 from tests.naive_mass import Walker, random_net
@@ -37,7 +37,7 @@ def masses_of(dag: ChannelDag, statistics: Statistics) -> Array:
 def removed(dag: ChannelDag, rate: Rate = by_kernels, exponent: float = 1.0) -> tuple[Array, Array]:
     """The order of the classes, and the class of each label."""
     classes = channel_classes(dag, separate_readers=False)
-    return elimination(dag, looked_at(dag), classes, layers_of(dag, classes), rate, exponent), classes
+    return elimination(dag, looked_at(dag), classes, layers_of(dag, classes), rate, Terms(saved=exponent)), classes
 
 
 def test_the_channels_of_each_tensor_of_a_chain_have_mass_1_together() -> None:
