@@ -99,13 +99,21 @@ def verdict(found: Found, method: str) -> str:
     pairs = [(r, found.accuracy(method, "chain", r), found.theirs("LEAN", r)) for r in found.ratios]
     known = [(ratio, ours, theirs) for ratio, ours, theirs in pairs if ours is not None and theirs is not None]
     short = [f"{ratio:g} ({percent(ours)} to {percent(theirs)})" for ratio, ours, theirs in known if ours < theirs]
-    text = f"The chain by {CHAINED[method]} is at or above the authors' LEAN at {len(known) - len(short)} of "
-    text += f"{len(known)} ratios"
+    text = f"By {CHAINED[method]}, {len(known) - len(short)} of {len(known)} networks are at or above the authors' LEAN"
     text += f"; below at {', '.join(short)}." if short else "."
     least = found.accuracy(method, "chain", LOWEST)
     if least is not None:
         text += f" At {LOWEST:g} it has {percent(least)}; the aim was {percent(TARGET)}."
     return text
+
+
+def notes(found: Found) -> str:
+    """What is to be known of single cells."""
+    told: dict[str, list[str]] = {}
+    for (method, _, ratio), row in found.cells.items():
+        if "note" in row:
+            told.setdefault(row["note"], []).append(f"{CHAINED.get(method, method)} at {ratio:g}")
+    return " ".join(f"{', '.join(places)}: {note}." for note, places in told.items())
 
 
 def effort(found: Found) -> str:
@@ -117,7 +125,7 @@ def effort(found: Found) -> str:
         low, high = min(r["images"] for r in rows), max(r["images"] for r in rows)
         parts.append(
             f"{CHAINED[method]} {images:,} images in {len(rows)} trainings ({low:,} to {high:,} each), "
-            f"{seconds / 60:.0f} minutes of one thread on a busy machine, selection and recovery included"
+            f"{seconds / 60:.0f} minutes of one thread of a busy machine, selection and recovery included"
         )
     return "Seen in training: " + "; ".join(parts) + ". The authors' 15 trainings of 3 epochs are 22,500 images."
 
@@ -139,7 +147,7 @@ def sections(found: Found) -> list[str]:
         "Each ratio starts from the network of the line above: prune, recover, train. The authors go the same way, in "
         "15 steps. Bold: at or above the authors' LEAN.",
         main_table(found),
-        " ".join(verdict(found, method) for method in found.chains()),
+        " ".join([*(verdict(found, method) for method in found.chains()), notes(found)]),
         effort(found),
         "## Pruned in one step",
         f"Every method straight from the original. Recovery knows {found.data['calibration']} images and no labels. "
