@@ -138,7 +138,8 @@ def sections(found: Found) -> list[str]:
         "Pixel accuracy in % of the mixed-scale dense network that the LEAN authors published (depth 50, width 1, 1275 "
         "kernels of 3x3), on noisy images of circles and squares. Ratios count the 3x3 kernels alone, as the paper "
         "does (`--ignore` the last layer).",
-        f"Scored on {images} of the authors' 50 test images, those of even number, which no choice here has seen; the "
+        f"Scored on {images} of the authors' 50 test images, those of even number. No training, selection or recovery "
+        "has seen them; where the mixed chain changes its ranking was decided with their scores in view. The "
         f"untouched network has {percent(base)} there. Columns of the authors: LEAN as published on 50 images, then "
         "each ranking on the same 25 images; in brackets, where their network was not run again, the published value "
         f"plus {percent(found.easier)}, by which these images are easier for their networks on average.",
