@@ -9,6 +9,7 @@ from onnx import numpy_helper
 
 from leanonnx.analysis import ChannelDag
 from leanonnx.labels import Mask
+from leanonnx.recovery import recover as recovery
 from leanonnx.recovery.recover import Recovered, recover
 from leanonnx.selection import Budget, Request, select
 from tests import graphs
@@ -19,6 +20,11 @@ CONV = (
     "float[8,3,3,3] a, float[8] b, float[6,8,3,3] c, float[6] d, float[216,4] e",
     """h = Conv <pads = [1, 1, 1, 1]> (x, a, b) r = Relu (h) m = Conv <pads = [1, 1, 1, 1]> (r, c, d) s = Relu (m)
        f = Flatten (s) y = Gemm (f, e)""",
+)
+FLAT = (
+    "(float[N,3,6,6] x) => (float[N,4] y)",
+    "float[8,3,3,3] a, float[8] b, float[128,4] e, float[4] g",
+    "h = Conv (x, a, b) r = Relu (h) f = Flatten (r) y = Gemm (f, e, g)",
 )
 LINEAR = (
     "(float[N,5,6] x) => (float[N,5,4] y)",
@@ -109,6 +115,32 @@ def judge_exact(parts: tuple[str, str, str], layer: tuple[str, str, str], axis: 
     unseen = normal_feeds(dag, 10, 5)
     assert deviation(dag, before, unseen) > 0.1
     assert deviation(dag, found.proto, unseen) < 1e-3
+    for name in layer[1:]:
+        np.testing.assert_allclose(tensors(found.proto)[name], tensors(before)[name], atol=1e-3)
+
+
+def judge_fold(
+    monkeypatch: pytest.MonkeyPatch, parts: tuple[str, str, str], layer: tuple[str, str, str], axis: int, width: int
+) -> None:
+    """Channel regression alone, without the least squares that follow it, makes up for scaled channels."""
+    monkeypatch.setattr(recovery, "best_fit", lambda *args: min(args[3], key=lambda start: start.error))
+    proto = net(*parts)
+    proto = with_values(proto, dependent(tensors(proto), layer[1], layer[2], 0 if axis == 1 else 1))
+    dag = analysed(proto)
+    before, found = mended(dag, keep(dag, layer[0], range(width - 4), axis), count=80)
+    unseen = normal_feeds(dag, 10, 5)
+    assert deviation(dag, before, unseen) > 0.1
+    assert deviation(dag, found.proto, unseen) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("parts", "layer", "axis", "width"),
+    [(CONV, ("h", "a", "b"), 1, 8), (LINEAR, ("h", "a", "b"), 2, 9), (FLAT, ("h", "a", "b"), 1, 8)],
+)
+def test_channel_regression_alone(
+    monkeypatch: pytest.MonkeyPatch, parts: tuple[str, str, str], layer: tuple[str, str, str], axis: int, width: int
+) -> None:
+    judge_fold(monkeypatch, parts, layer, axis, width)
 
 
 @pytest.mark.parametrize(("parts", "axis"), [(CONV, 1), (LINEAR, 2)])

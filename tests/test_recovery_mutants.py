@@ -1,0 +1,280 @@
+"""Faults planted in statistics, path mass, elimination and recovery: for each, a test's oracle kills it.
+
+Every oracle passes on the code as it is, so that it is the fault and nothing else that is caught.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from leanonnx import moments, obs, pathmass
+from leanonnx.cost import by_kernels
+from leanonnx.recovery import draft as drafts
+from leanonnx.recovery import fold, layers, patches, recover, regression, rows, walk
+from leanonnx.recovery.regression import Fit, Sums
+from leanonnx.runtime import taps
+from tests import test_moments, test_obs, test_patches, test_path_mass, test_recovery, test_regression, test_walk
+from tests import test_recovery_cli as told
+from tests.calibrated import analysed, net, normal_feeds
+from tests.graph_builder import Array
+from tests.test_recovery import CONV, FLAT, LINEAR
+
+Patch = pytest.MonkeyPatch
+
+
+def kept_sign(work: Any, chosen: Any) -> None:
+    """Elimination whose update has the wrong sign."""
+    gone = np.isin(work.units, chosen)
+    rest = ~gone
+    m, p = work.weight, work.precision
+    taken = np.linalg.solve(p[np.ix_(gone, gone)], p[np.ix_(gone, rest)])
+    cross = taken.T @ m[np.ix_(gone, rest)]
+    work.weight = m[np.ix_(rest, rest)] + cross + cross.T + taken.T @ m[np.ix_(gone, gone)] @ taken
+    work.precision = p[np.ix_(rest, rest)] - p[np.ix_(rest, gone)] @ taken
+    work.units = work.units[rest]
+
+
+def no_takeover(work: Any, chosen: Any) -> None:
+    """Elimination that forgets what the others have taken over."""
+    rest = ~np.isin(work.units, chosen)
+    work.weight, work.precision = work.weight[np.ix_(rest, rest)], work.precision[np.ix_(rest, rest)]
+    work.units = work.units[rest]
+
+
+def uncentred(sums: Any, labels: Array) -> moments.Moments:
+    """Second moments in place of covariances."""
+    mean = sums.origin + sums.first / sums.rows
+    second = sums.second / sums.rows - np.outer(sums.first, sums.first) / sums.rows**2
+    return moments.Moments(labels, mean, second + np.outer(mean, mean), sums.rows)
+
+
+def tiled(value: Array, axis: int, channels: Array) -> Array:
+    """Rows of a repeated channel as if channels followed each other."""
+    flat = np.moveaxis(np.asarray(value, np.float32), axis, -1).reshape(-1, value.shape[axis])
+    return flat.reshape(-1, np.unique(channels).size)
+
+
+def equal_shares(dag: Any, statistics: Any) -> Callable[[int, Any], Array]:
+    """Operands of an addition get the same, whatever their variance."""
+    return lambda node, link: 1.0 / np.bincount(link.targets, minlength=dag.count)[link.targets]
+
+
+def without_energy(block: Any) -> Array:
+    """Shares by weights alone."""
+    return np.square(block.kernels).sum(2)
+
+
+def before_readers(dag: Any, classes: Array, order: Array) -> Array:
+    """Channels stay where they were, whatever their readers do."""
+    return order
+
+
+def constant_savings(savings: Any, one: int) -> float:
+    """Savings as they were at the beginning."""
+    return 1.0
+
+
+def turned_taps(window: Any, value: Array, size: Any, chosen: Array) -> Array:
+    """Taps of each kernel in the reverse order."""
+    return FEATURES(window, value, size, chosen)[..., ::-1]
+
+
+def no_padding(window: Any, spatial: Any, size: Any) -> list[int]:
+    """Padding forgotten."""
+    return [0] * len(spatial)
+
+
+def shifted_kept(place: Any) -> Array:
+    """The next channels in place of those that are left."""
+    return np.roll(KEPT(place), 1)
+
+
+def without_bias(change: Any, proto: Any, model: Any) -> None:
+    """Weights change, biases do not."""
+    CARRY(replace(change, bias=None), proto, model)
+
+
+def reset_bias(change: Any, proto: Any, model: Any) -> None:
+    """The bias that a node behind the product adds is put back to what the product itself lacks: nothing."""
+    CARRY(replace(change, bias=None if change.bias is None else np.zeros_like(change.bias)), proto, model)
+
+
+def leaking(plain: Any, mirrored: Any, held: Any, starts: Any, free_bias: bool) -> Fit:
+    """Rows held out are fitted to."""
+    return BEST(held, mirrored, held, starts, free_bias)
+
+
+def mixed_up(plain: Any, mirrored: Any, held: Any, starts: Any, free_bias: bool) -> Fit:
+    """Mirrored rows are taken whether they help or not."""
+    if mirrored.rows:
+        plain.merge(mirrored)
+    return BEST(plain, mirrored, held, [Fit(s.weights, s.bias, np.inf) for s in starts], free_bias)
+
+
+def no_prior(pp: Array, pt: Array, prior: Array, scale: float, betas: Any) -> Any:
+    """A ridge towards zero."""
+    return RIDGES(pp, pt, np.zeros_like(prior), scale, betas)
+
+
+def free_origin(sums: Any, weights: Array, bias: Array) -> float:
+    """Errors as if features and targets were centred at zero."""
+    return ERROR(sums, weights, bias + np.einsum("gok,gk->go", weights, -sums.features_at) + sums.targets_at)
+
+
+def forgetful(one: Any, wanted: set[str]) -> None:
+    """A walk that keeps everything."""
+
+
+FEATURES, KEPT, CARRY = patches.features, rows.Place.kept.fget, layers.Change.carry_out
+BEST, RIDGES, ERROR = regression.best_fit, regression._ridges, Sums.error
+
+
+def costs(patch: Patch) -> None:
+    patch.setattr(obs, "RIDGE", 1e-13)
+    test_obs.judge_costs(0)
+
+
+def order(patch: Patch) -> None:
+    patch.setattr(obs, "RIDGE", 1e-13)
+    for seed in range(3):
+        test_obs.judge([test_obs.Naive(np.random.default_rng(seed), 7)], 7)
+
+
+def tensor_moments(patch: Patch) -> None:
+    test_moments.test_moments_are_those_of_the_tensor_that_kernels_read(test_moments.CONV, "r", 1)
+
+
+def flattened(patch: Patch) -> None:
+    test_moments.test_a_channel_that_a_flatten_repeats_has_a_row_for_each_position()
+
+
+def chains(patch: Patch) -> None:
+    for seed in range(6):
+        test_path_mass.judge_by_chains(seed)
+
+
+def merge(patch: Patch) -> None:
+    test_path_mass.judge_merge(patch, by_kernels, "kernels", 1.0, 0)
+
+
+def geometry(patch: Patch) -> None:
+    attributes = {"strides": [2, 1], "pads": [1, 0, 1, 2]}
+    proto = test_patches.single("Conv", [1, 2, 6, 5], (3, 2, 3, 3), 3, attributes)
+    test_patches.judge((proto, {"x": np.random.default_rng(0).standard_normal((1, 2, 6, 5)).astype(np.float32)}))
+
+
+def exact(patch: Patch) -> None:
+    test_recovery.judge_exact(CONV, ("h", "a", "b"), 1, 8)
+
+
+def by_fold(patch: Patch) -> None:
+    test_recovery.judge_fold(patch, FLAT, ("h", "a", "b"), 1, 8)
+
+
+def better(patch: Patch) -> None:
+    dag = analysed(net(*LINEAR))
+    test_recovery.judge_better(dag, test_recovery.keep(dag, "h", range(5), 2), 0.9)
+
+
+def ridge(patch: Patch) -> None:
+    test_regression.judge(Sums, test_regression.Case(1), None)
+
+
+def errors(patch: Patch) -> None:
+    test_regression.test_error_is_that_of_the_rows(Sums)
+
+
+def chosen(patch: Patch) -> None:
+    test_regression.test_the_fit_with_the_least_held_out_error_is_taken(Sums)
+
+
+def start(patch: Patch) -> None:
+    test_regression.judge_unspoilt()
+
+
+def frontier(patch: Patch) -> None:
+    test_walk.test_only_what_is_read_later_is_held()
+
+
+def unwatched(proto: Any, names: Any, feeds: Any, libraries: Any = ()) -> Any:
+    """Tensors handed out under each other's names."""
+    for found in WATCHED(proto, names, feeds, libraries):
+        yield dict(zip(found, list(found.values())[::-1], strict=True))
+
+
+WATCHED = taps.watched
+
+
+def operands(patch: Patch) -> None:
+    test_moments.test_variances_of_operands_of_an_addition()
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault, where it is planted, and the oracle that kills it."""
+
+    fault: Callable[..., Any]
+    owner: Any
+    name: str
+    oracle: Callable[[Patch], None]
+    wrapped: Callable[[Any], Any] = lambda fault: fault
+
+
+MUTANTS = [
+    Mutant(kept_sign, obs._Work, "remove", costs),
+    Mutant(kept_sign, obs._Work, "remove", order),
+    Mutant(no_takeover, obs._Work, "remove", order),
+    Mutant(uncentred, moments.Accumulator, "moments", tensor_moments),
+    Mutant(tiled, moments, "rows_of", flattened),
+    Mutant(unwatched, moments, "watched", operands),
+    Mutant(equal_shares, pathmass, "_shares", chains),
+    Mutant(without_energy, pathmass._Read, "energies", chains, property),
+    Mutant(before_readers, pathmass, "_after_readers", lambda patch: test_path_mass.judge_readers()),
+    Mutant(constant_savings, pathmass._Savings, "saved", merge),
+    Mutant(turned_taps, test_patches, "features", geometry),
+    Mutant(no_padding, patches, "_before", geometry),
+    Mutant(shifted_kept, rows.Place, "kept", exact, property),
+    Mutant(without_bias, layers.Change, "carry_out", better),
+    Mutant(reset_bias, layers.Change, "carry_out", better),
+    Mutant(tiled, fold, "rows_of", by_fold),
+    Mutant(leaking, test_regression, "best_fit", chosen),
+    Mutant(mixed_up, test_regression, "best_fit", start),
+    Mutant(no_prior, regression, "_ridges", ridge),
+    Mutant(free_origin, Sums, "error", errors),
+    Mutant(forgetful, walk.Walk, "_forget", frontier),
+]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: f"{m.fault.__name__}-{m.oracle.__name__}")
+def test_a_planted_fault_is_killed_and_the_code_as_it_is_passes(mutant: Mutant) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        mutant.oracle(patch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mutant.owner, mutant.name, mutant.wrapped(mutant.fault))
+        with pytest.raises((AssertionError, ValueError, IndexError, KeyError)):
+            mutant.oracle(patch)
+
+
+def test_a_layer_whose_rows_are_wrong_is_refused_rather_than_mended(monkeypatch: Patch) -> None:
+    """Wrong geometry cannot do harm: the original's own output gives it away."""
+    monkeypatch.setattr(rows, "features", turned_taps)
+    dag = analysed(net(*CONV))
+    alive = test_recovery.keep(dag, "h", range(5))
+    found = recover.recover(dag, alive, test_recovery.draft(dag, alive), normal_feeds(dag, 10))
+    assert {layer.name: bool(layer.reason) for layer in found.layers} == {"H": True, "M": True, "Y": False}
+
+
+def test_a_draft_that_got_worse_would_be_seen(tmp_path_factory: pytest.TempPathFactory, monkeypatch: Patch) -> None:
+    folder = tmp_path_factory.mktemp("worse")
+    told.saved(told.MODEL, folder / "m.onnx")
+    np.savez(folder / "x.npz", x=told.inputs(60))
+    told.judge_never_worse(folder, monkeypatch)
+    distances = iter(range(10))
+    monkeypatch.setattr(drafts, "_distance", lambda found: next(distances))
+    with pytest.raises(AssertionError):
+        told.judge_never_worse(folder, monkeypatch)
