@@ -126,7 +126,10 @@ def finetune(
         options = driver.Options(strategy, parse_shapes(shape or []), images, augment, device, libraries, settings)
         with progress() as listener:
             if budget and steps:
-                compression = Options(budget, method, chains, ignore=tuple(ignore or ()), seed=seed)
+                ignored = tuple(ignore or ())
+                compression = Options(
+                    budget, method, chains, ignore=ignored, seed=seed, calib=data, images=images, recover="auto"
+                )
                 schedule = stepwise.Schedule(steps, compression, keep_steps)
                 stepped = stepwise.finetune_in_steps(source, target, teacher, data, options, schedule, listener)
                 row = None if stepped is None else report.steps_summary(stepped)
