@@ -86,9 +86,8 @@ def channel_axis(dag: ChannelDag, node: int, mix: Mix) -> tuple[str, int] | None
     for name in proto.input:
         labels = dag.labels.get(name)
         if labels is not None and np.isin(mix.sources, labels).all():
-            shape = dag.shapes[name]
-            axis = 1 if "Conv" in proto.op_type else len(shape) - 1
-            return (name, axis) if shape[axis] == mix.sources.size else None
+            axis = 1 if "Conv" in proto.op_type else labels.ndim - 1
+            return (name, axis) if labels.shape[axis] == mix.sources.size else None
     return None
 
 

@@ -208,3 +208,17 @@ def test_nothing_to_look_at() -> None:
     assert not found.read
     assert found.samples == 3
     assert isinstance(dag.model.proto, onnx.ModelProto)
+
+
+def test_channels_on_another_axis_than_the_last() -> None:
+    """As wide as they are many, so that sizes alone do not tell."""
+    dag = dag_of(
+        "(float[N,3,5,7] x) => (float[N,4,5,7] y)",
+        "float[7,3,1,1] a, float[4,7] c",
+        'h = Conv (x, a) r = Relu (h) y = Einsum <equation = "bchw,oc->bohw"> (r, c)',
+    )
+    feeds = normal_feeds(dag, 4)
+    found = taken(dag, feeds).read
+    assert ("r", 3) not in found
+    for (tensor, axis), one in found.items():
+        judge(one, stacked(dag, tensor, axis, feeds), dag.labels[tensor].reshape(-1))
