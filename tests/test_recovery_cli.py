@@ -262,3 +262,17 @@ def test_half_the_multiply_adds_of_a_real_network(tmp_path: Path) -> None:
         reached.append(float(np.mean(right)))
     assert reached[0] >= 0.65, reached
     assert reached[1] < 0.5, reached
+
+
+def test_a_fixed_batch_of_which_little_fits_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proto = onnx.ModelProto.FromString(MODEL.SerializeToString())
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = 8
+    saved(proto, tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=inputs(200))
+    bare = called_json(*command(tmp_path, "--keep", 0.5))["recovery"]
+    assert (bare["samples"], bare["held_out"]) == (160, 40)
+    monkeypatch.setattr(drafts, "HELD_BYTES", 1)
+    row = called_json(*command(tmp_path, "--keep", 0.5))
+    assert row["recovery"]["samples"] + row["recovery"]["held_out"] == 8
+    assert any("recovery used 8 of the 200 samples" in warning for warning in row["warnings"])

@@ -85,7 +85,7 @@ def recovered_draft(
         ProofFailed: the recovered network is not valid.
     """
     model, replaced = dag.model, dag.observation.replaced
-    used = data.first(max(1, HELD_BYTES // frontier(dag)))
+    used = data.first(max(1, HELD_BYTES // frontier(dag)) * (data.fixed or 1))
     fitted, held = split(used)
     judged = held or data
     with clock.stage("compare"):
