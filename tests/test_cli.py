@@ -114,8 +114,11 @@ def test_budgets_are_kept(model: Path, unit: str, fraction: float) -> None:
 
 @pytest.mark.parametrize(("method", "chains"), METHODS)
 def test_methods(model: Path, method: str, chains: str) -> None:
-    out = model.parent / "out.onnx"
-    row = called_json("compress", model, out, "--keep", "0.5", "--method", method, "--chains", chains)
+    out, calib = model.parent / "out.onnx", ()
+    if method == "path-mass":
+        calib = ("--calib", model.parent / "x.npz")
+        np.savez(calib[1], x=np.random.default_rng(0).standard_normal((10, 3, 8, 8)).astype(np.float32))
+    row = called_json("compress", model, out, "--keep", "0.5", "--method", method, "--chains", chains, *calib)
     assert row["proof"]["status"] == "passed"
     assert 0 < kernels(out) <= TOTAL / 2
     assert [value.shape for value in outputs(out)] == [(1, 5)]
