@@ -187,9 +187,10 @@ def plot(found: Found) -> None:
 
     for name, short in AUTHORS.items():
         line(found.theirs, name, f"authors: {short}", marker="s", markersize=3, linestyle="--")
+    for name in ("path-mass", "free"):
+        line(ours("recover"), name, f"{CHAINED[name]}, one step, recovered", marker=".", linestyle=":")
     for name in found.chains():
         line(ours("chain"), name, f"{CHAINED[name]}, fine-tuned", marker="o")
-        line(ours("recover"), name, f"{CHAINED[name]}, one step, recovered", linestyle=":")
     axes.axhline(100 * found.data["base"]["accuracy"], color="black", linewidth=0.5)
     axes.set(xscale="log", ylim=(75, 97), xlabel="kernels kept", ylabel="pixel accuracy (%)")
     marks = [0.05, 0.1, 0.2, 0.3, 0.5]
