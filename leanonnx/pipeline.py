@@ -94,6 +94,8 @@ def compress(
     """
     clock = Clock(progress)
     options = as_planned(options)
+    if options.exact and options.calib:
+        raise OptionError("--calib has nothing to do with --exact, which leaves the output as it is; leave out one")
     for path in (target, plan_out):
         check_writable(source, path)
     with clock.stage("load"):

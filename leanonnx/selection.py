@@ -17,7 +17,7 @@ from leanonnx.labels import Mask
 from leanonnx.limits import what_holds
 from leanonnx.moments import Statistics
 from leanonnx.pathmass import PLAIN, Terms
-from leanonnx.rules.call import Pin
+from leanonnx.rules.call import Mix, Pin
 from leanonnx.weigh import Weights
 from leanonnx.widths import NATURAL, Alignment
 
@@ -97,7 +97,9 @@ class Selector:
         """The ranking, ready to be cut off."""
         request = self.request
         rate = request.rate or RATES.get(request.budget.unit, by_kernels)
-        weights = Weights(self.dag, request.ignored, request.statistics, rate, request.terms)
+        weights = Weights(
+            self.dag, request.ignored, request.statistics, partial(_saved, rate, request.ignored), request.terms
+        )
 
         def enough(ranking: Ranking) -> bool:
             keeper = Keeper(weights, ranking, request.pinned, NATURAL)
@@ -142,6 +144,11 @@ def select(dag: ChannelDag, request: Request) -> Selection:
         BudgetUnreachable: what may not be removed is larger than the budget, unless ``best_effort``.
     """
     return Selector(dag, request).select()
+
+
+def _saved(rate: Rate, ignored: frozenset[int], node: int, mix: Mix) -> float:
+    """What a kernel costs; nothing in layers that are not counted."""
+    return 0.0 if node in ignored else rate(node, mix)
 
 
 def _counted(cost: CostModel, unit: str, alive: Mask) -> float:

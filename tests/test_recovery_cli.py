@@ -16,7 +16,7 @@ from PIL import Image
 
 from leanonnx import pipeline
 from leanonnx.data import open_data
-from leanonnx.errors import DataError
+from leanonnx.errors import DataError, OptionError
 from leanonnx.recovery import draft as drafts
 from leanonnx.recovery.draft import batch_size, split
 from leanonnx.recovery.recover import Recovered, recover
@@ -276,3 +276,8 @@ def test_a_fixed_batch_of_which_little_fits_into_memory(tmp_path: Path, monkeypa
     row = called_json(*command(tmp_path, "--keep", 0.5))
     assert row["recovery"]["samples"] + row["recovery"]["held_out"] == 8
     assert any("recovery used 8 of the 200 samples" in warning for warning in row["warnings"])
+
+
+def test_exact_leaves_nothing_to_calibrate(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="--calib has nothing to do with --exact"):
+        pipeline.compress(tmp_path / "in.onnx", tmp_path / "out.onnx", Options(exact=True, calib=tmp_path / "x.npz"))
