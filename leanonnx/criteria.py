@@ -110,7 +110,10 @@ def _by_mass(weights: Weights) -> Ranking:
     """Classes in the reverse order of their elimination."""
     dag, statistics = weights.dag, weights.statistics
     if statistics is None:
-        raise OptionError("--method path-mass needs activations; give inputs with --calib")
+        raise OptionError(
+            "--method path-mass needs activations: give inputs with --calib; the BatchNormalizations of the model tell "
+            "the statistics of too few channels"
+        )
     classes = channel_classes(dag, separate_readers=False, ignored=weights.ignored)
     removed = elimination(dag, statistics, classes, layers_of(dag, classes), weights.rate, weights.terms)
     order = removed[::-1]

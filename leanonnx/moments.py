@@ -122,14 +122,14 @@ def measure(
     Raises:
         DataError: the network cannot be run on these inputs, or puts out values that are not finite.
     """
-    places = _places(dag)
-    sums = {place: Accumulator(np.unique(channels).size) for place, channels in places.items()}
+    spots = places(dag)
+    sums = {place: Accumulator(np.unique(channels).size) for place, channels in spots.items()}
     added = {name: _Spread(dag.labels[name]) for name in _added(dag)}
-    names = [*dict.fromkeys(name for name, _ in places), *added]
+    names = [*dict.fromkeys(name for name, _ in spots), *added]
     samples = 0
     try:
         for found in watched(dag.model.proto, names, feeds, dag.model.libraries):
-            for (name, axis), channels in places.items():
+            for (name, axis), channels in spots.items():
                 sums[name, axis].add(_thinned(rows_of(found[name], axis, channels), ENOUGH // max(count, 1)))
             for name, spread in added.items():
                 spread.add(found[name])
@@ -140,7 +140,7 @@ def measure(
     variance = np.full(dag.count, np.nan)
     for spread in added.values():
         variance[spread.unique] = spread.variance()
-    read = {place: sums[place].moments(np.unique(channels)) for place, channels in places.items()}
+    read = {place: sums[place].moments(np.unique(channels)) for place, channels in spots.items()}
     _check(read)
     return Statistics(read, variance, samples)
 
@@ -160,7 +160,7 @@ def _check(read: Mapping[tuple[str, int], Moments]) -> None:
             )
 
 
-def _places(dag: ChannelDag) -> dict[tuple[str, int], Labels]:
+def places(dag: ChannelDag) -> dict[tuple[str, int], Labels]:
     """Tensors that kernels read, with the channel of each position along the axis."""
     found: dict[tuple[str, int], Labels] = {}
     for node, mix in dag.mixes:

@@ -22,7 +22,8 @@ class Options:
     ``align``: widths are multiples of this (None: what the target wants); ``target``: a table of ``targets.toml``
     ("auto": the one of this machine and provider), those in the file ``targets`` coming first; ``exact``: remove only
     what contributes nothing; ``freeze``: weights that are listed as graph inputs become constants; ``calib``: real
-    inputs, ``images``: how photographs among them become tensors; ``recover``: whether weights are changed.
+    inputs, ``images``: how photographs among them become tensors; ``recover``: whether weights are changed (None: with
+    ``calib`` only).
     """
 
     budget: Budget = field(default_factory=lambda: Budget("kernels", 1.0))
@@ -44,7 +45,12 @@ class Options:
     freeze: bool = False
     calib: Path | None = None
     images: ImageFormat = field(default_factory=ImageFormat)
-    recover: Recover = "auto"
+    recover: Recover | None = None
+
+    @property
+    def recovers(self) -> bool:
+        """Whether weights are to be changed to make up for what was removed."""
+        return self.calib is not None if self.recover is None else self.recover == "auto"
 
     def record(self) -> dict[str, Any]:
         """The options that shaped the plan, for the plan file."""
@@ -61,5 +67,5 @@ class Options:
             "seed": self.seed,
             **({"exact": True} if self.exact else {}),
             **({"freeze": True} if self.freeze else {}),
-            **({"calib": self.calib.name, "recover": self.recover} if self.calib else {}),
+            **({"calib": self.calib.name, "recover": "auto" if self.recovers else "none"} if self.calib else {}),
         }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from leanonnx.analysis import ChannelDag, analyse
+from leanonnx.beliefs import believed
 from leanonnx.clock import Clock, Progress, quiet
 from leanonnx.contest import best_terms
 from leanonnx.cost import Cost, cost_model
@@ -28,6 +29,7 @@ from leanonnx.outputs import check_apart, check_writable, publish, temporary_bes
 from leanonnx.plan import Plan, confirm, make_plan, read_plan, replay
 from leanonnx.proof import Proof
 from leanonnx.recovery.draft import ENOUGH, Recovery, batch_size
+from leanonnx.recovery.unseen import Unseen
 from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.runtime.machine import detected
 from leanonnx.runtime.observation import Shapes, observe
@@ -48,7 +50,7 @@ class Result:
     """What came of a compression; ``seconds`` by stage, ``bytes`` before and after.
 
     ``tidied`` counts what was cleaned up in the graph; ``exact`` says what contributed nothing, where that was asked;
-    ``recovery`` what real inputs told, where they were given.
+    ``recovery`` what real inputs told, where they were given; ``unseen`` how weights were changed without any.
     """
 
     dag: ChannelDag
@@ -66,6 +68,7 @@ class Result:
     tidied: Mapping[str, int]
     exact: Mapping[str, Any] | None
     recovery: Recovery | None
+    unseen: Unseen | None
 
 
 def inspect(
@@ -118,9 +121,8 @@ def compress(
         trial = _found(workshop, data)
         selection = trial.selection
         proof = workshop.proven(selection.alive)
-        recovery = None
-        if data is not None:
-            recovery = workshop.recovered(selection.alive, data)
+        recovery = workshop.recovered(selection.alive, data) if data is not None else None
+        unseen = workshop.unseen(selection.alive) if data is None else None
         plan = make_plan(least.dag if least else dag, selection.alive, options.record(), __version__)
         if least and options.plan:
             confirm(least.dag, plan, read_plan(options.plan), options.plan)
@@ -144,6 +146,7 @@ def compress(
         tidied=workshop.tidied,
         exact=least.report() if least else None,
         recovery=recovery,
+        unseen=unseen,
     )
 
 
@@ -179,6 +182,8 @@ def _searched(workshop: Workshop, data: Data | None) -> Trial:
     if data is not None and options.method in BY_ACTIVATIONS:
         request = replace(request, statistics=_statistics(workshop, data))
         chosen = _best(workshop, Selector(dag, request, chosen.price), data)
+    elif options.method in BY_ACTIVATIONS:
+        chosen = Selector(dag, replace(request, statistics=believed(dag)), chosen.price)
     if options.budget.unit == LATENCY:
         return within_latency(chosen, workshop.attempt)
     return within_budget(chosen, predicted, workshop.attempt)
@@ -187,7 +192,7 @@ def _searched(workshop: Workshop, data: Data | None) -> Trial:
 def _best(workshop: Workshop, selector: Selector, data: Data) -> Selector:
     """The selector whose choice can be recovered best."""
     clock, options = workshop.clock, workshop.options
-    if options.recover == "none" or options.budget.fraction >= 1:
+    if not options.recovers or options.budget.fraction >= 1:
         return selector
     with clock.stage("try"):
         return best_terms(selector, data, options.seed, lambda done: clock.progress("try", done))

@@ -18,6 +18,7 @@ from leanonnx.labels import Labels, Mask, projection, varied
 from leanonnx.limits import held_back
 from leanonnx.pipeline import Result
 from leanonnx.recovery.draft import Recovery
+from leanonnx.remarks import remarks
 
 SCHEMA = 1
 MEANING = {
@@ -27,14 +28,6 @@ MEANING = {
     "bytes": "size of the file with its external data",
     "latency": "median ms of one run in onnxruntime, measured in turns; fraction: median of the ratios",
 }
-WHY = {
-    "unread": "that nothing reads",
-    "constant": "that hold one number whatever the input",
-    "no-op": "nodes that put out what they read",
-    "branch": "joins with an operand that adds nothing",
-    "merged": "layers merged into the weights before them",
-}
-"""Reasons for which channels and nodes go."""
 Row = dict[str, Any]
 
 
@@ -56,6 +49,7 @@ def summary(result: Result) -> Row:
         "layers": layers(dag, result.alive),
         "latency": latency(result),
         "recovery": recovery(result.recovery),
+        "blind": result.unseen and result.unseen.row(),
         "tidied": dict(result.tidied),
         "exact": None if result.exact is None else dict(result.exact),
         "inputs": input_sizes(dag),
@@ -262,9 +256,16 @@ def result_tables(row: Row, source: str, target: str) -> RenderableType:
         style="green" if row["proof"]["status"] == "passed" else "red",
     )
     notes = [Text(f"Warning: {text}", style="yellow") for text in row["warnings"]]
-    notes += [Text(f"Hint: {text}") for text in row["hints"]] + [Text(line) for line in _gone(row)]
+    notes += [Text(f"Hint: {text}") for text in row["hints"]] + [Text(line) for line in remarks(row)]
     tables = (_cost_table(row), _layer_table(row["layers"]), _pin_table(row["pins"]))
-    return Group(head, *notes, *tables, proof, *_deviation_parts(row["recovery"]), _latency_text(row["latency"]))
+    return Group(
+        head,
+        *notes,
+        *tables,
+        proof,
+        *_deviation_parts(row["recovery"]),
+        _latency_text(row["latency"]),
+    )
 
 
 def _deviation_parts(row: Row | None) -> list[RenderableType]:
@@ -295,18 +296,6 @@ def _moved(first: float | None, now: float | None, kept: bool) -> str:
     if now is None:
         return "" if first is None else "∞"
     return f"{first:.4g} → {now:.4g}" if kept and first is not None else f"{now:.4g}"
-
-
-def _gone(row: Row) -> list[str]:
-    """What contributed nothing, and what was cleaned up in the graph, in words."""
-    exact, lines = row["exact"], []
-    if exact:
-        counts = ", ".join(f"{count} {WHY[reason]}" for reason, count in exact["channels"].items())
-        lines.append(f"Removed channels: {counts}")
-        lines += [f"Removed layers: {', '.join(exact['layers'])}"] if exact["layers"] else []
-    if row["tidied"]:
-        lines.append("Cleaned up: " + ", ".join(f"{count} {WHY[reason]}" for reason, count in row["tidied"].items()))
-    return lines
 
 
 def _latency_text(row: Row | None) -> Text:

@@ -22,6 +22,7 @@ from leanonnx.options import Options
 from leanonnx.patch import masking_patch, plan_patch
 from leanonnx.proof import Proof, behind_decisions, inputs_for, prove
 from leanonnx.recovery.draft import Recovery, recovered_draft
+from leanonnx.recovery.unseen import Unseen, unseen_draft
 from leanonnx.runtime.fresh import measured
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.search import TRIES, Trial
@@ -124,8 +125,18 @@ class Workshop:
         """
         if self.unchanged or self.least is not None:
             return None
-        wanted, seed = self.options.recover == "auto", self.options.seed
+        wanted, seed = self.options.recovers, self.options.seed
         return recovered_draft(self.dag, alive, self.draft, data, wanted, seed, self.clock)
+
+    def unseen(self, alive: Mask) -> Unseen | None:
+        """Change the weights of the draft for the better without data; None where nothing went, or nobody asked.
+
+        Raises:
+            ProofFailed: what came of it is not valid.
+        """
+        if self.unchanged or self.least is not None or not self.options.recovers:
+            return None
+        return unseen_draft(self.dag, alive, self.draft, self.options.seed, self.clock)
 
     def _proven(self, alive: Mask) -> Proof:
         """Compare the draft with the masked original or, where it is to be exact, with the original itself."""

@@ -12,7 +12,7 @@ import leanonnx
 
 ROOT = Path(leanonnx.__file__).parent
 LAYERS = [
-    {"version", "errors", "labels", "norms", "chains", "storage", "formats", "memory", "clock", "nodes"}
+    {"version", "remarks", "errors", "labels", "norms", "chains", "storage", "formats", "memory", "clock", "nodes"}
     | {"cores", "intervals"},
     {"model", "rules.advice", "targets", "npz", "images", "scores"},
     {"rules.call", "runtime.sessions", "noops"},
@@ -23,14 +23,14 @@ LAYERS = [
     | {"rules.recurrent", "rules.windows"},
     {"rules.table", "constants", "runtime.fastpath"},
     {"analysis", "userrules", "runtime.timing", "runtime.machine", "probes"}
-    | {"obs", "runtime.taps", "recovery.patches", "recovery.walk"},
+    | {"gaussian", "obs", "runtime.taps", "recovery.patches", "recovery.walk"},
     {"closure", "cost", "naming", "patch", "runtime.fresh", "steady", "calibration", "moments"}
     | {"recovery.layers", "recovery.pair", "recovery.regression"},
-    {"latency", "pathmass", "recovery.rows"},
-    {"recovery.fold", "weigh"},
+    {"latency", "pathmass", "beliefs", "recovery.rows"},
+    {"recovery.fold", "recovery.blind", "weigh"},
     {"limits", "criteria", "surgery", "plan", "proof", "exact"},
-    {"widths", "outputs", "deviation", "recovery.recover"},
-    {"keeper", "recovery.draft"},
+    {"widths", "outputs", "deviation", "recovery.recover", "recovery.noise"},
+    {"keeper", "recovery.draft", "recovery.unseen"},
     {"selection"},
     {"minimal", "options", "search", "contest"},
     {"workshop"},

@@ -20,6 +20,7 @@ from leanonnx.cli.options import (
     Pins,
     PlanOut,
     Ranking,
+    Recovering,
     RulesFile,
     Scale,
     Shape,
@@ -36,7 +37,7 @@ from leanonnx.cli.options import (
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
 from leanonnx.criteria import Chains
 from leanonnx.errors import OptionError
-from leanonnx.options import Options, Recover
+from leanonnx.options import Options
 from leanonnx.runtime.providers import Provider, Setting
 from leanonnx.selection import LATENCY, Budget
 
@@ -65,9 +66,7 @@ def compress(
     scale: Scale = 255,
     layout: Layout = "auto",
     size: Size = None,
-    recover: Annotated[
-        Recover, typer.Option(help="Change of the surviving weights: auto fits them on --calib, none leaves them.")
-    ] = "auto",
+    recover: Recovering = None,
     align: Align = "auto",
     hardware: Hardware = "auto",
     provider: Annotated[Provider, typer.Option(help="Where the model is to run, and is measured.")] = "cpu",

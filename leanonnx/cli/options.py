@@ -12,6 +12,7 @@ import typer
 from leanonnx.criteria import Method
 from leanonnx.errors import OptionError
 from leanonnx.images import ImageFormat
+from leanonnx.options import Recover
 from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.userrules import read_rules
 
@@ -47,7 +48,20 @@ Layout = Annotated[
     ),
 ]
 Size = Annotated[str | None, typer.Option("--size", metavar="HxW", help="Of images; without, as the model takes them.")]
-Ranking = Annotated[Method, typer.Option(help="How channels are ranked; auto is path-mass with --calib, else lean.")]
+Ranking = Annotated[
+    Method,
+    typer.Option(
+        help="How channels are ranked; auto is path-mass with --calib, or where BatchNormalizations hold statistics, "
+        "else lean."
+    ),
+]
+Recovering = Annotated[
+    Recover | None,
+    typer.Option(
+        help="Change of the surviving weights: auto fits them on --calib or, without, does what the network itself "
+        "tells; none leaves them. Default: auto with --calib, else none."
+    ),
+]
 Pins = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Tensor or node whose channels all stay.")]
 Ignored = Annotated[
     list[str] | None, typer.Option(metavar="LAYER", help="Layer that is not counted and keeps all its outputs.")

@@ -18,6 +18,7 @@ from leanonnx.nodes import attribute
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,29 @@ def features(window: Geometry, value: Array, size: Sequence[int], chosen: Ints) 
     found = value.reshape(value.shape[0], -1)[:, flat] * inside.astype(value.dtype)
     rows: Array = found.transpose(1, 0, 2)
     return rows.reshape(len(chosen), window.groups, -1, inside.shape[1])
+
+
+def coverage(window: Geometry, spatial: Sequence[int], size: Sequence[int]) -> Floats:
+    """At which share of the output's positions each tap stands over the input, not over its border [taps].
+
+    Args:
+        window: the convolution.
+        spatial: spatial size of its input.
+        size: that of its output.
+    """
+    before = _before(window, spatial, size)
+    found = np.ones(1)
+    for axis, extent in enumerate(spatial):
+        taps = np.arange(window.kernel[axis]) * window.dilations[axis]
+        places, step = np.arange(size[axis])[:, None], window.strides[axis]
+        if window.turned:
+            at, odd = np.divmod(places + before[axis] - taps, step)
+        else:
+            at = places * step + taps - before[axis]
+            odd = np.zeros_like(at)
+        share = ((odd == 0) & (at >= 0) & (at < extent)).mean(0)
+        found = np.outer(found, share).reshape(-1)
+    return found
 
 
 def _before(window: Geometry, spatial: Sequence[int], size: Sequence[int]) -> list[int]:
