@@ -41,14 +41,16 @@ EXTREMES = {"MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin"}
 POWERS = {"LpPool", "GlobalLpPool", "ReduceL1", "ReduceL2", "ReduceSumSquare"}
 BENT = 0.99
 BIAS = 2
+HOLDING = {"BatchNormalization", "InstanceNormalization"}
+"""Operators whose constants tell the statistics of their channels."""
 MOST_WORK = 4e10
 """Multiply-adds above which the channels that a node puts out are taken as independent."""
 LARGEST = 4096
+"""Channels of a tensor above which they are."""
 NEIGHBOURS = 0.7
 """Correlation of a channel at two places next to each other."""
 MOST = 0.5
 """Share of the kernels that have to read channels whose statistics the network holds."""
-"""Channels of a tensor above which they are."""
 
 
 def beliefs(dag: ChannelDag) -> dict[str, Belief]:
@@ -61,6 +63,8 @@ def beliefs(dag: ChannelDag) -> dict[str, Belief]:
 
 def believed(dag: ChannelDag) -> Statistics | None:
     """Statistics of all channels that kernels read; None where the network holds those of too few."""
+    if not any(node.op_type in HOLDING for node in dag.model.proto.graph.node):
+        return None
     found = beliefs(dag)
     spots = places(dag)
     counts = {True: 0, False: 0}
