@@ -44,6 +44,9 @@ from leanonnx.weigh import check_finite
 from leanonnx.widths import PARTS, Alignment
 from leanonnx.workshop import Workshop
 
+QUICK = 3_000_000
+"""Kernels up to which what the network holds of its activations is worked out without being asked for."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -182,7 +185,7 @@ def _searched(workshop: Workshop, data: Data | None) -> Trial:
     if data is not None and options.method in BY_ACTIVATIONS:
         request = replace(request, statistics=_statistics(workshop, data))
         chosen = _best(workshop, Selector(dag, request, chosen.price), data)
-    elif options.method in BY_ACTIVATIONS:
+    elif options.method == "path-mass" or (options.method == "auto" and chosen.before.kernels <= QUICK):
         chosen = Selector(dag, replace(request, statistics=believed(dag)), chosen.price)
     if options.budget.unit == LATENCY:
         return within_latency(chosen, workshop.attempt)
