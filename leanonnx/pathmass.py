@@ -153,7 +153,6 @@ def elimination(dag: ChannelDag, statistics: Statistics, classes: Ints, layers: 
         if members.size:
             sequences[int(layer)] = _sequence(members, gathered, classes)
     order = _merged(sequences, _Savings(dag, classes, rate), _waiting(dag, classes, sequences), terms.saved)
-    order = _after_readers(dag, classes, order)
     rest = np.setdiff1d(np.arange(layers.size), order)
     return np.concatenate([order, rest])
 
@@ -300,14 +299,3 @@ def _merged(
                 if position[other] < order.size and int(order[position[other]]) == channel:
                     enter(other)
     return np.array(found, np.int64)
-
-
-def _after_readers(dag: ChannelDag, classes: Ints, order: Ints) -> Ints:
-    """A channel whose readers are chosen one by one goes right after the last of them."""
-    place = np.full(int(classes.max()) + 1, -1.0)
-    place[order] = np.arange(order.size)
-    for _, (channels, readers) in reversed(dag.implied):
-        apart = classes[channels] != classes[readers]
-        np.maximum.at(place, classes[channels[apart]], place[classes[readers[apart]]] + 0.5 / dag.count)
-    found: Ints = order[np.argsort(place[order], kind="stable")]
-    return found

@@ -69,9 +69,9 @@ def without_energy(block: Any) -> Array:
     return np.square(block.kernels).sum(2)
 
 
-def before_readers(dag: Any, classes: Array, order: Array) -> Array:
-    """Channels stay where they were, whatever their readers do."""
-    return order
+def before_readers(dag: Any, classes: Array, sequences: Any) -> dict[int, list[int]]:
+    """Channels go whatever their readers do."""
+    return {}
 
 
 def constant_savings(savings: Any, one: int) -> float:
@@ -234,7 +234,7 @@ MUTANTS = [
     Mutant(unwatched, moments, "watched", operands),
     Mutant(equal_shares, pathmass, "_shares", chains),
     Mutant(without_energy, pathmass._Read, "energies", chains, property),
-    Mutant(before_readers, pathmass, "_after_readers", lambda patch: test_path_mass.judge_readers()),
+    Mutant(before_readers, pathmass, "_waiting", lambda patch: test_path_mass.judge_readers()),
     Mutant(constant_savings, pathmass._Savings, "saved", merge),
     Mutant(turned_taps, test_patches, "features", geometry),
     Mutant(no_padding, patches, "_before", geometry),
