@@ -161,7 +161,8 @@ def measure_all(zoo: Path, python: Path | None, only: list[str]) -> None:
                 progress(json.dumps(rows[-1]))
                 save("recovery", {"environment": environment(), "rows": rows})
         for network in MAIN if python else ():
-            if not any(r["network"] == network and r["method"].startswith("onnxsim") for r in rows):
+            known_peer = any(r["network"] == network and r["method"].startswith("onnxsim") for r in rows)
+            if not known_peer and (not only or network in only):
                 rows += peers(zoo, Path(python or ""), network, RATIOS, folder)
                 save("recovery", {"environment": environment(), "rows": rows})
 
