@@ -77,9 +77,11 @@ def test_only_what_is_read_later_is_held() -> None:
     held = []
     for wanted in ORDER:
         walk.advance([wanted])
-        held.append({name for name, _ in shelf.arrays})
+        held.append(set(shelf.tensors))
     assert held == [{f"t:{c}" for c in kept} for kept in ("h", "r", "mr", "s", "f", "y")]
-    assert shelf.held == sum(value.nbytes for value in shelf.arrays.values() if not isinstance(value, Path))
+    assert shelf.held == sum(
+        v.nbytes for runs in shelf.tensors.values() for v in runs.values() if not isinstance(v, int)
+    )
     assert shelf.held == 3 * 4 * 4
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,47 +22,52 @@ IN_MEMORY = 1 << 28
 
 
 class Shelf:
-    """Arrays by key, in memory as long as they are few, else in files of a temporary folder."""
+    """Tensors by name and run, in memory as long as they are few, else in files of a temporary folder.
+
+    Of what lies in a file nothing is held but its number.
+    """
 
     def __init__(self, limit: int = IN_MEMORY) -> None:
         self.limit = limit
         self.held = 0
-        self.arrays: dict[tuple[str, int], Array | Path] = {}
+        self.tensors: dict[str, dict[int, Array | int]] = {}
         self.folder: tempfile.TemporaryDirectory[str] | None = None
         self.count = 0
 
     def put(self, name: str, index: int, value: Array) -> None:
         """Keep the value of a tensor for one run."""
+        runs = self.tensors.setdefault(name, {})
         if self.held + value.nbytes <= self.limit:
             self.held += value.nbytes
-            self.arrays[name, index] = value
+            runs[index] = value
             return
         if self.folder is None:
             self.folder = tempfile.TemporaryDirectory(prefix="leanonnx-")
-        path = Path(self.folder.name) / f"{self.count}.npy"
+        np.save(self._file(self.count), value)
+        runs[index] = self.count
         self.count += 1
-        np.save(path, value)
-        self.arrays[name, index] = path
 
     def take(self, name: str, index: int) -> Array:
         """The value of a tensor in one run."""
-        found = self.arrays[name, index]
-        return np.load(found) if isinstance(found, Path) else found
+        found = self.tensors[name][index]
+        return np.load(self._file(found)) if isinstance(found, int) else found
 
-    def drop(self, name: str, runs: int) -> None:
+    def drop(self, name: str) -> None:
         """Forget a tensor."""
-        for index in range(runs):
-            found = self.arrays.pop((name, index))
-            if isinstance(found, Path):
-                found.unlink()
+        for found in self.tensors.pop(name).values():
+            if isinstance(found, int):
+                os.unlink(self._file(found))
             else:
                 self.held -= found.nbytes
 
     def close(self) -> None:
         """Forget everything."""
-        self.arrays.clear()
+        self.tensors.clear()
         if self.folder is not None:
             self.folder.cleanup()
+
+    def _file(self, number: int) -> str:
+        return f"{self.folder.name if self.folder else ''}/{number}.npy"
 
 
 class Walk:
@@ -149,7 +155,7 @@ class Walk:
     def _forget(self, wanted: set[str]) -> None:
         later = self._read_later() | wanted
         for name in [name for name in self.known if name not in later]:
-            self.shelf.drop(self.tag + name, self.runs)
+            self.shelf.drop(self.tag + name)
             del self.known[name]
 
     def _part(self, chosen: list[int], made: list[str]) -> tuple[onnx.ModelProto, list[str]]:
