@@ -26,6 +26,8 @@ SAMPLES = 320
 """Samples that a trial uses at most."""
 WORK = 5e10
 """Multiply-adds of the original on these samples up to which trials are made."""
+LAYERS = 32
+"""Layers up to which they are: each of them is fitted anew in every trial."""
 
 
 def best_terms(selector: Selector, data: Data, seed: int, told: Callable[[float], None]) -> Selector:
@@ -41,7 +43,7 @@ def best_terms(selector: Selector, data: Data, seed: int, told: Callable[[float]
     fitted, spared = split(some)
     held = spared or fitted
     macs = cost_model(dag)(np.ones(dag.count, bool)).macs
-    if macs * some.count > WORK:
+    if macs * some.count > WORK or sum(mix.inward is not None for _, mix in dag.mixes) > LAYERS:
         return selector
     tried: list[tuple[float, Selector]] = []
     known: dict[bytes, float] = {}
