@@ -90,6 +90,8 @@ def verdict(cells: dict[tuple[str, float], dict[str, Row]]) -> str:
     lost: list[str] = []
     for (network, ratio), cell in cells.items():
         others = [goodness(row) for method, row in cell.items() if method != "default"]
+        if not others:
+            continue
         place = f"{network} at {ratio:g}"
         (won if goodness(cell["default"]) >= max(others, default=-math.inf) else lost).append(place)
     share = len(won) / max(len(won) + len(lost), 1)
