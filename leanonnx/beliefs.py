@@ -27,7 +27,7 @@ from leanonnx.constants import Constants
 from leanonnx.formats import fed_in_float32, in_float32, is_float
 from leanonnx.gaussian import POINTS, Belief, chosen, gaussian, together, unknown
 from leanonnx.labels import Labels
-from leanonnx.moments import Moments, Statistics, channel_axis, places
+from leanonnx.moments import Moments, Statistics, by_label, channel_axis, places
 from leanonnx.nodes import attribute, standard
 from leanonnx.recovery.patches import coverage, geometry
 from leanonnx.rules.call import Mix
@@ -82,18 +82,6 @@ def believed(dag: ChannelDag) -> Statistics | None:
     for belief in found.values():
         variance[belief.labels] = belief.variance
     return Statistics(read, variance, 0)
-
-
-def by_label(kernels: Array, sources: Labels) -> Floats | None:
-    """Kernels [O, I, *k] that read ``sources`` [I] as [O, C, taps], C being the distinct channels.
-
-    Those of a channel that stands on several places are its taps; None where not all stand on equally many.
-    """
-    flat = np.asarray(kernels, np.float64).reshape(*kernels.shape[:2], -1)
-    _, inverse, counts = np.unique(sources, return_inverse=True, return_counts=True)
-    if (counts != counts[0]).any():
-        return None
-    return flat[:, np.argsort(inverse, kind="stable")].reshape(len(flat), counts.size, -1)
 
 
 class _Walk:

@@ -109,6 +109,18 @@ def rows_of(value: Array, axis: int, channels: Labels) -> Array:
     return np.asarray(np.add.reduceat(flat[:, order], starts, axis=1) / counts.astype(np.float32))
 
 
+def by_label(kernels: Array, sources: Labels) -> Floats | None:
+    """Kernels [O, I, *k] that read ``sources`` [I] as [O, C, taps], C being the distinct channels.
+
+    Those of a channel that stands on several places are its taps; None where not all stand on equally many.
+    """
+    flat = np.asarray(kernels, np.float64).reshape(*kernels.shape[:2], -1)
+    _, inverse, counts = np.unique(sources, return_inverse=True, return_counts=True)
+    if (counts != counts[0]).any():
+        return None
+    return flat[:, np.argsort(inverse, kind="stable")].reshape(len(flat), counts.size, -1)
+
+
 def measure(
     dag: ChannelDag, feeds: Iterable[Feed], count: int, told: Callable[[float], None] = lambda _: None
 ) -> Statistics:

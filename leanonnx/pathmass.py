@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from leanonnx.analysis import ChannelDag
 from leanonnx.cost import Rate
-from leanonnx.moments import ADDING, Statistics, channel_axis
+from leanonnx.moments import ADDING, Statistics, by_label, channel_axis
 from leanonnx.obs import Reader, eliminated, precision
 from leanonnx.rules.call import Link
 
@@ -66,26 +66,23 @@ def reads(dag: ChannelDag, statistics: Statistics) -> list[_Read]:
             moments = statistics.read.get(place) if place else None
             kernels = np.asarray(mix.kernels(), np.float64)
             for group, (sources, targets) in enumerate(zip(mix.sources, mix.targets, strict=True)):
-                labels, inverse = np.unique(sources, return_inverse=True)
+                labels = np.unique(sources)
                 covariance = np.eye(labels.size)
                 if moments is not None:
                     where = np.searchsorted(moments.labels, labels)
                     covariance = moments.covariance[np.ix_(where, where)]
-                found.append(_Read(node, labels, targets, _by_label(kernels[group], inverse), covariance))
+                found.append(_Read(node, labels, targets, _taps(kernels[group], sources), covariance))
     return found
 
 
-def _by_label(kernels: Floats, inverse: Ints) -> Floats:
-    """Kernels [O, I, *k] as [O, C, taps]; those of a channel that stands on several places are its taps."""
-    flat = kernels.reshape(*kernels.shape[:2], -1)
-    count = int(inverse.max()) + 1
-    if count == inverse.size:
-        return flat[:, np.argsort(inverse)]
-    order = np.argsort(inverse, kind="stable")
-    counts = np.bincount(inverse)
-    if (counts == counts[0]).all():
-        return flat[:, order].reshape(len(flat), count, -1)
-    norms = np.sqrt(np.add.reduceat(np.square(flat[:, order]).sum(2), np.cumsum(counts) - counts, axis=1))
+def _taps(kernels: Floats, sources: Ints) -> Floats:
+    """Kernels [O, I, *k] as [O, C, taps]; their norms where channels do not all stand on equally many places."""
+    found = by_label(kernels, sources)
+    if found is not None:
+        return found
+    _, inverse, counts = np.unique(sources, return_inverse=True, return_counts=True)
+    squares = np.square(kernels.reshape(*kernels.shape[:2], -1)).sum(2)[:, np.argsort(inverse, kind="stable")]
+    norms: Floats = np.sqrt(np.add.reduceat(squares, np.cumsum(counts) - counts, axis=1))
     return norms[:, :, None]
 
 
@@ -158,7 +155,7 @@ def elimination(dag: ChannelDag, statistics: Statistics, classes: Ints, layers: 
 
 
 def _joined(blocks: list[_Read], classes: Ints, mass: Floats) -> list[tuple[Ints, Floats, Floats]]:
-    """Readers of the same channels as one: their labels, M and covariance.
+    """Readers of the same channels as one: their labels, M and P.
 
     A group whose channels all live and die together with what it puts out reads nothing that could go alone.
     """
@@ -171,9 +168,11 @@ def _joined(blocks: list[_Read], classes: Ints, mass: Floats) -> list[tuple[Ints
         scaled = (block.kernels * scale[:, None, None]).transpose(0, 2, 1).reshape(-1, block.labels.size)
         weight = scaled.T @ scaled
         key = block.labels.tobytes()
-        if key in found:
-            weight = weight + found[key][1]
-        found[key] = block.labels, weight, block.covariance
+        known = found.get(key)
+        if known is None:
+            found[key] = block.labels, weight, precision(block.covariance)
+        else:
+            found[key] = block.labels, weight + known[1], known[2]
     return list(found.values())
 
 
@@ -182,10 +181,10 @@ def _sequence(members: Ints, gathered: list[tuple[Ints, Floats, Floats]], classe
     place = np.full(int(classes.max()) + 1, -1)
     place[members] = np.arange(members.size)
     readers = []
-    for labels, weight, covariance in gathered:
+    for labels, weight, inverse in gathered:
         units = place[classes[labels]]
         if (units >= 0).any():
-            readers.append(Reader(units, weight, precision(covariance)))
+            readers.append(Reader(units, weight, inverse))
     order, costs = eliminated(readers, members.size)
     return members[order], costs
 

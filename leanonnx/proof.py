@@ -20,6 +20,7 @@ from leanonnx.formats import HALVES, Kinds, fed_in_float32, float_kinds, in_floa
 from leanonnx.model import Model
 from leanonnx.runtime.observation import random_feed
 from leanonnx.runtime.sessions import Feed, run
+from leanonnx.runtime.taps import tapped
 
 Array = NDArray[Any]
 Runs = list[list[Array]]
@@ -127,7 +128,8 @@ def _outputs(side: Source, model: Model, behind: list[str], feeds: Sequence[Feed
     """Outputs of one side for each feed, followed by the floats behind its decisions."""
     found = run(side, feeds, optimise, model.libraries)
     if behind:
-        more = run(_tapped(side, behind), feeds, optimise, model.libraries)
+        with tapped(_loaded(side), behind) as taps:
+            more = run(taps, feeds, optimise, model.libraries)
         found = [a + b for a, b in zip(found, more, strict=True)]
     return found
 
@@ -183,15 +185,6 @@ def behind_decisions(model: Model) -> list[str]:
         else:
             discrete += [n for n in node.input if n]
     return sorted(found)
-
-
-def _tapped(source: Source, names: list[str]) -> onnx.ModelProto:
-    """The model with these tensors as its outputs."""
-    proto = onnx.ModelProto()
-    proto.CopyFrom(_loaded(source))
-    del proto.graph.output[:]
-    proto.graph.output.extend([onnx.ValueInfoProto(name=name) for name in names])
-    return proto
 
 
 def shaken(feed: Feed) -> Feed:

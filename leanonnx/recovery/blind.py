@@ -23,11 +23,11 @@ import onnx
 from numpy.typing import NDArray
 
 from leanonnx.analysis import ChannelDag
-from leanonnx.beliefs import beliefs, by_label
+from leanonnx.beliefs import beliefs
 from leanonnx.gaussian import Belief
 from leanonnx.labels import Mask
 from leanonnx.model import Model
-from leanonnx.moments import channel_axis
+from leanonnx.moments import by_label, channel_axis
 from leanonnx.recovery.layers import Change, Layer, changed, layers
 from leanonnx.recovery.patches import coverage
 from leanonnx.steady import steady

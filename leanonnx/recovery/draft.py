@@ -112,9 +112,9 @@ def recovered_draft(
 
 
 def frontier(dag: ChannelDag) -> int:
-    """Bytes that a run of both networks may hold at once: twice the three largest tensors, in float32."""
-    sizes = sorted((math.prod(shape) for name, shape in dag.shapes.items() if name in dag.labels), reverse=True)
-    return max(1, 2 * 3 * 4 * (sizes[0] if sizes else 1))
+    """Bytes that a run of both networks may hold at once: three tensors each as large as the largest, in float32."""
+    largest = max((math.prod(shape) for name, shape in dag.shapes.items() if name in dag.labels), default=1)
+    return 2 * 3 * 4 * max(1, largest)
 
 
 def distance(dag: ChannelDag, candidate: Source, data: Data) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leanonnx.moments import rows_of
+from leanonnx.moments import by_label, rows_of
 from leanonnx.recovery.regression import Sums
 from leanonnx.recovery.rows import Place
 
@@ -36,14 +36,13 @@ def folded(place: Place, seed: int) -> tuple[Floats, Floats] | None:
     if found is None:
         return None
     mixing, shift = found
-    labels, index = np.unique(channels, return_inverse=True)
-    index_left = np.unique(channels[kept], return_inverse=True)[1]
-    counts = np.bincount(index)
-    if labels.size < channels.size and (counts != counts[0]).any():
-        return None
     kernels = place.kernels[0][place.kept]
+    by_channel = by_label(kernels, channels)
+    if by_channel is None:
+        return None
+    index = np.unique(channels, return_inverse=True)[1]
+    index_left = np.unique(channels[kept], return_inverse=True)[1]
     offset = bias[place.kept] + np.einsum("oit,i->o", kernels, shift[index])
-    by_channel = kernels[:, np.argsort(index, kind="stable")].reshape(len(kernels), labels.size, -1)
     mixed = np.tensordot(by_channel, mixing, (1, 0)).transpose(0, 2, 1)
     weights = np.empty((len(kernels), int(kept.sum()), kernels.shape[2]))
     weights[:, np.argsort(index_left, kind="stable")] = mixed.reshape(len(kernels), -1, kernels.shape[2])
