@@ -40,11 +40,15 @@ FIRST_CHECK = 256
 
 @dataclass(frozen=True)
 class Ranking:
-    """Classes of channels from the most to the least worth keeping, and how good each one is within its layer."""
+    """Classes of channels from the most to the least worth keeping, and how good each one is within its layer.
+
+    ``losses`` [classes]: what losing each costs, comparable across layers, where that is known.
+    """
 
     classes: Ints
     order: Ints
     scores: Floats
+    losses: Floats | None = None
 
 
 def channel_classes(dag: ChannelDag, separate_readers: bool, ignored: Collection[int] = ()) -> Ints:
@@ -115,11 +119,11 @@ def _by_mass(weights: Weights) -> Ranking:
             "the statistics of too few channels"
         )
     classes = channel_classes(dag, separate_readers=False, ignored=weights.ignored)
-    removed = elimination(dag, statistics, classes, layers_of(dag, classes), weights.rate, weights.terms)
+    removed, losses = elimination(dag, statistics, classes, layers_of(dag, classes), weights.rate, weights.terms)
     order = removed[::-1]
     scores = np.empty(order.size)
     scores[order] = -np.arange(order.size)
-    return Ranking(classes, order, scores)
+    return Ranking(classes, order, scores, losses)
 
 
 def _relative(dag: ChannelDag, classes: Ints, scores: Floats) -> Floats:

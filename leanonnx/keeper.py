@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from leanonnx.closure import closed, spare, spare_rows
 from leanonnx.criteria import Ranking
+from leanonnx.exchange import exchanged
 from leanonnx.labels import Mask
 from leanonnx.rules.call import Pin
 from leanonnx.weigh import Weights
@@ -76,7 +77,7 @@ class Keeper:
         return self._alive(self._filled(widths, count, floor, spent))
 
     def _filled(self, widths: Ints, count: int, floor: int, spent: Callable[[Mask], float]) -> Ints:
-        """Widen layers by a step, those with the best dropped channel first, as long as that fits."""
+        """Widen layers by a step, those with the best dropped channel first, as long as that fits; then exchange."""
         turn = list(dict.fromkeys(self.grid.layers[self.ranking.order[count:]].tolist()))
         finest, enough = self.grid.alignment.multiple, FULL if self.grid.alignment.parts else SLACK
         for step in (floor, finest):
@@ -88,6 +89,10 @@ class Keeper:
             widths = self._widened(widths, turn, finest, spent)
             if np.array_equal(widths, before):
                 break
+        if self.grid.alignment.parts and self.ranking.losses is not None:
+            least = self.grid.kept(self.grid.rounded(self.protected, finest, NEAREST))
+            worth = self.grid.worth(self.ranking.losses)
+            widths = exchanged(self.grid, widths, least, finest, worth, lambda found: spent(self._alive(found)))
         return widths
 
     def _widened(self, widths: Ints, turn: list[int], step: int, spent: Callable[[Mask], float]) -> Ints:

@@ -126,8 +126,10 @@ def _shares(dag: ChannelDag, statistics: Statistics) -> Callable[[int, Link], Fl
     return share
 
 
-def elimination(dag: ChannelDag, statistics: Statistics, classes: Ints, layers: Ints, rate: Rate, terms: Terms) -> Ints:
-    """The classes in the order in which they are removed, pinned ones last.
+def elimination(
+    dag: ChannelDag, statistics: Statistics, classes: Ints, layers: Ints, rate: Rate, terms: Terms
+) -> tuple[Ints, Floats]:
+    """The classes in the order in which they are removed, pinned ones last, and what losing each costs [classes].
 
     Args:
         dag: the network.
@@ -145,13 +147,15 @@ def elimination(dag: ChannelDag, statistics: Statistics, classes: Ints, layers: 
         pinned[classes[pin.labels]] = True
     gathered = _joined(blocks, classes, mass)
     sequences = {}
+    losses = np.full(layers.size, np.inf)
     for layer in np.unique(layers):
         members = np.flatnonzero((layers == layer) & ~pinned)
         if members.size:
-            sequences[int(layer)] = _sequence(members, gathered, classes)
+            removed, costs = sequences[int(layer)] = _sequence(members, gathered, classes)
+            losses[removed] = costs
     order = _merged(sequences, _Savings(dag, classes, rate), _waiting(dag, classes, sequences), terms.saved)
     rest = np.setdiff1d(np.arange(layers.size), order)
-    return np.concatenate([order, rest])
+    return np.concatenate([order, rest]), losses
 
 
 def _joined(blocks: list[_Read], classes: Ints, mass: Floats) -> list[tuple[Ints, Floats, Floats]]:

@@ -8,6 +8,7 @@ to whole blocks, up where the budget allows it, else down.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,11 +84,26 @@ class Grid:
         found[self.order] = place < np.repeat(widths, self.sizes)
         return found
 
+    def worth(self, losses: Floats) -> Callable[[Ints], Floats]:
+        """What the classes kept in each layer are worth together [layers], by the widths of the layers [layers]."""
+        summed = np.concatenate([[0.0], np.cumsum(np.where(np.isfinite(losses), losses, 0)[self.order])])
+
+        def of(widths: Ints) -> Floats:
+            found: Floats = summed[self.starts + widths] - summed[self.starts]
+            return found
+
+        return of
+
     def wider(self, widths: Ints, floor: int) -> Ints:
         """Each width one step further; below one full step, or where ``floor`` is finer, by ``floor``."""
         finer = (widths < self.steps) | (floor < self.alignment.block)
         step = np.where(finer, np.minimum(self.steps, floor), self.steps)
         return np.where(widths > 0, np.minimum((widths // step + 1) * step, self._limits(widths)), 0)
+
+    def narrower(self, widths: Ints, floor: int, least: Ints) -> Ints:
+        """Each width one step back, in steps of ``floor`` where that is finer; not below ``least``."""
+        step = np.minimum(self.steps, floor)
+        return np.minimum(widths, np.maximum((widths - 1) // step * step, least))
 
     def neighbours(self, counts: Ints, floor: int) -> tuple[Ints, Ints, Floats]:
         """The widths of the grid below and above each count, and where between them it lies (0 to 1)."""

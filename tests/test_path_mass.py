@@ -37,7 +37,21 @@ def masses_of(dag: ChannelDag, statistics: Statistics) -> Array:
 def removed(dag: ChannelDag, rate: Rate = by_kernels, exponent: float = 1.0) -> tuple[Array, Array]:
     """The order of the classes, and the class of each label."""
     classes = channel_classes(dag, separate_readers=False)
-    return elimination(dag, looked_at(dag), classes, layers_of(dag, classes), rate, Terms(saved=exponent)), classes
+    terms = Terms(saved=exponent)
+    return elimination(dag, looked_at(dag), classes, layers_of(dag, classes), rate, terms)[0], classes
+
+
+def test_what_losing_a_channel_costs_never_falls_in_the_order_of_a_layer() -> None:
+    dag = dag_of(*CHAIN)
+    classes = channel_classes(dag, separate_readers=False)
+    layers = layers_of(dag, classes)
+    order, losses = elimination(dag, looked_at(dag), classes, layers, by_kernels, Terms())
+    for tensor in "rs":
+        layer = layers[classes[dag.labels[tensor].reshape(-1)[0]]]
+        costs = losses[order[layers[order] == layer]]
+        assert (np.diff(costs) >= 0).all()
+        assert 0 < costs[0] < costs[-1] < np.inf
+    assert np.isinf(losses[classes[dag.labels["y"].reshape(-1)]]).all()
 
 
 def test_the_channels_of_each_tensor_of_a_chain_have_mass_1_together() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -167,6 +168,58 @@ def check_width(alive: Mask, sources: np.ndarray, alignment: Alignment) -> None:
     """Channels that a convolution reads: a multiple, or as many as there were; of depthwise ones all groups count."""
     width, whole = int(alive[sources].sum()), sources.size
     assert width % alignment.block == 0 or width % alignment.multiple == 0 or width == whole, (width, whole)
+
+
+@settings(max_examples=settings.default.max_examples // 3)
+@given(
+    st.sampled_from(sorted(NETWORKS)),
+    st.integers(1, 10),
+    st.integers(1, 10),
+    st.sampled_from((Alignment(16, 4, 16), Alignment(8, 4, 16), Alignment(1, 1, 16))),
+    st.floats(0.2, 0.98),
+    st.integers(0, 9),
+)
+def test_layers_trade_widths_for_channels_worth_more(
+    name: str, stem: int, inner: int, alignment: Alignment, fraction: float, seed: int
+) -> None:
+    dag = dag_of(name, 5 * stem, 7 * inner)
+    keeper, cost = keeper_of(dag, alignment, seed), cost_model(dag)
+    total = cost(np.ones(dag.count, bool)).macs
+
+    def spent(alive: Mask) -> float:
+        return float(cost(alive).macs / (fraction * total))
+
+    losses = np.random.default_rng(seed).random(keeper.ranking.order.size) ** 4
+    losses[keeper.ranking.order] = np.sort(losses)[::-1]
+    trading = Keeper(keeper.weights, replace(keeper.ranking, losses=losses), (), alignment)
+    plain, traded = keeper.largest(spent), trading.largest(spent)
+    assert spent(traded) <= 1 or spent(keeper.prefix(0)) > 1
+
+    def worth(alive: Mask) -> float:
+        return float(losses[np.unique(trading.classes[alive])].sum())
+
+    assert worth(traded) >= worth(plain) - 1e-9
+    if spent(keeper.aligned(0, alignment.block)) <= 1:
+        for _, mix in dag.mixes:
+            if mix.taps > 1 or mix.positions > 1:
+                check_width(traded, mix.sources, alignment)
+
+
+def test_a_layer_gives_for_one_that_is_worth_more() -> None:
+    dag = dag_of("residual", 64, 64)
+    keeper, cost = keeper_of(dag, Alignment(16, 4, 16), 0), cost_model(dag)
+    total = cost(np.ones(dag.count, bool)).macs
+    layers = keeper.grid.layers
+    inner = int(layers[keeper.classes[dag.mixes[1][1].targets.reshape(-1)[0]]])
+    losses = np.where(layers == inner, 1.0, 0.01)
+    trading = Keeper(keeper.weights, replace(keeper.ranking, losses=losses), (), Alignment(16, 4, 16))
+    plain, traded = (one.largest(lambda alive: cost(alive).macs / (0.5 * total)) for one in (keeper, trading))
+    members = keeper.classes[dag.mixes[1][1].targets.reshape(-1)]
+    width = [
+        np.unique(keeper.classes[alive][np.isin(keeper.classes[alive], members)]).size for alive in (plain, traded)
+    ]
+    assert width[0] < width[1]
+    assert cost(traded).macs <= 0.5 * total
 
 
 @pytest.mark.parametrize("block", [8, 16])
