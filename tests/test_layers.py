@@ -26,7 +26,7 @@ LAYERS = [
     | {"gaussian", "obs", "runtime.taps", "recovery.patches", "recovery.walk"},
     {"closure", "cost", "naming", "patch", "runtime.fresh", "steady", "calibration", "moments"}
     | {"recovery.layers", "recovery.pair", "recovery.regression"},
-    {"latency", "pathmass", "beliefs", "recovery.rows"},
+    {"latency", "pathmass", "beliefs", "recovery.rows", "recovery.rescale"},
     {"recovery.fold", "recovery.blind", "weigh"},
     {"limits", "criteria", "surgery", "plan", "proof", "exact"},
     {"widths", "outputs", "deviation", "recovery.recover", "recovery.noise"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -176,7 +176,15 @@ def _consumers(model: Model) -> dict[str, list[int]]:
     return found
 
 
-def changed(model: Model, changes: Mapping[int, Change]) -> onnx.ModelProto:
+class Changes(Protocol):
+    """New values for constants."""
+
+    def carry_out(self, proto: onnx.ModelProto, model: Model) -> None:
+        """Put the values into a protobuf, which ``model`` was made from."""
+        ...
+
+
+def changed(model: Model, changes: Mapping[int, Changes]) -> onnx.ModelProto:
     """A copy of the model with new weights and biases; only the values of constants differ, but for biases that had to
     be added because there were none, or because other layers read the same.
     """
@@ -198,11 +206,11 @@ class Change:
     def carry_out(self, proto: onnx.ModelProto, model: Model) -> None:
         """Put the values into a protobuf, which ``model`` was made from."""
         layer = self.layer
-        kind = _hold(proto, layer.weight, self.weight)
+        kind = hold(proto, layer.weight, self.weight)
         if self.bias is None:
             return
         if layer.bias and model.readers.get(layer.bias, 0) == 1:
-            _hold(proto, layer.bias, self.bias.reshape(model.constant(layer.bias).shape))
+            hold(proto, layer.bias, self.bias.reshape(model.constant(layer.bias).shape))
             return
         node = proto.graph.node[layer.after]
         taken = {*model.readers, *model.producers, *model.holders, *(t.name for t in proto.graph.initializer)}
@@ -215,7 +223,7 @@ class Change:
         node.input[BIAS] = name
 
 
-def _hold(proto: onnx.ModelProto, name: str, array: Array) -> np.dtype[Any]:
+def hold(proto: onnx.ModelProto, name: str, array: Array) -> np.dtype[Any]:
     """Give a constant other values of the same shape and type; returns the type."""
     for tensor in proto.graph.initializer:
         if tensor.name == name:

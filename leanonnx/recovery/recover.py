@@ -29,6 +29,7 @@ from leanonnx.recovery.fold import folded
 from leanonnx.recovery.layers import Change, Layer, changed, layers
 from leanonnx.recovery.pair import Pair
 from leanonnx.recovery.regression import LARGE, Fit, Rows, Sums, best_fit
+from leanonnx.recovery.rescale import Norm, Rescaled, norms, rescaled
 from leanonnx.recovery.rows import Beside, Floats, Place
 from leanonnx.recovery.walk import Shelf
 from leanonnx.runtime.sessions import Feed
@@ -91,7 +92,10 @@ def recover(
     compressed = replace(dag.model, proto=proto)
     current = onnx.ModelProto()
     current.CopyFrom(in_float32(proto, float_kinds(proto) & HALVES))
-    chosen, refused = layers(dag, alive, compressed)
+    linear, refused = layers(dag, alive, compressed)
+    fitted = {proto.graph.node[layer.after].output[0] for layer in linear if layer.free_bias}
+    chosen: list[Layer | Norm] = [*linear, *norms(dag, alive, compressed, fitted)]
+    chosen.sort(key=lambda one: one.after)
     shelf = Shelf()
     try:
         work = _Recovery(
@@ -100,7 +104,7 @@ def recover(
         done = []
         for count, layer in enumerate(chosen):
             told(count / len(chosen))
-            done.append(work.mend(layer))
+            done.append(work.mend(layer) if isinstance(layer, Layer) else work.rescale(layer))
     finally:
         shelf.close()
     done += [Mended(name, reason=reason) for name, reason in refused.items()]
@@ -112,7 +116,7 @@ class _Recovery:
 
     def __init__(self, dag: ChannelDag, alive: Mask, pair: Pair, seed: int, waiting: set[int]) -> None:
         self.dag, self.alive, self.pair, self.seed, self.waiting = dag, alive, pair, seed, waiting
-        self.changes: dict[int, Change] = {}
+        self.changes: dict[int, Change | Rescaled] = {}
 
     def mend(self, layer: Layer) -> Mended:
         """Fit one layer."""
@@ -137,10 +141,22 @@ class _Recovery:
                 layer.stored(fit.weights.reshape(layer.laid_out(weight).shape)),
                 (fit.bias + behind).reshape(-1) if layer.free_bias else None,
             )
-            self.changes[layer.after] = change
-            change.carry_out(self.pair.after, replace(self.dag.model, proto=self.pair.after))
+            self._carry_out(layer.after, change)
         errors = [float(np.sqrt(max(error, 0) / max(scale, TINY))) for error in (before, fit.error)]
         return Mended(name, errors[0], errors[1])
+
+    def rescale(self, norm: Norm) -> Mended:
+        """Fit one BatchNormalization."""
+        node = self.pair.after.graph.node[norm.after]
+        self.waiting.remove(norm.after)
+        change, errors = rescaled(norm, self.dag, replace(self.dag.model, proto=self.pair.after), self.pair, self.seed)
+        if change is not None:
+            self._carry_out(norm.after, change)
+        return Mended(node.name or node.output[0], float(errors[0]), float(errors[1]))
+
+    def _carry_out(self, after: int, change: Change | Rescaled) -> None:
+        self.changes[after] = change
+        change.carry_out(self.pair.after, replace(self.dag.model, proto=self.pair.after))
 
     def _held(self, layer: Layer) -> tuple[Floats, Floats]:
         """Weight as it is stored, and bias [G, O], of the compressed network."""
