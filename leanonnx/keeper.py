@@ -89,7 +89,7 @@ class Keeper:
             widths = self._widened(widths, turn, finest, spent)
             if np.array_equal(widths, before):
                 break
-        if self.grid.alignment.parts and self.ranking.losses is not None:
+        if self.grid.alignment.parts and self.ranking.losses is not None and spent(self._alive(widths)) < enough:
             least = self.grid.kept(self.grid.rounded(self.protected, finest, NEAREST))
             worth = self.grid.worth(self.ranking.losses)
             widths = exchanged(self.grid, widths, least, finest, worth, lambda found: spent(self._alive(found)))

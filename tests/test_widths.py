@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from leanonnx.analysis import ChannelDag
 from leanonnx.cost import cost_model
+from leanonnx.exchange import exchanged
 from leanonnx.keeper import Keeper
 from leanonnx.labels import Mask
 from leanonnx.pipeline import inspect
@@ -205,21 +206,36 @@ def test_layers_trade_widths_for_channels_worth_more(
                 check_width(traded, mix.sources, alignment)
 
 
+LAYERS = st.lists(st.tuples(st.integers(2, 16), st.floats(0.1, 9)), min_size=1, max_size=5)
+
+
+@given(LAYERS, st.floats(0.2, 1), st.integers(0, 1 << 32))
+def test_an_exchange_keeps_what_is_worth_more_within_the_budget(
+    layers: list[tuple[int, float]], share: float, seed: int
+) -> None:
+    grid, prices, rng = grid_of([4 * count for count, _ in layers]), [p for _, p in layers], np.random.default_rng(seed)
+    worth = grid.worth(np.concatenate([np.sort(rng.random(size) ** 3)[::-1] for size in grid.sizes]))
+    start = np.maximum(grid.sizes * share // 4 * 4, 4).astype(np.int64)
+    budget = float(start @ prices) * 1.1
+    least = np.full(len(layers), 4)
+    found = exchanged(grid, start, least, 4, worth, lambda widths: float(widths @ prices) / budget)
+    assert found @ prices <= budget
+    assert worth(found).sum() >= worth(start).sum()
+    assert np.all((found % 4 == 0) & (found >= least) & (found <= grid.sizes))
+
+
 def test_a_layer_gives_for_one_that_is_worth_more() -> None:
-    dag = dag_of("residual", 64, 64)
-    keeper, cost = keeper_of(dag, Alignment(16, 4, 16), 0), cost_model(dag)
-    total = cost(np.ones(dag.count, bool)).macs
-    layers = keeper.grid.layers
-    inner = int(layers[keeper.classes[dag.mixes[1][1].targets.reshape(-1)[0]]])
-    losses = np.where(layers == inner, 1.0, 0.01)
-    trading = Keeper(keeper.weights, replace(keeper.ranking, losses=losses), (), Alignment(16, 4, 16))
-    plain, traded = (one.largest(lambda alive: cost(alive).macs / (0.5 * total)) for one in (keeper, trading))
-    members = keeper.classes[dag.mixes[1][1].targets.reshape(-1)]
-    width = [
-        np.unique(keeper.classes[alive][np.isin(keeper.classes[alive], members)]).size for alive in (plain, traded)
-    ]
-    assert width[0] < width[1]
-    assert cost(traded).macs <= 0.5 * total
+    grid = grid_of([16, 16])
+    worth = grid.worth(np.repeat([1.0, 0.01], 16))
+    found = exchanged(grid, np.array([8, 12]), np.array([4, 4]), 4, worth, lambda w: float(w @ [3, 1]) / 40)
+    assert found.tolist() == [12, 4]
+
+
+def grid_of(sizes: list[int]) -> Grid:
+    """A grid of layers whose classes stand in their order, in steps of 4."""
+    layers = np.repeat(np.arange(len(sizes)), sizes)
+    starts = np.cumsum(sizes) - sizes
+    return Grid(layers, np.arange(layers.size), starts, np.array(sizes), np.full(len(sizes), 4), Alignment(4, 4, 16))
 
 
 @pytest.mark.parametrize("block", [8, 16])
