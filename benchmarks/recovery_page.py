@@ -52,7 +52,8 @@ def best(rows: Iterable[Row]) -> dict[tuple[str, float], dict[str, Row]]:
             method = row["method"].partition(" ")[0]
             if method not in cell or goodness(row) > goodness(cell[method]):
                 cell[method] = row
-    return found
+    order = list(dict.fromkeys(network for network, _ in found))
+    return {key: found[key] for key in sorted(found, key=lambda key: (order.index(key[0]), -key[1]))}
 
 
 def write_page(data: Row) -> Path:
