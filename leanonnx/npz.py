@@ -58,13 +58,20 @@ class Member:
             DataError: the file cannot be read, is damaged, or deflated with its axes reversed; the reader raises
                 it too.
         """
-        if self.offset is not None:
+        scattered = self.fortran and len(self.shape) > 1
+        if self.offset is not None and scattered:
             with readable(self.path):
-                order = "F" if self.fortran else "C"
-                mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape, order)  # type: ignore[call-overload]
+                mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape, "F")
             yield lambda k: np.array(mapped[k], order="C")
             return
-        if self.fortran and len(self.shape) > 1:
+        if self.offset is not None:
+            start = self.offset
+            with readable(self.path):
+                file = self.path.open("rb")
+            with file:
+                yield lambda k: self._row(file, start, k)
+            return
+        if scattered:
             raise DataError(
                 f"{self.path}: array '{self.name}' is compressed with its axes reversed in memory, so that no sample "
                 "lies in one piece; write numpy.ascontiguousarray of it"
@@ -75,12 +82,12 @@ class Member:
             with readable(self.path):
                 stream = archive.open(f"{self.name}.npy")
             with stream:
-                yield lambda k: self._row(stream, k)
+                yield lambda k: self._row(stream, self.header, k)
 
-    def _row(self, stream: IO[bytes], k: int) -> Array:
+    def _row(self, stream: IO[bytes], start: int, k: int) -> Array:
         size = self.dtype.itemsize * math.prod(self.shape[1:])
         with readable(self.path):
-            stream.seek(self.header + k * size)
+            stream.seek(start + k * size)
             data = bytearray(stream.read(size))
             if len(data) != size:
                 raise EOFError(f"array '{self.name}' is cut short")
