@@ -14,7 +14,7 @@ from leanonnx.errors import ModelError, OptionError
 from leanonnx.model import Model, load
 from leanonnx.pipeline import checked_libraries, checked_shapes
 from leanonnx.runtime.fresh import measured, measured_alone
-from leanonnx.runtime.observation import Shapes, observe, random_feed
+from leanonnx.runtime.observation import Shapes, declared, observe, random_feed
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.timing import SECONDS, Comparison, Timing
@@ -114,15 +114,15 @@ def _outcome(
 
 def input_sizes(model: Model, given: Shapes) -> Sizes:
     """Sizes of all inputs: given, declared, or else those with which the model ran when it was observed."""
-    found = {v.name: tuple(given.get(v.name, declared(v))) for v in model.inputs}
+    found = {v.name: tuple(given.get(v.name, _dims(v))) for v in model.inputs}
     if not all(isinstance(size, int) for shape in found.values() for size in shape):
         found = {name: array.shape for name, array in observe(model, given).feeds.items()}
     return {name: tuple(size for size in shape if size is not None) for name, shape in found.items()}
 
 
-def declared(value: onnx.ValueInfoProto) -> Dims:
+def _dims(value: onnx.ValueInfoProto) -> Dims:
     """Sizes as the model declares them; None where free."""
-    return [d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim]
+    return [axis if isinstance(axis, int) else None for axis in declared(value)]
 
 
 def with_batch(model: Model, sizes: Sizes, batch: int) -> Sizes:
@@ -131,8 +131,8 @@ def with_batch(model: Model, sizes: Sizes, batch: int) -> Sizes:
     Raises:
         OptionError: no input has a free first axis, and that of the first is another.
     """
-    free = {v.name for v in model.inputs if declared(v)[:1] == [None]}
-    if not free and all(declared(v)[:1] != [batch] for v in model.inputs[:1]):
+    free = {v.name for v in model.inputs if _dims(v)[:1] == [None]}
+    if not free and all(_dims(v)[:1] != [batch] for v in model.inputs[:1]):
         raise OptionError(
             f"--batch {batch}: {model.path} fixes the first axis of its inputs ({_listed(model)}); "
             "leave out --batch, or export the model with a free batch axis"
@@ -152,7 +152,7 @@ def check_same_inputs(model: Model, rival: Model) -> None:
 
 
 def _signature(value: onnx.ValueInfoProto) -> tuple[str, int, Dims]:
-    return value.name, value.type.tensor_type.elem_type, declared(value)
+    return value.name, value.type.tensor_type.elem_type, _dims(value)
 
 
 def _agree(left: Sequence[int | None], right: Sequence[int | None]) -> bool:
@@ -162,8 +162,12 @@ def _agree(left: Sequence[int | None], right: Sequence[int | None]) -> bool:
 
 def _listed(model: Model) -> str:
     kinds = {v.name: onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type).name for v in model.inputs}
-    shapes = {v.name: ",".join("?" if d is None else str(d) for d in declared(v)) for v in model.inputs}
+    shapes = {v.name: _text(v) for v in model.inputs}
     return ", ".join(f"'{name}' {kinds[name]}[{shapes[name]}]" for name in shapes) or "no inputs"
+
+
+def _text(value: onnx.ValueInfoProto) -> str:
+    return ",".join("?" if d is None else str(d) for d in _dims(value))
 
 
 def check_fits(model: Model, inputs: Sizes) -> None:
@@ -173,9 +177,8 @@ def check_fits(model: Model, inputs: Sizes) -> None:
         OptionError: an axis of an input is fixed to another size.
     """
     for value in model.inputs:
-        if not _agree(declared(value), inputs[value.name]):
-            shape = ",".join("?" if d is None else str(d) for d in declared(value))
+        if not _agree(_dims(value), inputs[value.name]):
             raise OptionError(
-                f"{model.path}: its input '{value.name}' is {shape}, which "
+                f"{model.path}: its input '{value.name}' is {_text(value)}, which "
                 f"{','.join(map(str, inputs[value.name]))} does not fit; give other sizes with --shape or --batch"
             )

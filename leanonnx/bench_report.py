@@ -55,7 +55,7 @@ def summary(source: str, other: str | None, request: Request, cases: Sequence[Ca
         "after": other,
         "provider": request.setting.provider,
         "fixed": fixed(request),
-        "results": [_result(case) for case in cases],
+        "results": [case_row(case) for case in cases],
     }
 
 
@@ -83,7 +83,8 @@ def fixed(request: Request) -> Row:
     }
 
 
-def _result(case: Case) -> Row:
+def case_row(case: Case) -> Row:
+    """One measurement: batch, threads, sizes of the inputs, times of both models and their ratio."""
     outcome = case.outcome
     if isinstance(outcome, Comparison):
         found = {"before": timing(outcome.before), "after": timing(outcome.after), **comparison(outcome)}

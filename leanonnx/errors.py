@@ -4,6 +4,7 @@
     ├── UserError            exit 2   the request cannot be carried out as it stands
     │   ├── ModelError                the model file is missing, broken or not supported
     │   ├── OptionError               an option has a wrong value, or contradicts another
+    │   │   └── ProviderMissing       onnxruntime cannot run here what --provider names
     │   ├── DataError                 calibration or training data are missing, broken or do not fit the model
     │   ├── PlanError                 the plan file is broken or belongs to another model
     │   └── OutputError               the result cannot be written
@@ -32,6 +33,10 @@ class ModelError(UserError):
 
 class OptionError(UserError):
     """An option has a wrong value, or contradicts another."""
+
+
+class ProviderMissing(OptionError):
+    """onnxruntime has not the provider that was asked for, or no device for it."""
 
 
 class DataError(UserError):

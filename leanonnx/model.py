@@ -38,6 +38,7 @@ DEEPEST = 100
 """How deep local functions may call each other."""
 MOST_NODES = 1_000_000
 """Nodes that a model may have once its local functions are inlined."""
+LFS_POINTER = b"version https://git-lfs"
 SHAPE_OPS = {"Shape", "Size"}
 FREE_INITIALIZERS = 4
 """The IR version from which initializers need not be listed as graph inputs; a caller may override those that are."""
@@ -204,9 +205,9 @@ def load(path: Path, libraries: tuple[Path, ...] = (), freeze: bool = False) -> 
         ModelError: no such file, empty, not ONNX, refused by the checker, external data missing.
     """
     proto = _parse(path)
-    for tensor in _tensors(proto.graph):
+    for tensor in tensors(proto.graph):
         _check_size(tensor, path)
-    external = tuple(sorted({_external_path(t, path) for t in _tensors(proto.graph) if uses_external_data(t)}))
+    external = tuple(sorted({_external_path(t, path) for t in tensors(proto.graph) if uses_external_data(t)}))
     check(path)
     if external:
         _read_external(proto, path)
@@ -252,9 +253,11 @@ def _parse(path: Path) -> onnx.ModelProto:
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}; check the permissions") from error
     except (DecodeError, ValueError) as error:
+        with path.open("rb") as file:
+            pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
         raise ModelError(
             f"{path}: not an ONNX model (not a protobuf, or cut short after {path.stat().st_size} bytes); "
-            "export or copy the model again"
+            + ("it is a pointer of Git LFS: run git lfs pull" if pointer else "export or copy the model again")
         ) from error
     if proto.ir_version == 0 or not proto.HasField("graph") or not proto.opset_import:
         raise ModelError(
@@ -286,7 +289,7 @@ def _check_functions(proto: onnx.ModelProto, path: Path) -> None:
         raise ModelError(f"{path}: its local functions make {total} nodes; export the model without functions")
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """All constants of a graph and its subgraphs."""
     for inner in graphs(graph):
         yield from inner.initializer

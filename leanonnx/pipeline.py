@@ -114,7 +114,7 @@ def compress(
         check_finite(dag)
     data = None
     if options.calib:
-        data = _runnable(open_data(options.calib, model, dag.shapes, options.images), model)
+        data = runnable(open_data(options.calib, model, dag.shapes, options.images), model)
     least = None
     if options.exact:
         with clock.stage("select"):
@@ -201,7 +201,7 @@ def _best(workshop: Workshop, selector: Selector, data: Data) -> Selector:
         return best_terms(selector, data, options.seed, lambda done: clock.progress("try", done))
 
 
-def _runnable(data: Data, model: Model) -> Data:
+def runnable(data: Data, model: Model) -> Data:
     """The data, fed one by one where the model runs no more at once, although it leaves the batch free."""
     if data.fixed or batch_size(data) == 1:
         return data

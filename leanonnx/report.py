@@ -91,7 +91,7 @@ def recovery(found: Recovery | None) -> Row | None:
         "kept": found.kept,
         "deviation": fidelity(found.final),
         "removed": fidelity(found.removed),
-        "layers": [{key: _finite(value) for key, value in asdict(layer).items()} for layer in found.layers],
+        "layers": [{key: finite(value) for key, value in asdict(layer).items()} for layer in found.layers],
     }
 
 
@@ -100,8 +100,8 @@ def fidelity(found: Fidelity) -> Row:
     outputs = {}
     for one in found.outputs:
         outputs[one.output] = {
-            "relative_l2": _finite(one.relative_l2),
-            "psnr": _finite(one.psnr),
+            "relative_l2": finite(one.relative_l2),
+            "psnr": finite(one.psnr),
             "top1": one.top1,
             "top5": one.top5,
         }
@@ -111,7 +111,7 @@ def fidelity(found: Fidelity) -> Row:
     return {"samples": found.samples, "outputs": outputs, "metric": metric}
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON knows no infinity."""
     return value if not isinstance(value, float) or np.isfinite(value) else None
 

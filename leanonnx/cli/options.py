@@ -74,6 +74,20 @@ Hardware = Annotated[
     str,
     typer.Option("--target", metavar="NAME", help="Hardware to fit widths to, cpu-avx2 say; auto is this machine."),
 ]
+ThreadCounts = Annotated[
+    list[str] | None,
+    typer.Option("--threads", metavar="N,…", help="Threads within an operator; 0 is all physical cores."),
+]
+Batches = Annotated[list[str] | None, typer.Option("--batch", metavar="N,…", help="Sizes of the free first axis.")]
+TimedShape = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shape", metavar="NAME=1,3,224,224", help="Size of a free graph input; --batch replaces its first axis."
+    ),
+]
+Seconds = Annotated[float, typer.Option("--seconds", help="How long each measurement may take.")]
+LONGEST = 3600
+"""Seconds that a measurement may be asked to take."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -151,6 +165,17 @@ def numbers(name: str, texts: list[str], least: int) -> tuple[int, ...]:
     if len(parts) and (not found or min(found) < least):
         raise OptionError(f"--{name} {','.join(texts)}: expected numbers of at least {least}, for example --{name} 1,8")
     return found
+
+
+def measuring_time(seconds: float) -> float:
+    """``--seconds``.
+
+    Raises:
+        OptionError: out of range.
+    """
+    if not 0 < seconds <= LONGEST:
+        raise OptionError(f"--seconds {seconds:g}: expected more than 0 and at most {LONGEST}")
+    return seconds
 
 
 def fraction(name: str, value: float) -> float:

@@ -20,7 +20,7 @@ from typing import Any
 import onnx
 from onnx import numpy_helper
 
-from leanonnx.errors import OptionError
+from leanonnx.errors import ProviderMissing
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import LONGEST_RUN, Feed, RunFailed
 from leanonnx.runtime.timing import PATIENCE, SECONDS, Comparison, Timing, compare, several
@@ -43,7 +43,7 @@ def measured(
     """``timing.compare`` in a fresh process.
 
     Raises:
-        OptionError: the provider is not there.
+        ProviderMissing: the provider is not there.
         RunFailed: onnxruntime cannot load or run one of the models, or the process dies.
     """
     found = _asked([before, after], [feed], setting, seconds, seed)
@@ -55,7 +55,7 @@ def measured_alone(path: Path, feed: Feed, setting: Setting, seconds: float = SE
     """``timing.several`` of one model in a fresh process.
 
     Raises:
-        OptionError: the provider is not there.
+        ProviderMissing: the provider is not there.
         RunFailed: onnxruntime cannot load or run the model, or the process dies.
     """
     return measured_many([path], [feed], setting, seconds)[0]
@@ -67,7 +67,7 @@ def measured_many(
     """``timing.several`` in one fresh process.
 
     Raises:
-        OptionError: the provider is not there.
+        ProviderMissing: the provider is not there.
         RunFailed: onnxruntime cannot load or run one of the models, or the process dies.
     """
     return tuple(Timing.read(row) for row in _asked(paths, feeds, setting, seconds)["timings"])
@@ -93,8 +93,8 @@ def _asked(
         if not (folder / ANSWER).is_file():
             raise RunFailed(f"the process that measures {said}")
         found: dict[str, Any] = json.loads((folder / ANSWER).read_text())
-    if "option" in found:
-        raise OptionError(found["option"])
+    if "missing" in found:
+        raise ProviderMissing(found["missing"])
     if "failed" in found:
         raise RunFailed(found["failed"])
     return found
@@ -133,8 +133,8 @@ def answer(folder: Path) -> None:
             result = {"timings": [asdict(timing) for timing in timings]}
         else:
             result = asdict(compare(paths[0], paths[1], feeds[0], setting, request["seconds"], request["seed"]))
-    except OptionError as error:
-        result = {"option": str(error)}
+    except ProviderMissing as error:
+        result = {"missing": str(error)}
     except RunFailed as error:
         result = {"failed": str(error)}
     (folder / ANSWER).write_text(json.dumps(result))

@@ -17,6 +17,9 @@ from leanonnx.model import Model, first_line
 from leanonnx.runtime.sessions import LONGEST_RUN, Array, Feed, Session, finished, opened
 
 Shapes = Mapping[str, tuple[int, ...]]
+Axes = list[int | str]
+"""Declared sizes; the name of a free axis, ``UNKNOWN`` where it has none."""
+UNKNOWN = "?"
 
 SIZES = (224, 256, 320, 512, 640, 128, 96, 64, 48, 32, 16, 8, 1)
 LENGTHS = (6144, 16384, 1024)
@@ -155,7 +158,7 @@ def _first_run(session: Session, model: Model, given: Shapes, taps: int, replace
         return empty
     if len(_trials(model, given)) == 1:
         raise ModelError(f"{model.path}: onnxruntime cannot run the model: {failure}; export the model again")
-    names = ", ".join(f"{v.name}{_declared(v)}" for v in model.inputs)
+    names = ", ".join(f"{v.name}{declared(v)}" for v in model.inputs)
     raise ModelError(
         f"{model.path}: onnxruntime cannot run the model with any input size tried ({failure}); "
         f"give the input shapes, for example --shape NAME=1,3,224,224 (inputs: {names})"
@@ -186,14 +189,15 @@ def _trials(model: Model, given: Shapes) -> list[dict[str, tuple[int, ...]]]:
     return small or found[:1]
 
 
-def _declared(value: onnx.ValueInfoProto) -> list[int | str]:
+def declared(value: onnx.ValueInfoProto) -> Axes:
+    """Sizes of a tensor as the model declares them."""
     dims = value.type.tensor_type.shape.dim
-    return [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in dims]
+    return [d.dim_value if d.HasField("dim_value") else d.dim_param or UNKNOWN for d in dims]
 
 
 def _filled(value: onnx.ValueInfoProto, lead: int, size: int, channels: int) -> tuple[int, ...]:
     """A shape for a graph input: free first axis = ``lead``, second of an image = ``channels``, others = ``size``."""
-    dims = _declared(value)
+    dims = declared(value)
     free = [lead, channels if len(dims) == IMAGE_RANK else size, *[size] * len(dims)]
     return tuple(d if isinstance(d, int) else free[axis] for axis, d in enumerate(dims))
 

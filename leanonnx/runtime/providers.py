@@ -21,7 +21,7 @@ import onnx
 import onnxruntime as ort
 
 from leanonnx.cores import available_cores
-from leanonnx.errors import OptionError
+from leanonnx.errors import ProviderMissing
 from leanonnx.model import first_line
 from leanonnx.runtime.sessions import QUIET, Feed, RunFailed, Session, finished
 
@@ -115,7 +115,7 @@ def opened_on(model: Path | bytes, setting: Setting, options: ort.SessionOptions
     """A session on the provider of the setting.
 
     Raises:
-        OptionError: the provider is not there.
+        ProviderMissing: the provider is not there.
         RunFailed: onnxruntime cannot load the model.
     """
     source = str(model) if isinstance(model, Path) else model
@@ -134,7 +134,7 @@ def prepare(setting: Setting) -> None:
     """Load the provider's libraries and run something small, so that no model pays for what is done once.
 
     Raises:
-        OptionError: the provider is not there.
+        ProviderMissing: the provider is not there.
     """
     if not setting.on_device:
         _run_small(setting)
@@ -173,8 +173,8 @@ def _loader_says(provider: Provider) -> str:
     return ""
 
 
-def _missing(provider: Provider, reason: str) -> OptionError:
-    return OptionError(
+def _missing(provider: Provider, reason: str) -> ProviderMissing:
+    return ProviderMissing(
         f"--provider {provider}: onnxruntime {ort.__version__} has none here ({reason}); {ADVICE[provider]}"
     )
 

@@ -150,7 +150,7 @@ def compare(
     """Time two models in turns, on one input, for ``seconds`` (longer for fewer than ``ROUNDS`` rounds).
 
     Raises:
-        OptionError: the provider is not there.
+        ProviderMissing: the provider is not there.
         RunFailed: onnxruntime cannot load or run one of them.
     """
     lots = _timed([before, after], [feed, feed], setting, seconds, seed)
@@ -171,7 +171,7 @@ def alone(path: Path, feed: Feed, setting: Setting, seconds: float = SECONDS) ->
     """Time one model for ``seconds`` (longer for fewer than ``ROUNDS`` rounds).
 
     Raises:
-        OptionError: the provider is not there.
+        ProviderMissing: the provider is not there.
         RunFailed: onnxruntime cannot load or run it.
     """
     return several([path], [feed], setting, seconds)[0]
@@ -183,7 +183,7 @@ def several(
     """Time models in turns, each on its own input, all together for ``seconds`` (longer for fewer than ``ROUNDS``).
 
     Raises:
-        OptionError: the provider is not there.
+        ProviderMissing: the provider is not there.
         RunFailed: onnxruntime cannot load or run one of them.
     """
     lots = _timed(paths, feeds, setting, seconds, 0)
