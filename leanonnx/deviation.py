@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,9 @@ class Deviation:
     """How far one output is from the original's; ``relative_l2`` = ‖difference‖ / ‖original‖ over all samples.
 
     ``psnr`` is in dB; ``top1`` and ``top5`` are shares 0 … 1.  None: does not apply to this output.  An output that is
-    NaN or infinite where the original is not deviates infinitely.
+    NaN or infinite where the original is not deviates infinitely; ``broken`` counts such elements.  An output of floats
+    of which the original's hold no finite number is ``silent``: nothing can be told of it.  One that is ``reshaped``
+    had another shape than the original's on some sample, and deviates infinitely too.
     """
 
     output: str
@@ -56,6 +58,9 @@ class Deviation:
     psnr: float | None = None
     top1: float | None = None
     top5: float | None = None
+    broken: int = 0
+    silent: bool = False
+    reshaped: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,8 @@ class Tally:
     near: int | None = None
     sums_to_one: bool = True
     kinds: frozenset[str] = frozenset()
+    broken: int = 0
+    reshaped: bool = False
 
     def plus(self, other: Tally) -> Tally:
         """The sums over the samples of both."""
@@ -106,6 +113,8 @@ class Tally:
             other.near if self.near is None else self.near + (other.near or 0),
             self.sums_to_one and other.sums_to_one,
             self.kinds | other.kinds,
+            self.broken + other.broken,
+            self.reshaped or other.reshaped,
         )
 
     def deviation(self, output: str) -> Deviation:
@@ -114,13 +123,15 @@ class Tally:
         kind = next(iter(self.kinds)) if len(self.kinds) == 1 else OTHER
         top1 = self.same / self.choices if self.choices else None
         if kind == DISCRETE:
-            return Deviation(output, relative, top1=top1)
+            return Deviation(output, relative, top1=top1, reshaped=self.reshaped)
+        silent = self.elements > 0 and self.low > self.high and not self.error
+        found = Deviation(output, relative, broken=self.broken, silent=silent, reshaped=self.reshaped)
         if kind == IMAGE and not (self.choices and self.sums_to_one):
-            return Deviation(output, relative, psnr=self._psnr())
+            return replace(found, psnr=self._psnr())
         if kind == OTHER:
-            return Deviation(output, relative)
+            return found
         top5 = self.near / self.choices if self.near is not None and self.choices else None
-        return Deviation(output, relative, top1=top1, top5=top5)
+        return replace(found, top1=top1, top5=top5)
 
     def _psnr(self) -> float | None:
         if not self.elements:
@@ -181,7 +192,7 @@ def _runs(
     optimise = len(model.proto.graph.node) <= MANY_NODES
     with ExitStack() as stack:
         try:
-            sides = [_stand_in(source, replaced) for source in (original, candidate)]
+            sides = [stand_in(source, replaced) for source in (original, candidate)]
             sessions = [stack.enter_context(opened(side, optimise, model.libraries)) for side in sides]
         except OSError:
             raise
@@ -201,7 +212,8 @@ def _runs(
             yield feed, label, wanted, _outputs(sessions[1], feed)
 
 
-def _stand_in(source: Source, replaced: Kinds) -> Source:
+def stand_in(source: Source, replaced: Kinds) -> Source:
+    """What is run: the model itself, or in float32 where formats are replaced."""
     if not replaced:
         return source
     return in_float32(onnx.load(source) if isinstance(source, Path) else source, replaced)
@@ -253,7 +265,8 @@ def _tally(wanted: Array, found: Array, kind: tuple[str, int]) -> Tally:
     """The sums of one run."""
     name, axis = kind
     if wanted.shape != found.shape:
-        return Tally(error=math.inf, elements=wanted.size, choices=1, sums_to_one=False, kinds=frozenset({name}))
+        worst = Tally(error=math.inf, elements=wanted.size, choices=1, sums_to_one=False, kinds=frozenset({name}))
+        return replace(worst, reshaped=True)
     if name == DISCRETE:
         return _discrete(wanted, found)
     a, b = wanted.astype(np.float64), found.astype(np.float64)
@@ -268,6 +281,7 @@ def _tally(wanted: Array, found: Array, kind: tuple[str, int]) -> Tally:
         float(living.max(initial=-math.inf)),
         a.size,
         kinds=frozenset({name}),
+        broken=int(np.sum(np.isfinite(a) & ~np.isfinite(b))),
     )
     return sums if name == OTHER or a.shape[axis] < 2 or not a.size else sums.plus(_choices(a, b, kind))
 
