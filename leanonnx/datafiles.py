@@ -14,7 +14,7 @@ import onnx
 from leanonnx.errors import DataError
 from leanonnx.formats import is_float
 from leanonnx.images import Folder, ImageFormat, frame_of, image_names
-from leanonnx.npz import Member, members
+from leanonnx.npz import Member, Read, members
 from leanonnx.runtime.sessions import Array, Feed
 
 Sample = tuple[Feed, Array | None]
@@ -36,17 +36,35 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class Made:
+    """Rows of an array of the shape [rows, ...] that are made when they are asked for."""
+
+    shape: tuple[int, ...]
+    make: Read
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return self.shape[0]
+
+    @contextmanager
+    def opened(self) -> Iterator[Read]:
+        """A reader of rows."""
+        yield self.make
+
+
+@dataclass(frozen=True)
 class File:
     """Where the samples of some inputs lie, by input name, with their labels."""
 
     path: Path
-    arrays: Mapping[str, Member | Folder]
+    arrays: Mapping[str, Member | Folder | Made]
     label: Member | None = None
 
     @property
     def count(self) -> int:
-        """Number of samples."""
-        return min(array.count for array in self.arrays.values())
+        """Number of samples; one of a model without inputs."""
+        return min((array.count for array in self.arrays.values()), default=1)
 
     @contextmanager
     def opened(self, slots: Sequence[Slot], labelled: bool) -> Iterator[Callable[[int], Sample]]:

@@ -11,7 +11,8 @@
     └── Refusal              exit 1   leanonnx ran, and the answer is no
         ├── ProofFailed               the compressed model does not equal the masked original
         ├── BudgetUnreachable         what may not be removed is larger than the budget
-        └── NotFaster                 the compressed model was measured to be no faster
+        ├── NotFaster                 the compressed model was measured to be no faster
+        └── GateFailed                a model did not pass a gate of `leanonnx check`
 
 Every other exception is a bug in leanonnx (exit 3).
 """
@@ -65,3 +66,7 @@ class BudgetUnreachable(Refusal):
 
 class NotFaster(Refusal):
     """The compressed model was measured to be no faster than the original."""
+
+
+class GateFailed(Refusal):
+    """A model did not pass a gate."""

@@ -67,6 +67,17 @@ def temporary_beside(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Write a small file, which appears when it is complete.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with temporary_beside(path) as folder:
+        (folder / path.name).write_bytes(content)
+        (folder / path.name).replace(path)
+
+
 def publish(draft: Path, target: Path, plan: Plan | None = None, plan_out: Path | None = None) -> int:
     """Rename the proven files into place, the model last and its plan where asked; returns their size in bytes."""
     staged = [(data_file(draft), data_file(target))] if data_file(draft).exists() else []

@@ -368,8 +368,11 @@ def test_version() -> None:
 
 
 HELP = {
-    "": "bench compress inspect --version",
+    "": "bench check compress inspect --version",
     "bench": "--provider --threads --batch --shape --seconds --library --cuda-graph --algo-search --tf32 --seed --json",
+    "check": "--max-deviation --min-agreement --min-speedup --max-latency-ms --max-bytes --max-params --max-macs "
+    "--gates --data --provider --skip-missing-provider --threads --batch --shape --seconds --library --seed --junit "
+    "--github --json",
     "inspect": "--why --shape --json",
     "compress": "--keep --macs --params --method --chains --shape --pin --ignore --plan --plan-out --recover "
     "--best-effort --no-measure --seed --json",

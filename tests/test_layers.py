@@ -14,14 +14,14 @@ ROOT = Path(leanonnx.__file__).parent
 LAYERS = [
     {"version", "remarks", "errors", "labels", "norms", "chains", "storage", "formats", "memory", "clock", "nodes"}
     | {"cores", "intervals"},
-    {"model", "rules.advice", "targets", "npz", "images", "scores"},
+    {"model", "rules.advice", "targets", "gates", "npz", "images", "scores"},
     {"rules.call", "runtime.sessions", "noops"},
-    {"rules.joins", "rules.weights", "rules.assembly", "rules.check", "merge", "datafiles"},
+    {"rules.joins", "rules.weights", "rules.assembly", "rules.check", "merge", "datafiles", "revisions"},
     {"rules.products", "runtime.providers", "tidy", "data"},
     {"runs", "runtime.observation", "rules.linear", "rules.movement", "rules.normalization", "rules.pointwise"}
     | {"rules.quantization", "rules.reduction", "rules.spatial", "rules.convolution", "rules.indexing"}
     | {"rules.recurrent", "rules.windows"},
-    {"rules.table", "constants", "runtime.fastpath"},
+    {"rules.table", "constants", "runtime.fastpath", "interface"},
     {"analysis", "userrules", "runtime.timing", "runtime.machine", "probes"}
     | {"gaussian", "obs", "runtime.taps", "recovery.patches", "recovery.walk"},
     {"closure", "cost", "naming", "patch", "runtime.fresh", "steady", "calibration", "moments"}
@@ -37,8 +37,9 @@ LAYERS = [
     {"workshop"},
     {"pipeline"},
     {"report", "bench"},
-    {"bench_report", "calibrate"},
-    {"calibration_report"},
+    {"bench_report", "calibrate", "verdicts"},
+    {"calibration_report", "check"},
+    {"check_report"},
     {"tune.call", "tune.weights"},
     {"tune.linear", "tune.pointwise", "tune.normalization", "tune.indexing", "tune.reduction", "tune.resize"}
     | {"tune.recurrent", "tune.world", "tune.checkpoint", "tune.targets", "tune.loading"},
@@ -54,7 +55,7 @@ LAYERS = [
     {"tune.steps"},
     {"tune.report"},
     {"cli.options", "cli.terminal"},
-    {"cli.bench", "cli.calibrate", "cli.compress", "cli.finetune", "cli.inspect"},
+    {"cli.bench", "cli.calibrate", "cli.check", "cli.compress", "cli.finetune", "cli.inspect"},
     {"cli.main"},
 ]
 """A module may import those of the sets above its own, not of its own; a new module has to be put somewhere."""
@@ -62,9 +63,9 @@ LAYERS = [
 PACKAGES = {"", "cli", "recovery", "rules", "runtime", "tune"}
 ONLY = {
     "onnxruntime": {"runtime.providers", "runtime.sessions"},
-    "typer": {"cli.bench", "cli.calibrate", "cli.compress", "cli.finetune", "cli.inspect", "cli.main", "cli.terminal"}
-    | {"cli.options"},
-    "rich": {"bench_report", "calibration_report", "report", "tune.report", "cli.terminal"},
+    "typer": {"cli.bench", "cli.calibrate", "cli.check", "cli.compress", "cli.finetune", "cli.inspect", "cli.main"}
+    | {"cli.options", "cli.terminal"},
+    "rich": {"bench_report", "calibration_report", "check_report", "report", "tune.report", "cli.terminal"},
     "PIL": set(),
     "torch": {name for layer in LAYERS for name in layer if name.startswith("tune.")} - {"tune.report", "tune.steps"},
 }
@@ -79,6 +80,10 @@ NO_ONNX = {
     "selection",
     "criteria",
     "report",
+    "gates",
+    "verdicts",
+    "check_report",
+    "cli.check",
     "cli.compress",
     "cli.inspect",
     "npz",

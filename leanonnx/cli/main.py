@@ -9,6 +9,7 @@ import typer
 
 from leanonnx.cli.bench import bench
 from leanonnx.cli.calibrate import calibrate_device
+from leanonnx.cli.check import check
 from leanonnx.cli.compress import compress
 from leanonnx.cli.finetune import finetune
 from leanonnx.cli.inspect import inspect
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(compress)
 app.command()(inspect)
 app.command()(bench)
+app.command()(check)
 app.command()(calibrate_device)
 app.command()(finetune)
 

@@ -1,0 +1,184 @@
+"""``leanonnx check BASE NEW``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from leanonnx import bench, check_report
+from leanonnx.check import Request
+from leanonnx.check import check as held
+from leanonnx.cli.options import (
+    AsJson,
+    Batches,
+    Layout,
+    Library,
+    Mean,
+    Scale,
+    Seconds,
+    Size,
+    Std,
+    ThreadCounts,
+    TimedShape,
+    image_format,
+    measuring_time,
+    numbers,
+    parse_shapes,
+)
+from leanonnx.cli.terminal import exit_codes, progress, show, show_json
+from leanonnx.errors import GateFailed, OutputError, UserError
+from leanonnx.gates import (
+    AGREEMENT,
+    DEVIATION,
+    GATES,
+    LATENCY_MS,
+    MACS,
+    PARAMS,
+    SIZE,
+    SPEEDUP,
+    Limit,
+    read_gates,
+    read_limit,
+)
+from leanonnx.outputs import check_writable, write_file
+from leanonnx.report import Row
+from leanonnx.revisions import model_file
+from leanonnx.runtime.providers import Provider, Setting
+
+SUMMARY = "GITHUB_STEP_SUMMARY"
+"""The variable that names the file of a job's summary on GitHub."""
+
+Gates = Annotated[
+    Path | None, typer.Option(metavar="G.toml", help="Limits by the same names; the command line goes first.")
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(metavar="DATA", help="Real inputs, as for compress --calib; without, both models get random ones."),
+]
+SkipMissing = Annotated[
+    bool, typer.Option("--skip-missing-provider", help="Skip the gates on latency where --provider is not there.")
+]
+JUnit = Annotated[Path | None, typer.Option(metavar="R.xml", help="Write a JUnit report here.")]
+GitHub = Annotated[bool, typer.Option("--github", help=f"Annotate on stderr for GitHub, and add to ${SUMMARY}.")]
+
+
+def _gate(name: str, metavar: str) -> Any:
+    """The option of a gate."""
+    sense = "At least" if GATES[name].least else "At most"
+    return typer.Option(f"--{name}", metavar=metavar, show_default=False, help=f"{sense}: {GATES[name].meaning}.")
+
+
+def check(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The model to go by: a file, or REV:PATH in git.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="The model that is to replace it.")],
+    max_deviation: Annotated[str | None, _gate(DEVIATION, "F")] = None,
+    min_agreement: Annotated[str | None, _gate(AGREEMENT, "F")] = None,
+    min_speedup: Annotated[str | None, _gate(SPEEDUP, "F")] = None,
+    max_latency_ms: Annotated[str | None, _gate(LATENCY_MS, "MS")] = None,
+    max_bytes: Annotated[str | None, _gate(SIZE, "N|Fx")] = None,
+    max_params: Annotated[str | None, _gate(PARAMS, "N|Fx")] = None,
+    max_macs: Annotated[str | None, _gate(MACS, "N|Fx")] = None,
+    gates: Gates = None,
+    data: Data = None,
+    mean: Mean = "0",
+    std: Std = "1",
+    scale: Scale = 255,
+    layout: Layout = "auto",
+    size: Size = None,
+    provider: Annotated[Provider, typer.Option(help="Where latency is measured.")] = "cpu",
+    skip_missing_provider: SkipMissing = False,
+    threads: ThreadCounts = None,
+    batch: Batches = None,
+    shape: TimedShape = None,
+    seconds: Seconds = 3.0,
+    library: Library = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the inputs and of the interval.")] = 0,
+    junit: JUnit = None,
+    github: GitHub = False,
+    as_json: AsJson = False,
+) -> None:
+    """Hold a new model against the one that it is to replace: gates for CI.
+
+    Always checked: validity, interface, that it runs, NaN and infinity, determinism, denormal weights. Exit codes:
+    0 passed, 1 a gate failed (a broken NEW included), 2 wrong file or option, 3 a bug.
+    """
+    given = {
+        DEVIATION: max_deviation,
+        AGREEMENT: min_agreement,
+        SPEEDUP: min_speedup,
+        LATENCY_MS: max_latency_ms,
+        SIZE: max_bytes,
+        PARAMS: max_params,
+        MACS: max_macs,
+    }
+    with exit_codes() as results, _annotated(new, github), model_file(base) as base_path, model_file(new) as new_path:
+        for path in (base_path, new_path):
+            check_writable(path, junit)
+        request = Request(
+            limits=_limits(gates, given),
+            data=data,
+            images=image_format(mean, std, scale, layout, size),
+            timed=bench.Request(
+                shapes=parse_shapes(shape or []),
+                batches=numbers("batch", batch or [], least=1),
+                threads=numbers("threads", threads or [], least=0) or (0,),
+                setting=Setting(provider),
+                libraries=tuple(library or ()),
+                seconds=measuring_time(seconds),
+                seed=seed,
+            ),
+            skip_missing=skip_missing_provider,
+        )
+        with progress() as listener:
+            found = held(base_path, new_path, request, listener)
+        row = check_report.summary(base, new, request, found)
+        show_json(row, results) if as_json else show(check_report.tables(row), results)
+        if junit:
+            write_file(junit, check_report.junit(row))
+        if github:
+            _tell_github(row)
+        if found.failed:
+            raise GateFailed(check_report.verdict_words(row))
+
+
+def _limits(gates: Path | None, given: dict[str, str | None]) -> dict[str, Limit]:
+    asked = {name: read_limit(name, text, f"--{name}") for name, text in given.items() if text is not None}
+    return (read_gates(gates) if gates else {}) | asked
+
+
+@contextmanager
+def _annotated(new: str, github: bool) -> Iterator[None]:
+    """Tell GitHub of what keeps the gates from being checked, too."""
+    try:
+        yield
+    except UserError as error:
+        if github:
+            _print([check_report.command("error", check_report.TITLE, new, str(error))])
+        raise
+
+
+def _tell_github(row: Row) -> None:
+    """Annotations, and the summary of the job where it is wanted.
+
+    Raises:
+        OutputError: the summary cannot be written.
+    """
+    _print(check_report.github_lines(row))
+    summary = os.environ.get(SUMMARY)
+    if summary:
+        try:
+            with open(summary, "a", encoding="utf-8", errors="replace") as file:
+                file.write(check_report.markdown(row))
+        except OSError as error:
+            raise OutputError(f"${SUMMARY}: {summary}: cannot be written: {error.strerror}; unset it") from error
+
+
+def _print(lines: Sequence[str]) -> None:
+    """To stderr, which GitHub reads as well as stdout, so that results stay alone on stdout."""
+    sys.stderr.writelines(f"{line}\n" for line in lines)

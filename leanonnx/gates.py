@@ -1,0 +1,129 @@
+"""Gates that a new model has to pass: what each one means, and its limit as written on the command line or in TOML."""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from leanonnx.errors import OptionError
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One gate.
+
+    Attributes:
+        meaning: what has to hold.
+        example: a limit as a user writes it; empty for a gate that is always checked and takes none.
+        expects: what a limit looks like, in words.
+        least: the limit is the least that is allowed, not the most.
+        highest: no limit is above this.
+        scales: suffixes of a limit and the factors that they stand for.
+        share: the limit may be a multiple of BASE's own number.
+    """
+
+    meaning: str
+    example: str = ""
+    expects: str = "a number"
+    least: bool = False
+    highest: float = math.inf
+    scales: Mapping[str, float] | None = None
+    share: bool = False
+
+
+COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
+BYTES = {
+    **{f"{name}{b}": size for name, size in COUNTS.items() for b in ("", "b")},
+    **{f"{name}ib": 2.0**power for name, power in (("k", 10), ("m", 20), ("g", 30))},
+}
+COUNT = "a number such as 2.5M, or a multiple of BASE's such as 0.5x"
+VALID, INTERFACE, RUNS, FINITE = "valid", "interface", "runs", "finite"
+DETERMINISTIC, DENORMALS = "deterministic", "denormals"
+DEVIATION, AGREEMENT, SPEEDUP, LATENCY_MS = "max-deviation", "min-agreement", "min-speedup", "max-latency-ms"
+SIZE, PARAMS, MACS = "max-bytes", "max-params", "max-macs"
+GATES = {
+    VALID: Gate("the ONNX checker accepts the file"),
+    INTERFACE: Gate("takes what BASE takes, and puts out what BASE puts out"),
+    RUNS: Gate("onnxruntime runs it on every input that BASE runs on"),
+    FINITE: Gate("no NaN and no infinity where BASE puts out numbers"),
+    DETERMINISTIC: Gate("two runs on one input put out the same bytes"),
+    DENORMALS: Gate("no more denormal weights than BASE has; they slow kernels down"),
+    DEVIATION: Gate("‖difference‖ / ‖BASE's output‖ of the worst output", "0.01"),
+    AGREEMENT: Gate(
+        "share of equal decisions of the worst output", "0.99", "a share from 0 to 1", least=True, highest=1.0
+    ),
+    SIZE: Gate(
+        "bytes of the file with its external data",
+        "5MB",
+        "bytes such as 5MB or 4MiB, or a multiple of BASE's such as 0.5x",
+        scales=BYTES,
+        share=True,
+    ),
+    PARAMS: Gate("numbers stored as weights", "2.5M", COUNT, scales=COUNTS, share=True),
+    MACS: Gate("multiply-adds of one run", "300M", COUNT, scales=COUNTS, share=True),
+    LATENCY_MS: Gate("median milliseconds of one run", "4.5", "milliseconds"),
+    SPEEDUP: Gate("times as fast as BASE, measured in turns", "1.5", least=True),
+}
+"""All gates, in the order in which they are told."""
+ASKED = tuple(name for name, gate in GATES.items() if gate.example)
+"""Gates that are checked where a limit is given."""
+FORM = re.compile(r"([-+.e0-9]+?)\s*([a-z]*)")
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The limit of a gate: a number, or a multiple of BASE's where ``share``."""
+
+    number: float
+    share: bool = False
+
+    def over(self, base: float | None) -> float:
+        """The number, for what BASE has."""
+        return self.number * base if self.share and base is not None else self.number
+
+
+def read_limit(name: str, given: object, where: str) -> Limit:
+    """The limit of the gate ``name``; ``where`` says where it was written.
+
+    Raises:
+        OptionError: not of the form that the gate takes, or out of its range.
+    """
+    gate = GATES[name]
+    text = "" if isinstance(given, bool) else str(given).strip().lower()
+    found = FORM.fullmatch(text) if isinstance(given, int | float | str) else None
+    try:
+        number, unit = (float(found[1]), found[2]) if found else (math.nan, "")
+    except ValueError:
+        number, unit = math.nan, ""
+    share = gate.share and unit == "x"
+    number *= 1.0 if share else (gate.scales or {"": 1.0}).get(unit, math.nan)
+    above = number > 0 if gate.least else number >= 0
+    if not (above and number <= gate.highest and number < math.inf):
+        hint = f"; for a multiple of BASE's time use {SPEEDUP}" if name == LATENCY_MS and unit == "x" else ""
+        raise OptionError(f"{where} {given}: expected {gate.expects}, for example {gate.example}{hint}")
+    return Limit(number, share)
+
+
+def read_gates(path: Path) -> dict[str, Limit]:
+    """Limits from a TOML file, ``max-bytes = "5MB"`` say, by the name of the gate.
+
+    Raises:
+        OptionError: the file cannot be read, is no TOML, or holds anything but limits of gates.
+    """
+    try:
+        rows = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"--gates {path}: cannot be read: {error.strerror}; check the path") from error
+    except ValueError as error:
+        raise OptionError(f"{path}: not TOML: {error}; write lines such as {DEVIATION} = 0.01") from error
+    for name in rows:
+        if name not in ASKED:
+            near = get_close_matches(name.replace("_", "-"), ASKED, 1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise OptionError(f"{path}: there is no gate '{name}'; {hint}The gates are {', '.join(ASKED)}")
+    return {name: read_limit(name, given, f"{path}: {name} =") for name, given in rows.items()}
