@@ -169,8 +169,8 @@ def compare(
         raise DataError(f"{data.files[0].path}: no samples to compare on; give more data")
     names = [value.name for value in model.proto.graph.output]
     tallies, score = [Tally() for _ in names], Score()
-    for feed, label, wanted, found in _runs(model, original, candidate, data, batch, replaced):
-        rows, last = _rows(feed), _channels_last(feed)
+    for feed, label, wanted, found in side_by_side(model, original, candidate, data, batch, replaced):
+        rows, last = rows_of(feed), channels_last(feed)
         pairs = zip(tallies, wanted, found, strict=True)
         tallies = [tally.plus(_tally(a, b, kind_of(a, rows, last))) for tally, a, b in pairs]
         if label is not None:
@@ -185,10 +185,15 @@ def compare(
     return Fidelity(samples, outputs, metric, before, after, unused)
 
 
-def _runs(
+def side_by_side(
     model: Model, original: Source, candidate: Source, data: Data, batch: int, replaced: Kinds
 ) -> Iterator[tuple[Feed, Array | None, list[Array], list[Array]]]:
-    """Inputs, labels, and the outputs of both models."""
+    """Inputs, labels, and the outputs of both models, run by run; the arguments are those of ``compare``.
+
+    Raises:
+        DataError: the data cannot be read, or the original cannot run on them.
+        RunFailed: the candidate cannot run on what the original runs on.
+    """
     optimise = len(model.proto.graph.node) <= MANY_NODES
     with ExitStack() as stack:
         try:
@@ -226,12 +231,12 @@ def _outputs(session: Session, feed: Feed) -> list[Array]:
         raise RunFailed(first_line(error)) from error
 
 
-def _rows(feed: Feed) -> int:
+def rows_of(feed: Feed) -> int:
     """Size of axis 0 of the first input that has one."""
     return next((value.shape[0] for value in feed.values() if value.ndim), 1)
 
 
-def _channels_last(feed: Feed) -> bool:
+def channels_last(feed: Feed) -> bool:
     """Whether an input is shortest along its last axis."""
     return any(_last_is_shortest(value.shape) for value in feed.values() if value.ndim == MAP_RANK)
 

@@ -78,8 +78,8 @@ class Folder:
         Raises:
             DataError: no pillow; the reader raises it for an image that cannot be read.
         """
-        pillow = _pillow()
-        yield lambda k: _sample(pillow, self.path / self.names[k], self.frame)
+        maker = pillow()
+        yield lambda k: _sample(maker, self.path / self.names[k], self.frame)
 
 
 def image_names(path: Path) -> tuple[str, ...]:
@@ -139,19 +139,24 @@ def _check_numbers(name: str, channels: int, dtype: np.dtype[Any], images: Image
         raise DataError(f"input '{name}' takes {dtype}, pixels as they are; leave out --mean, --std and --scale")
 
 
-def _pillow() -> Any:
+def pillow() -> Any:
+    """The module ``PIL.Image``.
+
+    Raises:
+        DataError: there is no pillow.
+    """
     try:
         return import_module("PIL.Image")
     except ImportError as error:
         raise DataError("images need the package pillow; install it with: pip install 'leanonnx[images]'") from error
 
 
-def _sample(pillow: Any, path: Path, frame: Frame) -> Array:
+def _sample(maker: Any, path: Path, frame: Frame) -> Array:
     """One image: the short side made to fit, the centre cut out, its numbers brought into the range of the input."""
     try:
-        with pillow.open(path) as image:
+        with maker.open(path) as image:
             deep = image.mode in DEEP
-            pixels = None if deep else _fitted(pillow, image.convert(MODES[frame.channels]), frame.size)
+            pixels = None if deep else _fitted(maker, image.convert(MODES[frame.channels]), frame.size)
     except Exception as error:  # pillow raises several unrelated types
         text = " ".join(str(error).split())[:200]
         raise DataError(f"{path}: cannot be read as an image: {text}; copy it again or remove it") from error
@@ -166,12 +171,12 @@ def _sample(pillow: Any, path: Path, frame: Frame) -> Array:
     return np.ascontiguousarray(values.transpose(2, 0, 1) if frame.first else values)
 
 
-def _fitted(pillow: Any, image: Any, size: tuple[int, int]) -> Array:
+def _fitted(maker: Any, image: Any, size: tuple[int, int]) -> Array:
     """Pixels [height, width] or [height, width, 3]: the image made to cover the size, bilinearly, and its centre."""
     height, width = size
     scale = max(height / image.height, width / image.width)
     tall, wide = max(height, round(image.height * scale)), max(width, round(image.width * scale))
     if (tall, wide) != (image.height, image.width):
-        image = image.resize((wide, tall), pillow.Resampling.BILINEAR)
+        image = image.resize((wide, tall), maker.Resampling.BILINEAR)
     left, top = (wide - width) // 2, (tall - height) // 2
     return np.asarray(image.crop((left, top, left + width, top + height)))

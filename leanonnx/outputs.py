@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from leanonnx.errors import OptionError, OutputError
 from leanonnx.model import Model
-from leanonnx.plan import Plan
 
 LONGEST_NAME = 240
 """Bytes of a file name that leave room for the suffix of a data file."""
@@ -31,16 +30,17 @@ def check_writable(source: Path, path: Path | None) -> None:
         raise OutputError(f"{path.name[:40]}…: the file name is too long; give a shorter one")
 
 
-def check_apart(model: Model, target: Path, plan_out: Path | None) -> None:
-    """Refuse outputs that would overwrite each other, the input or the data it keeps beside it."""
-    outputs = [target, *([plan_out] if plan_out else []), *([data_file(target)] if model.external_files else [])]
+def check_apart(model: Model, target: Path, *beside: Path) -> None:
+    """Refuse outputs (the model, what is written beside it) that would overwrite each other, the input or its data."""
+    outputs = [target, *([data_file(target)] if model.external_files else []), *beside]
     places = [os.path.realpath(path) for path in outputs]
     taken = {os.path.realpath(path): path for path in (model.path, *model.external_files)}
     for path, place in zip(outputs, places, strict=True):
         if place in taken or any(os.path.exists(path) and taken[t].samefile(path) for t in taken):
             raise OptionError(f"{path}: writing it would overwrite the input or its data; give another output path")
-    if len(set(places)) < len(places):
-        raise OptionError(f"{plan_out}: the plan would overwrite the model; give another path with --plan-out")
+    for path, place in zip(outputs, places, strict=True):
+        if places.count(place) > 1:
+            raise OptionError(f"{path}: two files would be written there; give each a path of its own")
 
 
 def data_file(target: Path) -> Path:
@@ -78,17 +78,20 @@ def write_file(path: Path, content: bytes) -> None:
         (folder / path.name).replace(path)
 
 
-def publish(draft: Path, target: Path, plan: Plan | None = None, plan_out: Path | None = None) -> int:
-    """Rename the proven files into place, the model last and its plan where asked; returns their size in bytes."""
+def written_size(draft: Path) -> int:
+    """Bytes of a draft with its external data."""
+    return sum(file.stat().st_size for file in (draft, data_file(draft)) if file.exists())
+
+
+def publish(draft: Path, target: Path, beside: Mapping[Path, str] | None = None) -> None:
+    """Rename the proven files into place, the model last, and the texts that go with it to their paths."""
     staged = [(data_file(draft), data_file(target))] if data_file(draft).exists() else []
-    size = draft.stat().st_size + sum(file.stat().st_size for file, _ in staged)
     with ExitStack() as stack:
-        if plan is not None and plan_out is not None:
-            folder = stack.enter_context(temporary_beside(plan_out))
-            (folder / plan_out.name).write_text(plan.text())
-            staged.append((folder / plan_out.name, plan_out))
+        for path, text in (beside or {}).items():
+            folder = stack.enter_context(temporary_beside(path))
+            (folder / path.name).write_text(text, encoding="utf-8")
+            staged.append((folder / path.name, path))
         if staged:
             target.unlink(missing_ok=True)
         for file, place in [*staged, (draft, target)]:
             file.replace(place)
-    return size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from leanonnx.model import Model, load, overridden
 from leanonnx.moments import Statistics, measure
 from leanonnx.naming import ignored_pin, named_nodes, named_pin
 from leanonnx.options import Options
-from leanonnx.outputs import check_apart, check_writable, publish, temporary_beside
+from leanonnx.outputs import check_apart, check_writable, publish, temporary_beside, written_size
 from leanonnx.plan import Plan, confirm, make_plan, read_plan, replay
 from leanonnx.proof import Proof
 from leanonnx.recovery.draft import ENOUGH, Recovery, batch_size
@@ -74,6 +74,14 @@ class Result:
     unseen: Unseen | None
 
 
+@dataclass(frozen=True)
+class Page:
+    """A text about a result, written at once with it: where, and what it says of the result, its draft and the data."""
+
+    path: Path
+    text: Callable[[Result, Path, Data | None], str]
+
+
 def inspect(
     path: Path, shapes: Shapes | None = None, rules: Rules = DEFAULT, libraries: tuple[Path, ...] = ()
 ) -> ChannelDag:
@@ -89,8 +97,9 @@ def compress(
     plan_out: Path | None = None,
     rules: Rules = DEFAULT,
     progress: Progress = quiet,
+    page: Page | None = None,
 ) -> Result:
-    """Compress a model file, prove the result and write it, with its plan where ``plan_out`` is given.
+    """Compress a model file, prove the result and write it, with its plan and a page about it where these are given.
 
     Raises:
         UserError: bad model, option, plan or output path.
@@ -102,11 +111,12 @@ def compress(
     options = as_planned(options)
     if options.exact and options.calib:
         raise OptionError("--calib has nothing to do with --exact, which leaves the output as it is; leave out one")
-    for path in (target, plan_out):
+    beside = [path for path in (plan_out, page.path if page else None) if path is not None]
+    for path in (target, *beside):
         check_writable(source, path)
     with clock.stage("load"):
         model = load(source, checked_libraries(options.libraries), options.freeze)
-    check_apart(model, target, plan_out)
+    check_apart(model, target, *beside)
     with clock.stage("observe"):
         observation = observe(model, checked_shapes(model, options.shapes))
     with clock.stage("analyse"):
@@ -129,28 +139,31 @@ def compress(
         plan = make_plan(least.dag if least else dag, selection.alive, options.record(), __version__)
         if least and options.plan:
             confirm(least.dag, plan, read_plan(options.plan), options.plan)
-        size = publish(workshop.draft, target, plan, plan_out)
-    after = selection.after
-    if least:
-        after = replace(after, params=workshop.params)
-    return Result(
-        dag=least.dag if least else dag,
-        alive=selection.alive,
-        plan=plan,
-        before=selection.before,
-        after=after,
-        bytes=(model.size, size),
-        proof=proof,
-        latency=trial.comparison,
-        setting=options.setting.resolved,
-        warnings=(*_warnings(trial, workshop), *_calibration_warnings(data, recovery)),
-        hints=_hints(model),
-        seconds=clock.seconds,
-        tidied=workshop.tidied,
-        exact=least.report() if least else None,
-        recovery=recovery,
-        unseen=unseen,
-    )
+        after = replace(selection.after, params=workshop.params) if least else selection.after
+        result = Result(
+            dag=least.dag if least else dag,
+            alive=selection.alive,
+            plan=plan,
+            before=selection.before,
+            after=after,
+            bytes=(model.size, written_size(workshop.draft)),
+            proof=proof,
+            latency=trial.comparison,
+            setting=options.setting.resolved,
+            warnings=(*_warnings(trial, workshop), *_calibration_warnings(data, recovery)),
+            hints=_hints(model),
+            seconds=clock.seconds,
+            tidied=workshop.tidied,
+            exact=least.report() if least else None,
+            recovery=recovery,
+            unseen=unseen,
+        )
+        texts = {} if plan_out is None else {plan_out: plan.text()}
+        if page is not None:
+            with clock.stage("report"):
+                texts[page.path] = page.text(result, workshop.draft, data)
+        publish(workshop.draft, target, texts)
+    return result
 
 
 def _found(workshop: Workshop, data: Data | None) -> Trial:

@@ -263,9 +263,10 @@ def test_output_is_the_input(model: Path) -> None:
         ("weights.bin", ("weights.bin",)),
         ("out.onnx.data", ("out.onnx",)),
         ("weights.bin", ("out.onnx", "--plan-out", "weights.bin")),
+        ("weights.bin", ("out.onnx", "--report", "weights.bin")),
         ("weights.bin", ("out.onnx", "--plan-out", "out.onnx.data")),
     ],
-    ids=["output is the data", "new data is the data", "plan is the data", "plan is the new data"],
+    ids=["output is the data", "new data is the data", "plan is the data", "page is the data", "plan is the new data"],
 )
 def test_output_is_external_data(tmp_path: Path, data: str, args: tuple[str, ...]) -> None:
     path = saved_external(build(CNN), tmp_path / "model.onnx", data)
@@ -311,12 +312,11 @@ def test_unwritable_folder(model: Path) -> None:
     refused(model.parent, "compress", model, folder / "out.onnx", "--keep", "0.5", says=(str(folder),), run=cli)
 
 
-def test_plan_out_unwritable(model: Path) -> None:
-    """Refused as a whole: where the plan cannot be written, the model is not either."""
-    for plan in (unwritable(model.parent) / "plan.json", model.parent, model.parent / "no" / "plan.json"):
-        refused(
-            model.parent, "compress", model, "out.onnx", "--keep", "0.5", "--plan-out", plan, says=(str(plan.parent),)
-        )
+@pytest.mark.parametrize("option", ["--plan-out", "--report"])
+def test_unwritable_beside(model: Path, option: str) -> None:
+    """Refused as a whole: where the plan or the page cannot be written, the model is not either."""
+    for path in (unwritable(model.parent) / "it", model.parent, model.parent / "no" / "it"):
+        refused(model.parent, "compress", model, "out.onnx", "--keep", "0.5", option, path, says=(str(path.parent),))
 
 
 def test_refused_plan_leaves_an_older_output_alone(tmp_path: Path) -> None:
@@ -326,6 +326,23 @@ def test_refused_plan_leaves_an_older_output_alone(tmp_path: Path) -> None:
     refused(tmp_path, "compress", path, "out.onnx", "--keep", "0.5", "--plan-out", plan, says=(str(plan.parent),))
 
 
-def test_plan_out_is_the_model(model: Path) -> None:
-    for plan in ("model.onnx", "out.onnx"):
-        refused(model.parent, "compress", model, "out.onnx", "--keep", "0.5", "--plan-out", plan, says=(plan,))
+@pytest.mark.parametrize("option", ["--plan-out", "--report"])
+def test_beside_is_the_model(model: Path, option: str) -> None:
+    for path in ("model.onnx", "out.onnx"):
+        refused(model.parent, "compress", model, "out.onnx", "--keep", "0.5", option, path, says=(path,))
+
+
+def test_plan_and_page_in_one_file(model: Path) -> None:
+    refused(
+        model.parent,
+        "compress",
+        model,
+        "out.onnx",
+        "--keep",
+        "0.5",
+        "--plan-out",
+        "a",
+        "--report",
+        "a",
+        says=("a: two",),
+    )

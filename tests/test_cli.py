@@ -374,7 +374,7 @@ HELP = {
     "--gates --data --provider --skip-missing-provider --threads --batch --shape --seconds --library --seed --junit "
     "--github --json",
     "inspect": "--why --shape --json",
-    "compress": "--keep --macs --params --method --chains --shape --pin --ignore --plan --plan-out --recover "
+    "compress": "--keep --macs --params --method --chains --shape --pin --ignore --plan --plan-out --report --recover "
     "--best-effort --no-measure --seed --json",
 }
 

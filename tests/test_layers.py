@@ -13,7 +13,7 @@ import leanonnx
 ROOT = Path(leanonnx.__file__).parent
 LAYERS = [
     {"version", "remarks", "errors", "labels", "norms", "chains", "storage", "formats", "memory", "clock", "nodes"}
-    | {"cores", "intervals"},
+    | {"cores", "intervals", "page.texts"},
     {"model", "rules.advice", "targets", "gates", "npz", "images", "scores"},
     {"rules.call", "runtime.sessions", "noops"},
     {"rules.joins", "rules.weights", "rules.assembly", "rules.check", "merge", "datafiles", "revisions"},
@@ -22,7 +22,7 @@ LAYERS = [
     | {"rules.quantization", "rules.reduction", "rules.spatial", "rules.convolution", "rules.indexing"}
     | {"rules.recurrent", "rules.windows"},
     {"rules.table", "constants", "runtime.fastpath", "interface"},
-    {"analysis", "userrules", "runtime.timing", "runtime.machine", "probes"}
+    {"analysis", "userrules", "runtime.timing", "runtime.profiling", "runtime.machine", "probes"}
     | {"gaussian", "obs", "runtime.taps", "recovery.patches", "recovery.walk"},
     {"closure", "cost", "naming", "patch", "runtime.fresh", "steady", "calibration", "moments"}
     | {"recovery.layers", "recovery.pair", "recovery.regression"},
@@ -37,8 +37,10 @@ LAYERS = [
     {"workshop"},
     {"pipeline"},
     {"report", "bench"},
-    {"bench_report", "calibrate", "verdicts"},
-    {"calibration_report", "check"},
+    {"bench_report", "calibrate", "verdicts"}
+    | {"page.headline", "page.network", "page.kernels", "page.chains", "page.times", "page.deviation", "page.pins"}
+    | {"page.samples"},
+    {"page.page", "calibration_report", "check"},
     {"check_report"},
     {"tune.call", "tune.weights"},
     {"tune.linear", "tune.pointwise", "tune.normalization", "tune.indexing", "tune.reduction", "tune.resize"}
@@ -60,13 +62,14 @@ LAYERS = [
 ]
 """A module may import those of the sets above its own, not of its own; a new module has to be put somewhere."""
 
-PACKAGES = {"", "cli", "recovery", "rules", "runtime", "tune"}
+PACKAGES = {"", "cli", "page", "recovery", "rules", "runtime", "tune"}
 ONLY = {
     "onnxruntime": {"runtime.providers", "runtime.sessions"},
     "typer": {"cli.bench", "cli.calibrate", "cli.check", "cli.compress", "cli.finetune", "cli.inspect", "cli.main"}
     | {"cli.options", "cli.terminal"},
     "rich": {"bench_report", "calibration_report", "check_report", "report", "tune.report", "cli.terminal"},
     "PIL": set(),
+    "jinja2": {"page.page"},
     "torch": {name for layer in LAYERS for name in layer if name.startswith("tune.")} - {"tune.report", "tune.steps"},
 }
 """Which modules may import a library."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from leanonnx.cli.options import (
     PlanOut,
     Ranking,
     Recovering,
+    ReportOut,
     RulesFile,
     Scale,
     Shape,
@@ -34,10 +36,12 @@ from leanonnx.cli.options import (
     rules_from,
     stored_targets,
 )
-from leanonnx.cli.terminal import exit_codes, progress, show, show_json
+from leanonnx.cli.terminal import command_line, exit_codes, progress, show, show_json
 from leanonnx.criteria import Chains
 from leanonnx.errors import OptionError
 from leanonnx.options import Options
+from leanonnx.page.page import Told, render
+from leanonnx.pipeline import Page
 from leanonnx.runtime.providers import Provider, Setting
 from leanonnx.selection import LATENCY, Budget
 
@@ -60,6 +64,7 @@ def compress(
         Path | None, typer.Option(metavar="P.json", help="Carry out this plan instead of selecting.")
     ] = None,
     plan_out: PlanOut = None,
+    report_out: ReportOut = None,
     calib: Calib = None,
     mean: Mean = "0",
     std: Std = "1",
@@ -114,8 +119,10 @@ def compress(
             images=image_format(mean, std, scale, layout, size),
             recover=recover,
         )
+        told = Told(str(source), str(target), command_line())
+        page = None if report_out is None else Page(report_out, partial(render, told))
         with progress() as listener:
-            result = pipeline.compress(source, target, options, plan_out, rules_from(rules), listener)
+            result = pipeline.compress(source, target, options, plan_out, rules_from(rules), listener, page)
         row = report.summary(result)
         show_json(row, results) if as_json else show(report.result_tables(row, str(source), str(target)), results)
 

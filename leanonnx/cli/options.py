@@ -67,6 +67,9 @@ Ignored = Annotated[
     list[str] | None, typer.Option(metavar="LAYER", help="Layer that is not counted and keeps all its outputs.")
 ]
 PlanOut = Annotated[Path | None, typer.Option(metavar="P.json", help="Write the plan here.")]
+ReportOut = Annotated[
+    Path | None, typer.Option("--report", metavar="R.html", help="Write a page that shows what was done here.")
+]
 Align = Annotated[
     str, typer.Option(metavar="auto|N", help="Widths: what the hardware runs well, or multiples of N; 1 is any.")
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -53,6 +54,11 @@ def clean_up_when_stopped() -> None:
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), stop)
+
+
+def command_line() -> str:
+    """The command as it was given, for a shell."""
+    return shlex.join(["leanonnx", *sys.argv[1:]])
 
 
 def show(renderable: RenderableType, results: TextIO) -> None:

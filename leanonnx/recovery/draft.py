@@ -66,6 +66,11 @@ def split(data: Data) -> tuple[Data, Data | None]:
     return (data.part(held_out=False, every=every), held) if held.count > held.dropped else (data, None)
 
 
+def parts(dag: ChannelDag, data: Data) -> tuple[Data, Data | None]:
+    """``split`` of as many of the samples as the activations of both networks fit into memory for."""
+    return split(data.first(max(1, HELD_BYTES // frontier(dag)) * (data.fixed or 1)))
+
+
 def recovered_draft(
     dag: ChannelDag, alive: Mask, draft: Path, data: Data, wanted: bool, seed: int, clock: Clock
 ) -> Recovery:
@@ -85,8 +90,7 @@ def recovered_draft(
         ProofFailed: the recovered network is not valid.
     """
     model, replaced = dag.model, dag.observation.replaced
-    used = data.first(max(1, HELD_BYTES // frontier(dag)) * (data.fixed or 1))
-    fitted, held = split(used)
+    fitted, held = parts(dag, data)
     judged = held or data
     with clock.stage("compare"):
         removed = compare(model, model.path, draft, judged, batch_size(judged), replaced)

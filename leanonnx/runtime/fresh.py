@@ -15,12 +15,13 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 from onnx import numpy_helper
 
 from leanonnx.errors import ProviderMissing
+from leanonnx.runtime.profiling import Work, profiled
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import LONGEST_RUN, Feed, RunFailed
 from leanonnx.runtime.timing import PATIENCE, SECONDS, Comparison, Timing, compare, several
@@ -46,7 +47,7 @@ def measured(
         ProviderMissing: the provider is not there.
         RunFailed: onnxruntime cannot load or run one of the models, or the process dies.
     """
-    found = _asked([before, after], [feed], setting, seconds, seed)
+    found = _asked("compare", [before, after], [feed], setting, seconds, seed)
     before_timing, after_timing = (Timing.read(found.pop(name)) for name in ("before", "after"))
     return Comparison(before_timing, after_timing, interval=tuple(found.pop("interval")), **found)
 
@@ -70,16 +71,35 @@ def measured_many(
         ProviderMissing: the provider is not there.
         RunFailed: onnxruntime cannot load or run one of the models, or the process dies.
     """
-    return tuple(Timing.read(row) for row in _asked(paths, feeds, setting, seconds)["timings"])
+    return tuple(Timing.read(row) for row in _asked("several", paths, feeds, setting, seconds)["timings"])
+
+
+def measured_works(
+    paths: Sequence[Path], feed: Feed, setting: Setting, seconds: float = SECONDS
+) -> tuple[tuple[Work, ...], ...]:
+    """``profiling.profiled`` in a fresh process.
+
+    Raises:
+        ProviderMissing: the provider is not there.
+        RunFailed: onnxruntime cannot load or run one of the models, or the process dies.
+    """
+    found = _asked("profile", paths, [feed], setting, seconds)["works"]
+    return tuple(tuple(Work(**work) for work in works) for works in found)
 
 
 def _asked(
-    paths: Sequence[Path], feeds: Sequence[Feed], setting: Setting, seconds: float, seed: int | None = None
+    task: Literal["compare", "several", "profile"],
+    paths: Sequence[Path],
+    feeds: Sequence[Feed],
+    setting: Setting,
+    seconds: float,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """The answer of a fresh process; with a ``seed`` two models are compared on one input."""
+    """The answer of a fresh process to a task."""
     with tempfile.TemporaryDirectory(prefix="leanonnx-") as name:
         folder = Path(name)
         request = {
+            "task": task,
             "paths": [str(path.resolve()) for path in paths],
             "setting": {**asdict(setting), "libraries": [str(path) for path in setting.libraries]},
             "inputs": [len(feed) for feed in feeds],
@@ -125,14 +145,16 @@ def answer(folder: Path) -> None:
     request = json.loads((folder / REQUEST).read_text())
     feeds = _inputs(folder, request["inputs"])
     setting = Setting(**{**request["setting"], "libraries": tuple(map(Path, request["setting"]["libraries"]))})
-    paths = [Path(path) for path in request["paths"]]
+    paths, seconds = [Path(path) for path in request["paths"]], request["seconds"]
     result: dict[str, Any]
     try:
-        if request["seed"] is None:
-            timings = several(paths, feeds, setting, request["seconds"])
-            result = {"timings": [asdict(timing) for timing in timings]}
+        if request["task"] == "compare":
+            result = asdict(compare(paths[0], paths[1], feeds[0], setting, seconds, request["seed"]))
+        elif request["task"] == "several":
+            result = {"timings": [asdict(timing) for timing in several(paths, feeds, setting, seconds)]}
         else:
-            result = asdict(compare(paths[0], paths[1], feeds[0], setting, request["seconds"], request["seed"]))
+            works = profiled(paths, feeds[0], setting, seconds)
+            result = {"works": [[asdict(work) for work in each] for each in works]}
     except ProviderMissing as error:
         result = {"missing": str(error)}
     except RunFailed as error:
