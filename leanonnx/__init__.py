@@ -1,34 +1,41 @@
 """Prune deployed ONNX networks by LEAN: smaller and faster without their training code, and proven.
 
-    from pathlib import Path
     import leanonnx
 
-    options = leanonnx.Options(budget=leanonnx.Budget("kernels", 0.25))
-    result = leanonnx.compress(Path("in.onnx"), Path("out.onnx"), options)
+    result = leanonnx.compress("in.onnx", keep=0.25)
+    result.save("out.onnx")
 
 The channel analysis, the surgery and the proof are ours; the selection follows LEAN (Schoonhoven, Hendriksen, Pelt,
 Batenburg, arXiv 2011.06923).
 """
 
-from leanonnx.analysis import ChannelDag, analyse
+from leanonnx.analysis import ChannelDag
+from leanonnx.api import analyse, bench, compress, prove
 from leanonnx.errors import LeanOnnxError, Refusal, UserError
-from leanonnx.options import Options
-from leanonnx.pipeline import Result, compress, inspect
+from leanonnx.images import ImageFormat
+from leanonnx.plan import Plan, load_plan
+from leanonnx.proof import Proof
+from leanonnx.results import Analysis, Change, Compressed, Timings
 from leanonnx.rules.table import DEFAULT
-from leanonnx.selection import Budget
 from leanonnx.version import __version__
 
 __all__ = [
     "DEFAULT",
-    "Budget",
+    "Analysis",
+    "Change",
     "ChannelDag",
+    "Compressed",
+    "ImageFormat",
     "LeanOnnxError",
-    "Options",
+    "Plan",
+    "Proof",
     "Refusal",
-    "Result",
+    "Timings",
     "UserError",
     "__version__",
     "analyse",
+    "bench",
     "compress",
-    "inspect",
+    "load_plan",
+    "prove",
 ]

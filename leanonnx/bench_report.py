@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from leanonnx.bench import Case, Request
+from leanonnx.benchmark import Case, Request
 from leanonnx.cores import processor
 from leanonnx.report import SCHEMA, Row
 from leanonnx.runtime.providers import runtime_version

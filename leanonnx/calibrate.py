@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from leanonnx.bench import SPREAD
+from leanonnx.benchmark import SPREAD
 from leanonnx.calibration import Probes, Steps, relative_error, table
 from leanonnx.clock import Progress, quiet
 from leanonnx.errors import OptionError, OutputError

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from leanonnx import bench, verdicts
+from leanonnx import benchmark, verdicts
 from leanonnx.analysis import analyse
 from leanonnx.clock import Clock, Progress, quiet
 from leanonnx.cost import cost_model, stored
@@ -74,7 +74,7 @@ class Request:
     limits: Mapping[str, Limit] = field(default_factory=dict)
     data: Path | None = None
     images: ImageFormat = field(default_factory=ImageFormat)
-    timed: bench.Request = field(default_factory=bench.Request)
+    timed: benchmark.Request = field(default_factory=benchmark.Request)
     skip_missing: bool = False
 
 
@@ -93,7 +93,7 @@ class Checked:
     verdicts: tuple[Verdict, ...]
     notes: tuple[str, ...]
     fidelities: Mapping[str, Fidelity]
-    cases: tuple[bench.Case, ...]
+    cases: tuple[benchmark.Case, ...]
     seconds: Mapping[str, float]
 
     @property
@@ -110,7 +110,7 @@ class _Pair:
     new: Model
     observation: Observation
     inputs: Mapping[str, Data]
-    sizes: bench.Sizes
+    sizes: benchmark.Sizes
 
 
 def check(base_path: Path, new_path: Path, request: Request, progress: Progress = quiet) -> Checked:
@@ -157,7 +157,7 @@ def _told(
     reason: str,
     notes: Sequence[str] = (),
     fidelities: Mapping[str, Fidelity] | None = None,
-    cases: tuple[bench.Case, ...] = (),
+    cases: tuple[benchmark.Case, ...] = (),
 ) -> Checked:
     """Verdicts on all gates that are to be checked; those without one are skipped for the reason given."""
     by_name = {verdict.gate: verdict for verdict in found}
@@ -181,7 +181,7 @@ def _counts(limits: Mapping[str, Limit], numbers: Mapping[str, Callable[[], tupl
     return [verdicts.counted(name, limits[name], *both()) for name, both in numbers.items() if name in limits]
 
 
-def _macs(model: Model, sizes: bench.Sizes) -> int:
+def _macs(model: Model, sizes: benchmark.Sizes) -> int:
     dag = analyse(model, observe(model, sizes))
     return cost_model(dag)(np.ones(dag.count, bool)).macs
 
@@ -223,7 +223,7 @@ def _paired(base: Model, new: Model, request: Request) -> _Pair:
     return _Pair(base, new, observation, {str(request.data): data}, sizes)
 
 
-def drawn(model: Model, sizes: bench.Sizes, seed: int) -> dict[str, Data]:
+def drawn(model: Model, sizes: benchmark.Sizes, seed: int) -> dict[str, Data]:
     """Random samples, each a whole run, by the kind of their numbers; those of ``proof.inputs_for`` are the first."""
     slots = tuple(replace(slot_of(value, sizes), whole=True) for value in model.inputs)
 
@@ -235,7 +235,7 @@ def drawn(model: Model, sizes: bench.Sizes, seed: int) -> dict[str, Data]:
 
     files = {kind: {slot.name: rows(slot.name, kind) for slot in slots} for kind in KINDS}
     return {
-        f"random {kind} inputs": Data(slots, (File(Path(f"random {kind} inputs"), arrays),), None, 1)
+        f"random {kind} inputs": Data(slots, (File(f"random {kind} inputs", arrays),), None, 1)
         for kind, arrays in files.items()
     }
 
@@ -288,7 +288,7 @@ def _same_bytes(left: Array, right: Array) -> bool:
     return left.shape == right.shape and left.tobytes() == right.tobytes()
 
 
-def _latency(pair: _Pair, request: Request, progress: Progress) -> tuple[list[Verdict], tuple[bench.Case, ...]]:
+def _latency(pair: _Pair, request: Request, progress: Progress) -> tuple[list[Verdict], tuple[benchmark.Case, ...]]:
     """Verdicts on latency; both models are timed only where one has to be as fast as the other."""
     judges = {LATENCY_MS: verdicts.latency, SPEEDUP: verdicts.speedup}
     asked = {name: judge for name, judge in judges.items() if name in request.limits}
@@ -298,7 +298,7 @@ def _latency(pair: _Pair, request: Request, progress: Progress) -> tuple[list[Ve
     first, second = (pair.base.path, pair.new.path) if SPEEDUP in asked else (pair.new.path, None)
     try:
         for _ in range(TRIES):
-            cases = bench.bench(first, second, timed, progress)
+            cases = benchmark.bench(first, second, timed, progress)
             if not (SPEEDUP in asked and any(verdicts.unsure(request.limits[SPEEDUP], case) for case in cases)):
                 break
     except ProviderMissing as error:
@@ -310,7 +310,7 @@ def _latency(pair: _Pair, request: Request, progress: Progress) -> tuple[list[Ve
     return [judge(request.limits[name], cases) for name, judge in asked.items()], cases
 
 
-def _remarks(request: Request, fidelities: Mapping[str, Fidelity], cases: Sequence[bench.Case]) -> list[str]:
+def _remarks(request: Request, fidelities: Mapping[str, Fidelity], cases: Sequence[benchmark.Case]) -> list[str]:
     """What is to be said of the measurements."""
     notes = [warning for case in cases for warning in case.warnings]
     for source, found in fidelities.items():

@@ -8,6 +8,8 @@ Three formats:
    [samples, ...], where no input is called so, are labels.
 2. A folder of such files, which follow each other in the order of their names.
 3. A folder of images, for a model with one input.
+
+Arrays in memory by their names are taken as those of an .npz file.
 """
 
 from __future__ import annotations
@@ -16,16 +18,19 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from leanonnx.datafiles import File, Sample, Slot, folder_file, listed, npz_file, slot_of
+from leanonnx.datafiles import IN_MEMORY, File, Sample, Slot, folder_file, held_file, listed, npz_file, slot_of
 from leanonnx.errors import DataError
 from leanonnx.images import ImageFormat as ImageFormat
 from leanonnx.model import Model
 from leanonnx.runtime.sessions import Array, Feed
 
 PLAIN = ImageFormat()
+Samples = Path | Mapping[str, Any]
+"""Where samples are: a path, or arrays in memory by their names (anything that numpy takes for an array)."""
 
 
 @dataclass(frozen=True)
@@ -161,11 +166,13 @@ class Data:
         return feed, None if label is None else np.stack([label for _, label in group if label is not None])
 
 
-def open_data(path: Path, model: Model, shapes: Mapping[str, tuple[int, ...]], images: ImageFormat = PLAIN) -> Data:
-    """Look at what a file or folder holds for a model; samples are read when they are asked for.
+def open_data(
+    source: Samples, model: Model, shapes: Mapping[str, tuple[int, ...]], images: ImageFormat = PLAIN
+) -> Data:
+    """Look at what a file, a folder or arrays hold for a model; samples are read when they are asked for.
 
     Args:
-        path: an .npz file, a folder of them, or a folder of images.
+        source: an .npz file, a folder of them, a folder of images, or arrays in memory.
         model: the model that is to be fed.
         shapes: observed shape of each graph input, for the size of images where the model leaves it free.
         images: how images become input tensors.
@@ -173,48 +180,51 @@ def open_data(path: Path, model: Model, shapes: Mapping[str, tuple[int, ...]], i
     Raises:
         DataError: no such data, or they do not fit the model.
     """
+    title = str(source) if isinstance(source, Path) else IN_MEMORY
     if not model.inputs:
-        raise DataError(f"{path}: the model has no graph inputs, so that no data can be fed; leave out the data")
+        raise DataError(f"{title}: the model has no graph inputs, so that no data can be fed; leave out the data")
     slots = [slot_of(value, shapes) for value in model.inputs]
-    archives, names = listed(path)
-    if names:
-        files = [folder_file(path, names, slots, shapes, images)]
-    elif images != PLAIN:
-        raise DataError(f"{path}: no images; leave out --mean, --std, --scale, --layout and --size")
-    else:
+    if isinstance(source, Path):
+        archives, names = listed(source)
+        if names:
+            return _data(title, slots, [folder_file(source, names, slots, shapes, images)])
         files = [npz_file(archive, slots) for archive in archives]
-    return _data(path, slots, files)
+    else:
+        files = [held_file(source, slots)]
+    if images != PLAIN:
+        raise DataError(f"{title}: no images; leave out --mean, --std, --scale, --layout and --size")
+    return _data(title, slots, files)
 
 
-def _data(path: Path, slots: list[Slot], files: list[File]) -> Data:
+def _data(title: str, slots: list[Slot], files: list[File]) -> Data:
     """The samples of all files together."""
-    slots = [replace(slot, whole=_whole(path, slot, files)) for slot in slots]
+    slots = [replace(slot, whole=_whole(title, slot, files)) for slot in slots]
     labels = {file.label.name if file.label else None for file in files}
     if len(labels) > 1:
         found = ", ".join(sorted(repr(name) for name in labels))
-        raise DataError(f"{path}: the labels of its files have different names ({found}); name them 'labels' in all")
+        raise DataError(f"{title}: the labels of its files have different names ({found}); name them 'labels' in all")
     takes = {slot.name: 1 if slot.whole else slot.dims[0] for slot in slots}
     fixed = {size for size in takes.values() if size is not None}
     if len(fixed) > 1:
         text = ", ".join(f"'{name}' {size}" for name, size in takes.items())
         raise DataError(
-            f"{path}: the inputs take different numbers of samples in one run ({text}); "
+            f"{title}: the inputs take different numbers of samples in one run ({text}); "
             "give every input an axis more, [runs, ...], with the whole input in each row"
         )
     data = Data(tuple(slots), tuple(files), labels.pop(), fixed.pop() if fixed else None)
     if data.count < (data.fixed or 1):
         raise DataError(
-            f"{path}: {data.count} samples, but one run of the model takes {data.fixed or 1}; give more data"
+            f"{title}: {data.count} samples, but one run of the model takes {data.fixed or 1}; give more data"
         )
     return data
 
 
-def _whole(path: Path, slot: Slot, files: list[File]) -> bool:
+def _whole(title: str, slot: Slot, files: list[File]) -> bool:
     """Whether a sample is the whole of an input, in all files alike."""
     ranks = {len(array.shape) for array in (file.arrays[slot.name] for file in files)}
     if len(ranks) > 1:
         raise DataError(
-            f"{path}: the arrays of input '{slot.name}' have {min(ranks)} axes in some files and {max(ranks)} in "
+            f"{title}: the arrays of input '{slot.name}' have {min(ranks)} axes in some files and {max(ranks)} in "
             "others; give the same in all"
         )
     return ranks.pop() > len(slot.dims)

@@ -1,4 +1,4 @@
-"""Files of samples, held against the inputs of a model."""
+"""Files of samples, or arrays of them in memory, held against the inputs of a model."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ LABELS = ("labels", "label", "y")
 NUMBERS = "biuf"
 TEXTS = "US"
 Shapes = Mapping[str, tuple[int, ...]]
+IN_MEMORY = "calib"
+"""What messages call samples that are in memory."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,40 @@ class Made:
 
 
 @dataclass(frozen=True)
-class File:
-    """Where the samples of some inputs lie, by input name, with their labels."""
+class Held:
+    """An array [samples, ...] in memory."""
 
-    path: Path
-    arrays: Mapping[str, Member | Folder | Made]
-    label: Member | None = None
+    name: str
+    array: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of all samples together."""
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the numbers."""
+        return self.array.dtype
+
+    @property
+    def count(self) -> int:
+        """Number of samples."""
+        return self.shape[0]
+
+    @contextmanager
+    def opened(self) -> Iterator[Callable[[int], Array]]:
+        """A reader of samples by their index, copies of their own."""
+        yield lambda k: np.array(self.array[k], order="C")
+
+
+@dataclass(frozen=True)
+class File:
+    """Where the samples of some inputs lie, by input name, with their labels; ``title`` is what messages call it."""
+
+    title: str
+    arrays: Mapping[str, Member | Held | Folder | Made]
+    label: Member | Held | None = None
 
     @property
     def count(self) -> int:
@@ -74,7 +104,7 @@ class File:
             label = stack.enter_context(self.label.opened()) if labelled and self.label else None
 
             def read(k: int) -> Sample:
-                where = f"{self.path}: sample {k} of input"
+                where = f"{self.title}: sample {k} of input"
                 feed = {slot.name: _as_fed(row(k), slot.dtype, f"{where} '{slot.name}'") for slot, row in reads}
                 return feed, label(k) if label else None
 
@@ -112,14 +142,21 @@ def folder_file(path: Path, names: tuple[str, ...], slots: list[Slot], shapes: S
         text = ", ".join(f"'{slot.name}'" for slot in slots)
         raise DataError(f"{path}: images can feed one input, but the model has {text}; give the data as .npz")
     slot = slots[0]
-    return File(
-        path, {slot.name: Folder(path, names, frame_of(slot.name, slot.dims, shapes[slot.name], slot.dtype, images))}
-    )
+    frame = frame_of(slot.name, slot.dims, shapes[slot.name], slot.dtype, images)
+    return File(str(path), {slot.name: Folder(path, names, frame)})
 
 
 def npz_file(path: Path, slots: list[Slot]) -> File:
     """An .npz file, held against the inputs of the model."""
-    found = members(path)
+    return _file(str(path), dict(members(path)), slots)
+
+
+def held_file(arrays: Mapping[str, Any], slots: list[Slot]) -> File:
+    """Arrays in memory by their names, held against the inputs of the model."""
+    return _file(IN_MEMORY, {name: Held(name, np.asarray(array)) for name, array in arrays.items()}, slots)
+
+
+def _file(title: str, found: dict[str, Member | Held], slots: list[Slot]) -> File:
     inputs = {slot.name for slot in slots}
     label = next((found[name] for name in LABELS if name in found and name not in inputs), None)
     others = [member for member in found.values() if member is not label]
@@ -128,26 +165,26 @@ def npz_file(path: Path, slots: list[Slot]) -> File:
     missing = inputs - set(found)
     if missing:
         raise DataError(
-            f"{path}: no array for input '{min(missing)}'; expected arrays named {', '.join(sorted(inputs))}, "
+            f"{title}: no array for input '{min(missing)}'; expected arrays named {', '.join(sorted(inputs))}, "
             f"got {', '.join(sorted(found)) or 'none'}; name each array after its graph input"
         )
     arrays = {slot.name: found[slot.name] for slot in slots}
     for slot in slots:
-        _check_array(path, slot, arrays[slot.name])
+        _check_array(title, slot, arrays[slot.name])
     counts = {member.name: member.shape[0] if member.shape else 0 for member in arrays.values()}
     if label:
-        _check_kind(path, label, NUMBERS, "labels are numbers")
+        _check_kind(title, label, NUMBERS, "labels are numbers")
         counts[label.name] = label.shape[0] if label.shape else 0
     if len(set(counts.values())) > 1:
         text = ", ".join(f"'{name}' {count}" for name, count in counts.items())
         raise DataError(
-            f"{path}: the arrays hold different numbers of samples ({text}); axis 0 counts the samples: give each as "
+            f"{title}: the arrays hold different numbers of samples ({text}); axis 0 counts the samples: give each as "
             "many, and inputs without a batch axis an axis more, [samples, ...]"
         )
-    return File(path, dict(arrays), label)
+    return File(title, dict(arrays), label)
 
 
-def _check_array(path: Path, slot: Slot, member: Member) -> None:
+def _check_array(title: str, slot: Slot, member: Member | Held) -> None:
     """Hold the shape and type of an array against its input."""
     rank, row = len(slot.dims), member.shape[1:]
     dims = {rank: slot.dims[1:], rank + 1: slot.dims}.get(max(len(member.shape), 1))
@@ -155,16 +192,16 @@ def _check_array(path: Path, slot: Slot, member: Member) -> None:
         sizes = ["?" if d is None else str(d) for d in slot.dims]
         forms = [", ".join(["samples", *row]) for row in ([sizes[1:], sizes] if sizes else [[]])]
         raise DataError(
-            f"{path}: array '{member.name}' has the shape {list(member.shape)}, but input '{slot.name}' takes "
+            f"{title}: array '{member.name}' has the shape {list(member.shape)}, but input '{slot.name}' takes "
             f"{' or '.join(f'[{form}]' for form in forms)}; give it in one of these shapes"
         )
     kinds, text = (TEXTS, "text") if slot.dtype.kind == "O" else (NUMBERS, str(slot.dtype))
-    _check_kind(path, member, kinds, f"input '{slot.name}' takes {text}")
+    _check_kind(title, member, kinds, f"input '{slot.name}' takes {text}")
 
 
-def _check_kind(path: Path, member: Member, kinds: str, expected: str) -> None:
+def _check_kind(title: str, member: Member | Held, kinds: str, expected: str) -> None:
     if member.dtype.kind not in kinds:
-        raise DataError(f"{path}: array '{member.name}' holds {member.dtype}, but {expected}; convert the array")
+        raise DataError(f"{title}: array '{member.name}' holds {member.dtype}, but {expected}; convert the array")
 
 
 def _as_fed(value: Array, dtype: np.dtype[Any], where: str) -> Array:

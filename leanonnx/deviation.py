@@ -166,7 +166,7 @@ def compare(
     """
     samples = data.count - data.dropped
     if not samples:
-        raise DataError(f"{data.files[0].path}: no samples to compare on; give more data")
+        raise DataError(f"{data.files[0].title}: no samples to compare on; give more data")
     names = [value.name for value in model.proto.graph.output]
     tallies, score = [Tally() for _ in names], Score()
     for feed, label, wanted, found in side_by_side(model, original, candidate, data, batch, replaced):
@@ -211,7 +211,7 @@ def side_by_side(
             except RunFailed as error:
                 shapes = ", ".join(f"'{name}' {list(value.shape)}" for name, value in feed.items())
                 raise DataError(
-                    f"{data.files[0].path}: the model cannot run on the data ({shapes}): {error}; "
+                    f"{data.files[0].title}: the model cannot run on the data ({shapes}): {error}; "
                     "give samples of a shape that it takes"
                 ) from error
             yield feed, label, wanted, _outputs(sessions[1], feed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,9 +13,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from leanonnx.errors import DataError
+from leanonnx.checks import check_choice
+from leanonnx.errors import DataError, OptionError
 
 Array = NDArray[Any]
+Axes = Literal["auto", "nchw", "nhwc"]
+Colours = Literal["rgb", "bgr"]
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 IMAGE_RANKS = (3, 4)
 MODES = {1: "L", 3: "RGB"}
@@ -31,14 +35,43 @@ class ImageFormat:
     ``mean`` and ``std`` hold one number for all channels or one for each, in the ``order`` of the tensor's channels.
     With the usual ``scale`` of 255 they are in units of 0 … 1, with a scale of 1 in units of pixel values.
     ``size`` is (height, width), None for the model's input size.  Inputs of integers take the pixels as they are.
+
+    Raises:
+        OptionError: not finite, a scale or size that is not above 0, a standard deviation of 0.
     """
 
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     scale: float = 255.0
-    layout: Literal["auto", "nchw", "nhwc"] = "auto"
+    layout: Axes = "auto"
     size: tuple[int, int] | None = None
-    order: Literal["rgb", "bgr"] = "rgb"
+    order: Colours = "rgb"
+
+    def __post_init__(self) -> None:
+        check_choice("layout", self.layout, Axes)
+        check_choice("layout", self.order, Colours)
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if not values or not all(math.isfinite(value) for value in values):
+                raise wrong_numbers(name, ",".join(f"{value:g}" for value in values))
+        if 0 in self.std:
+            text = ",".join(f"{value:g}" for value in self.std)
+            raise OptionError(f"--std {text}: expected numbers other than 0, for example --std {EXAMPLE['std']}")
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise OptionError(f"--scale {self.scale:g}: expected a number above 0, for example --scale 255")
+        if self.size is not None and min(self.size) < 1:
+            raise wrong_size("x".join(map(str, self.size)))
+
+
+def wrong_numbers(name: str, text: str) -> OptionError:
+    """``--mean`` or ``--std`` is given as something else than numbers."""
+    return OptionError(
+        f"--{name} {text}: expected one number or one for each channel, for example --{name} {EXAMPLE[name]}"
+    )
+
+
+def wrong_size(text: str) -> OptionError:
+    """``--size`` is given as something else than a height and a width."""
+    return OptionError(f"--size {text}: expected height and width of at least 1, for example --size 224x224")
 
 
 @dataclass(frozen=True)

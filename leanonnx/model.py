@@ -59,9 +59,14 @@ class Model:
     frozen: int = 0
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The model file, followed by its external data."""
+        return (self.path, *self.external_files)
+
+    @property
     def size(self) -> int:
         """Bytes of the model file and its external data."""
-        return self.path.stat().st_size + sum(file.stat().st_size for file in self.external_files)
+        return sum(file.stat().st_size for file in self.files)
 
     @cached_property
     def graph(self) -> gs.Graph:

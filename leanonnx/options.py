@@ -2,17 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from leanonnx.checks import check_choice, check_least
 from leanonnx.criteria import Chains, Method
+from leanonnx.data import Samples
+from leanonnx.errors import OptionError
 from leanonnx.images import ImageFormat
+from leanonnx.plan import Plan
 from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.providers import Setting
-from leanonnx.selection import Budget
+from leanonnx.selection import LATENCY, Budget
 
 Recover = Literal["none", "auto"]
+
+
+def asked_budget(given: Mapping[str, float | None], plan: object, exact: bool) -> Budget:
+    """How far to go: a fraction, a plan or only what contributes nothing; the latter two have no budget of their own.
+
+    Args:
+        given: fractions by their names on the command line, None where not asked for.
+        plan: None where no plan is to be carried out.
+        exact: whether to remove only what contributes nothing.
+
+    Raises:
+        OptionError: none of these, or several.
+    """
+    asked = {name: value for name, value in given.items() if value is not None}
+    if len(asked) + (plan is not None) + exact != 1:
+        ways = "--keep, --macs, --params, --latency, --plan or --exact"
+        raise OptionError(f"give exactly one of {ways}, for example --keep 0.25")
+    if not asked:
+        return Budget("kernels", 1.0)
+    name, value = next(iter(asked.items()))
+    return Budget("kernels" if name == "keep" else name, value)
+
+
+def alignment(given: str | int) -> int | None:
+    """``--align auto|N``: None for auto.
+
+    Raises:
+        OptionError: neither auto nor a number of at least 1.
+    """
+    if given == "auto":
+        return None
+    text = str(given)
+    if not text.isdecimal() or int(text) < 1:
+        raise OptionError(f"--align {text}: expected auto or a number of channels of at least 1, for example --align 8")
+    return int(text)
 
 
 @dataclass(frozen=True)
@@ -24,6 +64,9 @@ class Options:
     what contributes nothing; ``freeze``: weights that are listed as graph inputs become constants; ``calib``: real
     inputs, ``images``: how photographs among them become tensors; ``recover``: whether weights are changed (None: with
     ``calib`` only).
+
+    Raises:
+        OptionError: there is no such choice, or two of them contradict each other.
     """
 
     budget: Budget = field(default_factory=lambda: Budget("kernels", 1.0))
@@ -32,7 +75,7 @@ class Options:
     shapes: Shapes = field(default_factory=dict)
     pin: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
-    plan: Path | None = None
+    plan: Plan | None = None
     libraries: tuple[Path, ...] = ()
     best_effort: bool = False
     align: int | None = None
@@ -43,9 +86,20 @@ class Options:
     seed: int = 0
     exact: bool = False
     freeze: bool = False
-    calib: Path | None = None
+    calib: Samples | None = None
     images: ImageFormat = field(default_factory=ImageFormat)
     recover: Recover | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("method", self.method, Method)
+        check_choice("chains", self.chains, Chains)
+        if self.recover is not None:
+            check_choice("recover", self.recover, Recover)
+        check_least("seed", self.seed, 0)
+        if self.budget.unit == LATENCY and not self.measure:
+            raise OptionError("--latency is met by measuring; leave out --no-measure")
+        if self.exact and self.calib is not None:
+            raise OptionError("--calib has nothing to do with --exact, which leaves the output as it is; leave out one")
 
     @property
     def recovers(self) -> bool:
@@ -67,5 +121,10 @@ class Options:
             "seed": self.seed,
             **({"exact": True} if self.exact else {}),
             **({"freeze": True} if self.freeze else {}),
-            **({"calib": self.calib.name, "recover": "auto" if self.recovers else "none"} if self.calib else {}),
+            **({} if self.calib is None else self._data_record(self.calib)),
         }
+
+    def _data_record(self, calib: Samples) -> dict[str, str]:
+        """What the data were called, and what they were for."""
+        name = calib.name if isinstance(calib, Path) else "arrays"
+        return {"calib": name, "recover": "auto" if self.recovers else "none"}

@@ -5,22 +5,23 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from leanonnx.errors import OptionError, OutputError
-from leanonnx.model import Model
 
+Place = str | os.PathLike[str]
+"""A path as callers give it."""
 LONGEST_NAME = 240
 """Bytes of a file name that leave room for the suffix of a data file."""
 
 
-def check_writable(source: Path, path: Path | None) -> None:
-    """Refuse a path that cannot be written or would harm the input."""
+def check_writable(source: Path | None, path: Path | None) -> None:
+    """Refuse a path that cannot be written or would harm the input, where there is one."""
     if path is None:
         return
-    if os.path.realpath(path) == os.path.realpath(source):
+    if source is not None and os.path.realpath(path) == os.path.realpath(source):
         raise OptionError(f"{path}: the output is the input file; give another output path")
     if os.path.exists(path) and not os.path.isfile(path):
         raise OutputError(f"{path}: is no regular file; give the path of the file to write")
@@ -30,11 +31,13 @@ def check_writable(source: Path, path: Path | None) -> None:
         raise OutputError(f"{path.name[:40]}…: the file name is too long; give a shorter one")
 
 
-def check_apart(model: Model, target: Path, *beside: Path) -> None:
-    """Refuse outputs (the model, what is written beside it) that would overwrite each other, the input or its data."""
-    outputs = [target, *([data_file(target)] if model.external_files else []), *beside]
+def check_apart(files: Sequence[Path], target: Path, *beside: Path) -> None:
+    """Refuse outputs (the model, what is written beside it) that would overwrite each other or one of ``files``: the
+    input, and the data beside it.
+    """
+    outputs = [target, *([data_file(target)] if len(files) > 1 else []), *beside]
     places = [os.path.realpath(path) for path in outputs]
-    taken = {os.path.realpath(path): path for path in (model.path, *model.external_files)}
+    taken = {os.path.realpath(path): path for path in files}
     for path, place in zip(outputs, places, strict=True):
         if place in taken or any(os.path.exists(path) and taken[t].samefile(path) for t in taken):
             raise OptionError(f"{path}: writing it would overwrite the input or its data; give another output path")
@@ -83,11 +86,17 @@ def written_size(draft: Path) -> int:
     return sum(file.stat().st_size for file in (draft, data_file(draft)) if file.exists())
 
 
-def publish(draft: Path, target: Path, beside: Mapping[Path, str] | None = None) -> None:
-    """Rename the proven files into place, the model last, and the texts that go with it to their paths."""
+def publish(draft: Path, target: Path, texts: Mapping[Path, str] | None = None) -> None:
+    """Rename the proven files into place, the model last.
+
+    Args:
+        draft: the model as written, with its external data beside it where it has any.
+        target: its place.
+        texts: what goes with it (its plan, say), by place.
+    """
     staged = [(data_file(draft), data_file(target))] if data_file(draft).exists() else []
     with ExitStack() as stack:
-        for path, text in (beside or {}).items():
+        for path, text in (texts or {}).items():
             folder = stack.enter_context(temporary_beside(path))
             (folder / path.name).write_text(text, encoding="utf-8")
             staged.append((folder / path.name, path))

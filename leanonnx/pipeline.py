@@ -26,7 +26,7 @@ from leanonnx.moments import Statistics, measure
 from leanonnx.naming import ignored_pin, named_nodes, named_pin
 from leanonnx.options import Options
 from leanonnx.outputs import check_apart, check_writable, publish, temporary_beside, written_size
-from leanonnx.plan import Plan, confirm, make_plan, read_plan, replay
+from leanonnx.plan import Plan, confirm, make_plan, replay
 from leanonnx.proof import Proof
 from leanonnx.recovery.draft import ENOUGH, Recovery, batch_size
 from leanonnx.recovery.unseen import Unseen
@@ -83,10 +83,14 @@ class Page:
 
 
 def inspect(
-    path: Path, shapes: Shapes | None = None, rules: Rules = DEFAULT, libraries: tuple[Path, ...] = ()
+    path: Path,
+    shapes: Shapes | None = None,
+    rules: Rules = DEFAULT,
+    libraries: tuple[Path, ...] = (),
+    freeze: bool = False,
 ) -> ChannelDag:
     """Load a model and build its channel DAG."""
-    model = load(path, checked_libraries(libraries))
+    model = load(path, checked_libraries(libraries), freeze)
     return analyse(model, observe(model, checked_shapes(model, shapes or {})), rules)
 
 
@@ -109,21 +113,19 @@ def compress(
     """
     clock = Clock(progress)
     options = as_planned(options)
-    if options.exact and options.calib:
-        raise OptionError("--calib has nothing to do with --exact, which leaves the output as it is; leave out one")
     beside = [path for path in (plan_out, page.path if page else None) if path is not None]
     for path in (target, *beside):
         check_writable(source, path)
     with clock.stage("load"):
         model = load(source, checked_libraries(options.libraries), options.freeze)
-    check_apart(model, target, *beside)
+    check_apart(model.files, target, *beside)
     with clock.stage("observe"):
         observation = observe(model, checked_shapes(model, options.shapes))
     with clock.stage("analyse"):
         dag = analyse(model, observation, rules)
         check_finite(dag)
     data = None
-    if options.calib:
+    if options.calib is not None:
         data = runnable(open_data(options.calib, model, dag.shapes, options.images), model)
     least = None
     if options.exact:
@@ -138,7 +140,7 @@ def compress(
         unseen = workshop.unseen(selection.alive) if data is None else None
         plan = make_plan(least.dag if least else dag, selection.alive, options.record(), __version__)
         if least and options.plan:
-            confirm(least.dag, plan, read_plan(options.plan), options.plan)
+            confirm(least.dag, plan, options.plan)
         after = replace(selection.after, params=workshop.params) if least else selection.after
         result = Result(
             dag=least.dag if least else dag,
@@ -235,15 +237,15 @@ def _statistics(workshop: Workshop, data: Data) -> Statistics:
 
 def as_planned(options: Options) -> Options:
     """The options under which a plan was made; what ``--exact`` has planned is carried out by finding it again."""
-    if options.plan is None:
+    plan = options.plan
+    if plan is None:
         return options
-    made = read_plan(options.plan).options
-    options = replace(options, freeze=options.freeze or bool(made.get("freeze")))
-    if not made.get("exact"):
+    options = replace(options, freeze=options.freeze or plan.freezes)
+    if not plan.exact:
         return options
     if options.pin or options.ignore:
         raise OptionError("--pin and --ignore cannot be joined to --plan, which says what is kept")
-    pin, ignore = (tuple(str(name) for name in made.get(key, ())) for key in ("pin", "ignore"))
+    pin, ignore = (tuple(str(name) for name in plan.options.get(key, ())) for key in ("pin", "ignore"))
     return replace(options, exact=True, pin=pin, ignore=ignore)
 
 
@@ -269,10 +271,10 @@ def checked_shapes(model: Model, shapes: Shapes) -> Shapes:
     return shapes
 
 
-def _replayed(dag: ChannelDag, options: Options, path: Path) -> Selection:
+def _replayed(dag: ChannelDag, options: Options, plan: Plan) -> Selection:
     if options.pin or options.ignore:
         raise OptionError("--pin and --ignore cannot be joined to --plan, which says what is kept")
-    alive = replay(dag, read_plan(path), path)
+    alive = replay(dag, plan)
     cost = cost_model(dag)
     return Selection(alive, cost(np.ones(dag.count, bool)), cost(alive), reached=True)
 
@@ -308,7 +310,7 @@ def _request(dag: ChannelDag, options: Options, target: Target) -> Request:
 
 def _alignment(options: Options, target: Target) -> Alignment:
     """The widths that were asked for, or those that the target runs well; finer ones where accuracy can be had back."""
-    parts = PARTS if options.calib else 0
+    parts = 0 if options.calib is None else PARTS
     if options.align is not None:
         return Alignment(options.align, 1, parts)
     return Alignment(target.block, target.multiple, parts)

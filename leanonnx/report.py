@@ -14,6 +14,7 @@ from rich.text import Text
 from leanonnx.analysis import ChannelDag
 from leanonnx.cost import UNITS, Cost, cost_model
 from leanonnx.deviation import Fidelity
+from leanonnx.errors import OptionError
 from leanonnx.labels import Labels, Mask, projection, varied
 from leanonnx.limits import held_back
 from leanonnx.pipeline import Result
@@ -199,13 +200,15 @@ def ties(dag: ChannelDag) -> list[Row]:
     return [{"layers": [names[k] for k in nodes], "classes": count} for nodes, count in sorted(groups.items())]
 
 
-def why(dag: ChannelDag, tensor: str, channel: int | None) -> Row:
+def why(dag: ChannelDag, tensor: str, channel: int | None = None) -> Row:
     """Where a tensor's channels lie, what they are tied to, and what pins them.
 
     Raises:
-        KeyError: no tensor of that name carries channels.
-        IndexError: the tensor has fewer channels.
+        OptionError: no tensor of that name carries channels, or it has fewer.
     """
+    if tensor not in dag.labels:
+        said = tensor if channel is None else f"{tensor}:{channel}"
+        raise OptionError(f"--why {said}: no tensor named '{tensor}' carries channels; see `leanonnx inspect`")
     labels = dag.labels[tensor]
     axes = varied(labels)
     row: Row = {
@@ -218,7 +221,7 @@ def why(dag: ChannelDag, tensor: str, channel: int | None) -> Row:
     if channel is not None:
         line = labels if not axes else np.moveaxis(labels, axes[0], 0)
         if not 0 <= channel < (line.shape[0] if axes else 1):
-            raise IndexError(channel)
+            raise OptionError(f"--why {tensor}:{channel}: '{tensor}' has {labels.size} channels, counted from 0")
         chosen = np.unique(line[channel] if axes else labels)
         row["channel"] = channel
     members = np.isin(dag.classes, dag.classes[chosen])

@@ -9,6 +9,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from leanonnx.analysis import ChannelDag
+from leanonnx.checks import check_fraction
 from leanonnx.cost import RATES, Cost, CostModel, Rate, by_kernels, cost_model
 from leanonnx.criteria import Chains, Method, Ranking, rank
 from leanonnx.errors import BudgetUnreachable
@@ -27,10 +28,17 @@ LATENCY = "latency"
 
 @dataclass(frozen=True)
 class Budget:
-    """At most ``fraction`` of the original's ``unit`` ('kernels', 'macs', 'params', 'latency')."""
+    """At most ``fraction`` of the original's ``unit`` ('kernels', 'macs', 'params', 'latency').
+
+    Raises:
+        OptionError: the fraction is not above 0 and at most 1.
+    """
 
     unit: str
     fraction: float
+
+    def __post_init__(self) -> None:
+        check_fraction("keep" if self.unit == "kernels" else self.unit, self.fraction)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
-"""Rules of the user's own, read from a Python file that the user names.
+"""Rules of the user's own: a table, or a Python file that the user names.
 
-The file is code, and is run: only files named on the command line are read, never what a model or a plan mentions.
+The file is code, and is run: only files named by the user are read, never what a model or a plan mentions.
 """
 
 from __future__ import annotations
 
 import runpy
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,21 @@ def read_rules(path: Path) -> Rules:
         found = runpy.run_path(str(path)).get("RULES")
     except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise OptionError(f"--rules {path}: cannot be read: {type(error).__name__}: {first_line(error)}") from error
-    if not isinstance(found, dict) or not all(_is_entry(key, rule) for key, rule in found.items()):
-        raise OptionError(
-            f'--rules {path}: expected a table named RULES, for example RULES = {{("com.acme", "Scale"): scale}}'
-        )
-    own = {("" if domain == "ai.onnx" else domain, op): rule for (domain, op), rule in found.items()}
-    return {**DEFAULT, **{key: _guarded(rule, f"--rules {path}: {key}") for key, rule in own.items()}}
+    return joined_rules(found, f"--rules {path}")
+
+
+def joined_rules(table: object, title: str = "--rules") -> Rules:
+    """The standard rules, joined (and where both have one, overruled) by a table; ``title`` is what messages call it.
+
+    Raises:
+        OptionError: it is no table of rules.
+    """
+    if not isinstance(table, Mapping) or not all(_is_entry(key, rule) for key, rule in table.items()):
+        example = 'RULES = {("com.acme", "Scale"): scale}'
+        raise OptionError(f"{title}: expected a table named RULES, for example {example}")
+    own = {("" if domain == "ai.onnx" else domain, op): rule for (domain, op), rule in table.items()}
+    new = {key: rule for key, rule in own.items() if rule is not DEFAULT.get(key)}
+    return {**DEFAULT, **{key: _guarded(rule, f"{title}: {key}") for key, rule in new.items()}}
 
 
 def _is_entry(key: Any, rule: Any) -> bool:

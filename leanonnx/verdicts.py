@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from leanonnx.bench import Case
+from leanonnx.benchmark import Case
 from leanonnx.deviation import Deviation, Fidelity
 from leanonnx.gates import AGREEMENT, DETERMINISTIC, DEVIATION, FINITE, LATENCY_MS, SPEEDUP, Limit
 from leanonnx.runtime.timing import Comparison, Timing

@@ -59,7 +59,7 @@ class Workshop:
         model = self.dag.model
         external = bool(model.external_files)
         with self.clock.stage("operate"):
-            made = self.least.carried_out(self.clean) if self.least else _operated(self.dag, alive, self.clean)
+            made = self.least.carried_out(self.clean) if self.least else operated(self.dag, alive, self.clean)
             self.tidied, self.written = made.done, alive
             if self.least:
                 self.params = stored(replace(self.least.dag.model, proto=made.proto))
@@ -140,26 +140,34 @@ class Workshop:
 
     def _proven(self, alive: Mask) -> Proof:
         """Compare the draft with the masked original or, where it is to be exact, with the original itself."""
-        dag = self.dag
-        feeds = inputs_for(dag.model, dag.shapes, self.options.seed)
-        with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
-            reference = Path(folder) / "reference.onnx"
-            self._write_reference(alive, reference)
-            try:
-                check(self.draft)
-                proof = prove(dag.model, reference, self.draft, feeds, dag.observation.replaced)
-            except (ModelError, RunFailed) as error:
-                raise ProofFailed(f"the compressed model is not valid ({error}); nothing written") from error
+        try:
+            check(self.draft)
+            proof = compared(self.dag, None if self.least else alive, self.draft, self.options.seed)
+        except (ModelError, RunFailed) as error:
+            raise ProofFailed(f"the compressed model is not valid ({error}); nothing written") from error
         _judge(proof, "original" if self.least else "masked original")
         return proof
 
-    def _write_reference(self, alive: Mask, path: Path) -> None:
-        """What the draft must equal; not held in memory afterwards."""
-        model = self.dag.model
-        write_model(model.proto if self.least else apply(model, masking_patch(self.dag, alive)), path, external=True)
+
+def compared(dag: ChannelDag, alive: Mask | None, candidate: Path, seed: int) -> Proof:
+    """Compare a model file with the original whose channels that are not alive [labels] are masked.
+
+    With ``alive`` None, the original is taken as it is.  The reference goes through a file, not to be held in memory.
+
+    Raises:
+        RunFailed: onnxruntime cannot load or run the candidate.
+    """
+    model = dag.model
+    feeds = inputs_for(model, dag.shapes, seed)
+    with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
+        reference = Path(folder) / "reference.onnx"
+        masked = model.proto if alive is None else apply(model, masking_patch(dag, alive))
+        write_model(masked, reference, external=True)
+        del masked
+        return prove(model, reference, candidate, feeds, dag.observation.replaced)
 
 
-def _operated(dag: ChannelDag, alive: Mask, clean: bool) -> Tidied:
+def operated(dag: ChannelDag, alive: Mask, clean: bool) -> Tidied:
     """The model without the channels that are not alive; with ``clean`` its graph is cleaned up."""
     if alive.all():
         return Tidied(dag.model.proto, {})

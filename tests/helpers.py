@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,7 @@ import onnx
 import onnxruntime as ort
 from onnx import numpy_helper
 
-import leanonnx
-from leanonnx import pipeline
+from leanonnx import options, pipeline
 from leanonnx.cli.main import app
 from leanonnx.selection import Budget
 
@@ -78,7 +78,7 @@ def saved_external(proto: onnx.ModelProto, path: Path, data: str = "weights.bin"
     return path
 
 
-Options = partial(leanonnx.Options, measure=False, align=1)
+Options = partial(options.Options, measure=False, align=1)
 """Options for the networks of tests, which are too small to gain speed: any width, nothing measured."""
 
 
@@ -87,8 +87,17 @@ def _unmeasured(args: tuple[object, ...], measure: bool) -> list[str]:
     return [*map(str, args), *(["--no-measure"] if args[:1] == ("compress",) and not measure else [])]
 
 
-def cli(*args: object, cwd: Path | None = None, command: Sequence[str] = COMMAND, measure: bool = False) -> Done:
-    """Run the installed ``leanonnx`` command, or another one in its place; ``compress`` measures only if asked to."""
+def cli(
+    *args: object,
+    cwd: Path | None = None,
+    command: Sequence[str] = COMMAND,
+    measure: bool = False,
+    env: Mapping[str, str] | None = None,
+) -> Done:
+    """Run the installed ``leanonnx`` command, or another one in its place; ``compress`` measures only if asked to.
+
+    ``env`` is added to the environment.
+    """
     return subprocess.run(
         [*command, *_unmeasured(args, measure)],
         capture_output=True,
@@ -96,6 +105,7 @@ def cli(*args: object, cwd: Path | None = None, command: Sequence[str] = COMMAND
         encoding="utf-8",
         timeout=TIMEOUT,
         cwd=cwd,
+        env={**os.environ, **(env or {})},
         check=False,
     )
 

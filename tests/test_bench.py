@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from leanonnx import bench as benching
-from leanonnx.bench import Case, Request, check_fits, check_same_inputs, input_sizes, with_batch
+from leanonnx import benchmark
 from leanonnx.bench_report import MEANING, NAMES
+from leanonnx.benchmark import Case, Request, check_fits, check_same_inputs, input_sizes, with_batch
 from leanonnx.errors import ModelError, OptionError
 from leanonnx.model import load
 from leanonnx.runtime.providers import Setting
@@ -131,9 +131,9 @@ def test_table_tells_what_each_number_means(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (("--threads", "-1"), "--threads -1: expected numbers of at least 0"),
+        (("--threads", "-1"), "--threads -1: expected a whole number of at least 0"),
         (("--threads", "two"), "--threads two"),
-        (("--batch", "0"), "--batch 0: expected numbers of at least 1"),
+        (("--batch", "0"), "--batch 0: expected a whole number of at least 1"),
         (("--batch", "1,,2"), "--batch 1,,2"),
         (("--seconds", "0"), "--seconds 0"),
         (("--seconds", "nan"), "--seconds nan"),
@@ -220,8 +220,8 @@ def test_a_busy_machine_is_told() -> None:
 
 def test_failures_name_the_models(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: object) -> Comparison:
-        raise benching.RunFailed("no memory")
+        raise benchmark.RunFailed("no memory")
 
-    monkeypatch.setattr(benching, "measured", failing)
+    monkeypatch.setattr(benchmark, "measured", failing)
     with pytest.raises(ModelError, match=r"free\.onnx and .*smaller\.onnx: .*no memory"):
-        benching.bench(folder / "free.onnx", folder / "smaller.onnx", Request())
+        benchmark.bench(folder / "free.onnx", folder / "smaller.onnx", Request())

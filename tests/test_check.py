@@ -12,7 +12,7 @@ import pytest
 from onnx import numpy_helper
 from onnxruntime import InferenceSession
 
-from leanonnx.bench import Case
+from leanonnx.benchmark import Case
 from leanonnx.check import denormal_weights, drawn
 from leanonnx.errors import OptionError
 from leanonnx.gates import MACS, SIZE, SPEEDUP, Limit, read_limit
@@ -326,9 +326,9 @@ def test_each_case_has_to_pass() -> None:
 
 def test_a_noisy_comparison_is_made_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = iter([case(0.5, 2.0), case(0.5, 2.0), case(1.0, 1.1)])
-    monkeypatch.setattr("leanonnx.bench.bench", lambda *_: (next(cases),))
+    monkeypatch.setattr("leanonnx.benchmark.bench", lambda *_: (next(cases),))
     assert checked(folder, "--min-speedup", 1)["passed"]
-    monkeypatch.setattr("leanonnx.bench.bench", lambda *_: (case(0.5, 2.0),))
+    monkeypatch.setattr("leanonnx.benchmark.bench", lambda *_: (case(0.5, 2.0),))
     assert checked(folder, "--min-speedup", 1, code=1)["failed"] == ["min-speedup"]
 
 

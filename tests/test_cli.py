@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from platform import python_version
 from types import ModuleType
 from typing import get_args
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 
 import leanonnx
@@ -363,8 +366,56 @@ def test_why(model: Path) -> None:
 
 
 def test_version() -> None:
+    """One line for each, leanonnx first; onnxruntime with the providers that it has."""
     done = cli("--version")
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"leanonnx {leanonnx.__version__}\n", "")
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *others = done.stdout.splitlines()
+    assert first == f"leanonnx {leanonnx.__version__}"
+    runtime = f"onnxruntime {ort.__version__} ({', '.join(ort.get_available_providers())})"
+    assert others == [f"onnx {onnx.__version__}", runtime, f"numpy {np.__version__}", f"Python {python_version()}"]
+    row = cli_json("--version")
+    assert row["providers"] == ort.get_available_providers()
+    wanted = {"schema": 1, "leanonnx": leanonnx.__version__, "python": python_version(), "numpy": np.__version__}
+    assert wanted.items() <= row.items()
+
+
+@pytest.mark.parametrize("args", [("--json",), ("--json", "inspect", "model.onnx")], ids=" ".join)
+def test_json_of_no_verb(args: tuple[str, ...]) -> None:
+    done = called(*args)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--json" in done.stderr.splitlines()[-1]
+
+
+COMPLETIONS = [
+    (("",), {"compress", "inspect", "bench", "finetune", "calibrate-device"}),
+    (("co",), {"compress"}),
+    (("compress", "--met"), {"--method"}),
+    (("compress", "--method", "path"), {"path-mass"}),
+    (("bench", "--provider", ""), {"cpu", "cuda", "tensorrt"}),
+]
+
+
+@pytest.mark.parametrize(("words", "found"), COMPLETIONS, ids=lambda value: " ".join(value))
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str, words: tuple[str, ...], found: set[str]) -> None:
+    """What the shells ask the command, by the protocol that ``--install-completion`` installs, and what it answers."""
+    line = " ".join(("leanonnx", *words))
+    asked = {"COMP_WORDS": line.replace(" ", "\n"), "COMP_CWORD": str(len(words))}
+    asked |= {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    done = cli(env={**asked, "_LEANONNX_COMPLETE": f"complete_{shell}"})
+    assert (done.returncode, done.stderr) == (0, "")
+    if shell == "zsh":
+        answered = set(re.findall(r'^(?:_arguments .*\(\()?"([^"]+)"', done.stdout, re.MULTILINE))
+    else:
+        answered = {text.partition("\t")[0] for text in done.stdout.splitlines()}
+    assert answered == found
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_script(shell: str) -> None:
+    done = cli(env={"_LEANONNX_COMPLETE": f"source_{shell}"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"_LEANONNX_COMPLETE=complete_{shell}" in done.stdout
 
 
 HELP = {

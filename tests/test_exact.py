@@ -23,6 +23,7 @@ from leanonnx.exact import contributing
 from leanonnx.model import load
 from leanonnx.patch import masking_patch
 from leanonnx.pipeline import Result, compress
+from leanonnx.plan import load_plan
 from leanonnx.runtime.observation import observe
 from leanonnx.selection import Budget, Request, select
 from leanonnx.surgery import apply
@@ -406,7 +407,7 @@ def test_plans_replay(tmp_path: Path) -> None:
     plan["tensors"]["w"]["kept"][0] = [0, 1, 3, 4, 5, 6]
     names[1].write_text(json.dumps(plan))
     with pytest.raises(PlanError, match="make it again"):
-        compress(source, names[2], Options(plan=names[1]))
+        compress(source, names[2], Options(plan=load_plan(names[1])))
 
 
 @pytest.mark.parametrize("other", ["--keep=0.5", "--macs=0.5", "--params=0.5", "--plan=p.json", "--latency=0.5"])

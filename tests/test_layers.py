@@ -14,7 +14,8 @@ ROOT = Path(leanonnx.__file__).parent
 LAYERS = [
     {"version", "remarks", "errors", "labels", "norms", "chains", "storage", "formats", "memory", "clock", "nodes"}
     | {"cores", "intervals", "page.texts"},
-    {"model", "rules.advice", "targets", "gates", "npz", "images", "scores"},
+    {"checks", "model", "outputs", "rules.advice", "targets", "gates", "npz", "scores"},
+    {"images", "sources"},
     {"rules.call", "runtime.sessions", "noops"},
     {"rules.joins", "rules.weights", "rules.assembly", "rules.check", "merge", "datafiles", "revisions"},
     {"rules.products", "runtime.providers", "tidy", "data"},
@@ -22,26 +23,26 @@ LAYERS = [
     | {"rules.quantization", "rules.reduction", "rules.spatial", "rules.convolution", "rules.indexing"}
     | {"rules.recurrent", "rules.windows"},
     {"rules.table", "constants", "runtime.fastpath", "interface"},
-    {"analysis", "userrules", "runtime.timing", "runtime.profiling", "runtime.machine", "probes"}
+    {"analysis", "userrules", "runtime.timing", "runtime.profiling", "runtime.machine", "probes", "versions"}
     | {"gaussian", "obs", "runtime.taps", "recovery.patches", "recovery.walk"},
     {"closure", "cost", "naming", "patch", "runtime.fresh", "steady", "calibration", "moments"}
     | {"recovery.layers", "recovery.pair", "recovery.regression"},
     {"latency", "pathmass", "beliefs", "recovery.rows", "recovery.rescale"},
     {"recovery.fold", "recovery.blind", "weigh"},
     {"limits", "criteria", "surgery", "plan", "proof", "exact"},
-    {"widths", "outputs", "deviation", "recovery.recover", "recovery.noise"},
+    {"widths", "deviation", "recovery.recover", "recovery.noise"},
     {"exchange", "recovery.draft", "recovery.unseen"},
     {"keeper"},
     {"selection"},
     {"minimal", "options", "search", "contest"},
     {"workshop"},
     {"pipeline"},
-    {"report", "bench"},
-    {"bench_report", "calibrate", "verdicts"}
+    {"report", "benchmark"},
+    {"bench_report", "calibrate", "verdicts", "results"}
     | {"page.headline", "page.network", "page.kernels", "page.chains", "page.times", "page.deviation", "page.pins"}
     | {"page.samples"},
     {"page.page", "calibration_report", "check"},
-    {"check_report"},
+    {"check_report", "api"},
     {"tune.call", "tune.weights"},
     {"tune.linear", "tune.pointwise", "tune.normalization", "tune.indexing", "tune.reduction", "tune.resize"}
     | {"tune.recurrent", "tune.world", "tune.checkpoint", "tune.targets", "tune.loading"},
@@ -56,6 +57,12 @@ LAYERS = [
     {"tune.driver"},
     {"tune.steps"},
     {"tune.report"},
+    {"torch.cuts"},
+    {"torch.modules"},
+    {"torch.running"},
+    {"torch.matching"},
+    {"torch.slicing"},
+    {"torch"},
     {"cli.options", "cli.terminal"},
     {"cli.bench", "cli.calibrate", "cli.check", "cli.compress", "cli.finetune", "cli.inspect"},
     {"cli.main", "cli.hook"},
@@ -70,7 +77,8 @@ ONLY = {
     "rich": {"bench_report", "calibration_report", "check_report", "report", "tune.report", "cli.terminal"},
     "PIL": set(),
     "jinja2": {"page.page"},
-    "torch": {name for layer in LAYERS for name in layer if name.startswith("tune.")} - {"tune.report", "tune.steps"},
+    "torch": {name for layer in LAYERS for name in layer if name.startswith(("tune.", "torch"))}
+    - {"tune.report", "tune.steps", "torch.cuts"},
 }
 """Which modules may import a library."""
 NO_ONNX = {

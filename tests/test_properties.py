@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from leanonnx.pipeline import Result, compress
+from leanonnx.plan import load_plan
 from leanonnx.runtime.sessions import run
 from leanonnx.selection import Budget
 from tests.counting import counted, reached
@@ -86,7 +87,7 @@ def test_runs_repeat_and_plans_replay(proto: onnx.ModelProto, unit: str, fractio
         compress(source, again, options, plans[1])
         assert again.read_bytes() == target.read_bytes()
         assert plans[1].read_bytes() == plans[0].read_bytes()
-        compress(source, replayed, Options(plan=plans[0]))
+        compress(source, replayed, Options(plan=load_plan(plans[0])))
         assert replayed.read_bytes() == target.read_bytes()
 
 
@@ -110,7 +111,7 @@ def test_plan_of_a_layer_that_died_whole_replays(chains: str) -> None:
         plan, replayed = target.with_name("plan.json"), target.with_name("replayed.onnx")
         compress(source, target, Options(Budget("kernels", 0.1), "lean", chains, best_effort=True), plan)
         assert [node.op_type for node in onnx.load(target).graph.node].count("Conv") == 2
-        compress(source, replayed, Options(plan=plan))
+        compress(source, replayed, Options(plan=load_plan(plan)))
         assert replayed.read_bytes() == target.read_bytes()
 
 
@@ -258,7 +259,7 @@ def test_plan_of_channels_that_are_concatenated_and_sliced_away_replays() -> Non
     with folder_with(build(SLICED_AWAY)) as (source, target):
         plan, replayed = target.with_name("plan.json"), target.with_name("replayed.onnx")
         compress(source, target, Options(Budget("kernels", 0.7)), plan)
-        compress(source, replayed, Options(plan=plan))
+        compress(source, replayed, Options(plan=load_plan(plan)))
         assert replayed.read_bytes() == target.read_bytes()
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from leanonnx import pipeline
 from leanonnx.data import open_data
 from leanonnx.errors import DataError, OptionError
+from leanonnx.plan import load_plan
 from leanonnx.recovery import draft as drafts
 from leanonnx.recovery.draft import batch_size, split
 from leanonnx.recovery.recover import Recovered, recover
@@ -254,8 +255,9 @@ def test_half_the_multiply_adds_of_a_real_network(tmp_path: Path) -> None:
     order = np.random.default_rng(0).permutation(5000)
     np.savez(tmp_path / "x.npz", **{spec["name"]: np.concatenate([image(k) for k in order[:256]])})
     source, plan, reached = ZOO / "models" / "cifar_resnet_4b.onnx", tmp_path / "p.json", []
-    for options in (Options(Budget("macs", 0.5), calib=tmp_path / "x.npz"), Options(plan=plan)):
-        result = pipeline.compress(source, tmp_path / "out.onnx", options, None if options.plan else plan)
+    for replayed in (False, True):
+        options = Options(plan=load_plan(plan)) if replayed else Options(Budget("macs", 0.5), calib=tmp_path / "x.npz")
+        result = pipeline.compress(source, tmp_path / "out.onnx", options, None if replayed else plan)
         assert result.after.macs <= 0.5 * result.before.macs
         with opened(tmp_path / "out.onnx") as session:
             right = [session.run(None, {spec["name"]: image(k)})[0].argmax() == labels[k] for k in order[256:1256]]

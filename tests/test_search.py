@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 import pytest
 
-from leanonnx import analyse, workshop
+from leanonnx import workshop
+from leanonnx.analysis import analyse
 from leanonnx.errors import BudgetUnreachable
 from leanonnx.latency import latency_model
 from leanonnx.model import load

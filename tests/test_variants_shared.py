@@ -111,6 +111,21 @@ def test_one_weight_in_both_directions(tmp_path: Path) -> None:
     assert done.shapes == {"w1": [out, 3, 3, 3], "w2": [width, out, 1, 1], "b1": [out], "b3": [out]}
 
 
+def test_vector_of_which_each_reader_needs_another_slice(tmp_path: Path) -> None:
+    """The plan holds all of them, and the whole where a reader keeps that."""
+    proto = network(
+        "(float[N, 3, 8, 8] x) => (float[N, 12, 8, 8] y)",
+        "float[12, 3, 3, 3] w1, float[12, 12, 1, 1] w2, float[12, 12, 1, 1] w3, float[12] b",
+        """a = Conv <pads = [1, 1, 1, 1]> (x, w1, b) r = Relu (a) c = Conv (r, w2, b) s = Relu (c)
+        y = Conv (s, w3, b)""",
+    )
+    done = checked(proto, tmp_path, [{"N": 2}], keep=0.6)
+    entry, width = done.tensors["b"], {name: done.tensors[name]["kept"][0] for name in ("w1", "w2", "w3")}
+    assert width["w1"] != width["w2"]
+    assert [entry["kept"], *entry["others"]] == [[width["w1"]], [width["w2"]], [None]]
+    assert "others" not in done.tensors["w2"]
+
+
 def test_steps_of_an_unrolled_network_are_counted_each(tmp_path: Path) -> None:
     """The report counts what runs: one layer of each step, whose channels are the same throughout."""
     done = checked(unrolled(), tmp_path, SIZES)

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from leanonnx import bench_report
-from leanonnx.bench import Request
-from leanonnx.bench import bench as measure
+from leanonnx.benchmark import Request
+from leanonnx.benchmark import bench as measure
 from leanonnx.cli.options import (
     AsJson,
     Batches,
@@ -17,12 +17,10 @@ from leanonnx.cli.options import (
     Seconds,
     ThreadCounts,
     TimedShape,
-    measuring_time,
     numbers,
     parse_shapes,
 )
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
-from leanonnx.errors import OptionError
 from leanonnx.runtime.providers import AlgoSearch, Provider, Setting
 
 
@@ -51,15 +49,13 @@ def bench(
     not there included), 3 a bug. That B is slower is no error: the result says so.
     """
     with exit_codes() as results:
-        if provider == "cpu" and cuda_graph:
-            raise OptionError("--cuda-graph: the CPU has no CUDA graphs; add --provider cuda, or leave it out")
         request = Request(
             shapes=parse_shapes(shape or []),
-            batches=numbers("batch", batch or [], least=1),
-            threads=numbers("threads", threads or [], least=0) or (0,),
+            batches=numbers("batch", batch or []),
+            threads=numbers("threads", threads or []) or (0,),
             setting=Setting(provider, cuda_graph=cuda_graph, algo_search=algo_search, tf32=tf32),
             libraries=tuple(library or ()),
-            seconds=measuring_time(seconds),
+            seconds=seconds,
             seed=seed,
         )
         with progress() as listener:

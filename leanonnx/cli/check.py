@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from leanonnx import bench, check_report
+from leanonnx import benchmark, check_report
 from leanonnx.check import Request
 from leanonnx.check import check as held
 from leanonnx.cli.options import (
@@ -27,7 +27,6 @@ from leanonnx.cli.options import (
     ThreadCounts,
     TimedShape,
     image_format,
-    measuring_time,
     numbers,
     parse_shapes,
 )
@@ -124,13 +123,13 @@ def check(
             limits=_limits(gates, given),
             data=data,
             images=image_format(mean, std, scale, layout, size),
-            timed=bench.Request(
+            timed=benchmark.Request(
                 shapes=parse_shapes(shape or []),
-                batches=numbers("batch", batch or [], least=1),
-                threads=numbers("threads", threads or [], least=0) or (0,),
+                batches=numbers("batch", batch or []),
+                threads=numbers("threads", threads or []) or (0,),
                 setting=Setting(provider),
                 libraries=tuple(library or ()),
-                seconds=measuring_time(seconds),
+                seconds=seconds,
                 seed=seed,
             ),
             skip_missing=skip_missing_provider,

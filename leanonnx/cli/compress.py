@@ -28,22 +28,19 @@ from leanonnx.cli.options import (
     Shape,
     Size,
     Std,
-    alignment,
-    fraction,
     image_format,
-    measuring,
     parse_shapes,
     rules_from,
     stored_targets,
 )
 from leanonnx.cli.terminal import command_line, exit_codes, progress, show, show_json
 from leanonnx.criteria import Chains
-from leanonnx.errors import OptionError
-from leanonnx.options import Options
+from leanonnx.options import Options, alignment, asked_budget
 from leanonnx.page.page import Told, render
 from leanonnx.pipeline import Page
+from leanonnx.plan import load_plan
 from leanonnx.runtime.providers import Provider, Setting
-from leanonnx.selection import LATENCY, Budget
+from leanonnx.selection import LATENCY
 
 
 def compress(
@@ -98,20 +95,20 @@ def compress(
     """
     with exit_codes() as results:
         options = Options(
-            budget=_budget({"keep": keep, "macs": macs, "params": params, LATENCY: latency}, plan, exact),
+            budget=asked_budget({"keep": keep, "macs": macs, "params": params, LATENCY: latency}, plan, exact),
             method=method,
             chains=chains,
             shapes=parse_shapes(shape or []),
             pin=tuple(pin or ()),
             ignore=tuple(ignore or ()),
-            plan=plan,
+            plan=None if plan is None else load_plan(plan),
             libraries=tuple(library or ()),
             best_effort=best_effort,
             align=alignment(align),
             target=hardware,
             targets=stored_targets(),
             setting=Setting(provider, threads),
-            measure=measuring(not no_measure, latency),
+            measure=not no_measure,
             seed=seed,
             exact=exact,
             freeze=freeze,
@@ -125,14 +122,3 @@ def compress(
             result = pipeline.compress(source, target, options, plan_out, rules_from(rules), listener, page)
         row = report.summary(result)
         show_json(row, results) if as_json else show(report.result_tables(row, str(source), str(target)), results)
-
-
-def _budget(given: dict[str, float | None], plan: Path | None, exact: bool) -> Budget:
-    asked = {name: value for name, value in given.items() if value is not None}
-    if len(asked) + (plan is not None) + exact != 1:
-        ways = "--keep, --macs, --params, --latency, --plan or --exact"
-        raise OptionError(f"give exactly one of {ways}, for example --keep 0.25")
-    if not asked:
-        return Budget("kernels", 1.0)
-    name, value = next(iter(asked.items()))
-    return Budget("kernels" if name == "keep" else name, fraction(name, value))

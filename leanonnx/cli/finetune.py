@@ -17,7 +17,6 @@ from leanonnx.cli.options import (
     Shape,
     Size,
     Std,
-    fraction,
     image_format,
     parse_shapes,
 )
@@ -157,4 +156,4 @@ def _budget(given: dict[str, float | None], steps: int | None) -> Budget | None:
     if len(asked) != 1:
         raise OptionError("--steps needs exactly one of --keep, --macs or --params, for example --steps 5 --keep 0.25")
     name, value = next(iter(asked.items()))
-    return Budget("kernels" if name == "keep" else name, fraction(name, value))
+    return Budget("kernels" if name == "keep" else name, value)

@@ -8,10 +8,8 @@ from typing import Annotated
 import typer
 
 from leanonnx import pipeline, report
-from leanonnx.analysis import ChannelDag
 from leanonnx.cli.options import AsJson, Library, RulesFile, Shape, parse_shapes, rules_from
 from leanonnx.cli.terminal import exit_codes, show, show_json
-from leanonnx.errors import OptionError
 
 
 def inspect(
@@ -31,19 +29,7 @@ def inspect(
             row = report.overview(dag)
             show_json(row, results) if as_json else show(report.overview_tables(row, str(source)), results)
         else:
-            row = _why(dag, why)
+            name, _, tail = why.rpartition(":")
+            whole = why in dag.labels or not tail.isdecimal()
+            row = report.why(dag, why) if whole else report.why(dag, name, int(tail))
             show_json(row, results) if as_json else show(report.why_text(row), results)
-
-
-def _why(dag: ChannelDag, text: str) -> report.Row:
-    name, _, tail = text.rpartition(":")
-    tensor, channel = (text, None) if text in dag.labels or not tail.isdecimal() else (name, int(tail))
-    try:
-        return report.why(dag, tensor, channel)
-    except KeyError:
-        raise OptionError(
-            f"--why {text}: no tensor named '{tensor}' carries channels; see `leanonnx inspect`"
-        ) from None
-    except IndexError:
-        size = len(dag.labels[tensor].reshape(-1))
-        raise OptionError(f"--why {text}: '{tensor}' has {size} channels, counted from 0") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from typing import Annotated
 
 import typer
@@ -13,8 +14,12 @@ from leanonnx.cli.check import check
 from leanonnx.cli.compress import compress
 from leanonnx.cli.finetune import finetune
 from leanonnx.cli.inspect import inspect
-from leanonnx.cli.terminal import claim_stdout, clean_up_when_stopped
-from leanonnx.version import __version__
+from leanonnx.cli.options import AsJson
+from leanonnx.cli.terminal import claim_stdout, clean_up_when_stopped, exit_codes, show_json, show_text
+from leanonnx.versions import versions, versions_text
+
+COMPLETING = "_LEANONNX_COMPLETE"
+"""Variable by which shells ask for completions."""
 
 app = typer.Typer(
     name="leanonnx",
@@ -31,23 +36,29 @@ app.command()(calibrate_device)
 app.command()(finetune)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"leanonnx {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _options(
+    context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", help="Print the versions of leanonnx and of what it runs on.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    pass
+    if version:
+        with exit_codes() as results:
+            row = versions()
+            show_json(row, results) if as_json else show_text(versions_text(row), results)
+        raise typer.Exit
+    if as_json:
+        raise typer.BadParameter("give it behind the verb, or with --version", param_hint="--json")
+    if context.invoked_subcommand is None:
+        context.fail("Missing command.")
 
 
 def main() -> None:
     """Run the command line."""
+    if COMPLETING in os.environ:
+        os.environ["TERMINAL_WIDTH"] = "1000"  # else help is wrapped, and fish takes each line for a candidate
     gc.disable()  # one run makes no garbage worth sweeping over a large graph again and again
     claim_stdout()
     clean_up_when_stopped()

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, get_args
 
 import typer
 
+from leanonnx import images
 from leanonnx.criteria import Method
 from leanonnx.errors import OptionError
 from leanonnx.images import ImageFormat
 from leanonnx.options import Recover
 from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.userrules import read_rules
-
-Axes = Literal["auto", "nchw", "nhwc"]
 
 Shape = Annotated[
     list[str] | None, typer.Option("--shape", metavar="NAME=1,3,224,224", help="Size of a free graph input.")
@@ -89,8 +87,6 @@ TimedShape = Annotated[
     ),
 ]
 Seconds = Annotated[float, typer.Option("--seconds", help="How long each measurement may take.")]
-LONGEST = 3600
-"""Seconds that a measurement may be asked to take."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -120,105 +116,45 @@ def image_format(mean: str, std: str, scale: float, layout: str, size: str | Non
     Raises:
         OptionError: one of them is not of its form.
     """
-    if not (math.isfinite(scale) and scale > 0):
-        raise OptionError(f"--scale {scale:g}: expected a number above 0, for example --scale 255")
-    deviations = _reals("std", std, "0.229,0.224,0.225")
-    if 0 in deviations:
-        raise OptionError(f"--std {std}: expected numbers other than 0, for example --std 0.229,0.224,0.225")
     axes, _, order = layout.partition(",")
-    found: dict[str, Axes] = {name: name for name in get_args(Axes)}
+    found: dict[str, images.Axes] = {name: name for name in get_args(images.Axes)}
     if axes not in found or order not in ("", "bgr"):
         raise OptionError(f"--layout {layout}: expected auto, nchw or nhwc, with ,bgr where the colours are so ordered")
-    means = _reals("mean", mean, "0.485,0.456,0.406")
-    return ImageFormat(means, deviations, scale, found[axes], _size(size), "bgr" if order else "rgb")
+    colours: images.Colours = "bgr" if order else "rgb"
+    return ImageFormat(_reals("mean", mean), _reals("std", std), scale, found[axes], _size(size), colours)
 
 
-def _reals(name: str, text: str, example: str) -> tuple[float, ...]:
+def _reals(name: str, text: str) -> tuple[float, ...]:
     try:
-        found = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        found = ()
-    if not found or not all(math.isfinite(number) for number in found):
-        raise OptionError(
-            f"--{name} {text}: expected one number or one for each channel, for example --{name} {example}"
-        )
-    return found
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise images.wrong_numbers(name, text) from error
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise OptionError(f"--size {text}: expected height and width of at least 1, for example --size 224x224")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise images.wrong_size(text)
     return int(height), int(width)
 
 
-def numbers(name: str, texts: list[str], least: int) -> tuple[int, ...]:
+def numbers(name: str, texts: list[str]) -> tuple[int, ...]:
     """``1,8`` or several such texts → (1, 8), each number once.
 
     Raises:
-        OptionError: not whole numbers of at least ``least``.
+        OptionError: not whole numbers.
     """
-    parts = [part for text in texts for part in text.split(",")]
     try:
-        found = tuple(dict.fromkeys(int(part) for part in parts))
-    except ValueError:
-        found = ()
-    if len(parts) and (not found or min(found) < least):
-        raise OptionError(f"--{name} {','.join(texts)}: expected numbers of at least {least}, for example --{name} 1,8")
-    return found
-
-
-def measuring_time(seconds: float) -> float:
-    """``--seconds``.
-
-    Raises:
-        OptionError: out of range.
-    """
-    if not 0 < seconds <= LONGEST:
-        raise OptionError(f"--seconds {seconds:g}: expected more than 0 and at most {LONGEST}")
-    return seconds
-
-
-def fraction(name: str, value: float) -> float:
-    """A fraction above 0 and at most 1.
-
-    Raises:
-        OptionError: out of range.
-    """
-    if not 0 < value <= 1:
-        raise OptionError(f"--{name} {value:g}: expected a fraction above 0 and at most 1, for example --{name} 0.25")
-    return value
+        return tuple(dict.fromkeys(int(part) for text in texts for part in text.split(",")))
+    except ValueError as error:
+        raise OptionError(f"--{name} {','.join(texts)}: expected whole numbers, for example --{name} 1,8") from error
 
 
 def rules_from(path: Path | None) -> Rules:
     """``--rules R.py``: the standard rules, with those of the file where one is given."""
     return DEFAULT if path is None else read_rules(path)
-
-
-def alignment(text: str) -> int | None:
-    """``--align auto|N``: None for auto.
-
-    Raises:
-        OptionError: neither auto nor a number of at least 1.
-    """
-    if text == "auto":
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise OptionError(f"--align {text}: expected auto or a number of channels of at least 1, for example --align 8")
-    return int(text)
-
-
-def measuring(wanted: bool, latency: float | None) -> bool:
-    """Whether to measure.
-
-    Raises:
-        OptionError: a latency budget cannot be met unmeasured.
-    """
-    if latency is not None and not wanted:
-        raise OptionError("--latency is met by measuring; leave out --no-measure")
-    return wanted
 
 
 def targets_file() -> Path:

@@ -69,9 +69,14 @@ def show(renderable: RenderableType, results: TextIO) -> None:
     _print(capture.get(), results)
 
 
+def show_text(text: str, results: TextIO) -> None:
+    """Print a result that has no form."""
+    _print(text + "\n", results)
+
+
 def show_json(row: dict[str, Any], results: TextIO) -> None:
     """Print a result as one JSON object."""
-    _print(json.dumps(row, indent=1) + "\n", results)
+    show_text(json.dumps(row, indent=1), results)
 
 
 def _print(text: str, results: TextIO) -> None:

@@ -42,7 +42,7 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-s
 
 @dataclass(frozen=True)
 class Told:
-    """What the command line knows: the two files as the user named them, and the command."""
+    """What the caller knows: the two files as the user named them, and the command, or the call in Python."""
 
     source: str
     target: str
@@ -53,7 +53,7 @@ def render(told: Told, result: Result, draft: Path, data: Data | None) -> str:
     """The page on a compression, as HTML that needs no other file.
 
     Args:
-        told: what the command line knows.
+        told: what the caller knows.
         result: what came of the compression.
         draft: the compressed model, before it is renamed into place.
         data: the real inputs that were given, if any.

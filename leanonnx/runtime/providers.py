@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from leanonnx.checks import check_choice, check_least
 from leanonnx.cores import available_cores
 from leanonnx.errors import ProviderMissing
 from leanonnx.model import first_line
@@ -53,6 +54,9 @@ class Setting:
         algo_search: how cuDNN's convolution algorithms are chosen.
         tf32: let the GPU multiply float32 in TF32 (10 bits of mantissa).
         libraries: of custom operators.
+
+    Raises:
+        OptionError: there is no such provider or choice, or the number of threads is negative.
     """
 
     provider: Provider = "cpu"
@@ -61,6 +65,11 @@ class Setting:
     algo_search: AlgoSearch = "EXHAUSTIVE"
     tf32: bool = True
     libraries: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_choice("provider", self.provider, Provider)
+        check_choice("algo-search", self.algo_search, AlgoSearch)
+        check_least("threads", self.threads, 0)
 
     @property
     def resolved(self) -> Setting:
@@ -76,6 +85,11 @@ class Setting:
 def runtime_version() -> str:
     """Version of onnxruntime."""
     return str(ort.__version__)
+
+
+def available_providers() -> tuple[str, ...]:
+    """Execution providers that this onnxruntime was built with, by its own names."""
+    return tuple(ort.get_available_providers())
 
 
 def session_options(setting: Setting) -> ort.SessionOptions:

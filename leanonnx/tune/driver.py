@@ -117,7 +117,7 @@ def finetune(
         with clock.stage("load"):
             model = load(source, checked_libraries(options.libraries))
             base = load(teacher, checked_libraries(options.libraries)) if teacher else None
-        check_apart(model, target)
+        check_apart(model.files, target)
         pupil = _pupil(model, data, options, clock)
         trip = _round_trip(pupil, model, clock)
         lesson, student, notes = _lesson(pupil, base, options, world, clock)

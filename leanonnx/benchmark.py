@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx
 
+from leanonnx.checks import check_least
 from leanonnx.clock import quiet
 from leanonnx.errors import ModelError, OptionError
 from leanonnx.model import Model, load
@@ -21,6 +22,7 @@ from leanonnx.runtime.timing import SECONDS, Comparison, Timing
 
 Sizes = dict[str, tuple[int, ...]]
 Dims = list[int | None]
+LONGEST = 3600
 BUSY = 0.05
 """Noise floor from which on the machine is called busy."""
 SPREAD = 1.5
@@ -39,6 +41,9 @@ class Request:
         libraries: of custom operators.
         seconds: of each comparison.
         seed: of the inputs and of the interval.
+
+    Raises:
+        OptionError: a number is out of its range, or the provider knows no such option.
     """
 
     shapes: Shapes = field(default_factory=dict)
@@ -48,6 +53,16 @@ class Request:
     libraries: tuple[Path, ...] = ()
     seconds: float = SECONDS
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.seconds <= LONGEST:
+            raise OptionError(f"--seconds {self.seconds:g}: expected more than 0 and at most {LONGEST}")
+        if self.setting.provider == "cpu" and self.setting.cuda_graph:
+            raise OptionError("--cuda-graph: the CPU has no CUDA graphs; add --provider cuda, or leave it out")
+        check_least("seed", self.seed, 0)
+        for name, values, least in (("batch", self.batches, 1), ("threads", self.threads, 0)):
+            for value in values:
+                check_least(name, value, least)
 
 
 @dataclass(frozen=True)
@@ -147,7 +162,7 @@ def check_same_inputs(model: Model, rival: Model) -> None:
     if len(mine) != len(others) or any(a[:2] != b[:2] or not _agree(a[2], b[2]) for a, b in pairs):
         raise OptionError(
             f"{rival.path} takes {_listed(rival)}, but {model.path} takes {_listed(model)}; "
-            "bench compares models that take the same inputs"
+            "give models that take the same inputs"
         )
 
 

@@ -1,0 +1,38 @@
+"""Checks of what a user asks for; options go by their names on the command line."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any, get_args
+
+from leanonnx.errors import OptionError
+
+
+def check_fraction(name: str, value: float) -> None:
+    """A fraction is above 0 and at most 1.
+
+    Raises:
+        OptionError: out of range.
+    """
+    if not 0 < value <= 1:
+        raise OptionError(f"--{name} {value:g}: expected a fraction above 0 and at most 1, for example --{name} 0.25")
+
+
+def check_choice(name: str, value: str, kinds: Any) -> None:
+    """A choice is one of those that a ``Literal`` lists.
+
+    Raises:
+        OptionError: it is none of them.
+    """
+    if value not in get_args(kinds):
+        raise OptionError(f"--{name} {value}: expected one of {', '.join(get_args(kinds))}")
+
+
+def check_least(name: str, value: int, least: int) -> None:
+    """A number is whole and not too small.
+
+    Raises:
+        OptionError: it is neither.
+    """
+    if not isinstance(value, Integral) or value < least:
+        raise OptionError(f"--{name} {value}: expected a whole number of at least {least}")

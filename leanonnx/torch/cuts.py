@@ -1,0 +1,85 @@
+"""What a plan cuts out of each tensor, as the nodes of the model read it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from numpy.typing import NDArray
+
+from leanonnx.analysis import ChannelDag
+from leanonnx.errors import PlanError
+from leanonnx.labels import Mask
+from leanonnx.patch import constant_of, kept_indices
+from leanonnx.plan import Plan
+
+Array = NDArray[Any]
+Kept = tuple[int, ...]
+"""Indices that survive on an axis."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A constant by the name under which it is read, and what survives on each of its axes.
+
+    ``value`` and ``node``, which reads it, are None where only the plan is known; ``apart`` says that there are readers
+    that need another slice of it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kept: tuple[Kept, ...]
+    value: Array | None = None
+    node: int | None = None
+    apart: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Nothing is cut out."""
+        return self.shape == tuple(map(len, self.kept))
+
+    @property
+    def uniform(self) -> bool:
+        """All its numbers are the same: nothing that was learnt."""
+        return self.value is not None and bool(self.value.size and (self.value == self.value.flat[0]).all())
+
+
+def planned_cuts(plan: Plan) -> list[Cut]:
+    """The cuts that a plan tells by itself: constants have the names of what holds them.
+
+    Raises:
+        PlanError: an entry is broken.
+    """
+    found = []
+    for name, entry in plan.tensors.items():
+        try:
+            shape = tuple(entry["before"])
+            cut = Cut(name, shape, _filled(entry["kept"], shape), apart="others" in entry)
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"{plan.origin}: the entry of '{name}' is broken ({error})") from error
+        if any(not 0 <= k < size for size, kept in zip(cut.shape, cut.kept, strict=True) for k in kept):
+            raise PlanError(f"{plan.origin}: the entry of '{name}' is broken (an index out of range)")
+        found.append(cut)
+    return found
+
+
+def read_cuts(dag: ChannelDag, alive: Mask) -> list[Cut]:
+    """The cuts of a keep set, one for each place where a node reads a constant, in the order of the nodes."""
+    nodes, origins = dag.model.proto.graph.node, dag.model.origins
+    places = {(use.node, use.slot): use for use in sorted(dag.uses, key=lambda use: (use.node, use.slot))}
+    renamed = [node.output[0] in origins for node in nodes]
+    readers = Counter(name for node, same in zip(nodes, renamed, strict=True) if not same for name in node.input)
+    sliced = Counter(nodes[node].input[slot] for node, slot in places)
+    found = []
+    for (node, slot), use in places.items():
+        name, value = nodes[node].input[slot], constant_of(dag, use)
+        cut = Cut(name, value.shape, _filled(kept_indices(use, value.shape, alive), value.shape), value, node)
+        found.append(replace(cut, apart=not cut.whole and sliced[name] < readers[name]))
+    return found
+
+
+def _filled(kept: Sequence[Any], shape: tuple[int, ...]) -> tuple[Kept, ...]:
+    pairs = zip(kept, shape, strict=True)
+    return tuple(tuple(range(size)) if index is None else tuple(map(int, index)) for index, size in pairs)

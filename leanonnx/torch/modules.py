@@ -1,0 +1,122 @@
+"""What torch's modules with channels are made of: which axes of their tensors go together, and their attributes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from leanonnx.errors import PlanError
+from leanonnx.torch.cuts import Kept
+
+Axis = tuple[str, int]
+"""A tensor of a module by its name, and one of its axes."""
+Known = Mapping[Axis, Kept]
+"""What survives on the axes of a module's tensors."""
+Attributes = dict[str, Any]
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+NORMS = (*BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+CHANNELS = (("weight", 0), ("bias", 0), ("running_mean", 0), ("running_var", 0))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A type of modules.
+
+    ``joined``: axes that lose the same; ``inferred``: what survives on further axes; ``attributes``: their new values.
+    Axes that nothing is known of are whole.
+    """
+
+    joined: tuple[tuple[Axis, ...], ...]
+    attributes: Callable[[Any, Known], Attributes]
+    inferred: Callable[[Any, Known], Known] = lambda module, known: {}
+
+
+def kind_of(module: nn.Module) -> Kind | None:
+    """The kind of a module; None for those of other types."""
+    return next((kind for types, kind in KINDS if isinstance(module, types)), None)
+
+
+def own_class(module: nn.Module) -> bool:
+    """Whether a module is of the user's making, not one of torch's."""
+    return not type(module).__module__.startswith("torch.")
+
+
+def living_groups(kept: Kept, size: int, groups: int) -> list[int]:
+    """Groups of an axis of ``size`` channels that live.
+
+    Raises:
+        PlanError: they keep different numbers of channels.
+    """
+    counts = Counter(place // (size // groups) for place in kept)
+    if len(set(counts.values())) != 1:
+        raise PlanError(f"its {groups} groups keep different numbers of channels")
+    return sorted(counts)
+
+
+def _conv(module: Any, known: Known) -> Attributes:
+    rows, columns = (known.get(("weight", axis), tuple(range(module.weight.shape[axis]))) for axis in (0, 1))
+    groups = len(living_groups(rows, module.weight.shape[0], module.groups))
+    first, second = ("in_channels", "out_channels") if module.transposed else ("out_channels", "in_channels")
+    return {first: len(rows), second: len(columns) * groups, "groups": groups}
+
+
+def _transposed_bias(module: Any, known: Known) -> Known:
+    """The outputs of a transposed convolution, group after group."""
+    rows, columns = (known.get(("weight", axis), tuple(range(module.weight.shape[axis]))) for axis in (0, 1))
+    groups = living_groups(rows, module.weight.shape[0], module.groups)
+    width = module.weight.shape[1]
+    return {("bias", 0): tuple(group * width + column for group in groups for column in columns)}
+
+
+def _linear(module: nn.Linear, known: Known) -> Attributes:
+    return _sizes(known, out_features=("weight", 0), in_features=("weight", 1))
+
+
+def _embedding(module: nn.Embedding, known: Known) -> Attributes:
+    return _sizes(known, num_embeddings=("weight", 0), embedding_dim=("weight", 1))
+
+
+def _prelu(module: nn.PReLU, known: Known) -> Attributes:
+    return _sizes(known, num_parameters=("weight", 0))
+
+
+def _norm(module: nn.Module, known: Known) -> Attributes:
+    return _sizes(known, num_features=("weight", 0))
+
+
+def _group_norm(module: nn.GroupNorm, known: Known) -> Attributes:
+    kept = known.get(("weight", 0), tuple(range(module.num_channels)))
+    groups = living_groups(kept, module.num_channels, module.num_groups)
+    return {"num_channels": len(kept), "num_groups": len(groups)}
+
+
+def _layer_norm(module: nn.LayerNorm, known: Known) -> Attributes:
+    sizes = enumerate(module.normalized_shape)
+    return {"normalized_shape": tuple(len(known.get(("weight", axis), range(size))) for axis, size in sizes)}
+
+
+def _sizes(known: Known, **axes: Axis) -> Attributes:
+    return {name: len(known[axis]) for name, axis in axes.items() if axis in known}
+
+
+def _each(*names: str, axes: int = 4) -> tuple[tuple[Axis, ...], ...]:
+    """For each of so many axes: it is the same of all tensors."""
+    return tuple(tuple((name, axis) for name in names) for axis in range(axes))
+
+
+KINDS: tuple[tuple[Any, Kind], ...] = (
+    (TRANSPOSED, Kind(_each("weight", axes=2), _conv, _transposed_bias)),
+    (CONVOLUTIONS, Kind(((("weight", 0), ("bias", 0)), (("weight", 1),)), _conv)),
+    (nn.Linear, Kind(((("weight", 0), ("bias", 0)), (("weight", 1),)), _linear)),
+    (NORMS, Kind((CHANNELS,), _norm)),
+    (nn.GroupNorm, Kind(_each("weight", "bias", axes=1), _group_norm)),
+    ((nn.LayerNorm, nn.RMSNorm), Kind(_each("weight", "bias"), _layer_norm)),
+    (nn.PReLU, Kind(_each("weight", axes=1), _prelu)),
+    ((nn.Embedding, nn.EmbeddingBag), Kind(_each("weight", axes=2), _embedding)),
+)
