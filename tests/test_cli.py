@@ -395,7 +395,7 @@ COMPLETIONS = [
 ]
 
 
-@pytest.mark.parametrize(("words", "found"), COMPLETIONS, ids=lambda value: " ".join(value))
+@pytest.mark.parametrize(("words", "found"), COMPLETIONS, ids=[" ".join(words) for words, _ in COMPLETIONS])
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(shell: str, words: tuple[str, ...], found: set[str]) -> None:
     """What the shells ask the command, by the protocol that ``--install-completion`` installs, and what it answers."""
