@@ -21,8 +21,7 @@ from leanonnx import benchmark, verdicts
 from leanonnx.analysis import analyse
 from leanonnx.clock import Clock, Progress, quiet
 from leanonnx.cost import cost_model, stored
-from leanonnx.data import Data, ImageFormat, open_data
-from leanonnx.datafiles import File, Made, slot_of
+from leanonnx.data import Data, ImageFormat, made_data, open_data
 from leanonnx.deviation import Fidelity, compare, stand_in
 from leanonnx.errors import ModelError, OptionError, ProviderMissing
 from leanonnx.formats import Kinds, fed_in_float32
@@ -225,19 +224,11 @@ def _paired(base: Model, new: Model, request: Request) -> _Pair:
 
 def drawn(model: Model, sizes: benchmark.Sizes, seed: int) -> dict[str, Data]:
     """Random samples, each a whole run, by the kind of their numbers; those of ``proof.inputs_for`` are the first."""
-    slots = tuple(replace(slot_of(value, sizes), whole=True) for value in model.inputs)
-
-    def rows(name: str, kind: str) -> Made:
-        def row(k: int) -> Array:
-            return random_feed(model, sizes, seed + KINDS.index(kind) + k, kind)[name]
-
-        return Made((DRAWS, *sizes[name]), row)
-
-    files = {kind: {slot.name: rows(slot.name, kind) for slot in slots} for kind in KINDS}
-    return {
-        f"random {kind} inputs": Data(slots, (File(f"random {kind} inputs", arrays),), None, 1)
-        for kind, arrays in files.items()
-    }
+    found = {}
+    for first, kind in enumerate(KINDS, seed):
+        feeds = [random_feed(model, sizes, first + k, kind) for k in range(DRAWS)]
+        found[f"random {kind} inputs"] = made_data(f"random {kind} inputs", model, sizes, feeds)
+    return found
 
 
 def _values(pair: _Pair, limits: Mapping[str, Limit]) -> tuple[list[Verdict], Mapping[str, Fidelity]]:

@@ -15,14 +15,14 @@ Arrays in memory by their names are taken as those of an .npz file.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from leanonnx.datafiles import IN_MEMORY, File, Sample, Slot, folder_file, held_file, listed, npz_file, slot_of
+from leanonnx.datafiles import IN_MEMORY, File, Made, Sample, Slot, folder_file, held_file, listed, npz_file, slot_of
 from leanonnx.errors import DataError
 from leanonnx.images import ImageFormat as ImageFormat
 from leanonnx.model import Model
@@ -194,6 +194,16 @@ def open_data(
     if images != PLAIN:
         raise DataError(f"{title}: no images; leave out --mean, --std, --scale, --layout and --size")
     return _data(title, slots, files)
+
+
+def made_data(name: str, model: Model, sizes: Mapping[str, tuple[int, ...]], feeds: Sequence[Feed]) -> Data:
+    """Data that no file holds: inputs of whole runs, each of which is a sample, all of one size for each input."""
+    slots = tuple(replace(slot_of(value, sizes), whole=True) for value in model.inputs)
+
+    def rows(slot: Slot) -> Made:
+        return Made((len(feeds), *sizes[slot.name]), lambda k: feeds[k][slot.name])
+
+    return Data(slots, (File(name, {slot.name: rows(slot) for slot in slots}),), None, 1)
 
 
 def _data(title: str, slots: list[Slot], files: list[File]) -> Data:

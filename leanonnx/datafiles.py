@@ -127,6 +127,12 @@ def listed(path: Path) -> tuple[list[Path], tuple[str, ...]]:
     return archives, names
 
 
+def sample_files(path: Path) -> list[Path]:
+    """The files that data at a path consist of."""
+    archives, names = listed(path)
+    return archives or [path / name for name in names]
+
+
 def slot_of(value: onnx.ValueInfoProto, shapes: Shapes) -> Slot:
     """What a graph input declares; where it declares no axes, those observed."""
     kind = value.type.tensor_type

@@ -19,13 +19,23 @@ Every other exception is a bug in leanonnx (exit 3).
 
 from __future__ import annotations
 
+NO = 1
+USER_ERROR = 2
+BUG = 3
+NO_MEMORY = "not enough memory for this model; use a machine with more"
+"""What is said of a MemoryError, which is a user error too."""
+
 
 class LeanOnnxError(Exception):
-    """Base of all errors that leanonnx raises on purpose."""
+    """Base of all errors that leanonnx raises on purpose; ``code`` is the exit code that it stands for."""
+
+    code = BUG
 
 
 class UserError(LeanOnnxError):
     """The request cannot be carried out as it stands; the message names one fix."""
+
+    code = USER_ERROR
 
 
 class ModelError(UserError):
@@ -54,6 +64,8 @@ class OutputError(UserError):
 
 class Refusal(LeanOnnxError):
     """leanonnx ran to the end, and the answer is no."""
+
+    code = NO
 
 
 class ProofFailed(Refusal):

@@ -26,6 +26,7 @@ from onnx.inliner import inline_local_functions
 
 from leanonnx.errors import ModelError
 from leanonnx.formats import graphs
+from leanonnx.storage import digest
 
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.CRITICAL  # it would log to stdout
 RANDOM_OPS = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
@@ -216,7 +217,7 @@ def load(path: Path, libraries: tuple[Path, ...] = (), freeze: bool = False) -> 
     check(path)
     if external:
         _read_external(proto, path)
-    digests = [_digest(file) for file in (path, *external)]
+    digests = [digest(file) for file in (path, *external)]
     identity = digests[0] if not external else hashlib.sha256(b"".join(digests)).digest()
     if proto.functions:
         proto = _inlined(proto, path)
@@ -393,8 +394,3 @@ def check(path: Path) -> None:
 def first_line(error: BaseException) -> str:
     """The first 300 characters of an error message, on one line."""
     return " ".join(str(error).split())[:300]
-
-
-def _digest(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()

@@ -20,6 +20,8 @@ from leanonnx.limits import held_back
 from leanonnx.pipeline import Result
 from leanonnx.recovery.draft import Recovery
 from leanonnx.remarks import remarks
+from leanonnx.runtime.providers import Setting
+from leanonnx.runtime.timing import Comparison
 
 SCHEMA = 1
 MEANING = {
@@ -48,7 +50,7 @@ def summary(result: Result) -> Row:
         },
         "pins": pins(dag, result.alive),
         "layers": layers(dag, result.alive),
-        "latency": latency(result),
+        "latency": latency(result.latency, result.setting),
         "recovery": recovery(result.recovery),
         "blind": result.unseen and result.unseen.row(),
         "tidied": dict(result.tidied),
@@ -60,9 +62,8 @@ def summary(result: Result) -> Row:
     }
 
 
-def latency(result: Result) -> Row | None:
+def latency(found: Comparison | None, setting: Setting) -> Row | None:
     """Measured time of one run before and after; None if it was not measured."""
-    found, setting = result.latency, result.setting
     if found is None:
         return None
     layouts = [side.layouts and asdict(side.layouts) for side in (found.before, found.after)]
@@ -74,6 +75,7 @@ def latency(result: Result) -> Row | None:
         "speedup": round(found.speedup, 4),
         "interval": [round(end, 4) for end in found.interval],
         "rounds": found.rounds,
+        "verdict": found.words,
         "convolutions": {"before": layouts[0], "after": layouts[1]},
     }
 

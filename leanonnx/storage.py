@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 from typing import BinaryIO
@@ -64,6 +65,12 @@ def _moved_out(tensor: onnx.TensorProto, file: BinaryIO, location: str) -> onnx.
         result.external_data.add(key=key, value=value)
     file.write(data)
     return result
+
+
+def digest(file: Path) -> bytes:
+    """SHA-256 of what a file holds."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def copy_fields(source: object, target: object, leave: set[str]) -> None:

@@ -13,8 +13,8 @@ import leanonnx
 ROOT = Path(leanonnx.__file__).parent
 LAYERS = [
     {"version", "remarks", "errors", "labels", "norms", "chains", "storage", "formats", "memory", "clock", "nodes"}
-    | {"cores", "intervals", "page.texts"},
-    {"checks", "model", "outputs", "rules.advice", "targets", "gates", "npz", "scores"},
+    | {"cores", "intervals", "processes", "page.texts", "sweeping.knee"},
+    {"checks", "model", "outputs", "rules.advice", "targets", "gates", "npz", "scores", "sweeping.journal"},
     {"images", "sources"},
     {"rules.call", "runtime.sessions", "noops"},
     {"rules.joins", "rules.weights", "rules.assembly", "rules.check", "merge", "datafiles", "revisions"},
@@ -38,11 +38,11 @@ LAYERS = [
     {"workshop"},
     {"pipeline"},
     {"report", "benchmark"},
-    {"bench_report", "calibrate", "verdicts", "results"}
+    {"bench_report", "calibrate", "verdicts", "results", "sweeping.making", "sweeping.report"}
     | {"page.headline", "page.network", "page.kernels", "page.chains", "page.times", "page.deviation", "page.pins"}
     | {"page.samples"},
-    {"page.page", "calibration_report", "check"},
-    {"check_report", "api"},
+    {"page.page", "calibration_report", "check", "sweeping.cluster", "sweeping.request", "sweeping.plot"},
+    {"check_report", "api", "sweeping.driver"},
     {"tune.call", "tune.weights"},
     {"tune.linear", "tune.pointwise", "tune.normalization", "tune.indexing", "tune.reduction", "tune.resize"}
     | {"tune.recurrent", "tune.world", "tune.checkpoint", "tune.targets", "tune.loading"},
@@ -64,17 +64,20 @@ LAYERS = [
     {"torch.slicing"},
     {"torch"},
     {"cli.options", "cli.terminal"},
-    {"cli.bench", "cli.calibrate", "cli.check", "cli.compress", "cli.finetune", "cli.inspect"},
+    {"cli.bench", "cli.calibrate", "cli.check", "cli.compress", "cli.finetune", "cli.inspect", "cli.sweep"},
     {"cli.main", "cli.hook"},
 ]
 """A module may import those of the sets above its own, not of its own; a new module has to be put somewhere."""
 
-PACKAGES = {"", "cli", "page", "recovery", "rules", "runtime", "tune"}
+PACKAGES = {"", "cli", "page", "recovery", "rules", "runtime", "sweeping", "tune"}
 ONLY = {
     "onnxruntime": {"runtime.providers", "runtime.sessions"},
     "typer": {"cli.bench", "cli.calibrate", "cli.check", "cli.compress", "cli.finetune", "cli.inspect", "cli.main"}
-    | {"cli.options", "cli.terminal"},
-    "rich": {"bench_report", "calibration_report", "check_report", "report", "tune.report", "cli.terminal"},
+    | {"cli.options", "cli.sweep", "cli.terminal"},
+    "rich": {"bench_report", "calibration_report", "check_report", "report", "sweeping.report", "tune.report"}
+    | {"cli.terminal"},
+    "matplotlib": {"sweeping.plot"},
+    "distributed": {"sweeping.cluster"},
     "PIL": set(),
     "jinja2": {"page.page"},
     "torch": {name for layer in LAYERS for name in layer if name.startswith(("tune.", "torch"))}
@@ -101,7 +104,7 @@ NO_ONNX = {
     "images",
     "scores",
 }
-OPTIONAL = {"cli.finetune"}
+OPTIONAL = {"cli.finetune", "cli.sweep"}
 """Modules that import within a function, because what they import needs an optional extra."""
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 80

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from leanonnx import cores
+from leanonnx import cores, processes
 from leanonnx.errors import OptionError
 from leanonnx.intervals import Times, median_interval, noise, ratios, take_turns
 from leanonnx.runtime import fresh, timing
@@ -364,13 +364,13 @@ def test_what_cannot_be_run_is_told(wide: Path) -> None:
 
 
 def test_a_process_that_dies_is_told(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fresh, "CODE", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    monkeypatch.setattr(processes, "CODE", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(RunFailed, match="SIGKILL"):
         fresh.measured_alone(wide, FEED, ONE, SHORT)
-    monkeypatch.setattr(fresh, "CODE", "raise SystemExit('no such thing')")
+    monkeypatch.setattr(processes, "CODE", "raise SystemExit('no such thing')")
     with pytest.raises(RunFailed, match="exit code 1: no such thing"):
         fresh.measured_alone(wide, FEED, ONE, SHORT)
-    monkeypatch.setattr(fresh, "CODE", "import time; time.sleep(60)")
+    monkeypatch.setattr(processes, "CODE", "import time; time.sleep(60)")
     monkeypatch.setattr(fresh, "STARTING", 0.2)
     with pytest.raises(RunFailed, match="did not end"):
         fresh.measured_alone(wide, FEED, ONE, SHORT)

@@ -15,6 +15,7 @@ from leanonnx.cli.compress import compress
 from leanonnx.cli.finetune import finetune
 from leanonnx.cli.inspect import inspect
 from leanonnx.cli.options import AsJson
+from leanonnx.cli.sweep import sweep
 from leanonnx.cli.terminal import claim_stdout, clean_up_when_stopped, exit_codes, show_json, show_text
 from leanonnx.versions import versions, versions_text
 
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.command()(compress)
 app.command()(inspect)
+app.command()(sweep)
 app.command()(bench)
 app.command()(check)
 app.command()(calibrate_device)

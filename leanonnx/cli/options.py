@@ -9,6 +9,7 @@ from typing import Annotated, get_args
 import typer
 
 from leanonnx import images
+from leanonnx.checks import check_fraction
 from leanonnx.criteria import Method
 from leanonnx.errors import OptionError
 from leanonnx.images import ImageFormat
@@ -150,6 +151,21 @@ def numbers(name: str, texts: list[str]) -> tuple[int, ...]:
         return tuple(dict.fromkeys(int(part) for text in texts for part in text.split(",")))
     except ValueError as error:
         raise OptionError(f"--{name} {','.join(texts)}: expected whole numbers, for example --{name} 1,8") from error
+
+
+def fractions(name: str, text: str) -> tuple[float, ...]:
+    """``0.5,0.25`` → (0.5, 0.25), each once, the largest first.
+
+    Raises:
+        OptionError: not fractions above 0 and at most 1.
+    """
+    try:
+        found = {float(part) for part in text.split(",")}
+    except ValueError as error:
+        raise OptionError(f"--{name} {text}: expected fractions, for example --{name} 0.75,0.5,0.25") from error
+    for value in found:
+        check_fraction(name, value)
+    return tuple(sorted(found, reverse=True))
 
 
 def rules_from(path: Path | None) -> Rules:

@@ -24,12 +24,9 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from leanonnx.clock import Progress, quiet
-from leanonnx.errors import LeanOnnxError, OutputError, Refusal, UserError
+from leanonnx.errors import BUG, NO_MEMORY, USER_ERROR, LeanOnnxError, OutputError
 
 WIDTH = 140
-NO = 1
-USER_ERROR = 2
-BUG = 3
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
 TERMINATED = 143
@@ -120,10 +117,11 @@ def progress() -> Iterator[Progress]:
 
 
 @contextmanager
-def exit_codes() -> Iterator[TextIO]:
+def exit_codes(interrupted: str = "nothing was written") -> Iterator[TextIO]:
     """Turn exceptions into a message on stderr and the exit code of their kind.
 
-    Gives the stream for results; whatever else libraries print goes to stderr.
+    Gives the stream for results; whatever else libraries print goes to stderr.  ``interrupted`` says what a Ctrl-C
+    leaves behind.
     """
     results = sys.stdout
     try:
@@ -131,14 +129,12 @@ def exit_codes() -> Iterator[TextIO]:
             if not sys.warnoptions:
                 warnings.simplefilter("ignore")  # what libraries warn their callers of is none of the user's concern
             yield results
-    except Refusal as error:
-        _stop(f"leanonnx: {error}", NO, error)
-    except UserError as error:
-        _stop(f"leanonnx: {error}", USER_ERROR, error)
+    except LeanOnnxError as error:
+        _stop(f"leanonnx: {error}", error.code, error)
     except KeyboardInterrupt as error:
-        _stop("leanonnx: interrupted; nothing was written", INTERRUPTED, error)
+        _stop(f"leanonnx: interrupted; {interrupted}", INTERRUPTED, error)
     except MemoryError as error:
-        _stop("leanonnx: not enough memory for this model; use a machine with more", USER_ERROR, error)
+        _stop(f"leanonnx: {NO_MEMORY}", USER_ERROR, error)
     except (typer.Exit, typer.BadParameter):
         raise
     except Exception as error:

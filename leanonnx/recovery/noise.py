@@ -25,9 +25,9 @@ SCALES = (1, 2, 4, 8, 16, 32)
 TINY = 1e-30
 
 
-def smooth_inputs(model: Model, shapes: dict[str, tuple[int, ...]], seed: int) -> list[Feed]:
+def smooth_inputs(model: Model, shapes: dict[str, tuple[int, ...]], seed: int, draws: int = DRAWS) -> list[Feed]:
     """Random inputs; images are sums of squares of all sizes, alike in all their colours."""
-    feeds = [inputs_for(model, shapes, seed + draw)[0] for draw in range(DRAWS)]
+    feeds = [inputs_for(model, shapes, seed + draw)[0] for draw in range(draws)]
     rng = np.random.default_rng(seed)
     return [{name: _smooth(value, rng) for name, value in feed.items()} for feed in feeds]
 

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,20 +17,15 @@ from typing import Any, Literal
 import onnx
 from onnx import numpy_helper
 
+from leanonnx import processes
 from leanonnx.errors import ProviderMissing
 from leanonnx.runtime.profiling import Work, profiled
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import LONGEST_RUN, Feed, RunFailed
 from leanonnx.runtime.timing import PATIENCE, SECONDS, Comparison, Timing, compare, several
 
-CODE = """
-import json, sys
-sys.path[:] = json.loads(sys.argv[1])
-from pathlib import Path
-from leanonnx.runtime.fresh import answer
-answer(Path(sys.argv[2]))
-"""
-REQUEST, ANSWER, INPUT, SAID = "request.json", "answer.json", "input-{}.pb", "said.txt"
+ENTRY = "leanonnx.runtime.fresh:answer"
+REQUEST, ANSWER, INPUT = "request.json", "answer.json", "input-{}.pb"
 STARTING = 10 * LONGEST_RUN
 """Seconds that loading two models and running each for the first time may take."""
 
@@ -109,31 +101,15 @@ def _asked(
         (folder / REQUEST).write_text(json.dumps(request))
         for index, (key, array) in enumerate(pair for feed in feeds for pair in feed.items()):
             (folder / INPUT.format(index)).write_bytes(numpy_helper.from_array(array, key).SerializeToString())
-        said = _run_fresh(folder, STARTING + 2 * PATIENCE * seconds)
+        how = processes.run(ENTRY, folder, STARTING + 2 * PATIENCE * seconds)
         if not (folder / ANSWER).is_file():
-            raise RunFailed(f"the process that measures {said}")
+            raise RunFailed(f"the process that measures {how}")
         found: dict[str, Any] = json.loads((folder / ANSWER).read_text())
     if "missing" in found:
         raise ProviderMissing(found["missing"])
     if "failed" in found:
         raise RunFailed(found["failed"])
     return found
-
-
-def _run_fresh(folder: Path, limit: float) -> str:
-    """How the process ended."""
-    command = [sys.executable, "-P", "-c", CODE, json.dumps(sys.path), str(folder)]
-    with (folder / SAID).open("w") as said:
-        try:
-            done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, timeout=limit, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return f"did not end within {limit:.0f} seconds; give smaller inputs with --shape or --batch"
-    if done.returncode < 0:
-        return f"was killed by {signal.Signals(-done.returncode).name}; it may need more memory than there is"
-    lines = (folder / SAID).read_text(errors="replace").split("\n")
-    return f"ended with exit code {done.returncode}: {''.join([line for line in lines if line.strip()][-1:])}"
 
 
 def answer(folder: Path) -> None:

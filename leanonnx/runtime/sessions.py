@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -51,13 +52,25 @@ def _cap_memory() -> bool:
 
 
 CAPPED = _cap_memory()
+MOST_THREADS: ContextVar[int] = ContextVar("MOST_THREADS", default=0)
+"""Threads of sessions that do not say how many; 0: one for each core."""
+
+
+@contextmanager
+def limited(threads: int) -> Iterator[None]:
+    """Sessions that are opened in here take so many threads, unless they say how many; 0: one for each core."""
+    before = MOST_THREADS.set(threads)
+    try:
+        yield
+    finally:
+        MOST_THREADS.reset(before)
 
 
 def options(threads: int = 0, optimise: bool = True, libraries: Sequence[Path] = ()) -> ort.SessionOptions:
     """Session options: quiet, no spinning threads, a fixed number of threads where given, custom operators."""
     result = ort.SessionOptions()
     result.log_severity_level = QUIET
-    result.intra_op_num_threads = threads
+    result.intra_op_num_threads = threads or MOST_THREADS.get()
     result.enable_mem_pattern = False  # its planning takes time quadratic in the number of nodes
     result.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimise:

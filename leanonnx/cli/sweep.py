@@ -1,0 +1,177 @@
+"""``leanonnx sweep IN…``."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leanonnx.cli.options import (
+    Align,
+    AsJson,
+    Calib,
+    Hardware,
+    Ignored,
+    Layout,
+    Library,
+    Mean,
+    Pins,
+    Ranking,
+    Recovering,
+    RulesFile,
+    Scale,
+    Shape,
+    Size,
+    Std,
+    fractions,
+    image_format,
+    parse_shapes,
+    stored_targets,
+)
+from leanonnx.cli.terminal import exit_codes, progress, show, show_json
+from leanonnx.cores import available_cores
+from leanonnx.criteria import Chains
+from leanonnx.errors import OptionError
+from leanonnx.options import Options, alignment
+from leanonnx.runtime.providers import Provider, Setting
+from leanonnx.selection import LATENCY, Budget
+from leanonnx.sweeping import report
+from leanonnx.sweeping.driver import Draw
+from leanonnx.sweeping.driver import sweep as run
+from leanonnx.sweeping.making import Make, made_here
+from leanonnx.sweeping.request import Request
+
+Latency = Annotated[
+    str | None, typer.Option(metavar="F,…", help="Fractions of the measured time; searched one by one.")
+]
+Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the results; else named after the model.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Compressions at once; by default one for each physical core.")]
+DaskAddress = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="Compress on this Dask cluster: tcp://host:8786.")
+]
+KEPT = "what is finished is kept: run the same command again to go on"
+
+
+def sweep(
+    sources: Annotated[list[Path], typer.Argument(metavar="IN…", help="The models.")],
+    keep: Annotated[str | None, typer.Option(metavar="F,…", help="Fractions of the kernels: 0.75,0.5,0.25.")] = None,
+    macs: Annotated[str | None, typer.Option(metavar="F,…", help="Fractions of the multiply-adds.")] = None,
+    params: Annotated[str | None, typer.Option(metavar="F,…", help="Fractions of the parameters.")] = None,
+    latency: Latency = None,
+    out: Out = None,
+    save_models: Annotated[bool, typer.Option("--save-models", help="Keep the model of each point.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Start anew, whatever the folder holds.")] = False,
+    jobs: Jobs = None,
+    dask: DaskAddress = None,
+    method: Ranking = "auto",
+    chains: Annotated[Chains, typer.Option(help="Which chains lean extracts.")] = "cover",
+    shape: Shape = None,
+    pin: Pins = None,
+    ignore: Ignored = None,
+    calib: Calib = None,
+    mean: Mean = "0",
+    std: Std = "1",
+    scale: Scale = 255,
+    layout: Layout = "auto",
+    size: Size = None,
+    recover: Recovering = None,
+    align: Align = "auto",
+    hardware: Hardware = "auto",
+    provider: Annotated[Provider, typer.Option(help="Where the models are to run, and are measured.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=0, help="Threads to measure with; 0 is all physical cores.")] = 0,
+    rules: RulesFile = None,
+    library: Library = None,
+    freeze: Annotated[
+        bool, typer.Option("--freeze", help="Make weights that are listed as graph inputs constants.")
+    ] = False,
+    best_effort: Annotated[
+        bool,
+        typer.Option("--best-effort", help="Take the nearest that can be had where a fraction is out of reach."),
+    ] = False,
+    no_measure: Annotated[bool, typer.Option("--no-measure", help="Do not measure latency.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of random inputs and of --method random.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Compress models to several fractions: the trade-off curve, as a table, CSV, JSON and a picture with its knee.
+
+    Exactly one of --keep, --macs, --params or --latency lists the fractions. Stopped, it goes on where it was when the
+    same command is run again. Latency is measured on this machine, one point at a time, after all are made. Exit codes:
+    0 all points written, 1 some could not be reached, 2 wrong file or option, 3 a bug.
+    """
+    with exit_codes(KEPT) as results:
+        unit, asked = _budgets({"keep": keep, "macs": macs, "params": params, LATENCY: latency})
+        options = Options(
+            budget=Budget(unit, 1.0),
+            method=method,
+            chains=chains,
+            shapes=parse_shapes(shape or []),
+            pin=tuple(pin or ()),
+            ignore=tuple(ignore or ()),
+            libraries=tuple(library or ()),
+            best_effort=best_effort,
+            align=alignment(align),
+            target=hardware,
+            targets=stored_targets(),
+            setting=Setting(provider, threads),
+            measure=not no_measure,
+            seed=seed,
+            freeze=freeze,
+            calib=calib,
+            images=image_format(mean, std, scale, layout, size),
+            recover=recover,
+        )
+        request = Request(tuple(sources), asked, options, out or _folder(sources), rules, save_models, restart)
+        make = _maker(unit, jobs, dask, len(sources) * len(asked))
+        with progress() as listener:
+            row = run(request, make, _drawing(), listener)
+        show_json(row, results) if as_json else show(report.tables(row), results)
+        if report.exit_code(row):
+            raise typer.Exit(report.exit_code(row))
+
+
+def _budgets(given: dict[str, str | None]) -> tuple[str, tuple[float, ...]]:
+    """The unit of the budget, and its fractions."""
+    asked = {name: text for name, text in given.items() if text is not None}
+    if len(asked) != 1:
+        raise OptionError("give exactly one of --keep, --macs, --params or --latency, for example --keep 0.75,0.5,0.25")
+    name, text = next(iter(asked.items()))
+    return "kernels" if name == "keep" else name, fractions(name, text)
+
+
+def _folder(sources: list[Path]) -> Path:
+    """Where results go by default: a folder named after the model, or after the first of several."""
+    more = f"-and-{len(sources) - 1}-more" if len(sources) > 1 else ""
+    return Path(f"{sources[0].stem}{more}-sweep")
+
+
+def _maker(unit: str, jobs: int | None, dask: str | None, points: int) -> Make:
+    """What makes the candidates: a Dask cluster, or processes that share the cores of this machine."""
+    if unit == LATENCY:
+        if dask or (jobs or 1) > 1:
+            raise OptionError(
+                "--latency measures as it searches, one point at a time on this machine; leave out --dask and --jobs"
+            )
+        return made_here
+    if dask is None:
+        cores = available_cores()
+        jobs = jobs or min(cores, points)
+        return partial(made_here, jobs=jobs, threads=max(1, cores // jobs))
+    if jobs:
+        raise OptionError("--dask: the cluster says how much runs at once; leave out --jobs")
+    if find_spec("distributed") is None:
+        raise OptionError("--dask needs Dask; install it with pip install 'leanonnx[dask]'")
+    from leanonnx.sweeping.cluster import made_on
+
+    return partial(made_on, address=dask)
+
+
+def _drawing() -> Draw | None:
+    """What draws the curves, where matplotlib is installed."""
+    if find_spec("matplotlib") is None:
+        return None
+    from leanonnx.sweeping.plot import draw
+
+    return draw

@@ -1,0 +1,75 @@
+"""Python processes of leanonnx's own: each shares a folder with the process that started it, and ends with it.
+
+A process that is started holds the reading end of a pipe; whatever ends the one that started it, even SIGKILL, closes
+the other end, and that ends the process at once.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+CODE = """
+import json, os, sys, threading
+
+def follow():
+    os.read(0, 1)
+    os._exit(1)
+
+threading.Thread(target=follow, daemon=True).start()
+path, entry, folder, threads = sys.argv[1:]
+sys.path[:] = json.loads(path)
+if threads != "0":
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+    os.environ.update(dict.fromkeys(names, threads))
+
+from importlib import import_module
+from pathlib import Path
+
+module, _, name = entry.partition(":")
+getattr(import_module(module), name)(Path(folder))
+"""
+SAID = "said.txt"
+"""What a process writes to stdout and stderr, in its folder."""
+Process = subprocess.Popen[bytes]
+
+
+def start(entry: str, folder: Path, threads: int = 0) -> Process:
+    """A fresh Python process that calls ``entry``, "module:function", with a folder.
+
+    Its linear algebra uses at most so many threads; 0 leaves that as it is.
+    """
+    command = [sys.executable, "-P", "-c", CODE, json.dumps(sys.path), entry, str(folder), str(threads)]
+    with (folder / SAID).open("w") as said:
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said)
+
+
+def run(entry: str, folder: Path, limit: float | None = None, threads: int = 0) -> str:
+    """Start such a process and wait for its end, at most so many seconds; how it ended."""
+    process = start(entry, folder, threads)
+    try:
+        process.wait(limit)
+    except subprocess.TimeoutExpired:
+        return f"did not end within {limit:.0f} seconds; give smaller inputs with --shape or --batch"
+    finally:
+        stop(process)
+    return ending(process, folder)
+
+
+def stop(process: Process) -> None:
+    """End a process, if it has not ended, and let go of it."""
+    process.kill()
+    process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+def ending(process: Process, folder: Path) -> str:
+    """How a process has ended, in words."""
+    if process.returncode < 0:
+        return f"was killed by {signal.Signals(-process.returncode).name}; it may need more memory than there is"
+    lines = (folder / SAID).read_text(errors="replace").split("\n")
+    return f"ended with exit code {process.returncode}: {''.join([line for line in lines if line.strip()][-1:])}"

@@ -1,0 +1,334 @@
+"""What is told of a sweep: the knee, the lines of CSV and JSON, the table and the picture.  No model is compressed."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+import json
+import math
+from itertools import combinations
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from leanonnx.sweeping import report
+from leanonnx.sweeping.knee import knee
+
+Row = dict[str, Any]
+
+# The knee
+
+
+def test_knee_of_a_bent_curve() -> None:
+    """Two straight lines that meet at one point."""
+    assert knee([0.8, 0.6, 0.4, 0.3, 0.2], [0.02, 0.04, 0.06, 0.5, 0.9]) == 2
+
+
+def test_knee_is_where_the_curve_is_highest_above_the_diagonal() -> None:
+    """Cost = gain³ on [0, 1]: gain - cost is greatest at gain = √(1/3)."""
+    left = np.linspace(0.99, 0, 100)
+    found = knee(list(left), list((1 - left) ** 3))
+    assert found is not None
+    assert 1 - left[found] == pytest.approx(math.sqrt(1 / 3), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("left", "deviation"),
+    [
+        ([0.5, 0.1], [0.01, 0.9]),
+        ([], []),
+        ([0.8, 0.6, 0.4, 0.2], [0.1, 0.2, 0.3, 0.4]),
+        ([0.8, 0.6, 0.4, 0.2], [0.3, 0.4, 0.45, 0.46]),
+        ([0.8, 0.6, 0.4, 0.2], [0.12, 0.18, 0.31, 0.4]),
+        ([1.0, 1.0, 1.0], [0.0, 0.0, 0.0]),
+        ([0.5, 0.5, 0.5], [0.1, 0.1, 0.1]),
+        ([1.4, 1.2, 1.1], [0.1, 0.2, 0.3]),
+    ],
+    ids=["two", "none", "straight", "bent the other way", "nearly straight", "still", "one place", "slower"],
+)
+def test_no_knee(left: list[float], deviation: list[float]) -> None:
+    assert knee(left, deviation) is None
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.01, 1), st.floats(0, 10)), min_size=3, max_size=9),
+    st.floats(0.1, 10),
+    st.randoms(use_true_random=False),
+)
+def test_knee_knows_no_units_and_no_order(points: list[tuple[float, float]], factor: float, random: Any) -> None:
+    """Deviations in other units, and points in another order, give the same knee."""
+    left, deviation = [a for a, _ in points], [b for _, b in points]
+    found = knee(left, deviation)
+    order = list(range(len(points)))
+    random.shuffle(order)
+    again = knee([left[k] for k in order], [deviation[k] for k in order])
+    if len(set(left)) == len(left):
+        assert (None if again is None else order[again]) == found
+    scaled = knee(left, [factor * value for value in deviation])
+    assert scaled is None or found is None or left[scaled] == pytest.approx(left[found], abs=1e-6)
+
+
+# JSON, CSV and tables
+
+
+def made(asked: float, relative: float | None, speedup: float | None = None, **changes: Any) -> Row:
+    """A point as the journal has it."""
+    size = {"before": 1000, "after": round(1000 * asked), "fraction": asked}
+    time = speedup and {
+        "before_ms": 2.0,
+        "after_ms": 2.0 / speedup,
+        "speedup": speedup,
+        "interval": [speedup * 0.9, speedup * 1.1],
+        "verdict": "faster" if speedup > 1.15 else "no significant difference",
+    }
+    told = {"relative_l2": relative, "psnr": None, "top1": None if relative is None else 1 - relative / 2, "top5": None}
+    return {
+        "code": 0,
+        "message": "",
+        "seconds": 1.5,
+        "made": [0.0, 1.0],
+        "measured": [2.0, 3.0],
+        "file": None,
+        **dict.fromkeys(("kernels", "macs", "params", "bytes"), size),
+        "proof": {"status": "passed", "max_relative_error": 1e-6},
+        "latency": time or None,
+        "deviation": {"on": "held-out samples", "samples": 20, "outputs": {"y": told}, "metric": None},
+        "model": "m",
+        "done": True,
+        "asked": asked,
+        **changes,
+    }
+
+
+BENT = [(0.9, 0.02, 1.1), (0.6, 0.04, 1.6), (0.3, 0.08, 3.0), (0.2, 0.5, 4.0), (0.1, 0.9, 5.0)]
+REFUSED: Row = {"code": 1, "message": "0.01 of the kernels was asked for, but …", "seconds": 0.4}
+
+
+def swept(rows: list[Row], unit: str = "kernels", measured: bool = True, models: int = 1) -> Row:
+    """The report of a sweep."""
+    points = [report.point(row["asked"], row) for row in rows]
+    curves = [report.curve(f"m{k}.onnx", f"m{k}", "0", unit, points) for k in range(models)]
+    about = {"threads": 1, "provider": "cpu", "processor": "P"}
+    return report.summary(unit, measured, curves, about)
+
+
+def printed(row: Row) -> str:
+    console = Console(width=140, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(report.tables(row))
+    return capture.get()
+
+
+def lines(row: Row) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(report.as_csv(row))))
+
+
+def test_knee_is_marked_everywhere() -> None:
+    row = swept([made(*point) for point in BENT])
+    assert row["models"][0]["knee"] == {"asked": 0.3, "axis": "latency", "sure": 1.0, "reason": None}
+    assert [point["asked"] for point in row["models"][0]["points"] if point["knee"]] == [0.3]
+    assert [line["asked"] for line in lines(row) if line["knee"] == "1"] == ["0.3"]
+    text = printed(row)
+    assert [line.split()[0] for line in text.splitlines() if "◄ knee" in line] == ["0.3"]
+    assert "Knee at --keep 0.3: time left" in text
+
+
+def test_how_sure_a_knee_is() -> None:
+    """Times that may be anything within their intervals move it."""
+    rows = [made(*point) for point in BENT]
+    rows[2]["latency"]["interval"] = rows[3]["latency"]["interval"] = [1.0, 6.0]
+    row = swept(rows)
+    found = row["models"][0]["knee"]
+    assert found["asked"] == 0.3
+    assert 0.5 < found["sure"] < 1
+    assert f"it is there or at a neighbour in {found['sure']:.0%} of draws" in " ".join(printed(row).split())
+    assert [text.get_text() for text in picture(row).axes[0].get_legend().get_texts()][2].startswith("knee (in ")
+    for row in rows:
+        row["latency"]["interval"] = [0.0, math.inf]
+    found = swept(rows)["models"][0]["knee"]
+    assert found["asked"] is None
+    assert 0 < found["sure"] < 0.5
+    assert found["reason"] == f"the times are too uncertain, it would be near 0.3 in {found['sure']:.0%} of draws"
+
+
+def test_no_knee_is_said_and_why() -> None:
+    few, straight = swept([made(*p) for p in BENT[:2]]), swept([made(a, 1 - a, 1 / a) for a in (0.8, 0.6, 0.4, 0.2)])
+    assert few["models"][0]["knee"]["reason"] == "fewer than 3 points"
+    assert "No knee: fewer than 3 points." in printed(few)
+    assert straight["models"][0]["knee"]["asked"] is None
+    assert "No knee: the curve has no bend that stands out." in printed(straight)
+
+
+def test_without_times_the_knee_is_that_of_the_size() -> None:
+    row = swept([made(asked, relative) for asked, relative, _ in BENT], measured=False)
+    assert row["models"][0]["knee"] == {"asked": 0.3, "axis": "kernels", "sure": 1.0, "reason": None}
+    assert "Latency was not measured." in printed(row)
+
+
+def test_points_that_were_not_reached_are_told() -> None:
+    row = swept([*(made(*p) for p in BENT), {**REFUSED, "asked": 0.01, "model": "m", "done": True}])
+    point = row["models"][0]["points"][-1]
+    assert (point["code"], point["message"], point["kernels"], point["latency"]) == (1, REFUSED["message"], None, None)
+    line = lines(row)[-1]
+    assert (line["code"], line["message"], line["speedup"], line["relative_l2"]) == ("1", REFUSED["message"], "", "")
+    assert f"--keep 0.01: {REFUSED['message']}" in printed(row)
+    assert "1 of 6 points could not be reached" in row["warnings"][1]
+    assert report.exit_code(row) == 1
+
+
+@pytest.mark.parametrize("codes", [(0, 0), (0, 1), (1, 2), (2, 3, 0)])
+def test_exit_code_is_the_gravest(codes: tuple[int, ...]) -> None:
+    rows = [
+        {**REFUSED, "code": code, "asked": 0.1 * (k + 1)} if code else made(0.5, 0.1) for k, code in enumerate(codes)
+    ]
+    assert report.exit_code(swept(rows)) == max(codes)
+
+
+def test_what_is_not_faster_is_said_first() -> None:
+    text = printed(swept([made(0.9, 0.02, 1.0), made(0.5, 0.04, 1.9), made(1.0, 0.0, 1.0)]))
+    assert text.startswith("Warning: 1 of 3 points are not faster than the original beyond noise")
+
+
+def test_random_inputs_are_no_accuracy() -> None:
+    point = made(0.5, 0.1)
+    point["deviation"]["on"] = "random inputs"
+    assert report.NOT_ACCURACY in swept([point])["warnings"]
+    assert report.NOT_ACCURACY not in swept([made(0.5, 0.1)])["warnings"]
+
+
+def test_lines_of_csv() -> None:
+    (line,) = lines(swept([made(0.5, 0.25, 2.0)]))
+    assert tuple(line) == report.COLUMNS
+    assert {
+        "model": "m0.onnx",
+        "asked": "0.5",
+        "code": "0",
+        "kernels": "500",
+        "bytes_fraction": "0.5",
+        "before_ms": "2.0",
+        "after_ms": "1.0",
+        "speedup": "2.0",
+        "speedup_low": "1.8",
+        "speedup_high": "2.2",
+        "verdict": "faster",
+        "relative_l2": "0.25",
+        "psnr": "",
+        "top1": "0.875",
+        "samples": "20",
+        "inputs": "held-out samples",
+        "proof": "passed",
+        "seconds": "1.5",
+    }.items() <= line.items()
+
+
+def test_means_over_outputs_and_infinite_deviations() -> None:
+    point = made(0.5, 0.2)
+    point["deviation"]["outputs"]["z"] = {"relative_l2": 0.4, "psnr": 30.0, "top1": None, "top5": None}
+    told = report.point(0.5, point)["deviation"]
+    assert (told["relative_l2"], told["psnr"], told["top1"]) == (pytest.approx(0.3), 30.0, 0.9)
+    point["deviation"]["outputs"]["z"]["relative_l2"] = None
+    row = swept([point, made(0.4, 0.1), made(0.3, 0.2)])
+    assert row["models"][0]["points"][0]["deviation"]["relative_l2"] is None
+    assert lines(row)[0]["relative_l2"] == "inf"
+    assert "∞" in printed(row)
+    assert row["models"][0]["knee"]["reason"] == "fewer than 3 points"
+    assert json.loads(report.as_json(row)) == row
+
+
+# The picture
+
+
+def drawing() -> ModuleType:
+    pytest.importorskip("matplotlib", reason="matplotlib is an extra: leanonnx[sweep]")
+    return importlib.import_module("leanonnx.sweeping.plot")
+
+
+def picture(row: Row) -> Any:
+    return drawing().picture(row)
+
+
+def test_the_picture_has_units_and_the_knee() -> None:
+    deviation, agreement = picture(swept([made(*p) for p in BENT])).axes
+    assert deviation.get_xlabel() == "time left (fraction of the original's)"
+    assert deviation.get_ylabel() == "deviation on 20 held-out samples\n(relative L2 error, 0 = the original)"
+    assert agreement.get_ylabel() == "share of equal top-1 choices\non 20 held-out samples"
+    knees = [line for line in deviation.lines if line.get_label() == "knee"]
+    assert [tuple(line.get_xydata()[0]) for line in knees] == [(pytest.approx(1 / 3), 0.08)]
+    assert [text.get_text() for text in deviation.texts] == ["0.9", "0.6", "0.3", "0.2", "0.1"]
+    assert "knee" in [text.get_text() for text in deviation.get_legend().get_texts()]
+    markers = {line.get_marker() for line in deviation.lines} - {"None"}
+    assert len(markers) >= 3, "shapes tell points, original and knee apart without colours"
+
+
+def test_the_picture_says_that_there_is_no_knee() -> None:
+    axes = picture(swept([made(a, 1 - a) for a in (0.8, 0.6, 0.4, 0.2)], measured=False)).axes[0]
+    assert axes.get_title() == "m0\nno knee: the curve has no bend that stands out"
+    assert axes.get_xlabel() == "kernels left (fraction)"
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_what_the_outputs_are_worth(count: int) -> None:
+    """Accuracy where there are labels, else agreement, else PSNR, which is infinite for the original."""
+    rows = [made(*point) for point in BENT[:count]]
+    for row in rows:
+        row["deviation"]["outputs"]["y"].update(psnr=20.0 + row["asked"], top1=None)
+    axes = picture(swept(rows)).axes[1]
+    assert axes.get_ylabel() == "PSNR (dB) on 20 held-out samples"
+    assert [list(line.get_ydata()) for line in axes.lines if line.get_marker() == "o"] == [
+        [20.0 + row["asked"] for row in rows]
+    ]
+    for row in rows:
+        row["deviation"]["metric"] = {"name": "pixel accuracy", "better": "higher", "before": 0.9, "after": 0.8}
+    axes = picture(swept(rows)).axes[1]
+    assert axes.get_ylabel() == "pixel accuracy on 20 held-out samples"
+    assert [list(line.get_ydata()) for line in axes.lines if line.get_marker() == "s"] == [[0.9]]
+    for row in rows:
+        row["deviation"].update(metric=None)
+        row["deviation"]["outputs"]["y"].update(psnr=None)
+    assert len(picture(swept(rows)).axes) == 1
+
+
+def test_a_row_for_each_model() -> None:
+    figure = picture(swept([made(*p) for p in BENT], models=3))
+    assert [axes.get_title() for axes in figure.axes[::2]] == ["m0", "m1", "m2"]
+
+
+def test_nothing_to_draw(tmp_path: Path) -> None:
+    plot = drawing()
+    assert plot.draw(swept([{**REFUSED, "asked": 0.1}]), tmp_path) == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_names_of_points_do_not_overlap(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    asked = np.sort(rng.choice(np.arange(0.05, 1, 0.05), 7, replace=False))[::-1]
+    relative = np.cumsum(rng.random(7))
+    rows = [made(round(float(a), 2), float(r), float(1 / a**0.8)) for a, r in zip(asked, relative, strict=True)]
+    figure = picture(swept(rows))
+    figure.canvas.draw()
+    for axes in figure.axes[:2]:
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+        frame = axes.get_window_extent()
+        assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
+
+
+def test_the_same_picture_has_the_same_bytes(tmp_path: Path) -> None:
+    plot = drawing()
+    row = swept([made(*p) for p in BENT])
+    found = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        files = plot.draw(row, tmp_path / name)
+        found.append([Path(file).read_bytes() for file in files.values()])
+    assert found[0] == found[1]
+    assert found[0][0].startswith(b"\x89PNG")
+    assert found[0][1].lstrip().startswith(b"<?xml")
