@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -31,16 +31,21 @@ def check_writable(source: Path | None, path: Path | None) -> None:
         raise OutputError(f"{path.name[:40]}…: the file name is too long; give a shorter one")
 
 
-def check_apart(files: Sequence[Path], target: Path, *beside: Path) -> None:
-    """Refuse outputs (the model, what is written beside it) that would overwrite each other or one of ``files``: the
-    input, and the data beside it.
+def check_apart(files: Sequence[Path], target: Path, *beside: Path, given: Iterable[Path] = ()) -> None:
+    """Refuse outputs that would overwrite each other or what is read.
+
+    Args:
+        files: the input, and the data beside it.
+        target: the model to be written.
+        beside: what is written beside it.
+        given: what else is read.
     """
     outputs = [target, *([data_file(target)] if len(files) > 1 else []), *beside]
     places = [os.path.realpath(path) for path in outputs]
-    taken = {os.path.realpath(path): path for path in files}
+    taken = {os.path.realpath(path): path for path in (*files, *given)}
     for path, place in zip(outputs, places, strict=True):
         if place in taken or any(os.path.exists(path) and taken[t].samefile(path) for t in taken):
-            raise OptionError(f"{path}: writing it would overwrite the input or its data; give another output path")
+            raise OptionError(f"{path}: writing it would overwrite the input or data that is read; give another output path")
     for path, place in zip(outputs, places, strict=True):
         if places.count(place) > 1:
             raise OptionError(f"{path}: two files would be written there; give each a path of its own")

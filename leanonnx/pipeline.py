@@ -16,6 +16,7 @@ from leanonnx.contest import best_terms
 from leanonnx.cost import Cost, cost_model
 from leanonnx.criteria import BY_ACTIVATIONS
 from leanonnx.data import Data, open_data
+from leanonnx.datafiles import sample_files
 from leanonnx.errors import NotFaster, OptionError
 from leanonnx.formats import Kinds, float_kinds
 from leanonnx.labels import Mask
@@ -118,7 +119,8 @@ def compress(
         check_writable(source, path)
     with clock.stage("load"):
         model = load(source, checked_libraries(options.libraries), options.freeze)
-    check_apart(model.files, target, *beside)
+    samples = sample_files(options.calib) if isinstance(options.calib, Path) else ()
+    check_apart(model.files, target, *beside, given=(*samples, *options.libraries))
     with clock.stage("observe"):
         observation = observe(model, checked_shapes(model, options.shapes))
     with clock.stage("analyse"):

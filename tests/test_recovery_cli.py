@@ -283,3 +283,15 @@ def test_a_fixed_batch_of_which_little_fits_into_memory(tmp_path: Path, monkeypa
 def test_exact_leaves_nothing_to_calibrate(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="--calib has nothing to do with --exact"):
         pipeline.compress(tmp_path / "in.onnx", tmp_path / "out.onnx", Options(exact=True, calib=tmp_path / "x.npz"))
+
+
+@pytest.mark.parametrize("option", ["--plan-out", "--report", ""])
+def test_nothing_is_written_over_the_data(folder: Path, option: str) -> None:
+    before = (folder / "few.npz").read_bytes()
+    data, target = folder / "few.npz", folder / ("out.onnx" if option else "few.npz")
+    more = (option, data) if option else ()
+    done = cli("compress", folder / "m.onnx", target, "--keep", 0.5, "--calib", data, *more)
+    assert done.returncode == 2
+    assert "overwrite" in done.stderr
+    assert data.read_bytes() == before
+    assert not (folder / "out.onnx").exists()
