@@ -123,7 +123,7 @@ def read_gates(path: Path) -> dict[str, Limit]:
         raise OptionError(f"{path}: not TOML: {error}; write lines such as {DEVIATION} = 0.01") from error
     for name in rows:
         if name not in ASKED:
-            near = get_close_matches(name.replace("_", "-"), ASKED, 1)
+            near = get_close_matches(name, ASKED, 1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise OptionError(f"{path}: there is no gate '{name}'; {hint}The gates are {', '.join(ASKED)}")
     return {name: read_limit(name, given, f"{path}: {name} =") for name, given in rows.items()}
