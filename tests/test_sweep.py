@@ -30,6 +30,7 @@ from leanonnx.sweeping.making import MADE, Task
 from leanonnx.sweeping.request import Request
 from tests.helpers import CNN, COMMAND, build, called, cli, outputs, refused, saved, saved_external, tree
 from tests.test_cli import kernels
+from tests.test_timing import NO_GPU
 
 Row = dict[str, Any]
 QUICK = ("--no-measure", "--align", 1)
@@ -193,6 +194,12 @@ def test_wrong_requests(model: Path, args: tuple[str, ...], says: str) -> None:
     refused(model.parent, "sweep", model, *args, says=(says,))
 
 
+@pytest.mark.skipif(not NO_GPU, reason="this machine has an NVIDIA driver")
+def test_a_provider_that_is_not_there(model: Path) -> None:
+    """Known before anything is compressed."""
+    refused(model.parent, "sweep", model, "--keep", "0.5", "--provider", "cuda", says=("--provider cuda",))
+
+
 def test_no_model_at_all(tmp_path: Path) -> None:
     refused(tmp_path, "sweep", "none.onnx", "--keep", "0.5", says=("none.onnx: no such file",))
 
@@ -309,9 +316,13 @@ def wait_for(true: Callable[[], bool], process: subprocess.Popen[str] | None = N
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGINT", "SIGTERM"])
 def test_stopped_while_making(model: Path, how: str) -> None:
     """No process stays behind, and the next run gives the table of one that was never stopped."""
-    args = ("--keep", "0.75,0.5,0.25,0.001", *QUICK, "--jobs", 1, "--save-models")
+    slow = model.parent / "slow"
+    rules = model.parent / "rules.py"
+    rules.write_text(f"import os, time\ntime.sleep(2 * os.path.exists({str(slow)!r}))\nRULES = {{}}\n")
+    args = ("--keep", "0.75,0.5,0.25,0.001", *QUICK, "--jobs", 1, "--save-models", "--rules", rules)
     whole = run(model.parent, model, *args, "--out", "whole", code=1)
     folder = model.parent / "net-sweep"
+    slow.touch()
     process = started(model.parent, model, *args)
     wait_for(lambda: (folder / JOURNAL).exists() and len(Journal(folder).points) >= 2, process)
     if how == "SIGINT":  # Ctrl-C in a terminal stops all processes of a command
@@ -319,11 +330,12 @@ def test_stopped_while_making(model: Path, how: str) -> None:
     else:
         process.send_signal(getattr(signal, how))
     out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == {"SIGKILL": -9, "SIGINT": 130, "SIGTERM": 143}[how]
+    assert process.returncode == {"SIGKILL": -9, "SIGINT": 130, "SIGTERM": 143}[how], err
     assert out == ""
     assert "Traceback" not in err
     assert ("run the same command again to go on" in err) == (how == "SIGINT")
     wait_for(lambda: not children(f"{folder.name}/.making"))
+    slow.unlink()
     done = Journal(folder).points
     assert 2 <= len(done) < 4
     again = run(model.parent, model, *args, code=1)
