@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from numpy.typing import ArrayLike
 
@@ -91,11 +91,9 @@ def compress(
     Args:
         model: its path, or the model itself.
         out, plan_out, report: where the result, its plan and a page on it are written; None: not at all.
-        keep, macs, params, latency, plan, exact: how far to go, exactly one of them: a fraction of the original's
-            kernels, multiply-adds, parameters or measured time; a plan to carry out; what contributes nothing.
+        keep, macs, params, latency, plan, exact: how far to go, one of them: a fraction; a plan; what is of no use.
         method, chains, seed: how channels are ranked; seed of that, if random, and of the proof's inputs.
-        shape: sizes of graph inputs with free axes, by name.
-        pin, ignore: channels that all stay; layers that are not counted and keep their outputs.
+        shape, pin, ignore: sizes of free graph inputs by name; channels that all stay; layers that are not counted.
         calib, images, recover: real inputs; how images become inputs; whether weights change (None: with ``calib``).
         align, target, targets: widths; the hardware they are for; the file that ``calibrate-device`` stored.
         provider, threads, measure: where the result is to run, and whether to measure it there.
@@ -106,7 +104,6 @@ def compress(
     Raises:
         UserError, Refusal: exit codes 2 and 1 of the command line; nothing is written.
     """
-    told = Told(title(model), "the result" if out is None else str(Path(out)), _call(compress, locals()))
     options = Options(
         budget=asked_budget({"keep": keep, "macs": macs, "params": params, LATENCY: latency}, plan, exact),
         method=method,
@@ -130,8 +127,7 @@ def compress(
         recover=recover,
     )
     with as_file(model) as source, _place(out) as place:
-        page = None if report is None else pipeline.Page(Path(report), partial(render, told))
-        found = pipeline.compress(source, place, options, _path(plan_out), _rules(rules), progress, page)
+        found = pipeline.compress(source, place, options, _path(plan_out), _rules(rules), progress, _page(locals()))
         return Compressed.of(found, place)
 
 
@@ -299,13 +295,22 @@ def _samples(given: Calibration | None) -> Samples | None:
     return given if given is None or isinstance(given, Mapping) else {IN_MEMORY: given}
 
 
-def _call(function: Callable[..., object], given: Mapping[str, object]) -> str:
+def _page(given: Mapping[str, Any]) -> pipeline.Page | None:
+    """The page that was asked for, from the arguments of ``compress``."""
+    if given["report"] is None:
+        return None
+    target = "the result" if given["out"] is None else str(Path(given["out"]))
+    told = Told(title(given["model"]), target, _call(compress, given))
+    return pipeline.Page(Path(given["report"]), partial(render, told))
+
+
+def _call(function: Callable[..., object], given: Mapping[str, Any]) -> str:
     """A call as it was made, for a reader: what differs from the defaults, models in memory and arrays in short."""
     parts = []
     for name, parameter in inspect.signature(function).parameters.items():
         value = given[name]
         if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
-            parts += [] if value is None else [repr(title(value) if name == "model" else str(value))]  # type: ignore[arg-type]
+            parts += [] if value is None else [repr(title(value) if name == "model" else str(value))]
         elif value is not parameter.default and not callable(value):
             parts.append(f"{name}={str(value)!r}" if isinstance(value, PathLike) else f"{name}={reprlib.repr(value)}")
     return f"leanonnx.{function.__name__}({', '.join(parts)})"

@@ -45,7 +45,7 @@ def check_apart(files: Sequence[Path], target: Path, *beside: Path, given: Itera
     taken = {os.path.realpath(path): path for path in (*files, *given)}
     for path, place in zip(outputs, places, strict=True):
         if place in taken or any(os.path.exists(path) and taken[t].samefile(path) for t in taken):
-            raise OptionError(f"{path}: writing it would overwrite the input or data that is read; give another output path")
+            raise OptionError(f"{path}: writing it would overwrite the input or data that are read; give another path")
     for path, place in zip(outputs, places, strict=True):
         if places.count(place) > 1:
             raise OptionError(f"{path}: two files would be written there; give each a path of its own")

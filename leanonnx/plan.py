@@ -48,11 +48,15 @@ class Plan:
         """Whether weights that are listed as graph inputs become constants."""
         return bool(self.options.get("freeze"))
 
-    def text(self) -> str:
-        """The plan as JSON, the same bytes for the same plan."""
+    def row(self) -> dict[str, Any]:
+        """The plan as plain data."""
         row = asdict(self)
         del row["origin"]
-        return json.dumps(row, indent=1, sort_keys=True) + "\n"
+        return row
+
+    def text(self) -> str:
+        """The plan as JSON, the same bytes for the same plan."""
+        return json.dumps(self.row(), indent=1, sort_keys=True) + "\n"
 
     def save(self, path: Place) -> None:
         """Write the plan as JSON; the file appears at once, whole.

@@ -387,7 +387,7 @@ def test_json_of_no_verb(args: tuple[str, ...]) -> None:
 
 
 COMPLETIONS = [
-    (("",), {"compress", "inspect", "bench", "finetune", "calibrate-device"}),
+    (("",), {"compress", "inspect", "bench", "check", "sweep", "finetune", "calibrate-device"}),
     (("co",), {"compress"}),
     (("compress", "--met"), {"--method"}),
     (("compress", "--method", "path"), {"path-mass"}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -80,7 +80,7 @@ def render(told: Told, result: Result, draft: Path, data: Data | None) -> str:
         deviations=deviations(row["recovery"]),
         samples=samples(result, draft, data),
         pins=pins(row),
-        plan=asdict(result.plan),
+        plan=result.plan.row(),
         facts=_facts(result),
     )
     return page.encode(errors="replace").decode()
