@@ -22,7 +22,10 @@ def inspect(
     library: Library = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show layers, channels, ties, pins with their reasons, and what the model costs."""
+    """Show layers, channels, ties, pins with their reasons, and what the model costs.
+
+    Exit codes: 0 shown, 2 wrong file or option, 3 a bug.
+    """
     with exit_codes() as results:
         dag = pipeline.inspect(source, parse_shapes(shape or []), rules_from(rules), tuple(library or ()))
         if why is None:

@@ -1,0 +1,142 @@
+"""What scripts write into docs/ is what they write now: the command line, the pictures, the numbers within pages."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pytest
+import typer
+
+from benchmarks import digest
+from benchmarks.common import load
+from docs import cli, pictures
+from tests.documented import PAGES, ROOT
+from tests.helpers import called
+
+VERBS = cli.verbs()
+
+
+def test_command_line_is_as_the_page_says() -> None:
+    assert cli.PAGE.read_text(encoding="utf-8") == cli.page(), "run python docs/cli.py"
+
+
+def test_every_verb_has_a_chapter() -> None:
+    shown = re.findall(r"^  ([a-z-]+) ", called("--help").stdout.partition("Commands:")[2], re.MULTILINE)
+    assert [verb.name for verb in VERBS] == shown
+    assert all(f"\n## {name}\n" in cli.page() for name in shown)
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
+def test_options_are_those_of_the_help(verb: cli.Verb) -> None:
+    text = called(verb.name, "--help").stdout
+    told = set(re.findall(r"^ {2,4}(--[a-z][\w-]*)|(?<=/ )(--no-[\w-]+)", text, re.MULTILINE))
+    shown = {option for each in verb.parameters for option in re.findall(r"--[a-z][\w-]*", each.shown)}
+    assert shown == {option for pair in told for option in pair if option} - {"--help"}
+    assert {0, 2, 3} <= set(verb.exits)
+
+
+def test_verb_without_exit_codes_is_an_error() -> None:
+    def verb(source: Annotated[Path, typer.Argument(metavar="IN", help="A model.")]) -> None:
+        """Do something. Exit codes: 0 done."""
+
+    with pytest.raises(KeyError, match="own: its docstring lacks"):
+        cli.verb("own", verb)
+
+
+def test_parameters_in_the_words_of_the_page() -> None:
+    def verb(
+        target: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="Where.")] = None,
+        much: Annotated[list[str] | None, typer.Option("--much", metavar="A|B", help="How much.")] = None,
+        fast: Annotated[bool, typer.Option(help="Quickly.")] = True,
+        rate: Annotated[float, typer.Option(help="Speed; see --fast.")] = 2.50,
+    ) -> None:
+        """Do something.
+
+        More of it. Exit codes: 0 done (or not, as it may be), 1 refused, 2 wrong, 3 a bug. Last words.
+        """
+
+    text = cli.chapter(cli.verb("own", verb))
+    assert "`leanonnx own [OUT] [OPTIONS]`" in text
+    assert "| `--much A\\|B` |  | How much; may be given several times. |" in text
+    assert "| `--fast / --no-fast` | `--fast` | Quickly. |" in text
+    assert "| `--rate X` | `2.5` | Speed; see `--fast`. |" in text
+    assert "Do something. More of it. Last words." in text
+    assert "| 0 | done (or not, as it may be) |" in text
+
+
+@pytest.mark.parametrize("name", pictures.PICTURES)
+def test_picture_is_what_is_drawn(name: str) -> None:
+    text = (pictures.FOLDER / f"{name}.svg").read_text(encoding="utf-8")
+    assert text == pictures.PICTURES[name](), "run python -m docs.pictures"
+    root = ElementTree.fromstring(text)
+    assert root.findtext("{http://www.w3.org/2000/svg}title")
+    assert "prefers-color-scheme:dark" in text
+    assert [word for word in ("http:", "https:") if word in text.replace("http://www.w3.org/2000/svg", "")] == []
+
+
+def test_every_class_of_a_picture_has_its_colours() -> None:
+    """In the light and in the dark."""
+    light, _, dark = (pictures.FOLDER / "chains.svg").read_text(encoding="utf-8").partition("@media")
+    for name in pictures.PICTURES:
+        used = set(re.findall(r'class="(\w+)"', (pictures.FOLDER / f"{name}.svg").read_text(encoding="utf-8")))
+        assert [
+            kind for kind in used if f".{kind}" not in light or f".{kind}" not in dark.partition("</style>")[0]
+        ] == []
+
+
+def test_pictures_show_what_the_analysis_finds() -> None:
+    """Channels joined by the Add share a letter, pinned ones have none, and the drawn kernels are all there are."""
+    found, places = pictures.network(), pictures.Drawn(0).places
+    classes = found.dag.classes
+    tied = [found.dag.labels[name].reshape(-1) for name in "abs"]
+    assert all(np.array_equal(classes[tied[0]], classes[other]) for other in tied)
+    assert set(places) == set(range(1, found.dag.count))
+    assert len(found.gains) == 4 + 16 + 16 + 8
+    assert all(source < target for source, target in [*found.gains, *found.fixed])
+
+
+def test_covering_chains_cover_the_best_first() -> None:
+    """Each chain runs from the input to an output and covers something new."""
+    dag, covered = pictures.network().dag, set[int]()
+    for chain in pictures.covering():
+        assert (chain[0] in dag.starts, chain[-1] in dag.ends) == (True, True)
+        assert set(chain) - covered
+        covered |= set(chain)
+    assert covered == set(range(1, dag.count))
+
+
+FILLED = [name for name, path in PAGES.items() if digest.BLOCK.search(path.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("name", FILLED)
+def test_numbers_are_those_of_the_results(name: str) -> None:
+    text = PAGES[name].read_text(encoding="utf-8")
+    assert digest.filled(text) == text, "run python -m benchmarks.digest"
+
+
+def test_every_block_of_numbers_is_used_and_altered_ones_are_found() -> None:
+    texts = [PAGES[name].read_text(encoding="utf-8") for name in FILLED]
+    names = [name for text in texts for _, name, _ in digest.BLOCK.findall(text)]
+    assert sorted(names) == sorted(digest.BLOCKS)
+    for text in texts:
+        number = re.search(r"\| [\d.]+ \|", text[digest.BLOCK.search(text).start() :])
+        assert number
+        assert digest.filled(text.replace(number[0], "| 12.34567 |", 1)) == text
+
+
+def test_a_mean_of_the_digest_is_the_mean_of_its_cells() -> None:
+    rows = [r for r in load("selection")["rows"] if (r["ratio"], r["choice"]) == (0.5, "cover")]
+    cells = [row["accuracy"] for row in rows if row["network"] in digest.CLASSIFIERS]
+    assert len(cells) == 4
+    line = next(line for line in digest.chains().splitlines() if line.startswith("| 0.5 "))
+    assert line.split(" | ")[1] == f"{100 * sum(cells) / 4:.1f}"
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "models/README.md"])
+def test_links_of_the_repository_lead_somewhere(name: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", PAGES[name].read_text(encoding="utf-8"))
+    assert [link for link in links if not ((ROOT / name).parent / link).exists()] == []
