@@ -21,6 +21,14 @@ from leanonnx.scores import measure_for
 from tests.helpers import saved
 
 RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def same_numbers_in_every_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random numbers of a test do not depend on what ran before it."""
+    monkeypatch.setitem(globals(), "RNG", np.random.default_rng(0))
+
+
 COUNT = 11
 HALF = np.float32(0.5)
 
