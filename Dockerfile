@@ -5,7 +5,7 @@
 #
 # With an NVIDIA GPU (the driver and the container toolkit must be on the host):
 #
-#   docker build -t leanonnx:cuda --build-arg EXTRAS=cuda,images,report .
+#   docker build -t leanonnx:cuda --build-arg EXTRAS=cuda,images,sweep .
 #   docker run --rm --gpus all -v "$PWD:/work" leanonnx:cuda bench in.onnx out.onnx --provider cuda
 FROM python:3.12-slim AS build
 ARG EXTRAS=images
