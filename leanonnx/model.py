@@ -392,5 +392,9 @@ def check(path: Path) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first 300 characters of an error message, on one line."""
-    return " ".join(str(error).split())[:300]
+    """The first 300 characters of an error message, on one line.
+
+    Errors of onnxruntime whose message is no UTF-8, because a text in the model is none, come without it.
+    """
+    unsaid = f"{type(error).__name__} without a message; a text in the file may not be utf-8"
+    return " ".join(str(error).split())[:300] or unsaid
