@@ -76,6 +76,8 @@ def write_page(data: Row) -> Path:
         "structured pruning at the sparsity that leaves nearest to the same multiply-adds (empty where that is "
         f"more than {OVER:g} times what was asked). Calibration: at most 1,000 CIFAR images or 100 photographs; for "
         "some networks no more than one to five samples exist.",
+        "Cells were measured over several commits and kept where the code that they run through had not changed. A few "
+        "rules of the selection were chosen with scores on these images in sight, so small differences are biased.",
         "Accuracy and agreement in %, PSNR against the original's own output in dB, `error`: mean relative L2 of the "
         "outputs. The best of a row is in bold.",
         table(["network", "asked", "left", *METHODS], lines),
