@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from leanonnx.widths import Grid
+from leanonnx.widths import Grid, replaced
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -68,7 +68,7 @@ def _exchanges(grid: Grid, widths: Ints, least: Ints, step: int, worth: Worth, s
         steps, payers = steps[:count], payers[:count]
         promise = gained[layer] - lost[steps, payers].sum()
         if promise > 0 and enough.any():
-            rival = _changed(widths, wider, layer)
+            rival = replaced(widths, wider, [layer])
             np.subtract.at(rival, payers, taken[steps, payers])
             found.append((promise, rival))
     return (rival for _, rival in sorted(found, key=lambda pair: -pair[0]))
@@ -78,12 +78,5 @@ def _dearer(widths: Ints, other: Ints, now: float, spent: Spent) -> Floats:
     """What each layer alone spends more at another width [layers]."""
     found = np.zeros(len(widths))
     for layer in np.flatnonzero(other != widths).tolist():
-        found[layer] = spent(_changed(widths, other, layer)) - now
-    return found
-
-
-def _changed(widths: Ints, other: Ints, layer: int) -> Ints:
-    """The widths, that of one layer replaced."""
-    found = widths.copy()
-    found[layer] = other[layer]
+        found[layer] = spent(replaced(widths, other, [layer])) - now
     return found

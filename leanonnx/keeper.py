@@ -14,7 +14,7 @@ from leanonnx.exchange import exchanged
 from leanonnx.labels import Mask
 from leanonnx.rules.call import Pin
 from leanonnx.weigh import Weights
-from leanonnx.widths import NEAREST, Alignment, grid
+from leanonnx.widths import NEAREST, Alignment, grid, replaced
 
 Ints = NDArray[np.int64]
 SLACK = 0.8
@@ -101,14 +101,14 @@ class Keeper:
         layers = [layer for layer in turn if wider[layer] > widths[layer]]
         for _ in range(ROUNDS):
             taken = _last(len(layers), partial(self._fits, spent, widths, wider, layers))
-            widths = _with(widths, wider, layers[:taken])
+            widths = replaced(widths, wider, layers[:taken])
             layers = layers[taken + 1 :]
             if not layers:
                 break
         return widths
 
     def _fits(self, spent: Callable[[Mask], float], widths: Ints, wider: Ints, layers: list[int], count: int) -> bool:
-        return spent(self._alive(_with(widths, wider, layers[:count]))) <= 1
+        return spent(self._alive(replaced(widths, wider, layers[:count]))) <= 1
 
     def _alive(self, widths: Ints) -> Mask:
         return closed(self.dag, self.classes, self.grid.first(widths))
@@ -151,13 +151,6 @@ class Keeper:
                 keep[self.classes[channels[keep[self.classes[readers]]]]] = True
             if np.array_equal(before, keep):
                 return keep
-
-
-def _with(widths: Ints, wider: Ints, layers: list[int]) -> Ints:
-    """The widths, those of some layers replaced by wider ones."""
-    found = widths.copy()
-    found[layers] = wider[layers]
-    return found
 
 
 def _last(highest: int, holds: Callable[[int], bool]) -> int:

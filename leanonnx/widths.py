@@ -119,6 +119,13 @@ class Grid:
         return np.where(counts < self.steps, self.steps, self.sizes)
 
 
+def replaced(widths: Ints, others: Ints, layers: list[int]) -> Ints:
+    """The widths, those of some layers replaced by others."""
+    found = widths.copy()
+    found[layers] = others[layers]
+    return found
+
+
 def grid(dag: ChannelDag, ranking: Ranking, protected: Mask, alignment: Alignment) -> Grid:
     """The grid of widths for a ranking; ``protected`` classes come first in their layers."""
     layers = layers_of(dag, ranking.classes)
