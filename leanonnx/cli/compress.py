@@ -13,11 +13,15 @@ from leanonnx.cli.options import (
     Align,
     AsJson,
     Calib,
+    ChainKind,
+    Freeze,
     Hardware,
     Ignored,
     Layout,
     Library,
     Mean,
+    MeasuringThreads,
+    NoMeasure,
     Pins,
     PlanOut,
     Ranking,
@@ -34,7 +38,6 @@ from leanonnx.cli.options import (
     stored_targets,
 )
 from leanonnx.cli.terminal import command_line, exit_codes, progress, show, show_json
-from leanonnx.criteria import Chains
 from leanonnx.options import Options, alignment, asked_budget
 from leanonnx.page.page import Told, render
 from leanonnx.pipeline import Page
@@ -53,7 +56,7 @@ def compress(
         float | None, typer.Option(help="Take at most this fraction of the original's measured time.")
     ] = None,
     method: Ranking = "auto",
-    chains: Annotated[Chains, typer.Option(help="Which chains lean extracts.")] = "cover",
+    chains: ChainKind = "cover",
     shape: Shape = None,
     pin: Pins = None,
     ignore: Ignored = None,
@@ -72,19 +75,17 @@ def compress(
     align: Align = "auto",
     hardware: Hardware = "auto",
     provider: Annotated[Provider, typer.Option(help="Where the model is to run, and is measured.")] = "cpu",
-    threads: Annotated[int, typer.Option(min=0, help="Threads to measure with; 0 is all physical cores.")] = 0,
+    threads: MeasuringThreads = 0,
     rules: RulesFile = None,
     library: Library = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Remove only what contributes nothing; the output stays what it is.")
     ] = False,
-    freeze: Annotated[
-        bool, typer.Option("--freeze", help="Make weights that are listed as graph inputs constants.")
-    ] = False,
+    freeze: Freeze = False,
     best_effort: Annotated[
         bool, typer.Option("--best-effort", help="Write the nearest that can be had if over budget or not faster.")
     ] = False,
-    no_measure: Annotated[bool, typer.Option("--no-measure", help="Do not measure latency.")] = False,
+    no_measure: NoMeasure = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the proof's inputs and of --method random.")] = 0,
     as_json: AsJson = False,
 ) -> None:

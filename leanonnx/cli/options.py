@@ -10,7 +10,7 @@ import typer
 
 from leanonnx import images
 from leanonnx.checks import check_fraction
-from leanonnx.criteria import Method
+from leanonnx.criteria import Chains, Method
 from leanonnx.errors import OptionError
 from leanonnx.images import ImageFormat
 from leanonnx.options import Recover
@@ -88,6 +88,12 @@ TimedShape = Annotated[
     ),
 ]
 Seconds = Annotated[float, typer.Option("--seconds", help="How long each measurement may take.")]
+ChainKind = Annotated[Chains, typer.Option("--chains", help="Which chains lean extracts.")]
+MeasuringThreads = Annotated[
+    int, typer.Option("--threads", min=0, help="Threads to measure with; 0 is all physical cores.")
+]
+Freeze = Annotated[bool, typer.Option("--freeze", help="Make weights that are listed as graph inputs constants.")]
+NoMeasure = Annotated[bool, typer.Option("--no-measure", help="Do not measure latency.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 

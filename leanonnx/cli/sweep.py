@@ -13,11 +13,15 @@ from leanonnx.cli.options import (
     Align,
     AsJson,
     Calib,
+    ChainKind,
+    Freeze,
     Hardware,
     Ignored,
     Layout,
     Library,
     Mean,
+    MeasuringThreads,
+    NoMeasure,
     Pins,
     Ranking,
     Recovering,
@@ -33,7 +37,6 @@ from leanonnx.cli.options import (
 )
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
 from leanonnx.cores import available_cores
-from leanonnx.criteria import Chains
 from leanonnx.errors import OptionError
 from leanonnx.options import Options, alignment
 from leanonnx.runtime.providers import Provider, Setting
@@ -67,7 +70,7 @@ def sweep(
     jobs: Jobs = None,
     dask: DaskAddress = None,
     method: Ranking = "auto",
-    chains: Annotated[Chains, typer.Option(help="Which chains lean extracts.")] = "cover",
+    chains: ChainKind = "cover",
     shape: Shape = None,
     pin: Pins = None,
     ignore: Ignored = None,
@@ -81,17 +84,15 @@ def sweep(
     align: Align = "auto",
     hardware: Hardware = "auto",
     provider: Annotated[Provider, typer.Option(help="Where the models are to run, and are measured.")] = "cpu",
-    threads: Annotated[int, typer.Option(min=0, help="Threads to measure with; 0 is all physical cores.")] = 0,
+    threads: MeasuringThreads = 0,
     rules: RulesFile = None,
     library: Library = None,
-    freeze: Annotated[
-        bool, typer.Option("--freeze", help="Make weights that are listed as graph inputs constants.")
-    ] = False,
+    freeze: Freeze = False,
     best_effort: Annotated[
         bool,
         typer.Option("--best-effort", help="Take the nearest that can be had where a fraction is out of reach."),
     ] = False,
-    no_measure: Annotated[bool, typer.Option("--no-measure", help="Do not measure latency.")] = False,
+    no_measure: NoMeasure = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of random inputs and of --method random.")] = 0,
     as_json: AsJson = False,
 ) -> None:
