@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.common import COMMAND, Row, build, environment, load, progress, run, save
 from benchmarks.latency_page import write_page
-from leanonnx.pipeline import inspect
+from leanonnx.compressing.pipeline import inspect
 from leanonnx.runtime.fresh import measured
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import Feed

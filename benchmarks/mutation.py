@@ -28,7 +28,7 @@ from cosmic_ray.mutating import mutate_code
 
 from benchmarks.common import ROOT, Row, environment, progress, save
 
-TARGETS = ("rules/*.py", "surgery.py")
+TARGETS = ("rules/*.py", "surgery/operate.py")
 LEFT_OUT = ("VariableInserter", "VariableReplacer")
 TESTS = (
     "tests/rules",

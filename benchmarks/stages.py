@@ -19,13 +19,13 @@ import onnx
 
 from benchmarks.networks.builder import Builder
 from benchmarks.networks.classic import RESNETS, resnet
-from leanonnx.analysis import ChannelDag, analyse
-from leanonnx.chains import Block
-from leanonnx.criteria import Chains
-from leanonnx.model import load
+from leanonnx.analysis.dag import ChannelDag, analyse
+from leanonnx.graph.model import load
+from leanonnx.numeric.chains import Block
+from leanonnx.ranking.criteria import Chains
+from leanonnx.ranking.weigh import weighted
 from leanonnx.runtime.observation import observe
-from leanonnx.selection import Budget, Request, select
-from leanonnx.weigh import weighted
+from leanonnx.selection.selector import Budget, Request, select
 
 DEPTHS = ((2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3))
 WIDTHS = (256, 512, 1024)
@@ -72,7 +72,7 @@ def _chains(dag: ChannelDag, keep: float, kind: Chains) -> Span:
         norms.append(span)
         return blocks
 
-    with patch("leanonnx.weigh.weighted", weights):
+    with patch("leanonnx.ranking.weigh.weighted", weights):
         whole = timed(lambda: select(dag, _request(keep, kind)))[1]
     if len(norms) != 1:
         raise RuntimeError(f"a selection was expected to weigh the kernels once, not {len(norms)} times")

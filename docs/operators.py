@@ -284,7 +284,7 @@ An operator with one number per channel in constants (here [C], as for a scale a
 the channel axis:
 
 ```python
-from leanonnx.labels import on_axis
+from leanonnx.numeric.labels import on_axis
 from leanonnx.rules.call import Call, Effect, Slice, Unsupported
 
 

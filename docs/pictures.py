@@ -15,26 +15,40 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from textwrap import wrap
 
 import numpy as np
 import onnx
 
 from docs.drawing import Point, badge, box, cells, disc, line, picture, plate, text
-from leanonnx.analysis import ChannelDag, analyse
-from leanonnx.chains import best_chain, best_through, extract, normalise_rows
-from leanonnx.criteria import EXTRACTED, Chains
-from leanonnx.model import load
-from leanonnx.moments import Statistics, measure
-from leanonnx.norms import kernel_norms
-from leanonnx.pathmass import masses, reads
+from leanonnx.analysis.dag import ChannelDag, analyse
+from leanonnx.graph.model import load
+from leanonnx.numeric.chains import best_chain, best_through, extract, normalise_rows
+from leanonnx.numeric.norms import kernel_norms
+from leanonnx.ranking.criteria import EXTRACTED, Chains
+from leanonnx.ranking.moments import Statistics, measure
+from leanonnx.ranking.pathmass import masses, reads
+from leanonnx.ranking.weigh import Weights
 from leanonnx.runtime.observation import observe
-from leanonnx.selection import Budget, Request, Selector
-from leanonnx.weigh import Weights
+from leanonnx.selection.selector import Budget, Request, Selector
 
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE / "pictures"
 UNET, LAYER = HERE.parent / "models" / "cs_unet.onnx", "node_Conv_206"
 TABLE = HERE.parent / "tests" / "test_layers.py"
+PACKAGE = HERE.parent / "leanonnx"
+HANDED = {
+    "rules": "→ Effect",
+    "analysis": "→ ChannelDag",
+    "ranking": "→ Ranking",
+    "selection": "→ Selection",
+    "surgery": "→ Patch, Plan",
+    "proof": "→ Proof",
+    "compressing": "→ Result",
+}
+"""The values that rooms hand on to those above."""
+MODULES = 66
+"""Characters in a line of modules."""
 SMALL = """
 <ir_version: 8, opset_import: ["" : 17]>
 small (float[1, 1, 16, 16] x) => (float[1, 2, 16, 16] y)
@@ -313,24 +327,37 @@ def surgery() -> str:
     return picture((WIDTH, 334), "One layer of the U-Net in models/ before, masked and after surgery", parts)
 
 
-def layers() -> str:
-    """The table that tests/test_layers.py enforces, the highest layer on top."""
-    parts, x, y = [text((14, 26), "A module imports only from rows below its own.", "faint", 12)], 14.0, 36.0
-    for row in reversed(runpy.run_path(str(TABLE))["LAYERS"]):
-        for name in sorted(row):
-            package, _, module = name.rpartition(".")
-            wide = 7.0 * len(name) + 14
-            if x + wide > WIDTH - 14:
-                x, y = 14.0, y + 24
-            parts.append(box((x, y), (wide, 20), "box" if package else "kept", ' rx="4"'))
-            shown = f'<tspan class="faint">{package}.</tspan>{module}' if package else module
-            parts.append(f'<g font-family="monospace">{text((x + 7, y + 14.5), shown, "ink", 11.6)}</g>')
-            x += wide + 6
-        x, y = 14.0, y + 30
-    return picture((WIDTH, y + 4), "The modules of leanonnx in layers", parts)
+def floors() -> str:
+    """The rooms of leanonnx on the floors that tests/test_layers.py enforces, the highest on top."""
+    parts, y = [text((14, 26), "A room imports only from floors below its own, and from itself.", "faint", 12)], 38.0
+    for floor in reversed(runpy.run_path(str(TABLE))["FLOORS"]):
+        parts.append(line(((14, y), (WIDTH - 14, y)), "pale", 1))
+        y += 6
+        for room in sorted(floor):
+            lines = wrap(" · ".join(modules(room)), MODULES) or [""]
+            parts.append(box((14, y), (118, 20), "kept", ' rx="4"'))
+            parts.append(mono((21, y + 14.5), room, "ink"))
+            parts += [mono((142, y + 14.5 + 16 * n), each, "faint") for n, each in enumerate(lines)]
+            parts.append(mono((WIDTH - 128, y + 14.5), HANDED.get(room, ""), "ink"))
+            y += 8 + 16 * len(lines)
+        y += 4
+    return picture((WIDTH, y + 4), "The rooms of leanonnx, floor by floor, and the values that they hand on", parts)
 
 
-PICTURES = {f.__name__: f for f in (channels, chains, mass, surgery, layers)}
+def modules(room: str) -> list[str]:
+    """What is in a room: its modules, a package within it by its name."""
+    inside = (
+        each for each in (PACKAGE / room).glob("[a-z]*") if each.suffix in ("", ".py") and each.name != "templates"
+    )
+    return sorted(each.stem + ("" if each.suffix else "/") for each in inside)
+
+
+def mono(place: Point, words: str, kind: str) -> str:
+    """Words as code."""
+    return f'<g font-family="monospace">{text(place, words, kind, 11.6)}</g>'
+
+
+PICTURES = {f.__name__: f for f in (channels, chains, mass, surgery, floors)}
 
 
 def main(arguments: list[str]) -> int:

@@ -9,14 +9,14 @@ The channel analysis, the surgery and the proof are ours; the selection follows 
 Batenburg, arXiv 2011.06923).
 """
 
-from leanonnx.analysis import ChannelDag
-from leanonnx.api import analyse, bench, compress, prove
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.api.results import Analysis, Change, Compressed, Timings
+from leanonnx.api.verbs import analyse, bench, compress, prove
+from leanonnx.data.images import ImageFormat
 from leanonnx.errors import LeanOnnxError, Refusal, UserError
-from leanonnx.images import ImageFormat
-from leanonnx.plan import Plan, load_plan
-from leanonnx.proof import Proof
-from leanonnx.results import Analysis, Change, Compressed, Timings
+from leanonnx.proof.proof import Proof
 from leanonnx.rules.table import DEFAULT
+from leanonnx.surgery.plan import Plan, load_plan
 from leanonnx.version import __version__
 
 __all__ = [

@@ -13,12 +13,12 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from leanonnx.analysis import ChannelDag
-from leanonnx.closure import closed
-from leanonnx.labels import Mask
-from leanonnx.patch import plan_patch
-from leanonnx.pipeline import inspect
-from leanonnx.surgery import apply
+from leanonnx.analysis.closure import closed
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.compressing.pipeline import inspect
+from leanonnx.numeric.labels import Mask
+from leanonnx.surgery.operate import apply
+from leanonnx.surgery.patch import plan_patch
 from tests.helpers import build, saved
 
 Array = NDArray[Any]

@@ -19,9 +19,9 @@ import onnx
 import onnxruntime as ort
 from onnx import numpy_helper
 
-from leanonnx import options, pipeline
 from leanonnx.cli.main import app
-from leanonnx.selection import Budget
+from leanonnx.compressing import options, pipeline
+from leanonnx.selection.selector import Budget
 
 ort.set_default_logger_severity(4)
 SCRIPT = shutil.which("leanonnx", path=str(Path(sys.executable).parent))

@@ -16,7 +16,8 @@ import pytest
 import typer.main
 
 import leanonnx
-from leanonnx import DEFAULT, api
+from leanonnx import DEFAULT
+from leanonnx.api import verbs as api
 from leanonnx.cli.main import app
 from leanonnx.errors import (
     BudgetUnreachable,

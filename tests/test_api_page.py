@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import leanonnx
-from leanonnx.results import Compressed
+from leanonnx.api.results import Compressed
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from leanonnx import benchmark
-from leanonnx.bench_report import MEANING, NAMES
-from leanonnx.benchmark import Case, Request, check_fits, check_same_inputs, input_sizes, with_batch
+from leanonnx.benchmarking import benchmark
+from leanonnx.benchmarking.benchmark import Case, Request, check_fits, check_same_inputs, input_sizes, with_batch
+from leanonnx.benchmarking.report import MEANING, NAMES
 from leanonnx.errors import ModelError, OptionError
-from leanonnx.model import load
+from leanonnx.graph.model import load
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.timing import Comparison, Timing
 from tests.helpers import CNN, build, called, cli, refused, saved

@@ -14,22 +14,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from leanonnx.analysis import ChannelDag, analyse
-from leanonnx.beliefs import beliefs, believed
-from leanonnx.gaussian import Belief, gaussian
-from leanonnx.labels import Mask
-from leanonnx.model import load
-from leanonnx.options import Options
-from leanonnx.patch import plan_patch
-from leanonnx.pipeline import compress
+from leanonnx.analysis.dag import ChannelDag, analyse
+from leanonnx.compressing.options import Options
+from leanonnx.compressing.pipeline import compress
+from leanonnx.graph.model import load
+from leanonnx.numeric.gaussian import Belief, gaussian
+from leanonnx.numeric.labels import Mask
+from leanonnx.ranking.beliefs import beliefs, believed
 from leanonnx.recovery import unseen
 from leanonnx.recovery.blind import Blind, recover
 from leanonnx.recovery.noise import distances, smooth_inputs
 from leanonnx.rules.table import DEFAULT
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import run
-from leanonnx.selection import Budget
-from leanonnx.surgery import apply
+from leanonnx.selection.selector import Budget
+from leanonnx.surgery.operate import apply
+from leanonnx.surgery.patch import plan_patch
 from tests.graphs import models
 from tests.helpers import build, called_json, refused, saved
 

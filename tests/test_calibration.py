@@ -12,17 +12,17 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from leanonnx import calibrate
-from leanonnx.calibration import MULTIPLES, STEPS, WIDTHS, Probes, Steps, best_block, best_multiple, table
+from leanonnx.calibrating import calibrate
+from leanonnx.calibrating.fit import MULTIPLES, STEPS, WIDTHS, Probes, Steps, best_block, best_multiple, table
+from leanonnx.calibrating.probes import Probe, held_out, network
+from leanonnx.compressing.pipeline import inspect
 from leanonnx.errors import OutputError
-from leanonnx.latency import latency_model
-from leanonnx.pipeline import inspect
-from leanonnx.probes import Probe, held_out, network
 from leanonnx.runtime.fastpath import layouts
 from leanonnx.runtime.machine import blocked_steps, detected, is_blocked
 from leanonnx.runtime.providers import Setting
+from leanonnx.runtime.targets import ENTRIES, Target, known_targets, read_targets
 from leanonnx.runtime.timing import Timing
-from leanonnx.targets import ENTRIES, Target, known_targets, read_targets
+from leanonnx.selection.latency import latency_model
 from tests.helpers import called, refused, saved
 
 ONE = Setting(threads=1)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leanonnx import chains
-from leanonnx.chains import Block, Chain, backward, best_chain, best_through, extract, forward, normalise_rows
+from leanonnx.numeric import chains
+from leanonnx.numeric.chains import Block, Chain, backward, best_chain, best_through, extract, forward, normalise_rows
 
 
 class Link(NamedTuple):

@@ -12,15 +12,15 @@ import pytest
 from onnx import numpy_helper
 from onnxruntime import InferenceSession
 
-from leanonnx.benchmark import Case
-from leanonnx.check import denormal_weights, drawn
+from leanonnx.benchmarking.benchmark import Case
+from leanonnx.checking.check import denormal_weights, drawn
+from leanonnx.checking.gates import MACS, SIZE, SPEEDUP, Limit, read_limit
+from leanonnx.checking.verdicts import FAILED, PASSED, speedup
 from leanonnx.errors import OptionError
-from leanonnx.gates import MACS, SIZE, SPEEDUP, Limit, read_limit
-from leanonnx.model import load
-from leanonnx.proof import inputs_for
+from leanonnx.graph.model import load
+from leanonnx.proof.proof import inputs_for
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.timing import Comparison, Timing
-from leanonnx.verdicts import FAILED, PASSED, speedup
 from tests.helpers import Done, build, called, cli, refused, saved, saved_external
 from tests.test_check_pairs import ALWAYS, FREE, IMAGE, QUICK, checked, denormal, gate, status, unknown
 from tests.test_timing import NO_GPU
@@ -326,9 +326,9 @@ def test_each_case_has_to_pass() -> None:
 
 def test_a_noisy_comparison_is_made_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = iter([case(0.5, 2.0), case(0.5, 2.0), case(1.0, 1.1)])
-    monkeypatch.setattr("leanonnx.benchmark.bench", lambda *_: (next(cases),))
+    monkeypatch.setattr("leanonnx.benchmarking.benchmark.bench", lambda *_: (next(cases),))
     assert checked(folder, "--min-speedup", 1)["passed"]
-    monkeypatch.setattr("leanonnx.benchmark.bench", lambda *_: (case(0.5, 2.0),))
+    monkeypatch.setattr("leanonnx.benchmarking.benchmark.bench", lambda *_: (case(0.5, 2.0),))
     assert checked(folder, "--min-speedup", 1, code=1)["failed"] == ["min-speedup"]
 
 

@@ -19,9 +19,9 @@ import onnx
 import pytest
 import yaml
 
+from leanonnx.checking.gates import ASKED, GATES, read_gates
+from leanonnx.checking.revisions import model_file
 from leanonnx.errors import ModelError
-from leanonnx.gates import ASKED, GATES, read_gates
-from leanonnx.revisions import model_file
 from tests.helpers import Done, build, called, refused, saved, saved_external
 from tests.test_check_pairs import FREE
 

@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from leanonnx.gates import ASKED, GATES
+from leanonnx.checking.gates import ASKED, GATES
 from tests.helpers import CNN, build, called, saved
 from tests.test_timing import SHORT
 

@@ -19,7 +19,7 @@ import onnxruntime as ort
 import pytest
 
 import leanonnx
-from leanonnx.criteria import Chains, Method
+from leanonnx.ranking.criteria import Chains, Method
 from tests.helpers import (
     CNN,
     build,

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
-from leanonnx.analysis import analyse
-from leanonnx.model import load
+from leanonnx.analysis.dag import analyse
+from leanonnx.graph.model import load
 from leanonnx.rules.call import Call, Effect, Link, Mix, Pin, Rule, Slice, Value
 from leanonnx.rules.check import faults
 from leanonnx.rules.table import DEFAULT

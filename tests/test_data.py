@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from leanonnx.cli.options import image_format
-from leanonnx.data import Data, ImageFormat, open_data
+from leanonnx.data.samples import Data, ImageFormat, open_data
 from leanonnx.errors import DataError, OptionError
-from leanonnx.model import load
+from leanonnx.graph.model import load
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import run
 from tests.helpers import saved

@@ -11,12 +11,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from leanonnx.analysis import ChannelDag
-from leanonnx.criteria import Method, channel_classes, rank
-from leanonnx.moments import measure
-from leanonnx.pipeline import compress, inspect
-from leanonnx.selection import Budget, Request, select
-from leanonnx.weigh import Weights
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.compressing.pipeline import compress, inspect
+from leanonnx.ranking.criteria import Method, channel_classes, rank
+from leanonnx.ranking.moments import measure
+from leanonnx.ranking.weigh import Weights
+from leanonnx.selection.selector import Budget, Request, select
 from tests.helpers import Options, build, saved
 
 DEPTH, LAST = 8, "Y"

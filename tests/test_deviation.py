@@ -10,14 +10,14 @@ import numpy as np
 import onnx
 import pytest
 
-from leanonnx.data import Data, open_data
-from leanonnx.deviation import CLASSES, DISCRETE, IMAGE, MAP, OTHER, Deviation, Fidelity, compare, kind_of
+from leanonnx.data.samples import Data, open_data
 from leanonnx.errors import DataError
-from leanonnx.formats import HALVES
-from leanonnx.model import Model, load
+from leanonnx.graph.formats import HALVES
+from leanonnx.graph.model import Model, load
+from leanonnx.proof.deviation import CLASSES, DISCRETE, IMAGE, MAP, OTHER, Deviation, Fidelity, compare, kind_of
+from leanonnx.proof.scores import measure_for
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import RunFailed
-from leanonnx.scores import measure_for
 from tests.helpers import saved
 
 RNG = np.random.default_rng(0)

@@ -15,18 +15,19 @@ from hypothesis import assume, event, given, note
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from leanonnx import exact, steady
-from leanonnx.analysis import analyse
-from leanonnx.cost import cost_model
+from leanonnx.analysis import steady
+from leanonnx.analysis.cost import cost_model
+from leanonnx.analysis.dag import analyse
+from leanonnx.compressing import exact
+from leanonnx.compressing.exact import contributing
+from leanonnx.compressing.pipeline import Result, compress
 from leanonnx.errors import ModelError, OptionError, PlanError, ProofFailed
-from leanonnx.exact import contributing
-from leanonnx.model import load
-from leanonnx.patch import masking_patch
-from leanonnx.pipeline import Result, compress
-from leanonnx.plan import load_plan
+from leanonnx.graph.model import load
 from leanonnx.runtime.observation import observe
-from leanonnx.selection import Budget, Request, select
-from leanonnx.surgery import apply
+from leanonnx.selection.selector import Budget, Request, select
+from leanonnx.surgery.operate import apply
+from leanonnx.surgery.patch import masking_patch
+from leanonnx.surgery.plan import load_plan
 from tests.graphs import models
 from tests.graphs import saved as saved_in
 from tests.helpers import Options, build, called, called_json, constant_shapes, saved

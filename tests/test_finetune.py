@@ -20,23 +20,23 @@ from tests.helpers import COMMAND, build
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'leanonnx[finetune]'")
 
+from leanonnx.compressing.options import Options as Compression
 from leanonnx.errors import DataError, ModelError, OptionError, ProofFailed
-from leanonnx.model import load
-from leanonnx.options import Options as Compression
+from leanonnx.finetuning import trip
+from leanonnx.finetuning.augment import augmented, images_of, mixed
+from leanonnx.finetuning.batching import batched
+from leanonnx.finetuning.driver import Options, finetune
+from leanonnx.finetuning.lessons import neighbours
+from leanonnx.finetuning.loading import grouped, open_loader
+from leanonnx.finetuning.module import Network
+from leanonnx.finetuning.steps import Schedule, finetune_in_steps
+from leanonnx.finetuning.targets import common_targets
+from leanonnx.finetuning.training import Settings
+from leanonnx.finetuning.weights import put_back, trainable
+from leanonnx.graph.model import load
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import run
-from leanonnx.selection import Budget
-from leanonnx.tune import trip
-from leanonnx.tune.augment import augmented, images_of, mixed
-from leanonnx.tune.batching import batched
-from leanonnx.tune.driver import Options, finetune
-from leanonnx.tune.lessons import neighbours
-from leanonnx.tune.loading import grouped, open_loader
-from leanonnx.tune.module import Network
-from leanonnx.tune.steps import Schedule, finetune_in_steps
-from leanonnx.tune.targets import common_targets
-from leanonnx.tune.training import Settings
-from leanonnx.tune.weights import put_back, trainable
+from leanonnx.selection.selector import Budget
 
 CLASSIFIER = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -352,7 +352,7 @@ def test_constant_nodes_are_trained_and_statistics_are_not() -> None:
         """
     )
     path = Path(os.devnull)
-    from leanonnx.model import Model
+    from leanonnx.graph.model import Model
 
     model = Model(path, proto, "", ())
     assert trainable(model) == ("bias", "offset", "s", "scale")
@@ -440,8 +440,8 @@ def test_samples_of_one_batch_have_one_shape_and_none_is_lost() -> None:
 
 
 def test_streamed_data_are_shuffled_and_complete(pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    from leanonnx.data import open_data
-    from leanonnx.tune import loading
+    from leanonnx.data.samples import open_data
+    from leanonnx.finetuning import loading
 
     monkeypatch.setattr(loading, "IN_MEMORY", 10000)
     monkeypatch.setattr(loading, "BUFFER", 1000)
@@ -493,7 +493,7 @@ def test_wrong_requests_are_refused(pair: dict[str, Path], tmp_path: Path) -> No
 
 
 def load_unchecked(proto: onnx.ModelProto) -> Any:
-    from leanonnx.model import Model
+    from leanonnx.graph.model import Model
 
     return Model(Path(os.devnull), proto, "", ())
 

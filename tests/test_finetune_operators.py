@@ -13,14 +13,14 @@ import pytest
 pytest.importorskip("torch", reason="torch is not installed: pip install 'leanonnx[finetune]'")
 
 from leanonnx.errors import ModelError
-from leanonnx.model import Model, load
-from leanonnx.proof import inputs_for
+from leanonnx.finetuning.module import Network
+from leanonnx.finetuning.operators.table import OPERATORS
+from leanonnx.finetuning.trip import round_trip
+from leanonnx.finetuning.weights import trainable
+from leanonnx.graph.model import Model, load
+from leanonnx.proof.proof import inputs_for
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import RunFailed, run
-from leanonnx.tune.module import Network
-from leanonnx.tune.operators import OPERATORS
-from leanonnx.tune.trip import round_trip
-from leanonnx.tune.weights import trainable
 from tests.rules.case import Case
 from tests.rules.harness import sampled, seeded
 from tests.rules.table import CASES

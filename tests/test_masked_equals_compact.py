@@ -14,18 +14,18 @@ from hypothesis import event, given, note, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from leanonnx.analysis import ChannelDag, analyse
-from leanonnx.criteria import Ranking, channel_classes
-from leanonnx.keeper import Keeper
-from leanonnx.labels import Mask
-from leanonnx.model import load
-from leanonnx.patch import kept_indices, masking_patch, plan_patch
-from leanonnx.proof import inputs_for, prove, relative
+from leanonnx.analysis.dag import ChannelDag, analyse
+from leanonnx.graph.model import load
+from leanonnx.numeric.labels import Mask
+from leanonnx.proof.proof import inputs_for, prove, relative
+from leanonnx.ranking.criteria import Ranking, channel_classes
+from leanonnx.ranking.weigh import Weights
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import Array, Feed, run
-from leanonnx.surgery import apply
-from leanonnx.weigh import Weights
-from leanonnx.widths import NATURAL
+from leanonnx.selection.keeper import Keeper
+from leanonnx.selection.widths import NATURAL
+from leanonnx.surgery.operate import apply
+from leanonnx.surgery.patch import kept_indices, masking_patch, plan_patch
 from tests.graphs import from_seed, models, saved
 from tests.helpers import build
 

@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 import pytest
 
-from leanonnx import moments
-from leanonnx.analysis import ChannelDag
+from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import DataError
-from leanonnx.moments import Accumulator, Moments, Statistics, measure, rows_of
+from leanonnx.ranking import moments
+from leanonnx.ranking.moments import Accumulator, Moments, Statistics, measure, rows_of
 from tests.calibrated import Array, Feed, analysed, dag_of, net, normal_feeds, values
 
 IMAGE = "(float[N,3,6,5] x) => (float[N,4] y)"

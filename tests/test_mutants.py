@@ -15,11 +15,10 @@ import numpy as np
 import onnx
 import pytest
 
-from leanonnx.analysis import ChannelDag, analyse
-from leanonnx.labels import Labels, Mask, on_axis, uniform
-from leanonnx.model import load
-from leanonnx.patch import masking_patch, plan_patch
-from leanonnx.proof import inputs_for, prove
+from leanonnx.analysis.dag import ChannelDag, analyse
+from leanonnx.graph.model import load
+from leanonnx.numeric.labels import Labels, Mask, on_axis, uniform
+from leanonnx.proof.proof import inputs_for, prove
 from leanonnx.rules import (
     assembly,
     convolution,
@@ -34,7 +33,8 @@ from leanonnx.rules import (
 from leanonnx.rules.call import Call, Effect, Rule, Slice
 from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.runtime.observation import observe
-from leanonnx.surgery import apply
+from leanonnx.surgery.operate import apply
+from leanonnx.surgery.patch import masking_patch, plan_patch
 from tests.helpers import build, saved
 
 Dead = Mapping[str, tuple[int, ...]]

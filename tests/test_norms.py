@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from leanonnx import norms
-from leanonnx.norms import kernel_norms
+from leanonnx.numeric import norms
+from leanonnx.numeric.norms import kernel_norms
 
 Array = NDArray[np.float64]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from leanonnx import obs
-from leanonnx.obs import Reader, eliminated, precision
+from leanonnx.numeric import obs
+from leanonnx.numeric.obs import Reader, eliminated, precision
 
 
 @pytest.fixture

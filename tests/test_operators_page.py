@@ -16,7 +16,7 @@ from docs import operators
 from leanonnx.errors import ProofFailed
 from leanonnx.rules.call import Effect, Rule
 from leanonnx.rules.table import DEFAULT
-from leanonnx.userrules import read_rules
+from leanonnx.rules.user import read_rules
 from tests.helpers import called
 from tests.variants import assert_pins, compress, network
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from leanonnx.analysis.positions import features, geometry
 from leanonnx.recovery.layers import Layer, layers
 from leanonnx.recovery.pair import Pair
-from leanonnx.recovery.patches import features, geometry
 from leanonnx.recovery.rows import Place
 from leanonnx.recovery.walk import Shelf
 from tests.calibrated import Array, Feed, analysed, values

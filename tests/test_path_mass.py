@@ -9,12 +9,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from leanonnx import pathmass
-from leanonnx.analysis import ChannelDag
-from leanonnx.cost import Rate, by_kernels, by_macs, cost_model
-from leanonnx.criteria import channel_classes, layers_of
-from leanonnx.moments import Statistics, measure
-from leanonnx.pathmass import Terms, elimination, masses, reads
+from leanonnx.analysis.cost import Rate, by_kernels, by_macs, cost_model
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.ranking import pathmass
+from leanonnx.ranking.criteria import channel_classes, layers_of
+from leanonnx.ranking.moments import Statistics, measure
+from leanonnx.ranking.pathmass import Terms, elimination, masses, reads
 from tests.calibrated import Array, analysed, dag_of, net, normal_feeds
 from tests.helpers import CNN, build, called, refused, saved
 from tests.naive_mass import Walker, random_net

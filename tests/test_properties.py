@@ -15,10 +15,10 @@ from hypothesis import assume, currently_in_test_context, event, given, note, se
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from leanonnx.pipeline import Result, compress
-from leanonnx.plan import load_plan
+from leanonnx.compressing.pipeline import Result, compress
 from leanonnx.runtime.sessions import run
-from leanonnx.selection import Budget
+from leanonnx.selection.selector import Budget
+from leanonnx.surgery.plan import load_plan
 from tests.counting import counted, reached
 from tests.graphs import models, saved
 from tests.helpers import Options, build

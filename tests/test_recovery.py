@@ -7,11 +7,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from leanonnx.analysis import ChannelDag
-from leanonnx.labels import Mask
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.numeric.labels import Mask
 from leanonnx.recovery import recover as recovery
 from leanonnx.recovery.recover import Recovered, recover
-from leanonnx.selection import Budget, Request, select
+from leanonnx.selection.selector import Budget, Request, select
 from tests import graphs
 from tests.calibrated import Array, Feed, analysed, deviation, draft, keep, net, normal_feeds
 

@@ -14,15 +14,15 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image
 
-from leanonnx import pipeline
-from leanonnx.data import open_data
+from leanonnx.compressing import pipeline
+from leanonnx.data.samples import open_data
 from leanonnx.errors import DataError, OptionError
-from leanonnx.plan import load_plan
 from leanonnx.recovery import draft as drafts
 from leanonnx.recovery.draft import batch_size, split
 from leanonnx.recovery.recover import Recovered, recover
 from leanonnx.runtime.sessions import opened
-from leanonnx.selection import Budget
+from leanonnx.selection.selector import Budget
+from leanonnx.surgery.plan import load_plan
 from tests.calibrated import net
 from tests.helpers import Options, build, called, called_json, cli, cli_json, refused, saved, saved_external, tree
 

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leanonnx import moments, obs, pathmass
-from leanonnx.cost import by_kernels
+from leanonnx.analysis.cost import by_kernels
+from leanonnx.numeric import obs
+from leanonnx.numeric.regression import Fit, Sums
+from leanonnx.ranking import moments, pathmass
 from leanonnx.recovery import draft as drafts
 from leanonnx.recovery import fold, layers, patches, recover, regression, rows, walk
-from leanonnx.recovery.regression import Fit, Sums
 from leanonnx.runtime import taps
 from tests import test_moments, test_obs, test_patches, test_path_mass, test_recovery, test_regression, test_walk
 from tests import test_recovery_cli as told

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from leanonnx.analysis import ChannelDag
-from leanonnx.labels import Mask
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.compressing.pipeline import inspect
+from leanonnx.compressing.report import layers
+from leanonnx.numeric.labels import Mask
 from leanonnx.page import chains as page_chains
 from leanonnx.page.chains import Chains, chains
 from leanonnx.page.kernels import FINEST, LEVELS, heats, shares
 from leanonnx.page.network import LANE, listed, network
 from leanonnx.page.times import compared, times
-from leanonnx.pipeline import inspect
-from leanonnx.report import layers
 from leanonnx.rules.call import Mix
 from leanonnx.runtime.fastpath import CONVOLUTIONS, layouts
 from leanonnx.runtime.fresh import measured_works

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from leanonnx.analysis import ChannelDag
+from leanonnx.analysis.dag import ChannelDag
 from leanonnx.recovery import recover as recovery
 from leanonnx.recovery.layers import layers
 from leanonnx.recovery.recover import Recovered, recover

@@ -10,18 +10,18 @@ import numpy as np
 import onnx
 import pytest
 
-from leanonnx import workshop
-from leanonnx.analysis import analyse
+from leanonnx.analysis.dag import analyse
+from leanonnx.compressing import workshop
 from leanonnx.errors import BudgetUnreachable
-from leanonnx.latency import latency_model
-from leanonnx.model import load
+from leanonnx.graph.model import load
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import RunFailed
+from leanonnx.runtime.targets import known_targets
 from leanonnx.runtime.timing import Comparison, Timing
-from leanonnx.search import TRIES, Trial, within_budget, within_latency
-from leanonnx.selection import LATENCY, Budget, Request, Selection, Selector
-from leanonnx.targets import known_targets
-from leanonnx.widths import Alignment
+from leanonnx.selection.latency import latency_model
+from leanonnx.selection.search import TRIES, Trial, within_budget, within_latency
+from leanonnx.selection.selector import LATENCY, Budget, Request, Selection, Selector
+from leanonnx.selection.widths import Alignment
 from tests.helpers import build, called, called_json, saved
 
 WIDE = """

@@ -14,9 +14,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from leanonnx import pipeline
+from leanonnx.compressing import pipeline
 from leanonnx.errors import OutputError
-from leanonnx.selection import Budget
+from leanonnx.selection.selector import Budget
 from tests.helpers import CNN, COMMAND, Done, Options, build, cli, compressed, refused, saved, saved_external, tree
 
 pytest.importorskip("resource", reason="limits and signals of processes as Unix has them")

@@ -19,15 +19,15 @@ import numpy as np
 import pytest
 from filelock import FileLock, Timeout
 
-from leanonnx import processes
-from leanonnx.options import Options
+from leanonnx.compressing.options import Options
 from leanonnx.runtime import fresh, sessions
 from leanonnx.runtime.timing import Comparison, Timing
-from leanonnx.selection import Budget
+from leanonnx.selection.selector import Budget
 from leanonnx.sweeping import driver, making
 from leanonnx.sweeping.journal import JOURNAL, Journal, claimed
 from leanonnx.sweeping.making import MADE, Task
 from leanonnx.sweeping.request import Request
+from leanonnx.system import processes
 from tests.helpers import CNN, COMMAND, build, called, cli, outputs, refused, saved, saved_external, tree
 from tests.test_cli import kernels
 from tests.test_timing import NO_GPU

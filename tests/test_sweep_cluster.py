@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leanonnx.options import Options
+from leanonnx.compressing.options import Options
 from leanonnx.sweeping.making import Task
 from tests.helpers import CNN, build, called, refused, saved, saved_external, tree
 

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from onnx import TensorProto, helper
 
-from leanonnx import noops
+from leanonnx.compressing.pipeline import compress
 from leanonnx.errors import ProofFailed
-from leanonnx.model import load
-from leanonnx.pipeline import compress
-from leanonnx.proof import inputs_for, relative
+from leanonnx.graph import noops
+from leanonnx.graph.model import load
+from leanonnx.graph.tidy import tidy
+from leanonnx.proof.proof import inputs_for, relative
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import run
-from leanonnx.tidy import tidy
 from tests.graphs import models
 from tests.helpers import Options, build, called, compressed, saved
 

@@ -13,9 +13,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from leanonnx import cores, processes
 from leanonnx.errors import OptionError
-from leanonnx.intervals import Times, median_interval, noise, ratios, take_turns
+from leanonnx.numeric.intervals import Times, median_interval, noise, ratios, take_turns
 from leanonnx.runtime import fresh, timing
 from leanonnx.runtime.fastpath import Layouts, layouts
 from leanonnx.runtime.providers import Setting, opened_on, prepare, provider_list, session_options
@@ -35,6 +34,7 @@ from leanonnx.runtime.timing import (
     lot_count,
     settled,
 )
+from leanonnx.system import cores, processes
 from tests.helpers import build, saved
 
 ONE = Setting(threads=1)

@@ -11,9 +11,9 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from leanonnx import workshop
+from leanonnx.compressing import workshop
 from leanonnx.errors import ProofFailed
-from leanonnx.proof import Proof
+from leanonnx.proof.proof import Proof
 from leanonnx.rules import convolution, normalization, pointwise
 from leanonnx.rules.call import Call, Effect, Rule
 from leanonnx.rules.table import DEFAULT

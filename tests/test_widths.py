@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leanonnx.analysis import ChannelDag
-from leanonnx.cost import cost_model
-from leanonnx.exchange import exchanged
-from leanonnx.keeper import Keeper
-from leanonnx.labels import Mask
-from leanonnx.pipeline import inspect
-from leanonnx.probes import mobile, residual
-from leanonnx.selection import Budget, Request, Selector
-from leanonnx.widths import Alignment, Grid
+from leanonnx.analysis.cost import cost_model
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.calibrating.probes import mobile, residual
+from leanonnx.compressing.pipeline import inspect
+from leanonnx.numeric.labels import Mask
+from leanonnx.selection.exchange import exchanged
+from leanonnx.selection.keeper import Keeper
+from leanonnx.selection.selector import Budget, Request, Selector
+from leanonnx.selection.widths import Alignment, Grid
 from tests.helpers import saved
 
 ALIGNMENTS = st.builds(Alignment, st.integers(1, 20), st.sampled_from((1, 2, 4)))

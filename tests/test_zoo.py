@@ -7,9 +7,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from leanonnx import pipeline
+from leanonnx.compressing import pipeline
 from leanonnx.errors import UserError
-from leanonnx.selection import Budget
+from leanonnx.selection.selector import Budget
 from tests.helpers import Options, refused
 
 MODELS = Path(__file__).parents[2] / "shared" / "zoo" / "models"

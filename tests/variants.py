@@ -18,10 +18,10 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from leanonnx import pipeline, report
+from leanonnx.compressing import pipeline, report
 from leanonnx.rules import advice
 from leanonnx.rules.table import DEFAULT, Rules
-from leanonnx.selection import Budget
+from leanonnx.selection.selector import Budget
 from tests.helpers import Options, build, saved
 
 Array = np.ndarray[Any, Any]

@@ -17,15 +17,15 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.networks import build
-from leanonnx.analysis import ChannelDag, analyse
-from leanonnx.beliefs import believed
-from leanonnx.model import Model, load
-from leanonnx.patch import plan_patch
+from leanonnx.analysis.dag import ChannelDag, analyse
+from leanonnx.graph.model import Model, load
+from leanonnx.ranking.beliefs import believed
+from leanonnx.ranking.weigh import weighted
 from leanonnx.rules.table import DEFAULT
 from leanonnx.runtime.observation import Observation, observe
-from leanonnx.selection import Budget, Request, Selector
-from leanonnx.surgery import apply
-from leanonnx.weigh import weighted
+from leanonnx.selection.selector import Budget, Request, Selector
+from leanonnx.surgery.operate import apply
+from leanonnx.surgery.patch import plan_patch
 
 HALF = Request(Budget("macs", 0.5))
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from leanonnx import bench_report
-from leanonnx.benchmark import Request
-from leanonnx.benchmark import bench as measure
+from leanonnx.benchmarking import report as bench_report
+from leanonnx.benchmarking.benchmark import Request
+from leanonnx.benchmarking.benchmark import bench as measure
 from leanonnx.cli.options import (
     AsJson,
     Batches,

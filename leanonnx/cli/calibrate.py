@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from leanonnx import calibrate, calibration_report
+from leanonnx.calibrating import calibrate
+from leanonnx.calibrating import report as calibration_report
 from leanonnx.cli.options import AsJson, targets_file
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
 from leanonnx.runtime.providers import Provider, Setting

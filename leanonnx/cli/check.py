@@ -11,9 +11,24 @@ from typing import Annotated, Any
 
 import typer
 
-from leanonnx import benchmark, check_report
-from leanonnx.check import Request
-from leanonnx.check import check as held
+from leanonnx.benchmarking import benchmark
+from leanonnx.checking import report as check_report
+from leanonnx.checking.check import Request
+from leanonnx.checking.check import check as held
+from leanonnx.checking.gates import (
+    AGREEMENT,
+    DEVIATION,
+    GATES,
+    LATENCY_MS,
+    MACS,
+    PARAMS,
+    SIZE,
+    SPEEDUP,
+    Limit,
+    read_gates,
+    read_limit,
+)
+from leanonnx.checking.revisions import model_file
 from leanonnx.cli.options import (
     AsJson,
     Batches,
@@ -31,24 +46,10 @@ from leanonnx.cli.options import (
     parse_shapes,
 )
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
+from leanonnx.compressing.report import Row
 from leanonnx.errors import GateFailed, OutputError, UserError
-from leanonnx.gates import (
-    AGREEMENT,
-    DEVIATION,
-    GATES,
-    LATENCY_MS,
-    MACS,
-    PARAMS,
-    SIZE,
-    SPEEDUP,
-    Limit,
-    read_gates,
-    read_limit,
-)
-from leanonnx.outputs import check_writable, write_file
-from leanonnx.report import Row
-from leanonnx.revisions import model_file
 from leanonnx.runtime.providers import Provider, Setting
+from leanonnx.system.outputs import check_writable, write_file
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
 """The variable that names the file of a job's summary on GitHub."""

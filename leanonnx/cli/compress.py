@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from leanonnx import pipeline, report
 from leanonnx.cli.options import (
     Align,
     AsJson,
@@ -38,12 +37,13 @@ from leanonnx.cli.options import (
     stored_targets,
 )
 from leanonnx.cli.terminal import command_line, exit_codes, progress, show, show_json
-from leanonnx.options import Options, alignment, asked_budget
+from leanonnx.compressing import pipeline, report
+from leanonnx.compressing.options import Options, alignment, asked_budget
+from leanonnx.compressing.pipeline import Page
 from leanonnx.page.page import Told, render
-from leanonnx.pipeline import Page
-from leanonnx.plan import load_plan
 from leanonnx.runtime.providers import Provider, Setting
-from leanonnx.selection import LATENCY
+from leanonnx.selection.selector import LATENCY
+from leanonnx.surgery.plan import load_plan
 
 
 def compress(

@@ -21,10 +21,10 @@ from leanonnx.cli.options import (
     parse_shapes,
 )
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
-from leanonnx.criteria import Chains, Method
+from leanonnx.compressing.options import Options
 from leanonnx.errors import OptionError
-from leanonnx.options import Options
-from leanonnx.selection import Budget
+from leanonnx.ranking.criteria import Chains, Method
+from leanonnx.selection.selector import Budget
 
 Strategy = Literal["school", "supervised", "noise2self"]
 Device = Literal["cpu", "cuda"]
@@ -112,7 +112,7 @@ def finetune(
     with exit_codes() as results:
         if find_spec("torch") is None:
             raise OptionError("finetune needs torch; install it with pip install 'leanonnx[finetune]'")
-        from leanonnx.tune import driver, report, steps as stepwise, training  # noqa: I001 - needs the extra
+        from leanonnx.finetuning import driver, report, steps as stepwise, training  # noqa: I001 - needs the extra
 
         _check_numbers(lr, minutes)
         budget = _budget({"keep": keep, "macs": macs, "params": params}, steps)

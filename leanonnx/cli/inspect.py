@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from leanonnx import pipeline, report
 from leanonnx.cli.options import AsJson, Library, RulesFile, Shape, parse_shapes, rules_from
 from leanonnx.cli.terminal import exit_codes, show, show_json
+from leanonnx.compressing import pipeline, report
 
 
 def inspect(

@@ -17,7 +17,7 @@ from leanonnx.cli.inspect import inspect
 from leanonnx.cli.options import AsJson
 from leanonnx.cli.sweep import sweep
 from leanonnx.cli.terminal import claim_stdout, clean_up_when_stopped, exit_codes, show_json, show_text
-from leanonnx.versions import versions, versions_text
+from leanonnx.runtime.versions import versions, versions_text
 
 COMPLETING = "_LEANONNX_COMPLETE"
 """Variable by which shells ask for completions."""

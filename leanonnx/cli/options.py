@@ -8,14 +8,14 @@ from typing import Annotated, get_args
 
 import typer
 
-from leanonnx import images
 from leanonnx.checks import check_fraction
-from leanonnx.criteria import Chains, Method
+from leanonnx.compressing.options import Recover
+from leanonnx.data import images
+from leanonnx.data.images import ImageFormat
 from leanonnx.errors import OptionError
-from leanonnx.images import ImageFormat
-from leanonnx.options import Recover
+from leanonnx.ranking.criteria import Chains, Method
 from leanonnx.rules.table import DEFAULT, Rules
-from leanonnx.userrules import read_rules
+from leanonnx.rules.user import read_rules
 
 Shape = Annotated[
     list[str] | None, typer.Option("--shape", metavar="NAME=1,3,224,224", help="Size of a free graph input.")

@@ -36,16 +36,16 @@ from leanonnx.cli.options import (
     stored_targets,
 )
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
-from leanonnx.cores import available_cores
+from leanonnx.compressing.options import Options, alignment
 from leanonnx.errors import OptionError
-from leanonnx.options import Options, alignment
 from leanonnx.runtime.providers import Provider, Setting
-from leanonnx.selection import LATENCY, Budget
+from leanonnx.selection.selector import LATENCY, Budget
 from leanonnx.sweeping import report
 from leanonnx.sweeping.driver import Draw
 from leanonnx.sweeping.driver import sweep as run
 from leanonnx.sweeping.making import Make, made_here
 from leanonnx.sweeping.request import Request
+from leanonnx.system.cores import available_cores
 
 Latency = Annotated[
     str | None, typer.Option(metavar="F,…", help="Fractions of the measured time; searched one by one.")

@@ -23,8 +23,8 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from leanonnx.clock import Progress, quiet
 from leanonnx.errors import BUG, NO_MEMORY, USER_ERROR, LeanOnnxError, OutputError
+from leanonnx.system.clock import Progress, quiet
 
 WIDTH = 140
 INTERRUPTED = 130

@@ -8,10 +8,10 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from leanonnx.analysis import ChannelDag
-from leanonnx.chains import Block, best_chain
-from leanonnx.labels import Mask
-from leanonnx.weigh import weighted
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.numeric.chains import Block, best_chain
+from leanonnx.numeric.labels import Mask
+from leanonnx.ranking.weigh import weighted
 
 Ints = NDArray[np.int64]
 MOST = 1000

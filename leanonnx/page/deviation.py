@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from leanonnx.compressing.report import Row
 from leanonnx.page.texts import BLANK, percent
-from leanonnx.report import Row
 
 MOST = 24
 """Outputs that are drawn."""

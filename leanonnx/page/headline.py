@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from leanonnx.compressing.report import MEANING, Row
 from leanonnx.page.texts import BLANK, compact, counted, ms, percent, shown, whole
-from leanonnx.report import MEANING, Row
-from leanonnx.selection import LATENCY
+from leanonnx.selection.selector import LATENCY
 
 TITLES = {"kernels": "Kernels", "macs": "Multiply-adds", "params": "Parameters", "bytes": "File size"}
 WORDS = {"kernels": "kernels", "macs": "multiply-adds", "params": "parameters", LATENCY: "time"}

@@ -9,9 +9,9 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from leanonnx.analysis import ChannelDag
-from leanonnx.labels import Mask
-from leanonnx.report import Row
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.compressing.report import Row
+from leanonnx.numeric.labels import Mask
 from leanonnx.rules.call import Mix
 
 Grid = NDArray[np.float64]

@@ -7,10 +7,10 @@ from string import ascii_uppercase
 
 import numpy as np
 
-from leanonnx.analysis import ChannelDag
-from leanonnx.labels import components
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.compressing.report import Row
+from leanonnx.numeric.labels import components
 from leanonnx.page.texts import shown, sizes
-from leanonnx.report import Row
 
 MOST = 600
 """Layers that are drawn."""

@@ -10,8 +10,10 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from leanonnx.cores import processor
-from leanonnx.data import Data
+from leanonnx.compressing.pipeline import Result
+from leanonnx.compressing.remarks import remarks
+from leanonnx.compressing.report import summary
+from leanonnx.data.samples import Data
 from leanonnx.page import texts
 from leanonnx.page.chains import MOST, chains
 from leanonnx.page.deviation import deviations
@@ -21,10 +23,8 @@ from leanonnx.page.network import listed, network
 from leanonnx.page.pins import pins
 from leanonnx.page.samples import samples
 from leanonnx.page.times import times
-from leanonnx.pipeline import Result
-from leanonnx.remarks import remarks
-from leanonnx.report import summary
 from leanonnx.runtime.providers import runtime_version
+from leanonnx.system.cores import processor
 from leanonnx.version import __version__
 
 FILTERS = {

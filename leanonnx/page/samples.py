@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leanonnx.data import Data
-from leanonnx.deviation import IMAGE, channels_last, kind_of, rows_of, side_by_side
+from leanonnx.compressing.pipeline import Result
+from leanonnx.data.images import MODES, pillow
+from leanonnx.data.samples import Data
 from leanonnx.errors import DataError
-from leanonnx.images import MODES, pillow
 from leanonnx.page.texts import BLANK
-from leanonnx.pipeline import Result
+from leanonnx.proof.deviation import IMAGE, channels_last, kind_of, rows_of, side_by_side
 from leanonnx.recovery.draft import parts
 
 Array = NDArray[Any]

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from leanonnx.analysis import ChannelDag
-from leanonnx.pipeline import Result
-from leanonnx.report import Row
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.compressing.pipeline import Result
+from leanonnx.compressing.report import Row
 from leanonnx.runtime.fastpath import CONVOLUTIONS
 from leanonnx.runtime.fresh import measured_works
 from leanonnx.runtime.profiling import Work

@@ -22,15 +22,15 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from leanonnx.analysis import ChannelDag
-from leanonnx.beliefs import beliefs
-from leanonnx.gaussian import Belief
-from leanonnx.labels import Mask
-from leanonnx.model import Model
-from leanonnx.moments import by_label, channel_axis
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.analysis.positions import coverage
+from leanonnx.analysis.steady import steady
+from leanonnx.graph.model import Model
+from leanonnx.numeric.gaussian import Belief
+from leanonnx.numeric.labels import Mask
+from leanonnx.ranking.beliefs import beliefs
+from leanonnx.ranking.moments import by_label, channel_axis
 from leanonnx.recovery.layers import Change, Layer, changed, layers
-from leanonnx.recovery.patches import coverage
-from leanonnx.steady import steady
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import onnx
 
-from leanonnx.analysis import ChannelDag
-from leanonnx.clock import Clock
-from leanonnx.data import Data
-from leanonnx.deviation import Fidelity, Source, compare
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.data.samples import Data
 from leanonnx.errors import ProofFailed
-from leanonnx.labels import Mask
-from leanonnx.model import check
+from leanonnx.graph.model import check
+from leanonnx.graph.storage import write_model
+from leanonnx.numeric.labels import Mask
+from leanonnx.proof.deviation import Fidelity, Source, compare
 from leanonnx.recovery.recover import Mended, recover
 from leanonnx.runtime.sessions import RunFailed
-from leanonnx.storage import write_model
+from leanonnx.system.clock import Clock
 
 ENOUGH = 128
 """Samples below which more would help much."""

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leanonnx.moments import by_label, rows_of
-from leanonnx.recovery.regression import Sums
+from leanonnx.numeric.regression import Sums
+from leanonnx.ranking.moments import by_label, rows_of
 from leanonnx.recovery.rows import Place
 
 Floats = NDArray[np.float64]

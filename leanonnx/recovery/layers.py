@@ -11,12 +11,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from leanonnx.analysis import ChannelDag
-from leanonnx.formats import is_float
-from leanonnx.labels import Mask
-from leanonnx.model import FREE_INITIALIZERS, Model, captured, holder_array
-from leanonnx.nodes import attribute, fresh_name, standard
-from leanonnx.recovery.patches import Geometry, geometry
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.analysis.positions import Geometry, geometry
+from leanonnx.graph.formats import is_float
+from leanonnx.graph.model import FREE_INITIALIZERS, Model, captured, holder_array
+from leanonnx.graph.nodes import attribute, fresh_name, standard
+from leanonnx.numeric.labels import Mask
 from leanonnx.rules.call import Mix
 
 Array = NDArray[Any]

@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from leanonnx.formats import HALVES, fed_in_float32, float_kinds, in_float32, is_float
-from leanonnx.model import Model
-from leanonnx.proof import inputs_for
+from leanonnx.graph.formats import HALVES, fed_in_float32, float_kinds, in_float32, is_float
+from leanonnx.graph.model import Model
+from leanonnx.proof.proof import inputs_for
 from leanonnx.runtime.sessions import Feed, RunFailed, run
 
 Array = NDArray[Any]

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from leanonnx.formats import HALVES, fed_in_float32, float_kinds, in_float32
-from leanonnx.model import Model
+from leanonnx.graph.formats import HALVES, fed_in_float32, float_kinds, in_float32
+from leanonnx.graph.model import Model
 from leanonnx.recovery.walk import Shelf, Walk
 from leanonnx.runtime.sessions import Feed
 

@@ -21,14 +21,14 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from leanonnx.analysis import ChannelDag
-from leanonnx.formats import HALVES, float_kinds, in_float32
-from leanonnx.labels import Mask
-from leanonnx.nodes import attribute
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.graph.formats import HALVES, float_kinds, in_float32
+from leanonnx.graph.nodes import attribute
+from leanonnx.numeric.labels import Mask
+from leanonnx.numeric.regression import LARGE, Fit, Rows, Sums, best_fit
 from leanonnx.recovery.fold import folded
 from leanonnx.recovery.layers import Change, Layer, changed, layers
 from leanonnx.recovery.pair import Pair
-from leanonnx.recovery.regression import LARGE, Fit, Rows, Sums, best_fit
 from leanonnx.recovery.rescale import Norm, Rescaled, norms, rescaled
 from leanonnx.recovery.rows import Beside, Floats, Place
 from leanonnx.recovery.walk import Shelf

@@ -14,11 +14,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from leanonnx.analysis import ChannelDag
-from leanonnx.formats import is_float
-from leanonnx.labels import Mask
-from leanonnx.model import Model
-from leanonnx.nodes import attribute
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.graph.formats import is_float
+from leanonnx.graph.model import Model
+from leanonnx.graph.nodes import attribute
+from leanonnx.numeric.labels import Mask
 from leanonnx.recovery.layers import hold
 from leanonnx.recovery.pair import Pair
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leanonnx.analysis import ChannelDag
-from leanonnx.labels import Mask
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.analysis.positions import Geometry, features
+from leanonnx.numeric.labels import Mask
 from leanonnx.recovery.layers import BIAS, Layer
 from leanonnx.recovery.pair import Pair, Run
-from leanonnx.recovery.patches import Geometry, features
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import onnx
 
-from leanonnx.analysis import ChannelDag
-from leanonnx.clock import Clock
+from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import ProofFailed
-from leanonnx.labels import Mask
-from leanonnx.model import check
+from leanonnx.graph.model import check
+from leanonnx.graph.storage import write_model
+from leanonnx.numeric.labels import Mask
 from leanonnx.recovery.blind import WAYS, Blind, recover
 from leanonnx.recovery.noise import distances, smooth_inputs
 from leanonnx.runtime.sessions import RunFailed
-from leanonnx.storage import write_model
+from leanonnx.system.clock import Clock
 
 CLEARLY = 0.75
 """Share of the distance on noise that is left at most if what rests on an assumption does good."""

@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from leanonnx.errors import DataError
-from leanonnx.model import captured, first_line, unneeded
+from leanonnx.graph.model import captured, first_line, unneeded
 from leanonnx.runtime.sessions import Feed, opened
 
 Array = NDArray[Any]

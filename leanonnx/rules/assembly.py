@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from leanonnx.labels import Labels, compact, on_axis, uniform, varied
+from leanonnx.numeric.labels import Labels, compact, on_axis, uniform, varied
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Edit, Effect, Kept, Link, Move, Pairs, Pick, Slice, Unsupported, broadcast_factor
 

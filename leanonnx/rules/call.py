@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leanonnx.labels import Labels, Mask, Shape, along, compact, on_axis, projection, uniform, varied
+from leanonnx.numeric.labels import Labels, Mask, Shape, along, compact, on_axis, projection, uniform, varied
 from leanonnx.rules import advice
 
 Array = NDArray[Any]

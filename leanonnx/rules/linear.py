@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from leanonnx.labels import on_axis, varied
+from leanonnx.numeric.labels import on_axis, varied
 from leanonnx.rules import advice, products
 from leanonnx.rules.call import Call, Effect, Mix, Pairs, Slice, Unsupported, broadcast_factor
 from leanonnx.rules.weights import require_held, vectors, with_whole_weight

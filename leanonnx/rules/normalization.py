@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from leanonnx.labels import on_axis, varied
+from leanonnx.numeric.labels import on_axis, varied
 from leanonnx.rules import advice
 from leanonnx.rules.call import Array, Call, Edit, Effect, Kept, Link, Slice, Unsupported, taken_together
 from leanonnx.rules.joins import joined

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from leanonnx.labels import Labels, compact, on_axis, varied
+from leanonnx.numeric.labels import Labels, compact, on_axis, varied
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, Link, Mix, Pairs, Pin, Slice, Unsupported, pin_all
 from leanonnx.rules.weights import fixed, require_held

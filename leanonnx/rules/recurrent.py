@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from leanonnx.labels import on_axis, uniform
+from leanonnx.numeric.labels import on_axis, uniform
 from leanonnx.rules import advice
 from leanonnx.rules.call import Array, Call, Effect, Mix, Pin, Slice, Unsupported, steered
 from leanonnx.rules.weights import fixed, require_held

@@ -6,7 +6,7 @@ and tensors that steer the sampling (grids, regions).
 
 from __future__ import annotations
 
-from leanonnx.labels import compact, on_axis, varied
+from leanonnx.numeric.labels import compact, on_axis, varied
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Edit, Effect, Entries, Kept, Unsupported, steered
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from leanonnx.labels import Labels, Shape, uniform
+from leanonnx.numeric.labels import Labels, Shape, uniform
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, Mix, Slice, Unsupported
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from leanonnx.formats import graphs
+from leanonnx.graph.formats import graphs
 from leanonnx.runtime.providers import Setting, opened_on, session_options
 
 BLOCKED = "com.microsoft.nchwc"

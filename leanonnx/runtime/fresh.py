@@ -17,12 +17,12 @@ from typing import Any, Literal
 import onnx
 from onnx import numpy_helper
 
-from leanonnx import processes
 from leanonnx.errors import ProviderMissing
 from leanonnx.runtime.profiling import Work, profiled
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import LONGEST_RUN, Feed, RunFailed
 from leanonnx.runtime.timing import PATIENCE, SECONDS, Comparison, Timing, compare, several
+from leanonnx.system import processes
 
 ENTRY = "leanonnx.runtime.fresh:answer"
 REQUEST, ANSWER, INPUT = "request.json", "answer.json", "input-{}.pb"

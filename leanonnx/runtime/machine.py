@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from leanonnx.formats import HALVES, Kinds
+from leanonnx.graph.formats import HALVES, Kinds
 from leanonnx.runtime.fastpath import layouts
 from leanonnx.runtime.providers import Setting
 

@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 
 from leanonnx.errors import ModelError
-from leanonnx.formats import OTHERS, Kinds, fed_in_float32, float_kinds, in_float32
-from leanonnx.model import Model, first_line
+from leanonnx.graph.formats import OTHERS, Kinds, fed_in_float32, float_kinds, in_float32
+from leanonnx.graph.model import Model, first_line
 from leanonnx.runtime.sessions import LONGEST_RUN, Array, Feed, Session, finished, opened
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -21,10 +21,10 @@ import onnx
 import onnxruntime as ort
 
 from leanonnx.checks import check_choice, check_least
-from leanonnx.cores import available_cores
 from leanonnx.errors import ProviderMissing
-from leanonnx.model import first_line
+from leanonnx.graph.model import first_line
 from leanonnx.runtime.sessions import QUIET, Feed, RunFailed, Session, finished
+from leanonnx.system.cores import available_cores
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 AlgoSearch = Literal["EXHAUSTIVE", "HEURISTIC", "DEFAULT"]

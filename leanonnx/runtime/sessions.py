@@ -18,9 +18,9 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from leanonnx.memory import available_memory
-from leanonnx.model import first_line
-from leanonnx.storage import data_size, write_model
+from leanonnx.graph.model import first_line
+from leanonnx.graph.storage import data_size, write_model
+from leanonnx.system.memory import available_memory
 
 Array = NDArray[Any]
 Feed = dict[str, Array]

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 
 from leanonnx.errors import UserError
-from leanonnx.formats import fed_in_float32, float_kinds, in_float32
-from leanonnx.model import first_line
+from leanonnx.graph.formats import fed_in_float32, float_kinds, in_float32
+from leanonnx.graph.model import first_line
 from leanonnx.runtime.sessions import Array, Feed, RunFailed, finished, opened
 
 

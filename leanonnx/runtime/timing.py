@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from leanonnx.cores import resident_memory
-from leanonnx.intervals import Interval, Times, median_interval, noise, ratios, take_turns
+from leanonnx.numeric.intervals import Interval, Times, median_interval, noise, ratios, take_turns
 from leanonnx.runtime.fastpath import Layouts, layouts
 from leanonnx.runtime.providers import Setting, opened_on, prepare, runner
 from leanonnx.runtime.sessions import Feed
+from leanonnx.system.cores import resident_memory
 
 SECONDS = 3.0
 BLOCK = 1e-3

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from distributed import Client, Future, as_completed
 
-from leanonnx.datafiles import sample_files
+from leanonnx.compressing.report import Row
+from leanonnx.data.files import sample_files
 from leanonnx.errors import BUG, OptionError
-from leanonnx.report import Row
 from leanonnx.sweeping.making import MADE, Answers, Task, calibration, made_here
 from leanonnx.version import __version__
 

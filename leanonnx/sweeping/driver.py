@@ -19,22 +19,22 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from leanonnx.clock import Progress, quiet
+from leanonnx.compressing.pipeline import checked_libraries, checked_shapes
+from leanonnx.compressing.report import Row, latency
 from leanonnx.errors import USER_ERROR, UserError
-from leanonnx.model import Model, load
-from leanonnx.outputs import data_file, write_file
-from leanonnx.pipeline import checked_libraries, checked_shapes
-from leanonnx.report import Row, latency
+from leanonnx.graph.model import Model, load
 from leanonnx.runtime.fresh import measured
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.providers import prepare
 from leanonnx.runtime.sessions import Feed, RunFailed
-from leanonnx.search import SECONDS
-from leanonnx.selection import LATENCY
+from leanonnx.selection.search import SECONDS
+from leanonnx.selection.selector import LATENCY
 from leanonnx.sweeping import report
 from leanonnx.sweeping.journal import JOURNAL, Journal, Key, claimed
 from leanonnx.sweeping.making import MADE, Make
 from leanonnx.sweeping.request import Request, Subject, header, subjects
+from leanonnx.system.clock import Progress, quiet
+from leanonnx.system.outputs import data_file, write_file
 
 MODELS, MAKING = "models", ".making"
 MAKE, MEASURE, DONE = "make", "measure", "done"

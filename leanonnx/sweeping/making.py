@@ -12,16 +12,17 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from leanonnx import pipeline, processes
-from leanonnx.data import made_data
-from leanonnx.deviation import Deviation, Fidelity, compare
+from leanonnx.compressing import pipeline
+from leanonnx.compressing.options import Options
+from leanonnx.compressing.report import Row, fidelity, summary
+from leanonnx.data.samples import made_data
 from leanonnx.errors import BUG, NO_MEMORY, USER_ERROR, DataError, LeanOnnxError
-from leanonnx.options import Options
+from leanonnx.proof.deviation import Deviation, Fidelity, compare
 from leanonnx.recovery.noise import smooth_inputs
-from leanonnx.report import Row, fidelity, summary
 from leanonnx.rules.table import DEFAULT
+from leanonnx.rules.user import read_rules
 from leanonnx.runtime.sessions import RunFailed, limited
-from leanonnx.userrules import read_rules
+from leanonnx.system import processes
 
 ENTRY = "leanonnx.sweeping.making:answer"
 TASK, ANSWER, MADE = "task.pickle", "answer.json", "made"

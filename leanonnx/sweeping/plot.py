@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from leanonnx.report import Row
+from leanonnx.compressing.report import Row
 from leanonnx.sweeping.report import OPTIONS, placed, remaining
 
 PNG, SVG = "sweep.png", "sweep.svg"

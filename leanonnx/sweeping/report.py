@@ -14,8 +14,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from leanonnx.cost import UNITS
-from leanonnx.report import SCHEMA, Row
+from leanonnx.analysis.cost import UNITS
+from leanonnx.compressing.report import SCHEMA, Row
 from leanonnx.sweeping.knee import FEWEST, knee
 
 SIZES = (*UNITS, "bytes")

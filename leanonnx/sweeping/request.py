@@ -7,17 +7,17 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from leanonnx.cores import processor
-from leanonnx.datafiles import sample_files
+from leanonnx.compressing.options import Options
+from leanonnx.compressing.pipeline import checked_libraries, resolved_target
+from leanonnx.compressing.report import Row
+from leanonnx.data.files import sample_files
 from leanonnx.errors import ModelError
-from leanonnx.formats import float_kinds
-from leanonnx.model import load
-from leanonnx.options import Options
-from leanonnx.pipeline import checked_libraries, resolved_target
-from leanonnx.report import Row
-from leanonnx.selection import LATENCY, Budget
-from leanonnx.storage import digest
+from leanonnx.graph.formats import float_kinds
+from leanonnx.graph.model import load
+from leanonnx.graph.storage import digest
+from leanonnx.selection.selector import LATENCY, Budget
 from leanonnx.sweeping.making import Task, calibration
+from leanonnx.system.cores import processor
 from leanonnx.version import __version__
 
 

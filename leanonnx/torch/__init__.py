@@ -20,22 +20,22 @@ import onnx
 import torch
 from torch import nn
 
-from leanonnx.analysis import ChannelDag
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.api.sources import ModelSource, as_file, several, title
+from leanonnx.compressing.pipeline import checked_libraries, inspect
+from leanonnx.compressing.workshop import operated
 from leanonnx.errors import ModelError, PlanError, ProofFailed
-from leanonnx.labels import Mask
-from leanonnx.model import Model, load
-from leanonnx.outputs import Place
-from leanonnx.patch import plan_patch
-from leanonnx.pipeline import checked_libraries, inspect
-from leanonnx.plan import Plan, load_plan, replay
+from leanonnx.graph.model import Model, load
+from leanonnx.numeric.labels import Mask
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import Feed, RunFailed, run
-from leanonnx.sources import ModelSource, as_file, several, title
+from leanonnx.surgery.patch import plan_patch
+from leanonnx.surgery.plan import Plan, load_plan, replay
+from leanonnx.system.outputs import Place
 from leanonnx.torch.cuts import Cut, planned_cuts, read_cuts
 from leanonnx.torch.matching import Matches, matched, named_tensors
 from leanonnx.torch.running import Inputs, Trace, as_feed, difference, ran
 from leanonnx.torch.slicing import Slicing, carried_out, sliced
-from leanonnx.workshop import operated
 
 __all__ = ["Applied", "apply_plan", "verify"]
 

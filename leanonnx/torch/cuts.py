@@ -9,11 +9,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from leanonnx.analysis import ChannelDag
+from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import PlanError
-from leanonnx.labels import Mask
-from leanonnx.patch import constant_of, kept_indices
-from leanonnx.plan import Plan
+from leanonnx.numeric.labels import Mask
+from leanonnx.surgery.patch import constant_of, kept_indices
+from leanonnx.surgery.plan import Plan
 
 Array = NDArray[Any]
 Kept = tuple[int, ...]

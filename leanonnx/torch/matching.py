@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from leanonnx.errors import PlanError
-from leanonnx.formats import is_float
+from leanonnx.graph.formats import is_float
 from leanonnx.torch.cuts import Array, Cut, Kept
 from leanonnx.torch.modules import BATCH_NORMS, TRANSPOSED
 from leanonnx.torch.running import Trace

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from leanonnx.errors import OptionError, PlanError
-from leanonnx.model import Model, first_line
-from leanonnx.proof import relative, scales
+from leanonnx.graph.model import Model, first_line
+from leanonnx.proof.proof import relative, scales
 from leanonnx.runtime.sessions import Array, Feed
 from leanonnx.torch.modules import NORMS
 

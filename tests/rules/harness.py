@@ -11,16 +11,16 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from leanonnx.analysis import ChannelDag, analyse
-from leanonnx.formats import number_format
-from leanonnx.labels import Mask
-from leanonnx.model import load
-from leanonnx.patch import masking_patch
-from leanonnx.proof import inputs_for, prove
+from leanonnx.analysis.dag import ChannelDag, analyse
+from leanonnx.graph.formats import number_format
+from leanonnx.graph.model import load
+from leanonnx.numeric.labels import Mask
+from leanonnx.proof.proof import inputs_for, prove
 from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import run
-from leanonnx.surgery import apply
+from leanonnx.surgery.operate import apply
+from leanonnx.surgery.patch import masking_patch
 from tests.rules.bench import Bench, Choose, Sample
 from tests.rules.case import Form, Refusal
 from tests.test_masked_equals_compact import (

@@ -16,8 +16,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from leanonnx.analysis import ChannelDag
-from leanonnx.labels import Labels, Mask
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.numeric.labels import Labels, Mask
 from leanonnx.rules.call import Mix
 from tests.rules.bench import SUBJECT, Probe, Sample
 

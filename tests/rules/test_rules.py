@@ -14,8 +14,8 @@ import pytest
 from hypothesis import Phase, given, note, settings
 from hypothesis import strategies as st
 
-from leanonnx.analysis import ChannelDag
-from leanonnx.labels import Labels, Mask, compact
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.numeric.labels import Labels, Mask, compact
 from leanonnx.rules.call import Call, Effect, Rule
 from leanonnx.rules.table import DEFAULT
 from tests.rules import mutants, naive

@@ -1,0 +1,204 @@
+"""Where a sliced constant is held: in the file, behind a run of operators on constants, or nowhere but at run time.
+
+Weights reach their consumer directly, by Identity, dequantised, or turned and reshaped on the way; the slice is
+followed back to what holds it, so that the file keeps its form.  What cannot be followed is stored as its value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from leanonnx.graph.model import SHAPE_OPS, Model, captured
+from leanonnx.numeric.labels import Labels, compact, projection, reshape, varied
+from leanonnx.rules.call import Edit, Effect, Entries, Kept, Rewrite
+from leanonnx.runtime.observation import Observation
+
+Array = NDArray[Any]
+ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Identity", "Cast")
+RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+
+
+@dataclass(frozen=True)
+class Use:
+    """One place where a node reads a constant that is sliced.
+
+    ``constant`` names what holds it in the file; ``inward`` gives the input channel of each element of a mixing
+    operator's weight; ``computed`` is the value where the graph computes it from other constants (surgery then
+    stores the value itself).
+    """
+
+    node: int
+    slot: int
+    constant: str
+    factors: tuple[Labels, ...]
+    inward: Labels | None = None
+    computed: Array | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """Uses of one slice, and how shape constants on the way follow it."""
+
+    uses: tuple[Use, ...]
+    rewrites: tuple[tuple[int, Rewrite], ...] = ()
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Finds what holds the constants of a model."""
+
+    model: Model
+    observation: Observation
+
+    @cached_property
+    def static(self) -> frozenset[str]:
+        """Values computed from constants alone (with inputs of fixed size, from their shapes too)."""
+        fixed = all(d.HasField("dim_value") for v in self.model.inputs for d in v.type.tensor_type.shape.dim)
+        known = set(self.model.holders)
+        for node in self.model.proto.graph.node:
+            reads = {n for n in [*node.input, *captured(node)] if n}
+            shaped = fixed and node.op_type in SHAPE_OPS
+            if reads and (shaped or reads <= known) and node.output[0] not in self.model.free:
+                known.update(node.output)
+        return frozenset(known)
+
+    def uses(self, index: int, effect: Effect) -> Found | None:
+        """Where the slices of an effect are held; None if a sliced constant depends on run-time shapes."""
+        inward = {mix.slot: mix.inward for mix in effect.mixes}
+        uses: list[Use] = []
+        rewrites: list[tuple[int, Rewrite]] = []
+        for cut in effect.slices:
+            found = self._follow(index, cut.slot, cut.factors, inward.get(cut.slot))
+            if found is None:
+                return None
+            uses += found.uses
+            rewrites += found.rewrites
+        return Found(tuple(uses), tuple(rewrites))
+
+    def _follow(self, index: int, slot: int, factors: tuple[Labels, ...], inward: Labels | None) -> Found | None:
+        """Follow one slice from the input of a node back to its holder."""
+        name = self.model.proto.graph.node[index].input[slot]
+        if name in self.model.origins:
+            return Found((Use(index, slot, self.model.origins[name], factors, inward),))
+        if not any(varied(f) for f in factors) and name not in self.static:
+            return Found(())
+        behind = self._behind(self.model.producers[name], name, factors, inward)
+        if behind is None and name in self.static:
+            return Found((Use(index, slot, name, factors, inward, self.observation.values[name]),))
+        return behind
+
+    def _behind(self, producer: int, name: str, factors: tuple[Labels, ...], inward: Labels | None) -> Found | None:
+        """Follow a slice through the operator that puts the constant out; None where that is not possible."""
+        node = self.model.proto.graph.node[producer]
+        if node.op_type == "DequantizeLinear":
+            return self._dequantised(producer, node, factors, inward)
+        if self.model.readers[name] != 1 or (name not in self.static and inward is not None):
+            return None
+        if name not in self.static:
+            return self._sized(producer, node, name, factors)
+        if node.input[0] not in self.static:
+            return None
+        if node.op_type == "Cast":
+            return self._follow(producer, 0, factors, inward)
+        if node.op_type == "Transpose":
+            order = next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
+            back = np.argsort(order) if order else None
+            turned = tuple(f.transpose(back) for f in factors)
+            return self._follow(producer, 0, turned, None if inward is None else inward.transpose(back))
+        return self._reshaped(producer, node, name, factors, inward) if node.op_type in RESHAPES else None
+
+    def _dequantised(
+        self, producer: int, node: onnx.NodeProto, factors: tuple[Labels, ...], inward: Labels | None
+    ) -> Found | None:
+        """A quantised constant: its data, and scale and zero point per channel."""
+        attributes = {a.name: a.i for a in node.attribute}
+        if attributes.get("block_size") or any(side and side not in self.model.origins for side in node.input[1:]):
+            return None
+        data = self._follow(producer, 0, factors, inward)
+        if data is None:
+            return None
+        axis = attributes.get("axis", 1)
+        vectors = tuple(f.reshape(-1) for f in factors if varied(f) == (axis % f.ndim,))
+        sides = [k for k in range(1, len(node.input)) if node.input[k] and self.model.constant(node.input[k]).size > 1]
+        more = tuple(Use(producer, k, self.model.origins[node.input[k]], vectors) for k in sides if vectors)
+        return Found(data.uses + more, data.rewrites)
+
+    def _reshaped(
+        self, producer: int, node: onnx.NodeProto, name: str, factors: tuple[Labels, ...], inward: Labels | None
+    ) -> Found | None:
+        """A constant that is reshaped: possible where the slice stays a product of index sets."""
+        before, after = self._shape(node.input[0]), self._shape(name)
+        back = [reshape(compact(f.reshape(_lifted(f, len(after)))), after, before) for f in factors]
+        axes = [axis for f in back for axis in varied(f)]
+        if any(len(varied(f)) > 1 for f in back) or len(axes) != len(set(axes)):
+            return None
+        source = self._follow(producer, 0, tuple(back), None if inward is None else reshape(inward, after, before))
+        if source is None or node.op_type != "Reshape":
+            return source
+        if node.input[1] not in self.model.origins:
+            return None
+        target = [int(x) for x in self.model.constant(node.input[1]).reshape(-1)]
+
+        def rewrite(kept: Kept) -> Edit:
+            sizes = {axis: _count(kept, f, axis, after[axis]) for f in factors for axis in varied(f)}
+            return Edit(inputs={1: Entries({k: n for k, n in sizes.items() if target[k] != -1})})
+
+        return Found(source.uses, (*source.rewrites, (producer, rewrite)))
+
+    def _sized(self, producer: int, node: onnx.NodeProto, name: str, factors: tuple[Labels, ...]) -> Found | None:
+        """A value whose size follows from shapes at run time (a token for every sample of a batch).
+
+        1. ConstantOfShape and Expand: the entries of their size are rewritten.
+        2. Expand, and sums and products: each operand is followed on the axes where it is not repeated.
+        """
+        after = self.observation.shapes[name]
+        lifted = [f.reshape(_lifted(f, len(after))) for f in factors]
+        sizes = {axis: f for f in lifted for axis in varied(f)}
+        if any(len(varied(f)) > 1 for f in lifted) or node.op_type not in ("ConstantOfShape", "Expand", *ELEMENTWISE):
+            return None
+        target = {"ConstantOfShape": 0, "Expand": 1}.get(node.op_type, -1)
+        found = Found(())
+        for slot, operand in enumerate(node.input):
+            if slot != target:
+                shape = self._shape(operand)
+                lead = len(after) - len(shape)
+                own = {axis: f for axis, f in sizes.items() if axis >= lead and shape[axis - lead] > 1}
+                if any(shape[axis - lead] != after[axis] for axis in own):
+                    return None
+                cuts = tuple(f.reshape(f.shape[lead:]) for f in own.values())
+                source = self._follow(producer, slot, cuts, None) if cuts else Found(())
+                if source is None:
+                    return None
+                found = Found(found.uses + source.uses, found.rewrites + source.rewrites)
+        if target < 0:
+            return found
+        missing = len(after) - self._shape(node.input[target])[0]
+
+        def rewrite(kept: Kept) -> Edit:
+            counts = {axis - missing: _count(kept, f, axis, after[axis]) for axis, f in sizes.items()}
+            return Edit(
+                inputs={target: Entries({k: n for k, n in counts.items() if k >= 0 and n != after[k + missing]})}
+            )
+
+        return Found(found.uses, (*found.rewrites, (producer, rewrite)))
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a constant or of a value computed from constants."""
+        if name in self.model.origins:
+            return self.model.constant(name).shape
+        return self.observation.shapes[name]
+
+
+def _lifted(labels: Labels, rank: int) -> tuple[int, ...]:
+    return (1,) * (rank - labels.ndim) + labels.shape
+
+
+def _count(kept: Kept, factor: Labels, axis: int, size: int) -> int:
+    line = projection(kept.mask(factor), axis)
+    return int(line.sum()) if line.size > 1 else size

@@ -1,0 +1,151 @@
+"""What a keep set costs: kernels, multiply-adds and parameters of the network after surgery."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanonnx.analysis.constants import Use
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.graph.model import Model
+from leanonnx.numeric.labels import Labels, Mask, varied
+from leanonnx.rules.call import Mix
+
+UNITS = ("kernels", "macs", "params")
+Rate = Callable[[int, Mix], float]
+"""What one kernel of a node costs, in the unit of a budget."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Kernels, multiply-adds (of one run at the observed input sizes) and parameters (numbers)."""
+
+    kernels: int
+    macs: int
+    params: int
+
+
+@dataclass(frozen=True)
+class _Sliced:
+    """How one reader slices a constant of ``size`` elements: by factors on different axes, or by a mask of elements."""
+
+    size: int
+    factors: tuple[Labels, ...]
+    apart: bool
+
+    def surviving(self, alive: Mask) -> int:
+        """Elements whose labels all live."""
+        if self.apart:
+            share = self.size
+            for factor in self.factors:
+                share = share * int(np.count_nonzero(alive[factor])) // factor.size
+            return share
+        mask: NDArray[np.bool_] = alive[self.factors[0]]
+        for factor in self.factors[1:]:
+            mask = mask & alive[factor]
+        return self.size * int(mask.sum()) // mask.size
+
+
+def _sliced(size: int, factors: tuple[Labels, ...]) -> _Sliced:
+    axes = [axis for factor in factors for axis in varied(factor)]
+    return _Sliced(size, factors, apart=len(axes) == len(set(axes)))
+
+
+@dataclass(frozen=True)
+class _Constant:
+    """A constant and the ways in which its readers slice it; ``whole`` if one of them does not slice it at all.
+
+    ``computed``: the graph computes it, and surgery stores it only once it is sliced.
+    """
+
+    size: int
+    uses: tuple[_Sliced, ...]
+    whole: bool
+    computed: bool
+
+    def surviving(self, alive: Mask) -> int:
+        """Elements that are stored: readers that need other slices than each other get clones."""
+        if self.computed:
+            cut = [use for use in self.uses if not all(alive[factor].all() for factor in use.factors)]
+            return sum(use.surviving(alive) for use in cut)
+        if len(self.uses) == 1 and not self.whole:
+            return self.uses[0].surviving(alive)
+        stored = {b"": self.size} if self.whole else {}
+        for use in self.uses:
+            masks = [alive[factor] for factor in use.factors]
+            key = b"" if all(mask.all() for mask in masks) else b"|".join(mask.tobytes() for mask in masks)
+            stored[key] = use.surviving(alive)
+        return sum(stored.values())
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Counts the cost of any keep set; layers in ``ignored`` (node indices) are not counted."""
+
+    mixes: tuple[Mix, ...]
+    constants: tuple[_Constant, ...]
+    unsliced: int
+
+    def __call__(self, alive: Mask) -> Cost:
+        """Cost when just these labels live [labels]."""
+        kernels = macs = 0
+        for mix in self.mixes:
+            count = int((alive[mix.targets].sum(1) * alive[mix.sources].sum(1)).sum())
+            kernels += count * mix.counted
+            macs += count * mix.taps * mix.positions
+        return Cost(kernels, macs, self.unsliced + sum(constant.surviving(alive) for constant in self.constants))
+
+
+def cost_model(dag: ChannelDag, ignored: Collection[int] = ()) -> CostModel:
+    """The cost model of a channel DAG."""
+    uses: dict[str, dict[tuple[int, int], Use]] = {}
+    for use in dag.uses:
+        uses.setdefault(use.constant, {})[use.node, use.slot] = use
+    sizes = _sizes(dag.model)
+    counted = [name for name, places in sorted(uses.items()) if not all(node in ignored for node, _ in places)]
+    constants = tuple(_constant(dag, name, list(uses[name].values()), sizes.get(name, 0)) for name in counted)
+    unsliced = sum(n for name, n in sizes.items() if name not in uses)
+    return CostModel(tuple(mix for node, mix in dag.mixes if node not in ignored), constants, unsliced)
+
+
+def by_kernels(node: int, mix: Mix) -> float:
+    """Kernels."""
+    return float(mix.counted)
+
+
+def by_macs(node: int, mix: Mix) -> float:
+    """Multiply-adds of a kernel."""
+    return float(mix.taps * mix.positions)
+
+
+def by_params(node: int, mix: Mix) -> float:
+    """Numbers that a kernel stores."""
+    return float(mix.taps)
+
+
+RATES: Mapping[str, Rate] = {"kernels": by_kernels, "macs": by_macs, "params": by_params}
+
+
+def stored(model: Model) -> int:
+    """Numbers that a model stores, but for shapes and indices."""
+    return sum(_sizes(model).values())
+
+
+def _constant(dag: ChannelDag, name: str, uses: list[Use], size: int) -> _Constant:
+    value = uses[0].computed
+    whole = len(uses) < dag.model.readers.get(name, 0)
+    size = size if value is None else value.size
+    return _Constant(size, tuple(_sliced(size, use.factors) for use in uses), whole, computed=value is not None)
+
+
+def _sizes(model: Model) -> dict[str, int]:
+    """Number of elements of each constant that holds numbers other than shapes and indices."""
+    found = {}
+    for name in model.holders:
+        kind, size = model.constant_kind(name)
+        if kind not in ("int64", "bool", "object"):
+            found[name] = size
+    return found

@@ -1,0 +1,41 @@
+"""What the names given by a user mean: channels and nodes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.errors import OptionError
+from leanonnx.graph.model import Model
+from leanonnx.rules.call import Pin
+
+
+def named_pin(dag: ChannelDag, name: str) -> Pin:
+    """``--pin NAME``: a tensor, or a node whose outputs are meant."""
+    if name in dag.labels:
+        return Pin(np.unique(dag.labels[name]), name, f"--pin {name}")
+    nodes = [n for n in dag.model.proto.graph.node if name and n.name == name]
+    labels = [np.unique(dag.labels[o]) for node in nodes for o in node.output if o in dag.labels]
+    if not labels:
+        raise OptionError(f"--pin {name}: no tensor and no node of that name carries channels; see `leanonnx inspect`")
+    return Pin(np.unique(np.concatenate(labels)), name, f"--pin {name}")
+
+
+def named_nodes(model: Model, name: str) -> list[int]:
+    """``--ignore LAYER``: a node by its name or by the name of its output."""
+    found = [k for k, n in enumerate(model.proto.graph.node) if name and (n.name == name or name in n.output)]
+    if not found:
+        raise OptionError(f"--ignore {name}: no node has this name or puts out this tensor; see `leanonnx inspect`")
+    return found
+
+
+def ignored_pin(dag: ChannelDag, node: int) -> Pin:
+    """All outputs of a node that is ignored."""
+    outputs = dag.model.proto.graph.node[node].output
+    labels = [np.unique(dag.labels[o]) for o in outputs if o in dag.labels]
+    return Pin(np.unique(np.concatenate(labels)) if labels else np.zeros(0, np.int64), outputs[0], "--ignore")
+
+
+def named_tensors(model: Model, names: tuple[str, ...]) -> set[str]:
+    """Tensors that are called so, and outputs of nodes that are."""
+    return {n for node in model.proto.graph.node for n in node.output if node.name in names or n in names} - {""}

@@ -1,0 +1,59 @@
+"""Runs of movement operators that one Gather can replace (channel shuffles)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanonnx.numeric.labels import Labels, Shape, compact, on_axis, varied
+from leanonnx.rules.call import Move
+
+
+@dataclass(frozen=True)
+class Run:
+    """Movements from tensor ``source`` to a tensor with its channels on one axis.
+
+    ``indices`` [channels of the result] says which channel of the source each one is, along ``axis``; None where
+    the movements do more than permute channels.  ``inside`` names the tensors between.
+    """
+
+    source: str
+    inside: tuple[str, ...]
+    axis: int
+    indices: NDArray[np.int64] | None
+
+
+def gathered(
+    name: str, moves: Mapping[str, tuple[str, Move]], labels: Mapping[str, Labels], shapes: Mapping[str, Shape]
+) -> Run:
+    """Follow the movements that made a tensor back to the nearest one whose channels lie on a single axis."""
+    steps, inside, source = [], [], name
+    while source in moves:
+        source, move = moves[source]
+        steps.append(move)
+        if len(varied(labels[source])) <= 1:
+            break
+        inside.append(source)
+    axes = varied(labels[source])
+    if len(axes) != 1 or len(shapes[source]) != len(shapes[name]):
+        return Run(source, tuple(inside), 0, None)
+    return Run(source, tuple(inside), axes[0], _indices(steps[::-1], shapes[source], shapes[name], axes[0]))
+
+
+def _indices(steps: list[Move], before: Shape, after: Shape, axis: int) -> NDArray[np.int64] | None:
+    """Push the positions of each axis through the movements; all but the channel axis must come out as they went in."""
+    result: NDArray[np.int64] | None = None
+    for k, size in enumerate(before):
+        probe = on_axis(np.arange(size), k, len(before))
+        for step in steps:
+            probe = compact(step(probe))
+        if k == axis:
+            if set(varied(probe)) - {axis}:
+                return None
+            result = np.broadcast_to(probe.reshape(-1), (after[axis],)).copy()
+        elif after[k] != size or not np.array_equal(probe, compact(on_axis(np.arange(size), k, len(before)))):
+            return None
+    return result

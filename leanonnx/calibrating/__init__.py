@@ -1,0 +1,1 @@
+"""The table of the machine at hand: measured from probes, tried on networks, stored."""

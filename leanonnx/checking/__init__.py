@@ -1,0 +1,1 @@
+"""A new model held against the one it is to replace, gate by gate."""

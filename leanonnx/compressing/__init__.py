@@ -1,0 +1,1 @@
+"""The main job: load → observe → analyse → select → operate → measure → prove → recover → write."""

@@ -1,0 +1,1 @@
+"""Samples for a model: files, arrays or images, read as needed."""

@@ -1,0 +1,1 @@
+"""What each operator computes, in torch: a file per family, joined in ``table``."""

@@ -1,0 +1,1 @@
+"""ONNX files: read, checked, cleaned up, written."""

@@ -1,0 +1,148 @@
+"""Adjacent linear layers made one: what a scale, a shift or a 1×1 convolution does goes into the weights before it.
+
+Equal but for the order of sums, which shows in the last places; only float32 and float64, whose last places are far
+below any bound of the proof.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from leanonnx.graph.nodes import attribute, standard
+from leanonnx.graph.noops import Scene
+
+Array = NDArray[Any]
+OUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1}
+WEIGHT, BIAS = 1, 2
+FINE = (np.float32, np.float64)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """New constants of the first node by input slot; those in ``fresh`` need a name of their own."""
+
+    constants: Mapping[int, Array]
+    fresh: frozenset[int]
+
+
+def merged(scene: Scene, first: onnx.NodeProto, second: onnx.NodeProto, own: set[str]) -> Merged | None:
+    """The first of two nodes with the second's work in its weights; None where that is not exact or saves nothing.
+
+    ``own`` names initializers whose values may change.
+    """
+    if standard(first) not in OUT_AXIS or not standard(second) or first.input[WEIGHT] not in own:
+        return None
+    weight = scene.constant(first.input[WEIGHT])
+    if weight is None or scene.readers[first.input[WEIGHT]] > 1 or weight.dtype not in FINE:
+        return None
+    if second.op_type == "Conv":
+        return _convolved(scene, first, second, weight, own)
+    size = _width(first, weight)
+    pair = _affine(scene, first, second, size, weight.ndim)
+    bias = _bias(scene, first, size)
+    if pair is None or bias is None or (first.op_type == "ConvTranspose" and attribute(first, "group", 1) > 1):
+        return None
+    scale, shift = pair
+    axis = OUT_AXIS[first.op_type] - (first.op_type == "Gemm" and bool(attribute(first, "transB", 0)))
+    shape = [size if k == axis else 1 for k in range(weight.ndim)]
+    return _answer(scene, first, weight * scale.reshape(shape), bias * scale + shift, weight.dtype, own)
+
+
+def _width(first: onnx.NodeProto, weight: Array) -> int:
+    """Output channels."""
+    if first.op_type == "Gemm":
+        return int(weight.shape[0 if attribute(first, "transB", 0) else 1])
+    return int(weight.shape[OUT_AXIS[first.op_type]])
+
+
+def _bias(scene: Scene, first: onnx.NodeProto, size: int) -> Array | None:
+    """What the first node adds to each output channel [size]; None where that is not known."""
+    if first.op_type == "Gemm" and not attribute(first, "beta", 1.0):
+        return None
+    if len(first.input) <= BIAS or not first.input[BIAS]:
+        return np.zeros(size)
+    array = scene.constant(first.input[BIAS])
+    if array is None or (array.size != 1 and array.shape != (1,) * (array.ndim - 1) + (size,)):
+        return None
+    beta = attribute(first, "beta", 1.0) if first.op_type == "Gemm" else 1.0
+    return np.broadcast_to(beta * np.asarray(array, np.float64).reshape(-1), (size,))
+
+
+def _affine(
+    scene: Scene, first: onnx.NodeProto, second: onnx.NodeProto, size: int, rank: int
+) -> tuple[Array, Array] | None:
+    """Scale and shift of each channel by which the second node follows [size]; None where it does anything else."""
+    if second.op_type == "BatchNormalization":
+        return _normalised(scene, second, size)
+    if second.op_type not in ("Add", "Sub", "Mul", "Div") or second.input[0] != first.output[0]:
+        return None
+    array = scene.constant(second.input[1])
+    if array is None or array.ndim > rank or array.dtype not in FINE:
+        return None
+    shape = (1,) * (rank - array.ndim) + array.shape
+    if any(n != 1 for axis, n in enumerate(shape) if axis != 1) or shape[1] not in (1, size):
+        return None
+    numbers = np.broadcast_to(np.asarray(array, np.float64).reshape(-1), (size,))
+    one, zero = np.ones(size), np.zeros(size)
+    if second.op_type in ("Add", "Sub"):
+        return one, numbers if second.op_type == "Add" else -numbers
+    if second.op_type == "Div" and not numbers.all():
+        return None
+    return (numbers if second.op_type == "Mul" else 1 / numbers), zero
+
+
+def _normalised(scene: Scene, second: onnx.NodeProto, size: int) -> tuple[Array, Array] | None:
+    parameters = [scene.constant(name) for name in second.input[1:5]]
+    if any(p is None or p.shape != (size,) for p in parameters) or attribute(second, "training_mode", 0):
+        return None
+    if any(name for name in second.output[1:]):
+        return None
+    gamma, beta, mean, variance = (np.asarray(p, np.float64) for p in parameters)
+    scale = gamma / np.sqrt(variance + attribute(second, "epsilon", 1e-5))
+    return scale, beta - mean * scale
+
+
+def _convolved(
+    scene: Scene, first: onnx.NodeProto, second: onnx.NodeProto, weight: Array, own: set[str]
+) -> Merged | None:
+    """A convolution, then one of single positions that has no more multiply-adds left when they are one."""
+    outer, bias = scene.constant(second.input[WEIGHT]), _bias(scene, first, weight.shape[0])
+    if outer is None or bias is None or first.op_type != "Conv" or not _is_pointwise(second, outer):
+        return None
+    if attribute(first, "group", 1) != 1 or outer.dtype != weight.dtype:
+        return None
+    middle, width, taps, out = *weight.shape[:2], math.prod(weight.shape[2:]), outer.shape[0]
+    last = _bias(scene, second, out)
+    if last is None or taps * width * out > taps * width * middle + middle * out:
+        return None
+    matrix = np.asarray(outer, np.float64).reshape(out, middle)
+    kernels = (matrix @ np.asarray(weight, np.float64).reshape(middle, -1)).reshape(out, *weight.shape[1:])
+    return _answer(scene, first, kernels, matrix @ bias + last, weight.dtype, own)
+
+
+def _is_pointwise(node: onnx.NodeProto, weight: Array) -> bool:
+    """Whether a convolution acts on each position by itself, on all channels."""
+    steps = [n - 1 for n in attribute(node, "strides", [])]
+    single = all(n == 1 for n in weight.shape[2:]) and attribute(node, "group", 1) == 1
+    return single and not any([*steps, *attribute(node, "pads", [])])
+
+
+def _answer(
+    scene: Scene, first: onnx.NodeProto, weight: Array, bias: Array, dtype: np.dtype[Any], own: set[str]
+) -> Merged | None:
+    beta = attribute(first, "beta", 1.0) if first.op_type == "Gemm" else 1.0
+    found = {WEIGHT: weight.astype(dtype), BIAS: (bias / beta).astype(dtype)}
+    if not all(np.isfinite(array).all() for array in found.values()):
+        return None
+    name = first.input[BIAS] if len(first.input) > BIAS else ""
+    kept = name in own and scene.readers[name] == 1
+    if not name and not found[BIAS].any():
+        del found[BIAS]
+    return Merged(found, frozenset() if kept else frozenset({BIAS}))

@@ -1,0 +1,232 @@
+"""The clean-up at the end: nodes that put out what they read, branches that add nothing, nodes that nothing reads.
+
+Nothing that a caller can see changes: names, types and sizes of inputs and outputs, overridable initializers, metadata.
+Nodes that are not concerned stay byte for byte what they were.  A tensor keeps its name if it is a graph output, if a
+subgraph or an annotation names it, or if the caller says so.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from leanonnx.graph.merge import Merged, merged
+from leanonnx.graph.model import FREE_INITIALIZERS, captured, overridden, unneeded
+from leanonnx.graph.nodes import attribute, fresh_name, standard
+from leanonnx.graph.noops import Scene, Types, stands_for
+from leanonnx.graph.storage import copy_fields
+
+Array = NDArray[Any]
+NOTHING: Mapping[str, float] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Tidied:
+    """A cleaned model, and how often what was done.
+
+    'no-op': a node that put out what it read; 'branch': a computed operand that changed nothing; 'merged': a node whose
+    work went into the weights before it; 'unread': a node that nothing reads.
+    """
+
+    proto: onnx.ModelProto
+    done: Mapping[str, int]
+
+
+def tidy(
+    proto: onnx.ModelProto,
+    uniform: Mapping[str, float] = NOTHING,
+    keep: Collection[str] = (),
+    merge: bool = False,
+) -> Tidied:
+    """Clean a model until nothing is left to do; without anything to do, the model itself comes back.
+
+    Args:
+        proto: the model, which is not changed.
+        uniform: computed tensors known to hold one number throughout, with that number.
+        keep: tensors that must be there afterwards, beside the graph outputs.
+        merge: also merge adjacent linear layers, which changes weights (in the last places only).
+    """
+    work = _Tidying(proto, uniform, frozenset(keep))
+    while work.bypass() or work.compose() or work.drop() or (merge and work.merge()):
+        pass
+    return Tidied(work.result() if work.done else proto, dict(sorted(work.done.items())))
+
+
+class _Tidying:
+    """The nodes as they stand, the constants that have changed, and what has been done."""
+
+    def __init__(self, proto: onnx.ModelProto, uniform: Mapping[str, float], keep: frozenset[str]) -> None:
+        self.proto, self.uniform, self.keep = proto, uniform, keep
+        self.types = Types(proto)
+        self.nodes = list(proto.graph.node)
+        self.constants: dict[str, Array] = {}
+        self.done: Counter[str] = Counter()
+        graph = proto.graph
+        annotated = {note.tensor_name for note in graph.quantization_annotation}
+        self.held = {v.name for v in graph.output} | keep | annotated
+        for node in self.nodes:
+            self.held |= captured(node)
+        self.vital = keep | ({v.name for v in graph.input} - {t.name for t in graph.initializer})
+        self.given = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+        self.given |= {t.values.name for t in graph.sparse_initializer}
+        self.names = self.held | self.given | {n for node in self.nodes for n in [*node.input, *node.output]}
+
+    def scene(self) -> Scene:
+        """What rules see of the graph as it stands."""
+        return Scene(self.proto, self.types, self.uniform, tuple(self.nodes), self.constants, self.vital)
+
+    def bypass(self) -> bool:
+        """Let readers of nodes that put out what they read go to the source; False if there are none."""
+        scene = self.scene()
+        alias: dict[str, str] = {}
+        left: list[onnx.NodeProto] = []
+        for original in self.nodes:
+            node = _rewired(original, alias)
+            source = _resolved(stands_for(scene, node), alias)
+            if source is None or any(scene.readers.get(n) or n in self.held for n in node.output[1:] if n):
+                left.append(node)
+            elif node.output[0] not in self.held:
+                alias[node.output[0]] = source
+                self._note(scene, node, source)
+            elif self._can_be_renamed(scene, source):
+                renamed = {source: node.output[0]}
+                left = [_rewired(other, renamed, outputs=True) for other in left]
+                alias[source] = node.output[0]
+                self._note(scene, node, source)
+            else:
+                left.append(node)
+        self.nodes = left
+        return bool(alias)
+
+    def _note(self, scene: Scene, node: onnx.NodeProto, source: str) -> None:
+        beside = [name for name in node.input if name != source and source in node.input]
+        branch = any(name in scene.producers and scene.constant(name) is None for name in beside)
+        self.done["branch" if branch else "no-op"] += 1
+
+    def _can_be_renamed(self, scene: Scene, name: str) -> bool:
+        """Whether a tensor may take the name of one that has to stay."""
+        return name in scene.producers and name not in self.held and scene.constant(name) is None
+
+    def compose(self) -> bool:
+        """Make one Transpose of two in a row; False if there are none."""
+        scene = self.scene()
+        for index, node in enumerate(self.nodes):
+            first = scene.producers.get(node.input[0]) if standard(node) == "Transpose" else None
+            if first is None or standard(first) != "Transpose" or scene.readers[node.input[0]] > 1:
+                continue
+            orders = [attribute(n, "perm") for n in (first, node)]
+            if all(orders) and node.input[0] not in self.held:
+                joined = onnx.NodeProto()
+                joined.CopyFrom(node)
+                joined.input[0] = first.input[0]
+                next(a for a in joined.attribute if a.name == "perm").ints[:] = [orders[0][k] for k in orders[1]]
+                self.nodes[index] = joined
+                self.done["no-op"] += 1
+                return True
+        return False
+
+    def drop(self) -> bool:
+        """Leave out nodes that nothing reads; False if there are none."""
+        graph = onnx.GraphProto(output=[*self.proto.graph.output, *(onnx.ValueInfoProto(name=n) for n in self.keep)])
+        dead = unneeded(self.nodes, graph)
+        left = [node for node in self.nodes if not dead.issuperset(n for n in node.output if n)]
+        gone = len(self.nodes) - len(left)
+        if gone:
+            self.done["unread"] += gone
+        self.nodes = left
+        return gone > 0
+
+    def merge(self) -> bool:
+        """Merge adjacent linear layers; False if there are none."""
+        scene = self.scene()
+        own = {t.name for t in self.proto.graph.initializer} - overridden(self.proto) - self.held
+        for index, node in enumerate(self.nodes):
+            first = scene.producers.get(node.input[0]) if node.input else None
+            if first is None or scene.readers[node.input[0]] > 1 or node.input[0] in self.held:
+                continue
+            found = merged(scene, first, node, own)
+            if found is not None:
+                self._carry_out(found, first, index)
+                return True
+        return False
+
+    def _carry_out(self, found: Merged, first: onnx.NodeProto, second: int) -> None:
+        node = onnx.NodeProto()
+        node.CopyFrom(first)
+        node.output[0] = self.nodes[second].output[0]
+        for slot, array in found.constants.items():
+            node.input.extend([""] * (slot + 1 - len(node.input)))
+            if slot in found.fresh:
+                node.input[slot] = fresh_name(self.names, f"{node.output[0]}_bias")
+            self.constants[node.input[slot]] = array
+        self.nodes[second] = node
+        self.nodes = [other for other in self.nodes if other is not first]
+        self.done["merged"] += 1
+
+    def result(self) -> onnx.ModelProto:
+        """The cleaned model, without constants and records of tensors that only nodes that went had to do with."""
+        source = self.proto.graph
+        before, after = (
+            {n for node in nodes for n in [*node.input, *node.output, *captured(node)]}
+            for nodes in (source.node, self.nodes)
+        )
+        outputs = {v.name for v in source.output}
+        gone = before - after - outputs - overridden(self.proto)
+        gone -= self.given - {t.name for t in source.initializer}
+        result = onnx.ModelProto()
+        copy_fields(self.proto, result, leave={"graph"})
+        leave = {"node", "initializer", "input", "value_info", "quantization_annotation"}
+        copy_fields(source, result.graph, leave=leave)
+        result.graph.node.extend(self.nodes)
+        result.graph.input.extend(v for v in source.input if v.name not in gone)
+        result.graph.value_info.extend(v for v in source.value_info if v.name not in gone)
+        result.graph.quantization_annotation.extend(
+            note for note in source.quantization_annotation if note.tensor_name not in gone
+        )
+        for tensor in source.initializer:
+            if tensor.name not in gone:
+                changed = self.constants.pop(tensor.name, None)
+                result.graph.initializer.append(tensor if changed is None else _tensor(changed, tensor))
+        for name, array in sorted(self.constants.items()):
+            if name in after:
+                result.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+                if self.proto.ir_version < FREE_INITIALIZERS:
+                    added = result.graph.initializer[-1]
+                    result.graph.input.append(
+                        onnx.helper.make_tensor_value_info(name, added.data_type, list(added.dims))
+                    )
+        return result
+
+
+def _resolved(name: str | None, alias: Mapping[str, str]) -> str | None:
+    """What stands for a name now."""
+    while name is not None and name in alias:
+        name = alias[name]
+    return name
+
+
+def _rewired(node: onnx.NodeProto, alias: Mapping[str, str], outputs: bool = False) -> onnx.NodeProto:
+    """A node that reads other names; the node itself where it reads none of those that changed."""
+    if alias.keys().isdisjoint([*node.input, *(node.output if outputs else ())]):
+        return node
+    result = onnx.NodeProto()
+    result.CopyFrom(node)
+    result.input[:] = [_resolved(name, alias) or "" for name in node.input]
+    if outputs:
+        result.output[:] = [alias.get(name, name) for name in node.output]
+    return result
+
+
+def _tensor(array: Array, like: onnx.TensorProto) -> onnx.TensorProto:
+    """A tensor with the name and the doc string of another."""
+    result = numpy_helper.from_array(np.ascontiguousarray(array), like.name)
+    result.doc_string = like.doc_string
+    return result

@@ -1,0 +1,1 @@
+"""Pure numpy and scipy: labels, norms, chains, elimination, regression, intervals."""

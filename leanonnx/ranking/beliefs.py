@@ -1,0 +1,354 @@
+"""What can be said about the channels of a network without running it on anything: means, variances, covariances.
+
+The network is run on Gaussian variables (see ``gaussian``), its inputs being independent standard normal ones.
+
+1. BatchNormalization says what mean and variance each channel that it reads has: whatever came before is rescaled to
+   them, and what follows counts as known.
+2. Channel mixing: a sum of many terms, taken as Gaussian; mean and covariance follow from those of what it reads.
+3. Pointwise operators are run in onnxruntime on the tables of their operands.
+4. Sums and products of operands with different variables take these as independent.
+5. Movements and pooling pass channels on as they are.
+6. What any other operator puts out is not known; steady channels (see ``steady``) hold their numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from leanonnx.analysis.constants import Constants
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.analysis.positions import coverage, geometry
+from leanonnx.analysis.steady import BORDERED, MOVING, POINTWISE, SUMMING, steady
+from leanonnx.graph.formats import fed_in_float32, in_float32, is_float
+from leanonnx.graph.nodes import attribute, standard
+from leanonnx.numeric.gaussian import POINTS, Belief, chosen, gaussian, together, unknown
+from leanonnx.numeric.labels import Labels
+from leanonnx.ranking.moments import Moments, Statistics, by_label, channel_axis, places
+from leanonnx.rules.call import Mix
+from leanonnx.runtime.sessions import RunFailed, run
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+EXTREMES = {"MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin"}
+POWERS = {"LpPool", "GlobalLpPool", "ReduceL1", "ReduceL2", "ReduceSumSquare"}
+BENT = 0.99
+BIAS = 2
+HOLDING = {"BatchNormalization", "InstanceNormalization"}
+"""Operators whose constants tell the statistics of their channels."""
+MOST_WORK = 4e10
+"""Multiply-adds above which the channels that a node puts out are taken as independent."""
+LARGEST = 4096
+"""Channels of a tensor above which they are."""
+NEIGHBOURS = 0.7
+"""Correlation of a channel at two places next to each other."""
+MOST = 0.5
+"""Share of the kernels that have to read channels whose statistics the network holds."""
+
+
+def beliefs(dag: ChannelDag) -> dict[str, Belief]:
+    """What is believed of each tensor, by name."""
+    walk = _Walk(dag)
+    for index, node in enumerate(dag.model.proto.graph.node):
+        walk.visit(index, node)
+    return walk.found
+
+
+def believed(dag: ChannelDag) -> Statistics | None:
+    """Statistics of all channels that kernels read; None where the network holds those of too few."""
+    if not any(node.op_type in HOLDING for node in dag.model.proto.graph.node):
+        return None
+    found = beliefs(dag)
+    spots = places(dag)
+    counts = {True: 0, False: 0}
+    for node, mix in dag.mixes:
+        spot = channel_axis(dag, node, mix) if mix.inward is not None else None
+        if spot is not None and spot in spots:
+            counts[found[spot[0]].known] += mix.sources.size * mix.targets.shape[1]
+    if not counts[True] or counts[True] < MOST * (counts[True] + counts[False]):
+        return None
+    read = {}
+    for name, axis in spots:
+        belief = found[name]
+        read[name, axis] = Moments(belief.labels, belief.mean, belief.covariance(), 0)
+    variance = np.full(dag.count, np.nan)
+    for belief in found.values():
+        variance[belief.labels] = belief.variance
+    return Statistics(read, variance, 0)
+
+
+class _Walk:
+    """What has been found while the nodes are visited."""
+
+    def __init__(self, dag: ChannelDag) -> None:
+        self.dag = dag
+        self.found: dict[str, Belief] = {}
+        self.constants = Constants(dag.model, dag.observation)
+        self.steady = steady(dag).numbers
+        self.mixes: dict[int, list[Mix]] = {}
+        self.links: dict[int, list[tuple[Labels, Labels]]] = {}
+        for node, mix in dag.mixes:
+            self.mixes.setdefault(node, []).append(mix)
+        for node, link in dag.links:
+            self.links.setdefault(node, []).append((link.sources, link.targets))
+
+    def visit(self, index: int, node: onnx.NodeProto) -> None:
+        """Find what is to be believed of what a node puts out."""
+        op = standard(node)
+        for name in node.input:
+            if name in self.dag.labels and name not in self.found:
+                self.found[name] = unknown(np.unique(self.dag.labels[name]))
+        for slot, name in enumerate(node.output):
+            if name not in self.dag.labels:
+                continue
+            belief = None
+            if slot == 0 and index in self.mixes:
+                belief = self._mixed(index, node, op)
+            elif op == "BatchNormalization":
+                belief = self._normalised(node)
+            elif op in POINTWISE:
+                belief = self._pointwise(node, op)
+            elif op in MOVING | SUMMING | BORDERED:
+                belief = self._moved(index, node, name)
+            labels = np.unique(self.dag.labels[name])
+            if belief is None or not np.array_equal(belief.labels, labels):
+                belief = unknown(labels)
+            if not np.isfinite(belief.values).all():
+                belief = unknown(labels)
+            self.found[name] = self._held(name, belief)
+
+    def _held(self, name: str, belief: Belief) -> Belief:
+        """A belief that knows which channels are steady."""
+        numbers = self.steady.get(name)
+        if numbers is None:
+            return belief
+        places = belief.places(self.dag.labels[name].reshape(-1))
+        values = belief.values.copy()
+        fixed = np.isfinite(numbers.reshape(-1))
+        values[:, places[fixed]] = numbers.reshape(-1)[fixed]
+        return Belief(belief.labels, values, belief.correlation, belief.known)
+
+    def fixed(self, name: str) -> Array | None:
+        """The value of a constant that nobody can override; None where there is none."""
+        model = self.dag.model
+        if name in model.overridable or (name not in model.origins and name not in self.constants.static):
+            return None
+        return model.constant(name) if name in model.origins else self.dag.observation.values.get(name)
+
+    # 2: mixing
+
+    def _mixed(self, index: int, node: onnx.NodeProto, op: str) -> Belief | None:
+        mix = self.mixes[index][0]
+        place = channel_axis(self.dag, index, mix)
+        weights = mix.kernels()
+        if op not in LINEAR or len(self.mixes[index]) > 1 or place is None or not is_float(weights):
+            return None
+        bias = self._bias(node, op, mix.targets.size)
+        targets = mix.targets.reshape(-1)
+        if bias is None or np.unique(targets).size != targets.size:
+            return None
+        belief = self.found[place[0]]
+        covers = _covers(self.dag, node, weights.shape[3:])
+        alpha = float(attribute(node, "alpha", 1.0)) if op == "Gemm" else 1.0
+        mean, covariance = bias.copy(), np.zeros((targets.size, targets.size))
+        total, near = belief.covariance(), _neighbours(node, weights.shape[3:])
+        width = mix.targets.shape[1]
+        for group, sources in enumerate(mix.sources):
+            kernels = by_label(alpha * np.asarray(weights[group], np.float64), sources)
+            if kernels is None:
+                return None
+            where = belief.places(np.unique(sources))
+            rows = slice(group * width, (group + 1) * width)
+            taps = np.tile(covers, kernels.shape[2] // covers.size)
+            mean[rows] += (kernels @ taps) @ belief.mean[where]
+            kernels = _spread(kernels * np.sqrt(taps), near)
+            covariance[rows, rows] = _through(kernels, total[np.ix_(where, where)])
+        if mix.sources.shape[1] == 1 and width == 1 and np.unique(mix.sources).size == mix.sources.size:
+            where = belief.places(mix.sources.reshape(-1))
+            flat = alpha * np.asarray(weights, np.float64).reshape(targets.size, -1) * np.sqrt(covers)
+            flat = _spread(flat, near)
+            covariance = (flat @ flat.T) * total[np.ix_(where, where)]
+        return gaussian(targets, mean, covariance, belief.known)
+
+    def _bias(self, node: onnx.NodeProto, op: str, size: int) -> Floats | None:
+        if op == "MatMul" or len(node.input) <= BIAS or not node.input[BIAS]:
+            return np.zeros(size)
+        array = self.fixed(node.input[BIAS])
+        if array is None or array.size not in (1, size):
+            return None
+        beta = float(attribute(node, "beta", 1.0)) if op == "Gemm" else 1.0
+        return np.array(np.broadcast_to(beta * np.asarray(array, np.float64).reshape(-1), (size,)))
+
+    # 1: normalisation by fixed statistics
+
+    def _normalised(self, node: onnx.NodeProto) -> Belief | None:
+        parameters = [self.fixed(name) for name in node.input[1:]]
+        if any(p is None for p in parameters) or attribute(node, "training_mode", 0):
+            return None
+        gamma, beta, mean, variance = (np.asarray(p, np.float64) for p in parameters)
+        before, after = (self.dag.labels[name].reshape(-1) for name in (node.input[0], node.output[0]))
+        belief = self.found[node.input[0]]
+        if not before.size == after.size == gamma.size == belief.labels.size:
+            return None
+        places = belief.places(before)
+        order = np.argsort(places)
+        belief = belief.rescaled(mean[order], np.maximum(variance[order], 0), known=True)
+        self.found[node.input[0]] = self._held(node.input[0], belief)
+        scale = gamma / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
+        values = belief.values.copy()
+        values[:, places] = (values[:, places] - mean) * scale + beta
+        return chosen(Belief(belief.labels, values, belief.correlation, known=True), places, after)
+
+    # 3 and 4: pointwise
+
+    def _pointwise(self, node: onnx.NodeProto, op: str) -> Belief | None:
+        free = [name for name in dict.fromkeys(node.input) if name in self.dag.labels]
+        held = {name: self.fixed(name) for name in node.input if name and name not in free}
+        if not free or any(value is None for value in held.values()):
+            return None
+        name = node.output[0]
+        out = self.dag.labels[name]
+        views = [self._aligned(one, out) for one in free]
+        if any(view is None for view in views):
+            return None
+        aligned = [view for view in views if view is not None]
+        if all(view.correlation is aligned[0].correlation for view in aligned):
+            feed = {one: view.values for one, view in zip(free, aligned, strict=True)}
+            return self._tabulated(node, out, feed, aligned[0], held)
+        if held or len(node.input) != len(free):
+            return None
+        return _joined(op, aligned)
+
+    def _aligned(self, name: str, out: Labels) -> Belief | None:
+        """What an operand holds at each channel of an output, under the output's labels; None where it is broadcast."""
+        labels, belief = self.dag.labels[name], self.found[name]
+        if labels.ndim > out.ndim:
+            return None
+        labels = labels.reshape((1,) * (out.ndim - labels.ndim) + labels.shape)
+        if any(a not in (b, 1) for a, b in zip(labels.shape, out.shape, strict=True)):
+            return None
+        unique, first = np.unique(out.reshape(-1), return_index=True)
+        places = belief.places(np.broadcast_to(labels, out.shape).reshape(-1)[first])
+        return chosen(belief, places, unique)
+
+    def _tabulated(
+        self, node: onnx.NodeProto, out: Labels, feed: Mapping[str, Floats], like: Belief, held: Mapping[str, Any]
+    ) -> Belief | None:
+        index = np.searchsorted(like.labels, out)
+        tables = {name: values[:, index] for name, values in feed.items()}
+        result = self._evaluated(node, tables, {name: np.asarray(value) for name, value in held.items()})
+        if result is None or result.shape != (POINTS.size, *out.shape):
+            return None
+        first = np.unique(out.reshape(-1), return_index=True)[1]
+        values = np.asarray(result, np.float64).reshape(POINTS.size, -1)[:, first]
+        return Belief(like.labels, values, like.correlation, like.known)
+
+    def _evaluated(self, node: onnx.NodeProto, feed: Mapping[str, Array], constants: dict[str, Array]) -> Array | None:
+        """What one node puts out; None where onnxruntime cannot run it alone, or it does not compute in floats."""
+        kinds = {array.dtype for array in constants.values() if is_float(array)}
+        source = self.dag.model.proto
+        alone = onnx.ModelProto(ir_version=max(source.ir_version, 4), opset_import=source.opset_import)
+        alone.graph.name = "alone"
+        alone.graph.node.add().CopyFrom(node)
+        del alone.graph.node[0].output[1:]
+        alone.graph.output.add(name=node.output[0])
+        kind = next(iter(kinds), np.dtype(np.float32))
+        replaced = self.dag.observation.replaced
+        for name, array in feed.items():
+            elem = onnx.helper.np_dtype_to_tensor_dtype(kind)
+            alone.graph.input.append(onnx.helper.make_tensor_value_info(name, elem, array.shape))
+        alone.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+        fed = {name: array.astype(kind) for name, array in feed.items()}
+        try:
+            found = run(in_float32(alone, replaced), [fed_in_float32(fed, replaced)], optimise=False)[0][0]
+        except RunFailed:
+            return None
+        return found if is_float(found) else None
+
+    # 5: movements and pooling
+
+    def _moved(self, index: int, node: onnx.NodeProto, name: str) -> Belief | None:
+        given = [self.found[one] for one in node.input if one in self.found]
+        if not given:
+            return None
+        source = given[0] if len(given) == 1 else together(given)
+        wanted = np.unique(self.dag.labels[name])
+        origin = wanted.copy()
+        for sources, targets in self.links.get(index, []):
+            back = dict(zip(targets.reshape(-1).tolist(), sources.reshape(-1).tolist(), strict=True))
+            origin = np.array([back.get(one, one) for one in origin.tolist()], np.int64)
+        places = np.minimum(source.places(origin), source.labels.size - 1)
+        if not np.array_equal(source.labels[places], origin):
+            return None
+        passed = chosen(source, places, wanted)
+        return _bent(passed, standard(node)) if standard(node) in EXTREMES | POWERS else passed
+
+
+def _bent(belief: Belief, op: str) -> Belief:
+    """Channels of which the largest positions or sums of powers are left: no copies now, but those that rise alike."""
+    bends = belief.covariance() < 0 if op in EXTREMES else ~np.eye(belief.labels.size, dtype=bool)
+    return replace(belief, correlation=np.where(bends, BENT * belief.correlation, belief.correlation))
+
+
+def _joined(op: str, operands: list[Belief]) -> Belief | None:
+    """Independent operands added or multiplied, channel by channel."""
+    known = all(one.known for one in operands)
+    labels, mean, covariance = operands[0].labels, operands[0].mean, operands[0].covariance()
+    for other in operands[1:]:
+        shift, spread = other.mean, other.covariance()
+        if op in ("Add", "Sum"):
+            mean, covariance = mean + shift, covariance + spread
+        elif op == "Sub":
+            mean, covariance = mean - shift, covariance + spread
+        elif op == "Mul":
+            covariance = covariance * (spread + np.outer(shift, shift)) + np.outer(mean, mean) * spread
+            mean = mean * shift
+        else:
+            return None
+    return gaussian(labels, mean, covariance, known)
+
+
+def _through(kernels: Floats, covariance: Floats) -> Floats:
+    """Σ_t K_t Σ K_tᵀ [O, O] for kernels [O, C, taps]; its diagonal alone where that is too much work."""
+    out, width, taps = kernels.shape
+    if out > LARGEST or taps * out * width * (out + width) > MOST_WORK:
+        diagonal: Floats = np.diag(np.square(kernels).sum(2) @ np.diag(covariance))
+        return diagonal
+    found = np.zeros((out, out))
+    for tap in range(taps):
+        part = np.ascontiguousarray(kernels[:, :, tap])
+        found += part @ covariance @ part.T
+    return found
+
+
+def _neighbours(node: onnx.NodeProto, kernel: tuple[int, ...]) -> Floats:
+    """The root of the correlation between the places under the taps of a kernel [taps, taps].
+
+    Taps of a transposed convolution that meet at one place of the output are far apart.
+    """
+    if standard(node) != "Conv":
+        return np.eye(1)
+    places = np.indices(kernel).reshape(len(kernel), -1)
+    apart = np.abs(places[:, :, None] - places[:, None]).sum(0)
+    return np.linalg.cholesky(NEIGHBOURS**apart)
+
+
+def _spread(kernels: Floats, near: Floats) -> Floats:
+    """Kernels [..., positions · taps] for taps that are independent in place of correlated ones."""
+    parts = kernels.reshape(*kernels.shape[:-1], -1, len(near)) @ near
+    return np.asarray(parts.reshape(kernels.shape))
+
+
+def _covers(dag: ChannelDag, node: onnx.NodeProto, kernel: tuple[int, ...]) -> Floats:
+    """At which share of the output's positions each tap of a kernel stands over the input [taps]."""
+    if "Conv" not in node.op_type:
+        return np.ones(1)
+    window = geometry(node, kernel)
+    return coverage(window, dag.shapes[node.input[0]][2:], dag.shapes[node.output[0]][2:])

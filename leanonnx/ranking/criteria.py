@@ -1,0 +1,248 @@
+"""Ways to rank channels.  Each gives the classes of channels from the most to the least worth keeping.
+
+``cover``    LEAN at channel level: the value of the best chain from an input to an output through a channel.
+``through``  edge-disjoint chains from an input to an output, best first.
+``free``     edge-disjoint chains that may start and end anywhere, as in the LEAN paper (arXiv 2011.06923).
+``path-mass``  sum over all chains through a channel, with the activations of real inputs, less what the other
+channels of its layer can make up for (see ``pathmass``).
+``norm``, ``l1``, ``l2``  size of the filters that make a channel (spectral norm, sum of |w|, Euclidean norm).
+``fpgm``     distance from the other filters of the layer (He et al., CVPR 2019, arXiv 1811.00250).
+``random``   a seeded shuffle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.errors import OptionError
+from leanonnx.numeric.chains import best_through, extract, normalise_rows
+from leanonnx.numeric.labels import Mask, components
+from leanonnx.numeric.norms import kernel_norms
+from leanonnx.ranking.pathmass import elimination
+from leanonnx.ranking.weigh import Weights
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Method = Literal["auto", "lean", "path-mass", "norm", "l1", "l2", "fpgm", "random"]
+Chains = Literal["cover", "through", "free"]
+Mode = Literal["through", "free"]
+BY_ACTIVATIONS: tuple[Method, ...] = ("auto", "path-mass")
+"""Methods that look at activations, where there are any."""
+EXTRACTED: dict[str, Mode] = {"through": "through", "free": "free"}
+FIRST_CHECK = 256
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Classes of channels from the most to the least worth keeping, and how good each one is within its layer.
+
+    ``losses`` [classes]: what losing each costs, comparable across layers, where that is known.
+    """
+
+    classes: Ints
+    order: Ints
+    scores: Floats
+    losses: Floats | None = None
+
+
+def channel_classes(dag: ChannelDag, separate_readers: bool, ignored: Collection[int] = ()) -> Ints:
+    """Class of each label [labels] for the purpose of selection.
+
+    A Concat's reader goes with its channel, unless readers are chosen one by one (``separate_readers``) or the
+    operand has one channel only: then a consumer drops it at no cost. What only ``ignored`` nodes read costs nothing
+    to keep, so it goes with its channel in any case.
+    """
+    pairs = [(np.arange(dag.count), _first_of_class(dag.classes))]
+    free = _read_by(dag, ignored, inside=True) & ~_read_by(dag, ignored, inside=False)
+    for _, (channels, readers) in dag.implied:
+        if (channels.size > 1 and not separate_readers) or free[readers].all():
+            pairs.append((channels, readers))
+    return components(dag.count, pairs)
+
+
+def _read_by(dag: ChannelDag, nodes: Collection[int], inside: bool) -> Mask:
+    """Labels [labels] that the kernels of these nodes read, or those of all others."""
+    found = np.zeros(dag.count, bool)
+    for node, mix in dag.mixes:
+        if (node in nodes) == inside:
+            found[mix.sources] = True
+    return found
+
+
+def _first_of_class(classes: Ints) -> Ints:
+    first: Ints = np.unique(classes, return_index=True)[1][classes]
+    return first
+
+
+def rank(weights: Weights, method: Method, chains: Chains, seed: int, enough: Callable[[Ranking], bool]) -> Ranking:
+    """Rank the classes of channels.
+
+    ``enough`` is asked while edge-disjoint chains are extracted whether those found so far exceed the budget.
+    """
+    dag = weights.dag
+    if method == "auto":
+        method = "lean" if weights.statistics is None else "path-mass"
+    if method == "path-mass":
+        return _by_mass(weights)
+    if method == "lean":
+        mode = EXTRACTED.get(chains)
+        return _by_cover(weights) if mode is None else _by_extraction(weights, mode, enough)
+    classes = channel_classes(dag, separate_readers=False, ignored=weights.ignored)
+    if method == "random":
+        scores = np.random.default_rng(seed).random(int(classes.max()) + 1)
+    else:
+        scores = _per_class(classes, _filter_scores(dag, classes, method), np.add)
+    return _layerwise(dag, classes, scores, np.ones_like(scores))
+
+
+def _by_cover(weights: Weights) -> Ranking:
+    dag = weights.dag
+    classes = channel_classes(dag, separate_readers=False, ignored=weights.ignored)
+    blocks = [normalise_rows(block) for block in weights.blocks]
+    values = best_through(dag.count, blocks, dag.starts, dag.ends)
+    scores = _per_class(classes, values, np.maximum)
+    return _layerwise(dag, classes, scores, _relative(dag, classes, scores))
+
+
+def _by_mass(weights: Weights) -> Ranking:
+    """Classes in the reverse order of their elimination."""
+    dag, statistics = weights.dag, weights.statistics
+    if statistics is None:
+        raise OptionError(
+            "--method path-mass needs activations: give inputs with --calib; the BatchNormalizations of the model tell "
+            "the statistics of too few channels"
+        )
+    classes = channel_classes(dag, separate_readers=False, ignored=weights.ignored)
+    removed, losses = elimination(dag, statistics, classes, layers_of(dag, classes), weights.rate, weights.terms)
+    order = removed[::-1]
+    scores = np.empty(order.size)
+    scores[order] = -np.arange(order.size)
+    return Ranking(classes, order, scores, losses)
+
+
+def _relative(dag: ChannelDag, classes: Ints, scores: Floats) -> Floats:
+    """Chain values (log) of each class relative to the best of its layer, as plain numbers."""
+    layers = layers_of(dag, classes)
+    best = np.full(int(layers.max()) + 1, -np.inf)
+    np.maximum.at(best, layers, scores)
+    shift = np.where(np.isfinite(best), best, 0.0)[layers]
+    return np.exp(scores - shift)
+
+
+def _by_extraction(weights: Weights, chains: Mode, enough: Callable[[Ranking], bool]) -> Ranking:
+    """Classes in the order in which extracted chains first touch them; the rest by their best chain."""
+    dag, blocks = weights.dag, weights.blocks
+    classes = channel_classes(dag, separate_readers=True, ignored=weights.ignored)
+    values = _per_class(classes, best_through(dag.count, blocks, dag.starts, dag.ends), np.maximum)
+    rest = np.lexsort((np.arange(values.size), -values))
+    touched: dict[int, None] = {}
+    checkpoint = FIRST_CHECK
+    for count, chain in enumerate(extract(dag.count, blocks, dag.starts, dag.ends, chains)):
+        touched.update(dict.fromkeys(classes[list(chain.labels)].tolist()))
+        if count >= checkpoint:
+            checkpoint += checkpoint // 2
+            ranking = _in_order(classes, touched, rest)
+            if len(touched) == values.size or enough(_only(ranking, len(touched))):
+                return ranking
+    return _in_order(classes, touched, rest)
+
+
+def _in_order(classes: Ints, touched: dict[int, None], rest: Ints) -> Ranking:
+    order = np.fromiter(dict.fromkeys([*touched, *rest.tolist()]), np.int64, rest.size)
+    scores = np.empty(order.size)
+    scores[order] = -np.arange(order.size)
+    return Ranking(classes, order, scores)
+
+
+def _only(ranking: Ranking, count: int) -> Ranking:
+    return Ranking(ranking.classes, ranking.order[:count], ranking.scores)
+
+
+def _per_class(classes: Ints, values: Floats, join: np.ufunc) -> Floats:
+    """Join the values of the labels of each class; labels without a value (NaN) do not count."""
+    known = ~np.isnan(values)
+    found = np.full(int(classes.max()) + 1, -np.inf if join is np.maximum else 0.0)
+    join.at(found, classes[known], values[known])
+    return found
+
+
+def layers_of(dag: ChannelDag, classes: Ints) -> Ints:
+    """Layer of each class: classes whose channels the same mixing operators put out, joined over ties."""
+    count = int(classes.max()) + 1
+    mixing = np.zeros(len(dag.model.proto.graph.node) + 1, bool)
+    mixing[[node for node, _ in dag.mixes]] = True
+    labels = np.flatnonzero(mixing[dag.minted])
+    owner = np.full(count, -1, np.int64)
+    first = np.unique(classes, return_index=True)[1]
+    owner[:] = dag.minted[first] + count + 1
+    owner[classes[labels[::-1]]] = dag.minted[labels[::-1]] + count + 1
+    size = count + len(mixing) + 1
+    found = components(size, [(classes[labels], dag.minted[labels] + count + 1), (np.arange(count), owner)])
+    return np.unique(found[:count], return_inverse=True)[1].astype(np.int64)
+
+
+def _layerwise(dag: ChannelDag, classes: Ints, scores: Floats, shares: Floats) -> Ranking:
+    """Rank within each layer by score, across layers by the share of the layer that would be lost.
+
+    The key of the j-th best class of a layer is Σ_{i ≥ j} share_i / Σ share_i.
+    """
+    layers = layers_of(dag, classes)
+    order = np.lexsort((np.arange(scores.size), -scores, layers))
+    sorted_layers, sorted_shares = layers[order], shares[order]
+    starts = np.flatnonzero(np.r_[True, sorted_layers[1:] != sorted_layers[:-1]])
+    totals = np.add.reduceat(sorted_shares, starts)
+    group = np.cumsum(np.r_[False, sorted_layers[1:] != sorted_layers[:-1]])
+    before = np.cumsum(sorted_shares) - sorted_shares
+    tail = totals[group] - (before - before[starts][group])
+    keys = np.empty(scores.size)
+    keys[order] = tail / np.where(totals > 0, totals, 1)[group]
+    return Ranking(classes, np.lexsort((np.arange(keys.size), -scores, -keys)), scores)
+
+
+def _filter_scores(dag: ChannelDag, classes: Ints, method: Method) -> Floats:
+    """Size of the filter of each channel that a mixing operator puts out [labels]; NaN for other channels.
+
+    For readers that are chosen one by one it is the size of the kernels that read.
+    """
+    scores = np.full(dag.count, np.nan)
+    alone = np.zeros(dag.count, bool)
+    for _, (channels, readers) in dag.implied:
+        alone[readers[classes[channels] != classes[readers]]] = True
+    for _, mix in dag.mixes:
+        if mix.inward is not None:
+            kernels = np.asarray(mix.kernels(), np.float32)
+            scores[mix.targets.reshape(-1)] = _filters(kernels, method, mix.strides).reshape(-1)
+            if alone[mix.sources].any():
+                sizes = _filters(kernels.swapaxes(1, 2), method, mix.strides)
+                chosen = alone[mix.sources]
+                scores[mix.sources[chosen]] = np.nan_to_num(scores[mix.sources[chosen]]) + sizes[chosen]
+    return scores
+
+
+def _filters(kernels: NDArray[np.float32], method: Method, strides: Sequence[int]) -> Floats:
+    """One number per filter [G, O] from kernels [G, O, I, *k]."""
+    flat = kernels.reshape(*kernels.shape[:2], -1)
+    if method == "norm":
+        sizes = kernel_norms(kernels, strides=tuple(strides)).sum(-1)
+    elif method == "l1":
+        sizes = np.abs(flat).sum(-1)
+    elif method == "l2":
+        sizes = np.linalg.norm(flat, axis=-1)
+    elif method == "fpgm":
+        sizes = _distances(flat.reshape(-1, flat.shape[-1]).astype(np.float64)).reshape(kernels.shape[:2])
+    else:
+        raise OptionError(f"method '{method}': expected one of {', '.join(get_args(Method))}")
+    return np.asarray(sizes, np.float64)
+
+
+def _distances(filters: Floats) -> Floats:
+    """Sum of the distances of each filter [n, k] from the others [n]."""
+    squares = (filters**2).sum(1)
+    between = squares[:, None] + squares[None] - 2 * filters @ filters.T
+    return np.asarray(np.sqrt(np.maximum(between, 0)).sum(1))

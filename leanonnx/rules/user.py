@@ -1,0 +1,84 @@
+"""Rules of the user's own: a table, or a Python file that the user names.
+
+The file is code, and is run: only files named by the user are read, never what a model or a plan mentions.
+"""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from leanonnx.errors import OptionError
+from leanonnx.graph.model import first_line
+from leanonnx.rules.call import Call, Edit, Effect, Kept, Rewrite, Rule, Unsupported
+from leanonnx.rules.check import faults
+from leanonnx.rules.table import DEFAULT, Rules
+
+
+def read_rules(path: Path) -> Rules:
+    """The standard rules, joined (and where both have one, overruled) by ``RULES`` of a file.
+
+    ``RULES`` maps (domain, operator) to a rule: a function from ``Call`` to ``Effect``.
+
+    Raises:
+        OptionError: the file cannot be run, or holds no such table.
+    """
+    try:
+        found = runpy.run_path(str(path)).get("RULES")
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
+        raise OptionError(f"--rules {path}: cannot be read: {type(error).__name__}: {first_line(error)}") from error
+    return joined_rules(found, f"--rules {path}")
+
+
+def joined_rules(table: object, title: str = "--rules") -> Rules:
+    """The standard rules, joined (and where both have one, overruled) by a table; ``title`` is what messages call it.
+
+    Raises:
+        OptionError: it is no table of rules.
+    """
+    if not isinstance(table, Mapping) or not all(_is_entry(key, rule) for key, rule in table.items()):
+        example = 'RULES = {("com.acme", "Scale"): scale}'
+        raise OptionError(f"{title}: expected a table named RULES, for example {example}")
+    own = {("" if domain == "ai.onnx" else domain, op): rule for (domain, op), rule in table.items()}
+    new = {key: rule for key, rule in own.items() if rule is not DEFAULT.get(key)}
+    return {**DEFAULT, **{key: _guarded(rule, f"{title}: {key}") for key, rule in new.items()}}
+
+
+def _is_entry(key: Any, rule: Any) -> bool:
+    return isinstance(key, tuple) and [type(part) for part in key] == [str, str] and callable(rule)
+
+
+def _guarded(rule: Rule, title: str) -> Rule:
+    """The rule, whose own mistakes are told as such."""
+
+    def guarded(call: Call) -> Effect:
+        try:
+            effect = rule(call)
+        except Unsupported:
+            raise
+        except (Exception, SystemExit) as error:  # whatever the user's code raises
+            raise OptionError(f"{title} failed on {call.title}: {type(error).__name__}: {first_line(error)}") from error
+        if fault := faults(call, effect, call.minted()):
+            raise OptionError(f"{title} answered wrongly for {call.title}: {fault}")
+        return replace(effect, rewrite=_guarded_rewrite(effect.rewrite, f"{title} failed on {call.title}"))
+
+    return guarded
+
+
+def _guarded_rewrite(rewrite: Rewrite | None, title: str) -> Rewrite | None:
+    if rewrite is None:
+        return None
+
+    def guarded(kept: Kept) -> Edit:
+        try:
+            edit = rewrite(kept)
+        except (Exception, SystemExit) as error:  # whatever the user's code raises
+            raise OptionError(f"{title}: its rewrite: {type(error).__name__}: {first_line(error)}") from error
+        if not isinstance(edit, Edit):
+            raise OptionError(f"{title}: its rewrite answered {type(edit).__name__}, expected an Edit")
+        return edit
+
+    return guarded

@@ -1,0 +1,1 @@
+"""Ranking + budget → keep set, at widths that run fast; in time too."""

@@ -1,0 +1,93 @@
+"""What a keep set costs in time, predicted layer by layer from a target's table.
+
+Convolutions cost their multiply-adds in whole blocks of channels (outside the fast kernels: those of just their own
+channels, at a lower rate), every node what it writes and its own start.  The sum is a prediction of proportions:
+budgets are met by measuring, see ``search``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanonnx.analysis.cost import Rate
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.numeric.labels import Labels, Mask
+from leanonnx.rules.call import Mix
+from leanonnx.runtime.targets import Target
+
+Floats = NDArray[np.float64]
+CONVOLUTIONS = ("Conv", "FusedConv")
+"""Operators that have kernels which work on blocks of channels."""
+MS_PER_GIGA = 1e-6
+"""ms per multiply-add at 10⁹ of them per second."""
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """Predicts ms of one run for any keep set; ``written`` holds labels and numbers of each node's output."""
+
+    target: Target
+    mixes: tuple[tuple[str, Mix], ...]
+    written: tuple[tuple[Labels, int], ...]
+
+    def __call__(self, alive: Mask) -> float:
+        """Predicted ms of one run when just these labels live [labels]."""
+        total = sum(_mixing(self.target, operator, mix, alive) for operator, mix in self.mixes)
+        for labels, size in self.written:
+            share = float(alive[labels].mean())
+            total += size * share * self.target.element * 1e-6 + (self.target.node * 1e-3 if share else 0.0)
+        return float(total)
+
+
+def latency_model(dag: ChannelDag, target: Target) -> LatencyModel:
+    """The latency model of a channel DAG on a target."""
+    nodes = dag.model.proto.graph.node
+    written = []
+    for name, labels in dag.labels.items():
+        if name in dag.shapes and name in dag.model.producers:
+            written.append((labels.reshape(-1), int(np.prod(dag.shapes[name], dtype=np.int64))))
+    return LatencyModel(target, tuple((nodes[node].op_type, mix) for node, mix in dag.mixes), tuple(written))
+
+
+def by_time(dag: ChannelDag, target: Target) -> Rate:
+    """Predicted ms of a kernel when none is removed, for each node."""
+    nodes, whole = dag.model.proto.graph.node, np.ones(dag.count, bool)
+
+    def rate(node: int, mix: Mix) -> float:
+        kernels = max(mix.targets.size * int(mix.sources.shape[1]), 1)
+        return _mixing(target, nodes[node].op_type, mix, whole) / kernels
+
+    return rate
+
+
+def _mixing(target: Target, operator: str, mix: Mix, alive: Mask) -> float:
+    """Predicted ms of one mixing node."""
+    rows, columns = alive[mix.targets].sum(1), alive[mix.sources].sum(1)
+    groups = int(((rows > 0) & (columns > 0)).sum())
+    if not groups:
+        return 0.0
+    wide, deep = int(rows.max()), int(columns.max())
+    if operator not in CONVOLUTIONS:
+        return groups * wide * deep * mix.taps * mix.positions / target.gemm * MS_PER_GIGA
+    rate, slow, work = _convolution(target, groups, wide, deep, mix.taps)
+    return work * slow * mix.taps * mix.positions / rate * MS_PER_GIGA
+
+
+def _convolution(target: Target, groups: int, wide: int, deep: int, taps: int) -> tuple[float, float, int]:
+    """Rate, factor outside the fast kernels, and kernels computed of a convolution: inside them, blocks filled up."""
+    block = target.block
+    if groups == 1:
+        rate = target.pointwise if taps == 1 else target.conv
+        if deep < block:
+            return rate, 1.0, target.filled(wide) * deep
+        if deep % target.multiple:
+            return rate, target.slow, wide * deep
+        return rate, 1.0, target.filled(wide) * target.filled(deep)
+    if wide == deep == 1:
+        off = groups % target.multiple
+        return target.depthwise, target.slow_depthwise if off else 1.0, groups if off else target.filled(groups)
+    off = wide % target.grouped or deep % target.grouped
+    return target.conv, target.slow if off else 1.0, groups * wide * deep

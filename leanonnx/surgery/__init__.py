@@ -1,0 +1,1 @@
+"""Keep set → patch → model, and the plan that tells of it."""

@@ -1,0 +1,239 @@
+"""Patch → model: slice every constant, rewrite attributes and shapes, leave out what is dead.
+
+The edit is made on a copy of the protobuf in one go, so that whatever the patch does not name (metadata, doc
+strings, quantisation annotations, names) stays as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Set
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from leanonnx.graph.formats import graphs
+from leanonnx.graph.model import FREE_INITIALIZERS, Model, captured, unneeded
+from leanonnx.graph.nodes import fresh_name
+from leanonnx.graph.storage import copy_fields
+from leanonnx.rules.call import Entries, Pick
+from leanonnx.surgery.patch import Maker, Patch, Place
+
+Array = NDArray[Any]
+
+
+def apply(model: Model, patch: Patch, shrunk: Set[str] = frozenset()) -> onnx.ModelProto:
+    """Carry out a patch on a copy of the model; the recorded shapes of ``shrunk`` tensors are dropped."""
+    return _Operation(model, patch, shrunk).result()
+
+
+class _Operation:
+    """One application of a patch: nodes are copied and edited, constants replaced or cloned, the dead left out."""
+
+    def __init__(self, model: Model, patch: Patch, shrunk: Set[str]) -> None:
+        self.model, self.patch, self.shrunk = model, patch, shrunk
+        self.names = _all_names(model.proto.graph)
+        self.replaced: dict[str, Maker] = {}
+        self.added: dict[str, Maker] = {}
+        self.reads: dict[Place, str] = {}
+        self._assign()
+        self.nodes = self._edited_nodes()
+
+    def _assign(self) -> None:
+        """Give each changed constant a name: its own where every reader agrees, else a clone."""
+        readers = self.model.readers
+        wanted: dict[str, list[Place]] = {}
+        for place in self.patch.constants:
+            wanted.setdefault(self._holder(place), []).append(place)
+        for name, places in wanted.items():
+            taken = not name or len(places) < readers.get(name, 0)
+            for group in self._alike(places):
+                if taken:
+                    stem = name or f"{self.model.proto.graph.node[group[0][0]].output[0]}_constant"
+                    clone = fresh_name(self.names, stem)
+                    self.added[clone] = self.patch.constants[group[0]]
+                    self.reads |= dict.fromkeys(group, clone)
+                else:
+                    self.replaced[name] = self.patch.constants[group[0]]
+                    taken = True
+
+    def _alike(self, places: list[Place]) -> list[list[Place]]:
+        """Places that get equal arrays, together."""
+        if len(places) == 1:
+            return [places]
+        groups: dict[bytes, list[Place]] = {}
+        for place in places:
+            groups.setdefault(_fingerprint(self.patch.constants[place]()), []).append(place)
+        return list(groups.values())
+
+    def _holder(self, place: Place) -> str:
+        inputs = self.model.proto.graph.node[place[0]].input
+        name = inputs[place[1]] if place[1] < len(inputs) else ""
+        return self.model.origins.get(name, name)
+
+    def _edited_nodes(self) -> list[onnx.NodeProto]:
+        nodes: list[onnx.NodeProto] = []
+        for index, original in enumerate(self.model.proto.graph.node):
+            node = onnx.NodeProto()
+            node.CopyFrom(original)
+            _set_attributes(node, self.patch.attributes.get(index, {}))
+            before = self._edit_inputs(index, node)
+            after = self._edit_outputs(index, node)
+            if node.op_type == "Constant" and node.output[0] in self.replaced:
+                del node.attribute[:]
+                node.attribute.append(
+                    onnx.helper.make_attribute("value", _tensor(self.replaced[node.output[0]](), node.output[0]))
+                )
+            nodes += [*before, node, *after]
+        return nodes
+
+    def _edit_inputs(self, index: int, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        helpers: list[onnx.NodeProto] = []
+        dropped = []
+        for place in sorted(p for p in {*self.reads, *self.patch.entries, *self.patch.picks} if p[0] == index):
+            slot = place[1]
+            if place in self.patch.picks and not self.patch.picks[place].positions.size:
+                dropped.append(slot)
+            elif place in self.reads:
+                node.input.extend([""] * (slot + 1 - len(node.input)))
+                node.input[slot] = self.reads[place]
+            elif place in self.patch.entries:
+                node.input[slot] = self._overlay(node.input[slot], self.patch.entries[place], helpers)
+            else:
+                node.input[slot] = self._gather(node.input[slot], self.patch.picks[place], helpers)
+        for slot in reversed(dropped):
+            del node.input[slot]
+        return helpers
+
+    def _edit_outputs(self, index: int, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        helpers: list[onnx.NodeProto] = []
+        for slot, name in enumerate(node.output):
+            if (index, slot) in self.patch.outputs:
+                node.output[slot] = fresh_name(self.names, name)
+                self._overlay(node.output[slot], self.patch.outputs[index, slot], helpers)
+                helpers[-1].output[0] = name
+            elif name in self.patch.gathers:
+                run, indices = self.patch.gathers[name]
+                node.output[slot] = fresh_name(self.names, name)
+                chosen = self._constant(indices, f"{name}_indices")
+                helpers.append(
+                    onnx.helper.make_node("Gather", [run.source, chosen], [name], name=f"{name}_gather", axis=run.axis)
+                )
+            elif name in self.replaced and node.op_type != "Constant":
+                node.output[slot] = fresh_name(self.names, name)
+        return helpers
+
+    def _overlay(self, vector: str, change: Entries, helpers: list[onnx.NodeProto]) -> str:
+        """A Where node that lays new entries over a computed integer vector."""
+        mask, values = np.zeros(change.size, bool), np.zeros(change.size, np.int64)
+        mask[list(change.values)] = True
+        values[list(change.values)] = list(change.values.values())
+        output = fresh_name(self.names, vector)
+        inputs = [self._constant(mask, f"{vector}_mask"), self._constant(values, f"{vector}_sizes"), vector]
+        helpers.append(onnx.helper.make_node("Where", inputs, [output], name=output))
+        return output
+
+    def _gather(self, tensor: str, pick: Pick, helpers: list[onnx.NodeProto]) -> str:
+        output = fresh_name(self.names, tensor)
+        chosen = self._constant(pick.positions.astype(np.int64), f"{tensor}_read")
+        helpers.append(onnx.helper.make_node("Gather", [tensor, chosen], [output], name=output, axis=pick.axis))
+        return output
+
+    def _constant(self, array: Array, stem: str) -> str:
+        name = fresh_name(self.names, stem)
+        self.added[name] = lambda: array
+        return name
+
+    def result(self) -> onnx.ModelProto:
+        """The edited model; nodes that no output needs are left out, with their constants."""
+        source = self.model.proto
+        dead = unneeded(self.nodes, source.graph)
+        nodes = [node for node in self.nodes if not dead.issuperset(n for n in node.output if n)]
+        result = onnx.ModelProto()
+        copy_fields(source, result, leave={"graph"})
+        copy_fields(source.graph, result.graph, leave={"node", "initializer", "input", "value_info"})
+        result.graph.node.extend(nodes)
+        self._fill_constants(result.graph)
+        produced = {name for node in nodes for name in node.output} & self.model.free - self.shrunk
+        result.graph.value_info.extend(v for v in source.graph.value_info if v.name in produced)
+        return result
+
+    def _fill_constants(self, graph: onnx.GraphProto) -> None:
+        """Initializers, and the graph inputs that list them, with their new shapes."""
+        source = self.model.proto.graph
+        read = {name for node in graph.node for name in [*node.input, *captured(node)]}
+        read |= {value.name for value in graph.output}
+        before = {name for node in source.node for name in [*node.input, *captured(node)]}
+        kept = {t.name for t in source.initializer if t.name in read or t.name not in before}
+        for tensor in source.initializer:
+            if tensor.name in kept:
+                graph.initializer.append(
+                    _tensor(self.replaced[tensor.name](), tensor) if tensor.name in self.replaced else tensor
+                )
+        names = {t.name for t in source.initializer}
+        sizes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+        for value in source.input:
+            if value.name in kept or value.name not in names:
+                graph.input.append(_resized(value, sizes.get(value.name)))
+        held = set(self.model.holders)
+        computed = {name: make for name, make in self.replaced.items() if name not in held}
+        for name, make in sorted({**self.added, **computed}.items()):
+            if name in read:
+                graph.initializer.append(_tensor(make(), name))
+                if self.model.proto.ir_version < FREE_INITIALIZERS:
+                    graph.input.append(_declared(graph.initializer[-1]))
+
+
+def _declared(tensor: onnx.TensorProto) -> onnx.ValueInfoProto:
+    """A graph input that lists an initializer."""
+    return onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+
+
+def _fingerprint(array: Array) -> bytes:
+    """Equal for equal arrays."""
+    digest = hashlib.sha256(repr((array.shape, array.dtype.str)).encode())
+    digest.update(np.ascontiguousarray(array).data if array.dtype.kind in "fiub" else array.tobytes())
+    return digest.digest()
+
+
+def _all_names(graph: onnx.GraphProto) -> set[str]:
+    """Every value name of a graph and its subgraphs."""
+    names: set[str] = set()
+    for part in graphs(graph):
+        names |= {t.name for t in part.initializer} | {v.name for v in [*part.input, *part.output]}
+        names.update(name for node in part.node for name in [*node.input, *node.output])
+    return names
+
+
+def _set_attributes(node: onnx.NodeProto, changes: Any) -> None:
+    for name, value in changes.items():
+        for index, attribute in enumerate(node.attribute):
+            if attribute.name == name:
+                del node.attribute[index]
+                break
+        if value is not None:
+            node.attribute.append(onnx.helper.make_attribute(name, value))
+
+
+def _tensor(array: Array, like: onnx.TensorProto | str) -> onnx.TensorProto:
+    """A tensor named and typed as another, or under a name alone."""
+    if isinstance(like, str):
+        return numpy_helper.from_array(np.asarray(array, order="C"), like)
+    tensor = numpy_helper.from_array(np.asarray(array, order="C"), like.name)
+    tensor.data_type = like.data_type
+    tensor.doc_string = like.doc_string
+    return tensor
+
+
+def _resized(value: onnx.ValueInfoProto, sizes: list[int] | None) -> onnx.ValueInfoProto:
+    """A graph input that lists an initializer, with the initializer's new shape."""
+    result = onnx.ValueInfoProto()
+    result.CopyFrom(value)
+    if sizes is not None:
+        del result.type.tensor_type.shape.dim[:]
+        for size in sizes:
+            result.type.tensor_type.shape.dim.add(dim_value=size)
+    return result

@@ -1,0 +1,194 @@
+"""Keep set → patch: what surgery changes, as a value.
+
+The patch that removes dead channels and the patch that merely masks them (the reference of the proof) are made
+from the same labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanonnx.analysis.constants import Use
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.analysis.runs import Run, gathered
+from leanonnx.graph.formats import is_integer
+from leanonnx.graph.model import Model
+from leanonnx.numeric.labels import Mask, is_rectangle, projection, varied
+from leanonnx.rules.call import Entries, Kept, Pick
+
+Array = NDArray[Any]
+Place = tuple[int, int]
+Maker = Callable[[], Array]
+ZERO_POINTS = {
+    "DequantizeLinear": (2, 1),
+    "QLinearConv": (5, 0),
+    "QLinearMatMul": (5, -1),
+    "ConvInteger": (3, 0),
+    "MatMulInteger": (3, -1),
+}
+"""Operators that read a quantised weight: the slot of its zero point, and the axis that a vector of them belongs to."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What surgery changes.
+
+    constants: (node, input slot) → makes the constant to read there, when it is needed.
+    entries: (node, slot) → new entries of a computed integer vector; ``outputs`` likewise for a node's output.
+    picks: (node, slot) → which positions of a computed tensor to read.
+    attributes: node → attribute → new value (None: removed).
+    gathers: tensor → the run of movements that one Gather replaces, with the new indices.
+    """
+
+    constants: Mapping[Place, Maker] = field(default_factory=dict)
+    entries: Mapping[Place, Entries] = field(default_factory=dict)
+    outputs: Mapping[Place, Entries] = field(default_factory=dict)
+    picks: Mapping[Place, Pick] = field(default_factory=dict)
+    attributes: Mapping[int, Mapping[str, int | list[int] | None]] = field(default_factory=dict)
+    gathers: Mapping[str, tuple[Run, Array]] = field(default_factory=dict)
+
+
+def plan_patch(dag: ChannelDag, alive: Mask) -> Patch:
+    """The patch that removes every label that is not alive."""
+    constants: dict[Place, Maker] = {
+        (use.node, use.slot): partial(sliced, dag, use, alive) for use in dag.uses if _cuts(use, alive)
+    }
+    entries: dict[Place, Entries] = {}
+    outputs: dict[Place, Entries] = {}
+    picks: dict[Place, Pick] = {}
+    attributes: dict[int, Mapping[str, int | list[int] | None]] = {}
+    touched = _touched(dag, alive)
+    for node, rewrite in dag.rewrites.items():
+        if node not in touched:
+            continue
+        edit = rewrite(Kept(alive))
+        attributes[node] = edit.attributes
+        names = dag.model.proto.graph.node[node].output
+        outputs |= {(node, k): _sized(dag, names[k], e) for k, e in edit.outputs.items() if e.values}
+        for slot, change in edit.inputs.items():
+            if isinstance(change, Pick):
+                picks[node, slot] = change
+            elif not isinstance(change, Entries):
+                constants[node, slot] = partial(np.asarray, change)
+            elif change.values:
+                _enter(dag, (node, slot), change, constants, entries)
+    return Patch(constants, entries, outputs, picks, attributes, _gathers(dag, alive))
+
+
+def _touched(dag: ChannelDag, alive: Mask) -> set[int]:
+    """Nodes that read or put out a tensor that loses channels, or lie behind a constant that is cut."""
+    shrunk = {name for name, labels in dag.labels.items() if not alive[labels].all()}
+    nodes = dag.model.proto.graph.node
+    known = set(dag.labels)
+    return {
+        k
+        for k in dag.rewrites
+        if not shrunk.isdisjoint([*nodes[k].input, *nodes[k].output]) or known.isdisjoint(nodes[k].output)
+    }
+
+
+def _sized(dag: ChannelDag, name: str, change: Entries) -> Entries:
+    """Entries that know the length of the vector they are laid over."""
+    return replace(change, size=dag.shapes[name][0])
+
+
+def _enter(
+    dag: ChannelDag, place: Place, change: Entries, constants: dict[Place, Maker], entries: dict[Place, Entries]
+) -> None:
+    """New entries of a shape vector: written into a constant, or laid over a computed one."""
+    model = dag.model
+    name = model.proto.graph.node[place[0]].input[place[1]]
+    if name not in model.origins:
+        entries[place] = _sized(dag, name, change)
+        return
+    vector = np.array(constants[place]() if place in constants else model.constant(name))
+    vector[list(change.values)] = list(change.values.values())
+    constants[place] = partial(np.asarray, vector)
+
+
+def _cuts(use: Use, alive: Mask) -> bool:
+    return not all(alive[factor].all() for factor in use.factors)
+
+
+def sliced(dag: ChannelDag, use: Use, alive: Mask) -> Array:
+    """The constant of one use with its dead elements cut out."""
+    array = constant_of(dag, use)
+    for axis, index in enumerate(kept_indices(use, array.shape, alive)):
+        if index is not None:
+            array = np.take(array, index, axis)
+    return np.ascontiguousarray(array)
+
+
+def constant_of(dag: ChannelDag, use: Use) -> Array:
+    """The whole constant of one use."""
+    return use.computed if use.computed is not None else dag.model.constant(use.constant)
+
+
+def kept_indices(use: Use, shape: tuple[int, ...], alive: Mask) -> list[NDArray[np.int64] | None]:
+    """Surviving indices on each axis of a constant; None where all survive."""
+    rank = len(shape)
+    masks = [alive[f].reshape((1,) * (rank - f.ndim) + f.shape) for f in use.factors]
+    found: list[NDArray[np.int64] | None] = []
+    for axis in range(rank):
+        line = np.ones(1, bool)
+        for mask in masks:
+            line = line & projection(mask, axis)
+        found.append(None if line.all() else np.flatnonzero(np.broadcast_to(line, shape[axis])))
+    return found
+
+
+def masking_patch(dag: ChannelDag, alive: Mask) -> Patch:
+    """The patch that zeroes, in the untouched network, what the consumers read of dead channels."""
+    return Patch(
+        {
+            (use.node, use.slot): partial(_masked, dag, use, alive)
+            for use in dag.uses
+            if use.inward is not None and not alive[use.inward].all()
+        }
+    )
+
+
+def _masked(dag: ChannelDag, use: Use, alive: Mask) -> Array:
+    """A weight with zero kernels on dead input channels (for quantised weights: the zero point)."""
+    array = constant_of(dag, use)
+    assert use.inward is not None
+    zero = np.zeros((), array.dtype)
+    if is_integer(array):
+        zero = _zero_point(dag.model, use, array)
+    return np.where(alive[use.inward], array, zero).astype(array.dtype)
+
+
+def _zero_point(model: Model, use: Use, array: Array) -> Array:
+    """The integer that stands for zero, broadcastable to the weight."""
+    node = model.proto.graph.node[use.node]
+    slot, axis = ZERO_POINTS.get(node.op_type, (len(node.input), 0))
+    if slot >= len(node.input) or not node.input[slot]:
+        return np.zeros((), array.dtype)
+    zero = np.asarray(model.constant(node.input[slot]))
+    axis = next((a.i for a in node.attribute if a.name == "axis"), axis)
+    shape = [1] * array.ndim
+    shape[axis % array.ndim] = zero.size
+    return zero.reshape(shape) if zero.size > 1 else zero.reshape(())
+
+
+def _gathers(dag: ChannelDag, alive: Mask) -> dict[str, tuple[Run, Array]]:
+    """Tensors whose run of movements no longer keeps a product of index sets."""
+    found: dict[str, tuple[Run, Array]] = {}
+    for name, (source, _) in dag.moves.items():
+        if len(varied(dag.labels[name])) > 1 or (len(varied(dag.labels[source])) <= 1 and name not in dag.gathers):
+            continue
+        run = gathered(name, dag.moves, dag.labels, dag.shapes)
+        if run.indices is None or alive[dag.labels[run.source]].all():
+            continue
+        if name not in dag.gathers and all(is_rectangle(alive[dag.labels[inner]]) for inner in run.inside):
+            continue
+        position = np.cumsum(alive[dag.labels[run.source]].reshape(-1)) - 1
+        living = alive[np.broadcast_to(dag.labels[name].reshape(-1), run.indices.shape)]
+        found[name] = run, position[run.indices[living]].astype(np.int64)
+    return found

@@ -1,0 +1,176 @@
+"""The plan: which channels survive, what was asked and what it was made from, as JSON.
+
+``tensors[NAME]`` holds the shapes before and after and the kept indices on each axis (null: all), NAME being the
+constant's name in the input file; so anyone can redo the surgery elsewhere, on a PyTorch module say.  Where several
+nodes read a constant and need different slices of it, ``others`` holds the kept indices of the others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leanonnx.analysis.closure import closed
+from leanonnx.analysis.constants import Use
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.errors import PlanError
+from leanonnx.numeric.labels import Labels, Mask, varied
+from leanonnx.surgery.patch import constant_of, kept_indices
+from leanonnx.system.outputs import Place, check_writable, write_file
+
+SCHEMA = 1
+AGAIN = "make it again with --plan-out"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The kept indices of every sliced constant; ``origin`` is what messages call it, its file where it has one."""
+
+    schema: int
+    leanonnx: str
+    input_sha256: str
+    options: Mapping[str, Any]
+    tensors: Mapping[str, Mapping[str, Any]]
+    origin: str = field(default="the plan", compare=False)
+
+    @property
+    def exact(self) -> bool:
+        """Whether it holds what ``--exact`` found; it changes weights as well."""
+        return bool(self.options.get("exact"))
+
+    @property
+    def freezes(self) -> bool:
+        """Whether weights that are listed as graph inputs become constants."""
+        return bool(self.options.get("freeze"))
+
+    def row(self) -> dict[str, Any]:
+        """The plan as plain data."""
+        row = asdict(self)
+        del row["origin"]
+        return row
+
+    def text(self) -> str:
+        """The plan as JSON, the same bytes for the same plan."""
+        return json.dumps(self.row(), indent=1, sort_keys=True) + "\n"
+
+    def save(self, path: Place) -> None:
+        """Write the plan as JSON; the file appears at once, whole.
+
+        Raises:
+            OutputError: it cannot be written there.
+        """
+        check_writable(None, Path(path))
+        write_file(Path(path), self.text().encode())
+
+
+def make_plan(dag: ChannelDag, alive: Mask, options: Mapping[str, Any], version: str) -> Plan:
+    """Write down a keep set."""
+    found: dict[str, dict[tuple[int, int], dict[str, Any]]] = {}
+    for use in sorted(dag.uses, key=lambda u: (u.inward is None, u.node, u.slot)):
+        found.setdefault(use.constant, {})[use.node, use.slot] = _entry(dag, use, alive)
+    tensors = {name: _joined([*places.values()], dag.model.readers.get(name, 0)) for name, places in found.items()}
+    return Plan(SCHEMA, version, dag.model.sha256, dict(options), tensors)
+
+
+def _entry(dag: ChannelDag, use: Use, alive: Mask) -> dict[str, Any]:
+    shape = constant_of(dag, use).shape
+    kept = kept_indices(use, shape, alive)
+    after = [size if index is None else len(index) for size, index in zip(shape, kept, strict=True)]
+    return {"before": list(shape), "after": after, "kept": [None if k is None else k.tolist() for k in kept]}
+
+
+def _joined(entries: list[dict[str, Any]], readers: int) -> dict[str, Any]:
+    """The entry of a constant, of which some nodes may read another slice and some the whole."""
+    wanted = [entry["kept"] for entry in entries]
+    if len(entries) < readers:
+        wanted.append([None] * len(entries[0]["before"]))
+    others = [kept for k, kept in enumerate(wanted) if kept not in wanted[:k]][1:]
+    return {**entries[0], "others": others} if others else entries[0]
+
+
+def load_plan(path: Place) -> Plan:
+    """Read a plan file.
+
+    Raises:
+        PlanError: the file is missing or is no plan.
+    """
+    try:
+        data = json.loads(Path(path).read_text())
+        fields = {key: data[key] for key in ("schema", "leanonnx", "input_sha256", "options", "tensors")}
+        plan = Plan(**fields, origin=str(path))
+    except OSError as error:
+        raise PlanError(f"{path}: the plan cannot be read: {error.strerror}; check the path") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise PlanError(f"{path}: not a plan of leanonnx ({error}); make one with --plan-out") from error
+    kinds = ((plan.tensors, dict), (plan.options, dict), (plan.input_sha256, str))
+    if not all(isinstance(value, kind) for value, kind in kinds):
+        raise PlanError(f"{path}: not a plan of leanonnx (wrong kinds of values); make one with --plan-out")
+    if plan.schema != SCHEMA:
+        raise PlanError(f"{path}: plan schema {plan.schema}, expected {SCHEMA}; make the plan again with --plan-out")
+    return plan
+
+
+def replay(dag: ChannelDag, plan: Plan) -> Mask:
+    """The keep set of a plan [labels].
+
+    Raises:
+        PlanError: the plan was made for another file, or does not fit this one.
+    """
+    _check_origin(dag, plan)
+    dead = np.zeros(dag.count, bool)
+    for use in dag.uses:
+        entry = plan.tensors.get(use.constant)
+        if entry is not None and use.inward is not None:
+            dead[_dropped(use, entry, plan.origin)] = True
+    keep = np.ones(int(dag.classes.max()) + 1, bool)
+    keep[dag.classes[dead]] = False
+    alive = closed(dag, dag.classes, keep)
+    if make_plan(dag, alive, plan.options, plan.leanonnx).tensors != plan.tensors:
+        raise PlanError(f"{plan.origin}: the plan does not fit the model's ties and shapes; {AGAIN}")
+    if not alive[0] or any(not alive[pin.labels].all() for pin in dag.pins):
+        raise PlanError(f"{plan.origin}: the plan removes channels that may not be removed; {AGAIN}")
+    return alive
+
+
+def confirm(dag: ChannelDag, made: Plan, plan: Plan) -> None:
+    """Check that what was found anew is what a plan says.
+
+    Raises:
+        PlanError: the plan was made for another file, or says something else.
+    """
+    _check_origin(dag, plan)
+    if made.tensors != plan.tensors:
+        raise PlanError(f"{plan.origin}: the plan keeps other channels than --exact finds; {AGAIN}")
+
+
+def _check_origin(dag: ChannelDag, plan: Plan) -> None:
+    if plan.input_sha256 != dag.model.sha256:
+        raise PlanError(
+            f"{plan.origin}: the plan was made for another model (sha256 {plan.input_sha256[:12]}…, this file has "
+            f"{dag.model.sha256[:12]}…); give the model that the plan was made from"
+        )
+
+
+def _dropped(use: Use, entry: Mapping[str, Any], origin: str) -> Labels:
+    """Labels that an entry of the plan removes."""
+    try:
+        shape, kept = tuple(entry["before"]), entry["kept"]
+        gone = 0 in entry["after"]  # a layer that died whole says nothing of the channels that it read
+        found = [np.zeros(0, np.int64)]
+        for factor in use.factors:
+            if gone and factor is use.inward:
+                continue
+            part = factor
+            for axis in varied(factor):
+                index = kept[axis + len(shape) - factor.ndim]
+                if index is not None:
+                    part = np.take(part, np.asarray(index, np.int64), axis)
+            found.append(np.setdiff1d(factor, part))
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+        raise PlanError(f"{origin}: the entry of '{use.constant}' is broken ({error}); make the plan again") from error
+    return np.concatenate(found)

@@ -1,0 +1,1 @@
+"""The computer that leanonnx runs on: cores, memory, processes, time, files to be written."""
