@@ -81,8 +81,7 @@ def keep(dag: ChannelDag, tensor: str, channels: Collection[int], axis: int = 1)
 
 def draft(dag: ChannelDag, alive: Mask) -> onnx.ModelProto:
     """The network without what is not alive."""
-    shrunk = {name for name, labels in dag.labels.items() if not alive[labels].all()}
-    return apply(dag.model, plan_patch(dag, alive), shrunk)
+    return apply(dag.model, plan_patch(dag, alive))
 
 
 def deviation(dag: ChannelDag, proto: onnx.ModelProto, feeds: Sequence[Feed]) -> float:

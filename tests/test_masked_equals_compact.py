@@ -133,8 +133,7 @@ def kept_by_rank(dag: ChannelDag, rng: np.random.Generator, separate_readers: bo
 
 def compacted(dag: ChannelDag, alive: Mask) -> onnx.ModelProto:
     """The model without its dead channels."""
-    shrunk = {name for name, labels in dag.labels.items() if not alive[labels].all()}
-    return apply(dag.model, plan_patch(dag, alive), shrunk)
+    return apply(dag.model, plan_patch(dag, alive))
 
 
 def assert_equal_outputs(dag: ChannelDag, alive: Mask, compact: onnx.ModelProto) -> None:

@@ -342,10 +342,9 @@ def verdict(text: str, rules: Rules, dead: Dead) -> str:
         alive = keep_set(dag, dead)
         if any(not alive[pin.labels].all() for pin in dag.pins):
             return "pinned"
-        shrunk = {name for name, labels in dag.labels.items() if not alive[labels].all()}
         stage = "surgery"
         try:
-            compact = apply(model, plan_patch(dag, alive), shrunk)
+            compact = apply(model, plan_patch(dag, alive))
             masked = apply(model, masking_patch(dag, alive))
             stage = "checker"
             onnx.checker.check_model(compact, full_check=True)

@@ -231,6 +231,9 @@ def _ask(call: Call, rules: Rules, inner: list[str], trace: _Trace) -> Effect:
     except Unsupported as reason:
         trace.undo(before)
         return _refused(call, f"{call.title}: {reason}", reason.advice)
+    except Exception as error:
+        error.add_note(f"in the rule of {call.title}")
+        raise
 
 
 def _refused(call: Call, reason: str, advice: str) -> Effect:

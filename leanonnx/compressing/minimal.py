@@ -54,8 +54,7 @@ class Minimum:
 
     def carried_out(self, merge: bool) -> Tidied:
         """The minimal model; with ``merge`` adjacent linear layers become one."""
-        shrunk = {name for name, labels in self.dag.labels.items() if not self.found.alive[labels].all()}
-        proto = self.dag.model.proto if self.whole else apply(self.dag.model, exact_patch(self.dag, self.found), shrunk)
+        proto = self.dag.model.proto if self.whole else apply(self.dag.model, exact_patch(self.dag, self.found))
         tidied = tidy(proto, self.found.uniform, self.keep, merge)
         return replace(tidied, done=dict(sorted((Counter(self.done) + Counter(tidied.done)).items())))
 

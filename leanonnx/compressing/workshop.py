@@ -171,8 +171,7 @@ def operated(dag: ChannelDag, alive: Mask, clean: bool) -> Tidied:
     """The model without the channels that are not alive; with ``clean`` its graph is cleaned up."""
     if alive.all():
         return Tidied(dag.model.proto, {})
-    shrunk = {name for name, labels in dag.labels.items() if not alive[labels].all()}
-    proto = apply(dag.model, plan_patch(dag, alive), shrunk)
+    proto = apply(dag.model, plan_patch(dag, alive))
     if not clean:
         return Tidied(proto, {})
     return tidy(proto, steady(dag, alive).uniform(dag, alive), behind_decisions(dag.model))

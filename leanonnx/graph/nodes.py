@@ -21,6 +21,11 @@ def standard(node: onnx.NodeProto) -> str:
     return node.op_type if node.domain in STANDARD else ""
 
 
+def title(node: onnx.NodeProto) -> str:
+    """Operator and name, as messages tell of a node."""
+    return f"{node.op_type} '{node.name or node.output[0]}'"
+
+
 def is_padded(node: onnx.NodeProto) -> bool:
     """Whether an operator with a window lays a border around its input."""
     return any(attribute(node, "pads", ())) or attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")

@@ -67,9 +67,11 @@ def group_normalization(call: Call) -> Effect:
     Flow: channels pass through.
     Ties: the channels of a group; ``num_groups`` shrinks.
     Pins: nothing.
-    Limits: none.
+    Limits: scale and shift are constants.
     Specification: ONNX GroupNormalization-21.
     """
+    if not (call.is_constant(1) and call.is_constant(2)):
+        raise Unsupported("its scale is computed at run time", advice.CONSTANT)
     vector, ties = call.slices(0, 1)
     groups = int(call.attribute("num_groups"))
     members = vector.reshape(groups, -1)

@@ -7,7 +7,6 @@ strings, quantisation annotations, names) stays as it was.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Set
 from typing import Any
 
 import numpy as np
@@ -25,16 +24,22 @@ from leanonnx.surgery.patch import Maker, Patch, Place
 Array = NDArray[Any]
 
 
-def apply(model: Model, patch: Patch, shrunk: Set[str] = frozenset()) -> onnx.ModelProto:
-    """Carry out a patch on a copy of the model; the recorded shapes of ``shrunk`` tensors are dropped."""
-    return _Operation(model, patch, shrunk).result()
+def apply(model: Model, patch: Patch) -> onnx.ModelProto:
+    """Carry out a patch on a copy of the model.
+
+    Raises:
+        ValueError: the patch does not fit the model: it names a node that is not there, or puts an array of another
+            type or rank in the place of a constant.
+    """
+    return _Operation(model, patch).result()
 
 
 class _Operation:
     """One application of a patch: nodes are copied and edited, constants replaced or cloned, the dead left out."""
 
-    def __init__(self, model: Model, patch: Patch, shrunk: Set[str]) -> None:
-        self.model, self.patch, self.shrunk = model, patch, shrunk
+    def __init__(self, model: Model, patch: Patch) -> None:
+        self.model, self.patch = model, patch
+        _check_nodes(patch, len(model.proto.graph.node))
         self.names = _all_names(model.proto.graph)
         self.replaced: dict[str, Maker] = {}
         self.added: dict[str, Maker] = {}
@@ -157,7 +162,7 @@ class _Operation:
         copy_fields(source.graph, result.graph, leave={"node", "initializer", "input", "value_info"})
         result.graph.node.extend(nodes)
         self._fill_constants(result.graph)
-        produced = {name for node in nodes for name in node.output} & self.model.free - self.shrunk
+        produced = {name for node in nodes for name in node.output} & self.model.free - self.patch.shrunk
         result.graph.value_info.extend(v for v in source.graph.value_info if v.name in produced)
         return result
 
@@ -218,10 +223,27 @@ def _set_attributes(node: onnx.NodeProto, changes: Any) -> None:
             node.attribute.append(onnx.helper.make_attribute(name, value))
 
 
+def _check_nodes(patch: Patch, count: int) -> None:
+    """Refuse a patch that names nodes which are not there."""
+    places = (*patch.constants, *patch.entries, *patch.outputs, *patch.picks)
+    strange = ({node for node, _ in places} | set(patch.attributes)) - set(range(count))
+    if strange:
+        raise ValueError(f"patch of nodes {sorted(strange)}, where there are {count}")
+
+
+def _check_fits(array: Array, like: onnx.TensorProto) -> None:
+    """Refuse an array that cannot stand in place of a constant: axes shrink, only one number may become several."""
+    kind, sizes = onnx.helper.tensor_dtype_to_np_dtype(like.data_type), list(like.dims)
+    fits = array.ndim == len(sizes) and all(n <= size or size == 1 for n, size in zip(array.shape, sizes, strict=True))
+    if array.dtype != kind or not (fits or not sizes):
+        raise ValueError(f"patch of '{like.name}': {array.dtype} {list(array.shape)} in place of {kind} {sizes}")
+
+
 def _tensor(array: Array, like: onnx.TensorProto | str) -> onnx.TensorProto:
     """A tensor named and typed as another, or under a name alone."""
     if isinstance(like, str):
         return numpy_helper.from_array(np.asarray(array, order="C"), like)
+    _check_fits(array, like)
     tensor = numpy_helper.from_array(np.asarray(array, order="C"), like.name)
     tensor.data_type = like.data_type
     tensor.doc_string = like.doc_string

@@ -6,7 +6,7 @@ from the same labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -19,8 +19,9 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.runs import Run, gathered
 from leanonnx.graph.formats import is_integer
 from leanonnx.graph.model import Model
+from leanonnx.graph.nodes import title
 from leanonnx.numeric.labels import Mask, is_rectangle, projection, varied
-from leanonnx.rules.call import Entries, Kept, Pick
+from leanonnx.rules.call import Edit, Entries, Kept, Pick, Rewrite
 
 Array = NDArray[Any]
 Place = tuple[int, int]
@@ -44,6 +45,7 @@ class Patch:
     picks: (node, slot) → which positions of a computed tensor to read.
     attributes: node → attribute → new value (None: removed).
     gathers: tensor → the run of movements that one Gather replaces, with the new indices.
+    shrunk: tensors that lose channels; their recorded shapes hold no more.
     """
 
     constants: Mapping[Place, Maker] = field(default_factory=dict)
@@ -52,6 +54,7 @@ class Patch:
     picks: Mapping[Place, Pick] = field(default_factory=dict)
     attributes: Mapping[int, Mapping[str, int | list[int] | None]] = field(default_factory=dict)
     gathers: Mapping[str, tuple[Run, Array]] = field(default_factory=dict)
+    shrunk: frozenset[str] = frozenset()
 
 
 def plan_patch(dag: ChannelDag, alive: Mask) -> Patch:
@@ -63,11 +66,12 @@ def plan_patch(dag: ChannelDag, alive: Mask) -> Patch:
     outputs: dict[Place, Entries] = {}
     picks: dict[Place, Pick] = {}
     attributes: dict[int, Mapping[str, int | list[int] | None]] = {}
-    touched = _touched(dag, alive)
+    shrunk = frozenset(name for name, labels in dag.labels.items() if not alive[labels].all())
+    touched = _touched(dag, shrunk)
     for node, rewrite in dag.rewrites.items():
         if node not in touched:
             continue
-        edit = rewrite(Kept(alive))
+        edit = _edit(dag, node, rewrite, alive)
         attributes[node] = edit.attributes
         names = dag.model.proto.graph.node[node].output
         outputs |= {(node, k): _sized(dag, names[k], e) for k, e in edit.outputs.items() if e.values}
@@ -78,12 +82,20 @@ def plan_patch(dag: ChannelDag, alive: Mask) -> Patch:
                 constants[node, slot] = partial(np.asarray, change)
             elif change.values:
                 _enter(dag, (node, slot), change, constants, entries)
-    return Patch(constants, entries, outputs, picks, attributes, _gathers(dag, alive))
+    return Patch(constants, entries, outputs, picks, attributes, _gathers(dag, alive), shrunk)
 
 
-def _touched(dag: ChannelDag, alive: Mask) -> set[int]:
+def _edit(dag: ChannelDag, node: int, rewrite: Rewrite, alive: Mask) -> Edit:
+    """What a rule makes of the channels that are kept; an error in it names the node."""
+    try:
+        return rewrite(Kept(alive))
+    except Exception as error:
+        error.add_note(f"while {title(dag.model.proto.graph.node[node])} was fitted to the channels that are kept")
+        raise
+
+
+def _touched(dag: ChannelDag, shrunk: Set[str]) -> set[int]:
     """Nodes that read or put out a tensor that loses channels, or lie behind a constant that is cut."""
-    shrunk = {name for name, labels in dag.labels.items() if not alive[labels].all()}
     nodes = dag.model.proto.graph.node
     known = set(dag.labels)
     return {

@@ -62,6 +62,13 @@ def group_norm(b: Bench) -> None:
     b.subject("GroupNormalization", [data, b.const(b.normal(channels)), b.const(b.normal(channels))], num_groups=groups)
 
 
+def group_norm_computed(b: Bench) -> None:
+    b.batch, b.free = 1, False
+    data, beside = b.image(4, 2, 3), b.const(b.normal(4))
+    computed = b.node("Reshape", [b.rows(4), b.ints(4)])
+    b.subject("GroupNormalization", [data, *b.one_of(((computed, beside), (beside, computed)))], num_groups=2)
+
+
 def layer_norm_pixels(b: Bench) -> None:
     data = b.bent(b.image(b.between(2, 4), 2, 3))
     axis, shape = b.one_of(((-1, (3,)), (3, (3,)), (2, (2, 3)), (-2, (2, 3)), (None, (3,))))
@@ -193,7 +200,7 @@ CASES = [
     Case(
         "GroupNormalization",
         (Form("groups", group_norm, (21, 23), exact=False, mates=True),),
-        whole="whole groups can go, however many",
+        (Refusal("computed scale", group_norm_computed, "its scale is computed at run time", (21, 23)),),
     ),
     Case(
         "LayerNormalization",
