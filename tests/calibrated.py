@@ -13,7 +13,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from leanonnx.analysis.closure import closed
+from leanonnx.analysis.closure import Closure
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.compressing.pipeline import inspect
 from leanonnx.numeric.labels import Mask
@@ -76,7 +76,7 @@ def keep(dag: ChannelDag, tensor: str, channels: Collection[int], axis: int = 1)
     lost = [k for k in range(len(rows)) if k not in channels]
     kept = np.ones(int(dag.classes.max()) + 1, bool)
     kept[dag.classes[rows[lost].reshape(-1)]] = False
-    return closed(dag, dag.classes, kept)
+    return Closure(dag, dag.classes).alive(kept)
 
 
 def draft(dag: ChannelDag, alive: Mask) -> onnx.ModelProto:

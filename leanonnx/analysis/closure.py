@@ -8,45 +8,77 @@ from numpy.typing import NDArray
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.model import SHAPE_OPS
 from leanonnx.numeric.labels import Mask
+from leanonnx.rules.call import Pairs
 
 Ints = NDArray[np.int64]
 PLAIN = {"Conv", "Concat", "Pad", "Relu", "LeakyRelu", "PRelu", "Elu", "Clip", "Identity"}
 """Operators around which a tensor may vanish as a whole."""
 
 
-def closed(dag: ChannelDag, classes: Ints, keep: Mask) -> Mask:
-    """Labels that live [labels] when these classes are kept [classes] and all consequences are drawn.
+class Closure:
+    """Draws the consequences of keep sets of a network; what is the same for all of them is found once.
 
-    Readers that the classes join to their channels go by themselves in the end, where nothing reads them.
+    ``classes`` [labels] are those that keep sets are given in; ``may_go`` [labels] what may go to the last, ``rows``
+    the kernels that read nothing but such channels, as sources [i] and targets [o]; ``readers`` pairs of channels and
+    those that read them and are chosen one by one.
     """
-    steps = _steps(dag)
-    alive = _closed(dag, steps, classes, keep)
-    if not dag.implied or np.array_equal(classes, dag.classes):
-        return alive
-    own = np.zeros(int(dag.classes.max()) + 1, bool)
-    own[dag.classes[alive]] = True
-    return _closed(dag, steps, dag.classes, own)
+
+    def __init__(self, dag: ChannelDag, classes: Ints) -> None:
+        self.dag, self.classes = dag, classes
+        self.may_go = _spare(dag)
+        rows = [pair for _, mix in dag.mixes for pair in zip(mix.sources, mix.targets, strict=True)]
+        self.rows = [(sources, targets) for sources, targets in rows if self.may_go[sources].all()]
+        self.readers = _apart(dag, classes)
+        self._own_readers = _apart(dag, dag.classes)
+        self._steps, self._roots = _steps(dag), _roots(dag)
+
+    def alive(self, keep: Mask) -> Mask:
+        """Labels that live [labels] when these classes are kept [classes] and all consequences are drawn.
+
+        Readers that the classes join to their channels go by themselves in the end, where nothing reads them.
+        """
+        alive = self._drawn(self.classes, self.readers, keep)
+        if not self.dag.implied or np.array_equal(self.classes, self.dag.classes):
+            return alive
+        own = np.zeros(int(self.dag.classes.max()) + 1, bool)
+        own[self.dag.classes[alive]] = True
+        return self._drawn(self.dag.classes, self._own_readers, own)
+
+    def _drawn(self, classes: Ints, readers: list[Pairs], keep: Mask) -> Mask:
+        keep = keep.copy()
+        while True:
+            before = keep.copy()
+            for channels, reading in readers:
+                keep[classes[reading[~keep[classes[channels]]]]] = False
+            for sources, targets in self.rows:
+                if not keep[classes[sources]].any():
+                    keep[classes[targets]] = False
+            if np.array_equal(keep, before):
+                useful = self._useful(classes, keep[classes])
+                if not (keep & ~useful).any():
+                    return keep[classes]
+                keep &= useful
+
+    def _useful(self, classes: Ints, alive: Mask) -> Mask:
+        """Classes from which a living path leads to a root; what is tied to a useful label is useful too."""
+        useful = self._roots.copy()
+        found = np.zeros(int(classes.max()) + 1, bool)
+        while True:
+            for sources, targets in self._steps:
+                wanted = (alive[targets] & useful[targets]).any(1)
+                useful[sources[wanted].reshape(-1)] = True
+            found[classes[useful]] = True
+            if np.array_equal(found[classes], useful):
+                return found
+            useful = found[classes]
 
 
-def _closed(dag: ChannelDag, steps: list[tuple[Ints, Ints]], classes: Ints, keep: Mask) -> Mask:
-    readers = [pair for _, pair in dag.implied if not np.array_equal(classes[pair[0]], classes[pair[1]])]
-    fed = spare_rows(dag)
-    keep = keep.copy()
-    while True:
-        before = keep.copy()
-        for channels, reading in readers:
-            keep[classes[reading[~keep[classes[channels]]]]] = False
-        for sources, targets in fed:
-            if not keep[classes[sources]].any():
-                keep[classes[targets]] = False
-        if np.array_equal(keep, before):
-            useful = _useful(dag, steps, classes, keep[classes])
-            if not (keep & ~useful).any():
-                return keep[classes]
-            keep &= useful
+def _apart(dag: ChannelDag, classes: Ints) -> list[Pairs]:
+    """Channels and their readers, where these are of other classes."""
+    return [pair for _, pair in dag.implied if not np.array_equal(classes[pair[0]], classes[pair[1]])]
 
 
-def spare(dag: ChannelDag) -> Mask:
+def _spare(dag: ChannelDag) -> Mask:
     """Labels [labels] that may go to the last: operands with one channel, which a Concat drops, and their readers.
 
     What kernels read without a Concat between stays, and so does what any operator sees that is not ``PLAIN``.
@@ -66,13 +98,6 @@ def spare(dag: ChannelDag) -> Mask:
     return found
 
 
-def spare_rows(dag: ChannelDag) -> list[tuple[Ints, Ints]]:
-    """Kernels that read nothing but such channels: their sources [i] and targets [o]."""
-    may_go = spare(dag)
-    rows = [pair for _, mix in dag.mixes for pair in zip(mix.sources, mix.targets, strict=True)]
-    return [(sources, targets) for sources, targets in rows if may_go[sources].all()]
-
-
 def _steps(dag: ChannelDag) -> list[tuple[Ints, Ints]]:
     """All edges (sources [n, i], targets [n, o]), those of later nodes first."""
     edges: list[tuple[int, Ints, Ints]] = [(node, mix.sources, mix.targets) for node, mix in dag.mixes]
@@ -80,24 +105,13 @@ def _steps(dag: ChannelDag) -> list[tuple[Ints, Ints]]:
     return [(sources, targets) for _, sources, targets in sorted(edges, key=lambda edge: -edge[0])]
 
 
-def _useful(dag: ChannelDag, steps: list[tuple[Ints, Ints]], classes: Ints, alive: Mask) -> Mask:
-    """Classes from which a living path leads to a pinned label, or whose tensor's shape is asked for.
-
-    What is tied to a useful label is useful too, and so is what leads there.
-    """
-    useful = np.zeros(dag.count, bool)
-    useful[0] = True
+def _roots(dag: ChannelDag) -> Mask:
+    """Labels [labels] that are of use whatever reads them: pinned ones, and tensors whose shape is asked for."""
+    found = np.zeros(dag.count, bool)
+    found[0] = True
     for pin in dag.pins:
-        useful[pin.labels] = True
+        found[pin.labels] = True
     for node in dag.model.proto.graph.node:
         if node.op_type in SHAPE_OPS and node.input[0] in dag.labels:
-            useful[dag.labels[node.input[0]]] = True
-    found = np.zeros(int(classes.max()) + 1, bool)
-    while True:
-        for sources, targets in steps:
-            wanted = (alive[targets] & useful[targets]).any(1)
-            useful[sources[wanted].reshape(-1)] = True
-        found[classes[useful]] = True
-        if np.array_equal(found[classes], useful):
-            return found
-        useful = found[classes]
+            found[dag.labels[node.input[0]]] = True
+    return found

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from leanonnx.analysis.closure import closed, spare, spare_rows
+from leanonnx.analysis.closure import Closure
 from leanonnx.numeric.labels import Mask
 from leanonnx.ranking.criteria import Ranking
 from leanonnx.ranking.weigh import Weights
@@ -34,18 +34,17 @@ class Keeper:
     def __init__(self, weights: Weights, ranking: Ranking, pins: Iterable[Pin], alignment: Alignment) -> None:
         self.weights, self.dag, self.ranking = weights, weights.dag, ranking
         self.classes = ranking.classes
-        self.readers = [pair for _, pair in self.dag.implied if not _tied(self.classes, pair)]
-        self.rows = spare_rows(self.dag)
+        self.closure = Closure(self.dag, self.classes)
         self.protected = self._protected((*self.dag.pins, *pins))
         self.grid = grid(self.dag, ranking, self.protected, alignment)
 
     def prefix(self, count: int) -> Mask:
         """Labels that live when the first ``count`` classes of the ranking are kept."""
-        return closed(self.dag, self.classes, self._first(count))
+        return self.closure.alive(self._first(count))
 
     def aligned(self, count: int, floor: int, threshold: float = NEAREST) -> Mask:
         """The same with the width of each layer rounded to what the hardware runs well (see ``Grid.rounded``)."""
-        return closed(self.dag, self.classes, self.grid.rounded(self._first(count), floor, threshold))
+        return self.closure.alive(self.grid.rounded(self._first(count), floor, threshold))
 
     def _first(self, count: int) -> Mask:
         keep = self.protected.copy()
@@ -111,7 +110,7 @@ class Keeper:
         return spent(self._alive(replaced(widths, wider, layers[:count]))) <= 1
 
     def _alive(self, widths: Ints) -> Mask:
-        return closed(self.dag, self.classes, self.grid.first(widths))
+        return self.closure.alive(self.grid.first(widths))
 
     def _protected(self, pins: Iterable[Pin]) -> Mask:
         """Classes that live in any case: pins, one class for every tensor, one chain for every output and input."""
@@ -119,7 +118,7 @@ class Keeper:
         keep[self.classes[0]] = True
         for pin in pins:
             keep[self.classes[pin.labels]] = True
-        if self.readers:
+        if self.closure.readers:
             for chain in self.weights.connections:
                 keep[self.classes[list(chain)]] = True
         keep = self._with_sources(keep)
@@ -131,7 +130,7 @@ class Keeper:
 
     def _tensor_classes(self) -> list[Ints]:
         """The classes of each tensor, small tensors first; not of those that may go as a whole."""
-        may_go = spare(self.dag)
+        may_go = self.closure.may_go
         tensors = [labels for labels in self.dag.labels.values() if not may_go[labels].all()]
         found = {np.unique(self.classes[labels]).tobytes() for labels in tensors}
         return sorted((np.frombuffer(raw, np.int64) for raw in found), key=lambda m: (m.size, m.tolist()))
@@ -143,11 +142,11 @@ class Keeper:
         """
         while True:
             before = keep.copy()
-            for sources, targets in self.rows:
+            for sources, targets in self.closure.rows:
                 read = self.classes[sources]
                 if keep[self.classes[targets]].any() and not keep[read].any():
                     keep[read[np.argmax(self.ranking.scores[read])]] = True
-            for channels, readers in reversed(self.readers):
+            for channels, readers in reversed(self.closure.readers):
                 keep[self.classes[channels[keep[self.classes[readers]]]]] = True
             if np.array_equal(before, keep):
                 return keep
@@ -160,7 +159,3 @@ def _last(highest: int, holds: Callable[[int], bool]) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if holds(middle) else (low, middle - 1)
     return low
-
-
-def _tied(classes: Ints, pair: tuple[Ints, Ints]) -> bool:
-    return bool(np.array_equal(classes[pair[0]], classes[pair[1]]))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from leanonnx.analysis.closure import closed
+from leanonnx.analysis.closure import Closure
 from leanonnx.analysis.constants import Use
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import PlanError
@@ -129,7 +129,7 @@ def replay(dag: ChannelDag, plan: Plan) -> Mask:
             dead[_dropped(use, entry, plan.origin)] = True
     keep = np.ones(int(dag.classes.max()) + 1, bool)
     keep[dag.classes[dead]] = False
-    alive = closed(dag, dag.classes, keep)
+    alive = Closure(dag, dag.classes).alive(keep)
     if make_plan(dag, alive, plan.options, plan.leanonnx).tensors != plan.tensors:
         raise PlanError(f"{plan.origin}: the plan does not fit the model's ties and shapes; {AGAIN}")
     if not alive[0] or any(not alive[pin.labels].all() for pin in dag.pins):
