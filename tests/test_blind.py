@@ -78,7 +78,7 @@ def without(dag: ChannelDag, name: str, *channels: int) -> tuple[Mask, onnx.Mode
     alive = np.ones(dag.count, bool)
     labels = dag.labels[name].reshape(-1)[list(channels)]
     alive[np.isin(dag.classes, dag.classes[labels])] = False
-    return alive, apply(dag.model, plan_patch(dag, alive), {n for n, x in dag.labels.items() if not alive[x].all()})
+    return alive, apply(dag.model, plan_patch(dag, alive))
 
 
 def distance(one: onnx.ModelProto, other: onnx.ModelProto, shape: tuple[int, ...] = (2, 3, 9, 9)) -> float:

@@ -7,7 +7,7 @@ lives always.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from leanonnx.analysis.constants import Constants, Found, Use
 from leanonnx.analysis.runs import gathered
 from leanonnx.graph.model import Model, captured, unneeded
-from leanonnx.numeric.labels import Labels, Shape, compact, components, uniform, varied
+from leanonnx.numeric.labels import Labels, Mask, Shape, compact, components, uniform, varied
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, Link, Mix, Move, Pairs, Pin, Rewrite, Unsupported, Value, pin_all
 from leanonnx.rules.table import DEFAULT, Rules
@@ -62,13 +62,23 @@ class ChannelDag:
         return self.observation.shapes
 
     @property
-    def pinned(self) -> NDArray[np.bool_]:
+    def pinned(self) -> Mask:
         """Which classes may not be removed [classes]."""
-        found = np.zeros(int(self.classes.max()) + 1, bool)
-        found[self.classes[0]] = True
-        for pin in self.pins:
-            found[self.classes[pin.labels]] = True
-        return found
+        return pinned(self.classes, self.pins)
+
+    @property
+    def whole(self) -> Mask:
+        """The keep set of the original [labels]: everything lives."""
+        return np.ones(self.count, bool)
+
+
+def pinned(classes: NDArray[np.int64], pins: Iterable[Pin]) -> Mask:
+    """Which classes [classes] hold a pinned label, or label 0; ``classes`` is the class of each label [labels]."""
+    found = np.zeros(int(classes.max()) + 1, bool)
+    found[classes[0]] = True
+    for pin in pins:
+        found[classes[pin.labels]] = True
+    return found
 
 
 @dataclass
@@ -331,10 +341,7 @@ def _spread_pair(one: Labels, other: Labels) -> Pairs:
 def _known_classes(trace: _Trace, ties: list[Pairs]) -> NDArray[np.int64]:
     """Classes under the ties so far; whatever is pinned lives, and counts as one class."""
     classes = components(trace.count, ties)
-    pinned = np.zeros(trace.count, bool)
-    for pin in trace.pins:
-        pinned[classes[pin.labels]] = True
-    return np.where(pinned[classes], classes[0], classes)
+    return np.where(pinned(classes, trace.pins)[classes], classes[0], classes)
 
 
 def _layout_ties(trace: _Trace, moves: dict[str, tuple[str, Move]], classes: NDArray[np.int64]) -> list[Pairs]:

@@ -97,7 +97,7 @@ class Steady:
 
 def steady(dag: ChannelDag, alive: Mask | None = None) -> Steady:
     """Find the steady channels of a network whose mixing operators read nothing of channels that are not alive."""
-    run_ = _Run(dag, np.ones(dag.count, bool) if alive is None else alive)
+    run_ = _Run(dag, dag.whole if alive is None else alive)
     for index, node in enumerate(dag.model.proto.graph.node):
         if node.output and node.output[0] in dag.labels:
             run_.visit(index, node)

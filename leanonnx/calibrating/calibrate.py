@@ -121,7 +121,7 @@ def _timed(
 def _predicted(path: Path, target: Target) -> float:
     """Milliseconds of one run by a table."""
     dag = inspect(path)
-    return latency_model(dag, target)(np.ones(dag.count, bool))
+    return latency_model(dag, target)(dag.whole)
 
 
 def _ratios(times: Sequence[float]) -> list[float]:

@@ -183,7 +183,7 @@ def _counts(limits: Mapping[str, Limit], numbers: Mapping[str, Callable[[], tupl
 
 def _macs(model: Model, sizes: benchmark.Sizes) -> int:
     dag = analyse(model, observe(model, sizes))
-    return cost_model(dag)(np.ones(dag.count, bool)).macs
+    return cost_model(dag)(dag.whole).macs
 
 
 def _denormals(base: Model, new: Model) -> Verdict:

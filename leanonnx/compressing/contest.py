@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
-
 from leanonnx.analysis.cost import cost_model
 from leanonnx.data.samples import Data
 from leanonnx.numeric.labels import Mask
@@ -42,7 +40,7 @@ def best_terms(selector: Selector, data: Data, seed: int, told: Callable[[float]
     dag, request, some = selector.dag, selector.request, data.first(SAMPLES)
     fitted, spared = split(some)
     held = spared or fitted
-    macs = cost_model(dag)(np.ones(dag.count, bool)).macs
+    macs = cost_model(dag)(dag.whole).macs
     if macs * some.count > WORK or sum(mix.inward is not None for _, mix in dag.mixes) > LAYERS:
         return selector
     tried: list[tuple[float, Selector]] = []

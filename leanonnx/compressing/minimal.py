@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from leanonnx.analysis.cost import cost_model
 from leanonnx.analysis.dag import ChannelDag, analyse
 from leanonnx.analysis.naming import ignored_pin, named_nodes, named_pin, named_tensors
@@ -44,7 +42,7 @@ class Minimum:
 
     def selection(self, original: ChannelDag) -> Selection:
         """The keep set, with the cost of the original and of what is left."""
-        everything = np.ones(original.count, bool)
+        everything = original.whole
         costs = cost_model(original)(everything), cost_model(self.dag)(self.found.alive)
         return Selection(self.found.alive, *costs, reached=True)
 

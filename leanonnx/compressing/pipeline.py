@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from leanonnx.analysis.cost import Cost, cost_model
 from leanonnx.analysis.dag import ChannelDag, analyse
 from leanonnx.analysis.naming import ignored_pin, named_nodes, named_pin
@@ -278,7 +276,7 @@ def _replayed(dag: ChannelDag, options: Options, plan: Plan) -> Selection:
         raise OptionError("--pin and --ignore cannot be joined to --plan, which says what is kept")
     alive = replay(dag, plan)
     cost = cost_model(dag)
-    return Selection(alive, cost(np.ones(dag.count, bool)), cost(alive), reached=True)
+    return Selection(alive, cost(dag.whole), cost(alive), reached=True)
 
 
 def resolved_target(options: Options, kinds: Kinds) -> Target:

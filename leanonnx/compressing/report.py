@@ -123,7 +123,7 @@ def finite(value: Any) -> Any:
 
 def overview(dag: ChannelDag) -> Row:
     """The JSON object of ``leanonnx inspect``."""
-    everything = np.ones(dag.count, bool)
+    everything = dag.whole
     cost = cost_model(dag)(everything)
     return {
         "schema": SCHEMA,

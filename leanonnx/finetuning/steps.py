@@ -11,8 +11,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from leanonnx.analysis.cost import Cost, cost_model
 from leanonnx.compressing import pipeline
 from leanonnx.compressing.options import Options
@@ -130,7 +128,7 @@ def _taken(
 
 def _cost(path: Path, options: driver.Options, unit: str) -> float:
     dag = inspect(path, options.shapes, libraries=options.libraries)
-    return _of(cost_model(dag)(np.ones(dag.count, bool)), unit)
+    return _of(cost_model(dag)(dag.whole), unit)
 
 
 def _of(cost: Cost, unit: str) -> float:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanonnx.analysis.cost import Rate
-from leanonnx.analysis.dag import ChannelDag
+from leanonnx.analysis.dag import ChannelDag, pinned
 from leanonnx.numeric.obs import Reader, eliminated, precision
 from leanonnx.ranking.moments import ADDING, Statistics, by_label, channel_axis
 from leanonnx.rules.call import Link
@@ -141,15 +141,12 @@ def elimination(
     """
     blocks = reads(dag, statistics)
     mass = masses(dag, statistics, blocks) ** terms.mass
-    pinned = np.zeros(layers.size, bool)
-    pinned[classes[0]] = True
-    for pin in dag.pins:
-        pinned[classes[pin.labels]] = True
+    fixed = pinned(classes, dag.pins)
     gathered = _joined(blocks, classes, mass)
     sequences = {}
     losses = np.full(layers.size, np.inf)
     for layer in np.unique(layers):
-        members = np.flatnonzero((layers == layer) & ~pinned)
+        members = np.flatnonzero((layers == layer) & ~fixed)
         if members.size:
             removed, costs = sequences[int(layer)] = _sequence(members, gathered, classes)
             losses[removed] = costs

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanonnx.analysis.closure import Closure
+from leanonnx.analysis.dag import pinned
 from leanonnx.numeric.labels import Mask
 from leanonnx.ranking.criteria import Ranking
 from leanonnx.ranking.weigh import Weights
@@ -114,10 +115,7 @@ class Keeper:
 
     def _protected(self, pins: Iterable[Pin]) -> Mask:
         """Classes that live in any case: pins, one class for every tensor, one chain for every output and input."""
-        keep = np.zeros(self.ranking.scores.size, bool)
-        keep[self.classes[0]] = True
-        for pin in pins:
-            keep[self.classes[pin.labels]] = True
+        keep = pinned(self.classes, pins)
         if self.closure.readers:
             for chain in self.weights.connections:
                 keep[self.classes[list(chain)]] = True

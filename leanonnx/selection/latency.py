@@ -54,7 +54,7 @@ def latency_model(dag: ChannelDag, target: Target) -> LatencyModel:
 
 def by_time(dag: ChannelDag, target: Target) -> Rate:
     """Predicted ms of a kernel when none is removed, for each node."""
-    nodes, whole = dag.model.proto.graph.node, np.ones(dag.count, bool)
+    nodes, whole = dag.model.proto.graph.node, dag.whole
 
     def rate(node: int, mix: Mix) -> float:
         kernels = max(mix.targets.size * int(mix.sources.shape[1]), 1)

@@ -86,7 +86,7 @@ class Selector:
         self.dag, self.request = dag, request
         self.cost = cost_model(dag, request.ignored)
         self.price: Price = price or partial(_counted, self.cost, request.budget.unit)
-        everything = np.ones(dag.count, bool)
+        everything = dag.whole
         self.before, self.total = self.cost(everything), self.price(everything)
 
     def within(self, fraction: float, other: Price | None = None) -> Mask:
@@ -127,7 +127,7 @@ class Selector:
         """
         budget = self.request.budget
         if budget.fraction >= 1:
-            return Selection(np.ones(self.dag.count, bool), self.before, self.before, reached=True)
+            return Selection(self.dag.whole, self.before, self.before, reached=True)
         found = self.selection(self.within(budget.fraction))
         if not found.reached and not self.request.best_effort:
             lowest = self.price(found.alive)
