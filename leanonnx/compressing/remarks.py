@@ -22,6 +22,13 @@ def remarks(row: Row) -> list[str]:
     return _gone(row) + _made_up_for(row["blind"])
 
 
+def changed(row: Row) -> bool:
+    """Whether weights are others than those that were proven."""
+    if row["recovery"]:
+        return bool(row["recovery"]["kept"])
+    return any((row["blind"] or {}).get(way) for way in BLIND)
+
+
 def _gone(row: Row) -> list[str]:
     """What contributed nothing, and what was cleaned up in the graph, in words."""
     exact, lines = row["exact"], []

@@ -14,7 +14,7 @@ from rich.text import Text
 from leanonnx.analysis.cost import UNITS, Cost, cost_model
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.compressing.pipeline import Result
-from leanonnx.compressing.remarks import remarks
+from leanonnx.compressing.remarks import changed, remarks
 from leanonnx.errors import OptionError
 from leanonnx.numeric.labels import Labels, Mask, projection, varied
 from leanonnx.proof.deviation import Fidelity
@@ -257,9 +257,8 @@ def result_tables(row: Row, source: str, target: str) -> RenderableType:
     """The summary of a compression for people."""
     head = Text(f"{source} → {target}", style="bold")
     error, against = row["proof"]["max_relative_error"], "original" if row["exact"] else "masked original"
-    changed = row["blind"] or (row["recovery"] and row["recovery"]["kept"])
     proof = Text(
-        f"Proof {row['proof']['status'].upper()}: {'before its weights were changed, ' if changed else ''}"
+        f"Proof {row['proof']['status'].upper()}: {'before its weights were changed, ' if changed(row) else ''}"
         f"equal to the {against} within {error:.1e} "
         f"(bound {row['proof']['bound']:.0e}) on {row['proof']['inputs']} inputs",
         style="green" if row["proof"]["status"] == "passed" else "red",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from leanonnx.compressing.remarks import changed
 from leanonnx.compressing.report import MEANING, Row
 from leanonnx.page.texts import BLANK, compact, counted, ms, percent, shown, whole
 from leanonnx.selection.selector import LATENCY
@@ -92,7 +93,7 @@ def _lead(row: Row, source: str, target: str) -> tuple[str, ...]:
     kernels, macs, size = row["kernels"], row["macs"], row["bytes"]
     proof = row["proof"]
     against = "the original itself" if row["exact"] else "the original whose removed channels are set to zero"
-    first = "before its weights were changed, " if _changed(row) else ""
+    first = "before its weights were changed, " if changed(row) else ""
     return (
         f"{shown(target)} holds {percent(kernels['fraction'])} of the kernels of {shown(source)}, does "
         f"{percent(macs['fraction'])} of its multiply-adds and takes {percent(size['fraction'])} of its bytes.",
@@ -100,13 +101,6 @@ def _lead(row: Row, source: str, target: str) -> tuple[str, ...]:
         f"{proof['max_relative_error']:.1e} on {counted(proof['inputs'], 'input')}.",
         _accuracy(row),
     )
-
-
-def _changed(row: Row) -> bool:
-    """Whether recovery changed any weight."""
-    if row["recovery"]:
-        return bool(row["recovery"]["kept"])
-    return any(count for way, count in (row["blind"] or {}).items() if way != "declined")
 
 
 def _accuracy(row: Row) -> str:
