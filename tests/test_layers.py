@@ -13,7 +13,7 @@ import leanonnx
 
 ROOT = Path(leanonnx.__file__).parent
 FLOORS = [
-    {"version", "errors", "numeric"},
+    {"version", "errors", "words", "numeric"},
     {"checks", "system", "graph"},
     {"runtime", "rules"},
     {"analysis", "data"},

@@ -20,7 +20,7 @@ import onnxruntime as ort
 import pytest
 from PIL import Image
 
-from leanonnx.page import texts
+from leanonnx import words as texts
 from leanonnx.page.headline import headline
 from tests.helpers import CNN, build, called, cli, refused, saved, tree
 from tests.pages import HOSTILE, RESIDUAL, Found, hostile, images, page_of, parsed, residual

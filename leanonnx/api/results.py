@@ -21,6 +21,7 @@ from leanonnx.proof.proof import Proof
 from leanonnx.runtime.timing import Comparison
 from leanonnx.surgery.plan import Plan
 from leanonnx.system.outputs import Place, check_apart, check_writable, publish, temporary_beside
+from leanonnx.words import counted, shape_text
 
 
 @dataclass(frozen=True)
@@ -233,8 +234,8 @@ class Timings:
 
 
 def _said(case: Case) -> str:
-    sizes = ", ".join(f"{name} {','.join(map(str, shape))}" for name, shape in case.inputs.items())
-    setting = f"{case.setting.provider}, {case.setting.threads} threads, {sizes}"
+    sizes = ", ".join(f"{name} {shape_text(shape)}" for name, shape in case.inputs.items())
+    setting = f"{case.setting.provider}, {counted(case.setting.threads, 'thread')}, {sizes}"
     found = case.outcome
     if not isinstance(found, Comparison):
         return f"{setting}: {found.median:.3f} ms"

@@ -19,6 +19,7 @@ from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.timing import SECONDS, Comparison, Timing
 from leanonnx.system.clock import quiet
+from leanonnx.words import counted, shape_text
 
 Sizes = dict[str, tuple[int, ...]]
 Dims = list[int | None]
@@ -106,7 +107,7 @@ def bench(
     cases = []
     for (batch, inputs), threads in product(asked.items(), request.threads):
         setting = replace(request.setting, threads=threads, libraries=request.libraries).resolved
-        progress("measure" + ("" if batch is None else f", batch {batch}") + f", {setting.threads} threads")
+        progress("measure" + ("" if batch is None else f", batch {batch}") + f", {counted(setting.threads, 'thread')}")
         cases.append(Case(batch, inputs, setting, _outcome(model, rival, inputs, setting, request)))
     return tuple(cases)
 
@@ -121,7 +122,7 @@ def _outcome(
         return measured(model.path, rival.path, feed, setting, request.seconds, request.seed)
     except RunFailed as error:
         names = " and ".join(str(each.path) for each in (model, rival) if each is not None)
-        given = ", ".join(f"{name}={','.join(map(str, shape))}" for name, shape in inputs.items())
+        given = ", ".join(f"{name}={shape_text(shape)}" for name, shape in inputs.items())
         raise ModelError(
             f"{names}: cannot be timed with inputs {given}: {error}; give other sizes with --shape or --batch"
         ) from error
@@ -182,7 +183,7 @@ def _listed(model: Model) -> str:
 
 
 def _text(value: onnx.ValueInfoProto) -> str:
-    return ",".join("?" if d is None else str(d) for d in _dims(value))
+    return shape_text("?" if d is None else d for d in _dims(value))
 
 
 def check_fits(model: Model, inputs: Sizes) -> None:
@@ -195,5 +196,5 @@ def check_fits(model: Model, inputs: Sizes) -> None:
         if not _agree(_dims(value), inputs[value.name]):
             raise OptionError(
                 f"{model.path}: its input '{value.name}' is {_text(value)}, which "
-                f"{','.join(map(str, inputs[value.name]))} does not fit; give other sizes with --shape or --batch"
+                f"{shape_text(inputs[value.name])} does not fit; give other sizes with --shape or --batch"
             )

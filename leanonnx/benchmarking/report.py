@@ -10,10 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from leanonnx.benchmarking.benchmark import Case, Request
-from leanonnx.compressing.report import SCHEMA, Row
+from leanonnx.compressing.report import SCHEMA, Row, warned
 from leanonnx.runtime.providers import runtime_version
 from leanonnx.runtime.timing import MARGIN, Comparison, Timing
 from leanonnx.system.cores import processor
+from leanonnx.words import counted, shape_text
 
 RATIO = ("speedup", "interval", "noise", "rounds", "lots", "verdict")
 MEGA = 1e6
@@ -130,13 +131,12 @@ def tables(row: Row) -> RenderableType:
 
 
 def _case(result: Row) -> list[RenderableType]:
-    sizes = ", ".join(f"{name} {','.join(map(str, shape))}" for name, shape in result["inputs"].items())
-    head = Text(f"{result['threads']} thread{'s' * (result['threads'] != 1)}, {sizes}", style="bold")
-    notes = [Text(f"Warning: {text}", style="yellow") for text in result["warnings"]]
+    sizes = ", ".join(f"{name} {shape_text(shape)}" for name, shape in result["inputs"].items())
+    head = Text(f"{counted(result['threads'], 'thread')}, {sizes}", style="bold")
     verdict = _verdict(result) if result["after"] else []
     rows = [(NAMES[key], *(_cell(side, key) for side in _sides(result)), MEANING[key]) for key in NAMES]
     shown = [part for label, *cells, meaning in rows if any(cells) for part in _metric(label, cells, meaning)]
-    return [head, *notes, *verdict, *_metric("", ["before", "after"] if result["after"] else [], ""), *shown]
+    return [head, *warned(result), *verdict, *_metric("", ["before", "after"] if result["after"] else [], ""), *shown]
 
 
 def _verdict(result: Row) -> list[RenderableType]:

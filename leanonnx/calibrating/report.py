@@ -9,10 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from leanonnx.calibrating.calibrate import Calibration
-from leanonnx.compressing.report import SCHEMA, Row
+from leanonnx.compressing.report import SCHEMA, Row, warned
 from leanonnx.runtime.providers import runtime_version
 from leanonnx.runtime.targets import ENTRIES
 from leanonnx.system.cores import processor
+from leanonnx.words import counted
 
 READ = "block, multiple and grouped are read from onnxruntime's optimised graphs, all else is timed"
 FOUND = "block and multiple are found by timing widths, grouped is taken to be multiple"
@@ -53,12 +54,11 @@ def _check(found: Calibration, index: int) -> Row:
 
 def tables(row: Row) -> RenderableType:
     """``leanonnx calibrate-device`` for people."""
-    threads = f"{row['threads']} thread{'s' * (row['threads'] != 1)}"
+    threads = counted(row["threads"], "thread")
     head = f"{row['target']}: {row['provider']}, {threads}, {row['processor']}, onnxruntime {row['onnxruntime']}"
-    notes = [Text(f"Warning: {text}", style="yellow") for text in row["warnings"]]
     steps = Text(READ if row["steps"] == "read" else FOUND, style="dim")
     end = Text(f"Stored in {row['file']} after {row['seconds']:.0f} s; --target auto uses it from now on.")
-    return Group(Text(head, style="bold"), *notes, _entries(row), steps, Text(""), *_checks(row), Text(""), end)
+    return Group(Text(head, style="bold"), *warned(row), _entries(row), steps, Text(""), *_checks(row), Text(""), end)
 
 
 def _entries(row: Row) -> Table:

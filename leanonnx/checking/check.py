@@ -40,6 +40,7 @@ from leanonnx.checking.gates import (
 from leanonnx.checking.interface import interface_changes
 from leanonnx.checking.verdicts import FAILED, PASSED, SKIPPED, Verdict, status_of
 from leanonnx.compressing.pipeline import checked_libraries, checked_shapes, runnable
+from leanonnx.compressing.report import fidelity
 from leanonnx.data.samples import Data, ImageFormat, made_data, open_data
 from leanonnx.errors import ModelError, OptionError, ProviderMissing
 from leanonnx.graph.formats import Kinds, fed_in_float32
@@ -50,6 +51,7 @@ from leanonnx.recovery.draft import batch_size
 from leanonnx.runtime.observation import Observation, observe, random_feed
 from leanonnx.runtime.sessions import Array, Feed, RunFailed, run
 from leanonnx.system.clock import Clock, Progress, quiet
+from leanonnx.words import metric_text
 
 DRAWS = 4
 """Random samples of each kind of numbers."""
@@ -178,7 +180,7 @@ def _loaded(path: Path, libraries: tuple[Path, ...]) -> Model | str:
 
 def _counts(limits: Mapping[str, Limit], numbers: Mapping[str, Callable[[], tuple[int, int]]]) -> list[Verdict]:
     """Verdicts on the numbers of NEW and of BASE, where they are asked for."""
-    return [verdicts.counted(name, limits[name], *both()) for name, both in numbers.items() if name in limits]
+    return [verdicts.amount(name, limits[name], *both()) for name, both in numbers.items() if name in limits]
 
 
 def _macs(model: Model, sizes: benchmark.Sizes) -> int:
@@ -309,7 +311,7 @@ def _remarks(request: Request, fidelities: Mapping[str, Fidelity], cases: Sequen
         reshaped = [one.output for one in found.outputs if one.reshaped]
         notes += [f"output '{name}' had another shape than BASE's on {source}" for name in reshaped]
         if found.metric is not None:
-            notes.append(f"{found.metric}: {found.after:.4f}, was {found.before:.4f} ({found.better} is better)")
+            notes.append(metric_text(fidelity(found)["metric"]))
         if found.unused:
             notes.append(found.unused)
     if AGREEMENT in request.limits and request.data is None:

@@ -14,7 +14,8 @@ from leanonnx.benchmarking import report as bench_report
 from leanonnx.checking.check import Checked, Request
 from leanonnx.checking.gates import GATES
 from leanonnx.checking.verdicts import FAILED, PASSED, SKIPPED
-from leanonnx.compressing.report import SCHEMA, Row, fidelity, finite
+from leanonnx.compressing.report import SCHEMA, Row, fidelity
+from leanonnx.words import counted, finite
 
 STYLES = {PASSED: "green", FAILED: "bold red", SKIPPED: "yellow"}
 TITLE = "leanonnx check"
@@ -68,7 +69,7 @@ def tables(row: Row) -> RenderableType:
         numbers = (_number(gate["measured"]), _limit(gate), _number(gate["base"]))
         table.add_row(Text(gate["status"], STYLES[gate["status"]]), gate["gate"], *numbers, Text(_said(gate)))
     notes = [Text(f"Note: {text}") for text in row["notes"]]
-    inputs = ", ".join(f"{one['inputs']} ({one['samples']} samples)" for one in row["deviation"])
+    inputs = ", ".join(f"{one['inputs']} ({counted(one['samples'], 'sample')})" for one in row["deviation"])
     compared = [Text(f"Compared on {inputs}, seed {row['seed']}", style="dim")] if inputs else []
     head = Text(f"{row['base']} → {row['new']}", style="bold")
     last = Text("PASSED" if row["passed"] else "FAILED", STYLES[PASSED if row["passed"] else FAILED])

@@ -17,6 +17,7 @@ from leanonnx.benchmarking.benchmark import Case
 from leanonnx.checking.gates import AGREEMENT, DETERMINISTIC, DEVIATION, FINITE, LATENCY_MS, SPEEDUP, Limit
 from leanonnx.proof.deviation import Deviation, Fidelity
 from leanonnx.runtime.timing import Comparison, Timing
+from leanonnx.words import counted
 
 Status = Literal["passed", "failed", "skipped"]
 PASSED: Status = "passed"
@@ -43,7 +44,7 @@ def status_of(passed: bool) -> Status:
     return PASSED if passed else FAILED
 
 
-def counted(gate: str, limit: Limit, measured: int, base: int) -> Verdict:
+def amount(gate: str, limit: Limit, measured: int, base: int) -> Verdict:
     """Bytes, parameters or multiply-adds, of NEW and of BASE."""
     most = limit.over(base)
     detail = f"{limit.number:g} times BASE's {base:,}" if limit.share else ""
@@ -146,6 +147,5 @@ def timing_of_new(case: Case) -> Timing:
 
 
 def _where(case: Case) -> str:
-    threads = case.setting.threads
     batch = "" if case.batch is None else f", batch {case.batch}"
-    return f"{case.setting.provider}, {threads} thread{'s' * (threads != 1)}{batch}"
+    return f"{case.setting.provider}, {counted(case.setting.threads, 'thread')}{batch}"

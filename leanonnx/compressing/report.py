@@ -22,6 +22,7 @@ from leanonnx.recovery.draft import Recovery
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.timing import Comparison
 from leanonnx.selection.limits import held_back
+from leanonnx.words import counted, finite, metric_text, sizes
 
 SCHEMA = 1
 BUSY, TINY = 1.25, 1e-4
@@ -114,11 +115,6 @@ def fidelity(found: Fidelity) -> Row:
     if found.metric is not None:
         metric = {"name": found.metric, "better": found.better, "before": found.before, "after": found.after}
     return {"samples": found.samples, "outputs": outputs, "metric": metric}
-
-
-def finite(value: Any) -> Any:
-    """JSON knows no infinity."""
-    return value if not isinstance(value, float) or np.isfinite(value) else None
 
 
 def overview(dag: ChannelDag) -> Row:
@@ -263,8 +259,7 @@ def result_tables(row: Row, source: str, target: str) -> RenderableType:
         f"(bound {row['proof']['bound']:.0e}) on {row['proof']['inputs']} inputs",
         style="green" if row["proof"]["status"] == "passed" else "red",
     )
-    notes = [Text(f"Warning: {text}", style="yellow") for text in row["warnings"]]
-    notes += [Text(f"Hint: {text}") for text in row["hints"]] + [Text(line) for line in remarks(row)]
+    notes = warned(row) + [Text(f"Hint: {text}") for text in row["hints"]] + [Text(line) for line in remarks(row)]
     return Group(
         head,
         *notes,
@@ -275,6 +270,11 @@ def result_tables(row: Row, source: str, target: str) -> RenderableType:
         *_deviation_parts(row["recovery"]),
         _latency_text(row["latency"]),
     )
+
+
+def warned(row: Row) -> list[Text]:
+    """The warnings of a JSON object."""
+    return [Text(f"Warning: {text}", style="yellow") for text in row["warnings"]]
 
 
 def _deviation_parts(row: Row | None) -> list[RenderableType]:
@@ -290,13 +290,12 @@ def _deviation_parts(row: Row | None) -> list[RenderableType]:
         first = row["removed"]["outputs"][name]
         table.add_row(name, *(_moved(first[key], now[key], row["kept"]) for key in columns))
     held = "held-out " if row["held_out"] else ""
-    samples = f"{row['deviation']['samples']} {held}samples"
+    samples = counted(row["deviation"]["samples"], f"{held}sample")
     head = f"Deviation from the original on {samples}" + (", before → after recovery" if row["kept"] else "")
     parts: list[RenderableType] = [Text(head), table]
     metric = row["deviation"]["metric"]
     if metric:
-        told = f"{metric['name']}: {metric['before']:.4f} → {metric['after']:.4f} ({metric['better']} is better)"
-        parts.append(Text(told))
+        parts.append(Text(metric_text(metric)))
     return parts
 
 
@@ -311,7 +310,7 @@ def _latency_text(row: Row | None) -> Text:
         return Text("Latency was not measured.", style="dim")
     low, high = row["interval"]
     text = f"{row['speedup']:.2f} times the speed (95 % interval {low:.2f} to {high:.2f}) on {row['provider']}, "
-    text += "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"
+    text += counted(row["threads"], "thread")
     ratio = max(row["before_ms"], TINY) / max(row["after_ms"], TINY) / row["speedup"]
     if not 1 / BUSY < ratio < BUSY:
         text += "; the machine was busy: trust the ratio, taken in turns, not the milliseconds"
@@ -369,12 +368,8 @@ def _layer_table(rows: list[Row]) -> Table:
     for column in ("layer", "operator", "in", "out", "groups", "kernels"):
         table.add_column(column, justify="left" if column in ("layer", "operator") else "right", overflow="fold")
     for row in rows:
-        table.add_row(row["name"], row["operator"], *(_arrow(row[key]) for key in ("in", "out", "groups", "kernels")))
+        table.add_row(row["name"], row["operator"], *(sizes(row[key]) for key in ("in", "out", "groups", "kernels")))
     return table
-
-
-def _arrow(pair: list[int]) -> str:
-    return f"{pair[0]:,}" if pair[0] == pair[1] else f"{pair[0]:,} → {pair[1]:,}"
 
 
 def _tie_table(rows: list[Row]) -> RenderableType:

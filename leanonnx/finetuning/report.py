@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from typing import Any
 
@@ -10,11 +9,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from leanonnx.compressing.report import SCHEMA, Row
+from leanonnx.compressing.report import SCHEMA, Row, warned
 from leanonnx.finetuning.driver import Result
 from leanonnx.finetuning.steps import Stepped
 from leanonnx.finetuning.trip import RoundTrip
 from leanonnx.proof.deviation import Fidelity
+from leanonnx.words import counted, finite
 
 
 def summary(result: Result) -> Row:
@@ -26,10 +26,10 @@ def summary(result: Result) -> Row:
         "epochs": len(trained.history),
         "best_epoch": trained.best_epoch,
         "resumed_epoch": trained.resumed,
-        "loss": [{"train": _number(a), "held_out": _number(b)} for a, b in trained.history],
+        "loss": [{"train": finite(a), "held_out": finite(b)} for a, b in trained.history],
         "held_out": {
             "samples": result.samples[1],
-            "loss": {"before": _number(trained.before), "after": _number(trained.after)},
+            "loss": {"before": finite(trained.before), "after": finite(trained.after)},
             "reference": str(result.reference),
             "metric": result.after.metric,
             "before": _fidelity(result.before),
@@ -65,26 +65,19 @@ def _trip(trip: RoundTrip) -> Row:
 def _fidelity(found: Fidelity) -> Row:
     """Deviation by output, with the metric of the model itself where there are labels."""
     rows: dict[str, Any] = {
-        deviation.output: {key: _number(value) for key, value in asdict(deviation).items() if key != "output"}
+        deviation.output: {key: finite(value) for key, value in asdict(deviation).items() if key != "output"}
         for deviation in found.outputs
     }
-    return {"outputs": rows, "value": _number(found.after)}
-
-
-def _number(value: float | None) -> float | None:
-    """A number that JSON can hold."""
-    return value if value is not None and math.isfinite(value) else None
+    return {"outputs": rows, "value": finite(found.after)}
 
 
 def tables(row: Row, target: str) -> RenderableType:
     """``leanonnx finetune`` for people."""
     held = row["held_out"]
-    notes = [Text(f"Warning: {text}", style="yellow") for text in row["warnings"]]
-    head = (
-        f"{row['strategy']}: {row['parameters']} parameters trained on {row['samples']} samples, {row['epochs']} epochs"
-    )
+    done = f"trained on {counted(row['samples'], 'sample')}, {counted(row['epochs'], 'epoch')}"
+    head = f"{row['strategy']}: {counted(row['parameters'], 'parameter')} {done}"
     table = Table(box=None, pad_edge=False)
-    for name in (f"on {held['samples']} held-out samples", "before", "after"):
+    for name in (f"on {counted(held['samples'], 'held-out sample')}", "before", "after"):
         table.add_column(name, justify="left" if name[0] == "o" else "right")
     table.add_row("loss", *(_text(held["loss"][side], "{:.4g}") for side in ("before", "after")))
     if held["metric"]:
@@ -101,7 +94,7 @@ def tables(row: Row, target: str) -> RenderableType:
     steps = [_step_line(step) for step in row.get("steps", [])]
     trip = row["round_trip"]["after"]
     end = f"Wrote {target}: epoch {row['best_epoch']}, torch and onnxruntime agree to {trip['max_relative_error']:.1e}"
-    return Group(Text(head, style="bold"), *notes, *steps, table, Text(""), Text(end))
+    return Group(Text(head, style="bold"), *warned(row), *steps, table, Text(""), Text(end))
 
 
 def _step_line(step: Row) -> Text:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from leanonnx.compressing.report import Row
-from leanonnx.page.texts import BLANK, percent
+from leanonnx.words import BLANK, counted, metric_text, percent
 
 MOST = 24
 """Outputs that are drawn."""
@@ -52,8 +52,7 @@ def deviations(found: Row | None) -> Deviations | None:
         for name in now
     ]
     outputs.sort(key=lambda output: (-output.final_share, output.name))
-    count = found["deviation"]["samples"]
-    samples = f"{count} {'held-out ' if found['held_out'] else ''}sample{'' if count == 1 else 's'}"
+    samples = counted(found["deviation"]["samples"], f"{'held-out ' if found['held_out'] else ''}sample")
     return Deviations(tuple(outputs[:MOST]), found["kept"], samples, _metric(found), max(0, len(outputs) - MOST))
 
 
@@ -78,8 +77,4 @@ def _measures(first: Row, now: Row, kept: bool) -> tuple[str, ...]:
 
 def _metric(found: Row) -> str:
     metric = found["deviation"]["metric"]
-    if not metric:
-        return ""
-    return (
-        f"{metric['name']} by the labels: {metric['before']:.4f} → {metric['after']:.4f} ({metric['better']} is better)"
-    )
+    return f"By the labels, {metric_text(metric)}" if metric else ""

@@ -10,7 +10,7 @@ import numpy as np
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.compressing.report import Row
 from leanonnx.numeric.labels import components
-from leanonnx.page.texts import shown, sizes
+from leanonnx.words import shown, sizes
 
 MOST = 600
 """Layers that are drawn."""

@@ -14,7 +14,6 @@ from leanonnx.compressing.pipeline import Result
 from leanonnx.compressing.remarks import remarks
 from leanonnx.compressing.report import summary
 from leanonnx.data.samples import Data
-from leanonnx.page import texts
 from leanonnx.page.chains import MOST, chains
 from leanonnx.page.deviation import deviations
 from leanonnx.page.headline import headline
@@ -26,15 +25,16 @@ from leanonnx.page.times import times
 from leanonnx.runtime.providers import runtime_version
 from leanonnx.system.cores import processor
 from leanonnx.version import __version__
+from leanonnx.words import ms, percent, short, shown, sizes, whole
 
 FILTERS = {
     "listed": listed,
-    "ms": texts.ms,
-    "percent": texts.percent,
-    "short": texts.short,
-    "shown": texts.shown,
-    "sizes": texts.sizes,
-    "whole": texts.whole,
+    "ms": ms,
+    "percent": percent,
+    "short": short,
+    "shown": shown,
+    "sizes": sizes,
+    "whole": whole,
 }
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{}'"
 """What the page may load, which is nothing, and run, which is its own script alone."""

@@ -16,9 +16,9 @@ from leanonnx.compressing.pipeline import Result
 from leanonnx.data.images import MODES, pillow
 from leanonnx.data.samples import Data
 from leanonnx.errors import DataError
-from leanonnx.page.texts import BLANK
 from leanonnx.proof.deviation import IMAGE, channels_last, kind_of, rows_of, side_by_side
 from leanonnx.recovery.draft import parts
+from leanonnx.words import BLANK
 
 Array = NDArray[Any]
 MOST = 4

@@ -15,8 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from leanonnx.analysis.cost import UNITS
-from leanonnx.compressing.report import SCHEMA, Row
+from leanonnx.compressing.report import SCHEMA, Row, warned
 from leanonnx.sweeping.knee import FEWEST, knee
+from leanonnx.words import counted
 
 SIZES = (*UNITS, "bytes")
 DEVIATIONS = ("relative_l2", "psnr", "top1")
@@ -179,10 +180,9 @@ def _cells(model: str, row: Row) -> Row:
 
 def tables(row: Row) -> RenderableType:
     """``leanonnx sweep`` for people."""
-    notes = [Text(f"Warning: {text}", style="yellow") for text in row["warnings"]]
     parts = [part for model in row["models"] for part in (Text(""), *_model(model, row["unit"]))]
     files = ", ".join(row["files"].values())
-    return Group(*notes, *parts, Text(""), *_about(row), Text(f"Written: {files}"))
+    return Group(*warned(row), *parts, Text(""), *_about(row), Text(f"Written: {files}"))
 
 
 def _model(model: Row, unit: str) -> list[RenderableType]:
@@ -254,10 +254,10 @@ def _about(row: Row) -> list[RenderableType]:
     told = [point["deviation"] for model in row["models"] for point in model["points"] if point["deviation"]]
     lines = ["kernels, macs, params, bytes: fraction of the original that is left. Every point written is proven."]
     if row["measured"]:
-        threads = f"{about['threads']} thread{'s' * (about['threads'] != 1)}"
         lines += [
-            f"ms, speed-up: median before → after and its ratio with 95 % interval, {about['provider']}, {threads}, "
-            f"{about['processor']}; one point at a time, on the machine that runs sweep."
+            f"ms, speed-up: median before → after and its ratio with 95 % interval, {about['provider']}, "
+            f"{counted(about['threads'], 'thread')}, {about['processor']}; one point at a time, on the machine that "
+            "runs sweep."
         ]
     else:
         lines += ["Latency was not measured."]

@@ -1,8 +1,10 @@
-"""How numbers and names are written on the page."""
+"""How numbers and names are written, for people and in JSON."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 LONGEST = 500
 """Characters of a name that are shown at all."""
@@ -64,3 +66,18 @@ def sizes(pair: list[int]) -> str:
 def counted(number: int, word: str) -> str:
     """1 layer, 2 layers."""
     return f"{whole(number)} {word}{'' if number == 1 else 's'}"
+
+
+def shape_text(shape: Iterable[object]) -> str:
+    """1,3,224,224."""
+    return ",".join(map(str, shape))
+
+
+def metric_text(metric: Mapping[str, Any]) -> str:
+    """What labels say of two models, from its JSON object: "accuracy: 0.9123 → 0.9011 (higher is better)"."""
+    return f"{metric['name']}: {metric['before']:.4f} → {metric['after']:.4f} ({metric['better']} is better)"
+
+
+def finite(value: Any) -> Any:
+    """The value as JSON can hold it: null for a number that is infinite or none."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,42 @@
+"""Numbers in words are in the right number."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from leanonnx.api.results import Timings
+from leanonnx.benchmarking.benchmark import Case
+from leanonnx.runtime.providers import Setting
+from leanonnx.runtime.timing import Timing
+from leanonnx.words import counted, finite, metric_text, shape_text, sizes
+
+
+@pytest.mark.parametrize(
+    ("count", "word", "told"),
+    [(0, "layer", "0 layers"), (1, "layer", "1 layer"), (2, "layer", "2 layers"), (59488, "kernel", "59,488 kernels")],
+)
+def test_words_follow_their_number(count: int, word: str, told: str) -> None:
+    assert counted(count, word) == told
+
+
+@pytest.mark.parametrize(("threads", "told"), [(1, "cpu, 1 thread, x 2,3: 1.500 ms"), (4, "cpu, 4 threads, x 2,3: 1.")])
+def test_threads_of_a_measurement(threads: int, told: str) -> None:
+    timing = Timing(1.0, 1.5, 2.0, session=1.0, first=1.0, runs=10, memory=0, layouts=None)
+    found = Timings((Case(None, {"x": (2, 3)}, Setting("cpu", threads), timing),), {})
+    assert repr(found).startswith(f"<{told}")
+
+
+def test_what_json_cannot_hold_is_null() -> None:
+    assert [finite(value) for value in (1.5, 7, None, "a", math.inf, -math.inf, math.nan)] == [
+        *(1.5, 7, None, "a"),
+        *(None, None, None),
+    ]
+
+
+def test_pairs_shapes_and_metrics() -> None:
+    assert (sizes([4, 4]), sizes([4096, 8])) == ("4", "4,096 → 8")
+    assert shape_text((1, 3, 224, 224)) == "1,3,224,224"
+    metric = {"name": "accuracy", "better": "higher", "before": 0.91234, "after": 0.9}
+    assert metric_text(metric) == "accuracy: 0.9123 → 0.9000 (higher is better)"
