@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from leanonnx.benchmarking.benchmark import Case, Request
-from leanonnx.compressing.report import SCHEMA, Row, warned
+from leanonnx.compressing.report import SCHEMA, Row, comparison, warned
 from leanonnx.runtime.providers import runtime_version
 from leanonnx.runtime.timing import MARGIN, Comparison, Timing
 from leanonnx.system.cores import processor
@@ -97,18 +97,6 @@ def case_row(case: Case) -> Row:
         "inputs": {name: list(shape) for name, shape in case.inputs.items()},
         **found,
         "warnings": list(case.warnings),
-    }
-
-
-def comparison(found: Comparison) -> Row:
-    """The ratio of two models' times."""
-    return {
-        "speedup": round(found.speedup, 4),
-        "interval": [round(bound, 4) for bound in found.interval],
-        "noise": round(found.noise, 4),
-        "rounds": found.rounds,
-        "lots": found.lots,
-        "verdict": found.words,
     }
 
 

@@ -75,11 +75,20 @@ def latency(found: Comparison | None, setting: Setting) -> Row | None:
         "threads": setting.threads,
         "before_ms": round(found.before.median, 4),
         "after_ms": round(found.after.median, 4),
+        **comparison(found),
+        "convolutions": {"before": layouts[0], "after": layouts[1]},
+    }
+
+
+def comparison(found: Comparison) -> Row:
+    """The ratio of two models' times."""
+    return {
         "speedup": round(found.speedup, 4),
         "interval": [round(end, 4) for end in found.interval],
+        "noise": round(found.noise, 4),
         "rounds": found.rounds,
+        "lots": found.lots,
         "verdict": found.words,
-        "convolutions": {"before": layouts[0], "after": layouts[1]},
     }
 
 
