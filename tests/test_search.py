@@ -185,6 +185,14 @@ def test_compress_reports_what_it_measured(model: Path, monkeypatch: pytest.Monk
     text = called("compress", model, model.parent / "o.onnx", "--keep", "0.5", measure=True).stdout
     assert "2.00 times the speed" in text
     assert "half" not in text
+    assert (found["busy"], "the machine was busy" in text) == (False, False)
+
+
+def test_compress_tells_of_a_busy_machine(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the same measure as ``bench``."""
+    measuring(monkeypatch, lambda _: 0.5, spread=0.1)
+    done = called("compress", model, model.parent / "o.onnx", "--keep", "0.5", measure=True)
+    assert "the machine was busy: trust the ratio" in done.stdout
 
 
 @pytest.mark.parametrize(("fraction", "words"), [(1.2, "slower than the original"), (1.0, "no faster")])

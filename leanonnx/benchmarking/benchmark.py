@@ -24,10 +24,6 @@ from leanonnx.words import counted, shape_text
 Sizes = dict[str, tuple[int, ...]]
 Dims = list[int | None]
 LONGEST = 3600
-BUSY = 0.05
-"""Noise floor from which on the machine is called busy."""
-SPREAD = 1.5
-"""90th percentile / median from which on it is."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +74,8 @@ class Case:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Why the numbers may not be worth much."""
-        timings = [self.outcome] if isinstance(self.outcome, Timing) else [self.outcome.before, self.outcome.after]
-        noisy = isinstance(self.outcome, Comparison) and self.outcome.noise > BUSY
-        if noisy or any(timing.p90 > SPREAD * timing.median for timing in timings):
-            return ("the times vary much: the machine is busy, or has fewer cores free than threads were asked for",)
-        return ()
+        words = "the times vary much: the machine is busy, or has fewer cores free than threads were asked for"
+        return (words,) if self.outcome.busy else ()
 
 
 def bench(

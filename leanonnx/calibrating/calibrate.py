@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from leanonnx.benchmarking.benchmark import SPREAD
 from leanonnx.calibrating.fit import Probes, Steps, relative_error, table
 from leanonnx.calibrating.probes import held_out, network
 from leanonnx.compressing.pipeline import inspect
@@ -130,7 +129,7 @@ def _ratios(times: Sequence[float]) -> list[float]:
 
 
 def _warnings(timings: Sequence[Timing]) -> tuple[str, ...]:
-    wild = sum(timing.p90 > SPREAD * timing.median for timing in timings)
+    wild = sum(timing.busy for timing in timings)
     if not wild:
         return ()
     return (

@@ -42,6 +42,10 @@ NARROW = 0.005
 CLEAR = 0.02
 MARGIN = 0.01
 """A difference below this is not called one."""
+BUSY = 0.05
+"""Noise from which on the machine is called busy."""
+SPREAD = 1.5
+"""90th percentile / median from which on it is."""
 MOST_LOTS = 4
 ALIKE = 4
 """Models whose times differ by less than this factor are timed in blocks of as many runs."""
@@ -68,6 +72,11 @@ class Timing:
     runs: int
     memory: int
     layouts: Layouts | None
+
+    @property
+    def busy(self) -> bool:
+        """The times vary so much that the machine had other work, or too few cores."""
+        return self.p90 > SPREAD * self.median
 
     @classmethod
     def read(cls, row: dict[str, Any]) -> Timing:
@@ -115,6 +124,11 @@ class Comparison:
     def same(self) -> bool:
         """No difference that could be told from noise."""
         return not self.faster and not self.slower
+
+    @property
+    def busy(self) -> bool:
+        """The noise is high, or the times of one of the models vary much: trust the ratio, not the milliseconds."""
+        return self.noise > BUSY or self.before.busy or self.after.busy
 
     @property
     def words(self) -> str:
