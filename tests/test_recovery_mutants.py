@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from leanonnx.analysis import positions
 from leanonnx.analysis.cost import by_kernels
-from leanonnx.numeric import obs
+from leanonnx.numeric import obs, regression
 from leanonnx.numeric.regression import Fit, Sums
 from leanonnx.ranking import moments, pathmass
 from leanonnx.recovery import draft as drafts
-from leanonnx.recovery import fold, layers, patches, recover, regression, rows, walk
+from leanonnx.recovery import fold, layers, recover, rows, walk
 from leanonnx.runtime import taps
 from tests import test_moments, test_obs, test_patches, test_path_mass, test_recovery, test_regression, test_walk
 from tests import test_recovery_cli as told
@@ -131,7 +132,7 @@ def forgetful(one: Any, wanted: set[str]) -> None:
     """A walk that keeps everything."""
 
 
-FEATURES, KEPT, CARRY = patches.features, rows.Place.kept.fget, layers.Change.carry_out
+FEATURES, KEPT, CARRY = positions.features, rows.Place.kept.fget, layers.Change.carry_out
 BEST, RIDGES, ERROR = regression.best_fit, regression._ridges, Sums.error
 
 
@@ -238,7 +239,7 @@ MUTANTS = [
     Mutant(before_readers, pathmass, "_waiting", lambda patch: test_path_mass.judge_readers()),
     Mutant(constant_savings, pathmass._Savings, "saved", merge),
     Mutant(turned_taps, test_patches, "features", geometry),
-    Mutant(no_padding, patches, "_before", geometry),
+    Mutant(no_padding, positions, "_before", geometry),
     Mutant(shifted_kept, rows.Place, "kept", exact, property),
     Mutant(without_bias, layers.Change, "carry_out", better),
     Mutant(reset_bias, layers.Change, "carry_out", better),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from leanonnx.numeric import regression
 from leanonnx.numeric.regression import Fit, Rows, Sums, best_fit
-from leanonnx.recovery import regression
 from tests.calibrated import Array
 
 Kind = type[Sums] | type[Rows]
