@@ -20,7 +20,7 @@ from leanonnx.compressing.pipeline import compress
 from leanonnx.graph.model import load
 from leanonnx.numeric.gaussian import Belief, gaussian
 from leanonnx.numeric.labels import Mask
-from leanonnx.ranking.beliefs import beliefs, believed
+from leanonnx.ranking.beliefs import Known, believed
 from leanonnx.recovery import unseen
 from leanonnx.recovery.blind import Blind, recover
 from leanonnx.recovery.noise import distances, smooth_inputs
@@ -91,7 +91,7 @@ def mended(proto: onnx.ModelProto, folder: Path, tensor: str, *channels: int, **
     """What came of it, and the distance from the original before and after."""
     dag = opened(proto, folder)
     alive, bare = without(dag, tensor, *channels)
-    found = recover(dag, alive, bare, **how)
+    found = recover(Known(dag), alive, bare, **how)
     onnx.checker.check_model(found.proto, full_check=True)
     return found, distance(proto, bare), distance(proto, found.proto)
 
@@ -162,7 +162,7 @@ def test_means_follow_from_normalisation(activation: str, tmp_path: Path) -> Non
     proto = net(f"n = BatchNormalization (c, g, b, m, v) r = {activation} (n)", NORM)
     dag = opened(proto, tmp_path)
     alive, bare = without(dag, "r", 1, 3)
-    found = recover(dag, alive, bare, ways=("means",))
+    found = recover(Known(dag), alive, bare, ways=("means",))
     held = {t.name: numpy_helper.to_array(t).astype(float) for t in proto.graph.initializer}
     spread = np.abs(held["g"]) * np.sqrt(held["v"] / (held["v"] + 1e-5))
     mean = held["b"]
@@ -187,7 +187,7 @@ def test_a_border_adds_nothing_to_a_mean(tmp_path: Path) -> None:
     proto = edited(build(text), v=np.square)
     dag = opened(proto, tmp_path)
     alive, bare = without(dag, "r", 2)
-    found = recover(dag, alive, bare, ways=("means",))
+    found = recover(Known(dag), alive, bare, ways=("means",))
     held = {t.name: numpy_helper.to_array(t).astype(float) for t in proto.graph.initializer}
     after = {t.name: numpy_helper.to_array(t).astype(float) for t in found.proto.graph.initializer}
     wanted = held["b2"] + held["b"][2] * (held["w2"][:, 2, :, 0] @ [0.75, 1, 0.75])
@@ -197,11 +197,12 @@ def test_a_border_adds_nothing_to_a_mean(tmp_path: Path) -> None:
 def test_no_mean_is_made_up_without_statistics(tmp_path: Path) -> None:
     dag = opened(net("r = Relu (c)"), tmp_path)
     alive, bare = without(dag, "r", 1)
-    for found in (recover(dag, alive, bare, ways=("constants", "means")), recover(dag, alive, bare, assume=False)):
+    known = Known(dag)
+    for found in (recover(known, alive, bare, ways=("constants", "means")), recover(known, alive, bare, assume=False)):
         assert found.proto.SerializeToString() == bare.SerializeToString()
         assert not any(found.counts.values())
-    assert recover(dag, alive, bare).assumed
-    assert recover(dag, np.ones(dag.count, bool), dag.model.proto).proto is dag.model.proto
+    assert recover(known, alive, bare).assumed
+    assert recover(known, np.ones(dag.count, bool), dag.model.proto).proto is dag.model.proto
 
 
 def test_moments_are_those_of_samples() -> None:
@@ -217,15 +218,16 @@ def test_moments_are_those_of_samples() -> None:
 
 
 def test_statistics_come_from_normalisation_alone(tmp_path: Path) -> None:
-    assert believed(opened(net("r = Relu (c)"), tmp_path)) is None
+    assert believed(Known(opened(net("r = Relu (c)"), tmp_path))) is None
     dag = opened(net("n = BatchNormalization (c, g, b, m, v) r = Relu (n)", NORM), tmp_path)
-    found = beliefs(dag)
+    known = Known(dag)
+    found = known.beliefs
     held = {t.name: numpy_helper.to_array(t) for t in dag.model.proto.graph.initializer}
     np.testing.assert_allclose(found["c"].mean, held["m"], atol=1e-5)
     np.testing.assert_allclose(found["c"].variance, held["v"], rtol=1e-3)
     np.testing.assert_allclose(found["n"].mean, held["b"], atol=1e-5)
     assert (found["x"].known, found["r"].known) == (False, True)
-    statistics = believed(dag)
+    statistics = believed(known)
     assert statistics is not None
     assert {name for name, _ in statistics.read} == {"r"}
 

@@ -19,7 +19,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from benchmarks.networks import build
 from leanonnx.analysis.dag import ChannelDag, analyse
 from leanonnx.graph.model import Model, load
-from leanonnx.ranking.beliefs import believed
+from leanonnx.ranking.beliefs import Known, believed
 from leanonnx.ranking.weigh import weighted
 from leanonnx.rules.table import DEFAULT
 from leanonnx.runtime.observation import Observation, observe
@@ -78,13 +78,13 @@ def test_weigh(benchmark: BenchmarkFixture, dag: ChannelDag) -> None:
 
 def test_statistics(benchmark: BenchmarkFixture, dag: ChannelDag) -> None:
     """What the BatchNormalizations tell of the activations."""
-    assert benchmark(believed, dag)
+    assert benchmark(lambda: believed(Known(dag)))
 
 
 @pytest.mark.parametrize("method", ["lean", "path-mass", "l2"])
 def test_select(benchmark: BenchmarkFixture, dag: ChannelDag, method: str) -> None:
     """Channel DAG → keep set."""
-    statistics = believed(dag) if method == "path-mass" else None
+    statistics = believed(Known(dag)) if method == "path-mass" else None
     request = Request(HALF.budget, method, statistics=statistics)  # type: ignore[arg-type]
     assert benchmark(lambda: Selector(dag, request).select()).reached
 

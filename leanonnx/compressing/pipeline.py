@@ -201,7 +201,7 @@ def _searched(workshop: Workshop, data: Data | None) -> Trial:
         request = replace(request, statistics=_statistics(workshop, data))
         chosen = _best(workshop, Selector(dag, request, chosen.price), data)
     elif options.method == "path-mass" or (options.method == "auto" and chosen.before.kernels <= QUICK):
-        chosen = Selector(dag, replace(request, statistics=believed(dag)), chosen.price)
+        chosen = Selector(dag, replace(request, statistics=believed(workshop.known)), chosen.price)
     if options.budget.unit == LATENCY:
         return within_latency(chosen, workshop.attempt)
     return within_budget(chosen, predicted, workshop.attempt)

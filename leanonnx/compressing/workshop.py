@@ -22,6 +22,7 @@ from leanonnx.graph.storage import write_model
 from leanonnx.graph.tidy import Tidied, tidy
 from leanonnx.numeric.labels import Mask
 from leanonnx.proof.proof import Proof, behind_decisions, inputs_for, prove
+from leanonnx.ranking.beliefs import Known
 from leanonnx.recovery.draft import Recovery, recovered_draft
 from leanonnx.recovery.unseen import Unseen, unseen_draft
 from leanonnx.runtime.fresh import measured
@@ -36,13 +37,15 @@ from leanonnx.system.clock import Clock
 class Workshop:
     """Writes keep sets of one model to one file, measures and proves them.
 
-    ``dag`` is the original; ``least``, where only what contributes nothing is to go, the network without that.
-    ``tidied`` counts what was cleaned up in what was written last, ``params`` is how many numbers it stores, where the
-    keep set does not tell.  ``failure`` says why nothing could be measured, ``clean`` that the graph was cleaned up.
+    ``dag`` is the original, ``known`` what is known of it; ``least``, where only what contributes nothing is to go, the
+    network without that.  ``tidied`` counts what was cleaned up in what was written last, ``params`` is how many
+    numbers it stores, where the keep set does not tell.  ``failure`` says why nothing could be measured, ``clean`` that
+    the graph was cleaned up.
     """
 
     def __init__(self, dag: ChannelDag, least: Minimum | None, options: Options, draft: Path, clock: Clock) -> None:
         self.dag, self.least, self.options, self.draft, self.clock = dag, least, options, draft, clock
+        self.known = Known(dag)
         self.tidied: Mapping[str, int] = {}
         self.params = 0
         self.written: Mask | None = None
@@ -136,7 +139,7 @@ class Workshop:
         """
         if self.unchanged or self.least is not None or not self.options.recovers:
             return None
-        return unseen_draft(self.dag, alive, self.draft, self.options.seed, self.clock)
+        return unseen_draft(self.known, alive, self.draft, self.options.seed, self.clock)
 
     def _proven(self, alive: Mask) -> Proof:
         """Compare the draft with the masked original or, where it is to be exact, with the original itself."""

@@ -14,7 +14,8 @@ The network is run on Gaussian variables (see ``gaussian``), its inputs being in
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from onnx import numpy_helper
 from leanonnx.analysis.constants import Constants
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.positions import coverage, geometry
-from leanonnx.analysis.steady import BORDERED, MOVING, POINTWISE, SUMMING, steady
+from leanonnx.analysis.steady import BORDERED, MOVING, POINTWISE, SUMMING, Numbers, steady
 from leanonnx.graph.formats import fed_in_float32, in_float32, is_float
 from leanonnx.graph.nodes import attribute, standard
 from leanonnx.numeric.gaussian import POINTS, Belief, chosen, gaussian, together, unknown
@@ -53,19 +54,32 @@ MOST = 0.5
 """Share of the kernels that have to read channels whose statistics the network holds."""
 
 
-def beliefs(dag: ChannelDag) -> dict[str, Belief]:
-    """What is believed of each tensor, by name."""
-    walk = _Walk(dag)
-    for index, node in enumerate(dag.model.proto.graph.node):
-        walk.visit(index, node)
-    return walk.found
+@dataclass(frozen=True)
+class Known:
+    """What is known of the tensors of a network without running it on anything, found when it is first asked for."""
+
+    dag: ChannelDag
+
+    @cached_property
+    def numbers(self) -> Mapping[str, Numbers]:
+        """Numbers of the steady channels of each tensor, laid out as its labels."""
+        return steady(self.dag).numbers
+
+    @cached_property
+    def beliefs(self) -> Mapping[str, Belief]:
+        """What is believed of each tensor."""
+        walk = _Walk(self.dag, self.numbers)
+        for index, node in enumerate(self.dag.model.proto.graph.node):
+            walk.visit(index, node)
+        return walk.found
 
 
-def believed(dag: ChannelDag) -> Statistics | None:
+def believed(known: Known) -> Statistics | None:
     """Statistics of all channels that kernels read; None where the network holds those of too few."""
+    dag = known.dag
     if not any(node.op_type in HOLDING for node in dag.model.proto.graph.node):
         return None
-    found = beliefs(dag)
+    found = known.beliefs
     spots = places(dag)
     counts = {True: 0, False: 0}
     for node, mix in dag.mixes:
@@ -85,13 +99,13 @@ def believed(dag: ChannelDag) -> Statistics | None:
 
 
 class _Walk:
-    """What has been found while the nodes are visited."""
+    """What has been found while the nodes are visited; ``numbers`` are those of steady channels."""
 
-    def __init__(self, dag: ChannelDag) -> None:
+    def __init__(self, dag: ChannelDag, numbers: Mapping[str, Numbers]) -> None:
         self.dag = dag
         self.found: dict[str, Belief] = {}
         self.constants = Constants(dag.model, dag.observation)
-        self.steady = steady(dag).numbers
+        self.steady = numbers
         self.mixes: dict[int, list[Mix]] = {}
         self.links: dict[int, list[tuple[Labels, Labels]]] = {}
         for node, mix in dag.mixes:

@@ -24,11 +24,10 @@ from numpy.typing import NDArray
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.positions import coverage
-from leanonnx.analysis.steady import steady
 from leanonnx.graph.model import Model
 from leanonnx.numeric.gaussian import Belief
 from leanonnx.numeric.labels import Mask
-from leanonnx.ranking.beliefs import beliefs
+from leanonnx.ranking.beliefs import Known
 from leanonnx.ranking.moments import by_label, channel_axis
 from leanonnx.recovery.layers import Change, Layer, changed, layers
 
@@ -71,23 +70,24 @@ class Fold:
 
 
 def recover(
-    dag: ChannelDag, alive: Mask, proto: onnx.ModelProto, ways: Collection[str] = WAYS, assume: bool = True
+    known: Known, alive: Mask, proto: onnx.ModelProto, ways: Collection[str] = WAYS, assume: bool = True
 ) -> Blind:
     """Change the weights of a compressed network for the better, without any data.
 
     Args:
-        dag: the original.
+        known: what is known of the original.
         alive: its channels that are left [labels].
         proto: the compressed network, whose layers put out tensors named as in the original.
         ways: what may be done, of ``WAYS``.
         assume: also do what rests on an assumption on the network's inputs.
     """
+    dag = known.dag
     compressed = replace(dag.model, proto=proto)
     counts, assumed = dict.fromkeys(WAYS, 0), False
     chosen, _ = layers(dag, alive, compressed)
     if alive.all() or not chosen:
         return Blind(proto, counts, assumed)
-    found, numbers = beliefs(dag), steady(dag).numbers
+    found, numbers = known.beliefs, known.numbers
     changes: dict[int, Change] = {}
     for layer in chosen:
         place = channel_axis(dag, layer.before, layer.mix)

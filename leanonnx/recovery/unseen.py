@@ -9,11 +9,11 @@ from pathlib import Path
 
 import onnx
 
-from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import ProofFailed
 from leanonnx.graph.model import check
 from leanonnx.graph.storage import write_model
 from leanonnx.numeric.labels import Mask
+from leanonnx.ranking.beliefs import Known
 from leanonnx.recovery.blind import WAYS, Blind, recover
 from leanonnx.recovery.noise import distances, smooth_inputs
 from leanonnx.runtime.sessions import RunFailed
@@ -39,11 +39,11 @@ class Unseen:
         return {**self.counts, "declined": self.declined}
 
 
-def unseen_draft(dag: ChannelDag, alive: Mask, draft: Path, seed: int, clock: Clock) -> Unseen:
+def unseen_draft(known: Known, alive: Mask, draft: Path, seed: int, clock: Clock) -> Unseen:
     """Change the weights of a draft without data, on its file.
 
     Args:
-        dag: the original.
+        known: what is known of the original.
         alive: its channels that are left [labels].
         draft: the proven network; replaced where there is anything to make up for.
         seed: of the noise.
@@ -52,29 +52,29 @@ def unseen_draft(dag: ChannelDag, alive: Mask, draft: Path, seed: int, clock: Cl
     Raises:
         ProofFailed: what came of it is not valid.
     """
-    model = dag.model
+    external = bool(known.dag.model.external_files)
     with clock.stage("recover"):
         bare = onnx.load(draft)
         try:
-            found, declined = _better(dag, alive, bare, seed)
+            found, declined = _better(known, alive, bare, seed)
         except RunFailed as error:
             raise ProofFailed(f"the recovered model is not valid ({error}); nothing written") from error
         if not any(found.counts.values()):
             return Unseen(NOTHING, declined)
-        write_model(found.proto, draft, external=bool(model.external_files))
+        write_model(found.proto, draft, external=external)
         check(draft)
     return Unseen(found.counts, declined)
 
 
-def _better(dag: ChannelDag, alive: Mask, bare: onnx.ModelProto, seed: int) -> tuple[Blind, bool]:
+def _better(known: Known, alive: Mask, bare: onnx.ModelProto, seed: int) -> tuple[Blind, bool]:
     """The network recovered, and whether some of that was declined; what cannot be run or overflows is no better."""
-    found = recover(dag, alive, bare)
+    dag, found = known.dag, recover(known, alive, bare)
     if not any(found.counts.values()):
         return found, False
     feeds = smooth_inputs(dag.model, dag.shapes, seed)
     before, after = distances(dag.model, [bare, found.proto], feeds)
     if isfinite(after) and (not found.assumed or after < CLEARLY * before):
         return found, False
-    found = recover(dag, alive, bare, assume=False)
+    found = recover(known, alive, bare, assume=False)
     (after,) = distances(dag.model, [found.proto], feeds)
     return (found, True) if isfinite(after) else (Blind(bare, NOTHING, assumed=False), True)
