@@ -50,7 +50,7 @@ def compared(
     np.savez(folder / "data.npz", **arrays)
     paths = saved(before, folder / "a.onnx"), saved(after, folder / "b.onnx")
     model, data = opened(folder, paths[0])
-    return compare(model, *paths, data, batch, replaced)
+    return compare(model, paths[0], [paths[1]], data, batch, replaced)[0]
 
 
 def opened(folder: Path, path: Path) -> tuple[Model, Data]:
@@ -312,11 +312,20 @@ def test_a_candidate_that_cannot_run_is_a_failed_run(tmp_path: Path) -> None:
     after.graph.node[0].op_type = "Nonsense"
     model, data = opened(tmp_path, tmp_path / "a.onnx")
     with pytest.raises(RunFailed):
-        compare(model, tmp_path / "a.onnx", after, data)
+        compare(model, tmp_path / "a.onnx", [after], data)
+
+
+def test_several_candidates_are_told_apart(tmp_path: Path) -> None:
+    before, after = (model_of("N,6", f"y = {nodes}", "float[N,6] y") for nodes in ("Identity (x)", "Add (x, e)"))
+    alone = compared(tmp_path, before, after, 3, x=normal(6), e=normal(6), labels=np.arange(COUNT) % 6)
+    model, data = opened(tmp_path, tmp_path / "a.onnx")
+    same, other = compare(model, model.path, [before, after], data, 3)
+    assert other == alone
+    assert (same.outputs[0].relative_l2, same.before) == (0, same.after) and other.after != other.before
 
 
 def test_no_samples_are_refused(tmp_path: Path) -> None:
     added(tmp_path, normal(4), normal(4))
     model, data = opened(tmp_path, tmp_path / "a.onnx")
     with pytest.raises(DataError, match="no samples to compare on"):
-        compare(model, model.path, model.path, data.part(held_out=True, every=50))
+        compare(model, model.path, [model.path], data.part(held_out=True, every=50))

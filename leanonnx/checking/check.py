@@ -246,7 +246,7 @@ def _values(pair: _Pair, limits: Mapping[str, Limit]) -> tuple[list[Verdict], Ma
     try:
         again = _same_twice(new, feed, replaced)
         found = {
-            name: compare(base, base.path, new.path, each, batch_size(each), replaced)
+            name: compare(base, base.path, [new.path], each, batch_size(each), replaced)[0]
             for name, each in pair.inputs.items()
         }
     except RunFailed as error:

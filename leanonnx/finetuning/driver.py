@@ -293,7 +293,8 @@ def _written(
             again = round_trip(written, written.proto, pupil.network, pupil.feeds)
         with clock.stage("measure"):
             reference = base or model
-            before, after = (_fidelity(pupil, reference, path) for path in (model.path, draft))
+            held, kinds = pupil.loader.held_data, float_kinds(reference.proto) & HALVES
+            before, after = compare(reference, reference.path, [model.path, draft], held, replaced=kinds)
         publish(draft, target)
     if not trained.best_epoch:
         notes = [*notes, "nothing better was found on the held-out samples: the output equals the input"]
@@ -310,12 +311,6 @@ def _written(
         warnings=tuple(notes),
         seconds=clock.seconds,
     )
-
-
-def _fidelity(pupil: _Pupil, reference: Model, path: Path) -> Fidelity:
-    """How far a file is from the reference on the held-out samples."""
-    kinds = float_kinds(reference.proto) & HALVES
-    return compare(reference, reference.path, path, pupil.loader.held_data, replaced=kinds)
 
 
 def _write(model: Model, path: Path, weights: Mapping[str, Array]) -> None:

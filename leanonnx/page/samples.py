@@ -94,9 +94,9 @@ def samples(result: Result, draft: Path, data: Data | None) -> Samples | str | N
 def _pairs(result: Result, draft: Path, data: Data) -> tuple[str, list[Pair]] | None:
     """The first samples of the first output that holds images on all of them, white being 1."""
     model = result.dag.model
-    runs = side_by_side(model, model.path, draft, data, 1, result.dag.observation.replaced)
+    runs = side_by_side(model, model.path, [draft], data, 1, result.dag.observation.replaced)
     found: list[list[list[Pair]]] = []
-    for feed, _, wanted, other in runs:
+    for feed, _, wanted, (other,) in runs:
         rows, last = rows_of(feed), channels_last(feed)
         found.append([_images(a, b, kind_of(a, rows, last)) for a, b in zip(wanted, other, strict=True)])
     for value, each in zip(model.proto.graph.output, zip(*found, strict=True), strict=True):

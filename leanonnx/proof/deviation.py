@@ -145,59 +145,65 @@ class Tally:
 def compare(
     model: Model,
     original: Source,
-    candidate: Source,
+    candidates: Sequence[Source],
     data: Data,
     batch: int = 1,
     replaced: Kinds = frozenset(),
-) -> Fidelity:
-    """Run the original and a candidate on all samples and compare their outputs.
+) -> list[Fidelity]:
+    """Run the original and some candidates on all samples and compare the outputs of each with the original's.
 
     Args:
         model: the original, for the names of its outputs and its libraries.
         original: what to compare with.
-        candidate: a model of the same interface.
+        candidates: models of the same interface.
         data: real inputs, with or without labels.
         batch: samples in one run, where the model leaves that free.
         replaced: number formats that onnxruntime cannot run, to be seen as float32.
 
     Raises:
         DataError: the data hold no sample, cannot be read, or the original cannot run on them.
-        RunFailed: the candidate cannot run on what the original runs on.
+        RunFailed: a candidate cannot run on what the original runs on.
     """
     samples = data.count - data.dropped
     if not samples:
         raise DataError(f"{data.files[0].title}: no samples to compare on; give more data")
     names = [value.name for value in model.proto.graph.output]
-    tallies, score = [Tally() for _ in names], Score()
-    for feed, label, wanted, found in side_by_side(model, original, candidate, data, batch, replaced):
+    tallies, scores = [[Tally() for _ in names] for _ in candidates], [Score() for _ in candidates]
+    for feed, label, wanted, others in side_by_side(model, original, candidates, data, batch, replaced):
         rows, last = rows_of(feed), channels_last(feed)
-        pairs = zip(tallies, wanted, found, strict=True)
-        tallies = [tally.plus(_tally(a, b, kind_of(a, rows, last))) for tally, a, b in pairs]
-        if label is not None:
-            kinds = [kind_of(value, rows, last) for value in wanted]
-            axes = [axis if kind == CLASSES else None for kind, axis in kinds]
-            score = score.plus(scored(label, wanted, found, axes))
+        kinds = [kind_of(value, rows, last) for value in wanted]
+        axes = [axis if kind == CLASSES else None for kind, axis in kinds]
+        for k, found in enumerate(others):
+            parts = zip(tallies[k], wanted, found, kinds, strict=True)
+            tallies[k] = [tally.plus(_tally(a, b, kind)) for tally, a, b, kind in parts]
+            if label is not None:
+                scores[k] = scores[k].plus(scored(label, wanted, found, axes))
+    return [_fidelity(names, samples, data.labels, *sums) for sums in zip(tallies, scores, strict=True)]
+
+
+def _fidelity(names: list[str], samples: int, labels: str | None, tallies: list[Tally], score: Score) -> Fidelity:
+    """What the sums of one candidate say."""
     outputs = tuple(tally.deviation(name) for tally, name in zip(tallies, names, strict=True))
-    if data.labels is None:
+    if labels is None:
         return Fidelity(samples, outputs)
     metric, before, after = score.result()
-    unused = None if metric else f"the labels '{data.labels}' fit no output of the model: no metric is told"
+    unused = None if metric else f"the labels '{labels}' fit no output of the model: no metric is told"
     return Fidelity(samples, outputs, metric, before, after, unused)
 
 
 def side_by_side(
-    model: Model, original: Source, candidate: Source, data: Data, batch: int, replaced: Kinds
-) -> Iterator[tuple[Feed, Array | None, list[Array], list[Array]]]:
-    """Inputs, labels, and the outputs of both models, run by run; the arguments are those of ``compare``.
+    model: Model, original: Source, candidates: Sequence[Source], data: Data, batch: int, replaced: Kinds
+) -> Iterator[tuple[Feed, Array | None, list[Array], list[list[Array]]]]:
+    """Inputs, labels, outputs of the original and of each candidate, run by run; arguments are those of ``compare``.
 
     Raises:
         DataError: the data cannot be read, or the original cannot run on them.
-        RunFailed: the candidate cannot run on what the original runs on.
+        RunFailed: a candidate cannot run on what the original runs on.
     """
     optimise = len(model.proto.graph.node) <= MANY_NODES
     with ExitStack() as stack:
         try:
-            sides = [stand_in(source, replaced) for source in (original, candidate)]
+            sides = [stand_in(source, replaced) for source in (original, *candidates)]
             sessions = [stack.enter_context(opened(side, optimise, model.libraries)) for side in sides]
         except OSError:
             raise
@@ -214,7 +220,7 @@ def side_by_side(
                     f"{data.files[0].title}: the model cannot run on the data ({shapes}): {error}; "
                     "give samples of a shape that it takes"
                 ) from error
-            yield feed, label, wanted, _outputs(sessions[1], feed)
+            yield feed, label, wanted, [_outputs(session, feed) for session in sessions[1:]]
 
 
 def stand_in(source: Source, replaced: Kinds) -> Source:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import onnx
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.data.samples import Data
-from leanonnx.errors import ProofFailed
+from leanonnx.errors import ModelError, ProofFailed
 from leanonnx.graph.model import check
 from leanonnx.graph.storage import write_model
 from leanonnx.numeric.labels import Mask
@@ -18,6 +21,7 @@ from leanonnx.proof.deviation import Fidelity, Source, compare
 from leanonnx.recovery.recover import Mended, recover
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.system.clock import Clock
+from leanonnx.system.outputs import publish
 
 ENOUGH = 128
 """Samples below which more would help much."""
@@ -87,32 +91,40 @@ def recovered_draft(
 
     Raises:
         DataError: a network cannot be run on the data.
-        ProofFailed: the recovered network is not valid.
+        ProofFailed: the network does not run on the data, or the recovered one is not valid.
     """
-    model, replaced = dag.model, dag.observation.replaced
     fitted, held = parts(dag, data)
-    judged = held or data
-    with clock.stage("compare"):
-        removed = compare(model, model.path, draft, judged, batch_size(judged), replaced)
-    spared = held.count if held else 0
+    judged, spared = held or data, held.count if held else 0
     if not wanted:
+        with clock.stage("compare"):
+            (removed,) = _compared(dag, [draft], judged)
         return Recovery(0, spared, removed, None, False, ())
-    with clock.stage("recover"):
-        feeds, apart = fitted.feeds(batch_size(fitted)), held.feeds(batch_size(fitted)) if held else ()
-        found = recover(dag, alive, onnx.load(draft), feeds, apart, seed, lambda done: clock.progress("recover", done))
-        better = draft.with_name(f"recovered-{draft.name}")
-        write_model(found.proto, better, external=bool(model.external_files))
-    with clock.stage("compare"):
-        try:
-            check(better)
-            after = compare(model, model.path, better, judged, batch_size(judged), replaced)
-        except RunFailed as error:
-            raise ProofFailed(f"the recovered model is not valid ({error}); nothing written") from error
-    kept = _distance(after) < _distance(removed)
-    if kept:
-        write_model(found.proto, draft, external=bool(model.external_files))
-    better.unlink()
+    with tempfile.TemporaryDirectory(prefix="recovered-", dir=draft.parent) as folder:
+        better = Path(folder) / draft.name
+        with clock.stage("recover"):
+            feeds, apart = fitted.feeds(batch_size(fitted)), held.feeds(batch_size(fitted)) if held else ()
+            told = partial(clock.progress, "recover")
+            found = recover(dag, alive, onnx.load(draft), feeds, apart, seed, told)
+            write_model(found.proto, better, external=bool(dag.model.external_files))
+        with clock.stage("compare"):
+            try:
+                check(better)
+            except ModelError as error:
+                raise ProofFailed(f"the recovered model is not valid ({error}); nothing written") from error
+            removed, after = _compared(dag, [draft, better], judged)
+        kept = _distance(after) < _distance(removed)
+        if kept:
+            publish(better, draft)
     return Recovery(fitted.count, spared, removed, after, kept, found.layers)
+
+
+def _compared(dag: ChannelDag, drafts: Sequence[Path], data: Data) -> list[Fidelity]:
+    """How far drafts are from the original."""
+    model = dag.model
+    try:
+        return compare(model, model.path, drafts, data, batch_size(data), dag.observation.replaced)
+    except RunFailed as error:
+        raise ProofFailed(f"the compressed model does not run on the data ({error}); nothing written") from error
 
 
 def frontier(dag: ChannelDag) -> int:
@@ -128,7 +140,8 @@ def distance(dag: ChannelDag, candidate: Source, data: Data) -> float:
         RunFailed: the candidate cannot be run.
     """
     model = dag.model
-    return _distance(compare(model, model.path, candidate, data, batch_size(data), dag.observation.replaced))
+    (found,) = compare(model, model.path, [candidate], data, batch_size(data), dag.observation.replaced)
+    return _distance(found)
 
 
 def _distance(found: Fidelity) -> float:

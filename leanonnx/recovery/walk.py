@@ -141,7 +141,10 @@ class Walk:
         except OSError:
             raise
         except Exception as error:  # onnxruntime raises its own types, one per status code
-            raise DataError(f"the network cannot be run on the calibration data: {first_line(error)}") from error
+            raise DataError(
+                f"the network cannot be run on the calibration data: {first_line(error)}; "
+                "give samples of a shape that it takes"
+            ) from error
         self.known |= dict.fromkeys(made)
 
     def _read_later(self) -> set[str]:

@@ -95,7 +95,7 @@ def _deviation(task: Task, target: Path, result: pipeline.Result, warnings: list
     dag, name = result.dag, "random inputs"
     data = made_data(name, model, dag.shapes, smooth_inputs(model, dag.shapes, task.options.seed, DRAWS))
     try:
-        told = compare(model, model.path, target, data, replaced=dag.observation.replaced)
+        (told,) = compare(model, model.path, [target], data, replaced=dag.observation.replaced)
     except (RunFailed, DataError) as error:
         warnings.append(f"the deviation could not be told: {error}")
         return None
