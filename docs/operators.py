@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from itertools import groupby
 from pathlib import Path
 
 from leanonnx.rules import advice
@@ -21,22 +22,6 @@ HERE = Path(__file__).parent
 PAGE = HERE / "operators.md"
 EXAMPLE = HERE / "examples" / "my_rules.py"
 SECTIONS = ("Flow", "Ties", "Pins", "Limits", "Specification")
-FAMILIES = {
-    "convolution": "Convolutions",
-    "linear": "Matrix products",
-    "products": "Products of two computed tensors, and Einsum",
-    "recurrent": "Recurrent layers",
-    "normalization": "Normalisations",
-    "pointwise": "Functions of each position by itself",
-    "assembly": "Concat and Split",
-    "movement": "Movements of data",
-    "windows": "Slice and Pad",
-    "indexing": "Gather, Scatter and their kin",
-    "spatial": "Pooling and resizing",
-    "reduction": "Reductions and softmax",
-    "quantization": "Quantisation",
-}
-"""Title of each module of rules, in the order of the page; a module without one raises KeyError."""
 EFFECT = {
     "outputs": "one label array for each output: which channel each position belongs to",
     "ties": "pairs of label arrays of one shape: these channels live and die together",
@@ -60,7 +45,7 @@ FEW = 4
 
 @dataclass(frozen=True)
 class Entry:
-    """One rule: the module it is in, its operators by domain, its summary and its sections."""
+    """One rule: the title of the module it is in, its operators by domain, its summary and its sections."""
 
     family: str
     operators: tuple[str, ...]
@@ -80,27 +65,29 @@ class Entry:
 
 
 def entries() -> list[Entry]:
-    """All rules of the standard table, by family and in the table's order."""
+    """All rules of the standard table, in its order."""
     operators: dict[Rule, list[str]] = {}
     for (domain, name), rule in DEFAULT.items():
         operators.setdefault(rule, []).append(f"{domain}.{name}" if domain else name)
-    order = list(FAMILIES)
-    found = [entry(rule, names) for rule, names in operators.items()]
-    return sorted(found, key=lambda e: order.index(e.family))
+    return [entry(rule, names) for rule, names in operators.items()]
 
 
 def entry(rule: Rule, operators: list[str]) -> Entry:
     """Read a rule's docstring.
 
     Raises:
-        KeyError: its module has no title, or it lacks a section.
+        KeyError: it lacks a section.
     """
-    family = rule.__module__.rpartition(".")[2]
     text = inspect.getdoc(rule) or ""
     summary = " ".join(text.partition("\n\n")[0].split())
     found = dict(re.findall(r"^(\w+): (\S.*(?:\n[ ]+\S.*)*)", text, re.MULTILINE))
     sections = {name: " ".join(found[name].split()) for name in SECTIONS}
-    return Entry(family if FAMILIES[family] else "", tuple(operators), summary, sections)
+    return Entry(family(rule), tuple(operators), summary, sections)
+
+
+def family(rule: Rule) -> str:
+    """The title of a rule's family: its module's docstring, as far as the first colon or full stop."""
+    return re.split(r"[:.]", inspect.getdoc(inspect.getmodule(rule)) or "")[0]
 
 
 def page() -> str:
@@ -131,11 +118,8 @@ def filled(text: str) -> str:
 
 def chapters(found: list[Entry]) -> list[str]:
     """One chapter for each family of operators."""
-    return [
-        "\n\n".join([f"## {title}", *(rule_text(e) for e in found if e.family == family)])
-        for family, title in FAMILIES.items()
-        if any(e.family == family for e in found)
-    ]
+    families = groupby(found, lambda each: each.family)
+    return ["\n\n".join([f"## {title}", *(rule_text(each) for each in rules)]) for title, rules in families]
 
 
 def rule_text(found: Entry) -> str:

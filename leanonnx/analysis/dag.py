@@ -22,8 +22,8 @@ from leanonnx.graph.model import Model, captured, unneeded
 from leanonnx.numeric.labels import Labels, Mask, Shape, compact, components, uniform, varied
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, Link, Mix, Move, Pairs, Pin, Rewrite, Unsupported, Value, pin_all
-from leanonnx.rules.table import DEFAULT, Rules
-from leanonnx.rules.weights import COUNTED, with_whole_weight
+from leanonnx.rules.table import COUNTED, DEFAULT, Rules
+from leanonnx.rules.weights import with_whole_weight
 from leanonnx.runtime.observation import Observation
 
 Array = NDArray[Any]

@@ -1,4 +1,4 @@
-"""Operators that put tensors side by side, or take them apart: Concat, Split."""
+"""Concat and Split: operators that put tensors side by side, or take them apart."""
 
 from __future__ import annotations
 
@@ -154,3 +154,6 @@ def window(axis: int, start: int, end: int) -> Move:
         return given[index] if given.shape[axis] > 1 else given
 
     return move
+
+
+RULES = {("", "Concat"): concat, ("", "Split"): split, ("com.microsoft", "QLinearConcat"): qlinear_concat}

@@ -212,3 +212,20 @@ def _residual(call: Call, slot: int, targets: Labels) -> tuple[Link, list[Pairs]
         raise Unsupported(f"input {slot} is a constant", advice.FOLD)
     added, ties = call.slices(slot, 1)
     return Link(added, targets), [*ties, (added, targets)]
+
+
+RULES = {
+    ("", "Conv"): conv,
+    ("", "ConvTranspose"): conv_transpose,
+    ("", "ConvInteger"): conv_integer,
+    ("", "QLinearConv"): qlinear_conv,
+    ("", "DeformConv"): deform_conv,
+    ("com.microsoft", "FusedConv"): fused_conv,
+}
+COUNTED = {
+    ("", "Conv"): 1,
+    ("", "ConvTranspose"): 1,
+    ("", "ConvInteger"): 1,
+    ("", "QLinearConv"): 3,
+    ("com.microsoft", "FusedConv"): 1,
+}

@@ -1,4 +1,4 @@
-"""Operators that pick positions by index: Gather, Scatter, TopK and their kin.
+"""Gather, Scatter and their kin: operators that pick positions by index.
 
 Indices along an axis without channels are left alone; along the channel axis, constant indices are renumbered.
 """
@@ -275,3 +275,16 @@ def _require_free(call: Call, slot: int, axes: set[int]) -> None:
     """
     if axes & set(varied(call.labels(slot))):
         raise Unsupported("it picks among the channels", advice.EXPORT)
+
+
+RULES = {
+    ("", "Gather"): gather,
+    ("", "GatherElements"): gather_elements,
+    ("", "GatherND"): gather_nd,
+    ("", "ScatterElements"): scatter_elements,
+    ("", "Scatter"): scatter_elements,
+    ("", "ScatterND"): scatter_nd,
+    ("", "TopK"): top_k,
+    ("", "ReverseSequence"): reverse_sequence,
+    ("", "Trilu"): trilu,
+}

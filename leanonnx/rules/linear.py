@@ -130,3 +130,23 @@ def _dense(call: Call, axis: int, weight: int, shape: tuple[int, ...], turned: b
     )
     output = on_axis(targets, len(call.output_shape()) - 1, len(call.output_shape()))
     return Effect((output,), tuple(ties), mixes=(mix,), slices=(Slice(weight, (outward, inward)),))
+
+
+RULES = {
+    ("", "Gemm"): gemm,
+    ("", "MatMul"): matmul,
+    ("", "MatMulInteger"): matmul_integer,
+    ("", "QLinearMatMul"): qlinear_matmul,
+    ("com.microsoft", "FusedGemm"): gemm,
+    ("com.microsoft", "FusedMatMul"): fused_matmul,
+    ("com.microsoft", "QGemm"): qgemm,
+}
+COUNTED = {
+    ("", "Gemm"): 1,
+    ("", "MatMul"): 1,
+    ("", "MatMulInteger"): 1,
+    ("", "QLinearMatMul"): 3,
+    ("com.microsoft", "FusedGemm"): 1,
+    ("com.microsoft", "FusedMatMul"): 1,
+    ("com.microsoft", "QGemm"): 3,
+}

@@ -1,4 +1,4 @@
-"""Operators that move data without changing it: they act on the labels as on the data.
+"""Movements of data: operators that do not change it act on the labels as on the data.
 
 Where the kept positions stay a product of index sets, shape constants are rewritten; where they do not (a channel
 shuffle), surgery replaces the run of movements by one Gather, for which each rule gives its ``moves``.
@@ -184,3 +184,19 @@ def crop(call: Call) -> Effect:
     if set(varied(labels)) - {1}:
         raise Unsupported("its channels lie on a cropped axis", advice.EXPORT)
     return Effect((labels,))
+
+
+RULES = {
+    ("", "Reshape"): reshaped,
+    ("", "Flatten"): reshaped,
+    ("", "Squeeze"): reshaped,
+    ("", "Unsqueeze"): reshaped,
+    ("", "Transpose"): transpose,
+    ("", "Expand"): expand,
+    ("", "Tile"): tile,
+    ("", "DepthToSpace"): depth_to_space,
+    ("", "SpaceToDepth"): space_to_depth,
+    ("", "Shape"): shape_of,
+    ("", "Size"): shape_of,
+    ("", "Crop"): crop,
+}

@@ -150,3 +150,17 @@ def across(call: Call) -> Effect:
     if 1 in varied(call.labels(0)):
         raise Unsupported("it divides each channel by its neighbours", advice.NONE)
     return Effect((call.labels(0),))
+
+
+RULES = {
+    ("", "BatchNormalization"): batch_normalization,
+    ("", "InstanceNormalization"): instance_normalization,
+    ("", "GroupNormalization"): group_normalization,
+    ("", "LayerNormalization"): layer_normalization,
+    ("", "RMSNormalization"): layer_normalization,
+    ("", "LRN"): across,
+    ("", "MeanVarianceNormalization"): over_axes,
+    ("", "LpNormalization"): over_axes,
+    ("com.microsoft", "SkipLayerNormalization"): skip_layer_normalization,
+    ("com.microsoft", "SkipSimplifiedLayerNormalization"): skip_layer_normalization,
+}

@@ -1,4 +1,4 @@
-"""Operators that act on each position by itself.
+"""Functions of each position by itself.
 
 Unary (activations, casts): channels pass through.
 Joins (Add, Mul, Where, comparisons …): channels at the same position are tied; an operand that is broadcast over the
@@ -210,3 +210,18 @@ def bias_gelu(call: Call) -> Effect:
     Specification: com.microsoft.BiasGelu-1.
     """
     return join_slots(call, (0, 1))
+
+
+RULES = {
+    **{("", op): unary for op in UNARY},
+    **{("", op): join for op in JOINS},
+    ("", "PRelu"): prelu,
+    ("", "ImageScaler"): image_scaler,
+    ("com.microsoft", "QLinearAdd"): qlinear_join,
+    ("com.microsoft", "QLinearMul"): qlinear_join,
+    ("com.microsoft", "QLinearSigmoid"): unary,
+    ("com.microsoft", "QLinearLeakyRelu"): unary,
+    ("com.microsoft", "QuickGelu"): unary,
+    ("com.microsoft", "Gelu"): unary,
+    ("com.microsoft", "BiasGelu"): bias_gelu,
+}

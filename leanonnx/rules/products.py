@@ -1,4 +1,4 @@
-"""Products of two computed tensors, and plain contractions: attention, Einsum.
+"""Products of two computed tensors, and Einsum: attention and plain contractions.
 
 An index is named by a letter, as in Einsum; MatMul is ``…ik,…kj->…ij``.
 """
@@ -183,3 +183,6 @@ def _laid(labels: Labels, letters: list[str], target: str) -> Labels:
     turned = labels.transpose(order)
     sizes = {letters[k]: turned.shape[n] for n, k in enumerate(order)}
     return turned.reshape([sizes.get(letter, 1) for letter in target])
+
+
+RULES = {("", "Einsum"): einsum}

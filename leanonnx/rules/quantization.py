@@ -1,4 +1,4 @@
-"""QuantizeLinear and DequantizeLinear on activations: channels pass through, scales per channel are sliced.
+"""Quantisation: channels of activations pass through, scales per channel are sliced.
 
 On constants (quantised weights) these operators are followed by ``analysis.constants``.
 """
@@ -49,3 +49,10 @@ def dynamic(call: Call) -> Effect:
         raise Unsupported("its scale is taken over all channels", advice.FLOAT)
     one = uniform(int(labels.flat[0]), 0)
     return Effect((labels, one, one))
+
+
+RULES = {
+    ("", "QuantizeLinear"): linear,
+    ("", "DequantizeLinear"): linear,
+    ("", "DynamicQuantizeLinear"): dynamic,
+}

@@ -51,3 +51,6 @@ def recurrent(call: Call) -> Effect:
 def _gains(weight: Array) -> Array:
     """W as one number per input channel ``[1, 1, I]``: the 2-norm over all hidden units and gates."""
     return np.asarray(np.sqrt((weight.astype(np.float32) ** 2).sum((0, 1)))[None, None])
+
+
+RULES = {("", "LSTM"): recurrent, ("", "GRU"): recurrent, ("", "RNN"): recurrent}

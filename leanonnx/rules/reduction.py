@@ -1,4 +1,4 @@
-"""Reductions, softmax and the like: channels pass through where the axes taken together hold no channels."""
+"""Reductions and softmax: channels pass through where the axes taken together hold no channels."""
 
 from __future__ import annotations
 
@@ -71,3 +71,23 @@ def cumulative(call: Call) -> Effect:
     """
     axis = int(math.prod(call.ints(1) or [0]))
     return taken_together(call, {axis % len(call.shape(0))}, "it adds up the channels")
+
+
+RULES = {
+    ("", "ReduceMean"): reduce,
+    ("", "ReduceSum"): reduce,
+    ("", "ReduceMax"): reduce,
+    ("", "ReduceMin"): reduce,
+    ("", "ReduceProd"): reduce,
+    ("", "ReduceL1"): reduce,
+    ("", "ReduceL2"): reduce,
+    ("", "ReduceSumSquare"): reduce,
+    ("", "ReduceLogSum"): reduce,
+    ("", "ReduceLogSumExp"): reduce,
+    ("", "ArgMax"): arg_extremum,
+    ("", "ArgMin"): arg_extremum,
+    ("", "Softmax"): softmax,
+    ("", "LogSoftmax"): softmax,
+    ("", "Hardmax"): softmax,
+    ("", "CumSum"): cumulative,
+}

@@ -1,4 +1,4 @@
-"""Operators on the pixels of each channel: pooling, resizing, cropping.
+"""Pooling and resizing: operators on the pixels of each channel.
 
 Flow: channels pass through on axis 1.  Pins: outputs that count positions over channels (indices of MaxPool),
 and tensors that steer the sampling (grids, regions).
@@ -52,3 +52,20 @@ def resize(call: Call) -> Effect:
 
     has_sizes = call.op == "Resize" and call.has(slot) and call.shape(slot) != (0,)
     return steered(call, Effect((labels,), rewrite=rewrite if has_sizes else None), STEERING)
+
+
+RULES = {
+    ("", "AveragePool"): channelwise,
+    ("", "MaxPool"): channelwise,
+    ("", "LpPool"): channelwise,
+    ("", "GlobalAveragePool"): channelwise,
+    ("", "GlobalMaxPool"): channelwise,
+    ("", "GlobalLpPool"): channelwise,
+    ("", "GridSample"): channelwise,
+    ("", "RoiAlign"): channelwise,
+    ("", "MaxRoiPool"): channelwise,
+    ("", "Resize"): resize,
+    ("", "Upsample"): resize,
+    ("com.microsoft", "QLinearGlobalAveragePool"): channelwise,
+    ("com.microsoft", "QLinearAveragePool"): channelwise,
+}

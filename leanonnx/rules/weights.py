@@ -11,22 +11,6 @@ from leanonnx.numeric.labels import Labels, Shape, uniform
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, Mix, Slice, Unsupported
 
-COUNTED = {
-    ("", "Conv"): 1,
-    ("", "ConvTranspose"): 1,
-    ("", "ConvInteger"): 1,
-    ("", "QLinearConv"): 3,
-    ("", "Gemm"): 1,
-    ("", "MatMul"): 1,
-    ("", "MatMulInteger"): 1,
-    ("", "QLinearMatMul"): 3,
-    ("com.microsoft", "FusedConv"): 1,
-    ("com.microsoft", "FusedGemm"): 1,
-    ("com.microsoft", "FusedMatMul"): 1,
-    ("com.microsoft", "QGemm"): 3,
-}
-"""The weight slot of every operator whose kernels count, pruned or not."""
-
 
 def require_held(call: Call, weight: int) -> None:
     """The weight must be a constant that the file holds.

@@ -1,4 +1,4 @@
-"""Operators that cut a window out of a tensor or put a border around it: Slice, Pad."""
+"""Slice and Pad: operators that cut a window out of a tensor or put a border around it."""
 
 from __future__ import annotations
 
@@ -124,3 +124,6 @@ def _cut_off(call: Call, axis: int, pairs: dict[int, tuple[int, int]]) -> Effect
     before, after = pairs[axis]
     move = window(axis, -before, call.shape(0)[axis] + after)
     return Effect((compact(move(call.labels(0))),), moves=(move,), gathers=True)
+
+
+RULES = {("", "Slice"): slice_, ("", "Pad"): pad}

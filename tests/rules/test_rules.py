@@ -8,16 +8,20 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from pkgutil import iter_modules
+
 import numpy as np
 import onnx
 import pytest
 from hypothesis import Phase, given, note, settings
 from hypothesis import strategies as st
 
+from leanonnx import rules
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.numeric.labels import Labels, Mask, compact
 from leanonnx.rules.call import Call, Effect, Rule
-from leanonnx.rules.table import DEFAULT
+from leanonnx.rules.table import COUNTED, DEFAULT
 from tests.rules import mutants, naive
 from tests.rules.bench import Choose, Sample
 from tests.rules.case import Case, Form, Refusal
@@ -57,6 +61,24 @@ def noted(sample: Sample) -> Sample:
 
 
 # The table.
+
+
+TABLES = [
+    module
+    for module in (import_module(f"leanonnx.rules.{m.name}") for m in iter_modules(rules.__path__))
+    if hasattr(module, "RULES")
+]
+
+
+def test_every_operator_stands_in_one_table_and_every_table_is_joined() -> None:
+    """The order of the tables, in which later ones would take the place of earlier ones, makes no difference."""
+    keys = [key for module in TABLES for key in module.RULES]
+    assert sorted({key for key in keys if keys.count(key) > 1}) == [], "operators in two tables"
+    assert {key: rule for module in TABLES for key, rule in module.RULES.items()} == DEFAULT
+    assert all(vars(module)[rule.__name__] is rule for module in TABLES for rule in module.RULES.values())
+    counted = {key: slot for module in TABLES for key, slot in getattr(module, "COUNTED", {}).items()}
+    assert counted == COUNTED
+    assert set(counted) <= set(DEFAULT)
 
 
 def test_every_rule_has_a_case() -> None:
