@@ -6,10 +6,12 @@ import contextlib
 import io
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+import pytest
 from onnx import numpy_helper
 
 from leanonnx.cli.main import app
@@ -110,15 +113,51 @@ def cli(
     )
 
 
-def called(*args: object, cwd: Path | None = None, measure: bool = False) -> Done:
-    """The same command in this process: ten times quicker, for variants of what ``cli`` has shown."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.chdir(cwd or "."), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+@contextlib.contextmanager
+def native_output() -> Iterator[list[str]]:
+    """What native libraries and other programs print meanwhile, which Python's streams do not see."""
+    found: list[str] = []
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(tempfile.TemporaryFile())
+        for number in (1, 2):
+            usual = os.dup(number)
+            stack.callback(os.close, usual)
+            stack.callback(os.dup2, usual, number)
+            os.dup2(file.fileno(), number)
         try:
-            app(_unmeasured(args, measure), prog_name="leanonnx")
+            yield found
+        finally:
+            file.seek(0)
+            found.append(file.read().decode(errors="replace"))
+
+
+def called(*args: object, cwd: Path | None = None, measure: bool = False, env: Mapping[str, str] | None = None) -> Done:
+    """The same command in this process: ten times quicker, for variants of what ``cli`` has shown.
+
+    As from the entry point, what native libraries print counts as printed to stderr.
+    """
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    words = _unmeasured(args, measure)
+    with (
+        native_output() as native,
+        contextlib.chdir(cwd or "."),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in (env or {}).items():
+            patch.setenv(name, value)
+        try:
+            app(words, prog_name="leanonnx")
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
-    return subprocess.CompletedProcess([str(arg) for arg in args], code, out.getvalue(), err.getvalue())
+    return subprocess.CompletedProcess(["leanonnx", *words], code, out.getvalue(), err.getvalue() + "".join(native))
+
+
+def told(done: Done) -> str:
+    """A run in full, for the message of a test that fails."""
+    command = shlex.join(map(str, done.args))
+    return f"{command}\nexit code {done.returncode}\nstdout:\n{done.stdout}\nstderr:\n{done.stderr}"
 
 
 def refused(
@@ -127,13 +166,15 @@ def refused(
     """Run the command in a folder: refused with one or two lines on stderr, and the folder is as it was."""
     before = tree(folder)
     done = run(*args, cwd=folder)
-    assert done.returncode == code, done.stderr
-    assert done.stdout == ""
-    assert done.stderr.startswith("leanonnx: ")
-    assert len(done.stderr.strip().splitlines()) <= 2
-    assert "Traceback" not in done.stderr
-    assert [text for text in says if text not in done.stderr] == [], done.stderr
-    assert tree(folder) == before
+    assert done.returncode == code, told(done)
+    assert done.stdout == "", told(done)
+    assert done.stderr.startswith("leanonnx: "), told(done)
+    assert len(done.stderr.strip().splitlines()) <= 2, told(done)
+    assert "Traceback" not in done.stderr, told(done)
+    assert [text for text in says if text not in done.stderr] == [], told(done)
+    after = tree(folder)
+    changed = sorted({name for name, _ in before.items() ^ after.items()})
+    assert changed == [], f"refused, but these files changed: {changed}\n{told(done)}"
 
 
 def cli_json(*args: object, measure: bool = False) -> dict[str, Any]:
@@ -147,7 +188,7 @@ def called_json(*args: object, measure: bool = False) -> dict[str, Any]:
 
 
 def _json_object(done: Done) -> dict[str, Any]:
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, told(done)
     row = json.loads(done.stdout)
     assert isinstance(row, dict)
     return row

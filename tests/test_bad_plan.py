@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import CNN, build, called, cli, cli_json, refused, saved
+from tests.helpers import CNN, build, called, called_json, refused, saved
 
 
 @pytest.fixture
@@ -20,8 +20,8 @@ def model(tmp_path: Path) -> Path:
 def test_plan_of_another_model(model: Path) -> None:
     folder = model.parent
     other = saved(build(CNN, seed=1), folder / "other.onnx")
-    cli_json("compress", other, folder / "small.onnx", "--keep", "0.5", "--plan-out", folder / "plan.json")
-    refused(folder, "compress", model, "out.onnx", "--plan", "plan.json", says=("plan.json", "another model"), run=cli)
+    called_json("compress", other, folder / "small.onnx", "--keep", "0.5", "--plan-out", folder / "plan.json")
+    refused(folder, "compress", model, "out.onnx", "--plan", "plan.json", says=("plan.json", "another model"))
 
 
 @pytest.mark.parametrize("option", ["--pin", "--ignore"])
@@ -73,7 +73,7 @@ BROKEN_PLANS: dict[str, Callable[[dict[str, Any]], object]] = {
 def plan(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("plan")
     source = saved(build(CNN), folder / "model.onnx")
-    cli_json("compress", source, folder / "out.onnx", "--keep", "0.5", "--plan-out", folder / "plan.json")
+    called_json("compress", source, folder / "out.onnx", "--keep", "0.5", "--plan-out", folder / "plan.json")
     found = json.loads((folder / "plan.json").read_text())
     assert isinstance(found, dict)
     return found

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.helpers import CNN, build, called_json, cli, outputs, saved
+from tests.helpers import CNN, build, called, called_json, outputs, saved
 
 
 def listed(ir_version: int = 8) -> onnx.ModelProto:
@@ -44,7 +44,7 @@ def test_weights_become_constants(model: Path, keep: float) -> None:
 def test_a_hint_says_where_it_matters(model: Path) -> None:
     row = called_json("compress", model, model.parent / "o.onnx", "--keep", "0.5")
     assert [text for text in row["hints"] if "5 weights are listed as graph inputs" in text and "--freeze" in text]
-    assert "Hint: 5 weights" in cli("compress", model, model.parent / "o.onnx", "--keep", "0.5").stdout
+    assert "Hint: 5 weights" in called("compress", model, model.parent / "o.onnx", "--keep", "0.5").stdout
     assert called_json("compress", model, model.parent / "o.onnx", "--keep", "0.5", "--freeze")["hints"] == []
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from tests.helpers import CNN, build, called, cli, cli_json, constant_shapes, refused, saved
+from tests.helpers import CNN, build, called, called_json, cli, constant_shapes, refused, saved
 from tests.variants import distance, masked, network, random_feed, run
 
 EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "my_rules.py"
@@ -37,7 +37,7 @@ def library() -> Path:
 
 def test_custom_operator_with_a_rule(tmp_path: Path, library: Path) -> None:
     source, target, plan = saved(custom(), tmp_path / "in.onnx"), tmp_path / "out.onnx", tmp_path / "p.json"
-    row = cli_json(
+    row = called_json(
         *("compress", source, target, "--keep", 0.5, "--plan-out", plan, "--rules", EXAMPLE, "--library", library)
     )
     assert row["kernels"]["fraction"] <= 0.5
