@@ -1,14 +1,40 @@
-"""Hypothesis profiles: ``ci`` runs the same examples every time, ``long`` looks for new ones.
+"""What all tests share: Hypothesis profiles, and fixtures.
 
-python -m pytest --hypothesis-profile=long
+``ci`` runs the same examples every time, ``long`` looks for new ones: python -m pytest --hypothesis-profile=long
 """
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.sweeps import made_within
 
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 
 settings.register_profile("ci", derandomize=True, max_examples=150, database=None, **COMMON)
 settings.register_profile("long", max_examples=2000, print_blob=True, **COMMON)
 settings.load_profile("ci")
+
+
+@pytest.fixture
+def points_made_within(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweeps make their candidates in this process."""
+    monkeypatch.setattr("leanonnx.cli.sweep.made_here", made_within)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweeps draw no curves."""
+    monkeypatch.setattr("leanonnx.cli.sweep._drawing", lambda: lambda row, folder: {})
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What a test starts heeds SIGINT, which a job in the background, and so all that it starts, ignores."""
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, usual)

@@ -24,7 +24,7 @@ from leanonnx.runtime.sessions import opened
 from leanonnx.selection.selector import Budget
 from leanonnx.surgery.plan import load_plan
 from tests.calibrated import net
-from tests.helpers import Options, build, called, called_json, cli, cli_json, refused, saved, saved_external, tree
+from tests.helpers import Options, build, called, called_json, cli, refused, saved, saved_external, tree
 
 MODEL = net(
     "(float[N,3,8,8] x) => (float[N,6] y)",
@@ -68,7 +68,7 @@ def error(folder: Path, seed: int = 99) -> float:
 
 
 def test_recovery_brings_the_result_nearer_to_the_original(folder: Path) -> None:
-    row = cli_json(*command(folder, "--keep", 0.5))
+    row = called_json(*command(folder, "--keep", 0.5))
     told = row["recovery"]
     assert set(told) == KEYS
     assert (told["samples"], told["held_out"], told["kept"]) == (160, 40, True)
@@ -253,14 +253,14 @@ def test_half_the_multiply_adds_of_a_real_network(tmp_path: Path) -> None:
         return ((pixels - mean) / std).transpose(2, 0, 1)[None]
 
     order = np.random.default_rng(0).permutation(5000)
-    np.savez(tmp_path / "x.npz", **{spec["name"]: np.concatenate([image(k) for k in order[:256]])})
+    np.savez(tmp_path / "x.npz", **{spec["name"]: np.concatenate([image(k) for k in order[:96]])})
     source, plan, reached = ZOO / "models" / "cifar_resnet_4b.onnx", tmp_path / "p.json", []
     for replayed in (False, True):
         options = Options(plan=load_plan(plan)) if replayed else Options(Budget("macs", 0.5), calib=tmp_path / "x.npz")
         result = pipeline.compress(source, tmp_path / "out.onnx", options, None if replayed else plan)
         assert result.after.macs <= 0.5 * result.before.macs
         with opened(tmp_path / "out.onnx") as session:
-            right = [session.run(None, {spec["name"]: image(k)})[0].argmax() == labels[k] for k in order[256:1256]]
+            right = [session.run(None, {spec["name"]: image(k)})[0].argmax() == labels[k] for k in order[96:1096]]
         reached.append(float(np.mean(right)))
     assert reached[0] >= 0.65, reached
     assert reached[1] < 0.5, reached
@@ -290,7 +290,7 @@ def test_nothing_is_written_over_the_data(folder: Path, option: str) -> None:
     before = (folder / "few.npz").read_bytes()
     data, target = folder / "few.npz", folder / ("out.onnx" if option else "few.npz")
     more = (option, data) if option else ()
-    done = cli("compress", folder / "m.onnx", target, "--keep", 0.5, "--calib", data, *more)
+    done = called("compress", folder / "m.onnx", target, "--keep", 0.5, "--calib", data, *more)
     assert done.returncode == 2
     assert "overwrite" in done.stderr
     assert data.read_bytes() == before
