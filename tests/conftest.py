@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.helpers import brief
 from tests.sweeps import made_within
 
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
@@ -24,6 +25,13 @@ settings.load_profile("ci")
 def points_made_within(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sweeps make their candidates in this process."""
     monkeypatch.setattr("leanonnx.cli.sweep.made_here", made_within)
+
+
+@pytest.fixture
+def briefly() -> Iterator[None]:
+    """Commands that are called in this process measure no longer than they must."""
+    with brief():
+        yield
 
 
 @pytest.fixture

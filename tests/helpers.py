@@ -30,6 +30,8 @@ ort.set_default_logger_severity(4)
 SCRIPT = shutil.which("leanonnx", path=str(Path(sys.executable).parent))
 COMMAND = [SCRIPT] if SCRIPT else [sys.executable, "-c", "from leanonnx.cli.main import main; main()"]
 TIMEOUT = 120
+SHORT = 0.02
+"""Seconds that a measurement may take where its numbers do not matter."""
 Done = subprocess.CompletedProcess[str]
 
 CNN = """
@@ -152,6 +154,15 @@ def called(*args: object, cwd: Path | None = None, measure: bool = False, env: M
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
     return subprocess.CompletedProcess(["leanonnx", *words], code, out.getvalue(), err.getvalue() + "".join(native))
+
+
+@contextlib.contextmanager
+def brief() -> Iterator[None]:
+    """What is measured in this process's stead takes no longer than it must."""
+    with pytest.MonkeyPatch.context() as patch:
+        for place in ("selection.search", "compressing.pipeline", "page.times", "sweeping.driver"):
+            patch.setattr(f"leanonnx.{place}.SECONDS", SHORT)
+        yield
 
 
 def told(done: Done) -> str:

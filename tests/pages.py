@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from tests.helpers import build, called, saved
+from tests.helpers import brief, build, called, saved
 
 VOID = {"meta", "link", "img", "br", "line", "rect", "circle", "path"}
 HOSTILE = [
@@ -108,7 +108,7 @@ def hostile(proto: onnx.ModelProto) -> onnx.ModelProto:
     return proto
 
 
-def images(path: Path, count: int = 30, white: float = 1.0, side: int = 16) -> Path:
+def images(path: Path, count: int = 20, white: float = 1.0, side: int = 16) -> Path:
     """Smooth images as calibration data for ``x``."""
     rng = np.random.default_rng(0)
     waves = rng.uniform(0, 0.6, (count, 3, 1, 1, 2))
@@ -121,7 +121,8 @@ def page_of(folder: Path, proto: onnx.ModelProto, *args: object, measure: bool =
     """The page that ``compress`` writes, and the JSON that it prints."""
     source = saved(proto, folder / "model.onnx")
     names = (folder / "out.onnx", "--report", folder / "page.html")
-    done = called("compress", source, *names, "--align", 1, "--json", *args, measure=measure)
+    with brief():
+        done = called("compress", source, *names, "--align", 1, "--json", *args, measure=measure)
     assert done.returncode == 0, done.stderr
     return (folder / "page.html").read_text(encoding="utf-8"), json.loads(done.stdout)
 

@@ -158,6 +158,7 @@ def test_result_tells_what_its_json_tells(model: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("briefly")
 def test_measured_time_is_told(model: Path) -> None:
     result = leanonnx.compress(onnx.load(model), keep=0.5, align=1, best_effort=True, threads=1)
     row = result.to_dict()["latency"]

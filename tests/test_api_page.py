@@ -35,6 +35,7 @@ def run(blocks: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert runner.summarize() == (0, len(examples.examples))
 
 
+@pytest.mark.usefixtures("briefly")
 def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run([block for block in BLOCKS if "import torch" not in block], tmp_path, monkeypatch)
     assert {path.name for path in tmp_path.iterdir()} == {"models", "small.onnx", "plan.json"}

@@ -16,8 +16,8 @@ from leanonnx.errors import ModelError, OptionError
 from leanonnx.graph.model import load
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.timing import Comparison, Timing
-from tests.helpers import CNN, build, called, cli, refused, saved
-from tests.test_timing import NO_GPU, SHORT
+from tests.helpers import CNN, SHORT, build, called, cli, refused, saved
+from tests.test_timing import NO_GPU
 
 FREE = CNN.replace("float[1, 3, 8, 8] x", "float[N, 3, 8, 8] x").replace("float[1, 5] y", "float[N, 5] y")
 NARROWER = {"12, 8, 3, 3": "12, 4, 3, 3", "[8, 3, 3, 3]": "[4, 3, 3, 3]", "float[8] b1": "float[4] b1"}

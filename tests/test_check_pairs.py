@@ -14,8 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from leanonnx.checking.gates import ASKED, GATES
-from tests.helpers import CNN, build, called, saved
-from tests.test_timing import SHORT
+from tests.helpers import CNN, SHORT, build, called, saved
 
 FREE = CNN.replace("float[1, 3, 8, 8] x", "float[N, 3, 8, 8] x").replace("float[1, 5] y", "float[N, 5] y")
 HEAVY = FREE.replace("8, 3, 3, 3]", "256, 3, 3, 3]").replace("[8] b1", "[256] b1").replace("12, 8,", "256, 256,")

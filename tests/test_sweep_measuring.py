@@ -20,9 +20,8 @@ from leanonnx.sweeping import driver, making
 from leanonnx.sweeping.journal import JOURNAL, Journal
 from leanonnx.sweeping.making import Task
 from leanonnx.sweeping.request import Request
-from tests.helpers import CNN, build, saved
+from tests.helpers import CNN, SHORT, build, saved
 from tests.sweeps import PATIENCE, children, fake_make, overlapping, points, run, started, wait_for
-from tests.test_timing import SHORT
 
 BRIEF = (
     *(sys.executable, "-c"),
@@ -36,8 +35,8 @@ def model(tmp_path: Path) -> Path:
     return saved(build(CNN), tmp_path / "net.onnx")
 
 
-def test_measured_one_after_the_other_and_after_all_is_made(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "SECONDS", SHORT)
+@pytest.mark.usefixtures("briefly")
+def test_measured_one_after_the_other_and_after_all_is_made(model: Path) -> None:
     row = run(model.parent, model, "--keep", "0.75,0.5", "--align", 1, "--threads", 1)
     for point in points(row):
         low, high = point["latency"]["interval"]
@@ -48,10 +47,9 @@ def test_measured_one_after_the_other_and_after_all_is_made(model: Path, monkeyp
     assert not overlapping(found)
 
 
-@pytest.mark.usefixtures("points_made_within")
-def test_stopped_while_measuring(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("points_made_within", "briefly")
+def test_stopped_while_measuring(model: Path) -> None:
     """What was measured stays, what was made is not made again."""
-    monkeypatch.setattr(driver, "SECONDS", SHORT)
     args = ("--keep", "0.75,0.5", "--align", 1, "--threads", 1)
     folder = model.parent / "net-sweep"
     process = started(model.parent, model, *args, command=BRIEF)

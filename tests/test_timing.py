@@ -35,11 +35,9 @@ from leanonnx.runtime.timing import (
     settled,
 )
 from leanonnx.system import cores, processes
-from tests.helpers import build, saved
+from tests.helpers import SHORT, build, saved
 
 ONE = Setting(threads=1)
-SHORT = 0.02
-"""Seconds of a measurement whose numbers do not matter."""
 NO_GPU = not Path("/proc/driver/nvidia").exists() and not Path("/dev/nvidiactl").exists()
 
 
