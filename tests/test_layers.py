@@ -174,6 +174,34 @@ def test_functions_are_short() -> None:
     assert {name: n for name, n in lengths.items() if n > LONGEST_FUNCTION} == {}
 
 
+BLOCK = 10
+"""Lines that may not stand twice anywhere in the project; imports, comments and lone brackets do not count."""
+
+
+def code_lines(path: Path) -> list[tuple[int, str]]:
+    """Number and text of the lines of a file that count."""
+    source = path.read_text(encoding="utf-8")
+    imported = {
+        number
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for number in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+    lines = [(number, line.strip()) for number, line in enumerate(source.splitlines(), 1) if number not in imported]
+    return [(number, line) for number, line in lines if line.strip("()[]{},") and not line.startswith("#")]
+
+
+def test_no_block_of_ten_lines_stands_twice() -> None:
+    places: dict[tuple[str, ...], list[str]] = {}
+    folders = (ROOT, *(ROOT.parent / name for name in ("benchmarks", "docs", "models", "tests")))
+    for path in (path for folder in folders for path in sorted(folder.rglob("*.py"))):
+        lines = code_lines(path)
+        for start in range(len(lines) - BLOCK + 1):
+            block = tuple(line for _, line in lines[start : start + BLOCK])
+            places.setdefault(block, []).append(f"{path.relative_to(ROOT.parent)}:{lines[start][0]}")
+    assert [found for found in places.values() if len(found) > 1] == []
+
+
 THAWED = {("analysis.dag", "_Trace")}
 """What is filled while the nodes of a model are visited."""
 
