@@ -15,10 +15,10 @@ from onnx import numpy_helper
 from PIL import Image
 
 from leanonnx.compressing import pipeline
-from leanonnx.data.samples import open_data
+from leanonnx.data.samples import batch_size, open_data
 from leanonnx.errors import DataError, OptionError
 from leanonnx.recovery import draft as drafts
-from leanonnx.recovery.draft import batch_size, split
+from leanonnx.recovery.draft import split
 from leanonnx.recovery.recover import Recovered, recover
 from leanonnx.runtime.sessions import opened
 from leanonnx.selection.selector import Budget

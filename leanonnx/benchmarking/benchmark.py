@@ -10,11 +10,10 @@ from pathlib import Path
 import onnx
 
 from leanonnx.checks import check_least
-from leanonnx.compressing.pipeline import checked_libraries, checked_shapes
 from leanonnx.errors import ModelError, OptionError
 from leanonnx.graph.model import Model, load
 from leanonnx.runtime.fresh import measured, measured_alone
-from leanonnx.runtime.observation import Shapes, declared, observe, random_feed
+from leanonnx.runtime.observation import Shapes, check_shapes, declared, observe, random_feed
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.timing import SECONDS, Comparison, Timing
@@ -87,19 +86,19 @@ def bench(
         UserError: bad model or option, a provider that is not there, models that take different inputs.
     """
     progress("load")
-    request = replace(request, libraries=checked_libraries(request.libraries))
     model = load(source, request.libraries)
     rival = None if other is None else load(other, request.libraries)
     if rival is not None:
         check_same_inputs(model, rival)
     progress("observe")
-    sizes = input_sizes(model, checked_shapes(model, request.shapes))
+    check_shapes(model, request.shapes)
+    sizes = input_sizes(model, request.shapes)
     asked = {batch: sizes if batch is None else with_batch(model, sizes, batch) for batch in request.batches or (None,)}
     for each, inputs in product((model, rival or model), asked.values()):
         check_fits(each, inputs)
     cases = []
     for (batch, inputs), threads in product(asked.items(), request.threads):
-        setting = replace(request.setting, threads=threads, libraries=request.libraries).resolved
+        setting = replace(request.setting, threads=threads, libraries=model.libraries).resolved
         progress("measure" + ("" if batch is None else f", batch {batch}") + f", {counted(setting.threads, 'thread')}")
         cases.append(Case(batch, inputs, setting, _outcome(model, rival, inputs, setting, request)))
     return tuple(cases)

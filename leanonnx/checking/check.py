@@ -39,16 +39,14 @@ from leanonnx.checking.gates import (
 )
 from leanonnx.checking.interface import interface_changes
 from leanonnx.checking.verdicts import FAILED, PASSED, SKIPPED, Verdict, status_of
-from leanonnx.compressing.pipeline import checked_libraries, checked_shapes, runnable
 from leanonnx.compressing.report import fidelity
-from leanonnx.data.samples import Data, ImageFormat, made_data, open_data
+from leanonnx.data.samples import Data, ImageFormat, batch_size, made_data, open_data, runnable
 from leanonnx.errors import ModelError, OptionError, ProviderMissing
 from leanonnx.graph.formats import Kinds, fed_in_float32
 from leanonnx.graph.model import Model, load, tensors
 from leanonnx.proof.deviation import Fidelity, compare, stand_in
 from leanonnx.proof.proof import KINDS, MANY_NODES
-from leanonnx.recovery.draft import batch_size
-from leanonnx.runtime.observation import Observation, observe, random_feed
+from leanonnx.runtime.observation import Observation, check_shapes, observe, random_feed
 from leanonnx.runtime.sessions import Array, Feed, RunFailed, run
 from leanonnx.system.clock import Clock, Progress, quiet
 from leanonnx.words import metric_text
@@ -123,10 +121,10 @@ def check(base_path: Path, new_path: Path, request: Request, progress: Progress 
         ProviderMissing: the provider is not there (unless ``skip_missing``).
     """
     clock = Clock(progress)
-    libraries = checked_libraries(request.timed.libraries)
+    libraries = request.timed.libraries
     with clock.stage("load"):
         base, new = load(base_path, libraries), _loaded(new_path, libraries)
-    checked_shapes(base, request.timed.shapes)
+    check_shapes(base, request.timed.shapes)
     if isinstance(new, str):
         return _told(request, clock, [Verdict(VALID, FAILED, new)], "NEW is not valid")
     changes = interface_changes(base, new)

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from leanonnx.analysis.cost import cost_model
-from leanonnx.data.samples import Data
+from leanonnx.data.samples import Data, batch_size
 from leanonnx.numeric.labels import Mask
 from leanonnx.ranking.pathmass import TERMS
-from leanonnx.recovery.draft import batch_size, distance, split
+from leanonnx.recovery.draft import distance, split
 from leanonnx.recovery.recover import recover
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.selection.selector import Selector

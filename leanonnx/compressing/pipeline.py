@@ -15,7 +15,7 @@ from leanonnx.compressing.minimal import minimise
 from leanonnx.compressing.options import Options
 from leanonnx.compressing.workshop import Workshop
 from leanonnx.data.files import sample_files
-from leanonnx.data.samples import Data, open_data
+from leanonnx.data.samples import Data, batch_size, open_data, runnable
 from leanonnx.errors import NotFaster, OptionError
 from leanonnx.graph.formats import Kinds, float_kinds
 from leanonnx.graph.model import Model, load, overridden
@@ -25,13 +25,12 @@ from leanonnx.ranking.beliefs import believed
 from leanonnx.ranking.criteria import BY_ACTIVATIONS
 from leanonnx.ranking.moments import Statistics, measure
 from leanonnx.ranking.weigh import check_finite
-from leanonnx.recovery.draft import ENOUGH, Recovery, batch_size
+from leanonnx.recovery.draft import ENOUGH, Recovery
 from leanonnx.recovery.unseen import Unseen
 from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.runtime.machine import detected
 from leanonnx.runtime.observation import Shapes, observe
 from leanonnx.runtime.providers import Setting
-from leanonnx.runtime.sessions import RunFailed, run
 from leanonnx.runtime.targets import Target, known_targets, read_targets
 from leanonnx.runtime.timing import Comparison
 from leanonnx.selection.latency import by_time, latency_model
@@ -89,8 +88,8 @@ def inspect(
     freeze: bool = False,
 ) -> ChannelDag:
     """Load a model and build its channel DAG."""
-    model = load(path, checked_libraries(libraries), freeze)
-    return analyse(model, observe(model, checked_shapes(model, shapes or {})), rules)
+    model = load(path, libraries, freeze)
+    return analyse(model, observe(model, shapes or {}), rules)
 
 
 def compress(
@@ -116,11 +115,11 @@ def compress(
     for path in (target, *beside):
         check_writable(source, path)
     with clock.stage("load"):
-        model = load(source, checked_libraries(options.libraries), options.freeze)
+        model = load(source, options.libraries, options.freeze)
     samples = sample_files(options.calib) if isinstance(options.calib, Path) else ()
     check_apart(model.files, target, *beside, given=(*samples, *options.libraries))
     with clock.stage("observe"):
-        observation = observe(model, checked_shapes(model, options.shapes))
+        observation = observe(model, options.shapes)
     with clock.stage("analyse"):
         dag = analyse(model, observation, rules)
         check_finite(dag)
@@ -216,17 +215,6 @@ def _best(workshop: Workshop, selector: Selector, data: Data) -> Selector:
         return best_terms(selector, data, options.seed, lambda done: clock.progress("try", done))
 
 
-def runnable(data: Data, model: Model) -> Data:
-    """The data, fed one by one where the model runs no more at once, although it leaves the batch free."""
-    if data.fixed or batch_size(data) == 1:
-        return data
-    try:
-        run(model.proto, [next(data.feeds(batch_size(data)))], libraries=model.libraries)
-    except RunFailed:
-        return replace(data, fixed=1)
-    return data
-
-
 def _statistics(workshop: Workshop, data: Data) -> Statistics:
     """Moments of the activations on the data."""
     clock, batch = workshop.clock, batch_size(data)
@@ -247,28 +235,6 @@ def as_planned(options: Options) -> Options:
         raise OptionError("--pin and --ignore cannot be joined to --plan, which says what is kept")
     pin, ignore = (tuple(str(name) for name in plan.options.get(key, ())) for key in ("pin", "ignore"))
     return replace(options, exact=True, pin=pin, ignore=ignore)
-
-
-def checked_libraries(libraries: tuple[Path, ...]) -> tuple[Path, ...]:
-    """Libraries of custom operators given by the user; they must be files."""
-    for library in libraries:
-        if not library.is_file():
-            raise OptionError(f"--library {library}: no such file; give the path of the library")
-    return tuple(library.resolve() for library in libraries)
-
-
-def checked_shapes(model: Model, shapes: Shapes) -> Shapes:
-    """Input shapes given by the user, held against the model's inputs."""
-    inputs = {value.name: value for value in model.inputs}
-    for name, shape in shapes.items():
-        if name not in inputs:
-            raise OptionError(f"--shape {name}: no such graph input; the inputs are {', '.join(inputs)}")
-        dims = inputs[name].type.tensor_type.shape.dim
-        declared = [d.dim_value if d.HasField("dim_value") else -1 for d in dims]
-        if len(declared) != len(shape) or any(d not in (-1, s) for d, s in zip(declared, shape, strict=True)):
-            text = ",".join("?" if d < 0 else str(d) for d in declared)
-            raise OptionError(f"--shape {name}={','.join(map(str, shape))}: the model declares {text}")
-    return shapes
 
 
 def _replayed(dag: ChannelDag, options: Options, plan: Plan) -> Selection:

@@ -26,9 +26,12 @@ from leanonnx.data.files import IN_MEMORY, File, Made, Sample, Slot, folder_file
 from leanonnx.data.images import ImageFormat as ImageFormat
 from leanonnx.errors import DataError
 from leanonnx.graph.model import Model
-from leanonnx.runtime.sessions import Array, Feed
+from leanonnx.runtime.sessions import Array, Feed, RunFailed, run
 
 PLAIN = ImageFormat()
+LARGEST_BATCH = 16
+RUNS = 20
+"""Runs that there should be at least, so that some can be held out."""
 Samples = Path | Mapping[str, Any]
 """Where samples are: a path, or arrays in memory by their names (anything that numpy takes for an array)."""
 
@@ -226,6 +229,22 @@ def _data(title: str, slots: list[Slot], files: list[File]) -> Data:
         raise DataError(
             f"{title}: {data.count} samples, but one run of the model takes {data.fixed or 1}; give more data"
         )
+    return data
+
+
+def batch_size(data: Data) -> int:
+    """Samples in one run, where the model leaves that free."""
+    return max(1, min(LARGEST_BATCH, data.count // RUNS))
+
+
+def runnable(data: Data, model: Model) -> Data:
+    """The data, fed one by one where the model runs no more at once, although it leaves the batch free."""
+    if data.fixed or batch_size(data) == 1:
+        return data
+    try:
+        run(model.proto, [next(data.feeds(batch_size(data)))], libraries=model.libraries)
+    except RunFailed:
+        return replace(data, fixed=1)
     return data
 
 

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 
-from leanonnx.compressing.pipeline import checked_libraries, checked_shapes
 from leanonnx.data.samples import Data, ImageFormat, open_data
 from leanonnx.errors import DataError, ModelError, OptionError
 from leanonnx.finetuning.augment import Images, images_of
@@ -115,8 +114,8 @@ def finetune(
     world = among or join(options.device)
     try:
         with clock.stage("load"):
-            model = load(source, checked_libraries(options.libraries))
-            base = load(teacher, checked_libraries(options.libraries)) if teacher else None
+            model = load(source, options.libraries)
+            base = load(teacher, options.libraries) if teacher else None
         check_apart(model.files, target)
         pupil = _pupil(model, data, options, clock)
         trip = _round_trip(pupil, model, clock)
@@ -159,7 +158,7 @@ def _pupil(model: Model, path: Path, options: Options, clock: Clock) -> _Pupil:
         DataError: the data do not fit, or have no labels where these are needed.
     """
     with clock.stage("observe"):
-        shapes = observe(model, checked_shapes(model, options.shapes)).shapes
+        shapes = observe(model, options.shapes).shapes
     names = _names(model)
     if not names:
         raise ModelError(

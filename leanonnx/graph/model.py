@@ -24,7 +24,7 @@ from onnx import numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 from onnx.inliner import inline_local_functions
 
-from leanonnx.errors import ModelError
+from leanonnx.errors import ModelError, OptionError
 from leanonnx.graph.formats import graphs
 from leanonnx.graph.storage import digest
 
@@ -117,8 +117,7 @@ class Model:
 
     def constant(self, name: str) -> NDArray[np.generic]:
         """Value of a constant of the main graph."""
-        holder = self.holders[self.origins[name]]
-        return holder_array(holder)
+        return holder_array(self.holders[self.origins[name]])
 
     def constant_kind(self, name: str) -> tuple[str, int]:
         """Numpy type name and number of elements of a constant, without reading an initializer's data."""
@@ -209,7 +208,11 @@ def load(path: Path, libraries: tuple[Path, ...] = (), freeze: bool = False) -> 
 
     Raises:
         ModelError: no such file, empty, not ONNX, refused by the checker, external data missing.
+        OptionError: a library is no file.
     """
+    for library in libraries:
+        if not library.is_file():
+            raise OptionError(f"--library {library}: no such file; give the path of the library")
     proto = _parse(path)
     for tensor in tensors(proto.graph):
         _check_size(tensor, path)
@@ -226,7 +229,7 @@ def load(path: Path, libraries: tuple[Path, ...] = (), freeze: bool = False) -> 
         inputs = [value for value in proto.graph.input if value.name not in frozen]
         del proto.graph.input[:]
         proto.graph.input.extend(inputs)
-    return Model(path, proto, identity.hex(), external, libraries, len(frozen))
+    return Model(path, proto, identity.hex(), external, tuple(each.resolve() for each in libraries), len(frozen))
 
 
 def _inlined(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
@@ -321,11 +324,8 @@ def _check_size(tensor: onnx.TensorProto, path: Path) -> None:
         small = _bits(tensor.data_type) < BYTE
         enough = held * PACKED >= count if small else held == count * (1 + pair)
     if not enough:
-        where = (
-            "its external data are shorter; copy the data file"
-            if uses_external_data(tensor)
-            else "its data have others"
-        )
+        short, other = "its external data are shorter; copy the data file", "its data have others"
+        where = short if uses_external_data(tensor) else other
         raise ModelError(
             f"{path}: constant '{tensor.name}' declares the sizes {list(tensor.dims)}, but {where}; "
             "export or copy the model again"

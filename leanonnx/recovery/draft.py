@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.data.samples import Data
+from leanonnx.data.samples import Data, batch_size
 from leanonnx.errors import ModelError, ProofFailed
 from leanonnx.graph.model import check
 from leanonnx.graph.storage import write_model
@@ -27,9 +27,6 @@ ENOUGH = 128
 """Samples below which more would help much."""
 SPLITS = ((400, 10), (5, 5), (0, 0))
 """From so many samples on, one in so many is held out."""
-LARGEST_BATCH = 16
-RUNS = 20
-"""Runs that there should be at least, so that some can be held out."""
 HELD_BYTES = 1 << 33
 """Bytes of activations that may be held at once; more samples than fit are left out."""
 
@@ -54,11 +51,6 @@ class Recovery:
     def final(self) -> Fidelity:
         """The deviation of what is written."""
         return self.recovered if self.recovered and self.kept else self.removed
-
-
-def batch_size(data: Data) -> int:
-    """Samples in one run, where the model leaves that free."""
-    return max(1, min(LARGEST_BATCH, data.count // RUNS))
 
 
 def split(data: Data) -> tuple[Data, Data | None]:

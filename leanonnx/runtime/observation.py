@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from leanonnx.errors import ModelError
+from leanonnx.errors import ModelError, OptionError
 from leanonnx.graph.formats import OTHERS, Kinds, fed_in_float32, float_kinds, in_float32
 from leanonnx.graph.model import Model, first_line
 from leanonnx.runtime.sessions import LONGEST_RUN, Array, Feed, Session, finished, opened
+from leanonnx.words import shape_text
 
 Shapes = Mapping[str, tuple[int, ...]]
 Axes = list[int | str]
@@ -53,7 +54,9 @@ def observe(model: Model, given: Shapes) -> Observation:
 
     Raises:
         ModelError: onnxruntime cannot load the model, or cannot run it with any size tried.
+        OptionError: a given shape is not one that the model declares.
     """
+    check_shapes(model, given)
     try:
         return _observed(model, model.proto, given, frozenset())
     except ModelError:
@@ -61,6 +64,21 @@ def observe(model: Model, given: Shapes) -> Observation:
         if not replaced:
             raise
     return _observed(model, in_float32(model.proto, replaced), given, replaced)
+
+
+def check_shapes(model: Model, shapes: Shapes) -> None:
+    """Hold input shapes against those that the model declares.
+
+    Raises:
+        OptionError: there is no such input, or it has another rank or another fixed size.
+    """
+    inputs = {value.name: declared(value) for value in model.inputs}
+    for name, shape in shapes.items():
+        if name not in inputs:
+            raise OptionError(f"--shape {name}: no such graph input; the inputs are {', '.join(inputs)}")
+        axes = [axis if isinstance(axis, int) else UNKNOWN for axis in inputs[name]]
+        if len(axes) != len(shape) or any(a not in (UNKNOWN, b) for a, b in zip(axes, shape, strict=True)):
+            raise OptionError(f"--shape {name}={shape_text(shape)}: the model declares {shape_text(axes)}")
 
 
 def _observed(model: Model, proto: onnx.ModelProto, given: Shapes, replaced: Kinds) -> Observation:

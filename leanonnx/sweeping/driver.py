@@ -19,7 +19,6 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from leanonnx.compressing.pipeline import checked_libraries, checked_shapes
 from leanonnx.compressing.report import Row, latency
 from leanonnx.errors import USER_ERROR, UserError
 from leanonnx.graph.model import Model, load
@@ -149,8 +148,8 @@ class _Work:
     def _original(self, name: str) -> tuple[Model, Feed]:
         """A model, and the input that it is measured on."""
         options = self.request.options
-        model = load(self.models[name].path, checked_libraries(options.libraries), options.freeze)
-        return model, observe(model, checked_shapes(model, options.shapes)).feeds
+        model = load(self.models[name].path, options.libraries, options.freeze)
+        return model, observe(model, options.shapes).feeds
 
     def _measured(self, model: Model, feed: Feed, key: Key) -> Row:
         """How a candidate compares with its original, and when that was found."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from leanonnx.compressing.options import Options
-from leanonnx.compressing.pipeline import checked_libraries, resolved_target
+from leanonnx.compressing.pipeline import resolved_target
 from leanonnx.compressing.report import Row
 from leanonnx.data.files import sample_files
 from leanonnx.errors import ModelError
@@ -74,7 +74,6 @@ def subjects(request: Request) -> list[Subject]:
     Raises:
         UserError: no model can be swept, or an option is wrong.
     """
-    libraries = checked_libraries(request.options.libraries)
     found: dict[str, Subject] = {}
     for path in request.models:
         name, count = path.stem, 1
@@ -82,7 +81,7 @@ def subjects(request: Request) -> list[Subject]:
             count += 1
             name = f"{path.stem}-{count}"
         try:
-            model = load(path, libraries, request.options.freeze)
+            model = load(path, request.options.libraries, request.options.freeze)
         except ModelError as error:
             found[name] = Subject(name, path, error=error)
         else:
