@@ -13,7 +13,7 @@ from leanonnx.compressing.options import Recover
 from leanonnx.data import images
 from leanonnx.data.images import ImageFormat
 from leanonnx.errors import OptionError
-from leanonnx.ranking.criteria import Chains, Method
+from leanonnx.ranking.criteria import METHODS, Chains, Method, meaning
 from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.rules.user import read_rules
 
@@ -50,8 +50,7 @@ Size = Annotated[str | None, typer.Option("--size", metavar="HxW", help="Of imag
 Ranking = Annotated[
     Method,
     typer.Option(
-        help="How channels are ranked; auto is path-mass with --calib, or where BatchNormalizations hold statistics, "
-        "else lean."
+        help="How channels are ranked. " + " ".join(f"{each}: {meaning(each)}" for each in METHODS),
     ),
 ]
 Recovering = Annotated[

@@ -199,7 +199,7 @@ def _searched(workshop: Workshop, data: Data | None) -> Trial:
     if data is not None and options.method in BY_ACTIVATIONS:
         request = replace(request, statistics=_statistics(workshop, data))
         chosen = _best(workshop, Selector(dag, request, chosen.price), data)
-    elif options.method == "path-mass" or (options.method == "auto" and chosen.before.kernels <= QUICK):
+    elif options.method in BY_ACTIVATIONS and (options.method != "auto" or chosen.before.kernels <= QUICK):
         chosen = Selector(dag, replace(request, statistics=believed(workshop.known)), chosen.price)
     if options.budget.unit == LATENCY:
         return within_latency(chosen, workshop.attempt)

@@ -1,20 +1,15 @@
 """Ways to rank channels.  Each gives the classes of channels from the most to the least worth keeping.
 
-``cover``    LEAN at channel level: the value of the best chain from an input to an output through a channel.
-``through``  edge-disjoint chains from an input to an output, best first.
-``free``     edge-disjoint chains that may start and end anywhere, as in the LEAN paper (arXiv 2011.06923).
-``path-mass``  sum over all chains through a channel, with the activations of real inputs, less what the other
-channels of its layer can make up for (see ``pathmass``).
-``norm``, ``l1``, ``l2``  size of the filters that make a channel (spectral norm, sum of |w|, Euclidean norm).
-``fpgm``     distance from the other filters of the layer (He et al., CVPR 2019, arXiv 1811.00250).
-``random``   a seeded shuffle.
+A way is one function, its name in ``Method`` and its entry in ``METHODS`` at the end.  The first paragraph of its
+docstring is what the command line says of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +24,8 @@ from leanonnx.ranking.weigh import Weights
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Method = Literal["auto", "lean", "path-mass", "norm", "l1", "l2", "fpgm", "random"]
 Chains = Literal["cover", "through", "free"]
 Mode = Literal["through", "free"]
-BY_ACTIVATIONS: tuple[Method, ...] = ("auto", "path-mass")
-"""Methods that look at activations, where there are any."""
 EXTRACTED: dict[str, Mode] = {"through": "through", "free": "free"}
 FIRST_CHECK = 256
 
@@ -49,6 +41,34 @@ class Ranking:
     order: Ints
     scores: Floats
     losses: Floats | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a ranking is made of: the weighted channel DAG, and what some ways have to be told.
+
+    ``chains``: which chains are looked at; ``enough``: whether those extracted so far exceed the budget; ``seed`` of
+    what is drawn by chance.
+    """
+
+    weights: Weights
+    chains: Chains
+    seed: int
+    enough: Callable[[Ranking], bool]
+
+    @property
+    def dag(self) -> ChannelDag:
+        """The channel DAG."""
+        return self.weights.dag
+
+    def classes(self, separate_readers: bool = False) -> Ints:
+        """Class of each label [labels]."""
+        return channel_classes(self.dag, separate_readers, self.weights.ignored)
+
+
+Criterion = Callable[[Question], Ranking]
+Size = Callable[[NDArray[np.float32], Sequence[int]], Floats]
+"""From kernels [G, O, I, *k] and strides to a number for each filter [G, O]."""
 
 
 def channel_classes(dag: ChannelDag, separate_readers: bool, ignored: Collection[int] = ()) -> Ints:
@@ -85,45 +105,88 @@ def rank(weights: Weights, method: Method, chains: Chains, seed: int, enough: Ca
 
     ``enough`` is asked while edge-disjoint chains are extracted whether those found so far exceed the budget.
     """
-    dag = weights.dag
-    if method == "auto":
-        method = "lean" if weights.statistics is None else "path-mass"
-    if method == "path-mass":
-        return _by_mass(weights)
-    if method == "lean":
-        mode = EXTRACTED.get(chains)
-        return _by_cover(weights) if mode is None else _by_extraction(weights, mode, enough)
-    classes = channel_classes(dag, separate_readers=False, ignored=weights.ignored)
-    if method == "random":
-        scores = np.random.default_rng(seed).random(int(classes.max()) + 1)
-    else:
-        scores = _per_class(classes, _filter_scores(dag, classes, method), np.add)
-    return _layerwise(dag, classes, scores, np.ones_like(scores))
+    return METHODS[method](Question(weights, chains, seed, enough))
 
 
-def _by_cover(weights: Weights) -> Ranking:
-    dag = weights.dag
-    classes = channel_classes(dag, separate_readers=False, ignored=weights.ignored)
-    blocks = [normalise_rows(block) for block in weights.blocks]
-    values = best_through(dag.count, blocks, dag.starts, dag.ends)
-    scores = _per_class(classes, values, np.maximum)
-    return _layerwise(dag, classes, scores, _relative(dag, classes, scores))
+def meaning(method: Method) -> str:
+    """What the docstring of a way says of it."""
+    return " ".join((inspect.getdoc(METHODS[method]) or "").partition("\n\n")[0].split())
 
 
-def _by_mass(weights: Weights) -> Ranking:
-    """Classes in the reverse order of their elimination."""
-    dag, statistics = weights.dag, weights.statistics
+def auto(question: Question) -> Ranking:
+    """Path-mass with --calib, or where BatchNormalizations hold statistics, else lean."""
+    return (lean if question.weights.statistics is None else path_mass)(question)
+
+
+def lean(question: Question) -> Ranking:
+    """Chains from input to output by the gains of their kernels, see --chains (LEAN, arXiv 2011.06923)."""
+    mode = EXTRACTED.get(question.chains)
+    return _by_cover(question) if mode is None else _by_extraction(question, mode)
+
+
+def path_mass(question: Question) -> Ranking:
+    """Sum over all chains through a channel, with its activations, less what others make up for.
+
+    Classes in the reverse order of their elimination (see ``pathmass``).
+
+    Raises:
+        OptionError: there are no statistics of the activations.
+    """
+    weights, dag, statistics = question.weights, question.dag, question.weights.statistics
     if statistics is None:
         raise OptionError(
             "--method path-mass needs activations: give inputs with --calib; the BatchNormalizations of the model tell "
             "the statistics of too few channels"
         )
-    classes = channel_classes(dag, separate_readers=False, ignored=weights.ignored)
+    classes = question.classes()
     removed, losses = elimination(dag, statistics, classes, layers_of(dag, classes), weights.rate, weights.terms)
     order = removed[::-1]
     scores = np.empty(order.size)
     scores[order] = -np.arange(order.size)
     return Ranking(classes, order, scores, losses)
+
+
+def norm(question: Question) -> Ranking:
+    """Spectral norm of the filters that make a channel."""
+    return _by_filters(question, lambda kernels, strides: kernel_norms(kernels, strides=tuple(strides)).sum(-1))
+
+
+def l1(question: Question) -> Ranking:
+    """Sum of |w| of the filters that make a channel (Li et al., ICLR 2017, arXiv 1608.08710)."""
+    return _by_filters(question, lambda kernels, _: np.abs(_flat(kernels)).sum(-1))
+
+
+def l2(question: Question) -> Ranking:
+    """Euclidean norm of the filters that make a channel."""
+    return _by_filters(question, lambda kernels, _: np.linalg.norm(_flat(kernels), axis=-1))
+
+
+def fpgm(question: Question) -> Ranking:
+    """Distance from the other filters of the layer (He et al., CVPR 2019, arXiv 1811.00250)."""
+    return _by_filters(question, _distances)
+
+
+def random(question: Question) -> Ranking:
+    """A shuffle, by --seed."""
+    classes = question.classes()
+    scores = np.random.default_rng(question.seed).random(int(classes.max()) + 1)
+    return _layerwise(question.dag, classes, scores, np.ones_like(scores))
+
+
+def _by_filters(question: Question, size: Size) -> Ranking:
+    """Rank by a number for each filter; what a class holds of it is added up."""
+    dag, classes = question.dag, question.classes()
+    scores = _per_class(classes, _filter_scores(dag, classes, size), np.add)
+    return _layerwise(dag, classes, scores, np.ones_like(scores))
+
+
+def _by_cover(question: Question) -> Ranking:
+    """LEAN at channel level: the value of the best chain from an input to an output through a channel."""
+    dag, classes = question.dag, question.classes()
+    blocks = [normalise_rows(block) for block in question.weights.blocks]
+    values = best_through(dag.count, blocks, dag.starts, dag.ends)
+    scores = _per_class(classes, values, np.maximum)
+    return _layerwise(dag, classes, scores, _relative(dag, classes, scores))
 
 
 def _relative(dag: ChannelDag, classes: Ints, scores: Floats) -> Floats:
@@ -135,20 +198,23 @@ def _relative(dag: ChannelDag, classes: Ints, scores: Floats) -> Floats:
     return np.exp(scores - shift)
 
 
-def _by_extraction(weights: Weights, chains: Mode, enough: Callable[[Ranking], bool]) -> Ranking:
-    """Classes in the order in which extracted chains first touch them; the rest by their best chain."""
-    dag, blocks = weights.dag, weights.blocks
-    classes = channel_classes(dag, separate_readers=True, ignored=weights.ignored)
+def _by_extraction(question: Question, mode: Mode) -> Ranking:
+    """Classes in the order in which edge-disjoint chains, best first, touch them; the rest by their best chain.
+
+    The chains run from an input to an output (``through``), or start and end anywhere (``free``), as in the paper.
+    """
+    dag, blocks = question.dag, question.weights.blocks
+    classes = question.classes(separate_readers=True)
     values = _per_class(classes, best_through(dag.count, blocks, dag.starts, dag.ends), np.maximum)
     rest = np.lexsort((np.arange(values.size), -values))
     touched: dict[int, None] = {}
     checkpoint = FIRST_CHECK
-    for count, chain in enumerate(extract(dag.count, blocks, dag.starts, dag.ends, chains)):
+    for count, chain in enumerate(extract(dag.count, blocks, dag.starts, dag.ends, mode)):
         touched.update(dict.fromkeys(classes[list(chain.labels)].tolist()))
         if count >= checkpoint:
             checkpoint += checkpoint // 2
             ranking = _in_order(classes, touched, rest)
-            if len(touched) == values.size or enough(_only(ranking, len(touched))):
+            if len(touched) == values.size or question.enough(_only(ranking, len(touched))):
                 return ranking
     return _in_order(classes, touched, rest)
 
@@ -205,7 +271,7 @@ def _layerwise(dag: ChannelDag, classes: Ints, scores: Floats, shares: Floats) -
     return Ranking(classes, np.lexsort((np.arange(keys.size), -scores, -keys)), scores)
 
 
-def _filter_scores(dag: ChannelDag, classes: Ints, method: Method) -> Floats:
+def _filter_scores(dag: ChannelDag, classes: Ints, size: Size) -> Floats:
     """Size of the filter of each channel that a mixing operator puts out [labels]; NaN for other channels.
 
     For readers that are chosen one by one it is the size of the kernels that read.
@@ -217,32 +283,37 @@ def _filter_scores(dag: ChannelDag, classes: Ints, method: Method) -> Floats:
     for _, mix in dag.mixes:
         if mix.inward is not None:
             kernels = np.asarray(mix.kernels(), np.float32)
-            scores[mix.targets.reshape(-1)] = _filters(kernels, method, mix.strides).reshape(-1)
+            scores[mix.targets.reshape(-1)] = size(kernels, mix.strides).astype(np.float64).reshape(-1)
             if alone[mix.sources].any():
-                sizes = _filters(kernels.swapaxes(1, 2), method, mix.strides)
+                sizes = size(kernels.swapaxes(1, 2), mix.strides).astype(np.float64)
                 chosen = alone[mix.sources]
                 scores[mix.sources[chosen]] = np.nan_to_num(scores[mix.sources[chosen]]) + sizes[chosen]
     return scores
 
 
-def _filters(kernels: NDArray[np.float32], method: Method, strides: Sequence[int]) -> Floats:
-    """One number per filter [G, O] from kernels [G, O, I, *k]."""
-    flat = kernels.reshape(*kernels.shape[:2], -1)
-    if method == "norm":
-        sizes = kernel_norms(kernels, strides=tuple(strides)).sum(-1)
-    elif method == "l1":
-        sizes = np.abs(flat).sum(-1)
-    elif method == "l2":
-        sizes = np.linalg.norm(flat, axis=-1)
-    elif method == "fpgm":
-        sizes = _distances(flat.reshape(-1, flat.shape[-1]).astype(np.float64)).reshape(kernels.shape[:2])
-    else:
-        raise OptionError(f"method '{method}': expected one of {', '.join(get_args(Method))}")
-    return np.asarray(sizes, np.float64)
+def _flat(kernels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The numbers of each filter in a row [G, O, n]."""
+    return kernels.reshape(*kernels.shape[:2], -1)
 
 
-def _distances(filters: Floats) -> Floats:
-    """Sum of the distances of each filter [n, k] from the others [n]."""
+def _distances(kernels: NDArray[np.float32], _: Sequence[int]) -> Floats:
+    """Sum of the distances of each filter from the others of all groups."""
+    filters = _flat(kernels).reshape(-1, kernels[0, 0].size).astype(np.float64)
     squares = (filters**2).sum(1)
     between = squares[:, None] + squares[None] - 2 * filters @ filters.T
-    return np.asarray(np.sqrt(np.maximum(between, 0)).sum(1))
+    return np.asarray(np.sqrt(np.maximum(between, 0)).sum(1)).reshape(kernels.shape[:2])
+
+
+Method = Literal["auto", "lean", "path-mass", "norm", "l1", "l2", "fpgm", "random"]
+METHODS: Mapping[Method, Criterion] = {
+    "auto": auto,
+    "lean": lean,
+    "path-mass": path_mass,
+    "norm": norm,
+    "l1": l1,
+    "l2": l2,
+    "fpgm": fpgm,
+    "random": random,
+}
+BY_ACTIVATIONS: tuple[Method, ...] = ("auto", "path-mass")
+"""Methods that look at activations, where there are any."""
