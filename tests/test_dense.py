@@ -13,7 +13,8 @@ from onnx import numpy_helper
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.compressing.pipeline import compress, inspect
-from leanonnx.ranking.criteria import Method, channel_classes, rank
+from leanonnx.ranking.classes import channel_classes
+from leanonnx.ranking.criteria import Method, Question, rank
 from leanonnx.ranking.moments import measure
 from leanonnx.ranking.weigh import Weights
 from leanonnx.selection.selector import Budget, Request, select
@@ -89,7 +90,7 @@ def test_readers_are_ranked_by_their_kernels(method: Method, order: int) -> None
     _, dag = network(2)
     weights = Weights(dag, frozenset({last_node(dag)}))
     classes = channel_classes(dag, False, weights.ignored)
-    ranking = rank(weights, method, "cover", 0, lambda _: False)
+    ranking = rank(Question(weights, "cover", 0, lambda _: False), method)
     node = next(k for k, n in enumerate(dag.model.proto.graph.node) if "y5" in n.output)
     (mix,) = [mix for k, mix in dag.mixes if k == node]
     sizes = np.linalg.norm(mix.kernels()[0, 0].reshape(6, 9), order, axis=1)
@@ -123,7 +124,7 @@ def test_a_useless_kernel_goes_early_though_the_last_layer_has_no_use_for_its_ch
     rng = np.random.default_rng(0)
     feeds = [{"f0": rng.standard_normal((4, 1, 12, 12)).astype(np.float32)}]
     weights = Weights(dag, frozenset({last_node(dag)}), measure(dag, feeds, 1))
-    ranking = rank(weights, "path-mass", "cover", 0, lambda _: False)
+    ranking = rank(Question(weights, "cover", 0, lambda _: False), "path-mass")
     node = next(k for k, n in enumerate(dag.model.proto.graph.node) if f"y{layer}" in n.output)
     (mix,) = [mix for k, mix in dag.mixes if k == node]
     useless = ranking.classes[mix.sources[0, 1]]

@@ -18,7 +18,8 @@ from leanonnx.analysis.dag import ChannelDag, analyse
 from leanonnx.graph.model import load
 from leanonnx.numeric.labels import Mask
 from leanonnx.proof.proof import inputs_for, prove, relative
-from leanonnx.ranking.criteria import Ranking, channel_classes
+from leanonnx.ranking.classes import channel_classes
+from leanonnx.ranking.criteria import Ranking
 from leanonnx.ranking.weigh import Weights
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import Array, Feed, run

@@ -11,10 +11,11 @@ from onnx import numpy_helper
 
 from leanonnx.analysis.cost import Rate, by_kernels, by_macs, cost_model
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.ranking import pathmass
-from leanonnx.ranking.criteria import channel_classes, layers_of
+from leanonnx.ranking import elimination
+from leanonnx.ranking.classes import channel_classes, layers_of
+from leanonnx.ranking.elimination import Elimination, Terms
 from leanonnx.ranking.moments import Statistics, measure
-from leanonnx.ranking.pathmass import Terms, elimination, masses, reads
+from leanonnx.ranking.pathmass import masses, reads
 from tests.calibrated import Array, analysed, dag_of, net, normal_feeds
 from tests.helpers import CNN, build, called, refused, saved
 from tests.naive_mass import Walker, random_net
@@ -38,14 +39,14 @@ def removed(dag: ChannelDag, rate: Rate = by_kernels, exponent: float = 1.0) -> 
     """The order of the classes, and the class of each label."""
     classes = channel_classes(dag, separate_readers=False)
     terms = Terms(saved=exponent)
-    return elimination(dag, looked_at(dag), classes, layers_of(dag, classes), rate, terms)[0], classes
+    return Elimination(dag, looked_at(dag), classes, layers_of(dag, classes)).order(rate, terms)[0], classes
 
 
 def test_what_losing_a_channel_costs_never_falls_in_the_order_of_a_layer() -> None:
     dag = dag_of(*CHAIN)
     classes = channel_classes(dag, separate_readers=False)
     layers = layers_of(dag, classes)
-    order, losses = elimination(dag, looked_at(dag), classes, layers, by_kernels, Terms())
+    order, losses = Elimination(dag, looked_at(dag), classes, layers).order(by_kernels, Terms())
     for tensor in "rs":
         layer = layers[classes[dag.labels[tensor].reshape(-1)[0]]]
         costs = losses[order[layers[order] == layer]]
@@ -159,7 +160,7 @@ def judge_merge(monkeypatch: pytest.MonkeyPatch, rate: Rate, unit: str, exponent
         known.update(zip(order.tolist(), costs.tolist(), strict=True))
         return order, costs
 
-    monkeypatch.setattr(pathmass, "_sequence", invented)
+    monkeypatch.setattr(elimination, "_sequence", invented)
     order, classes = removed(dag, rate, exponent)
     layers = layers_of(dag, classes)
     rows = [[one for one in known if layers[one] == layer] for layer in dict.fromkeys(layers[one] for one in known)]

@@ -16,7 +16,7 @@ from leanonnx.analysis import positions
 from leanonnx.analysis.cost import by_kernels
 from leanonnx.numeric import obs, regression
 from leanonnx.numeric.regression import Fit, Sums
-from leanonnx.ranking import moments, pathmass
+from leanonnx.ranking import elimination, moments, pathmass
 from leanonnx.recovery import draft as drafts
 from leanonnx.recovery import fold, layers, recover, rows, walk
 from leanonnx.runtime import taps
@@ -235,9 +235,9 @@ MUTANTS = [
     Mutant(tiled, moments, "rows_of", flattened),
     Mutant(unwatched, moments, "watched", operands),
     Mutant(equal_shares, pathmass, "_shares", chains),
-    Mutant(without_energy, pathmass._Read, "energies", chains, property),
-    Mutant(before_readers, pathmass, "_waiting", lambda patch: test_path_mass.judge_readers()),
-    Mutant(constant_savings, pathmass._Savings, "saved", merge),
+    Mutant(without_energy, pathmass.Read, "energies", chains, property),
+    Mutant(before_readers, elimination, "_waiting", lambda patch: test_path_mass.judge_readers()),
+    Mutant(constant_savings, elimination._Savings, "saved", merge),
     Mutant(turned_taps, test_patches, "features", geometry),
     Mutant(no_padding, positions, "_before", geometry),
     Mutant(shifted_kept, rows.Place, "kept", exact, property),

@@ -7,12 +7,11 @@ no choice is best for every network.  On networks that are quick to recover all 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from leanonnx.analysis.cost import cost_model
 from leanonnx.data.samples import Data, batch_size
 from leanonnx.numeric.labels import Mask
-from leanonnx.ranking.pathmass import TERMS
+from leanonnx.ranking.elimination import TERMS
 from leanonnx.recovery.draft import distance, split
 from leanonnx.recovery.recover import recover
 from leanonnx.runtime.sessions import RunFailed
@@ -47,7 +46,7 @@ def best_terms(selector: Selector, data: Data, seed: int, told: Callable[[float]
     known: dict[bytes, float] = {}
     for count, terms in enumerate(TERMS):
         told(count / len(TERMS))
-        rival = Selector(dag, replace(request, terms=terms), selector.price)
+        rival = selector.rival(terms)
         alive = rival.within(request.budget.fraction)
         if alive.tobytes() not in known:
             known[alive.tobytes()] = _deviation(rival, alive, fitted, held, seed)

@@ -7,19 +7,20 @@ docstring is what the command line says of it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from leanonnx.analysis.cost import Rate, by_kernels
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import OptionError
 from leanonnx.numeric.chains import best_through, extract, normalise_rows
-from leanonnx.numeric.labels import Mask, components
 from leanonnx.numeric.norms import kernel_norms
-from leanonnx.ranking.pathmass import elimination
+from leanonnx.ranking.classes import channel_classes, layers_of
+from leanonnx.ranking.elimination import PLAIN, Terms
 from leanonnx.ranking.weigh import Weights
 
 Floats = NDArray[np.float64]
@@ -48,13 +49,15 @@ class Question:
     """What a ranking is made of: the weighted channel DAG, and what some ways have to be told.
 
     ``chains``: which chains are looked at; ``enough``: whether those extracted so far exceed the budget; ``seed`` of
-    what is drawn by chance.
+    what is drawn by chance; ``rate``: what a kernel costs in the unit of the budget, ``terms`` how much of that counts.
     """
 
     weights: Weights
     chains: Chains
     seed: int
     enough: Callable[[Ranking], bool]
+    rate: Rate = by_kernels
+    terms: Terms = PLAIN
 
     @property
     def dag(self) -> ChannelDag:
@@ -71,41 +74,9 @@ Size = Callable[[NDArray[np.float32], Sequence[int]], Floats]
 """From kernels [G, O, I, *k] and strides to a number for each filter [G, O]."""
 
 
-def channel_classes(dag: ChannelDag, separate_readers: bool, ignored: Collection[int] = ()) -> Ints:
-    """Class of each label [labels] for the purpose of selection.
-
-    A Concat's reader goes with its channel, unless readers are chosen one by one (``separate_readers``) or the
-    operand has one channel only: then a consumer drops it at no cost. What only ``ignored`` nodes read costs nothing
-    to keep, so it goes with its channel in any case.
-    """
-    pairs = [(np.arange(dag.count), _first_of_class(dag.classes))]
-    free = _read_by(dag, ignored, inside=True) & ~_read_by(dag, ignored, inside=False)
-    for _, (channels, readers) in dag.implied:
-        if (channels.size > 1 and not separate_readers) or free[readers].all():
-            pairs.append((channels, readers))
-    return components(dag.count, pairs)
-
-
-def _read_by(dag: ChannelDag, nodes: Collection[int], inside: bool) -> Mask:
-    """Labels [labels] that the kernels of these nodes read, or those of all others."""
-    found = np.zeros(dag.count, bool)
-    for node, mix in dag.mixes:
-        if (node in nodes) == inside:
-            found[mix.sources] = True
-    return found
-
-
-def _first_of_class(classes: Ints) -> Ints:
-    first: Ints = np.unique(classes, return_index=True)[1][classes]
-    return first
-
-
-def rank(weights: Weights, method: Method, chains: Chains, seed: int, enough: Callable[[Ranking], bool]) -> Ranking:
-    """Rank the classes of channels.
-
-    ``enough`` is asked while edge-disjoint chains are extracted whether those found so far exceed the budget.
-    """
-    return METHODS[method](Question(weights, chains, seed, enough))
+def rank(question: Question, method: Method) -> Ranking:
+    """Rank the classes of channels."""
+    return METHODS[method](question)
 
 
 def meaning(method: Method) -> str:
@@ -115,7 +86,7 @@ def meaning(method: Method) -> str:
 
 def auto(question: Question) -> Ranking:
     """Path-mass with --calib, or where BatchNormalizations hold statistics, else lean."""
-    return (lean if question.weights.statistics is None else path_mass)(question)
+    return (lean if question.weights.elimination is None else path_mass)(question)
 
 
 def lean(question: Question) -> Ranking:
@@ -132,18 +103,17 @@ def path_mass(question: Question) -> Ranking:
     Raises:
         OptionError: there are no statistics of the activations.
     """
-    weights, dag, statistics = question.weights, question.dag, question.weights.statistics
-    if statistics is None:
+    elimination = question.weights.elimination
+    if elimination is None:
         raise OptionError(
             "--method path-mass needs activations: give inputs with --calib; the BatchNormalizations of the model tell "
             "the statistics of too few channels"
         )
-    classes = question.classes()
-    removed, losses = elimination(dag, statistics, classes, layers_of(dag, classes), weights.rate, weights.terms)
+    removed, losses = elimination.order(question.rate, question.terms)
     order = removed[::-1]
     scores = np.empty(order.size)
     scores[order] = -np.arange(order.size)
-    return Ranking(classes, order, scores, losses)
+    return Ranking(elimination.classes, order, scores, losses)
 
 
 def norm(question: Question) -> Ranking:
@@ -236,21 +206,6 @@ def _per_class(classes: Ints, values: Floats, join: np.ufunc) -> Floats:
     found = np.full(int(classes.max()) + 1, -np.inf if join is np.maximum else 0.0)
     join.at(found, classes[known], values[known])
     return found
-
-
-def layers_of(dag: ChannelDag, classes: Ints) -> Ints:
-    """Layer of each class: classes whose channels the same mixing operators put out, joined over ties."""
-    count = int(classes.max()) + 1
-    mixing = np.zeros(len(dag.model.proto.graph.node) + 1, bool)
-    mixing[[node for node, _ in dag.mixes]] = True
-    labels = np.flatnonzero(mixing[dag.minted])
-    owner = np.full(count, -1, np.int64)
-    first = np.unique(classes, return_index=True)[1]
-    owner[:] = dag.minted[first] + count + 1
-    owner[classes[labels[::-1]]] = dag.minted[labels[::-1]] + count + 1
-    size = count + len(mixing) + 1
-    found = components(size, [(classes[labels], dag.minted[labels] + count + 1), (np.arange(count), owner)])
-    return np.unique(found[:count], return_inverse=True)[1].astype(np.int64)
 
 
 def _layerwise(dag: ChannelDag, classes: Ints, scores: Floats, shares: Floats) -> Ranking:

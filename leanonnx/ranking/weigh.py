@@ -9,14 +9,14 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from leanonnx.analysis.cost import Rate, by_kernels
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import ModelError
 from leanonnx.graph.formats import is_float
 from leanonnx.numeric.chains import Block, best_chain
 from leanonnx.numeric.norms import kernel_norms
+from leanonnx.ranking.classes import channel_classes, layers_of
+from leanonnx.ranking.elimination import Elimination
 from leanonnx.ranking.moments import Statistics
-from leanonnx.ranking.pathmass import PLAIN, Terms
 from leanonnx.rules.call import Link, Mix
 
 
@@ -24,20 +24,25 @@ from leanonnx.rules.call import Link, Mix
 class Weights:
     """The weighted channel DAG, computed when first asked for; kernels of ``ignored`` nodes are not counted.
 
-    ``statistics`` of its activations, where there are any; ``rate``: what a kernel costs in the unit of the budget,
-    ``terms`` how much of that counts.
+    ``statistics`` of its activations, where there are any.
     """
 
     dag: ChannelDag
     ignored: frozenset[int] = frozenset()
     statistics: Statistics | None = None
-    rate: Rate = by_kernels
-    terms: Terms = PLAIN
 
     @cached_property
     def blocks(self) -> list[Block]:
         """Blocks of edges in topological order."""
         return weighted(self.dag, self.ignored)
+
+    @cached_property
+    def elimination(self) -> Elimination | None:
+        """The elimination of channels; None without statistics."""
+        if self.statistics is None:
+            return None
+        classes = channel_classes(self.dag, separate_readers=False, ignored=self.ignored)
+        return Elimination(self.dag, self.statistics, classes, layers_of(self.dag, classes))
 
     @cached_property
     def connections(self) -> list[tuple[int, ...]]:
@@ -52,9 +57,9 @@ class Weights:
 def weighted(dag: ChannelDag, ignored: Collection[int] = ()) -> list[Block]:
     """Blocks of edges in topological order; kernels of ``ignored`` nodes are walked but not counted."""
     mixes = [
-        (node, 0, _kernels(dag, node, mix, mix.counted and node not in ignored))
+        (node, 0, _kernels(mix, mix.counted and node not in ignored))
         for node, mix in dag.mixes
-        if _movable(mix)
+        if mix.inward is not None
     ]
     links = [(node, 1, _fixed(link)) for node, link in dag.links if link.sources.size]
     return [block for _, _, block in sorted(mixes + links, key=lambda item: item[:2])]
@@ -76,11 +81,7 @@ def check_finite(dag: ChannelDag) -> None:
             )
 
 
-def _movable(mix: Mix) -> bool:
-    return mix.inward is not None
-
-
-def _kernels(dag: ChannelDag, node: int, mix: Mix, counted: bool) -> Block:
+def _kernels(mix: Mix, counted: bool) -> Block:
     weights = np.asarray(mix.kernels(), np.float32)
     gains = kernel_norms(weights, strides=mix.strides)
     sources, gains = _once_each(mix.sources, gains)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -13,9 +13,9 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.checks import check_fraction
 from leanonnx.errors import BudgetUnreachable
 from leanonnx.numeric.labels import Mask
-from leanonnx.ranking.criteria import Chains, Method, Ranking, rank
+from leanonnx.ranking.criteria import Chains, Method, Question, Ranking, rank
+from leanonnx.ranking.elimination import PLAIN, Terms
 from leanonnx.ranking.moments import Statistics
-from leanonnx.ranking.pathmass import PLAIN, Terms
 from leanonnx.ranking.weigh import Weights
 from leanonnx.rules.call import Mix, Pin
 from leanonnx.selection.keeper import Keeper
@@ -79,15 +79,22 @@ class Selection:
 class Selector:
     """Ranks the channels of a DAG once, and gives the keep set for any fraction of its cost.
 
-    ``price`` tells what a keep set costs in the unit of the budget.
+    ``price`` tells what a keep set costs in the unit of the budget, ``weights`` what rankings are made of.
     """
 
-    def __init__(self, dag: ChannelDag, request: Request, price: Price | None = None) -> None:
+    def __init__(
+        self, dag: ChannelDag, request: Request, price: Price | None = None, weights: Weights | None = None
+    ) -> None:
         self.dag, self.request = dag, request
+        self.weights = weights or Weights(dag, request.ignored, request.statistics)
         self.cost = cost_model(dag, request.ignored)
         self.price: Price = price or partial(_counted, self.cost, request.budget.unit)
         everything = dag.whole
         self.before, self.total = self.cost(everything), self.price(everything)
+
+    def rival(self, terms: Terms) -> Selector:
+        """One that counts the cost saved and the path mass otherwise."""
+        return Selector(self.dag, replace(self.request, terms=terms), self.price, self.weights)
 
     def within(self, fraction: float, other: Price | None = None) -> Mask:
         """The keep set for a fraction of the original's cost; the cheapest where none fits.
@@ -104,17 +111,15 @@ class Selector:
     def keeper(self) -> Keeper:
         """The ranking, ready to be cut off."""
         request = self.request
-        rate = request.rate or RATES.get(request.budget.unit, by_kernels)
-        weights = Weights(
-            self.dag, request.ignored, request.statistics, partial(_saved, rate, request.ignored), request.terms
-        )
 
         def enough(ranking: Ranking) -> bool:
-            keeper = Keeper(weights, ranking, request.pinned, NATURAL)
+            keeper = Keeper(self.weights, ranking, request.pinned, NATURAL)
             return self._spent(keeper.prefix(len(ranking.order)), request.budget.fraction) > 1
 
-        ranking = rank(weights, request.method, request.chains, request.seed, enough)
-        return Keeper(weights, ranking, request.pinned, request.alignment)
+        rate = partial(_saved, request.rate or RATES.get(request.budget.unit, by_kernels), request.ignored)
+        question = Question(self.weights, request.chains, request.seed, enough, rate, request.terms)
+        ranking = rank(question, request.method)
+        return Keeper(self.weights, ranking, request.pinned, request.alignment)
 
     def _spent(self, alive: Mask, fraction: float) -> float:
         return self.price(alive) / (fraction * self.total) if self.total else 0.0

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.numeric.labels import Labels, Mask
-from leanonnx.ranking.criteria import Ranking, layers_of
+from leanonnx.ranking.classes import layers_of
+from leanonnx.ranking.criteria import Ranking
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
