@@ -202,6 +202,23 @@ def test_no_block_of_ten_lines_stands_twice() -> None:
     assert [found for found in places.values() if len(found) > 1] == []
 
 
+BASES = {"Exception", "NamedTuple", "Protocol", "torch.nn.Module"}
+"""Classes of others that ours may extend."""
+
+
+def test_classes_of_ours_are_not_extended() -> None:
+    """A class is abstract or final; only errors form a tree."""
+    found = {
+        (name, node.name, ast.unparse(base))
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and name != "errors"
+        for base in node.bases
+    }
+    errors = {node.name for node in TREES["errors"].body if isinstance(node, ast.ClassDef)}
+    assert {each for each in found if each[2] not in BASES | errors} == set()
+
+
 THAWED = {("analysis.dag", "_Trace")}
 """What is filled while the nodes of a model are visited."""
 

@@ -137,7 +137,7 @@ def exit_codes(interrupted: str = "nothing was written") -> Iterator[TextIO]:
         _stop(f"leanonnx: {NO_MEMORY}", USER_ERROR, error)
     except (typer.Exit, typer.BadParameter):
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the last place where a bug can be told
         lines = "".join(traceback.format_exception(error)[-3:])
         _stop(f"leanonnx: a bug in leanonnx, please report it with the model's operators:\n{lines}", BUG, error)
 

@@ -74,7 +74,7 @@ def _agrees(tried: Batched, batch: Batch, names: tuple[str, ...], wanted: Sequen
     """Whether a way runs at all and gives the same."""
     try:
         found = tried(batch, names)
-    except Exception:  # what a graph with a fixed batch size does to a larger one is of any type
+    except Exception:  # noqa: BLE001 - what a graph with a fixed batch size does to a larger one is of any type
         return False
     return all(_same(a, b) for a, b in zip(wanted, found, strict=True))
 
