@@ -116,12 +116,12 @@ def cli(
 
 
 @contextlib.contextmanager
-def native_output() -> Iterator[list[str]]:
-    """What native libraries and other programs print meanwhile, which Python's streams do not see."""
+def _diverted(*numbers: int) -> Iterator[list[str]]:
+    """What native libraries and other programs write to file descriptors, which Python's streams do not see."""
     found: list[str] = []
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(tempfile.TemporaryFile())
-        for number in (1, 2):
+        files = [stack.enter_context(tempfile.TemporaryFile()) for _ in numbers]
+        for number, file in zip(numbers, files, strict=True):
             usual = os.dup(number)
             stack.callback(os.close, usual)
             stack.callback(os.dup2, usual, number)
@@ -129,19 +129,18 @@ def native_output() -> Iterator[list[str]]:
         try:
             yield found
         finally:
-            file.seek(0)
-            found.append(file.read().decode(errors="replace"))
+            for file in files:
+                file.seek(0)
+                found.append(file.read().decode(errors="replace"))
 
 
-def called(*args: object, cwd: Path | None = None, measure: bool = False, env: Mapping[str, str] | None = None) -> Done:
-    """The same command in this process: ten times quicker, for variants of what ``cli`` has shown.
-
-    As from the entry point, what native libraries print counts as printed to stderr.
-    """
+def within(
+    call: Callable[[], object], words: Sequence[str], cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> Done:
+    """A command in this process: what it prints, and its exit code; ``env`` is added to the environment."""
     out, err, code = io.StringIO(), io.StringIO(), 0
-    words = _unmeasured(args, measure)
     with (
-        native_output() as native,
+        _diverted(1, 2) as native,
         contextlib.chdir(cwd or "."),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
@@ -150,10 +149,24 @@ def called(*args: object, cwd: Path | None = None, measure: bool = False, env: M
         for name, value in (env or {}).items():
             patch.setenv(name, value)
         try:
-            app(words, prog_name="leanonnx")
+            call()
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
-    return subprocess.CompletedProcess(["leanonnx", *words], code, out.getvalue(), err.getvalue() + "".join(native))
+    return subprocess.CompletedProcess(list(words), code, out.getvalue() + native[0], err.getvalue() + native[1])
+
+
+def called(*args: object, cwd: Path | None = None, measure: bool = False, env: Mapping[str, str] | None = None) -> Done:
+    """The same command in this process: ten times quicker, for variants of what ``cli`` has shown.
+
+    As from the entry point, what native libraries print goes to stderr.
+    """
+    words = _unmeasured(args, measure)
+
+    def command() -> None:
+        os.dup2(2, 1)
+        app(words, prog_name="leanonnx")
+
+    return within(command, ["leanonnx", *words], cwd, env)
 
 
 @contextlib.contextmanager

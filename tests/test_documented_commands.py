@@ -14,7 +14,8 @@ import typer
 
 from leanonnx.cli.main import app
 from tests.documented import PAGES, ROOT, Typed, furnish, typed
-from tests.helpers import TIMEOUT, Done, called
+from tests.helpers import SHORT, TIMEOUT, Done, called
+from tests.sweeps import made_within
 
 VALUES = {"TENSOR:CHANNEL": "r1:3", "NAME=1,3,224,224": "x=1,3,16,16"}
 """What a reader has to put in place of a word of the page."""
@@ -46,7 +47,7 @@ ADDED = {
     "--calib models/cs_unet_samples.npz": ["--method", "lean"],
     "leanonnx check models/cs_unet.onnx": ["--max-deviation", "0.9", "--min-agreement", "0.5"],
     "leanonnx sweep": ["--no-measure"],
-    "leanonnx bench": ["--seconds", "0.3"],
+    "leanonnx bench": ["--seconds", str(SHORT)],
 }
 """What is added so that outputs are the same everywhere, and soon there."""
 UNMEASURED = ("latency", "times the speed")
@@ -91,7 +92,9 @@ def run(command: str, folder: Path) -> Done:
     if not command.startswith("leanonnx"):
         return _spawned([sys.executable, *shlex.split(command)[1:]], folder)
     parse(command)
-    return called(*(REPLACED.get(word, word) for word in arguments(command)), *added(command), cwd=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("leanonnx.cli.sweep.made_here", made_within)
+        return called(*(REPLACED.get(word, word) for word in arguments(command)), *added(command), cwd=folder)
 
 
 def _spawned(words: list[str], folder: Path) -> Done:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -10,16 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import CNN, TIMEOUT, build, cli, saved, saved_external, tree
+from tests.helpers import CNN, TIMEOUT, build, called, saved, saved_external, tree
 
 pytest.importorskip("resource", reason="signals of processes as Unix has them")
 
 DEADLY = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 from leanonnx.cli.main import main
 
-left = [int(sys.argv.pop(1))]
+most, *sys.argv[1:] = sys.argv[1:]
+left = []
 
 def deadly(method):
     def call(*args, **kwargs):
@@ -30,9 +32,20 @@ def deadly(method):
     return call
 
 Path.replace, Path.unlink = deadly(Path.replace), deadly(Path.unlink)
-main()
+codes = []
+while len(codes) < int(most) and codes[-1:] != [0]:
+    child = os.fork()
+    if not child:
+        os.chdir(f"killed{len(codes)}")
+        left.append(len(codes))
+        try:
+            main()
+        except SystemExit as stop:
+            os._exit(stop.code or 0)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(json.dumps(codes))
 """
-"""The command line, but killed before the n-th time that a file is renamed or removed."""
+"""The command line again and again, each in a folder of its own, killed before the n-th rename or removal of a file."""
 MOST = 8
 """More changes than any run makes."""
 
@@ -40,15 +53,17 @@ MOST = 8
 def published(folder: Path, source: Path, *options: object) -> dict[str, bytes | None]:
     """The files of a whole run."""
     folder.mkdir()
-    done = cli("compress", source, folder / "out.onnx", *options, cwd=folder)
+    done = called("compress", source, folder / "out.onnx", *options, cwd=folder)
     assert done.returncode == 0, done.stderr
     return tree(folder)
 
 
-def killed(change: int, source: Path, folder: Path, *options: str) -> int:
-    """Run in a folder; the exit code."""
-    command = [sys.executable, "-c", DEADLY, str(change), "compress", str(source), "out.onnx", *options]
-    return subprocess.run(command, cwd=folder, capture_output=True, timeout=TIMEOUT, check=False).returncode
+def killed(source: Path, folder: Path, *options: str) -> list[int]:
+    """Run in the folders ``killed0``, ``killed1`` … below a folder until a run comes to its end; the exit codes."""
+    command = [sys.executable, "-c", DEADLY, str(MOST), "compress", str(source), "out.onnx", *options]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT, check=True)
+    codes: list[int] = json.loads(done.stdout.splitlines()[-1])
+    return codes
 
 
 @pytest.mark.parametrize("external", [False, True], ids=["one file", "external data"])
@@ -60,16 +75,14 @@ def test_killed_between_changes(tmp_path: Path, external: bool, plan: bool) -> N
     old = published(tmp_path / "old", source, "--keep", "0.8", *options)
     new = published(tmp_path / "new", source, "--keep", "0.5", *options)
     assert old != new
-    codes = []
     for change in range(MOST):
-        folder = tmp_path / f"killed{change}"
-        shutil.copytree(tmp_path / "old", folder)
-        codes.append(killed(change, source, folder, "--keep", "0.5", *options))
-        found = {name: content for name, content in tree(folder).items() if not name.startswith(".leanonnx-")}
+        shutil.copytree(tmp_path / "old", tmp_path / f"killed{change}")
+    codes = killed(source, tmp_path, "--keep", "0.5", *options)
+    for change in range(len(codes)):
+        files = tree(tmp_path / f"killed{change}")
+        found = {name: content for name, content in files.items() if not name.startswith(".leanonnx-")}
         whole = old if found.get("out.onnx") == old["out.onnx"] else new
         assert "out.onnx" not in found or found == whole, f"killed before change {change}"
-        if codes[-1] == 0:
-            break
     assert codes == [-signal.SIGKILL] * (len(codes) - 1) + [0]
     assert len(codes) > 1
     assert {name: content for name, content in tree(tmp_path).items() if name in given} == given
