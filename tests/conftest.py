@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.helpers import brief
+from tests.smoke import SMOKE
 from tests.sweeps import made_within
 
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
@@ -19,6 +21,26 @@ COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, Heal
 settings.register_profile("ci", derandomize=True, max_examples=75, database=None, **COMMON)
 settings.register_profile("long", max_examples=2000, print_blob=True, **COMMON)
 settings.load_profile("ci")
+HERE = Path(__file__).parent
+TOGETHER = ("test_corrupted.py", "test_report_browser.py", "test_sweep_cluster.py")
+"""Files whose tests share what takes seconds to start: they go to one worker."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """For the smoke subset alone, no other file is imported."""
+    if config.option.markexpr != "smoke" or collection_path.suffix != ".py":
+        return None
+    return None if collection_path.relative_to(HERE).as_posix() in SMOKE else True
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what belongs to the smoke subset, and what goes to one worker."""
+    for item in items:
+        file = item.path.relative_to(HERE).as_posix()
+        if item.name.startswith(SMOKE.get(file, ())):
+            item.add_marker("smoke")
+        if file in TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(file))
 
 
 @pytest.fixture

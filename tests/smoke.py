@@ -1,0 +1,26 @@
+"""The tests of the smoke subset: a little of everything, in seconds.  python -m pytest -m smoke -q"""
+
+from __future__ import annotations
+
+SMOKE: dict[str, tuple[str, ...]] = {
+    "test_layers.py": ("",),
+    "test_contract.py": ("",),
+    "rules/test_rules.py": (
+        "test_every_",
+        *(f"test_channels_can_go[{op}-" for op in ("Conv", "Gemm", "Concat", "Add", "Reshape")),
+        *(f"test_channels_go_where_the_rule_says[{op}-" for op in ("Conv", "Gemm", "Concat", "Add", "Reshape")),
+        *(f"test_what_is_not_covered_is_pinned[{op}-" for op in ("Conv", "Reshape")),
+        *(f"test_wrong_rules_are_caught[{op}]" for op in ("Conv", "Concat", "Split")),
+    ),
+    "test_mutants.py": ("test_wrong_rule_is_caught",),
+    "test_masked_equals_compact.py": ("test_networks_that_once_went_wrong",),
+    "test_chains.py": ("test_sweeps", "test_best_chain", "test_rows", "test_fixed_edges", "test_oracle_kills_mutants"),
+    "test_norms.py": ("test_norm_is", "test_three_axes", "test_transposed_convolution", "test_oracle"),
+    "test_cli.py": (
+        *("test_json_of_compress", "test_budgets_are_kept", "test_unreachable_budget", "test_plan_tells"),
+        *("test_external_data_stay", "test_public_names", "test_help"),
+    ),
+    "test_bad_options.py": ("test_usage",),
+    "test_bad_input.py": ("test_no_model", "test_broken_graph"),
+}
+"""File below tests/ → how the names of its tests begin that belong to the subset."""
