@@ -18,6 +18,7 @@ from benchmarks.latency_page import cells_of, efficiency
 from benchmarks.lean_cs.page import Found, percent
 from benchmarks.recovery_page import best
 from benchmarks.selection import NAMES, TRANSFORMERS, means
+from docs.written import main
 
 BLOCK = re.compile(r"(<!-- numbers: (\w+) -->\n).*?(\n<!-- end of numbers -->)", re.DOTALL)
 CLASSIFIERS = [name for name in NAMES if name not in TRANSFORMERS]
@@ -138,20 +139,6 @@ def filled(text: str) -> str:
     return BLOCK.sub(lambda found: f"{found[1]}\n{BLOCKS[found[2]]()}\n{found[3]}", text)
 
 
-def main(arguments: list[str]) -> int:
-    """Fill the blocks of all pages, or compare them with what stands there."""
-    old = []
-    for path in sorted(DOCS.glob("*.md")):
-        text = path.read_text(encoding="utf-8")
-        if (wanted := filled(text)) != text:
-            old.append(path.name)
-            if "--check" not in arguments:
-                path.write_text(wanted, encoding="utf-8")
-    if old and "--check" in arguments:
-        sys.stderr.write(f"{', '.join(old)}: not what the results say; run python -m benchmarks.digest\n")
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    pages = ((path, filled(path.read_text(encoding="utf-8"))) for path in sorted(DOCS.glob("*.md")))
+    raise SystemExit(main(pages, "python -m benchmarks.digest", sys.argv[1:]))

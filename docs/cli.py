@@ -1,14 +1,9 @@
-"""Writes docs/cli.md from the command line itself: the signatures and docstrings of its verbs.
-
-python docs/cli.py            write the page
-python docs/cli.py --check    exit 1 if it is not what the command line says
-"""
+"""What the verbs and their options do, from their signatures and docstrings: a part of docs/cli.md on the site."""
 
 from __future__ import annotations
 
 import inspect
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from typer.models import ArgumentInfo, OptionInfo
 
 from leanonnx.cli.main import app
-from leanonnx.cli.terminal import INTERRUPTED, TERMINATED
-from leanonnx.errors import BUG, NO, USER_ERROR
 
-PAGE = Path(__file__).parent / "cli.md"
 KINDS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 """What stands for a value of a type where a parameter names none."""
 READ_ON = {
@@ -149,43 +141,6 @@ def cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def page() -> str:
-    """The whole page."""
-    return "\n\n".join([HEAD.strip(), *(chapter(each) for each in verbs())]) + "\n"
-
-
-HEAD = f"""
-# The command line
-
-<!-- Made by `python docs/cli.py` from the verbs in leanonnx/cli; change those, not this page. -->
-
-`leanonnx VERB …`: results go to stdout, progress and messages to stderr. `leanonnx VERB --help` shows what stands here,
-`leanonnx --version` the version. With `--json` a verb prints one object with `"schema": 1`; scripts may rely on its
-keys, not on the text for people.
-
-| exit code | |
-|---|---|
-| 0 | done |
-| {NO} | leanonnx ran, and the answer is no |
-| {USER_ERROR} | a file or an option is wrong; the message says what to do |
-| {BUG} | a bug in leanonnx |
-| {INTERRUPTED}, {TERMINATED} | stopped from outside (Ctrl-C, SIGTERM); nothing was written |
-
-[Troubleshooting](troubleshooting.md) goes through the messages.
-"""
-
-
-def main(arguments: list[str]) -> int:
-    """Write the page, or compare it with what stands there."""
-    text = page()
-    if "--check" not in arguments:
-        PAGE.write_text(text, encoding="utf-8")
-        return 0
-    if PAGE.exists() and PAGE.read_text(encoding="utf-8") == text:
-        return 0
-    sys.stderr.write(f"{PAGE} is not what the command line says; run python docs/cli.py\n")
-    return 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+def reference() -> str:
+    """A chapter for each verb."""
+    return "\n\n".join(chapter(each) for each in verbs())

@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: files of the repository that pages link to become part of the site; nothing comes from elsewhere.
+"""Hooks of mkdocs: pages get their parts that are made, files that they link to a place; nothing comes from elsewhere.
 
 Links in the pages are those of the repository, so that the same text can be read there. Files beside ``docs/`` that
 are linked to get a place in the site, and the links follow them.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import posixpath
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # mkdocs runs this file by itself
+
+from docs.reference import whole  # noqa: E402
+
 BESIDE = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
@@ -58,9 +63,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links lead to where the files are in the site."""
+    """Parts that are made stand in their places, and links lead to where the files are in the site."""
     origin = ORIGIN.get(page.file.src_uri, f"docs/{page.file.src_uri}")
-    return LINK.sub(lambda found: _in_site(found[1], origin, page.file.src_uri), markdown)
+    return LINK.sub(lambda found: _in_site(found[1], origin, page.file.src_uri), whole(markdown))
 
 
 def _in_site(link: str, origin: str, place: str) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 
 from docs.drawing import Point, badge, box, cells, disc, line, picture, plate, text
+from docs.written import main
 from leanonnx.analysis.dag import ChannelDag, analyse
 from leanonnx.graph.model import load
 from leanonnx.numeric.chains import best_chain, best_through, extract, normalise_rows
@@ -360,20 +361,6 @@ def mono(place: Point, words: str, kind: str) -> str:
 PICTURES = {f.__name__: f for f in (channels, chains, mass, surgery, floors)}
 
 
-def main(arguments: list[str]) -> int:
-    """Draw the pictures, or compare them with what stands there."""
-    old = []
-    for name, draw in PICTURES.items():
-        path, drawn = FOLDER / f"{name}.svg", draw()
-        if not path.exists() or path.read_text(encoding="utf-8") != drawn:
-            old.append(path.name)
-            if "--check" not in arguments:
-                path.write_text(drawn, encoding="utf-8")
-    if old and "--check" in arguments:
-        sys.stderr.write(f"{', '.join(old)}: not what is drawn now; run python -m docs.pictures\n")
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    drawn = ((FOLDER / f"{name}.svg", draw()) for name, draw in PICTURES.items())
+    raise SystemExit(main(drawn, "python -m docs.pictures", sys.argv[1:]))

@@ -16,6 +16,7 @@ pytest.importorskip("material", reason="needs the extra 'docs' (mkdocs-material)
 
 from markdown_it import MarkdownIt
 
+from docs.reference import whole
 from tests.documented import PAGES, ROOT
 
 TAGS = ("h1", "h2", "h3", "ol", "ul", "li", "table", "tr", "pre", "strong", "em")
@@ -59,7 +60,7 @@ def article(site: Path, name: str) -> str:
 @pytest.mark.parametrize("name", [name for name in PAGES if name != "README.md"])
 def test_page_reads_as_it_does_elsewhere(site: Path, name: str) -> None:
     """Lists, tables and code come out as CommonMark has them; Python-Markdown wants lists indented further."""
-    wanted = MarkdownIt("commonmark").enable("table").render(PAGES[name].read_text(encoding="utf-8"))
+    wanted = MarkdownIt("commonmark").enable("table").render(whole(PAGES[name].read_text(encoding="utf-8")))
     found = article(site, name)
     assert {tag: len(re.findall(rf"<{tag}[\s>]", found)) for tag in TAGS} == {
         tag: len(re.findall(rf"<{tag}[\s>]", wanted)) for tag in TAGS

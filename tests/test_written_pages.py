@@ -1,4 +1,4 @@
-"""What scripts write into docs/ is what they write now: the command line, the pictures, the numbers within pages."""
+"""What scripts make for docs/ is what they make now: the command line, the pictures, the numbers within pages."""
 
 from __future__ import annotations
 
@@ -13,21 +13,48 @@ import typer
 
 from benchmarks import digest
 from benchmarks.common import load
-from docs import cli, pictures
+from docs import cli, pictures, written
+from docs.reference import PARTS, whole
+from leanonnx.cli.terminal import INTERRUPTED, TERMINATED
+from leanonnx.errors import BUG, NO, USER_ERROR
 from tests.documented import PAGES, ROOT
 from tests.helpers import called
 
 VERBS = cli.verbs()
+CLI = whole(PAGES["docs/cli.md"].read_text(encoding="utf-8"))
 
 
-def test_command_line_is_as_the_page_says() -> None:
-    assert cli.PAGE.read_text(encoding="utf-8") == cli.page(), "run python docs/cli.py"
+@pytest.mark.parametrize("name", PARTS)
+def test_every_part_has_its_place(name: str) -> None:
+    pages = [path.read_text(encoding="utf-8") for path in PAGES.values()]
+    (page,) = [text for text in pages if f"<!-- {name} -->" in text]
+    assert whole(page).count(PARTS[name]()) == 1
+    assert f"<!-- {name} -->" not in whole(page)
+
+
+def test_exit_codes_are_those_of_the_command_line() -> None:
+    told = re.findall(r"^\| ([\d, ]+) \|", CLI, re.MULTILINE)
+    assert told[:5] == ["0", str(NO), str(USER_ERROR), str(BUG), f"{INTERRUPTED}, {TERMINATED}"]
+
+
+def test_scripts_write_what_is_old_and_only_tell_of_it_with_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [(tmp_path / "a", "new"), (tmp_path / "b", "same")]
+    (tmp_path / "a").write_text("old", encoding="utf-8")
+    (tmp_path / "b").write_text("same", encoding="utf-8")
+    assert written.main(files, "python -m this", ["--check"]) == 1
+    assert capsys.readouterr().err == "a: not what it should be; run python -m this\n"
+    assert (tmp_path / "a").read_text(encoding="utf-8") == "old"
+    assert written.main(files, "python -m this", []) == 0
+    assert (tmp_path / "a").read_text(encoding="utf-8") == "new"
+    assert written.main(files, "python -m this", ["--check"]) == 0
 
 
 def test_every_verb_has_a_chapter() -> None:
     shown = re.findall(r"^  ([a-z-]+) ", called("--help").stdout.partition("Commands:")[2], re.MULTILINE)
     assert [verb.name for verb in VERBS] == shown
-    assert all(f"\n## {name}\n" in cli.page() for name in shown)
+    assert all(f"\n## {name}\n" in CLI for name in shown)
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
