@@ -30,7 +30,7 @@ ONLY = {
     "onnxruntime": {"runtime.providers", "runtime.sessions"},
     "typer": {"cli"},
     "rich": {"cli", "benchmarking.report", "calibrating.report", "checking.report", "compressing.report"}
-    | {"finetuning.report", "sweeping.report"},
+    | {"compressing.inspection", "finetuning.report", "sweeping.report"},
     "matplotlib": {"sweeping.plot"},
     "distributed": {"sweeping.cluster"},
     "PIL": set(),
@@ -40,7 +40,7 @@ ONLY = {
 """Which rooms or modules may import a library."""
 NO_TORCH = {"finetuning.report", "finetuning.steps", "torch.cuts"}
 NO_ONNX = {"errors", "numeric", "system", "selection", "ranking.criteria", "data.npz", "data.images", "proof.scores"}
-NO_ONNX |= {"checking.gates", "checking.verdicts", "checking.report", "compressing.report"}
+NO_ONNX |= {"checking.gates", "checking.verdicts", "checking.report", "compressing.report", "compressing.inspection"}
 NO_ONNX |= {"cli.check", "cli.compress", "cli.inspect", "rules"}
 """Rooms and modules that see models only through what lies below them."""
 OPTIONAL = {"cli.finetune", "cli.sweep"}

@@ -12,7 +12,7 @@ import onnx
 from leanonnx.analysis.cost import UNITS
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.benchmarking.benchmark import Case
-from leanonnx.compressing import report
+from leanonnx.compressing import inspection, report
 from leanonnx.compressing.pipeline import Result
 from leanonnx.compressing.report import Row
 from leanonnx.graph.storage import write_model
@@ -203,7 +203,7 @@ class Analysis:
         Raises:
             OptionError: no tensor of that name carries channels, or it has fewer.
         """
-        return report.why(self.dag, tensor, channel)
+        return inspection.why(self.dag, tensor, channel)
 
     def to_dict(self) -> Row:
         """What ``leanonnx inspect --json`` prints."""

@@ -23,7 +23,7 @@ from leanonnx.api.results import Analysis, Compressed, Timings
 from leanonnx.api.sources import ModelSource, as_file, several, title
 from leanonnx.benchmarking import benchmark
 from leanonnx.benchmarking import report as bench_report
-from leanonnx.compressing import pipeline, report
+from leanonnx.compressing import inspection, pipeline
 from leanonnx.compressing.options import Options, Recover, alignment, asked_budget
 from leanonnx.compressing.workshop import compared
 from leanonnx.data.files import IN_MEMORY
@@ -159,7 +159,7 @@ def analyse(
     """
     with as_file(model) as source:
         dag = pipeline.inspect(source, shape or {}, _rules(rules), several(library, Path))
-        return Analysis(dag, report.overview(dag))
+        return Analysis(dag, inspection.overview(dag))
 
 
 def prove(

@@ -9,7 +9,7 @@ import typer
 
 from leanonnx.cli.options import AsJson, Library, RulesFile, Shape, parse_shapes, rules_from
 from leanonnx.cli.terminal import exit_codes, show, show_json
-from leanonnx.compressing import pipeline, report
+from leanonnx.compressing import inspection, pipeline
 
 
 def inspect(
@@ -29,10 +29,10 @@ def inspect(
     with exit_codes() as results:
         dag = pipeline.inspect(source, parse_shapes(shape or []), rules_from(rules), tuple(library or ()))
         if why is None:
-            row = report.overview(dag)
-            show_json(row, results) if as_json else show(report.overview_tables(row, str(source)), results)
+            row = inspection.overview(dag)
+            show_json(row, results) if as_json else show(inspection.overview_tables(row, str(source)), results)
         else:
             name, _, tail = why.rpartition(":")
             whole = why in dag.labels or not tail.isdecimal()
-            row = report.why(dag, why) if whole else report.why(dag, name, int(tail))
-            show_json(row, results) if as_json else show(report.why_text(row), results)
+            row = inspection.why(dag, why) if whole else inspection.why(dag, name, int(tail))
+            show_json(row, results) if as_json else show(inspection.why_text(row), results)

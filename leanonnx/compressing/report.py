@@ -1,12 +1,10 @@
-"""What is told of a model and of a compression: plain data for JSON, tables for people."""
+"""What is told of a compression: plain data for JSON, tables for people."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -15,8 +13,7 @@ from leanonnx.analysis.cost import UNITS, Cost, cost_model
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.compressing.pipeline import Result
 from leanonnx.compressing.remarks import changed, remarks
-from leanonnx.errors import OptionError
-from leanonnx.numeric.labels import Labels, Mask, projection, varied
+from leanonnx.numeric.labels import Labels, Mask
 from leanonnx.proof.deviation import Fidelity
 from leanonnx.recovery.draft import Recovery
 from leanonnx.runtime.providers import Setting
@@ -25,6 +22,8 @@ from leanonnx.selection.limits import held_back
 from leanonnx.words import counted, finite, metric_text, sizes
 
 SCHEMA = 1
+BUSY, TINY = 1.25, 1e-4
+"""Times whose ratio is so far from the ratio that was measured in turns are not worth much."""
 MEANING = {
     "kernels": "input-output channel pairs of Conv, ConvTranspose, Gemm and MatMul",
     "macs": "multiply-adds of one run at the input sizes shown",
@@ -73,21 +72,11 @@ def latency(found: Comparison | None, setting: Setting) -> Row | None:
         "threads": setting.threads,
         "before_ms": round(found.before.median, 4),
         "after_ms": round(found.after.median, 4),
-        **comparison(found),
-        "busy": found.busy,
-        "convolutions": {"before": layouts[0], "after": layouts[1]},
-    }
-
-
-def comparison(found: Comparison) -> Row:
-    """The ratio of two models' times."""
-    return {
         "speedup": round(found.speedup, 4),
         "interval": [round(end, 4) for end in found.interval],
-        "noise": round(found.noise, 4),
         "rounds": found.rounds,
-        "lots": found.lots,
         "verdict": found.words,
+        "convolutions": {"before": layouts[0], "after": layouts[1]},
     }
 
 
@@ -125,22 +114,6 @@ def fidelity(found: Fidelity) -> Row:
     return {"samples": found.samples, "outputs": outputs, "metric": metric}
 
 
-def overview(dag: ChannelDag) -> Row:
-    """The JSON object of ``leanonnx inspect``."""
-    everything = dag.whole
-    cost = cost_model(dag)(everything)
-    return {
-        "schema": SCHEMA,
-        **{unit: getattr(cost, unit) for unit in UNITS},
-        "bytes": dag.model.size,
-        "channels": _channel_counts(dag),
-        "inputs": input_sizes(dag),
-        "layers": layers(dag, everything),
-        "ties": ties(dag),
-        "pins": pins(dag, everything),
-    }
-
-
 def input_sizes(dag: ChannelDag) -> dict[str, list[int]]:
     """Sizes of the graph inputs that multiply-adds and proofs refer to."""
     return {value.name: list(dag.shapes[value.name]) for value in dag.model.inputs}
@@ -152,11 +125,6 @@ def _changes(before: Cost, after: Cost) -> Row:
 
 def _change(before: int, after: int) -> Row:
     return {"before": before, "after": after, "fraction": round(after / before, 6) if before else 1.0}
-
-
-def _channel_counts(dag: ChannelDag) -> Row:
-    pinned = dag.pinned
-    return {"classes": int(pinned.size) - 1, "pinned": int(pinned.sum()) - 1}
 
 
 def layers(dag: ChannelDag, alive: Mask) -> list[Row]:
@@ -194,69 +162,6 @@ def pins(dag: ChannelDag, alive: Mask) -> list[Row]:
     return sorted(found.values(), key=lambda row: (-row["kernels"], row["tensor"]))
 
 
-def ties(dag: ChannelDag) -> list[Row]:
-    """Groups of mixing nodes whose output channels live and die together, with the number of classes."""
-    owners: dict[int, set[int]] = {}
-    for node, mix in dag.mixes:
-        for found in np.unique(dag.classes[mix.targets]):
-            owners.setdefault(int(found), set()).add(node)
-    groups: dict[tuple[int, ...], int] = {}
-    for nodes in owners.values():
-        if len(nodes) > 1:
-            groups[tuple(sorted(nodes))] = groups.get(tuple(sorted(nodes)), 0) + 1
-    names = [node.name or node.output[0] for node in dag.model.proto.graph.node]
-    return [{"layers": [names[k] for k in nodes], "classes": count} for nodes, count in sorted(groups.items())]
-
-
-def why(dag: ChannelDag, tensor: str, channel: int | None = None) -> Row:
-    """Where a tensor's channels lie, what they are tied to, and what pins them.
-
-    Raises:
-        OptionError: no tensor of that name carries channels, or it has fewer.
-    """
-    if tensor not in dag.labels:
-        said = tensor if channel is None else f"{tensor}:{channel}"
-        raise OptionError(f"--why {said}: no tensor named '{tensor}' carries channels; see `leanonnx inspect`")
-    labels = dag.labels[tensor]
-    axes = varied(labels)
-    row: Row = {
-        "schema": SCHEMA,
-        "tensor": tensor,
-        "shape": list(dag.shapes.get(tensor, ())),
-        "channel_axes": list(axes),
-    }
-    chosen = np.unique(labels)
-    if channel is not None:
-        line = labels if not axes else np.moveaxis(labels, axes[0], 0)
-        if not 0 <= channel < (line.shape[0] if axes else 1):
-            raise OptionError(f"--why {tensor}:{channel}: '{tensor}' has {labels.size} channels, counted from 0")
-        chosen = np.unique(line[channel] if axes else labels)
-        row["channel"] = channel
-    members = np.isin(dag.classes, dag.classes[chosen])
-    pinned = [pin for pin in dag.pins if members[pin.labels].any()]
-    row["channels"] = int(np.unique(dag.classes[chosen]).size)
-    row["removable"] = int((~dag.pinned[np.unique(dag.classes[chosen])]).sum())
-    row["pins"] = [{"tensor": p.tensor, "reason": p.reason, "advice": p.advice} for p in _once(pinned)]
-    row["tied"] = _tied_tensors(dag, members, tensor)
-    row["read_by"] = [n.name or n.output[0] for n in dag.model.proto.graph.node if tensor in n.input]
-    return row
-
-
-def _once(found: Iterable[Any]) -> list[Any]:
-    return list({(pin.tensor, pin.reason): pin for pin in found}.values())
-
-
-def _tied_tensors(dag: ChannelDag, members: Mask, tensor: str) -> list[Row]:
-    """Other tensors that hold channels of the same classes, by the index on their first channel axis."""
-    rows = []
-    for name, labels in dag.labels.items():
-        mask = members[labels]
-        if name != tensor and mask.any() and varied(labels):
-            index = np.flatnonzero(projection(mask, varied(labels)[0]))
-            rows.append({"tensor": name, "channels": int(index.size), "first": index[:8].tolist()})
-    return rows
-
-
 def result_tables(row: Row, source: str, target: str) -> RenderableType:
     """The summary of a compression for people."""
     head = Text(f"{source} → {target}", style="bold")
@@ -272,8 +177,8 @@ def result_tables(row: Row, source: str, target: str) -> RenderableType:
         head,
         *notes,
         _cost_table(row),
-        _layer_table(row["layers"]),
-        _pin_table(row["pins"]),
+        layer_table(row["layers"]),
+        pin_table(row["pins"]),
         proof,
         *_deviation_parts(row["recovery"]),
         _latency_text(row["latency"]),
@@ -319,41 +224,10 @@ def _latency_text(row: Row | None) -> Text:
     low, high = row["interval"]
     text = f"{row['speedup']:.2f} times the speed (95 % interval {low:.2f} to {high:.2f}) on {row['provider']}, "
     text += counted(row["threads"], "thread")
-    if row["busy"]:
+    ratio = max(row["before_ms"], TINY) / max(row["after_ms"], TINY) / row["speedup"]
+    if not 1 / BUSY < ratio < BUSY:
         text += "; the machine was busy: trust the ratio, taken in turns, not the milliseconds"
     return Text(text, style="green" if low > 1 else "yellow")
-
-
-def overview_tables(row: Row, source: str) -> RenderableType:
-    """``leanonnx inspect`` for people."""
-    table = Table(title=None, box=None)
-    for column in ("", "", "meaning"):
-        table.add_column(column, justify="right" if column == "" else "left")
-    for unit in (*UNITS, "bytes"):
-        table.add_row(unit, f"{row[unit]:,}", MEANING[unit])
-    channels = row["channels"]
-    note = Text(
-        f"{channels['classes']} independent channels, {channels['pinned']} of them pinned; inputs {row['inputs']}"
-    )
-    return Group(
-        Text(source, style="bold"),
-        table,
-        note,
-        _layer_table(row["layers"]),
-        _tie_table(row["ties"]),
-        _pin_table(row["pins"]),
-    )
-
-
-def why_text(row: Row) -> RenderableType:
-    """``leanonnx inspect --why`` for people."""
-    lines = [f"'{row['tensor']}' {row['shape']}: {row['channels']} channels on axes {row['channel_axes']}"]
-    lines += [f"  {row['removable']} of them may be removed"]
-    lines += [f"  pinned: {pin['reason']} ({pin['advice']})" for pin in row["pins"]]
-    lines += [f"  lives and dies with {t['channels']} channels of '{t['tensor']}'" for t in row["tied"][:20]]
-    lines += [f"  … and {len(row['tied']) - 20} more tensors"] if len(row["tied"]) > 20 else []
-    lines += [f"  read by '{name}'" for name in row["read_by"]]
-    return Text("\n".join(lines))
 
 
 def _cost_table(row: Row) -> Table:
@@ -370,7 +244,8 @@ def _cost_table(row: Row) -> Table:
     return table
 
 
-def _layer_table(rows: list[Row]) -> Table:
+def layer_table(rows: list[Row]) -> Table:
+    """Layers with their channels and kernels, before and after."""
     table = Table(title="Layers", title_justify="left", box=None)
     for column in ("layer", "operator", "in", "out", "groups", "kernels"):
         table.add_column(column, justify="left" if column in ("layer", "operator") else "right", overflow="fold")
@@ -379,18 +254,8 @@ def _layer_table(rows: list[Row]) -> Table:
     return table
 
 
-def _tie_table(rows: list[Row]) -> RenderableType:
-    if not rows:
-        return Text("No layers are tied.")
-    table = Table(title="Tied layers (their channels live and die together)", title_justify="left", box=None)
-    table.add_column("channels", justify="right")
-    table.add_column("layers", overflow="fold")
-    for row in rows:
-        table.add_row(str(row["classes"]), ", ".join(row["layers"]))
-    return table
-
-
-def _pin_table(rows: list[Row]) -> RenderableType:
+def pin_table(rows: list[Row]) -> RenderableType:
+    """What may not be removed, and what to do about it."""
     if not rows:
         return Text("Nothing is pinned.")
     table = Table(title="Pinned (may not be removed)", title_justify="left", box=None)
