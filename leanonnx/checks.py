@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from numbers import Integral
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from leanonnx.errors import OptionError
+
+T = TypeVar("T")
+
+
+def only_one(given: Mapping[str, T | None], example: str) -> tuple[str, T]:
+    """The name and the value of the one option that was given; those that were not are None.
+
+    Raises:
+        OptionError: none was, or several.
+    """
+    found = [(name, value) for name, value in given.items() if value is not None]
+    if len(found) != 1:
+        *others, last = (f"--{name}" for name in given)
+        raise OptionError(f"give exactly one of {', '.join(others)} or {last}, for example {example}")
+    return found[0]
 
 
 def check_fraction(name: str, value: float) -> None:

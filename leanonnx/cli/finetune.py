@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from leanonnx.checks import only_one
 from leanonnx.cli.options import (
     AsJson,
     Layout,
@@ -153,7 +154,4 @@ def _budget(given: dict[str, float | None], steps: int | None) -> Budget | None:
         raise OptionError(f"--{next(iter(asked))} goes with --steps; compress first, or add --steps N")
     if steps is None:
         return None
-    if len(asked) != 1:
-        raise OptionError("--steps needs exactly one of --keep, --macs or --params, for example --steps 5 --keep 0.25")
-    name, value = next(iter(asked.items()))
-    return Budget("kernels" if name == "keep" else name, value)
+    return Budget.asked(*only_one(given, "--steps 5 --keep 0.25"))

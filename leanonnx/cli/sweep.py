@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from leanonnx.checks import only_one
 from leanonnx.cli.options import (
     Align,
     AsJson,
@@ -103,9 +104,11 @@ def sweep(
     0 all points written, 1 some could not be reached, 2 wrong file or option, 3 a bug.
     """
     with exit_codes(KEPT) as results:
-        unit, asked = _budgets({"keep": keep, "macs": macs, "params": params, LATENCY: latency})
+        given = {"keep": keep, "macs": macs, "params": params, LATENCY: latency}
+        name, text = only_one(given, "--keep 0.75,0.5,0.25")
+        asked, budget = fractions(name, text), Budget.asked(name, 1.0)
         options = Options(
-            budget=Budget(unit, 1.0),
+            budget=budget,
             method=method,
             chains=chains,
             shapes=parse_shapes(shape or []),
@@ -125,21 +128,12 @@ def sweep(
             recover=recover,
         )
         request = Request(tuple(sources), asked, options, out or _folder(sources), rules, save_models, restart)
-        make = _maker(unit, jobs, dask, len(sources) * len(asked))
+        make = _maker(budget.unit, jobs, dask, len(sources) * len(asked))
         with progress() as listener:
             row = run(request, make, _drawing(), listener)
         show_json(row, results) if as_json else show(report.tables(row), results)
         if report.exit_code(row):
             raise typer.Exit(report.exit_code(row))
-
-
-def _budgets(given: dict[str, str | None]) -> tuple[str, tuple[float, ...]]:
-    """The unit of the budget, and its fractions."""
-    asked = {name: text for name, text in given.items() if text is not None}
-    if len(asked) != 1:
-        raise OptionError("give exactly one of --keep, --macs, --params or --latency, for example --keep 0.75,0.5,0.25")
-    name, text = next(iter(asked.items()))
-    return "kernels" if name == "keep" else name, fractions(name, text)
 
 
 def _folder(sources: list[Path]) -> Path:

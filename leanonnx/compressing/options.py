@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from leanonnx.checks import check_choice, check_least
+from leanonnx.checks import check_choice, check_least, only_one
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import Samples
 from leanonnx.errors import OptionError
@@ -31,14 +31,9 @@ def asked_budget(given: Mapping[str, float | None], plan: object, exact: bool) -
     Raises:
         OptionError: none of these, or several.
     """
-    asked = {name: value for name, value in given.items() if value is not None}
-    if len(asked) + (plan is not None) + exact != 1:
-        ways = "--keep, --macs, --params, --latency, --plan or --exact"
-        raise OptionError(f"give exactly one of {ways}, for example --keep 0.25")
-    if not asked:
-        return Budget("kernels", 1.0)
-    name, value = next(iter(asked.items()))
-    return Budget("kernels" if name == "keep" else name, value)
+    ways: dict[str, Any] = {**given, "plan": plan, "exact": exact or None}
+    name, value = only_one(ways, "--keep 0.25")
+    return Budget.asked(name, value) if name in given else Budget("kernels", 1.0)
 
 
 def alignment(given: str | int) -> int | None:

@@ -38,7 +38,17 @@ class Budget:
     fraction: float
 
     def __post_init__(self) -> None:
-        check_fraction("keep" if self.unit == "kernels" else self.unit, self.fraction)
+        check_fraction(self.option, self.fraction)
+
+    @classmethod
+    def asked(cls, option: str, fraction: float) -> Budget:
+        """What an option of the command line asks for: ``keep`` for kernels, all others are called as their unit."""
+        return cls("kernels" if option == "keep" else option, fraction)
+
+    @property
+    def option(self) -> str:
+        """The option that asks for it."""
+        return "keep" if self.unit == "kernels" else self.unit
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from leanonnx.compressing.report import Row
-from leanonnx.sweeping.report import OPTIONS, placed, remaining
+from leanonnx.selection.selector import Budget
+from leanonnx.sweeping.report import placed, remaining
 
 PNG, SVG = "sweep.png", "sweep.svg"
 WIDTH, HEIGHT = 5.6, 4.2
@@ -113,7 +114,9 @@ def _curve(axes: Axes, curve: Row, panel: Panel, unit: str) -> None:
     x, y = [one[1] for one in known], [one[2] for one in known]
     begin = [] if panel.original is None else [panel.original]
     axes.plot([1.0] * len(begin) + x, begin + y, "-", color=CURVE, zorder=2)
-    axes.plot(x, y, "o", color=CURVE, markersize=5, zorder=3, label=f"{OPTIONS[unit]} as written beside it")
+    axes.plot(
+        x, y, "o", color=CURVE, markersize=5, zorder=3, label=f"--{Budget(unit, 1.0).option} as written beside it"
+    )
     if begin:
         axes.plot([1.0], begin, "s", color=FAINT, markersize=8, fillstyle="none", label="the original", clip_on=False)
     if axis == "latency":

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from leanonnx.analysis.cost import UNITS
 from leanonnx.compressing.report import SCHEMA, Row, warned
+from leanonnx.selection.selector import Budget
 from leanonnx.sweeping.knee import FEWEST, knee
 from leanonnx.words import counted
 
@@ -43,8 +44,6 @@ LIKELY = 0.5
 KNEE = "furthest above the diagonal when both axes are brought to [0, 1] (Kneedle)"
 LEFT = {"latency": "time", "kernels": "kernels", "macs": "multiply-adds", "params": "parameters"}
 """What is left of the original along the axis of the knee."""
-OPTIONS = {"kernels": "--keep", "macs": "--macs", "params": "--params", "latency": "--latency"}
-"""The option that gives the fractions of a unit."""
 
 
 def point(asked: float, found: Mapping[str, Any]) -> Row:
@@ -187,7 +186,7 @@ def tables(row: Row) -> RenderableType:
 
 def _model(model: Row, unit: str) -> list[RenderableType]:
     """The points of one model, and where its knee is."""
-    points, option = model["points"], OPTIONS[unit]
+    points, option = model["points"], f"--{Budget(unit, 1.0).option}"
     parts: list[RenderableType] = [Text(model["model"], style="bold")]
     if any(point["code"] == 0 for point in points):
         parts.append(_table(points, option))

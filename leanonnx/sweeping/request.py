@@ -59,7 +59,7 @@ class Subject:
 
     def candidate(self, request: Request, asked: float) -> str:
         """File name of the candidate of a fraction."""
-        return f"{self.name}-{'keep' if request.unit == 'kernels' else request.unit}-{asked}.onnx"
+        return f"{self.name}-{request.options.budget.option}-{asked}.onnx"
 
     def task(self, request: Request, asked: float) -> Task:
         """What to do for a fraction; it measures only where its search has to."""
