@@ -211,16 +211,15 @@ def _best(workshop: Workshop, selector: Selector, data: Data) -> Selector:
     clock, options = workshop.clock, workshop.options
     if not options.recovers or options.budget.fraction >= 1:
         return selector
-    with clock.stage("try"):
-        return best_terms(selector, data, options.seed, lambda done: clock.progress("try", done))
+    with clock.stage("try") as told:
+        return best_terms(selector, data, options.seed, told)
 
 
 def _statistics(workshop: Workshop, data: Data) -> Statistics:
     """Moments of the activations on the data."""
     clock, batch = workshop.clock, batch_size(data)
-    with clock.stage("look"):
-        runs = -(-data.count // batch)
-        return measure(workshop.dag, data.feeds(batch), runs, lambda done: clock.progress("look", done))
+    with clock.stage("look") as told:
+        return measure(workshop.dag, data.feeds(batch), -(-data.count // batch), told)
 
 
 def as_planned(options: Options) -> Options:

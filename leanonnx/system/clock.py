@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 
 
@@ -29,13 +30,13 @@ class Clock:
         self.since = time.perf_counter()
 
     @contextmanager
-    def stage(self, name: str, done: float | None = None) -> Iterator[None]:
-        """Time one stage, of which so much is done (0 to 1)."""
+    def stage(self, name: str, done: float | None = None) -> Iterator[Callable[[float], None]]:
+        """Time one stage, of which so much is done (0 to 1); gives what is to be told how much has been done since."""
         self._charge()
         self.running.append(name)
         self.progress(name, done)
         try:
-            yield
+            yield partial(self.progress, name)
         finally:
             self._charge()
             self.running.pop()
