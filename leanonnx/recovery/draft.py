@@ -6,7 +6,6 @@ import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import onnx
@@ -93,9 +92,8 @@ def recovered_draft(
         return Recovery(0, spared, removed, None, False, ())
     with tempfile.TemporaryDirectory(prefix="recovered-", dir=draft.parent) as folder:
         better = Path(folder) / draft.name
-        with clock.stage("recover"):
+        with clock.stage("recover") as told:
             feeds, apart = fitted.feeds(batch_size(fitted)), held.feeds(batch_size(fitted)) if held else ()
-            told = partial(clock.progress, "recover")
             found = recover(dag, alive, onnx.load(draft), feeds, apart, seed, told)
             write_model(found.proto, better, external=bool(dag.model.external_files))
         with clock.stage("compare"):
