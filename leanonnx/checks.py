@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from numbers import Integral
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from leanonnx.errors import OptionError
@@ -52,3 +54,17 @@ def check_least(name: str, value: int, least: int) -> None:
     """
     if not isinstance(value, Integral) or value < least:
         raise OptionError(f"--{name} {value}: expected a whole number of at least {least}")
+
+
+def read_toml(path: Path, absent: str, broken: str) -> dict[str, Any]:
+    """What a TOML file holds; ``absent`` and ``broken`` say what to do about one that cannot be read.
+
+    Raises:
+        OptionError: there is no such file, or it is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"{path}: cannot be read: {error.strerror}; {absent}") from error
+    except ValueError as error:
+        raise OptionError(f"{path}: not TOML: {error}; {broken}") from error

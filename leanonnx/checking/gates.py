@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from leanonnx.checks import read_toml
 from leanonnx.errors import OptionError
 
 
@@ -115,12 +115,7 @@ def read_gates(path: Path) -> dict[str, Limit]:
     Raises:
         OptionError: the file cannot be read, is no TOML, or holds anything but limits of gates.
     """
-    try:
-        rows = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OptionError(f"--gates {path}: cannot be read: {error.strerror}; check the path") from error
-    except ValueError as error:
-        raise OptionError(f"{path}: not TOML: {error}; write lines such as {DEVIATION} = 0.01") from error
+    rows = read_toml(path, "check the path given with --gates", f"write lines such as {DEVIATION} = 0.01")
     for name in rows:
         if name not in ASKED:
             near = get_close_matches(name, ASKED, 1)

@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from leanonnx.checks import read_toml
 from leanonnx.errors import OptionError
 
 MEASURE = "make it with `leanonnx calibrate-device`"
@@ -102,13 +103,7 @@ def read_targets(path: Path) -> dict[str, Target]:
     Raises:
         OptionError: the file cannot be read or is no such table.
     """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OptionError(f"{path}: cannot be read: {error.strerror}; {MEASURE}") from error
-    except ValueError as error:
-        raise OptionError(f"{path}: no table of targets ({error}); remove it and {MEASURE}") from error
-    return _read(tables, str(path))
+    return _read(read_toml(path, MEASURE, f"remove it and {MEASURE}"), str(path))
 
 
 def _read(tables: Mapping[str, object], source: str) -> dict[str, Target]:
