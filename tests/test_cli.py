@@ -423,7 +423,7 @@ def test_completion_script(shell: str) -> None:
 
 HELP = {
     "": "bench check compress inspect --version",
-    "bench": "--provider --threads --batch --shape --seconds --library --cuda-graph --algo-search --tf32 --seed --json",
+    "bench": "--provider --threads --batch --shape --seconds --library --cuda-graph --tf32 --seed --json",
     "check": "--max-deviation --min-agreement --min-speedup --max-latency-ms --max-bytes --max-params --max-macs "
     "--gates --data --provider --skip-missing-provider --threads --batch --shape --seconds --library --seed --junit "
     "--github --json",

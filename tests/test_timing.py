@@ -225,9 +225,9 @@ def test_session_is_set_as_the_docstring_says() -> None:
 
 def test_providers_get_their_options() -> None:
     assert provider_list(ONE) == ["CPUExecutionProvider"]
-    (name, found), last = provider_list(Setting("cuda", cuda_graph=True, algo_search="HEURISTIC", tf32=False))
+    (name, found), last = provider_list(Setting("cuda", cuda_graph=True, tf32=False))
     assert (name, last) == ("CUDAExecutionProvider", "CPUExecutionProvider")
-    assert found == {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0", "enable_cuda_graph": "1"}
+    assert found == {"cudnn_conv_algo_search": "EXHAUSTIVE", "use_tf32": "0", "enable_cuda_graph": "1"}
     first, second, last = provider_list(Setting("tensorrt", cuda_graph=True))
     assert (first[0], second[0], last) == ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
     assert (first[1]["trt_cuda_graph_enable"], second[1]["enable_cuda_graph"]) == ("True", "0")

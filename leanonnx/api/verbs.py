@@ -37,7 +37,7 @@ from leanonnx.ranking.criteria import Chains, Method
 from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.rules.user import joined_rules, read_rules
 from leanonnx.runtime.observation import Shapes
-from leanonnx.runtime.providers import AlgoSearch, Provider, Setting
+from leanonnx.runtime.providers import Provider, Setting
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.timing import SECONDS
 from leanonnx.selection.selector import LATENCY
@@ -219,7 +219,6 @@ def bench(
     seconds: float = SECONDS,
     library: Place | Sequence[Place] = (),
     cuda_graph: bool = False,
-    algo_search: AlgoSearch = "EXHAUSTIVE",
     tf32: bool = True,
     seed: int = 0,
     progress: Progress = quiet,
@@ -239,7 +238,7 @@ def bench(
         shape: sizes of graph inputs with free axes, by name.
         seconds: how long each measurement may take.
         library: onnxruntime's libraries of custom operators.
-        cuda_graph, algo_search, tf32: how the GPU is used.
+        cuda_graph, tf32: how the GPU is used.
         seed: of the inputs and of the interval.
         progress: told of each stage.
 
@@ -250,7 +249,7 @@ def bench(
         shapes=shape or {},
         batches=several(batch, int),
         threads=several(threads, int),
-        setting=Setting(provider, cuda_graph=cuda_graph, algo_search=algo_search, tf32=tf32),
+        setting=Setting(provider, cuda_graph=cuda_graph, tf32=tf32),
         libraries=several(library, Path),
         seconds=seconds,
         seed=seed,

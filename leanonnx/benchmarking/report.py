@@ -11,7 +11,7 @@ from rich.text import Text
 
 from leanonnx.benchmarking.benchmark import Case, Request
 from leanonnx.compressing.report import SCHEMA, Row, comparison, warned
-from leanonnx.runtime.providers import runtime_version
+from leanonnx.runtime.providers import ALGORITHMS, runtime_version
 from leanonnx.runtime.timing import MARGIN, Comparison, Timing
 from leanonnx.system.cores import processor
 from leanonnx.words import counted, shape_text
@@ -64,7 +64,7 @@ def fixed(request: Request) -> Row:
     """What does not change between the measurements, and was chosen by no one but leanonnx or the user."""
     setting = request.setting
     on_gpu = {
-        "algo_search": setting.algo_search,
+        "algo_search": ALGORITHMS,
         "tf32": setting.tf32,
         "cuda_graph": setting.cuda_graph,
     }

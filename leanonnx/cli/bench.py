@@ -21,7 +21,7 @@ from leanonnx.cli.options import (
     parse_shapes,
 )
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
-from leanonnx.runtime.providers import AlgoSearch, Provider, Setting
+from leanonnx.runtime.providers import Provider, Setting
 
 
 def bench(
@@ -36,9 +36,6 @@ def bench(
     seconds: Seconds = 3.0,
     library: Library = None,
     cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="Replay a model as one CUDA graph.")] = False,
-    algo_search: Annotated[
-        AlgoSearch, typer.Option(help="How cuDNN's convolution algorithms are chosen.")
-    ] = "EXHAUSTIVE",
     tf32: Annotated[bool, typer.Option(help="Let the GPU multiply float32 in TF32.")] = True,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the inputs and of the interval.")] = 0,
     as_json: AsJson = False,
@@ -53,7 +50,7 @@ def bench(
             shapes=parse_shapes(shape or []),
             batches=numbers("batch", batch or []),
             threads=numbers("threads", threads or []) or (0,),
-            setting=Setting(provider, cuda_graph=cuda_graph, algo_search=algo_search, tf32=tf32),
+            setting=Setting(provider, cuda_graph=cuda_graph, tf32=tf32),
             libraries=tuple(library or ()),
             seconds=seconds,
             seed=seed,

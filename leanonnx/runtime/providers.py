@@ -27,7 +27,8 @@ from leanonnx.runtime.sessions import QUIET, Feed, RunFailed, Session, finished
 from leanonnx.system.cores import available_cores
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
-AlgoSearch = Literal["EXHAUSTIVE", "HEURISTIC", "DEFAULT"]
+ALGORITHMS = "EXHAUSTIVE"
+"""How cuDNN's convolution algorithms are chosen: all are tried when the session is warmed up."""
 NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 DEVICE = "cuda"
 CAPTURE, NO_CAPTURE = "gpu_graph_id", "-1"
@@ -51,7 +52,6 @@ class Setting:
         provider: where the model runs; a session that falls back to another one is refused.
         threads: threads within an operator; 0 is the number of physical cores available.
         cuda_graph: replay the model's GPU work as one CUDA graph.
-        algo_search: how cuDNN's convolution algorithms are chosen.
         tf32: let the GPU multiply float32 in TF32 (10 bits of mantissa).
         libraries: of custom operators.
 
@@ -62,13 +62,11 @@ class Setting:
     provider: Provider = "cpu"
     threads: int = 0
     cuda_graph: bool = False
-    algo_search: AlgoSearch = "EXHAUSTIVE"
     tf32: bool = True
     libraries: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         check_choice("provider", self.provider, Provider)
-        check_choice("algo-search", self.algo_search, AlgoSearch)
         check_least("threads", self.threads, 0)
 
     @property
@@ -110,7 +108,7 @@ def session_options(setting: Setting) -> ort.SessionOptions:
 def provider_list(setting: Setting) -> list[Any]:
     """Providers of a session, with the options of each; what the first cannot run goes to the next."""
     cuda = {
-        "cudnn_conv_algo_search": setting.algo_search,
+        "cudnn_conv_algo_search": ALGORITHMS,
         "use_tf32": str(int(setting.tf32)),
         "enable_cuda_graph": str(int(setting.cuda_graph and setting.provider == "cuda")),
     }
