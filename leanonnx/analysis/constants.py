@@ -191,7 +191,7 @@ class Constants:
     def _shape(self, name: str) -> tuple[int, ...]:
         """Shape of a constant or of a value computed from constants."""
         if name in self.model.origins:
-            return self.model.constant(name).shape
+            return self.model.shape_of(name)
         return self.observation.shapes[name]
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
@@ -203,7 +202,7 @@ def _call(trace: _Trace, index: int, node: gs.Node) -> Call:
 def _value(trace: _Trace, name: str) -> Value:
     model, observation = trace.model, trace.observation
     if name in model.origins:
-        return Value(name, _constant_shape(model, name), None, lambda: model.constant(name), held=True)
+        return Value(name, model.shape_of(name), None, lambda: model.constant(name), held=True)
     shape, labels = observation.shapes.get(name), trace.labels.get(name)
     quantised, blocked = _quantised(model, name)
     held = quantised and not blocked
@@ -217,11 +216,6 @@ def _quantised(model: Model, name: str) -> tuple[bool, bool]:
     if node is None or node.op_type != "DequantizeLinear" or node.input[0] not in model.origins:
         return False, False
     return True, any(a.name == "block_size" and a.i for a in node.attribute)
-
-
-def _constant_shape(model: Model, name: str) -> Shape:
-    holder = model.holders[model.origins[name]]
-    return tuple(holder.dims) if isinstance(holder, onnx.TensorProto) else model.constant(name).shape
 
 
 def _ask(call: Call, rules: Rules, inner: list[str], trace: _Trace) -> Effect:

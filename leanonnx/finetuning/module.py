@@ -20,7 +20,7 @@ from leanonnx.finetuning.operators.call import Call, Operator, Operators, Tensor
 from leanonnx.finetuning.operators.table import OPERATORS
 from leanonnx.graph.formats import OTHERS, float_kinds, in_float32
 from leanonnx.graph.model import Model, captured, first_line, holder_array
-from leanonnx.graph.nodes import STANDARD
+from leanonnx.graph.nodes import STANDARD, is_quantised
 
 Values = dict[str, Tensor]
 Feed = Mapping[str, Tensor]
@@ -181,8 +181,7 @@ def _step(node: onnx.NodeProto, operators: Operators) -> Step:
         graphs = {a.name: _planned(a.g, operators) for a in node.attribute if a.name in BRANCHES}
         return Step(node, None, {}, graphs)
     if key not in operators:
-        quantised = "uantize" in node.op_type or node.op_type.startswith("Q") or "Integer" in node.op_type
-        raise refusal(node, QUANTISED if quantised else "the operator is not covered")
+        raise refusal(node, QUANTISED if is_quantised(node) else "the operator is not covered")
     return Step(node, operators[key], {a.name: _value(a) for a in node.attribute})
 
 

@@ -15,6 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto, numpy_helper
 
+from leanonnx.graph.nodes import is_quantised, subgraphs
+
 Array = NDArray[Any]
 Kinds = frozenset[int]
 HALVES: Kinds = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
@@ -48,14 +50,16 @@ def float_kinds(proto: onnx.ModelProto) -> Kinds:
 
 def number_format(proto: onnx.ModelProto) -> str:
     """The coarsest number format that a model computes in."""
-    if any("uantize" in n.op_type or n.op_type.startswith("Q") or "Integer" in n.op_type for n in proto.graph.node):
+    if any(is_quantised(node) for node in proto.graph.node):
         return "quantised"
     kinds = float_kinds(proto)
     return "float64" if kinds == {TensorProto.DOUBLE} else "float32"
 
 
 def in_float32(proto: onnx.ModelProto, replaced: Kinds) -> onnx.ModelProto:
-    """A copy of the model that computes in float32 what it computes in the formats named."""
+    """The model that computes in float32 what this one computes in the formats named; itself where there are none."""
+    if not replaced:
+        return proto
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     for graph in graphs(result.graph):
@@ -76,9 +80,8 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """A graph and all its subgraphs."""
     yield graph
     for node in graph.node:
-        for attribute in node.attribute:
-            for inner in [attribute.g, *attribute.graphs] if attribute.type in (5, 10) else []:
-                yield from graphs(inner)
+        for inner in subgraphs(node):
+            yield from graphs(inner)
 
 
 def fed_in_float32(feed: dict[str, Array], replaced: Kinds) -> dict[str, Array]:

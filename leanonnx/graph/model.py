@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,15 +27,13 @@ from onnx.inliner import inline_local_functions
 
 from leanonnx.errors import ModelError, OptionError
 from leanonnx.graph.formats import graphs
-from leanonnx.graph.storage import digest
+from leanonnx.graph.nodes import subgraphs
+from leanonnx.graph.storage import BYTE, byte_size, digest, element_bits
 
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.CRITICAL  # it would log to stdout
 RANDOM_OPS = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
-BYTE = 8
 PACKED = 8
 """So many elements of less than a byte may be packed into one value of a typed field."""
-BITS = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2, "float6_e2m3fn": 6, "float6_e3m2fn": 6}
-"""Bits of the element types that numpy stores in a byte each."""
 DEEPEST = 100
 """How deep local functions may call each other."""
 MOST_NODES = 1_000_000
@@ -103,17 +102,27 @@ class Model:
         return {name: k for k, node in enumerate(self.proto.graph.node) for name in node.output if name}
 
     @cached_property
+    def consumers(self) -> dict[str, list[int]]:
+        """Indices of the nodes that read each value, they or their subgraphs; -1 stands for the caller."""
+        found: dict[str, list[int]] = {}
+        for index, node in enumerate(self.proto.graph.node):
+            for name in {*node.input, *captured(node)}:
+                found.setdefault(name, []).append(index)
+        for value in self.proto.graph.output:
+            found.setdefault(value.name, []).append(-1)
+        return found
+
+    @cached_property
     def readers(self) -> dict[str, int]:
         """How many inputs of nodes and subgraphs, and graph outputs, read each value.
 
         Constants are counted under the name of what holds them, whatever Identity they are read through.
         """
-        found: dict[str, int] = {}
+        found = Counter(self.origins.get(value.name, value.name) for value in self.proto.graph.output)
         for node in self.proto.graph.node:
             if node.op_type != "Identity" or node.output[0] not in self.origins:
-                _count(found, [self.origins.get(name, name) for name in [*node.input, *sorted(captured(node))]])
-        _count(found, [self.origins.get(value.name, value.name) for value in self.proto.graph.output])
-        return found
+                found.update(self.origins.get(name, name) for name in [*node.input, *captured(node)])
+        return dict(found)
 
     def constant(self, name: str) -> NDArray[np.generic]:
         """Value of a constant of the main graph."""
@@ -123,9 +132,15 @@ class Model:
         """Numpy type name and number of elements of a constant, without reading an initializer's data."""
         holder = self.holders[self.origins[name]]
         if isinstance(holder, onnx.TensorProto):
-            return onnx.helper.tensor_dtype_to_np_dtype(holder.data_type).name, math.prod(holder.dims)
-        array = holder_array(holder)
-        return array.dtype.name, array.size
+            kind = onnx.helper.tensor_dtype_to_np_dtype(holder.data_type)
+        else:
+            kind = holder_array(holder).dtype
+        return kind.name, math.prod(self.shape_of(name))
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """Shape of a constant, without reading an initializer's data."""
+        holder = self.holders[self.origins[name]]
+        return tuple(holder.dims) if isinstance(holder, onnx.TensorProto) else holder_array(holder).shape
 
     @property
     def inputs(self) -> list[onnx.ValueInfoProto]:
@@ -160,11 +175,6 @@ def overridden(proto: onnx.ModelProto) -> frozenset[str]:
     return frozenset({v.name for v in proto.graph.input} & {t.name for t in proto.graph.initializer})
 
 
-def _count(found: dict[str, int], names: list[str]) -> None:
-    for name in names:
-        found[name] = found.get(name, 0) + 1
-
-
 def holder_array(holder: onnx.TensorProto | onnx.NodeProto) -> NDArray[np.generic]:
     """Value of an initializer or of a Constant node."""
     if isinstance(holder, onnx.TensorProto):
@@ -179,13 +189,12 @@ def holder_array(holder: onnx.TensorProto | onnx.NodeProto) -> NDArray[np.generi
 def captured(node: onnx.NodeProto) -> set[str]:
     """Outer values that the subgraphs of a node (If, Loop, Scan) read."""
     found: set[str] = set()
-    for attribute in node.attribute:
-        for graph in [attribute.g, *attribute.graphs] if attribute.type in (5, 10) else []:
-            inner = {t.name for t in graph.initializer} | {v.name for v in graph.input}
-            for child in graph.node:
-                found |= ({*child.input, *captured(child)}) - inner
-                inner.update(child.output)
-            found |= {v.name for v in graph.output} - inner
+    for graph in subgraphs(node):
+        inner = {t.name for t in graph.initializer} | {v.name for v in graph.input}
+        for child in graph.node:
+            found |= {*child.input, *captured(child)} - inner
+            inner.update(child.output)
+        found |= {v.name for v in graph.output} - inner
     return found - {""}
 
 
@@ -314,14 +323,14 @@ def _check_size(tensor: onnx.TensorProto, path: Path) -> None:
         raise ModelError(f"{path}: constant '{tensor.name}' has a negative size or no known type; export it again")
     count = math.prod(tensor.dims)
     if uses_external_data(tensor):
-        enough = _external_bytes(tensor, path) >= _bytes(tensor.data_type, count)
+        enough = _external_bytes(tensor, path) >= byte_size(tensor.data_type, count)
     elif tensor.HasField("raw_data"):
-        enough = len(tensor.raw_data) == _bytes(tensor.data_type, count)
+        enough = len(tensor.raw_data) == byte_size(tensor.data_type, count)
     else:
         fields = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data)
         held = max(len(tensor.string_data), *(len(field) for field in fields))
         pair = tensor.data_type in (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
-        small = _bits(tensor.data_type) < BYTE
+        small = element_bits(tensor.data_type) < BYTE
         enough = held * PACKED >= count if small else held == count * (1 + pair)
     if not enough:
         short, other = "its external data are shorter; copy the data file", "its data have others"
@@ -330,17 +339,6 @@ def _check_size(tensor: onnx.TensorProto, path: Path) -> None:
             f"{path}: constant '{tensor.name}' declares the sizes {list(tensor.dims)}, but {where}; "
             "export or copy the model again"
         )
-
-
-def _bytes(kind: int, count: int) -> int:
-    """Bytes of a number of elements; those of less than a byte are packed."""
-    return -(-count * _bits(kind) // BYTE)
-
-
-def _bits(kind: int) -> int:
-    """Bits of one element."""
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
-    return BITS.get(dtype.name, BYTE * dtype.itemsize)
 
 
 def _external_bytes(tensor: onnx.TensorProto, path: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import onnx
@@ -21,9 +22,28 @@ def standard(node: onnx.NodeProto) -> str:
     return node.op_type if node.domain in STANDARD else ""
 
 
+def name_of(node: onnx.NodeProto) -> str:
+    """What a node is called: its name, or its first output where it has none."""
+    return node.name or node.output[0]
+
+
 def title(node: onnx.NodeProto) -> str:
     """Operator and name, as messages tell of a node."""
-    return f"{node.op_type} '{node.name or node.output[0]}'"
+    return f"{node.op_type} '{name_of(node)}'"
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs that an If, a Loop or a Scan holds."""
+    for found in node.attribute:
+        if found.type == onnx.AttributeProto.GRAPH:
+            yield found.g
+        elif found.type == onnx.AttributeProto.GRAPHS:
+            yield from found.graphs
+
+
+def is_quantised(node: onnx.NodeProto) -> bool:
+    """Whether an operator makes, reads or computes in integers that stand for floats."""
+    return "uantize" in node.op_type or node.op_type.startswith("Q") or "Integer" in node.op_type
 
 
 def is_padded(node: onnx.NodeProto) -> bool:

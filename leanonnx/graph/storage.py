@@ -14,6 +14,9 @@ EXTERNAL_FROM = 1024
 """Bytes from which a constant is worth a place in the external data file."""
 ALIGNMENT = 4096
 """Offsets are multiples of the page size, so that onnxruntime can map the data instead of reading them."""
+BYTE = 8
+BITS = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2, "float6_e2m3fn": 6, "float6_e3m2fn": 6}
+"""Bits of the element types that numpy stores in a byte each."""
 PROTOBUF_LIMIT = (1 << 31) - (1 << 26)
 """Bytes of constants that safely fit into one protobuf message, which can hold 2 GB."""
 
@@ -43,9 +46,18 @@ def data_size(proto: onnx.ModelProto) -> int:
 
 
 def _bytes(tensor: onnx.TensorProto) -> int:
-    if tensor.data_type == onnx.TensorProto.STRING:
-        return 0
-    return math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return 0 if tensor.data_type == onnx.TensorProto.STRING else byte_size(tensor.data_type, math.prod(tensor.dims))
+
+
+def byte_size(kind: int, count: int) -> int:
+    """Bytes of ``count`` elements of a type; those of less than a byte are packed."""
+    return -(-count * element_bits(kind) // BYTE)
+
+
+def element_bits(kind: int) -> int:
+    """Bits of one element of a type."""
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
+    return BITS.get(dtype.name, BYTE * dtype.itemsize)
 
 
 def _moved_out(tensor: onnx.TensorProto, file: BinaryIO, location: str) -> onnx.TensorProto:

@@ -14,8 +14,8 @@ from onnx import numpy_helper
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.positions import Geometry, geometry
 from leanonnx.graph.formats import is_float
-from leanonnx.graph.model import FREE_INITIALIZERS, Model, captured, holder_array
-from leanonnx.graph.nodes import attribute, fresh_name, standard
+from leanonnx.graph.model import FREE_INITIALIZERS, Model, holder_array
+from leanonnx.graph.nodes import attribute, fresh_name, name_of, standard
 from leanonnx.numeric.labels import Mask
 from leanonnx.rules.call import Mix
 
@@ -82,30 +82,21 @@ def layers(dag: ChannelDag, alive: Mask, compressed: Model) -> tuple[list[Layer]
     """The layers of a compressed network that can be mended, in order; and why others cannot, by name."""
     producers = dag.model.producers
     mixes = {node: mix for node, mix in dag.mixes if mix.inward is not None}
-    readers = _consumers(compressed)
     found: list[Layer] = []
     refused: dict[str, str] = {}
     for after, node in enumerate(compressed.proto.graph.node):
         before = producers.get(node.output[0], -1)
         if before not in mixes or node.op_type != dag.model.proto.graph.node[before].op_type:
             continue
-        made = _layer(dag, alive, compressed, readers, before, after, mixes[before])
+        made = _layer(alive, compressed, before, after, mixes[before])
         if isinstance(made, Layer):
             found.append(made)
         else:
-            refused[node.name or node.output[0]] = made
+            refused[name_of(node)] = made
     return found, refused
 
 
-def _layer(
-    dag: ChannelDag,
-    alive: Mask,
-    compressed: Model,
-    readers: dict[str, list[int]],
-    before: int,
-    after: int,
-    mix: Mix,
-) -> Layer | str:
+def _layer(alive: Mask, compressed: Model, before: int, after: int, mix: Mix) -> Layer | str:
     """A layer, or why it cannot be mended."""
     node = compressed.proto.graph.node[after]
     operator = standard(node)
@@ -124,7 +115,7 @@ def _layer(
     if operator == "MatMul" and node.input[0] in compressed.origins:
         return "its constant is on the left"
     window = geometry(node, array.shape[2:]) if "Conv" in operator else None
-    bias = _bias(compressed, readers, node, operator, int(alive[mix.targets].sum()))
+    bias = _bias(compressed, node, operator, int(alive[mix.targets].sum()))
     if bias is None:
         return "its bias is shared or computed"
     extendable = not bias and operator in ("Conv", "ConvTranspose", "Gemm")
@@ -132,13 +123,11 @@ def _layer(
     return Layer(before, after, mix, operator, weight, bias, extendable, turned, array.shape, window)
 
 
-def _bias(
-    compressed: Model, readers: dict[str, list[int]], node: onnx.NodeProto, operator: str, size: int
-) -> str | None:
+def _bias(compressed: Model, node: onnx.NodeProto, operator: str, size: int) -> str | None:
     """What holds the bias; "" if there is none, None if it may not be changed."""
     name = node.input[BIAS] if len(node.input) > BIAS else ""
     if operator == "MatMul":
-        name = _added(compressed, readers, node.output[0])
+        name = _added(compressed, node.output[0])
         if not name:
             return ""
     if not name:
@@ -153,27 +142,16 @@ def _bias(
     return held if plain else None
 
 
-def _added(compressed: Model, readers: dict[str, list[int]], output: str) -> str:
+def _added(compressed: Model, output: str) -> str:
     """The constant that the only reader of a tensor adds to it; "" if there is none."""
-    consumers = readers.get(output, [])
-    if len(consumers) != 1:
+    consumers = compressed.consumers.get(output, [])
+    if len(consumers) != 1 or consumers == [-1]:
         return ""
     node = compressed.proto.graph.node[consumers[0]]
     others = [name for name in node.input if name != output]
     if node.op_type != "Add" or len(others) != 1 or others[0] not in compressed.origins:
         return ""
     return others[0]
-
-
-def _consumers(model: Model) -> dict[str, list[int]]:
-    """Nodes that read each tensor; -1 stands for the caller."""
-    found: dict[str, list[int]] = {}
-    for index, node in enumerate(model.proto.graph.node):
-        for name in {*node.input, *captured(node)}:
-            found.setdefault(name, []).append(index)
-    for value in model.proto.graph.output:
-        found.setdefault(value.name, []).append(-1)
-    return found
 
 
 class Changes(Protocol):

@@ -40,9 +40,8 @@ class Pair:
     ) -> None:
         halves = float_kinds(before.proto) & HALVES
         self.after = after
-        self.original = Walk(in_float32(before.proto, halves) if halves else before.proto, shelf, "original:")
-        self.smaller = Walk(after, shelf, "compressed:")
-        self.original.libraries = self.smaller.libraries = before.libraries
+        self.original = Walk(in_float32(before.proto, halves), shelf, "original:", before.libraries)
+        self.smaller = Walk(after, shelf, "compressed:", before.libraries)
         self.runs: list[Run] = []
         for feed in feeds:
             self._enter(fed_in_float32(feed, halves), held=False, mirrored=False)

@@ -19,11 +19,11 @@ from typing import TypeVar
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.formats import HALVES, float_kinds, in_float32
-from leanonnx.graph.nodes import attribute
+from leanonnx.graph.model import Model
+from leanonnx.graph.nodes import attribute, name_of
 from leanonnx.numeric.labels import Mask
 from leanonnx.numeric.regression import LARGE, Fit, Rows, Sums, best_fit
 from leanonnx.recovery.fold import folded
@@ -112,10 +112,14 @@ def recover(
 
 
 class _Recovery:
-    """Mends layers one after the other; ``waiting`` holds the nodes of those that are still to come."""
+    """Mends layers one after the other; ``waiting`` holds the nodes of those that are still to come.
+
+    ``now`` is the compressed network as far as it has been mended: its constants change, and what holds them stays.
+    """
 
     def __init__(self, dag: ChannelDag, alive: Mask, pair: Pair, seed: int, waiting: set[int]) -> None:
         self.dag, self.alive, self.pair, self.seed, self.waiting = dag, alive, pair, seed, waiting
+        self.now = replace(dag.model, proto=pair.after)
         self.changes: dict[int, Change | Rescaled] = {}
 
     def mend(self, layer: Layer) -> Mended:
@@ -129,7 +133,7 @@ class _Recovery:
         if beside and (beside.wanted not in self.pair.original.known or beside.there not in self.pair.smaller.known):
             beside = None
         place = Place(self.dag, self.alive, layer, self.pair, source.input[0], source.output[0], node.input[0], beside)
-        name = node.name or node.output[0]
+        name = name_of(node)
         if not place.understood():
             return Mended(name, reason="its output is not what its weights make of its input")
         weight, bias = self._held(layer)
@@ -149,26 +153,25 @@ class _Recovery:
         """Fit one BatchNormalization."""
         node = self.pair.after.graph.node[norm.after]
         self.waiting.remove(norm.after)
-        change, errors = rescaled(norm, self.dag, replace(self.dag.model, proto=self.pair.after), self.pair, self.seed)
+        change, errors = rescaled(norm, self.dag, self.now, self.pair, self.seed)
         if change is not None:
             self._carry_out(norm.after, change)
-        return Mended(node.name or node.output[0], float(errors[0]), float(errors[1]))
+        return Mended(name_of(node), float(errors[0]), float(errors[1]))
 
     def _carry_out(self, after: int, change: Change | Rescaled) -> None:
         self.changes[after] = change
-        change.carry_out(self.pair.after, replace(self.dag.model, proto=self.pair.after))
+        change.carry_out(self.pair.after, self.now)
 
     def _held(self, layer: Layer) -> tuple[Floats, Floats]:
         """Weight as it is stored, and bias [G, O], of the compressed network."""
-        model = replace(self.dag.model, proto=self.pair.after)
-        weight = np.asarray(model.constant(layer.weight), np.float64)
+        weight = np.asarray(self.now.constant(layer.weight), np.float64)
         groups, out = layer.laid_out(weight).shape[:2]
-        bias = np.asarray(model.constant(layer.bias), np.float64) if layer.bias else np.zeros(groups * out)
+        bias = np.asarray(self.now.constant(layer.bias), np.float64) if layer.bias else np.zeros(groups * out)
         return weight, bias.reshape(groups, out)
 
     def _beside(self, output: str) -> Beside | None:
         """The other operand of the addition that a tensor goes into, if it needs no layer that has not been mended."""
-        found = _addition(self.pair.after, output)
+        found = _addition(self.now, output)
         if found is None:
             return None
         node, mine, scale = found
@@ -194,22 +197,21 @@ class _Recovery:
         return False
 
 
-def _addition(proto: onnx.ModelProto, output: str) -> tuple[onnx.NodeProto, str, Floats | None] | None:
+def _addition(model: Model, output: str) -> tuple[onnx.NodeProto, str, Floats | None] | None:
     """The addition that a tensor goes into and nowhere else, under which name, and the scale that a
     BatchNormalization between them has.
     """
     scale: Floats | None = None
-    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     while True:
-        readers = [node for node in proto.graph.node if output in node.input]
-        if len(readers) != 1 or any(value.name == output for value in proto.graph.output):
+        readers = model.consumers.get(output, [])
+        if len(readers) != 1 or readers == [-1]:
             return None
-        node = readers[0]
+        node = model.proto.graph.node[readers[0]]
         if node.op_type == "Add":
             return node, output, scale
-        if node.op_type != "BatchNormalization" or scale is not None or not {*node.input[1:]} <= constants.keys():
+        if node.op_type != "BatchNormalization" or scale is not None or not {*node.input[1:]} <= model.origins.keys():
             return None
-        gamma, _, _, variance = (numpy_helper.to_array(constants[name]).astype(np.float64) for name in node.input[1:])
+        gamma, _, _, variance = (np.asarray(model.constant(name), np.float64) for name in node.input[1:])
         scale = gamma / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
         output = node.output[0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class Place:
         """Which outputs of the original are left [O]."""
         return np.asarray(self.alive[self.layer.mix.targets.reshape(-1)])
 
-    @property
+    @cached_property
     def kernels(self) -> Floats:
         """The original's weights [G, O, I, taps]."""
         found = np.asarray(self.layer.mix.kernels(), np.float64)

@@ -20,7 +20,7 @@ from leanonnx.analysis.constants import Use
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import PlanError
 from leanonnx.numeric.labels import Labels, Mask, varied
-from leanonnx.surgery.patch import constant_of, kept_indices
+from leanonnx.surgery.patch import kept_indices
 from leanonnx.system.outputs import Place, check_writable, write_file
 
 SCHEMA = 1
@@ -78,7 +78,7 @@ def make_plan(dag: ChannelDag, alive: Mask, options: Mapping[str, Any], version:
 
 
 def _entry(dag: ChannelDag, use: Use, alive: Mask) -> dict[str, Any]:
-    shape = constant_of(dag, use).shape
+    shape = dag.model.shape_of(use.constant) if use.computed is None else use.computed.shape
     kept = kept_indices(use, shape, alive)
     after = [size if index is None else len(index) for size, index in zip(shape, kept, strict=True)]
     return {"before": list(shape), "after": after, "kept": [None if k is None else k.tolist() for k in kept]}
