@@ -42,9 +42,9 @@ from leanonnx.checking.verdicts import FAILED, PASSED, SKIPPED, Verdict, status_
 from leanonnx.compressing.report import fidelity
 from leanonnx.data.samples import Data, ImageFormat, batch_size, made_data, open_data, runnable
 from leanonnx.errors import ModelError, OptionError, ProviderMissing
-from leanonnx.graph.formats import Kinds, fed_in_float32
+from leanonnx.graph.formats import Kinds, fed_in_float32, stand_in
 from leanonnx.graph.model import Model, load, tensors
-from leanonnx.proof.deviation import Fidelity, compare, stand_in
+from leanonnx.proof.deviation import Fidelity, compare
 from leanonnx.proof.proof import KINDS, MANY_NODES
 from leanonnx.runtime.observation import Observation, check_shapes, observe, random_feed
 from leanonnx.runtime.sessions import Array, Feed, RunFailed, run

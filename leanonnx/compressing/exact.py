@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.steady import BIAS, Flow, Steady, steady
-from leanonnx.graph.formats import is_float
+from leanonnx.graph.formats import FINE, is_float
 from leanonnx.graph.model import SHAPE_OPS, Model, captured, unneeded
 from leanonnx.graph.nodes import attribute, standard
 from leanonnx.numeric.labels import Labels, Mask
@@ -31,8 +31,6 @@ Edges = tuple[Labels, Labels, NDArray[np.bool_] | None]
 """Sources [G, I], targets [G, O] and the kernels that carry anything [G, O, I] (None: all, one source per target)."""
 FOLDING = {"Conv", "Gemm"}
 """Operators whose bias takes up what a steady channel contributes."""
-FINE = (np.float32, np.float64)
-"""Number formats in which a new bias is rounded far below any bound of the proof."""
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class Network(torch.nn.Module):  # type: ignore[misc] # torch is not seen by the
 
     def __init__(self, model: Model, trained: Sequence[str], operators: Operators = OPERATORS) -> None:
         super().__init__()
-        proto = in_float32(model.proto, OTHERS) if float_kinds(model.proto) & OTHERS else model.proto
+        proto = in_float32(model.proto, float_kinds(model.proto) & OTHERS)
         self.opset = model.opset
         self.names = tuple(trained)
         plan = _planned(proto.graph, operators)

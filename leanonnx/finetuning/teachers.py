@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import numpy as np
-import onnx
 import torch
 
 from leanonnx.errors import ModelError, ProofFailed
@@ -16,7 +17,8 @@ from leanonnx.finetuning.operators.call import Tensor
 from leanonnx.finetuning.trip import round_trip
 from leanonnx.graph.formats import OTHERS, float_kinds, in_float32
 from leanonnx.graph.model import Model
-from leanonnx.runtime.sessions import Feed, run
+from leanonnx.runtime.sessions import Feed, failing, finished, opened
+from leanonnx.runtime.taps import tapped
 
 
 def teacher_of(model: Model, feeds: Sequence[Feed], names: tuple[str, ...], device: str) -> tuple[Teacher, str]:
@@ -33,23 +35,25 @@ def teacher_of(model: Model, feeds: Sequence[Feed], names: tuple[str, ...], devi
         round_trip(model, model.proto, network, feeds)
         taught = batched(network, feeds, names)
     except (ModelError, ProofFailed) as error:
-        return _by_onnxruntime(model, device), f"the teacher runs in onnxruntime, sample by sample: {error}"
+        return _by_onnxruntime(model, names, device), f"the teacher runs in onnxruntime, sample by sample: {error}"
     network.place(device)
     return taught, ""
 
 
-def _by_onnxruntime(model: Model, device: str) -> Teacher:
-    kinds = float_kinds(model.proto) & OTHERS
-    proto = in_float32(model.proto, kinds) if kinds else model.proto
+def _by_onnxruntime(model: Model, known: tuple[str, ...], device: str) -> Teacher:
+    """A teacher of the tensors that are known beforehand, with a session that lives as long as it does."""
+    lasting = ExitStack()
+    proto = in_float32(model.proto, float_kinds(model.proto) & OTHERS)
+    with failing(), tapped(proto, known) as taps:
+        session = lasting.enter_context(opened(taps, libraries=model.libraries))
 
     def teach(batch: Batch, names: tuple[str, ...]) -> list[Tensor]:
-        tapped = onnx.ModelProto()
-        tapped.CopyFrom(proto)
-        del tapped.graph.output[:]
-        tapped.graph.output.extend([onnx.ValueInfoProto(name=name) for name in names])
         arrays = {name: value.cpu().numpy() for name, value in batch.items()}
-        feeds = [{name: value[k] for name, value in arrays.items()} for k in range(len(next(iter(arrays.values()))))]
-        rows = run(tapped, feeds, libraries=model.libraries)
-        return [torch.from_numpy(np.stack(values)).to(device) for values in zip(*rows, strict=True)]
+        count = len(next(iter(arrays.values())))
+        with failing():
+            rows = [finished(session, {name: value[k] for name, value in arrays.items()}) for k in range(count)]
+        found = dict(zip(known, zip(*rows, strict=True), strict=True))
+        return [torch.from_numpy(np.stack(found[name])).to(device) for name in names]
 
+    weakref.finalize(teach, lasting.close)
     return teach

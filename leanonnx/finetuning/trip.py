@@ -61,8 +61,7 @@ def round_trip(model: Model, proto: onnx.ModelProto, network: Network, feeds: Se
         ProofFailed: they differ.
     """
     kinds = float_kinds(proto) & OTHERS
-    proto = in_float32(proto, kinds) if kinds else proto
-    feeds = [fed_in_float32(feed, kinds) for feed in feeds] if kinds else list(feeds)
+    proto, feeds = in_float32(proto, kinds), [fed_in_float32(feed, kinds) for feed in feeds]
     wanted = run(proto, feeds, optimise=False, libraries=model.libraries)
     found = in_torch(network, feeds)
     floors = _floors(proto, wanted)

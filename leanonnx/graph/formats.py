@@ -8,6 +8,7 @@ the same weights, each constant and each declared type widened (or, for double, 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,11 @@ from onnx import AttributeProto, TensorProto, numpy_helper
 from leanonnx.graph.nodes import is_quantised, subgraphs
 
 Array = NDArray[Any]
+Source = Path | onnx.ModelProto
+"""A model: its file, or in memory."""
 Kinds = frozenset[int]
+FINE = (np.float32, np.float64)
+"""Number formats whose last places are far below any bound of the proof."""
 HALVES: Kinds = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 OTHERS: Kinds = HALVES | {TensorProto.DOUBLE}
 FLOATS: Kinds = OTHERS | {TensorProto.FLOAT}
@@ -74,6 +79,16 @@ def in_float32(proto: onnx.ModelProto, replaced: Kinds) -> onnx.ModelProto:
                 elif attribute.type == AttributeProto.INT and attribute.name in TYPED and attribute.i in replaced:
                     attribute.i = TensorProto.FLOAT
     return result
+
+
+def loaded(source: Source) -> onnx.ModelProto:
+    """The model in memory."""
+    return onnx.load(source) if isinstance(source, Path) else source
+
+
+def stand_in(source: Source, replaced: Kinds) -> Source:
+    """``in_float32`` of a model that is read only where formats are replaced."""
+    return in_float32(loaded(source), replaced) if replaced else source
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

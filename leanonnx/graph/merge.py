@@ -15,13 +15,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from leanonnx.graph.formats import FINE
 from leanonnx.graph.nodes import attribute, standard
 from leanonnx.graph.noops import Scene
 
 Array = NDArray[Any]
 OUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1}
 WEIGHT, BIAS = 1, 2
-FINE = (np.float32, np.float64)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from leanonnx.compressing.pipeline import Result
 from leanonnx.data.images import MODES, pillow
 from leanonnx.data.samples import Data
 from leanonnx.errors import DataError
-from leanonnx.proof.deviation import IMAGE, channels_last, kind_of, rows_of, side_by_side
+from leanonnx.proof.deviation import IMAGE, PROBABILITY, channels_last, kind_of, rows_of, side_by_side
 from leanonnx.recovery.draft import parts
 from leanonnx.words import BLANK
 
@@ -29,7 +29,6 @@ BYTES = 1_200_000
 WHITES = (1.0, 255.0)
 MARGIN = 0.1
 """How far, as a share of white, nearly all numbers may lie outside of black and white."""
-PROBABILITY = 1e-3
 
 
 @dataclass(frozen=True)

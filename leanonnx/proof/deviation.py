@@ -19,20 +19,17 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
-import onnx
 
 from leanonnx.data.samples import Data
 from leanonnx.errors import DataError
-from leanonnx.graph.formats import Kinds, fed_in_float32, in_float32, is_float
-from leanonnx.graph.model import Model, first_line
+from leanonnx.graph.formats import Kinds, Source, fed_in_float32, is_float, stand_in
+from leanonnx.graph.model import Model
 from leanonnx.proof.proof import MANY_NODES
 from leanonnx.proof.scores import LOWER, Score, scored
-from leanonnx.runtime.sessions import Array, Feed, RunFailed, Session, finished, opened
+from leanonnx.runtime.sessions import Array, Feed, RunFailed, Session, failing, finished, opened
 
-Source = Path | onnx.ModelProto
 CLASSES, IMAGE, MAP, DISCRETE, OTHER = "classes", "image", "class map", "whole numbers", "other"
 COLOURS = (1, 3, 4)
 MAP_RANK = 4
@@ -202,13 +199,9 @@ def side_by_side(
     """
     optimise = len(model.proto.graph.node) <= MANY_NODES
     with ExitStack() as stack:
-        try:
+        with failing():
             sides = [stand_in(source, replaced) for source in (original, *candidates)]
             sessions = [stack.enter_context(opened(side, optimise, model.libraries)) for side in sides]
-        except OSError:
-            raise
-        except Exception as error:  # onnxruntime raises its own types, one per status code
-            raise RunFailed(first_line(error)) from error
         del sides
         for given, label in data.labelled(batch):
             feed = fed_in_float32(given, replaced)
@@ -223,18 +216,9 @@ def side_by_side(
             yield feed, label, wanted, [_outputs(session, feed) for session in sessions[1:]]
 
 
-def stand_in(source: Source, replaced: Kinds) -> Source:
-    """What is run: the model itself, or in float32 where formats are replaced."""
-    if not replaced:
-        return source
-    return in_float32(onnx.load(source) if isinstance(source, Path) else source, replaced)
-
-
 def _outputs(session: Session, feed: Feed) -> list[Array]:
-    try:
+    with failing():
         return [np.asarray(value) for value in finished(session, feed)]
-    except Exception as error:  # onnxruntime raises its own types, one per status code
-        raise RunFailed(first_line(error)) from error
 
 
 def rows_of(feed: Feed) -> int:

@@ -9,14 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from leanonnx.graph.formats import HALVES, Kinds, fed_in_float32, float_kinds, in_float32, is_float, number_format
+from leanonnx.graph.formats import (
+    HALVES,
+    Kinds,
+    Source,
+    fed_in_float32,
+    float_kinds,
+    in_float32,
+    is_float,
+    loaded,
+    number_format,
+)
 from leanonnx.graph.model import Model
 from leanonnx.runtime.observation import random_feed
 from leanonnx.runtime.sessions import Feed, run
@@ -24,7 +33,6 @@ from leanonnx.runtime.taps import tapped
 
 Array = NDArray[Any]
 Runs = list[list[Array]]
-Source = Path | onnx.ModelProto
 BOUND = {"float64": 1e-10, "float32": 1e-4, "quantised": 2e-2}
 FLOOR = 1e-3
 """Share of an output's largest norm over the inputs below which its norm on one input is not taken as its scale."""
@@ -86,7 +94,7 @@ def prove(
         return _compared(model, model.path, reference, candidate, feeds, BOUND[number_format(model.proto)])
     if not replaced:
         run(candidate, feeds[:1], libraries=model.libraries)
-    original, reference, candidate = (in_float32(_loaded(s), widened) for s in (model.proto, reference, candidate))
+    original, reference, candidate = (in_float32(loaded(s), widened) for s in (model.proto, reference, candidate))
     feeds = [fed_in_float32(feed, widened) for feed in feeds]
     return _compared(model, original, reference, candidate, feeds, BOUND[number_format(original)])
 
@@ -120,15 +128,11 @@ def _compared(
     return Proof(status, worst, widest, len(feeds), outputs, silent)
 
 
-def _loaded(source: Source) -> onnx.ModelProto:
-    return onnx.load(source) if isinstance(source, Path) else source
-
-
 def _outputs(side: Source, model: Model, behind: list[str], feeds: Sequence[Feed], optimise: bool) -> Runs:
     """Outputs of one side for each feed, followed by the floats behind its decisions."""
     found = run(side, feeds, optimise, model.libraries)
     if behind:
-        with tapped(_loaded(side), behind) as taps:
+        with tapped(loaded(side), behind) as taps:
             more = run(taps, feeds, optimise, model.libraries)
         found = [a + b for a, b in zip(found, more, strict=True)]
     return found

@@ -13,10 +13,11 @@ import onnx
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.data.samples import Data, batch_size
 from leanonnx.errors import ModelError, ProofFailed
+from leanonnx.graph.formats import Source
 from leanonnx.graph.model import check
 from leanonnx.graph.storage import write_model
 from leanonnx.numeric.labels import Mask
-from leanonnx.proof.deviation import Fidelity, Source, compare
+from leanonnx.proof.deviation import Fidelity, compare
 from leanonnx.recovery.recover import Mended, recover
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.system.clock import Clock

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -25,7 +24,7 @@ from leanonnx.graph.formats import HALVES, float_kinds, in_float32
 from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import attribute, name_of
 from leanonnx.numeric.labels import Mask
-from leanonnx.numeric.regression import LARGE, Fit, Rows, Sums, best_fit
+from leanonnx.numeric.regression import LARGE, Fit, Kind, Rows, Sums, best_fit
 from leanonnx.recovery.fold import folded
 from leanonnx.recovery.layers import Change, Layer, changed, layers
 from leanonnx.recovery.pair import Pair
@@ -45,7 +44,6 @@ WIDEST = 6000
 """Features up to which a regression is solved for them, rather than for its rows."""
 FEW_ROWS = 3000
 TINY = 1e-30
-Kind = TypeVar("Kind", Sums, Rows)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import onnx
 from numpy.typing import NDArray
 
 from leanonnx.errors import DataError
-from leanonnx.graph.model import captured, first_line, unneeded
-from leanonnx.runtime.sessions import Feed, opened
+from leanonnx.graph.model import captured, unneeded
+from leanonnx.runtime.sessions import Feed, RunFailed, failing, finished, opened
 
 Array = NDArray[Any]
 IN_MEMORY = 1 << 28
@@ -133,17 +133,14 @@ class Walk:
         made = [name for index in chosen for name in nodes[index].output if name and name in (later | wanted)]
         part, sources = self._part(chosen, made)
         try:
-            with opened(part, libraries=self.libraries) as session:
+            with failing(), opened(part, libraries=self.libraries) as session:
                 for run in range(self.runs):
-                    found = session.run(None, {name: self.value(name, run) for name in sources})
+                    found = finished(session, {name: self.value(name, run) for name in sources})
                     for name, value in zip(made, found, strict=True):
                         self.shelf.put(self.tag + name, run, np.asarray(value))
-        except OSError:
-            raise
-        except Exception as error:  # onnxruntime raises its own types, one per status code
+        except RunFailed as error:
             raise DataError(
-                f"the network cannot be run on the calibration data: {first_line(error)}; "
-                "give samples of a shape that it takes"
+                f"the network cannot be run on the calibration data: {error}; give samples of a shape that it takes"
             ) from error
         self.known |= dict.fromkeys(made)
 

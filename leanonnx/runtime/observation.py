@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +14,7 @@ from leanonnx.errors import ModelError, OptionError
 from leanonnx.graph.formats import OTHERS, Kinds, fed_in_float32, float_kinds, in_float32
 from leanonnx.graph.model import Model, first_line
 from leanonnx.runtime.sessions import LONGEST_RUN, Array, Feed, Session, finished, opened
+from leanonnx.runtime.taps import tapped
 from leanonnx.words import shape_text
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -85,9 +85,10 @@ def _observed(model: Model, proto: onnx.ModelProto, given: Shapes, replaced: Kin
     """What a run of the model, or of its stand-in, shows."""
     values = sorted(_fixed_names(model))
     names = sorted(n for n in _tensor_names(model) if n in model.free)
-    with _tapped(proto, names, values) as tapped:
+    shapes_of = [onnx.helper.make_node("Shape", [name], [f"leanonnx_shape_{k}"]) for k, name in enumerate(names)]
+    with tapped(proto, [*(node.output[0] for node in shapes_of), *values], shapes_of) as taps:
         try:
-            with opened(tapped, optimise=False, libraries=model.libraries) as session:
+            with opened(taps, optimise=False, libraries=model.libraries) as session:
                 feeds, found = _first_run(session, model, given, len(names) + len(values), replaced)
         except ModelError:
             raise
@@ -137,24 +138,6 @@ def _tensors_put_out(node: onnx.NodeProto) -> list[str]:
 def _fixed_names(model: Model) -> set[str]:
     """Computed values that depend on no graph input's data."""
     return {n for n in _tensor_names(model) if n not in model.free and n not in model.origins}
-
-
-@contextmanager
-def _tapped(proto: onnx.ModelProto, names: list[str], values: list[str]) -> Iterator[onnx.ModelProto]:
-    """The same protobuf with taps as its only outputs, restored afterwards (no copy of the weights is made)."""
-    graph = proto.graph
-    count, outputs = len(graph.node), [v.SerializeToString() for v in graph.output]
-    try:
-        del graph.output[:]
-        for index, name in enumerate(names):
-            graph.node.add(op_type="Shape", input=[name], output=[f"leanonnx_shape_{index}"])
-            graph.output.add(name=f"leanonnx_shape_{index}")
-        graph.output.extend([onnx.ValueInfoProto(name=name) for name in values])
-        yield proto
-    finally:
-        del graph.node[count:]
-        del graph.output[:]
-        graph.output.extend([onnx.ValueInfoProto.FromString(raw) for raw in outputs])
 
 
 def _first_run(session: Session, model: Model, given: Shapes, taps: int, replaced: Kinds) -> tuple[Feed, list[Array]]:

@@ -23,7 +23,7 @@ import onnxruntime as ort
 from leanonnx.checks import check_choice, check_least
 from leanonnx.errors import ProviderMissing
 from leanonnx.graph.model import first_line
-from leanonnx.runtime.sessions import QUIET, Feed, RunFailed, Session, finished
+from leanonnx.runtime.sessions import QUIET, Feed, Session, failing, finished
 from leanonnx.system.cores import available_cores
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
@@ -131,12 +131,10 @@ def opened_on(model: Path | bytes, setting: Setting, options: ort.SessionOptions
         RunFailed: onnxruntime cannot load the model.
     """
     source = str(model) if isinstance(model, Path) else model
-    try:
+    with failing():
         session = ort.InferenceSession(
             source, options or session_options(setting), providers=provider_list(setting), enable_fallback=0
         )
-    except Exception as error:  # onnxruntime raises its own types, one per status code
-        raise RunFailed(first_line(error)) from error
     if NAMES[setting.provider] not in session.get_providers():
         raise _missing(setting.provider, "onnxruntime fell back to the CPU")
     return session
@@ -209,10 +207,8 @@ def runner(session: Session, feed: Feed, setting: Setting) -> Runner:
     Raises:
         RunFailed: onnxruntime cannot run the model.
     """
-    try:
+    with failing():
         return _bound(session, feed, setting) if setting.on_device else _plain(session, feed)
-    except Exception as error:  # onnxruntime raises its own types, one per status code
-        raise RunFailed(first_line(error)) from error
 
 
 def _plain(session: Session, feed: Feed) -> Runner:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from leanonnx.errors import LeanOnnxError
+from leanonnx.graph.formats import Source
 from leanonnx.graph.model import first_line
 from leanonnx.graph.storage import data_size, write_model
 from leanonnx.system.memory import available_memory
@@ -84,7 +85,7 @@ def options(threads: int = 0, optimise: bool = True, libraries: Sequence[Path] =
 
 
 @contextmanager
-def opened(model: onnx.ModelProto | Path, optimise: bool = True, libraries: Sequence[Path] = ()) -> Iterator[Session]:
+def opened(model: Source, optimise: bool = True, libraries: Sequence[Path] = ()) -> Iterator[Session]:
     """A CPU session on a file or on a model in memory.
 
     Large models go through a temporary file that onnxruntime maps, which saves it two copies of the weights.
@@ -107,21 +108,27 @@ class RunFailed(Exception):
     """onnxruntime cannot load or run a model."""
 
 
+@contextmanager
+def failing() -> Iterator[None]:
+    """What onnxruntime raises in here becomes ``RunFailed``; errors of files, and our own, stay what they are."""
+    try:
+        yield
+    except (OSError, LeanOnnxError, RunFailed):
+        raise
+    except Exception as error:  # onnxruntime raises its own types, one per status code
+        raise RunFailed(first_line(error)) from error
+
+
 def run(
-    model: onnx.ModelProto | Path, feeds: Sequence[Feed], optimise: bool = True, libraries: Sequence[Path] = ()
+    model: Source, feeds: Sequence[Feed], optimise: bool = True, libraries: Sequence[Path] = ()
 ) -> list[list[Array]]:
     """Outputs of a model for each feed; ``libraries`` hold its custom operators.
 
     Raises:
         RunFailed: onnxruntime cannot load or run it.
     """
-    try:
-        with opened(model, optimise, libraries) as session:
-            return [[np.asarray(value) for value in finished(session, feed)] for feed in feeds]
-    except OSError:
-        raise
-    except Exception as error:  # onnxruntime raises its own types, one per status code
-        raise RunFailed(first_line(error)) from error
+    with failing(), opened(model, optimise, libraries) as session:
+        return [[np.asarray(value) for value in finished(session, feed)] for feed in feeds]
 
 
 def finished(session: Session, feed: Feed) -> list[Array]:
