@@ -12,7 +12,7 @@ import numpy as np
 
 from leanonnx.numeric.labels import Labels, Shape, on_axis, reshape, uniform, varied
 from leanonnx.rules import advice
-from leanonnx.rules.call import Call, Edit, Effect, Entries, Kept, Link, Pairs, Unsupported, kept_together
+from leanonnx.rules.call import Call, Edit, Effect, Entries, Kept, Link, Pairs, Unsupported, kept_together, steered
 
 
 def reshaped(call: Call) -> Effect:
@@ -123,6 +123,19 @@ def depth_to_space(call: Call) -> Effect:
     return _folded(call, members, ties)
 
 
+def col2im(call: Call) -> Effect:
+    """Blocks of pixels laid side by side or over each other, and added up there (torch's fold).
+
+    Flow: the channels that hold the pixels of one output channel's blocks lead to it.
+    Ties: those channels, as many as a block has pixels.
+    Pins: what the sizes of image and block are computed from.
+    Limits: none; the number of output channels follows from the input.
+    Specification: ONNX Col2Im-18.
+    """
+    vector, ties = call.slices(0, 1)
+    return steered(call, _folded(call, vector.reshape(call.output_shape()[1], -1), ties), "takes a size from it")
+
+
 def _folded(call: Call, members: Labels, ties: list[Pairs]) -> Effect:
     """Output channels that are each made of several input channels [C, n]."""
     minted = call.mint(members.shape[0])
@@ -196,6 +209,7 @@ RULES = {
     ("", "Tile"): tile,
     ("", "DepthToSpace"): depth_to_space,
     ("", "SpaceToDepth"): space_to_depth,
+    ("", "Col2Im"): col2im,
     ("", "Shape"): shape_of,
     ("", "Size"): shape_of,
     ("", "Crop"): crop,

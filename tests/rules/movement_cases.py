@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import prod
 from typing import Any
 
+from leanonnx.rules.call import Call, Effect
+from leanonnx.rules.table import DEFAULT
 from tests.rules import mistakes
 from tests.rules.bench import Bench
 from tests.rules.case import Build, Case, Form, Refusal
@@ -155,6 +159,54 @@ def space_to_depth(b: Bench) -> None:
     b.subject("SpaceToDepth", [b.image(b.between(2, 3), block, 2 * block)], blocksize=block)
 
 
+def fold(rank: int) -> Build:
+    """Blocks side by side cover the image."""
+
+    def build(b: Bench) -> None:
+        block = [b.between(1, 3) for _ in range(rank)]
+        counts = [b.between(1, 2) for _ in range(rank)]
+        data = b.image(prod(block) * b.between(2, 3), prod(counts))
+        sizes = b.ints(*(size * n for size, n in zip(block, counts, strict=True)))
+        b.subject("Col2Im", [data, sizes, b.ints(*block)], strides=block)
+
+    return build
+
+
+def fold_overlapping(rank: int) -> Build:
+    """Blocks lie over each other and over the border, and have holes.
+
+    No holes but on two axes: on others onnxruntime reads beyond the data (its issue 18156).
+    """
+
+    def build(b: Bench) -> None:
+        steps = [b.between(1, 2) for _ in range(rank)]
+        holes = [b.between(1, 2) if rank == 2 else 1 for _ in range(rank)]
+        pads = [b.choose(2) for _ in range(2 * rank)]
+        ends = [4 + pads[k] + pads[k + rank] - holes[k] for k in range(rank)]
+        data = b.image(2**rank * b.between(2, 3), prod(-(-end // step) for end, step in zip(ends, steps, strict=True)))
+        sizes = [b.ints(*[4] * rank), b.ints(*[2] * rank)]
+        b.subject("Col2Im", [data, *sizes], strides=steps, dilations=holes, pads=pads)
+
+    return build
+
+
+def fold_computed(b: Bench) -> None:
+    """The size of the image is (4, 4), whatever the numbers that it is made from."""
+    b.batch, b.free = 1, False
+    ones = b.node("Reshape", [b.node("Ceil", [b.node("Sigmoid", [b.rows(2)])]), b.ints(-1)])
+    size = b.node("Cast", [b.node("Mul", [ones, b.scalar(4)])], to=7)
+    b.subject("Col2Im", [b.image(8, 4), size, b.ints(2, 2)], strides=[2, 2])
+
+
+def fold_blocks_first(call: Call, effect: Effect) -> Effect:
+    """The channels of one output channel lie apart, not side by side."""
+    del effect
+    data = call.value(0)
+    assert data.labels is not None
+    turned = data.labels.reshape(-1, call.output_shape()[1]).T.reshape(data.labels.shape)
+    return DEFAULT[call.domain, call.op](replace(call, inputs=(replace(data, labels=turned), *call.inputs[1:])))
+
+
 def shape_of(start: int | None, end: int | None) -> Build:
     """The shape of one tensor is the target size of another."""
 
@@ -271,6 +323,18 @@ CASES = [
         (Form("any block", space_to_depth, ALL, **MOVE),),
         whole=NOTHING,
         wrong={"repeated": mistakes.repeated},
+    ),
+    Case(
+        "Col2Im",
+        (
+            *(
+                Form(f"side by side, {rank}", fold(rank), (18, 21), False, linear=True, moves=True)
+                for rank in (1, 2, 3)
+            ),
+            *(Form(f"overlapping, {rank}", fold_overlapping(rank), (18, 21), exact=False) for rank in (1, 2, 3)),
+        ),
+        (Refusal("computed size", fold_computed, "takes a size from it", (18, 21)),),
+        wrong={"blocks first": fold_blocks_first},
     ),
     Case(
         "Shape",
