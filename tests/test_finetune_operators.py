@@ -39,6 +39,7 @@ PARTLY = {
     "FusedMatMul": "turns its batch axes",
     "BatchNormalization": "training mode",
     "MaxPool": "where the largest values stand",
+    "Col2Im": "its image has",
 }
 """Operators that are refused in some forms."""
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from leanonnx.finetuning.operators.call import Call, Operator, Tensor, together
-from leanonnx.finetuning.operators.linear import bordered
+from leanonnx.finetuning.operators.linear import bordered, steps
 
 MODES = {"constant": "constant", "reflect": "reflect", "edge": "edge", "wrap": "wrap"}
 
@@ -124,6 +124,18 @@ def space_to_depth(call: Call) -> Tensor:
     return x.reshape(n, c, h // r, r, w // r, r).permute(0, 3, 5, 1, 2, 4).reshape(n, c * r * r, h // r, w // r)
 
 
+def col2im(call: Call) -> Tensor:
+    """Blocks of pixels added up where they lie in an image of two axes."""
+    image = call.ints(1)
+    if len(image) != 2:
+        raise call.refused(f"its image has {len(image)} axes")
+    top, left, bottom, right = call.attr("pads", [0] * 4)
+    strides, dilations = steps(call, 2)
+    size = (image[0] + top + bottom, image[1] + left + right)
+    y = F.fold(call.x(), size, call.ints(2), dilations, 0, strides)
+    return bordered(y, [0, 0, -top, -left, 0, 0, -bottom, -right])
+
+
 def expand(call: Call) -> Tensor:
     """Broadcast to a shape, both ways."""
     x = call.x()
@@ -206,6 +218,7 @@ MOVEMENT: dict[tuple[str, str], Operator] = {
     ("", "Pad"): pad,
     ("", "DepthToSpace"): depth_to_space,
     ("", "SpaceToDepth"): space_to_depth,
+    ("", "Col2Im"): col2im,
     ("", "Expand"): expand,
     ("", "Tile"): tile,
     ("", "Crop"): crop,
