@@ -22,8 +22,6 @@ from leanonnx.selection.limits import held_back
 from leanonnx.words import counted, finite, metric_text, sizes
 
 SCHEMA = 1
-BUSY, TINY = 1.25, 1e-4
-"""Times whose ratio is so far from the ratio that was measured in turns are not worth much."""
 MEANING = {
     "kernels": "input-output channel pairs of Conv, ConvTranspose, Gemm and MatMul",
     "macs": "multiply-adds of one run at the input sizes shown",
@@ -72,11 +70,21 @@ def latency(found: Comparison | None, setting: Setting) -> Row | None:
         "threads": setting.threads,
         "before_ms": round(found.before.median, 4),
         "after_ms": round(found.after.median, 4),
+        **comparison(found),
+        "busy": found.busy,
+        "convolutions": {"before": layouts[0], "after": layouts[1]},
+    }
+
+
+def comparison(found: Comparison) -> Row:
+    """The ratio of two models' times."""
+    return {
         "speedup": round(found.speedup, 4),
         "interval": [round(end, 4) for end in found.interval],
+        "noise": round(found.noise, 4),
         "rounds": found.rounds,
+        "lots": found.lots,
         "verdict": found.words,
-        "convolutions": {"before": layouts[0], "after": layouts[1]},
     }
 
 
@@ -224,8 +232,7 @@ def _latency_text(row: Row | None) -> Text:
     low, high = row["interval"]
     text = f"{row['speedup']:.2f} times the speed (95 % interval {low:.2f} to {high:.2f}) on {row['provider']}, "
     text += counted(row["threads"], "thread")
-    ratio = max(row["before_ms"], TINY) / max(row["after_ms"], TINY) / row["speedup"]
-    if not 1 / BUSY < ratio < BUSY:
+    if row["busy"]:
         text += "; the machine was busy: trust the ratio, taken in turns, not the milliseconds"
     return Text(text, style="green" if low > 1 else "yellow")
 
