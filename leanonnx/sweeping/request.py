@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from leanonnx.compressing.choosing import resolved_target
 from leanonnx.compressing.options import Options
-from leanonnx.compressing.pipeline import resolved_target
 from leanonnx.compressing.report import Row
 from leanonnx.data.files import sample_files
 from leanonnx.errors import ModelError

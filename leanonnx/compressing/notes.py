@@ -1,0 +1,73 @@
+"""What is to be said of a result before anybody relies on it: warnings, and hints at what else could be done."""
+
+from __future__ import annotations
+
+from leanonnx.compressing.workshop import Workshop
+from leanonnx.data.samples import Data
+from leanonnx.graph.model import Model, overridden
+from leanonnx.recovery.draft import ENOUGH, Recovery
+from leanonnx.selection.search import Trial
+from leanonnx.selection.selector import LATENCY
+
+
+def not_faster(trial: Trial) -> str:
+    """A measurement in words: how the result compares with the original."""
+    found = trial.comparison
+    if found is None:
+        return ""
+    low, high = found.interval
+    words = "slower than the original" if high < 1 else "no faster than the original, beyond noise"
+    return f"the result is {words}: {found.speedup:.3f} times its speed (95 % interval {low:.3f} to {high:.3f})"
+
+
+def hints(model: Model) -> tuple[str, ...]:
+    """What else could make the model faster."""
+    listed = len(overridden(model.proto))
+    if not listed:
+        return ()
+    return (
+        f"{listed} weights are listed as graph inputs, where a caller may override them; this keeps onnxruntime from "
+        "its fast kernels. If nobody overrides them, add --freeze",
+    )
+
+
+def calibration_warnings(data: Data | None, recovery: Recovery | None) -> list[str]:
+    """What is to be said of the calibration data and of what they were good for."""
+    if data is None or recovery is None:
+        return []
+    found = []
+    if data.count < ENOUGH:
+        found.append(f"only {data.count} calibration samples: accuracy grows up to about 1000; give at least {ENOUGH}")
+    used = recovery.samples + recovery.held_out
+    if recovery.recovered and used < data.count:
+        found.append(f"recovery used {used} of the {data.count} samples: more activations would not fit")
+    if not recovery.held_out:
+        found.append("too few calibration samples to hold any out: the deviation is that on samples used to recover")
+    if recovery.recovered and not recovery.kept:
+        found.append("recovery did not lower the deviation on held-out samples and was left out")
+    if recovery.final.unused:
+        found.append(recovery.final.unused)
+    return found
+
+
+def warnings(trial: Trial, workshop: Workshop) -> tuple[str, ...]:
+    """What is to be said of what was found, measured and written."""
+    found, options, selection = [], workshop.options, trial.selection
+    budget = options.budget
+    if not trial.faster:
+        found.append(not_faster(trial))
+    if workshop.failure:
+        found.append(f"latency could not be measured: {workshop.failure}")
+    if not selection.reached:
+        lowest = trial.fraction
+        if budget.unit != LATENCY:
+            lowest = getattr(selection.after, budget.unit) / max(getattr(selection.before, budget.unit), 1)
+        found.append(
+            f"over budget: {lowest:.4f} of the {budget.unit} is the lowest reachable, {budget.fraction:g} was asked for"
+            + "".join(f"; {limit}" for limit in selection.limits)
+        )
+    if workshop.unchanged and (budget.fraction < 1 or options.exact):
+        found.append("nothing could be removed: the output equals the input")
+    if not workshop.clean:
+        found.append("the clean-up of the graph could not be proven and was left out; please report it")
+    return tuple(found)
