@@ -68,6 +68,12 @@ class Constants:
                 known.update(node.output)
         return frozenset(known)
 
+    def fixed(self, name: str) -> Array | None:
+        """The value of a constant that nobody can override and that follows from no size; None where there is none."""
+        if name in self.model.overridable or (name not in self.model.origins and name not in self.static):
+            return None
+        return self.model.constant(name) if name in self.model.origins else self.observation.values.get(name)
+
     def uses(self, index: int, effect: Effect) -> Found | None:
         """Where the slices of an effect are held; None if a sliced constant depends on run-time shapes."""
         inward = {mix.slot: mix.inward for mix in effect.mixes}

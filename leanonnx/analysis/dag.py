@@ -7,9 +7,10 @@ lives always.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -27,6 +28,7 @@ from leanonnx.runtime.observation import Observation
 
 Array = NDArray[Any]
 MATRIX = 2
+Edge = TypeVar("Edge", Mix, Link)
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,16 @@ class ChannelDag:
         """Shape of each tensor when the model was run."""
         return self.observation.shapes
 
+    @cached_property
+    def mixes_of(self) -> Mapping[int, list[Mix]]:
+        """Blocks of kernels by node."""
+        return _by_node(self.mixes)
+
+    @cached_property
+    def links_of(self) -> Mapping[int, list[Link]]:
+        """Fixed edges by node."""
+        return _by_node(self.links)
+
     @property
     def pinned(self) -> Mask:
         """Which classes may not be removed [classes]."""
@@ -69,6 +81,13 @@ class ChannelDag:
     def whole(self) -> Mask:
         """The keep set of the original [labels]: everything lives."""
         return np.ones(self.count, bool)
+
+
+def _by_node(pairs: Iterable[tuple[int, Edge]]) -> Mapping[int, list[Edge]]:
+    found: dict[int, list[Edge]] = {}
+    for node, edge in pairs:
+        found.setdefault(node, []).append(edge)
+    return found
 
 
 def pinned(classes: NDArray[np.int64], pins: Iterable[Pin]) -> Mask:

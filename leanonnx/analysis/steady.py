@@ -20,21 +20,19 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from leanonnx.analysis.constants import Constants
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.graph.formats import fed_in_float32, in_float32, is_float
-from leanonnx.graph.nodes import attribute, is_padded, standard
+from leanonnx.graph.formats import is_float
+from leanonnx.graph.nodes import LINEAR, attribute, bias_of, is_padded, scale_and_shift, standard
 from leanonnx.numeric.labels import Labels, Mask
-from leanonnx.rules.call import Mix
+from leanonnx.rules.call import Link, Mix
 from leanonnx.rules.pointwise import JOINS, UNARY
-from leanonnx.runtime.sessions import RunFailed, run
+from leanonnx.runtime.sessions import run_node
 
 Array = NDArray[Any]
 Numbers = NDArray[np.float64]
-MIXING = {"Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv"}
-BIAS = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2, "FusedConv": 2}
+MIXING = LINEAR | {"FusedConv"}
 POINTWISE = ({*UNARY, *JOINS} - {"Dropout"}) | {"PRelu", "QuantizeLinear", "DequantizeLinear"}
 DIAGONAL = {"BatchNormalization", "InstanceNormalization"}
 MOVING = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Tile", "Split", "Slice", "Gather"}
@@ -112,34 +110,21 @@ class _Run:
         self.numbers: dict[str, Numbers] = {}
         self.kinds: dict[str, np.dtype[Any]] = {}
         self.flows: list[Flow] = []
-        self.constants = Constants(dag.model, dag.observation)
+        self.fixed = Constants(dag.model, dag.observation).fixed
         self.beside = {node for node, _ in dag.implied}
-        self.mixes: dict[int, list[Mix]] = {}
-        self.links: dict[int, list[tuple[Labels, Labels]]] = {}
-        for node, mix in dag.mixes:
-            if mix.inward is not None:
-                self.mixes.setdefault(node, []).append(mix)
-        for node, link in dag.links:
-            self.links.setdefault(node, []).append((link.sources, link.targets))
 
     def visit(self, index: int, node: onnx.NodeProto) -> None:
         """Find the numbers that a node puts out, and what its kernels carry."""
         op = _operator(node)
-        if index in self.mixes:
-            self._mixed(index, node, op)
+        mixes = [mix for mix in self.dag.mixes_of.get(index, []) if mix.inward is not None]
+        if mixes:
+            self._mixed(index, node, op, mixes)
         elif op in DIAGONAL:
             self._scaled(node, op)
         elif op in POINTWISE:
             self._pointwise(node)
         elif op in MOVING | SUMMING | BORDERED and any(name in self.numbers for name in node.input):
             self._moved(index, node, op)
-
-    def fixed(self, name: str) -> Array | None:
-        """The value of a constant that nobody can override and that follows from no size."""
-        model = self.dag.model
-        if name in model.overridable or (name not in model.origins and name not in self.constants.static):
-            return None
-        return model.constant(name) if name in model.origins else self.dag.observation.values.get(name)
 
     def _enter(self, name: str, numbers: Array, kind: np.dtype[Any]) -> None:
         """Note the numbers of a tensor where they are the same for all positions of a channel."""
@@ -166,13 +151,13 @@ class _Run:
 
     # 5: mixing
 
-    def _mixed(self, index: int, node: onnx.NodeProto, op: str) -> None:
-        flows = [self._flow(index, node, mix, op) for mix in self.mixes[index]]
+    def _mixed(self, index: int, node: onnx.NodeProto, op: str, mixes: list[Mix]) -> None:
+        flows = [self._flow(index, node, mix, op) for mix in mixes]
         self.flows.extend(flows)
         if op not in MIXING or len(flows) != ALONE or not node.output[0]:
             return
         flow = flows[0]
-        bias = self._bias(node, op, flow.mix.targets.size)
+        bias = bias_of(node, flow.mix.targets.size, self.fixed)
         if bias is None:
             return
         if len(node.input) > RESIDUAL and node.input[RESIDUAL]:
@@ -212,17 +197,6 @@ class _Run:
             np.full(numbers.size, np.nan) if found is None else np.where(np.isnan(numbers), np.nan, found.reshape(-1))
         )
 
-    def _bias(self, node: onnx.NodeProto, op: str, size: int) -> Numbers | None:
-        """What is added to each output channel [size]; None where that is not one known number per channel."""
-        slot = BIAS.get(op, 0)
-        if not slot or len(node.input) <= slot or not node.input[slot]:
-            return np.zeros(size)
-        array = self.fixed(node.input[slot])
-        if array is None or (array.size != ALONE and array.shape != (1,) * (array.ndim - 1) + (size,)):
-            return None
-        beta = attribute(node, "beta", 1.0) if op == "Gemm" else 1.0
-        return np.broadcast_to(beta * np.asarray(array, np.float64).reshape(-1), (size,))
-
     def _spread(self, name: str, labels: Labels, numbers: Numbers, kind: np.dtype[Any]) -> None:
         """Enter a tensor by the numbers of labels; those that are not named are not steady."""
         order = np.argsort(labels, kind="stable")
@@ -243,10 +217,11 @@ class _Run:
         given = self._vector(node.input[0], 1, gamma.size)
         if op == "BatchNormalization":
             mean, variance = statistics
-            given = (given - mean) / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
+            scale, shift = scale_and_shift(gamma, beta, mean, variance, attribute(node, "epsilon", 1e-5))
+            numbers = scale * given + shift
         else:
-            given = np.where(np.isfinite(given), 0.0, np.nan)
-        numbers = np.where(gamma == 0, beta, gamma * given + beta)
+            numbers = np.where(np.isfinite(given), beta, np.nan)
+        numbers = np.where(gamma == 0, beta, numbers)
         self._enter(node.output[0], numbers.reshape(-1, *[1] * (self.dag.labels[node.output[0]].ndim - 2)), kind)
 
     # 1: pointwise
@@ -277,23 +252,7 @@ class _Run:
         """What one node puts out; None where onnxruntime cannot run it alone."""
         if node.op_type in ("Div", "Mod") and any(not is_float(array) for array in feed.values()):
             return None
-        source = self.dag.model.proto
-        alone = onnx.ModelProto(ir_version=source.ir_version, opset_import=source.opset_import)
-        alone.graph.name = "alone"
-        alone.graph.node.add().CopyFrom(node)
-        del alone.graph.node[0].output[1:]
-        alone.graph.output.add(name=node.output[0])
-        for name, array in feed.items():
-            kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-            alone.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, array.shape))
-        alone.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
-        if source.ir_version < 4:
-            alone.ir_version = 4
-        replaced = self.dag.observation.replaced
-        try:
-            return run(in_float32(alone, replaced), [fed_in_float32(feed, replaced)], optimise=False)[0][0]
-        except RunFailed:
-            return None
+        return run_node(node, feed, constants, self.dag.model.proto, self.dag.observation.replaced)
 
     # 2 and 3: movements, pooling, borders
 
@@ -305,7 +264,7 @@ class _Run:
             return
         pairs = [(self.dag.labels[n], self._passed(node, op, n)) for n in names if n in self.dag.labels]
         labels, numbers = _by_label(pairs)
-        linked = [_followed(link, labels, numbers) for link in self.links.get(index, [])]
+        linked = [_followed(link, labels, numbers) for link in self.dag.links_of.get(index, [])]
         own = [] if constant else [(labels, numbers)]
         if op == "Pad":
             own += self._filled(node, labels)
@@ -376,8 +335,8 @@ def _by_label(pairs: list[tuple[Labels, Numbers]]) -> tuple[Labels, Numbers]:
     return unique, np.where(low == high, low, np.nan)
 
 
-def _followed(link: tuple[Labels, Labels], labels: Labels, numbers: Numbers) -> tuple[Labels, Numbers]:
+def _followed(link: Link, labels: Labels, numbers: Numbers) -> tuple[Labels, Numbers]:
     """Fixed edges carry the number of their source."""
-    sources, targets = (side.reshape(-1) for side in link)
+    sources, targets = (side.reshape(-1) for side in (link.sources, link.targets))
     place = np.minimum(np.searchsorted(labels, sources), labels.size - 1)
     return targets, np.where(labels[place] == sources, numbers[place], np.nan)

@@ -18,10 +18,10 @@ import onnx
 from numpy.typing import NDArray
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.analysis.steady import BIAS, Flow, Steady, steady
+from leanonnx.analysis.steady import Flow, Steady, steady
 from leanonnx.graph.formats import FINE, is_float
-from leanonnx.graph.model import SHAPE_OPS, Model, captured, unneeded
-from leanonnx.graph.nodes import attribute, standard
+from leanonnx.graph.model import SHAPE_OPS, captured, unneeded
+from leanonnx.graph.nodes import BIAS, attribute, is_per_channel, standard
 from leanonnx.numeric.labels import Labels, Mask
 from leanonnx.rules.call import Pin
 from leanonnx.surgery.patch import Maker, Patch, Place, plan_patch
@@ -181,19 +181,16 @@ def _bias_place(dag: ChannelDag, flow: Flow) -> Place | None:
         return None
     if flow.mix.kernels().dtype not in FINE:
         return None
-    slot = BIAS[node.op_type]
-    name = node.input[slot] if slot < len(node.input) else ""
+    name = node.input[BIAS] if len(node.input) > BIAS else ""
     if node.op_type == "Gemm" and (not attribute(node, "alpha", 1.0) or not attribute(node, "beta", 1.0)):
         return None
     if name and (name not in model.origins or name in model.overridable):
         return None
-    return (flow.node, slot) if not name or _per_channel(model, name, flow.mix.targets.size) else None
-
-
-def _per_channel(model: Model, name: str, size: int) -> bool:
-    """Whether a bias is one number, or one for each output channel."""
-    array = model.constant(name)
-    return is_float(array) and (array.size == 1 or array.shape == (1,) * (array.ndim - 1) + (size,))
+    if name:
+        array = model.constant(name)
+        if not is_float(array) or not is_per_channel(array, flow.mix.targets.size):
+            return None
+    return (flow.node, BIAS)
 
 
 def _shifts(dag: ChannelDag, found: Steady, folds: Mapping[int, Place], alive: Mask) -> dict[Place, Maker]:

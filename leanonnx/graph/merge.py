@@ -16,12 +16,12 @@ import onnx
 from numpy.typing import NDArray
 
 from leanonnx.graph.formats import FINE
-from leanonnx.graph.nodes import attribute, standard
+from leanonnx.graph.nodes import BIAS, attribute, bias_of, scale_and_shift, standard
 from leanonnx.graph.noops import Scene
 
 Array = NDArray[Any]
 OUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1}
-WEIGHT, BIAS = 1, 2
+WEIGHT = 1
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,7 @@ def _bias(scene: Scene, first: onnx.NodeProto, size: int) -> Array | None:
     """What the first node adds to each output channel [size]; None where that is not known."""
     if first.op_type == "Gemm" and not attribute(first, "beta", 1.0):
         return None
-    if len(first.input) <= BIAS or not first.input[BIAS]:
-        return np.zeros(size)
-    array = scene.constant(first.input[BIAS])
-    if array is None or (array.size != 1 and array.shape != (1,) * (array.ndim - 1) + (size,)):
-        return None
-    beta = attribute(first, "beta", 1.0) if first.op_type == "Gemm" else 1.0
-    return np.broadcast_to(beta * np.asarray(array, np.float64).reshape(-1), (size,))
+    return bias_of(first, size, scene.constant)
 
 
 def _affine(
@@ -105,8 +99,7 @@ def _normalised(scene: Scene, second: onnx.NodeProto, size: int) -> tuple[Array,
     if any(name for name in second.output[1:]):
         return None
     gamma, beta, mean, variance = (np.asarray(p, np.float64) for p in parameters)
-    scale = gamma / np.sqrt(variance + attribute(second, "epsilon", 1e-5))
-    return scale, beta - mean * scale
+    return scale_and_shift(gamma, beta, mean, variance, attribute(second, "epsilon", 1e-5))
 
 
 def _convolved(

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
+Floats = NDArray[np.float64]
 STANDARD = ("", "ai.onnx")
+LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+BIASED = {"Conv", "ConvTranspose", "Gemm", "FusedConv"}
+"""Operators with a bias."""
+BIAS = 2
+"""Its slot."""
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
@@ -44,6 +52,40 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 def is_quantised(node: onnx.NodeProto) -> bool:
     """Whether an operator makes, reads or computes in integers that stand for floats."""
     return "uantize" in node.op_type or node.op_type.startswith("Q") or "Integer" in node.op_type
+
+
+def bias_of(node: onnx.NodeProto, size: int, constant: Callable[[str], NDArray[Any] | None]) -> Floats | None:
+    """What a linear operator adds to each of its output channels [size].
+
+    Args:
+        node: a linear operator.
+        size: its output channels.
+        constant: gives the value of a constant, None for what is none.
+
+    Returns:
+        β times its bias, zeros without one; None where that is not one known number for each channel.
+    """
+    name = node.input[BIAS] if node.op_type in BIASED and len(node.input) > BIAS else ""
+    if not name:
+        return np.zeros(size)
+    array = constant(name)
+    if array is None or not is_per_channel(array, size):
+        return None
+    beta = attribute(node, "beta", 1.0) if node.op_type == "Gemm" else 1.0
+    return np.broadcast_to(beta * np.asarray(array, np.float64).reshape(-1), (size,))
+
+
+def is_per_channel(array: NDArray[Any], size: int) -> bool:
+    """Whether a bias is one number, or one for each of ``size`` channels along its last axis."""
+    return array.size == 1 or array.shape == (1,) * (array.ndim - 1) + (size,)
+
+
+def scale_and_shift(
+    gamma: Floats, beta: Floats, mean: Floats, variance: Floats, epsilon: float
+) -> tuple[Floats, Floats]:
+    """Factor and summand [C] that a BatchNormalization comes to; its parameters are [C]."""
+    scale = gamma / np.sqrt(variance + epsilon)
+    return scale, beta - mean * scale
 
 
 def is_padded(node: onnx.NodeProto) -> bool:

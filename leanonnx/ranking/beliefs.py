@@ -21,27 +21,23 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from leanonnx.analysis.constants import Constants
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.positions import coverage, geometry
 from leanonnx.analysis.steady import BORDERED, MOVING, POINTWISE, SUMMING, Numbers, steady
-from leanonnx.graph.formats import fed_in_float32, in_float32, is_float
-from leanonnx.graph.nodes import attribute, standard
+from leanonnx.graph.formats import is_float
+from leanonnx.graph.nodes import LINEAR, attribute, bias_of, scale_and_shift, standard
 from leanonnx.numeric.gaussian import POINTS, Belief, chosen, gaussian, together, unknown
 from leanonnx.numeric.labels import Labels
 from leanonnx.ranking.moments import Moments, Statistics, by_label, channel_axis, places
-from leanonnx.rules.call import Mix
-from leanonnx.runtime.sessions import RunFailed, run
+from leanonnx.runtime.sessions import run_node
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
-LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 EXTREMES = {"MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin"}
 POWERS = {"LpPool", "GlobalLpPool", "ReduceL1", "ReduceL2", "ReduceSumSquare"}
 BENT = 0.99
-BIAS = 2
 HOLDING = {"BatchNormalization", "InstanceNormalization"}
 """Operators whose constants tell the statistics of their channels."""
 MOST_WORK = 4e10
@@ -104,14 +100,8 @@ class _Walk:
     def __init__(self, dag: ChannelDag, numbers: Mapping[str, Numbers]) -> None:
         self.dag = dag
         self.found: dict[str, Belief] = {}
-        self.constants = Constants(dag.model, dag.observation)
+        self.fixed = Constants(dag.model, dag.observation).fixed
         self.steady = numbers
-        self.mixes: dict[int, list[Mix]] = {}
-        self.links: dict[int, list[tuple[Labels, Labels]]] = {}
-        for node, mix in dag.mixes:
-            self.mixes.setdefault(node, []).append(mix)
-        for node, link in dag.links:
-            self.links.setdefault(node, []).append((link.sources, link.targets))
 
     def visit(self, index: int, node: onnx.NodeProto) -> None:
         """Find what is to be believed of what a node puts out."""
@@ -123,7 +113,7 @@ class _Walk:
             if name not in self.dag.labels:
                 continue
             belief = None
-            if slot == 0 and index in self.mixes:
+            if slot == 0 and index in self.dag.mixes_of:
                 belief = self._mixed(index, node, op)
             elif op == "BatchNormalization":
                 belief = self._normalised(node)
@@ -149,27 +139,20 @@ class _Walk:
         values[:, places[fixed]] = numbers.reshape(-1)[fixed]
         return Belief(belief.labels, values, belief.correlation, belief.known)
 
-    def fixed(self, name: str) -> Array | None:
-        """The value of a constant that nobody can override; None where there is none."""
-        model = self.dag.model
-        if name in model.overridable or (name not in model.origins and name not in self.constants.static):
-            return None
-        return model.constant(name) if name in model.origins else self.dag.observation.values.get(name)
-
     # 2: mixing
 
     def _mixed(self, index: int, node: onnx.NodeProto, op: str) -> Belief | None:
-        mix = self.mixes[index][0]
+        mix, *others = self.dag.mixes_of[index]
         place = channel_axis(self.dag, index, mix)
         weights = mix.kernels()
-        if op not in LINEAR or len(self.mixes[index]) > 1 or place is None or not is_float(weights):
+        if op not in LINEAR or others or place is None or not is_float(weights):
             return None
-        bias = self._bias(node, op, mix.targets.size)
+        bias = bias_of(node, mix.targets.size, self.fixed)
         targets = mix.targets.reshape(-1)
         if bias is None or np.unique(targets).size != targets.size:
             return None
         belief = self.found[place[0]]
-        covers = _covers(self.dag, node, weights.shape[3:])
+        covers = covers_of(self.dag, node, weights.shape[3:])
         alpha = float(attribute(node, "alpha", 1.0)) if op == "Gemm" else 1.0
         mean, covariance = bias.copy(), np.zeros((targets.size, targets.size))
         total, near = belief.covariance(), _neighbours(node, weights.shape[3:])
@@ -191,15 +174,6 @@ class _Walk:
             covariance = (flat @ flat.T) * total[np.ix_(where, where)]
         return gaussian(targets, mean, covariance, belief.known)
 
-    def _bias(self, node: onnx.NodeProto, op: str, size: int) -> Floats | None:
-        if op == "MatMul" or len(node.input) <= BIAS or not node.input[BIAS]:
-            return np.zeros(size)
-        array = self.fixed(node.input[BIAS])
-        if array is None or array.size not in (1, size):
-            return None
-        beta = float(attribute(node, "beta", 1.0)) if op == "Gemm" else 1.0
-        return np.array(np.broadcast_to(beta * np.asarray(array, np.float64).reshape(-1), (size,)))
-
     # 1: normalisation by fixed statistics
 
     def _normalised(self, node: onnx.NodeProto) -> Belief | None:
@@ -215,9 +189,9 @@ class _Walk:
         order = np.argsort(places)
         belief = belief.rescaled(mean[order], np.maximum(variance[order], 0), known=True)
         self.found[node.input[0]] = self._held(node.input[0], belief)
-        scale = gamma / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
+        scale, shift = scale_and_shift(gamma, beta, mean, variance, attribute(node, "epsilon", 1e-5))
         values = belief.values.copy()
-        values[:, places] = (values[:, places] - mean) * scale + beta
+        values[:, places] = values[:, places] * scale + shift
         return chosen(Belief(belief.labels, values, belief.correlation, known=True), places, after)
 
     # 3 and 4: pointwise
@@ -257,34 +231,15 @@ class _Walk:
     ) -> Belief | None:
         index = np.searchsorted(like.labels, out)
         tables = {name: values[:, index] for name, values in feed.items()}
-        result = self._evaluated(node, tables, {name: np.asarray(value) for name, value in held.items()})
-        if result is None or result.shape != (POINTS.size, *out.shape):
+        constants = {name: np.asarray(value) for name, value in held.items()}
+        kind = next((array.dtype for array in constants.values() if is_float(array)), np.dtype(np.float32))
+        fed = {name: table.astype(kind) for name, table in tables.items()}
+        result = run_node(node, fed, constants, self.dag.model.proto, self.dag.observation.replaced)
+        if result is None or not is_float(result) or result.shape != (POINTS.size, *out.shape):
             return None
         first = np.unique(out.reshape(-1), return_index=True)[1]
         values = np.asarray(result, np.float64).reshape(POINTS.size, -1)[:, first]
         return Belief(like.labels, values, like.correlation, like.known)
-
-    def _evaluated(self, node: onnx.NodeProto, feed: Mapping[str, Array], constants: dict[str, Array]) -> Array | None:
-        """What one node puts out; None where onnxruntime cannot run it alone, or it does not compute in floats."""
-        kinds = {array.dtype for array in constants.values() if is_float(array)}
-        source = self.dag.model.proto
-        alone = onnx.ModelProto(ir_version=max(source.ir_version, 4), opset_import=source.opset_import)
-        alone.graph.name = "alone"
-        alone.graph.node.add().CopyFrom(node)
-        del alone.graph.node[0].output[1:]
-        alone.graph.output.add(name=node.output[0])
-        kind = next(iter(kinds), np.dtype(np.float32))
-        replaced = self.dag.observation.replaced
-        for name, array in feed.items():
-            elem = onnx.helper.np_dtype_to_tensor_dtype(kind)
-            alone.graph.input.append(onnx.helper.make_tensor_value_info(name, elem, array.shape))
-        alone.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
-        fed = {name: array.astype(kind) for name, array in feed.items()}
-        try:
-            found = run(in_float32(alone, replaced), [fed_in_float32(fed, replaced)], optimise=False)[0][0]
-        except RunFailed:
-            return None
-        return found if is_float(found) else None
 
     # 5: movements and pooling
 
@@ -295,8 +250,8 @@ class _Walk:
         source = given[0] if len(given) == 1 else together(given)
         wanted = np.unique(self.dag.labels[name])
         origin = wanted.copy()
-        for sources, targets in self.links.get(index, []):
-            back = dict(zip(targets.reshape(-1).tolist(), sources.reshape(-1).tolist(), strict=True))
+        for link in self.dag.links_of.get(index, []):
+            back = dict(zip(link.targets.reshape(-1).tolist(), link.sources.reshape(-1).tolist(), strict=True))
             origin = np.array([back.get(one, one) for one in origin.tolist()], np.int64)
         places = np.minimum(source.places(origin), source.labels.size - 1)
         if not np.array_equal(source.labels[places], origin):
@@ -360,7 +315,7 @@ def _spread(kernels: Floats, near: Floats) -> Floats:
     return np.asarray(parts.reshape(kernels.shape))
 
 
-def _covers(dag: ChannelDag, node: onnx.NodeProto, kernel: tuple[int, ...]) -> Floats:
+def covers_of(dag: ChannelDag, node: onnx.NodeProto, kernel: tuple[int, ...]) -> Floats:
     """At which share of the output's positions each tap of a kernel stands over the input [taps]."""
     if "Conv" not in node.op_type:
         return np.ones(1)

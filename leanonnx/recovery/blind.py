@@ -23,11 +23,10 @@ import onnx
 from numpy.typing import NDArray
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.analysis.positions import coverage
 from leanonnx.graph.model import Model
 from leanonnx.numeric.gaussian import Belief
 from leanonnx.numeric.labels import Mask
-from leanonnx.ranking.beliefs import Known
+from leanonnx.ranking.beliefs import Known, covers_of
 from leanonnx.ranking.moments import by_label, channel_axis
 from leanonnx.recovery.layers import Change, Layer, changed, layers
 
@@ -149,7 +148,8 @@ class _Layer:
         distinct, kept = by_label(kernels, sources), self.alive[labels]
         if distinct is None or kept.all():
             return None
-        covers = self._covers()
+        node = self.dag.model.proto.graph.node[self.layer.before]
+        covers = covers_of(self.dag, node, self.layer.window.kernel if self.layer.window else ())
         taps = np.tile(covers, distinct.shape[2] // covers.size)
         where = self.belief.places(labels)
         gone, left = where[~kept], where[kept]
@@ -165,14 +165,6 @@ class _Layer:
         result = np.empty((len(kernels), remaining.size, kernels.shape[2]))
         result[:, np.argsort(remaining, kind="stable")] = mixed.reshape(len(kernels), -1, kernels.shape[2])
         return result, shift
-
-    def _covers(self) -> Floats:
-        window = self.layer.window
-        if window is None:
-            return np.ones(1)
-        node = self.dag.model.proto.graph.node[self.layer.before]
-        before, after = (self.dag.shapes[name][2:] for name in (node.input[0], node.output[0]))
-        return coverage(window, before, after)
 
     def _fold(self, gone: Ints, left: Ints, still: Mask, ways: Collection[str], assume: bool) -> Fold:
         """What the removed channels are replaced by."""

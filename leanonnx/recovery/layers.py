@@ -15,15 +15,12 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.positions import Geometry, geometry
 from leanonnx.graph.formats import is_float
 from leanonnx.graph.model import FREE_INITIALIZERS, Model, holder_array
-from leanonnx.graph.nodes import attribute, fresh_name, name_of, standard
+from leanonnx.graph.nodes import BIAS, BIASED, LINEAR, attribute, fresh_name, name_of, standard
 from leanonnx.numeric.labels import Mask
 from leanonnx.rules.call import Mix
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
-LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
-BIAS = 2
-"""The slot of the bias."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,7 @@ def _layer(alive: Mask, compressed: Model, before: int, after: int, mix: Mix) ->
     bias = _bias(compressed, node, operator, int(alive[mix.targets].sum()))
     if bias is None:
         return "its bias is shared or computed"
-    extendable = not bias and operator in ("Conv", "ConvTranspose", "Gemm")
+    extendable = not bias and operator in BIASED
     turned = bool(attribute(node, "transB", 0))
     return Layer(before, after, mix, operator, weight, bias, extendable, turned, array.shape, window)
 

@@ -22,7 +22,7 @@ import onnx
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.formats import HALVES, float_kinds, in_float32
 from leanonnx.graph.model import Model
-from leanonnx.graph.nodes import attribute, name_of
+from leanonnx.graph.nodes import attribute, name_of, scale_and_shift
 from leanonnx.numeric.labels import Mask
 from leanonnx.numeric.regression import LARGE, Fit, Kind, Rows, Sums, best_fit
 from leanonnx.recovery.fold import folded
@@ -209,8 +209,8 @@ def _addition(model: Model, output: str) -> tuple[onnx.NodeProto, str, Floats | 
             return node, output, scale
         if node.op_type != "BatchNormalization" or scale is not None or not {*node.input[1:]} <= model.origins.keys():
             return None
-        gamma, _, _, variance = (np.asarray(model.constant(name), np.float64) for name in node.input[1:])
-        scale = gamma / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
+        gamma, beta, mean, variance = (np.asarray(model.constant(name), np.float64) for name in node.input[1:])
+        scale, _ = scale_and_shift(gamma, beta, mean, variance, attribute(node, "epsilon", 1e-5))
         output = node.output[0]
 
 

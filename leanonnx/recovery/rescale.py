@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.formats import is_float
 from leanonnx.graph.model import Model
-from leanonnx.graph.nodes import attribute
+from leanonnx.graph.nodes import attribute, scale_and_shift
 from leanonnx.numeric.labels import Mask
 from leanonnx.recovery.layers import hold
 from leanonnx.recovery.pair import Pair
@@ -105,7 +105,7 @@ def rescaled(norm: Norm, dag: ChannelDag, compressed: Model, pair: Pair, seed: i
             judge.add(read[held], targets[held])
     gamma, beta, mean, variance = (np.asarray(compressed.constant(name), np.float64) for name in norm.constants)
     deviation = np.sqrt(variance + norm.epsilon)
-    slope, shift = gamma / deviation, beta - gamma * mean / deviation
+    slope, shift = scale_and_shift(gamma, beta, mean, variance, norm.epsilon)
     if min(fit.rows, judge.rows) < LEAST_ROWS:
         return None, np.zeros(2)
     new = fit.line(slope)

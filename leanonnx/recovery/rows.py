@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.positions import Geometry, features
+from leanonnx.graph.nodes import bias_of
 from leanonnx.numeric.labels import Mask
-from leanonnx.recovery.layers import BIAS, Layer
+from leanonnx.recovery.layers import Layer
 from leanonnx.recovery.pair import Pair, Run
 
 Array = NDArray[Any]
@@ -65,12 +66,12 @@ class Place:
     def original_bias(self) -> Floats | None:
         """The original's bias [O]; what a node of its own adds behind a product is no part of it; None if computed."""
         model = self.dag.model
-        node, size = model.proto.graph.node[self.layer.before], self.layer.mix.targets.size
-        if self.layer.operator == "MatMul" or len(node.input) <= BIAS or not node.input[BIAS]:
-            return np.zeros(size)
-        if node.input[BIAS] not in model.origins:
-            return None
-        return np.broadcast_to(np.asarray(model.constant(node.input[BIAS]), np.float64).reshape(-1), (size,))
+        node = model.proto.graph.node[self.layer.before]
+
+        def constant(name: str) -> Array | None:
+            return model.constant(name) if name in model.origins else None
+
+        return bias_of(node, self.layer.mix.targets.size, constant)
 
     def understood(self) -> bool:
         """Whether weights and input of the original make its output, at some positions of the first run."""

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from leanonnx.errors import LeanOnnxError
-from leanonnx.graph.formats import Source
-from leanonnx.graph.model import first_line
+from leanonnx.graph.formats import Kinds, Source, fed_in_float32, in_float32
+from leanonnx.graph.model import FREE_INITIALIZERS, first_line
 from leanonnx.graph.storage import data_size, write_model
 from leanonnx.system.memory import available_memory
 
@@ -129,6 +131,31 @@ def run(
     """
     with failing(), opened(model, optimise, libraries) as session:
         return [[np.asarray(value) for value in finished(session, feed)] for feed in feeds]
+
+
+def run_node(node: onnx.NodeProto, feed: Feed, constants: Feed, like: onnx.ModelProto, replaced: Kinds) -> Array | None:
+    """The first output of one node by itself; None where onnxruntime cannot run it so.
+
+    Args:
+        node: the node.
+        feed: what it reads.
+        constants: more that it reads, which its operator may want as constants.
+        like: the model that it is from, which says what its operators mean.
+        replaced: number formats to be seen as float32.
+    """
+    alone = onnx.ModelProto(ir_version=max(like.ir_version, FREE_INITIALIZERS), opset_import=like.opset_import)
+    alone.graph.name = "alone"
+    alone.graph.node.add().CopyFrom(node)
+    del alone.graph.node[0].output[1:]
+    alone.graph.output.add(name=node.output[0])
+    for name, array in feed.items():
+        kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        alone.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, array.shape))
+    alone.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+    try:
+        return run(in_float32(alone, replaced), [fed_in_float32(feed, replaced)], optimise=False)[0][0]
+    except RunFailed:
+        return None
 
 
 def finished(session: Session, feed: Feed) -> list[Array]:
