@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from leanonnx.compressing.pipeline import compress
 from leanonnx.errors import ProofFailed
 from leanonnx.graph import noops
+from leanonnx.graph import tidy as tidies
 from leanonnx.graph.model import load
 from leanonnx.graph.tidy import tidy
 from leanonnx.proof.proof import inputs_for, relative
@@ -360,6 +361,15 @@ def test_the_report_tells_what_was_cleaned_up(tmp_path: Path) -> None:
     source = saved(framed("i = Identity (c) d = Relu (i)"), tmp_path / "in.onnx")
     done = called("compress", source, tmp_path / "out.onnx", "--keep", "0.5")
     assert "Cleaned up: 1 nodes that put out what they read" in done.stdout
+
+
+def test_a_clean_up_that_loses_an_output_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The input takes the name of the output, as if it could be renamed."""
+    proto = build('<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y) { y = Identity (x) }')
+    assert tidy(proto).proto is proto
+    monkeypatch.setattr(tidies._Tidying, "_can_be_renamed", lambda *_: True)
+    with pytest.raises(RuntimeError, match="lost the tensors y"):
+        tidy(proto)
 
 
 @given(models())

@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import Error as ProtobufError
 from numpy.typing import NDArray
+from onnx.shape_inference import InferenceError
 
 from leanonnx.graph.model import captured, holder_array, overridden
 from leanonnx.graph.nodes import attribute, standard
@@ -23,6 +25,11 @@ Array = NDArray[Any]
 Size = int | str | None
 SMALL = 1024
 """Elements up to which shape inference is shown a constant's values."""
+REFUSED = (InferenceError, ProtobufError, RuntimeError, ValueError, IndexError, OverflowError)
+"""What shape inference raises: its own error; that of protobuf for what is too large; what C++ ends with, by its kind.
+
+Nothing but what the file declares is known then.
+"""
 UNBOUNDED = (1 << 31) - 1
 """An end of a Slice that stands for the end of any axis."""
 PAIR = 2
@@ -58,7 +65,7 @@ class Types:
                 )
         try:
             inferred = onnx.shape_inference.infer_shapes(shell, data_prop=True).graph
-        except Exception:  # onnx raises several unrelated types; nothing is known then
+        except REFUSED:
             inferred = shell.graph
         values = [*inferred.value_info, *inferred.input, *inferred.output]
         found = {v.name: v.type.tensor_type for v in values if v.type.HasField("tensor_type")}

@@ -25,6 +25,8 @@ from leanonnx.graph.noops import Scene, Types, stands_for
 from leanonnx.graph.storage import copy_fields
 
 Array = NDArray[Any]
+INNER = {"node", "initializer", "input", "value_info", "quantization_annotation"}
+"""Fields of a graph that the clean-up may shorten."""
 NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
@@ -53,11 +55,46 @@ def tidy(
         uniform: computed tensors known to hold one number throughout, with that number.
         keep: tensors that must be there afterwards, beside the graph outputs.
         merge: also merge adjacent linear layers, which changes weights (in the last places only).
+
+    Raises:
+        RuntimeError: what a caller sees has changed, which is a bug.
     """
     work = _Tidying(proto, uniform, frozenset(keep))
     while work.bypass() or work.compose() or work.drop() or (merge and work.merge()):
         pass
-    return Tidied(work.result() if work.done else proto, dict(sorted(work.done.items())))
+    if not work.done:
+        return Tidied(proto, {})
+    result = work.result()
+    _check(proto, result, keep)
+    return Tidied(result, dict(sorted(work.done.items())))
+
+
+def _check(before: onnx.ModelProto, after: onnx.ModelProto, keep: Collection[str]) -> None:
+    """Refuse a model whose interface is another one, or that lacks a tensor which something names."""
+    if _face(before) != _face(after):
+        raise RuntimeError("the clean-up has changed inputs, outputs or metadata of the model")
+    graph = after.graph
+    named = {v.name for v in graph.output} | {note.tensor_name for note in graph.quantization_annotation} | {*keep}
+    named = named.union(*(captured(node) for node in graph.node))
+    lost = (named & _made(before.graph)) - _made(graph)
+    if lost:
+        raise RuntimeError(f"the clean-up has lost the tensors {', '.join(sorted(lost))}")
+
+
+def _face(proto: onnx.ModelProto) -> bytes:
+    """All of a model that a caller can see, but for the values that it computes."""
+    face = onnx.ModelProto()
+    copy_fields(proto, face, leave={"graph"})
+    copy_fields(proto.graph, face.graph, leave=INNER)
+    fixed = {t.name for t in proto.graph.initializer} - overridden(proto)
+    face.graph.input.extend(v for v in proto.graph.input if v.name not in fixed)
+    return face.SerializeToString(deterministic=True)
+
+
+def _made(graph: onnx.GraphProto) -> set[str]:
+    """Names of all tensors that are there."""
+    given = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+    return given.union({t.values.name for t in graph.sparse_initializer}, *(node.output for node in graph.node))
 
 
 class _Tidying:
@@ -84,7 +121,13 @@ class _Tidying:
         return Scene(self.proto, self.types, self.uniform, tuple(self.nodes), self.constants, self.vital)
 
     def bypass(self) -> bool:
-        """Let readers of nodes that put out what they read go to the source; False if there are none."""
+        """Let readers of nodes that put out what they read go to the source; False if there are none.
+
+        1. No source stands for the node, or something needs its other outputs: it stays.
+        2. Its output may go: who reads that reads the source.
+        3. Its output has to stay, its source may be renamed: the source takes the name of the output.
+        4. Neither: it stays.
+        """
         scene = self.scene()
         alias: dict[str, str] = {}
         left: list[onnx.NodeProto] = []
@@ -92,17 +135,17 @@ class _Tidying:
             node = _rewired(original, alias)
             source = _resolved(stands_for(scene, node), alias)
             if source is None or any(scene.readers.get(n) or n in self.held for n in node.output[1:] if n):
-                left.append(node)
-            elif node.output[0] not in self.held:
+                left.append(node)  # 1
+            elif node.output[0] not in self.held:  # 2
                 alias[node.output[0]] = source
                 self._note(scene, node, source)
-            elif self._can_be_renamed(scene, source):
+            elif self._can_be_renamed(scene, source):  # 3
                 renamed = {source: node.output[0]}
                 left = [_rewired(other, renamed, outputs=True) for other in left]
                 alias[source] = node.output[0]
                 self._note(scene, node, source)
             else:
-                left.append(node)
+                left.append(node)  # 4
         self.nodes = left
         return bool(alias)
 
@@ -183,8 +226,7 @@ class _Tidying:
         gone -= self.given - {t.name for t in source.initializer}
         result = onnx.ModelProto()
         copy_fields(self.proto, result, leave={"graph"})
-        leave = {"node", "initializer", "input", "value_info", "quantization_annotation"}
-        copy_fields(source, result.graph, leave=leave)
+        copy_fields(source, result.graph, leave=INNER)
         result.graph.node.extend(self.nodes)
         result.graph.input.extend(v for v in source.input if v.name not in gone)
         result.graph.value_info.extend(v for v in source.value_info if v.name not in gone)
