@@ -503,7 +503,7 @@ def load_unchecked(proto: onnx.ModelProto) -> Any:
     [
         (["--keep", "0.5"], "--steps"),
         (["--steps", "2"], "exactly one"),
-        (["--epochs-per-step", "2"], "--steps"),
+        (["--keep-steps", "."], "--steps"),
         (["--lr", "0"], "--lr"),
         (["--minutes", "-1"], "--minutes"),
         (["--resume"], "--checkpoint"),

@@ -39,7 +39,10 @@ Samples = Annotated[
 Teacher = Annotated[Path | None, typer.Option(metavar="BASE", help="The original, which school learns from.")]
 Epochs = Annotated[
     int | None,
-    typer.Option(min=1, help="Times to go through the data; by default what --minutes holds, or 15,000 steps."),
+    typer.Option(
+        min=1,
+        help="Times to go through the data (after each of --steps); by default what --minutes holds, or 15,000 steps.",
+    ),
 ]
 Minutes = Annotated[float | None, typer.Option(help="Train no longer than this.")]
 Patience = Annotated[
@@ -55,7 +58,6 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from --checkpoint 
 Steps = Annotated[
     int | None, typer.Option(min=1, help="Compress NEW in so many steps, training after each (LEAN's schedule).")
 ]
-EpochsPerStep = Annotated[int | None, typer.Option(min=1, help="Epochs after each step.")]
 Keep = Annotated[float | None, typer.Option(help="With --steps: keep this fraction of BASE's kernels.")]
 Macs = Annotated[float | None, typer.Option(help="With --steps: keep this fraction of its multiply-adds.")]
 Params = Annotated[float | None, typer.Option(help="With --steps: keep this fraction of its parameters.")]
@@ -86,7 +88,6 @@ def finetune(
     checkpoint: Checkpoint = None,
     resume: Resume = False,
     steps: Steps = None,
-    epochs_per_step: EpochsPerStep = None,
     keep: Keep = None,
     macs: Macs = None,
     params: Params = None,
@@ -117,11 +118,10 @@ def finetune(
 
         _check_numbers(lr, minutes)
         budget = _budget({"keep": keep, "macs": macs, "params": params}, steps)
-        if budget is None and (epochs_per_step or keep_steps):
-            raise OptionError("--epochs-per-step and --keep-steps go with --steps, for example --steps 5 --keep 0.25")
-        rounds = epochs_per_step or epochs
+        if budget is None and keep_steps:
+            raise OptionError("--keep-steps goes with --steps, for example --steps 5 --keep 0.25")
         images = image_format(mean, std, scale, layout, size)
-        settings = training.Settings(rounds, lr, batch, minutes, patience, seed, amp, checkpoint, resume)
+        settings = training.Settings(epochs, lr, batch, minutes, patience, seed, amp, checkpoint, resume)
         libraries = tuple(library or ())
         options = driver.Options(strategy, parse_shapes(shape or []), images, augment, device, libraries, settings)
         with progress() as listener:
