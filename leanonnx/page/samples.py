@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from leanonnx.compressing.pipeline import Result
 from leanonnx.data.images import MODES, pillow
@@ -18,9 +17,9 @@ from leanonnx.data.samples import Data
 from leanonnx.errors import DataError
 from leanonnx.proof.deviation import IMAGE, PROBABILITY, channels_last, kind_of, rows_of, side_by_side
 from leanonnx.recovery.draft import parts
+from leanonnx.runtime.sessions import Array
 from leanonnx.words import BLANK
 
-Array = NDArray[Any]
 MOST = 4
 SIDES = (320, 256, 192, 128)
 """Pixels of the longer side, tried in turn."""

@@ -121,11 +121,6 @@ class Comparison:
         return self.interval[1] < 1 / (1 + self.margin)
 
     @property
-    def same(self) -> bool:
-        """No difference that could be told from noise."""
-        return not self.faster and not self.slower
-
-    @property
     def busy(self) -> bool:
         """The noise is high, or the times of one of the models vary much: trust the ratio, not the milliseconds."""
         return self.noise > BUSY or self.before.busy or self.after.busy

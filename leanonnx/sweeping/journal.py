@@ -16,10 +16,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from leanonnx.compressing.report import Row
 from leanonnx.errors import OptionError, OutputError
 
 LOCK, JOURNAL = ".sweep.lock", "journal.jsonl"
-Row = dict[str, Any]
 Key = tuple[str, float]
 """Which point: the model's name in the sweep, the fraction asked for."""
 

@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from numpy.typing import NDArray
-
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import PlanError
 from leanonnx.numeric.labels import Mask
+from leanonnx.runtime.sessions import Array
 from leanonnx.surgery.patch import constant_of, kept_indices
 from leanonnx.surgery.plan import Plan
 
-Array = NDArray[Any]
 Kept = tuple[int, ...]
 """Indices that survive on an axis."""
 

@@ -19,7 +19,8 @@ from torch import nn
 
 from leanonnx.errors import PlanError
 from leanonnx.graph.formats import is_float
-from leanonnx.torch.cuts import Array, Cut, Kept
+from leanonnx.runtime.sessions import Array
+from leanonnx.torch.cuts import Cut, Kept
 from leanonnx.torch.modules import BATCH_NORMS, TRANSPOSED
 from leanonnx.torch.running import Trace
 

@@ -53,7 +53,7 @@ def _array(value: Any) -> Array:
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
 
-def ran(module: nn.Module, feed: Feed, trace: Trace | None = None) -> list[Array]:
+def ran(module: nn.Module, feed: Feed, trace: Trace | None) -> list[Array]:
     """Outputs of a module in evaluation, whose inputs are those of the model in their order.
 
     Raises:
