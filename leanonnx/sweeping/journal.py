@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from leanonnx.compressing.report import Row
 from leanonnx.errors import OptionError, OutputError
+from leanonnx.system.outputs import unwritten
 
 LOCK, JOURNAL = ".sweep.lock", "journal.jsonl"
 Key = tuple[str, float]
@@ -53,6 +54,8 @@ def claimed(folder: Path) -> Iterator[None]:
             f"{folder}: another sweep is using this folder; wait for its end, or give another folder with --out"
         ) from error
     except OSError as error:
+        if not unwritten(error, folder):
+            raise
         raise _unwritable(folder, error) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -15,6 +16,10 @@ Place = str | os.PathLike[str]
 """A path as callers give it."""
 LONGEST_NAME = 240
 """Bytes of a file name that leave room for the suffix of a data file."""
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Errors of a disk or a quota that is full, which nothing but writing brings about."""
+UNWRITTEN = FULL | {errno.EROFS, errno.EIO}
+"""Errors that writing to an open file brings about; they name no path."""
 
 
 def check_writable(source: Path | None, path: Path | None) -> None:
@@ -61,7 +66,7 @@ def temporary_beside(target: Path) -> Iterator[Path]:
     """A temporary folder on the target's file system, always removed.
 
     Raises:
-        OutputError: the folder cannot be written to, or the disk is full.
+        OutputError: the folder cannot be written to, or the disk is full; errors of files elsewhere stay what they are.
     """
     try:
         folder = Path(tempfile.mkdtemp(prefix=".leanonnx-", dir=target.parent))
@@ -70,9 +75,25 @@ def temporary_beside(target: Path) -> Iterator[Path]:
     try:
         yield folder
     except OSError as error:
-        raise OutputError(f"{target}: cannot be written: {error.strerror or error}; free some space") from error
+        if not unwritten(error, folder, target, data_file(target)):
+            raise
+        raise OutputError(
+            f"{target}: cannot be written: {error.strerror or error}; "
+            + ("free some space" if error.errno in FULL else "give another path")
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def unwritten(error: OSError, *places: Path) -> bool:
+    """Whether an error says that something cannot be written at these places or within them, or that the disk is full.
+
+    What cannot be read elsewhere is another matter.
+    """
+    named = [Path(os.path.abspath(name)) for name in (error.filename, error.filename2) if isinstance(name, str)]
+    if error.errno in FULL or not named:
+        return error.errno in UNWRITTEN
+    return any(path.is_relative_to(os.path.abspath(place)) for path in named for place in places)
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -1,0 +1,104 @@
+"""What is said where a result cannot be written; what cannot be read elsewhere is not blamed on it."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from leanonnx.compressing import pipeline
+from leanonnx.errors import OutputError
+from leanonnx.selection.selector import Budget
+from leanonnx.sweeping.journal import claimed
+from leanonnx.system.outputs import temporary_beside
+from tests.helpers import CNN, Options, build, saved
+
+FULL = Path("/dev/full")
+
+
+def on_a_full_disk(folder: Path) -> None:
+    """What writing to an open file raises on a full disk: an error that names no path."""
+    if not FULL.exists():
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with FULL.open("wb", buffering=0) as file:
+        file.write(b"x")
+
+
+def no_room_for_a_file(folder: Path) -> None:
+    raise OSError(errno.EDQUOT, "Disk quota exceeded", "/tmp/elsewhere")
+
+
+def failing_disk(folder: Path) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+def nowhere(folder: Path) -> None:
+    (folder / "none" / "file").write_bytes(b"x")
+
+
+def missing(folder: Path) -> None:
+    (folder.parent / "targets.toml").read_text(encoding="utf-8")
+
+
+def not_a_folder(folder: Path) -> None:
+    list((folder.parent / "samples").iterdir())
+
+
+def unreachable(folder: Path) -> None:
+    raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+
+@pytest.mark.parametrize(
+    ("fails", "says"),
+    [
+        (on_a_full_disk, "No space left on device; free some space"),
+        (no_room_for_a_file, "Disk quota exceeded; free some space"),
+        (failing_disk, "Input/output error; give another path"),
+        (nowhere, "No such file or directory; give another path"),
+    ],
+)
+def test_what_keeps_a_result_from_being_written_is_told(
+    fails: Callable[[Path], None], says: str, tmp_path: Path
+) -> None:
+    target = tmp_path / "out.onnx"
+    with pytest.raises(OutputError) as raised, temporary_beside(target) as folder:
+        fails(folder)
+    assert str(raised.value) == f"{target}: cannot be written: {says}"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("fails", "kind", "says"),
+    [
+        (missing, FileNotFoundError, "targets.toml"),
+        (not_a_folder, FileNotFoundError, "samples"),
+        (unreachable, ConnectionResetError, "reset"),
+    ],
+)
+def test_what_cannot_be_read_elsewhere_stays_what_it_is(
+    fails: Callable[[Path], None], kind: type[OSError], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(kind, match=says), temporary_beside(tmp_path / "out.onnx") as folder:
+        fails(folder)
+    assert list(tmp_path.iterdir()) == []
+    sweep = tmp_path / "sweep"
+    with pytest.raises(kind, match=says), claimed(sweep):
+        fails(sweep)
+
+
+def test_a_sweep_that_cannot_write_says_so(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="sweep: cannot be written: No such file"), claimed(tmp_path / "sweep"):
+        nowhere(tmp_path / "sweep")
+
+
+def test_a_table_that_is_gone_is_not_blamed_on_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone() -> None:
+        (tmp_path / "targets.toml").read_text(encoding="utf-8")
+
+    monkeypatch.setattr(pipeline, "known_targets", gone)
+    source = saved(build(CNN), tmp_path / "m.onnx")
+    with pytest.raises(FileNotFoundError, match=r"targets\.toml"):
+        pipeline.compress(source, tmp_path / "o.onnx", Options(Budget("kernels", 0.5)))
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
