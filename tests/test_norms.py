@@ -2,6 +2,7 @@
 
 from itertools import product
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from leanonnx.analysis.dag import analyse
+from leanonnx.graph.model import load
 from leanonnx.numeric import norms
 from leanonnx.numeric.norms import kernel_norms
+from leanonnx.ranking.weigh import weighted
+from leanonnx.runtime.observation import observe
+from tests.graphs import saved
+from tests.variants import build
 
 Array = NDArray[np.float64]
 
@@ -187,3 +194,18 @@ def test_dilation_is_a_permutation_of_frequencies_where_it_shares_no_factor_with
     for dilations in product((1, 3, 5), repeat=2):
         found = kernel_norms(kernels, strides=(1, 1), dilations=dilations, size=(16, 16))
         np.testing.assert_allclose(found, plain, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 2), (2, 1), (2, 2), (4, 2), (3, 2), (4, 6)])
+def test_gains_of_a_layer_are_the_norms_of_its_operator(stride: int, dilation: int, tmp_path: Path) -> None:
+    text = f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        plain (float[1, 2, 24, 24] x) => (float[N, O, H, W] y) <float[3, 2, 3, 3] w>
+        {{ y = Conv <strides = [{stride}, {stride}], dilations = [{dilation}, {dilation}]> (x, w) }}
+    """
+    model = load(saved(build(text), tmp_path))
+    dag = analyse(model, observe(model, {}))
+    (block,) = weighted(dag)
+    strides, dilations = (stride, stride), (dilation, dilation)
+    wanted = kernel_norms(model.constant("w"), strides=strides, dilations=dilations, size=(240, 240))
+    np.testing.assert_allclose(block.gains[0], wanted, rtol=0.02)

@@ -201,9 +201,13 @@ def _alive_groups(kept: Kept, targets: Labels) -> int:
 
 
 def _strides(call: Call, kernel: list[int]) -> tuple[int, ...]:
-    """Strides as the gain of a kernel sees them: beyond its own size, a longer step makes no difference."""
-    steps = call.attribute("strides", [1] * len(kernel))
-    return tuple(min(int(step), size) for step, size in zip(steps, kernel, strict=True))
+    """Strides as the gain of a kernel sees them.
+
+    A factor that a stride shares with the dilation only leaves out positions that no tap sees together; beyond the
+    kernel's own size, a longer step makes no difference.
+    """
+    steps, gaps = (call.attribute(name, [1] * len(kernel)) for name in ("strides", "dilations"))
+    return tuple(min(step // math.gcd(step, gap), size) for step, gap, size in zip(steps, gaps, kernel, strict=True))
 
 
 def _residual(call: Call, slot: int, targets: Labels) -> tuple[Link, list[Pairs]]:
