@@ -38,7 +38,7 @@ TESTS = (
     "tests/test_properties.py",
     "tests/test_networks.py",
     "tests/test_bad_*.py",
-    "tests/test_cli.py",
+    "tests/test_cli*.py",
     "tests/test_operators_page.py",
     "tests/test_contract.py",
     "tests/test_layers.py",

@@ -8,11 +8,13 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.helpers import brief
+from tests.pages import Found, images, page_of, parsed, residual
 from tests.smoke import SMOKE
 from tests.sweeps import made_within
 
@@ -60,6 +62,20 @@ def briefly() -> Iterator[None]:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sweeps draw no curves."""
     monkeypatch.setattr("leanonnx.cli.sweep._drawing", lambda: lambda row, folder: {})
+
+
+@pytest.fixture(scope="session")
+def page_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the model, the data and the plan of ``calibrated`` lie."""
+    return tmp_path_factory.mktemp("page")
+
+
+@pytest.fixture(scope="session")
+def calibrated(page_folder: Path) -> tuple[Found, str, dict[str, Any]]:
+    """The page of a compression with data: as parsed, as text, and the JSON object."""
+    calib, plan = images(page_folder / "x.npz", 30), page_folder / "plan.json"
+    page, row = page_of(page_folder, residual(), "--keep", 0.5, "--calib", calib, "--plan-out", plan)
+    return parsed(page), page, row
 
 
 @pytest.fixture

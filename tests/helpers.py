@@ -50,6 +50,13 @@ cnn (float[1, 3, 8, 8] x) => (float[1, 5] y)
 """
 
 
+KERNELS = {"w1": 8 * 3, "w2": 12 * 8, "w3": 5 * 12}
+TOTAL = sum(KERNELS.values())
+"""Kernels of ``CNN``."""
+CALIBRATION = np.random.default_rng(0).standard_normal((24, 3, 8, 8)).astype(np.float32)
+"""Inputs of ``CNN``."""
+
+
 def build(text: str, seed: int = 0) -> onnx.ModelProto:
     """A model from ONNX text; what is declared in ``<…>`` and put out by no node becomes a random constant.
 
@@ -85,6 +92,8 @@ def saved_external(proto: onnx.ModelProto, path: Path, data: str = "weights.bin"
 
 Options = partial(options.Options, measure=False, align=1)
 """Options for the networks of tests, which are too small to gain speed: any width, nothing measured."""
+ANY = {"align": 1, "measure": False}
+"""The same as keywords of ``leanonnx.compress``."""
 
 
 def _unmeasured(args: tuple[object, ...], measure: bool) -> list[str]:
@@ -245,3 +254,9 @@ def outputs(path: Path, seed: int = 0) -> list[np.ndarray[Any, Any]]:
 def constant_shapes(path: Path) -> dict[str, list[int]]:
     """Sizes of the constants of a model file."""
     return {t.name: list(t.dims) for t in onnx.load(path, load_external_data=False).graph.initializer}
+
+
+def kernels(path: Path) -> int:
+    """Kernels of a compressed ``CNN``, counted on the file."""
+    shapes = constant_shapes(path)
+    return sum(shapes[name][0] * shapes[name][1] for name in KERNELS)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from leanonnx.page import texts
 from tests.helpers import brief, build, called, saved
 
 VOID = {"meta", "link", "img", "br", "line", "rect", "circle", "path"}
@@ -130,3 +131,13 @@ def page_of(folder: Path, proto: onnx.ModelProto, *args: object, measure: bool =
 def residual(seed: int = 0) -> onnx.ModelProto:
     """``RESIDUAL`` with random weights."""
     return build(RESIDUAL, seed)
+
+
+def plain(text: str) -> str:
+    """With blanks at which a line may break, as the parser gives all text."""
+    return text.replace(texts.BLANK, " ")
+
+
+def without_seconds(row: dict[str, Any]) -> dict[str, Any]:
+    """The JSON object but for how long it took, which the page itself adds to."""
+    return {key: value for key, value in row.items() if key != "seconds"}

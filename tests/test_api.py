@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import doctest
 import html
 import inspect
 import runpy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +15,25 @@ import typer.main
 
 import leanonnx
 from leanonnx import DEFAULT
-from leanonnx.api import verbs as api
 from leanonnx.cli.main import app
 from leanonnx.errors import (
-    BudgetUnreachable,
-    DataError,
     ModelError,
     OptionError,
     OutputError,
-    PlanError,
-    Refusal,
     UserError,
 )
-from tests.helpers import CNN, build, called_json, constant_shapes, outputs, saved, saved_external, tree
-
-ROOT = Path(__file__).parents[1]
-ANY = {"align": 1, "measure": False}
-"""Options for the networks of tests, which are too small to gain speed: any width, nothing measured."""
-CALIBRATION = np.random.default_rng(0).standard_normal((24, 3, 8, 8)).astype(np.float32)
+from tests.helpers import (
+    ANY,
+    CALIBRATION,
+    CNN,
+    build,
+    called_json,
+    constant_shapes,
+    outputs,
+    saved,
+    saved_external,
+    tree,
+)
 
 
 @pytest.fixture
@@ -48,6 +47,7 @@ def without_seconds(row: dict[str, Any]) -> dict[str, Any]:
 
 # the same options as the command line
 
+
 DIFFERENT = {
     "compress": {
         "no_measure": "measure says the same without the negation",
@@ -58,6 +58,7 @@ DIFFERENT = {
     "bench": {"json": "to_dict of the result"},
 }
 """Options of the command line that the functions have otherwise."""
+
 OWN = {
     "compress": {
         "measure": "--no-measure",
@@ -69,6 +70,7 @@ OWN = {
     "bench": {"progress": "the bar of the command line"},
 }
 """Keywords of the functions that the command line has otherwise."""
+
 FUNCTIONS = {"compress": leanonnx.compress, "inspect": leanonnx.analyse, "bench": leanonnx.bench}
 
 
@@ -293,187 +295,6 @@ def test_saving_harms_nothing(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="no regular file"):
         result.plan.save(tmp_path)
     assert tree(tmp_path) == before
-
-
-# what is refused
-
-
-WRONG: dict[str, tuple[dict[str, Any], type[UserError], str]] = {
-    "nothing asked": ({}, OptionError, "exactly one of --keep"),
-    "two things asked": ({"keep": 0.5, "exact": True}, OptionError, "exactly one of --keep"),
-    "fraction": ({"keep": 1.5}, OptionError, "--keep 1.5: expected a fraction"),
-    "method": ({"keep": 0.5, "method": "magic"}, OptionError, "--method magic: expected one of auto, lean"),
-    "chains": ({"keep": 0.5, "chains": "golden"}, OptionError, "--chains golden"),
-    "recover": ({"keep": 0.5, "recover": "magic"}, OptionError, "--recover magic"),
-    "provider": ({"keep": 0.5, "provider": "tpu"}, OptionError, "--provider tpu"),
-    "threads": ({"keep": 0.5, "threads": -1}, OptionError, "--threads -1"),
-    "seed": ({"keep": 0.5, "seed": -1}, OptionError, "--seed -1"),
-    "align": ({"keep": 0.5, "align": 0}, OptionError, "--align 0"),
-    "align text": ({"keep": 0.5, "align": "wide"}, OptionError, "--align wide"),
-    "target": ({"keep": 0.5, "target": "abacus"}, OptionError, "--target abacus"),
-    "latency unmeasured": ({"latency": 0.5, "measure": False}, OptionError, "--latency is met by measuring"),
-    "shape": ({"keep": 0.5, "shape": {"z": (1,)}}, OptionError, "--shape z: no such graph input"),
-    "pin": ({"keep": 0.5, "pin": "ghost"}, OptionError, "--pin ghost"),
-    "library": ({"keep": 0.5, "library": "none.so"}, OptionError, "--library none.so: no such file"),
-    "rules": ({"keep": 0.5, "rules": "none.py"}, OptionError, "--rules none.py"),
-    "plan": ({"plan": "none.json"}, PlanError, "none.json: the plan cannot be read"),
-    "plan and pins": ({"plan": "plan", "pin": "c1"}, OptionError, "--pin and --ignore"),
-    "exact and calib": ({"exact": True, "calib": CALIBRATION}, OptionError, "--calib has nothing to do"),
-    "calib name": ({"keep": 0.5, "calib": {"z": CALIBRATION, "w": CALIBRATION}}, DataError, "no array for input 'x'"),
-    "calib shape": ({"keep": 0.5, "calib": CALIBRATION[:, :2]}, DataError, "calib: array 'calib' has the shape"),
-    "calib number": ({"keep": 0.5, "calib": {"x": 1.0}}, DataError, "calib: array 'x' has the shape"),
-    "no calib": ({"keep": 0.5, "calib": {}}, DataError, "calib: no array for input 'x'"),
-    "calib NaN": ({"keep": 0.5, "calib": CALIBRATION * np.nan}, DataError, "calib: sample 0 of input 'x': NaN"),
-    "images": (
-        {"keep": 0.5, "calib": CALIBRATION, "images": leanonnx.ImageFormat(mean=(0.5,))},
-        DataError,
-        "calib: no images",
-    ),
-    "no folder": ({"keep": 0.5, "out": "none/out.onnx"}, OutputError, "does not exist"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-@pytest.mark.parametrize("in_memory", [False, True], ids=["path", "model"])
-def test_wrong_requests(model: Path, case: str, in_memory: bool) -> None:
-    given, kind, says = WRONG[case]
-    if given.get("plan") == "plan":
-        given = {**given, "plan": leanonnx.compress(model, keep=0.5, **ANY).plan}
-    before = tree(model.parent)
-    with pytest.raises(kind) as caught:
-        leanonnx.compress(onnx.load(model) if in_memory else model, **{"measure": False, **given})
-    assert says in str(caught.value)
-    assert tree(model.parent) == before
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"mean": ()}, {"std": (0.0,)}, {"scale": 0.0}, {"layout": "chw"}, {"size": (0, 3)}], ids=str
-)
-def test_wrong_image_formats(wrong: dict[str, Any]) -> None:
-    with pytest.raises(OptionError, match=f"^--{next(iter(wrong))} "):
-        leanonnx.ImageFormat(**wrong)
-
-
-def test_no_is_a_refusal(model: Path) -> None:
-    with pytest.raises(BudgetUnreachable, match="at least"):
-        leanonnx.compress(model, keep=0.001, **ANY)
-    assert issubclass(BudgetUnreachable, Refusal) and issubclass(Refusal, leanonnx.LeanOnnxError)
-
-
-def test_errors_of_models_in_memory_name_no_file(model: Path) -> None:
-    broken = onnx.load(model)
-    broken.graph.node[0].op_type = "Cnov"
-    with pytest.raises(ModelError, match=r"^the model: the ONNX checker refuses the model") as caught:
-        leanonnx.compress(broken, keep=0.5)
-    assert "/" not in str(caught.value).split(":")[0]
-    with pytest.raises(ModelError, match=r"^the model: "):
-        leanonnx.analyse(onnx.ModelProto())
-    with pytest.raises(ModelError, match=r"none\.onnx: no such file"):
-        leanonnx.analyse("none.onnx")
-
-
-# analyse, prove, bench
-
-
-def test_analysis_is_what_inspect_prints(model: Path) -> None:
-    row = called_json("inspect", model)
-    for given in (model, onnx.load(model)):
-        found = leanonnx.analyse(given)
-        assert found.to_dict() == row
-        names = ("kernels", "macs", "params", "bytes", "inputs", "channels", "layers", "ties", "pins")
-        assert {name: getattr(found, name) for name in names} == {name: row[name] for name in names}
-        assert found.why("r1", 3) == called_json("inspect", model, "--why", "r1:3")
-        assert found.why("r1") == called_json("inspect", model, "--why", "r1")
-        assert repr(found) == f"<3 layers, {row['kernels']} kernels; 26 channels, 6 of them pinned>"
-    with pytest.raises(OptionError, match="--why ghost: no tensor named 'ghost'"):
-        found.why("ghost")
-    with pytest.raises(OptionError, match="--why r1:8: 'r1' has 8 channels"):
-        found.why("r1", 8)
-
-
-@pytest.mark.parametrize("options", [{"keep": 0.4}, {"exact": True}], ids=["keep", "exact"])
-def test_proof_can_be_made_again(tmp_path: Path, options: dict[str, Any]) -> None:
-    proto = build(CNN)
-    for tensor in proto.graph.initializer:
-        if tensor.name in ("w1", "b1"):
-            array = onnx.numpy_helper.to_array(tensor).copy()
-            array[:2] = 0
-            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
-    model = saved(proto, tmp_path / "model.onnx")
-    result = leanonnx.compress(model, **options, **ANY)
-    assert result.kernels.after < result.kernels.before
-    found = leanonnx.prove(model, result.model, result.plan)
-    assert (found.passed, found.outputs.keys()) == (True, result.proof.outputs.keys())
-    assert leanonnx.prove(model, result.model).passed == ("exact" in options)
-    assert leanonnx.prove(model, model).passed
-
-
-def test_proof_tells_what_is_another_network(model: Path) -> None:
-    result = leanonnx.compress(model, keep=0.5, **ANY)
-    other = leanonnx.compress(model, keep=0.5, method="random", **ANY)
-    changed = result.model
-    for tensor in changed.graph.initializer:
-        if tensor.name == "w2":
-            array = onnx.numpy_helper.to_array(tensor) * np.float32(1.01)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(array, "w2"))
-    for new, plan in ((changed, result.plan), (other.model, result.plan), (model, result.plan)):
-        found = leanonnx.prove(model, new, plan)
-        assert not found.passed
-        assert found.max_relative_error > found.bound
-
-
-def test_proof_of_what_cannot_be_compared(model: Path, tmp_path: Path) -> None:
-    other = build(CNN, seed=1)
-    plan = leanonnx.compress(model, keep=0.5, **ANY).plan
-    with pytest.raises(PlanError, match="made for another model"):
-        leanonnx.prove(other, model, plan)
-    renamed = build(CNN.replace(" y)", " z)").replace("y = Gemm", "z = Gemm"))
-    with pytest.raises(OptionError, match="its outputs are not those of"):
-        leanonnx.prove(model, renamed)
-    with pytest.raises(OptionError, match="take the same inputs"):
-        leanonnx.prove(model, build(CNN.replace(" x)", " i)").replace("(x,", "(i,")))
-
-
-def test_proof_of_a_model_that_was_frozen(tmp_path: Path) -> None:
-    proto = build(CNN)
-    for tensor in proto.graph.initializer:
-        proto.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    result = leanonnx.compress(proto, keep=0.5, freeze=True, **ANY)
-    assert len(result.model.graph.input) == 1
-    assert leanonnx.prove(proto, result.model, result.plan).passed
-
-
-def test_bench_is_what_the_command_line_measures(model: Path) -> None:
-    small = leanonnx.compress(model, keep=0.5, **ANY)
-    row = called_json("bench", model, model, "--seconds", "0.05", "--threads", "1")
-    found = leanonnx.bench(model, small.model, seconds=0.05, threads=1)
-    assert found.to_dict().keys() == row.keys()
-    assert (found.to_dict()["before"], found.to_dict()["after"]) == (str(model), "the model")
-    assert found.to_dict()["fixed"] == row["fixed"]
-    assert [result.keys() for result in found.to_dict()["results"]] == [result.keys() for result in row["results"]]
-    assert found.cases[0].outcome.words in repr(found)  # type: ignore[union-attr]
-    (alone, _) = leanonnx.bench(model, seconds=0.05, threads=[1, 2]).cases
-    assert alone.outcome.median > 0  # type: ignore[union-attr]
-    for wrong in ({"seconds": 0}, {"batch": 0}, {"threads": -1}, {"cuda_graph": True}, {"seed": -1}):
-        with pytest.raises(OptionError, match=f"^--{next(iter(wrong)).replace('_', '-')}"):
-            leanonnx.bench(model, **wrong)  # type: ignore[arg-type]
-
-
-# the package
-
-
-@pytest.mark.parametrize("function", [api.compress, api.analyse, api.prove, api.bench], ids=lambda f: f.__name__)
-def test_examples_in_docstrings(function: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    (found,) = doctest.DocTestFinder(recurse=False).find(function, function.__name__, globs=vars(api).copy())
-    assert found.examples
-    runner = doctest.DocTestRunner()
-    runner.run(found)
-    assert runner.summarize().failed == 0
-
-
-def test_types_are_published() -> None:
-    assert (Path(leanonnx.__file__).parent / "py.typed").is_file()
 
 
 def test_shapes_of_the_result_are_those_of_the_plan(model: Path) -> None:

@@ -1,27 +1,20 @@
-"""The command line as scripts rely on it: verbs, options, JSON, exit codes, and the files that come out."""
+"""The command line as scripts rely on it: what ``compress`` and ``inspect`` print, and exit codes."""
 
 from __future__ import annotations
 
 import json
-import re
-import shutil
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
-from platform import python_version
-from types import ModuleType
 from typing import get_args
 
 import numpy as np
-import onnx
-import onnxruntime as ort
 import pytest
 
-import leanonnx
 from leanonnx.ranking.criteria import Chains, Method
 from tests.helpers import (
     CNN,
+    KERNELS,
+    TOTAL,
     build,
     called,
     called_json,
@@ -29,13 +22,11 @@ from tests.helpers import (
     cli_json,
     compressed,
     constant_shapes,
+    kernels,
     outputs,
     saved,
-    saved_external,
 )
 
-KERNELS = {"w1": 8 * 3, "w2": 12 * 8, "w3": 5 * 12}
-TOTAL = sum(KERNELS.values())
 METHODS = [
     (method, chains)
     for method, chains in product(get_args(Method), get_args(Chains))
@@ -46,12 +37,6 @@ METHODS = [
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return saved(build(CNN), tmp_path / "model.onnx")
-
-
-def kernels(path: Path) -> int:
-    """Kernels of a compressed CNN, counted on the file."""
-    shapes = constant_shapes(path)
-    return sum(shapes[name][0] * shapes[name][1] for name in KERNELS)
 
 
 # compress: what is printed
@@ -208,127 +193,6 @@ def test_ignored_layer_leaves_the_rest_to_be_pruned(tmp_path: Path) -> None:
     assert row["kernels"]["after"] <= 0.6 * row["kernels"]["before"]
 
 
-# compress: plans
-
-
-def test_replay_of_a_plan_gives_the_same_bytes(model: Path) -> None:
-    folder = model.parent
-    args = ("compress", model, folder / "a.onnx", "--keep", "0.5", "--plan-out", folder / "a.json")
-    first = called_json(*args)
-    again = called_json(
-        "compress", model, folder / "b.onnx", "--plan", folder / "a.json", "--plan-out", folder / "b.json"
-    )
-    assert (folder / "a.onnx").read_bytes() == (folder / "b.onnx").read_bytes()
-    assert first["kernels"] == again["kernels"]
-    plans = [json.loads((folder / name).read_text()) for name in ("a.json", "b.json")]
-    assert plans[0]["tensors"] == plans[1]["tensors"]
-    assert {"input_sha256", "options", "tensors"} <= set(plans[0])
-
-
-def test_plan_tells_how_to_slice(model: Path) -> None:
-    """The kept indices, applied to the input's constants, give the output's constants."""
-    folder = model.parent
-    called_json("compress", model, folder / "out.onnx", "--keep", "0.5", "--plan-out", folder / "plan.json")
-    before, after = (
-        {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
-        for path in (model, folder / "out.onnx")
-    )
-    for name, entry in json.loads((folder / "plan.json").read_text())["tensors"].items():
-        array = before[name]
-        assert list(array.shape) == entry["before"]
-        for axis, kept in enumerate(entry["kept"]):
-            array = array if kept is None else np.take(array, kept, axis)
-        assert list(array.shape) == entry["after"]
-        np.testing.assert_array_equal(array, after[name])
-
-
-def test_same_request_same_bytes(model: Path) -> None:
-    """In another process, where Python orders its sets otherwise, too."""
-    folder = model.parent
-    for name, run in (("a", cli), ("b", called)):
-        args = ("--keep", "0.5", "--plan-out", folder / f"{name}.json")
-        assert run("compress", model, folder / f"{name}.onnx", *args).returncode == 0
-    for suffix in ("onnx", "json"):
-        assert (folder / f"a.{suffix}").read_bytes() == (folder / f"b.{suffix}").read_bytes()
-
-
-# compress: what stays as it was
-
-
-def test_external_data_stay_external(tmp_path: Path) -> None:
-    """The data lie in OUT.data beside OUT, also where OUT is in another folder, and both can be moved together."""
-    source = saved_external(build(CNN), tmp_path / "model.onnx")
-    plain = saved(build(CNN), tmp_path / "plain.onnx")
-    compressed(plain, tmp_path / "plain_out.onnx")
-    for folder in (tmp_path / "there", tmp_path / "moved"):
-        folder.mkdir()
-    row = called_json("compress", source, tmp_path / "there" / "out.onnx", "--keep", "0.5", "--align", 1)
-    assert {p.name for p in (tmp_path / "there").iterdir()} == {"out.onnx", "out.onnx.data"}
-    assert row["bytes"]["after"] == sum(p.stat().st_size for p in (tmp_path / "there").iterdir())
-    assert row["bytes"]["before"] == source.stat().st_size + (tmp_path / "weights.bin").stat().st_size
-    for file in ("out.onnx", "out.onnx.data"):
-        shutil.move(tmp_path / "there" / file, tmp_path / "moved" / file)
-    np.testing.assert_array_equal(outputs(tmp_path / "moved" / "out.onnx"), outputs(tmp_path / "plain_out.onnx"))
-
-
-def test_external_data_of_an_unchanged_model(tmp_path: Path) -> None:
-    source = saved_external(build(CNN), tmp_path / "model.onnx")
-    there = tmp_path / "there"
-    there.mkdir()
-    (there / "weights.bin").write_bytes(b"of another model")
-    compressed(source, there / "out.onnx", keep=1.0)
-    assert (there / "weights.bin").read_bytes() == b"of another model"
-    np.testing.assert_array_equal(outputs(there / "out.onnx"), outputs(source))
-
-
-def test_older_output_is_replaced(tmp_path: Path) -> None:
-    source = saved_external(build(CNN), tmp_path / "model.onnx")
-    out = tmp_path / "out.onnx"
-    compressed(source, out, keep=0.9)
-    compressed(source, out, keep=0.3)
-    assert kernels(out) <= 0.3 * TOTAL
-    assert len(outputs(out)) == 1
-    assert not list(tmp_path.glob(".*"))
-
-
-def test_constants_listed_as_inputs(tmp_path: Path) -> None:
-    """Before IR version 4 every initializer was a graph input too; the real input stays the only one to feed."""
-    proto = build(CNN.replace("ir_version: 8", "ir_version: 3").replace('"" : 17', '"" : 7'))
-    for tensor in proto.graph.initializer:
-        proto.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    out = tmp_path / "out.onnx"
-    compressed(saved(proto, tmp_path / "model.onnx"), out)
-    after = onnx.load(out)
-    declared = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in after.graph.input}
-    assert declared == {"x": [1, 3, 8, 8], **constant_shapes(out)}
-    assert after.ir_version == 3
-    onnx.checker.check_model(after, full_check=True)
-    assert len(outputs(out)) == 1
-
-
-def test_interface_and_metadata_are_kept(tmp_path: Path) -> None:
-    proto = build(CNN.replace("float[1, 3, 8, 8]", "float[N, 3, 8, 8]").replace("float[1, 5]", "float[N, 5]"))
-    onnx.helper.set_model_props(proto, {"author": "someone", "classes": "a,b"})
-    proto.producer_name, proto.doc_string, proto.graph.doc_string = "exporter", "about the model", "about the graph"
-    out = tmp_path / "out.onnx"
-    compressed(saved(proto, tmp_path / "model.onnx"), out)
-    after = onnx.load(out)
-    for name in ("ir_version", "producer_name", "doc_string", "opset_import", "metadata_props"):
-        assert getattr(after, name) == getattr(proto, name), name
-    for name in ("name", "doc_string", "input", "output"):
-        assert getattr(after.graph, name) == getattr(proto.graph, name), name
-    assert [n.name for n in after.graph.node] == [n.name for n in proto.graph.node]
-
-
-def test_paths_with_blanks_and_umlauts(tmp_path: Path) -> None:
-    folder = tmp_path / "größe 2"
-    folder.mkdir()
-    saved(build(CNN), folder / "mein netz.onnx")
-    done = cli("compress", "mein netz.onnx", "klein 😀.onnx", "--keep", "0.5", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    assert kernels(folder / "klein 😀.onnx") <= TOTAL / 2
-
-
 # inspect
 
 
@@ -362,93 +226,3 @@ def test_why(model: Path) -> None:
     done = called("inspect", model, "--why", "y:2")
     assert done.returncode == 0
     assert "graph output 'y'" in done.stdout
-
-
-# the rest of the command line
-
-
-def test_version() -> None:
-    """One line for each, leanonnx first; onnxruntime with the providers that it has."""
-    done = cli("--version")
-    assert (done.returncode, done.stderr) == (0, "")
-    first, *others = done.stdout.splitlines()
-    assert first == f"leanonnx {leanonnx.__version__}"
-    runtime = f"onnxruntime {ort.__version__} ({', '.join(ort.get_available_providers())})"
-    assert others == [f"onnx {onnx.__version__}", runtime, f"numpy {np.__version__}", f"Python {python_version()}"]
-    row = called_json("--version")
-    assert row["providers"] == ort.get_available_providers()
-    wanted = {"schema": 1, "leanonnx": leanonnx.__version__, "python": python_version(), "numpy": np.__version__}
-    assert wanted.items() <= row.items()
-
-
-@pytest.mark.parametrize("args", [("--json",), ("--json", "inspect", "model.onnx")], ids=" ".join)
-def test_json_of_no_verb(args: tuple[str, ...]) -> None:
-    done = called(*args)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "--json" in done.stderr.splitlines()[-1]
-
-
-COMPLETIONS = [
-    (("",), {"compress", "inspect", "bench", "check", "sweep", "finetune", "calibrate-device"}),
-    (("co",), {"compress"}),
-    (("compress", "--met"), {"--method"}),
-    (("compress", "--method", "path"), {"path-mass"}),
-    (("bench", "--provider", ""), {"cpu", "cuda", "tensorrt"}),
-]
-
-
-@pytest.mark.parametrize(("words", "found"), COMPLETIONS, ids=[" ".join(words) for words, _ in COMPLETIONS])
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion(shell: str, words: tuple[str, ...], found: set[str]) -> None:
-    """What the shells ask the command, by the protocol that ``--install-completion`` installs, and what it answers."""
-    line = " ".join(("leanonnx", *words))
-    asked = {"COMP_WORDS": line.replace(" ", "\n"), "COMP_CWORD": str(len(words))}
-    asked |= {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
-    asked["_LEANONNX_COMPLETE"] = f"complete_{shell}"
-    done = cli(env=asked) if words == ("",) else called(env={**asked, "TERMINAL_WIDTH": "1000"})
-    assert (done.returncode, done.stderr) == (0, "")
-    if shell == "zsh":
-        answered = set(re.findall(r'^(?:_arguments .*\(\()?"([^"]+)"', done.stdout, re.MULTILINE))
-    else:
-        answered = {text.partition("\t")[0] for text in done.stdout.splitlines()}
-    assert answered == found
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_script(shell: str) -> None:
-    done = called(env={"_LEANONNX_COMPLETE": f"source_{shell}"})
-    assert (done.returncode, done.stderr) == (0, "")
-    assert f"_LEANONNX_COMPLETE=complete_{shell}" in done.stdout
-
-
-HELP = {
-    "": "bench check compress inspect --version",
-    "bench": "--provider --threads --batch --shape --seconds --library --cuda-graph --tf32 --seed --json",
-    "check": "--max-deviation --min-agreement --min-speedup --max-latency-ms --max-bytes --max-params --max-macs "
-    "--gates --data --provider --skip-missing-provider --threads --batch --shape --seconds --library --seed --junit "
-    "--github --json",
-    "inspect": "--why --shape --json",
-    "compress": "--keep --macs --params --method --chains --shape --pin --ignore --plan --plan-out --report --recover "
-    "--best-effort --no-measure --seed --json",
-}
-
-
-@pytest.mark.parametrize("verb", HELP)
-def test_help(verb: str) -> None:
-    done = called(*verb.split(), "--help")
-    assert done.returncode == 0
-    assert done.stderr == ""
-    assert [option for option in HELP[verb].split() if option not in done.stdout] == []
-
-
-def test_public_names() -> None:
-    """``__all__`` lists just what importing leanonnx gives."""
-    given = {n for n, v in vars(leanonnx).items() if not n.startswith("_") and not isinstance(v, ModuleType)}
-    assert given | {"__version__"} == set(leanonnx.__all__)
-    assert len(set(leanonnx.__all__)) == len(leanonnx.__all__)
-
-
-def test_import_needs_no_torch() -> None:
-    script = "import sys; sys.modules['torch'] = None; import leanonnx, leanonnx.cli.main; print(leanonnx.__version__)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout.strip()) == (0, leanonnx.__version__), done.stderr

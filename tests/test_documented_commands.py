@@ -25,7 +25,7 @@ PARSED = {
     "--min-speedup": "depends on the machine's time; tests/test_check.py does it",
     "--library": "needs a library of custom operators; tests/test_variants_rules.py does it",
     "leanonnx calibrate-device": "takes a machine for itself; tests/test_calibration.py does it",
-    "leanonnx finetune": "trains for minutes and needs torch; tests/test_finetune.py does it",
+    "leanonnx finetune": "trains for minutes and needs torch; tests/test_finetune_runs.py does it",
 }
 """Part of a command → why it is not run; its options are read as the command line reads them."""
 REPLACED = {"--latency": "--macs"}

@@ -1,54 +1,26 @@
-"""``compress --report``: it says what the JSON says, stands alone, and is written with the model."""
+"""The page of ``compress --report`` says what the JSON says, and is written with the model."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
 import json
 import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
-from PIL import Image
 
 from leanonnx import words as texts
 from leanonnx.page.headline import headline
 from tests.helpers import CNN, build, called, cli, refused, saved, tree
-from tests.pages import HOSTILE, RESIDUAL, Found, hostile, images, page_of, parsed, residual
+from tests.pages import Found, images, page_of, parsed, plain, residual, without_seconds
 
 ROOT = Path(__file__).parents[1]
+
 SECTIONS = ["network", "kernels", "chains", "latency", "deviation", "pins", "again"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("page")
-
-
-@pytest.fixture(scope="module")
-def calibrated(folder: Path) -> tuple[Found, str, dict[str, Any]]:
-    calib = images(folder / "x.npz")
-    page, row = page_of(folder, residual(), "--keep", 0.5, "--calib", calib, "--plan-out", folder / "plan.json")
-    return parsed(page), page, row
-
-
-def plain(text: str) -> str:
-    """With blanks at which a line may break, as the parser gives all text."""
-    return text.replace(texts.BLANK, " ")
-
-
-def without_seconds(row: dict[str, Any]) -> dict[str, Any]:
-    """The JSON object but for how long it took, which the page itself adds to."""
-    return {key: value for key, value in row.items() if key != "seconds"}
 
 
 # What it says
@@ -82,15 +54,15 @@ def test_numbers_of_the_json(calibrated: tuple[Found, str, dict[str, Any]]) -> N
     assert f"{output['psnr']:.1f} dB" in found.text("deviation")
 
 
-def test_plan_is_embedded(calibrated: tuple[Found, str, dict[str, Any]], folder: Path, tmp_path: Path) -> None:
+def test_plan_is_embedded(calibrated: tuple[Found, str, dict[str, Any]], page_folder: Path, tmp_path: Path) -> None:
     found, _, _ = calibrated
     plan = found.json("plan")
-    assert plan == json.loads((folder / "plan.json").read_text())
+    assert plan == json.loads((page_folder / "plan.json").read_text())
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    done = called("compress", folder / "model.onnx", tmp_path / "a.onnx", "--plan", tmp_path / "plan.json")
+    done = called("compress", page_folder / "model.onnx", tmp_path / "a.onnx", "--plan", tmp_path / "plan.json")
     assert done.returncode == 0, done.stderr
     shapes = [
-        [list(t.dims) for t in onnx.load(p).graph.initializer] for p in (tmp_path / "a.onnx", folder / "out.onnx")
+        [list(t.dims) for t in onnx.load(p).graph.initializer] for p in (tmp_path / "a.onnx", page_folder / "out.onnx")
     ]
     kept = {tuple(entry["after"]) for entry in plan["tensors"].values()}
     assert all(tuple(dims) in kept for dims in shapes[0])
@@ -197,108 +169,6 @@ def test_unmeasured(calibrated: tuple[Found, str, dict[str, Any]]) -> None:
     assert "Latency was not measured, so no layer was timed." in found.text("latency")
 
 
-# It stands alone
-
-
-def test_loads_nothing(calibrated: tuple[Found, str, dict[str, Any]]) -> None:
-    found, page, _ = calibrated
-    loaded = [
-        v for _, attributes in found.tags for k, v in attributes.items() if k in ("src", "href", "xlink:href", "data")
-    ]
-    assert all(value and value.startswith(("#", "data:")) for value in loaded)
-    assert not {"iframe", "object", "embed", "base", "form"} & {tag for tag, _ in found.tags}
-    style = found.text("style")
-    assert "url(" not in style
-    assert "@import" not in style
-    assert re.findall(r"https?:", page) == []
-
-
-def test_only_its_own_script_may_run(calibrated: tuple[Found, str, dict[str, Any]]) -> None:
-    found, page, _ = calibrated
-    policy = next(meta["content"] for meta in found.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
-    script = page.rpartition("<script>")[2].partition("</script>")[0]
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert policy is not None
-    assert f"script-src 'sha256-{digest}'" in policy
-    assert "default-src 'none'" in policy
-    assert [s.get("type") for s in found.all("script")] == ["application/json", "application/json", None]
-    assert not any(name.startswith("on") for _, attributes in found.tags for name in attributes)
-
-
-def test_pictures_are_told_in_words(calibrated: tuple[Found, str, dict[str, Any]]) -> None:
-    """Every picture has a name; others are hidden from readers of the screen; ids are unique."""
-    found, _, _ = calibrated
-    ids = [attributes["id"] for _, attributes in found.tags if attributes.get("id")]
-    assert len(ids) == len(set(ids))
-    for svg in found.all("svg"):
-        names = (svg.get("aria-labelledby") or "").split()
-        assert svg.get("aria-hidden") == "true" or svg.get("aria-label") or (names and set(names) <= set(ids))
-    assert all(image.get("alt") for image in found.all("img"))
-    assert len(found.all("details")) >= 5
-
-
-def test_hostile_names(tmp_path: Path) -> None:
-    """Names are text, whatever they hold, in the page and in the JSON within it."""
-    page, row = page_of(tmp_path, hostile(residual()), "--keep", 0.5, "--pin", HOSTILE[0])
-    found = parsed(page)
-    assert [s.get("type") for s in found.all("script")] == ["application/json", "application/json", None]
-    assert {tag for tag, _ in found.tags} & {"b", "img"} <= {"b"}
-    assert without_seconds(found.json("numbers")) == without_seconds(row)
-    assert [layer["name"] for layer in row["layers"]] == HOSTILE
-    assert "\u202e" not in page
-    assert "\x07" not in page
-    for name in HOSTILE:
-        assert plain(texts.short(name, 60)) in found.text("network")
-
-
-@pytest.mark.parametrize(
-    ("name", "wanted"),
-    [("plain", "plain"), ("a\nb", "a\\nb"), ("\u202e", "\\u202e"), ("層", "層"), ("x" * 501, "x" * 499 + "…")],
-)
-def test_shown(name: str, wanted: str) -> None:
-    assert texts.shown(name) == wanted
-
-
-def test_short_keeps_both_ends() -> None:
-    name = "/".join(f"block{k}" for k in range(20))
-    assert len(texts.short(name)) == texts.SHORT
-    head, _, tail = texts.short(name).partition("…")
-    assert name.startswith(head)
-    assert name.endswith(tail)
-    assert len(tail) > len(head) > 5
-
-
-@pytest.mark.parametrize(
-    ("share", "wanted"),
-    [
-        (0, "0 %"),
-        (1, "100 %"),
-        (0.5, "50.0 %"),
-        (0.00001, "< 0.01 %"),
-        (0.001, "0.10 %"),
-        (0.9999, "99.99 %"),
-        (0.999999, "> 99.99 %"),
-        (0.99, "99.0 %"),
-    ],
-)
-def test_percent(share: float, wanted: str) -> None:
-    assert plain(texts.percent(share)) == wanted
-
-
-@pytest.mark.parametrize(
-    ("number", "wanted"), [(999, "999"), (999.9, "1 k"), (1234, "1.23 k"), (2.5e6, "2.5 M"), (123456789, "123 M")]
-)
-def test_compact(number: float, wanted: str) -> None:
-    assert plain(texts.compact(number)) == wanted
-
-
-@pytest.mark.parametrize(
-    ("value", "wanted"), [(0, "0.000 ms"), (0.0123, "0.012 ms"), (1.234, "1.23 ms"), (123.4, "123 ms")]
-)
-def test_ms(value: float, wanted: str) -> None:
-    assert plain(texts.ms(value)) == wanted
-
-
 # It is written with the model, or not at all
 
 
@@ -335,69 +205,6 @@ def test_no_model_without_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     done = called("compress", source, "out.onnx", "--keep", 0.5, "--report", "page.html", cwd=tmp_path)
     assert done.returncode == 3
     assert tree(tmp_path) == before
-
-
-# Pictures of images
-
-
-def pictures(found: Found) -> list[Image.Image]:
-    """The pictures of a page."""
-    uris = [image["src"] or "" for image in found.all("img")]
-    return [Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,")))) for uri in uris]
-
-
-def test_images_side_by_side(calibrated: tuple[Found, str, dict[str, Any]], folder: Path) -> None:
-    """Up to four held-out samples; the pictures are what onnxruntime puts out for them, black 0 and white 1."""
-    found, _, _ = calibrated
-    shown = pictures(found)
-    assert len(shown) == 3 * 4
-    assert {image.size for image in shown} == {(16, 16)}
-    held_out = np.load(folder / "x.npz")["x"][4::5][:1]
-    original, compressed, difference = (np.asarray(image, float) for image in shown[:3])
-    for file, picture in (("model.onnx", original), ("out.onnx", compressed)):
-        assert np.abs(255 * run(folder / file, held_out)[0].transpose(1, 2, 0) - picture).max() <= 0.51
-    apart = np.abs(run(folder / "model.onnx", held_out) - run(folder / "out.onnx", held_out))[0].mean(0)
-    factor = int(re.findall(r"difference × (\d+)", found.text("deviation"))[0])
-    assert np.abs(np.clip(255 * factor * apart, 0, 255) - difference).max() <= 0.51
-    assert difference.max() > 100
-    assert "samples held out" in found.text("deviation")
-
-
-def run(path: Path, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """What onnxruntime makes of an input."""
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, {"x": x})[0], np.float64)
-
-
-@pytest.mark.parametrize(
-    ("change", "count"),
-    [
-        (lambda text: text, 12),
-        (
-            lambda text: text.replace(
-                "y = Sigmoid (j)", "k = Sigmoid (j)\n white = Constant <value_float = 255.0> ()\n y = Mul (k, white)"
-            ),
-            12,
-        ),
-        (lambda text: text.replace("y = Sigmoid (j)", "ten = Constant <value_float = -10.0> ()\n y = Add (j, ten)"), 0),
-        (lambda text: text.replace("y = Sigmoid (j)", "y = Softmax <axis = 1> (j)"), 0),
-    ],
-    ids=["to 1", "to 255", "no image", "probabilities"],
-)
-def test_which_outputs_are_images(tmp_path: Path, change: Callable[[str], str], count: int) -> None:
-    page, _ = page_of(tmp_path, build(change(RESIDUAL)), "--keep", 0.5, "--calib", images(tmp_path / "x.npz"))
-    shown = pictures(parsed(page))
-    assert len(shown) == count
-    assert all(np.asarray(image).mean() > 40 for image in shown[:2])
-
-
-def test_without_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything but the pictures is there, and what to install."""
-    monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    page, _ = page_of(tmp_path, residual(), "--keep", 0.5, "--calib", images(tmp_path / "x.npz"))
-    found = parsed(page)
-    assert found.all("img") == []
-    assert "pip install 'leanonnx[images]'" in found.text("deviation")
 
 
 # What is shipped

@@ -16,9 +16,8 @@ from leanonnx.sweeping import making
 from leanonnx.sweeping.journal import JOURNAL, Journal, claimed
 from leanonnx.sweeping.making import Task
 from leanonnx.system import processes
-from tests.helpers import CNN, build, called, cli, saved, tree
+from tests.helpers import CNN, build, called, cli, kernels, saved, tree
 from tests.sweeps import PATIENCE, QUICK, children, fake_make, lasting, points, run, started, wait_for
-from tests.test_cli import kernels
 
 
 @pytest.fixture

@@ -1,0 +1,110 @@
+"""The rest of the command line: versions, help, completion, public names."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from platform import python_version
+from types import ModuleType
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+import leanonnx
+from tests.helpers import (
+    called,
+    called_json,
+    cli,
+)
+
+# the rest of the command line
+
+
+def test_version() -> None:
+    """One line for each, leanonnx first; onnxruntime with the providers that it has."""
+    done = cli("--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *others = done.stdout.splitlines()
+    assert first == f"leanonnx {leanonnx.__version__}"
+    runtime = f"onnxruntime {ort.__version__} ({', '.join(ort.get_available_providers())})"
+    assert others == [f"onnx {onnx.__version__}", runtime, f"numpy {np.__version__}", f"Python {python_version()}"]
+    row = called_json("--version")
+    assert row["providers"] == ort.get_available_providers()
+    wanted = {"schema": 1, "leanonnx": leanonnx.__version__, "python": python_version(), "numpy": np.__version__}
+    assert wanted.items() <= row.items()
+
+
+@pytest.mark.parametrize("args", [("--json",), ("--json", "inspect", "model.onnx")], ids=" ".join)
+def test_json_of_no_verb(args: tuple[str, ...]) -> None:
+    done = called(*args)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--json" in done.stderr.splitlines()[-1]
+
+
+COMPLETIONS = [
+    (("",), {"compress", "inspect", "bench", "check", "sweep", "finetune", "calibrate-device"}),
+    (("co",), {"compress"}),
+    (("compress", "--met"), {"--method"}),
+    (("compress", "--method", "path"), {"path-mass"}),
+    (("bench", "--provider", ""), {"cpu", "cuda", "tensorrt"}),
+]
+
+
+@pytest.mark.parametrize(("words", "found"), COMPLETIONS, ids=[" ".join(words) for words, _ in COMPLETIONS])
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str, words: tuple[str, ...], found: set[str]) -> None:
+    """What the shells ask the command, by the protocol that ``--install-completion`` installs, and what it answers."""
+    line = " ".join(("leanonnx", *words))
+    asked = {"COMP_WORDS": line.replace(" ", "\n"), "COMP_CWORD": str(len(words))}
+    asked |= {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    asked["_LEANONNX_COMPLETE"] = f"complete_{shell}"
+    done = cli(env=asked) if words == ("",) else called(env={**asked, "TERMINAL_WIDTH": "1000"})
+    assert (done.returncode, done.stderr) == (0, "")
+    if shell == "zsh":
+        answered = set(re.findall(r'^(?:_arguments .*\(\()?"([^"]+)"', done.stdout, re.MULTILINE))
+    else:
+        answered = {text.partition("\t")[0] for text in done.stdout.splitlines()}
+    assert answered == found
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_script(shell: str) -> None:
+    done = called(env={"_LEANONNX_COMPLETE": f"source_{shell}"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"_LEANONNX_COMPLETE=complete_{shell}" in done.stdout
+
+
+HELP = {
+    "": "bench check compress inspect --version",
+    "bench": "--provider --threads --batch --shape --seconds --library --cuda-graph --tf32 --seed --json",
+    "check": "--max-deviation --min-agreement --min-speedup --max-latency-ms --max-bytes --max-params --max-macs "
+    "--gates --data --provider --skip-missing-provider --threads --batch --shape --seconds --library --seed --junit "
+    "--github --json",
+    "inspect": "--why --shape --json",
+    "compress": "--keep --macs --params --method --chains --shape --pin --ignore --plan --plan-out --report --recover "
+    "--best-effort --no-measure --seed --json",
+}
+
+
+@pytest.mark.parametrize("verb", HELP)
+def test_help(verb: str) -> None:
+    done = called(*verb.split(), "--help")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert [option for option in HELP[verb].split() if option not in done.stdout] == []
+
+
+def test_public_names() -> None:
+    """``__all__`` lists just what importing leanonnx gives."""
+    given = {n for n, v in vars(leanonnx).items() if not n.startswith("_") and not isinstance(v, ModuleType)}
+    assert given | {"__version__"} == set(leanonnx.__all__)
+    assert len(set(leanonnx.__all__)) == len(leanonnx.__all__)
+
+
+def test_import_needs_no_torch() -> None:
+    script = "import sys; sys.modules['torch'] = None; import leanonnx, leanonnx.cli.main; print(leanonnx.__version__)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, leanonnx.__version__), done.stderr

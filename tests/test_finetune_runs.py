@@ -1,0 +1,182 @@
+"""Runs of fine-tuning: killed ones go on to the same bytes, steps, refusals, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from tests.helpers import COMMAND, build
+
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'leanonnx[finetune]'")
+
+from leanonnx.compressing.options import Options as Compression
+from leanonnx.errors import DataError, ModelError, OptionError
+from leanonnx.finetuning.driver import Options, finetune
+from leanonnx.finetuning.module import Network
+from leanonnx.finetuning.steps import Schedule, finetune_in_steps
+from leanonnx.selection.selector import Budget
+from tests.tuning import DENOISER, classifier, samples, saved, settings
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> dict[str, Path]:
+    """A teacher, a smaller student and data."""
+    return {
+        "base": saved(classifier(12, 0), tmp_path / "base.onnx"),
+        "new": saved(classifier(4, 1), tmp_path / "new.onnx"),
+        "data": samples(tmp_path / "data.npz"),
+        "out": tmp_path / "out.onnx",
+    }
+
+
+def test_the_same_seed_gives_the_same_bytes(pair: dict[str, Path]) -> None:
+    written = []
+    for seed in (0, 0, 1):
+        finetune(pair["new"], pair["out"], pair["base"], pair["data"], Options(settings=settings(seed=seed)))
+        written.append(pair["out"].read_bytes())
+    assert written[0] == written[1] != written[2]
+
+
+def command(pair: dict[str, Path], out: Path, *more: str) -> list[str]:
+    words = ["finetune", str(pair["new"]), str(out), "--teacher", str(pair["base"]), "--data", str(pair["data"])]
+    return [*COMMAND, *words, *more]
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(pair: dict[str, Path], tmp_path: Path) -> None:
+    given = ("--epochs", "60", "--batch", "4", "--json")
+    whole, other, kept = tmp_path / "whole.onnx", tmp_path / "other.onnx", tmp_path / "state.pt"
+    subprocess.run(command(pair, whole, *given), check=True, capture_output=True)
+    words = command(pair, other, *given, "--checkpoint", str(kept), "--resume")
+    killed = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not kept.exists() and killed.poll() is None:
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    assert not other.exists()
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    assert 0 < json.loads(done.stdout)["resumed_epoch"] < 60
+    assert other.read_bytes() == whole.read_bytes()
+
+
+def test_a_checkpoint_of_another_run_is_refused(pair: dict[str, Path], tmp_path: Path) -> None:
+    kept = tmp_path / "state.pt"
+    first = Options(settings=settings(epochs=1, checkpoint=kept))
+    finetune(pair["new"], pair["out"], pair["base"], pair["data"], first)
+    with pytest.raises(OptionError, match="--resume"):
+        finetune(pair["new"], pair["out"], pair["base"], pair["data"], first)
+    other = Options(settings=settings(epochs=2, checkpoint=kept, resume=True, seed=3))
+    with pytest.raises(OptionError, match="other options"):
+        finetune(pair["new"], pair["out"], pair["base"], pair["data"], other)
+    kept.write_bytes(b"nonsense")
+    with pytest.raises(OptionError, match="no checkpoint"):
+        finetune(pair["new"], pair["out"], pair["base"], pair["data"], other)
+
+
+def test_steps_go_down_by_equal_shares(pair: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "steps"
+    folder.mkdir()
+    schedule = Schedule(2, Compression(Budget("params", 0.25), align=1), folder)
+    done = finetune_in_steps(
+        pair["base"], pair["out"], pair["base"], pair["data"], Options(settings=settings(epochs=2)), schedule
+    )
+    assert done is not None
+    assert [step.fraction for step in done.steps] == [0.5, 0.25]
+    sizes = [
+        sum(t.dims[0] for t in onnx.load(p).graph.initializer if t.name == "w1")
+        for p in (pair["base"], folder / "step-01.onnx", pair["out"])
+    ]
+    assert sizes[0] > sizes[1] > sizes[2]
+    assert all(step.reached <= step.fraction for step in done.steps)
+    assert done.steps[1].path == pair["out"]
+
+
+def test_steps_go_on_where_they_were_stopped(pair: dict[str, Path], tmp_path: Path) -> None:
+    schedule = Schedule(2, Compression(Budget("params", 0.25), align=1))
+
+    def tried(out: Path, **more: Any) -> None:
+        options = Options(settings=settings(epochs=2, **more))
+        finetune_in_steps(pair["base"], out, pair["base"], pair["data"], options, schedule)
+
+    kept, whole = tmp_path / "state.pt", tmp_path / "whole.onnx"
+    tried(whole)
+    tried(pair["out"], checkpoint=kept)
+    (tmp_path / "state.pt.step02").unlink()
+    tried(pair["out"], checkpoint=kept, resume=True)
+    assert pair["out"].read_bytes() == whole.read_bytes()
+
+
+def test_wrong_requests_are_refused(pair: dict[str, Path], tmp_path: Path) -> None:
+    def tried(**changed: Any) -> None:
+        given = {**pair, **{k: v for k, v in changed.items() if k in pair}}
+        teacher = None if changed.get("alone") else given["base"]
+        finetune(
+            given["new"],
+            given["out"],
+            teacher,
+            given["data"],
+            Options(changed.get("strategy", "school"), settings=settings(epochs=1)),
+        )
+
+    with pytest.raises(OptionError, match="--teacher"):
+        tried(alone=True)
+    with pytest.raises(DataError, match="no labels"):
+        tried(strategy="supervised")
+    with pytest.raises(OptionError, match="noise2self"):
+        tried(strategy="noise2self")
+    with pytest.raises(DataError, match="too few"):
+        tried(data=samples(tmp_path / "few.npz", 3))
+    with pytest.raises(OptionError, match="the output is the input"):
+        tried(out=pair["base"])
+    with pytest.raises(OptionError, match="inputs and outputs"):
+        tried(base=saved(build(DENOISER.replace("x)", "other)").replace("(x,", "(other,")), tmp_path / "d.onnx"))
+    odd = classifier(4, 0)
+    odd.graph.node[1].op_type, odd.graph.node[1].domain = "Odd", "com.acme"
+    with pytest.raises(ModelError, match="node 'R1'"):
+        Network(load_unchecked(odd), ())
+    assert not pair["out"].exists()
+
+
+def load_unchecked(proto: onnx.ModelProto) -> Any:
+    from leanonnx.graph.model import Model
+
+    return Model(Path(os.devnull), proto, "", ())
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--keep", "0.5"], "--steps"),
+        (["--steps", "2"], "exactly one"),
+        (["--keep-steps", "."], "--steps"),
+        (["--lr", "0"], "--lr"),
+        (["--minutes", "-1"], "--minutes"),
+        (["--resume"], "--checkpoint"),
+        (["--strategy", "supervised"], "no labels"),
+    ],
+)
+def test_exit_code_2(pair: dict[str, Path], words: list[str], says: str) -> None:
+    done = subprocess.run(command(pair, pair["out"], *words), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert not pair["out"].exists()
+
+
+def test_without_torch_the_fix_is_named(pair: dict[str, Path]) -> None:
+    code = (
+        "import sys, importlib.util as u; real = u.find_spec; "
+        "u.find_spec = lambda name, *a: None if name == 'torch' else real(name, *a); "
+        "from leanonnx.cli.main import main; main()"
+    )
+    words = command(pair, pair["out"])[len(COMMAND) :]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "pip install 'leanonnx[finetune]'" in done.stderr
