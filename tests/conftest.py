@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.helpers import brief
+pytest.register_assert_rewrite("tests")  # so that a failure within a helper shows its values too
+
+from tests.helpers import RUNS, brief, told
 from tests.pages import Found, images, page_of, parsed, residual
 from tests.smoke import SMOKE
 from tests.sweeps import made_within
@@ -43,6 +45,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("smoke")
         if file in TOGETHER:
             item.add_marker(pytest.mark.xdist_group(file))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that fails shows the last command that it ran, in full."""
+    report = yield
+    if report.failed and RUNS:
+        report.sections.append(("Last command", told(RUNS[-1])))
+    if call.when == "teardown":
+        RUNS.clear()
+    return report
 
 
 @pytest.fixture

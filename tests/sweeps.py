@@ -12,7 +12,7 @@ from typing import Any
 
 from leanonnx.sweeping import making
 from leanonnx.sweeping.making import MADE, Task
-from tests.helpers import COMMAND, called, told
+from tests.helpers import COMMAND, called
 
 Row = dict[str, Any]
 QUICK = ("--no-measure", "--align", 1)
@@ -25,7 +25,7 @@ SIZES = ("kernels", "macs", "params", "bytes", "proof", "deviation")
 def run(folder: Path, *args: object, code: int = 0) -> Row:
     """``leanonnx sweep`` in a folder; its JSON."""
     done = called("sweep", *args, "--json", cwd=folder)
-    assert done.returncode == code, told(done)
+    assert done.returncode == code
     row: Row = json.loads(done.stdout)
     return row
 
