@@ -113,7 +113,7 @@ def started(source: Path, folder: Path) -> subprocess.Popen[str]:
 
 
 @pytest.fixture
-def drafting(slow: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def drafting(slow: Path, tmp_path: Path, interruptible: None) -> Iterator[subprocess.Popen[str]]:
     """A process whose draft lies in its temporary folder beside the output."""
     process = started(slow, tmp_path)
     limit = time.monotonic() + PATIENCE
