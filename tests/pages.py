@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from leanonnx.page import texts
+from leanonnx import words
 from tests.helpers import brief, build, called, saved
 
 VOID = {"meta", "link", "img", "br", "line", "rect", "circle", "path"}
@@ -135,7 +135,7 @@ def residual(seed: int = 0) -> onnx.ModelProto:
 
 def plain(text: str) -> str:
     """With blanks at which a line may break, as the parser gives all text."""
-    return text.replace(texts.BLANK, " ")
+    return text.replace(words.BLANK, " ")
 
 
 def without_seconds(row: dict[str, Any]) -> dict[str, Any]:
