@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import itertools
 from importlib import import_module
 from pkgutil import iter_modules
 
@@ -198,13 +199,20 @@ def misplaced(dag: ChannelDag, sample: Sample, exact: bool) -> str:
     return ""
 
 
+def steps(node: onnx.NodeProto, extents: tuple[int, ...]) -> tuple[int, ...]:
+    """Along each axis, how many taps on from one the next is that the node's strides bring to the same place."""
+    given = {a.name: a.ints for a in node.attribute if a.name in ("strides", "dilations")}
+    strides, gaps = (given.get(name, [1] * len(extents)) for name in ("strides", "dilations"))
+    axes = zip(strides, gaps, extents, strict=True)
+    return tuple(min(next(k for k in itertools.count(1) if k * gap % step == 0), int(n)) for step, gap, n in axes)
+
+
 def miscounted(dag: ChannelDag, sample: Sample) -> str:
     """Kernels must be the numbers of the weight that are sliced with their two channels, multiply-adds as many as are.
 
-    Strides must be the node's, or 1 for kernels of one number, whose gain they leave alone.
+    Strides must be the least number of taps that lie a multiple of the node's strides apart, or all that there are.
     """
     node = naive.node_of(dag, sample)
-    strides = next((tuple(a.ints) for a in sample.subject.attribute if a.name == "strides"), None)
     macs = sum(mix.taps * mix.positions * mix.targets.size * mix.sources.shape[1] for k, mix in dag.mixes if k == node)
     if sample.subject.op_type in naive.MACS and macs != naive.macs(dag, sample.subject):
         return f"{macs} multiply-adds, not {naive.macs(dag, sample.subject)}"
@@ -212,8 +220,7 @@ def miscounted(dag: ChannelDag, sample: Sample) -> str:
         kernels = mix.kernels()
         if mix.counted != (sample.subject.op_type in naive.KERNELS):
             return f"its kernels are {'' if mix.counted else 'not '}counted"
-        ones = (1,) * len(mix.strides)
-        if mix.strides and mix.strides != ((strides or ones) if max(kernels.shape[3:]) > 1 else ones):
+        if mix.strides and mix.strides != (strides := steps(sample.subject, kernels.shape[3:])):
             return f"strides {mix.strides}, not {strides}"
         for group, out, within in np.ndindex(*kernels.shape[:3]):
             source, target = int(mix.sources[group, within]), int(mix.targets[group, out])
