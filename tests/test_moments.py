@@ -68,8 +68,6 @@ def judge(found: Moments, rows: Array, labels: Array) -> None:
     unique = np.unique(labels)
     columns = np.concatenate([rows[:, labels == one].T.reshape(1, -1) for one in unique])
     np.testing.assert_array_equal(found.labels, unique)
-    assert found.rows == columns.shape[1]
-    np.testing.assert_allclose(found.mean, columns.mean(1), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(found.covariance, np.cov(columns, bias=True), rtol=1e-3, atol=1e-5)
 
 
@@ -132,9 +130,7 @@ def test_in_pieces_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moments, "BLOCK", 7)
     pieces = taken(CONV, feeds)
     for place, one in whole.read.items():
-        np.testing.assert_allclose(one.mean, pieces.read[place].mean, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(one.covariance, pieces.read[place].covariance, rtol=1e-3, atol=1e-6)
-        assert one.rows == pieces.read[place].rows
 
 
 def test_memory_does_not_grow_with_the_samples() -> None:
@@ -206,7 +202,6 @@ def test_nothing_to_look_at() -> None:
     dag = dag_of("(float[N,3,6,5] x) => (float[N,4,4,3] y)", "float[4,3,3,3] a", "y = Conv (x, a)")
     found = taken(dag, normal_feeds(dag, 3))
     assert not found.read
-    assert found.samples == 3
     assert isinstance(dag.model.proto, onnx.ModelProto)
 
 

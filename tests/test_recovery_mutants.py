@@ -52,7 +52,7 @@ def uncentred(sums: Any, labels: Array) -> moments.Moments:
     """Second moments in place of covariances."""
     mean = sums.origin + sums.first / sums.rows
     second = sums.second / sums.rows - np.outer(sums.first, sums.first) / sums.rows**2
-    return moments.Moments(labels, mean, second + np.outer(mean, mean), sums.rows)
+    return moments.Moments(labels, second + np.outer(mean, mean))
 
 
 def tiled(value: Array, axis: int, channels: Array) -> Array:

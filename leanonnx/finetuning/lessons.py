@@ -76,13 +76,9 @@ def supervised_lesson(
     chosen = _classes(model, shapes, label)
     if chosen is None:
         raise _unfit(model, shapes, label, "the same shape but for an axis of the classes")
-    name, axis, probabilities = chosen
+    name, axis = chosen
     images = images if label.ndim == 1 else None
-    return Lesson(
-        (name,),
-        _with_labels(images),
-        lambda found, wanted: cross_entropy(found[0], wanted, axis + 1, probabilities),
-    )
+    return Lesson((name,), _with_labels(images), lambda found, wanted: cross_entropy(found[0], wanted, axis + 1))
 
 
 def _with_labels(images: Images | None) -> Prepare:
@@ -92,14 +88,13 @@ def _with_labels(images: Images | None) -> Prepare:
     return prepare
 
 
-def _classes(model: Model, shapes: Mapping[str, tuple[int, ...]], label: Array) -> tuple[str, int, bool] | None:
-    """The tensor that labels are held against, its axis of classes, and whether it holds probabilities."""
-    candidates = [(target.name, target.axis, False) for target in output_targets(model, shapes)]
-    for name, known, probabilities in candidates:
-        shape = shapes[name]
-        for axis in [known] if known is not None else [1, len(shape) - 1]:
+def _classes(model: Model, shapes: Mapping[str, tuple[int, ...]], label: Array) -> tuple[str, int] | None:
+    """The tensor that labels are held against, and its axis of classes."""
+    for target in output_targets(model, shapes):
+        shape = shapes[target.name]
+        for axis in [target.axis] if target.axis is not None else [1, len(shape) - 1]:
             if 0 < axis < len(shape) and (*shape[:axis], *shape[axis + 1 :]) == label.shape:
-                return name, axis, probabilities
+                return target.name, axis
     return None
 
 

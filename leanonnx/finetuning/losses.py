@@ -40,28 +40,24 @@ def school(
     return total
 
 
-def divergence(found: Tensor, wanted: Tensor, axis: int, temperature: float = TEMPERATURE) -> Tensor:
+def divergence(found: Tensor, wanted: Tensor, axis: int) -> Tensor:
     """T² KL(softmax(wanted/T) ‖ softmax(found/T)) along an axis, mean over all others."""
-    a, b = (torch.log_softmax(value / temperature, axis) for value in (found, wanted))
-    return temperature**2 * (b.exp() * (b - a)).sum(axis).mean()
+    a, b = (torch.log_softmax(value / TEMPERATURE, axis) for value in (found, wanted))
+    return TEMPERATURE**2 * (b.exp() * (b - a)).sum(axis).mean()
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, axis: int, probabilities: bool) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, axis: int) -> Tensor:
     """Cross-entropy of integer labels; negative ones count for nothing.
 
     Args:
-        logits: [..., classes, ...], or probabilities.
+        logits: [..., classes, ...].
         labels: the same without the axis of the classes.
         axis: of the classes.
-        probabilities: whether ``logits`` are probabilities.
     """
     flat = logits.float().movedim(axis, -1)
     flat = flat.reshape(-1, flat.shape[-1])
     chosen = labels.reshape(-1).to(torch.int64)
-    ignored = torch.where(chosen < 0, -100, chosen)
-    if probabilities:
-        return F.nll_loss(flat.clamp_min(1e-12).log(), ignored)
-    return F.cross_entropy(flat, ignored)
+    return F.cross_entropy(flat, torch.where(chosen < 0, -100, chosen))
 
 
 def spread(value: Tensor) -> float:

@@ -15,8 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from leanonnx.graph.formats import is_float
-from leanonnx.graph.model import Model, captured
+from leanonnx.graph.model import Model
 
 Array = NDArray[Any]
 WEIGHTS: Mapping[str, frozenset[int]] = {
@@ -38,14 +37,8 @@ CARRIERS = {"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten
 
 def trainable(model: Model) -> tuple[str, ...]:
     """Names of the constants that are trained, sorted."""
-    readers: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
-    elsewhere = {value.name for value in model.proto.graph.output}
-    for node in model.proto.graph.node:
-        for slot, name in enumerate(node.input):
-            readers.setdefault(name, []).append((node, slot))
-        elsewhere |= captured(node)
     floats = {name for name in model.holders if _is_float(model, name)}
-    return tuple(sorted(name for name in floats if _is_weight(model, name, name, readers, elsewhere)))
+    return tuple(sorted(name for name in floats if _is_weight(model, name, name)))
 
 
 def _is_float(model: Model, name: str) -> bool:
@@ -53,26 +46,20 @@ def _is_float(model: Model, name: str) -> bool:
     return size > 0 and (kind.startswith("float") or kind == "bfloat16") and not kind.startswith(("float4", "float8"))
 
 
-def _is_weight(
-    model: Model,
-    constant: str,
-    name: str,
-    readers: Mapping[str, list[tuple[onnx.NodeProto, int]]],
-    elsewhere: set[str],
-) -> bool:
+def _is_weight(model: Model, constant: str, name: str) -> bool:
     """Whether all that reads a constant, or what it is moved to, takes it for a weight."""
-    if name in elsewhere or name not in readers:
-        return False
-    for node, slot in readers[name]:
-        if node.op_type in CARRIERS and slot == 0:
-            if not _is_weight(model, constant, node.output[0], readers, elsewhere):
-                return False
-        elif node.op_type in SCALES:
-            if not _is_vector(model.constant(constant)):
-                return False
-        elif slot not in WEIGHTS.get(node.op_type, ()):
-            return False
-    return True
+    readers = model.consumers.get(name, [-1])
+    return -1 not in readers and all(_takes(model, constant, name, model.proto.graph.node[k]) for k in readers)
+
+
+def _takes(model: Model, constant: str, name: str, node: onnx.NodeProto) -> bool:
+    """Whether a node that reads a constant, which has come to it under a name, takes it for a weight."""
+    slots = {slot for slot, read in enumerate(node.input) if read == name}
+    if node.op_type in CARRIERS and slots == {0}:
+        return _is_weight(model, constant, node.output[0])
+    if node.op_type in SCALES:
+        return _is_vector(model.constant(constant))
+    return bool(slots) and slots <= WEIGHTS.get(node.op_type, frozenset())
 
 
 def _is_vector(value: Array) -> bool:
@@ -122,9 +109,3 @@ def original_kinds(model: Model) -> dict[str, int]:
             attribute = holder.attribute[0]
             found[name] = attribute.t.data_type if attribute.name == "value" else onnx.TensorProto.FLOAT
     return found
-
-
-def floats_of(model: Model, names: tuple[str, ...]) -> dict[str, Array]:
-    """Values of constants as float32."""
-    arrays = {name: np.asarray(model.constant(name)) for name in names}
-    return {name: array.astype(np.float32) for name, array in arrays.items() if is_float(array)}

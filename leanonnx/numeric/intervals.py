@@ -15,8 +15,8 @@ DRAWS = 2000
 LEVEL = 0.95
 
 
-def median_interval(lots: Sequence[NDArray[Any]], seed: int = 0, level: float = LEVEL, draws: int = DRAWS) -> Interval:
-    """Confidence interval of the median of all values by the percentile bootstrap (Efron 1979).
+def median_interval(lots: Sequence[NDArray[Any]], seed: int = 0, draws: int = DRAWS) -> Interval:
+    """Confidence interval (``LEVEL``) of the median of all values by the percentile bootstrap (Efron 1979).
 
     Values of one lot hang together, so lots are drawn first and values within them second (Davison and Hinkley 1997,
     §3.8). The same values and seed give the same interval; one value alone says nothing of its spread, so that its
@@ -29,7 +29,7 @@ def median_interval(lots: Sequence[NDArray[Any]], seed: int = 0, level: float = 
     for draw in range(draws):
         chosen = [lots[which] for which in rng.integers(0, len(lots), len(lots))]
         medians[draw] = np.median(np.concatenate([lot[rng.integers(0, len(lot), len(lot))] for lot in chosen]))
-    low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(medians, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 

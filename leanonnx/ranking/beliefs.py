@@ -87,11 +87,11 @@ def believed(known: Known) -> Statistics | None:
     read = {}
     for name, axis in spots:
         belief = found[name]
-        read[name, axis] = Moments(belief.labels, belief.mean, belief.covariance(), 0)
+        read[name, axis] = Moments(belief.labels, belief.covariance())
     variance = np.full(dag.count, np.nan)
     for belief in found.values():
         variance[belief.labels] = belief.variance
-    return Statistics(read, variance, 0)
+    return Statistics(read, variance)
 
 
 class _Walk:

@@ -34,17 +34,15 @@ ENOUGH = 1 << 17
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean [C] and covariance [C, C] of the channels ``labels`` [C], over ``rows`` positions."""
+    """Covariance [C, C] of the channels ``labels`` [C] over the positions of a tensor."""
 
     labels: Ints
-    mean: Floats
     covariance: Floats
-    rows: int
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What is known of the channels of a network on ``samples`` inputs.
+    """What is known of the channels of a network.
 
     ``read``: moments of the tensor that the data input of a node with kernels holds, by (tensor, axis);
     ``variance`` [labels]: of channels that are added to others, NaN where it was not measured.
@@ -52,7 +50,6 @@ class Statistics:
 
     read: Mapping[tuple[str, int], Moments]
     variance: Floats
-    samples: int
 
 
 class Accumulator:
@@ -75,9 +72,9 @@ class Accumulator:
         self.rows += len(rows)
 
     def moments(self, labels: Ints) -> Moments:
-        """Mean and covariance."""
+        """The moments of all rows."""
         mean = self.first / self.rows
-        return Moments(labels, self.origin + mean, self.second / self.rows - np.outer(mean, mean), self.rows)
+        return Moments(labels, self.second / self.rows - np.outer(mean, mean))
 
 
 def channel_axis(dag: ChannelDag, node: int, mix: Mix) -> tuple[str, int] | None:
@@ -129,7 +126,7 @@ def measure(
     Args:
         dag: the network.
         feeds: its inputs.
-        count: how many samples the feeds hold, for ``told``.
+        count: how many feeds there are, by which rows are thinned out.
         told: is told what share of the inputs is done (0 to 1).
 
     Raises:
@@ -139,15 +136,13 @@ def measure(
     sums = {place: Accumulator(np.unique(channels).size) for place, channels in spots.items()}
     added = {name: _Spread(dag.labels[name]) for name in _added(dag)}
     names = [*dict.fromkeys(name for name, _ in spots), *added]
-    samples = 0
     try:
-        for found in watched(dag.model.proto, names, feeds, dag.model.libraries):
+        for done, found in enumerate(watched(dag.model.proto, names, feeds, dag.model.libraries), 1):
             for (name, axis), channels in spots.items():
                 sums[name, axis].add(_thinned(rows_of(found[name], axis, channels), ENOUGH // max(count, 1)))
             for name, spread in added.items():
                 spread.add(found[name])
-            samples += 1
-            told(min(samples / max(count, 1), 1.0))
+            told(min(done / max(count, 1), 1.0))
     except RunFailed as error:
         raise DataError(f"{dag.model.path}: the model cannot be run on the calibration data: {error}") from error
     variance = np.full(dag.count, np.nan)
@@ -155,7 +150,7 @@ def measure(
         variance[spread.unique] = spread.variance()
     read = {place: sums[place].moments(np.unique(channels)) for place, channels in spots.items()}
     _check(read)
-    return Statistics(read, variance, samples)
+    return Statistics(read, variance)
 
 
 def _thinned(rows: Array, most: int) -> Array:

@@ -21,7 +21,7 @@ from leanonnx.errors import ProviderMissing
 from leanonnx.runtime.profiling import Work, profiled
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import LONGEST_RUN, Feed, RunFailed
-from leanonnx.runtime.timing import PATIENCE, SECONDS, Comparison, Timing, compare, several
+from leanonnx.runtime.timing import PATIENCE, Comparison, Timing, compare, several
 from leanonnx.system import processes
 
 ENTRY = "leanonnx.runtime.fresh:answer"
@@ -30,9 +30,7 @@ STARTING = 10 * LONGEST_RUN
 """Seconds that loading two models and running each for the first time may take."""
 
 
-def measured(
-    before: Path, after: Path, feed: Feed, setting: Setting, seconds: float = SECONDS, seed: int = 0
-) -> Comparison:
+def measured(before: Path, after: Path, feed: Feed, setting: Setting, seconds: float, seed: int = 0) -> Comparison:
     """``timing.compare`` in a fresh process.
 
     Raises:
@@ -44,7 +42,7 @@ def measured(
     return Comparison(before_timing, after_timing, interval=tuple(found.pop("interval")), **found)
 
 
-def measured_alone(path: Path, feed: Feed, setting: Setting, seconds: float = SECONDS) -> Timing:
+def measured_alone(path: Path, feed: Feed, setting: Setting, seconds: float) -> Timing:
     """``timing.several`` of one model in a fresh process.
 
     Raises:
@@ -54,9 +52,7 @@ def measured_alone(path: Path, feed: Feed, setting: Setting, seconds: float = SE
     return measured_many([path], [feed], setting, seconds)[0]
 
 
-def measured_many(
-    paths: Sequence[Path], feeds: Sequence[Feed], setting: Setting, seconds: float = SECONDS
-) -> tuple[Timing, ...]:
+def measured_many(paths: Sequence[Path], feeds: Sequence[Feed], setting: Setting, seconds: float) -> tuple[Timing, ...]:
     """``timing.several`` in one fresh process.
 
     Raises:
@@ -66,9 +62,7 @@ def measured_many(
     return tuple(Timing.read(row) for row in _asked("several", paths, feeds, setting, seconds)["timings"])
 
 
-def measured_works(
-    paths: Sequence[Path], feed: Feed, setting: Setting, seconds: float = SECONDS
-) -> tuple[tuple[Work, ...], ...]:
+def measured_works(paths: Sequence[Path], feed: Feed, setting: Setting, seconds: float) -> tuple[tuple[Work, ...], ...]:
     """``profiling.profiled`` in a fresh process.
 
     Raises:

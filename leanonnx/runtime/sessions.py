@@ -56,12 +56,12 @@ def _cap_memory() -> bool:
 
 CAPPED = _cap_memory()
 MOST_THREADS: ContextVar[int] = ContextVar("MOST_THREADS", default=0)
-"""Threads of sessions that do not say how many; 0: one for each core."""
+"""Threads of a session; 0: one for each core."""
 
 
 @contextmanager
 def limited(threads: int) -> Iterator[None]:
-    """Sessions that are opened in here take so many threads, unless they say how many; 0: one for each core."""
+    """Sessions that are opened in here take so many threads; 0: one for each core."""
     before = MOST_THREADS.set(threads)
     try:
         yield
@@ -69,11 +69,11 @@ def limited(threads: int) -> Iterator[None]:
         MOST_THREADS.reset(before)
 
 
-def options(threads: int = 0, optimise: bool = True, libraries: Sequence[Path] = ()) -> ort.SessionOptions:
-    """Session options: quiet, no spinning threads, a fixed number of threads where given, custom operators."""
+def options(optimise: bool, libraries: Sequence[Path]) -> ort.SessionOptions:
+    """Session options: quiet, no spinning threads, no more threads than allowed, custom operators."""
     result = ort.SessionOptions()
     result.log_severity_level = QUIET
-    result.intra_op_num_threads = threads or MOST_THREADS.get()
+    result.intra_op_num_threads = MOST_THREADS.get()
     result.enable_mem_pattern = False  # its planning takes time quadratic in the number of nodes
     result.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimise:
@@ -102,7 +102,7 @@ def opened(model: Source, optimise: bool = True, libraries: Sequence[Path] = ())
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="leanonnx-"))
             write_model(model, Path(folder) / "model.onnx", external=True)
             source = str(Path(folder) / "model.onnx")
-        chosen = options(optimise=optimise, libraries=libraries)
+        chosen = options(optimise, libraries)
         yield Session(source, chosen, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from leanonnx.finetuning.operators.call import Call, Operator, Tensor, together
 
-OTHER_WIDTHS = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
 TYPES: Mapping[int, torch.dtype] = {
     onnx.TensorProto.FLOAT: torch.float32,
     onnx.TensorProto.FLOAT16: torch.float16,
