@@ -185,7 +185,7 @@ PAIRS = {
     ),
     "axis renamed": Pair(FREE.replace("[N, ", "[batch, "), says="Note: output 'y' is [batch, 5], was [N, 5]"),
     "another input": Pair(change=another, fails=("interface",), says="input 'mask' is new", skips=AFTER_INTERFACE),
-    "another input with a default": Pair(change=listed, says="Note: 1 weights have become inputs"),
+    "another input with a default": Pair(change=listed, says="Note: 1 weight can now be fed"),
     "other operator set": Pair(change=newer, says="Note: operator set of ai.onnx: 18, was 17"),
     "other IR version": Pair(change=older, says="Note: IR version 7, was 8"),
     "other size when run": Pair(
@@ -193,7 +193,7 @@ PAIRS = {
         base=IMAGE,
         says="Note: output 'y' had another shape than BASE's",
     ),
-    "NaN": Pair(scaled(FREE, "nan"), fails=("finite",), says="'y': 60 values are NaN or infinite"),
+    "NaN": Pair(scaled(FREE, "nan"), fails=("finite",), says="'y': 60 values of NaN or infinity"),
     "infinity": Pair(change=infinite, fails=("finite",)),
     "infinity deviates": Pair(
         change=infinite, options=("--max-deviation", 10), fails=("finite", "max-deviation"), says="NaN or infinite"

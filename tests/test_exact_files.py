@@ -78,7 +78,7 @@ def test_the_report_says_what_went_and_why(tmp_path: Path) -> None:
     assert row["params"]["after"] == sum(np.prod(dims) for dims in constant_shapes(tmp_path / "out.onnx").values())
     text = called("compress", source, tmp_path / "out.onnx", "--exact").stdout
     assert "equal to the original" in text
-    assert "1 that nothing reads, 1 that hold one number" in text
+    assert "1 that nothing reads, 1 of one number" in text
     assert "Removed layers: E, G, A" in text
 
 

@@ -18,6 +18,7 @@ import onnx
 
 from leanonnx.graph.model import Model, overridden
 from leanonnx.runtime.observation import UNKNOWN, Axes, declared
+from leanonnx.words import counted
 
 Value = onnx.ValueInfoProto
 
@@ -102,5 +103,5 @@ def _replaceable(base: Model, new: Model) -> list[str]:
     """Weights that callers may replace in one of the models only."""
     old, young = overridden(base.proto), overridden(new.proto)
     fresh, gone = len(young - old), len(old - young)
-    notes = [f"{fresh} weights have become inputs that may be left out"] if fresh else []
-    return notes + ([f"{gone} weights are no longer inputs that may be fed"] if gone else [])
+    notes = [f"{counted(fresh, 'weight')} can now be fed as inputs, or left out"] if fresh else []
+    return notes + ([f"{counted(gone, 'weight')} can no longer be fed as inputs"] if gone else [])

@@ -57,7 +57,9 @@ def finite(found: Mapping[str, Fidelity]) -> Verdict:
     for fidelity in found.values():
         for one in fidelity.outputs:
             broken[one.output] = broken.get(one.output, 0) + one.broken
-    text = "; ".join(f"'{name}': {count} values are NaN or infinite" for name, count in broken.items() if count)
+    text = "; ".join(
+        f"'{name}': {counted(count, 'value')} of NaN or infinity" for name, count in broken.items() if count
+    )
     total = sum(broken.values())
     return Verdict(FINITE, status_of(not total), text, total, 0)
 

@@ -15,6 +15,7 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.compressing.report import MEANING, SCHEMA, Row, input_sizes, layer_table, layers, pin_table, pins
 from leanonnx.errors import OptionError
 from leanonnx.numeric.labels import Mask, projection, varied
+from leanonnx.words import counted
 
 
 def overview(dag: ChannelDag) -> Row:
@@ -124,10 +125,10 @@ def overview_tables(row: Row, source: str) -> RenderableType:
 
 def why_text(row: Row) -> RenderableType:
     """``leanonnx inspect --why`` for people."""
-    lines = [f"'{row['tensor']}' {row['shape']}: {row['channels']} channels on axes {row['channel_axes']}"]
+    lines = [f"'{row['tensor']}' {row['shape']}: {counted(row['channels'], 'channel')} on axes {row['channel_axes']}"]
     lines += [f"  {row['removable']} of them may be removed"]
     lines += [f"  pinned: {pin['reason']} ({pin['advice']})" for pin in row["pins"]]
-    lines += [f"  lives and dies with {t['channels']} channels of '{t['tensor']}'" for t in row["tied"][:20]]
+    lines += [f"  lives and dies with {counted(t['channels'], 'channel')} of '{t['tensor']}'" for t in row["tied"][:20]]
     lines += [f"  … and {len(row['tied']) - 20} more tensors"] if len(row["tied"]) > 20 else []
     lines += [f"  read by '{name}'" for name in row["read_by"]]
     return Text("\n".join(lines))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-WHY = {
-    "unread": "that nothing reads",
-    "constant": "that hold one number whatever the input",
-    "no-op": "nodes that put out what they read",
-    "branch": "joins with an operand that adds nothing",
-    "merged": "layers merged into the weights before them",
+from leanonnx.words import counted
+
+CHANNELS = {"unread": "that nothing reads", "constant": "of one number whatever the input"}
+"""Reasons for which channels contribute nothing."""
+NODES = {
+    "unread": ("node", "that nothing reads"),
+    "no-op": ("node", "without effect"),
+    "branch": ("join", "with an operand that adds nothing"),
+    "merged": ("layer", "merged into the weights before"),
 }
-"""Reasons for which channels and nodes go."""
-BLIND = {"constants": "constant", "means": "by their mean", "merged": "merged into others"}
+"""What is cleaned up in a graph, and why."""
+BLIND = {"constants": "constant", "means": "by the mean", "merged": "merged into others"}
 """How removed channels are made up for without data."""
 Row = dict[str, Any]
 
@@ -33,11 +36,12 @@ def _gone(row: Row) -> list[str]:
     """What contributed nothing, and what was cleaned up in the graph, in words."""
     exact, lines = row["exact"], []
     if exact:
-        counts = ", ".join(f"{count} {WHY[reason]}" for reason, count in exact["channels"].items())
+        counts = ", ".join(f"{count} {CHANNELS[reason]}" for reason, count in exact["channels"].items())
         lines.append(f"Removed channels: {counts}")
         lines += [f"Removed layers: {', '.join(exact['layers'])}"] if exact["layers"] else []
     if row["tidied"]:
-        lines.append("Cleaned up: " + ", ".join(f"{count} {WHY[reason]}" for reason, count in row["tidied"].items()))
+        told = ((*NODES[reason], count) for reason, count in row["tidied"].items())
+        lines.append("Cleaned up: " + ", ".join(f"{counted(count, what)} {why}" for what, why, count in told))
     return lines
 
 
