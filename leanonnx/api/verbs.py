@@ -205,7 +205,9 @@ def prove(
         try:
             return compared(dag, alive, candidate, seed)
         except RunFailed as error:
-            raise ModelError(f"{title(new)}: cannot be run on the inputs of the original: {error}") from error
+            raise ModelError(
+                f"{title(new)}: cannot be run on the inputs of the original: {error}; give what was made of that model"
+            ) from error
 
 
 def bench(

@@ -41,7 +41,7 @@ def found(workshop: Workshop, data: Data | None) -> Trial:
         if workshop.least is not None:
             trial = workshop.attempt(workshop.least.selection(dag), SECONDS)
         elif options.plan is not None:
-            trial = workshop.attempt(_replayed(dag, options, options.plan), SECONDS)
+            trial = workshop.attempt(_replayed(dag, options.plan), SECONDS)
         else:
             trial = _searched(workshop, data)
     refused = trial.slower if options.exact else not trial.faster
@@ -84,9 +84,7 @@ def _statistics(workshop: Workshop, data: Data) -> Statistics:
         return measure(workshop.dag, data.feeds(batch), -(-data.count // batch), told)
 
 
-def _replayed(dag: ChannelDag, options: Options, plan: Plan) -> Selection:
-    if options.pin or options.ignore:
-        raise OptionError("--pin and --ignore cannot be joined to --plan, which says what is kept")
+def _replayed(dag: ChannelDag, plan: Plan) -> Selection:
     alive = replay(dag, plan)
     cost = cost_model(dag)
     return Selection(alive, cost(dag.whole), cost(alive), reached=True)

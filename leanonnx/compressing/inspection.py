@@ -73,8 +73,9 @@ def why(dag: ChannelDag, tensor: str, channel: int | None = None) -> Row:
     chosen = np.unique(labels)
     if channel is not None:
         line = labels if not axes else np.moveaxis(labels, axes[0], 0)
-        if not 0 <= channel < (line.shape[0] if axes else 1):
-            raise OptionError(f"--why {tensor}:{channel}: '{tensor}' has {labels.size} channels, counted from 0")
+        count = line.shape[0] if axes else 1
+        if not 0 <= channel < count:
+            raise OptionError(f"--why {tensor}:{channel}: there is no such channel; give one from 0 to {count - 1}")
         chosen = np.unique(line[channel] if axes else labels)
         row["channel"] = channel
     members = np.isin(dag.classes, dag.classes[chosen])

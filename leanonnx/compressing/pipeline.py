@@ -159,10 +159,10 @@ def as_planned(options: Options) -> Options:
     plan = options.plan
     if plan is None:
         return options
+    if options.pin or options.ignore:
+        raise OptionError("--pin and --ignore cannot be joined to --plan, which says what is kept; leave them out")
     options = replace(options, freeze=options.freeze or plan.freezes)
     if not plan.exact:
         return options
-    if options.pin or options.ignore:
-        raise OptionError("--pin and --ignore cannot be joined to --plan, which says what is kept")
     pin, ignore = (tuple(str(name) for name in plan.options.get(key, ())) for key in ("pin", "ignore"))
     return replace(options, exact=True, pin=pin, ignore=ignore)

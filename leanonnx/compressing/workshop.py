@@ -97,7 +97,9 @@ class Workshop:
                 found = measured(model.path, self.draft, feed, setting, seconds, self.options.seed)
             except RunFailed as error:
                 if searching:
-                    raise ModelError(f"{model.path}: --latency: the model cannot be measured: {error}") from error
+                    raise ModelError(
+                        f"{model.path}: --latency: the model cannot be measured: {error}; give a budget of --macs"
+                    ) from error
                 self.failure = str(error)
                 return Trial(selection, None)
         return Trial(selection, found)

@@ -152,7 +152,8 @@ class Data:
             if group and _shapes(group[0]) != _shapes(sample):
                 if self.fixed:
                     raise DataError(
-                        f"the samples of one run differ in shape: {_shapes(group[0])} and {_shapes(sample)}"
+                        f"the samples of one run differ in shape: {_shapes(group[0])} and {_shapes(sample)}; give all "
+                        "of them one shape"
                     )
                 yield self._stacked(group)
                 group = []

@@ -162,7 +162,8 @@ def _pupil(model: Model, path: Path, options: Options, clock: Clock) -> _Pupil:
     names = _names(model)
     if not names:
         raise ModelError(
-            f"{model.path}: holds no weights that could be trained (floats read by a layer as its weights)"
+            f"{model.path}: holds no weights that could be trained (floats read by a layer as its weights); export the "
+            "model with float weights"
         )
     network = Network(model, names).eval()
     with clock.stage("data"):

@@ -386,7 +386,7 @@ def check(path: Path) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # the checker raises several unrelated types
-        raise ModelError(f"{path}: the ONNX checker refuses the model: {first_line(error)}") from error
+        raise ModelError(f"{path}: the ONNX checker refuses the model: {first_line(error)}; export it again") from error
 
 
 def first_line(error: BaseException) -> str:

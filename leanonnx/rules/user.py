@@ -29,7 +29,7 @@ def read_rules(path: Path) -> Rules:
     try:
         found = runpy.run_path(str(path)).get("RULES")
     except (Exception, SystemExit) as error:  # whatever the user's code raises
-        raise OptionError(f"--rules {path}: cannot be read: {type(error).__name__}: {first_line(error)}") from error
+        raise OptionError(f"--rules {path}: cannot be read: {_fault(error)}; mend the file") from error
     return joined_rules(found, f"--rules {path}")
 
 
@@ -60,12 +60,17 @@ def _guarded(rule: Rule, title: str) -> Rule:
         except Unsupported:
             raise
         except (Exception, SystemExit) as error:  # whatever the user's code raises
-            raise OptionError(f"{title} failed on {call.title}: {type(error).__name__}: {first_line(error)}") from error
+            raise OptionError(f"{title} failed on {call.title}: {_fault(error)}; mend the rule") from error
         if fault := faults(call, effect, call.minted()):
-            raise OptionError(f"{title} answered wrongly for {call.title}: {fault}")
+            raise OptionError(f"{title} answered wrongly for {call.title}: {fault}; mend the rule")
         return replace(effect, rewrite=_guarded_rewrite(effect.rewrite, f"{title} failed on {call.title}"))
 
     return guarded
+
+
+def _fault(error: BaseException) -> str:
+    """What the user's code raised."""
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _guarded_rewrite(rewrite: Rewrite | None, title: str) -> Rewrite | None:
@@ -76,9 +81,9 @@ def _guarded_rewrite(rewrite: Rewrite | None, title: str) -> Rewrite | None:
         try:
             edit = rewrite(kept)
         except (Exception, SystemExit) as error:  # whatever the user's code raises
-            raise OptionError(f"{title}: its rewrite: {type(error).__name__}: {first_line(error)}") from error
+            raise OptionError(f"{title}: its rewrite: {_fault(error)}; mend the rule") from error
         if not isinstance(edit, Edit):
-            raise OptionError(f"{title}: its rewrite answered {type(edit).__name__}, expected an Edit")
+            raise OptionError(f"{title}: its rewrite answered {type(edit).__name__}, expected an Edit; mend the rule")
         return edit
 
     return guarded

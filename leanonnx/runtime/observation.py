@@ -78,7 +78,9 @@ def check_shapes(model: Model, shapes: Shapes) -> None:
             raise OptionError(f"--shape {name}: no such graph input; the inputs are {', '.join(inputs)}")
         axes = [axis if isinstance(axis, int) else UNKNOWN for axis in inputs[name]]
         if len(axes) != len(shape) or any(a not in (UNKNOWN, b) for a, b in zip(axes, shape, strict=True)):
-            raise OptionError(f"--shape {name}={shape_text(shape)}: the model declares {shape_text(axes)}")
+            raise OptionError(
+                f"--shape {name}={shape_text(shape)}: the model declares {shape_text(axes)}; give sizes that fit"
+            )
 
 
 def _observed(model: Model, proto: onnx.ModelProto, given: Shapes, replaced: Kinds) -> Observation:
@@ -93,8 +95,9 @@ def _observed(model: Model, proto: onnx.ModelProto, given: Shapes, replaced: Kin
         except ModelError:
             raise
         except Exception as error:  # onnxruntime raises its own types, one per status code
-            hint = "; give the library of its operators with --library" if UNKNOWN_OPERATOR in str(error) else ""
-            raise ModelError(f"{model.path}: onnxruntime cannot load the model: {first_line(error)}{hint}") from error
+            known = UNKNOWN_OPERATOR not in str(error)
+            hint = "export it again" if known else "give the library of its operators with --library"
+            raise ModelError(f"{model.path}: onnxruntime cannot load the model: {first_line(error)}; {hint}") from error
     shapes = {name: tuple(int(d) for d in shape) for name, shape in zip(names, found, strict=False)}
     shapes |= {name: feed.shape for name, feed in feeds.items()}
     fixed = (
@@ -150,7 +153,10 @@ def _first_run(session: Session, model: Model, given: Shapes, taps: int, replace
         except Exception as error:  # onnxruntime raises its own types, one per status code
             failure = first_line(error)
             if TERMINATED in failure:
-                raise ModelError(f"{model.path}: a run did not end within {LONGEST_RUN} seconds: {failure}") from error
+                raise ModelError(
+                    f"{model.path}: a run did not end within {LONGEST_RUN} seconds: {failure}; give smaller sizes with "
+                    "--shape, or export the model without the loop"
+                ) from error
             continue
         if all(0 not in np.asarray(shape) or shape.size == 0 for shape in found if shape.dtype == np.int64):
             return feed, found

@@ -141,7 +141,10 @@ def verify(
         feed = observe(loaded, {}).feeds if inputs is None else as_feed(loaded, inputs)
         error = _error(module, loaded, loaded.path, feed)
     if not error <= tolerance:
-        raise ProofFailed(f"the module is off by {error:.1e} from {title(model)}, more than {tolerance:.0e}")
+        raise ProofFailed(
+            f"the module is off by {error:.1e} from {title(model)}, more than {tolerance:.0e}; give the model that was "
+            "exported from it, or compressed by the plan that cut it"
+        )
     return error
 
 
@@ -163,7 +166,8 @@ def _proven(
     if picks:
         raise PlanError(
             f"{', '.join(map(repr, picks))} would join only some of the channels that it reads, which a module cannot "
-            "follow: the plan removes single kernels (of a dense network, or by --chains through or free)"
+            "follow: the plan removes single kernels (of a dense network, or by --chains through or free); make "
+            "one with --chains cover"
         )
     error = _error(module, model, model.path, feed, trace)
     if not error <= tolerance:

@@ -14,6 +14,7 @@ from leanonnx.runtime.sessions import Array
 from leanonnx.surgery.patch import constant_of, kept_indices
 from leanonnx.surgery.plan import Plan
 
+ANEW = "make the plan anew with --plan-out"
 Kept = tuple[int, ...]
 """Indices that survive on an axis."""
 
@@ -56,9 +57,9 @@ def planned_cuts(plan: Plan) -> list[Cut]:
             shape = tuple(entry["before"])
             cut = Cut(name, shape, _filled(entry["kept"], shape), apart="others" in entry)
         except (KeyError, TypeError, ValueError) as error:
-            raise PlanError(f"{plan.origin}: the entry of '{name}' is broken ({error})") from error
+            raise PlanError(f"{plan.origin}: the entry of '{name}' is broken ({error}); {ANEW}") from error
         if any(not 0 <= k < size for size, kept in zip(cut.shape, cut.kept, strict=True) for k in kept):
-            raise PlanError(f"{plan.origin}: the entry of '{name}' is broken (an index out of range)")
+            raise PlanError(f"{plan.origin}: the entry of '{name}' is broken (an index out of range); {ANEW}")
         found.append(cut)
     return found
 

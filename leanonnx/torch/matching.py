@@ -85,7 +85,8 @@ def _placed(cut: Cut, name: str, tensor: torch.Tensor) -> Match:
     """The parameter that a name leads to."""
     orders = _orders(cut.shape, tuple(tensor.shape))
     if not orders:
-        raise PlanError(f"'{cut.name}' is {list(cut.shape)}, but parameter '{name}' is {list(tensor.shape)}")
+        other = f"parameter '{name}' is {list(tensor.shape)}; name another one in names="
+        raise PlanError(f"'{cut.name}' is {list(cut.shape)}, but {other}")
     if len(orders) > 1 and cut.value is not None:
         orders = [order for order in orders if _equal(_turned(cut.value, order, tensor), _numbers(tensor))] or orders
     if len(orders) > 1 and name != cut.name:

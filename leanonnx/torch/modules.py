@@ -55,7 +55,7 @@ def living_groups(kept: Kept, size: int, groups: int) -> list[int]:
     """
     counts = Counter(place // (size // groups) for place in kept)
     if len(set(counts.values())) != 1:
-        raise PlanError(f"its {groups} groups keep different numbers of channels")
+        raise PlanError(f"its {groups} groups keep different numbers of channels; pin it in the plan")
     return sorted(counts)
 
 

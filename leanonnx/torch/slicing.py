@@ -130,7 +130,10 @@ def sliced(module: nn.Module, matches: Matches, trace: Trace | None) -> Slicing:
     draft.wrong += _foreign(draft, changed) + _missing(matches)
     draft.wrong += _leftover(draft) if trace is None else []
     if draft.wrong:
-        raise PlanError(f"the plan does not fit the module, which is left as it is: {'; '.join(draft.wrong)}")
+        raise PlanError(
+            f"the plan does not fit the module, which is left as it is: {'; '.join(draft.wrong)}; give the module that "
+            "was exported"
+        )
     return Slicing({name: _taken(draft.tensors[name], axes) for name, axes in changed.items()}, attributes)
 
 
