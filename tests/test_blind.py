@@ -298,6 +298,13 @@ def test_noise_tells_networks_apart(tmp_path: Path) -> None:
     assert all(abs(float(feed["x"].std()) - 1) < EXACT for feed in feeds)
 
 
+def test_noise_in_place_of_images_has_their_layout(tmp_path: Path) -> None:
+    head = '<ir_version: 8, opset_import: ["" : 17]> net (float[2, {}] x) => (float[2, {}] y) {{ y = Relu (x) }}'
+    dags = [opened(build(head.format(shape, shape)), tmp_path) for shape in ("3, 9, 8", "9, 8, 3")]
+    first, last = (smooth_inputs(dag.model, dag.shapes, 0, 1)[0]["x"] for dag in dags)
+    np.testing.assert_array_equal(np.moveaxis(last, 3, 1), first)
+
+
 @FEW
 @given(models(), st.floats(0.2, 0.9))
 def test_random_networks(proto: onnx.ModelProto, keep: float) -> None:

@@ -21,6 +21,9 @@ Axes = Literal["auto", "nchw", "nhwc"]
 Colours = Literal["rgb", "bgr"]
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 IMAGE_RANKS = (3, 4)
+COLOURS = (1, 3, 4)
+"""Channels of images."""
+BATCH_RANK = 4
 MODES = {1: "L", 3: "RGB"}
 """Pillow's name of an image with so many channels."""
 DEEP = {"I", "F", "I;16", "I;16B", "I;16L"}
@@ -113,6 +116,18 @@ class Folder:
         """
         maker = pillow()
         yield lambda k: _sample(maker, self.path / self.names[k], self.frame)
+
+
+def image_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """Axes of height and width of images [n, channels, height, width] or [n, height, width, channels].
+
+    None for other shapes: images have 1, 3 or 4 channels and are higher and wider than that.
+    """
+    if len(shape) == BATCH_RANK:
+        for channels, height, width in ((1, 2, 3), (3, 1, 2)):
+            if shape[channels] in COLOURS and shape[channels] < min(shape[height], shape[width]):
+                return height, width
+    return None
 
 
 def image_names(path: Path) -> tuple[str, ...]:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from leanonnx.data.images import image_axes
 from leanonnx.finetuning.batching import Batch
 from leanonnx.finetuning.operators.call import Tensor
 
-CHANNELS = (1, 3, 4)
 SHIFT = 4
 """Pixels by which an image is moved at most."""
 SMALLEST = 8
@@ -30,21 +30,12 @@ class Images:
 
 def images_of(shapes: Mapping[str, tuple[int, ...]]) -> Images | None:
     """The inputs [n, channels, height, width] or [n, height, width, channels]; None if there are none of one size."""
-    found = {name: _axes(shape) for name, shape in shapes.items() if _axes(shape)}
+    found = {name: axes for name, shape in shapes.items() if (axes := image_axes(shape)) is not None}
     sizes = {tuple(shapes[name][axis] for axis in axes) for name, axes in found.items()}
     if len(sizes) != 1 or len(set(found.values())) != 1 or min(min(size) for size in sizes) < SMALLEST:
         return None
     height, width = next(iter(found.values()))
     return Images(tuple(sorted(found)), height + 1, width + 1)
-
-
-def _axes(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Axes of height and width; none for what is no image."""
-    if len(shape) != 4:
-        return ()
-    if shape[1] in CHANNELS:
-        return 2, 3
-    return (1, 2) if shape[3] in CHANNELS else ()
 
 
 def augmented(batch: Batch, images: Images, rng: np.random.Generator) -> Batch:

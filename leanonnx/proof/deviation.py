@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from leanonnx.data.images import COLOURS
 from leanonnx.data.samples import Data
 from leanonnx.errors import DataError
 from leanonnx.graph.formats import Kinds, Source, fed_in_float32, is_float, stand_in
@@ -31,7 +32,6 @@ from leanonnx.proof.scores import LOWER, Score, scored
 from leanonnx.runtime.sessions import Array, Feed, RunFailed, Session, failing, finished, opened
 
 CLASSES, IMAGE, MAP, DISCRETE, OTHER = "classes", "image", "class map", "whole numbers", "other"
-COLOURS = (1, 3, 4)
 MAP_RANK = 4
 SMALLEST = 8
 """Height and width from which on an output is taken as an image or a map."""

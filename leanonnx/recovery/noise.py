@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from leanonnx.data.images import BATCH_RANK, image_axes
 from leanonnx.graph.formats import HALVES, fed_in_float32, float_kinds, in_float32, is_float
 from leanonnx.graph.model import Model
 from leanonnx.proof.proof import inputs_for
@@ -19,7 +20,8 @@ from leanonnx.runtime.sessions import Feed, RunFailed, run
 
 Array = NDArray[Any]
 DRAWS = 4
-IMAGE_RANK = 4
+LAST = (1, 2)
+"""Axes of height and width where those of the channels are last."""
 SCALES = (1, 2, 4, 8, 16, 32)
 """Sizes of the squares that noise is made of, in pixels."""
 TINY = 1e-30
@@ -33,15 +35,18 @@ def smooth_inputs(model: Model, shapes: dict[str, tuple[int, ...]], seed: int, d
 
 
 def _smooth(value: Array, rng: np.random.Generator) -> Array:
-    if value.ndim != IMAGE_RANK or not is_float(value):
+    """What is no image either, but has as many axes, is taken as [n, channels, height, width]."""
+    if value.ndim != BATCH_RANK or not is_float(value):
         return value
-    total = np.zeros(value.shape)
-    height, width = value.shape[2:]
+    last = image_axes(value.shape) == LAST
+    count, channels, height, width = np.moveaxis(value, 3, 1).shape if last else value.shape
+    total = np.zeros((count, channels, height, width))
     for scale in SCALES:
         squares = -(-height // scale), -(-width // scale)
-        part = rng.standard_normal((*value.shape[:2], *squares)) + rng.standard_normal((value.shape[0], 1, *squares))
+        part = rng.standard_normal((count, channels, *squares)) + rng.standard_normal((count, 1, *squares))
         total += np.kron(part, np.ones((1, 1, scale, scale)))[:, :, :height, :width]
-    return np.asarray((total / max(float(total.std()), TINY)).astype(value.dtype))
+    found = (total / max(float(total.std()), TINY)).astype(value.dtype)
+    return np.ascontiguousarray(np.moveaxis(found, 1, 3)) if last else found
 
 
 def distances(model: Model, others: Sequence[onnx.ModelProto], feeds: Sequence[Feed]) -> list[float]:

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
-from leanonnx.graph.formats import HALVES, fed_in_float32, float_kinds, in_float32
+from leanonnx.data.images import image_axes
+from leanonnx.graph.formats import HALVES, fed_in_float32, float_kinds, in_float32, is_float
 from leanonnx.graph.model import Model
+from leanonnx.numeric.labels import Mask
 from leanonnx.recovery.walk import Shelf, Walk
 from leanonnx.runtime.sessions import Feed
 
-Array = NDArray[Any]
 EVERY = 5
 """One position in so many is held out where there are no inputs to judge by."""
-FEW_CHANNELS = 4
-IMAGE_RANK = 4
-WIDTH = {"nchw": 3, "nhwc": 2}
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ class Pair:
         self.original.advance(original)
         self.smaller.advance(smaller)
 
-    def held(self, run: Run, rows: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+    def held(self, run: Run, rows: int, rng: np.random.Generator) -> Mask:
         """Which rows of a run are held out [rows]."""
         if self.split:
             return np.full(rows, run.held)
@@ -78,18 +74,7 @@ def mirrored(feed: Feed) -> Feed | None:
     """The inputs with images turned left to right; None if there is none among them."""
     found, any_image = {}, False
     for name, value in feed.items():
-        axis = _width(value)
-        any_image |= axis is not None
-        found[name] = value if axis is None else np.ascontiguousarray(np.flip(value, axis))
+        axes = image_axes(value.shape) if is_float(value) else None
+        any_image |= axes is not None
+        found[name] = value if axes is None else np.ascontiguousarray(np.flip(value, axes[1]))
     return found if any_image else None
-
-
-def _width(value: Array) -> int | None:
-    """The axis along which an image is wide; None if the tensor is no image."""
-    if value.ndim != IMAGE_RANK or value.dtype.kind != "f":
-        return None
-    if value.shape[1] <= FEW_CHANNELS < min(value.shape[2:]):
-        return WIDTH["nchw"]
-    if value.shape[3] <= FEW_CHANNELS < min(value.shape[1:3]):
-        return WIDTH["nhwc"]
-    return None
