@@ -70,21 +70,28 @@ class Chain:
 
 
 def forward(n: int, blocks: Sequence[Block], starts: IntArray) -> Values:
-    """Natural log of the best chain from any start (0 there at least) to every label: float64[n], -inf for none."""
+    """Natural log of the best chain from any of ``starts`` [s] (0 there at least) to every label: float64[n].
+
+    -inf where there is none.
+    """
     return LN2 * _forward(n, blocks, starts)
 
 
 def backward(n: int, blocks: Sequence[Block], ends: IntArray) -> Values:
-    """Natural log of the best chain from every label to any end (0 there at least): float64[n], -inf for none."""
+    """Natural log of the best chain from every label to any of ``ends`` [e] (0 there at least): float64[n].
+
+    -inf where there is none.
+    """
     return LN2 * _backward(n, blocks, ends)
 
 
 def best_through(n: int, blocks: Sequence[Block], starts: IntArray, ends: IntArray) -> Values:
     """Natural log of the best start-to-end chain through every label: float64[n], -inf where there is none.
 
-    This is the order of the *covering chains*. Extract the longest start-to-end chain that contains a label not yet
-    covered, cover its labels, repeat: a label is covered at the latest by its own best chain, and no chain through it
-    is longer, so labels are covered in descending order of this value, all labels of one chain (at the least) together.
+    ``starts`` [s] and ``ends`` [e] are labels. This is the order of the *covering chains*. Extract the longest start-
+    to-end chain that contains a label not yet covered, cover its labels, repeat: a label is covered at the latest by
+    its own best chain, and no chain through it is longer, so labels are covered in descending order of this value, all
+    labels of one chain (at the least) together.
     """
     return LN2 * (_forward(n, blocks, starts) + _backward(n, blocks, ends))
 

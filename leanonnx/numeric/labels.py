@@ -47,10 +47,10 @@ def on_axis(vector: Labels, axis: int, rank: int) -> Labels:
 
 
 def along(labels: Labels, axis: int, size: int) -> tuple[Labels, list[tuple[Labels, Labels]]]:
-    """Read a tensor as slices along one axis.
+    """Read a tensor as slices along one axis, which has ``size`` positions.
 
-    Returns the label of each slice [size] and the ties that make this true: labels that share a slice must live
-    or die together, since only whole slices can be removed.
+    Returns the label of each slice [size] and the ties that make this true, pairs of labels [k] and [k]: labels that
+    share a slice must live or die together, since only whole slices can be removed.
     """
     rows = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
     first = np.ascontiguousarray(rows[:, 0])
@@ -99,7 +99,7 @@ def reshape(labels: Labels, old: Shape, new: Shape) -> Labels:
 def components(count: int, ties: Iterable[tuple[Labels, Labels]]) -> NDArray[np.int64]:
     """Class of each of ``count`` labels [count]: labels joined by a chain of ties share a class.
 
-    Classes are numbered by their lowest label.
+    Each tie is a pair of label arrays of one shape.  Classes are numbered by their lowest label.
     """
     pairs = list(ties)
     if not pairs:
@@ -115,7 +115,7 @@ def components(count: int, ties: Iterable[tuple[Labels, Labels]]) -> NDArray[np.
 
 
 def projection(mask: Mask, axis: int) -> Mask:
-    """Which indices of one axis hold anything alive."""
+    """Which indices of one axis [size of the axis] hold anything alive in a mask of any shape."""
     return np.asarray(mask.any(axis=tuple(k for k in range(mask.ndim) if k != axis)))
 
 

@@ -4,6 +4,8 @@ A reader is an operator's view of the channels it reads.  With covariance Σ of 
 M (what an error on channels c, c' together does to the output), removing channel c costs M_cc / P_cc: 1 / P_cc is the
 variance of c that the other channels cannot predict.  After a removal, what the others have taken over is in M and P
 (Hassibi & Stork, NeurIPS 1992; docs/selection.md).
+
+A reader of C channels takes C³ steps for P and as many, but for a factor, for all removals together.
 """
 
 from __future__ import annotations
@@ -33,14 +35,14 @@ class Reader:
 
 
 def precision(covariance: Floats) -> Floats:
-    """P = (Σ + λI)⁻¹ [C, C]."""
+    """P = (Σ + λI)⁻¹ [C, C] of a covariance Σ [C, C]."""
     size = len(covariance)
     ridge = RIDGE * max(float(np.trace(covariance)) / size, TINY)
     return np.asarray(np.linalg.inv(covariance + ridge * np.eye(size)), np.float64)
 
 
 def eliminated(readers: Sequence[Reader], count: int) -> tuple[Ints, Floats]:
-    """The order in which ``count`` units are removed, the cheapest first, and the cost of each (never falling).
+    """The order in which units are removed, the cheapest first [count], and the cost of each [count] (never falling).
 
     Units that no reader knows cost nothing.  Where there are many, the cheapest few go together.
     """

@@ -1,7 +1,11 @@
 """Ridge regression from sums over rows, for several groups at once; its strength is chosen on rows not seen by it.
 
 With features p [K] and targets t [O], weights W [O, K] and bias b minimise E‖t − W p − b‖² + λ‖W − W₀‖²: what the rows
-do not determine stays at the prior W₀.  λ = β · mean variance of the features.
+do not determine stays at the prior W₀ (Hoerl & Kennard 1970 have W₀ = 0).  λ = β · mean variance of the features.
+
+1. ``Sums``: from second moments, K (K + O) steps for each row.  One eigendecomposition, K³, serves all β; with
+   more than ``LARGE`` features each β has its own system of equations, K³ / 3.
+2. ``Rows``: from n < K rows in the dual form (Saunders, Gammerman & Vovk 1998), n² K steps and n³ / 3 for each β.
 """
 
 from __future__ import annotations
@@ -48,7 +52,7 @@ class Sums:
         self.size = 0
 
     def add(self, features: Array, targets: Array) -> None:
-        """Take in rows."""
+        """Take in rows [n, G, K] and [n, G, O]."""
         self.rows += len(features)
         self.waiting.append((features, targets))
         self.size += features.size + targets.size
@@ -72,7 +76,7 @@ class Sums:
         self.pt += left @ t.transpose(1, 0, 2)
 
     def error(self, weights: Floats, bias: Floats) -> float:
-        """Mean over the rows of ‖t − W p − b‖²."""
+        """Mean over the rows of ‖t − W p − b‖² for weights [G, O, K] and bias [G, O]."""
         self.flush()
         shift = bias + np.einsum("gok,gk->go", weights, self.features_at) - self.targets_at
         total = self.tt - 2 * np.einsum("gok,gko->", weights, self.pt)
@@ -93,7 +97,10 @@ class Sums:
         self.pt += other.pt
 
     def solved(self, prior: Floats, bias: Floats | None, betas: Sequence[float]) -> Iterator[tuple[Floats, Floats]]:
-        """Weights and bias for each strength; ``bias`` is fixed where there is one that cannot be changed."""
+        """Weights [G, O, K] and bias [G, O] for each strength; a ``bias`` that is given is not changed.
+
+        ``prior`` is [G, O, K]; strengths at which nothing finite comes out are left out.
+        """
         self.flush()
         count = max(self.rows, 1)
         p, t = self.p / count, self.t / count
@@ -140,7 +147,7 @@ class Rows:
         self.parts: list[tuple[Array, Array]] = []
 
     def add(self, features: Array, targets: Array) -> None:
-        """Take in rows."""
+        """Take in rows [n, 1, K] and [n, 1, O]."""
         self.parts.append((features[:, 0], targets[:, 0]))
 
     def joined(self) -> tuple[Array, Array]:
@@ -150,7 +157,7 @@ class Rows:
         return p, t
 
     def error(self, weights: Floats, bias: Floats) -> float:
-        """Mean over the rows of ‖t − W p − b‖²."""
+        """Mean over the rows of ‖t − W p − b‖² for weights [1, O, K] and bias [1, O]."""
         p, t = self.joined()
         return float(np.square(t - p @ weights[0].T - bias[0]).sum() / max(len(p), 1))
 
@@ -164,7 +171,7 @@ class Rows:
         self.parts = self.parts + other.parts
 
     def solved(self, prior: Floats, bias: Floats | None, betas: Sequence[float]) -> Iterator[tuple[Floats, Floats]]:
-        """Weights and bias for each strength, by the dual form: one equation per row."""
+        """Weights [1, O, K] and bias [1, O] for each strength, by the dual form: one equation per row."""
         p, t = (side.astype(np.float64) for side in self.joined())
         p_mean = p.mean(0) if bias is None else np.zeros(p.shape[1])
         p_centred = p - p_mean

@@ -1,7 +1,12 @@
 """Channel regression: all channels of what a layer read, from those that are left, folded into its weights.
 
-A = S + (Cov(x, x̂) − S Cov(x̂)) (Cov(x̂) + λI)⁻¹ with S the selection takes the channels that are left to all channels;
-the weights W of the original become W A at the same kernel positions, and the bias takes up what A leaves of the mean.
+1. A = S + (Cov(x, x̂) − S Cov(x̂)) (Cov(x̂) + λI)⁻¹ with S the selection takes the C' channels that are left to all C
+   channels: a ridge regression towards what they are (see ``regression``).
+2. The weights W of the original become W A at the same kernel positions, and the bias takes up what A leaves of the
+   mean.
+
+That takes C'² steps for each row and C'³ once.  Removed channels are made up for by least squares in He, Zhang & Sun
+(ICCV 2017, arXiv 1707.06168) too, there on what each layer puts out.
 """
 
 from __future__ import annotations
