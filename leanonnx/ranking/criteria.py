@@ -98,7 +98,7 @@ def lean(question: Question) -> Ranking:
 def path_mass(question: Question) -> Ranking:
     """Sum over all chains through a channel, with its activations, less what others make up for.
 
-    Classes in the reverse order of their elimination (see ``pathmass``).
+    Classes in the reverse order of their elimination (see ``elimination``).
 
     Raises:
         OptionError: there are no statistics of the activations.
