@@ -9,11 +9,9 @@ from typing import Annotated, get_args
 import typer
 
 from leanonnx.checks import check_fraction
-from leanonnx.compressing.options import Recover
 from leanonnx.data import images
 from leanonnx.data.images import ImageFormat
 from leanonnx.errors import OptionError
-from leanonnx.ranking.criteria import METHODS, Chains, Method, meaning
 from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.rules.user import read_rules
 
@@ -27,14 +25,6 @@ Library = Annotated[
     list[Path] | None,
     typer.Option("--library", metavar="L.so", help="Library of custom operators for onnxruntime."),
 ]
-Calib = Annotated[
-    Path | None,
-    typer.Option(
-        "--calib",
-        metavar="DATA",
-        help="Real inputs: an .npz file keyed by graph input (axis 0 = samples), a folder of them, or of images.",
-    ),
-]
 Mean = Annotated[
     str, typer.Option("--mean", metavar="M[,M,M]", help="Of images: x = (pixel / scale - mean) / std, by channel.")
 ]
@@ -47,33 +37,9 @@ Layout = Annotated[
     ),
 ]
 Size = Annotated[str | None, typer.Option("--size", metavar="HxW", help="Of images; without, as the model takes them.")]
-Ranking = Annotated[
-    Method,
-    typer.Option(
-        help="How channels are ranked. " + " ".join(f"{each}: {meaning(each)}" for each in METHODS),
-    ),
-]
-Recovering = Annotated[
-    Recover | None,
-    typer.Option(
-        help="Change of the surviving weights: auto fits them on --calib or, without, does what the network itself "
-        "tells; none leaves them. Default: auto with --calib, else none."
-    ),
-]
-Pins = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Tensor or node whose channels all stay.")]
-Ignored = Annotated[
-    list[str] | None, typer.Option(metavar="LAYER", help="Layer that is not counted and keeps all its outputs.")
-]
 PlanOut = Annotated[Path | None, typer.Option(metavar="P.json", help="Write the plan here.")]
 ReportOut = Annotated[
     Path | None, typer.Option("--report", metavar="R.html", help="Write a page that shows what was done here.")
-]
-Align = Annotated[
-    str, typer.Option(metavar="auto|N", help="Widths: what the hardware runs well, or multiples of N; 1 is any.")
-]
-Hardware = Annotated[
-    str,
-    typer.Option("--target", metavar="NAME", help="Hardware to fit widths to, cpu-avx2 say; auto is this machine."),
 ]
 ThreadCounts = Annotated[
     list[str] | None,
@@ -87,12 +53,6 @@ TimedShape = Annotated[
     ),
 ]
 Seconds = Annotated[float, typer.Option("--seconds", help="How long each measurement may take.")]
-ChainKind = Annotated[Chains, typer.Option("--chains", help="Which chains lean extracts.")]
-MeasuringThreads = Annotated[
-    int, typer.Option("--threads", min=0, help="Threads to measure with; 0 is all physical cores.")
-]
-Freeze = Annotated[bool, typer.Option("--freeze", help="Make weights that are listed as graph inputs constants.")]
-NoMeasure = Annotated[bool, typer.Option("--no-measure", help="Do not measure latency.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 

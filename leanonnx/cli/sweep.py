@@ -10,36 +10,10 @@ from typing import Annotated
 import typer
 
 from leanonnx.checks import only_one
-from leanonnx.cli.options import (
-    Align,
-    AsJson,
-    Calib,
-    ChainKind,
-    Freeze,
-    Hardware,
-    Ignored,
-    Layout,
-    Library,
-    Mean,
-    MeasuringThreads,
-    NoMeasure,
-    Pins,
-    Ranking,
-    Recovering,
-    RulesFile,
-    Scale,
-    Shape,
-    Size,
-    Std,
-    fractions,
-    image_format,
-    parse_shapes,
-    stored_targets,
-)
+from leanonnx.cli.choices import Choices, with_choices
+from leanonnx.cli.options import AsJson, RulesFile, fractions
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
-from leanonnx.compressing.options import Options, alignment
 from leanonnx.errors import OptionError
-from leanonnx.runtime.providers import Provider, Setting
 from leanonnx.selection.selector import LATENCY, Budget
 from leanonnx.sweeping import report
 from leanonnx.sweeping.driver import Draw
@@ -59,6 +33,7 @@ DaskAddress = Annotated[
 KEPT = "what is finished is kept: run the same command again to go on"
 
 
+@with_choices
 def sweep(
     sources: Annotated[list[Path], typer.Argument(metavar="IN…", help="The models.")],
     keep: Annotated[str | None, typer.Option(metavar="F,…", help="Fractions of the kernels: 0.75,0.5,0.25.")] = None,
@@ -70,31 +45,9 @@ def sweep(
     restart: Annotated[bool, typer.Option("--restart", help="Start anew, whatever the folder holds.")] = False,
     jobs: Jobs = None,
     dask: DaskAddress = None,
-    method: Ranking = "auto",
-    chains: ChainKind = "cover",
-    shape: Shape = None,
-    pin: Pins = None,
-    ignore: Ignored = None,
-    calib: Calib = None,
-    mean: Mean = "0",
-    std: Std = "1",
-    scale: Scale = 255,
-    layout: Layout = "auto",
-    size: Size = None,
-    recover: Recovering = None,
-    align: Align = "auto",
-    hardware: Hardware = "auto",
-    provider: Annotated[Provider, typer.Option(help="Where the models are to run, and are measured.")] = "cpu",
-    threads: MeasuringThreads = 0,
     rules: RulesFile = None,
-    library: Library = None,
-    freeze: Freeze = False,
-    best_effort: Annotated[
-        bool,
-        typer.Option("--best-effort", help="Take the nearest that can be had where a fraction is out of reach."),
-    ] = False,
-    no_measure: NoMeasure = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of random inputs and of --method random.")] = 0,
+    *,
+    choices: Choices,
     as_json: AsJson = False,
 ) -> None:
     """Compress models to several fractions: the trade-off curve, as a table, CSV, JSON and a picture with its knee.
@@ -107,27 +60,8 @@ def sweep(
         given = {"keep": keep, "macs": macs, "params": params, LATENCY: latency}
         name, text = only_one(given, "--keep 0.75,0.5,0.25")
         asked, budget = fractions(name, text), Budget.asked(name, 1.0)
-        options = Options(
-            budget=budget,
-            method=method,
-            chains=chains,
-            shapes=parse_shapes(shape or []),
-            pin=tuple(pin or ()),
-            ignore=tuple(ignore or ()),
-            libraries=tuple(library or ()),
-            best_effort=best_effort,
-            align=alignment(align),
-            target=hardware,
-            targets=stored_targets(),
-            setting=Setting(provider, threads),
-            measure=not no_measure,
-            seed=seed,
-            freeze=freeze,
-            calib=calib,
-            images=image_format(mean, std, scale, layout, size),
-            recover=recover,
-        )
-        request = Request(tuple(sources), asked, options, out or _folder(sources), rules, save_models, restart)
+        options, folder = choices.asked(budget), out or _folder(sources)
+        request = Request(tuple(sources), asked, options, folder, rules, save_models, restart)
         make = _maker(budget.unit, jobs, dask, len(sources) * len(asked))
         with progress() as listener:
             row = run(request, make, _drawing(), listener)
