@@ -112,10 +112,15 @@ def _spawned(words: list[str], folder: Path) -> Done:
 
 
 def lines(text: str, masked: bool) -> list[str]:
-    """Lines with their blanks evened out, and with # for each number where they need not be the same."""
+    """Lines with their blanks evened out, and with # for each number where they need not be the same.
+
+    There one sample may stand for several.
+    """
     plain = [" ".join(line.split()) for line in text.splitlines()]
     number = re.compile(r"[\d.,]*\d(?:e[-+]\d+)?")
-    return [number.sub("#", line) if masked or line.startswith("Proof") else line for line in plain if line]
+    if masked:
+        plain = [number.sub("#", line).replace("samples", "sample") for line in plain]
+    return [number.sub("#", line) if line.startswith("Proof") else line for line in plain if line]
 
 
 def missing(shown: str, given: str, masked: bool) -> list[str]:

@@ -75,7 +75,8 @@ def why(dag: ChannelDag, tensor: str, channel: int | None = None) -> Row:
         line = labels if not axes else np.moveaxis(labels, axes[0], 0)
         count = line.shape[0] if axes else 1
         if not 0 <= channel < count:
-            raise OptionError(f"--why {tensor}:{channel}: there is no such channel; give one from 0 to {count - 1}")
+            has = f"'{tensor}' has {counted(count, 'channel')}"
+            raise OptionError(f"--why {tensor}:{channel}: {has}; give one from 0 to {count - 1}")
         chosen = np.unique(line[channel] if axes else labels)
         row["channel"] = channel
     members = np.isin(dag.classes, dag.classes[chosen])
