@@ -20,7 +20,7 @@ from leanonnx.errors import DataError, OptionError
 from leanonnx.recovery import draft as drafts
 from leanonnx.recovery.draft import split
 from leanonnx.recovery.recover import Recovered, recover
-from leanonnx.runtime.sessions import opened
+from leanonnx.runtime.sessions import RunFailed, opened
 from leanonnx.selection.selector import Budget
 from leanonnx.surgery.plan import load_plan
 from tests.calibrated import net
@@ -179,6 +179,18 @@ def judge_never_worse(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_recovery_that_is_no_better_is_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judge_never_worse(folder, monkeypatch)
+
+
+def test_a_network_that_does_not_run_on_the_data_is_not_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any) -> None:
+        raise RunFailed("no such kernel")
+
+    monkeypatch.setattr(drafts, "compare", failing)
+    for recovering in ("auto", "none"):
+        done = called(*command(folder, "--keep", 0.5, "--recover", recovering))
+        assert done.returncode == 1
+        assert "the compressed model does not run on the data (no such kernel); nothing written" in done.stderr
+        assert not (folder / "out.onnx").exists()
 
 
 def test_external_data_stay_beside_the_result(folder: Path) -> None:
