@@ -189,7 +189,7 @@ def called(*args: object, cwd: Path | None = None, measure: bool = False, env: M
 def brief() -> Iterator[None]:
     """What is measured in this process's stead takes no longer than it must."""
     with pytest.MonkeyPatch.context() as patch:
-        for place in ("selection.search", "compressing.pipeline", "page.times", "sweeping.driver"):
+        for place in ("selection.search", "compressing.choosing", "page.times", "sweeping.driver"):
             patch.setattr(f"leanonnx.{place}.SECONDS", SHORT)
         yield
 
