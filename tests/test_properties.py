@@ -76,6 +76,28 @@ def test_budgets_hold_in_the_written_file(proto: onnx.ModelProto, unit: str, fra
             assert getattr(after, unit) <= fraction * getattr(before, unit)
 
 
+COMPUTED = """
+<ir_version: 8, opset_import: ["" : 17]>
+computed (float[2, 6] x) => (float[2, 4] y) <float[6, 8] w, float[8, 3] s, float[3, 5] v, float[5, 4] u>
+{
+    a = MatMul (x, w)
+    b = MatMul (a, s)
+    t = Transpose <perm = [0, 1]> (v)
+    c = MatMul (b, t)
+    y = MatMul (c, u)
+}
+"""
+
+
+@pytest.mark.parametrize("options", [Options(Budget("kernels", 0.5)), Options(exact=True)], ids=["keep", "exact"])
+def test_a_weight_that_is_computed_stays_so(options: Options, tmp_path: Path) -> None:
+    """Taking out what does nothing to a constant would put its kernels, which did not count, into the file."""
+    source, target = saved(build(COMPUTED), tmp_path), tmp_path / "out.onnx"
+    result = compress(source, target, options)
+    assert (result.before.kernels, result.before.macs, result.before.params) == counted(source)
+    assert (result.after.kernels, result.after.macs, result.after.params) == counted(target)
+
+
 @given(models(), UNITS, FRACTIONS, WAYS)
 def test_runs_repeat_and_plans_replay(proto: onnx.ModelProto, unit: str, fraction: float, way: dict) -> None:
     """The same file and options give the same bytes of model and plan; so does the plan alone, of the model."""
