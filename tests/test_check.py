@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from leanonnx.checking.verdicts import FAILED, PASSED, speedup
 from leanonnx.errors import OptionError
 from leanonnx.graph.model import load
 from leanonnx.proof.proof import inputs_for
-from leanonnx.runtime.providers import Setting
+from leanonnx.runtime.providers import Setting, opened_on
 from leanonnx.runtime.timing import Comparison, Timing
 from tests.helpers import Done, build, called, cli, refused, saved, saved_external
 from tests.test_check_pairs import ALWAYS, FREE, IMAGE, QUICK, checked, denormal, gate, status, unknown
@@ -195,7 +196,17 @@ def test_denormal_weights_are_counted_by_type(tmp_path: Path) -> None:
     proto.graph.initializer.append(numpy_helper.from_array(np.full(3, 1e-310), "d"))
     proto.graph.initializer.append(numpy_helper.from_array(np.full(3, 1e-40), "e"))
     proto.graph.initializer.append(numpy_helper.from_array(np.full(3, 6e-8, np.float16), "h"))
-    assert denormal_weights(load(saved(proto, tmp_path / "m.onnx"))) == {"w2": 7, "d": 3}
+    model = load(saved(proto, tmp_path / "m.onnx"))
+
+    def counted_after_a_session() -> dict[str, int]:
+        """Sessions that are timed leave their thread with denormal numbers flushed to zero."""
+        opened_on(model.proto.SerializeToString(), Setting(threads=1))
+        assert not np.full(1, 1e-40, np.float32).any()
+        return denormal_weights(model)
+
+    assert denormal_weights(model) == {"w2": 7, "d": 3}
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(counted_after_a_session).result() == {"w2": 7, "d": 3}
 
 
 # gates and their limits
