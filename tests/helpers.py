@@ -191,6 +191,7 @@ def brief() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for place in ("selection.search", "compressing.choosing", "page.times", "sweeping.driver"):
             patch.setattr(f"leanonnx.{place}.SECONDS", SHORT)
+        patch.setattr("leanonnx.selection.search.TRIES", 2)
         yield
 
 

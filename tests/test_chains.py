@@ -343,3 +343,9 @@ def test_oracle_kills_mutants(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert_same(list(extract(*graph, "through")), expected)
     monkeypatch.setattr(chains, name, MUTANTS[name])
     assert list(islice(extract(*graph, "through"), 8)) != expected
+
+
+@pytest.mark.parametrize("gains", [(2, 3), (1, 3, 2), (1, 2, 1)])
+def test_gains_of_another_shape_are_an_error(gains: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expected \[G, I\], \[G, O\], \[G, O, I\]"):
+        Block(np.zeros((1, 3), int), np.zeros((1, 2), int), np.ones(gains, np.float32), counted=True)

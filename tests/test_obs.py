@@ -16,6 +16,11 @@ def _ridgeless(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(obs, "RIDGE", 1e-13)
 
 
+def test_shapes_that_do_not_agree_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"expected \[C\], \[C, C\], \[C, C\]"):
+        Reader(np.arange(3), np.eye(3), np.eye(1))
+
+
 class Naive:
     """Samples of the channels of a reader, and its weights [O, C]."""
 

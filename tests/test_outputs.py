@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from leanonnx.compressing import pipeline
+from leanonnx.compressing import choosing, pipeline
 from leanonnx.errors import OutputError
 from leanonnx.selection.selector import Budget
 from leanonnx.sweeping.journal import claimed
@@ -97,7 +97,7 @@ def test_a_table_that_is_gone_is_not_blamed_on_the_output(tmp_path: Path, monkey
     def gone() -> None:
         (tmp_path / "targets.toml").read_text(encoding="utf-8")
 
-    monkeypatch.setattr(pipeline, "known_targets", gone)
+    monkeypatch.setattr(choosing, "known_targets", gone)
     source = saved(build(CNN), tmp_path / "m.onnx")
     with pytest.raises(FileNotFoundError, match=r"targets\.toml"):
         pipeline.compress(source, tmp_path / "o.onnx", Options(Budget("kernels", 0.5)))

@@ -56,6 +56,12 @@ class Block:
     counted: bool
     """True: kernels, which a chain marks. False: fixed edges, walked but neither counted nor removed."""
 
+    def __post_init__(self) -> None:
+        wanted = (len(self.sources), self.targets.shape[-1], self.sources.shape[-1])
+        if self.sources.ndim != 2 or self.targets.ndim != 2 or self.gains.shape != wanted:
+            shapes = [array.shape for array in (self.sources, self.targets, self.gains)]
+            raise ValueError(f"sources, targets and gains {shapes}, expected [G, I], [G, O], [G, O, I]")
+
 
 @dataclass(frozen=True)
 class Chain:

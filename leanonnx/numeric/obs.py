@@ -33,6 +33,11 @@ class Reader:
     weight: Floats
     precision: Floats
 
+    def __post_init__(self) -> None:
+        if not self.weight.shape == self.precision.shape == (self.units.size,) * 2:
+            shapes = [array.shape for array in (self.units, self.weight, self.precision)]
+            raise ValueError(f"units, weight and precision {shapes}, expected [C], [C, C], [C, C]")
+
 
 def precision(covariance: Floats) -> Floats:
     """P = (Σ + λI)⁻¹ [C, C] of a covariance Σ [C, C]."""
