@@ -21,7 +21,7 @@ from leanonnx.graph.model import load
 from leanonnx.numeric.gaussian import Belief, gaussian
 from leanonnx.numeric.labels import Mask
 from leanonnx.ranking.beliefs import Known, believed
-from leanonnx.recovery import unseen
+from leanonnx.recovery import blind_draft
 from leanonnx.recovery.blind import Blind, recover
 from leanonnx.recovery.noise import distances, smooth_inputs
 from leanonnx.rules.table import DEFAULT
@@ -280,9 +280,9 @@ def test_what_noise_speaks_against_is_declined(tmp_path: Path, monkeypatch: pyte
     source = saved(edited(net("r = Relu (c)"), **copied(2.0)), tmp_path / "n.onnx")
     options = Options(Budget("kernels", 0.6), measure=False, align=1, recover="auto")
     found = [[0.9, 0.5], [0.9, 0.8], [0.8]]
-    monkeypatch.setattr(unseen, "distances", lambda _, others, feeds: found.pop(0))
-    kept = compress(source, tmp_path / "a.onnx", options).unseen
-    declined = compress(source, tmp_path / "b.onnx", options).unseen
+    monkeypatch.setattr(blind_draft, "distances", lambda _, others, feeds: found.pop(0))
+    kept = compress(source, tmp_path / "a.onnx", options).blind
+    declined = compress(source, tmp_path / "b.onnx", options).blind
     assert kept is not None and declined is not None
     assert (kept.declined, declined.declined) == (False, True)
     assert declined.counts["merged"] <= 1 < kept.counts["merged"]

@@ -156,8 +156,8 @@ def test_a_short_calibration_of_this_machine() -> None:
     found = calibrate.calibrate(ONE, seconds=0.1)
     assert found.target.name == detected(ONE)
     assert (found.target.block, found.target.multiple) == (found.built_in.block, found.built_in.multiple)
-    assert len(found.checks) == 2
-    assert min(min(check.measured, check.predicted, check.built_in) for check in found.checks) > 1
+    assert len(found.forecasts) == 2
+    assert min(min(check.measured, check.predicted, check.built_in) for check in found.forecasts) > 1
 
 
 # the file

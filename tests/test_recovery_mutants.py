@@ -20,7 +20,7 @@ from leanonnx.ranking import elimination, moments, pathmass
 from leanonnx.recovery import draft as drafts
 from leanonnx.recovery import fold, layers, recover, rows, walk
 from leanonnx.runtime import taps
-from tests import test_moments, test_obs, test_patches, test_path_mass, test_recovery, test_regression, test_walk
+from tests import test_moments, test_obs, test_path_mass, test_positions, test_recovery, test_regression, test_walk
 from tests import test_recovery_cli as told
 from tests.calibrated import analysed, net, normal_feeds
 from tests.graph_builder import Array
@@ -132,7 +132,7 @@ def forgetful(one: Any, wanted: set[str]) -> None:
     """A walk that keeps everything."""
 
 
-FEATURES, KEPT, CARRY = positions.features, rows.Place.kept.fget, layers.Change.carry_out
+FEATURES, KEPT, CARRY = positions.features, rows.Site.kept.fget, layers.Change.carry_out
 BEST, RIDGES, ERROR = regression.best_fit, regression._ridges, Sums.error
 
 
@@ -166,8 +166,8 @@ def merge(patch: Patch) -> None:
 
 def geometry(patch: Patch) -> None:
     attributes = {"strides": [2, 1], "pads": [1, 0, 1, 2]}
-    proto = test_patches.single("Conv", [1, 2, 6, 5], (3, 2, 3, 3), 3, attributes)
-    test_patches.judge((proto, {"x": np.random.default_rng(0).standard_normal((1, 2, 6, 5)).astype(np.float32)}))
+    proto = test_positions.single("Conv", [1, 2, 6, 5], (3, 2, 3, 3), 3, attributes)
+    test_positions.judge((proto, {"x": np.random.default_rng(0).standard_normal((1, 2, 6, 5)).astype(np.float32)}))
 
 
 def exact(patch: Patch) -> None:
@@ -238,9 +238,9 @@ MUTANTS = [
     Mutant(without_energy, pathmass.Read, "energies", chains, property),
     Mutant(before_readers, elimination, "_waiting", lambda patch: test_path_mass.judge_readers()),
     Mutant(constant_savings, elimination._Savings, "saved", merge),
-    Mutant(turned_taps, test_patches, "features", geometry),
+    Mutant(turned_taps, test_positions, "features", geometry),
     Mutant(no_padding, positions, "_before", geometry),
-    Mutant(shifted_kept, rows.Place, "kept", exact, property),
+    Mutant(shifted_kept, rows.Site, "kept", exact, property),
     Mutant(without_bias, layers.Change, "carry_out", better),
     Mutant(reset_bias, layers.Change, "carry_out", better),
     Mutant(tiled, fold, "rows_of", by_fold),

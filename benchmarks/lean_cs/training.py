@@ -6,15 +6,14 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from benchmarks.common import progress
 from benchmarks.lean_cs.passes import Network
 from benchmarks.lean_cs.stack import Stack
+from leanonnx.numeric.arrays import Array
 from models.circles_squares import SIZE, TRAIN_SEED, VALIDATION_SEED, Batch, images, scene
 
 TRAIN, VALIDATION = 500, 100
@@ -22,7 +21,6 @@ RATE = 1e-3
 WARM_UP = 0.03
 CHECKS = (0.8, 1.0)
 """Shares of a training after which the validation images are looked at; the best state counts."""
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.model import SHAPE_OPS
+from leanonnx.numeric.arrays import Ints
 from leanonnx.numeric.labels import Mask
 from leanonnx.rules.call import Pairs
 
-Ints = NDArray[np.int64]
 PLAIN = {"Conv", "Concat", "Pad", "Relu", "LeakyRelu", "PRelu", "Elu", "Clip", "Identity"}
 """Operators around which a tensor may vanish as a whole."""
 

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from leanonnx.graph.model import SHAPE_OPS, Model, captured
+from leanonnx.numeric.arrays import Array
 from leanonnx.numeric.labels import Labels, compact, projection, reshape, varied
 from leanonnx.rules.call import Edit, Effect, Entries, Kept, Rewrite
 from leanonnx.runtime.observation import Observation
 
-Array = NDArray[Any]
 ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Identity", "Cast")
 RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 

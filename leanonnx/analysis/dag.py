@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -26,7 +26,6 @@ from leanonnx.rules.table import COUNTED, DEFAULT, Rules
 from leanonnx.rules.weights import with_whole_weight
 from leanonnx.runtime.observation import Observation
 
-Array = NDArray[Any]
 MATRIX = 2
 Edge = TypeVar("Edge", Mix, Link)
 

@@ -8,21 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from leanonnx.graph.nodes import attribute
-
-Array = NDArray[Any]
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from leanonnx.numeric.arrays import Array, Floats, Ints
 
 
 @dataclass(frozen=True)
-class Geometry:
+class Window:
     """How a convolution moves its window; ``turned``: it is a transposed one.  Sequences have one entry per axis."""
 
     kernel: tuple[int, ...]
@@ -34,11 +29,11 @@ class Geometry:
     turned: bool
 
 
-def geometry(node: onnx.NodeProto, kernel: Sequence[int]) -> Geometry:
+def window_of(node: onnx.NodeProto, kernel: Sequence[int]) -> Window:
     """The window of a Conv or ConvTranspose whose kernels have these sizes."""
     rank = len(kernel)
     automatic = attribute(node, "auto_pad", "NOTSET")
-    return Geometry(
+    return Window(
         tuple(kernel),
         tuple(attribute(node, "strides", [1] * rank)),
         tuple(attribute(node, "dilations", [1] * rank)),
@@ -49,7 +44,7 @@ def geometry(node: onnx.NodeProto, kernel: Sequence[int]) -> Geometry:
     )
 
 
-def features(window: Geometry, value: Array, size: Sequence[int], chosen: Ints) -> Array:
+def features(window: Window, value: Array, size: Sequence[int], chosen: Ints) -> Array:
     """What a convolution reads of one input [C, *spatial] at output positions: [rows, groups, C / groups, taps].
 
     Args:
@@ -79,7 +74,7 @@ def features(window: Geometry, value: Array, size: Sequence[int], chosen: Ints) 
     return rows.reshape(len(chosen), window.groups, -1, inside.shape[1])
 
 
-def coverage(window: Geometry, spatial: Sequence[int], size: Sequence[int]) -> Floats:
+def coverage(window: Window, spatial: Sequence[int], size: Sequence[int]) -> Floats:
     """At which share of the output's positions each tap stands over the input, not over its border [taps].
 
     Args:
@@ -102,7 +97,7 @@ def coverage(window: Geometry, spatial: Sequence[int], size: Sequence[int]) -> F
     return found
 
 
-def _before(window: Geometry, spatial: Sequence[int], size: Sequence[int]) -> list[int]:
+def _before(window: Window, spatial: Sequence[int], size: Sequence[int]) -> list[int]:
     """Padding before the first position of each axis."""
     rank = len(window.kernel)
     if window.automatic in ("NOTSET", ""):

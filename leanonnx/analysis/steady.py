@@ -25,12 +25,12 @@ from leanonnx.analysis.constants import Constants
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.formats import is_float
 from leanonnx.graph.nodes import LINEAR, attribute, bias_of, is_padded, scale_and_shift, standard
+from leanonnx.numeric.arrays import Array
 from leanonnx.numeric.labels import Labels, Mask
 from leanonnx.rules.call import Link, Mix
 from leanonnx.rules.pointwise import JOINS, UNARY
 from leanonnx.runtime.sessions import run_node
 
-Array = NDArray[Any]
 Numbers = NDArray[np.float64]
 MIXING = LINEAR | {"FusedConv"}
 POINTWISE = ({*UNARY, *JOINS} - {"Dropout"}) | {"PRelu", "QuantizeLinear", "DequantizeLinear"}

@@ -33,7 +33,7 @@ HEAD = "What execution providers ran at full speed on this machine, measured by 
 
 
 @dataclass(frozen=True)
-class Check:
+class Forecast:
     """A network's time over that of the same with fewer channels: measured, and predicted from two tables."""
 
     network: str
@@ -59,7 +59,7 @@ class Calibration:
     target: Target
     built_in: Target
     setting: Setting
-    checks: tuple[Check, ...]
+    forecasts: tuple[Forecast, ...]
     timed_steps: bool
     seconds: float
     warnings: tuple[str, ...]
@@ -90,9 +90,9 @@ def calibrate(setting: Setting, progress: Progress = quiet, seconds: float = SEC
         built_in = known_targets()[name]
         predicted = [[_predicted(path, each) for path in paths[len(chains) :]] for each in (target, built_in)]
     wholes = (_ratios(each) for each in (times[len(chains) :], *predicted))
-    checks = tuple(Check(pair[0], *ratios) for pair, *ratios in zip(pairs, *wholes, strict=True))
+    forecasts = tuple(Forecast(pair[0], *ratios) for pair, *ratios in zip(pairs, *wholes, strict=True))
     taken = time.perf_counter() - begun
-    return Calibration(target, built_in, setting, checks, steps is None, taken, _warnings(timings))
+    return Calibration(target, built_in, setting, forecasts, steps is None, taken, _warnings(timings))
 
 
 def _written(models: Sequence[onnx.ModelProto], folder: Path) -> list[Path]:

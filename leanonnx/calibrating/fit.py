@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from leanonnx.calibrating.probes import Probe
+from leanonnx.numeric.arrays import Floats
 from leanonnx.runtime.targets import Target
 
-Floats = NDArray[np.float64]
 Times = Mapping[Probe, float]
 """Milliseconds of one run."""
 STEPS = (4, 8, 16, 32, 64)

@@ -40,14 +40,14 @@ def summary(found: Calibration, path: Path) -> Row:
         "processor": processor(),
         "steps": "timed" if found.timed_steps else "read",
         "entries": entries,
-        "checks": [_check(found, index) for index in range(len(found.checks))],
+        "checks": [_check(found, index) for index in range(len(found.forecasts))],
         "seconds": round(found.seconds, 1),
         "warnings": list(found.warnings),
     }
 
 
 def _check(found: Calibration, index: int) -> Row:
-    check = found.checks[index]
+    check = found.forecasts[index]
     names = ("measured", "predicted", "error", "built_in", "built_in_error")
     return {"network": check.network, **{name: round(getattr(check, name), 4) for name in names}}
 

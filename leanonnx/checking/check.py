@@ -44,10 +44,11 @@ from leanonnx.data.samples import Data, ImageFormat, batch_size, made_data, open
 from leanonnx.errors import ModelError, OptionError, ProviderMissing
 from leanonnx.graph.formats import Kinds, fed_in_float32, stand_in
 from leanonnx.graph.model import Model, load, tensors
+from leanonnx.numeric.arrays import Array
 from leanonnx.proof.deviation import Fidelity, compare
 from leanonnx.proof.proof import KINDS, MANY_NODES
 from leanonnx.runtime.observation import Observation, check_shapes, observe, random_feed
-from leanonnx.runtime.sessions import Array, Feed, RunFailed, run
+from leanonnx.runtime.sessions import Feed, RunFailed, run
 from leanonnx.system.clock import Clock, Progress, quiet
 from leanonnx.words import metric_text
 

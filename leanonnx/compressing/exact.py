@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import onnx
@@ -22,11 +21,11 @@ from leanonnx.analysis.steady import Flow, Steady, steady
 from leanonnx.graph.formats import FINE, is_float
 from leanonnx.graph.model import SHAPE_OPS, captured, unneeded
 from leanonnx.graph.nodes import BIAS, attribute, is_per_channel, standard
+from leanonnx.numeric.arrays import Array
 from leanonnx.numeric.labels import Labels, Mask
 from leanonnx.rules.call import Pin
 from leanonnx.surgery.patch import Maker, Patch, Place, plan_patch
 
-Array = NDArray[Any]
 Edges = tuple[Labels, Labels, NDArray[np.bool_] | None]
 """Sources [G, I], targets [G, O] and the kernels that carry anything [G, O, I] (None: all, one source per target)."""
 FOLDING = {"Conv", "Gemm"}

@@ -46,7 +46,7 @@ class Minimum:
         costs = cost_model(original)(everything), cost_model(self.dag)(self.found.alive)
         return Selection(self.found.alive, *costs, reached=True)
 
-    def report(self) -> dict[str, Any]:
+    def row(self) -> dict[str, Any]:
         """What went and why."""
         return {"channels": dict(self.found.reasons), "layers": list(self.layers)}
 

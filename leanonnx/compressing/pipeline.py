@@ -21,8 +21,8 @@ from leanonnx.graph.model import load
 from leanonnx.numeric.labels import Mask
 from leanonnx.proof.proof import Proof
 from leanonnx.ranking.weigh import check_finite
+from leanonnx.recovery.blind_draft import BlindRecovery
 from leanonnx.recovery.draft import Recovery
-from leanonnx.recovery.unseen import Unseen
 from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.runtime.observation import Shapes, observe
 from leanonnx.runtime.providers import Setting
@@ -38,7 +38,7 @@ class Result:
     """What came of a compression; ``seconds`` by stage, ``bytes`` before and after.
 
     ``tidied`` counts what was cleaned up in the graph; ``exact`` says what contributed nothing, where that was asked;
-    ``recovery`` what real inputs told, where they were given; ``unseen`` how weights were changed without any.
+    ``recovery`` what real inputs told, where they were given; ``blind`` how weights were changed without any.
     """
 
     dag: ChannelDag
@@ -56,7 +56,7 @@ class Result:
     tidied: Mapping[str, int]
     exact: Mapping[str, Any] | None
     recovery: Recovery | None
-    unseen: Unseen | None
+    blind: BlindRecovery | None
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def compress(
         selection = trial.selection
         proof = workshop.proven(selection.alive)
         recovery = workshop.recovered(selection.alive, data) if data is not None else None
-        unseen = workshop.unseen(selection.alive) if data is None else None
+        blind = workshop.recovered_blindly(selection.alive) if data is None else None
         plan = make_plan(least.dag if least else dag, selection.alive, options.record(), __version__)
         if least and options.plan:
             confirm(least.dag, plan, options.plan)
@@ -142,9 +142,9 @@ def compress(
             hints=hints(model),
             seconds=clock.seconds,
             tidied=workshop.tidied,
-            exact=least.report() if least else None,
+            exact=least.row() if least else None,
             recovery=recovery,
-            unseen=unseen,
+            blind=blind,
         )
         texts = {} if plan_out is None else {plan_out: plan.text()}
         if page is not None:

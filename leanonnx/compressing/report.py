@@ -50,7 +50,7 @@ def summary(result: Result) -> Row:
         "layers": layers(dag, result.alive),
         "latency": latency(result.latency, result.setting),
         "recovery": recovery(result.recovery),
-        "blind": result.unseen and result.unseen.row(),
+        "blind": result.blind and result.blind.row(),
         "tidied": dict(result.tidied),
         "exact": None if result.exact is None else dict(result.exact),
         "inputs": input_sizes(dag),

@@ -23,8 +23,8 @@ from leanonnx.graph.tidy import Tidied, tidy
 from leanonnx.numeric.labels import Mask
 from leanonnx.proof.proof import Proof, behind_decisions, inputs_for, prove
 from leanonnx.ranking.beliefs import Known
+from leanonnx.recovery.blind_draft import BlindRecovery, blind_draft
 from leanonnx.recovery.draft import Recovery, recovered_draft
-from leanonnx.recovery.unseen import Unseen, unseen_draft
 from leanonnx.runtime.fresh import measured
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.selection.search import TRIES, Trial
@@ -133,7 +133,7 @@ class Workshop:
         wanted, seed = self.options.recovers, self.options.seed
         return recovered_draft(self.dag, alive, self.draft, data, wanted, seed, self.clock)
 
-    def unseen(self, alive: Mask) -> Unseen | None:
+    def recovered_blindly(self, alive: Mask) -> BlindRecovery | None:
         """Change the weights of the draft for the better without data; None where nothing went, or nobody asked.
 
         Raises:
@@ -141,7 +141,7 @@ class Workshop:
         """
         if self.unchanged or self.least is not None or not self.options.recovers:
             return None
-        return unseen_draft(self.known, alive, self.draft, self.options.seed, self.clock)
+        return blind_draft(self.known, alive, self.draft, self.options.seed, self.clock)
 
     def _proven(self, alive: Mask) -> Proof:
         """Compare the draft with the masked original or, where it is to be exact, with the original itself."""

@@ -15,7 +15,8 @@ from leanonnx.data.images import Folder, ImageFormat, frame_of, image_names
 from leanonnx.data.npz import Member, Read, members
 from leanonnx.errors import DataError
 from leanonnx.graph.formats import is_float
-from leanonnx.runtime.sessions import Array, Feed
+from leanonnx.numeric.arrays import Array
+from leanonnx.runtime.sessions import Feed
 
 Sample = tuple[Feed, Array | None]
 """One row of each input, and its label where there are labels."""

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from leanonnx.checks import check_choice
 from leanonnx.errors import DataError, OptionError
+from leanonnx.numeric.arrays import Array
 
-Array = NDArray[Any]
 Axes = Literal["auto", "nchw", "nhwc"]
 Colours = Literal["rgb", "bgr"]
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}

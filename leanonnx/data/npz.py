@@ -16,11 +16,10 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
-from numpy.typing import NDArray
 
 from leanonnx.errors import DataError
+from leanonnx.numeric.arrays import Array
 
-Array = NDArray[Any]
 Read = Callable[[int], Array]
 """A row of an array by its index [...], a copy of its own."""
 LOCAL_HEADER = 30

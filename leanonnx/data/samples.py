@@ -26,7 +26,8 @@ from leanonnx.data.files import IN_MEMORY, File, Made, Sample, Slot, folder_file
 from leanonnx.data.images import ImageFormat as ImageFormat
 from leanonnx.errors import DataError
 from leanonnx.graph.model import Model
-from leanonnx.runtime.sessions import Array, Feed, RunFailed, run
+from leanonnx.numeric.arrays import Array
+from leanonnx.runtime.sessions import Feed, RunFailed, run
 
 PLAIN = ImageFormat()
 LARGEST_BATCH = 16

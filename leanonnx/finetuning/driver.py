@@ -28,9 +28,10 @@ from leanonnx.finetuning.world import World, join
 from leanonnx.graph.formats import HALVES, OTHERS, float_kinds
 from leanonnx.graph.model import Model, load
 from leanonnx.graph.storage import write_model
+from leanonnx.numeric.arrays import Array
 from leanonnx.proof.deviation import Fidelity, compare
 from leanonnx.runtime.observation import Shapes, observe
-from leanonnx.runtime.sessions import Array, Feed
+from leanonnx.runtime.sessions import Feed
 from leanonnx.system.clock import Clock, Progress, quiet
 from leanonnx.system.outputs import check_apart, check_writable, publish, temporary_beside
 

@@ -17,7 +17,7 @@ from leanonnx.finetuning.losses import cross_entropy, school, spread
 from leanonnx.finetuning.operators.call import Tensor
 from leanonnx.finetuning.targets import Target, output_targets
 from leanonnx.graph.model import Model
-from leanonnx.runtime.sessions import Array
+from leanonnx.numeric.arrays import Array
 
 Teacher: TypeAlias = Callable[[Batch, "tuple[str, ...]"], "list[Tensor]"]
 Prepare: TypeAlias = Callable[["Batch", "Tensor | None", np.random.Generator, bool], "tuple[Batch, Any]"]

@@ -10,7 +10,8 @@ import numpy as np
 
 from leanonnx.data.samples import Data
 from leanonnx.errors import DataError
-from leanonnx.runtime.sessions import Array, Feed
+from leanonnx.numeric.arrays import Array
+from leanonnx.runtime.sessions import Feed
 
 Sample: TypeAlias = "tuple[Feed, Array | None]"
 """One whole input of the network, and its labels."""

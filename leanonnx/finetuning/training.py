@@ -18,7 +18,7 @@ from leanonnx.finetuning.lessons import Lesson
 from leanonnx.finetuning.loading import Loader, Sample, grouped
 from leanonnx.finetuning.operators.call import Tensor
 from leanonnx.finetuning.world import World
-from leanonnx.runtime.sessions import Array
+from leanonnx.numeric.arrays import Array
 from leanonnx.system.clock import Progress
 
 WARM_UP = 0.05

@@ -13,8 +13,9 @@ from leanonnx.errors import ProofFailed
 from leanonnx.finetuning.module import Network
 from leanonnx.graph.formats import OTHERS, fed_in_float32, float_kinds, in_float32
 from leanonnx.graph.model import Model
+from leanonnx.numeric.arrays import Array
 from leanonnx.proof.proof import FLOOR, NOISE, WIDEST, relative, scales, shaken
-from leanonnx.runtime.sessions import Array, Feed, run
+from leanonnx.runtime.sessions import Feed, run
 
 BOUND = 1e-4
 """Relative L2 up to which two runs of the same float32 network are the same."""

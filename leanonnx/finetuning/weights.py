@@ -8,16 +8,14 @@ numbers, tables of positions, whatever is computed from.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from leanonnx.graph.model import Model
+from leanonnx.numeric.arrays import Array
 
-Array = NDArray[Any]
 WEIGHTS: Mapping[str, frozenset[int]] = {
     **dict.fromkeys(("Conv", "ConvTranspose", "FusedConv"), frozenset({1, 2})),
     **dict.fromkeys(("Gemm", "FusedGemm"), frozenset({0, 1, 2})),

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto, numpy_helper
 
 from leanonnx.graph.nodes import is_quantised, subgraphs
+from leanonnx.numeric.arrays import Array
 
-Array = NDArray[Any]
 Source = Path | onnx.ModelProto
 """A model: its file, or in memory."""
 Kinds = frozenset[int]

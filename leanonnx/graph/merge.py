@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from leanonnx.graph.formats import FINE
 from leanonnx.graph.nodes import BIAS, attribute, bias_of, scale_and_shift, standard
 from leanonnx.graph.noops import Scene
+from leanonnx.numeric.arrays import Array
 
-Array = NDArray[Any]
 OUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1}
 WEIGHT = 1
 

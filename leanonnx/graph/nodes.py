@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from leanonnx.numeric.arrays import Floats
+
 STANDARD = ("", "ai.onnx")
 LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 BIASED = {"Conv", "ConvTranspose", "Gemm", "FusedConv"}

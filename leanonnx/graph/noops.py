@@ -10,18 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import onnx
 from google.protobuf.message import Error as ProtobufError
-from numpy.typing import NDArray
 from onnx.shape_inference import InferenceError
 
 from leanonnx.graph.model import captured, holder_array, overridden
 from leanonnx.graph.nodes import attribute, standard
+from leanonnx.numeric.arrays import Array
 
-Array = NDArray[Any]
 Size = int | str | None
 SMALL = 1024
 """Elements up to which shape inference is shown a constant's values."""

@@ -11,11 +11,9 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from leanonnx.graph.merge import Merged, merged
@@ -23,8 +21,8 @@ from leanonnx.graph.model import FREE_INITIALIZERS, captured, overridden, unneed
 from leanonnx.graph.nodes import attribute, fresh_name, standard
 from leanonnx.graph.noops import Scene, Types, stands_for
 from leanonnx.graph.storage import copy_fields
+from leanonnx.numeric.arrays import Array
 
-Array = NDArray[Any]
 INNER = {"node", "initializer", "input", "value_info", "quantization_annotation"}
 """Fields of a graph that the clean-up may shorten."""
 NOTHING: Mapping[str, float] = MappingProxyType({})

@@ -14,10 +14,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from leanonnx.numeric.arrays import Floats, Ints
+
 POINTS: Floats = np.linspace(-5.0, 5.0, 101)
 """The values of z at which a channel is tabulated [P]."""
 _DENSITY = np.exp(-np.square(POINTS) / 2)

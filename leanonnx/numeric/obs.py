@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from leanonnx.numeric.arrays import Floats, Ints
+
 RIDGE = 1e-5
 """λ as a share of the mean variance."""
 SHARE = 64

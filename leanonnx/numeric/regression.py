@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
-Floats = NDArray[np.float64]
+from leanonnx.numeric.arrays import Array, Floats
+
 BETAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 FEW_BETAS = (1e-3, 1e-2, 1e-1, 1.0)
 LARGE = 700

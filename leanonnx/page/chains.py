@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanonnx.analysis.dag import ChannelDag
+from leanonnx.numeric.arrays import Ints
 from leanonnx.numeric.chains import Block, best_chain
 from leanonnx.numeric.labels import Mask
 from leanonnx.ranking.weigh import weighted
 
-Ints = NDArray[np.int64]
 MOST = 1000
 """Channels that are drawn."""
 EDGES = 1600

@@ -15,9 +15,9 @@ from leanonnx.compressing.pipeline import Result
 from leanonnx.data.images import MODES, pillow
 from leanonnx.data.samples import Data
 from leanonnx.errors import DataError
+from leanonnx.numeric.arrays import Array
 from leanonnx.proof.deviation import IMAGE, PROBABILITY, channels_last, kind_of, rows_of, side_by_side
 from leanonnx.recovery.draft import parts
-from leanonnx.runtime.sessions import Array
 from leanonnx.words import BLANK
 
 MOST = 4

@@ -27,9 +27,10 @@ from leanonnx.data.samples import Data
 from leanonnx.errors import DataError
 from leanonnx.graph.formats import Kinds, Source, fed_in_float32, is_float, stand_in
 from leanonnx.graph.model import Model
+from leanonnx.numeric.arrays import Array
 from leanonnx.proof.proof import MANY_NODES
 from leanonnx.proof.scores import LOWER, Score, scored
-from leanonnx.runtime.sessions import Array, Feed, RunFailed, Session, failing, finished, opened
+from leanonnx.runtime.sessions import Feed, RunFailed, Session, failing, finished, opened
 
 CLASSES, IMAGE, MAP, DISCRETE, OTHER = "classes", "image", "class map", "whole numbers", "other"
 MAP_RANK = 4

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from leanonnx.graph.formats import (
     HALVES,
@@ -27,11 +25,11 @@ from leanonnx.graph.formats import (
     number_format,
 )
 from leanonnx.graph.model import Model
+from leanonnx.numeric.arrays import Array
 from leanonnx.runtime.observation import random_feed
 from leanonnx.runtime.sessions import Feed, run
 from leanonnx.runtime.taps import tapped
 
-Array = NDArray[Any]
 Runs = list[list[Array]]
 BOUND = {"float64": 1e-10, "float32": 1e-4, "quantised": 2e-2}
 FLOOR = 1e-3

@@ -14,14 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from leanonnx.graph.formats import is_float, is_integer
+from leanonnx.numeric.arrays import Array
 
-Array = NDArray[Any]
 ACCURACY, PIXELS, SQUARES = "top-1 accuracy", "pixel accuracy", "mean squared error"
 LOWER = (SQUARES,)
 """Metrics of which less is better."""

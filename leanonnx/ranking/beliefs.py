@@ -20,21 +20,19 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from leanonnx.analysis.constants import Constants
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.analysis.positions import coverage, geometry
+from leanonnx.analysis.positions import coverage, window_of
 from leanonnx.analysis.steady import BORDERED, MOVING, POINTWISE, SUMMING, Numbers, steady
 from leanonnx.graph.formats import is_float
 from leanonnx.graph.nodes import LINEAR, attribute, bias_of, scale_and_shift, standard
+from leanonnx.numeric.arrays import Floats
 from leanonnx.numeric.gaussian import POINTS, Belief, chosen, gaussian, together, unknown
 from leanonnx.numeric.labels import Labels
 from leanonnx.ranking.moments import Moments, Statistics, by_label, channel_axis, places
 from leanonnx.runtime.sessions import run_node
 
-Array = NDArray[Any]
-Floats = NDArray[np.float64]
 EXTREMES = {"MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin"}
 POWERS = {"LpPool", "GlobalLpPool", "ReduceL1", "ReduceL2", "ReduceSumSquare"}
 BENT = 0.99
@@ -319,5 +317,5 @@ def covers_of(dag: ChannelDag, node: onnx.NodeProto, kernel: tuple[int, ...]) ->
     """At which share of the output's positions each tap of a kernel stands over the input [taps]."""
     if "Conv" not in node.op_type:
         return np.ones(1)
-    window = geometry(node, kernel)
+    window = window_of(node, kernel)
     return coverage(window, dag.shapes[node.input[0]][2:], dag.shapes[node.output[0]][2:])

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import numpy as np
-from numpy.typing import NDArray
 
 from leanonnx.analysis.dag import ChannelDag
+from leanonnx.numeric.arrays import Ints
 from leanonnx.numeric.labels import Mask, components
-
-Ints = NDArray[np.int64]
 
 
 def layers_of(dag: ChannelDag, classes: Ints) -> Ints:

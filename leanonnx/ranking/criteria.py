@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 from leanonnx.analysis.cost import Rate, by_kernels
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import OptionError
+from leanonnx.numeric.arrays import Floats, Ints
 from leanonnx.numeric.chains import best_through, extract, normalise_rows
 from leanonnx.numeric.norms import kernel_norms
 from leanonnx.ranking.classes import channel_classes, layers_of
 from leanonnx.ranking.elimination import PLAIN, Terms
 from leanonnx.ranking.weigh import Weights
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Chains = Literal["cover", "through", "free"]
 Mode = Literal["through", "free"]
 EXTRACTED: dict[str, Mode] = {"through": "through", "free": "free"}

@@ -13,16 +13,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from leanonnx.analysis.cost import Rate
 from leanonnx.analysis.dag import ChannelDag, pinned
+from leanonnx.numeric.arrays import Floats, Ints
 from leanonnx.numeric.obs import Reader, eliminated, precision
 from leanonnx.ranking.moments import Statistics
 from leanonnx.ranking.pathmass import Read, masses, reads
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Sequence = tuple[Ints, Floats]
 """The classes of a layer in the order of their removal, and the cost of each."""
 

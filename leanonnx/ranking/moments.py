@@ -8,21 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import DataError
+from leanonnx.numeric.arrays import Array, Floats, Ints
 from leanonnx.numeric.labels import Labels
 from leanonnx.rules.call import Mix
 from leanonnx.runtime.sessions import Feed, RunFailed
 from leanonnx.runtime.taps import watched
 
-Array = NDArray[Any]
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 THIN = 2
 ADDING = {"Add", "Sub", "Sum", "Mean", "FusedConv"}
 """Joins whose operands share the energy of what they put out."""

@@ -11,14 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from leanonnx.analysis.dag import ChannelDag
+from leanonnx.numeric.arrays import Floats, Ints
 from leanonnx.ranking.moments import ADDING, Statistics, by_label, channel_axis
 from leanonnx.rules.call import Link
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -16,23 +16,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.model import Model
+from leanonnx.numeric.arrays import Array, Floats, Ints
 from leanonnx.numeric.gaussian import Belief
 from leanonnx.numeric.labels import Mask
 from leanonnx.ranking.beliefs import Known, covers_of
 from leanonnx.ranking.moments import by_label, channel_axis
 from leanonnx.recovery.layers import Change, Layer, changed, layers
 
-Array = NDArray[Any]
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 WAYS = ("constants", "means", "merged")
 COPY = 1 - 1e-8
 """Square of the correlation from which on a channel is a copy of another."""

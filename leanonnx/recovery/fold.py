@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leanonnx.numeric.arrays import Floats, Ints
 from leanonnx.numeric.regression import Sums
 from leanonnx.ranking.moments import by_label, rows_of
-from leanonnx.recovery.rows import Place
+from leanonnx.recovery.rows import Site
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 ROWS = 20_000
 """Positions that the regression sees; ``PER_CHANNEL`` times its channels if that is more."""
 PER_CHANNEL = 16
@@ -29,45 +28,45 @@ BETA = 1e-3
 """λ as a share of the mean variance."""
 
 
-def folded(place: Place, seed: int) -> tuple[Floats, Floats] | None:
+def folded(site: Site, seed: int) -> tuple[Floats, Floats] | None:
     """Weights [1, O, I · taps] and bias [1, O] of a layer of one group; None where it has several."""
-    sources = place.layer.mix.sources
-    bias = place.original_bias()
+    sources = site.layer.mix.sources
+    bias = site.original_bias()
     if len(sources) > 1 or bias is None:
         return None
     channels = sources.reshape(-1)
-    kept = np.asarray(place.alive[channels])
-    found = _regression(place, channels, kept, seed)
+    kept = np.asarray(site.alive[channels])
+    found = _regression(site, channels, kept, seed)
     if found is None:
         return None
     mixing, shift = found
-    kernels = place.kernels[0][place.kept]
+    kernels = site.kernels[0][site.kept]
     by_channel = by_label(kernels, channels)
     if by_channel is None:
         return None
     index = np.unique(channels, return_inverse=True)[1]
     index_left = np.unique(channels[kept], return_inverse=True)[1]
-    offset = bias[place.kept] + np.einsum("oit,i->o", kernels, shift[index])
+    offset = bias[site.kept] + np.einsum("oit,i->o", kernels, shift[index])
     mixed = np.tensordot(by_channel, mixing, (1, 0)).transpose(0, 2, 1)
     weights = np.empty((len(kernels), int(kept.sum()), kernels.shape[2]))
     weights[:, np.argsort(index_left, kind="stable")] = mixed.reshape(len(kernels), -1, kernels.shape[2])
     return weights.reshape(1, len(kernels), -1), offset[None]
 
 
-def _regression(place: Place, channels: Ints, kept: NDArray[np.bool_], seed: int) -> tuple[Floats, Floats] | None:
+def _regression(site: Site, channels: Ints, kept: NDArray[np.bool_], seed: int) -> tuple[Floats, Floats] | None:
     """A [C, C'] and what it leaves of the mean [C]."""
-    axis = -1 if place.layer.window is None else 1
-    runs = place.pair.runs
+    axis = -1 if site.layer.window is None else 1
+    runs = site.pair.runs
     each = max(1, -(-max(ROWS, PER_CHANNEL * int(kept.sum())) // len(runs)))
     sums: Sums | None = None
     for run in runs:
         if run.held:
             continue
-        x: Any = rows_of(place.pair.original.value(place.x, run.index), axis, channels)
-        x_hat: Any = rows_of(place.pair.smaller.value(place.x_hat, run.index), axis, channels[kept])
+        x: Any = rows_of(site.pair.original.value(site.x, run.index), axis, channels)
+        x_hat: Any = rows_of(site.pair.smaller.value(site.x_hat, run.index), axis, channels[kept])
         if len(x) != len(x_hat):
             return None
-        rng = np.random.default_rng((seed, place.layer.after, run.index))
+        rng = np.random.default_rng((seed, site.layer.after, run.index))
         some = np.sort(rng.choice(len(x), min(len(x), each), replace=False))
         x, x_hat = x[some], x_hat[some]
         if sums is None:

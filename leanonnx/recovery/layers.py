@@ -8,19 +8,16 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.analysis.positions import Geometry, geometry
+from leanonnx.analysis.positions import Window, window_of
 from leanonnx.graph.formats import is_float
 from leanonnx.graph.model import FREE_INITIALIZERS, Model, holder_array
 from leanonnx.graph.nodes import BIAS, BIASED, LINEAR, attribute, fresh_name, name_of, standard
+from leanonnx.numeric.arrays import Array, Floats
 from leanonnx.numeric.labels import Mask
 from leanonnx.rules.call import Mix
-
-Array = NDArray[Any]
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Layer:
     extendable: bool
     turned: bool
     shape: tuple[int, ...]
-    window: Geometry | None
+    window: Window | None
 
     @property
     def groups(self) -> int:
@@ -111,7 +108,7 @@ def _layer(alive: Mask, compressed: Model, before: int, after: int, mix: Mix) ->
         return "it scales its product"
     if operator == "MatMul" and node.input[0] in compressed.origins:
         return "its constant is on the left"
-    window = geometry(node, array.shape[2:]) if "Conv" in operator else None
+    window = window_of(node, array.shape[2:]) if "Conv" in operator else None
     bias = _bias(compressed, node, operator, int(alive[mix.targets].sum()))
     if bias is None:
         return "its bias is shared or computed"

@@ -6,19 +6,17 @@ Noise is a poor judge of a good change, but it tells a bad one: what is wrong in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from leanonnx.data.images import BATCH_RANK, image_axes
 from leanonnx.graph.formats import HALVES, fed_in_float32, float_kinds, in_float32, is_float
 from leanonnx.graph.model import Model
+from leanonnx.numeric.arrays import Array
 from leanonnx.proof.proof import inputs_for
 from leanonnx.runtime.sessions import Feed, RunFailed, run
 
-Array = NDArray[Any]
 DRAWS = 4
 LAST = (1, 2)
 """Axes of height and width where those of the channels are last."""

@@ -23,13 +23,14 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.formats import HALVES, float_kinds, in_float32
 from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import attribute, name_of, scale_and_shift
+from leanonnx.numeric.arrays import Floats
 from leanonnx.numeric.labels import Mask
 from leanonnx.numeric.regression import LARGE, Fit, Kind, Rows, Sums, best_fit
 from leanonnx.recovery.fold import folded
 from leanonnx.recovery.layers import Change, Layer, changed, layers
 from leanonnx.recovery.pair import Pair
 from leanonnx.recovery.rescale import Norm, Rescaled, norms, rescaled
-from leanonnx.recovery.rows import Beside, Floats, Place
+from leanonnx.recovery.rows import Beside, Site
 from leanonnx.recovery.walk import Shelf
 from leanonnx.runtime.sessions import Feed
 
@@ -130,13 +131,13 @@ class _Recovery:
         self.pair.advance([source.input[0], source.output[0], *more[0]], [node.input[0], *more[1]])
         if beside and (beside.wanted not in self.pair.original.known or beside.there not in self.pair.smaller.known):
             beside = None
-        place = Place(self.dag, self.alive, layer, self.pair, source.input[0], source.output[0], node.input[0], beside)
+        site = Site(self.dag, self.alive, layer, self.pair, source.input[0], source.output[0], node.input[0], beside)
         name = name_of(node)
-        if not place.understood():
+        if not site.understood():
             return Mended(name, reason="its output is not what its weights make of its input")
         weight, bias = self._held(layer)
         behind = bias if layer.added else np.zeros_like(bias)
-        fit, before, scale = fitted(place, layer.laid_out(weight), bias - behind, self.seed)
+        fit, before, scale = fitted(site, layer.laid_out(weight), bias - behind, self.seed)
         if fit.error < before:
             change = Change(
                 layer,
@@ -214,45 +215,45 @@ def _addition(model: Model, output: str) -> tuple[onnx.NodeProto, str, Floats | 
         output = node.output[0]
 
 
-def fitted(place: Place, kernels: Floats, bias: Floats, seed: int) -> tuple[Fit, float, float]:
+def fitted(site: Site, kernels: Floats, bias: Floats, seed: int) -> tuple[Fit, float, float]:
     """The best fit for a layer, the error of what there was, and the mean square of the targets, on held-out rows.
 
     Args:
-        place: the layer.
+        site: the layer.
         kernels: its weights [G, O, I, taps].
         bias: its bias [G, O].
         seed: of the positions that are sampled.
     """
     groups, out, width, taps = kernels.shape
     size = width * taps
-    runs = len(place.pair.runs)
+    runs = len(site.pair.runs)
     affordable = max(WORK / size**2, PER_FEATURE * size, LEAST_ROWS)
-    expected = int(min(affordable, MOST_ROWS, runs * place.positions()))
+    expected = int(min(affordable, MOST_ROWS, runs * site.positions()))
     by_rows = groups == 1 and (size > WIDEST or size > max(expected, LARGE))
     each = max(1, -(-min(expected, FEW_ROWS if by_rows else expected) // runs))
     if by_rows:
-        return _judged(place, kernels.reshape(groups, out, size), bias, seed, _collected(place, each, seed, Rows))
-    return _judged(place, kernels.reshape(groups, out, size), bias, seed, _collected(place, each, seed, Sums))
+        return _judged(site, kernels.reshape(groups, out, size), bias, seed, _collected(site, each, seed, Rows))
+    return _judged(site, kernels.reshape(groups, out, size), bias, seed, _collected(site, each, seed, Sums))
 
 
 def _judged(
-    place: Place, flat: Floats, bias: Floats, seed: int, collected: tuple[Kind, Kind, Kind]
+    site: Site, flat: Floats, bias: Floats, seed: int, collected: tuple[Kind, Kind, Kind]
 ) -> tuple[Fit, float, float]:
     plain, mirror, held = collected
     if not plain.rows or not held.rows:
         return Fit(flat, bias, 0.0), 0.0, 0.0
     starts = [Fit(flat, bias, held.error(flat, bias))]
-    fold = folded(place, seed) if place.layer.free_bias else None
+    fold = folded(site, seed) if site.layer.free_bias else None
     if fold is not None:
         starts.append(Fit(*fold, held.error(*fold)))
     nothing = held.error(np.zeros_like(flat), np.zeros_like(bias))
-    return best_fit(plain, mirror, held, starts, place.layer.free_bias), starts[0].error, nothing
+    return best_fit(plain, mirror, held, starts, site.layer.free_bias), starts[0].error, nothing
 
 
-def _collected(place: Place, each: int, seed: int, kind: type[Kind]) -> tuple[Kind, Kind, Kind]:
+def _collected(site: Site, each: int, seed: int, kind: type[Kind]) -> tuple[Kind, Kind, Kind]:
     """Rows to fit, rows of mirrored inputs, and rows to judge by."""
     sums: list[Kind] = []
-    for run, held, read, targets in place.rows(each, seed):
+    for run, held, read, targets in site.rows(each, seed):
         if not sums:
             origin = read.mean(0, dtype=np.float64), targets.mean(0, dtype=np.float64)
             sums = [kind(*origin) for _ in range(3)]

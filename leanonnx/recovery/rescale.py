@@ -12,17 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.formats import is_float
 from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import attribute, scale_and_shift
+from leanonnx.numeric.arrays import Floats
 from leanonnx.numeric.labels import Mask
 from leanonnx.recovery.layers import hold
 from leanonnx.recovery.pair import Pair
 
-Floats = NDArray[np.float64]
 ROWS = 50_000
 """Positions that a fit sees, where there are as many."""
 LEAST_ROWS = 64

@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.analysis.positions import Geometry, features
+from leanonnx.analysis.positions import Window, features
 from leanonnx.graph.nodes import bias_of
+from leanonnx.numeric.arrays import Array, Floats, Ints
 from leanonnx.numeric.labels import Mask
 from leanonnx.recovery.layers import Layer
 from leanonnx.recovery.pair import Pair, Run
 
-Array = NDArray[Any]
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 UNDERSTOOD = 1e-3
 """Relative error up to which a layer's output is what its weights make of its input."""
 TRIED = 64
@@ -40,7 +36,7 @@ class Beside:
 
 
 @dataclass(frozen=True)
-class Place:
+class Site:
     """A layer with the tensors around it: ``x`` and ``y`` in the original, ``x_hat`` in the compressed network."""
 
     dag: ChannelDag
@@ -138,7 +134,7 @@ class Place:
         sample, place = np.divmod(chosen, size)
         return np.asarray(value.reshape(*value.shape[:2], size)[sample, :, place])
 
-    def _features(self, window: Geometry | None, x: Array, y: Array, chosen: Ints) -> Array:
+    def _features(self, window: Window | None, x: Array, y: Array, chosen: Ints) -> Array:
         """Rows [n, G, I · taps] of what the layer reads at output positions."""
         if window is None:
             return np.asarray(x.reshape(-1, x.shape[-1])[chosen][:, None, :])

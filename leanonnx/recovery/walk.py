@@ -6,17 +6,15 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from leanonnx.errors import DataError
 from leanonnx.graph.model import captured, unneeded
+from leanonnx.numeric.arrays import Array
 from leanonnx.runtime.sessions import Feed, RunFailed, failing, finished, opened
 
-Array = NDArray[Any]
 IN_MEMORY = 1 << 28
 """Bytes of activations that are held in memory; more go to a temporary folder."""
 

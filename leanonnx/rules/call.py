@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leanonnx.numeric.arrays import Array
 from leanonnx.numeric.labels import Labels, Mask, Shape, along, compact, on_axis, projection, uniform, varied
 from leanonnx.rules import advice
 
-Array = NDArray[Any]
 Pairs = tuple[Labels, Labels]
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from leanonnx.numeric.arrays import Array
 from leanonnx.numeric.labels import on_axis, varied
 from leanonnx.rules import advice
-from leanonnx.rules.call import Array, Call, Edit, Effect, Kept, Link, Slice, Unsupported, taken_together
+from leanonnx.rules.call import Call, Edit, Effect, Kept, Link, Slice, Unsupported, taken_together
 from leanonnx.rules.joins import joined
 
 

@@ -13,7 +13,8 @@ import onnx
 from leanonnx.errors import ModelError, OptionError
 from leanonnx.graph.formats import OTHERS, Kinds, fed_in_float32, float_kinds, in_float32
 from leanonnx.graph.model import Model, first_line
-from leanonnx.runtime.sessions import LONGEST_RUN, Array, Feed, Session, finished, opened
+from leanonnx.numeric.arrays import Array
+from leanonnx.runtime.sessions import LONGEST_RUN, Feed, Session, finished, opened
 from leanonnx.runtime.taps import tapped
 from leanonnx.words import shape_text
 

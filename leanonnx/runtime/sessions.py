@@ -11,21 +11,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from leanonnx.errors import LeanOnnxError
 from leanonnx.graph.formats import Kinds, Source, fed_in_float32, in_float32
 from leanonnx.graph.model import FREE_INITIALIZERS, first_line
 from leanonnx.graph.storage import data_size, write_model
+from leanonnx.numeric.arrays import Array
 from leanonnx.system.memory import available_memory
 
-Array = NDArray[Any]
 Feed = dict[str, Array]
 Session: TypeAlias = ort.InferenceSession
 

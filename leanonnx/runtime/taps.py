@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 
 from leanonnx.graph.formats import HALVES, fed_in_float32, float_kinds, in_float32
-from leanonnx.runtime.sessions import Array, Feed, failing, finished, opened
+from leanonnx.numeric.arrays import Array
+from leanonnx.runtime.sessions import Feed, failing, finished, opened
 
 
 @contextmanager

@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
+from leanonnx.numeric.arrays import Floats, Ints
 from leanonnx.selection.widths import Grid, replaced
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 Worth = Callable[[Ints], Floats]
 Spent = Callable[[Ints], float]
 MOST = 100

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from leanonnx.analysis.closure import Closure
 from leanonnx.analysis.dag import pinned
+from leanonnx.numeric.arrays import Ints
 from leanonnx.numeric.labels import Mask
 from leanonnx.ranking.criteria import Ranking
 from leanonnx.ranking.weigh import Weights
@@ -17,7 +17,6 @@ from leanonnx.rules.call import Pin
 from leanonnx.selection.exchange import exchanged
 from leanonnx.selection.widths import NEAREST, Alignment, grid, replaced
 
-Ints = NDArray[np.int64]
 SLACK = 0.8
 """Share of the budget; if whole steps spend less, layers are widened by less than a step too."""
 FULL = 0.98

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from leanonnx.analysis.cost import Rate
 from leanonnx.analysis.dag import ChannelDag
@@ -18,7 +17,6 @@ from leanonnx.numeric.labels import Labels, Mask
 from leanonnx.rules.call import Mix
 from leanonnx.runtime.targets import Target
 
-Floats = NDArray[np.float64]
 CONVOLUTIONS = ("Conv", "FusedConv")
 """Operators that have kernels which work on blocks of channels."""
 MS_PER_GIGA = 1e-6

@@ -12,15 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from leanonnx.analysis.dag import ChannelDag
+from leanonnx.numeric.arrays import Floats, Ints
 from leanonnx.numeric.labels import Labels, Mask
 from leanonnx.ranking.classes import layers_of
 from leanonnx.ranking.criteria import Ranking
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 NEAREST = 0.5
 PARTS = 16
 """A layer is divided into so many steps at least, where accuracy can be had back."""

@@ -11,17 +11,15 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from leanonnx.graph.formats import graphs
 from leanonnx.graph.model import FREE_INITIALIZERS, Model, captured, unneeded
 from leanonnx.graph.nodes import fresh_name
 from leanonnx.graph.storage import copy_fields
+from leanonnx.numeric.arrays import Array
 from leanonnx.rules.call import Entries, Pick
 from leanonnx.surgery.patch import Maker, Patch, Place
-
-Array = NDArray[Any]
 
 
 def apply(model: Model, patch: Patch) -> onnx.ModelProto:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +19,10 @@ from leanonnx.analysis.runs import Run, gathered
 from leanonnx.graph.formats import is_integer
 from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import title
+from leanonnx.numeric.arrays import Array
 from leanonnx.numeric.labels import Mask, is_rectangle, projection, varied
 from leanonnx.rules.call import Edit, Entries, Kept, Pick, Rewrite
 
-Array = NDArray[Any]
 Place = tuple[int, int]
 Maker = Callable[[], Array]
 ZERO_POINTS = {

@@ -9,8 +9,8 @@ from typing import Any
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import PlanError
+from leanonnx.numeric.arrays import Array
 from leanonnx.numeric.labels import Mask
-from leanonnx.runtime.sessions import Array
 from leanonnx.surgery.patch import constant_of, kept_indices
 from leanonnx.surgery.plan import Plan
 

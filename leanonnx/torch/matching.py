@@ -19,7 +19,7 @@ from torch import nn
 
 from leanonnx.errors import PlanError
 from leanonnx.graph.formats import is_float
-from leanonnx.runtime.sessions import Array
+from leanonnx.numeric.arrays import Array
 from leanonnx.torch.cuts import Cut, Kept
 from leanonnx.torch.modules import BATCH_NORMS, TRANSPOSED
 from leanonnx.torch.running import Trace

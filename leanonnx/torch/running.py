@@ -13,8 +13,9 @@ from torch import nn
 
 from leanonnx.errors import OptionError, PlanError
 from leanonnx.graph.model import Model, first_line
+from leanonnx.numeric.arrays import Array
 from leanonnx.proof.proof import relative, scales
-from leanonnx.runtime.sessions import Array, Feed
+from leanonnx.runtime.sessions import Feed
 from leanonnx.torch.modules import NORMS
 
 PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from leanonnx.analysis.positions import features, geometry
+from leanonnx.analysis.positions import features, window_of
 from leanonnx.recovery.layers import Layer, layers
 from leanonnx.recovery.pair import Pair
-from leanonnx.recovery.rows import Place
+from leanonnx.recovery.rows import Site
 from leanonnx.recovery.walk import Shelf
 from tests.calibrated import Array, Feed, analysed, values
 
@@ -69,7 +69,7 @@ def single(
 def made(proto: onnx.ModelProto, feed: Feed, size: Sequence[int]) -> Array:
     """The output by features times weights."""
     weight, bias = (numpy_helper.to_array(tensor) for tensor in proto.graph.initializer)
-    window = geometry(proto.graph.node[0], weight.shape[2:])
+    window = window_of(proto.graph.node[0], weight.shape[2:])
     grouped = weight.reshape(window.groups, -1, *weight.shape[1:])
     kernels = (grouped.swapaxes(1, 2) if window.turned else grouped).reshape(window.groups, -1, *weight.shape[2:])
     found = []
@@ -95,7 +95,7 @@ def test_features_times_weights_are_what_onnxruntime_puts_out(case: Case) -> Non
 
 def test_chosen_positions_are_rows_in_their_order() -> None:
     proto = single("Conv", [1, 2, 6, 5], (3, 2, 3, 3), 3, {"strides": [2, 1], "pads": [1, 0, 1, 0]})
-    window = geometry(proto.graph.node[0], (3, 3))
+    window = window_of(proto.graph.node[0], (3, 3))
     x = np.random.default_rng(0).standard_normal((2, 6, 5)).astype(np.float32)
     everything = features(window, x, (3, 3), np.arange(9))
     chosen = np.array([7, 0, 7, 3])
@@ -103,14 +103,14 @@ def test_chosen_positions_are_rows_in_their_order() -> None:
     assert everything.shape == (9, 1, 2, 9)
 
 
-def place_of(proto: onnx.ModelProto, feed: Feed, after: onnx.ModelProto | None = None) -> Place:
+def place_of(proto: onnx.ModelProto, feed: Feed, after: onnx.ModelProto | None = None) -> Site:
     """The only layer of a network, seen in it and in itself."""
     dag = analysed(proto)
     (layer,), _ = layers(dag, np.ones(dag.count, bool), dag.model)
     assert isinstance(layer, Layer)
     pair = Pair(dag.model, after or proto, [feed], [], Shelf())
     pair.advance(["x", "y"], ["x"])
-    return Place(dag, np.ones(dag.count, bool), layer, pair, "x", "y", "x", None)
+    return Site(dag, np.ones(dag.count, bool), layer, pair, "x", "y", "x", None)
 
 
 @settings(max_examples=40)

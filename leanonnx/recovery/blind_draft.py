@@ -25,7 +25,7 @@ NOTHING = dict.fromkeys(WAYS, 0)
 
 
 @dataclass(frozen=True)
-class Unseen:
+class BlindRecovery:
     """How many removed channels were made up for in which way, counted at each layer that read them.
 
     ``declined``: what rests on an assumption on the inputs was left out, since noise told that it does no good.
@@ -39,7 +39,7 @@ class Unseen:
         return {**self.counts, "declined": self.declined}
 
 
-def unseen_draft(known: Known, alive: Mask, draft: Path, seed: int, clock: Clock) -> Unseen:
+def blind_draft(known: Known, alive: Mask, draft: Path, seed: int, clock: Clock) -> BlindRecovery:
     """Change the weights of a draft without data, on its file.
 
     Args:
@@ -60,10 +60,10 @@ def unseen_draft(known: Known, alive: Mask, draft: Path, seed: int, clock: Clock
         except RunFailed as error:
             raise ProofFailed(f"the recovered model is not valid ({error}); nothing written") from error
         if not any(found.counts.values()):
-            return Unseen(NOTHING, declined)
+            return BlindRecovery(NOTHING, declined)
         write_model(found.proto, draft, external=external)
         check(draft)
-    return Unseen(found.counts, declined)
+    return BlindRecovery(found.counts, declined)
 
 
 def _better(known: Known, alive: Mask, bare: onnx.ModelProto, seed: int) -> tuple[Blind, bool]:
