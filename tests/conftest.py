@@ -6,16 +6,23 @@
 from __future__ import annotations
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before numpy is imported
+    # Workers share the cores; BLAS threads that wait for each other in a loop would take them from the others.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite("tests")  # so that a failure within a helper shows its values too
 
+from leanonnx.runtime.sessions import opened
 from tests.helpers import RUNS, brief, told
 from tests.pages import Found, images, page_of, parsed, residual
 from tests.smoke import SMOKE
@@ -27,6 +34,9 @@ settings.register_profile("ci", derandomize=True, max_examples=75, database=None
 settings.register_profile("long", max_examples=2000, print_blob=True, **COMMON)
 settings.load_profile("ci")
 HERE = Path(__file__).parent
+PLAIN = onnx.parser.parse_model(
+    '<ir_version: 8, opset_import: ["" : 17]> plain (float[1] x) => (float[1] y) { y = Relu (x) }'
+)
 TOGETHER = ("test_corrupted.py", "test_report_browser.py", "test_sweep_cluster.py")
 """Files whose tests share what takes seconds to start: they go to one worker."""
 
@@ -36,11 +46,6 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if config.option.markexpr != "smoke" or collection_path.suffix != ".py":
         return None
     return None if collection_path.relative_to(HERE).as_posix() in SMOKE else True
-
-
-def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than there are cores: a third of the time tests wait for processes of their own."""
-    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,6 +67,13 @@ def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, py
     if call.when == "teardown":
         RUNS.clear()
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plain_numbers() -> None:
+    """The first session of a process decides whether denormal numbers are flushed in it: one that does not flush."""
+    with opened(PLAIN):
+        pass
 
 
 @pytest.fixture
