@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # before numpy is imported
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if WORKER:  # before numpy is imported
     # Workers share the cores; BLAS threads that wait for each other in a loop would take them from the others.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import signal
 from collections.abc import Generator, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite("tests")  # so that a failure within a helper shows its values too
 
-from leanonnx.runtime.sessions import opened
+from leanonnx.runtime.sessions import limited, opened
 from tests.helpers import RUNS, brief, told
 from tests.pages import Found, images, page_of, parsed, residual
 from tests.smoke import SMOKE
@@ -37,7 +39,7 @@ HERE = Path(__file__).parent
 PLAIN = onnx.parser.parse_model(
     '<ir_version: 8, opset_import: ["" : 17]> plain (float[1] x) => (float[1] y) { y = Relu (x) }'
 )
-TOGETHER = ("test_corrupted.py", "test_report_browser.py", "test_sweep_cluster.py")
+TOGETHER = ("test_corrupted.py", "test_onnx_nodes.py", "test_report_browser.py", "test_sweep_cluster.py")
 """Files whose tests share what takes seconds to start: they go to one worker."""
 
 
@@ -70,10 +72,13 @@ def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, py
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _plain_numbers() -> None:
-    """The first session of a process decides whether denormal numbers are flushed in it: one that does not flush."""
-    with opened(PLAIN):
-        pass
+def _sessions() -> Iterator[None]:
+    """The first session of a process decides whether denormal numbers are flushed in it: one that does not flush.
+
+    Sessions of a worker keep to one thread, as its BLAS does.
+    """
+    with opened(PLAIN), limited(1) if WORKER else nullcontext():
+        yield
 
 
 @pytest.fixture

@@ -154,10 +154,10 @@ def test_linear_algebra_is_bounded(probe: str, tmp_path: Path, monkeypatch: pyte
 
 
 def test_sessions_are_bounded() -> None:
-    assert sessions.options(False, ()).intra_op_num_threads == 0
+    usual = sessions.options(False, ()).intra_op_num_threads
     with sessions.limited(3):
         assert sessions.options(False, ()).intra_op_num_threads == 3
-    assert sessions.options(False, ()).intra_op_num_threads == 0
+    assert sessions.options(False, ()).intra_op_num_threads == usual
 
 
 def test_jobs_share_the_cores(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
