@@ -13,7 +13,7 @@ import onnx
 from leanonnx.errors import DataError
 from leanonnx.graph.model import captured, unneeded
 from leanonnx.numeric.arrays import Array
-from leanonnx.runtime.sessions import Feed, RunFailed, failing, finished, opened
+from leanonnx.runtime.sessions import Feed, RunFailed, failing, opened, runs
 
 IN_MEMORY = 1 << 28
 """Bytes of activations that are held in memory; more go to a temporary folder."""
@@ -131,9 +131,9 @@ class Walk:
         made = [name for index in chosen for name in nodes[index].output if name and name in (later | wanted)]
         part, sources = self._part(chosen, made)
         try:
-            with failing(), opened(part, libraries=self.libraries) as session:
+            with failing(), opened(part, libraries=self.libraries) as session, runs(session) as run_once:
                 for run in range(self.runs):
-                    found = finished(session, {name: self.value(name, run) for name in sources})
+                    found = run_once({name: self.value(name, run) for name in sources})
                     for name, value in zip(made, found, strict=True):
                         self.shelf.put(self.tag + name, run, np.asarray(value))
         except RunFailed as error:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -32,6 +33,8 @@ IN_MEMORY = 1 << 24
 """Bytes up to which a model is handed to onnxruntime in memory."""
 LONGEST_RUN = 120
 """Seconds after which a run is given up."""
+PATIENCE = 60
+"""How often within that it is looked at."""
 QUIET = 4
 
 ort.set_default_logger_severity(QUIET)
@@ -157,13 +160,33 @@ def run_node(node: onnx.NodeProto, feed: Feed, constants: Feed, like: onnx.Model
         return None
 
 
+@contextmanager
+def runs(session: Session) -> Iterator[Callable[[Feed], list[Array]]]:
+    """What gives the outputs of one run after the other; one that takes ``LONGEST_RUN`` seconds is stopped.
+
+    One thread watches over all of them: to start one for each would take longer than a short run does.
+    """
+    limits, over = ort.RunOptions(), threading.Event()
+    begun = [time.monotonic()]
+
+    def watch() -> None:
+        while not over.wait(LONGEST_RUN / PATIENCE):
+            if time.monotonic() - begun[0] > LONGEST_RUN:
+                limits.terminate = True
+                return
+
+    def run_once(feed: Feed) -> list[Array]:
+        begun[0] = time.monotonic()
+        return list(session.run(None, feed, limits))
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield run_once
+    finally:
+        over.set()
+
+
 def finished(session: Session, feed: Feed) -> list[Array]:
     """Outputs of one run, which is stopped after ``LONGEST_RUN`` seconds (a loop without end)."""
-    limits = ort.RunOptions()
-    timer = threading.Timer(LONGEST_RUN, setattr, (limits, "terminate", True))
-    timer.daemon = True
-    timer.start()
-    try:
-        return list(session.run(None, feed, limits))
-    finally:
-        timer.cancel()
+    with runs(session) as run_once:
+        return run_once(feed)
