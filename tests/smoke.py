@@ -1,4 +1,4 @@
-"""The tests of the smoke subset: a little of everything, in seconds.  python -m pytest -m smoke -q"""
+"""The tests of the smoke subset: a little of everything, in seconds.  python -m pytest -m smoke -n auto -q"""
 
 from __future__ import annotations
 
