@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from math import inf
 from pathlib import Path
 from typing import TypeAlias
 
@@ -167,17 +168,21 @@ def runs(session: Session) -> Iterator[Callable[[Feed], list[Array]]]:
     One thread watches over all of them: to start one for each would take longer than a short run does.
     """
     limits, over = ort.RunOptions(), threading.Event()
-    begun = [time.monotonic()]
+    latest = inf  # when the run that is going on has to be over
 
     def watch() -> None:
         while not over.wait(LONGEST_RUN / PATIENCE):
-            if time.monotonic() - begun[0] > LONGEST_RUN:
+            if time.monotonic() > latest:
                 limits.terminate = True
                 return
 
     def run_once(feed: Feed) -> list[Array]:
-        begun[0] = time.monotonic()
-        return list(session.run(None, feed, limits))
+        nonlocal latest
+        latest = time.monotonic() + LONGEST_RUN
+        try:
+            return list(session.run(None, feed, limits))
+        finally:
+            latest = inf
 
     threading.Thread(target=watch, daemon=True).start()
     try:

@@ -1,0 +1,22 @@
+"""Runs of a session that are watched over."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from leanonnx.runtime import sessions
+from leanonnx.runtime.sessions import opened, runs
+from tests.helpers import build
+
+
+def test_time_between_runs_counts_for_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build('<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y) { y = Relu (x) }')
+    monkeypatch.setattr(sessions, "LONGEST_RUN", 0.3)
+    with opened(model) as session, runs(session) as run_once:
+        run_once({"x": np.ones(2, np.float32)})
+        time.sleep(0.6)
+        (found,) = run_once({"x": np.ones(2, np.float32)})
+    assert np.array_equal(found, [1, 1])
