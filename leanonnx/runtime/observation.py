@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 
 from leanonnx.errors import ModelError, OptionError
 from leanonnx.graph.formats import OTHERS, Kinds, fed_in_float32, float_kinds, in_float32
-from leanonnx.graph.model import Model, first_line
+from leanonnx.graph.model import Model, first_line, tensors
 from leanonnx.numeric.arrays import Array
+from leanonnx.runtime.free_axes import Sizes, axis_groups, further
 from leanonnx.runtime.sessions import LONGEST_RUN, Feed, Session, finished, opened
 from leanonnx.runtime.taps import tapped
 from leanonnx.words import shape_text
@@ -28,6 +30,8 @@ LENGTHS = (6144, 16384, 1024)
 CHANNELS = (3, 1)
 IMAGE_RANK = 4
 LARGEST = 1 << 24
+USUAL = 16
+"""So many sizes of constants are tried for axes that may hold channels."""
 IMPOSSIBLE = 1 << 30
 """Numbers in the graph inputs from which on a run is not tried."""
 NOT_TENSORS = {"SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SplitToSequence"}
@@ -38,18 +42,31 @@ UNKNOWN_OPERATOR = "is not a registered function/op"
 
 @dataclass(frozen=True)
 class Observation:
-    """What one run of the model showed; ``replaced``: the number formats that onnxruntime had to see as float32."""
+    """What one run of the model showed, and what runs at other sizes of its free axes did.
+
+    Attributes:
+        feeds: the inputs.
+        shapes: shape of each tensor.
+        values: values that are computed from constants and sizes alone.
+        replaced: the number formats that onnxruntime had to see as float32.
+        further: the same at other sizes, all free axes changed where the model allows it.
+        sizes: shapes of the graph inputs at all further sizes that the model was seen to run at: each free axis (or
+            group of axes that change together) alone at two further values, and all of them jointly.
+    """
 
     feeds: Feed
     shapes: dict[str, tuple[int, ...]]
     values: dict[str, Array]
     replaced: Kinds = frozenset()
+    further: tuple[Observation, ...] = ()
+    sizes: tuple[Sizes, ...] = ()
 
 
 def observe(model: Model, given: Shapes) -> Observation:
-    """Run the model once and look at every tensor's shape, and at the value of those that are constant.
+    """Run the model and look at every tensor's shape, and at the value of those that are constant.
 
     Shape inference by execution: each tensor gets a Shape node of its own, so that nothing large is kept.
+    Where axes of the inputs are free, the model is run at further sizes too.
     ``given`` fixes the shapes of graph inputs by name; other free dimensions are tried from a list of usual sizes.
     A model in a number format that onnxruntime cannot run is looked at as its float32 stand-in.
 
@@ -85,29 +102,74 @@ def check_shapes(model: Model, shapes: Shapes) -> None:
 
 
 def _observed(model: Model, proto: onnx.ModelProto, given: Shapes, replaced: Kinds) -> Observation:
-    """What a run of the model, or of its stand-in, shows."""
+    """What runs of the model, or of its stand-in, show."""
     values = sorted(_fixed_names(model))
     names = sorted(n for n in _tensor_names(model) if n in model.free)
     shapes_of = [onnx.helper.make_node("Shape", [name], [f"leanonnx_shape_{k}"]) for k, name in enumerate(names)]
     with tapped(proto, [*(node.output[0] for node in shapes_of), *values], shapes_of) as taps:
         try:
             with opened(taps, optimise=False, libraries=model.libraries) as session:
-                feeds, found = _first_run(session, model, given, len(names) + len(values), replaced)
+                return _at_all_sizes(_Look(model, session, names, values, replaced), given)
         except ModelError:
             raise
         except Exception as error:  # onnxruntime raises its own types, one per status code
             known = UNKNOWN_OPERATOR not in str(error)
             hint = "export it again" if known else "give the library of its operators with --library"
             raise ModelError(f"{model.path}: onnxruntime cannot load the model: {first_line(error)}; {hint}") from error
-    shapes = {name: tuple(int(d) for d in shape) for name, shape in zip(names, found, strict=False)}
-    shapes |= {name: feed.shape for name, feed in feeds.items()}
-    fixed = (
-        _as_declared(model, dict(zip(values, found[len(names) :], strict=True)))
-        if replaced
-        else dict(zip(values, found[len(names) :], strict=True))
-    )
-    shapes |= {name: value.shape for name, value in fixed.items()}
-    return Observation(feeds, shapes, fixed, replaced)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """A session of the model that puts out the shapes of ``names`` and the ``values``."""
+
+    model: Model
+    session: Session
+    names: list[str]
+    values: list[str]
+    replaced: Kinds
+
+    def seen(self, feeds: Feed, outputs: list[Array]) -> Observation:
+        """What one run showed."""
+        shapes = {name: tuple(int(d) for d in shape) for name, shape in zip(self.names, outputs, strict=False)}
+        shapes |= {name: feed.shape for name, feed in feeds.items()}
+        fixed = dict(zip(self.values, outputs[len(self.names) :], strict=True))
+        if self.replaced:
+            fixed = _as_declared(self.model, fixed)
+        shapes |= {name: value.shape for name, value in fixed.items()}
+        return Observation(feeds, shapes, fixed, self.replaced)
+
+    def run(self, shapes: Shapes) -> tuple[Feed, list[Array]]:
+        """Random inputs of these shapes, and what the session puts out for them."""
+        feed = random_feed(self.model, shapes, seed=0)
+        count = len(self.names) + len(self.values)
+        return feed, finished(self.session, fed_in_float32(feed, self.replaced))[:count]
+
+
+def _at_all_sizes(look: _Look, given: Shapes) -> Observation:
+    """The first run that succeeds, with further ones where axes are free."""
+    base = look.seen(*_first_run(look, given))
+    declared_axes = {value.name: declared(value) for value in look.model.inputs}
+    if all(isinstance(size, int) for axes in declared_axes.values() for size in axes):
+        return base
+
+    def again(sizes: Sizes) -> Observation | None:
+        try:
+            found = look.seen(*look.run(sizes))
+        except Exception:  # noqa: BLE001 - onnxruntime raises its own types; the model does not run at these sizes
+            return None
+        emptied = any(0 in shape and 0 not in base.shapes[name] for name, shape in found.shapes.items())
+        return None if emptied else found
+
+    start = {name: feed.shape for name, feed in base.feeds.items()}
+    groups = axis_groups(declared_axes, start, _usual_sizes(look.model))
+    more = further(groups, start, again)
+    return replace(base, further=tuple(one for _, one in more.jointly or more.alone), sizes=more.sizes)
+
+
+def _usual_sizes(model: Model) -> list[int]:
+    """Sizes of constants that may be numbers of channels, the most frequent first."""
+    counts = Counter(size for tensor in tensors(model.proto.graph) for size in set(tensor.dims) if size > 1)
+    return [size for size, _ in counts.most_common(USUAL)]
 
 
 def _as_declared(model: Model, values: dict[str, Array]) -> dict[str, Array]:
@@ -144,13 +206,13 @@ def _fixed_names(model: Model) -> set[str]:
     return {n for n in _tensor_names(model) if n not in model.free and n not in model.origins}
 
 
-def _first_run(session: Session, model: Model, given: Shapes, taps: int, replaced: Kinds) -> tuple[Feed, list[Array]]:
+def _first_run(look: _Look, given: Shapes) -> tuple[Feed, list[Array]]:
     """Try the usual sizes for free dimensions until the model runs and no tensor is empty."""
+    model = look.model
     failure, empty = "no free dimension could be filled", None
     for shapes in _trials(model, given):
-        feed = random_feed(model, shapes, seed=0)
         try:
-            found = finished(session, fed_in_float32(feed, replaced))[:taps]
+            feed, found = look.run(shapes)
         except Exception as error:  # onnxruntime raises its own types, one per status code
             failure = first_line(error)
             if TERMINATED in failure:
