@@ -12,20 +12,23 @@ import onnx
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from tests.graph_blocks import BLOCKS
+from tests.graph_blocks import BLOCKS, best_pixels
 from tests.graph_builder import IR_VERSIONS, Choose, Tensor, dense
 from tests.graph_folds import FOLDS
-from tests.graph_free import FreeBuilder, Size, free, values_of
+from tests.graph_free import COUNT, FreeBuilder, Size, free, values_of
 from tests.graph_moves import MOVES, gather_pixels, grid, split
 from tests.graph_sizes import SIZES
 from tests.graph_steps import STEPS, Step, conv, conv_of, gemm, join_constant
 
-COUNT = 3
-BATCHES = ((1, 3, 2), (1, 2, 3), (2, 3, 1))
-PIXELS = (((4, 8, 6), (6, 4, 10)), ((6, 10, 12), (4, 8, 6)), ((5, 7, 9), (4, 6, 5)))
-LENGTHS = ((8, 12, 20), (6, 10, 9))
-CUBES = ((4, 6, 4), (4, 4, 6), (2, 4, 6))
-FIXED: set[Step] = {gather_pixels, grid, split, gemm, join_constant}
+BATCHES = ((1, 3, 2, 1009, 2003), (1, 2, 3, 1009, 2003), (2, 3, 1, 1009, 2003))
+PIXELS = (
+    ((4, 8, 6, 24 * 101, 24 * 173), (6, 4, 10, 24 * 409, 24 * 103)),
+    ((6, 10, 12, 24 * 101, 24 * 173), (4, 8, 6, 24 * 409, 24 * 103)),
+    ((5, 7, 9, 3001, 4001), (4, 6, 5, 5003, 6007)),
+)
+LENGTHS = ((8, 12, 20, 24 * 101, 24 * 173), (6, 10, 9, 3001, 4001))
+CUBES = ((4, 6, 4, 24 * 101, 24 * 173), (4, 4, 6, 24 * 409, 24 * 103), (2, 4, 6, 24 * 67, 24 * 311))
+FIXED: set[Step] = {gather_pixels, grid, split, gemm, join_constant, best_pixels}
 """Steps that write the number of pixels into a constant."""
 USUAL = [step for step in (*STEPS, *MOVES, *BLOCKS) if step not in FIXED]
 MOST_OUTPUTS = 4

@@ -16,6 +16,8 @@ from onnx import TensorProto
 from tests.graph_builder import Array, Builder, Choose, Tensor
 
 FAR = 1 << 40
+COUNT = 3
+"""Sizes at which a model is run; the values of a ``Size`` beyond them tell apart what is equal by chance at these."""
 OPERATIONS = {"Add": operator.add, "Sub": operator.sub, "Mul": operator.mul, "Div": operator.floordiv}
 OPERATIONS |= {"Mod": operator.mod}
 
@@ -132,12 +134,12 @@ class FreeBuilder(Builder):
         fixed: list[int] = []
         for value in values:
             if free(value) or (value > 1 and self.places(value) and self.chance(6)):
-                pieces += [super().ints(*fixed)] * bool(fixed)
+                pieces += [super().ints(*fixed)] if fixed else []
                 pieces.append(self.measured(value))
                 fixed = []
             else:
                 fixed.append(value)
-        pieces += [super().ints(*fixed)] * bool(fixed or not values)
+        pieces += [super().ints(*fixed)] if fixed or not values else []
         return self.node("Concat", pieces, axis=0)[0] if len(pieces) > 1 else pieces[0]
 
     def places(self, value: int) -> list[tuple[Tensor, int]]:

@@ -9,7 +9,7 @@ from onnx import TensorProto, numpy_helper
 
 from tests.graph_blocks import projected, sequence
 from tests.graph_builder import Tensor
-from tests.graph_free import FAR, FreeBuilder, free
+from tests.graph_free import COUNT, FAR, FreeBuilder, free
 from tests.graph_steps import Step, conv_of, divisors
 
 
@@ -149,6 +149,16 @@ def pooled_grid(b: FreeBuilder) -> None:
     b.offer(Tensor(name, (n, c, h // 2, w // 2)))
 
 
+def top_half(b: FreeBuilder) -> None:
+    """The larger half of the pixels of each row."""
+    x = b.image()
+    if x is not None:
+        last = len(x.shape) - 1
+        count = (x.shape[last] + 1) // 2
+        values, _ = b.node("TopK", [x.name, b.measured(count)], 2, axis=-1)
+        b.offer(Tensor(values, x.resized(count, last)))
+
+
 # tensors whose shape is computed
 
 
@@ -215,7 +225,7 @@ def positions(b: FreeBuilder) -> None:
     if x is None:
         return
     n, length, width = x.shape
-    longest = 3 * max(length.values) if free(length) else length
+    longest = 3 * max(length.values[:COUNT]) if free(length) else length
     form = b.choose(3)
     if form == 0:
         found = sliced(b, b.parameter((1, longest, width)), 0, length, 1)
@@ -331,6 +341,7 @@ def per_group(b: FreeBuilder) -> None:
 
 SIZES: list[Step] = [
     *(cut_by_size, chunks, split_by_size, padded_to_multiple, resized_to, resized_by_ratio, pooled_grid),
+    *(top_half,),
     *(filled, coordinates, class_token, positions, masked_tokens, masked_channels, one_hot_channels, repeated),
     *(mean_by_hand, scaled_by_width, squeezed_and_back, per_group),
 ]
