@@ -117,6 +117,12 @@ class FreeBuilder(Builder):
                 del found[count:]
             self.weights, self.shapes = weights, shapes
 
+    def offer(self, tensor: Tensor) -> Tensor:
+        """Let later steps build on a tensor, unless it is empty at some size."""
+        if min(min(values_of(size, 1)) for size in tensor.shape) < 1:
+            raise Unfit
+        return super().offer(tensor)
+
     def normal(self, shape: Sequence[int], scale: float = 1.0) -> Array:
         if free(*shape):
             raise Unfit
