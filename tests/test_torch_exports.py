@@ -17,7 +17,7 @@ from leanonnx.runtime.observation import declared
 from leanonnx.selection.selector import Budget
 from leanonnx.surgery.operate import apply
 from leanonnx.surgery.patch import masking_patch
-from tests.at_sizes import Pair, Shapes
+from tests.at_sizes import Pair, Shapes, runs_at
 from tests.helpers import Options
 from tests.torch_networks import network
 from tests.torch_zoo import ZOO, Spec
@@ -52,11 +52,15 @@ def exported(spec: Spec, exporter: str, path: Path) -> Path:
 
 
 def sizes_of(path: Path, spec: Spec) -> list[Shapes]:
-    """Sizes of the one input at which the file can be run; an exporter may have fixed some."""
-    (value,) = load(path).inputs
-    axes = declared(value)
-    shapes = [tuple(a if isinstance(a, int) else n for a, n in zip(axes, s, strict=True)) for s in spec.shapes]
-    return [{value.name: shape} for shape in dict.fromkeys(shapes[1:])]
+    """Sizes at which the file can be run; an exporter may have written some of the first shape into it."""
+    model = load(path)
+    batches = [(n, *spec.shapes[0][1:]) for n in (1, 2, 3)]
+    axes = declared(model.inputs[0])
+    shapes = [
+        tuple(a if isinstance(a, int) else n for a, n in zip(axes, given, strict=True))
+        for given in (*spec.shapes[1:], *batches)
+    ]
+    return runs_at(model.proto, model.inputs, [{"x": shape} for shape in dict.fromkeys(shapes)])
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
