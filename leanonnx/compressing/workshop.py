@@ -197,7 +197,13 @@ def compared(
 
 def channels_of(dag: ChannelDag, alive: Mask | None) -> Channels:
     """What the proof knows of the channels of a model, and which of them are left."""
-    return Channels([at.labels for at in dag.sizes], alive)
+    kept = dag.whole if alive is None else alive
+
+    def fixed() -> set[str]:
+        numbers = steady(dag, kept).numbers
+        return {name for name, found in numbers.items() if np.isfinite(found[kept[dag.labels[name]]]).all()}
+
+    return Channels([at.labels for at in dag.sizes], alive, fixed)
 
 
 def operated(dag: ChannelDag, alive: Mask, clean: bool) -> Tidied:

@@ -6,7 +6,7 @@ divided into slices, one for each channel that its labels tell apart, and each i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +21,7 @@ SHARE = 0.1
 """The same for its largest part in its tensor's norm: a number that happens to be near zero is no small channel."""
 OBSERVED = 8
 """Numbers from which on their spread is known."""
+CONSTANT = "constant"
 TINY = 1e-30
 """Norms below this have no digits."""
 STILL = 1e-6
@@ -29,10 +30,14 @@ STILL = 1e-6
 
 @dataclass(frozen=True)
 class Channels:
-    """Labels of tensors by name, at each size that was looked at, and which labels [labels] are alive (None: all)."""
+    """Labels of tensors by name, at each size that was looked at, and which labels [labels] are alive (None: all).
+
+    ``steady`` finds the tensors whose channels each hold one number, whatever the input.
+    """
 
     labels: Sequence[Mapping[str, Labels]] = ()
     alive: Mask | None = None
+    steady: Callable[[], Collection[str]] = tuple
 
     def of(self, name: str, shape: Sequence[int]) -> Labels | None:
         """The labels of a tensor of this shape; None where none are known that fit."""
@@ -199,7 +204,7 @@ def kind_of(value: Array) -> str:
         return "empty"
     if is_float(value) and not finite(value)[1]:
         return "not finite"
-    return "constant" if is_float(value) or is_integer(value) or value.dtype.kind == "b" else "no numbers"
+    return CONSTANT if is_float(value) or is_integer(value) or value.dtype.kind == "b" else "no numbers"
 
 
 def scales(known: Sequence[Sequence[Array]]) -> list[float]:

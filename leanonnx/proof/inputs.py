@@ -19,8 +19,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 KINDS = ("normal", "uniform", "bytes")
 COUNTED = 8
 """Class numbers and positions are drawn below this where the model runs on them."""
-FACTORS = (10.0, 0.1, 100.0, -1.0, 1e4)
+FACTORS = (10.0, 0.1, 100.0, 0.01, -1.0, 1e4)
 """What normal inputs are multiplied by where the usual ones tell nothing."""
+HALF = 0.5
 SQUARE = 8
 """Side of the squares that smooth fields are made of."""
 OFTEN = 16
@@ -89,7 +90,7 @@ def further_inputs(model: Model, shapes: Shapes, seed: int = 0) -> Iterator[tupl
         field = _smooth(value.shape, rng)
         if is_float(value):
             return field.astype(value.dtype)
-        if value.dtype.kind not in "iu" or value.dtype.itemsize > 1:
+        if not _is_byte(value):
             return value
         limits = np.iinfo(value.dtype)
         level = (field - field.min()) / max(np.ptp(field), 1)
@@ -101,6 +102,8 @@ def further_inputs(model: Model, shapes: Shapes, seed: int = 0) -> Iterator[tupl
     for k, factor in enumerate(FACTORS):
         feed = random_feed(model, named, seed + k, KINDS[0])
         yield f"normal times {factor:g}", {name: _times(value, factor) for name, value in feed.items()}
+    feed = random_feed(model, named, seed, KINDS[0])
+    yield "binary", {name: (rng.random(v.shape) < HALF).astype(v.dtype) for name, v in feed.items()}
     feed = random_feed(model, named, seed, KINDS[2])
     yield (
         "smooth bytes",
@@ -112,13 +115,19 @@ def further_inputs(model: Model, shapes: Shapes, seed: int = 0) -> Iterator[tupl
 
 
 def _times(value: Array, factor: float) -> Array:
-    """Floats times a factor, as far as their format holds them; dark pixels for small factors."""
+    """Floats times a factor, as far as their format holds them; pixels of less contrast for small factors."""
     if is_float(value):
         with np.errstate(over="ignore"):
             return np.asarray((value.astype(np.float64) * factor).astype(value.dtype))
-    if is_integer(value) and not is_wide(value) and abs(factor) < 1:
-        return np.asarray((value * factor).astype(value.dtype))
-    return value
+    if not _is_byte(value) or abs(factor) >= 1:
+        return value
+    limits = np.iinfo(value.dtype)
+    middle = (limits.min + limits.max + 1) // 2
+    return np.asarray((middle + (value.astype(np.int64) - middle) * factor).astype(value.dtype))
+
+
+def _is_byte(value: Array) -> bool:
+    return value.dtype.kind in "iu" and value.dtype.itemsize == 1
 
 
 def _smooth(shape: tuple[int, ...], rng: np.random.Generator) -> Array:

@@ -21,7 +21,7 @@ from leanonnx.graph.formats import (
     number_format,
 )
 from leanonnx.graph.model import Model
-from leanonnx.proof.compare import Channels
+from leanonnx.proof.compare import CONSTANT, Channels
 from leanonnx.proof.compare import relative as relative
 from leanonnx.proof.decisions import behind, decided, weighed
 from leanonnx.proof.decisions import behind_decisions as behind_decisions
@@ -139,6 +139,8 @@ class _Proving:
         if not self._failed:
             self._retreat(found)
             silent = {name: self._kind(name) for name in self.outputs if not self._tells(name)}
+            steady = self.sides.channels.steady() if CONSTANT in silent.values() else ()
+            silent = {name: kind for name, kind in silent.items() if kind != CONSTANT or name not in steady}
         return self._verdict(found, silent)
 
     def _fed(self, feed: Feed) -> Feed:

@@ -212,9 +212,13 @@ class Comparison:
     def _still(self, used: list[Feed], wanted: list[Row]) -> set[int]:
         """Tensors of which nothing varies over the inputs of the first size."""
         first = [row for feed, row in zip(used, wanted, strict=True) if sizes_of(feed) == sizes_of(used[0])]
-        return {
-            k for k in range(len(self.names)) if not varying([row[k] for row in first], self._slices(k, first[0][k]))[0]
-        }
+        return {k for k in range(len(self.names)) if not self._varies(k, [row[k] for row in first])}
+
+    def _varies(self, k: int, values: Sequence[Array]) -> bool:
+        """Whether anything of a tensor does that could be compared."""
+        left = [self._left(k, value) for value in values]
+        known = [value for value in left if value is not None]
+        return not known or bool(varying(known, self._slices(k, values[0]))[0])
 
     def _slices(self, k: int, value: Array) -> Slices:
         return self.sides.channels.slices(self.names[k], value.shape) if is_float(value) else WHOLE
@@ -242,14 +246,16 @@ class Comparison:
                 if left is not None and (k < self.inner or left.shape == other[k].shape):
                     slices = self._slices(k, one[k])
                     parts.setdefault(slices.count, []).append((row, left, other[k], slices))
-            tables += [self._table(name, used, part, [row[k] for row in unmasked]) for part in parts.values()]
+            lent = [(self._left(k, row[k]), self._slices(k, row[k])) for row in unmasked]
+            more = [Profile.of(value, slices) for value, slices in lent if value is not None]
+            tables += [self._table(name, used, part, more) for part in parts.values()]
         return tables
 
     def _left(self, k: int, value: Array) -> Array | None:
         return value if k < self.inner else self.sides.channels.survivors(self.names[k], value)
 
     def _table(
-        self, name: str, used: Sequence[Feed], part: list[tuple[int, Array, Array, Slices]], unmasked: Sequence[Array]
+        self, name: str, used: Sequence[Feed], part: list[tuple[int, Array, Array, Slices]], more: Sequence[Profile]
     ) -> Table:
         rows = [row for row, _, _, _ in part]
         slices = [each for _, _, _, each in part]
@@ -257,9 +263,8 @@ class Comparison:
         gaps = np.stack([distance(one, other, each) for _, one, other, each in part])
         scale = np.ones(gaps.shape)
         if is_float(part[0][1]):
-            more = [Profile.of(value, self.sides.channels.slices(name, value.shape)) for value in unmasked]
-            more = [profile for profile in more if profile.rms.size == gaps.shape[1]]
-            scale = scales_of(profiles, self.sides.rounding, more)
+            alike = [profile for profile in more if profile.rms.size == gaps.shape[1]]
+            scale = scales_of(profiles, self.sides.rounding, alike)
         errors = gaps / scale
         limits = np.full(errors.shape, self.bound)
         limits[[k for k, profile in enumerate(profiles) if not profile.sound and not np.isinf(errors[k]).any()]] = (
