@@ -44,6 +44,7 @@ def summary(result: Result) -> Row:
             "max_relative_error": result.proof.max_relative_error,
             "bound": result.proof.bound,
             "inputs": result.proof.inputs,
+            "sizes": result.proof.sizes,
             "outputs": result.proof.outputs,
         },
         "pins": pins(dag, result.alive),
