@@ -72,5 +72,5 @@ def slice_axes(value: Array, kind: tuple[str, int], labelled: Sequence[int]) -> 
     name, axis = kind
     if name == DISCRETE:
         return ()
-    found = labelled or ((axis,) if name != OTHER else (1, value.ndim - 1))
+    found = labelled or ((axis,) if name != OTHER else (1, value.ndim - 1) if value.ndim > 1 else ())
     return tuple(dict.fromkeys(a for a in found if a < value.ndim and value.shape[a] > 1))
