@@ -152,18 +152,20 @@ def _at_all_sizes(look: _Look, given: Shapes) -> Observation:
     if all(isinstance(size, int) for axes in declared_axes.values() for size in axes):
         return base
 
-    def again(sizes: Sizes) -> Observation | None:
+    seen: dict[str, Observation] = {}
+
+    def runs(sizes: Sizes) -> bool:
         try:
             found = look.seen(*look.run(sizes))
         except Exception:  # noqa: BLE001 - onnxruntime raises its own types; the model does not run at these sizes
-            return None
+            return False
         emptied = any(0 in shape and 0 not in base.shapes[name] for name, shape in found.shapes.items())
-        return None if emptied else found
+        seen[repr(sizes)] = found
+        return not emptied
 
     start = {name: feed.shape for name, feed in base.feeds.items()}
-    groups = axis_groups(declared_axes, start, _usual_sizes(look.model))
-    more = further(groups, start, again)
-    return replace(base, further=tuple(one for _, one in more.jointly or more.alone), sizes=more.sizes)
+    more = further(axis_groups(declared_axes, start, _usual_sizes(look.model)), start, runs)
+    return replace(base, further=tuple(seen[repr(s)] for s in more.jointly or more.alone), sizes=more.sizes)
 
 
 def _usual_sizes(model: Model) -> list[int]:
