@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,15 @@ def of(error: list[float], norms: list[float], each: int) -> Slices:
 )
 def test_what_is_almost_zero_is_not_its_own_scale(slices: Slices, probabilities: bool, expected: list[float]) -> None:
     np.testing.assert_allclose(slices.relative(probabilities), expected, rtol=1e-5)
+
+
+def test_few_samples_are_measured_by_the_scale_that_more_have() -> None:
+    """Of two samples the second channel is small by chance; of a thousand it is known to be one."""
+    few, many = of([0.1, 0.1], [1.5, 0.5], 2), of([9, 9], [1000**0.5, 1000**0.5], 1000)
+    known = many.worst()
+    np.testing.assert_allclose(few.relative(), [0.1 / 1.5, 0.2])
+    np.testing.assert_allclose(few.relative(known=known), [0.1 / 1.5, 0.1 / 2**0.5])
+    np.testing.assert_allclose(few.relative(known=replace(known, axis=2)), [0.1 / 1.5, 0.2])
 
 
 def test_bounded_errors_keep_their_order() -> None:

@@ -40,7 +40,7 @@ from leanonnx.checking.gates import (
     Limit,
 )
 from leanonnx.checking.interface import interface_changes
-from leanonnx.checking.sizes import COUNTS, Inputs, at_sizes, batch_places, fitted
+from leanonnx.checking.sizes import ROWS, Inputs, at_sizes, batch_places, fitted
 from leanonnx.checking.telling import untold
 from leanonnx.checking.verdicts import FAILED, PASSED, SKIPPED, Verdict, status_of
 from leanonnx.compressing.report import fidelity
@@ -242,18 +242,18 @@ def _paired(base: Model, new: Model, request: Request) -> _Pair:
     if request.data is None:
         if request.images != ImageFormat():
             raise OptionError("--mean, --std, --scale, --layout and --size go with --data; leave them out")
-        samples = [random_feed(base, sizes, seed + k) for k in range(max(COUNTS))]
-        more = Inputs("random normal inputs", samples, lambda at: random_feed(base, at, seed))
+        samples = [random_feed(base, sizes, seed + k) for k in range(ROWS)]
+        more = Inputs("random normal inputs", samples, lambda at, k: random_feed(base, at, seed + k))
         return _Pair(base, new, observation, drawn(base, sizes, seed), sizes, more)
     data = runnable(open_data(request.data, base, observation.shapes, request.images), base)
-    samples = list(islice(data.feeds(1), max(COUNTS)))
+    samples = list(islice(data.feeds(1), ROWS))
     samples = [each for each in samples if shapes_of(each) == shapes_of(samples[0])]
     if shapes_of(samples[0]) != sizes:
         observation = observe(base, shapes_of(samples[0]))
     if not request.timed.shapes:
         sizes = shapes_of(samples[0])
     places = batch_places(base)
-    more = Inputs(str(request.data), samples, lambda at: fitted(samples, at, places))
+    more = Inputs(str(request.data), samples, lambda at, k: fitted(samples, at, places, k))
     return _Pair(base, new, observation, {str(request.data): data}, sizes, more)
 
 
@@ -287,7 +287,7 @@ def _values(pair: _Pair, limits: Mapping[str, Limit]) -> _Values:
             name: compare(base, base.path, [new.path], each, batch_size(each), replaced, axes)[0]
             for name, each in pair.inputs.items()
         }
-        sized = at_sizes(base, new, pair.observation.sizes, pair.more, axes, replaced)
+        sized = at_sizes(base, new, pair.observation.sizes, pair.more, found[pair.more.name], axes, replaced)
     except RunFailed as error:
         return _Values([Verdict(RUNS, FAILED, str(error))])
     if sized.fault:

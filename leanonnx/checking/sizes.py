@@ -26,6 +26,8 @@ from leanonnx.words import percent, shape_text
 
 COUNTS = (2, 3)
 """Samples in the batches that are compared with them."""
+ROWS = 4
+"""Samples that are run at each further size at least."""
 ALIKE = 1e-3
 """Relative difference up to which a batch is what its samples are: kernels sum in other orders in other batches."""
 NOISY = 10
@@ -41,12 +43,12 @@ class Inputs:
     Attributes:
         name: what they are.
         samples: some inputs of the first size; batches are made of them.
-        at: the inputs for other sizes.
+        at: the inputs for other sizes, others for each number given.
     """
 
     name: str
     samples: Sequence[Feed]
-    at: Callable[[Sizes], Feed]
+    at: Callable[[Sizes, int], Feed]
 
 
 @dataclass(frozen=True)
@@ -101,73 +103,90 @@ class _Sides:
             return f"does not run at {_at(given)}, where BASE does: {error}"
 
 
-def at_sizes(base: Model, new: Model, sizes: Iterable[Sizes], inputs: Inputs, axes: Axes, replaced: Kinds) -> Sized:
+def at_sizes(
+    base: Model, new: Model, sizes: Iterable[Sizes], inputs: Inputs, known: Fidelity, axes: Axes, replaced: Kinds
+) -> Sized:
     """Hold NEW against BASE at other sizes.
+
+    Sizes of the batch alone are left out where batches give what their samples give: they tell nothing new.
 
     Args:
         base: the model that tells what is right.
         new: the other one, of the same interface.
         sizes: shapes of the graph inputs that BASE runs at.
         inputs: what to run them on.
+        known: how far NEW is from BASE on all such inputs at the first size.
         axes: the axes of the outputs that channel labels tell apart.
         replaced: number formats that onnxruntime cannot run, to be seen as float32.
     """
+    places = batch_places(base)
     with all_opened(base, (base.path, new.path), replaced) as (one, other):
         sides = _Sides(base, one, other, axes, replaced)
-        fault, fidelities = _further(sides, sizes, inputs)
-        places = batch_places(base)
-        if fault or not places:
-            return Sized(fault, Verdict(BATCHES, PASSED, "" if places else "the batch of BASE is fixed"), fidelities)
-        fault, verdict = _batches(sides, inputs, places)
+        fault, verdict, proven = "", Verdict(BATCHES, PASSED, "the batch of BASE is fixed"), False
+        if places:
+            fault, verdict, proven = _batches(sides, inputs, places)
+        if fault:
+            return Sized(fault, verdict, {})
+        first = _rest({name: value.shape for name, value in inputs.samples[0].items()}, places)
+        wanted = [each for each in sizes if not proven or _rest(each, places) != first]
+        fault, fidelities = _further(sides, wanted, inputs, known)
     return Sized(fault, verdict, fidelities)
 
 
-def _further(sides: _Sides, sizes: Iterable[Sizes], inputs: Inputs) -> tuple[str, dict[str, Fidelity]]:
+def _further(sides: _Sides, sizes: Iterable[Sizes], inputs: Inputs, known: Fidelity) -> tuple[str, dict[str, Fidelity]]:
     """What NEW fails to do at further sizes, and how far it is from BASE there."""
     found: dict[str, Fidelity] = {}
     first = sides.run(inputs.samples[0])
     names = [value.name for value in sides.model.proto.graph.output]
-    fits = [True] * len(names)
-    if isinstance(first, tuple):
-        fits = [a.shape == b.shape for a, b in zip(first[1], first[2], strict=True)]
+    fits = [a.shape == b.shape for a, b in zip(*first[1:], strict=True)] if isinstance(first, tuple) else []
     for each in sizes:
-        ran = sides.run(inputs.at(each))
-        if isinstance(ran, str):
-            return ran, found
-        if ran is None:
-            continue
-        feed, wanted, other = ran
-        for name, fit, a, b in zip(names, fits, wanted, other, strict=True):
-            if fit and a.shape != b.shape:
-                shapes = f"[{shape_text(b.shape)}], BASE [{shape_text(a.shape)}]"
-                return f"at {_at(feed)} puts out '{name}' {shapes}; at the first size the shapes are the same", found
-        sums = Sums(sides.model, sides.axes)
-        sums.add(feed, wanted, other)
-        found[f"{inputs.name} at {_at(feed)}"] = sums.fidelity(rows_of(feed))
+        sums, rows = Sums(sides.model, sides.axes), 0
+        for draw in range(ROWS):
+            ran = sides.run(inputs.at(each, draw))
+            if isinstance(ran, str):
+                return ran, found
+            if ran is None or rows >= ROWS:
+                break
+            feed, wanted, other = ran
+            for name, fit, a, b in zip(names, fits, wanted, other, strict=False):
+                if fit and a.shape != b.shape:
+                    shapes = f"[{shape_text(b.shape)}], BASE [{shape_text(a.shape)}]"
+                    return (
+                        f"at {_at(feed)} puts out '{name}' {shapes}; at the first size the shapes are the same",
+                        found,
+                    )
+            sums.add(feed, wanted, other)
+            rows += rows_of(feed)
+        if rows:
+            found[f"{inputs.name} at {sizes_text(each)}"] = sums.fidelity(rows, known=known)
     return "", found
 
 
-def _batches(sides: _Sides, inputs: Inputs, places: Sequence[Place]) -> tuple[str, Verdict]:
-    """Whether a batch gives what its samples give one by one, wherever it does so in BASE."""
+def _batches(sides: _Sides, inputs: Inputs, places: Sequence[Place]) -> tuple[str, Verdict, bool]:
+    """Whether a batch gives what its samples give one by one, wherever it does so in BASE; and whether that was shown
+    of all outputs.
+    """
     samples = [inputs.samples[k % len(inputs.samples)] for k in range(max(COUNTS))]
     alone: list[_Run] = []
     rows: list[_Apart] = []
     for each in samples:
         ran = sides.run(each)
         if not isinstance(ran, tuple):
-            return ran or "", Verdict(BATCHES, SKIPPED, "BASE does not run on the samples one by one")
+            return ran or "", Verdict(BATCHES, SKIPPED, "BASE does not run on the samples one by one"), False
         alone.append(ran)
     for count in COUNTS:
         together = sides.run(joined(samples[:count], places))
         if isinstance(together, str):
-            return together, Verdict(BATCHES, FAILED)
+            return together, Verdict(BATCHES, FAILED), False
         rows += _compared(sides, alone[:count], together, places) if together else []
     if not rows:
-        return "", Verdict(BATCHES, SKIPPED, "BASE does not give a batch what it gives its samples either")
+        return "", Verdict(BATCHES, SKIPPED, "BASE does not give a batch what it gives its samples either"), False
     worst = max(rows, key=lambda row: row.after / row.limit)
     passed = worst.after <= worst.limit
     text = "" if passed else f"{worst.words}; of BASE by {worst.before:.1e}"
-    return "", Verdict(BATCHES, status_of(passed), text, worst.after, worst.limit, worst.before)
+    everything = len(rows) == len(COUNTS) * len(sides.model.proto.graph.output)
+    verdict = Verdict(BATCHES, status_of(passed), text, worst.after, worst.limit, worst.before)
+    return "", verdict, passed and everything
 
 
 def _compared(sides: _Sides, alone: Sequence[_Run], together: _Run, places: Sequence[Place]) -> list[_Apart]:
@@ -229,9 +248,12 @@ def joined(samples: Sequence[Feed], places: Sequence[Place]) -> Feed:
     }
 
 
-def fitted(samples: Sequence[Feed], sizes: Sizes, places: Sequence[Place]) -> Feed:
-    """Real inputs at other sizes: as many samples as are asked for, cut off or repeated along other axes."""
-    feed = joined(samples, places)
+def fitted(samples: Sequence[Feed], sizes: Sizes, places: Sequence[Place], first: int = 0) -> Feed:
+    """Real inputs at other sizes: as many samples as are asked for, from the ``first`` on in turn, cut off or repeated
+    along other axes.
+    """
+    start = first % len(samples)
+    feed = joined([*samples[start:], *samples[:start]], places)
     for name, shape in sizes.items():
         for axis, size in enumerate(shape):
             feed[name] = np.take(feed[name], np.arange(size) % feed[name].shape[axis], axis)
@@ -240,4 +262,15 @@ def fitted(samples: Sequence[Feed], sizes: Sizes, places: Sequence[Place]) -> Fe
 
 def _at(feed: Feed) -> str:
     """The shapes of inputs as ``--shape`` takes them."""
-    return " ".join(f"{name}={shape_text(value.shape)}" for name, value in feed.items())
+    return sizes_text({name: value.shape for name, value in feed.items()})
+
+
+def sizes_text(sizes: Sizes) -> str:
+    """Shapes by name, as ``--shape`` takes them."""
+    return " ".join(f"{name}={shape_text(shape)}" for name, shape in sizes.items())
+
+
+def _rest(sizes: Sizes, places: Sequence[Place]) -> dict[Place, int]:
+    """The size of each axis but those of the batch."""
+    every = {(name, axis): size for name, shape in sizes.items() for axis, size in enumerate(shape)}
+    return {place: size for place, size in every.items() if place not in places}

@@ -111,10 +111,19 @@ class Sums:
         if label is not None:
             self.score = self.score.plus(scored(label, wanted, found, classes))
 
-    def fidelity(self, samples: int, labels: str | None = None) -> Fidelity:
-        """What the sums say; ``labels`` is the name of the labels, where there are any."""
-        free = self.model.free
-        outputs = tuple(t.deviation(name, name in free) for t, name in zip(self.tallies, self.names, strict=True))
+    def fidelity(self, samples: int, labels: str | None = None, known: Fidelity | None = None) -> Fidelity:
+        """What the sums say.
+
+        Args:
+            samples: how many there were.
+            labels: the name of the labels, where there are any.
+            known: what more samples told of the same outputs.
+        """
+        free, more = self.model.free, {one.output: one.channels for one in known.outputs} if known else {}
+        outputs = tuple(
+            tally.deviation(name, name in free, more.get(name))
+            for tally, name in zip(self.tallies, self.names, strict=True)
+        )
         if labels is None:
             return Fidelity(samples, outputs)
         metric, before, after = self.score.result()

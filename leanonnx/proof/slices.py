@@ -17,7 +17,7 @@ A slice that is zero throughout has no scale; it is measured by the median slice
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -39,12 +39,14 @@ class Channels:
         relative_l2: its relative error.
         balanced: mean over the slices of r/√(1 + r²), r being the relative error of one: each counts alike, and one
             that is lost altogether counts one, however small it is.
+        scale: root mean square of the original's numbers by slice [slices].
     """
 
     axis: int
     index: int
     relative_l2: float
     balanced: float
+    scale: Floats = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -65,22 +67,27 @@ class Slices:
             return None
         return Slices(self.axis, self.error + other.error, self.power + other.power, self.each + other.each)
 
-    def relative(self, probabilities: bool = False) -> Floats:
-        """Relative error of each slice [slices]; infinite where it differs from zeros alone."""
+    def relative(self, probabilities: bool = False, known: Channels | None = None) -> Floats:
+        """Relative error of each slice [slices]; infinite where it differs from zeros alone.
+
+        ``known`` is what more samples told of the same slices: none is measured by less than it was there.
+        """
         norms, errors = np.sqrt(self.power), np.sqrt(self.error)
         living = norms > 0
         typical = float(np.median(norms[living])) if living.any() else 0.0
         whole = float(np.sqrt(self.power.mean()))
         floor = max(NOISE * whole, typical / max(self.each, 1) ** 2, PART * whole if probabilities else 0.0)
         scales = np.maximum(np.where(living, norms, typical), floor)
+        if known is not None and known.axis == self.axis and known.scale.shape == scales.shape:
+            scales = np.maximum(scales, known.scale * np.sqrt(self.each))
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(errors > 0, errors / scales, 0.0)
 
-    def worst(self, probabilities: bool = False) -> Channels:
-        """The slice that deviates most."""
-        found = self.relative(probabilities)
-        index = int(found.argmax())
-        return Channels(self.axis, index, float(found[index]), float(np.mean(bounded(found))))
+    def worst(self, probabilities: bool = False, known: Channels | None = None) -> Channels:
+        """The slice that deviates most; arguments are those of ``relative``."""
+        found = self.relative(probabilities, known)
+        index, scale = int(found.argmax()), np.sqrt(self.power / max(self.each, 1))
+        return Channels(self.axis, index, float(found[index]), float(np.mean(bounded(found))), scale)
 
 
 def slices_along(axis: int, error: Floats, power: Floats) -> Slices:

@@ -90,8 +90,14 @@ class Tally:
             self.variety.plus(other.variety),
         )
 
-    def deviation(self, output: str, depends: bool = True) -> Deviation:
-        """What the sums say; ``depends``: the output depends on the data of the inputs."""
+    def deviation(self, output: str, depends: bool = True, known: Channels | None = None) -> Deviation:
+        """What the sums say.
+
+        Args:
+            output: its name.
+            depends: it depends on the data of the inputs.
+            known: what more samples told of its channels.
+        """
         relative = math.sqrt(self.error / self.power) if self.power else math.inf if self.error else 0.0
         kind = next(iter(self.kinds)) if len(self.kinds) == 1 else OTHER
         top1 = self.same / self.choices if self.choices else None
@@ -105,7 +111,7 @@ class Tally:
             broken=self.broken,
             silent=silent,
             reshaped=self.reshaped,
-            channels=self._channels(),
+            channels=self._channels(known),
             vacuous="" if silent else vacuous,
         )
         if kind == IMAGE and not (self.choices and self.sums_to_one):
@@ -115,10 +121,10 @@ class Tally:
         top5 = self.near / self.choices if self.near is not None and self.choices else None
         return replace(found, top1=top1, top5=top5)
 
-    def _channels(self) -> Channels | None:
+    def _channels(self, known: Channels | None) -> Channels | None:
         """The slices that deviate most, of all axes."""
         probabilities = bool(self.choices) and self.sums_to_one
-        found = [slices.worst(probabilities) for slices in self.slices or ()]
+        found = [slices.worst(probabilities, known) for slices in self.slices or ()]
         return max(found, key=lambda each: each.relative_l2, default=None)
 
     def _psnr(self) -> float | None:
