@@ -52,18 +52,18 @@ FOUND = {
           e = Expand (token, target)  a = Concat <axis = 1> (e, t)
           m = ReduceMean <axes = [1], keepdims = 0> (a)  y = Gemm (m, u) }""",
     "target entry of zero where channels come to lie": """
-        <float[4, 2, 1, 1] w, float[4, 3] u, int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2},
-         int64[3] tail = {2, 0, -1}>
+        <float[4, 2, 1, 1] w, float[2, 3] u, int64[1] zero = {0}, int64[1] one = {1}, int64[3] tail = {2, 0, -1}>
         { p = GlobalAveragePool (x)  b = Concat <axis = 2> (p, p)  c = Conv (b, w)
           s = Shape (c)  n = Slice (s, zero, one, zero)  target = Concat <axis = 0> (n, tail)
-          r = Reshape (c, target)  d = Relu (r)  v = Reshape (d, s)
-          m = ReduceMax <axes = [2, 3], keepdims = 0> (v)  y = Gemm (m, u) }""",
+          r = Reshape (c, target)  t = Transpose <perm = [0, 1, 3, 2]> (r)  g = MatMul (t, u)
+          y = ReduceMean <axes = [1, 2], keepdims = 0> (g) }""",
     "movements of which only the shape is read": """
-        <float[4, 2, 1, 1] w, float[4, 3] u, int64[4] apart = {0, 2, 2, -1}, int64[3] list = {0, -1, 2},
+        <float[4, 2, 1, 1] w, float[4, 3] u, int64[4] apart = {0, 2, 2, 1}, int64[3] list = {0, 2, 2},
          int64[1] zero = {0}, int64[1] three = {3}>
-        { c = Conv (x, w)  r = Reshape (c, apart)  t = Transpose <perm = [0, 1, 3, 2]> (r)  d = Reshape (t, list)
-          s = Shape (d)  n = Gather <axis = 0> (s, zero)  target = Concat <axis = 0> (n, three)
-          m = ReduceMean <axes = [2, 3], keepdims = 0> (c)  g = Gemm (m, u)  y = Reshape (g, target) }""",
+        { c = Conv (x, w)  p = GlobalMaxPool (c)  r = Reshape (p, apart)  t = Transpose <perm = [0, 1, 3, 2]> (r)
+          d = Reshape (t, list)  s = Shape (d)  n = Gather <axis = 0> (s, zero)  target = Concat <axis = 0> (n, three)
+          m = ReduceMean <axes = [2, 3], keepdims = 0> (c)  g = Gemm (m, u)  o = ConstantOfShape (target)
+          y = Add (g, o) }""",
     "quantised weight of which a node without channels reads the value": """
         <int8[4, 2, 1, 1] q = {50, -70, 127, 20, 1, 2, 30, 40}, float s = {0.01}, float[4, 3] u,
          int64[4] axes = {0, 1, 2, 3}>
