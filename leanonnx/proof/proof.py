@@ -26,7 +26,7 @@ from leanonnx.proof.compare import relative as relative
 from leanonnx.proof.decisions import behind, decided, weighed
 from leanonnx.proof.decisions import behind_decisions as behind_decisions
 from leanonnx.proof.inputs import KINDS as KINDS
-from leanonnx.proof.inputs import further_inputs, sizes_of
+from leanonnx.proof.inputs import alike, further_inputs, sizes_of
 from leanonnx.proof.inputs import inputs_for as inputs_for
 from leanonnx.proof.noise import Draws, drawn
 from leanonnx.proof.sides import Comparison, Findings, Sides, Table
@@ -133,7 +133,9 @@ class _Proving:
             taps = [name for name in taps if name in self.there]
         shapes = {name: value.shape for name, value in feeds[0].items()}
         further = ((kind, self._fed(feed)) for kind, feed in further_inputs(self.model, shapes))
-        found = Comparison(self.sides, self.outputs, taps).findings([self._fed(feed) for feed in feeds], further)
+        fixed = [name for name in self.outputs if not weighed(self.model, name)]
+        comparison = Comparison(self.sides, self.outputs, taps, fixed)
+        found = comparison.findings([self._fed(feed) for feed in feeds], further)
         self.tables, self.used = found.tables, {*self.outputs, *taps}
         silent: dict[str, str] = {}
         if not self._failed:
@@ -207,8 +209,8 @@ class _Proving:
         known = {table.name for table in self.tables}
         names = [name for name in self.walk if name in self.there and name not in known]
         if names:
-            first = [feed for feed in found.feeds if sizes_of(feed) == sizes_of(found.feeds[0])]
-            self.tables = self.tables + Comparison(self.sides, (), names).findings(first).tables
+            some = [found.feeds[k] for group in alike(found.feeds) for k in group]
+            self.tables = self.tables + Comparison(self.sides, (), names).findings(some).tables
         for root in roots:
             self._resolved(root)
 
