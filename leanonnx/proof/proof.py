@@ -161,7 +161,7 @@ class _Proving:
             widest = max([widest, *table.limits[table.limits > widest].tolist()])
         reason = self.draws.reason or ("its outputs differ from one run to the next" if found.restless else "")
         status = FAILED if self._failed else VACUOUS if silent else PASSED
-        status = RANDOM if status == FAILED and reason else status
+        status = RANDOM if status != PASSED and reason else status
         sizes = len({sizes_of(feed) for feed in found.feeds})
         worst = max(outputs.values(), default=0.0)
         return Proof(
@@ -177,10 +177,14 @@ class _Proving:
         )
 
     def _told(self, name: str, entirely: bool = False) -> bool:
-        """Whether a tensor tells; ``entirely``: each of its slices does."""
+        """Whether a tensor tells; ``entirely``: each of its slices does, on usual inputs.
+
+        Inputs of another scale tell little: a bias is nothing beside large numbers.
+        """
         tables = [table for table in self.tables if table.name == name]
-        if entirely and self.sides.rounding < 1:
-            return bool(tables) and bool(tables[0].told.all())
+        if entirely and tables:
+            told = tables[0].told & tables[0].at_once
+            return bool(told.all() if self.sides.rounding < 1 else told[0])
         return any(table.told.any() for table in tables)
 
     def _tells(self, name: str) -> bool:

@@ -99,7 +99,8 @@ class Table:
     """How far one tensor is apart, for runs in which it has the same slices.
 
     ``errors`` and ``limits`` are [runs, 1 + slices], the whole first; a limit is NaN where a run tells nothing.
-    ``rows`` says which runs these are, ``varies`` [1 + slices] what does, ``kind`` what it is where nothing does.
+    ``rows`` says which runs these are, ``varies`` [1 + slices] what does, ``at_once`` without further inputs, ``kind``
+    what the tensor is where nothing does.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Table:
     scale: Floats
     slices: list[Slices]
     varies: Mask
+    at_once: Mask
     kind: str
 
     @property
@@ -151,6 +153,7 @@ class Comparison:
         self.sides, self.outputs, self.taps, self.fixed = sides, bool(outputs), list(taps), fixed
         self.names = [*outputs, *taps]
         self.inner = len(outputs)
+        self.given = 0
 
     def findings(self, feeds: Sequence[Feed], further: Iterable[tuple[str, Feed]] = ()) -> Findings:
         """Compare on all inputs that the reference runs on, and on further ones while a tensor does not vary.
@@ -195,6 +198,7 @@ class Comparison:
                     failure = error
             if not used:
                 raise failure
+            self.given = len(used)
             still = self._still(used, wanted)
             for kind, feed in further if still else ():
                 kinds.append(kind)
@@ -273,7 +277,9 @@ class Comparison:
         )
         groups = alike([used[row] for row in rows])
         varies = np.any([varying([part[k][1] for k in group], slices[0]) for group in groups], axis=0)
-        return Table(name, rows, errors, limits, scale, slices, varies, kind_of(part[0][1]))
+        given = [[k for k in group if rows[k] < self.given] for group in groups]
+        at_once = np.any([varying([part[k][1] for k in group], slices[0]) for group in given], axis=0)
+        return Table(name, rows, errors, limits, scale, slices, varies, at_once, kind_of(part[0][1]))
 
     def _again(
         self, used: list[Feed], wanted: list[Row], found: list[Row], rows: list[int], kinds: tuple[str, ...]
