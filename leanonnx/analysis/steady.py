@@ -157,7 +157,7 @@ class _Run:
         if op not in MIXING or len(flows) != ALONE or not node.output[0]:
             return
         flow = flows[0]
-        bias = bias_of(node, flow.mix.targets.size, self.fixed)
+        bias = bias_of(node, flow.mix.targets.size, self.fixed, flow.mix.onto)
         if bias is None:
             return
         if len(node.input) > RESIDUAL and node.input[RESIDUAL]:
@@ -178,8 +178,7 @@ class _Run:
         nonzero = (weights != 0).any(axis=tuple(range(3, weights.ndim)))
         given = np.full(mix.sources.shape, np.nan)
         if op in MIXING:
-            axis = len(self.dag.shapes[node.input[0]]) - 1 if op == "MatMul" else 1
-            given = self._vector(node.input[0], axis, mix.sources.size).reshape(mix.sources.shape)
+            given = self._vector(node.input[1 - mix.slot], mix.axis, mix.sources.size).reshape(mix.sources.shape)
         even = op in ("Gemm", "MatMul") or (op in ("Conv", "FusedConv") and not is_padded(node))
         return Flow(index, mix, nonzero, given, even)
 

@@ -145,7 +145,7 @@ class _Walk:
         weights = mix.kernels()
         if op not in LINEAR or others or place is None or not is_float(weights):
             return None
-        bias = bias_of(node, mix.targets.size, self.fixed)
+        bias = bias_of(node, mix.targets.size, self.fixed, mix.onto)
         targets = mix.targets.reshape(-1)
         if bias is None or np.unique(targets).size != targets.size:
             return None

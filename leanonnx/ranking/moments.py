@@ -79,7 +79,7 @@ def channel_axis(dag: ChannelDag, node: int, mix: Mix) -> tuple[str, int] | None
     for name in proto.input:
         labels = dag.labels.get(name)
         if labels is not None and np.isin(mix.sources, labels).all():
-            axis = 1 if "Conv" in proto.op_type else labels.ndim - 1
+            axis = mix.axis % labels.ndim
             along = labels.shape[axis] == mix.sources.size or labels.size == 1
             return (name, axis) if along and dag.shapes[name][axis] == mix.sources.size else None
     return None

@@ -128,10 +128,11 @@ class _Recovery:
         beside = self._beside(node.output[0])
         self.waiting.remove(layer.after)
         more = ([], []) if beside is None else ([beside.wanted], [beside.there])
-        self.pair.advance([source.input[0], source.output[0], *more[0]], [node.input[0], *more[1]])
+        x, x_hat = (one.input[layer.data] for one in (source, node))
+        self.pair.advance([x, source.output[0], *more[0]], [x_hat, *more[1]])
         if beside and (beside.wanted not in self.pair.original.known or beside.there not in self.pair.smaller.known):
             beside = None
-        site = Site(self.dag, self.alive, layer, self.pair, source.input[0], source.output[0], node.input[0], beside)
+        site = Site(self.dag, self.alive, layer, self.pair, x, source.output[0], x_hat, beside)
         name = name_of(node)
         if not site.understood():
             return Mended(name, reason="its output is not what its weights make of its input")

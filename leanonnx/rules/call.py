@@ -49,6 +49,7 @@ class Mix:
     ``kernels()`` reads the weights as ``[G, O, I, *k]``; ``inward`` holds the input channel of each element of the
     weight as stored (None: no channel can go); ``taps`` is the number of multiply-adds of one kernel per output
     position, ``positions`` the number of output positions; ``counted`` tells whether its kernels count as such.
+    ``axis`` is that of the data along which the sources lie, ``onto`` that of the output for the targets.
     """
 
     sources: Labels
@@ -60,6 +61,8 @@ class Mix:
     taps: int = 1
     positions: int = 1
     counted: bool = True
+    axis: int = -1
+    onto: int = -1
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,8 @@ def conv(
         _strides(call, kernel),
         math.prod(kernel),
         math.prod(call.output_shape()) // out,
+        axis=1,
+        onto=1,
     )
     links: list[Link] = []
     if residual is not None and call.has(residual):
@@ -97,6 +99,8 @@ def conv_transpose(call: Call) -> Effect:
         _strides(call, kernel),
         math.prod(kernel),
         math.prod(call.shape(0)) // width,
+        axis=1,
+        onto=1,
     )
     return Effect(
         (on_axis(targets.reshape(-1), 1, len(call.output_shape())),),

@@ -26,13 +26,16 @@ from leanonnx.rules.call import Edit, Entries, Kept, Pick, Rewrite
 Place = tuple[int, int]
 Maker = Callable[[], Array]
 ZERO_POINTS = {
-    "DequantizeLinear": (2, 1),
-    "QLinearConv": (5, 0),
-    "QLinearMatMul": (5, -1),
-    "ConvInteger": (3, 0),
-    "MatMulInteger": (3, -1),
+    ("DequantizeLinear", 0): (2, 1),
+    ("QLinearConv", 3): (5, 0),
+    ("QLinearMatMul", 0): (2, -2),
+    ("QLinearMatMul", 3): (5, -1),
+    ("ConvInteger", 1): (3, 0),
+    ("MatMulInteger", 0): (2, -2),
+    ("MatMulInteger", 1): (3, -1),
 }
-"""Operators that read a quantised weight: the slot of its zero point, and the axis that a vector of them belongs to."""
+"""Operators and the slots in which they read a quantised weight: the slot of its zero point, and the axis that a vector
+of them belongs to."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,7 @@ def _masked(dag: ChannelDag, use: Use, alive: Mask) -> Array:
 def _zero_point(model: Model, use: Use, array: Array) -> Array:
     """The integer that stands for zero, broadcastable to the weight."""
     node = model.proto.graph.node[use.node]
-    slot, axis = ZERO_POINTS.get(node.op_type, (len(node.input), 0))
+    slot, axis = ZERO_POINTS.get((node.op_type, use.slot), (len(node.input), 0))
     if slot >= len(node.input) or not node.input[slot]:
         return np.zeros((), array.dtype)
     zero = np.asarray(model.constant(node.input[slot]))
