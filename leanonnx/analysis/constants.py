@@ -186,9 +186,8 @@ class Constants:
 
         def rewrite(kept: Kept) -> Edit:
             counts = {axis - missing: _count(kept, f, axis, after[axis]) for axis, f in sizes.items()}
-            return Edit(
-                inputs={target: Entries({k: n for k, n in counts.items() if k >= 0 and n != after[k + missing]})}
-            )
+            counts = {k: n for k, n in counts.items() if k >= 0}
+            return Edit(inputs={target: Entries(counts, {k: after[k + missing] for k in counts})})
 
         return Found(found.uses, (*found.rewrites, (producer, rewrite)))
 

@@ -7,26 +7,30 @@ lives always.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import TypeVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from leanonnx.analysis.constants import Constants, Found, Use
-from leanonnx.analysis.runs import gathered
-from leanonnx.graph.model import Model, captured, unneeded
+from leanonnx.analysis.agreement import alike, united
+from leanonnx.analysis.constants import Use
+from leanonnx.analysis.runs import Run, gathered, same_run
+from leanonnx.analysis.trace import Trace
+from leanonnx.graph.model import Model, unneeded
+from leanonnx.graph.nodes import title
 from leanonnx.numeric.labels import Labels, Mask, Shape, compact, components, uniform, varied
 from leanonnx.rules import advice
-from leanonnx.rules.call import Call, Effect, Link, Mix, Move, Pairs, Pin, Rewrite, Unsupported, Value, pin_all
-from leanonnx.rules.table import COUNTED, DEFAULT, Rules
-from leanonnx.rules.weights import with_whole_weight
+from leanonnx.rules.call import Edit, Kept, Link, Mix, Move, Pairs, Pin, Rewrite
+from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.runtime.observation import Observation
 
-MATRIX = 2
+UNLIKE = "what it does to channels depends on a size that the model leaves free"
+DRAWS = 3
+"""Random keep sets on which edits of several sizes are compared."""
 Edge = TypeVar("Edge", Mix, Link)
 
 
@@ -36,7 +40,8 @@ class ChannelDag:
 
     ``classes[label]`` is the class of channels that live and die together; ``minted[label]`` the node that put the
     channel out (-1: a graph input).  ``labels`` and ``shapes`` are by tensor name, ``moves`` by output name;
-    ``gathers`` names outputs that a Gather always puts out in place of their operator.
+    ``gathers`` names outputs that a Gather always puts out in place of their operator.  ``further`` holds the same
+    channels as they lie at other sizes of the model's free axes.
     """
 
     model: Model
@@ -55,6 +60,12 @@ class ChannelDag:
     rewrites: dict[int, Rewrite]
     moves: dict[str, tuple[str, Move]]
     gathers: frozenset[str]
+    further: tuple[ChannelDag, ...] = ()
+
+    @property
+    def sizes(self) -> tuple[ChannelDag, ...]:
+        """The channels as they lie at all sizes that were looked at, this one first."""
+        return (self, *self.further)
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -98,55 +109,36 @@ def pinned(classes: NDArray[np.int64], pins: Iterable[Pin]) -> Mask:
     return found
 
 
-@dataclass
-class _Trace:
-    """What has been gathered while the nodes are visited."""
-
-    model: Model
-    observation: Observation
-    by_position: frozenset[int]
-    labels: dict[str, Labels] = field(default_factory=dict)
-    effects: dict[int, Effect] = field(default_factory=dict)
-    minted: list[tuple[int, int]] = field(default_factory=lambda: [(-1, 1)])
-    count: int = 1
-    uses: list[Use] = field(default_factory=list)
-    rewrites: dict[int, Rewrite] = field(default_factory=dict)
-    pins: list[Pin] = field(default_factory=list)
-    starts: list[Labels] = field(default_factory=list)
-
-    def minter(self, node: int) -> Callable[[int], Labels]:
-        def mint(n: int) -> Labels:
-            fresh = np.arange(self.count, self.count + n)
-            self.count += n
-            self.minted.append((node, n))
-            return fresh
-
-        return mint
-
-    def undo(self, count: int) -> None:
-        """Take back the labels minted since there were ``count``."""
-        while self.count > count:
-            _, n = self.minted.pop()
-            self.count -= n
-
-
 def analyse(model: Model, observation: Observation, rules: Rules = DEFAULT) -> ChannelDag:
     """Build the channel DAG of a model.
 
     Where the ties of whole groups leave a grouped operator no choice at all (channel shuffles spread them), it is
-    asked again with ties by position, and the DAG with more classes is taken.
+    asked again with ties by position, and the DAG with more classes is taken.  Where axes of the inputs are free, the
+    model is looked at in several sizes: ties are those of all of them, and what follows from the size of one run alone
+    is pinned.
 
     Args:
         model: a loaded model.
         observation: shapes and constants as one run of the model showed them.
         rules: (domain, operator) → rule; operators without a rule pin what they touch.
     """
-    dag = _analysed(model, observation, rules, frozenset())
+    dag = _steadied(model, observation, rules, frozenset())
     stuck = frozenset(node for node, mix in dag.mixes if _is_stuck(mix, dag.classes))
     if not stuck:
         return dag
-    other = _analysed(model, observation, rules, stuck)
+    other = _steadied(model, observation, rules, stuck)
     return max(dag, other, key=lambda found: int(found.classes.max()))
+
+
+def _steadied(model: Model, observation: Observation, rules: Rules, by_position: frozenset[int]) -> ChannelDag:
+    """The channel DAG whose edits are the same functions of the kept channels at all sizes."""
+    unlike: frozenset[int] = frozenset()
+    while True:
+        dag = _analysed(model, observation, rules, by_position, unlike)
+        more = _unlike_edits(dag) - unlike
+        if not more:
+            return dag
+        unlike |= more
 
 
 def _is_stuck(mix: Mix, classes: NDArray[np.int64]) -> bool:
@@ -155,135 +147,98 @@ def _is_stuck(mix: Mix, classes: NDArray[np.int64]) -> bool:
     return groups > 1 and width > 1 and np.unique(classes[mix.targets]).size == 1
 
 
-def _analysed(model: Model, observation: Observation, rules: Rules, by_position: frozenset[int]) -> ChannelDag:
-    """One pass over the model; grouped operators named in ``by_position`` lose positions, not groups."""
-    trace = _Trace(model, observation, by_position)
-    for value in model.inputs:
-        fresh = trace.minter(-1)(1)
-        rank = len(observation.shapes[value.name])
-        trace.labels[value.name] = uniform(int(fresh[0]), rank)
-        trace.pins.append(Pin(fresh, value.name, f"graph input '{value.name}'", advice.INTERFACE))
-        trace.starts.append(fresh)
-    constants = Constants(model, observation)
-    spare = unneeded(model.proto.graph.node, model.proto.graph)
-    for index, node in enumerate(model.graph.nodes):
-        if not spare.issuperset(tensor.name for tensor in node.outputs if tensor.name):
-            _visit(trace, index, node, rules, constants)
-    for value in model.proto.graph.output:
-        if value.name in trace.labels:
-            labels = np.unique(trace.labels[value.name])
-            trace.pins.append(Pin(labels, value.name, f"graph output '{value.name}'", advice.INTERFACE))
-    return _joined(trace)
+def joint_edit(dag: ChannelDag, node: int, alive: Mask) -> Edit | None:
+    """The edit of a node for a keep set [labels]; None where it differs with sizes that the model leaves free.
+
+    An error in a rule's own code names the node.
+    """
+    inputs = dag.model.proto.graph.node[node].input
+    try:
+        edits = [at.rewrites[node](Kept(alive)) for at in dag.sizes]
+    except Exception as error:
+        error.add_note(f"while {title(dag.model.proto.graph.node[node])} was fitted to the channels that are kept")
+        raise
+    return united(edits, lambda slot: slot < len(inputs) and inputs[slot] in dag.model.origins)
 
 
-def _visit(trace: _Trace, index: int, node: gs.Node, rules: Rules, constants: Constants) -> None:
-    inner = [n for n in sorted(captured(trace.model.proto.graph.node[index])) if n in trace.labels]
-    if not inner and not any(t.name in trace.labels for t in node.inputs):
-        return
-    call = _call(trace, index, node)
-    before = trace.count
-    effect = _ask(call, rules, inner, trace)
-    held = constants.uses(index, effect)
-    if held is None:
-        trace.undo(before)
-        effect, held = (
-            pin_all(call, f"{call.title} reads a constant that is computed from shapes at run time", advice.EXPORT),
-            Found(()),
-        )
-    trace.uses += held.uses
-    trace.rewrites |= dict(held.rewrites)
-    trace.effects[index] = effect
-    trace.pins += effect.pins
-    trace.starts += effect.starts
-    for name, labels in zip(call.outputs, effect.outputs, strict=False):
-        if name and name in trace.model.free:
-            trace.labels[name] = labels
-
-
-def _call(trace: _Trace, index: int, node: gs.Node) -> Call:
-    shapes = trace.observation.shapes
-    return Call(
-        op=node.op,
-        domain="" if node.domain in (None, "", "ai.onnx") else node.domain,
-        name=node.name or node.outputs[0].name,
-        opset=trace.model.opset,
-        attributes=node.attrs,
-        inputs=tuple(_value(trace, tensor.name) if tensor.name else None for tensor in node.inputs),
-        outputs=tuple(tensor.name for tensor in node.outputs),
-        output_shapes=tuple(shapes.get(tensor.name) for tensor in node.outputs),
-        mint=trace.minter(index),
-        minted=lambda: trace.count,
-        by_position=index in trace.by_position,
+def _unlike_edits(dag: ChannelDag) -> frozenset[int]:
+    """Nodes whose edits are not the same function of the kept channels at all sizes, as random keep sets show."""
+    if not dag.further:
+        return frozenset()
+    rng = np.random.default_rng(0)
+    drawn = [_random_keep_set(dag, rng) for _ in range(DRAWS)]
+    return frozenset(
+        node
+        for node in dag.rewrites
+        if any(node not in at.rewrites for at in dag.further)
+        or any(joint_edit(dag, node, alive) is None for alive in drawn)
     )
 
 
-def _value(trace: _Trace, name: str) -> Value:
-    model, observation = trace.model, trace.observation
-    if name in model.origins:
-        return Value(name, model.shape_of(name), None, lambda: model.constant(name), held=True)
-    shape, labels = observation.shapes.get(name), trace.labels.get(name)
-    quantised, blocked = _quantised(model, name)
-    held = quantised and not blocked
-    return Value(name, shape, labels, lambda: observation.values[name], held=held, blocked=blocked)
+def _random_keep_set(dag: ChannelDag, rng: np.random.Generator) -> Mask:
+    """Labels that live [labels] when about half of the classes do."""
+    keep = (rng.random(int(dag.classes.max()) + 1) < 1 / 2) | dag.pinned
+    for _, (channels, readers) in dag.implied:
+        keep[dag.classes[readers[~keep[dag.classes[channels]]]]] = False
+    return keep[dag.classes]
 
 
-def _quantised(model: Model, name: str) -> tuple[bool, bool]:
-    """Whether a value is a constant of the file behind a DequantizeLinear, and whether that works in blocks."""
-    producer = model.producers.get(name)
-    node = None if producer is None else model.proto.graph.node[producer]
-    if node is None or node.op_type != "DequantizeLinear" or node.input[0] not in model.origins:
-        return False, False
-    return True, any(a.name == "block_size" and a.i for a in node.attribute)
+def _analysed(
+    model: Model, observation: Observation, rules: Rules, by_position: frozenset[int], unlike: frozenset[int]
+) -> ChannelDag:
+    """One pass over the model at all sizes side by side.
+
+    Grouped operators named in ``by_position`` lose positions, not groups; what the nodes in ``unlike`` touch is pinned.
+    """
+    traces = [Trace(model, seen, by_position) for seen in (observation, *observation.further)]
+    spare = unneeded(model.proto.graph.node, model.proto.graph)
+    for index, node in enumerate(model.graph.nodes):
+        if not spare.issuperset(tensor.name for tensor in node.outputs if tensor.name):
+            _visit(traces, index, node, rules, index in unlike)
+    for trace in traces:
+        for value in model.proto.graph.output:
+            if value.name in trace.labels:
+                labels = np.unique(trace.labels[value.name])
+                trace.pins.append(Pin(labels, value.name, f"graph output '{value.name}'", advice.INTERFACE))
+    return _joined(traces)
 
 
-def _ask(call: Call, rules: Rules, inner: list[str], trace: _Trace) -> Effect:
-    """The rule's answer, or pins with the reason."""
-    rule = rules.get((call.domain, call.op))
-    before = trace.count
-    if inner or any(isinstance(value, gs.Graph) for value in call.attributes.values()):
-        reason = f"the subgraphs of {call.title} read "
-        extra = tuple(Pin(np.unique(trace.labels[n]), n, f"{reason}'{n}'", advice.INLINE) for n in inner)
-        effect = pin_all(call, f"{call.title} runs a subgraph", advice.INLINE)
-        return replace(effect, pins=effect.pins + extra)
-    if rule is None:
-        where = f" of domain '{call.domain}'" if call.domain else ""
-        return _refused(call, f"{call.title}{where} is an operator without a rule", _missing(call))
-    try:
-        return rule(call)
-    except Unsupported as reason:
-        trace.undo(before)
-        return _refused(call, f"{call.title}: {reason}", reason.advice)
-    except Exception as error:
-        error.add_note(f"in the rule of {call.title}")
-        raise
+def _visit(traces: Sequence[Trace], index: int, node: gs.Node, rules: Rules, refuse: bool) -> None:
+    """Ask a node's rule at every size; pin what the node touches where the answers differ."""
+    before = traces[0].count
+    answers = [trace.ask(index, node, rules) for trace in traces]
+    if answers[0] is None:
+        return
+    if refuse or len({trace.count for trace in traces}) > 1 or not alike(answers):
+        for trace in traces:
+            trace.undo(before)
+        answers = [trace.refuse(index, node, UNLIKE) for trace in traces]
+    for trace, answer in zip(traces, answers, strict=True):
+        if answer is not None:
+            trace.add(index, answer)
 
 
-def _refused(call: Call, reason: str, advice: str) -> Effect:
-    """Pins with a reason; the kernels of a weight count, though none of them can go."""
-    effect = pin_all(call, reason, advice)
-    slot = COUNTED.get((call.domain, call.op))
-    weight = call.value(slot) if slot is not None and call.has(slot) else None
-    if slot is None or weight is None or not (weight.held or weight.blocked) or len(call.shape(slot)) < MATRIX:
-        return effect
-    return with_whole_weight(call, effect, slot)
+def _joined(traces: Sequence[Trace]) -> ChannelDag:
+    """Join the answers of all sizes; tie what shared weights and non-rectangular layouts require."""
+    ties = [pair for trace in traces for effect in trace.effects.values() for pair in effect.ties]
+    ties += _shared_ties(traces[0].uses)
+    pins = list({(pin.tensor, pin.reason, pin.labels.tobytes()): pin for t in traces for pin in t.pins}.values())
+    known = _known_classes(traces[0].count, ties, pins)
+    moves = [_moves(trace) for trace in traces]
+    runs = partial(_same_run, traces, moves)
+    ties += [
+        pair for trace, moved in zip(traces, moves, strict=True) for pair in _layout_ties(trace, moved, known, runs)
+    ]
+    classes = components(traces[0].count, ties)
+    dags = [_dag(trace, classes, tuple(pins), moved) for trace, moved in zip(traces, moves, strict=True)]
+    return replace(dags[0], further=tuple(dags[1:]))
 
 
-def _missing(call: Call) -> str:
-    return advice.LAYOUT if call.domain == "com.microsoft.nchwc" else advice.RULE
-
-
-def _joined(trace: _Trace) -> ChannelDag:
-    """Join the effects; tie what shared weights and non-rectangular layouts require."""
+def _dag(
+    trace: Trace, classes: NDArray[np.int64], pins: tuple[Pin, ...], moves: dict[str, tuple[str, Move]]
+) -> ChannelDag:
+    """The channel DAG as one size shows it."""
     effects = trace.effects
-    moves = {
-        output: (trace.model.graph.nodes[index].inputs[0].name, move)
-        for index, effect in effects.items()
-        for output, move in zip(_outputs(trace, index), effect.moves, strict=False)
-        if output in trace.labels
-    }
-    ties = [pair for effect in effects.values() for pair in effect.ties]
-    ties += _shared_ties(trace.uses)
-    ties += _layout_ties(trace, moves, _known_classes(trace, ties))
     starts = np.unique(np.concatenate(trace.starts)) if trace.starts else np.zeros(0, np.int64)
     outputs = [trace.labels[v.name] for v in trace.model.proto.graph.output if v.name in trace.labels]
     ends = np.unique(np.concatenate([o.reshape(-1) for o in outputs])) if outputs else np.zeros(0, np.int64)
@@ -291,24 +246,36 @@ def _joined(trace: _Trace) -> ChannelDag:
         model=trace.model,
         observation=trace.observation,
         count=trace.count,
-        classes=components(trace.count, ties),
+        classes=classes,
         minted=np.repeat(*(np.asarray(column) for column in zip(*trace.minted, strict=True))),
         labels=trace.labels,
         mixes=tuple((k, mix) for k, effect in effects.items() for mix in effect.mixes),
         links=tuple((k, link) for k, effect in effects.items() for link in effect.links),
         implied=tuple((k, pair) for k, effect in effects.items() for pair in effect.implied),
         uses=tuple(trace.uses),
-        pins=tuple(trace.pins),
+        pins=pins,
         starts=starts,
         ends=ends,
         rewrites=trace.rewrites | {k: effect.rewrite for k, effect in effects.items() if effect.rewrite is not None},
         moves=moves,
-        gathers=frozenset(n for k, effect in effects.items() if effect.gathers for n in _outputs(trace, k)),
+        gathers=frozenset(n for k, effect in effects.items() if effect.gathers for n in trace.outputs(k)),
     )
 
 
-def _outputs(trace: _Trace, index: int) -> list[str]:
-    return list(trace.model.proto.graph.node[index].output)
+def _moves(trace: Trace) -> dict[str, tuple[str, Move]]:
+    """For each tensor that a movement puts out: the tensor that was moved, and how."""
+    return {
+        output: (trace.model.graph.nodes[index].inputs[0].name, move)
+        for index, effect in trace.effects.items()
+        for output, move in zip(trace.outputs(index), effect.moves, strict=False)
+        if output in trace.labels
+    }
+
+
+def _same_run(traces: Sequence[Trace], moves: Sequence[dict[str, tuple[str, Move]]], name: str) -> Run:
+    """The run of movements that made a tensor; one that differs from size to size has no indices."""
+    found = [gathered(name, m, t.labels, t.observation.shapes) for t, m in zip(traces, moves, strict=True)]
+    return same_run(found)
 
 
 def _shared_ties(uses: list[Use]) -> list[Pairs]:
@@ -350,13 +317,15 @@ def _spread_pair(one: Labels, other: Labels) -> Pairs:
     return np.broadcast_to(one, shape), np.broadcast_to(other, shape)
 
 
-def _known_classes(trace: _Trace, ties: list[Pairs]) -> NDArray[np.int64]:
+def _known_classes(count: int, ties: list[Pairs], pins: Sequence[Pin]) -> NDArray[np.int64]:
     """Classes under the ties so far; whatever is pinned lives, and counts as one class."""
-    classes = components(trace.count, ties)
-    return np.where(pinned(classes, trace.pins)[classes], classes[0], classes)
+    classes = components(count, ties)
+    return np.where(pinned(classes, pins)[classes], classes[0], classes)
 
 
-def _layout_ties(trace: _Trace, moves: dict[str, tuple[str, Move]], classes: NDArray[np.int64]) -> list[Pairs]:
+def _layout_ties(
+    trace: Trace, moves: dict[str, tuple[str, Move]], classes: NDArray[np.int64], run_of: Callable[[str], Run]
+) -> list[Pairs]:
     """Ties that keep the kept positions of a tensor with channels on several axes a product of index sets.
 
     Not needed where other ties do so already, nor inside a run of movements that one Gather can replace.
@@ -375,7 +344,7 @@ def _layout_ties(trace: _Trace, moves: dict[str, tuple[str, Move]], classes: NDA
             tied |= several & {name}
     for name in moves:
         if name not in several and moves[name][0] in several:
-            run = gathered(name, moves, trace.labels, trace.observation.shapes)
+            run = run_of(name)
             tied |= set() if run.indices is not None else several & set(run.inside)
     return [pair for name in sorted(tied) for pair in _slices_tied(trace.labels[name], varied(spread[name])[0])]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,20 @@ class Run:
     source: str
     inside: tuple[str, ...]
     axis: int
-    indices: NDArray[np.int64] | None
+    indices: NDArray[np.int64] | None = field(compare=False)
+
+
+def same_run(runs: Sequence[Run]) -> Run:
+    """The run that several sizes show; without indices where they differ."""
+    first, *others = runs
+    same = all(
+        run == first
+        and run.indices is not None
+        and first.indices is not None
+        and np.array_equal(run.indices, first.indices)
+        for run in others
+    )
+    return first if same else replace(first, indices=None)
 
 
 def gathered(

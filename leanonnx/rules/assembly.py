@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from leanonnx.numeric.labels import Labels, compact, on_axis, uniform, varied
 from leanonnx.rules import advice
-from leanonnx.rules.call import Call, Edit, Effect, Kept, Link, Move, Pairs, Pick, Slice, Unsupported, broadcast_factor
+from leanonnx.rules.call import (
+    Call,
+    Edit,
+    Effect,
+    Kept,
+    Link,
+    Move,
+    Pairs,
+    Pick,
+    Slice,
+    Unsupported,
+    broadcast_factor,
+    mint_for_rows,
+)
 
 
 def concat(call: Call) -> Effect:
@@ -87,7 +98,7 @@ def _concat_other(call: Call, slots: list[int], computed: list[int], axis: int) 
     if all(np.array_equal(first, other) for other in spread.values()):
         out, ties, links = first, [], []
     else:
-        out = call.mint(math.prod(joint)).reshape(joint)
+        out = mint_for_rows(call, np.stack([labels.reshape(-1) for labels in spread.values()], axis=1)).reshape(joint)
         ties = [(labels.reshape(-1), out.reshape(-1)) for labels in spread.values()]
         links = [Link(*pair) for pair in ties]
     slices = []

@@ -110,9 +110,14 @@ class Kept:
 
 @dataclass(frozen=True)
 class Entries:
-    """New values for some entries of an integer vector of length ``size``; the others stay."""
+    """New values for some entries of an integer vector of length ``size``; the others stay.
+
+    ``before`` holds, for entries that are the size of a whole axis, the size that stands there without the edit.  Where
+    the vector is computed, surgery writes such an entry in proportion to it, so that it follows a free axis.
+    """
 
     values: Mapping[int, int]
+    before: Mapping[int, int] = field(default_factory=dict)
     size: int = 0
 
 
@@ -266,6 +271,16 @@ class Unsupported(Exception):
 Rule = Callable[[Call], Effect]
 
 
+def mint_for_rows(call: Call, rows: Labels) -> Labels:
+    """Fresh labels [n], one for each distinct row of ``rows`` [n, k].
+
+    Positions that repeat the same channels (the heads of each sample of a batch) share a label, so that there are as
+    many labels whatever the size of the batch.
+    """
+    unique, inverse = np.unique(rows, axis=0, return_inverse=True)
+    return call.mint(unique.shape[0])[inverse.reshape(-1)]
+
+
 def kept_together(call: Call, slot: int, axis: int) -> tuple[Labels, list[Pairs]]:
     """Labels [1, …, C, …, 1] of an input whose channels lie on one axis, and the ties needed for that."""
     vector, ties = call.slices(slot, axis)
@@ -290,7 +305,7 @@ def taken_together(call: Call, axes: set[int], reason: str, why: str = advice.NO
         raise Unsupported(reason, why)
     rows = np.moveaxis(labels, along_axes, range(len(along_axes)))
     rows = rows.reshape(-1, *rows.shape[len(along_axes) :])
-    fresh = call.mint(rows[0].size).reshape(rows[0].shape)
+    fresh = mint_for_rows(call, rows.reshape(rows.shape[0], -1).T).reshape(rows[0].shape)
     pair = (rows.reshape(-1), np.broadcast_to(fresh, rows.shape).reshape(-1))
     return Effect((np.expand_dims(fresh, along_axes),), (pair,), links=(Link(*pair),))
 

@@ -37,7 +37,7 @@ def reshaped(call: Call) -> Effect:
         def rewrite(kept: Kept) -> Edit:
             entries = _target_entries(kept, labels, output, before, after, target, frozen)
             if call.has(1):
-                return Edit(inputs={1: Entries(entries)})
+                return Edit(inputs={1: Entries(entries, {k: after[k] for k in entries})})
             return Edit({"shape": [entries.get(k, value) for k, value in enumerate(target)]})
 
     return Effect((output,), rewrite=rewrite, moves=(lambda given: reshape(given, before, after),))
@@ -87,7 +87,7 @@ def expand(call: Call) -> Effect:
 
     def rewrite(kept: Kept) -> Edit:
         sizes = {k - lead: kept.count(output, k, shape[k]) for k in varied(output) if k >= lead}
-        return Edit(inputs={1: Entries({k: n for k, n in sizes.items() if n != shape[k + lead]})})
+        return Edit(inputs={1: Entries(sizes, {k: shape[k + lead] for k in sizes})})
 
     return Effect((output,), rewrite=rewrite)
 
@@ -179,7 +179,7 @@ def shape_of(call: Call) -> Effect:
     entries = {a - start: shape[a] for a in varied(labels) if start <= a < stop}
 
     def rewrite(kept: Kept) -> Edit:
-        return Edit(outputs={0: Entries({k: n for k, n in entries.items() if kept.count(labels, k + start, n) != n})})
+        return Edit(outputs={0: Entries(entries, {k: kept.count(labels, k + start, n) for k, n in entries.items()})})
 
     return Effect((uniform(0, 1),), rewrite=rewrite if entries else None)
 

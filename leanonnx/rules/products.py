@@ -13,7 +13,7 @@ import numpy as np
 
 from leanonnx.numeric.labels import Labels, compact, on_axis, varied
 from leanonnx.rules import advice
-from leanonnx.rules.call import Call, Effect, Link, Mix, Pairs, Pin, Slice, Unsupported, pin_all
+from leanonnx.rules.call import Call, Effect, Link, Mix, Pairs, Pin, Slice, Unsupported, mint_for_rows, pin_all
 from leanonnx.rules.weights import fixed, require_held
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -82,23 +82,27 @@ def _through(call: Call, slot: int, term: str, letter: str, weights: int, result
 def _by_heads(call: Call, slots: Sequence[int], terms: Sequence[str], result: str, head: str) -> Effect:
     """One channel per head in the output, tied to all channels of that head; an operand without heads is pinned."""
     sizes = [call.shape(slot)[term.index(head)] for slot, term in zip(slots, terms, strict=True)]
-    heads = call.mint(max(sizes))
+    rows = [_rows(call.labels(slot), term.index(head), max(sizes)) for slot, term in zip(slots, terms, strict=True)]
+    heads = mint_for_rows(call, np.concatenate(rows, axis=1))
     ties: list[Pairs] = []
     links: list[Link] = []
     pins: list[Pin] = []
-    for slot, term in zip(slots, terms, strict=True):
-        labels, axis = call.labels(slot), term.index(head)
-        rows = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
-        spread = np.broadcast_to(heads[:, None], (heads.size, rows.shape[1]))
-        both = np.stack([np.broadcast_to(rows, spread.shape).reshape(-1), spread.reshape(-1)])
-        pairs = np.unique(both, axis=1)
+    for slot, own, size in zip(slots, rows, sizes, strict=True):
+        spread = np.broadcast_to(heads[:, None], own.shape)
+        pairs = np.unique(np.stack([own.reshape(-1), spread.reshape(-1)]), axis=1)
         links.append(Link(pairs[0], pairs[1]))
-        if call.shape(slot)[axis] > 1:
+        if size > 1:
             ties.append((pairs[0], pairs[1]))
-        elif rows.shape[1] > 1:
-            pins.append(Pin(np.unique(rows), call.value(slot).name, f"{call.title}: all heads share it"))
-    output = on_axis(heads, result.index(head), len(result))
+        elif own.shape[1] > 1:
+            pins.append(Pin(np.unique(own), call.value(slot).name, f"{call.title}: all heads share it"))
+    output = compact(on_axis(heads, result.index(head), len(result)))
     return Effect((output,), tuple(ties), links=tuple(links), pins=tuple(pins))
+
+
+def _rows(labels: Labels, axis: int, size: int) -> Labels:
+    """Channels at each of the ``size`` indices of an axis [size, k]; one index stands for all where there is one."""
+    rows = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
+    return np.broadcast_to(rows, (size, rows.shape[1]))
 
 
 def einsum(call: Call) -> Effect:

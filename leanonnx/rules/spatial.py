@@ -48,7 +48,7 @@ def resize(call: Call) -> Effect:
 
     def rewrite(kept: Kept) -> Edit:
         sizes = {axes.index(a): kept.count(labels, a, after[a]) for a in varied(labels) if a in axes}
-        return Edit(inputs={slot: Entries(sizes)})
+        return Edit(inputs={slot: Entries(sizes, {k: after[axes[k]] for k in sizes})})
 
     has_sizes = call.op == "Resize" and call.has(slot) and call.shape(slot) != (0,)
     return steered(call, Effect((labels,), rewrite=rewrite if has_sizes else None), STEERING)

@@ -7,6 +7,8 @@ strings, quantisation annotations, names) stays as it was.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -130,13 +132,31 @@ class _Operation:
         return helpers
 
     def _overlay(self, vector: str, change: Entries, helpers: list[onnx.NodeProto]) -> str:
-        """A Where node that lays new entries over a computed integer vector."""
-        mask, values = np.zeros(change.size, bool), np.zeros(change.size, np.int64)
-        mask[list(change.values)] = True
-        values[list(change.values)] = list(change.values.values())
-        output = fresh_name(self.names, vector)
-        inputs = [self._constant(mask, f"{vector}_mask"), self._constant(values, f"{vector}_sizes"), vector]
-        helpers.append(onnx.helper.make_node("Where", inputs, [output], name=output))
+        """New entries of a computed integer vector.
+
+        1. Sizes of axes are scaled by a fraction, so that they follow the axes that the model leaves free.
+        2. All other entries are replaced by numbers, through a Where.
+        """
+        scaled = {k: Fraction(value, change.before[k]) for k, value in change.values.items() if change.before.get(k)}
+        for op, numbers in (
+            ("Mul", {k: share.numerator for k, share in scaled.items()}),
+            ("Div", {k: share.denominator for k, share in scaled.items()}),
+        ):
+            if any(number != 1 for number in numbers.values()):
+                factors = _entries(change, numbers, 1)
+                vector = self._added(op, [vector, self._constant(factors, f"{vector}_{op.lower()}")], vector, helpers)
+        values = {k: value for k, value in change.values.items() if k not in scaled}
+        if values:
+            mask = _entries(change, dict.fromkeys(values, 1), 0).astype(bool)
+            inputs = [self._constant(mask, f"{vector}_mask")]
+            inputs += [self._constant(_entries(change, values, 0), f"{vector}_sizes"), vector]
+            vector = self._added("Where", inputs, vector, helpers)
+        return vector
+
+    def _added(self, op: str, inputs: list[str], stem: str, helpers: list[onnx.NodeProto]) -> str:
+        """A new node; the name of its output."""
+        output = fresh_name(self.names, stem)
+        helpers.append(onnx.helper.make_node(op, inputs, [output], name=output))
         return output
 
     def _gather(self, tensor: str, pick: Pick, helpers: list[onnx.NodeProto]) -> str:
@@ -188,6 +208,13 @@ class _Operation:
                 graph.initializer.append(_tensor(make(), name))
                 if self.model.proto.ir_version < FREE_INITIALIZERS:
                     graph.input.append(_declared(graph.initializer[-1]))
+
+
+def _entries(change: Entries, values: Mapping[int, int], other: int) -> Array:
+    """A vector of these values, and of ``other`` in all other places."""
+    vector = np.full(change.size, other, np.int64)
+    vector[list(values)] = list(values.values())
+    return vector
 
 
 def _declared(tensor: onnx.TensorProto) -> onnx.ValueInfoProto:

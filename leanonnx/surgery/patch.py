@@ -14,14 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanonnx.analysis.constants import Use
-from leanonnx.analysis.dag import ChannelDag
-from leanonnx.analysis.runs import Run, gathered
+from leanonnx.analysis.dag import ChannelDag, joint_edit
+from leanonnx.analysis.runs import Run, gathered, same_run
+from leanonnx.errors import ProofFailed
 from leanonnx.graph.formats import is_integer
 from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import title
 from leanonnx.numeric.arrays import Array
 from leanonnx.numeric.labels import Mask, is_rectangle, projection, varied
-from leanonnx.rules.call import Edit, Entries, Kept, Pick, Rewrite
+from leanonnx.rules.call import Entries, Pick
 
 Place = tuple[int, int]
 Maker = Callable[[], Array]
@@ -70,30 +71,35 @@ def plan_patch(dag: ChannelDag, alive: Mask) -> Patch:
     attributes: dict[int, Mapping[str, int | list[int] | None]] = {}
     shrunk = frozenset(name for name, labels in dag.labels.items() if not alive[labels].all())
     touched = _touched(dag, shrunk)
-    for node, rewrite in dag.rewrites.items():
+    for node in dag.rewrites:
         if node not in touched:
             continue
-        edit = _edit(dag, node, rewrite, alive)
+        edit = joint_edit(dag, node, alive)
+        if edit is None:
+            named = title(dag.model.proto.graph.node[node])
+            raise ProofFailed(
+                f"{named}: what it becomes without the channels depends on a size that the model leaves free; "
+                "nothing written; export the model with fixed input sizes"
+            )
         attributes[node] = edit.attributes
         names = dag.model.proto.graph.node[node].output
-        outputs |= {(node, k): _sized(dag, names[k], e) for k, e in edit.outputs.items() if e.values}
+        for k, sizes in edit.outputs.items():
+            if changes := _changed(sizes):
+                outputs[node, k] = _sized(dag, names[k], changes)
         for slot, change in edit.inputs.items():
             if isinstance(change, Pick):
                 picks[node, slot] = change
             elif not isinstance(change, Entries):
                 constants[node, slot] = partial(np.asarray, change)
-            elif change.values:
-                _enter(dag, (node, slot), change, constants, entries)
+            elif changes := _changed(change):
+                _enter(dag, (node, slot), changes, constants, entries)
     return Patch(constants, entries, outputs, picks, attributes, _gathers(dag, alive), shrunk)
 
 
-def _edit(dag: ChannelDag, node: int, rewrite: Rewrite, alive: Mask) -> Edit:
-    """What a rule makes of the channels that are kept; an error in it names the node."""
-    try:
-        return rewrite(Kept(alive))
-    except Exception as error:
-        error.add_note(f"while {title(dag.model.proto.graph.node[node])} was fitted to the channels that are kept")
-        raise
+def _changed(change: Entries) -> Entries | None:
+    """Entries without the sizes that stay what they are; None where nothing is left."""
+    values = {k: value for k, value in change.values.items() if change.before.get(k) != value}
+    return replace(change, values=values) if values else None
 
 
 def _touched(dag: ChannelDag, shrunk: Set[str]) -> set[int]:
@@ -197,7 +203,7 @@ def _gathers(dag: ChannelDag, alive: Mask) -> dict[str, tuple[Run, Array]]:
     for name, (source, _) in dag.moves.items():
         if len(varied(dag.labels[name])) > 1 or (len(varied(dag.labels[source])) <= 1 and name not in dag.gathers):
             continue
-        run = gathered(name, dag.moves, dag.labels, dag.shapes)
+        run = same_run([gathered(name, at.moves, at.labels, at.shapes) for at in dag.sizes])
         if run.indices is None or alive[dag.labels[run.source]].all():
             continue
         if name not in dag.gathers and all(is_rectangle(alive[dag.labels[inner]]) for inner in run.inside):

@@ -1,0 +1,136 @@
+"""Agreement of answers at several sizes: an edit has to be the same function of the kept channels at all of them.
+
+A rule sees the shapes of one run.  Where axes of the graph inputs are free, it is asked at several of their sizes, and
+what it says of channels has to be the same each time:
+
+1. as many new channels, the same kernels and the same slices of constants;
+2. outputs whose channels lie alike: equal along axes of equal size, and along an axis that grows each channel in
+   the same proportion (the heads of a batch laid side by side);
+3. edits that are equal, or sizes that stay in proportion to the size that stands there without the edit.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from leanonnx.analysis.constants import Use
+from leanonnx.analysis.trace import Answer
+from leanonnx.numeric.arrays import Array
+from leanonnx.numeric.labels import Labels, varied
+from leanonnx.rules.call import Edit, Entries, Mix, Pick
+
+
+def alike(answers: Sequence[Answer | None]) -> bool:
+    """Whether the answers of one node at several sizes say the same of its channels (cases 1 and 2)."""
+    first, *others = answers
+    return all(_same_answer(first, other) for other in others)
+
+
+def _same_answer(one: Answer | None, other: Answer | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    a, b = one.effect, other.effect
+    return (
+        len(a.outputs) == len(b.outputs)
+        and all(same_layout(x, y) for x, y in zip(a.outputs, b.outputs, strict=True))
+        and len(a.mixes) == len(b.mixes)
+        and all(_same_kernels(x, y) for x, y in zip(a.mixes, b.mixes, strict=True))
+        and len(one.held.uses) == len(other.held.uses)
+        and all(_same_use(x, y) for x, y in zip(one.held.uses, other.held.uses, strict=True))
+        and a.gathers == b.gathers
+    )
+
+
+def same_layout(one: Labels, other: Labels) -> bool:
+    """Whether the channels of a tensor lie alike at two sizes (case 2)."""
+    if one.ndim != other.ndim:
+        return False
+    if one.shape == other.shape:
+        return np.array_equal(one, other)
+    return all(_same_axis(one, other, axis) for axis in sorted({*varied(one), *varied(other)}))
+
+
+def _same_axis(one: Labels, other: Labels, axis: int) -> bool:
+    a, b = _lines(one, axis), _lines(other, axis)
+    if len(a) == len(b):
+        return a == b
+    first, second = Counter(a), Counter(b)
+    return first.keys() == second.keys() and all(
+        count * len(b) == second[line] * len(a) for line, count in first.items()
+    )
+
+
+def _lines(labels: Labels, axis: int) -> list[bytes]:
+    """The set of channels at each index of an axis."""
+    rows = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
+    if rows.shape[1] == 1:
+        return [row.tobytes() for row in rows]
+    return [np.unique(row).tobytes() for row in rows]
+
+
+def _same_kernels(one: Mix, other: Mix) -> bool:
+    pairs = ((one.sources, other.sources), (one.targets, other.targets), (one.inward, other.inward))
+    return one.slot == other.slot and all(_equal(a, b) for a, b in pairs)
+
+
+def _same_use(one: Use, other: Use) -> bool:
+    places = (one.node, one.slot, one.constant) == (other.node, other.slot, other.constant)
+    return (
+        places
+        and len(one.factors) == len(other.factors)
+        and all(same_layout(a, b) for a, b in zip(one.factors, other.factors, strict=True))
+        and _equal(one.inward, other.inward)
+        and _equal(one.computed, other.computed)
+    )
+
+
+def _equal(one: Array | None, other: Array | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return np.array_equal(one, other)
+
+
+def united(edits: Sequence[Edit], held: Callable[[int], bool]) -> Edit | None:
+    """The edit that several sizes of one node agree on, None where they do not (case 3).
+
+    Args:
+        edits: those of the sizes; the first is given back.
+        held: whether an input slot reads a constant, whose new entries have to be numbers.
+    """
+    first, *others = edits
+    for other in others:
+        if first.attributes != other.attributes or first.inputs.keys() != other.inputs.keys():
+            return None
+        if first.outputs.keys() != other.outputs.keys():
+            return None
+        if not all(_same_change(change, other.inputs[k], held(k)) for k, change in first.inputs.items()):
+            return None
+        if not all(_same_change(change, other.outputs[k], False) for k, change in first.outputs.items()):
+            return None
+    return first
+
+
+def _same_change(one: Array | Entries | Pick, other: Array | Entries | Pick, held: bool) -> bool:
+    if isinstance(one, Entries) and isinstance(other, Entries):
+        return _same_entries(one, other, held)
+    if isinstance(one, Pick) and isinstance(other, Pick):
+        return one.axis == other.axis and np.array_equal(one.positions, other.positions)
+    if isinstance(one, Entries | Pick) or isinstance(other, Entries | Pick):
+        return False
+    return np.array_equal(one, other)
+
+
+def _same_entries(one: Entries, other: Entries, held: bool) -> bool:
+    """Equal numbers; or, where the vector is computed, sizes in proportion to what stands there."""
+    if one.values.keys() != other.values.keys():
+        return False
+    for k, value in one.values.items():
+        if k in one.before and k in other.before and not held:
+            if value * other.before[k] != other.values[k] * one.before[k]:
+                return False
+        elif value != other.values[k]:
+            return False
+    return True
