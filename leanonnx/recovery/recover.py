@@ -209,7 +209,9 @@ def _addition(model: Model, output: str) -> tuple[onnx.NodeProto, str, Floats | 
         node = model.proto.graph.node[readers[0]]
         if node.op_type == "Add":
             return node, output, scale
-        if node.op_type != "BatchNormalization" or scale is not None or not {*node.input[1:]} <= model.origins.keys():
+        if node.op_type != "BatchNormalization" or attribute(node, "training_mode", 0) or scale is not None:
+            return None
+        if not {*node.input[1:]} <= model.origins.keys():
             return None
         gamma, beta, mean, variance = (np.asarray(model.constant(name), np.float64) for name in node.input[1:])
         scale, _ = scale_and_shift(gamma, beta, mean, variance, attribute(node, "epsilon", 1e-5))
