@@ -93,7 +93,7 @@ class ChannelDag:
             for reduction in reductions
             if reduction.target is not None
             for link in self.links_of.get(node, [])
-            if np.isin(reduction.target, link.targets).all()
+            if np.array_equal(link.sources, np.unique(reduction.labels))
         )
 
     @property
