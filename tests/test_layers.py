@@ -219,7 +219,7 @@ def test_classes_of_ours_are_not_extended() -> None:
     assert {each for each in found if each[2] not in BASES | errors} == set()
 
 
-THAWED = {("analysis.dag", "_Trace")}
+THAWED = {("analysis.trace", "Trace")}
 """What is filled while the nodes of a model are visited."""
 
 

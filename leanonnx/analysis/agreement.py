@@ -4,8 +4,8 @@ A rule sees the shapes of one run.  Where axes of the graph inputs are free, it 
 what it says of channels has to be the same each time:
 
 1. as many new channels, the same kernels and the same slices of constants;
-2. outputs whose channels lie alike: equal along axes of equal size, and along an axis that grows each channel in
-   the same proportion (the heads of a batch laid side by side);
+2. outputs whose channels lie alike: along every axis each channel takes up the same share (the heads of a batch laid
+   side by side), so that the size of what is kept is a fixed fraction of the whole;
 3. edits that are equal, or sizes that stay in proportion to the size that stands there without the edit.
 """
 
@@ -50,18 +50,16 @@ def same_layout(one: Labels, other: Labels) -> bool:
     """Whether the channels of a tensor lie alike at two sizes (case 2)."""
     if one.ndim != other.ndim:
         return False
-    if one.shape == other.shape:
-        return np.array_equal(one, other)
-    return all(_same_axis(one, other, axis) for axis in sorted({*varied(one), *varied(other)}))
+    return np.array_equal(one, other) or all(
+        _same_axis(one, other, axis) for axis in sorted({*varied(one), *varied(other)})
+    )
 
 
 def _same_axis(one: Labels, other: Labels, axis: int) -> bool:
-    a, b = _lines(one, axis), _lines(other, axis)
-    if len(a) == len(b):
-        return a == b
-    first, second = Counter(a), Counter(b)
+    first, second = (Counter(_lines(labels, axis)) for labels in (one, other))
+    sizes = first.total(), second.total()
     return first.keys() == second.keys() and all(
-        count * len(b) == second[line] * len(a) for line, count in first.items()
+        count * sizes[1] == second[line] * sizes[0] for line, count in first.items()
     )
 
 
@@ -83,10 +81,15 @@ def _same_use(one: Use, other: Use) -> bool:
     return (
         places
         and len(one.factors) == len(other.factors)
-        and all(same_layout(a, b) for a, b in zip(one.factors, other.factors, strict=True))
+        and all(_same_factor(a, b) for a, b in zip(one.factors, other.factors, strict=True))
         and _equal(one.inward, other.inward)
         and _equal(one.computed, other.computed)
     )
+
+
+def _same_factor(one: Labels, other: Labels) -> bool:
+    """Whether a constant is sliced alike: element for element where it has one size."""
+    return np.array_equal(one, other) if one.shape == other.shape else same_layout(one, other)
 
 
 def _equal(one: Array | None, other: Array | None) -> bool:

@@ -236,6 +236,8 @@ def _joined(traces: Sequence[Trace]) -> ChannelDag:
     """Join the answers of all sizes; tie what shared weights and non-rectangular layouts require."""
     ties = [pair for trace in traces for effect in trace.effects.values() for pair in effect.ties]
     ties += _shared_ties(traces[0].uses)
+    for trace in traces:
+        trace.pins += trace.read_whole()
     pins = list({(pin.tensor, pin.reason, pin.labels.tobytes()): pin for t in traces for pin in t.pins}.values())
     known = _known_classes(traces[0].count, ties, pins)
     moves = [_moves(trace) for trace in traces]
@@ -351,7 +353,7 @@ def _layout_ties(
     for index in trace.effects:
         node = trace.model.proto.graph.node[index]
         outputs = [name for name in node.output if name in trace.labels]
-        if not all(name in moves for name in outputs):
+        if not outputs or not all(name in moves for name in outputs):
             tied |= several & {*node.input, *outputs}
     for name in list(tied):
         while name in moves:

@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 
 from leanonnx.analysis.constants import Constants, Found, Use
 from leanonnx.graph.model import Model, captured
+from leanonnx.graph.nodes import title
 from leanonnx.numeric.labels import Labels, uniform
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, Pin, Rewrite, Unsupported, Value, pin_all
@@ -44,6 +45,8 @@ class Trace:
     rewrites: dict[int, Rewrite] = field(default_factory=dict)
     pins: list[Pin] = field(default_factory=list)
     starts: list[Labels] = field(default_factory=list)
+    slicing: dict[int, set[int]] = field(default_factory=dict)
+    """Nodes that slice a constant behind another node, by that other node."""
 
     def __post_init__(self) -> None:
         self.constants = Constants(self.model, self.observation)
@@ -98,9 +101,32 @@ class Trace:
         self.effects[index] = effect
         self.pins += effect.pins
         self.starts += effect.starts
+        for use in answer.held.uses:
+            if use.node != index:
+                self.slicing.setdefault(use.node, set()).add(index)
         for name, labels in zip(self.outputs(index), effect.outputs, strict=False):
             if name and name in self.model.free:
                 self.labels[name] = labels
+
+    def read_whole(self) -> list[Pin]:
+        """Pins of what is sliced behind a DequantizeLinear whose value another node reads as a whole."""
+        found = []
+        for index, slicing in self.slicing.items():
+            node = self.model.proto.graph.node[index]
+            reader = next((r for r in self._readers(node.output[0]) if r not in slicing), None)
+            if node.op_type == "DequantizeLinear" and reader is not None:
+                factors = [factor.reshape(-1) for use in self.uses if use.node == index for factor in use.factors]
+                reason = f"{title(self.model.proto.graph.node[reader])} reads all of '{node.output[0]}'"
+                found.append(Pin(np.unique(np.concatenate(factors)), node.output[0], reason, advice.EXPORT))
+        return found
+
+    def _readers(self, name: str) -> list[int]:
+        """Nodes that read a value, or the last of a run of nodes that nothing else reads."""
+        nodes = self.model.proto.graph.node
+        found = [k for k, node in enumerate(nodes) if name in node.input or name in captured(node)]
+        return [
+            k if k in self.effects or len(more := self._readers(nodes[k].output[0])) != 1 else more[0] for k in found
+        ]
 
     def outputs(self, index: int) -> list[str]:
         """Names of what a node puts out."""

@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from itertools import islice
 
 Sizes = dict[str, tuple[int, ...]]
 """Shapes of the graph inputs by name."""
-Seen = TypeVar("Seen")
 
 VALUES = 2
 """Further values of each axis that are looked for."""
@@ -39,17 +38,17 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Further(Generic[Seen]):
-    """What was seen at further sizes: with one group of axes changed, and with all of them changed."""
+class Further:
+    """Further sizes that a model runs at: with one group of axes changed, and with all of them changed."""
 
-    alone: tuple[tuple[Sizes, Seen], ...]
-    jointly: tuple[tuple[Sizes, Seen], ...]
+    alone: tuple[Sizes, ...]
+    jointly: tuple[Sizes, ...]
 
     @property
     def sizes(self) -> tuple[Sizes, ...]:
         """All further sizes, each once."""
         found: list[Sizes] = []
-        for sizes, _ in (*self.jointly, *self.alone):
+        for sizes in (*self.jointly, *self.alone):
             found += [sizes] if sizes not in found else []
         return tuple(found)
 
@@ -88,56 +87,46 @@ def _values(places: Sequence[tuple[str, int]], base: Sizes, usual: Sequence[int]
     return tuple(unlike)[:CANDIDATES]
 
 
-def further(groups: Sequence[Group], base: Sizes, look: Callable[[Sizes], Seen | None]) -> Further[Seen]:
+def further(groups: Sequence[Group], base: Sizes, runs: Callable[[Sizes], bool]) -> Further:
     """Change the groups of free axes one by one and together.
 
     Args:
         groups: axes that change together.
         base: the shapes of the first run.
-        look: runs the model at the shapes given; None where it cannot be run there.
+        runs: tells whether the model runs at the shapes given.
     """
     most = max(SMALL, LARGEST * sum(math.prod(shape) for shape in base.values()))
 
-    def attempt(changes: Mapping[int, int]) -> tuple[Sizes, Seen] | None:
+    def attempt(changes: Mapping[int, int]) -> Sizes | None:
         sizes = _changed(groups, base, changes)
-        if sum(math.prod(shape) for shape in sizes.values()) > most:
-            return None
-        seen = look(sizes)
-        return None if seen is None else (sizes, seen)
+        small = sum(math.prod(shape) for shape in sizes.values()) <= most
+        return sizes if small and runs(sizes) else None
 
-    alone: list[tuple[Sizes, Seen]] = []
+    alone: list[Sizes] = []
     working: dict[int, list[int]] = {}
     for k, group in enumerate(groups):
-        values, seen = _first(group.values, lambda value, k=k: attempt({k: value}))  # type: ignore[misc]
-        alone += seen
-        if values:
-            working[k] = values
+        found = _first((value, attempt({k: value})) for value in group.values)
+        alone += [sizes for _, sizes in found]
+        if found:
+            working[k] = [value for value, _ in found]
     coupled = [k for k in range(len(groups)) if k not in working]
-    depth = range(max((len(groups[k].values) for k in coupled), default=0)) if len(coupled) > 1 else ()
-    steps, seen = _first(depth, lambda step: attempt(_stepped(groups, coupled, step)))
-    alone += seen
-    jointly: list[tuple[Sizes, Seen]] = []
-    for turn in range(VALUES) if len(working) + bool(steps) > 1 else ():
-        moved = _stepped(groups, coupled, steps[turn % len(steps)]) if steps else {}
+    depth = max((len(groups[k].values) for k in coupled), default=0) if len(coupled) > 1 else 0
+    together = _first((step, attempt(_stepped(groups, coupled, step))) for step in range(depth))
+    alone += [sizes for _, sizes in together]
+    jointly: list[Sizes] = []
+    for turn in range(VALUES) if len(working) + bool(together) > 1 else ():
+        moved = _stepped(groups, coupled, together[turn % len(together)][0]) if together else {}
         for crossed in (1, 0):
-            changes = {k: found[(turn + crossed * n) % len(found)] for n, (k, found) in enumerate(working.items())}
-            if one := attempt({**changes, **moved}):
-                jointly.append(one)
+            changes = {k: values[(turn + crossed * n) % len(values)] for n, (k, values) in enumerate(working.items())}
+            if sizes := attempt({**changes, **moved}):
+                jointly.append(sizes)
                 break
     return Further(tuple(alone), tuple(jointly))
 
 
-def _first(
-    values: Iterable[int], attempt: Callable[[int], tuple[Sizes, Seen] | None]
-) -> tuple[list[int], list[tuple[Sizes, Seen]]]:
-    """The first ``VALUES`` values that an attempt succeeds with, and what was seen."""
-    working: list[int] = []
-    found: list[tuple[Sizes, Seen]] = []
-    for value in values:
-        if len(working) < VALUES and (one := attempt(value)):
-            working.append(value)
-            found.append(one)
-    return working, found
+def _first(attempts: Iterable[tuple[int, Sizes | None]]) -> list[tuple[int, Sizes]]:
+    """The first ``VALUES`` attempts that succeed; later ones are not made."""
+    return list(islice(((value, sizes) for value, sizes in attempts if sizes is not None), VALUES))
 
 
 def _stepped(groups: Sequence[Group], coupled: Sequence[int], step: int) -> dict[int, int]:

@@ -14,6 +14,7 @@ import onnx
 from leanonnx.errors import ModelError, OptionError
 from leanonnx.graph.formats import OTHERS, Kinds, fed_in_float32, float_kinds, in_float32
 from leanonnx.graph.model import Model, first_line, tensors
+from leanonnx.graph.pixels import pixels
 from leanonnx.numeric.arrays import Array
 from leanonnx.runtime.free_axes import Sizes, axis_groups, further
 from leanonnx.runtime.sessions import LONGEST_RUN, Feed, Session, finished, opened
@@ -152,18 +153,20 @@ def _at_all_sizes(look: _Look, given: Shapes) -> Observation:
     if all(isinstance(size, int) for axes in declared_axes.values() for size in axes):
         return base
 
-    def again(sizes: Sizes) -> Observation | None:
+    seen: dict[str, Observation] = {}
+
+    def runs(sizes: Sizes) -> bool:
         try:
             found = look.seen(*look.run(sizes))
         except Exception:  # noqa: BLE001 - onnxruntime raises its own types; the model does not run at these sizes
-            return None
+            return False
         emptied = any(0 in shape and 0 not in base.shapes[name] for name, shape in found.shapes.items())
-        return None if emptied else found
+        seen[repr(sizes)] = found
+        return not emptied
 
     start = {name: feed.shape for name, feed in base.feeds.items()}
-    groups = axis_groups(declared_axes, start, _usual_sizes(look.model))
-    more = further(groups, start, again)
-    return replace(base, further=tuple(one for _, one in more.jointly or more.alone), sizes=more.sizes)
+    more = further(axis_groups(declared_axes, start, _usual_sizes(look.model)), start, runs)
+    return replace(base, further=tuple(seen[repr(s)] for s in more.jointly or more.alone), sizes=more.sizes)
 
 
 def _usual_sizes(model: Model) -> list[int]:
@@ -273,15 +276,21 @@ def _filled(value: onnx.ValueInfoProto, lead: int, size: int, channels: int) -> 
 
 
 def random_feed(model: Model, shapes: Shapes, seed: int, kind: str = "normal") -> Feed:
-    """Random inputs: floats N(0, 1) or U[0, 1) or U[0, 255), integers 0 or 1, booleans."""
+    """Random inputs: floats N(0, 1) or U[0, 1) or U[0, 255), pixels of their whole range, other integers 0 or 1."""
     rng = np.random.default_rng(seed)
-    return {value.name: _random(value, shapes[value.name], rng, kind) for value in model.inputs}
+    wide = pixels(model)
+    return {v.name: _random(v, shapes[v.name], rng, kind, v.name in wide) for v in model.inputs}
 
 
-def _random(value: onnx.ValueInfoProto, shape: tuple[int, ...], rng: np.random.Generator, kind: str) -> Array:
+def _random(
+    value: onnx.ValueInfoProto, shape: tuple[int, ...], rng: np.random.Generator, kind: str, whole_range: bool
+) -> Array:
     dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
     if dtype == np.bool_:
         return np.asarray(rng.random(shape) < 0.5)
+    if whole_range:
+        limits = np.iinfo(dtype)
+        return np.asarray(rng.integers(limits.min, limits.max, shape, dtype, endpoint=True))
     if not np.issubdtype(dtype, np.floating) and dtype.kind in "iu":
         return np.asarray(rng.integers(0, 2, shape)).astype(dtype)
     if dtype.kind == "O":
