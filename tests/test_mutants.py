@@ -30,6 +30,7 @@ from leanonnx.rules import (
     movement,
     normalization,
     pointwise,
+    reduction,
     spatial,
     windows,
 )
@@ -179,8 +180,16 @@ def unrewritten_resize(call: Call) -> Effect:
     return replace(spatial.resize(call), rewrite=None)
 
 
-def unpinned_mean(call: Call) -> Effect:
+def unpinned_maximum(call: Call) -> Effect:
     return Effect((uniform(int(call.mint(1)[0]), 4),))
+
+
+def unscaled_mean(call: Call) -> Effect:
+    return replace(reduction.reduce(call), rewrite=None)
+
+
+def unmasked_sum(call: Call) -> Effect:
+    return replace(reduction.reduce(call), reductions=())
 
 
 def passed_through(call: Call) -> Effect:
@@ -323,7 +332,9 @@ MUTANTS = [
         {"c": (0,)},
     ),
     Mutant(unrewritten_resize, "Resize", framed("d = Resize (c, , , i)", "int64[4] i = {1, 4, 8, 8}"), {"c": (0,)}),
-    Mutant(unpinned_mean, "ReduceMean", framed("d = ReduceMean <axes = [1]> (c)", read=1), {"c": (0,)}, pins=True),
+    Mutant(unpinned_maximum, "ReduceMax", framed("d = ReduceMax <axes = [1]> (c)", read=1), {"c": (0,)}, pins=True),
+    Mutant(unscaled_mean, "ReduceMean", framed("d = ReduceMean <axes = [1]> (c)", read=1), {"c": (0,)}),
+    Mutant(unmasked_sum, "ReduceL2", framed("d = ReduceL2 <axes = [1]> (c)", read=1), {"c": (0,)}),
     Mutant(passed_through, "Softmax", framed("d = Softmax <axis = 1> (c)"), {"c": (0,)}, pins=True),
     Mutant(passed_through, "LRN", framed("d = LRN <size = 3> (c)"), {"c": (0,)}, pins=True),
 ]

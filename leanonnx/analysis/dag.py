@@ -24,7 +24,7 @@ from leanonnx.graph.model import Model, unneeded
 from leanonnx.graph.nodes import title
 from leanonnx.numeric.labels import Labels, Mask, Shape, compact, components, uniform, varied
 from leanonnx.rules import advice
-from leanonnx.rules.call import Edit, Kept, Link, Mix, Move, Pairs, Pin, Rewrite
+from leanonnx.rules.call import Edit, Kept, Link, Mix, Move, Pairs, Pin, Reduction, Rewrite
 from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.runtime.observation import Observation
 
@@ -40,7 +40,8 @@ class ChannelDag:
 
     ``classes[label]`` is the class of channels that live and die together; ``minted[label]`` the node that put the
     channel out (-1: a graph input).  ``labels`` and ``shapes`` are by tensor name, ``moves`` by output name;
-    ``gathers`` names outputs that a Gather always puts out in place of their operator.  ``further`` holds the same
+    ``gathers`` names outputs that a Gather always puts out in place of their operator; ``reductions`` are by node.
+    ``further`` holds the same
     channels as they lie at other sizes of the model's free axes.
     """
 
@@ -60,6 +61,7 @@ class ChannelDag:
     rewrites: dict[int, Rewrite]
     moves: dict[str, tuple[str, Move]]
     gathers: frozenset[str]
+    reductions: Mapping[int, tuple[Reduction, ...]]
     further: tuple[ChannelDag, ...] = ()
 
     @property
@@ -81,6 +83,18 @@ class ChannelDag:
     def links_of(self) -> Mapping[int, list[Link]]:
         """Fixed edges by node."""
         return _by_node(self.links)
+
+    @cached_property
+    def sums(self) -> tuple[tuple[int, Reduction, Link], ...]:
+        """Nodes that add up channels in one, with the fixed edges that lead there."""
+        return tuple(
+            (node, reduction, link)
+            for node, reductions in self.reductions.items()
+            for reduction in reductions
+            if reduction.target is not None
+            for link in self.links_of.get(node, [])
+            if np.array_equal(link.sources, np.unique(reduction.labels))
+        )
 
     @property
     def pinned(self) -> Mask:
@@ -261,6 +275,7 @@ def _dag(
         rewrites=trace.rewrites | {k: effect.rewrite for k, effect in effects.items() if effect.rewrite is not None},
         moves=moves,
         gathers=frozenset(n for k, effect in effects.items() if effect.gathers for n in trace.outputs(k)),
+        reductions={k: effect.reductions for k, effect in effects.items() if effect.reductions},
     )
 
 

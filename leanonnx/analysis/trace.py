@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from leanonnx.analysis.constants import Constants, Found, Use
@@ -146,7 +147,13 @@ class Trace:
             mint=self.minter(index),
             minted=lambda: self.count,
             by_position=index in self.by_position,
+            readers=tuple(self._readers(tensor.name) for tensor in node.outputs),
         )
+
+    def _readers(self, name: str) -> tuple[str, ...]:
+        """The operators that read a tensor, "" for the graph itself."""
+        nodes = self.model.proto.graph.node
+        return tuple("" if k < 0 else nodes[k].op_type for k in self.model.consumers.get(name, []))
 
     def _value(self, name: str) -> Value:
         model, observation = self.model, self.observation
@@ -154,8 +161,18 @@ class Trace:
             return Value(name, model.shape_of(name), None, lambda: model.constant(name), held=True)
         shape, labels = observation.shapes.get(name), self.labels.get(name)
         quantised, blocked = _quantised(model, name)
-        held = quantised and not blocked
-        return Value(name, shape, labels, lambda: observation.values[name], held=held, blocked=blocked)
+        maker = model.producers.get(name)
+        node = onnx.NodeProto() if maker is None else model.proto.graph.node[maker]
+        return Value(
+            name,
+            shape,
+            labels,
+            lambda: observation.values[name],
+            held=quantised and not blocked,
+            blocked=blocked,
+            maker=node.op_type,
+            source=observation.shapes.get(node.input[0]) if node.input else None,
+        )
 
 
 def _quantised(model: Model, name: str) -> tuple[bool, bool]:
