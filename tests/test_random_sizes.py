@@ -131,6 +131,20 @@ def test_networks_that_once_went_wrong(name: str) -> None:
             check(dag, killed(dag, np.random.default_rng(seed)), SIZES)
 
 
+PUT_OUT = """
+<ir_version: 8, opset_import: ["" : 17]>
+found (float[N, 2, H, W] x) => (float[n, 3, h, w] y, float[4, 2, 1, 1] k)
+<int8[4, 2, 1, 1] q = {50, -70, 127, 20, 1, 2, 30, 40}, float s = {0.01}, float[3, 4, 1, 1] v>
+{ k = DequantizeLinear (q, s)  c = Conv (x, k)  r = Relu (c)  y = Conv (r, v) }
+"""
+
+
+def test_quantised_weight_that_is_put_out_stays_whole() -> None:
+    with analysed(FreeModel(build(PUT_OUT), SIZES)) as dag:
+        assert dag.pinned[dag.classes[dag.labels["c"]]].all()
+        assert any("reads all of 'k'" in pin.reason for pin in dag.pins)
+
+
 def holds(pair: Pair, sizes: tuple[Shapes, ...]) -> bool:
     try:
         for shapes in sizes:

@@ -116,18 +116,18 @@ class Trace:
             reader = next((r for r in self._last_readers(node.output[0]) if r not in slicing), None)
             if node.op_type == "DequantizeLinear" and reader is not None:
                 factors = [factor.reshape(-1) for use in self.uses if use.node == index for factor in use.factors]
-                reason = f"{title(self.model.proto.graph.node[reader])} reads all of '{node.output[0]}'"
+                whole = "the graph's interface" if reader < 0 else title(self.model.proto.graph.node[reader])
+                reason = f"{whole} reads all of '{node.output[0]}'"
                 found.append(Pin(np.unique(np.concatenate(factors)), node.output[0], reason, advice.EXPORT))
         return found
 
     def _last_readers(self, name: str) -> list[int]:
-        """Nodes that read a value, or the last of a run of nodes that nothing else reads."""
-        nodes = self.model.proto.graph.node
-        found = [k for k, node in enumerate(nodes) if name in node.input or name in captured(node)]
-        return [
-            k if k in self.effects or len(more := self._last_readers(nodes[k].output[0])) != 1 else more[0]
-            for k in found
-        ]
+        """Nodes that read a value (-1: the graph itself), or the last of a run of nodes that nothing else reads."""
+        found = []
+        for k in self.model.consumers.get(name, []):
+            more = [] if k < 0 or k in self.effects else self._last_readers(self.outputs(k)[0])
+            found.append(more[0] if len(more) == 1 else k)
+        return found
 
     def outputs(self, index: int) -> list[str]:
         """Names of what a node puts out."""
