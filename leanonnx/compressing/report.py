@@ -15,6 +15,7 @@ from leanonnx.compressing.pipeline import Result
 from leanonnx.compressing.remarks import changed, remarks
 from leanonnx.numeric.labels import Labels, Mask
 from leanonnx.proof.deviation import Fidelity
+from leanonnx.proof.slices import Channels
 from leanonnx.recovery.draft import Recovery
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.timing import Comparison
@@ -108,7 +109,9 @@ def recovery(found: Recovery | None) -> Row | None:
 
 
 def fidelity(found: Fidelity) -> Row:
-    """Deviation of each output, and the metric with labels where there are any."""
+    """Deviation of each output, of all of it and of the channel where it is worst, and the metric with labels where
+    there are any.
+    """
     outputs = {}
     for one in found.outputs:
         outputs[one.output] = {
@@ -116,11 +119,20 @@ def fidelity(found: Fidelity) -> Row:
             "psnr": finite(one.psnr),
             "top1": one.top1,
             "top5": one.top5,
+            "worst_channel": worst_channel(one.channels),
+            "vacuous": one.vacuous or None,
         }
     metric = None
     if found.metric is not None:
         metric = {"name": found.metric, "better": found.better, "before": found.before, "after": found.after}
     return {"samples": found.samples, "outputs": outputs, "metric": metric}
+
+
+def worst_channel(found: Channels | None) -> Row | None:
+    """The slice of an output that deviates most; None where it has none, a number that is infinite is given as null."""
+    return (
+        None if found is None else {"axis": found.axis, "index": found.index, "relative_l2": finite(found.relative_l2)}
+    )
 
 
 def input_sizes(dag: ChannelDag) -> dict[str, list[int]]:
@@ -207,14 +219,15 @@ def _deviation_parts(row: Row | None) -> list[RenderableType]:
     """How near the result comes to the original, output by output."""
     if row is None:
         return []
-    columns = {"relative_l2": "relative L2", "psnr": "PSNR (dB)", "top1": "top-1 agreement", "top5": "top-5"}
+    columns = {"psnr": "PSNR (dB)", "top1": "top-1 agreement", "top5": "top-5"}
     table = Table(box=None)
     table.add_column("output")
-    for text in columns.values():
+    for text in ("relative L2", "worst channel", *columns.values()):
         table.add_column(text, justify="right")
     for name, now in row["deviation"]["outputs"].items():
         first = row["removed"]["outputs"][name]
-        table.add_row(name, *(_moved(first[key], now[key], row["kept"]) for key in columns))
+        whole = _moved(first["relative_l2"], now["relative_l2"], row["kept"])
+        table.add_row(name, whole, _channel(now), *(_moved(first[key], now[key], row["kept"]) for key in columns))
     held = "held-out " if row["held_out"] else ""
     samples = counted(row["deviation"]["samples"], f"{held}sample")
     head = f"Deviation from the original on {samples}" + (", before → after recovery" if row["kept"] else "")
@@ -223,6 +236,14 @@ def _deviation_parts(row: Row | None) -> list[RenderableType]:
     if metric:
         parts.append(Text(metric_text(metric)))
     return parts
+
+
+def _channel(now: Row) -> str:
+    """The channel of what is written that deviates most, by its own scale."""
+    worst = now["worst_channel"]
+    if worst is None:
+        return ""
+    return f"{'∞' if worst['relative_l2'] is None else format(worst['relative_l2'], '.4g')} (no. {worst['index']})"
 
 
 def _moved(first: float | None, now: float | None, kept: bool) -> str:

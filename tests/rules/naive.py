@@ -205,15 +205,18 @@ def macs(dag: ChannelDag, node: onnx.NodeProto) -> int:
 
     0 where the graph computes both operands.
     """
-    weight = node.input[WEIGHTS.get(node.op_type, 1)]
+    slot = WEIGHTS.get(node.op_type, 1)
+    left = node.op_type in DENSE and node.input[0] in dag.model.origins
+    weight, operand = node.input[0 if left else slot], node.input[slot if left else 0]
     if weight not in dag.model.origins:
         return 0
     shape = dag.model.constant(weight).shape
-    data, size = dag.shapes[node.input[0]], int(np.prod(shape))
+    data, size = dag.shapes[operand], int(np.prod(shape))
     if node.op_type in ("LSTM", "GRU", "RNN"):
         return data[0] * data[1] * (size + int(np.prod(dag.model.constant(node.input[2]).shape)))
     output = dag.shapes[node.output[0]]
     if node.op_type in DENSE:
-        return int(np.prod(data)) * output[-1]
+        rows = output[-2] if left and len(data) > 1 else output[-1]
+        return int(np.prod(output)) * size // rows
     pixels = data if node.op_type == "ConvTranspose" else output
     return pixels[0] * int(np.prod(pixels[2:])) * size
