@@ -172,3 +172,19 @@ def test_every_method_ranks_channels_that_are_only_summed(method: str, tmp_path:
     result = compressed(source, tmp_path / "out.onnx", 0.6, method=method, **options)
     assert result.proof.passed
     assert constant_shapes(tmp_path / "out.onnx")["a"][0] > 1
+
+
+@pytest.mark.parametrize(("batch", "told"), [("N", "fixed input sizes"), ("1", "in another form")])
+def test_advice_fits_the_sizes(batch: str, told: str) -> None:
+    """A model whose sizes are fixed is not to be exported with fixed sizes."""
+    dag = analysed(
+        net(
+            f"(float[{batch},3,8,8] x) => (float[{batch},8,8,8] y)",
+            """float[8,3,1,1] a, int64[4] first = {0, 0, 0, 0}, int64[4] last = {1, 8, 8, 8},
+               int64[4] all = {0, 1, 2, 3}, int64[4] steps = {1, 2, 2, 1}, int64[8] pads = {0, 4, 2, 0, 0, 0, 2, 0}""",
+            "h = Conv (x, a) s = Slice (h, first, last, all, steps) y = Pad (s, pads)",
+        )
+    )
+    advices = {pin.advice for pin in dag.pins if "every n-th channel" in pin.reason}
+    assert advices
+    assert all(told in advice for advice in advices), advices

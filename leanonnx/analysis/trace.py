@@ -99,7 +99,7 @@ class Trace:
         self.uses += answer.held.uses
         self.rewrites |= dict(answer.held.rewrites)
         self.effects[index] = effect
-        self.pins += effect.pins
+        self.pins += [replace(pin, advice=self._fitting(pin.advice)) for pin in effect.pins]
         self.starts += effect.starts
         for use in answer.held.uses:
             if use.node != index:
@@ -107,6 +107,10 @@ class Trace:
         for name, labels in zip(self.outputs(index), effect.outputs, strict=False):
             if name and name in self.model.free:
                 self.labels[name] = labels
+
+    def _fitting(self, text: str) -> str:
+        """An advice without what a model with fixed sizes has done already."""
+        return advice.FIXED.get(text, text) if self.constants.sized else text
 
     def read_whole(self) -> list[Pin]:
         """Pins of what is sliced behind a DequantizeLinear whose value another node reads as a whole."""
@@ -117,7 +121,8 @@ class Trace:
             if node.op_type == "DequantizeLinear" and reader is not None:
                 factors = [factor.reshape(-1) for use in self.uses if use.node == index for factor in use.factors]
                 reason = f"{title(self.model.proto.graph.node[reader])} reads all of '{node.output[0]}'"
-                found.append(Pin(np.unique(np.concatenate(factors)), node.output[0], reason, advice.EXPORT))
+                what = self._fitting(advice.EXPORT)
+                found.append(Pin(np.unique(np.concatenate(factors)), node.output[0], reason, what))
         return found
 
     def _readers(self, name: str) -> list[int]:
@@ -147,10 +152,10 @@ class Trace:
             mint=self.minter(index),
             minted=lambda: self.count,
             by_position=index in self.by_position,
-            readers=tuple(self._readers(tensor.name) for tensor in node.outputs),
+            readers=tuple(self._operators_reading(tensor.name) for tensor in node.outputs),
         )
 
-    def _readers(self, name: str) -> tuple[str, ...]:
+    def _operators_reading(self, name: str) -> tuple[str, ...]:
         """The operators that read a tensor, "" for the graph itself."""
         nodes = self.model.proto.graph.node
         return tuple("" if k < 0 else nodes[k].op_type for k in self.model.consumers.get(name, []))
