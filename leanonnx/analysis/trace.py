@@ -10,6 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from leanonnx.analysis.constants import Constants, Found, Use
+from leanonnx.analysis.zeros import keeps_zero
 from leanonnx.graph.model import Model, captured
 from leanonnx.graph.nodes import title
 from leanonnx.numeric.labels import Labels, uniform
@@ -45,6 +46,7 @@ class Trace:
     rewrites: dict[int, Rewrite] = field(default_factory=dict)
     pins: list[Pin] = field(default_factory=list)
     starts: list[Labels] = field(default_factory=list)
+    zeros: dict[str, bool] = field(default_factory=dict)
     slicing: dict[int, set[int]] = field(default_factory=dict)
     """Nodes that slice a constant behind another node, by that other node."""
 
@@ -104,9 +106,11 @@ class Trace:
         for use in answer.held.uses:
             if use.node != index:
                 self.slicing.setdefault(use.node, set()).add(index)
+        node = self.model.proto.graph.node[index]
+        zero = keeps_zero(node, effect, self.labels, self.zeros, self.constants.fixed)
         for name, labels in zip(self.outputs(index), effect.outputs, strict=False):
             if name and name in self.model.free:
-                self.labels[name] = labels
+                self.labels[name], self.zeros[name] = labels, zero
 
     def _fitting(self, text: str) -> str:
         """An advice without what a model with fixed sizes has done already."""
@@ -177,6 +181,7 @@ class Trace:
             blocked=blocked,
             maker=node.op_type,
             source=observation.shapes.get(node.input[0]) if node.input else None,
+            keeps_zero=self.zeros.get(name, True),
         )
 
 

@@ -18,7 +18,14 @@ DATA, KERNEL, BIAS = 0, 1, 2
 
 
 def summed_products(call: Call, slots: Sequence[int], axes: Sequence[int]) -> Effect:
-    """The effect of a node that multiplies two operands and sums over one axis of each, which holds all channels."""
+    """The effect of a node that multiplies two operands and sums over one axis of each, which holds all channels.
+
+    Raises:
+        Unsupported: channels that are removed would be zero in neither operand.
+    """
+    zero = next((slot for slot in slots if call.value(slot).keeps_zero), None)
+    if zero is None:
+        raise Unsupported("it sums products of channels, which would not be zero when their layers put out zeros")
     (one, ties), (other, more) = (call.slices(slot, axis) for slot, axis in zip(slots, axes, strict=True))
     target = call.mint(1)
     sides = [np.unique(one), np.unique(other)]
@@ -28,7 +35,7 @@ def summed_products(call: Call, slots: Sequence[int], axes: Sequence[int]) -> Ef
         (uniform(int(target[0]), len(call.output_shape())),),
         (*ties, *more, (one, other)),
         links=tuple(links),
-        reductions=(Reduction(slots[0], call.labels(slots[0]), target),),
+        reductions=(Reduction(zero, call.labels(zero), target),),
     )
 
 

@@ -43,6 +43,9 @@ def contracted(call: Call, slots: Sequence[int], terms: Sequence[str], result: s
     2. All channels of both lie on one contracted index: they are tied in pairs, and go from both at once.
     3. Channels of both lie on an index that both keep (heads): all that belong to one head are tied.
     4. Otherwise: pinned.
+
+    Raises:
+        Unsupported: channels that go from both at once (case 2) would be zero in neither.
     """
     labels = [_by_letters(call.labels(slot), term, call.shape(slot)) for slot, term in zip(slots, terms, strict=True)]
     common = set(terms[0]) & set(terms[1])
