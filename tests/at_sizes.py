@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from leanonnx.runtime.sessions import Array, Feed, RunFailed, Session, failing, opened
+from leanonnx.surgery.patch import Patch
 
 Shapes = Mapping[str, tuple[int, ...]]
 Runs = list[Array]
@@ -140,6 +142,15 @@ def _opened(model: onnx.ModelProto, optimise: bool) -> Callable[[Feed], Runs]:
 
 def _outputs(session: Session, feed: Feed) -> Runs:
     return list(session.run(None, feed))
+
+
+def as_observed(patch: Patch) -> Patch:
+    """A patch that writes the sizes of the observed run, whatever axes are free."""
+    entries, outputs = (
+        {place: replace(change, before={}) for place, change in given.items()}
+        for given in (patch.entries, patch.outputs)
+    )
+    return replace(patch, entries=entries, outputs=outputs)
 
 
 def runs_at(model: onnx.ModelProto, inputs: Inputs, sizes: Sequence[Shapes]) -> list[Shapes]:

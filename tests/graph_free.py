@@ -163,7 +163,8 @@ class FreeBuilder(Builder):
             name = self.size_of(*places[-1 - min(self.choose(len(places)), self.choose(len(places)))])
         else:
             name = super().ints(value)
-        return self.one_of(DETOURS)(self, name) if self.chance(6) else name
+        positive = min(values_of(value, 1)) > 0
+        return self.one_of(DETOURS)(self, name) if positive and self.chance(6) else name
 
     def scalar(self, value: int) -> str:
         """A size without axes."""

@@ -34,7 +34,9 @@ def framed(proto: onnx.ModelProto, data: Sequence[Any]) -> Frame | None:
     first = arrays[0] if arrays else None
     if first is None or first.dtype != np.float32 or first.ndim not in RANKS or first.shape[1] < 2:
         return None
-    if any(array is not None and array.dtype.kind == "O" for array in arrays):
+    dims = proto.graph.output[0].type.tensor_type.shape.dim
+    empty = any(dim.HasField("dim_value") and not dim.dim_value for dim in dims)
+    if empty or any(array is not None and array.dtype.kind == "O" for array in arrays):
         return None
     if first.size > LARGEST or RANDOM & {node.op_type for node in proto.graph.node}:
         return None

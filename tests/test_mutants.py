@@ -16,6 +16,9 @@ import onnx
 import pytest
 
 from leanonnx.analysis.dag import ChannelDag, analyse
+from leanonnx.compressing import workshop
+from leanonnx.compressing.pipeline import compress
+from leanonnx.errors import ProofFailed
 from leanonnx.graph.model import load
 from leanonnx.numeric.labels import Labels, Mask, on_axis, uniform
 from leanonnx.proof.proof import inputs_for, prove
@@ -34,9 +37,12 @@ from leanonnx.rules import (
 from leanonnx.rules.call import Call, Effect, Rule, Slice
 from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.runtime.observation import observe
+from leanonnx.selection.selector import Budget
 from leanonnx.surgery.operate import apply
 from leanonnx.surgery.patch import masking_patch, plan_patch
-from tests.helpers import build, saved
+from tests.at_sizes import as_observed
+from tests.helpers import Options, build, saved
+from tests.test_sizes import HEADS, ROWS
 
 Dead = Mapping[str, tuple[int, ...]]
 
@@ -377,3 +383,18 @@ def test_most_mutants_reach_the_proof_and_are_caught_there() -> None:
     """A wrong rule whose shapes agree gets past the checker and onnxruntime: only numbers show it."""
     caught = [verdict(m.model, {**DEFAULT, ("", m.op): m.rule}, m.dead) for m in MUTANTS]
     assert caught.count("different") >= 12
+
+
+@pytest.mark.parametrize("text", [HEADS, ROWS], ids=["heads", "rows"])
+def test_sizes_of_the_observed_run_are_refused(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Surgery that writes the sizes of one run where axes are free: the proof runs at others."""
+    source, target = saved(build(text), tmp_path / "in.onnx"), tmp_path / "out.onnx"
+    options = Options(Budget("kernels", 0.5), best_effort=True)
+    result = compress(source, target, options)
+    assert result.proof.passed
+    assert result.after.kernels < result.before.kernels
+    target.unlink()
+    monkeypatch.setattr(workshop, "plan_patch", lambda dag, alive: as_observed(plan_patch(dag, alive)))
+    with pytest.raises(ProofFailed):
+        compress(source, target, options)
+    assert not target.exists()

@@ -190,7 +190,7 @@ def result_tables(row: Row, source: str, target: str) -> RenderableType:
     proof = Text(
         f"Proof {row['proof']['status'].upper()}: {'before its weights were changed, ' if changed(row) else ''}"
         f"equal to the {against} within {error:.1e} "
-        f"(bound {row['proof']['bound']:.0e}) on {row['proof']['inputs']} inputs",
+        f"(bound {row['proof']['bound']:.0e}) on {row['proof']['inputs']} inputs{_at_sizes(row['proof']['sizes'])}",
         style="green" if row["proof"]["status"] == "passed" else "red",
     )
     notes = warned(row) + [Text(f"Hint: {text}") for text in row["hints"]] + [Text(line) for line in remarks(row)]
@@ -204,6 +204,10 @@ def result_tables(row: Row, source: str, target: str) -> RenderableType:
         *_deviation_parts(row["recovery"]),
         _latency_text(row["latency"]),
     )
+
+
+def _at_sizes(count: int) -> str:
+    return f" at {count} sizes" if count > 1 else ""
 
 
 def warned(row: Row) -> list[Text]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 
 from leanonnx.graph.formats import FLOATS
-from leanonnx.graph.model import Model
+from leanonnx.graph.model import SHAPE_OPS, Model, captured
 from leanonnx.graph.nodes import attribute, standard
 
 BYTES = {onnx.TensorProto.UINT8, onnx.TensorProto.INT8}
@@ -25,22 +25,19 @@ def pixels(model: Model) -> frozenset[str]:
 
 def _computed_with(model: Model, name: str) -> bool:
     """Whether all that reads a tensor of integers turns it into floats or computes with it, moved or not."""
-    left, seen = [name], {name}
-    while left:
-        tensor = left.pop()
-        for index in model.consumers.get(tensor, ()):
-            if index < 0:
-                continue
-            node = model.proto.graph.node[index]
+    moved = {name}
+    for node in model.proto.graph.node:  # not by its consumers, which are remembered: it may be tapped just now
+        for tensor in moved.intersection([*node.input, *captured(node)]):
             if standard(node) == "Concat" or (standard(node) in MOVING and node.input[0] == tensor):
-                left += [n for n in node.output if n not in seen]
-                seen.update(node.output)
+                moved.update(node.output)
             elif not _computes(node, tensor):
                 return False
     return True
 
 
 def _computes(node: onnx.NodeProto, tensor: str) -> bool:
+    if node.op_type in SHAPE_OPS:
+        return True
     if node.op_type == "Cast":
         return attribute(node, "to") in FLOATS
     return node.op_type in ARITHMETIC or (node.op_type in COMPUTING and node.input[0] == tensor)

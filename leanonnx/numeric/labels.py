@@ -7,7 +7,6 @@ Everything here is pure numpy and knows nothing of ONNX.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -53,8 +52,7 @@ def along(labels: Labels, axis: int, size: int) -> tuple[Labels, list[tuple[Labe
     Returns the label of each slice [size] and the ties that make this true, pairs of labels [k] and [k]: labels that
     share a slice must live or die together, since only whole slices can be removed.
     """
-    turned = np.moveaxis(labels, axis, 0)
-    rows = turned.reshape(turned.shape[0], math.prod(turned.shape[1:]))
+    rows = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
     first = np.ascontiguousarray(rows[:, 0])
     ties = [(np.repeat(first, rows.shape[1] - 1), rows[:, 1:].reshape(-1))] if rows.shape[1] > 1 else []
     return np.broadcast_to(first, (size,)) if first.size == 1 else first, ties

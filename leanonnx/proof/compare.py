@@ -19,8 +19,10 @@ FLOOR = 1e-3
 """Share of a slice's largest norm over the inputs below which its norm on one input is not taken as its scale."""
 SHARE = 0.1
 """The same for its largest part in its tensor's norm: a number that happens to be near zero is no small channel."""
-OBSERVED = 8
+OBSERVED = 64
 """Numbers from which on their spread is known."""
+LONE = 10
+"""How often its size a slice of fewer numbers is taken for, up to the whole: all may be near zero by chance."""
 CONSTANT = "constant"
 TINY = 1e-30
 """Norms below this have no digits."""
@@ -155,7 +157,8 @@ def distance(wanted: Array, found: Array, slices: Slices) -> Floats:
 def scales_of(profiles: Sequence[Profile], rounding: float, more: Sequence[Profile] = ()) -> Floats:
     """The scale of a tensor and of each of its slices on each input [inputs, 1 + slices].
 
-    It is the spread around the slice's usual mean, so that a constant offset hides nothing, but at least
+    It is the spread around the slice's usual mean, so that a constant offset hides nothing, or ``LONE`` times the norm
+    of a few numbers, but at least
 
     1. ``rounding`` times the norm, below which the numbers have no digits left,
     2. ``SHARE`` of the largest part that the slice has in the whole on any input, at the size of the whole on this one,
@@ -164,8 +167,9 @@ def scales_of(profiles: Sequence[Profile], rounding: float, more: Sequence[Profi
     rms, mean = np.stack([p.rms for p in profiles]), np.stack([p.mean for p in profiles])
     centre = np.median(mean, axis=0)
     spread = np.minimum(np.sqrt(np.maximum(rms**2 - 2 * mean * centre + centre**2, 0)), rms)
-    spread = np.where(np.sum([p.sizes for p in profiles], axis=0) >= OBSERVED, spread, rms)
     whole = np.maximum(rms[:, :1], TINY)
+    known = np.sum([p.sizes for p in profiles], axis=0) >= OBSERVED
+    spread = np.where(known, spread, np.minimum(LONE * rms, np.maximum(whole, rms)))
     part = whole * (spread / whole).max(axis=0)
     largest = np.stack([*(p.rms for p in profiles), *(p.rms for p in more)]).max(axis=0)
     scale = np.maximum.reduce([spread, rounding * rms, SHARE * part, np.broadcast_to(FLOOR * largest, rms.shape)])

@@ -128,19 +128,20 @@ def behind(model: Model, names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def weighed(model: Model, name: str) -> bool:
-    """Whether a tensor depends on anything that surgery may cut: an operator with a weight."""
+    """Whether a tensor depends on the numbers of an input through an operator with a weight, which surgery may cut."""
     return any(mixes(node) for node in _before(model, name))
 
 
 def _before(model: Model, name: str) -> Iterator[onnx.NodeProto]:
-    """All nodes that a tensor depends on."""
+    """All nodes through which a tensor depends on the numbers of an input."""
     seen: set[int] = set()
     left = [name]
     while left:
-        producer = model.producers.get(left.pop())
+        name = left.pop()
+        producer = model.producers.get(name) if name in model.free else None
         if producer is None or producer in seen:
             continue
         seen.add(producer)
         node = model.proto.graph.node[producer]
-        left += [*node.input, *captured(node)]
+        left += reads(model, node)
         yield node

@@ -153,3 +153,11 @@ def shaken(feed: Feed, to: float = np.inf) -> Feed:
 def sizes_of(feed: Feed) -> tuple[tuple[int, ...], ...]:
     """The shapes of all inputs, to tell sizes apart."""
     return tuple(feed[name].shape for name in sorted(feed))
+
+
+def alike(feeds: Sequence[Feed]) -> list[list[int]]:
+    """Which inputs are of one size, where several are: only they show what varies; each alone where none are."""
+    groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    for k, feed in enumerate(feeds):
+        groups.setdefault(sizes_of(feed), []).append(k)
+    return [group for group in groups.values() if len(group) > 1] or list(groups.values())

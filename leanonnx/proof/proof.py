@@ -26,7 +26,7 @@ from leanonnx.proof.compare import relative as relative
 from leanonnx.proof.decisions import behind, decided, weighed
 from leanonnx.proof.decisions import behind_decisions as behind_decisions
 from leanonnx.proof.inputs import KINDS as KINDS
-from leanonnx.proof.inputs import further_inputs, sizes_of
+from leanonnx.proof.inputs import alike, further_inputs, sizes_of
 from leanonnx.proof.inputs import inputs_for as inputs_for
 from leanonnx.proof.noise import Draws, drawn
 from leanonnx.proof.sides import Comparison, Findings, Sides, Table
@@ -133,7 +133,9 @@ class _Proving:
             taps = [name for name in taps if name in self.there]
         shapes = {name: value.shape for name, value in feeds[0].items()}
         further = ((kind, self._fed(feed)) for kind, feed in further_inputs(self.model, shapes))
-        found = Comparison(self.sides, self.outputs, taps).findings([self._fed(feed) for feed in feeds], further)
+        fixed = [name for name in self.outputs if not weighed(self.model, name)]
+        comparison = Comparison(self.sides, self.outputs, taps, fixed)
+        found = comparison.findings([self._fed(feed) for feed in feeds], further)
         self.tables, self.used = found.tables, {*self.outputs, *taps}
         silent: dict[str, str] = {}
         if not self._failed:
@@ -159,7 +161,7 @@ class _Proving:
             widest = max([widest, *table.limits[table.limits > widest].tolist()])
         reason = self.draws.reason or ("its outputs differ from one run to the next" if found.restless else "")
         status = FAILED if self._failed else VACUOUS if silent else PASSED
-        status = RANDOM if status == FAILED and reason else status
+        status = RANDOM if status != PASSED and reason else status
         sizes = len({sizes_of(feed) for feed in found.feeds})
         worst = max(outputs.values(), default=0.0)
         return Proof(
@@ -175,10 +177,14 @@ class _Proving:
         )
 
     def _told(self, name: str, entirely: bool = False) -> bool:
-        """Whether a tensor tells; ``entirely``: each of its slices does."""
+        """Whether a tensor tells; ``entirely``: each of its slices does, on usual inputs.
+
+        Inputs of another scale tell little: a bias is nothing beside large numbers.
+        """
         tables = [table for table in self.tables if table.name == name]
-        if entirely and self.sides.rounding < 1:
-            return bool(tables) and bool(tables[0].told.all())
+        if entirely and tables:
+            told = tables[0].told & tables[0].at_once
+            return bool(told.all() if self.sides.rounding < 1 else told[0])
         return any(table.told.any() for table in tables)
 
     def _tells(self, name: str) -> bool:
@@ -207,8 +213,8 @@ class _Proving:
         known = {table.name for table in self.tables}
         names = [name for name in self.walk if name in self.there and name not in known]
         if names:
-            first = [feed for feed in found.feeds if sizes_of(feed) == sizes_of(found.feeds[0])]
-            self.tables = self.tables + Comparison(self.sides, (), names).findings(first).tables
+            some = [found.feeds[k] for group in alike(found.feeds) for k in group]
+            self.tables = self.tables + Comparison(self.sides, (), names).findings(some).tables
         for root in roots:
             self._resolved(root)
 

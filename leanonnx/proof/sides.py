@@ -7,7 +7,7 @@ place or by another order of its sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from leanonnx.graph.formats import Source, is_float, loaded
 from leanonnx.numeric.arrays import Array, Floats
 from leanonnx.numeric.labels import Mask
 from leanonnx.proof.compare import WHOLE, Channels, Profile, Slices, distance, kind_of, scales_of, varying
-from leanonnx.proof.inputs import shaken, sizes_of
+from leanonnx.proof.inputs import alike, shaken
 from leanonnx.runtime.sessions import Feed, RunFailed, failing, opened, runs
 from leanonnx.runtime.taps import tapped
 from leanonnx.words import shape_text
@@ -99,7 +99,8 @@ class Table:
     """How far one tensor is apart, for runs in which it has the same slices.
 
     ``errors`` and ``limits`` are [runs, 1 + slices], the whole first; a limit is NaN where a run tells nothing.
-    ``rows`` says which runs these are, ``varies`` [1 + slices] what does, ``kind`` what it is where nothing does.
+    ``rows`` says which runs these are, ``varies`` [1 + slices] what does, ``at_once`` without further inputs, ``kind``
+    what the tensor is where nothing does.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Table:
     scale: Floats
     slices: list[Slices]
     varies: Mask
+    at_once: Mask
     kind: str
 
     @property
@@ -145,12 +147,13 @@ class Findings:
 
 
 class Comparison:
-    """One comparison of graph outputs, if wanted, and of tensors within the network."""
+    """One comparison of graph outputs, if wanted, and of tensors within the network; ``fixed`` ones need not vary."""
 
-    def __init__(self, sides: Sides, outputs: Sequence[str], taps: Sequence[str]) -> None:
-        self.sides, self.outputs, self.taps = sides, bool(outputs), list(taps)
+    def __init__(self, sides: Sides, outputs: Sequence[str], taps: Sequence[str], fixed: Collection[str] = ()) -> None:
+        self.sides, self.outputs, self.taps, self.fixed = sides, bool(outputs), list(taps), fixed
         self.names = [*outputs, *taps]
         self.inner = len(outputs)
+        self.given = 0
 
     def findings(self, feeds: Sequence[Feed], further: Iterable[tuple[str, Feed]] = ()) -> Findings:
         """Compare on all inputs that the reference runs on, and on further ones while a tensor does not vary.
@@ -195,6 +198,7 @@ class Comparison:
                     failure = error
             if not used:
                 raise failure
+            self.given = len(used)
             still = self._still(used, wanted)
             for kind, feed in further if still else ():
                 kinds.append(kind)
@@ -210,9 +214,10 @@ class Comparison:
         return used, wanted, tuple(dict.fromkeys(kinds))
 
     def _still(self, used: list[Feed], wanted: list[Row]) -> set[int]:
-        """Tensors of which nothing varies over the inputs of the first size."""
-        first = [row for feed, row in zip(used, wanted, strict=True) if sizes_of(feed) == sizes_of(used[0])]
-        return {k for k in range(len(self.names)) if not self._varies(k, [row[k] for row in first])}
+        """Tensors of which nothing varies, although it should."""
+        groups = alike(used)
+        varied = (k for k in range(len(self.names)) if any(self._varies(k, [wanted[n][k] for n in g]) for g in groups))
+        return {k for k, name in enumerate(self.names) if name not in self.fixed} - set(varied)
 
     def _varies(self, k: int, values: Sequence[Array]) -> bool:
         """Whether anything of a tensor does that could be compared."""
@@ -263,15 +268,18 @@ class Comparison:
         gaps = np.stack([distance(one, other, each) for _, one, other, each in part])
         scale = np.ones(gaps.shape)
         if is_float(part[0][1]):
-            alike = [profile for profile in more if profile.rms.size == gaps.shape[1]]
-            scale = scales_of(profiles, self.sides.rounding, alike)
+            lent = [profile for profile in more if profile.rms.size == gaps.shape[1]]
+            scale = scales_of(profiles, self.sides.rounding, lent)
         errors = gaps / scale
         limits = np.full(errors.shape, self.bound)
         limits[[k for k, profile in enumerate(profiles) if not profile.sound and not np.isinf(errors[k]).any()]] = (
             np.nan
         )
-        first = [one for row, one, _, _ in part if sizes_of(used[row]) == sizes_of(used[rows[0]])]
-        return Table(name, rows, errors, limits, scale, slices, varying(first, slices[0]), kind_of(part[0][1]))
+        groups = alike([used[row] for row in rows])
+        varies = np.any([varying([part[k][1] for k in group], slices[0]) for group in groups], axis=0)
+        given = [[k for k in group if rows[k] < self.given] for group in groups]
+        at_once = np.any([varying([part[k][1] for k in group], slices[0]) for group in given], axis=0)
+        return Table(name, rows, errors, limits, scale, slices, varies, at_once, kind_of(part[0][1]))
 
     def _again(
         self, used: list[Feed], wanted: list[Row], found: list[Row], rows: list[int], kinds: tuple[str, ...]
