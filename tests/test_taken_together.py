@@ -55,12 +55,6 @@ HEADS = (
     """a = MatMul (x, q) b = MatMul (x, k) c = MatMul (x, v)
        d = Attention <q_num_heads = 4, kv_num_heads = 2> (a, b, c) y = MatMul (d, o)""",
 )
-ONE_HEAD = (
-    "(float[N,5,6] x) => (float[N,5,6] y)",
-    "float[6,8] q, float[6,8] k, float[6,8] v, float[8,6] o",
-    """a = MatMul (x, q) b = MatMul (x, k) c = MatMul (x, v) t = Transpose <perm = [0, 2, 1]> (b)
-       s = MatMul (a, t) w = Softmax (s) d = MatMul (w, c) y = MatMul (d, o)""",
-)
 TRACKER = (
     "(float[1,3,6,6] z, float[1,3,12,12] x) => (float[1,2,7,7] y)",
     "float[8,3,3,3] a, float[8,3,3,3] b, float[2,8,1,1] c, int64[4] apart = {8, 1, 4, 4}",
@@ -84,7 +78,6 @@ NETWORKS = {
     "LpNormalization": (UNIT, 13, ("a", "c")),
     "MaxUnpool": (UNPOOLED, 13, ("a", "b", "c")),
     "Attention": (HEADS, 23, ("q", "k", "v", "o")),
-    "one head": (ONE_HEAD, 13, ("q", "k", "v", "o")),
     "correlation by channel": (TRACKER, 13, ("a", "b")),
     "correlation": (SIAMESE, 13, ("a", "b")),
     "statistics of the batch": (BATCH, 15, ("a", "c")),
