@@ -55,13 +55,17 @@ class Constants:
     observation: Observation
 
     @cached_property
+    def sized(self) -> bool:
+        """Whether the sizes of all graph inputs are fixed."""
+        return all(d.HasField("dim_value") for v in self.model.inputs for d in v.type.tensor_type.shape.dim)
+
+    @cached_property
     def static(self) -> frozenset[str]:
         """Values computed from constants alone (with inputs of fixed size, from their shapes too)."""
-        fixed = all(d.HasField("dim_value") for v in self.model.inputs for d in v.type.tensor_type.shape.dim)
         known = set(self.model.holders)
         for node in self.model.proto.graph.node:
             reads = {n for n in [*node.input, *captured(node)] if n}
-            shaped = fixed and node.op_type in SHAPE_OPS
+            shaped = self.sized and node.op_type in SHAPE_OPS
             if reads and (shaped or reads <= known) and node.output[0] not in self.model.free:
                 known.update(node.output)
         return frozenset(known)

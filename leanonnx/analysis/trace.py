@@ -10,6 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from leanonnx.analysis.constants import Constants, Found, Use
+from leanonnx.analysis.zeros import keeps_zero
 from leanonnx.graph.model import Model, captured
 from leanonnx.graph.nodes import title
 from leanonnx.numeric.labels import Labels, uniform
@@ -45,6 +46,7 @@ class Trace:
     rewrites: dict[int, Rewrite] = field(default_factory=dict)
     pins: list[Pin] = field(default_factory=list)
     starts: list[Labels] = field(default_factory=list)
+    zeros: dict[str, bool] = field(default_factory=dict)
     slicing: dict[int, set[int]] = field(default_factory=dict)
     """Nodes that slice a constant behind another node, by that other node."""
 
@@ -99,14 +101,20 @@ class Trace:
         self.uses += answer.held.uses
         self.rewrites |= dict(answer.held.rewrites)
         self.effects[index] = effect
-        self.pins += effect.pins
+        self.pins += [replace(pin, advice=self._fitting(pin.advice)) for pin in effect.pins]
         self.starts += effect.starts
         for use in answer.held.uses:
             if use.node != index:
                 self.slicing.setdefault(use.node, set()).add(index)
+        node = self.model.proto.graph.node[index]
+        zero = keeps_zero(node, effect, self.labels, self.zeros, self.constants.fixed)
         for name, labels in zip(self.outputs(index), effect.outputs, strict=False):
             if name and name in self.model.free:
-                self.labels[name] = labels
+                self.labels[name], self.zeros[name] = labels, zero
+
+    def _fitting(self, text: str) -> str:
+        """An advice without what a model with fixed sizes has done already."""
+        return advice.FIXED.get(text, text) if self.constants.sized else text
 
     def read_whole(self) -> list[Pin]:
         """Pins of what is sliced behind a DequantizeLinear whose value another node reads as a whole."""
@@ -117,7 +125,8 @@ class Trace:
             if node.op_type == "DequantizeLinear" and reader is not None:
                 factors = [factor.reshape(-1) for use in self.uses if use.node == index for factor in use.factors]
                 reason = f"{title(self.model.proto.graph.node[reader])} reads all of '{node.output[0]}'"
-                found.append(Pin(np.unique(np.concatenate(factors)), node.output[0], reason, advice.EXPORT))
+                what = self._fitting(advice.EXPORT)
+                found.append(Pin(np.unique(np.concatenate(factors)), node.output[0], reason, what))
         return found
 
     def _last_readers(self, name: str) -> list[int]:
@@ -148,10 +157,10 @@ class Trace:
             mint=self.minter(index),
             minted=lambda: self.count,
             by_position=index in self.by_position,
-            readers=tuple(self._readers(tensor.name) for tensor in node.outputs),
+            readers=tuple(self._operators_reading(tensor.name) for tensor in node.outputs),
         )
 
-    def _readers(self, name: str) -> tuple[str, ...]:
+    def _operators_reading(self, name: str) -> tuple[str, ...]:
         """The operators that read a tensor, "" for the graph itself."""
         nodes = self.model.proto.graph.node
         return tuple("" if k < 0 else nodes[k].op_type for k in self.model.consumers.get(name, []))
@@ -173,6 +182,7 @@ class Trace:
             blocked=blocked,
             maker=node.op_type,
             source=observation.shapes.get(node.input[0]) if node.input else None,
+            keeps_zero=self.zeros.get(name, True),
         )
 
 

@@ -29,7 +29,7 @@ class Value:
 
     ``held`` tells that the file holds it as a constant, plain or quantised; other constants are computed from those.
     ``blocked``: it is a constant that is quantised in blocks.  ``maker`` is the operator that puts it out, ``source``
-    the shape of what that one reads first.
+    the shape of what that one reads first.  ``keeps_zero``: a channel that its layer puts out as zeros is zeros here.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Value:
     blocked: bool = False
     maker: str = ""
     source: Shape | None = None
+    keeps_zero: bool = True
 
     @property
     def array(self) -> Array:

@@ -60,9 +60,8 @@ def matmul(call: Call) -> Effect:
         the left along the last but one.  Where the channels lie on other axes than that, the product acts inside each
         channel and moves no channel.
     Ties: of two computed tensors: all channels of one head, in both (queries, keys and values live and die by heads);
-        without heads, the contracted channels in pairs, one of each; values that are weighted by a tensor without
-        channels lose the same positions in all heads.
-    Pins: channels of two computed tensors of which one has them where they are contracted, the other elsewhere.
+        values that are weighted by a tensor without channels lose the same positions in all heads.
+    Pins: contracted channels of two computed tensors without heads.
     Limits: the matrix is a constant of the file, one for all stacked matrices of the data.
     Specification: ONNX MatMul-13.
     """
