@@ -93,7 +93,7 @@ class Constants:
         if not any(varied(f) for f in factors) and name not in self.static:
             return Found(())
         behind = self._behind(self.model.producers[name], name, factors, inward)
-        if behind is None and name in self.static:
+        if behind is None and name in self.static and name not in self.model.overridable:
             return Found((Use(index, slot, name, factors, inward, self.observation.values[name]),))
         return behind
 

@@ -65,7 +65,10 @@ class Workshop:
             made = self.least.carried_out(self.clean) if self.least else operated(self.dag, alive, self.clean)
             self.tidied, self.written = made.done, alive
             if self.least:
-                self.params = stored(replace(self.least.dag.model, proto=made.proto))
+                whole = self.unchanged
+                self.params = stored(
+                    self.dag.model.as_read if whole else replace(self.least.dag.model, proto=made.proto)
+                )
             if self.unchanged and not external:
                 shutil.copyfile(model.path, self.draft)
             else:
@@ -166,7 +169,8 @@ def compared(dag: ChannelDag, alive: Mask | None, candidate: Path, seed: int) ->
     feeds = inputs_for(model, dag.shapes, seed)
     with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
         reference = Path(folder) / "reference.onnx"
-        masked = model.proto if alive is None else apply(model, masking_patch(dag, alive))
+        original = dag.model.as_read
+        masked = original.proto if alive is None else apply(original, masking_patch(dag, alive))
         write_model(masked, reference, external=True)
         del masked
         return prove(model, reference, candidate, feeds, dag.observation.replaced)
@@ -175,7 +179,7 @@ def compared(dag: ChannelDag, alive: Mask | None, candidate: Path, seed: int) ->
 def operated(dag: ChannelDag, alive: Mask, clean: bool) -> Tidied:
     """The model without the channels that are not alive; with ``clean`` its graph is cleaned up."""
     if alive.all():
-        return Tidied(dag.model.proto, {})
+        return Tidied(dag.model.as_read.proto, {})
     proto = apply(dag.model, plan_patch(dag, alive))
     if not clean:
         return Tidied(proto, {})

@@ -25,8 +25,7 @@ Pairs = tuple[Labels, Labels]
 class Value:
     """A tensor that a node reads; ``labels`` is None where its data depend on no graph input.
 
-    ``held`` tells that the file holds it as a constant, plain or quantised; other constants are computed from those.
-    ``blocked``: it is a constant that is quantised in blocks.
+    ``held`` tells that it follows from constants of the file alone: neither from sizes of inputs nor from noise.
     """
 
     name: str
@@ -34,7 +33,6 @@ class Value:
     labels: Labels | None
     read: Callable[[], Array]
     held: bool = False
-    blocked: bool = False
 
     @property
     def array(self) -> Array:

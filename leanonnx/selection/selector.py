@@ -157,7 +157,7 @@ class Selector:
 
     def limits(self, alive: Mask) -> tuple[str, ...]:
         """What keeps a keep set from getting smaller."""
-        return what_holds(self.dag, self.cost, alive, self.request.pinned)
+        return what_holds(self.dag, self.cost, alive, self.request.pinned, self.request.budget.unit)
 
 
 def select(dag: ChannelDag, request: Request) -> Selection:

@@ -21,7 +21,7 @@ from leanonnx.graph.nodes import fresh_name
 from leanonnx.graph.storage import copy_fields
 from leanonnx.numeric.arrays import Array
 from leanonnx.rules.call import Entries, Pick
-from leanonnx.surgery.patch import Maker, Patch, Place
+from leanonnx.surgery.patch import Maker, Masking, Patch, Place
 
 
 def apply(model: Model, patch: Patch) -> onnx.ModelProto:
@@ -98,13 +98,17 @@ class _Operation:
     def _edit_inputs(self, index: int, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         helpers: list[onnx.NodeProto] = []
         dropped = []
-        for place in sorted(p for p in {*self.reads, *self.patch.entries, *self.patch.picks} if p[0] == index):
+        for place in sorted(
+            p for p in {*self.reads, *self.patch.entries, *self.patch.picks, *self.patch.masks} if p[0] == index
+        ):
             slot = place[1]
             if place in self.patch.picks and not self.patch.picks[place].positions.size:
                 dropped.append(slot)
             elif place in self.reads:
                 node.input.extend([""] * (slot + 1 - len(node.input)))
                 node.input[slot] = self.reads[place]
+            elif place in self.patch.masks:
+                node.input[slot] = self._zeroed(node.input[slot], self.patch.masks[place], helpers)
             elif place in self.patch.entries:
                 node.input[slot] = self._overlay(node.input[slot], self.patch.entries[place], helpers)
             else:
@@ -158,6 +162,12 @@ class _Operation:
         output = fresh_name(self.names, stem)
         helpers.append(onnx.helper.make_node(op, inputs, [output], name=output))
         return output
+
+    def _zeroed(self, tensor: str, masking: Masking, helpers: list[onnx.NodeProto]) -> str:
+        """A computed tensor with zeros where its mask says so."""
+        mask = self._constant(np.asarray(masking.mask), f"{tensor}_mask")
+        zero = self._constant(np.zeros((), masking.kind), f"{tensor}_zero")
+        return self._added("Where", [mask, tensor, zero], tensor, helpers)
 
     def _gather(self, tensor: str, pick: Pick, helpers: list[onnx.NodeProto]) -> str:
         output = fresh_name(self.names, tensor)
@@ -250,7 +260,7 @@ def _set_attributes(node: onnx.NodeProto, changes: Any) -> None:
 
 def _check_nodes(patch: Patch, count: int) -> None:
     """Refuse a patch that names nodes which are not there."""
-    places = (*patch.constants, *patch.entries, *patch.outputs, *patch.picks)
+    places = (*patch.constants, *patch.entries, *patch.outputs, *patch.picks, *patch.masks)
     strange = ({node for node, _ in places} | set(patch.attributes)) - set(range(count))
     if strange:
         raise ValueError(f"patch of nodes {sorted(strange)}, where there are {count}")

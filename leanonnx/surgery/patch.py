@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,14 @@ ZERO_POINTS = {
 
 
 @dataclass(frozen=True)
+class Masking:
+    """A mask that broadcasts to a computed tensor, and the type of the zeros."""
+
+    mask: Mask
+    kind: np.dtype[Any]
+
+
+@dataclass(frozen=True)
 class Patch:
     """What surgery changes.
 
@@ -44,6 +53,7 @@ class Patch:
     entries: (node, slot) → new entries of a computed integer vector; ``outputs`` likewise for a node's output.
     picks: (node, slot) → which positions of a computed tensor to read.
     attributes: node → attribute → new value (None: removed).
+    masks: (node, slot) → which elements of a computed tensor to read; zeros stand in place of the others.
     gathers: tensor → the run of movements that one Gather replaces, with the new indices.
     shrunk: tensors that lose channels; their recorded shapes hold no more.
     """
@@ -53,6 +63,7 @@ class Patch:
     outputs: Mapping[Place, Entries] = field(default_factory=dict)
     picks: Mapping[Place, Pick] = field(default_factory=dict)
     attributes: Mapping[int, Mapping[str, int | list[int] | None]] = field(default_factory=dict)
+    masks: Mapping[Place, Masking] = field(default_factory=dict)
     gathers: Mapping[str, tuple[Run, Array]] = field(default_factory=dict)
     shrunk: frozenset[str] = frozenset()
 
@@ -90,7 +101,7 @@ def plan_patch(dag: ChannelDag, alive: Mask) -> Patch:
                 constants[node, slot] = partial(np.asarray, change)
             elif changes := _changed(change):
                 _enter(dag, (node, slot), changes, constants, entries)
-    return Patch(constants, entries, outputs, picks, attributes, _gathers(dag, alive), shrunk)
+    return Patch(constants, entries, outputs, picks, attributes, gathers=_gathers(dag, alive), shrunk=shrunk)
 
 
 def _changed(change: Entries) -> Entries | None:
@@ -161,14 +172,24 @@ def kept_indices(use: Use, shape: tuple[int, ...], alive: Mask) -> list[NDArray[
 
 
 def masking_patch(dag: ChannelDag, alive: Mask) -> Patch:
-    """The patch that zeroes, in the untouched network, what the consumers read of dead channels."""
-    return Patch(
-        {
-            (use.node, use.slot): partial(_masked, dag, use, alive)
-            for use in dag.uses
-            if use.inward is not None and not alive[use.inward].all()
-        }
-    )
+    """The patch that zeroes, in the untouched network ``dag.model.as_read``, what the consumers read of dead channels.
+
+    Constants are masked where they are held, and what the network computes from constants behind that: no value that
+    was folded goes into it.
+    """
+    original, nodes = dag.model.as_read, dag.model.proto.graph.node
+    constants: dict[Place, Maker] = {}
+    masks: dict[Place, Masking] = {}
+    for use in dag.uses:
+        if use.inward is None or alive[use.inward].all():
+            continue
+        output = next(name for name in nodes[use.node].output if name)
+        place = (original.producers[output], use.slot)
+        if original.proto.graph.node[place[0]].input[use.slot] in original.origins:
+            constants[place] = partial(_masked, dag, use, alive)
+        else:
+            masks[place] = Masking(alive[use.inward], constant_of(dag, use).dtype)
+    return Patch(constants, masks=masks)
 
 
 def _masked(dag: ChannelDag, use: Use, alive: Mask) -> Array:

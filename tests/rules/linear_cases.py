@@ -190,8 +190,6 @@ def qgemm(b: Bench) -> None:
     b.subject("QGemm", [b.quantised(b.rows(3)), *sides, *weight, "", *sides], domain=MS)
 
 
-CONSTANTS = "computes its weight"
-
 TWO = "multiplies two computed tensors"
 
 CASES = [
@@ -223,6 +221,7 @@ CASES = [
             Form("rows", matmul()),
             Form("tokens", matmul(3), ALL),
             Form("rank 4", matmul(2, 3)),
+            Form("weight from constants", matmul_weight_from_constants),
             Form("beside the channels", matmul_beside_channels),
             Form("values", matmul_values, exact=False),
             Form("values on the left", matmul_values_left, exact=False),
@@ -235,7 +234,6 @@ CASES = [
             Refusal("queries and keys", matmul_queries, TWO),
             Refusal("constant on the left", matmul_constant_left, "has its constant on the left"),
             Refusal("stack of matrices", matmul_stack, "its constant is a stack of matrices"),
-            Refusal("weight from constants", matmul_weight_from_constants, CONSTANTS),
         ),
     ),
     Case(
