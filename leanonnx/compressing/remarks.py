@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 def remarks(row: Row) -> list[str]:
     """Lines on a compression, from its JSON object."""
-    return _gone(row) + _made_up_for(row["blind"])
+    return _gone(row) + folded(row["folded"]) + _made_up_for(row["blind"])
 
 
 def changed(row: Row) -> bool:
@@ -30,6 +30,13 @@ def changed(row: Row) -> bool:
     if row["recovery"]:
         return bool(row["recovery"]["kept"])
     return any((row["blind"] or {}).get(way) for way in BLIND)
+
+
+def folded(names: list[str]) -> list[str]:
+    """What was stored in place of what computed it, in words."""
+    if not names:
+        return []
+    return [f"{counted(len(names), 'weight')} computed from constants: folded (stored as the value that is read)"]
 
 
 def _gone(row: Row) -> list[str]:

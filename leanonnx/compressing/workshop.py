@@ -17,7 +17,7 @@ from leanonnx.compressing.minimal import Minimum
 from leanonnx.compressing.options import Options
 from leanonnx.data.samples import Data
 from leanonnx.errors import ModelError, ProofFailed
-from leanonnx.graph.model import check
+from leanonnx.graph.model import Model, check
 from leanonnx.graph.storage import write_model
 from leanonnx.graph.tidy import Tidied, tidy
 from leanonnx.numeric.labels import Mask
@@ -79,6 +79,11 @@ class Workshop:
         """Nothing went: the draft is the original."""
         whole = self.written is not None and bool(self.written.all())
         return whole and not self.tidied and not self.dag.model.frozen
+
+    @property
+    def model(self) -> Model:
+        """The model that is cut."""
+        return self.least.dag.model if self.least else self.dag.model
 
     def attempt(self, selection: Selection, seconds: float) -> Trial:
         """Measure a keep set against the original, unless that was declined or cannot be done.

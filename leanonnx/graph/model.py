@@ -303,6 +303,12 @@ def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
             yield from (a.t for a in node.attribute if a.type == onnx.AttributeProto.TENSOR)
 
 
+def constant_bytes(proto: onnx.ModelProto) -> int:
+    """Bytes of all constants but texts."""
+    numbers = (t for t in tensors(proto.graph) if t.data_type != onnx.TensorProto.STRING)
+    return sum(byte_size(t.data_type, math.prod(t.dims)) for t in numbers)
+
+
 def _check_size(tensor: onnx.TensorProto, path: Path) -> None:
     """Refuse a constant that declares another size than its data have, before anything is allocated for it."""
     if min(tensor.dims, default=0) < 0 or tensor.data_type not in onnx.TensorProto.DataType.values()[1:]:
