@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from leanonnx.analysis.agreement import alike, united
-from leanonnx.analysis.constants import Use
+from leanonnx.analysis.constants import Constants, Use
 from leanonnx.analysis.folding import folded, to_fold
 from leanonnx.analysis.runs import Run, gathered, same_run
 from leanonnx.analysis.trace import Trace
@@ -126,7 +126,7 @@ def analyse(model: Model, observation: Observation, rules: Rules = DEFAULT) -> C
         rules: (domain, operator) → rule; operators without a rule pin what they touch.
     """
     dag = _steadied(model, observation, rules, frozenset())
-    values = to_fold(model, dag.uses, dag.mixes_of)
+    values = to_fold(Constants(model, observation), dag.uses, dag.mixes)
     if values:
         return analyse(folded(model, values), observation, rules)
     stuck = frozenset(node for node, mix in dag.mixes if _is_stuck(mix, dag.classes))

@@ -14,17 +14,27 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from leanonnx.analysis.constants import Use
+from leanonnx.analysis.constants import Constants, Use
 from leanonnx.graph.model import FREE_INITIALIZERS, Model, captured, unneeded
 from leanonnx.graph.storage import copy_fields
 from leanonnx.numeric.arrays import Array
+from leanonnx.rules.call import Mix
 
 
-def to_fold(model: Model, uses: Iterable[Use], mixing: Iterable[int]) -> dict[str, Array]:
-    """Values of the computed constants that channel-mixing nodes take for their weights, by name."""
-    nodes, put_out = set(mixing), {value.name for value in model.proto.graph.output}
-    wanted = (use for use in uses if use.inward is not None or use.node in nodes)
-    return {u.constant: u.computed for u in wanted if u.computed is not None and u.constant not in put_out}
+def to_fold(constants: Constants, uses: Iterable[Use], mixes: Iterable[tuple[int, Mix]]) -> dict[str, Array]:
+    """Values of the computed constants that channel-mixing nodes take for their weights, by name.
+
+    Those are what cannot be followed to a holder, and what others read too, who need the whole.
+    """
+    model, nodes = constants.model, constants.model.proto.graph.node
+    weights = [(node, mix.slot) for node, mix in mixes if mix.inward is not None]
+    mixing = {node for node, _ in weights}
+    wanted = {
+        use.constant for use in uses if use.computed is not None and (use.inward is not None or use.node in mixing)
+    }
+    wanted |= set(constants.torn({(node, nodes[node].input[slot]) for node, slot in weights}))
+    put_out = {value.name for value in model.proto.graph.output}
+    return {name: constants.observation.values[name] for name in wanted - put_out}
 
 
 def folded(model: Model, values: Mapping[str, Array]) -> Model:

@@ -54,8 +54,8 @@ def folding_warnings(model: Model) -> list[str]:
     if after <= before:
         return []
     return [
-        f"{counted(len(model.folded), 'weight')} that the file computes from constants must be stored as their values, "
-        f"which takes {after - before} bytes more before anything is removed; compress the model before it is quantised"
+        f"the values of {counted(len(model.folded), 'weight')} that the file computes from constants are stored, which "
+        f"takes {after - before} bytes more than what they are computed from, before anything is removed"
     ]
 
 

@@ -129,7 +129,8 @@ def compress(
         plan = make_plan(least.dag if least else dag, selection.alive, options.record(), __version__)
         if least and options.plan:
             confirm(least.dag, plan, options.plan)
-        after = replace(selection.after, params=workshop.params) if least else selection.after
+        changed = least is not None or (recovery is not None and recovery.kept) or blind is not None
+        after = replace(selection.after, params=workshop.stored()) if changed else selection.after
         result = Result(
             dag=least.dag if least else dag,
             alive=selection.alive,

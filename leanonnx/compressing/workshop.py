@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from leanonnx.analysis.cost import stored
 from leanonnx.analysis.dag import ChannelDag
@@ -38,16 +39,14 @@ class Workshop:
     """Writes keep sets of one model to one file, measures and proves them.
 
     ``dag`` is the original, ``known`` what is known of it; ``least``, where only what contributes nothing is to go, the
-    network without that.  ``tidied`` counts what was cleaned up in what was written last, ``params`` is how many
-    numbers it stores, where the keep set does not tell.  ``failure`` says why nothing could be measured, ``clean`` that
-    the graph was cleaned up.
+    network without that.  ``tidied`` counts what was cleaned up in what was written last.  ``failure`` says why nothing
+    could be measured, ``clean`` that the graph was cleaned up.
     """
 
     def __init__(self, dag: ChannelDag, least: Minimum | None, options: Options, draft: Path, clock: Clock) -> None:
         self.dag, self.least, self.options, self.draft, self.clock = dag, least, options, draft, clock
         self.known = Known(dag)
         self.tidied: Mapping[str, int] = {}
-        self.params = 0
         self.written: Mask | None = None
         self.failure = ""
         self.clean = True
@@ -64,11 +63,6 @@ class Workshop:
         with self.clock.stage("operate"):
             made = self.least.carried_out(self.clean) if self.least else operated(self.dag, alive, self.clean)
             self.tidied, self.written = made.done, alive
-            if self.least:
-                whole = self.unchanged
-                self.params = stored(
-                    self.dag.model.as_read if whole else replace(self.least.dag.model, proto=made.proto)
-                )
             if self.unchanged and not external:
                 shutil.copyfile(model.path, self.draft)
             else:
@@ -79,6 +73,12 @@ class Workshop:
         """Nothing went: the draft is the original."""
         whole = self.written is not None and bool(self.written.all())
         return whole and not self.tidied and not self.dag.model.frozen
+
+    def stored(self) -> int:
+        """How many numbers the draft stores as weights."""
+        if self.unchanged:
+            return stored(self.dag.model.as_read)
+        return stored(replace(self.dag.model, proto=onnx.load(self.draft, load_external_data=False)))
 
     @property
     def model(self) -> Model:

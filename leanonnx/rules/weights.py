@@ -22,7 +22,7 @@ def require_held(call: Call, weight: int) -> None:
         raise Unsupported("its weight is computed from a graph input")
     if not call.value(weight).held:
         name = call.value(weight).name
-        raise Unsupported(f"it computes its weight '{name}' from sizes at run time, or from noise", advice.EXPORT)
+        raise Unsupported(f"it computes its weight '{name}' from sizes at run time, or from noise", advice.CONSTANT)
 
 
 def vectors(call: Call, slots: tuple[int, ...], targets: Labels) -> tuple[Slice, ...]:

@@ -164,9 +164,9 @@ class _Operation:
         return output
 
     def _zeroed(self, tensor: str, masking: Masking, helpers: list[onnx.NodeProto]) -> str:
-        """A computed tensor with zeros where its mask says so."""
+        """A computed tensor with zeros where it is masked."""
         mask = self._constant(np.asarray(masking.mask), f"{tensor}_mask")
-        zero = self._constant(np.zeros((), masking.kind), f"{tensor}_zero")
+        zero = self._constant(masking.zero, f"{tensor}_zero")
         return self._added("Where", [mask, tensor, zero], tensor, helpers)
 
     def _gather(self, tensor: str, pick: Pick, helpers: list[onnx.NodeProto]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,10 +38,10 @@ ZERO_POINTS = {
 
 @dataclass(frozen=True)
 class Masking:
-    """A mask that broadcasts to a computed tensor, and the type of the zeros."""
+    """Which elements of a computed tensor to read, and what stands in place of the others; both broadcast to it."""
 
     mask: Mask
-    kind: np.dtype[Any]
+    zero: Array
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Patch:
     entries: (node, slot) → new entries of a computed integer vector; ``outputs`` likewise for a node's output.
     picks: (node, slot) → which positions of a computed tensor to read.
     attributes: node → attribute → new value (None: removed).
-    masks: (node, slot) → which elements of a computed tensor to read; zeros stand in place of the others.
+    masks: (node, slot) → which elements of a computed tensor to read.
     gathers: tensor → the run of movements that one Gather replaces, with the new indices.
     shrunk: tensors that lose channels; their recorded shapes hold no more.
     """
@@ -188,7 +187,7 @@ def masking_patch(dag: ChannelDag, alive: Mask) -> Patch:
         if original.proto.graph.node[place[0]].input[use.slot] in original.origins:
             constants[place] = partial(_masked, dag, use, alive)
         else:
-            masks[place] = Masking(alive[use.inward], constant_of(dag, use).dtype)
+            masks[place] = Masking(alive[use.inward], _zero(dag, use, constant_of(dag, use)))
     return Patch(constants, masks=masks)
 
 
@@ -196,10 +195,12 @@ def _masked(dag: ChannelDag, use: Use, alive: Mask) -> Array:
     """A weight with zero kernels on dead input channels (for quantised weights: the zero point)."""
     array = constant_of(dag, use)
     assert use.inward is not None
-    zero = np.zeros((), array.dtype)
-    if is_integer(array):
-        zero = _zero_point(dag.model, use, array)
-    return np.where(alive[use.inward], array, zero).astype(array.dtype)
+    return np.where(alive[use.inward], array, _zero(dag, use, array)).astype(array.dtype)
+
+
+def _zero(dag: ChannelDag, use: Use, array: Array) -> Array:
+    """What stands for zero in a weight, broadcastable to it."""
+    return _zero_point(dag.model, use, array) if is_integer(array) else np.zeros((), array.dtype)
 
 
 def _zero_point(model: Model, use: Use, array: Array) -> Array:
