@@ -25,7 +25,7 @@ from leanonnx.graph.model import Model, unneeded
 from leanonnx.graph.nodes import title
 from leanonnx.numeric.labels import Labels, Mask, Shape, compact, components, uniform, varied
 from leanonnx.rules import advice
-from leanonnx.rules.call import Edit, Kept, Link, Mix, Move, Pairs, Pin, Rewrite
+from leanonnx.rules.call import Edit, Kept, Link, Mix, Move, Pairs, Pin, Reduction, Rewrite
 from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.runtime.observation import Observation
 
@@ -41,9 +41,9 @@ class ChannelDag:
 
     ``classes[label]`` is the class of channels that live and die together; ``minted[label]`` the node that put the
     channel out (-1: a graph input).  ``labels`` and ``shapes`` are by tensor name, ``moves`` by output name;
-    ``gathers`` names outputs that a Gather always puts out in place of their operator.  ``unruled`` are
-    nodes of operators without a rule.  ``further`` holds the same channels as they lie at other sizes of the model's
-    free axes.
+    ``gathers`` names outputs that a Gather always puts out in place of their operator; ``reductions`` are by node,
+    ``unruled`` are the nodes of operators without a rule.  ``further`` holds the same channels as they lie at other
+    sizes of the model's free axes.
     """
 
     model: Model
@@ -62,6 +62,7 @@ class ChannelDag:
     rewrites: dict[int, Rewrite]
     moves: dict[str, tuple[str, Move]]
     gathers: frozenset[str]
+    reductions: Mapping[int, tuple[Reduction, ...]]
     unruled: frozenset[int] = frozenset()
     further: tuple[ChannelDag, ...] = ()
 
@@ -84,6 +85,18 @@ class ChannelDag:
     def links_of(self) -> Mapping[int, list[Link]]:
         """Fixed edges by node."""
         return _by_node(self.links)
+
+    @cached_property
+    def sums(self) -> tuple[tuple[int, Reduction, Link], ...]:
+        """Nodes that add up channels in one, with the fixed edges that lead there."""
+        return tuple(
+            (node, reduction, link)
+            for node, reductions in self.reductions.items()
+            for reduction in reductions
+            if reduction.target is not None
+            for link in self.links_of.get(node, [])
+            if np.array_equal(link.sources, np.unique(reduction.labels))
+        )
 
     @property
     def pinned(self) -> Mask:
@@ -228,6 +241,8 @@ def _joined(traces: Sequence[Trace]) -> ChannelDag:
     """Join the answers of all sizes; tie what shared weights and non-rectangular layouts require."""
     ties = [pair for trace in traces for effect in trace.effects.values() for pair in effect.ties]
     ties += _shared_ties(traces[0].uses)
+    for trace in traces:
+        trace.pins += trace.read_whole()
     pins = list({(pin.tensor, pin.reason, pin.labels.tobytes()): pin for t in traces for pin in t.pins}.values())
     known = _known_classes(traces[0].count, ties, pins)
     moves = [_moves(trace) for trace in traces]
@@ -266,6 +281,7 @@ def _dag(
         moves=moves,
         gathers=frozenset(n for k, effect in effects.items() if effect.gathers for n in trace.outputs(k)),
         unruled=frozenset(trace.unruled),
+        reductions={k: effect.reductions for k, effect in effects.items() if effect.reductions},
     )
 
 
@@ -343,7 +359,7 @@ def _layout_ties(
     for index in trace.effects:
         node = trace.model.proto.graph.node[index]
         outputs = [name for name in node.output if name in trace.labels]
-        if not all(name in moves for name in outputs):
+        if not outputs or not all(name in moves for name in outputs):
             tied |= several & {*node.input, *outputs}
     for name in list(tied):
         while name in moves:

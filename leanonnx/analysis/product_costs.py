@@ -179,11 +179,16 @@ def _turned(tail: str, view: _View, side: str) -> str:
 
 
 def _convolution(weight: int) -> Counter:
-    """Each position of the output (of the input, where it is transposed) takes part in one column of the weight."""
+    """Each position of the output (of the input, where it is transposed) takes part in one column of the weight.
+
+    Where the kernels are computed, channels can go all the same: those of the data, or whole groups.
+    """
 
     def count(view: _View) -> Counts:
         moving = view.shape(0) if "Transpose" in view.node.op_type else view.output()
-        return [(math.prod(moving) * math.prod(view.shape(weight)[1:]), ())]
+        labels = view.labels(view.node.input[0] if view.number("group", 1) == 1 else view.node.output[0])
+        followed = () if labels is None or "Transpose" in view.node.op_type else (labels,)
+        return [(math.prod(moving) * math.prod(view.shape(weight)[1:]), followed)]
 
     return count
 

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from leanonnx.analysis.constants import Constants, Found, Use
 from leanonnx.graph.model import Model, captured
+from leanonnx.graph.nodes import title
 from leanonnx.numeric.labels import Labels, uniform
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, Pin, Rewrite, Unsupported, Value, pin_all
@@ -42,6 +44,8 @@ class Trace:
     pins: list[Pin] = field(default_factory=list)
     starts: list[Labels] = field(default_factory=list)
     unruled: set[int] = field(default_factory=set)
+    slicing: dict[int, set[int]] = field(default_factory=dict)
+    """Nodes that slice a constant behind another node, by that other node."""
 
     def __post_init__(self) -> None:
         self.constants = Constants(self.model, self.observation)
@@ -112,9 +116,32 @@ class Trace:
         self.effects[index] = effect
         self.pins += effect.pins
         self.starts += effect.starts
+        for use in answer.held.uses:
+            if use.node != index:
+                self.slicing.setdefault(use.node, set()).add(index)
         for name, labels in zip(self.outputs(index), effect.outputs, strict=False):
             if name and name in self.model.free:
                 self.labels[name] = labels
+
+    def read_whole(self) -> list[Pin]:
+        """Pins of what is sliced behind a DequantizeLinear whose value another node reads as a whole."""
+        found = []
+        for index, slicing in self.slicing.items():
+            node = self.model.proto.graph.node[index]
+            reader = next((r for r in self._reading(node.output[0]) if r not in slicing), None)
+            if node.op_type == "DequantizeLinear" and reader is not None:
+                factors = [factor.reshape(-1) for use in self.uses if use.node == index for factor in use.factors]
+                reason = f"{title(self.model.proto.graph.node[reader])} reads all of '{node.output[0]}'"
+                found.append(Pin(np.unique(np.concatenate(factors)), node.output[0], reason, advice.EXPORT))
+        return found
+
+    def _reading(self, name: str) -> list[int]:
+        """Nodes that read a value, or the last of a run of nodes that nothing else reads."""
+        nodes = self.model.proto.graph.node
+        found = [k for k, node in enumerate(nodes) if name in node.input or name in captured(node)]
+        return [
+            k if k in self.effects or len(more := self._reading(nodes[k].output[0])) != 1 else more[0] for k in found
+        ]
 
     def outputs(self, index: int) -> list[str]:
         """Names of what a node puts out."""
@@ -135,14 +162,30 @@ class Trace:
             mint=self.minter(index),
             minted=lambda: self.count,
             by_position=index in self.by_position,
+            readers=tuple(self._readers(tensor.name) for tensor in node.outputs),
         )
+
+    def _readers(self, name: str) -> tuple[str, ...]:
+        """The operators that read a tensor, "" for the graph itself."""
+        nodes = self.model.proto.graph.node
+        return tuple("" if k < 0 else nodes[k].op_type for k in self.model.consumers.get(name, []))
 
     def _value(self, name: str) -> Value:
         model, observation = self.model, self.observation
         if name in model.origins:
             return Value(name, model.shape_of(name), None, lambda: model.constant(name), held=True)
         shape, labels = observation.shapes.get(name), self.labels.get(name)
-        return Value(name, shape, labels, lambda: observation.values[name], held=name in self.constants.static)
+        maker = model.producers.get(name)
+        node = onnx.NodeProto() if maker is None else model.proto.graph.node[maker]
+        return Value(
+            name,
+            shape,
+            labels,
+            lambda: observation.values[name],
+            held=name in self.constants.static,
+            maker=node.op_type,
+            source=observation.shapes.get(node.input[0]) if node.input else None,
+        )
 
 
 def _effect(call: Call, rules: Rules, inner: list[str], trace: Trace) -> Effect:

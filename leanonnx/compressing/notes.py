@@ -73,6 +73,12 @@ def calibration_warnings(data: Data | None, recovery: Recovery | None) -> list[s
         found.append("too few calibration samples to hold any out: the deviation is that on samples used to recover")
     if recovery.recovered and not recovery.kept:
         found.append("recovery did not lower the deviation on held-out samples and was left out")
+    vacuous = [f"'{one.output}' is {one.vacuous}" for one in recovery.final.outputs if one.vacuous]
+    if vacuous:
+        found.append(
+            f"the deviation tells nothing of what the original puts out the same way on all samples compared: "
+            f"{', '.join(vacuous)}; give samples on which it changes"
+        )
     if recovery.final.unused:
         found.append(recovery.final.unused)
     return found

@@ -123,7 +123,7 @@ def compress(
         workshop = Workshop(dag, least, options, folder / out.name, clock)
         trial = found(workshop, data)
         selection = trial.selection
-        proof = workshop.proven(selection.alive)
+        proof = workshop.proven(selection.alive, data)
         recovery = workshop.recovered(selection.alive, data) if data is not None else None
         blind = workshop.recovered_blindly(selection.alive) if data is None else None
         plan = make_plan(least.dag if least else dag, selection.alive, options.record(), __version__)

@@ -17,6 +17,7 @@ from leanonnx.compressing.remarks import changed, remarks
 from leanonnx.graph.nodes import name_of
 from leanonnx.numeric.labels import Labels, Mask
 from leanonnx.proof.deviation import Fidelity
+from leanonnx.proof.slices import Channels
 from leanonnx.recovery.draft import Recovery
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.timing import Comparison
@@ -46,6 +47,7 @@ def summary(result: Result) -> Row:
             "max_relative_error": result.proof.max_relative_error,
             "bound": result.proof.bound,
             "inputs": result.proof.inputs,
+            "sizes": result.proof.sizes,
             "outputs": result.proof.outputs,
         },
         "pins": pins(dag, result.alive),
@@ -111,7 +113,9 @@ def recovery(found: Recovery | None) -> Row | None:
 
 
 def fidelity(found: Fidelity) -> Row:
-    """Deviation of each output, and the metric with labels where there are any."""
+    """Deviation of each output, of all of it and of the channel where it is worst, and the metric with labels where
+    there are any.
+    """
     outputs = {}
     for one in found.outputs:
         outputs[one.output] = {
@@ -119,11 +123,20 @@ def fidelity(found: Fidelity) -> Row:
             "psnr": finite(one.psnr),
             "top1": one.top1,
             "top5": one.top5,
+            "worst_channel": worst_channel(one.channels),
+            "vacuous": one.vacuous or None,
         }
     metric = None
     if found.metric is not None:
         metric = {"name": found.metric, "better": found.better, "before": found.before, "after": found.after}
     return {"samples": found.samples, "outputs": outputs, "metric": metric}
+
+
+def worst_channel(found: Channels | None) -> Row | None:
+    """The slice of an output that deviates most; None where it has none, a number that is infinite is given as null."""
+    return (
+        None if found is None else {"axis": found.axis, "index": found.index, "relative_l2": finite(found.relative_l2)}
+    )
 
 
 def input_sizes(dag: ChannelDag) -> dict[str, list[int]]:
@@ -191,7 +204,7 @@ def result_tables(row: Row, source: str, target: str) -> RenderableType:
     proof = Text(
         f"Proof {row['proof']['status'].upper()}: {'before its weights were changed, ' if changed(row) else ''}"
         f"equal to the {against} within {error:.1e} "
-        f"(bound {row['proof']['bound']:.0e}) on {row['proof']['inputs']} inputs",
+        f"(bound {row['proof']['bound']:.0e}) on {row['proof']['inputs']} inputs{_at_sizes(row['proof']['sizes'])}",
         style="green" if row["proof"]["status"] == "passed" else "red",
     )
     notes = warned(row) + [Text(f"Hint: {text}") for text in row["hints"]] + [Text(line) for line in remarks(row)]
@@ -208,6 +221,10 @@ def result_tables(row: Row, source: str, target: str) -> RenderableType:
     )
 
 
+def _at_sizes(count: int) -> str:
+    return f" at {count} sizes" if count > 1 else ""
+
+
 def warned(row: Row) -> list[Text]:
     """The warnings of a JSON object."""
     return [Text(f"Warning: {text}", style="yellow") for text in row["warnings"]]
@@ -217,14 +234,15 @@ def _deviation_parts(row: Row | None) -> list[RenderableType]:
     """How near the result comes to the original, output by output."""
     if row is None:
         return []
-    columns = {"relative_l2": "relative L2", "psnr": "PSNR (dB)", "top1": "top-1 agreement", "top5": "top-5"}
+    columns = {"psnr": "PSNR (dB)", "top1": "top-1 agreement", "top5": "top-5"}
     table = Table(box=None)
     table.add_column("output")
-    for text in columns.values():
+    for text in ("relative L2", "worst channel", *columns.values()):
         table.add_column(text, justify="right")
     for name, now in row["deviation"]["outputs"].items():
         first = row["removed"]["outputs"][name]
-        table.add_row(name, *(_moved(first[key], now[key], row["kept"]) for key in columns))
+        whole = _moved(first["relative_l2"], now["relative_l2"], row["kept"])
+        table.add_row(name, whole, _channel(now), *(_moved(first[key], now[key], row["kept"]) for key in columns))
     held = "held-out " if row["held_out"] else ""
     samples = counted(row["deviation"]["samples"], f"{held}sample")
     head = f"Deviation from the original on {samples}" + (", before → after recovery" if row["kept"] else "")
@@ -233,6 +251,14 @@ def _deviation_parts(row: Row | None) -> list[RenderableType]:
     if metric:
         parts.append(Text(metric_text(metric)))
     return parts
+
+
+def _channel(now: Row) -> str:
+    """The channel of what is written that deviates most, by its own scale."""
+    worst = now["worst_channel"]
+    if worst is None:
+        return ""
+    return f"{'∞' if worst['relative_l2'] is None else format(worst['relative_l2'], '.4g')} (no. {worst['index']})"
 
 
 def _moved(first: float | None, now: float | None, kept: bool) -> str:

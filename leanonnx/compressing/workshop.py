@@ -22,7 +22,10 @@ from leanonnx.graph.model import Model, check
 from leanonnx.graph.storage import write_model
 from leanonnx.graph.tidy import Tidied, tidy
 from leanonnx.numeric.labels import Mask
-from leanonnx.proof.proof import Proof, behind_decisions, inputs_for, prove
+from leanonnx.proof.compare import Channels
+from leanonnx.proof.decisions import behind_decisions
+from leanonnx.proof.inputs import KINDS, counted, inputs_for, sized_inputs
+from leanonnx.proof.proof import RANDOM, VACUOUS, Proof, prove
 from leanonnx.ranking.beliefs import Known
 from leanonnx.recovery.blind_draft import BlindRecovery, blind_draft
 from leanonnx.recovery.draft import Recovery, recovered_draft
@@ -33,6 +36,9 @@ from leanonnx.selection.selector import LATENCY, Selection
 from leanonnx.surgery.operate import apply
 from leanonnx.surgery.patch import masking_patch, plan_patch
 from leanonnx.system.clock import Clock
+
+SAMPLES = 3
+"""Real inputs that are compared on, where there are some."""
 
 
 class Workshop:
@@ -112,22 +118,25 @@ class Workshop:
                 return Trial(selection, None)
         return Trial(selection, found)
 
-    def proven(self, alive: Mask) -> Proof:
+    def proven(self, alive: Mask, data: Data | None = None) -> Proof:
         """Write a keep set, check and prove it as written; without the clean-up where that cannot be proven.
+
+        ``data`` are real inputs, some of which are compared on too.
 
         Raises:
             ProofFailed: the checker, onnxruntime or the comparison refuses it.
+            DataError: the data cannot be read.
         """
         self.write(alive)
         with self.clock.stage("prove"):
             try:
-                return self._proven(alive)
+                return self._proven(alive, data)
             except ProofFailed:
                 if not (self.tidied.get("merged") if self.least else self.tidied):
                     raise
             self.clean = False
             self._write(alive)
-            return self._proven(alive)
+            return self._proven(alive, data)
 
     def recovered(self, alive: Mask, data: Data) -> Recovery | None:
         """Change the weights of the draft for the better; None where nothing went, or that was declined.
@@ -151,34 +160,59 @@ class Workshop:
             return None
         return blind_draft(self.known, alive, self.draft, self.options.seed, self.clock)
 
-    def _proven(self, alive: Mask) -> Proof:
+    def _proven(self, alive: Mask, data: Data | None) -> Proof:
         """Compare the draft with the masked original or, where it is to be exact, with the original itself."""
+        left = channels_of(self.least.dag, self.least.found.alive) if self.least else None
         try:
             check(self.draft)
-            proof = compared(self.dag, None if self.least else alive, self.draft, self.options.seed)
+            proof = compared(self.dag, None if self.least else alive, self.draft, self.options.seed, data, left)
         except (ModelError, RunFailed) as error:
             raise ProofFailed(f"the compressed model is not valid ({error}); nothing written") from error
         _judge(proof, "original" if self.least else "masked original")
         return proof
 
 
-def compared(dag: ChannelDag, alive: Mask | None, candidate: Path, seed: int) -> Proof:
+def compared(
+    dag: ChannelDag,
+    alive: Mask | None,
+    candidate: Path,
+    seed: int,
+    data: Data | None = None,
+    left: Channels | None = None,
+) -> Proof:
     """Compare a model file with the original whose channels that are not alive [labels] are masked.
 
-    With ``alive`` None, the original is taken as it is.  The reference goes through a file, not to be held in memory.
+    With ``alive`` None, the original is taken as it is; ``left`` then says what the file may lack of it.  Some of the
+    real inputs ``data`` are among those compared on.  The reference goes through a file, not to be held in memory.
 
     Raises:
         RunFailed: onnxruntime cannot load or run the candidate.
+        DataError: the data cannot be read.
     """
     model = dag.model
     feeds = inputs_for(model, dag.shapes, seed)
+    more = [*counted(model, dag.shapes, seed), *sized_inputs(model, feeds, dag.observation.sizes, seed)]
+    if data is not None:
+        more += data.first(SAMPLES * (data.fixed or 1)).feeds()
     with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
         reference = Path(folder) / "reference.onnx"
         original = dag.model.as_read
         masked = original.proto if alive is None else apply(original, masking_patch(dag, alive))
         write_model(masked, reference, external=True)
         del masked
-        return prove(model, reference, candidate, feeds, dag.observation.replaced)
+        channels = left or channels_of(dag, alive)
+        return prove(model, reference, candidate, [*feeds, *more], dag.observation.replaced, channels)
+
+
+def channels_of(dag: ChannelDag, alive: Mask | None) -> Channels:
+    """What the proof knows of the channels of a model, and which of them are left."""
+    kept = dag.whole if alive is None else alive
+
+    def fixed() -> set[str]:
+        numbers = steady(dag, kept).numbers
+        return {name for name, found in numbers.items() if np.isfinite(found[kept[dag.labels[name]]]).all()}
+
+    return Channels([at.labels for at in dag.sizes], alive, fixed)
 
 
 def operated(dag: ChannelDag, alive: Mask, clean: bool) -> Tidied:
@@ -197,10 +231,17 @@ def _judge(proof: Proof, wanted: str) -> None:
     Raises:
         ProofFailed: the comparison told nothing, or that the model is another one.
     """
-    if proof.silent:
+    if proof.status == VACUOUS:
+        kinds = ", ".join([*KINDS, *proof.kinds])
+        outputs = ", ".join(f"'{name}' {kind}" for name, kind in proof.silent.items())
         raise ProofFailed(
-            f"the model puts out nothing that can be compared on the inputs tried (outputs {', '.join(proof.silent)}: "
-            "not finite, or chaotic); nothing written; check the weights of the model"
+            f"the model puts out nothing that can be compared on the inputs tried (outputs: {outputs}; inputs: {kinds})"
+            "; nothing written; give real inputs with --calib"
+        )
+    if proof.status == RANDOM:
+        raise ProofFailed(
+            f"the model draws random numbers that cannot be made equal for a comparison ({proof.reason}); nothing "
+            "written; export it with these as graph inputs"
         )
     if not proof.passed:
         raise ProofFailed(

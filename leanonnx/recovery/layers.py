@@ -14,7 +14,7 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.positions import Window, window_of
 from leanonnx.graph.formats import is_float
 from leanonnx.graph.model import FREE_INITIALIZERS, Model, holder_array
-from leanonnx.graph.nodes import BIAS, BIASED, LINEAR, attribute, fresh_name, name_of, standard
+from leanonnx.graph.nodes import BIAS, BIASED, LINEAR, attribute, fresh_name, is_per_channel, name_of, standard
 from leanonnx.numeric.arrays import Array, Floats
 from leanonnx.numeric.labels import Mask
 from leanonnx.recovery.route import Route, route_to
@@ -47,6 +47,11 @@ class Layer:
         return self.route.read(model.constant(self.weight))
 
     @property
+    def data(self) -> int:
+        """The slot of what it reads."""
+        return 1 - self.mix.slot
+
+    @property
     def groups(self) -> int:
         """Groups that are left."""
         return 1 if self.window is None else self.window.groups
@@ -65,6 +70,7 @@ class Layer:
         """A weight as it is stored → [G, O, I, taps]."""
         wide = np.asarray(weight, np.float64)
         if self.window is None:
+            wide = wide.reshape(wide.shape[-2:])
             return (wide if self.turned else wide.T)[None, :, :, None]
         if self.operator == "ConvTranspose":
             return wide.reshape(self.groups, wide.shape[0] // self.groups, wide.shape[1], -1).swapaxes(1, 2)
@@ -73,7 +79,7 @@ class Layer:
     def stored(self, kernels: Floats) -> Floats:
         """[G, O, I, taps] → a weight as it is stored."""
         if self.window is None:
-            return kernels[0, :, :, 0] if self.turned else kernels[0, :, :, 0].T
+            return (kernels[0, :, :, 0] if self.turned else kernels[0, :, :, 0].T).reshape(self.shape)
         if self.operator == "ConvTranspose":
             kernels = kernels.swapaxes(1, 2)
         return kernels.reshape(self.shape)
@@ -103,7 +109,7 @@ def _layer(alive: Mask, compressed: Model, before: int, after: int, mix: Mix) ->
     operator = standard(node)
     if operator not in LINEAR:
         return f"{node.op_type} is not a plain linear operator"
-    route = route_to(compressed, node.input[1])
+    route = route_to(compressed, node.input[mix.slot])
     if route is None:
         return "its weight is computed"
     weight = route.holder
@@ -114,18 +120,16 @@ def _layer(alive: Mask, compressed: Model, before: int, after: int, mix: Mix) ->
         return "its weight is shared"
     if attribute(node, "alpha", 1.0) != 1 or attribute(node, "beta", 1.0) != 1:
         return "it scales its product"
-    if operator == "MatMul" and node.input[0] in compressed.origins:
-        return "its constant is on the left"
     window = window_of(node, array.shape[2:]) if "Conv" in operator else None
-    bias = _bias(compressed, node, operator, int(alive[mix.targets].sum()))
+    bias = _bias(compressed, node, operator, mix, int(alive[mix.targets].sum()))
     if bias is None:
         return "its bias is shared or computed"
     extendable = not bias and operator in BIASED
-    turned = bool(attribute(node, "transB", 0))
+    turned = bool(attribute(node, "transB", 0)) if mix.slot else not attribute(node, "transA", 0)
     return Layer(before, after, mix, operator, weight, bias, extendable, turned, array.shape, window, route)
 
 
-def _bias(compressed: Model, node: onnx.NodeProto, operator: str, size: int) -> str | None:
+def _bias(compressed: Model, node: onnx.NodeProto, operator: str, mix: Mix, size: int) -> str | None:
     """What holds the bias; "" if there is none, None if it may not be changed."""
     name = node.input[BIAS] if len(node.input) > BIAS else ""
     if operator == "MatMul":
@@ -139,10 +143,15 @@ def _bias(compressed: Model, node: onnx.NodeProto, operator: str, size: int) -> 
         return None
     held = route.holder
     array = compressed.constant(held)
-    plain = is_float(array) and array.size == size and array.shape[-1:] == (size,)
+    plain = is_float(array) and array.size == size and is_per_channel(array, size, _place(operator, mix))
     if operator == "MatMul" and not (plain and compressed.readers.get(held, 0) == 1):
         return ""
     return held if plain else None
+
+
+def _place(operator: str, mix: Mix) -> int:
+    """The axis of a bias along which the output channels lie."""
+    return mix.onto if operator in ("Gemm", "MatMul") else -1
 
 
 def _added(compressed: Model, output: str) -> str:
@@ -194,10 +203,12 @@ class Change:
             hold(proto, layer.bias, self.bias.reshape(model.constant(layer.bias).shape))
             return
         node = proto.graph.node[layer.after]
-        kind = _cast(proto, node.input[1]) or kind
+        kind = _cast(proto, node.input[layer.mix.slot]) or kind
         taken = {*model.readers, *model.producers, *model.holders, *(t.name for t in proto.graph.initializer)}
         name = fresh_name(taken, f"{node.output[0]}_bias")
-        proto.graph.initializer.append(numpy_helper.from_array(self.bias.astype(kind), name))
+        behind = -1 - _place(layer.operator, layer.mix)
+        bias = self.bias.reshape(-1, *[1] * behind)
+        proto.graph.initializer.append(numpy_helper.from_array(bias.astype(kind), name))
         if proto.ir_version < FREE_INITIALIZERS:
             tensor = proto.graph.initializer[-1]
             proto.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))

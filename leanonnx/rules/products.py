@@ -13,10 +13,13 @@ import numpy as np
 from leanonnx.numeric.labels import Labels, compact, on_axis, varied
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, Link, Mix, Pairs, Pin, Slice, Unsupported, mint_for_rows, pin_all
+from leanonnx.rules.correlation import summed_products
 from leanonnx.rules.weights import require_held
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TWO = 2
+EXACT = {"MatMul", "FusedMatMul", "Einsum"}
+"""Products in which a number of zero stands for nothing."""
 
 
 def matmul(call: Call, left: int, right: int, turned: bool = False) -> Effect:
@@ -36,8 +39,9 @@ def contracted(call: Call, slots: Sequence[int], terms: Sequence[str], result: s
 
     1. One operand holds no channels, and the other none on a contracted index: its channels are combined with
        themselves only, and pass through; those at the same place of all stacked matrices are tied.
-    2. Channels of both lie on an index that both keep (heads): all that belong to one head are tied.
-    3. Otherwise contracted channels would have to go from both at once: pinned.
+    2. All channels of both lie on one contracted index: they are tied in pairs, and go from both at once.
+    3. Channels of both lie on an index that both keep (heads): all that belong to one head are tied.
+    4. Otherwise: pinned.
     """
     labels = [_by_letters(call.labels(slot), term, call.shape(slot)) for slot, term in zip(slots, terms, strict=True)]
     common = set(terms[0]) & set(terms[1])
@@ -46,6 +50,9 @@ def contracted(call: Call, slots: Sequence[int], terms: Sequence[str], result: s
         if mine and own and not labels[other] and not mine.keys() & (common - set(result)):
             letter = next((letter for letter in own if letter in mine), own[-1])
             return _through(call, slots[one], terms[one], letter, slots[other], result)
+    summed = [letter for letter in common - set(result) if all(found.keys() == {letter} for found in labels)]
+    if summed and call.op in EXACT:
+        return summed_products(call, slots, [term.index(summed[0]) for term in terms])
     heads = (labels[0].keys() | labels[1].keys()) & common & set(result)
     if not heads:
         return pin_all(call, f"{call.title}: it multiplies two computed tensors over their channels")

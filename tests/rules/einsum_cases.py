@@ -59,7 +59,13 @@ def values(b: Bench) -> None:
 
 
 def queries(b: Bench) -> None:
-    b.subject("Einsum", [b.tokens(3, 4), b.tokens(3, 2)], equation="bqd,bkd->bqk")
+    width = b.between(2, 4)
+    b.subject("Einsum", [b.tokens(width, 4), b.tokens(width, 2)], equation="bqd,bkd->bqk")
+
+
+def other_index(b: Bench) -> None:
+    """The channels of one are contracted, those of the other kept."""
+    b.subject("Einsum", [b.tokens(3, 4), b.tokens(2, 3)], equation="bqd,bdk->bqk")
 
 
 def implicit(b: Bench) -> None:
@@ -122,9 +128,10 @@ CASES = [
             Form("weight from constants", computed),
             Form("heads", heads, ALL, exact=False),
             Form("values", values, ALL, exact=False),
+            Form("queries and keys", queries, ALL),
         ),
         (
-            Refusal("queries and keys", queries, "multiplies two computed tensors"),
+            Refusal("contracted and kept", other_index, "multiplies two computed tensors"),
             Refusal("implicit result", implicit, NO_FORM),
             Refusal("ellipsis", ellipsis, NO_FORM),
             Refusal("three tensors", three, NO_FORM),

@@ -202,9 +202,10 @@ MACS = (*KERNELS, "LSTM", "GRU", "RNN")
 
 def macs(dag: ChannelDag, node: onnx.NodeProto) -> int:
     """Multiply-adds of one run: every number of a constant weight, as often as it is used; products by their length."""
-    data = dag.shapes[node.input[0]]
+    data = dag.shapes[node.input[0]] if node.input[0] in dag.shapes else dag.model.constant(node.input[0]).shape
     if node.op_type in DENSE:
-        return int(np.prod(dag.shapes[node.output[0]])) * data[-1]
+        turned = any(a.name == "transA" and a.i for a in node.attribute)
+        return int(np.prod(dag.shapes[node.output[0]])) * data[-2 if turned else -1]
     weight = node.input[WEIGHTS.get(node.op_type, 1)]
     size = int(np.prod(dag.model.constant(weight).shape if weight in dag.model.origins else dag.shapes[weight]))
     if node.op_type in ("LSTM", "GRU", "RNN"):
