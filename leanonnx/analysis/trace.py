@@ -128,19 +128,20 @@ class Trace:
         found = []
         for index, slicing in self.slicing.items():
             node = self.model.proto.graph.node[index]
-            reader = next((r for r in self._reading(node.output[0]) if r not in slicing), None)
+            reader = next((r for r in self._last_readers(node.output[0]) if r not in slicing), None)
             if node.op_type == "DequantizeLinear" and reader is not None:
                 factors = [factor.reshape(-1) for use in self.uses if use.node == index for factor in use.factors]
                 reason = f"{title(self.model.proto.graph.node[reader])} reads all of '{node.output[0]}'"
                 found.append(Pin(np.unique(np.concatenate(factors)), node.output[0], reason, advice.EXPORT))
         return found
 
-    def _reading(self, name: str) -> list[int]:
+    def _last_readers(self, name: str) -> list[int]:
         """Nodes that read a value, or the last of a run of nodes that nothing else reads."""
         nodes = self.model.proto.graph.node
         found = [k for k, node in enumerate(nodes) if name in node.input or name in captured(node)]
         return [
-            k if k in self.effects or len(more := self._reading(nodes[k].output[0])) != 1 else more[0] for k in found
+            k if k in self.effects or len(more := self._last_readers(nodes[k].output[0])) != 1 else more[0]
+            for k in found
         ]
 
     def outputs(self, index: int) -> list[str]:
