@@ -195,7 +195,7 @@ def test_what_cannot_be_counted_is_told(tmp_path: Path) -> None:
     assert called_json("inspect", source)["uncounted"] == ["Loop 'B'"]
     assert called_json("inspect", source)["params"] == counted(source).params + 32 * 32
     done = called("compress", source, tmp_path / "out.onnx", "--keep", "0.9", "--best-effort")
-    assert "the multiply-adds of 1 operator are not known and not counted: Loop 'B'" in " ".join(done.stdout.split())
+    assert "not known: the multiply-adds of Loop 'B'" in " ".join(done.stdout.split())
 
 
 def test_sparse_weights_are_stored_too(tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ from rich.text import Text
 
 from leanonnx.analysis.cost import UNITS, cost_model
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.analysis.product_costs import products
-from leanonnx.compressing.remarks import folded
+from leanonnx.compressing.remarks import folded, uncounted
 from leanonnx.compressing.report import (
     MEANING,
     SCHEMA,
@@ -25,9 +24,9 @@ from leanonnx.compressing.report import (
     pins,
     product_rows,
     product_table,
+    uncounted_nodes,
 )
 from leanonnx.errors import OptionError
-from leanonnx.graph.nodes import title
 from leanonnx.numeric.labels import Mask, projection, varied
 from leanonnx.words import counted
 
@@ -45,7 +44,7 @@ def overview(dag: ChannelDag) -> Row:
         "layers": layers(dag, everything),
         "products": product_rows(dag, everything),
         "folded": list(dag.model.folded),
-        "uncounted": [title(dag.model.proto.graph.node[k]) for k in products(dag)[1]],
+        "uncounted": uncounted_nodes(dag),
         "ties": ties(dag),
         "pins": pins(dag, everything),
     }
@@ -132,8 +131,7 @@ def overview_tables(row: Row, source: str) -> RenderableType:
     note = Text(
         f"{channels['classes']} independent channels, {channels['pinned']} of them pinned; inputs {row['inputs']}"
     )
-    notes = [Text(line) for line in folded(row["folded"])]
-    notes += [Text(f"Not counted: the multiply-adds of {', '.join(row['uncounted'])}")] if row["uncounted"] else []
+    notes = [Text(line) for line in folded(row["folded"]) + uncounted(row["uncounted"])]
     return Group(
         Text(source, style="bold"),
         table,

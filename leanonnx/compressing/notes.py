@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from leanonnx.analysis.dag import ChannelDag
-from leanonnx.analysis.product_costs import products
 from leanonnx.compressing.workshop import Workshop
 from leanonnx.data.samples import Data
 from leanonnx.graph.model import Model, constant_bytes, overridden
-from leanonnx.graph.nodes import title
 from leanonnx.recovery.draft import ENOUGH, Recovery
 from leanonnx.selection.search import Trial
 from leanonnx.selection.selector import LATENCY
 from leanonnx.words import counted
-
-NAMED = 3
-"""Operators that a warning names."""
 
 
 def not_faster(trial: Trial) -> str:
@@ -36,16 +30,6 @@ def hints(model: Model) -> tuple[str, ...]:
         f"{listed} weights are listed as graph inputs, where a caller may override them; this keeps onnxruntime from "
         "its fast kernels. If nobody overrides them, add --freeze",
     )
-
-
-def counting_warnings(dag: ChannelDag) -> list[str]:
-    """What is to be said of operators whose multiply-adds nobody knows."""
-    nodes = dag.model.proto.graph.node
-    unknown = [title(nodes[k]) for k in products(dag)[1]]
-    if not unknown:
-        return []
-    named = ", ".join(unknown[:NAMED]) + (f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else "")
-    return [f"the multiply-adds of {counted(len(unknown), 'operator')} are not known and not counted: {named}"]
 
 
 def folding_warnings(model: Model) -> list[str]:
@@ -104,7 +88,6 @@ def warnings(trial: Trial, workshop: Workshop) -> tuple[str, ...]:
         found.append("nothing could be removed: the output equals the input")
     if not workshop.unchanged:
         found += folding_warnings(workshop.model)
-    found += counting_warnings(workshop.dag)
     if not workshop.clean:
         found.append("the clean-up of the graph could not be proven and was left out; please report it")
     return tuple(found)

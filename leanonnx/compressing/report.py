@@ -14,7 +14,7 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.product_costs import products
 from leanonnx.compressing.pipeline import Result
 from leanonnx.compressing.remarks import changed, remarks
-from leanonnx.graph.nodes import name_of
+from leanonnx.graph.nodes import name_of, title
 from leanonnx.numeric.labels import Labels, Mask
 from leanonnx.proof.deviation import Fidelity
 from leanonnx.proof.slices import Channels
@@ -54,6 +54,7 @@ def summary(result: Result) -> Row:
         "layers": layers(dag, result.alive),
         "products": product_rows(dag, result.alive),
         "folded": list(result.folded),
+        "uncounted": uncounted_nodes(dag),
         "latency": latency(result.latency, result.setting),
         "recovery": recovery(result.recovery),
         "blind": result.blind and result.blind.row(),
@@ -171,6 +172,11 @@ def layers(dag: ChannelDag, alive: Mask) -> list[Row]:
             }
         )
     return rows
+
+
+def uncounted_nodes(dag: ChannelDag) -> list[str]:
+    """Operators whose multiply-adds nobody knows."""
+    return [title(dag.model.proto.graph.node[k]) for k in products(dag)[1]]
 
 
 def product_rows(dag: ChannelDag, alive: Mask) -> list[Row]:
