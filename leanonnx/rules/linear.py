@@ -26,7 +26,7 @@ def gemm(call: Call) -> Effect:
     Flow: every number of the constant is a kernel from an input to an output channel.
     Ties: none; a bias that is one number per row ties what shares it.
     Pins: nothing but what a computed weight or a computed C touches.
-    Limits: A or B is a constant of the file, transposed or not, and C a constant.
+    Limits: A or B is a constant or computed from constants, transposed or not, and C a constant.
     Specification: ONNX Gemm-13, com.microsoft.FusedGemm-1.
     """
     weight, bias = (0 if call.is_constant(0) else 1), 2
@@ -63,7 +63,7 @@ def matmul(call: Call) -> Effect:
         without heads, the contracted channels in pairs, one of each; values that are weighted by a tensor without
         channels lose the same positions in all heads.
     Pins: channels of two computed tensors of which one has them where they are contracted, the other elsewhere.
-    Limits: the matrix is a constant of the file, one for all stacked matrices of the data.
+    Limits: the matrix is a constant or computed from constants, one for all stacked matrices of the data.
     Specification: ONNX MatMul-13.
     """
     weight = 0 if call.is_constant(0) else 1
