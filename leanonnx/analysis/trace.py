@@ -20,8 +20,6 @@ from leanonnx.rules.table import COUNTED, Rules
 from leanonnx.rules.weights import with_whole_weight
 from leanonnx.runtime.observation import Observation
 
-MATRIX = 2
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -47,6 +45,7 @@ class Trace:
     pins: list[Pin] = field(default_factory=list)
     starts: list[Labels] = field(default_factory=list)
     zeros: dict[str, bool] = field(default_factory=dict)
+    unruled: set[int] = field(default_factory=set)
     slicing: dict[int, set[int]] = field(default_factory=dict)
     """Nodes that slice a constant behind another node, by that other node."""
 
@@ -78,17 +77,33 @@ class Trace:
     def ask(self, index: int, node: gs.Node, rules: Rules) -> Answer | None:
         """The answer of a node's rule; None where the node reads nothing that carries channels."""
         inner = [n for n in sorted(captured(self.model.proto.graph.node[index])) if n in self.labels]
-        if not inner and not any(tensor.name in self.labels for tensor in node.inputs):
-            return None
         call = self.call(index, node)
+        if (call.domain, call.op) not in rules:
+            self.unruled.add(index)
+        if not inner and not any(tensor.name in self.labels for tensor in node.inputs):
+            return self._unfed(call)
         before = self.count
         effect = _effect(call, rules, inner, self)
         held = self.constants.uses(index, effect)
         if held is not None:
             return Answer(effect, held)
         self.undo(before)
-        reason = f"{call.title} reads a constant that is computed from shapes at run time"
-        return Answer(pin_all(call, reason, advice.EXPORT), Found(()))
+        return Answer(refused(call, *self._uncut(call, effect)), Found(()))
+
+    def _unfed(self, call: Call) -> Answer | None:
+        """The answer of a node that reads nothing but noise or sizes: the kernels of its weight; None without any."""
+        if self.constants.static.issuperset(name for name in call.outputs if name):
+            return None
+        effect = _with_kernels(call, Effect(()))
+        return Answer(effect, Found(())) if effect.mixes else None
+
+    def _uncut(self, call: Call, effect: Effect) -> tuple[str, str]:
+        """Why a constant that is to be sliced cannot be, and what a user can do about it."""
+        names = [call.value(cut.slot).name for cut in effect.slices]
+        held = next((n for n in names if n in self.model.overridable and n not in self.model.origins), None)
+        if held is not None:
+            return f"{call.title} computes '{held}' from an initializer that a caller may override", advice.FREEZE
+        return f"{call.title} reads a constant that is computed from shapes at run time", advice.EXPORT
 
     def refuse(self, index: int, node: gs.Node, reason: str) -> Answer:
         """Pin what a node reads and puts out."""
@@ -170,7 +185,6 @@ class Trace:
         if name in model.origins:
             return Value(name, model.shape_of(name), None, lambda: model.constant(name), held=True)
         shape, labels = observation.shapes.get(name), self.labels.get(name)
-        quantised, blocked = _quantised(model, name)
         maker = model.producers.get(name)
         node = onnx.NodeProto() if maker is None else model.proto.graph.node[maker]
         return Value(
@@ -178,21 +192,11 @@ class Trace:
             shape,
             labels,
             lambda: observation.values[name],
-            held=quantised and not blocked,
-            blocked=blocked,
+            held=name in self.constants.static,
             maker=node.op_type,
             source=observation.shapes.get(node.input[0]) if node.input else None,
             keeps_zero=self.zeros.get(name, True),
         )
-
-
-def _quantised(model: Model, name: str) -> tuple[bool, bool]:
-    """Whether a value is a constant of the file behind a DequantizeLinear, and whether that works in blocks."""
-    producer = model.producers.get(name)
-    node = None if producer is None else model.proto.graph.node[producer]
-    if node is None or node.op_type != "DequantizeLinear" or node.input[0] not in model.origins:
-        return False, False
-    return True, any(a.name == "block_size" and a.i for a in node.attribute)
 
 
 def _effect(call: Call, rules: Rules, inner: list[str], trace: Trace) -> Effect:
@@ -219,12 +223,19 @@ def _effect(call: Call, rules: Rules, inner: list[str], trace: Trace) -> Effect:
 
 def refused(call: Call, reason: str, advice: str) -> Effect:
     """Pins with a reason; the kernels of a weight count, though none of them can go."""
-    effect = pin_all(call, reason, advice)
-    slot = COUNTED.get((call.domain, call.op))
-    weight = call.value(slot) if slot is not None and call.has(slot) else None
-    if slot is None or weight is None or not (weight.held or weight.blocked) or len(call.shape(slot)) < MATRIX:
+    return _with_kernels(call, pin_all(call, reason, advice))
+
+
+def _with_kernels(call: Call, effect: Effect) -> Effect:
+    """The effect with the kernels of a weight that stays whole, on whatever side of a product it is."""
+    right = COUNTED.get((call.domain, call.op))
+    if right is None:
         return effect
-    return with_whole_weight(call, effect, slot)
+    slots = [right] if "Conv" in call.op else [right, 0]
+    held = next((slot for slot in slots if call.has(slot) and call.value(slot).held), None)
+    if held is None or (not call.shape(held)):
+        return effect
+    return with_whole_weight(call, effect, held)
 
 
 def _missing(call: Call) -> str:

@@ -39,6 +39,7 @@ class Result:
 
     ``tidied`` counts what was cleaned up in the graph; ``exact`` says what contributed nothing, where that was asked;
     ``recovery`` what real inputs told, where they were given; ``blind`` how weights were changed without any.
+    ``folded`` names the weights that the file computes from constants and the result stores.
     """
 
     dag: ChannelDag
@@ -57,6 +58,7 @@ class Result:
     exact: Mapping[str, Any] | None
     recovery: Recovery | None
     blind: BlindRecovery | None
+    folded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ def compress(
         plan = make_plan(least.dag if least else dag, selection.alive, options.record(), __version__)
         if least and options.plan:
             confirm(least.dag, plan, options.plan)
-        after = replace(selection.after, params=workshop.params) if least else selection.after
+        changed = least is not None or (recovery is not None and recovery.kept) or blind is not None
+        after = replace(selection.after, params=workshop.stored()) if changed else selection.after
         result = Result(
             dag=least.dag if least else dag,
             alive=selection.alive,
@@ -145,6 +148,7 @@ def compress(
             exact=least.row() if least else None,
             recovery=recovery,
             blind=blind,
+            folded=() if workshop.unchanged else workshop.model.folded,
         )
         texts = {} if plan_out is None else {plan_out: plan.text()}
         if page is not None:

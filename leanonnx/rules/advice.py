@@ -15,3 +15,4 @@ FIXED = {
     EXPORT: "export this part in another form, or write a rule for it (--rules, docs/operators.md)",
 }
 """What is left of an advice where all sizes are fixed."""
+FREEZE = "add --freeze, if nobody overrides it"

@@ -92,7 +92,7 @@ def check(dag: ChannelDag, alive: Mask) -> None:
     onnx.checker.check_model(compact, full_check=True)
     assert_same_interface(dag.model.proto, compact)
     assert_smaller(dag, alive, compact)
-    masked = apply(dag.model, masking_patch(dag, alive))
+    masked = apply(dag.model.as_read, masking_patch(dag, alive))
     feeds = inputs_for(dag.model, dag.shapes)[:1]
     proof = prove(dag.model, masked, compact, feeds)
     assert agrees(proof), f"the compact model is off by {proof.max_relative_error}"
@@ -109,7 +109,7 @@ def verdict(dag: ChannelDag, alive: Mask) -> str:
     stage = "surgery"
     try:
         compact = compacted(dag, alive)
-        masked = apply(dag.model, masking_patch(dag, alive))
+        masked = apply(dag.model.as_read, masking_patch(dag, alive))
         stage = "checker"
         onnx.checker.check_model(compact, full_check=True)
         stage = "onnxruntime"

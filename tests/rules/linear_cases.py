@@ -281,8 +281,6 @@ def qgemm(b: Bench) -> None:
     b.subject("QGemm", [b.quantised(b.rows(3)), *sides, *weight, "", *sides], domain=MS)
 
 
-CONSTANTS = "computes its weight"
-
 TWO = "multiplies two computed tensors"
 
 CASES = [
@@ -317,6 +315,7 @@ CASES = [
             Form("rows", matmul()),
             Form("tokens", matmul(3), ALL),
             Form("rank 4", matmul(2, 3)),
+            Form("weight from constants", matmul_weight_from_constants),
             Form("beside the channels", matmul_beside_channels),
             Form("constant on the left", matmul_left, ALL),
             Form("constant on the left of a vector", matmul_left_vector),
@@ -333,7 +332,6 @@ CASES = [
             Refusal("queries and keys", matmul_queries, TWO),
             Refusal("vector", matmul_vector, "its constant is a vector"),
             Refusal("stack of matrices", matmul_stack, "its constant is a stack of matrices"),
-            Refusal("weight from constants", matmul_weight_from_constants, CONSTANTS),
         ),
     ),
     Case(
