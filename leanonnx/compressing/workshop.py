@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from leanonnx.analysis.cost import stored
 from leanonnx.analysis.dag import ChannelDag
@@ -17,7 +18,7 @@ from leanonnx.compressing.minimal import Minimum
 from leanonnx.compressing.options import Options
 from leanonnx.data.samples import Data
 from leanonnx.errors import ModelError, ProofFailed
-from leanonnx.graph.model import check
+from leanonnx.graph.model import Model, check
 from leanonnx.graph.storage import write_model
 from leanonnx.graph.tidy import Tidied, tidy
 from leanonnx.numeric.labels import Mask
@@ -120,6 +121,10 @@ class Workshop:
             self.clean = False
             self._write(alive)
             return self._proven(alive)
+
+    def bare(self) -> Model:
+        """The draft as it stands, in memory."""
+        return replace(self.dag.model, proto=onnx.load(self.draft))
 
     def recovered(self, alive: Mask, data: Data) -> Recovery | None:
         """Change the weights of the draft for the better; None where nothing went, or that was declined.

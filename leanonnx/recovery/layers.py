@@ -187,12 +187,17 @@ class Change:
         node = proto.graph.node[layer.after]
         taken = {*model.readers, *model.producers, *model.holders, *(t.name for t in proto.graph.initializer)}
         name = fresh_name(taken, f"{node.output[0]}_bias")
-        proto.graph.initializer.append(numpy_helper.from_array(self.bias.astype(kind), name))
-        if proto.ir_version < FREE_INITIALIZERS:
-            tensor = proto.graph.initializer[-1]
-            proto.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
-        node.input.extend([""] * (BIAS + 1 - len(node.input)))
-        node.input[BIAS] = name
+        give_bias(proto, node, name, self.bias.astype(kind))
+
+
+def give_bias(proto: onnx.ModelProto, node: onnx.NodeProto, name: str, bias: Array) -> None:
+    """Add a constant that is the bias of a node without one."""
+    tensor = numpy_helper.from_array(bias, name)
+    proto.graph.initializer.append(tensor)
+    if proto.ir_version < FREE_INITIALIZERS:
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
+    node.input.extend([""] * (BIAS + 1 - len(node.input)))
+    node.input[BIAS] = name
 
 
 def hold(proto: onnx.ModelProto, name: str, array: Array) -> np.dtype[Any]:
