@@ -142,7 +142,7 @@ class Builder:
     def axes_node(self, op: str, inputs: Sequence[str], axes: Sequence[int], since: int, **attributes: Any) -> str:
         """A node whose axes are an input from some operator set on, an attribute before."""
         if self.opset >= since:
-            return self.node(op, [*inputs, self.ints(*axes)], **attributes)[0]
+            return self.node(op, [*inputs, self.constant(np.array(axes, np.int64))], **attributes)[0]
         return self.node(op, inputs, axes=list(axes), **attributes)[0]
 
 

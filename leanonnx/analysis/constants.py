@@ -182,14 +182,19 @@ class Constants:
                 found = Found(found.uses + source.uses, found.rewrites + source.rewrites)
         if target < 0:
             return found
-        missing = len(after) - self._shape(node.input[target])[0]
+        entries = self._value(node.input[target]).tolist()
+        missing = len(after) - len(entries)
+        named = {axis: f for axis, f in sizes.items() if axis >= missing and entries[axis - missing] == after[axis]}
 
         def rewrite(kept: Kept) -> Edit:
-            counts = {axis - missing: _count(kept, f, axis, after[axis]) for axis, f in sizes.items()}
-            counts = {k: n for k, n in counts.items() if k >= 0}
+            counts = {axis - missing: _count(kept, f, axis, after[axis]) for axis, f in named.items()}
             return Edit(inputs={target: Entries(counts, {k: after[k + missing] for k in counts})})
 
         return Found(found.uses, (*found.rewrites, (producer, rewrite)))
+
+    def _value(self, name: str) -> Array:
+        """A constant, or a value computed from constants and sizes."""
+        return self.model.constant(name) if name in self.model.origins else self.observation.values[name]
 
     def _shape(self, name: str) -> tuple[int, ...]:
         """Shape of a constant or of a value computed from constants."""

@@ -336,7 +336,7 @@ def _layout_ties(
     for index in trace.effects:
         node = trace.model.proto.graph.node[index]
         outputs = [name for name in node.output if name in trace.labels]
-        if not all(name in moves for name in outputs):
+        if not outputs or not all(name in moves for name in outputs):
             tied |= several & {*node.input, *outputs}
     for name in list(tied):
         while name in moves:

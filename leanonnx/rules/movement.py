@@ -37,7 +37,7 @@ def reshaped(call: Call) -> Effect:
         def rewrite(kept: Kept) -> Edit:
             entries = _target_entries(kept, labels, output, before, after, target, frozen)
             if call.has(1):
-                return Edit(inputs={1: Entries(entries, {k: after[k] for k in entries})})
+                return Edit(inputs={1: Entries(entries, {k: after[k] for k in entries if target[k]})})
             return Edit({"shape": [entries.get(k, value) for k, value in enumerate(target)]})
 
     return Effect((output,), rewrite=rewrite, moves=(lambda given: reshape(given, before, after),))
@@ -83,10 +83,12 @@ def expand(call: Call) -> Effect:
     shape = call.output_shape()
     labels = call.labels(0)
     output = labels.reshape((1,) * (len(shape) - labels.ndim) + labels.shape)
-    lead = len(shape) - math.prod(call.shape(1))
+    target = (call.ints(1) or []) if call.is_constant(1) else list(shape[len(shape) - math.prod(call.shape(1)) :])
+    lead = len(shape) - len(target)
+    named = [k for k in varied(output) if k >= lead and target[k - lead] != 1]
 
     def rewrite(kept: Kept) -> Edit:
-        sizes = {k - lead: kept.count(output, k, shape[k]) for k in varied(output) if k >= lead}
+        sizes = {k - lead: kept.count(output, k, shape[k]) for k in named}
         return Edit(inputs={1: Entries(sizes, {k: shape[k + lead] for k in sizes})})
 
     return Effect((output,), rewrite=rewrite)
