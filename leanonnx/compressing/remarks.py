@@ -24,11 +24,15 @@ Row = dict[str, Any]
 
 def remarks(row: Row) -> list[str]:
     """Lines on a compression, from its JSON object."""
-    return _gone(row) + folded(row["folded"]) + uncounted(row["uncounted"]) + _made_up_for(row["blind"])
+    restored = row["weights_from"]
+    lines = [f"Weights put in as they were when the plan was made, from {restored}"] if restored else []
+    return _gone(row) + folded(row["folded"]) + uncounted(row["uncounted"]) + _made_up_for(row["blind"]) + lines
 
 
 def changed(row: Row) -> bool:
     """Whether weights are others than those that were proven."""
+    if row["weights_from"]:
+        return True
     if row["recovery"]:
         return bool(row["recovery"]["kept"])
     return any((row["blind"] or {}).get(way) for way in BLIND)

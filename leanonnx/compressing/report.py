@@ -58,6 +58,7 @@ def summary(result: Result) -> Row:
         "latency": latency(result.latency, result.setting),
         "recovery": recovery(result.recovery),
         "blind": result.blind and result.blind.row(),
+        "weights_from": None if result.restored is None else str(result.restored),
         "tidied": dict(result.tidied),
         "exact": None if result.exact is None else dict(result.exact),
         "inputs": input_sizes(dag),

@@ -138,6 +138,10 @@ class Workshop:
             self._write(alive)
             return self._proven(alive, data)
 
+    def bare(self) -> Model:
+        """The draft as it stands, in memory."""
+        return replace(self.dag.model, proto=onnx.load(self.draft))
+
     def recovered(self, alive: Mask, data: Data) -> Recovery | None:
         """Change the weights of the draft for the better; None where nothing went, or that was declined.
 

@@ -12,6 +12,7 @@ from onnx import numpy_helper
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.positions import Window, window_of
+from leanonnx.errors import ModelError
 from leanonnx.graph.formats import is_float
 from leanonnx.graph.model import FREE_INITIALIZERS, Model, holder_array
 from leanonnx.graph.nodes import BIAS, BIASED, LINEAR, attribute, fresh_name, is_per_channel, name_of, standard
@@ -19,6 +20,8 @@ from leanonnx.numeric.arrays import Array, Floats
 from leanonnx.numeric.labels import Mask
 from leanonnx.recovery.route import Route, route_to
 from leanonnx.rules.call import Mix
+
+JOIN = "join the network with the original and the keep set that it was made from"
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,12 @@ class Layer:
 
 
 def layers(dag: ChannelDag, alive: Mask, compressed: Model) -> tuple[list[Layer], dict[str, str]]:
-    """The layers of a compressed network that can be mended, in order; and why others cannot, by name."""
+    """The layers of a compressed network that can be mended, in order; and why others cannot, by name.
+
+    Raises:
+        ModelError: the network is not what the keep set makes of the original.
+    """
+    _check_interface(dag, alive, compressed)
     producers = dag.model.producers
     mixes = {node: mix for node, mix in dag.mixes if mix.inward is not None}
     found: list[Layer] = []
@@ -97,10 +105,43 @@ def layers(dag: ChannelDag, alive: Mask, compressed: Model) -> tuple[list[Layer]
             continue
         made = _layer(alive, compressed, before, after, mixes[before])
         if isinstance(made, Layer):
+            _check_widths(alive, compressed, made)
             found.append(made)
         else:
             refused[name_of(node)] = made
     return found, refused
+
+
+def _check_interface(dag: ChannelDag, alive: Mask, compressed: Model) -> None:
+    """Refuse a keep set of another network, and a network with other inputs or outputs."""
+    if alive.shape != (dag.count,):
+        raise ModelError(
+            f"{dag.model.path}: the keep set has {alive.size} channels, but the original has {dag.count}; {JOIN}"
+        )
+    graphs = dag.model.proto.graph, compressed.proto.graph
+    for kind, names in (
+        ("inputs", [[value.name for value in model.inputs] for model in (dag.model, compressed)]),
+        ("outputs", [[value.name for value in graph.output] for graph in graphs]),
+    ):
+        if names[0] != names[1]:
+            raise ModelError(
+                f"{dag.model.path}: the compressed network has the {kind} {', '.join(names[1])}, but the original has "
+                f"{', '.join(names[0])}; {JOIN}"
+            )
+
+
+def _check_widths(alive: Mask, compressed: Model, layer: Layer) -> None:
+    """Refuse a layer that reads or puts out another number of channels than are left."""
+    sources, targets = (alive[labels].sum(1) for labels in (layer.mix.sources, layer.mix.targets))
+    held = layer.laid_out(compressed.constant(layer.weight)).shape
+    left = [(int(out), int(read)) for out, read in zip(targets, sources, strict=True) if out]
+    if left != [held[1:3]] * held[0]:
+        node = compressed.proto.graph.node[layer.after]
+        widths = " and ".join(f"{sum(pair[k] for pair in left)}" for k in (1, 0))
+        raise ModelError(
+            f"node '{name_of(node)}' ({node.op_type}): in the compressed network it reads {held[0] * held[2]} channels "
+            f"and puts out {held[0] * held[1]}, but the keep set leaves it {widths}; {JOIN}"
+        )
 
 
 def _layer(alive: Mask, compressed: Model, before: int, after: int, mix: Mix) -> Layer | str:
@@ -207,13 +248,17 @@ class Change:
         taken = {*model.readers, *model.producers, *model.holders, *(t.name for t in proto.graph.initializer)}
         name = fresh_name(taken, f"{node.output[0]}_bias")
         behind = -1 - _place(layer.operator, layer.mix)
-        bias = self.bias.reshape(-1, *[1] * behind)
-        proto.graph.initializer.append(numpy_helper.from_array(bias.astype(kind), name))
-        if proto.ir_version < FREE_INITIALIZERS:
-            tensor = proto.graph.initializer[-1]
-            proto.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
-        node.input.extend([""] * (BIAS + 1 - len(node.input)))
-        node.input[BIAS] = name
+        give_bias(proto, node, name, self.bias.reshape(-1, *[1] * behind).astype(kind))
+
+
+def give_bias(proto: onnx.ModelProto, node: onnx.NodeProto, name: str, bias: Array) -> None:
+    """Add a constant that is the bias of a node without one."""
+    tensor = numpy_helper.from_array(bias, name)
+    proto.graph.initializer.append(tensor)
+    if proto.ir_version < FREE_INITIALIZERS:
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
+    node.input.extend([""] * (BIAS + 1 - len(node.input)))
+    node.input[BIAS] = name
 
 
 def _cast(proto: onnx.ModelProto, name: str) -> np.dtype[Any] | None:
