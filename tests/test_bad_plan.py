@@ -44,6 +44,18 @@ NOT_PLANS = {
     "no digest": b'{"schema": 1, "leanonnx": "", "input_sha256": null, "options": {}, "tensors": {}}',
 }
 
+WHOLE = {"schema": 1, "leanonnx": "", "input_sha256": "", "options": {}, "tensors": {}}
+RECIPE = {"recover": "auto", "calib": None, "calib_sha256": None, "seed": 0, "images": None, "weights": None}
+NO_RECIPES: dict[str, object] = {
+    "recovery is text": "auto",
+    "recovery is empty": {},
+    "recovery has a seed of text": RECIPE | {"seed": "x"},
+    "images are a number": RECIPE | {"images": 3},
+    "weights are text": RECIPE | {"weights": "w.npz"},
+    "weights have no digest": RECIPE | {"weights": {"file": "w.npz", "biases": {}}},
+    "biases are a list": RECIPE | {"weights": {"file": "w.npz", "sha256": "", "biases": []}},
+}
+
 
 @pytest.mark.parametrize("kind", NOT_PLANS)
 def test_no_plan(model: Path, kind: str) -> None:
@@ -51,6 +63,13 @@ def test_no_plan(model: Path, kind: str) -> None:
     if content is not None:
         (model.parent / "plan.json").write_bytes(content)
     refused(model.parent, "compress", model, "out.onnx", "--plan", "plan.json", says=("plan.json",))
+
+
+@pytest.mark.parametrize("kind", NO_RECIPES)
+def test_no_recipe(model: Path, kind: str) -> None:
+    (model.parent / "plan.json").write_text(json.dumps(WHOLE | {"recovery": NO_RECIPES[kind]}))
+    says = ("plan.json", "not a plan of leanonnx")
+    refused(model.parent, "compress", model, "out.onnx", "--plan", "plan.json", says=says)
 
 
 BROKEN_PLANS: dict[str, Callable[[dict[str, Any]], object]] = {

@@ -169,8 +169,8 @@ def test_nearest_floats_before_decisions() -> None:
     assert taps(gate, "float[N, 4, 8, 8] y", "float half = {0.5}") == ["s"]
     steps = "s = Sigmoid (c) r = Round (s) g = Greater (r, half) y = Cast <to = 2> (g)"
     assert taps(steps, "uint8[N, 4, 8, 8] y", "float half = {0.5}") == ["r"]
-    quantised = "q = QuantizeLinear (c, s, z) y = DequantizeLinear (q, s, z)"
-    assert taps(quantised, "float[N, 4, 8, 8] y", "float s = {0.1}, uint8 z = {7}") == ["c"]
+    quantised = "q = QuantizeLinear (c, s, o) y = DequantizeLinear (q, s, o)"
+    assert taps(quantised, "float[N, 4, 8, 8] y", "float s = {0.1}, uint8 o = {7}") == ["c"]
     assert taps("y = Sigmoid (c)", "float[N, 4, 8, 8] y") == []
 
 

@@ -134,15 +134,11 @@ def test_a_plan_can_be_carried_out_again(folder: Path, recovering: str) -> None:
     first = called_json(*command(folder, "--keep", 0.5, *shared))
     found = (folder / "out.onnx").read_bytes()
     plan = json.loads((folder / "p.json").read_text())
-    assert (plan["options"]["calib"], plan["options"]["recover"]) == ("x.npz", recovering)
+    assert (plan["options"]["calib"], plan["options"]["recover"]) == (str(folder / "x.npz"), recovering)
     (folder / "out.onnx").unlink()
     again = called_json(*command(folder, "--plan", folder / "p.json", "--recover", recovering))
     assert again["recovery"] == first["recovery"]
-    kept = [
-        {t.name: numpy_helper.to_array(t).tobytes() for t in onnx.load_from_string(raw).graph.initializer}
-        for raw in (found, (folder / "out.onnx").read_bytes())
-    ]
-    assert kept[0] == kept[1]
+    assert (folder / "out.onnx").read_bytes() == found
 
 
 def test_twice_the_same_bytes(folder: Path) -> None:

@@ -90,6 +90,7 @@ def row_of(**changes: Any) -> dict[str, Any]:
     row = {unit: dict(half) for unit in ("kernels", "macs", "params", "bytes")}
     proof = {"status": "passed", "max_relative_error": 1e-7, "bound": 1e-4, "inputs": 3, "outputs": {"y": 1e-7}}
     rest: dict[str, Any] = {"latency": None, "proof": proof, "recovery": None, "exact": None, "blind": None}
+    rest["weights_from"] = None
     return {**row, **rest, **changes}
 
 

@@ -55,12 +55,6 @@ HEADS = (
     """a = MatMul (x, q) b = MatMul (x, k) c = MatMul (x, v)
        d = Attention <q_num_heads = 4, kv_num_heads = 2> (a, b, c) y = MatMul (d, o)""",
 )
-ONE_HEAD = (
-    "(float[N,5,6] x) => (float[N,5,6] y)",
-    "float[6,8] q, float[6,8] k, float[6,8] v, float[8,6] o",
-    """a = MatMul (x, q) b = MatMul (x, k) c = MatMul (x, v) t = Transpose <perm = [0, 2, 1]> (b)
-       s = MatMul (a, t) w = Softmax (s) d = MatMul (w, c) y = MatMul (d, o)""",
-)
 TRACKER = (
     "(float[1,3,6,6] z, float[1,3,12,12] x) => (float[1,2,7,7] y)",
     "float[8,3,3,3] a, float[8,3,3,3] b, float[2,8,1,1] c, int64[4] apart = {8, 1, 4, 4}",
@@ -84,7 +78,6 @@ NETWORKS = {
     "LpNormalization": (UNIT, 13, ("a", "c")),
     "MaxUnpool": (UNPOOLED, 13, ("a", "b", "c")),
     "Attention": (HEADS, 23, ("q", "k", "v", "o")),
-    "one head": (ONE_HEAD, 13, ("q", "k", "v", "o")),
     "correlation by channel": (TRACKER, 13, ("a", "b")),
     "correlation": (SIAMESE, 13, ("a", "b")),
     "statistics of the batch": (BATCH, 15, ("a", "c")),
@@ -172,3 +165,19 @@ def test_every_method_ranks_channels_that_are_only_summed(method: str, tmp_path:
     result = compressed(source, tmp_path / "out.onnx", 0.6, method=method, **options)
     assert result.proof.passed
     assert constant_shapes(tmp_path / "out.onnx")["a"][0] > 1
+
+
+@pytest.mark.parametrize(("batch", "told"), [("N", "fixed input sizes"), ("1", "in another form")])
+def test_advice_fits_the_sizes(batch: str, told: str) -> None:
+    """A model whose sizes are fixed is not to be exported with fixed sizes."""
+    dag = analysed(
+        net(
+            f"(float[{batch},3,8,8] x) => (float[{batch},8,8,8] y)",
+            """float[8,3,1,1] a, int64[4] first = {0, 0, 0, 0}, int64[4] last = {1, 8, 8, 8},
+               int64[4] all = {0, 1, 2, 3}, int64[4] steps = {1, 2, 2, 1}, int64[8] pads = {0, 4, 2, 0, 0, 0, 2, 0}""",
+            "h = Conv (x, a) s = Slice (h, first, last, all, steps) y = Pad (s, pads)",
+        )
+    )
+    advices = {pin.advice for pin in dag.pins if "every n-th channel" in pin.reason}
+    assert advices
+    assert all(told in advice for advice in advices), advices

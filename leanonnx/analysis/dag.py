@@ -17,7 +17,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from leanonnx.analysis.agreement import alike, united
-from leanonnx.analysis.constants import Use
+from leanonnx.analysis.constants import Constants, Use
+from leanonnx.analysis.folding import folded, to_fold
 from leanonnx.analysis.runs import Run, gathered, same_run
 from leanonnx.analysis.trace import Trace
 from leanonnx.graph.model import Model, unneeded
@@ -40,9 +41,9 @@ class ChannelDag:
 
     ``classes[label]`` is the class of channels that live and die together; ``minted[label]`` the node that put the
     channel out (-1: a graph input).  ``labels`` and ``shapes`` are by tensor name, ``moves`` by output name;
-    ``gathers`` names outputs that a Gather always puts out in place of their operator; ``reductions`` are by node.
-    ``further`` holds the same
-    channels as they lie at other sizes of the model's free axes.
+    ``gathers`` names outputs that a Gather always puts out in place of their operator; ``reductions`` are by node,
+    ``unruled`` are the nodes of operators without a rule.  ``further`` holds the same channels as they lie at other
+    sizes of the model's free axes.
     """
 
     model: Model
@@ -62,6 +63,7 @@ class ChannelDag:
     moves: dict[str, tuple[str, Move]]
     gathers: frozenset[str]
     reductions: Mapping[int, tuple[Reduction, ...]]
+    unruled: frozenset[int] = frozenset()
     further: tuple[ChannelDag, ...] = ()
 
     @property
@@ -124,7 +126,7 @@ def pinned(classes: NDArray[np.int64], pins: Iterable[Pin]) -> Mask:
 
 
 def analyse(model: Model, observation: Observation, rules: Rules = DEFAULT) -> ChannelDag:
-    """Build the channel DAG of a model.
+    """Build the channel DAG of a model; weights that it computes from constants are folded, see ``folding``.
 
     Where the ties of whole groups leave a grouped operator no choice at all (channel shuffles spread them), it is
     asked again with ties by position, and the DAG with more classes is taken.  Where axes of the inputs are free, the
@@ -137,6 +139,9 @@ def analyse(model: Model, observation: Observation, rules: Rules = DEFAULT) -> C
         rules: (domain, operator) → rule; operators without a rule pin what they touch.
     """
     dag = _steadied(model, observation, rules, frozenset())
+    values = to_fold(Constants(model, observation), dag.uses, dag.mixes)
+    if values:
+        return analyse(folded(model, values), observation, rules)
     stuck = frozenset(node for node, mix in dag.mixes if _is_stuck(mix, dag.classes))
     if not stuck:
         return dag
@@ -275,6 +280,7 @@ def _dag(
         rewrites=trace.rewrites | {k: effect.rewrite for k, effect in effects.items() if effect.rewrite is not None},
         moves=moves,
         gathers=frozenset(n for k, effect in effects.items() if effect.gathers for n in trace.outputs(k)),
+        unruled=frozenset(trace.unruled),
         reductions={k: effect.reductions for k, effect in effects.items() if effect.reductions},
     )
 

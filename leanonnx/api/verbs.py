@@ -67,6 +67,7 @@ def compress(
     pin: str | Sequence[str] = (),
     ignore: str | Sequence[str] = (),
     plan_out: Place | None = None,
+    plan_weights: Place | None = None,
     report: Place | None = None,
     calib: Calibration | None = None,
     images: ImageFormat = PLAIN,
@@ -92,7 +93,7 @@ def compress(
 
     Args:
         model: its path, or the model itself.
-        out, plan_out, report: where the result, its plan and a page on it are written; None: not at all.
+        out, plan_out, plan_weights, report: where the result, its plan, changed weights and a page go; None: nowhere.
         keep, macs, params, latency, plan, exact: how far to go, one of them: a fraction; a plan; what is of no use.
         method, chains, seed: how channels are ranked; seed of that, if random, and of the proof's inputs.
         shape, pin, ignore: sizes of free graph inputs by name; channels that all stay; layers that are not counted.
@@ -129,8 +130,7 @@ def compress(
         recover=recover,
     )
     with as_file(model) as source, _place(out) as place:
-        found = pipeline.compress(source, place, options, _path(plan_out), _rules(rules), progress, _page(locals()))
-        return Compressed.of(found, place)
+        return Compressed.of(pipeline.compress(source, place, options, **_extras(locals())), place)
 
 
 def analyse(
@@ -296,6 +296,12 @@ def _samples(given: Calibration | None) -> Samples | None:
     if isinstance(given, str | PathLike):
         return Path(given)
     return given if given is None or isinstance(given, Mapping) else {IN_MEMORY: given}
+
+
+def _extras(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the pipeline is given besides options, from the arguments of ``compress``."""
+    paths = {name: _path(given[name]) for name in ("plan_out", "plan_weights")}
+    return {**paths, "rules": _rules(given["rules"]), "progress": given["progress"], "page": _page(given)}
 
 
 def _page(given: Mapping[str, Any]) -> pipeline.Page | None:

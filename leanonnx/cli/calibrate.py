@@ -25,9 +25,10 @@ def calibrate_device(
 ) -> None:
     """Measure which widths this machine runs at full speed and what work costs on it, and store that as a target.
 
-    Takes about half a minute on a CPU. compress uses the table from then on where --target is auto or names it. It is
-    stored in $LEANONNX_TARGETS, or else leanonnx/targets.toml in the user's configuration folder. Exit codes:
-    0 stored, 2 wrong option (a provider that is not there included), 3 a bug.
+    Takes about half a minute on a CPU. The table is stored in $LEANONNX_TARGETS, or else leanonnx/targets.toml in the
+    user's configuration folder; compress uses it from then on where --target is auto or names it. A file given with
+    --out is used where $LEANONNX_TARGETS names it. Exit codes: 0 stored, 2 wrong option (a provider that is not there
+    included), 3 a bug.
     """
     with exit_codes() as results:
         path = out or targets_file()
@@ -35,5 +36,5 @@ def calibrate_device(
         with progress() as listener:
             found = calibrate.calibrate(Setting(provider, threads), listener)
         calibrate.store(found.target, path)
-        row = calibration_report.summary(found, path)
+        row = calibration_report.summary(found, path, targets_file())
         show_json(row, results) if as_json else show(calibration_report.tables(row), results)

@@ -14,6 +14,7 @@ from leanonnx.cli.terminal import command_line, exit_codes, progress, show, show
 from leanonnx.compressing import pipeline, report
 from leanonnx.compressing.options import asked_budget
 from leanonnx.compressing.pipeline import Page
+from leanonnx.errors import OptionError
 from leanonnx.page.page import Told, render
 from leanonnx.selection.selector import LATENCY
 from leanonnx.surgery.plan import load_plan
@@ -33,6 +34,10 @@ def compress(
         Path | None, typer.Option(metavar="P.json", help="Carry out this plan instead of selecting.")
     ] = None,
     plan_out: PlanOut = None,
+    plan_weights: Annotated[
+        Path | None,
+        typer.Option(metavar="W.npz", help="Write the weights that recovery changed here; the plan refers to them."),
+    ] = None,
     report_out: ReportOut = None,
     rules: RulesFile = None,
     exact: Annotated[
@@ -49,10 +54,12 @@ def compress(
     """
     with exit_codes() as results:
         budget = asked_budget({"keep": keep, "macs": macs, "params": params, LATENCY: latency}, plan, exact)
+        if plan_weights is not None and plan_out is None:
+            raise OptionError(f"--plan-weights {plan_weights}: belongs to a plan; add --plan-out P.json")
         options = choices.asked(budget, None if plan is None else load_plan(plan), exact)
         told = Told(str(source), str(out), command_line())
         page = None if report_out is None else Page(report_out, partial(render, told))
         with progress() as listener:
-            result = pipeline.compress(source, out, options, plan_out, rules_from(rules), listener, page)
+            result = pipeline.compress(source, out, options, plan_out, rules_from(rules), listener, page, plan_weights)
         row = report.summary(result)
         show_json(row, results) if as_json else show(report.result_tables(row, str(source), str(out)), results)

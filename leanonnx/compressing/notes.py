@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from leanonnx.compressing.workshop import Workshop
 from leanonnx.data.samples import Data
-from leanonnx.graph.model import Model, overridden
+from leanonnx.graph.model import Model, constant_bytes, overridden
 from leanonnx.recovery.draft import ENOUGH, Recovery
 from leanonnx.selection.search import Trial
 from leanonnx.selection.selector import LATENCY
+from leanonnx.words import counted
 
 
 def not_faster(trial: Trial) -> str:
@@ -29,6 +30,17 @@ def hints(model: Model) -> tuple[str, ...]:
         f"{listed} weights are listed as graph inputs, where a caller may override them; this keeps onnxruntime from "
         "its fast kernels. If nobody overrides them, add --freeze",
     )
+
+
+def folding_warnings(model: Model) -> list[str]:
+    """What is to be said of weights whose values take more room than what they are computed from."""
+    before, after = constant_bytes(model.as_read.proto), constant_bytes(model.proto)
+    if after <= before:
+        return []
+    return [
+        f"the values of {counted(len(model.folded), 'weight')} that the file computes from constants are stored, which "
+        f"takes {after - before} bytes more than what they are computed from, before anything is removed"
+    ]
 
 
 def calibration_warnings(data: Data | None, recovery: Recovery | None) -> list[str]:
@@ -74,6 +86,8 @@ def warnings(trial: Trial, workshop: Workshop) -> tuple[str, ...]:
         )
     if workshop.unchanged and (budget.fraction < 1 or options.exact):
         found.append("nothing could be removed: the output equals the input")
+    if not workshop.unchanged:
+        found += folding_warnings(workshop.model)
     if not workshop.clean:
         found.append("the clean-up of the graph could not be proven and was left out; please report it")
     return tuple(found)

@@ -16,6 +16,7 @@ from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.providers import Setting
 from leanonnx.selection.selector import LATENCY, Budget
 from leanonnx.surgery.plan import Plan
+from leanonnx.surgery.recipe import ARRAYS
 
 Recover = Literal["none", "auto"]
 
@@ -116,10 +117,11 @@ class Options:
             "seed": self.seed,
             **({"exact": True} if self.exact else {}),
             **({"freeze": True} if self.freeze else {}),
-            **({} if self.calib is None else self._data_record(self.calib)),
+            **({} if self.calib is None else {"calib": calib_name(self.calib), "recover": "none"}),
+            **({"recover": "auto"} if self.recovers else {}),
         }
 
-    def _data_record(self, calib: Samples) -> dict[str, str]:
-        """What the data were called, and what they were for."""
-        name = calib.name if isinstance(calib, Path) else "arrays"
-        return {"calib": name, "recover": "auto" if self.recovers else "none"}
+
+def calib_name(calib: Samples) -> str:
+    """Data as a plan calls them: their path as given."""
+    return str(calib) if isinstance(calib, Path) else ARRAYS

@@ -11,8 +11,10 @@ from rich.text import Text
 
 from leanonnx.analysis.cost import UNITS, Cost, cost_model
 from leanonnx.analysis.dag import ChannelDag
+from leanonnx.analysis.product_costs import products
 from leanonnx.compressing.pipeline import Result
 from leanonnx.compressing.remarks import changed, remarks
+from leanonnx.graph.nodes import name_of, title
 from leanonnx.numeric.labels import Labels, Mask
 from leanonnx.proof.deviation import Fidelity
 from leanonnx.proof.slices import Channels
@@ -50,9 +52,13 @@ def summary(result: Result) -> Row:
         },
         "pins": pins(dag, result.alive),
         "layers": layers(dag, result.alive),
+        "products": product_rows(dag, result.alive),
+        "folded": list(result.folded),
+        "uncounted": uncounted_nodes(dag),
         "latency": latency(result.latency, result.setting),
         "recovery": recovery(result.recovery),
         "blind": result.blind and result.blind.row(),
+        "weights_from": None if result.restored is None else str(result.restored),
         "tidied": dict(result.tidied),
         "exact": None if result.exact is None else dict(result.exact),
         "inputs": input_sizes(dag),
@@ -169,6 +175,21 @@ def layers(dag: ChannelDag, alive: Mask) -> list[Row]:
     return rows
 
 
+def uncounted_nodes(dag: ChannelDag) -> list[str]:
+    """Operators whose multiply-adds nobody knows."""
+    return [title(dag.model.proto.graph.node[k]) for k in products(dag)[1]]
+
+
+def product_rows(dag: ChannelDag, alive: Mask) -> list[Row]:
+    """Multiply-adds before and after of nodes whose multiply-adds no kernels account for."""
+    rows: dict[int, Row] = {}
+    for product in products(dag)[0]:
+        proto = dag.model.proto.graph.node[product.node]
+        row = rows.setdefault(product.node, {"name": name_of(proto), "operator": proto.op_type, "macs": [0, 0]})
+        row["macs"] = [row["macs"][0] + product.macs, row["macs"][1] + product.surviving(alive)]
+    return list(rows.values())
+
+
 def _width(labels: Labels, alive: Mask) -> list[int]:
     return [int(labels.size), int(alive[labels].sum())]
 
@@ -199,6 +220,7 @@ def result_tables(row: Row, source: str, target: str) -> RenderableType:
         *notes,
         _cost_table(row),
         layer_table(row["layers"]),
+        *product_table(row["products"]),
         pin_table(row["pins"]),
         proof,
         *_deviation_parts(row["recovery"]),
@@ -285,6 +307,18 @@ def layer_table(rows: list[Row]) -> Table:
     for row in rows:
         table.add_row(row["name"], row["operator"], *(sizes(row[key]) for key in ("in", "out", "groups", "kernels")))
     return table
+
+
+def product_table(rows: list[Row]) -> list[RenderableType]:
+    """Products whose multiply-adds no kernels account for, before and after; nothing where there are none."""
+    if not rows:
+        return []
+    table = Table(title="Multiply-adds beside the kernels", title_justify="left", box=None)
+    for column in ("node", "operator", "multiply-adds"):
+        table.add_column(column, justify="right" if column == "multiply-adds" else "left", overflow="fold")
+    for row in rows:
+        table.add_row(row["name"], row["operator"], sizes(row["macs"]))
+    return [table]
 
 
 def pin_table(rows: list[Row]) -> RenderableType:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from leanonnx.analysis.cost import stored
 from leanonnx.analysis.dag import ChannelDag
@@ -17,7 +18,7 @@ from leanonnx.compressing.minimal import Minimum
 from leanonnx.compressing.options import Options
 from leanonnx.data.samples import Data
 from leanonnx.errors import ModelError, ProofFailed
-from leanonnx.graph.model import check
+from leanonnx.graph.model import Model, check
 from leanonnx.graph.storage import write_model
 from leanonnx.graph.tidy import Tidied, tidy
 from leanonnx.numeric.labels import Mask
@@ -44,16 +45,14 @@ class Workshop:
     """Writes keep sets of one model to one file, measures and proves them.
 
     ``dag`` is the original, ``known`` what is known of it; ``least``, where only what contributes nothing is to go, the
-    network without that.  ``tidied`` counts what was cleaned up in what was written last, ``params`` is how many
-    numbers it stores, where the keep set does not tell.  ``failure`` says why nothing could be measured, ``clean`` that
-    the graph was cleaned up.
+    network without that.  ``tidied`` counts what was cleaned up in what was written last.  ``failure`` says why nothing
+    could be measured, ``clean`` that the graph was cleaned up.
     """
 
     def __init__(self, dag: ChannelDag, least: Minimum | None, options: Options, draft: Path, clock: Clock) -> None:
         self.dag, self.least, self.options, self.draft, self.clock = dag, least, options, draft, clock
         self.known = Known(dag)
         self.tidied: Mapping[str, int] = {}
-        self.params = 0
         self.written: Mask | None = None
         self.failure = ""
         self.clean = True
@@ -70,8 +69,6 @@ class Workshop:
         with self.clock.stage("operate"):
             made = self.least.carried_out(self.clean) if self.least else operated(self.dag, alive, self.clean)
             self.tidied, self.written = made.done, alive
-            if self.least:
-                self.params = stored(replace(self.least.dag.model, proto=made.proto))
             if self.unchanged and not external:
                 shutil.copyfile(model.path, self.draft)
             else:
@@ -82,6 +79,17 @@ class Workshop:
         """Nothing went: the draft is the original."""
         whole = self.written is not None and bool(self.written.all())
         return whole and not self.tidied and not self.dag.model.frozen
+
+    def stored(self) -> int:
+        """How many numbers the draft stores as weights."""
+        if self.unchanged:
+            return stored(self.dag.model.as_read)
+        return stored(replace(self.dag.model, proto=onnx.load(self.draft, load_external_data=False)))
+
+    @property
+    def model(self) -> Model:
+        """The model that is cut."""
+        return self.least.dag.model if self.least else self.dag.model
 
     def attempt(self, selection: Selection, seconds: float) -> Trial:
         """Measure a keep set against the original, unless that was declined or cannot be done.
@@ -129,6 +137,10 @@ class Workshop:
             self.clean = False
             self._write(alive)
             return self._proven(alive, data)
+
+    def bare(self) -> Model:
+        """The draft as it stands, in memory."""
+        return replace(self.dag.model, proto=onnx.load(self.draft))
 
     def recovered(self, alive: Mask, data: Data) -> Recovery | None:
         """Change the weights of the draft for the better; None where nothing went, or that was declined.
@@ -188,7 +200,8 @@ def compared(
         more += data.first(SAMPLES * (data.fixed or 1)).feeds()
     with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
         reference = Path(folder) / "reference.onnx"
-        masked = model.proto if alive is None else apply(model, masking_patch(dag, alive))
+        original = dag.model.as_read
+        masked = original.proto if alive is None else apply(original, masking_patch(dag, alive))
         write_model(masked, reference, external=True)
         del masked
         channels = left or channels_of(dag, alive)
@@ -209,7 +222,7 @@ def channels_of(dag: ChannelDag, alive: Mask | None) -> Channels:
 def operated(dag: ChannelDag, alive: Mask, clean: bool) -> Tidied:
     """The model without the channels that are not alive; with ``clean`` its graph is cleaned up."""
     if alive.all():
-        return Tidied(dag.model.proto, {})
+        return Tidied(dag.model.as_read.proto, {})
     proto = apply(dag.model, plan_patch(dag, alive))
     if not clean:
         return Tidied(proto, {})

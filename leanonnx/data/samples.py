@@ -14,6 +14,7 @@ Arrays in memory by their names are taken as those of an .npz file.
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -108,6 +109,20 @@ class Data:
     def labelled(self, batch: int = 1) -> Iterator[tuple[Feed, Array | None]]:
         """As ``feeds``, each with the labels [samples, ...] of its samples, None where there are none."""
         return self._fed(batch, labelled=True)
+
+    def digest(self) -> str:
+        """SHA-256 of all samples as they are fed, labels aside: other files with the same numbers have the same.
+
+        Raises:
+            DataError: as ``feeds``.
+        """
+        found = hashlib.sha256()
+        for rows, _ in self._samples(labelled=False):
+            for slot in self.slots:
+                value = rows[slot.name]
+                found.update(f"{slot.name}\0{value.dtype}\0{value.shape}\0".encode())
+                found.update(repr(value.tolist()).encode() if value.dtype.kind == "O" else value.tobytes())
+        return found.hexdigest()
 
     def part(self, held_out: bool, every: int = 5) -> Data:
         """Every ``every``-th sample (index % every == every - 1), or all the others; it may hold no sample."""

@@ -81,6 +81,7 @@ def render(told: Told, result: Result, draft: Path, data: Data | None) -> str:
         samples=samples(result, draft, data),
         pins=pins(row),
         plan=result.plan.row(),
+        again=result.plan.recovery and result.plan.recovery.again(),
         facts=_facts(result),
     )
     return page.encode(errors="replace").decode()

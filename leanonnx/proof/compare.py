@@ -178,7 +178,9 @@ def scales_of(profiles: Sequence[Profile], rounding: float, more: Sequence[Profi
 
 
 def varying(values: Sequence[Array], slices: Slices) -> Mask:
-    """Which slices of a tensor vary over inputs of one size, or over positions where there is one input [1 + slices].
+    """Which slices of a tensor vary over inputs of one size [1 + slices].
+
+    Where there is one input, over the samples of its batch or, where that is one too, over positions.
 
     ``values`` has the tensor on each input; one whose shape follows from the data varies where it is not always empty.
     """
@@ -195,6 +197,8 @@ def varying(values: Sequence[Array], slices: Slices) -> Mask:
     norms = np.max([np.sqrt(slices.means(number**2)) for number in numbers], axis=0)
     if len(numbers) > 1:
         moved = np.max([np.sqrt(slices.means((number - numbers[0]) ** 2)) for number in numbers[1:]], axis=0)
+    elif first.ndim and first.shape[0] > 1 and 0 not in slices.axes:
+        moved = np.sqrt(slices.means((numbers[0] - numbers[0][:1]) ** 2))
     else:
         moved = np.sqrt(np.maximum(norms**2 - slices.means(numbers[0]) ** 2, 0))
     found = (moved > STILL * norms) & (moved > TINY)

@@ -19,8 +19,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 KINDS = ("normal", "uniform", "bytes")
 COUNTED = 8
 """Class numbers and positions are drawn below this where the model runs on them."""
-FACTORS = (10.0, 0.1, 100.0, 0.01, -1.0, 1e4)
-"""What normal inputs are multiplied by where the usual ones tell nothing."""
+FACTORS = (10.0, 0.1, 100.0, 0.01, 1e4)
+"""What normal inputs, and their opposites, are multiplied by where the usual ones tell nothing."""
 HALF = 0.5
 SQUARE = 8
 """Side of the squares that smooth fields are made of."""
@@ -101,7 +101,8 @@ def further_inputs(model: Model, shapes: Shapes, seed: int = 0) -> Iterator[tupl
         yield "smooth", {name: smooth(value) for name, value in feed.items()}
     for k, factor in enumerate(FACTORS):
         feed = random_feed(model, named, seed + k, KINDS[0])
-        yield f"normal times {factor:g}", {name: _times(value, factor) for name, value in feed.items()}
+        for signed in (factor, -factor):
+            yield f"normal times {factor:g}", {name: _times(value, signed) for name, value in feed.items()}
     feed = random_feed(model, named, seed, KINDS[0])
     yield "binary", {name: (rng.random(v.shape) < HALF).astype(v.dtype) for name, v in feed.items()}
     feed = random_feed(model, named, seed, KINDS[2])
@@ -156,8 +157,19 @@ def sizes_of(feed: Feed) -> tuple[tuple[int, ...], ...]:
 
 
 def alike(feeds: Sequence[Feed]) -> list[list[int]]:
-    """Which inputs are of one size, where several are: only they show what varies; each alone where none are."""
+    """Which inputs are of one size, where several are, or a larger batch than the first: they show what varies.
+
+    Each alone, where none are.
+    """
     groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
     for k, feed in enumerate(feeds):
         groups.setdefault(sizes_of(feed), []).append(k)
-    return [group for group in groups.values() if len(group) > 1] or list(groups.values())
+    first = sizes_of(feeds[0])
+    told = [group for size, group in groups.items() if len(group) > 1 or _is_batch(size, first)]
+    return told or list(groups.values())
+
+
+def _is_batch(sizes: tuple[tuple[int, ...], ...], first: tuple[tuple[int, ...], ...]) -> bool:
+    """Whether inputs differ from those of the first size by a longer first axis alone."""
+    pairs = [(a, b) for a, b in zip(sizes, first, strict=True) if a != b]
+    return bool(pairs) and all(a[1:] == b[1:] and a[:1] > b[:1] for a, b in pairs)

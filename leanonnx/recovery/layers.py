@@ -12,12 +12,16 @@ from onnx import numpy_helper
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.positions import Window, window_of
+from leanonnx.errors import ModelError
 from leanonnx.graph.formats import is_float
 from leanonnx.graph.model import FREE_INITIALIZERS, Model, holder_array
 from leanonnx.graph.nodes import BIAS, BIASED, LINEAR, attribute, fresh_name, is_per_channel, name_of, standard
 from leanonnx.numeric.arrays import Array, Floats
 from leanonnx.numeric.labels import Mask
+from leanonnx.recovery.route import Route, route_to
 from leanonnx.rules.call import Mix
+
+JOIN = "join the network with the original and the keep set that it was made from"
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,8 @@ class Layer:
     """A linear operator in both networks: node ``before`` of the original, node ``after`` of the compressed one.
 
     ``weight`` and ``bias`` name what holds the constants in the compressed network; without a bias, one can be given to
-    the node in slot 2 where ``extendable``.  ``shape`` is that of the weight, ``window`` that of a convolution.
+    the node in slot 2 where ``extendable``.  ``shape`` is that of the weight as it is read, by its ``route``;
+    ``window`` that of a convolution.
     """
 
     before: int
@@ -38,6 +43,11 @@ class Layer:
     turned: bool
     shape: tuple[int, ...]
     window: Window | None
+    route: Route
+
+    def held_in(self, model: Model) -> Array:
+        """The weight in a network that holds it as the compressed one does, as the layer reads it."""
+        return self.route.read(model.constant(self.weight))
 
     @property
     def data(self) -> int:
@@ -79,7 +89,12 @@ class Layer:
 
 
 def layers(dag: ChannelDag, alive: Mask, compressed: Model) -> tuple[list[Layer], dict[str, str]]:
-    """The layers of a compressed network that can be mended, in order; and why others cannot, by name."""
+    """The layers of a compressed network that can be mended, in order; and why others cannot, by name.
+
+    Raises:
+        ModelError: the network is not what the keep set makes of the original.
+    """
+    _check_interface(dag, alive, compressed)
     producers = dag.model.producers
     mixes = {node: mix for node, mix in dag.mixes if mix.inward is not None}
     found: list[Layer] = []
@@ -90,10 +105,43 @@ def layers(dag: ChannelDag, alive: Mask, compressed: Model) -> tuple[list[Layer]
             continue
         made = _layer(alive, compressed, before, after, mixes[before])
         if isinstance(made, Layer):
+            _check_widths(alive, compressed, made)
             found.append(made)
         else:
             refused[name_of(node)] = made
     return found, refused
+
+
+def _check_interface(dag: ChannelDag, alive: Mask, compressed: Model) -> None:
+    """Refuse a keep set of another network, and a network with other inputs or outputs."""
+    if alive.shape != (dag.count,):
+        raise ModelError(
+            f"{dag.model.path}: the keep set has {alive.size} channels, but the original has {dag.count}; {JOIN}"
+        )
+    graphs = dag.model.proto.graph, compressed.proto.graph
+    for kind, names in (
+        ("inputs", [[value.name for value in model.inputs] for model in (dag.model, compressed)]),
+        ("outputs", [[value.name for value in graph.output] for graph in graphs]),
+    ):
+        if names[0] != names[1]:
+            raise ModelError(
+                f"{dag.model.path}: the compressed network has the {kind} {', '.join(names[1])}, but the original has "
+                f"{', '.join(names[0])}; {JOIN}"
+            )
+
+
+def _check_widths(alive: Mask, compressed: Model, layer: Layer) -> None:
+    """Refuse a layer that reads or puts out another number of channels than are left."""
+    sources, targets = (alive[labels].sum(1) for labels in (layer.mix.sources, layer.mix.targets))
+    held = layer.laid_out(compressed.constant(layer.weight)).shape
+    left = [(int(out), int(read)) for out, read in zip(targets, sources, strict=True) if out]
+    if left != [held[1:3]] * held[0]:
+        node = compressed.proto.graph.node[layer.after]
+        widths = " and ".join(f"{sum(pair[k] for pair in left)}" for k in (1, 0))
+        raise ModelError(
+            f"node '{name_of(node)}' ({node.op_type}): in the compressed network it reads {held[0] * held[2]} channels "
+            f"and puts out {held[0] * held[1]}, but the keep set leaves it {widths}; {JOIN}"
+        )
 
 
 def _layer(alive: Mask, compressed: Model, before: int, after: int, mix: Mix) -> Layer | str:
@@ -102,10 +150,11 @@ def _layer(alive: Mask, compressed: Model, before: int, after: int, mix: Mix) ->
     operator = standard(node)
     if operator not in LINEAR:
         return f"{node.op_type} is not a plain linear operator"
-    weight = compressed.origins.get(node.input[mix.slot], "")
-    if not weight:
+    route = route_to(compressed, node.input[mix.slot])
+    if route is None:
         return "its weight is computed"
-    array = compressed.constant(weight)
+    weight = route.holder
+    array = route.read(compressed.constant(weight))
     if not is_float(array):
         return "its weight is quantised"
     if compressed.readers.get(weight, 0) != 1:
@@ -118,7 +167,7 @@ def _layer(alive: Mask, compressed: Model, before: int, after: int, mix: Mix) ->
         return "its bias is shared or computed"
     extendable = not bias and operator in BIASED
     turned = bool(attribute(node, "transB", 0)) if mix.slot else not attribute(node, "transA", 0)
-    return Layer(before, after, mix, operator, weight, bias, extendable, turned, array.shape, window)
+    return Layer(before, after, mix, operator, weight, bias, extendable, turned, array.shape, window, route)
 
 
 def _bias(compressed: Model, node: onnx.NodeProto, operator: str, mix: Mix, size: int) -> str | None:
@@ -130,9 +179,10 @@ def _bias(compressed: Model, node: onnx.NodeProto, operator: str, mix: Mix, size
             return ""
     if not name:
         return ""
-    held = compressed.origins.get(name, "")
-    if not held:
+    route = route_to(compressed, name)
+    if route is None or not route.straight:
         return None
+    held = route.holder
     array = compressed.constant(held)
     plain = is_float(array) and array.size == size and is_per_channel(array, size, _place(operator, mix))
     if operator == "MatMul" and not (plain and compressed.readers.get(held, 0) == 1):
@@ -152,7 +202,7 @@ def _added(compressed: Model, output: str) -> str:
         return ""
     node = compressed.proto.graph.node[consumers[0]]
     others = [name for name in node.input if name != output]
-    if node.op_type != "Add" or len(others) != 1 or others[0] not in compressed.origins:
+    if node.op_type != "Add" or len(others) != 1 or route_to(compressed, others[0]) is None:
         return ""
     return others[0]
 
@@ -187,23 +237,38 @@ class Change:
     def carry_out(self, proto: onnx.ModelProto, model: Model) -> None:
         """Put the values into a protobuf, which ``model`` was made from."""
         layer = self.layer
-        kind = hold(proto, layer.weight, self.weight)
+        kind = hold(proto, layer.weight, layer.route.back(self.weight))
         if self.bias is None:
             return
         if layer.bias and model.readers.get(layer.bias, 0) == 1:
             hold(proto, layer.bias, self.bias.reshape(model.constant(layer.bias).shape))
             return
         node = proto.graph.node[layer.after]
+        kind = _cast(proto, node.input[layer.mix.slot]) or kind
         taken = {*model.readers, *model.producers, *model.holders, *(t.name for t in proto.graph.initializer)}
         name = fresh_name(taken, f"{node.output[0]}_bias")
         behind = -1 - _place(layer.operator, layer.mix)
-        bias = self.bias.reshape(-1, *[1] * behind)
-        proto.graph.initializer.append(numpy_helper.from_array(bias.astype(kind), name))
-        if proto.ir_version < FREE_INITIALIZERS:
-            tensor = proto.graph.initializer[-1]
-            proto.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
-        node.input.extend([""] * (BIAS + 1 - len(node.input)))
-        node.input[BIAS] = name
+        give_bias(proto, node, name, self.bias.reshape(-1, *[1] * behind).astype(kind))
+
+
+def give_bias(proto: onnx.ModelProto, node: onnx.NodeProto, name: str, bias: Array) -> None:
+    """Add a constant that is the bias of a node without one."""
+    tensor = numpy_helper.from_array(bias, name)
+    proto.graph.initializer.append(tensor)
+    if proto.ir_version < FREE_INITIALIZERS:
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
+    node.input.extend([""] * (BIAS + 1 - len(node.input)))
+    node.input[BIAS] = name
+
+
+def _cast(proto: onnx.ModelProto, name: str) -> np.dtype[Any] | None:
+    """The type to which a constant is cast on its way to where it is read; None where it is not."""
+    makers = {output: node for node in proto.graph.node for output in node.output}
+    while name in makers and makers[name].op_type in ("Cast", "Transpose", "Reshape"):
+        if makers[name].op_type == "Cast":
+            return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(attribute(makers[name], "to")))
+        name = makers[name].input[0]
+    return None
 
 
 def hold(proto: onnx.ModelProto, name: str, array: Array) -> np.dtype[Any]:

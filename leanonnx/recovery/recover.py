@@ -164,7 +164,7 @@ class _Recovery:
 
     def _held(self, layer: Layer) -> tuple[Floats, Floats]:
         """Weight as it is stored, and bias [G, O], of the compressed network."""
-        weight = np.asarray(self.now.constant(layer.weight), np.float64)
+        weight = np.asarray(layer.held_in(self.now), np.float64)
         groups, out = layer.laid_out(weight).shape[:2]
         bias = np.asarray(self.now.constant(layer.bias), np.float64) if layer.bias else np.zeros(groups * out)
         return weight, bias.reshape(groups, out)

@@ -65,7 +65,7 @@ class Site:
         node = model.proto.graph.node[self.layer.before]
 
         def constant(name: str) -> Array | None:
-            return model.constant(name) if name in model.origins else None
+            return model.constant(name) if name in model.origins else self.dag.observation.values.get(name)
 
         return bias_of(node, self.layer.mix.targets.size, constant, self.layer.mix.onto)
 

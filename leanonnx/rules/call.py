@@ -27,9 +27,9 @@ Attribute = int | float | list[int] | None
 class Value:
     """A tensor that a node reads; ``labels`` is None where its data depend on no graph input.
 
-    ``held`` tells that the file holds it as a constant, plain or quantised; other constants are computed from those.
-    ``blocked``: it is a constant that is quantised in blocks.  ``maker`` is the operator that puts it out, ``source``
-    the shape of what that one reads first.
+    ``held`` tells that it follows from constants of the file alone: neither from sizes of inputs nor from noise.
+    ``maker`` is the operator that puts it out, ``source`` the shape of what that one reads first.  ``keeps_zero``: a
+    channel that its layer puts out as zeros is zeros here.
     """
 
     name: str
@@ -37,9 +37,9 @@ class Value:
     labels: Labels | None
     read: Callable[[], Array]
     held: bool = False
-    blocked: bool = False
     maker: str = ""
     source: Shape | None = None
+    keeps_zero: bool = True
 
     @property
     def array(self) -> Array:

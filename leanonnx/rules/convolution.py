@@ -25,8 +25,8 @@ def conv(
     Ties: none for one group.  Many groups live and die whole (``group`` shrinks); few groups (under 8) lose the same
         positions in all of them (``group`` stays).  Input channels of a weight that another branch computes are tied to
         those of the data; with several groups, groups go whole from both (correlations).
-    Pins: channels that lie along a pixel axis; what a weight touches that is computed from constants alone.
-    Limits: the weight is a constant of the file (straight, dequantised, turned or reshaped), or computed from a graph
+    Pins: channels that lie along a pixel axis; what a weight touches that is computed from sizes.
+    Limits: the weight is a constant, computed from constants (weight norm, casts), or computed from a graph
         input, with channels on its groups alone or on its inputs alone.
     Specification: ONNX Conv-22.
 
@@ -81,7 +81,7 @@ def conv_transpose(call: Call) -> Effect:
     Flow: every kernel leads from its input channel to its output channel, within its group.
     Ties: groups live and die whole.
     Pins: channels that lie along a pixel axis; what a computed weight touches.
-    Limits: the weight must be a constant of the file.
+    Limits: the weight is a constant, or computed from constants.
     Specification: ONNX ConvTranspose-22.
     """
     require_held(call, 1)
@@ -159,7 +159,7 @@ def deform_conv(call: Call) -> Effect:
     Flow: as Conv.
     Ties: as Conv.
     Pins: offsets and masks, which steer the sampling of all channels.
-    Limits: one group of offsets; the weight must be a constant of the file.
+    Limits: one group of offsets; the weight is a constant, or computed from constants.
     Specification: ONNX DeformConv-22.
     """
     if int(call.attribute("offset_group", 1)) != 1:

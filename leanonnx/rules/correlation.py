@@ -1,11 +1,9 @@
-"""Computed tensors that are multiplied and summed over channels of both: correlations, queries with keys.
+"""Convolutions whose kernels are computed, from another branch say: correlations.
 
-A channel goes from both operands at once; the sum does not see it any more, as if it were zero.
+A channel goes from data and kernels at once; the sum does not see it any more, as if it were zero.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,21 +13,6 @@ from leanonnx.rules.call import Call, Edit, Effect, Kept, Link, Reduction, Unsup
 from leanonnx.rules.weights import vectors
 
 DATA, KERNEL, BIAS = 0, 1, 2
-
-
-def summed_products(call: Call, slots: Sequence[int], axes: Sequence[int]) -> Effect:
-    """The effect of a node that multiplies two operands and sums over one axis of each, which holds all channels."""
-    (one, ties), (other, more) = (call.slices(slot, axis) for slot, axis in zip(slots, axes, strict=True))
-    target = call.mint(1)
-    sides = [np.unique(one), np.unique(other)]
-    sides = sides[:1] if np.array_equal(sides[0], sides[1]) else sides
-    links = [Link(side, np.broadcast_to(target, side.shape)) for side in sides]
-    return Effect(
-        (uniform(int(target[0]), len(call.output_shape())),),
-        (*ties, *more, (one, other)),
-        links=tuple(links),
-        reductions=(Reduction(slots[0], call.labels(slots[0]), target),),
-    )
 
 
 def correlation(call: Call) -> Effect:
@@ -46,7 +29,7 @@ def correlation(call: Call) -> Effect:
     if groups == 1:
         if set(varied(kernels)) - {1}:
             raise Unsupported("its kernels are computed, for channels of its own", advice.NONE)
-        return summed_products(call, (DATA, KERNEL), (1, 1))
+        return _summed(call)
     (data, ties), (own, more) = call.slices(DATA, 1), call.slices(KERNEL, 0)
     rows = [data.reshape(groups, -1), own.reshape(groups, -1)]
     minted = mint_for_rows(call, np.concatenate(rows, axis=1))
@@ -63,4 +46,22 @@ def correlation(call: Call) -> Effect:
         links=tuple(Link(one.reshape(-1), other.reshape(-1)) for one, other in pairs),
         slices=vectors(call, (BIAS,), targets),
         rewrite=rewrite,
+    )
+
+
+def _summed(call: Call) -> Effect:
+    """Products of data and kernels, summed over the channels of both."""
+    zero = next((slot for slot in (DATA, KERNEL) if call.value(slot).keeps_zero), None)
+    if zero is None:
+        raise Unsupported("it sums products of channels, which would not be zero when their layers put out zeros")
+    (data, ties), (own, more) = (call.slices(slot, 1) for slot in (DATA, KERNEL))
+    target = call.mint(1)
+    sides = [np.unique(data), np.unique(own)]
+    sides = sides[:1] if np.array_equal(sides[0], sides[1]) else sides
+    links = [Link(side, np.broadcast_to(target, side.shape)) for side in sides]
+    return Effect(
+        (uniform(int(target[0]), len(call.output_shape())),),
+        (*ties, *more, (data, own)),
+        links=tuple(links),
+        reductions=(Reduction(zero, call.labels(zero), target),),
     )

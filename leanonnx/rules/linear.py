@@ -26,7 +26,7 @@ def gemm(call: Call) -> Effect:
     Flow: every number of the constant is a kernel from an input to an output channel.
     Ties: none; a bias that is one number per row ties what shares it.
     Pins: nothing but what a computed weight or a computed C touches.
-    Limits: A or B is a constant of the file, transposed or not, and C a constant.
+    Limits: A or B is a constant or computed from constants, transposed or not, and C a constant.
     Specification: ONNX Gemm-13, com.microsoft.FusedGemm-1.
     """
     weight, bias = (0 if call.is_constant(0) else 1), 2
@@ -60,10 +60,9 @@ def matmul(call: Call) -> Effect:
         the left along the last but one.  Where the channels lie on other axes than that, the product acts inside each
         channel and moves no channel.
     Ties: of two computed tensors: all channels of one head, in both (queries, keys and values live and die by heads);
-        without heads, the contracted channels in pairs, one of each; values that are weighted by a tensor without
-        channels lose the same positions in all heads.
-    Pins: channels of two computed tensors of which one has them where they are contracted, the other elsewhere.
-    Limits: the matrix is a constant of the file, one for all stacked matrices of the data.
+        values that are weighted by a tensor without channels lose the same positions in all heads.
+    Pins: contracted channels of two computed tensors without heads.
+    Limits: the matrix is a constant or computed from constants, one for all stacked matrices of the data.
     Specification: ONNX MatMul-13.
     """
     weight = 0 if call.is_constant(0) else 1
@@ -143,10 +142,9 @@ def _product(call: Call, data: int, weight: int, left_turned: bool = False, righ
         axis = onto = COLUMN
     width, out = (columns, rows) if stored == COLUMN else (rows, columns)
     labels, result = call.labels(data), len(call.output_shape())
-    positions = math.prod(call.shape(data)) // max(width, 1)
     if labels.shape[axis] == 1 and varied(labels):
         turned = labels.swapaxes(ROW, COLUMN) if axis != onto else labels
-        mix = fixed(weight, (out, width), positions=positions)
+        mix = fixed(weight, (out, width), taps=0)
         return Effect((turned.reshape((1,) * (result - turned.ndim) + turned.shape),), mixes=(mix,))
     sources, ties = call.slices(data, axis)
     targets, rank = call.mint(out), len(call.shape(weight))
@@ -158,7 +156,7 @@ def _product(call: Call, data: int, weight: int, left_turned: bool = False, righ
         weight,
         lambda: _kernels(call.array(weight), stored),
         inward,
-        positions=positions,
+        positions=math.prod(call.shape(data)) // max(width, 1),
         axis=axis,
         onto=onto,
     )

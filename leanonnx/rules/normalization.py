@@ -29,7 +29,7 @@ from leanonnx.rules.call import (
     taken_together,
 )
 from leanonnx.rules.joins import joined
-from leanonnx.rules.reduction import share, sums_channels
+from leanonnx.rules.reduction import require_zeros, share, sums_channels
 
 SINGLE = 4
 """Bytes of the narrowest number that holds a scale well enough."""
@@ -134,7 +134,7 @@ def rms_normalization(call: Call) -> Effect:
 
     Flow: each channel is scaled by its number of the scale; on other axes channels pass through.
     Ties: channels that are normalised together, where there are others (heads).
-    Pins: nothing.
+    Pins: channels on a normalised axis that would not be zero there when their layer puts out zeros.
     Limits: where channels are normalised, the scale is a constant.  It and ε change: those removed count as zeros.
     Specification: ONNX RMSNormalization-23.
     """
@@ -169,7 +169,11 @@ def _by_norm(call: Call, gains: Array) -> Effect:
     """Channels that are divided by a norm of them all, which does not see zeros; ``gains`` are laid out as labels.
 
     The norm itself is a label that no tensor holds, and lives always.
+
+    Raises:
+        Unsupported: channels that are removed would not be zero there.
     """
+    require_zeros(call, "it normalises over the channels")
     labels = call.labels(0)
     channels, inverse = np.unique(labels, return_inverse=True)
     norm, fresh = call.mint(1), call.mint(channels.size)
@@ -202,7 +206,7 @@ def lp_normalization(call: Call) -> Effect:
 
     Flow: channels pass through.
     Ties: channels that are normalised together, where there are others (heads).
-    Pins: nothing.
+    Pins: channels on that axis that would not be zero there when their layer puts out zeros.
     Limits: none; the norm does not see zeros.
     Specification: ONNX LpNormalization-22.
     """

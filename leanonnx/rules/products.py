@@ -7,20 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from leanonnx.numeric.labels import Labels, compact, on_axis, varied
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, Link, Mix, Pairs, Pin, Slice, Unsupported, mint_for_rows, pin_all
-from leanonnx.rules.correlation import summed_products
-from leanonnx.rules.weights import fixed, require_held
+from leanonnx.rules.weights import require_held
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TWO = 2
-EXACT = {"MatMul", "FusedMatMul", "Einsum"}
-"""Products in which a number of zero stands for nothing."""
 
 
 def matmul(call: Call, left: int, right: int, turned: bool = False) -> Effect:
@@ -40,9 +36,8 @@ def contracted(call: Call, slots: Sequence[int], terms: Sequence[str], result: s
 
     1. One operand holds no channels, and the other none on a contracted index: its channels are combined with
        themselves only, and pass through; those at the same place of all stacked matrices are tied.
-    2. All channels of both lie on one contracted index: they are tied in pairs, and go from both at once.
-    3. Channels of both lie on an index that both keep (heads): all that belong to one head are tied.
-    4. Otherwise: pinned.
+    2. Channels of both lie on an index that both keep (heads): all that belong to one head are tied.
+    3. Otherwise contracted channels would have to go from both at once: pinned.
     """
     labels = [_by_letters(call.labels(slot), term, call.shape(slot)) for slot, term in zip(slots, terms, strict=True)]
     common = set(terms[0]) & set(terms[1])
@@ -51,9 +46,6 @@ def contracted(call: Call, slots: Sequence[int], terms: Sequence[str], result: s
         if mine and own and not labels[other] and not mine.keys() & (common - set(result)):
             letter = next((letter for letter in own if letter in mine), own[-1])
             return _through(call, slots[one], terms[one], letter, slots[other], result)
-    summed = [letter for letter in common - set(result) if all(found.keys() == {letter} for found in labels)]
-    if summed and call.op in EXACT:
-        return summed_products(call, slots, [term.index(summed[0]) for term in terms])
     heads = (labels[0].keys() | labels[1].keys()) & common & set(result)
     if not heads:
         return pin_all(call, f"{call.title}: it multiplies two computed tensors over their channels")
@@ -140,16 +132,13 @@ def _weighted(call: Call, data: int, weight: int, terms: Sequence[str], result: 
     found = _by_letters(labels, term, call.shape(data))
     summed = [letter for letter in term if letter not in result]
     fresh = [letter for letter in stored if letter not in term]
-    each = math.prod(call.shape(data)[term.index(letter)] for letter in summed)
-    whole = fixed(weight, (1, 1), taps=each * math.prod(call.output_shape()), counted=False)
     if (found or not fresh) and not found.keys() & set(stored):
         if found.keys() & set(summed):
-            effect = pin_all(call, f"{call.title}: it sums over the channels")
-            return replace(effect, mixes=(whole,))
-        return Effect((_moved(labels, term, result),), mixes=(whole,))
+            return pin_all(call, f"{call.title}: it sums over the channels")
+        return Effect((_moved(labels, term, result),))
     if set(stored) - set(fresh) != set(summed) or not fresh or found.keys() - set(summed):
         reason = f"{call.title}: its constant is no plain matrix from contracted to new indices"
-        return replace(pin_all(call, reason, advice.EXPORT), mixes=(whole,))
+        return pin_all(call, reason, advice.EXPORT)
     require_held(call, weight)
     return _mixed(call, data, weight, term, stored, summed, fresh, result)
 

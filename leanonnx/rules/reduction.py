@@ -1,7 +1,7 @@
 """Reductions and softmax: channels pass through where the axes taken together hold no channels.
 
-Sums, means and norms do not see channels of zeros, so that they can lose channels: a mean over those that are left is
-scaled by their share.
+Sums, means and norms do not see channels of zeros, so that they can lose channels that would be zero there: a mean over
+those that are left is scaled by their share.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from leanonnx.numeric.labels import Labels, uniform, varied
-from leanonnx.rules.call import Call, Edit, Effect, Kept, Link, Reduction, taken_together
+from leanonnx.rules.call import Call, Edit, Effect, Kept, Link, Reduction, Unsupported, taken_together
 
 BLIND = {"ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"}
 """Reductions that do not see zeros, but for their number."""
@@ -24,7 +24,8 @@ def reduce(call: Call) -> Effect:
 
     Flow: channels on other axes pass through; sums, means and norms (L1, L2, squares) add up all channels in one.
     Ties: channels that are reduced together, where there are others (heads).
-    Pins: channels on a reduced axis, where there are no others, of maxima, minima, products and logarithms.
+    Pins: channels on a reduced axis, where there are no others, of maxima, minima, products and logarithms; of sums,
+        means and norms where they would not be zero when their layer puts out zeros (behind a Sigmoid, or less a mean).
     Limits: the axes are constants.  A mean of fewer channels is scaled, so that those removed count as zeros.
     Specification: ONNX ReduceMean-18, ReduceSum-13 and their like.
     """
@@ -44,7 +45,12 @@ def sums_channels(call: Call, axes: Collection[int]) -> bool:
 
 
 def added_up(call: Call, mean: bool) -> Effect:
-    """The effect of a node that adds up all channels of its first input, or takes their mean, in one channel."""
+    """The effect of a node that adds up all channels of its first input, or takes their mean, in one channel.
+
+    Raises:
+        Unsupported: channels that are removed would not be zero there.
+    """
+    require_zeros(call, "it reduces over the channels")
     labels = call.labels(0)
     channels, counts = np.unique(labels, return_counts=True)
     gains = counts / labels.size if mean else np.ones(channels.size)
@@ -60,6 +66,16 @@ def added_up(call: Call, mean: bool) -> Effect:
         reductions=(Reduction(0, labels, target),),
         rewrite=rewrite if mean else None,
     )
+
+
+def require_zeros(call: Call, reason: str) -> None:
+    """Channels that are removed must be zero in the first input.
+
+    Raises:
+        Unsupported: they would not, when their layer puts out zeros.
+    """
+    if not call.value(0).keeps_zero:
+        raise Unsupported(f"{reason}, which would not be zero there when their layers put out zeros")
 
 
 def share(kept: Kept, labels: Labels) -> float:

@@ -21,9 +21,8 @@ from leanonnx.graph.nodes import fresh_name
 from leanonnx.graph.noops import Types
 from leanonnx.graph.storage import copy_fields
 from leanonnx.numeric.arrays import Array
-from leanonnx.numeric.labels import Mask
 from leanonnx.rules.call import Entries, Pick
-from leanonnx.surgery.patch import Maker, Patch, Place
+from leanonnx.surgery.patch import Maker, Masking, Patch, Place
 
 HALF = {np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)) for kind in HALVES}
 WHERE = 9
@@ -172,13 +171,16 @@ class _Operation:
         helpers.append(onnx.helper.make_node(op, inputs, [output], name=output, **attributes))
         return output
 
-    def _masked(self, tensor: str, mask: Mask, helpers: list[onnx.NodeProto]) -> str:
+    def _masked(self, tensor: str, masking: Masking, helpers: list[onnx.NodeProto]) -> str:
         """A tensor with zeros in place of what a mask leaves out; NaN and infinity are left out as well."""
+        mask = np.asarray(masking.mask)
         if self.model.opset < WHERE:
-            factors = self._constant(mask.astype(self._kind(tensor)), f"{tensor}_mask")
+            kind = self._kind(tensor) if masking.zero is None else masking.zero.dtype
+            factors = self._constant(mask.astype(kind), f"{tensor}_mask")
             return self._added("Mul", [tensor, factors], tensor, helpers)
-        chosen, zero = self._constant(mask, f"{tensor}_mask"), self._number(0.0, tensor, f"{tensor}_zero")
-        return self._added("Where", [chosen, tensor, zero], tensor, helpers)
+        stem = f"{tensor}_zero"
+        zero = self._number(0.0, tensor, stem) if masking.zero is None else self._constant(masking.zero, stem)
+        return self._added("Where", [self._constant(mask, f"{tensor}_mask"), tensor, zero], tensor, helpers)
 
     def _scaled(self, tensor: str, factor: float, like: str, helpers: list[onnx.NodeProto]) -> str:
         """A tensor multiplied by a number, which half precision would not hold: there float32 is taken for it."""

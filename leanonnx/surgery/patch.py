@@ -40,6 +40,17 @@ of them belongs to."""
 
 
 @dataclass(frozen=True)
+class Masking:
+    """Which elements of a computed tensor to read, and what stands in place of the others; both broadcast to it.
+
+    None: zeros of its type.
+    """
+
+    mask: Mask
+    zero: Array | None = None
+
+
+@dataclass(frozen=True)
 class Patch:
     """What surgery changes.
 
@@ -58,7 +69,7 @@ class Patch:
     outputs: Mapping[Place, Entries] = field(default_factory=dict)
     picks: Mapping[Place, Pick] = field(default_factory=dict)
     scales: Mapping[Place, float] = field(default_factory=dict)
-    masks: Mapping[Place, Mask] = field(default_factory=dict)
+    masks: Mapping[Place, Masking] = field(default_factory=dict)
     attributes: Mapping[int, Mapping[str, Attribute]] = field(default_factory=dict)
     gathers: Mapping[str, tuple[Run, Array]] = field(default_factory=dict)
     shrunk: frozenset[str] = frozenset()
@@ -172,34 +183,45 @@ def kept_indices(use: Use, shape: tuple[int, ...], alive: Mask) -> list[NDArray[
 
 
 def masking_patch(dag: ChannelDag, alive: Mask) -> Patch:
-    """The patch that zeroes, in the untouched network, what the consumers read of dead channels.
+    """The patch that zeroes, in the untouched network ``dag.model.as_read``, what the consumers read of dead channels.
 
     Consumers are the kernels that read them, whose weights are zeroed, and what takes channels together, which is given
-    zeros to read.
+    zeros to read.  Constants are masked where they are held, and what the network computes from constants behind that:
+    no value that was folded goes into it.
     """
-    return Patch(
-        {
-            (use.node, use.slot): partial(_masked, dag, use, alive)
-            for use in dag.uses
-            if use.inward is not None and not alive[use.inward].all()
-        },
-        masks={
-            (node, found.slot): alive[found.labels]
-            for node, reductions in dag.reductions.items()
-            for found in reductions
-            if not alive[found.labels].all()
-        },
-    )
+    original, nodes = dag.model.as_read, dag.model.proto.graph.node
+
+    def there(node: int) -> int:
+        return original.producers[next(name for name in nodes[node].output if name)]
+
+    constants: dict[Place, Maker] = {}
+    masks: dict[Place, Masking] = {
+        (there(node), found.slot): Masking(alive[found.labels])
+        for node, reductions in dag.reductions.items()
+        for found in reductions
+        if not alive[found.labels].all()
+    }
+    for use in dag.uses:
+        if use.inward is None or alive[use.inward].all():
+            continue
+        place = (there(use.node), use.slot)
+        if original.proto.graph.node[place[0]].input[use.slot] in original.origins:
+            constants[place] = partial(_masked, dag, use, alive)
+        else:
+            masks[place] = Masking(alive[use.inward], _zero(dag, use, constant_of(dag, use)))
+    return Patch(constants, masks=masks)
 
 
 def _masked(dag: ChannelDag, use: Use, alive: Mask) -> Array:
     """A weight with zero kernels on dead input channels (for quantised weights: the zero point)."""
     array = constant_of(dag, use)
     assert use.inward is not None
-    zero = np.zeros((), array.dtype)
-    if is_integer(array):
-        zero = _zero_point(dag.model, use, array)
-    return np.where(alive[use.inward], array, zero).astype(array.dtype)
+    return np.where(alive[use.inward], array, _zero(dag, use, array)).astype(array.dtype)
+
+
+def _zero(dag: ChannelDag, use: Use, array: Array) -> Array:
+    """What stands for zero in a weight, broadcastable to it."""
+    return _zero_point(dag.model, use, array) if is_integer(array) else np.zeros((), array.dtype)
 
 
 def _zero_point(model: Model, use: Use, array: Array) -> Array:

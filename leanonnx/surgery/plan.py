@@ -2,14 +2,15 @@
 
 ``tensors[NAME]`` holds the shapes before and after and the kept indices on each axis (null: all), NAME being the
 constant's name in the input file; so anyone can redo the surgery elsewhere, on a PyTorch module say.  Where several
-nodes read a constant and need different slices of it, ``others`` holds the kept indices of the others.
+nodes read a constant and need different slices of it, ``others`` holds the kept indices of the others.  A plan holds no
+weights: ``recovery`` says how the run that made it changed those that were left, null where it changed none.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +22,28 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import PlanError
 from leanonnx.numeric.labels import Labels, Mask, varied
 from leanonnx.surgery.patch import kept_indices
+from leanonnx.surgery.recipe import Recipe, earlier_recipe, read_recipe
 from leanonnx.system.outputs import Place, check_writable, write_file
 
 SCHEMA = 1
 AGAIN = "make it again with --plan-out"
+FIELDS = ("schema", "leanonnx", "input_sha256", "options", "tensors")
+"""What every plan holds."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The kept indices of every sliced constant; ``origin`` is what messages call it, its file where it has one."""
+    """The kept indices of every sliced constant, and how weights were changed (None: they were not).
+
+    ``origin`` is what messages call it, its file where it has one.
+    """
 
     schema: int
     leanonnx: str
     input_sha256: str
     options: Mapping[str, Any]
     tensors: Mapping[str, Mapping[str, Any]]
+    recovery: Recipe | None = None
     origin: str = field(default="the plan", compare=False)
 
     @property
@@ -48,15 +56,14 @@ class Plan:
         """Whether weights that are listed as graph inputs become constants."""
         return bool(self.options.get("freeze"))
 
-    def row(self) -> dict[str, Any]:
-        """The plan as plain data."""
-        row = asdict(self)
-        del row["origin"]
-        return row
+    def row(self, folder: Path | None = None) -> dict[str, Any]:
+        """The plan as plain data; ``folder`` is where it is kept, for the place of a file of weights beside it."""
+        row = {name: getattr(self, name) for name in FIELDS}
+        return row | {"recovery": None if self.recovery is None else self.recovery.row(folder)}
 
-    def text(self) -> str:
-        """The plan as JSON, the same bytes for the same plan."""
-        return json.dumps(self.row(), indent=1, sort_keys=True) + "\n"
+    def text(self, folder: Path | None = None) -> str:
+        """The plan as JSON, the same bytes for the same plan and ``folder``."""
+        return json.dumps(self.row(folder), indent=1, sort_keys=True) + "\n"
 
     def save(self, path: Place) -> None:
         """Write the plan as JSON; the file appears at once, whole.
@@ -65,16 +72,18 @@ class Plan:
             OutputError: it cannot be written there.
         """
         check_writable(None, Path(path))
-        write_file(Path(path), self.text().encode())
+        write_file(Path(path), self.text(Path(path).parent).encode())
 
 
-def make_plan(dag: ChannelDag, alive: Mask, options: Mapping[str, Any], version: str) -> Plan:
-    """Write down a keep set."""
+def make_plan(
+    dag: ChannelDag, alive: Mask, options: Mapping[str, Any], version: str, recovery: Recipe | None = None
+) -> Plan:
+    """Write down a keep set, and how the weights of what is left were changed."""
     found: dict[str, dict[tuple[int, int], dict[str, Any]]] = {}
     for use in sorted(dag.uses, key=lambda u: (u.inward is None, u.node, u.slot)):
         found.setdefault(use.constant, {})[use.node, use.slot] = _entry(dag, use, alive)
     tensors = {name: _joined([*places.values()], dag.model.readers.get(name, 0)) for name, places in found.items()}
-    return Plan(SCHEMA, version, dag.model.sha256, dict(options), tensors)
+    return Plan(SCHEMA, version, dag.model.sha256, dict(options), tensors, recovery)
 
 
 def _entry(dag: ChannelDag, use: Use, alive: Mask) -> dict[str, Any]:
@@ -101,18 +110,19 @@ def load_plan(path: Place) -> Plan:
     """
     try:
         data = json.loads(Path(path).read_text())
-        fields = {key: data[key] for key in ("schema", "leanonnx", "input_sha256", "options", "tensors")}
-        plan = Plan(**fields, origin=str(path))
+        fields = {key: data[key] for key in FIELDS}
+        recipe = read_recipe(data["recovery"], Path(path).parent) if "recovery" in data else None
+        plan = Plan(**fields, recovery=recipe, origin=str(path))
     except OSError as error:
         raise PlanError(f"{path}: the plan cannot be read: {error.strerror}; check the path") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PlanError(f"{path}: not a plan of leanonnx ({error}); make one with --plan-out") from error
     kinds = ((plan.tensors, dict), (plan.options, dict), (plan.input_sha256, str))
     if not all(isinstance(value, kind) for value, kind in kinds):
         raise PlanError(f"{path}: not a plan of leanonnx (wrong kinds of values); make one with --plan-out")
     if plan.schema != SCHEMA:
         raise PlanError(f"{path}: plan schema {plan.schema}, expected {SCHEMA}; make the plan again with --plan-out")
-    return plan
+    return plan if "recovery" in data else replace(plan, recovery=earlier_recipe(plan.options))
 
 
 def replay(dag: ChannelDag, plan: Plan) -> Mask:

@@ -112,19 +112,19 @@ def written_size(draft: Path) -> int:
     return sum(file.stat().st_size for file in (draft, data_file(draft)) if file.exists())
 
 
-def publish(draft: Path, target: Path, texts: Mapping[Path, str] | None = None) -> None:
+def publish(draft: Path, target: Path, others: Mapping[Path, bytes] | None = None) -> None:
     """Rename the proven files into place, the model last.
 
     Args:
         draft: the model as written, with its external data beside it where it has any.
         target: its place.
-        texts: what goes with it (its plan, say), by place.
+        others: what goes with it (its plan, say), by place.
     """
     staged = [(data_file(draft), data_file(target))] if data_file(draft).exists() else []
     with ExitStack() as stack:
-        for path, text in (texts or {}).items():
+        for path, content in (others or {}).items():
             folder = stack.enter_context(temporary_beside(path))
-            (folder / path.name).write_text(text, encoding="utf-8")
+            (folder / path.name).write_bytes(content)
             staged.append((folder / path.name, path))
         if staged:
             target.unlink(missing_ok=True)

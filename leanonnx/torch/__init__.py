@@ -5,9 +5,10 @@
     plan = leanonnx.compress("net.onnx", keep=0.25).plan
     leanonnx.torch.apply_plan(module, plan, model="net.onnx")
 
-The module is then as narrow as the compressed file and can be trained with the code that trained it.  ``forward`` is
-not touched: where it holds literal channel numbers, they have to be adapted by hand, and until then the plan does not
-fit.  This module needs torch, which leanonnx itself does not.
+The module is then as narrow as the compressed file and can be trained with the code that trained it.  It keeps its own
+weights, cut; those that ``recover`` or fine-tuning changed in the file are not transferred.  ``forward`` is not
+touched: where it holds literal channel numbers, they have to be adapted by hand, and until then the plan does not fit.
+This module needs torch, which leanonnx itself does not.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ def apply_plan(
     must compute what the model computes, and afterwards what the compressed model computes.  Without it nothing is run,
     and whatever has another name must be in ``names``.
 
+    Weights stay the module's own: those that ``recover`` changed are not transferred, in a file beside the plan or not.
     Parameters that are cut are new ones: make the optimizer afterwards.  Attributes of torch's modules
     (``in_channels``, ``groups``, ``num_features`` ...) follow; those of your own modules, and numbers in ``forward``,
     cannot.

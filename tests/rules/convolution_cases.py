@@ -166,8 +166,6 @@ def conv_integer_computed_weight(b: Bench) -> None:
     b.subject("ConvInteger", [b.quantised(b.image(3, 4, 4)), weight])
 
 
-CONSTANTS = "computes its weight"
-
 COMPUTED = "its weight is computed from a graph input"
 
 
@@ -203,12 +201,12 @@ CASES = [
             Form("grouped", conv_grouped),
             Form("few groups", conv_positions),
             Form("depthwise", conv_depthwise),
+            Form("weight from constants", conv_weight_from_constants, exact=False),
             Form("correlation", correlation),
             Form("correlation by channel", correlation_by_channel, exact=False),
         ),
         (
             Refusal("computed weight", conv_computed_weight, "its kernels are computed, for channels of its own"),
-            Refusal("weight from constants", conv_weight_from_constants, CONSTANTS),
             Refusal("computed bias", conv_computed_bias, "input 2 is computed from a graph input"),
         ),
         wrong={"interleaved": mistakes.interleaved},

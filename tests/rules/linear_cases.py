@@ -179,25 +179,12 @@ def fused_matmul_batch(b: Bench) -> None:
 
 
 def fused_matmul_queries(b: Bench) -> None:
-    width = b.between(2, 4)
-    b.subject("FusedMatMul", [b.tokens(width, 4), b.tokens(width, 3)], domain=MS, transB=1)
-
-
-def fused_matmul_other_index(b: Bench) -> None:
-    b.subject("FusedMatMul", [b.tokens(4, 3), b.tokens(2, 4)], domain=MS)
+    b.subject("FusedMatMul", [b.tokens(3, 4), b.tokens(3, 4)], domain=MS, transB=1)
 
 
 def matmul_queries(b: Bench) -> None:
-    """Queries and keys of one head, or a tensor with itself."""
-    width = b.between(2, 4)
-    queries = b.tokens(width, 3)
-    other = b.tokens(width, 4) if b.choose(2) else queries
-    b.subject("MatMul", [queries, b.node("Transpose", [other], perm=[0, 2, 1])])
-
-
-def matmul_other_index(b: Bench) -> None:
-    """The channels of one are contracted, those of the other kept."""
-    b.subject("MatMul", [b.tokens(4, 3), b.tokens(2, 4)])
+    keys = b.node("Transpose", [b.tokens(3, 4)], perm=[0, 2, 1])
+    b.subject("MatMul", [b.tokens(3, 4), keys])
 
 
 def matmul_left(b: Bench) -> None:
@@ -294,8 +281,6 @@ def qgemm(b: Bench) -> None:
     b.subject("QGemm", [b.quantised(b.rows(3)), *sides, *weight, "", *sides], domain=MS)
 
 
-CONSTANTS = "computes its weight"
-
 TWO = "multiplies two computed tensors"
 
 CASES = [
@@ -330,6 +315,7 @@ CASES = [
             Form("rows", matmul()),
             Form("tokens", matmul(3), ALL),
             Form("rank 4", matmul(2, 3)),
+            Form("weight from constants", matmul_weight_from_constants),
             Form("beside the channels", matmul_beside_channels),
             Form("constant on the left", matmul_left, ALL),
             Form("constant on the left of a vector", matmul_left_vector),
@@ -339,15 +325,13 @@ CASES = [
             Form("values on the left", matmul_values_left, exact=False),
             Form("computed matrix of rank 2", matmul_lower_rank, exact=False),
             Form("heads", matmul_heads, exact=False),
-            Form("queries and keys", matmul_queries),
             Form("shared keys", matmul_shared_keys, exact=False, allows="all heads share it"),
             Form("values of several heads", matmul_head_values, exact=False, mates=True),
         ),
         (
-            Refusal("contracted and kept", matmul_other_index, TWO),
+            Refusal("queries and keys", matmul_queries, TWO),
             Refusal("vector", matmul_vector, "its constant is a vector"),
             Refusal("stack of matrices", matmul_stack, "its constant is a stack of matrices"),
-            Refusal("weight from constants", matmul_weight_from_constants, CONSTANTS),
         ),
     ),
     Case(
@@ -380,7 +364,6 @@ CASES = [
         (
             Form("constant", fused_matmul),
             Form("heads", fused_matmul_heads, exact=False),
-            Form("queries and keys", fused_matmul_queries),
             Form("turned values", fused_matmul_values, exact=False),
             Form("turned data", fused_matmul_turned),
             Form("turned data, beside the channels", fused_matmul_beside),
@@ -388,7 +371,7 @@ CASES = [
         (
             Refusal("turned queries", fused_matmul_turned_queries, "it transposes its left operand"),
             Refusal("turned batch", fused_matmul_batch, "it transposes its batch axes"),
-            Refusal("contracted and kept", fused_matmul_other_index, TWO),
+            Refusal("queries and keys", fused_matmul_queries, TWO),
         ),
         MS,
     ),

@@ -164,6 +164,10 @@ def rms_norm_heads(b: Bench) -> None:
     b.subject("RMSNormalization", [b.headed(b.between(2, 3), width, 2), b.const(b.positive(width))], axis=-1)
 
 
+def rms_norm_shifted(b: Bench) -> None:
+    b.subject("RMSNormalization", [b.bent(b.tokens(4, 3)), b.const(b.positive(4))])
+
+
 def rms_norm_computed(b: Bench) -> None:
     b.batch, b.free = 1, False
     b.subject("RMSNormalization", [b.tokens(4, 3), b.node("Reshape", [b.rows(4), b.ints(4)])])
@@ -202,12 +206,16 @@ def lp_norm(b: Bench) -> None:
 
 
 def lp_norm_channels(b: Bench) -> None:
-    b.subject("LpNormalization", [b.bent(b.image(b.between(2, 4), 2, 3))], axis=b.one_of((1, -3)), p=b.one_of((1, 2)))
+    b.subject("LpNormalization", [b.image(b.between(2, 4), 2, 3)], axis=b.one_of((1, -3)), p=b.one_of((1, 2)))
 
 
 def lp_norm_default(b: Bench) -> None:
     """The last axis, with the channels."""
-    b.subject("LpNormalization", [b.bent(b.tokens(b.between(2, 4), 3))])
+    b.subject("LpNormalization", [b.tokens(b.between(2, 4), 3)])
+
+
+def lp_norm_shifted(b: Bench) -> None:
+    b.subject("LpNormalization", [b.bent(b.tokens(3, 3))])
 
 
 def lp_norm_heads(b: Bench) -> None:
@@ -215,6 +223,7 @@ def lp_norm_heads(b: Bench) -> None:
 
 
 OVER = "it normalises over the channels"
+NOT_ZERO = "it normalises over the channels, which would not be zero there"
 MOMENTS = "it takes mean and variance over the channels"
 CASES = [
     Case(
@@ -256,7 +265,10 @@ CASES = [
             Form("from the channels on", rms_norm_from_channels, (23, 24)),
             Form("heads", rms_norm_heads, (23, 24)),
         ),
-        (Refusal("computed scale", rms_norm_computed, "input 1 is computed from a graph input", (23, 24)),),
+        (
+            Refusal("computed scale", rms_norm_computed, "input 1 is computed from a graph input", (23, 24)),
+            Refusal("shifted channels", rms_norm_shifted, NOT_ZERO, (23, 24)),
+        ),
         harmless=dict.fromkeys(("unsliced", "rolled_slices"), "the scale that is put in tells what is kept of it"),
     ),
     Case(
@@ -276,7 +288,7 @@ CASES = [
             Form("channels on the last axis", lp_norm_default, ALL),
             Form("heads", lp_norm_heads, ALL, exact=False),
         ),
-        whole="the norm does not see zeros, and heads are tied",
+        (Refusal("shifted channels", lp_norm_shifted, NOT_ZERO),),
     ),
     *(
         Case(

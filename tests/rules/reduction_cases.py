@@ -11,6 +11,7 @@ from tests.rules.case import Build, Case, Form, Refusal
 
 ALL = (11, 13, 17, 18, 21)
 OVER = "it reduces over the channels"
+NOT_ZERO = "it reduces over the channels, which would not be zero there"
 BY_INPUT = {"ReduceSum": 13}
 BLIND = ("ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare")
 
@@ -70,7 +71,7 @@ def beside(b: Bench, data: str) -> None:
     b.reads = ["subject_0", data]
 
 
-def reduce_channels(op: str) -> Build:
+def reduce_channels(op: str, prepare: str = "") -> Build:
     """Over the channels, with or without others; they may be last or repeated over their pixels."""
 
     def build(b: Bench) -> None:
@@ -81,7 +82,7 @@ def reduce_channels(op: str) -> Build:
             data, axes = b.tokens(width, 3), b.one_of(([-1], [2], [1, 2]))
         else:
             data, axes = b.node("Flatten", [b.image(width, 2, 1)], axis=1), [1]
-        data = b.bent(data)
+        data = b.node(prepare, [data]) if prepare else data
         reduced(b, op, data, axes, keepdims=b.one_of((0, 1)))
         beside(b, data)
 
@@ -91,7 +92,7 @@ def reduce_channels(op: str) -> Build:
 def reduce_all(op: str) -> Build:
     def build(b: Bench) -> None:
         b.batch, b.free = 1, False
-        data = b.bent(b.image(3, 2, 3))
+        data = b.image(3, 2, 3)
         reduced(b, op, data, None, keepdims=b.one_of((None, 0)))
         beside(b, data)
 
@@ -208,10 +209,10 @@ def reduce_case(op: str) -> Case:
         Form("heads", reduce_heads(op), ALL, exact=False),
         Form("no axes", reduce_nothing(op), (18, 21) if op != "ReduceSum" else (13, 18)),
     ]
-    channels, everything = reduce_channels(op), reduce_all(op)
     if op in BLIND:
-        forms += [Form("channels", channels, ALL), Form("all axes", everything, ALL)]
-        return Case(op, tuple(forms), whole="what it does not see are zeros, and heads are tied")
+        forms += [Form("channels", reduce_channels(op), ALL), Form("all axes", reduce_all(op), ALL)]
+        return Case(op, tuple(forms), (Refusal("shifted channels", reduce_channels(op, "Softplus"), NOT_ZERO, ALL),))
+    channels, everything = reduce_channels(op, "Softplus"), reduce_all(op)
     refusals = (Refusal("channels", channels, OVER, ALL), Refusal("all axes", everything, OVER, ALL))
     return Case(op, tuple(forms), refusals)
 

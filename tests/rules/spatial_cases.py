@@ -81,7 +81,7 @@ def pool_over_channels(op: str) -> Build:
     """Channels last, with the pixels on axis 1."""
 
     def build(b: Bench) -> None:
-        data = b.bent(b.tokens(b.between(2, 4), 3, 2))
+        data = b.tokens(b.between(2, 4), 3, 2)
         b.subject(op, [data])
         b.reads = ["subject_0", data]
 

@@ -1,0 +1,127 @@
+"""Weights that recovery changed, in an .npz file: taken from a draft, and put into another of the same keep set.
+
+Each array is a constant of the compressed network, named as there: as in the input file but for biases that were added
+where there were none, and for constants of which nodes read different slices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.lib import format as npy
+
+from leanonnx.errors import PlanError
+from leanonnx.graph.model import Model, check, holder_array
+from leanonnx.graph.nodes import BIAS
+from leanonnx.graph.storage import write_model
+from leanonnx.numeric.arrays import Array
+from leanonnx.recovery.layers import give_bias, hold
+from leanonnx.surgery.recipe import WeightsFile
+
+SUFFIX = ".npy"
+MAKE = "make both again with --plan-out and --plan-weights"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Changed constants by name; ``biases`` names the tensor at which each of those that were added is the bias."""
+
+    arrays: Mapping[str, Array]
+    biases: Mapping[str, str]
+
+    def packed(self) -> bytes:
+        """The file, the same bytes for the same weights."""
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w") as archive:
+            for name, array in self.arrays.items():
+                with archive.open(zipfile.ZipInfo(f"{name}{SUFFIX}"), "w", force_zip64=True) as member:
+                    npy.write_array(member, np.asanyarray(array, order="C"), allow_pickle=False)
+        return stream.getvalue()
+
+
+def changed_weights(bare: Model, draft: onnx.ModelProto) -> Weights:
+    """The constants of a draft that differ from those of the bare network it was made from."""
+    made = replace(bare, proto=draft)
+    arrays = {name: holder_array(holder) for name, holder in made.holders.items() if bare.holders.get(name) != holder}
+    pairs = zip(bare.proto.graph.node, draft.graph.node, strict=True)
+    biases = {new.input[BIAS]: new.output[0] for old, new in pairs if list(old.input) != list(new.input)}
+    return Weights(arrays, biases)
+
+
+def read_weights(file: WeightsFile, origin: str) -> Weights:
+    """The weights that a plan, called ``origin``, refers to.
+
+    Raises:
+        PlanError: the file is missing, or is not the one that the plan was written with.
+    """
+    try:
+        content = file.path.read_bytes()
+    except OSError as error:
+        raise PlanError(
+            f"{origin}: its weights '{file.path}' cannot be read: {error.strerror}; put the file there, or add "
+            "--recover none to go without"
+        ) from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != file.sha256:
+        raise PlanError(
+            f"{file.path}: not the weights that {origin} was written with (sha256 {found[:12]}…, expected "
+            f"{file.sha256[:12]}…); {MAKE}"
+        )
+    arrays = {}
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for info in archive.infolist():
+            with archive.open(info) as member:
+                arrays[info.filename.removesuffix(SUFFIX)] = npy.read_array(member, allow_pickle=False)
+    return Weights(arrays, file.biases)
+
+
+def put_in(bare: Model, weights: Weights, origin: str) -> onnx.ModelProto:
+    """A copy of a compressed network with other weights.
+
+    Raises:
+        PlanError: they do not fit it.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(bare.proto)
+    for name, array in weights.arrays.items():
+        place = weights.biases.get(name)
+        if place is None:
+            old = bare.constant(name) if name in bare.holders else None
+            if old is None or old.shape != array.shape or old.dtype.itemsize != array.dtype.itemsize:
+                held = "no such constant" if old is None else f"{old.dtype} {list(old.shape)}"
+                raise PlanError(
+                    f"{origin}: the weights of '{name}' are {array.dtype} {list(array.shape)}, but the network has "
+                    f"{held}; {MAKE}"
+                )
+            hold(result, name, _typed(array, old.dtype))
+            continue
+        index = bare.producers.get(place, -1)
+        if index < 0:
+            raise PlanError(f"{origin}: the bias '{name}' belongs to '{place}', which no node puts out; {MAKE}")
+        node = result.graph.node[index]
+        give_bias(result, node, name, _typed(array, bare.constant(node.input[1]).dtype))
+    return result
+
+
+def restore(original: Model, draft: Path, weights: Weights, origin: str) -> None:
+    """Put weights into a draft, on its file.
+
+    Raises:
+        ModelError: the result is not valid.
+        PlanError: they do not fit it.
+    """
+    bare = replace(original, proto=onnx.load(draft))
+    write_model(put_in(bare, weights, origin), draft, external=bool(original.external_files))
+    check(draft)
+
+
+def _typed(array: Array, kind: np.dtype[np.generic]) -> Array:
+    """An array in its type: number formats that numpy does not know are stored as bare bytes."""
+    return array.view(kind) if array.dtype.kind == "V" else array
