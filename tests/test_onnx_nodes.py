@@ -99,7 +99,7 @@ def equal_sizes(frame: Frame, folder: Path) -> int:
     alive = next((a for a in (killed(dag, np.random.default_rng(seed)) for seed in range(4)) if not a.all()), None)
     if alive is None:
         return 0
-    pair = Pair(apply(model, masking_patch(dag, alive)), compacted(dag, alive), model.inputs)
+    pair = Pair(apply(model.as_read, masking_patch(dag, alive)), compacted(dag, alive), model.inputs)
     for shapes in frame.sizes:
         pair.assert_equal(shapes)
     return len(frame.sizes)

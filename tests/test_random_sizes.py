@@ -91,7 +91,7 @@ def analysed(model: FreeModel) -> Iterator[ChannelDag]:
 
 
 def pair_of(dag: ChannelDag, alive: Mask, compact: onnx.ModelProto) -> Pair:
-    return Pair(apply(dag.model, masking_patch(dag, alive)), compact, dag.model.inputs)
+    return Pair(apply(dag.model.as_read, masking_patch(dag, alive)), compact, dag.model.inputs)
 
 
 def check(dag: ChannelDag, alive: Mask, sizes: tuple[Shapes, ...]) -> None:
