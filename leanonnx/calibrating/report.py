@@ -19,8 +19,8 @@ READ = "block, multiple and grouped are read from onnxruntime's optimised graphs
 FOUND = "block and multiple are found by timing widths, grouped is taken to be multiple"
 
 
-def summary(found: Calibration, path: Path) -> Row:
-    """The JSON object of ``leanonnx calibrate-device``."""
+def summary(found: Calibration, path: Path, used: bool) -> Row:
+    """The JSON object of ``leanonnx calibrate-device``; ``used``: the file is the one that ``--target auto`` reads."""
     entries = {
         key: {
             "measured": getattr(found.target, key),
@@ -34,6 +34,7 @@ def summary(found: Calibration, path: Path) -> Row:
         "schema": SCHEMA,
         "target": found.target.name,
         "file": str(path),
+        "used": used,
         "provider": found.setting.provider,
         "threads": found.setting.threads,
         "onnxruntime": runtime_version(),
@@ -57,8 +58,16 @@ def tables(row: Row) -> RenderableType:
     threads = counted(row["threads"], "thread")
     head = f"{row['target']}: {row['provider']}, {threads}, {row['processor']}, onnxruntime {row['onnxruntime']}"
     steps = Text(READ if row["steps"] == "read" else FOUND, style="dim")
-    end = Text(f"Stored in {row['file']} after {row['seconds']:.0f} s; --target auto uses it from now on.")
+    end = Text(f"Stored in {row['file']} after {row['seconds']:.0f} s; {_use(row)}.")
     return Group(Text(head, style="bold"), *warned(row), _entries(row), steps, Text(""), *_checks(row), Text(""), end)
+
+
+def _use(row: Row) -> str:
+    """Where the table is used from now on."""
+    if not row["used"]:
+        return f"--target auto does not read this file: to use it, set LEANONNX_TARGETS={Path(row['file']).absolute()}"
+    provider = "" if row["provider"] == "cpu" else f" with --provider {row['provider']}"
+    return f"--target auto uses it from now on{provider}"
 
 
 def _entries(row: Row) -> Table:
