@@ -6,12 +6,15 @@ Nothing here is taken from ``leanonnx.proof``: it is what the proof is measured 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from leanonnx.runtime.sessions import Array, Feed, Session, opened
+from leanonnx.runtime.sessions import Array, Feed, RunFailed, Session, failing, opened
+from leanonnx.surgery.patch import Patch
 
 Shapes = Mapping[str, tuple[int, ...]]
 Runs = list[Array]
@@ -141,15 +144,25 @@ def _outputs(session: Session, feed: Feed) -> Runs:
     return list(session.run(None, feed))
 
 
+def as_observed(patch: Patch) -> Patch:
+    """A patch that writes the sizes of the observed run, whatever axes are free."""
+    entries, outputs = (
+        {place: replace(change, before={}) for place, change in given.items()}
+        for given in (patch.entries, patch.outputs)
+    )
+    return replace(patch, entries=entries, outputs=outputs)
+
+
 def runs_at(model: onnx.ModelProto, inputs: Inputs, sizes: Sequence[Shapes]) -> list[Shapes]:
-    """The sizes at which a model can be run and puts out something."""
-    session = _opened(model, False)
+    """The sizes at which a model can be run and puts out finite numbers."""
     found = []
-    for shapes in sizes:
-        try:
-            outputs = session(drawn(inputs, shapes, 0))
-        except Exception:  # onnxruntime has its own error types
-            continue
-        if all(v.size for v in outputs):
-            found.append(shapes)
+    with suppress(RunFailed), failing():
+        session = _opened(model, False)
+        for shapes in sizes:
+            with suppress(RunFailed), failing():
+                found += [shapes] if all(_tells(v) for v in session(drawn(inputs, shapes, 0))) else []
     return found
+
+
+def _tells(output: Array) -> bool:
+    return bool(output.size) and (output.dtype.kind != "f" or bool(np.isfinite(output).all()))

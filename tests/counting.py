@@ -38,13 +38,13 @@ def constants(model: onnx.ModelProto) -> dict[str, tuple[Shape, np.dtype]]:
     return found
 
 
-def held(model: onnx.ModelProto) -> dict[str, Shape]:
-    """Shapes of the constants, also behind Identity and DequantizeLinear."""
-    shapes = {name: shape for name, (shape, _) in constants(model).items()}
+def fixed(model: onnx.ModelProto) -> set[str]:
+    """Names of the constants and of all that is computed from nothing else."""
+    names = set(constants(model))
     for node in model.graph.node:
-        if node.op_type in ("Identity", "DequantizeLinear") and node.input[0] in shapes:
-            shapes[node.output[0]] = shapes[node.input[0]]
-    return shapes
+        if node.input and names.issuperset(name for name in node.input if name):
+            names |= set(node.output)
+    return names
 
 
 def shapes_of(model: onnx.ModelProto) -> dict[str, Shape]:
@@ -62,25 +62,31 @@ def shapes_of(model: onnx.ModelProto) -> dict[str, Shape]:
 
 
 def counted(path: Path) -> Count:
-    """Count a file: kernels are rows × columns of Conv, ConvTranspose, Gemm and MatMul with a weight of the file.
+    """Count a file: kernels are rows × columns of Conv, ConvTranspose, Gemm and MatMul with a constant weight.
 
-    Recurrent layers and Einsum count as multiply-adds alone.
-
-    Nodes that no graph output needs do nothing, and count for nothing.
+    Weights may be computed from constants, on either side of a MatMul. All products count as multiply-adds, of computed
+    tensors too; nodes that no graph output needs, or that depend on no input, count for nothing.
     """
     model = onnx.load(path)
-    weights, shapes = held(model), shapes_of(model)
+    still, shapes = fixed(model), shapes_of(model)
+    shapes |= {name: shape for name, (shape, _) in constants(model).items()}
     kernels = macs = 0
     for node in needed(model):
-        if node.op_type in COUNTED and node.input[1] in weights:
-            shape = weights[node.input[1]]
-            kernels += math.prod(shape[:2]) if "Conv" in node.op_type else math.prod(shape)
-            macs += _macs(node, shape, shapes)
-        elif node.op_type in RECURRENT and node.input[1] in weights:
+        if still.issuperset(node.output):
+            continue
+        if node.op_type in COUNTED:
+            weight = next((name for name in (node.input[1], node.input[0]) if name in still), None)
+            if weight is not None:
+                kernels += math.prod(shapes[weight][:2] if "Conv" in node.op_type else shapes[weight])
+            macs += _macs(node, shapes)
+        elif node.op_type in RECURRENT:
             steps = math.prod(shapes[node.input[0]][:2])
-            macs += steps * sum(math.prod(weights[name]) for name in node.input[1:3])
-        elif node.op_type == "Einsum" and node.input[1] in weights:
-            macs += _contracted(node, shapes, weights[node.input[1]])
+            macs += steps * sum(math.prod(shapes[name]) for name in node.input[1:3])
+        elif node.op_type == "Einsum":
+            macs += _contracted(node, shapes)
+        elif node.op_type == "Attention":
+            length = shapes[node.input[1]][-2]
+            macs += length * (math.prod(shapes[node.input[0]]) + math.prod(shapes[node.output[0]]))
     params = sum(
         math.prod(shape) for shape, kind in constants(model).values() if kind.name not in ("int64", "bool", "object")
     )
@@ -97,20 +103,22 @@ def needed(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return found
 
 
-def _macs(node: onnx.NodeProto, weight: Shape, shapes: dict[str, Shape]) -> int:
-    """Each element of a weight is used once per output position (ConvTranspose: per input position)."""
-    moving = shapes[node.input[0]] if node.op_type == "ConvTranspose" else shapes[node.output[0]]
+def _macs(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
+    """Each element of a kernel is used once per output position (ConvTranspose: per input position)."""
+    left, right, output = (shapes[name] for name in (node.input[0], node.input[1], node.output[0]))
     if "Conv" in node.op_type:
-        return math.prod(weight) * moving[0] * math.prod(moving[2:])
-    return math.prod(weight) * math.prod(moving[:-1])
+        moving = left if node.op_type == "ConvTranspose" else output
+        return math.prod(right) * moving[0] * math.prod(moving[2:])
+    turned = any(a.name == "transA" and a.i for a in node.attribute)
+    return math.prod(output) * left[-2 if turned else -1]
 
 
-def _contracted(node: onnx.NodeProto, shapes: dict[str, Shape], weight: Shape) -> int:
-    """One multiply-add for each combination of all indices."""
+def _contracted(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
+    """One multiply-add for each combination of all indices of two operands."""
     equation = node.attribute[0].s.decode()
-    terms = equation.split("->")[0]
-    sizes = dict(zip(terms.split(",")[0], shapes[node.input[0]], strict=True))
-    sizes |= dict(zip(terms.split(",")[1], weight, strict=True))
+    sizes: dict[str, int] = {}
+    for name, term in zip(node.input, equation.split("->")[0].split(","), strict=True):
+        sizes |= dict(zip(term, shapes[name], strict=True))
     return math.prod(sizes.values())
 
 

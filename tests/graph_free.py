@@ -117,6 +117,12 @@ class FreeBuilder(Builder):
                 del found[count:]
             self.weights, self.shapes = weights, shapes
 
+    def offer(self, tensor: Tensor) -> Tensor:
+        """Let later steps build on a tensor, unless it is empty at some size."""
+        if min(min(values_of(size, 1)) for size in tensor.shape) < 1:
+            raise Unfit
+        return super().offer(tensor)
+
     def normal(self, shape: Sequence[int], scale: float = 1.0) -> Array:
         if free(*shape):
             raise Unfit
@@ -157,7 +163,8 @@ class FreeBuilder(Builder):
             name = self.size_of(*places[-1 - min(self.choose(len(places)), self.choose(len(places)))])
         else:
             name = super().ints(value)
-        return self.one_of(DETOURS)(self, name) if self.chance(6) else name
+        positive = min(values_of(value, 1)) > 0
+        return self.one_of(DETOURS)(self, name) if positive and self.chance(6) else name
 
     def scalar(self, value: int) -> str:
         """A size without axes."""

@@ -215,8 +215,7 @@ def test_json(folder: Path) -> None:
     stored = read_targets(folder / "store" / "targets.toml")
     assert row["schema"] == 1
     assert (row["provider"], row["threads"], row["target"]) == ("cpu", 1, detected(ONE))
-    assert row["file"] == str(folder / "store" / "targets.toml")
-    assert row["used"] is True
+    assert (row["file"], row["used_by_auto"]) == (str(folder / "store" / "targets.toml"), True)
     assert {key: entry["measured"] for key, entry in row["entries"].items()} == {
         key: getattr(stored[row["target"]], key) for key in ENTRIES
     }
@@ -236,7 +235,10 @@ def test_text_says_what_each_entry_means_and_how_far_off_it_is(folder: Path) -> 
         assert entry.meaning in line
         assert entry.unit in line
     assert "off by up to" in done.stdout
-    assert str(folder / "mine.toml") in done.stdout.replace("\n", "")
+    said = done.stdout.replace("\n", "")
+    assert str(folder / "mine.toml") in said
+    assert f"LEANONNX_TARGETS={folder / 'mine.toml'}" in said
+    assert "from now on" not in said
     assert detected(ONE) in read_targets(folder / "mine.toml")
     assert not (folder / "store").exists()
 
@@ -260,7 +262,7 @@ def test_it_is_said_whether_auto_uses_the_table(folder: Path, monkeypatch: Any) 
     plain = compressed()
     told = ending("--out", "mine.toml")
     assert USED not in told
-    assert f"--targetautodoesnotreadthisfile:touseit,setLEANONNX_TARGETS={folder / 'mine.toml'}" in told
+    assert f"for--targetautotouseit,setLEANONNX_TARGETS={folder / 'mine.toml'}" in told
     widened = replace(read_targets(folder / "mine.toml")[detected(ONE)], block=12, multiple=12)
     (folder / "mine.toml").write_text(widened.text(), encoding="utf-8")
     assert compressed() == plain

@@ -38,12 +38,12 @@ def folder(tmp_path: Path) -> Path:
 def test_as_a_user_runs_it(folder: Path) -> None:
     done = cli("check", "base.onnx", "new.onnx", "--max-deviation", "0", cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "PASSED: 7 of 7 gates passed" in done.stdout
+    assert "PASSED: 8 of 8 gates passed" in done.stdout
     saved(build(FREE, 1), folder / "new.onnx")
     done = cli("check", "base.onnx", "new.onnx", "--max-deviation", "0", cwd=folder)
     assert done.returncode == 1
-    assert done.stderr == "leanonnx: 1 of 7 gates failed: max-deviation\n"
-    assert "FAILED: 1 of 7 gates failed: max-deviation" in done.stdout
+    assert done.stderr == "leanonnx: 1 of 8 gates failed: max-deviation\n"
+    assert "FAILED: 1 of 8 gates failed: max-deviation" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,12 @@ def test_deviation_is_that_of_the_samples(folder: Path) -> None:
     np.savez(folder / "data.npz", x=samples(40))
     row = checked(folder, "--data", "data.npz", "--max-deviation", 100)
     a, b = (outputs_of(folder / name, samples(40)) for name in ("base.onnx", "new.onnx"))
-    expected = np.linalg.norm(a - b) / np.linalg.norm(a)
-    assert gate(row, "max-deviation")["measured"] == pytest.approx(expected, rel=1e-5)
+    classes = np.linalg.norm(a - b, axis=0) / np.linalg.norm(a, axis=0)
+    found = row["deviation"][0]["outputs"]["y"]
+    assert found["relative_l2"] == pytest.approx(np.linalg.norm(a - b) / np.linalg.norm(a), rel=1e-5)
+    worst = {"axis": 1, "index": int(classes.argmax()), "relative_l2": pytest.approx(classes.max(), rel=1e-5)}
+    assert found["worst_channel"] == worst
+    assert gate(row, "max-deviation")["measured"] >= found["worst_channel"]["relative_l2"] > found["relative_l2"]
 
 
 def test_sizes_come_from_the_data(tmp_path: Path) -> None:
@@ -146,7 +150,9 @@ def test_new_fails_on_a_sample_that_base_takes(tmp_path: Path) -> None:
     )
     saved(build(fixed), tmp_path / "new.onnx")
     np.savez(tmp_path / "small.npz", x=samples(3))
-    assert checked(tmp_path, "--data", "small.npz")["passed"]
+    row = checked(tmp_path, "--data", "small.npz", code=1)
+    assert row["failed"] == ["runs"]
+    assert "x=2,3,4,16" in gate(row, "runs")["detail"]
     np.savez(tmp_path / "data.npz", x=samples(3, 9))
     row = checked(tmp_path, "--data", "data.npz", code=1)
     assert row["failed"] == ["runs"]

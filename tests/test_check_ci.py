@@ -303,7 +303,7 @@ def test_action_passes(repository: Path, runner: Path) -> None:
     done, outputs = run_action(repository, runner, given, "Check")
     assert (done.returncode, outputs) == (0, {"passed": "true"}), done.stderr
     assert "PASSED" in done.stdout
-    assert "✅ leanonnx check: 6 of 6 gates passed" in (runner / "github_step_summary").read_text(encoding="utf-8")
+    assert "✅ leanonnx check: 7 of 7 gates passed" in (runner / "github_step_summary").read_text(encoding="utf-8")
 
 
 @needs_bash
@@ -321,7 +321,7 @@ def test_action_fails_and_says_where(repository: Path, runner: Path) -> None:
     assert (done.returncode, outputs) == (1, {"passed": "false"}), done.stderr
     for name in ("max-deviation", "max-bytes"):
         assert f"::error title=leanonnx check%3A {name},file=models/net.onnx::" in done.stderr
-    assert "2 of 8 gates failed" in (runner / "github_step_summary").read_text(encoding="utf-8")
+    assert "2 of 9 gates failed" in (runner / "github_step_summary").read_text(encoding="utf-8")
     assert len(list(ElementTree.parse(repository / "the report.xml").getroot().iter("failure"))) == 2
 
 

@@ -120,7 +120,7 @@ class Pair:
     skips: tuple[str, ...] = ()
 
 
-AFTER_INTERFACE = ("runs", "finite", "deterministic")
+AFTER_INTERFACE = ("runs", "batches", "finite", "deterministic")
 """Skipped where the interface is another."""
 PAIRS = {
     "the same": Pair(options=("--max-deviation", 0, "--min-agreement", 1, "--max-bytes", "1x", "--max-macs", "1x")),
@@ -213,8 +213,8 @@ PAIRS = {
     "more multiply-adds": Pair(HEAVY, options=("--max-macs", "1x"), fails=("max-macs",), says="BASE's"),
     "half the multiply-adds": Pair(base=HEAVY, options=("--max-macs", "0.5x", "--max-params", "0.5x")),
     "denormal weights": Pair(change=denormal, fails=("denormals",), says="7 in 'w2'"),
-    "random": Pair(RANDOM, fails=("deterministic",), says="different bytes"),
-    "both random": Pair(RANDOM, base=RANDOM, skips=("deterministic",), says="BASE does not"),
+    "random": Pair(RANDOM, fails=("deterministic",), says="different bytes", skips=("batches",)),
+    "both random": Pair(RANDOM, base=RANDOM, skips=("batches", "deterministic"), says="BASE does not"),
     "invalid": Pair(
         change=dangling,
         options=("--max-macs", "1x"),
@@ -223,7 +223,10 @@ PAIRS = {
         skips=(*(ALWAYS - {"valid"}), "max-macs"),
     ),
     "does not run": Pair(
-        change=unknown, fails=("runs",), says="is not a registered function/op", skips=("finite", "deterministic")
+        change=unknown,
+        fails=("runs",),
+        says="is not a registered function/op",
+        skips=("batches", "finite", "deterministic"),
     ),
 }
 
@@ -261,6 +264,7 @@ def checked(folder: Path, *options: object, code: int = 0) -> dict[str, Any]:
         "notes",
         "seed",
         "deviation",
+        "sizes",
         "latency",
         "seconds",
     }

@@ -115,7 +115,7 @@ def test_junit_of_a_run(tmp_path: Path) -> None:
     follows_the_schema(root)
     failed = {case.attrib["name"] for case in root.iter("testcase") if case.find("failure") is not None}
     assert failed == status(row, "failed") == {"max-deviation"}
-    assert len(list(root.iter("testcase"))) == len(row["gates"]) == 8
+    assert len(list(root.iter("testcase"))) == len(row["gates"]) == 9
     assert {path.name for path in tmp_path.iterdir()} == {"base.onnx", "new.onnx", "r.xml"}
 
 
@@ -178,7 +178,7 @@ def test_github(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(done.stdout)["failed"] == ["max-deviation"]
     lines = [line for line in done.stderr.splitlines() if line.startswith("::")]
     assert [read_command(line)[1]["title"] for line in lines] == ["leanonnx check: max-deviation"]
-    assert summary.read_text().startswith("# Before\n### ❌ leanonnx check: 1 of 7 gates failed: max-deviation\n")
+    assert summary.read_text().startswith("# Before\n### ❌ leanonnx check: 1 of 8 gates failed: max-deviation\n")
     monkeypatch.delenv("GITHUB_STEP_SUMMARY")
     assert called(*args, cwd=tmp_path).returncode == 1
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "gone" / "summary.md"))
@@ -208,6 +208,7 @@ def test_table(tmp_path: Path) -> None:
         "valid": "passed",
         "interface": "passed",
         "runs": "passed",
+        "batches": "passed",
         "finite": "passed",
         "deterministic": "passed",
         "denormals": "passed",
@@ -217,7 +218,7 @@ def test_table(tmp_path: Path) -> None:
     assert GATES["interface"].meaning in done.stdout
     assert "≤ 0.01" in done.stdout
     assert "random normal inputs (4 samples)" in done.stdout
-    assert done.stdout.splitlines()[-1] == "FAILED: 1 of 8 gates failed: max-deviation"
+    assert done.stdout.splitlines()[-1] == "FAILED: 1 of 9 gates failed: max-deviation"
 
 
 def test_infinite_numbers_are_null_in_json(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from leanonnx.analysis.dag import ChannelDag, analyse
 from leanonnx.graph.model import load
 from leanonnx.numeric.labels import Mask
-from leanonnx.proof.proof import inputs_for, prove, relative
+from leanonnx.proof.proof import VACUOUS, Proof, inputs_for, prove, relative
 from leanonnx.ranking.classes import channel_classes
 from leanonnx.ranking.criteria import Ranking
 from leanonnx.ranking.weigh import Weights
@@ -142,9 +142,9 @@ def assert_equal_outputs(dag: ChannelDag, alive: Mask, compact: onnx.ModelProto)
 
     Quantised weights are held to that with onnxruntime's optimisations off, since its 8-bit kernels round on the way.
     """
-    masked = apply(dag.model, masking_patch(dag, alive))
+    masked = apply(dag.model.as_read, masking_patch(dag, alive))
     feeds = inputs_for(dag.model, dag.shapes)[:2]
-    assert prove(dag.model, masked, compact, feeds).passed
+    assert agrees(prove(dag.model, masked, compact, feeds))
     optimise = not any("Quantize" in node.op_type or "Dequantize" in node.op_type for node in compact.graph.node)
     error = distance(run(masked, feeds, optimise), run(compact, feeds, optimise))
     if error > BOUND:
@@ -154,7 +154,12 @@ def assert_equal_outputs(dag: ChannelDag, alive: Mask, compact: onnx.ModelProto)
     batch = wider(dag, feeds[0])
     if batch is not None:
         event("batch of three")
-        assert prove(dag.model, masked, compact, [batch]).passed
+        assert agrees(prove(dag.model, masked, compact, [batch]))
+
+
+def agrees(proof: Proof) -> bool:
+    """Whether a random network is proven, or puts out one and the same whatever it reads, as some of them do."""
+    return proof.passed or (proof.status == VACUOUS and set(proof.silent.values()) <= {"constant", "empty"})
 
 
 def distance(wanted: list[list[Array]], found: list[list[Array]]) -> float:

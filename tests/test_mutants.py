@@ -16,9 +16,12 @@ import onnx
 import pytest
 
 from leanonnx.analysis.dag import ChannelDag, analyse
+from leanonnx.compressing import workshop
+from leanonnx.compressing.pipeline import compress
+from leanonnx.errors import ProofFailed
 from leanonnx.graph.model import load
 from leanonnx.numeric.labels import Labels, Mask, on_axis, uniform
-from leanonnx.proof.proof import inputs_for, prove
+from leanonnx.proof.proof import FAILED, inputs_for, prove
 from leanonnx.rules import (
     assembly,
     convolution,
@@ -27,15 +30,19 @@ from leanonnx.rules import (
     movement,
     normalization,
     pointwise,
+    reduction,
     spatial,
     windows,
 )
 from leanonnx.rules.call import Call, Effect, Rule, Slice
 from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.runtime.observation import observe
+from leanonnx.selection.selector import Budget
 from leanonnx.surgery.operate import apply
 from leanonnx.surgery.patch import masking_patch, plan_patch
-from tests.helpers import build, saved
+from tests.at_sizes import as_observed
+from tests.helpers import Options, build, saved
+from tests.test_sizes import HEADS, ROWS
 
 Dead = Mapping[str, tuple[int, ...]]
 
@@ -173,8 +180,16 @@ def unrewritten_resize(call: Call) -> Effect:
     return replace(spatial.resize(call), rewrite=None)
 
 
-def unpinned_mean(call: Call) -> Effect:
+def unpinned_maximum(call: Call) -> Effect:
     return Effect((uniform(int(call.mint(1)[0]), 4),))
+
+
+def unscaled_mean(call: Call) -> Effect:
+    return replace(reduction.reduce(call), rewrite=None)
+
+
+def unmasked_sum(call: Call) -> Effect:
+    return replace(reduction.reduce(call), reductions=())
 
 
 def passed_through(call: Call) -> Effect:
@@ -317,7 +332,9 @@ MUTANTS = [
         {"c": (0,)},
     ),
     Mutant(unrewritten_resize, "Resize", framed("d = Resize (c, , , i)", "int64[4] i = {1, 4, 8, 8}"), {"c": (0,)}),
-    Mutant(unpinned_mean, "ReduceMean", framed("d = ReduceMean <axes = [1]> (c)", read=1), {"c": (0,)}, pins=True),
+    Mutant(unpinned_maximum, "ReduceMax", framed("d = ReduceMax <axes = [1]> (c)", read=1), {"c": (0,)}, pins=True),
+    Mutant(unscaled_mean, "ReduceMean", framed("d = ReduceMean <axes = [1]> (c)", read=1), {"c": (0,)}),
+    Mutant(unmasked_sum, "ReduceL2", framed("d = ReduceL2 <axes = [1]> (c)", read=1), {"c": (0,)}),
     Mutant(passed_through, "Softmax", framed("d = Softmax <axis = 1> (c)"), {"c": (0,)}, pins=True),
     Mutant(passed_through, "LRN", framed("d = LRN <size = 3> (c)"), {"c": (0,)}, pins=True),
 ]
@@ -352,7 +369,7 @@ def verdict(text: str, rules: Rules, dead: Dead) -> str:
             proof = prove(model, masked, compact, inputs_for(model, dag.shapes))
         except Exception:  # the checker and onnxruntime raise many unrelated types
             return stage
-        return "equal" if proof.passed else "different"
+        return "different" if proof.status == FAILED else "equal"
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.rule.__name__)
@@ -366,3 +383,18 @@ def test_most_mutants_reach_the_proof_and_are_caught_there() -> None:
     """A wrong rule whose shapes agree gets past the checker and onnxruntime: only numbers show it."""
     caught = [verdict(m.model, {**DEFAULT, ("", m.op): m.rule}, m.dead) for m in MUTANTS]
     assert caught.count("different") >= 12
+
+
+@pytest.mark.parametrize("text", [HEADS, ROWS], ids=["heads", "rows"])
+def test_sizes_of_the_observed_run_are_refused(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Surgery that writes the sizes of one run where axes are free: the proof runs at others."""
+    source, target = saved(build(text), tmp_path / "in.onnx"), tmp_path / "out.onnx"
+    options = Options(Budget("kernels", 0.5), best_effort=True)
+    result = compress(source, target, options)
+    assert result.proof.passed
+    assert result.after.kernels < result.before.kernels
+    target.unlink()
+    monkeypatch.setattr(workshop, "plan_patch", lambda dag, alive: as_observed(plan_patch(dag, alive)))
+    with pytest.raises(ProofFailed):
+        compress(source, target, options)
+    assert not target.exists()

@@ -75,7 +75,8 @@ def test_recovery_brings_the_result_nearer_to_the_original(folder: Path) -> None
     assert {layer["name"] for layer in told["layers"]} == {"H", "M", "Y"}
     assert all(set(layer) == {"name", "before", "after", "reason"} for layer in told["layers"])
     now, first = (told[key]["outputs"]["y"] for key in ("deviation", "removed"))
-    assert set(now) == {"relative_l2", "psnr", "top1", "top5"}
+    assert set(now) == {"relative_l2", "psnr", "top1", "top5", "worst_channel", "vacuous"}
+    assert now["vacuous"] is None and now["worst_channel"]["relative_l2"] > now["relative_l2"]
     assert now["relative_l2"] < 0.9 * first["relative_l2"]
     assert error(folder) == pytest.approx(now["relative_l2"], rel=0.3)
     assert row["proof"]["status"] == "passed"

@@ -127,7 +127,7 @@ def half(dag: ChannelDag, seed: int) -> Mask:
 
 def worst_error(dag: ChannelDag, patch: Patch, alive: Mask) -> float:
     """The largest relative error over all sizes that were observed; infinite where the result does not run."""
-    reference, candidate = apply(dag.model, masking_patch(dag, alive)), apply(dag.model, patch)
+    reference, candidate = apply(dag.model.as_read, masking_patch(dag, alive)), apply(dag.model, patch)
     base = {value.name: dag.shapes[value.name] for value in dag.model.inputs}
     found = [0.0]
     for sizes in (base, *dag.observation.sizes):

@@ -22,23 +22,21 @@ from tests.variants import Array, assert_pins, checked, compress, given, network
 MICROSOFT = ', "com.microsoft" : 1'
 
 
-def int4(block: int = 0) -> onnx.ModelProto:
-    """A dense layer of 4-bit weights [24, 16], with one scale per output channel or per block of input channels."""
-    attributes = f"axis = 1, block_size = {block}" if block else "axis = 0"
+def int4() -> onnx.ModelProto:
+    """A dense layer of 4-bit weights [24, 16], with one scale per output channel."""
     proto = network(
         "(float[N, 3, 8, 8] x) => (float[N, 5] y)",
         "float[16, 3, 3, 3] w1, float[16] b1, float[12, 24] w3, float[5, 12] w4",
-        f"""a = Conv <pads = [1, 1, 1, 1]> (x, w1, b1) r = Relu (a) p = GlobalAveragePool (r) f = Flatten (p)
-        wd = DequantizeLinear <{attributes}> (wq, ws, wz) d = Gemm <transB = 1> (f, wd) e = Relu (d)
+        """a = Conv <pads = [1, 1, 1, 1]> (x, w1, b1) r = Relu (a) p = GlobalAveragePool (r) f = Flatten (p)
+        wd = DequantizeLinear <axis = 0> (wq, ws, wz) d = Gemm <transB = 1> (f, wd) e = Relu (d)
         g = Gemm <transB = 1> (e, w3) h = Relu (g) y = Gemm <transB = 1> (h, w4)""",
         21,
     )
     rng = np.random.default_rng(0)
-    sides = (24, 16 // block) if block else (24,)
-    for name, data in (("wq", rng.integers(-8, 8, (24, 16))), ("wz", rng.integers(-2, 3, sides))):
+    for name, data in (("wq", rng.integers(-8, 8, (24, 16))), ("wz", rng.integers(-2, 3, 24))):
         values = data.reshape(-1).tolist()
         proto.graph.initializer.append(helper.make_tensor(name, TensorProto.INT4, data.shape, values))
-    return given(proto, ws=rng.uniform(0.05, 0.15, sides).astype(np.float32))
+    return given(proto, ws=rng.uniform(0.05, 0.15, 24).astype(np.float32))
 
 
 def test_four_bits_per_channel(tmp_path: Path) -> None:
@@ -48,14 +46,6 @@ def test_four_bits_per_channel(tmp_path: Path) -> None:
     assert (done.shapes["ws"], done.shapes["wz"]) == ([out], [out])
     assert out < 24
     assert next(t.data_type for t in done.target.graph.initializer if t.name == "wq") == TensorProto.INT4
-
-
-def test_four_bits_in_blocks_stay_four_bits(tmp_path: Path) -> None:
-    """Whatever is removed, the weight is not written back as floats."""
-    done = compress(int4(4), tmp_path, keep=0.85)
-    assert next(t.data_type for t in done.target.graph.initializer if t.name == "wq") == TensorProto.INT4
-    assert "wd" not in done.shapes
-    assert done.result.after.params < done.result.before.params
 
 
 def integers() -> onnx.ModelProto:

@@ -40,6 +40,8 @@ def _same_answer(one: Answer | None, other: Answer | None) -> bool:
         and all(_same_kernels(x, y) for x, y in zip(a.mixes, b.mixes, strict=True))
         and len(one.held.uses) == len(other.held.uses)
         and all(_same_use(x, y) for x, y in zip(one.held.uses, other.held.uses, strict=True))
+        and len(a.reductions) == len(b.reductions)
+        and all(np.array_equal(x.labels, y.labels) for x, y in zip(a.reductions, b.reductions, strict=True))
         and a.gathers == b.gathers
     )
 
@@ -107,7 +109,7 @@ def united(edits: Sequence[Edit], held: Callable[[int], bool]) -> Edit | None:
     for other in others:
         if first.attributes != other.attributes or first.inputs.keys() != other.inputs.keys():
             return None
-        if first.outputs.keys() != other.outputs.keys():
+        if first.outputs.keys() != other.outputs.keys() or first.scales != other.scales:
             return None
         if not all(_same_change(change, other.inputs[k], held(k)) for k, change in first.inputs.items()):
             return None

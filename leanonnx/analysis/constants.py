@@ -6,6 +6,7 @@ followed back to what holds it, so that the file keeps its form.  What cannot be
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,9 +14,11 @@ import numpy as np
 import onnx
 
 from leanonnx.graph.model import SHAPE_OPS, Model, captured
+from leanonnx.graph.nodes import STANDARD
 from leanonnx.numeric.arrays import Array
 from leanonnx.numeric.labels import Labels, compact, projection, reshape, varied
 from leanonnx.rules.call import Edit, Effect, Entries, Kept, Rewrite
+from leanonnx.rules.table import COUNTED
 from leanonnx.runtime.observation import Observation
 
 ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Identity", "Cast")
@@ -55,13 +58,17 @@ class Constants:
     observation: Observation
 
     @cached_property
+    def sized(self) -> bool:
+        """Whether the sizes of all graph inputs are fixed."""
+        return all(d.HasField("dim_value") for v in self.model.inputs for d in v.type.tensor_type.shape.dim)
+
+    @cached_property
     def static(self) -> frozenset[str]:
         """Values computed from constants alone (with inputs of fixed size, from their shapes too)."""
-        fixed = all(d.HasField("dim_value") for v in self.model.inputs for d in v.type.tensor_type.shape.dim)
         known = set(self.model.holders)
         for node in self.model.proto.graph.node:
             reads = {n for n in [*node.input, *captured(node)] if n}
-            shaped = fixed and node.op_type in SHAPE_OPS
+            shaped = self.sized and node.op_type in SHAPE_OPS
             if reads and (shaped or reads <= known) and node.output[0] not in self.model.free:
                 known.update(node.output)
         return frozenset(known)
@@ -93,7 +100,7 @@ class Constants:
         if not any(varied(f) for f in factors) and name not in self.static:
             return Found(())
         behind = self._behind(self.model.producers[name], name, factors, inward)
-        if behind is None and name in self.static:
+        if behind is None and name in self.static and name not in self.model.overridable:
             return Found((Use(index, slot, name, factors, inward, self.observation.values[name]),))
         return behind
 
@@ -102,7 +109,7 @@ class Constants:
         node = self.model.proto.graph.node[producer]
         if node.op_type == "DequantizeLinear":
             return self._dequantised(producer, node, factors, inward)
-        if self.model.readers[name] != 1 or (name not in self.static and inward is not None):
+        if not self._read_alike(name) or (name not in self.static and inward is not None):
             return None
         if name not in self.static:
             return self._sized(producer, node, name, factors)
@@ -116,6 +123,22 @@ class Constants:
             turned = tuple(f.transpose(back) for f in factors)
             return self._follow(producer, 0, turned, None if inward is None else inward.transpose(back))
         return self._reshaped(producer, node, name, factors, inward) if node.op_type in RESHAPES else None
+
+    def _read_alike(self, name: str) -> bool:
+        """Whether a constant has one reader, or is a weight for all that read it."""
+        if self.model.readers[name] == 1 or name in self.model.overridable:
+            return self.model.readers[name] == 1
+        return all(_takes_weight(self.model, index, name) for index in self.model.consumers[name])
+
+    def torn(self, sliced: Collection[tuple[int, str]]) -> list[str]:
+        """Computed constants that only some of their readers slice; ``sliced`` holds nodes and what they slice.
+
+        Those behind a DequantizeLinear are none: they stay whole.
+        """
+        names = {name for _, name in sliced} & (self.static - self.model.origins.keys() - self.model.overridable)
+        nodes, made = self.model.proto.graph.node, self.model.producers
+        names = {name for name in names if nodes[made[name]].op_type != "DequantizeLinear"}
+        return sorted(n for n in names if not all((index, n) in sliced for index in self.model.consumers[n]))
 
     def _dequantised(
         self, producer: int, node: onnx.NodeProto, factors: tuple[Labels, ...], inward: Labels | None
@@ -201,6 +224,15 @@ class Constants:
         if name in self.model.origins:
             return self.model.shape_of(name)
         return self.observation.shapes[name]
+
+
+def _takes_weight(model: Model, index: int, name: str) -> bool:
+    """Whether a node reads a constant as the weight whose kernels count, and as nothing else."""
+    if index < 0:
+        return False
+    node = model.proto.graph.node[index]
+    slot = COUNTED.get(("" if node.domain in STANDARD else node.domain, node.op_type))
+    return [k for k, read in enumerate(node.input) if read == name] == [slot]
 
 
 def _lifted(labels: Labels, rank: int) -> tuple[int, ...]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from leanonnx.analysis.constants import Use
 from leanonnx.analysis.dag import ChannelDag
+from leanonnx.analysis.product_costs import Product, products
+from leanonnx.graph.formats import graphs
 from leanonnx.graph.model import Model
 from leanonnx.numeric.labels import Labels, Mask, varied
 from leanonnx.rules.call import Mix
 
+SHAPES_AND_TEXTS = ("int64", "bool", "object")
 UNITS = ("kernels", "macs", "params")
 Rate = Callable[[int, Mix], float]
 """What one kernel of a node costs, in the unit of a budget."""
@@ -83,11 +88,17 @@ class _Constant:
 
 @dataclass(frozen=True)
 class CostModel:
-    """Counts the cost of any keep set; layers in ``ignored`` (node indices) are not counted."""
+    """Counts the cost of any keep set; layers that are ignored are in none of its parts.
+
+    ``unfolded``: so many parameters more has the file, which is kept as it is where everything lives, than the network
+    whose computed weights are stored.
+    """
 
     mixes: tuple[Mix, ...]
     constants: tuple[_Constant, ...]
     unsliced: int
+    products: tuple[Product, ...] = ()
+    unfolded: int = 0
 
     def __call__(self, alive: Mask) -> Cost:
         """Cost when just these labels live [labels]."""
@@ -96,19 +107,25 @@ class CostModel:
             count = int((alive[mix.targets].sum(1) * alive[mix.sources].sum(1)).sum())
             kernels += count * mix.counted
             macs += count * mix.taps * mix.positions
-        return Cost(kernels, macs, self.unsliced + sum(constant.surviving(alive) for constant in self.constants))
+        macs += sum(product.surviving(alive) for product in self.products)
+        params = self.unsliced + sum(constant.surviving(alive) for constant in self.constants)
+        return Cost(kernels, macs, params + self.unfolded * bool(alive.all()))
 
 
 def cost_model(dag: ChannelDag, ignored: Collection[int] = ()) -> CostModel:
-    """The cost model of a channel DAG."""
+    """The cost model of a channel DAG; layers in ``ignored`` (node indices) are not counted."""
     uses: dict[str, dict[tuple[int, int], Use]] = {}
     for use in dag.uses:
         uses.setdefault(use.constant, {})[use.node, use.slot] = use
     sizes = _sizes(dag.model)
     counted = [name for name, places in sorted(uses.items()) if not all(node in ignored for node, _ in places)]
-    constants = tuple(_constant(dag, name, list(uses[name].values()), sizes.get(name, 0)) for name in counted)
-    unsliced = sum(n for name, n in sizes.items() if name not in uses)
-    return CostModel(tuple(mix for node, mix in dag.mixes if node not in ignored), constants, unsliced)
+    return CostModel(
+        mixes=tuple(mix for node, mix in dag.mixes if node not in ignored),
+        constants=tuple(_constant(dag, name, list(uses[name].values()), sizes.get(name, 0)) for name in counted),
+        unsliced=stored(dag.model) - sum(sizes.get(name, 0) for name in uses),
+        products=tuple(product for product in products(dag)[0] if product.node not in ignored),
+        unfolded=stored(dag.model.as_read) - stored(dag.model),
+    )
 
 
 def by_kernels(node: int, mix: Mix) -> float:
@@ -131,7 +148,22 @@ RATES: Mapping[str, Rate] = {"kernels": by_kernels, "macs": by_macs, "params": b
 
 def stored(model: Model) -> int:
     """Numbers that a model stores, but for shapes and indices."""
-    return sum(_sizes(model).values())
+    return sum(_sizes(model).values()) + sum(math.prod(t.dims) for t in _apart(model.proto) if _is_weight(t.data_type))
+
+
+def _apart(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Constants of subgraphs, and the values of sparse ones."""
+    for depth, graph in enumerate(graphs(proto.graph)):
+        yield from (sparse.values for sparse in graph.sparse_initializer)
+        constants = [a for node in graph.node if node.op_type == "Constant" for a in node.attribute]
+        yield from (a.sparse_tensor.values for a in constants if a.name == "sparse_value")
+        if depth:
+            yield from (*graph.initializer, *(a.t for a in constants if a.name == "value"))
+
+
+def _is_weight(kind: int) -> bool:
+    """Whether numbers of an element type are weights, not shapes, indices or texts."""
+    return onnx.helper.tensor_dtype_to_np_dtype(kind).name not in SHAPES_AND_TEXTS
 
 
 def _constant(dag: ChannelDag, name: str, uses: list[Use], size: int) -> _Constant:
@@ -146,6 +178,6 @@ def _sizes(model: Model) -> dict[str, int]:
     found = {}
     for name in model.holders:
         kind, size = model.constant_kind(name)
-        if kind not in ("int64", "bool", "object"):
+        if kind not in SHAPES_AND_TEXTS:
             found[name] = size
     return found

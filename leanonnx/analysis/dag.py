@@ -17,14 +17,15 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from leanonnx.analysis.agreement import alike, united
-from leanonnx.analysis.constants import Use
+from leanonnx.analysis.constants import Constants, Use
+from leanonnx.analysis.folding import folded, to_fold
 from leanonnx.analysis.runs import Run, gathered, same_run
 from leanonnx.analysis.trace import Trace
 from leanonnx.graph.model import Model, unneeded
 from leanonnx.graph.nodes import title
 from leanonnx.numeric.labels import Labels, Mask, Shape, compact, components, uniform, varied
 from leanonnx.rules import advice
-from leanonnx.rules.call import Edit, Kept, Link, Mix, Move, Pairs, Pin, Rewrite
+from leanonnx.rules.call import Edit, Kept, Link, Mix, Move, Pairs, Pin, Reduction, Rewrite
 from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.runtime.observation import Observation
 
@@ -40,8 +41,9 @@ class ChannelDag:
 
     ``classes[label]`` is the class of channels that live and die together; ``minted[label]`` the node that put the
     channel out (-1: a graph input).  ``labels`` and ``shapes`` are by tensor name, ``moves`` by output name;
-    ``gathers`` names outputs that a Gather always puts out in place of their operator.  ``further`` holds the same
-    channels as they lie at other sizes of the model's free axes.
+    ``gathers`` names outputs that a Gather always puts out in place of their operator; ``reductions`` are by node,
+    ``unruled`` are the nodes of operators without a rule.  ``further`` holds the same channels as they lie at other
+    sizes of the model's free axes.
     """
 
     model: Model
@@ -60,6 +62,8 @@ class ChannelDag:
     rewrites: dict[int, Rewrite]
     moves: dict[str, tuple[str, Move]]
     gathers: frozenset[str]
+    reductions: Mapping[int, tuple[Reduction, ...]]
+    unruled: frozenset[int] = frozenset()
     further: tuple[ChannelDag, ...] = ()
 
     @property
@@ -81,6 +85,18 @@ class ChannelDag:
     def links_of(self) -> Mapping[int, list[Link]]:
         """Fixed edges by node."""
         return _by_node(self.links)
+
+    @cached_property
+    def sums(self) -> tuple[tuple[int, Reduction, Link], ...]:
+        """Nodes that add up channels in one, with the fixed edges that lead there."""
+        return tuple(
+            (node, reduction, link)
+            for node, reductions in self.reductions.items()
+            for reduction in reductions
+            if reduction.target is not None
+            for link in self.links_of.get(node, [])
+            if np.array_equal(link.sources, np.unique(reduction.labels))
+        )
 
     @property
     def pinned(self) -> Mask:
@@ -110,7 +126,7 @@ def pinned(classes: NDArray[np.int64], pins: Iterable[Pin]) -> Mask:
 
 
 def analyse(model: Model, observation: Observation, rules: Rules = DEFAULT) -> ChannelDag:
-    """Build the channel DAG of a model.
+    """Build the channel DAG of a model; weights that it computes from constants are folded, see ``folding``.
 
     Where the ties of whole groups leave a grouped operator no choice at all (channel shuffles spread them), it is
     asked again with ties by position, and the DAG with more classes is taken.  Where axes of the inputs are free, the
@@ -123,6 +139,9 @@ def analyse(model: Model, observation: Observation, rules: Rules = DEFAULT) -> C
         rules: (domain, operator) → rule; operators without a rule pin what they touch.
     """
     dag = _steadied(model, observation, rules, frozenset())
+    values = to_fold(Constants(model, observation), dag.uses, dag.mixes)
+    if values:
+        return analyse(folded(model, values), observation, rules)
     stuck = frozenset(node for node, mix in dag.mixes if _is_stuck(mix, dag.classes))
     if not stuck:
         return dag
@@ -222,6 +241,8 @@ def _joined(traces: Sequence[Trace]) -> ChannelDag:
     """Join the answers of all sizes; tie what shared weights and non-rectangular layouts require."""
     ties = [pair for trace in traces for effect in trace.effects.values() for pair in effect.ties]
     ties += _shared_ties(traces[0].uses)
+    for trace in traces:
+        trace.pins += trace.read_whole()
     pins = list({(pin.tensor, pin.reason, pin.labels.tobytes()): pin for t in traces for pin in t.pins}.values())
     known = _known_classes(traces[0].count, ties, pins)
     moves = [_moves(trace) for trace in traces]
@@ -259,6 +280,8 @@ def _dag(
         rewrites=trace.rewrites | {k: effect.rewrite for k, effect in effects.items() if effect.rewrite is not None},
         moves=moves,
         gathers=frozenset(n for k, effect in effects.items() if effect.gathers for n in trace.outputs(k)),
+        unruled=frozenset(trace.unruled),
+        reductions={k: effect.reductions for k, effect in effects.items() if effect.reductions},
     )
 
 

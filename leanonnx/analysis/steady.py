@@ -4,7 +4,8 @@ The network is run on numbers and not-a-number: each tensor carries an array lai
 number of a steady channel, and NaN for all others.  Five families of operators pass numbers on; all others put out NaN.
 
 1. Pointwise operators (activations, joins, …) are run in onnxruntime, one node at a time, on the numbers.
-2. Movements, and pooling without a border, pass any number on.
+2. Movements, and pooling without a border, pass any number on; a mean over channels does where all hold the same,
+   those that are not alive zero.
 3. Operators that sum or sample with a border of zeros pass on zero alone; a Pad passes on the number that it fills in.
 4. Normalisations by fixed statistics are linear in each channel; a scale of zero makes a channel steady.
 5. Channel mixing: an output channel is steady where every kernel that reaches it is zero or reads a steady channel,
@@ -157,7 +158,7 @@ class _Run:
         if op not in MIXING or len(flows) != ALONE or not node.output[0]:
             return
         flow = flows[0]
-        bias = bias_of(node, flow.mix.targets.size, self.fixed)
+        bias = bias_of(node, flow.mix.targets.size, self.fixed, flow.mix.onto)
         if bias is None:
             return
         if len(node.input) > RESIDUAL and node.input[RESIDUAL]:
@@ -178,8 +179,7 @@ class _Run:
         nonzero = (weights != 0).any(axis=tuple(range(3, weights.ndim)))
         given = np.full(mix.sources.shape, np.nan)
         if op in MIXING:
-            axis = len(self.dag.shapes[node.input[0]]) - 1 if op == "MatMul" else 1
-            given = self._vector(node.input[0], axis, mix.sources.size).reshape(mix.sources.shape)
+            given = self._vector(node.input[1 - mix.slot], mix.axis, mix.sources.size).reshape(mix.sources.shape)
         even = op in ("Gemm", "MatMul") or (op in ("Conv", "FusedConv") and not is_padded(node))
         return Flow(index, mix, nonzero, given, even)
 
@@ -264,6 +264,8 @@ class _Run:
             return
         pairs = [(self.dag.labels[n], self._passed(node, op, n)) for n in names if n in self.dag.labels]
         labels, numbers = _by_label(pairs)
+        if index in self.dag.reductions:
+            numbers = np.where(self.alive[labels], numbers, 0.0)
         linked = [_followed(link, labels, numbers) for link in self.dag.links_of.get(index, [])]
         own = [] if constant else [(labels, numbers)]
         if op == "Pad":

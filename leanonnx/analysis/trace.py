@@ -6,18 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from leanonnx.analysis.constants import Constants, Found, Use
+from leanonnx.analysis.zeros import keeps_zero
 from leanonnx.graph.model import Model, captured
+from leanonnx.graph.nodes import title
 from leanonnx.numeric.labels import Labels, uniform
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, Pin, Rewrite, Unsupported, Value, pin_all
 from leanonnx.rules.table import COUNTED, Rules
 from leanonnx.rules.weights import with_whole_weight
 from leanonnx.runtime.observation import Observation
-
-MATRIX = 2
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class Trace:
     rewrites: dict[int, Rewrite] = field(default_factory=dict)
     pins: list[Pin] = field(default_factory=list)
     starts: list[Labels] = field(default_factory=list)
+    zeros: dict[str, bool] = field(default_factory=dict)
+    unruled: set[int] = field(default_factory=set)
+    slicing: dict[int, set[int]] = field(default_factory=dict)
+    """Nodes that slice a constant behind another node, by that other node."""
 
     def __post_init__(self) -> None:
         self.constants = Constants(self.model, self.observation)
@@ -72,17 +77,33 @@ class Trace:
     def ask(self, index: int, node: gs.Node, rules: Rules) -> Answer | None:
         """The answer of a node's rule; None where the node reads nothing that carries channels."""
         inner = [n for n in sorted(captured(self.model.proto.graph.node[index])) if n in self.labels]
-        if not inner and not any(tensor.name in self.labels for tensor in node.inputs):
-            return None
         call = self.call(index, node)
+        if (call.domain, call.op) not in rules:
+            self.unruled.add(index)
+        if not inner and not any(tensor.name in self.labels for tensor in node.inputs):
+            return self._unfed(call)
         before = self.count
         effect = _effect(call, rules, inner, self)
         held = self.constants.uses(index, effect)
         if held is not None:
             return Answer(effect, held)
         self.undo(before)
-        reason = f"{call.title} reads a constant that is computed from shapes at run time"
-        return Answer(pin_all(call, reason, advice.EXPORT), Found(()))
+        return Answer(refused(call, *self._uncut(call, effect)), Found(()))
+
+    def _unfed(self, call: Call) -> Answer | None:
+        """The answer of a node that reads nothing but noise or sizes: the kernels of its weight; None without any."""
+        if self.constants.static.issuperset(name for name in call.outputs if name):
+            return None
+        effect = _with_kernels(call, Effect(()))
+        return Answer(effect, Found(())) if effect.mixes else None
+
+    def _uncut(self, call: Call, effect: Effect) -> tuple[str, str]:
+        """Why a constant that is to be sliced cannot be, and what a user can do about it."""
+        names = [call.value(cut.slot).name for cut in effect.slices]
+        held = next((n for n in names if n in self.model.overridable and n not in self.model.origins), None)
+        if held is not None:
+            return f"{call.title} computes '{held}' from an initializer that a caller may override", advice.FREEZE
+        return f"{call.title} reads a constant that is computed from shapes at run time", advice.EXPORT
 
     def refuse(self, index: int, node: gs.Node, reason: str) -> Answer:
         """Pin what a node reads and puts out."""
@@ -95,11 +116,42 @@ class Trace:
         self.uses += answer.held.uses
         self.rewrites |= dict(answer.held.rewrites)
         self.effects[index] = effect
-        self.pins += effect.pins
+        self.pins += [replace(pin, advice=self._fitting(pin.advice)) for pin in effect.pins]
         self.starts += effect.starts
+        for use in answer.held.uses:
+            if use.node != index:
+                self.slicing.setdefault(use.node, set()).add(index)
+        node = self.model.proto.graph.node[index]
+        zero = keeps_zero(node, effect, self.labels, self.zeros, self.constants.fixed)
         for name, labels in zip(self.outputs(index), effect.outputs, strict=False):
             if name and name in self.model.free:
-                self.labels[name] = labels
+                self.labels[name], self.zeros[name] = labels, zero
+
+    def _fitting(self, text: str) -> str:
+        """An advice without what a model with fixed sizes has done already."""
+        return advice.FIXED.get(text, text) if self.constants.sized else text
+
+    def read_whole(self) -> list[Pin]:
+        """Pins of what is sliced behind a DequantizeLinear whose value another node reads as a whole."""
+        found = []
+        for index, slicing in self.slicing.items():
+            node = self.model.proto.graph.node[index]
+            reader = next((r for r in self._last_readers(node.output[0]) if r not in slicing), None)
+            if node.op_type == "DequantizeLinear" and reader is not None:
+                factors = [factor.reshape(-1) for use in self.uses if use.node == index for factor in use.factors]
+                reason = f"{title(self.model.proto.graph.node[reader])} reads all of '{node.output[0]}'"
+                what = self._fitting(advice.EXPORT)
+                found.append(Pin(np.unique(np.concatenate(factors)), node.output[0], reason, what))
+        return found
+
+    def _last_readers(self, name: str) -> list[int]:
+        """Nodes that read a value, or the last of a run of nodes that nothing else reads."""
+        nodes = self.model.proto.graph.node
+        found = [k for k, node in enumerate(nodes) if name in node.input or name in captured(node)]
+        return [
+            k if k in self.effects or len(more := self._last_readers(nodes[k].output[0])) != 1 else more[0]
+            for k in found
+        ]
 
     def outputs(self, index: int) -> list[str]:
         """Names of what a node puts out."""
@@ -120,25 +172,31 @@ class Trace:
             mint=self.minter(index),
             minted=lambda: self.count,
             by_position=index in self.by_position,
+            readers=tuple(self._operators_reading(tensor.name) for tensor in node.outputs),
         )
+
+    def _operators_reading(self, name: str) -> tuple[str, ...]:
+        """The operators that read a tensor, "" for the graph itself."""
+        nodes = self.model.proto.graph.node
+        return tuple("" if k < 0 else nodes[k].op_type for k in self.model.consumers.get(name, []))
 
     def _value(self, name: str) -> Value:
         model, observation = self.model, self.observation
         if name in model.origins:
             return Value(name, model.shape_of(name), None, lambda: model.constant(name), held=True)
         shape, labels = observation.shapes.get(name), self.labels.get(name)
-        quantised, blocked = _quantised(model, name)
-        held = quantised and not blocked
-        return Value(name, shape, labels, lambda: observation.values[name], held=held, blocked=blocked)
-
-
-def _quantised(model: Model, name: str) -> tuple[bool, bool]:
-    """Whether a value is a constant of the file behind a DequantizeLinear, and whether that works in blocks."""
-    producer = model.producers.get(name)
-    node = None if producer is None else model.proto.graph.node[producer]
-    if node is None or node.op_type != "DequantizeLinear" or node.input[0] not in model.origins:
-        return False, False
-    return True, any(a.name == "block_size" and a.i for a in node.attribute)
+        maker = model.producers.get(name)
+        node = onnx.NodeProto() if maker is None else model.proto.graph.node[maker]
+        return Value(
+            name,
+            shape,
+            labels,
+            lambda: observation.values[name],
+            held=name in self.constants.static,
+            maker=node.op_type,
+            source=observation.shapes.get(node.input[0]) if node.input else None,
+            keeps_zero=self.zeros.get(name, True),
+        )
 
 
 def _effect(call: Call, rules: Rules, inner: list[str], trace: Trace) -> Effect:
@@ -165,12 +223,19 @@ def _effect(call: Call, rules: Rules, inner: list[str], trace: Trace) -> Effect:
 
 def refused(call: Call, reason: str, advice: str) -> Effect:
     """Pins with a reason; the kernels of a weight count, though none of them can go."""
-    effect = pin_all(call, reason, advice)
-    slot = COUNTED.get((call.domain, call.op))
-    weight = call.value(slot) if slot is not None and call.has(slot) else None
-    if slot is None or weight is None or not (weight.held or weight.blocked) or len(call.shape(slot)) < MATRIX:
+    return _with_kernels(call, pin_all(call, reason, advice))
+
+
+def _with_kernels(call: Call, effect: Effect) -> Effect:
+    """The effect with the kernels of a weight that stays whole, on whatever side of a product it is."""
+    right = COUNTED.get((call.domain, call.op))
+    if right is None:
         return effect
-    return with_whole_weight(call, effect, slot)
+    slots = [right] if "Conv" in call.op else [right, 0]
+    held = next((slot for slot in slots if call.has(slot) and call.value(slot).held), None)
+    if held is None or (not call.shape(held)):
+        return effect
+    return with_whole_weight(call, effect, held)
 
 
 def _missing(call: Call) -> str:

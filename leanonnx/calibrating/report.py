@@ -19,8 +19,8 @@ READ = "block, multiple and grouped are read from onnxruntime's optimised graphs
 FOUND = "block and multiple are found by timing widths, grouped is taken to be multiple"
 
 
-def summary(found: Calibration, path: Path, used: bool) -> Row:
-    """The JSON object of ``leanonnx calibrate-device``; ``used``: the file is the one that ``--target auto`` reads."""
+def summary(found: Calibration, path: Path, usual: Path) -> Row:
+    """The JSON object of ``leanonnx calibrate-device``; ``usual`` is the file that ``--target auto`` reads."""
     entries = {
         key: {
             "measured": getattr(found.target, key),
@@ -34,7 +34,7 @@ def summary(found: Calibration, path: Path, used: bool) -> Row:
         "schema": SCHEMA,
         "target": found.target.name,
         "file": str(path),
-        "used": used,
+        "used_by_auto": path.resolve() == usual.resolve(),
         "provider": found.setting.provider,
         "threads": found.setting.threads,
         "onnxruntime": runtime_version(),
@@ -58,16 +58,10 @@ def tables(row: Row) -> RenderableType:
     threads = counted(row["threads"], "thread")
     head = f"{row['target']}: {row['provider']}, {threads}, {row['processor']}, onnxruntime {row['onnxruntime']}"
     steps = Text(READ if row["steps"] == "read" else FOUND, style="dim")
-    end = Text(f"Stored in {row['file']} after {row['seconds']:.0f} s; {_use(row)}.")
+    asked = f"for --target auto to use it, set LEANONNX_TARGETS={Path(row['file']).absolute()}"
+    use = "--target auto uses it from now on" if row["used_by_auto"] else asked
+    end = Text(f"Stored in {row['file']} after {row['seconds']:.0f} s; {use}.")
     return Group(Text(head, style="bold"), *warned(row), _entries(row), steps, Text(""), *_checks(row), Text(""), end)
-
-
-def _use(row: Row) -> str:
-    """Where the table is used from now on."""
-    if not row["used"]:
-        return f"--target auto does not read this file: to use it, set LEANONNX_TARGETS={Path(row['file']).absolute()}"
-    provider = "" if row["provider"] == "cpu" else f" with --provider {row['provider']}"
-    return f"--target auto uses it from now on{provider}"
 
 
 def _entries(row: Row) -> Table:

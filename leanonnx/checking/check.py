@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from leanonnx.checking import verdicts
 from leanonnx.checking.gates import (
     AGREEMENT,
     ASKED,
+    BATCHES,
     DENORMALS,
     DEVIATION,
     GATES,
@@ -38,15 +40,18 @@ from leanonnx.checking.gates import (
     Limit,
 )
 from leanonnx.checking.interface import interface_changes
+from leanonnx.checking.sizes import ROWS, Inputs, at_sizes, batch_places, fitted
+from leanonnx.checking.telling import untold
 from leanonnx.checking.verdicts import FAILED, PASSED, SKIPPED, Verdict, status_of
 from leanonnx.compressing.report import fidelity
 from leanonnx.data.samples import Data, ImageFormat, batch_size, made_data, open_data, runnable
-from leanonnx.errors import ModelError, OptionError, ProviderMissing
+from leanonnx.errors import LeanOnnxError, ModelError, OptionError, ProviderMissing
 from leanonnx.graph.formats import Kinds, fed_in_float32, stand_in
 from leanonnx.graph.model import Model, load, tensors
 from leanonnx.numeric.arrays import Array
-from leanonnx.proof.deviation import Fidelity, compare
+from leanonnx.proof.deviation import Axes, Fidelity, compare
 from leanonnx.proof.proof import KINDS, MANY_NODES
+from leanonnx.proof.slices import channel_axes
 from leanonnx.runtime.observation import Observation, check_shapes, observe, random_feed
 from leanonnx.runtime.sessions import Feed, RunFailed, run
 from leanonnx.system.clock import Clock, Progress, quiet
@@ -56,6 +61,8 @@ DRAWS = 4
 """Random samples of each kind of numbers."""
 TRIES = 3
 """How often a comparison is made at most, where it is too noisy to tell anything."""
+PLAIN_RANK = 2
+"""Axes of an output up to which the last is that of the channels."""
 STAY_DENORMAL = (onnx.TensorProto.FLOAT, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 """Types whose denormal numbers are denormal where they are computed with; those of float16 are not, in float32."""
 FRACTION_BITS = {2: 7, 4: 23, 8: 52}
@@ -89,6 +96,7 @@ class Checked:
         verdicts: one for each gate that is always checked or was asked for.
         notes: changes that break nobody, and what makes numbers doubtful.
         fidelities: how far NEW is from BASE, by what the inputs were.
+        further: the same at further sizes.
         cases: the measurements of latency.
         seconds: by stage.
     """
@@ -96,6 +104,7 @@ class Checked:
     verdicts: tuple[Verdict, ...]
     notes: tuple[str, ...]
     fidelities: Mapping[str, Fidelity]
+    further: Mapping[str, Fidelity]
     cases: tuple[benchmark.Case, ...]
     seconds: Mapping[str, float]
 
@@ -107,13 +116,23 @@ class Checked:
 
 @dataclass(frozen=True)
 class _Pair:
-    """Both models, with what a run of BASE showed, and inputs for both by what they are."""
+    """Both models, with what runs of BASE showed, inputs for both by what they are, and more at further sizes."""
 
     base: Model
     new: Model
     observation: Observation
     inputs: Mapping[str, Data]
     sizes: benchmark.Sizes
+    more: Inputs
+
+
+@dataclass(frozen=True)
+class _Values:
+    """Verdicts on what NEW computes, and how far that is from BASE's at the first size and at further ones."""
+
+    verdicts: Sequence[Verdict]
+    fidelities: Mapping[str, Fidelity] = field(default_factory=dict)
+    further: Mapping[str, Fidelity] = field(default_factory=dict)
 
 
 def check(base_path: Path, new_path: Path, request: Request, progress: Progress = quiet) -> Checked:
@@ -142,15 +161,15 @@ def check(base_path: Path, new_path: Path, request: Request, progress: Progress 
     with clock.stage("observe"):
         pair = _paired(base, new, request)
     with clock.stage("compare"):
-        values, fidelities = _values(pair, request.limits)
-    if any(verdict.gate == RUNS and verdict.status == FAILED for verdict in values):
-        return _told(request, clock, found + values, "NEW does not run", changes.notes)
+        values = _values(pair, request.limits)
+    if any(verdict.gate == RUNS and verdict.status == FAILED for verdict in values.verdicts):
+        return _told(request, clock, [*found, *values.verdicts], "NEW does not run", changes.notes)
     with clock.stage("analyse"):
         costs = _counts(request.limits, {MACS: lambda: (_macs(new, pair.sizes), _macs(base, pair.sizes))})
     with clock.stage("measure"):
         latency, cases = _latency(pair, request, progress)
-    notes = [*changes.notes, *_remarks(request, fidelities, cases)]
-    return _told(request, clock, found + values + costs + latency, "", notes, fidelities, cases)
+    notes = [*changes.notes, *_remarks(request, values.fidelities, cases)]
+    return _told(request, clock, [*found, *values.verdicts, *costs, *latency], "", notes, values, cases)
 
 
 def _told(
@@ -159,14 +178,15 @@ def _told(
     found: Sequence[Verdict],
     reason: str,
     notes: Sequence[str] = (),
-    fidelities: Mapping[str, Fidelity] | None = None,
+    values: _Values | None = None,
     cases: tuple[benchmark.Case, ...] = (),
 ) -> Checked:
     """Verdicts on all gates that are to be checked; those without one are skipped for the reason given."""
     by_name = {verdict.gate: verdict for verdict in found}
     wanted = [name for name in GATES if name not in ASKED or name in request.limits]
     ordered = tuple(by_name.get(name, Verdict(name, SKIPPED, reason)) for name in wanted)
-    return Checked(ordered, tuple(notes), fidelities or {}, cases, clock.seconds)
+    first, further = (values.fidelities, values.further) if values else ({}, {})
+    return Checked(ordered, tuple(notes), first, further, cases, clock.seconds)
 
 
 def _loaded(path: Path, libraries: tuple[Path, ...]) -> Model | str:
@@ -217,16 +237,29 @@ def denormal_weights(model: Model) -> dict[str, int]:
 
 def _paired(base: Model, new: Model, request: Request) -> _Pair:
     """Both models with inputs: real ones, or ``DRAWS`` random samples of each kind that the proof uses."""
-    observation = observe(base, request.timed.shapes)
+    observation, seed = observe(base, request.timed.shapes), request.timed.seed
     sizes = {value.name: observation.shapes[value.name] for value in base.inputs}
     if request.data is None:
         if request.images != ImageFormat():
             raise OptionError("--mean, --std, --scale, --layout and --size go with --data; leave them out")
-        return _Pair(base, new, observation, drawn(base, sizes, request.timed.seed), sizes)
+        samples = [random_feed(base, sizes, seed + k) for k in range(ROWS)]
+        more = Inputs("random normal inputs", samples, lambda at, k: random_feed(base, at, seed + k))
+        return _Pair(base, new, observation, drawn(base, sizes, seed), sizes, more)
     data = runnable(open_data(request.data, base, observation.shapes, request.images), base)
+    samples = list(islice(data.feeds(1), ROWS))
+    samples = [each for each in samples if shapes_of(each) == shapes_of(samples[0])]
+    if shapes_of(samples[0]) != sizes:
+        observation = observe(base, shapes_of(samples[0]))
     if not request.timed.shapes:
-        sizes = {name: value.shape for name, value in next(data.feeds(1)).items()}
-    return _Pair(base, new, observation, {str(request.data): data}, sizes)
+        sizes = shapes_of(samples[0])
+    places = batch_places(base)
+    more = Inputs(str(request.data), samples, lambda at, k: fitted(samples, at, places, k))
+    return _Pair(base, new, observation, {str(request.data): data}, sizes, more)
+
+
+def shapes_of(feed: Feed) -> benchmark.Sizes:
+    """The shape of each input."""
+    return {name: value.shape for name, value in feed.items()}
 
 
 def drawn(model: Model, sizes: benchmark.Sizes, seed: int) -> dict[str, Data]:
@@ -238,7 +271,7 @@ def drawn(model: Model, sizes: benchmark.Sizes, seed: int) -> dict[str, Data]:
     return found
 
 
-def _values(pair: _Pair, limits: Mapping[str, Limit]) -> tuple[list[Verdict], Mapping[str, Fidelity]]:
+def _values(pair: _Pair, limits: Mapping[str, Limit]) -> _Values:
     """Verdicts on what NEW computes, and how far that is from what BASE computes."""
     base, new, replaced = pair.base, pair.new, pair.observation.replaced
     data = next(iter(pair.inputs.values()))
@@ -247,25 +280,43 @@ def _values(pair: _Pair, limits: Mapping[str, Limit]) -> tuple[list[Verdict], Ma
         steady = _same_twice(base, feed, replaced)
     except RunFailed as error:
         raise ModelError(f"{base.path}: onnxruntime cannot run the model: {error}; give other inputs") from error
+    axes = _known_axes(pair)
     try:
         again = _same_twice(new, feed, replaced)
         found = {
-            name: compare(base, base.path, [new.path], each, batch_size(each), replaced)[0]
+            name: compare(base, base.path, [new.path], each, batch_size(each), replaced, axes)[0]
             for name, each in pair.inputs.items()
         }
+        sized = at_sizes(base, new, pair.observation.sizes, pair.more, found[pair.more.name], axes, replaced)
     except RunFailed as error:
-        return [Verdict(RUNS, FAILED, str(error))], {}
-    judged = [Verdict(RUNS, PASSED), verdicts.finite(found), verdicts.repeatable(steady, again)]
+        return _Values([Verdict(RUNS, FAILED, str(error))])
+    if sized.fault:
+        return _Values([Verdict(RUNS, FAILED, sized.fault)])
+    every = {**found, **sized.fidelities}
+    batches = sized.batches if again else Verdict(BATCHES, SKIPPED, "NEW does not put out the same bytes twice")
+    judged = [Verdict(RUNS, PASSED), batches, verdicts.finite(every), verdicts.repeatable(steady, again)]
+    same = untold(base, every.values())
     if DEVIATION in limits:
-        judged.append(verdicts.deviation(limits[DEVIATION], found))
+        judged.append(verdicts.deviation(limits[DEVIATION], every, same))
     if AGREEMENT in limits:
-        agreed = verdicts.agreement(limits[AGREEMENT], found)
+        agreed = verdicts.agreement(limits[AGREEMENT], found, same)
         if agreed is None:
             raise OptionError(
                 f"--{AGREEMENT}: no output of {base.path} holds classes or whole numbers; use --{DEVIATION}"
             )
         judged.append(agreed)
-    return judged, found
+    return _Values(judged, found, sized.fidelities)
+
+
+def _known_axes(pair: _Pair) -> Axes:
+    """The axes of the outputs that channel labels tell apart, where their ranks do not tell the channels."""
+    names = [value.name for value in pair.base.proto.graph.output]
+    if all(len(pair.observation.shapes.get(name, ())) <= PLAIN_RANK for name in names):
+        return {}
+    try:
+        return channel_axes(analyse(pair.base, pair.observation))
+    except LeanOnnxError:
+        return {}
 
 
 def _same_twice(model: Model, feed: Feed, replaced: Kinds) -> bool:

@@ -42,18 +42,19 @@ BYTES = {
     **{f"{name}ib": 2.0**power for name, power in (("k", 10), ("m", 20), ("g", 30))},
 }
 COUNT = "a number such as 2.5M, or a multiple of BASE's such as 0.5x"
-VALID, INTERFACE, RUNS, FINITE = "valid", "interface", "runs", "finite"
+VALID, INTERFACE, RUNS, BATCHES, FINITE = "valid", "interface", "runs", "batches", "finite"
 DETERMINISTIC, DENORMALS = "deterministic", "denormals"
 DEVIATION, AGREEMENT, SPEEDUP, LATENCY_MS = "max-deviation", "min-agreement", "min-speedup", "max-latency-ms"
 SIZE, PARAMS, MACS = "max-bytes", "max-params", "max-macs"
 GATES = {
     VALID: Gate("the ONNX checker accepts the file"),
     INTERFACE: Gate("takes what BASE takes, and puts out what BASE puts out"),
-    RUNS: Gate("onnxruntime runs it on every input that BASE runs on"),
+    RUNS: Gate("onnxruntime runs it on every input, and at every size, that BASE runs on"),
+    BATCHES: Gate("a batch gives what its samples give one by one, where BASE's does"),
     FINITE: Gate("no NaN and no infinity where BASE puts out numbers"),
     DETERMINISTIC: Gate("two runs on one input put out the same bytes"),
     DENORMALS: Gate("no more denormal weights than BASE has; they slow kernels down"),
-    DEVIATION: Gate("‖difference‖ / ‖BASE's output‖ of the worst output", "0.01"),
+    DEVIATION: Gate("‖difference‖ / ‖BASE's‖ of the worst channel of the worst output", "0.01"),
     AGREEMENT: Gate(
         "share of equal decisions of the worst output", "0.99", "a share from 0 to 1", least=True, highest=1.0
     ),

@@ -48,6 +48,7 @@ def summary(base: str, new: str, request: Request, found: Checked) -> Row:
         "notes": list(found.notes),
         "seed": request.timed.seed,
         "deviation": [{"inputs": name, **fidelity(one)} for name, one in found.fidelities.items()],
+        "sizes": [{"inputs": name, **fidelity(one)} for name, one in found.further.items()],
         "latency": {
             "provider": request.timed.setting.provider,
             "fixed": bench_report.fixed(request.timed),
@@ -70,7 +71,8 @@ def tables(row: Row) -> RenderableType:
         table.add_row(Text(gate["status"], STYLES[gate["status"]]), gate["gate"], *numbers, Text(_said(gate)))
     notes = [Text(f"Note: {text}") for text in row["notes"]]
     inputs = ", ".join(f"{one['inputs']} ({counted(one['samples'], 'sample')})" for one in row["deviation"])
-    compared = [Text(f"Compared on {inputs}, seed {row['seed']}", style="dim")] if inputs else []
+    sizes = f", and at {counted(len(row['sizes']), 'further size')}" if row["sizes"] else ""
+    compared = [Text(f"Compared on {inputs}{sizes}, seed {row['seed']}", style="dim")] if inputs else []
     head = Text(f"{row['base']} → {row['new']}", style="bold")
     last = Text("PASSED" if row["passed"] else "FAILED", STYLES[PASSED if row["passed"] else FAILED])
     return Group(head, table, *notes, *compared, Text.assemble(last, f": {verdict_words(row)}"))

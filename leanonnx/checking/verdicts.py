@@ -15,7 +15,8 @@ from typing import Literal
 
 from leanonnx.benchmarking.benchmark import Case
 from leanonnx.checking.gates import AGREEMENT, DETERMINISTIC, DEVIATION, FINITE, LATENCY_MS, SPEEDUP, Limit
-from leanonnx.proof.deviation import Deviation, Fidelity
+from leanonnx.proof.deviation import Fidelity
+from leanonnx.proof.tally import Deviation
 from leanonnx.runtime.timing import Comparison, Timing
 from leanonnx.words import counted
 
@@ -71,24 +72,44 @@ def repeatable(base: bool, new: bool) -> Verdict:
     return Verdict(DETERMINISTIC, status_of(new), "" if new else "two runs on the same input put out different bytes")
 
 
-def deviation(limit: Limit, found: Mapping[str, Fidelity]) -> Verdict:
-    """Relative L2 error of the worst output, by what the inputs were."""
+def deviation(limit: Limit, found: Mapping[str, Fidelity], untold: Mapping[str, str]) -> Verdict:
+    """Relative L2 error of the worst channel of the worst output, by what the inputs were.
+
+    ``untold`` names outputs that tell nothing, and why; there the gate fails, since NEW may be anything.
+    """
     silent = set.intersection(*({one.output for one in fidelity.outputs if one.silent} for fidelity in found.values()))
     if silent:
         text = f"BASE puts out NaN or infinity alone in '{min(silent)}': nothing can be told of it; give other --data"
         return Verdict(DEVIATION, FAILED, text, None, limit.number)
-    source, worst = max(_outputs(found), key=lambda pair: pair[1].relative_l2)
-    passed = worst.relative_l2 <= limit.number
-    infinite = ": NaN or infinite, of another shape, or not zero as BASE's is"
-    text = f"'{worst.output}' on {source}" + ("" if math.isfinite(worst.relative_l2) else infinite)
-    return Verdict(DEVIATION, status_of(passed), text, worst.relative_l2, limit.number)
+    if untold:
+        return Verdict(DEVIATION, FAILED, nothing_told(untold), None, limit.number)
+    source, worst = max(_outputs(found), key=lambda pair: pair[1].worst)
+    text = f"'{worst.output}' on {source}"
+    if not math.isfinite(worst.worst):
+        text += ": NaN or infinite, of another shape, or not zero as BASE's is"
+    elif worst.channels and worst.worst > worst.relative_l2:
+        text += f", no. {worst.channels.index} along axis {worst.channels.axis}; the whole {worst.relative_l2:.4g}"
+    return Verdict(DEVIATION, status_of(worst.worst <= limit.number), text, worst.worst, limit.number)
 
 
-def agreement(limit: Limit, found: Mapping[str, Fidelity]) -> Verdict | None:
-    """Share of equal decisions of the worst output; None if none of them decides anything."""
-    shares = [(one.top1, source, one.output) for source, one in _outputs(found) if one.top1 is not None]
-    if not shares:
+def nothing_told(untold: Mapping[str, str]) -> str:
+    """Outputs that tell nothing, in words."""
+    names = ", ".join(f"'{name}' is {reason}" for name, reason in untold.items())
+    return f"the comparison tells nothing: in BASE {names}; give inputs that change it with --data"
+
+
+def agreement(limit: Limit, found: Mapping[str, Fidelity], untold: Mapping[str, str]) -> Verdict | None:
+    """Share of equal decisions of the worst output; None if none of them decides anything.
+
+    Decisions that are the same whatever the input, which ``untold`` names, do not count.
+    """
+    every = [(one.top1, source, one.output) for source, one in _outputs(found) if one.top1 is not None]
+    if not every:
         return None
+    shares = [each for each in every if each[2] not in untold]
+    if not shares:
+        same = {output: untold[output] for _, _, output in every}
+        return Verdict(AGREEMENT, FAILED, nothing_told(same), None, limit.number)
     worst, source, output = min(shares)
     text = f"'{output}' on {source}, {found[source].samples} samples"
     return Verdict(AGREEMENT, status_of(worst >= limit.number), text, worst, limit.number)

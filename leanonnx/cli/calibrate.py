@@ -19,19 +19,16 @@ def calibrate_device(
     threads: Annotated[int, typer.Option(min=0, help="Threads within an operator; 0 is all physical cores.")] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            show_default=False,
-            help="Store the table in this file, next to others in it; compress reads it if LEANONNX_TARGETS names it.",
-        ),
+        typer.Option(metavar="FILE", show_default=False, help="Where to store the table, next to others in it."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure which widths this machine runs at full speed and what work costs on it, and store that as a target.
 
     Takes about half a minute on a CPU. The table is stored in $LEANONNX_TARGETS, or else leanonnx/targets.toml in the
-    user's configuration folder; compress uses it from there where --target is auto or names it. Exit codes:
-    0 stored, 2 wrong option (a provider that is not there included), 3 a bug.
+    user's configuration folder; compress uses it from then on where --target is auto or names it. A file given with
+    --out is used where $LEANONNX_TARGETS names it. Exit codes: 0 stored, 2 wrong option (a provider that is not there
+    included), 3 a bug.
     """
     with exit_codes() as results:
         path = out or targets_file()
@@ -39,5 +36,5 @@ def calibrate_device(
         with progress() as listener:
             found = calibrate.calibrate(Setting(provider, threads), listener)
         calibrate.store(found.target, path)
-        row = calibration_report.summary(found, path, used=path.resolve() == targets_file().resolve())
+        row = calibration_report.summary(found, path, targets_file())
         show_json(row, results) if as_json else show(calibration_report.tables(row), results)

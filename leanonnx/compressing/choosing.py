@@ -116,6 +116,7 @@ def _request(dag: ChannelDag, options: Options, target: Target) -> Request:
         options.best_effort,
         _alignment(options, target),
         rate=by_time(dag, target) if options.budget.unit == LATENCY else None,
+        mended=options.recovers,
     )
 
 

@@ -176,7 +176,7 @@ def _unread_operands(dag: ChannelDag, node: onnx.NodeProto, alive: Mask) -> set[
 def _bias_place(dag: ChannelDag, flow: Flow) -> Place | None:
     """Where the bias of a mixing node stands or can be put; None where it cannot take anything up."""
     node, model = dag.model.proto.graph.node[flow.node], dag.model
-    if standard(node) not in FOLDING or not flow.even:
+    if standard(node) not in FOLDING or not flow.even or (node.op_type == "Gemm" and flow.mix.onto != -1):
         return None
     if flow.mix.kernels().dtype not in FINE:
         return None

@@ -12,7 +12,20 @@ from rich.text import Text
 
 from leanonnx.analysis.cost import UNITS, cost_model
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.compressing.report import MEANING, SCHEMA, Row, input_sizes, layer_table, layers, pin_table, pins
+from leanonnx.compressing.remarks import folded, uncounted
+from leanonnx.compressing.report import (
+    MEANING,
+    SCHEMA,
+    Row,
+    input_sizes,
+    layer_table,
+    layers,
+    pin_table,
+    pins,
+    product_rows,
+    product_table,
+    uncounted_nodes,
+)
 from leanonnx.errors import OptionError
 from leanonnx.numeric.labels import Mask, projection, varied
 from leanonnx.words import counted
@@ -29,6 +42,9 @@ def overview(dag: ChannelDag) -> Row:
         "channels": _channel_counts(dag),
         "inputs": input_sizes(dag),
         "layers": layers(dag, everything),
+        "products": product_rows(dag, everything),
+        "folded": list(dag.model.folded),
+        "uncounted": uncounted_nodes(dag),
         "ties": ties(dag),
         "pins": pins(dag, everything),
     }
@@ -115,11 +131,14 @@ def overview_tables(row: Row, source: str) -> RenderableType:
     note = Text(
         f"{channels['classes']} independent channels, {channels['pinned']} of them pinned; inputs {row['inputs']}"
     )
+    notes = [Text(line) for line in folded(row["folded"]) + uncounted(row["uncounted"])]
     return Group(
         Text(source, style="bold"),
         table,
         note,
+        *notes,
         layer_table(row["layers"]),
+        *product_table(row["products"]),
         _tie_table(row["ties"]),
         pin_table(row["pins"]),
     )

@@ -17,7 +17,7 @@ from leanonnx.analysis.naming import ignored_pin, named_nodes, named_pin, named_
 from leanonnx.compressing.exact import Contributing, contributing, exact_patch
 from leanonnx.graph.tidy import Tidied, tidy
 from leanonnx.numeric.labels import Mask
-from leanonnx.proof.proof import behind_decisions
+from leanonnx.proof.decisions import behind_decisions
 from leanonnx.rules.call import Pin
 from leanonnx.rules.table import Rules
 from leanonnx.runtime.observation import Shapes, observe

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from leanonnx.compressing.workshop import Workshop
 from leanonnx.data.samples import Data
-from leanonnx.graph.model import Model, overridden
+from leanonnx.graph.model import Model, constant_bytes, overridden
 from leanonnx.recovery.draft import ENOUGH, Recovery
 from leanonnx.selection.search import Trial
 from leanonnx.selection.selector import LATENCY
+from leanonnx.words import counted
 
 
 def not_faster(trial: Trial) -> str:
@@ -31,6 +32,17 @@ def hints(model: Model) -> tuple[str, ...]:
     )
 
 
+def folding_warnings(model: Model) -> list[str]:
+    """What is to be said of weights whose values take more room than what they are computed from."""
+    before, after = constant_bytes(model.as_read.proto), constant_bytes(model.proto)
+    if after <= before:
+        return []
+    return [
+        f"the values of {counted(len(model.folded), 'weight')} that the file computes from constants are stored, which "
+        f"takes {after - before} bytes more than what they are computed from, before anything is removed"
+    ]
+
+
 def calibration_warnings(data: Data | None, recovery: Recovery | None) -> list[str]:
     """What is to be said of the calibration data and of what they were good for."""
     if data is None or recovery is None:
@@ -40,11 +52,19 @@ def calibration_warnings(data: Data | None, recovery: Recovery | None) -> list[s
         found.append(f"only {data.count} calibration samples: accuracy grows up to about 1000; give at least {ENOUGH}")
     used = recovery.samples + recovery.held_out
     if recovery.recovered and used < data.count:
-        found.append(f"recovery used {used} of the {data.count} samples: the activations of more do not fit into memory")
+        found.append(
+            f"recovery used {used} of the {data.count} samples: the activations of more do not fit into memory"
+        )
     if not recovery.held_out:
         found.append("too few calibration samples to hold any out: the deviation is that on samples used to recover")
     if recovery.recovered and not recovery.kept:
         found.append("recovery did not lower the deviation on held-out samples and was left out")
+    vacuous = [f"'{one.output}' is {one.vacuous}" for one in recovery.final.outputs if one.vacuous]
+    if vacuous:
+        found.append(
+            f"the deviation tells nothing of what the original puts out the same way on all samples compared: "
+            f"{', '.join(vacuous)}; give samples on which it changes"
+        )
     if recovery.final.unused:
         found.append(recovery.final.unused)
     return found
@@ -68,6 +88,8 @@ def warnings(trial: Trial, workshop: Workshop) -> tuple[str, ...]:
         )
     if workshop.unchanged and (budget.fraction < 1 or options.exact):
         found.append("nothing could be removed: the output equals the input")
+    if not workshop.unchanged:
+        found += folding_warnings(workshop.model)
     if not workshop.clean:
         found.append("the clean-up of the graph could not be proven and was left out; please report it")
     return tuple(found)

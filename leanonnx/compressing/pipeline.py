@@ -13,7 +13,7 @@ from leanonnx.compressing.choosing import found
 from leanonnx.compressing.minimal import minimise
 from leanonnx.compressing.notes import calibration_warnings, hints, warnings
 from leanonnx.compressing.options import Options
-from leanonnx.compressing.refitting import check_weights_wanted, refitted, stored_weights, weights_files
+from leanonnx.compressing.refitting import Refit, check_weights_wanted, refitted, stored_weights, weights_files
 from leanonnx.compressing.workshop import Workshop
 from leanonnx.data.files import sample_files
 from leanonnx.data.samples import Data, open_data, runnable
@@ -28,6 +28,7 @@ from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.runtime.observation import Shapes, observe
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.timing import Comparison
+from leanonnx.selection.search import Trial
 from leanonnx.surgery.plan import Plan, confirm, make_plan
 from leanonnx.system.clock import Clock, Progress, quiet
 from leanonnx.system.outputs import check_apart, check_writable, publish, temporary_beside, written_size
@@ -40,7 +41,8 @@ class Result:
 
     ``tidied`` counts what was cleaned up in the graph; ``exact`` says what contributed nothing, where that was asked;
     ``recovery`` what real inputs told, where they were given; ``blind`` how weights were changed without any;
-    ``restored`` the file that weights were taken from, as a plan recorded.
+    ``restored`` the file that weights were taken from, as a plan recorded; ``folded`` names the weights that the file
+    computes from constants and the result stores.
     """
 
     dag: ChannelDag
@@ -59,6 +61,7 @@ class Result:
     exact: Mapping[str, Any] | None
     recovery: Recovery | None
     blind: BlindRecovery | None
+    folded: tuple[str, ...] = ()
     restored: Path | None = None
 
 
@@ -129,31 +132,12 @@ def compress(
         workshop = Workshop(dag, least, options, folder / out.name, clock)
         trial = found(workshop, data)
         selection = trial.selection
-        proof = workshop.proven(selection.alive)
+        proof = workshop.proven(selection.alive, data)
         refit = refitted(workshop, selection.alive, data, stored, plan_weights)
         plan = make_plan(least.dag if least else dag, selection.alive, options.record(), __version__, refit.recipe)
         if least and options.plan:
             confirm(least.dag, plan, options.plan)
-        after = replace(selection.after, params=workshop.params) if least else selection.after
-        result = Result(
-            dag=least.dag if least else dag,
-            alive=selection.alive,
-            plan=plan,
-            before=selection.before,
-            after=after,
-            bytes=(model.size, written_size(workshop.draft)),
-            proof=proof,
-            latency=trial.comparison,
-            setting=options.setting.resolved,
-            warnings=(*warnings(trial, workshop), *refit.warnings, *calibration_warnings(data, refit.recovery)),
-            hints=hints(model),
-            seconds=clock.seconds,
-            tidied=workshop.tidied,
-            exact=least.row() if least else None,
-            recovery=refit.recovery,
-            blind=refit.blind,
-            restored=refit.restored,
-        )
+        result = _result(workshop, trial, plan, proof, refit, data)
         others = dict(refit.files)
         if plan_out is not None:
             others[plan_out] = plan.text(plan_out.parent).encode()
@@ -162,6 +146,33 @@ def compress(
                 others[page.path] = page.text(result, workshop.draft, data).encode()
         publish(workshop.draft, out, others)
     return result
+
+
+def _result(workshop: Workshop, trial: Trial, plan: Plan, proof: Proof, refit: Refit, data: Data | None) -> Result:
+    """Put together what came of the stages."""
+    options, least, selection = workshop.options, workshop.least, trial.selection
+    model = workshop.dag.model
+    changed = least is not None or refit.changed
+    return Result(
+        dag=least.dag if least else workshop.dag,
+        alive=selection.alive,
+        plan=plan,
+        before=selection.before,
+        after=replace(selection.after, params=workshop.stored()) if changed else selection.after,
+        bytes=(model.size, written_size(workshop.draft)),
+        proof=proof,
+        latency=trial.comparison,
+        setting=options.setting.resolved,
+        warnings=(*warnings(trial, workshop), *refit.warnings, *calibration_warnings(data, refit.recovery)),
+        hints=hints(model),
+        seconds=workshop.clock.seconds,
+        tidied=workshop.tidied,
+        exact=least.row() if least else None,
+        recovery=refit.recovery,
+        blind=refit.blind,
+        folded=() if workshop.unchanged else workshop.model.folded,
+        restored=refit.restored,
+    )
 
 
 def as_planned(options: Options) -> Options:

@@ -39,6 +39,12 @@ class Refit:
     files: Mapping[Path, bytes]
     warnings: tuple[str, ...]
 
+    @property
+    def changed(self) -> bool:
+        """Whether weights of the draft may be others than those that were proven."""
+        kept = self.recovery is not None and self.recovery.kept
+        return kept or self.blind is not None or self.restored is not None
+
 
 def weights_files(options: Options) -> tuple[Path, ...]:
     """The file of the weights that a plan comes with, where these are to be put in."""

@@ -17,6 +17,8 @@ NODES = {
 """What is cleaned up in a graph, and why."""
 BLIND = {"constants": "constant", "means": "by the mean", "merged": "merged into others"}
 """How removed channels are made up for without data."""
+NAMED = 5
+"""Operators that a line names."""
 Row = dict[str, Any]
 
 
@@ -24,7 +26,7 @@ def remarks(row: Row) -> list[str]:
     """Lines on a compression, from its JSON object."""
     restored = row["weights_from"]
     lines = [f"Weights put in as they were when the plan was made, from {restored}"] if restored else []
-    return _gone(row) + _made_up_for(row["blind"]) + lines
+    return _gone(row) + folded(row["folded"]) + uncounted(row["uncounted"]) + _made_up_for(row["blind"]) + lines
 
 
 def changed(row: Row) -> bool:
@@ -34,6 +36,21 @@ def changed(row: Row) -> bool:
     if row["recovery"]:
         return bool(row["recovery"]["kept"])
     return any((row["blind"] or {}).get(way) for way in BLIND)
+
+
+def folded(names: list[str]) -> list[str]:
+    """What was stored in place of what computed it, in words."""
+    if not names:
+        return []
+    return [f"{counted(len(names), 'weight')} computed from constants: folded (stored as the value that is read)"]
+
+
+def uncounted(names: list[str]) -> list[str]:
+    """Operators whose multiply-adds nobody knows, in words."""
+    if not names:
+        return []
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return [f"Not counted, since they are not known: the multiply-adds of {', '.join(names[:NAMED])}{more}"]
 
 
 def _gone(row: Row) -> list[str]:

@@ -11,10 +11,13 @@ from rich.text import Text
 
 from leanonnx.analysis.cost import UNITS, Cost, cost_model
 from leanonnx.analysis.dag import ChannelDag
+from leanonnx.analysis.product_costs import products
 from leanonnx.compressing.pipeline import Result
 from leanonnx.compressing.remarks import changed, remarks
+from leanonnx.graph.nodes import name_of, title
 from leanonnx.numeric.labels import Labels, Mask
 from leanonnx.proof.deviation import Fidelity
+from leanonnx.proof.slices import Channels
 from leanonnx.recovery.draft import Recovery
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.timing import Comparison
@@ -44,10 +47,14 @@ def summary(result: Result) -> Row:
             "max_relative_error": result.proof.max_relative_error,
             "bound": result.proof.bound,
             "inputs": result.proof.inputs,
+            "sizes": result.proof.sizes,
             "outputs": result.proof.outputs,
         },
         "pins": pins(dag, result.alive),
         "layers": layers(dag, result.alive),
+        "products": product_rows(dag, result.alive),
+        "folded": list(result.folded),
+        "uncounted": uncounted_nodes(dag),
         "latency": latency(result.latency, result.setting),
         "recovery": recovery(result.recovery),
         "blind": result.blind and result.blind.row(),
@@ -108,7 +115,9 @@ def recovery(found: Recovery | None) -> Row | None:
 
 
 def fidelity(found: Fidelity) -> Row:
-    """Deviation of each output, and the metric with labels where there are any."""
+    """Deviation of each output, of all of it and of the channel where it is worst, and the metric with labels where
+    there are any.
+    """
     outputs = {}
     for one in found.outputs:
         outputs[one.output] = {
@@ -116,11 +125,20 @@ def fidelity(found: Fidelity) -> Row:
             "psnr": finite(one.psnr),
             "top1": one.top1,
             "top5": one.top5,
+            "worst_channel": worst_channel(one.channels),
+            "vacuous": one.vacuous or None,
         }
     metric = None
     if found.metric is not None:
         metric = {"name": found.metric, "better": found.better, "before": found.before, "after": found.after}
     return {"samples": found.samples, "outputs": outputs, "metric": metric}
+
+
+def worst_channel(found: Channels | None) -> Row | None:
+    """The slice of an output that deviates most; None where it has none, a number that is infinite is given as null."""
+    return (
+        None if found is None else {"axis": found.axis, "index": found.index, "relative_l2": finite(found.relative_l2)}
+    )
 
 
 def input_sizes(dag: ChannelDag) -> dict[str, list[int]]:
@@ -157,6 +175,21 @@ def layers(dag: ChannelDag, alive: Mask) -> list[Row]:
     return rows
 
 
+def uncounted_nodes(dag: ChannelDag) -> list[str]:
+    """Operators whose multiply-adds nobody knows."""
+    return [title(dag.model.proto.graph.node[k]) for k in products(dag)[1]]
+
+
+def product_rows(dag: ChannelDag, alive: Mask) -> list[Row]:
+    """Multiply-adds before and after of nodes whose multiply-adds no kernels account for."""
+    rows: dict[int, Row] = {}
+    for product in products(dag)[0]:
+        proto = dag.model.proto.graph.node[product.node]
+        row = rows.setdefault(product.node, {"name": name_of(proto), "operator": proto.op_type, "macs": [0, 0]})
+        row["macs"] = [row["macs"][0] + product.macs, row["macs"][1] + product.surviving(alive)]
+    return list(rows.values())
+
+
 def _width(labels: Labels, alive: Mask) -> list[int]:
     return [int(labels.size), int(alive[labels].sum())]
 
@@ -178,7 +211,7 @@ def result_tables(row: Row, source: str, target: str) -> RenderableType:
     proof = Text(
         f"Proof {row['proof']['status'].upper()}: {'before its weights were changed, ' if changed(row) else ''}"
         f"equal to the {against} within {error:.1e} "
-        f"(bound {row['proof']['bound']:.0e}) on {row['proof']['inputs']} inputs",
+        f"(bound {row['proof']['bound']:.0e}) on {row['proof']['inputs']} inputs{_at_sizes(row['proof']['sizes'])}",
         style="green" if row["proof"]["status"] == "passed" else "red",
     )
     notes = warned(row) + [Text(f"Hint: {text}") for text in row["hints"]] + [Text(line) for line in remarks(row)]
@@ -187,11 +220,16 @@ def result_tables(row: Row, source: str, target: str) -> RenderableType:
         *notes,
         _cost_table(row),
         layer_table(row["layers"]),
+        *product_table(row["products"]),
         pin_table(row["pins"]),
         proof,
         *_deviation_parts(row["recovery"]),
         _latency_text(row["latency"]),
     )
+
+
+def _at_sizes(count: int) -> str:
+    return f" at {count} sizes" if count > 1 else ""
 
 
 def warned(row: Row) -> list[Text]:
@@ -203,14 +241,15 @@ def _deviation_parts(row: Row | None) -> list[RenderableType]:
     """How near the result comes to the original, output by output."""
     if row is None:
         return []
-    columns = {"relative_l2": "relative L2", "psnr": "PSNR (dB)", "top1": "top-1 agreement", "top5": "top-5"}
+    columns = {"psnr": "PSNR (dB)", "top1": "top-1 agreement", "top5": "top-5"}
     table = Table(box=None)
     table.add_column("output")
-    for text in columns.values():
+    for text in ("relative L2", "worst channel", *columns.values()):
         table.add_column(text, justify="right")
     for name, now in row["deviation"]["outputs"].items():
         first = row["removed"]["outputs"][name]
-        table.add_row(name, *(_moved(first[key], now[key], row["kept"]) for key in columns))
+        whole = _moved(first["relative_l2"], now["relative_l2"], row["kept"])
+        table.add_row(name, whole, _channel(now), *(_moved(first[key], now[key], row["kept"]) for key in columns))
     held = "held-out " if row["held_out"] else ""
     samples = counted(row["deviation"]["samples"], f"{held}sample")
     head = f"Deviation from the original on {samples}" + (", before → after recovery" if row["kept"] else "")
@@ -219,6 +258,14 @@ def _deviation_parts(row: Row | None) -> list[RenderableType]:
     if metric:
         parts.append(Text(metric_text(metric)))
     return parts
+
+
+def _channel(now: Row) -> str:
+    """The channel of what is written that deviates most, by its own scale."""
+    worst = now["worst_channel"]
+    if worst is None:
+        return ""
+    return f"{'∞' if worst['relative_l2'] is None else format(worst['relative_l2'], '.4g')} (no. {worst['index']})"
 
 
 def _moved(first: float | None, now: float | None, kept: bool) -> str:
@@ -260,6 +307,18 @@ def layer_table(rows: list[Row]) -> Table:
     for row in rows:
         table.add_row(row["name"], row["operator"], *(sizes(row[key]) for key in ("in", "out", "groups", "kernels")))
     return table
+
+
+def product_table(rows: list[Row]) -> list[RenderableType]:
+    """Products whose multiply-adds no kernels account for, before and after; nothing where there are none."""
+    if not rows:
+        return []
+    table = Table(title="Multiply-adds beside the kernels", title_justify="left", box=None)
+    for column in ("node", "operator", "multiply-adds"):
+        table.add_column(column, justify="right" if column == "multiply-adds" else "left", overflow="fold")
+    for row in rows:
+        table.add_row(row["name"], row["operator"], sizes(row["macs"]))
+    return [table]
 
 
 def pin_table(rows: list[Row]) -> RenderableType:

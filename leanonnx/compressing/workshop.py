@@ -22,7 +22,10 @@ from leanonnx.graph.model import Model, check
 from leanonnx.graph.storage import write_model
 from leanonnx.graph.tidy import Tidied, tidy
 from leanonnx.numeric.labels import Mask
-from leanonnx.proof.proof import Proof, behind_decisions, inputs_for, prove
+from leanonnx.proof.compare import Channels
+from leanonnx.proof.decisions import behind_decisions
+from leanonnx.proof.inputs import KINDS, counted, inputs_for, sized_inputs
+from leanonnx.proof.proof import RANDOM, VACUOUS, Proof, prove
 from leanonnx.ranking.beliefs import Known
 from leanonnx.recovery.blind_draft import BlindRecovery, blind_draft
 from leanonnx.recovery.draft import Recovery, recovered_draft
@@ -34,21 +37,22 @@ from leanonnx.surgery.operate import apply
 from leanonnx.surgery.patch import masking_patch, plan_patch
 from leanonnx.system.clock import Clock
 
+SAMPLES = 3
+"""Real inputs that are compared on, where there are some."""
+
 
 class Workshop:
     """Writes keep sets of one model to one file, measures and proves them.
 
     ``dag`` is the original, ``known`` what is known of it; ``least``, where only what contributes nothing is to go, the
-    network without that.  ``tidied`` counts what was cleaned up in what was written last, ``params`` is how many
-    numbers it stores, where the keep set does not tell.  ``failure`` says why nothing could be measured, ``clean`` that
-    the graph was cleaned up.
+    network without that.  ``tidied`` counts what was cleaned up in what was written last.  ``failure`` says why nothing
+    could be measured, ``clean`` that the graph was cleaned up.
     """
 
     def __init__(self, dag: ChannelDag, least: Minimum | None, options: Options, draft: Path, clock: Clock) -> None:
         self.dag, self.least, self.options, self.draft, self.clock = dag, least, options, draft, clock
         self.known = Known(dag)
         self.tidied: Mapping[str, int] = {}
-        self.params = 0
         self.written: Mask | None = None
         self.failure = ""
         self.clean = True
@@ -65,8 +69,6 @@ class Workshop:
         with self.clock.stage("operate"):
             made = self.least.carried_out(self.clean) if self.least else operated(self.dag, alive, self.clean)
             self.tidied, self.written = made.done, alive
-            if self.least:
-                self.params = stored(replace(self.least.dag.model, proto=made.proto))
             if self.unchanged and not external:
                 shutil.copyfile(model.path, self.draft)
             else:
@@ -77,6 +79,17 @@ class Workshop:
         """Nothing went: the draft is the original."""
         whole = self.written is not None and bool(self.written.all())
         return whole and not self.tidied and not self.dag.model.frozen
+
+    def stored(self) -> int:
+        """How many numbers the draft stores as weights."""
+        if self.unchanged:
+            return stored(self.dag.model.as_read)
+        return stored(replace(self.dag.model, proto=onnx.load(self.draft, load_external_data=False)))
+
+    @property
+    def model(self) -> Model:
+        """The model that is cut."""
+        return self.least.dag.model if self.least else self.dag.model
 
     def attempt(self, selection: Selection, seconds: float) -> Trial:
         """Measure a keep set against the original, unless that was declined or cannot be done.
@@ -105,22 +118,25 @@ class Workshop:
                 return Trial(selection, None)
         return Trial(selection, found)
 
-    def proven(self, alive: Mask) -> Proof:
+    def proven(self, alive: Mask, data: Data | None = None) -> Proof:
         """Write a keep set, check and prove it as written; without the clean-up where that cannot be proven.
+
+        ``data`` are real inputs, some of which are compared on too.
 
         Raises:
             ProofFailed: the checker, onnxruntime or the comparison refuses it.
+            DataError: the data cannot be read.
         """
         self.write(alive)
         with self.clock.stage("prove"):
             try:
-                return self._proven(alive)
+                return self._proven(alive, data)
             except ProofFailed:
                 if not (self.tidied.get("merged") if self.least else self.tidied):
                     raise
             self.clean = False
             self._write(alive)
-            return self._proven(alive)
+            return self._proven(alive, data)
 
     def bare(self) -> Model:
         """The draft as it stands, in memory."""
@@ -148,39 +164,65 @@ class Workshop:
             return None
         return blind_draft(self.known, alive, self.draft, self.options.seed, self.clock)
 
-    def _proven(self, alive: Mask) -> Proof:
+    def _proven(self, alive: Mask, data: Data | None) -> Proof:
         """Compare the draft with the masked original or, where it is to be exact, with the original itself."""
+        left = channels_of(self.least.dag, self.least.found.alive) if self.least else None
         try:
             check(self.draft)
-            proof = compared(self.dag, None if self.least else alive, self.draft, self.options.seed)
+            proof = compared(self.dag, None if self.least else alive, self.draft, self.options.seed, data, left)
         except (ModelError, RunFailed) as error:
             raise ProofFailed(f"the compressed model is not valid ({error}); nothing written") from error
         _judge(proof, "original" if self.least else "masked original")
         return proof
 
 
-def compared(dag: ChannelDag, alive: Mask | None, candidate: Path, seed: int) -> Proof:
+def compared(
+    dag: ChannelDag,
+    alive: Mask | None,
+    candidate: Path,
+    seed: int,
+    data: Data | None = None,
+    left: Channels | None = None,
+) -> Proof:
     """Compare a model file with the original whose channels that are not alive [labels] are masked.
 
-    With ``alive`` None, the original is taken as it is.  The reference goes through a file, not to be held in memory.
+    With ``alive`` None, the original is taken as it is; ``left`` then says what the file may lack of it.  Some of the
+    real inputs ``data`` are among those compared on.  The reference goes through a file, not to be held in memory.
 
     Raises:
         RunFailed: onnxruntime cannot load or run the candidate.
+        DataError: the data cannot be read.
     """
     model = dag.model
     feeds = inputs_for(model, dag.shapes, seed)
+    more = [*counted(model, dag.shapes, seed), *sized_inputs(model, feeds, dag.observation.sizes, seed)]
+    if data is not None:
+        more += data.first(SAMPLES * (data.fixed or 1)).feeds()
     with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
         reference = Path(folder) / "reference.onnx"
-        masked = model.proto if alive is None else apply(model, masking_patch(dag, alive))
+        original = dag.model.as_read
+        masked = original.proto if alive is None else apply(original, masking_patch(dag, alive))
         write_model(masked, reference, external=True)
         del masked
-        return prove(model, reference, candidate, feeds, dag.observation.replaced)
+        channels = left or channels_of(dag, alive)
+        return prove(model, reference, candidate, [*feeds, *more], dag.observation.replaced, channels)
+
+
+def channels_of(dag: ChannelDag, alive: Mask | None) -> Channels:
+    """What the proof knows of the channels of a model, and which of them are left."""
+    kept = dag.whole if alive is None else alive
+
+    def fixed() -> set[str]:
+        numbers = steady(dag, kept).numbers
+        return {name for name, found in numbers.items() if np.isfinite(found[kept[dag.labels[name]]]).all()}
+
+    return Channels([at.labels for at in dag.sizes], alive, fixed)
 
 
 def operated(dag: ChannelDag, alive: Mask, clean: bool) -> Tidied:
     """The model without the channels that are not alive; with ``clean`` its graph is cleaned up."""
     if alive.all():
-        return Tidied(dag.model.proto, {})
+        return Tidied(dag.model.as_read.proto, {})
     proto = apply(dag.model, plan_patch(dag, alive))
     if not clean:
         return Tidied(proto, {})
@@ -193,10 +235,17 @@ def _judge(proof: Proof, wanted: str) -> None:
     Raises:
         ProofFailed: the comparison told nothing, or that the model is another one.
     """
-    if proof.silent:
+    if proof.status == VACUOUS:
+        kinds = ", ".join([*KINDS, *proof.kinds])
+        outputs = ", ".join(f"'{name}' {kind}" for name, kind in proof.silent.items())
         raise ProofFailed(
-            f"the model puts out nothing that can be compared on the inputs tried (outputs {', '.join(proof.silent)}: "
-            "not finite, or chaotic); nothing written; check the weights of the model"
+            f"the model puts out nothing that can be compared on the inputs tried (outputs: {outputs}; inputs: {kinds})"
+            "; nothing written; give real inputs with --calib"
+        )
+    if proof.status == RANDOM:
+        raise ProofFailed(
+            f"the model draws random numbers that cannot be made equal for a comparison ({proof.reason}); nothing "
+            "written; export it with these as graph inputs"
         )
     if not proof.passed:
         raise ProofFailed(

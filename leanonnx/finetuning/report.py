@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from leanonnx.compressing.report import SCHEMA, Row, warned
+from leanonnx.compressing.report import SCHEMA, Row, warned, worst_channel
 from leanonnx.finetuning.driver import Result
 from leanonnx.finetuning.steps import Stepped
 from leanonnx.finetuning.trip import RoundTrip
@@ -65,7 +65,10 @@ def _trip(trip: RoundTrip) -> Row:
 def _fidelity(found: Fidelity) -> Row:
     """Deviation by output, with the metric of the model itself where there are labels."""
     rows: dict[str, Any] = {
-        deviation.output: {key: finite(value) for key, value in asdict(deviation).items() if key != "output"}
+        deviation.output: {
+            **{key: finite(value) for key, value in asdict(deviation).items() if key not in ("output", "channels")},
+            "worst_channel": worst_channel(deviation.channels),
+        }
         for deviation in found.outputs
     }
     return {"outputs": rows, "value": finite(found.after)}

@@ -10,7 +10,7 @@ import onnx
 from leanonnx.graph.formats import FLOATS
 from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import attribute
-from leanonnx.proof.proof import behind_decisions
+from leanonnx.proof.decisions import behind_decisions, decided
 
 Shapes = Mapping[str, tuple[int, ...]]
 SOFTMAX = {"Softmax", "LogSoftmax"}
@@ -36,7 +36,7 @@ class Target:
 def output_targets(model: Model, shapes: Shapes) -> tuple[Target, ...]:
     """The floats that make each graph output: what goes into a last Softmax or Sigmoid, or into a decision."""
     floats = [value.name for value in model.proto.graph.output if value.type.tensor_type.elem_type in FLOATS]
-    found = [_behind(model, name, shapes) for name in (*floats, *behind_decisions(model))]
+    found = [_behind(model, name, shapes) for name in (*floats, *behind_decisions(model, decided(model)))]
     return tuple({target.name: target for target in found if target.name in shapes}.values())
 
 

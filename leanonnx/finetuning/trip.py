@@ -14,7 +14,9 @@ from leanonnx.finetuning.module import Network
 from leanonnx.graph.formats import OTHERS, fed_in_float32, float_kinds, in_float32
 from leanonnx.graph.model import Model
 from leanonnx.numeric.arrays import Array
-from leanonnx.proof.proof import FLOOR, NOISE, WIDEST, relative, scales, shaken
+from leanonnx.proof.compare import FLOOR, relative, scales
+from leanonnx.proof.inputs import shaken
+from leanonnx.proof.sides import NOISE, WIDEST
 from leanonnx.runtime.sessions import Feed, run
 
 BOUND = 1e-4

@@ -27,6 +27,7 @@ from onnx.inliner import inline_local_functions
 
 from leanonnx.errors import ModelError, OptionError
 from leanonnx.graph.formats import graphs
+from leanonnx.graph.functions import check_functions
 from leanonnx.graph.nodes import subgraphs
 from leanonnx.graph.storage import BYTE, byte_size, digest, element_bits
 
@@ -34,10 +35,6 @@ gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.CRITICAL  # it would log to std
 RANDOM_OPS = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 PACKED = 8
 """So many elements of less than a byte may be packed into one value of a typed field."""
-DEEPEST = 100
-"""How deep local functions may call each other."""
-MOST_NODES = 1_000_000
-"""Nodes that a model may have once its local functions are inlined."""
 LFS_POINTER = b"version https://git-lfs"
 SHAPE_OPS = {"Shape", "Size"}
 FREE_INITIALIZERS = 4
@@ -48,7 +45,8 @@ FREE_INITIALIZERS = 4
 class Model:
     """A checked model in memory; ``libraries`` hold onnxruntime's kernels of its custom operators.
 
-    ``frozen`` counts initializers that the file lists as graph inputs and ``proto`` does not.
+    ``frozen`` counts initializers that the file lists as graph inputs and ``proto`` does not.  ``folded`` names weights
+    that ``proto`` stores and the file computes from constants; ``original`` is the model that computes them.
     """
 
     path: Path
@@ -57,6 +55,13 @@ class Model:
     external_files: tuple[Path, ...]
     libraries: tuple[Path, ...] = ()
     frozen: int = 0
+    folded: tuple[str, ...] = ()
+    original: Model | None = None
+
+    @property
+    def as_read(self) -> Model:
+        """The model as the file has it, before any weight was folded."""
+        return self.original or self
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -282,29 +287,10 @@ def _parse(path: Path) -> onnx.ModelProto:
             f"{path}: a protobuf, but no ONNX model (expected an IR version, an operator set and a graph); "
             "give the .onnx file itself"
         )
-    _check_functions(proto, path)
+    check_functions(proto, path)
     if not proto.graph.output:
         raise ModelError(f"{path}: the graph has no outputs; export the model with at least one output")
     return proto
-
-
-def _check_functions(proto: onnx.ModelProto, path: Path) -> None:
-    """Refuse local functions that call themselves, or grow without measure when they are inlined."""
-    bodies = {(f.domain, f.name): f.node for f in proto.functions}
-    sizes: dict[tuple[str, str], int] = {}
-
-    def size(key: tuple[str, str], above: frozenset[tuple[str, str]]) -> int:
-        if key in above or len(above) > DEEPEST:
-            raise ModelError(f"{path}: the local function '{key[1]}' calls itself; export the model without functions")
-        if key not in sizes:
-            calls = ((node.domain, node.op_type) for node in bodies[key])
-            sizes[key] = sum(size(call, above | {key}) if call in bodies else 1 for call in calls)
-        return sizes[key]
-
-    calls = ((node.domain, node.op_type) for graph in graphs(proto.graph) for node in graph.node)
-    total = sum(size(call, frozenset()) if call in bodies else 1 for call in calls)
-    if total > MOST_NODES:
-        raise ModelError(f"{path}: its local functions make {total} nodes; export the model without functions")
 
 
 def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
@@ -315,6 +301,12 @@ def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
             yield from (sparse.values, sparse.indices)
         for node in inner.node:
             yield from (a.t for a in node.attribute if a.type == onnx.AttributeProto.TENSOR)
+
+
+def constant_bytes(proto: onnx.ModelProto) -> int:
+    """Bytes of all constants but texts."""
+    numbers = (t for t in tensors(proto.graph) if t.data_type != onnx.TensorProto.STRING)
+    return sum(byte_size(t.data_type, math.prod(t.dims)) for t in numbers)
 
 
 def _check_size(tensor: onnx.TensorProto, path: Path) -> None:

@@ -55,13 +55,16 @@ def is_quantised(node: onnx.NodeProto) -> bool:
     return "uantize" in node.op_type or node.op_type.startswith("Q") or "Integer" in node.op_type
 
 
-def bias_of(node: onnx.NodeProto, size: int, constant: Callable[[str], NDArray[Any] | None]) -> Floats | None:
+def bias_of(
+    node: onnx.NodeProto, size: int, constant: Callable[[str], NDArray[Any] | None], onto: int = -1
+) -> Floats | None:
     """What a linear operator adds to each of its output channels [size].
 
     Args:
         node: a linear operator.
         size: its output channels.
         constant: gives the value of a constant, None for what is none.
+        onto: the axis of a matrix product along which they lie.
 
     Returns:
         β times its bias, zeros without one; None where that is not one known number for each channel.
@@ -70,15 +73,16 @@ def bias_of(node: onnx.NodeProto, size: int, constant: Callable[[str], NDArray[A
     if not name:
         return np.zeros(size)
     array = constant(name)
-    if array is None or not is_per_channel(array, size):
+    if array is None or not is_per_channel(array, size, onto if node.op_type == "Gemm" else -1):
         return None
     beta = attribute(node, "beta", 1.0) if node.op_type == "Gemm" else 1.0
     return np.broadcast_to(beta * np.asarray(array, np.float64).reshape(-1), (size,))
 
 
-def is_per_channel(array: NDArray[Any], size: int) -> bool:
-    """Whether a bias is one number, or one for each of ``size`` channels along its last axis."""
-    return array.size == 1 or array.shape == (1,) * (array.ndim - 1) + (size,)
+def is_per_channel(array: NDArray[Any], size: int, axis: int = -1) -> bool:
+    """Whether a bias is one number, or one for each of ``size`` channels along an axis (counted from the end)."""
+    behind = -1 - axis
+    return array.size == 1 or array.shape == (1,) * (array.ndim - 1 - behind) + (size,) + (1,) * behind
 
 
 def scale_and_shift(

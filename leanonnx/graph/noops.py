@@ -99,12 +99,6 @@ class Scene:
         return found
 
     @cached_property
-    def constants(self) -> frozenset[str]:
-        """Names of the constants that the file holds, those that a caller can override among them."""
-        nodes = (node.output[0] for node in self.nodes if node.op_type == "Constant")
-        return frozenset([*(t.name for t in self.proto.graph.initializer), *nodes])
-
-    @cached_property
     def opset(self) -> int:
         """Version of the default operator set."""
         return max((o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx")), default=1)

@@ -121,8 +121,7 @@ class _Tidying:
     def bypass(self) -> bool:
         """Let readers of nodes that put out what they read go to the source; False if there are none.
 
-        1. No source stands for the node, or something needs its other outputs: it stays. So does a movement of a
-           constant: without it the file would hold a weight that the graph computes, and more kernels would count.
+        1. No source stands for the node, or something needs its other outputs: it stays.
         2. Its output may go: who reads that reads the source.
         3. Its output has to stay, its source may be renamed: the source takes the name of the output.
         4. Neither: it stays.
@@ -134,7 +133,7 @@ class _Tidying:
             node = _rewired(original, alias)
             source = _resolved(stands_for(scene, node), alias)
             spoken_for = any(scene.readers.get(n) or n in self.held for n in node.output[1:] if n)
-            if source is None or spoken_for or (source in scene.constants and standard(node) != "Identity"):
+            if source is None or spoken_for:
                 left.append(node)  # 1
             elif node.output[0] not in self.held:  # 2
                 alias[node.output[0]] = source

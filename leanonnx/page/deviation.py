@@ -61,18 +61,25 @@ def _share(value: float | None, largest: float) -> float:
 
 
 def _measures(first: Row, now: Row, kept: bool) -> tuple[str, ...]:
-    """PSNR and agreement in words."""
+    """The channel that is furthest off, PSNR and agreement in words."""
     words = {
         "psnr": ("PSNR", f"{{:.1f}}{BLANK}dB".format),
         "top1": ("same decision", percent),
         "top5": ("in the top 5", percent),
     }
-    found = []
+    worst = now["worst_channel"]
+    found = [worst_channel_text(worst)] if worst else []
     for key, (name, written) in words.items():
         if now[key] is not None:
             before = f"{written(first[key])} → " if kept and first[key] is not None else ""
             found.append(f"{name} {before}{written(now[key])}")
     return tuple(found)
+
+
+def worst_channel_text(worst: Row) -> str:
+    """The channel that is furthest off, in words."""
+    lost = "∞" if worst["relative_l2"] is None else percent(worst["relative_l2"])
+    return f"channel {worst['index']} {lost}"
 
 
 def _metric(found: Row) -> str:

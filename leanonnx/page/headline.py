@@ -118,12 +118,19 @@ def _worst(outputs: Row) -> str:
     """The output that deviates most, in words."""
     name, worst = max(outputs.items(), key=lambda item: _size(item[1]["relative_l2"]))
     lost = worst["relative_l2"]
-    text = "deviates infinitely" if lost is None else f"deviates by {percent(lost)} (relative L2)"
+    text = f"deviates {_off(lost)}" + ("" if lost is None else " (relative L2)")
+    channel = worst["worst_channel"]
+    if channel is not None:
+        text += f", its channel {channel['index']} {_off(channel['relative_l2'])}"
     if worst["psnr"] is not None:
         text += f", a PSNR of {worst['psnr']:.1f}{BLANK}dB"
     if worst["top1"] is not None:
         text += f" and decides as the original does in {percent(worst['top1'])} of the cases"
     return f"the output {text}" if len(outputs) == 1 else f"the output that is furthest off, {shown(name)}, {text}"
+
+
+def _off(lost: float | None) -> str:
+    return "infinitely" if lost is None else f"by {percent(lost)}"
 
 
 def _size(deviation: float | None) -> float:

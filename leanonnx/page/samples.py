@@ -16,7 +16,9 @@ from leanonnx.data.images import MODES, pillow
 from leanonnx.data.samples import Data
 from leanonnx.errors import DataError
 from leanonnx.numeric.arrays import Array
-from leanonnx.proof.deviation import IMAGE, PROBABILITY, channels_last, kind_of, rows_of, side_by_side
+from leanonnx.proof.deviation import side_by_side
+from leanonnx.proof.kinds import IMAGE, channels_last, kind_of, rows_of
+from leanonnx.proof.tally import PROBABILITY
 from leanonnx.recovery.draft import parts
 from leanonnx.words import BLANK
 

@@ -1,17 +1,14 @@
 """The proof: the compressed model equals the original whose removed channels are zeroed in their consumers.
 
-Both are run in onnxruntime on the same random inputs and, where given, on real ones; every output is compared.
-The bound follows the number format; it is widened only as far as the original itself amplifies a change of its
-inputs in the last place.
+Both are run in onnxruntime on the same inputs, random ones and, where given, real ones, at all sizes that are known.
+Every output is compared channel by channel, and so are the last floats before every decision.  What varies with no
+input tells nothing: then what lies behind it is compared, and where that tells nothing either, nothing is proven.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-import numpy as np
-import onnx
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from leanonnx.graph.formats import (
     HALVES,
@@ -20,35 +17,45 @@ from leanonnx.graph.formats import (
     fed_in_float32,
     float_kinds,
     in_float32,
-    is_float,
     loaded,
     number_format,
 )
 from leanonnx.graph.model import Model
-from leanonnx.numeric.arrays import Array
-from leanonnx.runtime.observation import random_feed
+from leanonnx.proof.compare import CONSTANT, Channels
+from leanonnx.proof.compare import relative as relative
+from leanonnx.proof.decisions import behind, decided, weighed
+from leanonnx.proof.decisions import behind_decisions as behind_decisions
+from leanonnx.proof.inputs import KINDS as KINDS
+from leanonnx.proof.inputs import alike, further_inputs, sizes_of
+from leanonnx.proof.inputs import inputs_for as inputs_for
+from leanonnx.proof.noise import Draws, drawn
+from leanonnx.proof.sides import Comparison, Findings, Sides, Table
 from leanonnx.runtime.sessions import Feed, run
-from leanonnx.runtime.taps import tapped
 
-Runs = list[list[Array]]
 BOUND = {"float64": 1e-10, "float32": 1e-4, "quantised": 2e-2}
-FLOOR = 1e-3
-"""Share of an output's largest norm over the inputs below which its norm on one input is not taken as its scale."""
-NOISE = 10
-"""How often the model's own noise is allowed: a change of its inputs in the last place, another order of its sums."""
-WIDEST = 3e-2
-"""The widest bound that still tells equal from unequal."""
+ROUNDING = {"float64": 1e-2, "float32": 2e-2, "quantised": 1.0}
+"""Share of a norm below which differences may be rounding errors: times the bound, some units in the last place."""
 MANY_NODES = 2500
 """Nodes up to which onnxruntime optimises the graphs to be compared, which takes time quadratic in their number."""
-DECISIONS = {"ArgMax", "ArgMin", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Equal", "Cast", "TopK", "NonZero"}
-KINDS = ("normal", "uniform", "bytes")
+UNKNOWN = Channels()
+PASSED, FAILED, VACUOUS, RANDOM = "passed", "failed", "vacuous", "random"
 
 
 @dataclass(frozen=True)
 class Proof:
-    """Result of a proof; errors are relative L2 norms, the worst over inputs and outputs.
+    """Result of a proof; errors are relative, the worst over inputs, tensors and their channels.
 
-    ``silent`` names outputs of which no input told anything.
+    Attributes:
+        status: ``passed``, ``failed``; ``vacuous``: an output told nothing on any input; ``random``: the network draws
+            numbers of its own that cannot be fixed.
+        max_relative_error: the largest error.
+        bound: the widest limit that was applied.
+        inputs: how many inputs were compared.
+        outputs: the largest error of each output, and of each tensor within that was compared too.
+        silent: outputs that told nothing, and why: ``empty``, ``constant``, ``not finite``, ``chaotic``.
+        sizes: at how many sizes of the inputs.
+        kinds: further kinds of inputs that were tried.
+        reason: what makes the network random.
     """
 
     status: str
@@ -56,160 +63,172 @@ class Proof:
     bound: float
     inputs: int
     outputs: dict[str, float]
-    silent: tuple[str, ...] = ()
+    silent: Mapping[str, str] = field(default_factory=dict)
+    sizes: int = 1
+    kinds: tuple[str, ...] = ()
+    reason: str = ""
 
     @property
     def passed(self) -> bool:
-        """Whether every output agrees."""
-        return self.status == "passed"
-
-
-def inputs_for(model: Model, shapes: dict[str, tuple[int, ...]], seed: int = 0) -> list[Feed]:
-    """Random inputs at the observed sizes: normal, uniform in [0, 1), uniform in [0, 255)."""
-    named = {value.name: shapes[value.name] for value in model.inputs}
-    return [random_feed(model, named, seed + k, kind) for k, kind in enumerate(KINDS)]
+        """Whether every output agrees, on inputs that tell."""
+        return self.status == PASSED
 
 
 def prove(
-    model: Model, reference: Source, candidate: Source, feeds: Sequence[Feed], replaced: Kinds = frozenset()
+    model: Model,
+    reference: Source,
+    candidate: Source,
+    feeds: Sequence[Feed],
+    replaced: Kinds = frozenset(),
+    channels: Channels = UNKNOWN,
 ) -> Proof:
     """Compare the compressed model with the masked original on every feed.
 
     Integer outputs (of an ArgMax, say) must agree but for isolated ties, and so must the floats they are made from.
     An input on which the reference itself amplifies a change in the last place beyond ``WIDEST``, or puts out nothing
-    finite, tells nothing and is passed over; every output needs one that tells.  Models in half precision are proven
-    as float32 stand-ins, to the bound of float32; as written they must load and run.
+    finite, tells nothing and is passed over, as is one that it cannot run on; every output needs one that tells, and
+    further inputs are drawn where none does.  Models in half precision are proven as float32 stand-ins, to the bound of
+    float32; as written they must load and run.
 
     Args:
         model: the original, for its output names and number format.
         reference: the original with the dead input columns of its consumers zeroed.
         candidate: the compressed model; a path is proven as written.
-        feeds: inputs of the model.
+        feeds: inputs of the model, those at the usual sizes first.
         replaced: number formats that onnxruntime cannot run, to be seen as float32.
+        channels: labels of its tensors, which divide them into slices, and which of them are alive.
     """
     widened = replaced | (float_kinds(model.proto) & HALVES)
-    if not widened:
-        return _compared(model, model.path, reference, candidate, feeds, BOUND[number_format(model.proto)])
-    if not replaced:
-        run(candidate, feeds[:1], libraries=model.libraries)
-    original, reference, candidate = (in_float32(loaded(s), widened) for s in (model.proto, reference, candidate))
-    feeds = [fed_in_float32(feed, widened) for feed in feeds]
-    return _compared(model, original, reference, candidate, feeds, BOUND[number_format(original)])
-
-
-def _compared(
-    model: Model, original: Source, reference: Source, candidate: Source, feeds: Sequence[Feed], bound: float
-) -> Proof:
-    """The verdict; without fusion where kernels that onnxruntime fuses depend on the widths."""
-    behind = behind_decisions(model)
-    names = [value.name for value in model.proto.graph.output] + behind
+    original: Source = model.path
+    numbers = model.proto
+    if widened:
+        if not replaced:
+            run(candidate, feeds[:1], libraries=model.libraries)
+        original, reference, candidate = (in_float32(loaded(s), widened) for s in (model.proto, reference, candidate))
+        numbers = original
+    kind = number_format(numbers)
     fused = len(model.proto.graph.node) <= MANY_NODES
-    wanted, found = (_outputs(side, model, behind, feeds, optimise=fused) for side in (reference, candidate))
-    errors = _errors(wanted, found)
-    limits = np.full(errors.shape, bound)
-    if (errors > bound).any():
-        first, unmasked = wanted, _outputs(original, model, behind, feeds, optimise=False)
-        wanted, found = (_outputs(side, model, behind, feeds, optimise=False) for side in (reference, candidate))
-        moved = _outputs(reference, model, behind, [shaken(feed) for feed in feeds], optimise=False)
-        errors = _errors(wanted, found, unmasked)
-        noise = NOISE * np.maximum(_errors(wanted, moved, unmasked), _errors(wanted, first, unmasked))
-        limits = np.where(noise <= WIDEST, np.maximum(noise, bound), np.nan)
-        limits[errors <= bound] = bound
-    limits[~_comparable(wanted)] = np.nan
-    telling = ~np.isnan(limits)
-    silent = tuple(name for name, told in zip(names, telling.any(axis=0), strict=True) if not told)
-    passed = not silent and not (errors > limits).any()
-    errors[~telling] = 0
-    outputs = {name: float(errors[:, k].max()) for k, name in enumerate(names)}
-    widest = float(np.nanmax(limits, initial=bound))
-    status, worst = "passed" if passed else "failed", max(outputs.values(), default=0.0)
-    return Proof(status, worst, widest, len(feeds), outputs, silent)
+    sides = Sides(original, reference, candidate, model.libraries, channels, BOUND[kind], ROUNDING[kind], fused)
+    with drawn(model, sides) as draws:
+        return _Proving(model, draws.sides, draws, widened).proof(feeds)
 
 
-def _outputs(side: Source, model: Model, behind: list[str], feeds: Sequence[Feed], optimise: bool) -> Runs:
-    """Outputs of one side for each feed, followed by the floats behind its decisions."""
-    found = run(side, feeds, optimise, model.libraries)
-    if behind:
-        with tapped(loaded(side), behind) as taps:
-            more = run(taps, feeds, optimise, model.libraries)
-        found = [a + b for a, b in zip(found, more, strict=True)]
-    return found
+class _Proving:
+    """One proof: what has been compared, and what tells."""
 
+    def __init__(self, model: Model, sides: Sides, draws: Draws, widened: Kinds) -> None:
+        self.model, self.sides, self.draws, self.widened = model, sides, draws, widened
+        self.outputs = [value.name for value in model.proto.graph.output]
+        self.there: set[str] = set()
+        self.used: set[str] = set()
+        self.tables: list[Table] = []
+        self.walk: dict[str, list[str]] = {}
+        self.resolved: dict[str, bool] = {}
 
-def _errors(wanted: Runs, found: Runs, original: Runs | None = None) -> Array:
-    """Relative error of each output [inputs, outputs].
+    def proof(self, feeds: Sequence[Feed]) -> Proof:
+        """The verdict on all inputs, with more where they do not tell."""
+        taps = behind_decisions(self.model)
+        if taps:
+            self.there = self.sides.tensors()
+            taps = [name for name in taps if name in self.there]
+        shapes = {name: value.shape for name, value in feeds[0].items()}
+        further = ((kind, self._fed(feed)) for kind, feed in further_inputs(self.model, shapes))
+        fixed = [name for name in self.outputs if not weighed(self.model, name)]
+        comparison = Comparison(self.sides, self.outputs, taps, fixed)
+        found = comparison.findings([self._fed(feed) for feed in feeds], further)
+        self.tables, self.used = found.tables, {*self.outputs, *taps}
+        silent: dict[str, str] = {}
+        if not self._failed:
+            self._retreat(found)
+            silent = {name: self._kind(name) for name in self.outputs if not self._tells(name)}
+            steady = self.sides.channels.steady() if CONSTANT in silent.values() else ()
+            silent = {name: kind for name, kind in silent.items() if kind != CONSTANT or name not in steady}
+        return self._verdict(found, silent)
 
-    An output that is almost nothing on one input (a saturated sigmoid) is measured on the scale that it has on other
-    inputs, or in the original.
-    """
-    floors = scales(wanted + (original or []))
-    rows = [
-        [relative(a, b, floor) for a, b, floor in zip(w, f, floors, strict=True)]
-        for w, f in zip(wanted, found, strict=True)
-    ]
-    return np.array(rows).reshape(len(wanted), -1)
+    def _fed(self, feed: Feed) -> Feed:
+        return self.draws.joined(fed_in_float32(feed, self.widened))
 
+    @property
+    def _failed(self) -> bool:
+        return any(table.failed for table in self.tables if table.name in self.used)
 
-def scales(known: Runs) -> list[float]:
-    """For each output: what its norm on one input is taken for at least."""
-    return [FLOOR * max(_norm(row[k]) for row in known) for k in range(len(known[0]))]
+    def _verdict(self, found: Findings, silent: dict[str, str]) -> Proof:
+        tables = [table for table in self.tables if table.name in self.used]
+        outputs = dict.fromkeys(self.outputs, 0.0)
+        widest = self.sides.bound
+        for table in tables:
+            outputs[table.name] = max(outputs.get(table.name, 0.0), table.worst)
+            widest = max([widest, *table.limits[table.limits > widest].tolist()])
+        reason = self.draws.reason or ("its outputs differ from one run to the next" if found.restless else "")
+        status = FAILED if self._failed else VACUOUS if silent else PASSED
+        status = RANDOM if status != PASSED and reason else status
+        sizes = len({sizes_of(feed) for feed in found.feeds})
+        worst = max(outputs.values(), default=0.0)
+        return Proof(
+            status,
+            worst,
+            widest,
+            len(found.feeds),
+            outputs,
+            silent,
+            sizes,
+            found.kinds,
+            reason if status == RANDOM else "",
+        )
 
+    def _told(self, name: str, entirely: bool = False) -> bool:
+        """Whether a tensor tells; ``entirely``: each of its slices does, on usual inputs.
 
-def _norm(value: Array) -> float:
-    """Euclidean norm of the finite elements of a float array; 0 for other kinds."""
-    if not is_float(value):
-        return 0.0
-    numbers = value.astype(np.float64)
-    return float(np.linalg.norm(numbers[np.isfinite(numbers)]))
+        Inputs of another scale tell little: a bias is nothing beside large numbers.
+        """
+        tables = [table for table in self.tables if table.name == name]
+        if entirely and tables:
+            told = tables[0].told & tables[0].at_once
+            return bool(told.all() if self.sides.rounding < 1 else told[0])
+        return any(table.told.any() for table in tables)
 
+    def _tells(self, name: str) -> bool:
+        """Whether a graph output tells, by itself or by what was compared in its place."""
+        if not weighed(self.model, name):
+            return True
+        if name not in decided(self.model):
+            return self._told(name) or self._resolved(name)
+        taps = [tap for tap in behind_decisions(self.model, [name]) if self._known(tap)]
+        if not taps:
+            return self._told(name) or self._resolved(name)
+        return all(self._told(tap) or self._resolved(tap) for tap in taps)
 
-def _comparable(wanted: Runs) -> Array:
-    """Which outputs say anything on which inputs: those that are not NaN or infinite throughout [inputs, outputs]."""
-    rows = [[not is_float(v) or not v.size or np.isfinite(v.astype(np.float64)).any() for v in row] for row in wanted]
-    return np.array(rows, bool).reshape(len(wanted), -1)
+    def _known(self, name: str) -> bool:
+        return name in self.walk or any(table.name == name for table in self.tables)
 
+    def _retreat(self, found: Findings) -> None:
+        """Compare what lies behind the tensors that do not tell, or of which a slice does not."""
+        roots = [*self.outputs, *(table.name for table in self.tables)]
+        roots += [tap for name in decided(self.model) for tap in behind_decisions(self.model, [name])]
+        roots = [name for name in dict.fromkeys(roots) if not self._told(name, entirely=True)]
+        self.walk = behind(self.model, roots)
+        if not roots:
+            return
+        self.there = self.there or self.sides.tensors()
+        known = {table.name for table in self.tables}
+        names = [name for name in self.walk if name in self.there and name not in known]
+        if names:
+            some = [found.feeds[k] for group in alike(found.feeds) for k in group]
+            self.tables = self.tables + Comparison(self.sides, (), names).findings(some).tables
+        for root in roots:
+            self._resolved(root)
 
-def behind_decisions(model: Model) -> list[str]:
-    """The floats from which integer and boolean outputs are made: inputs of the nearest deciding operators."""
-    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
-    discrete = [v.name for v in model.proto.graph.output if v.type.tensor_type.elem_type not in floats]
-    nodes = model.proto.graph.node
-    found: dict[str, None] = {}
-    seen: set[str] = set()
-    while discrete:
-        name = discrete.pop()
-        if name in seen or name not in model.free or name not in model.producers:
-            continue
-        seen.add(name)
-        node = nodes[model.producers[name]]
-        if node.op_type in DECISIONS:
-            found |= dict.fromkeys(n for n in node.input[:2] if n in model.free)
-        else:
-            discrete += [n for n in node.input if n]
-    return sorted(found)
+    def _resolved(self, name: str) -> bool:
+        """Whether a tensor tells, or else any of what makes it; what was held against each other on the way counts."""
+        if name not in self.resolved:
+            self.used.add(name)
+            whole = self._told(name, entirely=True)
+            inner = [] if whole else [self._resolved(other) for other in self.walk.get(name, ())]
+            self.resolved[name] = whole or self._told(name) or any(inner)
+        return self.resolved[name]
 
-
-def shaken(feed: Feed) -> Feed:
-    """The same inputs, floats moved by one unit in the last place."""
-    return {
-        name: np.nextafter(value, np.asarray(np.inf, value.dtype)) if value.dtype.kind == "f" else value
-        for name, value in feed.items()
-    }
-
-
-def relative(wanted: Array, found: Array, floor: float = 0.0) -> float:
-    """‖wanted - found‖ / max(‖wanted‖, floor); inf if not comparable.
-
-    For integers and booleans: the share of unequal elements.
-    """
-    if wanted.shape != found.shape:
-        return float("inf")
-    if not is_float(wanted):
-        return float(np.mean(wanted != found)) if wanted.size else 0.0
-    a, b = wanted.astype(np.float64), found.astype(np.float64)
-    living = np.isfinite(a)
-    if not np.array_equal(living, np.isfinite(b)) or not np.array_equal(a[~living], b[~living], equal_nan=True):
-        return float("inf")
-    error = float(np.linalg.norm(a[living] - b[living]))
-    scale = max(float(np.linalg.norm(a[living])), floor)
-    return error / scale if scale > 0 else error
+    def _kind(self, name: str) -> str:
+        tables = [table for table in self.tables if table.name == name]
+        if any(table.varies.any() for table in tables):
+            return "chaotic"
+        return tables[0].kind if tables else "empty"

@@ -35,6 +35,7 @@ from leanonnx.runtime.sessions import run_node
 
 EXTREMES = {"MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin"}
 POWERS = {"LpPool", "GlobalLpPool", "ReduceL1", "ReduceL2", "ReduceSumSquare"}
+AVERAGES = {"ReduceMean", "ReduceSum", "GlobalAveragePool"}
 BENT = 0.99
 HOLDING = {"BatchNormalization", "InstanceNormalization"}
 """Operators whose constants tell the statistics of their channels."""
@@ -145,7 +146,7 @@ class _Walk:
         weights = mix.kernels()
         if op not in LINEAR or others or place is None or not is_float(weights):
             return None
-        bias = bias_of(node, mix.targets.size, self.fixed)
+        bias = bias_of(node, mix.targets.size, self.fixed, mix.onto)
         targets = mix.targets.reshape(-1)
         if bias is None or np.unique(targets).size != targets.size:
             return None
@@ -246,6 +247,8 @@ class _Walk:
         if not given:
             return None
         source = given[0] if len(given) == 1 else together(given)
+        if index in self.dag.reductions:
+            return self._summed(index, source) if standard(node) in AVERAGES else None
         wanted = np.unique(self.dag.labels[name])
         origin = wanted.copy()
         for link in self.dag.links_of.get(index, []):
@@ -256,6 +259,16 @@ class _Walk:
             return None
         passed = chosen(source, places, wanted)
         return _bent(passed, standard(node)) if standard(node) in EXTREMES | POWERS else passed
+
+    def _summed(self, index: int, source: Belief) -> Belief | None:
+        """Channels that are added up in one."""
+        for node, _, link in self.dag.sums:
+            if node == index and link.gains is not None:
+                where, gains = source.places(link.sources), link.gains.astype(np.float64)
+                covariance = gains @ source.covariance()[np.ix_(where, where)] @ gains
+                mean = gains @ source.mean[where]
+                return gaussian(link.targets[:1], mean.reshape(1), covariance.reshape(1, 1), source.known)
+        return None
 
 
 def _bent(belief: Belief, op: str) -> Belief:

@@ -14,8 +14,8 @@ import numpy as np
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import DataError
 from leanonnx.numeric.arrays import Array, Floats, Ints
-from leanonnx.numeric.labels import Labels
-from leanonnx.rules.call import Mix
+from leanonnx.numeric.labels import Labels, varied
+from leanonnx.rules.call import Mix, Reduction
 from leanonnx.runtime.sessions import Feed, RunFailed
 from leanonnx.runtime.taps import watched
 
@@ -79,10 +79,16 @@ def channel_axis(dag: ChannelDag, node: int, mix: Mix) -> tuple[str, int] | None
     for name in proto.input:
         labels = dag.labels.get(name)
         if labels is not None and np.isin(mix.sources, labels).all():
-            axis = 1 if "Conv" in proto.op_type else labels.ndim - 1
+            axis = mix.axis % labels.ndim
             along = labels.shape[axis] == mix.sources.size or labels.size == 1
             return (name, axis) if along and dag.shapes[name][axis] == mix.sources.size else None
     return None
+
+
+def summed_axis(dag: ChannelDag, node: int, reduction: Reduction) -> tuple[str, int]:
+    """The tensor whose channels are added up and the axis along which they lie; -1 where they lie along several."""
+    axes = varied(reduction.labels)
+    return dag.model.proto.graph.node[node].input[reduction.slot], axes[0] if len(axes) == 1 else -1
 
 
 def rows_of(value: Array, axis: int, channels: Labels) -> Array:
@@ -171,6 +177,10 @@ def places(dag: ChannelDag) -> dict[tuple[str, int], Labels]:
         place = channel_axis(dag, node, mix) if mix.inward is not None else None
         if place is not None and np.unique(mix.sources).size > 1:
             found[place] = mix.sources.reshape(-1)
+    for node, reduction, _ in dag.sums:
+        name, axis = summed_axis(dag, node, reduction)
+        if axis >= 0:
+            found.setdefault((name, axis), reduction.labels.reshape(-1))
     return found
 
 

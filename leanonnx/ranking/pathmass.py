@@ -14,8 +14,8 @@ import numpy as np
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.numeric.arrays import Floats, Ints
-from leanonnx.ranking.moments import ADDING, Statistics, by_label, channel_axis
-from leanonnx.rules.call import Link
+from leanonnx.ranking.moments import ADDING, Statistics, by_label, channel_axis, summed_axis
+from leanonnx.rules.call import Link, Reduction
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,15 @@ def reads(dag: ChannelDag, statistics: Statistics) -> list[Read]:
                     where = np.searchsorted(moments.labels, labels)
                     covariance = moments.covariance[np.ix_(where, where)]
                 found.append(Read(node, labels, targets, _taps(kernels[group], sources), covariance))
-    return found
+    return found + [_summed(dag, statistics, *one) for one in dag.sums]
+
+
+def _summed(dag: ChannelDag, statistics: Statistics, node: int, reduction: Reduction, link: Link) -> Read:
+    """Channels that are added up in one, as kernels of one number."""
+    moments = statistics.read.get(summed_axis(dag, node, reduction))
+    covariance = np.eye(link.sources.size) if moments is None else moments.covariance
+    gains = np.ones(link.sources.size) if link.gains is None else link.gains.astype(np.float64)
+    return Read(node, link.sources, link.targets[:1], gains[None, :, None], covariance)
 
 
 def _taps(kernels: Floats, sources: Ints) -> Floats:
@@ -71,7 +79,8 @@ def masses(dag: ChannelDag, statistics: Statistics, blocks: list[Read]) -> Float
     for labels in outputs:
         np.add.at(mass, labels.reshape(-1), 1 / len(outputs) / labels.size)
     steps: list[tuple[int, Read | Link]] = [(block.node, block) for block in blocks]
-    steps += [(node, link) for node, link in dag.links if link.sources.size]
+    sums = {node for node, _, _ in dag.sums}
+    steps += [(node, link) for node, link in dag.links if link.sources.size and node not in sums]
     shares = _shares(dag, statistics)
     for node, step in sorted(steps, key=lambda item: -item[0]):
         if isinstance(step, Read):

@@ -61,7 +61,10 @@ def weighted(dag: ChannelDag, ignored: Collection[int] = ()) -> list[Block]:
         for node, mix in dag.mixes
         if mix.inward is not None
     ]
-    links = [(node, 1, _fixed(link)) for node, link in dag.links if link.sources.size]
+    sums = {node for node, _, _ in dag.sums}
+    links = [
+        (node, 1, _summed(link) if node in sums else _fixed(link)) for node, link in dag.links if link.sources.size
+    ]
     return [block for _, _, block in sorted(mixes + links, key=lambda item: item[:2])]
 
 
@@ -107,3 +110,9 @@ def _once_each(sources: NDArray[np.int64], gains: NDArray[np.float32]) -> tuple[
 def _fixed(link: Link) -> Block:
     gains = np.ones(link.sources.size, np.float32) if link.gains is None else link.gains
     return Block(link.sources[:, None], link.targets[:, None], gains[:, None, None], counted=False)
+
+
+def _summed(link: Link) -> Block:
+    """Channels that are added up in one: a filter of fixed edges."""
+    gains = np.ones(link.sources.size, np.float32) if link.gains is None else link.gains
+    return Block(link.sources[None], link.targets[None, :1], gains[None, None], counted=False)

@@ -106,7 +106,7 @@ class _Layer:
         self, dag: ChannelDag, alive: Mask, layer: Layer, compressed: Model, belief: Belief, still: Ints
     ) -> None:
         self.dag, self.alive, self.layer, self.belief, self.still = dag, alive, layer, belief, still
-        self.weight = layer.laid_out(compressed.constant(layer.weight))
+        self.weight = layer.laid_out(layer.held_in(compressed))
         self.bias = np.zeros(self.weight.shape[0] * self.weight.shape[1])
         if layer.bias:
             self.bias += np.asarray(compressed.constant(layer.bias), np.float64).reshape(-1)

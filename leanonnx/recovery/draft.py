@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from leanonnx.analysis.dag import ChannelDag
@@ -18,6 +19,7 @@ from leanonnx.graph.model import check
 from leanonnx.graph.storage import write_model
 from leanonnx.numeric.labels import Mask
 from leanonnx.proof.deviation import Fidelity, compare
+from leanonnx.proof.slices import bounded, channel_axes
 from leanonnx.recovery.recover import Mended, recover
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.system.clock import Clock
@@ -113,7 +115,7 @@ def _compared(dag: ChannelDag, drafts: Sequence[Path], data: Data) -> list[Fidel
     """How far drafts are from the original."""
     model = dag.model
     try:
-        return compare(model, model.path, drafts, data, batch_size(data), dag.observation.replaced)
+        return compare(model, model.path, drafts, data, batch_size(data), dag.observation.replaced, channel_axes(dag))
     except RunFailed as error:
         raise ProofFailed(f"the compressed model does not run on the data ({error}); nothing written") from error
 
@@ -125,16 +127,23 @@ def frontier(dag: ChannelDag) -> int:
 
 
 def distance(dag: ChannelDag, candidate: Source, data: Data) -> float:
-    """Mean relative deviation of the outputs of a candidate from those of the original.
+    """How far the outputs of a candidate are from those of the original, each channel by its own scale.
 
     Raises:
         RunFailed: the candidate cannot be run.
     """
-    model = dag.model
-    (found,) = compare(model, model.path, [candidate], data, batch_size(data), dag.observation.replaced)
+    model, replaced = dag.model, dag.observation.replaced
+    (found,) = compare(model, model.path, [candidate], data, batch_size(data), replaced, channel_axes(dag))
     return _distance(found)
 
 
 def _distance(found: Fidelity) -> float:
-    """Mean relative deviation of all outputs; infinite if one is not finite."""
-    return sum(one.relative_l2 for one in found.outputs) / max(len(found.outputs), 1)
+    """Mean over the outputs of ``Channels.balanced``, an output without channels being one; infinite if one is not
+    finite.
+    """
+    if any(math.isinf(one.relative_l2) for one in found.outputs):
+        return math.inf
+    parts = [
+        one.channels.balanced if one.channels else float(bounded(np.array(one.relative_l2))) for one in found.outputs
+    ]
+    return sum(parts) / max(len(parts), 1)

@@ -55,7 +55,7 @@ def folded(site: Site, seed: int) -> tuple[Floats, Floats] | None:
 
 def _regression(site: Site, channels: Ints, kept: NDArray[np.bool_], seed: int) -> tuple[Floats, Floats] | None:
     """A [C, C'] and what it leaves of the mean [C]."""
-    axis = -1 if site.layer.window is None else 1
+    axis = site.layer.mix.axis
     runs = site.pair.runs
     each = max(1, -(-max(ROWS, PER_CHANNEL * int(kept.sum())) // len(runs)))
     sums: Sums | None = None

@@ -15,9 +15,10 @@ from leanonnx.analysis.positions import Window, window_of
 from leanonnx.errors import ModelError
 from leanonnx.graph.formats import is_float
 from leanonnx.graph.model import FREE_INITIALIZERS, Model, holder_array
-from leanonnx.graph.nodes import BIAS, BIASED, LINEAR, attribute, fresh_name, name_of, standard
+from leanonnx.graph.nodes import BIAS, BIASED, LINEAR, attribute, fresh_name, is_per_channel, name_of, standard
 from leanonnx.numeric.arrays import Array, Floats
 from leanonnx.numeric.labels import Mask
+from leanonnx.recovery.route import Route, route_to
 from leanonnx.rules.call import Mix
 
 JOIN = "join the network with the original and the keep set that it was made from"
@@ -28,7 +29,8 @@ class Layer:
     """A linear operator in both networks: node ``before`` of the original, node ``after`` of the compressed one.
 
     ``weight`` and ``bias`` name what holds the constants in the compressed network; without a bias, one can be given to
-    the node in slot 2 where ``extendable``.  ``shape`` is that of the weight, ``window`` that of a convolution.
+    the node in slot 2 where ``extendable``.  ``shape`` is that of the weight as it is read, by its ``route``;
+    ``window`` that of a convolution.
     """
 
     before: int
@@ -41,6 +43,16 @@ class Layer:
     turned: bool
     shape: tuple[int, ...]
     window: Window | None
+    route: Route
+
+    def held_in(self, model: Model) -> Array:
+        """The weight in a network that holds it as the compressed one does, as the layer reads it."""
+        return self.route.read(model.constant(self.weight))
+
+    @property
+    def data(self) -> int:
+        """The slot of what it reads."""
+        return 1 - self.mix.slot
 
     @property
     def groups(self) -> int:
@@ -61,6 +73,7 @@ class Layer:
         """A weight as it is stored → [G, O, I, taps]."""
         wide = np.asarray(weight, np.float64)
         if self.window is None:
+            wide = wide.reshape(wide.shape[-2:])
             return (wide if self.turned else wide.T)[None, :, :, None]
         if self.operator == "ConvTranspose":
             return wide.reshape(self.groups, wide.shape[0] // self.groups, wide.shape[1], -1).swapaxes(1, 2)
@@ -69,7 +82,7 @@ class Layer:
     def stored(self, kernels: Floats) -> Floats:
         """[G, O, I, taps] → a weight as it is stored."""
         if self.window is None:
-            return kernels[0, :, :, 0] if self.turned else kernels[0, :, :, 0].T
+            return (kernels[0, :, :, 0] if self.turned else kernels[0, :, :, 0].T).reshape(self.shape)
         if self.operator == "ConvTranspose":
             kernels = kernels.swapaxes(1, 2)
         return kernels.reshape(self.shape)
@@ -137,28 +150,27 @@ def _layer(alive: Mask, compressed: Model, before: int, after: int, mix: Mix) ->
     operator = standard(node)
     if operator not in LINEAR:
         return f"{node.op_type} is not a plain linear operator"
-    weight = compressed.origins.get(node.input[1], "")
-    if not weight:
+    route = route_to(compressed, node.input[mix.slot])
+    if route is None:
         return "its weight is computed"
-    array = compressed.constant(weight)
+    weight = route.holder
+    array = route.read(compressed.constant(weight))
     if not is_float(array):
         return "its weight is quantised"
     if compressed.readers.get(weight, 0) != 1:
         return "its weight is shared"
     if attribute(node, "alpha", 1.0) != 1 or attribute(node, "beta", 1.0) != 1:
         return "it scales its product"
-    if operator == "MatMul" and node.input[0] in compressed.origins:
-        return "its constant is on the left"
     window = window_of(node, array.shape[2:]) if "Conv" in operator else None
-    bias = _bias(compressed, node, operator, int(alive[mix.targets].sum()))
+    bias = _bias(compressed, node, operator, mix, int(alive[mix.targets].sum()))
     if bias is None:
         return "its bias is shared or computed"
     extendable = not bias and operator in BIASED
-    turned = bool(attribute(node, "transB", 0))
-    return Layer(before, after, mix, operator, weight, bias, extendable, turned, array.shape, window)
+    turned = bool(attribute(node, "transB", 0)) if mix.slot else not attribute(node, "transA", 0)
+    return Layer(before, after, mix, operator, weight, bias, extendable, turned, array.shape, window, route)
 
 
-def _bias(compressed: Model, node: onnx.NodeProto, operator: str, size: int) -> str | None:
+def _bias(compressed: Model, node: onnx.NodeProto, operator: str, mix: Mix, size: int) -> str | None:
     """What holds the bias; "" if there is none, None if it may not be changed."""
     name = node.input[BIAS] if len(node.input) > BIAS else ""
     if operator == "MatMul":
@@ -167,14 +179,20 @@ def _bias(compressed: Model, node: onnx.NodeProto, operator: str, size: int) -> 
             return ""
     if not name:
         return ""
-    held = compressed.origins.get(name, "")
-    if not held:
+    route = route_to(compressed, name)
+    if route is None or not route.straight:
         return None
+    held = route.holder
     array = compressed.constant(held)
-    plain = is_float(array) and array.size == size and array.shape[-1:] == (size,)
+    plain = is_float(array) and array.size == size and is_per_channel(array, size, _place(operator, mix))
     if operator == "MatMul" and not (plain and compressed.readers.get(held, 0) == 1):
         return ""
     return held if plain else None
+
+
+def _place(operator: str, mix: Mix) -> int:
+    """The axis of a bias along which the output channels lie."""
+    return mix.onto if operator in ("Gemm", "MatMul") else -1
 
 
 def _added(compressed: Model, output: str) -> str:
@@ -184,7 +202,7 @@ def _added(compressed: Model, output: str) -> str:
         return ""
     node = compressed.proto.graph.node[consumers[0]]
     others = [name for name in node.input if name != output]
-    if node.op_type != "Add" or len(others) != 1 or others[0] not in compressed.origins:
+    if node.op_type != "Add" or len(others) != 1 or route_to(compressed, others[0]) is None:
         return ""
     return others[0]
 
@@ -219,16 +237,18 @@ class Change:
     def carry_out(self, proto: onnx.ModelProto, model: Model) -> None:
         """Put the values into a protobuf, which ``model`` was made from."""
         layer = self.layer
-        kind = hold(proto, layer.weight, self.weight)
+        kind = hold(proto, layer.weight, layer.route.back(self.weight))
         if self.bias is None:
             return
         if layer.bias and model.readers.get(layer.bias, 0) == 1:
             hold(proto, layer.bias, self.bias.reshape(model.constant(layer.bias).shape))
             return
         node = proto.graph.node[layer.after]
+        kind = _cast(proto, node.input[layer.mix.slot]) or kind
         taken = {*model.readers, *model.producers, *model.holders, *(t.name for t in proto.graph.initializer)}
         name = fresh_name(taken, f"{node.output[0]}_bias")
-        give_bias(proto, node, name, self.bias.astype(kind))
+        behind = -1 - _place(layer.operator, layer.mix)
+        give_bias(proto, node, name, self.bias.reshape(-1, *[1] * behind).astype(kind))
 
 
 def give_bias(proto: onnx.ModelProto, node: onnx.NodeProto, name: str, bias: Array) -> None:
@@ -239,6 +259,16 @@ def give_bias(proto: onnx.ModelProto, node: onnx.NodeProto, name: str, bias: Arr
         proto.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
     node.input.extend([""] * (BIAS + 1 - len(node.input)))
     node.input[BIAS] = name
+
+
+def _cast(proto: onnx.ModelProto, name: str) -> np.dtype[Any] | None:
+    """The type to which a constant is cast on its way to where it is read; None where it is not."""
+    makers = {output: node for node in proto.graph.node for output in node.output}
+    while name in makers and makers[name].op_type in ("Cast", "Transpose", "Reshape"):
+        if makers[name].op_type == "Cast":
+            return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(attribute(makers[name], "to")))
+        name = makers[name].input[0]
+    return None
 
 
 def hold(proto: onnx.ModelProto, name: str, array: Array) -> np.dtype[Any]:

@@ -14,7 +14,7 @@ from leanonnx.data.images import BATCH_RANK, image_axes
 from leanonnx.graph.formats import HALVES, fed_in_float32, float_kinds, in_float32, is_float
 from leanonnx.graph.model import Model
 from leanonnx.numeric.arrays import Array
-from leanonnx.proof.proof import inputs_for
+from leanonnx.proof.inputs import inputs_for
 from leanonnx.runtime.sessions import Feed, RunFailed, run
 
 DRAWS = 4

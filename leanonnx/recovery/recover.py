@@ -128,10 +128,11 @@ class _Recovery:
         beside = self._beside(node.output[0])
         self.waiting.remove(layer.after)
         more = ([], []) if beside is None else ([beside.wanted], [beside.there])
-        self.pair.advance([source.input[0], source.output[0], *more[0]], [node.input[0], *more[1]])
+        x, x_hat = (one.input[layer.data] for one in (source, node))
+        self.pair.advance([x, source.output[0], *more[0]], [x_hat, *more[1]])
         if beside and (beside.wanted not in self.pair.original.known or beside.there not in self.pair.smaller.known):
             beside = None
-        site = Site(self.dag, self.alive, layer, self.pair, source.input[0], source.output[0], node.input[0], beside)
+        site = Site(self.dag, self.alive, layer, self.pair, x, source.output[0], x_hat, beside)
         name = name_of(node)
         if not site.understood():
             return Mended(name, reason="its output is not what its weights make of its input")
@@ -163,7 +164,7 @@ class _Recovery:
 
     def _held(self, layer: Layer) -> tuple[Floats, Floats]:
         """Weight as it is stored, and bias [G, O], of the compressed network."""
-        weight = np.asarray(self.now.constant(layer.weight), np.float64)
+        weight = np.asarray(layer.held_in(self.now), np.float64)
         groups, out = layer.laid_out(weight).shape[:2]
         bias = np.asarray(self.now.constant(layer.bias), np.float64) if layer.bias else np.zeros(groups * out)
         return weight, bias.reshape(groups, out)
@@ -208,7 +209,9 @@ def _addition(model: Model, output: str) -> tuple[onnx.NodeProto, str, Floats | 
         node = model.proto.graph.node[readers[0]]
         if node.op_type == "Add":
             return node, output, scale
-        if node.op_type != "BatchNormalization" or scale is not None or not {*node.input[1:]} <= model.origins.keys():
+        if node.op_type != "BatchNormalization" or attribute(node, "training_mode", 0) or scale is not None:
+            return None
+        if not {*node.input[1:]} <= model.origins.keys():
             return None
         gamma, beta, mean, variance = (np.asarray(model.constant(name), np.float64) for name in node.input[1:])
         scale, _ = scale_and_shift(gamma, beta, mean, variance, attribute(node, "epsilon", 1e-5))

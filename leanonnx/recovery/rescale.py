@@ -65,6 +65,8 @@ def norms(dag: ChannelDag, alive: Mask, compressed: Model, fitted: Collection[st
         if before < 0 or node.input[0] in fitted or dag.model.proto.graph.node[before].op_type != node.op_type:
             continue
         held = [compressed.origins.get(name, "") for name in node.input[1:]]
+        if attribute(node, "training_mode", 0):
+            continue
         own = all(held) and all(compressed.readers.get(name, 0) == 1 for name in held[:2])
         labels = dag.labels[node.output[0]].reshape(-1)
         if own and all(is_float(compressed.constant(name)) for name in held):

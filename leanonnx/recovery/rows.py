@@ -65,15 +65,17 @@ class Site:
         node = model.proto.graph.node[self.layer.before]
 
         def constant(name: str) -> Array | None:
-            return model.constant(name) if name in model.origins else None
+            return model.constant(name) if name in model.origins else self.dag.observation.values.get(name)
 
-        return bias_of(node, self.layer.mix.targets.size, constant)
+        return bias_of(node, self.layer.mix.targets.size, constant, self.layer.mix.onto)
 
     def understood(self) -> bool:
         """Whether weights and input of the original make its output, at some positions of the first run."""
         x, y = self.pair.original.value(self.x, 0), self.pair.original.value(self.y, 0)
         bias, mix = self.original_bias(), self.layer.mix
-        if bias is None or y.ndim < 2 or y.shape[self._axis(y)] != mix.targets.size or x.shape[0] != y.shape[0]:
+        if bias is None or y.ndim < 2 or y.shape[self._axis(y)] != mix.targets.size:
+            return False
+        if x.size // x.shape[mix.axis] != y.size // mix.targets.size if self.layer.window is None else len(x) != len(y):
             return False
         window = self.layer.window and replace(self.layer.window, groups=len(mix.sources))
         chosen = np.random.default_rng(0).integers(0, self.positions(), TRIED)
@@ -124,12 +126,12 @@ class Site:
 
     def _axis(self, value: Array) -> int:
         """The axis of the channels."""
-        return value.ndim - 1 if self.layer.window is None else 1
+        return value.ndim + self.layer.mix.onto if self.layer.window is None else 1
 
     def _targets(self, value: Array, chosen: Ints) -> Array:
         """Rows [n, O] of an output at flat positions (samples first)."""
         if self.layer.window is None:
-            return np.asarray(value.reshape(-1, value.shape[-1])[chosen])
+            return _along(value, self.layer.mix.onto)[chosen]
         size = int(np.prod(value.shape[2:]))
         sample, place = np.divmod(chosen, size)
         return np.asarray(value.reshape(*value.shape[:2], size)[sample, :, place])
@@ -137,10 +139,15 @@ class Site:
     def _features(self, window: Window | None, x: Array, y: Array, chosen: Ints) -> Array:
         """Rows [n, G, I · taps] of what the layer reads at output positions."""
         if window is None:
-            return np.asarray(x.reshape(-1, x.shape[-1])[chosen][:, None, :])
+            return _along(x, self.layer.mix.axis)[chosen][:, None, :]
         size = int(np.prod(y.shape[2:]))
         sample, place = np.divmod(chosen, size)
         order = np.argsort(sample, kind="stable")
         parts = [features(window, x[k], y.shape[2:], place[sample == k]) for k in np.unique(sample)]
         found = np.concatenate(parts)[np.argsort(order, kind="stable")]
         return found.reshape(len(found), window.groups, -1)
+
+
+def _along(value: Array, axis: int) -> Array:
+    """The rows [n, C] of a tensor whose channels lie along an axis."""
+    return np.asarray(np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis]))

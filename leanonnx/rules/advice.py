@@ -10,3 +10,9 @@ FLOAT = "compress the float model first and quantise the result"
 INLINE = "export without control flow, or give it values that carry no channels"
 LAYOUT = "this is onnxruntime's layout for one machine: save the model at level 'basic' or 'extended' instead"
 STREAM = "nothing exact: the statistics are those of all channels; the layers beside the stream can lose more"
+FIXED = {
+    CONSTANT: "export it as a constant (freeze it)",
+    EXPORT: "export this part in another form, or write a rule for it (--rules, docs/operators.md)",
+}
+"""What is left of an advice where all sizes are fixed."""
+FREEZE = "add --freeze, if nobody overrides it"

@@ -19,14 +19,17 @@ from leanonnx.numeric.labels import Labels, Mask, Shape, along, compact, on_axis
 from leanonnx.rules import advice
 
 Pairs = tuple[Labels, Labels]
+Attribute = int | float | list[int] | None
+"""A new value of an attribute; None removes it."""
 
 
 @dataclass(frozen=True)
 class Value:
     """A tensor that a node reads; ``labels`` is None where its data depend on no graph input.
 
-    ``held`` tells that the file holds it as a constant, plain or quantised; other constants are computed from those.
-    ``blocked``: it is a constant that is quantised in blocks.
+    ``held`` tells that it follows from constants of the file alone: neither from sizes of inputs nor from noise.
+    ``maker`` is the operator that puts it out, ``source`` the shape of what that one reads first.  ``keeps_zero``: a
+    channel that its layer puts out as zeros is zeros here.
     """
 
     name: str
@@ -34,7 +37,9 @@ class Value:
     labels: Labels | None
     read: Callable[[], Array]
     held: bool = False
-    blocked: bool = False
+    maker: str = ""
+    source: Shape | None = None
+    keeps_zero: bool = True
 
     @property
     def array(self) -> Array:
@@ -49,6 +54,7 @@ class Mix:
     ``kernels()`` reads the weights as ``[G, O, I, *k]``; ``inward`` holds the input channel of each element of the
     weight as stored (None: no channel can go); ``taps`` is the number of multiply-adds of one kernel per output
     position, ``positions`` the number of output positions; ``counted`` tells whether its kernels count as such.
+    ``axis`` is that of the data along which the sources lie, ``onto`` that of the output for the targets.
     """
 
     sources: Labels
@@ -60,6 +66,8 @@ class Mix:
     taps: int = 1
     positions: int = 1
     counted: bool = True
+    axis: int = -1
+    onto: int = -1
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,20 @@ class Link:
     sources: Labels
     targets: Labels
     gains: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """Data in an input slot of which a node takes channels together: dead ones have to count as zeros.
+
+    ``labels`` are laid out as the data.  The proof's reference reads zeros in place of dead channels there, and
+    ``Edit.scales`` makes up for their number where that matters.  ``target`` [1] is the channel that they are added up
+    in, with the gains of the links that lead to it; None where they are only measured by it (a norm).
+    """
+
+    slot: int
+    labels: Labels
+    target: Labels | None = None
 
 
 @dataclass(frozen=True)
@@ -131,12 +153,13 @@ class Edit:
     """How one node changes.
 
     ``attributes`` are set (None: removed); ``inputs`` get a new constant, new entries, or a selection of positions;
-    ``outputs`` get new entries.
+    ``outputs`` get new entries, or are multiplied by ``scales``.
     """
 
-    attributes: Mapping[str, int | list[int] | None] = field(default_factory=dict)
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
     inputs: Mapping[int, Array | Entries | Pick] = field(default_factory=dict)
     outputs: Mapping[int, Entries] = field(default_factory=dict)
+    scales: Mapping[int, float] = field(default_factory=dict)
 
 
 Rewrite = Callable[[Kept], Edit]
@@ -160,6 +183,7 @@ class Effect:
     mixes: tuple[Mix, ...] = ()
     links: tuple[Link, ...] = ()
     slices: tuple[Slice, ...] = ()
+    reductions: tuple[Reduction, ...] = ()
     pins: tuple[Pin, ...] = ()
     starts: tuple[Labels, ...] = ()
     rewrite: Rewrite | None = None
@@ -173,6 +197,7 @@ class Call:
 
     ``inputs[k]`` is None where the optional input is left out; ``mint(n)`` gives n fresh labels, ``minted()`` tells
     how many there are.  ``by_position`` asks a grouped operator for ties by position instead of whole groups.
+    ``readers`` are the operators that read each output, "" standing for the graph itself.
     """
 
     op: str
@@ -186,6 +211,7 @@ class Call:
     mint: Callable[[int], Labels]
     minted: Callable[[], int]
     by_position: bool = False
+    readers: tuple[tuple[str, ...], ...] = ()
 
     @property
     def title(self) -> str:
@@ -233,6 +259,10 @@ class Call:
         if found is None:
             raise Unsupported(f"the shape of output {index} is unknown", advice.EXPORT)
         return found
+
+    def read_by(self, index: int) -> set[str]:
+        """The operators that read an output, "" standing for the graph itself."""
+        return set(self.readers[index]) if index < len(self.readers) else {""}
 
     def is_constant(self, slot: int) -> bool:
         """Whether the value in a slot depends on no graph input."""

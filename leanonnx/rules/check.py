@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from leanonnx.numeric.labels import Shape
-from leanonnx.rules.call import Call, Effect, Link, Mix, Pin, Slice
+from leanonnx.rules.call import Call, Effect, Link, Mix, Pin, Reduction, Slice
 
 
 def faults(call: Call, effect: Any, minted: int) -> str:
@@ -17,7 +17,7 @@ def faults(call: Call, effect: Any, minted: int) -> str:
     1. It is an ``Effect`` with one label array per output, of the output's rank, each axis 1 or the output's size.
     2. Labels are integers from 0 to ``minted`` - 1: the channels known so far.
     3. Ties, implied pairs and links join arrays of one shape; links lead from smaller to larger labels.
-    4. Slices and mixes name slots that hold constants.
+    4. Slices and mixes name slots that hold constants, reductions those that hold data.
     5. Everything else is of its kind.
     """
     if not isinstance(effect, Effect):
@@ -27,7 +27,15 @@ def faults(call: Call, effect: Any, minted: int) -> str:
     for labels, shape in zip(effect.outputs, call.output_shapes, strict=False):
         if fault := _labels_fault(labels, minted) or _shape_fault(labels.shape, shape):
             return f"outputs: {fault}"
-    kinds = {"mixes": Mix, "links": Link, "slices": Slice, "pins": Pin, "ties": tuple, "implied": tuple}
+    kinds = {
+        "mixes": Mix,
+        "links": Link,
+        "slices": Slice,
+        "pins": Pin,
+        "reductions": Reduction,
+        "ties": tuple,
+        "implied": tuple,
+    }
     kinds["starts"] = np.ndarray
     for name, kind in kinds.items():
         if not _all_are(getattr(effect, name), kind):
@@ -41,6 +49,7 @@ def faults(call: Call, effect: Any, minted: int) -> str:
         or _pins_fault(effect, minted)
         or _mixes_fault(call, effect, minted)
         or _slices_fault(call, effect, minted)
+        or _reductions_fault(call, effect, minted)
     )
 
 
@@ -116,4 +125,14 @@ def _slices_fault(call: Call, effect: Effect, minted: int) -> str:
             padded = (1,) * (len(shape) - factor.ndim) + factor.shape if not fault else ()
             if fault := fault or _shape_fault(padded, shape):
                 return f"slices: {fault}"
+    return ""
+
+
+def _reductions_fault(call: Call, effect: Effect, minted: int) -> str:
+    for found in effect.reductions:
+        if not isinstance(found.slot, int) or not call.has(found.slot) or call.is_constant(found.slot):
+            return f"input {found.slot} is reduced, but holds no data"
+        fault = _labels_fault(found.labels, minted) or _shape_fault(found.labels.shape, call.shape(found.slot))
+        if fault := fault or ("" if found.target is None else _labels_fault(found.target, minted)):
+            return f"reductions: {fault}"
     return ""

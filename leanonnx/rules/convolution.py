@@ -9,6 +9,7 @@ import numpy as np
 from leanonnx.numeric.labels import Labels, on_axis, varied
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Edit, Effect, Kept, Link, Mix, Pairs, Pin, Rewrite, Slice, Unsupported, steered
+from leanonnx.rules.correlation import correlation
 from leanonnx.rules.weights import require_held, vectors
 
 MANY_GROUPS = 8
@@ -22,14 +23,18 @@ def conv(
 
     Flow: every kernel leads from its input channel to its output channel, within its group.
     Ties: none for one group.  Many groups live and die whole (``group`` shrinks); few groups (under 8) lose the same
-        positions in all of them (``group`` stays).
-    Pins: channels that lie along a pixel axis; what a computed weight touches.
-    Limits: the weight must be a constant of the file (straight, dequantised, turned or reshaped).
+        positions in all of them (``group`` stays).  Input channels of a weight that another branch computes are tied to
+        those of the data; with several groups, groups go whole from both (correlations).
+    Pins: channels that lie along a pixel axis; what a weight touches that is computed from sizes.
+    Limits: the weight is a constant, computed from constants (weight norm, casts), or computed from a graph
+        input, with channels on its groups alone or on its inputs alone.
     Specification: ONNX Conv-22.
 
     ``per_channel`` names further slots that hold one value per output channel (scales of quantised weights);
     ``residual`` is the slot that FusedConv adds to the result.
     """
+    if (call.domain, call.op) == ("", "Conv") and not (call.is_constant(0) or call.is_constant(weight)):
+        return correlation(call)
     require_held(call, weight)
     out, width, *kernel = call.shape(weight)
     groups = int(call.attribute("group", 1))
@@ -52,6 +57,8 @@ def conv(
         _strides(call, kernel),
         math.prod(kernel),
         math.prod(call.output_shape()) // out,
+        axis=1,
+        onto=1,
     )
     links: list[Link] = []
     if residual is not None and call.has(residual):
@@ -74,7 +81,7 @@ def conv_transpose(call: Call) -> Effect:
     Flow: every kernel leads from its input channel to its output channel, within its group.
     Ties: groups live and die whole.
     Pins: channels that lie along a pixel axis; what a computed weight touches.
-    Limits: the weight must be a constant of the file.
+    Limits: the weight is a constant, or computed from constants.
     Specification: ONNX ConvTranspose-22.
     """
     require_held(call, 1)
@@ -97,6 +104,8 @@ def conv_transpose(call: Call) -> Effect:
         _strides(call, kernel),
         math.prod(kernel),
         math.prod(call.shape(0)) // width,
+        axis=1,
+        onto=1,
     )
     return Effect(
         (on_axis(targets.reshape(-1), 1, len(call.output_shape())),),
@@ -150,7 +159,7 @@ def deform_conv(call: Call) -> Effect:
     Flow: as Conv.
     Ties: as Conv.
     Pins: offsets and masks, which steer the sampling of all channels.
-    Limits: one group of offsets; the weight must be a constant of the file.
+    Limits: one group of offsets; the weight is a constant, or computed from constants.
     Specification: ONNX DeformConv-22.
     """
     if int(call.attribute("offset_group", 1)) != 1:

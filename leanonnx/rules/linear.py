@@ -1,31 +1,36 @@
-"""Matrix products: Gemm, MatMul and their fused or quantised forms."""
+"""Matrix products: Gemm, MatMul and their fused or quantised forms.
+
+The weight may be either operand.  Its channels lie on the contracted axis of the data, and on the axis of the output
+that takes its place: the last for a weight on the right, the last but one for a weight on the left.
+"""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
+
+from leanonnx.numeric.arrays import Array
 from leanonnx.numeric.labels import on_axis, varied
 from leanonnx.rules import advice, products
 from leanonnx.rules.call import Call, Effect, Mix, Pairs, Slice, Unsupported, broadcast_factor
-from leanonnx.rules.weights import require_held, vectors, with_whole_weight
+from leanonnx.rules.weights import fixed, require_held, vectors
+
+ROW, COLUMN = -2, -1
+TRANSPOSED = ("transA", "transB")
 
 
 def gemm(call: Call) -> Effect:
-    """Matrix product with a constant B, and a bias; a Flatten before it repeats each channel over its pixels.
+    """Matrix product with a constant operand, and a bias; a Flatten before it repeats each channel over its pixels.
 
-    Flow: every number of B is a kernel from an input to an output channel.
+    Flow: every number of the constant is a kernel from an input to an output channel.
     Ties: none; a bias that is one number per row ties what shares it.
-    Pins: nothing but what a computed weight, a computed C or a transposed A touches.
-    Limits: ``transA`` = 0; B is a constant of the file, C a constant.
+    Pins: nothing but what a computed weight or a computed C touches.
+    Limits: A or B is a constant or computed from constants, transposed or not, and C a constant.
     Specification: ONNX Gemm-13, com.microsoft.FusedGemm-1.
     """
-    weight, bias = 1, 2
-    require_held(call, weight)
-    if call.attribute("transA", 0):
-        raise Unsupported("it transposes its input", advice.EXPORT)
-    turned = bool(call.attribute("transB", 0))
-    shape = call.shape(weight)
-    effect = _dense(call, 1, weight, shape[::-1] if turned else shape, turned)
+    weight, bias = (0 if call.is_constant(0) else 1), 2
+    effect = _product(call, 1 - weight, weight, *(bool(call.attribute(name, 0)) for name in TRANSPOSED))
     bias_slices: tuple[Slice, ...] = ()
     ties: list[Pairs] = []
     if call.is_constant(bias):
@@ -37,43 +42,33 @@ def gemm(call: Call) -> Effect:
 
 
 def qgemm(call: Call) -> Effect:
-    """Matrix product of integers: A, a_scale, a_zero, B, b_scale, b_zero, C, y_scale, y_zero.
+    """Matrix product of integers with an optional scale.
 
-    Flow: its kernels are counted.
+    Flow: none.
     Ties: none.
-    Pins: its input and output channels.
-    Limits: never pruned; a quantised network ends in one, and gains more from being pruned before it is quantised.
+    Pins: all that it touches.
+    Limits: it is left as it is.
     Specification: com.microsoft.QGemm-1.
     """
     raise Unsupported("a quantised Gemm is not pruned", advice.FLOAT)
 
 
-def matmul(
-    call: Call, weight: int = 1, per_channel: tuple[int, ...] = (), left: int = 0, turned: bool = False
-) -> Effect:
-    """Matrix product with a constant matrix on the right, or of two computed tensors.
+def matmul(call: Call) -> Effect:
+    """Matrix product with a constant matrix on either side, or of two computed tensors.
 
-    Flow: every number of the matrix is a kernel.  Where the channels lie on other axes than the last, the product
-        acts inside each channel and moves no channel.
+    Flow: every number of the matrix is a kernel.  A matrix on the right acts along the last axis of the data, one on
+        the left along the last but one.  Where the channels lie on other axes than that, the product acts inside each
+        channel and moves no channel.
     Ties: of two computed tensors: all channels of one head, in both (queries, keys and values live and die by heads);
         values that are weighted by a tensor without channels lose the same positions in all heads.
     Pins: contracted channels of two computed tensors without heads.
-    Limits: the matrix is a constant of the file, of rank 2, and on the right.
+    Limits: the matrix is a constant or computed from constants, one for all stacked matrices of the data.
     Specification: ONNX MatMul-13.
     """
-    if call.is_constant(left):
-        raise Unsupported("it has its constant on the left", "export x·Wᵀ instead of W·x")
+    weight = 0 if call.is_constant(0) else 1
     if not call.is_constant(weight):
-        return products.matmul(call, left, weight, turned)
-    require_held(call, weight)
-    shape, labels = call.shape(weight), call.labels(left)
-    if len(shape) != 2:
-        raise Unsupported("its constant is a stack of matrices", "export one product per matrix, or a grouped Conv")
-    if labels.shape[-1] == 1 and varied(labels):
-        return with_whole_weight(call, Effect((labels,)), weight)
-    effect = _dense(call, len(call.shape(left)) - 1, weight, shape[::-1] if turned else shape, turned)
-    extra = vectors(call, per_channel, effect.mixes[0].targets[0])
-    return Effect(effect.outputs, effect.ties, mixes=effect.mixes, slices=(*effect.slices, *extra))
+        return products.matmul(call, 0, 1)
+    return _product(call, 1 - weight, weight)
 
 
 def fused_matmul(call: Call) -> Effect:
@@ -82,12 +77,18 @@ def fused_matmul(call: Call) -> Effect:
     Flow: as MatMul.
     Ties: as MatMul.
     Pins: as MatMul.
-    Limits: the left operand is not transposed, and no batch axes are.
+    Limits: batch axes are not transposed, nor the left one of two computed operands.
     Specification: com.microsoft.FusedMatMul-1.
     """
-    if any(call.attribute(name, 0) for name in ("transA", "transBatchA", "transBatchB")):
-        raise Unsupported("it transposes its left operand or its batch axes", advice.EXPORT)
-    return matmul(call, turned=bool(call.attribute("transB", 0)))
+    if any(call.attribute(name, 0) for name in ("transBatchA", "transBatchB")):
+        raise Unsupported("it transposes its batch axes", advice.EXPORT)
+    left, right = (bool(call.attribute(name, 0)) for name in TRANSPOSED)
+    weight = 0 if call.is_constant(0) else 1
+    if call.is_constant(weight):
+        return _product(call, 1 - weight, weight, left, right)
+    if left:
+        raise Unsupported("it transposes its left operand", advice.EXPORT)
+    return products.matmul(call, 0, 1, right)
 
 
 def qlinear_matmul(call: Call) -> Effect:
@@ -99,7 +100,7 @@ def qlinear_matmul(call: Call) -> Effect:
     Limits: as MatMul.
     Specification: ONNX QLinearMatMul-21.
     """
-    return matmul(call, weight=3, per_channel=(4, 5))
+    return _quantised(call, 0, 3, {0: (1, 2), 3: (4, 5)})
 
 
 def matmul_integer(call: Call) -> Effect:
@@ -111,25 +112,62 @@ def matmul_integer(call: Call) -> Effect:
     Limits: as MatMul; the zero point of the input is one number.
     Specification: ONNX MatMulInteger-10.
     """
-    return matmul(call, weight=1, per_channel=(3,))
+    return _quantised(call, 0, 1, {0: (2,), 1: (3,)})
 
 
-def _dense(call: Call, axis: int, weight: int, shape: tuple[int, ...], turned: bool) -> Effect:
-    """A matrix ``[I, O]`` (stored ``[O, I]`` if turned) applied along one axis."""
-    width, out = shape
-    sources, ties = call.slices(0, axis)
-    targets = call.mint(out)
-    inward, outward = on_axis(sources, int(turned), 2), on_axis(targets, 1 - int(turned), 2)
+def _quantised(call: Call, left: int, right: int, sides: dict[int, tuple[int, ...]]) -> Effect:
+    """A product of integers; ``sides`` are the slots of scale and zero point of each operand."""
+    weight = left if call.is_constant(left) else right
+    if not call.is_constant(weight):
+        return products.matmul(call, left, right)
+    effect = _product(call, left + right - weight, weight)
+    if effect.mixes[0].inward is None:
+        return effect
+    extra = vectors(call, sides[weight], effect.mixes[0].targets[0])
+    return Effect(effect.outputs, effect.ties, mixes=effect.mixes, slices=(*effect.slices, *extra))
+
+
+def _product(call: Call, data: int, weight: int, left_turned: bool = False, right_turned: bool = False) -> Effect:
+    """A matrix applied to the data in a slot; the operand in the lower slot is the left one."""
+    require_held(call, weight)
+    if len(call.shape(weight)) < -ROW:
+        raise Unsupported("its constant is a vector", "export it as a matrix of one row or column")
+    *stack, rows, columns = call.shape(weight)
+    if any(size != 1 for size in stack):
+        raise Unsupported("its constant is a stack of matrices", "export one product per matrix, or a grouped Conv")
+    contracted = (ROW if left_turned else COLUMN, COLUMN if right_turned else ROW)
+    stored, axis = contracted if weight < data else contracted[::-1]
+    onto = ROW if weight < data else COLUMN
+    if len(call.shape(data)) < -ROW:
+        axis = onto = COLUMN
+    width, out = (columns, rows) if stored == COLUMN else (rows, columns)
+    labels, result = call.labels(data), len(call.output_shape())
+    if labels.shape[axis] == 1 and varied(labels):
+        turned = labels.swapaxes(ROW, COLUMN) if axis != onto else labels
+        mix = fixed(weight, (out, width), taps=0)
+        return Effect((turned.reshape((1,) * (result - turned.ndim) + turned.shape),), mixes=(mix,))
+    sources, ties = call.slices(data, axis)
+    targets, rank = call.mint(out), len(call.shape(weight))
+    inward = on_axis(sources, rank + stored, rank)
+    outward = on_axis(targets, rank + (ROW + COLUMN - stored), rank)
     mix = Mix(
         sources.reshape(1, width),
         targets.reshape(1, out),
         weight,
-        lambda: (call.array(weight) if turned else call.array(weight).T)[None],
+        lambda: _kernels(call.array(weight), stored),
         inward,
-        positions=math.prod(call.shape(0)) // width,
+        positions=math.prod(call.shape(data)) // max(width, 1),
+        axis=axis,
+        onto=onto,
     )
-    output = on_axis(targets, len(call.output_shape()) - 1, len(call.output_shape()))
+    output = on_axis(targets, result + onto, result)
     return Effect((output,), tuple(ties), mixes=(mix,), slices=(Slice(weight, (outward, inward)),))
+
+
+def _kernels(array: Array, stored: int) -> Array:
+    """A matrix as [1, O, I]."""
+    matrix = array.reshape(array.shape[ROW:])
+    return np.asarray(matrix if stored == COLUMN else matrix.T)[None]
 
 
 RULES = {

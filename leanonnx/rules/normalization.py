@@ -2,34 +2,57 @@
 
 Per channel (BatchNormalization, InstanceNormalization): a diagonal operator, its constants sliced.
 Per group (GroupNormalization): whole groups live or die.
-Over channels (LayerNormalization …): pinned, since the statistics are taken over all channels.
+Over channels by a norm (RMSNormalization, LpNormalization): channels go, and count as zeros.
+Over channels by mean and variance (LayerNormalization …): pinned, since zeros would change the variance.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from leanonnx.numeric.arrays import Array
-from leanonnx.numeric.labels import on_axis, varied
+from leanonnx.numeric.labels import on_axis, projection, varied
 from leanonnx.rules import advice
-from leanonnx.rules.call import Call, Edit, Effect, Kept, Link, Slice, Unsupported, taken_together
+from leanonnx.rules.call import (
+    Attribute,
+    Call,
+    Edit,
+    Effect,
+    Kept,
+    Link,
+    Reduction,
+    Slice,
+    Unsupported,
+    broadcast_factor,
+    taken_together,
+)
 from leanonnx.rules.joins import joined
+from leanonnx.rules.reduction import require_zeros, share, sums_channels
+
+SINGLE = 4
+"""Bytes of the narrowest number that holds a scale well enough."""
 
 
 def batch_normalization(call: Call) -> Effect:
-    """Shift and scale of each channel by fixed statistics.
+    """Shift and scale of each channel by fixed statistics, or (in training mode) by those of the batch.
 
-    Flow: each channel is scaled by |γ| / √(σ² + ε).
+    Flow: each channel is scaled by |γ| / √(σ² + ε), in training mode by |γ|.
     Ties: none.
     Pins: nothing.
-    Limits: inference mode; statistics, scale and shift are constants.
+    Limits: statistics, scale and shift are constants; statistics are put out in training mode from operator set 14 on.
     Specification: ONNX BatchNormalization-15.
     """
-    if any(not call.is_constant(slot) for slot in range(1, 5)) or call.attribute("training_mode", 0):
+    if any(not call.is_constant(slot) for slot in range(1, 5)):
         raise Unsupported("its statistics are computed at run time", advice.CONSTANT)
+    scale = np.abs(call.array(1).astype(np.float64))
+    if call.attribute("training_mode", 0):
+        effect = _diagonal(call, (1, 2, 3, 4), scale)
+        vector = effect.outputs[0].reshape(-1)
+        return replace(effect, outputs=(*effect.outputs, vector, vector)[: len(call.outputs)])
     if any(name for name in call.outputs[1:]):
         raise Unsupported("it puts out its statistics", "export it for inference")
-    scale = np.abs(call.array(1).astype(np.float64))
     gains = scale / np.sqrt(np.maximum(call.array(4).astype(np.float64), 0) + call.attribute("epsilon", 1e-5))
     return _diagonal(call, (1, 2, 3, 4), gains)
 
@@ -89,14 +112,14 @@ def group_normalization(call: Call) -> Effect:
 
 
 def layer_normalization(call: Call) -> Effect:
-    """Mean and variance (or mean square) over the last axes.
+    """Mean and variance over the last axes.
 
     Flow: channels on other axes pass through.
     Ties: channels that are normalised together, where there are others (heads).
     Pins: channels on a normalised axis, where there are no others: every one of them takes part in the statistics,
-        and the variance is not linear in them, so that no smaller network computes it (docs/decisions/0008).
+        and the operator cannot tell those that are left from zeros (docs/decisions/0008).
     Limits: the statistics are not put out.
-    Specification: ONNX LayerNormalization-17, RMSNormalization-23.
+    Specification: ONNX LayerNormalization-17.
     """
     labels = call.labels(0)
     axis = int(call.attribute("axis", -1)) % labels.ndim
@@ -106,20 +129,91 @@ def layer_normalization(call: Call) -> Effect:
     return taken_together(call, taken, "it takes mean and variance over the channels", advice.STREAM)
 
 
+def rms_normalization(call: Call) -> Effect:
+    """Each channel over the root of the mean square over the last axes, then a scale.
+
+    Flow: each channel is scaled by its number of the scale; on other axes channels pass through.
+    Ties: channels that are normalised together, where there are others (heads).
+    Pins: channels on a normalised axis that would not be zero there when their layer puts out zeros.
+    Limits: where channels are normalised, the scale is a constant.  It and ε change: those removed count as zeros.
+    Specification: ONNX RMSNormalization-23.
+    """
+    labels = call.labels(0)
+    axis = int(call.attribute("axis", -1)) % labels.ndim
+    taken = range(axis, labels.ndim)
+    if not sums_channels(call, taken):
+        return taken_together(call, set(taken), "it normalises over the channels")
+    scale, epsilon = call.array(1), float(call.attribute("epsilon", 1e-5))
+    wide = np.abs(scale.astype(np.float64)).reshape((1,) * (labels.ndim - scale.ndim) + scale.shape)
+    wide = wide.max(tuple(k for k, size in enumerate(labels.shape) if size == 1), keepdims=True)
+    effect = _by_norm(call, np.broadcast_to(wide, labels.shape))
+    factor, ties = broadcast_factor(effect.outputs[0], scale.shape)
+
+    def rewrite(kept: Kept) -> Edit:
+        left = max(share(kept, labels), 1 / labels.size)
+        attributes: dict[str, Attribute] = {"epsilon": epsilon / left}
+        if left == 1:
+            return Edit()
+        if scale.dtype.itemsize < SINGLE:
+            return Edit(attributes, scales={0: left**-0.5})
+        array = scale
+        for place in varied(factor):
+            array = np.compress(projection(kept.mask(factor), place), array, place)
+        return Edit(attributes, {1: (array * left**-0.5).astype(scale.dtype)})
+
+    slices = (Slice(1, (factor,)),) if varied(factor) else ()
+    return replace(effect, ties=(*effect.ties, *ties), slices=slices, rewrite=rewrite)
+
+
+def _by_norm(call: Call, gains: Array) -> Effect:
+    """Channels that are divided by a norm of them all, which does not see zeros; ``gains`` are laid out as labels.
+
+    The norm itself is a label that no tensor holds, and lives always.
+
+    Raises:
+        Unsupported: channels that are removed would not be zero there.
+    """
+    require_zeros(call, "it normalises over the channels")
+    labels = call.labels(0)
+    channels, inverse = np.unique(labels, return_inverse=True)
+    norm, fresh = call.mint(1), call.mint(channels.size)
+    strongest = np.zeros(channels.size)
+    np.maximum.at(strongest, inverse.reshape(-1), gains.reshape(-1))
+    own, all_ = strongest.astype(np.float32), np.broadcast_to(norm, channels.shape)
+    return Effect(
+        (fresh[inverse].reshape(labels.shape),),
+        ((channels, fresh), (norm, np.zeros(1, np.int64))),
+        links=(Link(channels, all_), Link(channels, fresh, own), Link(all_, fresh, own / np.float32(channels.size))),
+        reductions=(Reduction(0, labels),),
+    )
+
+
 def over_axes(call: Call) -> Effect:
-    """Normalisation over named axes.
+    """Normalisation by mean and variance over named axes.
 
     Flow: channels on other axes pass through.
     Ties: channels that are normalised together, where there are others (heads).
     Pins: channels on a normalised axis, where there are no others.
     Limits: none.
-    Specification: ONNX MeanVarianceNormalization-13, LpNormalization-22.
+    Specification: ONNX MeanVarianceNormalization-13.
     """
-    labels = call.labels(0)
-    default = [0, 2, 3] if call.op == "MeanVarianceNormalization" else [-1]
-    axes = call.attribute("axes", call.attribute("axis", default))
-    taken = {int(a) % labels.ndim for a in np.atleast_1d(axes)}
+    taken = {int(a) % call.labels(0).ndim for a in np.atleast_1d(call.attribute("axes", [0, 2, 3]))}
     return taken_together(call, taken, "it normalises over the channels", advice.STREAM)
+
+
+def lp_normalization(call: Call) -> Effect:
+    """Each position over the 1-norm or 2-norm along an axis.
+
+    Flow: channels pass through.
+    Ties: channels that are normalised together, where there are others (heads).
+    Pins: channels on that axis that would not be zero there when their layer puts out zeros.
+    Limits: none; the norm does not see zeros.
+    Specification: ONNX LpNormalization-22.
+    """
+    axis = int(call.attribute("axis", -1)) % call.labels(0).ndim
+    if sums_channels(call, (axis,)):
+        return _by_norm(call, np.ones(call.labels(0).shape))
+    return taken_together(call, {axis}, "it normalises over the channels")
 
 
 def skip_layer_normalization(call: Call) -> Effect:
@@ -158,10 +252,10 @@ RULES = {
     ("", "InstanceNormalization"): instance_normalization,
     ("", "GroupNormalization"): group_normalization,
     ("", "LayerNormalization"): layer_normalization,
-    ("", "RMSNormalization"): layer_normalization,
+    ("", "RMSNormalization"): rms_normalization,
     ("", "LRN"): across,
     ("", "MeanVarianceNormalization"): over_axes,
-    ("", "LpNormalization"): over_axes,
+    ("", "LpNormalization"): lp_normalization,
     ("com.microsoft", "SkipLayerNormalization"): skip_layer_normalization,
     ("com.microsoft", "SkipSimplifiedLayerNormalization"): skip_layer_normalization,
 }

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from leanonnx.numeric.labels import Labels, compact, on_axis, varied
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, Link, Mix, Pairs, Pin, Slice, Unsupported, mint_for_rows, pin_all
-from leanonnx.rules.weights import fixed, require_held
+from leanonnx.rules.weights import require_held
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TWO = 2
@@ -133,16 +132,13 @@ def _weighted(call: Call, data: int, weight: int, terms: Sequence[str], result: 
     found = _by_letters(labels, term, call.shape(data))
     summed = [letter for letter in term if letter not in result]
     fresh = [letter for letter in stored if letter not in term]
-    each = math.prod(call.shape(data)[term.index(letter)] for letter in summed)
-    whole = fixed(weight, (1, 1), taps=each * math.prod(call.output_shape()), counted=False)
     if (found or not fresh) and not found.keys() & set(stored):
         if found.keys() & set(summed):
-            effect = pin_all(call, f"{call.title}: it sums over the channels")
-            return replace(effect, mixes=(whole,))
-        return Effect((_moved(labels, term, result),), mixes=(whole,))
+            return pin_all(call, f"{call.title}: it sums over the channels")
+        return Effect((_moved(labels, term, result),))
     if set(stored) - set(fresh) != set(summed) or not fresh or found.keys() - set(summed):
         reason = f"{call.title}: its constant is no plain matrix from contracted to new indices"
-        return replace(pin_all(call, reason, advice.EXPORT), mixes=(whole,))
+        return pin_all(call, reason, advice.EXPORT)
     require_held(call, weight)
     return _mixed(call, data, weight, term, stored, summed, fresh, result)
 

@@ -20,7 +20,7 @@ def recurrent(call: Call) -> Effect:
         but as multiply-adds).
     Ties: none; input channels go one by one.
     Pins: hidden units, which feed back to themselves; initial states and sequence lengths.
-    Limits: W is a constant of the file.
+    Limits: W is a constant, or computed from constants.
     Specification: ONNX LSTM-22, GRU-22, RNN-22 (of which onnxruntime runs ``layout`` 0).
     """
     if call.is_constant(0):

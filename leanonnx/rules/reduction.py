@@ -1,26 +1,86 @@
-"""Reductions and softmax: channels pass through where the axes taken together hold no channels."""
+"""Reductions and softmax: channels pass through where the axes taken together hold no channels.
+
+Sums, means and norms do not see channels of zeros, so that they can lose channels that would be zero there: a mean over
+those that are left is scaled by their share.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import replace
 
-from leanonnx.rules.call import Call, Effect, taken_together
+import numpy as np
+
+from leanonnx.numeric.labels import Labels, uniform, varied
+from leanonnx.rules.call import Call, Edit, Effect, Kept, Link, Reduction, Unsupported, taken_together
+
+BLIND = {"ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"}
+"""Reductions that do not see zeros, but for their number."""
 
 
 def reduce(call: Call) -> Effect:
     """Sums, means, maxima … over axes.
 
-    Flow: channels on other axes pass through.
+    Flow: channels on other axes pass through; sums, means and norms (L1, L2, squares) add up all channels in one.
     Ties: channels that are reduced together, where there are others (heads).
-    Pins: channels on a reduced axis, where there are no others.
-    Limits: the axes are constants.
+    Pins: channels on a reduced axis, where there are no others, of maxima, minima, products and logarithms; of sums,
+        means and norms where they would not be zero when their layer puts out zeros (behind a Sigmoid, or less a mean).
+    Limits: the axes are constants.  A mean of fewer channels is scaled, so that those removed count as zeros.
     Specification: ONNX ReduceMean-18, ReduceSum-13 and their like.
     """
     axes = call.ints(1, "axes")
     if axes is None or not axes:
         axes = [] if call.attribute("noop_with_empty_axes", 0) else list(range(len(call.shape(0))))
+    if call.op in BLIND and sums_channels(call, axes):
+        return added_up(call, mean=call.op == "ReduceMean")
     return _reduced(call, axes, bool(call.attribute("keepdims", 1)))
+
+
+def sums_channels(call: Call, axes: Collection[int]) -> bool:
+    """Whether a node takes all channels of its first input together, over these axes."""
+    labels = call.labels(0)
+    found = set(varied(labels))
+    return bool(found) and found <= {axis % labels.ndim for axis in axes}
+
+
+def added_up(call: Call, mean: bool) -> Effect:
+    """The effect of a node that adds up all channels of its first input, or takes their mean, in one channel.
+
+    Raises:
+        Unsupported: channels that are removed would not be zero there.
+    """
+    require_zeros(call, "it reduces over the channels")
+    labels = call.labels(0)
+    channels, counts = np.unique(labels, return_counts=True)
+    gains = counts / labels.size if mean else np.ones(channels.size)
+    target = call.mint(1)
+    link = Link(channels, np.broadcast_to(target, channels.shape), gains.astype(np.float32))
+
+    def rewrite(kept: Kept) -> Edit:
+        return Edit(scales={0: share(kept, labels)})
+
+    return Effect(
+        (uniform(int(target[0]), len(call.output_shape())),),
+        links=(link,),
+        reductions=(Reduction(0, labels, target),),
+        rewrite=rewrite if mean else None,
+    )
+
+
+def require_zeros(call: Call, reason: str) -> None:
+    """Channels that are removed must be zero in the first input.
+
+    Raises:
+        Unsupported: they would not, when their layer puts out zeros.
+    """
+    if not call.value(0).keeps_zero:
+        raise Unsupported(f"{reason}, which would not be zero there when their layers put out zeros")
+
+
+def share(kept: Kept, labels: Labels) -> float:
+    """The share of a tensor's positions that is left."""
+    return int(kept.mask(labels).sum()) / labels.size
 
 
 def arg_extremum(call: Call) -> Effect:

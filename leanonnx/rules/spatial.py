@@ -1,15 +1,21 @@
 """Pooling and resizing: operators on the pixels of each channel.
 
-Flow: channels pass through on axis 1.  Pins: outputs that count positions over channels (indices of MaxPool),
-and tensors that steer the sampling (grids, regions).
+Flow: channels pass through on axis 1.  Pins: tensors that steer the sampling (grids, regions), and what counts
+positions over channels (indices of MaxPool) but for a MaxUnpool, which loses the same channels.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+
 from leanonnx.numeric.labels import compact, on_axis, varied
 from leanonnx.rules import advice
-from leanonnx.rules.call import Call, Edit, Effect, Entries, Kept, Unsupported, steered
+from leanonnx.rules.call import Call, Edit, Effect, Entries, Kept, Link, Unsupported, mint_for_rows, steered
+from leanonnx.rules.reduction import added_up, sums_channels
 
+GLOBAL = {"GlobalAveragePool", "GlobalLpPool"}
 STEERING = "is steered by it"
 
 
@@ -19,15 +25,45 @@ def channelwise(call: Call) -> Effect:
     Flow: channels pass through on axis 1.
     Ties: none.
     Pins: grids, regions and whatever else steers the sampling.
-    Limits: no second output (indices count over all channels).
+    Limits: indices of MaxPool count over all channels, and are read by MaxUnpool alone.  Global pooling over channels
+        (on a later axis) adds them up, as a reduction does.
     Specification: ONNX AveragePool-22, MaxPool-22, GlobalAveragePool-22, GridSample-22, RoiAlign-22,
         MaxRoiPool-22 and their like.
     """
-    if any(name for name in call.outputs[1:]):
-        raise Unsupported("it puts out indices that count over all channels", advice.EXPORT)
+    if any(call.read_by(k) - {"MaxUnpool"} for k, name in enumerate(call.outputs) if k and name):
+        raise Unsupported("it puts out indices that count over all channels", advice.NONE)
+    if call.op in GLOBAL and sums_channels(call, range(2, len(call.shape(0)))):
+        return added_up(call, mean=call.op == "GlobalAveragePool")
     vector, ties = call.slices(0, 1)
     labels = compact(on_axis(vector, 1, len(call.output_shape())))
-    return steered(call, Effect((labels,), tuple(ties)), STEERING)
+    return steered(call, Effect((labels,) * len(call.outputs), tuple(ties)), STEERING)
+
+
+def max_unpool(call: Call) -> Effect:
+    """Pixels put back to where a MaxPool has found them.
+
+    Flow: the channels of the data, and of the indices, lead on to the output's.
+    Ties: the channels of the data and of the indices, which count over the channels that are left.
+    Pins: what the size is computed from.
+    Limits: the indices are those of a MaxPool, unchanged, and the output is as large as what that has read.
+    Specification: ONNX MaxUnpool-22.
+    """
+    indices, after = call.value(1), call.output_shape()
+    if indices.maker != "MaxPool" or indices.source is None:
+        raise Unsupported("its indices do not come from a MaxPool", advice.NONE)
+    if indices.source[2:] != after[2:]:
+        raise Unsupported("its indices count in a tensor of another size", advice.NONE)
+    (vector, ties), (places, more) = call.slices(0, 1), call.slices(1, 1)
+    fresh = mint_for_rows(call, np.stack([vector, places], axis=1))
+    pairs, links = [(vector, fresh), (places, fresh)], (Link(vector, fresh), Link(places, fresh))
+    labels = compact(on_axis(fresh, 1, len(after)))
+
+    def rewrite(kept: Kept) -> Edit:
+        return Edit(inputs={2: Entries({1: kept.count(labels, 1, after[1])}, {1: after[1]})} if call.has(2) else {})
+
+    effect = Effect((labels,), (*ties, *more, *pairs), links=links, rewrite=rewrite)
+    sized = replace(call, inputs=(call.inputs[0], *call.inputs[2:]))
+    return steered(sized, effect, "takes a size from it")
 
 
 def resize(call: Call) -> Effect:
@@ -57,6 +93,7 @@ def resize(call: Call) -> Effect:
 RULES = {
     ("", "AveragePool"): channelwise,
     ("", "MaxPool"): channelwise,
+    ("", "MaxUnpool"): max_unpool,
     ("", "LpPool"): channelwise,
     ("", "GlobalAveragePool"): channelwise,
     ("", "GlobalMaxPool"): channelwise,

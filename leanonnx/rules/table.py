@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from leanonnx.rules import (
     assembly,
+    attention,
     convolution,
     indexing,
     linear,
@@ -40,6 +41,7 @@ DEFAULT: Rules = {
     **spatial.RULES,
     **reduction.RULES,
     **quantization.RULES,
+    **attention.RULES,
 }
 COUNTED: Mapping[tuple[str, str], int] = {**convolution.COUNTED, **linear.COUNTED}
 """The weight slot of every operator whose kernels count, pruned or not."""

@@ -14,6 +14,7 @@ import onnx
 from leanonnx.errors import ModelError, OptionError
 from leanonnx.graph.formats import OTHERS, Kinds, fed_in_float32, float_kinds, in_float32
 from leanonnx.graph.model import Model, first_line, tensors
+from leanonnx.graph.pixels import pixels
 from leanonnx.numeric.arrays import Array
 from leanonnx.runtime.free_axes import Sizes, axis_groups, further
 from leanonnx.runtime.sessions import LONGEST_RUN, Feed, Session, finished, opened
@@ -275,15 +276,21 @@ def _filled(value: onnx.ValueInfoProto, lead: int, size: int, channels: int) -> 
 
 
 def random_feed(model: Model, shapes: Shapes, seed: int, kind: str = "normal") -> Feed:
-    """Random inputs: floats N(0, 1) or U[0, 1) or U[0, 255), integers 0 or 1, booleans."""
+    """Random inputs: floats N(0, 1) or U[0, 1) or U[0, 255), pixels of their whole range, other integers 0 or 1."""
     rng = np.random.default_rng(seed)
-    return {value.name: _random(value, shapes[value.name], rng, kind) for value in model.inputs}
+    wide = pixels(model)
+    return {v.name: _random(v, shapes[v.name], rng, kind, v.name in wide) for v in model.inputs}
 
 
-def _random(value: onnx.ValueInfoProto, shape: tuple[int, ...], rng: np.random.Generator, kind: str) -> Array:
+def _random(
+    value: onnx.ValueInfoProto, shape: tuple[int, ...], rng: np.random.Generator, kind: str, whole_range: bool
+) -> Array:
     dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
     if dtype == np.bool_:
         return np.asarray(rng.random(shape) < 0.5)
+    if whole_range:
+        limits = np.iinfo(dtype)
+        return np.asarray(rng.integers(limits.min, limits.max, shape, dtype, endpoint=True))
     if not np.issubdtype(dtype, np.floating) and dtype.kind in "iu":
         return np.asarray(rng.integers(0, 2, shape)).astype(dtype)
     if dtype.kind == "O":

@@ -13,6 +13,7 @@ import numpy as np
 
 from leanonnx.analysis.cost import Rate
 from leanonnx.analysis.dag import ChannelDag
+from leanonnx.analysis.product_costs import Product, products
 from leanonnx.numeric.labels import Labels, Mask
 from leanonnx.rules.call import Mix
 from leanonnx.runtime.targets import Target
@@ -25,15 +26,20 @@ MS_PER_GIGA = 1e-6
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """Predicts ms of one run for any keep set; ``written`` holds labels and numbers of each node's output."""
+    """Predicts ms of one run for any keep set; ``written`` holds labels and numbers of each node's output.
+
+    ``products`` are those without kernels.
+    """
 
     target: Target
     mixes: tuple[tuple[str, Mix], ...]
     written: tuple[tuple[Labels, int], ...]
+    products: tuple[Product, ...] = ()
 
     def __call__(self, alive: Mask) -> float:
         """Predicted ms of one run when just these labels live [labels]."""
         total = sum(_mixing(self.target, operator, mix, alive) for operator, mix in self.mixes)
+        total += sum(one.surviving(alive) for one in self.products) / self.target.gemm * MS_PER_GIGA
         for labels, size in self.written:
             share = float(alive[labels].mean())
             total += size * share * self.target.element * 1e-6 + (self.target.node * 1e-3 if share else 0.0)
@@ -47,7 +53,8 @@ def latency_model(dag: ChannelDag, target: Target) -> LatencyModel:
     for name, labels in dag.labels.items():
         if name in dag.shapes and name in dag.model.producers:
             written.append((labels.reshape(-1), int(np.prod(dag.shapes[name], dtype=np.int64))))
-    return LatencyModel(target, tuple((nodes[node].op_type, mix) for node, mix in dag.mixes), tuple(written))
+    mixes = tuple((nodes[node].op_type, mix) for node, mix in dag.mixes)
+    return LatencyModel(target, mixes, tuple(written), products(dag)[0])
 
 
 def by_time(dag: ChannelDag, target: Target) -> Rate:

@@ -10,64 +10,95 @@ from numpy.typing import NDArray
 
 from leanonnx.analysis.cost import CostModel
 from leanonnx.analysis.dag import ChannelDag
+from leanonnx.graph.nodes import title
 from leanonnx.numeric.labels import Mask
 from leanonnx.rules.call import Pin
 
 Key = TypeVar("Key", bound=Hashable)
+MACS = "multiply-adds"
+NAMES = {"kernels": "kernels", "params": "kernels", "latency": "kernels", "macs": MACS}
+"""What is counted of that which holds up a budget, by its unit."""
 NAMED = 3
 """How many of each kind a message names."""
 
 
-def what_holds(dag: ChannelDag, cost: CostModel, alive: Mask, asked: tuple[Pin, ...]) -> tuple[str, ...]:
-    """The pins (the model's and those asked for) and ties that hold most of a keep set that cannot shrink further."""
+def what_holds(
+    dag: ChannelDag, cost: CostModel, alive: Mask, asked: tuple[Pin, ...], unit: str = "kernels"
+) -> tuple[str, ...]:
+    """The pins (the model's and those asked for) and ties that hold most of a keep set that cannot shrink further.
+
+    They are measured in multiply-adds where ``unit`` is 'macs', else in kernels.
+    """
     pins = (*dag.pins, *asked)
-    found = held_back(dag, cost, alive, pins, by=lambda pin: (pin.reason, pin.advice))
-    held = [(kernels, f"{kernels} kernels: {key[0]} ({key[1]})") for key, kernels in found.items() if kernels]
-    ranked = sorted(held + _untouchable(dag, cost), key=lambda item: -item[0])
+    found = held_back(dag, cost, alive, pins, lambda pin: (pin.reason, pin.advice), unit)
+    held = [(count, f"{count} {NAMES[unit]}: {key[0]} ({key[1]})") for key, count in found.items() if count]
+    ranked = sorted(held + _untouchable(dag, cost, NAMES[unit]), key=lambda item: -item[0])
     return (*(text for _, text in ranked[:NAMED]), *_tied(dag, cost, alive))
 
 
-def _untouchable(dag: ChannelDag, cost: CostModel) -> list[tuple[int, str]]:
-    """Products whose kernels no channel removal can reach, with their number."""
-    found = []
+def _untouchable(dag: ChannelDag, cost: CostModel, name: str) -> list[tuple[int, str]]:
+    """Products that no channel removal can reach, with their kernels or multiply-adds."""
+    counts: dict[int, int] = {}
     for node, mix in dag.mixes:
-        if mix.inward is None and mix.counted and any(mix is counted for counted in cost.mixes):
-            proto = dag.model.proto.graph.node[node]
-            kernels = mix.sources.size * mix.targets.shape[1]
-            text = f"{kernels} kernels: {proto.op_type} '{proto.name or proto.output[0]}' cannot be pruned"
-            found.append((kernels, text))
-    return found
+        if mix.inward is None and any(mix is counted for counted in cost.mixes):
+            each = mix.taps * mix.positions if name == MACS else mix.counted
+            counts[node] = counts.get(node, 0) + mix.sources.size * mix.targets.shape[1] * each
+    pinned = dag.pinned
+    for product in cost.products if name == MACS else ():
+        if all(pinned[dag.classes[factor]].all() for factor in product.factors):
+            counts[product.node] = counts.get(product.node, 0) + product.macs
+    nodes = dag.model.proto.graph.node
+    return [(count, f"{count} {name}: {title(nodes[k])} cannot be pruned") for k, count in counts.items() if count]
 
 
 def held_back(
-    dag: ChannelDag, cost: CostModel, alive: Mask, pins: Iterable[Pin], by: Callable[[Pin], Key]
+    dag: ChannelDag,
+    cost: CostModel,
+    alive: Mask,
+    pins: Iterable[Pin],
+    by: Callable[[Pin], Key],
+    unit: str = "kernels",
 ) -> dict[Key, int]:
-    """For pins grouped ``by`` a key: the living kernels that touch a pinned channel or one tied to it."""
+    """For pins grouped ``by`` a key: the living kernels that touch a pinned channel, or one that lives because of it.
+
+    Those are the channels tied to it, and what a pinned reader reads.  With the unit 'macs', multiply-adds.
+    """
     groups: dict[Key, list[Pin]] = {}
     for pin in pins:
         groups.setdefault(by(pin), []).append(pin)
     known: dict[bytes, int] = {}
     found: dict[Key, int] = {}
     for key, members in groups.items():
-        classes = np.unique(np.concatenate([dag.classes[pin.labels] for pin in members]))
-        classes = classes[classes != dag.classes[0]]
+        classes = _reached(dag, np.concatenate([dag.classes[pin.labels].reshape(-1) for pin in members]))
         if classes.tobytes() not in known:
-            known[classes.tobytes()] = _touching(dag, cost, alive, classes)
+            known[classes.tobytes()] = _touching(cost, alive, classes[dag.classes], NAMES[unit] == MACS)
         found[key] = known[classes.tobytes()]
     return found
 
 
-def _touching(dag: ChannelDag, cost: CostModel, alive: Mask, classes: NDArray[np.int64]) -> int:
-    """Living kernels that touch a channel of these classes."""
-    members = np.zeros(int(dag.classes.max()) + 1, bool)
-    members[classes] = True
-    touched = members[dag.classes]
+def _reached(dag: ChannelDag, pinned: NDArray[np.int64]) -> Mask:
+    """The classes that live because these do [classes]; not what lives always."""
+    found = np.zeros(int(dag.classes.max()) + 1, bool)
+    found[pinned] = True
+    found[dag.classes[0]] = False
+    count = -1
+    while count != (count := int(found.sum())):
+        for _, (channels, readers) in reversed(dag.implied):
+            found[dag.classes[channels[found[dag.classes[readers]]]]] = True
+        found[dag.classes[0]] = False
+    return found
+
+
+def _touching(cost: CostModel, alive: Mask, touched: Mask, macs: bool) -> int:
+    """Living kernels, or multiply-adds, that touch a channel [labels]."""
     count = 0
     for mix in cost.mixes:
         rows, columns = alive[mix.targets], alive[mix.sources]
         free_rows, free_columns = rows & ~touched[mix.targets], columns & ~touched[mix.sources]
         held = rows.sum(1) * columns.sum(1) - free_rows.sum(1) * free_columns.sum(1)
-        count += int(held.sum()) * mix.counted
+        count += int(held.sum()) * (mix.taps * mix.positions if macs else mix.counted)
+    if macs:
+        count += sum(one.surviving(alive) - one.surviving(alive & ~touched) for one in cost.products)
     return count
 
 

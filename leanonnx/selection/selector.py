@@ -12,7 +12,8 @@ from leanonnx.analysis.cost import RATES, Cost, CostModel, Rate, by_kernels, cos
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.checks import check_fraction
 from leanonnx.errors import BudgetUnreachable
-from leanonnx.numeric.labels import Mask
+from leanonnx.graph.nodes import BIAS, BIASED, standard
+from leanonnx.numeric.labels import Labels, Mask
 from leanonnx.ranking.criteria import Chains, Method, Question, Ranking, rank
 from leanonnx.ranking.elimination import PLAIN, Terms
 from leanonnx.ranking.moments import Statistics
@@ -56,7 +57,7 @@ class Request:
     """What is asked of a selection; ``pinned`` holds labels, ``ignored`` node indices.
 
     ``statistics`` of the activations, where real inputs were given; ``rate``: what a kernel costs (None: one),
-    ``terms`` how much of that counts.
+    ``terms`` how much of that counts; ``mended``: weights are fitted afterwards, and layers without a bias get one.
     """
 
     budget: Budget
@@ -70,6 +71,7 @@ class Request:
     statistics: Statistics | None = None
     rate: Rate | None = None
     terms: Terms = PLAIN
+    mended: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ class Selector:
         self.dag, self.request = dag, request
         self.weights = weights or Weights(dag, request.ignored, request.statistics)
         self.cost = cost_model(dag, request.ignored)
-        self.price: Price = price or partial(_counted, self.cost, request.budget.unit)
+        biases = _biases_to_come(dag, request.ignored) if request.mended and request.budget.unit == "params" else ()
+        self.price: Price = price or partial(_counted, self.cost, request.budget.unit, biases)
         everything = dag.whole
         self.before, self.total = self.cost(everything), self.price(everything)
 
@@ -157,7 +160,7 @@ class Selector:
 
     def limits(self, alive: Mask) -> tuple[str, ...]:
         """What keeps a keep set from getting smaller."""
-        return what_holds(self.dag, self.cost, alive, self.request.pinned)
+        return what_holds(self.dag, self.cost, alive, self.request.pinned, self.request.budget.unit)
 
 
 def select(dag: ChannelDag, request: Request) -> Selection:
@@ -174,9 +177,20 @@ def _saved(rate: Rate, ignored: frozenset[int], node: int, mix: Mix) -> float:
     return 0.0 if node in ignored else rate(node, mix)
 
 
-def _counted(cost: CostModel, unit: str, alive: Mask) -> float:
-    """What a keep set costs in kernels, multiply-adds or parameters."""
-    return float(getattr(cost(alive), unit))
+def _counted(cost: CostModel, unit: str, biases: tuple[Labels, ...], alive: Mask) -> float:
+    """What a keep set costs in kernels, multiply-adds or parameters, with biases that are added where anything goes."""
+    added = 0 if alive.all() else sum(int(np.count_nonzero(alive[labels])) for labels in biases)
+    return float(getattr(cost(alive), unit) + added)
+
+
+def _biases_to_come(dag: ChannelDag, ignored: frozenset[int]) -> tuple[Labels, ...]:
+    """Output channels of the layers that have no bias and may get one."""
+    nodes = dag.model.proto.graph.node
+    return tuple(
+        mix.targets
+        for node, mix in dag.mixes
+        if node not in ignored and standard(nodes[node]) in BIASED and not any(nodes[node].input[BIAS:])
+    )
 
 
 def _unreachable(budget: Budget, limits: tuple[str, ...], lowest: float, total: float) -> str:

@@ -15,13 +15,18 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from leanonnx.graph.formats import graphs
+from leanonnx.graph.formats import HALVES, graphs
 from leanonnx.graph.model import FREE_INITIALIZERS, Model, captured, unneeded
 from leanonnx.graph.nodes import fresh_name
+from leanonnx.graph.noops import Types
 from leanonnx.graph.storage import copy_fields
 from leanonnx.numeric.arrays import Array
 from leanonnx.rules.call import Entries, Pick
-from leanonnx.surgery.patch import Maker, Patch, Place
+from leanonnx.surgery.patch import Maker, Masking, Patch, Place
+
+HALF = {np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)) for kind in HALVES}
+WHERE = 9
+"""Operator set that brought the operator Where."""
 
 
 def apply(model: Model, patch: Patch) -> onnx.ModelProto:
@@ -38,7 +43,7 @@ class _Operation:
     """One application of a patch: nodes are copied and edited, constants replaced or cloned, the dead left out."""
 
     def __init__(self, model: Model, patch: Patch) -> None:
-        self.model, self.patch = model, patch
+        self.model, self.patch, self.types = model, patch, Types(model.proto)
         _check_nodes(patch, len(model.proto.graph.node))
         self.names = _all_names(model.proto.graph)
         self.replaced: dict[str, Maker] = {}
@@ -98,7 +103,8 @@ class _Operation:
     def _edit_inputs(self, index: int, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         helpers: list[onnx.NodeProto] = []
         dropped = []
-        for place in sorted(p for p in {*self.reads, *self.patch.entries, *self.patch.picks} if p[0] == index):
+        changed = {*self.reads, *self.patch.entries, *self.patch.picks, *self.patch.masks}
+        for place in sorted(p for p in changed if p[0] == index):
             slot = place[1]
             if place in self.patch.picks and not self.patch.picks[place].positions.size:
                 dropped.append(slot)
@@ -107,6 +113,8 @@ class _Operation:
                 node.input[slot] = self.reads[place]
             elif place in self.patch.entries:
                 node.input[slot] = self._overlay(node.input[slot], self.patch.entries[place], helpers)
+            elif place in self.patch.masks:
+                node.input[slot] = self._masked(node.input[slot], self.patch.masks[place], helpers)
             else:
                 node.input[slot] = self._gather(node.input[slot], self.patch.picks[place], helpers)
         for slot in reversed(dropped):
@@ -119,6 +127,10 @@ class _Operation:
             if (index, slot) in self.patch.outputs:
                 node.output[slot] = fresh_name(self.names, name)
                 self._overlay(node.output[slot], self.patch.outputs[index, slot], helpers)
+                helpers[-1].output[0] = name
+            elif (index, slot) in self.patch.scales:
+                node.output[slot] = fresh_name(self.names, name)
+                self._scaled(node.output[slot], self.patch.scales[index, slot], name, helpers)
                 helpers[-1].output[0] = name
             elif name in self.patch.gathers:
                 run, indices = self.patch.gathers[name]
@@ -153,11 +165,40 @@ class _Operation:
             vector = self._added("Where", inputs, vector, helpers)
         return vector
 
-    def _added(self, op: str, inputs: list[str], stem: str, helpers: list[onnx.NodeProto]) -> str:
+    def _added(self, op: str, inputs: list[str], stem: str, helpers: list[onnx.NodeProto], **attributes: Any) -> str:
         """A new node; the name of its output."""
         output = fresh_name(self.names, stem)
-        helpers.append(onnx.helper.make_node(op, inputs, [output], name=output))
+        helpers.append(onnx.helper.make_node(op, inputs, [output], name=output, **attributes))
         return output
+
+    def _masked(self, tensor: str, masking: Masking, helpers: list[onnx.NodeProto]) -> str:
+        """A tensor with zeros in place of what a mask leaves out; NaN and infinity are left out as well."""
+        mask = np.asarray(masking.mask)
+        if self.model.opset < WHERE:
+            kind = self._kind(tensor) if masking.zero is None else masking.zero.dtype
+            factors = self._constant(mask.astype(kind), f"{tensor}_mask")
+            return self._added("Mul", [tensor, factors], tensor, helpers)
+        stem = f"{tensor}_zero"
+        zero = self._number(0.0, tensor, stem) if masking.zero is None else self._constant(masking.zero, stem)
+        return self._added("Where", [self._constant(mask, f"{tensor}_mask"), tensor, zero], tensor, helpers)
+
+    def _scaled(self, tensor: str, factor: float, like: str, helpers: list[onnx.NodeProto]) -> str:
+        """A tensor multiplied by a number, which half precision would not hold: there float32 is taken for it."""
+        kind = self._kind(like)
+        if kind not in HALF:
+            return self._added("Mul", [tensor, self._number(factor, like, f"{like}_scale")], tensor, helpers)
+        wide = self._added("Cast", [tensor], tensor, helpers, to=onnx.TensorProto.FLOAT)
+        number = self._constant(np.asarray(factor, np.float32), f"{like}_scale")
+        wide = self._added("Mul", [wide, number], tensor, helpers)
+        return self._added("Cast", [wide], tensor, helpers, to=onnx.helper.np_dtype_to_tensor_dtype(kind))
+
+    def _number(self, value: float, like: str, stem: str) -> str:
+        """A constant of the element type of a tensor."""
+        return self._constant(np.asarray(value).astype(self._kind(like)), stem)
+
+    def _kind(self, tensor: str) -> np.dtype[Any]:
+        found = self.types.found.get(tensor)
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(found.elem_type if found else onnx.TensorProto.FLOAT))
 
     def _gather(self, tensor: str, pick: Pick, helpers: list[onnx.NodeProto]) -> str:
         output = fresh_name(self.names, tensor)
@@ -250,7 +291,7 @@ def _set_attributes(node: onnx.NodeProto, changes: Any) -> None:
 
 def _check_nodes(patch: Patch, count: int) -> None:
     """Refuse a patch that names nodes which are not there."""
-    places = (*patch.constants, *patch.entries, *patch.outputs, *patch.picks)
+    places = (*patch.constants, *patch.entries, *patch.outputs, *patch.picks, *patch.scales, *patch.masks)
     strange = ({node for node, _ in places} | set(patch.attributes)) - set(range(count))
     if strange:
         raise ValueError(f"patch of nodes {sorted(strange)}, where there are {count}")

@@ -22,18 +22,32 @@ from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import title
 from leanonnx.numeric.arrays import Array
 from leanonnx.numeric.labels import Mask, is_rectangle, projection, varied
-from leanonnx.rules.call import Entries, Pick
+from leanonnx.rules.call import Attribute, Entries, Pick
 
 Place = tuple[int, int]
 Maker = Callable[[], Array]
 ZERO_POINTS = {
-    "DequantizeLinear": (2, 1),
-    "QLinearConv": (5, 0),
-    "QLinearMatMul": (5, -1),
-    "ConvInteger": (3, 0),
-    "MatMulInteger": (3, -1),
+    ("DequantizeLinear", 0): (2, 1),
+    ("QLinearConv", 3): (5, 0),
+    ("QLinearMatMul", 0): (2, -2),
+    ("QLinearMatMul", 3): (5, -1),
+    ("ConvInteger", 1): (3, 0),
+    ("MatMulInteger", 0): (2, -2),
+    ("MatMulInteger", 1): (3, -1),
 }
-"""Operators that read a quantised weight: the slot of its zero point, and the axis that a vector of them belongs to."""
+"""Operators and the slots in which they read a quantised weight: the slot of its zero point, and the axis that a vector
+of them belongs to."""
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Which elements of a computed tensor to read, and what stands in place of the others; both broadcast to it.
+
+    None: zeros of its type.
+    """
+
+    mask: Mask
+    zero: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,8 @@ class Patch:
     constants: (node, input slot) → makes the constant to read there, when it is needed.
     entries: (node, slot) → new entries of a computed integer vector; ``outputs`` likewise for a node's output.
     picks: (node, slot) → which positions of a computed tensor to read.
+    scales: (node, output slot) → what the output is multiplied by.
+    masks: (node, input slot) → which elements of a computed tensor are read, zeros in place of the others.
     attributes: node → attribute → new value (None: removed).
     gathers: tensor → the run of movements that one Gather replaces, with the new indices.
     shrunk: tensors that lose channels; their recorded shapes hold no more.
@@ -52,7 +68,9 @@ class Patch:
     entries: Mapping[Place, Entries] = field(default_factory=dict)
     outputs: Mapping[Place, Entries] = field(default_factory=dict)
     picks: Mapping[Place, Pick] = field(default_factory=dict)
-    attributes: Mapping[int, Mapping[str, int | list[int] | None]] = field(default_factory=dict)
+    scales: Mapping[Place, float] = field(default_factory=dict)
+    masks: Mapping[Place, Masking] = field(default_factory=dict)
+    attributes: Mapping[int, Mapping[str, Attribute]] = field(default_factory=dict)
     gathers: Mapping[str, tuple[Run, Array]] = field(default_factory=dict)
     shrunk: frozenset[str] = frozenset()
 
@@ -65,7 +83,8 @@ def plan_patch(dag: ChannelDag, alive: Mask) -> Patch:
     entries: dict[Place, Entries] = {}
     outputs: dict[Place, Entries] = {}
     picks: dict[Place, Pick] = {}
-    attributes: dict[int, Mapping[str, int | list[int] | None]] = {}
+    scales: dict[Place, float] = {}
+    attributes: dict[int, Mapping[str, Attribute]] = {}
     shrunk = frozenset(name for name, labels in dag.labels.items() if not alive[labels].all())
     touched = _touched(dag, shrunk)
     for node in dag.rewrites:
@@ -79,6 +98,7 @@ def plan_patch(dag: ChannelDag, alive: Mask) -> Patch:
                 "nothing written; export the model with fixed input sizes"
             )
         attributes[node] = edit.attributes
+        scales |= {(node, k): scale for k, scale in edit.scales.items() if scale != 1}
         names = dag.model.proto.graph.node[node].output
         for k, sizes in edit.outputs.items():
             if changes := _changed(sizes):
@@ -90,7 +110,9 @@ def plan_patch(dag: ChannelDag, alive: Mask) -> Patch:
                 constants[node, slot] = partial(np.asarray, change)
             elif changes := _changed(change):
                 _enter(dag, (node, slot), changes, constants, entries)
-    return Patch(constants, entries, outputs, picks, attributes, _gathers(dag, alive), shrunk)
+    return Patch(
+        constants, entries, outputs, picks, scales, attributes=attributes, gathers=_gathers(dag, alive), shrunk=shrunk
+    )
 
 
 def _changed(change: Entries) -> Entries | None:
@@ -161,30 +183,51 @@ def kept_indices(use: Use, shape: tuple[int, ...], alive: Mask) -> list[NDArray[
 
 
 def masking_patch(dag: ChannelDag, alive: Mask) -> Patch:
-    """The patch that zeroes, in the untouched network, what the consumers read of dead channels."""
-    return Patch(
-        {
-            (use.node, use.slot): partial(_masked, dag, use, alive)
-            for use in dag.uses
-            if use.inward is not None and not alive[use.inward].all()
-        }
-    )
+    """The patch that zeroes, in the untouched network ``dag.model.as_read``, what the consumers read of dead channels.
+
+    Consumers are the kernels that read them, whose weights are zeroed, and what takes channels together, which is given
+    zeros to read.  Constants are masked where they are held, and what the network computes from constants behind that:
+    no value that was folded goes into it.
+    """
+    original, nodes = dag.model.as_read, dag.model.proto.graph.node
+
+    def there(node: int) -> int:
+        return original.producers[next(name for name in nodes[node].output if name)]
+
+    constants: dict[Place, Maker] = {}
+    masks: dict[Place, Masking] = {
+        (there(node), found.slot): Masking(alive[found.labels])
+        for node, reductions in dag.reductions.items()
+        for found in reductions
+        if not alive[found.labels].all()
+    }
+    for use in dag.uses:
+        if use.inward is None or alive[use.inward].all():
+            continue
+        place = (there(use.node), use.slot)
+        if original.proto.graph.node[place[0]].input[use.slot] in original.origins:
+            constants[place] = partial(_masked, dag, use, alive)
+        else:
+            masks[place] = Masking(alive[use.inward], _zero(dag, use, constant_of(dag, use)))
+    return Patch(constants, masks=masks)
 
 
 def _masked(dag: ChannelDag, use: Use, alive: Mask) -> Array:
     """A weight with zero kernels on dead input channels (for quantised weights: the zero point)."""
     array = constant_of(dag, use)
     assert use.inward is not None
-    zero = np.zeros((), array.dtype)
-    if is_integer(array):
-        zero = _zero_point(dag.model, use, array)
-    return np.where(alive[use.inward], array, zero).astype(array.dtype)
+    return np.where(alive[use.inward], array, _zero(dag, use, array)).astype(array.dtype)
+
+
+def _zero(dag: ChannelDag, use: Use, array: Array) -> Array:
+    """What stands for zero in a weight, broadcastable to it."""
+    return _zero_point(dag.model, use, array) if is_integer(array) else np.zeros((), array.dtype)
 
 
 def _zero_point(model: Model, use: Use, array: Array) -> Array:
     """The integer that stands for zero, broadcastable to the weight."""
     node = model.proto.graph.node[use.node]
-    slot, axis = ZERO_POINTS.get(node.op_type, (len(node.input), 0))
+    slot, axis = ZERO_POINTS.get((node.op_type, use.slot), (len(node.input), 0))
     if slot >= len(node.input) or not node.input[slot]:
         return np.zeros((), array.dtype)
     zero = np.asarray(model.constant(node.input[slot]))

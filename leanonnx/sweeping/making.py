@@ -17,7 +17,9 @@ from leanonnx.compressing.options import Options
 from leanonnx.compressing.report import Row, fidelity, summary
 from leanonnx.data.samples import made_data
 from leanonnx.errors import BUG, NO_MEMORY, USER_ERROR, DataError, LeanOnnxError
-from leanonnx.proof.deviation import Deviation, Fidelity, compare
+from leanonnx.proof.deviation import Fidelity, compare
+from leanonnx.proof.slices import channel_axes
+from leanonnx.proof.tally import Deviation
 from leanonnx.recovery.noise import smooth_inputs
 from leanonnx.rules.table import DEFAULT
 from leanonnx.rules.user import read_rules
@@ -95,7 +97,7 @@ def _deviation(task: Task, target: Path, result: pipeline.Result, warnings: list
     dag, name = result.dag, "random inputs"
     data = made_data(name, model, dag.shapes, smooth_inputs(model, dag.shapes, task.options.seed, DRAWS))
     try:
-        (told,) = compare(model, model.path, [target], data, replaced=dag.observation.replaced)
+        (told,) = compare(model, model.path, [target], data, replaced=dag.observation.replaced, axes=channel_axes(dag))
     except (RunFailed, DataError) as error:
         warnings.append(f"the deviation could not be told: {error}")
         return None

@@ -24,7 +24,7 @@ class Cut:
     """A constant by the name under which it is read, and what survives on each of its axes.
 
     ``value`` and ``node``, which reads it, are None where only the plan is known; ``apart`` says that there are readers
-    that need another slice of it.
+    that need another slice of it; ``folded`` that the model computes it from other constants.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Cut:
     value: Array | None = None
     node: int | None = None
     apart: bool = False
+    folded: bool = False
 
     @property
     def whole(self) -> bool:
@@ -75,7 +76,8 @@ def read_cuts(dag: ChannelDag, alive: Mask) -> list[Cut]:
     for (node, slot), use in places.items():
         name, value = nodes[node].input[slot], constant_of(dag, use)
         cut = Cut(name, value.shape, _filled(kept_indices(use, value.shape, alive), value.shape), value, node)
-        found.append(replace(cut, apart=not cut.whole and sliced[name] < readers[name]))
+        apart = not cut.whole and sliced[name] < readers[name]
+        found.append(replace(cut, apart=apart, folded=name in dag.model.folded))
     return found
 
 

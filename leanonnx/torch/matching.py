@@ -3,6 +3,8 @@
 1. Of the name that the user gives for it, or of its own name: exporters keep the names of what they leave as it is.
 2. Of the same numbers, turned or not: they rename weights that they transpose or reshape.
 3. Of the numbers that a weight has once the BatchNormalization behind it is folded in: they do that too.
+4. Of the same numbers but for rounding: those that the model computes from constants (weight norm) are the weights of
+   the module without the parametrisation.
 
 Where several parameters hold the same numbers (as many untrained ones do), the nodes that read them are as many calls
 of their modules, in the same order.
@@ -146,6 +148,7 @@ def _by_numbers(
     for cut in cuts:
         again = {} if cut.uniform else tensors
         candidates = tuple(_candidates(cut, free, folded)) or tuple(_candidates(cut, again, {}))
+        candidates = candidates or tuple(_candidates(cut, free, {name: _numbers(free[name]) for name in free}))
         groups.setdefault(candidates, []).append(cut)
     found: list[tuple[Cut, Match]] = []
     missing: list[Cut] = []

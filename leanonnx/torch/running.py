@@ -14,7 +14,7 @@ from torch import nn
 from leanonnx.errors import OptionError, PlanError
 from leanonnx.graph.model import Model, first_line
 from leanonnx.numeric.arrays import Array
-from leanonnx.proof.proof import relative, scales
+from leanonnx.proof.compare import relative, scales
 from leanonnx.runtime.sessions import Feed
 from leanonnx.torch.modules import NORMS
 

@@ -161,6 +161,8 @@ def _missing(matches: Matches) -> list[str]:
     names = ", ".join(f"'{name}' {list(cut.shape)}" for name, cut in lost.items())
     known = all(cut.value is not None for cut in lost.values())
     advice = EXPORT if known else "give the exported model= to find them by their numbers"
+    if any(cut.folded for cut in lost.values()):
+        advice = "the model computes them: make parametrisations permanent, torch.nn.utils.parametrize"
     return [f"no parameters are known for {names} ({advice}, or name them with names=)"]
 
 

@@ -59,6 +59,23 @@ def conv_depthwise(b: Bench) -> None:
     b.subject("Conv", [data, weight, b.const(b.normal(channels * times))], group=channels)
 
 
+def correlation(b: Bench) -> None:
+    """The kernel is the image of another branch."""
+    b.batch, b.free = 1, False
+    channels = b.between(2, 4)
+    bias = [b.const(b.normal(1))] if b.chance(2) else []
+    b.subject("Conv", [b.image(channels, 4, 4), b.image(channels, 2, 2), *bias], pads=[b.choose(2)] * 4)
+
+
+def correlation_by_channel(b: Bench) -> None:
+    """One kernel for each channel or group of channels, from another branch."""
+    b.batch, b.free = 1, False
+    groups, width = b.between(2, 4), b.between(1, 2)
+    kernels = b.node("Reshape", [b.image(groups * width, 2, 2), b.ints(groups, width, 2, 2)])
+    bias = [b.const(b.normal(groups))] if b.chance(2) else []
+    b.subject("Conv", [b.image(groups * width, 4, 4), kernels, *bias], group=groups)
+
+
 def conv_computed_weight(b: Bench) -> None:
     data = b.image(3, 4, 4)
     weight = b.node("Reshape", [b.rows(6), b.ints(2, 3, 1, -1)])
@@ -149,8 +166,6 @@ def conv_integer_computed_weight(b: Bench) -> None:
     b.subject("ConvInteger", [b.quantised(b.image(3, 4, 4)), weight])
 
 
-CONSTANTS = "computes its weight"
-
 COMPUTED = "its weight is computed from a graph input"
 
 
@@ -186,10 +201,12 @@ CASES = [
             Form("grouped", conv_grouped),
             Form("few groups", conv_positions),
             Form("depthwise", conv_depthwise),
+            Form("weight from constants", conv_weight_from_constants, exact=False),
+            Form("correlation", correlation),
+            Form("correlation by channel", correlation_by_channel, exact=False),
         ),
         (
-            Refusal("computed weight", conv_computed_weight, COMPUTED),
-            Refusal("weight from constants", conv_weight_from_constants, CONSTANTS),
+            Refusal("computed weight", conv_computed_weight, "its kernels are computed, for channels of its own"),
             Refusal("computed bias", conv_computed_bias, "input 2 is computed from a graph input"),
         ),
         wrong={"interleaved": mistakes.interleaved},

@@ -119,6 +119,7 @@ CASES = [
             Form("image", image, ALL),
             Form("two contracted axes", two_axes, ALL),
             Form("pixels", pixels, ALL),
+            Form("weight from constants", computed),
             Form("heads", heads, ALL, exact=False),
             Form("values", values, ALL, exact=False),
         ),
@@ -133,7 +134,6 @@ CASES = [
             Refusal("sum beside", summed_beside, NO_MATRIX),
             Refusal("vector", vector, NO_MATRIX),
             Refusal("index twice", diagonal, "it repeats an index"),
-            Refusal("weight from constants", computed, "computes its weight"),
         ),
     )
 ]

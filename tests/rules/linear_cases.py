@@ -41,18 +41,49 @@ def gemm_computed_weight(b: Bench) -> None:
     b.subject("Gemm", [b.rows(3), b.node("Reshape", [b.rows(6), b.ints(3, -1)])])
 
 
-def gemm_turned_input(b: Bench) -> None:
-    b.batch, b.free = 2, False
-    b.subject("Gemm", [b.rows(3), b.const(b.normal(2, 4))], transA=1)
+def turned(b: Bench, channels: int) -> str:
+    """[channels, batch], channels on the first axis."""
+    b.whole = True
+    return b.node("Transpose", [b.rows(channels)], perm=[1, 0])
+
+
+def gemm_turned_input(op: str = "Gemm", domain: str = "") -> Build:
+    """The data are stored turned, and the weight as it is or turned."""
+
+    def build(b: Bench) -> None:
+        wide, out, flip = b.between(2, 4), b.between(2, 4), b.choose(2)
+        weight = b.const(b.normal(out, wide) if flip else b.normal(wide, out))
+        extra: dict[str, Any] = {"activation": "LeakyRelu", "activation_alpha": 0.5} if domain else {}
+        b.subject(op, [turned(b, wide), weight, b.const(b.normal(out))], domain=domain, transA=1, transB=flip, **extra)
+
+    return build
+
+
+def gemm_left(b: Bench) -> None:
+    """W x, with x as it is stored or turned, and a bias for each row or none."""
+    b.whole = True
+    wide, out, flips = b.between(2, 4), b.between(2, 4), (b.choose(2), b.choose(2))
+    weight = b.const(b.normal(wide, out) if flips[0] else b.normal(out, wide))
+    data = b.rows(wide) if flips[1] else turned(b, wide)
+    bias = b.one_of(([], [b.const(b.normal(out, 1))], [b.const(b.normal(1))]))
+    b.subject("Gemm", [weight, data, *bias], transA=flips[0], transB=flips[1], alpha=b.one_of((None, 0.5)))
+
+
+def gemm_beside_channels(b: Bench) -> None:
+    """W x over the batch of each channel."""
+    b.whole, b.batch, b.free = True, 2, False
+    flip = b.choose(2)
+    data = turned(b, b.between(2, 4)) if flip else b.rows(b.between(2, 4))
+    b.subject("Gemm", [b.const(b.normal(3, 2)), data], transB=flip)
+
+
+def fused_gemm_computed_weight(b: Bench) -> None:
+    weight = b.node("Reshape", [b.rows(6), b.ints(3, -1)])
+    b.subject("FusedGemm", [b.rows(3), weight], domain=MS, activation="Relu")
 
 
 def gemm_computed_bias(b: Bench) -> None:
     b.subject("Gemm", [b.rows(3), b.const(b.normal(3, 4)), b.rows(4)])
-
-
-def fused_gemm_turned_input(b: Bench) -> None:
-    b.batch, b.free = 2, False
-    b.subject("FusedGemm", [b.rows(3), b.const(b.normal(2, 4))], domain=MS, transA=1, activation="Relu")
 
 
 def matmul(*lead: int) -> Build:
@@ -123,7 +154,22 @@ def fused_matmul_values(b: Bench) -> None:
 
 
 def fused_matmul_turned(b: Bench) -> None:
-    b.subject("FusedMatMul", [b.tokens(3, 4), b.const(b.normal(4, 2))], domain=MS, transA=1)
+    """Data that are stored turned, on the left of the constant or on the right."""
+    wide, out, flip = b.between(2, 4), b.between(2, 5), b.choose(2)
+    weight = b.const(b.normal(out, wide) if flip else b.normal(wide, out))
+    if b.choose(2):
+        b.subject("FusedMatMul", [b.image(wide, 3), weight], domain=MS, transA=1, transB=flip)
+    else:
+        b.subject("FusedMatMul", [weight, b.tokens(wide, 3)], domain=MS, transA=1 - flip, transB=1)
+
+
+def fused_matmul_beside(b: Bench) -> None:
+    """Data that are stored turned, with the channels beside the product."""
+    b.subject("FusedMatMul", [b.tokens(b.between(2, 4), 4), b.const(b.normal(4, 2))], domain=MS, transA=1)
+
+
+def fused_matmul_turned_queries(b: Bench) -> None:
+    b.subject("FusedMatMul", [b.tokens(3, 4), b.tokens(3, 4)], domain=MS, transA=1)
 
 
 def fused_matmul_batch(b: Bench) -> None:
@@ -141,12 +187,43 @@ def matmul_queries(b: Bench) -> None:
     b.subject("MatMul", [b.tokens(3, 4), keys])
 
 
-def matmul_constant_left(b: Bench) -> None:
-    b.subject("MatMul", [b.const(b.normal(2, 4)), b.tokens(3, 4)])
+def matmul_left(b: Bench) -> None:
+    """W x, with axes of size 1 before W or without, on data of any rank."""
+    wide, out = b.between(2, 4), b.between(2, 5)
+    lead = [1] * b.choose(4)
+    data = b.image(wide, b.between(1, 3))
+    data = b.node("Unsqueeze", [data, b.ints(1)]) if b.chance(3) else data
+    b.subject("MatMul", [b.const(b.normal(*lead, out, wide)), data])
+
+
+def matmul_left_vector(b: Bench) -> None:
+    """W x for one vector x."""
+    b.batch, b.free, b.whole = 1, False, True
+    wide, out = b.between(2, 4), b.between(2, 5)
+    b.subject("MatMul", [b.const(b.normal(out, wide)), b.node("Reshape", [b.rows(wide), b.ints(-1)])])
+
+
+def matmul_left_beside_channels(b: Bench) -> None:
+    """The product acts on the pixels of each channel."""
+    b.subject("MatMul", [b.const(b.normal(5, 4)), b.tokens(b.between(2, 4), 4)])
+
+
+def matmul_one_of_a_stack(b: Bench) -> None:
+    """A constant on the right with axes of size 1 before it."""
+    wide, out = b.between(2, 4), b.between(2, 5)
+    b.subject("MatMul", [b.tokens(wide, 3), b.const(b.normal(*[1] * b.between(1, 2), wide, out))])
+
+
+def matmul_vector(b: Bench) -> None:
+    b.subject("MatMul", [b.tokens(3, 4), b.const(b.normal(3))])
 
 
 def matmul_stack(b: Bench) -> None:
-    b.subject("MatMul", [b.tokens(3, 4), b.const(b.normal(b.batch, 3, 2))])
+    b.batch, b.free = 2, False
+    if b.choose(2):
+        b.subject("MatMul", [b.tokens(3, 4), b.const(b.normal(2, 3, 2))])
+    else:
+        b.subject("MatMul", [b.const(b.normal(2, 2, 3)), b.image(3, 4)])
 
 
 def matmul_weight_from_constants(b: Bench) -> None:
@@ -164,6 +241,13 @@ def qlinear_matmul(per_channel: bool) -> Build:
     return build
 
 
+def qlinear_matmul_left(b: Bench) -> None:
+    out, wide = b.between(2, 4), b.between(2, 4)
+    inputs = [integers(b, out, wide, kind=np.uint8), scales(b, out, False), zeros(b, out, False, np.uint8)]
+    inputs += [b.quantised(b.image(wide, 3)), b.scalar(0.05), b.scalar(128, np.uint8)]
+    b.subject("QLinearMatMul", [*inputs, b.scalar(0.1), b.scalar(128, np.uint8)])
+
+
 def qlinear_matmul_computed(b: Bench) -> None:
     sides = [b.scalar(0.05), b.scalar(128, np.uint8)]
     keys = b.node("Transpose", [b.quantised(b.tokens(3, 4))], perm=[0, 2, 1])
@@ -179,6 +263,13 @@ def matmul_integer(per_channel: bool) -> Build:
     return build
 
 
+def matmul_integer_left(b: Bench) -> None:
+    out, wide = b.between(2, 4), b.between(2, 4)
+    weight = integers(b, out, wide, kind=np.uint8)
+    sides = [zeros(b, out, False, np.uint8), b.scalar(128, np.uint8)]
+    b.subject("MatMulInteger", [weight, b.quantised(b.image(wide, 3)), *sides])
+
+
 def matmul_integer_computed(b: Bench) -> None:
     keys = b.node("Transpose", [b.quantised(b.tokens(3, 4))], perm=[0, 2, 1])
     b.subject("MatMulInteger", [b.quantised(b.tokens(3, 4)), keys])
@@ -190,8 +281,6 @@ def qgemm(b: Bench) -> None:
     b.subject("QGemm", [b.quantised(b.rows(3)), *sides, *weight, "", *sides], domain=MS)
 
 
-CONSTANTS = "computes its weight"
-
 TWO = "multiplies two computed tensors"
 
 CASES = [
@@ -201,10 +290,12 @@ CASES = [
             *(Form(f"bias {bias}", gemm(False, bias), ALL) for bias in ("none", "vector", "row", "one", "scalar")),
             *(Form(f"turned, bias {bias}", gemm(True, bias)) for bias in ("left out", "vector", "rows")),
             Form("after Flatten", gemm_after_flatten),
+            Form("turned input", gemm_turned_input(), ALL),
+            Form("constant on the left", gemm_left, ALL),
+            Form("beside the channels", gemm_beside_channels, ALL),
         ),
         (
             Refusal("computed weight", gemm_computed_weight, "its weight is computed from a graph input"),
-            Refusal("turned input", gemm_turned_input, "transposes its input"),
             Refusal("computed bias", gemm_computed_bias, "adds a computed tensor"),
         ),
     ),
@@ -213,8 +304,9 @@ CASES = [
         (
             Form("plain", gemm(False, "vector", "FusedGemm", MS)),
             Form("turned", gemm(True, "row", "FusedGemm", MS)),
+            Form("turned input", gemm_turned_input("FusedGemm", MS)),
         ),
-        (Refusal("turned input", fused_gemm_turned_input, "transposes its input"),),
+        (Refusal("computed weight", fused_gemm_computed_weight, "its weight is computed from a graph input"),),
         MS,
     ),
     Case(
@@ -223,7 +315,12 @@ CASES = [
             Form("rows", matmul()),
             Form("tokens", matmul(3), ALL),
             Form("rank 4", matmul(2, 3)),
+            Form("weight from constants", matmul_weight_from_constants),
             Form("beside the channels", matmul_beside_channels),
+            Form("constant on the left", matmul_left, ALL),
+            Form("constant on the left of a vector", matmul_left_vector),
+            Form("constant on the left, beside the channels", matmul_left_beside_channels),
+            Form("one of a stack", matmul_one_of_a_stack),
             Form("values", matmul_values, exact=False),
             Form("values on the left", matmul_values_left, exact=False),
             Form("computed matrix of rank 2", matmul_lower_rank, exact=False),
@@ -233,19 +330,26 @@ CASES = [
         ),
         (
             Refusal("queries and keys", matmul_queries, TWO),
-            Refusal("constant on the left", matmul_constant_left, "has its constant on the left"),
+            Refusal("vector", matmul_vector, "its constant is a vector"),
             Refusal("stack of matrices", matmul_stack, "its constant is a stack of matrices"),
-            Refusal("weight from constants", matmul_weight_from_constants, CONSTANTS),
         ),
     ),
     Case(
         "QLinearMatMul",
-        (Form("plain", qlinear_matmul(False), exact=False), Form("per channel", qlinear_matmul(True), exact=False)),
+        (
+            Form("plain", qlinear_matmul(False), exact=False),
+            Form("per channel", qlinear_matmul(True), exact=False),
+            Form("constant on the left", qlinear_matmul_left, exact=False),
+        ),
         (Refusal("two computed", qlinear_matmul_computed, TWO),),
     ),
     Case(
         "MatMulInteger",
-        (Form("plain", matmul_integer(False)), Form("per channel", matmul_integer(True))),
+        (
+            Form("plain", matmul_integer(False)),
+            Form("per channel", matmul_integer(True)),
+            Form("constant on the left", matmul_integer_left),
+        ),
         (Refusal("two computed", matmul_integer_computed, TWO),),
     ),
     Case(
@@ -261,10 +365,12 @@ CASES = [
             Form("constant", fused_matmul),
             Form("heads", fused_matmul_heads, exact=False),
             Form("turned values", fused_matmul_values, exact=False),
+            Form("turned data", fused_matmul_turned),
+            Form("turned data, beside the channels", fused_matmul_beside),
         ),
         (
-            Refusal("turned left operand", fused_matmul_turned, "it transposes its left operand"),
-            Refusal("turned batch", fused_matmul_batch, "it transposes its left operand or its batch axes"),
+            Refusal("turned queries", fused_matmul_turned_queries, "it transposes its left operand"),
+            Refusal("turned batch", fused_matmul_batch, "it transposes its batch axes"),
             Refusal("queries and keys", fused_matmul_queries, TWO),
         ),
         MS,

@@ -60,6 +60,11 @@ def unlinked(effect: Effect) -> Effect | None:
     return replace(effect, links=()) if effect.links else None
 
 
+def unmasked(effect: Effect) -> Effect | None:
+    """The reference reads all channels that are taken together, those that are removed as well."""
+    return replace(effect, reductions=()) if effect.reductions else None
+
+
 def unpinned(effect: Effect) -> Effect | None:
     """What steers the operator may go."""
     return replace(effect, pins=()) if effect.pins else None
@@ -67,7 +72,7 @@ def unpinned(effect: Effect) -> Effect | None:
 
 CHANGES: dict[str, Change] = {
     change.__name__: change
-    for change in (rolled_outputs, rolled_slices, unsliced, untied, unrewritten, unread, unlinked, unpinned)
+    for change in (rolled_outputs, rolled_slices, unsliced, untied, unrewritten, unread, unlinked, unmasked, unpinned)
 }
 
 

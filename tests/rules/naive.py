@@ -201,19 +201,14 @@ MACS = (*KERNELS, "LSTM", "GRU", "RNN")
 
 
 def macs(dag: ChannelDag, node: onnx.NodeProto) -> int:
-    """Multiply-adds of one run with a constant weight: every number of it, as often as it is used.
-
-    0 where the graph computes both operands.
-    """
+    """Multiply-adds of one run: every number of a constant weight, as often as it is used; products by their length."""
+    data = dag.shapes[node.input[0]] if node.input[0] in dag.shapes else dag.model.constant(node.input[0]).shape
+    if node.op_type in DENSE:
+        turned = any(a.name == "transA" and a.i for a in node.attribute)
+        return int(np.prod(dag.shapes[node.output[0]])) * data[-2 if turned else -1]
     weight = node.input[WEIGHTS.get(node.op_type, 1)]
-    if weight not in dag.model.origins:
-        return 0
-    shape = dag.model.constant(weight).shape
-    data, size = dag.shapes[node.input[0]], int(np.prod(shape))
+    size = int(np.prod(dag.model.constant(weight).shape if weight in dag.model.origins else dag.shapes[weight]))
     if node.op_type in ("LSTM", "GRU", "RNN"):
         return data[0] * data[1] * (size + int(np.prod(dag.model.constant(node.input[2]).shape)))
-    output = dag.shapes[node.output[0]]
-    if node.op_type in DENSE:
-        return int(np.prod(data)) * output[-1]
-    pixels = data if node.op_type == "ConvTranspose" else output
+    pixels = data if node.op_type == "ConvTranspose" else dag.shapes[node.output[0]]
     return pixels[0] * int(np.prod(pixels[2:])) * size

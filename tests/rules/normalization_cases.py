@@ -37,9 +37,17 @@ def batch_norm_computed(b: Bench) -> None:
 
 
 def batch_norm_training(b: Bench) -> None:
-    b.subject(
-        "BatchNormalization", [b.image(3, 2, 3), *parameters(b, 3)], ["subject_0", "mean", "variance"], training_mode=1
-    )
+    """By the statistics of the batch, which are put out as well."""
+    channels = b.between(2, 4)
+    data = [b.bent(b.image(channels, 2, 3)), *parameters(b, channels)]
+    b.subject("BatchNormalization", data, ["subject_0", "mean", "variance"], training_mode=1)
+    b.reads = ["subject_0", "mean", "variance"] if b.chance(2) else ["subject_0"]
+
+
+def batch_norm_old_training(b: Bench) -> None:
+    """Before operator set 14 the statistics of training are put out by five outputs."""
+    names = ["subject_0", "mean", "variance", "saved_mean", "saved_variance"]
+    b.subject("BatchNormalization", [b.image(3, 2, 3), *parameters(b, 3)], names)
     b.reads = ["subject_0"]
 
 
@@ -138,7 +146,31 @@ def rms_norm_pixels(b: Bench) -> None:
 
 
 def rms_norm_tokens(b: Bench) -> None:
-    b.subject("RMSNormalization", [b.tokens(4, 3), b.const(b.positive(4))])
+    """Over the channels, one number of the scale for each or one for all."""
+    width, epsilon = b.between(2, 4), b.one_of((None, 0.5))
+    scale = b.const(b.positive(*b.one_of(((width,), (1,), (1, width)))))
+    b.subject("RMSNormalization", [b.tokens(width, 3), scale], epsilon=epsilon)
+
+
+def rms_norm_from_channels(b: Bench) -> None:
+    """Over channels and pixels."""
+    width = b.between(2, 4)
+    scale = b.const(b.positive(*b.one_of(((width, 2, 3), (width, 1, 1), (width, 1, 3)))))
+    b.subject("RMSNormalization", [b.image(width, 2, 3), scale], axis=b.one_of((1, -3)), epsilon=b.one_of((None, 0.5)))
+
+
+def rms_norm_heads(b: Bench) -> None:
+    width = b.between(2, 3)
+    b.subject("RMSNormalization", [b.headed(b.between(2, 3), width, 2), b.const(b.positive(width))], axis=-1)
+
+
+def rms_norm_shifted(b: Bench) -> None:
+    b.subject("RMSNormalization", [b.bent(b.tokens(4, 3)), b.const(b.positive(4))])
+
+
+def rms_norm_computed(b: Bench) -> None:
+    b.batch, b.free = 1, False
+    b.subject("RMSNormalization", [b.tokens(4, 3), b.node("Reshape", [b.rows(4), b.ints(4)])])
 
 
 def mean_variance(b: Bench) -> None:
@@ -174,22 +206,36 @@ def lp_norm(b: Bench) -> None:
 
 
 def lp_norm_channels(b: Bench) -> None:
-    b.subject("LpNormalization", [b.bent(b.image(3, 2, 3))], axis=b.one_of((1, -3)))
+    b.subject("LpNormalization", [b.image(b.between(2, 4), 2, 3)], axis=b.one_of((1, -3)), p=b.one_of((1, 2)))
 
 
 def lp_norm_default(b: Bench) -> None:
-    b.subject("LpNormalization", [b.tokens(4, 3)])
+    """The last axis, with the channels."""
+    b.subject("LpNormalization", [b.tokens(b.between(2, 4), 3)])
+
+
+def lp_norm_shifted(b: Bench) -> None:
+    b.subject("LpNormalization", [b.bent(b.tokens(3, 3))])
+
+
+def lp_norm_heads(b: Bench) -> None:
+    b.subject("LpNormalization", [b.headed(b.between(2, 3), b.between(2, 3), 2)], axis=-1)
 
 
 OVER = "it normalises over the channels"
+NOT_ZERO = "it normalises over the channels, which would not be zero there"
 MOMENTS = "it takes mean and variance over the channels"
 CASES = [
     Case(
         "BatchNormalization",
-        (Form("any rank", batch_norm, (9, 11, 13, 17, 21), linear=True), Form("flattened", batch_norm_flat)),
+        (
+            Form("any rank", batch_norm, (9, 11, 13, 17, 21), linear=True),
+            Form("flattened", batch_norm_flat),
+            Form("training", batch_norm_training, (14, 15, 17)),
+        ),
         (
             Refusal("computed mean", batch_norm_computed, "its statistics are computed at run time"),
-            Refusal("training", batch_norm_training, "its statistics are computed at run time", (15, 17)),
+            Refusal("statistics", batch_norm_old_training, "it puts out its statistics", (9, 11)),
         ),
     ),
     Case(
@@ -213,8 +259,17 @@ CASES = [
     ),
     Case(
         "RMSNormalization",
-        (Form("pixels", rms_norm_pixels, (23, 24)),),
-        (Refusal("tokens", rms_norm_tokens, MOMENTS, (23, 24)),),
+        (
+            Form("pixels", rms_norm_pixels, (23, 24)),
+            Form("tokens", rms_norm_tokens, (23, 24)),
+            Form("from the channels on", rms_norm_from_channels, (23, 24)),
+            Form("heads", rms_norm_heads, (23, 24)),
+        ),
+        (
+            Refusal("computed scale", rms_norm_computed, "input 1 is computed from a graph input", (23, 24)),
+            Refusal("shifted channels", rms_norm_shifted, NOT_ZERO, (23, 24)),
+        ),
+        harmless=dict.fromkeys(("unsliced", "rolled_slices"), "the scale that is put in tells what is kept of it"),
     ),
     Case(
         "MeanVarianceNormalization",
@@ -226,8 +281,14 @@ CASES = [
     ),
     Case(
         "LpNormalization",
-        (Form("pixels", lp_norm, ALL), Form("last axis", lp_norm_rows, ALL)),
-        (Refusal("channels", lp_norm_channels, OVER), Refusal("last axis", lp_norm_default, OVER)),
+        (
+            Form("pixels", lp_norm, ALL),
+            Form("last axis", lp_norm_rows, ALL),
+            Form("channels", lp_norm_channels, ALL),
+            Form("channels on the last axis", lp_norm_default, ALL),
+            Form("heads", lp_norm_heads, ALL, exact=False),
+        ),
+        (Refusal("shifted channels", lp_norm_shifted, NOT_ZERO),),
     ),
     *(
         Case(

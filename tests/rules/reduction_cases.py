@@ -11,7 +11,9 @@ from tests.rules.case import Build, Case, Form, Refusal
 
 ALL = (11, 13, 17, 18, 21)
 OVER = "it reduces over the channels"
+NOT_ZERO = "it reduces over the channels, which would not be zero there"
 BY_INPUT = {"ReduceSum": 13}
+BLIND = ("ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare")
 
 
 def reduced(b: Bench, op: str, data: str, axes: list[int] | None, **attributes: Any) -> None:
@@ -64,10 +66,25 @@ def reduce_heads(op: str) -> Build:
     return build
 
 
-def reduce_channels(op: str) -> Build:
+def beside(b: Bench, data: str) -> None:
+    """Read the data as well, so that they have channels that can go."""
+    b.reads = ["subject_0", data]
+
+
+def reduce_channels(op: str, prepare: str = "") -> Build:
+    """Over the channels, with or without others; they may be last or repeated over their pixels."""
+
     def build(b: Bench) -> None:
-        axes = b.one_of(([1], [-3], [1, 2], [0, -3]))
-        reduced(b, op, b.bent(b.image(3, 2, 3)), axes, keepdims=b.one_of((0, 1)))
+        kind, width = b.choose(3), b.between(2, 4)
+        if kind == 0:
+            data, axes = b.image(width, 2, 3), b.one_of(([1], [-3], [1, 2], [1, 2, 3]))
+        elif kind == 1:
+            data, axes = b.tokens(width, 3), b.one_of(([-1], [2], [1, 2]))
+        else:
+            data, axes = b.node("Flatten", [b.image(width, 2, 1)], axis=1), [1]
+        data = b.node(prepare, [data]) if prepare else data
+        reduced(b, op, data, axes, keepdims=b.one_of((0, 1)))
+        beside(b, data)
 
     return build
 
@@ -75,7 +92,9 @@ def reduce_channels(op: str) -> Build:
 def reduce_all(op: str) -> Build:
     def build(b: Bench) -> None:
         b.batch, b.free = 1, False
-        reduced(b, op, b.bent(b.image(3, 2, 3)), None, keepdims=b.one_of((None, 0)))
+        data = b.image(3, 2, 3)
+        reduced(b, op, data, None, keepdims=b.one_of((None, 0)))
+        beside(b, data)
 
     return build
 
@@ -183,13 +202,18 @@ def cumulative_channels(b: Bench) -> None:
 
 
 def reduce_case(op: str) -> Case:
+    """Sums, means and norms do not see zeros; for the others there is no exact form."""
     forms = [
         Form("pixels", reduce(op), ALL, exact=op not in ("ReduceMax", "ReduceMin")),
         Form("tokens", reduce_tokens(op), ALL, exact=op not in ("ReduceMax", "ReduceMin")),
         Form("heads", reduce_heads(op), ALL, exact=False),
         Form("no axes", reduce_nothing(op), (18, 21) if op != "ReduceSum" else (13, 18)),
     ]
-    refusals = (Refusal("channels", reduce_channels(op), OVER, ALL), Refusal("all axes", reduce_all(op), OVER, ALL))
+    if op in BLIND:
+        forms += [Form("channels", reduce_channels(op), ALL), Form("all axes", reduce_all(op), ALL)]
+        return Case(op, tuple(forms), (Refusal("shifted channels", reduce_channels(op, "Softplus"), NOT_ZERO, ALL),))
+    channels, everything = reduce_channels(op, "Softplus"), reduce_all(op)
+    refusals = (Refusal("channels", channels, OVER, ALL), Refusal("all axes", everything, OVER, ALL))
     return Case(op, tuple(forms), refusals)
 
 

@@ -30,6 +30,64 @@ def pool_indices(b: Bench) -> None:
     b.subject("MaxPool", [b.image(3, 4, 4)], 2, kernel_shape=[2, 2])
 
 
+def pool_for_unpool(b: Bench) -> None:
+    """Indices that a MaxUnpool reads, with the channels they were found in."""
+    data = b.image(b.between(2, 4), 4, 4)
+    pooled, places = b.subject("MaxPool", [data], 2, strides=[2, 2], **KERNEL)
+    b.reads = [b.node("MaxUnpool", [pooled, places], strides=[2, 2], **KERNEL)]
+
+
+def pooled_places(b: Bench, channels: int, *sizes: int) -> str:
+    """Where a MaxPool of these sizes, with a window of 2, has found its numbers."""
+    windows: dict[str, Any] = {"kernel_shape": [2] * len(sizes), "strides": [2] * len(sizes)}
+    b.node("MaxPool", [b.image(channels, *sizes)], 2, **windows)
+    return b.nodes[-1].output[1]
+
+
+def unpool(rank: int) -> Build:
+    """Other data of as many channels."""
+
+    def build(b: Bench) -> None:
+        channels = b.between(2, 4)
+        places = pooled_places(b, channels, *[4] * rank)
+        data = b.image(channels, *[2] * rank)
+        b.subject("MaxUnpool", [data, places], kernel_shape=[2] * rank, strides=[2] * rank)
+
+    return build
+
+
+def unpool_sized(b: Bench) -> None:
+    """The size is given, with the channels in it."""
+    b.free = False
+    channels = b.between(2, 4)
+    inputs = [b.image(channels, 2, 2), pooled_places(b, channels, 5, 5), b.ints(b.batch, channels, 5, 5)]
+    b.subject("MaxUnpool", inputs, strides=[2, 2], **KERNEL)
+
+
+def unpool_changed(b: Bench) -> None:
+    """The indices go through another operator."""
+    places = b.node("Identity", [pooled_places(b, 3, 4, 4)])
+    b.subject("MaxUnpool", [b.image(3, 2, 2), places], strides=[2, 2], **KERNEL)
+
+
+def unpool_other_size(b: Bench) -> None:
+    """The indices count in 4 x 4 pixels, the output has 5 x 5."""
+    b.free = False
+    inputs = [b.image(3, 2, 2), pooled_places(b, 3, 4, 4), b.ints(b.batch, 3, 5, 5)]
+    b.subject("MaxUnpool", inputs, strides=[2, 2], **KERNEL)
+
+
+def pool_over_channels(op: str) -> Build:
+    """Channels last, with the pixels on axis 1."""
+
+    def build(b: Bench) -> None:
+        data = b.tokens(b.between(2, 4), 3, 2)
+        b.subject(op, [data])
+        b.reads = ["subject_0", data]
+
+    return build
+
+
 def pool_global(op: str) -> Build:
     def build(b: Bench) -> None:
         b.subject(op, [b.bent(b.image(b.between(2, 4), *b.one_of(((2, 3), (4,), (2, 2, 2)))))])
@@ -179,12 +237,39 @@ CASES = [
     ),
     Case(
         "MaxPool",
-        (Form("1d", pool("MaxPool", 1), ALL), Form("2d", pool("MaxPool", 2, storage_order=1), ALL)),
+        (
+            Form("1d", pool("MaxPool", 1), ALL),
+            Form("2d", pool("MaxPool", 2, storage_order=1), ALL),
+            Form("indices for MaxUnpool", pool_for_unpool, ALL, exact=False),
+        ),
         (Refusal("indices", pool_indices, "it puts out indices that count over all channels", ALL),),
+    ),
+    Case(
+        "MaxUnpool",
+        (
+            Form("1d", unpool(1), ALL, exact=False),
+            Form("2d", unpool(2), ALL, exact=False),
+            Form("given size", unpool_sized, ALL, exact=False),
+        ),
+        (
+            Refusal("changed indices", unpool_changed, "its indices do not come from a MaxPool", ALL),
+            Refusal("another size", unpool_other_size, "its indices count in a tensor of another size", ALL),
+        ),
     ),
     Case("LpPool", (Form("2d", pool("LpPool", 2, p=2), ALL),), whole=WHOLE),
     *(
-        Case(f"Global{kind}Pool", (Form("any rank", pool_global(f"Global{kind}Pool"), ALL),), whole=WHOLE)
+        Case(
+            f"Global{kind}Pool",
+            (
+                Form("any rank", pool_global(f"Global{kind}Pool"), ALL),
+                *(
+                    [Form("over channels", pool_over_channels(f"Global{kind}Pool"), ALL, exact=False)]
+                    if kind != "Max"
+                    else []
+                ),
+            ),
+            whole=WHOLE,
+        )
         for kind in ("Average", "Max", "Lp")
     ),
     Case(

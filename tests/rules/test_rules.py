@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from leanonnx import rules
 from leanonnx.analysis.dag import ChannelDag
+from leanonnx.analysis.product_costs import products
 from leanonnx.numeric.labels import Labels, Mask, compact
 from leanonnx.rules.call import Call, Effect, Rule
 from leanonnx.rules.table import COUNTED, DEFAULT
@@ -214,6 +215,7 @@ def miscounted(dag: ChannelDag, sample: Sample) -> str:
     """
     node = naive.node_of(dag, sample)
     macs = sum(mix.taps * mix.positions * mix.targets.size * mix.sources.shape[1] for k, mix in dag.mixes if k == node)
+    macs += sum(product.macs for product in products(dag)[0] if product.node == node)
     if sample.subject.op_type in naive.MACS and macs != naive.macs(dag, sample.subject):
         return f"{macs} multiply-adds, not {naive.macs(dag, sample.subject)}"
     for mix in [mix for k, mix in dag.mixes if k == node and mix.inward is not None]:

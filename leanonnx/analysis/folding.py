@@ -1,0 +1,63 @@
+"""Weights that the graph computes from constants alone, stored as their values.
+
+A cast, turned, reshaped or dequantised weight is cut where the file holds it (``constants``), and keeps its form.  Any
+other (weight norm, sums of kernels, weights quantised in blocks) is stored under the name of the computed tensor, in
+the type in which it is read; what computed it goes where nothing else reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from leanonnx.analysis.constants import Constants, Use
+from leanonnx.graph.model import FREE_INITIALIZERS, Model, captured, unneeded
+from leanonnx.graph.storage import copy_fields
+from leanonnx.numeric.arrays import Array
+from leanonnx.rules.call import Mix
+
+
+def to_fold(constants: Constants, uses: Iterable[Use], mixes: Iterable[tuple[int, Mix]]) -> dict[str, Array]:
+    """Values of the computed constants that channel-mixing nodes take for their weights, by name.
+
+    Those are what cannot be followed to a holder, and what others read too, who need the whole.
+    """
+    model, nodes = constants.model, constants.model.proto.graph.node
+    weights = [(node, mix.slot) for node, mix in mixes if mix.inward is not None]
+    mixing = {node for node, _ in weights}
+    wanted = {
+        use.constant for use in uses if use.computed is not None and (use.inward is not None or use.node in mixing)
+    }
+    wanted |= set(constants.torn({(node, nodes[node].input[slot]) for node, slot in weights}))
+    put_out = {value.name for value in model.proto.graph.output}
+    return {name: constants.observation.values[name] for name in wanted - put_out}
+
+
+def folded(model: Model, values: Mapping[str, Array]) -> Model:
+    """The model with these values stored in place of what computes them."""
+    source = model.proto.graph
+    idle = unneeded(source.node, source)
+    kept = [node for node in source.node if values.keys().isdisjoint(node.output)]
+    spare = unneeded(kept, source) - idle
+    nodes = [node for node in kept if not spare.issuperset(node.output)]
+    read = {name for node in nodes for name in [*node.input, *captured(node)]} | {v.name for v in source.output}
+    left = {name for node in source.node for name in [*node.input, *captured(node)]} - read
+    gone = {name for node in source.node for name in node.output} - {name for node in nodes for name in node.output}
+    proto = onnx.ModelProto()
+    copy_fields(model.proto, proto, leave={"graph"})
+    copy_fields(source, proto.graph, leave={"node", "initializer", "input", "value_info"})
+    proto.graph.node.extend(nodes)
+    proto.graph.initializer.extend(tensor for tensor in source.initializer if tensor.name not in left)
+    stored = {tensor.name for tensor in source.initializer}
+    proto.graph.input.extend(v for v in source.input if v.name not in left & stored)
+    proto.graph.value_info.extend(value for value in source.value_info if value.name not in gone)
+    for name, value in sorted(values.items()):
+        tensor = numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
+        proto.graph.initializer.append(tensor)
+        if proto.ir_version < FREE_INITIALIZERS:
+            proto.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
+    return replace(model, proto=proto, original=model.original or model, folded=(*model.folded, *sorted(values)))

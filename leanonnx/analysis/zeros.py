@@ -1,0 +1,120 @@
+"""Where a channel is zero once its layer puts out zeros: through operators that keep zeros, from kernels on.
+
+What takes channels together may lose those alone: a channel that is shifted on the way (by the mean of all, say) would
+not be zero there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import onnx
+
+from leanonnx.graph.nodes import attribute, standard
+from leanonnx.numeric.arrays import Array
+from leanonnx.numeric.labels import Labels, varied
+from leanonnx.rules.call import Effect
+
+UNARY = {"Relu", "LeakyRelu", "PRelu", "Tanh", "Elu", "Selu", "Celu", "Softsign", "HardSwish", "Mish", "Gelu", "Swish"}
+UNARY |= {"ThresholdedRelu", "Shrink", "Abs", "Neg", "Sqrt", "Floor", "Ceil", "Round", "Sign", "Sin", "Tan", "Asin"}
+UNARY |= {"Atan", "Sinh", "Asinh", "Atanh", "Erf", "Cast", "CastLike", "Identity", "Dropout"}
+MOVING = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Tile", "Split", "Slice", "Gather"}
+MOVING |= {"GatherElements", "GatherND", "DepthToSpace", "SpaceToDepth", "Col2Im", "Resize", "Upsample"}
+POOLING = {"MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "MaxUnpool"}
+POOLING |= {"GridSample", "RoiAlign", "MaxRoiPool", "CumSum", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"}
+POOLING |= {"ReduceL1", "ReduceL2", "ReduceSumSquare"}
+SCALING = {"BatchNormalization", "InstanceNormalization", "GroupNormalization", "LpNormalization", "RMSNormalization"}
+SCALING |= {"QuantizeLinear", "DequantizeLinear", "MatMul", "Einsum", "Attention", "RotaryEmbedding"}
+KEEPING = UNARY | MOVING | POOLING | SCALING
+"""Operators that put out zeros for a channel of zeros; what they add is one number per channel, which goes with it."""
+ADDING = {"Add", "Sub", "Sum", "Mean", "Max", "Min", "Concat"}
+LEAST = 2
+
+
+def keeps_zero(
+    node: onnx.NodeProto,
+    effect: Effect,
+    labels: Mapping[str, Labels],
+    known: Mapping[str, bool],
+    fixed: Callable[[str], Array | None],
+) -> bool:
+    """Whether a node puts out zeros for channels that their layers put out as zeros.
+
+    Args:
+        node: the node.
+        effect: what its rule answered.
+        labels: those of the tensors that it reads.
+        known: the same for these.
+        fixed: gives the value of a constant.
+    """
+    op = standard(node)
+    free = [name for name in node.input if name in labels]
+    if any(mix.inward is not None for mix in effect.mixes):
+        return bool(op)
+    if op in KEEPING:
+        return all(known.get(name, True) for name in free)
+    if op == "Pad":
+        return all(known.get(name, True) for name in free) and _fills_zeros(node, fixed)
+    if op == "Clip":
+        return all(known.get(name, True) for name in free) and _spans_zero(node, fixed)
+    if op in ADDING:
+        return all(_goes(slot, name, effect, labels, known, fixed) for slot, name in enumerate(node.input) if name)
+    if op == "Mul":
+        return any(varied(labels[name]) and known.get(name, True) for name in free)
+    if op in ("Div", "Pow"):
+        return _follows_first(node, op, labels, known, fixed)
+    return False
+
+
+def _goes(
+    slot: int,
+    name: str,
+    effect: Effect,
+    labels: Mapping[str, Labels],
+    known: Mapping[str, bool],
+    fixed: Callable[[str], Array | None],
+) -> bool:
+    """Whether an operand of a sum holds nothing for a channel that has gone."""
+    if name in labels:
+        return bool(varied(labels[name])) and known.get(name, True)
+    value = fixed(name)
+    return any(cut.slot == slot for cut in effect.slices) or (value is not None and not np.any(value))
+
+
+def _follows_first(
+    node: onnx.NodeProto,
+    op: str,
+    labels: Mapping[str, Labels],
+    known: Mapping[str, bool],
+    fixed: Callable[[str], Array | None],
+) -> bool:
+    """Whether a quotient or a power is zero with its first operand."""
+    first, second = node.input[:LEAST]
+    if first not in labels or not varied(labels[first]) or not known.get(first, True):
+        return False
+    if op == "Div":
+        return second not in labels or not varied(labels[second])
+    power = fixed(second)
+    return power is not None and bool((np.asarray(power) > 0).all())
+
+
+def _fills_zeros(node: onnx.NodeProto, fixed: Callable[[str], Array | None]) -> bool:
+    if attribute(node, "mode", "constant") != "constant":
+        return True
+    if len(node.input) <= LEAST or not node.input[LEAST]:
+        return not attribute(node, "value", 0.0)
+    value = fixed(node.input[LEAST])
+    return value is not None and not np.any(value)
+
+
+def _spans_zero(node: onnx.NodeProto, fixed: Callable[[str], Array | None]) -> bool:
+    """Whether zero lies between the bounds of a Clip."""
+    low, high = attribute(node, "min", -1.0), attribute(node, "max", 1.0)
+    for slot, name in enumerate(node.input[1:]):
+        value = fixed(name) if name else None
+        if name and value is None:
+            return False
+        if value is not None:
+            low, high = (float(np.max(value)), high) if not slot else (low, float(np.min(value)))
+    return bool(low <= 0 <= high)

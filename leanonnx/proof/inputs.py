@@ -1,0 +1,175 @@
+"""Inputs of the proof: random ones of several kinds, at the sizes of the first run and at further ones.
+
+Networks answer some kinds of inputs with nothing: a detector on noise finds no boxes.  Further kinds are for these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from leanonnx.graph.formats import is_float, is_integer
+from leanonnx.graph.model import Model
+from leanonnx.numeric.arrays import Array
+from leanonnx.runtime.observation import random_feed
+from leanonnx.runtime.sessions import Feed
+
+Shapes = Mapping[str, tuple[int, ...]]
+KINDS = ("normal", "uniform", "bytes")
+COUNTED = 8
+"""Class numbers and positions are drawn below this where the model runs on them."""
+FACTORS = (10.0, 0.1, 100.0, 0.01, 1e4)
+"""What normal inputs, and their opposites, are multiplied by where the usual ones tell nothing."""
+HALF = 0.5
+SQUARE = 8
+"""Side of the squares that smooth fields are made of."""
+OFTEN = 16
+"""How often a joined batch holds the batch of the first run at most."""
+
+
+def inputs_for(model: Model, shapes: Shapes, seed: int = 0) -> list[Feed]:
+    """Random inputs at the sizes given: normal, uniform in [0, 1), uniform in [0, 255)."""
+    named = {value.name: shapes[value.name] for value in model.inputs}
+    return [random_feed(model, named, seed + k, kind) for k, kind in enumerate(KINDS)]
+
+
+def counted(model: Model, shapes: Shapes, seed: int = 0) -> list[Feed]:
+    """Inputs with larger class numbers and positions than 0 and 1, where there are such inputs."""
+    named = {value.name: shapes[value.name] for value in model.inputs}
+    rng = np.random.default_rng(seed)
+    feed = random_feed(model, named, seed)
+    names = [name for name, value in feed.items() if is_wide(value)]
+    more = {name: rng.integers(0, COUNTED, feed[name].shape).astype(feed[name].dtype) for name in names}
+    return [feed | more] if more else []
+
+
+def is_wide(value: Array) -> bool:
+    """Whether an array holds integers that are no pixels."""
+    return is_integer(value) and value.dtype.itemsize > 1
+
+
+def sized_inputs(model: Model, base: Sequence[Feed], sizes: Sequence[Shapes], seed: int = 0) -> list[Feed]:
+    """Inputs at further sizes, one each; a batch is made of the inputs ``base``, where it can be.
+
+    So a network that mixes up the samples of a batch differs from one that agrees with itself.
+    """
+    found = []
+    for k, shapes in enumerate(sizes):
+        joined = _joined(base, shapes)
+        found.append(joined or random_feed(model, shapes, seed + len(KINDS) + k, KINDS[k % len(KINDS)]))
+    return found
+
+
+def _joined(base: Sequence[Feed], shapes: Shapes) -> Feed | None:
+    """Several inputs as one batch of these shapes; None where other axes than the first differ."""
+    first = base[0]
+    times = {
+        shape[0] / first[name].shape[0]
+        for name, shape in shapes.items()
+        if shape != first[name].shape and shape[1:] == first[name].shape[1:] and first[name].shape[0]
+    }
+    if len(times) != 1 or any(s[1:] != first[name].shape[1:] for name, s in shapes.items()):
+        return None
+    count = times.pop()
+    if count != int(count) or not 1 < count <= OFTEN:
+        return None
+    parts = [base[k % len(base)] for k in range(int(count))]
+    return {
+        name: first[name] if shape == first[name].shape else np.concatenate([part[name] for part in parts])
+        for name, shape in shapes.items()
+    }
+
+
+def further_inputs(model: Model, shapes: Shapes, seed: int = 0) -> Iterator[tuple[str, Feed]]:
+    """More kinds of inputs, with their names: larger, smaller and smooth ones."""
+    named = {value.name: shapes[value.name] for value in model.inputs}
+    rng = np.random.default_rng(seed)
+
+    def smooth(value: Array) -> Array:
+        field = _smooth(value.shape, rng)
+        if is_float(value):
+            return field.astype(value.dtype)
+        if not _is_byte(value):
+            return value
+        limits = np.iinfo(value.dtype)
+        level = (field - field.min()) / max(np.ptp(field), 1)
+        return np.asarray((limits.min + level * (limits.max - limits.min)).astype(value.dtype))
+
+    for k in range(2):
+        feed = random_feed(model, named, seed + k, KINDS[0])
+        yield "smooth", {name: smooth(value) for name, value in feed.items()}
+    for k, factor in enumerate(FACTORS):
+        feed = random_feed(model, named, seed + k, KINDS[0])
+        for signed in (factor, -factor):
+            yield f"normal times {factor:g}", {name: _times(value, signed) for name, value in feed.items()}
+    feed = random_feed(model, named, seed, KINDS[0])
+    yield "binary", {name: (rng.random(v.shape) < HALF).astype(v.dtype) for name, v in feed.items()}
+    feed = random_feed(model, named, seed, KINDS[2])
+    yield (
+        "smooth bytes",
+        {
+            name: (np.abs(_smooth(value.shape, rng)) * 100).astype(value.dtype) if is_float(value) else smooth(value)
+            for name, value in feed.items()
+        },
+    )
+
+
+def _times(value: Array, factor: float) -> Array:
+    """Floats times a factor, as far as their format holds them; pixels of less contrast for small factors."""
+    if is_float(value):
+        with np.errstate(over="ignore"):
+            return np.asarray((value.astype(np.float64) * factor).astype(value.dtype))
+    if not _is_byte(value) or abs(factor) >= 1:
+        return value
+    limits = np.iinfo(value.dtype)
+    middle = (limits.min + limits.max + 1) // 2
+    return np.asarray((middle + (value.astype(np.int64) - middle) * factor).astype(value.dtype))
+
+
+def _is_byte(value: Array) -> bool:
+    return value.dtype.kind in "iu" and value.dtype.itemsize == 1
+
+
+def _smooth(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """A field of squares on top of a slower one, with a level of its own."""
+    total = np.full(shape, rng.standard_normal())
+    for side in (SQUARE, 4 * SQUARE):
+        cells = rng.standard_normal([-(-size // side) if size >= SQUARE else size for size in shape])
+        for axis, size in enumerate(shape):
+            if size >= SQUARE:
+                cells = np.take(np.repeat(cells, side, axis), np.arange(size), axis)
+        total = total + cells
+    return total
+
+
+def shaken(feed: Feed, to: float = np.inf) -> Feed:
+    """The same inputs, floats moved by one unit in the last place towards ``to``."""
+    return {
+        name: np.nextafter(value, np.asarray(to, value.dtype)) if value.dtype.kind == "f" else value
+        for name, value in feed.items()
+    }
+
+
+def sizes_of(feed: Feed) -> tuple[tuple[int, ...], ...]:
+    """The shapes of all inputs, to tell sizes apart."""
+    return tuple(feed[name].shape for name in sorted(feed))
+
+
+def alike(feeds: Sequence[Feed]) -> list[list[int]]:
+    """Which inputs are of one size, where several are, or a larger batch than the first: they show what varies.
+
+    Each alone, where none are.
+    """
+    groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    for k, feed in enumerate(feeds):
+        groups.setdefault(sizes_of(feed), []).append(k)
+    first = sizes_of(feeds[0])
+    told = [group for size, group in groups.items() if len(group) > 1 or _is_batch(size, first)]
+    return told or list(groups.values())
+
+
+def _is_batch(sizes: tuple[tuple[int, ...], ...], first: tuple[tuple[int, ...], ...]) -> bool:
+    """Whether inputs differ from those of the first size by a longer first axis alone."""
+    pairs = [(a, b) for a, b in zip(sizes, first, strict=True) if a != b]
+    return bool(pairs) and all(a[1:] == b[1:] and a[:1] > b[:1] for a, b in pairs)

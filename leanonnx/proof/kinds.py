@@ -1,0 +1,76 @@
+"""What an output is, as its shape alone tells; n is the size of axis 0 of the first graph input.
+
+1. *Classes*: floats [n, K], [n, K, 1, 1] or [n, 1, 1, K], K ≥ 2.
+2. *Image*: floats [n, C, H, W] or [n, H, W, C], C being 1, 3 or 4, H and W at least 8.
+3. *Class map*: other floats [n, K, H, W], K ≥ 2, H and W at least 8.  Classes are on the last axis where that is the
+   shortest, both here and in a graph input.
+4. *Whole numbers*, booleans, text of any shape.
+5. Anything else is *other*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from leanonnx.data.images import COLOURS
+from leanonnx.graph.formats import is_float
+from leanonnx.numeric.arrays import Array
+from leanonnx.runtime.sessions import Feed
+
+CLASSES, IMAGE, MAP, DISCRETE, OTHER = "classes", "image", "class map", "whole numbers", "other"
+MAP_RANK = 4
+SMALLEST = 8
+"""Height and width from which on an output is taken as an image or a map."""
+
+
+def rows_of(feed: Feed) -> int:
+    """Size of axis 0 of the first input that has one."""
+    return next((value.shape[0] for value in feed.values() if value.ndim), 1)
+
+
+def channels_last(feed: Feed) -> bool:
+    """Whether an input is shortest along its last axis."""
+    return any(_last_is_shortest(value.shape) for value in feed.values() if value.ndim == MAP_RANK)
+
+
+def _last_is_shortest(shape: Sequence[int]) -> bool:
+    return shape[3] < min(shape[1:3])
+
+
+def kind_of(value: Array, rows: int, channels_last: bool) -> tuple[str, int]:
+    """The kind of an output, and its axis of classes or colours."""
+    shape = value.shape
+    if not is_float(value):
+        return DISCRETE, 0
+    if not shape or shape[0] != rows or len(shape) not in (2, MAP_RANK):
+        return OTHER, 0
+    long = [axis for axis, size in enumerate(shape) if axis and size > 1]
+    if len(long) == 1 and long[0] in (1, MAP_RANK - 1):
+        return CLASSES, long[0]
+    if len(shape) != MAP_RANK:
+        return OTHER, 0
+    for axis, sides in ((1, shape[2:]), (3, shape[1:3])):
+        if shape[axis] in COLOURS and min(sides) >= SMALLEST:
+            return IMAGE, axis
+    axis = 3 if channels_last and _last_is_shortest(shape) else 1
+    if min(shape[2:] if axis == 1 else shape[1:3]) < SMALLEST:
+        return OTHER, 0
+    return MAP, axis
+
+
+def slice_axes(value: Array, kind: tuple[str, int], labelled: Sequence[int]) -> tuple[int, ...]:
+    """The axes along which an output is compared slice by slice.
+
+    These are the axes that channel labels tell apart, where labels are known; else that of classes or colours; else
+    axis 1 and the last.
+
+    Args:
+        value: the output.
+        kind: what it is, and its axis of classes or colours.
+        labelled: the axes that labels tell apart, empty where nothing is known of them.
+    """
+    name, axis = kind
+    if name == DISCRETE:
+        return ()
+    found = labelled or ((axis,) if name != OTHER else (1, value.ndim - 1) if value.ndim > 1 else ())
+    return tuple(dict.fromkeys(a for a in found if a < value.ndim and value.shape[a] > 1))

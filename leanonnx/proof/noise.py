@@ -1,0 +1,160 @@
+"""Random operators of a network, fixed for the proof: both sides get the same numbers.
+
+onnxruntime seeds a random operator by the place of its node in the graph, so that any node that goes changes the noise.
+Here the numbers are drawn once, by the reference, and fed to all sides, cut to the channels that are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx
+
+from leanonnx.graph.formats import graphs, loaded
+from leanonnx.graph.model import RANDOM_OPS, Model
+from leanonnx.graph.nodes import standard, subgraphs, title
+from leanonnx.graph.noops import Types
+from leanonnx.numeric.arrays import Array
+from leanonnx.proof.sides import Sides, running
+from leanonnx.runtime.sessions import Feed, RunFailed
+
+TRAINING = 2
+"""The slot of a Dropout that says whether it trains."""
+RATIO = 0.5
+SEED = 0
+PASSING = {"Identity", "Dropout"}
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Sides whose random numbers are inputs, and what adds these to an input of the model.
+
+    ``reason`` says what draws numbers that could not be fixed, nothing where there is no such thing.
+    """
+
+    sides: Sides
+    reason: str = ""
+    joined: Callable[[Feed], Feed] = field(default=lambda feed: feed)
+
+
+@contextmanager
+def drawn(model: Model, sides: Sides) -> Iterator[Draws]:
+    """Fix the random operators of a model on all sides; without any, the sides stay what they are."""
+    nodes = {node.output[0]: node for node in model.proto.graph.node if _is_random(model, node)}
+    reason = _unfixed(model, nodes)
+    if not nodes:
+        yield Draws(sides, reason)
+        return
+    original, reference, candidate = (loaded(side) for side in (sides.original, sides.reference, sides.candidate))
+    types = Types(reference).found
+    kinds = {name: types[node.input[0] if _drops(node) else name].elem_type for name, node in nodes.items()}
+    stands = {name: _behind(model, name, nodes) for node in candidate.graph.node for name in node.output[:1]}
+    strange = [n for n in candidate.graph.node if _is_always_random(n) and stands[n.output[0]] is None]
+    reason = reason or ", ".join(title(node) for node in strange)
+    taps = [node.input[0] if _drops(node) else name for name, node in nodes.items()]
+    rng = np.random.default_rng(SEED)
+    fixed = replace(
+        sides,
+        original=_fixed(original, kinds, {name: name for name in nodes}),
+        reference=_fixed(reference, kinds, {name: name for name in nodes}),
+        candidate=_fixed(candidate, kinds, {name: known for name, known in stands.items() if known is not None}),
+        fed=lambda feed: _cut(sides, feed, nodes),
+    )
+    with running(reference, False, taps, False, sides.libraries) as once:
+
+        def joined(feed: Feed) -> Feed:
+            try:
+                values = dict(zip(nodes, once(feed), strict=True))
+            except RunFailed:
+                return feed
+            return feed | {
+                _input(name): _mask(value, rng) if _drops(nodes[name]) else value for name, value in values.items()
+            }
+
+        yield Draws(fixed, reason, joined)
+
+
+def _is_always_random(node: onnx.NodeProto) -> bool:
+    return standard(node) in RANDOM_OPS
+
+
+def _drops(node: onnx.NodeProto) -> bool:
+    return standard(node) == "Dropout"
+
+
+def _is_random(model: Model, node: onnx.NodeProto) -> bool:
+    """Whether a node draws numbers: a random operator, or a Dropout that trains."""
+    if not _drops(node) or len(node.input) <= TRAINING or node.input[TRAINING] not in model.origins:
+        return _is_always_random(node)
+    return bool(np.all(model.constant(node.input[TRAINING])))
+
+
+def _unfixed(model: Model, nodes: Mapping[str, onnx.NodeProto]) -> str:
+    """What draws numbers that cannot be fixed: within subgraphs, or together with its mask."""
+    inner = [
+        f"{title(child)} within {title(node)}"
+        for node in model.proto.graph.node
+        for graph in subgraphs(node)
+        for part in graphs(graph)
+        for child in part.node
+        if _is_always_random(child)
+    ]
+    masked = [title(node) for node in nodes.values() if len(node.output) > 1 and node.output[1] in model.consumers]
+    return ", ".join([*inner, *masked])
+
+
+def _behind(model: Model, name: str, nodes: Mapping[str, onnx.NodeProto]) -> str | None:
+    """The random output of the original that a tensor stands for, if any: the clean-up may have renamed it."""
+    while name not in nodes:
+        producer = model.producers.get(name)
+        if producer is None or model.proto.graph.node[producer].op_type not in PASSING:
+            return None
+        name = model.proto.graph.node[producer].input[0]
+    return name
+
+
+def _input(name: str) -> str:
+    return f"{name}_leanonnx_drawn"
+
+
+def _fixed(proto: onnx.ModelProto, kinds: Mapping[str, int], stands: Mapping[str, str]) -> onnx.ModelProto:
+    """A copy of a model in which random numbers are inputs; ``stands``: which ones each tensor holds."""
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    fed = set()
+    for node in result.graph.node:
+        name = stands.get(node.output[0]) if node.output else None
+        if name is None or not (_drops(node) or _is_always_random(node)) or (_drops(node) and node.output[0] != name):
+            continue
+        operator = ("Mul", [node.input[0], _input(name)]) if _drops(node) else ("Identity", [_input(name)])
+        node.CopyFrom(onnx.helper.make_node(*operator, [node.output[0]], name=node.name))
+        fed.add(name)
+    unread = [name for name in kinds if name not in fed]
+    result.graph.input.extend(
+        onnx.helper.make_tensor_value_info(_input(n), kinds[n], None) for n in [*sorted(fed), *unread]
+    )
+    return result
+
+
+def _mask(value: Array, rng: np.random.Generator) -> Array:
+    """What a Dropout multiplies its input by."""
+    return np.asarray((rng.random(value.shape) >= RATIO) / (1 - RATIO)).astype(value.dtype)
+
+
+def _cut(sides: Sides, feed: Feed, nodes: Mapping[str, onnx.NodeProto]) -> Feed:
+    """Inputs of the candidate: random numbers at the channels that are left.
+
+    Raises:
+        RunFailed: which channels are left cannot be told.
+    """
+    found = dict(feed)
+    for name, node in nodes.items():
+        if _input(name) in feed:
+            left = sides.channels.survivors(node.input[0] if _drops(node) else name, feed[_input(name)])
+            if left is None:
+                raise RunFailed(f"the random numbers of {title(node)} cannot be cut to the channels that are left")
+            found[_input(name)] = left
+    return found

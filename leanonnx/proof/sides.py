@@ -1,0 +1,335 @@
+"""Both sides of the proof run on the same inputs, compared tensor by tensor, and held to limits.
+
+The limit is the bound of the number format.  Where an error is beyond it, both are run again without onnxruntime's
+optimisations, and the limit is widened as far as the reference itself is moved by a change of its inputs in the last
+place or by another order of its sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from leanonnx.graph.formats import Source, is_float, loaded
+from leanonnx.numeric.arrays import Array, Floats
+from leanonnx.numeric.labels import Mask
+from leanonnx.proof.compare import WHOLE, Channels, Profile, Slices, distance, kind_of, scales_of, varying
+from leanonnx.proof.inputs import alike, shaken
+from leanonnx.runtime.sessions import Feed, RunFailed, failing, opened, runs
+from leanonnx.runtime.taps import tapped
+from leanonnx.words import shape_text
+
+Row = list[Array]
+"""The tensors of one run."""
+NOISE = 10
+"""How often the model's own noise is allowed: a change of its inputs in the last place, another order of its sums."""
+WIDEST = 3e-2
+"""The widest bound that still tells equal from unequal."""
+SHAKES = (np.inf, -np.inf, 0.0)
+"""Where inputs are moved to by a unit in the last place."""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What is compared with what, and how exactly.
+
+    Attributes:
+        original, reference, candidate: the three models; the original only lends its scale.
+        libraries: onnxruntime's libraries of custom operators.
+        channels: labels of tensors, and which are alive in the candidate.
+        bound: relative error up to which two tensors are equal.
+        rounding: share of a norm below which differences are rounding errors, 1 for all of it.
+        fused: whether onnxruntime may optimise.
+        fed: inputs of the candidate for those of the reference.
+    """
+
+    original: Source
+    reference: Source
+    candidate: Source
+    libraries: tuple[Path, ...]
+    channels: Channels
+    bound: float
+    rounding: float
+    fused: bool
+    fed: Callable[[Feed], Feed] = lambda feed: feed
+
+    def tensors(self) -> set[str]:
+        """Names of what nodes put out on both sides."""
+        return set.intersection(*(_made(side) for side in (self.reference, self.candidate)))
+
+
+def _made(side: Source) -> set[str]:
+    proto = onnx.load(side, load_external_data=False) if isinstance(side, Path) else side
+    return {name for node in proto.graph.node for name in node.output}
+
+
+@contextmanager
+def running(
+    side: Source, outputs: bool, taps: Sequence[str], optimise: bool, libraries: Sequence[Path]
+) -> Iterator[Callable[[Feed], Row]]:
+    """What runs one side: it gives its outputs, if wanted, and the tensors named, which a session of its own puts out.
+
+    Raises:
+        RunFailed: onnxruntime cannot load the model; later: cannot run it.
+    """
+    with ExitStack() as stack:
+        steps = []
+        with failing():
+            if outputs:
+                steps.append(stack.enter_context(runs(stack.enter_context(opened(side, optimise, libraries)))))
+            if taps:
+                with tapped(loaded(side), taps) as proto:
+                    session = stack.enter_context(opened(proto, optimise, libraries))
+                steps.append(stack.enter_context(runs(session)))
+
+        def once(feed: Feed) -> Row:
+            with failing():
+                return [np.asarray(value) for step in steps for value in step(feed)]
+
+        yield once
+
+
+@dataclass(frozen=True)
+class Table:
+    """How far one tensor is apart, for runs in which it has the same slices.
+
+    ``errors`` and ``limits`` are [runs, 1 + slices], the whole first; a limit is NaN where a run tells nothing.
+    ``rows`` says which runs these are, ``varies`` [1 + slices] what does, ``at_once`` without further inputs, ``kind``
+    what the tensor is where nothing does.
+    """
+
+    name: str
+    rows: list[int]
+    errors: Floats
+    limits: Floats
+    scale: Floats
+    slices: list[Slices]
+    varies: Mask
+    at_once: Mask
+    kind: str
+
+    @property
+    def told(self) -> Mask:
+        """Which slices [1 + slices] vary, and agree on some input that tells."""
+        return np.asarray(self.varies & ~np.isnan(self.limits).all(axis=0))
+
+    @property
+    def failed(self) -> bool:
+        """Whether an error is beyond its limit."""
+        return bool((self.errors > self.limits).any())
+
+    @property
+    def worst(self) -> float:
+        """The largest error of what tells."""
+        return float(np.where(np.isnan(self.limits), 0, self.errors).max(initial=0))
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Tables of all tensors that could be compared, the inputs they were compared on, and what else was drawn.
+
+    ``restless``: the reference does not agree with itself from one run to the next.
+    """
+
+    tables: list[Table]
+    feeds: list[Feed]
+    kinds: tuple[str, ...] = ()
+    restless: bool = False
+
+    def of(self, name: str) -> list[Table]:
+        """The tables of one tensor."""
+        return [table for table in self.tables if table.name == name]
+
+
+class Comparison:
+    """One comparison of graph outputs, if wanted, and of tensors within the network; ``fixed`` ones need not vary."""
+
+    def __init__(self, sides: Sides, outputs: Sequence[str], taps: Sequence[str], fixed: Collection[str] = ()) -> None:
+        self.sides, self.outputs, self.taps, self.fixed = sides, bool(outputs), list(taps), fixed
+        self.names = [*outputs, *taps]
+        self.inner = len(outputs)
+        self.given = 0
+
+    def findings(self, feeds: Sequence[Feed], further: Iterable[tuple[str, Feed]] = ()) -> Findings:
+        """Compare on all inputs that the reference runs on, and on further ones while a tensor does not vary.
+
+        Raises:
+            RunFailed: the reference runs on none of them, or the candidate not on one that the reference runs on.
+        """
+        used, wanted, kinds = self._reference(feeds, further)
+        found = self._candidate(used)
+        tables = self._tables(used, wanted, found)
+        rows = sorted(
+            {table.rows[k] for table in tables for k in np.flatnonzero((table.errors > self.bound).any(axis=1))}
+        )
+        if not rows:
+            return Findings(tables, used, kinds)
+        return self._again(used, wanted, found, rows, kinds)
+
+    @property
+    def bound(self) -> float:
+        """Relative error up to which two tensors are equal."""
+        return self.sides.bound
+
+    def _run(self, side: Source, feeds: Sequence[Feed], optimise: bool = False) -> list[Row]:
+        with running(side, self.outputs, self.taps, optimise, self.sides.libraries) as once:
+            return [once(feed) for feed in feeds]
+
+    def _reference(
+        self, feeds: Sequence[Feed], further: Iterable[tuple[str, Feed]]
+    ) -> tuple[list[Feed], list[Row], tuple[str, ...]]:
+        """Inputs that the reference runs on, what it makes of them, and what kinds were tried."""
+        used: list[Feed] = []
+        wanted: list[Row] = []
+        kinds: list[str] = []
+        failure = RunFailed("there are no inputs")
+        side = self.sides.reference
+        with running(side, self.outputs, self.taps, self.sides.fused, self.sides.libraries) as once:
+            for feed in feeds:
+                try:
+                    wanted.append(once(feed))
+                    used.append(feed)
+                except RunFailed as error:
+                    failure = error
+            if not used:
+                raise failure
+            self.given = len(used)
+            still = self._still(used, wanted)
+            for kind, feed in further if still else ():
+                kinds.append(kind)
+                try:
+                    row = once(feed)
+                except RunFailed:
+                    continue
+                left = self._still([*used, feed], [*wanted, row])
+                if left < still:
+                    used, wanted, still = [*used, feed], [*wanted, row], left
+                if not still:
+                    break
+        return used, wanted, tuple(dict.fromkeys(kinds))
+
+    def _still(self, used: list[Feed], wanted: list[Row]) -> set[int]:
+        """Tensors of which nothing varies, although it should."""
+        groups = alike(used)
+        varied = (k for k in range(len(self.names)) if any(self._varies(k, [wanted[n][k] for n in g]) for g in groups))
+        return {k for k, name in enumerate(self.names) if name not in self.fixed} - set(varied)
+
+    def _varies(self, k: int, values: Sequence[Array]) -> bool:
+        """Whether anything of a tensor does that could be compared."""
+        left = [self._left(k, value) for value in values]
+        known = [value for value in left if value is not None]
+        return not known or bool(varying(known, self._slices(k, values[0]))[0])
+
+    def _slices(self, k: int, value: Array) -> Slices:
+        return self.sides.channels.slices(self.names[k], value.shape) if is_float(value) else WHOLE
+
+    def _candidate(self, used: Sequence[Feed]) -> list[Row]:
+        found = []
+        with running(self.sides.candidate, self.outputs, self.taps, self.sides.fused, self.sides.libraries) as once:
+            for feed in used:
+                try:
+                    found.append(once(self.sides.fed(feed)))
+                except RunFailed as error:
+                    where = ", ".join(f"{name}={shape_text(value.shape)}" for name, value in feed.items())
+                    raise RunFailed(f"at the input sizes {where}, where the original runs: {error}") from error
+        return found
+
+    def _tables(
+        self, used: Sequence[Feed], wanted: Sequence[Row], found: Sequence[Row], unmasked: Sequence[Row] = ()
+    ) -> list[Table]:
+        """Errors of all tensors under the plain bound; scales may be those of the original too."""
+        tables: list[Table] = []
+        for k, name in enumerate(self.names):
+            parts: dict[int, list[tuple[int, Array, Array, Slices]]] = {}
+            for row, (one, other) in enumerate(zip(wanted, found, strict=True)):
+                left = self._left(k, one[k])
+                if left is not None and (k < self.inner or left.shape == other[k].shape):
+                    slices = self._slices(k, one[k])
+                    parts.setdefault(slices.count, []).append((row, left, other[k], slices))
+            lent = [(self._left(k, row[k]), self._slices(k, row[k])) for row in unmasked]
+            more = [Profile.of(value, slices) for value, slices in lent if value is not None]
+            tables += [self._table(name, used, part, more) for part in parts.values()]
+        return tables
+
+    def _left(self, k: int, value: Array) -> Array | None:
+        return value if k < self.inner else self.sides.channels.survivors(self.names[k], value)
+
+    def _table(
+        self, name: str, used: Sequence[Feed], part: list[tuple[int, Array, Array, Slices]], more: Sequence[Profile]
+    ) -> Table:
+        rows = [row for row, _, _, _ in part]
+        slices = [each for _, _, _, each in part]
+        profiles = [Profile.of(one, each) for _, one, _, each in part]
+        gaps = np.stack([distance(one, other, each) for _, one, other, each in part])
+        scale = np.ones(gaps.shape)
+        if is_float(part[0][1]):
+            lent = [profile for profile in more if profile.rms.size == gaps.shape[1]]
+            scale = scales_of(profiles, self.sides.rounding, lent)
+        errors = gaps / scale
+        limits = np.full(errors.shape, self.bound)
+        limits[[k for k, profile in enumerate(profiles) if not profile.sound and not np.isinf(errors[k]).any()]] = (
+            np.nan
+        )
+        groups = alike([used[row] for row in rows])
+        varies = np.any([varying([part[k][1] for k in group], slices[0]) for group in groups], axis=0)
+        given = [[k for k in group if rows[k] < self.given] for group in groups]
+        at_once = np.any([varying([part[k][1] for k in group], slices[0]) for group in given], axis=0)
+        return Table(name, rows, errors, limits, scale, slices, varies, at_once, kind_of(part[0][1]))
+
+    def _again(
+        self, used: list[Feed], wanted: list[Row], found: list[Row], rows: list[int], kinds: tuple[str, ...]
+    ) -> Findings:
+        """The same without optimisations on the inputs named, under limits that allow for the reference's own noise."""
+        feeds = [used[row] for row in rows]
+        unmasked = self._run(self.sides.original, feeds)
+        with running(self.sides.reference, self.outputs, self.taps, False, self.sides.libraries) as once:
+            plain = [once(feed) for feed in feeds]
+            moved = [[once(shaken(feed, to)) for feed in feeds] for to in SHAKES]
+            twice = once(feeds[0])
+        fresh = self._run(self.sides.candidate, [self.sides.fed(feed) for feed in feeds])
+        first = [wanted[row] for row in rows]
+        place = {row: k for k, row in enumerate(rows)}
+        wanted, found = (
+            [new[place[row]] if row in place else old for row, old in enumerate(side)]
+            for side, new in ((wanted, plain), (found, fresh))
+        )
+        tables = []
+        restless = False
+        for table in self._tables(used, wanted, found, unmasked):
+            k = self.names.index(table.name)
+            limits = table.limits.copy()
+            for n, row in enumerate(table.rows):
+                if row in place and not np.isnan(limits[n]).any():
+                    others = [first[place[row]][k], *(side[place[row]][k] for side in moved)]
+                    noise = self._noise(k, plain[place[row]][k], others, table, n)
+                    limits[n] = np.where(noise <= WIDEST, np.maximum(noise, self.bound), np.nan)
+                    if row == rows[0]:
+                        restless |= bool((self._gap(k, plain[0][k], twice[k], table, n) > self.bound).any())
+            limits[table.errors <= self.bound] = self.bound
+            limits[np.isnan(table.limits)] = np.nan
+            tables.append(replace(table, limits=limits))
+        return Findings(tables, used, kinds, restless)
+
+    def _noise(self, k: int, value: Array, others: Sequence[Array], table: Table, n: int) -> Floats:
+        """How far the reference is allowed to be off [1 + slices]: ten times what moves it by itself.
+
+        A slice of few numbers may be moved by chance less than it can be: it is allowed what the usual one is.
+        Where numbers are quantised, steps come one at a time: there the most that any is moved counts.
+        """
+        own = np.max([self._gap(k, value, other, table, n) for other in others], axis=0)
+        if own.size > 1:
+            usual = own[1:].max() if self.sides.rounding == 1 else np.median(own[1:])
+            own[1:] = np.maximum(own[1:], usual)
+        return np.asarray(NOISE * own)
+
+    def _gap(self, k: int, value: Array, other: Array, table: Table, n: int) -> Floats:
+        """Relative distance of two runs of the reference [1 + slices]."""
+        one, two = self._left(k, value), self._left(k, other)
+        if one is None or two is None:
+            return np.full(table.errors.shape[1], np.inf)
+        return np.asarray(distance(one, two, table.slices[n]) / table.scale[n])

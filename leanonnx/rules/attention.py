@@ -1,0 +1,180 @@
+"""Attention and rotary positions as operators of their own: heads live and die whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from leanonnx.numeric.labels import Labels, compact, on_axis, varied
+from leanonnx.rules import advice
+from leanonnx.rules.call import Call, Edit, Effect, Kept, Link, Pairs, Pin, Slice, Unsupported, mint_for_rows, steered
+
+ROWS, STACKED = 3, 4
+"""Ranks of [batch, length, heads · width] and of [batch, heads, length, width]."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Labels of the heads of keys and values [heads], each of which ``shared`` heads of queries read."""
+
+    labels: Labels
+    shared: int = 1
+
+    @property
+    def queries(self) -> Labels:
+        """The label of each head of the queries."""
+        return np.repeat(self.labels, self.shared)
+
+    def laid(self, shape: Sequence[int], count: int) -> Labels:
+        """Labels of a tensor of ``count`` heads."""
+        each = self.labels if count == self.labels.size else self.queries
+        if len(shape) == ROWS:
+            return compact(on_axis(np.repeat(each, shape[2] // count), 2, ROWS))
+        return compact(on_axis(each, 1, STACKED))
+
+
+def attention(call: Call) -> Effect:
+    """Queries, keys, values, mask, past keys, past values, length: [batch, length, heads · width], or stacked heads.
+
+    Flow: the channels of each head lead to one channel of the output.
+    Ties: all channels of a head, in queries, keys and values; the heads of queries that share keys and values.
+    Pins: channels of a computed mask that lie along its lengths; what lengths are computed from.
+    Limits: keys and values of past calls are not handed in.  The scale stays that of the original's width.
+    Specification: ONNX Attention-24.
+    """
+    queries, keys = (_count(call, slot, name) for slot, name in ((0, "q_num_heads"), (1, "kv_num_heads")))
+    if any(call.has(slot) for slot in (4, 5)):
+        raise Unsupported("it is given keys and values of past calls, of all heads", advice.INTERFACE)
+    return _attended(call, queries, keys, ("q_num_heads", "kv_num_heads"), mask=3, beside=(6,))
+
+
+def multi_head_attention(call: Call) -> Effect:
+    """Queries, keys, values, bias, padding, mask and past ones, as onnxruntime fuses them.
+
+    Flow: as Attention.
+    Ties: as Attention; the bias is sliced with queries, keys and values.
+    Pins: as Attention; what the padding is computed from.
+    Limits: queries, keys and values are tensors of their own of rank 3, without past ones; the bias is a constant.
+    Specification: com.microsoft.MultiHeadAttention-1.
+    """
+    if not all(call.has(slot) and len(call.shape(slot)) == ROWS for slot in range(3)):
+        raise Unsupported("its queries, keys and values are packed or stacked", advice.EXPORT)
+    if any(call.has(slot) for slot in range(6, 10)):
+        raise Unsupported("it is given keys and values of past calls, of all heads", advice.INTERFACE)
+    heads = int(call.attribute("num_heads"))
+    return _attended(call, heads, heads, ("num_heads",), mask=5, beside=(4,), bias=3)
+
+
+def _count(call: Call, slot: int, name: str) -> int:
+    """Heads of an operand."""
+    shape = call.shape(slot)
+    return int(call.attribute(name)) if len(shape) == ROWS else shape[1]
+
+
+def _attended(
+    call: Call, queries: int, keys: int, names: Sequence[str], mask: int, beside: Sequence[int], bias: int = -1
+) -> Effect:
+    shared = queries // keys
+    rows = [_rows(call, slot, count).reshape(keys, -1) for slot, count in ((0, queries), (1, keys), (2, keys))]
+    heads = Heads(mint_for_rows(call, np.concatenate(rows, axis=1)), shared)
+    pairs = [_pairs(own, heads.labels) for own in rows]
+    ties, links = list(pairs), [Link(*pair) for pair in pairs]
+    slices: list[Slice] = []
+    pins: list[Pin] = []
+    for slot in (mask, *beside):
+        if call.has(slot):
+            _laid_over(call, slot, heads, slot == mask, (ties, links, slices, pins))
+    if bias >= 0 and call.has(bias):
+        if not call.is_constant(bias):
+            raise Unsupported("its bias is computed at run time", advice.CONSTANT)
+        widths = (call.shape(slot)[2] // count for slot, count in ((0, queries), (1, keys), (2, keys)))
+        slices.append(Slice(bias, (np.concatenate([np.repeat(heads.labels, width) for width in widths]),)))
+
+    def rewrite(kept: Kept) -> Edit:
+        left = int(kept.mask(heads.labels).sum())
+        sizes = {name: left * (shared if name == "q_num_heads" else 1) for name in names}
+        return Edit({name: size for name, size in sizes.items() if name in call.attributes})
+
+    output = heads.laid(call.output_shape(), queries)
+    past, scores = (heads.laid((0,) * STACKED, count) for count in (keys, queries))
+    outputs = (output, past, past, scores)[: len(call.outputs)]
+    return Effect(outputs, tuple(ties), links=tuple(links), slices=tuple(slices), pins=tuple(pins), rewrite=rewrite)
+
+
+def _rows(call: Call, slot: int, count: int) -> Labels:
+    """The channels of each head of an operand [heads, k]."""
+    labels = call.labels(slot)
+    if labels.ndim not in (ROWS, STACKED):
+        raise Unsupported(f"input {slot} has {labels.ndim} axes", advice.EXPORT)
+    axis = 2 if labels.ndim == ROWS else 1
+    moved = np.moveaxis(labels, axis, 0)
+    if moved.shape[0] == 1:
+        return np.broadcast_to(moved.reshape(1, -1), (count, moved.size))
+    return moved.reshape(count, -1)
+
+
+def _pairs(rows: Labels, heads: Labels) -> Pairs:
+    """Each channel of a head with the head's label, once."""
+    spread = np.broadcast_to(heads[:, None], rows.shape)
+    found = np.unique(np.stack([rows.reshape(-1), spread.reshape(-1)]), axis=1)
+    return found[0], found[1]
+
+
+def _laid_over(
+    call: Call,
+    slot: int,
+    heads: Heads,
+    by_head: bool,
+    found: tuple[list[Pairs], list[Link], list[Slice], list[Pin]],
+) -> None:
+    """What a mask asks for that has a part for each head, or one for all."""
+    ties, links, slices, pins = found
+    shape, axis = call.shape(slot), len(call.shape(slot)) - ROWS
+    apart = by_head and axis >= 0 and shape[axis] > 1
+    if call.is_constant(slot):
+        slices += [Slice(slot, (on_axis(heads.queries, axis, len(shape)),))] if apart else []
+        return
+    labels = call.labels(slot)
+    if apart:
+        rows = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
+        pair = _pairs(np.broadcast_to(rows, (heads.queries.size, rows.shape[1])), heads.queries)
+        ties.append(pair)
+        links.append(Link(*pair))
+        return
+    own = np.unique(labels)
+    links.append(Link(np.repeat(own, heads.labels.size), np.tile(heads.labels, own.size)))
+    if varied(labels):
+        pins.append(Pin(own, call.value(slot).name, f"{call.title} is masked by it", advice.CONSTANT))
+
+
+def rotary_embedding(call: Call) -> Effect:
+    """Each head turned by angles that follow from positions: [batch, length, heads · width], or stacked heads.
+
+    Flow: the channels of each head lead to one channel of the output.
+    Ties: all channels of a head.
+    Pins: what angles and positions are computed from.
+    Limits: none.
+    Specification: ONNX RotaryEmbedding-23, com.microsoft.RotaryEmbedding-1.
+    """
+    shape, angles = call.shape(0), 2 if call.domain else 1
+    given = int(call.attribute("num_heads", 0))
+    count = (given or shape[2] // (2 * call.shape(angles)[-1])) if len(shape) == ROWS else shape[1]
+    rows = _rows(call, 0, count)
+    heads = Heads(mint_for_rows(call, rows))
+    pair = _pairs(rows, heads.labels)
+
+    def rewrite(kept: Kept) -> Edit:
+        return Edit({"num_heads": int(kept.mask(heads.labels).sum())})
+
+    effect = Effect((heads.laid(shape, count),), (pair,), links=(Link(*pair),), rewrite=rewrite if given else None)
+    return steered(call, effect, "is steered by it")
+
+
+RULES = {
+    ("", "Attention"): attention,
+    ("", "RotaryEmbedding"): rotary_embedding,
+    ("com.microsoft", "MultiHeadAttention"): multi_head_attention,
+    ("com.microsoft", "RotaryEmbedding"): rotary_embedding,
+}

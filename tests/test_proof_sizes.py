@@ -1,0 +1,97 @@
+"""The proof runs at every size that the original was seen to run at, and batches are made of single inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from leanonnx.compressing.pipeline import compress
+from leanonnx.compressing.report import summary
+from leanonnx.graph.model import Model, load
+from leanonnx.proof.inputs import inputs_for, sized_inputs
+from leanonnx.proof.proof import Proof, prove
+from leanonnx.runtime.sessions import Feed, RunFailed
+from leanonnx.selection.selector import Budget
+from tests.helpers import CNN, Options, build, called, saved
+
+FREE = """
+<ir_version: 8, opset_import: ["" : 17]>
+free (float[N, 3, H, 8] x, float[1] s) => (float[N, 3, H, 8] y)
+<int64[4] shape = {{{shape}}}, int64[1] first = {{0}}>
+{{
+    {body}
+    y = Mul (m, s)
+}}
+"""
+SIZES = [{"x": (2, 3, 8, 8), "s": (1,)}, {"x": (3, 3, 8, 8), "s": (1,)}, {"x": (1, 3, 16, 8), "s": (1,)}]
+BASE = {"x": (1, 3, 8, 8), "s": (1,)}
+
+
+def free(body: str, shape: str = "0, 0, -1, 8") -> onnx.ModelProto:
+    return build(FREE.format(body=body, shape=shape))
+
+
+RIGHT = free("m = Mul (x, x)")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    return load(saved(RIGHT, tmp_path / "in.onnx"))
+
+
+def feeds(model: Model) -> list[Feed]:
+    base = inputs_for(model, BASE)
+    return [*base, *sized_inputs(model, base, SIZES)]
+
+
+def proof(model: Model, candidate: onnx.ModelProto) -> Proof:
+    return prove(model, RIGHT, candidate, feeds(model))
+
+
+def test_batches_are_made_of_single_inputs(model: Model) -> None:
+    """So a batch that differs from its samples differs from the reference, where that agrees with itself."""
+    first, second, third, two, three, tall = feeds(model)
+    np.testing.assert_array_equal(two["x"], np.concatenate([first["x"], second["x"]]))
+    np.testing.assert_array_equal(three["x"], np.concatenate([first["x"], second["x"], third["x"]]))
+    np.testing.assert_array_equal(two["s"], first["s"])
+    assert tall["x"].shape == (1, 3, 16, 8)
+
+
+def test_all_sizes_are_compared(model: Model) -> None:
+    found = proof(model, RIGHT)
+    assert (found.passed, found.inputs, found.sizes) == (True, 6, 4)
+
+
+def test_mixed_samples_are_found(model: Model) -> None:
+    """Equal at a batch of one, wrong at two."""
+    mixed = free("a = ReduceMax <axes = [0]> (x) m = Mul (x, a)")
+    assert prove(model, RIGHT, mixed, inputs_for(model, BASE)).passed
+    assert proof(model, mixed).status == "failed"
+
+
+def test_size_of_the_observed_run_is_found(model: Model) -> None:
+    """Right at the size of the first run; the message says at which size it does not run."""
+    fixed = free("r = Reshape (x, shape) m = Mul (r, r)", shape="0, 3, 8, 8")
+    assert prove(model, RIGHT, fixed, inputs_for(model, BASE)).passed
+    with pytest.raises(RunFailed, match=r"at the input sizes x=1,3,16,8, s=1, where the original runs"):
+        proof(model, fixed)
+
+
+def test_sizes_at_which_the_reference_does_not_run_are_passed_over(model: Model) -> None:
+    fixed = free("r = Reshape (x, shape) m = Mul (r, r)", shape="0, 3, 8, 8")
+    found = prove(model, fixed, RIGHT, feeds(model))
+    assert (found.passed, found.inputs, found.sizes) == (True, 5, 3)
+
+
+def test_sizes_are_told(tmp_path: Path) -> None:
+    text = CNN.replace("float[1, 3, 8, 8] x", "float[N, 3, 8, 8] x").replace("float[1, 5] y", "float[N, 5] y")
+    source = saved(build(text), tmp_path / "in.onnx")
+    result = compress(source, tmp_path / "out.onnx", Options(Budget("kernels", 0.5)))
+    assert summary(result)["proof"]["sizes"] == 3
+    done = called("compress", source, tmp_path / "out.onnx", "--keep", 0.5)
+    assert "on 5 inputs at 3 sizes" in done.stdout
+    alone = called("compress", saved(build(CNN), tmp_path / "one.onnx"), tmp_path / "out.onnx", "--keep", 0.5)
+    assert "on 3 inputs\n" in alone.stdout
