@@ -14,7 +14,7 @@ import pytest
 
 from leanonnx.calibrating import calibrate
 from leanonnx.calibrating.fit import MULTIPLES, STEPS, WIDTHS, Probes, Steps, best_block, best_multiple, table
-from leanonnx.calibrating.probes import Probe, held_out, network
+from leanonnx.calibrating.probes import Probe, held_out, network, residual
 from leanonnx.compressing.pipeline import inspect
 from leanonnx.errors import OutputError
 from leanonnx.runtime.fastpath import layouts
@@ -241,6 +241,36 @@ def test_text_says_what_each_entry_means_and_how_far_off_it_is(folder: Path) -> 
     assert "from now on" not in said
     assert detected(ONE) in read_targets(folder / "mine.toml")
     assert not (folder / "store").exists()
+
+
+USED = "--targetautousesitfromnowon"
+
+
+def test_it_is_said_whether_auto_uses_the_table(folder: Path, monkeypatch: Any) -> None:
+    """A table elsewhere than where ``--target auto`` looks is not used until the environment names it."""
+    saved(residual(64, 48, 4), folder / "model.onnx")
+
+    def ending(*options: object) -> str:
+        done = called("calibrate-device", *options, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        return "".join(done.stdout[done.stdout.index("Stored in") :].split())
+
+    def compressed() -> str:
+        assert called("compress", "model.onnx", "out.onnx", "--keep", 0.4, cwd=folder).returncode == 0
+        return (folder / "out.onnx").read_bytes().hex()
+
+    plain = compressed()
+    told = ending("--out", "mine.toml")
+    assert USED not in told
+    assert f"for--targetautotouseit,setLEANONNX_TARGETS={folder / 'mine.toml'}" in told
+    widened = replace(read_targets(folder / "mine.toml")[detected(ONE)], block=12, multiple=12)
+    (folder / "mine.toml").write_text(widened.text(), encoding="utf-8")
+    assert compressed() == plain
+    monkeypatch.setenv("LEANONNX_TARGETS", str(folder / "mine.toml"))
+    assert compressed() != plain
+    assert USED in ending()
+    (folder / "link.toml").symlink_to(folder / "mine.toml")
+    assert USED in ending("--out", "link.toml")
 
 
 def test_a_file_that_holds_something_else_is_refused_before_any_work(folder: Path, monkeypatch: Any) -> None:

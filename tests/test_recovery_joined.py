@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import onnx
 import pytest
 
@@ -14,9 +13,7 @@ from leanonnx.numeric.labels import Mask
 from leanonnx.ranking.beliefs import Known
 from leanonnx.recovery import blind
 from leanonnx.recovery.recover import recover
-from leanonnx.surgery.operate import apply
-from leanonnx.surgery.patch import plan_patch
-from tests.calibrated import dag_of, normal_feeds
+from tests.calibrated import dag_of, draft, keep, normal_feeds
 
 INTERFACE = "(float[N,3,8,8] x) => (float[N,4,4,4] y)"
 DENSE = "h = Conv (x, a) r = Relu (h) y = Conv (r, b)", "float[8,3,3,3] a, float[4,8,3,3] b"
@@ -29,9 +26,7 @@ TURNED = "(float[N,6] x) => (float[N,4] y)", "h = Gemm (x, a) r = Relu (h) y = G
 
 def without(dag: ChannelDag, *channels: int) -> Mask:
     """The keep set of a network whose tensor 'h' has lost these channels."""
-    alive = np.ones(dag.count, bool)
-    alive[dag.labels["h"].reshape(-1)[list(channels)]] = False
-    return alive
+    return keep(dag, "h", set(range(8)) - set(channels))
 
 
 def by_data(dag: ChannelDag, alive: Mask, proto: onnx.ModelProto) -> None:
@@ -58,7 +53,7 @@ NETS = {
 @pytest.mark.parametrize("kind", NETS)
 def test_a_network_of_another_keep_set(way: Callable[[ChannelDag, Mask, onnx.ModelProto], None], kind: str) -> None:
     dag, says = NETS[kind]
-    proto = apply(dag.model, plan_patch(dag, without(dag, 1, 2, 5)))
+    proto = draft(dag, without(dag, 1, 2, 5))
     way(dag, without(dag, 1, 2, 5), proto)
     with pytest.raises(ModelError, match=rf"{says}join the network with"):
         way(dag, without(dag, 1, 2), proto)
@@ -69,7 +64,7 @@ def test_a_layer_that_reads_other_channels(way: Callable[[ChannelDag, Mask, onnx
     dag = NETS["dense"][0]
     alive = without(dag, 1, 2, 5)
     whole = dag.model.proto.graph.initializer
-    proto = apply(dag.model, plan_patch(dag, alive))
+    proto = draft(dag, alive)
     for tensor in proto.graph.initializer:
         if tensor.name == "b":
             tensor.CopyFrom(next(one for one in whole if one.name == "b"))
@@ -79,7 +74,7 @@ def test_a_layer_that_reads_other_channels(way: Callable[[ChannelDag, Mask, onnx
 
 def test_a_keep_set_of_another_network(way: Callable[[ChannelDag, Mask, onnx.ModelProto], None]) -> None:
     dag, other = NETS["dense"][0], NETS["grouped"][0]
-    proto = apply(dag.model, plan_patch(dag, without(dag, 1)))
+    proto = draft(dag, without(dag, 1))
     with pytest.raises(ModelError, match=rf"the keep set has {other.count} channels, but the original has {dag.count}"):
         way(dag, without(other, 1), proto)
 
@@ -90,7 +85,7 @@ def test_a_network_with_another_interface(
 ) -> None:
     dag = NETS["dense"][0]
     alive = without(dag, 1)
-    proto = apply(dag.model, plan_patch(dag, alive))
+    proto = draft(dag, alive)
     for value in (*proto.graph.input, *proto.graph.output):
         value.name = "other" if value.name == name else value.name
     for node in proto.graph.node:

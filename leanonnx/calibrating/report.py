@@ -58,7 +58,7 @@ def tables(row: Row) -> RenderableType:
     threads = counted(row["threads"], "thread")
     head = f"{row['target']}: {row['provider']}, {threads}, {row['processor']}, onnxruntime {row['onnxruntime']}"
     steps = Text(READ if row["steps"] == "read" else FOUND, style="dim")
-    asked = f"for --target auto to use it, set LEANONNX_TARGETS={row['file']}"
+    asked = f"for --target auto to use it, set LEANONNX_TARGETS={Path(row['file']).absolute()}"
     use = "--target auto uses it from now on" if row["used_by_auto"] else asked
     end = Text(f"Stored in {row['file']} after {row['seconds']:.0f} s; {use}.")
     return Group(Text(head, style="bold"), *warned(row), _entries(row), steps, Text(""), *_checks(row), Text(""), end)

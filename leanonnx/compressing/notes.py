@@ -52,7 +52,9 @@ def calibration_warnings(data: Data | None, recovery: Recovery | None) -> list[s
         found.append(f"only {data.count} calibration samples: accuracy grows up to about 1000; give at least {ENOUGH}")
     used = recovery.samples + recovery.held_out
     if recovery.recovered and used < data.count:
-        found.append(f"recovery used {used} of the {data.count} samples: more activations would not fit")
+        found.append(
+            f"recovery used {used} of the {data.count} samples: the activations of more do not fit into memory"
+        )
     if not recovery.held_out:
         found.append("too few calibration samples to hold any out: the deviation is that on samples used to recover")
     if recovery.recovered and not recovery.kept:
