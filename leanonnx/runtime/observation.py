@@ -139,9 +139,13 @@ class _Look:
         shapes |= {name: value.shape for name, value in fixed.items()}
         return Observation(feeds, shapes, fixed, self.replaced)
 
-    def run(self, shapes: Shapes) -> tuple[Feed, list[Array]]:
-        """Random inputs of these shapes, and what the session puts out for them."""
+    def run(self, shapes: Shapes, like: Feed | None = None) -> tuple[Feed, list[Array]]:
+        """Random inputs of these shapes, and what the session puts out for them; inputs are those of ``like`` that fit.
+
+        So a flag that chooses a branch says the same at every size.
+        """
         feed = random_feed(self.model, shapes, seed=0)
+        feed |= {name: value for name, value in (like or {}).items() if value.shape == feed[name].shape}
         count = len(self.names) + len(self.values)
         return feed, finished(self.session, fed_in_float32(feed, self.replaced))[:count]
 
@@ -157,7 +161,7 @@ def _at_all_sizes(look: _Look, given: Shapes) -> Observation:
 
     def runs(sizes: Sizes) -> bool:
         try:
-            found = look.seen(*look.run(sizes))
+            found = look.seen(*look.run(sizes, base.feeds))
         except Exception:  # noqa: BLE001 - onnxruntime raises its own types; the model does not run at these sizes
             return False
         emptied = any(0 in shape and 0 not in base.shapes[name] for name, shape in found.shapes.items())
