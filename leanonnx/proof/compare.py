@@ -122,7 +122,8 @@ class Profile:
             nothing = np.zeros(1 + slices.count)
             return cls(nothing, nothing, value.size > 0, sizes)
         living, sound = finite(value)
-        return cls(np.sqrt(slices.means(living**2)), slices.means(living), sound, sizes)
+        mean = slices.means(living)
+        return cls(_rms(living, slices), mean, sound, sizes)
 
 
 def finite(value: Array) -> tuple[Array, bool]:
@@ -143,15 +144,16 @@ def distance(wanted: Array, found: Array, slices: Slices) -> Floats:
         return np.full(1 + slices.count, np.inf)
     if not is_float(wanted):
         return slices.means((wanted != found).astype(np.float64))
-    a, b = wanted.astype(np.float64), found.astype(np.float64)
+    gap = wanted.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        gap = a - b
+        gap -= found
     if not np.isfinite(gap).all():
+        a, b = wanted.astype(np.float64), found.astype(np.float64)
         living = np.isfinite(a)
         if not np.array_equal(living, np.isfinite(b)) or not np.array_equal(a[~living], b[~living], equal_nan=True):
             return np.full(1 + slices.count, np.inf)
-        gap = np.where(living, gap, 0.0)
-    return np.sqrt(slices.means(gap**2))
+        gap[~living] = 0.0
+    return _rms(gap, slices)
 
 
 def scales_of(profiles: Sequence[Profile], rounding: float, more: Sequence[Profile] = ()) -> Floats:
@@ -193,17 +195,22 @@ def varying(values: Sequence[Array], slices: Slices) -> Mask:
     if not is_float(first):
         same = [np.array_equal(first, value) for value in values[1:]] or [bool((first == first.flat[0]).all())]
         return np.full(1 + slices.count, not all(same))
-    numbers = [finite(value)[0] for value in values]
-    norms = np.max([np.sqrt(slices.means(number**2)) for number in numbers], axis=0)
-    if len(numbers) > 1:
-        moved = np.max([np.sqrt(slices.means((number - numbers[0]) ** 2)) for number in numbers[1:]], axis=0)
+    start = finite(first)[0]
+    norms = np.max([_rms(finite(value)[0], slices) for value in values], axis=0)
+    if len(values) > 1:
+        moved = np.max([_rms(finite(value)[0] - start, slices) for value in values[1:]], axis=0)
     elif first.ndim and first.shape[0] > 1 and 0 not in slices.axes:
-        moved = np.sqrt(slices.means((numbers[0] - numbers[0][:1]) ** 2))
+        moved = _rms(start - start[:1], slices)
     else:
-        moved = np.sqrt(np.maximum(norms**2 - slices.means(numbers[0]) ** 2, 0))
+        moved = np.sqrt(np.maximum(norms**2 - slices.means(start) ** 2, 0))
     found = (moved > STILL * norms) & (moved > TINY)
     found[0] |= found.any()
     return np.asarray(found)
+
+
+def _rms(numbers: Array, slices: Slices) -> Floats:
+    """Root mean square of the whole and of each slice [1 + slices]; takes the array for its own."""
+    return np.asarray(np.sqrt(slices.means(np.square(numbers, out=numbers))))
 
 
 def kind_of(value: Array) -> str:

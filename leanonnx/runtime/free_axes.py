@@ -25,7 +25,7 @@ CANDIDATES = 24
 """Values of one axis that are tried at most."""
 LARGEST = 4
 """How many times the numbers of the first run's inputs a further run may read …"""
-SMALL, LARGE = 1 << 22, 1 << 24
+SMALL, LARGE = 1 << 22, 1 << 23
 """… but always so many, and never more than that."""
 
 
