@@ -133,7 +133,7 @@ def _check_interface(dag: ChannelDag, alive: Mask, compressed: Model) -> None:
 def _check_widths(alive: Mask, compressed: Model, layer: Layer) -> None:
     """Refuse a layer that reads or puts out another number of channels than are left."""
     sources, targets = (alive[labels].sum(1) for labels in (layer.mix.sources, layer.mix.targets))
-    held = layer.laid_out(compressed.constant(layer.weight)).shape
+    held = layer.laid_out(layer.held_in(compressed)).shape
     left = [(int(out), int(read)) for out, read in zip(targets, sources, strict=True) if out]
     if left != [held[1:3]] * held[0]:
         node = compressed.proto.graph.node[layer.after]
