@@ -106,6 +106,18 @@ NETS = {
         "float[16,3,3,3] a, float[16,16,3,3] c, float[16] d, float[256,6] e",
         "h = Conv (x, a, d) r = Relu (h) m = Conv (r, c, d) s = Relu (m) k = Flatten (s) y = Gemm (k, e)",
     ),
+    "weights behind a Transpose": net(
+        INTERFACE,
+        "float[3,16,3,3] a, float[3,3,16,12] c, float[6,192] e",
+        "p = Transpose <perm = [1, 0, 2, 3]> (a) q = Transpose <perm = [3, 2, 0, 1]> (c) u = Transpose (e) "
+        "h = Conv (x, p) r = Relu (h) m = Conv (r, q) s = Relu (m) k = Flatten (s) y = MatMul (k, u)",
+    ),
+    "weights behind a Cast": net(
+        INTERFACE,
+        "float16[16,3,3,3] a, float16[12,16,3,3] c, float16[192,6] e",
+        "p = Cast <to = 1> (a) q = Cast <to = 1> (c) u = Cast <to = 1> (e) "
+        "h = Conv (x, p) r = Relu (h) m = Conv (r, q) s = Relu (m) k = Flatten (s) y = Gemm (k, u)",
+    ),
     "norms": with_variances(
         net(
             INTERFACE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ from onnx import numpy_helper
 
 import leanonnx
 from leanonnx.errors import OptionError, PlanError
+from leanonnx.graph.model import load
 from leanonnx.graph.storage import digest
+from leanonnx.recovery.layers import give_bias, hold
+from leanonnx.recovery.weights import changed_weights, put_in, read_weights
 from leanonnx.surgery.plan import load_plan
+from leanonnx.surgery.recipe import WeightsFile
 from tests.helpers import ANY, called, called_json, refused, saved, saved_external
 from tests.replays import MODEL, NETS, PLAN, WEIGHTS, inputs, made, replayed, same
 
@@ -169,3 +174,20 @@ def test_no_weights_were_changed(folder: Path) -> None:
     assert not (folder / "w.npz").exists()
     with pytest.raises(OptionError, match="--plan-weights"):
         leanonnx.compress(folder / "m.onnx", keep=0.5, plan_weights=folder / "w.npz", measure=False)
+
+
+def test_bfloat16_is_kept(folder: Path) -> None:
+    """A number format that numpy does not know goes through the file unchanged, of weights and of added biases."""
+    kind = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
+    bare = onnx.ModelProto.FromString(NETS["biases added"].SerializeToString())
+    for tensor in bare.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(kind), tensor.name))
+    draft = onnx.ModelProto.FromString(bare.SerializeToString())
+    hold(draft, "c", 2 * numpy_helper.to_array(bare.graph.initializer[1]))
+    give_bias(draft, draft.graph.node[0], "h_bias", np.arange(16).astype(kind))
+    model = replace(load(folder / "m.onnx"), proto=bare)
+    found = changed_weights(model, draft)
+    assert found.biases == {"h_bias": "h"}
+    (folder / "w.npz").write_bytes(found.packed())
+    file = WeightsFile(folder / "w.npz", digest(folder / "w.npz").hex(), found.biases)
+    assert put_in(model, read_weights(file, "p.json"), "p.json") == draft

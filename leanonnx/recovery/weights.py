@@ -28,6 +28,9 @@ from leanonnx.surgery.recipe import WeightsFile
 SUFFIX = ".npy"
 MAKE = "make both again with --plan-out and --plan-weights"
 
+BFLOAT16 = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
+"""The only type of a bias that numpy does not know."""
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -105,8 +108,7 @@ def put_in(bare: Model, weights: Weights, origin: str) -> onnx.ModelProto:
         index = bare.producers.get(place, -1)
         if index < 0:
             raise PlanError(f"{origin}: the bias '{name}' belongs to '{place}', which no node puts out; {MAKE}")
-        node = result.graph.node[index]
-        give_bias(result, node, name, _typed(array, bare.constant(node.input[1]).dtype))
+        give_bias(result, result.graph.node[index], name, _typed(array, BFLOAT16))
     return result
 
 
