@@ -64,6 +64,10 @@ FOUND = {
           d = Reshape (t, list)  s = Shape (d)  n = Gather <axis = 0> (s, zero)  target = Concat <axis = 0> (n, three)
           m = ReduceMean <axes = [2, 3], keepdims = 0> (c)  g = Gemm (m, u)  o = ConstantOfShape (target)
           y = Add (g, o) }""",
+    "reshaped weight of a grouped layer that reads a graph input": """
+        <float[18] w, int64[4] shape = {6, 1, 1, 3}, float[3, 6, 1, 1] v>
+        { k = Reshape (w, shape)  c = Conv <group = 2, pads = [0, 1, 0, 1]> (x, k)  d = Conv (c, v)
+          y = ReduceMean <axes = [2, 3], keepdims = 0> (d) }""",
     "quantised weight of which a node without channels reads the value": """
         <int8[4, 2, 1, 1] q = {50, -70, 127, 20, 1, 2, 30, 40}, float s = {0.01}, float[4, 3] u,
          int64[4] axes = {0, 1, 2, 3}>

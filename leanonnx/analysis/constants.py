@@ -161,7 +161,8 @@ class Constants:
     ) -> Found | None:
         """A constant that is reshaped: possible where the slice stays a product of index sets."""
         before, after = self._shape(node.input[0]), self._shape(name)
-        back = [reshape(compact(f.reshape(_lifted(f, len(after)))), after, before) for f in factors]
+        lifted = [compact(f.reshape(_lifted(f, len(after)))) for f in factors]
+        back = [reshape(f, after, before) for f in lifted]
         axes = [axis for f in back for axis in varied(f)]
         if any(len(varied(f)) > 1 for f in back) or len(axes) != len(set(axes)):
             return None
@@ -173,7 +174,7 @@ class Constants:
         target = [int(x) for x in self.model.constant(node.input[1]).reshape(-1)]
 
         def rewrite(kept: Kept) -> Edit:
-            sizes = {axis: _count(kept, f, axis, after[axis]) for f in factors for axis in varied(f)}
+            sizes = {axis: _count(kept, f, axis, after[axis]) for f in lifted for axis in varied(f)}
             return Edit(inputs={1: Entries({k: n for k, n in sizes.items() if target[k] != -1})})
 
         return Found(source.uses, (*source.rewrites, (producer, rewrite)))
@@ -185,7 +186,7 @@ class Constants:
         2. Expand, and sums and products: each operand is followed on the axes where it is not repeated.
         """
         after = self.observation.shapes[name]
-        lifted = [f.reshape(_lifted(f, len(after))) for f in factors]
+        lifted = [compact(f.reshape(_lifted(f, len(after)))) for f in factors]
         sizes = {axis: f for f in lifted for axis in varied(f)}
         if any(len(varied(f)) > 1 for f in lifted) or node.op_type not in ("ConstantOfShape", "Expand", *ELEMENTWISE):
             return None
