@@ -30,11 +30,13 @@ def correlation(call: Call) -> Effect:
         if set(varied(kernels)) - {1}:
             raise Unsupported("its kernels are computed, for channels of its own", advice.NONE)
         return _summed(call)
-    (data, ties), (own, more) = call.slices(DATA, 1), call.slices(KERNEL, 0)
-    rows = [data.reshape(groups, -1), own.reshape(groups, -1)]
+    data, ties = call.slices(DATA, 1)
+    count = call.shape(KERNEL)[0]
+    own = kernels.reshape(kernels.shape[0], -1)
+    rows = [data.reshape(groups, -1), np.broadcast_to(own, (count, own.shape[1])).reshape(groups, -1)]
     minted = mint_for_rows(call, np.concatenate(rows, axis=1))
     pairs = [(found, np.broadcast_to(minted[:, None], found.shape)) for found in rows]
-    targets = np.repeat(minted, own.size // groups)
+    targets = np.repeat(minted, count // groups)
     output = compact(on_axis(targets, 1, len(call.output_shape())))
 
     def rewrite(kept: Kept) -> Edit:
@@ -42,7 +44,7 @@ def correlation(call: Call) -> Effect:
 
     return Effect(
         (output,),
-        (*ties, *more, *pairs),
+        (*ties, *pairs),
         links=tuple(Link(one.reshape(-1), other.reshape(-1)) for one, other in pairs),
         slices=vectors(call, (BIAS,), targets),
         rewrite=rewrite,
