@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from leanonnx.analysis.dag import ChannelDag, analyse
 from leanonnx.graph.model import load
 from leanonnx.numeric.labels import Mask
+from leanonnx.runtime.free_axes import axis_groups, further
 from leanonnx.runtime.observation import declared, observe
 from leanonnx.surgery.operate import apply
 from leanonnx.surgery.patch import masking_patch, plan_patch
@@ -141,6 +142,15 @@ found (float[N, 2, H, W] x) => (float[n, 3, h, w] y, float[4, 2, 1, 1] k)
 <int8[4, 2, 1, 1] q = {50, -70, 127, 20, 1, 2, 30, 40}, float s = {0.01}, float[3, 4, 1, 1] v>
 { k = DequantizeLinear (q, s)  c = Conv (x, k)  r = Relu (c)  y = Conv (r, v) }
 """
+
+
+def test_sizes_that_change_together_change_their_product() -> None:
+    """One axis doubled and another halved would leave the number of pixels as it is."""
+    for shape in ((1, 3, 16, 16), (1, 3, 224, 224), (1, 3, 10, 8), (1, 3, 48, 96)):
+        groups = axis_groups({"x": ["N", 3, "H", "W"]}, {"x": shape}, [])
+        found = further(groups, {"x": shape}, lambda sizes: True)
+        assert len(found.jointly) > 1
+        assert any(np.prod(sizes["x"][2:]) != np.prod(shape[2:]) for sizes in found.jointly)
 
 
 def test_quantised_weight_that_is_put_out_stays_whole() -> None:

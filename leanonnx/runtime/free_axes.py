@@ -82,7 +82,7 @@ def _values(places: Sequence[tuple[str, int]], base: Sizes, usual: Sequence[int]
         down = [size * part // 4 // BLOCK * BLOCK for part in (2, 3)]
         values = [*down, size + BLOCK, size // 2, 2 * size, size + 8, size - 8, size + 1, size - 1]
     else:
-        values = [2 * size, size // 2, 3 * size // 2, size + 8, size - 8, size + 1, size - 1]
+        values = [2 * size, 3 * size, size // 2, 3 * size // 2, size + 8, size - 8, size + 1, size - 1]
     unlike = dict.fromkeys(value for value in values if value > 0 and set(sizes) != {value})
     return tuple(unlike)[:CANDIDATES]
 
