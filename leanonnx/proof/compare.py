@@ -210,7 +210,8 @@ def varying(values: Sequence[Array], slices: Slices) -> Mask:
 
 def _rms(numbers: Array, slices: Slices) -> Floats:
     """Root mean square of the whole and of each slice [1 + slices]; takes the array for its own."""
-    return np.asarray(np.sqrt(slices.means(np.square(numbers, out=numbers))))
+    own = np.asarray(numbers)
+    return np.asarray(np.sqrt(slices.means(np.square(own, out=own))))
 
 
 def kind_of(value: Array) -> str:
