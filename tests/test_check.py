@@ -152,7 +152,7 @@ def test_new_fails_on_a_sample_that_base_takes(tmp_path: Path) -> None:
     np.savez(tmp_path / "small.npz", x=samples(3))
     row = checked(tmp_path, "--data", "small.npz", code=1)
     assert row["failed"] == ["runs"]
-    assert "x=2,3,4,16" in gate(row, "runs")["detail"]
+    assert "x=2,3,24,16" in gate(row, "runs")["detail"]
     np.savez(tmp_path / "data.npz", x=samples(3, 9))
     row = checked(tmp_path, "--data", "data.npz", code=1)
     assert row["failed"] == ["runs"]
