@@ -38,9 +38,9 @@ from benchmarks.common import (
 )
 from benchmarks.networks import ARCHITECTURES, build
 from leanonnx.errors import LeanOnnxError
-from leanonnx.runtime.fresh import measured
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import Feed, RunFailed
+from leanonnx.runtime.subprocess_timing import measured
 
 KEEPS = (0.5, 0.25, 0.1)
 BATCHES = (1, 8, 32)

@@ -20,10 +20,10 @@ from pathlib import Path
 
 from benchmarks.common import COMMAND, Row, build, environment, load, progress, run, save
 from benchmarks.latency_page import write_page
-from leanonnx.compressing.pipeline import inspect
-from leanonnx.runtime.fresh import measured
+from leanonnx.commands.compress.pipeline import inspect
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import Feed
+from leanonnx.runtime.subprocess_timing import measured
 
 KEEPS = (0.9, 0.8, 0.65, 0.5, 0.35, 0.25, 0.1)
 THREADS = (1, 2)

@@ -23,7 +23,7 @@ from leanonnx.analysis.dag import ChannelDag, analyse
 from leanonnx.graph.model import load
 from leanonnx.numeric.chains import Block
 from leanonnx.ranking.criteria import Chains
-from leanonnx.ranking.weigh import weighted
+from leanonnx.ranking.weighting import weighted
 from leanonnx.runtime.observation import observe
 from leanonnx.selection.selector import Budget, Request, select
 
@@ -72,7 +72,7 @@ def _chains(dag: ChannelDag, keep: float, kind: Chains) -> Span:
         norms.append(span)
         return blocks
 
-    with patch("leanonnx.ranking.weigh.weighted", weights):
+    with patch("leanonnx.ranking.weighting.weighted", weights):
         whole = timed(lambda: select(dag, _request(keep, kind)))[1]
     if len(norms) != 1:
         raise RuntimeError(f"a selection was expected to weigh the kernels once, not {len(norms)} times")

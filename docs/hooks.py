@@ -26,7 +26,7 @@ BESIDE = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "models/README.md": "models.md",
-    "leanonnx/runtime/targets.toml": "files/targets.toml",
+    "leanonnx/hardware/targets.toml": "files/targets.toml",
     **{
         f"benchmarks/results/{path.name}": f"files/{path.name}" for path in (ROOT / "benchmarks/results").glob("*.json")
     },

@@ -27,11 +27,11 @@ from leanonnx.graph.model import load
 from leanonnx.numeric.chains import best_chain, best_through, extract, normalise_rows
 from leanonnx.numeric.norms import kernel_norms
 from leanonnx.ranking.criteria import EXTRACTED, Chains
-from leanonnx.ranking.moments import Statistics, measure
 from leanonnx.ranking.pathmass import masses, reads
-from leanonnx.ranking.weigh import Weights
+from leanonnx.ranking.weighting import Weights
 from leanonnx.runtime.observation import observe
 from leanonnx.selection.selector import Budget, Request, Selector
+from leanonnx.statistics.moments import Statistics, measure
 
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE / "pictures"

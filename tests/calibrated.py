@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from leanonnx.analysis.closure import Closure
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.compressing.pipeline import inspect
-from leanonnx.numeric.labels import Mask
+from leanonnx.commands.compress.pipeline import inspect
+from leanonnx.numeric.channel_ids import Mask
 from leanonnx.surgery.operate import apply
 from leanonnx.surgery.patch import plan_patch
 from tests.helpers import build, saved

@@ -24,7 +24,7 @@ import pytest
 from onnx import numpy_helper
 
 from leanonnx.cli.main import app
-from leanonnx.compressing import options, pipeline
+from leanonnx.commands.compress import options, pipeline
 from leanonnx.selection.selector import Budget
 
 ort.set_default_logger_severity(4)
@@ -189,7 +189,7 @@ def called(*args: object, cwd: Path | None = None, measure: bool = False, env: M
 def brief() -> Iterator[None]:
     """What is measured in this process's stead takes no longer than it must."""
     with pytest.MonkeyPatch.context() as patch:
-        for place in ("selection.search", "compressing.choosing", "page.times", "sweeping.driver"):
+        for place in ("selection.search", "commands.compress.choosing", "page.times", "commands.sweep.driver"):
             patch.setattr(f"leanonnx.{place}.SECONDS", SHORT)
         patch.setattr("leanonnx.selection.search.TRIES", 2)
         yield

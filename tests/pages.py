@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from leanonnx import words
+from leanonnx import formatting as words
 from tests.helpers import brief, build, called, saved
 
 VOID = {"meta", "link", "img", "br", "line", "rect", "circle", "path"}

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from leanonnx.compressing.pipeline import Result, compress
+from leanonnx.commands.compress.pipeline import Result, compress
 from tests.helpers import Options, build, saved
 
 Edit = Callable[[np.ndarray], None]

@@ -10,8 +10,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from leanonnx.sweeping import making
-from leanonnx.sweeping.making import MADE, Task
+from leanonnx.commands.sweep import worker as making
+from leanonnx.commands.sweep.worker import MADE, Task
 from tests.helpers import COMMAND, called
 
 Row = dict[str, Any]

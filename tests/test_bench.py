@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from leanonnx.benchmarking import benchmark
-from leanonnx.benchmarking.benchmark import Case, Request, check_fits, check_same_inputs, input_sizes, with_batch
-from leanonnx.benchmarking.report import MEANING, NAMES
+from leanonnx.commands.bench import benchmark
+from leanonnx.commands.bench.benchmark import Case, Request, check_fits, check_same_inputs, input_sizes, with_batch
+from leanonnx.commands.bench.report import MEANING, NAMES
 from leanonnx.errors import ModelError, OptionError
 from leanonnx.graph.model import load
 from leanonnx.runtime.providers import Setting

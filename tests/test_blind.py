@@ -15,19 +15,19 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from leanonnx.analysis.dag import ChannelDag, analyse
-from leanonnx.compressing.options import Options
-from leanonnx.compressing.pipeline import compress
+from leanonnx.commands.compress.options import Options
+from leanonnx.commands.compress.pipeline import compress
 from leanonnx.graph.model import load
+from leanonnx.inputs.synthetic import distances, smooth_inputs
+from leanonnx.numeric.channel_ids import Mask
 from leanonnx.numeric.gaussian import Belief, gaussian
-from leanonnx.numeric.labels import Mask
-from leanonnx.ranking.beliefs import Known, believed
-from leanonnx.recovery import blind_draft
-from leanonnx.recovery.blind import Blind, recover
-from leanonnx.recovery.noise import distances, smooth_inputs
+from leanonnx.recovery import data_free_draft as blind_draft
+from leanonnx.recovery.data_free import Blind, recover
 from leanonnx.rules.table import DEFAULT
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import run
 from leanonnx.selection.selector import Budget
+from leanonnx.statistics.propagation import Known, believed
 from leanonnx.surgery.operate import apply
 from leanonnx.surgery.patch import plan_patch
 from tests.graphs import models

@@ -12,15 +12,15 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from leanonnx.calibrating import calibrate
-from leanonnx.calibrating.fit import MULTIPLES, STEPS, WIDTHS, Probes, Steps, best_block, best_multiple, table
-from leanonnx.calibrating.probes import Probe, held_out, network, residual
-from leanonnx.compressing.pipeline import inspect
+from leanonnx.commands.calibrate import calibrate
+from leanonnx.commands.calibrate.fit import MULTIPLES, STEPS, WIDTHS, Probes, Steps, best_block, best_multiple, table
+from leanonnx.commands.calibrate.probes import Probe, held_out, network, residual
+from leanonnx.commands.compress.pipeline import inspect
 from leanonnx.errors import OutputError
+from leanonnx.hardware.targets import ENTRIES, Target, known_targets, read_targets
 from leanonnx.runtime.fastpath import layouts
 from leanonnx.runtime.machine import blocked_steps, detected, is_blocked
 from leanonnx.runtime.providers import Setting
-from leanonnx.runtime.targets import ENTRIES, Target, known_targets, read_targets
 from leanonnx.runtime.timing import Timing
 from leanonnx.selection.latency import latency_model
 from tests.helpers import called, refused, saved

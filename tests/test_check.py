@@ -14,10 +14,10 @@ import pytest
 from onnx import numpy_helper
 from onnxruntime import InferenceSession
 
-from leanonnx.benchmarking.benchmark import Case
-from leanonnx.checking.check import denormal_weights, drawn
-from leanonnx.checking.gates import MACS, SIZE, SPEEDUP, Limit, read_limit
-from leanonnx.checking.verdicts import FAILED, PASSED, speedup
+from leanonnx.commands.bench.benchmark import Case
+from leanonnx.commands.check.check import denormal_weights, drawn
+from leanonnx.commands.check.gates import MACS, SIZE, SPEEDUP, Limit, read_limit
+from leanonnx.commands.check.verdicts import FAILED, PASSED, speedup
 from leanonnx.errors import OptionError
 from leanonnx.graph.model import load
 from leanonnx.proof.proof import inputs_for
@@ -208,7 +208,7 @@ def test_denormal_weights_are_counted_by_type(tmp_path: Path) -> None:
     code = f"""
 import numpy as np
 from pathlib import Path
-from leanonnx.checking.check import denormal_weights
+from leanonnx.commands.check.check import denormal_weights
 from leanonnx.graph.model import load
 from leanonnx.runtime.providers import Setting, opened_on
 opened_on(Path({str(path)!r}), Setting(threads=1))
@@ -348,9 +348,9 @@ def test_each_case_has_to_pass() -> None:
 
 def test_a_noisy_comparison_is_made_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = iter([case(0.5, 2.0), case(0.5, 2.0), case(1.0, 1.1)])
-    monkeypatch.setattr("leanonnx.benchmarking.benchmark.bench", lambda *_: (next(cases),))
+    monkeypatch.setattr("leanonnx.commands.bench.benchmark.bench", lambda *_: (next(cases),))
     assert checked(folder, "--min-speedup", 1)["passed"]
-    monkeypatch.setattr("leanonnx.benchmarking.benchmark.bench", lambda *_: (case(0.5, 2.0),))
+    monkeypatch.setattr("leanonnx.commands.bench.benchmark.bench", lambda *_: (case(0.5, 2.0),))
     assert checked(folder, "--min-speedup", 1, code=1)["failed"] == ["min-speedup"]
 
 

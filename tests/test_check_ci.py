@@ -20,9 +20,9 @@ import onnx
 import pytest
 import yaml
 
-from leanonnx.checking.gates import ASKED, GATES, read_gates
-from leanonnx.checking.revisions import model_file
 from leanonnx.cli.hook import main as hook_main
+from leanonnx.commands.check.gates import ASKED, GATES, read_gates
+from leanonnx.commands.check.revisions import model_file
 from leanonnx.errors import ModelError
 from tests.helpers import Done, build, called, refused, saved, saved_external, within
 from tests.test_check_pairs import FREE

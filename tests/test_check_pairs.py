@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from leanonnx.checking.gates import ASKED, GATES
+from leanonnx.commands.check.gates import ASKED, GATES
 from tests.helpers import CNN, SHORT, build, called, saved
 
 FREE = CNN.replace("float[1, 3, 8, 8] x", "float[N, 3, 8, 8] x").replace("float[1, 5] y", "float[N, 5] y")

@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from leanonnx.checking import report as check_report
-from leanonnx.checking.gates import GATES
+from leanonnx.commands.check import report as check_report
+from leanonnx.commands.check.gates import GATES
 from tests.helpers import build, called, saved
 from tests.test_check_pairs import FREE, checked, scaled, status
 

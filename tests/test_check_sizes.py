@@ -9,12 +9,12 @@ import numpy as np
 import onnx
 import pytest
 
-from leanonnx.checking.sizes import batch_places, fitted, joined
-from leanonnx.checking.telling import untold
+from leanonnx.commands.check.sizes import batch_places, fitted, joined
+from leanonnx.commands.check.telling import untold
+from leanonnx.evaluation.deviation import Fidelity
+from leanonnx.evaluation.tally import Deviation
+from leanonnx.evaluation.variety import CONSTANT, EMPTY, FIXED, Variety, variety_of
 from leanonnx.graph.model import load
-from leanonnx.proof.deviation import Fidelity
-from leanonnx.proof.tally import Deviation
-from leanonnx.proof.variety import CONSTANT, EMPTY, FIXED, Variety, variety_of
 from tests.helpers import build, called, saved
 from tests.test_check_pairs import FREE, checked, gate
 

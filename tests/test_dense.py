@@ -12,12 +12,12 @@ import pytest
 from onnx import numpy_helper
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.compressing.pipeline import compress, inspect
-from leanonnx.ranking.classes import channel_classes
+from leanonnx.commands.compress.pipeline import compress, inspect
 from leanonnx.ranking.criteria import Method, Question, rank
-from leanonnx.ranking.moments import measure
-from leanonnx.ranking.weigh import Weights
+from leanonnx.ranking.groups import channel_classes
+from leanonnx.ranking.weighting import Weights
 from leanonnx.selection.selector import Budget, Request, select
+from leanonnx.statistics.moments import measure
 from tests.helpers import Options, build, saved
 
 DEPTH, LAST = 8, "Y"

@@ -13,12 +13,12 @@ import pytest
 
 from leanonnx.data.samples import Data, open_data
 from leanonnx.errors import DataError
+from leanonnx.evaluation.deviation import Fidelity, compare
+from leanonnx.evaluation.kinds import CLASSES, DISCRETE, IMAGE, MAP, OTHER, kind_of
+from leanonnx.evaluation.scores import measure_for
+from leanonnx.evaluation.tally import Deviation
 from leanonnx.graph.formats import HALVES
 from leanonnx.graph.model import Model, load
-from leanonnx.proof.deviation import Fidelity, compare
-from leanonnx.proof.kinds import CLASSES, DISCRETE, IMAGE, MAP, OTHER, kind_of
-from leanonnx.proof.scores import measure_for
-from leanonnx.proof.tally import Deviation
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import RunFailed
 from tests.helpers import saved

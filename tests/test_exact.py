@@ -13,14 +13,14 @@ from hypothesis import assume, event, given, note
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from leanonnx.analysis import steady
+from leanonnx.analysis import constant_channels as steady
 from leanonnx.analysis.cost import cost_model
 from leanonnx.analysis.dag import analyse
-from leanonnx.compressing import exact
-from leanonnx.compressing.exact import contributing
-from leanonnx.compressing.pipeline import compress
+from leanonnx.commands.compress.pipeline import compress
 from leanonnx.errors import ModelError, ProofFailed
 from leanonnx.graph.model import load
+from leanonnx.lossless import exact
+from leanonnx.lossless.exact import contributing
 from leanonnx.runtime.observation import observe
 from leanonnx.selection.selector import Budget, Request, select
 from leanonnx.surgery.operate import apply

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from leanonnx.compressing.pipeline import compress
+from leanonnx.commands.compress.pipeline import compress
 from leanonnx.errors import OptionError, PlanError
 from leanonnx.surgery.plan import load_plan
 from tests.helpers import Options, called, called_json, constant_shapes, saved

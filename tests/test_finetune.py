@@ -16,12 +16,12 @@ from tests.helpers import build
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'leanonnx[finetune]'")
 
 
+from leanonnx.commands.finetune import parity as trip
+from leanonnx.commands.finetune.driver import Options, finetune
+from leanonnx.commands.finetune.module import Network
+from leanonnx.commands.finetune.training import Settings
+from leanonnx.commands.finetune.weights import put_back, trainable
 from leanonnx.errors import ProofFailed
-from leanonnx.finetuning import trip
-from leanonnx.finetuning.driver import Options, finetune
-from leanonnx.finetuning.module import Network
-from leanonnx.finetuning.training import Settings
-from leanonnx.finetuning.weights import put_back, trainable
 from leanonnx.graph.model import load
 from leanonnx.runtime.sessions import run
 from tests.tuning import CLASSIFIER, classifier, samples, saved, settings

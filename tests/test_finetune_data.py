@@ -12,14 +12,14 @@ from tests.helpers import build
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'leanonnx[finetune]'")
 
 
-from leanonnx.finetuning.augment import augmented, images_of, mixed
-from leanonnx.finetuning.batching import batched
-from leanonnx.finetuning.driver import Options, finetune
-from leanonnx.finetuning.lessons import neighbours
-from leanonnx.finetuning.loading import grouped, open_loader
-from leanonnx.finetuning.module import Network
-from leanonnx.finetuning.targets import common_targets
-from leanonnx.finetuning.weights import trainable
+from leanonnx.commands.finetune.augment import augmented, images_of, mixed
+from leanonnx.commands.finetune.batching import batched
+from leanonnx.commands.finetune.driver import Options, finetune
+from leanonnx.commands.finetune.loading import grouped, open_loader
+from leanonnx.commands.finetune.module import Network
+from leanonnx.commands.finetune.objectives import neighbours
+from leanonnx.commands.finetune.targets import common_targets
+from leanonnx.commands.finetune.weights import trainable
 from leanonnx.graph.model import load
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import run
@@ -135,8 +135,8 @@ def test_samples_of_one_batch_have_one_shape_and_none_is_lost() -> None:
 
 
 def test_streamed_data_are_shuffled_and_complete(pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    from leanonnx.commands.finetune import loading
     from leanonnx.data.samples import open_data
-    from leanonnx.finetuning import loading
 
     monkeypatch.setattr(loading, "IN_MEMORY", 10000)
     monkeypatch.setattr(loading, "BUFFER", 1000)

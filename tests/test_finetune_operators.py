@@ -12,11 +12,11 @@ import pytest
 
 pytest.importorskip("torch", reason="torch is not installed: pip install 'leanonnx[finetune]'")
 
+from leanonnx.commands.finetune.module import Network
+from leanonnx.commands.finetune.operators.table import OPERATORS
+from leanonnx.commands.finetune.parity import round_trip
+from leanonnx.commands.finetune.weights import trainable
 from leanonnx.errors import ModelError
-from leanonnx.finetuning.module import Network
-from leanonnx.finetuning.operators.table import OPERATORS
-from leanonnx.finetuning.trip import round_trip
-from leanonnx.finetuning.weights import trainable
 from leanonnx.graph.model import Model, load
 from leanonnx.proof.proof import inputs_for
 from leanonnx.runtime.observation import observe

@@ -18,11 +18,11 @@ from tests.helpers import COMMAND, build
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'leanonnx[finetune]'")
 
-from leanonnx.compressing.options import Options as Compression
+from leanonnx.commands.compress.options import Options as Compression
+from leanonnx.commands.finetune.driver import Options, finetune
+from leanonnx.commands.finetune.module import Network
+from leanonnx.commands.finetune.steps import Schedule, finetune_in_steps
 from leanonnx.errors import DataError, ModelError, OptionError
-from leanonnx.finetuning.driver import Options, finetune
-from leanonnx.finetuning.module import Network
-from leanonnx.finetuning.steps import Schedule, finetune_in_steps
 from leanonnx.selection.selector import Budget
 from tests.tuning import DENOISER, classifier, samples, saved, settings
 

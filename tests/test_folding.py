@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from leanonnx.analysis import dag as analysis
-from leanonnx.compressing.pipeline import Result, compress
+from leanonnx.commands.compress.pipeline import Result, compress
 from leanonnx.errors import ProofFailed
 from leanonnx.selection.selector import Budget
 from leanonnx.surgery.plan import load_plan

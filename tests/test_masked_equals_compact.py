@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from leanonnx.analysis.dag import ChannelDag, analyse
 from leanonnx.graph.model import load
-from leanonnx.numeric.labels import Mask
+from leanonnx.numeric.channel_ids import Mask
 from leanonnx.proof.proof import VACUOUS, Proof, inputs_for, prove, relative
-from leanonnx.ranking.classes import channel_classes
 from leanonnx.ranking.criteria import Ranking
-from leanonnx.ranking.weigh import Weights
+from leanonnx.ranking.groups import channel_classes
+from leanonnx.ranking.weighting import Weights
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import Array, Feed, run
-from leanonnx.selection.keeper import Keeper
+from leanonnx.selection.allocator import Keeper
 from leanonnx.selection.widths import NATURAL
 from leanonnx.surgery.operate import apply
 from leanonnx.surgery.patch import kept_indices, masking_patch, plan_patch

@@ -11,8 +11,8 @@ import pytest
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import DataError
-from leanonnx.ranking import moments
-from leanonnx.ranking.moments import Accumulator, Moments, Statistics, measure, rows_of
+from leanonnx.statistics import moments
+from leanonnx.statistics.moments import Accumulator, Moments, Statistics, measure, rows_of
 from tests.calibrated import Array, Feed, analysed, dag_of, net, normal_feeds, values
 
 IMAGE = "(float[N,3,6,5] x) => (float[N,4] y)"

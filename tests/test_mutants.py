@@ -16,11 +16,11 @@ import onnx
 import pytest
 
 from leanonnx.analysis.dag import ChannelDag, analyse
-from leanonnx.compressing import workshop
-from leanonnx.compressing.pipeline import compress
+from leanonnx.commands.compress import workshop
+from leanonnx.commands.compress.pipeline import compress
 from leanonnx.errors import ProofFailed
 from leanonnx.graph.model import load
-from leanonnx.numeric.labels import Labels, Mask, on_axis, uniform
+from leanonnx.numeric.channel_ids import Labels, Mask, on_axis, uniform
 from leanonnx.proof.proof import FAILED, inputs_for, prove
 from leanonnx.rules import (
     assembly,

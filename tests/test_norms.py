@@ -14,7 +14,7 @@ from leanonnx.analysis.dag import analyse
 from leanonnx.graph.model import load
 from leanonnx.numeric import norms
 from leanonnx.numeric.norms import kernel_norms
-from leanonnx.ranking.weigh import weighted
+from leanonnx.ranking.weighting import weighted
 from leanonnx.runtime.observation import observe
 from tests.graphs import saved
 from tests.variants import build

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from leanonnx.compressing import choosing, pipeline
+from leanonnx.commands.compress import choosing, pipeline
+from leanonnx.commands.sweep.journal import claimed
 from leanonnx.errors import OutputError
 from leanonnx.selection.selector import Budget
-from leanonnx.sweeping.journal import claimed
 from leanonnx.system.outputs import temporary_beside
 from tests.helpers import CNN, Options, build, saved
 

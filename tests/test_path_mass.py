@@ -12,10 +12,10 @@ from onnx import numpy_helper
 from leanonnx.analysis.cost import Rate, by_kernels, by_macs, cost_model
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.ranking import elimination
-from leanonnx.ranking.classes import channel_classes, layers_of
 from leanonnx.ranking.elimination import Elimination, Terms
-from leanonnx.ranking.moments import Statistics, measure
+from leanonnx.ranking.groups import channel_classes, layers_of
 from leanonnx.ranking.pathmass import masses, reads
+from leanonnx.statistics.moments import Statistics, measure
 from tests.calibrated import Array, analysed, dag_of, net, normal_feeds
 from tests.helpers import CNN, build, called, refused, saved
 from tests.naive_mass import Walker, random_net

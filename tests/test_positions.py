@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from leanonnx.analysis.positions import features, window_of
+from leanonnx.graph.positions import features, window_of
 from leanonnx.recovery.layers import Layer, layers
 from leanonnx.recovery.pair import Pair
+from leanonnx.recovery.partial_runner import Shelf
 from leanonnx.recovery.rows import Site
-from leanonnx.recovery.walk import Shelf
 from tests.calibrated import Array, Feed, analysed, values
 
 Case = tuple[onnx.ModelProto, Feed]

@@ -14,11 +14,11 @@ from onnx import helper, numpy_helper
 from leanonnx.analysis.cost import cost_model, stored
 from leanonnx.analysis.dag import ChannelDag, analyse
 from leanonnx.analysis.product_costs import products
-from leanonnx.compressing.pipeline import compress
+from leanonnx.commands.compress.pipeline import compress
 from leanonnx.errors import BudgetUnreachable
 from leanonnx.graph.model import load
+from leanonnx.hardware.targets import known_targets
 from leanonnx.runtime.observation import observe
-from leanonnx.runtime.targets import known_targets
 from leanonnx.selection.latency import by_time, latency_model
 from leanonnx.selection.limits import held_back
 from leanonnx.selection.selector import Budget

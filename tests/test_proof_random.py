@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from leanonnx.compressing.pipeline import compress
+from leanonnx.commands.compress.pipeline import compress
 from leanonnx.errors import ProofFailed
 from leanonnx.rules.pointwise import unary
 from leanonnx.rules.table import DEFAULT, Rules

@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 import pytest
 
-from leanonnx.compressing.pipeline import compress
-from leanonnx.compressing.report import summary
+from leanonnx.commands.compress.pipeline import compress
 from leanonnx.graph.model import Model, load
-from leanonnx.proof.inputs import inputs_for, sized_inputs
+from leanonnx.inputs.random import inputs_for, sized_inputs
 from leanonnx.proof.proof import Proof, prove
+from leanonnx.reporting.report import summary
 from leanonnx.runtime.sessions import Feed, RunFailed
 from leanonnx.selection.selector import Budget
 from tests.helpers import CNN, Options, build, called, saved

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import leanonnx
-from leanonnx.compressing.pipeline import compress
+from leanonnx.commands.compress.pipeline import compress
 from leanonnx.errors import ProofFailed
 from leanonnx.graph.model import load
+from leanonnx.inputs.random import counted, inputs_for
 from leanonnx.proof.decisions import behind_decisions
-from leanonnx.proof.inputs import counted, inputs_for
 from leanonnx.proof.proof import Proof
 from leanonnx.rules.call import Call, Effect
 from leanonnx.rules.convolution import conv

@@ -15,7 +15,7 @@ from hypothesis import assume, currently_in_test_context, event, given, note, se
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from leanonnx.compressing.pipeline import Result, compress
+from leanonnx.commands.compress.pipeline import Result, compress
 from leanonnx.runtime.sessions import run
 from leanonnx.selection.selector import Budget
 from leanonnx.surgery.plan import load_plan

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from leanonnx.analysis.dag import ChannelDag, analyse
 from leanonnx.graph.model import load
-from leanonnx.numeric.labels import Mask
+from leanonnx.numeric.channel_ids import Mask
 from leanonnx.runtime.free_axes import axis_groups, further
 from leanonnx.runtime.observation import declared, observe
 from leanonnx.surgery.operate import apply

@@ -8,7 +8,7 @@ import pytest
 from onnx import numpy_helper
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.numeric.labels import Mask
+from leanonnx.numeric.channel_ids import Mask
 from leanonnx.recovery import recover as recovery
 from leanonnx.recovery.recover import Recovered, recover
 from leanonnx.selection.selector import Budget, Request, select

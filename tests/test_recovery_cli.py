@@ -14,7 +14,7 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image
 
-from leanonnx.compressing import pipeline
+from leanonnx.commands.compress import pipeline
 from leanonnx.data.samples import batch_size, open_data
 from leanonnx.errors import DataError, OptionError
 from leanonnx.recovery import draft as drafts

@@ -9,10 +9,10 @@ import pytest
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import ModelError
-from leanonnx.numeric.labels import Mask
-from leanonnx.ranking.beliefs import Known
-from leanonnx.recovery import blind
+from leanonnx.numeric.channel_ids import Mask
+from leanonnx.recovery import data_free as blind
 from leanonnx.recovery.recover import recover
+from leanonnx.statistics.propagation import Known
 from tests.calibrated import dag_of, draft, keep, normal_feeds
 
 INTERFACE = "(float[N,3,8,8] x) => (float[N,4,4,4] y)"

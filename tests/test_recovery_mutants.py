@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leanonnx.analysis import positions
 from leanonnx.analysis.cost import by_kernels
+from leanonnx.graph import positions
 from leanonnx.numeric import obs, regression
 from leanonnx.numeric.regression import Fit, Sums
-from leanonnx.ranking import elimination, moments, pathmass
+from leanonnx.ranking import elimination, pathmass
 from leanonnx.recovery import draft as drafts
-from leanonnx.recovery import fold, layers, recover, rows, walk
-from leanonnx.runtime import taps
+from leanonnx.recovery import fold, layers, recover, rows
+from leanonnx.recovery import partial_runner as walk
+from leanonnx.runtime import probes as taps
+from leanonnx.statistics import moments
 from tests import test_moments, test_obs, test_path_mass, test_positions, test_recovery, test_regression, test_walk
 from tests import test_recovery_cli as told
 from tests.calibrated import analysed, net, normal_feeds

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from leanonnx.compressing.report import result_tables
 from leanonnx.page.headline import headline
+from leanonnx.reporting.report import result_tables
 from tests.helpers import CNN, build, called_json, saved
 
 FIRST = "before its weights were changed, "

@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 import pytest
 
-from leanonnx.compressing.report import Row
+from leanonnx.reporting.report import Row
 from tests.calibrated import net
 from tests.pages import hostile, images, page_of, residual
 

@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 import pytest
 
-from leanonnx import words as texts
+from leanonnx import formatting as texts
 from leanonnx.page.headline import headline
 from tests.helpers import CNN, build, called, cli, refused, saved, tree
 from tests.pages import Found, images, page_of, parsed, plain, residual, without_seconds

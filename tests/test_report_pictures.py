@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.compressing.pipeline import inspect
-from leanonnx.compressing.report import layers
-from leanonnx.numeric.labels import Mask
+from leanonnx.commands.compress.pipeline import inspect
+from leanonnx.numeric.channel_ids import Mask
 from leanonnx.page import chains as page_chains
 from leanonnx.page.chains import Chains, chains
 from leanonnx.page.kernels import FINEST, LEVELS, heats, shares
 from leanonnx.page.network import LANE, listed, network
 from leanonnx.page.times import compared, times
+from leanonnx.reporting.report import layers
 from leanonnx.rules.call import Mix
 from leanonnx.runtime.fastpath import CONVOLUTIONS, layouts
-from leanonnx.runtime.fresh import measured_works
 from leanonnx.runtime.profiling import Work, origin
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import RunFailed
+from leanonnx.runtime.subprocess_timing import measured_works
 from leanonnx.runtime.timing import Comparison, Timing
 from tests.calibrated import analysed, keep, net
 from tests.helpers import build, compressed, saved

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from leanonnx import words
+from leanonnx import formatting as words
 from tests.pages import HOSTILE, Found, hostile, page_of, parsed, plain, residual, without_seconds
 
 # It stands alone

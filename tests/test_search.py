@@ -11,12 +11,12 @@ import onnx
 import pytest
 
 from leanonnx.analysis.dag import analyse
-from leanonnx.compressing import workshop
+from leanonnx.commands.compress import workshop
 from leanonnx.errors import BudgetUnreachable
 from leanonnx.graph.model import load
+from leanonnx.hardware.targets import known_targets
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import RunFailed
-from leanonnx.runtime.targets import known_targets
 from leanonnx.runtime.timing import Comparison, Timing
 from leanonnx.selection.latency import latency_model
 from leanonnx.selection.search import TRIES, Trial, within_budget, within_latency

@@ -22,7 +22,7 @@ from tests.documented import PAGES, ROOT
 TAGS = ("h1", "h2", "h3", "ol", "ul", "li", "table", "tr", "pre", "strong", "em")
 MOVED = {"CONTRIBUTING.md": "contributing", "CHANGELOG.md": "changelog", "models/README.md": "models"}
 """Pages from beside docs/."""
-INPUTS = ("mkdocs.yml", "docs", "CONTRIBUTING.md", "CHANGELOG.md", "models/README.md", "leanonnx/runtime/targets.toml")
+INPUTS = ("mkdocs.yml", "docs", "CONTRIBUTING.md", "CHANGELOG.md", "models/README.md", "leanonnx/hardware/targets.toml")
 
 
 def built(root: Path, target: Path) -> subprocess.CompletedProcess[str]:

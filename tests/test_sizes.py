@@ -14,7 +14,7 @@ from leanonnx.analysis.closure import Closure
 from leanonnx.analysis.cost import cost_model
 from leanonnx.analysis.dag import ChannelDag, analyse
 from leanonnx.graph.model import load
-from leanonnx.numeric.labels import Mask, on_axis
+from leanonnx.numeric.channel_ids import Mask, on_axis
 from leanonnx.proof.proof import relative
 from leanonnx.rules.call import Edit, Entries, Pick
 from leanonnx.runtime.free_axes import Group, Sizes, axis_groups, further

@@ -12,12 +12,12 @@ import onnx
 import pytest
 
 from leanonnx.data.samples import open_data
+from leanonnx.evaluation import tally
+from leanonnx.evaluation.deviation import Fidelity, compare
+from leanonnx.evaluation.kinds import CLASSES, DISCRETE, IMAGE, MAP, OTHER, slice_axes
+from leanonnx.evaluation.slices import NOISE, PART, Slices, bounded, slices_along
+from leanonnx.evaluation.tally import Deviation
 from leanonnx.graph.model import load
-from leanonnx.proof import tally
-from leanonnx.proof.deviation import Fidelity, compare
-from leanonnx.proof.kinds import CLASSES, DISCRETE, IMAGE, MAP, OTHER, slice_axes
-from leanonnx.proof.slices import NOISE, PART, Slices, bounded, slices_along
-from leanonnx.proof.tally import Deviation
 from leanonnx.recovery import draft
 from leanonnx.runtime.observation import observe
 from tests.helpers import build, called, saved

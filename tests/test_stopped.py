@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from leanonnx.compressing import pipeline
+from leanonnx.commands.compress import pipeline
 from leanonnx.errors import OutputError
 from leanonnx.selection.selector import Budget
 from tests.helpers import CNN, COMMAND, Done, Options, build, cli, compressed, refused, saved, saved_external, tree

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leanonnx.compressing.options import Options
-from leanonnx.sweeping.making import Task
+from leanonnx.commands.compress.options import Options
+from leanonnx.commands.sweep.worker import Task
 from tests.helpers import CNN, build, called, refused, saved, saved_external, tree
 
 distributed = pytest.importorskip("distributed", reason="Dask is an extra: leanonnx[dask]")
-from leanonnx.sweeping import cluster  # noqa: E402
+from leanonnx.commands.sweep import cluster  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Dask's own, which it turns on and off itself
 QUICK = ("--no-measure", "--align", 1, "--save-models")

@@ -12,20 +12,21 @@ from pathlib import Path
 import pytest
 from filelock import FileLock, Timeout
 
-from leanonnx.compressing.options import Options
-from leanonnx.runtime import fresh
+from leanonnx.commands.compress.options import Options
+from leanonnx.commands.sweep import driver
+from leanonnx.commands.sweep import worker as making
+from leanonnx.commands.sweep.journal import JOURNAL, Journal
+from leanonnx.commands.sweep.request import Request
+from leanonnx.commands.sweep.worker import Task
+from leanonnx.runtime import subprocess_timing as fresh
 from leanonnx.runtime.timing import Comparison, Timing
 from leanonnx.selection.selector import Budget
-from leanonnx.sweeping import driver, making
-from leanonnx.sweeping.journal import JOURNAL, Journal
-from leanonnx.sweeping.making import Task
-from leanonnx.sweeping.request import Request
 from tests.helpers import CNN, SHORT, build, saved
 from tests.sweeps import PATIENCE, children, fake_make, overlapping, points, run, started, wait_for
 
 BRIEF = (
     *(sys.executable, "-c"),
-    f"from leanonnx.sweeping import driver; driver.SECONDS = {SHORT}; from leanonnx.cli.main import main; main()",
+    f"from leanonnx.commands.sweep import driver; driver.SECONDS = {SHORT}; from leanonnx.cli.main import main; main()",
 )
 """The command line, measuring no longer than it must."""
 

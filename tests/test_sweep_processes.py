@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from leanonnx.compressing.options import Options
+from leanonnx.commands.compress.options import Options
+from leanonnx.commands.sweep import worker as making
+from leanonnx.commands.sweep.journal import JOURNAL, Journal, claimed
+from leanonnx.commands.sweep.worker import Task
 from leanonnx.runtime import sessions
-from leanonnx.sweeping import making
-from leanonnx.sweeping.journal import JOURNAL, Journal, claimed
-from leanonnx.sweeping.making import Task
 from leanonnx.system import processes
 from tests.helpers import CNN, build, called, cli, kernels, saved, tree
 from tests.sweeps import PATIENCE, QUICK, children, fake_make, lasting, points, run, started, wait_for

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from leanonnx.sweeping import report
-from leanonnx.sweeping.knee import knee
+from leanonnx.commands.sweep import report
+from leanonnx.commands.sweep.knee import knee
 
 Row = dict[str, Any]
 
@@ -251,7 +251,7 @@ def test_means_over_outputs_and_infinite_deviations() -> None:
 
 def drawing() -> ModuleType:
     pytest.importorskip("matplotlib", reason="matplotlib is an extra: leanonnx[sweep]")
-    return importlib.import_module("leanonnx.sweeping.plot")
+    return importlib.import_module("leanonnx.commands.sweep.plot")
 
 
 def picture(row: Row) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from leanonnx.sweeping.journal import JOURNAL
+from leanonnx.commands.sweep.journal import JOURNAL
 from tests.helpers import CNN, build, refused, saved
 from tests.sweeps import QUICK, lasting, points, run
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.calibrating.probes import Probe, mobile, network, residual
-from leanonnx.compressing.pipeline import inspect
+from leanonnx.commands.calibrate.probes import Probe, mobile, network, residual
+from leanonnx.commands.compress.pipeline import inspect
 from leanonnx.errors import OptionError
-from leanonnx.numeric.labels import Mask
+from leanonnx.hardware.targets import ENTRIES, Target, known_targets, legend, read_targets, tables_text
+from leanonnx.numeric.channel_ids import Mask
 from leanonnx.runtime.machine import detected
 from leanonnx.runtime.providers import Setting
-from leanonnx.runtime.targets import ENTRIES, Target, known_targets, legend, read_targets, tables_text
 from leanonnx.selection.latency import latency_model
 from tests.helpers import called, constant_shapes, refused, saved
 
@@ -38,7 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_entry_is_explained_where_it_stands() -> None:
     assert list(ENTRIES) == [key for key in asdict(AVX2) if key != "name"]
-    text = (Path(__file__).parent.parent / "leanonnx" / "runtime" / "targets.toml").read_text(encoding="utf-8")
+    text = (Path(__file__).parent.parent / "leanonnx" / "hardware" / "targets.toml").read_text(encoding="utf-8")
     assert legend() in text
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from onnx import TensorProto, helper
 
-from leanonnx.compressing.pipeline import compress
+from leanonnx.commands.compress.pipeline import compress
 from leanonnx.errors import ProofFailed
 from leanonnx.graph import noops
 from leanonnx.graph import tidy as tidies

@@ -15,7 +15,8 @@ import pytest
 
 from leanonnx.errors import OptionError
 from leanonnx.numeric.intervals import Times, median_interval, noise, ratios, take_turns
-from leanonnx.runtime import fresh, timing
+from leanonnx.runtime import subprocess_timing as fresh
+from leanonnx.runtime import timing
 from leanonnx.runtime.fastpath import Layouts, layouts
 from leanonnx.runtime.providers import Setting, opened_on, prepare, provider_list, session_options
 from leanonnx.runtime.sessions import Feed, RunFailed

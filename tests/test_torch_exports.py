@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'leanonnx[finetune]'")
 
-from leanonnx.compressing.pipeline import compress
+from leanonnx.commands.compress.pipeline import compress
 from leanonnx.graph.model import load
 from leanonnx.runtime.observation import declared
 from leanonnx.selection.selector import Budget

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from leanonnx.compressing import workshop
+from leanonnx.commands.compress import workshop
 from leanonnx.errors import ProofFailed
 from leanonnx.proof.proof import Proof
 from leanonnx.rules import convolution, normalization, pointwise

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from leanonnx.errors import DataError
-from leanonnx.recovery.walk import Shelf, Walk
+from leanonnx.recovery.partial_runner import Shelf, Walk
 from tests import graphs
 from tests.calibrated import Array, Feed, analysed, net, normal_feeds, values
 

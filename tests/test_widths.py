@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from leanonnx.analysis.cost import cost_model
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.calibrating.probes import mobile, residual
-from leanonnx.compressing.pipeline import inspect
-from leanonnx.numeric.labels import Mask
+from leanonnx.commands.calibrate.probes import mobile, residual
+from leanonnx.commands.compress.pipeline import inspect
+from leanonnx.numeric.channel_ids import Mask
+from leanonnx.selection.allocator import Keeper
 from leanonnx.selection.exchange import exchanged
-from leanonnx.selection.keeper import Keeper
 from leanonnx.selection.selector import Budget, Request, Selector
 from leanonnx.selection.widths import Alignment, Grid
 from tests.helpers import saved

@@ -7,10 +7,10 @@ import math
 import pytest
 
 from leanonnx.api.results import Timings
-from leanonnx.benchmarking.benchmark import Case
+from leanonnx.commands.bench.benchmark import Case
+from leanonnx.formatting import counted, finite, metric_text, shape_text, sizes
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.timing import Timing
-from leanonnx.words import counted, finite, metric_text, shape_text, sizes
 
 
 @pytest.mark.parametrize(

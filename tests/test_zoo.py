@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from leanonnx.compressing import pipeline
+from leanonnx.commands.compress import pipeline
 from leanonnx.errors import UserError
 from leanonnx.selection.selector import Budget
 from tests.helpers import Options, refused

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from leanonnx.finetuning.training import Settings
+from leanonnx.commands.finetune.training import Settings
 from tests.helpers import build
 
 CLASSIFIER = """

@@ -18,7 +18,8 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from leanonnx.compressing import pipeline, report
+from leanonnx.commands.compress import pipeline
+from leanonnx.reporting import report
 from leanonnx.rules import advice
 from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.selection.selector import Budget

@@ -19,11 +19,11 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from benchmarks.networks import build
 from leanonnx.analysis.dag import ChannelDag, analyse
 from leanonnx.graph.model import Model, load
-from leanonnx.ranking.beliefs import Known, believed
-from leanonnx.ranking.weigh import weighted
+from leanonnx.ranking.weighting import weighted
 from leanonnx.rules.table import DEFAULT
 from leanonnx.runtime.observation import Observation, observe
 from leanonnx.selection.selector import Budget, Request, Selector
+from leanonnx.statistics.propagation import Known, believed
 from leanonnx.surgery.operate import apply
 from leanonnx.surgery.patch import plan_patch
 

@@ -19,7 +19,7 @@ import numpy as np
 from leanonnx.analysis.constants import Use
 from leanonnx.analysis.trace import Answer
 from leanonnx.numeric.arrays import Array
-from leanonnx.numeric.labels import Labels, varied
+from leanonnx.numeric.channel_ids import Labels, varied
 from leanonnx.rules.call import Edit, Entries, Mix, Pick
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.model import SHAPE_OPS
 from leanonnx.numeric.arrays import Ints
-from leanonnx.numeric.labels import Mask
+from leanonnx.numeric.channel_ids import Mask
 from leanonnx.rules.call import Pairs
 
 PLAIN = {"Conv", "Concat", "Pad", "Relu", "LeakyRelu", "PRelu", "Elu", "Clip", "Identity"}

@@ -16,7 +16,7 @@ import onnx
 from leanonnx.graph.model import SHAPE_OPS, Model, captured
 from leanonnx.graph.nodes import STANDARD
 from leanonnx.numeric.arrays import Array
-from leanonnx.numeric.labels import Labels, compact, projection, reshape, varied
+from leanonnx.numeric.channel_ids import Labels, compact, projection, reshape, varied
 from leanonnx.rules.call import Edit, Effect, Entries, Kept, Rewrite
 from leanonnx.rules.table import COUNTED
 from leanonnx.runtime.observation import Observation

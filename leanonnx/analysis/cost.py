@@ -15,7 +15,7 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.product_costs import Product, products
 from leanonnx.graph.formats import graphs
 from leanonnx.graph.model import Model
-from leanonnx.numeric.labels import Labels, Mask, varied
+from leanonnx.numeric.channel_ids import Labels, Mask, varied
 from leanonnx.rules.call import Mix
 
 SHAPES_AND_TEXTS = ("int64", "bool", "object")

@@ -23,7 +23,7 @@ from leanonnx.analysis.runs import Run, gathered, same_run
 from leanonnx.analysis.trace import Trace
 from leanonnx.graph.model import Model, unneeded
 from leanonnx.graph.nodes import title
-from leanonnx.numeric.labels import Labels, Mask, Shape, compact, components, uniform, varied
+from leanonnx.numeric.channel_ids import Labels, Mask, Shape, compact, components, uniform, varied
 from leanonnx.rules import advice
 from leanonnx.rules.call import Edit, Kept, Link, Mix, Move, Pairs, Pin, Reduction, Rewrite
 from leanonnx.rules.table import DEFAULT, Rules

@@ -17,7 +17,7 @@ from leanonnx.analysis.constants import Constants
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.model import unneeded
 from leanonnx.graph.nodes import STANDARD, attribute, subgraphs
-from leanonnx.numeric.labels import Labels, Mask, Shape, varied
+from leanonnx.numeric.channel_ids import Labels, Mask, Shape, varied
 from leanonnx.rules.table import DEFAULT
 
 MICROSOFT = "com.microsoft"

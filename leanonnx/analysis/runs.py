@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from leanonnx.numeric.labels import Labels, Shape, compact, on_axis, varied
+from leanonnx.numeric.channel_ids import Labels, Shape, compact, on_axis, varied
 from leanonnx.rules.call import Move
 
 

@@ -13,7 +13,7 @@ from leanonnx.analysis.constants import Constants, Found, Use
 from leanonnx.analysis.zeros import keeps_zero
 from leanonnx.graph.model import Model, captured
 from leanonnx.graph.nodes import title
-from leanonnx.numeric.labels import Labels, uniform
+from leanonnx.numeric.channel_ids import Labels, uniform
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, Pin, Rewrite, Unsupported, Value, pin_all
 from leanonnx.rules.table import COUNTED, Rules

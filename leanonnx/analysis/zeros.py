@@ -13,7 +13,7 @@ import onnx
 
 from leanonnx.graph.nodes import attribute, standard
 from leanonnx.numeric.arrays import Array
-from leanonnx.numeric.labels import Labels, varied
+from leanonnx.numeric.channel_ids import Labels, varied
 from leanonnx.rules.call import Effect
 
 UNARY = {"Relu", "LeakyRelu", "PRelu", "Tanh", "Elu", "Selu", "Celu", "Softsign", "HardSwish", "Mish", "Gelu", "Swish"}

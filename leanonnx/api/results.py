@@ -11,17 +11,17 @@ import onnx
 
 from leanonnx.analysis.cost import UNITS
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.benchmarking.benchmark import Case
-from leanonnx.compressing import inspection, report
-from leanonnx.compressing.pipeline import Result
-from leanonnx.compressing.report import Row
+from leanonnx.commands.bench.benchmark import Case
+from leanonnx.commands.compress.pipeline import Result
+from leanonnx.evaluation.deviation import Fidelity
+from leanonnx.formatting import counted, shape_text
 from leanonnx.graph.storage import write_model
-from leanonnx.proof.deviation import Fidelity
 from leanonnx.proof.proof import Proof
+from leanonnx.reporting import inspection, report
+from leanonnx.reporting.report import Row
 from leanonnx.runtime.timing import Comparison
 from leanonnx.surgery.plan import Plan
 from leanonnx.system.outputs import Place, check_apart, check_writable, publish, temporary_beside
-from leanonnx.words import counted, shape_text
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from numpy.typing import ArrayLike
 
 from leanonnx.api.results import Analysis, Compressed, Timings
 from leanonnx.api.sources import ModelSource, as_file, several, title
-from leanonnx.benchmarking import benchmark
-from leanonnx.benchmarking import report as bench_report
-from leanonnx.compressing import inspection, pipeline
-from leanonnx.compressing.options import Options, Recover, alignment, asked_budget
-from leanonnx.compressing.workshop import compared
+from leanonnx.commands.bench import benchmark
+from leanonnx.commands.bench import report as bench_report
+from leanonnx.commands.compress import pipeline
+from leanonnx.commands.compress.options import Options, Recover, alignment, asked_budget
+from leanonnx.commands.compress.workshop import compared
 from leanonnx.data.files import IN_MEMORY
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import PLAIN, Samples
@@ -34,6 +34,7 @@ from leanonnx.graph.model import Model, load
 from leanonnx.page.page import Told, render
 from leanonnx.proof.proof import Proof
 from leanonnx.ranking.criteria import Chains, Method
+from leanonnx.reporting import inspection
 from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.rules.user import joined_rules, read_rules
 from leanonnx.runtime.observation import Shapes

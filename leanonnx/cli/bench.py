@@ -7,9 +7,6 @@ from typing import Annotated
 
 import typer
 
-from leanonnx.benchmarking import report as bench_report
-from leanonnx.benchmarking.benchmark import Request
-from leanonnx.benchmarking.benchmark import bench as measure
 from leanonnx.cli.options import (
     AsJson,
     Batches,
@@ -21,6 +18,9 @@ from leanonnx.cli.options import (
     parse_shapes,
 )
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
+from leanonnx.commands.bench import report as bench_report
+from leanonnx.commands.bench.benchmark import Request
+from leanonnx.commands.bench.benchmark import bench as measure
 from leanonnx.runtime.providers import Provider, Setting
 
 

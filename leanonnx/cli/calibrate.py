@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from leanonnx.calibrating import calibrate
-from leanonnx.calibrating import report as calibration_report
 from leanonnx.cli.options import AsJson, targets_file
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
+from leanonnx.commands.calibrate import calibrate
+from leanonnx.commands.calibrate import report as calibration_report
 from leanonnx.runtime.providers import Provider, Setting
 
 

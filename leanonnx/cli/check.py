@@ -11,24 +11,6 @@ from typing import Annotated, Any
 
 import typer
 
-from leanonnx.benchmarking import benchmark
-from leanonnx.checking import report as check_report
-from leanonnx.checking.check import Request
-from leanonnx.checking.check import check as held
-from leanonnx.checking.gates import (
-    AGREEMENT,
-    DEVIATION,
-    GATES,
-    LATENCY_MS,
-    MACS,
-    PARAMS,
-    SIZE,
-    SPEEDUP,
-    Limit,
-    read_gates,
-    read_limit,
-)
-from leanonnx.checking.revisions import model_file
 from leanonnx.cli.options import (
     AsJson,
     Batches,
@@ -46,8 +28,26 @@ from leanonnx.cli.options import (
     parse_shapes,
 )
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
-from leanonnx.compressing.report import Row
+from leanonnx.commands.bench import benchmark
+from leanonnx.commands.check import report as check_report
+from leanonnx.commands.check.check import Request
+from leanonnx.commands.check.check import check as held
+from leanonnx.commands.check.gates import (
+    AGREEMENT,
+    DEVIATION,
+    GATES,
+    LATENCY_MS,
+    MACS,
+    PARAMS,
+    SIZE,
+    SPEEDUP,
+    Limit,
+    read_gates,
+    read_limit,
+)
+from leanonnx.commands.check.revisions import model_file
 from leanonnx.errors import GateFailed, OutputError, UserError
+from leanonnx.reporting.report import Row
 from leanonnx.runtime.providers import Provider, Setting
 from leanonnx.system.outputs import check_writable, write_file
 

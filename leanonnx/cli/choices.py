@@ -23,7 +23,7 @@ from leanonnx.cli.options import (
     parse_shapes,
     stored_targets,
 )
-from leanonnx.compressing.options import Options, Recover, alignment
+from leanonnx.commands.compress.options import Options, Recover, alignment
 from leanonnx.ranking.criteria import METHODS, Chains, Method, meaning
 from leanonnx.runtime.providers import Provider, Setting
 from leanonnx.selection.selector import Budget

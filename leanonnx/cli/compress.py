@@ -11,11 +11,12 @@ import typer
 from leanonnx.cli.choices import Choices, with_choices
 from leanonnx.cli.options import AsJson, PlanOut, ReportOut, RulesFile, rules_from
 from leanonnx.cli.terminal import command_line, exit_codes, progress, show, show_json
-from leanonnx.compressing import pipeline, report
-from leanonnx.compressing.options import asked_budget
-from leanonnx.compressing.pipeline import Page
+from leanonnx.commands.compress import pipeline
+from leanonnx.commands.compress.options import asked_budget
+from leanonnx.commands.compress.pipeline import Page
 from leanonnx.errors import OptionError
 from leanonnx.page.page import Told, render
+from leanonnx.reporting import report
 from leanonnx.selection.selector import LATENCY
 from leanonnx.surgery.plan import load_plan
 

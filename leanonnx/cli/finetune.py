@@ -22,7 +22,7 @@ from leanonnx.cli.options import (
     parse_shapes,
 )
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
-from leanonnx.compressing.options import Options
+from leanonnx.commands.compress.options import Options
 from leanonnx.errors import OptionError
 from leanonnx.ranking.criteria import Chains, Method
 from leanonnx.selection.selector import Budget
@@ -114,7 +114,7 @@ def finetune(
     with exit_codes() as results:
         if find_spec("torch") is None:
             raise OptionError("finetune needs torch; install it with pip install 'leanonnx[finetune]'")
-        from leanonnx.finetuning import driver, report, steps as stepwise, training  # noqa: I001 - needs the extra
+        from leanonnx.commands.finetune import driver, report, steps as stepwise, training  # noqa: I001 - needs the extra
 
         _check_numbers(lr, minutes)
         budget = _budget({"keep": keep, "macs": macs, "params": params}, steps)

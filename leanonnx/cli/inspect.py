@@ -9,7 +9,8 @@ import typer
 
 from leanonnx.cli.options import AsJson, Library, RulesFile, Shape, parse_shapes, rules_from
 from leanonnx.cli.terminal import exit_codes, show, show_json
-from leanonnx.compressing import inspection, pipeline
+from leanonnx.commands.compress import pipeline
+from leanonnx.reporting import inspection
 
 
 def inspect(

@@ -13,13 +13,13 @@ from leanonnx.checks import only_one
 from leanonnx.cli.choices import Choices, with_choices
 from leanonnx.cli.options import AsJson, RulesFile, fractions
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
+from leanonnx.commands.sweep import report
+from leanonnx.commands.sweep.driver import Draw
+from leanonnx.commands.sweep.driver import sweep as run
+from leanonnx.commands.sweep.request import Request
+from leanonnx.commands.sweep.worker import Make, made_here
 from leanonnx.errors import OptionError
 from leanonnx.selection.selector import LATENCY, Budget
-from leanonnx.sweeping import report
-from leanonnx.sweeping.driver import Draw
-from leanonnx.sweeping.driver import sweep as run
-from leanonnx.sweeping.making import Make, made_here
-from leanonnx.sweeping.request import Request
 from leanonnx.system.cores import available_cores
 
 Latency = Annotated[
@@ -92,7 +92,7 @@ def _maker(unit: str, jobs: int | None, dask: str | None, points: int) -> Make:
         raise OptionError("--dask: the cluster says how much runs at once; leave out --jobs")
     if find_spec("distributed") is None:
         raise OptionError("--dask needs Dask; install it with pip install 'leanonnx[dask]'")
-    from leanonnx.sweeping.cluster import made_on
+    from leanonnx.commands.sweep.cluster import made_on
 
     return partial(made_on, address=dask)
 
@@ -101,6 +101,6 @@ def _drawing() -> Draw | None:
     """What draws the curves, where matplotlib is installed."""
     if find_spec("matplotlib") is None:
         return None
-    from leanonnx.sweeping.plot import draw
+    from leanonnx.commands.sweep.plot import draw
 
     return draw

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.numeric.arrays import Ints
 from leanonnx.numeric.chains import Block, best_chain
-from leanonnx.numeric.labels import Mask
-from leanonnx.ranking.weigh import weighted
+from leanonnx.numeric.channel_ids import Mask
+from leanonnx.ranking.weighting import weighted
 
 MOST = 1000
 """Channels that are drawn."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from leanonnx.compressing.report import Row
-from leanonnx.words import BLANK, counted, metric_text, percent
+from leanonnx.formatting import BLANK, counted, metric_text, percent
+from leanonnx.reporting.report import Row
 
 MOST = 24
 """Outputs that are drawn."""

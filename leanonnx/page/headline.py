@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from leanonnx.compressing.remarks import changed
-from leanonnx.compressing.report import MEANING, Row
+from leanonnx.formatting import BLANK, compact, counted, ms, percent, shown, whole
+from leanonnx.reporting.remarks import changed
+from leanonnx.reporting.report import MEANING, Row
 from leanonnx.selection.selector import LATENCY
-from leanonnx.words import BLANK, compact, counted, ms, percent, shown, whole
 
 TITLES = {"kernels": "Kernels", "macs": "Multiply-adds", "params": "Parameters", "bytes": "File size"}
 WORDS = {"kernels": "kernels", "macs": "multiply-adds", "params": "parameters", LATENCY: "time"}

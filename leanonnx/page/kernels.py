@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.compressing.report import Row
-from leanonnx.numeric.labels import Mask
+from leanonnx.numeric.channel_ids import Mask
+from leanonnx.reporting.report import Row
 from leanonnx.rules.call import Mix
 
 Grid = NDArray[np.float64]

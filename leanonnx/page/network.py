@@ -8,9 +8,9 @@ from string import ascii_uppercase
 import numpy as np
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.compressing.report import Row
-from leanonnx.numeric.labels import components
-from leanonnx.words import shown, sizes
+from leanonnx.formatting import shown, sizes
+from leanonnx.numeric.channel_ids import components
+from leanonnx.reporting.report import Row
 
 MOST = 600
 """Layers that are drawn."""

@@ -10,10 +10,9 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from leanonnx.compressing.pipeline import Result
-from leanonnx.compressing.remarks import remarks
-from leanonnx.compressing.report import summary
+from leanonnx.commands.compress.pipeline import Result
 from leanonnx.data.samples import Data
+from leanonnx.formatting import ms, percent, short, shown, sizes, whole
 from leanonnx.page.chains import MOST, chains
 from leanonnx.page.deviation import deviations
 from leanonnx.page.headline import headline
@@ -22,10 +21,11 @@ from leanonnx.page.network import listed, network
 from leanonnx.page.pins import pins
 from leanonnx.page.samples import samples
 from leanonnx.page.times import times
+from leanonnx.reporting.remarks import remarks
+from leanonnx.reporting.report import summary
 from leanonnx.runtime.providers import runtime_version
 from leanonnx.system.cores import processor
 from leanonnx.version import __version__
-from leanonnx.words import ms, percent, short, shown, sizes, whole
 
 FILTERS = {
     "listed": listed,

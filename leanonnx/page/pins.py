@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from leanonnx.compressing.report import Row
+from leanonnx.reporting.report import Row
 
 MOST = 10
 """Pins that are drawn."""

@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from leanonnx.compressing.pipeline import Result
+from leanonnx.commands.compress.pipeline import Result
 from leanonnx.data.images import MODES, pillow
 from leanonnx.data.samples import Data
 from leanonnx.errors import DataError
+from leanonnx.evaluation.deviation import side_by_side
+from leanonnx.evaluation.kinds import IMAGE, channels_last, kind_of, rows_of
+from leanonnx.evaluation.tally import PROBABILITY
+from leanonnx.formatting import BLANK
 from leanonnx.numeric.arrays import Array
-from leanonnx.proof.deviation import side_by_side
-from leanonnx.proof.kinds import IMAGE, channels_last, kind_of, rows_of
-from leanonnx.proof.tally import PROBABILITY
 from leanonnx.recovery.draft import parts
-from leanonnx.words import BLANK
 
 MOST = 4
 SIDES = (320, 256, 192, 128)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.compressing.pipeline import Result
-from leanonnx.compressing.report import Row
+from leanonnx.commands.compress.pipeline import Result
+from leanonnx.reporting.report import Row
 from leanonnx.runtime.fastpath import CONVOLUTIONS
-from leanonnx.runtime.fresh import measured_works
 from leanonnx.runtime.profiling import Work
 from leanonnx.runtime.sessions import RunFailed
+from leanonnx.runtime.subprocess_timing import measured_works
 
 SECONDS = 2.0
 """For which both models are profiled together."""

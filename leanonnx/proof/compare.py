@@ -13,7 +13,7 @@ import numpy as np
 
 from leanonnx.graph.formats import is_float, is_integer
 from leanonnx.numeric.arrays import Array, Floats, Ints
-from leanonnx.numeric.labels import Labels, Mask, is_rectangle, projection, varied
+from leanonnx.numeric.channel_ids import Labels, Mask, is_rectangle, projection, varied
 
 FLOOR = 1e-3
 """Share of a slice's largest norm over the inputs below which its norm on one input is not taken as its scale."""

@@ -21,13 +21,13 @@ from leanonnx.graph.formats import (
     number_format,
 )
 from leanonnx.graph.model import Model
+from leanonnx.inputs.random import KINDS as KINDS
+from leanonnx.inputs.random import alike, further_inputs, sizes_of
+from leanonnx.inputs.random import inputs_for as inputs_for
 from leanonnx.proof.compare import CONSTANT, Channels
 from leanonnx.proof.compare import relative as relative
 from leanonnx.proof.decisions import behind, decided, weighed
 from leanonnx.proof.decisions import behind_decisions as behind_decisions
-from leanonnx.proof.inputs import KINDS as KINDS
-from leanonnx.proof.inputs import alike, further_inputs, sizes_of
-from leanonnx.proof.inputs import inputs_for as inputs_for
 from leanonnx.proof.noise import Draws, drawn
 from leanonnx.proof.sides import Comparison, Findings, Sides, Table
 from leanonnx.runtime.sessions import Feed, run

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from leanonnx.formatting import shape_text
 from leanonnx.graph.formats import Source, is_float, loaded
+from leanonnx.inputs.random import alike, shaken
 from leanonnx.numeric.arrays import Array, Floats
-from leanonnx.numeric.labels import Mask
+from leanonnx.numeric.channel_ids import Mask
 from leanonnx.proof.compare import WHOLE, Channels, Profile, Slices, distance, kind_of, scales_of, varying
-from leanonnx.proof.inputs import alike, shaken
+from leanonnx.runtime.probes import tapped
 from leanonnx.runtime.sessions import Feed, RunFailed, failing, opened, runs
-from leanonnx.runtime.taps import tapped
-from leanonnx.words import shape_text
 
 Row = list[Array]
 """The tensors of one run."""

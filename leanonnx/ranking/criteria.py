@@ -20,9 +20,9 @@ from leanonnx.errors import OptionError
 from leanonnx.numeric.arrays import Floats, Ints
 from leanonnx.numeric.chains import best_through, extract, normalise_rows
 from leanonnx.numeric.norms import kernel_norms
-from leanonnx.ranking.classes import channel_classes, layers_of
 from leanonnx.ranking.elimination import PLAIN, Terms
-from leanonnx.ranking.weigh import Weights
+from leanonnx.ranking.groups import channel_classes, layers_of
+from leanonnx.ranking.weighting import Weights
 
 Chains = Literal["cover", "through", "free"]
 Mode = Literal["through", "free"]

@@ -18,8 +18,8 @@ from leanonnx.analysis.cost import Rate
 from leanonnx.analysis.dag import ChannelDag, pinned
 from leanonnx.numeric.arrays import Floats, Ints
 from leanonnx.numeric.obs import Reader, eliminated, precision
-from leanonnx.ranking.moments import Statistics
 from leanonnx.ranking.pathmass import Read, masses, reads
+from leanonnx.statistics.moments import Statistics
 
 Sequence = tuple[Ints, Floats]
 """The classes of a layer in the order of their removal, and the cost of each."""

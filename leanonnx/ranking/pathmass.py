@@ -14,8 +14,8 @@ import numpy as np
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.numeric.arrays import Floats, Ints
-from leanonnx.ranking.moments import ADDING, Statistics, by_label, channel_axis, summed_axis
 from leanonnx.rules.call import Link, Reduction
+from leanonnx.statistics.moments import ADDING, Statistics, by_label, channel_axis, summed_axis
 
 
 @dataclass(frozen=True)

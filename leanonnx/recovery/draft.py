@@ -14,12 +14,12 @@ import onnx
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.data.samples import Data, batch_size
 from leanonnx.errors import ModelError, ProofFailed
+from leanonnx.evaluation.deviation import Fidelity, compare
+from leanonnx.evaluation.slices import bounded, channel_axes
 from leanonnx.graph.formats import Source
 from leanonnx.graph.model import check
 from leanonnx.graph.storage import write_model
-from leanonnx.numeric.labels import Mask
-from leanonnx.proof.deviation import Fidelity, compare
-from leanonnx.proof.slices import bounded, channel_axes
+from leanonnx.numeric.channel_ids import Mask
 from leanonnx.recovery.recover import Mended, recover
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.system.clock import Clock

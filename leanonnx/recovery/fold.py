@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from leanonnx.numeric.arrays import Floats, Ints
 from leanonnx.numeric.regression import Sums
-from leanonnx.ranking.moments import by_label, rows_of
 from leanonnx.recovery.rows import Site
+from leanonnx.statistics.moments import by_label, rows_of
 
 ROWS = 20_000
 """Positions that the regression sees; ``PER_CHANNEL`` times its channels if that is more."""

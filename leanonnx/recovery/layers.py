@@ -11,13 +11,13 @@ import onnx
 from onnx import numpy_helper
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.analysis.positions import Window, window_of
 from leanonnx.errors import ModelError
 from leanonnx.graph.formats import is_float
 from leanonnx.graph.model import FREE_INITIALIZERS, Model, holder_array
 from leanonnx.graph.nodes import BIAS, BIASED, LINEAR, attribute, fresh_name, is_per_channel, name_of, standard
+from leanonnx.graph.positions import Window, window_of
 from leanonnx.numeric.arrays import Array, Floats
-from leanonnx.numeric.labels import Mask
+from leanonnx.numeric.channel_ids import Mask
 from leanonnx.recovery.route import Route, route_to
 from leanonnx.rules.call import Mix
 

@@ -11,8 +11,8 @@ import onnx
 from leanonnx.data.images import image_axes
 from leanonnx.graph.formats import HALVES, fed_in_float32, float_kinds, in_float32, is_float
 from leanonnx.graph.model import Model
-from leanonnx.numeric.labels import Mask
-from leanonnx.recovery.walk import Shelf, Walk
+from leanonnx.numeric.channel_ids import Mask
+from leanonnx.recovery.partial_runner import Shelf, Walk
 from leanonnx.runtime.sessions import Feed
 
 EVERY = 5

@@ -24,14 +24,14 @@ from leanonnx.graph.formats import HALVES, float_kinds, in_float32
 from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import attribute, name_of, scale_and_shift
 from leanonnx.numeric.arrays import Floats
-from leanonnx.numeric.labels import Mask
+from leanonnx.numeric.channel_ids import Mask
 from leanonnx.numeric.regression import LARGE, Fit, Kind, Rows, Sums, best_fit
 from leanonnx.recovery.fold import folded
 from leanonnx.recovery.layers import Change, Layer, changed, layers
 from leanonnx.recovery.pair import Pair
+from leanonnx.recovery.partial_runner import Shelf
 from leanonnx.recovery.rescale import Norm, Rescaled, norms, rescaled
 from leanonnx.recovery.rows import Beside, Site
-from leanonnx.recovery.walk import Shelf
 from leanonnx.runtime.sessions import Feed
 
 MOST_ROWS = 100_000

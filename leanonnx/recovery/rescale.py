@@ -18,7 +18,7 @@ from leanonnx.graph.formats import is_float
 from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import attribute, scale_and_shift
 from leanonnx.numeric.arrays import Floats
-from leanonnx.numeric.labels import Mask
+from leanonnx.numeric.channel_ids import Mask
 from leanonnx.recovery.layers import hold
 from leanonnx.recovery.pair import Pair
 

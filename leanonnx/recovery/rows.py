@@ -9,10 +9,10 @@ from functools import cached_property
 import numpy as np
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.analysis.positions import Window, features
 from leanonnx.graph.nodes import bias_of
+from leanonnx.graph.positions import Window, features
 from leanonnx.numeric.arrays import Array, Floats, Ints
-from leanonnx.numeric.labels import Mask
+from leanonnx.numeric.channel_ids import Mask
 from leanonnx.recovery.layers import Layer
 from leanonnx.recovery.pair import Pair, Run
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from leanonnx.numeric.labels import Labels, compact, on_axis, uniform, varied
+from leanonnx.numeric.channel_ids import Labels, compact, on_axis, uniform, varied
 from leanonnx.rules import advice
 from leanonnx.rules.call import (
     Call,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leanonnx.numeric.labels import Labels, compact, on_axis, varied
+from leanonnx.numeric.channel_ids import Labels, compact, on_axis, varied
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Edit, Effect, Kept, Link, Pairs, Pin, Slice, Unsupported, mint_for_rows, steered
 

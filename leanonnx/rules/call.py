@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanonnx.numeric.arrays import Array
-from leanonnx.numeric.labels import Labels, Mask, Shape, along, compact, on_axis, projection, uniform, varied
+from leanonnx.numeric.channel_ids import Labels, Mask, Shape, along, compact, on_axis, projection, uniform, varied
 from leanonnx.rules import advice
 
 Pairs = tuple[Labels, Labels]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from leanonnx.numeric.labels import Shape
+from leanonnx.numeric.channel_ids import Shape
 from leanonnx.rules.call import Call, Effect, Link, Mix, Pin, Reduction, Slice
 
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from leanonnx.numeric.labels import Labels, on_axis, varied
+from leanonnx.numeric.channel_ids import Labels, on_axis, varied
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Edit, Effect, Kept, Link, Mix, Pairs, Pin, Rewrite, Slice, Unsupported, steered
 from leanonnx.rules.correlation import correlation

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from leanonnx.numeric.labels import compact, on_axis, uniform, varied
+from leanonnx.numeric.channel_ids import compact, on_axis, uniform, varied
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Edit, Effect, Kept, Link, Reduction, Unsupported, mint_for_rows
 from leanonnx.rules.weights import vectors

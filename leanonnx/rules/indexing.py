@@ -9,7 +9,7 @@ import numpy as np
 
 from leanonnx.graph.formats import is_float
 from leanonnx.numeric.arrays import Array
-from leanonnx.numeric.labels import Labels, Shape, compact, on_axis, projection, varied
+from leanonnx.numeric.channel_ids import Labels, Shape, compact, on_axis, projection, varied
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Edit, Effect, Kept, Link, Move, Pairs, Pin, Slice, Unsupported, steered
 from leanonnx.rules.joins import joined

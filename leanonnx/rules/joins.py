@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from leanonnx.numeric.labels import Labels, Shape, varied
+from leanonnx.numeric.channel_ids import Labels, Shape, varied
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, Link, Pairs, Slice, Unsupported, broadcast_factor
 

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from leanonnx.numeric.arrays import Array
-from leanonnx.numeric.labels import on_axis, varied
+from leanonnx.numeric.channel_ids import on_axis, varied
 from leanonnx.rules import advice, products
 from leanonnx.rules.call import Call, Effect, Mix, Pairs, Slice, Unsupported, broadcast_factor
 from leanonnx.rules.weights import fixed, require_held, vectors

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from leanonnx.numeric.labels import Labels, Shape, on_axis, reshape, uniform, varied
+from leanonnx.numeric.channel_ids import Labels, Shape, on_axis, reshape, uniform, varied
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Edit, Effect, Entries, Kept, Link, Pairs, Unsupported, kept_together, steered
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from leanonnx.numeric.arrays import Array
-from leanonnx.numeric.labels import on_axis, projection, varied
+from leanonnx.numeric.channel_ids import on_axis, projection, varied
 from leanonnx.rules import advice
 from leanonnx.rules.call import (
     Attribute,

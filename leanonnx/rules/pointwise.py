@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from leanonnx.numeric.labels import Labels, compact, varied
+from leanonnx.numeric.channel_ids import Labels, compact, varied
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, Link, Slice, Unsupported, broadcast_factor, steered
 from leanonnx.rules.joins import joined

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from leanonnx.numeric.labels import Labels, compact, on_axis, varied
+from leanonnx.numeric.channel_ids import Labels, compact, on_axis, varied
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, Link, Mix, Pairs, Pin, Slice, Unsupported, mint_for_rows, pin_all
 from leanonnx.rules.weights import require_held

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from leanonnx.numeric.labels import compact, uniform, varied
+from leanonnx.numeric.channel_ids import compact, uniform, varied
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, Slice, Unsupported
 

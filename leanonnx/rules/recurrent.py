@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from leanonnx.numeric.arrays import Array
-from leanonnx.numeric.labels import on_axis, uniform
+from leanonnx.numeric.channel_ids import on_axis, uniform
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, Mix, Pin, Slice, Unsupported, steered
 from leanonnx.rules.weights import fixed, require_held

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from leanonnx.numeric.labels import Labels, uniform, varied
+from leanonnx.numeric.channel_ids import Labels, uniform, varied
 from leanonnx.rules.call import Call, Edit, Effect, Kept, Link, Reduction, Unsupported, taken_together
 
 BLIND = {"ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"}

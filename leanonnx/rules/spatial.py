@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from leanonnx.numeric.labels import compact, on_axis, varied
+from leanonnx.numeric.channel_ids import compact, on_axis, varied
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Edit, Effect, Entries, Kept, Link, Unsupported, mint_for_rows, steered
 from leanonnx.rules.reduction import added_up, sums_channels

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from leanonnx.numeric.labels import Labels, uniform
+from leanonnx.numeric.channel_ids import Labels, uniform
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, Mix, Slice, Unsupported
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from leanonnx.numeric.labels import Labels, Mask, compact, on_axis, projection, varied
+from leanonnx.numeric.channel_ids import Labels, Mask, compact, on_axis, projection, varied
 from leanonnx.rules import advice
 from leanonnx.rules.assembly import window
 from leanonnx.rules.call import Call, Edit, Effect, Entries, Kept, Unsupported

@@ -12,14 +12,14 @@ import numpy as np
 import onnx
 
 from leanonnx.errors import ModelError, OptionError
+from leanonnx.formatting import shape_text
 from leanonnx.graph.formats import OTHERS, Kinds, fed_in_float32, float_kinds, in_float32
 from leanonnx.graph.model import Model, first_line, tensors
 from leanonnx.graph.pixels import pixels
 from leanonnx.numeric.arrays import Array
 from leanonnx.runtime.free_axes import Sizes, axis_groups, further
+from leanonnx.runtime.probes import tapped
 from leanonnx.runtime.sessions import LONGEST_RUN, Feed, Session, finished, opened
-from leanonnx.runtime.taps import tapped
-from leanonnx.words import shape_text
 
 Shapes = Mapping[str, tuple[int, ...]]
 Axes = list[int | str]

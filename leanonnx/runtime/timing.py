@@ -3,7 +3,7 @@
 Two models take turns, so that a drift of the machine hits both, on several sets of sessions.  The result is the median
 of the ratios of neighbouring blocks of runs, with a bootstrap interval.  Whether onnxruntime flushes denormal numbers
 in the calling thread is decided by the first session of a process, and threads of earlier work disturb:
-``leanonnx.runtime.fresh`` measures the same in a process of its own.
+``leanonnx.runtime.subprocess_timing`` measures the same in a process of its own.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ import numpy as np
 from leanonnx.analysis.cost import Rate
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.product_costs import Product, products
-from leanonnx.numeric.labels import Labels, Mask
+from leanonnx.hardware.targets import Target
+from leanonnx.numeric.channel_ids import Labels, Mask
 from leanonnx.rules.call import Mix
-from leanonnx.runtime.targets import Target
 
 CONVOLUTIONS = ("Conv", "FusedConv")
 """Operators that have kernels which work on blocks of channels."""

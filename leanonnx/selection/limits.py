@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from leanonnx.analysis.cost import CostModel
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.nodes import title
-from leanonnx.numeric.labels import Mask
+from leanonnx.numeric.channel_ids import Mask
 from leanonnx.rules.call import Pin
 
 Key = TypeVar("Key", bound=Hashable)

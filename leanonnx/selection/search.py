@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from leanonnx.errors import BudgetUnreachable
-from leanonnx.numeric.labels import Mask
+from leanonnx.numeric.channel_ids import Mask
 from leanonnx.runtime.timing import Comparison
 from leanonnx.selection.selector import Price, Selection, Selector
 

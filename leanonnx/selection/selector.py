@@ -13,15 +13,15 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.checks import check_fraction
 from leanonnx.errors import BudgetUnreachable
 from leanonnx.graph.nodes import BIAS, BIASED, standard
-from leanonnx.numeric.labels import Labels, Mask
+from leanonnx.numeric.channel_ids import Labels, Mask
 from leanonnx.ranking.criteria import Chains, Method, Question, Ranking, rank
 from leanonnx.ranking.elimination import PLAIN, Terms
-from leanonnx.ranking.moments import Statistics
-from leanonnx.ranking.weigh import Weights
+from leanonnx.ranking.weighting import Weights
 from leanonnx.rules.call import Mix, Pin
-from leanonnx.selection.keeper import Keeper
+from leanonnx.selection.allocator import Keeper
 from leanonnx.selection.limits import what_holds
 from leanonnx.selection.widths import NATURAL, Alignment
+from leanonnx.statistics.moments import Statistics
 
 Price = Callable[[Mask], float]
 LATENCY = "latency"

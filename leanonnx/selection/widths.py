@@ -15,9 +15,9 @@ import numpy as np
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.numeric.arrays import Floats, Ints
-from leanonnx.numeric.labels import Labels, Mask
-from leanonnx.ranking.classes import layers_of
+from leanonnx.numeric.channel_ids import Labels, Mask
 from leanonnx.ranking.criteria import Ranking
+from leanonnx.ranking.groups import layers_of
 
 NEAREST = 0.5
 PARTS = 16

@@ -21,7 +21,7 @@ from leanonnx.graph.formats import is_integer
 from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import title
 from leanonnx.numeric.arrays import Array
-from leanonnx.numeric.labels import Mask, is_rectangle, projection, varied
+from leanonnx.numeric.channel_ids import Mask, is_rectangle, projection, varied
 from leanonnx.rules.call import Attribute, Entries, Pick
 
 Place = tuple[int, int]

@@ -20,7 +20,7 @@ from leanonnx.analysis.closure import Closure
 from leanonnx.analysis.constants import Use
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import PlanError
-from leanonnx.numeric.labels import Labels, Mask, varied
+from leanonnx.numeric.channel_ids import Labels, Mask, varied
 from leanonnx.surgery.patch import kept_indices
 from leanonnx.surgery.recipe import Recipe, earlier_recipe, read_recipe
 from leanonnx.system.outputs import Place, check_writable, write_file

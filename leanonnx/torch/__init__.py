@@ -23,11 +23,11 @@ from torch import nn
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.api.sources import ModelSource, as_file, several, title
-from leanonnx.compressing.pipeline import inspect
-from leanonnx.compressing.workshop import operated
+from leanonnx.commands.compress.pipeline import inspect
+from leanonnx.commands.compress.workshop import operated
 from leanonnx.errors import ModelError, PlanError, ProofFailed
 from leanonnx.graph.model import Model, load
-from leanonnx.numeric.labels import Mask
+from leanonnx.numeric.channel_ids import Mask
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import Feed, RunFailed, run
 from leanonnx.surgery.patch import plan_patch

@@ -10,7 +10,7 @@ from typing import Any
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import PlanError
 from leanonnx.numeric.arrays import Array
-from leanonnx.numeric.labels import Mask
+from leanonnx.numeric.channel_ids import Mask
 from leanonnx.surgery.patch import constant_of, kept_indices
 from leanonnx.surgery.plan import Plan
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from leanonnx.analysis.dag import ChannelDag, analyse
 from leanonnx.graph.formats import number_format
 from leanonnx.graph.model import load
-from leanonnx.numeric.labels import Mask
+from leanonnx.numeric.channel_ids import Mask
 from leanonnx.proof.proof import FAILED, inputs_for, prove
 from leanonnx.rules.table import DEFAULT, Rules
 from leanonnx.runtime.observation import observe

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from leanonnx.numeric.labels import compact, varied
+from leanonnx.numeric.channel_ids import compact, varied
 from leanonnx.rules.call import Call, Effect
 from leanonnx.rules.table import DEFAULT
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from leanonnx.numeric.labels import Labels, compact, uniform, varied
+from leanonnx.numeric.channel_ids import Labels, compact, uniform, varied
 from leanonnx.rules.call import Call, Effect, Rule, Slice, Unsupported
 from tests.rules.case import Wrong
 

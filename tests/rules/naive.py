@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.numeric.labels import Labels, Mask
+from leanonnx.numeric.channel_ids import Labels, Mask
 from leanonnx.rules.call import Mix
 from tests.rules.bench import SUBJECT, Probe, Sample
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from leanonnx import rules
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.product_costs import products
-from leanonnx.numeric.labels import Labels, Mask, compact
+from leanonnx.numeric.channel_ids import Labels, Mask, compact
 from leanonnx.rules.call import Call, Effect, Rule
 from leanonnx.rules.table import COUNTED, DEFAULT
 from tests.rules import mutants, naive

@@ -1,0 +1,344 @@
+"""Steady channels: those that hold one number at every position, whatever the input.
+
+The network is run on numbers and not-a-number: each tensor carries an array laid out as its labels that holds the
+number of a steady channel, and NaN for all others.  Five families of operators pass numbers on; all others put out NaN.
+
+1. Pointwise operators (activations, joins, …) are run in onnxruntime, one node at a time, on the numbers.
+2. Movements, and pooling without a border, pass any number on; a mean over channels does where all hold the same,
+   those that are not alive zero.
+3. Operators that sum or sample with a border of zeros pass on zero alone; a Pad passes on the number that it fills in.
+4. Normalisations by fixed statistics are linear in each channel; a scale of zero makes a channel steady.
+5. Channel mixing: an output channel is steady where every kernel that reaches it is zero or reads a steady channel,
+   zero where the kernel may stand over a border of zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from leanonnx.analysis.constants import Constants
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.graph.formats import is_float
+from leanonnx.graph.nodes import LINEAR, attribute, bias_of, is_padded, scale_and_shift, standard
+from leanonnx.numeric.arrays import Array
+from leanonnx.numeric.channel_ids import Labels, Mask
+from leanonnx.rules.call import Link, Mix
+from leanonnx.rules.pointwise import JOINS, UNARY
+from leanonnx.runtime.sessions import run_node
+
+Numbers = NDArray[np.float64]
+MIXING = LINEAR | {"FusedConv"}
+POINTWISE = ({*UNARY, *JOINS} - {"Dropout"}) | {"PRelu", "QuantizeLinear", "DequantizeLinear"}
+DIAGONAL = {"BatchNormalization", "InstanceNormalization"}
+MOVING = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Tile", "Split", "Slice", "Gather"}
+MOVING |= {"DepthToSpace", "SpaceToDepth", "Concat", "MaxPool", "GlobalAveragePool", "GlobalMaxPool"}
+MOVING |= {"ReduceMean", "ReduceMax", "ReduceMin"}
+SUMMING = {"AveragePool", "LpPool", "GlobalLpPool", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare", "CumSum"}
+BORDERED = {"Pad", "Resize"}
+ALONE = 1
+RESIDUAL = 3
+"""The slot of the tensor that a FusedConv adds."""
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Which kernels of a mixing node carry anything, [G, O, I].
+
+    ``given`` [G, I] holds the numbers of the steady channels that it reads (NaN: not steady), ``nonzero`` tells which
+    kernels are not zero, and ``even`` that a steady channel adds the same number at every position.
+    """
+
+    node: int
+    mix: Mix
+    nonzero: NDArray[np.bool_]
+    given: Numbers
+    even: bool
+
+    def through(self, folded: bool) -> NDArray[np.bool_]:
+        """Kernels that carry what cannot be done without; ``folded``: steady channels are made up for elsewhere."""
+        idle = np.isfinite(self.given) if folded and self.even else self.given == 0
+        return self.nonzero & ~idle[:, None, :]
+
+    def sums(self, given: Numbers) -> Numbers:
+        """What steady channels add to each output channel [G, O], NaN where a kernel reads a channel that is none."""
+        known = np.isfinite(given) if self.even else given == 0
+        found = np.where((self.nonzero & ~known[:, None, :]).any(2), np.nan, 0.0)
+        places = np.argwhere(known & (given != 0))
+        weights = self.mix.kernels() if len(places) else np.zeros(0)
+        for group, channel in places:
+            kernels = np.asarray(weights[group, :, channel], np.float64)
+            found[group] += given[group, channel] * kernels.reshape(kernels.shape[0], -1).sum(1)
+        return found
+
+
+@dataclass(frozen=True)
+class Steady:
+    """Numbers of steady channels by tensor, laid out as its labels, and the kernels that carry anything."""
+
+    numbers: Mapping[str, Numbers]
+    flows: tuple[Flow, ...]
+
+    def uniform(self, dag: ChannelDag, alive: Mask) -> dict[str, float]:
+        """Tensors that hold a single number in all channels that live, with that number."""
+        found = {}
+        for name, numbers in self.numbers.items():
+            living = numbers[alive[dag.labels[name]]]
+            if living.size and (living == living[0]).all():
+                found[name] = float(living[0])
+        return found
+
+
+def steady(dag: ChannelDag, alive: Mask | None = None) -> Steady:
+    """Find the steady channels of a network whose mixing operators read nothing of channels that are not alive."""
+    run_ = _Run(dag, dag.whole if alive is None else alive)
+    for index, node in enumerate(dag.model.proto.graph.node):
+        if node.output and node.output[0] in dag.labels:
+            run_.visit(index, node)
+    return Steady(run_.numbers, tuple(run_.flows))
+
+
+class _Run:
+    """What has been found while the nodes are visited; ``kinds`` holds the number formats of steady tensors."""
+
+    def __init__(self, dag: ChannelDag, alive: Mask) -> None:
+        self.dag, self.alive = dag, alive
+        self.numbers: dict[str, Numbers] = {}
+        self.kinds: dict[str, np.dtype[Any]] = {}
+        self.flows: list[Flow] = []
+        self.fixed = Constants(dag.model, dag.observation).fixed
+        self.beside = {node for node, _ in dag.implied}
+
+    def visit(self, index: int, node: onnx.NodeProto) -> None:
+        """Find the numbers that a node puts out, and what its kernels carry."""
+        op = _operator(node)
+        mixes = [mix for mix in self.dag.mixes_of.get(index, []) if mix.inward is not None]
+        if mixes:
+            self._mixed(index, node, op, mixes)
+        elif op in DIAGONAL:
+            self._scaled(node, op)
+        elif op in POINTWISE:
+            self._pointwise(node)
+        elif op in MOVING | SUMMING | BORDERED and any(name in self.numbers for name in node.input):
+            self._moved(index, node, op)
+
+    def _enter(self, name: str, numbers: Array, kind: np.dtype[Any]) -> None:
+        """Note the numbers of a tensor where they are the same for all positions of a channel."""
+        if name not in self.dag.labels:
+            return
+        labels = self.dag.labels[name]
+        array = np.asarray(numbers, np.float64)
+        if array.ndim > labels.ndim:
+            return
+        array = array.reshape((1,) * (labels.ndim - array.ndim) + array.shape)
+        axes = tuple(k for k in range(labels.ndim) if labels.shape[k] == 1 and array.shape[k] != 1)
+        low, high = array.min(axes, keepdims=True), array.max(axes, keepdims=True)
+        found = np.broadcast_to(np.where((low == high) & np.isfinite(low), low, np.nan), labels.shape)
+        if not np.isnan(found).all():
+            self.numbers[name], self.kinds[name] = found, kind
+
+    def _vector(self, name: str, axis: int, size: int) -> Numbers:
+        """The number of each slice of a tensor along an axis [size], NaN where a slice is not steady."""
+        numbers = self.numbers.get(name)
+        if numbers is None:
+            return np.full(size, np.nan)
+        rows = np.moveaxis(numbers, axis, 0).reshape(numbers.shape[axis], -1)
+        return np.broadcast_to(np.where((rows == rows[:, :1]).all(1), rows[:, 0], np.nan), (size,))
+
+    # 5: mixing
+
+    def _mixed(self, index: int, node: onnx.NodeProto, op: str, mixes: list[Mix]) -> None:
+        flows = [self._flow(index, node, mix, op) for mix in mixes]
+        self.flows.extend(flows)
+        if op not in MIXING or len(flows) != ALONE or not node.output[0]:
+            return
+        flow = flows[0]
+        bias = bias_of(node, flow.mix.targets.size, self.fixed, flow.mix.onto)
+        if bias is None:
+            return
+        if len(node.input) > RESIDUAL and node.input[RESIDUAL]:
+            bias = bias + self._vector(node.input[RESIDUAL], 1, bias.size)
+        given = np.where(self.alive[flow.mix.sources], flow.given, 0.0)
+        alpha = attribute(node, "alpha", 1.0) if op == "Gemm" else 1.0
+        numbers = (alpha * flow.sums(given)).reshape(-1) + bias
+        if op == "FusedConv":
+            numbers = self._activated(node, numbers, flow.mix.kernels())
+        self._spread(node.output[0], flow.mix.targets.reshape(-1), numbers, flow.mix.kernels().dtype)
+
+    def _flow(self, index: int, node: onnx.NodeProto, mix: Mix, op: str) -> Flow:
+        weights = mix.kernels()
+        groups, width = mix.sources.shape
+        if self.fixed(node.input[mix.slot]) is None or not is_float(weights):
+            nonzero = np.ones((groups, mix.targets.shape[1], width), bool)
+            return Flow(index, mix, nonzero, np.full(mix.sources.shape, np.nan), even=False)
+        nonzero = (weights != 0).any(axis=tuple(range(3, weights.ndim)))
+        given = np.full(mix.sources.shape, np.nan)
+        if op in MIXING:
+            given = self._vector(node.input[1 - mix.slot], mix.axis, mix.sources.size).reshape(mix.sources.shape)
+        even = op in ("Gemm", "MatMul") or (op in ("Conv", "FusedConv") and not is_padded(node))
+        return Flow(index, mix, nonzero, given, even)
+
+    def _activated(self, node: onnx.NodeProto, numbers: Numbers, weights: Array) -> Numbers:
+        """What the activation of a FusedConv makes of numbers [O]: the node itself is run, on kernels of zeros."""
+        alone = onnx.NodeProto(op_type=node.op_type, domain=node.domain, input=["x", "w", "b"], output=node.output)
+        alone.attribute.extend(a for a in node.attribute if a.name.startswith("activation"))
+        pixel = (1,) * (weights.ndim - 3)
+        data = np.zeros((1, 1, *pixel), weights.dtype)
+        bias = np.nan_to_num(numbers).astype(weights.dtype)
+        found = self._evaluated(
+            alone, {"x": data}, {"w": np.zeros((numbers.size, 1, *pixel), weights.dtype), "b": bias}
+        )
+        return (
+            np.full(numbers.size, np.nan) if found is None else np.where(np.isnan(numbers), np.nan, found.reshape(-1))
+        )
+
+    def _spread(self, name: str, labels: Labels, numbers: Numbers, kind: np.dtype[Any]) -> None:
+        """Enter a tensor by the numbers of labels; those that are not named are not steady."""
+        order = np.argsort(labels, kind="stable")
+        wanted = self.dag.labels[name]
+        place = np.minimum(np.searchsorted(labels[order], wanted), labels.size - 1)
+        found = np.where(labels[order][place] == wanted, numbers[order][place], np.nan)
+        self._enter(name, found, kind)
+
+    # 4: normalisation by fixed statistics
+
+    def _scaled(self, node: onnx.NodeProto, op: str) -> None:
+        parameters = [self.fixed(name) for name in node.input[1:]]
+        if any(p is None for p in parameters) or attribute(node, "training_mode", 0):
+            return
+        first, *others = [np.asarray(p) for p in parameters]
+        kind, gamma = first.dtype, np.asarray(first, np.float64)
+        beta, *statistics = [np.asarray(p, np.float64) for p in others]
+        given = self._vector(node.input[0], 1, gamma.size)
+        if op == "BatchNormalization":
+            mean, variance = statistics
+            scale, shift = scale_and_shift(gamma, beta, mean, variance, attribute(node, "epsilon", 1e-5))
+            numbers = scale * given + shift
+        else:
+            numbers = np.where(np.isfinite(given), beta, np.nan)
+        numbers = np.where(gamma == 0, beta, numbers)
+        self._enter(node.output[0], numbers.reshape(-1, *[1] * (self.dag.labels[node.output[0]].ndim - 2)), kind)
+
+    # 1: pointwise
+
+    def _pointwise(self, node: onnx.NodeProto) -> None:
+        free = [name for name in dict.fromkeys(node.input) if name in self.dag.labels]
+        given = {name: self.numbers.get(name, _unknown(self.dag.labels[name].ndim)) for name in free}
+        held = {name: self.fixed(name) for name in node.input if name and name not in given}
+        if not given or any(value is None for value in held.values()):
+            return
+        constants = {name: np.asarray(value) for name, value in held.items()}
+        operands = (*given.values(), *constants.values())
+        zero = _any([numbers == 0 for numbers in operands if node.op_type == "Mul"])
+        unknown = _any([np.isnan(numbers) for numbers in given.values()])
+        if unknown.all() and not zero.any():
+            return
+        kinds = [self.kinds[name] for name in given if name in self.kinds] + [a.dtype for a in constants.values()]
+        feed = {
+            name: np.nan_to_num(numbers, nan=1.0).astype(self.kinds.get(name, kinds[0]))
+            for name, numbers in given.items()
+        }
+        result = self._evaluated(node, feed, constants)
+        if result is not None:
+            numbers = np.where(unknown, np.nan, np.asarray(result, np.float64))
+            self._enter(node.output[0], np.where(zero, 0.0, numbers), result.dtype)
+
+    def _evaluated(self, node: onnx.NodeProto, feed: dict[str, Array], constants: dict[str, Array]) -> Array | None:
+        """What one node puts out; None where onnxruntime cannot run it alone."""
+        if node.op_type in ("Div", "Mod") and any(not is_float(array) for array in feed.values()):
+            return None
+        return run_node(node, feed, constants, self.dag.model.proto, self.dag.observation.replaced)
+
+    # 2 and 3: movements, pooling, borders
+
+    def _moved(self, index: int, node: onnx.NodeProto, op: str) -> None:
+        names = [name for name in node.input if name] if op == "Concat" else list(node.input[:1])
+        given = [name for name in names if name in self.numbers]
+        constant = any(name not in self.dag.labels for name in names)
+        if not given or (constant and index not in self.beside):
+            return
+        pairs = [(self.dag.labels[n], self._passed(node, op, n)) for n in names if n in self.dag.labels]
+        labels, numbers = _by_label(pairs)
+        if index in self.dag.reductions:
+            numbers = np.where(self.alive[labels], numbers, 0.0)
+        linked = [_followed(link, labels, numbers) for link in self.dag.links_of.get(index, [])]
+        own = [] if constant else [(labels, numbers)]
+        if op == "Pad":
+            own += self._filled(node, labels)
+        labels, numbers = _by_label([*own, *linked])
+        for name in node.output if op == "Split" else node.output[:1]:
+            if name in self.dag.labels and labels.size:
+                self._spread(name, labels, numbers, self.kinds[given[0]])
+
+    def _passed(self, node: onnx.NodeProto, op: str, name: str) -> Numbers:
+        """The numbers of an input that come out as they went in; NaN for all others."""
+        numbers = self.numbers.get(name, np.full(self.dag.labels[name].shape, np.nan))
+        if op in MOVING or (op == "AveragePool" and not is_padded(node) and not attribute(node, "ceil_mode", 0)):
+            return numbers
+        border: float | None = 0.0
+        if op == "Pad":
+            border = self._filler(node)
+        elif op == "Resize":
+            cropped = attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize"
+            border = attribute(node, "extrapolation_value", 0.0) if cropped else 0.0
+            if not cropped and attribute(node, "mode", "nearest") in ("nearest", "linear"):
+                return numbers
+        return np.where(numbers == border, numbers, np.nan) if border is not None else np.full_like(numbers, np.nan)
+
+    def _filler(self, node: onnx.NodeProto) -> float | None:
+        """The number that a Pad puts around its input; None where it is not one known number."""
+        if attribute(node, "mode", "constant") != "constant":
+            return None
+        if len(node.input) < 3 or not node.input[2]:
+            return float(attribute(node, "value", 0.0))
+        array = self.fixed(node.input[2])
+        return None if array is None or array.size != 1 else float(array.reshape(-1)[0])
+
+    def _filled(self, node: onnx.NodeProto, labels: Labels) -> list[tuple[Labels, Numbers]]:
+        """Channels that a Pad has put in: those of its output that its input has not."""
+        border = self._filler(node)
+        fresh = np.setdiff1d(self.dag.labels[node.output[0]], labels)
+        return [] if border is None or not fresh.size else [(fresh, np.full(fresh.size, border))]
+
+
+def _operator(node: onnx.NodeProto) -> str:
+    """The name of an operator that is known here."""
+    fused = node.domain == "com.microsoft" and node.op_type == "FusedConv"
+    return node.op_type if fused else standard(node)
+
+
+def _unknown(rank: int) -> Numbers:
+    return np.full((1,) * rank, np.nan)
+
+
+def _any(masks: list[NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    found = np.zeros((), bool)
+    for mask in masks:
+        found = found | mask
+    return np.asarray(found)
+
+
+def _by_label(pairs: list[tuple[Labels, Numbers]]) -> tuple[Labels, Numbers]:
+    """The number of each label; NaN where its positions disagree."""
+    if not pairs:
+        return np.zeros(0, np.int64), np.zeros(0)
+    labels = np.concatenate([np.asarray(found).reshape(-1) for found, _ in pairs])
+    numbers = np.concatenate([np.broadcast_to(n, np.shape(found)).reshape(-1) for found, n in pairs])
+    unique, inverse = np.unique(labels, return_inverse=True)
+    low, high = np.full(unique.size, np.inf), np.full(unique.size, -np.inf)
+    with np.errstate(invalid="ignore"):  # NaN is meant to win
+        np.minimum.at(low, inverse.reshape(-1), numbers)
+        np.maximum.at(high, inverse.reshape(-1), numbers)
+    return unique, np.where(low == high, low, np.nan)
+
+
+def _followed(link: Link, labels: Labels, numbers: Numbers) -> tuple[Labels, Numbers]:
+    """Fixed edges carry the number of their source."""
+    sources, targets = (side.reshape(-1) for side in (link.sources, link.targets))
+    place = np.minimum(np.searchsorted(labels, sources), labels.size - 1)
+    return targets, np.where(labels[place] == sources, numbers[place], np.nan)

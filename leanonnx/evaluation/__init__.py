@@ -1,0 +1,1 @@
+"""Accuracy metrics: how far a compressed model is from its original."""

@@ -1,0 +1,185 @@
+"""How far a compressed model is from the original on real inputs, output by output, and from labels where there are.
+
+Both run side by side in onnxruntime on the CPU; of all samples only sums are kept (``tally``).  What an output is
+follows from its shape alone (``kinds``):
+
+1. *Classes*.  Top-1: share of samples in which both models choose the same class; top-5, for K > 5: in which the
+   original's class is among the other's best five.
+2. *Image*.  PSNR, the peak being the range of the original's output over all samples.  What sums to one over C > 1
+   channels everywhere is no image but 3.
+3. *Class map*.  Top-1: share of pixels that get the same class.
+4. *Whole numbers*, booleans, text.  Top-1: share of equal elements.
+5. Anything else has a relative error alone.
+
+The relative error is told of the whole tensor, and of the channel in which it is largest (``slices``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from leanonnx.data.samples import Data
+from leanonnx.errors import DataError
+from leanonnx.evaluation.kinds import CLASSES, channels_last, rows_of
+from leanonnx.evaluation.scores import LOWER, Score, scored
+from leanonnx.evaluation.tally import Deviation, Tally, tally_of
+from leanonnx.graph.formats import Kinds, Source, fed_in_float32, stand_in
+from leanonnx.graph.model import Model
+from leanonnx.numeric.arrays import Array
+from leanonnx.proof.proof import MANY_NODES
+from leanonnx.runtime.sessions import Feed, RunFailed, Session, failing, finished, opened
+
+Axes = Mapping[str, tuple[int, ...]]
+"""For each graph output, the axes that channel labels tell apart."""
+Runs = Iterator[tuple[Feed, Array | None, list[Array], list[list[Array]]]]
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Deviation of all outputs over so many samples; with labels, the ``metric`` of both models.
+
+    ``unused`` says why there is no metric although there are labels.
+    """
+
+    samples: int
+    outputs: tuple[Deviation, ...]
+    metric: str | None = None
+    before: float | None = None
+    after: float | None = None
+    unused: str | None = None
+
+    @property
+    def better(self) -> str | None:
+        """Whether a ``higher`` or a ``lower`` metric is better; None without one."""
+        return None if self.metric is None else "lower" if self.metric in LOWER else "higher"
+
+
+def compare(
+    model: Model,
+    original: Source,
+    candidates: Sequence[Source],
+    data: Data,
+    batch: int = 1,
+    replaced: Kinds = frozenset(),
+    axes: Axes | None = None,
+) -> list[Fidelity]:
+    """Run the original and some candidates on all samples and compare the outputs of each with the original's.
+
+    Args:
+        model: the original, for the names of its outputs and its libraries.
+        original: what to compare with.
+        candidates: models of the same interface.
+        data: real inputs, with or without labels.
+        batch: samples in one run, where the model leaves that free.
+        replaced: number formats that onnxruntime cannot run, to be seen as float32.
+        axes: the axes of the outputs that channel labels tell apart, where labels are known (``slices.channel_axes``).
+
+    Raises:
+        DataError: the data hold no sample, cannot be read, or the original cannot run on them.
+        RunFailed: a candidate cannot run on what the original runs on.
+    """
+    samples = data.count - data.dropped
+    if not samples:
+        raise DataError(f"{data.files[0].title}: no samples to compare on; give more data")
+    sums = [Sums(model, axes or {}) for _ in candidates]
+    for feed, label, wanted, others in side_by_side(model, original, candidates, data, batch, replaced):
+        for one, found in zip(sums, others, strict=True):
+            one.add(feed, wanted, found, label)
+    return [one.fidelity(samples, data.labels) for one in sums]
+
+
+class Sums:
+    """Sums over the runs of one candidate beside the original."""
+
+    def __init__(self, model: Model, axes: Axes) -> None:
+        self.model, self.axes = model, axes
+        self.names = [value.name for value in model.proto.graph.output]
+        self.tallies, self.score = [Tally() for _ in self.names], Score()
+
+    def add(self, feed: Feed, wanted: Sequence[Array], found: Sequence[Array], label: Array | None = None) -> None:
+        """Take in one run: inputs, the outputs of the original and of the candidate, and labels."""
+        rows, last = rows_of(feed), channels_last(feed)
+        classes: list[int | None] = []
+        for k, name in enumerate(self.names):
+            told, (kind, axis) = tally_of(wanted[k], found[k], rows, last, self.axes.get(name, ()))
+            self.tallies[k] = self.tallies[k].plus(told)
+            classes.append(axis if kind == CLASSES else None)
+        if label is not None:
+            self.score = self.score.plus(scored(label, wanted, found, classes))
+
+    def fidelity(self, samples: int, labels: str | None = None, known: Fidelity | None = None) -> Fidelity:
+        """What the sums say.
+
+        Args:
+            samples: how many there were.
+            labels: the name of the labels, where there are any.
+            known: what more samples told of the same outputs.
+        """
+        free, more = self.model.free, {one.output: one.channels for one in known.outputs} if known else {}
+        outputs = tuple(
+            tally.deviation(name, name in free, more.get(name))
+            for tally, name in zip(self.tallies, self.names, strict=True)
+        )
+        if labels is None:
+            return Fidelity(samples, outputs)
+        metric, before, after = self.score.result()
+        unused = None if metric else f"the labels '{labels}' fit no output of the model: no metric is told"
+        return Fidelity(samples, outputs, metric, before, after, unused)
+
+
+def side_by_side(
+    model: Model, original: Source, candidates: Sequence[Source], data: Data, batch: int, replaced: Kinds
+) -> Runs:
+    """Inputs, labels, outputs of the original and of each candidate, run by run; arguments are those of ``compare``.
+
+    Raises:
+        DataError: the data cannot be read, or the original cannot run on them.
+        RunFailed: a candidate cannot run on what the original runs on.
+    """
+    with all_opened(model, (original, *candidates), replaced) as sessions:
+        for given, label in data.labelled(batch):
+            feed = fed_in_float32(given, replaced)
+            try:
+                wanted = outputs_of(sessions[0], feed)
+            except RunFailed as error:
+                shapes = ", ".join(f"'{name}' {list(value.shape)}" for name, value in feed.items())
+                raise DataError(
+                    f"{data.files[0].title}: the model cannot run on the data ({shapes}): {error}; "
+                    "give samples of a shape that it takes"
+                ) from error
+            yield feed, label, wanted, [outputs_of(session, feed) for session in sessions[1:]]
+
+
+@contextmanager
+def all_opened(model: Model, sources: Sequence[Source], replaced: Kinds) -> Iterator[list[Session]]:
+    """Sessions of models that are compared with each other.
+
+    Args:
+        model: the original, for its size and its libraries.
+        sources: the models.
+        replaced: number formats that onnxruntime cannot run, to be seen as float32.
+
+    Raises:
+        RunFailed: onnxruntime cannot load one of them.
+    """
+    optimise = len(model.proto.graph.node) <= MANY_NODES
+    with ExitStack() as stack:
+        with failing():
+            sides = [stand_in(source, replaced) for source in sources]
+            sessions = [stack.enter_context(opened(side, optimise, model.libraries)) for side in sides]
+        del sides
+        yield sessions
+
+
+def outputs_of(session: Session, feed: Feed) -> list[Array]:
+    """Outputs of one run.
+
+    Raises:
+        RunFailed: onnxruntime cannot run the model on these inputs.
+    """
+    with failing():
+        return [np.asarray(value) for value in finished(session, feed)]

@@ -1,0 +1,129 @@
+"""What a provider runs at full speed: a table per target, from ``targets.toml`` or measured on a machine."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import textwrap
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from leanonnx.checks import read_toml
+from leanonnx.errors import OptionError
+
+MEASURE = "make it with `leanonnx calibrate-device`"
+BARE = re.compile(r"[A-Za-z0-9_-]+")
+"""Names that TOML takes without quotes."""
+LINE = 118
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What an entry of a table means; ``whole``: it is a whole number."""
+
+    unit: str
+    meaning: str
+    whole: bool = False
+
+
+ENTRIES = {
+    "block": Entry("channels", "computed together: a started block costs as much as a full one", whole=True),
+    "multiple": Entry(
+        "channels", "what a convolution reads must be a multiple of this, or it leaves the fast kernels", whole=True
+    ),
+    "grouped": Entry(
+        "channels", "channels per group must be a multiple of this, or a grouped convolution leaves them", whole=True
+    ),
+    "slow": Entry("times", "as long takes a multiply-add of a convolution outside the fast kernels"),
+    "slow_depthwise": Entry("times", "as long takes one of a depthwise convolution outside them"),
+    "conv": Entry("10⁹/s", "multiply-adds of k×k convolutions, all threads together"),
+    "pointwise": Entry("10⁹/s", "multiply-adds of 1×1 convolutions"),
+    "depthwise": Entry("10⁹/s", "multiply-adds of depthwise convolutions"),
+    "gemm": Entry("10⁹/s", "multiply-adds of matrix products"),
+    "element": Entry("ns", "for each number that a node writes"),
+    "node": Entry("µs", "for each node"),
+}
+"""The fields of ``Target``, and what they say."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Widths that cost the same, and what work costs; ``ENTRIES`` explains the fields."""
+
+    name: str
+    block: int
+    multiple: int
+    grouped: int
+    slow: float
+    slow_depthwise: float
+    conv: float
+    pointwise: float
+    depthwise: float
+    gemm: float
+    element: float
+    node: float
+
+    def text(self) -> str:
+        """The table in TOML."""
+        lines = [f"{key} = {value}" for key, value in asdict(self).items() if key != "name"]
+        name = self.name if BARE.fullmatch(self.name) else json.dumps(self.name)
+        return "\n".join([f"[{name}]", *lines, ""])
+
+    def filled(self, channels: int) -> int:
+        """Channels with the last block filled up: what they cost as many as."""
+        return -(-channels // self.block) * self.block
+
+
+def legend() -> str:
+    """Comment lines of TOML that say what the entries mean."""
+    rows = [f"{name:<15} {entry.unit:<9} {entry.meaning}" for name, entry in ENTRIES.items()]
+    return "".join(f"# {row}\n" for row in rows)
+
+
+def tables_text(targets: Iterable[Target], head: str) -> str:
+    """A file of tables; ``head`` is a sentence that says what they are."""
+    comment = "".join(f"# {line}\n" for line in textwrap.wrap(head, LINE))
+    return "\n".join([f"{comment}#\n{legend()}", *(target.text() for target in targets)])
+
+
+def known_targets() -> dict[str, Target]:
+    """The targets that come with leanonnx, by name."""
+    text = (resources.files("leanonnx.hardware") / "targets.toml").read_text(encoding="utf-8")
+    return _read(tomllib.loads(text), "targets.toml")
+
+
+def read_targets(path: Path) -> dict[str, Target]:
+    """Targets measured by ``leanonnx calibrate-device``, by name.
+
+    Raises:
+        OptionError: the file cannot be read or is no such table.
+    """
+    return _read(read_toml(path, MEASURE, f"remove it and {MEASURE}"), str(path))
+
+
+def _read(tables: Mapping[str, object], source: str) -> dict[str, Target]:
+    found = {}
+    for name, table in tables.items():
+        if not isinstance(table, dict) or set(table) != set(ENTRIES):
+            raise OptionError(
+                f"{source}: target '{name}' must have just the entries {', '.join(ENTRIES)}; mend it, or remove the "
+                f"target and {MEASURE}"
+            )
+        found[name] = Target(name, **{key: _value(table[key], key, f"{source}: target '{name}'") for key in ENTRIES})
+    return found
+
+
+def _value(value: object, key: str, where: str) -> Any:
+    """An entry, which must be a number above 0, and a whole one where channels are counted."""
+    wanted = "a whole number" if ENTRIES[key].whole else "a number"
+    kinds = (int,) if ENTRIES[key].whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
+        raise OptionError(
+            f"{where}: {key} = {json.dumps(value, default=str)}, expected {wanted} above 0; mend it, or {MEASURE}"
+        )
+    return value if ENTRIES[key].whole else float(value)

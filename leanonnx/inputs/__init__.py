@@ -1,0 +1,1 @@
+"""Inputs made for a model: random or synthetic."""

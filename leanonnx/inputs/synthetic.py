@@ -1,0 +1,76 @@
+"""Whether a change of weights that rests on assumptions is for the better: tried on smooth noise, in place of images.
+
+Noise is a poor judge of a good change, but it tells a bad one: what is wrong in one layer is worse in the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+
+from leanonnx.data.images import BATCH_RANK, image_axes
+from leanonnx.graph.formats import HALVES, fed_in_float32, float_kinds, in_float32, is_float
+from leanonnx.graph.model import Model
+from leanonnx.inputs.random import inputs_for
+from leanonnx.numeric.arrays import Array
+from leanonnx.runtime.sessions import Feed, RunFailed, run
+
+DRAWS = 4
+LAST = (1, 2)
+"""Axes of height and width where those of the channels are last."""
+SCALES = (1, 2, 4, 8, 16, 32)
+"""Sizes of the squares that noise is made of, in pixels."""
+TINY = 1e-30
+
+
+def smooth_inputs(model: Model, shapes: dict[str, tuple[int, ...]], seed: int, draws: int = DRAWS) -> list[Feed]:
+    """Random inputs; images are sums of squares of all sizes, alike in all their colours."""
+    feeds = [inputs_for(model, shapes, seed + draw)[0] for draw in range(draws)]
+    rng = np.random.default_rng(seed)
+    return [{name: _smooth(value, rng) for name, value in feed.items()} for feed in feeds]
+
+
+def _smooth(value: Array, rng: np.random.Generator) -> Array:
+    """What is no image either, but has as many axes, is taken as [n, channels, height, width]."""
+    if value.ndim != BATCH_RANK or not is_float(value):
+        return value
+    last = image_axes(value.shape) == LAST
+    count, channels, height, width = np.moveaxis(value, 3, 1).shape if last else value.shape
+    total = np.zeros((count, channels, height, width))
+    for scale in SCALES:
+        squares = -(-height // scale), -(-width // scale)
+        part = rng.standard_normal((count, channels, *squares)) + rng.standard_normal((count, 1, *squares))
+        total += np.kron(part, np.ones((1, 1, scale, scale)))[:, :, :height, :width]
+    found = (total / max(float(total.std()), TINY)).astype(value.dtype)
+    return np.ascontiguousarray(np.moveaxis(found, 1, 3)) if last else found
+
+
+def distances(model: Model, others: Sequence[onnx.ModelProto], feeds: Sequence[Feed]) -> list[float]:
+    """Mean relative distance of the outputs of networks from the original's; infinite where one cannot be run."""
+    halves = float_kinds(model.proto) & HALVES
+    feeds = [fed_in_float32(feed, halves) for feed in feeds]
+    wanted = run(in_float32(model.proto, halves), feeds, libraries=model.libraries)
+    found = []
+    for other in others:
+        try:
+            outputs = run(in_float32(other, halves), feeds, libraries=model.libraries)
+        except RunFailed:
+            found.append(float("inf"))
+        else:
+            found.append(_distance(wanted, outputs))
+    return found
+
+
+def _distance(wanted: list[list[Array]], found: list[list[Array]]) -> float:
+    shares = []
+    for output in range(len(wanted[0])):
+        one, other = (
+            np.concatenate([np.asarray(run_[output], np.float64).reshape(-1) for run_ in side])
+            for side in (wanted, found)
+        )
+        if one.shape != other.shape or not np.isfinite(other).all():
+            return float("inf")
+        shares.append(float(np.linalg.norm(one - other) / max(float(np.linalg.norm(one)), TINY)))
+    return float(np.mean(shares)) if shares else 0.0

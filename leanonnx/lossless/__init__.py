@@ -1,0 +1,1 @@
+"""Lossless reduction: remove what contributes nothing to the outputs."""

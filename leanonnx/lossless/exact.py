@@ -1,0 +1,228 @@
+"""Exact minimisation: which channels contribute nothing, so that the output without them is what it was.
+
+A channel is needed if a path of fixed edges and of kernels that carry something leads from it to what may not change:
+a graph output, a pin, anything a rule does not account for.  A kernel carries nothing where it is zero, where the
+channel it reads is steadily zero, and where the channel is steady and its contribution goes into a bias.  A class goes
+if none of its channels is needed; every channel that stays holds what it held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from leanonnx.analysis.constant_channels import Flow, Steady, steady
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.graph.formats import FINE, is_float
+from leanonnx.graph.model import SHAPE_OPS, captured, unneeded
+from leanonnx.graph.nodes import BIAS, attribute, is_per_channel, standard
+from leanonnx.numeric.arrays import Array
+from leanonnx.numeric.channel_ids import Labels, Mask
+from leanonnx.rules.call import Pin
+from leanonnx.surgery.patch import Maker, Patch, Place, plan_patch
+
+Edges = tuple[Labels, Labels, NDArray[np.bool_] | None]
+"""Sources [G, I], targets [G, O] and the kernels that carry anything [G, O, I] (None: all, one source per target)."""
+FOLDING = {"Conv", "Gemm"}
+"""Operators whose bias takes up what a steady channel contributes."""
+
+
+@dataclass(frozen=True)
+class Contributing:
+    """The channels that stay [labels], and new biases by (node, slot).
+
+    ``uniform`` names tensors that hold one number in all channels that any kernel reads, were it only to be made up for
+    elsewhere.  ``reasons`` counts the classes that go: 'unread' by anything but kernels of zeros, or 'constant'.
+    """
+
+    alive: Mask
+    shifts: Mapping[Place, Maker]
+    uniform: Mapping[str, float]
+    reasons: Mapping[str, int]
+
+
+def contributing(dag: ChannelDag, pins: tuple[Pin, ...] = ()) -> Contributing:
+    """Find the channels that contribute to an output; ``pins`` may not go whatever they contribute.
+
+    No tensor loses its last channel unless all that reads it does without.
+    """
+    found = steady(dag)
+    folds = {flow.node: place for flow in found.flows if (place := _bias_place(dag, flow)) is not None}
+    roots = _roots(dag, pins)
+    heard = _needed(dag, _edges(dag, [flow.nonzero for flow in found.flows], found.flows), roots)
+    carrying = [flow.through(folded=flow.node in folds) for flow in found.flows]
+    edges = _edges(dag, carrying, found.flows)
+    alive = _needed(dag, edges, roots)
+    while (lacking := _emptied(dag, alive)).size:
+        roots[lacking] = True
+        alive = _needed(dag, edges, roots)
+    shifts, uniform = _shifts(dag, found, folds, alive), found.uniform(dag, heard)
+    return Contributing(alive, shifts, uniform, _reasons(dag, found, alive))
+
+
+def exact_patch(dag: ChannelDag, found: Contributing) -> Patch:
+    """The patch that removes what contributes nothing."""
+    patch = plan_patch(dag, found.alive)
+    return replace(patch, constants={**patch.constants, **found.shifts})
+
+
+def _edges(dag: ChannelDag, kernels: list[NDArray[np.bool_]], flows: tuple[Flow, ...]) -> list[Edges]:
+    """Kernels [G, O, I] that carry anything, one mask for each flow, and all fixed edges; later nodes first."""
+    edges: list[tuple[int, Edges]] = [
+        (flow.node, (flow.mix.sources, flow.mix.targets, carry)) for flow, carry in zip(flows, kernels, strict=True)
+    ]
+    edges += [(node, (link.sources, link.targets, None)) for node, link in dag.links]
+    return [edge for _, edge in sorted(edges, key=lambda item: -item[0])]
+
+
+def _needed(dag: ChannelDag, edges: list[Edges], roots: Mask) -> Mask:
+    """Labels from which edges that carry something lead to the roots, and all that is tied to them."""
+    needed, count = roots.copy(), -1
+    while count != (count := int(needed.sum())):
+        classes = np.zeros(int(dag.classes.max()) + 1, bool)
+        classes[dag.classes[needed]] = True
+        needed = classes[dag.classes]
+        for sources, targets, carry in edges:
+            if carry is None:
+                needed[sources[needed[targets]]] = True
+            else:
+                needed[sources[(carry & needed[targets][:, :, None]).any(1)]] = True
+    return needed
+
+
+def _roots(dag: ChannelDag, pins: tuple[Pin, ...]) -> Mask:
+    """Labels that may not go whatever they hold."""
+    roots = np.zeros(dag.count, bool)
+    roots[0] = True
+    for pin in (*dag.pins, *pins):
+        roots[pin.labels] = True
+    nodes = dag.model.proto.graph.node
+    for use in dag.uses:
+        if nodes[use.node].input[use.slot] in dag.model.overridable:
+            for factor in use.factors:
+                roots[factor] = True
+    for labels in _unaccounted(dag):
+        roots[labels] = True
+    return roots
+
+
+def _unaccounted(dag: ChannelDag) -> list[Labels]:
+    """Labels that a node reads but neither puts out, moves away, mixes nor links: nobody knows what for.
+
+    A label that is tied to one that is put out or linked is needed with it.
+    """
+    proto = dag.model.proto
+    mixed: dict[int, list[Labels]] = {}
+    linked: dict[int, list[Labels]] = {}
+    for index, mix in dag.mixes:
+        mixed.setdefault(index, []).append(mix.sources)
+    for index, link in dag.links:
+        linked.setdefault(index, []).append(link.sources)
+    spare = unneeded(proto.graph.node, proto.graph)
+    found = []
+    for index, node in enumerate(proto.graph.node):
+        moved = any(name in dag.moves for name in node.output)
+        if moved or node.op_type in SHAPE_OPS or spare.issuperset(name for name in node.output if name):
+            continue
+        read = np.setdiff1d(
+            _flat([dag.labels[name] for name in node.input if name in dag.labels]), _flat(mixed.get(index, []))
+        )
+        told = _flat([*linked.get(index, []), *(dag.labels[name] for name in node.output if name in dag.labels)])
+        found.append(read[~np.isin(dag.classes[read], dag.classes[told])])
+    return found
+
+
+def _flat(arrays: list[Labels]) -> Labels:
+    return np.concatenate([np.zeros(0, np.int64), *(array.reshape(-1) for array in arrays)])
+
+
+def _emptied(dag: ChannelDag, alive: Mask) -> Labels:
+    """One label of each tensor that would lose all its channels though a node that stays reads it."""
+    graph = dag.model.proto.graph
+    wanted = {value.name for value in graph.output}
+    beside = {node for node, _ in dag.implied}
+    for index in reversed(range(len(graph.node))):
+        node = graph.node[index]
+        if wanted.isdisjoint(node.output):
+            continue
+        dropped = _unread_operands(dag, node, alive) if index in beside else set()
+        wanted.update(name for slot, name in enumerate(node.input) if slot not in dropped)
+        wanted |= captured(node)
+    empty = [dag.labels[name].min() for name in sorted(wanted & dag.labels.keys()) if not alive[dag.labels[name]].any()]
+    return np.array(empty, np.int64)
+
+
+def _unread_operands(dag: ChannelDag, node: onnx.NodeProto, alive: Mask) -> set[int]:
+    """Slots of a Concat of which nothing is read any more."""
+    labels, axis = dag.labels[node.output[0]], int(attribute(node, "axis", 1))
+    line = np.asarray(np.moveaxis(alive[labels], axis, 0).reshape(labels.shape[axis], -1).any(axis=1))
+    found: set[int] = set()
+    start = 0
+    for slot, name in enumerate(node.input):
+        if not name:
+            continue
+        size = dag.shapes[name][axis] if name in dag.shapes else dag.model.constant(name).shape[axis]
+        if not line[start : start + size].any():
+            found.add(slot)
+        start += size
+    return found
+
+
+def _bias_place(dag: ChannelDag, flow: Flow) -> Place | None:
+    """Where the bias of a mixing node stands or can be put; None where it cannot take anything up."""
+    node, model = dag.model.proto.graph.node[flow.node], dag.model
+    if standard(node) not in FOLDING or not flow.even or (node.op_type == "Gemm" and flow.mix.onto != -1):
+        return None
+    if flow.mix.kernels().dtype not in FINE:
+        return None
+    name = node.input[BIAS] if len(node.input) > BIAS else ""
+    if node.op_type == "Gemm" and (not attribute(node, "alpha", 1.0) or not attribute(node, "beta", 1.0)):
+        return None
+    if name and (name not in model.origins or name in model.overridable):
+        return None
+    if name:
+        array = model.constant(name)
+        if not is_float(array) or not is_per_channel(array, flow.mix.targets.size):
+            return None
+    return (flow.node, BIAS)
+
+
+def _shifts(dag: ChannelDag, found: Steady, folds: Mapping[int, Place], alive: Mask) -> dict[Place, Maker]:
+    """New biases that hold what the steady channels that go have contributed."""
+    shifts: dict[Place, Maker] = {}
+    for flow in found.flows:
+        gone = np.where(alive[flow.mix.sources] | np.isnan(flow.given), 0.0, flow.given)
+        if flow.node not in folds or not gone.any():
+            continue
+        node, targets = dag.model.proto.graph.node[flow.node], flow.mix.targets.reshape(-1)
+        ratio = attribute(node, "alpha", 1.0) / attribute(node, "beta", 1.0) if node.op_type == "Gemm" else 1.0
+        shift = ratio * flow.sums(gone).reshape(-1)
+        if shift[alive[targets]].any():
+            place = folds[flow.node]
+            shifts[place] = partial(_shifted, dag, flow, place, shift, np.asarray(alive[targets]))
+    return shifts
+
+
+def _shifted(dag: ChannelDag, flow: Flow, place: Place, shift: Array, kept: Mask) -> Array:
+    """The bias of a node with a shift for each output channel, of the channels that are kept."""
+    inputs = dag.model.proto.graph.node[place[0]].input
+    name = inputs[place[1]] if place[1] < len(inputs) else ""
+    base = dag.model.constant(name) if name else np.zeros(shift.size, flow.mix.kernels().dtype)
+    total = (np.asarray(base, np.float64) + shift).astype(base.dtype)
+    return np.ascontiguousarray(np.compress(kept, total, axis=-1))
+
+
+def _reasons(dag: ChannelDag, found: Steady, alive: Mask) -> dict[str, int]:
+    """How many classes go for which reason."""
+    steady_ones = np.zeros(dag.count, bool)
+    for flow in found.flows:
+        read = (flow.nonzero & alive[flow.mix.targets][:, :, None]).any(1)
+        steady_ones[flow.mix.sources[read & ~alive[flow.mix.sources]]] = True
+    dead = np.unique(dag.classes[~alive])
+    constant = np.unique(dag.classes[steady_ones & ~alive])
+    return {"unread": int(dead.size - constant.size), "constant": int(constant.size)}

@@ -1,0 +1,1 @@
+"""Results as JSON data and terminal tables."""

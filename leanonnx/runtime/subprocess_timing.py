@@ -1,0 +1,140 @@
+"""Timing in a fresh Python process, where no thread, cache or setting of earlier work disturbs.
+
+The two processes share a folder: the request as JSON, each input as an ONNX tensor (which, unlike numpy's files, holds
+strings and bfloat16 too), and the answer as JSON.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+from onnx import numpy_helper
+
+from leanonnx.errors import ProviderMissing
+from leanonnx.runtime.profiling import Work, profiled
+from leanonnx.runtime.providers import Setting
+from leanonnx.runtime.sessions import LONGEST_RUN, Feed, RunFailed
+from leanonnx.runtime.timing import PATIENCE, Comparison, Timing, compare, several
+from leanonnx.system import processes
+
+ENTRY = "leanonnx.runtime.subprocess_timing:answer"
+REQUEST, ANSWER, INPUT = "request.json", "answer.json", "input-{}.pb"
+STARTING = 10 * LONGEST_RUN
+"""Seconds that loading two models and running each for the first time may take."""
+
+
+def measured(before: Path, after: Path, feed: Feed, setting: Setting, seconds: float, seed: int = 0) -> Comparison:
+    """``timing.compare`` in a fresh process.
+
+    Raises:
+        ProviderMissing: the provider is not there.
+        RunFailed: onnxruntime cannot load or run one of the models, or the process dies.
+    """
+    found = _asked("compare", [before, after], [feed], setting, seconds, seed)
+    before_timing, after_timing = (Timing.read(found.pop(name)) for name in ("before", "after"))
+    return Comparison(before_timing, after_timing, interval=tuple(found.pop("interval")), **found)
+
+
+def measured_alone(path: Path, feed: Feed, setting: Setting, seconds: float) -> Timing:
+    """``timing.several`` of one model in a fresh process.
+
+    Raises:
+        ProviderMissing: the provider is not there.
+        RunFailed: onnxruntime cannot load or run the model, or the process dies.
+    """
+    return measured_many([path], [feed], setting, seconds)[0]
+
+
+def measured_many(paths: Sequence[Path], feeds: Sequence[Feed], setting: Setting, seconds: float) -> tuple[Timing, ...]:
+    """``timing.several`` in one fresh process.
+
+    Raises:
+        ProviderMissing: the provider is not there.
+        RunFailed: onnxruntime cannot load or run one of the models, or the process dies.
+    """
+    return tuple(Timing.read(row) for row in _asked("several", paths, feeds, setting, seconds)["timings"])
+
+
+def measured_works(paths: Sequence[Path], feed: Feed, setting: Setting, seconds: float) -> tuple[tuple[Work, ...], ...]:
+    """``profiling.profiled`` in a fresh process.
+
+    Raises:
+        ProviderMissing: the provider is not there.
+        RunFailed: onnxruntime cannot load or run one of the models, or the process dies.
+    """
+    found = _asked("profile", paths, [feed], setting, seconds)["works"]
+    return tuple(tuple(Work(**work) for work in works) for works in found)
+
+
+def _asked(
+    task: Literal["compare", "several", "profile"],
+    paths: Sequence[Path],
+    feeds: Sequence[Feed],
+    setting: Setting,
+    seconds: float,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The answer of a fresh process to a task."""
+    with tempfile.TemporaryDirectory(prefix="leanonnx-") as name:
+        folder = Path(name)
+        request = {
+            "task": task,
+            "paths": [str(path.resolve()) for path in paths],
+            "setting": {**asdict(setting), "libraries": [str(path) for path in setting.libraries]},
+            "inputs": [len(feed) for feed in feeds],
+            "seconds": seconds,
+            "seed": seed,
+        }
+        (folder / REQUEST).write_text(json.dumps(request))
+        for index, (key, array) in enumerate(pair for feed in feeds for pair in feed.items()):
+            (folder / INPUT.format(index)).write_bytes(numpy_helper.from_array(array, key).SerializeToString())
+        how = processes.run(ENTRY, folder, STARTING + 2 * PATIENCE * seconds)
+        if not (folder / ANSWER).is_file():
+            raise RunFailed(f"the process that measures {how}")
+        found: dict[str, Any] = json.loads((folder / ANSWER).read_text())
+    if "missing" in found:
+        raise ProviderMissing(found["missing"])
+    if "failed" in found:
+        raise RunFailed(found["failed"])
+    return found
+
+
+def answer(folder: Path) -> None:
+    """Measure what is asked for in a folder and write the answer into it (the fresh process's part).
+
+    Temporary files go there too: the process that asks removes them, even if it kills this one.
+    """
+    tempfile.tempdir = str(folder)
+    request = json.loads((folder / REQUEST).read_text())
+    feeds = _inputs(folder, request["inputs"])
+    setting = Setting(**{**request["setting"], "libraries": tuple(map(Path, request["setting"]["libraries"]))})
+    paths, seconds = [Path(path) for path in request["paths"]], request["seconds"]
+    result: dict[str, Any]
+    try:
+        if request["task"] == "compare":
+            result = asdict(compare(paths[0], paths[1], feeds[0], setting, seconds, request["seed"]))
+        elif request["task"] == "several":
+            result = {"timings": [asdict(timing) for timing in several(paths, feeds, setting, seconds)]}
+        else:
+            works = profiled(paths, feeds[0], setting, seconds)
+            result = {"works": [[asdict(work) for work in each] for each in works]}
+    except ProviderMissing as error:
+        result = {"missing": str(error)}
+    except RunFailed as error:
+        result = {"failed": str(error)}
+    (folder / ANSWER).write_text(json.dumps(result))
+
+
+def _inputs(folder: Path, counts: Sequence[int]) -> list[Feed]:
+    """Feeds of so many inputs each, from a folder."""
+    files = [folder / INPUT.format(index) for index in range(sum(counts))]
+    tensors = iter([onnx.TensorProto.FromString(file.read_bytes()) for file in files])
+    feeds = [list(itertools.islice(tensors, count)) for count in counts]
+    return [{tensor.name: numpy_helper.to_array(tensor) for tensor in feed} for feed in feeds]

@@ -1,0 +1,1 @@
+"""Moments of activations: measured on data, or propagated through the network."""
