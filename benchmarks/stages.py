@@ -25,7 +25,7 @@ from leanonnx.numeric.chains import Block
 from leanonnx.ranking.criteria import Chains
 from leanonnx.ranking.weighting import weighted
 from leanonnx.runtime.observation import observe
-from leanonnx.selection.selector import Budget, Request, select
+from leanonnx.selection.selector import Budget, SelectionRequest, select
 
 DEPTHS = ((2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3))
 WIDTHS = (256, 512, 1024)
@@ -58,7 +58,7 @@ def measure(path: Path, keep: float) -> dict[str, Any]:
     blocks, norms = timed(lambda: weighted(dag))
     kernels = sum(block.gains.size for block in blocks if block.counted)
     del blocks
-    spatial = sum(mix.sources.size * mix.targets.shape[1] for _, mix in dag.mixes if mix.taps > 1)
+    spatial = sum(mix.sources.size * mix.destinations.shape[1] for _, mix in dag.kernel_blocks if mix.taps > 1)
     spans = {"norms": norms} | {kind: _chains(dag, keep, kind) for kind in KINDS}
     return {"kernels": kernels, "spatial": spatial, **{name: span._asdict() for name, span in spans.items()}}
 
@@ -79,8 +79,8 @@ def _chains(dag: ChannelDag, keep: float, kind: Chains) -> Span:
     return Span(whole.wall - norms[0].wall, whole.cpu - norms[0].cpu)
 
 
-def _request(keep: float, kind: Chains) -> Request:
-    return Request(Budget("kernels", keep), "lean", kind, best_effort=True)
+def _request(keep: float, kind: Chains) -> SelectionRequest:
+    return SelectionRequest(Budget("kernels", keep), "lean", kind, best_effort=True)
 
 
 def build(name: str, path: Path) -> None:

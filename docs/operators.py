@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from leanonnx.rules.call import Rule
-from leanonnx.rules.table import DEFAULT
+from leanonnx.rules.table import DEFAULT_RULES
 
 SECTIONS = ("Flow", "Ties", "Pins", "Limits", "Specification")
 FEW = 4
@@ -40,7 +40,7 @@ class Entry:
 def entries() -> list[Entry]:
     """All rules of the standard table, in its order."""
     operators: dict[Rule, list[str]] = {}
-    for (domain, name), rule in DEFAULT.items():
+    for (domain, name), rule in DEFAULT_RULES.items():
         operators.setdefault(rule, []).append(f"{domain}.{name}" if domain else name)
     return [entry(rule, names) for rule, names in operators.items()]
 

@@ -28,9 +28,9 @@ from leanonnx.numeric.chains import best_chain, best_through, extract, normalise
 from leanonnx.numeric.norms import kernel_norms
 from leanonnx.ranking.criteria import EXTRACTED, Chains
 from leanonnx.ranking.pathmass import masses, reads
-from leanonnx.ranking.weighting import Weights
+from leanonnx.ranking.weighting import WeightedDag
 from leanonnx.runtime.observation import observe
-from leanonnx.selection.selector import Budget, Request, Selector
+from leanonnx.selection.selector import Budget, SelectionRequest, Selector
 from leanonnx.statistics.moments import Statistics, measure
 
 HERE = Path(__file__).resolve().parent
@@ -90,7 +90,7 @@ class Network:
     """The small network: gains of its kernels by source and target, and its fixed edges."""
 
     dag: ChannelDag
-    weights: Weights
+    weights: WeightedDag
     gains: dict[Step, float]
     fixed: tuple[Step, ...]
 
@@ -109,15 +109,19 @@ def network() -> Network:
         path = Path(folder) / "small.onnx"
         path.write_bytes(proto.SerializeToString())
         dag = analysed(path)
-    weights = Weights(dag)
+    weights = WeightedDag(dag)
     gains = {
         (source, target): float(block.gains[0, o, i])
         for block in weights.blocks
         if block.counted
         for i, source in enumerate(block.sources[0].tolist())
-        for o, target in enumerate(block.targets[0].tolist())
+        for o, target in enumerate(block.destinations[0].tolist())
     }
-    fixed = [pair for _, link in dag.links for pair in zip(link.sources.tolist(), link.targets.tolist(), strict=True)]
+    fixed = [
+        pair
+        for _, link in dag.fixed_edges
+        for pair in zip(link.sources.tolist(), link.destinations.tolist(), strict=True)
+    ]
     return Network(dag, weights, gains, tuple(fixed))
 
 
@@ -132,9 +136,9 @@ class Drawn:
         """Centre of each channel."""
         found = {}
         for column, name in enumerate(COLUMNS):
-            labels = network().dag.labels[name].reshape(-1).tolist()
-            for row, label in enumerate(labels):
-                found[label] = (LEFT + COLUMN * column, self.top + ROW * (row + (4 - len(labels)) / 2))
+            channel_ids = network().dag.channel_ids[name].reshape(-1).tolist()
+            for row, channel_id in enumerate(channel_ids):
+                found[channel_id] = (LEFT + COLUMN * column, self.top + ROW * (row + (4 - len(channel_ids)) / 2))
         return found
 
     def titles(self) -> Iterator[str]:
@@ -161,9 +165,9 @@ class Drawn:
         """Channels: pinned ones are squares, tied ones share a letter; those that are not alive are struck out."""
         dag = network().dag
         letters = dict(zip(np.flatnonzero(~dag.pinned).tolist(), string.ascii_uppercase, strict=False))
-        for label, (x, y) in self.places.items():
-            kind = "node" if alive is None else "kept" if label in alive else "gone"
-            letter = letters.get(int(dag.classes[label]))
+        for channel_id, (x, y) in self.places.items():
+            kind = "node" if alive is None else "kept" if channel_id in alive else "gone"
+            letter = letters.get(int(dag.groups[channel_id]))
             square = box((x - RADIUS, y - RADIUS), (2 * RADIUS, 2 * RADIUS), kind)
             yield square if letter is None else disc((x, y), RADIUS, kind)
             yield text((x, y + 4.5), letter or "", "faint" if kind == "gone" else "ink", 13, "middle")
@@ -208,9 +212,9 @@ def covering() -> Iterator[tuple[int, ...]]:
     blocks = [normalise_rows(block) for block in network().weights.blocks]
     values = best_through(dag.count, blocks, dag.starts, dag.ends)
     covered = {0}
-    for label in np.argsort(-values, kind="stable").tolist():
-        if label not in covered:
-            here = np.array([label])
+    for channel_id in np.argsort(-values, kind="stable").tolist():
+        if channel_id not in covered:
+            here = np.array([channel_id])
             head, tail = ((dag.starts, here), (here, dag.ends))
             chain = (*best_chain(dag.count, blocks, *head), *best_chain(dag.count, blocks, *tail)[1:])
             covered |= set(chain)
@@ -223,7 +227,8 @@ def found_chains(choice: Chains) -> list[tuple[int, ...]]:
         return list(covering())[:SHOWN]
     dag = network().dag
     return [
-        chain.labels for chain in extract(dag.count, network().weights.blocks, dag.starts, dag.ends, EXTRACTED[choice])
+        chain.channel_ids
+        for chain in extract(dag.count, network().weights.blocks, dag.starts, dag.ends, EXTRACTED[choice])
     ][:SHOWN]
 
 
@@ -233,7 +238,7 @@ def chains() -> str:
     for panel, (choice, words) in enumerate(CHOICES.items()):
         top = height * panel
         drawn, found = Drawn(top + 70), found_chains(choice)
-        selection = Selector(network().dag, Request(Budget("kernels", 0.5), "lean", choice)).select()
+        selection = Selector(network().dag, SelectionRequest(Budget("kernels", 0.5), "lean", choice)).select()
         gone = set(np.flatnonzero(~selection.alive).tolist())
         steps = {step for chain in found for step in pairwise(chain)}
         count = f"The first {len(found)} chains. Left: {selection.after.kernels} of {selection.before.kernels} kernels."
@@ -271,9 +276,11 @@ def mass() -> str:
     for block in blocks:
         flows = block.energies / block.energies.sum(1, keepdims=True) * found[block.targets][:, None]
         for (o, i), flow in np.ndenumerate(flows):
-            widths[int(block.labels[i]), int(block.targets[o])] = 0.2 + 13 * float(flow)
+            widths[int(block.channel_ids[i]), int(block.targets[o])] = 0.2 + 13 * float(flow)
     parts = [*drawn.titles(), *drawn.edges(widths), *drawn.nodes()]
-    parts += [plate((x, y + RADIUS + 8), f"{100 * found[label]:.0f} %") for label, (x, y) in drawn.places.items()]
+    parts += [
+        plate((x, y + RADIUS + 8), f"{100 * found[channel_id]:.0f} %") for channel_id, (x, y) in drawn.places.items()
+    ]
     words = (
         "Read from right to left: each output has half of the mass; a channel hands its mass on to those that it",
         "is made of, in proportion to the energy they bring. Lines: as wide as the mass that they carry.",
@@ -286,10 +293,10 @@ def mass() -> str:
 def surgery() -> str:
     """One layer of the trained U-Net: as it is, as the proof masks it, as it is written."""
     dag = analysed(UNET)
-    mix = next(mix for node, mix in dag.mixes if dag.model.proto.graph.node[node].name == LAYER)
-    alive = Selector(dag, Request(Budget("kernels", 0.25), "lean")).select().alive
+    mix = next(mix for node, mix in dag.kernel_blocks if dag.model.proto.graph.node[node].name == LAYER)
+    alive = Selector(dag, SelectionRequest(Budget("kernels", 0.25), "lean")).select().alive
     norms = kernel_norms(np.asarray(mix.kernels(), np.float32), strides=mix.strides)[0]
-    rows, columns = alive[mix.targets[0]], alive[mix.sources[0]]
+    rows, columns = alive[mix.destinations[0]], alive[mix.sources[0]]
     everything = np.ones_like(rows), np.ones_like(columns)
     sheets = (
         ("original", *everything, ("Marks: inputs (above) and outputs", "(left) that go.")),

@@ -15,12 +15,12 @@ from leanonnx.api.verbs import analyse, bench, compress, prove
 from leanonnx.data.images import ImageFormat
 from leanonnx.errors import LeanOnnxError, Refusal, UserError
 from leanonnx.proof.proof import Proof
-from leanonnx.rules.table import DEFAULT
+from leanonnx.rules.table import DEFAULT_RULES
 from leanonnx.surgery.plan import Plan, load_plan
 from leanonnx.version import __version__
 
 __all__ = [
-    "DEFAULT",
+    "DEFAULT_RULES",
     "Analysis",
     "Change",
     "ChannelDag",

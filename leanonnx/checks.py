@@ -13,7 +13,7 @@ from leanonnx.errors import OptionError
 T = TypeVar("T")
 
 
-def only_one(given: Mapping[str, T | None], example: str) -> tuple[str, T]:
+def exactly_one(given: Mapping[str, T | None], example: str) -> tuple[str, T]:
     """The name and the value of the one option that was given; those that were not are None.
 
     Raises:

@@ -72,11 +72,11 @@ def values(proto: onnx.ModelProto, names: Sequence[str], feeds: Sequence[Feed]) 
 
 def keep(dag: ChannelDag, tensor: str, channels: Collection[int], axis: int = 1) -> Mask:
     """All channels but those of a tensor that are not named, with what is tied to them."""
-    rows = np.moveaxis(dag.labels[tensor], axis, 0).reshape(dag.labels[tensor].shape[axis], -1)
+    rows = np.moveaxis(dag.channel_ids[tensor], axis, 0).reshape(dag.channel_ids[tensor].shape[axis], -1)
     lost = [k for k in range(len(rows)) if k not in channels]
-    kept = np.ones(int(dag.classes.max()) + 1, bool)
-    kept[dag.classes[rows[lost].reshape(-1)]] = False
-    return Closure(dag, dag.classes).alive(kept)
+    kept = np.ones(int(dag.groups.max()) + 1, bool)
+    kept[dag.groups[rows[lost].reshape(-1)]] = False
+    return Closure(dag, dag.groups).alive(kept)
 
 
 def draft(dag: ChannelDag, alive: Mask) -> onnx.ModelProto:

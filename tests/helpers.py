@@ -93,7 +93,7 @@ def saved_external(proto: onnx.ModelProto, path: Path, data: str = "weights.bin"
     return path
 
 
-Options = partial(options.Options, measure=False, align=1)
+Options = partial(options.CompressOptions, measure=False, align=1)
 """Options for the networks of tests, which are too small to gain speed: any width, nothing measured."""
 ANY = {"align": 1, "measure": False}
 """The same as keywords of ``leanonnx.compress``."""
@@ -235,7 +235,7 @@ def _json_object(done: Done) -> dict[str, Any]:
     return row
 
 
-def compressed(source: Path, target: Path, keep: float = 0.5, **settings: Any) -> pipeline.Result:
+def compressed(source: Path, target: Path, keep: float = 0.5, **settings: Any) -> pipeline.CompressResult:
     """``leanonnx compress`` in this process, budget in kernels."""
     return pipeline.compress(source, target, Options(Budget("kernels", keep), **settings))
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from leanonnx.commands.compress.pipeline import Result, compress
+from leanonnx.commands.compress.pipeline import CompressResult, compress
 from tests.helpers import Options, build, saved
 
 Edit = Callable[[np.ndarray], None]
@@ -37,7 +37,7 @@ def put(number: float, *index: Any) -> Edit:
     return edit
 
 
-def minimal(proto: onnx.ModelProto, folder: Path, **options: Any) -> tuple[Result, onnx.ModelProto]:
+def minimal(proto: onnx.ModelProto, folder: Path, **options: Any) -> tuple[CompressResult, onnx.ModelProto]:
     """The model written by ``--exact``, proven tightly."""
     source, target = saved(proto, folder / "in.onnx"), folder / "out.onnx"
     result = compress(source, target, Options(exact=True, **options))
@@ -53,7 +53,7 @@ def sizes(proto: onnx.ModelProto) -> dict[str, list[int]]:
     return {t.name: list(t.dims) for t in proto.graph.initializer}
 
 
-def gone(result: Result) -> tuple[int, int]:
+def gone(result: CompressResult) -> tuple[int, int]:
     """Classes that went: unread, constant."""
     assert result.exact is not None
     counts = result.exact["channels"]

@@ -14,7 +14,7 @@ import pytest
 import typer.main
 
 import leanonnx
-from leanonnx import DEFAULT
+from leanonnx import DEFAULT_RULES
 from leanonnx.cli.main import app
 from leanonnx.errors import (
     ModelError,
@@ -225,7 +225,7 @@ def test_rules_are_a_table_or_a_file(model: Path) -> None:
     """A rule of one's own that pins; standard rules may be joined."""
     (model.parent / "rules.py").write_text(RULES_FILE)
     own = runpy.run_path(str(model.parent / "rules.py"))["RULES"]
-    for rules in (own, DEFAULT | own, model.parent / "rules.py"):
+    for rules in (own, DEFAULT_RULES | own, model.parent / "rules.py"):
         pins = leanonnx.analyse(model, rules=rules).pins
         assert {pin["tensor"] for pin in pins if "a rule of my own" in pin["reason"]} >= {"r1", "r2"}
         result = leanonnx.compress(model, keep=1.0, rules=rules, **ANY)

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from leanonnx.commands.bench import benchmark
-from leanonnx.commands.bench.benchmark import Case, Request, check_fits, check_same_inputs, input_sizes, with_batch
+from leanonnx.commands.bench.benchmark import BenchRequest, Case, check_fits, check_same_inputs, input_sizes, with_batch
 from leanonnx.commands.bench.report import MEANING, NAMES
 from leanonnx.errors import ModelError, OptionError
 from leanonnx.graph.model import load
 from leanonnx.runtime.providers import Setting
-from leanonnx.runtime.timing import Comparison, Timing
+from leanonnx.runtime.timing import Timing, TimingComparison
 from tests.helpers import CNN, SHORT, build, called, cli, refused, saved
 from tests.test_timing import NO_GPU
 
@@ -208,9 +208,9 @@ def timing_of(median: float, p90: float) -> Timing:
 def test_a_busy_machine_is_told() -> None:
     calm, shaken = timing_of(1, 1.1), timing_of(1, 4.0)
     cases = {
-        Comparison(calm, calm, 1, (1, 1), 0.01, 20, 1): False,
-        Comparison(calm, calm, 1, (1, 1), 0.2, 20, 1): True,
-        Comparison(calm, shaken, 1, (1, 1), 0.01, 20, 1): True,
+        TimingComparison(calm, calm, 1, (1, 1), 0.01, 20, 1): False,
+        TimingComparison(calm, calm, 1, (1, 1), 0.2, 20, 1): True,
+        TimingComparison(calm, shaken, 1, (1, 1), 0.01, 20, 1): True,
         calm: False,
         shaken: True,
     }
@@ -219,9 +219,9 @@ def test_a_busy_machine_is_told() -> None:
 
 
 def test_failures_name_the_models(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(*_: object) -> Comparison:
+    def failing(*_: object) -> TimingComparison:
         raise benchmark.RunFailed("no memory")
 
     monkeypatch.setattr(benchmark, "measured", failing)
     with pytest.raises(ModelError, match=r"free\.onnx and .*smaller\.onnx: .*no memory"):
-        benchmark.bench(folder / "free.onnx", folder / "smaller.onnx", Request())
+        benchmark.bench(folder / "free.onnx", folder / "smaller.onnx", BenchRequest())

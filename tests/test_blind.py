@@ -15,19 +15,19 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from leanonnx.analysis.dag import ChannelDag, analyse
-from leanonnx.commands.compress.options import Options
+from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.commands.compress.pipeline import compress
 from leanonnx.graph.model import load
 from leanonnx.inputs.synthetic import distances, smooth_inputs
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.numeric.gaussian import Belief, gaussian
+from leanonnx.numeric.gaussian import ChannelMoments, gaussian
 from leanonnx.recovery import data_free_draft as blind_draft
-from leanonnx.recovery.data_free import Blind, recover
-from leanonnx.rules.table import DEFAULT
+from leanonnx.recovery.data_free import DataFreeFit, recover
+from leanonnx.rules.table import DEFAULT_RULES
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import run
 from leanonnx.selection.selector import Budget
-from leanonnx.statistics.propagation import Known, believed
+from leanonnx.statistics.propagation import PropagatedMoments, propagate_statistics
 from leanonnx.surgery.operate import apply
 from leanonnx.surgery.patch import plan_patch
 from tests.graphs import models
@@ -70,14 +70,14 @@ def edited(proto: onnx.ModelProto, **values: Any) -> onnx.ModelProto:
 
 def opened(proto: onnx.ModelProto, folder: Path) -> ChannelDag:
     model = load(saved(proto, folder / "in.onnx"))
-    return analyse(model, observe(model, {}), DEFAULT)
+    return analyse(model, observe(model, {}), DEFAULT_RULES)
 
 
 def without(dag: ChannelDag, name: str, *channels: int) -> tuple[Mask, onnx.ModelProto]:
     """Surgery that removes some channels of a tensor."""
     alive = np.ones(dag.count, bool)
-    labels = dag.labels[name].reshape(-1)[list(channels)]
-    alive[np.isin(dag.classes, dag.classes[labels])] = False
+    channel_ids = dag.channel_ids[name].reshape(-1)[list(channels)]
+    alive[np.isin(dag.groups, dag.groups[channel_ids])] = False
     return alive, apply(dag.model, plan_patch(dag, alive))
 
 
@@ -87,11 +87,13 @@ def distance(one: onnx.ModelProto, other: onnx.ModelProto, shape: tuple[int, ...
     return float(np.linalg.norm(a - b) / np.linalg.norm(a))
 
 
-def mended(proto: onnx.ModelProto, folder: Path, tensor: str, *channels: int, **how: Any) -> tuple[Blind, float, float]:
+def mended(
+    proto: onnx.ModelProto, folder: Path, tensor: str, *channels: int, **how: Any
+) -> tuple[DataFreeFit, float, float]:
     """What came of it, and the distance from the original before and after."""
     dag = opened(proto, folder)
     alive, bare = without(dag, tensor, *channels)
-    found = recover(Known(dag), alive, bare, **how)
+    found = recover(PropagatedMoments(dag), alive, bare, **how)
     onnx.checker.check_model(found.proto, full_check=True)
     return found, distance(proto, bare), distance(proto, found.proto)
 
@@ -162,7 +164,7 @@ def test_means_follow_from_normalisation(activation: str, tmp_path: Path) -> Non
     proto = net(f"n = BatchNormalization (c, g, b, m, v) r = {activation} (n)", NORM)
     dag = opened(proto, tmp_path)
     alive, bare = without(dag, "r", 1, 3)
-    found = recover(Known(dag), alive, bare, ways=("means",))
+    found = recover(PropagatedMoments(dag), alive, bare, ways=("means",))
     held = {t.name: numpy_helper.to_array(t).astype(float) for t in proto.graph.initializer}
     spread = np.abs(held["g"]) * np.sqrt(held["v"] / (held["v"] + 1e-5))
     mean = held["b"]
@@ -187,7 +189,7 @@ def test_a_border_adds_nothing_to_a_mean(tmp_path: Path) -> None:
     proto = edited(build(text), v=np.square)
     dag = opened(proto, tmp_path)
     alive, bare = without(dag, "r", 2)
-    found = recover(Known(dag), alive, bare, ways=("means",))
+    found = recover(PropagatedMoments(dag), alive, bare, ways=("means",))
     held = {t.name: numpy_helper.to_array(t).astype(float) for t in proto.graph.initializer}
     after = {t.name: numpy_helper.to_array(t).astype(float) for t in found.proto.graph.initializer}
     wanted = held["b2"] + held["b"][2] * (held["w2"][:, 2, :, 0] @ [0.75, 1, 0.75])
@@ -197,7 +199,7 @@ def test_a_border_adds_nothing_to_a_mean(tmp_path: Path) -> None:
 def test_no_mean_is_made_up_without_statistics(tmp_path: Path) -> None:
     dag = opened(net("r = Relu (c)"), tmp_path)
     alive, bare = without(dag, "r", 1)
-    known = Known(dag)
+    known = PropagatedMoments(dag)
     for found in (recover(known, alive, bare, ways=("constants", "means")), recover(known, alive, bare, assume=False)):
         assert found.proto.SerializeToString() == bare.SerializeToString()
         assert not any(found.counts.values())
@@ -212,22 +214,22 @@ def test_moments_are_those_of_samples() -> None:
     drawn = rng.multivariate_normal(mean, covariance, 400_000)
     belief = gaussian(np.arange(4), mean, covariance, known=True)
     np.testing.assert_allclose(belief.covariance(), covariance, rtol=1e-3, atol=1e-3)
-    rectified = Belief(belief.labels, np.maximum(belief.values, 0), belief.correlation, known=True)
+    rectified = ChannelMoments(belief.channel_ids, np.maximum(belief.values, 0), belief.correlation, known=True)
     np.testing.assert_allclose(rectified.mean, np.maximum(drawn, 0).mean(0), rtol=0.01)
     np.testing.assert_allclose(rectified.covariance(), np.cov(np.maximum(drawn, 0).T), rtol=0.05, atol=0.03)
 
 
 def test_statistics_come_from_normalisation_alone(tmp_path: Path) -> None:
-    assert believed(Known(opened(net("r = Relu (c)"), tmp_path))) is None
+    assert propagate_statistics(PropagatedMoments(opened(net("r = Relu (c)"), tmp_path))) is None
     dag = opened(net("n = BatchNormalization (c, g, b, m, v) r = Relu (n)", NORM), tmp_path)
-    known = Known(dag)
-    found = known.beliefs
+    known = PropagatedMoments(dag)
+    found = known.moments
     held = {t.name: numpy_helper.to_array(t) for t in dag.model.proto.graph.initializer}
     np.testing.assert_allclose(found["c"].mean, held["m"], atol=1e-5)
     np.testing.assert_allclose(found["c"].variance, held["v"], rtol=1e-3)
     np.testing.assert_allclose(found["n"].mean, held["b"], atol=1e-5)
     assert (found["x"].known, found["r"].known) == (False, True)
-    statistics = believed(known)
+    statistics = propagate_statistics(known)
     assert statistics is not None
     assert {name for name, _ in statistics.read} == {"r"}
 
@@ -238,7 +240,7 @@ def test_a_bias_has_one_number_for_each_channel(shape: str, told: bool, tmp_path
     proto = build(f"""<ir_version: 8, opset_import: ["" : 17]> net (float[4, 3] x) => (float[4, 4] y)
     <float[3, 4] w, float[{shape}] b> {{ h = Gemm (x, w, b) y = Relu (h) }}""")
     bias = numpy_helper.to_array(proto.graph.initializer[1]).reshape(-1)
-    found = Known(opened(proto, tmp_path)).beliefs["h"].mean
+    found = PropagatedMoments(opened(proto, tmp_path)).moments["h"].mean
     np.testing.assert_allclose(found, bias if told else 0, atol=1e-6)
 
 
@@ -249,7 +251,11 @@ def test_auto_ranks_by_path_mass_where_statistics_are_held(tmp_path: Path) -> No
     source = saved(net(NORMAL, NORM), tmp_path / "n.onnx")
     plans = {}
     for method in ("auto", "path-mass", "lean"):
-        compress(source, tmp_path / "out.onnx", Options(Budget("kernels", 0.6), method=method, measure=False, align=1))
+        compress(
+            source,
+            tmp_path / "out.onnx",
+            CompressOptions(Budget("kernels", 0.6), method=method, measure=False, align=1),
+        )
         plans[method] = (tmp_path / "out.onnx").read_bytes()
     assert plans["auto"] == plans["path-mass"] != plans["lean"]
     plain = saved(net("r = Relu (c)"), tmp_path / "p.onnx")
@@ -278,7 +284,7 @@ def test_weights_stay_unless_asked_for(tmp_path: Path) -> None:
 
 def test_what_noise_speaks_against_is_declined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = saved(edited(net("r = Relu (c)"), **copied(2.0)), tmp_path / "n.onnx")
-    options = Options(Budget("kernels", 0.6), measure=False, align=1, recover="auto")
+    options = CompressOptions(Budget("kernels", 0.6), measure=False, align=1, recover="auto")
     found = [[0.9, 0.5], [0.9, 0.8], [0.8]]
     monkeypatch.setattr(blind_draft, "distances", lambda _, others, feeds: found.pop(0))
     kept = compress(source, tmp_path / "a.onnx", options).blind
@@ -310,7 +316,7 @@ def test_noise_in_place_of_images_has_their_layout(tmp_path: Path) -> None:
 def test_random_networks(proto: onnx.ModelProto, keep: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = saved(proto, Path(folder) / "in.onnx")
-        options = Options(Budget("kernels", keep), measure=False, best_effort=True, recover="auto", align=1)
+        options = CompressOptions(Budget("kernels", keep), measure=False, best_effort=True, recover="auto", align=1)
         result = compress(source, Path(folder) / "out.onnx", options)
         new = onnx.load(Path(folder) / "out.onnx")
         onnx.checker.check_model(new, full_check=True)

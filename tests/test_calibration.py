@@ -17,7 +17,7 @@ from leanonnx.commands.calibrate.fit import MULTIPLES, STEPS, WIDTHS, Probes, St
 from leanonnx.commands.calibrate.probes import Probe, held_out, network, residual
 from leanonnx.commands.compress.pipeline import inspect
 from leanonnx.errors import OutputError
-from leanonnx.hardware.targets import ENTRIES, Target, known_targets, read_targets
+from leanonnx.hardware.targets import ENTRIES, Hardware, known_targets, read_targets
 from leanonnx.runtime.fastpath import layouts
 from leanonnx.runtime.machine import blocked_steps, detected, is_blocked
 from leanonnx.runtime.providers import Setting
@@ -65,18 +65,18 @@ def test_the_multiple_is_found(multiple: int) -> None:
     assert best_multiple(times) == multiple
 
 
-def predicted(probe: Probe, target: Target, folder: Path) -> float:
+def predicted(probe: Probe, target: Hardware, folder: Path) -> float:
     """What the latency model says of a probe."""
     dag = inspect(saved(network(probe), folder / "probe.onnx"))
     return latency_model(dag, target)(np.ones(dag.count, bool))
 
 
-def times_of(probes: Iterable[Probe], truth: Target, folder: Path) -> dict[Probe, float]:
+def times_of(probes: Iterable[Probe], truth: Hardware, folder: Path) -> dict[Probe, float]:
     return {probe: START + predicted(probe, truth, folder) for probe in probes}
 
 
 @pytest.mark.parametrize("truth", [AVX512, replace(AVX2, slow_depthwise=1.0, node=0.3)], ids=["wide", "narrow"])
-def test_the_table_explains_the_times_that_it_is_made_from(truth: Target, tmp_path: Path) -> None:
+def test_the_table_explains_the_times_that_it_is_made_from(truth: Hardware, tmp_path: Path) -> None:
     """Times as the latency model has them give back its table."""
     times = times_of(PROBES.all(stepped=True), truth, tmp_path)
     found = table(truth.name, times, PROBES, Steps(truth.block, truth.multiple, truth.grouped))

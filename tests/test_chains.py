@@ -41,7 +41,7 @@ def links(blocks: Sequence[Block], zero: float | None = None) -> list[Link]:
         for (g, o, i), gain in np.ndenumerate(block.gains):
             octaves = float(np.log2(np.float64(gain))) if gain > 0 else zero
             if octaves is not None:
-                ends = int(block.sources[g, i]), int(block.targets[g, o])
+                ends = int(block.sources[g, i]), int(block.destinations[g, o])
                 found.append(Link(*ends, (b, g, i, o), octaves, block.counted))
     return found
 
@@ -51,17 +51,17 @@ def paths(edges: Sequence[Link], starts: Sequence[int], ends: Sequence[int]) -> 
     for start in sorted({int(start) for start in starts}):
         stack: list[tuple[int, tuple[Link, ...]]] = [(start, ())]
         while stack:
-            label, path = stack.pop()
-            if label in set(map(int, ends)):
+            channel_id, path = stack.pop()
+            if channel_id in set(map(int, ends)):
                 yield start, path
-            stack += [(edge.target, (*path, edge)) for edge in edges if edge.source == label]
+            stack += [(edge.target, (*path, edge)) for edge in edges if edge.source == channel_id]
 
 
 def octaves(path: Path) -> float:
     return sum(edge.octaves for edge in path[1])
 
 
-def labels(path: Path) -> tuple[int, ...]:
+def channel_ids(path: Path) -> tuple[int, ...]:
     return (path[0], *(edge.target for edge in path[1]))
 
 
@@ -90,11 +90,13 @@ def extract_by_enumeration(graph: Graph, mode: str) -> Iterator[Chain]:
         used = [edge for edge in best[1] if edge.counted]
         edges = [edge for edge in edges if edge not in used]
         kernels = tuple((b, g, o, i) for b, g, i, o in (edge.place for edge in used))
-        yield Chain(octaves(best) * log(2), labels(best), kernels)
+        yield Chain(octaves(best) * log(2), channel_ids(best), kernels)
 
 
 def assert_same(found: Sequence[Chain], expected: Sequence[Chain]) -> None:
-    assert [(chain.labels, chain.kernels) for chain in found] == [(chain.labels, chain.kernels) for chain in expected]
+    assert [(chain.channel_ids, chain.kernels) for chain in found] == [
+        (chain.channel_ids, chain.kernels) for chain in expected
+    ]
     assert all(isclose(a.value, b.value, abs_tol=1e-5) for a, b in zip(found, expected, strict=True))
 
 
@@ -135,11 +137,11 @@ def test_sweeps_find_the_best_of_all_paths(graph: Graph, tile: int) -> None:
     n, blocks, starts, ends = graph
     ahead, behind, through = (np.full(n, -np.inf) for _ in range(3))
     for path in paths(links(blocks), starts, range(n)):
-        ahead[labels(path)[-1]] = max(ahead[labels(path)[-1]], octaves(path))
+        ahead[channel_ids(path)[-1]] = max(ahead[channel_ids(path)[-1]], octaves(path))
     for path in paths(links(blocks), range(n), ends):
         behind[path[0]] = max(behind[path[0]], octaves(path))
     for path in paths(links(blocks), starts, ends):
-        through[list(labels(path))] = np.maximum(through[list(labels(path))], octaves(path))
+        through[list(channel_ids(path))] = np.maximum(through[list(channel_ids(path))], octaves(path))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chains, "TILE", tile)
         for found, octave in (
@@ -155,7 +157,7 @@ def test_sweeps_find_the_best_of_all_paths(graph: Graph, tile: int) -> None:
 def test_best_chain_is_the_best_path_and_zero_gains_are_a_last_resort(graph: Graph) -> None:
     n, blocks, starts, ends = graph
     found = list(paths(links(blocks, zero=chains.TINY), starts, ends))
-    expected = labels(first_of_the_best(found, kernels=False)) if found else ()
+    expected = channel_ids(first_of_the_best(found, kernels=False)) if found else ()
     assert best_chain(n, blocks, starts, ends) == expected
 
 
@@ -184,26 +186,26 @@ def test_chains_are_connected_disjoint_descending_and_complete(graph: Graph, mod
     assert len(kernels) == len(set(kernels))
     assert all(before.value >= after.value for before, after in pairwise(found))
     for chain in found:
-        steps = set(pairwise(chain.labels))
+        steps = set(pairwise(chain.channel_ids))
         used = [edges[b, g, i, o] for b, g, o, i in chain.kernels]
         assert used
         assert {(edge.source, edge.target) for edge in used} <= steps
         if mode == "through":
-            assert chain.labels[0] in graph.starts
-            assert chain.labels[-1] in graph.ends
+            assert chain.channel_ids[0] in graph.starts
+            assert chain.channel_ids[-1] in graph.ends
     if mode == "free":
         assert {(b, g, i, o) for b, g, o, i in kernels} == {edge.place for edge in edges.values() if edge.counted}
 
 
-def rescaled(graph: Graph, label: int, factor: float) -> list[Block]:
+def rescaled(graph: Graph, channel_id: int, factor: float) -> list[Block]:
     """Every gain into the label times ``factor``, every gain out of it divided by ``factor``."""
     return [
         Block(
             block.sources,
-            block.targets,
+            block.destinations,
             block.gains
-            * np.where(block.targets == label, factor, 1)[:, :, None].astype(np.float32)
-            / np.where(block.sources == label, factor, 1)[:, None, :].astype(np.float32),
+            * np.where(block.destinations == channel_id, factor, 1)[:, :, None].astype(np.float32)
+            / np.where(block.sources == channel_id, factor, 1)[:, None, :].astype(np.float32),
             block.counted,
         )
         for block in graph.blocks
@@ -232,8 +234,8 @@ def line(*gains: float, counted: Sequence[bool] | None = None) -> Graph:
     """One channel per layer."""
     flags = counted or [True] * len(gains)
     blocks = [
-        Block(np.array([[label]]), np.array([[label + 1]]), np.full((1, 1, 1), gain, np.float32), flag)
-        for label, (gain, flag) in enumerate(zip(gains, flags, strict=True))
+        Block(np.array([[channel_id]]), np.array([[channel_id + 1]]), np.full((1, 1, 1), gain, np.float32), flag)
+        for channel_id, (gain, flag) in enumerate(zip(gains, flags, strict=True))
     ]
     return Graph(len(gains) + 1, blocks, np.array([0]), np.array([len(gains)]))
 
@@ -241,24 +243,24 @@ def line(*gains: float, counted: Sequence[bool] | None = None) -> Graph:
 def test_free_chains_do_see_a_rescaled_channel() -> None:
     graph = line(2, 2)
     moved = Graph(3, rescaled(graph, 1, 4.0), graph.starts, graph.ends)
-    assert [chain.labels for chain in extract(*graph, "free")] == [(0, 1, 2)]
-    assert [chain.labels for chain in extract(*moved, "free")] == [(0, 1), (1, 2)]
-    assert [chain.labels for chain in extract(*moved, "through")] == [(0, 1, 2)]
+    assert [chain.channel_ids for chain in extract(*graph, "free")] == [(0, 1, 2)]
+    assert [chain.channel_ids for chain in extract(*moved, "free")] == [(0, 1), (1, 2)]
+    assert [chain.channel_ids for chain in extract(*moved, "through")] == [(0, 1, 2)]
 
 
 def test_free_chains_of_weak_kernels_are_single_kernels_in_order() -> None:
     graph = line(0.25, 0.75, 0.5)
-    assert [chain.labels for chain in extract(*graph, "free")] == [(1, 2), (2, 3), (0, 1)]
+    assert [chain.channel_ids for chain in extract(*graph, "free")] == [(1, 2), (2, 3), (0, 1)]
 
 
 def test_fixed_edges_lengthen_chains_and_never_make_one() -> None:
     graph = line(3, 0.5, 1, 5, counted=[False, True, False, False])
-    assert [chain.labels for chain in extract(*graph, "free")] == [(0, 1, 2, 3, 4)]
+    assert [chain.channel_ids for chain in extract(*graph, "free")] == [(0, 1, 2, 3, 4)]
     assert list(extract(*line(3, 5, counted=[False, False]), "free")) == []
     assert list(extract(*line(3, 5, counted=[False, False]), "through")) == []
     plain = line(0.5, 2, 1, counted=[False, True, False])
-    assert [chain.labels for chain in extract(*plain, "free")] == [(1, 2)]
-    assert [chain.labels for chain in extract(*plain, "through")] == [(0, 1, 2, 3)]
+    assert [chain.channel_ids for chain in extract(*plain, "free")] == [(1, 2)]
+    assert [chain.channel_ids for chain in extract(*plain, "through")] == [(0, 1, 2, 3)]
 
 
 def test_chains_longer_than_the_range_of_float32() -> None:

@@ -22,7 +22,7 @@ from leanonnx.errors import OptionError
 from leanonnx.graph.model import load
 from leanonnx.proof.proof import inputs_for
 from leanonnx.runtime.providers import Setting
-from leanonnx.runtime.timing import Comparison, Timing
+from leanonnx.runtime.timing import Timing, TimingComparison
 from tests.helpers import Done, build, called, cli, refused, saved, saved_external
 from tests.test_check_pairs import ALWAYS, FREE, IMAGE, QUICK, checked, denormal, gate, status, unknown
 from tests.test_timing import NO_GPU
@@ -314,7 +314,9 @@ def test_limits_of_another_kind_are_no_limits() -> None:
 
 def case(low: float, high: float, noise: float = 0.0) -> Case:
     timing = Timing(1, 1, 1, 1, 1, 1, 0, None)
-    return Case(None, {}, Setting(threads=1), Comparison(timing, timing, (low + high) / 2, (low, high), noise, 20, 1))
+    return Case(
+        None, {}, Setting(threads=1), TimingComparison(timing, timing, (low + high) / 2, (low, high), noise, 20, 1)
+    )
 
 
 @pytest.mark.parametrize(

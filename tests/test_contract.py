@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from leanonnx.analysis.dag import analyse
 from leanonnx.graph.model import load
-from leanonnx.rules.call import Call, Effect, Link, Mix, Pin, Rule, Slice, Value
+from leanonnx.rules.call import Call, Effect, FixedEdges, KernelBlock, Pin, Rule, Slice, Value
 from leanonnx.rules.check import faults
-from leanonnx.rules.table import DEFAULT
+from leanonnx.rules.table import DEFAULT_RULES
 from leanonnx.runtime.observation import observe
 from tests.graphs import from_seed, saved
 
@@ -33,7 +33,7 @@ def held(rule: Rule) -> Rule:
     return checked
 
 
-RULES = {key: held(rule) for key, rule in DEFAULT.items()}
+RULES = {key: held(rule) for key, rule in DEFAULT_RULES.items()}
 
 
 @settings(max_examples=60, deadline=None)
@@ -61,9 +61,9 @@ def answer(**changes: Any) -> Effect:
     return Effect(**{"outputs": (N.reshape(1, 4, 1),), **changes})
 
 
-def mix(**changes: Any) -> Mix:
-    fields = {"sources": N[None], "targets": (N + 4)[None], "slot": 1, "kernels": lambda: np.zeros((1, 4, 4))}
-    return Mix(**{**fields, **changes})
+def mix(**changes: Any) -> KernelBlock:
+    fields = {"sources": N[None], "destinations": (N + 4)[None], "slot": 1, "kernels": lambda: np.zeros((1, 4, 4))}
+    return KernelBlock(**{**fields, **changes})
 
 
 FRESH = np.arange(5, 9)
@@ -72,12 +72,12 @@ RIGHT: dict[str, Any] = {
     "one label for all": {"outputs": (np.ones((1, 1, 1), int),)},
     "more outputs than are read": {"outputs": (N.reshape(1, 4, 1), N.reshape(1, 4, 1))},
     "ties": {"ties": ((N, FRESH),)},
-    "readers": {"implied": ((N, FRESH),)},
-    "links": {"links": (Link(N, FRESH, np.ones(4, np.float32)),)},
+    "readers": {"concat_slots": ((N, FRESH),)},
+    "links": {"fixed_edges": (FixedEdges(N, FRESH, np.ones(4, np.float32)),)},
     "slices": {"slices": (Slice(1, (N.reshape(4, 1),)),)},
     "slice of fewer axes": {"slices": (Slice(1, (np.arange(1, 4),)),)},
     "pins": {"pins": (Pin(N, "x", "because", "so"),)},
-    "kernels": {"mixes": (mix(),)},
+    "kernels": {"kernel_blocks": (mix(),)},
     "starts": {"starts": (FRESH,)},
     "moves": {"moves": (lambda given: given,)},
     "rewrite": {"rewrite": lambda kept: None},
@@ -98,12 +98,12 @@ WRONG: dict[str, tuple[Any, str]] = {
     "ties unequal": ({"ties": ((N, FRESH[:2]),)}, "one shape"),
     "ties unknown left": ({"ties": ((N + 20, FRESH),)}, "between 0 and 8"),
     "ties unknown right": ({"ties": ((N, FRESH + 20),)}, "between 0 and 8"),
-    "readers no pair": ({"implied": ((N,),)}, "pairs"),
-    "links backward": ({"links": (Link(FRESH, N),)}, "never back"),
-    "links to itself": ({"links": (Link(N, N),)}, "never back"),
-    "links unequal": ({"links": (Link(N, FRESH[:2]),)}, "one shape"),
-    "links gains": ({"links": (Link(N, FRESH, np.ones(3, np.float32)),)}, "one gain"),
-    "links no link": ({"links": ((N, FRESH),)}, "links must be"),
+    "readers no pair": ({"concat_slots": ((N,),)}, "pairs"),
+    "links backward": ({"fixed_edges": (FixedEdges(FRESH, N),)}, "never back"),
+    "links to itself": ({"fixed_edges": (FixedEdges(N, N),)}, "never back"),
+    "links unequal": ({"fixed_edges": (FixedEdges(N, FRESH[:2]),)}, "one shape"),
+    "links gains": ({"fixed_edges": (FixedEdges(N, FRESH, np.ones(3, np.float32)),)}, "one gain"),
+    "links no link": ({"fixed_edges": ((N, FRESH),)}, "fixed_edges must be"),
     "slices slot": ({"slices": (Slice(0, (N.reshape(4, 1),)),)}, "no constant"),
     "slices unconnected": ({"slices": (Slice(7, (N.reshape(4, 1),)),)}, "no constant"),
     "slices slot no number": ({"slices": (Slice("w", (N,)),)}, "name a slot"),  # type: ignore[arg-type]
@@ -115,13 +115,13 @@ WRONG: dict[str, tuple[Any, str]] = {
     "pins advice": ({"pins": (Pin(N, "x", "because", None),)}, "reason"),  # type: ignore[arg-type]
     "starts": ({"starts": (N + 20,)}, "between 0 and 8"),
     "starts no array": ({"starts": (3,)}, "starts must be"),
-    "kernels sources": ({"mixes": (mix(sources=N[None] + 20),)}, "between 0 and 8"),
-    "kernels targets": ({"mixes": (mix(targets=N[None] + 20),)}, "between 0 and 8"),
-    "kernels flat sources": ({"mixes": (mix(sources=N[:1]),)}, r"\[groups, inputs\]"),
-    "kernels flat targets": ({"mixes": (mix(targets=FRESH[:1]),)}, r"\[groups, inputs\]"),
-    "kernels groups": ({"mixes": (mix(targets=FRESH.reshape(2, 2)),)}, r"\[groups, inputs\]"),
-    "kernels slot": ({"mixes": (mix(slot=0),)}, "constant weight"),
-    "kernels no function": ({"mixes": (mix(kernels=3),)}, "constant weight"),
+    "kernels sources": ({"kernel_blocks": (mix(sources=N[None] + 20),)}, "between 0 and 8"),
+    "kernels targets": ({"kernel_blocks": (mix(destinations=N[None] + 20),)}, "between 0 and 8"),
+    "kernels flat sources": ({"kernel_blocks": (mix(sources=N[:1]),)}, r"\[groups, inputs\]"),
+    "kernels flat targets": ({"kernel_blocks": (mix(destinations=FRESH[:1]),)}, r"\[groups, inputs\]"),
+    "kernels groups": ({"kernel_blocks": (mix(destinations=FRESH.reshape(2, 2)),)}, r"\[groups, inputs\]"),
+    "kernels slot": ({"kernel_blocks": (mix(slot=0),)}, "constant weight"),
+    "kernels no function": ({"kernel_blocks": (mix(kernels=3),)}, "constant weight"),
     "moves": ({"moves": (3,)}, "functions"),
     "moves no tuple": ({"moves": 3}, "functions"),
     "rewrite": ({"rewrite": 3}, "functions"),

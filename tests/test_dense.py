@@ -13,10 +13,10 @@ from onnx import numpy_helper
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.commands.compress.pipeline import compress, inspect
-from leanonnx.ranking.criteria import Method, Question, rank
-from leanonnx.ranking.groups import channel_classes
-from leanonnx.ranking.weighting import Weights
-from leanonnx.selection.selector import Budget, Request, select
+from leanonnx.ranking.criteria import Method, RankingInputs, rank
+from leanonnx.ranking.groups import channel_groups
+from leanonnx.ranking.weighting import WeightedDag
+from leanonnx.selection.selector import Budget, SelectionRequest, select
 from leanonnx.statistics.moments import measure
 from tests.helpers import Options, build, saved
 
@@ -50,8 +50,8 @@ def last_node(dag: ChannelDag) -> int:
     return next(k for k, node in enumerate(dag.model.proto.graph.node) if node.name == LAST)
 
 
-def request(dag: ChannelDag, method: Method, keep: float, chains: str = "cover") -> Request:
-    return Request(Budget("kernels", keep), method, chains, ignored=frozenset({last_node(dag)}))
+def request(dag: ChannelDag, method: Method, keep: float, chains: str = "cover") -> SelectionRequest:
+    return SelectionRequest(Budget("kernels", keep), method, chains, ignored=frozenset({last_node(dag)}))
 
 
 RANKINGS = [("lean", "cover"), ("lean", "free"), ("lean", "through"), ("norm", "cover"), ("l1", "cover")]
@@ -62,8 +62,8 @@ RANKINGS = [("lean", "cover"), ("lean", "free"), ("lean", "through"), ("norm", "
 def test_what_an_ignored_layer_reads_stays_with_its_channel(method: Method, chains: str, keep: float) -> None:
     _, dag = network(0)
     alive = select(dag, request(dag, method, keep, chains)).alive
-    (mix,) = [mix for node, mix in dag.mixes if node == last_node(dag)]
-    maps = [int(dag.labels[f"f{k}"].reshape(-1)[0]) for k in range(1, DEPTH + 1)]
+    (mix,) = [mix for node, mix in dag.kernel_blocks if node == last_node(dag)]
+    maps = [int(dag.channel_ids[f"f{k}"].reshape(-1)[0]) for k in range(1, DEPTH + 1)]
     assert alive[mix.sources.reshape(-1)[1:]].tolist() == alive[maps].tolist()
 
 
@@ -88,11 +88,11 @@ def test_what_is_left_computes_what_is_proven(seed: int, keep: float, tmp_path: 
 @pytest.mark.parametrize(("method", "order"), [("l1", 1), ("l2", 2)])
 def test_readers_are_ranked_by_their_kernels(method: Method, order: int) -> None:
     _, dag = network(2)
-    weights = Weights(dag, frozenset({last_node(dag)}))
-    classes = channel_classes(dag, False, weights.ignored)
-    ranking = rank(Question(weights, "cover", 0, lambda _: False), method)
+    weights = WeightedDag(dag, frozenset({last_node(dag)}))
+    classes = channel_groups(dag, False, weights.ignored)
+    ranking = rank(RankingInputs(weights, "cover", 0, lambda _: False), method)
     node = next(k for k, n in enumerate(dag.model.proto.graph.node) if "y5" in n.output)
-    (mix,) = [mix for k, mix in dag.mixes if k == node]
+    (mix,) = [mix for k, mix in dag.kernel_blocks if k == node]
     sizes = np.linalg.norm(mix.kernels()[0, 0].reshape(6, 9), order, axis=1)
     found = ranking.scores[classes[mix.sources[0]]]
     assert np.allclose(found, sizes, rtol=1e-5)
@@ -104,7 +104,7 @@ def test_a_pinned_layer_keeps_what_it_reads(method: Method, chains: str, tmp_pat
     pins = ("f3", "f5")
     options = Options(Budget("kernels", 0.3), method=method, chains=chains, ignore=(LAST,), pin=pins)
     result = compress(path, tmp_path / "pinned.onnx", options)
-    assert all(result.alive[result.dag.labels[name]].all() for name in pins)
+    assert all(result.alive[result.dag.channel_ids[name]].all() for name in pins)
 
 
 @pytest.mark.parametrize("layer", range(2, DEPTH))
@@ -123,10 +123,10 @@ def test_a_useless_kernel_goes_early_though_the_last_layer_has_no_use_for_its_ch
     dag = inspect(saved(proto, tmp_path / "dense.onnx"))
     rng = np.random.default_rng(0)
     feeds = [{"f0": rng.standard_normal((4, 1, 12, 12)).astype(np.float32)}]
-    weights = Weights(dag, frozenset({last_node(dag)}), measure(dag, feeds, 1))
-    ranking = rank(Question(weights, "cover", 0, lambda _: False), "path-mass")
+    weights = WeightedDag(dag, frozenset({last_node(dag)}), measure(dag, feeds, 1))
+    ranking = rank(RankingInputs(weights, "cover", 0, lambda _: False), "path-mass")
     node = next(k for k, n in enumerate(dag.model.proto.graph.node) if f"y{layer}" in n.output)
-    (mix,) = [mix for k, mix in dag.mixes if k == node]
-    useless = ranking.classes[mix.sources[0, 1]]
+    (mix,) = [mix for k, mix in dag.kernel_blocks if k == node]
+    useless = ranking.groups[mix.sources[0, 1]]
     place = ranking.order.tolist().index(useless)
     assert place > 0.6 * ranking.order.size

@@ -22,7 +22,7 @@ from leanonnx.graph.model import load
 from leanonnx.lossless import exact
 from leanonnx.lossless.exact import contributing
 from leanonnx.runtime.observation import observe
-from leanonnx.selection.selector import Budget, Request, select
+from leanonnx.selection.selector import Budget, SelectionRequest, select
 from leanonnx.surgery.operate import apply
 from leanonnx.surgery.patch import masking_patch
 from tests.graphs import models
@@ -212,7 +212,7 @@ def test_what_masks_leave_behind_is_found(proto: onnx.ModelProto, keep: float) -
         model = load(saved_in(proto, Path(folder)))
         assume(not model.overridable)
         dag = analyse(model, observe(model, {}))
-        chosen = select(dag, Request(Budget("kernels", keep), "l1", best_effort=True))
+        chosen = select(dag, SelectionRequest(Budget("kernels", keep), "l1", best_effort=True))
         masked = load(saved_in(apply(model, masking_patch(dag, chosen.alive)), Path(folder), "masked.onnx"))
         again = analyse(masked, observe(masked, {}))
         assert cost_model(again)(contributing(again).alive).kernels <= chosen.after.kernels

@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 
 
 from leanonnx.commands.finetune import parity as trip
-from leanonnx.commands.finetune.driver import Options, finetune
+from leanonnx.commands.finetune.driver import FinetuneOptions, finetune
 from leanonnx.commands.finetune.module import Network
 from leanonnx.commands.finetune.training import Settings
 from leanonnx.commands.finetune.weights import put_back, trainable
@@ -49,7 +49,7 @@ def structure(path: Path, trained: tuple[str, ...]) -> bytes:
 
 
 def test_only_weights_change_and_the_deviation_falls(pair: dict[str, Path]) -> None:
-    result = finetune(pair["new"], pair["out"], pair["base"], pair["data"], Options(settings=settings()))
+    result = finetune(pair["new"], pair["out"], pair["base"], pair["data"], FinetuneOptions(settings=settings()))
     assert result is not None
     assert result.way == "mapped"
     names = trainable(load(pair["new"]))
@@ -63,7 +63,7 @@ def test_only_weights_change_and_the_deviation_falls(pair: dict[str, Path]) -> N
 
 
 def test_the_input_is_written_where_nothing_is_better(pair: dict[str, Path]) -> None:
-    options = Options(settings=settings(epochs=2))
+    options = FinetuneOptions(settings=settings(epochs=2))
     result = finetune(pair["base"], pair["out"], pair["base"], pair["data"], options)
     assert result is not None
     assert result.trained.best_epoch == 0
@@ -72,7 +72,7 @@ def test_the_input_is_written_where_nothing_is_better(pair: dict[str, Path]) -> 
 
 
 def test_patience_ends_a_training_without_gain(pair: dict[str, Path]) -> None:
-    options = Options(settings=settings(epochs=50, patience=2))
+    options = FinetuneOptions(settings=settings(epochs=50, patience=2))
     result = finetune(pair["base"], pair["out"], pair["base"], pair["data"], options)
     assert result is not None
     assert len(result.trained.history) == 2
@@ -91,7 +91,7 @@ def test_a_teacher_that_torch_cannot_run_teaches_all_the_same(pair: dict[str, Pa
     del base.graph.node[:]
     base.graph.node.extend(fresh)
     result = finetune(
-        pair["new"], pair["out"], saved(base, pair["base"]), pair["data"], Options(settings=settings(epochs=2))
+        pair["new"], pair["out"], saved(base, pair["base"]), pair["data"], FinetuneOptions(settings=settings(epochs=2))
     )
     assert result is not None
     assert any("onnxruntime, sample by sample" in text for text in result.warnings)
@@ -99,14 +99,16 @@ def test_a_teacher_that_torch_cannot_run_teaches_all_the_same(pair: dict[str, Pa
 
 
 def test_half_precision_trains_too(pair: dict[str, Path]) -> None:
-    result = finetune(pair["new"], pair["out"], pair["base"], pair["data"], Options(settings=settings(amp=True)))
+    result = finetune(
+        pair["new"], pair["out"], pair["base"], pair["data"], FinetuneOptions(settings=settings(amp=True))
+    )
     assert result is not None
     assert result.trained.after < result.trained.before
 
 
 def test_minutes_end_a_training(pair: dict[str, Path]) -> None:
     for epochs in (100000, None):
-        options = Options(settings=Settings(epochs, 0.01, 8, minutes=0.02))
+        options = FinetuneOptions(settings=Settings(epochs, 0.01, 8, minutes=0.02))
         result = finetune(pair["new"], pair["out"], pair["base"], pair["data"], options)
         assert result is not None
         assert 0 < len(result.trained.history) < 10000
@@ -114,7 +116,7 @@ def test_minutes_end_a_training(pair: dict[str, Path]) -> None:
 
 def test_half_precision_is_rounded_back(pair: dict[str, Path], tmp_path: Path) -> None:
     new, base = (saved(halved(classifier(w, k)), tmp_path / f"half{w}.onnx") for w, k in ((4, 1), (12, 0)))
-    result = finetune(new, pair["out"], base, pair["data"], Options(settings=settings()))
+    result = finetune(new, pair["out"], base, pair["data"], FinetuneOptions(settings=settings()))
     assert result is not None
     assert result.trained.after < result.trained.before
     kinds = {t.name: t.data_type for t in onnx.load(pair["out"]).graph.initializer}
@@ -164,7 +166,7 @@ def test_constant_nodes_are_trained_and_statistics_are_not() -> None:
 def test_external_data_and_local_functions_stay_as_they_are(pair: dict[str, Path], tmp_path: Path) -> None:
     outside = tmp_path / "outside.onnx"
     onnx.save(classifier(4, 1), outside, save_as_external_data=True, size_threshold=64, location="weights.bin")
-    options = Options(settings=settings())
+    options = FinetuneOptions(settings=settings())
     result = finetune(outside, pair["out"], pair["base"], pair["data"], options)
     assert result is not None
     assert result.trained.best_epoch
@@ -202,5 +204,5 @@ def test_a_wrong_operator_is_caught_by_the_round_trip(pair: dict[str, Path], mon
     right = trip.in_torch
     monkeypatch.setattr(trip, "in_torch", off)
     with pytest.raises(ProofFailed, match="round trip"):
-        finetune(pair["new"], pair["out"], pair["base"], pair["data"], Options(settings=settings()))
+        finetune(pair["new"], pair["out"], pair["base"], pair["data"], FinetuneOptions(settings=settings()))
     assert not pair["out"].exists()

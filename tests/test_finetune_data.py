@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 
 from leanonnx.commands.finetune.augment import augmented, images_of, mixed
 from leanonnx.commands.finetune.batching import batched
-from leanonnx.commands.finetune.driver import Options, finetune
+from leanonnx.commands.finetune.driver import FinetuneOptions, finetune
 from leanonnx.commands.finetune.loading import grouped, open_loader
 from leanonnx.commands.finetune.module import Network
 from leanonnx.commands.finetune.objectives import neighbours
@@ -43,7 +43,7 @@ def test_labels_are_learnt(pair: dict[str, Path], tmp_path: Path, out: str) -> N
     x = np.random.default_rng(0).standard_normal((60, 3, 8, 8)).astype(np.float32)
     labels = np.argmax(x.mean(axis=(2, 3)), axis=1)
     np.savez(pair["data"], x=x, labels=labels)
-    options = Options(strategy="supervised", settings=settings(epochs=40))
+    options = FinetuneOptions(strategy="supervised", settings=settings(epochs=40))
     result = finetune(pair["new"], pair["out"], None, pair["data"], options)
     assert result is not None
     assert result.trained.after < result.trained.before
@@ -54,7 +54,7 @@ def test_labels_are_learnt(pair: dict[str, Path], tmp_path: Path, out: str) -> N
 def test_labels_of_pixels_and_numbers_are_learnt(tmp_path: Path) -> None:
     new, out, data = saved(build(DENOISER), tmp_path / "new.onnx"), tmp_path / "out.onnx", tmp_path / "data.npz"
     x = np.random.default_rng(0).standard_normal((20, 1, 16, 16)).astype(np.float32)
-    options = Options(strategy="supervised", settings=settings(epochs=10))
+    options = FinetuneOptions(strategy="supervised", settings=settings(epochs=10))
     np.savez(data, x=x, y=2 * x)
     result = finetune(new, out, None, data, options)
     assert result is not None
@@ -76,7 +76,7 @@ def test_noise_is_removed_without_clean_images(tmp_path: Path) -> None:
     noisy = (clean + 0.5 * rng.standard_normal(clean.shape)).astype(np.float32)
     new, out, data = saved(build(DENOISER), tmp_path / "new.onnx"), tmp_path / "out.onnx", tmp_path / "data.npz"
     np.savez(data, x=noisy)
-    result = finetune(new, out, None, data, Options(strategy="noise2self", settings=settings(epochs=40)))
+    result = finetune(new, out, None, data, FinetuneOptions(strategy="noise2self", settings=settings(epochs=40)))
     assert result is not None
     held = slice(4, None, 5)
     errors = [np.square(run(path, [{"x": noisy[held]}])[0][0] - clean[held]).mean() for path in (new, out)]

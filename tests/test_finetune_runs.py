@@ -18,8 +18,8 @@ from tests.helpers import COMMAND, build
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'leanonnx[finetune]'")
 
-from leanonnx.commands.compress.options import Options as Compression
-from leanonnx.commands.finetune.driver import Options, finetune
+from leanonnx.commands.compress.options import CompressOptions as Compression
+from leanonnx.commands.finetune.driver import FinetuneOptions, finetune
 from leanonnx.commands.finetune.module import Network
 from leanonnx.commands.finetune.steps import Schedule, finetune_in_steps
 from leanonnx.errors import DataError, ModelError, OptionError
@@ -41,7 +41,7 @@ def pair(tmp_path: Path) -> dict[str, Path]:
 def test_the_same_seed_gives_the_same_bytes(pair: dict[str, Path]) -> None:
     written = []
     for seed in (0, 0, 1):
-        finetune(pair["new"], pair["out"], pair["base"], pair["data"], Options(settings=settings(seed=seed)))
+        finetune(pair["new"], pair["out"], pair["base"], pair["data"], FinetuneOptions(settings=settings(seed=seed)))
         written.append(pair["out"].read_bytes())
     assert written[0] == written[1] != written[2]
 
@@ -69,11 +69,11 @@ def test_a_killed_run_goes_on_to_the_same_bytes(pair: dict[str, Path], tmp_path:
 
 def test_a_checkpoint_of_another_run_is_refused(pair: dict[str, Path], tmp_path: Path) -> None:
     kept = tmp_path / "state.pt"
-    first = Options(settings=settings(epochs=1, checkpoint=kept))
+    first = FinetuneOptions(settings=settings(epochs=1, checkpoint=kept))
     finetune(pair["new"], pair["out"], pair["base"], pair["data"], first)
     with pytest.raises(OptionError, match="--resume"):
         finetune(pair["new"], pair["out"], pair["base"], pair["data"], first)
-    other = Options(settings=settings(epochs=2, checkpoint=kept, resume=True, seed=3))
+    other = FinetuneOptions(settings=settings(epochs=2, checkpoint=kept, resume=True, seed=3))
     with pytest.raises(OptionError, match="other options"):
         finetune(pair["new"], pair["out"], pair["base"], pair["data"], other)
     kept.write_bytes(b"nonsense")
@@ -86,7 +86,7 @@ def test_steps_go_down_by_equal_shares(pair: dict[str, Path], tmp_path: Path) ->
     folder.mkdir()
     schedule = Schedule(2, Compression(Budget("params", 0.25), align=1), folder)
     done = finetune_in_steps(
-        pair["base"], pair["out"], pair["base"], pair["data"], Options(settings=settings(epochs=2)), schedule
+        pair["base"], pair["out"], pair["base"], pair["data"], FinetuneOptions(settings=settings(epochs=2)), schedule
     )
     assert done is not None
     assert [step.fraction for step in done.steps] == [0.5, 0.25]
@@ -103,7 +103,7 @@ def test_steps_go_on_where_they_were_stopped(pair: dict[str, Path], tmp_path: Pa
     schedule = Schedule(2, Compression(Budget("params", 0.25), align=1))
 
     def tried(out: Path, **more: Any) -> None:
-        options = Options(settings=settings(epochs=2, **more))
+        options = FinetuneOptions(settings=settings(epochs=2, **more))
         finetune_in_steps(pair["base"], out, pair["base"], pair["data"], options, schedule)
 
     kept, whole = tmp_path / "state.pt", tmp_path / "whole.onnx"
@@ -123,7 +123,7 @@ def test_wrong_requests_are_refused(pair: dict[str, Path], tmp_path: Path) -> No
             given["out"],
             teacher,
             given["data"],
-            Options(changed.get("strategy", "school"), settings=settings(epochs=1)),
+            FinetuneOptions(changed.get("strategy", "school"), settings=settings(epochs=1)),
         )
 
     with pytest.raises(OptionError, match="--teacher"):

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from leanonnx.analysis import dag as analysis
-from leanonnx.commands.compress.pipeline import Result, compress
+from leanonnx.commands.compress.pipeline import CompressResult, compress
 from leanonnx.errors import ProofFailed
 from leanonnx.selection.selector import Budget
 from leanonnx.surgery.plan import load_plan
@@ -117,7 +117,7 @@ HELD: dict[str, tuple[Callable[[], onnx.ModelProto], str, type]] = {
 }
 
 
-def cut(proto: onnx.ModelProto, folder: Path, **settings: Any) -> tuple[Result, onnx.ModelProto]:
+def cut(proto: onnx.ModelProto, folder: Path, **settings: Any) -> tuple[CompressResult, onnx.ModelProto]:
     """The result of keeping half, whose counts are those of the files before and after."""
     source, target = saved(proto, folder / "in.onnx"), folder / "out.onnx"
     result = compress(source, target, Options(Budget("kernels", 0.5), **settings), folder / "plan.json")

@@ -19,11 +19,11 @@ from leanonnx.graph.model import load
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.proof.proof import VACUOUS, Proof, inputs_for, prove, relative
 from leanonnx.ranking.criteria import Ranking
-from leanonnx.ranking.groups import channel_classes
-from leanonnx.ranking.weighting import Weights
+from leanonnx.ranking.groups import channel_groups
+from leanonnx.ranking.weighting import WeightedDag
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import Array, Feed, run
-from leanonnx.selection.allocator import Keeper
+from leanonnx.selection.allocator import WidthAllocator
 from leanonnx.selection.widths import NATURAL
 from leanonnx.surgery.operate import apply
 from leanonnx.surgery.patch import kept_indices, masking_patch, plan_patch
@@ -95,10 +95,10 @@ def analysed(proto: onnx.ModelProto) -> Iterator[ChannelDag]:
 def doomed(dag: ChannelDag, dead: Mask) -> Mask:
     """Dead classes [classes] with all that cannot outlive them: the readers of dead channels, class by class."""
     while True:
-        labels = dead[dag.classes]
+        channel_ids = dead[dag.groups]
         more = dead.copy()
-        for _, (channels, readers) in dag.implied:
-            more[dag.classes[readers[labels[channels]]]] = True
+        for _, (channels, readers) in dag.concat_slots:
+            more[dag.groups[readers[channel_ids[channels]]]] = True
         if np.array_equal(more, dead):
             return dead
         dead = more
@@ -106,8 +106,8 @@ def doomed(dag: ChannelDag, dead: Mask) -> Mask:
 
 def allowed(dag: ChannelDag, dead: Mask) -> bool:
     """Whether no pinned class is dead and every tensor keeps a channel."""
-    alive = ~dead[dag.classes]
-    return not (dead & dag.pinned).any() and all(alive[labels].any() for labels in dag.labels.values())
+    alive = ~dead[dag.groups]
+    return not (dead & dag.pinned).any() and all(alive[channel_ids].any() for channel_ids in dag.channel_ids.values())
 
 
 def killed(dag: ChannelDag, rng: np.random.Generator) -> Mask:
@@ -120,15 +120,15 @@ def killed(dag: ChannelDag, rng: np.random.Generator) -> Mask:
             tried[c] = True
             tried = doomed(dag, tried)
             dead = tried if allowed(dag, tried) else dead
-    return ~dead[dag.classes]
+    return ~dead[dag.groups]
 
 
 def kept_by_rank(dag: ChannelDag, rng: np.random.Generator, separate_readers: bool) -> Mask:
     """A random keep set [labels], as a ranking by random scores gives it."""
-    classes = channel_classes(dag, separate_readers)
+    classes = channel_groups(dag, separate_readers)
     scores = rng.random(int(classes.max()) + 1)
     ranking = Ranking(classes, np.argsort(-scores), scores)
-    keeper = Keeper(Weights(dag), ranking, (), NATURAL)
+    keeper = WidthAllocator(WeightedDag(dag), ranking, (), NATURAL)
     return keeper.prefix(int(rng.integers(scores.size + 1)))
 
 

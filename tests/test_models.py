@@ -39,8 +39,8 @@ def test_images_have_the_shapes_and_types_of_the_network(batch: cs.Batch) -> Non
 
 def test_each_image_has_six_whole_objects_of_each_kind(batch: cs.Batch) -> None:
     """The counts of the authors' images; an object that covered part of another would lower them."""
-    for labels in batch.labels:
-        assert np.bincount(labels.ravel()).tolist() == [44368, 6144, 6144, 4440, 4440]
+    for channel_ids in batch.labels:
+        assert np.bincount(channel_ids.ravel()).tolist() == [44368, 6144, 6144, 4440, 4440]
 
 
 def test_objects_do_not_overlap_when_placed_one_by_one() -> None:
@@ -61,10 +61,10 @@ def test_a_full_scene_takes_no_object() -> None:
 
 
 def test_free_corners_are_the_corners_of_empty_boxes() -> None:
-    labels = cs.scene(3, 0).labels
+    channel_ids = cs.scene(3, 0).labels
     free = np.zeros((224, 224), bool)
-    free[tuple(cs.free_corners(labels).T)] = True
-    windows = np.lib.stride_tricks.sliding_window_view(labels, (32, 32))[:224, :224]
+    free[tuple(cs.free_corners(channel_ids).T)] = True
+    windows = np.lib.stride_tricks.sliding_window_view(channel_ids, (32, 32))[:224, :224]
     assert np.array_equal(free, windows.max(axis=(2, 3)) == 0)
 
 

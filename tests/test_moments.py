@@ -63,11 +63,11 @@ def stacked(dag: ChannelDag, tensor: str, axis: int, feeds: list[Feed]) -> Array
     return np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis]).astype(np.float64)
 
 
-def judge(found: Moments, rows: Array, labels: Array) -> None:
+def judge(found: Moments, rows: Array, channel_ids: Array) -> None:
     """Each channel's rows are those of all its positions on the axis."""
-    unique = np.unique(labels)
-    columns = np.concatenate([rows[:, labels == one].T.reshape(1, -1) for one in unique])
-    np.testing.assert_array_equal(found.labels, unique)
+    unique = np.unique(channel_ids)
+    columns = np.concatenate([rows[:, channel_ids == one].T.reshape(1, -1) for one in unique])
+    np.testing.assert_array_equal(found.channel_ids, unique)
     np.testing.assert_allclose(found.covariance, np.cov(columns, bias=True), rtol=1e-3, atol=1e-5)
 
 
@@ -79,15 +79,15 @@ def test_moments_are_those_of_the_tensor_that_kernels_read(dag: ChannelDag, tens
     feeds = normal_feeds(dag, 5, batch=3)
     found = taken(dag, feeds)
     rows = stacked(dag, tensor, axis, feeds)
-    judge(found.read[tensor, axis], rows, dag.labels[tensor].reshape(-1))
+    judge(found.read[tensor, axis], rows, dag.channel_ids[tensor].reshape(-1))
 
 
 def test_a_channel_that_a_flatten_repeats_has_a_row_for_each_position() -> None:
     feeds = normal_feeds(FLAT, 5, batch=3)
     found = taken(FLAT, feeds).read["f", 1]
-    assert found.labels.size == 7
-    judge(found, stacked(FLAT, "f", 1, feeds), FLAT.labels["f"].reshape(-1))
-    judge(found, stacked(FLAT, "r", 1, feeds), FLAT.labels["r"].reshape(-1))
+    assert found.channel_ids.size == 7
+    judge(found, stacked(FLAT, "f", 1, feeds), FLAT.channel_ids["f"].reshape(-1))
+    judge(found, stacked(FLAT, "r", 1, feeds), FLAT.channel_ids["r"].reshape(-1))
 
 
 def test_what_several_read_is_measured_once_and_inputs_are_not() -> None:
@@ -111,9 +111,9 @@ def test_variances_of_operands_of_an_addition() -> None:
     feeds = normal_feeds(ADD, 5, batch=3)
     found = taken(ADD, feeds)
     for tensor in ("h", "i"):
-        variance = found.variance[ADD.labels[tensor].reshape(-1)]
+        variance = found.variance[ADD.channel_ids[tensor].reshape(-1)]
         np.testing.assert_allclose(variance, stacked(ADD, tensor, 1, feeds).var(0), rtol=1e-3)
-    assert np.isnan(found.variance[ADD.labels["r"]]).all()
+    assert np.isnan(found.variance[ADD.channel_ids["r"]]).all()
 
 
 def test_variance_of_a_channel_far_from_zero() -> None:
@@ -216,4 +216,4 @@ def test_channels_on_another_axis_than_the_last() -> None:
     found = taken(dag, feeds).read
     assert ("r", 3) not in found
     for (tensor, axis), one in found.items():
-        judge(one, stacked(dag, tensor, axis, feeds), dag.labels[tensor].reshape(-1))
+        judge(one, stacked(dag, tensor, axis, feeds), dag.channel_ids[tensor].reshape(-1))

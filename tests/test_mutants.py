@@ -20,7 +20,7 @@ from leanonnx.commands.compress import workshop
 from leanonnx.commands.compress.pipeline import compress
 from leanonnx.errors import ProofFailed
 from leanonnx.graph.model import load
-from leanonnx.numeric.channel_ids import Labels, Mask, on_axis, uniform
+from leanonnx.numeric.channel_ids import ChannelIds, Mask, on_axis, uniform
 from leanonnx.proof.proof import FAILED, inputs_for, prove
 from leanonnx.rules import (
     assembly,
@@ -35,7 +35,7 @@ from leanonnx.rules import (
     windows,
 )
 from leanonnx.rules.call import Call, Effect, Rule, Slice
-from leanonnx.rules.table import DEFAULT, Rules
+from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.runtime.observation import observe
 from leanonnx.selection.selector import Budget
 from leanonnx.surgery.operate import apply
@@ -65,13 +65,13 @@ def framed(body: str, constants: str = "", width: int = 4, read: int = 4, size: 
     return FRAME.format(body=body, constants=more, width=width, read=read, size=size, opset=opset)
 
 
-def relabelled(effect: Effect, *labels: Labels) -> Effect:
+def relabelled(effect: Effect, *channel_ids: ChannelIds) -> Effect:
     """The same answer with other labels on the outputs."""
-    return replace(effect, outputs=labels)
+    return replace(effect, outputs=channel_ids)
 
 
 def rolled(effect: Effect, by: int, axis: int = 1) -> Effect:
-    return relabelled(effect, *(np.roll(labels, by, axis) for labels in effect.outputs))
+    return relabelled(effect, *(np.roll(channel_ids, by, axis) for channel_ids in effect.outputs))
 
 
 def with_attribute(call: Call, name: str, value: object) -> Call:
@@ -96,7 +96,7 @@ def swapped_depth_to_space(call: Call) -> Effect:
 
 
 def repeated_space_to_depth(call: Call) -> Effect:
-    vector = call.labels(0).reshape(-1)
+    vector = call.channel_ids(0).reshape(-1)
     return Effect((on_axis(np.repeat(vector, 4), 1, 4),))
 
 
@@ -106,7 +106,7 @@ def swapped_split(call: Call) -> Effect:
 
 
 def unmoved_transpose(call: Call) -> Effect:
-    return Effect((call.labels(0),), moves=(lambda given: given,))
+    return Effect((call.channel_ids(0),), moves=(lambda given: given,))
 
 
 def inverse_transpose(call: Call) -> Effect:
@@ -114,7 +114,7 @@ def inverse_transpose(call: Call) -> Effect:
 
 
 def tiled_flatten(call: Call) -> Effect:
-    vector = call.labels(0).reshape(-1)
+    vector = call.channel_ids(0).reshape(-1)
     return Effect((on_axis(np.tile(vector, call.output_shape()[1] // vector.size), 1, 2),))
 
 
@@ -123,15 +123,15 @@ def unrewritten_reshape(call: Call) -> Effect:
 
 
 def repeated_tile(call: Call) -> Effect:
-    return Effect((np.repeat(call.labels(0), 2, axis=1),))
+    return Effect((np.repeat(call.channel_ids(0), 2, axis=1),))
 
 
 def gather_off_by_one(call: Call) -> Effect:
-    return relabelled(indexing.gather(call), np.take(call.labels(0), (call.array(1) + 1) % call.shape(0)[1], 1))
+    return relabelled(indexing.gather(call), np.take(call.channel_ids(0), (call.array(1) + 1) % call.shape(0)[1], 1))
 
 
 def shifted_slice(call: Call) -> Effect:
-    return relabelled(windows.slice_(call), call.labels(0)[:, 1:3])
+    return relabelled(windows.slice_(call), call.channel_ids(0)[:, 1:3])
 
 
 def swapped_pad(call: Call) -> Effect:
@@ -147,8 +147,8 @@ def interleaved_multiplier(call: Call) -> Effect:
     effect = convolution.conv(call)
     if call.attribute("group", 1) == 1:
         return effect
-    labels = effect.outputs[0].reshape(-1, 2).T.reshape(1, -1, 1, 1)
-    return relabelled(effect, labels)
+    channel_ids = effect.outputs[0].reshape(-1, 2).T.reshape(1, -1, 1, 1)
+    return relabelled(effect, channel_ids)
 
 
 def swapped_conv_transpose(call: Call) -> Effect:
@@ -193,7 +193,7 @@ def unmasked_sum(call: Call) -> Effect:
 
 
 def passed_through(call: Call) -> Effect:
-    return Effect((call.labels(0),))
+    return Effect((call.channel_ids(0),))
 
 
 @dataclass(frozen=True)
@@ -344,9 +344,9 @@ def keep_set(dag: ChannelDag, dead: Dead) -> Mask:
     """Labels that live when these channels go, with the readers of what goes."""
     gone = np.zeros(dag.pinned.size, bool)
     for tensor, channels in dead.items():
-        gone[dag.classes[dag.labels[tensor].reshape(-1)[list(channels)]]] = True
-    alive = ~gone[dag.classes]
-    for _, (channels, readers) in dag.implied:
+        gone[dag.groups[dag.channel_ids[tensor].reshape(-1)[list(channels)]]] = True
+    alive = ~gone[dag.groups]
+    for _, (channels, readers) in dag.concat_slots:
         alive[readers] &= alive[channels]
     return alive
 
@@ -357,7 +357,7 @@ def verdict(text: str, rules: Rules, dead: Dead) -> str:
         model = load(saved(build(text), Path(folder) / "model.onnx"))
         dag = analyse(model, observe(model, {}), rules)
         alive = keep_set(dag, dead)
-        if any(not alive[pin.labels].all() for pin in dag.pins):
+        if any(not alive[pin.channel_ids].all() for pin in dag.pins):
             return "pinned"
         stage = "surgery"
         try:
@@ -374,14 +374,14 @@ def verdict(text: str, rules: Rules, dead: Dead) -> str:
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.rule.__name__)
 def test_wrong_rule_is_caught_and_the_right_one_passes(mutant: Mutant) -> None:
-    assert verdict(mutant.model, DEFAULT, mutant.dead) == ("pinned" if mutant.pins else "equal")
-    caught = verdict(mutant.model, {**DEFAULT, ("", mutant.op): mutant.rule}, mutant.dead)
+    assert verdict(mutant.model, DEFAULT_RULES, mutant.dead) == ("pinned" if mutant.pins else "equal")
+    caught = verdict(mutant.model, {**DEFAULT_RULES, ("", mutant.op): mutant.rule}, mutant.dead)
     assert caught in ("surgery", "checker", "onnxruntime", "different")
 
 
 def test_most_mutants_reach_the_proof_and_are_caught_there() -> None:
     """A wrong rule whose shapes agree gets past the checker and onnxruntime: only numbers show it."""
-    caught = [verdict(m.model, {**DEFAULT, ("", m.op): m.rule}, m.dead) for m in MUTANTS]
+    caught = [verdict(m.model, {**DEFAULT_RULES, ("", m.op): m.rule}, m.dead) for m in MUTANTS]
     assert caught.count("different") >= 12
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from leanonnx.numeric import obs
-from leanonnx.numeric.obs import Reader, eliminated, precision
+from leanonnx.numeric.obs import Consumer, eliminated, precision
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def _ridgeless(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_shapes_that_do_not_agree_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"expected \[C\], \[C, C\], \[C, C\]"):
-        Reader(np.arange(3), np.eye(3), np.eye(1))
+        Consumer(np.arange(3), np.eye(3), np.eye(1))
 
 
 class Naive:
@@ -31,9 +31,9 @@ class Naive:
         self.units = np.arange(width) if units is None else np.array(units)
 
     @property
-    def reader(self) -> Reader:
+    def reader(self) -> Consumer:
         covariance = self.samples.T @ self.samples / len(self.samples)
-        return Reader(self.units, self.weights.T @ self.weights, precision(covariance))
+        return Consumer(self.units, self.weights.T @ self.weights, precision(covariance))
 
     def loss(self, gone: Sequence[int]) -> float:
         """Mean squared change of what it puts out when the other channels make up for these as well as they can."""

@@ -18,7 +18,7 @@ from leanonnx.graph.model import load
 from leanonnx.graph.tidy import tidy
 from leanonnx.rules.call import Call, Effect
 from leanonnx.rules.normalization import group_normalization
-from leanonnx.rules.table import DEFAULT, Rules
+from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.runtime.observation import observe
 from leanonnx.surgery.operate import apply
 from leanonnx.surgery.patch import masking_patch
@@ -41,7 +41,7 @@ STEP = 1 if settings.default.max_examples > 1000 else 3
 def cases() -> dict[str, Any]:
     """ONNX's test cases whose models have an operator which a rule knows, by name."""
     found = pytest.importorskip("onnx.backend.test.case.node").collect_testcases(None)
-    known = {op for domain, op in DEFAULT if not domain}
+    known = {op for domain, op in DEFAULT_RULES if not domain}
     return {
         case.name: case
         for case in found
@@ -81,12 +81,12 @@ def test_wrong_rule_is_found(tmp_path: Path) -> None:
     """A rule that slices what is no constant, as one of ours once did."""
 
     def wrong(call: Call) -> Effect:
-        constants = [replace(v, labels=None) if v and k else v for k, v in enumerate(call.inputs)]
+        constants = [replace(v, channel_ids=None) if v and k else v for k, v in enumerate(call.inputs)]
         return group_normalization(replace(call, inputs=tuple(constants)))
 
     found = cases()["test_group_normalization_example"].model
     with pytest.raises(AssertionError, match="is no constant"):
-        gone_through(found, tmp_path, {**DEFAULT, ("", "GroupNormalization"): held(wrong)})
+        gone_through(found, tmp_path, {**DEFAULT_RULES, ("", "GroupNormalization"): held(wrong)})
 
 
 def equal_sizes(frame: Frame, folder: Path) -> int:

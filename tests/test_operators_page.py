@@ -15,7 +15,7 @@ from docs.reference import whole
 from leanonnx.errors import ProofFailed
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, Rule
-from leanonnx.rules.table import DEFAULT
+from leanonnx.rules.table import DEFAULT_RULES
 from leanonnx.rules.user import read_rules
 from tests.documented import PAGES
 from tests.helpers import called
@@ -26,7 +26,9 @@ PAGE = whole(PAGES["docs/operators.md"].read_text(encoding="utf-8"))
 CODE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
-@pytest.mark.parametrize("rule", dict.fromkeys(DEFAULT.values()), ids=lambda rule: f"{rule.__module__}.{rule.__name__}")
+@pytest.mark.parametrize(
+    "rule", dict.fromkeys(DEFAULT_RULES.values()), ids=lambda rule: f"{rule.__module__}.{rule.__name__}"
+)
 def test_every_rule_has_a_summary_and_all_sections(rule: Rule) -> None:
     """What the rule is followed by what it does; no section is empty or lost in another."""
     found = operators.entry(rule, ["Some"])
@@ -56,7 +58,7 @@ def test_every_operator_is_named_and_linked() -> None:
     links = re.findall(r"\[(\w+)\]\(#([\w-]+)\)", PAGE)
     assert len(set(anchors)) == len(anchors)
     assert {anchor for _, anchor in links} == set(anchors)
-    assert sorted(name for name, _ in links) == sorted(name for _, name in DEFAULT)
+    assert sorted(name for name, _ in links) == sorted(name for _, name in DEFAULT_RULES)
 
 
 def test_every_field_of_an_effect_is_explained() -> None:
@@ -116,7 +118,7 @@ def example(name: str, folder: Path) -> dict[tuple[str, str], Rule]:
     """The rule of an example on the page, for the standard operator that takes the place of the example's."""
     code = next(code for code in CODE if f'"{name}"' in code)
     (folder / "rules.py").write_text(code, encoding="utf-8")
-    return {**DEFAULT, ("", STANDARD[name][0]): read_rules(folder / "rules.py")["com.acme", name]}
+    return {**DEFAULT_RULES, ("", STANDARD[name][0]): read_rules(folder / "rules.py")["com.acme", name]}
 
 
 def model(name: str) -> onnx.ModelProto:

@@ -12,8 +12,8 @@ from onnx import numpy_helper
 from leanonnx.analysis.cost import Rate, by_kernels, by_macs, cost_model
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.ranking import elimination
-from leanonnx.ranking.elimination import Elimination, Terms
-from leanonnx.ranking.groups import channel_classes, layers_of
+from leanonnx.ranking.elimination import Elimination, Exponents
+from leanonnx.ranking.groups import channel_groups, layers_of
 from leanonnx.ranking.pathmass import masses, reads
 from leanonnx.statistics.moments import Statistics, measure
 from tests.calibrated import Array, analysed, dag_of, net, normal_feeds
@@ -37,30 +37,30 @@ def masses_of(dag: ChannelDag, statistics: Statistics) -> Array:
 
 def removed(dag: ChannelDag, rate: Rate = by_kernels, exponent: float = 1.0) -> tuple[Array, Array]:
     """The order of the classes, and the class of each label."""
-    classes = channel_classes(dag, separate_readers=False)
-    terms = Terms(saved=exponent)
-    return Elimination(dag, looked_at(dag), classes, layers_of(dag, classes)).order(rate, terms)[0], classes
+    groups = channel_groups(dag, separate_readers=False)
+    terms = Exponents(saved=exponent)
+    return Elimination(dag, looked_at(dag), groups, layers_of(dag, groups)).order(rate, terms)[0], groups
 
 
 def test_what_losing_a_channel_costs_never_falls_in_the_order_of_a_layer() -> None:
     dag = dag_of(*CHAIN)
-    classes = channel_classes(dag, separate_readers=False)
-    layers = layers_of(dag, classes)
-    order, losses = Elimination(dag, looked_at(dag), classes, layers).order(by_kernels, Terms())
+    groups = channel_groups(dag, separate_readers=False)
+    layers = layers_of(dag, groups)
+    order, losses = Elimination(dag, looked_at(dag), groups, layers).order(by_kernels, Exponents())
     for tensor in "rs":
-        layer = layers[classes[dag.labels[tensor].reshape(-1)[0]]]
+        layer = layers[groups[dag.channel_ids[tensor].reshape(-1)[0]]]
         costs = losses[order[layers[order] == layer]]
         assert (np.diff(costs) >= 0).all()
         assert 0 < costs[0] < costs[-1] < np.inf
-    assert np.isinf(losses[classes[dag.labels["y"].reshape(-1)]]).all()
+    assert np.isinf(losses[groups[dag.channel_ids["y"].reshape(-1)]]).all()
 
 
 def test_the_channels_of_each_tensor_of_a_chain_have_mass_1_together() -> None:
     dag = dag_of(*CHAIN)
     mass = masses_of(dag, looked_at(dag))
     for tensor in ("x", "r", "s", "y"):
-        assert mass[np.unique(dag.labels[tensor])].sum() == pytest.approx(1)
-    assert np.ptp(mass[dag.labels["r"].reshape(-1)]) > 1e-3
+        assert mass[np.unique(dag.channel_ids[tensor])].sum() == pytest.approx(1)
+    assert np.ptp(mass[dag.channel_ids["r"].reshape(-1)]) > 1e-3
 
 
 def test_operands_of_an_addition_share_by_their_variances() -> None:
@@ -71,7 +71,7 @@ def test_operands_of_an_addition_share_by_their_variances() -> None:
     )
     statistics = looked_at(dag)
     mass = masses_of(dag, statistics)
-    h, i, s = (dag.labels[name].reshape(-1) for name in "his")
+    h, i, s = (dag.channel_ids[name].reshape(-1) for name in "his")
     np.testing.assert_allclose(mass[h] + mass[i], mass[s])
     np.testing.assert_allclose(mass[h] / mass[i], statistics.variance[h] / statistics.variance[i])
     assert np.abs(mass[h] / mass[s] - 0.5).max() > 0.05
@@ -85,10 +85,10 @@ def judge_by_chains(seed: int) -> None:
     walker = Walker(proto, feeds)
     mass = masses_of(dag, measure(dag, feeds, 4))
     for node in proto.graph.node:
-        if node.op_type in ("Conv", "Add", "Concat") and node.output[0] in dag.labels:
-            labels = dag.labels[node.output[0]].reshape(-1)
-            wanted = [walker.mass(node.output[0], k, labels.size) for k in range(labels.size)]
-            np.testing.assert_allclose(mass[labels], wanted, rtol=2e-3, atol=1e-9)
+        if node.op_type in ("Conv", "Add", "Concat") and node.output[0] in dag.channel_ids:
+            channel_ids = dag.channel_ids[node.output[0]].reshape(-1)
+            wanted = [walker.mass(node.output[0], k, channel_ids.size) for k in range(channel_ids.size)]
+            np.testing.assert_allclose(mass[channel_ids], wanted, rtol=2e-3, atol=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -126,26 +126,26 @@ def test_a_channel_that_is_never_active_goes_first() -> None:
     array[4] = -1e3
     bias.CopyFrom(numpy_helper.from_array(array, "b"))
     dag = analysed(proto)
-    order, classes = removed(dag)
-    labels = classes[dag.labels["h"].reshape(-1)]
-    assert order[np.isin(order, labels)][0] == labels[4]
+    order, groups = removed(dag)
+    channel_ids = groups[dag.channel_ids["h"].reshape(-1)]
+    assert order[np.isin(order, channel_ids)][0] == channel_ids[4]
 
 
 def test_of_two_equal_channels_the_first_to_go_costs_nothing() -> None:
     """The channel that would be the last to go, twice."""
     proto = net(*CHAIN)
-    order, classes = removed(analysed(proto))
-    labels = classes[analysed(proto).labels["h"].reshape(-1)]
-    best, worst = (int(np.flatnonzero(labels == order[np.isin(order, labels)][k])[0]) for k in (-1, 4))
+    order, groups = removed(analysed(proto))
+    channel_ids = groups[analysed(proto).channel_ids["h"].reshape(-1)]
+    best, worst = (int(np.flatnonzero(channel_ids == order[np.isin(order, channel_ids)][k])[0]) for k in (-1, 4))
     for tensor in proto.graph.initializer:
         if tensor.name in "ab":
             array = numpy_helper.to_array(tensor).copy()
             array[worst] = array[best]
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     order, _ = removed(analysed(proto))
-    place = [int(np.flatnonzero(order[np.isin(order, labels)] == labels[k])[0]) for k in (best, worst)]
+    place = [int(np.flatnonzero(order[np.isin(order, channel_ids)] == channel_ids[k])[0]) for k in (best, worst)]
     assert min(place) < 3
-    assert max(place) == labels.size - 1
+    assert max(place) == channel_ids.size - 1
 
 
 def judge_merge(monkeypatch: pytest.MonkeyPatch, rate: Rate, unit: str, exponent: float, seed: int) -> None:
@@ -161,19 +161,19 @@ def judge_merge(monkeypatch: pytest.MonkeyPatch, rate: Rate, unit: str, exponent
         return order, costs
 
     monkeypatch.setattr(elimination, "_sequence", invented)
-    order, classes = removed(dag, rate, exponent)
-    layers = layers_of(dag, classes)
+    order, groups = removed(dag, rate, exponent)
+    layers = layers_of(dag, groups)
     rows = [[one for one in known if layers[one] == layer] for layer in dict.fromkeys(layers[one] for one in known)]
     count, alive, found = cost_model(dag), np.ones(dag.count, bool), []
     while any(rows):
         keys = {}
         for row in rows:
             if row:
-                saved = getattr(count(alive), unit) - getattr(count(alive & (classes != row[0])), unit)
+                saved = getattr(count(alive), unit) - getattr(count(alive & (groups != row[0])), unit)
                 keys[row[0]] = known[row[0]] / saved**exponent
         best = min(keys, key=lambda one: keys[one])
         found.append(best)
-        alive &= classes != best
+        alive &= groups != best
         rows = [[one for one in row if one != best] for row in rows]
     assert order[: len(found)].tolist() == found
 
@@ -206,12 +206,12 @@ def dense_net(depth: int = 5) -> ChannelDag:
 def judge_readers() -> None:
     """Where readers are chosen one by one, their channel goes after all of them."""
     dag = dense_net()
-    order, classes = removed(dag)
+    order, groups = removed(dag)
     place = np.argsort(order)
     pinned = np.zeros(order.size, bool)
     for pin in dag.pins:
-        pinned[classes[pin.labels]] = True
-    pairs = [(classes[c], classes[r]) for _, (cs, rs) in dag.implied for c, r in zip(cs.flat, rs.flat, strict=True)]
+        pinned[groups[pin.channel_ids]] = True
+    pairs = [(groups[c], groups[r]) for _, (cs, rs) in dag.concat_slots for c, r in zip(cs.flat, rs.flat, strict=True)]
     apart = [(c, r) for c, r in pairs if c != r and not pinned[c]]
     assert len(apart) > 5
     assert all(place[r] < place[c] for c, r in apart)
@@ -223,9 +223,9 @@ def test_a_channel_goes_after_its_readers() -> None:
 
 def test_all_classes_are_ordered_and_pinned_ones_come_last() -> None:
     for dag in (dag_of(*CHAIN), dense_net()):
-        order, classes = removed(dag)
-        assert sorted(order.tolist()) == list(range(int(classes.max()) + 1))
-        pinned = {int(classes[0]), *(int(one) for pin in dag.pins for one in classes[pin.labels].flat)}
+        order, groups = removed(dag)
+        assert sorted(order.tolist()) == list(range(int(groups.max()) + 1))
+        pinned = {int(groups[0]), *(int(one) for pin in dag.pins for one in groups[pin.channel_ids].flat)}
         assert set(order[-len(pinned) :].tolist()) == pinned
 
 

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from leanonnx.graph.positions import features, window_of
 from leanonnx.recovery.layers import Layer, layers
 from leanonnx.recovery.pair import Pair
-from leanonnx.recovery.partial_runner import Shelf
+from leanonnx.recovery.partial_runner import TensorSpill
 from leanonnx.recovery.rows import Site
 from tests.calibrated import Array, Feed, analysed, values
 
@@ -108,7 +108,7 @@ def place_of(proto: onnx.ModelProto, feed: Feed, after: onnx.ModelProto | None =
     dag = analysed(proto)
     (layer,), _ = layers(dag, np.ones(dag.count, bool), dag.model)
     assert isinstance(layer, Layer)
-    pair = Pair(dag.model, after or proto, [feed], [], Shelf())
+    pair = Pair(dag.model, after or proto, [feed], [], TensorSpill())
     pair.advance(["x", "y"], ["x"])
     return Site(dag, np.ones(dag.count, bool), layer, pair, "x", "y", "x", None)
 

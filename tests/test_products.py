@@ -228,8 +228,8 @@ def test_unprunable_work_leaves_the_ranking_alone(tmp_path: Path) -> None:
     dag = dag_of(NETWORKS["stack of matrices"], tmp_path)
     target = known_targets()["cpu-avx512"]
     predicted, rate = latency_model(dag, target), by_time(dag, target)
-    fixed = [(node, mix) for node, mix in dag.mixes if mix.inward is None]
+    fixed = [(node, mix) for node, mix in dag.kernel_blocks if mix.inward is None]
     assert [rate(node, mix) for node, mix in fixed] == [0.0]
-    assert all(rate(node, mix) > 0 for node, mix in dag.mixes if mix.inward is not None)
+    assert all(rate(node, mix) > 0 for node, mix in dag.kernel_blocks if mix.inward is not None)
     apart = predicted(dag.whole) - replace(predicted, products=())(dag.whole)
     assert apart == pytest.approx(2 * 6 * 32 * 32 / target.gemm * 1e-6)

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from leanonnx.commands.compress.pipeline import compress
 from leanonnx.errors import ProofFailed
 from leanonnx.rules.pointwise import unary
-from leanonnx.rules.table import DEFAULT, Rules
+from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.selection.selector import Budget
 from tests.helpers import Options, build, saved
 from tests.test_proof_telling import WRONG
@@ -44,7 +44,7 @@ BODIES = {
 }
 CARRYING = "n = RandomNormalLike (c2) d = Add (c2, n)"
 """Noise of a tensor that loses channels; leanonnx has no rule for that, but a user may."""
-LIKE: Rules = {**DEFAULT, ("", "RandomNormalLike"): unary}
+LIKE: Rules = {**DEFAULT_RULES, ("", "RandomNormalLike"): unary}
 
 
 def noisy(body: str) -> onnx.ModelProto:

@@ -11,10 +11,10 @@ import pytest
 from leanonnx.commands.compress.pipeline import compress
 from leanonnx.errors import ProofFailed
 from leanonnx.proof import compare
-from leanonnx.proof.compare import WHOLE, Channels, Profile, distance, scales_of
+from leanonnx.proof.compare import WHOLE, ComparedChannels, Profile, distance, scales_of
 from leanonnx.rules.call import Call, Effect
 from leanonnx.rules.convolution import conv
-from leanonnx.rules.table import DEFAULT, Rules
+from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.selection.selector import Budget
 from tests.helpers import Options, build, saved
 
@@ -67,10 +67,10 @@ def rolled_at(*names: str) -> Rules:
         slices = [replace(s, factors=(np.roll(s.factors[0], 1),)) if s.slot == 2 else s for s in effect.slices]
         return replace(effect, slices=tuple(slices))
 
-    return {**DEFAULT, ("", "Conv"): wrong}
+    return {**DEFAULT_RULES, ("", "Conv"): wrong}
 
 
-def halved(text: str, folder: Path, rules: Rules = DEFAULT) -> bool:
+def halved(text: str, folder: Path, rules: Rules = DEFAULT_RULES) -> bool:
     """Whether half of a network is proven."""
     source = saved(build(text), folder / "in.onnx")
     try:
@@ -88,7 +88,7 @@ def test_wrong_rule_for_a_small_part_is_refused(text: str, node: str, tmp_path: 
 
 def test_one_norm_for_all_would_miss_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mutant: a proof with one norm for each tensor lets the wrong class branch pass."""
-    monkeypatch.setattr(compare.Channels, "slices", lambda *_: WHOLE)
+    monkeypatch.setattr(compare.ComparedChannels, "slices", lambda *_: WHOLE)
     assert halved(DETECTOR, tmp_path, rolled_at("CLS"))
 
 
@@ -98,7 +98,7 @@ def test_norm_that_includes_the_offset_would_miss_it(tmp_path: Path, monkeypatch
     assert halved(OFFSET, tmp_path, rolled_at("C1"))
 
 
-CHANNELS = Channels([{"y": np.array([[3, 4, 4, 9]])}])
+CHANNELS = ComparedChannels([{"y": np.array([[3, 4, 4, 9]])}])
 
 
 def test_slices_are_the_labels() -> None:

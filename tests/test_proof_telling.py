@@ -19,7 +19,7 @@ from leanonnx.proof.decisions import behind_decisions
 from leanonnx.proof.proof import Proof
 from leanonnx.rules.call import Call, Effect
 from leanonnx.rules.convolution import conv
-from leanonnx.rules.table import DEFAULT, Rules
+from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.runtime.observation import observe
 from leanonnx.selection.selector import Budget
 from tests.helpers import Options, build, called, saved
@@ -55,7 +55,7 @@ def rolled(call: Call) -> Effect:
     return replace(effect, slices=tuple(slices))
 
 
-WRONG: Rules = {**DEFAULT, ("", "Conv"): rolled}
+WRONG: Rules = {**DEFAULT_RULES, ("", "Conv"): rolled}
 
 TAILS = {
     "heat map": trunk(
@@ -102,7 +102,7 @@ TAILS = {
 }
 
 
-def halved(text: str, folder: Path, rules: Rules = DEFAULT, **options: Any) -> Proof | str:
+def halved(text: str, folder: Path, rules: Rules = DEFAULT_RULES, **options: Any) -> Proof | str:
     """The proof of half of a network, or why it was refused."""
     source, target = saved(build(text), folder / "in.onnx"), folder / "out.onnx"
     try:

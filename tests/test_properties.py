@@ -15,7 +15,7 @@ from hypothesis import assume, currently_in_test_context, event, given, note, se
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from leanonnx.commands.compress.pipeline import Result, compress
+from leanonnx.commands.compress.pipeline import CompressResult, compress
 from leanonnx.runtime.sessions import run
 from leanonnx.selection.selector import Budget
 from leanonnx.surgery.plan import load_plan
@@ -49,7 +49,7 @@ def folder_with(proto: onnx.ModelProto) -> Iterator[tuple[Path, Path]]:
         yield saved(proto, Path(folder)), Path(folder) / "out.onnx"
 
 
-def over_budget(result: Result) -> bool:
+def over_budget(result: CompressResult) -> bool:
     return any(text.startswith("over budget") for text in result.warnings)
 
 

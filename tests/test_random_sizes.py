@@ -155,7 +155,7 @@ def test_sizes_that_change_together_change_their_product() -> None:
 
 def test_quantised_weight_that_is_put_out_stays_whole() -> None:
     with analysed(FreeModel(build(PUT_OUT), SIZES)) as dag:
-        assert dag.pinned[dag.classes[dag.labels["c"]]].all()
+        assert dag.pinned[dag.groups[dag.channel_ids["c"]]].all()
         assert any("reads all of 'k'" in pin.reason for pin in dag.pins)
 
 

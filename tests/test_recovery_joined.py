@@ -12,7 +12,7 @@ from leanonnx.errors import ModelError
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.recovery import data_free as blind
 from leanonnx.recovery.recover import recover
-from leanonnx.statistics.propagation import Known
+from leanonnx.statistics.propagation import PropagatedMoments
 from tests.calibrated import dag_of, draft, keep, normal_feeds
 
 INTERFACE = "(float[N,3,8,8] x) => (float[N,4,4,4] y)"
@@ -34,7 +34,7 @@ def by_data(dag: ChannelDag, alive: Mask, proto: onnx.ModelProto) -> None:
 
 
 def blindly(dag: ChannelDag, alive: Mask, proto: onnx.ModelProto) -> None:
-    blind.recover(Known(dag), alive, proto)
+    blind.recover(PropagatedMoments(dag), alive, proto)
 
 
 @pytest.fixture(params=[by_data, blindly])

@@ -50,11 +50,11 @@ def no_takeover(work: Any, chosen: Any) -> None:
     work.units = work.units[rest]
 
 
-def uncentred(sums: Any, labels: Array) -> moments.Moments:
+def uncentred(sums: Any, channel_ids: Array) -> moments.Moments:
     """Second moments in place of covariances."""
     mean = sums.origin + sums.first / sums.rows
     second = sums.second / sums.rows - np.outer(sums.first, sums.first) / sums.rows**2
-    return moments.Moments(labels, second + np.outer(mean, mean))
+    return moments.Moments(channel_ids, second + np.outer(mean, mean))
 
 
 def tiled(value: Array, axis: int, channels: Array) -> Array:
@@ -250,7 +250,7 @@ MUTANTS = [
     Mutant(mixed_up, test_regression, "best_fit", start),
     Mutant(no_prior, regression, "_ridges", ridge),
     Mutant(free_origin, Sums, "error", errors),
-    Mutant(forgetful, walk.Walk, "_forget", frontier),
+    Mutant(forgetful, walk.PartialRunner, "_forget", frontier),
 ]
 
 

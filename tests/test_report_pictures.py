@@ -19,13 +19,13 @@ from leanonnx.page.kernels import FINEST, LEVELS, heats, shares
 from leanonnx.page.network import LANE, listed, network
 from leanonnx.page.times import compared, times
 from leanonnx.reporting.report import layers
-from leanonnx.rules.call import Mix
+from leanonnx.rules.call import KernelBlock
 from leanonnx.runtime.fastpath import CONVOLUTIONS, layouts
 from leanonnx.runtime.profiling import Work, origin
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.subprocess_timing import measured_works
-from leanonnx.runtime.timing import Comparison, Timing
+from leanonnx.runtime.timing import Timing, TimingComparison
 from tests.calibrated import analysed, keep, net
 from tests.helpers import build, compressed, saved
 from tests.pages import RESIDUAL, page_of, parsed, residual
@@ -53,9 +53,9 @@ def alive(dag: ChannelDag) -> Mask:
 # Kernels
 
 
-def counted(mix: Mix, alive: Mask, side: int) -> tuple[np.ndarray, np.ndarray]:
+def counted(mix: KernelBlock, alive: Mask, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Kernels before and after in each cell, one by one."""
-    groups, outs = mix.targets.shape
+    groups, outs = mix.destinations.shape
     ins = mix.sources.shape[1]
     rows, columns = min(side, groups * outs), min(side, groups * ins)
     before, after = np.zeros((rows, columns)), np.zeros((rows, columns))
@@ -64,13 +64,13 @@ def counted(mix: Mix, alive: Mask, side: int) -> tuple[np.ndarray, np.ndarray]:
             for i in range(ins):
                 cell = (g * outs + o) * rows // (groups * outs), (g * ins + i) * columns // (groups * ins)
                 before[cell] += 1
-                after[cell] += alive[mix.targets[g, o]] and alive[mix.sources[g, i]]
+                after[cell] += alive[mix.destinations[g, o]] and alive[mix.sources[g, i]]
     return before, after
 
 
 @pytest.mark.parametrize("side", [1, 3, 7, 32])
 def test_shares_of_cells(dag: ChannelDag, alive: Mask, side: int) -> None:
-    for _, mix in dag.mixes:
+    for _, mix in dag.kernel_blocks:
         before, after = counted(mix, alive, side)
         found = shares(mix, alive, side)
         assert np.array_equal(np.isnan(found), before == 0)
@@ -91,10 +91,10 @@ def covered(path: str, shape: tuple[int, int]) -> np.ndarray:
 def test_paths_cover_the_cells(dag: ChannelDag, alive: Mask) -> None:
     """Each cell in one shade, by the share that is left: none, up to a quarter, half, three quarters, all."""
     found = heats(dag, alive, layers(dag, alive))
-    assert len(found.layers) == len(dag.mixes)
+    assert len(found.layers) == len(dag.kernel_blocks)
     assert found.gaps
     for heat in found.layers:
-        before, after = counted(dag.mixes[heat.number - 1][1], alive, FINEST)
+        before, after = counted(dag.kernel_blocks[heat.number - 1][1], alive, FINEST)
         drawn = [covered(path, before.shape) for path in heat.paths]
         assert np.array_equal(sum(drawn), (before > 0).astype(int))
         level = np.argmax(np.stack(drawn), 0)
@@ -173,8 +173,8 @@ def test_listed(numbers: tuple[int, ...], wanted: str) -> None:
 def edges(dag: ChannelDag, alive: Mask, reads: dict[int, int]) -> dict[tuple[int, int], bool]:
     """Connections between channels, and whether they are left; a Concat's reader stands for what it reads."""
     found: dict[tuple[int, int], bool] = {}
-    for _, mix in dag.mixes:
-        for sources, targets in zip(mix.sources.tolist(), mix.targets.tolist(), strict=True):
+    for _, mix in dag.kernel_blocks:
+        for sources, targets in zip(mix.sources.tolist(), mix.destinations.tolist(), strict=True):
             for u, v in product(sources, targets):
                 pair = reads.get(u, u), v
                 found[pair] = found.get(pair, False) or bool(alive[u] and alive[v])
@@ -188,7 +188,7 @@ def test_chains_of_a_concat() -> None:
     found = chains(dag, alive)
     assert isinstance(found, Chains)
     reads: dict[int, int] = {}
-    for _, (channels, readers) in dag.implied:
+    for _, (channels, readers) in dag.concat_slots:
         for u, v in zip(*np.broadcast_arrays(channels, readers), strict=True):
             reads[int(v)] = reads.get(int(u), int(u))
     wanted = edges(dag, alive, reads)
@@ -307,7 +307,7 @@ def test_why_layers_are_not_timed(tmp_path: Path) -> None:
     source = saved(residual(), tmp_path / "a.onnx")
     result, rows = compressed(source, tmp_path / "b.onnx"), [{"name": "A"}]
     lot = Timing(1.0, 1.0, 1.0, 1.0, 1.0, 1, 0, None)
-    measured = replace(result, latency=Comparison(lot, lot, 1.0, (1.0, 1.0), 0.0, 1, 1), setting=ONE)
+    measured = replace(result, latency=TimingComparison(lot, lot, 1.0, (1.0, 1.0), 0.0, 1, 1), setting=ONE)
     assert "not measured" in str(times(result, tmp_path / "b.onnx", rows))
     assert "CPU only" in str(times(replace(measured, setting=Setting("cuda")), tmp_path / "b.onnx", rows))
     (tmp_path / "c.onnx").write_bytes(b"no model")

@@ -17,10 +17,10 @@ from leanonnx.graph.model import load
 from leanonnx.hardware.targets import known_targets
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import RunFailed
-from leanonnx.runtime.timing import Comparison, Timing
+from leanonnx.runtime.timing import Timing, TimingComparison
 from leanonnx.selection.latency import latency_model
 from leanonnx.selection.search import TRIES, Trial, within_budget, within_latency
-from leanonnx.selection.selector import LATENCY, Budget, Request, Selection, Selector
+from leanonnx.selection.selector import LATENCY, Budget, Selection, SelectionRequest, Selector
 from leanonnx.selection.widths import Alignment
 from tests.helpers import build, called, called_json, saved
 
@@ -54,11 +54,11 @@ def timing(median: float) -> Timing:
     return Timing(median, median, median, 1.0, 1.0, 15, 0, None)
 
 
-def comparison(fraction: float, spread: float = 0.01) -> Comparison:
+def comparison(fraction: float, spread: float = 0.01) -> TimingComparison:
     """What a measurement would say of a model that takes this fraction of the time."""
     speedup = 1 / fraction
     ends = speedup * (1 - spread), speedup * (1 + spread)
-    return Comparison(timing(1.0), timing(fraction), speedup, ends, spread, 15, 1)
+    return TimingComparison(timing(1.0), timing(fraction), speedup, ends, spread, 15, 1)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def model(tmp_path: Path) -> Path:
 def selector(model: Path, budget: Budget, best_effort: bool = False) -> Selector:
     loaded = load(model)
     dag = analyse(loaded, observe(loaded, {}))
-    request = Request(budget, best_effort=best_effort, alignment=Alignment(TARGET.block, TARGET.multiple))
+    request = SelectionRequest(budget, best_effort=best_effort, alignment=Alignment(TARGET.block, TARGET.multiple))
     return Selector(dag, request, latency_model(dag, TARGET) if budget.unit == LATENCY else None)
 
 
@@ -160,7 +160,7 @@ def measuring(monkeypatch: pytest.MonkeyPatch, fraction: Callable[[Path], float]
     """Let measurements say that a file takes some fraction of the original's time; gives the settings asked for."""
     asked: list[object] = []
 
-    def measured(before: Path, after: Path, feed: object, setting: object, *rest: object) -> Comparison:
+    def measured(before: Path, after: Path, feed: object, setting: object, *rest: object) -> TimingComparison:
         asked.append(setting)
         return comparison(fraction(after), spread)
 
@@ -236,7 +236,7 @@ def test_nothing_removed_is_not_measured(model: Path, monkeypatch: pytest.Monkey
 
 
 def test_what_cannot_be_measured_is_written_with_a_warning(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def measured(*_: object) -> Comparison:
+    def measured(*_: object) -> TimingComparison:
         raise RunFailed("no such kernel")
 
     monkeypatch.setattr(workshop, "measured", measured)

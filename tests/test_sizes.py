@@ -16,7 +16,7 @@ from leanonnx.analysis.dag import ChannelDag, analyse
 from leanonnx.graph.model import load
 from leanonnx.numeric.channel_ids import Mask, on_axis
 from leanonnx.proof.proof import relative
-from leanonnx.rules.call import Edit, Entries, Pick
+from leanonnx.rules.call import Edit, Select, ShapeEdit
 from leanonnx.runtime.free_axes import Group, Sizes, axis_groups, further
 from leanonnx.runtime.observation import observe, random_feed
 from leanonnx.runtime.sessions import RunFailed, run
@@ -122,7 +122,7 @@ def analysed(text: str, folder: Path) -> ChannelDag:
 def half(dag: ChannelDag, seed: int) -> Mask:
     """A keep set of about half of the channels."""
     rng = np.random.default_rng(seed)
-    return Closure(dag, dag.classes).alive((rng.random(int(dag.classes.max()) + 1) < 0.5) | dag.pinned)
+    return Closure(dag, dag.groups).alive((rng.random(int(dag.groups.max()) + 1) < 0.5) | dag.pinned)
 
 
 def worst_error(dag: ChannelDag, patch: Patch, alive: Mask) -> float:
@@ -169,7 +169,7 @@ def test_sizes_of_one_run_do_not_hold(name: str, tmp_path: Path) -> None:
 def test_axis_that_may_be_one_or_all_channels_is_no_broadcast(tmp_path: Path) -> None:
     dag = analysed(GATE, tmp_path)
     assert {sizes["skip"][1] for sizes in dag.observation.sizes} >= {1, 12}
-    assert dag.pinned[dag.classes[dag.labels["d"]]].all()
+    assert dag.pinned[dag.groups[dag.channel_ids["d"]]].all()
     alive = half(dag, 0)
     assert not alive.all()
     assert worst_error(dag, plan_patch(dag, alive), alive) < BOUND
@@ -194,18 +194,18 @@ def test_layouts_of_two_sizes(one: Sequence[int], other: Sequence[int], same: bo
 @pytest.mark.parametrize(
     ("edits", "held", "agree"),
     [
-        ([Edit(inputs={1: Entries({0: 2}, {0: 4})}), Edit(inputs={1: Entries({0: 4}, {0: 8})})], False, True),
-        ([Edit(inputs={1: Entries({0: 2}, {0: 4})}), Edit(inputs={1: Entries({0: 4}, {0: 8})})], True, False),
-        ([Edit(inputs={1: Entries({0: 2}, {0: 4})}), Edit(inputs={1: Entries({0: 3}, {0: 5})})], False, False),
-        ([Edit(inputs={1: Entries({0: 2})}), Edit(inputs={1: Entries({0: 2})})], False, True),
-        ([Edit(inputs={1: Entries({0: 2})}), Edit(inputs={1: Entries({0: 3})})], False, False),
-        ([Edit(inputs={1: Entries({0: 2})}), Edit(inputs={1: Entries({1: 2})})], False, False),
+        ([Edit(inputs={1: ShapeEdit({0: 2}, {0: 4})}), Edit(inputs={1: ShapeEdit({0: 4}, {0: 8})})], False, True),
+        ([Edit(inputs={1: ShapeEdit({0: 2}, {0: 4})}), Edit(inputs={1: ShapeEdit({0: 4}, {0: 8})})], True, False),
+        ([Edit(inputs={1: ShapeEdit({0: 2}, {0: 4})}), Edit(inputs={1: ShapeEdit({0: 3}, {0: 5})})], False, False),
+        ([Edit(inputs={1: ShapeEdit({0: 2})}), Edit(inputs={1: ShapeEdit({0: 2})})], False, True),
+        ([Edit(inputs={1: ShapeEdit({0: 2})}), Edit(inputs={1: ShapeEdit({0: 3})})], False, False),
+        ([Edit(inputs={1: ShapeEdit({0: 2})}), Edit(inputs={1: ShapeEdit({1: 2})})], False, False),
         ([Edit({"group": 2}), Edit({"group": 2})], False, True),
         ([Edit({"group": 2}), Edit({"group": 4})], False, False),
-        ([Edit(inputs={0: Pick(1, np.arange(2))}), Edit(inputs={0: Pick(1, np.arange(3))})], False, False),
+        ([Edit(inputs={0: Select(1, np.arange(2))}), Edit(inputs={0: Select(1, np.arange(3))})], False, False),
         ([Edit(inputs={0: np.arange(2)}), Edit(inputs={0: np.arange(2)})], False, True),
-        ([Edit(inputs={0: np.arange(2)}), Edit(inputs={0: Pick(0, np.arange(2))})], False, False),
-        ([Edit(outputs={0: Entries({1: 8}, {1: 4})}), Edit(outputs={0: Entries({1: 16}, {1: 8})})], False, True),
+        ([Edit(inputs={0: np.arange(2)}), Edit(inputs={0: Select(0, np.arange(2))})], False, False),
+        ([Edit(outputs={0: ShapeEdit({1: 8}, {1: 4})}), Edit(outputs={0: ShapeEdit({1: 16}, {1: 8})})], False, True),
     ],
 )
 def test_edits_of_two_sizes(edits: list[Edit], held: bool, agree: bool) -> None:

@@ -15,7 +15,7 @@ from leanonnx.data.samples import open_data
 from leanonnx.evaluation import tally
 from leanonnx.evaluation.deviation import Fidelity, compare
 from leanonnx.evaluation.kinds import CLASSES, DISCRETE, IMAGE, MAP, OTHER, slice_axes
-from leanonnx.evaluation.slices import NOISE, PART, Slices, bounded, slices_along
+from leanonnx.evaluation.slices import NOISE, PART, SliceErrors, bounded, slices_along
 from leanonnx.evaluation.tally import Deviation
 from leanonnx.graph.model import load
 from leanonnx.recovery import draft
@@ -101,8 +101,8 @@ def test_sums_are_those_of_plain_numpy(axis: int) -> None:
     assert found.plus(slices_along(axis, np.ones((7, 7, 7)), np.ones((7, 7, 7)))) is None
 
 
-def of(error: list[float], norms: list[float], each: int) -> Slices:
-    return Slices(1, np.array(error) ** 2, np.array(norms) ** 2, each)
+def of(error: list[float], norms: list[float], each: int) -> SliceErrors:
+    return SliceErrors(1, np.array(error) ** 2, np.array(norms) ** 2, each)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,9 @@ def of(error: list[float], norms: list[float], each: int) -> Slices:
     ],
     ids=["rounding", "own scale", "few numbers", "probabilities", "zero beside others", "equal", "all zero"],
 )
-def test_what_is_almost_zero_is_not_its_own_scale(slices: Slices, probabilities: bool, expected: list[float]) -> None:
+def test_what_is_almost_zero_is_not_its_own_scale(
+    slices: SliceErrors, probabilities: bool, expected: list[float]
+) -> None:
     np.testing.assert_allclose(slices.relative(probabilities), expected, rtol=1e-5)
 
 

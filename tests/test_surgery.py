@@ -7,9 +7,9 @@ import pytest
 
 from leanonnx.analysis.dag import ChannelDag, analyse
 from leanonnx.graph.model import Model, load
-from leanonnx.rules.call import Call, Edit, Effect, Kept
+from leanonnx.rules.call import Call, Edit, Effect, KeptChannels
 from leanonnx.rules.pointwise import unary
-from leanonnx.rules.table import DEFAULT, Rules
+from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.runtime.observation import observe
 from leanonnx.surgery.operate import apply
 from leanonnx.surgery.patch import Patch, plan_patch
@@ -32,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return load(saved(build(TEXT), tmp_path_factory.mktemp("model")))
 
 
-def analysed(model: Model, rules: Rules = DEFAULT) -> ChannelDag:
+def analysed(model: Model, rules: Rules = DEFAULT_RULES) -> ChannelDag:
     return analyse(model, observe(model, {}), rules)
 
 
@@ -63,7 +63,7 @@ def test_patch_knows_which_tensors_shrink(model: Model) -> None:
     dag = analysed(model)
     alive = np.ones(dag.count, bool)
     assert plan_patch(dag, alive).shrunk == set()
-    alive[dag.labels["a"].reshape(-1)[:2]] = False
+    alive[dag.channel_ids["a"].reshape(-1)[:2]] = False
     assert plan_patch(dag, alive).shrunk == {"a", "b"}
 
 
@@ -72,20 +72,20 @@ def test_error_in_a_rule_names_the_node(model: Model) -> None:
         raise KeyError("scale")
 
     with pytest.raises(KeyError) as caught:
-        analysed(model, {**DEFAULT, ("", "Relu"): rule})
+        analysed(model, {**DEFAULT_RULES, ("", "Relu"): rule})
     assert caught.value.__notes__ == ["in the rule of Relu 'B'"]
 
 
 def test_error_in_a_rewrite_names_the_node(model: Model) -> None:
-    def rewrite(kept: Kept) -> Edit:
+    def rewrite(kept: KeptChannels) -> Edit:
         raise KeyError("axis")
 
     def rule(call: Call) -> Effect:
         return Effect(unary(call).outputs, rewrite=rewrite)
 
-    dag = analysed(model, {**DEFAULT, ("", "Relu"): rule})
+    dag = analysed(model, {**DEFAULT_RULES, ("", "Relu"): rule})
     alive = np.ones(dag.count, bool)
-    alive[dag.labels["a"].reshape(-1)[:2]] = False
+    alive[dag.channel_ids["a"].reshape(-1)[:2]] = False
     with pytest.raises(KeyError) as caught:
         plan_patch(dag, alive)
     assert caught.value.__notes__ == ["while Relu 'B' was fitted to the channels that are kept"]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leanonnx.commands.compress.options import Options
+from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.commands.sweep.worker import Task
 from tests.helpers import CNN, build, called, refused, saved, saved_external, tree
 
@@ -98,7 +98,7 @@ def test_every_file_travels(models: Path, tmp_path: Path) -> None:
     """On the worker's side no path leads out of the folder of what was sent."""
     for name in ("rules.py", "targets.toml", "one.so"):
         (models / name).write_text(name)
-    options = Options(
+    options = CompressOptions(
         calib=models / "inputs", libraries=(models / "one.so", models / "one.so"), targets=models / "targets.toml"
     )
     task = Task(models / "b.onnx", "out.onnx", options, (models / "weights.bin",), models / "rules.py")

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from filelock import FileLock, Timeout
 
-from leanonnx.commands.compress.options import Options
+from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.commands.sweep import driver
 from leanonnx.commands.sweep import worker as making
 from leanonnx.commands.sweep.journal import JOURNAL, Journal
-from leanonnx.commands.sweep.request import Request
+from leanonnx.commands.sweep.request import SweepRequest
 from leanonnx.commands.sweep.worker import Task
 from leanonnx.runtime import subprocess_timing as fresh
-from leanonnx.runtime.timing import Comparison, Timing
+from leanonnx.runtime.timing import Timing, TimingComparison
 from leanonnx.selection.selector import Budget
 from tests.helpers import CNN, SHORT, build, saved
 from tests.sweeps import PATIENCE, children, fake_make, overlapping, points, run, started, wait_for
@@ -75,15 +75,15 @@ def measured_at_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[
     seen: list[list[float]] = []
     timing = Timing(1.0, 1.0, 1.0, 1.0, 1.0, 10, 0, None)
 
-    def slowly(*_: object) -> Comparison:
+    def slowly(*_: object) -> TimingComparison:
         began = time.monotonic()
         time.sleep(0.1)
         seen.append([began, time.monotonic()])
-        return Comparison(timing, timing, 1.0, (1.0, 1.0), 0.0, 10, 1)
+        return TimingComparison(timing, timing, 1.0, (1.0, 1.0), 0.0, 10, 1)
 
     def one(folder: Path) -> None:
-        options = Options(Budget("kernels", 1.0), measure=True)
-        driver.sweep(Request((model,), (0.75, 0.5, 0.25), options, folder), fake_make)
+        options = CompressOptions(Budget("kernels", 1.0), measure=True)
+        driver.sweep(SweepRequest((model,), (0.75, 0.5, 0.25), options, folder), fake_make)
 
     monkeypatch.setattr(driver, "measured", slowly)
     threads = [threading.Thread(target=one, args=(model.parent / f"s{k}",)) for k in range(3)]
@@ -132,7 +132,7 @@ def test_points_of_a_latency_budget_are_made_alone(model: Path, tmp_path: Path) 
         seen.append([(task.options.budget, task.options.measure) for task in tasks])
         yield from fake_make(tasks, work)
 
-    request = Request((model,), (0.75, 0.5), Options(Budget("latency", 1.0)), tmp_path / "s")
+    request = SweepRequest((model,), (0.75, 0.5), CompressOptions(Budget("latency", 1.0)), tmp_path / "s")
     row = driver.sweep(request, watched)
     assert seen == [[(Budget("latency", asked), True)] for asked in (0.75, 0.5)]
     assert all(point["measured"] == point["made"] for point in points(row))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from leanonnx.commands.compress.options import Options
+from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.commands.sweep import worker as making
 from leanonnx.commands.sweep.journal import JOURNAL, Journal, claimed
 from leanonnx.commands.sweep.worker import Task
@@ -181,7 +181,7 @@ def test_no_more_processes_than_jobs(
     probe: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
 ) -> None:
     monkeypatch.setattr(making, "ENTRY", f"{probe}:while_others")
-    found = dict(making.made_here([Task(model, "x.onnx", Options())] * 4, tmp_path / "work", jobs=jobs))
+    found = dict(making.made_here([Task(model, "x.onnx", CompressOptions())] * 4, tmp_path / "work", jobs=jobs))
     assert found.keys() == {0, 1, 2, 3}
     begun = [sum(a[0] <= b[0] < a[1] for a in found.values()) for b in found.values()]
     assert max(begun) <= jobs
@@ -192,7 +192,7 @@ def test_what_is_running_ends_with_its_caller(
 ) -> None:
     """An answer that is not waited for leaves no process."""
     monkeypatch.setattr(making, "ENTRY", f"{probe}:wait_but_for_the_first")
-    answers = making.made_here([Task(model, "x.onnx", Options())] * 3, tmp_path / "work", jobs=3)
+    answers = making.made_here([Task(model, "x.onnx", CompressOptions())] * 3, tmp_path / "work", jobs=3)
     assert next(answers) == (0, [])
     if Path("/proc").is_dir():
         assert children(f"{probe}:wait")

@@ -14,7 +14,7 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.commands.calibrate.probes import Probe, mobile, network, residual
 from leanonnx.commands.compress.pipeline import inspect
 from leanonnx.errors import OptionError
-from leanonnx.hardware.targets import ENTRIES, Target, known_targets, legend, read_targets, tables_text
+from leanonnx.hardware.targets import ENTRIES, Hardware, known_targets, legend, read_targets, tables_text
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.runtime.machine import detected
 from leanonnx.runtime.providers import Setting
@@ -141,7 +141,7 @@ def inspected(folder: Path, inner: int = 64) -> ChannelDag:
 def with_inner(dag: ChannelDag, width: int) -> Mask:
     """The keep set with so many channels between the two convolutions."""
     alive = np.ones(dag.count, bool)
-    alive[np.unique(dag.labels["t0"])[width:]] = False
+    alive[np.unique(dag.channel_ids["t0"])[width:]] = False
     return alive
 
 
@@ -181,4 +181,4 @@ def test_an_empty_keep_set_takes_no_time(tmp_path: Path) -> None:
 
 def test_blocks_are_filled_up() -> None:
     assert [AVX2.filled(n) for n in (0, 1, 8, 9)] == [0, 8, 8, 16]
-    assert isinstance(Target(**asdict(AVX2)).filled(3), int)
+    assert isinstance(Hardware(**asdict(AVX2)).filled(3), int)

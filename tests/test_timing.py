@@ -26,8 +26,8 @@ from leanonnx.runtime.timing import (
     MOST_LOTS,
     PATIENCE,
     ROUNDS,
-    Comparison,
     Timing,
+    TimingComparison,
     alone,
     block_sizes,
     compare,
@@ -144,9 +144,9 @@ def test_models_take_turns_in_swapped_order() -> None:
     assert times.tolist() == [[1.0, 2.0]] * 4
 
 
-def compared(interval: tuple[float, float], floor: float = 0.0) -> Comparison:
+def compared(interval: tuple[float, float], floor: float = 0.0) -> TimingComparison:
     one = Timing(1, 1, 1, 1, 1, 1, 0, None)
-    return Comparison(one, one, sum(interval) / 2, interval, floor, rounds=20, lots=1)
+    return TimingComparison(one, one, sum(interval) / 2, interval, floor, rounds=20, lots=1)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def check_timing(found: Timing) -> None:
     assert found.layouts.fast + found.layouts.plain == 3
 
 
-def check_comparison(found: Comparison) -> None:
+def check_comparison(found: TimingComparison) -> None:
     check_timing(found.before)
     check_timing(found.after)
     assert found.interval[0] <= found.speedup <= found.interval[1]

@@ -16,7 +16,7 @@ from leanonnx.errors import ProofFailed
 from leanonnx.proof.proof import Proof
 from leanonnx.rules import convolution, normalization, pointwise
 from leanonnx.rules.call import Call, Effect, Rule
-from leanonnx.rules.table import DEFAULT
+from leanonnx.rules.table import DEFAULT_RULES
 from tests.helpers import called, saved
 from tests.variants import assert_pins, checked, compress, distance, given, masked, network, random_feed, run
 
@@ -128,7 +128,7 @@ WRONG: dict[str, Rule] = {"BatchNormalization": rolled_statistics, "Conv": rolle
 @pytest.mark.parametrize("kind", FLOATS)
 def test_wrong_surgery_is_caught(kind: str, op: str, tmp_path: Path) -> None:
     with pytest.raises(ProofFailed, match="differs from the masked original"):
-        compress(cnn(kind, FLOATS[kind]), tmp_path, rules={**DEFAULT, ("", op): WRONG[op]})
+        compress(cnn(kind, FLOATS[kind]), tmp_path, rules={**DEFAULT_RULES, ("", op): WRONG[op]})
     assert not (tmp_path / "out.onnx").exists()
 
 
@@ -136,4 +136,4 @@ def test_wrong_surgery_is_caught(kind: str, op: str, tmp_path: Path) -> None:
 def test_the_reference_of_these_tests_catches_it_too(op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workshop.Workshop, "_proven", lambda *_: Proof("passed", 0.0, 1e-4, 1, {}))
     with pytest.raises(AssertionError, match="differs from the reference"):
-        checked(cnn(), tmp_path, [{"N": 2}], rules={**DEFAULT, ("", op): WRONG[op]})
+        checked(cnn(), tmp_path, [{"N": 2}], rules={**DEFAULT_RULES, ("", op): WRONG[op]})

@@ -14,7 +14,7 @@ from onnxruntime import quantization
 from leanonnx.errors import BudgetUnreachable, ProofFailed
 from leanonnx.rules import advice, convolution
 from leanonnx.rules.call import Call, Effect
-from leanonnx.rules.table import DEFAULT
+from leanonnx.rules.table import DEFAULT_RULES
 from tests.helpers import saved
 from tests.test_variants_numbers import cnn
 from tests.variants import Array, assert_pins, checked, compress, given, network
@@ -111,7 +111,7 @@ def rolled_zero_points(call: Call) -> Effect:
 
 def test_wrong_surgery_on_integers_is_caught(tmp_path: Path) -> None:
     with pytest.raises(ProofFailed, match="differs from the masked original"):
-        compress(integers(), tmp_path, unit="macs", rules={**DEFAULT, ("", "QLinearConv"): rolled_zero_points})
+        compress(integers(), tmp_path, unit="macs", rules={**DEFAULT_RULES, ("", "QLinearConv"): rolled_zero_points})
 
 
 class Images(quantization.CalibrationDataReader):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from leanonnx.errors import DataError
-from leanonnx.recovery.partial_runner import Shelf, Walk
+from leanonnx.recovery.partial_runner import PartialRunner, TensorSpill
 from tests import graphs
 from tests.calibrated import Array, Feed, analysed, net, normal_feeds, values
 
@@ -26,9 +26,11 @@ NET = net(
 ORDER = ["h", "r", "m", "s", "f", "y"]
 
 
-def walked(proto: onnx.ModelProto, feeds: list[Feed], steps: list[list[str]], shelf: Shelf) -> list[dict[str, Array]]:
+def walked(
+    proto: onnx.ModelProto, feeds: list[Feed], steps: list[list[str]], shelf: TensorSpill
+) -> list[dict[str, Array]]:
     """The tensors of each step, the runs joined, as they are right after it."""
-    walk = Walk(proto, shelf, "t:")
+    walk = PartialRunner(proto, shelf, "t:")
     for feed in feeds:
         walk.start(feed)
     found = []
@@ -40,7 +42,7 @@ def walked(proto: onnx.ModelProto, feeds: list[Feed], steps: list[list[str]], sh
 
 def judge(proto: onnx.ModelProto, feeds: list[Feed], steps: list[list[str]], limit: int) -> None:
     """Every tensor asked for, in any pieces, equals that of one full run."""
-    shelf = Shelf(limit)
+    shelf = TensorSpill(limit)
     found = walked(proto, feeds, steps, shelf)
     names = list(dict.fromkeys(name for wanted in steps for name in wanted))
     whole = dict(zip(names, values(proto, names, feeds), strict=True))
@@ -63,15 +65,15 @@ def test_random_networks_in_pieces(seed: int) -> None:
     proto = graphs.from_seed(seed)
     dag = analysed(proto)
     rng = np.random.default_rng(seed)
-    names = [n for node in proto.graph.node for n in node.output if n in dag.labels]
+    names = [n for node in proto.graph.node for n in node.output if n in dag.channel_ids]
     chosen = sorted(rng.choice(len(names), min(len(names), 4), replace=False))
     judge(proto, normal_feeds(dag, 2, seed), [[names[k]] for k in chosen], int(rng.choice([0, 1 << 28])))
 
 
 def test_only_what_is_read_later_is_held() -> None:
     feeds = normal_feeds(analysed(NET), 3)
-    shelf = Shelf()
-    walk = Walk(NET, shelf, "t:")
+    shelf = TensorSpill()
+    walk = PartialRunner(NET, shelf, "t:")
     for feed in feeds:
         walk.start(feed)
     held = []
@@ -88,9 +90,9 @@ def test_only_what_is_read_later_is_held() -> None:
 def test_what_does_not_fit_goes_to_files_that_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     feeds = normal_feeds(analysed(NET), 3)
-    shelf = Shelf(100)
+    shelf = TensorSpill(100)
     counts = []
-    walk = Walk(NET, shelf, "t:")
+    walk = PartialRunner(NET, shelf, "t:")
     for feed in feeds:
         walk.start(feed)
     for wanted in ORDER:
@@ -105,7 +107,7 @@ def test_what_does_not_fit_goes_to_files_that_are_removed(tmp_path: Path, monkey
 def test_what_has_not_been_run_may_still_change() -> None:
     proto = onnx.ModelProto.FromString(NET.SerializeToString())
     feeds = normal_feeds(analysed(NET), 2)
-    walk = Walk(proto, Shelf(), "t:")
+    walk = PartialRunner(proto, TensorSpill(), "t:")
     for feed in feeds:
         walk.start(feed)
     walk.advance(["r"])
@@ -118,7 +120,7 @@ def test_what_has_not_been_run_may_still_change() -> None:
 
 
 def test_networks_that_cannot_take_the_inputs_are_refused() -> None:
-    walk = Walk(NET, Shelf(), "t:")
+    walk = PartialRunner(NET, TensorSpill(), "t:")
     walk.start({"x": np.zeros((1, 2, 6, 6), np.float32)})
     with pytest.raises(DataError, match="cannot be run on the calibration data"):
         walk.advance(["h"])

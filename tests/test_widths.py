@@ -17,9 +17,9 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.commands.calibrate.probes import mobile, residual
 from leanonnx.commands.compress.pipeline import inspect
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.selection.allocator import Keeper
+from leanonnx.selection.allocator import WidthAllocator
 from leanonnx.selection.exchange import exchanged
-from leanonnx.selection.selector import Budget, Request, Selector
+from leanonnx.selection.selector import Budget, SelectionRequest, Selector
 from leanonnx.selection.widths import Alignment, Grid
 from tests.helpers import saved
 
@@ -132,9 +132,9 @@ def dag_of(name: str, stem: int, inner: int) -> ChannelDag:
         return inspect(saved(NETWORKS[name](stem, inner, 4), Path(folder) / "model.onnx"))
 
 
-def keeper_of(dag: ChannelDag, alignment: Alignment, seed: int) -> Keeper:
-    request = Request(Budget("macs", 0.5), "random", "cover", (), frozenset(), seed, True, alignment)
-    return Selector(dag, request).keeper
+def keeper_of(dag: ChannelDag, alignment: Alignment, seed: int) -> WidthAllocator:
+    request = SelectionRequest(Budget("macs", 0.5), "random", "cover", (), frozenset(), seed, True, alignment)
+    return Selector(dag, request).allocator
 
 
 @settings(max_examples=settings.default.max_examples // 3)
@@ -160,7 +160,7 @@ def test_budgets_hold_at_widths_of_the_grid(
     found = keeper.largest(spent)
     assert spent(found) <= 1 or spent(keeper.prefix(0)) > 1
     if spent(keeper.aligned(0, alignment.block)) <= 1:
-        for _, mix in dag.mixes:
+        for _, mix in dag.kernel_blocks:
             if mix.taps > 1 or mix.positions > 1:
                 check_width(found, mix.sources, alignment)
 
@@ -192,7 +192,7 @@ def test_layers_trade_widths_for_channels_worth_more(
 
     losses = np.random.default_rng(seed).random(keeper.ranking.order.size) ** 4
     losses[keeper.ranking.order] = np.sort(losses)[::-1]
-    trading = Keeper(keeper.weights, replace(keeper.ranking, losses=losses), (), alignment)
+    trading = WidthAllocator(keeper.weights, replace(keeper.ranking, losses=losses), (), alignment)
     plain, traded = keeper.largest(spent), trading.largest(spent)
     assert spent(traded) <= 1 or spent(keeper.prefix(0)) > 1
 
@@ -201,7 +201,7 @@ def test_layers_trade_widths_for_channels_worth_more(
 
     assert worth(traded) >= worth(plain) - 1e-9
     if spent(keeper.aligned(0, alignment.block)) <= 1:
-        for _, mix in dag.mixes:
+        for _, mix in dag.kernel_blocks:
             if mix.taps > 1 or mix.positions > 1:
                 check_width(traded, mix.sources, alignment)
 
@@ -244,6 +244,6 @@ def test_where_the_budget_is_used_up_all_widths_are_whole_blocks(block: int) -> 
     cost = cost_model(dag)
     total = cost(np.ones(dag.count, bool)).macs
     found = keeper_of(dag, Alignment(block, 4), 0).largest(lambda alive: cost(alive).macs / (0.5 * total))
-    widths = {int(found[mix.sources].sum()) for _, mix in dag.mixes} - {3}
+    widths = {int(found[mix.sources].sum()) for _, mix in dag.kernel_blocks} - {3}
     assert {width % block for width in widths} == {0}
     assert min(widths) < 64

@@ -118,8 +118,8 @@ def test_every_class_of_a_picture_has_its_colours() -> None:
 def test_pictures_show_what_the_analysis_finds() -> None:
     """Channels joined by the Add share a letter, pinned ones have none, and the drawn kernels are all there are."""
     found, places = pictures.network(), pictures.Drawn(0).places
-    classes = found.dag.classes
-    tied = [found.dag.labels[name].reshape(-1) for name in "abs"]
+    classes = found.dag.groups
+    tied = [found.dag.channel_ids[name].reshape(-1) for name in "abs"]
     assert all(np.array_equal(classes[tied[0]], classes[other]) for other in tied)
     assert set(places) == set(range(1, found.dag.count))
     assert len(found.gains) == 4 + 16 + 16 + 8

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from leanonnx.commands.compress import pipeline
 from leanonnx.reporting import report
 from leanonnx.rules import advice
-from leanonnx.rules.table import DEFAULT, Rules
+from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.selection.selector import Budget
 from tests.helpers import Options, build, saved
 
@@ -68,7 +68,7 @@ class Outcome:
     source: onnx.ModelProto
     target: onnx.ModelProto
     tensors: Mapping[str, Any]
-    result: pipeline.Result
+    result: pipeline.CompressResult
 
     @property
     def shapes(self) -> dict[str, list[int]]:
@@ -87,7 +87,7 @@ def compress(
     folder: Path,
     keep: float = 0.5,
     unit: str = "kernels",
-    rules: Rules = DEFAULT,
+    rules: Rules = DEFAULT_RULES,
     **options: Any,
 ) -> Outcome:
     """Compress a model: the proof is passed, the budget reached, and the interface what it was."""

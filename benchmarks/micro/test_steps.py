@@ -20,14 +20,14 @@ from benchmarks.networks import build
 from leanonnx.analysis.dag import ChannelDag, analyse
 from leanonnx.graph.model import Model, load
 from leanonnx.ranking.weighting import weighted
-from leanonnx.rules.table import DEFAULT
+from leanonnx.rules.table import DEFAULT_RULES
 from leanonnx.runtime.observation import Observation, observe
-from leanonnx.selection.selector import Budget, Request, Selector
-from leanonnx.statistics.propagation import Known, believed
+from leanonnx.selection.selector import Budget, SelectionRequest, Selector
+from leanonnx.statistics.propagation import PropagatedMoments, propagate_statistics
 from leanonnx.surgery.operate import apply
 from leanonnx.surgery.patch import plan_patch
 
-HALF = Request(Budget("macs", 0.5))
+HALF = SelectionRequest(Budget("macs", 0.5))
 
 
 @pytest.fixture(scope="module", params=["resnet50", "mobilenet_v2"])
@@ -53,7 +53,7 @@ def observation(model: Model) -> Observation:
 @pytest.fixture(scope="module")
 def dag(model: Model, observation: Observation) -> ChannelDag:
     """Its channels."""
-    return analyse(model, observation, DEFAULT)
+    return analyse(model, observation, DEFAULT_RULES)
 
 
 def test_load(benchmark: BenchmarkFixture, file: Path) -> None:
@@ -68,7 +68,7 @@ def test_observe(benchmark: BenchmarkFixture, model: Model) -> None:
 
 def test_analyse(benchmark: BenchmarkFixture, model: Model, observation: Observation) -> None:
     """Model → channel DAG."""
-    assert benchmark(analyse, model, observation, DEFAULT).count
+    assert benchmark(analyse, model, observation, DEFAULT_RULES).count
 
 
 def test_weigh(benchmark: BenchmarkFixture, dag: ChannelDag) -> None:
@@ -78,14 +78,14 @@ def test_weigh(benchmark: BenchmarkFixture, dag: ChannelDag) -> None:
 
 def test_statistics(benchmark: BenchmarkFixture, dag: ChannelDag) -> None:
     """What the BatchNormalizations tell of the activations."""
-    assert benchmark(lambda: believed(Known(dag)))
+    assert benchmark(lambda: propagate_statistics(PropagatedMoments(dag)))
 
 
 @pytest.mark.parametrize("method", ["lean", "path-mass", "l2"])
 def test_select(benchmark: BenchmarkFixture, dag: ChannelDag, method: str) -> None:
     """Channel DAG → keep set."""
-    statistics = believed(Known(dag)) if method == "path-mass" else None
-    request = Request(HALF.budget, method, statistics=statistics)  # type: ignore[arg-type]
+    statistics = propagate_statistics(PropagatedMoments(dag)) if method == "path-mass" else None
+    request = SelectionRequest(HALF.budget, method, statistics=statistics)  # type: ignore[arg-type]
     assert benchmark(lambda: Selector(dag, request).select()).reached
 
 

@@ -5,7 +5,7 @@ from leanonnx.rules.call import Call, Effect
 
 def neg_pos(call: Call) -> Effect:
     """Each output holds the channels of the input, position by position."""
-    return Effect((call.labels(0), call.labels(0)))
+    return Effect((call.channel_ids(0), call.channel_ids(0)))
 
 
 RULES = {("ai.onnx.contrib", "NegPos"): neg_pos}

@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from leanonnx.analysis.constants import Use
+from leanonnx.analysis.constants import ConstantUse
 from leanonnx.analysis.trace import Answer
 from leanonnx.numeric.arrays import Array
-from leanonnx.numeric.channel_ids import Labels, varied
-from leanonnx.rules.call import Edit, Entries, Mix, Pick
+from leanonnx.numeric.channel_ids import ChannelIds, varied
+from leanonnx.rules.call import Edit, KernelBlock, Select, ShapeEdit
 
 
 def alike(answers: Sequence[Answer | None]) -> bool:
@@ -36,17 +36,17 @@ def _same_answer(one: Answer | None, other: Answer | None) -> bool:
     return (
         len(a.outputs) == len(b.outputs)
         and all(same_layout(x, y) for x, y in zip(a.outputs, b.outputs, strict=True))
-        and len(a.mixes) == len(b.mixes)
-        and all(_same_kernels(x, y) for x, y in zip(a.mixes, b.mixes, strict=True))
+        and len(a.kernel_blocks) == len(b.kernel_blocks)
+        and all(_same_kernels(x, y) for x, y in zip(a.kernel_blocks, b.kernel_blocks, strict=True))
         and len(one.held.uses) == len(other.held.uses)
         and all(_same_use(x, y) for x, y in zip(one.held.uses, other.held.uses, strict=True))
         and len(a.reductions) == len(b.reductions)
-        and all(np.array_equal(x.labels, y.labels) for x, y in zip(a.reductions, b.reductions, strict=True))
+        and all(np.array_equal(x.channel_ids, y.channel_ids) for x, y in zip(a.reductions, b.reductions, strict=True))
         and a.gathers == b.gathers
     )
 
 
-def same_layout(one: Labels, other: Labels) -> bool:
+def same_layout(one: ChannelIds, other: ChannelIds) -> bool:
     """Whether the channels of a tensor lie alike at two sizes (case 2)."""
     if one.ndim != other.ndim:
         return False
@@ -55,28 +55,28 @@ def same_layout(one: Labels, other: Labels) -> bool:
     )
 
 
-def _same_axis(one: Labels, other: Labels, axis: int) -> bool:
-    first, second = (Counter(_lines(labels, axis)) for labels in (one, other))
+def _same_axis(one: ChannelIds, other: ChannelIds, axis: int) -> bool:
+    first, second = (Counter(_lines(channel_ids, axis)) for channel_ids in (one, other))
     sizes = first.total(), second.total()
     return first.keys() == second.keys() and all(
         count * sizes[1] == second[line] * sizes[0] for line, count in first.items()
     )
 
 
-def _lines(labels: Labels, axis: int) -> list[bytes]:
+def _lines(channel_ids: ChannelIds, axis: int) -> list[bytes]:
     """The set of channels at each index of an axis."""
-    rows = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
+    rows = np.moveaxis(channel_ids, axis, 0).reshape(channel_ids.shape[axis], -1)
     if rows.shape[1] == 1:
         return [row.tobytes() for row in rows]
     return [np.unique(row).tobytes() for row in rows]
 
 
-def _same_kernels(one: Mix, other: Mix) -> bool:
-    pairs = ((one.sources, other.sources), (one.targets, other.targets), (one.inward, other.inward))
+def _same_kernels(one: KernelBlock, other: KernelBlock) -> bool:
+    pairs = ((one.sources, other.sources), (one.destinations, other.destinations), (one.inward, other.inward))
     return one.slot == other.slot and all(_equal(a, b) for a, b in pairs)
 
 
-def _same_use(one: Use, other: Use) -> bool:
+def _same_use(one: ConstantUse, other: ConstantUse) -> bool:
     places = (one.node, one.slot, one.constant) == (other.node, other.slot, other.constant)
     return (
         places
@@ -87,7 +87,7 @@ def _same_use(one: Use, other: Use) -> bool:
     )
 
 
-def _same_factor(one: Labels, other: Labels) -> bool:
+def _same_factor(one: ChannelIds, other: ChannelIds) -> bool:
     """Whether a constant is sliced alike: element for element where it has one size."""
     return np.array_equal(one, other) if one.shape == other.shape else same_layout(one, other)
 
@@ -118,17 +118,17 @@ def united(edits: Sequence[Edit], held: Callable[[int], bool]) -> Edit | None:
     return first
 
 
-def _same_change(one: Array | Entries | Pick, other: Array | Entries | Pick, held: bool) -> bool:
-    if isinstance(one, Entries) and isinstance(other, Entries):
+def _same_change(one: Array | ShapeEdit | Select, other: Array | ShapeEdit | Select, held: bool) -> bool:
+    if isinstance(one, ShapeEdit) and isinstance(other, ShapeEdit):
         return _same_entries(one, other, held)
-    if isinstance(one, Pick) and isinstance(other, Pick):
+    if isinstance(one, Select) and isinstance(other, Select):
         return one.axis == other.axis and np.array_equal(one.positions, other.positions)
-    if isinstance(one, Entries | Pick) or isinstance(other, Entries | Pick):
+    if isinstance(one, ShapeEdit | Select) or isinstance(other, ShapeEdit | Select):
         return False
     return np.array_equal(one, other)
 
 
-def _same_entries(one: Entries, other: Entries, held: bool) -> bool:
+def _same_entries(one: ShapeEdit, other: ShapeEdit, held: bool) -> bool:
     """Equal numbers; or, where the vector is computed, sizes in proportion to what stands there."""
     if one.values.keys() != other.values.keys():
         return False

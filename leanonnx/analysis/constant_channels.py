@@ -27,8 +27,8 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.formats import is_float
 from leanonnx.graph.nodes import LINEAR, attribute, bias_of, is_padded, scale_and_shift, standard
 from leanonnx.numeric.arrays import Array
-from leanonnx.numeric.channel_ids import Labels, Mask
-from leanonnx.rules.call import Link, Mix
+from leanonnx.numeric.channel_ids import ChannelIds, Mask
+from leanonnx.rules.call import FixedEdges, KernelBlock
 from leanonnx.rules.pointwise import JOINS, UNARY
 from leanonnx.runtime.sessions import run_node
 
@@ -55,7 +55,7 @@ class Flow:
     """
 
     node: int
-    mix: Mix
+    mix: KernelBlock
     nonzero: NDArray[np.bool_]
     given: Numbers
     even: bool
@@ -78,7 +78,7 @@ class Flow:
 
 
 @dataclass(frozen=True)
-class Steady:
+class ConstantChannels:
     """Numbers of steady channels by tensor, laid out as its labels, and the kernels that carry anything."""
 
     numbers: Mapping[str, Numbers]
@@ -88,19 +88,19 @@ class Steady:
         """Tensors that hold a single number in all channels that live, with that number."""
         found = {}
         for name, numbers in self.numbers.items():
-            living = numbers[alive[dag.labels[name]]]
+            living = numbers[alive[dag.channel_ids[name]]]
             if living.size and (living == living[0]).all():
                 found[name] = float(living[0])
         return found
 
 
-def steady(dag: ChannelDag, alive: Mask | None = None) -> Steady:
+def constant_channels(dag: ChannelDag, alive: Mask | None = None) -> ConstantChannels:
     """Find the steady channels of a network whose mixing operators read nothing of channels that are not alive."""
     run_ = _Run(dag, dag.whole if alive is None else alive)
     for index, node in enumerate(dag.model.proto.graph.node):
-        if node.output and node.output[0] in dag.labels:
+        if node.output and node.output[0] in dag.channel_ids:
             run_.visit(index, node)
-    return Steady(run_.numbers, tuple(run_.flows))
+    return ConstantChannels(run_.numbers, tuple(run_.flows))
 
 
 class _Run:
@@ -112,12 +112,12 @@ class _Run:
         self.kinds: dict[str, np.dtype[Any]] = {}
         self.flows: list[Flow] = []
         self.fixed = Constants(dag.model, dag.observation).fixed
-        self.beside = {node for node, _ in dag.implied}
+        self.beside = {node for node, _ in dag.concat_slots}
 
     def visit(self, index: int, node: onnx.NodeProto) -> None:
         """Find the numbers that a node puts out, and what its kernels carry."""
         op = _operator(node)
-        mixes = [mix for mix in self.dag.mixes_of.get(index, []) if mix.inward is not None]
+        mixes = [mix for mix in self.dag.kernel_blocks_of.get(index, []) if mix.inward is not None]
         if mixes:
             self._mixed(index, node, op, mixes)
         elif op in DIAGONAL:
@@ -129,16 +129,16 @@ class _Run:
 
     def _enter(self, name: str, numbers: Array, kind: np.dtype[Any]) -> None:
         """Note the numbers of a tensor where they are the same for all positions of a channel."""
-        if name not in self.dag.labels:
+        if name not in self.dag.channel_ids:
             return
-        labels = self.dag.labels[name]
+        channel_ids = self.dag.channel_ids[name]
         array = np.asarray(numbers, np.float64)
-        if array.ndim > labels.ndim:
+        if array.ndim > channel_ids.ndim:
             return
-        array = array.reshape((1,) * (labels.ndim - array.ndim) + array.shape)
-        axes = tuple(k for k in range(labels.ndim) if labels.shape[k] == 1 and array.shape[k] != 1)
+        array = array.reshape((1,) * (channel_ids.ndim - array.ndim) + array.shape)
+        axes = tuple(k for k in range(channel_ids.ndim) if channel_ids.shape[k] == 1 and array.shape[k] != 1)
         low, high = array.min(axes, keepdims=True), array.max(axes, keepdims=True)
-        found = np.broadcast_to(np.where((low == high) & np.isfinite(low), low, np.nan), labels.shape)
+        found = np.broadcast_to(np.where((low == high) & np.isfinite(low), low, np.nan), channel_ids.shape)
         if not np.isnan(found).all():
             self.numbers[name], self.kinds[name] = found, kind
 
@@ -152,13 +152,13 @@ class _Run:
 
     # 5: mixing
 
-    def _mixed(self, index: int, node: onnx.NodeProto, op: str, mixes: list[Mix]) -> None:
+    def _mixed(self, index: int, node: onnx.NodeProto, op: str, mixes: list[KernelBlock]) -> None:
         flows = [self._flow(index, node, mix, op) for mix in mixes]
         self.flows.extend(flows)
         if op not in MIXING or len(flows) != ALONE or not node.output[0]:
             return
         flow = flows[0]
-        bias = bias_of(node, flow.mix.targets.size, self.fixed, flow.mix.onto)
+        bias = bias_of(node, flow.mix.destinations.size, self.fixed, flow.mix.onto)
         if bias is None:
             return
         if len(node.input) > RESIDUAL and node.input[RESIDUAL]:
@@ -168,13 +168,13 @@ class _Run:
         numbers = (alpha * flow.sums(given)).reshape(-1) + bias
         if op == "FusedConv":
             numbers = self._activated(node, numbers, flow.mix.kernels())
-        self._spread(node.output[0], flow.mix.targets.reshape(-1), numbers, flow.mix.kernels().dtype)
+        self._spread(node.output[0], flow.mix.destinations.reshape(-1), numbers, flow.mix.kernels().dtype)
 
-    def _flow(self, index: int, node: onnx.NodeProto, mix: Mix, op: str) -> Flow:
+    def _flow(self, index: int, node: onnx.NodeProto, mix: KernelBlock, op: str) -> Flow:
         weights = mix.kernels()
         groups, width = mix.sources.shape
         if self.fixed(node.input[mix.slot]) is None or not is_float(weights):
-            nonzero = np.ones((groups, mix.targets.shape[1], width), bool)
+            nonzero = np.ones((groups, mix.destinations.shape[1], width), bool)
             return Flow(index, mix, nonzero, np.full(mix.sources.shape, np.nan), even=False)
         nonzero = (weights != 0).any(axis=tuple(range(3, weights.ndim)))
         given = np.full(mix.sources.shape, np.nan)
@@ -197,12 +197,12 @@ class _Run:
             np.full(numbers.size, np.nan) if found is None else np.where(np.isnan(numbers), np.nan, found.reshape(-1))
         )
 
-    def _spread(self, name: str, labels: Labels, numbers: Numbers, kind: np.dtype[Any]) -> None:
+    def _spread(self, name: str, channel_ids: ChannelIds, numbers: Numbers, kind: np.dtype[Any]) -> None:
         """Enter a tensor by the numbers of labels; those that are not named are not steady."""
-        order = np.argsort(labels, kind="stable")
-        wanted = self.dag.labels[name]
-        place = np.minimum(np.searchsorted(labels[order], wanted), labels.size - 1)
-        found = np.where(labels[order][place] == wanted, numbers[order][place], np.nan)
+        order = np.argsort(channel_ids, kind="stable")
+        wanted = self.dag.channel_ids[name]
+        place = np.minimum(np.searchsorted(channel_ids[order], wanted), channel_ids.size - 1)
+        found = np.where(channel_ids[order][place] == wanted, numbers[order][place], np.nan)
         self._enter(name, found, kind)
 
     # 4: normalisation by fixed statistics
@@ -222,13 +222,13 @@ class _Run:
         else:
             numbers = np.where(np.isfinite(given), beta, np.nan)
         numbers = np.where(gamma == 0, beta, numbers)
-        self._enter(node.output[0], numbers.reshape(-1, *[1] * (self.dag.labels[node.output[0]].ndim - 2)), kind)
+        self._enter(node.output[0], numbers.reshape(-1, *[1] * (self.dag.channel_ids[node.output[0]].ndim - 2)), kind)
 
     # 1: pointwise
 
     def _pointwise(self, node: onnx.NodeProto) -> None:
-        free = [name for name in dict.fromkeys(node.input) if name in self.dag.labels]
-        given = {name: self.numbers.get(name, _unknown(self.dag.labels[name].ndim)) for name in free}
+        free = [name for name in dict.fromkeys(node.input) if name in self.dag.channel_ids]
+        given = {name: self.numbers.get(name, _unknown(self.dag.channel_ids[name].ndim)) for name in free}
         held = {name: self.fixed(name) for name in node.input if name and name not in given}
         if not given or any(value is None for value in held.values()):
             return
@@ -259,25 +259,25 @@ class _Run:
     def _moved(self, index: int, node: onnx.NodeProto, op: str) -> None:
         names = [name for name in node.input if name] if op == "Concat" else list(node.input[:1])
         given = [name for name in names if name in self.numbers]
-        constant = any(name not in self.dag.labels for name in names)
+        constant = any(name not in self.dag.channel_ids for name in names)
         if not given or (constant and index not in self.beside):
             return
-        pairs = [(self.dag.labels[n], self._passed(node, op, n)) for n in names if n in self.dag.labels]
-        labels, numbers = _by_label(pairs)
+        pairs = [(self.dag.channel_ids[n], self._passed(node, op, n)) for n in names if n in self.dag.channel_ids]
+        channel_ids, numbers = _by_label(pairs)
         if index in self.dag.reductions:
-            numbers = np.where(self.alive[labels], numbers, 0.0)
-        linked = [_followed(link, labels, numbers) for link in self.dag.links_of.get(index, [])]
-        own = [] if constant else [(labels, numbers)]
+            numbers = np.where(self.alive[channel_ids], numbers, 0.0)
+        linked = [_followed(link, channel_ids, numbers) for link in self.dag.fixed_edges_of.get(index, [])]
+        own = [] if constant else [(channel_ids, numbers)]
         if op == "Pad":
-            own += self._filled(node, labels)
-        labels, numbers = _by_label([*own, *linked])
+            own += self._filled(node, channel_ids)
+        channel_ids, numbers = _by_label([*own, *linked])
         for name in node.output if op == "Split" else node.output[:1]:
-            if name in self.dag.labels and labels.size:
-                self._spread(name, labels, numbers, self.kinds[given[0]])
+            if name in self.dag.channel_ids and channel_ids.size:
+                self._spread(name, channel_ids, numbers, self.kinds[given[0]])
 
     def _passed(self, node: onnx.NodeProto, op: str, name: str) -> Numbers:
         """The numbers of an input that come out as they went in; NaN for all others."""
-        numbers = self.numbers.get(name, np.full(self.dag.labels[name].shape, np.nan))
+        numbers = self.numbers.get(name, np.full(self.dag.channel_ids[name].shape, np.nan))
         if op in MOVING or (op == "AveragePool" and not is_padded(node) and not attribute(node, "ceil_mode", 0)):
             return numbers
         border: float | None = 0.0
@@ -299,10 +299,10 @@ class _Run:
         array = self.fixed(node.input[2])
         return None if array is None or array.size != 1 else float(array.reshape(-1)[0])
 
-    def _filled(self, node: onnx.NodeProto, labels: Labels) -> list[tuple[Labels, Numbers]]:
+    def _filled(self, node: onnx.NodeProto, channel_ids: ChannelIds) -> list[tuple[ChannelIds, Numbers]]:
         """Channels that a Pad has put in: those of its output that its input has not."""
         border = self._filler(node)
-        fresh = np.setdiff1d(self.dag.labels[node.output[0]], labels)
+        fresh = np.setdiff1d(self.dag.channel_ids[node.output[0]], channel_ids)
         return [] if border is None or not fresh.size else [(fresh, np.full(fresh.size, border))]
 
 
@@ -323,13 +323,13 @@ def _any(masks: list[NDArray[np.bool_]]) -> NDArray[np.bool_]:
     return np.asarray(found)
 
 
-def _by_label(pairs: list[tuple[Labels, Numbers]]) -> tuple[Labels, Numbers]:
+def _by_label(pairs: list[tuple[ChannelIds, Numbers]]) -> tuple[ChannelIds, Numbers]:
     """The number of each label; NaN where its positions disagree."""
     if not pairs:
         return np.zeros(0, np.int64), np.zeros(0)
-    labels = np.concatenate([np.asarray(found).reshape(-1) for found, _ in pairs])
+    channel_ids = np.concatenate([np.asarray(found).reshape(-1) for found, _ in pairs])
     numbers = np.concatenate([np.broadcast_to(n, np.shape(found)).reshape(-1) for found, n in pairs])
-    unique, inverse = np.unique(labels, return_inverse=True)
+    unique, inverse = np.unique(channel_ids, return_inverse=True)
     low, high = np.full(unique.size, np.inf), np.full(unique.size, -np.inf)
     with np.errstate(invalid="ignore"):  # NaN is meant to win
         np.minimum.at(low, inverse.reshape(-1), numbers)
@@ -337,8 +337,8 @@ def _by_label(pairs: list[tuple[Labels, Numbers]]) -> tuple[Labels, Numbers]:
     return unique, np.where(low == high, low, np.nan)
 
 
-def _followed(link: Link, labels: Labels, numbers: Numbers) -> tuple[Labels, Numbers]:
+def _followed(link: FixedEdges, channel_ids: ChannelIds, numbers: Numbers) -> tuple[ChannelIds, Numbers]:
     """Fixed edges carry the number of their source."""
-    sources, targets = (side.reshape(-1) for side in (link.sources, link.targets))
-    place = np.minimum(np.searchsorted(labels, sources), labels.size - 1)
-    return targets, np.where(labels[place] == sources, numbers[place], np.nan)
+    sources, targets = (side.reshape(-1) for side in (link.sources, link.destinations))
+    place = np.minimum(np.searchsorted(channel_ids, sources), channel_ids.size - 1)
+    return targets, np.where(channel_ids[place] == sources, numbers[place], np.nan)

@@ -16,8 +16,8 @@ import onnx
 from leanonnx.graph.model import SHAPE_OPS, Model, captured
 from leanonnx.graph.nodes import STANDARD
 from leanonnx.numeric.arrays import Array
-from leanonnx.numeric.channel_ids import Labels, compact, projection, reshape, varied
-from leanonnx.rules.call import Edit, Effect, Entries, Kept, Rewrite
+from leanonnx.numeric.channel_ids import ChannelIds, compact, projection, reshape, varied
+from leanonnx.rules.call import Edit, Effect, KeptChannels, Rewrite, ShapeEdit
 from leanonnx.rules.table import COUNTED
 from leanonnx.runtime.observation import Observation
 
@@ -26,7 +26,7 @@ RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
 @dataclass(frozen=True)
-class Use:
+class ConstantUse:
     """One place where a node reads a constant that is sliced.
 
     ``constant`` names what holds it in the file; ``inward`` gives the input channel of each element of a mixing
@@ -37,16 +37,16 @@ class Use:
     node: int
     slot: int
     constant: str
-    factors: tuple[Labels, ...]
-    inward: Labels | None = None
+    factors: tuple[ChannelIds, ...]
+    inward: ChannelIds | None = None
     computed: Array | None = None
 
 
 @dataclass(frozen=True)
-class Found:
+class ConstantUses:
     """Uses of one slice, and how shape constants on the way follow it."""
 
-    uses: tuple[Use, ...]
+    uses: tuple[ConstantUse, ...]
     rewrites: tuple[tuple[int, Rewrite], ...] = ()
 
 
@@ -79,10 +79,10 @@ class Constants:
             return None
         return self.model.constant(name) if name in self.model.origins else self.observation.values.get(name)
 
-    def uses(self, index: int, effect: Effect) -> Found | None:
+    def uses(self, index: int, effect: Effect) -> ConstantUses | None:
         """Where the slices of an effect are held; None if a sliced constant depends on run-time shapes."""
-        inward = {mix.slot: mix.inward for mix in effect.mixes}
-        uses: list[Use] = []
+        inward = {mix.slot: mix.inward for mix in effect.kernel_blocks}
+        uses: list[ConstantUse] = []
         rewrites: list[tuple[int, Rewrite]] = []
         for cut in effect.slices:
             found = self._follow(index, cut.slot, cut.factors, inward.get(cut.slot))
@@ -90,21 +90,25 @@ class Constants:
                 return None
             uses += found.uses
             rewrites += found.rewrites
-        return Found(tuple(uses), tuple(rewrites))
+        return ConstantUses(tuple(uses), tuple(rewrites))
 
-    def _follow(self, index: int, slot: int, factors: tuple[Labels, ...], inward: Labels | None) -> Found | None:
+    def _follow(
+        self, index: int, slot: int, factors: tuple[ChannelIds, ...], inward: ChannelIds | None
+    ) -> ConstantUses | None:
         """Follow one slice from the input of a node back to its holder."""
         name = self.model.proto.graph.node[index].input[slot]
         if name in self.model.origins:
-            return Found((Use(index, slot, self.model.origins[name], factors, inward),))
+            return ConstantUses((ConstantUse(index, slot, self.model.origins[name], factors, inward),))
         if not any(varied(f) for f in factors) and name not in self.static:
-            return Found(())
+            return ConstantUses(())
         behind = self._behind(self.model.producers[name], name, factors, inward)
         if behind is None and name in self.static and name not in self.model.overridable:
-            return Found((Use(index, slot, name, factors, inward, self.observation.values[name]),))
+            return ConstantUses((ConstantUse(index, slot, name, factors, inward, self.observation.values[name]),))
         return behind
 
-    def _behind(self, producer: int, name: str, factors: tuple[Labels, ...], inward: Labels | None) -> Found | None:
+    def _behind(
+        self, producer: int, name: str, factors: tuple[ChannelIds, ...], inward: ChannelIds | None
+    ) -> ConstantUses | None:
         """Follow a slice through the operator that puts the constant out; None where that is not possible."""
         node = self.model.proto.graph.node[producer]
         if node.op_type == "DequantizeLinear":
@@ -126,8 +130,8 @@ class Constants:
 
     def _read_alike(self, name: str) -> bool:
         """Whether a constant has one reader, or is a weight for all that read it."""
-        if self.model.readers[name] == 1 or name in self.model.overridable:
-            return self.model.readers[name] == 1
+        if self.model.use_counts[name] == 1 or name in self.model.overridable:
+            return self.model.use_counts[name] == 1
         return all(_takes_weight(self.model, index, name) for index in self.model.consumers[name])
 
     def torn(self, sliced: Collection[tuple[int, str]]) -> list[str]:
@@ -141,8 +145,8 @@ class Constants:
         return sorted(n for n in names if not all((index, n) in sliced for index in self.model.consumers[n]))
 
     def _dequantised(
-        self, producer: int, node: onnx.NodeProto, factors: tuple[Labels, ...], inward: Labels | None
-    ) -> Found | None:
+        self, producer: int, node: onnx.NodeProto, factors: tuple[ChannelIds, ...], inward: ChannelIds | None
+    ) -> ConstantUses | None:
         """A quantised constant: its data, and scale and zero point per channel."""
         attributes = {a.name: a.i for a in node.attribute}
         if attributes.get("block_size") or any(side and side not in self.model.origins for side in node.input[1:]):
@@ -153,12 +157,12 @@ class Constants:
         axis = attributes.get("axis", 1)
         vectors = tuple(f.reshape(-1) for f in factors if varied(f) == (axis % f.ndim,))
         sides = [k for k in range(1, len(node.input)) if node.input[k] and self.model.constant(node.input[k]).size > 1]
-        more = tuple(Use(producer, k, self.model.origins[node.input[k]], vectors) for k in sides if vectors)
-        return Found(data.uses + more, data.rewrites)
+        more = tuple(ConstantUse(producer, k, self.model.origins[node.input[k]], vectors) for k in sides if vectors)
+        return ConstantUses(data.uses + more, data.rewrites)
 
     def _reshaped(
-        self, producer: int, node: onnx.NodeProto, name: str, factors: tuple[Labels, ...], inward: Labels | None
-    ) -> Found | None:
+        self, producer: int, node: onnx.NodeProto, name: str, factors: tuple[ChannelIds, ...], inward: ChannelIds | None
+    ) -> ConstantUses | None:
         """A constant that is reshaped: possible where the slice stays a product of index sets."""
         before, after = self._shape(node.input[0]), self._shape(name)
         lifted = [compact(f.reshape(_lifted(f, len(after)))) for f in factors]
@@ -173,13 +177,15 @@ class Constants:
             return None
         target = [int(x) for x in self.model.constant(node.input[1]).reshape(-1)]
 
-        def rewrite(kept: Kept) -> Edit:
+        def rewrite(kept: KeptChannels) -> Edit:
             sizes = {axis: _count(kept, f, axis, after[axis]) for f in lifted for axis in varied(f)}
-            return Edit(inputs={1: Entries({k: n for k, n in sizes.items() if target[k] != -1})})
+            return Edit(inputs={1: ShapeEdit({k: n for k, n in sizes.items() if target[k] != -1})})
 
-        return Found(source.uses, (*source.rewrites, (producer, rewrite)))
+        return ConstantUses(source.uses, (*source.rewrites, (producer, rewrite)))
 
-    def _sized(self, producer: int, node: onnx.NodeProto, name: str, factors: tuple[Labels, ...]) -> Found | None:
+    def _sized(
+        self, producer: int, node: onnx.NodeProto, name: str, factors: tuple[ChannelIds, ...]
+    ) -> ConstantUses | None:
         """A value whose size follows from shapes at run time (a token for every sample of a batch).
 
         1. ConstantOfShape and Expand: the entries of their size are rewritten.
@@ -191,7 +197,7 @@ class Constants:
         if any(len(varied(f)) > 1 for f in lifted) or node.op_type not in ("ConstantOfShape", "Expand", *ELEMENTWISE):
             return None
         target = {"ConstantOfShape": 0, "Expand": 1}.get(node.op_type, -1)
-        found = Found(())
+        found = ConstantUses(())
         for slot, operand in enumerate(node.input):
             if slot != target:
                 shape = self._shape(operand)
@@ -200,21 +206,21 @@ class Constants:
                 if any(shape[axis - lead] != after[axis] for axis in own):
                     return None
                 cuts = tuple(f.reshape(f.shape[lead:]) for f in own.values())
-                source = self._follow(producer, slot, cuts, None) if cuts else Found(())
+                source = self._follow(producer, slot, cuts, None) if cuts else ConstantUses(())
                 if source is None:
                     return None
-                found = Found(found.uses + source.uses, found.rewrites + source.rewrites)
+                found = ConstantUses(found.uses + source.uses, found.rewrites + source.rewrites)
         if target < 0:
             return found
         entries = self._value(node.input[target]).tolist()
         missing = len(after) - len(entries)
         named = {axis: f for axis, f in sizes.items() if axis >= missing and entries[axis - missing] == after[axis]}
 
-        def rewrite(kept: Kept) -> Edit:
+        def rewrite(kept: KeptChannels) -> Edit:
             counts = {axis - missing: _count(kept, f, axis, after[axis]) for axis, f in named.items()}
-            return Edit(inputs={target: Entries(counts, {k: after[k + missing] for k in counts})})
+            return Edit(inputs={target: ShapeEdit(counts, {k: after[k + missing] for k in counts})})
 
-        return Found(found.uses, (*found.rewrites, (producer, rewrite)))
+        return ConstantUses(found.uses, (*found.rewrites, (producer, rewrite)))
 
     def _value(self, name: str) -> Array:
         """A constant, or a value computed from constants and sizes."""
@@ -236,10 +242,10 @@ def _takes_weight(model: Model, index: int, name: str) -> bool:
     return [k for k, read in enumerate(node.input) if read == name] == [slot]
 
 
-def _lifted(labels: Labels, rank: int) -> tuple[int, ...]:
-    return (1,) * (rank - labels.ndim) + labels.shape
+def _lifted(channel_ids: ChannelIds, rank: int) -> tuple[int, ...]:
+    return (1,) * (rank - channel_ids.ndim) + channel_ids.shape
 
 
-def _count(kept: Kept, factor: Labels, axis: int, size: int) -> int:
+def _count(kept: KeptChannels, factor: ChannelIds, axis: int, size: int) -> int:
     line = projection(kept.mask(factor), axis)
     return int(line.sum()) if line.size > 1 else size

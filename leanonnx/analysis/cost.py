@@ -10,17 +10,17 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from leanonnx.analysis.constants import Use
+from leanonnx.analysis.constants import ConstantUse
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.product_costs import Product, products
 from leanonnx.graph.formats import graphs
 from leanonnx.graph.model import Model
-from leanonnx.numeric.channel_ids import Labels, Mask, varied
-from leanonnx.rules.call import Mix
+from leanonnx.numeric.channel_ids import ChannelIds, Mask, varied
+from leanonnx.rules.call import KernelBlock
 
 SHAPES_AND_TEXTS = ("int64", "bool", "object")
 UNITS = ("kernels", "macs", "params")
-Rate = Callable[[int, Mix], float]
+Rate = Callable[[int, KernelBlock], float]
 """What one kernel of a node costs, in the unit of a budget."""
 
 
@@ -38,7 +38,7 @@ class _Sliced:
     """How one reader slices a constant of ``size`` elements: by factors on different axes, or by a mask of elements."""
 
     size: int
-    factors: tuple[Labels, ...]
+    factors: tuple[ChannelIds, ...]
     apart: bool
 
     def surviving(self, alive: Mask) -> int:
@@ -54,7 +54,7 @@ class _Sliced:
         return self.size * int(mask.sum()) // mask.size
 
 
-def _sliced(size: int, factors: tuple[Labels, ...]) -> _Sliced:
+def _sliced(size: int, factors: tuple[ChannelIds, ...]) -> _Sliced:
     axes = [axis for factor in factors for axis in varied(factor)]
     return _Sliced(size, factors, apart=len(axes) == len(set(axes)))
 
@@ -94,7 +94,7 @@ class CostModel:
     whose computed weights are stored.
     """
 
-    mixes: tuple[Mix, ...]
+    mixes: tuple[KernelBlock, ...]
     constants: tuple[_Constant, ...]
     unsliced: int
     products: tuple[Product, ...] = ()
@@ -104,7 +104,7 @@ class CostModel:
         """Cost when just these labels live [labels]."""
         kernels = macs = 0
         for mix in self.mixes:
-            count = int((alive[mix.targets].sum(1) * alive[mix.sources].sum(1)).sum())
+            count = int((alive[mix.destinations].sum(1) * alive[mix.sources].sum(1)).sum())
             kernels += count * mix.counted
             macs += count * mix.taps * mix.positions
         macs += sum(product.surviving(alive) for product in self.products)
@@ -114,13 +114,13 @@ class CostModel:
 
 def cost_model(dag: ChannelDag, ignored: Collection[int] = ()) -> CostModel:
     """The cost model of a channel DAG; layers in ``ignored`` (node indices) are not counted."""
-    uses: dict[str, dict[tuple[int, int], Use]] = {}
+    uses: dict[str, dict[tuple[int, int], ConstantUse]] = {}
     for use in dag.uses:
         uses.setdefault(use.constant, {})[use.node, use.slot] = use
     sizes = _sizes(dag.model)
     counted = [name for name, places in sorted(uses.items()) if not all(node in ignored for node, _ in places)]
     return CostModel(
-        mixes=tuple(mix for node, mix in dag.mixes if node not in ignored),
+        mixes=tuple(mix for node, mix in dag.kernel_blocks if node not in ignored),
         constants=tuple(_constant(dag, name, list(uses[name].values()), sizes.get(name, 0)) for name in counted),
         unsliced=stored(dag.model) - sum(sizes.get(name, 0) for name in uses),
         products=tuple(product for product in products(dag)[0] if product.node not in ignored),
@@ -128,17 +128,17 @@ def cost_model(dag: ChannelDag, ignored: Collection[int] = ()) -> CostModel:
     )
 
 
-def by_kernels(node: int, mix: Mix) -> float:
+def by_kernels(node: int, mix: KernelBlock) -> float:
     """Kernels."""
     return float(mix.counted)
 
 
-def by_macs(node: int, mix: Mix) -> float:
+def by_macs(node: int, mix: KernelBlock) -> float:
     """Multiply-adds of a kernel."""
     return float(mix.taps * mix.positions)
 
 
-def by_params(node: int, mix: Mix) -> float:
+def by_params(node: int, mix: KernelBlock) -> float:
     """Numbers that a kernel stores."""
     return float(mix.taps)
 
@@ -166,9 +166,9 @@ def _is_weight(kind: int) -> bool:
     return onnx.helper.tensor_dtype_to_np_dtype(kind).name not in SHAPES_AND_TEXTS
 
 
-def _constant(dag: ChannelDag, name: str, uses: list[Use], size: int) -> _Constant:
+def _constant(dag: ChannelDag, name: str, uses: list[ConstantUse], size: int) -> _Constant:
     value = uses[0].computed
-    whole = len(uses) < dag.model.readers.get(name, 0)
+    whole = len(uses) < dag.model.use_counts.get(name, 0)
     size = size if value is None else value.size
     return _Constant(size, tuple(_sliced(size, use.factors) for use in uses), whole, computed=value is not None)
 

@@ -17,22 +17,22 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from leanonnx.analysis.agreement import alike, united
-from leanonnx.analysis.constants import Constants, Use
+from leanonnx.analysis.constants import Constants, ConstantUse
 from leanonnx.analysis.folding import folded, to_fold
-from leanonnx.analysis.runs import Run, gathered, same_run
+from leanonnx.analysis.runs import OperatorRun, gathered, same_run
 from leanonnx.analysis.trace import Trace
 from leanonnx.graph.model import Model, unneeded
 from leanonnx.graph.nodes import title
-from leanonnx.numeric.channel_ids import Labels, Mask, Shape, compact, components, uniform, varied
+from leanonnx.numeric.channel_ids import ChannelIds, Mask, Shape, compact, components, uniform, varied
 from leanonnx.rules import advice
-from leanonnx.rules.call import Edit, Kept, Link, Mix, Move, Pairs, Pin, Reduction, Rewrite
-from leanonnx.rules.table import DEFAULT, Rules
+from leanonnx.rules.call import Edit, FixedEdges, KeptChannels, KernelBlock, Move, Pin, Reduction, Rewrite, TiePairs
+from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.runtime.observation import Observation
 
 UNLIKE = "what it does to channels depends on a size that the model leaves free"
 DRAWS = 3
 """Random keep sets on which edits of several sizes are compared."""
-Edge = TypeVar("Edge", Mix, Link)
+Edge = TypeVar("Edge", KernelBlock, FixedEdges)
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class ChannelDag:
     model: Model
     observation: Observation
     count: int
-    classes: NDArray[np.int64]
-    minted: NDArray[np.int64]
-    labels: dict[str, Labels]
-    mixes: tuple[tuple[int, Mix], ...]
-    links: tuple[tuple[int, Link], ...]
-    implied: tuple[tuple[int, Pairs], ...]
-    uses: tuple[Use, ...]
+    groups: NDArray[np.int64]
+    producer: NDArray[np.int64]
+    channel_ids: dict[str, ChannelIds]
+    kernel_blocks: tuple[tuple[int, KernelBlock], ...]
+    fixed_edges: tuple[tuple[int, FixedEdges], ...]
+    concat_slots: tuple[tuple[int, TiePairs], ...]
+    uses: tuple[ConstantUse, ...]
     pins: tuple[Pin, ...]
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
@@ -77,31 +77,31 @@ class ChannelDag:
         return self.observation.shapes
 
     @cached_property
-    def mixes_of(self) -> Mapping[int, list[Mix]]:
+    def kernel_blocks_of(self) -> Mapping[int, list[KernelBlock]]:
         """Blocks of kernels by node."""
-        return _by_node(self.mixes)
+        return _by_node(self.kernel_blocks)
 
     @cached_property
-    def links_of(self) -> Mapping[int, list[Link]]:
+    def fixed_edges_of(self) -> Mapping[int, list[FixedEdges]]:
         """Fixed edges by node."""
-        return _by_node(self.links)
+        return _by_node(self.fixed_edges)
 
     @cached_property
-    def sums(self) -> tuple[tuple[int, Reduction, Link], ...]:
+    def sums(self) -> tuple[tuple[int, Reduction, FixedEdges], ...]:
         """Nodes that add up channels in one, with the fixed edges that lead there."""
         return tuple(
             (node, reduction, link)
             for node, reductions in self.reductions.items()
             for reduction in reductions
-            if reduction.target is not None
-            for link in self.links_of.get(node, [])
-            if np.array_equal(link.sources, np.unique(reduction.labels))
+            if reduction.destination is not None
+            for link in self.fixed_edges_of.get(node, [])
+            if np.array_equal(link.sources, np.unique(reduction.channel_ids))
         )
 
     @property
     def pinned(self) -> Mask:
         """Which classes may not be removed [classes]."""
-        return pinned(self.classes, self.pins)
+        return pinned(self.groups, self.pins)
 
     @property
     def whole(self) -> Mask:
@@ -116,16 +116,16 @@ def _by_node(pairs: Iterable[tuple[int, Edge]]) -> Mapping[int, list[Edge]]:
     return found
 
 
-def pinned(classes: NDArray[np.int64], pins: Iterable[Pin]) -> Mask:
+def pinned(groups: NDArray[np.int64], pins: Iterable[Pin]) -> Mask:
     """Which classes [classes] hold a pinned label, or label 0; ``classes`` is the class of each label [labels]."""
-    found = np.zeros(int(classes.max()) + 1, bool)
-    found[classes[0]] = True
+    found = np.zeros(int(groups.max()) + 1, bool)
+    found[groups[0]] = True
     for pin in pins:
-        found[classes[pin.labels]] = True
+        found[groups[pin.channel_ids]] = True
     return found
 
 
-def analyse(model: Model, observation: Observation, rules: Rules = DEFAULT) -> ChannelDag:
+def analyse(model: Model, observation: Observation, rules: Rules = DEFAULT_RULES) -> ChannelDag:
     """Build the channel DAG of a model; weights that it computes from constants are folded, see ``folding``.
 
     Where the ties of whole groups leave a grouped operator no choice at all (channel shuffles spread them), it is
@@ -139,14 +139,14 @@ def analyse(model: Model, observation: Observation, rules: Rules = DEFAULT) -> C
         rules: (domain, operator) → rule; operators without a rule pin what they touch.
     """
     dag = _steadied(model, observation, rules, frozenset())
-    values = to_fold(Constants(model, observation), dag.uses, dag.mixes)
+    values = to_fold(Constants(model, observation), dag.uses, dag.kernel_blocks)
     if values:
         return analyse(folded(model, values), observation, rules)
-    stuck = frozenset(node for node, mix in dag.mixes if _is_stuck(mix, dag.classes))
+    stuck = frozenset(node for node, mix in dag.kernel_blocks if _is_stuck(mix, dag.groups))
     if not stuck:
         return dag
     other = _steadied(model, observation, rules, stuck)
-    return max(dag, other, key=lambda found: int(found.classes.max()))
+    return max(dag, other, key=lambda found: int(found.groups.max()))
 
 
 def _steadied(model: Model, observation: Observation, rules: Rules, by_position: frozenset[int]) -> ChannelDag:
@@ -160,10 +160,10 @@ def _steadied(model: Model, observation: Observation, rules: Rules, by_position:
         unlike |= more
 
 
-def _is_stuck(mix: Mix, classes: NDArray[np.int64]) -> bool:
+def _is_stuck(mix: KernelBlock, groups: NDArray[np.int64]) -> bool:
     """Whether all groups of an operator, each of several channels, live and die together."""
-    groups, width = mix.targets.shape
-    return groups > 1 and width > 1 and np.unique(classes[mix.targets]).size == 1
+    conv_groups, width = mix.destinations.shape
+    return conv_groups > 1 and width > 1 and np.unique(groups[mix.destinations]).size == 1
 
 
 def joint_edit(dag: ChannelDag, node: int, alive: Mask) -> Edit | None:
@@ -173,7 +173,7 @@ def joint_edit(dag: ChannelDag, node: int, alive: Mask) -> Edit | None:
     """
     inputs = dag.model.proto.graph.node[node].input
     try:
-        edits = [at.rewrites[node](Kept(alive)) for at in dag.sizes]
+        edits = [at.rewrites[node](KeptChannels(alive)) for at in dag.sizes]
     except Exception as error:
         error.add_note(f"while {title(dag.model.proto.graph.node[node])} was fitted to the channels that are kept")
         raise
@@ -196,10 +196,10 @@ def _unlike_edits(dag: ChannelDag) -> frozenset[int]:
 
 def _random_keep_set(dag: ChannelDag, rng: np.random.Generator) -> Mask:
     """Labels that live [labels] when about half of the classes do."""
-    keep = (rng.random(int(dag.classes.max()) + 1) < 1 / 2) | dag.pinned
-    for _, (channels, readers) in dag.implied:
-        keep[dag.classes[readers[~keep[dag.classes[channels]]]]] = False
-    return keep[dag.classes]
+    keep = (rng.random(int(dag.groups.max()) + 1) < 1 / 2) | dag.pinned
+    for _, (channels, readers) in dag.concat_slots:
+        keep[dag.groups[readers[~keep[dag.groups[channels]]]]] = False
+    return keep[dag.groups]
 
 
 def _analysed(
@@ -216,9 +216,9 @@ def _analysed(
             _visit(traces, index, node, rules, index in unlike)
     for trace in traces:
         for value in model.proto.graph.output:
-            if value.name in trace.labels:
-                labels = np.unique(trace.labels[value.name])
-                trace.pins.append(Pin(labels, value.name, f"graph output '{value.name}'", advice.INTERFACE))
+            if value.name in trace.channel_ids:
+                channel_ids = np.unique(trace.channel_ids[value.name])
+                trace.pins.append(Pin(channel_ids, value.name, f"graph output '{value.name}'", advice.INTERFACE))
     return _joined(traces)
 
 
@@ -243,36 +243,36 @@ def _joined(traces: Sequence[Trace]) -> ChannelDag:
     ties += _shared_ties(traces[0].uses)
     for trace in traces:
         trace.pins += trace.read_whole()
-    pins = list({(pin.tensor, pin.reason, pin.labels.tobytes()): pin for t in traces for pin in t.pins}.values())
+    pins = list({(pin.tensor, pin.reason, pin.channel_ids.tobytes()): pin for t in traces for pin in t.pins}.values())
     known = _known_classes(traces[0].count, ties, pins)
     moves = [_moves(trace) for trace in traces]
     runs = partial(_same_run, traces, moves)
     ties += [
         pair for trace, moved in zip(traces, moves, strict=True) for pair in _layout_ties(trace, moved, known, runs)
     ]
-    classes = components(traces[0].count, ties)
-    dags = [_dag(trace, classes, tuple(pins), moved) for trace, moved in zip(traces, moves, strict=True)]
+    groups = components(traces[0].count, ties)
+    dags = [_dag(trace, groups, tuple(pins), moved) for trace, moved in zip(traces, moves, strict=True)]
     return replace(dags[0], further=tuple(dags[1:]))
 
 
 def _dag(
-    trace: Trace, classes: NDArray[np.int64], pins: tuple[Pin, ...], moves: dict[str, tuple[str, Move]]
+    trace: Trace, groups: NDArray[np.int64], pins: tuple[Pin, ...], moves: dict[str, tuple[str, Move]]
 ) -> ChannelDag:
     """The channel DAG as one size shows it."""
     effects = trace.effects
     starts = np.unique(np.concatenate(trace.starts)) if trace.starts else np.zeros(0, np.int64)
-    outputs = [trace.labels[v.name] for v in trace.model.proto.graph.output if v.name in trace.labels]
+    outputs = [trace.channel_ids[v.name] for v in trace.model.proto.graph.output if v.name in trace.channel_ids]
     ends = np.unique(np.concatenate([o.reshape(-1) for o in outputs])) if outputs else np.zeros(0, np.int64)
     return ChannelDag(
         model=trace.model,
         observation=trace.observation,
         count=trace.count,
-        classes=classes,
-        minted=np.repeat(*(np.asarray(column) for column in zip(*trace.minted, strict=True))),
-        labels=trace.labels,
-        mixes=tuple((k, mix) for k, effect in effects.items() for mix in effect.mixes),
-        links=tuple((k, link) for k, effect in effects.items() for link in effect.links),
-        implied=tuple((k, pair) for k, effect in effects.items() for pair in effect.implied),
+        groups=groups,
+        producer=np.repeat(*(np.asarray(column) for column in zip(*trace.minted, strict=True))),
+        channel_ids=trace.channel_ids,
+        kernel_blocks=tuple((k, mix) for k, effect in effects.items() for mix in effect.kernel_blocks),
+        fixed_edges=tuple((k, link) for k, effect in effects.items() for link in effect.fixed_edges),
+        concat_slots=tuple((k, pair) for k, effect in effects.items() for pair in effect.concat_slots),
         uses=tuple(trace.uses),
         pins=pins,
         starts=starts,
@@ -291,24 +291,24 @@ def _moves(trace: Trace) -> dict[str, tuple[str, Move]]:
         output: (trace.model.graph.nodes[index].inputs[0].name, move)
         for index, effect in trace.effects.items()
         for output, move in zip(trace.outputs(index), effect.moves, strict=False)
-        if output in trace.labels
+        if output in trace.channel_ids
     }
 
 
-def _same_run(traces: Sequence[Trace], moves: Sequence[dict[str, tuple[str, Move]]], name: str) -> Run:
+def _same_run(traces: Sequence[Trace], moves: Sequence[dict[str, tuple[str, Move]]], name: str) -> OperatorRun:
     """The run of movements that made a tensor; one that differs from size to size has no indices."""
-    found = [gathered(name, m, t.labels, t.observation.shapes) for t, m in zip(traces, moves, strict=True)]
+    found = [gathered(name, m, t.channel_ids, t.observation.shapes) for t, m in zip(traces, moves, strict=True)]
     return same_run(found)
 
 
-def _shared_ties(uses: list[Use]) -> list[Pairs]:
+def _shared_ties(uses: list[ConstantUse]) -> list[TiePairs]:
     """A weight that several mixing operators share is pruned once: its labels are tied over all uses.
 
     So are those of any constant that several consumers read through one DequantizeLinear.
     """
-    first: dict[str, Use] = {}
-    there: dict[tuple[int, int], Use] = {}
-    ties: list[Pairs] = []
+    first: dict[str, ConstantUse] = {}
+    there: dict[tuple[int, int], ConstantUse] = {}
+    ties: list[TiePairs] = []
     for use in uses:
         same = there.setdefault((use.node, use.slot), use)
         ties += _same_slices(same, use) if same is not use else []
@@ -322,7 +322,7 @@ def _shared_ties(uses: list[Use]) -> list[Pairs]:
     return ties
 
 
-def _same_slices(one: Use, other: Use) -> list[Pairs]:
+def _same_slices(one: ConstantUse, other: ConstantUse) -> list[TiePairs]:
     """Ties under which two uses slice one constant alike; what only one of them slices stays whole."""
     rank = max(factor.ndim for factor in (*one.factors, *other.factors))
     mine, theirs = ([f.reshape((1,) * (rank - f.ndim) + f.shape) for f in use.factors] for use in (one, other))
@@ -335,30 +335,34 @@ def _same_slices(one: Use, other: Use) -> list[Pairs]:
     return ties
 
 
-def _spread_pair(one: Labels, other: Labels) -> Pairs:
+def _spread_pair(one: ChannelIds, other: ChannelIds) -> TiePairs:
     shape = np.broadcast_shapes(one.shape, other.shape)
     return np.broadcast_to(one, shape), np.broadcast_to(other, shape)
 
 
-def _known_classes(count: int, ties: list[Pairs], pins: Sequence[Pin]) -> NDArray[np.int64]:
+def _known_classes(count: int, ties: list[TiePairs], pins: Sequence[Pin]) -> NDArray[np.int64]:
     """Classes under the ties so far; whatever is pinned lives, and counts as one class."""
-    classes = components(count, ties)
-    return np.where(pinned(classes, pins)[classes], classes[0], classes)
+    groups = components(count, ties)
+    return np.where(pinned(groups, pins)[groups], groups[0], groups)
 
 
 def _layout_ties(
-    trace: Trace, moves: dict[str, tuple[str, Move]], classes: NDArray[np.int64], run_of: Callable[[str], Run]
-) -> list[Pairs]:
+    trace: Trace, moves: dict[str, tuple[str, Move]], groups: NDArray[np.int64], run_of: Callable[[str], OperatorRun]
+) -> list[TiePairs]:
     """Ties that keep the kept positions of a tensor with channels on several axes a product of index sets.
 
     Not needed where other ties do so already, nor inside a run of movements that one Gather can replace.
     """
-    spread = {name: compact(classes[labels]) for name, labels in trace.labels.items() if len(varied(labels)) > 1}
-    several = {name for name, labels in spread.items() if len(varied(labels)) > 1}
+    spread = {
+        name: compact(groups[channel_ids])
+        for name, channel_ids in trace.channel_ids.items()
+        if len(varied(channel_ids)) > 1
+    }
+    several = {name for name, channel_ids in spread.items() if len(varied(channel_ids)) > 1}
     tied: set[str] = set()
     for index in trace.effects:
         node = trace.model.proto.graph.node[index]
-        outputs = [name for name in node.output if name in trace.labels]
+        outputs = [name for name in node.output if name in trace.channel_ids]
         if not outputs or not all(name in moves for name in outputs):
             tied |= several & {*node.input, *outputs}
     for name in list(tied):
@@ -369,10 +373,10 @@ def _layout_ties(
         if name not in several and moves[name][0] in several:
             run = run_of(name)
             tied |= set() if run.indices is not None else several & set(run.inside)
-    return [pair for name in sorted(tied) for pair in _slices_tied(trace.labels[name], varied(spread[name])[0])]
+    return [pair for name in sorted(tied) for pair in _slices_tied(trace.channel_ids[name], varied(spread[name])[0])]
 
 
-def _slices_tied(labels: Labels, axis: int) -> list[Pairs]:
+def _slices_tied(channel_ids: ChannelIds, axis: int) -> list[TiePairs]:
     """Tie all labels that share an index of an axis."""
-    rows = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
+    rows = np.moveaxis(channel_ids, axis, 0).reshape(channel_ids.shape[axis], -1)
     return [(np.broadcast_to(rows[:, :1], rows[:, 1:].shape), rows[:, 1:])]

@@ -14,14 +14,16 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from leanonnx.analysis.constants import Constants, Use
+from leanonnx.analysis.constants import Constants, ConstantUse
 from leanonnx.graph.model import FREE_INITIALIZERS, Model, captured, unneeded
 from leanonnx.graph.storage import copy_fields
 from leanonnx.numeric.arrays import Array
-from leanonnx.rules.call import Mix
+from leanonnx.rules.call import KernelBlock
 
 
-def to_fold(constants: Constants, uses: Iterable[Use], mixes: Iterable[tuple[int, Mix]]) -> dict[str, Array]:
+def to_fold(
+    constants: Constants, uses: Iterable[ConstantUse], mixes: Iterable[tuple[int, KernelBlock]]
+) -> dict[str, Array]:
     """Values of the computed constants that channel-mixing nodes take for their weights, by name.
 
     Those are what cannot be followed to a holder, and what others read too, who need the whole.

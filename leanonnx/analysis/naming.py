@@ -12,13 +12,13 @@ from leanonnx.rules.call import Pin
 
 def named_pin(dag: ChannelDag, name: str) -> Pin:
     """``--pin NAME``: a tensor, or a node whose outputs are meant."""
-    if name in dag.labels:
-        return Pin(np.unique(dag.labels[name]), name, f"--pin {name}")
+    if name in dag.channel_ids:
+        return Pin(np.unique(dag.channel_ids[name]), name, f"--pin {name}")
     nodes = [n for n in dag.model.proto.graph.node if name and n.name == name]
-    labels = [np.unique(dag.labels[o]) for node in nodes for o in node.output if o in dag.labels]
-    if not labels:
+    channel_ids = [np.unique(dag.channel_ids[o]) for node in nodes for o in node.output if o in dag.channel_ids]
+    if not channel_ids:
         raise OptionError(f"--pin {name}: no tensor and no node of that name carries channels; see `leanonnx inspect`")
-    return Pin(np.unique(np.concatenate(labels)), name, f"--pin {name}")
+    return Pin(np.unique(np.concatenate(channel_ids)), name, f"--pin {name}")
 
 
 def named_nodes(model: Model, name: str) -> list[int]:
@@ -32,8 +32,8 @@ def named_nodes(model: Model, name: str) -> list[int]:
 def ignored_pin(dag: ChannelDag, node: int) -> Pin:
     """All outputs of a node that is ignored."""
     outputs = dag.model.proto.graph.node[node].output
-    labels = [np.unique(dag.labels[o]) for o in outputs if o in dag.labels]
-    return Pin(np.unique(np.concatenate(labels)) if labels else np.zeros(0, np.int64), outputs[0], "--ignore")
+    channel_ids = [np.unique(dag.channel_ids[o]) for o in outputs if o in dag.channel_ids]
+    return Pin(np.unique(np.concatenate(channel_ids)) if channel_ids else np.zeros(0, np.int64), outputs[0], "--ignore")
 
 
 def named_tensors(model: Model, names: tuple[str, ...]) -> set[str]:

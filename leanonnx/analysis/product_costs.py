@@ -17,8 +17,8 @@ from leanonnx.analysis.constants import Constants
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.model import unneeded
 from leanonnx.graph.nodes import STANDARD, attribute, subgraphs
-from leanonnx.numeric.channel_ids import Labels, Mask, Shape, varied
-from leanonnx.rules.table import DEFAULT
+from leanonnx.numeric.channel_ids import ChannelIds, Mask, Shape, varied
+from leanonnx.rules.table import DEFAULT_RULES
 
 MICROSOFT = "com.microsoft"
 HARMLESS = (
@@ -37,7 +37,7 @@ class Product:
 
     node: int
     macs: int
-    factors: tuple[Labels, ...] = ()
+    factors: tuple[ChannelIds, ...] = ()
 
     def surviving(self, alive: Mask) -> int:
         """Multiply-adds when just these labels live [labels]."""
@@ -73,9 +73,9 @@ class _View:
         model = self.dag.model
         return model.shape_of(name) if name in model.origins else self.dag.shapes[name]
 
-    def labels(self, name: str) -> Labels | None:
+    def channel_ids(self, name: str) -> ChannelIds | None:
         """Labels of a tensor; None where it carries none."""
-        return self.dag.labels.get(name)
+        return self.dag.channel_ids.get(name)
 
     def has(self, slot: int) -> bool:
         """Whether an input is connected."""
@@ -86,7 +86,7 @@ class _View:
         return int(attribute(self.node, name, default))
 
 
-Counts = list[tuple[int, tuple[Labels, ...]]]
+Counts = list[tuple[int, tuple[ChannelIds, ...]]]
 Counter = Callable[[_View], Counts | None]
 """Multiply-adds of a node with the labels that they follow; None where they cannot be known."""
 
@@ -111,7 +111,7 @@ def products(dag: ChannelDag) -> tuple[tuple[Product, ...], tuple[int, ...]]:
 
 
 def _by_kernels(dag: ChannelDag, index: int) -> bool:
-    return any(mix.taps * mix.positions for mix in dag.mixes_of.get(index, ()))
+    return any(mix.taps * mix.positions for mix in dag.kernel_blocks_of.get(index, ()))
 
 
 def _counts(dag: ChannelDag, index: int, node: onnx.NodeProto) -> Counts | None:
@@ -124,7 +124,7 @@ def _counts(dag: ChannelDag, index: int, node: onnx.NodeProto) -> Counts | None:
             return None
     if any(_multiplies(graph) for graph in subgraphs(node)):
         return None
-    ruled = (domain, node.op_type) in DEFAULT or index not in dag.unruled
+    ruled = (domain, node.op_type) in DEFAULT_RULES or index not in dag.unruled
     harmless = domain in ("", BLOCKED) or (domain == MICROSOFT and node.op_type in HARMLESS)
     return [] if ruled or harmless else None
 
@@ -138,18 +138,18 @@ def _multiplies(graph: onnx.GraphProto) -> bool:
     return False
 
 
-def _contraction(view: _View, slots: Sequence[int], terms: Sequence[str]) -> tuple[int, tuple[Labels, ...]]:
+def _contraction(view: _View, slots: Sequence[int], terms: Sequence[str]) -> tuple[int, tuple[ChannelIds, ...]]:
     """One multiply-add for each combination of the indices of two operands, whose letters name them."""
     letters = sorted(set("".join(terms)))
     sizes = dict.fromkeys(letters, 1)
     factors = []
     for slot, term in zip(slots, terms, strict=True):
         sizes |= {letter: max(size, sizes[letter]) for letter, size in zip(term, view.shape(slot), strict=True)}
-        labels = view.labels(view.node.input[slot])
-        if labels is not None and varied(labels) and len(set(term)) == len(term):
+        channel_ids = view.channel_ids(view.node.input[slot])
+        if channel_ids is not None and varied(channel_ids) and len(set(term)) == len(term):
             order = sorted(range(len(term)), key=lambda axis: term[axis])
-            by_letter = dict(zip(sorted(term), labels.transpose(order).shape, strict=True))
-            factors.append(labels.transpose(order).reshape([by_letter.get(letter, 1) for letter in letters]))
+            by_letter = dict(zip(sorted(term), channel_ids.transpose(order).shape, strict=True))
+            factors.append(channel_ids.transpose(order).reshape([by_letter.get(letter, 1) for letter in letters]))
     return math.prod(sizes.values()), tuple(factors)
 
 
@@ -186,8 +186,8 @@ def _convolution(weight: int) -> Counter:
 
     def count(view: _View) -> Counts:
         moving = view.shape(0) if "Transpose" in view.node.op_type else view.output()
-        labels = view.labels(view.node.input[0] if view.number("group", 1) == 1 else view.node.output[0])
-        followed = () if labels is None or "Transpose" in view.node.op_type else (labels,)
+        channel_ids = view.channel_ids(view.node.input[0] if view.number("group", 1) == 1 else view.node.output[0])
+        followed = () if channel_ids is None or "Transpose" in view.node.op_type else (channel_ids,)
         return [(math.prod(moving) * math.prod(view.shape(weight)[1:]), followed)]
 
     return count
@@ -231,8 +231,8 @@ def _attention(view: _View) -> Counts | None:
         length += view.shape(past)[-2]
     parts: Counts = []
     for name in (view.node.input[0], view.node.output[0]):
-        shape, labels = view.shape_of(name), view.labels(name)
-        parts.append((math.prod(shape) * length, () if labels is None else (labels,)))
+        shape, channel_ids = view.shape_of(name), view.channel_ids(name)
+        parts.append((math.prod(shape) * length, () if channel_ids is None else (channel_ids,)))
     return parts
 
 

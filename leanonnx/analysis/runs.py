@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from leanonnx.numeric.channel_ids import Labels, Shape, compact, on_axis, varied
+from leanonnx.numeric.channel_ids import ChannelIds, Shape, compact, on_axis, varied
 from leanonnx.rules.call import Move
 
 
 @dataclass(frozen=True)
-class Run:
+class OperatorRun:
     """Movements from tensor ``source`` to a tensor with its channels on one axis.
 
     ``indices`` [channels of the result] says which channel of the source each one is, along ``axis``; None where
@@ -26,7 +26,7 @@ class Run:
     indices: NDArray[np.int64] | None = field(compare=False)
 
 
-def same_run(runs: Sequence[Run]) -> Run:
+def same_run(runs: Sequence[OperatorRun]) -> OperatorRun:
     """The run that several sizes show; without indices where they differ."""
     first, *others = runs
     same = all(
@@ -40,20 +40,20 @@ def same_run(runs: Sequence[Run]) -> Run:
 
 
 def gathered(
-    name: str, moves: Mapping[str, tuple[str, Move]], labels: Mapping[str, Labels], shapes: Mapping[str, Shape]
-) -> Run:
+    name: str, moves: Mapping[str, tuple[str, Move]], channel_ids: Mapping[str, ChannelIds], shapes: Mapping[str, Shape]
+) -> OperatorRun:
     """Follow the movements that made a tensor back to the nearest one whose channels lie on a single axis."""
     steps, inside, source = [], [], name
     while source in moves:
         source, move = moves[source]
         steps.append(move)
-        if len(varied(labels[source])) <= 1:
+        if len(varied(channel_ids[source])) <= 1:
             break
         inside.append(source)
-    axes = varied(labels[source])
+    axes = varied(channel_ids[source])
     if len(axes) != 1 or len(shapes[source]) != len(shapes[name]):
-        return Run(source, tuple(inside), 0, None)
-    return Run(source, tuple(inside), axes[0], _indices(steps[::-1], shapes[source], shapes[name], axes[0]))
+        return OperatorRun(source, tuple(inside), 0, None)
+    return OperatorRun(source, tuple(inside), axes[0], _indices(steps[::-1], shapes[source], shapes[name], axes[0]))
 
 
 def _indices(steps: list[Move], before: Shape, after: Shape, axis: int) -> NDArray[np.int64] | None:

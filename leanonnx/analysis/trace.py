@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from leanonnx.analysis.constants import Constants, Found, Use
+from leanonnx.analysis.constants import Constants, ConstantUse, ConstantUses
 from leanonnx.analysis.zeros import keeps_zero
 from leanonnx.graph.model import Model, captured
 from leanonnx.graph.nodes import title
-from leanonnx.numeric.channel_ids import Labels, uniform
+from leanonnx.numeric.channel_ids import ChannelIds, uniform
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, Pin, Rewrite, Unsupported, Value, pin_all
 from leanonnx.rules.table import COUNTED, Rules
@@ -26,7 +26,7 @@ class Answer:
     """The effect of one node, and where the constants that it slices are held."""
 
     effect: Effect
-    held: Found
+    held: ConstantUses
 
 
 @dataclass
@@ -36,14 +36,14 @@ class Trace:
     model: Model
     observation: Observation
     by_position: frozenset[int]
-    labels: dict[str, Labels] = field(default_factory=dict)
+    channel_ids: dict[str, ChannelIds] = field(default_factory=dict)
     effects: dict[int, Effect] = field(default_factory=dict)
     minted: list[tuple[int, int]] = field(default_factory=lambda: [(-1, 1)])
     count: int = 1
-    uses: list[Use] = field(default_factory=list)
+    uses: list[ConstantUse] = field(default_factory=list)
     rewrites: dict[int, Rewrite] = field(default_factory=dict)
     pins: list[Pin] = field(default_factory=list)
-    starts: list[Labels] = field(default_factory=list)
+    starts: list[ChannelIds] = field(default_factory=list)
     zeros: dict[str, bool] = field(default_factory=dict)
     unruled: set[int] = field(default_factory=set)
     slicing: dict[int, set[int]] = field(default_factory=dict)
@@ -53,14 +53,14 @@ class Trace:
         self.constants = Constants(self.model, self.observation)
         for value in self.model.inputs:
             fresh = self.minter(-1)(1)
-            self.labels[value.name] = uniform(int(fresh[0]), len(self.observation.shapes[value.name]))
+            self.channel_ids[value.name] = uniform(int(fresh[0]), len(self.observation.shapes[value.name]))
             self.pins.append(Pin(fresh, value.name, f"graph input '{value.name}'", advice.INTERFACE))
             self.starts.append(fresh)
 
-    def minter(self, node: int) -> Callable[[int], Labels]:
+    def minter(self, node: int) -> Callable[[int], ChannelIds]:
         """Mint labels for a node."""
 
-        def mint(n: int) -> Labels:
+        def mint(n: int) -> ChannelIds:
             fresh = np.arange(self.count, self.count + n)
             self.count += n
             self.minted.append((node, n))
@@ -76,11 +76,11 @@ class Trace:
 
     def ask(self, index: int, node: gs.Node, rules: Rules) -> Answer | None:
         """The answer of a node's rule; None where the node reads nothing that carries channels."""
-        inner = [n for n in sorted(captured(self.model.proto.graph.node[index])) if n in self.labels]
+        inner = [n for n in sorted(captured(self.model.proto.graph.node[index])) if n in self.channel_ids]
         call = self.call(index, node)
         if (call.domain, call.op) not in rules:
             self.unruled.add(index)
-        if not inner and not any(tensor.name in self.labels for tensor in node.inputs):
+        if not inner and not any(tensor.name in self.channel_ids for tensor in node.inputs):
             return self._unfed(call)
         before = self.count
         effect = _effect(call, rules, inner, self)
@@ -88,14 +88,14 @@ class Trace:
         if held is not None:
             return Answer(effect, held)
         self.undo(before)
-        return Answer(refused(call, *self._uncut(call, effect)), Found(()))
+        return Answer(refused(call, *self._uncut(call, effect)), ConstantUses(()))
 
     def _unfed(self, call: Call) -> Answer | None:
         """The answer of a node that reads nothing but noise or sizes: the kernels of its weight; None without any."""
         if self.constants.static.issuperset(name for name in call.outputs if name):
             return None
         effect = _with_kernels(call, Effect(()))
-        return Answer(effect, Found(())) if effect.mixes else None
+        return Answer(effect, ConstantUses(())) if effect.kernel_blocks else None
 
     def _uncut(self, call: Call, effect: Effect) -> tuple[str, str]:
         """Why a constant that is to be sliced cannot be, and what a user can do about it."""
@@ -108,7 +108,7 @@ class Trace:
     def refuse(self, index: int, node: gs.Node, reason: str) -> Answer:
         """Pin what a node reads and puts out."""
         call = self.call(index, node)
-        return Answer(refused(call, f"{call.title}: {reason}", advice.EXPORT), Found(()))
+        return Answer(refused(call, f"{call.title}: {reason}", advice.EXPORT), ConstantUses(()))
 
     def add(self, index: int, answer: Answer) -> None:
         """Collect the answer of a node."""
@@ -122,10 +122,10 @@ class Trace:
             if use.node != index:
                 self.slicing.setdefault(use.node, set()).add(index)
         node = self.model.proto.graph.node[index]
-        zero = keeps_zero(node, effect, self.labels, self.zeros, self.constants.fixed)
-        for name, labels in zip(self.outputs(index), effect.outputs, strict=False):
+        zero = keeps_zero(node, effect, self.channel_ids, self.zeros, self.constants.fixed)
+        for name, channel_ids in zip(self.outputs(index), effect.outputs, strict=False):
             if name and name in self.model.free:
-                self.labels[name], self.zeros[name] = labels, zero
+                self.channel_ids[name], self.zeros[name] = channel_ids, zero
 
     def _fitting(self, text: str) -> str:
         """An advice without what a model with fixed sizes has done already."""
@@ -171,7 +171,7 @@ class Trace:
             mint=self.minter(index),
             minted=lambda: self.count,
             by_position=index in self.by_position,
-            readers=tuple(self._operators_reading(tensor.name) for tensor in node.outputs),
+            consumers=tuple(self._operators_reading(tensor.name) for tensor in node.outputs),
         )
 
     def _operators_reading(self, name: str) -> tuple[str, ...]:
@@ -183,13 +183,13 @@ class Trace:
         model, observation = self.model, self.observation
         if name in model.origins:
             return Value(name, model.shape_of(name), None, lambda: model.constant(name), held=True)
-        shape, labels = observation.shapes.get(name), self.labels.get(name)
+        shape, channel_ids = observation.shapes.get(name), self.channel_ids.get(name)
         maker = model.producers.get(name)
         node = onnx.NodeProto() if maker is None else model.proto.graph.node[maker]
         return Value(
             name,
             shape,
-            labels,
+            channel_ids,
             lambda: observation.values[name],
             held=name in self.constants.static,
             maker=node.op_type,
@@ -204,7 +204,7 @@ def _effect(call: Call, rules: Rules, inner: list[str], trace: Trace) -> Effect:
     before = trace.count
     if inner or any(isinstance(value, gs.Graph) for value in call.attributes.values()):
         reason = f"the subgraphs of {call.title} read "
-        extra = tuple(Pin(np.unique(trace.labels[n]), n, f"{reason}'{n}'", advice.INLINE) for n in inner)
+        extra = tuple(Pin(np.unique(trace.channel_ids[n]), n, f"{reason}'{n}'", advice.INLINE) for n in inner)
         effect = pin_all(call, f"{call.title} runs a subgraph", advice.INLINE)
         return replace(effect, pins=effect.pins + extra)
     if rule is None:

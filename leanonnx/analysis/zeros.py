@@ -13,7 +13,7 @@ import onnx
 
 from leanonnx.graph.nodes import attribute, standard
 from leanonnx.numeric.arrays import Array
-from leanonnx.numeric.channel_ids import Labels, varied
+from leanonnx.numeric.channel_ids import ChannelIds, varied
 from leanonnx.rules.call import Effect
 
 UNARY = {"Relu", "LeakyRelu", "PRelu", "Tanh", "Elu", "Selu", "Celu", "Softsign", "HardSwish", "Mish", "Gelu", "Swish"}
@@ -35,7 +35,7 @@ LEAST = 2
 def keeps_zero(
     node: onnx.NodeProto,
     effect: Effect,
-    labels: Mapping[str, Labels],
+    channel_ids: Mapping[str, ChannelIds],
     known: Mapping[str, bool],
     fixed: Callable[[str], Array | None],
 ) -> bool:
@@ -49,8 +49,8 @@ def keeps_zero(
         fixed: gives the value of a constant.
     """
     op = standard(node)
-    free = [name for name in node.input if name in labels]
-    if any(mix.inward is not None for mix in effect.mixes):
+    free = [name for name in node.input if name in channel_ids]
+    if any(mix.inward is not None for mix in effect.kernel_blocks):
         return bool(op)
     if op in KEEPING:
         return all(known.get(name, True) for name in free)
@@ -59,11 +59,11 @@ def keeps_zero(
     if op == "Clip":
         return all(known.get(name, True) for name in free) and _spans_zero(node, fixed)
     if op in ADDING:
-        return all(_goes(slot, name, effect, labels, known, fixed) for slot, name in enumerate(node.input) if name)
+        return all(_goes(slot, name, effect, channel_ids, known, fixed) for slot, name in enumerate(node.input) if name)
     if op == "Mul":
-        return any(varied(labels[name]) and known.get(name, True) for name in free)
+        return any(varied(channel_ids[name]) and known.get(name, True) for name in free)
     if op in ("Div", "Pow"):
-        return _follows_first(node, op, labels, known, fixed)
+        return _follows_first(node, op, channel_ids, known, fixed)
     return False
 
 
@@ -71,13 +71,13 @@ def _goes(
     slot: int,
     name: str,
     effect: Effect,
-    labels: Mapping[str, Labels],
+    channel_ids: Mapping[str, ChannelIds],
     known: Mapping[str, bool],
     fixed: Callable[[str], Array | None],
 ) -> bool:
     """Whether an operand of a sum holds nothing for a channel that has gone."""
-    if name in labels:
-        return bool(varied(labels[name])) and known.get(name, True)
+    if name in channel_ids:
+        return bool(varied(channel_ids[name])) and known.get(name, True)
     value = fixed(name)
     return any(cut.slot == slot for cut in effect.slices) or (value is not None and not np.any(value))
 
@@ -85,16 +85,16 @@ def _goes(
 def _follows_first(
     node: onnx.NodeProto,
     op: str,
-    labels: Mapping[str, Labels],
+    channel_ids: Mapping[str, ChannelIds],
     known: Mapping[str, bool],
     fixed: Callable[[str], Array | None],
 ) -> bool:
     """Whether a quotient or a power is zero with its first operand."""
     first, second = node.input[:LEAST]
-    if first not in labels or not varied(labels[first]) or not known.get(first, True):
+    if first not in channel_ids or not varied(channel_ids[first]) or not known.get(first, True):
         return False
     if op == "Div":
-        return second not in labels or not varied(labels[second])
+        return second not in channel_ids or not varied(channel_ids[second])
     power = fixed(second)
     return power is not None and bool((np.asarray(power) > 0).all())
 

@@ -12,16 +12,16 @@ import onnx
 from leanonnx.analysis.cost import UNITS
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.commands.bench.benchmark import Case
-from leanonnx.commands.compress.pipeline import Result
+from leanonnx.commands.compress.pipeline import CompressResult
 from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.formatting import counted, shape_text
 from leanonnx.graph.storage import write_model
 from leanonnx.proof.proof import Proof
 from leanonnx.reporting import inspection, report
 from leanonnx.reporting.report import Row
-from leanonnx.runtime.timing import Comparison
+from leanonnx.runtime.timing import TimingComparison
 from leanonnx.surgery.plan import Plan
-from leanonnx.system.outputs import Place, check_apart, check_writable, publish, temporary_beside
+from leanonnx.system.outputs import StrPath, check_apart, check_writable, publish, temporary_beside
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class Compressed:
 
     plan: Plan
     proof: Proof
-    latency: Comparison | None
+    latency: TimingComparison | None
     deviation: Fidelity | None
     _row: Row
     _proto: onnx.ModelProto
     _files: tuple[Path, ...] = field(default=())
 
     @classmethod
-    def of(cls, found: Result, written: Path) -> Compressed:
+    def of(cls, found: CompressResult, written: Path) -> Compressed:
         """What came of a compression, and was written there."""
         deviation = None if found.recovery is None else found.recovery.final
         row, files = report.summary(found), found.dag.model.files
@@ -101,7 +101,7 @@ class Compressed:
         """What should not be overlooked."""
         return tuple(self._row["warnings"])
 
-    def save(self, path: Place) -> None:
+    def save(self, path: StrPath) -> None:
         """Write the model as it was proven; it appears at once, whole, external data in ``path``.data beside it.
 
         Raises:
@@ -237,7 +237,7 @@ def _said(case: Case) -> str:
     sizes = ", ".join(f"{name} {shape_text(shape)}" for name, shape in case.inputs.items())
     setting = f"{case.setting.provider}, {counted(case.setting.threads, 'thread')}, {sizes}"
     found = case.outcome
-    if not isinstance(found, Comparison):
+    if not isinstance(found, TimingComparison):
         return f"{setting}: {found.median:.3f} ms"
     times = f"{found.before.median:.3f} ms and {found.after.median:.3f} ms"
     return f"{setting}: {times}, {found.words} ({found.speedup:.2f} times as fast)"

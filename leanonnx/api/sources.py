@@ -16,10 +16,10 @@ from onnx.external_data_helper import uses_external_data
 from leanonnx.errors import LeanOnnxError, ModelError
 from leanonnx.graph.formats import graphs
 from leanonnx.graph.storage import write_model
-from leanonnx.system.outputs import Place
+from leanonnx.system.outputs import StrPath
 
 T = TypeVar("T")
-ModelSource = Place | onnx.ModelProto
+ModelSource = StrPath | onnx.ModelProto
 UNNAMED = "the model"
 """What messages call a model in memory."""
 

@@ -24,18 +24,18 @@ from leanonnx.api.sources import ModelSource, as_file, several, title
 from leanonnx.commands.bench import benchmark
 from leanonnx.commands.bench import report as bench_report
 from leanonnx.commands.compress import pipeline
-from leanonnx.commands.compress.options import Options, Recover, alignment, asked_budget
+from leanonnx.commands.compress.options import CompressOptions, Recover, alignment, asked_budget
 from leanonnx.commands.compress.workshop import compared
 from leanonnx.data.files import IN_MEMORY
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import PLAIN, Samples
 from leanonnx.errors import ModelError, OptionError
 from leanonnx.graph.model import Model, load
-from leanonnx.page.page import Told, render
+from leanonnx.page.page import PageContext, render
 from leanonnx.proof.proof import Proof
 from leanonnx.ranking.criteria import Chains, Method
 from leanonnx.reporting import inspection
-from leanonnx.rules.table import DEFAULT, Rules
+from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.rules.user import joined_rules, read_rules
 from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.providers import Provider, Setting
@@ -44,42 +44,42 @@ from leanonnx.runtime.timing import SECONDS
 from leanonnx.selection.selector import LATENCY
 from leanonnx.surgery.plan import Plan, load_plan, replay
 from leanonnx.system.clock import Progress, quiet
-from leanonnx.system.outputs import Place
+from leanonnx.system.outputs import StrPath
 
-RuleSource = Place | Rules
+RuleSource = StrPath | Rules
 """Rules of one's own: a Python file that holds RULES and is run, or such a table."""
-Calibration = Place | Mapping[str, ArrayLike] | ArrayLike
+Calibration = StrPath | Mapping[str, ArrayLike] | ArrayLike
 """An .npz file, a folder of them or of images; arrays [samples, ...] by graph input; one array for the only input."""
 
 
 def compress(
     model: ModelSource,
-    out: Place | None = None,
+    out: StrPath | None = None,
     *,
     keep: float | None = None,
     macs: float | None = None,
     params: float | None = None,
     latency: float | None = None,
-    plan: Plan | Place | None = None,
+    plan: Plan | StrPath | None = None,
     exact: bool = False,
     method: Method = "auto",
     chains: Chains = "cover",
     shape: Shapes | None = None,
     pin: str | Sequence[str] = (),
     ignore: str | Sequence[str] = (),
-    plan_out: Place | None = None,
-    plan_weights: Place | None = None,
-    report: Place | None = None,
+    plan_out: StrPath | None = None,
+    plan_weights: StrPath | None = None,
+    report: StrPath | None = None,
     calib: Calibration | None = None,
     images: ImageFormat = PLAIN,
     recover: Recover | None = None,
     align: Literal["auto"] | int = "auto",
     target: str = "auto",
-    targets: Place | None = None,
+    targets: StrPath | None = None,
     provider: Provider = "cpu",
     threads: int = 0,
     rules: RuleSource | None = None,
-    library: Place | Sequence[Place] = (),
+    library: StrPath | Sequence[StrPath] = (),
     freeze: bool = False,
     best_effort: bool = False,
     measure: bool = True,
@@ -108,7 +108,7 @@ def compress(
     Raises:
         UserError, Refusal: exit codes 2 and 1 of the command line; nothing is written.
     """
-    options = Options(
+    options = CompressOptions(
         budget=asked_budget({"keep": keep, "macs": macs, "params": params, LATENCY: latency}, plan, exact),
         method=method,
         chains=chains,
@@ -139,7 +139,7 @@ def analyse(
     *,
     shape: Shapes | None = None,
     rules: RuleSource | None = None,
-    library: Place | Sequence[Place] = (),
+    library: StrPath | Sequence[StrPath] = (),
 ) -> Analysis:
     """Find out which channels a model has, which of them are tied or pinned, and what it costs.
 
@@ -166,11 +166,11 @@ def analyse(
 def prove(
     base: ModelSource,
     new: ModelSource,
-    plan: Plan | Place | None = None,
+    plan: Plan | StrPath | None = None,
     *,
     shape: Shapes | None = None,
     rules: RuleSource | None = None,
-    library: Place | Sequence[Place] = (),
+    library: StrPath | Sequence[StrPath] = (),
     seed: int = 0,
 ) -> Proof:
     """Compare a compressed model with its original on random inputs, in onnxruntime.
@@ -220,7 +220,7 @@ def bench(
     batch: int | Sequence[int] = (),
     shape: Shapes | None = None,
     seconds: float = SECONDS,
-    library: Place | Sequence[Place] = (),
+    library: StrPath | Sequence[StrPath] = (),
     cuda_graph: bool = False,
     tf32: bool = True,
     seed: int = 0,
@@ -248,7 +248,7 @@ def bench(
     Raises:
         UserError: bad model or option, a provider that is not there, models that take different inputs.
     """
-    request = benchmark.Request(
+    request = benchmark.BenchRequest(
         shapes=shape or {},
         batches=several(batch, int),
         threads=several(threads, int),
@@ -270,7 +270,7 @@ def _check_same_outputs(model: Model, rival: Model) -> None:
 
 
 @contextmanager
-def _place(out: Place | None) -> Iterator[Path]:
+def _place(out: StrPath | None) -> Iterator[Path]:
     """Where the result is written; a temporary file, where nobody asked for one."""
     if out is not None:
         yield Path(out)
@@ -279,17 +279,17 @@ def _place(out: Place | None) -> Iterator[Path]:
         yield Path(folder) / "model.onnx"
 
 
-def _path(given: Place | None) -> Path | None:
+def _path(given: StrPath | None) -> Path | None:
     return None if given is None else Path(given)
 
 
-def _plan(given: Plan | Place | None) -> Plan | None:
+def _plan(given: Plan | StrPath | None) -> Plan | None:
     return given if given is None or isinstance(given, Plan) else load_plan(given)
 
 
 def _rules(given: RuleSource | None) -> Rules:
     if given is None:
-        return DEFAULT
+        return DEFAULT_RULES
     return joined_rules(given) if isinstance(given, Mapping) else read_rules(Path(given))
 
 
@@ -310,7 +310,7 @@ def _page(given: Mapping[str, Any]) -> pipeline.Page | None:
     if given["report"] is None:
         return None
     target = "the result" if given["out"] is None else str(Path(given["out"]))
-    told = Told(title(given["model"]), target, _call(compress, given))
+    told = PageContext(title(given["model"]), target, _call(compress, given))
     return pipeline.Page(Path(given["report"]), partial(render, told))
 
 

@@ -19,7 +19,7 @@ from leanonnx.cli.options import (
 )
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
 from leanonnx.commands.bench import report as bench_report
-from leanonnx.commands.bench.benchmark import Request
+from leanonnx.commands.bench.benchmark import BenchRequest
 from leanonnx.commands.bench.benchmark import bench as measure
 from leanonnx.runtime.providers import Provider, Setting
 
@@ -46,7 +46,7 @@ def bench(
     not there included), 3 a bug. That B is slower is no error: the result says so.
     """
     with exit_codes() as results:
-        request = Request(
+        request = BenchRequest(
             shapes=parse_shapes(shape or []),
             batches=numbers("batch", batch or []),
             threads=numbers("threads", threads or []) or (0,),

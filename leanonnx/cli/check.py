@@ -30,7 +30,7 @@ from leanonnx.cli.options import (
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
 from leanonnx.commands.bench import benchmark
 from leanonnx.commands.check import report as check_report
-from leanonnx.commands.check.check import Request
+from leanonnx.commands.check.check import CheckRequest
 from leanonnx.commands.check.check import check as held
 from leanonnx.commands.check.gates import (
     AGREEMENT,
@@ -120,11 +120,11 @@ def check(
     with exit_codes() as results, _annotated(new, github), model_file(base) as base_path, model_file(new) as new_path:
         for path in (base_path, new_path):
             check_writable(path, junit)
-        request = Request(
+        request = CheckRequest(
             limits=_limits(gates, given),
             data=data,
             images=image_format(mean, std, scale, layout, size),
-            timed=benchmark.Request(
+            timed=benchmark.BenchRequest(
                 shapes=parse_shapes(shape or []),
                 batches=numbers("batch", batch or []),
                 threads=numbers("threads", threads or []) or (0,),

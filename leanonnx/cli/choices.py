@@ -23,7 +23,7 @@ from leanonnx.cli.options import (
     parse_shapes,
     stored_targets,
 )
-from leanonnx.commands.compress.options import Options, Recover, alignment
+from leanonnx.commands.compress.options import CompressOptions, Recover, alignment
 from leanonnx.ranking.criteria import METHODS, Chains, Method, meaning
 from leanonnx.runtime.providers import Provider, Setting
 from leanonnx.selection.selector import Budget
@@ -85,13 +85,13 @@ class Choices:
     no_measure: Annotated[bool, typer.Option("--no-measure", help="Do not measure latency.")] = False
     seed: Annotated[int, typer.Option(min=0, help="Seed of random inputs and of --method random.")] = 0
 
-    def asked(self, budget: Budget, plan: Plan | None = None, exact: bool = False) -> Options:
+    def asked(self, budget: Budget, plan: Plan | None = None, exact: bool = False) -> CompressOptions:
         """What is asked of a compression.
 
         Raises:
             OptionError: one of the texts is not of its form, or two options contradict each other.
         """
-        return Options(
+        return CompressOptions(
             budget=budget,
             method=self.method,
             chains=self.chains,

@@ -15,7 +15,7 @@ from leanonnx.commands.compress import pipeline
 from leanonnx.commands.compress.options import asked_budget
 from leanonnx.commands.compress.pipeline import Page
 from leanonnx.errors import OptionError
-from leanonnx.page.page import Told, render
+from leanonnx.page.page import PageContext, render
 from leanonnx.reporting import report
 from leanonnx.selection.selector import LATENCY
 from leanonnx.surgery.plan import load_plan
@@ -58,7 +58,7 @@ def compress(
         if plan_weights is not None and plan_out is None:
             raise OptionError(f"--plan-weights {plan_weights}: belongs to a plan; add --plan-out P.json")
         options = choices.asked(budget, None if plan is None else load_plan(plan), exact)
-        told = Told(str(source), str(out), command_line())
+        told = PageContext(str(source), str(out), command_line())
         page = None if report_out is None else Page(report_out, partial(render, told))
         with progress() as listener:
             result = pipeline.compress(source, out, options, plan_out, rules_from(rules), listener, page, plan_weights)

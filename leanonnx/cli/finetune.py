@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from leanonnx.checks import only_one
+from leanonnx.checks import exactly_one
 from leanonnx.cli.options import (
     AsJson,
     Layout,
@@ -22,7 +22,7 @@ from leanonnx.cli.options import (
     parse_shapes,
 )
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
-from leanonnx.commands.compress.options import Options
+from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.errors import OptionError
 from leanonnx.ranking.criteria import Chains, Method
 from leanonnx.selection.selector import Budget
@@ -123,11 +123,13 @@ def finetune(
         images = image_format(mean, std, scale, layout, size)
         settings = training.Settings(epochs, lr, batch, minutes, patience, seed, amp, checkpoint, resume)
         libraries = tuple(library or ())
-        options = driver.Options(strategy, parse_shapes(shape or []), images, augment, device, libraries, settings)
+        options = driver.FinetuneOptions(
+            strategy, parse_shapes(shape or []), images, augment, device, libraries, settings
+        )
         with progress() as listener:
             if budget and steps:
                 ignored = tuple(ignore or ())
-                compression = Options(
+                compression = CompressOptions(
                     budget, method, chains, ignore=ignored, seed=seed, calib=data, images=images, recover="auto"
                 )
                 schedule = stepwise.Schedule(steps, compression, keep_steps)
@@ -154,4 +156,4 @@ def _budget(given: dict[str, float | None], steps: int | None) -> Budget | None:
         raise OptionError(f"--{next(iter(asked))} goes with --steps; compress first, or add --steps N")
     if steps is None:
         return None
-    return Budget.asked(*only_one(given, "--steps 5 --keep 0.25"))
+    return Budget.asked(*exactly_one(given, "--steps 5 --keep 0.25"))

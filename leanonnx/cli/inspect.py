@@ -34,6 +34,6 @@ def inspect(
             show_json(row, results) if as_json else show(inspection.overview_tables(row, str(source)), results)
         else:
             name, _, tail = why.rpartition(":")
-            whole = why in dag.labels or not tail.isdecimal()
+            whole = why in dag.channel_ids or not tail.isdecimal()
             row = inspection.why(dag, why) if whole else inspection.why(dag, name, int(tail))
             show_json(row, results) if as_json else show(inspection.why_text(row), results)

@@ -12,7 +12,7 @@ from leanonnx.checks import check_fraction
 from leanonnx.data import images
 from leanonnx.data.images import ImageFormat
 from leanonnx.errors import OptionError
-from leanonnx.rules.table import DEFAULT, Rules
+from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.rules.user import read_rules
 
 Shape = Annotated[
@@ -135,7 +135,7 @@ def fractions(name: str, text: str) -> tuple[float, ...]:
 
 def rules_from(path: Path | None) -> Rules:
     """``--rules R.py``: the standard rules, with those of the file where one is given."""
-    return DEFAULT if path is None else read_rules(path)
+    return DEFAULT_RULES if path is None else read_rules(path)
 
 
 def targets_file() -> Path:

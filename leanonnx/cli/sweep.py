@@ -9,14 +9,14 @@ from typing import Annotated
 
 import typer
 
-from leanonnx.checks import only_one
+from leanonnx.checks import exactly_one
 from leanonnx.cli.choices import Choices, with_choices
 from leanonnx.cli.options import AsJson, RulesFile, fractions
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
 from leanonnx.commands.sweep import report
 from leanonnx.commands.sweep.driver import Draw
 from leanonnx.commands.sweep.driver import sweep as run
-from leanonnx.commands.sweep.request import Request
+from leanonnx.commands.sweep.request import SweepRequest
 from leanonnx.commands.sweep.worker import Make, made_here
 from leanonnx.errors import OptionError
 from leanonnx.selection.selector import LATENCY, Budget
@@ -58,10 +58,10 @@ def sweep(
     """
     with exit_codes(KEPT) as results:
         given = {"keep": keep, "macs": macs, "params": params, LATENCY: latency}
-        name, text = only_one(given, "--keep 0.75,0.5,0.25")
+        name, text = exactly_one(given, "--keep 0.75,0.5,0.25")
         asked, budget = fractions(name, text), Budget.asked(name, 1.0)
         options, folder = choices.asked(budget), out or _folder(sources)
-        request = Request(tuple(sources), asked, options, folder, rules, save_models, restart)
+        request = SweepRequest(tuple(sources), asked, options, folder, rules, save_models, restart)
         make = _maker(budget.unit, jobs, dask, len(sources) * len(asked))
         with progress() as listener:
             row = run(request, make, _drawing(), listener)

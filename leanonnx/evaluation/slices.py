@@ -30,7 +30,7 @@ PART = 0.1
 
 
 @dataclass(frozen=True)
-class Channels:
+class ChannelDeviation:
     """How the slices of an output along one of its axes deviate.
 
     Attributes:
@@ -50,7 +50,7 @@ class Channels:
 
 
 @dataclass(frozen=True)
-class Slices:
+class SliceErrors:
     """Sums of squares over samples by slice along an axis: of the differences and of the original [slices].
 
     ``each`` is how many numbers a slice holds.
@@ -61,13 +61,13 @@ class Slices:
     power: Floats
     each: int
 
-    def plus(self, other: Slices) -> Slices | None:
+    def plus(self, other: SliceErrors) -> SliceErrors | None:
         """The sums over the samples of both; None where they have other slices."""
         if self.axis != other.axis or self.error.shape != other.error.shape:
             return None
-        return Slices(self.axis, self.error + other.error, self.power + other.power, self.each + other.each)
+        return SliceErrors(self.axis, self.error + other.error, self.power + other.power, self.each + other.each)
 
-    def relative(self, probabilities: bool = False, known: Channels | None = None) -> Floats:
+    def relative(self, probabilities: bool = False, known: ChannelDeviation | None = None) -> Floats:
         """Relative error of each slice [slices]; infinite where it differs from zeros alone.
 
         ``known`` is what more samples told of the same slices: none is measured by less than it was there.
@@ -83,14 +83,14 @@ class Slices:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(errors > 0, errors / scales, 0.0)
 
-    def worst(self, probabilities: bool = False, known: Channels | None = None) -> Channels:
+    def worst(self, probabilities: bool = False, known: ChannelDeviation | None = None) -> ChannelDeviation:
         """The slice that deviates most; arguments are those of ``relative``."""
         found = self.relative(probabilities, known)
         index, scale = int(found.argmax()), np.sqrt(self.power / max(self.each, 1))
-        return Channels(self.axis, index, float(found[index]), float(np.mean(bounded(found))), scale)
+        return ChannelDeviation(self.axis, index, float(found[index]), float(np.mean(bounded(found))), scale)
 
 
-def slices_along(axis: int, error: Floats, power: Floats) -> Slices:
+def slices_along(axis: int, error: Floats, power: Floats) -> SliceErrors:
     """The sums of one run along an axis.
 
     Args:
@@ -100,7 +100,7 @@ def slices_along(axis: int, error: Floats, power: Floats) -> Slices:
     """
     others = tuple(k for k in range(error.ndim) if k != axis)
     each = error.size // max(error.shape[axis], 1)
-    return Slices(axis, error.sum(others), power.sum(others), each)
+    return SliceErrors(axis, error.sum(others), power.sum(others), each)
 
 
 def bounded(relative: Floats) -> Floats:
@@ -112,4 +112,4 @@ def bounded(relative: Floats) -> Floats:
 def channel_axes(dag: ChannelDag) -> Mapping[str, tuple[int, ...]]:
     """The axes of each graph output that channel labels tell apart."""
     outputs = (value.name for value in dag.model.proto.graph.output)
-    return {name: varied(dag.labels[name]) for name in outputs if name in dag.labels}
+    return {name: varied(dag.channel_ids[name]) for name in outputs if name in dag.channel_ids}

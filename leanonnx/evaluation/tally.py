@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from leanonnx.evaluation.kinds import CLASSES, DISCRETE, IMAGE, OTHER, kind_of, slice_axes
-from leanonnx.evaluation.slices import Channels, Slices, slices_along
+from leanonnx.evaluation.slices import ChannelDeviation, SliceErrors, slices_along
 from leanonnx.evaluation.variety import NOTHING, Variety, variety_of
 from leanonnx.numeric.arrays import Array
 
@@ -40,7 +40,7 @@ class Deviation:
     broken: int = 0
     silent: bool = False
     reshaped: bool = False
-    channels: Channels | None = None
+    channels: ChannelDeviation | None = None
     vacuous: str = ""
 
     @property
@@ -68,7 +68,7 @@ class Tally:
     kinds: frozenset[str] = frozenset()
     broken: int = 0
     reshaped: bool = False
-    slices: tuple[Slices, ...] | None = ()
+    slices: tuple[SliceErrors, ...] | None = ()
     variety: Variety = NOTHING
 
     def plus(self, other: Tally) -> Tally:
@@ -90,7 +90,7 @@ class Tally:
             self.variety.plus(other.variety),
         )
 
-    def deviation(self, output: str, depends: bool = True, known: Channels | None = None) -> Deviation:
+    def deviation(self, output: str, depends: bool = True, known: ChannelDeviation | None = None) -> Deviation:
         """What the sums say.
 
         Args:
@@ -121,7 +121,7 @@ class Tally:
         top5 = self.near / self.choices if self.near is not None and self.choices else None
         return replace(found, top1=top1, top5=top5)
 
-    def _channels(self, known: Channels | None) -> Channels | None:
+    def _channels(self, known: ChannelDeviation | None) -> ChannelDeviation | None:
         """The slices that deviate most, of all axes."""
         probabilities = bool(self.choices) and self.sums_to_one
         found = [slices.worst(probabilities, known) for slices in self.slices or ()]
@@ -136,7 +136,9 @@ class Tally:
         return 10 * math.log10(peak**2 * self.elements / self.error) if peak and self.error < math.inf else -math.inf
 
 
-def _joined(one: tuple[Slices, ...] | None, other: tuple[Slices, ...] | None) -> tuple[Slices, ...] | None:
+def _joined(
+    one: tuple[SliceErrors, ...] | None, other: tuple[SliceErrors, ...] | None
+) -> tuple[SliceErrors, ...] | None:
     """The sums of both along the axes that both have; ``()`` is the sum over nothing."""
     if one == () or other == ():
         return other if one == () else one

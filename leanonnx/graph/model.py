@@ -118,7 +118,7 @@ class Model:
         return found
 
     @cached_property
-    def readers(self) -> dict[str, int]:
+    def use_counts(self) -> dict[str, int]:
         """How many inputs of nodes and subgraphs, and graph outputs, read each value.
 
         Constants are counted under the name of what holds them, whatever Identity they are read through.

@@ -52,7 +52,7 @@ ENTRIES = {
 
 
 @dataclass(frozen=True)
-class Target:
+class Hardware:
     """Widths that cost the same, and what work costs; ``ENTRIES`` explains the fields."""
 
     name: str
@@ -85,19 +85,19 @@ def legend() -> str:
     return "".join(f"# {row}\n" for row in rows)
 
 
-def tables_text(targets: Iterable[Target], head: str) -> str:
+def tables_text(targets: Iterable[Hardware], head: str) -> str:
     """A file of tables; ``head`` is a sentence that says what they are."""
     comment = "".join(f"# {line}\n" for line in textwrap.wrap(head, LINE))
     return "\n".join([f"{comment}#\n{legend()}", *(target.text() for target in targets)])
 
 
-def known_targets() -> dict[str, Target]:
+def known_targets() -> dict[str, Hardware]:
     """The targets that come with leanonnx, by name."""
     text = (resources.files("leanonnx.hardware") / "targets.toml").read_text(encoding="utf-8")
     return _read(tomllib.loads(text), "targets.toml")
 
 
-def read_targets(path: Path) -> dict[str, Target]:
+def read_targets(path: Path) -> dict[str, Hardware]:
     """Targets measured by ``leanonnx calibrate-device``, by name.
 
     Raises:
@@ -106,7 +106,7 @@ def read_targets(path: Path) -> dict[str, Target]:
     return _read(read_toml(path, MEASURE, f"remove it and {MEASURE}"), str(path))
 
 
-def _read(tables: Mapping[str, object], source: str) -> dict[str, Target]:
+def _read(tables: Mapping[str, object], source: str) -> dict[str, Hardware]:
     found = {}
     for name, table in tables.items():
         if not isinstance(table, dict) or set(table) != set(ENTRIES):
@@ -114,7 +114,7 @@ def _read(tables: Mapping[str, object], source: str) -> dict[str, Target]:
                 f"{source}: target '{name}' must have just the entries {', '.join(ENTRIES)}; mend it, or remove the "
                 f"target and {MEASURE}"
             )
-        found[name] = Target(name, **{key: _value(table[key], key, f"{source}: target '{name}'") for key in ENTRIES})
+        found[name] = Hardware(name, **{key: _value(table[key], key, f"{source}: target '{name}'") for key in ENTRIES})
     return found
 
 

@@ -16,17 +16,17 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from leanonnx.analysis.constant_channels import Flow, Steady, steady
+from leanonnx.analysis.constant_channels import ConstantChannels, Flow, constant_channels
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.formats import FINE, is_float
 from leanonnx.graph.model import SHAPE_OPS, captured, unneeded
 from leanonnx.graph.nodes import BIAS, attribute, is_per_channel, standard
 from leanonnx.numeric.arrays import Array
-from leanonnx.numeric.channel_ids import Labels, Mask
+from leanonnx.numeric.channel_ids import ChannelIds, Mask
 from leanonnx.rules.call import Pin
-from leanonnx.surgery.patch import Maker, Patch, Place, plan_patch
+from leanonnx.surgery.patch import InputSlot, Maker, Patch, plan_patch
 
-Edges = tuple[Labels, Labels, NDArray[np.bool_] | None]
+Edges = tuple[ChannelIds, ChannelIds, NDArray[np.bool_] | None]
 """Sources [G, I], targets [G, O] and the kernels that carry anything [G, O, I] (None: all, one source per target)."""
 FOLDING = {"Conv", "Gemm"}
 """Operators whose bias takes up what a steady channel contributes."""
@@ -41,7 +41,7 @@ class Contributing:
     """
 
     alive: Mask
-    shifts: Mapping[Place, Maker]
+    shifts: Mapping[InputSlot, Maker]
     uniform: Mapping[str, float]
     reasons: Mapping[str, int]
 
@@ -51,7 +51,7 @@ def contributing(dag: ChannelDag, pins: tuple[Pin, ...] = ()) -> Contributing:
 
     No tensor loses its last channel unless all that reads it does without.
     """
-    found = steady(dag)
+    found = constant_channels(dag)
     folds = {flow.node: place for flow in found.flows if (place := _bias_place(dag, flow)) is not None}
     roots = _roots(dag, pins)
     heard = _needed(dag, _edges(dag, [flow.nonzero for flow in found.flows], found.flows), roots)
@@ -74,9 +74,10 @@ def exact_patch(dag: ChannelDag, found: Contributing) -> Patch:
 def _edges(dag: ChannelDag, kernels: list[NDArray[np.bool_]], flows: tuple[Flow, ...]) -> list[Edges]:
     """Kernels [G, O, I] that carry anything, one mask for each flow, and all fixed edges; later nodes first."""
     edges: list[tuple[int, Edges]] = [
-        (flow.node, (flow.mix.sources, flow.mix.targets, carry)) for flow, carry in zip(flows, kernels, strict=True)
+        (flow.node, (flow.mix.sources, flow.mix.destinations, carry))
+        for flow, carry in zip(flows, kernels, strict=True)
     ]
-    edges += [(node, (link.sources, link.targets, None)) for node, link in dag.links]
+    edges += [(node, (link.sources, link.destinations, None)) for node, link in dag.fixed_edges]
     return [edge for _, edge in sorted(edges, key=lambda item: -item[0])]
 
 
@@ -84,9 +85,9 @@ def _needed(dag: ChannelDag, edges: list[Edges], roots: Mask) -> Mask:
     """Labels from which edges that carry something lead to the roots, and all that is tied to them."""
     needed, count = roots.copy(), -1
     while count != (count := int(needed.sum())):
-        classes = np.zeros(int(dag.classes.max()) + 1, bool)
-        classes[dag.classes[needed]] = True
-        needed = classes[dag.classes]
+        groups = np.zeros(int(dag.groups.max()) + 1, bool)
+        groups[dag.groups[needed]] = True
+        needed = groups[dag.groups]
         for sources, targets, carry in edges:
             if carry is None:
                 needed[sources[needed[targets]]] = True
@@ -100,28 +101,28 @@ def _roots(dag: ChannelDag, pins: tuple[Pin, ...]) -> Mask:
     roots = np.zeros(dag.count, bool)
     roots[0] = True
     for pin in (*dag.pins, *pins):
-        roots[pin.labels] = True
+        roots[pin.channel_ids] = True
     nodes = dag.model.proto.graph.node
     for use in dag.uses:
         if nodes[use.node].input[use.slot] in dag.model.overridable:
             for factor in use.factors:
                 roots[factor] = True
-    for labels in _unaccounted(dag):
-        roots[labels] = True
+    for channel_ids in _unaccounted(dag):
+        roots[channel_ids] = True
     return roots
 
 
-def _unaccounted(dag: ChannelDag) -> list[Labels]:
+def _unaccounted(dag: ChannelDag) -> list[ChannelIds]:
     """Labels that a node reads but neither puts out, moves away, mixes nor links: nobody knows what for.
 
     A label that is tied to one that is put out or linked is needed with it.
     """
     proto = dag.model.proto
-    mixed: dict[int, list[Labels]] = {}
-    linked: dict[int, list[Labels]] = {}
-    for index, mix in dag.mixes:
+    mixed: dict[int, list[ChannelIds]] = {}
+    linked: dict[int, list[ChannelIds]] = {}
+    for index, mix in dag.kernel_blocks:
         mixed.setdefault(index, []).append(mix.sources)
-    for index, link in dag.links:
+    for index, link in dag.fixed_edges:
         linked.setdefault(index, []).append(link.sources)
     spare = unneeded(proto.graph.node, proto.graph)
     found = []
@@ -130,22 +131,25 @@ def _unaccounted(dag: ChannelDag) -> list[Labels]:
         if moved or node.op_type in SHAPE_OPS or spare.issuperset(name for name in node.output if name):
             continue
         read = np.setdiff1d(
-            _flat([dag.labels[name] for name in node.input if name in dag.labels]), _flat(mixed.get(index, []))
+            _flat([dag.channel_ids[name] for name in node.input if name in dag.channel_ids]),
+            _flat(mixed.get(index, [])),
         )
-        told = _flat([*linked.get(index, []), *(dag.labels[name] for name in node.output if name in dag.labels)])
-        found.append(read[~np.isin(dag.classes[read], dag.classes[told])])
+        told = _flat(
+            [*linked.get(index, []), *(dag.channel_ids[name] for name in node.output if name in dag.channel_ids)]
+        )
+        found.append(read[~np.isin(dag.groups[read], dag.groups[told])])
     return found
 
 
-def _flat(arrays: list[Labels]) -> Labels:
+def _flat(arrays: list[ChannelIds]) -> ChannelIds:
     return np.concatenate([np.zeros(0, np.int64), *(array.reshape(-1) for array in arrays)])
 
 
-def _emptied(dag: ChannelDag, alive: Mask) -> Labels:
+def _emptied(dag: ChannelDag, alive: Mask) -> ChannelIds:
     """One label of each tensor that would lose all its channels though a node that stays reads it."""
     graph = dag.model.proto.graph
     wanted = {value.name for value in graph.output}
-    beside = {node for node, _ in dag.implied}
+    beside = {node for node, _ in dag.concat_slots}
     for index in reversed(range(len(graph.node))):
         node = graph.node[index]
         if wanted.isdisjoint(node.output):
@@ -153,14 +157,18 @@ def _emptied(dag: ChannelDag, alive: Mask) -> Labels:
         dropped = _unread_operands(dag, node, alive) if index in beside else set()
         wanted.update(name for slot, name in enumerate(node.input) if slot not in dropped)
         wanted |= captured(node)
-    empty = [dag.labels[name].min() for name in sorted(wanted & dag.labels.keys()) if not alive[dag.labels[name]].any()]
+    empty = [
+        dag.channel_ids[name].min()
+        for name in sorted(wanted & dag.channel_ids.keys())
+        if not alive[dag.channel_ids[name]].any()
+    ]
     return np.array(empty, np.int64)
 
 
 def _unread_operands(dag: ChannelDag, node: onnx.NodeProto, alive: Mask) -> set[int]:
     """Slots of a Concat of which nothing is read any more."""
-    labels, axis = dag.labels[node.output[0]], int(attribute(node, "axis", 1))
-    line = np.asarray(np.moveaxis(alive[labels], axis, 0).reshape(labels.shape[axis], -1).any(axis=1))
+    channel_ids, axis = dag.channel_ids[node.output[0]], int(attribute(node, "axis", 1))
+    line = np.asarray(np.moveaxis(alive[channel_ids], axis, 0).reshape(channel_ids.shape[axis], -1).any(axis=1))
     found: set[int] = set()
     start = 0
     for slot, name in enumerate(node.input):
@@ -173,7 +181,7 @@ def _unread_operands(dag: ChannelDag, node: onnx.NodeProto, alive: Mask) -> set[
     return found
 
 
-def _bias_place(dag: ChannelDag, flow: Flow) -> Place | None:
+def _bias_place(dag: ChannelDag, flow: Flow) -> InputSlot | None:
     """Where the bias of a mixing node stands or can be put; None where it cannot take anything up."""
     node, model = dag.model.proto.graph.node[flow.node], dag.model
     if standard(node) not in FOLDING or not flow.even or (node.op_type == "Gemm" and flow.mix.onto != -1):
@@ -187,19 +195,21 @@ def _bias_place(dag: ChannelDag, flow: Flow) -> Place | None:
         return None
     if name:
         array = model.constant(name)
-        if not is_float(array) or not is_per_channel(array, flow.mix.targets.size):
+        if not is_float(array) or not is_per_channel(array, flow.mix.destinations.size):
             return None
     return (flow.node, BIAS)
 
 
-def _shifts(dag: ChannelDag, found: Steady, folds: Mapping[int, Place], alive: Mask) -> dict[Place, Maker]:
+def _shifts(
+    dag: ChannelDag, found: ConstantChannels, folds: Mapping[int, InputSlot], alive: Mask
+) -> dict[InputSlot, Maker]:
     """New biases that hold what the steady channels that go have contributed."""
-    shifts: dict[Place, Maker] = {}
+    shifts: dict[InputSlot, Maker] = {}
     for flow in found.flows:
         gone = np.where(alive[flow.mix.sources] | np.isnan(flow.given), 0.0, flow.given)
         if flow.node not in folds or not gone.any():
             continue
-        node, targets = dag.model.proto.graph.node[flow.node], flow.mix.targets.reshape(-1)
+        node, targets = dag.model.proto.graph.node[flow.node], flow.mix.destinations.reshape(-1)
         ratio = attribute(node, "alpha", 1.0) / attribute(node, "beta", 1.0) if node.op_type == "Gemm" else 1.0
         shift = ratio * flow.sums(gone).reshape(-1)
         if shift[alive[targets]].any():
@@ -208,7 +218,7 @@ def _shifts(dag: ChannelDag, found: Steady, folds: Mapping[int, Place], alive: M
     return shifts
 
 
-def _shifted(dag: ChannelDag, flow: Flow, place: Place, shift: Array, kept: Mask) -> Array:
+def _shifted(dag: ChannelDag, flow: Flow, place: InputSlot, shift: Array, kept: Mask) -> Array:
     """The bias of a node with a shift for each output channel, of the channels that are kept."""
     inputs = dag.model.proto.graph.node[place[0]].input
     name = inputs[place[1]] if place[1] < len(inputs) else ""
@@ -217,12 +227,12 @@ def _shifted(dag: ChannelDag, flow: Flow, place: Place, shift: Array, kept: Mask
     return np.ascontiguousarray(np.compress(kept, total, axis=-1))
 
 
-def _reasons(dag: ChannelDag, found: Steady, alive: Mask) -> dict[str, int]:
+def _reasons(dag: ChannelDag, found: ConstantChannels, alive: Mask) -> dict[str, int]:
     """How many classes go for which reason."""
     steady_ones = np.zeros(dag.count, bool)
     for flow in found.flows:
-        read = (flow.nonzero & alive[flow.mix.targets][:, :, None]).any(1)
+        read = (flow.nonzero & alive[flow.mix.destinations][:, :, None]).any(1)
         steady_ones[flow.mix.sources[read & ~alive[flow.mix.sources]]] = True
-    dead = np.unique(dag.classes[~alive])
-    constant = np.unique(dag.classes[steady_ones & ~alive])
+    dead = np.unique(dag.groups[~alive])
+    constant = np.unique(dag.groups[steady_ones & ~alive])
     return {"unread": int(dead.size - constant.size), "constant": int(constant.size)}

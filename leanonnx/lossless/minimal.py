@@ -82,5 +82,5 @@ def _pinned(dag: ChannelDag, pin: tuple[str, ...], ignore: tuple[str, ...]) -> t
 def _layers(dag: ChannelDag, alive: Mask | None = None) -> list[str]:
     """Names of the nodes with kernels that put out a living channel."""
     nodes = dag.model.proto.graph.node
-    living = [node for node, mix in dag.mixes if alive is None or alive[mix.targets].any()]
+    living = [node for node, mix in dag.kernel_blocks if alive is None or alive[mix.destinations].any()]
     return list(dict.fromkeys(nodes[node].name or nodes[node].output[0] for node in living))

@@ -49,7 +49,7 @@ class Block:
 
     sources: IntArray
     """int[G, I]"""
-    targets: IntArray
+    destinations: IntArray
     """int[G, O]"""
     gains: FloatArray
     """float32[G, O, I], finite and >= 0; 0 = no edge."""
@@ -57,9 +57,9 @@ class Block:
     """True: kernels, which a chain marks. False: fixed edges, walked but neither counted nor removed."""
 
     def __post_init__(self) -> None:
-        wanted = (len(self.sources), self.targets.shape[-1], self.sources.shape[-1])
-        if self.sources.ndim != 2 or self.targets.ndim != 2 or self.gains.shape != wanted:
-            shapes = [array.shape for array in (self.sources, self.targets, self.gains)]
+        wanted = (len(self.sources), self.destinations.shape[-1], self.sources.shape[-1])
+        if self.sources.ndim != 2 or self.destinations.ndim != 2 or self.gains.shape != wanted:
+            shapes = [array.shape for array in (self.sources, self.destinations, self.gains)]
             raise ValueError(f"sources, targets and gains {shapes}, expected [G, I], [G, O], [G, O, I]")
 
 
@@ -69,7 +69,7 @@ class Chain:
 
     value: float
     """Natural logarithm of the product of all gains."""
-    labels: tuple[int, ...]
+    channel_ids: tuple[int, ...]
     """The channels in order."""
     kernels: tuple[Edge, ...]
     """(block, g, o, i) of the counted edges in order."""
@@ -107,9 +107,9 @@ def normalise_rows(block: Block) -> Block:
     if not block.counted:
         return block
     power = np.einsum("goi,goi->go", block.gains, block.gains, dtype=np.float64)
-    norms = np.sqrt(np.bincount(block.targets.ravel(), weights=power.ravel()))[block.targets]
+    norms = np.sqrt(np.bincount(block.destinations.ravel(), weights=power.ravel()))[block.destinations]
     divisor = np.where(norms == 0, 1, norms).astype(np.float32)
-    return Block(block.sources, block.targets, block.gains / divisor[:, :, None], counted=True)
+    return Block(block.sources, block.destinations, block.gains / divisor[:, :, None], counted=True)
 
 
 def best_chain(n: int, blocks: Sequence[Block], starts: IntArray, ends: IntArray) -> tuple[int, ...]:
@@ -121,13 +121,16 @@ def best_chain(n: int, blocks: Sequence[Block], starts: IntArray, ends: IntArray
     """
     values = _backward(n, blocks, ends, zero=TINY)
     fans, is_end = _fans(n, blocks), _indicator(n, ends)
-    label = _highest(values, np.unique(starts))
-    labels = [label] if label >= 0 else []
-    while labels and not (is_end[label] and values[label] == 0):
-        edges = (_best_edge(label, b, rows, _rows_out(blocks[b], rows), blocks[b], values) for b, rows in fans[label])
-        label = max(edges, key=_value).target
-        labels.append(label)
-    return tuple(labels)
+    channel_id = _highest(values, np.unique(starts))
+    channel_ids = [channel_id] if channel_id >= 0 else []
+    while channel_ids and not (is_end[channel_id] and values[channel_id] == 0):
+        edges = (
+            _best_edge(channel_id, b, rows, _rows_out(blocks[b], rows), blocks[b], values)
+            for b, rows in fans[channel_id]
+        )
+        channel_id = max(edges, key=_value).target
+        channel_ids.append(channel_id)
+    return tuple(channel_ids)
 
 
 def extract(
@@ -210,7 +213,7 @@ def _refresh(search: _Search) -> None:
         rest = search.best if block.counted else search.bounds
         for groups, rows in _tiles(weights.shape):
             heads = block.sources[groups, rows]
-            values = weights[groups, rows] + rest[block.targets[groups]][:, None, :]
+            values = weights[groups, rows] + rest[block.destinations[groups]][:, None, :]
             np.maximum.at(search.bounds, heads, values.max(axis=2))
             search.best[heads] = np.maximum(search.tails[heads], search.bounds[heads])
 
@@ -227,30 +230,30 @@ def _logs_by_source(block: Block) -> FloatArray:
 def _walk(search: _Search, starts: IntArray) -> list[_Step]:
     """The edges of the best chain from any of the starts up to its last kernel; none where no chain is left."""
     steps: list[_Step] = []
-    label = _highest(search.bounds, starts)
+    channel_id = _highest(search.bounds, starts)
     for _ in range(search.patience):
-        if label < 0:
+        if channel_id < 0:
             return []
-        step = _next(search, label)
-        if step.value < search.bounds[label]:
-            search.bounds[label] = step.value
-            search.best[label] = max(step.value, search.tails[label])
-            label = steps.pop().source if steps else _highest(search.bounds, starts)
+        step = _next(search, channel_id)
+        if step.value < search.bounds[channel_id]:
+            search.bounds[channel_id] = step.value
+            search.best[channel_id] = max(step.value, search.tails[channel_id])
+            channel_id = steps.pop().source if steps else _highest(search.bounds, starts)
         else:
             steps.append(step)
-            label = step.target
-            if search.blocks[step.block].counted and search.tails[label] >= search.bounds[label]:
+            channel_id = step.target
+            if search.blocks[step.block].counted and search.tails[channel_id] >= search.bounds[channel_id]:
                 return steps
     _refresh(search)
     return _walk(search, starts)
 
 
-def _next(search: _Search, label: int) -> _Step:
+def _next(search: _Search, channel_id: int) -> _Step:
     """The best edge out of ``label`` for a chain with at least one kernel from there on."""
     return max(
         (
-            _best_edge(label, b, rows, search.logs[b][rows], search.blocks[b], rest)
-            for b, rows in search.fans[label]
+            _best_edge(channel_id, b, rows, search.logs[b][rows], search.blocks[b], rest)
+            for b, rows in search.fans[channel_id]
             for rest in (search.best if search.blocks[b].counted else search.bounds,)
         ),
         key=_value,
@@ -259,33 +262,35 @@ def _next(search: _Search, label: int) -> _Step:
 
 def _remove(search: _Search, steps: list[_Step]) -> Chain:
     """The chain of these steps, continued without kernels to its end, its own kernels gone from the logs."""
-    labels, kernels = [steps[0].source], []
+    channel_ids, kernels = [steps[0].source], []
     for step in steps:
-        labels.append(step.target)
+        channel_ids.append(step.target)
         if search.blocks[step.block].counted:
             search.logs[step.block][step.row, step.column] = -np.inf
             group, i = divmod(step.row, search.blocks[step.block].sources.shape[1])
             kernels.append((step.block, group, step.column, i))
-    return Chain(LN2 * steps[0].value, (*labels, *_tail(search, labels[-1])), tuple(kernels))
+    return Chain(LN2 * steps[0].value, (*channel_ids, *_tail(search, channel_ids[-1])), tuple(kernels))
 
 
-def _tail(search: _Search, label: int) -> Iterator[int]:
+def _tail(search: _Search, channel_id: int) -> Iterator[int]:
     """Labels after ``label`` on its best way to an end without kernels."""
-    while not (search.is_end[label] and search.tails[label] == 0):
-        fixed = ((b, rows) for b, rows in search.fans[label] if not search.blocks[b].counted)
-        edges = (_best_edge(label, b, rows, search.logs[b][rows], search.blocks[b], search.tails) for b, rows in fixed)
-        label = max(edges, key=_value).target
-        yield label
+    while not (search.is_end[channel_id] and search.tails[channel_id] == 0):
+        fixed = ((b, rows) for b, rows in search.fans[channel_id] if not search.blocks[b].counted)
+        edges = (
+            _best_edge(channel_id, b, rows, search.logs[b][rows], search.blocks[b], search.tails) for b, rows in fixed
+        )
+        channel_id = max(edges, key=_value).target
+        yield channel_id
 
 
-def _best_edge(label: int, b: int, rows: slice, logs: FloatArray, block: Block, rest: Values) -> _Step:
+def _best_edge(channel_id: int, b: int, rows: slice, logs: FloatArray, block: Block, rest: Values) -> _Step:
     """The best edge out of ``label`` in block ``b``, whose rows [k, O] are ``logs``; the first of equal ones."""
-    heads = block.targets if len(block.targets) == 1 else block.targets[_groups(block, rows)]
+    heads = block.destinations if len(block.destinations) == 1 else block.destinations[_groups(block, rows)]
     values = logs + rest[heads]
     at = int(values.argmax())
     row, column = divmod(at, values.shape[1])
     target = int(heads[row if len(heads) > 1 else 0, column])
-    return _Step(float(values[row, column]), label, target, b, rows.start + row, column)
+    return _Step(float(values[row, column]), channel_id, target, b, rows.start + row, column)
 
 
 def _rows_out(block: Block, rows: slice) -> FloatArray:
@@ -308,10 +313,10 @@ def _fans(n: int, blocks: Sequence[Block]) -> list[list[tuple[int, slice]]]:
     """For every label its rows, position g * I + i among a block's sources, as (block, slice of rows) in order."""
     fans: list[list[tuple[int, slice]]] = [[] for _ in range(n)]
     for b, block in enumerate(blocks):
-        labels = block.sources.ravel()
-        cuts = np.flatnonzero(np.diff(labels)) + 1
-        for begin, end in pairwise((0, *cuts.tolist(), labels.size) if labels.size else ()):
-            fans[labels[begin]].append((b, slice(begin, end)))
+        channel_ids = block.sources.ravel()
+        cuts = np.flatnonzero(np.diff(channel_ids)) + 1
+        for begin, end in pairwise((0, *cuts.tolist(), channel_ids.size) if channel_ids.size else ()):
+            fans[channel_ids[begin]].append((b, slice(begin, end)))
     return fans
 
 
@@ -321,7 +326,7 @@ def _forward(n: int, blocks: Sequence[Block], starts: IntArray) -> Values:
     for block in blocks:
         for groups, rows in _tiles(block.gains.shape):
             values = _octaves(block.gains[groups, rows]) + best[block.sources[groups]][:, None, :]
-            np.maximum.at(best, block.targets[groups, rows], values.max(axis=2))
+            np.maximum.at(best, block.destinations[groups, rows], values.max(axis=2))
     return best
 
 
@@ -330,7 +335,7 @@ def _backward(n: int, blocks: Sequence[Block], ends: IntArray, zero: float = -np
     best = np.where(_indicator(n, ends), 0.0, -np.inf)
     for block in reversed(blocks):
         for groups, rows in _tiles(block.gains.shape):
-            values = _octaves(block.gains[groups, rows], zero) + best[block.targets[groups, rows]][:, :, None]
+            values = _octaves(block.gains[groups, rows], zero) + best[block.destinations[groups, rows]][:, :, None]
             np.maximum.at(best, block.sources[groups], values.max(axis=1))
     return best
 
@@ -358,16 +363,16 @@ def _tiles(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
             yield slice(group, group + deep), slice(row, row + tall)
 
 
-def _indicator(n: int, labels: IntArray) -> NDArray[np.bool_]:
+def _indicator(n: int, channel_ids: IntArray) -> NDArray[np.bool_]:
     """bool[n], True at the labels."""
     result = np.zeros(n, np.bool_)
-    result[np.asarray(labels, np.int64)] = True
+    result[np.asarray(channel_ids, np.int64)] = True
     return result
 
 
-def _highest(values: Values, labels: IntArray) -> int:
+def _highest(values: Values, channel_ids: IntArray) -> int:
     """The first of the labels with the highest value, -1 if all are -inf."""
-    if not len(labels):
+    if not len(channel_ids):
         return -1
-    label = int(values.argmax() if len(labels) == len(values) else labels[values[labels].argmax()])
-    return label if values[label] > -np.inf else -1
+    channel_id = int(values.argmax() if len(channel_ids) == len(values) else channel_ids[values[channel_ids].argmax()])
+    return channel_id if values[channel_id] > -np.inf else -1

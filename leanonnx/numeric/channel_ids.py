@@ -14,45 +14,45 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-Labels = NDArray[np.int64]
+ChannelIds = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 Shape = tuple[int, ...]
 
 
-def compact(labels: Labels) -> Labels:
+def compact(channel_ids: ChannelIds) -> ChannelIds:
     """Give every axis along which the labels do not change the size 1."""
-    for axis in range(labels.ndim):
-        if labels.shape[axis] > 1:
-            first = labels.take([0], axis)
-            if np.array_equal(labels, np.broadcast_to(first, labels.shape)):
-                labels = first
-    return labels
+    for axis in range(channel_ids.ndim):
+        if channel_ids.shape[axis] > 1:
+            first = channel_ids.take([0], axis)
+            if np.array_equal(channel_ids, np.broadcast_to(first, channel_ids.shape)):
+                channel_ids = first
+    return channel_ids
 
 
-def varied(labels: Labels) -> tuple[int, ...]:
+def varied(channel_ids: ChannelIds) -> tuple[int, ...]:
     """The axes along which a compact label array changes."""
-    return tuple(axis for axis, size in enumerate(labels.shape) if size != 1)
+    return tuple(axis for axis, size in enumerate(channel_ids.shape) if size != 1)
 
 
-def uniform(label: int, rank: int) -> Labels:
+def uniform(channel_id: int, rank: int) -> ChannelIds:
     """One label for a whole tensor of the given rank."""
-    return np.full((1,) * rank, label, np.int64)
+    return np.full((1,) * rank, channel_id, np.int64)
 
 
-def on_axis(vector: Labels, axis: int, rank: int) -> Labels:
+def on_axis(vector: ChannelIds, axis: int, rank: int) -> ChannelIds:
     """A vector of labels [n] laid along one axis of a tensor of the given rank."""
     shape = [1] * rank
     shape[axis] = vector.size
     return vector.reshape(shape)
 
 
-def along(labels: Labels, axis: int, size: int) -> tuple[Labels, list[tuple[Labels, Labels]]]:
+def along(channel_ids: ChannelIds, axis: int, size: int) -> tuple[ChannelIds, list[tuple[ChannelIds, ChannelIds]]]:
     """Read a tensor as slices along one axis, which has ``size`` positions.
 
     Returns the label of each slice [size] and the ties that make this true, pairs of labels [k] and [k]: labels that
     share a slice must live or die together, since only whole slices can be removed.
     """
-    rows = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
+    rows = np.moveaxis(channel_ids, axis, 0).reshape(channel_ids.shape[axis], -1)
     first = np.ascontiguousarray(rows[:, 0])
     ties = [(np.repeat(first, rows.shape[1] - 1), rows[:, 1:].reshape(-1))] if rows.shape[1] > 1 else []
     return np.broadcast_to(first, (size,)) if first.size == 1 else first, ties
@@ -77,26 +77,26 @@ def matching(old: Shape, new: Shape) -> list[tuple[range, range]]:
     return [*groups, (range(i, len(old)), range(j, len(new)))]
 
 
-def reshape(labels: Labels, old: Shape, new: Shape) -> Labels:
+def reshape(channel_ids: ChannelIds, old: Shape, new: Shape) -> ChannelIds:
     """The labels of a tensor of shape ``old`` after a row-major reshape to ``new``.
 
     Only the axes that take part in a change are expanded, so a feature map of any size costs little.
     """
     if 0 in old or 0 in new:
-        return uniform(int(labels.flat[0]), len(new))
+        return uniform(int(channel_ids.flat[0]), len(new))
     source: list[int] = []
     target: list[int] = []
     for before, after in matching(old, new):
-        if all(labels.shape[axis] == 1 for axis in before):
+        if all(channel_ids.shape[axis] == 1 for axis in before):
             source += [1] * len(before)
             target += [1] * len(after)
         else:
             source += [old[axis] for axis in before]
             target += [new[axis] for axis in after]
-    return compact(np.broadcast_to(labels, source).reshape(target))
+    return compact(np.broadcast_to(channel_ids, source).reshape(target))
 
 
-def components(count: int, ties: Iterable[tuple[Labels, Labels]]) -> NDArray[np.int64]:
+def components(count: int, ties: Iterable[tuple[ChannelIds, ChannelIds]]) -> NDArray[np.int64]:
     """Class of each of ``count`` labels [count]: labels joined by a chain of ties share a class.
 
     Each tie is a pair of label arrays of one shape.  Classes are numbered by their lowest label.

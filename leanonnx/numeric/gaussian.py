@@ -32,7 +32,7 @@ TINY = 1e-30
 
 
 @dataclass(frozen=True)
-class Belief:
+class ChannelMoments:
     """What is known of the channels ``labels`` [C] of a tensor (sorted, each once).
 
     ``values`` [P, C]: each channel over its own variable; ``correlation`` [C, C]: of these variables (two beliefs that
@@ -40,7 +40,7 @@ class Belief:
     network holds, not from an assumption on its inputs.
     """
 
-    labels: Ints
+    channel_ids: Ints
     values: Floats
     correlation: Floats
     known: bool
@@ -75,7 +75,7 @@ class Belief:
 
     def _copies(self, variance: Floats) -> tuple[Ints, Floats, Floats]:
         """The first channel that each one (or itself) is a scale times, plus a shift, whatever that holds."""
-        each = np.arange(self.labels.size)
+        each = np.arange(self.channel_ids.size)
         first = (np.abs(self.correlation) > SAME).argmax(1)
         other = np.where(self.correlation[each, first] > 0, self.values[:, first], self.values[::-1, first])
         sign = np.sign(SHARES @ ((self.values - self.mean) * other))
@@ -85,11 +85,11 @@ class Belief:
         plain = (first == each) | (apart > NEAR * np.sqrt(variance)) | (variance[first] <= TINY)
         return np.where(plain, each, first), np.where(plain, 1.0, scale), np.where(plain, 0.0, shift)
 
-    def places(self, labels: Ints) -> Ints:
+    def places(self, channel_ids: Ints) -> Ints:
         """Where labels, of any shape, stand in ``labels`` [the same shape]; all of them must."""
-        return np.searchsorted(self.labels, labels)
+        return np.searchsorted(self.channel_ids, channel_ids)
 
-    def rescaled(self, mean: Floats, variance: Floats, known: bool) -> Belief:
+    def rescaled(self, mean: Floats, variance: Floats, known: bool) -> ChannelMoments:
         """The same channels with other moments [C]; a channel without any variance keeps its number.
 
         Of channels that are copies of each other, scaled and shifted, the moments of the first are taken for all.
@@ -99,44 +99,46 @@ class Belief:
         mean, variance = scale * mean[first] + shift, np.square(scale) * variance[first]
         factor = np.sqrt(np.where(now > TINY, variance / np.maximum(now, TINY), 0))
         values = np.where(now > TINY, (self.values - self.mean) * factor + mean, self.values)
-        return Belief(self.labels, values, self.correlation, known)
+        return ChannelMoments(self.channel_ids, values, self.correlation, known)
 
 
-def gaussian(labels: Ints, mean: Floats, covariance: Floats, known: bool) -> Belief:
+def gaussian(channel_ids: Ints, mean: Floats, covariance: Floats, known: bool) -> ChannelMoments:
     """Channels ``labels`` [C] that are Gaussian themselves, in any order, with mean [C] and covariance [C, C]."""
-    order = np.argsort(labels, kind="stable")
+    order = np.argsort(channel_ids, kind="stable")
     covariance = covariance[np.ix_(order, order)]
     spread = np.sqrt(np.maximum(np.diag(covariance), 0))
     scale = np.where(spread > 0, 1 / np.where(spread > 0, spread, 1), 0)
     correlation = np.clip(covariance * scale[:, None] * scale, -1, 1)
     np.fill_diagonal(correlation, 1)
-    return Belief(labels[order], mean[order] + POINTS[:, None] * spread, correlation, known)
+    return ChannelMoments(channel_ids[order], mean[order] + POINTS[:, None] * spread, correlation, known)
 
 
-def unknown(labels: Ints) -> Belief:
+def unknown(channel_ids: Ints) -> ChannelMoments:
     """Channels ``labels`` [C] of which nothing is known: independent standard normal ones."""
-    return gaussian(labels, np.zeros(labels.size), np.eye(labels.size), known=False)
+    return gaussian(channel_ids, np.zeros(channel_ids.size), np.eye(channel_ids.size), known=False)
 
 
-def chosen(belief: Belief, places: Ints, labels: Ints) -> Belief:
+def chosen(belief: ChannelMoments, places: Ints, channel_ids: Ints) -> ChannelMoments:
     """Channels of a belief at ``places`` [C] under other ``labels`` [C], sorted; the variables stay the same ones."""
-    order = np.argsort(labels, kind="stable")
+    order = np.argsort(channel_ids, kind="stable")
     places = places[order]
-    if np.array_equal(places, np.arange(belief.labels.size)):
-        return Belief(labels[order], belief.values, belief.correlation, belief.known)
-    return Belief(labels[order], belief.values[:, places], belief.correlation[np.ix_(places, places)], belief.known)
+    if np.array_equal(places, np.arange(belief.channel_ids.size)):
+        return ChannelMoments(channel_ids[order], belief.values, belief.correlation, belief.known)
+    return ChannelMoments(
+        channel_ids[order], belief.values[:, places], belief.correlation[np.ix_(places, places)], belief.known
+    )
 
 
-def together(beliefs: list[Belief]) -> Belief:
+def together(beliefs: list[ChannelMoments]) -> ChannelMoments:
     """Channels of several tensors, those of different ones taken as independent; a label counts where it is first."""
-    labels = np.concatenate([one.labels for one in beliefs])
-    unique, first = np.unique(labels, return_index=True)
-    correlation = np.zeros((labels.size, labels.size))
+    channel_ids = np.concatenate([one.channel_ids for one in beliefs])
+    unique, first = np.unique(channel_ids, return_index=True)
+    correlation = np.zeros((channel_ids.size, channel_ids.size))
     start = 0
     for one in beliefs:
-        end = start + one.labels.size
+        end = start + one.channel_ids.size
         correlation[start:end, start:end] = one.correlation
         start = end
     values = np.concatenate([one.values for one in beliefs], axis=1)
     known = all(one.known for one in beliefs)
-    return Belief(unique, values[:, first], correlation[np.ix_(first, first)], known)
+    return ChannelMoments(unique, values[:, first], correlation[np.ix_(first, first)], known)

@@ -25,7 +25,7 @@ TINY = 1e-300
 
 
 @dataclass(frozen=True)
-class Reader:
+class Consumer:
     """``units`` [C]: what is removed with each channel, counted within the layer (-1: stays); M and P are [C, C]."""
 
     units: Ints
@@ -45,7 +45,7 @@ def precision(covariance: Floats) -> Floats:
     return np.asarray(np.linalg.inv(covariance + ridge * np.eye(size)), np.float64)
 
 
-def eliminated(readers: Sequence[Reader], count: int) -> tuple[Ints, Floats]:
+def eliminated(readers: Sequence[Consumer], count: int) -> tuple[Ints, Floats]:
     """The order in which units are removed, the cheapest first [count], and the cost of each [count] (never falling).
 
     Units that no reader knows cost nothing.  Where there are many, the cheapest few go together.
@@ -71,7 +71,7 @@ def eliminated(readers: Sequence[Reader], count: int) -> tuple[Ints, Floats]:
 class _Work:
     """The channels of a reader that are left."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Consumer) -> None:
         self.units, self.weight, self.precision = reader.units, reader.weight, reader.precision
 
     def costs(self, count: int) -> Floats:

@@ -55,9 +55,9 @@ class Places:
         first, second = (min(max(end + bend, -MARGIN), HEIGHT + MARGIN) if bend else end for end in ends)
         return f"M{x} {ends[0]}C{x + width // 2} {first} {x + width // 2} {second} {self.x[v]} {ends[1]}"
 
-    def dots(self, labels: Ints) -> str:
+    def dots(self, channel_ids: Ints) -> str:
         """Lines of length 0, which round ends make dots."""
-        return "".join(f"M{self.x[k]} {self.y[k]}h0" for k in labels.tolist())
+        return "".join(f"M{self.x[k]} {self.y[k]}h0" for k in channel_ids.tolist())
 
 
 @dataclass(frozen=True)
@@ -91,19 +91,19 @@ def chains(dag: ChannelDag, alive: Mask) -> Chains | int | None:
     edges = _edges(blocks, owner, alive)
     if not edges.sources.size:
         return None
-    labels = np.unique(np.r_[edges.sources, edges.targets])
-    places = _places(dag, edges, labels)
+    channel_ids = np.unique(np.r_[edges.sources, edges.targets])
+    places = _places(dag, edges, channel_ids)
     drawn = _strongest(edges)
     ends = zip(drawn.sources.tolist(), drawn.targets.tolist(), drawn.alive.tolist(), strict=True)
     lines = [places.line(*each) for each in ends]
-    living = alive[labels]
+    living = alive[channel_ids]
     return Chains(
         kept="".join(line for line, lives in zip(lines, drawn.alive, strict=True) if lives),
         removed="".join(line for line, lives in zip(lines, drawn.alive, strict=True) if not lives),
-        living=places.dots(labels[living]),
-        dead=places.dots(labels[~living]),
+        living=places.dots(channel_ids[living]),
+        dead=places.dots(channel_ids[~living]),
         best=tuple(_best(dag, blocks, owner, alive, places)),
-        channels=(labels.size, int(living.sum())),
+        channels=(channel_ids.size, int(living.sum())),
         edges=(edges.alive.size, int(edges.alive.sum())),
         dot=places.dot,
         thinned=drawn.sources.size < edges.sources.size,
@@ -114,7 +114,7 @@ def chains(dag: ChannelDag, alive: Mask) -> Chains | int | None:
 def _channels(dag: ChannelDag) -> Ints:
     """The channel that each label stands for [labels]: a Concat's reader for what it reads, others for themselves."""
     owner = np.arange(dag.count)
-    for _, (channels, readers) in dag.implied:
+    for _, (channels, readers) in dag.concat_slots:
         owner[readers] = owner[channels]
     return owner
 
@@ -124,7 +124,7 @@ def _edges(blocks: list[Block], owner: Ints, alive: Mask) -> Edges:
     parts = []
     for block in blocks:
         g, o, i = np.nonzero(block.gains > 0)
-        u, v = block.sources[g, i], block.targets[g, o]
+        u, v = block.sources[g, i], block.destinations[g, o]
         parts.append((owner[u], owner[v], block.gains[g, o, i].astype(np.float64), alive[u] & alive[v]))
     columns = zip(*parts, strict=True) if parts else ([np.zeros(0, np.int64)],) * 4
     u, v, gains, lives = (np.concatenate(list(column)) for column in columns)
@@ -136,21 +136,21 @@ def _edges(blocks: list[Block], owner: Ints, alive: Mask) -> Edges:
     return Edges(ends[0][real], ends[1][real], strongest[real], left[real])
 
 
-def _places(dag: ChannelDag, edges: Edges, labels: Ints) -> Places:
+def _places(dag: ChannelDag, edges: Edges, channel_ids: Ints) -> Places:
     """Depth from left to right, layers as columns."""
     depth: Ints = np.zeros(dag.count, np.int64)
     for target in np.unique(edges.targets):  # labels are minted in topological order
         depth[target] = 1 + depth[edges.sources[edges.targets == target]].max()
-    for node in np.unique(dag.minted[labels]):
-        members = labels[dag.minted[labels] == node]
+    for node in np.unique(dag.producer[channel_ids]):
+        members = channel_ids[dag.producer[channel_ids] == node]
         depth[members] = depth[members].max()
     x, y = np.zeros(dag.count, np.int64), np.zeros(dag.count, np.int64)
-    columns = np.unique(depth[labels])
+    columns = np.unique(depth[channel_ids])
     step = (WIDTH - 2 * MARGIN) / max(columns.size - 1, 1)
-    tallest = max(int((depth[labels] == column).sum()) for column in columns)
+    tallest = max(int((depth[channel_ids] == column).sum()) for column in columns)
     gap = min(SPREAD, (HEIGHT - 2 * MARGIN) / max(tallest - 1, 1))
     for k, column in enumerate(columns):
-        members = labels[depth[labels] == column]
+        members = channel_ids[depth[channel_ids] == column]
         x[members] = round(MARGIN + k * step)
         y[members] = np.round(HEIGHT / 2 + gap * (np.arange(members.size) - (members.size - 1) / 2))
     return Places(x, y, step, float(np.clip(0.7 * gap, 2.5, 8)))
@@ -173,11 +173,11 @@ def _best(
     """The best chain from any input to each of the first outputs."""
     found = []
     for value in dag.model.proto.graph.output[:OUTPUTS]:
-        if value.name not in dag.labels:
+        if value.name not in dag.channel_ids:
             continue
-        chain = best_chain(dag.count, blocks, dag.starts, np.unique(dag.labels[value.name]))
-        labels = np.array(list(dict.fromkeys(owner[list(chain)].tolist())), np.int64)
-        if labels.size > 1:
-            line = "".join(places.line(u, v) for u, v in pairwise(labels.tolist()))
-            found.append((line, places.dots(labels), labels.size, int(alive[labels].sum())))
+        chain = best_chain(dag.count, blocks, dag.starts, np.unique(dag.channel_ids[value.name]))
+        channel_ids = np.array(list(dict.fromkeys(owner[list(chain)].tolist())), np.int64)
+        if channel_ids.size > 1:
+            line = "".join(places.line(u, v) for u, v in pairwise(channel_ids.tolist()))
+            found.append((line, places.dots(channel_ids), channel_ids.size, int(alive[channel_ids].sum())))
     return found

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.reporting.report import Row
-from leanonnx.rules.call import Mix
+from leanonnx.rules.call import KernelBlock
 
 Grid = NDArray[np.float64]
 MOST, FIRST = 120, 42
@@ -62,26 +62,26 @@ def heats(dag: ChannelDag, alive: Mask, rows: list[Row]) -> Heats:
     drawn = counted[:MOST]
     side = int(np.clip((CELLS / max(len(drawn), 1)) ** 0.5, COARSEST, FINEST))
     layers, smaller = (
-        tuple(_heat(k, dag.mixes[k][1], alive, side, rows[k]) for k in sorted(part))
+        tuple(_heat(k, dag.kernel_blocks[k][1], alive, side, rows[k]) for k in sorted(part))
         for part in (drawn[:FIRST], drawn[FIRST:])
     )
-    mixes = [dag.mixes[k][1] for k in drawn]
-    coarse = any(max(mix.sources.size, mix.targets.size) > side for mix in mixes)
+    mixes = [dag.kernel_blocks[k][1] for k in drawn]
+    coarse = any(max(mix.sources.size, mix.destinations.size) > side for mix in mixes)
     gaps = any(mix.sources.shape[0] > 1 for mix in mixes)
     return Heats(layers, smaller, len(counted) - len(drawn), coarse, gaps)
 
 
-def _heat(index: int, mix: Mix, alive: Mask, side: int, row: Row) -> Heat:
+def _heat(index: int, mix: KernelBlock, alive: Mask, side: int, row: Row) -> Heat:
     grid = shares(mix, alive, side)
     shades = np.where(np.isnan(grid), -1, np.ceil(LEVELS * grid))
     paths = tuple(_path(shades == level) for level in range(LEVELS + 1))
     return Heat(index + 1, grid.shape[1], grid.shape[0], paths, row)
 
 
-def shares(mix: Mix, alive: Mask, side: int) -> Grid:
+def shares(mix: KernelBlock, alive: Mask, side: int) -> Grid:
     """Share of the kernels left in each cell [output bins, input bins]; NaN where there are none (between groups)."""
-    rows, columns = _binned(alive[mix.targets], side), _binned(alive[mix.sources], side)
-    every, other = (_binned(np.ones(labels.shape, bool), side) for labels in (mix.targets, mix.sources))
+    rows, columns = _binned(alive[mix.destinations], side), _binned(alive[mix.sources], side)
+    every, other = (_binned(np.ones(channel_ids.shape, bool), side) for channel_ids in (mix.destinations, mix.sources))
     total = every @ other.T
     found: Grid = np.divide(rows @ columns.T, total, out=np.full(total.shape, np.nan), where=total > 0)
     return found

@@ -123,31 +123,31 @@ def _text(index: int, row: Row) -> str:
 
 def _tied(dag: ChannelDag, count: int) -> list[list[int]]:
     """Layers by index that share a class of channels that can go, groups of two and more, the largest first."""
-    classes = int(dag.classes.max()) + 1
+    groups = int(dag.groups.max()) + 1
     pairs = []
-    for k, (_, mix) in enumerate(dag.mixes[:count]):
-        found = np.unique(dag.classes[mix.targets])
+    for k, (_, mix) in enumerate(dag.kernel_blocks[:count]):
+        found = np.unique(dag.groups[mix.destinations])
         found = found[~dag.pinned[found]]
-        pairs.append((found, np.full(found.size, classes + k)))
-    joined = components(classes + count, pairs)[classes:]
-    groups: dict[int, list[int]] = {}
+        pairs.append((found, np.full(found.size, groups + k)))
+    joined = components(groups + count, pairs)[groups:]
+    joined_layers: dict[int, list[int]] = {}
     for k, group in enumerate(joined.tolist()):
-        groups.setdefault(group, []).append(k)
-    return sorted((g for g in groups.values() if len(g) > 1), key=lambda g: (-len(g), g))
+        joined_layers.setdefault(group, []).append(k)
+    return sorted((g for g in joined_layers.values() if len(g) > 1), key=lambda g: (-len(g), g))
 
 
-def _brackets(groups: list[list[int]], rows: list[Row], place: float) -> tuple[Bracket, ...]:
+def _brackets(joined_layers: list[list[int]], rows: list[Row], place: float) -> tuple[Bracket, ...]:
     """Brackets in lanes, no two of one lane overlapping; the longest lie lowest."""
     lanes: list[list[list[int]]] = []
-    for group in sorted(groups, key=lambda g: (g[-1] - g[0], g)):
+    for group in sorted(joined_layers, key=lambda g: (g[-1] - g[0], g)):
         free = (lane for lane in lanes if all(group[-1] < other[0] or other[-1] < group[0] for other in lane))
         lane = next(free, None)
         if lane is None and len(lanes) < LANES:
             lanes.append(lane := [])
         if lane is not None:
             lane.append(group)
-    least = FEW if any(len(group) >= FEW for group in groups) else 2
-    named = [group for group in groups if len(group) >= least and any(group in lane for lane in lanes)]
+    least = FEW if any(len(group) >= FEW for group in joined_layers) else 2
+    named = [group for group in joined_layers if len(group) >= least and any(group in lane for lane in lanes)]
     letters = dict(zip((group[0] for group in sorted(named[: len(ascii_uppercase)])), ascii_uppercase, strict=False))
     found = []
     for level, lane in enumerate(lanes):

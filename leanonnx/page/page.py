@@ -10,7 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from leanonnx.commands.compress.pipeline import Result
+from leanonnx.commands.compress.pipeline import CompressResult
 from leanonnx.data.samples import Data
 from leanonnx.formatting import ms, percent, short, shown, sizes, whole
 from leanonnx.page.chains import MOST, chains
@@ -41,7 +41,7 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-s
 
 
 @dataclass(frozen=True)
-class Told:
+class PageContext:
     """What the caller knows: the two files as the user named them, and the command, or the call in Python."""
 
     source: str
@@ -49,7 +49,7 @@ class Told:
     command: str
 
 
-def render(told: Told, result: Result, draft: Path, data: Data | None) -> str:
+def render(told: PageContext, result: CompressResult, draft: Path, data: Data | None) -> str:
     """The page on a compression, as HTML that needs no other file.
 
     Args:
@@ -100,7 +100,7 @@ def _environment() -> Environment:
     return found
 
 
-def _facts(result: Result) -> dict[str, str]:
+def _facts(result: CompressResult) -> dict[str, str]:
     """What it was made with."""
     return {
         "leanonnx": __version__,

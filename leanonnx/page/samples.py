@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from leanonnx.commands.compress.pipeline import Result
+from leanonnx.commands.compress.pipeline import CompressResult
 from leanonnx.data.images import MODES, pillow
 from leanonnx.data.samples import Data
 from leanonnx.errors import DataError
@@ -70,7 +70,7 @@ class Samples:
     held_out: bool
 
 
-def samples(result: Result, draft: Path, data: Data | None) -> Samples | str | None:
+def samples(result: CompressResult, draft: Path, data: Data | None) -> Samples | str | None:
     """Up to ``MOST`` samples of the first output that is an image; why there are none, None where none is an image."""
     if data is None:
         return None
@@ -91,7 +91,7 @@ def samples(result: Result, draft: Path, data: Data | None) -> Samples | str | N
     return Samples(name, drawn, factor, held is not None)
 
 
-def _pairs(result: Result, draft: Path, data: Data) -> tuple[str, list[Pair]] | None:
+def _pairs(result: CompressResult, draft: Path, data: Data) -> tuple[str, list[Pair]] | None:
     """The first samples of the first output that holds images on all of them, white being 1."""
     model = result.dag.model
     runs = side_by_side(model, model.path, [draft], data, 1, result.dag.observation.replaced)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.commands.compress.pipeline import Result
+from leanonnx.commands.compress.pipeline import CompressResult
 from leanonnx.reporting.report import Row
 from leanonnx.runtime.fastpath import CONVOLUTIONS
 from leanonnx.runtime.profiling import Work
@@ -74,7 +74,7 @@ class Times:
         return sum(line.before or 0.0 for line in hidden), sum(line.after or 0.0 for line in hidden)
 
 
-def times(result: Result, draft: Path, rows: list[Row]) -> Times | str:
+def times(result: CompressResult, draft: Path, rows: list[Row]) -> Times | str:
     """Profile both models once; why not, where that was not done."""
     if result.latency is None:
         return "Latency was not measured, so no layer was timed."
@@ -126,7 +126,7 @@ def _layer(dag: ChannelDag, work: Work) -> int | None:
     Where onnxruntime has joined a layer with what follows, its name may be that of the last: what has kernels but is
     named after a node without is the nearest layer before that.
     """
-    mixing = {node for node, _ in dag.mixes}
+    mixing = {node for node, _ in dag.kernel_blocks}
     producers, nodes = dag.model.producers, dag.model.proto.graph.node
     if work.tensor not in producers:
         return None
@@ -144,7 +144,7 @@ def _line(dag: ChannelDag, rows: list[Row], place: int | str, sides: Sequence[Se
     before, after = (sum(work.ms for work in works) if works else None for works in sides)
     if isinstance(place, str):
         return Line(None, place, place, before, after)
-    number = next(k for k, (node, _) in enumerate(dag.mixes) if node == place)
+    number = next(k for k, (node, _) in enumerate(dag.kernel_blocks) if node == place)
     fast = tuple(_fast(works) for works in sides)
     return Line(number + 1, rows[number]["name"], rows[number]["operator"], before, after, (fast[0], fast[1]))
 

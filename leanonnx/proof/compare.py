@@ -13,7 +13,7 @@ import numpy as np
 
 from leanonnx.graph.formats import is_float, is_integer
 from leanonnx.numeric.arrays import Array, Floats, Ints
-from leanonnx.numeric.channel_ids import Labels, Mask, is_rectangle, projection, varied
+from leanonnx.numeric.channel_ids import ChannelIds, Mask, is_rectangle, projection, varied
 
 FLOOR = 1e-3
 """Share of a slice's largest norm over the inputs below which its norm on one input is not taken as its scale."""
@@ -31,30 +31,30 @@ STILL = 1e-6
 
 
 @dataclass(frozen=True)
-class Channels:
+class ComparedChannels:
     """Labels of tensors by name, at each size that was looked at, and which labels [labels] are alive (None: all).
 
     ``steady`` finds the tensors whose channels each hold one number, whatever the input.
     """
 
-    labels: Sequence[Mapping[str, Labels]] = ()
+    channel_ids: Sequence[Mapping[str, ChannelIds]] = ()
     alive: Mask | None = None
     steady: Callable[[], Collection[str]] = tuple
 
-    def of(self, name: str, shape: Sequence[int]) -> Labels | None:
+    def of(self, name: str, shape: Sequence[int]) -> ChannelIds | None:
         """The labels of a tensor of this shape; None where none are known that fit."""
-        for known in self.labels:
-            labels = known.get(name)
-            if labels is not None and _fits(labels.shape, shape):
-                return labels
+        for known in self.channel_ids:
+            channel_ids = known.get(name)
+            if channel_ids is not None and _fits(channel_ids.shape, shape):
+                return channel_ids
         return None
 
     def survivors(self, name: str, value: Array) -> Array | None:
         """A tensor of the original at the channels that are left; None where these cannot be told."""
-        if self.alive is None or all(self.alive[known[name]].all() for known in self.labels if name in known):
+        if self.alive is None or all(self.alive[known[name]].all() for known in self.channel_ids if name in known):
             return value
-        labels = self.of(name, value.shape)
-        mask = None if labels is None else self.alive[labels]
+        channel_ids = self.of(name, value.shape)
+        mask = None if channel_ids is None else self.alive[channel_ids]
         if mask is None or not mask.any() or not is_rectangle(mask):
             return None
         for axis, size in enumerate(mask.shape):
@@ -62,26 +62,26 @@ class Channels:
                 value = np.take(value, np.flatnonzero(projection(mask, axis)), axis)
         return value
 
-    def slices(self, name: str, shape: Sequence[int]) -> Slices:
+    def slices(self, name: str, shape: Sequence[int]) -> ChannelSlices:
         """Slices of what is left of a tensor of this shape of the original."""
-        labels = self.of(name, shape)
-        if labels is None or not varied(labels):
+        channel_ids = self.of(name, shape)
+        if channel_ids is None or not varied(channel_ids):
             return WHOLE
-        axes = varied(labels)
+        axes = varied(channel_ids)
         if self.alive is not None:
-            mask = self.alive[labels]
+            mask = self.alive[channel_ids]
             for axis in axes:
-                labels = np.take(labels, np.flatnonzero(projection(mask, axis)), axis)
-        distinct, groups = np.unique(labels, return_inverse=True)
-        return Slices(axes, groups.reshape(-1), distinct.size) if distinct.size > 1 else WHOLE
+                channel_ids = np.take(channel_ids, np.flatnonzero(projection(mask, axis)), axis)
+        distinct, groups = np.unique(channel_ids, return_inverse=True)
+        return ChannelSlices(axes, groups.reshape(-1), distinct.size) if distinct.size > 1 else WHOLE
 
 
-def _fits(labels: Sequence[int], shape: Sequence[int]) -> bool:
-    return len(labels) == len(shape) and all(a in (1, b) for a, b in zip(labels, shape, strict=True))
+def _fits(channel_ids: Sequence[int], shape: Sequence[int]) -> bool:
+    return len(channel_ids) == len(shape) and all(a in (1, b) for a, b in zip(channel_ids, shape, strict=True))
 
 
 @dataclass(frozen=True)
-class Slices:
+class ChannelSlices:
     """Slices of a tensor: for each index along ``axes`` [indices], which of ``count`` slices it belongs to."""
 
     axes: tuple[int, ...] = ()
@@ -99,7 +99,7 @@ class Slices:
         return np.concatenate([[sums.sum() / max(value.size, 1)], sums / np.maximum(sizes, 1)])
 
 
-WHOLE = Slices()
+WHOLE = ChannelSlices()
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Profile:
     sizes: Ints
 
     @classmethod
-    def of(cls, value: Array, slices: Slices) -> Profile:
+    def of(cls, value: Array, slices: ChannelSlices) -> Profile:
         """The profile of a tensor; one that holds no floats has none."""
         sizes = np.array([value.size] + [value.size // max(slices.count, 1)] * slices.count)
         if not is_float(value):
@@ -135,7 +135,7 @@ def finite(value: Array) -> tuple[Array, bool]:
     return np.where(living, numbers, 0.0), bool(living.any())
 
 
-def distance(wanted: Array, found: Array, slices: Slices) -> Floats:
+def distance(wanted: Array, found: Array, slices: ChannelSlices) -> Floats:
     """Root mean square of the difference, of the whole and of each slice [1 + slices]; inf if not comparable.
 
     For integers, booleans and text: the share of unequal elements.
@@ -179,7 +179,7 @@ def scales_of(profiles: Sequence[Profile], rounding: float, more: Sequence[Profi
     return np.asarray(np.where(scale > TINY, scale, absolute))
 
 
-def varying(values: Sequence[Array], slices: Slices) -> Mask:
+def varying(values: Sequence[Array], slices: ChannelSlices) -> Mask:
     """Which slices of a tensor vary over inputs of one size [1 + slices].
 
     Where there is one input, over the samples of its batch or, where that is one too, over positions.
@@ -208,7 +208,7 @@ def varying(values: Sequence[Array], slices: Slices) -> Mask:
     return np.asarray(found)
 
 
-def _rms(numbers: Array, slices: Slices) -> Floats:
+def _rms(numbers: Array, slices: ChannelSlices) -> Floats:
     """Root mean square of the whole and of each slice [1 + slices]; takes the array for its own."""
     own = np.asarray(numbers)
     return np.asarray(np.sqrt(slices.means(np.square(own, out=own))))

@@ -24,12 +24,12 @@ from leanonnx.graph.model import Model
 from leanonnx.inputs.random import KINDS as KINDS
 from leanonnx.inputs.random import alike, further_inputs, sizes_of
 from leanonnx.inputs.random import inputs_for as inputs_for
-from leanonnx.proof.compare import CONSTANT, Channels
+from leanonnx.proof.compare import CONSTANT, ComparedChannels
 from leanonnx.proof.compare import relative as relative
 from leanonnx.proof.decisions import behind, decided, weighed
 from leanonnx.proof.decisions import behind_decisions as behind_decisions
 from leanonnx.proof.noise import Draws, drawn
-from leanonnx.proof.sides import Comparison, Findings, Sides, Table
+from leanonnx.proof.sides import Findings, ProofRun, Sides, Table
 from leanonnx.runtime.sessions import Feed, run
 
 BOUND = {"float64": 1e-10, "float32": 1e-4, "quantised": 2e-2}
@@ -37,7 +37,7 @@ ROUNDING = {"float64": 1e-2, "float32": 2e-2, "quantised": 1.0}
 """Share of a norm below which differences may be rounding errors: times the bound, some units in the last place."""
 MANY_NODES = 2500
 """Nodes up to which onnxruntime optimises the graphs to be compared, which takes time quadratic in their number."""
-UNKNOWN = Channels()
+UNKNOWN = ComparedChannels()
 PASSED, FAILED, VACUOUS, RANDOM = "passed", "failed", "vacuous", "random"
 
 
@@ -80,7 +80,7 @@ def prove(
     candidate: Source,
     feeds: Sequence[Feed],
     replaced: Kinds = frozenset(),
-    channels: Channels = UNKNOWN,
+    channels: ComparedChannels = UNKNOWN,
 ) -> Proof:
     """Compare the compressed model with the masked original on every feed.
 
@@ -134,7 +134,7 @@ class _Proving:
         shapes = {name: value.shape for name, value in feeds[0].items()}
         further = ((kind, self._fed(feed)) for kind, feed in further_inputs(self.model, shapes))
         fixed = [name for name in self.outputs if not weighed(self.model, name)]
-        comparison = Comparison(self.sides, self.outputs, taps, fixed)
+        comparison = ProofRun(self.sides, self.outputs, taps, fixed)
         found = comparison.findings([self._fed(feed) for feed in feeds], further)
         self.tables, self.used = found.tables, {*self.outputs, *taps}
         silent: dict[str, str] = {}
@@ -214,7 +214,7 @@ class _Proving:
         names = [name for name in self.walk if name in self.there and name not in known]
         if names:
             some = [found.feeds[k] for group in alike(found.feeds) for k in group]
-            self.tables = self.tables + Comparison(self.sides, (), names).findings(some).tables
+            self.tables = self.tables + ProofRun(self.sides, (), names).findings(some).tables
         for root in roots:
             self._resolved(root)
 

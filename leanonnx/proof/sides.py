@@ -20,7 +20,16 @@ from leanonnx.graph.formats import Source, is_float, loaded
 from leanonnx.inputs.random import alike, shaken
 from leanonnx.numeric.arrays import Array, Floats
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.proof.compare import WHOLE, Channels, Profile, Slices, distance, kind_of, scales_of, varying
+from leanonnx.proof.compare import (
+    WHOLE,
+    ChannelSlices,
+    ComparedChannels,
+    Profile,
+    distance,
+    kind_of,
+    scales_of,
+    varying,
+)
 from leanonnx.runtime.probes import tapped
 from leanonnx.runtime.sessions import Feed, RunFailed, failing, opened, runs
 
@@ -52,7 +61,7 @@ class Sides:
     reference: Source
     candidate: Source
     libraries: tuple[Path, ...]
-    channels: Channels
+    channels: ComparedChannels
     bound: float
     rounding: float
     fused: bool
@@ -108,7 +117,7 @@ class Table:
     errors: Floats
     limits: Floats
     scale: Floats
-    slices: list[Slices]
+    slices: list[ChannelSlices]
     varies: Mask
     at_once: Mask
     kind: str
@@ -146,7 +155,7 @@ class Findings:
         return [table for table in self.tables if table.name == name]
 
 
-class Comparison:
+class ProofRun:
     """One comparison of graph outputs, if wanted, and of tensors within the network; ``fixed`` ones need not vary."""
 
     def __init__(self, sides: Sides, outputs: Sequence[str], taps: Sequence[str], fixed: Collection[str] = ()) -> None:
@@ -225,7 +234,7 @@ class Comparison:
         known = [value for value in left if value is not None]
         return not known or bool(varying(known, self._slices(k, values[0]))[0])
 
-    def _slices(self, k: int, value: Array) -> Slices:
+    def _slices(self, k: int, value: Array) -> ChannelSlices:
         return self.sides.channels.slices(self.names[k], value.shape) if is_float(value) else WHOLE
 
     def _candidate(self, used: Sequence[Feed]) -> list[Row]:
@@ -245,7 +254,7 @@ class Comparison:
         """Errors of all tensors under the plain bound; scales may be those of the original too."""
         tables: list[Table] = []
         for k, name in enumerate(self.names):
-            parts: dict[int, list[tuple[int, Array, Array, Slices]]] = {}
+            parts: dict[int, list[tuple[int, Array, Array, ChannelSlices]]] = {}
             for row, (one, other) in enumerate(zip(wanted, found, strict=True)):
                 left = self._left(k, one[k])
                 if left is not None and (k < self.inner or left.shape == other[k].shape):
@@ -260,7 +269,11 @@ class Comparison:
         return value if k < self.inner else self.sides.channels.survivors(self.names[k], value)
 
     def _table(
-        self, name: str, used: Sequence[Feed], part: list[tuple[int, Array, Array, Slices]], more: Sequence[Profile]
+        self,
+        name: str,
+        used: Sequence[Feed],
+        part: list[tuple[int, Array, Array, ChannelSlices]],
+        more: Sequence[Profile],
     ) -> Table:
         rows = [row for row, _, _, _ in part]
         slices = [each for _, _, _, each in part]

@@ -20,9 +20,9 @@ from leanonnx.errors import OptionError
 from leanonnx.numeric.arrays import Floats, Ints
 from leanonnx.numeric.chains import best_through, extract, normalise_rows
 from leanonnx.numeric.norms import kernel_norms
-from leanonnx.ranking.elimination import PLAIN, Terms
-from leanonnx.ranking.groups import channel_classes, layers_of
-from leanonnx.ranking.weighting import Weights
+from leanonnx.ranking.elimination import DEFAULT_EXPONENTS, Exponents
+from leanonnx.ranking.groups import channel_groups, layers_of
+from leanonnx.ranking.weighting import WeightedDag
 
 Chains = Literal["cover", "through", "free"]
 Mode = Literal["through", "free"]
@@ -37,43 +37,43 @@ class Ranking:
     ``losses`` [classes]: what losing each costs, comparable across layers, where that is known.
     """
 
-    classes: Ints
+    groups: Ints
     order: Ints
     scores: Floats
     losses: Floats | None = None
 
 
 @dataclass(frozen=True)
-class Question:
+class RankingInputs:
     """What a ranking is made of: the weighted channel DAG, and what some ways have to be told.
 
     ``chains``: which chains are looked at; ``enough``: whether those extracted so far exceed the budget; ``seed`` of
     what is drawn by chance; ``rate``: what a kernel costs in the unit of the budget, ``terms`` how much of that counts.
     """
 
-    weights: Weights
+    weighted: WeightedDag
     chains: Chains
     seed: int
     enough: Callable[[Ranking], bool]
     rate: Rate = by_kernels
-    terms: Terms = PLAIN
+    exponents: Exponents = DEFAULT_EXPONENTS
 
     @property
     def dag(self) -> ChannelDag:
         """The channel DAG."""
-        return self.weights.dag
+        return self.weighted.dag
 
-    def classes(self, separate_readers: bool = False) -> Ints:
+    def groups(self, separate_readers: bool = False) -> Ints:
         """Class of each label [labels]."""
-        return channel_classes(self.dag, separate_readers, self.weights.ignored)
+        return channel_groups(self.dag, separate_readers, self.weighted.ignored)
 
 
-Criterion = Callable[[Question], Ranking]
+Criterion = Callable[[RankingInputs], Ranking]
 Size = Callable[[NDArray[np.float32], Sequence[int]], Floats]
 """From kernels [G, O, I, *k] and strides to a number for each filter [G, O]."""
 
 
-def rank(question: Question, method: Method) -> Ranking:
+def rank(question: RankingInputs, method: Method) -> Ranking:
     """Rank the classes of channels."""
     return METHODS[method](question)
 
@@ -83,18 +83,18 @@ def meaning(method: Method) -> str:
     return " ".join((inspect.getdoc(METHODS[method]) or "").partition("\n\n")[0].split())
 
 
-def auto(question: Question) -> Ranking:
+def auto(question: RankingInputs) -> Ranking:
     """Path-mass with --calib, or where BatchNormalizations hold statistics, else lean."""
-    return (lean if question.weights.elimination is None else path_mass)(question)
+    return (lean if question.weighted.elimination is None else path_mass)(question)
 
 
-def lean(question: Question) -> Ranking:
+def lean(question: RankingInputs) -> Ranking:
     """Chains from input to output by the gains of their kernels, see --chains (LEAN, arXiv 2011.06923)."""
     mode = EXTRACTED.get(question.chains)
     return _by_cover(question) if mode is None else _by_extraction(question, mode)
 
 
-def path_mass(question: Question) -> Ranking:
+def path_mass(question: RankingInputs) -> Ranking:
     """Sum over all chains through a channel, with its activations, less what others make up for.
 
     Classes in the reverse order of their elimination (see ``elimination``).
@@ -102,117 +102,117 @@ def path_mass(question: Question) -> Ranking:
     Raises:
         OptionError: there are no statistics of the activations.
     """
-    elimination = question.weights.elimination
+    elimination = question.weighted.elimination
     if elimination is None:
         raise OptionError(
             "--method path-mass needs activations: give inputs with --calib; the BatchNormalizations of the model tell "
             "the statistics of too few channels"
         )
-    removed, losses = elimination.order(question.rate, question.terms)
+    removed, losses = elimination.order(question.rate, question.exponents)
     order = removed[::-1]
     scores = np.empty(order.size)
     scores[order] = -np.arange(order.size)
-    return Ranking(elimination.classes, order, scores, losses)
+    return Ranking(elimination.groups, order, scores, losses)
 
 
-def norm(question: Question) -> Ranking:
+def norm(question: RankingInputs) -> Ranking:
     """Spectral norm of the filters that make a channel."""
     return _by_filters(question, lambda kernels, strides: kernel_norms(kernels, strides=tuple(strides)).sum(-1))
 
 
-def l1(question: Question) -> Ranking:
+def l1(question: RankingInputs) -> Ranking:
     """Sum of |w| of the filters that make a channel (Li et al., ICLR 2017, arXiv 1608.08710)."""
     return _by_filters(question, lambda kernels, _: np.abs(_flat(kernels)).sum(-1))
 
 
-def l2(question: Question) -> Ranking:
+def l2(question: RankingInputs) -> Ranking:
     """Euclidean norm of the filters that make a channel."""
     return _by_filters(question, lambda kernels, _: np.linalg.norm(_flat(kernels), axis=-1))
 
 
-def fpgm(question: Question) -> Ranking:
+def fpgm(question: RankingInputs) -> Ranking:
     """Distance from the other filters of the layer (He et al., CVPR 2019, arXiv 1811.00250)."""
     return _by_filters(question, _distances)
 
 
-def random(question: Question) -> Ranking:
+def random(question: RankingInputs) -> Ranking:
     """A shuffle, by --seed."""
-    classes = question.classes()
-    scores = np.random.default_rng(question.seed).random(int(classes.max()) + 1)
-    return _layerwise(question.dag, classes, scores, np.ones_like(scores))
+    groups = question.groups()
+    scores = np.random.default_rng(question.seed).random(int(groups.max()) + 1)
+    return _layerwise(question.dag, groups, scores, np.ones_like(scores))
 
 
-def _by_filters(question: Question, size: Size) -> Ranking:
+def _by_filters(question: RankingInputs, size: Size) -> Ranking:
     """Rank by a number for each filter; what a class holds of it is added up."""
-    dag, classes = question.dag, question.classes()
-    scores = _per_class(classes, _filter_scores(dag, classes, size), np.add)
-    return _layerwise(dag, classes, scores, np.ones_like(scores))
+    dag, groups = question.dag, question.groups()
+    scores = _per_class(groups, _filter_scores(dag, groups, size), np.add)
+    return _layerwise(dag, groups, scores, np.ones_like(scores))
 
 
-def _by_cover(question: Question) -> Ranking:
+def _by_cover(question: RankingInputs) -> Ranking:
     """LEAN at channel level: the value of the best chain from an input to an output through a channel."""
-    dag, classes = question.dag, question.classes()
-    blocks = [normalise_rows(block) for block in question.weights.blocks]
+    dag, groups = question.dag, question.groups()
+    blocks = [normalise_rows(block) for block in question.weighted.blocks]
     values = best_through(dag.count, blocks, dag.starts, dag.ends)
-    scores = _per_class(classes, values, np.maximum)
-    return _layerwise(dag, classes, scores, _relative(dag, classes, scores))
+    scores = _per_class(groups, values, np.maximum)
+    return _layerwise(dag, groups, scores, _relative(dag, groups, scores))
 
 
-def _relative(dag: ChannelDag, classes: Ints, scores: Floats) -> Floats:
+def _relative(dag: ChannelDag, groups: Ints, scores: Floats) -> Floats:
     """Chain values (log) of each class relative to the best of its layer, as plain numbers."""
-    layers = layers_of(dag, classes)
+    layers = layers_of(dag, groups)
     best = np.full(int(layers.max()) + 1, -np.inf)
     np.maximum.at(best, layers, scores)
     shift = np.where(np.isfinite(best), best, 0.0)[layers]
     return np.exp(scores - shift)
 
 
-def _by_extraction(question: Question, mode: Mode) -> Ranking:
+def _by_extraction(question: RankingInputs, mode: Mode) -> Ranking:
     """Classes in the order in which edge-disjoint chains, best first, touch them; the rest by their best chain.
 
     The chains run from an input to an output (``through``), or start and end anywhere (``free``), as in the paper.
     """
-    dag, blocks = question.dag, question.weights.blocks
-    classes = question.classes(separate_readers=True)
-    values = _per_class(classes, best_through(dag.count, blocks, dag.starts, dag.ends), np.maximum)
+    dag, blocks = question.dag, question.weighted.blocks
+    groups = question.groups(separate_readers=True)
+    values = _per_class(groups, best_through(dag.count, blocks, dag.starts, dag.ends), np.maximum)
     rest = np.lexsort((np.arange(values.size), -values))
     touched: dict[int, None] = {}
     checkpoint = FIRST_CHECK
     for count, chain in enumerate(extract(dag.count, blocks, dag.starts, dag.ends, mode)):
-        touched.update(dict.fromkeys(classes[list(chain.labels)].tolist()))
+        touched.update(dict.fromkeys(groups[list(chain.channel_ids)].tolist()))
         if count >= checkpoint:
             checkpoint += checkpoint // 2
-            ranking = _in_order(classes, touched, rest)
+            ranking = _in_order(groups, touched, rest)
             if len(touched) == values.size or question.enough(_only(ranking, len(touched))):
                 return ranking
-    return _in_order(classes, touched, rest)
+    return _in_order(groups, touched, rest)
 
 
-def _in_order(classes: Ints, touched: dict[int, None], rest: Ints) -> Ranking:
+def _in_order(groups: Ints, touched: dict[int, None], rest: Ints) -> Ranking:
     order = np.fromiter(dict.fromkeys([*touched, *rest.tolist()]), np.int64, rest.size)
     scores = np.empty(order.size)
     scores[order] = -np.arange(order.size)
-    return Ranking(classes, order, scores)
+    return Ranking(groups, order, scores)
 
 
 def _only(ranking: Ranking, count: int) -> Ranking:
-    return Ranking(ranking.classes, ranking.order[:count], ranking.scores)
+    return Ranking(ranking.groups, ranking.order[:count], ranking.scores)
 
 
-def _per_class(classes: Ints, values: Floats, join: np.ufunc) -> Floats:
+def _per_class(groups: Ints, values: Floats, join: np.ufunc) -> Floats:
     """Join the values of the labels of each class; labels without a value (NaN) do not count."""
     known = ~np.isnan(values)
-    found = np.full(int(classes.max()) + 1, -np.inf if join is np.maximum else 0.0)
-    join.at(found, classes[known], values[known])
+    found = np.full(int(groups.max()) + 1, -np.inf if join is np.maximum else 0.0)
+    join.at(found, groups[known], values[known])
     return found
 
 
-def _layerwise(dag: ChannelDag, classes: Ints, scores: Floats, shares: Floats) -> Ranking:
+def _layerwise(dag: ChannelDag, groups: Ints, scores: Floats, shares: Floats) -> Ranking:
     """Rank within each layer by score, across layers by the share of the layer that would be lost.
 
     The key of the j-th best class of a layer is Σ_{i ≥ j} share_i / Σ share_i.
     """
-    layers = layers_of(dag, classes)
+    layers = layers_of(dag, groups)
     order = np.lexsort((np.arange(scores.size), -scores, layers))
     sorted_layers, sorted_shares = layers[order], shares[order]
     starts = np.flatnonzero(np.r_[True, sorted_layers[1:] != sorted_layers[:-1]])
@@ -222,22 +222,22 @@ def _layerwise(dag: ChannelDag, classes: Ints, scores: Floats, shares: Floats) -
     tail = totals[group] - (before - before[starts][group])
     keys = np.empty(scores.size)
     keys[order] = tail / np.where(totals > 0, totals, 1)[group]
-    return Ranking(classes, np.lexsort((np.arange(keys.size), -scores, -keys)), scores)
+    return Ranking(groups, np.lexsort((np.arange(keys.size), -scores, -keys)), scores)
 
 
-def _filter_scores(dag: ChannelDag, classes: Ints, size: Size) -> Floats:
+def _filter_scores(dag: ChannelDag, groups: Ints, size: Size) -> Floats:
     """Size of the filter of each channel that a mixing operator puts out [labels]; NaN for other channels.
 
     For readers that are chosen one by one it is the size of the kernels that read.
     """
     scores = np.full(dag.count, np.nan)
     alone = np.zeros(dag.count, bool)
-    for _, (channels, readers) in dag.implied:
-        alone[readers[classes[channels] != classes[readers]]] = True
-    for _, mix in dag.mixes:
+    for _, (channels, readers) in dag.concat_slots:
+        alone[readers[groups[channels] != groups[readers]]] = True
+    for _, mix in dag.kernel_blocks:
         if mix.inward is not None:
             kernels = np.asarray(mix.kernels(), np.float32)
-            scores[mix.targets.reshape(-1)] = size(kernels, mix.strides).astype(np.float64).reshape(-1)
+            scores[mix.destinations.reshape(-1)] = size(kernels, mix.strides).astype(np.float64).reshape(-1)
             if alone[mix.sources].any():
                 sizes = size(kernels.swapaxes(1, 2), mix.strides).astype(np.float64)
                 chosen = alone[mix.sources]

@@ -17,7 +17,7 @@ import numpy as np
 from leanonnx.analysis.cost import Rate
 from leanonnx.analysis.dag import ChannelDag, pinned
 from leanonnx.numeric.arrays import Floats, Ints
-from leanonnx.numeric.obs import Reader, eliminated, precision
+from leanonnx.numeric.obs import Consumer, eliminated, precision
 from leanonnx.ranking.pathmass import Read, masses, reads
 from leanonnx.statistics.moments import Statistics
 
@@ -26,15 +26,15 @@ Sequence = tuple[Ints, Floats]
 
 
 @dataclass(frozen=True)
-class Terms:
+class Exponents:
     """How much of the cost saved counts, and of the path mass: the powers that they are raised to."""
 
     saved: float = 1.0
     mass: float = 1.0
 
 
-PLAIN = Terms()
-TERMS = (PLAIN, Terms(saved=0.75), Terms(saved=1.25), Terms(mass=0.5))
+DEFAULT_EXPONENTS = Exponents()
+EXPONENT_CANDIDATES = (DEFAULT_EXPONENTS, Exponents(saved=0.75), Exponents(saved=1.25), Exponents(mass=0.5))
 """What may be tried; the first where nothing is."""
 
 
@@ -51,12 +51,12 @@ class Elimination:
 
     dag: ChannelDag
     statistics: Statistics
-    classes: Ints
+    groups: Ints
     layers: Ints
     _known: dict[float, dict[int, Sequence]] = field(default_factory=dict, repr=False)
     _precisions: dict[bytes, Floats] = field(default_factory=dict, repr=False)
 
-    def order(self, rate: Rate, terms: Terms) -> tuple[Ints, Floats]:
+    def order(self, rate: Rate, terms: Exponents) -> tuple[Ints, Floats]:
         """The classes in the order in which they are removed, pinned ones last, and what losing each costs [classes].
 
         Args:
@@ -67,8 +67,8 @@ class Elimination:
         losses = np.full(self.layers.size, np.inf)
         for removed, costs in sequences.values():
             losses[removed] = costs
-        savings = _Savings(self.dag, self.classes, rate)
-        order = _merged(sequences, savings, _waiting(self.dag, self.classes, sequences), terms.saved)
+        savings = _Savings(self.dag, self.groups, rate)
+        order = _merged(sequences, savings, _waiting(self.dag, self.groups, sequences), terms.saved)
         rest = np.setdiff1d(np.arange(self.layers.size), order)
         return np.concatenate([order, rest]), losses
 
@@ -76,9 +76,9 @@ class Elimination:
         """The order of removal within each layer, by path masses to a power."""
         if power not in self._known:
             gathered = self._joined(self._masses**power)
-            free = ~pinned(self.classes, self.dag.pins)
+            free = ~pinned(self.groups, self.dag.pins)
             members = {int(layer): np.flatnonzero((self.layers == layer) & free) for layer in np.unique(self.layers)}
-            self._known[power] = {k: _sequence(one, gathered, self.classes) for k, one in members.items() if one.size}
+            self._known[power] = {k: _sequence(one, gathered, self.groups) for k, one in members.items() if one.size}
         return self._known[power]
 
     @cached_property
@@ -96,29 +96,29 @@ class Elimination:
         """
         found: dict[bytes, tuple[Ints, Floats, Floats]] = {}
         for block in self._reads:
-            if np.unique(self.classes[np.concatenate([block.labels, block.targets])]).size == 1:
+            if np.unique(self.groups[np.concatenate([block.channel_ids, block.targets])]).size == 1:
                 continue
             totals = block.energies.sum(1)
             scale = np.sqrt(np.where(totals > 0, mass[block.targets] / np.where(totals > 0, totals, 1), 0))
-            scaled = (block.kernels * scale[:, None, None]).transpose(0, 2, 1).reshape(-1, block.labels.size)
+            scaled = (block.kernels * scale[:, None, None]).transpose(0, 2, 1).reshape(-1, block.channel_ids.size)
             weight = scaled.T @ scaled
-            key = block.labels.tobytes()
+            key = block.channel_ids.tobytes()
             if key not in self._precisions:
                 self._precisions[key] = precision(block.covariance)
             known = found.get(key)
-            found[key] = block.labels, weight if known is None else weight + known[1], self._precisions[key]
+            found[key] = block.channel_ids, weight if known is None else weight + known[1], self._precisions[key]
         return list(found.values())
 
 
-def _sequence(members: Ints, gathered: list[tuple[Ints, Floats, Floats]], classes: Ints) -> tuple[Ints, Floats]:
+def _sequence(members: Ints, gathered: list[tuple[Ints, Floats, Floats]], groups: Ints) -> tuple[Ints, Floats]:
     """The classes of one layer in the order of their removal, with the cost of each."""
-    place = np.full(int(classes.max()) + 1, -1)
+    place = np.full(int(groups.max()) + 1, -1)
     place[members] = np.arange(members.size)
     readers = []
-    for labels, weight, inverse in gathered:
-        units = place[classes[labels]]
+    for channel_ids, weight, inverse in gathered:
+        units = place[groups[channel_ids]]
         if (units >= 0).any():
-            readers.append(Reader(units, weight, inverse))
+            readers.append(Consumer(units, weight, inverse))
     order, costs = eliminated(readers, members.size)
     return members[order], costs
 
@@ -126,17 +126,17 @@ def _sequence(members: Ints, gathered: list[tuple[Ints, Floats, Floats]], classe
 class _Savings:
     """What removing a class saves, while others go."""
 
-    def __init__(self, dag: ChannelDag, classes: Ints, rate: Rate) -> None:
+    def __init__(self, dag: ChannelDag, groups: Ints, rate: Rate) -> None:
         self.rates: list[float] = []
         self.rows: list[int] = []
         self.columns: list[int] = []
         self.touched: dict[int, list[tuple[int, int, int]]] = {}
-        for node, mix in dag.mixes:
+        for node, mix in dag.kernel_blocks:
             if mix.inward is None:
                 continue
             price = rate(node, mix)
-            for sources, targets in zip(mix.sources, mix.targets, strict=True):
-                self._enter(classes[sources], classes[targets], price)
+            for sources, targets in zip(mix.sources, mix.destinations, strict=True):
+                self._enter(groups[sources], groups[targets], price)
 
     def _enter(self, sources: Ints, targets: Ints, price: float) -> None:
         index = len(self.rates)
@@ -166,14 +166,14 @@ class _Savings:
             self.columns[index] -= columns
 
 
-def _waiting(dag: ChannelDag, classes: Ints, sequences: Mapping[int, tuple[Ints, Floats]]) -> dict[int, list[int]]:
+def _waiting(dag: ChannelDag, groups: Ints, sequences: Mapping[int, tuple[Ints, Floats]]) -> dict[int, list[int]]:
     """Which classes each class waits for: the readers of its channels that are chosen one by one."""
-    removed = np.zeros(int(classes.max()) + 1, bool)
+    removed = np.zeros(int(groups.max()) + 1, bool)
     for order, _ in sequences.values():
         removed[order] = True
     found: dict[int, set[int]] = {}
-    for _, (channels, readers) in dag.implied:
-        for one, reader in zip(classes[channels].tolist(), classes[readers].tolist(), strict=True):
+    for _, (channels, readers) in dag.concat_slots:
+        for one, reader in zip(groups[channels].tolist(), groups[readers].tolist(), strict=True):
             if one != reader and removed[reader]:
                 found.setdefault(one, set()).add(reader)
     return {one: sorted(waits) for one, waits in found.items()}

@@ -15,13 +15,13 @@ from leanonnx.graph.formats import is_float
 from leanonnx.numeric.chains import Block, best_chain
 from leanonnx.numeric.norms import kernel_norms
 from leanonnx.ranking.elimination import Elimination
-from leanonnx.ranking.groups import channel_classes, layers_of
-from leanonnx.rules.call import Link, Mix
+from leanonnx.ranking.groups import channel_groups, layers_of
+from leanonnx.rules.call import FixedEdges, KernelBlock
 from leanonnx.statistics.moments import Statistics
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightedDag:
     """The weighted channel DAG, computed when first asked for; kernels of ``ignored`` nodes are not counted.
 
     ``statistics`` of its activations, where there are any.
@@ -41,14 +41,14 @@ class Weights:
         """The elimination of channels; None without statistics."""
         if self.statistics is None:
             return None
-        classes = channel_classes(self.dag, separate_readers=False, ignored=self.ignored)
-        return Elimination(self.dag, self.statistics, classes, layers_of(self.dag, classes))
+        groups = channel_groups(self.dag, separate_readers=False, ignored=self.ignored)
+        return Elimination(self.dag, self.statistics, groups, layers_of(self.dag, groups))
 
     @cached_property
     def connections(self) -> list[tuple[int, ...]]:
         """The best chain from each graph input to each output that depends on it."""
-        labels = [self.dag.labels.get(value.name) for value in self.dag.model.proto.graph.output]
-        ends = [np.unique(found) for found in labels if found is not None]
+        channel_ids = [self.dag.channel_ids.get(value.name) for value in self.dag.model.proto.graph.output]
+        ends = [np.unique(found) for found in channel_ids if found is not None]
         pairs = [(np.array([start]), end) for end in ends for start in self.dag.starts]
         chains = (best_chain(self.dag.count, self.blocks, *pair) for pair in pairs)
         return [chain for chain in chains if chain]
@@ -58,12 +58,14 @@ def weighted(dag: ChannelDag, ignored: Collection[int] = ()) -> list[Block]:
     """Blocks of edges in topological order; kernels of ``ignored`` nodes are walked but not counted."""
     mixes = [
         (node, 0, _kernels(mix, mix.counted and node not in ignored))
-        for node, mix in dag.mixes
+        for node, mix in dag.kernel_blocks
         if mix.inward is not None
     ]
     sums = {node for node, _, _ in dag.sums}
     links = [
-        (node, 1, _summed(link) if node in sums else _fixed(link)) for node, link in dag.links if link.sources.size
+        (node, 1, _summed(link) if node in sums else _fixed(link))
+        for node, link in dag.fixed_edges
+        if link.sources.size
     ]
     return [block for _, _, block in sorted(mixes + links, key=lambda item: item[:2])]
 
@@ -74,7 +76,7 @@ def check_finite(dag: ChannelDag) -> None:
     Raises:
         ModelError: a weight holds NaN or infinite values.
     """
-    for node, mix in dag.mixes:
+    for node, mix in dag.kernel_blocks:
         weights = mix.kernels()
         if is_float(weights) and not np.isfinite(weights).all():
             proto = dag.model.proto.graph.node[node]
@@ -84,11 +86,11 @@ def check_finite(dag: ChannelDag) -> None:
             )
 
 
-def _kernels(mix: Mix, counted: bool) -> Block:
+def _kernels(mix: KernelBlock, counted: bool) -> Block:
     weights = np.asarray(mix.kernels(), np.float32)
     gains = kernel_norms(weights, strides=mix.strides)
     sources, gains = _once_each(mix.sources, gains)
-    return Block(sources, mix.targets, gains, counted)
+    return Block(sources, mix.destinations, gains, counted)
 
 
 def _once_each(sources: NDArray[np.int64], gains: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -107,12 +109,12 @@ def _once_each(sources: NDArray[np.int64], gains: NDArray[np.float32]) -> tuple[
     return unique[None], joined[None].astype(np.float32)
 
 
-def _fixed(link: Link) -> Block:
+def _fixed(link: FixedEdges) -> Block:
     gains = np.ones(link.sources.size, np.float32) if link.gains is None else link.gains
-    return Block(link.sources[:, None], link.targets[:, None], gains[:, None, None], counted=False)
+    return Block(link.sources[:, None], link.destinations[:, None], gains[:, None, None], counted=False)
 
 
-def _summed(link: Link) -> Block:
+def _summed(link: FixedEdges) -> Block:
     """Channels that are added up in one: a filter of fixed edges."""
     gains = np.ones(link.sources.size, np.float32) if link.gains is None else link.gains
-    return Block(link.sources[None], link.targets[None, :1], gains[None, None], counted=False)
+    return Block(link.sources[None], link.destinations[None, :1], gains[None, None], counted=False)

@@ -24,10 +24,10 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.model import Model
 from leanonnx.numeric.arrays import Array, Floats, Ints
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.numeric.gaussian import Belief
+from leanonnx.numeric.gaussian import ChannelMoments
 from leanonnx.recovery.layers import Change, Layer, changed, layers
 from leanonnx.statistics.moments import by_label, channel_axis
-from leanonnx.statistics.propagation import Known, covers_of
+from leanonnx.statistics.propagation import PropagatedMoments, covers_of
 
 WAYS = ("constants", "means", "merged")
 COPY = 1 - 1e-8
@@ -42,7 +42,7 @@ TINY = 1e-30
 
 
 @dataclass(frozen=True)
-class Blind:
+class DataFreeFit:
     """The network with its weights changed.
 
     ``counts``: over all layers, how many removed channels were made up for in which way; ``assumed``: some were though
@@ -65,8 +65,8 @@ class Fold:
 
 
 def recover(
-    known: Known, alive: Mask, proto: onnx.ModelProto, ways: Collection[str] = WAYS, assume: bool = True
-) -> Blind:
+    known: PropagatedMoments, alive: Mask, proto: onnx.ModelProto, ways: Collection[str] = WAYS, assume: bool = True
+) -> DataFreeFit:
     """Change the weights of a compressed network for the better, without any data.
 
     Args:
@@ -81,29 +81,31 @@ def recover(
     counts, assumed = dict.fromkeys(WAYS, 0), False
     chosen, _ = layers(dag, alive, compressed)
     if alive.all() or not chosen:
-        return Blind(proto, counts, assumed)
-    found, numbers = known.beliefs, known.numbers
+        return DataFreeFit(proto, counts, assumed)
+    found, numbers = known.moments, known.numbers
     changes: dict[int, Change] = {}
     for layer in chosen:
         place = channel_axis(dag, layer.before, layer.mix)
         if place is None or alive[layer.mix.sources].all():
             continue
         name = place[0]
-        still = np.unique(dag.labels[name][np.isfinite(numbers[name])]) if name in numbers else np.zeros(0, np.int64)
+        still = (
+            np.unique(dag.channel_ids[name][np.isfinite(numbers[name])]) if name in numbers else np.zeros(0, np.int64)
+        )
         work = _Layer(dag, alive, layer, compressed, found[name], still)
         change = work.mended(ways, assume)
         if change is not None:
             changes[layer.after] = change
             counts = {way: counts[way] + work.counts[way] for way in WAYS}
             assumed |= work.assumed
-    return Blind(changed(compressed, changes) if changes else proto, counts, assumed)
+    return DataFreeFit(changed(compressed, changes) if changes else proto, counts, assumed)
 
 
 class _Layer:
     """One layer that is mended; ``still`` holds the steady ones among the channels that it reads."""
 
     def __init__(
-        self, dag: ChannelDag, alive: Mask, layer: Layer, compressed: Model, belief: Belief, still: Ints
+        self, dag: ChannelDag, alive: Mask, layer: Layer, compressed: Model, belief: ChannelMoments, still: Ints
     ) -> None:
         self.dag, self.alive, self.layer, self.belief, self.still = dag, alive, layer, belief, still
         self.weight = layer.laid_out(layer.held_in(compressed))
@@ -119,7 +121,7 @@ class _Layer:
         mix, weight, bias = self.layer.mix, self.weight.copy(), self.bias.copy()
         after, width = 0, self.weight.shape[1]
         for group, sources in enumerate(mix.sources):
-            out, kept = self.alive[mix.targets[group]], self.alive[sources]
+            out, kept = self.alive[mix.destinations[group]], self.alive[sources]
             if not out.any() or not kept.any():
                 continue
             kernels = np.asarray(mix.kernels()[group], np.float64)[out]
@@ -140,16 +142,16 @@ class _Layer:
         self, kernels: Floats, sources: Ints, ways: Collection[str], assume: bool
     ) -> tuple[Floats, Floats] | None:
         """Weights [O, I left, taps] and shift of the bias [O] of one group; None where it stays as it is."""
-        labels = np.unique(sources)
-        distinct, kept = by_label(kernels, sources), self.alive[labels]
+        channel_ids = np.unique(sources)
+        distinct, kept = by_label(kernels, sources), self.alive[channel_ids]
         if distinct is None or kept.all():
             return None
         node = self.dag.model.proto.graph.node[self.layer.before]
         covers = covers_of(self.dag, node, self.layer.window.kernel if self.layer.window else ())
         taps = np.tile(covers, distinct.shape[2] // covers.size)
-        where = self.belief.places(labels)
+        where = self.belief.places(channel_ids)
         gone, left = where[~kept], where[kept]
-        still = np.isin(labels[~kept], self.still)
+        still = np.isin(channel_ids[~kept], self.still)
         fold = self._fold(gone, left, still, ways, assume)
         if not any(fold.counts.values()) or not self._better(fold, gone, left, distinct[:, ~kept], taps):
             return None

@@ -14,9 +14,9 @@ from leanonnx.graph.model import check
 from leanonnx.graph.storage import write_model
 from leanonnx.inputs.synthetic import distances, smooth_inputs
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.recovery.data_free import WAYS, Blind, recover
+from leanonnx.recovery.data_free import WAYS, DataFreeFit, recover
 from leanonnx.runtime.sessions import RunFailed
-from leanonnx.statistics.propagation import Known
+from leanonnx.statistics.propagation import PropagatedMoments
 from leanonnx.system.clock import Clock
 
 CLEARLY = 0.75
@@ -25,7 +25,7 @@ NOTHING = dict.fromkeys(WAYS, 0)
 
 
 @dataclass(frozen=True)
-class BlindRecovery:
+class DataFreeRecovery:
     """How many removed channels were made up for in which way, counted at each layer that read them.
 
     ``declined``: what rests on an assumption on the inputs was left out, since noise told that it does no good.
@@ -39,7 +39,7 @@ class BlindRecovery:
         return {**self.counts, "declined": self.declined}
 
 
-def blind_draft(known: Known, alive: Mask, draft: Path, seed: int, clock: Clock) -> BlindRecovery:
+def data_free_draft(known: PropagatedMoments, alive: Mask, draft: Path, seed: int, clock: Clock) -> DataFreeRecovery:
     """Change the weights of a draft without data, on its file.
 
     Args:
@@ -60,13 +60,13 @@ def blind_draft(known: Known, alive: Mask, draft: Path, seed: int, clock: Clock)
         except RunFailed as error:
             raise ProofFailed(f"the recovered model is not valid ({error}); nothing written") from error
         if not any(found.counts.values()):
-            return BlindRecovery(NOTHING, declined)
+            return DataFreeRecovery(NOTHING, declined)
         write_model(found.proto, draft, external=external)
         check(draft)
-    return BlindRecovery(found.counts, declined)
+    return DataFreeRecovery(found.counts, declined)
 
 
-def _better(known: Known, alive: Mask, bare: onnx.ModelProto, seed: int) -> tuple[Blind, bool]:
+def _better(known: PropagatedMoments, alive: Mask, bare: onnx.ModelProto, seed: int) -> tuple[DataFreeFit, bool]:
     """The network recovered, and whether some of that was declined; what cannot be run or overflows is no better."""
     dag, found = known.dag, recover(known, alive, bare)
     if not any(found.counts.values()):
@@ -77,4 +77,4 @@ def _better(known: Known, alive: Mask, bare: onnx.ModelProto, seed: int) -> tupl
         return found, False
     found = recover(known, alive, bare, assume=False)
     (after,) = distances(dag.model, [found.proto], feeds)
-    return (found, True) if isfinite(after) else (Blind(bare, NOTHING, assumed=False), True)
+    return (found, True) if isfinite(after) else (DataFreeFit(bare, NOTHING, assumed=False), True)

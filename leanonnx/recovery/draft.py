@@ -20,7 +20,7 @@ from leanonnx.graph.formats import Source
 from leanonnx.graph.model import check
 from leanonnx.graph.storage import write_model
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.recovery.recover import Mended, recover
+from leanonnx.recovery.recover import RefitLayer, recover
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.system.clock import Clock
 from leanonnx.system.outputs import publish
@@ -47,7 +47,7 @@ class Recovery:
     removed: Fidelity
     recovered: Fidelity | None
     kept: bool
-    layers: tuple[Mended, ...]
+    layers: tuple[RefitLayer, ...]
 
     @property
     def final(self) -> Fidelity:
@@ -122,7 +122,7 @@ def _compared(dag: ChannelDag, drafts: Sequence[Path], data: Data) -> list[Fidel
 
 def frontier(dag: ChannelDag) -> int:
     """Bytes that a run of both networks may hold at once: three tensors each as large as the largest, in float32."""
-    largest = max((math.prod(shape) for name, shape in dag.shapes.items() if name in dag.labels), default=1)
+    largest = max((math.prod(shape) for name, shape in dag.shapes.items() if name in dag.channel_ids), default=1)
     return 2 * 3 * 4 * max(1, largest)
 
 

@@ -74,7 +74,7 @@ def _regression(site: Site, channels: Ints, kept: NDArray[np.bool_], seed: int) 
         sums.add(x_hat[:, None], x[:, None])
     if sums is None:
         return None
-    labels, left = np.unique(channels), np.unique(channels[kept])
-    selection = (labels[:, None] == left[None]).astype(np.float64)[None]
+    channel_ids, left = np.unique(channels), np.unique(channels[kept])
+    selection = (channel_ids[:, None] == left[None]).astype(np.float64)[None]
     found = next(iter(sums.solved(selection, None, (BETA,))), None)
     return None if found is None else (found[0][0], found[1][0])

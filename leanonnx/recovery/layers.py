@@ -19,7 +19,7 @@ from leanonnx.graph.positions import Window, window_of
 from leanonnx.numeric.arrays import Array, Floats
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.recovery.route import Route, route_to
-from leanonnx.rules.call import Mix
+from leanonnx.rules.call import KernelBlock
 
 JOIN = "join the network with the original and the keep set that it was made from"
 
@@ -35,7 +35,7 @@ class Layer:
 
     before: int
     after: int
-    mix: Mix
+    mix: KernelBlock
     operator: str
     weight: str
     bias: str
@@ -96,7 +96,7 @@ def layers(dag: ChannelDag, alive: Mask, compressed: Model) -> tuple[list[Layer]
     """
     _check_interface(dag, alive, compressed)
     producers = dag.model.producers
-    mixes = {node: mix for node, mix in dag.mixes if mix.inward is not None}
+    mixes = {node: mix for node, mix in dag.kernel_blocks if mix.inward is not None}
     found: list[Layer] = []
     refused: dict[str, str] = {}
     for after, node in enumerate(compressed.proto.graph.node):
@@ -132,7 +132,7 @@ def _check_interface(dag: ChannelDag, alive: Mask, compressed: Model) -> None:
 
 def _check_widths(alive: Mask, compressed: Model, layer: Layer) -> None:
     """Refuse a layer that reads or puts out another number of channels than are left."""
-    sources, targets = (alive[labels].sum(1) for labels in (layer.mix.sources, layer.mix.targets))
+    sources, targets = (alive[channel_ids].sum(1) for channel_ids in (layer.mix.sources, layer.mix.destinations))
     held = layer.laid_out(layer.held_in(compressed)).shape
     left = [(int(out), int(read)) for out, read in zip(targets, sources, strict=True) if out]
     if left != [held[1:3]] * held[0]:
@@ -144,7 +144,7 @@ def _check_widths(alive: Mask, compressed: Model, layer: Layer) -> None:
         )
 
 
-def _layer(alive: Mask, compressed: Model, before: int, after: int, mix: Mix) -> Layer | str:
+def _layer(alive: Mask, compressed: Model, before: int, after: int, mix: KernelBlock) -> Layer | str:
     """A layer, or why it cannot be mended."""
     node = compressed.proto.graph.node[after]
     operator = standard(node)
@@ -157,12 +157,12 @@ def _layer(alive: Mask, compressed: Model, before: int, after: int, mix: Mix) ->
     array = route.read(compressed.constant(weight))
     if not is_float(array):
         return "its weight is quantised"
-    if compressed.readers.get(weight, 0) != 1:
+    if compressed.use_counts.get(weight, 0) != 1:
         return "its weight is shared"
     if attribute(node, "alpha", 1.0) != 1 or attribute(node, "beta", 1.0) != 1:
         return "it scales its product"
     window = window_of(node, array.shape[2:]) if "Conv" in operator else None
-    bias = _bias(compressed, node, operator, mix, int(alive[mix.targets].sum()))
+    bias = _bias(compressed, node, operator, mix, int(alive[mix.destinations].sum()))
     if bias is None:
         return "its bias is shared or computed"
     extendable = not bias and operator in BIASED
@@ -170,7 +170,7 @@ def _layer(alive: Mask, compressed: Model, before: int, after: int, mix: Mix) ->
     return Layer(before, after, mix, operator, weight, bias, extendable, turned, array.shape, window, route)
 
 
-def _bias(compressed: Model, node: onnx.NodeProto, operator: str, mix: Mix, size: int) -> str | None:
+def _bias(compressed: Model, node: onnx.NodeProto, operator: str, mix: KernelBlock, size: int) -> str | None:
     """What holds the bias; "" if there is none, None if it may not be changed."""
     name = node.input[BIAS] if len(node.input) > BIAS else ""
     if operator == "MatMul":
@@ -185,12 +185,12 @@ def _bias(compressed: Model, node: onnx.NodeProto, operator: str, mix: Mix, size
     held = route.holder
     array = compressed.constant(held)
     plain = is_float(array) and array.size == size and is_per_channel(array, size, _place(operator, mix))
-    if operator == "MatMul" and not (plain and compressed.readers.get(held, 0) == 1):
+    if operator == "MatMul" and not (plain and compressed.use_counts.get(held, 0) == 1):
         return ""
     return held if plain else None
 
 
-def _place(operator: str, mix: Mix) -> int:
+def _place(operator: str, mix: KernelBlock) -> int:
     """The axis of a bias along which the output channels lie."""
     return mix.onto if operator in ("Gemm", "MatMul") else -1
 
@@ -240,12 +240,12 @@ class Change:
         kind = hold(proto, layer.weight, layer.route.back(self.weight))
         if self.bias is None:
             return
-        if layer.bias and model.readers.get(layer.bias, 0) == 1:
+        if layer.bias and model.use_counts.get(layer.bias, 0) == 1:
             hold(proto, layer.bias, self.bias.reshape(model.constant(layer.bias).shape))
             return
         node = proto.graph.node[layer.after]
         kind = _cast(proto, node.input[layer.mix.slot]) or kind
-        taken = {*model.readers, *model.producers, *model.holders, *(t.name for t in proto.graph.initializer)}
+        taken = {*model.use_counts, *model.producers, *model.holders, *(t.name for t in proto.graph.initializer)}
         name = fresh_name(taken, f"{node.output[0]}_bias")
         behind = -1 - _place(layer.operator, layer.mix)
         give_bias(proto, node, name, self.bias.reshape(-1, *[1] * behind).astype(kind))

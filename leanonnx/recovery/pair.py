@@ -12,7 +12,7 @@ from leanonnx.data.images import image_axes
 from leanonnx.graph.formats import HALVES, fed_in_float32, float_kinds, in_float32, is_float
 from leanonnx.graph.model import Model
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.recovery.partial_runner import Shelf, Walk
+from leanonnx.recovery.partial_runner import PartialRunner, TensorSpill
 from leanonnx.runtime.sessions import Feed
 
 EVERY = 5
@@ -20,7 +20,7 @@ EVERY = 5
 
 
 @dataclass(frozen=True)
-class Run:
+class PairedRun:
     """One run: its number, whether it is held out, and whether its inputs were mirrored."""
 
     index: int
@@ -32,13 +32,13 @@ class Pair:
     """Both networks; ``after`` is the compressed one and may be changed wherever it has not been run yet."""
 
     def __init__(
-        self, before: Model, after: onnx.ModelProto, feeds: Iterable[Feed], held: Iterable[Feed], shelf: Shelf
+        self, before: Model, after: onnx.ModelProto, feeds: Iterable[Feed], held: Iterable[Feed], shelf: TensorSpill
     ) -> None:
         halves = float_kinds(before.proto) & HALVES
         self.after = after
-        self.original = Walk(in_float32(before.proto, halves), shelf, "original:", before.libraries)
-        self.smaller = Walk(after, shelf, "compressed:", before.libraries)
-        self.runs: list[Run] = []
+        self.original = PartialRunner(in_float32(before.proto, halves), shelf, "original:", before.libraries)
+        self.smaller = PartialRunner(after, shelf, "compressed:", before.libraries)
+        self.runs: list[PairedRun] = []
         for feed in feeds:
             self._enter(fed_in_float32(feed, halves), held=False, mirrored=False)
             mirror = mirrored(feed)
@@ -50,7 +50,7 @@ class Pair:
             self.split = True
 
     def _enter(self, feed: Feed, held: bool, mirrored: bool) -> None:
-        self.runs.append(Run(len(self.runs), held, mirrored))
+        self.runs.append(PairedRun(len(self.runs), held, mirrored))
         self.original.start(feed)
         self.smaller.start(feed)
 
@@ -63,7 +63,7 @@ class Pair:
         self.original.advance(original)
         self.smaller.advance(smaller)
 
-    def held(self, run: Run, rows: int, rng: np.random.Generator) -> Mask:
+    def held(self, run: PairedRun, rows: int, rng: np.random.Generator) -> Mask:
         """Which rows of a run are held out [rows]."""
         if self.split:
             return np.full(rows, run.held)

@@ -19,7 +19,7 @@ IN_MEMORY = 1 << 28
 """Bytes of activations that are held in memory; more go to a temporary folder."""
 
 
-class Shelf:
+class TensorSpill:
     """Tensors by name and run, in memory as long as they are few, else in files of a temporary folder.
 
     Of what lies in a file nothing is held but its number.
@@ -68,13 +68,13 @@ class Shelf:
         return f"{self.folder.name if self.folder else ''}/{number}.npy"
 
 
-class Walk:
+class PartialRunner:
     """Runs a network on many inputs at once, as far as it is asked to.
 
     ``proto`` may be changed between two steps wherever it has not been run yet.
     """
 
-    def __init__(self, proto: onnx.ModelProto, shelf: Shelf, tag: str, libraries: Sequence[Path] = ()) -> None:
+    def __init__(self, proto: onnx.ModelProto, shelf: TensorSpill, tag: str, libraries: Sequence[Path] = ()) -> None:
         self.proto, self.shelf, self.tag, self.libraries = proto, shelf, tag, libraries
         self.runs = 0
         graph = proto.graph

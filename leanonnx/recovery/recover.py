@@ -29,7 +29,7 @@ from leanonnx.numeric.regression import LARGE, Fit, Kind, Rows, Sums, best_fit
 from leanonnx.recovery.fold import folded
 from leanonnx.recovery.layers import Change, Layer, changed, layers
 from leanonnx.recovery.pair import Pair
-from leanonnx.recovery.partial_runner import Shelf
+from leanonnx.recovery.partial_runner import TensorSpill
 from leanonnx.recovery.rescale import Norm, Rescaled, norms, rescaled
 from leanonnx.recovery.rows import Beside, Site
 from leanonnx.runtime.sessions import Feed
@@ -48,7 +48,7 @@ TINY = 1e-30
 
 
 @dataclass(frozen=True)
-class Mended:
+class RefitLayer:
     """One layer: relative error of its output on held-out samples before and after, or why nothing was done."""
 
     name: str
@@ -62,7 +62,7 @@ class Recovered:
     """The network with its weights changed, and what was done layer by layer."""
 
     proto: onnx.ModelProto
-    layers: tuple[Mended, ...]
+    layers: tuple[RefitLayer, ...]
 
 
 def recover(
@@ -95,7 +95,7 @@ def recover(
     fitted = {proto.graph.node[layer.after].output[0] for layer in linear if layer.free_bias}
     chosen: list[Layer | Norm] = [*linear, *norms(dag, alive, compressed, fitted)]
     chosen.sort(key=lambda one: one.after)
-    shelf = Shelf()
+    shelf = TensorSpill()
     try:
         work = _Recovery(
             dag, alive, Pair(dag.model, current, feeds, held, shelf), seed, {layer.after for layer in chosen}
@@ -106,7 +106,7 @@ def recover(
             done.append(work.mend(layer) if isinstance(layer, Layer) else work.rescale(layer))
     finally:
         shelf.close()
-    done += [Mended(name, reason=reason) for name, reason in refused.items()]
+    done += [RefitLayer(name, reason=reason) for name, reason in refused.items()]
     return Recovered(changed(compressed, work.changes), tuple(done))
 
 
@@ -121,7 +121,7 @@ class _Recovery:
         self.now = replace(dag.model, proto=pair.after)
         self.changes: dict[int, Change | Rescaled] = {}
 
-    def mend(self, layer: Layer) -> Mended:
+    def mend(self, layer: Layer) -> RefitLayer:
         """Fit one layer."""
         node = self.pair.after.graph.node[layer.after]
         source = self.dag.model.proto.graph.node[layer.before]
@@ -135,7 +135,7 @@ class _Recovery:
         site = Site(self.dag, self.alive, layer, self.pair, x, source.output[0], x_hat, beside)
         name = name_of(node)
         if not site.understood():
-            return Mended(name, reason="its output is not what its weights make of its input")
+            return RefitLayer(name, reason="its output is not what its weights make of its input")
         weight, bias = self._held(layer)
         behind = bias if layer.added else np.zeros_like(bias)
         fit, before, scale = fitted(site, layer.laid_out(weight), bias - behind, self.seed)
@@ -147,16 +147,16 @@ class _Recovery:
             )
             self._carry_out(layer.after, change)
         errors = [float(np.sqrt(max(error, 0) / max(scale, TINY))) for error in (before, fit.error)]
-        return Mended(name, errors[0], errors[1])
+        return RefitLayer(name, errors[0], errors[1])
 
-    def rescale(self, norm: Norm) -> Mended:
+    def rescale(self, norm: Norm) -> RefitLayer:
         """Fit one BatchNormalization."""
         node = self.pair.after.graph.node[norm.after]
         self.waiting.remove(norm.after)
         change, errors = rescaled(norm, self.dag, self.now, self.pair, self.seed)
         if change is not None:
             self._carry_out(norm.after, change)
-        return Mended(name_of(node), float(errors[0]), float(errors[1]))
+        return RefitLayer(name_of(node), float(errors[0]), float(errors[1]))
 
     def _carry_out(self, after: int, change: Change | Rescaled) -> None:
         self.changes[after] = change

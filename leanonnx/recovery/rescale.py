@@ -67,10 +67,10 @@ def norms(dag: ChannelDag, alive: Mask, compressed: Model, fitted: Collection[st
         held = [compressed.origins.get(name, "") for name in node.input[1:]]
         if attribute(node, "training_mode", 0):
             continue
-        own = all(held) and all(compressed.readers.get(name, 0) == 1 for name in held[:2])
-        labels = dag.labels[node.output[0]].reshape(-1)
+        own = all(held) and all(compressed.use_counts.get(name, 0) == 1 for name in held[:2])
+        channel_ids = dag.channel_ids[node.output[0]].reshape(-1)
         if own and all(is_float(compressed.constant(name)) for name in held):
-            kept = np.asarray(alive[labels])
+            kept = np.asarray(alive[channel_ids])
             if int(kept.sum()) == compressed.constant(held[0]).size:
                 gamma, beta, mean, variance = held
                 epsilon = float(attribute(node, "epsilon", 1e-5))

@@ -44,7 +44,7 @@ def route_to(model: Model, name: str) -> Route | None:
     """The way of a constant to where it is read under a name; None where it is computed otherwise, or read beside."""
     behind: list[onnx.NodeProto] = []
     while name not in model.origins:
-        if name not in model.producers or model.readers.get(name, 0) != 1:
+        if name not in model.producers or model.use_counts.get(name, 0) != 1:
             return None
         behind.append(model.proto.graph.node[model.producers[name]])
         if standard(behind[-1]) not in ("Cast", "Transpose", "Reshape"):

@@ -14,7 +14,7 @@ from leanonnx.graph.positions import Window, features
 from leanonnx.numeric.arrays import Array, Floats, Ints
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.recovery.layers import Layer
-from leanonnx.recovery.pair import Pair, Run
+from leanonnx.recovery.pair import Pair, PairedRun
 
 UNDERSTOOD = 1e-3
 """Relative error up to which a layer's output is what its weights make of its input."""
@@ -51,7 +51,7 @@ class Site:
     @property
     def kept(self) -> Mask:
         """Which outputs of the original are left [O]."""
-        return np.asarray(self.alive[self.layer.mix.targets.reshape(-1)])
+        return np.asarray(self.alive[self.layer.mix.destinations.reshape(-1)])
 
     @cached_property
     def kernels(self) -> Floats:
@@ -67,15 +67,19 @@ class Site:
         def constant(name: str) -> Array | None:
             return model.constant(name) if name in model.origins else self.dag.observation.values.get(name)
 
-        return bias_of(node, self.layer.mix.targets.size, constant, self.layer.mix.onto)
+        return bias_of(node, self.layer.mix.destinations.size, constant, self.layer.mix.onto)
 
     def understood(self) -> bool:
         """Whether weights and input of the original make its output, at some positions of the first run."""
         x, y = self.pair.original.value(self.x, 0), self.pair.original.value(self.y, 0)
         bias, mix = self.original_bias(), self.layer.mix
-        if bias is None or y.ndim < 2 or y.shape[self._axis(y)] != mix.targets.size:
+        if bias is None or y.ndim < 2 or y.shape[self._axis(y)] != mix.destinations.size:
             return False
-        if x.size // x.shape[mix.axis] != y.size // mix.targets.size if self.layer.window is None else len(x) != len(y):
+        if (
+            x.size // x.shape[mix.axis] != y.size // mix.destinations.size
+            if self.layer.window is None
+            else len(x) != len(y)
+        ):
             return False
         window = self.layer.window and replace(self.layer.window, groups=len(mix.sources))
         chosen = np.random.default_rng(0).integers(0, self.positions(), TRIED)
@@ -92,7 +96,7 @@ class Site:
         value = self.pair.original.value(self.y, 0)
         return int(value.size // value.shape[self._axis(value)])
 
-    def rows(self, each: int, seed: int) -> Iterator[tuple[Run, Mask, Array, Array]]:
+    def rows(self, each: int, seed: int) -> Iterator[tuple[PairedRun, Mask, Array, Array]]:
         """For each run, up to ``each`` rows: which are held out, features [n, G, I · taps], targets [n, G, O]."""
         for run in self.pair.runs:
             x_hat, y = self.pair.smaller.value(self.x_hat, run.index), self.pair.original.value(self.y, run.index)

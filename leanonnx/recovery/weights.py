@@ -33,7 +33,7 @@ BFLOAT16 = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
 
 
 @dataclass(frozen=True)
-class Weights:
+class StoredWeights:
     """Changed constants by name; ``biases`` names the tensor at which each of those that were added is the bias."""
 
     arrays: Mapping[str, Array]
@@ -49,16 +49,16 @@ class Weights:
         return stream.getvalue()
 
 
-def changed_weights(bare: Model, draft: onnx.ModelProto) -> Weights:
+def changed_weights(bare: Model, draft: onnx.ModelProto) -> StoredWeights:
     """The constants of a draft that differ from those of the bare network it was made from."""
     made = replace(bare, proto=draft)
     arrays = {name: holder_array(holder) for name, holder in made.holders.items() if bare.holders.get(name) != holder}
     pairs = zip(bare.proto.graph.node, draft.graph.node, strict=True)
     biases = {new.input[BIAS]: new.output[0] for old, new in pairs if list(old.input) != list(new.input)}
-    return Weights(arrays, biases)
+    return StoredWeights(arrays, biases)
 
 
-def read_weights(file: WeightsFile, origin: str) -> Weights:
+def read_weights(file: WeightsFile, origin: str) -> StoredWeights:
     """The weights that a plan, called ``origin``, refers to.
 
     Raises:
@@ -82,10 +82,10 @@ def read_weights(file: WeightsFile, origin: str) -> Weights:
         for info in archive.infolist():
             with archive.open(info) as member:
                 arrays[info.filename.removesuffix(SUFFIX)] = npy.read_array(member, allow_pickle=False)
-    return Weights(arrays, file.biases)
+    return StoredWeights(arrays, file.biases)
 
 
-def put_in(bare: Model, weights: Weights, origin: str) -> onnx.ModelProto:
+def put_in(bare: Model, weights: StoredWeights, origin: str) -> onnx.ModelProto:
     """A copy of a compressed network with other weights.
 
     Raises:
@@ -112,7 +112,7 @@ def put_in(bare: Model, weights: Weights, origin: str) -> onnx.ModelProto:
     return result
 
 
-def restore(original: Model, draft: Path, weights: Weights, origin: str) -> None:
+def restore(original: Model, draft: Path, weights: StoredWeights, origin: str) -> None:
     """Put weights into a draft, on its file.
 
     Raises:

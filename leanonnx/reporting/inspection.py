@@ -58,15 +58,15 @@ def _channel_counts(dag: ChannelDag) -> Row:
 def ties(dag: ChannelDag) -> list[Row]:
     """Groups of mixing nodes whose output channels live and die together, with the number of classes."""
     owners: dict[int, set[int]] = {}
-    for node, mix in dag.mixes:
-        for found in np.unique(dag.classes[mix.targets]):
+    for node, mix in dag.kernel_blocks:
+        for found in np.unique(dag.groups[mix.destinations]):
             owners.setdefault(int(found), set()).add(node)
-    groups: dict[tuple[int, ...], int] = {}
+    tied_layers: dict[tuple[int, ...], int] = {}
     for nodes in owners.values():
         if len(nodes) > 1:
-            groups[tuple(sorted(nodes))] = groups.get(tuple(sorted(nodes)), 0) + 1
+            tied_layers[tuple(sorted(nodes))] = tied_layers.get(tuple(sorted(nodes)), 0) + 1
     names = [node.name or node.output[0] for node in dag.model.proto.graph.node]
-    return [{"layers": [names[k] for k in nodes], "classes": count} for nodes, count in sorted(groups.items())]
+    return [{"layers": [names[k] for k in nodes], "classes": count} for nodes, count in sorted(tied_layers.items())]
 
 
 def why(dag: ChannelDag, tensor: str, channel: int | None = None) -> Row:
@@ -75,30 +75,30 @@ def why(dag: ChannelDag, tensor: str, channel: int | None = None) -> Row:
     Raises:
         OptionError: no tensor of that name carries channels, or it has fewer.
     """
-    if tensor not in dag.labels:
+    if tensor not in dag.channel_ids:
         said = tensor if channel is None else f"{tensor}:{channel}"
         raise OptionError(f"--why {said}: no tensor named '{tensor}' carries channels; see `leanonnx inspect`")
-    labels = dag.labels[tensor]
-    axes = varied(labels)
+    channel_ids = dag.channel_ids[tensor]
+    axes = varied(channel_ids)
     row: Row = {
         "schema": SCHEMA,
         "tensor": tensor,
         "shape": list(dag.shapes.get(tensor, ())),
         "channel_axes": list(axes),
     }
-    chosen = np.unique(labels)
+    chosen = np.unique(channel_ids)
     if channel is not None:
-        line = labels if not axes else np.moveaxis(labels, axes[0], 0)
+        line = channel_ids if not axes else np.moveaxis(channel_ids, axes[0], 0)
         count = line.shape[0] if axes else 1
         if not 0 <= channel < count:
             has = f"'{tensor}' has {counted(count, 'channel')}"
             raise OptionError(f"--why {tensor}:{channel}: {has}; give one from 0 to {count - 1}")
-        chosen = np.unique(line[channel] if axes else labels)
+        chosen = np.unique(line[channel] if axes else channel_ids)
         row["channel"] = channel
-    members = np.isin(dag.classes, dag.classes[chosen])
-    pinned = [pin for pin in dag.pins if members[pin.labels].any()]
-    row["channels"] = int(np.unique(dag.classes[chosen]).size)
-    row["removable"] = int((~dag.pinned[np.unique(dag.classes[chosen])]).sum())
+    members = np.isin(dag.groups, dag.groups[chosen])
+    pinned = [pin for pin in dag.pins if members[pin.channel_ids].any()]
+    row["channels"] = int(np.unique(dag.groups[chosen]).size)
+    row["removable"] = int((~dag.pinned[np.unique(dag.groups[chosen])]).sum())
     row["pins"] = [{"tensor": p.tensor, "reason": p.reason, "advice": p.advice} for p in _once(pinned)]
     row["tied"] = _tied_tensors(dag, members, tensor)
     row["read_by"] = [n.name or n.output[0] for n in dag.model.proto.graph.node if tensor in n.input]
@@ -112,10 +112,10 @@ def _once(found: Iterable[Any]) -> list[Any]:
 def _tied_tensors(dag: ChannelDag, members: Mask, tensor: str) -> list[Row]:
     """Other tensors that hold channels of the same classes, by the index on their first channel axis."""
     rows = []
-    for name, labels in dag.labels.items():
-        mask = members[labels]
-        if name != tensor and mask.any() and varied(labels):
-            index = np.flatnonzero(projection(mask, varied(labels)[0]))
+    for name, channel_ids in dag.channel_ids.items():
+        mask = members[channel_ids]
+        if name != tensor and mask.any() and varied(channel_ids):
+            index = np.flatnonzero(projection(mask, varied(channel_ids)[0]))
             rows.append({"tensor": name, "channels": int(index.size), "first": index[:8].tolist()})
     return rows
 

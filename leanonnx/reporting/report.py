@@ -12,16 +12,16 @@ from rich.text import Text
 from leanonnx.analysis.cost import UNITS, Cost, cost_model
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.product_costs import products
-from leanonnx.commands.compress.pipeline import Result
+from leanonnx.commands.compress.pipeline import CompressResult
 from leanonnx.evaluation.deviation import Fidelity
-from leanonnx.evaluation.slices import Channels
+from leanonnx.evaluation.slices import ChannelDeviation
 from leanonnx.formatting import counted, finite, metric_text, sizes
 from leanonnx.graph.nodes import name_of, title
-from leanonnx.numeric.channel_ids import Labels, Mask
+from leanonnx.numeric.channel_ids import ChannelIds, Mask
 from leanonnx.recovery.draft import Recovery
 from leanonnx.reporting.remarks import changed, remarks
 from leanonnx.runtime.providers import Setting
-from leanonnx.runtime.timing import Comparison
+from leanonnx.runtime.timing import TimingComparison
 from leanonnx.selection.limits import held_back
 
 SCHEMA = 1
@@ -35,7 +35,7 @@ MEANING = {
 Row = dict[str, Any]
 
 
-def summary(result: Result) -> Row:
+def summary(result: CompressResult) -> Row:
     """The JSON object of ``leanonnx compress``."""
     dag = result.dag
     return {
@@ -68,7 +68,7 @@ def summary(result: Result) -> Row:
     }
 
 
-def latency(found: Comparison | None, setting: Setting) -> Row | None:
+def latency(found: TimingComparison | None, setting: Setting) -> Row | None:
     """Measured time of one run before and after; None if it was not measured."""
     if found is None:
         return None
@@ -84,7 +84,7 @@ def latency(found: Comparison | None, setting: Setting) -> Row | None:
     }
 
 
-def comparison(found: Comparison) -> Row:
+def comparison(found: TimingComparison) -> Row:
     """The ratio of two models' times."""
     return {
         "speedup": round(found.speedup, 4),
@@ -134,7 +134,7 @@ def fidelity(found: Fidelity) -> Row:
     return {"samples": found.samples, "outputs": outputs, "metric": metric}
 
 
-def worst_channel(found: Channels | None) -> Row | None:
+def worst_channel(found: ChannelDeviation | None) -> Row | None:
     """The slice of an output that deviates most; None where it has none, a number that is infinite is given as null."""
     return (
         None if found is None else {"axis": found.axis, "index": found.index, "relative_l2": finite(found.relative_l2)}
@@ -157,17 +157,17 @@ def _change(before: int, after: int) -> Row:
 def layers(dag: ChannelDag, alive: Mask) -> list[Row]:
     """Channels read and put out by each mixing node, before and after, with its kernels."""
     rows = []
-    for node, mix in dag.mixes:
+    for node, mix in dag.kernel_blocks:
         proto = dag.model.proto.graph.node[node]
-        kernels = int((alive[mix.targets].sum(1) * alive[mix.sources].sum(1)).sum())
-        before = mix.sources.shape[0] * mix.sources.shape[1] * mix.targets.shape[1]
+        kernels = int((alive[mix.destinations].sum(1) * alive[mix.sources].sum(1)).sum())
+        before = mix.sources.shape[0] * mix.sources.shape[1] * mix.destinations.shape[1]
         rows.append(
             {
                 "name": proto.name or proto.output[0],
                 "operator": proto.op_type,
-                "groups": [mix.sources.shape[0], int(alive[mix.targets].any(1).sum())],
+                "groups": [mix.sources.shape[0], int(alive[mix.destinations].any(1).sum())],
                 "in": _width(mix.sources, alive),
-                "out": _width(mix.targets, alive),
+                "out": _width(mix.destinations, alive),
                 "kernels": [before * mix.counted, kernels * mix.counted],
                 "macs": [before * mix.taps * mix.positions, kernels * mix.taps * mix.positions],
             }
@@ -190,8 +190,8 @@ def product_rows(dag: ChannelDag, alive: Mask) -> list[Row]:
     return list(rows.values())
 
 
-def _width(labels: Labels, alive: Mask) -> list[int]:
-    return [int(labels.size), int(alive[labels].sum())]
+def _width(channel_ids: ChannelIds, alive: Mask) -> list[int]:
+    return [int(channel_ids.size), int(alive[channel_ids].sum())]
 
 
 def pins(dag: ChannelDag, alive: Mask) -> list[Row]:
@@ -199,7 +199,7 @@ def pins(dag: ChannelDag, alive: Mask) -> list[Row]:
     held = held_back(dag, cost_model(dag), alive, dag.pins, by=lambda pin: (pin.tensor, pin.reason))
     found: dict[tuple[str, str], Row] = {}
     for pin in dag.pins:
-        row = {"tensor": pin.tensor, "channels": int(pin.labels.size), "reason": pin.reason, "advice": pin.advice}
+        row = {"tensor": pin.tensor, "channels": int(pin.channel_ids.size), "reason": pin.reason, "advice": pin.advice}
         found.setdefault((pin.tensor, pin.reason), {**row, "kernels": held[pin.tensor, pin.reason]})
     return sorted(found.values(), key=lambda row: (-row["kernels"], row["tensor"]))
 

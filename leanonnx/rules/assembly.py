@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from leanonnx.numeric.channel_ids import Labels, compact, on_axis, uniform, varied
+from leanonnx.numeric.channel_ids import ChannelIds, compact, on_axis, uniform, varied
 from leanonnx.rules import advice
 from leanonnx.rules.call import (
     Call,
     Edit,
     Effect,
-    Kept,
-    Link,
+    FixedEdges,
+    KeptChannels,
     Move,
-    Pairs,
-    Pick,
+    Select,
     Slice,
+    TiePairs,
     Unsupported,
     broadcast_factor,
     mint_for_rows,
@@ -36,8 +36,8 @@ def concat(call: Call) -> Effect:
     axis = int(call.attribute("axis", 1)) % len(shape)
     slots = [k for k in range(len(call.inputs)) if call.has(k)]
     computed = [k for k in slots if not call.is_constant(k)]
-    axes = {a for k in computed for a in varied(call.labels(k))}
-    whole = {int(label) for k in computed for label in call.labels(k).flat} if not axes else set()
+    axes = {a for k in computed for a in varied(call.channel_ids(k))}
+    whole = {int(channel_id) for k in computed for channel_id in call.channel_ids(k).flat} if not axes else set()
     if len(whole) == 1:
         return Effect((uniform(whole.pop(), len(shape)),))
     if axes - {axis} and axis in axes:
@@ -47,12 +47,12 @@ def concat(call: Call) -> Effect:
 
 def _concat_channels(call: Call, slots: list[int], axis: int) -> Effect:
     rank = len(call.output_shape())
-    parts: list[Labels] = []
-    implied: list[Pairs] = []
-    links: list[Link] = []
+    parts: list[ChannelIds] = []
+    implied: list[TiePairs] = []
+    links: list[FixedEdges] = []
     slices: list[Slice] = []
-    starts: list[Labels] = []
-    operands: dict[int, tuple[Labels, Labels]] = {}
+    starts: list[ChannelIds] = []
+    operands: dict[int, tuple[ChannelIds, ChannelIds]] = {}
     for slot in slots:
         size = call.shape(slot)[axis]
         if call.is_constant(slot):
@@ -66,47 +66,49 @@ def _concat_channels(call: Call, slots: list[int], axis: int) -> Effect:
             minted = call.mint(unique.size)
             readers = minted[inverse]
             implied.append((unique, minted))
-            links.append(Link(unique, minted))
+            links.append(FixedEdges(unique, minted))
             operands[slot] = (vector, readers)
         parts.append(readers)
 
-    def rewrite(kept: Kept) -> Edit:
+    def rewrite(kept: KeptChannels) -> Edit:
         found = {slot: _pick(kept, axis, *pair) for slot, pair in operands.items()}
         return Edit(inputs={slot: pick for slot, pick in found.items() if pick is not None})
 
     return Effect(
         (on_axis(np.concatenate(parts), axis, rank),),
-        implied=tuple(implied),
-        links=tuple(links),
+        concat_slots=tuple(implied),
+        fixed_edges=tuple(links),
         slices=tuple(slices),
         starts=tuple(starts),
         rewrite=rewrite,
     )
 
 
-def _pick(kept: Kept, axis: int, vector: Labels, readers: Labels) -> Pick | None:
+def _pick(kept: KeptChannels, axis: int, vector: ChannelIds, readers: ChannelIds) -> Select | None:
     """Which of an operand's surviving positions are read; None where all are."""
     read = kept.mask(readers)[kept.mask(vector)]
-    return None if read.size and read.all() else Pick(axis, np.flatnonzero(read))
+    return None if read.size and read.all() else Select(axis, np.flatnonzero(read))
 
 
 def _concat_other(call: Call, slots: list[int], computed: list[int], axis: int) -> Effect:
-    own = {k: call.labels(k) for k in computed}
-    joint = np.broadcast_shapes(*[labels.shape for labels in own.values()])
-    spread = {k: np.broadcast_to(labels, joint) for k, labels in own.items()}
+    own = {k: call.channel_ids(k) for k in computed}
+    joint = np.broadcast_shapes(*[channel_ids.shape for channel_ids in own.values()])
+    spread = {k: np.broadcast_to(channel_ids, joint) for k, channel_ids in own.items()}
     first = spread[computed[0]]
     if all(np.array_equal(first, other) for other in spread.values()):
         out, ties, links = first, [], []
     else:
-        out = mint_for_rows(call, np.stack([labels.reshape(-1) for labels in spread.values()], axis=1)).reshape(joint)
-        ties = [(labels.reshape(-1), out.reshape(-1)) for labels in spread.values()]
-        links = [Link(*pair) for pair in ties]
+        out = mint_for_rows(
+            call, np.stack([channel_ids.reshape(-1) for channel_ids in spread.values()], axis=1)
+        ).reshape(joint)
+        ties = [(channel_ids.reshape(-1), out.reshape(-1)) for channel_ids in spread.values()]
+        links = [FixedEdges(*pair) for pair in ties]
     slices = []
     for slot in set(slots) - set(computed):
         factor, more = broadcast_factor(out, call.shape(slot))
         ties += more
         slices += [Slice(slot, (factor,))] if varied(factor) else []
-    return Effect((out,), tuple(ties), links=tuple(links), slices=tuple(slices))
+    return Effect((out,), tuple(ties), fixed_edges=tuple(links), slices=tuple(slices))
 
 
 def qlinear_concat(call: Call) -> Effect:
@@ -120,8 +122,8 @@ def qlinear_concat(call: Call) -> Effect:
     """
     axis = int(call.attribute("axis", 1)) % len(call.output_shape())
     slots = list(range(2, len(call.inputs), 3))
-    found = [call.labels(slot) for slot in slots]
-    axes = {a for labels in found for a in varied(labels)}
+    found = [call.channel_ids(slot) for slot in slots]
+    axes = {a for channel_ids in found for a in varied(channel_ids)}
     if axes - {axis} and axis in axes:
         raise Unsupported("its operands hold channels on the concatenated axis and on another", advice.EXPORT)
     if axes - {axis}:
@@ -139,16 +141,16 @@ def split(call: Call) -> Effect:
     Limits: none; the sizes follow from the channels kept in each part.
     Specification: ONNX Split-18.
     """
-    labels = call.labels(0)
-    axis = int(call.attribute("axis", 0)) % labels.ndim
+    channel_ids = call.channel_ids(0)
+    axis = int(call.attribute("axis", 0)) % channel_ids.ndim
     sizes = [shape[axis] if shape else 0 for shape in call.output_shapes]
     ends = np.cumsum(sizes)
     moves = tuple(window(axis, int(end) - size, int(end)) for size, end in zip(sizes, ends, strict=True))
-    outputs = tuple(compact(move(labels)) for move in moves)
-    if axis not in varied(labels):
+    outputs = tuple(compact(move(channel_ids)) for move in moves)
+    if axis not in varied(channel_ids):
         return Effect(outputs, moves=moves)
 
-    def rewrite(kept: Kept) -> Edit:
+    def rewrite(kept: KeptChannels) -> Edit:
         kept_sizes = [kept.count(out, axis, size) for out, size in zip(outputs, sizes, strict=True)]
         if call.opset < 13:
             return Edit({"split": kept_sizes})
@@ -160,7 +162,7 @@ def split(call: Call) -> Effect:
 def window(axis: int, start: int, end: int) -> Move:
     """Labels of the positions start to end of one axis."""
 
-    def move(given: Labels) -> Labels:
+    def move(given: ChannelIds) -> ChannelIds:
         index = (slice(None),) * axis + (slice(start, end),)
         return given[index] if given.shape[axis] > 1 else given
 

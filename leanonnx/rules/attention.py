@@ -7,9 +7,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leanonnx.numeric.channel_ids import Labels, compact, on_axis, varied
+from leanonnx.numeric.channel_ids import ChannelIds, compact, on_axis, varied
 from leanonnx.rules import advice
-from leanonnx.rules.call import Call, Edit, Effect, Kept, Link, Pairs, Pin, Slice, Unsupported, mint_for_rows, steered
+from leanonnx.rules.call import (
+    Call,
+    Edit,
+    Effect,
+    FixedEdges,
+    KeptChannels,
+    Pin,
+    Slice,
+    TiePairs,
+    Unsupported,
+    mint_for_rows,
+    steered,
+)
 
 ROWS, STACKED = 3, 4
 """Ranks of [batch, length, heads · width] and of [batch, heads, length, width]."""
@@ -19,17 +31,17 @@ ROWS, STACKED = 3, 4
 class Heads:
     """Labels of the heads of keys and values [heads], each of which ``shared`` heads of queries read."""
 
-    labels: Labels
+    channel_ids: ChannelIds
     shared: int = 1
 
     @property
-    def queries(self) -> Labels:
+    def queries(self) -> ChannelIds:
         """The label of each head of the queries."""
-        return np.repeat(self.labels, self.shared)
+        return np.repeat(self.channel_ids, self.shared)
 
-    def laid(self, shape: Sequence[int], count: int) -> Labels:
+    def laid(self, shape: Sequence[int], count: int) -> ChannelIds:
         """Labels of a tensor of ``count`` heads."""
-        each = self.labels if count == self.labels.size else self.queries
+        each = self.channel_ids if count == self.channel_ids.size else self.queries
         if len(shape) == ROWS:
             return compact(on_axis(np.repeat(each, shape[2] // count), 2, ROWS))
         return compact(on_axis(each, 1, STACKED))
@@ -79,8 +91,8 @@ def _attended(
     shared = queries // keys
     rows = [_rows(call, slot, count).reshape(keys, -1) for slot, count in ((0, queries), (1, keys), (2, keys))]
     heads = Heads(mint_for_rows(call, np.concatenate(rows, axis=1)), shared)
-    pairs = [_pairs(own, heads.labels) for own in rows]
-    ties, links = list(pairs), [Link(*pair) for pair in pairs]
+    pairs = [_pairs(own, heads.channel_ids) for own in rows]
+    ties, links = list(pairs), [FixedEdges(*pair) for pair in pairs]
     slices: list[Slice] = []
     pins: list[Pin] = []
     for slot in (mask, *beside):
@@ -90,32 +102,34 @@ def _attended(
         if not call.is_constant(bias):
             raise Unsupported("its bias is computed at run time", advice.CONSTANT)
         widths = (call.shape(slot)[2] // count for slot, count in ((0, queries), (1, keys), (2, keys)))
-        slices.append(Slice(bias, (np.concatenate([np.repeat(heads.labels, width) for width in widths]),)))
+        slices.append(Slice(bias, (np.concatenate([np.repeat(heads.channel_ids, width) for width in widths]),)))
 
-    def rewrite(kept: Kept) -> Edit:
-        left = int(kept.mask(heads.labels).sum())
+    def rewrite(kept: KeptChannels) -> Edit:
+        left = int(kept.mask(heads.channel_ids).sum())
         sizes = {name: left * (shared if name == "q_num_heads" else 1) for name in names}
         return Edit({name: size for name, size in sizes.items() if name in call.attributes})
 
     output = heads.laid(call.output_shape(), queries)
     past, scores = (heads.laid((0,) * STACKED, count) for count in (keys, queries))
     outputs = (output, past, past, scores)[: len(call.outputs)]
-    return Effect(outputs, tuple(ties), links=tuple(links), slices=tuple(slices), pins=tuple(pins), rewrite=rewrite)
+    return Effect(
+        outputs, tuple(ties), fixed_edges=tuple(links), slices=tuple(slices), pins=tuple(pins), rewrite=rewrite
+    )
 
 
-def _rows(call: Call, slot: int, count: int) -> Labels:
+def _rows(call: Call, slot: int, count: int) -> ChannelIds:
     """The channels of each head of an operand [heads, k]."""
-    labels = call.labels(slot)
-    if labels.ndim not in (ROWS, STACKED):
-        raise Unsupported(f"input {slot} has {labels.ndim} axes", advice.EXPORT)
-    axis = 2 if labels.ndim == ROWS else 1
-    moved = np.moveaxis(labels, axis, 0)
+    channel_ids = call.channel_ids(slot)
+    if channel_ids.ndim not in (ROWS, STACKED):
+        raise Unsupported(f"input {slot} has {channel_ids.ndim} axes", advice.EXPORT)
+    axis = 2 if channel_ids.ndim == ROWS else 1
+    moved = np.moveaxis(channel_ids, axis, 0)
     if moved.shape[0] == 1:
         return np.broadcast_to(moved.reshape(1, -1), (count, moved.size))
     return moved.reshape(count, -1)
 
 
-def _pairs(rows: Labels, heads: Labels) -> Pairs:
+def _pairs(rows: ChannelIds, heads: ChannelIds) -> TiePairs:
     """Each channel of a head with the head's label, once."""
     spread = np.broadcast_to(heads[:, None], rows.shape)
     found = np.unique(np.stack([rows.reshape(-1), spread.reshape(-1)]), axis=1)
@@ -127,7 +141,7 @@ def _laid_over(
     slot: int,
     heads: Heads,
     by_head: bool,
-    found: tuple[list[Pairs], list[Link], list[Slice], list[Pin]],
+    found: tuple[list[TiePairs], list[FixedEdges], list[Slice], list[Pin]],
 ) -> None:
     """What a mask asks for that has a part for each head, or one for all."""
     ties, links, slices, pins = found
@@ -136,16 +150,16 @@ def _laid_over(
     if call.is_constant(slot):
         slices += [Slice(slot, (on_axis(heads.queries, axis, len(shape)),))] if apart else []
         return
-    labels = call.labels(slot)
+    channel_ids = call.channel_ids(slot)
     if apart:
-        rows = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
+        rows = np.moveaxis(channel_ids, axis, 0).reshape(channel_ids.shape[axis], -1)
         pair = _pairs(np.broadcast_to(rows, (heads.queries.size, rows.shape[1])), heads.queries)
         ties.append(pair)
-        links.append(Link(*pair))
+        links.append(FixedEdges(*pair))
         return
-    own = np.unique(labels)
-    links.append(Link(np.repeat(own, heads.labels.size), np.tile(heads.labels, own.size)))
-    if varied(labels):
+    own = np.unique(channel_ids)
+    links.append(FixedEdges(np.repeat(own, heads.channel_ids.size), np.tile(heads.channel_ids, own.size)))
+    if varied(channel_ids):
         pins.append(Pin(own, call.value(slot).name, f"{call.title} is masked by it", advice.CONSTANT))
 
 
@@ -163,12 +177,14 @@ def rotary_embedding(call: Call) -> Effect:
     count = (given or shape[2] // (2 * call.shape(angles)[-1])) if len(shape) == ROWS else shape[1]
     rows = _rows(call, 0, count)
     heads = Heads(mint_for_rows(call, rows))
-    pair = _pairs(rows, heads.labels)
+    pair = _pairs(rows, heads.channel_ids)
 
-    def rewrite(kept: Kept) -> Edit:
-        return Edit({"num_heads": int(kept.mask(heads.labels).sum())})
+    def rewrite(kept: KeptChannels) -> Edit:
+        return Edit({"num_heads": int(kept.mask(heads.channel_ids).sum())})
 
-    effect = Effect((heads.laid(shape, count),), (pair,), links=(Link(*pair),), rewrite=rewrite if given else None)
+    effect = Effect(
+        (heads.laid(shape, count),), (pair,), fixed_edges=(FixedEdges(*pair),), rewrite=rewrite if given else None
+    )
     return steered(call, effect, "is steered by it")
 
 

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanonnx.numeric.arrays import Array
-from leanonnx.numeric.channel_ids import Labels, Mask, Shape, along, compact, on_axis, projection, uniform, varied
+from leanonnx.numeric.channel_ids import ChannelIds, Mask, Shape, along, compact, on_axis, projection, uniform, varied
 from leanonnx.rules import advice
 
-Pairs = tuple[Labels, Labels]
+TiePairs = tuple[ChannelIds, ChannelIds]
 Attribute = int | float | list[int] | None
 """A new value of an attribute; None removes it."""
 
@@ -34,7 +34,7 @@ class Value:
 
     name: str
     shape: Shape | None
-    labels: Labels | None
+    channel_ids: ChannelIds | None
     read: Callable[[], Array]
     held: bool = False
     maker: str = ""
@@ -48,7 +48,7 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Mix:
+class KernelBlock:
     """Kernels of a channel-mixing node: ``sources[g, i]`` to ``targets[g, o]`` for every group g.
 
     ``kernels()`` reads the weights as ``[G, O, I, *k]``; ``inward`` holds the input channel of each element of the
@@ -57,11 +57,11 @@ class Mix:
     ``axis`` is that of the data along which the sources lie, ``onto`` that of the output for the targets.
     """
 
-    sources: Labels
-    targets: Labels
+    sources: ChannelIds
+    destinations: ChannelIds
     slot: int
     kernels: Callable[[], Array]
-    inward: Labels | None = None
+    inward: ChannelIds | None = None
     strides: tuple[int, ...] = ()
     taps: int = 1
     positions: int = 1
@@ -71,11 +71,11 @@ class Mix:
 
 
 @dataclass(frozen=True)
-class Link:
+class FixedEdges:
     """Fixed edges: ``sources[n]`` to ``targets[n]``, each channel scaled by ``gains[n]``."""
 
-    sources: Labels
-    targets: Labels
+    sources: ChannelIds
+    destinations: ChannelIds
     gains: NDArray[np.float32] | None = None
 
 
@@ -89,8 +89,8 @@ class Reduction:
     """
 
     slot: int
-    labels: Labels
-    target: Labels | None = None
+    channel_ids: ChannelIds
+    destination: ChannelIds | None = None
 
 
 @dataclass(frozen=True)
@@ -98,37 +98,37 @@ class Slice:
     """How the constant in an input slot is sliced: an element lives iff its labels in all factors live."""
 
     slot: int
-    factors: tuple[Labels, ...]
+    factors: tuple[ChannelIds, ...]
 
 
 @dataclass(frozen=True)
 class Pin:
     """Channels that may not be removed, why, and what a user can do about it."""
 
-    labels: Labels
+    channel_ids: ChannelIds
     tensor: str
     reason: str
     advice: str = advice.NONE
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptChannels:
     """The channels that survive, as a rule's rewrite sees them."""
 
     alive: Mask
 
-    def mask(self, labels: Labels) -> Mask:
+    def mask(self, channel_ids: ChannelIds) -> Mask:
         """Which positions survive."""
-        return self.alive[labels]
+        return self.alive[channel_ids]
 
-    def count(self, labels: Labels, axis: int, size: int) -> int:
+    def count(self, channel_ids: ChannelIds, axis: int, size: int) -> int:
         """The size of a tensor's axis after surgery."""
-        index = projection(self.alive[labels], axis)
+        index = projection(self.alive[channel_ids], axis)
         return int(index.sum()) * (size if index.size == 1 else 1)
 
 
 @dataclass(frozen=True)
-class Entries:
+class ShapeEdit:
     """New values for some entries of an integer vector of length ``size``; the others stay.
 
     ``before`` holds, for entries that are the size of a whole axis, the size that stands there without the edit.  Where
@@ -141,7 +141,7 @@ class Entries:
 
 
 @dataclass(frozen=True)
-class Pick:
+class Select:
     """Which positions of a computed input are still read, along one axis; none at all drops the input."""
 
     axis: int
@@ -157,13 +157,13 @@ class Edit:
     """
 
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
-    inputs: Mapping[int, Array | Entries | Pick] = field(default_factory=dict)
-    outputs: Mapping[int, Entries] = field(default_factory=dict)
+    inputs: Mapping[int, Array | ShapeEdit | Select] = field(default_factory=dict)
+    outputs: Mapping[int, ShapeEdit] = field(default_factory=dict)
     scales: Mapping[int, float] = field(default_factory=dict)
 
 
-Rewrite = Callable[[Kept], Edit]
-Move = Callable[[Labels], Labels]
+Rewrite = Callable[[KeptChannels], Edit]
+Move = Callable[[ChannelIds], ChannelIds]
 
 
 @dataclass(frozen=True)
@@ -177,15 +177,15 @@ class Effect:
     the operator cannot follow a keep set itself, so that a Gather always takes its place.
     """
 
-    outputs: tuple[Labels, ...]
-    ties: tuple[Pairs, ...] = ()
-    implied: tuple[Pairs, ...] = ()
-    mixes: tuple[Mix, ...] = ()
-    links: tuple[Link, ...] = ()
+    outputs: tuple[ChannelIds, ...]
+    ties: tuple[TiePairs, ...] = ()
+    concat_slots: tuple[TiePairs, ...] = ()
+    kernel_blocks: tuple[KernelBlock, ...] = ()
+    fixed_edges: tuple[FixedEdges, ...] = ()
     slices: tuple[Slice, ...] = ()
     reductions: tuple[Reduction, ...] = ()
     pins: tuple[Pin, ...] = ()
-    starts: tuple[Labels, ...] = ()
+    starts: tuple[ChannelIds, ...] = ()
     rewrite: Rewrite | None = None
     moves: tuple[Move, ...] = ()
     gathers: bool = False
@@ -208,10 +208,10 @@ class Call:
     inputs: tuple[Value | None, ...]
     outputs: tuple[str, ...]
     output_shapes: tuple[Shape | None, ...]
-    mint: Callable[[int], Labels]
+    mint: Callable[[int], ChannelIds]
     minted: Callable[[], int]
     by_position: bool = False
-    readers: tuple[tuple[str, ...], ...] = ()
+    consumers: tuple[tuple[str, ...], ...] = ()
 
     @property
     def title(self) -> str:
@@ -239,9 +239,9 @@ class Call:
             raise Unsupported(f"input {slot} is missing", advice.EXPORT)
         return found
 
-    def labels(self, slot: int) -> Labels:
+    def channel_ids(self, slot: int) -> ChannelIds:
         """Labels of the data in a slot."""
-        found = self.value(slot).labels
+        found = self.value(slot).channel_ids
         if found is None:
             raise Unsupported(f"input {slot} is a constant", advice.FOLD)
         return found
@@ -260,13 +260,13 @@ class Call:
             raise Unsupported(f"the shape of output {index} is unknown", advice.EXPORT)
         return found
 
-    def read_by(self, index: int) -> set[str]:
+    def consumed_by(self, index: int) -> set[str]:
         """The operators that read an output, "" standing for the graph itself."""
-        return set(self.readers[index]) if index < len(self.readers) else {""}
+        return set(self.consumers[index]) if index < len(self.consumers) else {""}
 
     def is_constant(self, slot: int) -> bool:
         """Whether the value in a slot depends on no graph input."""
-        return self.has(slot) and self.value(slot).labels is None
+        return self.has(slot) and self.value(slot).channel_ids is None
 
     def array(self, slot: int) -> Array:
         """The value in a slot that must be constant."""
@@ -281,10 +281,10 @@ class Call:
         found = self.attributes.get(name or "")
         return None if found is None else [int(x) for x in np.atleast_1d(found)]
 
-    def slices(self, slot: int, axis: int) -> tuple[Labels, list[Pairs]]:
+    def slices(self, slot: int, axis: int) -> tuple[ChannelIds, list[TiePairs]]:
         """Label of each slice of an input along one axis, with the ties that make slices removable."""
         shape = self.shape(slot)
-        return along(self.labels(slot), axis, shape[axis])
+        return along(self.channel_ids(slot), axis, shape[axis])
 
 
 class Unsupported(Exception):
@@ -298,7 +298,7 @@ class Unsupported(Exception):
 Rule = Callable[[Call], Effect]
 
 
-def mint_for_rows(call: Call, rows: Labels) -> Labels:
+def mint_for_rows(call: Call, rows: ChannelIds) -> ChannelIds:
     """Fresh labels [n], one for each distinct row of ``rows`` [n, k].
 
     Positions that repeat the same channels (the heads of each sample of a batch) share a label, so that there are as
@@ -308,7 +308,7 @@ def mint_for_rows(call: Call, rows: Labels) -> Labels:
     return call.mint(unique.shape[0])[inverse.reshape(-1)]
 
 
-def kept_together(call: Call, slot: int, axis: int) -> tuple[Labels, list[Pairs]]:
+def kept_together(call: Call, slot: int, axis: int) -> tuple[ChannelIds, list[TiePairs]]:
     """Labels [1, …, C, …, 1] of an input whose channels lie on one axis, and the ties needed for that."""
     vector, ties = call.slices(slot, axis)
     rank = len(call.shape(slot))
@@ -324,28 +324,28 @@ def taken_together(call: Call, axes: set[int], reason: str, why: str = advice.NO
     Raises:
         Unsupported: the input's channels lie on these axes only.
     """
-    labels = call.labels(0)
-    along_axes = sorted(axes & set(varied(labels)))
+    channel_ids = call.channel_ids(0)
+    along_axes = sorted(axes & set(varied(channel_ids)))
     if not along_axes:
-        return Effect((labels,))
-    if set(varied(labels)) <= axes:
+        return Effect((channel_ids,))
+    if set(varied(channel_ids)) <= axes:
         raise Unsupported(reason, why)
-    rows = np.moveaxis(labels, along_axes, range(len(along_axes)))
+    rows = np.moveaxis(channel_ids, along_axes, range(len(along_axes)))
     rows = rows.reshape(-1, *rows.shape[len(along_axes) :])
     fresh = mint_for_rows(call, rows.reshape(rows.shape[0], -1).T).reshape(rows[0].shape)
     pair = (rows.reshape(-1), np.broadcast_to(fresh, rows.shape).reshape(-1))
-    return Effect((np.expand_dims(fresh, along_axes),), (pair,), links=(Link(*pair),))
+    return Effect((np.expand_dims(fresh, along_axes),), (pair,), fixed_edges=(FixedEdges(*pair),))
 
 
 def pin_all(call: Call, reason: str, advice: str = advice.NONE) -> Effect:
     """Pin whatever a node reads; each output is one channel of its own that all inputs feed."""
-    labelled = [v for v in call.inputs if v is not None and v.labels is not None]
-    pins = tuple(Pin(np.unique(v.labels), v.name, reason, advice) for v in labelled if v.labels is not None)
+    labelled = [v for v in call.inputs if v is not None and v.channel_ids is not None]
+    pins = tuple(Pin(np.unique(v.channel_ids), v.name, reason, advice) for v in labelled if v.channel_ids is not None)
     fresh = call.mint(1)
-    sources = np.unique(np.concatenate([pin.labels for pin in pins])) if pins else np.zeros(0, np.int64)
-    links = (Link(sources, np.repeat(fresh, sources.size)),) if sources.size else ()
+    sources = np.unique(np.concatenate([pin.channel_ids for pin in pins])) if pins else np.zeros(0, np.int64)
+    links = (FixedEdges(sources, np.repeat(fresh, sources.size)),) if sources.size else ()
     outputs = tuple(uniform(int(fresh[0]), len(s) if s is not None else 0) for s in call.output_shapes)
-    return Effect(outputs, links=links, pins=(*pins, Pin(fresh, call.outputs[0], reason, advice)))
+    return Effect(outputs, fixed_edges=links, pins=(*pins, Pin(fresh, call.outputs[0], reason, advice)))
 
 
 def steered(call: Call, effect: Effect, role: str) -> Effect:
@@ -353,37 +353,37 @@ def steered(call: Call, effect: Effect, role: str) -> Effect:
 
     Those are pinned, and lead on to fresh labels of the outputs.
     """
-    beside = [v for v in call.inputs[1:] if v is not None and v.labels is not None]
+    beside = [v for v in call.inputs[1:] if v is not None and v.channel_ids is not None]
     if not beside:
         return effect
-    labels = np.unique(np.concatenate([found.reshape(-1) for found in effect.outputs]))
-    fresh = call.mint(labels.size)
-    sources = [np.unique(v.labels) for v in beside if v.labels is not None]
-    links = [Link(np.repeat(side, fresh.size), np.tile(fresh, side.size)) for side in sources]
+    channel_ids = np.unique(np.concatenate([found.reshape(-1) for found in effect.outputs]))
+    fresh = call.mint(channel_ids.size)
+    sources = [np.unique(v.channel_ids) for v in beside if v.channel_ids is not None]
+    links = [FixedEdges(np.repeat(side, fresh.size), np.tile(fresh, side.size)) for side in sources]
     pins = [Pin(side, v.name, f"{call.title} {role}", advice.CONSTANT) for v, side in zip(beside, sources, strict=True)]
     return replace(
         effect,
-        outputs=tuple(fresh[np.searchsorted(labels, found)] for found in effect.outputs),
-        ties=(*effect.ties, (labels, fresh)),
-        links=(*effect.links, Link(labels, fresh), *links),
+        outputs=tuple(fresh[np.searchsorted(channel_ids, found)] for found in effect.outputs),
+        ties=(*effect.ties, (channel_ids, fresh)),
+        fixed_edges=(*effect.fixed_edges, FixedEdges(channel_ids, fresh), *links),
         pins=(*effect.pins, *pins),
         moves=(),
     )
 
 
-def broadcast_factor(labels: Labels, shape: Shape) -> tuple[Labels, list[Pairs]]:
+def broadcast_factor(channel_ids: ChannelIds, shape: Shape) -> tuple[ChannelIds, list[TiePairs]]:
     """Labels of a constant that broadcasts against a labelled tensor, and ties where slices must agree.
 
     An axis where the constant has size 1 is not sliced; where the labels change along such an axis too, all
     labels that share an index of the sliced axes are tied.
     """
     rank = len(shape)
-    pad = (1,) * (rank - labels.ndim)
-    aligned = labels.reshape(pad + labels.shape)
+    pad = (1,) * (rank - channel_ids.ndim)
+    aligned = channel_ids.reshape(pad + channel_ids.shape)
     lead = aligned.ndim - rank
     kept = [k for k in varied(aligned) if k >= lead and shape[k - lead] != 1]
     lost = [k for k in varied(aligned) if k not in kept]
-    ties: list[Pairs] = []
+    ties: list[TiePairs] = []
     if kept and lost:
         moved = np.moveaxis(aligned, lost, range(len(lost)))
         rows = moved.reshape(-1, *moved.shape[len(lost) :])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from leanonnx.numeric.channel_ids import Shape
-from leanonnx.rules.call import Call, Effect, Link, Mix, Pin, Reduction, Slice
+from leanonnx.rules.call import Call, Effect, FixedEdges, KernelBlock, Pin, Reduction, Slice
 
 
 def faults(call: Call, effect: Any, minted: int) -> str:
@@ -24,17 +24,17 @@ def faults(call: Call, effect: Any, minted: int) -> str:
         return f"{type(effect).__name__} is no Effect"
     if not isinstance(effect.outputs, tuple) or len(effect.outputs) < len(call.outputs):
         return f"outputs must be a tuple of {len(call.outputs)} label arrays"
-    for labels, shape in zip(effect.outputs, call.output_shapes, strict=False):
-        if fault := _labels_fault(labels, minted) or _shape_fault(labels.shape, shape):
+    for channel_ids, shape in zip(effect.outputs, call.output_shapes, strict=False):
+        if fault := _labels_fault(channel_ids, minted) or _shape_fault(channel_ids.shape, shape):
             return f"outputs: {fault}"
     kinds = {
-        "mixes": Mix,
-        "links": Link,
+        "kernel_blocks": KernelBlock,
+        "fixed_edges": FixedEdges,
         "slices": Slice,
         "pins": Pin,
         "reductions": Reduction,
         "ties": tuple,
-        "implied": tuple,
+        "concat_slots": tuple,
     }
     kinds["starts"] = np.ndarray
     for name, kind in kinds.items():
@@ -44,7 +44,7 @@ def faults(call: Call, effect: Any, minted: int) -> str:
     if not (effect.rewrite is None or callable(effect.rewrite)) or not all(callable(move) for move in moves):
         return "rewrite and moves must be functions"
     return (
-        _pairs_fault([*effect.ties, *effect.implied], minted)
+        _pairs_fault([*effect.ties, *effect.concat_slots], minted)
         or _links_fault(effect, minted)
         or _pins_fault(effect, minted)
         or _mixes_fault(call, effect, minted)
@@ -57,18 +57,20 @@ def _all_are(found: Any, kind: type) -> bool:
     return isinstance(found, tuple) and all(isinstance(item, kind) for item in found)
 
 
-def _labels_fault(labels: Any, minted: int) -> str:
-    if not isinstance(labels, np.ndarray) or labels.dtype.kind != "i":
+def _labels_fault(channel_ids: Any, minted: int) -> str:
+    if not isinstance(channel_ids, np.ndarray) or channel_ids.dtype.kind != "i":
         return "labels must be arrays of integers"
-    if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < minted:
+    if channel_ids.size and not 0 <= int(channel_ids.min()) <= int(channel_ids.max()) < minted:
         return f"labels must lie between 0 and {minted - 1} (take new ones from call.mint)"
     return ""
 
 
-def _shape_fault(labels: Shape, shape: Shape | None) -> str:
-    if shape is None or (len(labels) == len(shape) and all(n in (1, m) for n, m in zip(labels, shape, strict=True))):
+def _shape_fault(channel_ids: Shape, shape: Shape | None) -> str:
+    if shape is None or (
+        len(channel_ids) == len(shape) and all(n in (1, m) for n, m in zip(channel_ids, shape, strict=True))
+    ):
         return ""
-    return f"labels of shape {labels} do not fit a tensor of shape {shape}"
+    return f"channel ids of shape {channel_ids} do not fit a tensor of shape {shape}"
 
 
 def _pairs_fault(pairs: Iterable[Any], minted: int) -> str:
@@ -83,10 +85,10 @@ def _pairs_fault(pairs: Iterable[Any], minted: int) -> str:
 
 
 def _links_fault(effect: Effect, minted: int) -> str:
-    for link in effect.links:
-        if fault := _pairs_fault([(link.sources, link.targets)], minted):
+    for link in effect.fixed_edges:
+        if fault := _pairs_fault([(link.sources, link.destinations)], minted):
             return fault
-        if not (link.sources < link.targets).all():
+        if not (link.sources < link.destinations).all():
             return "links lead from known labels to fresh ones (call.mint), never back"
         if link.gains is not None and np.shape(link.gains) != link.sources.shape:
             return "links have one gain for each pair of labels"
@@ -95,18 +97,20 @@ def _links_fault(effect: Effect, minted: int) -> str:
 
 def _pins_fault(effect: Effect, minted: int) -> str:
     for pin in effect.pins:
-        if fault := _labels_fault(pin.labels, minted):
+        if fault := _labels_fault(pin.channel_ids, minted):
             return f"pins: {fault}"
         if not all(isinstance(text, str) for text in (pin.tensor, pin.reason, pin.advice)):
             return "pins name a tensor, a reason and an advice"
-    return next((f"starts: {fault}" for labels in effect.starts if (fault := _labels_fault(labels, minted))), "")
+    return next(
+        (f"starts: {fault}" for channel_ids in effect.starts if (fault := _labels_fault(channel_ids, minted))), ""
+    )
 
 
 def _mixes_fault(call: Call, effect: Effect, minted: int) -> str:
-    for mix in effect.mixes:
-        if fault := _labels_fault(mix.sources, minted) or _labels_fault(mix.targets, minted):
+    for mix in effect.kernel_blocks:
+        if fault := _labels_fault(mix.sources, minted) or _labels_fault(mix.destinations, minted):
             return f"mixes: {fault}"
-        if mix.sources.ndim != 2 or mix.targets.ndim != 2 or len(mix.sources) != len(mix.targets):
+        if mix.sources.ndim != 2 or mix.destinations.ndim != 2 or len(mix.sources) != len(mix.destinations):
             return "mixes have sources [groups, inputs] and targets [groups, outputs]"
         if not call.is_constant(mix.slot) or not callable(mix.kernels):
             return "mixes name the slot of a constant weight, and a function that reads it"
@@ -132,7 +136,9 @@ def _reductions_fault(call: Call, effect: Effect, minted: int) -> str:
     for found in effect.reductions:
         if not isinstance(found.slot, int) or not call.has(found.slot) or call.is_constant(found.slot):
             return f"input {found.slot} is reduced, but holds no data"
-        fault = _labels_fault(found.labels, minted) or _shape_fault(found.labels.shape, call.shape(found.slot))
-        if fault := fault or ("" if found.target is None else _labels_fault(found.target, minted)):
+        fault = _labels_fault(found.channel_ids, minted) or _shape_fault(
+            found.channel_ids.shape, call.shape(found.slot)
+        )
+        if fault := fault or ("" if found.destination is None else _labels_fault(found.destination, minted)):
             return f"reductions: {fault}"
     return ""

@@ -6,9 +6,22 @@ import math
 
 import numpy as np
 
-from leanonnx.numeric.channel_ids import Labels, on_axis, varied
+from leanonnx.numeric.channel_ids import ChannelIds, on_axis, varied
 from leanonnx.rules import advice
-from leanonnx.rules.call import Call, Edit, Effect, Kept, Link, Mix, Pairs, Pin, Rewrite, Slice, Unsupported, steered
+from leanonnx.rules.call import (
+    Call,
+    Edit,
+    Effect,
+    FixedEdges,
+    KeptChannels,
+    KernelBlock,
+    Pin,
+    Rewrite,
+    Slice,
+    TiePairs,
+    Unsupported,
+    steered,
+)
 from leanonnx.rules.correlation import correlation
 from leanonnx.rules.weights import require_held, vectors
 
@@ -48,7 +61,7 @@ def conv(
         _spread(inward, out // groups).reshape(-1, width, *[1] * len(kernel)),
     )
     result = on_axis(targets.reshape(-1), 1, rank)
-    mix = Mix(
+    mix = KernelBlock(
         inward,
         targets,
         weight,
@@ -60,15 +73,15 @@ def conv(
         axis=1,
         onto=1,
     )
-    links: list[Link] = []
+    links: list[FixedEdges] = []
     if residual is not None and call.has(residual):
         link, more = _residual(call, residual, targets.reshape(-1))
         links, ties = [link], ties + more
     return Effect(
         (result,),
         tuple(ties),
-        mixes=(mix,),
-        links=tuple(links),
+        kernel_blocks=(mix,),
+        fixed_edges=tuple(links),
         slices=(Slice(weight, factors), *vectors(call, (bias, *per_channel), targets.reshape(-1))),
         pins=_along(call),
         rewrite=_shrink_groups(targets) if groups > 1 and whole else None,
@@ -95,7 +108,7 @@ def conv_transpose(call: Call) -> Effect:
         on_axis(inward.reshape(-1), 0, 2 + len(kernel)),
         _spread(targets, width // groups).reshape(-1, per_group, *[1] * len(kernel)),
     )
-    mix = Mix(
+    mix = KernelBlock(
         inward,
         targets,
         1,
@@ -110,7 +123,7 @@ def conv_transpose(call: Call) -> Effect:
     return Effect(
         (on_axis(targets.reshape(-1), 1, len(call.output_shape())),),
         tuple(ties),
-        mixes=(mix,),
+        kernel_blocks=(mix,),
         slices=(Slice(1, factors), *vectors(call, (2,), targets.reshape(-1))),
         pins=_along(call),
         rewrite=_shrink_groups(targets) if groups > 1 else None,
@@ -169,26 +182,26 @@ def deform_conv(call: Call) -> Effect:
 
 def _along(call: Call) -> tuple[Pin, ...]:
     """Channels that lie along the pixel axes only: each takes part in what becomes of its neighbours."""
-    labels = call.labels(0)
-    if not varied(labels) or 1 in varied(labels):
+    channel_ids = call.channel_ids(0)
+    if not varied(channel_ids) or 1 in varied(channel_ids):
         return ()
-    return (Pin(np.unique(labels), call.value(0).name, f"{call.title} runs along the channels"),)
+    return (Pin(np.unique(channel_ids), call.value(0).name, f"{call.title} runs along the channels"),)
 
 
-def _grouped(call: Call, sources: Labels, width: int, out: int, groups: int) -> tuple[Labels, Labels]:
+def _grouped(call: Call, sources: ChannelIds, width: int, out: int, groups: int) -> tuple[ChannelIds, ChannelIds]:
     """Labels of the channels read [G, I] and put out [G, O]."""
     if sources.size != width * groups:
         raise Unsupported(f"{width * groups} input channels in the weight, {sources.size} in the data", advice.EXPORT)
     return sources.reshape(groups, width), call.mint(out).reshape(groups, out // groups)
 
 
-def _go_whole(inward: Labels, targets: Labels) -> bool:
+def _go_whole(inward: ChannelIds, targets: ChannelIds) -> bool:
     """Whether whole groups go, rather than the same positions of all groups."""
     groups, narrow = targets.shape[0], min(inward.shape[1], targets.shape[1])
     return bool(groups >= MANY_GROUPS or narrow <= groups)
 
 
-def _group_ties(inward: Labels, targets: Labels, whole: bool) -> list[Pairs]:
+def _group_ties(inward: ChannelIds, targets: ChannelIds, whole: bool) -> list[TiePairs]:
     """All channels that a group reads and puts out are tied, or the channels at the same position of all groups."""
     if whole:
         members = np.concatenate([inward, targets], axis=1)
@@ -196,16 +209,16 @@ def _group_ties(inward: Labels, targets: Labels, whole: bool) -> list[Pairs]:
     return [(np.repeat(side[:1], side.shape[0] - 1, axis=0), side[1:]) for side in (inward, targets)]
 
 
-def _spread(labels: Labels, times: int) -> Labels:
+def _spread(channel_ids: ChannelIds, times: int) -> ChannelIds:
     """Labels [G, n] repeated for each of the ``times`` rows of its group: [G·times, n]; [1, n] for one group."""
-    return np.repeat(labels, times, axis=0) if labels.shape[0] > 1 else labels
+    return np.repeat(channel_ids, times, axis=0) if channel_ids.shape[0] > 1 else channel_ids
 
 
-def _shrink_groups(targets: Labels) -> Rewrite:
+def _shrink_groups(targets: ChannelIds) -> Rewrite:
     return lambda kept: Edit({"group": _alive_groups(kept, targets)})
 
 
-def _alive_groups(kept: Kept, targets: Labels) -> int:
+def _alive_groups(kept: KeptChannels, targets: ChannelIds) -> int:
     return int(kept.mask(targets[:, 0]).sum())
 
 
@@ -219,12 +232,12 @@ def _strides(call: Call, kernel: list[int]) -> tuple[int, ...]:
     return tuple(min(step // math.gcd(step, gap), size) for step, gap, size in zip(steps, gaps, kernel, strict=True))
 
 
-def _residual(call: Call, slot: int, targets: Labels) -> tuple[Link, list[Pairs]]:
+def _residual(call: Call, slot: int, targets: ChannelIds) -> tuple[FixedEdges, list[TiePairs]]:
     """The tensor that FusedConv adds: its channels are tied to the output's."""
     if call.is_constant(slot):
         raise Unsupported(f"input {slot} is a constant", advice.FOLD)
     added, ties = call.slices(slot, 1)
-    return Link(added, targets), [*ties, (added, targets)]
+    return FixedEdges(added, targets), [*ties, (added, targets)]
 
 
 RULES = {

@@ -9,7 +9,7 @@ import numpy as np
 
 from leanonnx.numeric.channel_ids import compact, on_axis, uniform, varied
 from leanonnx.rules import advice
-from leanonnx.rules.call import Call, Edit, Effect, Kept, Link, Reduction, Unsupported, mint_for_rows
+from leanonnx.rules.call import Call, Edit, Effect, FixedEdges, KeptChannels, Reduction, Unsupported, mint_for_rows
 from leanonnx.rules.weights import vectors
 
 DATA, KERNEL, BIAS = 0, 1, 2
@@ -21,8 +21,8 @@ def correlation(call: Call) -> Effect:
     1. One group: the input channels of data and kernels are tied, and go together; the output is one channel.
     2. Several groups (a kernel for each channel): whole groups go, from data and kernels.
     """
-    groups, kernels = int(call.attribute("group", 1)), call.labels(KERNEL)
-    if set(varied(call.labels(DATA))) - {1}:
+    groups, kernels = int(call.attribute("group", 1)), call.channel_ids(KERNEL)
+    if set(varied(call.channel_ids(DATA))) - {1}:
         raise Unsupported("it runs along the channels", advice.NONE)
     if call.has(BIAS) and not call.is_constant(BIAS):
         raise Unsupported("its bias is computed at run time", advice.CONSTANT)
@@ -39,13 +39,13 @@ def correlation(call: Call) -> Effect:
     targets = np.repeat(minted, count // groups)
     output = compact(on_axis(targets, 1, len(call.output_shape())))
 
-    def rewrite(kept: Kept) -> Edit:
+    def rewrite(kept: KeptChannels) -> Edit:
         return Edit({"group": int(kept.mask(minted).sum())})
 
     return Effect(
         (output,),
         (*ties, *pairs),
-        links=tuple(Link(one.reshape(-1), other.reshape(-1)) for one, other in pairs),
+        fixed_edges=tuple(FixedEdges(one.reshape(-1), other.reshape(-1)) for one, other in pairs),
         slices=vectors(call, (BIAS,), targets),
         rewrite=rewrite,
     )
@@ -60,10 +60,10 @@ def _summed(call: Call) -> Effect:
     target = call.mint(1)
     sides = [np.unique(data), np.unique(own)]
     sides = sides[:1] if np.array_equal(sides[0], sides[1]) else sides
-    links = [Link(side, np.broadcast_to(target, side.shape)) for side in sides]
+    links = [FixedEdges(side, np.broadcast_to(target, side.shape)) for side in sides]
     return Effect(
         (uniform(int(target[0]), len(call.output_shape())),),
         (*ties, *more, (data, own)),
-        links=tuple(links),
-        reductions=(Reduction(zero, call.labels(zero), target),),
+        fixed_edges=tuple(links),
+        reductions=(Reduction(zero, call.channel_ids(zero), target),),
     )

@@ -9,9 +9,21 @@ import numpy as np
 
 from leanonnx.graph.formats import is_float
 from leanonnx.numeric.arrays import Array
-from leanonnx.numeric.channel_ids import Labels, Shape, compact, on_axis, projection, varied
+from leanonnx.numeric.channel_ids import ChannelIds, Shape, compact, on_axis, projection, varied
 from leanonnx.rules import advice
-from leanonnx.rules.call import Call, Edit, Effect, Kept, Link, Move, Pairs, Pin, Slice, Unsupported, steered
+from leanonnx.rules.call import (
+    Call,
+    Edit,
+    Effect,
+    FixedEdges,
+    KeptChannels,
+    Move,
+    Pin,
+    Slice,
+    TiePairs,
+    Unsupported,
+    steered,
+)
 from leanonnx.rules.joins import joined
 
 MATRIX = 2
@@ -30,17 +42,17 @@ def gather(call: Call) -> Effect:
     """
     if call.is_constant(0):
         return _looked_up(call)
-    labels, shape = call.labels(0), call.shape(0)
-    axis = int(call.attribute("axis", 0)) % labels.ndim
-    if axis not in varied(labels):
-        if not call.is_constant(1) and varied(call.labels(1)):
+    channel_ids, shape = call.channel_ids(0), call.shape(0)
+    axis = int(call.attribute("axis", 0)) % channel_ids.ndim
+    if axis not in varied(channel_ids):
+        if not call.is_constant(1) and varied(call.channel_ids(1)):
             raise Unsupported("its indices hold channels", advice.CONSTANT)
-        return Effect((_inserted(labels, axis, len(call.shape(1))),), moves=_gather_moves(call, axis))
+        return Effect((_inserted(channel_ids, axis, len(call.shape(1))),), moves=_gather_moves(call, axis))
     indices = call.array(1).astype(np.int64) % shape[axis]
-    output = compact(np.take(labels, indices, axis))
+    output = compact(np.take(channel_ids, indices, axis))
 
-    def rewrite(kept: Kept) -> Edit:
-        alive = projection(kept.mask(labels), axis)
+    def rewrite(kept: KeptChannels) -> Edit:
+        alive = projection(kept.mask(channel_ids), axis)
         new = (np.cumsum(alive) - 1)[_rectangle(indices, alive)]
         return Edit(inputs={1: np.asarray(new, call.array(1).dtype)})
 
@@ -52,13 +64,13 @@ def _looked_up(call: Call) -> Effect:
     table = call.shape(0)
     if len(table) != MATRIX or int(call.attribute("axis", 0)) % MATRIX or not is_float(call.array(0)):
         raise Unsupported("it looks up parts of a constant", advice.CONSTANT)
-    if varied(call.labels(1)):
+    if varied(call.channel_ids(1)):
         raise Unsupported("its indices hold channels", advice.CONSTANT)
     columns = call.mint(table[1])
-    source = call.labels(1).reshape(-1)[:1]
+    source = call.channel_ids(1).reshape(-1)[:1]
     output = on_axis(columns, len(call.output_shape()) - 1, len(call.output_shape()))
-    link = Link(np.repeat(source, columns.size), columns)
-    return Effect((output,), links=(link,), slices=(Slice(0, (on_axis(columns, 1, MATRIX),)),), starts=(columns,))
+    link = FixedEdges(np.repeat(source, columns.size), columns)
+    return Effect((output,), fixed_edges=(link,), slices=(Slice(0, (on_axis(columns, 1, MATRIX),)),), starts=(columns,))
 
 
 def _rectangle(indices: Array, alive: Array) -> Array:
@@ -69,9 +81,9 @@ def _rectangle(indices: Array, alive: Array) -> Array:
     return indices
 
 
-def _inserted(labels: Labels, axis: int, count: int) -> Labels:
+def _inserted(channel_ids: ChannelIds, axis: int, count: int) -> ChannelIds:
     """An axis of size 1 replaced by ``count`` axes of size 1."""
-    return labels.reshape(labels.shape[:axis] + (1,) * count + labels.shape[axis + 1 :])
+    return channel_ids.reshape(channel_ids.shape[:axis] + (1,) * count + channel_ids.shape[axis + 1 :])
 
 
 def _gather_moves(call: Call, axis: int) -> tuple[Move, ...]:
@@ -80,7 +92,7 @@ def _gather_moves(call: Call, axis: int) -> tuple[Move, ...]:
         return ()
     indices, size = call.array(1).astype(np.int64), call.shape(0)[axis]
 
-    def move(given: Labels) -> Labels:
+    def move(given: ChannelIds) -> ChannelIds:
         if given.shape[axis] == 1:
             return _inserted(given, axis, indices.ndim)
         return np.take(given, indices % size, axis)
@@ -120,7 +132,7 @@ def _elementwise(call: Call, slots: tuple[int, ...]) -> Effect:
     for slot in slots:
         if not call.is_constant(slot):
             _require_free(call, slot, {axis})
-            if cropped & set(varied(call.labels(slot))):
+            if cropped & set(varied(call.channel_ids(slot))):
                 raise Unsupported("it leaves out some of the channels", advice.EXPORT)
     left = cropped | {axis}
     return joined(call, slots, {k: _without(call.shape(k), left) for k in slots})
@@ -140,12 +152,12 @@ def gather_nd(call: Call) -> Effect:
     Limits: the axes that the tuples index, and batch axes, hold no channels.
     Specification: ONNX GatherND-13.
     """
-    labels, where = call.labels(0), call.shape(1)
+    channel_ids, where = call.channel_ids(0), call.shape(1)
     reached = where[-1] + int(call.attribute("batch_dims", 0))
     _require_free(call, 0, set(range(reached)))
     if not call.is_constant(1):
         _require_free(call, 1, set(range(len(where))))
-    return Effect((labels.reshape((1,) * (len(where) - 1) + labels.shape[reached:]),))
+    return Effect((channel_ids.reshape((1,) * (len(where) - 1) + channel_ids.shape[reached:]),))
 
 
 def scatter_nd(call: Call) -> Effect:
@@ -159,8 +171,8 @@ def scatter_nd(call: Call) -> Effect:
     Specification: ONNX ScatterND-18.
     """
     reached, lead = call.shape(1)[-1], len(call.shape(1)) - 1
-    data = () if call.is_constant(0) else varied(call.labels(0))
-    updates = () if call.is_constant(2) else varied(call.labels(2))
+    data = () if call.is_constant(0) else varied(call.channel_ids(0))
+    updates = () if call.is_constant(2) else varied(call.channel_ids(2))
     if min(data, default=reached) >= reached and min(updates, default=lead) >= lead:
         if not call.is_constant(1):
             _require_free(call, 1, set(range(lead + 1)))
@@ -183,10 +195,10 @@ def _renumbered(call: Call, data: tuple[int, ...], updates: tuple[int, ...]) -> 
     at = changing[0]
     named = np.moveaxis(channels, at, 0).reshape(channels.shape[at], -1)[:, 0]
     minted = call.mint(shape[axis])
-    ties: list[Pairs] = []
-    links: list[Link] = []
+    ties: list[TiePairs] = []
+    links: list[FixedEdges] = []
     slices: list[Slice] = []
-    starts: list[Labels] = []
+    starts: list[ChannelIds] = []
     for slot, place, target in ((0, axis, minted), (2, at, minted[named])):
         if call.is_constant(slot):
             slices.append(Slice(slot, (on_axis(target, place, len(call.shape(slot))),)))
@@ -194,9 +206,9 @@ def _renumbered(call: Call, data: tuple[int, ...], updates: tuple[int, ...]) -> 
             continue
         vector, more = call.slices(slot, place)
         ties += [*more, (vector, target)]
-        links.append(Link(vector, target))
+        links.append(FixedEdges(vector, target))
 
-    def rewrite(kept: Kept) -> Edit:
+    def rewrite(kept: KeptChannels) -> Edit:
         alive = kept.mask(minted)
         new = indices.copy()
         new[..., axis] = (np.cumsum(alive) - 1)[channels]
@@ -207,7 +219,7 @@ def _renumbered(call: Call, data: tuple[int, ...], updates: tuple[int, ...]) -> 
     return Effect(
         (output,),
         tuple(ties),
-        links=tuple(links),
+        fixed_edges=tuple(links),
         slices=tuple(slices),
         pins=last if call.is_constant(2) else (),
         starts=tuple(starts),
@@ -236,9 +248,9 @@ def top_k(call: Call) -> Effect:
     Limits: the axis holds no channels.
     Specification: ONNX TopK-24.
     """
-    labels = call.labels(0)
-    _require_free(call, 0, {int(call.attribute("axis", -1)) % labels.ndim})
-    return steered(call, Effect((labels, labels)), "takes its number of elements from it")
+    channel_ids = call.channel_ids(0)
+    _require_free(call, 0, {int(call.attribute("axis", -1)) % channel_ids.ndim})
+    return steered(call, Effect((channel_ids, channel_ids)), "takes its number of elements from it")
 
 
 def reverse_sequence(call: Call) -> Effect:
@@ -251,7 +263,7 @@ def reverse_sequence(call: Call) -> Effect:
     Specification: ONNX ReverseSequence-10.
     """
     _require_free(call, 0, {int(call.attribute("batch_axis", 1)), int(call.attribute("time_axis", 0))})
-    return steered(call, Effect((call.labels(0),)), "takes its lengths from it")
+    return steered(call, Effect((call.channel_ids(0),)), "takes its lengths from it")
 
 
 def trilu(call: Call) -> Effect:
@@ -263,9 +275,9 @@ def trilu(call: Call) -> Effect:
     Limits: the last two axes hold no channels.
     Specification: ONNX Trilu-14.
     """
-    labels = call.labels(0)
-    _require_free(call, 0, {labels.ndim - 1, labels.ndim - 2})
-    return steered(call, Effect((labels,)), "takes its diagonal from it")
+    channel_ids = call.channel_ids(0)
+    _require_free(call, 0, {channel_ids.ndim - 1, channel_ids.ndim - 2})
+    return steered(call, Effect((channel_ids,)), "takes its diagonal from it")
 
 
 def _require_free(call: Call, slot: int, axes: set[int]) -> None:
@@ -274,7 +286,7 @@ def _require_free(call: Call, slot: int, axes: set[int]) -> None:
     Raises:
         Unsupported: it does.
     """
-    if axes & set(varied(call.labels(slot))):
+    if axes & set(varied(call.channel_ids(slot))):
         raise Unsupported("it picks among the channels", advice.EXPORT)
 
 

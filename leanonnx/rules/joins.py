@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from leanonnx.numeric.channel_ids import Labels, Shape, varied
+from leanonnx.numeric.channel_ids import ChannelIds, Shape, varied
 from leanonnx.rules import advice
-from leanonnx.rules.call import Call, Effect, Link, Pairs, Slice, Unsupported, broadcast_factor
+from leanonnx.rules.call import Call, Effect, FixedEdges, Slice, TiePairs, Unsupported, broadcast_factor
 
 
 def joined(
@@ -23,7 +23,7 @@ def joined(
     cut = cut or {}
     computed = [k for k in slots if not call.is_constant(k)]
     shape = np.broadcast_shapes(*shapes.values())
-    own = [_placed(call.labels(k), cut.get(k, 0), len(shapes[k])) for k in computed]
+    own = [_placed(call.channel_ids(k), cut.get(k, 0), len(shapes[k])) for k in computed]
     out, ties, links = merged(call, own, [shapes[k] for k in computed], shape)
     slices: list[Slice] = []
     for slot in slots:
@@ -34,18 +34,18 @@ def joined(
             rank = len(call.shape(slot)) - lead
             whole = factor.reshape((1,) * lead + factor.shape[factor.ndim - rank :])
             slices += [Slice(slot, (whole,))] if varied(factor) else []
-    return Effect((out,), tuple(ties), links=tuple(links), slices=tuple(slices))
+    return Effect((out,), tuple(ties), fixed_edges=tuple(links), slices=tuple(slices))
 
 
-def _placed(labels: Labels, cut: int, rank: int) -> Labels:
+def _placed(channel_ids: ChannelIds, cut: int, rank: int) -> ChannelIds:
     """Labels without their first axes, filled up to a rank."""
-    rest = labels.shape[cut:]
-    return labels.reshape((1,) * (rank - len(rest)) + rest)
+    rest = channel_ids.shape[cut:]
+    return channel_ids.reshape((1,) * (rank - len(rest)) + rest)
 
 
 def merged(
-    call: Call, operands: Sequence[Labels], shapes: Sequence[Shape], shape: Shape
-) -> tuple[Labels, list[Pairs], list[Link]]:
+    call: Call, operands: Sequence[ChannelIds], shapes: Sequence[Shape], shape: Shape
+) -> tuple[ChannelIds, list[TiePairs], list[FixedEdges]]:
     """Labels of a join's output, with ties and identity edges from each operand's labels.
 
     Operands that are broadcast over the output's channels are not tied to them.
@@ -53,26 +53,28 @@ def merged(
     Raises:
         Unsupported: the channels of two operands lie on different axes.
     """
-    aligned = [labels.reshape((1,) * (len(shape) - labels.ndim) + labels.shape) for labels in operands]
-    axes = sorted((set(varied(labels)) for labels in aligned), key=len)
+    aligned = [
+        channel_ids.reshape((1,) * (len(shape) - channel_ids.ndim) + channel_ids.shape) for channel_ids in operands
+    ]
+    axes = sorted((set(varied(channel_ids)) for channel_ids in aligned), key=len)
     if any(not one <= other for one, other in pairwise(axes)):
         raise Unsupported("its operands hold channels on different axes", advice.EXPORT)
-    joint = np.broadcast_shapes(*[labels.shape for labels in aligned])
-    spread = [np.broadcast_to(labels, joint) for labels in aligned]
+    joint = np.broadcast_shapes(*[channel_ids.shape for channel_ids in aligned])
+    spread = [np.broadcast_to(channel_ids, joint) for channel_ids in aligned]
     if all(np.array_equal(spread[0], other) for other in spread[1:]):
         return spread[0], [], []
     unique, inverse = np.unique(np.stack([s.reshape(-1) for s in spread]), axis=1, return_inverse=True)
     out = call.mint(unique.shape[1])[inverse.reshape(-1)].reshape(joint)
     ties, links = [], []
-    for size, own, labels in zip(shapes, aligned, spread, strict=True):
-        pairs = np.unique(np.stack([labels.reshape(-1), out.reshape(-1)]), axis=1)
-        links.append(Link(pairs[0], pairs[1]))
+    for size, own, channel_ids in zip(shapes, aligned, spread, strict=True):
+        pairs = np.unique(np.stack([channel_ids.reshape(-1), out.reshape(-1)]), axis=1)
+        links.append(FixedEdges(pairs[0], pairs[1]))
         if varied(own) or not _is_broadcast(size, shape, out):
             ties.append((pairs[0], pairs[1]))
     return out, ties, links
 
 
-def _is_broadcast(operand: Shape, shape: Shape, out: Labels) -> bool:
+def _is_broadcast(operand: Shape, shape: Shape, out: ChannelIds) -> bool:
     """Whether an operand has size 1 on an axis along which the output's channels change."""
     full = (1,) * (len(shape) - len(operand)) + tuple(operand)
     return any(full[axis] == 1 and shape[axis] > 1 for axis in varied(out))

@@ -13,7 +13,7 @@ import numpy as np
 from leanonnx.numeric.arrays import Array
 from leanonnx.numeric.channel_ids import on_axis, varied
 from leanonnx.rules import advice, products
-from leanonnx.rules.call import Call, Effect, Mix, Pairs, Slice, Unsupported, broadcast_factor
+from leanonnx.rules.call import Call, Effect, KernelBlock, Slice, TiePairs, Unsupported, broadcast_factor
 from leanonnx.rules.weights import fixed, require_held, vectors
 
 ROW, COLUMN = -2, -1
@@ -32,13 +32,15 @@ def gemm(call: Call) -> Effect:
     weight, bias = (0 if call.is_constant(0) else 1), 2
     effect = _product(call, 1 - weight, weight, *(bool(call.attribute(name, 0)) for name in TRANSPOSED))
     bias_slices: tuple[Slice, ...] = ()
-    ties: list[Pairs] = []
+    ties: list[TiePairs] = []
     if call.is_constant(bias):
         factor, ties = broadcast_factor(effect.outputs[0], call.shape(bias))
         bias_slices = (Slice(bias, (factor,)),) if varied(factor) else ()
     elif call.has(bias):
         raise Unsupported("it adds a computed tensor", "export the addition as a node of its own")
-    return Effect(effect.outputs, (*effect.ties, *ties), mixes=effect.mixes, slices=(*effect.slices, *bias_slices))
+    return Effect(
+        effect.outputs, (*effect.ties, *ties), kernel_blocks=effect.kernel_blocks, slices=(*effect.slices, *bias_slices)
+    )
 
 
 def qgemm(call: Call) -> Effect:
@@ -121,10 +123,10 @@ def _quantised(call: Call, left: int, right: int, sides: dict[int, tuple[int, ..
     if not call.is_constant(weight):
         return products.matmul(call, left, right)
     effect = _product(call, left + right - weight, weight)
-    if effect.mixes[0].inward is None:
+    if effect.kernel_blocks[0].inward is None:
         return effect
-    extra = vectors(call, sides[weight], effect.mixes[0].targets[0])
-    return Effect(effect.outputs, effect.ties, mixes=effect.mixes, slices=(*effect.slices, *extra))
+    extra = vectors(call, sides[weight], effect.kernel_blocks[0].destinations[0])
+    return Effect(effect.outputs, effect.ties, kernel_blocks=effect.kernel_blocks, slices=(*effect.slices, *extra))
 
 
 def _product(call: Call, data: int, weight: int, left_turned: bool = False, right_turned: bool = False) -> Effect:
@@ -141,16 +143,16 @@ def _product(call: Call, data: int, weight: int, left_turned: bool = False, righ
     if len(call.shape(data)) < -ROW:
         axis = onto = COLUMN
     width, out = (columns, rows) if stored == COLUMN else (rows, columns)
-    labels, result = call.labels(data), len(call.output_shape())
-    if labels.shape[axis] == 1 and varied(labels):
-        turned = labels.swapaxes(ROW, COLUMN) if axis != onto else labels
+    channel_ids, result = call.channel_ids(data), len(call.output_shape())
+    if channel_ids.shape[axis] == 1 and varied(channel_ids):
+        turned = channel_ids.swapaxes(ROW, COLUMN) if axis != onto else channel_ids
         mix = fixed(weight, (out, width), taps=0)
-        return Effect((turned.reshape((1,) * (result - turned.ndim) + turned.shape),), mixes=(mix,))
+        return Effect((turned.reshape((1,) * (result - turned.ndim) + turned.shape),), kernel_blocks=(mix,))
     sources, ties = call.slices(data, axis)
     targets, rank = call.mint(out), len(call.shape(weight))
     inward = on_axis(sources, rank + stored, rank)
     outward = on_axis(targets, rank + (ROW + COLUMN - stored), rank)
-    mix = Mix(
+    mix = KernelBlock(
         sources.reshape(1, width),
         targets.reshape(1, out),
         weight,
@@ -161,7 +163,7 @@ def _product(call: Call, data: int, weight: int, left_turned: bool = False, righ
         onto=onto,
     )
     output = on_axis(targets, result + onto, result)
-    return Effect((output,), tuple(ties), mixes=(mix,), slices=(Slice(weight, (outward, inward)),))
+    return Effect((output,), tuple(ties), kernel_blocks=(mix,), slices=(Slice(weight, (outward, inward)),))
 
 
 def _kernels(array: Array, stored: int) -> Array:

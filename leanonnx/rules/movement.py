@@ -10,9 +10,20 @@ import math
 
 import numpy as np
 
-from leanonnx.numeric.channel_ids import Labels, Shape, on_axis, reshape, uniform, varied
+from leanonnx.numeric.channel_ids import ChannelIds, Shape, on_axis, reshape, uniform, varied
 from leanonnx.rules import advice
-from leanonnx.rules.call import Call, Edit, Effect, Entries, Kept, Link, Pairs, Unsupported, kept_together, steered
+from leanonnx.rules.call import (
+    Call,
+    Edit,
+    Effect,
+    FixedEdges,
+    KeptChannels,
+    ShapeEdit,
+    TiePairs,
+    Unsupported,
+    kept_together,
+    steered,
+)
 
 
 def reshaped(call: Call) -> Effect:
@@ -27,30 +38,36 @@ def reshaped(call: Call) -> Effect:
     Specification: ONNX Reshape-21, Flatten-21, Squeeze-21, Unsqueeze-21.
     """
     before, after = call.shape(0), call.output_shape()
-    labels = call.labels(0)
-    output = reshape(labels, before, after)
+    channel_ids = call.channel_ids(0)
+    output = reshape(channel_ids, before, after)
     rewrite = None
     if call.op == "Reshape":
         target = call.ints(1, "shape") or []
         frozen = bool(call.attribute("allowzero", 0))
 
-        def rewrite(kept: Kept) -> Edit:
-            entries = _target_entries(kept, labels, output, before, after, target, frozen)
+        def rewrite(kept: KeptChannels) -> Edit:
+            entries = _target_entries(kept, channel_ids, output, before, after, target, frozen)
             if call.has(1):
-                return Edit(inputs={1: Entries(entries, {k: after[k] for k in entries if target[k]})})
+                return Edit(inputs={1: ShapeEdit(entries, {k: after[k] for k in entries if target[k]})})
             return Edit({"shape": [entries.get(k, value) for k, value in enumerate(target)]})
 
     return Effect((output,), rewrite=rewrite, moves=(lambda given: reshape(given, before, after),))
 
 
 def _target_entries(
-    kept: Kept, labels: Labels, output: Labels, before: Shape, after: Shape, target: list[int], frozen: bool
+    kept: KeptChannels,
+    channel_ids: ChannelIds,
+    output: ChannelIds,
+    before: Shape,
+    after: Shape,
+    target: list[int],
+    frozen: bool,
 ) -> dict[int, int]:
     """Entries of a Reshape target that must name the kept sizes; -1 and 0 follow by themselves where they can."""
     found = {}
     for axis, value in enumerate(target):
         size = kept.count(output, axis, after[axis])
-        if value == -1 or (value == 0 and not frozen and kept.count(labels, axis, before[axis]) == size):
+        if value == -1 or (value == 0 and not frozen and kept.count(channel_ids, axis, before[axis]) == size):
             continue
         if size != after[axis] or value == 0:
             found[axis] = size
@@ -68,7 +85,7 @@ def transpose(call: Call) -> Effect:
     """
     rank = len(call.shape(0))
     order = [int(k) for k in call.attribute("perm", list(range(rank))[::-1])]
-    return Effect((call.labels(0).transpose(order),), moves=(lambda given: given.transpose(order),))
+    return Effect((call.channel_ids(0).transpose(order),), moves=(lambda given: given.transpose(order),))
 
 
 def expand(call: Call) -> Effect:
@@ -81,15 +98,15 @@ def expand(call: Call) -> Effect:
     Specification: ONNX Expand-13.
     """
     shape = call.output_shape()
-    labels = call.labels(0)
-    output = labels.reshape((1,) * (len(shape) - labels.ndim) + labels.shape)
+    channel_ids = call.channel_ids(0)
+    output = channel_ids.reshape((1,) * (len(shape) - channel_ids.ndim) + channel_ids.shape)
     target = (call.ints(1) or []) if call.is_constant(1) else list(shape[len(shape) - math.prod(call.shape(1)) :])
     lead = len(shape) - len(target)
     named = [k for k in varied(output) if k >= lead and target[k - lead] != 1]
 
-    def rewrite(kept: Kept) -> Edit:
+    def rewrite(kept: KeptChannels) -> Edit:
         sizes = {k - lead: kept.count(output, k, shape[k]) for k in named}
-        return Edit(inputs={1: Entries(sizes, {k: shape[k + lead] for k in sizes})})
+        return Edit(inputs={1: ShapeEdit(sizes, {k: shape[k + lead] for k in sizes})})
 
     return Effect((output,), rewrite=rewrite)
 
@@ -104,9 +121,9 @@ def tile(call: Call) -> Effect:
     Specification: ONNX Tile-13.
     """
     repeats = call.ints(1) or []
-    labels = call.labels(0)
-    times = [repeat if size > 1 else 1 for repeat, size in zip(repeats, labels.shape, strict=True)]
-    return Effect((np.tile(labels, times),))
+    channel_ids = call.channel_ids(0)
+    times = [repeat if size > 1 else 1 for repeat, size in zip(repeats, channel_ids.shape, strict=True)]
+    return Effect((np.tile(channel_ids, times),))
 
 
 def depth_to_space(call: Call) -> Effect:
@@ -138,12 +155,12 @@ def col2im(call: Call) -> Effect:
     return steered(call, _folded(call, vector.reshape(call.output_shape()[1], -1), ties), "takes a size from it")
 
 
-def _folded(call: Call, members: Labels, ties: list[Pairs]) -> Effect:
+def _folded(call: Call, members: ChannelIds, ties: list[TiePairs]) -> Effect:
     """Output channels that are each made of several input channels [C, n]."""
     minted = call.mint(members.shape[0])
     spread = np.broadcast_to(minted[:, None], members.shape)
     pair = (members.reshape(-1), spread.reshape(-1))
-    return Effect((on_axis(minted, 1, len(call.output_shape())),), (*ties, pair), links=(Link(*pair),))
+    return Effect((on_axis(minted, 1, len(call.output_shape())),), (*ties, pair), fixed_edges=(FixedEdges(*pair),))
 
 
 def space_to_depth(call: Call) -> Effect:
@@ -156,9 +173,9 @@ def space_to_depth(call: Call) -> Effect:
     Specification: ONNX SpaceToDepth-13.
     """
     block = int(call.attribute("blocksize"))
-    labels, ties = kept_together(call, 0, 1)
-    vector = labels.reshape(-1)
-    output = on_axis(np.tile(vector, block * block), 1, labels.ndim) if vector.size > 1 else labels
+    channel_ids, ties = kept_together(call, 0, 1)
+    vector = channel_ids.reshape(-1)
+    output = on_axis(np.tile(vector, block * block), 1, channel_ids.ndim) if vector.size > 1 else channel_ids
     return Effect((output,), tuple(ties))
 
 
@@ -172,16 +189,18 @@ def shape_of(call: Call) -> Effect:
     Limits: none.
     Specification: ONNX Shape-21, Size-21.
     """
-    labels, shape = call.labels(0), call.shape(0)
+    channel_ids, shape = call.channel_ids(0), call.shape(0)
     if call.op == "Size":
-        if varied(labels):
+        if varied(channel_ids):
             raise Unsupported("it counts the elements of all channels", advice.EXPORT)
         return Effect((uniform(0, 0),))
     start, stop, _ = slice(call.attribute("start", 0), call.attribute("end")).indices(len(shape))
-    entries = {a - start: shape[a] for a in varied(labels) if start <= a < stop}
+    entries = {a - start: shape[a] for a in varied(channel_ids) if start <= a < stop}
 
-    def rewrite(kept: Kept) -> Edit:
-        return Edit(outputs={0: Entries(entries, {k: kept.count(labels, k + start, n) for k, n in entries.items()})})
+    def rewrite(kept: KeptChannels) -> Edit:
+        return Edit(
+            outputs={0: ShapeEdit(entries, {k: kept.count(channel_ids, k + start, n) for k, n in entries.items()})}
+        )
 
     return Effect((uniform(0, 1),), rewrite=rewrite if entries else None)
 
@@ -195,10 +214,10 @@ def crop(call: Call) -> Effect:
     Limits: the channels lie on axis 1.
     Specification: ONNX Crop-1 (experimental).
     """
-    labels = call.labels(0)
-    if set(varied(labels)) - {1}:
+    channel_ids = call.channel_ids(0)
+    if set(varied(channel_ids)) - {1}:
         raise Unsupported("its channels lie on a cropped axis", advice.EXPORT)
-    return Effect((labels,))
+    return Effect((channel_ids,))
 
 
 RULES = {

@@ -20,8 +20,8 @@ from leanonnx.rules.call import (
     Call,
     Edit,
     Effect,
-    Kept,
-    Link,
+    FixedEdges,
+    KeptChannels,
     Reduction,
     Slice,
     Unsupported,
@@ -75,14 +75,14 @@ def _diagonal(call: Call, slots: tuple[int, ...], gains: Array) -> Effect:
     vector, ties = call.slices(0, 1)
     unique, inverse = np.unique(vector, return_inverse=True)
     minted = call.mint(unique.size)
-    labels = minted[inverse]
+    channel_ids = minted[inverse]
     rank = len(call.output_shape())
     strongest = np.zeros(unique.size)
     np.maximum.at(strongest, inverse, gains)
-    link = Link(unique, minted, strongest.astype(np.float32))
-    slices = tuple(Slice(slot, (labels,)) for slot in slots) if unique.size > 1 else ()
-    output = on_axis(labels if unique.size > 1 else minted, 1, rank)
-    return Effect((output,), (*ties, (unique, minted)), links=(link,), slices=slices)
+    link = FixedEdges(unique, minted, strongest.astype(np.float32))
+    slices = tuple(Slice(slot, (channel_ids,)) for slot in slots) if unique.size > 1 else ()
+    output = on_axis(channel_ids if unique.size > 1 else minted, 1, rank)
+    return Effect((output,), (*ties, (unique, minted)), fixed_edges=(link,), slices=slices)
 
 
 def group_normalization(call: Call) -> Effect:
@@ -101,12 +101,12 @@ def group_normalization(call: Call) -> Effect:
     members = vector.reshape(groups, -1)
     ties.append((np.repeat(members[:, :1], members.shape[1] - 1, axis=1), members[:, 1:]))
     per_channel = call.shape(1)[0] == vector.size
-    labels = vector if per_channel else members[:, 0].copy()
+    channel_ids = vector if per_channel else members[:, 0].copy()
 
-    def rewrite(kept: Kept) -> Edit:
+    def rewrite(kept: KeptChannels) -> Edit:
         return Edit({"num_groups": int(kept.mask(members[:, 0]).sum())})
 
-    slices = tuple(Slice(slot, (labels,)) for slot in (1, 2))
+    slices = tuple(Slice(slot, (channel_ids,)) for slot in (1, 2))
     output = on_axis(vector, 1, len(call.output_shape()))
     return Effect((output,), tuple(ties), slices=slices, rewrite=rewrite)
 
@@ -121,11 +121,11 @@ def layer_normalization(call: Call) -> Effect:
     Limits: the statistics are not put out.
     Specification: ONNX LayerNormalization-17.
     """
-    labels = call.labels(0)
-    axis = int(call.attribute("axis", -1)) % labels.ndim
+    channel_ids = call.channel_ids(0)
+    axis = int(call.attribute("axis", -1)) % channel_ids.ndim
     if any(name for name in call.outputs[1:]):
         raise Unsupported("it puts out its statistics", "export it for inference")
-    taken = set(range(axis, labels.ndim))
+    taken = set(range(axis, channel_ids.ndim))
     return taken_together(call, taken, "it takes mean and variance over the channels", advice.STREAM)
 
 
@@ -138,19 +138,19 @@ def rms_normalization(call: Call) -> Effect:
     Limits: where channels are normalised, the scale is a constant.  It and ε change: those removed count as zeros.
     Specification: ONNX RMSNormalization-23.
     """
-    labels = call.labels(0)
-    axis = int(call.attribute("axis", -1)) % labels.ndim
-    taken = range(axis, labels.ndim)
+    channel_ids = call.channel_ids(0)
+    axis = int(call.attribute("axis", -1)) % channel_ids.ndim
+    taken = range(axis, channel_ids.ndim)
     if not sums_channels(call, taken):
         return taken_together(call, set(taken), "it normalises over the channels")
     scale, epsilon = call.array(1), float(call.attribute("epsilon", 1e-5))
-    wide = np.abs(scale.astype(np.float64)).reshape((1,) * (labels.ndim - scale.ndim) + scale.shape)
-    wide = wide.max(tuple(k for k, size in enumerate(labels.shape) if size == 1), keepdims=True)
-    effect = _by_norm(call, np.broadcast_to(wide, labels.shape))
+    wide = np.abs(scale.astype(np.float64)).reshape((1,) * (channel_ids.ndim - scale.ndim) + scale.shape)
+    wide = wide.max(tuple(k for k, size in enumerate(channel_ids.shape) if size == 1), keepdims=True)
+    effect = _by_norm(call, np.broadcast_to(wide, channel_ids.shape))
     factor, ties = broadcast_factor(effect.outputs[0], scale.shape)
 
-    def rewrite(kept: Kept) -> Edit:
-        left = max(share(kept, labels), 1 / labels.size)
+    def rewrite(kept: KeptChannels) -> Edit:
+        left = max(share(kept, channel_ids), 1 / channel_ids.size)
         attributes: dict[str, Attribute] = {"epsilon": epsilon / left}
         if left == 1:
             return Edit()
@@ -174,17 +174,21 @@ def _by_norm(call: Call, gains: Array) -> Effect:
         Unsupported: channels that are removed would not be zero there.
     """
     require_zeros(call, "it normalises over the channels")
-    labels = call.labels(0)
-    channels, inverse = np.unique(labels, return_inverse=True)
+    channel_ids = call.channel_ids(0)
+    channels, inverse = np.unique(channel_ids, return_inverse=True)
     norm, fresh = call.mint(1), call.mint(channels.size)
     strongest = np.zeros(channels.size)
     np.maximum.at(strongest, inverse.reshape(-1), gains.reshape(-1))
     own, all_ = strongest.astype(np.float32), np.broadcast_to(norm, channels.shape)
     return Effect(
-        (fresh[inverse].reshape(labels.shape),),
+        (fresh[inverse].reshape(channel_ids.shape),),
         ((channels, fresh), (norm, np.zeros(1, np.int64))),
-        links=(Link(channels, all_), Link(channels, fresh, own), Link(all_, fresh, own / np.float32(channels.size))),
-        reductions=(Reduction(0, labels),),
+        fixed_edges=(
+            FixedEdges(channels, all_),
+            FixedEdges(channels, fresh, own),
+            FixedEdges(all_, fresh, own / np.float32(channels.size)),
+        ),
+        reductions=(Reduction(0, channel_ids),),
     )
 
 
@@ -197,7 +201,7 @@ def over_axes(call: Call) -> Effect:
     Limits: none.
     Specification: ONNX MeanVarianceNormalization-13.
     """
-    taken = {int(a) % call.labels(0).ndim for a in np.atleast_1d(call.attribute("axes", [0, 2, 3]))}
+    taken = {int(a) % call.channel_ids(0).ndim for a in np.atleast_1d(call.attribute("axes", [0, 2, 3]))}
     return taken_together(call, taken, "it normalises over the channels", advice.STREAM)
 
 
@@ -210,9 +214,9 @@ def lp_normalization(call: Call) -> Effect:
     Limits: none; the norm does not see zeros.
     Specification: ONNX LpNormalization-22.
     """
-    axis = int(call.attribute("axis", -1)) % call.labels(0).ndim
+    axis = int(call.attribute("axis", -1)) % call.channel_ids(0).ndim
     if sums_channels(call, (axis,)):
-        return _by_norm(call, np.ones(call.labels(0).shape))
+        return _by_norm(call, np.ones(call.channel_ids(0).shape))
     return taken_together(call, {axis}, "it normalises over the channels")
 
 
@@ -242,9 +246,9 @@ def across(call: Call) -> Effect:
     Limits: none.
     Specification: ONNX LRN-13.
     """
-    if 1 in varied(call.labels(0)):
+    if 1 in varied(call.channel_ids(0)):
         raise Unsupported("it divides each channel by its neighbours", advice.NONE)
-    return Effect((call.labels(0),))
+    return Effect((call.channel_ids(0),))
 
 
 RULES = {

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from leanonnx.numeric.channel_ids import Labels, compact, varied
+from leanonnx.numeric.channel_ids import ChannelIds, compact, varied
 from leanonnx.rules import advice
-from leanonnx.rules.call import Call, Effect, Link, Slice, Unsupported, broadcast_factor, steered
+from leanonnx.rules.call import Call, Effect, FixedEdges, Slice, Unsupported, broadcast_factor, steered
 from leanonnx.rules.joins import joined
 
 UNARY = [
@@ -102,7 +102,7 @@ def unary(call: Call) -> Effect:
     Specification: ONNX Relu-14, Clip-13, Cast-21 and their like; com.microsoft.QuickGelu-1, QLinearSigmoid-1,
         QLinearLeakyRelu-1.
     """
-    return steered(call, Effect((call.labels(0),) * len(call.output_shapes)), "reads it as a parameter")
+    return steered(call, Effect((call.channel_ids(0),) * len(call.output_shapes)), "reads it as a parameter")
 
 
 def join(call: Call) -> Effect:
@@ -128,34 +128,34 @@ def join_slots(call: Call, slots: tuple[int, ...]) -> Effect:
         if scaled is not None:
             minted, link = scaled
             ties = (*effect.ties, (out, minted))
-            return Effect((minted,), ties, links=(link,), slices=_relabel(call, effect.slices, minted))
+            return Effect((minted,), ties, fixed_edges=(link,), slices=_relabel(call, effect.slices, minted))
     return effect
 
 
-def _scaled(call: Call, labels: Labels, slot: int) -> tuple[Labels, Link] | None:
+def _scaled(call: Call, channel_ids: ChannelIds, slot: int) -> tuple[ChannelIds, FixedEdges] | None:
     """Fresh labels behind a multiplication by (or division through) one constant per channel; None for others.
 
     A factor that is the same for all channels leaves the order of the chains through a layer as it is.
     """
     constant = call.array(slot)
-    shape = (1,) * (labels.ndim - constant.ndim) + constant.shape
-    elsewhere = any(size != 1 and axis not in varied(labels) for axis, size in enumerate(shape))
+    shape = (1,) * (channel_ids.ndim - constant.ndim) + constant.shape
+    elsewhere = any(size != 1 and axis not in varied(channel_ids) for axis, size in enumerate(shape))
     if constant.size < 2 or elsewhere or constant.dtype.kind != "f" or (call.op == "Div" and slot == 0):
         return None
-    unique, inverse = np.unique(labels, return_inverse=True)
+    unique, inverse = np.unique(channel_ids, return_inverse=True)
     gains = np.zeros(unique.size)
     np.maximum.at(
-        gains, inverse.reshape(-1), np.broadcast_to(np.abs(constant.reshape(shape)), labels.shape).reshape(-1)
+        gains, inverse.reshape(-1), np.broadcast_to(np.abs(constant.reshape(shape)), channel_ids.shape).reshape(-1)
     )
     if call.op == "Div":
         gains = 1 / np.maximum(gains, np.finfo(np.float32).tiny)
     minted = call.mint(unique.size)
-    return minted[inverse].reshape(labels.shape), Link(unique, minted, gains.astype(np.float32))
+    return minted[inverse].reshape(channel_ids.shape), FixedEdges(unique, minted, gains.astype(np.float32))
 
 
-def _relabel(call: Call, slices: tuple[Slice, ...], labels: Labels) -> tuple[Slice, ...]:
+def _relabel(call: Call, slices: tuple[Slice, ...], channel_ids: ChannelIds) -> tuple[Slice, ...]:
     """The same slices, by the fresh labels."""
-    return tuple(Slice(s.slot, (broadcast_factor(labels, call.shape(s.slot))[0],)) for s in slices)
+    return tuple(Slice(s.slot, (broadcast_factor(channel_ids, call.shape(s.slot))[0],)) for s in slices)
 
 
 def prelu(call: Call) -> Effect:
@@ -169,8 +169,8 @@ def prelu(call: Call) -> Effect:
     """
     if not call.is_constant(1):
         raise Unsupported("the slope is computed at run time", advice.CONSTANT)
-    factor, ties = broadcast_factor(call.labels(0), call.shape(1))
-    return Effect((call.labels(0),), tuple(ties), slices=(Slice(1, (factor,)),) if varied(factor) else ())
+    factor, ties = broadcast_factor(call.channel_ids(0), call.shape(1))
+    return Effect((call.channel_ids(0),), tuple(ties), slices=(Slice(1, (factor,)),) if varied(factor) else ())
 
 
 def qlinear_join(call: Call) -> Effect:
@@ -194,10 +194,10 @@ def image_scaler(call: Call) -> Effect:
     Limits: the input has one channel, or none that can go.
     Specification: ONNX ImageScaler-1 (experimental).
     """
-    labels = call.labels(0)
-    if varied(labels):
+    channel_ids = call.channel_ids(0)
+    if varied(channel_ids):
         raise Unsupported("its bias per channel is an attribute", "export it as Mul and Add")
-    return Effect((compact(labels),))
+    return Effect((compact(channel_ids),))
 
 
 def bias_gelu(call: Call) -> Effect:

@@ -26,13 +26,13 @@ def linear(call: Call) -> Effect:
     if call.attribute("block_size", 0):
         raise Unsupported("it is quantised in blocks", advice.FLOAT)
     if math.prod(call.shape(1)) == 1:
-        return Effect((call.labels(0),))
+        return Effect((call.channel_ids(0),))
     axis = int(call.attribute("axis", 1)) % len(call.shape(0))
-    if axis not in varied(call.labels(0)):
-        return Effect((call.labels(0),))
+    if axis not in varied(call.channel_ids(0)):
+        return Effect((call.channel_ids(0),))
     vector, ties = call.slices(0, axis)
     slices = tuple(Slice(slot, (vector,)) for slot in (1, 2) if call.has(slot))
-    return Effect((compact(call.labels(0)),), tuple(ties), slices=slices if len(set(vector.tolist())) > 1 else ())
+    return Effect((compact(call.channel_ids(0)),), tuple(ties), slices=slices if len(set(vector.tolist())) > 1 else ())
 
 
 def dynamic(call: Call) -> Effect:
@@ -44,11 +44,11 @@ def dynamic(call: Call) -> Effect:
     Limits: none.
     Specification: ONNX DynamicQuantizeLinear-11.
     """
-    labels = call.labels(0)
-    if varied(labels):
+    channel_ids = call.channel_ids(0)
+    if varied(channel_ids):
         raise Unsupported("its scale is taken over all channels", advice.FLOAT)
-    one = uniform(int(labels.flat[0]), 0)
-    return Effect((labels, one, one))
+    one = uniform(int(channel_ids.flat[0]), 0)
+    return Effect((channel_ids, one, one))
 
 
 RULES = {

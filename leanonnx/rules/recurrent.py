@@ -9,7 +9,7 @@ import numpy as np
 from leanonnx.numeric.arrays import Array
 from leanonnx.numeric.channel_ids import on_axis, uniform
 from leanonnx.rules import advice
-from leanonnx.rules.call import Call, Effect, Mix, Pin, Slice, Unsupported, steered
+from leanonnx.rules.call import Call, Effect, KernelBlock, Pin, Slice, Unsupported, steered
 from leanonnx.rules.weights import fixed, require_held
 
 
@@ -31,7 +31,7 @@ def recurrent(call: Call) -> Effect:
     state = call.mint(1)
     inward = on_axis(sources, 2, 3)
     positions = math.prod(call.shape(0)) // width
-    mix = Mix(
+    mix = KernelBlock(
         sources.reshape(1, width),
         state.reshape(1, 1),
         1,
@@ -45,7 +45,7 @@ def recurrent(call: Call) -> Effect:
     pins = (Pin(state, next(name for name in call.outputs if name), reason),)
     outputs = tuple(uniform(int(state[0]), len(shape) if shape else 0) for shape in call.output_shapes)
     loop = fixed(2, (directions * rows, call.shape(2)[2]), positions=positions, counted=False)
-    effect = Effect(outputs, tuple(ties), mixes=(mix, loop), slices=(Slice(1, (inward,)),), pins=pins)
+    effect = Effect(outputs, tuple(ties), kernel_blocks=(mix, loop), slices=(Slice(1, (inward,)),), pins=pins)
     return steered(call, effect, "starts from it")
 
 

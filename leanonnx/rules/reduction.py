@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from leanonnx.numeric.channel_ids import Labels, uniform, varied
-from leanonnx.rules.call import Call, Edit, Effect, Kept, Link, Reduction, Unsupported, taken_together
+from leanonnx.numeric.channel_ids import ChannelIds, uniform, varied
+from leanonnx.rules.call import Call, Edit, Effect, FixedEdges, KeptChannels, Reduction, Unsupported, taken_together
 
 BLIND = {"ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"}
 """Reductions that do not see zeros, but for their number."""
@@ -39,9 +39,9 @@ def reduce(call: Call) -> Effect:
 
 def sums_channels(call: Call, axes: Collection[int]) -> bool:
     """Whether a node takes all channels of its first input together, over these axes."""
-    labels = call.labels(0)
-    found = set(varied(labels))
-    return bool(found) and found <= {axis % labels.ndim for axis in axes}
+    channel_ids = call.channel_ids(0)
+    found = set(varied(channel_ids))
+    return bool(found) and found <= {axis % channel_ids.ndim for axis in axes}
 
 
 def added_up(call: Call, mean: bool) -> Effect:
@@ -51,19 +51,19 @@ def added_up(call: Call, mean: bool) -> Effect:
         Unsupported: channels that are removed would not be zero there.
     """
     require_zeros(call, "it reduces over the channels")
-    labels = call.labels(0)
-    channels, counts = np.unique(labels, return_counts=True)
-    gains = counts / labels.size if mean else np.ones(channels.size)
+    channel_ids = call.channel_ids(0)
+    channels, counts = np.unique(channel_ids, return_counts=True)
+    gains = counts / channel_ids.size if mean else np.ones(channels.size)
     target = call.mint(1)
-    link = Link(channels, np.broadcast_to(target, channels.shape), gains.astype(np.float32))
+    link = FixedEdges(channels, np.broadcast_to(target, channels.shape), gains.astype(np.float32))
 
-    def rewrite(kept: Kept) -> Edit:
-        return Edit(scales={0: share(kept, labels)})
+    def rewrite(kept: KeptChannels) -> Edit:
+        return Edit(scales={0: share(kept, channel_ids)})
 
     return Effect(
         (uniform(int(target[0]), len(call.output_shape())),),
-        links=(link,),
-        reductions=(Reduction(0, labels, target),),
+        fixed_edges=(link,),
+        reductions=(Reduction(0, channel_ids, target),),
         rewrite=rewrite if mean else None,
     )
 
@@ -78,9 +78,9 @@ def require_zeros(call: Call, reason: str) -> None:
         raise Unsupported(f"{reason}, which would not be zero there when their layers put out zeros")
 
 
-def share(kept: Kept, labels: Labels) -> float:
+def share(kept: KeptChannels, channel_ids: ChannelIds) -> float:
     """The share of a tensor's positions that is left."""
-    return int(kept.mask(labels).sum()) / labels.size
+    return int(kept.mask(channel_ids).sum()) / channel_ids.size
 
 
 def arg_extremum(call: Call) -> Effect:
@@ -99,9 +99,9 @@ def _reduced(call: Call, axes: list[int], keep: bool) -> Effect:
     rank = len(call.shape(0))
     taken = {axis % max(rank, 1) for axis in axes}
     effect = taken_together(call, taken, "it reduces over the channels")
-    (labels,) = effect.outputs
-    left = [size for axis, size in enumerate(labels.shape) if axis not in taken]
-    return replace(effect, outputs=(labels if keep else labels.reshape(left),))
+    (channel_ids,) = effect.outputs
+    left = [size for axis, size in enumerate(channel_ids.shape) if axis not in taken]
+    return replace(effect, outputs=(channel_ids if keep else channel_ids.reshape(left),))
 
 
 def softmax(call: Call) -> Effect:

@@ -12,7 +12,17 @@ import numpy as np
 
 from leanonnx.numeric.channel_ids import compact, on_axis, varied
 from leanonnx.rules import advice
-from leanonnx.rules.call import Call, Edit, Effect, Entries, Kept, Link, Unsupported, mint_for_rows, steered
+from leanonnx.rules.call import (
+    Call,
+    Edit,
+    Effect,
+    FixedEdges,
+    KeptChannels,
+    ShapeEdit,
+    Unsupported,
+    mint_for_rows,
+    steered,
+)
 from leanonnx.rules.reduction import added_up, sums_channels
 
 GLOBAL = {"GlobalAveragePool", "GlobalLpPool"}
@@ -30,13 +40,13 @@ def channelwise(call: Call) -> Effect:
     Specification: ONNX AveragePool-22, MaxPool-22, GlobalAveragePool-22, GridSample-22, RoiAlign-22,
         MaxRoiPool-22 and their like.
     """
-    if any(call.read_by(k) - {"MaxUnpool"} for k, name in enumerate(call.outputs) if k and name):
+    if any(call.consumed_by(k) - {"MaxUnpool"} for k, name in enumerate(call.outputs) if k and name):
         raise Unsupported("it puts out indices that count over all channels", advice.NONE)
     if call.op in GLOBAL and sums_channels(call, range(2, len(call.shape(0)))):
         return added_up(call, mean=call.op == "GlobalAveragePool")
     vector, ties = call.slices(0, 1)
-    labels = compact(on_axis(vector, 1, len(call.output_shape())))
-    return steered(call, Effect((labels,) * len(call.outputs), tuple(ties)), STEERING)
+    channel_ids = compact(on_axis(vector, 1, len(call.output_shape())))
+    return steered(call, Effect((channel_ids,) * len(call.outputs), tuple(ties)), STEERING)
 
 
 def max_unpool(call: Call) -> Effect:
@@ -55,13 +65,15 @@ def max_unpool(call: Call) -> Effect:
         raise Unsupported("its indices count in a tensor of another size", advice.NONE)
     (vector, ties), (places, more) = call.slices(0, 1), call.slices(1, 1)
     fresh = mint_for_rows(call, np.stack([vector, places], axis=1))
-    pairs, links = [(vector, fresh), (places, fresh)], (Link(vector, fresh), Link(places, fresh))
-    labels = compact(on_axis(fresh, 1, len(after)))
+    pairs, links = [(vector, fresh), (places, fresh)], (FixedEdges(vector, fresh), FixedEdges(places, fresh))
+    channel_ids = compact(on_axis(fresh, 1, len(after)))
 
-    def rewrite(kept: Kept) -> Edit:
-        return Edit(inputs={2: Entries({1: kept.count(labels, 1, after[1])}, {1: after[1]})} if call.has(2) else {})
+    def rewrite(kept: KeptChannels) -> Edit:
+        return Edit(
+            inputs={2: ShapeEdit({1: kept.count(channel_ids, 1, after[1])}, {1: after[1]})} if call.has(2) else {}
+        )
 
-    effect = Effect((labels,), (*ties, *more, *pairs), links=links, rewrite=rewrite)
+    effect = Effect((channel_ids,), (*ties, *more, *pairs), fixed_edges=links, rewrite=rewrite)
     sized = replace(call, inputs=(call.inputs[0], *call.inputs[2:]))
     return steered(sized, effect, "takes a size from it")
 
@@ -75,19 +87,19 @@ def resize(call: Call) -> Effect:
     Limits: the channel axis keeps its size; a constant target size names the kept channels.
     Specification: ONNX Resize-19, Upsample-9.
     """
-    labels = call.labels(0)
+    channel_ids = call.channel_ids(0)
     before, after = call.shape(0), call.output_shape()
-    if any(before[axis] != after[axis] for axis in varied(labels)):
+    if any(before[axis] != after[axis] for axis in varied(channel_ids)):
         raise Unsupported("it resizes the channel axis", advice.EXPORT)
     slot = 3
     axes = [int(a) % len(after) for a in call.attribute("axes", range(len(after)))]
 
-    def rewrite(kept: Kept) -> Edit:
-        sizes = {axes.index(a): kept.count(labels, a, after[a]) for a in varied(labels) if a in axes}
-        return Edit(inputs={slot: Entries(sizes, {k: after[axes[k]] for k in sizes})})
+    def rewrite(kept: KeptChannels) -> Edit:
+        sizes = {axes.index(a): kept.count(channel_ids, a, after[a]) for a in varied(channel_ids) if a in axes}
+        return Edit(inputs={slot: ShapeEdit(sizes, {k: after[axes[k]] for k in sizes})})
 
     has_sizes = call.op == "Resize" and call.has(slot) and call.shape(slot) != (0,)
-    return steered(call, Effect((labels,), rewrite=rewrite if has_sizes else None), STEERING)
+    return steered(call, Effect((channel_ids,), rewrite=rewrite if has_sizes else None), STEERING)
 
 
 RULES = {

@@ -27,7 +27,7 @@ from leanonnx.rules.call import Rule
 
 Rules = Mapping[tuple[str, str], Rule]
 
-DEFAULT: Rules = {
+DEFAULT_RULES: Rules = {
     **convolution.RULES,
     **linear.RULES,
     **products.RULES,

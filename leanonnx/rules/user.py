@@ -13,9 +13,9 @@ from typing import Any
 
 from leanonnx.errors import OptionError
 from leanonnx.graph.model import first_line
-from leanonnx.rules.call import Call, Edit, Effect, Kept, Rewrite, Rule, Unsupported
+from leanonnx.rules.call import Call, Edit, Effect, KeptChannels, Rewrite, Rule, Unsupported
 from leanonnx.rules.check import faults
-from leanonnx.rules.table import DEFAULT, Rules
+from leanonnx.rules.table import DEFAULT_RULES, Rules
 
 
 def read_rules(path: Path) -> Rules:
@@ -43,8 +43,8 @@ def joined_rules(table: object, title: str = "--rules") -> Rules:
         example = 'RULES = {("com.acme", "Scale"): scale}'
         raise OptionError(f"{title}: expected a table named RULES, for example {example}")
     own = {("" if domain == "ai.onnx" else domain, op): rule for (domain, op), rule in table.items()}
-    new = {key: rule for key, rule in own.items() if rule is not DEFAULT.get(key)}
-    return {**DEFAULT, **{key: _guarded(rule, f"{title}: {key}") for key, rule in new.items()}}
+    new = {key: rule for key, rule in own.items() if rule is not DEFAULT_RULES.get(key)}
+    return {**DEFAULT_RULES, **{key: _guarded(rule, f"{title}: {key}") for key, rule in new.items()}}
 
 
 def _is_entry(key: Any, rule: Any) -> bool:
@@ -77,7 +77,7 @@ def _guarded_rewrite(rewrite: Rewrite | None, title: str) -> Rewrite | None:
     if rewrite is None:
         return None
 
-    def guarded(kept: Kept) -> Edit:
+    def guarded(kept: KeptChannels) -> Edit:
         try:
             edit = rewrite(kept)
         except (Exception, SystemExit) as error:  # whatever the user's code raises

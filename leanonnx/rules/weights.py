@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from leanonnx.numeric.channel_ids import Labels, uniform
+from leanonnx.numeric.channel_ids import ChannelIds, uniform
 from leanonnx.rules import advice
-from leanonnx.rules.call import Call, Effect, Mix, Slice, Unsupported
+from leanonnx.rules.call import Call, Effect, KernelBlock, Slice, Unsupported
 
 
 def require_held(call: Call, weight: int) -> None:
@@ -25,7 +25,7 @@ def require_held(call: Call, weight: int) -> None:
         raise Unsupported(f"it computes its weight '{name}' from sizes at run time, or from noise", advice.CONSTANT)
 
 
-def vectors(call: Call, slots: tuple[int, ...], targets: Labels) -> tuple[Slice, ...]:
+def vectors(call: Call, slots: tuple[int, ...], targets: ChannelIds) -> tuple[Slice, ...]:
     """Slices of the slots that hold one value per output channel (scalars stay)."""
     found = []
     for slot in slots:
@@ -42,12 +42,12 @@ def with_whole_weight(call: Call, effect: Effect, slot: int) -> Effect:
     """Add the kernels of a weight that no channel removal can shrink; its multiply-adds are counted with products."""
     shape = call.shape(slot)
     size = (shape[0], shape[1]) if "Conv" in call.op else (math.prod(shape[:-1]), shape[-1])
-    return replace(effect, mixes=(*effect.mixes, fixed(slot, size, taps=0)))
+    return replace(effect, kernel_blocks=(*effect.kernel_blocks, fixed(slot, size, taps=0)))
 
 
-def fixed(slot: int, size: tuple[int, int], taps: int = 1, positions: int = 1, counted: bool = True) -> Mix:
+def fixed(slot: int, size: tuple[int, int], taps: int = 1, positions: int = 1, counted: bool = True) -> KernelBlock:
     """The cost of kernels ``[rows, columns]`` that all live always (label 0)."""
     always = uniform(0, 2)
     sources, targets = np.broadcast_to(always, (1, size[1])), np.broadcast_to(always, (1, size[0]))
     nothing = np.zeros((1, 1, 1), np.float32)
-    return Mix(sources, targets, slot, lambda: nothing, taps=taps, positions=positions, counted=counted)
+    return KernelBlock(sources, targets, slot, lambda: nothing, taps=taps, positions=positions, counted=counted)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from leanonnx.numeric.channel_ids import Labels, Mask, compact, on_axis, projection, varied
+from leanonnx.numeric.channel_ids import ChannelIds, Mask, compact, on_axis, projection, varied
 from leanonnx.rules import advice
 from leanonnx.rules.assembly import window
-from leanonnx.rules.call import Call, Edit, Effect, Entries, Kept, Unsupported
+from leanonnx.rules.call import Call, Edit, Effect, KeptChannels, ShapeEdit, Unsupported
 
 
 def slice_(call: Call) -> Effect:
@@ -20,7 +20,7 @@ def slice_(call: Call) -> Effect:
         Gather, and no other axis is cut by the same node.
     Specification: ONNX Slice-13.
     """
-    shape, labels = call.shape(0), call.labels(0)
+    shape, channel_ids = call.shape(0), call.channel_ids(0)
     starts, ends = call.ints(1, "starts") or [], call.ints(2, "ends") or []
     axes = [a % len(shape) for a in (call.ints(3, "axes") or range(len(starts)))]
     steps = call.ints(4) or [1] * len(axes)
@@ -28,27 +28,27 @@ def slice_(call: Call) -> Effect:
         a: slice(*slice(s, _end(e, p), p).indices(shape[a]))
         for a, s, e, p in zip(axes, starts, ends, steps, strict=True)
     }
-    touched = [a for a in axes if a in varied(labels)]
-    if len(varied(labels)) > 1 and any(windows[a].step != 1 for a in touched):
+    touched = [a for a in axes if a in varied(channel_ids)]
+    if len(varied(channel_ids)) > 1 and any(windows[a].step != 1 for a in touched):
         raise Unsupported("it takes every n-th channel of several axes", advice.EXPORT)
     stepped = [a for a in touched if windows[a].step != 1]
     if stepped and any(windows[a] != slice(0, shape[a], 1) for a in axes if a not in stepped[:1]):
         raise Unsupported("it takes every n-th channel and cuts another axis too", advice.EXPORT)
 
-    def move(given: Labels) -> Labels:
+    def move(given: ChannelIds) -> ChannelIds:
         for a, cut in windows.items():
             if given.shape[a] > 1:
                 given = given[(slice(None),) * a + (_forward(cut),)]
         return given
 
-    def rewrite(kept: Kept) -> Edit:
-        bounds = {axes.index(a): _new_bounds(kept.mask(labels), a, windows[a]) for a in touched}
+    def rewrite(kept: KeptChannels) -> Edit:
+        bounds = {axes.index(a): _new_bounds(kept.mask(channel_ids), a, windows[a]) for a in touched}
         low, high = ({k: pair[side] for k, pair in bounds.items()} for side in (0, 1))
         if call.has(1):
-            return Edit(inputs={1: Entries(low), 2: Entries(high)})
+            return Edit(inputs={1: ShapeEdit(low), 2: ShapeEdit(high)})
         return Edit({"starts": _patched(starts, low), "ends": _patched(ends, high)})
 
-    output = compact(move(labels))
+    output = compact(move(channel_ids))
     if stepped:
         return Effect((output,), moves=(move,), gathers=True)
     return Effect((output,), rewrite=rewrite if touched else None, moves=(move,))
@@ -83,15 +83,15 @@ def pad(call: Call) -> Effect:
         Gather, when no other axis is padded by the same node.
     Specification: ONNX Pad-21.
     """
-    labels, shape = call.labels(0), call.shape(0)
+    channel_ids, shape = call.channel_ids(0), call.shape(0)
     amounts = call.ints(1, "pads")
     axes = [a % len(shape) for a in (call.ints(3) or range(len(shape)))]
     if amounts is None:
         raise Unsupported("its amounts are computed at run time", advice.CONSTANT)
     pairs = {a: (amounts[k], amounts[k + len(axes)]) for k, a in enumerate(axes)}
-    touched = [a for a in varied(labels) if any(pairs.get(a, (0, 0)))]
+    touched = [a for a in varied(channel_ids) if any(pairs.get(a, (0, 0)))]
     if not touched:
-        return Effect((labels,))
+        return Effect((channel_ids,))
     if len(touched) > 1:
         raise Unsupported("it pads several axes that hold channels", advice.EXPORT)
     if min(pairs[touched[0]]) < 0:
@@ -104,12 +104,12 @@ def pad(call: Call) -> Effect:
     output = on_axis(np.concatenate([before, vector, after]), axis, len(shape))
     filled = call.attribute("value", 0.0) if not call.has(1) else float(np.sum(call.array(2))) if call.has(2) else 0.0
 
-    def rewrite(kept: Kept) -> Edit:
+    def rewrite(kept: KeptChannels) -> Edit:
         entries = {
             axes.index(axis) + side * len(axes): int(kept.mask(p).sum()) for side, p in enumerate((before, after))
         }
         if call.has(1):
-            return Edit(inputs={1: Entries(entries)})
+            return Edit(inputs={1: ShapeEdit(entries)})
         return Edit({"pads": _patched(amounts, entries)})
 
     return Effect((output,), tuple(ties), rewrite=rewrite, starts=(before, after) if filled else ())
@@ -117,13 +117,13 @@ def pad(call: Call) -> Effect:
 
 def _cut_off(call: Call, axis: int, pairs: dict[int, tuple[int, int]]) -> Effect:
     """Negative amounts on the channel axis: a window of the channels."""
-    if len(varied(call.labels(0))) > 1:
+    if len(varied(call.channel_ids(0))) > 1:
         raise Unsupported("it cuts off channels of one of several axes", advice.EXPORT)
     if any(any(pair) for a, pair in pairs.items() if a != axis) or max(pairs[axis]) > 0:
         raise Unsupported("it cuts off channels and pads as well", advice.EXPORT)
     before, after = pairs[axis]
     move = window(axis, -before, call.shape(0)[axis] + after)
-    return Effect((compact(move(call.labels(0))),), moves=(move,), gathers=True)
+    return Effect((compact(move(call.channel_ids(0))),), moves=(move,), gathers=True)
 
 
 RULES = {("", "Slice"): slice_, ("", "Pad"): pad}

@@ -21,7 +21,7 @@ from leanonnx.errors import ProviderMissing
 from leanonnx.runtime.profiling import Work, profiled
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import LONGEST_RUN, Feed, RunFailed
-from leanonnx.runtime.timing import PATIENCE, Comparison, Timing, compare, several
+from leanonnx.runtime.timing import PATIENCE, Timing, TimingComparison, compare, several
 from leanonnx.system import processes
 
 ENTRY = "leanonnx.runtime.subprocess_timing:answer"
@@ -30,7 +30,9 @@ STARTING = 10 * LONGEST_RUN
 """Seconds that loading two models and running each for the first time may take."""
 
 
-def measured(before: Path, after: Path, feed: Feed, setting: Setting, seconds: float, seed: int = 0) -> Comparison:
+def measured(
+    before: Path, after: Path, feed: Feed, setting: Setting, seconds: float, seed: int = 0
+) -> TimingComparison:
     """``timing.compare`` in a fresh process.
 
     Raises:
@@ -39,7 +41,7 @@ def measured(before: Path, after: Path, feed: Feed, setting: Setting, seconds: f
     """
     found = _asked("compare", [before, after], [feed], setting, seconds, seed)
     before_timing, after_timing = (Timing.read(found.pop(name)) for name in ("before", "after"))
-    return Comparison(before_timing, after_timing, interval=tuple(found.pop("interval")), **found)
+    return TimingComparison(before_timing, after_timing, interval=tuple(found.pop("interval")), **found)
 
 
 def measured_alone(path: Path, feed: Feed, setting: Setting, seconds: float) -> Timing:

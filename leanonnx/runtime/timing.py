@@ -86,7 +86,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TimingComparison:
     """Two models timed in turns.
 
     Attributes:
@@ -155,7 +155,7 @@ class Lot:
 
 def compare(
     before: Path, after: Path, feed: Feed, setting: Setting, seconds: float = SECONDS, seed: int = 0
-) -> Comparison:
+) -> TimingComparison:
     """Time two models in turns, on one input, for ``seconds`` (longer for fewer than ``ROUNDS`` rounds).
 
     Raises:
@@ -165,7 +165,7 @@ def compare(
     lots = _timed([before, after], [feed, feed], setting, seconds, seed)
     times = [lot.times for lot in lots]
     found = ratios(times)
-    return Comparison(
+    return TimingComparison(
         before=_timing(before, 0, lots, setting),
         after=_timing(after, 1, lots, setting),
         speedup=float(np.median(np.concatenate(found))),

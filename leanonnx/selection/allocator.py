@@ -12,7 +12,7 @@ from leanonnx.analysis.dag import pinned
 from leanonnx.numeric.arrays import Ints
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.ranking.criteria import Ranking
-from leanonnx.ranking.weighting import Weights
+from leanonnx.ranking.weighting import WeightedDag
 from leanonnx.rules.call import Pin
 from leanonnx.selection.exchange import exchanged
 from leanonnx.selection.widths import NEAREST, Alignment, grid, replaced
@@ -25,15 +25,15 @@ ROUNDS = 8
 """How many layers that cannot be widened are passed over."""
 
 
-class Keeper:
+class WidthAllocator:
     """Turns a ranking and a budget into a keep set that surgery can carry out.
 
     ``pins`` live whatever the ranking says.
     """
 
-    def __init__(self, weights: Weights, ranking: Ranking, pins: Iterable[Pin], alignment: Alignment) -> None:
+    def __init__(self, weights: WeightedDag, ranking: Ranking, pins: Iterable[Pin], alignment: Alignment) -> None:
         self.weights, self.dag, self.ranking = weights, weights.dag, ranking
-        self.classes = ranking.classes
+        self.classes = ranking.groups
         self.closure = Closure(self.dag, self.classes)
         self.protected = self._protected((*self.dag.pins, *pins))
         self.grid = grid(self.dag, ranking, self.protected, alignment)
@@ -128,8 +128,8 @@ class Keeper:
     def _tensor_classes(self) -> list[Ints]:
         """The classes of each tensor, small tensors first; not of those that may go as a whole."""
         may_go = self.closure.may_go
-        tensors = [labels for labels in self.dag.labels.values() if not may_go[labels].all()]
-        found = {np.unique(self.classes[labels]).tobytes() for labels in tensors}
+        tensors = [channel_ids for channel_ids in self.dag.channel_ids.values() if not may_go[channel_ids].all()]
+        found = {np.unique(self.classes[channel_ids]).tobytes() for channel_ids in tensors}
         return sorted((np.frombuffer(raw, np.int64) for raw in found), key=lambda m: (m.size, m.tolist()))
 
     def _with_sources(self, keep: Mask) -> Mask:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from leanonnx.analysis.cost import cost_model
 from leanonnx.data.samples import Data, batch_size
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.ranking.elimination import TERMS
+from leanonnx.ranking.elimination import EXPONENT_CANDIDATES
 from leanonnx.recovery.draft import distance, split
 from leanonnx.recovery.recover import recover
 from leanonnx.runtime.sessions import RunFailed
@@ -27,7 +27,7 @@ LAYERS = 32
 """Layers up to which they are: each of them is fitted anew in every trial."""
 
 
-def best_terms(selector: Selector, data: Data, seed: int, told: Callable[[float], None]) -> Selector:
+def search_exponents(selector: Selector, data: Data, seed: int, told: Callable[[float], None]) -> Selector:
     """The selector whose keep set deviates least once it has been recovered.
 
     Args:
@@ -40,13 +40,13 @@ def best_terms(selector: Selector, data: Data, seed: int, told: Callable[[float]
     fitted, spared = split(some)
     held = spared or fitted
     macs = cost_model(dag)(dag.whole).macs
-    if macs * some.count > WORK or sum(mix.inward is not None for _, mix in dag.mixes) > LAYERS:
+    if macs * some.count > WORK or sum(mix.inward is not None for _, mix in dag.kernel_blocks) > LAYERS:
         return selector
     tried: list[tuple[float, Selector]] = []
     known: dict[bytes, float] = {}
-    for count, terms in enumerate(TERMS):
-        told(count / len(TERMS))
-        rival = selector.rival(terms)
+    for count, terms in enumerate(EXPONENT_CANDIDATES):
+        told(count / len(EXPONENT_CANDIDATES))
+        rival = selector.with_exponents(terms)
         alive = rival.within(request.budget.fraction)
         if alive.tobytes() not in known:
             known[alive.tobytes()] = _deviation(rival, alive, fitted, held, seed)

@@ -14,9 +14,9 @@ import numpy as np
 from leanonnx.analysis.cost import Rate
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.product_costs import Product, products
-from leanonnx.hardware.targets import Target
-from leanonnx.numeric.channel_ids import Labels, Mask
-from leanonnx.rules.call import Mix
+from leanonnx.hardware.targets import Hardware
+from leanonnx.numeric.channel_ids import ChannelIds, Mask
+from leanonnx.rules.call import KernelBlock
 
 CONVOLUTIONS = ("Conv", "FusedConv")
 """Operators that have kernels which work on blocks of channels."""
@@ -31,46 +31,46 @@ class LatencyModel:
     ``products`` are those without kernels.
     """
 
-    target: Target
-    mixes: tuple[tuple[str, Mix], ...]
-    written: tuple[tuple[Labels, int], ...]
+    target: Hardware
+    mixes: tuple[tuple[str, KernelBlock], ...]
+    written: tuple[tuple[ChannelIds, int], ...]
     products: tuple[Product, ...] = ()
 
     def __call__(self, alive: Mask) -> float:
         """Predicted ms of one run when just these labels live [labels]."""
         total = sum(_mixing(self.target, operator, mix, alive) for operator, mix in self.mixes)
         total += sum(one.surviving(alive) for one in self.products) / self.target.gemm * MS_PER_GIGA
-        for labels, size in self.written:
-            share = float(alive[labels].mean())
+        for channel_ids, size in self.written:
+            share = float(alive[channel_ids].mean())
             total += size * share * self.target.element * 1e-6 + (self.target.node * 1e-3 if share else 0.0)
         return float(total)
 
 
-def latency_model(dag: ChannelDag, target: Target) -> LatencyModel:
+def latency_model(dag: ChannelDag, target: Hardware) -> LatencyModel:
     """The latency model of a channel DAG on a target."""
     nodes = dag.model.proto.graph.node
     written = []
-    for name, labels in dag.labels.items():
+    for name, channel_ids in dag.channel_ids.items():
         if name in dag.shapes and name in dag.model.producers:
-            written.append((labels.reshape(-1), int(np.prod(dag.shapes[name], dtype=np.int64))))
-    mixes = tuple((nodes[node].op_type, mix) for node, mix in dag.mixes)
+            written.append((channel_ids.reshape(-1), int(np.prod(dag.shapes[name], dtype=np.int64))))
+    mixes = tuple((nodes[node].op_type, mix) for node, mix in dag.kernel_blocks)
     return LatencyModel(target, mixes, tuple(written), products(dag)[0])
 
 
-def by_time(dag: ChannelDag, target: Target) -> Rate:
+def by_time(dag: ChannelDag, target: Hardware) -> Rate:
     """Predicted ms of a kernel when none is removed, for each node."""
     nodes, whole = dag.model.proto.graph.node, dag.whole
 
-    def rate(node: int, mix: Mix) -> float:
-        kernels = max(mix.targets.size * int(mix.sources.shape[1]), 1)
+    def rate(node: int, mix: KernelBlock) -> float:
+        kernels = max(mix.destinations.size * int(mix.sources.shape[1]), 1)
         return _mixing(target, nodes[node].op_type, mix, whole) / kernels
 
     return rate
 
 
-def _mixing(target: Target, operator: str, mix: Mix, alive: Mask) -> float:
+def _mixing(target: Hardware, operator: str, mix: KernelBlock, alive: Mask) -> float:
     """Predicted ms of one mixing node."""
-    rows, columns = alive[mix.targets].sum(1), alive[mix.sources].sum(1)
+    rows, columns = alive[mix.destinations].sum(1), alive[mix.sources].sum(1)
     groups = int(((rows > 0) & (columns > 0)).sum())
     if not groups:
         return 0.0
@@ -81,7 +81,7 @@ def _mixing(target: Target, operator: str, mix: Mix, alive: Mask) -> float:
     return work * slow * mix.taps * mix.positions / rate * MS_PER_GIGA
 
 
-def _convolution(target: Target, groups: int, wide: int, deep: int, taps: int) -> tuple[float, float, int]:
+def _convolution(target: Hardware, groups: int, wide: int, deep: int, taps: int) -> tuple[float, float, int]:
     """Rate, factor outside the fast kernels, and kernels computed of a convolution: inside them, blocks filled up."""
     block = target.block
     if groups == 1:

@@ -39,13 +39,13 @@ def what_holds(
 def _untouchable(dag: ChannelDag, cost: CostModel, name: str) -> list[tuple[int, str]]:
     """Products that no channel removal can reach, with their kernels or multiply-adds."""
     counts: dict[int, int] = {}
-    for node, mix in dag.mixes:
+    for node, mix in dag.kernel_blocks:
         if mix.inward is None and any(mix is counted for counted in cost.mixes):
             each = mix.taps * mix.positions if name == MACS else mix.counted
-            counts[node] = counts.get(node, 0) + mix.sources.size * mix.targets.shape[1] * each
+            counts[node] = counts.get(node, 0) + mix.sources.size * mix.destinations.shape[1] * each
     pinned = dag.pinned
     for product in cost.products if name == MACS else ():
-        if all(pinned[dag.classes[factor]].all() for factor in product.factors):
+        if all(pinned[dag.groups[factor]].all() for factor in product.factors):
             counts[product.node] = counts.get(product.node, 0) + product.macs
     nodes = dag.model.proto.graph.node
     return [(count, f"{count} {name}: {title(nodes[k])} cannot be pruned") for k, count in counts.items() if count]
@@ -63,29 +63,29 @@ def held_back(
 
     Those are the channels tied to it, and what a pinned reader reads.  With the unit 'macs', multiply-adds.
     """
-    groups: dict[Key, list[Pin]] = {}
+    pins_by_key: dict[Key, list[Pin]] = {}
     for pin in pins:
-        groups.setdefault(by(pin), []).append(pin)
+        pins_by_key.setdefault(by(pin), []).append(pin)
     known: dict[bytes, int] = {}
     found: dict[Key, int] = {}
-    for key, members in groups.items():
-        classes = _reached(dag, np.concatenate([dag.classes[pin.labels].reshape(-1) for pin in members]))
-        if classes.tobytes() not in known:
-            known[classes.tobytes()] = _touching(cost, alive, classes[dag.classes], NAMES[unit] == MACS)
-        found[key] = known[classes.tobytes()]
+    for key, members in pins_by_key.items():
+        groups = _reached(dag, np.concatenate([dag.groups[pin.channel_ids].reshape(-1) for pin in members]))
+        if groups.tobytes() not in known:
+            known[groups.tobytes()] = _touching(cost, alive, groups[dag.groups], NAMES[unit] == MACS)
+        found[key] = known[groups.tobytes()]
     return found
 
 
 def _reached(dag: ChannelDag, pinned: NDArray[np.int64]) -> Mask:
     """The classes that live because these do [classes]; not what lives always."""
-    found = np.zeros(int(dag.classes.max()) + 1, bool)
+    found = np.zeros(int(dag.groups.max()) + 1, bool)
     found[pinned] = True
-    found[dag.classes[0]] = False
+    found[dag.groups[0]] = False
     count = -1
     while count != (count := int(found.sum())):
-        for _, (channels, readers) in reversed(dag.implied):
-            found[dag.classes[channels[found[dag.classes[readers]]]]] = True
-        found[dag.classes[0]] = False
+        for _, (channels, readers) in reversed(dag.concat_slots):
+            found[dag.groups[channels[found[dag.groups[readers]]]]] = True
+        found[dag.groups[0]] = False
     return found
 
 
@@ -93,8 +93,8 @@ def _touching(cost: CostModel, alive: Mask, touched: Mask, macs: bool) -> int:
     """Living kernels, or multiply-adds, that touch a channel [labels]."""
     count = 0
     for mix in cost.mixes:
-        rows, columns = alive[mix.targets], alive[mix.sources]
-        free_rows, free_columns = rows & ~touched[mix.targets], columns & ~touched[mix.sources]
+        rows, columns = alive[mix.destinations], alive[mix.sources]
+        free_rows, free_columns = rows & ~touched[mix.destinations], columns & ~touched[mix.sources]
         held = rows.sum(1) * columns.sum(1) - free_rows.sum(1) * free_columns.sum(1)
         count += int(held.sum()) * (mix.taps * mix.positions if macs else mix.counted)
     if macs:
@@ -117,26 +117,29 @@ def _tied(dag: ChannelDag, cost: CostModel, alive: Mask) -> list[str]:
 
 def _kernels_of_classes(dag: ChannelDag, cost: CostModel, alive: Mask) -> NDArray[np.int64]:
     """Living kernels that touch each class [classes]."""
-    held = np.zeros(int(dag.classes.max()) + 1, np.int64)
+    held = np.zeros(int(dag.groups.max()) + 1, np.int64)
     for mix in cost.mixes:
-        rows, columns = alive[mix.targets], alive[mix.sources]
+        rows, columns = alive[mix.destinations], alive[mix.sources]
         if not mix.counted:
             continue
-        np.add.at(held, dag.classes[mix.targets], rows * columns.sum(1, keepdims=True))
-        np.add.at(held, dag.classes[mix.sources], columns * rows.sum(1, keepdims=True))
+        np.add.at(held, dag.groups[mix.destinations], rows * columns.sum(1, keepdims=True))
+        np.add.at(held, dag.groups[mix.sources], columns * rows.sum(1, keepdims=True))
     return held
 
 
 def _widest(dag: ChannelDag, group: int) -> tuple[str, int, int]:
     """The tensor that holds most channels of a class: its name, how many, and how many it has."""
-    counts = ((name, int((dag.classes[labels] == group).sum()), labels.size) for name, labels in dag.labels.items())
+    counts = (
+        (name, int((dag.groups[channel_ids] == group).sum()), channel_ids.size)
+        for name, channel_ids in dag.channel_ids.items()
+    )
     return max(counts, key=lambda item: item[1])
 
 
 def _grouping(dag: ChannelDag, group: int) -> str:
     """The grouped operator that ties a class, if there is one."""
-    for node, mix in dag.mixes:
-        if 1 < mix.targets.shape[0] < mix.targets.size and (dag.classes[mix.targets] == group).any():
+    for node, mix in dag.kernel_blocks:
+        if 1 < mix.destinations.shape[0] < mix.destinations.size and (dag.groups[mix.destinations] == group).any():
             proto = dag.model.proto.graph.node[node]
             return f" (whole groups of {proto.op_type} '{proto.name or proto.output[0]}')"
     return ""

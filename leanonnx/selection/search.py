@@ -10,7 +10,7 @@ import numpy as np
 
 from leanonnx.errors import BudgetUnreachable
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.runtime.timing import Comparison
+from leanonnx.runtime.timing import TimingComparison
 from leanonnx.selection.selector import Price, Selection, Selector
 
 SECONDS = 2.0
@@ -32,7 +32,7 @@ class Trial:
     """A keep set and how it did against the original; None if it was not measured."""
 
     selection: Selection
-    comparison: Comparison | None
+    comparison: TimingComparison | None
 
     @property
     def fraction(self) -> float:

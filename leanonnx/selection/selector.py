@@ -13,12 +13,12 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.checks import check_fraction
 from leanonnx.errors import BudgetUnreachable
 from leanonnx.graph.nodes import BIAS, BIASED, standard
-from leanonnx.numeric.channel_ids import Labels, Mask
-from leanonnx.ranking.criteria import Chains, Method, Question, Ranking, rank
-from leanonnx.ranking.elimination import PLAIN, Terms
-from leanonnx.ranking.weighting import Weights
-from leanonnx.rules.call import Mix, Pin
-from leanonnx.selection.allocator import Keeper
+from leanonnx.numeric.channel_ids import ChannelIds, Mask
+from leanonnx.ranking.criteria import Chains, Method, Ranking, RankingInputs, rank
+from leanonnx.ranking.elimination import DEFAULT_EXPONENTS, Exponents
+from leanonnx.ranking.weighting import WeightedDag
+from leanonnx.rules.call import KernelBlock, Pin
+from leanonnx.selection.allocator import WidthAllocator
 from leanonnx.selection.limits import what_holds
 from leanonnx.selection.widths import NATURAL, Alignment
 from leanonnx.statistics.moments import Statistics
@@ -53,7 +53,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Request:
+class SelectionRequest:
     """What is asked of a selection; ``pinned`` holds labels, ``ignored`` node indices.
 
     ``statistics`` of the activations, where real inputs were given; ``rate``: what a kernel costs (None: one),
@@ -70,8 +70,8 @@ class Request:
     alignment: Alignment = NATURAL
     statistics: Statistics | None = None
     rate: Rate | None = None
-    terms: Terms = PLAIN
-    mended: bool = False
+    exponents: Exponents = DEFAULT_EXPONENTS
+    refits: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,19 +95,19 @@ class Selector:
     """
 
     def __init__(
-        self, dag: ChannelDag, request: Request, price: Price | None = None, weights: Weights | None = None
+        self, dag: ChannelDag, request: SelectionRequest, price: Price | None = None, weights: WeightedDag | None = None
     ) -> None:
         self.dag, self.request = dag, request
-        self.weights = weights or Weights(dag, request.ignored, request.statistics)
+        self.weighted = weights or WeightedDag(dag, request.ignored, request.statistics)
         self.cost = cost_model(dag, request.ignored)
-        biases = _biases_to_come(dag, request.ignored) if request.mended and request.budget.unit == "params" else ()
+        biases = _biases_to_come(dag, request.ignored) if request.refits and request.budget.unit == "params" else ()
         self.price: Price = price or partial(_counted, self.cost, request.budget.unit, biases)
         everything = dag.whole
         self.before, self.total = self.cost(everything), self.price(everything)
 
-    def rival(self, terms: Terms) -> Selector:
+    def with_exponents(self, terms: Exponents) -> Selector:
         """One that counts the cost saved and the path mass otherwise."""
-        return Selector(self.dag, replace(self.request, terms=terms), self.price, self.weights)
+        return Selector(self.dag, replace(self.request, exponents=terms), self.price, self.weighted)
 
     def within(self, fraction: float, other: Price | None = None) -> Mask:
         """The keep set for a fraction of the original's cost; the cheapest where none fits.
@@ -118,21 +118,21 @@ class Selector:
         def spent(alive: Mask) -> float:
             return max(self._spent(alive, fraction), other(alive) if other else 0.0)
 
-        return self.keeper.largest(spent)
+        return self.allocator.largest(spent)
 
     @cached_property
-    def keeper(self) -> Keeper:
+    def allocator(self) -> WidthAllocator:
         """The ranking, ready to be cut off."""
         request = self.request
 
         def enough(ranking: Ranking) -> bool:
-            keeper = Keeper(self.weights, ranking, request.pinned, NATURAL)
+            keeper = WidthAllocator(self.weighted, ranking, request.pinned, NATURAL)
             return self._spent(keeper.prefix(len(ranking.order)), request.budget.fraction) > 1
 
         rate = partial(_saved, request.rate or RATES.get(request.budget.unit, by_kernels), request.ignored)
-        question = Question(self.weights, request.chains, request.seed, enough, rate, request.terms)
+        question = RankingInputs(self.weighted, request.chains, request.seed, enough, rate, request.exponents)
         ranking = rank(question, request.method)
-        return Keeper(self.weights, ranking, request.pinned, request.alignment)
+        return WidthAllocator(self.weighted, ranking, request.pinned, request.alignment)
 
     def _spent(self, alive: Mask, fraction: float) -> float:
         return self.price(alive) / (fraction * self.total) if self.total else 0.0
@@ -163,7 +163,7 @@ class Selector:
         return what_holds(self.dag, self.cost, alive, self.request.pinned, self.request.budget.unit)
 
 
-def select(dag: ChannelDag, request: Request) -> Selection:
+def select(dag: ChannelDag, request: SelectionRequest) -> Selection:
     """Choose the channels to keep.
 
     Raises:
@@ -172,23 +172,23 @@ def select(dag: ChannelDag, request: Request) -> Selection:
     return Selector(dag, request).select()
 
 
-def _saved(rate: Rate, ignored: frozenset[int], node: int, mix: Mix) -> float:
+def _saved(rate: Rate, ignored: frozenset[int], node: int, mix: KernelBlock) -> float:
     """What a kernel costs; nothing in layers that are not counted."""
     return 0.0 if node in ignored else rate(node, mix)
 
 
-def _counted(cost: CostModel, unit: str, biases: tuple[Labels, ...], alive: Mask) -> float:
+def _counted(cost: CostModel, unit: str, biases: tuple[ChannelIds, ...], alive: Mask) -> float:
     """What a keep set costs in kernels, multiply-adds or parameters, with biases that are added where anything goes."""
-    added = 0 if alive.all() else sum(int(np.count_nonzero(alive[labels])) for labels in biases)
+    added = 0 if alive.all() else sum(int(np.count_nonzero(alive[channel_ids])) for channel_ids in biases)
     return float(getattr(cost(alive), unit) + added)
 
 
-def _biases_to_come(dag: ChannelDag, ignored: frozenset[int]) -> tuple[Labels, ...]:
+def _biases_to_come(dag: ChannelDag, ignored: frozenset[int]) -> tuple[ChannelIds, ...]:
     """Output channels of the layers that have no bias and may get one."""
     nodes = dag.model.proto.graph.node
     return tuple(
-        mix.targets
-        for node, mix in dag.mixes
+        mix.destinations
+        for node, mix in dag.kernel_blocks
         if node not in ignored and standard(nodes[node]) in BIASED and not any(nodes[node].input[BIAS:])
     )
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.numeric.arrays import Floats, Ints
-from leanonnx.numeric.channel_ids import Labels, Mask
+from leanonnx.numeric.channel_ids import ChannelIds, Mask
 from leanonnx.ranking.criteria import Ranking
 from leanonnx.ranking.groups import layers_of
 
@@ -127,29 +127,29 @@ def replaced(widths: Ints, others: Ints, layers: list[int]) -> Ints:
 
 def grid(dag: ChannelDag, ranking: Ranking, protected: Mask, alignment: Alignment) -> Grid:
     """The grid of widths for a ranking; ``protected`` classes come first in their layers."""
-    layers = layers_of(dag, ranking.classes)
+    layers = layers_of(dag, ranking.groups)
     rank = np.full(ranking.scores.size, ranking.scores.size)
     rank[ranking.order] = np.arange(ranking.order.size)
     order = np.lexsort((rank, ~protected, layers))
     sizes = np.bincount(layers)
     starts = np.cumsum(sizes) - sizes
-    return Grid(layers, order, starts, sizes, _steps(dag, ranking.classes, layers, sizes, alignment), alignment)
+    return Grid(layers, order, starts, sizes, _steps(dag, ranking.groups, layers, sizes, alignment), alignment)
 
 
-def _steps(dag: ChannelDag, classes: Ints, layers: Ints, sizes: Ints, alignment: Alignment) -> Ints:
+def _steps(dag: ChannelDag, groups: Ints, layers: Ints, sizes: Ints, alignment: Alignment) -> Ints:
     """The step of each layer in classes: as many as fill a block of every convolution that reads or makes them."""
     steps = np.ones(sizes.size, np.int64)
-    for node, mix in dag.mixes:
+    for node, mix in dag.kernel_blocks:
         if dag.model.proto.graph.node[node].op_type in BLOCKED:
-            for side in (mix.sources, mix.targets):
-                _widen(steps, side, classes, layers, sizes, alignment)
+            for side in (mix.sources, mix.destinations):
+                _widen(steps, side, groups, layers, sizes, alignment)
     return steps
 
 
-def _widen(steps: Ints, side: Labels, classes: Ints, layers: Ints, sizes: Ints, alignment: Alignment) -> None:
+def _widen(steps: Ints, side: ChannelIds, groups: Ints, layers: Ints, sizes: Ints, alignment: Alignment) -> None:
     """Raise the steps of the layers on one side of a convolution."""
-    found, channels = np.unique(classes[side], return_counts=True)
-    found, channels = found[found != classes[0]], channels[found != classes[0]]
+    found, channels = np.unique(groups[side], return_counts=True)
+    found, channels = found[found != groups[0]], channels[found != groups[0]]
     for layer in np.unique(layers[found]):
         each = int(channels[layers[found] == layer].max())
         block = alignment.step(each * int(sizes[layer]))

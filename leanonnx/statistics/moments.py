@@ -14,8 +14,8 @@ import numpy as np
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import DataError
 from leanonnx.numeric.arrays import Array, Floats, Ints
-from leanonnx.numeric.channel_ids import Labels, varied
-from leanonnx.rules.call import Mix, Reduction
+from leanonnx.numeric.channel_ids import ChannelIds, varied
+from leanonnx.rules.call import KernelBlock, Reduction
 from leanonnx.runtime.probes import watched
 from leanonnx.runtime.sessions import Feed, RunFailed
 
@@ -32,7 +32,7 @@ ENOUGH = 1 << 17
 class Moments:
     """Covariance [C, C] of the channels ``labels`` [C] over the positions of a tensor."""
 
-    labels: Ints
+    channel_ids: Ints
     covariance: Floats
 
 
@@ -67,31 +67,31 @@ class Accumulator:
             self.second += centred.T @ centred
         self.rows += len(rows)
 
-    def moments(self, labels: Ints) -> Moments:
+    def moments(self, channel_ids: Ints) -> Moments:
         """The moments of all rows."""
         mean = self.first / self.rows
-        return Moments(labels, self.second / self.rows - np.outer(mean, mean))
+        return Moments(channel_ids, self.second / self.rows - np.outer(mean, mean))
 
 
-def channel_axis(dag: ChannelDag, node: int, mix: Mix) -> tuple[str, int] | None:
+def channel_axis(dag: ChannelDag, node: int, mix: KernelBlock) -> tuple[str, int] | None:
     """The tensor that kernels read and the axis along which its channels lie; None where they lie along several."""
     proto = dag.model.proto.graph.node[node]
     for name in proto.input:
-        labels = dag.labels.get(name)
-        if labels is not None and np.isin(mix.sources, labels).all():
-            axis = mix.axis % labels.ndim
-            along = labels.shape[axis] == mix.sources.size or labels.size == 1
+        channel_ids = dag.channel_ids.get(name)
+        if channel_ids is not None and np.isin(mix.sources, channel_ids).all():
+            axis = mix.axis % channel_ids.ndim
+            along = channel_ids.shape[axis] == mix.sources.size or channel_ids.size == 1
             return (name, axis) if along and dag.shapes[name][axis] == mix.sources.size else None
     return None
 
 
 def summed_axis(dag: ChannelDag, node: int, reduction: Reduction) -> tuple[str, int]:
     """The tensor whose channels are added up and the axis along which they lie; -1 where they lie along several."""
-    axes = varied(reduction.labels)
+    axes = varied(reduction.channel_ids)
     return dag.model.proto.graph.node[node].input[reduction.slot], axes[0] if len(axes) == 1 else -1
 
 
-def rows_of(value: Array, axis: int, channels: Labels) -> Array:
+def rows_of(value: Array, axis: int, channels: ChannelIds) -> Array:
     """The rows [n, C] of a tensor whose positions on an axis belong to these channels [size], C of them distinct.
 
     Where a channel stands on several positions there is one row for each; where not all stand equally often, their
@@ -108,7 +108,7 @@ def rows_of(value: Array, axis: int, channels: Labels) -> Array:
     return np.asarray(np.add.reduceat(flat[:, order], starts, axis=1) / counts.astype(np.float32))
 
 
-def by_label(kernels: Array, sources: Labels) -> Floats | None:
+def by_label(kernels: Array, sources: ChannelIds) -> Floats | None:
     """Kernels [O, I, *k] that read ``sources`` [I] as [O, C, taps], C being the distinct channels.
 
     Those of a channel that stands on several places are its taps; None where not all stand on equally many.
@@ -136,7 +136,7 @@ def measure(
     """
     spots = places(dag)
     sums = {place: Accumulator(np.unique(channels).size) for place, channels in spots.items()}
-    added = {name: _Spread(dag.labels[name]) for name in _added(dag)}
+    added = {name: _Spread(dag.channel_ids[name]) for name in _added(dag)}
     names = [*dict.fromkeys(name for name, _ in spots), *added]
     try:
         for done, found in enumerate(watched(dag.model.proto, names, feeds, dag.model.libraries), 1):
@@ -170,33 +170,33 @@ def _check(read: Mapping[tuple[str, int], Moments]) -> None:
             )
 
 
-def places(dag: ChannelDag) -> dict[tuple[str, int], Labels]:
+def places(dag: ChannelDag) -> dict[tuple[str, int], ChannelIds]:
     """Tensors that kernels read, with the channel of each position along the axis."""
-    found: dict[tuple[str, int], Labels] = {}
-    for node, mix in dag.mixes:
+    found: dict[tuple[str, int], ChannelIds] = {}
+    for node, mix in dag.kernel_blocks:
         place = channel_axis(dag, node, mix) if mix.inward is not None else None
         if place is not None and np.unique(mix.sources).size > 1:
             found[place] = mix.sources.reshape(-1)
     for node, reduction, _ in dag.sums:
         name, axis = summed_axis(dag, node, reduction)
         if axis >= 0:
-            found.setdefault((name, axis), reduction.labels.reshape(-1))
+            found.setdefault((name, axis), reduction.channel_ids.reshape(-1))
     return found
 
 
 def _added(dag: ChannelDag) -> list[str]:
     """Computed operands of additions."""
     nodes = dag.model.proto.graph.node
-    adding = {node for node, _ in dag.links if nodes[node].op_type in ADDING}
-    return list(dict.fromkeys(name for node in sorted(adding) for name in nodes[node].input if name in dag.labels))
+    adding = {node for node, _ in dag.fixed_edges if nodes[node].op_type in ADDING}
+    return list(dict.fromkeys(name for node in sorted(adding) for name in nodes[node].input if name in dag.channel_ids))
 
 
 class _Spread:
     """Sums for the variance of each channel of a tensor with any layout of labels."""
 
-    def __init__(self, labels: Labels) -> None:
-        self.shape = labels.shape
-        self.unique, self.inverse = np.unique(labels.reshape(-1), return_inverse=True)
+    def __init__(self, channel_ids: ChannelIds) -> None:
+        self.shape = channel_ids.shape
+        self.unique, self.inverse = np.unique(channel_ids.reshape(-1), return_inverse=True)
         self.first, self.second = np.zeros(self.unique.size), np.zeros(self.unique.size)
         self.rows = np.zeros(self.unique.size)
         self.origin: Floats | None = None

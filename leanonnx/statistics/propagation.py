@@ -21,15 +21,15 @@ from typing import Any
 import numpy as np
 import onnx
 
-from leanonnx.analysis.constant_channels import BORDERED, MOVING, POINTWISE, SUMMING, Numbers, steady
+from leanonnx.analysis.constant_channels import BORDERED, MOVING, POINTWISE, SUMMING, Numbers, constant_channels
 from leanonnx.analysis.constants import Constants
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.formats import is_float
 from leanonnx.graph.nodes import LINEAR, attribute, bias_of, scale_and_shift, standard
 from leanonnx.graph.positions import coverage, window_of
 from leanonnx.numeric.arrays import Floats
-from leanonnx.numeric.channel_ids import Labels
-from leanonnx.numeric.gaussian import POINTS, Belief, chosen, gaussian, together, unknown
+from leanonnx.numeric.channel_ids import ChannelIds
+from leanonnx.numeric.gaussian import POINTS, ChannelMoments, chosen, gaussian, together, unknown
 from leanonnx.runtime.sessions import run_node
 from leanonnx.statistics.moments import Moments, Statistics, by_label, channel_axis, places
 
@@ -50,7 +50,7 @@ MOST = 0.5
 
 
 @dataclass(frozen=True)
-class Known:
+class PropagatedMoments:
     """What is known of the tensors of a network without running it on anything, found when it is first asked for."""
 
     dag: ChannelDag
@@ -58,10 +58,10 @@ class Known:
     @cached_property
     def numbers(self) -> Mapping[str, Numbers]:
         """Numbers of the steady channels of each tensor, laid out as its labels."""
-        return steady(self.dag).numbers
+        return constant_channels(self.dag).numbers
 
     @cached_property
-    def beliefs(self) -> Mapping[str, Belief]:
+    def moments(self) -> Mapping[str, ChannelMoments]:
         """What is believed of each tensor."""
         walk = _Walk(self.dag, self.numbers)
         for index, node in enumerate(self.dag.model.proto.graph.node):
@@ -69,27 +69,27 @@ class Known:
         return walk.found
 
 
-def believed(known: Known) -> Statistics | None:
+def propagate_statistics(known: PropagatedMoments) -> Statistics | None:
     """Statistics of all channels that kernels read; None where the network holds those of too few."""
     dag = known.dag
     if not any(node.op_type in HOLDING for node in dag.model.proto.graph.node):
         return None
-    found = known.beliefs
+    found = known.moments
     spots = places(dag)
     counts = {True: 0, False: 0}
-    for node, mix in dag.mixes:
+    for node, mix in dag.kernel_blocks:
         spot = channel_axis(dag, node, mix) if mix.inward is not None else None
         if spot is not None and spot in spots:
-            counts[found[spot[0]].known] += mix.sources.size * mix.targets.shape[1]
+            counts[found[spot[0]].known] += mix.sources.size * mix.destinations.shape[1]
     if not counts[True] or counts[True] < MOST * (counts[True] + counts[False]):
         return None
     read = {}
     for name, axis in spots:
         belief = found[name]
-        read[name, axis] = Moments(belief.labels, belief.covariance())
+        read[name, axis] = Moments(belief.channel_ids, belief.covariance())
     variance = np.full(dag.count, np.nan)
     for belief in found.values():
-        variance[belief.labels] = belief.variance
+        variance[belief.channel_ids] = belief.variance
     return Statistics(read, variance)
 
 
@@ -98,7 +98,7 @@ class _Walk:
 
     def __init__(self, dag: ChannelDag, numbers: Mapping[str, Numbers]) -> None:
         self.dag = dag
-        self.found: dict[str, Belief] = {}
+        self.found: dict[str, ChannelMoments] = {}
         self.fixed = Constants(dag.model, dag.observation).fixed
         self.steady = numbers
 
@@ -106,13 +106,13 @@ class _Walk:
         """Find what is to be believed of what a node puts out."""
         op = standard(node)
         for name in node.input:
-            if name in self.dag.labels and name not in self.found:
-                self.found[name] = unknown(np.unique(self.dag.labels[name]))
+            if name in self.dag.channel_ids and name not in self.found:
+                self.found[name] = unknown(np.unique(self.dag.channel_ids[name]))
         for slot, name in enumerate(node.output):
-            if name not in self.dag.labels:
+            if name not in self.dag.channel_ids:
                 continue
             belief = None
-            if slot == 0 and index in self.dag.mixes_of:
+            if slot == 0 and index in self.dag.kernel_blocks_of:
                 belief = self._mixed(index, node, op)
             elif op == "BatchNormalization":
                 belief = self._normalised(node)
@@ -120,34 +120,34 @@ class _Walk:
                 belief = self._pointwise(node, op)
             elif op in MOVING | SUMMING | BORDERED:
                 belief = self._moved(index, node, name)
-            labels = np.unique(self.dag.labels[name])
-            if belief is None or not np.array_equal(belief.labels, labels):
-                belief = unknown(labels)
+            channel_ids = np.unique(self.dag.channel_ids[name])
+            if belief is None or not np.array_equal(belief.channel_ids, channel_ids):
+                belief = unknown(channel_ids)
             if not np.isfinite(belief.values).all():
-                belief = unknown(labels)
+                belief = unknown(channel_ids)
             self.found[name] = self._held(name, belief)
 
-    def _held(self, name: str, belief: Belief) -> Belief:
+    def _held(self, name: str, belief: ChannelMoments) -> ChannelMoments:
         """A belief that knows which channels are steady."""
         numbers = self.steady.get(name)
         if numbers is None:
             return belief
-        places = belief.places(self.dag.labels[name].reshape(-1))
+        places = belief.places(self.dag.channel_ids[name].reshape(-1))
         values = belief.values.copy()
         fixed = np.isfinite(numbers.reshape(-1))
         values[:, places[fixed]] = numbers.reshape(-1)[fixed]
-        return Belief(belief.labels, values, belief.correlation, belief.known)
+        return ChannelMoments(belief.channel_ids, values, belief.correlation, belief.known)
 
     # 2: mixing
 
-    def _mixed(self, index: int, node: onnx.NodeProto, op: str) -> Belief | None:
-        mix, *others = self.dag.mixes_of[index]
+    def _mixed(self, index: int, node: onnx.NodeProto, op: str) -> ChannelMoments | None:
+        mix, *others = self.dag.kernel_blocks_of[index]
         place = channel_axis(self.dag, index, mix)
         weights = mix.kernels()
         if op not in LINEAR or others or place is None or not is_float(weights):
             return None
-        bias = bias_of(node, mix.targets.size, self.fixed, mix.onto)
-        targets = mix.targets.reshape(-1)
+        bias = bias_of(node, mix.destinations.size, self.fixed, mix.onto)
+        targets = mix.destinations.reshape(-1)
         if bias is None or np.unique(targets).size != targets.size:
             return None
         belief = self.found[place[0]]
@@ -155,7 +155,7 @@ class _Walk:
         alpha = float(attribute(node, "alpha", 1.0)) if op == "Gemm" else 1.0
         mean, covariance = bias.copy(), np.zeros((targets.size, targets.size))
         total, near = belief.covariance(), _neighbours(node, weights.shape[3:])
-        width = mix.targets.shape[1]
+        width = mix.destinations.shape[1]
         for group, sources in enumerate(mix.sources):
             kernels = by_label(alpha * np.asarray(weights[group], np.float64), sources)
             if kernels is None:
@@ -175,14 +175,14 @@ class _Walk:
 
     # 1: normalisation by fixed statistics
 
-    def _normalised(self, node: onnx.NodeProto) -> Belief | None:
+    def _normalised(self, node: onnx.NodeProto) -> ChannelMoments | None:
         parameters = [self.fixed(name) for name in node.input[1:]]
         if any(p is None for p in parameters) or attribute(node, "training_mode", 0):
             return None
         gamma, beta, mean, variance = (np.asarray(p, np.float64) for p in parameters)
-        before, after = (self.dag.labels[name].reshape(-1) for name in (node.input[0], node.output[0]))
+        before, after = (self.dag.channel_ids[name].reshape(-1) for name in (node.input[0], node.output[0]))
         belief = self.found[node.input[0]]
-        if not before.size == after.size == gamma.size == belief.labels.size:
+        if not before.size == after.size == gamma.size == belief.channel_ids.size:
             return None
         places = belief.places(before)
         order = np.argsort(places)
@@ -191,17 +191,17 @@ class _Walk:
         scale, shift = scale_and_shift(gamma, beta, mean, variance, attribute(node, "epsilon", 1e-5))
         values = belief.values.copy()
         values[:, places] = values[:, places] * scale + shift
-        return chosen(Belief(belief.labels, values, belief.correlation, known=True), places, after)
+        return chosen(ChannelMoments(belief.channel_ids, values, belief.correlation, known=True), places, after)
 
     # 3 and 4: pointwise
 
-    def _pointwise(self, node: onnx.NodeProto, op: str) -> Belief | None:
-        free = [name for name in dict.fromkeys(node.input) if name in self.dag.labels]
+    def _pointwise(self, node: onnx.NodeProto, op: str) -> ChannelMoments | None:
+        free = [name for name in dict.fromkeys(node.input) if name in self.dag.channel_ids]
         held = {name: self.fixed(name) for name in node.input if name and name not in free}
         if not free or any(value is None for value in held.values()):
             return None
         name = node.output[0]
-        out = self.dag.labels[name]
+        out = self.dag.channel_ids[name]
         views = [self._aligned(one, out) for one in free]
         if any(view is None for view in views):
             return None
@@ -213,22 +213,27 @@ class _Walk:
             return None
         return _joined(op, aligned)
 
-    def _aligned(self, name: str, out: Labels) -> Belief | None:
+    def _aligned(self, name: str, out: ChannelIds) -> ChannelMoments | None:
         """What an operand holds at each channel of an output, under the output's labels; None where it is broadcast."""
-        labels, belief = self.dag.labels[name], self.found[name]
-        if labels.ndim > out.ndim:
+        channel_ids, belief = self.dag.channel_ids[name], self.found[name]
+        if channel_ids.ndim > out.ndim:
             return None
-        labels = labels.reshape((1,) * (out.ndim - labels.ndim) + labels.shape)
-        if any(a not in (b, 1) for a, b in zip(labels.shape, out.shape, strict=True)):
+        channel_ids = channel_ids.reshape((1,) * (out.ndim - channel_ids.ndim) + channel_ids.shape)
+        if any(a not in (b, 1) for a, b in zip(channel_ids.shape, out.shape, strict=True)):
             return None
         unique, first = np.unique(out.reshape(-1), return_index=True)
-        places = belief.places(np.broadcast_to(labels, out.shape).reshape(-1)[first])
+        places = belief.places(np.broadcast_to(channel_ids, out.shape).reshape(-1)[first])
         return chosen(belief, places, unique)
 
     def _tabulated(
-        self, node: onnx.NodeProto, out: Labels, feed: Mapping[str, Floats], like: Belief, held: Mapping[str, Any]
-    ) -> Belief | None:
-        index = np.searchsorted(like.labels, out)
+        self,
+        node: onnx.NodeProto,
+        out: ChannelIds,
+        feed: Mapping[str, Floats],
+        like: ChannelMoments,
+        held: Mapping[str, Any],
+    ) -> ChannelMoments | None:
+        index = np.searchsorted(like.channel_ids, out)
         tables = {name: values[:, index] for name, values in feed.items()}
         constants = {name: np.asarray(value) for name, value in held.items()}
         kind = next((array.dtype for array in constants.values() if is_float(array)), np.dtype(np.float32))
@@ -238,49 +243,49 @@ class _Walk:
             return None
         first = np.unique(out.reshape(-1), return_index=True)[1]
         values = np.asarray(result, np.float64).reshape(POINTS.size, -1)[:, first]
-        return Belief(like.labels, values, like.correlation, like.known)
+        return ChannelMoments(like.channel_ids, values, like.correlation, like.known)
 
     # 5: movements and pooling
 
-    def _moved(self, index: int, node: onnx.NodeProto, name: str) -> Belief | None:
+    def _moved(self, index: int, node: onnx.NodeProto, name: str) -> ChannelMoments | None:
         given = [self.found[one] for one in node.input if one in self.found]
         if not given:
             return None
         source = given[0] if len(given) == 1 else together(given)
         if index in self.dag.reductions:
             return self._summed(index, source) if standard(node) in AVERAGES else None
-        wanted = np.unique(self.dag.labels[name])
+        wanted = np.unique(self.dag.channel_ids[name])
         origin = wanted.copy()
-        for link in self.dag.links_of.get(index, []):
-            back = dict(zip(link.targets.reshape(-1).tolist(), link.sources.reshape(-1).tolist(), strict=True))
+        for link in self.dag.fixed_edges_of.get(index, []):
+            back = dict(zip(link.destinations.reshape(-1).tolist(), link.sources.reshape(-1).tolist(), strict=True))
             origin = np.array([back.get(one, one) for one in origin.tolist()], np.int64)
-        places = np.minimum(source.places(origin), source.labels.size - 1)
-        if not np.array_equal(source.labels[places], origin):
+        places = np.minimum(source.places(origin), source.channel_ids.size - 1)
+        if not np.array_equal(source.channel_ids[places], origin):
             return None
         passed = chosen(source, places, wanted)
         return _bent(passed, standard(node)) if standard(node) in EXTREMES | POWERS else passed
 
-    def _summed(self, index: int, source: Belief) -> Belief | None:
+    def _summed(self, index: int, source: ChannelMoments) -> ChannelMoments | None:
         """Channels that are added up in one."""
         for node, _, link in self.dag.sums:
             if node == index and link.gains is not None:
                 where, gains = source.places(link.sources), link.gains.astype(np.float64)
                 covariance = gains @ source.covariance()[np.ix_(where, where)] @ gains
                 mean = gains @ source.mean[where]
-                return gaussian(link.targets[:1], mean.reshape(1), covariance.reshape(1, 1), source.known)
+                return gaussian(link.destinations[:1], mean.reshape(1), covariance.reshape(1, 1), source.known)
         return None
 
 
-def _bent(belief: Belief, op: str) -> Belief:
+def _bent(belief: ChannelMoments, op: str) -> ChannelMoments:
     """Channels of which the largest positions or sums of powers are left: no copies now, but those that rise alike."""
-    bends = belief.covariance() < 0 if op in EXTREMES else ~np.eye(belief.labels.size, dtype=bool)
+    bends = belief.covariance() < 0 if op in EXTREMES else ~np.eye(belief.channel_ids.size, dtype=bool)
     return replace(belief, correlation=np.where(bends, BENT * belief.correlation, belief.correlation))
 
 
-def _joined(op: str, operands: list[Belief]) -> Belief | None:
+def _joined(op: str, operands: list[ChannelMoments]) -> ChannelMoments | None:
     """Independent operands added or multiplied, channel by channel."""
     known = all(one.known for one in operands)
-    labels, mean, covariance = operands[0].labels, operands[0].mean, operands[0].covariance()
+    channel_ids, mean, covariance = operands[0].channel_ids, operands[0].mean, operands[0].covariance()
     for other in operands[1:]:
         shift, spread = other.mean, other.covariance()
         if op in ("Add", "Sum"):
@@ -292,7 +297,7 @@ def _joined(op: str, operands: list[Belief]) -> Belief | None:
             mean = mean * shift
         else:
             return None
-    return gaussian(labels, mean, covariance, known)
+    return gaussian(channel_ids, mean, covariance, known)
 
 
 def _through(kernels: Floats, covariance: Floats) -> Floats:

@@ -21,8 +21,8 @@ from leanonnx.graph.nodes import fresh_name
 from leanonnx.graph.noops import Types
 from leanonnx.graph.storage import copy_fields
 from leanonnx.numeric.arrays import Array
-from leanonnx.rules.call import Entries, Pick
-from leanonnx.surgery.patch import Maker, Masking, Patch, Place
+from leanonnx.rules.call import Select, ShapeEdit
+from leanonnx.surgery.patch import InputSlot, Maker, Masking, Patch
 
 HALF = {np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)) for kind in HALVES}
 WHERE = 9
@@ -48,14 +48,14 @@ class _Operation:
         self.names = _all_names(model.proto.graph)
         self.replaced: dict[str, Maker] = {}
         self.added: dict[str, Maker] = {}
-        self.reads: dict[Place, str] = {}
+        self.reads: dict[InputSlot, str] = {}
         self._assign()
         self.nodes = self._edited_nodes()
 
     def _assign(self) -> None:
         """Give each changed constant a name: its own where every reader agrees, else a clone."""
-        readers = self.model.readers
-        wanted: dict[str, list[Place]] = {}
+        readers = self.model.use_counts
+        wanted: dict[str, list[InputSlot]] = {}
         for place in self.patch.constants:
             wanted.setdefault(self._holder(place), []).append(place)
         for name, places in wanted.items():
@@ -70,16 +70,16 @@ class _Operation:
                     self.replaced[name] = self.patch.constants[group[0]]
                     taken = True
 
-    def _alike(self, places: list[Place]) -> list[list[Place]]:
+    def _alike(self, places: list[InputSlot]) -> list[list[InputSlot]]:
         """Places that get equal arrays, together."""
         if len(places) == 1:
             return [places]
-        groups: dict[bytes, list[Place]] = {}
+        groups: dict[bytes, list[InputSlot]] = {}
         for place in places:
             groups.setdefault(_fingerprint(self.patch.constants[place]()), []).append(place)
         return list(groups.values())
 
-    def _holder(self, place: Place) -> str:
+    def _holder(self, place: InputSlot) -> str:
         inputs = self.model.proto.graph.node[place[0]].input
         name = inputs[place[1]] if place[1] < len(inputs) else ""
         return self.model.origins.get(name, name)
@@ -143,7 +143,7 @@ class _Operation:
                 node.output[slot] = fresh_name(self.names, name)
         return helpers
 
-    def _overlay(self, vector: str, change: Entries, helpers: list[onnx.NodeProto]) -> str:
+    def _overlay(self, vector: str, change: ShapeEdit, helpers: list[onnx.NodeProto]) -> str:
         """New entries of a computed integer vector.
 
         1. Sizes of axes are scaled by a fraction, so that they follow the axes that the model leaves free.
@@ -200,7 +200,7 @@ class _Operation:
         found = self.types.found.get(tensor)
         return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(found.elem_type if found else onnx.TensorProto.FLOAT))
 
-    def _gather(self, tensor: str, pick: Pick, helpers: list[onnx.NodeProto]) -> str:
+    def _gather(self, tensor: str, pick: Select, helpers: list[onnx.NodeProto]) -> str:
         output = fresh_name(self.names, tensor)
         chosen = self._constant(pick.positions.astype(np.int64), f"{tensor}_read")
         helpers.append(onnx.helper.make_node("Gather", [tensor, chosen], [output], name=output, axis=pick.axis))
@@ -251,7 +251,7 @@ class _Operation:
                     graph.input.append(_declared(graph.initializer[-1]))
 
 
-def _entries(change: Entries, values: Mapping[int, int], other: int) -> Array:
+def _entries(change: ShapeEdit, values: Mapping[int, int], other: int) -> Array:
     """A vector of these values, and of ``other`` in all other places."""
     vector = np.full(change.size, other, np.int64)
     vector[list(values)] = list(values.values())

@@ -13,18 +13,18 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from leanonnx.analysis.constants import Use
+from leanonnx.analysis.constants import ConstantUse
 from leanonnx.analysis.dag import ChannelDag, joint_edit
-from leanonnx.analysis.runs import Run, gathered, same_run
+from leanonnx.analysis.runs import OperatorRun, gathered, same_run
 from leanonnx.errors import ProofFailed
 from leanonnx.graph.formats import is_integer
 from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import title
 from leanonnx.numeric.arrays import Array
 from leanonnx.numeric.channel_ids import Mask, is_rectangle, projection, varied
-from leanonnx.rules.call import Attribute, Entries, Pick
+from leanonnx.rules.call import Attribute, Select, ShapeEdit
 
-Place = tuple[int, int]
+InputSlot = tuple[int, int]
 Maker = Callable[[], Array]
 ZERO_POINTS = {
     ("DequantizeLinear", 0): (2, 1),
@@ -64,28 +64,28 @@ class Patch:
     shrunk: tensors that lose channels; their recorded shapes hold no more.
     """
 
-    constants: Mapping[Place, Maker] = field(default_factory=dict)
-    entries: Mapping[Place, Entries] = field(default_factory=dict)
-    outputs: Mapping[Place, Entries] = field(default_factory=dict)
-    picks: Mapping[Place, Pick] = field(default_factory=dict)
-    scales: Mapping[Place, float] = field(default_factory=dict)
-    masks: Mapping[Place, Masking] = field(default_factory=dict)
+    constants: Mapping[InputSlot, Maker] = field(default_factory=dict)
+    entries: Mapping[InputSlot, ShapeEdit] = field(default_factory=dict)
+    outputs: Mapping[InputSlot, ShapeEdit] = field(default_factory=dict)
+    picks: Mapping[InputSlot, Select] = field(default_factory=dict)
+    scales: Mapping[InputSlot, float] = field(default_factory=dict)
+    masks: Mapping[InputSlot, Masking] = field(default_factory=dict)
     attributes: Mapping[int, Mapping[str, Attribute]] = field(default_factory=dict)
-    gathers: Mapping[str, tuple[Run, Array]] = field(default_factory=dict)
+    gathers: Mapping[str, tuple[OperatorRun, Array]] = field(default_factory=dict)
     shrunk: frozenset[str] = frozenset()
 
 
 def plan_patch(dag: ChannelDag, alive: Mask) -> Patch:
     """The patch that removes every label that is not alive."""
-    constants: dict[Place, Maker] = {
+    constants: dict[InputSlot, Maker] = {
         (use.node, use.slot): partial(sliced, dag, use, alive) for use in dag.uses if _cuts(use, alive)
     }
-    entries: dict[Place, Entries] = {}
-    outputs: dict[Place, Entries] = {}
-    picks: dict[Place, Pick] = {}
-    scales: dict[Place, float] = {}
+    entries: dict[InputSlot, ShapeEdit] = {}
+    outputs: dict[InputSlot, ShapeEdit] = {}
+    picks: dict[InputSlot, Select] = {}
+    scales: dict[InputSlot, float] = {}
     attributes: dict[int, Mapping[str, Attribute]] = {}
-    shrunk = frozenset(name for name, labels in dag.labels.items() if not alive[labels].all())
+    shrunk = frozenset(name for name, channel_ids in dag.channel_ids.items() if not alive[channel_ids].all())
     touched = _touched(dag, shrunk)
     for node in dag.rewrites:
         if node not in touched:
@@ -104,9 +104,9 @@ def plan_patch(dag: ChannelDag, alive: Mask) -> Patch:
             if changes := _changed(sizes):
                 outputs[node, k] = _sized(dag, names[k], changes)
         for slot, change in edit.inputs.items():
-            if isinstance(change, Pick):
+            if isinstance(change, Select):
                 picks[node, slot] = change
-            elif not isinstance(change, Entries):
+            elif not isinstance(change, ShapeEdit):
                 constants[node, slot] = partial(np.asarray, change)
             elif changes := _changed(change):
                 _enter(dag, (node, slot), changes, constants, entries)
@@ -115,7 +115,7 @@ def plan_patch(dag: ChannelDag, alive: Mask) -> Patch:
     )
 
 
-def _changed(change: Entries) -> Entries | None:
+def _changed(change: ShapeEdit) -> ShapeEdit | None:
     """Entries without the sizes that stay what they are; None where nothing is left."""
     values = {k: value for k, value in change.values.items() if change.before.get(k) != value}
     return replace(change, values=values) if values else None
@@ -124,7 +124,7 @@ def _changed(change: Entries) -> Entries | None:
 def _touched(dag: ChannelDag, shrunk: Set[str]) -> set[int]:
     """Nodes that read or put out a tensor that loses channels, or lie behind a constant that is cut."""
     nodes = dag.model.proto.graph.node
-    known = set(dag.labels)
+    known = set(dag.channel_ids)
     return {
         k
         for k in dag.rewrites
@@ -132,13 +132,17 @@ def _touched(dag: ChannelDag, shrunk: Set[str]) -> set[int]:
     }
 
 
-def _sized(dag: ChannelDag, name: str, change: Entries) -> Entries:
+def _sized(dag: ChannelDag, name: str, change: ShapeEdit) -> ShapeEdit:
     """Entries that know the length of the vector they are laid over."""
     return replace(change, size=dag.shapes[name][0])
 
 
 def _enter(
-    dag: ChannelDag, place: Place, change: Entries, constants: dict[Place, Maker], entries: dict[Place, Entries]
+    dag: ChannelDag,
+    place: InputSlot,
+    change: ShapeEdit,
+    constants: dict[InputSlot, Maker],
+    entries: dict[InputSlot, ShapeEdit],
 ) -> None:
     """New entries of a shape vector: written into a constant, or laid over a computed one."""
     model = dag.model
@@ -151,11 +155,11 @@ def _enter(
     constants[place] = partial(np.asarray, vector)
 
 
-def _cuts(use: Use, alive: Mask) -> bool:
+def _cuts(use: ConstantUse, alive: Mask) -> bool:
     return not all(alive[factor].all() for factor in use.factors)
 
 
-def sliced(dag: ChannelDag, use: Use, alive: Mask) -> Array:
+def sliced(dag: ChannelDag, use: ConstantUse, alive: Mask) -> Array:
     """The constant of one use with its dead elements cut out."""
     array = constant_of(dag, use)
     for axis, index in enumerate(kept_indices(use, array.shape, alive)):
@@ -164,12 +168,12 @@ def sliced(dag: ChannelDag, use: Use, alive: Mask) -> Array:
     return np.ascontiguousarray(array)
 
 
-def constant_of(dag: ChannelDag, use: Use) -> Array:
+def constant_of(dag: ChannelDag, use: ConstantUse) -> Array:
     """The whole constant of one use."""
     return use.computed if use.computed is not None else dag.model.constant(use.constant)
 
 
-def kept_indices(use: Use, shape: tuple[int, ...], alive: Mask) -> list[NDArray[np.int64] | None]:
+def kept_indices(use: ConstantUse, shape: tuple[int, ...], alive: Mask) -> list[NDArray[np.int64] | None]:
     """Surviving indices on each axis of a constant; None where all survive."""
     rank = len(shape)
     masks = [alive[f].reshape((1,) * (rank - f.ndim) + f.shape) for f in use.factors]
@@ -194,12 +198,12 @@ def masking_patch(dag: ChannelDag, alive: Mask) -> Patch:
     def there(node: int) -> int:
         return original.producers[next(name for name in nodes[node].output if name)]
 
-    constants: dict[Place, Maker] = {}
-    masks: dict[Place, Masking] = {
-        (there(node), found.slot): Masking(alive[found.labels])
+    constants: dict[InputSlot, Maker] = {}
+    masks: dict[InputSlot, Masking] = {
+        (there(node), found.slot): Masking(alive[found.channel_ids])
         for node, reductions in dag.reductions.items()
         for found in reductions
-        if not alive[found.labels].all()
+        if not alive[found.channel_ids].all()
     }
     for use in dag.uses:
         if use.inward is None or alive[use.inward].all():
@@ -212,19 +216,19 @@ def masking_patch(dag: ChannelDag, alive: Mask) -> Patch:
     return Patch(constants, masks=masks)
 
 
-def _masked(dag: ChannelDag, use: Use, alive: Mask) -> Array:
+def _masked(dag: ChannelDag, use: ConstantUse, alive: Mask) -> Array:
     """A weight with zero kernels on dead input channels (for quantised weights: the zero point)."""
     array = constant_of(dag, use)
     assert use.inward is not None
     return np.where(alive[use.inward], array, _zero(dag, use, array)).astype(array.dtype)
 
 
-def _zero(dag: ChannelDag, use: Use, array: Array) -> Array:
+def _zero(dag: ChannelDag, use: ConstantUse, array: Array) -> Array:
     """What stands for zero in a weight, broadcastable to it."""
     return _zero_point(dag.model, use, array) if is_integer(array) else np.zeros((), array.dtype)
 
 
-def _zero_point(model: Model, use: Use, array: Array) -> Array:
+def _zero_point(model: Model, use: ConstantUse, array: Array) -> Array:
     """The integer that stands for zero, broadcastable to the weight."""
     node = model.proto.graph.node[use.node]
     slot, axis = ZERO_POINTS.get((node.op_type, use.slot), (len(node.input), 0))
@@ -237,18 +241,20 @@ def _zero_point(model: Model, use: Use, array: Array) -> Array:
     return zero.reshape(shape) if zero.size > 1 else zero.reshape(())
 
 
-def _gathers(dag: ChannelDag, alive: Mask) -> dict[str, tuple[Run, Array]]:
+def _gathers(dag: ChannelDag, alive: Mask) -> dict[str, tuple[OperatorRun, Array]]:
     """Tensors whose run of movements no longer keeps a product of index sets."""
-    found: dict[str, tuple[Run, Array]] = {}
+    found: dict[str, tuple[OperatorRun, Array]] = {}
     for name, (source, _) in dag.moves.items():
-        if len(varied(dag.labels[name])) > 1 or (len(varied(dag.labels[source])) <= 1 and name not in dag.gathers):
+        if len(varied(dag.channel_ids[name])) > 1 or (
+            len(varied(dag.channel_ids[source])) <= 1 and name not in dag.gathers
+        ):
             continue
-        run = same_run([gathered(name, at.moves, at.labels, at.shapes) for at in dag.sizes])
-        if run.indices is None or alive[dag.labels[run.source]].all():
+        run = same_run([gathered(name, at.moves, at.channel_ids, at.shapes) for at in dag.sizes])
+        if run.indices is None or alive[dag.channel_ids[run.source]].all():
             continue
-        if name not in dag.gathers and all(is_rectangle(alive[dag.labels[inner]]) for inner in run.inside):
+        if name not in dag.gathers and all(is_rectangle(alive[dag.channel_ids[inner]]) for inner in run.inside):
             continue
-        position = np.cumsum(alive[dag.labels[run.source]].reshape(-1)) - 1
-        living = alive[np.broadcast_to(dag.labels[name].reshape(-1), run.indices.shape)]
+        position = np.cumsum(alive[dag.channel_ids[run.source]].reshape(-1)) - 1
+        living = alive[np.broadcast_to(dag.channel_ids[name].reshape(-1), run.indices.shape)]
         found[name] = run, position[run.indices[living]].astype(np.int64)
     return found

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from leanonnx.analysis.closure import Closure
-from leanonnx.analysis.constants import Use
+from leanonnx.analysis.constants import ConstantUse
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import PlanError
-from leanonnx.numeric.channel_ids import Labels, Mask, varied
+from leanonnx.numeric.channel_ids import ChannelIds, Mask, varied
 from leanonnx.surgery.patch import kept_indices
 from leanonnx.surgery.recipe import Recipe, earlier_recipe, read_recipe
-from leanonnx.system.outputs import Place, check_writable, write_file
+from leanonnx.system.outputs import StrPath, check_writable, write_file
 
 SCHEMA = 1
 AGAIN = "make it again with --plan-out"
@@ -65,7 +65,7 @@ class Plan:
         """The plan as JSON, the same bytes for the same plan and ``folder``."""
         return json.dumps(self.row(folder), indent=1, sort_keys=True) + "\n"
 
-    def save(self, path: Place) -> None:
+    def save(self, path: StrPath) -> None:
         """Write the plan as JSON; the file appears at once, whole.
 
         Raises:
@@ -82,11 +82,11 @@ def make_plan(
     found: dict[str, dict[tuple[int, int], dict[str, Any]]] = {}
     for use in sorted(dag.uses, key=lambda u: (u.inward is None, u.node, u.slot)):
         found.setdefault(use.constant, {})[use.node, use.slot] = _entry(dag, use, alive)
-    tensors = {name: _joined([*places.values()], dag.model.readers.get(name, 0)) for name, places in found.items()}
+    tensors = {name: _joined([*places.values()], dag.model.use_counts.get(name, 0)) for name, places in found.items()}
     return Plan(SCHEMA, version, dag.model.sha256, dict(options), tensors, recovery)
 
 
-def _entry(dag: ChannelDag, use: Use, alive: Mask) -> dict[str, Any]:
+def _entry(dag: ChannelDag, use: ConstantUse, alive: Mask) -> dict[str, Any]:
     shape = dag.model.shape_of(use.constant) if use.computed is None else use.computed.shape
     kept = kept_indices(use, shape, alive)
     after = [size if index is None else len(index) for size, index in zip(shape, kept, strict=True)]
@@ -102,7 +102,7 @@ def _joined(entries: list[dict[str, Any]], readers: int) -> dict[str, Any]:
     return {**entries[0], "others": others} if others else entries[0]
 
 
-def load_plan(path: Place) -> Plan:
+def load_plan(path: StrPath) -> Plan:
     """Read a plan file.
 
     Raises:
@@ -137,12 +137,12 @@ def replay(dag: ChannelDag, plan: Plan) -> Mask:
         entry = plan.tensors.get(use.constant)
         if entry is not None and use.inward is not None:
             dead[_dropped(use, entry, plan.origin)] = True
-    keep = np.ones(int(dag.classes.max()) + 1, bool)
-    keep[dag.classes[dead]] = False
-    alive = Closure(dag, dag.classes).alive(keep)
+    keep = np.ones(int(dag.groups.max()) + 1, bool)
+    keep[dag.groups[dead]] = False
+    alive = Closure(dag, dag.groups).alive(keep)
     if make_plan(dag, alive, plan.options, plan.leanonnx).tensors != plan.tensors:
         raise PlanError(f"{plan.origin}: the plan does not fit the model's ties and shapes; {AGAIN}")
-    if not alive[0] or any(not alive[pin.labels].all() for pin in dag.pins):
+    if not alive[0] or any(not alive[pin.channel_ids].all() for pin in dag.pins):
         raise PlanError(f"{plan.origin}: the plan removes channels that may not be removed; {AGAIN}")
     return alive
 
@@ -166,7 +166,7 @@ def _check_origin(dag: ChannelDag, plan: Plan) -> None:
         )
 
 
-def _dropped(use: Use, entry: Mapping[str, Any], origin: str) -> Labels:
+def _dropped(use: ConstantUse, entry: Mapping[str, Any], origin: str) -> ChannelIds:
     """Labels that an entry of the plan removes."""
     try:
         shape, kept = tuple(entry["before"]), entry["kept"]

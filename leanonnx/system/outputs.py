@@ -12,7 +12,7 @@ from pathlib import Path
 
 from leanonnx.errors import OptionError, OutputError
 
-Place = str | os.PathLike[str]
+StrPath = str | os.PathLike[str]
 """A path as callers give it."""
 LONGEST_NAME = 240
 """Bytes of a file name that leave room for the suffix of a data file."""

@@ -32,10 +32,10 @@ from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import Feed, RunFailed, run
 from leanonnx.surgery.patch import plan_patch
 from leanonnx.surgery.plan import Plan, load_plan, replay
-from leanonnx.system.outputs import Place
+from leanonnx.system.outputs import StrPath
 from leanonnx.torch.cuts import Cut, planned_cuts, read_cuts
 from leanonnx.torch.matching import Matches, matched, named_tensors
-from leanonnx.torch.running import Inputs, Trace, as_feed, difference, ran
+from leanonnx.torch.running import Inputs, ModuleTrace, as_feed, difference, ran
 from leanonnx.torch.slicing import Slicing, carried_out, sliced
 
 __all__ = ["Applied", "apply_plan", "verify"]
@@ -67,12 +67,12 @@ class Applied:
 
 def apply_plan(
     module: nn.Module,
-    plan: Plan | Place,
+    plan: Plan | StrPath,
     model: ModelSource | None = None,
     *,
     names: Mapping[str, str] | None = None,
     inputs: Inputs | None = None,
-    library: Place | Sequence[Place] = (),
+    library: StrPath | Sequence[StrPath] = (),
     tolerance: float = TOLERANCE,
 ) -> Applied:
     """Cut out of a module, in place, what a plan cuts out of its export; or raise and leave it as it is.
@@ -118,7 +118,7 @@ def verify(
     model: ModelSource,
     inputs: Inputs | None = None,
     *,
-    library: Place | Sequence[Place] = (),
+    library: StrPath | Sequence[StrPath] = (),
     tolerance: float = TOLERANCE,
 ) -> float:
     """Run a module, in evaluation, and a model on the same inputs; the largest relative error of an output.
@@ -163,7 +163,7 @@ def _proven(
     module: nn.Module, dag: ChannelDag, alive: Mask, names: Mapping[str, str], feed: Feed, tolerance: float
 ) -> Applied:
     """What a plan tells with the model that it was made from, checked by running the module before and after."""
-    model, trace = dag.model, Trace()
+    model, trace = dag.model, ModuleTrace()
     picks = sorted({dag.model.proto.graph.node[node].name for node, _ in plan_patch(dag, alive).picks})
     if picks:
         raise PlanError(
@@ -191,7 +191,7 @@ def _proven(
 
 
 def _error(
-    module: nn.Module, model: Model, source: Path | onnx.ModelProto, feed: Feed, trace: Trace | None = None
+    module: nn.Module, model: Model, source: Path | onnx.ModelProto, feed: Feed, trace: ModuleTrace | None = None
 ) -> float:
     """How far a module is from a model with the interface and libraries of ``model``."""
     try:

@@ -24,7 +24,7 @@ from leanonnx.graph.formats import is_float
 from leanonnx.numeric.arrays import Array
 from leanonnx.torch.cuts import Cut, Kept
 from leanonnx.torch.modules import BATCH_NORMS, TRANSPOSED
-from leanonnx.torch.running import Trace
+from leanonnx.torch.running import ModuleTrace
 
 FOLDED = 1e-4
 """Share of the largest weight that folding may be off by rounding."""
@@ -54,7 +54,7 @@ def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     return found | dict(module.named_buffers(remove_duplicate=False))
 
 
-def matched(module: nn.Module, cuts: Sequence[Cut], names: Mapping[str, str], trace: Trace | None) -> Matches:
+def matched(module: nn.Module, cuts: Sequence[Cut], names: Mapping[str, str], trace: ModuleTrace | None) -> Matches:
     """Find the parameters of constants; by their numbers only where ``trace`` shows how the module ran.
 
     Raises:
@@ -138,7 +138,7 @@ def _equal(value: Array, wanted: Array) -> bool:
 
 
 def _by_numbers(
-    module: nn.Module, cuts: list[Cut], taken: set[str], trace: Trace
+    module: nn.Module, cuts: list[Cut], taken: set[str], trace: ModuleTrace
 ) -> tuple[list[tuple[Cut, Match]], list[Cut]]:
     """Parameters that hold the numbers of constants, and constants for which there are none."""
     tensors = named_tensors(module)
@@ -179,14 +179,14 @@ def _near(value: Array, wanted: Array) -> bool:
     return bool(np.abs(a - b).max() <= FOLDED * np.abs(b).max())
 
 
-def _folded_away(module: nn.Module, trace: Trace) -> set[str]:
+def _folded_away(module: nn.Module, trace: ModuleTrace) -> set[str]:
     """Tensors of BatchNormalizations that can be folded; where they were not, they have kept their names."""
     names = {inner: name for name, inner in module.named_modules()}
     norms = [norm for norm in trace.behind if isinstance(norm, BATCH_NORMS)]
     return {f"{names[norm]}.{local}" for norm in norms for local in named_tensors(norm)}
 
 
-def _folded(module: nn.Module, free: Mapping[str, torch.Tensor], trace: Trace) -> dict[str, Array]:
+def _folded(module: nn.Module, free: Mapping[str, torch.Tensor], trace: ModuleTrace) -> dict[str, Array]:
     """Weights with the BatchNormalization behind them folded in."""
     names = {inner: name for name, inner in module.named_modules()}
     found = {}
@@ -210,7 +210,7 @@ def _scaled(source: nn.Module, weight: Array, scale: Array) -> Array:
     return (weight.reshape(source.groups, -1, *weight.shape[1:]) * grouped).reshape(weight.shape)
 
 
-def _in_turn(module: nn.Module, candidates: Sequence[tuple[str, Order]], trace: Trace) -> list[tuple[str, Order]]:
+def _in_turn(module: nn.Module, candidates: Sequence[tuple[str, Order]], trace: ModuleTrace) -> list[tuple[str, Order]]:
     """For each call of a module that owns a candidate, that one; a tensor with several names counts once."""
     tensors = named_tensors(module)
     once = {id(tensors[name]): (name, order) for name, order in reversed(candidates)}

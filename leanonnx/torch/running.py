@@ -25,7 +25,7 @@ Inputs = Any
 
 
 @dataclass(frozen=True)
-class Trace:
+class ModuleTrace:
     """What a run showed: modules in the order of their calls, and after which modules each norm came at once."""
 
     calls: list[nn.Module] = field(default_factory=list)
@@ -54,7 +54,7 @@ def _array(value: Any) -> Array:
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
 
-def ran(module: nn.Module, feed: Feed, trace: Trace | None) -> list[Array]:
+def ran(module: nn.Module, feed: Feed, trace: ModuleTrace | None) -> list[Array]:
     """Outputs of a module in evaluation, whose inputs are those of the model in their order.
 
     Raises:
@@ -95,7 +95,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _traced(module: nn.Module, trace: Trace) -> Iterator[None]:
+def _traced(module: nn.Module, trace: ModuleTrace) -> Iterator[None]:
     """Watch the calls of all modules; a tensor is known by its identity, so outputs are held until the end."""
     made: dict[int, tuple[torch.Tensor, nn.Module]] = {}
 

@@ -14,7 +14,7 @@ from leanonnx.errors import PlanError
 from leanonnx.torch.cuts import Cut, Kept
 from leanonnx.torch.matching import Matches, named_tensors
 from leanonnx.torch.modules import BATCH_NORMS, Attributes, Axis, kind_of, own_class
-from leanonnx.torch.running import Trace
+from leanonnx.torch.running import ModuleTrace
 
 EXPORT = "export with dynamo=False and training=torch.onnx.TrainingMode.PRESERVE"
 DIFFERENTLY = "is used at several places, which need different slices of it"
@@ -110,7 +110,7 @@ class _Draft:
         return found
 
 
-def sliced(module: nn.Module, matches: Matches, trace: Trace | None) -> Slicing:
+def sliced(module: nn.Module, matches: Matches, trace: ModuleTrace | None) -> Slicing:
     """What a plan makes of a module, which is not touched.
 
     Raises:

@@ -16,7 +16,7 @@ from leanonnx.graph.formats import number_format
 from leanonnx.graph.model import load
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.proof.proof import FAILED, inputs_for, prove
-from leanonnx.rules.table import DEFAULT, Rules
+from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import run
 from leanonnx.surgery.operate import apply
@@ -51,7 +51,7 @@ def seeded(seed: int) -> Choose:
 
 
 @contextmanager
-def analysed(proto: onnx.ModelProto, rules: Rules = DEFAULT) -> Iterator[ChannelDag]:
+def analysed(proto: onnx.ModelProto, rules: Rules = DEFAULT_RULES) -> Iterator[ChannelDag]:
     """The channel DAG of a model in memory."""
     with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
         file.write(proto.SerializeToString())
@@ -63,9 +63,9 @@ def analysed(proto: onnx.ModelProto, rules: Rules = DEFAULT) -> Iterator[Channel
 def touched(dag: ChannelDag, sample: Sample, beside: bool = False) -> NDArray[np.int64]:
     """Classes of the channels that the subject reads or puts out and that may go (the first and the last of each tensor
     come first)."""
-    names = [n for n in [*sample.subject.input, *sample.subject.output] if n in dag.labels]
+    names = [n for n in [*sample.subject.input, *sample.subject.output] if n in dag.channel_ids]
     names = [probe.tensor for probe in sample.probes] if beside else names
-    each = [np.unique(dag.classes[dag.labels[n].reshape(-1)]) for n in names]
+    each = [np.unique(dag.groups[dag.channel_ids[n].reshape(-1)]) for n in names]
     order = [int(classes[k]) for k in (0, -1) for classes in each] + np.concatenate(each).tolist()
     return np.array([c for c in dict.fromkeys(order) if allowed(dag, without(dag, c))], np.int64)
 
@@ -76,7 +76,7 @@ def emptied(dag: ChannelDag, order: int) -> Mask:
     for k in range(dead.size)[::order]:
         tried = doomed(dag, dead | without(dag, k))
         dead = tried if allowed(dag, tried) else dead
-    return ~dead[dag.classes]
+    return ~dead[dag.groups]
 
 
 def without(dag: ChannelDag, *classes: int) -> Mask:

@@ -8,12 +8,12 @@ import numpy as np
 
 from leanonnx.numeric.channel_ids import compact, varied
 from leanonnx.rules.call import Call, Effect
-from leanonnx.rules.table import DEFAULT
+from leanonnx.rules.table import DEFAULT_RULES
 
 
 def _with(call: Call, name: str, value: object) -> Effect:
     """The right answer to a call with another attribute."""
-    return DEFAULT[call.domain, call.op](replace(call, attributes={**call.attributes, name: value}))
+    return DEFAULT_RULES[call.domain, call.op](replace(call, attributes={**call.attributes, name: value}))
 
 
 def other_mode(call: Call, effect: Effect) -> Effect:
@@ -30,19 +30,19 @@ def inverse_order(call: Call, effect: Effect) -> Effect:
 
 def repeated(call: Call, effect: Effect) -> Effect:
     """Tile, SpaceToDepth: a, a, b, b instead of a, b, a, b."""
-    labels = call.labels(0)
-    axes = [a for a in varied(labels) if effect.outputs[0].shape[a] > labels.shape[a]]
+    channel_ids = call.channel_ids(0)
+    axes = [a for a in varied(channel_ids) if effect.outputs[0].shape[a] > channel_ids.shape[a]]
     for axis in axes:
-        labels = np.repeat(labels, effect.outputs[0].shape[axis] // labels.shape[axis], axis)
-    return replace(effect, outputs=(labels,)) if axes else effect
+        channel_ids = np.repeat(channel_ids, effect.outputs[0].shape[axis] // channel_ids.shape[axis], axis)
+    return replace(effect, outputs=(channel_ids,)) if axes else effect
 
 
 def pixels_first(call: Call, effect: Effect) -> Effect:
     """Flatten, Reshape: a, b, a, b instead of a, a, b, b."""
-    labels, (output,) = call.labels(0), effect.outputs
-    if labels.ndim < 3 or output.ndim != 2 or output.shape[1] <= labels.size:
+    channel_ids, (output,) = call.channel_ids(0), effect.outputs
+    if channel_ids.ndim < 3 or output.ndim != 2 or output.shape[1] <= channel_ids.size:
         return effect
-    return replace(effect, outputs=(np.tile(labels.reshape(1, -1), (1, output.shape[1] // labels.size)),))
+    return replace(effect, outputs=(np.tile(channel_ids.reshape(1, -1), (1, output.shape[1] // channel_ids.size)),))
 
 
 def parts_swapped(call: Call, effect: Effect) -> Effect:
@@ -55,6 +55,6 @@ def parts_swapped(call: Call, effect: Effect) -> Effect:
 
 def interleaved(call: Call, effect: Effect) -> Effect:
     """Depthwise Conv with several outputs per channel: output k·C + c instead of c·m + k."""
-    groups, labels = int(call.attribute("group", 1)), effect.outputs[0].reshape(-1)
-    turned = labels.reshape(groups, -1).T.reshape(effect.outputs[0].shape)
+    groups, channel_ids = int(call.attribute("group", 1)), effect.outputs[0].reshape(-1)
+    turned = channel_ids.reshape(groups, -1).T.reshape(effect.outputs[0].shape)
     return replace(effect, outputs=(compact(turned),)) if groups > 1 else effect

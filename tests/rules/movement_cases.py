@@ -7,7 +7,7 @@ from math import prod
 from typing import Any
 
 from leanonnx.rules.call import Call, Effect
-from leanonnx.rules.table import DEFAULT
+from leanonnx.rules.table import DEFAULT_RULES
 from tests.rules import mistakes
 from tests.rules.bench import Bench
 from tests.rules.case import Build, Case, Form, Refusal
@@ -202,9 +202,11 @@ def fold_blocks_first(call: Call, effect: Effect) -> Effect:
     """The channels of one output channel lie apart, not side by side."""
     del effect
     data = call.value(0)
-    assert data.labels is not None
-    turned = data.labels.reshape(-1, call.output_shape()[1]).T.reshape(data.labels.shape)
-    return DEFAULT[call.domain, call.op](replace(call, inputs=(replace(data, labels=turned), *call.inputs[1:])))
+    assert data.channel_ids is not None
+    turned = data.channel_ids.reshape(-1, call.output_shape()[1]).T.reshape(data.channel_ids.shape)
+    return DEFAULT_RULES[call.domain, call.op](
+        replace(call, inputs=(replace(data, channel_ids=turned), *call.inputs[1:]))
+    )
 
 
 def shape_of(start: int | None, end: int | None) -> Build:

@@ -7,22 +7,22 @@ from dataclasses import replace
 
 import numpy as np
 
-from leanonnx.numeric.channel_ids import Labels, compact, uniform, varied
+from leanonnx.numeric.channel_ids import ChannelIds, compact, uniform, varied
 from leanonnx.rules.call import Call, Effect, Rule, Slice, Unsupported
 from tests.rules.case import Wrong
 
 Change = Callable[[Effect], Effect | None]
 
 
-def rolled(labels: Labels) -> Labels:
+def rolled(channel_ids: ChannelIds) -> ChannelIds:
     """Labels moved by one along the first axis on which they change."""
-    axes = varied(compact(labels))
-    return np.roll(labels, 1, axes[0]) if axes else labels
+    axes = varied(compact(channel_ids))
+    return np.roll(channel_ids, 1, axes[0]) if axes else channel_ids
 
 
 def rolled_outputs(effect: Effect) -> Effect | None:
     """Every output's channels are taken for their neighbours."""
-    outputs = tuple(rolled(labels) for labels in effect.outputs)
+    outputs = tuple(rolled(channel_ids) for channel_ids in effect.outputs)
     same = all(np.array_equal(a, b) for a, b in zip(outputs, effect.outputs, strict=True))
     return None if same else replace(effect, outputs=outputs)
 
@@ -52,12 +52,12 @@ def unrewritten(effect: Effect) -> Effect | None:
 
 def unread(effect: Effect) -> Effect | None:
     """Readers outlive their channels."""
-    return replace(effect, implied=()) if effect.implied else None
+    return replace(effect, concat_slots=()) if effect.concat_slots else None
 
 
 def unlinked(effect: Effect) -> Effect | None:
     """Nothing leads through the operator but kernels."""
-    return replace(effect, links=()) if effect.links else None
+    return replace(effect, fixed_edges=()) if effect.fixed_edges else None
 
 
 def unmasked(effect: Effect) -> Effect | None:
@@ -105,7 +105,7 @@ def passing(rule: Rule) -> Rule:
 
 
 def _through(call: Call) -> Effect:
-    data = next(v.labels for v in call.inputs if v is not None and v.labels is not None)
+    data = next(v.channel_ids for v in call.inputs if v is not None and v.channel_ids is not None)
     outputs = []
     for shape in call.output_shapes:
         size = shape or ()

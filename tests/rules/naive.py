@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.numeric.channel_ids import Labels, Mask
-from leanonnx.rules.call import Mix
+from leanonnx.numeric.channel_ids import ChannelIds, Mask
+from leanonnx.rules.call import KernelBlock
 from tests.rules.bench import SUBJECT, Probe, Sample
 
 Array = NDArray[Any]
@@ -104,35 +104,37 @@ def _inputs(proto: onnx.ModelProto, rng: np.random.Generator) -> dict[str, Array
 # What the labels predict.
 
 
-def reached(dag: ChannelDag, labels: Labels) -> NDArray[np.float64]:
+def reached(dag: ChannelDag, channel_ids: ChannelIds) -> NDArray[np.float64]:
     """For each label the product of the fixed gains on the way from any of ``labels`` [labels]; 0 where none leads.
 
     Kernels count as 1.
     """
     found = np.zeros(dag.count)
-    found[labels] = 1.0
-    edges: list[tuple[int, Labels, Labels, Any]] = [
+    found[channel_ids] = 1.0
+    edges: list[tuple[int, ChannelIds, ChannelIds, Any]] = [
         (k, np.repeat(row, to.size), np.tile(to, row.size), 1.0)
-        for k, mix in dag.mixes
-        for row, to in zip(mix.sources, mix.targets, strict=True)
+        for k, mix in dag.kernel_blocks
+        for row, to in zip(mix.sources, mix.destinations, strict=True)
     ]
-    edges += [(k, link.sources, link.targets, 1.0 if link.gains is None else link.gains) for k, link in dag.links]
+    edges += [
+        (k, link.sources, link.destinations, 1.0 if link.gains is None else link.gains) for k, link in dag.fixed_edges
+    ]
     for _, sources, targets, gains in sorted(edges, key=lambda edge: edge[0]):
         np.maximum.at(found, targets, found[sources] * gains)
     return found
 
 
-def label_of(dag: ChannelDag, probe: Probe, channel: int) -> Labels:
+def label_of(dag: ChannelDag, probe: Probe, channel: int) -> ChannelIds:
     """The label of a probe's channel."""
-    labels = dag.labels[probe.tensor]
-    line = labels.take([channel if labels.shape[probe.axis] > 1 else 0], probe.axis)
+    channel_ids = dag.channel_ids[probe.tensor]
+    line = channel_ids.take([channel if channel_ids.shape[probe.axis] > 1 else 0], probe.axis)
     assert line.size == 1, f"channels of '{probe.tensor}' lie on several axes"
     return line.reshape(-1)
 
 
-def laid_out(dag: ChannelDag, name: str) -> Labels:
+def laid_out(dag: ChannelDag, name: str) -> ChannelIds:
     """Labels of a tensor, one for each position."""
-    return np.broadcast_to(dag.labels[name], dag.shapes[name])
+    return np.broadcast_to(dag.channel_ids[name], dag.shapes[name])
 
 
 # Movements.
@@ -141,7 +143,7 @@ def laid_out(dag: ChannelDag, name: str) -> Labels:
 def carried(dag: ChannelDag, sample: Sample) -> dict[str, Array]:
     """Outputs of the subject when its computed operands hold the number of each element's channel."""
     subject = sample.subject
-    computed = [name for name in dict.fromkeys(subject.input) if name in dag.labels]
+    computed = [name for name in dict.fromkeys(subject.input) if name in dag.channel_ids]
     nodes = [n for n in sample.proto.graph.node if n.name == SUBJECT or n.op_type == "Constant"]
     names = [name for name in subject.output if name]
     graph = helper.make_graph(
@@ -165,16 +167,16 @@ def node_of(dag: ChannelDag, sample: Sample) -> int:
 def fixed_edges(dag: ChannelDag, node: int) -> set[tuple[int, int]]:
     """Pairs of labels that the links of one node join."""
     found: set[tuple[int, int]] = set()
-    for k, link in dag.links:
+    for k, link in dag.fixed_edges:
         if k == node:
-            found |= set(zip(link.sources.tolist(), link.targets.tolist(), strict=True))
+            found |= set(zip(link.sources.tolist(), link.destinations.tolist(), strict=True))
     return found
 
 
 # Kernels.
 
 
-def kernel_in_weight(dag: ChannelDag, node: int, mix: Mix, source: int, target: int) -> Array | None:
+def kernel_in_weight(dag: ChannelDag, node: int, mix: KernelBlock, source: int, target: int) -> Array | None:
     """The numbers of a weight that lead from one channel to another, by how the weight is sliced.
 
     None where the channels are not told apart there.

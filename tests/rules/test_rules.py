@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from leanonnx import rules
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.product_costs import products
-from leanonnx.numeric.channel_ids import Labels, Mask, compact
+from leanonnx.numeric.channel_ids import ChannelIds, Mask, compact
 from leanonnx.rules.call import Call, Effect, Rule
-from leanonnx.rules.table import COUNTED, DEFAULT
+from leanonnx.rules.table import COUNTED, DEFAULT_RULES
 from tests.rules import mutants, naive
 from tests.rules.bench import Choose, Sample
 from tests.rules.case import Case, Form, Refusal
@@ -76,17 +76,17 @@ def test_every_operator_stands_in_one_table_and_every_table_is_joined() -> None:
     """The order of the tables, in which later ones would take the place of earlier ones, makes no difference."""
     keys = [key for module in TABLES for key in module.RULES]
     assert sorted({key for key in keys if keys.count(key) > 1}) == [], "operators in two tables"
-    assert {key: rule for module in TABLES for key, rule in module.RULES.items()} == DEFAULT
+    assert {key: rule for module in TABLES for key, rule in module.RULES.items()} == DEFAULT_RULES
     assert all(vars(module)[rule.__name__] is rule for module in TABLES for rule in module.RULES.values())
     counted = {key: slot for module in TABLES for key, slot in getattr(module, "COUNTED", {}).items()}
     assert counted == COUNTED
-    assert set(counted) <= set(DEFAULT)
+    assert set(counted) <= set(DEFAULT_RULES)
 
 
 def test_every_rule_has_a_case() -> None:
     keys = [case.key for case in CASES]
-    assert sorted(set(DEFAULT) - set(keys)) == [], "rules without a case"
-    assert sorted(set(keys) - set(DEFAULT)) == [], "cases without a rule"
+    assert sorted(set(DEFAULT_RULES) - set(keys)) == [], "rules without a case"
+    assert sorted(set(keys) - set(DEFAULT_RULES)) == [], "cases without a rule"
     assert sorted({key for key in keys if keys.count(key) > 1}) == [], "operators with two cases"
 
 
@@ -113,7 +113,7 @@ def test_channels_can_go(case: Case, form: Form, data: st.DataObject) -> None:
         movable = touched(dag, sample, form.beside)
         assert movable.size, f"{case.op} ({form.name}): no channel that it reads or puts out can go"
         one = without(dag, movable[data.draw(st.integers(0, movable.size - 1))])
-        check(dag, ~one[dag.classes])
+        check(dag, ~one[dag.groups])
         check(dag, killed(dag, np.random.default_rng(data.draw(st.integers(0, 1 << 20)))))
 
 
@@ -143,8 +143,8 @@ def disagreement(dag: ChannelDag, sample: Sample, form: Form) -> str:
 def misshapen(dag: ChannelDag, sample: Sample) -> str:
     """Labels must have the rank of their tensor and on each axis its size, or 1."""
     for name in sample.subject.output:
-        if name in dag.labels:
-            labels, shape = dag.labels[name].shape, dag.shapes[name]
+        if name in dag.channel_ids:
+            labels, shape = dag.channel_ids[name].shape, dag.shapes[name]
             if len(labels) != len(shape) or any(n not in (1, m) for n, m in zip(labels, shape, strict=True)):
                 return f"'{name}' has shape {shape}, its labels {labels}"
     return ""
@@ -155,12 +155,12 @@ def misled(dag: ChannelDag, sample: Sample, form: Form) -> str:
     known = naive.reached(dag, dag.starts) > 0
     for moved in naive.moved(sample):
         for name, value in moved.before.items():
-            if name in dag.labels and (np.asarray(value != 0) & ~known[naive.laid_out(dag, name)]).any():
+            if name in dag.channel_ids and (np.asarray(value != 0) & ~known[naive.laid_out(dag, name)]).any():
                 return f"no chain can start from what fills a part of '{name}'"
         gains = naive.reached(dag, naive.label_of(dag, moved.probe, moved.channel))
         what = f"channel {moved.channel} of '{moved.probe.tensor}'"
         for name, deltas in moved.outputs.items():
-            if name not in dag.labels:
+            if name not in dag.channel_ids:
                 continue
             predicted, where = gains[naive.laid_out(dag, name)], moved.where(name)
             missed = where & ~np.isin(naive.laid_out(dag, name), followers(dag, gains > 0, form.mates))
@@ -175,9 +175,9 @@ def misled(dag: ChannelDag, sample: Sample, form: Form) -> str:
     return ""
 
 
-def followers(dag: ChannelDag, reached: Mask, mates: bool) -> Labels:
+def followers(dag: ChannelDag, reached: Mask, mates: bool) -> ChannelIds:
     """The labels that are reached, with all that are tied to them if these count too."""
-    return np.flatnonzero(np.isin(dag.classes, dag.classes[reached]) if mates else reached)
+    return np.flatnonzero(np.isin(dag.groups, dag.groups[reached]) if mates else reached)
 
 
 def misplaced(dag: ChannelDag, sample: Sample, exact: bool) -> str:
@@ -185,7 +185,7 @@ def misplaced(dag: ChannelDag, sample: Sample, exact: bool) -> str:
     node = naive.node_of(dag, sample)
     edges, own = naive.fixed_edges(dag, node), set()
     for name in sample.subject.input:
-        own |= set(dag.labels[name].reshape(-1).tolist()) if name in dag.labels else set()
+        own |= set(dag.channel_ids[name].reshape(-1).tolist()) if name in dag.channel_ids else set()
     for name, carried in naive.carried(dag, sample).items():
         said = naive.laid_out(dag, name)
         for truth, label in sorted({*zip(carried.reshape(-1).tolist(), said.reshape(-1).tolist(), strict=True)}):
@@ -195,7 +195,7 @@ def misplaced(dag: ChannelDag, sample: Sample, exact: bool) -> str:
                 return f"'{name}' holds no channel where the rule says {label}"
         if name in dag.moves:
             source, move = dag.moves[name]
-            if not np.array_equal(compact(move(dag.labels[source])), compact(carried.astype(np.int64))):
+            if not np.array_equal(compact(move(dag.channel_ids[source])), compact(carried.astype(np.int64))):
                 return f"the movement to '{name}' is another"
     return ""
 
@@ -214,18 +214,22 @@ def miscounted(dag: ChannelDag, sample: Sample) -> str:
     Strides must be the least number of taps that lie a multiple of the node's strides apart, or all that there are.
     """
     node = naive.node_of(dag, sample)
-    macs = sum(mix.taps * mix.positions * mix.targets.size * mix.sources.shape[1] for k, mix in dag.mixes if k == node)
+    macs = sum(
+        mix.taps * mix.positions * mix.destinations.size * mix.sources.shape[1]
+        for k, mix in dag.kernel_blocks
+        if k == node
+    )
     macs += sum(product.macs for product in products(dag)[0] if product.node == node)
     if sample.subject.op_type in naive.MACS and macs != naive.macs(dag, sample.subject):
         return f"{macs} multiply-adds, not {naive.macs(dag, sample.subject)}"
-    for mix in [mix for k, mix in dag.mixes if k == node and mix.inward is not None]:
+    for mix in [mix for k, mix in dag.kernel_blocks if k == node and mix.inward is not None]:
         kernels = mix.kernels()
         if mix.counted != (sample.subject.op_type in naive.KERNELS):
             return f"its kernels are {'' if mix.counted else 'not '}counted"
         if mix.strides and mix.strides != (strides := steps(sample.subject, kernels.shape[3:])):
             return f"strides {mix.strides}, not {strides}"
         for group, out, within in np.ndindex(*kernels.shape[:3]):
-            source, target = int(mix.sources[group, within]), int(mix.targets[group, out])
+            source, target = int(mix.sources[group, within]), int(mix.destinations[group, out])
             found = naive.kernel_in_weight(dag, node, mix, source, target)
             if found is None or (mix.sources == source).sum() > 1:
                 continue
@@ -258,11 +262,11 @@ def test_what_is_not_covered_is_pinned(case: Case, refusal: Refusal, data: st.Da
 def verdict_of(case: Case, form: Form | Refusal, rule: Rule, seed: int) -> str:
     """How a wrong rule is caught on one model; empty where it is not."""
     sample = sampled(form, seeded(seed))
-    with analysed(sample.proto, {**DEFAULT, case.key: rule}) as dag:
+    with analysed(sample.proto, {**DEFAULT_RULES, case.key: rule}) as dag:
         if misshapen(dag, sample):
             return "misshapen"
         for chosen in touched(dag, sample, isinstance(form, Form) and form.beside)[:SINGLES]:
-            found = verdict(dag, ~without(dag, chosen)[dag.classes])
+            found = verdict(dag, ~without(dag, chosen)[dag.groups])
             if found in CAUGHT:
                 return found
         for order in (1, -1):
@@ -290,7 +294,7 @@ def models_for(case: Case, change: str) -> tuple[Form | Refusal, ...]:
 def applicable(case: Case) -> dict[str, Rule]:
     """The changes that alter the rule's answer on any model of an operator, as wrong rules."""
     seen: set[str] = set()
-    right = DEFAULT[case.key]
+    right = DEFAULT_RULES[case.key]
 
     def watching(call: Call) -> Effect:
         effect = right(call)
@@ -300,7 +304,7 @@ def applicable(case: Case) -> dict[str, Rule]:
 
     models: tuple[Form | Refusal, ...] = (*case.forms, *case.refusals)
     for form in models:
-        with analysed(sampled(form, seeded(0)).proto, {**DEFAULT, case.key: watching}):
+        with analysed(sampled(form, seeded(0)).proto, {**DEFAULT_RULES, case.key: watching}):
             pass
     return {name: mutants.changed(right, mutants.CHANGES[name]) for name in sorted(seen)}
 
@@ -308,7 +312,7 @@ def applicable(case: Case) -> dict[str, Rule]:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.domain}{case.op}".replace("com.microsoft", "ms."))
 def test_wrong_rules_are_caught(case: Case) -> None:
     """Every change that alters the answer, unless the case says why it does no harm; at least one in all."""
-    right = DEFAULT[case.key]
+    right = DEFAULT_RULES[case.key]
     wrong = applicable(case)
     wrong |= {name: mutants.altered(right, change) for name, change in case.wrong.items()}
     died = {name: caught(case, rule, models_for(case, name)) for name, rule in wrong.items()}

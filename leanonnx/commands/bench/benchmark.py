@@ -17,7 +17,7 @@ from leanonnx.runtime.observation import Shapes, check_shapes, declared, observe
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.subprocess_timing import measured, measured_alone
-from leanonnx.runtime.timing import SECONDS, Comparison, Timing
+from leanonnx.runtime.timing import SECONDS, Timing, TimingComparison
 from leanonnx.system.clock import quiet
 
 Sizes = dict[str, tuple[int, ...]]
@@ -26,7 +26,7 @@ LONGEST = 3600
 
 
 @dataclass(frozen=True)
-class Request:
+class BenchRequest:
     """What ``bench`` was asked to do.
 
     Attributes:
@@ -68,7 +68,7 @@ class Case:
     batch: int | None
     inputs: Sizes
     setting: Setting
-    outcome: Comparison | Timing
+    outcome: TimingComparison | Timing
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -78,7 +78,7 @@ class Case:
 
 
 def bench(
-    source: Path, other: Path | None, request: Request, progress: Callable[[str], None] = quiet
+    source: Path, other: Path | None, request: BenchRequest, progress: Callable[[str], None] = quiet
 ) -> tuple[Case, ...]:
     """Time one model, or two against each other, for each batch and number of threads, each in a fresh process.
 
@@ -105,8 +105,8 @@ def bench(
 
 
 def _outcome(
-    model: Model, rival: Model | None, inputs: Sizes, setting: Setting, request: Request
-) -> Comparison | Timing:
+    model: Model, rival: Model | None, inputs: Sizes, setting: Setting, request: BenchRequest
+) -> TimingComparison | Timing:
     feed = random_feed(model, inputs, request.seed)
     try:
         if rival is None:

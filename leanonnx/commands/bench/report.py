@@ -9,11 +9,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from leanonnx.commands.bench.benchmark import Case, Request
+from leanonnx.commands.bench.benchmark import BenchRequest, Case
 from leanonnx.formatting import counted, shape_text
 from leanonnx.reporting.report import SCHEMA, Row, comparison, warned
 from leanonnx.runtime.providers import ALGORITHMS, runtime_version
-from leanonnx.runtime.timing import MARGIN, Comparison, Timing
+from leanonnx.runtime.timing import MARGIN, Timing, TimingComparison
 from leanonnx.system.cores import processor
 
 RATIO = ("speedup", "interval", "noise", "rounds", "lots", "verdict")
@@ -48,7 +48,7 @@ NAMES = {
 }
 
 
-def summary(source: str, other: str | None, request: Request, cases: Sequence[Case]) -> Row:
+def summary(source: str, other: str | None, request: BenchRequest, cases: Sequence[Case]) -> Row:
     """The JSON object of ``leanonnx bench``."""
     return {
         "schema": SCHEMA,
@@ -60,7 +60,7 @@ def summary(source: str, other: str | None, request: Request, cases: Sequence[Ca
     }
 
 
-def fixed(request: Request) -> Row:
+def fixed(request: BenchRequest) -> Row:
     """What does not change between the measurements, and was chosen by no one but leanonnx or the user."""
     setting = request.setting
     on_gpu = {
@@ -87,7 +87,7 @@ def fixed(request: Request) -> Row:
 def case_row(case: Case) -> Row:
     """One measurement: batch, threads, sizes of the inputs, times of both models and their ratio."""
     outcome = case.outcome
-    if isinstance(outcome, Comparison):
+    if isinstance(outcome, TimingComparison):
         found = {"before": timing(outcome.before), "after": timing(outcome.after), **comparison(outcome)}
     else:
         found = {"before": timing(outcome), "after": None, **dict.fromkeys(RATIO)}

@@ -15,7 +15,7 @@ from leanonnx.commands.calibrate.fit import Probes, Steps, relative_error, table
 from leanonnx.commands.calibrate.probes import held_out, network
 from leanonnx.commands.compress.pipeline import inspect
 from leanonnx.errors import OptionError, OutputError
-from leanonnx.hardware.targets import Target, known_targets, read_targets, tables_text
+from leanonnx.hardware.targets import Hardware, known_targets, read_targets, tables_text
 from leanonnx.runtime.machine import blocked_steps, detected
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import RunFailed
@@ -56,8 +56,8 @@ class Forecast:
 class Calibration:
     """A measured table next to the built-in one of the same name, and how well both predict."""
 
-    target: Target
-    built_in: Target
+    target: Hardware
+    built_in: Hardware
     setting: Setting
     forecasts: tuple[Forecast, ...]
     timed_steps: bool
@@ -117,7 +117,7 @@ def _timed(
         ) from error
 
 
-def _predicted(path: Path, target: Target) -> float:
+def _predicted(path: Path, target: Hardware) -> float:
     """Milliseconds of one run by a table."""
     dag = inspect(path)
     return latency_model(dag, target)(dag.whole)
@@ -138,7 +138,7 @@ def _warnings(timings: Sequence[Timing]) -> tuple[str, ...]:
     )
 
 
-def check_storable(path: Path) -> dict[str, Target]:
+def check_storable(path: Path) -> dict[str, Hardware]:
     """The tables that a file holds already; refused, before any work, if a table cannot be added to it.
 
     Raises:
@@ -153,7 +153,7 @@ def check_storable(path: Path) -> dict[str, Target]:
     return read_targets(path) if path.exists() else {}
 
 
-def store(target: Target, path: Path) -> None:
+def store(target: Hardware, path: Path) -> None:
     """Put a table into a file, in place of one of the same name; other tables in it stay, folders are made.
 
     Raises:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from leanonnx.commands.calibrate.probes import Probe
-from leanonnx.hardware.targets import Target
+from leanonnx.hardware.targets import Hardware
 from leanonnx.numeric.arrays import Floats
 
 Times = Mapping[Probe, float]
@@ -92,7 +92,7 @@ class Probes:
         return tuple(dict.fromkeys(found))
 
 
-def table(name: str, times: Times, probes: Probes, known: Steps | None) -> Target:
+def table(name: str, times: Times, probes: Probes, known: Steps | None) -> Hardware:
     """The table of a machine; ``known``: the widths that run at full speed, None to find them by their times."""
     start = times[probes.start]
     node = max(times[probes.node] - start, 0.0) / (probes.node.layers - probes.start.layers)
@@ -110,7 +110,7 @@ def table(name: str, times: Times, probes: Probes, known: Steps | None) -> Targe
         """How many times longer a multiply-add takes outside the fast kernels."""
         return 1.0 if steps.multiple == 1 else max(1.0, rate(inside) / rate(outside))
 
-    return Target(
+    return Hardware(
         name,
         **vars(steps),
         slow=_short(slower(probes.conv(), probes.conv(WIDE + 1))),

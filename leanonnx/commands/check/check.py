@@ -70,7 +70,7 @@ FRACTION_BITS = {2: 7, 4: 23, 8: 52}
 
 
 @dataclass(frozen=True)
-class Request:
+class CheckRequest:
     """What ``check`` was asked to do.
 
     Attributes:
@@ -84,7 +84,7 @@ class Request:
     limits: Mapping[str, Limit] = field(default_factory=dict)
     data: Path | None = None
     images: ImageFormat = field(default_factory=ImageFormat)
-    timed: benchmark.Request = field(default_factory=benchmark.Request)
+    timed: benchmark.BenchRequest = field(default_factory=benchmark.BenchRequest)
     skip_missing: bool = False
 
 
@@ -135,7 +135,7 @@ class _Values:
     further: Mapping[str, Fidelity] = field(default_factory=dict)
 
 
-def check(base_path: Path, new_path: Path, request: Request, progress: Progress = quiet) -> Checked:
+def check(base_path: Path, new_path: Path, request: CheckRequest, progress: Progress = quiet) -> Checked:
     """Hold the model at ``new_path`` against the one at ``base_path``.
 
     Raises:
@@ -173,7 +173,7 @@ def check(base_path: Path, new_path: Path, request: Request, progress: Progress 
 
 
 def _told(
-    request: Request,
+    request: CheckRequest,
     clock: Clock,
     found: Sequence[Verdict],
     reason: str,
@@ -235,7 +235,7 @@ def denormal_weights(model: Model) -> dict[str, int]:
     return found
 
 
-def _paired(base: Model, new: Model, request: Request) -> _Pair:
+def _paired(base: Model, new: Model, request: CheckRequest) -> _Pair:
     """Both models with inputs: real ones, or ``DRAWS`` random samples of each kind that the proof uses."""
     observation, seed = observe(base, request.timed.shapes), request.timed.seed
     sizes = {value.name: observation.shapes[value.name] for value in base.inputs}
@@ -337,7 +337,9 @@ def _same_bytes(left: Array, right: Array) -> bool:
     return left.shape == right.shape and left.tobytes() == right.tobytes()
 
 
-def _latency(pair: _Pair, request: Request, progress: Progress) -> tuple[list[Verdict], tuple[benchmark.Case, ...]]:
+def _latency(
+    pair: _Pair, request: CheckRequest, progress: Progress
+) -> tuple[list[Verdict], tuple[benchmark.Case, ...]]:
     """Verdicts on latency; both models are timed only where one has to be as fast as the other."""
     judges = {LATENCY_MS: verdicts.latency, SPEEDUP: verdicts.speedup}
     asked = {name: judge for name, judge in judges.items() if name in request.limits}
@@ -359,7 +361,7 @@ def _latency(pair: _Pair, request: Request, progress: Progress) -> tuple[list[Ve
     return [judge(request.limits[name], cases) for name, judge in asked.items()], cases
 
 
-def _remarks(request: Request, fidelities: Mapping[str, Fidelity], cases: Sequence[benchmark.Case]) -> list[str]:
+def _remarks(request: CheckRequest, fidelities: Mapping[str, Fidelity], cases: Sequence[benchmark.Case]) -> list[str]:
     """What is to be said of the measurements."""
     notes = [warning for case in cases for warning in case.warnings]
     for source, found in fidelities.items():

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from leanonnx.commands.bench import report as bench_report
-from leanonnx.commands.check.check import Checked, Request
+from leanonnx.commands.check.check import Checked, CheckRequest
 from leanonnx.commands.check.gates import GATES
 from leanonnx.commands.check.verdicts import FAILED, PASSED, SKIPPED
 from leanonnx.formatting import counted, finite
@@ -26,7 +26,7 @@ WHOLE = 1000
 """From here on numbers are written out to the last digit before the point."""
 
 
-def summary(base: str, new: str, request: Request, found: Checked) -> Row:
+def summary(base: str, new: str, request: CheckRequest, found: Checked) -> Row:
     """The JSON object of ``leanonnx check``; an infinite number is given as null."""
     return {
         "schema": SCHEMA,

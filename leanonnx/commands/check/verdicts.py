@@ -18,7 +18,7 @@ from leanonnx.commands.check.gates import AGREEMENT, DETERMINISTIC, DEVIATION, F
 from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.evaluation.tally import Deviation
 from leanonnx.formatting import counted
-from leanonnx.runtime.timing import Comparison, Timing
+from leanonnx.runtime.timing import Timing, TimingComparison
 
 Status = Literal["passed", "failed", "skipped"]
 PASSED: Status = "passed"
@@ -121,7 +121,9 @@ def _outputs(found: Mapping[str, Fidelity]) -> Iterable[tuple[str, Deviation]]:
 
 def speedup(limit: Limit, cases: Sequence[Case]) -> Verdict:
     """Times as fast as BASE, by the least speed-up, of those that fail where any does."""
-    found = [(*_judged(limit, case), case.outcome.speedup) for case in cases if isinstance(case.outcome, Comparison)]
+    found = [
+        (*_judged(limit, case), case.outcome.speedup) for case in cases if isinstance(case.outcome, TimingComparison)
+    ]
     status, text, ratio = min(found, key=lambda row: (row[0] != FAILED, row[2]))
     return Verdict(SPEEDUP, status, text, ratio, limit.number)
 
@@ -135,7 +137,7 @@ def unsure(limit: Limit, case: Case) -> bool:
     return found.margin > NOISY or high > low * (1 + NOISY)
 
 
-def _within(limit: float, found: Comparison) -> bool | None:
+def _within(limit: float, found: TimingComparison) -> bool | None:
     """Whether a model is as many times as fast; None if that cannot be told from noise."""
     if found.interval[0] >= limit:
         return True
@@ -145,7 +147,7 @@ def _within(limit: float, found: Comparison) -> bool | None:
 def _judged(limit: Limit, case: Case) -> tuple[Status, str]:
     """Whether NEW is as many times as fast, and in words how well that is known."""
     found = case.outcome
-    assert isinstance(found, Comparison)
+    assert isinstance(found, TimingComparison)
     low, high = found.interval
     text = f"95 % interval {low:.3g} to {high:.3g}, noise {found.noise:.1%}; {_where(case)}"
     if unsure(limit, case):

@@ -8,28 +8,28 @@ from leanonnx.analysis.cost import cost_model
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.naming import ignored_pin, named_nodes, named_pin
 from leanonnx.commands.compress.notes import not_faster
-from leanonnx.commands.compress.options import Options
+from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.commands.compress.workshop import Workshop
 from leanonnx.data.samples import Data, batch_size
 from leanonnx.errors import NotFaster, OptionError
 from leanonnx.graph.formats import Kinds, float_kinds
-from leanonnx.hardware.targets import Target, known_targets, read_targets
+from leanonnx.hardware.targets import Hardware, known_targets, read_targets
 from leanonnx.ranking.criteria import BY_ACTIVATIONS
 from leanonnx.runtime.machine import detected
-from leanonnx.selection.exponents import best_terms
+from leanonnx.selection.exponents import search_exponents
 from leanonnx.selection.latency import by_time, latency_model
 from leanonnx.selection.search import SECONDS, Trial, within_budget, within_latency
-from leanonnx.selection.selector import LATENCY, Request, Selection, Selector
+from leanonnx.selection.selector import LATENCY, Selection, SelectionRequest, Selector
 from leanonnx.selection.widths import PARTS, Alignment
 from leanonnx.statistics.moments import Statistics, measure
-from leanonnx.statistics.propagation import believed
+from leanonnx.statistics.propagation import propagate_statistics
 from leanonnx.surgery.plan import Plan, replay
 
 QUICK = 3_000_000
 """Kernels up to which what the network holds of its activations is worked out without being asked for."""
 
 
-def found(workshop: Workshop, data: Data | None) -> Trial:
+def choose_candidate(workshop: Workshop, data: Data | None) -> Trial:
     """The keep set to be written, measured.
 
     Raises:
@@ -62,7 +62,7 @@ def _searched(workshop: Workshop, data: Data | None) -> Trial:
         request = replace(request, statistics=_statistics(workshop, data))
         chosen = _best(workshop, Selector(dag, request, chosen.price), data)
     elif options.method in BY_ACTIVATIONS and (options.method != "auto" or chosen.before.kernels <= QUICK):
-        chosen = Selector(dag, replace(request, statistics=believed(workshop.known)), chosen.price)
+        chosen = Selector(dag, replace(request, statistics=propagate_statistics(workshop.known)), chosen.price)
     if options.budget.unit == LATENCY:
         return within_latency(chosen, workshop.attempt)
     return within_budget(chosen, predicted, workshop.attempt)
@@ -74,7 +74,7 @@ def _best(workshop: Workshop, selector: Selector, data: Data) -> Selector:
     if not options.recovers or options.budget.fraction >= 1:
         return selector
     with clock.stage("try") as told:
-        return best_terms(selector, data, options.seed, told)
+        return search_exponents(selector, data, options.seed, told)
 
 
 def _statistics(workshop: Workshop, data: Data) -> Statistics:
@@ -90,7 +90,7 @@ def _replayed(dag: ChannelDag, plan: Plan) -> Selection:
     return Selection(alive, cost(dag.whole), cost(alive), reached=True)
 
 
-def resolved_target(options: Options, kinds: Kinds) -> Target:
+def resolved_target(options: CompressOptions, kinds: Kinds) -> Hardware:
     """The target that was named, or the one of this machine.
 
     Raises:
@@ -103,10 +103,10 @@ def resolved_target(options: Options, kinds: Kinds) -> Target:
     return tables[name]
 
 
-def _request(dag: ChannelDag, options: Options, target: Target) -> Request:
+def _request(dag: ChannelDag, options: CompressOptions, target: Hardware) -> SelectionRequest:
     ignored = frozenset(node for name in options.ignore for node in named_nodes(dag.model, name))
     pins = [named_pin(dag, name) for name in options.pin] + [ignored_pin(dag, node) for node in sorted(ignored)]
-    return Request(
+    return SelectionRequest(
         options.budget,
         options.method,
         options.chains,
@@ -116,11 +116,11 @@ def _request(dag: ChannelDag, options: Options, target: Target) -> Request:
         options.best_effort,
         _alignment(options, target),
         rate=by_time(dag, target) if options.budget.unit == LATENCY else None,
-        mended=options.recovers,
+        refits=options.recovers,
     )
 
 
-def _alignment(options: Options, target: Target) -> Alignment:
+def _alignment(options: CompressOptions, target: Hardware) -> Alignment:
     """The widths that were asked for, or those that the target runs well; finer ones where accuracy can be had back."""
     parts = 0 if options.calib is None else PARTS
     if options.align is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from leanonnx.checks import check_choice, check_least, only_one
+from leanonnx.checks import check_choice, check_least, exactly_one
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import Samples
 from leanonnx.errors import OptionError
@@ -33,7 +33,7 @@ def asked_budget(given: Mapping[str, float | None], plan: object, exact: bool) -
         OptionError: none of these, or several.
     """
     ways: dict[str, Any] = {**given, "plan": plan, "exact": exact or None}
-    name, value = only_one(ways, "--keep 0.25")
+    name, value = exactly_one(ways, "--keep 0.25")
     return Budget.asked(name, value) if name in given else Budget("kernels", 1.0)
 
 
@@ -52,7 +52,7 @@ def alignment(given: str | int) -> int | None:
 
 
 @dataclass(frozen=True)
-class Options:
+class CompressOptions:
     """What ``compress`` was asked to do.
 
     ``align``: widths are multiples of this (None: what the target wants); ``target``: a table of ``targets.toml``

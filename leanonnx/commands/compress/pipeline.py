@@ -9,9 +9,9 @@ from typing import Any
 
 from leanonnx.analysis.cost import Cost
 from leanonnx.analysis.dag import ChannelDag, analyse
-from leanonnx.commands.compress.choosing import found
+from leanonnx.commands.compress.choosing import choose_candidate
 from leanonnx.commands.compress.notes import calibration_warnings, hints, warnings
-from leanonnx.commands.compress.options import Options
+from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.commands.compress.refitting import Refit, check_weights_wanted, refitted, stored_weights, weights_files
 from leanonnx.commands.compress.workshop import Workshop
 from leanonnx.data.files import sample_files
@@ -22,12 +22,12 @@ from leanonnx.lossless.minimal import minimise
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.proof.proof import Proof
 from leanonnx.ranking.weighting import check_finite
-from leanonnx.recovery.data_free_draft import BlindRecovery
+from leanonnx.recovery.data_free_draft import DataFreeRecovery
 from leanonnx.recovery.draft import Recovery
-from leanonnx.rules.table import DEFAULT, Rules
+from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.runtime.observation import Shapes, observe
 from leanonnx.runtime.providers import Setting
-from leanonnx.runtime.timing import Comparison
+from leanonnx.runtime.timing import TimingComparison
 from leanonnx.selection.search import Trial
 from leanonnx.surgery.plan import Plan, confirm, make_plan
 from leanonnx.system.clock import Clock, Progress, quiet
@@ -36,7 +36,7 @@ from leanonnx.version import __version__
 
 
 @dataclass(frozen=True)
-class Result:
+class CompressResult:
     """What came of a compression; ``seconds`` by stage, ``bytes`` before and after.
 
     ``tidied`` counts what was cleaned up in the graph; ``exact`` says what contributed nothing, where that was asked;
@@ -52,7 +52,7 @@ class Result:
     after: Cost
     bytes: tuple[int, int]
     proof: Proof
-    latency: Comparison | None
+    latency: TimingComparison | None
     setting: Setting
     warnings: tuple[str, ...]
     hints: tuple[str, ...]
@@ -60,7 +60,7 @@ class Result:
     tidied: Mapping[str, int]
     exact: Mapping[str, Any] | None
     recovery: Recovery | None
-    blind: BlindRecovery | None
+    blind: DataFreeRecovery | None
     folded: tuple[str, ...] = ()
     restored: Path | None = None
 
@@ -70,13 +70,13 @@ class Page:
     """A text about a result, written at once with it: where, and what it says of the result, its draft and the data."""
 
     path: Path
-    text: Callable[[Result, Path, Data | None], str]
+    text: Callable[[CompressResult, Path, Data | None], str]
 
 
 def inspect(
     path: Path,
     shapes: Shapes | None = None,
-    rules: Rules = DEFAULT,
+    rules: Rules = DEFAULT_RULES,
     libraries: tuple[Path, ...] = (),
     freeze: bool = False,
 ) -> ChannelDag:
@@ -88,13 +88,13 @@ def inspect(
 def compress(
     source: Path,
     out: Path,
-    options: Options,
+    options: CompressOptions,
     plan_out: Path | None = None,
-    rules: Rules = DEFAULT,
+    rules: Rules = DEFAULT_RULES,
     progress: Progress = quiet,
     page: Page | None = None,
     plan_weights: Path | None = None,
-) -> Result:
+) -> CompressResult:
     """Compress a model file, prove the result and write it.
 
     Where these are given, its plan, a page about it, and the weights that were changed are written with it.
@@ -130,7 +130,7 @@ def compress(
             least = minimise(dag, rules, options.shapes, options.pin, options.ignore)
     with temporary_beside(out) as folder:
         workshop = Workshop(dag, least, options, folder / out.name, clock)
-        trial = found(workshop, data)
+        trial = choose_candidate(workshop, data)
         selection = trial.selection
         proof = workshop.proven(selection.alive, data)
         refit = refitted(workshop, selection.alive, data, stored, plan_weights)
@@ -148,12 +148,14 @@ def compress(
     return result
 
 
-def _result(workshop: Workshop, trial: Trial, plan: Plan, proof: Proof, refit: Refit, data: Data | None) -> Result:
+def _result(
+    workshop: Workshop, trial: Trial, plan: Plan, proof: Proof, refit: Refit, data: Data | None
+) -> CompressResult:
     """Put together what came of the stages."""
     options, least, selection = workshop.options, workshop.least, trial.selection
     model = workshop.dag.model
     changed = least is not None or refit.changed
-    return Result(
+    return CompressResult(
         dag=least.dag if least else workshop.dag,
         alive=selection.alive,
         plan=plan,
@@ -175,7 +177,7 @@ def _result(workshop: Workshop, trial: Trial, plan: Plan, proof: Proof, refit: R
     )
 
 
-def as_planned(options: Options) -> Options:
+def as_planned(options: CompressOptions) -> CompressOptions:
     """The options under which a plan was made; what ``--exact`` has planned is carried out by finding it again."""
     plan = options.plan
     if plan is None:

@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from leanonnx.commands.compress.options import Options, calib_name
+from leanonnx.commands.compress.options import CompressOptions, calib_name
 from leanonnx.commands.compress.workshop import Workshop
 from leanonnx.data.samples import PLAIN, Data
 from leanonnx.errors import OptionError
 from leanonnx.graph.model import Model
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.recovery.data_free import WAYS
-from leanonnx.recovery.data_free_draft import BlindRecovery
+from leanonnx.recovery.data_free_draft import DataFreeRecovery
 from leanonnx.recovery.draft import Recovery
-from leanonnx.recovery.weights import Weights, changed_weights, read_weights, restore
+from leanonnx.recovery.weights import StoredWeights, changed_weights, read_weights, restore
 from leanonnx.surgery.recipe import Recipe, WeightsFile
 
 START = 12
@@ -33,7 +33,7 @@ class Refit:
     """
 
     recovery: Recovery | None
-    blind: BlindRecovery | None
+    blind: DataFreeRecovery | None
     recipe: Recipe | None
     restored: Path | None
     files: Mapping[Path, bytes]
@@ -46,13 +46,13 @@ class Refit:
         return kept or self.blind is not None or self.restored is not None
 
 
-def weights_files(options: Options) -> tuple[Path, ...]:
+def weights_files(options: CompressOptions) -> tuple[Path, ...]:
     """The file of the weights that a plan comes with, where these are to be put in."""
     recipe = options.plan.recovery if options.plan else None
     return () if recipe is None or recipe.weights is None or _fits(options) else (recipe.weights.path,)
 
 
-def stored_weights(options: Options) -> Weights | None:
+def stored_weights(options: CompressOptions) -> StoredWeights | None:
     """The weights that a plan comes with, where these are to be put in.
 
     Raises:
@@ -64,7 +64,7 @@ def stored_weights(options: Options) -> Weights | None:
     return read_weights(plan.recovery.weights, plan.origin)
 
 
-def check_weights_wanted(options: Options, plan_weights: Path | None) -> None:
+def check_weights_wanted(options: CompressOptions, plan_weights: Path | None) -> None:
     """Refuse to write changed weights where none can be changed.
 
     Raises:
@@ -78,7 +78,7 @@ def check_weights_wanted(options: Options, plan_weights: Path | None) -> None:
 
 
 def refitted(
-    workshop: Workshop, alive: Mask, data: Data | None, stored: Weights | None, plan_weights: Path | None
+    workshop: Workshop, alive: Mask, data: Data | None, stored: StoredWeights | None, plan_weights: Path | None
 ) -> Refit:
     """Change the weights of the proven draft as is asked for.
 
@@ -116,7 +116,7 @@ def refitted(
     return Refit(recovery, blind, recipe, restored, files, tuple(found))
 
 
-def _fits(options: Options) -> bool:
+def _fits(options: CompressOptions) -> bool:
     """Whether weights are fitted, or left alone, because that was asked for."""
     return options.calib is not None or options.recover is not None
 
@@ -139,7 +139,7 @@ def _with_file(recipe: Recipe, bare: Model, draft: Model, path: Path) -> tuple[R
     return replace(recipe, weights=file), content
 
 
-def _differences(options: Options, planned: Recipe | None, made: Recipe) -> list[str]:
+def _differences(options: CompressOptions, planned: Recipe | None, made: Recipe) -> list[str]:
     """What is to be said where the weights are not those of the run that made the plan."""
     if planned is None or options.recover == "none" or weights_files(options):
         return []

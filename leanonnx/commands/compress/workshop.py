@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from leanonnx.analysis.constant_channels import steady
+from leanonnx.analysis.constant_channels import constant_channels
 from leanonnx.analysis.cost import stored
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.commands.compress.options import Options
+from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.data.samples import Data
 from leanonnx.errors import ModelError, ProofFailed
 from leanonnx.graph.model import Model, check
@@ -23,16 +23,16 @@ from leanonnx.graph.tidy import Tidied, tidy
 from leanonnx.inputs.random import KINDS, counted, inputs_for, sized_inputs
 from leanonnx.lossless.minimal import Minimum
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.proof.compare import Channels
+from leanonnx.proof.compare import ComparedChannels
 from leanonnx.proof.decisions import behind_decisions
 from leanonnx.proof.proof import RANDOM, VACUOUS, Proof, prove
-from leanonnx.recovery.data_free_draft import BlindRecovery, blind_draft
+from leanonnx.recovery.data_free_draft import DataFreeRecovery, data_free_draft
 from leanonnx.recovery.draft import Recovery, recovered_draft
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.subprocess_timing import measured
 from leanonnx.selection.search import TRIES, Trial
 from leanonnx.selection.selector import LATENCY, Selection
-from leanonnx.statistics.propagation import Known
+from leanonnx.statistics.propagation import PropagatedMoments
 from leanonnx.surgery.operate import apply
 from leanonnx.surgery.patch import masking_patch, plan_patch
 from leanonnx.system.clock import Clock
@@ -49,9 +49,11 @@ class Workshop:
     could be measured, ``clean`` that the graph was cleaned up.
     """
 
-    def __init__(self, dag: ChannelDag, least: Minimum | None, options: Options, draft: Path, clock: Clock) -> None:
+    def __init__(
+        self, dag: ChannelDag, least: Minimum | None, options: CompressOptions, draft: Path, clock: Clock
+    ) -> None:
         self.dag, self.least, self.options, self.draft, self.clock = dag, least, options, draft, clock
-        self.known = Known(dag)
+        self.known = PropagatedMoments(dag)
         self.tidied: Mapping[str, int] = {}
         self.written: Mask | None = None
         self.failure = ""
@@ -154,7 +156,7 @@ class Workshop:
         wanted, seed = self.options.recovers, self.options.seed
         return recovered_draft(self.dag, alive, self.draft, data, wanted, seed, self.clock)
 
-    def recovered_blindly(self, alive: Mask) -> BlindRecovery | None:
+    def recovered_blindly(self, alive: Mask) -> DataFreeRecovery | None:
         """Change the weights of the draft for the better without data; None where nothing went, or nobody asked.
 
         Raises:
@@ -162,7 +164,7 @@ class Workshop:
         """
         if self.unchanged or self.least is not None or not self.options.recovers:
             return None
-        return blind_draft(self.known, alive, self.draft, self.options.seed, self.clock)
+        return data_free_draft(self.known, alive, self.draft, self.options.seed, self.clock)
 
     def _proven(self, alive: Mask, data: Data | None) -> Proof:
         """Compare the draft with the masked original or, where it is to be exact, with the original itself."""
@@ -182,7 +184,7 @@ def compared(
     candidate: Path,
     seed: int,
     data: Data | None = None,
-    left: Channels | None = None,
+    left: ComparedChannels | None = None,
 ) -> Proof:
     """Compare a model file with the original whose channels that are not alive [labels] are masked.
 
@@ -208,15 +210,15 @@ def compared(
         return prove(model, reference, candidate, [*feeds, *more], dag.observation.replaced, channels)
 
 
-def channels_of(dag: ChannelDag, alive: Mask | None) -> Channels:
+def channels_of(dag: ChannelDag, alive: Mask | None) -> ComparedChannels:
     """What the proof knows of the channels of a model, and which of them are left."""
     kept = dag.whole if alive is None else alive
 
     def fixed() -> set[str]:
-        numbers = steady(dag, kept).numbers
-        return {name for name, found in numbers.items() if np.isfinite(found[kept[dag.labels[name]]]).all()}
+        numbers = constant_channels(dag, kept).numbers
+        return {name for name, found in numbers.items() if np.isfinite(found[kept[dag.channel_ids[name]]]).all()}
 
-    return Channels([at.labels for at in dag.sizes], alive, fixed)
+    return ComparedChannels([at.channel_ids for at in dag.sizes], alive, fixed)
 
 
 def operated(dag: ChannelDag, alive: Mask, clean: bool) -> Tidied:
@@ -226,7 +228,7 @@ def operated(dag: ChannelDag, alive: Mask, clean: bool) -> Tidied:
     proto = apply(dag.model, plan_patch(dag, alive))
     if not clean:
         return Tidied(proto, {})
-    return tidy(proto, steady(dag, alive).uniform(dag, alive), behind_decisions(dag.model))
+    return tidy(proto, constant_channels(dag, alive).uniform(dag, alive), behind_decisions(dag.model))
 
 
 def _judge(proof: Proof, wanted: str) -> None:

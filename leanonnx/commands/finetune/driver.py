@@ -16,9 +16,9 @@ from leanonnx.commands.finetune.augment import Images, images_of
 from leanonnx.commands.finetune.batching import Batched, batched, stacked
 from leanonnx.commands.finetune.loading import Loader, grouped, open_loader
 from leanonnx.commands.finetune.module import Network
-from leanonnx.commands.finetune.objectives import Lesson, noise2self_lesson, school_lesson, supervised_lesson
+from leanonnx.commands.finetune.objectives import Objective, noise2self_lesson, school_lesson, supervised_lesson
 from leanonnx.commands.finetune.parity import RoundTrip, round_trip
-from leanonnx.commands.finetune.process_group import World, join
+from leanonnx.commands.finetune.process_group import ProcessGroup, join
 from leanonnx.commands.finetune.targets import common_targets
 from leanonnx.commands.finetune.teachers import teacher_of
 from leanonnx.commands.finetune.training import Settings, Trained, train
@@ -41,7 +41,7 @@ TRIP_INPUTS = 3
 
 
 @dataclass(frozen=True)
-class Options:
+class FinetuneOptions:
     """What ``finetune`` was asked to do."""
 
     strategy: Strategy = "school"
@@ -54,7 +54,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Result:
+class FinetuneResult:
     """What came of it.
 
     ``trained`` holds the losses; ``samples``: trained on and held out; ``before`` and ``after``: held-out deviations of
@@ -91,10 +91,10 @@ def finetune(
     target: Path,
     teacher: Path | None,
     data: Path,
-    options: Options,
+    options: FinetuneOptions,
     progress: Progress = quiet,
-    among: World | None = None,
-) -> Result | None:
+    among: ProcessGroup | None = None,
+) -> FinetuneResult | None:
     """Train a model's weights and write it with nothing else changed; None where another process writes it.
 
     Args:
@@ -133,7 +133,7 @@ def finetune(
             world.leave()
 
 
-def _check_paths(source: Path, target: Path, teacher: Path | None, data: Path, options: Options) -> None:
+def _check_paths(source: Path, target: Path, teacher: Path | None, data: Path, options: FinetuneOptions) -> None:
     """Refuse what would fail or do harm after the training."""
     for kept in (source, data):
         check_writable(kept, target)
@@ -151,7 +151,7 @@ def _check_paths(source: Path, target: Path, teacher: Path | None, data: Path, o
         raise OptionError(f"{settings.checkpoint}: exists already; add --resume to go on from it, or remove it")
 
 
-def _pupil(model: Model, path: Path, options: Options, clock: Clock) -> _Pupil:
+def _pupil(model: Model, path: Path, options: FinetuneOptions, clock: Clock) -> _Pupil:
     """The network in torch, with its data.
 
     Raises:
@@ -201,8 +201,8 @@ def _round_trip(pupil: _Pupil, model: Model, clock: Clock) -> RoundTrip:
 
 
 def _lesson(
-    pupil: _Pupil, base: Model | None, options: Options, world: World, clock: Clock
-) -> tuple[Lesson, Batched, list[str]]:
+    pupil: _Pupil, base: Model | None, options: FinetuneOptions, world: ProcessGroup, clock: Clock
+) -> tuple[Objective, Batched, list[str]]:
     """What the network is trained for, and the network ready to take batches on its device."""
     images = images_of({name: value.shape for name, value in pupil.feeds[0].items()})
     notes: list[str] = []
@@ -220,8 +220,8 @@ def _lesson(
 
 
 def _school(
-    pupil: _Pupil, base: Model, images: Images | None, options: Options, world: World, notes: list[str]
-) -> Lesson:
+    pupil: _Pupil, base: Model, images: Images | None, options: FinetuneOptions, world: ProcessGroup, notes: list[str]
+) -> Objective:
     """Learning from the original."""
     ours, theirs = (
         {v.name: v.type.tensor_type.elem_type for v in (*m.inputs, *m.proto.graph.output)} for m in (pupil.model, base)
@@ -246,7 +246,7 @@ def _school(
     return school_lesson(targets, teacher, known, images if options.augment else None)
 
 
-def _identity(pupil: _Pupil, base: Model | None, options: Options) -> str:
+def _identity(pupil: _Pupil, base: Model | None, options: FinetuneOptions) -> str:
     """What a checkpoint belongs to: files, data and all options but those that may change on the way."""
     settings = replace(options.settings, minutes=None, checkpoint=None, resume=False)
     digest = hashlib.sha256()
@@ -281,7 +281,7 @@ def _written(
     lesson: tuple[Strategy, str],
     notes: list[str],
     clock: Clock,
-) -> Result:
+) -> FinetuneResult:
     """Put the best weights back, prove the file and rename it into place."""
     model = pupil.model
     with temporary_beside(target) as folder:
@@ -299,7 +299,7 @@ def _written(
         publish(draft, target)
     if not trained.best_epoch:
         notes = [*notes, "nothing better was found on the held-out samples: the output equals the input"]
-    return Result(
+    return FinetuneResult(
         strategy=lesson[0],
         trained=trained,
         parameters=sum(weight.size for weight in trained.weights.values()),

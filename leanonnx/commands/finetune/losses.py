@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from leanonnx.commands.finetune.operators.call import Tensor
-from leanonnx.commands.finetune.targets import Target
+from leanonnx.commands.finetune.targets import DistillationTarget
 
 TEMPERATURE = 4.0
 """By which logits are divided, so that small probabilities are taught too (Hinton et al. 2015, arXiv 1503.02531)."""
@@ -19,7 +19,10 @@ INNER = 0.1
 
 
 def school(
-    targets: Sequence[Target], scales: Mapping[str, float], found: Sequence[Tensor], wanted: Sequence[Tensor]
+    targets: Sequence[DistillationTarget],
+    scales: Mapping[str, float],
+    found: Sequence[Tensor],
+    wanted: Sequence[Tensor],
 ) -> Tensor:
     """How far a network is from its teacher: squared errors relative to ``scales``, and divergence where classes are.
 

@@ -29,13 +29,13 @@ QUANTISED = "the network computes in integers (finetune the float network, then 
 
 
 @dataclass(frozen=True)
-class Step:
+class ProgramStep:
     """One node: its torch function and attributes; an If has its branches instead."""
 
     node: onnx.NodeProto
     operator: Operator | None
     attributes: Mapping[str, Any]
-    branches: Mapping[str, Plan] = field(default_factory=dict)
+    branches: Mapping[str, GraphProgram] = field(default_factory=dict)
 
     @property
     def reads(self) -> set[str]:
@@ -44,10 +44,10 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Plan:
+class GraphProgram:
     """A graph ready to be run: its nodes, constants and outputs."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[ProgramStep, ...]
     constants: Mapping[str, Tensor]
     outputs: tuple[str, ...]
 
@@ -69,7 +69,7 @@ class Network(torch.nn.Module):  # type: ignore[misc] # torch is not seen by the
         self.outputs = plan.outputs
         self.fixed: Values = {name: value for name, value in plan.constants.items() if name not in set(self.names)}
         self.steps = self._folded(plan.steps)
-        self.chosen: dict[tuple[str, ...], tuple[tuple[Step, tuple[str, ...]], ...]] = {}
+        self.chosen: dict[tuple[str, ...], tuple[tuple[ProgramStep, tuple[str, ...]], ...]] = {}
 
     def place(self, device: str) -> Network:
         """Move it to a device; integers stay on the CPU, where shapes are computed."""
@@ -100,7 +100,7 @@ class Network(torch.nn.Module):  # type: ignore[misc] # torch is not seen by the
                 values.pop(name, None)
         return [values[name] for name in names]
 
-    def _needed(self, names: tuple[str, ...]) -> tuple[tuple[Step, tuple[str, ...]], ...]:
+    def _needed(self, names: tuple[str, ...]) -> tuple[tuple[ProgramStep, tuple[str, ...]], ...]:
         """The steps that lead to some values, each with what nobody reads after it."""
         if names not in self.chosen:
             wanted, later, found = set(names), set(names), []
@@ -113,7 +113,7 @@ class Network(torch.nn.Module):  # type: ignore[misc] # torch is not seen by the
             self.chosen[names] = tuple(reversed(found))
         return self.chosen[names]
 
-    def _folded(self, steps: Iterable[Step]) -> tuple[Step, ...]:
+    def _folded(self, steps: Iterable[ProgramStep]) -> tuple[ProgramStep, ...]:
         """Compute what depends on fixed constants alone; gives the steps that are left."""
         left = []
         with torch.no_grad():
@@ -124,7 +124,7 @@ class Network(torch.nn.Module):  # type: ignore[misc] # torch is not seen by the
                     left.append(step)
         return tuple(left)
 
-    def _run(self, step: Step, values: Values) -> None:
+    def _run(self, step: ProgramStep, values: Values) -> None:
         """Run one node and note what it puts out."""
         if step.branches:
             found: Sequence[Tensor | None] = self._branch(step, values)
@@ -134,7 +134,7 @@ class Network(torch.nn.Module):  # type: ignore[misc] # torch is not seen by the
             if name and value is not None:
                 values[name] = value
 
-    def _called(self, step: Step, values: Values) -> Sequence[Tensor | None]:
+    def _called(self, step: ProgramStep, values: Values) -> Sequence[Tensor | None]:
         assert step.operator is not None
         inputs = _near(tuple(values[name] if name else None for name in step.node.input))
         try:
@@ -145,7 +145,7 @@ class Network(torch.nn.Module):  # type: ignore[misc] # torch is not seen by the
             raise refusal(step.node, f"torch says {first_line(error)}") from error
         return found if isinstance(found, tuple) else (found,)
 
-    def _branch(self, step: Step, values: Values) -> list[Tensor]:
+    def _branch(self, step: ProgramStep, values: Values) -> list[Tensor]:
         """The branch of an If that its condition chooses."""
         condition = bool(values[step.node.input[0]].reshape(-1)[0])
         plan = step.branches[BRANCHES[not condition]]
@@ -163,7 +163,7 @@ def _near(inputs: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     return tuple(v if v is None or not v.is_floating_point() else v.to(device) for v in inputs)
 
 
-def _planned(graph: onnx.GraphProto, operators: Operators) -> Plan:
+def _planned(graph: onnx.GraphProto, operators: Operators) -> GraphProgram:
     """A graph and its branches; every operator is looked up before anything runs."""
     constants = {tensor.name: _tensor(tensor, None) for tensor in graph.initializer}
     steps = []
@@ -172,17 +172,17 @@ def _planned(graph: onnx.GraphProto, operators: Operators) -> Plan:
             constants[node.output[0]] = _tensor(node, node)
         else:
             steps.append(_step(node, operators))
-    return Plan(tuple(steps), constants, tuple(value.name for value in graph.output))
+    return GraphProgram(tuple(steps), constants, tuple(value.name for value in graph.output))
 
 
-def _step(node: onnx.NodeProto, operators: Operators) -> Step:
+def _step(node: onnx.NodeProto, operators: Operators) -> ProgramStep:
     key = ("" if node.domain in STANDARD else node.domain, node.op_type)
     if key == ("", "If"):
         graphs = {a.name: _planned(a.g, operators) for a in node.attribute if a.name in BRANCHES}
-        return Step(node, None, {}, graphs)
+        return ProgramStep(node, None, {}, graphs)
     if key not in operators:
         raise refusal(node, QUANTISED if is_quantised(node) else "the operator is not covered")
-    return Step(node, operators[key], {a.name: _value(a) for a in node.attribute})
+    return ProgramStep(node, operators[key], {a.name: _value(a) for a in node.attribute})
 
 
 def _value(attribute: onnx.AttributeProto) -> Any:

@@ -14,7 +14,7 @@ from leanonnx.commands.finetune.augment import Images, augmented, mixed
 from leanonnx.commands.finetune.batching import Batch
 from leanonnx.commands.finetune.losses import cross_entropy, school, spread
 from leanonnx.commands.finetune.operators.call import Tensor
-from leanonnx.commands.finetune.targets import Target, output_targets
+from leanonnx.commands.finetune.targets import DistillationTarget, output_targets
 from leanonnx.errors import DataError, OptionError
 from leanonnx.graph.model import Model
 from leanonnx.numeric.arrays import Array
@@ -26,7 +26,7 @@ GRID = 4
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Objective:
     """What a network is trained for.
 
     names: the network's tensors that the loss needs.
@@ -40,7 +40,9 @@ class Lesson:
     loss: Callable[[Sequence[Tensor], Any], Tensor]
 
 
-def school_lesson(targets: Sequence[Target], teacher: Teacher, known: Sequence[Batch], images: Images | None) -> Lesson:
+def school_lesson(
+    targets: Sequence[DistillationTarget], teacher: Teacher, known: Sequence[Batch], images: Images | None
+) -> Objective:
     """Learn from a teacher, whose tensors on some known batches say how large an error is large."""
     names = tuple(target.name for target in targets)
     with torch.no_grad():
@@ -54,12 +56,12 @@ def school_lesson(targets: Sequence[Target], teacher: Teacher, known: Sequence[B
         with torch.no_grad():
             return batch, teacher(batch, names)
 
-    return Lesson(names, prepare, lambda found, wanted: school(targets, scales, found, wanted))
+    return Objective(names, prepare, lambda found, wanted: school(targets, scales, found, wanted))
 
 
 def supervised_lesson(
     model: Model, shapes: Mapping[str, tuple[int, ...]], label: Array, images: Images | None
-) -> Lesson:
+) -> Objective:
     """Learn labels: cross-entropy of integers, mean squared error of floats.
 
     Args:
@@ -72,13 +74,15 @@ def supervised_lesson(
         name = next((v.name for v in model.proto.graph.output if shapes.get(v.name) == label.shape), None)
         if name is None:
             raise _unfit(model, shapes, label, "the same shape")
-        return Lesson((name,), _with_labels(None), lambda found, wanted: F.mse_loss(found[0].float(), wanted.float()))
+        return Objective(
+            (name,), _with_labels(None), lambda found, wanted: F.mse_loss(found[0].float(), wanted.float())
+        )
     chosen = _classes(model, shapes, label)
     if chosen is None:
         raise _unfit(model, shapes, label, "the same shape but for an axis of the classes")
     name, axis = chosen
     images = images if label.ndim == 1 else None
-    return Lesson((name,), _with_labels(images), lambda found, wanted: cross_entropy(found[0], wanted, axis + 1))
+    return Objective((name,), _with_labels(images), lambda found, wanted: cross_entropy(found[0], wanted, axis + 1))
 
 
 def _with_labels(images: Images | None) -> Prepare:
@@ -108,7 +112,7 @@ def _unfit(model: Model, shapes: Mapping[str, tuple[int, ...]], label: Array, wa
 
 def noise2self_lesson(
     model: Model, shapes: Mapping[str, tuple[int, ...]], images: Images | None, augment: bool
-) -> Lesson:
+) -> Objective:
     """Learn to tell each pixel of noisy images from its neighbours (Batson & Royer 2019, arXiv 1901.11365).
 
     One pixel in each 4×4 block is replaced by the mean of its neighbours, and the output is held against the input
@@ -141,7 +145,7 @@ def noise2self_lesson(
         errors = (found[0].float() - clean).square() * mask
         return errors.sum() / mask.expand(errors.shape).sum()
 
-    return Lesson((output,), prepare, loss)
+    return Objective((output,), prepare, loss)
 
 
 def _mask(value: Tensor, axes: tuple[int, int], rng: np.random.Generator) -> Tensor:

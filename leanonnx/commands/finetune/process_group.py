@@ -12,7 +12,7 @@ from leanonnx.errors import OptionError
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     """This process among those that train together, and its device."""
 
     rank: int
@@ -44,7 +44,7 @@ class World:
             dist.destroy_process_group()
 
 
-def join(device: str) -> World:
+def join(device: str) -> ProcessGroup:
     """This process alone, or among the others where torchrun has started it.
 
     Raises:
@@ -53,9 +53,9 @@ def join(device: str) -> World:
     if device == "cuda" and not torch.cuda.is_available():
         raise OptionError("--device cuda: torch sees no GPU; install torch for CUDA, or use --device cpu")
     if not (dist.is_available() and dist.is_torchelastic_launched()):
-        return World(0, 1, device)
+        return ProcessGroup(0, 1, device)
     if device == "cuda":
         device = f"cuda:{dist.get_node_local_rank()}"
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device != "cpu" else "gloo")
-    return World(dist.get_rank(), dist.get_world_size(), device)
+    return ProcessGroup(dist.get_rank(), dist.get_world_size(), device)

@@ -9,15 +9,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from leanonnx.commands.finetune.driver import Result
+from leanonnx.commands.finetune.driver import FinetuneResult
 from leanonnx.commands.finetune.parity import RoundTrip
-from leanonnx.commands.finetune.steps import Stepped
+from leanonnx.commands.finetune.steps import PruningSteps
 from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.formatting import counted, finite
 from leanonnx.reporting.report import SCHEMA, Row, warned, worst_channel
 
 
-def summary(result: Result) -> Row:
+def summary(result: FinetuneResult) -> Row:
     """The JSON object of ``leanonnx finetune``."""
     trained = result.trained
     return {
@@ -44,7 +44,7 @@ def summary(result: Result) -> Row:
     }
 
 
-def steps_summary(stepped: Stepped) -> Row:
+def steps_summary(stepped: PruningSteps) -> Row:
     """The JSON object of ``leanonnx finetune --steps``: that of the last step, and all steps."""
     rows = [
         {

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from leanonnx.analysis.cost import Cost, cost_model
 from leanonnx.commands.compress import pipeline
-from leanonnx.commands.compress.options import Options
+from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.commands.compress.pipeline import inspect
 from leanonnx.commands.finetune import driver
-from leanonnx.commands.finetune.process_group import World, join
+from leanonnx.commands.finetune.process_group import ProcessGroup, join
 from leanonnx.errors import OptionError
 from leanonnx.selection.selector import Budget
 from leanonnx.system.clock import Progress, quiet
@@ -28,26 +28,26 @@ class Schedule:
     """How to get to ``compression.budget`` (of the original) in ``count`` steps; ``folder`` keeps the steps' files."""
 
     count: int
-    compression: Options
+    compression: CompressOptions
     folder: Path | None = None
 
 
 @dataclass(frozen=True)
-class Step:
+class PruningStep:
     """One step: the share of the original's cost that was wanted and reached, its file where kept, its training."""
 
     fraction: float
     reached: float
     path: Path | None
-    result: driver.Result
+    result: driver.FinetuneResult
 
 
 @dataclass(frozen=True)
-class Stepped:
+class PruningSteps:
     """All steps; shares are of ``unit``."""
 
     unit: str
-    steps: tuple[Step, ...]
+    steps: tuple[PruningStep, ...]
 
 
 def finetune_in_steps(
@@ -55,10 +55,10 @@ def finetune_in_steps(
     target: Path,
     teacher: Path | None,
     data: Path,
-    options: driver.Options,
+    options: driver.FinetuneOptions,
     schedule: Schedule,
     progress: Progress = quiet,
-) -> Stepped | None:
+) -> PruningSteps | None:
     """Compress a model step by step, training it after each; None where another process writes it.
 
     Args:
@@ -92,7 +92,7 @@ def finetune_in_steps(
     finally:
         world.leave()
     unit = schedule.compression.budget.unit
-    return Stepped(unit, tuple(replace(step, path=_place(schedule, step.path, draft, target)) for step in steps))
+    return PruningSteps(unit, tuple(replace(step, path=_place(schedule, step.path, draft, target)) for step in steps))
 
 
 def _taken(
@@ -100,16 +100,16 @@ def _taken(
     draft: Path,
     teacher: Path,
     data: Path,
-    options: driver.Options,
+    options: driver.FinetuneOptions,
     schedule: Schedule,
-    world: World,
+    world: ProcessGroup,
     progress: Progress,
-) -> list[Step]:
+) -> list[PruningStep]:
     """All steps, the last one's file being the draft, the others beside it."""
     compression = replace(schedule.compression, measure=False, shapes=options.shapes, libraries=options.libraries)
     unit, goal = compression.budget.unit, compression.budget.fraction
     whole = _cost(teacher, options, unit)
-    have, current, steps = _cost(source, options, unit) / whole, source, list[Step]()
+    have, current, steps = _cost(source, options, unit) / whole, source, list[PruningStep]()
     for k in range(1, schedule.count + 1):
         wanted = goal ** (k / schedule.count)
         told = _told(progress, f"step {k}/{schedule.count}")
@@ -121,12 +121,12 @@ def _taken(
         trained = draft if k == schedule.count else draft.with_name(f"step-{k:02}.onnx")
         result = driver.finetune(current, trained, teacher, data, _for_step(options, k), told, world)
         assert result is not None  # all processes want the file
-        steps.append(Step(wanted, have, trained, result))
+        steps.append(PruningStep(wanted, have, trained, result))
         current = trained
     return steps
 
 
-def _cost(path: Path, options: driver.Options, unit: str) -> float:
+def _cost(path: Path, options: driver.FinetuneOptions, unit: str) -> float:
     dag = inspect(path, options.shapes, libraries=options.libraries)
     return _of(cost_model(dag)(dag.whole), unit)
 
@@ -135,7 +135,7 @@ def _of(cost: Cost, unit: str) -> float:
     return float(getattr(cost, unit))
 
 
-def _for_step(options: driver.Options, number: int) -> driver.Options:
+def _for_step(options: driver.FinetuneOptions, number: int) -> driver.FinetuneOptions:
     """The same options with a checkpoint of the step's own."""
     path = options.settings.checkpoint
     if path is None:

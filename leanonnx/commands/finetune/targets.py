@@ -22,7 +22,7 @@ MOST_INNER = 12
 
 
 @dataclass(frozen=True)
-class Target:
+class DistillationTarget:
     """A tensor of both networks; ``axis``: of the classes, in the tensor itself, None where there are none.
 
     ``inner``: it lies within the networks.
@@ -33,14 +33,14 @@ class Target:
     inner: bool = False
 
 
-def output_targets(model: Model, shapes: Shapes) -> tuple[Target, ...]:
+def output_targets(model: Model, shapes: Shapes) -> tuple[DistillationTarget, ...]:
     """The floats that make each graph output: what goes into a last Softmax or Sigmoid, or into a decision."""
     floats = [value.name for value in model.proto.graph.output if value.type.tensor_type.elem_type in FLOATS]
     found = [_behind(model, name, shapes) for name in (*floats, *behind_decisions(model, decided(model)))]
     return tuple({target.name: target for target in found if target.name in shapes}.values())
 
 
-def _behind(model: Model, name: str, shapes: Shapes) -> Target:
+def _behind(model: Model, name: str, shapes: Shapes) -> DistillationTarget:
     """The target behind a float tensor."""
     node = _producer(model, name)
     while node is not None and node.op_type in ("Identity", "Dropout"):
@@ -49,17 +49,17 @@ def _behind(model: Model, name: str, shapes: Shapes) -> Target:
     if node is not None and node.op_type in SOFTMAX and rank:
         axis = attribute(node, "axis", 1 if model.opset < 13 else -1) % rank
         whole = model.opset >= 13 or axis == rank - 1
-        return Target(node.input[0], axis if whole else None)
+        return DistillationTarget(node.input[0], axis if whole else None)
     if node is not None and node.op_type in SQUASHED and node.input[0] in model.free:
-        return Target(node.input[0])
-    return Target(name, 1 if rank == 2 and shapes[name][1] > 1 else None)
+        return DistillationTarget(node.input[0])
+    return DistillationTarget(name, 1 if rank == 2 and shapes[name][1] > 1 else None)
 
 
 def _producer(model: Model, name: str) -> onnx.NodeProto | None:
     return model.proto.graph.node[model.producers[name]] if name in model.producers else None
 
 
-def common_targets(teacher: Model, student: Model, ours: Shapes, theirs: Shapes) -> tuple[Target, ...]:
+def common_targets(teacher: Model, student: Model, ours: Shapes, theirs: Shapes) -> tuple[DistillationTarget, ...]:
     """Targets of both networks, and tensors within them whose shape has stayed what it was.
 
     Args:
@@ -72,7 +72,7 @@ def common_targets(teacher: Model, student: Model, ours: Shapes, theirs: Shapes)
     floats = {value.name for value in student.proto.graph.output if value.type.tensor_type.elem_type in FLOATS}
     outputs = [target for target in output_targets(student, ours) if target.name in same]
     if len(outputs) < len(output_targets(student, ours)):
-        outputs += [Target(name, 1 if len(ours[name]) == 2 else None) for name in sorted(floats & same)]
+        outputs += [DistillationTarget(name, 1 if len(ours[name]) == 2 else None) for name in sorted(floats & same)]
     taken = {target.name for target in outputs}
     inner = [
         node.output[0]
@@ -80,4 +80,4 @@ def common_targets(teacher: Model, student: Model, ours: Shapes, theirs: Shapes)
         if node.op_type in LAYERS and node.output[0] in same & student.free & teacher.free - taken
     ]
     chosen = inner[:: -(-len(inner) // MOST_INNER)] if inner else []
-    return (*dict.fromkeys(outputs), *(Target(name, inner=True) for name in chosen))
+    return (*dict.fromkeys(outputs), *(DistillationTarget(name, inner=True) for name in chosen))

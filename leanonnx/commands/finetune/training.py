@@ -15,9 +15,9 @@ import torch
 from leanonnx.commands.finetune.batching import Batch, Batched, stacked
 from leanonnx.commands.finetune.checkpoint import Checkpoint, restored, store
 from leanonnx.commands.finetune.loading import Loader, Sample, grouped
-from leanonnx.commands.finetune.objectives import Lesson
+from leanonnx.commands.finetune.objectives import Objective
 from leanonnx.commands.finetune.operators.call import Tensor
-from leanonnx.commands.finetune.process_group import World
+from leanonnx.commands.finetune.process_group import ProcessGroup
 from leanonnx.numeric.arrays import Array
 from leanonnx.system.clock import Progress
 
@@ -74,7 +74,9 @@ class Trained:
 class _Run:
     """A training under way: the student, its optimiser and the clock."""
 
-    def __init__(self, student: Batched, lesson: Lesson, loader: Loader, settings: Settings, world: World) -> None:
+    def __init__(
+        self, student: Batched, lesson: Objective, loader: Loader, settings: Settings, world: ProcessGroup
+    ) -> None:
         self.student, self.lesson, self.loader, self.settings, self.world = student, lesson, loader, settings, world
         self.network = student.network
         self.shared = world.shared(student)
@@ -211,10 +213,10 @@ def in_kinds(weights: dict[str, Array], kinds: dict[str, Any]) -> dict[str, Arra
 
 def train(
     student: Batched,
-    lesson: Lesson,
+    lesson: Objective,
     loader: Loader,
     settings: Settings,
-    world: World,
+    world: ProcessGroup,
     run: str,
     kinds: dict[str, Any],
     progress: Progress,

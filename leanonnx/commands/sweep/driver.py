@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from leanonnx.commands.sweep import report
 from leanonnx.commands.sweep.journal import JOURNAL, Journal, Key, claimed
-from leanonnx.commands.sweep.request import Request, Subject, header, subjects
+from leanonnx.commands.sweep.request import Subject, SweepRequest, header, subjects
 from leanonnx.commands.sweep.worker import MADE, Make
 from leanonnx.errors import USER_ERROR, UserError
 from leanonnx.graph.model import Model, load
@@ -45,7 +45,7 @@ Draw = Callable[[Row, Path], dict[str, str]]
 """Draws the curves of a report into a folder; the files, by their kind."""
 
 
-def sweep(request: Request, make: Make, draw: Draw | None = None, progress: Progress = quiet) -> Row:
+def sweep(request: SweepRequest, make: Make, draw: Draw | None = None, progress: Progress = quiet) -> Row:
     """The trade-off curves of models, written to a folder; what was done there before is taken over.
 
     Args:
@@ -76,7 +76,7 @@ def sweep(request: Request, make: Make, draw: Draw | None = None, progress: Prog
 class _Work:
     """What is to be done in a folder; ``failed`` holds the points that another run would try again."""
 
-    def __init__(self, request: Request, models: list[Subject], progress: Progress) -> None:
+    def __init__(self, request: SweepRequest, models: list[Subject], progress: Progress) -> None:
         self.request, self.progress = request, progress
         self.models = {subject.name: subject for subject in models}
         self.keys = [(subject.name, asked) for subject in models for asked in request.fractions]

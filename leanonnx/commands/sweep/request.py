@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from leanonnx.commands.compress.choosing import resolved_target
-from leanonnx.commands.compress.options import Options
+from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.commands.sweep.worker import Task, calibration
 from leanonnx.data.files import sample_files
 from leanonnx.errors import ModelError
@@ -22,7 +22,7 @@ from leanonnx.version import __version__
 
 
 @dataclass(frozen=True)
-class Request:
+class SweepRequest:
     """What to sweep.
 
     ``options`` are those of every point but for the fraction of their budget; ``rules`` is a file of the user's;
@@ -31,7 +31,7 @@ class Request:
 
     models: tuple[Path, ...]
     fractions: tuple[float, ...]
-    options: Options
+    options: CompressOptions
     folder: Path
     rules: Path | None = None
     save_models: bool = False
@@ -57,18 +57,18 @@ class Subject:
     target: str = "auto"
     error: ModelError | None = None
 
-    def candidate(self, request: Request, asked: float) -> str:
+    def candidate(self, request: SweepRequest, asked: float) -> str:
         """File name of the candidate of a fraction."""
         return f"{self.name}-{request.options.budget.option}-{asked}.onnx"
 
-    def task(self, request: Request, asked: float) -> Task:
+    def task(self, request: SweepRequest, asked: float) -> Task:
         """What to do for a fraction; it measures only where its search has to."""
         budget, measure = Budget(request.unit, asked), request.unit == LATENCY
         options = replace(request.options, budget=budget, target=self.target, measure=measure)
         return Task(self.path, self.candidate(request, asked), options, self.external, request.rules)
 
 
-def subjects(request: Request) -> list[Subject]:
+def subjects(request: SweepRequest) -> list[Subject]:
     """The models, each under a name of its own.
 
     Raises:
@@ -93,7 +93,7 @@ def subjects(request: Request) -> list[Subject]:
     return list(found.values())
 
 
-def header(request: Request, models: Iterable[Subject]) -> Row:
+def header(request: SweepRequest, models: Iterable[Subject]) -> Row:
     """What the points of a folder have in common; which fractions and models is left open."""
     options = request.options
     record, calib = options.record(), calibration(options)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from leanonnx.commands.compress import pipeline
-from leanonnx.commands.compress.options import Options
+from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.data.samples import made_data
 from leanonnx.errors import BUG, NO_MEMORY, USER_ERROR, DataError, LeanOnnxError
 from leanonnx.evaluation.deviation import Fidelity, compare
@@ -21,7 +21,7 @@ from leanonnx.evaluation.slices import channel_axes
 from leanonnx.evaluation.tally import Deviation
 from leanonnx.inputs.synthetic import smooth_inputs
 from leanonnx.reporting.report import Row, fidelity, summary
-from leanonnx.rules.table import DEFAULT
+from leanonnx.rules.table import DEFAULT_RULES
 from leanonnx.rules.user import read_rules
 from leanonnx.runtime.sessions import RunFailed, limited
 from leanonnx.system import processes
@@ -46,12 +46,12 @@ class Task:
 
     source: Path
     name: str
-    options: Options
+    options: CompressOptions
     external: tuple[Path, ...] = ()
     rules: Path | None = None
 
 
-def calibration(options: Options) -> Path | None:
+def calibration(options: CompressOptions) -> Path | None:
     """The calibration data of a sweep, which processes elsewhere read too: a file or a folder, nothing in memory."""
     if options.calib is None or isinstance(options.calib, Path):
         return options.calib
@@ -72,7 +72,7 @@ def made(task: Task, folder: Path) -> Row:
     began, target = time.time(), folder / task.name
     row: Row = {"code": 0, "message": ""}
     try:
-        rules = DEFAULT if task.rules is None else read_rules(task.rules)
+        rules = DEFAULT_RULES if task.rules is None else read_rules(task.rules)
         result = pipeline.compress(task.source, target, task.options, None, rules)
         told = summary(result)
         row |= {key: told[key] for key in TOLD}
@@ -85,7 +85,7 @@ def made(task: Task, folder: Path) -> Row:
     return {**row, "seconds": round(ended - began, 3), "made": [began, ended]}
 
 
-def _deviation(task: Task, target: Path, result: pipeline.Result, warnings: list[str]) -> Row | None:
+def _deviation(task: Task, target: Path, result: pipeline.CompressResult, warnings: list[str]) -> Row | None:
     """How far a candidate is from the original, and ``on`` what inputs; None, and a warning, if that cannot be told."""
     found = result.recovery
     if found is not None:
