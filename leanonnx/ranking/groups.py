@@ -22,9 +22,7 @@ def layers_of(dag: ChannelDag, groups: Ints) -> Ints:
     owner[:] = dag.producer[first] + count + 1
     owner[groups[channel_ids[::-1]]] = dag.producer[channel_ids[::-1]] + count + 1
     size = count + len(mixing) + 1
-    joined = components(
-        size, [(groups[channel_ids], dag.producer[channel_ids] + count + 1), (np.arange(count), owner)]
-    )
+    joined = components(size, [(groups[channel_ids], dag.producer[channel_ids] + count + 1), (np.arange(count), owner)])
     return np.unique(joined[:count], return_inverse=True)[1].astype(np.int64)
 
 
