@@ -185,7 +185,7 @@ class _PatchApplication:
         return self._add_node("Where", [self._constant(mask, f"{tensor}_mask"), tensor, zero], tensor, helpers)
 
     def _scale_tensor(self, tensor: str, factor: float, like: str, helpers: list[onnx.NodeProto]) -> str:
-        """Multiply a tensor by a number, in float32 for half precision, which may not represent it; returns its name."""
+        """Multiply a tensor by a number, in float32 for half precision, which may not represent it."""
         kind = self._dtype_of(like)
         if kind not in HALF:
             return self._add_node("Mul", [tensor, self._scalar(factor, like, f"{like}_scale")], tensor, helpers)

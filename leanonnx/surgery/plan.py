@@ -57,7 +57,7 @@ class Plan:
         return bool(self.options.get("freeze"))
 
     def row(self, folder: Path | None = None) -> dict[str, Any]:
-        """Return the plan as plain data; ``folder`` is its own folder, to which the path of a weights file is relative."""
+        """Return the plan as plain data; a weights file is given relative to ``folder``, that of the plan."""
         row = {name: getattr(self, name) for name in FIELDS}
         return row | {"recovery": None if self.recovery is None else self.recovery.row(folder)}
 
