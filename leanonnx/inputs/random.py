@@ -117,7 +117,7 @@ def further_inputs(model: Model, shapes: Shapes, seed: int = 0) -> Iterator[tupl
 
 
 def _scale_values(value: Array, factor: float) -> Array:
-    """Multiply floats by a factor, within the range of their format; a factor below 1 reduces the contrast of pixels."""
+    """Multiply floats by a factor, within the range of their format; factors below 1 reduce the contrast of pixels."""
     if is_float(value):
         with np.errstate(over="ignore"):
             return np.asarray((value.astype(np.float64) * factor).astype(value.dtype))

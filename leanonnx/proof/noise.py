@@ -44,7 +44,7 @@ class Draws:
 def drawn(model: Model, sides: Sides) -> Iterator[Draws]:
     """Fix the random operators of a model on all sides; without random operators the sides stay unchanged."""
     nodes = {node.output[0]: node for node in model.proto.graph.node if _is_random(model, node)}
-    reason = _reason_unfixable(model, nodes)
+    reason = _unfixable_operators(model, nodes)
     if not nodes:
         yield Draws(sides, reason)
         return
@@ -92,7 +92,7 @@ def _is_random(model: Model, node: onnx.NodeProto) -> bool:
     return bool(np.all(model.constant(node.input[TRAINING])))
 
 
-def _reason_unfixable(model: Model, nodes: Mapping[str, onnx.NodeProto]) -> str:
+def _unfixable_operators(model: Model, nodes: Mapping[str, onnx.NodeProto]) -> str:
     """Names of random operators that cannot be fixed: within subgraphs, or Dropouts whose mask is read."""
     inner = [
         f"{title(child)} within {title(node)}"
