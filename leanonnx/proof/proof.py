@@ -92,7 +92,7 @@ def prove(
 
     Args:
         model: the original, for its output names and number format.
-        reference: the original with the dead input columns of its consumers zeroed.
+        reference: the original with the removed input columns of its consumers zeroed.
         candidate: the compressed model; a path is proven as written.
         feeds: inputs of the model, those at the usual sizes first.
         replaced: number formats that onnxruntime cannot run, replaced by float32.
@@ -222,7 +222,7 @@ class _Prover:
             self._resolve(root)
 
     def _resolve(self, name: str) -> bool:
-        """True if a tensor or any tensor behind it is informative; the tensors checked on the way count for the proof."""
+        """True if a tensor or any tensor behind it is informative; tensors checked on the way count for the proof."""
         if name not in self.informative:
             self.used.add(name)
             whole = self._is_informative(name, entirely=True)

@@ -173,12 +173,12 @@ def _waiting(dag: ChannelDag, groups: Ints, sequences: Mapping[int, tuple[Ints, 
     removed = np.zeros(int(groups.max()) + 1, bool)
     for order, _ in sequences.values():
         removed[order] = True
-    slots: dict[int, set[int]] = {}
-    for _, (channels, readers) in dag.concat_slots:
-        for one, reader in zip(groups[channels].tolist(), groups[readers].tolist(), strict=True):
-            if one != reader and removed[reader]:
-                slots.setdefault(one, set()).add(reader)
-    return {one: sorted(waits) for one, waits in slots.items()}
+    pending: dict[int, set[int]] = {}
+    for _, (channels, slots) in dag.concat_slots:
+        for one, slot in zip(groups[channels].tolist(), groups[slots].tolist(), strict=True):
+            if one != slot and removed[slot]:
+                pending.setdefault(one, set()).add(slot)
+    return {one: sorted(waits) for one, waits in pending.items()}
 
 
 def _merge_orders(
@@ -206,8 +206,8 @@ def _merge_orders(
     left = {one: len(waits) for one, waits in waiting.items()}
     awaited: dict[int, list[int]] = {}
     for one, waits in waiting.items():
-        for reader in waits:
-            awaited.setdefault(reader, []).append(one)
+        for slot in waits:
+            awaited.setdefault(slot, []).append(one)
     home = {int(one): layer for layer, (order, _) in sequences.items() for one in order}
     position = dict.fromkeys(sequences, 0)
     heap: list[tuple[float, int]] = []

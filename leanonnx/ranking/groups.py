@@ -35,9 +35,9 @@ def channel_groups(dag: ChannelDag, separate_readers: bool, ignored: Collection[
     """
     pairs = [(np.arange(dag.count), _first_of_group(dag.groups))]
     free = _channels_read(dag, ignored, inside=True) & ~_channels_read(dag, ignored, inside=False)
-    for _, (channels, readers) in dag.concat_slots:
-        if (channels.size > 1 and not separate_readers) or free[readers].all():
-            pairs.append((channels, readers))
+    for _, (channels, slots) in dag.concat_slots:
+        if (channels.size > 1 and not separate_readers) or free[slots].all():
+            pairs.append((channels, slots))
     return components(dag.count, pairs)
 
 

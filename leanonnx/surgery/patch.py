@@ -1,6 +1,6 @@
 """Derive a patch, the edits of a surgery as a value, from a keep set.
 
-The patch that removes dead channels and the patch that only masks them (the reference of the proof) are derived from
+The patch that removes channels and the patch that only masks them (the reference of the proof) are derived from
 the same channel ids.
 """
 
@@ -163,7 +163,7 @@ def _is_cut(use: ConstantUse, alive: Mask) -> bool:
 
 
 def sliced(dag: ChannelDag, use: ConstantUse, alive: Mask) -> Array:
-    """Return the constant of one use without its dead elements."""
+    """Return the constant of one use without its removed elements."""
     array = constant_of(dag, use)
     for axis, index in enumerate(kept_indices(use, array.shape, alive)):
         if index is not None:
@@ -190,7 +190,7 @@ def kept_indices(use: ConstantUse, shape: tuple[int, ...], alive: Mask) -> list[
 
 
 def masking_patch(dag: ChannelDag, alive: Mask) -> Patch:
-    """Return the patch that zeroes dead channels in their consumers, for the unmodified network ``dag.model.as_read``.
+    """Return the patch that zeroes removed channels in their consumers, for the unmodified network ``dag.model.as_read``.
 
     Kernels that read them get zero weights; reductions over channels read zeros in their place.  Stored constants are
     masked themselves, weights that the network computes from constants are masked after that computation: no folded
@@ -220,7 +220,7 @@ def masking_patch(dag: ChannelDag, alive: Mask) -> Patch:
 
 
 def _mask_weight(dag: ChannelDag, use: ConstantUse, alive: Mask) -> Array:
-    """Weight with zero kernels on dead input channels (for quantised weights: the zero point)."""
+    """Weight with zero kernels on removed input channels (for quantised weights: the zero point)."""
     array = constant_of(dag, use)
     assert use.inward is not None
     return np.where(alive[use.inward], array, _zero(dag, use, array)).astype(array.dtype)
