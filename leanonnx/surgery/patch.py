@@ -190,7 +190,7 @@ def kept_indices(use: ConstantUse, shape: tuple[int, ...], alive: Mask) -> list[
 
 
 def masking_patch(dag: ChannelDag, alive: Mask) -> Patch:
-    """Return the patch that zeroes removed channels in their consumers, for the unmodified network ``dag.model.as_read``.
+    """Return the patch that zeroes removed channels in their consumers, for the unmodified network ``model.as_read``.
 
     Kernels that read them get zero weights; reductions over channels read zeros in their place.  Stored constants are
     masked themselves, weights that the network computes from constants are masked after that computation: no folded
