@@ -286,7 +286,7 @@ def test_squared_error(batch: int, shape: tuple[int, ...], tmp_path: Path) -> No
 def test_labels_without_use_are_told(labels: np.ndarray, tmp_path: Path) -> None:
     found = added(tmp_path, normal(4), normal(4), labels=labels)
     assert (found.metric, found.before, found.after, found.better) == (None, None, None, None)
-    assert found.unused == "the labels 'labels' fit no output of the model: no metric is told"
+    assert found.unused == "the labels 'labels' fit no output of the model: there is no metric"
 
 
 def test_the_first_output_that_fits_is_taken() -> None:

@@ -44,7 +44,7 @@ def way(request: pytest.FixtureRequest) -> Callable[[ChannelDag, Mask, onnx.Mode
 
 
 NETS = {
-    "dense": (dag_of(INTERFACE, DENSE[1], DENSE[0]), r"node 'H' \(Conv\): .* reads 3 .* puts out 5, .* 3 and 6; "),
+    "dense": (dag_of(INTERFACE, DENSE[1], DENSE[0]), r"node 'H' \(Conv\): .* reads 3 .* outputs 5, .* 3 and 6; "),
     "grouped": (dag_of(INTERFACE, GROUPED[1], GROUPED[0]), r"node 'H' \(Conv\): .* 3 and 6; "),
     "turned": (dag_of(TURNED[0], "float[6,8] a, float[4,8] b", TURNED[1]), r"node 'H' \(Gemm\): .* 6 and 6; "),
 }
@@ -68,7 +68,7 @@ def test_a_layer_that_reads_other_channels(way: Callable[[ChannelDag, Mask, onnx
     for tensor in proto.graph.initializer:
         if tensor.name == "b":
             tensor.CopyFrom(next(one for one in whole if one.name == "b"))
-    with pytest.raises(ModelError, match=r"node 'Y' \(Conv\): .* reads 8 channels and puts out 4, .* 5 and 4; "):
+    with pytest.raises(ModelError, match=r"node 'Y' \(Conv\): .* reads 8 channels and outputs 4, .* 5 and 4; "):
         way(dag, alive, proto)
 
 

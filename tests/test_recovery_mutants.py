@@ -65,7 +65,7 @@ def tiled(value: Array, axis: int, channels: Array) -> Array:
 
 def equal_shares(dag: Any, statistics: Any) -> Callable[[int, Any], Array]:
     """Operands of an addition get the same, whatever their variance."""
-    return lambda node, link: 1.0 / np.bincount(link.targets, minlength=dag.count)[link.targets]
+    return lambda node, edges: 1.0 / np.bincount(edges.destinations, minlength=dag.count)[edges.destinations]
 
 
 def without_energy(block: Any) -> Array:
@@ -239,7 +239,7 @@ MUTANTS = [
     Mutant(equal_shares, pathmass, "_shares", chains),
     Mutant(without_energy, pathmass.Read, "energies", chains, property),
     Mutant(before_readers, elimination, "_waiting", lambda patch: test_path_mass.judge_readers()),
-    Mutant(constant_savings, elimination._Savings, "saved", merge),
+    Mutant(constant_savings, elimination._Savings, "saving_of", merge),
     Mutant(turned_taps, test_positions, "features", geometry),
     Mutant(no_padding, positions, "_before", geometry),
     Mutant(shifted_kept, rows.Site, "kept", exact, property),

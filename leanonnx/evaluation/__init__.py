@@ -1,1 +1,1 @@
-"""Accuracy metrics: how far a compressed model is from its original."""
+"""Accuracy metrics: deviation of a compressed model from its original, and scores on labels."""

@@ -1,17 +1,17 @@
-"""How far a compressed model is from the original on real inputs, output by output, and from labels where there are.
+"""Deviation of a compressed model from the original on real inputs, output by output, and scores on labels if given.
 
-Both run side by side in onnxruntime on the CPU; of all samples only sums are kept (``tally``).  What an output is
-follows from its shape alone (``kinds``):
+Both models run side by side in onnxruntime on the CPU; only sums over the samples are kept (``tally``).  The kind of an
+output follows from its shape alone (``kinds``):
 
-1. *Classes*.  Top-1: share of samples in which both models choose the same class; top-5, for K > 5: in which the
-   original's class is among the other's best five.
-2. *Image*.  PSNR, the peak being the range of the original's output over all samples.  What sums to one over C > 1
-   channels everywhere is no image but 3.
+1. *Classes*.  Top-1: share of samples for which both models choose the same class; top-5, for K > 5: for which the
+   original's class is among the candidate's best five.
+2. *Image*.  PSNR, the peak being the range of the original's output over all samples.  An output that sums to one over
+   C > 1 channels everywhere is treated as 3.
 3. *Class map*.  Top-1: share of pixels that get the same class.
-4. *Whole numbers*, booleans, text.  Top-1: share of equal elements.
-5. Anything else has a relative error alone.
+4. *Integers*, booleans, text.  Top-1: share of equal elements.
+5. Any other output has a relative error only.
 
-The relative error is told of the whole tensor, and of the channel in which it is largest (``slices``).
+The relative error is given for the whole tensor, and for the channel in which it is largest (``slices``).
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from leanonnx.proof.proof import MANY_NODES
 from leanonnx.runtime.sessions import Feed, RunFailed, Session, failing, finished, opened
 
 Axes = Mapping[str, tuple[int, ...]]
-"""For each graph output, the axes that channel labels tell apart."""
+"""For each graph output, the axes along which channel ids differ."""
 Runs = Iterator[tuple[Feed, Array | None, list[Array], list[list[Array]]]]
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Deviation of all outputs over so many samples; with labels, the ``metric`` of both models.
+    """Deviation of all outputs over ``samples`` samples; with labels, the ``metric`` of both models.
 
-    ``unused`` says why there is no metric although there are labels.
+    ``unused``: the reason if labels are given but no metric applies.
     """
 
     samples: int
@@ -54,7 +54,7 @@ class Fidelity:
 
     @property
     def better(self) -> str | None:
-        """Whether a ``higher`` or a ``lower`` metric is better; None without one."""
+        """Direction in which the metric improves, ``higher`` or ``lower``; None without a metric."""
         return None if self.metric is None else "lower" if self.metric in LOWER else "higher"
 
 
@@ -67,78 +67,78 @@ def compare(
     replaced: Kinds = frozenset(),
     axes: Axes | None = None,
 ) -> list[Fidelity]:
-    """Run the original and some candidates on all samples and compare the outputs of each with the original's.
+    """Run the original and candidates on all samples and compare the outputs of each candidate with the original's.
 
     Args:
         model: the original, for the names of its outputs and its libraries.
-        original: what to compare with.
+        original: the model to compare with.
         candidates: models of the same interface.
         data: real inputs, with or without labels.
-        batch: samples in one run, where the model leaves that free.
-        replaced: number formats that onnxruntime cannot run, to be seen as float32.
-        axes: the axes of the outputs that channel labels tell apart, where labels are known (``slices.channel_axes``).
+        batch: samples per run, if the model leaves the batch size free.
+        replaced: number formats that onnxruntime cannot run, replaced by float32.
+        axes: the axes of the outputs along which channel ids differ, if known (``slices.channel_axes``).
 
     Raises:
-        DataError: the data hold no sample, cannot be read, or the original cannot run on them.
-        RunFailed: a candidate cannot run on what the original runs on.
+        DataError: the data contain no sample, cannot be read, or the original cannot run on them.
+        RunFailed: a candidate cannot run on inputs that the original runs on.
     """
     samples = data.count - data.dropped
     if not samples:
         raise DataError(f"{data.files[0].title}: no samples to compare on; give more data")
     sums = [Sums(model, axes or {}) for _ in candidates]
     for feed, label, wanted, others in side_by_side(model, original, candidates, data, batch, replaced):
-        for one, found in zip(sums, others, strict=True):
-            one.add(feed, wanted, found, label)
+        for one, computed in zip(sums, others, strict=True):
+            one.add(feed, wanted, computed, label)
     return [one.fidelity(samples, data.labels) for one in sums]
 
 
 class Sums:
-    """Sums over the runs of one candidate beside the original."""
+    """Sums over the runs of one candidate compared with the original."""
 
     def __init__(self, model: Model, axes: Axes) -> None:
         self.model, self.axes = model, axes
         self.names = [value.name for value in model.proto.graph.output]
         self.tallies, self.score = [Tally() for _ in self.names], Score()
 
-    def add(self, feed: Feed, wanted: Sequence[Array], found: Sequence[Array], label: Array | None = None) -> None:
-        """Take in one run: inputs, the outputs of the original and of the candidate, and labels."""
+    def add(self, feed: Feed, wanted: Sequence[Array], computed: Sequence[Array], label: Array | None = None) -> None:
+        """Add one run: inputs, outputs of the original (``wanted``) and of the candidate (``computed``), labels."""
         rows, last = rows_of(feed), channels_last(feed)
         classes: list[int | None] = []
         for k, name in enumerate(self.names):
-            told, (kind, axis) = tally_of(wanted[k], found[k], rows, last, self.axes.get(name, ()))
-            self.tallies[k] = self.tallies[k].plus(told)
+            tally, (kind, axis) = tally_of(wanted[k], computed[k], rows, last, self.axes.get(name, ()))
+            self.tallies[k] = self.tallies[k].plus(tally)
             classes.append(axis if kind == CLASSES else None)
         if label is not None:
-            self.score = self.score.plus(scored(label, wanted, found, classes))
+            self.score = self.score.plus(scored(label, wanted, computed, classes))
 
     def fidelity(self, samples: int, labels: str | None = None, known: Fidelity | None = None) -> Fidelity:
-        """What the sums say.
+        """Return the deviation that the sums amount to.
 
         Args:
-            samples: how many there were.
-            labels: the name of the labels, where there are any.
-            known: what more samples told of the same outputs.
+            samples: number of samples.
+            labels: name of the labels, if any.
+            known: deviation of the same outputs over more samples.
         """
-        free, more = self.model.free, {one.output: one.channels for one in known.outputs} if known else {}
+        free, channels = self.model.free, {one.output: one.channels for one in known.outputs} if known else {}
         outputs = tuple(
-            tally.deviation(name, name in free, more.get(name))
+            tally.deviation(name, name in free, channels.get(name))
             for tally, name in zip(self.tallies, self.names, strict=True)
         )
         if labels is None:
             return Fidelity(samples, outputs)
         metric, before, after = self.score.result()
-        unused = None if metric else f"the labels '{labels}' fit no output of the model: no metric is told"
+        unused = None if metric else f"the labels '{labels}' fit no output of the model: there is no metric"
         return Fidelity(samples, outputs, metric, before, after, unused)
 
 
 def side_by_side(
     model: Model, original: Source, candidates: Sequence[Source], data: Data, batch: int, replaced: Kinds
 ) -> Runs:
-    """Inputs, labels, outputs of the original and of each candidate, run by run; arguments are those of ``compare``.
+    """Yield inputs, labels, outputs of the original and of each candidate, run by run; arguments as in ``compare``.
 
     Raises:
         DataError: the data cannot be read, or the original cannot run on them.
-        RunFailed: a candidate cannot run on what the original runs on.
+        RunFailed: a candidate cannot run on inputs that the original runs on.
     """
     with all_opened(model, (original, *candidates), replaced) as sessions:
         for given, label in data.labelled(batch):
@@ -149,19 +149,19 @@ def side_by_side(
                 shapes = ", ".join(f"'{name}' {list(value.shape)}" for name, value in feed.items())
                 raise DataError(
                     f"{data.files[0].title}: the model cannot run on the data ({shapes}): {error}; "
-                    "give samples of a shape that it takes"
+                    "give samples of a shape that it accepts"
                 ) from error
             yield feed, label, wanted, [outputs_of(session, feed) for session in sessions[1:]]
 
 
 @contextmanager
 def all_opened(model: Model, sources: Sequence[Source], replaced: Kinds) -> Iterator[list[Session]]:
-    """Sessions of models that are compared with each other.
+    """Open sessions of models that are compared with each other.
 
     Args:
         model: the original, for its size and its libraries.
         sources: the models.
-        replaced: number formats that onnxruntime cannot run, to be seen as float32.
+        replaced: number formats that onnxruntime cannot run, replaced by float32.
 
     Raises:
         RunFailed: onnxruntime cannot load one of them.
@@ -176,7 +176,7 @@ def all_opened(model: Model, sources: Sequence[Source], replaced: Kinds) -> Iter
 
 
 def outputs_of(session: Session, feed: Feed) -> list[Array]:
-    """Outputs of one run.
+    """Return the outputs of one run.
 
     Raises:
         RunFailed: onnxruntime cannot run the model on these inputs.

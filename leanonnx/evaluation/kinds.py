@@ -1,11 +1,11 @@
-"""What an output is, as its shape alone tells; n is the size of axis 0 of the first graph input.
+"""Kinds of outputs, derived from their shapes alone; n is the size of axis 0 of the first graph input.
 
 1. *Classes*: floats [n, K], [n, K, 1, 1] or [n, 1, 1, K], K ≥ 2.
 2. *Image*: floats [n, C, H, W] or [n, H, W, C], C being 1, 3 or 4, H and W at least 8.
-3. *Class map*: other floats [n, K, H, W], K ≥ 2, H and W at least 8.  Classes are on the last axis where that is the
+3. *Class map*: other floats [n, K, H, W], K ≥ 2, H and W at least 8.  Classes are on the last axis if that is the
    shortest, both here and in a graph input.
-4. *Whole numbers*, booleans, text of any shape.
-5. Anything else is *other*.
+4. *Integers*, booleans, text of any shape.
+5. Any other output is *other*.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from leanonnx.runtime.sessions import Feed
 CLASSES, IMAGE, MAP, DISCRETE, OTHER = "classes", "image", "class map", "whole numbers", "other"
 MAP_RANK = 4
 SMALLEST = 8
-"""Height and width from which on an output is taken as an image or a map."""
+"""Smallest height and width of an image or a class map."""
 
 
 def rows_of(feed: Feed) -> int:
-    """Size of axis 0 of the first input that has one."""
+    """Samples in a run: size of axis 0 of the first input with an axis."""
     return next((value.shape[0] for value in feed.values() if value.ndim), 1)
 
 
 def channels_last(feed: Feed) -> bool:
-    """Whether an input is shortest along its last axis."""
+    """True if an image-like input is shortest along its last axis."""
     return any(_last_is_shortest(value.shape) for value in feed.values() if value.ndim == MAP_RANK)
 
 
@@ -38,7 +38,7 @@ def _last_is_shortest(shape: Sequence[int]) -> bool:
 
 
 def kind_of(value: Array, rows: int, channels_last: bool) -> tuple[str, int]:
-    """The kind of an output, and its axis of classes or colours."""
+    """Kind of an output, and its axis of classes or colours."""
     shape = value.shape
     if not is_float(value):
         return DISCRETE, 0
@@ -59,18 +59,18 @@ def kind_of(value: Array, rows: int, channels_last: bool) -> tuple[str, int]:
 
 
 def slice_axes(value: Array, kind: tuple[str, int], labelled: Sequence[int]) -> tuple[int, ...]:
-    """The axes along which an output is compared slice by slice.
+    """Axes along which an output is compared slice by slice.
 
-    These are the axes that channel labels tell apart, where labels are known; else that of classes or colours; else
-    axis 1 and the last.
+    These are the axes along which channel ids differ, if known; else the axis of classes or colours; else axis 1 and
+    the last.
 
     Args:
         value: the output.
-        kind: what it is, and its axis of classes or colours.
-        labelled: the axes that labels tell apart, empty where nothing is known of them.
+        kind: its kind, and its axis of classes or colours.
+        labelled: the axes along which channel ids differ, empty if unknown.
     """
     name, axis = kind
     if name == DISCRETE:
         return ()
-    found = labelled or ((axis,) if name != OTHER else (1, value.ndim - 1) if value.ndim > 1 else ())
-    return tuple(dict.fromkeys(a for a in found if a < value.ndim and value.shape[a] > 1))
+    axes = labelled or ((axis,) if name != OTHER else (1, value.ndim - 1) if value.ndim > 1 else ())
+    return tuple(dict.fromkeys(a for a in axes if a < value.ndim and value.shape[a] > 1))

@@ -1,12 +1,12 @@
-"""How well outputs match labels.  Which metric it is follows from the shapes of the labels and of the outputs.
+"""Scores of outputs on labels.  The metric follows from the shapes of the labels and of the outputs.
 
-1. Whole numbers [n] and an output of classes: top-1 accuracy.
-2. Whole numbers [n, H, W] and floats [n, K, H, W] or [n, H, W, K], K ≥ 2: pixel accuracy.
-3. Whole numbers and an output of whole numbers of the same shape: the share that is equal, called as in 1 or 2.
+1. Integers [n] and an output of classes: top-1 accuracy.
+2. Integers [n, H, W] and floats [n, K, H, W] or [n, H, W, K], K ≥ 2: pixel accuracy.
+3. Integers and an output of integers of the same shape: share of equal elements, named as in 1 or 2.
 4. Numbers and floats of the same shape: mean squared error.
 
-Axes of size 1 do not count.  The first output that fits is taken, 1–3 before 4.  Whole numbers that are no class (below
-zero, or K and above) mean that there is no label.
+Axes of size 1 do not count.  The first output that matches is used, 1–3 before 4.  Integers that are no class
+(negative, or K and above) mean "no label".
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from leanonnx.evaluation.kinds import MAP_RANK
 from leanonnx.graph.formats import is_float, is_integer
 from leanonnx.numeric.arrays import Array
 
 ACCURACY, PIXELS, SQUARES = "top-1 accuracy", "pixel accuracy", "mean squared error"
 LOWER = (SQUARES,)
-"""Metrics of which less is better."""
-MAP_RANK = 4
+"""Metrics for which lower is better."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A metric, the output that it is taken of, and the axis of the classes (None: the output tells them itself)."""
+    """A metric, the output that it scores, and the axis of classes (None: the output holds class numbers)."""
 
     metric: str
     output: int
@@ -37,7 +37,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Score:
-    """Sums over labelled samples: what both models get, out of ``weight`` labels."""
+    """Sums over labelled samples: scores of both models, out of ``weight`` labels."""
 
     before: float = 0.0
     after: float = 0.0
@@ -45,7 +45,7 @@ class Score:
     measures: frozenset[Measure | None] = frozenset()
 
     def plus(self, other: Score) -> Score:
-        """The sums over the samples of both."""
+        """Return the sums over the samples of both."""
         return Score(
             self.before + other.before,
             self.after + other.after,
@@ -54,7 +54,7 @@ class Score:
         )
 
     def result(self) -> tuple[str | None, float | None, float | None]:
-        """The metric and its value for both models; None where the labels do not fit throughout, or there are none."""
+        """Return the metric and its value for both models; None if labels are absent or do not fit on all samples."""
         measures = list(self.measures)
         if len(measures) != 1 or measures[0] is None or not self.weight:
             return None, None, None
@@ -62,49 +62,52 @@ class Score:
 
 
 def scored(label: Array, before: Sequence[Array], after: Sequence[Array], axes: Sequence[int | None]) -> Score:
-    """Hold the outputs of both models against labels.
+    """Score the outputs of both models on labels.
 
     Args:
         label: labels [n, ...].
         before: outputs of the original.
         after: outputs of the candidate.
-        axes: for each output, its axis of classes if it is one class for each sample, else None.
+        axes: for each output, its axis of classes if it holds one class per sample, else None.
     """
     measure = measure_for(label, before, axes)
     if measure is None:
         return Score(measures=frozenset({None}))
     k = measure.output
-    first, weight = _points(label, before[k], measure)
+    first, weight = _score_output(label, before[k], measure)
     second = math.inf if measure.metric == SQUARES else 0.0
     if after[k].shape == before[k].shape:
-        second, _ = _points(label, after[k], measure)
+        second, _ = _score_output(label, after[k], measure)
     return Score(first, second, weight, frozenset({measure}))
 
 
 def measure_for(label: Array, outputs: Sequence[Array], axes: Sequence[int | None]) -> Measure | None:
-    """The metric that fits labels and outputs, None where none does."""
-    sizes = _long(label.shape)
+    """Return the metric that fits labels and outputs; None if none does."""
+    sizes = _long_sizes(label.shape)
     if label.dtype.kind in "biu":
         for k, (output, axis) in enumerate(zip(outputs, axes, strict=True)):
             if not is_float(output) and (is_integer(output) or output.dtype.kind == "b"):
-                if _long(output.shape) == sizes:
+                if _long_sizes(output.shape) == sizes:
                     return Measure(ACCURACY if len(sizes) < 2 else PIXELS, k)
             elif axis is not None and label.size == output.shape[0]:
                 return Measure(ACCURACY, k, axis)
             elif output.ndim == MAP_RANK and len(sizes) > 1:
                 for place in (1, 3):
-                    if output.shape[place] > 1 and _long((*output.shape[:place], *output.shape[place + 1 :])) == sizes:
+                    if (
+                        output.shape[place] > 1
+                        and _long_sizes((*output.shape[:place], *output.shape[place + 1 :])) == sizes
+                    ):
                         return Measure(PIXELS, k, place)
-    fitting = (k for k, output in enumerate(outputs) if is_float(output) and _long(output.shape) == sizes)
+    fitting = (k for k, output in enumerate(outputs) if is_float(output) and _long_sizes(output.shape) == sizes)
     return next((Measure(SQUARES, k) for k in fitting), None)
 
 
-def _long(shape: Sequence[int]) -> list[int]:
+def _long_sizes(shape: Sequence[int]) -> list[int]:
     return [int(size) for size in shape if size != 1]
 
 
-def _points(label: Array, output: Array, measure: Measure) -> tuple[float, int]:
-    """What an output gets, and out of how many labels."""
+def _score_output(label: Array, output: Array, measure: Measure) -> tuple[float, int]:
+    """Score of an output, and the number of labels."""
     if measure.metric == SQUARES:
         with np.errstate(all="ignore"):
             error = float(np.sum((output.astype(np.float64).reshape(-1) - label.reshape(-1)) ** 2))

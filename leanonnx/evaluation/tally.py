@@ -1,4 +1,4 @@
-"""Sums over samples from which the deviation of one output follows: of all samples nothing else is kept."""
+"""Sums over samples from which the deviation of one output is computed; nothing else is kept of the samples."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from leanonnx.numeric.arrays import Array
 
 BEST = 5
 PROBABILITY = 1e-3
-"""How far from one probabilities may sum up to."""
+"""Largest deviation from one of a sum of probabilities."""
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far one output is from the original's; ``relative_l2`` = ‖difference‖ / ‖original‖ over all samples.
+    """Deviation of one output from the original; ``relative_l2`` = ‖difference‖ / ‖original‖ over all samples.
 
     ``psnr`` is in dB; ``top1`` and ``top5`` are shares 0 … 1.  None: does not apply to this output.  An output that is
-    NaN or infinite where the original is not deviates infinitely; ``broken`` counts such elements.  An output of floats
-    of which the original's hold no finite number is ``silent``: nothing can be told of it.  One that is ``reshaped``
-    had another shape than the original's on some sample, and deviates infinitely too.
+    NaN or infinite where the original is finite deviates infinitely; ``broken`` counts such elements.  A float output
+    whose original has no finite element is ``silent``: its deviation is undefined.  A ``reshaped`` output differs from
+    the original in shape on some sample, and deviates infinitely too.
 
-    ``channels`` is the same slice by slice, each slice by its own scale; None where an output has none.  ``vacuous``
-    says why the comparison tells nothing, although the output depends on the inputs: the original's is empty, or does
-    not change.
+    ``channels`` is the deviation slice by slice, each relative to its own scale; None if an output has no slices.
+    ``vacuous``: the reason if the comparison is uninformative although the output depends on the inputs: the original
+    is empty, or does not vary.
     """
 
     output: str
@@ -45,15 +45,15 @@ class Deviation:
 
     @property
     def worst(self) -> float:
-        """The relative error of the slice that deviates most, or of the whole where that is more."""
+        """Relative error of the slice that deviates most, or of the whole if that is larger."""
         return max(self.relative_l2, self.channels.relative_l2 if self.channels else 0.0)
 
 
 @dataclass(frozen=True)
 class Tally:
-    """Sums over samples of one output: squares, the original's range, and choices that agree out of ``choices``.
+    """Sums over samples of one output: squares, the original's range, and agreeing choices out of ``choices``.
 
-    ``slices`` holds the squares by slice for each axis of slices; None where these change from run to run.
+    ``slices``: squares by slice for each axis of slices; None if the slices change from run to run.
     """
 
     error: float = 0.0
@@ -72,7 +72,7 @@ class Tally:
     variety: Variety = NOTHING
 
     def plus(self, other: Tally) -> Tally:
-        """The sums over the samples of both."""
+        """Return the sums over the samples of both."""
         return Tally(
             self.error + other.error,
             self.power + other.power,
@@ -86,17 +86,17 @@ class Tally:
             self.kinds | other.kinds,
             self.broken + other.broken,
             self.reshaped or other.reshaped,
-            _joined(self.slices, other.slices),
+            _add_slices(self.slices, other.slices),
             self.variety.plus(other.variety),
         )
 
     def deviation(self, output: str, depends: bool = True, known: ChannelDeviation | None = None) -> Deviation:
-        """What the sums say.
+        """Return the deviation that the sums amount to.
 
         Args:
-            output: its name.
-            depends: it depends on the data of the inputs.
-            known: what more samples told of its channels.
+            output: name of the output.
+            depends: the output depends on the data of the inputs.
+            known: deviation of its channels over more samples.
         """
         relative = math.sqrt(self.error / self.power) if self.power else math.inf if self.error else 0.0
         kind = next(iter(self.kinds)) if len(self.kinds) == 1 else OTHER
@@ -105,7 +105,7 @@ class Tally:
         if kind == DISCRETE:
             return Deviation(output, relative, top1=top1, reshaped=self.reshaped, vacuous=vacuous)
         silent = self.elements > 0 and self.low > self.high and not self.error
-        found = Deviation(
+        deviation = Deviation(
             output,
             relative,
             broken=self.broken,
@@ -115,17 +115,17 @@ class Tally:
             vacuous="" if silent else vacuous,
         )
         if kind == IMAGE and not (self.choices and self.sums_to_one):
-            return replace(found, psnr=self._psnr())
+            return replace(deviation, psnr=self._psnr())
         if kind == OTHER:
-            return found
+            return deviation
         top5 = self.near / self.choices if self.near is not None and self.choices else None
-        return replace(found, top1=top1, top5=top5)
+        return replace(deviation, top1=top1, top5=top5)
 
     def _channels(self, known: ChannelDeviation | None) -> ChannelDeviation | None:
-        """The slices that deviate most, of all axes."""
+        """Deviation along the axis whose worst slice deviates most."""
         probabilities = bool(self.choices) and self.sums_to_one
-        found = [slices.worst(probabilities, known) for slices in self.slices or ()]
-        return max(found, key=lambda each: each.relative_l2, default=None)
+        deviations = [slices.worst(probabilities, known) for slices in self.slices or ()]
+        return max(deviations, key=lambda each: each.relative_l2, default=None)
 
     def _psnr(self) -> float | None:
         if not self.elements:
@@ -136,10 +136,10 @@ class Tally:
         return 10 * math.log10(peak**2 * self.elements / self.error) if peak and self.error < math.inf else -math.inf
 
 
-def _joined(
+def _add_slices(
     one: tuple[SliceErrors, ...] | None, other: tuple[SliceErrors, ...] | None
 ) -> tuple[SliceErrors, ...] | None:
-    """The sums of both along the axes that both have; ``()`` is the sum over nothing."""
+    """Add the sums along the axes that both have; ``()`` is the empty sum."""
     if one == () or other == ():
         return other if one == () else one
     if one is None or other is None or len(one) != len(other):
@@ -149,30 +149,30 @@ def _joined(
 
 
 def tally_of(
-    wanted: Array, found: Array, rows: int, channels_last: bool, labelled: Sequence[int]
+    wanted: Array, computed: Array, rows: int, channels_last: bool, labelled: Sequence[int]
 ) -> tuple[Tally, tuple[str, int]]:
-    """The sums of one run for one output, and what the output is with its axis of classes or colours.
+    """Return the sums of one run for one output, its kind, and its axis of classes or colours.
 
     Args:
-        wanted: the original's.
-        found: the candidate's.
+        wanted: output of the original.
+        computed: output of the candidate.
         rows: samples in the run.
         channels_last: an input is shortest along its last axis.
-        labelled: the axes of the output that labels tell apart.
+        labelled: the axes of the output along which channel ids differ.
     """
     kind = kind_of(wanted, rows, channels_last)
-    return replace(_sums(wanted, found, kind, labelled), variety=variety_of(wanted, rows)), kind
+    return replace(_sums(wanted, computed, kind, labelled), variety=variety_of(wanted, rows)), kind
 
 
-def _sums(wanted: Array, found: Array, kind: tuple[str, int], labelled: Sequence[int]) -> Tally:
-    """Squares and choices of one run."""
+def _sums(wanted: Array, computed: Array, kind: tuple[str, int], labelled: Sequence[int]) -> Tally:
+    """Sums of squares and choices of one run."""
     name, axis = kind
-    if wanted.shape != found.shape:
+    if wanted.shape != computed.shape:
         worst = Tally(error=math.inf, elements=wanted.size, choices=1, sums_to_one=False, kinds=frozenset({name}))
         return replace(worst, reshaped=True, slices=None)
     if name == DISCRETE:
-        return _discrete(wanted, found)
-    a, b = wanted.astype(np.float64), found.astype(np.float64)
+        return _discrete(wanted, computed)
+    a, b = wanted.astype(np.float64), computed.astype(np.float64)
     with np.errstate(all="ignore"):
         alike = (a == b) | (np.isnan(a) & np.isnan(b))
         errors = np.where(alike, 0.0, a - b) ** 2
@@ -193,26 +193,26 @@ def _sums(wanted: Array, found: Array, kind: tuple[str, int], labelled: Sequence
     return sums if name == OTHER or a.shape[axis] < 2 or not a.size else sums.plus(_choices(a, b, kind))
 
 
-def _discrete(wanted: Array, found: Array) -> Tally:
-    """Sums of whole numbers, booleans or text; text that differs counts as a difference of one."""
-    same = int(np.sum(wanted == found))
+def _discrete(wanted: Array, computed: Array) -> Tally:
+    """Sums for integers, booleans or text; unequal text counts as a difference of one."""
+    same = int(np.sum(wanted == computed))
     if wanted.dtype.kind in "biu":
-        a, b = wanted.astype(np.float64), found.astype(np.float64)
+        a, b = wanted.astype(np.float64), computed.astype(np.float64)
         error, power = float(np.sum((a - b) ** 2)), float(np.sum(a**2))
     else:
         error, power = float(wanted.size - same), float(wanted.size)
     return Tally(error, power, elements=wanted.size, choices=wanted.size, same=same, kinds=frozenset({DISCRETE}))
 
 
-def _choices(wanted: Array, found: Array, kind: tuple[str, int]) -> Tally:
-    """Which classes both choose along an axis; a choice among NaN is no choice."""
+def _choices(wanted: Array, computed: Array, kind: tuple[str, int]) -> Tally:
+    """Count the classes that both choose along an axis; NaN among the candidate scores counts as no choice."""
     name, axis = kind
     first = np.argmax(wanted, axis, keepdims=True)
-    sound = ~np.isnan(found).any(axis, keepdims=True)
-    same = int(np.sum((first == np.argmax(found, axis, keepdims=True)) & sound))
+    sound = ~np.isnan(computed).any(axis, keepdims=True)
+    same = int(np.sum((first == np.argmax(computed, axis, keepdims=True)) & sound))
     near = None
     if name == CLASSES and wanted.shape[axis] > BEST:
-        better = np.sum(found > np.take_along_axis(found, first, axis), axis, keepdims=True)
+        better = np.sum(computed > np.take_along_axis(computed, first, axis), axis, keepdims=True)
         near = int(np.sum((better < BEST) & sound))
     with np.errstate(all="ignore"):
         sums_to_one = bool((np.abs(wanted.sum(axis) - 1) <= PROBABILITY).all())

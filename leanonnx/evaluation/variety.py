@@ -1,7 +1,7 @@
-"""Whether an output tells anything: what is empty, or the same on every input, is the same in any model.
+"""Variety of an output: an output that is empty, or equal on every input, says nothing about a model.
 
-Floats of one input tell something if they hold two different numbers; whole numbers do only if they change from one
-input to another, since a decision may well be the same whatever it is made of.
+Floats of a single input are informative if they hold two different numbers; integers only if they change between
+inputs, since a decision may be the same whatever it is based on.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from leanonnx.graph.formats import is_float
 from leanonnx.numeric.arrays import Array
 
 ROUNDING = 1e-6
-"""Share of a number by which it may differ from itself."""
+"""Relative difference up to which two numbers count as equal."""
 EMPTY, CONSTANT, FIXED = "empty", "one number throughout", "the same on every input"
 
 
 @dataclass(frozen=True)
 class Variety:
-    """What an output held: its first sample, how many samples there were, and whether others differ from the first."""
+    """Summary of an output: its first sample, the number of samples, and whether others differ from the first."""
 
     first: Array | None = None
     samples: int = 0
@@ -28,7 +28,7 @@ class Variety:
     varies: bool = False
 
     def plus(self, other: Variety) -> Variety:
-        """That of the samples of both."""
+        """Return the variety over the samples of both."""
         if self.first is None or other.first is None:
             return other if self.first is None else self
         varies = self.varies or other.varies or _differ(self.first, other.first)
@@ -38,7 +38,7 @@ class Variety:
 
     @property
     def vacuous(self) -> str:
-        """Why nothing can be told of the output; empty where something can."""
+        """Reason why the output is uninformative; empty if it is informative."""
         if self.first is None:
             return ""
         if not self.elements:
@@ -46,16 +46,16 @@ class Variety:
         if self.varies:
             return ""
         alone = self.samples == 1 and is_float(self.first)
-        single = _single(self.first) and self.first.size > 1
+        single = _is_single_value(self.first) and self.first.size > 1
         return (CONSTANT if single else "") if alone else CONSTANT if single else FIXED
 
 
 NOTHING = Variety()
-"""That of no samples."""
+"""Variety of no samples."""
 
 
 def variety_of(value: Array, rows: int) -> Variety:
-    """What one run put out, for so many samples."""
+    """Variety of the output of one run with ``rows`` samples."""
     if not value.ndim or value.shape[0] != rows or not rows:
         return Variety(value, 1, value.size)
     varies = any(_differ(value[:1], value[k : k + 1]) for k in range(1, rows))
@@ -63,9 +63,9 @@ def variety_of(value: Array, rows: int) -> Variety:
 
 
 def _differ(one: Array, other: Array) -> bool:
-    """Whether two samples differ by more than rounding; other sizes of one number repeated are no difference."""
+    """True if two samples differ by more than rounding; one number repeated differs in size only, which is equal."""
     if one.shape != other.shape:
-        if one.size and other.size and _single(one) and _single(other):
+        if one.size and other.size and _is_single_value(one) and _is_single_value(other):
             return _differ(one.reshape(-1)[:1], other.reshape(-1)[:1])
         return bool(one.size or other.size)
     if not is_float(one):
@@ -75,7 +75,7 @@ def _differ(one: Array, other: Array) -> bool:
         return bool((~((np.abs(a - b) <= ROUNDING * np.abs(a)) | (a == b) | (np.isnan(a) & np.isnan(b)))).any())
 
 
-def _single(value: Array) -> bool:
-    """Whether one number fills the array."""
+def _is_single_value(value: Array) -> bool:
+    """True if all elements of the array are equal."""
     flat = value.reshape(-1)
     return flat.size == 0 or not _differ(flat, np.broadcast_to(flat[:1], flat.shape))

@@ -1,1 +1,1 @@
-"""Inputs made for a model: random or synthetic."""
+"""Generated inputs of a model: random or synthetic."""

@@ -1,41 +1,42 @@
-"""Inputs of the proof: random ones of several kinds, at the sizes of the first run and at further ones.
+"""Inputs of the proof: random inputs of several kinds, at the sizes of the first run and at further sizes.
 
-Networks answer some kinds of inputs with nothing: a detector on noise finds no boxes.  Further kinds are for these.
+Some networks give no informative output on the usual kinds: a detector finds no boxes in noise.  Further kinds serve
+these networks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from leanonnx.graph.formats import is_float, is_integer
 from leanonnx.graph.model import Model
 from leanonnx.numeric.arrays import Array
-from leanonnx.runtime.observation import random_feed
+from leanonnx.runtime.observation import Shapes, random_feed
 from leanonnx.runtime.sessions import Feed
 
-Shapes = Mapping[str, tuple[int, ...]]
 KINDS = ("normal", "uniform", "bytes")
 COUNTED = 8
-"""Class numbers and positions are drawn below this where the model runs on them."""
+"""Exclusive upper bound of drawn class numbers and positions."""
 FACTORS = (10.0, 0.1, 100.0, 0.01, 1e4)
-"""What normal inputs, and their opposites, are multiplied by where the usual ones tell nothing."""
+"""Factors of normal inputs, of either sign, for models on which the usual inputs are uninformative."""
 HALF = 0.5
+"""Probability of a one in binary inputs."""
 SQUARE = 8
-"""Side of the squares that smooth fields are made of."""
+"""Side of the squares of smooth fields, in elements."""
 OFTEN = 16
-"""How often a joined batch holds the batch of the first run at most."""
+"""Largest multiple of the first batch size that a joined batch may have."""
 
 
 def inputs_for(model: Model, shapes: Shapes, seed: int = 0) -> list[Feed]:
-    """Random inputs at the sizes given: normal, uniform in [0, 1), uniform in [0, 255)."""
+    """Random inputs at given sizes: normal, uniform in [0, 1), uniform in [0, 255)."""
     named = {value.name: shapes[value.name] for value in model.inputs}
     return [random_feed(model, named, seed + k, kind) for k, kind in enumerate(KINDS)]
 
 
 def counted(model: Model, shapes: Shapes, seed: int = 0) -> list[Feed]:
-    """Inputs with larger class numbers and positions than 0 and 1, where there are such inputs."""
+    """Inputs with class numbers and positions below ``COUNTED``, not only 0 and 1; empty without integer inputs."""
     named = {value.name: shapes[value.name] for value in model.inputs}
     rng = np.random.default_rng(seed)
     feed = random_feed(model, named, seed)
@@ -45,24 +46,24 @@ def counted(model: Model, shapes: Shapes, seed: int = 0) -> list[Feed]:
 
 
 def is_wide(value: Array) -> bool:
-    """Whether an array holds integers that are no pixels."""
+    """True if an array holds integers wider than pixels."""
     return is_integer(value) and value.dtype.itemsize > 1
 
 
 def sized_inputs(model: Model, base: Sequence[Feed], sizes: Sequence[Shapes], seed: int = 0) -> list[Feed]:
-    """Inputs at further sizes, one each; a batch is made of the inputs ``base``, where it can be.
+    """Inputs at further sizes, one for each; if possible, a larger batch is joined from the inputs ``base``.
 
-    So a network that mixes up the samples of a batch differs from one that agrees with itself.
+    A network that mixes up the samples of a batch then differs from its own results on the single inputs.
     """
-    found = []
+    feeds = []
     for k, shapes in enumerate(sizes):
-        joined = _joined(base, shapes)
-        found.append(joined or random_feed(model, shapes, seed + len(KINDS) + k, KINDS[k % len(KINDS)]))
-    return found
+        batch = _join_batch(base, shapes)
+        feeds.append(batch or random_feed(model, shapes, seed + len(KINDS) + k, KINDS[k % len(KINDS)]))
+    return feeds
 
 
-def _joined(base: Sequence[Feed], shapes: Shapes) -> Feed | None:
-    """Several inputs as one batch of these shapes; None where other axes than the first differ."""
+def _join_batch(base: Sequence[Feed], shapes: Shapes) -> Feed | None:
+    """Join several inputs to one batch of these shapes; None if other axes than the first differ."""
     first = base[0]
     times = {
         shape[0] / first[name].shape[0]
@@ -82,7 +83,7 @@ def _joined(base: Sequence[Feed], shapes: Shapes) -> Feed | None:
 
 
 def further_inputs(model: Model, shapes: Shapes, seed: int = 0) -> Iterator[tuple[str, Feed]]:
-    """More kinds of inputs, with their names: larger, smaller and smooth ones."""
+    """Yield further kinds of inputs with their names: larger, smaller, binary and smooth ones."""
     named = {value.name: shapes[value.name] for value in model.inputs}
     rng = np.random.default_rng(seed)
 
@@ -102,7 +103,7 @@ def further_inputs(model: Model, shapes: Shapes, seed: int = 0) -> Iterator[tupl
     for k, factor in enumerate(FACTORS):
         feed = random_feed(model, named, seed + k, KINDS[0])
         for signed in (factor, -factor):
-            yield f"normal times {factor:g}", {name: _times(value, signed) for name, value in feed.items()}
+            yield f"normal times {factor:g}", {name: _scale_values(value, signed) for name, value in feed.items()}
     feed = random_feed(model, named, seed, KINDS[0])
     yield "binary", {name: (rng.random(v.shape) < HALF).astype(v.dtype) for name, v in feed.items()}
     feed = random_feed(model, named, seed, KINDS[2])
@@ -115,8 +116,8 @@ def further_inputs(model: Model, shapes: Shapes, seed: int = 0) -> Iterator[tupl
     )
 
 
-def _times(value: Array, factor: float) -> Array:
-    """Floats times a factor, as far as their format holds them; pixels of less contrast for small factors."""
+def _scale_values(value: Array, factor: float) -> Array:
+    """Multiply floats by a factor, within the range of their format; factors below 1 reduce the contrast of pixels."""
     if is_float(value):
         with np.errstate(over="ignore"):
             return np.asarray((value.astype(np.float64) * factor).astype(value.dtype))
@@ -132,7 +133,7 @@ def _is_byte(value: Array) -> bool:
 
 
 def _smooth(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """A field of squares on top of a slower one, with a level of its own."""
+    """Random field: squares on top of larger squares, with a random level."""
     total = np.full(shape, rng.standard_normal())
     for side in (SQUARE, 4 * SQUARE):
         cells = rng.standard_normal([-(-size // side) if size >= SQUARE else size for size in shape])
@@ -144,7 +145,7 @@ def _smooth(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
 
 
 def shaken(feed: Feed, to: float = np.inf) -> Feed:
-    """The same inputs, floats moved by one unit in the last place towards ``to``."""
+    """Return the inputs with floats moved by one unit in the last place towards ``to``."""
     return {
         name: np.nextafter(value, np.asarray(to, value.dtype)) if value.dtype.kind == "f" else value
         for name, value in feed.items()
@@ -152,24 +153,24 @@ def shaken(feed: Feed, to: float = np.inf) -> Feed:
 
 
 def sizes_of(feed: Feed) -> tuple[tuple[int, ...], ...]:
-    """The shapes of all inputs, to tell sizes apart."""
+    """Shapes of all inputs, as a key to distinguish sizes."""
     return tuple(feed[name].shape for name in sorted(feed))
 
 
 def alike(feeds: Sequence[Feed]) -> list[list[int]]:
-    """Which inputs are of one size, where several are, or a larger batch than the first: they show what varies.
+    """Group the indices of inputs by size; groups of one input are kept only for a larger batch than the first.
 
-    Each alone, where none are.
+    Each input forms its own group if no group is left.  Variation is looked for within a group.
     """
     groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
     for k, feed in enumerate(feeds):
         groups.setdefault(sizes_of(feed), []).append(k)
     first = sizes_of(feeds[0])
-    told = [group for size, group in groups.items() if len(group) > 1 or _is_batch(size, first)]
-    return told or list(groups.values())
+    informative = [group for size, group in groups.items() if len(group) > 1 or _is_batch(size, first)]
+    return informative or list(groups.values())
 
 
 def _is_batch(sizes: tuple[tuple[int, ...], ...], first: tuple[tuple[int, ...], ...]) -> bool:
-    """Whether inputs differ from those of the first size by a longer first axis alone."""
+    """True if inputs differ from those of the first size only by a longer first axis."""
     pairs = [(a, b) for a, b in zip(sizes, first, strict=True) if a != b]
     return bool(pairs) and all(a[1:] == b[1:] and a[:1] > b[:1] for a, b in pairs)

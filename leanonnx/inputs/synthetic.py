@@ -1,6 +1,6 @@
-"""Whether a change of weights that rests on assumptions is for the better: tried on smooth noise, in place of images.
+"""Smooth synthetic noise as a substitute for images, to test weight changes that rest on assumptions.
 
-Noise is a poor judge of a good change, but it tells a bad one: what is wrong in one layer is worse in the next.
+Noise does not show that a change is good, but it reveals a bad one: an error in one layer grows in the next.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from leanonnx.numeric.arrays import Array
 from leanonnx.runtime.sessions import Feed, RunFailed, run
 
 DRAWS = 4
+"""Number of inputs drawn."""
 LAST = (1, 2)
-"""Axes of height and width where those of the channels are last."""
+"""Axes of height and width in channels-last layout."""
 SCALES = (1, 2, 4, 8, 16, 32)
-"""Sizes of the squares that noise is made of, in pixels."""
+"""Sides of the squares of the noise, in pixels."""
 TINY = 1e-30
 
 
 def smooth_inputs(model: Model, shapes: dict[str, tuple[int, ...]], seed: int, draws: int = DRAWS) -> list[Feed]:
-    """Random inputs; images are sums of squares of all sizes, alike in all their colours."""
+    """Random inputs; images are sums of squares of all sizes, correlated between their colours."""
     feeds = [inputs_for(model, shapes, seed + draw)[0] for draw in range(draws)]
     rng = np.random.default_rng(seed)
     return [{name: _smooth(value, rng) for name, value in feed.items()} for feed in feeds]
 
 
 def _smooth(value: Array, rng: np.random.Generator) -> Array:
-    """What is no image either, but has as many axes, is taken as [n, channels, height, width]."""
+    """Replace an image by smooth noise; any float input of rank 4 counts as an image [n, channels, height, width]."""
     if value.ndim != BATCH_RANK or not is_float(value):
         return value
     last = image_axes(value.shape) == LAST
@@ -43,32 +44,32 @@ def _smooth(value: Array, rng: np.random.Generator) -> Array:
         squares = -(-height // scale), -(-width // scale)
         part = rng.standard_normal((count, channels, *squares)) + rng.standard_normal((count, 1, *squares))
         total += np.kron(part, np.ones((1, 1, scale, scale)))[:, :, :height, :width]
-    found = (total / max(float(total.std()), TINY)).astype(value.dtype)
-    return np.ascontiguousarray(np.moveaxis(found, 1, 3)) if last else found
+    noise = (total / max(float(total.std()), TINY)).astype(value.dtype)
+    return np.ascontiguousarray(np.moveaxis(noise, 1, 3)) if last else noise
 
 
 def distances(model: Model, others: Sequence[onnx.ModelProto], feeds: Sequence[Feed]) -> list[float]:
-    """Mean relative distance of the outputs of networks from the original's; infinite where one cannot be run."""
+    """Mean relative distance of the outputs of each network from the original's; infinite if it cannot be run."""
     halves = float_kinds(model.proto) & HALVES
     feeds = [fed_in_float32(feed, halves) for feed in feeds]
     wanted = run(in_float32(model.proto, halves), feeds, libraries=model.libraries)
-    found = []
+    results = []
     for other in others:
         try:
             outputs = run(in_float32(other, halves), feeds, libraries=model.libraries)
         except RunFailed:
-            found.append(float("inf"))
+            results.append(float("inf"))
         else:
-            found.append(_distance(wanted, outputs))
-    return found
+            results.append(_relative_distance(wanted, outputs))
+    return results
 
 
-def _distance(wanted: list[list[Array]], found: list[list[Array]]) -> float:
+def _relative_distance(wanted: list[list[Array]], computed: list[list[Array]]) -> float:
     shares = []
     for output in range(len(wanted[0])):
         one, other = (
             np.concatenate([np.asarray(run_[output], np.float64).reshape(-1) for run_ in side])
-            for side in (wanted, found)
+            for side in (wanted, computed)
         )
         if one.shape != other.shape or not np.isfinite(other).all():
             return float("inf")

@@ -1,1 +1,1 @@
-"""How a result differs: from the masked original (the proof), from the original on real inputs, from labels."""
+"""The proof that a compressed model equals the original with its removed channels masked."""

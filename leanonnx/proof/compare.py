@@ -1,7 +1,7 @@
-"""How far two runs of a network are apart: tensor by tensor, and channel by channel on the scale of each channel.
+"""Distance of two runs of a network: tensor by tensor, and channel by channel on the scale of each channel.
 
-One norm for a whole tensor hides its small parts: class scores of 0.01 beside boxes of 300 pixels.  So a tensor is
-divided into slices, one for each channel that its labels tell apart, and each is measured by itself.
+One norm for a whole tensor hides its small parts: class scores of 0.01 beside boxes of 300 pixels.  A tensor is
+therefore divided into slices, one per distinct channel, and each slice is compared separately.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from leanonnx.numeric.arrays import Array, Floats, Ints
 from leanonnx.numeric.channel_ids import ChannelIds, Mask, is_rectangle, projection, varied
 
 FLOOR = 1e-3
-"""Share of a slice's largest norm over the inputs below which its norm on one input is not taken as its scale."""
+"""Lower bound of a slice's scale on one input, as a share of its largest norm over the inputs."""
 SHARE = 0.1
-"""The same for its largest part in its tensor's norm: a number that happens to be near zero is no small channel."""
+"""Lower bound as a share of its largest part of the tensor's norm, for slices that happen to be near zero."""
 OBSERVED = 64
-"""Numbers from which on their spread is known."""
+"""Elements from which on the spread of a slice is reliable."""
 LONE = 10
-"""How often its size a slice of fewer numbers is taken for, up to the whole: all may be near zero by chance."""
+"""Factor on the norm of a slice of fewer elements, up to the norm of the whole: all may be near zero by chance."""
 CONSTANT = "constant"
 TINY = 1e-30
-"""Norms below this have no digits."""
+"""Norms below this count as zero."""
 STILL = 1e-6
-"""Relative change up to which a slice does not vary."""
+"""Relative change up to which a slice counts as not varying."""
 
 
 @dataclass(frozen=True)
 class ComparedChannels:
-    """Labels of tensors by name, at each size that was looked at, and which labels [labels] are alive (None: all).
+    """Channel ids of tensors by name, at each observed size, and the keep mask ``alive`` [channels] (None: all).
 
-    ``steady`` finds the tensors whose channels each hold one number, whatever the input.
+    ``steady`` returns the names of tensors whose channels are constant.
     """
 
     channel_ids: Sequence[Mapping[str, ChannelIds]] = ()
@@ -42,7 +42,7 @@ class ComparedChannels:
     steady: Callable[[], Collection[str]] = tuple
 
     def of(self, name: str, shape: Sequence[int]) -> ChannelIds | None:
-        """The labels of a tensor of this shape; None where none are known that fit."""
+        """Channel ids of a tensor of this shape; None if none are known."""
         for known in self.channel_ids:
             channel_ids = known.get(name)
             if channel_ids is not None and _fits(channel_ids.shape, shape):
@@ -50,7 +50,7 @@ class ComparedChannels:
         return None
 
     def survivors(self, name: str, value: Array) -> Array | None:
-        """A tensor of the original at the channels that are left; None where these cannot be told."""
+        """Return the kept channels of a tensor of the original; None if they cannot be determined."""
         if self.alive is None or all(self.alive[known[name]].all() for known in self.channel_ids if name in known):
             return value
         channel_ids = self.of(name, value.shape)
@@ -63,7 +63,7 @@ class ComparedChannels:
         return value
 
     def slices(self, name: str, shape: Sequence[int]) -> ChannelSlices:
-        """Slices of what is left of a tensor of this shape of the original."""
+        """Slices of the kept part of a tensor of the original with this shape."""
         channel_ids = self.of(name, shape)
         if channel_ids is None or not varied(channel_ids):
             return WHOLE
@@ -82,14 +82,14 @@ def _fits(channel_ids: Sequence[int], shape: Sequence[int]) -> bool:
 
 @dataclass(frozen=True)
 class ChannelSlices:
-    """Slices of a tensor: for each index along ``axes`` [indices], which of ``count`` slices it belongs to."""
+    """Slices of a tensor: ``groups`` [indices] maps each index along ``axes`` to one of ``count`` slices."""
 
     axes: tuple[int, ...] = ()
     groups: Ints = field(default_factory=lambda: np.zeros(1, np.int64))
     count: int = 0
 
     def means(self, value: Array) -> Floats:
-        """Means over the whole tensor and over each slice [1 + count]; 0 for what is empty."""
+        """Means over the whole tensor and over each slice [1 + count]; 0 if empty."""
         others = tuple(axis for axis in range(value.ndim) if axis not in self.axes)
         if not self.count:
             return np.array([value.mean() if value.size else 0.0])
@@ -104,9 +104,9 @@ WHOLE = ChannelSlices()
 
 @dataclass(frozen=True)
 class Profile:
-    """Root mean squares and means of the finite numbers of a tensor and of its slices [1 + slices].
+    """Root mean squares and means of the finite elements of a tensor and of its slices [1 + slices].
 
-    ``sound``: some of them are finite; ``sizes``: how many numbers the whole and each slice hold.
+    ``sound``: some elements are finite; ``sizes``: number of elements of the whole and of each slice.
     """
 
     rms: Floats
@@ -116,55 +116,55 @@ class Profile:
 
     @classmethod
     def of(cls, value: Array, slices: ChannelSlices) -> Profile:
-        """The profile of a tensor; one that holds no floats has none."""
+        """Profile of a tensor; zeros for a tensor that is not float."""
         sizes = np.array([value.size] + [value.size // max(slices.count, 1)] * slices.count)
         if not is_float(value):
             nothing = np.zeros(1 + slices.count)
             return cls(nothing, nothing, value.size > 0, sizes)
-        living, sound = finite(value)
-        mean = slices.means(living)
-        return cls(_rms(living, slices), mean, sound, sizes)
+        values, sound = finite(value)
+        mean = slices.means(values)
+        return cls(_rms(values, slices), mean, sound, sizes)
 
 
 def finite(value: Array) -> tuple[Array, bool]:
-    """Floats in double precision, zero where they are not finite, and whether any is."""
+    """Return floats in double precision, with zero for elements that are not finite, and True if any is finite."""
     numbers = value.astype(np.float64)
-    living = np.isfinite(numbers)
-    if living.all():
+    mask = np.isfinite(numbers)
+    if mask.all():
         return numbers, value.size > 0
-    return np.where(living, numbers, 0.0), bool(living.any())
+    return np.where(mask, numbers, 0.0), bool(mask.any())
 
 
-def distance(wanted: Array, found: Array, slices: ChannelSlices) -> Floats:
-    """Root mean square of the difference, of the whole and of each slice [1 + slices]; inf if not comparable.
+def distance(wanted: Array, computed: Array, slices: ChannelSlices) -> Floats:
+    """Root mean square difference of the whole and of each slice [1 + slices]; inf if not comparable.
 
-    For integers, booleans and text: the share of unequal elements.
+    For integers, booleans and text: share of unequal elements.
     """
-    if wanted.shape != found.shape:
+    if wanted.shape != computed.shape:
         return np.full(1 + slices.count, np.inf)
     if not is_float(wanted):
-        return slices.means((wanted != found).astype(np.float64))
+        return slices.means((wanted != computed).astype(np.float64))
     gap = wanted.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        gap -= found
+        gap -= computed
     if not np.isfinite(gap).all():
-        a, b = wanted.astype(np.float64), found.astype(np.float64)
-        living = np.isfinite(a)
-        if not np.array_equal(living, np.isfinite(b)) or not np.array_equal(a[~living], b[~living], equal_nan=True):
+        a, b = wanted.astype(np.float64), computed.astype(np.float64)
+        mask = np.isfinite(a)
+        if not np.array_equal(mask, np.isfinite(b)) or not np.array_equal(a[~mask], b[~mask], equal_nan=True):
             return np.full(1 + slices.count, np.inf)
-        gap[~living] = 0.0
+        gap[~mask] = 0.0
     return _rms(gap, slices)
 
 
 def scales_of(profiles: Sequence[Profile], rounding: float, more: Sequence[Profile] = ()) -> Floats:
-    """The scale of a tensor and of each of its slices on each input [inputs, 1 + slices].
+    """Scale of a tensor and of each of its slices on each input [inputs, 1 + slices].
 
-    It is the spread around the slice's usual mean, so that a constant offset hides nothing, or ``LONE`` times the norm
-    of a few numbers, but at least
+    The scale is the spread around the median mean of the slice, so that a constant offset hides no error, or ``LONE``
+    times the norm of a slice with few elements, but at least
 
-    1. ``rounding`` times the norm, below which the numbers have no digits left,
-    2. ``SHARE`` of the largest part that the slice has in the whole on any input, at the size of the whole on this one,
-    3. ``FLOOR`` of its largest norm on any input, ``more`` ones among them.
+    1. ``rounding`` times the norm, the size of rounding errors,
+    2. ``SHARE`` of the largest part that the slice has in the whole on any input, relative to the whole on this input,
+    3. ``FLOOR`` of its largest norm on any input, those of ``more`` included.
     """
     rms, mean = np.stack([p.rms for p in profiles]), np.stack([p.mean for p in profiles])
     centre = np.median(mean, axis=0)
@@ -180,11 +180,11 @@ def scales_of(profiles: Sequence[Profile], rounding: float, more: Sequence[Profi
 
 
 def varying(values: Sequence[Array], slices: ChannelSlices) -> Mask:
-    """Which slices of a tensor vary over inputs of one size [1 + slices].
+    """Mask of the slices of a tensor that vary over inputs of one size [1 + slices].
 
-    Where there is one input, over the samples of its batch or, where that is one too, over positions.
+    A single input is checked over the samples of its batch or, for a single sample, over positions.
 
-    ``values`` has the tensor on each input; one whose shape follows from the data varies where it is not always empty.
+    ``values``: the tensor on each input; if its shape depends on the data, it varies unless it is always empty.
     """
     still = np.zeros(1 + slices.count, bool)
     if not values or not any(value.size for value in values):
@@ -203,19 +203,19 @@ def varying(values: Sequence[Array], slices: ChannelSlices) -> Mask:
         moved = _rms(start - start[:1], slices)
     else:
         moved = np.sqrt(np.maximum(norms**2 - slices.means(start) ** 2, 0))
-    found = (moved > STILL * norms) & (moved > TINY)
-    found[0] |= found.any()
-    return np.asarray(found)
+    varies = (moved > STILL * norms) & (moved > TINY)
+    varies[0] |= varies.any()
+    return np.asarray(varies)
 
 
 def _rms(numbers: Array, slices: ChannelSlices) -> Floats:
-    """Root mean square of the whole and of each slice [1 + slices]; takes the array for its own."""
+    """Root mean square of the whole and of each slice [1 + slices]; overwrites the array."""
     own = np.asarray(numbers)
     return np.asarray(np.sqrt(slices.means(np.square(own, out=own))))
 
 
 def kind_of(value: Array) -> str:
-    """What there is to say of a tensor that does not vary."""
+    """Reason why a tensor does not vary."""
     if not value.size:
         return "empty"
     if is_float(value) and not finite(value)[1]:
@@ -224,7 +224,7 @@ def kind_of(value: Array) -> str:
 
 
 def scales(known: Sequence[Sequence[Array]]) -> list[float]:
-    """For each output: what its norm on one input is taken for at least."""
+    """Lower bound of the norm of each output on one input [outputs]."""
     return [FLOOR * max(_norm(row[k]) for row in known) for k in range(len(known[0]))]
 
 
@@ -233,12 +233,12 @@ def _norm(value: Array) -> float:
     return float(np.linalg.norm(finite(value)[0])) if is_float(value) else 0.0
 
 
-def relative(wanted: Array, found: Array, floor: float = 0.0) -> float:
+def relative(wanted: Array, computed: Array, floor: float = 0.0) -> float:
     """‖wanted - found‖ / max(‖wanted‖, floor); inf if not comparable.
 
-    For integers and booleans: the share of unequal elements.
+    For integers and booleans: share of unequal elements.
     """
-    error = float(distance(wanted, found, WHOLE)[0])
+    error = float(distance(wanted, computed, WHOLE)[0])
     if not is_float(wanted) or not np.isfinite(error):
         return error
     error *= wanted.size**0.5

@@ -1,7 +1,7 @@
-"""Where a network decides, and the floats that it decides on.
+"""Decisions of a network, and the floats that they are based on.
 
-A decision takes floats to class numbers, truth values or steps: an ArgMax, a comparison, a quantiser.  What it puts out
-says little of what it reads, so the proof compares the last floats before it.
+A decision maps floats to class numbers, truth values or steps: an ArgMax, a comparison, a quantiser.  Its output says
+little about its input, so the proof compares the last floats before it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from leanonnx.graph.nodes import LINEAR, standard
 from leanonnx.graph.noops import Types
 
 STEPS = {"Round", "Floor", "Ceil", "Sign", "Hardmax", "Mod", "Bernoulli", "Multinomial", "BitShift"}
-"""Decisions that may put out floats."""
+"""Decisions that may output floats."""
 DISCRETE = {
     "ArgMax",
     "ArgMin",
@@ -30,48 +30,47 @@ DISCRETE = {
     "IsInf",
 }
 DISCRETE |= {"NonMaxSuppression", "Not", "And", "Or", "Xor", "QuantizeLinear", "DynamicQuantizeLinear"}
-"""Operators that never put out floats, where types are not known."""
+"""Operators that never output floats, for tensors of unknown type."""
 MIXING = LINEAR | {"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "Einsum", "DeformConv"}
 MIXING |= {"RNN", "GRU", "LSTM", "Attention", "If", "Loop", "Scan"}
-"""Operators with a weight that mixes channels, or that may hold one."""
+"""Operators with a weight that mixes channels, or that may contain one."""
 PASSING = {"QuantizeLinear", "DequantizeLinear", "QLinearAdd", "QLinearMul", "QLinearSigmoid", "QLinearLeakyRelu"}
 PASSING |= {"QLinearConcat", "QLinearAveragePool", "QLinearGlobalAveragePool", "QuickGelu", "Gelu", "BiasGelu"}
-"""Operators of other domains that have none."""
+"""Operators of other domains without such a weight."""
 MOST_BEHIND = 64
-"""Tensors behind outputs that are looked at."""
+"""Largest number of tensors behind outputs that are compared."""
 
 
 def behind_decisions(model: Model, outputs: Collection[str] | None = None) -> list[str]:
-    """The floats from which decisions are made: the nearest before a graph output, on each path.
+    """Floats that decisions are based on: the nearest before a graph output, on each path.
 
-    Of a float output that also reads a tensor on a path without a decision, that tensor is left out: the output itself
-    tells of it.
+    A tensor that a float output also reads on a path without a decision is left out: the output itself covers it.
 
     Args:
         model: the model.
-        outputs: the graph outputs to walk back from; None: all, and what they read without a decision is left out.
+        outputs: graph outputs to walk back from; None: all, without the tensors that they read without a decision.
     """
-    walk = _Walk(model)
+    walk = _DecisionWalk(model)
     names = [value.name for value in model.proto.graph.output]
     taken = walk.back([name for name in names if outputs is None or name in outputs])
     return sorted(taken if outputs is not None else taken - walk.smooth)
 
 
 def decided(model: Model) -> list[str]:
-    """Graph outputs that are no floats."""
+    """Graph outputs that are not float."""
     return [v.name for v in model.proto.graph.output if v.type.tensor_type.elem_type not in FLOATS]
 
 
-class _Walk:
-    """A walk from outputs back to decisions; ``smooth``: the floats that were passed on the way."""
+class _DecisionWalk:
+    """A walk from outputs back to decisions; ``smooth``: the floats that it has passed."""
 
     def __init__(self, model: Model) -> None:
         self.model, self.types = model, Types(model.proto)
         self.smooth: set[str] = set()
 
     def back(self, names: Sequence[str]) -> set[str]:
-        """The floats that the nearest decisions read."""
-        found: set[str] = set()
+        """Return the floats that the nearest decisions read."""
+        floats: set[str] = set()
         seen: set[str] = set()
         left = list(names)
         while left:
@@ -83,15 +82,15 @@ class _Walk:
             jump = standard(node) in STEPS or not self.is_float(name)
             for read in reads(self.model, node):
                 if jump and self.is_float(read):
-                    found |= {read} & self.model.producers.keys()
+                    floats |= {read} & self.model.producers.keys()
                 else:
                     left.append(read)
             if self.is_float(name):
                 self.smooth.add(name)
-        return found
+        return floats
 
     def is_float(self, name: str) -> bool:
-        """Whether a tensor holds floats; an unknown type is taken for one unless its operator never puts them out."""
+        """True if a tensor is float; an unknown type counts as float unless its operator never outputs floats."""
         known = self.types.found.get(name)
         if known is not None and known.elem_type:
             return known.elem_type in FLOATS
@@ -100,40 +99,40 @@ class _Walk:
 
 
 def reads(model: Model, node: onnx.NodeProto) -> list[str]:
-    """Computed tensors that a node or its subgraphs read."""
+    """Computed tensors that a node and its subgraphs read."""
     return [name for name in dict.fromkeys([*node.input, *sorted(captured(node))]) if name in model.free]
 
 
 def mixes(node: onnx.NodeProto) -> bool:
-    """Whether a node mixes channels by a weight, or may do so."""
+    """True if a node mixes channels by a weight, or may do so."""
     return node.op_type in MIXING or (not standard(node) and node.op_type not in PASSING)
 
 
 def behind(model: Model, names: Sequence[str]) -> dict[str, list[str]]:
-    """What lies behind tensors without a weight in between: for each tensor, the computed ones that make it.
+    """Tensors behind others without a weight in between: for each tensor, the computed inputs of its producer.
 
-    Nearest first, ``MOST_BEHIND`` at most.
+    Breadth first, at most ``MOST_BEHIND`` tensors.
     """
-    found: dict[str, list[str]] = {}
+    inputs: dict[str, list[str]] = {}
     left = list(names)
     for name in left:
-        if name in found or len(found) >= MOST_BEHIND + len(names):
+        if name in inputs or len(inputs) >= MOST_BEHIND + len(names):
             continue
-        found[name] = []
+        inputs[name] = []
         producer = model.producers.get(name)
         if producer is not None and not mixes(model.proto.graph.node[producer]):
-            found[name] = [n for n in reads(model, model.proto.graph.node[producer]) if n in model.producers]
-            left += found[name]
-    return found
+            inputs[name] = [n for n in reads(model, model.proto.graph.node[producer]) if n in model.producers]
+            left += inputs[name]
+    return inputs
 
 
 def weighed(model: Model, name: str) -> bool:
-    """Whether a tensor depends on the numbers of an input through an operator with a weight, which surgery may cut."""
+    """True if a tensor depends on the values of an input through an operator with a weight, which surgery may cut."""
     return any(mixes(node) for node in _before(model, name))
 
 
 def _before(model: Model, name: str) -> Iterator[onnx.NodeProto]:
-    """All nodes through which a tensor depends on the numbers of an input."""
+    """Yield all nodes through which a tensor depends on the values of an input."""
     seen: set[int] = set()
     left = [name]
     while left:

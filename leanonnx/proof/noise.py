@@ -1,7 +1,7 @@
-"""Random operators of a network, fixed for the proof: both sides get the same numbers.
+"""Random operators of a network, fixed for the proof: both sides get the same random numbers.
 
-onnxruntime seeds a random operator by the place of its node in the graph, so that any node that goes changes the noise.
-Here the numbers are drawn once, by the reference, and fed to all sides, cut to the channels that are left.
+onnxruntime seeds a random operator by the position of its node in the graph, so that removing any node changes the
+noise.  Here the reference draws the numbers once, and they are fed to all sides, cut to the kept channels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from leanonnx.proof.sides import Sides, running
 from leanonnx.runtime.sessions import Feed, RunFailed
 
 TRAINING = 2
-"""The slot of a Dropout that says whether it trains."""
+"""Input slot of a Dropout for its training mode."""
 RATIO = 0.5
 SEED = 0
 PASSING = {"Identity", "Dropout"}
@@ -30,9 +30,9 @@ PASSING = {"Identity", "Dropout"}
 
 @dataclass(frozen=True)
 class Draws:
-    """Sides whose random numbers are inputs, and what adds these to an input of the model.
+    """Sides whose random numbers are inputs; ``joined`` adds these to the inputs of the model.
 
-    ``reason`` says what draws numbers that could not be fixed, nothing where there is no such thing.
+    ``reason`` names the operators whose random numbers cannot be fixed; empty if there are none.
     """
 
     sides: Sides
@@ -42,26 +42,26 @@ class Draws:
 
 @contextmanager
 def drawn(model: Model, sides: Sides) -> Iterator[Draws]:
-    """Fix the random operators of a model on all sides; without any, the sides stay what they are."""
+    """Fix the random operators of a model on all sides; without random operators the sides stay unchanged."""
     nodes = {node.output[0]: node for node in model.proto.graph.node if _is_random(model, node)}
-    reason = _unfixed(model, nodes)
+    reason = _unfixable_operators(model, nodes)
     if not nodes:
         yield Draws(sides, reason)
         return
     original, reference, candidate = (loaded(side) for side in (sides.original, sides.reference, sides.candidate))
     types = Types(reference).found
-    kinds = {name: types[node.input[0] if _drops(node) else name].elem_type for name, node in nodes.items()}
-    stands = {name: _behind(model, name, nodes) for node in candidate.graph.node for name in node.output[:1]}
+    kinds = {name: types[node.input[0] if _is_dropout(node) else name].elem_type for name, node in nodes.items()}
+    stands = {name: _random_source(model, name, nodes) for node in candidate.graph.node for name in node.output[:1]}
     strange = [n for n in candidate.graph.node if _is_always_random(n) and stands[n.output[0]] is None]
     reason = reason or ", ".join(title(node) for node in strange)
-    taps = [node.input[0] if _drops(node) else name for name, node in nodes.items()]
+    taps = [node.input[0] if _is_dropout(node) else name for name, node in nodes.items()]
     rng = np.random.default_rng(SEED)
     fixed = replace(
         sides,
-        original=_fixed(original, kinds, {name: name for name in nodes}),
-        reference=_fixed(reference, kinds, {name: name for name in nodes}),
-        candidate=_fixed(candidate, kinds, {name: known for name, known in stands.items() if known is not None}),
-        fed=lambda feed: _cut(sides, feed, nodes),
+        original=_feed_draws(original, kinds, {name: name for name in nodes}),
+        reference=_feed_draws(reference, kinds, {name: name for name in nodes}),
+        candidate=_feed_draws(candidate, kinds, {name: known for name, known in stands.items() if known is not None}),
+        fed=lambda feed: _cut_draws(sides, feed, nodes),
     )
     with running(reference, False, taps, False, sides.libraries) as once:
 
@@ -71,7 +71,7 @@ def drawn(model: Model, sides: Sides) -> Iterator[Draws]:
             except RunFailed:
                 return feed
             return feed | {
-                _input(name): _mask(value, rng) if _drops(nodes[name]) else value for name, value in values.items()
+                _input(name): _mask(value, rng) if _is_dropout(nodes[name]) else value for name, value in values.items()
             }
 
         yield Draws(fixed, reason, joined)
@@ -81,19 +81,19 @@ def _is_always_random(node: onnx.NodeProto) -> bool:
     return standard(node) in RANDOM_OPS
 
 
-def _drops(node: onnx.NodeProto) -> bool:
+def _is_dropout(node: onnx.NodeProto) -> bool:
     return standard(node) == "Dropout"
 
 
 def _is_random(model: Model, node: onnx.NodeProto) -> bool:
-    """Whether a node draws numbers: a random operator, or a Dropout that trains."""
-    if not _drops(node) or len(node.input) <= TRAINING or node.input[TRAINING] not in model.origins:
+    """True if a node draws random numbers: a random operator, or a Dropout in training mode."""
+    if not _is_dropout(node) or len(node.input) <= TRAINING or node.input[TRAINING] not in model.origins:
         return _is_always_random(node)
     return bool(np.all(model.constant(node.input[TRAINING])))
 
 
-def _unfixed(model: Model, nodes: Mapping[str, onnx.NodeProto]) -> str:
-    """What draws numbers that cannot be fixed: within subgraphs, or together with its mask."""
+def _unfixable_operators(model: Model, nodes: Mapping[str, onnx.NodeProto]) -> str:
+    """Names of random operators that cannot be fixed: within subgraphs, or Dropouts whose mask is read."""
     inner = [
         f"{title(child)} within {title(node)}"
         for node in model.proto.graph.node
@@ -106,8 +106,8 @@ def _unfixed(model: Model, nodes: Mapping[str, onnx.NodeProto]) -> str:
     return ", ".join([*inner, *masked])
 
 
-def _behind(model: Model, name: str, nodes: Mapping[str, onnx.NodeProto]) -> str | None:
-    """The random output of the original that a tensor stands for, if any: the clean-up may have renamed it."""
+def _random_source(model: Model, name: str, nodes: Mapping[str, onnx.NodeProto]) -> str | None:
+    """Random output of the original that a tensor equals, None if there is none: the clean-up may have renamed it."""
     while name not in nodes:
         producer = model.producers.get(name)
         if producer is None or model.proto.graph.node[producer].op_type not in PASSING:
@@ -120,41 +120,45 @@ def _input(name: str) -> str:
     return f"{name}_leanonnx_drawn"
 
 
-def _fixed(proto: onnx.ModelProto, kinds: Mapping[str, int], stands: Mapping[str, str]) -> onnx.ModelProto:
-    """A copy of a model in which random numbers are inputs; ``stands``: which ones each tensor holds."""
+def _feed_draws(proto: onnx.ModelProto, kinds: Mapping[str, int], stands: Mapping[str, str]) -> onnx.ModelProto:
+    """Copy of a model whose random numbers are inputs; ``stands`` maps tensors to the random output that they equal."""
     result = onnx.ModelProto()
     result.CopyFrom(proto)
-    fed = set()
+    inputs = set()
     for node in result.graph.node:
         name = stands.get(node.output[0]) if node.output else None
-        if name is None or not (_drops(node) or _is_always_random(node)) or (_drops(node) and node.output[0] != name):
+        if (
+            name is None
+            or not (_is_dropout(node) or _is_always_random(node))
+            or (_is_dropout(node) and node.output[0] != name)
+        ):
             continue
-        operator = ("Mul", [node.input[0], _input(name)]) if _drops(node) else ("Identity", [_input(name)])
+        operator = ("Mul", [node.input[0], _input(name)]) if _is_dropout(node) else ("Identity", [_input(name)])
         node.CopyFrom(onnx.helper.make_node(*operator, [node.output[0]], name=node.name))
-        fed.add(name)
-    unread = [name for name in kinds if name not in fed]
+        inputs.add(name)
+    unread = [name for name in kinds if name not in inputs]
     result.graph.input.extend(
-        onnx.helper.make_tensor_value_info(_input(n), kinds[n], None) for n in [*sorted(fed), *unread]
+        onnx.helper.make_tensor_value_info(_input(n), kinds[n], None) for n in [*sorted(inputs), *unread]
     )
     return result
 
 
 def _mask(value: Array, rng: np.random.Generator) -> Array:
-    """What a Dropout multiplies its input by."""
+    """Factors by which a Dropout multiplies its input."""
     return np.asarray((rng.random(value.shape) >= RATIO) / (1 - RATIO)).astype(value.dtype)
 
 
-def _cut(sides: Sides, feed: Feed, nodes: Mapping[str, onnx.NodeProto]) -> Feed:
-    """Inputs of the candidate: random numbers at the channels that are left.
+def _cut_draws(sides: Sides, feed: Feed, nodes: Mapping[str, onnx.NodeProto]) -> Feed:
+    """Inputs of the candidate, with the random numbers of the kept channels.
 
     Raises:
-        RunFailed: which channels are left cannot be told.
+        RunFailed: the kept channels cannot be determined.
     """
-    found = dict(feed)
+    cut = dict(feed)
     for name, node in nodes.items():
         if _input(name) in feed:
-            left = sides.channels.survivors(node.input[0] if _drops(node) else name, feed[_input(name)])
-            if left is None:
-                raise RunFailed(f"the random numbers of {title(node)} cannot be cut to the channels that are left")
-            found[_input(name)] = left
-    return found
+            kept = sides.channels.survivors(node.input[0] if _is_dropout(node) else name, feed[_input(name)])
+            if kept is None:
+                raise RunFailed(f"the random numbers of {title(node)} cannot be cut to the kept channels")
+            cut[_input(name)] = kept
+    return cut

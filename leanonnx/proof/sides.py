@@ -1,8 +1,8 @@
-"""Both sides of the proof run on the same inputs, compared tensor by tensor, and held to limits.
+"""Run both sides of the proof on the same inputs and compare them tensor by tensor against limits.
 
-The limit is the bound of the number format.  Where an error is beyond it, both are run again without onnxruntime's
-optimisations, and the limit is widened as far as the reference itself is moved by a change of its inputs in the last
-place or by another order of its sums.
+The limit is the bound of the number format.  If an error exceeds it, both sides run again without onnxruntime's
+optimisations, and the limit is widened by the reference's own sensitivity to a change of its inputs in the last place
+and to another order of its sums.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ from leanonnx.runtime.probes import tapped
 from leanonnx.runtime.sessions import Feed, RunFailed, failing, opened, runs
 
 Row = list[Array]
-"""The tensors of one run."""
+"""Tensors of one run."""
 NOISE = 10
-"""How often the model's own noise is allowed: a change of its inputs in the last place, another order of its sums."""
+"""Factor on the model's own noise, from a change of its inputs in the last place and another order of its sums."""
 WIDEST = 3e-2
-"""The widest bound that still tells equal from unequal."""
+"""Widest bound that still separates equal from unequal."""
 SHAKES = (np.inf, -np.inf, 0.0)
-"""Where inputs are moved to by a unit in the last place."""
+"""Values towards which inputs are moved by one unit in the last place."""
 
 
 @dataclass(frozen=True)
 class Sides:
-    """What is compared with what, and how exactly.
+    """The models that are compared, and the tolerances.
 
     Attributes:
-        original, reference, candidate: the three models; the original only lends its scale.
+        original, reference, candidate: the three models; the original only provides scales.
         libraries: onnxruntime's libraries of custom operators.
-        channels: labels of tensors, and which are alive in the candidate.
+        channels: channel ids of tensors, and the keep mask of the candidate.
         bound: relative error up to which two tensors are equal.
-        rounding: share of a norm below which differences are rounding errors, 1 for all of it.
-        fused: whether onnxruntime may optimise.
-        fed: inputs of the candidate for those of the reference.
+        rounding: share of a norm below which differences are rounding errors, 1 for the whole norm.
+        fused: True if onnxruntime may optimise the graphs.
+        fed: maps inputs of the reference to inputs of the candidate.
     """
 
     original: Source
@@ -68,11 +68,11 @@ class Sides:
     fed: Callable[[Feed], Feed] = lambda feed: feed
 
     def tensors(self) -> set[str]:
-        """Names of what nodes put out on both sides."""
-        return set.intersection(*(_made(side) for side in (self.reference, self.candidate)))
+        """Names of the node outputs that both sides have."""
+        return set.intersection(*(_node_outputs(side) for side in (self.reference, self.candidate)))
 
 
-def _made(side: Source) -> set[str]:
+def _node_outputs(side: Source) -> set[str]:
     proto = onnx.load(side, load_external_data=False) if isinstance(side, Path) else side
     return {name for node in proto.graph.node for name in node.output}
 
@@ -81,10 +81,12 @@ def _made(side: Source) -> set[str]:
 def running(
     side: Source, outputs: bool, taps: Sequence[str], optimise: bool, libraries: Sequence[Path]
 ) -> Iterator[Callable[[Feed], Row]]:
-    """What runs one side: it gives its outputs, if wanted, and the tensors named, which a session of its own puts out.
+    """Open one side; yields a function from inputs to its outputs, if wanted, followed by the tensors ``taps``.
+
+    Inner tensors are computed by a separate session.
 
     Raises:
-        RunFailed: onnxruntime cannot load the model; later: cannot run it.
+        RunFailed: onnxruntime cannot load the model; when called: cannot run it.
     """
     with ExitStack() as stack:
         steps = []
@@ -105,11 +107,11 @@ def running(
 
 @dataclass(frozen=True)
 class Table:
-    """How far one tensor is apart, for runs in which it has the same slices.
+    """Errors of one tensor, over runs in which it has the same slices.
 
-    ``errors`` and ``limits`` are [runs, 1 + slices], the whole first; a limit is NaN where a run tells nothing.
-    ``rows`` says which runs these are, ``varies`` [1 + slices] what does, ``at_once`` without further inputs, ``kind``
-    what the tensor is where nothing does.
+    ``errors`` and ``limits`` are [runs, 1 + slices], the whole first; a limit is NaN for an uninformative run.
+    ``rows`` are the indices of these runs, ``varies`` [1 + slices] the slices that vary, ``at_once`` those that vary
+    without further inputs, ``kind`` the reason if nothing varies.
     """
 
     name: str
@@ -124,25 +126,25 @@ class Table:
 
     @property
     def told(self) -> Mask:
-        """Which slices [1 + slices] vary, and agree on some input that tells."""
+        """Mask of the slices [1 + slices] that vary and have an informative run."""
         return np.asarray(self.varies & ~np.isnan(self.limits).all(axis=0))
 
     @property
     def failed(self) -> bool:
-        """Whether an error is beyond its limit."""
+        """True if an error exceeds its limit."""
         return bool((self.errors > self.limits).any())
 
     @property
     def worst(self) -> float:
-        """The largest error of what tells."""
+        """Largest error over the informative runs."""
         return float(np.where(np.isnan(self.limits), 0, self.errors).max(initial=0))
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Tables of all tensors that could be compared, the inputs they were compared on, and what else was drawn.
+    """Tables of all tensors that could be compared, the inputs used, and the further kinds of inputs tried.
 
-    ``restless``: the reference does not agree with itself from one run to the next.
+    ``restless``: the reference differs from itself between two runs.
     """
 
     tables: list[Table]
@@ -151,12 +153,12 @@ class Findings:
     restless: bool = False
 
     def of(self, name: str) -> list[Table]:
-        """The tables of one tensor."""
+        """Return the tables of one tensor."""
         return [table for table in self.tables if table.name == name]
 
 
 class ProofRun:
-    """One comparison of graph outputs, if wanted, and of tensors within the network; ``fixed`` ones need not vary."""
+    """One comparison of graph outputs, if wanted, and of inner tensors; those in ``fixed`` need not vary."""
 
     def __init__(self, sides: Sides, outputs: Sequence[str], taps: Sequence[str], fixed: Collection[str] = ()) -> None:
         self.sides, self.outputs, self.taps, self.fixed = sides, bool(outputs), list(taps), fixed
@@ -165,20 +167,20 @@ class ProofRun:
         self.given = 0
 
     def findings(self, feeds: Sequence[Feed], further: Iterable[tuple[str, Feed]] = ()) -> Findings:
-        """Compare on all inputs that the reference runs on, and on further ones while a tensor does not vary.
+        """Compare on all inputs on which the reference runs, and on further ones while a tensor does not vary.
 
         Raises:
-            RunFailed: the reference runs on none of them, or the candidate not on one that the reference runs on.
+            RunFailed: the reference runs on no input, or the candidate fails on one on which the reference runs.
         """
         used, wanted, kinds = self._reference(feeds, further)
-        found = self._candidate(used)
-        tables = self._tables(used, wanted, found)
+        computed = self._candidate(used)
+        tables = self._tables(used, wanted, computed)
         rows = sorted(
             {table.rows[k] for table in tables for k in np.flatnonzero((table.errors > self.bound).any(axis=1))}
         )
         if not rows:
             return Findings(tables, used, kinds)
-        return self._again(used, wanted, found, rows, kinds)
+        return self._again(used, wanted, computed, rows, kinds)
 
     @property
     def bound(self) -> float:
@@ -192,7 +194,7 @@ class ProofRun:
     def _reference(
         self, feeds: Sequence[Feed], further: Iterable[tuple[str, Feed]]
     ) -> tuple[list[Feed], list[Row], tuple[str, ...]]:
-        """Inputs that the reference runs on, what it makes of them, and what kinds were tried."""
+        """Inputs on which the reference runs, its tensors on each, and the further kinds of inputs tried."""
         used: list[Feed] = []
         wanted: list[Row] = []
         kinds: list[str] = []
@@ -223,14 +225,14 @@ class ProofRun:
         return used, wanted, tuple(dict.fromkeys(kinds))
 
     def _still(self, used: list[Feed], wanted: list[Row]) -> set[int]:
-        """Tensors of which nothing varies, although it should."""
+        """Indices of the tensors that do not vary although they should."""
         groups = alike(used)
-        varied = (k for k in range(len(self.names)) if any(self._varies(k, [wanted[n][k] for n in g]) for g in groups))
-        return {k for k, name in enumerate(self.names) if name not in self.fixed} - set(varied)
+        moving = (k for k in range(len(self.names)) if any(self._varies(k, [wanted[n][k] for n in g]) for g in groups))
+        return {k for k, name in enumerate(self.names) if name not in self.fixed} - set(moving)
 
     def _varies(self, k: int, values: Sequence[Array]) -> bool:
-        """Whether anything of a tensor does that could be compared."""
-        left = [self._left(k, value) for value in values]
+        """True if the comparable part of a tensor varies, or cannot be determined."""
+        left = [self._kept_part(k, value) for value in values]
         known = [value for value in left if value is not None]
         return not known or bool(varying(known, self._slices(k, values[0]))[0])
 
@@ -238,34 +240,34 @@ class ProofRun:
         return self.sides.channels.slices(self.names[k], value.shape) if is_float(value) else WHOLE
 
     def _candidate(self, used: Sequence[Feed]) -> list[Row]:
-        found = []
+        computed = []
         with running(self.sides.candidate, self.outputs, self.taps, self.sides.fused, self.sides.libraries) as once:
             for feed in used:
                 try:
-                    found.append(once(self.sides.fed(feed)))
+                    computed.append(once(self.sides.fed(feed)))
                 except RunFailed as error:
                     where = ", ".join(f"{name}={shape_text(value.shape)}" for name, value in feed.items())
                     raise RunFailed(f"at the input sizes {where}, where the original runs: {error}") from error
-        return found
+        return computed
 
     def _tables(
-        self, used: Sequence[Feed], wanted: Sequence[Row], found: Sequence[Row], unmasked: Sequence[Row] = ()
+        self, used: Sequence[Feed], wanted: Sequence[Row], computed: Sequence[Row], unmasked: Sequence[Row] = ()
     ) -> list[Table]:
-        """Errors of all tensors under the plain bound; scales may be those of the original too."""
+        """Errors of all tensors under the plain bound; scales also use the runs ``unmasked`` of the original."""
         tables: list[Table] = []
         for k, name in enumerate(self.names):
             parts: dict[int, list[tuple[int, Array, Array, ChannelSlices]]] = {}
-            for row, (one, other) in enumerate(zip(wanted, found, strict=True)):
-                left = self._left(k, one[k])
+            for row, (one, other) in enumerate(zip(wanted, computed, strict=True)):
+                left = self._kept_part(k, one[k])
                 if left is not None and (k < self.inner or left.shape == other[k].shape):
                     slices = self._slices(k, one[k])
                     parts.setdefault(slices.count, []).append((row, left, other[k], slices))
-            lent = [(self._left(k, row[k]), self._slices(k, row[k])) for row in unmasked]
+            lent = [(self._kept_part(k, row[k]), self._slices(k, row[k])) for row in unmasked]
             more = [Profile.of(value, slices) for value, slices in lent if value is not None]
             tables += [self._table(name, used, part, more) for part in parts.values()]
         return tables
 
-    def _left(self, k: int, value: Array) -> Array | None:
+    def _kept_part(self, k: int, value: Array) -> Array | None:
         return value if k < self.inner else self.sides.channels.survivors(self.names[k], value)
 
     def _table(
@@ -295,9 +297,9 @@ class ProofRun:
         return Table(name, rows, errors, limits, scale, slices, varies, at_once, kind_of(part[0][1]))
 
     def _again(
-        self, used: list[Feed], wanted: list[Row], found: list[Row], rows: list[int], kinds: tuple[str, ...]
+        self, used: list[Feed], wanted: list[Row], computed: list[Row], rows: list[int], kinds: tuple[str, ...]
     ) -> Findings:
-        """The same without optimisations on the inputs named, under limits that allow for the reference's own noise."""
+        """Compare again without optimisations on the inputs ``rows``; limits allow for the reference's own noise."""
         feeds = [used[row] for row in rows]
         unmasked = self._run(self.sides.original, feeds)
         with running(self.sides.reference, self.outputs, self.taps, False, self.sides.libraries) as once:
@@ -307,13 +309,13 @@ class ProofRun:
         fresh = self._run(self.sides.candidate, [self.sides.fed(feed) for feed in feeds])
         first = [wanted[row] for row in rows]
         place = {row: k for k, row in enumerate(rows)}
-        wanted, found = (
+        wanted, computed = (
             [new[place[row]] if row in place else old for row, old in enumerate(side)]
-            for side, new in ((wanted, plain), (found, fresh))
+            for side, new in ((wanted, plain), (computed, fresh))
         )
         tables = []
         restless = False
-        for table in self._tables(used, wanted, found, unmasked):
+        for table in self._tables(used, wanted, computed, unmasked):
             k = self.names.index(table.name)
             limits = table.limits.copy()
             for n, row in enumerate(table.rows):
@@ -329,10 +331,10 @@ class ProofRun:
         return Findings(tables, used, kinds, restless)
 
     def _noise(self, k: int, value: Array, others: Sequence[Array], table: Table, n: int) -> Floats:
-        """How far the reference is allowed to be off [1 + slices]: ten times what moves it by itself.
+        """Allowed deviation [1 + slices]: ``NOISE`` times the distance between runs of the reference itself.
 
-        A slice of few numbers may be moved by chance less than it can be: it is allowed what the usual one is.
-        Where numbers are quantised, steps come one at a time: there the most that any is moved counts.
+        A slice of few numbers may by chance move less than it can: it is allowed the median over the slices.
+        Quantised numbers move in single steps: there the maximum over the slices is used.
         """
         own = np.max([self._gap(k, value, other, table, n) for other in others], axis=0)
         if own.size > 1:
@@ -342,7 +344,7 @@ class ProofRun:
 
     def _gap(self, k: int, value: Array, other: Array, table: Table, n: int) -> Floats:
         """Relative distance of two runs of the reference [1 + slices]."""
-        one, two = self._left(k, value), self._left(k, other)
+        one, two = self._kept_part(k, value), self._kept_part(k, other)
         if one is None or two is None:
             return np.full(table.errors.shape[1], np.inf)
         return np.asarray(distance(one, two, table.slices[n]) / table.scale[n])

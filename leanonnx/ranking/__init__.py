@@ -1,1 +1,1 @@
-"""Which channels are worth keeping: gains of kernels, statistics of activations, and the criteria that use them."""
+"""Channel importance: kernel gains, activation statistics, and the criteria built on them."""

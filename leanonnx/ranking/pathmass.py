@@ -1,4 +1,4 @@
-"""Path mass: how much of what reaches the outputs passes through each channel, with the activations of real inputs.
+"""Path mass: the share of the output energy that passes through each channel, from activation statistics.
 
 1. The energy share of a kernel is e(o, c) = ‖w_oc‖² σ_c² / E_o with E_o = Σ_c ‖w_oc‖² σ_c².
 2. The path mass of a channel is the sum over all chains from it to an output of the products of these shares, computed
@@ -20,7 +20,7 @@ from leanonnx.statistics.moments import ADDING, Statistics, by_label, channel_ax
 
 @dataclass(frozen=True)
 class Read:
-    """One group of kernels: ``labels`` [C] read, ``targets`` [O], ``kernels`` [O, C, taps], covariance [C, C]."""
+    """One conv group: ``kernels`` [O, C, taps] from ``channel_ids`` [C] to ``targets`` [O], input covariance [C, C]."""
 
     node: int
     channel_ids: Ints
@@ -31,41 +31,41 @@ class Read:
     @property
     def energies(self) -> Floats:
         """Energy that each channel contributes to each output [O, C]."""
-        found: Floats = np.square(self.kernels).sum(2) * np.diag(self.covariance)
-        return found
+        energies: Floats = np.square(self.kernels).sum(2) * np.diag(self.covariance)
+        return energies
 
 
 def reads(dag: ChannelDag, statistics: Statistics) -> list[Read]:
-    """All groups of kernels that read channels which may go."""
-    found = []
-    for node, mix in dag.kernel_blocks:
-        if mix.inward is not None:
-            place = channel_axis(dag, node, mix)
+    """All conv groups whose input channels may be removed."""
+    groups = []
+    for node, block in dag.kernel_blocks:
+        if block.inward is not None:
+            place = channel_axis(dag, node, block)
             moments = statistics.read.get(place) if place else None
-            kernels = np.asarray(mix.kernels(), np.float64)
-            for group, (sources, targets) in enumerate(zip(mix.sources, mix.destinations, strict=True)):
+            kernels = np.asarray(block.kernels(), np.float64)
+            for group, (sources, targets) in enumerate(zip(block.sources, block.destinations, strict=True)):
                 channel_ids = np.unique(sources)
                 covariance = np.eye(channel_ids.size)
                 if moments is not None:
                     where = np.searchsorted(moments.channel_ids, channel_ids)
                     covariance = moments.covariance[np.ix_(where, where)]
-                found.append(Read(node, channel_ids, targets, _taps(kernels[group], sources), covariance))
-    return found + [_summed(dag, statistics, *one) for one in dag.sums]
+                groups.append(Read(node, channel_ids, targets, _kernel_taps(kernels[group], sources), covariance))
+    return groups + [_sum_group(dag, statistics, *one) for one in dag.sums]
 
 
-def _summed(dag: ChannelDag, statistics: Statistics, node: int, reduction: Reduction, link: FixedEdges) -> Read:
-    """Channels that are added up in one, as kernels of one number."""
+def _sum_group(dag: ChannelDag, statistics: Statistics, node: int, reduction: Reduction, edges: FixedEdges) -> Read:
+    """A sum over channels as one conv group with scalar kernels."""
     moments = statistics.read.get(summed_axis(dag, node, reduction))
-    covariance = np.eye(link.sources.size) if moments is None else moments.covariance
-    gains = np.ones(link.sources.size) if link.gains is None else link.gains.astype(np.float64)
-    return Read(node, link.sources, link.destinations[:1], gains[None, :, None], covariance)
+    covariance = np.eye(edges.sources.size) if moments is None else moments.covariance
+    gains = np.ones(edges.sources.size) if edges.gains is None else edges.gains.astype(np.float64)
+    return Read(node, edges.sources, edges.destinations[:1], gains[None, :, None], covariance)
 
 
-def _taps(kernels: Floats, sources: Ints) -> Floats:
-    """Kernels [O, I, *k] as [O, C, taps]; their norms where channels do not all stand on equally many places."""
-    found = by_label(kernels, sources)
-    if found is not None:
-        return found
+def _kernel_taps(kernels: Floats, sources: Ints) -> Floats:
+    """Kernels [O, I, *k] as [O, C, taps]; their norms if channels differ in their number of positions."""
+    taps = by_label(kernels, sources)
+    if taps is not None:
+        return taps
     _, inverse, counts = np.unique(sources, return_inverse=True, return_counts=True)
     squares = np.square(kernels.reshape(*kernels.shape[:2], -1)).sum(2)[:, np.argsort(inverse, kind="stable")]
     norms: Floats = np.sqrt(np.add.reduceat(squares, np.cumsum(counts) - counts, axis=1))
@@ -73,14 +73,14 @@ def _taps(kernels: Floats, sources: Ints) -> Floats:
 
 
 def masses(dag: ChannelDag, statistics: Statistics, blocks: list[Read]) -> Floats:
-    """Path mass of every channel [labels]; the outputs together have 1."""
+    """Path mass of every channel [channels]; the outputs sum to 1."""
     mass = np.zeros(dag.count)
     outputs = [dag.channel_ids[v.name] for v in dag.model.proto.graph.output if v.name in dag.channel_ids]
     for channel_ids in outputs:
         np.add.at(mass, channel_ids.reshape(-1), 1 / len(outputs) / channel_ids.size)
     steps: list[tuple[int, Read | FixedEdges]] = [(block.node, block) for block in blocks]
     sums = {node for node, _, _ in dag.sums}
-    steps += [(node, link) for node, link in dag.fixed_edges if link.sources.size and node not in sums]
+    steps += [(node, edges) for node, edges in dag.fixed_edges if edges.sources.size and node not in sums]
     shares = _shares(dag, statistics)
     for node, step in sorted(steps, key=lambda item: -item[0]):
         if isinstance(step, Read):
@@ -94,20 +94,20 @@ def masses(dag: ChannelDag, statistics: Statistics, blocks: list[Read]) -> Float
 
 
 def _shares(dag: ChannelDag, statistics: Statistics) -> Callable[[int, FixedEdges], Floats]:
-    """Which share of a target's mass each source of a link gets [n]."""
+    """Return a function that gives the share of each destination's mass that its source gets, for fixed edges [n]."""
     nodes = dag.model.proto.graph.node
     totals: dict[int, Floats] = {}
-    for node, link in dag.fixed_edges:
+    for node, edges in dag.fixed_edges:
         if nodes[node].op_type in ADDING:
             total = totals.setdefault(node, np.zeros(dag.count))
-            np.add.at(total, link.destinations, np.nan_to_num(statistics.variance[link.sources], nan=1.0))
+            np.add.at(total, edges.destinations, np.nan_to_num(statistics.variance[edges.sources], nan=1.0))
 
-    def share(node: int, link: FixedEdges) -> Floats:
-        fan = np.bincount(link.destinations, minlength=dag.count)[link.destinations]
+    def share(node: int, edges: FixedEdges) -> Floats:
+        fan = np.bincount(edges.destinations, minlength=dag.count)[edges.destinations]
         if node not in totals:
             return 1.0 / fan
-        total = totals[node][link.destinations]
-        own = np.nan_to_num(statistics.variance[link.sources], nan=1.0)
+        total = totals[node][edges.destinations]
+        own = np.nan_to_num(statistics.variance[edges.sources], nan=1.0)
         return np.where(total > 0, own / np.where(total > 0, total, 1), 1.0 / fan)
 
     return share

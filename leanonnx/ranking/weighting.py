@@ -1,4 +1,4 @@
-"""Gains of all kernels: the channel DAG as weighted blocks of edges, for chains and for ranking channels."""
+"""Kernel gains: the channel DAG as weighted blocks of edges, for chains and for channel ranking."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from leanonnx.statistics.moments import Statistics
 
 @dataclass(frozen=True)
 class WeightedDag:
-    """The weighted channel DAG, computed when first asked for; kernels of ``ignored`` nodes are not counted.
+    """The weighted channel DAG, computed on first use; kernels of ``ignored`` nodes are not counted.
 
-    ``statistics`` of its activations, where there are any.
+    ``statistics``: statistics of its activations, None if unknown.
     """
 
     dag: ChannelDag
@@ -48,55 +48,57 @@ class WeightedDag:
     def connections(self) -> list[tuple[int, ...]]:
         """The best chain from each graph input to each output that depends on it."""
         channel_ids = [self.dag.channel_ids.get(value.name) for value in self.dag.model.proto.graph.output]
-        ends = [np.unique(found) for found in channel_ids if found is not None]
+        ends = [np.unique(ids) for ids in channel_ids if ids is not None]
         pairs = [(np.array([start]), end) for end in ends for start in self.dag.starts]
         chains = (best_chain(self.dag.count, self.blocks, *pair) for pair in pairs)
         return [chain for chain in chains if chain]
 
 
 def weighted(dag: ChannelDag, ignored: Collection[int] = ()) -> list[Block]:
-    """Blocks of edges in topological order; kernels of ``ignored`` nodes are walked but not counted."""
-    mixes = [
-        (node, 0, _kernels(mix, mix.counted and node not in ignored))
-        for node, mix in dag.kernel_blocks
-        if mix.inward is not None
+    """Blocks of edges in topological order; kernels of ``ignored`` nodes are passed through but not counted."""
+    kernel_blocks = [
+        (node, 0, _kernel_block(kernels, kernels.counted and node not in ignored))
+        for node, kernels in dag.kernel_blocks
+        if kernels.inward is not None
     ]
     sums = {node for node, _, _ in dag.sums}
-    links = [
-        (node, 1, _summed(link) if node in sums else _fixed(link))
-        for node, link in dag.fixed_edges
-        if link.sources.size
+    edge_blocks = [
+        (node, 1, _sum_block(edges) if node in sums else _edge_block(edges))
+        for node, edges in dag.fixed_edges
+        if edges.sources.size
     ]
-    return [block for _, _, block in sorted(mixes + links, key=lambda item: item[:2])]
+    return [block for _, _, block in sorted(kernel_blocks + edge_blocks, key=lambda item: item[:2])]
 
 
 def check_finite(dag: ChannelDag) -> None:
-    """Refuse weights that no chain can be computed from.
+    """Reject weights from which no chain can be computed.
 
     Raises:
         ModelError: a weight holds NaN or infinite values.
     """
-    for node, mix in dag.kernel_blocks:
-        weights = mix.kernels()
+    for node, block in dag.kernel_blocks:
+        weights = block.kernels()
         if is_float(weights) and not np.isfinite(weights).all():
             proto = dag.model.proto.graph.node[node]
             raise ModelError(
-                f"{dag.model.path}: the weight '{proto.input[mix.slot]}' of {proto.op_type} '{proto.name}' holds NaN "
+                f"{dag.model.path}: the weight '{proto.input[block.slot]}' of {proto.op_type} '{proto.name}' holds NaN "
                 "or infinite values; export the model again from a healthy checkpoint"
             )
 
 
-def _kernels(mix: KernelBlock, counted: bool) -> Block:
-    weights = np.asarray(mix.kernels(), np.float32)
-    gains = kernel_norms(weights, strides=mix.strides)
-    sources, gains = _once_each(mix.sources, gains)
-    return Block(sources, mix.destinations, gains, counted)
+def _kernel_block(kernels: KernelBlock, counted: bool) -> Block:
+    weights = np.asarray(kernels.kernels(), np.float32)
+    gains = kernel_norms(weights, strides=kernels.strides)
+    sources, gains = _merge_repeats(kernels.sources, gains)
+    return Block(sources, kernels.destinations, gains, counted)
 
 
-def _once_each(sources: NDArray[np.int64], gains: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Join the columns of a channel that a Flatten has repeated over its pixels: their 2-norm.
+def _merge_repeats(
+    sources: NDArray[np.int64], gains: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Merge the columns of a channel that a Flatten repeats over its pixels into their 2-norm.
 
-    A graph input is one label for all its channels and keeps its parallel kernels.
+    A graph input has one channel id for all its channels and keeps its parallel kernels.
     """
     if sources.shape[0] != 1:
         return sources, gains
@@ -105,16 +107,16 @@ def _once_each(sources: NDArray[np.int64], gains: NDArray[np.float32]) -> tuple[
         return sources, gains
     order = np.argsort(inverse, kind="stable")
     starts = np.searchsorted(inverse[order], np.arange(unique.size))
-    joined = np.sqrt(np.add.reduceat(gains[0][:, order] ** 2, starts, axis=1))
-    return unique[None], joined[None].astype(np.float32)
+    norms = np.sqrt(np.add.reduceat(gains[0][:, order] ** 2, starts, axis=1))
+    return unique[None], norms[None].astype(np.float32)
 
 
-def _fixed(link: FixedEdges) -> Block:
-    gains = np.ones(link.sources.size, np.float32) if link.gains is None else link.gains
-    return Block(link.sources[:, None], link.destinations[:, None], gains[:, None, None], counted=False)
+def _edge_block(edges: FixedEdges) -> Block:
+    gains = np.ones(edges.sources.size, np.float32) if edges.gains is None else edges.gains
+    return Block(edges.sources[:, None], edges.destinations[:, None], gains[:, None, None], counted=False)
 
 
-def _summed(link: FixedEdges) -> Block:
-    """Channels that are added up in one: a filter of fixed edges."""
-    gains = np.ones(link.sources.size, np.float32) if link.gains is None else link.gains
-    return Block(link.sources[None], link.destinations[None, :1], gains[None, None], counted=False)
+def _sum_block(edges: FixedEdges) -> Block:
+    """A sum over channels as a block of fixed edges."""
+    gains = np.ones(edges.sources.size, np.float32) if edges.gains is None else edges.gains
+    return Block(edges.sources[None], edges.destinations[None, :1], gains[None, None], counted=False)

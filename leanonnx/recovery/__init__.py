@@ -1,1 +1,1 @@
-"""Recovery: the surviving weights are changed to make up for what was removed."""
+"""Recovery: update the remaining weights to compensate for removed channels."""

@@ -1,15 +1,15 @@
-"""Recovery without data: what the network itself tells of removed channels goes into the weights that are left.
+"""Data-free recovery: fold removed channels into the remaining weights, using only what the network itself contains.
 
-A layer reads channels x of which some were removed.  Each removed one is replaced by what comes nearest to it among
-x_c ≈ Σ_k s_ck x_k + b_c over the channels k that are left; s goes into the kernels that read x_k, b into the bias.
+A layer reads channels x of which some were removed.  Each removed channel is approximated by
+x_c ≈ Σ_k s_ck x_k + b_c over the kept channels k; s is folded into the kernels that read x_k, b into the bias.
 
-1. *constants*: a steady channel (see ``steady``) is its number.
-2. *means*: where the network holds the statistics of the channels, in BatchNormalization, b makes up for the mean.
-3. *merged*: a copy of a channel that is left, scaled and shifted, is that one; otherwise s is the ridge regression
-   under what is believed of the channels (see ``beliefs``).  With one k for each c, this is Neuron Merging (Kim et
-   al., NeurIPS 2020, arXiv 2010.13160).
+1. *constants*: a constant channel (see ``constant_channels``) is replaced by its value.
+2. *means*: if the network stores the statistics of the channels, in BatchNormalization, b compensates the mean.
+3. *merged*: a scaled and shifted copy of a kept channel is replaced by that channel; otherwise s is the ridge
+   regression under the propagated moments (see ``propagation``).  With one k for each c, this is Neuron Merging (Kim
+   et al., NeurIPS 2020, arXiv 2010.13160).
 
-A layer is left alone unless the mean squared error of what it puts out falls by that, as far as can be believed.
+A layer is changed only if this reduces the mean squared error of its output under the propagated moments.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ from leanonnx.statistics.propagation import PropagatedMoments, covers_of
 
 WAYS = ("constants", "means", "merged")
 COPY = 1 - 1e-8
-"""Square of the correlation from which on a channel is a copy of another."""
+"""Squared correlation above which a channel counts as a copy of another."""
 RIDGE = 0.1
-"""What is added to each variance, as a share of it, and as a share of the mean variance."""
+"""Ridge added to each variance, as a share of it."""
 FLOOR = 0.01
+"""Ridge added to each variance, as a share of the mean variance."""
 FAINT = 1e-4
-"""Share of the mean variance below which nothing is a copy of a channel."""
+"""Share of the mean variance below which a channel has no copies."""
 NEAR = 1e-5
+"""Relative difference up to which two weights count as equal."""
 TINY = 1e-30
 
 
@@ -45,8 +47,8 @@ TINY = 1e-30
 class DataFreeFit:
     """The network with its weights changed.
 
-    ``counts``: over all layers, how many removed channels were made up for in which way; ``assumed``: some were though
-    the network does not hold their statistics.
+    ``counts``: number of removed channels compensated over all layers, by way; ``assumed``: some of them although the
+    network does not store their statistics.
     """
 
     proto: onnx.ModelProto
@@ -56,7 +58,7 @@ class DataFreeFit:
 
 @dataclass(frozen=True)
 class Fold:
-    """x_c ≈ Σ_k scales[c, k] x_k + shifts[c] for removed channels c and those left k; how many in which way."""
+    """x_c ≈ Σ_k scales[c, k] x_k + shifts[c] for removed channels c and kept channels k; their number by way."""
 
     scales: Floats
     shifts: Floats
@@ -67,14 +69,14 @@ class Fold:
 def recover(
     known: PropagatedMoments, alive: Mask, proto: onnx.ModelProto, ways: Collection[str] = WAYS, assume: bool = True
 ) -> DataFreeFit:
-    """Change the weights of a compressed network for the better, without any data.
+    """Refit the weights of a compressed network without data.
 
     Args:
-        known: what is known of the original.
-        alive: its channels that are left [labels].
-        proto: the compressed network, whose layers put out tensors named as in the original.
-        ways: what may be done, of ``WAYS``.
-        assume: also do what rests on an assumption on the network's inputs.
+        known: propagated moments of the original.
+        alive: keep mask of its channels [channels].
+        proto: the compressed network, whose layers have the output names of the original.
+        ways: the permitted ways, of ``WAYS``.
+        assume: also apply what rests on an assumption about the network's inputs.
     """
     dag = known.dag
     compressed = replace(dag.model, proto=proto)
@@ -82,18 +84,18 @@ def recover(
     chosen, _ = layers(dag, alive, compressed)
     if alive.all() or not chosen:
         return DataFreeFit(proto, counts, assumed)
-    found, numbers = known.moments, known.numbers
+    moments, numbers = known.moments, known.numbers
     changes: dict[int, Change] = {}
     for layer in chosen:
         place = channel_axis(dag, layer.before, layer.mix)
         if place is None or alive[layer.mix.sources].all():
             continue
         name = place[0]
-        still = (
+        constant = (
             np.unique(dag.channel_ids[name][np.isfinite(numbers[name])]) if name in numbers else np.zeros(0, np.int64)
         )
-        work = _Layer(dag, alive, layer, compressed, found[name], still)
-        change = work.mended(ways, assume)
+        work = _LayerFit(dag, alive, layer, compressed, moments[name], constant)
+        change = work.refit(ways, assume)
         if change is not None:
             changes[layer.after] = change
             counts = {way: counts[way] + work.counts[way] for way in WAYS}
@@ -101,32 +103,32 @@ def recover(
     return DataFreeFit(changed(compressed, changes) if changes else proto, counts, assumed)
 
 
-class _Layer:
-    """One layer that is mended; ``still`` holds the steady ones among the channels that it reads."""
+class _LayerFit:
+    """One layer that is refitted; ``constant`` holds the constant channels among those that it reads."""
 
     def __init__(
-        self, dag: ChannelDag, alive: Mask, layer: Layer, compressed: Model, belief: ChannelMoments, still: Ints
+        self, dag: ChannelDag, alive: Mask, layer: Layer, compressed: Model, moments: ChannelMoments, constant: Ints
     ) -> None:
-        self.dag, self.alive, self.layer, self.belief, self.still = dag, alive, layer, belief, still
+        self.dag, self.alive, self.layer, self.moments, self.constant = dag, alive, layer, moments, constant
         self.weight = layer.laid_out(layer.held_in(compressed))
         self.bias = np.zeros(self.weight.shape[0] * self.weight.shape[1])
         if layer.bias:
             self.bias += np.asarray(compressed.constant(layer.bias), np.float64).reshape(-1)
         self.counts = dict.fromkeys(WAYS, 0)
         self.assumed = False
-        self.mean, self.covariance = belief.mean, belief.covariance()
+        self.mean, self.covariance = moments.mean, moments.covariance()
 
-    def mended(self, ways: Collection[str], assume: bool) -> Change | None:
-        """The layer's new weights; None where it stays as it is."""
-        mix, weight, bias = self.layer.mix, self.weight.copy(), self.bias.copy()
+    def refit(self, ways: Collection[str], assume: bool) -> Change | None:
+        """Return the layer's new weights; None if it stays unchanged."""
+        block, weight, bias = self.layer.mix, self.weight.copy(), self.bias.copy()
         after, width = 0, self.weight.shape[1]
-        for group, sources in enumerate(mix.sources):
-            out, kept = self.alive[mix.destinations[group]], self.alive[sources]
+        for group, sources in enumerate(block.sources):
+            out, kept = self.alive[block.destinations[group]], self.alive[sources]
             if not out.any() or not kept.any():
                 continue
-            kernels = np.asarray(mix.kernels()[group], np.float64)[out]
+            kernels = np.asarray(block.kernels()[group], np.float64)[out]
             kernels = kernels.reshape(*kernels.shape[:2], -1)
-            if after >= len(weight) or not _same(weight[after], kernels[:, kept]):
+            if after >= len(weight) or not _is_equal(weight[after], kernels[:, kept]):
                 return None
             done = self._group(kernels, sources, ways, assume)
             if done is not None:
@@ -141,7 +143,7 @@ class _Layer:
     def _group(
         self, kernels: Floats, sources: Ints, ways: Collection[str], assume: bool
     ) -> tuple[Floats, Floats] | None:
-        """Weights [O, I left, taps] and shift of the bias [O] of one group; None where it stays as it is."""
+        """Weights [O, kept I, taps] and bias shift [O] of one conv group; None if it stays unchanged."""
         channel_ids = np.unique(sources)
         distinct, kept = by_label(kernels, sources), self.alive[channel_ids]
         if distinct is None or kept.all():
@@ -149,10 +151,10 @@ class _Layer:
         node = self.dag.model.proto.graph.node[self.layer.before]
         covers = covers_of(self.dag, node, self.layer.window.kernel if self.layer.window else ())
         taps = np.tile(covers, distinct.shape[2] // covers.size)
-        where = self.belief.places(channel_ids)
+        where = self.moments.places(channel_ids)
         gone, left = where[~kept], where[kept]
-        still = np.isin(channel_ids[~kept], self.still)
-        fold = self._fold(gone, left, still, ways, assume)
+        is_constant = np.isin(channel_ids[~kept], self.constant)
+        fold = self._fold(gone, left, is_constant, ways, assume)
         if not any(fold.counts.values()) or not self._better(fold, gone, left, distinct[:, ~kept], taps):
             return None
         self.counts = {way: self.counts[way] + fold.counts[way] for way in WAYS}
@@ -164,33 +166,33 @@ class _Layer:
         result[:, np.argsort(remaining, kind="stable")] = mixed.reshape(len(kernels), -1, kernels.shape[2])
         return result, shift
 
-    def _fold(self, gone: Ints, left: Ints, still: Mask, ways: Collection[str], assume: bool) -> Fold:
-        """What the removed channels are replaced by."""
+    def _fold(self, gone: Ints, left: Ints, constant: Mask, ways: Collection[str], assume: bool) -> Fold:
+        """Approximation of the removed channels by the kept ones."""
         free, mean = self.layer.free_bias, self.mean
         scales, shifts = np.zeros((gone.size, left.size)), np.zeros(gone.size)
-        centred = free and self.belief.known and "means" in ways
+        centred = free and self.moments.known and "means" in ways
         assumed = False
-        constant, merged = still & free & ("constants" in ways), np.zeros(gone.size, bool)
+        replaceable, merged = constant & free & ("constants" in ways), np.zeros(gone.size, bool)
         if "merged" in ways:
             copies, chosen = self._copies(gone, left)
-            copies &= ~still & free
+            copies &= ~constant & free
             scales[copies, chosen[copies]] = (
                 self.covariance[gone, left[chosen]] / np.maximum(self.covariance[left, left][chosen], TINY)
             )[copies]
             shifts[copies] = mean[gone[copies]] - scales[copies] @ mean[left]
-            rest = ~still & ~copies
-            if rest.any() and (assume or self.belief.known):
+            rest = ~constant & ~copies
+            if rest.any() and (assume or self.moments.known):
                 scales[rest] = self._regression(gone[rest], left, centred)
-                assumed = not self.belief.known
+                assumed = not self.moments.known
             merged = np.asarray(scales.any(1))
-        shifts[constant] = mean[gone[constant]]
-        plain = ~still & centred & (shifts == 0)
+        shifts[replaceable] = mean[gone[replaceable]]
+        plain = ~constant & centred & (shifts == 0)
         shifts[plain] = mean[gone[plain]] - scales[plain] @ mean[left]
-        counts = ((constant & (shifts != 0)).sum(), (plain & ~merged & (shifts != 0)).sum(), merged.sum())
+        counts = ((replaceable & (shifts != 0)).sum(), (plain & ~merged & (shifts != 0)).sum(), merged.sum())
         return Fold(scales, shifts, dict(zip(WAYS, map(int, counts), strict=True)), assumed)
 
     def _copies(self, gone: Ints, left: Ints) -> tuple[Mask, Ints]:
-        """Which removed channels are those left, scaled and shifted; and the most like it among these for each."""
+        """Mask of the removed channels that copy a kept channel, and the most similar kept channel of each."""
         power = np.maximum(np.diag(self.covariance), TINY)
         like = np.square(self.covariance[np.ix_(gone, left)]) / power[gone][:, None] / power[left]
         like[:, power[left] < FAINT * power.mean()] = 0
@@ -198,7 +200,7 @@ class _Layer:
         return np.asarray(like.max(1) > COPY), chosen
 
     def _regression(self, gone: Ints, left: Ints, centred: bool) -> Floats:
-        """s [C, K] of the removed channels; of deviations from the mean where the bias takes up the mean."""
+        """s [C, K] of the removed channels; for deviations from the mean if the bias compensates the mean."""
         offset = np.zeros_like(self.mean) if centred else self.mean
         own = self.covariance[np.ix_(left, left)] + np.outer(offset[left], offset[left])
         cross = self.covariance[np.ix_(gone, left)] + np.outer(offset[gone], offset[left])
@@ -208,7 +210,7 @@ class _Layer:
         )
 
     def _better(self, fold: Fold, gone: Ints, left: Ints, removed: Floats, taps: Floats) -> bool:
-        """Whether the mean squared error of what is put out falls; ``removed`` kernels are [O, C, taps]."""
+        """True if the mean squared error of the output falls; ``removed`` kernels are [O, C, taps]."""
         folded = np.einsum("oct,odt->cd", removed, removed)
         sums, total, mean = removed @ taps, self.covariance, self.mean
 
@@ -221,6 +223,6 @@ class _Layer:
         return error(fold.scales, fold.shifts) < error(np.zeros_like(fold.scales), np.zeros_like(fold.shifts))
 
 
-def _same(one: Array, other: Array) -> bool:
-    """Whether two weights are equal, but for the last places."""
+def _is_equal(one: Array, other: Array) -> bool:
+    """True if two weights are equal up to rounding."""
     return one.shape == other.shape and bool(np.abs(one - other).max(initial=0) <= NEAR * np.abs(other).max(initial=0))

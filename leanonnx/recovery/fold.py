@@ -1,12 +1,12 @@
-"""Channel regression: all channels of what a layer read, from those that are left, folded into its weights.
+"""Channel regression: predict all input channels of a layer from the kept ones, folded into its weights.
 
-1. A = S + (Cov(x, x̂) − S Cov(x̂)) (Cov(x̂) + λI)⁻¹ with S the selection takes the C' channels that are left to all C
-   channels: a ridge regression towards what they are (see ``regression``).
-2. The weights W of the original become W A at the same kernel positions, and the bias takes up what A leaves of the
+1. A = S + (Cov(x, x̂) − S Cov(x̂)) (Cov(x̂) + λI)⁻¹ with selection matrix S maps the C' kept channels to all C
+   channels: a ridge regression towards the identity on the kept channels (see ``regression``).
+2. The weights W of the original become W A at the same kernel positions, and the bias compensates the remaining
    mean.
 
-That takes C'² steps for each row and C'³ once.  Removed channels are made up for by least squares in He, Zhang & Sun
-(ICCV 2017, arXiv 1707.06168) too, there on what each layer puts out.
+The cost is C'² per row and C'³ once.  He, Zhang & Sun (ICCV 2017, arXiv 1707.06168) also compensate removed channels
+by least squares, but on the output of each layer.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from leanonnx.recovery.rows import Site
 from leanonnx.statistics.moments import by_label, rows_of
 
 ROWS = 20_000
-"""Positions that the regression sees; ``PER_CHANNEL`` times its channels if that is more."""
+"""Positions used by the regression; at least ``PER_CHANNEL`` per channel."""
 PER_CHANNEL = 16
 BETA = 1e-3
 """λ as a share of the mean variance."""
 
 
 def folded(site: Site, seed: int) -> tuple[Floats, Floats] | None:
-    """Weights [1, O, I · taps] and bias [1, O] of a layer of one group; None where it has several."""
+    """Weights [1, O, I · taps] and bias [1, O] of a layer with one conv group; None if it cannot be folded."""
     sources = site.layer.mix.sources
     bias = site.original_bias()
     if len(sources) > 1 or bias is None:
         return None
     channels = sources.reshape(-1)
     kept = np.asarray(site.alive[channels])
-    found = _regression(site, channels, kept, seed)
-    if found is None:
+    solution = _regression(site, channels, kept, seed)
+    if solution is None:
         return None
-    mixing, shift = found
+    mixing, shift = solution
     kernels = site.kernels[0][site.kept]
     by_channel = by_label(kernels, channels)
     if by_channel is None:
@@ -54,7 +54,7 @@ def folded(site: Site, seed: int) -> tuple[Floats, Floats] | None:
 
 
 def _regression(site: Site, channels: Ints, kept: NDArray[np.bool_], seed: int) -> tuple[Floats, Floats] | None:
-    """A [C, C'] and what it leaves of the mean [C]."""
+    """A [C, C'] and the remaining mean [C]; None without usable rows."""
     axis = site.layer.mix.axis
     runs = site.pair.runs
     each = max(1, -(-max(ROWS, PER_CHANNEL * int(kept.sum())) // len(runs)))
@@ -76,5 +76,5 @@ def _regression(site: Site, channels: Ints, kept: NDArray[np.bool_], seed: int) 
         return None
     channel_ids, left = np.unique(channels), np.unique(channels[kept])
     selection = (channel_ids[:, None] == left[None]).astype(np.float64)[None]
-    found = next(iter(sums.solved(selection, None, (BETA,))), None)
-    return None if found is None else (found[0][0], found[1][0])
+    solution = next(iter(sums.solved(selection, None, (BETA,))), None)
+    return None if solution is None else (solution[0][0], solution[1][0])

@@ -1,4 +1,4 @@
-"""Layers whose weights can be changed: where their constants are held, and how they are laid out."""
+"""Layers whose weights can be changed: the storage and layout of their constants."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ JOIN = "join the network with the original and the keep set that it was made fro
 class Layer:
     """A linear operator in both networks: node ``before`` of the original, node ``after`` of the compressed one.
 
-    ``weight`` and ``bias`` name what holds the constants in the compressed network; without a bias, one can be given to
-    the node in slot 2 where ``extendable``.  ``shape`` is that of the weight as it is read, by its ``route``;
-    ``window`` that of a convolution.
+    ``weight`` and ``bias`` name the stored constants of the compressed network; without a bias, one can be added in
+    slot 2 if ``extendable``.  ``turned``: the weight of a matrix product is stored as [O, I].  ``shape`` is that of the
+    weight as the layer reads it, through ``route``; ``window`` is that of a convolution.
     """
 
     before: int
@@ -46,31 +46,31 @@ class Layer:
     route: Route
 
     def held_in(self, model: Model) -> Array:
-        """The weight in a network that holds it as the compressed one does, as the layer reads it."""
+        """Return the weight, as the layer reads it, from a network that stores it as the compressed one does."""
         return self.route.read(model.constant(self.weight))
 
     @property
     def data(self) -> int:
-        """The slot of what it reads."""
+        """Input slot of the data."""
         return 1 - self.mix.slot
 
     @property
     def groups(self) -> int:
-        """Groups that are left."""
+        """Number of remaining conv groups."""
         return 1 if self.window is None else self.window.groups
 
     @property
     def free_bias(self) -> bool:
-        """Whether the bias can be changed."""
+        """True if the bias can be changed or added."""
         return bool(self.bias) or self.extendable
 
     @property
     def added(self) -> bool:
-        """Whether a node of its own adds the bias, behind the output."""
+        """True if a separate node adds the bias to the output."""
         return self.operator == "MatMul"
 
     def laid_out(self, weight: Array) -> Floats:
-        """A weight as it is stored → [G, O, I, taps]."""
+        """Convert a stored weight to kernels [G, O, I, taps]."""
         wide = np.asarray(weight, np.float64)
         if self.window is None:
             wide = wide.reshape(wide.shape[-2:])
@@ -80,7 +80,7 @@ class Layer:
         return wide.reshape(self.groups, wide.shape[0] // self.groups, wide.shape[1], -1)
 
     def stored(self, kernels: Floats) -> Floats:
-        """[G, O, I, taps] → a weight as it is stored."""
+        """Convert kernels [G, O, I, taps] to the stored weight."""
         if self.window is None:
             return (kernels[0, :, :, 0] if self.turned else kernels[0, :, :, 0].T).reshape(self.shape)
         if self.operator == "ConvTranspose":
@@ -89,31 +89,31 @@ class Layer:
 
 
 def layers(dag: ChannelDag, alive: Mask, compressed: Model) -> tuple[list[Layer], dict[str, str]]:
-    """The layers of a compressed network that can be mended, in order; and why others cannot, by name.
+    """Return the layers of a compressed network that can be refitted, in order, and the reasons for others, by name.
 
     Raises:
-        ModelError: the network is not what the keep set makes of the original.
+        ModelError: the network does not result from the original and the keep set.
     """
     _check_interface(dag, alive, compressed)
     producers = dag.model.producers
-    mixes = {node: mix for node, mix in dag.kernel_blocks if mix.inward is not None}
-    found: list[Layer] = []
+    blocks = {node: block for node, block in dag.kernel_blocks if block.inward is not None}
+    result: list[Layer] = []
     refused: dict[str, str] = {}
     for after, node in enumerate(compressed.proto.graph.node):
         before = producers.get(node.output[0], -1)
-        if before not in mixes or node.op_type != dag.model.proto.graph.node[before].op_type:
+        if before not in blocks or node.op_type != dag.model.proto.graph.node[before].op_type:
             continue
-        made = _layer(alive, compressed, before, after, mixes[before])
+        made = _layer(alive, compressed, before, after, blocks[before])
         if isinstance(made, Layer):
             _check_widths(alive, compressed, made)
-            found.append(made)
+            result.append(made)
         else:
             refused[name_of(node)] = made
-    return found, refused
+    return result, refused
 
 
 def _check_interface(dag: ChannelDag, alive: Mask, compressed: Model) -> None:
-    """Refuse a keep set of another network, and a network with other inputs or outputs."""
+    """Reject a keep set of another network, and a network with other inputs or outputs."""
     if alive.shape != (dag.count,):
         raise ModelError(
             f"{dag.model.path}: the keep set has {alive.size} channels, but the original has {dag.count}; {JOIN}"
@@ -131,26 +131,26 @@ def _check_interface(dag: ChannelDag, alive: Mask, compressed: Model) -> None:
 
 
 def _check_widths(alive: Mask, compressed: Model, layer: Layer) -> None:
-    """Refuse a layer that reads or puts out another number of channels than are left."""
+    """Reject a layer whose numbers of input and output channels differ from the keep set."""
     sources, targets = (alive[channel_ids].sum(1) for channel_ids in (layer.mix.sources, layer.mix.destinations))
-    held = layer.laid_out(layer.held_in(compressed)).shape
+    stored = layer.laid_out(layer.held_in(compressed)).shape
     left = [(int(out), int(read)) for out, read in zip(targets, sources, strict=True) if out]
-    if left != [held[1:3]] * held[0]:
+    if left != [stored[1:3]] * stored[0]:
         node = compressed.proto.graph.node[layer.after]
         widths = " and ".join(f"{sum(pair[k] for pair in left)}" for k in (1, 0))
         raise ModelError(
-            f"node '{name_of(node)}' ({node.op_type}): in the compressed network it reads {held[0] * held[2]} channels "
-            f"and puts out {held[0] * held[1]}, but the keep set leaves it {widths}; {JOIN}"
+            f"node '{name_of(node)}' ({node.op_type}): in the compressed network it reads {stored[0] * stored[2]} "
+            f"channels and outputs {stored[0] * stored[1]}, but by the keep set it has {widths}; {JOIN}"
         )
 
 
-def _layer(alive: Mask, compressed: Model, before: int, after: int, mix: KernelBlock) -> Layer | str:
-    """A layer, or why it cannot be mended."""
+def _layer(alive: Mask, compressed: Model, before: int, after: int, block: KernelBlock) -> Layer | str:
+    """Return the layer, or the reason why it cannot be refitted."""
     node = compressed.proto.graph.node[after]
     operator = standard(node)
     if operator not in LINEAR:
         return f"{node.op_type} is not a plain linear operator"
-    route = route_to(compressed, node.input[mix.slot])
+    route = route_to(compressed, node.input[block.slot])
     if route is None:
         return "its weight is computed"
     weight = route.holder
@@ -162,19 +162,19 @@ def _layer(alive: Mask, compressed: Model, before: int, after: int, mix: KernelB
     if attribute(node, "alpha", 1.0) != 1 or attribute(node, "beta", 1.0) != 1:
         return "it scales its product"
     window = window_of(node, array.shape[2:]) if "Conv" in operator else None
-    bias = _bias(compressed, node, operator, mix, int(alive[mix.destinations].sum()))
+    bias = _bias(compressed, node, operator, block, int(alive[block.destinations].sum()))
     if bias is None:
         return "its bias is shared or computed"
     extendable = not bias and operator in BIASED
-    turned = bool(attribute(node, "transB", 0)) if mix.slot else not attribute(node, "transA", 0)
-    return Layer(before, after, mix, operator, weight, bias, extendable, turned, array.shape, window, route)
+    turned = bool(attribute(node, "transB", 0)) if block.slot else not attribute(node, "transA", 0)
+    return Layer(before, after, block, operator, weight, bias, extendable, turned, array.shape, window, route)
 
 
-def _bias(compressed: Model, node: onnx.NodeProto, operator: str, mix: KernelBlock, size: int) -> str | None:
-    """What holds the bias; "" if there is none, None if it may not be changed."""
+def _bias(compressed: Model, node: onnx.NodeProto, operator: str, block: KernelBlock, size: int) -> str | None:
+    """Name of the stored bias; "" if there is none, None if it may not be changed."""
     name = node.input[BIAS] if len(node.input) > BIAS else ""
     if operator == "MatMul":
-        name = _added(compressed, node.output[0])
+        name = _addition_constant(compressed, node.output[0])
         if not name:
             return ""
     if not name:
@@ -182,21 +182,21 @@ def _bias(compressed: Model, node: onnx.NodeProto, operator: str, mix: KernelBlo
     route = route_to(compressed, name)
     if route is None or not route.straight:
         return None
-    held = route.holder
-    array = compressed.constant(held)
-    plain = is_float(array) and array.size == size and is_per_channel(array, size, _place(operator, mix))
-    if operator == "MatMul" and not (plain and compressed.use_counts.get(held, 0) == 1):
+    holder = route.holder
+    array = compressed.constant(holder)
+    plain = is_float(array) and array.size == size and is_per_channel(array, size, _place(operator, block))
+    if operator == "MatMul" and not (plain and compressed.use_counts.get(holder, 0) == 1):
         return ""
-    return held if plain else None
+    return holder if plain else None
 
 
-def _place(operator: str, mix: KernelBlock) -> int:
-    """The axis of a bias along which the output channels lie."""
-    return mix.onto if operator in ("Gemm", "MatMul") else -1
+def _place(operator: str, block: KernelBlock) -> int:
+    """Axis of a bias along which the output channels lie."""
+    return block.onto if operator in ("Gemm", "MatMul") else -1
 
 
-def _added(compressed: Model, output: str) -> str:
-    """The constant that the only reader of a tensor adds to it; "" if there is none."""
+def _addition_constant(compressed: Model, output: str) -> str:
+    """Name of the constant that the only consumer of a tensor adds to it; "" if there is none."""
     consumers = compressed.consumers.get(output, [])
     if len(consumers) != 1 or consumers == [-1]:
         return ""
@@ -211,13 +211,15 @@ class Changes(Protocol):
     """New values for constants."""
 
     def carry_out(self, proto: onnx.ModelProto, model: Model) -> None:
-        """Put the values into a protobuf, which ``model`` was made from."""
+        """Write the values into a protobuf, from which ``model`` was made."""
         ...
 
 
 def changed(model: Model, changes: Mapping[int, Changes]) -> onnx.ModelProto:
-    """A copy of the model with new weights and biases; only the values of constants differ, but for biases that had to
-    be added because there were none, or because other layers read the same.
+    """Return a copy of the model with new weights and biases.
+
+    Only values of constants differ, except for biases that are added because there was none, or because other layers
+    read the same one.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model.proto)
@@ -228,14 +230,14 @@ def changed(model: Model, changes: Mapping[int, Changes]) -> onnx.ModelProto:
 
 @dataclass(frozen=True)
 class Change:
-    """New values for one layer: the weight as it is stored, and the bias [O] where it changes."""
+    """New values for one layer: the stored weight, and the bias [O] if it changes."""
 
     layer: Layer
     weight: Array
     bias: Array | None
 
     def carry_out(self, proto: onnx.ModelProto, model: Model) -> None:
-        """Put the values into a protobuf, which ``model`` was made from."""
+        """Write the values into a protobuf, from which ``model`` was made."""
         layer = self.layer
         kind = hold(proto, layer.weight, layer.route.back(self.weight))
         if self.bias is None:
@@ -252,7 +254,7 @@ class Change:
 
 
 def give_bias(proto: onnx.ModelProto, node: onnx.NodeProto, name: str, bias: Array) -> None:
-    """Add a constant that is the bias of a node without one."""
+    """Add a bias constant to a node without one."""
     tensor = numpy_helper.from_array(bias, name)
     proto.graph.initializer.append(tensor)
     if proto.ir_version < FREE_INITIALIZERS:
@@ -262,7 +264,7 @@ def give_bias(proto: onnx.ModelProto, node: onnx.NodeProto, name: str, bias: Arr
 
 
 def _cast(proto: onnx.ModelProto, name: str) -> np.dtype[Any] | None:
-    """The type to which a constant is cast on its way to where it is read; None where it is not."""
+    """Type to which a constant is cast before it is read; None if it is not cast."""
     makers = {output: node for node in proto.graph.node for output in node.output}
     while name in makers and makers[name].op_type in ("Cast", "Transpose", "Reshape"):
         if makers[name].op_type == "Cast":
@@ -272,7 +274,7 @@ def _cast(proto: onnx.ModelProto, name: str) -> np.dtype[Any] | None:
 
 
 def hold(proto: onnx.ModelProto, name: str, array: Array) -> np.dtype[Any]:
-    """Give a constant other values of the same shape and type; returns the type."""
+    """Set the values of a constant, keeping its shape and type; returns the type."""
     for tensor in proto.graph.initializer:
         if tensor.name == name:
             return _fill(tensor, array)

@@ -1,4 +1,4 @@
-"""The original and the compressed network side by side, on the same inputs, run as far as they have been looked at."""
+"""The original and the compressed network, run side by side on the same inputs, only as far as needed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from leanonnx.recovery.partial_runner import PartialRunner, TensorSpill
 from leanonnx.runtime.sessions import Feed
 
 EVERY = 5
-"""One position in so many is held out where there are no inputs to judge by."""
+"""One position in ``EVERY`` is held out if there are no held-out inputs."""
 
 
 @dataclass(frozen=True)
 class PairedRun:
-    """One run: its number, whether it is held out, and whether its inputs were mirrored."""
+    """One run: its index; ``held``: it is held out of the fit; ``mirrored``: its inputs were mirrored."""
 
     index: int
     held: bool
@@ -29,7 +29,7 @@ class PairedRun:
 
 
 class Pair:
-    """Both networks; ``after`` is the compressed one and may be changed wherever it has not been run yet."""
+    """Both networks; ``after`` is the compressed one and may be changed where it has not been run yet."""
 
     def __init__(
         self, before: Model, after: onnx.ModelProto, feeds: Iterable[Feed], held: Iterable[Feed], shelf: TensorSpill
@@ -64,17 +64,17 @@ class Pair:
         self.smaller.advance(smaller)
 
     def held(self, run: PairedRun, rows: int, rng: np.random.Generator) -> Mask:
-        """Which rows of a run are held out [rows]."""
+        """Mask of the held-out rows of a run [rows]."""
         if self.split:
             return np.full(rows, run.held)
         return np.asarray((rng.permutation(rows) + run.index) % EVERY == 0)
 
 
 def mirrored(feed: Feed) -> Feed | None:
-    """The inputs with images turned left to right; None if there is none among them."""
-    found, any_image = {}, False
+    """Return the inputs with images mirrored left to right; None without images."""
+    result, any_image = {}, False
     for name, value in feed.items():
         axes = image_axes(value.shape) if is_float(value) else None
         any_image |= axes is not None
-        found[name] = value if axes is None else np.ascontiguousarray(np.flip(value, axes[1]))
-    return found if any_image else None
+        result[name] = value if axes is None else np.ascontiguousarray(np.flip(value, axes[1]))
+    return result if any_image else None

@@ -1,4 +1,4 @@
-"""A network run piece by piece: only the tensors at the frontier are held; what lies behind may still change."""
+"""Run a network piece by piece: only tensors at the frontier are kept, and nodes beyond it may still change."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from leanonnx.numeric.arrays import Array
 from leanonnx.runtime.sessions import Feed, RunFailed, failing, opened, runs
 
 IN_MEMORY = 1 << 28
-"""Bytes of activations that are held in memory; more go to a temporary folder."""
+"""Bytes of activations kept in memory; more are written to a temporary folder."""
 
 
 class TensorSpill:
-    """Tensors by name and run, in memory as long as they are few, else in files of a temporary folder.
+    """Tensors by name and run, in memory up to ``limit`` bytes, then in files of a temporary folder.
 
-    Of what lies in a file nothing is held but its number.
+    For a tensor in a file only the number of the file is kept in memory.
     """
 
     def __init__(self, limit: int = IN_MEMORY) -> None:
@@ -33,7 +33,7 @@ class TensorSpill:
         self.count = 0
 
     def put(self, name: str, index: int, value: Array) -> None:
-        """Keep the value of a tensor for one run."""
+        """Store the value of a tensor for one run."""
         runs = self.tensors.setdefault(name, {})
         if self.held + value.nbytes <= self.limit:
             self.held += value.nbytes
@@ -46,20 +46,20 @@ class TensorSpill:
         self.count += 1
 
     def take(self, name: str, index: int) -> Array:
-        """The value of a tensor in one run."""
-        found = self.tensors[name][index]
-        return np.load(self._file(found)) if isinstance(found, int) else found
+        """Return the value of a tensor in one run."""
+        stored = self.tensors[name][index]
+        return np.load(self._file(stored)) if isinstance(stored, int) else stored
 
     def drop(self, name: str) -> None:
-        """Forget a tensor."""
-        for found in self.tensors.pop(name).values():
-            if isinstance(found, int):
-                os.unlink(self._file(found))
+        """Delete a tensor."""
+        for stored in self.tensors.pop(name).values():
+            if isinstance(stored, int):
+                os.unlink(self._file(stored))
             else:
-                self.held -= found.nbytes
+                self.held -= stored.nbytes
 
     def close(self) -> None:
-        """Forget everything."""
+        """Delete all tensors and the folder."""
         self.tensors.clear()
         if self.folder is not None:
             self.folder.cleanup()
@@ -69,9 +69,9 @@ class TensorSpill:
 
 
 class PartialRunner:
-    """Runs a network on many inputs at once, as far as it is asked to.
+    """Runs a network on many inputs, only as far as requested.
 
-    ``proto`` may be changed between two steps wherever it has not been run yet.
+    ``proto`` may be changed between two steps where it has not been run yet.
     """
 
     def __init__(self, proto: onnx.ModelProto, shelf: TensorSpill, tag: str, libraries: Sequence[Path] = ()) -> None:
@@ -93,18 +93,18 @@ class PartialRunner:
                 self.moving.update(node.output)
 
     def start(self, feed: Feed) -> None:
-        """Take in the inputs of one more run."""
+        """Add the inputs of one more run."""
         for name, value in feed.items():
             self.shelf.put(self.tag + name, self.runs, value)
             self.known[name] = None
         self.runs += 1
 
     def value(self, name: str, index: int) -> Array:
-        """A tensor that has been asked for, in one run."""
+        """Return a requested tensor in one run."""
         return self.shelf.take(self.tag + name, index)
 
     def advance(self, wanted: Sequence[str]) -> None:
-        """Run as much of the network as these tensors need, and forget what nobody asks for any more.
+        """Run as much of the network as these tensors need, and delete tensors that are no longer needed.
 
         Raises:
             DataError: onnxruntime cannot run this part of the network.
@@ -133,17 +133,17 @@ class PartialRunner:
         try:
             with failing(), opened(part, libraries=self.libraries) as session, runs(session) as run_once:
                 for run in range(self.runs):
-                    found = run_once({name: self.value(name, run) for name in sources})
-                    for name, value in zip(made, found, strict=True):
+                    values = run_once({name: self.value(name, run) for name in sources})
+                    for name, value in zip(made, values, strict=True):
                         self.shelf.put(self.tag + name, run, np.asarray(value))
         except RunFailed as error:
             raise DataError(
-                f"the network cannot be run on the calibration data: {error}; give samples of a shape that it takes"
+                f"the network cannot be run on the calibration data: {error}; give samples of a shape that it accepts"
             ) from error
         self.known |= dict.fromkeys(made)
 
     def _read_later(self) -> set[str]:
-        """What nodes that have not been run, and the caller in the end, read."""
+        """Names that nodes not yet run read, and the graph outputs."""
         later = {value.name for value in self.proto.graph.output}
         for index in self.todo:
             node = self.proto.graph.node[index]
@@ -157,7 +157,7 @@ class PartialRunner:
             del self.known[name]
 
     def _part(self, chosen: list[int], made: list[str]) -> tuple[onnx.ModelProto, list[str]]:
-        """A model of some nodes, and the names of the tensors that it has to be given."""
+        """Model of the chosen nodes, and the names of its inputs."""
         source = self.proto
         part = onnx.ModelProto(ir_version=source.ir_version, opset_import=source.opset_import)
         part.graph.name = "part"

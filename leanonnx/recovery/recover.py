@@ -1,14 +1,13 @@
-"""Recovery with inputs but without labels: layer by layer, the original's activations as the target.
+"""Recovery on inputs without labels: refit layer by layer, with the original's activations as targets.
 
-The layers are visited in topological order; x̂ is what a layer reads in the compressed network, as far as that has been
-mended, x what it reads in the original, y what it puts out there.
+The layers are visited in topological order.  x̂ is the input of a layer in the compressed network with all earlier
+layers refitted, x its input in the original, y its output in the original.
 
-a. Channel regression (``fold``): what the channels that are left tell of all channels goes into the weights.
-b. Least squares: the weights that bring the layer's output nearest to y on sampled positions, with a ridge towards (a);
-   where the output is added to another that is done, the target takes that one's error over as well.
+a. Channel regression (``fold``): all input channels are predicted from the kept ones, folded into the weights.
+b. Least squares: the weights whose output is nearest to y on sampled positions, with a ridge towards (a); if the output
+   is added to one that is already final, the target also compensates the error of that one.
 
-Images are also used turned left to right, where that helps.  Whatever a layer gets, it had the least error on samples
-that it was not fitted to.
+Mirrored images are used as well if they help.  Each layer gets the candidate with the least error on held-out samples.
 """
 
 from __future__ import annotations
@@ -35,21 +34,21 @@ from leanonnx.recovery.rows import Beside, Site
 from leanonnx.runtime.sessions import Feed
 
 MOST_ROWS = 100_000
-"""Positions that a regression sees, where there are as many; fewer where it has so many features that it would take
-more than ``WORK`` multiply-adds, but at least ``LEAST_ROWS`` and ``PER_FEATURE`` for each feature.
+"""Largest number of positions of a regression; fewer if more than ``WORK`` multiply-adds were needed, but at least
+``LEAST_ROWS``, and ``PER_FEATURE`` for each feature.
 """
 WORK = 2e10
 LEAST_ROWS = 20_000
 PER_FEATURE = 8
 WIDEST = 6000
-"""Features up to which a regression is solved for them, rather than for its rows."""
+"""Number of features up to which a regression is solved in feature space, not in row space."""
 FEW_ROWS = 3000
 TINY = 1e-30
 
 
 @dataclass(frozen=True)
 class RefitLayer:
-    """One layer: relative error of its output on held-out samples before and after, or why nothing was done."""
+    """One layer: relative error of its output on held-out samples before and after, or the reason if it was skipped."""
 
     name: str
     before: float | None = None
@@ -59,7 +58,7 @@ class RefitLayer:
 
 @dataclass(frozen=True)
 class Recovered:
-    """The network with its weights changed, and what was done layer by layer."""
+    """The network with its weights changed, and the result of each layer."""
 
     proto: onnx.ModelProto
     layers: tuple[RefitLayer, ...]
@@ -74,16 +73,16 @@ def recover(
     seed: int = 0,
     told: Callable[[float], None] = lambda _: None,
 ) -> Recovered:
-    """Change the weights of a compressed network so that it computes on the inputs given what the original does.
+    """Refit the weights of a compressed network so that its activations match the original on the given inputs.
 
     Args:
         dag: the original.
-        alive: its channels that are left [labels].
-        proto: the compressed network, whose layers put out tensors named as in the original.
+        alive: keep mask of its channels [channels].
+        proto: the compressed network, whose layers have the output names of the original.
         feeds: inputs.
-        held: other inputs, to judge by; where there are none, some positions of the inputs are.
-        seed: of the positions that are sampled.
-        told: is told how much is done (0 to 1).
+        held: held-out inputs; without them, some positions of ``feeds`` are held out.
+        seed: seed of the sampled positions.
+        told: called with the progress (0 to 1).
 
     Raises:
         DataError: a network cannot be run on these inputs.
@@ -111,9 +110,9 @@ def recover(
 
 
 class _Recovery:
-    """Mends layers one after the other; ``waiting`` holds the nodes of those that are still to come.
+    """Refits layers one after the other; ``waiting`` holds the nodes of those that are still to come.
 
-    ``now`` is the compressed network as far as it has been mended: its constants change, and what holds them stays.
+    ``now`` is the compressed network with the layers refitted so far: the values of its constants change in place.
     """
 
     def __init__(self, dag: ChannelDag, alive: Mask, pair: Pair, seed: int, waiting: set[int]) -> None:
@@ -122,10 +121,10 @@ class _Recovery:
         self.changes: dict[int, Change | Rescaled] = {}
 
     def mend(self, layer: Layer) -> RefitLayer:
-        """Fit one layer."""
+        """Refit one layer."""
         node = self.pair.after.graph.node[layer.after]
         source = self.dag.model.proto.graph.node[layer.before]
-        beside = self._beside(node.output[0])
+        beside = self._other_operand(node.output[0])
         self.waiting.remove(layer.after)
         more = ([], []) if beside is None else ([beside.wanted], [beside.there])
         x, x_hat = (one.input[layer.data] for one in (source, node))
@@ -135,8 +134,8 @@ class _Recovery:
         site = Site(self.dag, self.alive, layer, self.pair, x, source.output[0], x_hat, beside)
         name = name_of(node)
         if not site.understood():
-            return RefitLayer(name, reason="its output is not what its weights make of its input")
-        weight, bias = self._held(layer)
+            return RefitLayer(name, reason="its output does not follow from its weights and input")
+        weight, bias = self._stored_weights(layer)
         behind = bias if layer.added else np.zeros_like(bias)
         fit, before, scale = fitted(site, layer.laid_out(weight), bias - behind, self.seed)
         if fit.error < before:
@@ -150,7 +149,7 @@ class _Recovery:
         return RefitLayer(name, errors[0], errors[1])
 
     def rescale(self, norm: Norm) -> RefitLayer:
-        """Fit one BatchNormalization."""
+        """Refit one BatchNormalization."""
         node = self.pair.after.graph.node[norm.after]
         self.waiting.remove(norm.after)
         change, errors = rescaled(norm, self.dag, self.now, self.pair, self.seed)
@@ -162,19 +161,19 @@ class _Recovery:
         self.changes[after] = change
         change.carry_out(self.pair.after, self.now)
 
-    def _held(self, layer: Layer) -> tuple[Floats, Floats]:
-        """Weight as it is stored, and bias [G, O], of the compressed network."""
+    def _stored_weights(self, layer: Layer) -> tuple[Floats, Floats]:
+        """Stored weight and bias [G, O] of the compressed network."""
         weight = np.asarray(layer.held_in(self.now), np.float64)
         groups, out = layer.laid_out(weight).shape[:2]
         bias = np.asarray(self.now.constant(layer.bias), np.float64) if layer.bias else np.zeros(groups * out)
         return weight, bias.reshape(groups, out)
 
-    def _beside(self, output: str) -> Beside | None:
-        """The other operand of the addition that a tensor goes into, if it needs no layer that has not been mended."""
-        found = _addition(self.now, output)
-        if found is None:
+    def _other_operand(self, output: str) -> Beside | None:
+        """Other operand of the addition that reads a tensor; None if it depends on layers not yet refitted."""
+        addition = _addition(self.now, output)
+        if addition is None:
             return None
-        node, mine, scale = found
+        node, mine, scale = addition
         producer = self.dag.model.producers.get(node.output[0], -1)
         theirs = self.dag.model.proto.graph.node[producer] if producer >= 0 else node
         if producer < 0 or theirs.op_type != node.op_type or len(node.input) != 2 or len(theirs.input) != 2:
@@ -186,7 +185,7 @@ class _Recovery:
         return Beside(wanted, there, scale)
 
     def _waits(self, name: str) -> bool:
-        """Whether a tensor needs a layer that has not been mended yet."""
+        """True if a tensor depends on a layer that has not been refitted yet."""
         needed = {name}
         for index in reversed(self.pair.smaller.todo):
             node = self.pair.after.graph.node[index]
@@ -198,15 +197,15 @@ class _Recovery:
 
 
 def _addition(model: Model, output: str) -> tuple[onnx.NodeProto, str, Floats | None] | None:
-    """The addition that a tensor goes into and nowhere else, under which name, and the scale that a
-    BatchNormalization between them has.
+    """Addition that is the only consumer of a tensor, the name under which it reads it, and the scale of a
+    BatchNormalization in between; None without such an addition.
     """
     scale: Floats | None = None
     while True:
-        readers = model.consumers.get(output, [])
-        if len(readers) != 1 or readers == [-1]:
+        consumers = model.consumers.get(output, [])
+        if len(consumers) != 1 or consumers == [-1]:
             return None
-        node = model.proto.graph.node[readers[0]]
+        node = model.proto.graph.node[consumers[0]]
         if node.op_type == "Add":
             return node, output, scale
         if node.op_type != "BatchNormalization" or attribute(node, "training_mode", 0) or scale is not None:
@@ -219,13 +218,13 @@ def _addition(model: Model, output: str) -> tuple[onnx.NodeProto, str, Floats | 
 
 
 def fitted(site: Site, kernels: Floats, bias: Floats, seed: int) -> tuple[Fit, float, float]:
-    """The best fit for a layer, the error of what there was, and the mean square of the targets, on held-out rows.
+    """Return the best fit of a layer, the error before it, and the mean square of the targets, on held-out rows.
 
     Args:
         site: the layer.
         kernels: its weights [G, O, I, taps].
         bias: its bias [G, O].
-        seed: of the positions that are sampled.
+        seed: seed of the sampled positions.
     """
     groups, out, width, taps = kernels.shape
     size = width * taps
@@ -235,11 +234,15 @@ def fitted(site: Site, kernels: Floats, bias: Floats, seed: int) -> tuple[Fit, f
     by_rows = groups == 1 and (size > WIDEST or size > max(expected, LARGE))
     each = max(1, -(-min(expected, FEW_ROWS if by_rows else expected) // runs))
     if by_rows:
-        return _judged(site, kernels.reshape(groups, out, size), bias, seed, _collected(site, each, seed, Rows))
-    return _judged(site, kernels.reshape(groups, out, size), bias, seed, _collected(site, each, seed, Sums))
+        return _best_on_held_out(
+            site, kernels.reshape(groups, out, size), bias, seed, _collect_rows(site, each, seed, Rows)
+        )
+    return _best_on_held_out(
+        site, kernels.reshape(groups, out, size), bias, seed, _collect_rows(site, each, seed, Sums)
+    )
 
 
-def _judged(
+def _best_on_held_out(
     site: Site, flat: Floats, bias: Floats, seed: int, collected: tuple[Kind, Kind, Kind]
 ) -> tuple[Fit, float, float]:
     plain, mirror, held = collected
@@ -253,8 +256,8 @@ def _judged(
     return best_fit(plain, mirror, held, starts, site.layer.free_bias), starts[0].error, nothing
 
 
-def _collected(site: Site, each: int, seed: int, kind: type[Kind]) -> tuple[Kind, Kind, Kind]:
-    """Rows to fit, rows of mirrored inputs, and rows to judge by."""
+def _collect_rows(site: Site, each: int, seed: int, kind: type[Kind]) -> tuple[Kind, Kind, Kind]:
+    """Rows to fit, rows of mirrored inputs, and held-out rows."""
     sums: list[Kind] = []
     for run, held, read, targets in site.rows(each, seed):
         if not sums:

@@ -1,8 +1,8 @@
-"""BatchNormalizations whose statistics hold no more: scale and shift of each channel are fitted to what the original's
-puts out on the same inputs.
+"""Refit the scale and shift of BatchNormalizations whose statistics pruning has invalidated.
 
-A BatchNormalization behind a layer that is fitted itself needs none of this: that layer puts out what it should.
-Others stand behind additions, concatenations or activations, where removed channels have moved mean and variance.
+The targets are the outputs of the original BatchNormalization on the same inputs.  One that follows a refitted layer is
+left alone: the output of that layer is already fitted.  Others follow additions, concatenations or activations, where
+removed channels have shifted mean and variance.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from leanonnx.recovery.layers import hold
 from leanonnx.recovery.pair import Pair
 
 ROWS = 50_000
-"""Positions that a fit sees, where there are as many."""
+"""Largest number of positions of a fit."""
 LEAST_ROWS = 64
 FLAT = 1e-6
-"""Variance, as a share of that of the channel put out, below which a channel counts as constant."""
+"""Variance below which a channel counts as constant, as a share of the variance of the target channel."""
 
 
 @dataclass(frozen=True)
 class Norm:
     """A BatchNormalization in both networks: node ``before`` of the original, node ``after`` of the compressed one.
 
-    ``constants`` name what holds γ, β, μ and σ² in the compressed network; ``kept`` [C] its channels of the original.
+    ``constants`` name the stored γ, β, μ and σ² of the compressed network; ``kept`` [C] is the keep mask.
     """
 
     before: int
@@ -52,36 +52,36 @@ class Rescaled:
     beta: Floats
 
     def carry_out(self, proto: onnx.ModelProto, model: Model) -> None:
-        """Put the values into a protobuf, which ``model`` was made from."""
+        """Write the values into a protobuf, from which ``model`` was made."""
         hold(proto, self.norm.constants[0], self.gamma)
         hold(proto, self.norm.constants[1], self.beta)
 
 
 def norms(dag: ChannelDag, alive: Mask, compressed: Model, fitted: Collection[str]) -> list[Norm]:
-    """The BatchNormalizations that can be fitted and that do not stand behind a tensor that is ``fitted`` itself."""
-    found = []
+    """BatchNormalizations that can be refitted and do not read ``fitted``, the outputs of refitted layers."""
+    result = []
     for after, node in enumerate(compressed.proto.graph.node):
         before = dag.model.producers.get(node.output[0], -1) if node.op_type == "BatchNormalization" else -1
         if before < 0 or node.input[0] in fitted or dag.model.proto.graph.node[before].op_type != node.op_type:
             continue
-        held = [compressed.origins.get(name, "") for name in node.input[1:]]
+        holders = [compressed.origins.get(name, "") for name in node.input[1:]]
         if attribute(node, "training_mode", 0):
             continue
-        own = all(held) and all(compressed.use_counts.get(name, 0) == 1 for name in held[:2])
+        own = all(holders) and all(compressed.use_counts.get(name, 0) == 1 for name in holders[:2])
         channel_ids = dag.channel_ids[node.output[0]].reshape(-1)
-        if own and all(is_float(compressed.constant(name)) for name in held):
+        if own and all(is_float(compressed.constant(name)) for name in holders):
             kept = np.asarray(alive[channel_ids])
-            if int(kept.sum()) == compressed.constant(held[0]).size:
-                gamma, beta, mean, variance = held
+            if int(kept.sum()) == compressed.constant(holders[0]).size:
+                gamma, beta, mean, variance = holders
                 epsilon = float(attribute(node, "epsilon", 1e-5))
-                found.append(Norm(before, after, (gamma, beta, mean, variance), epsilon, kept))
-    return found
+                result.append(Norm(before, after, (gamma, beta, mean, variance), epsilon, kept))
+    return result
 
 
 def rescaled(norm: Norm, dag: ChannelDag, compressed: Model, pair: Pair, seed: int) -> tuple[Rescaled | None, Floats]:
-    """New values where they help on held-out positions, and the relative error before and after [2].
+    """Return new values if they help on held-out positions, and the relative error before and after [2].
 
-    A channel whose error does not fall keeps its values; where nothing falls, there are no new ones.
+    A channel whose error does not fall keeps its values; None if no error falls.
 
     Raises:
         DataError: a network cannot be run on the inputs.
@@ -89,7 +89,7 @@ def rescaled(norm: Norm, dag: ChannelDag, compressed: Model, pair: Pair, seed: i
     source, node = dag.model.proto.graph.node[norm.before], pair.after.graph.node[norm.after]
     x, y, x_hat = source.input[0], source.output[0], node.input[0]
     pair.advance([x, y], [x_hat])
-    fit, judge = (_Moments(int(norm.kept.sum())) for _ in range(2))
+    fit, judge = (_LineSums(int(norm.kept.sum())) for _ in range(2))
     each = max(1, -(-ROWS // len(pair.runs)))
     for run in pair.runs:
         value = pair.smaller.value(x_hat, run.index)
@@ -120,15 +120,15 @@ def rescaled(norm: Norm, dag: ChannelDag, compressed: Model, pair: Pair, seed: i
     return Rescaled(norm, gamma, np.where(better, shift + slope * mean, beta)), errors
 
 
-class _Moments:
-    """Sums over positions for lines y = slope · x + shift, one for each channel."""
+class _LineSums:
+    """Sums over positions for linear fits y = slope · x + shift, one per channel."""
 
     def __init__(self, channels: int) -> None:
         self.rows = 0
         self.sums = np.zeros((5, channels))
 
     def add(self, x: Floats, y: Floats) -> None:
-        """Take in rows [n, C]."""
+        """Add rows [n, C]."""
         self.rows += len(x)
         self.sums += np.stack([x.sum(0), y.sum(0), (x * x).sum(0), (x * y).sum(0), (y * y).sum(0)])
 
@@ -138,17 +138,17 @@ class _Moments:
         return float(self.sums[4].sum())
 
     def line(self, slope: Floats) -> tuple[Floats, Floats]:
-        """Least squares; a channel that is constant keeps its slope."""
+        """Least-squares slope and shift [C]; a constant channel keeps its slope."""
         x, y, xx, xy, yy = self.sums / self.rows
         spread = xx - x * x
         varies = spread * np.square(slope) > FLAT * np.maximum(yy - y * y, 0)
-        found = np.where(varies, (xy - x * y) / np.where(varies, spread, 1), slope)
-        return found, y - found * x
+        fit = np.where(varies, (xy - x * y) / np.where(varies, spread, 1), slope)
+        return fit, y - fit * x
 
     def errors(self, slope: Floats, shift: Floats) -> Floats:
         """Σ (slope · x + shift − y)² of each channel [C]."""
         x, y, xx, xy, yy = self.sums
-        found: Floats = (
+        errors: Floats = (
             slope**2 * xx + self.rows * shift**2 + yy + 2 * slope * shift * x - 2 * slope * xy - 2 * shift * y
         )
-        return np.maximum(found, 0)
+        return np.maximum(errors, 0)

@@ -1,4 +1,4 @@
-"""The way of a constant from what holds it to the layer that reads it: cast, turned, reshaped."""
+"""Route of a constant from its storage to the layer that reads it: casts, transpositions, reshapes."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import attribute, standard
 from leanonnx.numeric.arrays import Array
 
-Order = tuple[int, ...]
-Sizes = tuple[int, ...]
+_AxisOrder = tuple[int, ...]
+_TensorShape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Route:
-    """``holder`` names the constant; each step turns the axes in an order, or leads from one shape to another."""
+    """``holder`` names the stored constant; each step permutes the axes, or reshapes from one shape to another."""
 
     holder: str
-    steps: tuple[Order | tuple[Sizes, Sizes], ...] = ()
+    steps: tuple[_AxisOrder | tuple[_TensorShape, _TensorShape], ...] = ()
 
     @property
     def straight(self) -> bool:
-        """Whether the constant is read in the shape in which it is held."""
+        """True if the constant is read in the shape in which it is stored."""
         return not self.steps
 
-    def read(self, held: Array) -> Array:
-        """The constant as the layer reads it."""
+    def read(self, stored: Array) -> Array:
+        """Convert the stored constant to the form that the layer reads."""
         for step in self.steps:
-            held = held.reshape(step[1]) if isinstance(step[0], tuple) else held.transpose(step)
-        return held
+            stored = stored.reshape(step[1]) if isinstance(step[0], tuple) else stored.transpose(step)
+        return stored
 
     def back(self, weight: Array) -> Array:
-        """What the layer reads, as the constant holds it."""
+        """Convert from the form that the layer reads to the stored form."""
         for step in reversed(self.steps):
             weight = weight.reshape(step[0]) if isinstance(step[0], tuple) else weight.transpose(np.argsort(step))
         return weight
 
 
 def route_to(model: Model, name: str) -> Route | None:
-    """The way of a constant to where it is read under a name; None where it is computed otherwise, or read beside."""
+    """Route of the constant that is read as ``name``; None if it is computed in another way, or has other consumers."""
     behind: list[onnx.NodeProto] = []
     while name not in model.origins:
         if name not in model.producers or model.use_counts.get(name, 0) != 1:
@@ -61,8 +61,10 @@ def route_to(model: Model, name: str) -> Route | None:
     return Route(model.origins[name], tuple(steps))
 
 
-def _step(model: Model, node: onnx.NodeProto, shape: Sizes) -> Order | tuple[Sizes, Sizes] | None:
-    """What a node does to a constant of a shape."""
+def _step(
+    model: Model, node: onnx.NodeProto, shape: _TensorShape
+) -> _AxisOrder | tuple[_TensorShape, _TensorShape] | None:
+    """Step of a node on a constant of a given shape; None if it is not supported."""
     if node.op_type == "Transpose":
         return tuple(attribute(node, "perm", range(len(shape))[::-1]))
     if node.op_type == "Cast":

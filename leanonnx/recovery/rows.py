@@ -1,4 +1,4 @@
-"""Rows of a regression for one layer: what it reads in the compressed network, what it puts out in the original."""
+"""Rows of the regression of one layer: its input in the compressed network, its output in the original."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from leanonnx.recovery.layers import Layer
 from leanonnx.recovery.pair import Pair, PairedRun
 
 UNDERSTOOD = 1e-3
-"""Relative error up to which a layer's output is what its weights make of its input."""
+"""Relative error up to which a layer's output follows from its weights and input."""
 TRIED = 64
-"""Positions at which that is tried."""
+"""Number of positions at which that is checked."""
 NOTHING = 1e-6
 LEAST_SCALE = 1e-3
 
 
 @dataclass(frozen=True)
 class Beside:
-    """The other operand of the addition that a layer's output goes into: its name in the original (``wanted``) and in
-    the compressed network (``there``), and the scale of each channel on the way to the addition.
+    """The other operand of the addition that reads a layer's output.
+
+    Its name in the original (``wanted``) and in the compressed network (``there``), and the scale of each channel
+    between the layer and the addition.
     """
 
     wanted: str
@@ -50,17 +52,17 @@ class Site:
 
     @property
     def kept(self) -> Mask:
-        """Which outputs of the original are left [O]."""
+        """Mask of the kept outputs of the original [O]."""
         return np.asarray(self.alive[self.layer.mix.destinations.reshape(-1)])
 
     @cached_property
     def kernels(self) -> Floats:
         """The original's weights [G, O, I, taps]."""
-        found = np.asarray(self.layer.mix.kernels(), np.float64)
-        return found.reshape(*found.shape[:3], -1)
+        kernels = np.asarray(self.layer.mix.kernels(), np.float64)
+        return kernels.reshape(*kernels.shape[:3], -1)
 
     def original_bias(self) -> Floats | None:
-        """The original's bias [O]; what a node of its own adds behind a product is no part of it; None if computed."""
+        """The original's bias [O], without one that a separate node adds; None if it is computed."""
         model = self.dag.model
         node = model.proto.graph.node[self.layer.before]
 
@@ -70,7 +72,7 @@ class Site:
         return bias_of(node, self.layer.mix.destinations.size, constant, self.layer.mix.onto)
 
     def understood(self) -> bool:
-        """Whether weights and input of the original make its output, at some positions of the first run."""
+        """True if the original's output follows from its weights and input, at some positions of the first run."""
         x, y = self.pair.original.value(self.x, 0), self.pair.original.value(self.y, 0)
         bias, mix = self.original_bias(), self.layer.mix
         if bias is None or y.ndim < 2 or y.shape[self._axis(y)] != mix.destinations.size:
@@ -92,18 +94,18 @@ class Site:
         return bool(np.linalg.norm(made - wanted) <= UNDERSTOOD * max(float(np.linalg.norm(wanted)), NOTHING))
 
     def positions(self) -> int:
-        """Positions of the output in one run, over all its samples."""
+        """Number of output positions in one run, over all its samples."""
         value = self.pair.original.value(self.y, 0)
         return int(value.size // value.shape[self._axis(value)])
 
     def rows(self, each: int, seed: int) -> Iterator[tuple[PairedRun, Mask, Array, Array]]:
-        """For each run, up to ``each`` rows: which are held out, features [n, G, I · taps], targets [n, G, O]."""
+        """Yield for each run up to ``each`` rows: held-out mask, features [n, G, I · taps], targets [n, G, O]."""
         for run in self.pair.runs:
             x_hat, y = self.pair.smaller.value(self.x_hat, run.index), self.pair.original.value(self.y, run.index)
             rng = np.random.default_rng((seed, self.layer.after, run.index))
             positions = y.size // y.shape[self._axis(y)]
             chosen = np.sort(rng.choice(positions, min(each, positions), replace=False))
-            targets = self._targets(y, chosen)[:, self.kept] + self._missing(run.index, y, chosen)
+            targets = self._targets(y, chosen)[:, self.kept] + self._operand_error(run.index, y, chosen)
             read = self._features(self.layer.window, x_hat, y, chosen)
             yield (
                 run,
@@ -112,8 +114,8 @@ class Site:
                 targets.reshape(len(chosen), self.layer.groups, -1),
             )
 
-    def _missing(self, run: int, y: Array, chosen: Ints) -> Array:
-        """What the other operand of an addition is short of, as far as this layer can make up for it [n, O] or 0."""
+    def _operand_error(self, run: int, y: Array, chosen: Ints) -> Array:
+        """Error of the other operand of an addition, as far as this layer can compensate it [n, O], or 0."""
         if self.beside is None:
             return np.zeros(1, np.float32)
         wanted = self.pair.original.value(self.beside.wanted, run)
@@ -129,29 +131,29 @@ class Site:
         return np.asarray(np.where(passes, missing / np.where(passes, scale, 1), 0))
 
     def _axis(self, value: Array) -> int:
-        """The axis of the channels."""
+        """Channel axis of the output."""
         return value.ndim + self.layer.mix.onto if self.layer.window is None else 1
 
     def _targets(self, value: Array, chosen: Ints) -> Array:
         """Rows [n, O] of an output at flat positions (samples first)."""
         if self.layer.window is None:
-            return _along(value, self.layer.mix.onto)[chosen]
+            return _rows_along(value, self.layer.mix.onto)[chosen]
         size = int(np.prod(value.shape[2:]))
         sample, place = np.divmod(chosen, size)
         return np.asarray(value.reshape(*value.shape[:2], size)[sample, :, place])
 
     def _features(self, window: Window | None, x: Array, y: Array, chosen: Ints) -> Array:
-        """Rows [n, G, I · taps] of what the layer reads at output positions."""
+        """Rows [n, G, I · taps] of the layer input at flat output positions."""
         if window is None:
-            return _along(x, self.layer.mix.axis)[chosen][:, None, :]
+            return _rows_along(x, self.layer.mix.axis)[chosen][:, None, :]
         size = int(np.prod(y.shape[2:]))
         sample, place = np.divmod(chosen, size)
         order = np.argsort(sample, kind="stable")
         parts = [features(window, x[k], y.shape[2:], place[sample == k]) for k in np.unique(sample)]
-        found = np.concatenate(parts)[np.argsort(order, kind="stable")]
-        return found.reshape(len(found), window.groups, -1)
+        rows = np.concatenate(parts)[np.argsort(order, kind="stable")]
+        return rows.reshape(len(rows), window.groups, -1)
 
 
-def _along(value: Array, axis: int) -> Array:
-    """The rows [n, C] of a tensor whose channels lie along an axis."""
+def _rows_along(value: Array, axis: int) -> Array:
+    """Rows [n, C] of a tensor with channels along ``axis``."""
     return np.asarray(np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis]))

@@ -1,7 +1,7 @@
-"""Weights that recovery changed, in an .npz file: taken from a draft, and put into another of the same keep set.
+"""Weights changed by recovery, in an .npz file: extracted from a draft, inserted into another of the same keep set.
 
-Each array is a constant of the compressed network, named as there: as in the input file but for biases that were added
-where there were none, and for constants of which nodes read different slices.
+Each array is a constant of the compressed network, under its name there: the name in the input file, except for added
+biases and for constants of which nodes read different slices.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ SUFFIX = ".npy"
 MAKE = "make both again with --plan-out and --plan-weights"
 
 BFLOAT16 = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
-"""The only type of a bias that numpy does not know."""
+"""The only bias type that numpy does not support."""
 
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """Changed constants by name; ``biases`` names the tensor at which each of those that were added is the bias."""
+    """Changed constants by name; ``biases`` maps each added bias to the output tensor of its node."""
 
     arrays: Mapping[str, Array]
     biases: Mapping[str, str]
 
     def packed(self) -> bytes:
-        """The file, the same bytes for the same weights."""
+        """Return the content of the file, deterministic for the same weights."""
         stream = io.BytesIO()
         with zipfile.ZipFile(stream, "w") as archive:
             for name, array in self.arrays.items():
@@ -50,7 +50,7 @@ class StoredWeights:
 
 
 def changed_weights(bare: Model, draft: onnx.ModelProto) -> StoredWeights:
-    """The constants of a draft that differ from those of the bare network it was made from."""
+    """Constants of a draft that differ from those of the bare network from which it was made."""
     made = replace(bare, proto=draft)
     arrays = {name: holder_array(holder) for name, holder in made.holders.items() if bare.holders.get(name) != holder}
     pairs = zip(bare.proto.graph.node, draft.graph.node, strict=True)
@@ -59,10 +59,10 @@ def changed_weights(bare: Model, draft: onnx.ModelProto) -> StoredWeights:
 
 
 def read_weights(file: WeightsFile, origin: str) -> StoredWeights:
-    """The weights that a plan, called ``origin``, refers to.
+    """Read the weights that the plan ``origin`` refers to.
 
     Raises:
-        PlanError: the file is missing, or is not the one that the plan was written with.
+        PlanError: the file is missing, or is not the one written with the plan.
     """
     try:
         content = file.path.read_bytes()
@@ -71,10 +71,10 @@ def read_weights(file: WeightsFile, origin: str) -> StoredWeights:
             f"{origin}: its weights '{file.path}' cannot be read: {error.strerror}; put the file there, or add "
             "--recover none to go without"
         ) from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != file.sha256:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != file.sha256:
         raise PlanError(
-            f"{file.path}: not the weights that {origin} was written with (sha256 {found[:12]}…, expected "
+            f"{file.path}: not the weights that {origin} was written with (sha256 {digest[:12]}…, expected "
             f"{file.sha256[:12]}…); {MAKE}"
         )
     arrays = {}
@@ -86,10 +86,10 @@ def read_weights(file: WeightsFile, origin: str) -> StoredWeights:
 
 
 def put_in(bare: Model, weights: StoredWeights, origin: str) -> onnx.ModelProto:
-    """A copy of a compressed network with other weights.
+    """Return a copy of a compressed network with the stored weights.
 
     Raises:
-        PlanError: they do not fit it.
+        PlanError: the weights do not fit.
     """
     result = onnx.ModelProto()
     result.CopyFrom(bare.proto)
@@ -103,27 +103,27 @@ def put_in(bare: Model, weights: StoredWeights, origin: str) -> onnx.ModelProto:
                     f"{origin}: the weights of '{name}' are {array.dtype} {list(array.shape)}, but the network has "
                     f"{held}; {MAKE}"
                 )
-            hold(result, name, _typed(array, old.dtype))
+            hold(result, name, _view_as(array, old.dtype))
             continue
         index = bare.producers.get(place, -1)
         if index < 0:
-            raise PlanError(f"{origin}: the bias '{name}' belongs to '{place}', which no node puts out; {MAKE}")
-        give_bias(result, result.graph.node[index], name, _typed(array, BFLOAT16))
+            raise PlanError(f"{origin}: the bias '{name}' belongs to '{place}', which is no output of a node; {MAKE}")
+        give_bias(result, result.graph.node[index], name, _view_as(array, BFLOAT16))
     return result
 
 
 def restore(original: Model, draft: Path, weights: StoredWeights, origin: str) -> None:
-    """Put weights into a draft, on its file.
+    """Insert weights into the file of a draft.
 
     Raises:
         ModelError: the result is not valid.
-        PlanError: they do not fit it.
+        PlanError: the weights do not fit.
     """
     bare = replace(original, proto=onnx.load(draft))
     write_model(put_in(bare, weights, origin), draft, external=bool(original.external_files))
     check(draft)
 
 
-def _typed(array: Array, kind: np.dtype[np.generic]) -> Array:
-    """An array in its type: number formats that numpy does not know are stored as bare bytes."""
+def _view_as(array: Array, kind: np.dtype[np.generic]) -> Array:
+    """View an array in its type: number formats that numpy does not support are stored as raw bytes."""
     return array.view(kind) if array.dtype.kind == "V" else array

@@ -1,4 +1,4 @@
-"""Ranking → keep set: the longest prefix of a ranking that fits a budget, at widths that run fast."""
+"""Allocate widths: the longest prefix of a ranking that fits a budget, at widths that the hardware runs fast."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from leanonnx.selection.exchange import exchanged
 from leanonnx.selection.widths import NEAREST, Alignment, grid, replaced
 
 SLACK = 0.8
-"""Share of the budget; if whole steps spend less, layers are widened by less than a step too."""
+"""Share of the budget; if whole steps spend less, layers are widened in fractions of a step too."""
 FULL = 0.98
-"""The same where layers are divided finely, for accuracy's sake."""
+"""The same share if layers are divided finely for accuracy."""
 ROUNDS = 8
-"""How many layers that cannot be widened are passed over."""
+"""Number of layers that do not fit the budget and are skipped."""
 
 
 class WidthAllocator:
     """Turns a ranking and a budget into a keep set that surgery can carry out.
 
-    ``pins`` live whatever the ranking says.
+    ``pins`` are kept regardless of the ranking.
     """
 
     def __init__(self, weights: WeightedDag, ranking: Ranking, pins: Iterable[Pin], alignment: Alignment) -> None:
         self.weights, self.dag, self.ranking = weights, weights.dag, ranking
-        self.classes = ranking.groups
-        self.closure = Closure(self.dag, self.classes)
-        self.protected = self._protected((*self.dag.pins, *pins))
+        self.groups = ranking.groups
+        self.closure = Closure(self.dag, self.groups)
+        self.protected = self._protected_groups((*self.dag.pins, *pins))
         self.grid = grid(self.dag, ranking, self.protected, alignment)
 
     def prefix(self, count: int) -> Mask:
-        """Labels that live when the first ``count`` classes of the ranking are kept."""
+        """Keep mask [channels] for the first ``count`` groups of the ranking."""
         return self.closure.alive(self._first(count))
 
     def aligned(self, count: int, floor: int, threshold: float = NEAREST) -> Mask:
-        """The same with the width of each layer rounded to what the hardware runs well (see ``Grid.rounded``)."""
+        """The same with the width of each layer rounded to one that the hardware runs fast (see ``Grid.rounded``)."""
         return self.closure.alive(self.grid.rounded(self._first(count), floor, threshold))
 
     def _first(self, count: int) -> Mask:
@@ -52,9 +52,9 @@ class WidthAllocator:
         return keep
 
     def largest(self, spent: Callable[[Mask], float]) -> Mask:
-        """The largest keep set that spends at most all of the budget (1).
+        """Return the largest keep set that spends at most the whole budget (1).
 
-        Of the grids of widths on which there is one, the coarsest; without a grid if there is none.
+        Uses the coarsest grid of widths on which one exists; no grid if there is none.
         """
 
         def fits(alive: Mask) -> bool:
@@ -64,42 +64,42 @@ class WidthAllocator:
         while floor > 1 and not fits(self.aligned(0, floor)):
             floor //= 2
         if floor == 1:
-            count = _last(len(self.ranking.order), lambda count: fits(self.prefix(count)))
+            count = _last_true(len(self.ranking.order), lambda count: fits(self.prefix(count)))
             if not self.grid.alignment.parts:
                 return self.prefix(count)
-            return self._alive(self._filled(self.grid.kept(self._first(count)), count, floor, spent))
-        count = _last(len(self.ranking.order), lambda count: fits(self.aligned(count, floor)))
+            return self._alive(self._fill_budget(self.grid.kept(self._first(count)), count, floor, spent))
+        count = _last_true(len(self.ranking.order), lambda count: fits(self.aligned(count, floor)))
         shares = self.grid.neighbours(self.grid.kept(self._first(count)), floor)[2]
         levels = np.unique(np.append(shares[(shares > 0) & (shares < NEAREST)], NEAREST))[::-1]
-        level = levels[_last(len(levels) - 1, lambda k: fits(self.aligned(count, floor, float(levels[k]))))]
+        level = levels[_last_true(len(levels) - 1, lambda k: fits(self.aligned(count, floor, float(levels[k]))))]
         widths = self.grid.kept(self.grid.rounded(self._first(count), floor, float(level)))
-        return self._alive(self._filled(widths, count, floor, spent))
+        return self._alive(self._fill_budget(widths, count, floor, spent))
 
-    def _filled(self, widths: Ints, count: int, floor: int, spent: Callable[[Mask], float]) -> Ints:
-        """Widen layers by a step, those with the best dropped channel first, as long as that fits; then exchange."""
+    def _fill_budget(self, widths: Ints, count: int, floor: int, spent: Callable[[Mask], float]) -> Ints:
+        """Widen layers by a step while they fit, those with the best removed channel first; then exchange widths."""
         turn = list(dict.fromkeys(self.grid.layers[self.ranking.order[count:]].tolist()))
         finest, enough = self.grid.alignment.multiple, FULL if self.grid.alignment.parts else SLACK
         for step in (floor, finest):
             if step < floor and spent(self._alive(widths)) >= enough:
                 break
-            widths = self._widened(widths, turn, step, spent)
+            widths = self._widen_layers(widths, turn, step, spent)
         while self.grid.alignment.parts and spent(self._alive(widths)) < enough:
             before = widths
-            widths = self._widened(widths, turn, finest, spent)
+            widths = self._widen_layers(widths, turn, finest, spent)
             if np.array_equal(widths, before):
                 break
         if self.grid.alignment.parts and self.ranking.losses is not None and spent(self._alive(widths)) < enough:
             least = self.grid.kept(self.grid.rounded(self.protected, finest, NEAREST))
             worth = self.grid.worth(self.ranking.losses)
-            widths = exchanged(self.grid, widths, least, finest, worth, lambda found: spent(self._alive(found)))
+            widths = exchanged(self.grid, widths, least, finest, worth, lambda candidate: spent(self._alive(candidate)))
         return widths
 
-    def _widened(self, widths: Ints, turn: list[int], step: int, spent: Callable[[Mask], float]) -> Ints:
-        """Each layer a step wider, in turn, as long as that fits; some that do not are passed over."""
+    def _widen_layers(self, widths: Ints, turn: list[int], step: int, spent: Callable[[Mask], float]) -> Ints:
+        """Widen each layer by a step, in turn, while it fits; up to ``ROUNDS`` layers that do not fit are skipped."""
         wider = self.grid.wider(widths, step)
         layers = [layer for layer in turn if wider[layer] > widths[layer]]
         for _ in range(ROUNDS):
-            taken = _last(len(layers), partial(self._fits, spent, widths, wider, layers))
+            taken = _last_true(len(layers), partial(self._fits, spent, widths, wider, layers))
             widths = replaced(widths, wider, layers[:taken])
             layers = layers[taken + 1 :]
             if not layers:
@@ -112,45 +112,45 @@ class WidthAllocator:
     def _alive(self, widths: Ints) -> Mask:
         return self.closure.alive(self.grid.first(widths))
 
-    def _protected(self, pins: Iterable[Pin]) -> Mask:
-        """Classes that live in any case: pins, one class for every tensor, one chain for every output and input."""
-        keep = pinned(self.classes, pins)
+    def _protected_groups(self, pins: Iterable[Pin]) -> Mask:
+        """Groups that are always kept: pins, one group of every tensor, one chain from every input to every output."""
+        keep = pinned(self.groups, pins)
         if self.closure.readers:
             for chain in self.weights.connections:
-                keep[self.classes[list(chain)]] = True
+                keep[self.groups[list(chain)]] = True
         keep = self._with_sources(keep)
-        for members in self._tensor_classes():
+        for members in self._tensor_groups():
             if not keep[members].any():
                 keep[members[np.argmax(self.ranking.scores[members])]] = True
                 keep = self._with_sources(keep)
         return keep
 
-    def _tensor_classes(self) -> list[Ints]:
-        """The classes of each tensor, small tensors first; not of those that may go as a whole."""
+    def _tensor_groups(self) -> list[Ints]:
+        """Groups of each tensor, small tensors first, without tensors that may be removed whole."""
         may_go = self.closure.may_go
         tensors = [channel_ids for channel_ids in self.dag.channel_ids.values() if not may_go[channel_ids].all()]
-        found = {np.unique(self.classes[channel_ids]).tobytes() for channel_ids in tensors}
-        return sorted((np.frombuffer(raw, np.int64) for raw in found), key=lambda m: (m.size, m.tolist()))
+        groups = {np.unique(self.groups[channel_ids]).tobytes() for channel_ids in tensors}
+        return sorted((np.frombuffer(raw, np.int64) for raw in groups), key=lambda m: (m.size, m.tolist()))
 
     def _with_sources(self, keep: Mask) -> Mask:
-        """A reader cannot outlive its channel: protect the channels of protected readers, and what is tied to them.
+        """Protect the channels of protected concat slots and whatever is tied to them: no slot outlives its channel.
 
-        What may read nothing at all reads its best.
+        A kept output without a kept input protects its best input.
         """
         while True:
             before = keep.copy()
             for sources, targets in self.closure.rows:
-                read = self.classes[sources]
-                if keep[self.classes[targets]].any() and not keep[read].any():
+                read = self.groups[sources]
+                if keep[self.groups[targets]].any() and not keep[read].any():
                     keep[read[np.argmax(self.ranking.scores[read])]] = True
             for channels, readers in reversed(self.closure.readers):
-                keep[self.classes[channels[keep[self.classes[readers]]]]] = True
+                keep[self.groups[channels[keep[self.groups[readers]]]]] = True
             if np.array_equal(before, keep):
                 return keep
 
 
-def _last(highest: int, holds: Callable[[int], bool]) -> int:
-    """The largest number up to ``highest`` for which something holds that stops holding somewhere; at least 0."""
+def _last_true(highest: int, holds: Callable[[int], bool]) -> int:
+    """Largest number up to ``highest`` for which a monotonic condition holds; at least 0."""
     low, high = 0, highest
     while low < high:
         middle = (low + high + 1) // 2

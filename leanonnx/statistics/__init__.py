@@ -1,1 +1,1 @@
-"""Moments of activations: measured on data, or propagated through the network."""
+"""Moments of activations: measured on data, or propagated through the network without data."""

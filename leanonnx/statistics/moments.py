@@ -1,7 +1,7 @@
-"""Means, variances and covariances of the channels of a network on real inputs, in one pass over them.
+"""Channel means, variances and covariances of a network on real inputs, measured in one pass.
 
 The rows of a tensor are its positions (pixels, tokens, samples); its columns are the channels along one axis.  A
-channel that stands several times on the axis (after a Flatten) gives one row for each time.
+channel that occurs several times on the axis (after a Flatten) gives one row per occurrence.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from leanonnx.runtime.probes import watched
 from leanonnx.runtime.sessions import Feed, RunFailed
 
 THIN = 2
+"""Smallest stride at which rows are thinned out."""
 ADDING = {"Add", "Sub", "Sum", "Mean", "FusedConv"}
-"""Joins whose operands share the energy of what they put out."""
+"""Operators whose operands share the energy of the output."""
 BLOCK = 1 << 16
-"""Rows of one step."""
+"""Rows that are summed at once."""
 ENOUGH = 1 << 17
-"""Rows of a tensor over all inputs; of larger ones every so many-th is taken."""
+"""Rows of a tensor used over all inputs; larger tensors are sampled at a constant stride."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Covariance [C, C] of the channels ``labels`` [C] over the positions of a tensor."""
+    """Covariance [C, C] of the channels ``channel_ids`` [C] over the positions of a tensor."""
 
     channel_ids: Ints
     covariance: Floats
@@ -38,10 +39,10 @@ class Moments:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What is known of the channels of a network.
+    """Statistics of the channels of a network.
 
-    ``read``: moments of the tensor that the data input of a node with kernels holds, by (tensor, axis);
-    ``variance`` [labels]: of channels that are added to others, NaN where it was not measured.
+    ``read``: moments of each tensor that kernels read, by (tensor, axis);
+    ``variance`` [channels]: variance of the channels that are operands of additions, NaN where it was not measured.
     """
 
     read: Mapping[tuple[str, int], Moments]
@@ -49,7 +50,7 @@ class Statistics:
 
 
 class Accumulator:
-    """Sums over rows of ``width`` channels, about the mean of the first rows (which keeps the differences small)."""
+    """Sums over rows of ``width`` channels, centred on the mean of the first rows for numerical accuracy."""
 
     def __init__(self, width: int) -> None:
         self.width, self.rows = width, 0
@@ -57,7 +58,7 @@ class Accumulator:
         self.second = np.zeros((width, width))
 
     def add(self, rows: Array) -> None:
-        """Take in rows [n, C]."""
+        """Add rows [n, C] to the sums."""
         if not self.rows:
             self.origin = rows.mean(0, dtype=np.float64)
             self.first, self.second = np.zeros(self.width), np.zeros((self.width, self.width))
@@ -68,34 +69,34 @@ class Accumulator:
         self.rows += len(rows)
 
     def moments(self, channel_ids: Ints) -> Moments:
-        """The moments of all rows."""
+        """Return the moments of all rows."""
         mean = self.first / self.rows
         return Moments(channel_ids, self.second / self.rows - np.outer(mean, mean))
 
 
-def channel_axis(dag: ChannelDag, node: int, mix: KernelBlock) -> tuple[str, int] | None:
-    """The tensor that kernels read and the axis along which its channels lie; None where they lie along several."""
+def channel_axis(dag: ChannelDag, node: int, block: KernelBlock) -> tuple[str, int] | None:
+    """Tensor that a kernel block reads, and its channel axis; None if the channels lie along several axes."""
     proto = dag.model.proto.graph.node[node]
     for name in proto.input:
         channel_ids = dag.channel_ids.get(name)
-        if channel_ids is not None and np.isin(mix.sources, channel_ids).all():
-            axis = mix.axis % channel_ids.ndim
-            along = channel_ids.shape[axis] == mix.sources.size or channel_ids.size == 1
-            return (name, axis) if along and dag.shapes[name][axis] == mix.sources.size else None
+        if channel_ids is not None and np.isin(block.sources, channel_ids).all():
+            axis = block.axis % channel_ids.ndim
+            along = channel_ids.shape[axis] == block.sources.size or channel_ids.size == 1
+            return (name, axis) if along and dag.shapes[name][axis] == block.sources.size else None
     return None
 
 
 def summed_axis(dag: ChannelDag, node: int, reduction: Reduction) -> tuple[str, int]:
-    """The tensor whose channels are added up and the axis along which they lie; -1 where they lie along several."""
+    """Tensor whose channels are summed, and its channel axis; -1 if the channels lie along several axes."""
     axes = varied(reduction.channel_ids)
     return dag.model.proto.graph.node[node].input[reduction.slot], axes[0] if len(axes) == 1 else -1
 
 
 def rows_of(value: Array, axis: int, channels: ChannelIds) -> Array:
-    """The rows [n, C] of a tensor whose positions on an axis belong to these channels [size], C of them distinct.
+    """Rows [n, C] of a tensor whose positions along an axis belong to ``channels`` [size], C of them distinct.
 
-    Where a channel stands on several positions there is one row for each; where not all stand equally often, their
-    mean.
+    A channel at several positions gives one row per position; if the counts differ between channels, positions are
+    averaged instead.
     """
     flat = np.moveaxis(np.asarray(value, np.float32), axis, -1).reshape(-1, value.shape[axis])
     unique, inverse, counts = np.unique(channels, return_inverse=True, return_counts=True)
@@ -109,9 +110,9 @@ def rows_of(value: Array, axis: int, channels: ChannelIds) -> Array:
 
 
 def by_label(kernels: Array, sources: ChannelIds) -> Floats | None:
-    """Kernels [O, I, *k] that read ``sources`` [I] as [O, C, taps], C being the distinct channels.
+    """Kernels [O, I, *k] of the inputs ``sources`` [I], regrouped by distinct channel as [O, C, taps].
 
-    Those of a channel that stands on several places are its taps; None where not all stand on equally many.
+    The kernels of a channel at several positions become its taps; None if channels differ in their number of positions.
     """
     flat = np.asarray(kernels, np.float64).reshape(*kernels.shape[:2], -1)
     _, inverse, counts = np.unique(sources, return_inverse=True, return_counts=True)
@@ -123,45 +124,45 @@ def by_label(kernels: Array, sources: ChannelIds) -> Floats | None:
 def measure(
     dag: ChannelDag, feeds: Iterable[Feed], count: int, told: Callable[[float], None] = lambda _: None
 ) -> Statistics:
-    """Run a network on inputs and take the moments of all channels that kernels read.
+    """Run a network on inputs and measure the moments of all channels that kernels read.
 
     Args:
         dag: the network.
         feeds: its inputs.
-        count: how many feeds there are, by which rows are thinned out.
-        told: is told what share of the inputs is done (0 to 1).
+        count: number of feeds, which sets how far rows are thinned out.
+        told: called with the fraction of inputs processed (0 to 1).
 
     Raises:
-        DataError: the network cannot be run on these inputs, or puts out values that are not finite.
+        DataError: the network cannot be run on these inputs, or computes values that are not finite.
     """
-    spots = places(dag)
-    sums = {place: Accumulator(np.unique(channels).size) for place, channels in spots.items()}
-    added = {name: _Spread(dag.channel_ids[name]) for name in _added(dag)}
-    names = [*dict.fromkeys(name for name, _ in spots), *added]
+    places_read = places(dag)
+    sums = {place: Accumulator(np.unique(channels).size) for place, channels in places_read.items()}
+    operands = {name: _VarianceSums(dag.channel_ids[name]) for name in _addition_operands(dag)}
+    names = [*dict.fromkeys(name for name, _ in places_read), *operands]
     try:
-        for done, found in enumerate(watched(dag.model.proto, names, feeds, dag.model.libraries), 1):
-            for (name, axis), channels in spots.items():
-                sums[name, axis].add(_thinned(rows_of(found[name], axis, channels), ENOUGH // max(count, 1)))
-            for name, spread in added.items():
-                spread.add(found[name])
+        for done, values in enumerate(watched(dag.model.proto, names, feeds, dag.model.libraries), 1):
+            for (name, axis), channels in places_read.items():
+                sums[name, axis].add(_thin_rows(rows_of(values[name], axis, channels), ENOUGH // max(count, 1)))
+            for name, spread in operands.items():
+                spread.add(values[name])
             told(min(done / max(count, 1), 1.0))
     except RunFailed as error:
         raise DataError(f"{dag.model.path}: the model cannot be run on the calibration data: {error}") from error
     variance = np.full(dag.count, np.nan)
-    for spread in added.values():
+    for spread in operands.values():
         variance[spread.unique] = spread.variance()
-    read = {place: sums[place].moments(np.unique(channels)) for place, channels in spots.items()}
-    _check(read)
+    read = {place: sums[place].moments(np.unique(channels)) for place, channels in places_read.items()}
+    _check_finite(read)
     return Statistics(read, variance)
 
 
-def _thinned(rows: Array, most: int) -> Array:
-    """About ``most`` rows at equal distances; a step without common factors spreads them over an image."""
+def _thin_rows(rows: Array, most: int) -> Array:
+    """About ``most`` rows at a constant stride, odd so that the rows spread over the columns of an image."""
     step = len(rows) // max(most, 1)
     return rows if step < THIN else rows[:: step + 1 - step % 2]
 
 
-def _check(read: Mapping[tuple[str, int], Moments]) -> None:
+def _check_finite(read: Mapping[tuple[str, int], Moments]) -> None:
     for (name, _), moments in read.items():
         if not np.isfinite(moments.covariance).all():
             raise DataError(
@@ -171,28 +172,28 @@ def _check(read: Mapping[tuple[str, int], Moments]) -> None:
 
 
 def places(dag: ChannelDag) -> dict[tuple[str, int], ChannelIds]:
-    """Tensors that kernels read, with the channel of each position along the axis."""
-    found: dict[tuple[str, int], ChannelIds] = {}
-    for node, mix in dag.kernel_blocks:
-        place = channel_axis(dag, node, mix) if mix.inward is not None else None
-        if place is not None and np.unique(mix.sources).size > 1:
-            found[place] = mix.sources.reshape(-1)
+    """Tensors that kernels read, by (tensor, axis), with the channel of each position along the axis."""
+    axes: dict[tuple[str, int], ChannelIds] = {}
+    for node, block in dag.kernel_blocks:
+        place = channel_axis(dag, node, block) if block.inward is not None else None
+        if place is not None and np.unique(block.sources).size > 1:
+            axes[place] = block.sources.reshape(-1)
     for node, reduction, _ in dag.sums:
         name, axis = summed_axis(dag, node, reduction)
         if axis >= 0:
-            found.setdefault((name, axis), reduction.channel_ids.reshape(-1))
-    return found
+            axes.setdefault((name, axis), reduction.channel_ids.reshape(-1))
+    return axes
 
 
-def _added(dag: ChannelDag) -> list[str]:
-    """Computed operands of additions."""
+def _addition_operands(dag: ChannelDag) -> list[str]:
+    """Names of the computed operands of additions."""
     nodes = dag.model.proto.graph.node
     adding = {node for node, _ in dag.fixed_edges if nodes[node].op_type in ADDING}
     return list(dict.fromkeys(name for node in sorted(adding) for name in nodes[node].input if name in dag.channel_ids))
 
 
-class _Spread:
-    """Sums for the variance of each channel of a tensor with any layout of labels."""
+class _VarianceSums:
+    """Sums for the variance of each channel of a tensor with any channel layout."""
 
     def __init__(self, channel_ids: ChannelIds) -> None:
         self.shape = channel_ids.shape
@@ -202,7 +203,7 @@ class _Spread:
         self.origin: Floats | None = None
 
     def add(self, value: Array) -> None:
-        """Take in one run."""
+        """Add the values of one run."""
         axes = tuple(k for k, size in enumerate(self.shape) if size == 1)
         wide = np.asarray(value, np.float64)
         each = wide.size / self.inverse.size

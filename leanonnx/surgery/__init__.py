@@ -1,1 +1,1 @@
-"""Keep set → patch → model, and the plan that tells of it."""
+"""Surgery: keep set → patch → model, and the plan that records it."""

@@ -1,7 +1,7 @@
-"""Patch → model: slice every constant, rewrite attributes and shapes, leave out what is dead.
+"""Apply a patch to a model: slice constants, rewrite attributes and shapes, remove dead nodes.
 
-The edit is made on a copy of the protobuf in one go, so that whatever the patch does not name (metadata, doc
-strings, quantisation annotations, names) stays as it was.
+The patch is applied to a copy of the protobuf in one pass, so everything that it does not name (metadata, doc
+strings, quantisation annotations, names) is preserved.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from leanonnx.surgery.patch import InputSlot, Maker, Masking, Patch
 
 HALF = {np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)) for kind in HALVES}
 WHERE = 9
-"""Operator set that brought the operator Where."""
+"""Operator set that introduced the operator Where."""
 
 
 def apply(model: Model, patch: Patch) -> onnx.ModelProto:
-    """Carry out a patch on a copy of the model.
+    """Apply a patch to a copy of the model.
 
     Raises:
-        ValueError: the patch does not fit the model: it names a node that is not there, or puts an array of another
-            type or rank in the place of a constant.
+        ValueError: the patch does not fit the model: it names a node that does not exist, or replaces a constant by an
+            array of another type or rank.
     """
-    return _Operation(model, patch).result()
+    return _PatchApplication(model, patch).result()
 
 
-class _Operation:
-    """One application of a patch: nodes are copied and edited, constants replaced or cloned, the dead left out."""
+class _PatchApplication:
+    """One application of a patch: copies and edits nodes, replaces or clones constants, drops dead nodes."""
 
     def __init__(self, model: Model, patch: Patch) -> None:
         self.model, self.patch, self.types = model, patch, Types(model.proto)
@@ -50,17 +50,17 @@ class _Operation:
         self.added: dict[str, Maker] = {}
         self.reads: dict[InputSlot, str] = {}
         self._assign()
-        self.nodes = self._edited_nodes()
+        self.nodes = self._edit_nodes()
 
     def _assign(self) -> None:
-        """Give each changed constant a name: its own where every reader agrees, else a clone."""
-        readers = self.model.use_counts
+        """Assign each changed constant a name: its own if all consumers need the same value, else that of a clone."""
+        use_counts = self.model.use_counts
         wanted: dict[str, list[InputSlot]] = {}
         for place in self.patch.constants:
             wanted.setdefault(self._holder(place), []).append(place)
         for name, places in wanted.items():
-            taken = not name or len(places) < readers.get(name, 0)
-            for group in self._alike(places):
+            taken = not name or len(places) < use_counts.get(name, 0)
+            for group in self._equal_slots(places):
                 if taken:
                     stem = name or f"{self.model.proto.graph.node[group[0][0]].output[0]}_constant"
                     clone = fresh_name(self.names, stem)
@@ -70,8 +70,8 @@ class _Operation:
                     self.replaced[name] = self.patch.constants[group[0]]
                     taken = True
 
-    def _alike(self, places: list[InputSlot]) -> list[list[InputSlot]]:
-        """Places that get equal arrays, together."""
+    def _equal_slots(self, places: list[InputSlot]) -> list[list[InputSlot]]:
+        """Group the input slots that get equal arrays."""
         if len(places) == 1:
             return [places]
         groups: dict[bytes, list[InputSlot]] = {}
@@ -84,7 +84,7 @@ class _Operation:
         name = inputs[place[1]] if place[1] < len(inputs) else ""
         return self.model.origins.get(name, name)
 
-    def _edited_nodes(self) -> list[onnx.NodeProto]:
+    def _edit_nodes(self) -> list[onnx.NodeProto]:
         nodes: list[onnx.NodeProto] = []
         for index, original in enumerate(self.model.proto.graph.node):
             node = onnx.NodeProto()
@@ -112,9 +112,9 @@ class _Operation:
                 node.input.extend([""] * (slot + 1 - len(node.input)))
                 node.input[slot] = self.reads[place]
             elif place in self.patch.entries:
-                node.input[slot] = self._overlay(node.input[slot], self.patch.entries[place], helpers)
+                node.input[slot] = self._replace_entries(node.input[slot], self.patch.entries[place], helpers)
             elif place in self.patch.masks:
-                node.input[slot] = self._masked(node.input[slot], self.patch.masks[place], helpers)
+                node.input[slot] = self._mask_tensor(node.input[slot], self.patch.masks[place], helpers)
             else:
                 node.input[slot] = self._gather(node.input[slot], self.patch.picks[place], helpers)
         for slot in reversed(dropped):
@@ -126,11 +126,11 @@ class _Operation:
         for slot, name in enumerate(node.output):
             if (index, slot) in self.patch.outputs:
                 node.output[slot] = fresh_name(self.names, name)
-                self._overlay(node.output[slot], self.patch.outputs[index, slot], helpers)
+                self._replace_entries(node.output[slot], self.patch.outputs[index, slot], helpers)
                 helpers[-1].output[0] = name
             elif (index, slot) in self.patch.scales:
                 node.output[slot] = fresh_name(self.names, name)
-                self._scaled(node.output[slot], self.patch.scales[index, slot], name, helpers)
+                self._scale_tensor(node.output[slot], self.patch.scales[index, slot], name, helpers)
                 helpers[-1].output[0] = name
             elif name in self.patch.gathers:
                 run, indices = self.patch.gathers[name]
@@ -143,11 +143,11 @@ class _Operation:
                 node.output[slot] = fresh_name(self.names, name)
         return helpers
 
-    def _overlay(self, vector: str, change: ShapeEdit, helpers: list[onnx.NodeProto]) -> str:
-        """New entries of a computed integer vector.
+    def _replace_entries(self, vector: str, change: ShapeEdit, helpers: list[onnx.NodeProto]) -> str:
+        """Replace entries of a computed integer vector; returns the name of the result.
 
-        1. Sizes of axes are scaled by a fraction, so that they follow the axes that the model leaves free.
-        2. All other entries are replaced by numbers, through a Where.
+        1. Axis sizes are scaled by a fraction, so that they follow the axes that the model leaves free.
+        2. All other entries are replaced by constants, through a Where.
         """
         scaled = {k: Fraction(value, change.before[k]) for k, value in change.values.items() if change.before.get(k)}
         for op, numbers in (
@@ -155,50 +155,52 @@ class _Operation:
             ("Div", {k: share.denominator for k, share in scaled.items()}),
         ):
             if any(number != 1 for number in numbers.values()):
-                factors = _entries(change, numbers, 1)
-                vector = self._added(op, [vector, self._constant(factors, f"{vector}_{op.lower()}")], vector, helpers)
+                factors = _entry_vector(change, numbers, 1)
+                vector = self._add_node(
+                    op, [vector, self._constant(factors, f"{vector}_{op.lower()}")], vector, helpers
+                )
         values = {k: value for k, value in change.values.items() if k not in scaled}
         if values:
-            mask = _entries(change, dict.fromkeys(values, 1), 0).astype(bool)
+            mask = _entry_vector(change, dict.fromkeys(values, 1), 0).astype(bool)
             inputs = [self._constant(mask, f"{vector}_mask")]
-            inputs += [self._constant(_entries(change, values, 0), f"{vector}_sizes"), vector]
-            vector = self._added("Where", inputs, vector, helpers)
+            inputs += [self._constant(_entry_vector(change, values, 0), f"{vector}_sizes"), vector]
+            vector = self._add_node("Where", inputs, vector, helpers)
         return vector
 
-    def _added(self, op: str, inputs: list[str], stem: str, helpers: list[onnx.NodeProto], **attributes: Any) -> str:
-        """A new node; the name of its output."""
+    def _add_node(self, op: str, inputs: list[str], stem: str, helpers: list[onnx.NodeProto], **attributes: Any) -> str:
+        """Add a node; returns the name of its output."""
         output = fresh_name(self.names, stem)
         helpers.append(onnx.helper.make_node(op, inputs, [output], name=output, **attributes))
         return output
 
-    def _masked(self, tensor: str, masking: Masking, helpers: list[onnx.NodeProto]) -> str:
-        """A tensor with zeros in place of what a mask leaves out; NaN and infinity are left out as well."""
+    def _mask_tensor(self, tensor: str, masking: Masking, helpers: list[onnx.NodeProto]) -> str:
+        """Zero the elements of a tensor outside a mask, NaN and infinity included; returns the name of the result."""
         mask = np.asarray(masking.mask)
         if self.model.opset < WHERE:
-            kind = self._kind(tensor) if masking.zero is None else masking.zero.dtype
+            kind = self._dtype_of(tensor) if masking.zero is None else masking.zero.dtype
             factors = self._constant(mask.astype(kind), f"{tensor}_mask")
-            return self._added("Mul", [tensor, factors], tensor, helpers)
+            return self._add_node("Mul", [tensor, factors], tensor, helpers)
         stem = f"{tensor}_zero"
-        zero = self._number(0.0, tensor, stem) if masking.zero is None else self._constant(masking.zero, stem)
-        return self._added("Where", [self._constant(mask, f"{tensor}_mask"), tensor, zero], tensor, helpers)
+        zero = self._scalar(0.0, tensor, stem) if masking.zero is None else self._constant(masking.zero, stem)
+        return self._add_node("Where", [self._constant(mask, f"{tensor}_mask"), tensor, zero], tensor, helpers)
 
-    def _scaled(self, tensor: str, factor: float, like: str, helpers: list[onnx.NodeProto]) -> str:
-        """A tensor multiplied by a number, which half precision would not hold: there float32 is taken for it."""
-        kind = self._kind(like)
+    def _scale_tensor(self, tensor: str, factor: float, like: str, helpers: list[onnx.NodeProto]) -> str:
+        """Multiply a tensor by a number, in float32 for half precision, which may not represent it."""
+        kind = self._dtype_of(like)
         if kind not in HALF:
-            return self._added("Mul", [tensor, self._number(factor, like, f"{like}_scale")], tensor, helpers)
-        wide = self._added("Cast", [tensor], tensor, helpers, to=onnx.TensorProto.FLOAT)
+            return self._add_node("Mul", [tensor, self._scalar(factor, like, f"{like}_scale")], tensor, helpers)
+        wide = self._add_node("Cast", [tensor], tensor, helpers, to=onnx.TensorProto.FLOAT)
         number = self._constant(np.asarray(factor, np.float32), f"{like}_scale")
-        wide = self._added("Mul", [wide, number], tensor, helpers)
-        return self._added("Cast", [wide], tensor, helpers, to=onnx.helper.np_dtype_to_tensor_dtype(kind))
+        wide = self._add_node("Mul", [wide, number], tensor, helpers)
+        return self._add_node("Cast", [wide], tensor, helpers, to=onnx.helper.np_dtype_to_tensor_dtype(kind))
 
-    def _number(self, value: float, like: str, stem: str) -> str:
-        """A constant of the element type of a tensor."""
-        return self._constant(np.asarray(value).astype(self._kind(like)), stem)
+    def _scalar(self, value: float, like: str, stem: str) -> str:
+        """Add a scalar constant of the element type of ``like``; returns its name."""
+        return self._constant(np.asarray(value).astype(self._dtype_of(like)), stem)
 
-    def _kind(self, tensor: str) -> np.dtype[Any]:
-        found = self.types.found.get(tensor)
-        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(found.elem_type if found else onnx.TensorProto.FLOAT))
+    def _dtype_of(self, tensor: str) -> np.dtype[Any]:
+        known = self.types.found.get(tensor)
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(known.elem_type if known else onnx.TensorProto.FLOAT))
 
     def _gather(self, tensor: str, pick: Select, helpers: list[onnx.NodeProto]) -> str:
         output = fresh_name(self.names, tensor)
@@ -212,7 +214,7 @@ class _Operation:
         return name
 
     def result(self) -> onnx.ModelProto:
-        """The edited model; nodes that no output needs are left out, with their constants."""
+        """Return the edited model without the nodes and constants that no output needs."""
         source = self.model.proto
         dead = unneeded(self.nodes, source.graph)
         nodes = [node for node in self.nodes if not dead.issuperset(n for n in node.output if n)]
@@ -226,12 +228,12 @@ class _Operation:
         return result
 
     def _fill_constants(self, graph: onnx.GraphProto) -> None:
-        """Initializers, and the graph inputs that list them, with their new shapes."""
+        """Add the initializers, and the graph inputs that list them, with their new shapes."""
         source = self.model.proto.graph
         read = {name for node in graph.node for name in [*node.input, *captured(node)]}
         read |= {value.name for value in graph.output}
-        before = {name for node in source.node for name in [*node.input, *captured(node)]}
-        kept = {t.name for t in source.initializer if t.name in read or t.name not in before}
+        read_before = {name for node in source.node for name in [*node.input, *captured(node)]}
+        kept = {t.name for t in source.initializer if t.name in read or t.name not in read_before}
         for tensor in source.initializer:
             if tensor.name in kept:
                 graph.initializer.append(
@@ -241,37 +243,37 @@ class _Operation:
         sizes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
         for value in source.input:
             if value.name in kept or value.name not in names:
-                graph.input.append(_resized(value, sizes.get(value.name)))
-        held = set(self.model.holders)
-        computed = {name: make for name, make in self.replaced.items() if name not in held}
+                graph.input.append(_resize_input(value, sizes.get(value.name)))
+        initial = set(self.model.holders)
+        computed = {name: make for name, make in self.replaced.items() if name not in initial}
         for name, make in sorted({**self.added, **computed}.items()):
             if name in read:
                 graph.initializer.append(_tensor(make(), name))
                 if self.model.proto.ir_version < FREE_INITIALIZERS:
-                    graph.input.append(_declared(graph.initializer[-1]))
+                    graph.input.append(_input_for(graph.initializer[-1]))
 
 
-def _entries(change: ShapeEdit, values: Mapping[int, int], other: int) -> Array:
-    """A vector of these values, and of ``other`` in all other places."""
+def _entry_vector(change: ShapeEdit, values: Mapping[int, int], other: int) -> Array:
+    """Vector of the entries ``values``, and ``other`` everywhere else."""
     vector = np.full(change.size, other, np.int64)
     vector[list(values)] = list(values.values())
     return vector
 
 
-def _declared(tensor: onnx.TensorProto) -> onnx.ValueInfoProto:
-    """A graph input that lists an initializer."""
+def _input_for(tensor: onnx.TensorProto) -> onnx.ValueInfoProto:
+    """Graph input that lists an initializer."""
     return onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
 
 
 def _fingerprint(array: Array) -> bytes:
-    """Equal for equal arrays."""
+    """Hash of shape, type and content: equal for equal arrays."""
     digest = hashlib.sha256(repr((array.shape, array.dtype.str)).encode())
     digest.update(np.ascontiguousarray(array).data if array.dtype.kind in "fiub" else array.tobytes())
     return digest.digest()
 
 
 def _all_names(graph: onnx.GraphProto) -> set[str]:
-    """Every value name of a graph and its subgraphs."""
+    """All value names of a graph and its subgraphs."""
     names: set[str] = set()
     for part in graphs(graph):
         names |= {t.name for t in part.initializer} | {v.name for v in [*part.input, *part.output]}
@@ -290,23 +292,23 @@ def _set_attributes(node: onnx.NodeProto, changes: Any) -> None:
 
 
 def _check_nodes(patch: Patch, count: int) -> None:
-    """Refuse a patch that names nodes which are not there."""
+    """Reject a patch that names nodes which do not exist."""
     places = (*patch.constants, *patch.entries, *patch.outputs, *patch.picks, *patch.scales, *patch.masks)
     strange = ({node for node, _ in places} | set(patch.attributes)) - set(range(count))
     if strange:
-        raise ValueError(f"patch of nodes {sorted(strange)}, where there are {count}")
+        raise ValueError(f"the patch names nodes {sorted(strange)}, but the model has {count} nodes")
 
 
 def _check_fits(array: Array, like: onnx.TensorProto) -> None:
-    """Refuse an array that cannot stand in place of a constant: axes shrink, only one number may become several."""
+    """Reject an array that cannot replace a constant: axes may only shrink, except that size 1 may grow."""
     kind, sizes = onnx.helper.tensor_dtype_to_np_dtype(like.data_type), list(like.dims)
     fits = array.ndim == len(sizes) and all(n <= size or size == 1 for n, size in zip(array.shape, sizes, strict=True))
     if array.dtype != kind or not (fits or not sizes):
-        raise ValueError(f"patch of '{like.name}': {array.dtype} {list(array.shape)} in place of {kind} {sizes}")
+        raise ValueError(f"patch of '{like.name}': got {array.dtype} {list(array.shape)}, expected {kind} {sizes}")
 
 
 def _tensor(array: Array, like: onnx.TensorProto | str) -> onnx.TensorProto:
-    """A tensor named and typed as another, or under a name alone."""
+    """Tensor of an array, with the name and type of ``like``, or with ``like`` as its name."""
     if isinstance(like, str):
         return numpy_helper.from_array(np.asarray(array, order="C"), like)
     _check_fits(array, like)
@@ -316,8 +318,8 @@ def _tensor(array: Array, like: onnx.TensorProto | str) -> onnx.TensorProto:
     return tensor
 
 
-def _resized(value: onnx.ValueInfoProto, sizes: list[int] | None) -> onnx.ValueInfoProto:
-    """A graph input that lists an initializer, with the initializer's new shape."""
+def _resize_input(value: onnx.ValueInfoProto, sizes: list[int] | None) -> onnx.ValueInfoProto:
+    """Copy of a graph input that lists an initializer, with the initializer's new shape."""
     result = onnx.ValueInfoProto()
     result.CopyFrom(value)
     if sizes is not None:

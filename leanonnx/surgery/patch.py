@@ -1,7 +1,7 @@
-"""Keep set → patch: what surgery changes, as a value.
+"""Derive a patch, the edits of a surgery as a value, from a keep set.
 
-The patch that removes dead channels and the patch that merely masks them (the reference of the proof) are made
-from the same labels.
+The patch that removes channels and the patch that only masks them (the reference of the proof) are derived from
+the same channel ids.
 """
 
 from __future__ import annotations
@@ -35,15 +35,14 @@ ZERO_POINTS = {
     ("MatMulInteger", 0): (2, -2),
     ("MatMulInteger", 1): (3, -1),
 }
-"""Operators and the slots in which they read a quantised weight: the slot of its zero point, and the axis that a vector
-of them belongs to."""
+"""(operator, slot of a quantised weight) → (slot of its zero point, axis of the weight that a vector of them spans)."""
 
 
 @dataclass(frozen=True)
 class Masking:
-    """Which elements of a computed tensor to read, and what stands in place of the others; both broadcast to it.
+    """Elements of a computed tensor to read (``mask``) and the replacement for all others; both broadcast to it.
 
-    None: zeros of its type.
+    ``zero`` None: zeros of its type.
     """
 
     mask: Mask
@@ -52,16 +51,16 @@ class Masking:
 
 @dataclass(frozen=True)
 class Patch:
-    """What surgery changes.
+    """The edits of a surgery.
 
-    constants: (node, input slot) → makes the constant to read there, when it is needed.
-    entries: (node, slot) → new entries of a computed integer vector; ``outputs`` likewise for a node's output.
-    picks: (node, slot) → which positions of a computed tensor to read.
-    scales: (node, output slot) → what the output is multiplied by.
-    masks: (node, input slot) → which elements of a computed tensor are read, zeros in place of the others.
+    constants: (node, input slot) → function that makes the constant to read there.
+    entries: (node, input slot) → new entries of a computed integer vector; ``outputs`` likewise for a node's output.
+    picks: (node, input slot) → positions of a computed tensor to read.
+    scales: (node, output slot) → factor of the output.
+    masks: (node, input slot) → elements of a computed tensor to read, with zeros for the others.
     attributes: node → attribute → new value (None: removed).
     gathers: tensor → the run of movements that one Gather replaces, with the new indices.
-    shrunk: tensors that lose channels; their recorded shapes hold no more.
+    shrunk: tensors that lose channels, whose recorded shapes become invalid.
     """
 
     constants: Mapping[InputSlot, Maker] = field(default_factory=dict)
@@ -76,9 +75,13 @@ class Patch:
 
 
 def plan_patch(dag: ChannelDag, alive: Mask) -> Patch:
-    """The patch that removes every label that is not alive."""
+    """Return the patch that removes every channel that is not alive.
+
+    Raises:
+        ProofFailed: a node's edit depends on a size that the model leaves free.
+    """
     constants: dict[InputSlot, Maker] = {
-        (use.node, use.slot): partial(sliced, dag, use, alive) for use in dag.uses if _cuts(use, alive)
+        (use.node, use.slot): partial(sliced, dag, use, alive) for use in dag.uses if _is_cut(use, alive)
     }
     entries: dict[InputSlot, ShapeEdit] = {}
     outputs: dict[InputSlot, ShapeEdit] = {}
@@ -86,7 +89,7 @@ def plan_patch(dag: ChannelDag, alive: Mask) -> Patch:
     scales: dict[InputSlot, float] = {}
     attributes: dict[int, Mapping[str, Attribute]] = {}
     shrunk = frozenset(name for name, channel_ids in dag.channel_ids.items() if not alive[channel_ids].all())
-    touched = _touched(dag, shrunk)
+    touched = _affected_nodes(dag, shrunk)
     for node in dag.rewrites:
         if node not in touched:
             continue
@@ -94,35 +97,35 @@ def plan_patch(dag: ChannelDag, alive: Mask) -> Patch:
         if edit is None:
             named = title(dag.model.proto.graph.node[node])
             raise ProofFailed(
-                f"{named}: what it becomes without the channels depends on a size that the model leaves free; "
+                f"{named}: its edit for the removed channels depends on a size that the model leaves free; "
                 "nothing written; export the model with fixed input sizes"
             )
         attributes[node] = edit.attributes
         scales |= {(node, k): scale for k, scale in edit.scales.items() if scale != 1}
         names = dag.model.proto.graph.node[node].output
         for k, sizes in edit.outputs.items():
-            if changes := _changed(sizes):
-                outputs[node, k] = _sized(dag, names[k], changes)
+            if changes := _drop_unchanged(sizes):
+                outputs[node, k] = _with_size(dag, names[k], changes)
         for slot, change in edit.inputs.items():
             if isinstance(change, Select):
                 picks[node, slot] = change
             elif not isinstance(change, ShapeEdit):
                 constants[node, slot] = partial(np.asarray, change)
-            elif changes := _changed(change):
-                _enter(dag, (node, slot), changes, constants, entries)
+            elif changes := _drop_unchanged(change):
+                _record_edit(dag, (node, slot), changes, constants, entries)
     return Patch(
         constants, entries, outputs, picks, scales, attributes=attributes, gathers=_gathers(dag, alive), shrunk=shrunk
     )
 
 
-def _changed(change: ShapeEdit) -> ShapeEdit | None:
-    """Entries without the sizes that stay what they are; None where nothing is left."""
+def _drop_unchanged(change: ShapeEdit) -> ShapeEdit | None:
+    """Drop the entries that keep their value; None if no entry is left."""
     values = {k: value for k, value in change.values.items() if change.before.get(k) != value}
     return replace(change, values=values) if values else None
 
 
-def _touched(dag: ChannelDag, shrunk: Set[str]) -> set[int]:
-    """Nodes that read or put out a tensor that loses channels, or lie behind a constant that is cut."""
+def _affected_nodes(dag: ChannelDag, shrunk: Set[str]) -> set[int]:
+    """Nodes that read or output a tensor that loses channels, or whose outputs have no channels."""
     nodes = dag.model.proto.graph.node
     known = set(dag.channel_ids)
     return {
@@ -132,35 +135,35 @@ def _touched(dag: ChannelDag, shrunk: Set[str]) -> set[int]:
     }
 
 
-def _sized(dag: ChannelDag, name: str, change: ShapeEdit) -> ShapeEdit:
-    """Entries that know the length of the vector they are laid over."""
+def _with_size(dag: ChannelDag, name: str, change: ShapeEdit) -> ShapeEdit:
+    """Set the length of the vector whose entries are edited."""
     return replace(change, size=dag.shapes[name][0])
 
 
-def _enter(
+def _record_edit(
     dag: ChannelDag,
     place: InputSlot,
     change: ShapeEdit,
     constants: dict[InputSlot, Maker],
     entries: dict[InputSlot, ShapeEdit],
 ) -> None:
-    """New entries of a shape vector: written into a constant, or laid over a computed one."""
+    """Record new entries of a shape vector: written into a constant, or replaced in a computed vector."""
     model = dag.model
     name = model.proto.graph.node[place[0]].input[place[1]]
     if name not in model.origins:
-        entries[place] = _sized(dag, name, change)
+        entries[place] = _with_size(dag, name, change)
         return
     vector = np.array(constants[place]() if place in constants else model.constant(name))
     vector[list(change.values)] = list(change.values.values())
     constants[place] = partial(np.asarray, vector)
 
 
-def _cuts(use: ConstantUse, alive: Mask) -> bool:
+def _is_cut(use: ConstantUse, alive: Mask) -> bool:
     return not all(alive[factor].all() for factor in use.factors)
 
 
 def sliced(dag: ChannelDag, use: ConstantUse, alive: Mask) -> Array:
-    """The constant of one use with its dead elements cut out."""
+    """Return the constant of one use without its removed elements."""
     array = constant_of(dag, use)
     for axis, index in enumerate(kept_indices(use, array.shape, alive)):
         if index is not None:
@@ -169,67 +172,67 @@ def sliced(dag: ChannelDag, use: ConstantUse, alive: Mask) -> Array:
 
 
 def constant_of(dag: ChannelDag, use: ConstantUse) -> Array:
-    """The whole constant of one use."""
+    """Return the whole constant of one use."""
     return use.computed if use.computed is not None else dag.model.constant(use.constant)
 
 
 def kept_indices(use: ConstantUse, shape: tuple[int, ...], alive: Mask) -> list[NDArray[np.int64] | None]:
-    """Surviving indices on each axis of a constant; None where all survive."""
+    """Kept indices on each axis of a constant; None for an axis that is kept whole."""
     rank = len(shape)
     masks = [alive[f].reshape((1,) * (rank - f.ndim) + f.shape) for f in use.factors]
-    found: list[NDArray[np.int64] | None] = []
+    indices: list[NDArray[np.int64] | None] = []
     for axis in range(rank):
         line = np.ones(1, bool)
         for mask in masks:
             line = line & projection(mask, axis)
-        found.append(None if line.all() else np.flatnonzero(np.broadcast_to(line, shape[axis])))
-    return found
+        indices.append(None if line.all() else np.flatnonzero(np.broadcast_to(line, shape[axis])))
+    return indices
 
 
 def masking_patch(dag: ChannelDag, alive: Mask) -> Patch:
-    """The patch that zeroes, in the untouched network ``dag.model.as_read``, what the consumers read of dead channels.
+    """Return the patch that zeroes removed channels in their consumers, for the unmodified network ``model.as_read``.
 
-    Consumers are the kernels that read them, whose weights are zeroed, and what takes channels together, which is given
-    zeros to read.  Constants are masked where they are held, and what the network computes from constants behind that:
-    no value that was folded goes into it.
+    Kernels that read them get zero weights; reductions over channels read zeros in their place.  Stored constants are
+    masked themselves, weights that the network computes from constants are masked after that computation: no folded
+    value enters the patch.
     """
     original, nodes = dag.model.as_read, dag.model.proto.graph.node
 
-    def there(node: int) -> int:
+    def original_node(node: int) -> int:
         return original.producers[next(name for name in nodes[node].output if name)]
 
     constants: dict[InputSlot, Maker] = {}
     masks: dict[InputSlot, Masking] = {
-        (there(node), found.slot): Masking(alive[found.channel_ids])
+        (original_node(node), reduction.slot): Masking(alive[reduction.channel_ids])
         for node, reductions in dag.reductions.items()
-        for found in reductions
-        if not alive[found.channel_ids].all()
+        for reduction in reductions
+        if not alive[reduction.channel_ids].all()
     }
     for use in dag.uses:
         if use.inward is None or alive[use.inward].all():
             continue
-        place = (there(use.node), use.slot)
+        place = (original_node(use.node), use.slot)
         if original.proto.graph.node[place[0]].input[use.slot] in original.origins:
-            constants[place] = partial(_masked, dag, use, alive)
+            constants[place] = partial(_mask_weight, dag, use, alive)
         else:
             masks[place] = Masking(alive[use.inward], _zero(dag, use, constant_of(dag, use)))
     return Patch(constants, masks=masks)
 
 
-def _masked(dag: ChannelDag, use: ConstantUse, alive: Mask) -> Array:
-    """A weight with zero kernels on dead input channels (for quantised weights: the zero point)."""
+def _mask_weight(dag: ChannelDag, use: ConstantUse, alive: Mask) -> Array:
+    """Weight with zero kernels on removed input channels (for quantised weights: the zero point)."""
     array = constant_of(dag, use)
     assert use.inward is not None
     return np.where(alive[use.inward], array, _zero(dag, use, array)).astype(array.dtype)
 
 
 def _zero(dag: ChannelDag, use: ConstantUse, array: Array) -> Array:
-    """What stands for zero in a weight, broadcastable to it."""
+    """Zero of a weight, broadcastable to it; the zero point of an integer weight."""
     return _zero_point(dag.model, use, array) if is_integer(array) else np.zeros((), array.dtype)
 
 
 def _zero_point(model: Model, use: ConstantUse, array: Array) -> Array:
-    """The integer that stands for zero, broadcastable to the weight."""
+    """Zero point of a quantised weight, broadcastable to it."""
     node = model.proto.graph.node[use.node]
     slot, axis = ZERO_POINTS.get((node.op_type, use.slot), (len(node.input), 0))
     if slot >= len(node.input) or not node.input[slot]:
@@ -242,8 +245,8 @@ def _zero_point(model: Model, use: ConstantUse, array: Array) -> Array:
 
 
 def _gathers(dag: ChannelDag, alive: Mask) -> dict[str, tuple[OperatorRun, Array]]:
-    """Tensors whose run of movements no longer keeps a product of index sets."""
-    found: dict[str, tuple[OperatorRun, Array]] = {}
+    """Tensors whose kept elements no longer form a product of index sets, to be computed by one Gather each."""
+    gathers: dict[str, tuple[OperatorRun, Array]] = {}
     for name, (source, _) in dag.moves.items():
         if len(varied(dag.channel_ids[name])) > 1 or (
             len(varied(dag.channel_ids[source])) <= 1 and name not in dag.gathers
@@ -255,6 +258,6 @@ def _gathers(dag: ChannelDag, alive: Mask) -> dict[str, tuple[OperatorRun, Array
         if name not in dag.gathers and all(is_rectangle(alive[dag.channel_ids[inner]]) for inner in run.inside):
             continue
         position = np.cumsum(alive[dag.channel_ids[run.source]].reshape(-1)) - 1
-        living = alive[np.broadcast_to(dag.channel_ids[name].reshape(-1), run.indices.shape)]
-        found[name] = run, position[run.indices[living]].astype(np.int64)
-    return found
+        kept = alive[np.broadcast_to(dag.channel_ids[name].reshape(-1), run.indices.shape)]
+        gathers[name] = run, position[run.indices[kept]].astype(np.int64)
+    return gathers

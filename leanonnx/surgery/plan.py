@@ -1,9 +1,9 @@
-"""The plan: which channels survive, what was asked and what it was made from, as JSON.
+"""The plan: the kept channels, the options and the digest of the input file, as JSON.
 
 ``tensors[NAME]`` holds the shapes before and after and the kept indices on each axis (null: all), NAME being the
-constant's name in the input file; so anyone can redo the surgery elsewhere, on a PyTorch module say.  Where several
-nodes read a constant and need different slices of it, ``others`` holds the kept indices of the others.  A plan holds no
-weights: ``recovery`` says how the run that made it changed those that were left, null where it changed none.
+constant's name in the input file, so that the surgery can be repeated elsewhere, for example on a PyTorch module.  If
+several nodes read different slices of a constant, ``others`` holds the kept indices of the further slices.  A plan
+contains no weights: ``recovery`` records how the run changed the remaining weights, null if it did not.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from leanonnx.system.outputs import StrPath, check_writable, write_file
 SCHEMA = 1
 AGAIN = "make it again with --plan-out"
 FIELDS = ("schema", "leanonnx", "input_sha256", "options", "tensors")
-"""What every plan holds."""
+"""Fields that every plan has."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The kept indices of every sliced constant, and how weights were changed (None: they were not).
+    """The kept indices of every sliced constant, and how weights were changed (``recovery`` None: they were not).
 
-    ``origin`` is what messages call it, its file where it has one.
+    ``origin`` names the plan in messages: its file, if it has one.
     """
 
     schema: int
@@ -48,28 +48,28 @@ class Plan:
 
     @property
     def exact(self) -> bool:
-        """Whether it holds what ``--exact`` found; it changes weights as well."""
+        """True if the plan is a lossless reduction, which changes weights as well."""
         return bool(self.options.get("exact"))
 
     @property
     def freezes(self) -> bool:
-        """Whether weights that are listed as graph inputs become constants."""
+        """True if weights that are listed as graph inputs become constants."""
         return bool(self.options.get("freeze"))
 
     def row(self, folder: Path | None = None) -> dict[str, Any]:
-        """The plan as plain data; ``folder`` is where it is kept, for the place of a file of weights beside it."""
+        """Return the plan as plain data; a weights file is given relative to ``folder``, that of the plan."""
         row = {name: getattr(self, name) for name in FIELDS}
         return row | {"recovery": None if self.recovery is None else self.recovery.row(folder)}
 
     def text(self, folder: Path | None = None) -> str:
-        """The plan as JSON, the same bytes for the same plan and ``folder``."""
+        """Return the plan as JSON, deterministic for the same plan and ``folder``."""
         return json.dumps(self.row(folder), indent=1, sort_keys=True) + "\n"
 
     def save(self, path: StrPath) -> None:
-        """Write the plan as JSON; the file appears at once, whole.
+        """Write the plan as JSON, atomically.
 
         Raises:
-            OutputError: it cannot be written there.
+            OutputError: the file cannot be written.
         """
         check_writable(None, Path(path))
         write_file(Path(path), self.text(Path(path).parent).encode())
@@ -78,11 +78,14 @@ class Plan:
 def make_plan(
     dag: ChannelDag, alive: Mask, options: Mapping[str, Any], version: str, recovery: Recipe | None = None
 ) -> Plan:
-    """Write down a keep set, and how the weights of what is left were changed."""
-    found: dict[str, dict[tuple[int, int], dict[str, Any]]] = {}
+    """Make the plan of a keep set, with the recipe that changed the remaining weights."""
+    entries: dict[str, dict[tuple[int, int], dict[str, Any]]] = {}
     for use in sorted(dag.uses, key=lambda u: (u.inward is None, u.node, u.slot)):
-        found.setdefault(use.constant, {})[use.node, use.slot] = _entry(dag, use, alive)
-    tensors = {name: _joined([*places.values()], dag.model.use_counts.get(name, 0)) for name, places in found.items()}
+        entries.setdefault(use.constant, {})[use.node, use.slot] = _entry(dag, use, alive)
+    tensors = {
+        name: _combine_entries([*places.values()], dag.model.use_counts.get(name, 0))
+        for name, places in entries.items()
+    }
     return Plan(SCHEMA, version, dag.model.sha256, dict(options), tensors, recovery)
 
 
@@ -93,10 +96,10 @@ def _entry(dag: ChannelDag, use: ConstantUse, alive: Mask) -> dict[str, Any]:
     return {"before": list(shape), "after": after, "kept": [None if k is None else k.tolist() for k in kept]}
 
 
-def _joined(entries: list[dict[str, Any]], readers: int) -> dict[str, Any]:
-    """The entry of a constant, of which some nodes may read another slice and some the whole."""
+def _combine_entries(entries: list[dict[str, Any]], consumers: int) -> dict[str, Any]:
+    """Combine the entries of a constant, of which nodes may read different slices, and some the whole."""
     wanted = [entry["kept"] for entry in entries]
-    if len(entries) < readers:
+    if len(entries) < consumers:
         wanted.append([None] * len(entries[0]["before"]))
     others = [kept for k, kept in enumerate(wanted) if kept not in wanted[:k]][1:]
     return {**entries[0], "others": others} if others else entries[0]
@@ -106,7 +109,7 @@ def load_plan(path: StrPath) -> Plan:
     """Read a plan file.
 
     Raises:
-        PlanError: the file is missing or is no plan.
+        PlanError: the file is missing or not a valid plan.
     """
     try:
         data = json.loads(Path(path).read_text())
@@ -126,7 +129,7 @@ def load_plan(path: StrPath) -> Plan:
 
 
 def replay(dag: ChannelDag, plan: Plan) -> Mask:
-    """The keep set of a plan [labels].
+    """Return the keep mask of a plan [channels].
 
     Raises:
         PlanError: the plan was made for another file, or does not fit this one.
@@ -136,7 +139,7 @@ def replay(dag: ChannelDag, plan: Plan) -> Mask:
     for use in dag.uses:
         entry = plan.tensors.get(use.constant)
         if entry is not None and use.inward is not None:
-            dead[_dropped(use, entry, plan.origin)] = True
+            dead[_removed_channels(use, entry, plan.origin)] = True
     keep = np.ones(int(dag.groups.max()) + 1, bool)
     keep[dag.groups[dead]] = False
     alive = Closure(dag, dag.groups).alive(keep)
@@ -148,10 +151,10 @@ def replay(dag: ChannelDag, plan: Plan) -> Mask:
 
 
 def confirm(dag: ChannelDag, made: Plan, plan: Plan) -> None:
-    """Check that what was found anew is what a plan says.
+    """Check that a newly made plan equals a given one.
 
     Raises:
-        PlanError: the plan was made for another file, or says something else.
+        PlanError: the plan was made for another file, or keeps other channels.
     """
     _check_origin(dag, plan)
     if made.tensors != plan.tensors:
@@ -166,12 +169,14 @@ def _check_origin(dag: ChannelDag, plan: Plan) -> None:
         )
 
 
-def _dropped(use: ConstantUse, entry: Mapping[str, Any], origin: str) -> ChannelIds:
-    """Labels that an entry of the plan removes."""
+def _removed_channels(use: ConstantUse, entry: Mapping[str, Any], origin: str) -> ChannelIds:
+    """Channel ids that an entry of the plan removes."""
     try:
         shape, kept = tuple(entry["before"]), entry["kept"]
-        gone = 0 in entry["after"]  # a layer that died whole says nothing of the channels that it read
-        found = [np.zeros(0, np.int64)]
+        gone = (
+            0 in entry["after"]
+        )  # a layer that is removed whole does not tell which of its input channels are removed
+        removed = [np.zeros(0, np.int64)]
         for factor in use.factors:
             if gone and factor is use.inward:
                 continue
@@ -180,7 +185,7 @@ def _dropped(use: ConstantUse, entry: Mapping[str, Any], origin: str) -> Channel
                 index = kept[axis + len(shape) - factor.ndim]
                 if index is not None:
                     part = np.take(part, np.asarray(index, np.int64), axis)
-            found.append(np.setdiff1d(factor, part))
+            removed.append(np.setdiff1d(factor, part))
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise PlanError(f"{origin}: the entry of '{use.constant}' is broken ({error}); make the plan again") from error
-    return np.concatenate(found)
+    return np.concatenate(removed)

@@ -1,4 +1,4 @@
-"""How a run changed the weights that were left: what a plan records of it, so that they can be had again."""
+"""Recipe of a recovery: the options and files a plan records, so that the changed weights can be reproduced."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 ARRAYS = "arrays"
-"""What data in memory are called."""
+"""Name of calibration data that are arrays in memory."""
 IMAGES = ("mean", "std", "scale", "layout", "size")
-"""Options that say how photographs become tensors."""
+"""Options that control how images become tensors."""
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """The file of changed weights; ``biases`` names the tensor at which each constant that was added is the bias."""
+    """The file of changed weights; ``biases`` maps each added bias constant to the output tensor of its node."""
 
     path: Path
     sha256: str
@@ -26,10 +26,10 @@ class WeightsFile:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The options that changed weights: data by their path as given (None: without data), and what they held.
+    """The options of a recovery: ``calib`` is the path of the data as given (None: without data).
 
-    ``calib_sha256`` is the digest of the samples as they are fed, ``images`` how photographs among them became tensors
-    (None: there were none, or as by default), ``weights`` the file that holds the weights, where one was written.
+    ``calib_sha256`` is the digest of the samples as fed, ``images`` the image options (None: no images, or the
+    defaults), ``weights`` the weights file, if one was written.
     """
 
     calib: str | None
@@ -39,28 +39,28 @@ class Recipe:
     weights: WeightsFile | None = None
 
     def row(self, folder: Path | None) -> dict[str, Any]:
-        """The recipe as plain data, the file of weights by its place as seen from ``folder`` (None: by its name)."""
+        """Return the recipe as plain data; the weights file is given relative to ``folder`` (None: by its name)."""
         row = {"recover": "auto", **asdict(self)}
         if self.weights is not None:
-            file = self.weights.path.name if folder is None else _seen_from(folder, self.weights.path)
+            file = self.weights.path.name if folder is None else _relative_path(folder, self.weights.path)
             row["weights"] = {"file": file, "sha256": self.weights.sha256, "biases": dict(self.weights.biases)}
         return row
 
     def again(self) -> str:
-        """The options that fit the weights anew, as they are typed."""
+        """Return the command-line options that refit the weights."""
         calib = "with the same arrays" if self.calib == ARRAYS else shlex.quote(self.calib or "")
         words = ["--recover auto" if self.calib is None else f"--calib {calib}"]
         if self.images is not None:
             given = [name for name in IMAGES if self.images.get(name) is not None]
-            words += [f"--{name} {_typed(name, self.images)}" for name in given]
+            words += [f"--{name} {_option_text(name, self.images)}" for name in given]
         return " ".join([*words, *([f"--seed {self.seed}"] if self.seed else [])])
 
 
 def read_recipe(row: Mapping[str, Any] | None, folder: Path) -> Recipe | None:
-    """A recipe from plain data; ``folder`` is that of the plan.
+    """Read a recipe from plain data; ``folder`` is that of the plan.
 
     Raises:
-        KeyError, TypeError, ValueError: it is no recipe.
+        KeyError, TypeError, ValueError: the data are not a valid recipe.
     """
     if row is None:
         return None
@@ -70,23 +70,23 @@ def read_recipe(row: Mapping[str, Any] | None, folder: Path) -> Recipe | None:
         biases = {str(name): str(tensor) for name, tensor in file["biases"].items()}
         weights = WeightsFile(Path(os.path.abspath(folder / file["file"])), str(file["sha256"]), biases)
     images = row["images"] if row["images"] is None else dict(row["images"])
-    return Recipe(_text(row["calib"]), _text(row["calib_sha256"]), int(row["seed"]), images, weights)
+    return Recipe(_optional_text(row["calib"]), _optional_text(row["calib_sha256"]), int(row["seed"]), images, weights)
 
 
 def earlier_recipe(options: Mapping[str, Any]) -> Recipe | None:
-    """The recipe of a plan that does not hold one, from its options; what the data held is not known."""
+    """Derive the recipe of an older plan without one from its options; the digest of the data is unknown."""
     calib = options.get("calib")
     return Recipe(str(calib), None, int(options.get("seed", 0))) if calib and options.get("recover") == "auto" else None
 
 
-def _seen_from(folder: Path, path: Path) -> str:
+def _relative_path(folder: Path, path: Path) -> str:
     try:
         return Path(os.path.relpath(path, folder)).as_posix()
     except ValueError:  # on Windows, another drive
         return path.as_posix()
 
 
-def _typed(name: str, images: Mapping[str, Any]) -> str:
+def _option_text(name: str, images: Mapping[str, Any]) -> str:
     value = images[name]
     if name == "layout":
         return f"{value},bgr" if images.get("order") == "bgr" else str(value)
@@ -96,5 +96,5 @@ def _typed(name: str, images: Mapping[str, Any]) -> str:
     )
 
 
-def _text(value: object) -> str | None:
+def _optional_text(value: object) -> str | None:
     return None if value is None else str(value)
