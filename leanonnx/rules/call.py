@@ -19,6 +19,7 @@ from leanonnx.numeric.channel_ids import ChannelIds, Mask, Shape, along, compact
 from leanonnx.rules import advice
 
 TiePairs = tuple[ChannelIds, ChannelIds]
+"""Two arrays of channel ids of one shape: the channels at each position are tied."""
 Attribute = int | float | list[int] | None
 """New value of an attribute; None removes it."""
 
@@ -168,7 +169,9 @@ class Edit:
 
 
 Rewrite = Callable[[KeptChannels], Edit]
+"""Edit of a node as a function of the kept channels."""
 Move = Callable[[ChannelIds], ChannelIds]
+"""Rearrangement of a tensor, applied to its channel ids (or to any other array of its shape)."""
 
 
 @dataclass(frozen=True)
@@ -301,6 +304,7 @@ class Unsupported(Exception):
 
 
 Rule = Callable[[Call], Effect]
+"""Rule of an operator; raises ``Unsupported`` for forms that it does not cover."""
 
 
 def mint_for_rows(call: Call, rows: ChannelIds) -> ChannelIds:
