@@ -1,8 +1,7 @@
 """Interface between rules and analysis: a rule takes a ``Call`` (one node) and returns an ``Effect``.
 
-An ``Effect`` says which channels the outputs hold, which channels are tied, which kernels lead from channel to
-channel, how the node's constants are sliced, what is pinned and why, and how attributes and shape constants follow
-from the kept channels.  The analysis of a whole model is composed of these local effects.
+An ``Effect`` holds the channels of the outputs, ties, kernels, slices of constants, pins with their reasons, and the
+edit of attributes and shape constants for given kept channels.  The analysis of a model is composed of these effects.
 """
 
 from __future__ import annotations
@@ -52,12 +51,10 @@ class Value:
 class KernelBlock:
     """Kernels of a channel-mixing node, from ``sources[g, i]`` to ``destinations[g, o]`` in every conv group g.
 
-    ``slot`` is the input slot of the weight; ``kernels()`` reads it as ``[G, O, I, *k]``.
-    ``input_channel_ids``: input channel of each element of the weight as stored; None if no channel can be removed.
-    ``strides``: those that affect the gain of a kernel.
-    ``taps``: multiply-adds of one kernel per output position; ``positions``: number of output positions.
-    ``is_counted``: True if these kernels count towards the number of kernels.
-    ``input_axis`` and ``output_axis``: the axes of data and output along which sources and destinations lie.
+    ``slot`` is the input slot of the weight; ``kernels()`` reads it as ``[G, O, I, *k]``.  ``input_channel_ids``: input
+    channel of each element of the weight as stored; None if no channel can be removed.  ``taps``: multiply-adds of one
+    kernel per output position, at ``positions`` positions.  ``is_counted``: True if these count as kernels.
+    ``input_axis`` and ``output_axis``: axes of data and output along which sources and destinations lie.
     """
 
     sources: ChannelIds
@@ -98,10 +95,7 @@ class Reduction:
 
 @dataclass(frozen=True)
 class Slice:
-    """Slicing of the constant in an input slot: an element is kept iff its channels in all ``factors`` are kept.
-
-    Each factor holds channel ids and broadcasts against the constant.
-    """
+    """Slicing of the constant in an input slot: an element is kept iff its channel ids in all ``factors`` are kept."""
 
     slot: int
     factors: tuple[ChannelIds, ...]
@@ -169,7 +163,6 @@ class Edit:
 
 
 Rewrite = Callable[[KeptChannels], Edit]
-"""Edit of a node as a function of the kept channels."""
 Move = Callable[[ChannelIds], ChannelIds]
 """Rearrangement of a tensor, applied to its channel ids (or to any other array of its shape)."""
 
@@ -310,8 +303,7 @@ Rule = Callable[[Call], Effect]
 def mint_for_rows(call: Call, rows: ChannelIds) -> ChannelIds:
     """New channel ids [n], one for each distinct row of ``rows`` [n, k].
 
-    Positions that repeat the same channels (the heads of each sample of a batch) share an id, so that the number of
-    ids does not depend on the batch size.
+    Positions that repeat the same channels (such as a head in each sample of a batch) share an id.
     """
     unique, inverse = np.unique(rows, axis=0, return_inverse=True)
     return call.mint(unique.shape[0])[inverse.reshape(-1)]
@@ -327,8 +319,7 @@ def kept_together(call: Call, slot: int, axis: int) -> tuple[ChannelIds, list[Ti
 def taken_together(call: Call, axes: set[int], reason: str, why: str = advice.NONE) -> Effect:
     """Effect of a node that combines all positions along some axes of its first input.
 
-    Channels that differ only along these axes are tied and become one channel of the output.  The output's channel
-    ids have size 1 on these axes.
+    Channels that differ only along these axes are tied and become one channel of the output.
 
     Raises:
         Unsupported: the input's channels lie on these axes only.
@@ -360,7 +351,7 @@ def pin_all(call: Call, reason: str, advice: str = advice.NONE) -> Effect:
 def steered(call: Call, effect: Effect, role: str) -> Effect:
     """Pin the computed inputs that a node reads beside its data (a sampling grid, a size, …).
 
-    They lead to new channels of the outputs.  ``role`` completes the reason "Operator 'name' …".
+    ``role`` completes the reason of the pins, "Operator 'name' …".
     """
     beside = [v for v in call.inputs[1:] if v is not None and v.channel_ids is not None]
     if not beside:
