@@ -54,7 +54,7 @@ def _is_entry(key: Any, rule: Any) -> bool:
 def _guard_rule(rule: Rule, title: str) -> Rule:
     """Rule whose exceptions and invalid effects raise an ``OptionError`` that names it."""
 
-    def guarded(call: Call) -> Effect:
+    def run_rule(call: Call) -> Effect:
         try:
             effect = rule(call)
         except Unsupported:
@@ -65,7 +65,7 @@ def _guard_rule(rule: Rule, title: str) -> Rule:
             raise OptionError(f"{title} answered wrongly for {call.title}: {fault}; mend the rule")
         return replace(effect, rewrite=_guard_rewrite(effect.rewrite, f"{title} failed on {call.title}"))
 
-    return guarded
+    return run_rule
 
 
 def _fault(error: BaseException) -> str:
@@ -77,7 +77,7 @@ def _guard_rewrite(rewrite: Rewrite | None, title: str) -> Rewrite | None:
     if rewrite is None:
         return None
 
-    def guarded(kept: KeptChannels) -> Edit:
+    def run_rewrite(kept: KeptChannels) -> Edit:
         try:
             edit = rewrite(kept)
         except (Exception, SystemExit) as error:  # whatever the user's code raises
@@ -86,4 +86,4 @@ def _guard_rewrite(rewrite: Rewrite | None, title: str) -> Rewrite | None:
             raise OptionError(f"{title}: its rewrite answered {type(edit).__name__}, expected an Edit; mend the rule")
         return edit
 
-    return guarded
+    return run_rewrite
