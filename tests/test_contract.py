@@ -104,8 +104,8 @@ WRONG: dict[str, tuple[Any, str]] = {
     "links unequal": ({"fixed_edges": (FixedEdges(N, FRESH[:2]),)}, "one shape"),
     "links gains": ({"fixed_edges": (FixedEdges(N, FRESH, np.ones(3, np.float32)),)}, "one gain"),
     "links no link": ({"fixed_edges": ((N, FRESH),)}, "fixed_edges must be"),
-    "slices slot": ({"slices": (Slice(0, (N.reshape(4, 1),)),)}, "no constant"),
-    "slices unconnected": ({"slices": (Slice(7, (N.reshape(4, 1),)),)}, "no constant"),
+    "slices slot": ({"slices": (Slice(0, (N.reshape(4, 1),)),)}, "not constant"),
+    "slices unconnected": ({"slices": (Slice(7, (N.reshape(4, 1),)),)}, "not constant"),
     "slices slot no number": ({"slices": (Slice("w", (N,)),)}, "name a slot"),  # type: ignore[arg-type]
     "slices nothing": ({"slices": (Slice(1, ()),)}, "at least one"),
     "slices size": ({"slices": (Slice(1, (np.arange(1, 3).reshape(2, 1),)),)}, "do not fit"),
@@ -142,4 +142,4 @@ def test_wrong_answers_are_described(name: str) -> None:
 
 
 def test_no_effect_is_a_fault() -> None:
-    assert "int is no Effect" in faults(call_of_one(), 3, 9)
+    assert "int is not an Effect" in faults(call_of_one(), 3, 9)

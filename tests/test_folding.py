@@ -228,7 +228,7 @@ def test_what_a_caller_may_override_is_not_folded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("weight", "says"),
     [
-        ("n = RandomNormal <shape = [24, 16, 3, 3], seed = 1.0> () w = Mul (v, n)", "or from noise"),
+        ("n = RandomNormal <shape = [24, 16, 3, 3], seed = 1.0> () w = Mul (v, n)", "or from random numbers"),
         ("t = Shape (x) i = Gather (t, zero) h = Cast <to = 1> (i) w = Mul (v, h)", "from sizes at run time"),
         ("m = ReduceMean <keepdims = 0> (x) w = Mul (v, m)", "graph input"),
     ],

@@ -88,4 +88,4 @@ def test_error_in_a_rewrite_names_the_node(model: Model) -> None:
     alive[dag.channel_ids["a"].reshape(-1)[:2]] = False
     with pytest.raises(KeyError) as caught:
         plan_patch(dag, alive)
-    assert caught.value.__notes__ == ["while Relu 'B' was fitted to the channels that are kept"]
+    assert caught.value.__notes__ == ["while Relu 'B' was edited for the kept channels"]

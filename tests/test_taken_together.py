@@ -142,7 +142,7 @@ def test_indices_that_others_read_are_pinned() -> None:
                y = Gemm (f, b)""",
         )
     )
-    assert "it puts out indices that count over all channels" in {pin.reason.split(": ")[-1] for pin in dag.pins}
+    assert "it outputs indices that count across all channels" in {pin.reason.split(": ")[-1] for pin in dag.pins}
 
 
 @pytest.mark.parametrize("method", ["lean", "path-mass", "l2", "random"])

@@ -1,4 +1,4 @@
-"""A rule of one's own: NegPos of onnxruntime-extensions puts out the negative and the positive part of a tensor."""
+"""A custom rule: NegPos of onnxruntime-extensions outputs the negative and the positive part of a tensor."""
 
 from leanonnx.rules.call import Call, Effect
 

@@ -1,1 +1,1 @@
-"""The model run on channel labels: graph + rules → channel DAG; what a keep set costs in it, what follows from one."""
+"""Channel DAG of a model from graph and rules; cost and closure of keep sets."""

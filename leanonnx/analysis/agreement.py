@@ -1,12 +1,12 @@
-"""Agreement of answers at several sizes: an edit has to be the same function of the kept channels at all of them.
+"""Agreement of effects at several input sizes: an edit must be the same function of the kept channels at all of them.
 
-A rule sees the shapes of one run.  Where axes of the graph inputs are free, it is asked at several of their sizes, and
-what it says of channels has to be the same each time:
+A rule reads the shapes of one run.  If axes of the graph inputs are free, it is evaluated at several of their sizes,
+and the effects have to agree:
 
-1. as many new channels, the same kernels and the same slices of constants;
-2. outputs whose channels lie alike: along every axis each channel takes up the same share (the heads of a batch laid
-   side by side), so that the size of what is kept is a fixed fraction of the whole;
-3. edits that are equal, or sizes that stay in proportion to the size that stands there without the edit.
+1. the same number of new channels, the same kernels and the same slices of constants;
+2. the same layout of output channels: along each axis each channel has the same share of the positions (the heads of
+   a batch side by side), so that the kept size is a fixed fraction of the original size;
+3. equal edits, or new sizes in proportion to the original size of the axis.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from leanonnx.rules.call import Edit, KernelBlock, Select, ShapeEdit
 
 
 def alike(answers: Sequence[Answer | None]) -> bool:
-    """Whether the answers of one node at several sizes say the same of its channels (cases 1 and 2)."""
+    """Return True if the effects of one node agree at all sizes (cases 1 and 2)."""
     first, *others = answers
     return all(_same_answer(first, other) for other in others)
 
@@ -47,7 +47,7 @@ def _same_answer(one: Answer | None, other: Answer | None) -> bool:
 
 
 def same_layout(one: ChannelIds, other: ChannelIds) -> bool:
-    """Whether the channels of a tensor lie alike at two sizes (case 2)."""
+    """Return True if the channels of a tensor have the same layout at two sizes (case 2)."""
     if one.ndim != other.ndim:
         return False
     return np.array_equal(one, other) or all(
@@ -56,15 +56,15 @@ def same_layout(one: ChannelIds, other: ChannelIds) -> bool:
 
 
 def _same_axis(one: ChannelIds, other: ChannelIds, axis: int) -> bool:
-    first, second = (Counter(_lines(channel_ids, axis)) for channel_ids in (one, other))
+    first, second = (Counter(_channel_sets(channel_ids, axis)) for channel_ids in (one, other))
     sizes = first.total(), second.total()
     return first.keys() == second.keys() and all(
         count * sizes[1] == second[line] * sizes[0] for line, count in first.items()
     )
 
 
-def _lines(channel_ids: ChannelIds, axis: int) -> list[bytes]:
-    """The set of channels at each index of an axis."""
+def _channel_sets(channel_ids: ChannelIds, axis: int) -> list[bytes]:
+    """Set of channels at each index of an axis, as bytes."""
     rows = np.moveaxis(channel_ids, axis, 0).reshape(channel_ids.shape[axis], -1)
     if rows.shape[1] == 1:
         return [row.tobytes() for row in rows]
@@ -88,7 +88,7 @@ def _same_use(one: ConstantUse, other: ConstantUse) -> bool:
 
 
 def _same_factor(one: ChannelIds, other: ChannelIds) -> bool:
-    """Whether a constant is sliced alike: element for element where it has one size."""
+    """Return True if a constant is sliced in the same way: element by element if its size does not change."""
     return np.array_equal(one, other) if one.shape == other.shape else same_layout(one, other)
 
 
@@ -98,12 +98,12 @@ def _equal(one: Array | None, other: Array | None) -> bool:
     return np.array_equal(one, other)
 
 
-def united(edits: Sequence[Edit], held: Callable[[int], bool]) -> Edit | None:
-    """The edit that several sizes of one node agree on, None where they do not (case 3).
+def united(edits: Sequence[Edit], is_constant: Callable[[int], bool]) -> Edit | None:
+    """First of several edits of one node if all sizes agree (case 3), else None.
 
     Args:
-        edits: those of the sizes; the first is given back.
-        held: whether an input slot reads a constant, whose new entries have to be numbers.
+        edits: one edit for each size.
+        is_constant: returns True if an input slot reads a constant, whose new entries must be fixed numbers.
     """
     first, *others = edits
     for other in others:
@@ -111,16 +111,16 @@ def united(edits: Sequence[Edit], held: Callable[[int], bool]) -> Edit | None:
             return None
         if first.outputs.keys() != other.outputs.keys() or first.scales != other.scales:
             return None
-        if not all(_same_change(change, other.inputs[k], held(k)) for k, change in first.inputs.items()):
+        if not all(_same_change(change, other.inputs[k], is_constant(k)) for k, change in first.inputs.items()):
             return None
         if not all(_same_change(change, other.outputs[k], False) for k, change in first.outputs.items()):
             return None
     return first
 
 
-def _same_change(one: Array | ShapeEdit | Select, other: Array | ShapeEdit | Select, held: bool) -> bool:
+def _same_change(one: Array | ShapeEdit | Select, other: Array | ShapeEdit | Select, is_constant: bool) -> bool:
     if isinstance(one, ShapeEdit) and isinstance(other, ShapeEdit):
-        return _same_entries(one, other, held)
+        return _same_entries(one, other, is_constant)
     if isinstance(one, Select) and isinstance(other, Select):
         return one.axis == other.axis and np.array_equal(one.positions, other.positions)
     if isinstance(one, ShapeEdit | Select) or isinstance(other, ShapeEdit | Select):
@@ -128,12 +128,12 @@ def _same_change(one: Array | ShapeEdit | Select, other: Array | ShapeEdit | Sel
     return np.array_equal(one, other)
 
 
-def _same_entries(one: ShapeEdit, other: ShapeEdit, held: bool) -> bool:
-    """Equal numbers; or, where the vector is computed, sizes in proportion to what stands there."""
+def _same_entries(one: ShapeEdit, other: ShapeEdit, is_constant: bool) -> bool:
+    """Return True for equal entries or, if the vector is computed, for sizes in proportion to the original ones."""
     if one.values.keys() != other.values.keys():
         return False
     for k, value in one.values.items():
-        if k in one.before and k in other.before and not held:
+        if k in one.before and k in other.before and not is_constant:
             if value * other.before[k] != other.values[k] * one.before[k]:
                 return False
         elif value != other.values[k]:

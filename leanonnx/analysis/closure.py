@@ -1,4 +1,4 @@
-"""What follows from a keep set: readers of dead channels die, and so does what nothing feeds or needs any more."""
+"""Closure of a keep set: remove slots of removed channels, then everything that is no longer fed or used."""
 
 from __future__ import annotations
 
@@ -11,47 +11,48 @@ from leanonnx.numeric.channel_ids import Mask
 from leanonnx.rules.call import TiePairs
 
 PLAIN = {"Conv", "Concat", "Pad", "Relu", "LeakyRelu", "PRelu", "Elu", "Clip", "Identity"}
-"""Operators around which a tensor may vanish as a whole."""
+"""Operators whose inputs and outputs may lose all channels."""
 
 
 class Closure:
-    """Draws the consequences of keep sets of a network; what is the same for all of them is found once.
+    """Closes keep sets of one network; precomputes what does not depend on the keep set.
 
-    ``classes`` [labels] are those that keep sets are given in; ``may_go`` [labels] what may go to the last, ``rows``
-    the kernels that read nothing but such channels, as sources [i] and targets [o]; ``readers`` pairs of channels and
-    those that read them and are chosen one by one.
+    ``groups`` [channels]: the groups in which keep sets are given.
+    ``removable`` [channels]: True for channels of tensors that may lose all channels.
+    ``rows``: kernels that read only such channels, as sources [i] and destinations [o].
+    ``concat_slots``: pairs of channels and their concat slots that are in other groups.
     """
 
     def __init__(self, dag: ChannelDag, groups: Ints) -> None:
-        self.dag, self.classes = dag, groups
-        self.may_go = _spare(dag)
-        rows = [pair for _, mix in dag.kernel_blocks for pair in zip(mix.sources, mix.destinations, strict=True)]
-        self.rows = [(sources, targets) for sources, targets in rows if self.may_go[sources].all()]
-        self.readers = _apart(dag, groups)
-        self._own_readers = _apart(dag, dag.groups)
+        self.dag, self.groups = dag, groups
+        self.may_go = _removable(dag)
+        rows = [pair for _, block in dag.kernel_blocks for pair in zip(block.sources, block.destinations, strict=True)]
+        self.rows = [(sources, destinations) for sources, destinations in rows if self.may_go[sources].all()]
+        self.readers = _separate_slots(dag, groups)
+        self._own_slots = _separate_slots(dag, dag.groups)
         self._steps, self._roots = _steps(dag), _roots(dag)
 
     def alive(self, keep: Mask) -> Mask:
-        """Labels that live [labels] when these classes are kept [classes] and all consequences are drawn.
+        """Kept channels [channels] after closing the keep set ``keep`` [groups].
 
-        Readers that the classes join to their channels go by themselves in the end, where nothing reads them.
+        Concat slots in the group of their channel are removed separately at the end if nothing reads them.
         """
-        alive = self._drawn(self.classes, self.readers, keep)
-        if not self.dag.concat_slots or np.array_equal(self.classes, self.dag.groups):
+        alive = self._close(self.groups, self.readers, keep)
+        if not self.dag.concat_slots or np.array_equal(self.groups, self.dag.groups):
             return alive
         own = np.zeros(int(self.dag.groups.max()) + 1, bool)
         own[self.dag.groups[alive]] = True
-        return self._drawn(self.dag.groups, self._own_readers, own)
+        return self._close(self.dag.groups, self._own_slots, own)
 
-    def _drawn(self, groups: Ints, readers: list[TiePairs], keep: Mask) -> Mask:
+    def _close(self, groups: Ints, concat_slots: list[TiePairs], keep: Mask) -> Mask:
         keep = keep.copy()
         while True:
             before = keep.copy()
-            for channels, reading in readers:
-                keep[groups[reading[~keep[groups[channels]]]]] = False
-            for sources, targets in self.rows:
+            for channels, slots in concat_slots:
+                keep[groups[slots[~keep[groups[channels]]]]] = False
+            for sources, destinations in self.rows:
                 if not keep[groups[sources]].any():
-                    keep[groups[targets]] = False
+                    keep[groups[destinations]] = False
             if np.array_equal(keep, before):
                 useful = self._useful(groups, keep[groups])
                 if not (keep & ~useful).any():
@@ -59,58 +60,60 @@ class Closure:
                 keep &= useful
 
     def _useful(self, groups: Ints, alive: Mask) -> Mask:
-        """Classes from which a living path leads to a root; what is tied to a useful label is useful too."""
+        """Groups [groups] with a path of kept channels to a root; channels tied to a useful one are useful too."""
         useful = self._roots.copy()
-        found = np.zeros(int(groups.max()) + 1, bool)
+        useful_groups = np.zeros(int(groups.max()) + 1, bool)
         while True:
-            for sources, targets in self._steps:
-                wanted = (alive[targets] & useful[targets]).any(1)
+            for sources, destinations in self._steps:
+                wanted = (alive[destinations] & useful[destinations]).any(1)
                 useful[sources[wanted].reshape(-1)] = True
-            found[groups[useful]] = True
-            if np.array_equal(found[groups], useful):
-                return found
-            useful = found[groups]
+            useful_groups[groups[useful]] = True
+            if np.array_equal(useful_groups[groups], useful):
+                return useful_groups
+            useful = useful_groups[groups]
 
 
-def _apart(dag: ChannelDag, groups: Ints) -> list[TiePairs]:
-    """Channels and their readers, where these are of other classes."""
+def _separate_slots(dag: ChannelDag, groups: Ints) -> list[TiePairs]:
+    """Pairs of channels and concat slots that are in different groups."""
     return [pair for _, pair in dag.concat_slots if not np.array_equal(groups[pair[0]], groups[pair[1]])]
 
 
-def _spare(dag: ChannelDag) -> Mask:
-    """Labels [labels] that may go to the last: operands with one channel, which a Concat drops, and their readers.
+def _removable(dag: ChannelDag) -> Mask:
+    """Mask [channels] of tensors that may lose all channels: one-channel operands of a Concat, and their slots.
 
-    What kernels read without a Concat between stays, and so does what any operator sees that is not ``PLAIN``.
+    Channels that kernels read directly, and those of any operator that is not in ``PLAIN``, are not among them.
     """
-    readers, channels, direct = (np.zeros(dag.count, bool) for _ in range(3))
+    slots, channels, direct = (np.zeros(dag.count, bool) for _ in range(3))
     for _, (one, minted) in dag.concat_slots:
         if one.size == 1:
-            channels[one] = readers[minted] = True
-    for _, mix in dag.kernel_blocks:
-        direct[mix.sources] = True
-    found = readers | (channels & ~direct)
+            channels[one] = slots[minted] = True
+    for _, block in dag.kernel_blocks:
+        direct[block.sources] = True
+    removable = slots | (channels & ~direct)
     for node in dag.model.proto.graph.node:
         if node.op_type not in PLAIN:
             for name in (*node.input, *node.output):
                 if name in dag.channel_ids:
-                    found[dag.channel_ids[name]] = False
-    return found
+                    removable[dag.channel_ids[name]] = False
+    return removable
 
 
 def _steps(dag: ChannelDag) -> list[tuple[Ints, Ints]]:
-    """All edges (sources [n, i], targets [n, o]), those of later nodes first."""
-    edges: list[tuple[int, Ints, Ints]] = [(node, mix.sources, mix.destinations) for node, mix in dag.kernel_blocks]
-    edges += [(node, link.sources[:, None], link.destinations[:, None]) for node, link in dag.fixed_edges]
-    return [(sources, targets) for _, sources, targets in sorted(edges, key=lambda edge: -edge[0])]
+    """All edges (sources [n, i], destinations [n, o]), in reverse order of nodes."""
+    edges: list[tuple[int, Ints, Ints]] = [
+        (node, block.sources, block.destinations) for node, block in dag.kernel_blocks
+    ]
+    edges += [(node, fixed.sources[:, None], fixed.destinations[:, None]) for node, fixed in dag.fixed_edges]
+    return [(sources, destinations) for _, sources, destinations in sorted(edges, key=lambda edge: -edge[0])]
 
 
 def _roots(dag: ChannelDag) -> Mask:
-    """Labels [labels] that are of use whatever reads them: pinned ones, and tensors whose shape is asked for."""
-    found = np.zeros(dag.count, bool)
-    found[0] = True
+    """Mask [channels] of channels that are always useful: pinned ones, and those of tensors whose shape is read."""
+    roots = np.zeros(dag.count, bool)
+    roots[0] = True
     for pin in dag.pins:
-        found[pin.channel_ids] = True
+        roots[pin.channel_ids] = True
     for node in dag.model.proto.graph.node:
         if node.op_type in SHAPE_OPS and node.input[0] in dag.channel_ids:
-            found[dag.channel_ids[node.input[0]]] = True
-    return found
+            roots[dag.channel_ids[node.input[0]]] = True
+    return roots

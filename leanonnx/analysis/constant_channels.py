@@ -1,15 +1,16 @@
-"""Steady channels: those that hold one number at every position, whatever the input.
+"""Constant channels: channels that hold the same number at every position for all inputs.
 
-The network is run on numbers and not-a-number: each tensor carries an array laid out as its labels that holds the
-number of a steady channel, and NaN for all others.  Five families of operators pass numbers on; all others put out NaN.
+These numbers are propagated through the network: each tensor has an array in the shape of its channel ids that holds
+the number of a constant channel, and NaN for all others.  Five families of operators propagate numbers; all others
+output NaN.
 
-1. Pointwise operators (activations, joins, …) are run in onnxruntime, one node at a time, on the numbers.
-2. Movements, and pooling without a border, pass any number on; a mean over channels does where all hold the same,
-   those that are not alive zero.
-3. Operators that sum or sample with a border of zeros pass on zero alone; a Pad passes on the number that it fills in.
-4. Normalisations by fixed statistics are linear in each channel; a scale of zero makes a channel steady.
-5. Channel mixing: an output channel is steady where every kernel that reaches it is zero or reads a steady channel,
-   zero where the kernel may stand over a border of zeros.
+1. Pointwise operators (activations, joins, …) are evaluated on the numbers in onnxruntime, one node at a time.
+2. Movements and pooling without a border propagate any number; a mean over channels does if all channels hold the same
+   number, where removed channels count as zero.
+3. Operators that sum or sample with a border of zeros propagate only zero; a Pad only the number that it fills in.
+4. Normalisations by fixed statistics are linear in each channel; a scale of zero makes a channel constant.
+5. Channel mixing: an output channel is constant if every kernel that reaches it is zero or reads a constant channel
+   (of number zero if the kernel can overlap a border of zeros).
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from leanonnx.analysis.constants import Constants
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.formats import is_float
 from leanonnx.graph.nodes import LINEAR, attribute, bias_of, is_padded, scale_and_shift, standard
-from leanonnx.numeric.arrays import Array
+from leanonnx.numeric.arrays import Array, Floats
 from leanonnx.numeric.channel_ids import ChannelIds, Mask
 from leanonnx.rules.call import FixedEdges, KernelBlock
 from leanonnx.rules.pointwise import JOINS, UNARY
 from leanonnx.runtime.sessions import run_node
 
-Numbers = NDArray[np.float64]
+Numbers = Floats
+"""Numbers of constant channels, NaN for all other channels."""
 MIXING = LINEAR | {"FusedConv"}
 POINTWISE = ({*UNARY, *JOINS} - {"Dropout"}) | {"PRelu", "QuantizeLinear", "DequantizeLinear"}
 DIAGONAL = {"BatchNormalization", "InstanceNormalization"}
@@ -43,15 +45,16 @@ SUMMING = {"AveragePool", "LpPool", "GlobalLpPool", "ReduceSum", "ReduceL1", "Re
 BORDERED = {"Pad", "Resize"}
 ALONE = 1
 RESIDUAL = 3
-"""The slot of the tensor that a FusedConv adds."""
+"""Input slot of the tensor that a FusedConv adds."""
 
 
 @dataclass(frozen=True)
 class Flow:
-    """Which kernels of a mixing node carry anything, [G, O, I].
+    """Kernels of a channel-mixing node, and the constant channels that they read.
 
-    ``given`` [G, I] holds the numbers of the steady channels that it reads (NaN: not steady), ``nonzero`` tells which
-    kernels are not zero, and ``even`` that a steady channel adds the same number at every position.
+    ``nonzero`` [G, O, I]: True for kernels that are not zero.
+    ``given`` [G, I]: numbers of the constant channels that the node reads (NaN: not constant).
+    ``even``: True if a constant channel adds the same number at every position.
     """
 
     node: int
@@ -61,50 +64,50 @@ class Flow:
     even: bool
 
     def through(self, folded: bool) -> NDArray[np.bool_]:
-        """Kernels that carry what cannot be done without; ``folded``: steady channels are made up for elsewhere."""
+        """Mask [G, O, I] of kernels that are needed; ``folded``: constant channels are folded into a bias instead."""
         idle = np.isfinite(self.given) if folded and self.even else self.given == 0
         return self.nonzero & ~idle[:, None, :]
 
     def sums(self, given: Numbers) -> Numbers:
-        """What steady channels add to each output channel [G, O], NaN where a kernel reads a channel that is none."""
+        """Sum of constant channels in each output channel [G, O]; NaN if a kernel reads any other channel."""
         known = np.isfinite(given) if self.even else given == 0
-        found = np.where((self.nonzero & ~known[:, None, :]).any(2), np.nan, 0.0)
+        sums = np.where((self.nonzero & ~known[:, None, :]).any(2), np.nan, 0.0)
         places = np.argwhere(known & (given != 0))
         weights = self.mix.kernels() if len(places) else np.zeros(0)
         for group, channel in places:
             kernels = np.asarray(weights[group, :, channel], np.float64)
-            found[group] += given[group, channel] * kernels.reshape(kernels.shape[0], -1).sum(1)
-        return found
+            sums[group] += given[group, channel] * kernels.reshape(kernels.shape[0], -1).sum(1)
+        return sums
 
 
 @dataclass(frozen=True)
 class ConstantChannels:
-    """Numbers of steady channels by tensor, laid out as its labels, and the kernels that carry anything."""
+    """Numbers of constant channels by tensor, in the shape of its channel ids, and the kernels that read them."""
 
     numbers: Mapping[str, Numbers]
     flows: tuple[Flow, ...]
 
     def uniform(self, dag: ChannelDag, alive: Mask) -> dict[str, float]:
-        """Tensors that hold a single number in all channels that live, with that number."""
-        found = {}
+        """Tensors that hold the same number in all kept channels, with that number."""
+        tensors = {}
         for name, numbers in self.numbers.items():
-            living = numbers[alive[dag.channel_ids[name]]]
-            if living.size and (living == living[0]).all():
-                found[name] = float(living[0])
-        return found
+            kept = numbers[alive[dag.channel_ids[name]]]
+            if kept.size and (kept == kept[0]).all():
+                tensors[name] = float(kept[0])
+        return tensors
 
 
 def constant_channels(dag: ChannelDag, alive: Mask | None = None) -> ConstantChannels:
-    """Find the steady channels of a network whose mixing operators read nothing of channels that are not alive."""
-    run_ = _Run(dag, dag.whole if alive is None else alive)
+    """Find the constant channels of a network in which channels that are not ``alive`` are zero."""
+    propagation = _Propagation(dag, dag.whole if alive is None else alive)
     for index, node in enumerate(dag.model.proto.graph.node):
         if node.output and node.output[0] in dag.channel_ids:
-            run_.visit(index, node)
-    return ConstantChannels(run_.numbers, tuple(run_.flows))
+            propagation.visit(index, node)
+    return ConstantChannels(propagation.numbers, tuple(propagation.flows))
 
 
-class _Run:
-    """What has been found while the nodes are visited; ``kinds`` holds the number formats of steady tensors."""
+class _Propagation:
+    """Numbers and flows of the nodes visited so far; ``kinds`` holds the data types of tensors with numbers."""
 
     def __init__(self, dag: ChannelDag, alive: Mask) -> None:
         self.dag, self.alive = dag, alive
@@ -112,23 +115,23 @@ class _Run:
         self.kinds: dict[str, np.dtype[Any]] = {}
         self.flows: list[Flow] = []
         self.fixed = Constants(dag.model, dag.observation).fixed
-        self.beside = {node for node, _ in dag.concat_slots}
+        self.concats = {node for node, _ in dag.concat_slots}
 
     def visit(self, index: int, node: onnx.NodeProto) -> None:
-        """Find the numbers that a node puts out, and what its kernels carry."""
+        """Propagate numbers through a node, and record the flow of its kernels."""
         op = _operator(node)
-        mixes = [mix for mix in self.dag.kernel_blocks_of.get(index, []) if mix.inward is not None]
-        if mixes:
-            self._mixed(index, node, op, mixes)
+        blocks = [block for block in self.dag.kernel_blocks_of.get(index, []) if block.inward is not None]
+        if blocks:
+            self._visit_mixing(index, node, op, blocks)
         elif op in DIAGONAL:
-            self._scaled(node, op)
+            self._visit_scaling(node, op)
         elif op in POINTWISE:
-            self._pointwise(node)
+            self._visit_pointwise(node)
         elif op in MOVING | SUMMING | BORDERED and any(name in self.numbers for name in node.input):
-            self._moved(index, node, op)
+            self._visit_movement(index, node, op)
 
-    def _enter(self, name: str, numbers: Array, kind: np.dtype[Any]) -> None:
-        """Note the numbers of a tensor where they are the same for all positions of a channel."""
+    def _record(self, name: str, numbers: Array, kind: np.dtype[Any]) -> None:
+        """Record the numbers of a tensor that are the same at all positions of a channel."""
         if name not in self.dag.channel_ids:
             return
         channel_ids = self.dag.channel_ids[name]
@@ -138,12 +141,12 @@ class _Run:
         array = array.reshape((1,) * (channel_ids.ndim - array.ndim) + array.shape)
         axes = tuple(k for k in range(channel_ids.ndim) if channel_ids.shape[k] == 1 and array.shape[k] != 1)
         low, high = array.min(axes, keepdims=True), array.max(axes, keepdims=True)
-        found = np.broadcast_to(np.where((low == high) & np.isfinite(low), low, np.nan), channel_ids.shape)
-        if not np.isnan(found).all():
-            self.numbers[name], self.kinds[name] = found, kind
+        shared = np.broadcast_to(np.where((low == high) & np.isfinite(low), low, np.nan), channel_ids.shape)
+        if not np.isnan(shared).all():
+            self.numbers[name], self.kinds[name] = shared, kind
 
     def _vector(self, name: str, axis: int, size: int) -> Numbers:
-        """The number of each slice of a tensor along an axis [size], NaN where a slice is not steady."""
+        """Number of each slice of a tensor along an axis [size]; NaN if a slice is not constant."""
         numbers = self.numbers.get(name)
         if numbers is None:
             return np.full(size, np.nan)
@@ -152,8 +155,8 @@ class _Run:
 
     # 5: mixing
 
-    def _mixed(self, index: int, node: onnx.NodeProto, op: str, mixes: list[KernelBlock]) -> None:
-        flows = [self._flow(index, node, mix, op) for mix in mixes]
+    def _visit_mixing(self, index: int, node: onnx.NodeProto, op: str, blocks: list[KernelBlock]) -> None:
+        flows = [self._flow(index, node, block, op) for block in blocks]
         self.flows.extend(flows)
         if op not in MIXING or len(flows) != ALONE or not node.output[0]:
             return
@@ -167,47 +170,48 @@ class _Run:
         alpha = attribute(node, "alpha", 1.0) if op == "Gemm" else 1.0
         numbers = (alpha * flow.sums(given)).reshape(-1) + bias
         if op == "FusedConv":
-            numbers = self._activated(node, numbers, flow.mix.kernels())
-        self._spread(node.output[0], flow.mix.destinations.reshape(-1), numbers, flow.mix.kernels().dtype)
+            numbers = self._activate(node, numbers, flow.mix.kernels())
+        self._record_channels(node.output[0], flow.mix.destinations.reshape(-1), numbers, flow.mix.kernels().dtype)
 
-    def _flow(self, index: int, node: onnx.NodeProto, mix: KernelBlock, op: str) -> Flow:
-        weights = mix.kernels()
-        groups, width = mix.sources.shape
-        if self.fixed(node.input[mix.slot]) is None or not is_float(weights):
-            nonzero = np.ones((groups, mix.destinations.shape[1], width), bool)
-            return Flow(index, mix, nonzero, np.full(mix.sources.shape, np.nan), even=False)
+    def _flow(self, index: int, node: onnx.NodeProto, block: KernelBlock, op: str) -> Flow:
+        weights = block.kernels()
+        groups, width = block.sources.shape
+        if self.fixed(node.input[block.slot]) is None or not is_float(weights):
+            nonzero = np.ones((groups, block.destinations.shape[1], width), bool)
+            return Flow(index, block, nonzero, np.full(block.sources.shape, np.nan), even=False)
         nonzero = (weights != 0).any(axis=tuple(range(3, weights.ndim)))
-        given = np.full(mix.sources.shape, np.nan)
+        given = np.full(block.sources.shape, np.nan)
         if op in MIXING:
-            given = self._vector(node.input[1 - mix.slot], mix.axis, mix.sources.size).reshape(mix.sources.shape)
+            given = self._vector(node.input[1 - block.slot], block.axis, block.sources.size).reshape(
+                block.sources.shape
+            )
         even = op in ("Gemm", "MatMul") or (op in ("Conv", "FusedConv") and not is_padded(node))
-        return Flow(index, mix, nonzero, given, even)
+        return Flow(index, block, nonzero, given, even)
 
-    def _activated(self, node: onnx.NodeProto, numbers: Numbers, weights: Array) -> Numbers:
-        """What the activation of a FusedConv makes of numbers [O]: the node itself is run, on kernels of zeros."""
+    def _activate(self, node: onnx.NodeProto, numbers: Numbers, weights: Array) -> Numbers:
+        """Apply the activation of a FusedConv to numbers [O], by running the node with kernels of zeros."""
         alone = onnx.NodeProto(op_type=node.op_type, domain=node.domain, input=["x", "w", "b"], output=node.output)
         alone.attribute.extend(a for a in node.attribute if a.name.startswith("activation"))
         pixel = (1,) * (weights.ndim - 3)
         data = np.zeros((1, 1, *pixel), weights.dtype)
         bias = np.nan_to_num(numbers).astype(weights.dtype)
-        found = self._evaluated(
-            alone, {"x": data}, {"w": np.zeros((numbers.size, 1, *pixel), weights.dtype), "b": bias}
-        )
-        return (
-            np.full(numbers.size, np.nan) if found is None else np.where(np.isnan(numbers), np.nan, found.reshape(-1))
-        )
+        kernels = np.zeros((numbers.size, 1, *pixel), weights.dtype)
+        result = self._evaluate(alone, {"x": data}, {"w": kernels, "b": bias})
+        if result is None:
+            return np.full(numbers.size, np.nan)
+        return np.where(np.isnan(numbers), np.nan, result.reshape(-1))
 
-    def _spread(self, name: str, channel_ids: ChannelIds, numbers: Numbers, kind: np.dtype[Any]) -> None:
-        """Enter a tensor by the numbers of labels; those that are not named are not steady."""
+    def _record_channels(self, name: str, channel_ids: ChannelIds, numbers: Numbers, kind: np.dtype[Any]) -> None:
+        """Record a tensor by the numbers of channels; all other channels are not constant."""
         order = np.argsort(channel_ids, kind="stable")
         wanted = self.dag.channel_ids[name]
         place = np.minimum(np.searchsorted(channel_ids[order], wanted), channel_ids.size - 1)
-        found = np.where(channel_ids[order][place] == wanted, numbers[order][place], np.nan)
-        self._enter(name, found, kind)
+        known = np.where(channel_ids[order][place] == wanted, numbers[order][place], np.nan)
+        self._record(name, known, kind)
 
     # 4: normalisation by fixed statistics
 
-    def _scaled(self, node: onnx.NodeProto, op: str) -> None:
+    def _visit_scaling(self, node: onnx.NodeProto, op: str) -> None:
         parameters = [self.fixed(name) for name in node.input[1:]]
         if any(p is None for p in parameters) or attribute(node, "training_mode", 0):
             return
@@ -222,17 +226,17 @@ class _Run:
         else:
             numbers = np.where(np.isfinite(given), beta, np.nan)
         numbers = np.where(gamma == 0, beta, numbers)
-        self._enter(node.output[0], numbers.reshape(-1, *[1] * (self.dag.channel_ids[node.output[0]].ndim - 2)), kind)
+        self._record(node.output[0], numbers.reshape(-1, *[1] * (self.dag.channel_ids[node.output[0]].ndim - 2)), kind)
 
     # 1: pointwise
 
-    def _pointwise(self, node: onnx.NodeProto) -> None:
+    def _visit_pointwise(self, node: onnx.NodeProto) -> None:
         free = [name for name in dict.fromkeys(node.input) if name in self.dag.channel_ids]
         given = {name: self.numbers.get(name, _unknown(self.dag.channel_ids[name].ndim)) for name in free}
-        held = {name: self.fixed(name) for name in node.input if name and name not in given}
-        if not given or any(value is None for value in held.values()):
+        values = {name: self.fixed(name) for name in node.input if name and name not in given}
+        if not given or any(value is None for value in values.values()):
             return
-        constants = {name: np.asarray(value) for name, value in held.items()}
+        constants = {name: np.asarray(value) for name, value in values.items()}
         operands = (*given.values(), *constants.values())
         zero = _any([numbers == 0 for numbers in operands if node.op_type == "Mul"])
         unknown = _any([np.isnan(numbers) for numbers in given.values()])
@@ -243,46 +247,46 @@ class _Run:
             name: np.nan_to_num(numbers, nan=1.0).astype(self.kinds.get(name, kinds[0]))
             for name, numbers in given.items()
         }
-        result = self._evaluated(node, feed, constants)
+        result = self._evaluate(node, feed, constants)
         if result is not None:
             numbers = np.where(unknown, np.nan, np.asarray(result, np.float64))
-            self._enter(node.output[0], np.where(zero, 0.0, numbers), result.dtype)
+            self._record(node.output[0], np.where(zero, 0.0, numbers), result.dtype)
 
-    def _evaluated(self, node: onnx.NodeProto, feed: dict[str, Array], constants: dict[str, Array]) -> Array | None:
-        """What one node puts out; None where onnxruntime cannot run it alone."""
+    def _evaluate(self, node: onnx.NodeProto, feed: dict[str, Array], constants: dict[str, Array]) -> Array | None:
+        """First output of a node run on its own; None if onnxruntime cannot run it."""
         if node.op_type in ("Div", "Mod") and any(not is_float(array) for array in feed.values()):
             return None
         return run_node(node, feed, constants, self.dag.model.proto, self.dag.observation.replaced)
 
     # 2 and 3: movements, pooling, borders
 
-    def _moved(self, index: int, node: onnx.NodeProto, op: str) -> None:
+    def _visit_movement(self, index: int, node: onnx.NodeProto, op: str) -> None:
         names = [name for name in node.input if name] if op == "Concat" else list(node.input[:1])
         given = [name for name in names if name in self.numbers]
         constant = any(name not in self.dag.channel_ids for name in names)
-        if not given or (constant and index not in self.beside):
+        if not given or (constant and index not in self.concats):
             return
-        pairs = [(self.dag.channel_ids[n], self._passed(node, op, n)) for n in names if n in self.dag.channel_ids]
-        channel_ids, numbers = _by_label(pairs)
+        pairs = [(self.dag.channel_ids[n], self._pass_on(node, op, n)) for n in names if n in self.dag.channel_ids]
+        channel_ids, numbers = _by_channel(pairs)
         if index in self.dag.reductions:
             numbers = np.where(self.alive[channel_ids], numbers, 0.0)
-        linked = [_followed(link, channel_ids, numbers) for link in self.dag.fixed_edges_of.get(index, [])]
+        linked = [_follow(edges, channel_ids, numbers) for edges in self.dag.fixed_edges_of.get(index, [])]
         own = [] if constant else [(channel_ids, numbers)]
         if op == "Pad":
-            own += self._filled(node, channel_ids)
-        channel_ids, numbers = _by_label([*own, *linked])
+            own += self._padded_channels(node, channel_ids)
+        channel_ids, numbers = _by_channel([*own, *linked])
         for name in node.output if op == "Split" else node.output[:1]:
             if name in self.dag.channel_ids and channel_ids.size:
-                self._spread(name, channel_ids, numbers, self.kinds[given[0]])
+                self._record_channels(name, channel_ids, numbers, self.kinds[given[0]])
 
-    def _passed(self, node: onnx.NodeProto, op: str, name: str) -> Numbers:
-        """The numbers of an input that come out as they went in; NaN for all others."""
+    def _pass_on(self, node: onnx.NodeProto, op: str, name: str) -> Numbers:
+        """Numbers of an input that the operator does not change; NaN for all others."""
         numbers = self.numbers.get(name, np.full(self.dag.channel_ids[name].shape, np.nan))
         if op in MOVING or (op == "AveragePool" and not is_padded(node) and not attribute(node, "ceil_mode", 0)):
             return numbers
         border: float | None = 0.0
         if op == "Pad":
-            border = self._filler(node)
+            border = self._fill_value(node)
         elif op == "Resize":
             cropped = attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize"
             border = attribute(node, "extrapolation_value", 0.0) if cropped else 0.0
@@ -290,8 +294,8 @@ class _Run:
                 return numbers
         return np.where(numbers == border, numbers, np.nan) if border is not None else np.full_like(numbers, np.nan)
 
-    def _filler(self, node: onnx.NodeProto) -> float | None:
-        """The number that a Pad puts around its input; None where it is not one known number."""
+    def _fill_value(self, node: onnx.NodeProto) -> float | None:
+        """Number that a Pad fills in; None if it is not a single known number."""
         if attribute(node, "mode", "constant") != "constant":
             return None
         if len(node.input) < 3 or not node.input[2]:
@@ -299,15 +303,15 @@ class _Run:
         array = self.fixed(node.input[2])
         return None if array is None or array.size != 1 else float(array.reshape(-1)[0])
 
-    def _filled(self, node: onnx.NodeProto, channel_ids: ChannelIds) -> list[tuple[ChannelIds, Numbers]]:
-        """Channels that a Pad has put in: those of its output that its input has not."""
-        border = self._filler(node)
+    def _padded_channels(self, node: onnx.NodeProto, channel_ids: ChannelIds) -> list[tuple[ChannelIds, Numbers]]:
+        """Channels that a Pad adds (in its output, not in its input), with their number."""
+        border = self._fill_value(node)
         fresh = np.setdiff1d(self.dag.channel_ids[node.output[0]], channel_ids)
         return [] if border is None or not fresh.size else [(fresh, np.full(fresh.size, border))]
 
 
 def _operator(node: onnx.NodeProto) -> str:
-    """The name of an operator that is known here."""
+    """Operator type of a standard operator or a FusedConv; "" for all others."""
     fused = node.domain == "com.microsoft" and node.op_type == "FusedConv"
     return node.op_type if fused else standard(node)
 
@@ -317,18 +321,18 @@ def _unknown(rank: int) -> Numbers:
 
 
 def _any(masks: list[NDArray[np.bool_]]) -> NDArray[np.bool_]:
-    found = np.zeros((), bool)
+    union = np.zeros((), bool)
     for mask in masks:
-        found = found | mask
-    return np.asarray(found)
+        union = union | mask
+    return np.asarray(union)
 
 
-def _by_label(pairs: list[tuple[ChannelIds, Numbers]]) -> tuple[ChannelIds, Numbers]:
-    """The number of each label; NaN where its positions disagree."""
+def _by_channel(pairs: list[tuple[ChannelIds, Numbers]]) -> tuple[ChannelIds, Numbers]:
+    """Distinct channel ids with their numbers; NaN where positions of a channel disagree."""
     if not pairs:
         return np.zeros(0, np.int64), np.zeros(0)
-    channel_ids = np.concatenate([np.asarray(found).reshape(-1) for found, _ in pairs])
-    numbers = np.concatenate([np.broadcast_to(n, np.shape(found)).reshape(-1) for found, n in pairs])
+    channel_ids = np.concatenate([np.asarray(ids).reshape(-1) for ids, _ in pairs])
+    numbers = np.concatenate([np.broadcast_to(n, np.shape(ids)).reshape(-1) for ids, n in pairs])
     unique, inverse = np.unique(channel_ids, return_inverse=True)
     low, high = np.full(unique.size, np.inf), np.full(unique.size, -np.inf)
     with np.errstate(invalid="ignore"):  # NaN is meant to win
@@ -337,8 +341,8 @@ def _by_label(pairs: list[tuple[ChannelIds, Numbers]]) -> tuple[ChannelIds, Numb
     return unique, np.where(low == high, low, np.nan)
 
 
-def _followed(link: FixedEdges, channel_ids: ChannelIds, numbers: Numbers) -> tuple[ChannelIds, Numbers]:
-    """Fixed edges carry the number of their source."""
-    sources, targets = (side.reshape(-1) for side in (link.sources, link.destinations))
+def _follow(edges: FixedEdges, channel_ids: ChannelIds, numbers: Numbers) -> tuple[ChannelIds, Numbers]:
+    """Destinations of fixed edges, with the numbers of their sources."""
+    sources, destinations = (side.reshape(-1) for side in (edges.sources, edges.destinations))
     place = np.minimum(np.searchsorted(channel_ids, sources), channel_ids.size - 1)
-    return targets, np.where(channel_ids[place] == sources, numbers[place], np.nan)
+    return destinations, np.where(channel_ids[place] == sources, numbers[place], np.nan)

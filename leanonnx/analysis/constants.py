@@ -1,7 +1,7 @@
-"""Where a sliced constant is held: in the file, behind a run of operators on constants, or nowhere but at run time.
+"""Locate the stored tensor behind each sliced constant.
 
-Weights reach their consumer directly, by Identity, dequantised, or turned and reshaped on the way; the slice is
-followed back to what holds it, so that the file keeps its form.  What cannot be followed is stored as its value.
+Weights reach their consumer directly, through Identity, or dequantised, transposed or reshaped on the way; a slice is
+traced back to the stored tensor, so that the file keeps its form.  A value that cannot be traced is stored itself.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 @dataclass(frozen=True)
 class ConstantUse:
-    """One place where a node reads a constant that is sliced.
+    """Input slot of a node that reads a sliced constant.
 
-    ``constant`` names what holds it in the file; ``inward`` gives the input channel of each element of a mixing
-    operator's weight; ``computed`` is the value where the graph computes it from other constants (surgery then
-    stores the value itself).
+    ``constant``: name of the stored tensor; ``factors``: as in ``Slice``.
+    ``input_channel_ids``: input channel of each element if the constant is the weight of a channel-mixing operator.
+    ``computed``: the value if the graph computes it from other constants (surgery then stores this value).
     """
 
     node: int
@@ -44,7 +44,7 @@ class ConstantUse:
 
 @dataclass(frozen=True)
 class ConstantUses:
-    """Uses of one slice, and how shape constants on the way follow it."""
+    """Uses behind the slices of one node, and the rewrites of shape constants on the way, by node."""
 
     uses: tuple[ConstantUse, ...]
     rewrites: tuple[tuple[int, Rewrite], ...] = ()
@@ -52,19 +52,19 @@ class ConstantUses:
 
 @dataclass(frozen=True)
 class Constants:
-    """Finds what holds the constants of a model."""
+    """Resolves the constants of a model to stored tensors."""
 
     model: Model
     observation: Observation
 
     @cached_property
     def sized(self) -> bool:
-        """Whether the sizes of all graph inputs are fixed."""
+        """True if the sizes of all graph inputs are fixed."""
         return all(d.HasField("dim_value") for v in self.model.inputs for d in v.type.tensor_type.shape.dim)
 
     @cached_property
     def static(self) -> frozenset[str]:
-        """Values computed from constants alone (with inputs of fixed size, from their shapes too)."""
+        """Names of values computed from constants alone (or from input shapes, if these are fixed)."""
         known = set(self.model.holders)
         for node in self.model.proto.graph.node:
             reads = {n for n in [*node.input, *captured(node)] if n}
@@ -74,84 +74,84 @@ class Constants:
         return frozenset(known)
 
     def fixed(self, name: str) -> Array | None:
-        """The value of a constant that nobody can override and that follows from no size; None where there is none."""
+        """Value of a constant that a caller cannot override and that no input size affects; None for other tensors."""
         if name in self.model.overridable or (name not in self.model.origins and name not in self.static):
             return None
         return self.model.constant(name) if name in self.model.origins else self.observation.values.get(name)
 
     def uses(self, index: int, effect: Effect) -> ConstantUses | None:
-        """Where the slices of an effect are held; None if a sliced constant depends on run-time shapes."""
-        inward = {mix.slot: mix.inward for mix in effect.kernel_blocks}
+        """Uses of the slices of an effect; None if a sliced constant depends on run-time shapes."""
+        inward = {block.slot: block.inward for block in effect.kernel_blocks}
         uses: list[ConstantUse] = []
         rewrites: list[tuple[int, Rewrite]] = []
         for cut in effect.slices:
-            found = self._follow(index, cut.slot, cut.factors, inward.get(cut.slot))
-            if found is None:
+            traced = self._trace(index, cut.slot, cut.factors, inward.get(cut.slot))
+            if traced is None:
                 return None
-            uses += found.uses
-            rewrites += found.rewrites
+            uses += traced.uses
+            rewrites += traced.rewrites
         return ConstantUses(tuple(uses), tuple(rewrites))
 
-    def _follow(
+    def _trace(
         self, index: int, slot: int, factors: tuple[ChannelIds, ...], inward: ChannelIds | None
     ) -> ConstantUses | None:
-        """Follow one slice from the input of a node back to its holder."""
+        """Trace a slice from the input of a node back to the stored tensor."""
         name = self.model.proto.graph.node[index].input[slot]
         if name in self.model.origins:
             return ConstantUses((ConstantUse(index, slot, self.model.origins[name], factors, inward),))
         if not any(varied(f) for f in factors) and name not in self.static:
             return ConstantUses(())
-        behind = self._behind(self.model.producers[name], name, factors, inward)
+        behind = self._trace_producer(self.model.producers[name], name, factors, inward)
         if behind is None and name in self.static and name not in self.model.overridable:
             return ConstantUses((ConstantUse(index, slot, name, factors, inward, self.observation.values[name]),))
         return behind
 
-    def _behind(
+    def _trace_producer(
         self, producer: int, name: str, factors: tuple[ChannelIds, ...], inward: ChannelIds | None
     ) -> ConstantUses | None:
-        """Follow a slice through the operator that puts the constant out; None where that is not possible."""
+        """Trace a slice through the operator that outputs the constant; None if that is not possible."""
         node = self.model.proto.graph.node[producer]
         if node.op_type == "DequantizeLinear":
-            return self._dequantised(producer, node, factors, inward)
-        if not self._read_alike(name) or (name not in self.static and inward is not None):
+            return self._trace_dequantised(producer, node, factors, inward)
+        if not self._is_shared_weight(name) or (name not in self.static and inward is not None):
             return None
         if name not in self.static:
-            return self._sized(producer, node, name, factors)
+            return self._trace_sized(producer, node, name, factors)
         if node.input[0] not in self.static:
             return None
         if node.op_type == "Cast":
-            return self._follow(producer, 0, factors, inward)
+            return self._trace(producer, 0, factors, inward)
         if node.op_type == "Transpose":
             order = next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
             back = np.argsort(order) if order else None
             turned = tuple(f.transpose(back) for f in factors)
-            return self._follow(producer, 0, turned, None if inward is None else inward.transpose(back))
-        return self._reshaped(producer, node, name, factors, inward) if node.op_type in RESHAPES else None
+            return self._trace(producer, 0, turned, None if inward is None else inward.transpose(back))
+        return self._trace_reshaped(producer, node, name, factors, inward) if node.op_type in RESHAPES else None
 
-    def _read_alike(self, name: str) -> bool:
-        """Whether a constant has one reader, or is a weight for all that read it."""
+    def _is_shared_weight(self, name: str) -> bool:
+        """Return True if a constant has one consumer, or is a weight of all its consumers."""
         if self.model.use_counts[name] == 1 or name in self.model.overridable:
             return self.model.use_counts[name] == 1
         return all(_takes_weight(self.model, index, name) for index in self.model.consumers[name])
 
     def torn(self, sliced: Collection[tuple[int, str]]) -> list[str]:
-        """Computed constants that only some of their readers slice; ``sliced`` holds nodes and what they slice.
+        """Computed constants that only some of their consumers slice; ``sliced`` holds (node, constant).
 
-        Those behind a DequantizeLinear are none: they stay whole.
+        Outputs of a DequantizeLinear are left out: they are not sliced.
         """
         names = {name for _, name in sliced} & (self.static - self.model.origins.keys() - self.model.overridable)
         nodes, made = self.model.proto.graph.node, self.model.producers
         names = {name for name in names if nodes[made[name]].op_type != "DequantizeLinear"}
         return sorted(n for n in names if not all((index, n) in sliced for index in self.model.consumers[n]))
 
-    def _dequantised(
+    def _trace_dequantised(
         self, producer: int, node: onnx.NodeProto, factors: tuple[ChannelIds, ...], inward: ChannelIds | None
     ) -> ConstantUses | None:
-        """A quantised constant: its data, and scale and zero point per channel."""
+        """Uses of a quantised constant: its data, and scale and zero point per channel."""
         attributes = {a.name: a.i for a in node.attribute}
         if attributes.get("block_size") or any(side and side not in self.model.origins for side in node.input[1:]):
             return None
-        data = self._follow(producer, 0, factors, inward)
+        data = self._trace(producer, 0, factors, inward)
         if data is None:
             return None
         axis = attributes.get("axis", 1)
@@ -160,17 +160,17 @@ class Constants:
         more = tuple(ConstantUse(producer, k, self.model.origins[node.input[k]], vectors) for k in sides if vectors)
         return ConstantUses(data.uses + more, data.rewrites)
 
-    def _reshaped(
+    def _trace_reshaped(
         self, producer: int, node: onnx.NodeProto, name: str, factors: tuple[ChannelIds, ...], inward: ChannelIds | None
     ) -> ConstantUses | None:
-        """A constant that is reshaped: possible where the slice stays a product of index sets."""
+        """Uses of a reshaped constant; None unless the slice is a product of index sets before the reshape too."""
         before, after = self._shape(node.input[0]), self._shape(name)
-        lifted = [compact(f.reshape(_lifted(f, len(after)))) for f in factors]
+        lifted = [compact(f.reshape(_padded_shape(f, len(after)))) for f in factors]
         back = [reshape(f, after, before) for f in lifted]
         axes = [axis for f in back for axis in varied(f)]
         if any(len(varied(f)) > 1 for f in back) or len(axes) != len(set(axes)):
             return None
-        source = self._follow(producer, 0, tuple(back), None if inward is None else reshape(inward, after, before))
+        source = self._trace(producer, 0, tuple(back), None if inward is None else reshape(inward, after, before))
         if source is None or node.op_type != "Reshape":
             return source
         if node.input[1] not in self.model.origins:
@@ -178,26 +178,26 @@ class Constants:
         target = [int(x) for x in self.model.constant(node.input[1]).reshape(-1)]
 
         def rewrite(kept: KeptChannels) -> Edit:
-            sizes = {axis: _count(kept, f, axis, after[axis]) for f in lifted for axis in varied(f)}
+            sizes = {axis: _kept_size(kept, f, axis, after[axis]) for f in lifted for axis in varied(f)}
             return Edit(inputs={1: ShapeEdit({k: n for k, n in sizes.items() if target[k] != -1})})
 
         return ConstantUses(source.uses, (*source.rewrites, (producer, rewrite)))
 
-    def _sized(
+    def _trace_sized(
         self, producer: int, node: onnx.NodeProto, name: str, factors: tuple[ChannelIds, ...]
     ) -> ConstantUses | None:
-        """A value whose size follows from shapes at run time (a token for every sample of a batch).
+        """Uses of a value whose size depends on run-time shapes (for example a token for every sample of a batch).
 
-        1. ConstantOfShape and Expand: the entries of their size are rewritten.
-        2. Expand, and sums and products: each operand is followed on the axes where it is not repeated.
+        1. ConstantOfShape and Expand: the entries of their shape input are rewritten.
+        2. Expand, sums and products: each operand is traced along the axes on which it is not broadcast.
         """
         after = self.observation.shapes[name]
-        lifted = [compact(f.reshape(_lifted(f, len(after)))) for f in factors]
+        lifted = [compact(f.reshape(_padded_shape(f, len(after)))) for f in factors]
         sizes = {axis: f for f in lifted for axis in varied(f)}
         if any(len(varied(f)) > 1 for f in lifted) or node.op_type not in ("ConstantOfShape", "Expand", *ELEMENTWISE):
             return None
         target = {"ConstantOfShape": 0, "Expand": 1}.get(node.op_type, -1)
-        found = ConstantUses(())
+        traced = ConstantUses(())
         for slot, operand in enumerate(node.input):
             if slot != target:
                 shape = self._shape(operand)
@@ -206,35 +206,35 @@ class Constants:
                 if any(shape[axis - lead] != after[axis] for axis in own):
                     return None
                 cuts = tuple(f.reshape(f.shape[lead:]) for f in own.values())
-                source = self._follow(producer, slot, cuts, None) if cuts else ConstantUses(())
+                source = self._trace(producer, slot, cuts, None) if cuts else ConstantUses(())
                 if source is None:
                     return None
-                found = ConstantUses(found.uses + source.uses, found.rewrites + source.rewrites)
+                traced = ConstantUses(traced.uses + source.uses, traced.rewrites + source.rewrites)
         if target < 0:
-            return found
+            return traced
         entries = self._value(node.input[target]).tolist()
         missing = len(after) - len(entries)
         named = {axis: f for axis, f in sizes.items() if axis >= missing and entries[axis - missing] == after[axis]}
 
         def rewrite(kept: KeptChannels) -> Edit:
-            counts = {axis - missing: _count(kept, f, axis, after[axis]) for axis, f in named.items()}
+            counts = {axis - missing: _kept_size(kept, f, axis, after[axis]) for axis, f in named.items()}
             return Edit(inputs={target: ShapeEdit(counts, {k: after[k + missing] for k in counts})})
 
-        return ConstantUses(found.uses, (*found.rewrites, (producer, rewrite)))
+        return ConstantUses(traced.uses, (*traced.rewrites, (producer, rewrite)))
 
     def _value(self, name: str) -> Array:
-        """A constant, or a value computed from constants and sizes."""
+        """Value of a constant, or of a tensor computed from constants and sizes."""
         return self.model.constant(name) if name in self.model.origins else self.observation.values[name]
 
     def _shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a constant or of a value computed from constants."""
+        """Shape of a constant, or of a tensor computed from constants."""
         if name in self.model.origins:
             return self.model.shape_of(name)
         return self.observation.shapes[name]
 
 
 def _takes_weight(model: Model, index: int, name: str) -> bool:
-    """Whether a node reads a constant as the weight whose kernels count, and as nothing else."""
+    """Return True if a node reads a constant only as the weight whose kernels are counted."""
     if index < 0:
         return False
     node = model.proto.graph.node[index]
@@ -242,10 +242,10 @@ def _takes_weight(model: Model, index: int, name: str) -> bool:
     return [k for k, read in enumerate(node.input) if read == name] == [slot]
 
 
-def _lifted(channel_ids: ChannelIds, rank: int) -> tuple[int, ...]:
+def _padded_shape(channel_ids: ChannelIds, rank: int) -> tuple[int, ...]:
     return (1,) * (rank - channel_ids.ndim) + channel_ids.shape
 
 
-def _count(kept: KeptChannels, factor: ChannelIds, axis: int, size: int) -> int:
+def _kept_size(kept: KeptChannels, factor: ChannelIds, axis: int, size: int) -> int:
     line = projection(kept.mask(factor), axis)
     return int(line.sum()) if line.size > 1 else size

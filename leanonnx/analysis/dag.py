@@ -1,8 +1,7 @@
-"""The model run on channel labels: graph + rules → channel DAG.
+"""Build the channel DAG of a model: graph + rules → ``ChannelDag``.
 
-Every node's rule is asked once, in topological order; what it answers is joined into one frozen ``ChannelDag``.
-Labels are minted in that order, so every edge leads from a smaller label to a larger one.  Label 0 stands for what
-lives always.
+The rule of every node is called once, in topological order, and the effects are joined into one frozen ``ChannelDag``.
+Channel ids are minted in that order, so every edge leads from a smaller id to a larger one.  Id 0 is always kept.
 """
 
 from __future__ import annotations
@@ -29,21 +28,24 @@ from leanonnx.rules.call import Edit, FixedEdges, KeptChannels, KernelBlock, Mov
 from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.runtime.observation import Observation
 
-UNLIKE = "what it does to channels depends on a size that the model leaves free"
+UNLIKE = "its effect on channels depends on a free size"
 DRAWS = 3
-"""Random keep sets on which edits of several sizes are compared."""
+"""Number of random keep sets on which edits of several sizes are compared."""
 Edge = TypeVar("Edge", KernelBlock, FixedEdges)
 
 
 @dataclass(frozen=True)
 class ChannelDag:
-    """Channels (labels 0 … count-1), their ties, and the edges between them.
+    """Channels (ids 0 … count-1), their groups, and the edges between them.
 
-    ``classes[label]`` is the class of channels that live and die together; ``minted[label]`` the node that put the
-    channel out (-1: a graph input).  ``labels`` and ``shapes`` are by tensor name, ``moves`` by output name;
-    ``gathers`` names outputs that a Gather always puts out in place of their operator; ``reductions`` are by node,
-    ``unruled`` are the nodes of operators without a rule.  ``further`` holds the same channels as they lie at other
-    sizes of the model's free axes.
+    ``groups`` [channels]: group of each channel; the channels of a group are kept or removed together.
+    ``producer`` [channels]: node that outputs the channel (-1: a graph input).
+    ``channel_ids`` and ``shapes``: by tensor; ``moves``: (moved tensor, movement) by output.
+    ``kernel_blocks``, ``fixed_edges``, ``concat_slots``: pairs (node, …); ``reductions``, ``rewrites``: by node.
+    ``gathered_outputs``: outputs that a Gather must produce in place of their operator.
+    ``starts`` and ``ends``: channels at which chains start (inputs, constants) and end (graph outputs).
+    ``nodes_without_rule``: nodes whose operator has no rule.
+    ``other_sizes``: the same channels at other sizes of the model's free axes.
     """
 
     model: Model
@@ -68,17 +70,17 @@ class ChannelDag:
 
     @property
     def sizes(self) -> tuple[ChannelDag, ...]:
-        """The channels as they lie at all sizes that were looked at, this one first."""
+        """DAGs at all observed sizes, this one first."""
         return (self, *self.further)
 
     @property
     def shapes(self) -> dict[str, Shape]:
-        """Shape of each tensor when the model was run."""
+        """Observed shape of each tensor."""
         return self.observation.shapes
 
     @cached_property
     def kernel_blocks_of(self) -> Mapping[int, list[KernelBlock]]:
-        """Blocks of kernels by node."""
+        """Kernel blocks by node."""
         return _by_node(self.kernel_blocks)
 
     @cached_property
@@ -88,100 +90,102 @@ class ChannelDag:
 
     @cached_property
     def sums(self) -> tuple[tuple[int, Reduction, FixedEdges], ...]:
-        """Nodes that add up channels in one, with the fixed edges that lead there."""
+        """Reductions that sum channels into one, with their node and the fixed edges to that channel."""
         return tuple(
-            (node, reduction, link)
+            (node, reduction, edges)
             for node, reductions in self.reductions.items()
             for reduction in reductions
             if reduction.destination is not None
-            for link in self.fixed_edges_of.get(node, [])
-            if np.array_equal(link.sources, np.unique(reduction.channel_ids))
+            for edges in self.fixed_edges_of.get(node, [])
+            if np.array_equal(edges.sources, np.unique(reduction.channel_ids))
         )
 
     @property
     def pinned(self) -> Mask:
-        """Which classes may not be removed [classes]."""
+        """Mask [groups] of groups that must not be removed."""
         return pinned(self.groups, self.pins)
 
     @property
     def whole(self) -> Mask:
-        """The keep set of the original [labels]: everything lives."""
+        """Keep mask [channels] of the original: all True."""
         return np.ones(self.count, bool)
 
 
 def _by_node(pairs: Iterable[tuple[int, Edge]]) -> Mapping[int, list[Edge]]:
-    found: dict[int, list[Edge]] = {}
+    edges: dict[int, list[Edge]] = {}
     for node, edge in pairs:
-        found.setdefault(node, []).append(edge)
-    return found
+        edges.setdefault(node, []).append(edge)
+    return edges
 
 
 def pinned(groups: NDArray[np.int64], pins: Iterable[Pin]) -> Mask:
-    """Which classes [classes] hold a pinned label, or label 0; ``classes`` is the class of each label [labels]."""
-    found = np.zeros(int(groups.max()) + 1, bool)
-    found[groups[0]] = True
+    """Mask [groups] of groups that hold a pinned channel, or channel 0; ``groups`` [channels] as in ``ChannelDag``."""
+    mask = np.zeros(int(groups.max()) + 1, bool)
+    mask[groups[0]] = True
     for pin in pins:
-        found[groups[pin.channel_ids]] = True
-    return found
+        mask[groups[pin.channel_ids]] = True
+    return mask
 
 
 def analyse(model: Model, observation: Observation, rules: Rules = DEFAULT_RULES) -> ChannelDag:
-    """Build the channel DAG of a model; weights that it computes from constants are folded, see ``folding``.
+    """Build the channel DAG of a model; weights that it computes from constants are folded (see ``folding``).
 
-    Where the ties of whole groups leave a grouped operator no choice at all (channel shuffles spread them), it is
-    asked again with ties by position, and the DAG with more classes is taken.  Where axes of the inputs are free, the
-    model is looked at in several sizes: ties are those of all of them, and what follows from the size of one run alone
-    is pinned.
+    If ties of whole conv groups leave only one group of channels (channel shuffles spread the ties), the operator's
+    rule is called again with ties by position, and the DAG with more groups is returned.  If axes of the inputs are
+    free, the model is analysed at several sizes: the ties of all sizes apply, and channels whose effects differ
+    between sizes are pinned.
 
     Args:
         model: a loaded model.
-        observation: shapes and constants as one run of the model showed them.
-        rules: (domain, operator) → rule; operators without a rule pin what they touch.
+        observation: shapes and values of constants from a run of the model.
+        rules: (domain, operator) → rule; an operator without a rule pins its inputs and outputs.
     """
-    dag = _steadied(model, observation, rules, frozenset())
+    dag = _analyse_until_stable(model, observation, rules, frozenset())
     values = to_fold(Constants(model, observation), dag.uses, dag.kernel_blocks)
     if values:
         return analyse(folded(model, values), observation, rules)
-    stuck = frozenset(node for node, mix in dag.kernel_blocks if _is_stuck(mix, dag.groups))
+    stuck = frozenset(node for node, block in dag.kernel_blocks if _is_stuck(block, dag.groups))
     if not stuck:
         return dag
-    other = _steadied(model, observation, rules, stuck)
-    return max(dag, other, key=lambda found: int(found.groups.max()))
+    other = _analyse_until_stable(model, observation, rules, stuck)
+    return max(dag, other, key=lambda each: int(each.groups.max()))
 
 
-def _steadied(model: Model, observation: Observation, rules: Rules, by_position: frozenset[int]) -> ChannelDag:
-    """The channel DAG whose edits are the same functions of the kept channels at all sizes."""
+def _analyse_until_stable(
+    model: Model, observation: Observation, rules: Rules, by_position: frozenset[int]
+) -> ChannelDag:
+    """Channel DAG whose edits are the same functions of the kept channels at all sizes."""
     unlike: frozenset[int] = frozenset()
     while True:
-        dag = _analysed(model, observation, rules, by_position, unlike)
+        dag = _analyse_once(model, observation, rules, by_position, unlike)
         more = _unlike_edits(dag) - unlike
         if not more:
             return dag
         unlike |= more
 
 
-def _is_stuck(mix: KernelBlock, groups: NDArray[np.int64]) -> bool:
-    """Whether all groups of an operator, each of several channels, live and die together."""
-    conv_groups, width = mix.destinations.shape
-    return conv_groups > 1 and width > 1 and np.unique(groups[mix.destinations]).size == 1
+def _is_stuck(block: KernelBlock, groups: NDArray[np.int64]) -> bool:
+    """Return True if all conv groups of an operator, each of several channels, are in one group of channels."""
+    conv_groups, width = block.destinations.shape
+    return conv_groups > 1 and width > 1 and np.unique(groups[block.destinations]).size == 1
 
 
 def joint_edit(dag: ChannelDag, node: int, alive: Mask) -> Edit | None:
-    """The edit of a node for a keep set [labels]; None where it differs with sizes that the model leaves free.
+    """Edit of a node for a keep mask ``alive`` [channels]; None if it differs between free sizes.
 
-    An error in a rule's own code names the node.
+    An exception raised by the rule gets a note with the node.
     """
     inputs = dag.model.proto.graph.node[node].input
     try:
         edits = [at.rewrites[node](KeptChannels(alive)) for at in dag.sizes]
     except Exception as error:
-        error.add_note(f"while {title(dag.model.proto.graph.node[node])} was fitted to the channels that are kept")
+        error.add_note(f"while {title(dag.model.proto.graph.node[node])} was edited for the kept channels")
         raise
     return united(edits, lambda slot: slot < len(inputs) and inputs[slot] in dag.model.origins)
 
 
 def _unlike_edits(dag: ChannelDag) -> frozenset[int]:
-    """Nodes whose edits are not the same function of the kept channels at all sizes, as random keep sets show."""
+    """Nodes whose edits differ between sizes on some of ``DRAWS`` random keep sets."""
     if not dag.further:
         return frozenset()
     rng = np.random.default_rng(0)
@@ -195,19 +199,20 @@ def _unlike_edits(dag: ChannelDag) -> frozenset[int]:
 
 
 def _random_keep_set(dag: ChannelDag, rng: np.random.Generator) -> Mask:
-    """Labels that live [labels] when about half of the classes do."""
+    """Keep mask [channels] of a random half of the groups, with pinned groups kept."""
     keep = (rng.random(int(dag.groups.max()) + 1) < 1 / 2) | dag.pinned
-    for _, (channels, readers) in dag.concat_slots:
-        keep[dag.groups[readers[~keep[dag.groups[channels]]]]] = False
+    for _, (channels, slots) in dag.concat_slots:
+        keep[dag.groups[slots[~keep[dag.groups[channels]]]]] = False
     return keep[dag.groups]
 
 
-def _analysed(
+def _analyse_once(
     model: Model, observation: Observation, rules: Rules, by_position: frozenset[int], unlike: frozenset[int]
 ) -> ChannelDag:
-    """One pass over the model at all sizes side by side.
+    """Trace the model at all sizes in parallel.
 
-    Grouped operators named in ``by_position`` lose positions, not groups; what the nodes in ``unlike`` touch is pinned.
+    Grouped operators in ``by_position`` tie positions instead of whole groups; inputs and outputs of the nodes in
+    ``unlike`` are pinned.
     """
     traces = [Trace(model, seen, by_position) for seen in (observation, *observation.further)]
     spare = unneeded(model.proto.graph.node, model.proto.graph)
@@ -219,11 +224,11 @@ def _analysed(
             if value.name in trace.channel_ids:
                 channel_ids = np.unique(trace.channel_ids[value.name])
                 trace.pins.append(Pin(channel_ids, value.name, f"graph output '{value.name}'", advice.INTERFACE))
-    return _joined(traces)
+    return _join(traces)
 
 
 def _visit(traces: Sequence[Trace], index: int, node: gs.Node, rules: Rules, refuse: bool) -> None:
-    """Ask a node's rule at every size; pin what the node touches where the answers differ."""
+    """Call a node's rule at every size; pin the node's inputs and outputs if the effects disagree."""
     before = traces[0].count
     answers = [trace.ask(index, node, rules) for trace in traces]
     if answers[0] is None:
@@ -237,28 +242,28 @@ def _visit(traces: Sequence[Trace], index: int, node: gs.Node, rules: Rules, ref
             trace.add(index, answer)
 
 
-def _joined(traces: Sequence[Trace]) -> ChannelDag:
-    """Join the answers of all sizes; tie what shared weights and non-rectangular layouts require."""
+def _join(traces: Sequence[Trace]) -> ChannelDag:
+    """Join the effects of all sizes, with the ties that shared weights and layouts on several axes require."""
     ties = [pair for trace in traces for effect in trace.effects.values() for pair in effect.ties]
     ties += _shared_ties(traces[0].uses)
     for trace in traces:
         trace.pins += trace.read_whole()
     pins = list({(pin.tensor, pin.reason, pin.channel_ids.tobytes()): pin for t in traces for pin in t.pins}.values())
-    known = _known_classes(traces[0].count, ties, pins)
+    known = _known_groups(traces[0].count, ties, pins)
     moves = [_moves(trace) for trace in traces]
     runs = partial(_same_run, traces, moves)
     ties += [
         pair for trace, moved in zip(traces, moves, strict=True) for pair in _layout_ties(trace, moved, known, runs)
     ]
     groups = components(traces[0].count, ties)
-    dags = [_dag(trace, groups, tuple(pins), moved) for trace, moved in zip(traces, moves, strict=True)]
+    dags = [_build_dag(trace, groups, tuple(pins), moved) for trace, moved in zip(traces, moves, strict=True)]
     return replace(dags[0], further=tuple(dags[1:]))
 
 
-def _dag(
+def _build_dag(
     trace: Trace, groups: NDArray[np.int64], pins: tuple[Pin, ...], moves: dict[str, tuple[str, Move]]
 ) -> ChannelDag:
-    """The channel DAG as one size shows it."""
+    """Channel DAG at one size."""
     effects = trace.effects
     starts = np.unique(np.concatenate(trace.starts)) if trace.starts else np.zeros(0, np.int64)
     outputs = [trace.channel_ids[v.name] for v in trace.model.proto.graph.output if v.name in trace.channel_ids]
@@ -270,8 +275,8 @@ def _dag(
         groups=groups,
         producer=np.repeat(*(np.asarray(column) for column in zip(*trace.minted, strict=True))),
         channel_ids=trace.channel_ids,
-        kernel_blocks=tuple((k, mix) for k, effect in effects.items() for mix in effect.kernel_blocks),
-        fixed_edges=tuple((k, link) for k, effect in effects.items() for link in effect.fixed_edges),
+        kernel_blocks=tuple((k, block) for k, effect in effects.items() for block in effect.kernel_blocks),
+        fixed_edges=tuple((k, edges) for k, effect in effects.items() for edges in effect.fixed_edges),
         concat_slots=tuple((k, pair) for k, effect in effects.items() for pair in effect.concat_slots),
         uses=tuple(trace.uses),
         pins=pins,
@@ -286,7 +291,7 @@ def _dag(
 
 
 def _moves(trace: Trace) -> dict[str, tuple[str, Move]]:
-    """For each tensor that a movement puts out: the tensor that was moved, and how."""
+    """For each output of a movement operator: the moved tensor and the movement."""
     return {
         output: (trace.model.graph.nodes[index].inputs[0].name, move)
         for index, effect in trace.effects.items()
@@ -296,15 +301,15 @@ def _moves(trace: Trace) -> dict[str, tuple[str, Move]]:
 
 
 def _same_run(traces: Sequence[Trace], moves: Sequence[dict[str, tuple[str, Move]]], name: str) -> OperatorRun:
-    """The run of movements that made a tensor; one that differs from size to size has no indices."""
-    found = [gathered(name, m, t.channel_ids, t.observation.shapes) for t, m in zip(traces, moves, strict=True)]
-    return same_run(found)
+    """Run of movements that ends in a tensor; without indices if it differs between sizes."""
+    operator_runs = [gathered(name, m, t.channel_ids, t.observation.shapes) for t, m in zip(traces, moves, strict=True)]
+    return same_run(operator_runs)
 
 
 def _shared_ties(uses: list[ConstantUse]) -> list[TiePairs]:
-    """A weight that several mixing operators share is pruned once: its labels are tied over all uses.
+    """Ties between all uses of a weight that several channel-mixing operators share.
 
-    So are those of any constant that several consumers read through one DequantizeLinear.
+    The same holds for any constant that several consumers read through one DequantizeLinear.
     """
     first: dict[str, ConstantUse] = {}
     there: dict[tuple[int, int], ConstantUse] = {}
@@ -323,7 +328,7 @@ def _shared_ties(uses: list[ConstantUse]) -> list[TiePairs]:
 
 
 def _same_slices(one: ConstantUse, other: ConstantUse) -> list[TiePairs]:
-    """Ties under which two uses slice one constant alike; what only one of them slices stays whole."""
+    """Ties under which two uses slice a constant in the same way; an axis that only one slices is kept whole."""
     rank = max(factor.ndim for factor in (*one.factors, *other.factors))
     mine, theirs = ([f.reshape((1,) * (rank - f.ndim) + f.shape) for f in use.factors] for use in (one, other))
     always = uniform(0, rank)
@@ -340,8 +345,8 @@ def _spread_pair(one: ChannelIds, other: ChannelIds) -> TiePairs:
     return np.broadcast_to(one, shape), np.broadcast_to(other, shape)
 
 
-def _known_classes(count: int, ties: list[TiePairs], pins: Sequence[Pin]) -> NDArray[np.int64]:
-    """Classes under the ties so far; whatever is pinned lives, and counts as one class."""
+def _known_groups(count: int, ties: list[TiePairs], pins: Sequence[Pin]) -> NDArray[np.int64]:
+    """Groups [channels] under the ties so far, with all pinned groups merged into one."""
     groups = components(count, ties)
     return np.where(pinned(groups, pins)[groups], groups[0], groups)
 
@@ -349,9 +354,9 @@ def _known_classes(count: int, ties: list[TiePairs], pins: Sequence[Pin]) -> NDA
 def _layout_ties(
     trace: Trace, moves: dict[str, tuple[str, Move]], groups: NDArray[np.int64], run_of: Callable[[str], OperatorRun]
 ) -> list[TiePairs]:
-    """Ties that keep the kept positions of a tensor with channels on several axes a product of index sets.
+    """Ties by which the kept positions of a tensor with channels on several axes are a product of index sets.
 
-    Not needed where other ties do so already, nor inside a run of movements that one Gather can replace.
+    They are not needed if other ties imply this, nor inside a run of movements that one Gather can replace.
     """
     spread = {
         name: compact(groups[channel_ids])
@@ -373,10 +378,10 @@ def _layout_ties(
         if name not in several and moves[name][0] in several:
             run = run_of(name)
             tied |= set() if run.indices is not None else several & set(run.inside)
-    return [pair for name in sorted(tied) for pair in _slices_tied(trace.channel_ids[name], varied(spread[name])[0])]
+    return [pair for name in sorted(tied) for pair in _tie_slices(trace.channel_ids[name], varied(spread[name])[0])]
 
 
-def _slices_tied(channel_ids: ChannelIds, axis: int) -> list[TiePairs]:
-    """Tie all labels that share an index of an axis."""
+def _tie_slices(channel_ids: ChannelIds, axis: int) -> list[TiePairs]:
+    """Ties of all channels that share an index of an axis."""
     rows = np.moveaxis(channel_ids, axis, 0).reshape(channel_ids.shape[axis], -1)
     return [(np.broadcast_to(rows[:, :1], rows[:, 1:].shape), rows[:, 1:])]

@@ -1,8 +1,8 @@
-"""Weights that the graph computes from constants alone, stored as their values.
+"""Fold weights that the graph computes from constants alone.
 
-A cast, turned, reshaped or dequantised weight is cut where the file holds it (``constants``), and keeps its form.  Any
-other (weight norm, sums of kernels, weights quantised in blocks) is stored under the name of the computed tensor, in
-the type in which it is read; what computed it goes where nothing else reads it.
+A cast, transposed, reshaped or dequantised weight is sliced where the file stores it (``constants``), and keeps its
+form.  Any other (weight norm, sums of kernels, blockwise quantised weights) is stored under the name of the computed
+tensor, in the type in which it is read; nodes that computed it are removed if nothing else reads them.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from leanonnx.rules.call import KernelBlock
 
 
 def to_fold(
-    constants: Constants, uses: Iterable[ConstantUse], mixes: Iterable[tuple[int, KernelBlock]]
+    constants: Constants, uses: Iterable[ConstantUse], blocks: Iterable[tuple[int, KernelBlock]]
 ) -> dict[str, Array]:
-    """Values of the computed constants that channel-mixing nodes take for their weights, by name.
+    """Values of computed constants that channel-mixing nodes use as weights, by name.
 
-    Those are what cannot be followed to a holder, and what others read too, who need the whole.
+    These are the ones that cannot be traced to a stored tensor, and those that other nodes read as a whole.
     """
     model, nodes = constants.model, constants.model.proto.graph.node
-    weights = [(node, mix.slot) for node, mix in mixes if mix.inward is not None]
+    weights = [(node, block.slot) for node, block in blocks if block.inward is not None]
     mixing = {node for node, _ in weights}
     wanted = {
         use.constant for use in uses if use.computed is not None and (use.inward is not None or use.node in mixing)
     }
     wanted |= set(constants.torn({(node, nodes[node].input[slot]) for node, slot in weights}))
-    put_out = {value.name for value in model.proto.graph.output}
-    return {name: constants.observation.values[name] for name in wanted - put_out}
+    outputs = {value.name for value in model.proto.graph.output}
+    return {name: constants.observation.values[name] for name in wanted - outputs}
 
 
 def folded(model: Model, values: Mapping[str, Array]) -> Model:
-    """The model with these values stored in place of what computes them."""
+    """Store these values in place of the nodes that compute them."""
     source = model.proto.graph
     idle = unneeded(source.node, source)
     kept = [node for node in source.node if values.keys().isdisjoint(node.output)]

@@ -1,4 +1,4 @@
-"""What the names given by a user mean: channels and nodes."""
+"""Resolve names given by a user to channels and nodes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from leanonnx.rules.call import Pin
 
 
 def named_pin(dag: ChannelDag, name: str) -> Pin:
-    """``--pin NAME``: a tensor, or a node whose outputs are meant."""
+    """Pin of a tensor, or of the outputs of a node (``--pin NAME``)."""
     if name in dag.channel_ids:
         return Pin(np.unique(dag.channel_ids[name]), name, f"--pin {name}")
     nodes = [n for n in dag.model.proto.graph.node if name and n.name == name]
@@ -22,20 +22,20 @@ def named_pin(dag: ChannelDag, name: str) -> Pin:
 
 
 def named_nodes(model: Model, name: str) -> list[int]:
-    """``--ignore LAYER``: a node by its name or by the name of its output."""
-    found = [k for k, n in enumerate(model.proto.graph.node) if name and (n.name == name or name in n.output)]
-    if not found:
+    """Indices of the nodes with this name or with an output of this name (``--ignore LAYER``)."""
+    nodes = [k for k, n in enumerate(model.proto.graph.node) if name and (n.name == name or name in n.output)]
+    if not nodes:
         raise OptionError(f"--ignore {name}: no node has this name or puts out this tensor; see `leanonnx inspect`")
-    return found
+    return nodes
 
 
 def ignored_pin(dag: ChannelDag, node: int) -> Pin:
-    """All outputs of a node that is ignored."""
+    """Pin of all outputs of an ignored node."""
     outputs = dag.model.proto.graph.node[node].output
     channel_ids = [np.unique(dag.channel_ids[o]) for o in outputs if o in dag.channel_ids]
     return Pin(np.unique(np.concatenate(channel_ids)) if channel_ids else np.zeros(0, np.int64), outputs[0], "--ignore")
 
 
 def named_tensors(model: Model, names: tuple[str, ...]) -> set[str]:
-    """Tensors that are called so, and outputs of nodes that are."""
+    """Names of the tensors, and of the outputs of the nodes, with one of these names."""
     return {n for node in model.proto.graph.node for n in node.output if node.name in names or n in names} - {""}

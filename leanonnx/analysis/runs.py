@@ -16,8 +16,8 @@ from leanonnx.rules.call import Move
 class OperatorRun:
     """Movements from tensor ``source`` to a tensor with its channels on one axis.
 
-    ``indices`` [channels of the result] says which channel of the source each one is, along ``axis``; None where
-    the movements do more than permute channels.  ``inside`` names the tensors between.
+    ``indices`` [channels of the result]: index of each channel in the source, along ``axis``; None if the movements do
+    more than permute channels.  ``inside``: names of the intermediate tensors.
     """
 
     source: str
@@ -27,7 +27,7 @@ class OperatorRun:
 
 
 def same_run(runs: Sequence[OperatorRun]) -> OperatorRun:
-    """The run that several sizes show; without indices where they differ."""
+    """Run of several sizes; without indices if these differ."""
     first, *others = runs
     same = all(
         run == first
@@ -42,7 +42,7 @@ def same_run(runs: Sequence[OperatorRun]) -> OperatorRun:
 def gathered(
     name: str, moves: Mapping[str, tuple[str, Move]], channel_ids: Mapping[str, ChannelIds], shapes: Mapping[str, Shape]
 ) -> OperatorRun:
-    """Follow the movements that made a tensor back to the nearest one whose channels lie on a single axis."""
+    """Trace the movements behind a tensor back to the nearest tensor whose channels lie on a single axis."""
     steps, inside, source = [], [], name
     while source in moves:
         source, move = moves[source]
@@ -57,7 +57,7 @@ def gathered(
 
 
 def _indices(steps: list[Move], before: Shape, after: Shape, axis: int) -> NDArray[np.int64] | None:
-    """Push the positions of each axis through the movements; all but the channel axis must come out as they went in."""
+    """Indices along the channel axis after the movements; None if these change any other axis."""
     result: NDArray[np.int64] | None = None
     for k, size in enumerate(before):
         probe = on_axis(np.arange(size), k, len(before))

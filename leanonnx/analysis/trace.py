@@ -1,4 +1,4 @@
-"""One pass over the nodes of a model at one size: ask each node's rule, and collect the answers."""
+"""Trace a model at one size: call the rule of each node and collect the effects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from leanonnx.runtime.observation import Observation
 
 @dataclass(frozen=True)
 class Answer:
-    """The effect of one node, and where the constants that it slices are held."""
+    """Effect of one node, and the uses of the constants that it slices."""
 
     effect: Effect
     held: ConstantUses
@@ -31,7 +31,7 @@ class Answer:
 
 @dataclass
 class Trace:
-    """All answers so far at one size of the model's free axes."""
+    """Effects of the nodes so far, at one size of the model's free axes."""
 
     model: Model
     observation: Observation
@@ -47,7 +47,7 @@ class Trace:
     zeros: dict[str, bool] = field(default_factory=dict)
     unruled: set[int] = field(default_factory=set)
     slicing: dict[int, set[int]] = field(default_factory=dict)
-    """Nodes that slice a constant behind another node, by that other node."""
+    """For each node behind which other nodes slice a constant: those other nodes."""
 
     def __post_init__(self) -> None:
         self.constants = Constants(self.model, self.observation)
@@ -58,7 +58,7 @@ class Trace:
             self.starts.append(fresh)
 
     def minter(self, node: int) -> Callable[[int], ChannelIds]:
-        """Mint labels for a node."""
+        """Function that mints channel ids for a node."""
 
         def mint(n: int) -> ChannelIds:
             fresh = np.arange(self.count, self.count + n)
@@ -69,54 +69,54 @@ class Trace:
         return mint
 
     def undo(self, count: int) -> None:
-        """Take back the labels minted since there were ``count``."""
+        """Discard the channel ids minted since there were ``count``."""
         while self.count > count:
             _, n = self.minted.pop()
             self.count -= n
 
     def ask(self, index: int, node: gs.Node, rules: Rules) -> Answer | None:
-        """The answer of a node's rule; None where the node reads nothing that carries channels."""
+        """Answer of a node's rule; None if no input of the node holds channels."""
         inner = [n for n in sorted(captured(self.model.proto.graph.node[index])) if n in self.channel_ids]
         call = self.call(index, node)
         if (call.domain, call.op) not in rules:
             self.unruled.add(index)
         if not inner and not any(tensor.name in self.channel_ids for tensor in node.inputs):
-            return self._unfed(call)
+            return self._answer_without_channels(call)
         before = self.count
         effect = _effect(call, rules, inner, self)
-        held = self.constants.uses(index, effect)
-        if held is not None:
-            return Answer(effect, held)
+        uses = self.constants.uses(index, effect)
+        if uses is not None:
+            return Answer(effect, uses)
         self.undo(before)
-        return Answer(refused(call, *self._uncut(call, effect)), ConstantUses(()))
+        return Answer(refused(call, *self._refusal(call, effect)), ConstantUses(()))
 
-    def _unfed(self, call: Call) -> Answer | None:
-        """The answer of a node that reads nothing but noise or sizes: the kernels of its weight; None without any."""
+    def _answer_without_channels(self, call: Call) -> Answer | None:
+        """Answer of a node that reads only random numbers or sizes: the kernels of its weight; None without any."""
         if self.constants.static.issuperset(name for name in call.outputs if name):
             return None
         effect = _with_kernels(call, Effect(()))
         return Answer(effect, ConstantUses(())) if effect.kernel_blocks else None
 
-    def _uncut(self, call: Call, effect: Effect) -> tuple[str, str]:
-        """Why a constant that is to be sliced cannot be, and what a user can do about it."""
+    def _refusal(self, call: Call, effect: Effect) -> tuple[str, str]:
+        """Reason why a constant cannot be sliced, and advice for the user."""
         names = [call.value(cut.slot).name for cut in effect.slices]
-        held = next((n for n in names if n in self.model.overridable and n not in self.model.origins), None)
-        if held is not None:
-            return f"{call.title} computes '{held}' from an initializer that a caller may override", advice.FREEZE
+        name = next((n for n in names if n in self.model.overridable and n not in self.model.origins), None)
+        if name is not None:
+            return f"{call.title} computes '{name}' from an initializer that a caller may override", advice.FREEZE
         return f"{call.title} reads a constant that is computed from shapes at run time", advice.EXPORT
 
     def refuse(self, index: int, node: gs.Node, reason: str) -> Answer:
-        """Pin what a node reads and puts out."""
+        """Pin the inputs and outputs of a node."""
         call = self.call(index, node)
         return Answer(refused(call, f"{call.title}: {reason}", advice.EXPORT), ConstantUses(()))
 
     def add(self, index: int, answer: Answer) -> None:
-        """Collect the answer of a node."""
+        """Add the answer of a node."""
         effect = answer.effect
         self.uses += answer.held.uses
         self.rewrites |= dict(answer.held.rewrites)
         self.effects[index] = effect
-        self.pins += [replace(pin, advice=self._fitting(pin.advice)) for pin in effect.pins]
+        self.pins += [replace(pin, advice=self._adapt_advice(pin.advice)) for pin in effect.pins]
         self.starts += effect.starts
         for use in answer.held.uses:
             if use.node != index:
@@ -127,37 +127,37 @@ class Trace:
             if name and name in self.model.free:
                 self.channel_ids[name], self.zeros[name] = channel_ids, zero
 
-    def _fitting(self, text: str) -> str:
-        """An advice without what a model with fixed sizes has done already."""
+    def _adapt_advice(self, text: str) -> str:
+        """Advice without the hint to fix sizes if all of them are fixed."""
         return advice.FIXED.get(text, text) if self.constants.sized else text
 
     def read_whole(self) -> list[Pin]:
-        """Pins of what is sliced behind a DequantizeLinear whose value another node reads as a whole."""
-        found = []
+        """Pins of constants sliced behind a DequantizeLinear whose output another node reads as a whole."""
+        pins = []
         for index, slicing in self.slicing.items():
             node = self.model.proto.graph.node[index]
-            reader = next((r for r in self._last_readers(node.output[0]) if r not in slicing), None)
-            if node.op_type == "DequantizeLinear" and reader is not None:
+            consumer = next((r for r in self._last_consumers(node.output[0]) if r not in slicing), None)
+            if node.op_type == "DequantizeLinear" and consumer is not None:
                 factors = [factor.reshape(-1) for use in self.uses if use.node == index for factor in use.factors]
-                whole = "the graph's interface" if reader < 0 else title(self.model.proto.graph.node[reader])
-                reason, what = f"{whole} reads all of '{node.output[0]}'", self._fitting(advice.EXPORT)
-                found.append(Pin(np.unique(np.concatenate(factors)), node.output[0], reason, what))
-        return found
+                whole = "the graph's interface" if consumer < 0 else title(self.model.proto.graph.node[consumer])
+                reason, what = f"{whole} reads all of '{node.output[0]}'", self._adapt_advice(advice.EXPORT)
+                pins.append(Pin(np.unique(np.concatenate(factors)), node.output[0], reason, what))
+        return pins
 
-    def _last_readers(self, name: str) -> list[int]:
-        """Nodes that read a value (-1: the graph itself), or the last of a run of nodes that nothing else reads."""
-        found = []
+    def _last_consumers(self, name: str) -> list[int]:
+        """Nodes that read a value (-1: a graph output), or the last node of a run without other consumers."""
+        consumers = []
         for k in self.model.consumers.get(name, []):
-            more = [] if k < 0 or k in self.effects else self._last_readers(self.outputs(k)[0])
-            found.append(more[0] if len(more) == 1 else k)
-        return found
+            more = [] if k < 0 or k in self.effects else self._last_consumers(self.outputs(k)[0])
+            consumers.append(more[0] if len(more) == 1 else k)
+        return consumers
 
     def outputs(self, index: int) -> list[str]:
-        """Names of what a node puts out."""
+        """Names of the outputs of a node."""
         return list(self.model.proto.graph.node[index].output)
 
     def call(self, index: int, node: gs.Node) -> Call:
-        """A node as its rule sees it."""
+        """Call of a node for its rule."""
         shapes = self.observation.shapes
         return Call(
             op=node.op,
@@ -171,11 +171,11 @@ class Trace:
             mint=self.minter(index),
             minted=lambda: self.count,
             by_position=index in self.by_position,
-            consumers=tuple(self._operators_reading(tensor.name) for tensor in node.outputs),
+            consumers=tuple(self._consumer_ops(tensor.name) for tensor in node.outputs),
         )
 
-    def _operators_reading(self, name: str) -> tuple[str, ...]:
-        """The operators that read a tensor, "" for the graph itself."""
+    def _consumer_ops(self, name: str) -> tuple[str, ...]:
+        """Operators that read a tensor ("" for a graph output)."""
         nodes = self.model.proto.graph.node
         return tuple("" if k < 0 else nodes[k].op_type for k in self.model.consumers.get(name, []))
 
@@ -184,8 +184,8 @@ class Trace:
         if name in model.origins:
             return Value(name, model.shape_of(name), None, lambda: model.constant(name), held=True)
         shape, channel_ids = observation.shapes.get(name), self.channel_ids.get(name)
-        maker = model.producers.get(name)
-        node = onnx.NodeProto() if maker is None else model.proto.graph.node[maker]
+        producer = model.producers.get(name)
+        node = onnx.NodeProto() if producer is None else model.proto.graph.node[producer]
         return Value(
             name,
             shape,
@@ -199,7 +199,7 @@ class Trace:
 
 
 def _effect(call: Call, rules: Rules, inner: list[str], trace: Trace) -> Effect:
-    """The rule's answer, or pins with the reason."""
+    """Effect of the rule, or pins with a reason if it cannot be applied."""
     rule = rules.get((call.domain, call.op))
     before = trace.count
     if inner or any(isinstance(value, gs.Graph) for value in call.attributes.values()):
@@ -209,7 +209,7 @@ def _effect(call: Call, rules: Rules, inner: list[str], trace: Trace) -> Effect:
         return replace(effect, pins=effect.pins + extra)
     if rule is None:
         where = f" of domain '{call.domain}'" if call.domain else ""
-        return refused(call, f"{call.title}{where} is an operator without a rule", _missing(call))
+        return refused(call, f"{call.title}{where} is an operator without a rule", _missing_rule_advice(call))
     try:
         return rule(call)
     except Unsupported as reason:
@@ -221,21 +221,21 @@ def _effect(call: Call, rules: Rules, inner: list[str], trace: Trace) -> Effect:
 
 
 def refused(call: Call, reason: str, advice: str) -> Effect:
-    """Pins with a reason; the kernels of a weight count, though none of them can go."""
+    """Effect that pins a node with a reason; the kernels of its weight are counted, but cannot be pruned."""
     return _with_kernels(call, pin_all(call, reason, advice))
 
 
 def _with_kernels(call: Call, effect: Effect) -> Effect:
-    """The effect with the kernels of a weight that stays whole, on whatever side of a product it is."""
+    """Add the kernels of a weight that cannot be pruned, on either side of a product, to an effect."""
     right = COUNTED.get((call.domain, call.op))
     if right is None:
         return effect
     slots = [right] if "Conv" in call.op else [right, 0]
-    held = next((slot for slot in slots if call.has(slot) and call.value(slot).held), None)
-    if held is None or (not call.shape(held)):
+    weight = next((slot for slot in slots if call.has(slot) and call.value(slot).held), None)
+    if weight is None or (not call.shape(weight)):
         return effect
-    return with_whole_weight(call, effect, held)
+    return with_whole_weight(call, effect, weight)
 
 
-def _missing(call: Call) -> str:
+def _missing_rule_advice(call: Call) -> str:
     return advice.LAYOUT if call.domain == "com.microsoft.nchwc" else advice.RULE

@@ -1,7 +1,7 @@
-"""Where a channel is zero once its layer puts out zeros: through operators that keep zeros, from kernels on.
+"""Propagation of zeros: True for tensors in which a channel is zero if its layer outputs zeros.
 
-What takes channels together may lose those alone: a channel that is shifted on the way (by the mean of all, say) would
-not be zero there.
+An operator that combines channels can lose only those: a channel that is shifted on the way (for example by a mean)
+would not be zero there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ POOLING |= {"ReduceL1", "ReduceL2", "ReduceSumSquare"}
 SCALING = {"BatchNormalization", "InstanceNormalization", "GroupNormalization", "LpNormalization", "RMSNormalization"}
 SCALING |= {"QuantizeLinear", "DequantizeLinear", "MatMul", "Einsum", "Attention", "RotaryEmbedding"}
 KEEPING = UNARY | MOVING | POOLING | SCALING
-"""Operators that put out zeros for a channel of zeros; what they add is one number per channel, which goes with it."""
+"""Operators that output zeros for a channel of zeros; a constant that they add per channel is removed with it."""
 ADDING = {"Add", "Sub", "Sum", "Mean", "Max", "Min", "Concat"}
 LEAST = 2
 
@@ -39,18 +39,18 @@ def keeps_zero(
     known: Mapping[str, bool],
     fixed: Callable[[str], Array | None],
 ) -> bool:
-    """Whether a node puts out zeros for channels that their layers put out as zeros.
+    """Return True if a node outputs zeros for channels whose layers output zeros.
 
     Args:
         node: the node.
-        effect: what its rule answered.
-        labels: those of the tensors that it reads.
-        known: the same for these.
-        fixed: gives the value of a constant.
+        effect: the effect of its rule.
+        channel_ids: channel ids of the tensors that it reads.
+        known: results of this function for these tensors.
+        fixed: returns the value of a constant.
     """
     op = standard(node)
     free = [name for name in node.input if name in channel_ids]
-    if any(mix.inward is not None for mix in effect.kernel_blocks):
+    if any(block.inward is not None for block in effect.kernel_blocks):
         return bool(op)
     if op in KEEPING:
         return all(known.get(name, True) for name in free)
@@ -59,7 +59,11 @@ def keeps_zero(
     if op == "Clip":
         return all(known.get(name, True) for name in free) and _spans_zero(node, fixed)
     if op in ADDING:
-        return all(_goes(slot, name, effect, channel_ids, known, fixed) for slot, name in enumerate(node.input) if name)
+        return all(
+            _operand_is_zero(slot, name, effect, channel_ids, known, fixed)
+            for slot, name in enumerate(node.input)
+            if name
+        )
     if op == "Mul":
         return any(varied(channel_ids[name]) and known.get(name, True) for name in free)
     if op in ("Div", "Pow"):
@@ -67,7 +71,7 @@ def keeps_zero(
     return False
 
 
-def _goes(
+def _operand_is_zero(
     slot: int,
     name: str,
     effect: Effect,
@@ -75,7 +79,7 @@ def _goes(
     known: Mapping[str, bool],
     fixed: Callable[[str], Array | None],
 ) -> bool:
-    """Whether an operand of a sum holds nothing for a channel that has gone."""
+    """Return True if an operand of a sum is zero for a removed channel."""
     if name in channel_ids:
         return bool(varied(channel_ids[name])) and known.get(name, True)
     value = fixed(name)
@@ -89,7 +93,7 @@ def _follows_first(
     known: Mapping[str, bool],
     fixed: Callable[[str], Array | None],
 ) -> bool:
-    """Whether a quotient or a power is zero with its first operand."""
+    """Return True if a quotient or a power is zero when its first operand is."""
     first, second = node.input[:LEAST]
     if first not in channel_ids or not varied(channel_ids[first]) or not known.get(first, True):
         return False
@@ -109,7 +113,7 @@ def _fills_zeros(node: onnx.NodeProto, fixed: Callable[[str], Array | None]) -> 
 
 
 def _spans_zero(node: onnx.NodeProto, fixed: Callable[[str], Array | None]) -> bool:
-    """Whether zero lies between the bounds of a Clip."""
+    """Return True if zero lies within the bounds of a Clip."""
     low, high = attribute(node, "min", -1.0), attribute(node, "max", 1.0)
     for slot, name in enumerate(node.input[1:]):
         value = fixed(name) if name else None

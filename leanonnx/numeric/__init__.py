@@ -1,1 +1,1 @@
-"""Pure numpy and scipy: labels, norms, chains, elimination, regression, intervals."""
+"""Pure numpy and scipy: channel ids, norms, chains, elimination, regression, intervals."""

@@ -1,4 +1,4 @@
-"""Names for types of arrays; their shapes stand in docstrings, as [rows, columns]."""
+"""Type aliases of arrays; docstrings give their shapes as [rows, columns]."""
 
 from typing import Any
 
@@ -7,4 +7,5 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
+Float32s = NDArray[np.float32]
 Ints = NDArray[np.int64]

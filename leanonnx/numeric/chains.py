@@ -1,109 +1,108 @@
 """Longest multiplicative chains in the channel DAG (Schoonhoven et al. 2020, "LEAN", arXiv 2011.06923).
 
-A chain is a directed path over the edges of a list of blocks; its value is the product of its gains. Three questions:
+A chain is a directed path over the edges of a list of blocks; its value is the product of its gains. The functions:
 
-1. *Sweeps*: the best chain from the starts to a label (``forward``), from a label to the ends (``backward``), through
-   a label (``best_through``), and one best chain (``best_chain``). Linear in the number of edges.
+1. *Sweeps*: the best chain from the starts to a channel (``forward``), from a channel to the ends (``backward``),
+   through a channel (``best_through``), and one best chain (``best_chain``). Linear in the number of edges.
 2. *Edge-disjoint chains* (``extract``): the best chain, then the best one without its kernels, and so on.
-3. *Row scaling* (``normalise_rows``), so that layers of different scale compete fairly.
+3. *Row scaling* (``normalise_rows``), which makes layers of different scale comparable.
 
 All sums are exact. Logarithms are taken to base 2 and rounded to ``STEP``, a power of two, so that a sum of them in
-float64 has no rounding error, whatever its order: chains of equal value compare equal, and multiplying a channel's
-producers by a power of two and dividing its consumers by it changes nothing at all (for gains between 2^-16 and 2^16).
-What the public functions return is converted to natural logarithms.
+float64 has no rounding error in any order: chains of equal value compare equal, and multiplying a channel's producers
+by a power of two and dividing its consumers by it does not change the result (for gains between 2^-16 and 2^16).
+Public functions return natural logarithms.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import log
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-IntArray = NDArray[np.integer[Any]]
-FloatArray = NDArray[np.float32]
-Values = NDArray[np.float64]
+from leanonnx.numeric.arrays import Float32s, Floats, Ints
+
 Edge = tuple[int, int, int, int]
 
 STEP = 2.0**-20
 """Resolution of the logarithms in octaves (a relative 7e-7 of a gain)."""
 TINY = -(2.0**20)
-"""Octaves of a zero gain where only the structure is asked for: below any product of positive gains."""
+"""Octaves of a zero gain in ``best_chain``: below any product of positive gains."""
 TILE = 1 << 17
-"""Edges of one temporary."""
+"""Maximum number of edges in a temporary array."""
 EDGES_PER_STEP = 1 << 15
-"""Edges of a sweep for every step that a walk may take before the sweep."""
+"""Number of edges per step that a walk may take before all bounds are recomputed in a sweep."""
 LN2 = log(2)
 
 
 @dataclass(frozen=True)
 class Block:
-    """Edges between channels: ``gains[g, o, i]`` takes ``sources[g, i]`` to ``targets[g, o]``.
+    """Edges between channels, with gain ``gains[g, o, i]`` from ``sources[g, i]`` to ``destinations[g, o]``.
 
-    Labels are integers, and every edge goes from a smaller to a larger one. In a list of blocks all edges into a
-    block's sources are in earlier blocks. A dense layer is one group; a depthwise one, or identities, are groups of
-    one by one. A label may stand several times among the sources (parallel edges) or the targets.
+    Every edge leads from a smaller to a larger channel id. In a list of blocks all edges into a block's sources are in
+    earlier blocks. A dense layer is one group; a depthwise layer, or identities, have one source and one destination
+    per group. A channel may occur several times among the sources (parallel edges) or the destinations.
     """
 
-    sources: IntArray
+    sources: Ints
     """int[G, I]"""
-    destinations: IntArray
+    destinations: Ints
     """int[G, O]"""
-    gains: FloatArray
+    gains: Float32s
     """float32[G, O, I], finite and >= 0; 0 = no edge."""
     counted: bool
-    """True: kernels, which a chain marks. False: fixed edges, walked but neither counted nor removed."""
+    """True: kernels. False: fixed edges, which chains contain but never count or remove."""
 
     def __post_init__(self) -> None:
         wanted = (len(self.sources), self.destinations.shape[-1], self.sources.shape[-1])
         if self.sources.ndim != 2 or self.destinations.ndim != 2 or self.gains.shape != wanted:
             shapes = [array.shape for array in (self.sources, self.destinations, self.gains)]
-            raise ValueError(f"sources, targets and gains {shapes}, expected [G, I], [G, O], [G, O, I]")
+            raise ValueError(f"sources, destinations and gains {shapes}, expected [G, I], [G, O], [G, O, I]")
 
 
 @dataclass(frozen=True)
 class Chain:
-    """One chain of ``extract``."""
+    """Chain found by ``extract``."""
 
     value: float
     """Natural logarithm of the product of all gains."""
     channel_ids: tuple[int, ...]
-    """The channels in order."""
+    """Channels in order."""
     kernels: tuple[Edge, ...]
     """(block, g, o, i) of the counted edges in order."""
 
 
-def forward(n: int, blocks: Sequence[Block], starts: IntArray) -> Values:
-    """Natural log of the best chain from any of ``starts`` [s] (0 there at least) to every label: float64[n].
+def forward(n: int, blocks: Sequence[Block], starts: Ints) -> Floats:
+    """Natural log of the best chain from any of ``starts`` [s] to every channel: float64[n].
 
-    -inf where there is none.
+    At least 0 at the starts, -inf where there is no chain.
     """
     return LN2 * _forward(n, blocks, starts)
 
 
-def backward(n: int, blocks: Sequence[Block], ends: IntArray) -> Values:
-    """Natural log of the best chain from every label to any of ``ends`` [e] (0 there at least): float64[n].
+def backward(n: int, blocks: Sequence[Block], ends: Ints) -> Floats:
+    """Natural log of the best chain from every channel to any of ``ends`` [e]: float64[n].
 
-    -inf where there is none.
+    At least 0 at the ends, -inf where there is no chain.
     """
     return LN2 * _backward(n, blocks, ends)
 
 
-def best_through(n: int, blocks: Sequence[Block], starts: IntArray, ends: IntArray) -> Values:
-    """Natural log of the best start-to-end chain through every label: float64[n], -inf where there is none.
+def best_through(n: int, blocks: Sequence[Block], starts: Ints, ends: Ints) -> Floats:
+    """Natural log of the best start-to-end chain through every channel: float64[n], -inf where there is none.
 
-    ``starts`` [s] and ``ends`` [e] are labels. This is the order of the *covering chains*. Extract the longest start-
-    to-end chain that contains a label not yet covered, cover its labels, repeat: a label is covered at the latest by
-    its own best chain, and no chain through it is longer, so labels are covered in descending order of this value, all
-    labels of one chain (at the least) together.
+    ``starts`` [s] and ``ends`` [e] are channel ids. Descending order of this value is the order of *covering chains*:
+    repeatedly extract the best start-to-end chain that contains an uncovered channel, and cover its channels. A channel
+    is covered by its own best chain at the latest, and no chain through it is better, so channels are covered in
+    descending order of this value.
     """
     return LN2 * (_forward(n, blocks, starts) + _backward(n, blocks, ends))
 
 
 def normalise_rows(block: Block) -> Block:
-    """The block with the gains into every target divided by their 2-norm; fixed blocks and zero rows as they were."""
+    """Divide the gains into each destination by their 2-norm; fixed edges and zero rows do not change."""
     if not block.counted:
         return block
     power = np.einsum("goi,goi->go", block.gains, block.gains, dtype=np.float64)
@@ -112,12 +111,12 @@ def normalise_rows(block: Block) -> Block:
     return Block(block.sources, block.destinations, block.gains / divisor[:, :, None], counted=True)
 
 
-def best_chain(n: int, blocks: Sequence[Block], starts: IntArray, ends: IntArray) -> tuple[int, ...]:
-    """Labels of the best start-to-end chain; () if no path exists, zero gains included.
+def best_chain(n: int, blocks: Sequence[Block], starts: Ints, ends: Ints) -> tuple[int, ...]:
+    """Channels of the best start-to-end chain, which may contain zero gains; () if there is no path.
 
-    A zero gain counts as a number below any product of positive ones: of chains that all contain some, one with the
-    fewest is best. Ties go to the lowest start, then at every label to its end if it is one, else to the lowest edge
-    (block, g, i, o).
+    A zero gain counts as a number below any product of positive gains: of chains with zero gains, one with the fewest
+    is best. Of equal chains the one with the lowest start is returned; at each channel an end comes first, then the
+    lowest edge (block, g, i, o).
     """
     values = _backward(n, blocks, ends, zero=TINY)
     fans, is_end = _fans(n, blocks), _indicator(n, ends)
@@ -128,31 +127,31 @@ def best_chain(n: int, blocks: Sequence[Block], starts: IntArray, ends: IntArray
             _best_edge(channel_id, b, rows, _rows_out(blocks[b], rows), blocks[b], values)
             for b, rows in fans[channel_id]
         )
-        channel_id = max(edges, key=_value).target
+        channel_id = max(edges, key=_value).destination
         channel_ids.append(channel_id)
     return tuple(channel_ids)
 
 
 def extract(
-    n: int, blocks: Sequence[Block], starts: IntArray, ends: IntArray, mode: Literal["through", "free"]
+    n: int, blocks: Sequence[Block], starts: Ints, ends: Ints, mode: Literal["through", "free"]
 ) -> Iterator[Chain]:
-    """Edge-disjoint chains, the longest one first: each one's kernels are removed before the next one is sought.
+    """Yield edge-disjoint chains, the best one first; the kernels of each are removed before the next is searched.
 
-    Every chain has at least one kernel (an edge of a counted block) of positive gain. Fixed edges stay.
+    Every chain has at least one kernel (an edge of a counted block) of positive gain. Fixed edges are not removed.
 
     - ``"through"``: chains from a start to an end, until none is left.
-    - ``"free"``: the paper's rule. A chain starts and ends anywhere (``starts`` and ``ends`` are not looked at), so
+    - ``"free"``: the paper's rule. A chain starts and ends at any channel (``starts`` and ``ends`` are ignored), so
       that a part with a product below 1 at either side is dropped: ``p[v] = max over edges of max(p[u], 1) * gain``.
-      Where all gains are below 1 this is the order of the single kernels. Until no kernel of positive gain is left.
+      If all gains are below 1, this is the order of the single kernels. Until no kernel of positive gain is left.
 
-    Ties go to the lowest start, then at every label to an end right there, else to a rest without kernels, else to the
-    lowest edge (block, g, i, o).
+    Of equal chains the one with the lowest start comes first; at each channel an end comes first, then a remainder
+    without kernels, then the lowest edge (block, g, i, o).
 
-    Lazy and exact. For every label a bound on the best rest of a chain from there is kept, at first exact; bounds only
-    fall, so they stay bounds when kernels are removed. A walk follows the best edge by the bounds of its targets; where
-    this comes out lower than the bound of its own label, that one is lowered and the walk takes one step back. A walk
-    that arrives has met its bound, which no other chain exceeds; one that wanders for as long as a sweep would take has
-    all bounds made exact instead. The logarithms are held once, in float32.
+    Lazy and exact. Each channel has an upper bound on the best remainder of a chain from there, exact at first;
+    removing kernels only lowers the exact values, so the bounds remain valid. A walk follows the best edge by the
+    bounds of its destinations; if this edge is worse than the bound of the current channel, that bound is lowered and
+    the walk takes one step back. A walk that reaches an end has the value of its bound, which no other chain exceeds.
+    After as many steps as a sweep costs, all bounds are recomputed instead. Logarithms are stored once, in float32.
     """
     anywhere = np.arange(n)
     first, last = (anywhere, anywhere) if mode == "free" else (np.unique(starts), np.unique(ends))
@@ -162,11 +161,11 @@ def extract(
 
 
 class _Step(NamedTuple):
-    """The best edge out of a label, and the value (octaves) of the best rest of a chain that begins with it."""
+    """Best edge out of a channel, and the value (octaves) of the best remainder of a chain that begins with it."""
 
     value: float
     source: int
-    target: int
+    destination: int
     block: int
     row: int
     column: int
@@ -174,28 +173,28 @@ class _Step(NamedTuple):
 
 @dataclass(frozen=True)
 class _Search:
-    """The arrays of one extraction, which it changes in place: ``logs``, ``bounds`` and ``best``.
+    """Arrays of one extraction, which changes ``logs``, ``bounds`` and ``best`` in place.
 
-    ``logs[b]`` float32[G * I, O]: octaves, -inf where there is no edge (any more).
-    ``bounds`` float64[n]: at least the best rest with a kernel, from every label to an end.
-    ``tails`` float64[n]: the best rest without a kernel (0 at an end); never changes.
-    ``best`` float64[n]: the larger one of both.
-    ``patience``: steps of a walk after which a sweep over all edges is cheaper; enough for any chain, which
-    goes through every block at most once.
+    ``logs[b]`` float32[G * I, O]: octaves, -inf for absent and removed edges.
+    ``bounds`` float64[n]: upper bound of the best remainder with a kernel, from each channel to an end.
+    ``tails`` float64[n]: the best remainder without a kernel (0 at an end); constant.
+    ``best`` float64[n]: the maximum of both.
+    ``patience``: steps of a walk after which a sweep over all edges is cheaper; enough for any chain, which passes each
+    block at most once.
     """
 
     blocks: Sequence[Block]
-    logs: list[FloatArray]
+    logs: list[Float32s]
     fans: list[list[tuple[int, slice]]]
     is_end: NDArray[np.bool_]
-    bounds: Values
-    tails: Values
-    best: Values
+    bounds: Floats
+    tails: Floats
+    best: Floats
     patience: int
 
 
-def _search(n: int, blocks: Sequence[Block], ends: IntArray) -> _Search:
-    """The search of the whole graph, its bounds exact."""
+def _search(n: int, blocks: Sequence[Block], ends: Ints) -> _Search:
+    """Search of the whole graph, with exact bounds."""
     tails = _backward(n, [block for block in blocks if not block.counted], ends)
     logs = [_logs_by_source(block) for block in blocks]
     patience = 1 + len(blocks) + sum(block.gains.size for block in blocks) // EDGES_PER_STEP
@@ -205,7 +204,7 @@ def _search(n: int, blocks: Sequence[Block], ends: IntArray) -> _Search:
 
 
 def _refresh(search: _Search) -> None:
-    """Makes all bounds exact, in one sweep."""
+    """Recompute all bounds exactly, in one sweep."""
     search.bounds[:] = -np.inf
     search.best[:] = search.tails
     for block, log2 in zip(reversed(search.blocks), reversed(search.logs), strict=True):
@@ -218,8 +217,8 @@ def _refresh(search: _Search) -> None:
             search.best[heads] = np.maximum(search.tails[heads], search.bounds[heads])
 
 
-def _logs_by_source(block: Block) -> FloatArray:
-    """Octaves of the gains, [G * I, O]: the edges out of one source lie side by side."""
+def _logs_by_source(block: Block) -> Float32s:
+    """Octaves of the gains, [G * I, O], with the edges out of each source in one row."""
     groups, outs, ins = block.gains.shape
     logs = np.empty((groups, ins, outs), np.float32)
     for group, rows in _tiles(block.gains.shape):
@@ -227,29 +226,29 @@ def _logs_by_source(block: Block) -> FloatArray:
     return logs.reshape(groups * ins, outs)
 
 
-def _walk(search: _Search, starts: IntArray) -> list[_Step]:
-    """The edges of the best chain from any of the starts up to its last kernel; none where no chain is left."""
+def _walk(search: _Search, starts: Ints) -> list[_Step]:
+    """Edges of the best chain from any of the starts up to its last kernel; [] if no chain is left."""
     steps: list[_Step] = []
     channel_id = _highest(search.bounds, starts)
     for _ in range(search.patience):
         if channel_id < 0:
             return []
-        step = _next(search, channel_id)
+        step = _next_step(search, channel_id)
         if step.value < search.bounds[channel_id]:
             search.bounds[channel_id] = step.value
             search.best[channel_id] = max(step.value, search.tails[channel_id])
             channel_id = steps.pop().source if steps else _highest(search.bounds, starts)
         else:
             steps.append(step)
-            channel_id = step.target
+            channel_id = step.destination
             if search.blocks[step.block].counted and search.tails[channel_id] >= search.bounds[channel_id]:
                 return steps
     _refresh(search)
     return _walk(search, starts)
 
 
-def _next(search: _Search, channel_id: int) -> _Step:
-    """The best edge out of ``label`` for a chain with at least one kernel from there on."""
+def _next_step(search: _Search, channel_id: int) -> _Step:
+    """Best edge out of a channel for a chain with at least one kernel from there on."""
     return max(
         (
             _best_edge(channel_id, b, rows, search.logs[b][rows], search.blocks[b], rest)
@@ -261,10 +260,10 @@ def _next(search: _Search, channel_id: int) -> _Step:
 
 
 def _remove(search: _Search, steps: list[_Step]) -> Chain:
-    """The chain of these steps, continued without kernels to its end, its own kernels gone from the logs."""
+    """Remove the kernels of these steps from the logs; returns their chain, continued without kernels to an end."""
     channel_ids, kernels = [steps[0].source], []
     for step in steps:
-        channel_ids.append(step.target)
+        channel_ids.append(step.destination)
         if search.blocks[step.block].counted:
             search.logs[step.block][step.row, step.column] = -np.inf
             group, i = divmod(step.row, search.blocks[step.block].sources.shape[1])
@@ -273,35 +272,35 @@ def _remove(search: _Search, steps: list[_Step]) -> Chain:
 
 
 def _tail(search: _Search, channel_id: int) -> Iterator[int]:
-    """Labels after ``label`` on its best way to an end without kernels."""
+    """Channels after ``channel_id`` on its best path to an end without kernels."""
     while not (search.is_end[channel_id] and search.tails[channel_id] == 0):
         fixed = ((b, rows) for b, rows in search.fans[channel_id] if not search.blocks[b].counted)
         edges = (
             _best_edge(channel_id, b, rows, search.logs[b][rows], search.blocks[b], search.tails) for b, rows in fixed
         )
-        channel_id = max(edges, key=_value).target
+        channel_id = max(edges, key=_value).destination
         yield channel_id
 
 
-def _best_edge(channel_id: int, b: int, rows: slice, logs: FloatArray, block: Block, rest: Values) -> _Step:
-    """The best edge out of ``label`` in block ``b``, whose rows [k, O] are ``logs``; the first of equal ones."""
+def _best_edge(channel_id: int, b: int, rows: slice, logs: Float32s, block: Block, rest: Floats) -> _Step:
+    """Best edge out of a channel in block ``b``, with ``logs`` [k, O] of its rows; the first of equal ones."""
     heads = block.destinations if len(block.destinations) == 1 else block.destinations[_groups(block, rows)]
     values = logs + rest[heads]
     at = int(values.argmax())
     row, column = divmod(at, values.shape[1])
-    target = int(heads[row if len(heads) > 1 else 0, column])
-    return _Step(float(values[row, column]), channel_id, target, b, rows.start + row, column)
+    destination = int(heads[row if len(heads) > 1 else 0, column])
+    return _Step(float(values[row, column]), channel_id, destination, b, rows.start + row, column)
 
 
-def _rows_out(block: Block, rows: slice) -> FloatArray:
-    """Octaves [k, O] of the edges out of these rows, a zero gain counting as TINY."""
+def _rows_out(block: Block, rows: slice) -> Float32s:
+    """Octaves [k, O] of the edges out of these rows; a zero gain counts as ``TINY``."""
     inner = np.arange(rows.start, rows.stop) % block.sources.shape[1]
     return _octaves(block.gains[_groups(block, rows), :, inner], TINY)
 
 
-def _groups(block: Block, rows: slice) -> IntArray:
-    """Group [k] of every row."""
-    groups: IntArray = np.arange(rows.start, rows.stop) // block.sources.shape[1]
+def _groups(block: Block, rows: slice) -> Ints:
+    """Group [k] of each row."""
+    groups: Ints = np.arange(rows.start, rows.stop) // block.sources.shape[1]
     return groups
 
 
@@ -310,7 +309,7 @@ def _value(step: _Step) -> float:
 
 
 def _fans(n: int, blocks: Sequence[Block]) -> list[list[tuple[int, slice]]]:
-    """For every label its rows, position g * I + i among a block's sources, as (block, slice of rows) in order."""
+    """For each channel its rows (positions g * I + i among a block's sources), as (block, slice of rows), in order."""
     fans: list[list[tuple[int, slice]]] = [[] for _ in range(n)]
     for b, block in enumerate(blocks):
         channel_ids = block.sources.ravel()
@@ -320,8 +319,8 @@ def _fans(n: int, blocks: Sequence[Block]) -> list[list[tuple[int, slice]]]:
     return fans
 
 
-def _forward(n: int, blocks: Sequence[Block], starts: IntArray) -> Values:
-    """Octaves of the best chain from any start to every label: float64[n]."""
+def _forward(n: int, blocks: Sequence[Block], starts: Ints) -> Floats:
+    """Octaves of the best chain from any start to every channel: float64[n]."""
     best = np.where(_indicator(n, starts), 0.0, -np.inf)
     for block in blocks:
         for groups, rows in _tiles(block.gains.shape):
@@ -330,8 +329,8 @@ def _forward(n: int, blocks: Sequence[Block], starts: IntArray) -> Values:
     return best
 
 
-def _backward(n: int, blocks: Sequence[Block], ends: IntArray, zero: float = -np.inf) -> Values:
-    """Octaves of the best chain from every label to any end, a zero gain counting as ``zero``: float64[n]."""
+def _backward(n: int, blocks: Sequence[Block], ends: Ints, zero: float = -np.inf) -> Floats:
+    """Octaves of the best chain from every channel to any end; a zero gain counts as ``zero``: float64[n]."""
     best = np.where(_indicator(n, ends), 0.0, -np.inf)
     for block in reversed(blocks):
         for groups, rows in _tiles(block.gains.shape):
@@ -340,8 +339,8 @@ def _backward(n: int, blocks: Sequence[Block], ends: IntArray, zero: float = -np
     return best
 
 
-def _octaves(gains: FloatArray, zero: float = -np.inf) -> FloatArray:
-    """log2 of the gains, in float32, rounded to ``STEP``; ``zero`` for gain 0. Powers of two only shift it."""
+def _octaves(gains: Float32s, zero: float = -np.inf) -> Float32s:
+    """log2 of the gains in float32, rounded to ``STEP``; ``zero`` for gain 0. A factor of 2^k adds exactly k."""
     mantissa, exponent = np.frexp(gains)
     with np.errstate(divide="ignore"):
         logs = np.log2(mantissa)
@@ -353,7 +352,7 @@ def _octaves(gains: FloatArray, zero: float = -np.inf) -> FloatArray:
 
 
 def _tiles(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
-    """Slices of the first two of three axes, so that every tile has at most ``TILE`` elements, or one row."""
+    """Slices of the first two of three axes, in tiles of at most ``TILE`` elements, or one row."""
     groups, rows, columns = shape
     width = max(1, columns)
     tall = min(max(1, TILE // width), max(1, rows))
@@ -363,15 +362,15 @@ def _tiles(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
             yield slice(group, group + deep), slice(row, row + tall)
 
 
-def _indicator(n: int, channel_ids: IntArray) -> NDArray[np.bool_]:
-    """bool[n], True at the labels."""
+def _indicator(n: int, channel_ids: Ints) -> NDArray[np.bool_]:
+    """bool[n], True at these channels."""
     result = np.zeros(n, np.bool_)
     result[np.asarray(channel_ids, np.int64)] = True
     return result
 
 
-def _highest(values: Values, channel_ids: IntArray) -> int:
-    """The first of the labels with the highest value, -1 if all are -inf."""
+def _highest(values: Floats, channel_ids: Ints) -> int:
+    """First of these channels with the highest value; -1 if all values are -inf."""
     if not len(channel_ids):
         return -1
     channel_id = int(values.argmax() if len(channel_ids) == len(values) else channel_ids[values[channel_ids].argmax()])

@@ -1,8 +1,8 @@
-"""Integer label arrays: which channel each position of a tensor belongs to.
+"""Arrays of channel ids: the channel of each position of a tensor.
 
-A label array has the rank of its tensor and, on each axis, either the tensor's size or 1; 1 means that all
-positions of this axis share the channel.  ``[1, C, 1, 1]`` is the usual case of an NCHW feature map.
-Everything here is pure numpy and knows nothing of ONNX.
+Such an array has the rank of its tensor and, on each axis, either the tensor's size or 1; 1 means that all positions
+along this axis share a channel.  ``[1, C, 1, 1]`` is the usual case of an NCHW feature map.
+This module is pure numpy and scipy and independent of ONNX.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 
 
 def compact(channel_ids: ChannelIds) -> ChannelIds:
-    """Give every axis along which the labels do not change the size 1."""
+    """Reduce every axis along which the channel ids do not vary to size 1."""
     for axis in range(channel_ids.ndim):
         if channel_ids.shape[axis] > 1:
             first = channel_ids.take([0], axis)
@@ -30,17 +30,17 @@ def compact(channel_ids: ChannelIds) -> ChannelIds:
 
 
 def varied(channel_ids: ChannelIds) -> tuple[int, ...]:
-    """The axes along which a compact label array changes."""
+    """Axes along which compact channel ids vary."""
     return tuple(axis for axis, size in enumerate(channel_ids.shape) if size != 1)
 
 
 def uniform(channel_id: int, rank: int) -> ChannelIds:
-    """One label for a whole tensor of the given rank."""
+    """Channel ids of a tensor of the given rank with a single channel."""
     return np.full((1,) * rank, channel_id, np.int64)
 
 
 def on_axis(vector: ChannelIds, axis: int, rank: int) -> ChannelIds:
-    """A vector of labels [n] laid along one axis of a tensor of the given rank."""
+    """Channel ids [n] arranged along one axis of a tensor of the given rank."""
     shape = [1] * rank
     shape[axis] = vector.size
     return vector.reshape(shape)
@@ -49,8 +49,8 @@ def on_axis(vector: ChannelIds, axis: int, rank: int) -> ChannelIds:
 def along(channel_ids: ChannelIds, axis: int, size: int) -> tuple[ChannelIds, list[tuple[ChannelIds, ChannelIds]]]:
     """Read a tensor as slices along one axis, which has ``size`` positions.
 
-    Returns the label of each slice [size] and the ties that make this true, pairs of labels [k] and [k]: labels that
-    share a slice must live or die together, since only whole slices can be removed.
+    Returns one channel id for each slice [size], and the ties that this requires, as pairs of ids [k] and [k]: channels
+    that share a slice are tied, since only whole slices can be removed.
     """
     rows = np.moveaxis(channel_ids, axis, 0).reshape(channel_ids.shape[axis], -1)
     first = np.ascontiguousarray(rows[:, 0])
@@ -59,9 +59,9 @@ def along(channel_ids: ChannelIds, axis: int, size: int) -> tuple[ChannelIds, li
 
 
 def matching(old: Shape, new: Shape) -> list[tuple[range, range]]:
-    """Split a reshape into the smallest groups of neighbouring axes whose products agree.
+    """Split a reshape into the smallest groups of adjacent axes whose products agree.
 
-    Axes of size 1 left over at the end form a last group that may be empty on one side.
+    Remaining axes of size 1 form a last group that may be empty on one side.
     """
     groups, i, j = [], 0, 0
     while i < len(old) and j < len(new):
@@ -78,28 +78,28 @@ def matching(old: Shape, new: Shape) -> list[tuple[range, range]]:
 
 
 def reshape(channel_ids: ChannelIds, old: Shape, new: Shape) -> ChannelIds:
-    """The labels of a tensor of shape ``old`` after a row-major reshape to ``new``.
+    """Channel ids of a tensor of shape ``old`` after a row-major reshape to ``new``.
 
-    Only the axes that take part in a change are expanded, so a feature map of any size costs little.
+    Only axes that hold channels are expanded, so that the size of a feature map does not matter.
     """
     if 0 in old or 0 in new:
         return uniform(int(channel_ids.flat[0]), len(new))
     source: list[int] = []
-    target: list[int] = []
+    result: list[int] = []
     for before, after in matching(old, new):
         if all(channel_ids.shape[axis] == 1 for axis in before):
             source += [1] * len(before)
-            target += [1] * len(after)
+            result += [1] * len(after)
         else:
             source += [old[axis] for axis in before]
-            target += [new[axis] for axis in after]
-    return compact(np.broadcast_to(channel_ids, source).reshape(target))
+            result += [new[axis] for axis in after]
+    return compact(np.broadcast_to(channel_ids, source).reshape(result))
 
 
 def components(count: int, ties: Iterable[tuple[ChannelIds, ChannelIds]]) -> NDArray[np.int64]:
-    """Class of each of ``count`` labels [count]: labels joined by a chain of ties share a class.
+    """Group of each of ``count`` channels [count]: channels connected by ties are in one group.
 
-    Each tie is a pair of label arrays of one shape.  Classes are numbered by their lowest label.
+    Each tie is a pair of channel id arrays of one shape.  Groups are numbered in the order of their lowest id.
     """
     pairs = list(ties)
     if not pairs:
@@ -107,18 +107,18 @@ def components(count: int, ties: Iterable[tuple[ChannelIds, ChannelIds]]) -> NDA
     a = np.concatenate([np.asarray(x).reshape(-1) for x, _ in pairs])
     b = np.concatenate([np.asarray(y).reshape(-1) for _, y in pairs])
     graph = coo_array((np.ones(a.size, np.int8), (a, b)), shape=(count, count))
-    found = connected_components(graph, directed=False)[1]
-    _, first, inverse = np.unique(found, return_index=True, return_inverse=True)
+    component = connected_components(graph, directed=False)[1]
+    _, first, inverse = np.unique(component, return_index=True, return_inverse=True)
     rank = np.empty_like(first)
     rank[np.argsort(first)] = np.arange(first.size)
     return rank[inverse].astype(np.int64)
 
 
 def projection(mask: Mask, axis: int) -> Mask:
-    """Which indices of one axis [size of the axis] hold anything alive in a mask of any shape."""
+    """Mask [size of the axis] of the indices along one axis at which a mask of any shape is True anywhere."""
     return np.asarray(mask.any(axis=tuple(k for k in range(mask.ndim) if k != axis)))
 
 
 def is_rectangle(mask: Mask) -> bool:
-    """Whether the living positions are a product of one index set per axis."""
+    """Return True if the positions in a mask are a product of one index set per axis."""
     return int(mask.sum()) == int(np.prod([projection(mask, axis).sum() for axis in range(mask.ndim)]))

@@ -1,11 +1,11 @@
-"""Channels as functions of Gaussian variables, one for each channel, which are correlated with each other.
+"""Moments of channels as functions of correlated Gaussian variables, one variable for each channel.
 
-What a pointwise operator does to such a channel is known exactly: its function is tabulated over a normal variable z.
-Moments follow from the table, covariances of two channels with functions f, g of variables with correlation ρ from
-their Hermite coefficients f_n = E[f(z) He_n(z)]: Cov(f, g) = Σ_{n ≥ 1} f_n g_n ρⁿ / n! (Mehler 1866).
+Each channel is tabulated as a function of a standard normal variable z, so that a pointwise operator can be applied
+exactly.  Moments follow from the table, covariances of two channels with functions f, g of variables with correlation ρ
+from their Hermite coefficients f_n = E[f(z) He_n(z)]: Cov(f, g) = Σ_{n ≥ 1} f_n g_n ρⁿ / n! (Mehler 1866).
 
-For C channels that takes ``ORDERS`` · C² steps, and as many for each point of the table where some channels are copies
-of each other.
+The cost is ``ORDERS`` · C² steps for C channels; if some channels are copies of each other, also C² steps for each
+point of the table.
 """
 
 from __future__ import annotations
@@ -18,26 +18,29 @@ import numpy as np
 from leanonnx.numeric.arrays import Floats, Ints
 
 POINTS: Floats = np.linspace(-5.0, 5.0, 101)
-"""The values of z at which a channel is tabulated [P]."""
+"""Values of z at which a channel is tabulated [P]."""
 _DENSITY = np.exp(-np.square(POINTS) / 2)
 SHARES: Floats = _DENSITY / _DENSITY.sum()
-"""How probable each of them is [P]."""
+"""Probability of each point [P]."""
 ORDERS = 6
+"""Number of Hermite coefficients of a channel."""
 HERMITE: Floats = np.stack([np.polynomial.hermite_e.hermeval(POINTS, [0] * n + [1]) for n in range(1, ORDERS + 1)])
-"""He_1, He_2, … at all points [ORDERS, P]."""
+"""Hermite polynomials He_1, He_2, … at all points [ORDERS, P]."""
 SAME = 1 - 1e-9
-"""Correlation from which on two variables are the same one."""
+"""Correlation above which two variables count as the same."""
 NEAR = 1e-6
+"""Deviation, in standard deviations, up to which a channel is a scaled and shifted copy of another."""
 TINY = 1e-30
+"""Variance up to which a channel counts as constant."""
 
 
 @dataclass(frozen=True)
 class ChannelMoments:
-    """What is known of the channels ``labels`` [C] of a tensor (sorted, each once).
+    """Moments of the channels ``channel_ids`` [C] of a tensor (sorted, without duplicates).
 
-    ``values`` [P, C]: each channel over its own variable; ``correlation`` [C, C]: of these variables (two beliefs that
-    hold the same array are functions of the same variables); ``known``: the moments follow from statistics that the
-    network holds, not from an assumption on its inputs.
+    ``values`` [P, C]: each channel as a function of its variable.
+    ``correlation`` [C, C]: correlation of the variables; two moments with the same array share their variables.
+    ``known``: True if the moments follow from statistics stored in the network, not from an assumption on its inputs.
     """
 
     channel_ids: Ints
@@ -53,28 +56,28 @@ class ChannelMoments:
     @property
     def variance(self) -> Floats:
         """Variance of each channel [C]."""
-        found: Floats = SHARES @ np.square(self.values - self.mean)
-        return found
+        variance: Floats = SHARES @ np.square(self.values - self.mean)
+        return variance
 
     def covariance(self) -> Floats:
         """Covariance of the channels [C, C]."""
         weighted = SHARES[:, None] * self.values
-        found = np.zeros_like(self.correlation)
+        covariance = np.zeros_like(self.correlation)
         power = np.ones_like(self.correlation)
         for order, polynomial in enumerate(HERMITE, 1):
             power = power * self.correlation
             part = polynomial @ weighted
-            found += np.outer(part, part) * (power / math.factorial(order))
+            covariance += np.outer(part, part) * (power / math.factorial(order))
         same = np.abs(self.correlation) > SAME
         if same.sum() > len(same):
             centred = self.values - self.mean
             turned = np.where(self.correlation > 0, weighted.T @ centred, weighted.T @ centred[::-1])
-            found = np.where(same, turned, found)
-        np.fill_diagonal(found, self.variance)
-        return found
+            covariance = np.where(same, turned, covariance)
+        np.fill_diagonal(covariance, self.variance)
+        return covariance
 
     def _copies(self, variance: Floats) -> tuple[Ints, Floats, Floats]:
-        """The first channel that each one (or itself) is a scale times, plus a shift, whatever that holds."""
+        """For each channel the first one of which it is a scaled and shifted copy (or itself), its scale and shift."""
         each = np.arange(self.channel_ids.size)
         first = (np.abs(self.correlation) > SAME).argmax(1)
         other = np.where(self.correlation[each, first] > 0, self.values[:, first], self.values[::-1, first])
@@ -86,13 +89,13 @@ class ChannelMoments:
         return np.where(plain, each, first), np.where(plain, 1.0, scale), np.where(plain, 0.0, shift)
 
     def places(self, channel_ids: Ints) -> Ints:
-        """Where labels, of any shape, stand in ``labels`` [the same shape]; all of them must."""
+        """Indices of channel ids of any shape in ``channel_ids`` [the same shape]; all of them must be there."""
         return np.searchsorted(self.channel_ids, channel_ids)
 
     def rescaled(self, mean: Floats, variance: Floats, known: bool) -> ChannelMoments:
-        """The same channels with other moments [C]; a channel without any variance keeps its number.
+        """Rescale the channels to other means and variances [C]; a channel without variance does not change.
 
-        Of channels that are copies of each other, scaled and shifted, the moments of the first are taken for all.
+        Of channels that are scaled and shifted copies of each other, the moments of the first determine all.
         """
         now = self.variance
         first, scale, shift = self._copies(now)
@@ -103,7 +106,7 @@ class ChannelMoments:
 
 
 def gaussian(channel_ids: Ints, mean: Floats, covariance: Floats, known: bool) -> ChannelMoments:
-    """Channels ``labels`` [C] that are Gaussian themselves, in any order, with mean [C] and covariance [C, C]."""
+    """Gaussian channels ``channel_ids`` [C], in any order, with mean [C] and covariance [C, C]."""
     order = np.argsort(channel_ids, kind="stable")
     covariance = covariance[np.ix_(order, order)]
     spread = np.sqrt(np.maximum(np.diag(covariance), 0))
@@ -114,31 +117,31 @@ def gaussian(channel_ids: Ints, mean: Floats, covariance: Floats, known: bool) -
 
 
 def unknown(channel_ids: Ints) -> ChannelMoments:
-    """Channels ``labels`` [C] of which nothing is known: independent standard normal ones."""
+    """Channels ``channel_ids`` [C] without information: independent and standard normal."""
     return gaussian(channel_ids, np.zeros(channel_ids.size), np.eye(channel_ids.size), known=False)
 
 
-def chosen(belief: ChannelMoments, places: Ints, channel_ids: Ints) -> ChannelMoments:
-    """Channels of a belief at ``places`` [C] under other ``labels`` [C], sorted; the variables stay the same ones."""
+def chosen(moments: ChannelMoments, places: Ints, channel_ids: Ints) -> ChannelMoments:
+    """Select the channels at the indices ``places`` [C], under new ids ``channel_ids`` [C]; the variables stay."""
     order = np.argsort(channel_ids, kind="stable")
     places = places[order]
-    if np.array_equal(places, np.arange(belief.channel_ids.size)):
-        return ChannelMoments(channel_ids[order], belief.values, belief.correlation, belief.known)
+    if np.array_equal(places, np.arange(moments.channel_ids.size)):
+        return ChannelMoments(channel_ids[order], moments.values, moments.correlation, moments.known)
     return ChannelMoments(
-        channel_ids[order], belief.values[:, places], belief.correlation[np.ix_(places, places)], belief.known
+        channel_ids[order], moments.values[:, places], moments.correlation[np.ix_(places, places)], moments.known
     )
 
 
-def together(beliefs: list[ChannelMoments]) -> ChannelMoments:
-    """Channels of several tensors, those of different ones taken as independent; a label counts where it is first."""
-    channel_ids = np.concatenate([one.channel_ids for one in beliefs])
+def together(parts: list[ChannelMoments]) -> ChannelMoments:
+    """Combine channels of several tensors as independent ones; of a repeated channel the first entry counts."""
+    channel_ids = np.concatenate([one.channel_ids for one in parts])
     unique, first = np.unique(channel_ids, return_index=True)
     correlation = np.zeros((channel_ids.size, channel_ids.size))
     start = 0
-    for one in beliefs:
+    for one in parts:
         end = start + one.channel_ids.size
         correlation[start:end, start:end] = one.correlation
         start = end
-    values = np.concatenate([one.values for one in beliefs], axis=1)
-    known = all(one.known for one in beliefs)
+    values = np.concatenate([one.values for one in parts], axis=1)
+    known = all(one.known for one in parts)
     return ChannelMoments(unique, values[:, first], correlation[np.ix_(first, first)], known)

@@ -1,4 +1,4 @@
-"""What paired timings say: ratios, and how sure one can be of them.  Pure numpy."""
+"""Ratios of paired timings and their confidence intervals.  Pure numpy."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 Times = NDArray[np.float64]
-"""Milliseconds of one run, by round and by model; one array for each lot of sessions."""
+"""Milliseconds of a run [rounds, models]; one array for each batch of sessions."""
 Interval = tuple[float, float]
 DRAWS = 2000
+"""Number of bootstrap resamples."""
 LEVEL = 0.95
+"""Confidence level of intervals."""
 
 
 def median_interval(lots: Sequence[NDArray[Any]], seed: int = 0, draws: int = DRAWS) -> Interval:
     """Confidence interval (``LEVEL``) of the median of all values by the percentile bootstrap (Efron 1979).
 
-    Values of one lot hang together, so lots are drawn first and values within them second (Davison and Hinkley 1997,
-    §3.8). The same values and seed give the same interval; one value alone says nothing of its spread, so that its
-    interval is (0, ∞).
+    Values of one lot are correlated, so lots are resampled first, then values within them (Davison and Hinkley 1997,
+    §3.8). The same values and seed give the same interval. A single value has no spread: its interval is (0, ∞).
     """
     if sum(len(lot) for lot in lots) < 2:
         return 0.0, float("inf")
@@ -34,25 +35,25 @@ def median_interval(lots: Sequence[NDArray[Any]], seed: int = 0, draws: int = DR
 
 
 def ratios(lots: Sequence[Times]) -> list[NDArray[np.float64]]:
-    """First model's time / second model's, by lot and round."""
+    """Time of the first model over that of the second, by lot and round."""
     return [times[:, 0] / times[:, 1] for times in lots]
 
 
 def noise(lots: Sequence[Times], seed: int = 0) -> float:
-    """Noise floor: how far from 1 the same interval reaches for a model against itself in neighbouring rounds."""
+    """Noise floor: distance from 1 of the interval for a model against itself in adjacent rounds."""
     even = [times[: len(times) // 2 * 2] for times in lots]
     low, high = median_interval([(times[::2] / times[1::2]).ravel() for times in even if len(times)], seed)
     return max(1 - low, high - 1)
 
 
 def take_turns(blocks: Sequence[Callable[[], float]], enough: Callable[[Times], bool]) -> Times:
-    """Time the blocks in turns until it is enough; the order is reversed from round to round (A B, B A, A B …).
+    """Time the blocks in alternating order until ``enough`` returns True; returns milliseconds [rounds, blocks].
 
-    A drift of the machine then favours no model. Shapes: (rounds, blocks).
+    The order is reversed in every other round (A B, B A, A B …), so that a drift of the machine favours no model.
     """
     rounds: list[list[float]] = []
     while not rounds or not enough(np.array(rounds)):
         order = list(range(len(blocks)))[:: -1 if len(rounds) % 2 else 1]
-        found = {which: blocks[which]() for which in order}
-        rounds.append([found[which] for which in range(len(blocks))])
+        times = {which: blocks[which]() for which in order}
+        rounds.append([times[which] for which in range(len(blocks))])
     return np.array(rounds)

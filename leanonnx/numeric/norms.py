@@ -11,8 +11,8 @@ multiples of the stride, so that with dilations ``D``
 
     norm^2 = max over j of  sum over lags t with s | D t of  r(t) * cos(2 pi j . D t / N).
 
-Since ``r`` is even, half of the lags and half of the frequencies are enough. Small kernels use this real form, one
-matrix product for a whole batch. Large ones (more than ``MAX_LAGS`` lags), and those that reach around the image, where
+Since ``r`` is even, half of the lags and half of the frequencies suffice. Small kernels use this real form, with one
+matrix product for a whole batch. Large ones (more than ``MAX_LAGS`` lags), and those that wrap around the image, where
 taps can cancel and squares would lose digits, use the FFT of their polyphase parts.
 """
 
@@ -24,33 +24,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.floating[Any]]
-Float32 = NDArray[np.float32]
-IntArray = NDArray[np.int64]
-Ints = tuple[int, ...]
+from leanonnx.numeric.arrays import Float32s, Ints
+
+FloatingArray = NDArray[np.floating[Any]]
+IntTuple = tuple[int, ...]
 
 OVERSAMPLING = 8
-"""Frequencies per tap and axis where the image size is not given."""
+"""Frequencies per tap and axis if the image size is not given."""
 MAX_LAGS = 256
-"""Above this many distinct lags the FFT is faster than the matrix product."""
+"""Number of distinct lags above which the FFT is faster than the matrix product."""
 MAX_FREQUENCIES = 1 << 12
-"""Frequencies whose cosines are held at a time."""
+"""Number of frequencies whose cosines are in memory at a time."""
 TILE = 1 << 19
-"""Elements of one temporary; a few of them are alive at a time."""
+"""Maximum number of elements of a temporary array; a few of them exist at a time."""
 COLUMNS = 128
-"""Kernels of one matrix product."""
+"""Number of kernels in one matrix product."""
 PRODUCT = 1 << 18
-"""Multiply-adds of one matrix product. BLAS runs so small a product on one thread: with inner dimensions as short as
-these, waiting for a second thread costs more than it gains."""
+"""Multiply-adds of one matrix product, small enough that BLAS uses one thread: with such short inner dimensions a
+second thread costs more than it gains."""
 
 
 def kernel_norms(
-    kernels: FloatArray,
+    kernels: FloatingArray,
     *,
     strides: Sequence[int],
     dilations: Sequence[int] | None = None,
     size: Sequence[int] | None = None,
-) -> Float32:
+) -> Float32s:
     """Spectral norm of every kernel as a linear map between images.
 
     A transposed convolution is the adjoint of a convolution with the same kernel, strides and dilations, so it has
@@ -62,17 +62,17 @@ def kernel_norms(
         strides: int[d], each >= 1.
         dilations: int[d], each >= 1; ``None`` means 1.
         size: int[d], pixels of the image per axis, a multiple of the stride: the result is exact for the circular
-            operator of this size. ``None`` takes a dense set of frequencies, at least ``OVERSAMPLING * k`` per axis.
-            On such a set a dilation only permutes the frequencies, save for the factor that it shares with the
-            stride: that one separates the aliases and is divided out of the stride.
+            operator of this size. ``None`` uses a dense set of frequencies, at least ``OVERSAMPLING * k`` per axis.
+            On such a set a dilation only permutes the frequencies, except for the factor that it shares with the
+            stride, which separates the aliases and is divided out of the stride.
 
     Returns:
-        float32[*batch], in units of output over input, relative accuracy 1e-5 (of the weights'
-            2-norm where the kernel reaches around the image and its taps cancel). NaN or infinity for a kernel with a
-        weight that is not finite.
+        float32[*batch], in units of output over input, relative accuracy 1e-5 (relative to the weights' 2-norm if the
+        kernel wraps around the image and its taps cancel). NaN or infinity for a kernel with a weight that is not
+        finite.
 
     Raises:
-        ValueError: ranks that disagree, a stride or dilation below 1, a size that is no multiple of its stride.
+        ValueError: ranks that disagree, a stride or dilation below 1, a size that is not a multiple of its stride.
     """
     steps, gaps = tuple(strides), (1,) * len(strides) if dilations is None else tuple(dilations)
     weights = np.asarray(kernels)
@@ -92,7 +92,7 @@ def kernel_norms(
     return _by_lags(flat, lags, steps, gaps, tuple(size)).reshape(batch)
 
 
-def _check(shape: Ints, strides: Ints, gaps: Ints, size: Ints | None) -> None:
+def _check(shape: IntTuple, strides: IntTuple, gaps: IntTuple, size: IntTuple | None) -> None:
     rank = len(strides)
     if rank > 3 or len(shape) < rank or len(gaps) != rank or (size is not None and len(size) != rank):
         raise ValueError(f"kernels {shape}, strides {strides}, dilations {gaps}, size {size}: ranks disagree (0 to 3)")
@@ -105,12 +105,12 @@ def _check(shape: Ints, strides: Ints, gaps: Ints, size: Ints | None) -> None:
 
 
 def _dense_size(extent: int, stride: int) -> int:
-    """The smallest size >= OVERSAMPLING * extent with an even number of low frequencies (zero and Nyquist)."""
+    """Smallest size >= OVERSAMPLING * extent with an even number of low frequencies (zero and Nyquist)."""
     return stride if extent == 1 else 2 * stride * ceil(OVERSAMPLING * extent / (2 * stride))
 
 
-def _lags(extents: Ints, strides: Ints, gaps: Ints) -> list[Ints]:
-    """Offsets between two taps that survive the sum over aliases, one of each pair (t, -t); zero comes first."""
+def _lags(extents: IntTuple, strides: IntTuple, gaps: IntTuple) -> list[IntTuple]:
+    """Offsets between two taps that remain in the sum over aliases, one of each pair (t, -t), zero first."""
     axes = (
         [lag for lag in range(1 - extent, extent) if lag * gap % stride == 0]
         for extent, stride, gap in zip(extents, strides, gaps, strict=True)
@@ -120,13 +120,13 @@ def _lags(extents: Ints, strides: Ints, gaps: Ints) -> list[Ints]:
 
 
 def _chunks(count: int, elements: int, multiple: int = 1) -> Iterator[slice]:
-    """Slices that cover ``range(count)``, each of a multiple of so many items that they make one tile."""
+    """Slices that cover ``range(count)``, each a multiple of ``multiple`` items and about ``TILE`` elements."""
     step = multiple * max(1, TILE // (elements * multiple))
     return (slice(begin, begin + step) for begin in range(0, count, step))
 
 
-def _unit_peak(taps: FloatArray) -> tuple[Float32, Float32]:
-    """Kernels [B, *k] divided by their largest tap (so that squares stay in range), and that tap [B]."""
+def _unit_peak(taps: FloatingArray) -> tuple[Float32s, Float32s]:
+    """Kernels [B, *k] divided by their largest tap (so that squares do not overflow), and that tap [B]."""
     axes = tuple(range(1, taps.ndim))
     peaks = np.abs(taps).max(axis=axes).astype(np.float32)
     divisor = np.where(peaks == 0, np.float32(1), peaks)
@@ -134,7 +134,7 @@ def _unit_peak(taps: FloatArray) -> tuple[Float32, Float32]:
         return np.divide(taps, np.expand_dims(divisor, axes), dtype=np.float32), peaks
 
 
-def _by_lags(flat: FloatArray, lags: list[Ints], strides: Ints, gaps: Ints, size: Ints) -> Float32:
+def _by_lags(flat: FloatingArray, lags: list[IntTuple], strides: IntTuple, gaps: IntTuple, size: IntTuple) -> Float32s:
     """Norms [B] of kernels [B, *k] as products of cosines [frequencies, lags] and autocorrelations [lags, kernels]."""
     norms = np.zeros(len(flat), np.float32)
     for waves in _waves(np.array(lags), strides, gaps, size):
@@ -146,10 +146,10 @@ def _by_lags(flat: FloatArray, lags: list[Ints], strides: Ints, gaps: Ints, size
     return norms
 
 
-def _waves(lags: IntArray, strides: Ints, gaps: Ints, size: Ints) -> Iterator[Float32]:
+def _waves(lags: Ints, strides: IntTuple, gaps: IntTuple, size: IntTuple) -> Iterator[Float32s]:
     """cos(2 pi j . D t / N), doubled for t != 0, on half of the low frequencies: tiles [products, frequencies, lags].
 
-    The last product of all is filled up with the last frequency.
+    The last product is padded with the last frequency.
     """
     low = [n // stride for n, stride in zip(size, strides, strict=True)]
     grid = (*low[:-1], low[-1] // 2 + 1)
@@ -163,8 +163,8 @@ def _waves(lags: IntArray, strides: Ints, gaps: Ints, size: Ints) -> Iterator[Fl
         yield (twice * np.cos(2 * np.pi * turns)).astype(np.float32).reshape(-1, rows, len(lags))
 
 
-def _autocorrelation(taps: Float32, lags: list[Ints]) -> Float32:
-    """r(t) = sum over x of w(x) w(x + t) of kernels [B, *k]: [products, lags, COLUMNS], filled up with zeros."""
+def _autocorrelation(taps: Float32s, lags: list[IntTuple]) -> Float32s:
+    """r(t) = sum over x of w(x) w(x + t) of kernels [B, *k]: [products, lags, COLUMNS], padded with zeros."""
     last = np.ascontiguousarray(np.moveaxis(taps, 0, -1))
     columns = ceil(len(taps) / COLUMNS) * COLUMNS
     result = np.zeros((len(lags), columns), np.float32)
@@ -175,7 +175,7 @@ def _autocorrelation(taps: Float32, lags: list[Ints]) -> Float32:
     return result.reshape(len(lags), -1, COLUMNS).transpose(1, 0, 2)
 
 
-def _by_transform(flat: FloatArray, strides: Ints, gaps: Ints, size: Ints) -> Float32:
+def _by_transform(flat: FloatingArray, strides: IntTuple, gaps: IntTuple, size: IntTuple) -> Float32s:
     """Norms [B] of kernels [B, *k]: the power of all polyphase parts, whose sum is the sum over aliases."""
     rank = len(size)
     norms = np.empty(len(flat), np.float32)
@@ -188,7 +188,7 @@ def _by_transform(flat: FloatArray, strides: Ints, gaps: Ints, size: Ints) -> Fl
     return norms
 
 
-def _polyphase(taps: Float32, strides: Ints, gaps: Ints, size: Ints) -> Float32:
+def _polyphase(taps: Float32s, strides: IntTuple, gaps: IntTuple, size: IntTuple) -> Float32s:
     """The dilated kernels [B, *k] wrapped around the image, split by position modulo stride: [B, prod(s), *N/s]."""
     image = np.zeros((*size, len(taps)), np.float32)
     places = (np.arange(k) * gap % n for k, gap, n in zip(taps.shape[1:], gaps, size, strict=True))

@@ -1,11 +1,11 @@
-"""Which channels the others make up for: backward elimination in the manner of the optimal brain surgeon.
+"""Backward elimination of channels that the others can replace, as in the optimal brain surgeon.
 
-A reader is an operator's view of the channels it reads.  With covariance Σ of its channels, P = (Σ + λI)⁻¹ and weights
-M (what an error on channels c, c' together does to the output), removing channel c costs M_cc / P_cc: 1 / P_cc is the
-variance of c that the other channels cannot predict.  After a removal, what the others have taken over is in M and P
-(Hassibi & Stork, NeurIPS 1992; docs/selection.md).
+For each consumer (an operator that reads the channels), with covariance Σ of its channels, P = (Σ + λI)⁻¹ and weights
+M (the effect of errors on channels c and c' on the output), removing channel c costs M_cc / P_cc: 1 / P_cc is the
+variance of c that the other channels cannot predict.  After each removal M and P are updated, so that the remaining
+channels take over what they can (Hassibi & Stork, NeurIPS 1992; docs/selection.md).
 
-A reader of C channels takes C³ steps for P and as many, but for a factor, for all removals together.
+A consumer of C channels takes O(C³) steps for P, and O(C³) for all removals together.
 """
 
 from __future__ import annotations
@@ -20,13 +20,18 @@ from leanonnx.numeric.arrays import Floats, Ints
 RIDGE = 1e-5
 """λ as a share of the mean variance."""
 SHARE = 64
-"""One part in so many of the channels left is removed at a time."""
+"""In each step, 1 / ``SHARE`` of the remaining channels is removed (at least one)."""
 TINY = 1e-300
+"""Lower bound of divisors."""
 
 
 @dataclass(frozen=True)
 class Consumer:
-    """``units`` [C]: what is removed with each channel, counted within the layer (-1: stays); M and P are [C, C]."""
+    """Operator that reads C channels.
+
+    ``units`` [C]: index of the unit that is removed with each channel (-1: never removed); ``weight`` M [C, C];
+    ``precision`` P [C, C].
+    """
 
     units: Ints
     weight: Floats
@@ -39,18 +44,18 @@ class Consumer:
 
 
 def precision(covariance: Floats) -> Floats:
-    """P = (Σ + λI)⁻¹ [C, C] of a covariance Σ [C, C]."""
+    """Regularised inverse P = (Σ + λI)⁻¹ [C, C] of a covariance Σ [C, C]."""
     size = len(covariance)
     ridge = RIDGE * max(float(np.trace(covariance)) / size, TINY)
     return np.asarray(np.linalg.inv(covariance + ridge * np.eye(size)), np.float64)
 
 
-def eliminated(readers: Sequence[Consumer], count: int) -> tuple[Ints, Floats]:
-    """The order in which units are removed, the cheapest first [count], and the cost of each [count] (never falling).
+def eliminated(consumers: Sequence[Consumer], count: int) -> tuple[Ints, Floats]:
+    """Order in which units are removed, the cheapest first [count], and their costs [count] (non-decreasing).
 
-    Units that no reader knows cost nothing.  Where there are many, the cheapest few go together.
+    A unit that no consumer reads costs nothing.  If there are many units, several of the cheapest are removed at once.
     """
-    work = [_Work(reader) for reader in readers]
+    work = [_Elimination(consumer) for consumer in consumers]
     left = np.ones(count, bool)
     order: list[int] = []
     costs: list[float] = []
@@ -68,20 +73,20 @@ def eliminated(readers: Sequence[Consumer], count: int) -> tuple[Ints, Floats]:
     return np.array(order, np.int64), np.maximum.accumulate(np.array(costs)) if costs else np.zeros(0)
 
 
-class _Work:
-    """The channels of a reader that are left."""
+class _Elimination:
+    """Remaining channels of a consumer."""
 
-    def __init__(self, reader: Consumer) -> None:
-        self.units, self.weight, self.precision = reader.units, reader.weight, reader.precision
+    def __init__(self, consumer: Consumer) -> None:
+        self.units, self.weight, self.precision = consumer.units, consumer.weight, consumer.precision
 
     def costs(self, count: int) -> Floats:
-        """What removing each unit costs here [units]."""
+        """Cost of removing each unit [units] for this consumer."""
         known = self.units >= 0
         own = np.diag(self.weight) / np.maximum(np.diag(self.precision), TINY)
         return np.bincount(self.units[known], np.maximum(own[known], 0), count).astype(np.float64)
 
     def remove(self, chosen: Ints) -> None:
-        """Remove channels; the others take over what they can predict of them."""
+        """Remove units; the other channels take over what they can predict of them."""
         gone = np.isin(self.units, chosen)
         if not gone.any():
             return

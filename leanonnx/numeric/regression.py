@@ -1,10 +1,10 @@
-"""Ridge regression from sums over rows, for several groups at once; its strength is chosen on rows not seen by it.
+"""Ridge regression for several conv groups at once; its strength is chosen on held-out rows.
 
 With features p [K] and targets t [O], weights W [O, K] and bias b minimise E‖t − W p − b‖² + λ‖W − W₀‖²: what the rows
-do not determine stays at the prior W₀ (Hoerl & Kennard 1970 have W₀ = 0).  λ = β · mean variance of the features.
+do not determine stays at the prior W₀ (W₀ = 0 in Hoerl & Kennard 1970).  λ = β · mean variance of the features.
 
-1. ``Sums``: from second moments, K (K + O) steps for each row.  One eigendecomposition, K³, serves all β; with
-   more than ``LARGE`` features each β has its own system of equations, K³ / 3.
+1. ``Sums``: from second moments, K (K + O) steps for each row.  One eigendecomposition, K³, serves all β; with more
+   than ``LARGE`` features a system of equations is solved for each β, K³ / 3.
 2. ``Rows``: from n < K rows in the dual form (Saunders, Gammerman & Vovk 1998), n² K steps and n³ / 3 for each β.
 """
 
@@ -19,12 +19,15 @@ import numpy as np
 from leanonnx.numeric.arrays import Array, Floats
 
 BETAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+"""Strengths β that are tried."""
 FEW_BETAS = (1e-3, 1e-2, 1e-1, 1.0)
+"""Strengths β that are tried with more than ``LARGE`` features."""
 LARGE = 700
-"""Features from which on fewer strengths are tried, and products are summed in single precision."""
+"""Number of features above which fewer strengths are tried and products are summed in single precision."""
 BUFFER = 1 << 22
-"""Numbers that are gathered before they are multiplied."""
+"""Numbers that are buffered before their products are summed."""
 TINY = 1e-300
+"""Lower bound of the mean variance of the features."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Fit:
 
 
 class Sums:
-    """First and second moments of features [n, G, K] and targets [n, G, O], about the origins given."""
+    """First and second moments of features [n, G, K] and targets [n, G, O], about given origins."""
 
     def __init__(self, features_at: Floats, targets_at: Floats) -> None:
         self.features_at, self.targets_at = features_at, targets_at
@@ -51,7 +54,7 @@ class Sums:
         self.size = 0
 
     def add(self, features: Array, targets: Array) -> None:
-        """Take in rows [n, G, K] and [n, G, O]."""
+        """Add rows [n, G, K] and [n, G, O]."""
         self.rows += len(features)
         self.waiting.append((features, targets))
         self.size += features.size + targets.size
@@ -59,7 +62,7 @@ class Sums:
             self.flush()
 
     def flush(self) -> None:
-        """Work off what is waiting."""
+        """Add the buffered rows to the sums."""
         if not self.waiting:
             return
         kind = np.float64 if self.p.shape[1] < LARGE else np.float32
@@ -85,7 +88,7 @@ class Sums:
         return float(total / max(self.rows, 1))
 
     def merge(self, other: Sums) -> None:
-        """Take in the rows of other sums about the same origins."""
+        """Add the rows of other sums about the same origins."""
         self.flush()
         other.flush()
         self.rows += other.rows
@@ -96,9 +99,9 @@ class Sums:
         self.pt += other.pt
 
     def solved(self, prior: Floats, bias: Floats | None, betas: Sequence[float]) -> Iterator[tuple[Floats, Floats]]:
-        """Weights [G, O, K] and bias [G, O] for each strength; a ``bias`` that is given is not changed.
+        """Weights [G, O, K] and bias [G, O] for each strength; a given ``bias`` is not changed.
 
-        ``prior`` is [G, O, K]; strengths at which nothing finite comes out are left out.
+        ``prior`` is [G, O, K]; strengths without a finite solution are skipped.
         """
         self.flush()
         count = max(self.rows, 1)
@@ -121,7 +124,7 @@ def _outer(left: Floats, right: Floats) -> Floats:
 
 
 def _ridges(pp: Floats, pt: Floats, prior: Floats, scale: float, betas: Sequence[float]) -> Iterator[Floats]:
-    """(PP + λI)⁻¹ (PT + λ W₀ᵀ), transposed, for each λ = β · scale; those that are not finite are left out."""
+    """(PP + λI)⁻¹ (PT + λ W₀ᵀ), transposed, for each λ = β · scale; solutions that are not finite are skipped."""
     start = prior.swapaxes(1, 2)
     large = pp.shape[1] > LARGE
     try:
@@ -129,28 +132,28 @@ def _ridges(pp: Floats, pt: Floats, prior: Floats, scale: float, betas: Sequence
         for beta in betas:
             strength = beta * scale
             if values is None or vectors is None:
-                found = np.linalg.solve(pp + strength * np.eye(pp.shape[1]), pt + strength * start)
+                solution = np.linalg.solve(pp + strength * np.eye(pp.shape[1]), pt + strength * start)
             else:
                 turned = vectors.swapaxes(1, 2) @ (pt + strength * start)
-                found = vectors @ (turned / (np.maximum(values, 0) + strength)[:, :, None])
-            if np.isfinite(found).all():
-                yield np.ascontiguousarray(found.swapaxes(1, 2))
+                solution = vectors @ (turned / (np.maximum(values, 0) + strength)[:, :, None])
+            if np.isfinite(solution).all():
+                yield np.ascontiguousarray(solution.swapaxes(1, 2))
     except np.linalg.LinAlgError:
         return
 
 
 class Rows:
-    """The rows themselves, for one group with more features than rows."""
+    """Rows for a regression in dual form, for one group with more features than rows."""
 
     def __init__(self, features_at: Floats, targets_at: Floats) -> None:
         self.parts: list[tuple[Array, Array]] = []
 
     def add(self, features: Array, targets: Array) -> None:
-        """Take in rows [n, 1, K] and [n, 1, O]."""
+        """Add rows [n, 1, K] and [n, 1, O]."""
         self.parts.append((features[:, 0], targets[:, 0]))
 
     def joined(self) -> tuple[Array, Array]:
-        """Features [n, K] and targets [n, O]."""
+        """Concatenate all features [n, K] and targets [n, O]."""
         p, t = (np.concatenate([part[k] for part in self.parts]) for k in (0, 1))
         self.parts = [(p, t)]
         return p, t
@@ -162,15 +165,15 @@ class Rows:
 
     @property
     def rows(self) -> int:
-        """How many there are."""
+        """Number of rows."""
         return sum(len(part[0]) for part in self.parts)
 
     def merge(self, other: Rows) -> None:
-        """Take in other rows."""
+        """Add the rows of another object."""
         self.parts = self.parts + other.parts
 
     def solved(self, prior: Floats, bias: Floats | None, betas: Sequence[float]) -> Iterator[tuple[Floats, Floats]]:
-        """Weights [1, O, K] and bias [1, O] for each strength, by the dual form: one equation per row."""
+        """Weights [1, O, K] and bias [1, O] for each strength, in dual form: one equation per row."""
         p, t = (side.astype(np.float64) for side in self.joined())
         p_mean = p.mean(0) if bias is None else np.zeros(p.shape[1])
         p_centred = p - p_mean
@@ -189,28 +192,28 @@ class Rows:
 Kind = TypeVar("Kind", Sums, Rows)
 
 
-def best_fit(plain: Kind, mirrored: Kind, held: Kind, starts: Sequence[Fit], free_bias: bool) -> Fit:
-    """The fit with the least error on held-out rows: one of the starts, or a regression towards the best of them.
+def best_fit(plain: Kind, mirrored: Kind, held_out: Kind, starts: Sequence[Fit], free_bias: bool) -> Fit:
+    """Fit with the least error on held-out rows: one of the starts, or a regression towards the best of them.
 
-    The first start is what the network does already: it stays unless something is better.  The regression sees the
-    plain rows, or the mirrored ones too.
+    The first start is the network as it is: it is returned unless another fit is better.  The regression is tried on
+    the plain rows, and on plain and mirrored rows.
     """
     best = min(starts, key=lambda start: start.error)
     prior, fixed = best.weights, None if free_bias else starts[0].bias
     betas = FEW_BETAS if prior.shape[2] > LARGE else BETAS
-    best = _stronger(plain, held, prior, fixed, best, betas)
+    best = _try_strengths(plain, held_out, prior, fixed, best, betas)
     if mirrored.rows:
         plain.merge(mirrored)
-        best = _stronger(plain, held, prior, fixed, best, betas)
+        best = _try_strengths(plain, held_out, prior, fixed, best, betas)
     return best
 
 
-def _stronger(
-    train: Sums | Rows, held: Sums | Rows, prior: Floats, fixed: Floats | None, best: Fit, betas: Sequence[float]
+def _try_strengths(
+    train: Sums | Rows, held_out: Sums | Rows, prior: Floats, fixed: Floats | None, best: Fit, betas: Sequence[float]
 ) -> Fit:
-    """A regression that is better than the best fit so far, or that."""
+    """Best of ``best`` and the regressions of all strengths, by their error on held-out rows."""
     for weights, bias in train.solved(prior, fixed, betas):
-        error = held.error(weights, bias)
+        error = held_out.error(weights, bias)
         if error < best.error:
             best = Fit(weights, bias, error)
     return best

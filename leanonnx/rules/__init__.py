@@ -1,1 +1,1 @@
-"""What each operator does to channels: one file per operator family, joined in ``table``."""
+"""Rules that propagate channels through operators: one file per operator family, combined in ``table``."""

@@ -1,4 +1,4 @@
-"""What a user can do about a pin: the advice that goes with its reason."""
+"""Advice for the user that accompanies the reason of a pin."""
 
 NONE = "no exact form is known; other layers can lose more"
 INTERFACE = "nothing: inputs and outputs keep their shapes"
@@ -9,10 +9,10 @@ EXPORT = "export the model again, with fixed input sizes"
 FLOAT = "compress the float model first and quantise the result"
 INLINE = "export without control flow, or give it values that carry no channels"
 LAYOUT = "this is onnxruntime's layout for one machine: save the model at level 'basic' or 'extended' instead"
-STREAM = "nothing exact: the statistics are those of all channels; the layers beside the stream can lose more"
+STREAM = "no exact form exists: its statistics cover all channels; prune the layers beside the residual stream"
 FIXED = {
     CONSTANT: "export it as a constant (freeze it)",
     EXPORT: "export this part in another form, or write a rule for it (--rules, docs/operators.md)",
 }
-"""What is left of an advice where all sizes are fixed."""
+"""Replacements of advice for models whose sizes are all fixed."""
 FREEZE = "add --freeze, if nobody overrides it"

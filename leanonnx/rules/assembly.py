@@ -1,4 +1,4 @@
-"""Concat and Split: operators that put tensors side by side, or take them apart."""
+"""Concat and Split: operators that concatenate tensors or split them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from leanonnx.rules.call import (
 
 
 def concat(call: Call) -> Effect:
-    """Put tensors side by side along one axis.
+    """Concatenate tensors along one axis.
 
-    Flow: along the channel axis each position of the output is a reader of its operand's channel: it cannot outlive
-        the channel, but a consumer can do without it; parts of a single channel stay one.
-    Ties: along another axis: the operands' channels.
+    Flow: on the channel axis each position of the output is a slot of its operand's channel: it is removed with the
+        channel, or alone.  Operands that all hold the same single channel keep it.
+    Ties: on another axis: the operands' channels.
     Pins: nothing.
-    Limits: channels do not lie on the concatenated axis and on another at once.
+    Limits: channels lie either on the concatenated axis or on others, not both.
     Specification: ONNX Concat-13.
     """
     shape = call.output_shape()
@@ -48,46 +48,46 @@ def concat(call: Call) -> Effect:
 def _concat_channels(call: Call, slots: list[int], axis: int) -> Effect:
     rank = len(call.output_shape())
     parts: list[ChannelIds] = []
-    implied: list[TiePairs] = []
-    links: list[FixedEdges] = []
+    concat_slots: list[TiePairs] = []
+    fixed_edges: list[FixedEdges] = []
     slices: list[Slice] = []
     starts: list[ChannelIds] = []
     operands: dict[int, tuple[ChannelIds, ChannelIds]] = {}
     for slot in slots:
         size = call.shape(slot)[axis]
         if call.is_constant(slot):
-            readers = call.mint(size)
-            operands[slot] = (readers, readers)
-            slices.append(Slice(slot, (on_axis(readers, axis, rank),)))
-            starts += [readers] if np.any(call.array(slot)) else []
+            slot_ids = call.mint(size)
+            operands[slot] = (slot_ids, slot_ids)
+            slices.append(Slice(slot, (on_axis(slot_ids, axis, rank),)))
+            starts += [slot_ids] if np.any(call.array(slot)) else []
         else:
             vector, _ = call.slices(slot, axis)
             unique, inverse = np.unique(vector, return_inverse=True)
             minted = call.mint(unique.size)
-            readers = minted[inverse]
-            implied.append((unique, minted))
-            links.append(FixedEdges(unique, minted))
-            operands[slot] = (vector, readers)
-        parts.append(readers)
+            slot_ids = minted[inverse]
+            concat_slots.append((unique, minted))
+            fixed_edges.append(FixedEdges(unique, minted))
+            operands[slot] = (vector, slot_ids)
+        parts.append(slot_ids)
 
     def rewrite(kept: KeptChannels) -> Edit:
-        found = {slot: _pick(kept, axis, *pair) for slot, pair in operands.items()}
-        return Edit(inputs={slot: pick for slot, pick in found.items() if pick is not None})
+        selections = {slot: _select(kept, axis, *pair) for slot, pair in operands.items()}
+        return Edit(inputs={slot: select for slot, select in selections.items() if select is not None})
 
     return Effect(
         (on_axis(np.concatenate(parts), axis, rank),),
-        concat_slots=tuple(implied),
-        fixed_edges=tuple(links),
+        concat_slots=tuple(concat_slots),
+        fixed_edges=tuple(fixed_edges),
         slices=tuple(slices),
         starts=tuple(starts),
         rewrite=rewrite,
     )
 
 
-def _pick(kept: KeptChannels, axis: int, vector: ChannelIds, readers: ChannelIds) -> Select | None:
-    """Which of an operand's surviving positions are read; None where all are."""
-    read = kept.mask(readers)[kept.mask(vector)]
-    return None if read.size and read.all() else Select(axis, np.flatnonzero(read))
+def _select(kept: KeptChannels, axis: int, vector: ChannelIds, slot_ids: ChannelIds) -> Select | None:
+    """Kept positions of an operand that the Concat still reads; None if it reads all of them."""
+    mask = kept.mask(slot_ids)[kept.mask(vector)]
+    return None if mask.size and mask.all() else Select(axis, np.flatnonzero(mask))
 
 
 def _concat_other(call: Call, slots: list[int], computed: list[int], axis: int) -> Effect:
@@ -96,34 +96,34 @@ def _concat_other(call: Call, slots: list[int], computed: list[int], axis: int) 
     spread = {k: np.broadcast_to(channel_ids, joint) for k, channel_ids in own.items()}
     first = spread[computed[0]]
     if all(np.array_equal(first, other) for other in spread.values()):
-        out, ties, links = first, [], []
+        out, ties, fixed_edges = first, [], []
     else:
         out = mint_for_rows(
             call, np.stack([channel_ids.reshape(-1) for channel_ids in spread.values()], axis=1)
         ).reshape(joint)
         ties = [(channel_ids.reshape(-1), out.reshape(-1)) for channel_ids in spread.values()]
-        links = [FixedEdges(*pair) for pair in ties]
+        fixed_edges = [FixedEdges(*pair) for pair in ties]
     slices = []
     for slot in set(slots) - set(computed):
         factor, more = broadcast_factor(out, call.shape(slot))
         ties += more
         slices += [Slice(slot, (factor,))] if varied(factor) else []
-    return Effect((out,), tuple(ties), fixed_edges=tuple(links), slices=tuple(slices))
+    return Effect((out,), tuple(ties), fixed_edges=tuple(fixed_edges), slices=tuple(slices))
 
 
 def qlinear_concat(call: Call) -> Effect:
-    """Put integer tensors side by side: y_scale, y_zero, then tensor, scale and zero point of each operand.
+    """Concatenate quantised tensors: y_scale, y_zero, then tensor, scale and zero point of each operand.
 
-    Flow: along the channel axis channels move with their data.
-    Ties: along another axis: the operands' channels.
+    Flow: on the channel axis channels move with their data.
+    Ties: on another axis: the operands' channels.
     Pins: nothing.
-    Limits: no operand is a constant; channels do not lie on the concatenated axis and on another at once.
+    Limits: no operand is a constant; channels lie either on the concatenated axis or on others, not both.
     Specification: com.microsoft.QLinearConcat-1.
     """
     axis = int(call.attribute("axis", 1)) % len(call.output_shape())
     slots = list(range(2, len(call.inputs), 3))
-    found = [call.channel_ids(slot) for slot in slots]
-    axes = {a for channel_ids in found for a in varied(channel_ids)}
+    operands = [call.channel_ids(slot) for slot in slots]
+    axes = {a for channel_ids in operands for a in varied(channel_ids)}
     if axes - {axis} and axis in axes:
         raise Unsupported("its operands hold channels on the concatenated axis and on another", advice.EXPORT)
     if axes - {axis}:
@@ -133,12 +133,12 @@ def qlinear_concat(call: Call) -> Effect:
 
 
 def split(call: Call) -> Effect:
-    """Cut into parts along one axis.
+    """Split into parts along one axis.
 
-    Flow: channels go with their part.
+    Flow: channels move with their part.
     Ties: none.
     Pins: nothing.
-    Limits: none; the sizes follow from the channels kept in each part.
+    Limits: none; the sizes are those of the kept channels in each part.
     Specification: ONNX Split-18.
     """
     channel_ids = call.channel_ids(0)
@@ -160,11 +160,11 @@ def split(call: Call) -> Effect:
 
 
 def window(axis: int, start: int, end: int) -> Move:
-    """Labels of the positions start to end of one axis."""
+    """Movement that takes the positions ``start`` to ``end`` of one axis."""
 
-    def move(given: ChannelIds) -> ChannelIds:
+    def move(channel_ids: ChannelIds) -> ChannelIds:
         index = (slice(None),) * axis + (slice(start, end),)
-        return given[index] if given.shape[axis] > 1 else given
+        return channel_ids[index] if channel_ids.shape[axis] > 1 else channel_ids
 
     return move
 

@@ -1,4 +1,4 @@
-"""Attention and rotary positions as operators of their own: heads live and die whole."""
+"""Attention and rotary embeddings as single operators: heads are kept or removed as a whole."""
 
 from __future__ import annotations
 
@@ -24,23 +24,26 @@ from leanonnx.rules.call import (
 )
 
 ROWS, STACKED = 3, 4
-"""Ranks of [batch, length, heads · width] and of [batch, heads, length, width]."""
+"""Ranks of packed heads [batch, length, heads · width] and of stacked heads [batch, heads, length, width]."""
 
 
 @dataclass(frozen=True)
 class Heads:
-    """Labels of the heads of keys and values [heads], each of which ``shared`` heads of queries read."""
+    """Channel ids of the heads of keys and values [heads].
+
+    ``queries_per_head`` is the number of query heads that share each of them.
+    """
 
     channel_ids: ChannelIds
     shared: int = 1
 
     @property
     def queries(self) -> ChannelIds:
-        """The label of each head of the queries."""
+        """Channel id of each query head."""
         return np.repeat(self.channel_ids, self.shared)
 
     def laid(self, shape: Sequence[int], count: int) -> ChannelIds:
-        """Labels of a tensor of ``count`` heads."""
+        """Channel ids of a tensor of ``count`` heads."""
         each = self.channel_ids if count == self.channel_ids.size else self.queries
         if len(shape) == ROWS:
             return compact(on_axis(np.repeat(each, shape[2] // count), 2, ROWS))
@@ -48,56 +51,56 @@ class Heads:
 
 
 def attention(call: Call) -> Effect:
-    """Queries, keys, values, mask, past keys, past values, length: [batch, length, heads · width], or stacked heads.
+    """Attention: queries, keys, values, mask, past keys, past values, length; packed or stacked heads.
 
     Flow: the channels of each head lead to one channel of the output.
-    Ties: all channels of a head, in queries, keys and values; the heads of queries that share keys and values.
-    Pins: channels of a computed mask that lie along its lengths; what lengths are computed from.
-    Limits: keys and values of past calls are not handed in.  The scale stays that of the original's width.
+    Ties: all channels of a head in queries, keys and values; query heads that share keys and values.
+    Pins: channels of a computed mask that lie along its lengths; computed sequence lengths.
+    Limits: no past keys and values.  The scale stays that of the original width.
     Specification: ONNX Attention-24.
     """
     queries, keys = (_count(call, slot, name) for slot, name in ((0, "q_num_heads"), (1, "kv_num_heads")))
     if any(call.has(slot) for slot in (4, 5)):
-        raise Unsupported("it is given keys and values of past calls, of all heads", advice.INTERFACE)
-    return _attended(call, queries, keys, ("q_num_heads", "kv_num_heads"), mask=3, beside=(6,))
+        raise Unsupported("it reads past keys and values of all heads", advice.INTERFACE)
+    return _attention_effect(call, queries, keys, ("q_num_heads", "kv_num_heads"), mask=3, beside=(6,))
 
 
 def multi_head_attention(call: Call) -> Effect:
-    """Queries, keys, values, bias, padding, mask and past ones, as onnxruntime fuses them.
+    """Attention as fused by onnxruntime: queries, keys, values, bias, padding, mask, past keys and values.
 
     Flow: as Attention.
     Ties: as Attention; the bias is sliced with queries, keys and values.
-    Pins: as Attention; what the padding is computed from.
-    Limits: queries, keys and values are tensors of their own of rank 3, without past ones; the bias is a constant.
+    Pins: as Attention; a computed padding.
+    Limits: queries, keys and values are separate tensors of rank 3, without past ones; the bias is a constant.
     Specification: com.microsoft.MultiHeadAttention-1.
     """
     if not all(call.has(slot) and len(call.shape(slot)) == ROWS for slot in range(3)):
         raise Unsupported("its queries, keys and values are packed or stacked", advice.EXPORT)
     if any(call.has(slot) for slot in range(6, 10)):
-        raise Unsupported("it is given keys and values of past calls, of all heads", advice.INTERFACE)
+        raise Unsupported("it reads past keys and values of all heads", advice.INTERFACE)
     heads = int(call.attribute("num_heads"))
-    return _attended(call, heads, heads, ("num_heads",), mask=5, beside=(4,), bias=3)
+    return _attention_effect(call, heads, heads, ("num_heads",), mask=5, beside=(4,), bias=3)
 
 
 def _count(call: Call, slot: int, name: str) -> int:
-    """Heads of an operand."""
+    """Number of heads of an operand."""
     shape = call.shape(slot)
     return int(call.attribute(name)) if len(shape) == ROWS else shape[1]
 
 
-def _attended(
+def _attention_effect(
     call: Call, queries: int, keys: int, names: Sequence[str], mask: int, beside: Sequence[int], bias: int = -1
 ) -> Effect:
     shared = queries // keys
     rows = [_rows(call, slot, count).reshape(keys, -1) for slot, count in ((0, queries), (1, keys), (2, keys))]
     heads = Heads(mint_for_rows(call, np.concatenate(rows, axis=1)), shared)
     pairs = [_pairs(own, heads.channel_ids) for own in rows]
-    ties, links = list(pairs), [FixedEdges(*pair) for pair in pairs]
+    ties, fixed_edges = list(pairs), [FixedEdges(*pair) for pair in pairs]
     slices: list[Slice] = []
     pins: list[Pin] = []
     for slot in (mask, *beside):
         if call.has(slot):
-            _laid_over(call, slot, heads, slot == mask, (ties, links, slices, pins))
+            _add_mask(call, slot, heads, slot == mask, (ties, fixed_edges, slices, pins))
     if bias >= 0 and call.has(bias):
         if not call.is_constant(bias):
             raise Unsupported("its bias is computed at run time", advice.CONSTANT)
@@ -113,12 +116,12 @@ def _attended(
     past, scores = (heads.laid((0,) * STACKED, count) for count in (keys, queries))
     outputs = (output, past, past, scores)[: len(call.outputs)]
     return Effect(
-        outputs, tuple(ties), fixed_edges=tuple(links), slices=tuple(slices), pins=tuple(pins), rewrite=rewrite
+        outputs, tuple(ties), fixed_edges=tuple(fixed_edges), slices=tuple(slices), pins=tuple(pins), rewrite=rewrite
     )
 
 
 def _rows(call: Call, slot: int, count: int) -> ChannelIds:
-    """The channels of each head of an operand [heads, k]."""
+    """Channel ids of each head of an operand [heads, k]."""
     channel_ids = call.channel_ids(slot)
     if channel_ids.ndim not in (ROWS, STACKED):
         raise Unsupported(f"input {slot} has {channel_ids.ndim} axes", advice.EXPORT)
@@ -130,21 +133,21 @@ def _rows(call: Call, slot: int, count: int) -> ChannelIds:
 
 
 def _pairs(rows: ChannelIds, heads: ChannelIds) -> TiePairs:
-    """Each channel of a head with the head's label, once."""
+    """Distinct pairs of a channel and its head."""
     spread = np.broadcast_to(heads[:, None], rows.shape)
-    found = np.unique(np.stack([rows.reshape(-1), spread.reshape(-1)]), axis=1)
-    return found[0], found[1]
+    channels, of_heads = np.unique(np.stack([rows.reshape(-1), spread.reshape(-1)]), axis=1)
+    return channels, of_heads
 
 
-def _laid_over(
+def _add_mask(
     call: Call,
     slot: int,
     heads: Heads,
     by_head: bool,
-    found: tuple[list[TiePairs], list[FixedEdges], list[Slice], list[Pin]],
+    effects: tuple[list[TiePairs], list[FixedEdges], list[Slice], list[Pin]],
 ) -> None:
-    """What a mask asks for that has a part for each head, or one for all."""
-    ties, links, slices, pins = found
+    """Append the ties, edges, slices and pins of a mask that has one part for each head or one for all."""
+    ties, fixed_edges, slices, pins = effects
     shape, axis = call.shape(slot), len(call.shape(slot)) - ROWS
     apart = by_head and axis >= 0 and shape[axis] > 1
     if call.is_constant(slot):
@@ -155,20 +158,20 @@ def _laid_over(
         rows = np.moveaxis(channel_ids, axis, 0).reshape(channel_ids.shape[axis], -1)
         pair = _pairs(np.broadcast_to(rows, (heads.queries.size, rows.shape[1])), heads.queries)
         ties.append(pair)
-        links.append(FixedEdges(*pair))
+        fixed_edges.append(FixedEdges(*pair))
         return
     own = np.unique(channel_ids)
-    links.append(FixedEdges(np.repeat(own, heads.channel_ids.size), np.tile(heads.channel_ids, own.size)))
+    fixed_edges.append(FixedEdges(np.repeat(own, heads.channel_ids.size), np.tile(heads.channel_ids, own.size)))
     if varied(channel_ids):
         pins.append(Pin(own, call.value(slot).name, f"{call.title} is masked by it", advice.CONSTANT))
 
 
 def rotary_embedding(call: Call) -> Effect:
-    """Each head turned by angles that follow from positions: [batch, length, heads · width], or stacked heads.
+    """Rotary position embedding: each head is rotated by angles that depend on its position; packed or stacked heads.
 
     Flow: the channels of each head lead to one channel of the output.
     Ties: all channels of a head.
-    Pins: what angles and positions are computed from.
+    Pins: computed angles and positions.
     Limits: none.
     Specification: ONNX RotaryEmbedding-23, com.microsoft.RotaryEmbedding-1.
     """
@@ -185,7 +188,7 @@ def rotary_embedding(call: Call) -> Effect:
     effect = Effect(
         (heads.laid(shape, count),), (pair,), fixed_edges=(FixedEdges(*pair),), rewrite=rewrite if given else None
     )
-    return steered(call, effect, "is steered by it")
+    return steered(call, effect, "takes its angles or positions from it")
 
 
 RULES = {

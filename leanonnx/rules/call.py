@@ -1,8 +1,7 @@
-"""What a rule sees of one node (``Call``) and what it answers (``Effect``).
+"""Interface between rules and analysis: a rule takes a ``Call`` (one node) and returns an ``Effect``.
 
-A rule answers a fixed small set of questions about one node: which channels its outputs hold, which channels are
-tied, which kernels lead from channel to channel, how its constants are to be sliced, what is pinned and why, and
-how attributes and shape constants follow from the channels that are kept.  Whole models emerge from these answers.
+An ``Effect`` holds the channels of the outputs, ties, kernels, slices of constants, pins with their reasons, and the
+edit of attributes and shape constants for given kept channels.  The analysis of a model is composed of these effects.
 """
 
 from __future__ import annotations
@@ -19,17 +18,18 @@ from leanonnx.numeric.channel_ids import ChannelIds, Mask, Shape, along, compact
 from leanonnx.rules import advice
 
 TiePairs = tuple[ChannelIds, ChannelIds]
+"""Two arrays of channel ids of one shape: the channels at each position are tied."""
 Attribute = int | float | list[int] | None
-"""A new value of an attribute; None removes it."""
+"""New value of an attribute; None removes it."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor that a node reads; ``labels`` is None where its data depend on no graph input.
+    """Input tensor of a node; ``channel_ids`` is None if its data do not depend on a graph input.
 
-    ``held`` tells that it follows from constants of the file alone: neither from sizes of inputs nor from noise.
-    ``maker`` is the operator that puts it out, ``source`` the shape of what that one reads first.  ``keeps_zero``: a
-    channel that its layer puts out as zeros is zeros here.
+    ``is_static``: True if its value follows from constants of the file alone, not from input sizes or random numbers.
+    ``producer_op`` is the operator that outputs it, ``producer_input_shape`` the shape of that operator's first input.
+    ``preserves_zeros``: True if a channel whose layer outputs zeros is zero here too.
     """
 
     name: str
@@ -43,18 +43,18 @@ class Value:
 
     @property
     def array(self) -> Array:
-        """The value of a tensor that depends on no graph input."""
+        """Value of a tensor that does not depend on a graph input."""
         return self.read()
 
 
 @dataclass(frozen=True)
 class KernelBlock:
-    """Kernels of a channel-mixing node: ``sources[g, i]`` to ``targets[g, o]`` for every group g.
+    """Kernels of a channel-mixing node, from ``sources[g, i]`` to ``destinations[g, o]`` in every conv group g.
 
-    ``kernels()`` reads the weights as ``[G, O, I, *k]``; ``inward`` holds the input channel of each element of the
-    weight as stored (None: no channel can go); ``taps`` is the number of multiply-adds of one kernel per output
-    position, ``positions`` the number of output positions; ``counted`` tells whether its kernels count as such.
-    ``axis`` is that of the data along which the sources lie, ``onto`` that of the output for the targets.
+    ``slot`` is the input slot of the weight; ``kernels()`` reads it as ``[G, O, I, *k]``.  ``input_channel_ids``: input
+    channel of each element of the weight as stored; None if no channel can be removed.  ``taps``: multiply-adds of one
+    kernel per output position, at ``positions`` positions.  ``is_counted``: True if these count as kernels.
+    ``input_axis`` and ``output_axis``: axes of data and output along which sources and destinations lie.
     """
 
     sources: ChannelIds
@@ -72,7 +72,7 @@ class KernelBlock:
 
 @dataclass(frozen=True)
 class FixedEdges:
-    """Fixed edges: ``sources[n]`` to ``targets[n]``, each channel scaled by ``gains[n]``."""
+    """Edges without a kernel, from ``sources[n]`` to ``destinations[n]``, with gains ``gains[n]`` (None: 1)."""
 
     sources: ChannelIds
     destinations: ChannelIds
@@ -81,11 +81,11 @@ class FixedEdges:
 
 @dataclass(frozen=True)
 class Reduction:
-    """Data in an input slot of which a node takes channels together: dead ones have to count as zeros.
+    """Data in an input slot whose channels a node reduces together, so that removed channels must count as zeros.
 
-    ``labels`` are laid out as the data.  The proof's reference reads zeros in place of dead channels there, and
-    ``Edit.scales`` makes up for their number where that matters.  ``target`` [1] is the channel that they are added up
-    in, with the gains of the links that lead to it; None where they are only measured by it (a norm).
+    ``channel_ids`` are those of the data.  The masked original reads zeros in place of removed channels there;
+    ``Edit.output_scales`` corrects for their number where it matters (a mean).  ``destination`` [1] is the channel
+    into which they are summed, with the gains of its fixed edges; None if the node only takes a norm over them.
     """
 
     slot: int
@@ -95,7 +95,7 @@ class Reduction:
 
 @dataclass(frozen=True)
 class Slice:
-    """How the constant in an input slot is sliced: an element lives iff its labels in all factors live."""
+    """Slicing of the constant in an input slot: an element is kept iff its channel ids in all ``factors`` are kept."""
 
     slot: int
     factors: tuple[ChannelIds, ...]
@@ -103,7 +103,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Pin:
-    """Channels that may not be removed, why, and what a user can do about it."""
+    """Channels that must not be removed, with the tensor, the reason, and advice for the user."""
 
     channel_ids: ChannelIds
     tensor: str
@@ -113,26 +113,26 @@ class Pin:
 
 @dataclass(frozen=True)
 class KeptChannels:
-    """The channels that survive, as a rule's rewrite sees them."""
+    """Kept channels, as passed to a rule's rewrite."""
 
     alive: Mask
 
     def mask(self, channel_ids: ChannelIds) -> Mask:
-        """Which positions survive."""
+        """Keep mask of positions, in the shape of ``channel_ids``."""
         return self.alive[channel_ids]
 
     def count(self, channel_ids: ChannelIds, axis: int, size: int) -> int:
-        """The size of a tensor's axis after surgery."""
+        """Size of a tensor's axis after surgery; ``size`` is the original one."""
         index = projection(self.alive[channel_ids], axis)
         return int(index.sum()) * (size if index.size == 1 else 1)
 
 
 @dataclass(frozen=True)
 class ShapeEdit:
-    """New values for some entries of an integer vector of length ``size``; the others stay.
+    """New values of some entries of an integer vector of length ``length``; the other entries do not change.
 
-    ``before`` holds, for entries that are the size of a whole axis, the size that stands there without the edit.  Where
-    the vector is computed, surgery writes such an entry in proportion to it, so that it follows a free axis.
+    ``original_sizes`` holds, for entries that are the size of a whole axis, that size without the edit.  If the vector
+    is computed at run time, surgery scales such an entry by new / original size, so that it follows a free axis.
     """
 
     values: Mapping[int, int]
@@ -142,7 +142,7 @@ class ShapeEdit:
 
 @dataclass(frozen=True)
 class Select:
-    """Which positions of a computed input are still read, along one axis; none at all drops the input."""
+    """Positions of a computed input that are still read, along one axis; an empty selection drops the input."""
 
     axis: int
     positions: NDArray[np.int64]
@@ -150,10 +150,10 @@ class Select:
 
 @dataclass(frozen=True)
 class Edit:
-    """How one node changes.
+    """Changes to one node.
 
-    ``attributes`` are set (None: removed); ``inputs`` get a new constant, new entries, or a selection of positions;
-    ``outputs`` get new entries, or are multiplied by ``scales``.
+    ``attributes`` by name (None: removed); ``inputs`` by slot: a new constant, new entries of a shape vector, or a
+    selection of positions; ``outputs`` by index: new entries of a shape vector; ``output_scales`` by index: factors.
     """
 
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
@@ -164,17 +164,18 @@ class Edit:
 
 Rewrite = Callable[[KeptChannels], Edit]
 Move = Callable[[ChannelIds], ChannelIds]
+"""Rearrangement of a tensor, applied to its channel ids (or to any other array of its shape)."""
 
 
 @dataclass(frozen=True)
 class Effect:
-    """A rule's answer for one node.
+    """Result of a rule for one node; ``outputs`` holds the channel ids of each output.
 
-    ``implied`` holds pairs (channel, reader): the reader can be dropped alone, but not outlive the channel.
-    ``starts`` are channels that chains may start from although no kernel leads to them (constants).
-    ``moves`` says, per output, how the operator rearranges the data of its first input; where the kept positions
-    are no product of index sets, surgery replaces a run of such operators by one Gather.  ``gathers`` tells that
-    the operator cannot follow a keep set itself, so that a Gather always takes its place.
+    ``concat_slots``: pairs (channel, slot); a slot can be removed alone, and is removed with its channel.
+    ``starts``: channels that no kernel leads to but at which chains may start (constants).
+    ``moves``: for each output, the rearrangement of the first input's data; where the kept positions are not a product
+    of index sets, surgery replaces a run of such operators by one Gather.
+    ``needs_gather``: True if a Gather must replace the operator whenever channels are removed.
     """
 
     outputs: tuple[ChannelIds, ...]
@@ -193,11 +194,11 @@ class Effect:
 
 @dataclass(frozen=True)
 class Call:
-    """One node as a rule sees it.
+    """One node, as passed to its rule.
 
-    ``inputs[k]`` is None where the optional input is left out; ``mint(n)`` gives n fresh labels, ``minted()`` tells
-    how many there are.  ``by_position`` asks a grouped operator for ties by position instead of whole groups.
-    ``readers`` are the operators that read each output, "" standing for the graph itself.
+    ``inputs[k]`` is None if an optional input is missing.  ``mint(n)`` returns n new channel ids; ``channel_count()``
+    is the number of ids so far.  ``tie_by_position``: True if a grouped operator should tie the same positions of all
+    conv groups instead of whole groups.  ``consumers``: the operators that read each output ("" for a graph output).
     """
 
     op: str
@@ -215,80 +216,80 @@ class Call:
 
     @property
     def title(self) -> str:
-        """The node as messages name it."""
+        """Operator and name of the node, for messages."""
         return f"{self.op} '{self.name}'"
 
     def attribute(self, name: str, default: Any = None) -> Any:
-        """An attribute, or its default."""
+        """Value of an attribute, or the default."""
         value = self.attributes.get(name)
         return default if value is None else value
 
     def text(self, name: str, default: str) -> str:
-        """An attribute that is a string, which some readers give as bytes."""
-        found = self.attribute(name, default)
-        return found.decode() if isinstance(found, bytes) else str(found)
+        """Value of a string attribute, decoded if it is stored as bytes."""
+        value = self.attribute(name, default)
+        return value.decode() if isinstance(value, bytes) else str(value)
 
     def has(self, slot: int) -> bool:
-        """Whether an input slot is connected."""
+        """Return True if an input slot is connected."""
         return slot < len(self.inputs) and self.inputs[slot] is not None
 
     def value(self, slot: int) -> Value:
-        """The value in an input slot that must be connected."""
-        found = self.inputs[slot] if slot < len(self.inputs) else None
-        if found is None:
+        """Input tensor in a slot that must be connected."""
+        value = self.inputs[slot] if slot < len(self.inputs) else None
+        if value is None:
             raise Unsupported(f"input {slot} is missing", advice.EXPORT)
-        return found
+        return value
 
     def channel_ids(self, slot: int) -> ChannelIds:
-        """Labels of the data in a slot."""
-        found = self.value(slot).channel_ids
-        if found is None:
+        """Channel ids of the data in a slot."""
+        channel_ids = self.value(slot).channel_ids
+        if channel_ids is None:
             raise Unsupported(f"input {slot} is a constant", advice.FOLD)
-        return found
+        return channel_ids
 
     def shape(self, slot: int) -> Shape:
-        """Shape of the data in a slot when the model was run."""
-        found = self.value(slot).shape
-        if found is None:
+        """Observed shape of the data in a slot."""
+        shape = self.value(slot).shape
+        if shape is None:
             raise Unsupported(f"the shape of input {slot} is unknown", advice.EXPORT)
-        return found
+        return shape
 
     def output_shape(self, index: int = 0) -> Shape:
-        """Shape of an output when the model was run."""
-        found = self.output_shapes[index]
-        if found is None:
+        """Observed shape of an output."""
+        shape = self.output_shapes[index]
+        if shape is None:
             raise Unsupported(f"the shape of output {index} is unknown", advice.EXPORT)
-        return found
+        return shape
 
     def consumed_by(self, index: int) -> set[str]:
-        """The operators that read an output, "" standing for the graph itself."""
+        """Operators that read an output ("" for a graph output)."""
         return set(self.consumers[index]) if index < len(self.consumers) else {""}
 
     def is_constant(self, slot: int) -> bool:
-        """Whether the value in a slot depends on no graph input."""
+        """Return True if the value in a slot does not depend on a graph input."""
         return self.has(slot) and self.value(slot).channel_ids is None
 
     def array(self, slot: int) -> Array:
-        """The value in a slot that must be constant."""
+        """Value in a slot that must be constant."""
         if not self.is_constant(slot):
             raise Unsupported(f"input {slot} is computed from a graph input", advice.CONSTANT)
         return self.value(slot).array
 
     def ints(self, slot: int, name: str | None = None) -> list[int] | None:
-        """Integers given by an input or, in older operator sets, by an attribute; None if neither."""
+        """Integers from a constant input or, in older opsets, from an attribute; None if neither is present."""
         if self.has(slot):
             return [int(x) for x in self.array(slot).reshape(-1)]
-        found = self.attributes.get(name or "")
-        return None if found is None else [int(x) for x in np.atleast_1d(found)]
+        value = self.attributes.get(name or "")
+        return None if value is None else [int(x) for x in np.atleast_1d(value)]
 
     def slices(self, slot: int, axis: int) -> tuple[ChannelIds, list[TiePairs]]:
-        """Label of each slice of an input along one axis, with the ties that make slices removable."""
+        """Channel id of each slice of an input along one axis, and the ties that make whole slices removable."""
         shape = self.shape(slot)
         return along(self.channel_ids(slot), axis, shape[axis])
 
 
 class Unsupported(Exception):
-    """A rule does not cover this form of the operator: the reason for the pin, and what a user can do about it."""
+    """Raised by a rule that does not cover this form of the operator, with the pin's reason and advice for the user."""
 
     def __init__(self, reason: str, advice: str = advice.NONE) -> None:
         super().__init__(reason)
@@ -296,30 +297,29 @@ class Unsupported(Exception):
 
 
 Rule = Callable[[Call], Effect]
+"""Rule of an operator; raises ``Unsupported`` for forms that it does not cover."""
 
 
 def mint_for_rows(call: Call, rows: ChannelIds) -> ChannelIds:
-    """Fresh labels [n], one for each distinct row of ``rows`` [n, k].
+    """New channel ids [n], one for each distinct row of ``rows`` [n, k].
 
-    Positions that repeat the same channels (the heads of each sample of a batch) share a label, so that there are as
-    many labels whatever the size of the batch.
+    Positions that repeat the same channels (such as a head in each sample of a batch) share an id.
     """
     unique, inverse = np.unique(rows, axis=0, return_inverse=True)
     return call.mint(unique.shape[0])[inverse.reshape(-1)]
 
 
 def kept_together(call: Call, slot: int, axis: int) -> tuple[ChannelIds, list[TiePairs]]:
-    """Labels [1, …, C, …, 1] of an input whose channels lie on one axis, and the ties needed for that."""
+    """Channel ids [1, …, C, …, 1] of an input reduced to one axis, and the ties that this requires."""
     vector, ties = call.slices(slot, axis)
     rank = len(call.shape(slot))
     return compact(on_axis(vector, axis, rank)), ties
 
 
 def taken_together(call: Call, axes: set[int], reason: str, why: str = advice.NONE) -> Effect:
-    """The effect of a node that takes all positions on some axes of its first input together.
+    """Effect of a node that combines all positions along some axes of its first input.
 
-    Channels that differ on these axes alone live and die together, and become one channel of the output; there must
-    be others.  The output's labels have size 1 on these axes where channels lay.
+    Channels that differ only along these axes are tied and become one channel of the output.
 
     Raises:
         Unsupported: the input's channels lie on these axes only.
@@ -338,44 +338,44 @@ def taken_together(call: Call, axes: set[int], reason: str, why: str = advice.NO
 
 
 def pin_all(call: Call, reason: str, advice: str = advice.NONE) -> Effect:
-    """Pin whatever a node reads; each output is one channel of its own that all inputs feed."""
+    """Pin all inputs and outputs of a node; each output becomes one channel that all inputs lead to."""
     labelled = [v for v in call.inputs if v is not None and v.channel_ids is not None]
     pins = tuple(Pin(np.unique(v.channel_ids), v.name, reason, advice) for v in labelled if v.channel_ids is not None)
     fresh = call.mint(1)
     sources = np.unique(np.concatenate([pin.channel_ids for pin in pins])) if pins else np.zeros(0, np.int64)
-    links = (FixedEdges(sources, np.repeat(fresh, sources.size)),) if sources.size else ()
+    fixed_edges = (FixedEdges(sources, np.repeat(fresh, sources.size)),) if sources.size else ()
     outputs = tuple(uniform(int(fresh[0]), len(s) if s is not None else 0) for s in call.output_shapes)
-    return Effect(outputs, fixed_edges=links, pins=(*pins, Pin(fresh, call.outputs[0], reason, advice)))
+    return Effect(outputs, fixed_edges=fixed_edges, pins=(*pins, Pin(fresh, call.outputs[0], reason, advice)))
 
 
 def steered(call: Call, effect: Effect, role: str) -> Effect:
-    """The effect of a node that reads computed tensors beside its data, in the role named.
+    """Pin the computed inputs that a node reads beside its data (a sampling grid, a size, …).
 
-    Those are pinned, and lead on to fresh labels of the outputs.
+    ``role`` completes the reason of the pins, "Operator 'name' …".
     """
     beside = [v for v in call.inputs[1:] if v is not None and v.channel_ids is not None]
     if not beside:
         return effect
-    channel_ids = np.unique(np.concatenate([found.reshape(-1) for found in effect.outputs]))
+    channel_ids = np.unique(np.concatenate([output.reshape(-1) for output in effect.outputs]))
     fresh = call.mint(channel_ids.size)
     sources = [np.unique(v.channel_ids) for v in beside if v.channel_ids is not None]
-    links = [FixedEdges(np.repeat(side, fresh.size), np.tile(fresh, side.size)) for side in sources]
+    fixed_edges = [FixedEdges(np.repeat(side, fresh.size), np.tile(fresh, side.size)) for side in sources]
     pins = [Pin(side, v.name, f"{call.title} {role}", advice.CONSTANT) for v, side in zip(beside, sources, strict=True)]
     return replace(
         effect,
-        outputs=tuple(fresh[np.searchsorted(channel_ids, found)] for found in effect.outputs),
+        outputs=tuple(fresh[np.searchsorted(channel_ids, output)] for output in effect.outputs),
         ties=(*effect.ties, (channel_ids, fresh)),
-        fixed_edges=(*effect.fixed_edges, FixedEdges(channel_ids, fresh), *links),
+        fixed_edges=(*effect.fixed_edges, FixedEdges(channel_ids, fresh), *fixed_edges),
         pins=(*effect.pins, *pins),
         moves=(),
     )
 
 
 def broadcast_factor(channel_ids: ChannelIds, shape: Shape) -> tuple[ChannelIds, list[TiePairs]]:
-    """Labels of a constant that broadcasts against a labelled tensor, and ties where slices must agree.
+    """Channel ids of a constant that broadcasts against a tensor, and the ties under which slices agree.
 
-    An axis where the constant has size 1 is not sliced; where the labels change along such an axis too, all
-    labels that share an index of the sliced axes are tied.
+    An axis on which the constant has size 1 is not sliced; where channels vary along such an axis too, all channels
+    that share an index of the sliced axes are tied.
     """
     rank = len(shape)
     pad = (1,) * (rank - channel_ids.ndim)

@@ -1,6 +1,6 @@
-"""Gather, Scatter and their kin: operators that pick positions by index.
+"""Gather, Scatter and related operators: operators that select positions by index.
 
-Indices along an axis without channels are left alone; along the channel axis, constant indices are renumbered.
+Indices along an axis without channels do not change; along the channel axis, constant indices are renumbered.
 """
 
 from __future__ import annotations
@@ -35,32 +35,32 @@ def gather(call: Call) -> Effect:
     Flow: channels pass through, in the order of the indices; the columns of a constant table (an embedding) are
         channels without a producer.
     Ties: none.
-    Pins: channels picked by computed indices, and indices that hold channels.
-    Limits: on the channel axis the indices are constants; they are renumbered.  A table has rank 2, and its rows are
-        looked up.
+    Pins: channels selected by computed indices, and indices that hold channels.
+    Limits: on the channel axis the indices are constants; they are renumbered.  A table has rank 2 and is indexed by
+        rows.
     Specification: ONNX Gather-13.
     """
     if call.is_constant(0):
-        return _looked_up(call)
+        return _lookup(call)
     channel_ids, shape = call.channel_ids(0), call.shape(0)
     axis = int(call.attribute("axis", 0)) % channel_ids.ndim
     if axis not in varied(channel_ids):
         if not call.is_constant(1) and varied(call.channel_ids(1)):
             raise Unsupported("its indices hold channels", advice.CONSTANT)
-        return Effect((_inserted(channel_ids, axis, len(call.shape(1))),), moves=_gather_moves(call, axis))
+        return Effect((_replace_axis(channel_ids, axis, len(call.shape(1))),), moves=_gather_moves(call, axis))
     indices = call.array(1).astype(np.int64) % shape[axis]
     output = compact(np.take(channel_ids, indices, axis))
 
     def rewrite(kept: KeptChannels) -> Edit:
         alive = projection(kept.mask(channel_ids), axis)
-        new = (np.cumsum(alive) - 1)[_rectangle(indices, alive)]
+        new = (np.cumsum(alive) - 1)[_kept_indices(indices, alive)]
         return Edit(inputs={1: np.asarray(new, call.array(1).dtype)})
 
     return Effect((output,), rewrite=rewrite, moves=_gather_moves(call, axis))
 
 
-def _looked_up(call: Call) -> Effect:
-    """Rows of a constant table ``[V, C]``: its columns are channels."""
+def _lookup(call: Call) -> Effect:
+    """Effect of a lookup of rows in a constant table ``[V, C]``, whose columns are channels."""
     table = call.shape(0)
     if len(table) != MATRIX or int(call.attribute("axis", 0)) % MATRIX or not is_float(call.array(0)):
         raise Unsupported("it looks up parts of a constant", advice.CONSTANT)
@@ -69,33 +69,35 @@ def _looked_up(call: Call) -> Effect:
     columns = call.mint(table[1])
     source = call.channel_ids(1).reshape(-1)[:1]
     output = on_axis(columns, len(call.output_shape()) - 1, len(call.output_shape()))
-    link = FixedEdges(np.repeat(source, columns.size), columns)
-    return Effect((output,), fixed_edges=(link,), slices=(Slice(0, (on_axis(columns, 1, MATRIX),)),), starts=(columns,))
+    edges = FixedEdges(np.repeat(source, columns.size), columns)
+    return Effect(
+        (output,), fixed_edges=(edges,), slices=(Slice(0, (on_axis(columns, 1, MATRIX),)),), starts=(columns,)
+    )
 
 
-def _rectangle(indices: Array, alive: Array) -> Array:
-    """The indices of living channels: those rows and columns of a table that hold any."""
+def _kept_indices(indices: Array, alive: Array) -> Array:
+    """Rows and columns of ``indices`` that hold any kept channel."""
     mask = alive[indices]
     for axis in range(indices.ndim):
         indices = np.take(indices, np.flatnonzero(projection(mask, axis)), axis)
     return indices
 
 
-def _inserted(channel_ids: ChannelIds, axis: int, count: int) -> ChannelIds:
-    """An axis of size 1 replaced by ``count`` axes of size 1."""
+def _replace_axis(channel_ids: ChannelIds, axis: int, count: int) -> ChannelIds:
+    """Replace an axis of size 1 by ``count`` axes of size 1."""
     return channel_ids.reshape(channel_ids.shape[:axis] + (1,) * count + channel_ids.shape[axis + 1 :])
 
 
 def _gather_moves(call: Call, axis: int) -> tuple[Move, ...]:
-    """The movement, where the indices are known."""
+    """Movement of a Gather with constant indices; () if they are computed."""
     if not call.is_constant(1):
         return ()
     indices, size = call.array(1).astype(np.int64), call.shape(0)[axis]
 
-    def move(given: ChannelIds) -> ChannelIds:
-        if given.shape[axis] == 1:
-            return _inserted(given, axis, indices.ndim)
-        return np.take(given, indices % size, axis)
+    def move(channel_ids: ChannelIds) -> ChannelIds:
+        if channel_ids.shape[axis] == 1:
+            return _replace_axis(channel_ids, axis, indices.ndim)
+        return np.take(channel_ids, indices % size, axis)
 
     return (move,)
 
@@ -104,9 +106,9 @@ def gather_elements(call: Call) -> Effect:
     """Gather single elements along one axis, each by its own index.
 
     Flow: channels on the other axes pass through.
-    Ties: channels of the data with those of the indices at the same place.
-    Pins: nothing else.
-    Limits: the axis holds no channels; the axes that do are not cropped.
+    Ties: channels of data and indices at the same position.
+    Pins: nothing.
+    Limits: the axis holds no channels; axes that hold channels are not cropped.
     Specification: ONNX GatherElements-13.
     """
     return _elementwise(call, (0, 1))
@@ -115,17 +117,17 @@ def gather_elements(call: Call) -> Effect:
 def scatter_elements(call: Call) -> Effect:
     """Write single elements along one axis, each to its own index.
 
-    Flow: channels of the data and of the updates lead on to those of the output.
-    Ties: channels at the same place of data, indices and updates.
-    Pins: nothing else.
-    Limits: the axis holds no channels; indices and updates have the data's size on those that do.
+    Flow: channels of data and updates lead to those of the output.
+    Ties: channels of data, indices and updates at the same position.
+    Pins: nothing.
+    Limits: the axis holds no channels; indices and updates have the data's size on axes that hold channels.
     Specification: ONNX ScatterElements-18, Scatter-11.
     """
     return _elementwise(call, (0, 1, 2))
 
 
 def _elementwise(call: Call, slots: tuple[int, ...]) -> Effect:
-    """Data, indices and updates joined position by position on all axes but the indexed one."""
+    """Effect of data, indices and updates joined position by position on all axes but the indexed one."""
     sizes = [call.shape(k) for k in slots]
     axis = int(call.attribute("axis", 0)) % len(sizes[0])
     cropped = {a for a in range(len(sizes[0])) if len({size[a] for size in sizes}) > 1}
@@ -135,21 +137,21 @@ def _elementwise(call: Call, slots: tuple[int, ...]) -> Effect:
             if cropped & set(varied(call.channel_ids(slot))):
                 raise Unsupported("it leaves out some of the channels", advice.EXPORT)
     left = cropped | {axis}
-    return joined(call, slots, {k: _without(call.shape(k), left) for k in slots})
+    return joined(call, slots, {k: _collapse(call.shape(k), left) for k in slots})
 
 
-def _without(shape: Shape, axes: set[int]) -> Shape:
-    """A shape with size 1 on some axes."""
+def _collapse(shape: Shape, axes: set[int]) -> Shape:
+    """Shape with size 1 on some axes."""
     return tuple(1 if axis in axes else size for axis, size in enumerate(shape))
 
 
 def gather_nd(call: Call) -> Effect:
     """Gather slices by tuples of indices.
 
-    Flow: channels on axes that the tuples do not reach pass through.
+    Flow: channels on axes that the tuples do not index pass through.
     Ties: none.
     Pins: indices that hold channels.
-    Limits: the axes that the tuples index, and batch axes, hold no channels.
+    Limits: indexed axes and batch axes hold no channels.
     Specification: ONNX GatherND-13.
     """
     channel_ids, where = call.channel_ids(0), call.shape(1)
@@ -161,13 +163,13 @@ def gather_nd(call: Call) -> Effect:
 
 
 def scatter_nd(call: Call) -> Effect:
-    """Write slices to places given by tuples of indices (assignment to a part of a tensor).
+    """Write slices to positions given by tuples of indices (assignment to a part of a tensor).
 
-    Flow: channels of the data and of the updates lead on to those of the output.
-    Ties: channels that come to lie in the same slice of the output.
+    Flow: channels of data and updates lead to those of the output.
+    Ties: channels that end up in the same slice of the output.
     Pins: indices that hold channels; one of the channels that constants are written to.
-    Limits: where the tuples reach the channel axis, they are constants and name one channel per slice of the
-        updates; they are renumbered.
+    Limits: tuples that index the channel axis are constants with one channel per slice of the updates; they are
+        renumbered.
     Specification: ONNX ScatterND-18.
     """
     reached, lead = call.shape(1)[-1], len(call.shape(1)) - 1
@@ -180,33 +182,33 @@ def scatter_nd(call: Call) -> Effect:
         return joined(call, (0, 2), {0: call.shape(0), 2: (1,) * reached + tail}, {2: lead})
     if len(data) > 1 or len(updates) > 1 or min(updates, default=0) >= lead:
         raise Unsupported("its data and updates hold channels on several axes", advice.EXPORT)
-    return _renumbered(call, data, updates)
+    return _scatter_channels(call, data, updates)
 
 
-def _renumbered(call: Call, data: tuple[int, ...], updates: tuple[int, ...]) -> Effect:
-    """The tuples name channels: each channel of the output is what the data and the updates put there."""
+def _scatter_channels(call: Call, data: tuple[int, ...], updates: tuple[int, ...]) -> Effect:
+    """Effect of a ScatterND whose tuples index the channel axis."""
     indices, shape = call.array(1).astype(np.int64), call.output_shape()
-    axis = data[0] if data else _named_axis(indices, updates[0])
+    axis = data[0] if data else _indexed_axis(indices, updates[0])
     channels = indices[..., axis] % shape[axis]
-    changing = [a for a in range(channels.ndim) if _changes(channels, a)]
+    changing = [a for a in range(channels.ndim) if _varies(channels, a)]
     changing = changing or [a for a in range(channels.ndim) if channels.shape[a] == 1][:1]
     if len(changing) != 1 or set(updates) - set(changing):
-        raise Unsupported("it does not write each channel's slice in one piece", advice.EXPORT)
+        raise Unsupported("it does not write each channel as one slice", advice.EXPORT)
     at = changing[0]
     named = np.moveaxis(channels, at, 0).reshape(channels.shape[at], -1)[:, 0]
     minted = call.mint(shape[axis])
     ties: list[TiePairs] = []
-    links: list[FixedEdges] = []
+    fixed_edges: list[FixedEdges] = []
     slices: list[Slice] = []
     starts: list[ChannelIds] = []
-    for slot, place, target in ((0, axis, minted), (2, at, minted[named])):
+    for slot, place, destination in ((0, axis, minted), (2, at, minted[named])):
         if call.is_constant(slot):
-            slices.append(Slice(slot, (on_axis(target, place, len(call.shape(slot))),)))
-            starts += [target] if np.any(call.array(slot)) else []
+            slices.append(Slice(slot, (on_axis(destination, place, len(call.shape(slot))),)))
+            starts += [destination] if np.any(call.array(slot)) else []
             continue
         vector, more = call.slices(slot, place)
-        ties += [*more, (vector, target)]
-        links.append(FixedEdges(vector, target))
+        ties += [*more, (vector, destination)]
+        fixed_edges.append(FixedEdges(vector, destination))
 
     def rewrite(kept: KeptChannels) -> Edit:
         alive = kept.mask(minted)
@@ -215,11 +217,11 @@ def _renumbered(call: Call, data: tuple[int, ...], updates: tuple[int, ...]) -> 
         return Edit(inputs={1: np.compress(alive[named], new, axis=at)})
 
     output = on_axis(minted, axis, len(shape))
-    last = (Pin(minted[named[:1]], call.outputs[0], f"{call.title} has to write something"),)
+    last = (Pin(minted[named[:1]], call.outputs[0], f"{call.title} must write at least one channel"),)
     return Effect(
         (output,),
         tuple(ties),
-        fixed_edges=tuple(links),
+        fixed_edges=tuple(fixed_edges),
         slices=tuple(slices),
         pins=last if call.is_constant(2) else (),
         starts=tuple(starts),
@@ -227,20 +229,20 @@ def _renumbered(call: Call, data: tuple[int, ...], updates: tuple[int, ...]) -> 
     )
 
 
-def _named_axis(indices: Array, axis: int) -> int:
-    """The axis of the output that the tuples run along where the updates' channels change."""
-    moving = [k for k in range(indices.shape[-1]) if _changes(indices[..., k], axis)]
+def _indexed_axis(indices: Array, axis: int) -> int:
+    """Axis of the output that the tuples index where the channels of the updates vary."""
+    moving = [k for k in range(indices.shape[-1]) if _varies(indices[..., k], axis)]
     if len(moving) != 1:
-        raise Unsupported("its updates' channels lie on no single axis of the output", advice.EXPORT)
+        raise Unsupported("the channels of its updates do not lie on a single axis of the output", advice.EXPORT)
     return moving[0]
 
 
-def _changes(indices: Array, axis: int) -> bool:
+def _varies(indices: Array, axis: int) -> bool:
     return not np.array_equal(indices, np.broadcast_to(indices.take([0], axis), indices.shape))
 
 
 def top_k(call: Call) -> Effect:
-    """The largest or smallest elements along one axis, with their indices.
+    """Largest or smallest elements along one axis, with their indices.
 
     Flow: channels on the other axes pass through.
     Ties: none.
@@ -254,9 +256,9 @@ def top_k(call: Call) -> Effect:
 
 
 def reverse_sequence(call: Call) -> Effect:
-    """Reverse sequences of several lengths.
+    """Reverse sequences of different lengths.
 
-    Flow: channels on other axes than batch and time pass through.
+    Flow: channels on axes other than batch and time pass through.
     Ties: none.
     Pins: computed lengths.
     Limits: batch and time axis hold no channels.
@@ -267,9 +269,9 @@ def reverse_sequence(call: Call) -> Effect:
 
 
 def trilu(call: Call) -> Effect:
-    """The upper or lower triangle of matrices.
+    """Upper or lower triangle of matrices.
 
-    Flow: channels on other axes than the last two pass through.
+    Flow: channels on axes other than the last two pass through.
     Ties: none.
     Pins: a computed diagonal.
     Limits: the last two axes hold no channels.
@@ -281,13 +283,13 @@ def trilu(call: Call) -> Effect:
 
 
 def _require_free(call: Call, slot: int, axes: set[int]) -> None:
-    """An input may not hold channels on these axes.
+    """Refuse an input that holds channels on these axes.
 
     Raises:
-        Unsupported: it does.
+        Unsupported: it holds channels there.
     """
     if axes & set(varied(call.channel_ids(slot))):
-        raise Unsupported("it picks among the channels", advice.EXPORT)
+        raise Unsupported("it selects among the channels", advice.EXPORT)
 
 
 RULES = {

@@ -1,4 +1,4 @@
-"""Tensors laid over each other position by position: their channels are tied, constants are sliced with them."""
+"""Elementwise joins of tensors: channels at the same position are tied, constants are sliced with them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def joined(
 ) -> Effect:
     """Join the operands in these slots.
 
-    ``shapes`` gives each operand's shape as it takes part (1 where positions are not matched); ``cut`` says how many
-    leading axes of an operand have no place in the output.
+    ``shapes``: the shape of each operand for broadcasting (1 where positions are not matched); ``cut``: the number of
+    leading axes of an operand that the output does not have.
     """
     cut = cut or {}
     computed = [k for k in slots if not call.is_constant(k)]
     shape = np.broadcast_shapes(*shapes.values())
-    own = [_placed(call.channel_ids(k), cut.get(k, 0), len(shapes[k])) for k in computed]
-    out, ties, links = merged(call, own, [shapes[k] for k in computed], shape)
+    own = [_align(call.channel_ids(k), cut.get(k, 0), len(shapes[k])) for k in computed]
+    out, ties, fixed_edges = merged(call, own, [shapes[k] for k in computed], shape)
     slices: list[Slice] = []
     for slot in slots:
         if slot not in computed:
@@ -34,11 +34,11 @@ def joined(
             rank = len(call.shape(slot)) - lead
             whole = factor.reshape((1,) * lead + factor.shape[factor.ndim - rank :])
             slices += [Slice(slot, (whole,))] if varied(factor) else []
-    return Effect((out,), tuple(ties), fixed_edges=tuple(links), slices=tuple(slices))
+    return Effect((out,), tuple(ties), fixed_edges=tuple(fixed_edges), slices=tuple(slices))
 
 
-def _placed(channel_ids: ChannelIds, cut: int, rank: int) -> ChannelIds:
-    """Labels without their first axes, filled up to a rank."""
+def _align(channel_ids: ChannelIds, cut: int, rank: int) -> ChannelIds:
+    """Channel ids without their first ``cut`` axes, padded with leading axes of size 1 to ``rank``."""
     rest = channel_ids.shape[cut:]
     return channel_ids.reshape((1,) * (rank - len(rest)) + rest)
 
@@ -46,7 +46,7 @@ def _placed(channel_ids: ChannelIds, cut: int, rank: int) -> ChannelIds:
 def merged(
     call: Call, operands: Sequence[ChannelIds], shapes: Sequence[Shape], shape: Shape
 ) -> tuple[ChannelIds, list[TiePairs], list[FixedEdges]]:
-    """Labels of a join's output, with ties and identity edges from each operand's labels.
+    """Channel ids of a join's output, with ties and fixed edges from each operand's channels.
 
     Operands that are broadcast over the output's channels are not tied to them.
 
@@ -65,16 +65,16 @@ def merged(
         return spread[0], [], []
     unique, inverse = np.unique(np.stack([s.reshape(-1) for s in spread]), axis=1, return_inverse=True)
     out = call.mint(unique.shape[1])[inverse.reshape(-1)].reshape(joint)
-    ties, links = [], []
+    ties, fixed_edges = [], []
     for size, own, channel_ids in zip(shapes, aligned, spread, strict=True):
         pairs = np.unique(np.stack([channel_ids.reshape(-1), out.reshape(-1)]), axis=1)
-        links.append(FixedEdges(pairs[0], pairs[1]))
+        fixed_edges.append(FixedEdges(pairs[0], pairs[1]))
         if varied(own) or not _is_broadcast(size, shape, out):
             ties.append((pairs[0], pairs[1]))
-    return out, ties, links
+    return out, ties, fixed_edges
 
 
 def _is_broadcast(operand: Shape, shape: Shape, out: ChannelIds) -> bool:
-    """Whether an operand has size 1 on an axis along which the output's channels change."""
+    """Return True if an operand has size 1 on an axis along which the output's channels vary."""
     full = (1,) * (len(shape) - len(operand)) + tuple(operand)
     return any(full[axis] == 1 and shape[axis] > 1 for axis in varied(out))

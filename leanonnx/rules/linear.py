@@ -1,7 +1,7 @@
 """Matrix products: Gemm, MatMul and their fused or quantised forms.
 
-The weight may be either operand.  Its channels lie on the contracted axis of the data, and on the axis of the output
-that takes its place: the last for a weight on the right, the last but one for a weight on the left.
+The weight may be either operand.  Input channels lie on the contracted axis of the data, output channels on the axis
+of the output that replaces it: the last for a weight on the right, the second to last for a weight on the left.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ TRANSPOSED = ("transA", "transB")
 
 
 def gemm(call: Call) -> Effect:
-    """Matrix product with a constant operand, and a bias; a Flatten before it repeats each channel over its pixels.
+    """Matrix product with a constant operand and a bias; after a Flatten each channel repeats over its pixels.
 
-    Flow: every number of the constant is a kernel from an input to an output channel.
-    Ties: none; a bias that is one number per row ties what shares it.
-    Pins: nothing but what a computed weight or a computed C touches.
-    Limits: A or B is a constant or computed from constants, transposed or not, and C a constant.
+    Flow: every element of the constant is a kernel from an input to an output channel.
+    Ties: none; a bias with one value per row ties the channels that share it.
+    Pins: inputs and outputs if the weight or C is computed.
+    Limits: A or B is a constant or computed from constants, transposed or not; C is a constant.
     Specification: ONNX Gemm-13, com.microsoft.FusedGemm-1.
     """
     weight, bias = (0 if call.is_constant(0) else 1), 2
@@ -44,12 +44,12 @@ def gemm(call: Call) -> Effect:
 
 
 def qgemm(call: Call) -> Effect:
-    """Matrix product of integers with an optional scale.
+    """Quantised matrix product with an optional scale.
 
     Flow: none.
     Ties: none.
-    Pins: all that it touches.
-    Limits: it is left as it is.
+    Pins: all inputs and outputs.
+    Limits: it is not pruned.
     Specification: com.microsoft.QGemm-1.
     """
     raise Unsupported("a quantised Gemm is not pruned", advice.FLOAT)
@@ -58,13 +58,12 @@ def qgemm(call: Call) -> Effect:
 def matmul(call: Call) -> Effect:
     """Matrix product with a constant matrix on either side, or of two computed tensors.
 
-    Flow: every number of the matrix is a kernel.  A matrix on the right acts along the last axis of the data, one on
-        the left along the last but one.  Where the channels lie on other axes than that, the product acts inside each
-        channel and moves no channel.
-    Ties: of two computed tensors: all channels of one head, in both (queries, keys and values live and die by heads);
+    Flow: every element of the matrix is a kernel.  A matrix on the right acts along the last axis of the data, one on
+        the left along the second to last.  If the channels lie on other axes, the product acts within each channel.
+    Ties: of two computed tensors: all channels of one head, in both (queries, keys and values are pruned by heads);
         values that are weighted by a tensor without channels lose the same positions in all heads.
     Pins: contracted channels of two computed tensors without heads.
-    Limits: the matrix is a constant or computed from constants, one for all stacked matrices of the data.
+    Limits: the matrix is a constant or computed from constants, the same one for all stacked matrices of the data.
     Specification: ONNX MatMul-13.
     """
     weight = 0 if call.is_constant(0) else 1
@@ -79,7 +78,7 @@ def fused_matmul(call: Call) -> Effect:
     Flow: as MatMul.
     Ties: as MatMul.
     Pins: as MatMul.
-    Limits: batch axes are not transposed, nor the left one of two computed operands.
+    Limits: no transposed batch axes; of two computed operands the left one is not transposed.
     Specification: com.microsoft.FusedMatMul-1.
     """
     if any(call.attribute(name, 0) for name in ("transBatchA", "transBatchB")):
@@ -94,7 +93,7 @@ def fused_matmul(call: Call) -> Effect:
 
 
 def qlinear_matmul(call: Call) -> Effect:
-    """Matrix product of integers: a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero.
+    """Quantised matrix product: a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero.
 
     Flow: as MatMul.
     Ties: as MatMul; scales and zero points per output channel are sliced with it.
@@ -102,23 +101,23 @@ def qlinear_matmul(call: Call) -> Effect:
     Limits: as MatMul.
     Specification: ONNX QLinearMatMul-21.
     """
-    return _quantised(call, 0, 3, {0: (1, 2), 3: (4, 5)})
+    return _quantised_product(call, 0, 3, {0: (1, 2), 3: (4, 5)})
 
 
 def matmul_integer(call: Call) -> Effect:
-    """Matrix product of integers without scales: a, b, a_zero, b_zero.
+    """Integer matrix product without scales: a, b, a_zero, b_zero.
 
     Flow: as MatMul.
     Ties: as MatMul; zero points per output channel are sliced with it.
     Pins: as MatMul.
-    Limits: as MatMul; the zero point of the input is one number.
+    Limits: as MatMul; the zero point of the input is a scalar.
     Specification: ONNX MatMulInteger-10.
     """
-    return _quantised(call, 0, 1, {0: (2,), 1: (3,)})
+    return _quantised_product(call, 0, 1, {0: (2,), 1: (3,)})
 
 
-def _quantised(call: Call, left: int, right: int, sides: dict[int, tuple[int, ...]]) -> Effect:
-    """A product of integers; ``sides`` are the slots of scale and zero point of each operand."""
+def _quantised_product(call: Call, left: int, right: int, sides: dict[int, tuple[int, ...]]) -> Effect:
+    """Effect of a quantised product; ``sides`` holds the slots of scale and zero point of each operand."""
     weight = left if call.is_constant(left) else right
     if not call.is_constant(weight):
         return products.matmul(call, left, right)
@@ -130,7 +129,7 @@ def _quantised(call: Call, left: int, right: int, sides: dict[int, tuple[int, ..
 
 
 def _product(call: Call, data: int, weight: int, left_turned: bool = False, right_turned: bool = False) -> Effect:
-    """A matrix applied to the data in a slot; the operand in the lower slot is the left one."""
+    """Effect of a constant matrix applied to the data; the operand in the lower slot is the left one."""
     require_held(call, weight)
     if len(call.shape(weight)) < -ROW:
         raise Unsupported("its constant is a vector", "export it as a matrix of one row or column")
@@ -146,15 +145,15 @@ def _product(call: Call, data: int, weight: int, left_turned: bool = False, righ
     channel_ids, result = call.channel_ids(data), len(call.output_shape())
     if channel_ids.shape[axis] == 1 and varied(channel_ids):
         turned = channel_ids.swapaxes(ROW, COLUMN) if axis != onto else channel_ids
-        mix = fixed(weight, (out, width), taps=0)
-        return Effect((turned.reshape((1,) * (result - turned.ndim) + turned.shape),), kernel_blocks=(mix,))
+        block = fixed(weight, (out, width), taps=0)
+        return Effect((turned.reshape((1,) * (result - turned.ndim) + turned.shape),), kernel_blocks=(block,))
     sources, ties = call.slices(data, axis)
-    targets, rank = call.mint(out), len(call.shape(weight))
+    destinations, rank = call.mint(out), len(call.shape(weight))
     inward = on_axis(sources, rank + stored, rank)
-    outward = on_axis(targets, rank + (ROW + COLUMN - stored), rank)
-    mix = KernelBlock(
+    outward = on_axis(destinations, rank + (ROW + COLUMN - stored), rank)
+    block = KernelBlock(
         sources.reshape(1, width),
-        targets.reshape(1, out),
+        destinations.reshape(1, out),
         weight,
         lambda: _kernels(call.array(weight), stored),
         inward,
@@ -162,12 +161,12 @@ def _product(call: Call, data: int, weight: int, left_turned: bool = False, righ
         axis=axis,
         onto=onto,
     )
-    output = on_axis(targets, result + onto, result)
-    return Effect((output,), tuple(ties), kernel_blocks=(mix,), slices=(Slice(weight, (outward, inward)),))
+    output = on_axis(destinations, result + onto, result)
+    return Effect((output,), tuple(ties), kernel_blocks=(block,), slices=(Slice(weight, (outward, inward)),))
 
 
 def _kernels(array: Array, stored: int) -> Array:
-    """A matrix as [1, O, I]."""
+    """Kernels [1, O, I] of a matrix."""
     matrix = array.reshape(array.shape[ROW:])
     return np.asarray(matrix if stored == COLUMN else matrix.T)[None]
 

@@ -1,7 +1,7 @@
-"""Movements of data: operators that do not change it act on the labels as on the data.
+"""Movements of data: operators that rearrange data act on the channel ids in the same way.
 
-Where the kept positions stay a product of index sets, shape constants are rewritten; where they do not (a channel
-shuffle), surgery replaces the run of movements by one Gather, for which each rule gives its ``moves``.
+Where the kept positions are a product of index sets, shape constants are rewritten; where they are not (a channel
+shuffle), surgery replaces the run of movements by one Gather, for which each rule provides ``moves``.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from leanonnx.rules.call import (
 
 
 def reshaped(call: Call) -> Effect:
-    """Another shape for the same data, in row-major order.
+    """Change the shape of a tensor, in row-major order.
 
     Flow: channels move with their data.
-    Ties: none; channels that come to lie on several axes are tied where nothing else keeps them a product of index
-        sets (a Gather takes the place of a channel shuffle).
+    Ties: none; channels that spread over several axes are tied unless something else keeps them a product of index
+        sets (a Gather replaces a channel shuffle).
     Pins: nothing.
-    Limits: the channels' places follow from the shapes of one run; the target is rewritten to name the
-        kept channels; a computed one has entries laid over it.
+    Limits: channel positions are those of the observed shapes.  The target shape is rewritten to the number of kept
+        channels; of a computed one single entries are overwritten.
     Specification: ONNX Reshape-21, Flatten-21, Squeeze-21, Unsqueeze-21.
     """
     before, after = call.shape(0), call.output_shape()
@@ -51,7 +51,7 @@ def reshaped(call: Call) -> Effect:
                 return Edit(inputs={1: ShapeEdit(entries, {k: after[k] for k in entries if target[k]})})
             return Edit({"shape": [entries.get(k, value) for k, value in enumerate(target)]})
 
-    return Effect((output,), rewrite=rewrite, moves=(lambda given: reshape(given, before, after),))
+    return Effect((output,), rewrite=rewrite, moves=(lambda channel_ids: reshape(channel_ids, before, after),))
 
 
 def _target_entries(
@@ -63,19 +63,19 @@ def _target_entries(
     target: list[int],
     frozen: bool,
 ) -> dict[int, int]:
-    """Entries of a Reshape target that must name the kept sizes; -1 and 0 follow by themselves where they can."""
-    found = {}
+    """Entries of a Reshape target that must change; -1 and 0 stay where they already give the kept size."""
+    entries = {}
     for axis, value in enumerate(target):
         size = kept.count(output, axis, after[axis])
         if value == -1 or (value == 0 and not frozen and kept.count(channel_ids, axis, before[axis]) == size):
             continue
         if size != after[axis] or value == 0:
-            found[axis] = size
-    return found
+            entries[axis] = size
+    return entries
 
 
 def transpose(call: Call) -> Effect:
-    """Axes in another order.
+    """Permute the axes.
 
     Flow: channels move with their data.
     Ties: none.
@@ -85,7 +85,7 @@ def transpose(call: Call) -> Effect:
     """
     rank = len(call.shape(0))
     order = [int(k) for k in call.attribute("perm", list(range(rank))[::-1])]
-    return Effect((call.channel_ids(0).transpose(order),), moves=(lambda given: given.transpose(order),))
+    return Effect((call.channel_ids(0).transpose(order),), moves=(lambda channel_ids: channel_ids.transpose(order),))
 
 
 def expand(call: Call) -> Effect:
@@ -94,7 +94,7 @@ def expand(call: Call) -> Effect:
     Flow: channels pass through.
     Ties: none.
     Pins: nothing.
-    Limits: none; the target names the kept channels.
+    Limits: none; the target shape is rewritten to the number of kept channels.
     Specification: ONNX Expand-13.
     """
     shape = call.output_shape()
@@ -127,9 +127,9 @@ def tile(call: Call) -> Effect:
 
 
 def depth_to_space(call: Call) -> Effect:
-    """Channels to pixels (DCR and CRD).
+    """Rearrange channels into pixels (DCR and CRD).
 
-    Flow: the r² channels of one output channel lead to it.
+    Flow: r² input channels lead to each output channel.
     Ties: those r² channels.
     Pins: nothing.
     Limits: none.
@@ -139,24 +139,26 @@ def depth_to_space(call: Call) -> Effect:
     vector, ties = call.slices(0, 1)
     crd = call.text("mode", "DCR") == "CRD"
     members = vector.reshape(-1, block * block) if crd else vector.reshape(block * block, -1).T
-    return _folded(call, members, ties)
+    return _combine_channels(call, members, ties)
 
 
 def col2im(call: Call) -> Effect:
-    """Blocks of pixels laid side by side or over each other, and added up there (torch's fold).
+    """Sum sliding blocks of pixels into an image (torch's fold).
 
-    Flow: the channels that hold the pixels of one output channel's blocks lead to it.
+    Flow: the input channels that hold the block pixels of one output channel lead to it.
     Ties: those channels, as many as a block has pixels.
-    Pins: what the sizes of image and block are computed from.
+    Pins: computed sizes of image and block.
     Limits: none; the number of output channels follows from the input.
     Specification: ONNX Col2Im-18.
     """
     vector, ties = call.slices(0, 1)
-    return steered(call, _folded(call, vector.reshape(call.output_shape()[1], -1), ties), "takes a size from it")
+    return steered(
+        call, _combine_channels(call, vector.reshape(call.output_shape()[1], -1), ties), "takes a size from it"
+    )
 
 
-def _folded(call: Call, members: ChannelIds, ties: list[TiePairs]) -> Effect:
-    """Output channels that are each made of several input channels [C, n]."""
+def _combine_channels(call: Call, members: ChannelIds, ties: list[TiePairs]) -> Effect:
+    """Effect of an operator that combines n input channels into each output channel; ``members`` is [C, n]."""
     minted = call.mint(members.shape[0])
     spread = np.broadcast_to(minted[:, None], members.shape)
     pair = (members.reshape(-1), spread.reshape(-1))
@@ -164,7 +166,7 @@ def _folded(call: Call, members: ChannelIds, ties: list[TiePairs]) -> Effect:
 
 
 def space_to_depth(call: Call) -> Effect:
-    """Pixels to channels.
+    """Rearrange pixels into channels.
 
     Flow: each input channel appears r² times.
     Ties: none.
@@ -180,10 +182,10 @@ def space_to_depth(call: Call) -> Effect:
 
 
 def shape_of(call: Call) -> Effect:
-    """The sizes of a tensor, which keep answering as before.
+    """Shape or number of elements of a tensor, with the original number of channels.
 
-    Flow: none: every piece of shape arithmetic computes what it always did; only where a size is used (Reshape, Expand,
-        Slice …) is it replaced.
+    Flow: none: shape arithmetic computes the same values as in the original; a size is replaced only where it is used
+        (Reshape, Expand, Slice …).
     Ties: none.
     Pins: all channels of a tensor whose elements are counted.
     Limits: none.
@@ -206,7 +208,7 @@ def shape_of(call: Call) -> Effect:
 
 
 def crop(call: Call) -> Effect:
-    """A border of pixels is cut off.
+    """Crop a border of pixels.
 
     Flow: channels pass through.
     Ties: none.

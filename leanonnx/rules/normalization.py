@@ -1,8 +1,8 @@
 """Normalisations.
 
-Per channel (BatchNormalization, InstanceNormalization): a diagonal operator, its constants sliced.
-Per group (GroupNormalization): whole groups live or die.
-Over channels by a norm (RMSNormalization, LpNormalization): channels go, and count as zeros.
+Per channel (BatchNormalization, InstanceNormalization): a diagonal operator; its constants are sliced.
+Per group (GroupNormalization): the channels of a group are tied.
+Over channels by a norm (RMSNormalization, LpNormalization): channels can be removed, and count as zeros.
 Over channels by mean and variance (LayerNormalization …): pinned, since zeros would change the variance.
 """
 
@@ -32,16 +32,16 @@ from leanonnx.rules.joins import joined
 from leanonnx.rules.reduction import require_zeros, share, sums_channels
 
 SINGLE = 4
-"""Bytes of the narrowest number that holds a scale well enough."""
+"""Bytes of the narrowest number format in which a scale is folded into a constant."""
 
 
 def batch_normalization(call: Call) -> Effect:
-    """Shift and scale of each channel by fixed statistics, or (in training mode) by those of the batch.
+    """Normalise each channel by fixed statistics, or (in training mode) by those of the batch.
 
     Flow: each channel is scaled by |γ| / √(σ² + ε), in training mode by |γ|.
     Ties: none.
     Pins: nothing.
-    Limits: statistics, scale and shift are constants; statistics are put out in training mode from operator set 14 on.
+    Limits: statistics, scale and shift are constants; statistics are outputs in training mode from opset 14 on.
     Specification: ONNX BatchNormalization-15.
     """
     if any(not call.is_constant(slot) for slot in range(1, 5)):
@@ -52,13 +52,13 @@ def batch_normalization(call: Call) -> Effect:
         vector = effect.outputs[0].reshape(-1)
         return replace(effect, outputs=(*effect.outputs, vector, vector)[: len(call.outputs)])
     if any(name for name in call.outputs[1:]):
-        raise Unsupported("it puts out its statistics", "export it for inference")
+        raise Unsupported("it outputs its statistics", "export it for inference")
     gains = scale / np.sqrt(np.maximum(call.array(4).astype(np.float64), 0) + call.attribute("epsilon", 1e-5))
     return _diagonal(call, (1, 2, 3, 4), gains)
 
 
 def instance_normalization(call: Call) -> Effect:
-    """Mean and variance of each channel by itself, then scale and shift.
+    """Normalise each channel by its own mean and variance, then scale and shift it.
 
     Flow: each channel is scaled by |scale|.
     Ties: none.
@@ -79,14 +79,14 @@ def _diagonal(call: Call, slots: tuple[int, ...], gains: Array) -> Effect:
     rank = len(call.output_shape())
     strongest = np.zeros(unique.size)
     np.maximum.at(strongest, inverse, gains)
-    link = FixedEdges(unique, minted, strongest.astype(np.float32))
+    edges = FixedEdges(unique, minted, strongest.astype(np.float32))
     slices = tuple(Slice(slot, (channel_ids,)) for slot in slots) if unique.size > 1 else ()
     output = on_axis(channel_ids if unique.size > 1 else minted, 1, rank)
-    return Effect((output,), (*ties, (unique, minted)), fixed_edges=(link,), slices=slices)
+    return Effect((output,), (*ties, (unique, minted)), fixed_edges=(edges,), slices=slices)
 
 
 def group_normalization(call: Call) -> Effect:
-    """Mean and variance of groups of channels, then scale and shift.
+    """Normalise groups of channels by their mean and variance, then scale and shift each channel.
 
     Flow: channels pass through.
     Ties: the channels of a group; ``num_groups`` shrinks.
@@ -112,30 +112,31 @@ def group_normalization(call: Call) -> Effect:
 
 
 def layer_normalization(call: Call) -> Effect:
-    """Mean and variance over the last axes.
+    """Normalise by mean and variance over the last axes.
 
     Flow: channels on other axes pass through.
-    Ties: channels that are normalised together, where there are others (heads).
-    Pins: channels on a normalised axis, where there are no others: every one of them takes part in the statistics,
-        and the operator cannot tell those that are left from zeros (docs/decisions/0008).
-    Limits: the statistics are not put out.
+    Ties: channels that are normalised together, if other axes hold channels too (heads).
+    Pins: channels on a normalised axis if no other axis holds channels: each of them contributes to the statistics,
+        and removing one is not the same as setting it to zero (docs/decisions/0008).
+    Limits: the statistics are not outputs.
     Specification: ONNX LayerNormalization-17.
     """
     channel_ids = call.channel_ids(0)
     axis = int(call.attribute("axis", -1)) % channel_ids.ndim
     if any(name for name in call.outputs[1:]):
-        raise Unsupported("it puts out its statistics", "export it for inference")
+        raise Unsupported("it outputs its statistics", "export it for inference")
     taken = set(range(axis, channel_ids.ndim))
     return taken_together(call, taken, "it takes mean and variance over the channels", advice.STREAM)
 
 
 def rms_normalization(call: Call) -> Effect:
-    """Each channel over the root of the mean square over the last axes, then a scale.
+    """Divide by the root mean square over the last axes, then scale.
 
-    Flow: each channel is scaled by its number of the scale; on other axes channels pass through.
-    Ties: channels that are normalised together, where there are others (heads).
-    Pins: channels on a normalised axis that would not be zero there when their layer puts out zeros.
-    Limits: where channels are normalised, the scale is a constant.  It and ε change: those removed count as zeros.
+    Flow: each channel is scaled by its element of the scale; channels on other axes pass through.
+    Ties: channels that are normalised together, if other axes hold channels too (heads).
+    Pins: channels on a normalised axis that would not be zero there when their layer outputs zeros.
+    Limits: if channels are normalised, the scale is a constant; scale and ε change so that removed channels count as
+        zeros.
     Specification: ONNX RMSNormalization-23.
     """
     channel_ids = call.channel_ids(0)
@@ -166,12 +167,12 @@ def rms_normalization(call: Call) -> Effect:
 
 
 def _by_norm(call: Call, gains: Array) -> Effect:
-    """Channels that are divided by a norm of them all, which does not see zeros; ``gains`` are laid out as labels.
+    """Effect of a division by a norm over all channels, which zeros do not change; ``gains`` has the ids' shape.
 
-    The norm itself is a label that no tensor holds, and lives always.
+    The norm itself is a channel that no tensor holds and that is always kept.
 
     Raises:
-        Unsupported: channels that are removed would not be zero there.
+        Unsupported: removed channels would not be zero there.
     """
     require_zeros(call, "it normalises over the channels")
     channel_ids = call.channel_ids(0)
@@ -193,11 +194,11 @@ def _by_norm(call: Call, gains: Array) -> Effect:
 
 
 def over_axes(call: Call) -> Effect:
-    """Normalisation by mean and variance over named axes.
+    """Normalise by mean and variance over given axes.
 
     Flow: channels on other axes pass through.
-    Ties: channels that are normalised together, where there are others (heads).
-    Pins: channels on a normalised axis, where there are no others.
+    Ties: channels that are normalised together, if other axes hold channels too (heads).
+    Pins: channels on a normalised axis if no other axis holds channels.
     Limits: none.
     Specification: ONNX MeanVarianceNormalization-13.
     """
@@ -206,12 +207,12 @@ def over_axes(call: Call) -> Effect:
 
 
 def lp_normalization(call: Call) -> Effect:
-    """Each position over the 1-norm or 2-norm along an axis.
+    """Divide by the 1-norm or 2-norm along an axis.
 
     Flow: channels pass through.
-    Ties: channels that are normalised together, where there are others (heads).
-    Pins: channels on that axis that would not be zero there when their layer puts out zeros.
-    Limits: none; the norm does not see zeros.
+    Ties: channels that are normalised together, if other axes hold channels too (heads).
+    Pins: channels on that axis that would not be zero there when their layer outputs zeros.
+    Limits: none; zeros do not change the norm.
     Specification: ONNX LpNormalization-22.
     """
     axis = int(call.attribute("axis", -1)) % call.channel_ids(0).ndim
@@ -221,16 +222,16 @@ def lp_normalization(call: Call) -> Effect:
 
 
 def skip_layer_normalization(call: Call) -> Effect:
-    """A sum of tensors, then LayerNormalization over its last axis: input, skip, gamma, beta, bias.
+    """Sum of tensors, normalised over its last axis: input, skip, gamma, beta, bias.
 
     Flow: as LayerNormalization.
     Ties: as Add.
     Pins: as LayerNormalization.
-    Limits: the last axis holds no channels; only the first output is read.
+    Limits: the last axis holds no channels; only the first output is used.
     Specification: com.microsoft.SkipLayerNormalization-1, SkipSimplifiedLayerNormalization-1.
     """
     if any(name for name in call.outputs[1:]):
-        raise Unsupported("it puts out its statistics or its sum", advice.EXPORT)
+        raise Unsupported("it outputs its statistics or its sum", advice.EXPORT)
     effect = joined(call, (0, 1), {k: call.shape(k) for k in (0, 1)})
     if effect.outputs[0].shape[-1] > 1:
         raise Unsupported("it takes mean and variance over the channels", advice.STREAM)
@@ -238,9 +239,9 @@ def skip_layer_normalization(call: Call) -> Effect:
 
 
 def across(call: Call) -> Effect:
-    """Normalisation by neighbouring channels.
+    """Local response normalisation over neighbouring channels.
 
-    Flow: channels on other axes than 1 pass through.
+    Flow: channels on axes other than 1 pass through.
     Ties: none.
     Pins: channels on axis 1, each of which is divided by its neighbours.
     Limits: none.

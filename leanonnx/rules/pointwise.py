@@ -1,4 +1,4 @@
-"""Functions of each position by itself.
+"""Elementwise functions.
 
 Unary (activations, casts): channels pass through.
 Joins (Add, Mul, Where, comparisons …): channels at the same position are tied; an operand that is broadcast over the
@@ -93,49 +93,49 @@ JOINS = [
 
 
 def unary(call: Call) -> Effect:
-    """Activations, casts and other functions of one number.
+    """Activations, casts and other elementwise functions of one tensor.
 
     Flow: channels pass through; further outputs (a dropout mask) hold the same channels.
     Ties: none.
-    Pins: computed parameters (the bounds of a Clip, say).
+    Pins: computed parameters (for example the bounds of a Clip).
     Limits: none.
-    Specification: ONNX Relu-14, Clip-13, Cast-21 and their like; com.microsoft.QuickGelu-1, QLinearSigmoid-1,
-        QLinearLeakyRelu-1.
+    Specification: ONNX Relu-14, Clip-13, Cast-21 and the other unary operators; com.microsoft.QuickGelu-1,
+        QLinearSigmoid-1, QLinearLeakyRelu-1.
     """
     return steered(call, Effect((call.channel_ids(0),) * len(call.output_shapes)), "reads it as a parameter")
 
 
 def join(call: Call) -> Effect:
-    """Functions of several tensors, position by position, with broadcasting.
+    """Elementwise functions of several tensors, with broadcasting.
 
-    Flow: the channels of each operand lead on to those of the output; multiplication by one constant per channel
+    Flow: the channels of each operand lead to those of the output; a multiplication by one constant per channel
         scales them.
     Ties: channels at the same position; an operand that is broadcast over the channels is not tied.
     Pins: nothing.
-    Limits: none; constants are sliced with the tensor they are laid over.
-    Specification: ONNX Add-14, Mul-14, Where-16 and their like.
+    Limits: none; constants are sliced with the tensor that they are combined with.
+    Specification: ONNX Add-14, Mul-14, Where-16 and the other elementwise operators.
     """
     return join_slots(call, tuple(k for k in range(len(call.inputs)) if call.has(k)))
 
 
 def join_slots(call: Call, slots: tuple[int, ...]) -> Effect:
-    """Tie the labelled operands in these slots and slice the constant ones."""
+    """Tie the computed operands in these slots and slice the constant ones."""
     effect = joined(call, slots, {k: call.shape(k) for k in slots})
     (out,) = effect.outputs
     computed = [k for k in slots if not call.is_constant(k)]
     if call.op in ("Mul", "Div") and len(computed) == 1 and len(slots) == 2 and varied(out):
-        scaled = _scaled(call, out, next(k for k in slots if k not in computed))
+        scaled = _scale_channels(call, out, next(k for k in slots if k not in computed))
         if scaled is not None:
-            minted, link = scaled
+            minted, edges = scaled
             ties = (*effect.ties, (out, minted))
-            return Effect((minted,), ties, fixed_edges=(link,), slices=_relabel(call, effect.slices, minted))
+            return Effect((minted,), ties, fixed_edges=(edges,), slices=_slice_by(call, effect.slices, minted))
     return effect
 
 
-def _scaled(call: Call, channel_ids: ChannelIds, slot: int) -> tuple[ChannelIds, FixedEdges] | None:
-    """Fresh labels behind a multiplication by (or division through) one constant per channel; None for others.
+def _scale_channels(call: Call, channel_ids: ChannelIds, slot: int) -> tuple[ChannelIds, FixedEdges] | None:
+    """New channels of a product with (or quotient by) one constant per channel; None for other constants.
 
-    A factor that is the same for all channels leaves the order of the chains through a layer as it is.
+    A factor that is the same for all channels does not change the order of the chains through a layer.
     """
     constant = call.array(slot)
     shape = (1,) * (channel_ids.ndim - constant.ndim) + constant.shape
@@ -153,8 +153,8 @@ def _scaled(call: Call, channel_ids: ChannelIds, slot: int) -> tuple[ChannelIds,
     return minted[inverse].reshape(channel_ids.shape), FixedEdges(unique, minted, gains.astype(np.float32))
 
 
-def _relabel(call: Call, slices: tuple[Slice, ...], channel_ids: ChannelIds) -> tuple[Slice, ...]:
-    """The same slices, by the fresh labels."""
+def _slice_by(call: Call, slices: tuple[Slice, ...], channel_ids: ChannelIds) -> tuple[Slice, ...]:
+    """Slices of the same constants by new channel ids."""
     return tuple(Slice(s.slot, (broadcast_factor(channel_ids, call.shape(s.slot))[0],)) for s in slices)
 
 
@@ -162,7 +162,7 @@ def prelu(call: Call) -> Effect:
     """Leaky rectifier with one slope per channel, or one for all.
 
     Flow: channels pass through.
-    Ties: slopes that are shared by several channels tie them.
+    Ties: channels that share a slope.
     Pins: nothing.
     Limits: the slope is a constant.
     Specification: ONNX PRelu-16.
@@ -174,7 +174,7 @@ def prelu(call: Call) -> Effect:
 
 
 def qlinear_join(call: Call) -> Effect:
-    """Addition and multiplication of integers: A, a_scale, a_zero, B, b_scale, b_zero, c_scale, c_zero.
+    """Quantised addition and multiplication: A, a_scale, a_zero, B, b_scale, b_zero, c_scale, c_zero.
 
     Flow: as Add.
     Ties: as Add.
@@ -186,12 +186,12 @@ def qlinear_join(call: Call) -> Effect:
 
 
 def image_scaler(call: Call) -> Effect:
-    """A scale, and one bias per channel as an attribute.
+    """Scale, with one bias per channel as an attribute.
 
     Flow: channels pass through.
     Ties: none.
     Pins: nothing.
-    Limits: the input has one channel, or none that can go.
+    Limits: the input has one channel, or none that can be removed.
     Specification: ONNX ImageScaler-1 (experimental).
     """
     channel_ids = call.channel_ids(0)
@@ -201,7 +201,7 @@ def image_scaler(call: Call) -> Effect:
 
 
 def bias_gelu(call: Call) -> Effect:
-    """An addition, then Gelu.
+    """Addition followed by Gelu.
 
     Flow: as Add.
     Ties: as Add.

@@ -1,6 +1,6 @@
-"""Products of two computed tensors, and Einsum: attention and plain contractions.
+"""Products of two computed tensors, and Einsum: attention and general contractions.
 
-An index is named by a letter, as in Einsum; MatMul is ``…ik,…kj->…ij``.
+Indices are letters, as in Einsum; MatMul is ``…ik,…kj->…ij``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TWO = 2
 
 
 def matmul(call: Call, left: int, right: int, turned: bool = False) -> Effect:
-    """MatMul-13 of two computed tensors; ``turned``: the right operand's matrices are transposed."""
+    """Effect of MatMul-13 of two computed tensors; ``turned``: the right operand's matrices are transposed."""
     ranks = [len(call.shape(slot)) for slot in (left, right)]
     if min(ranks) < TWO:
         return pin_all(call, f"{call.title}: it multiplies two computed vectors")
@@ -43,12 +43,12 @@ def matmul(call: Call, left: int, right: int, turned: bool = False) -> Effect:
 
 
 def contracted(call: Call, slots: Sequence[int], terms: Sequence[str], result: str) -> Effect:
-    """A contraction of two computed tensors, written in letters.
+    """Effect of a contraction of two computed tensors, with one letter per index.
 
-    1. One operand holds no channels, and the other none on a contracted index: its channels are combined with
-       themselves only, and pass through; those at the same place of all stacked matrices are tied.
-    2. Channels of both lie on an index that both keep (heads): all that belong to one head are tied.
-    3. Otherwise contracted channels would have to go from both at once: pinned.
+    1. One operand holds no channels, and the other none on a contracted index: each channel is combined with itself
+       only and passes through; channels at the same position of all stacked matrices are tied.
+    2. Both hold channels on an index that remains in the result (heads): all channels of a head are tied.
+    3. Otherwise contracted channels would have to be removed from both operands at once: they are pinned.
     """
     channel_ids = [
         _by_letters(call.channel_ids(slot), term, call.shape(slot)) for slot, term in zip(slots, terms, strict=True)
@@ -58,26 +58,26 @@ def contracted(call: Call, slots: Sequence[int], terms: Sequence[str], result: s
         mine, own = channel_ids[one], [letter for letter in terms[one] if letter not in common and letter in result]
         if mine and own and not channel_ids[other] and not mine.keys() & (common - set(result)):
             letter = next((letter for letter in own if letter in mine), own[-1])
-            return _through(call, slots[one], terms[one], letter, slots[other], result)
+            return _pass_through(call, slots[one], terms[one], letter, slots[other], result)
     heads = (channel_ids[0].keys() | channel_ids[1].keys()) & common & set(result)
     if not heads:
         return pin_all(call, f"{call.title}: it multiplies two computed tensors over their channels")
-    return _by_heads(call, slots, terms, result, max(heads, key=lambda letter: _varied_size(channel_ids, letter)))
+    return _by_heads(call, slots, terms, result, max(heads, key=lambda letter: _operands_with(channel_ids, letter)))
 
 
 def _by_letters(channel_ids: ChannelIds, term: str, shape: tuple[int, ...]) -> dict[str, int]:
-    """The letters along which channels change, with the axis of each."""
+    """Axis of each letter along which channels vary."""
     if len(term) != len(shape) or len(set(term)) != len(term):
         raise Unsupported("it repeats an index or leaves one out", advice.EXPORT)
     return {term[axis]: axis for axis in varied(channel_ids)}
 
 
-def _varied_size(channel_ids: Sequence[dict[str, int]], letter: str) -> int:
-    return sum(letter in found for found in channel_ids)
+def _operands_with(channel_ids: Sequence[dict[str, int]], letter: str) -> int:
+    return sum(letter in letters for letters in channel_ids)
 
 
-def _through(call: Call, slot: int, term: str, letter: str, weights: int, result: str) -> Effect:
-    """The channels of one operand, on an index that the other has not, weighted by the other operand."""
+def _pass_through(call: Call, slot: int, term: str, letter: str, weights: int, result: str) -> Effect:
+    """Effect on the channels of one operand that lie on an index of its own, weighted by the other operand."""
     axis = term.index(letter)
     vector, ties = call.slices(slot, axis)
     unique, inverse = np.unique(vector, return_inverse=True)
@@ -94,29 +94,29 @@ def _through(call: Call, slot: int, term: str, letter: str, weights: int, result
 
 
 def _by_heads(call: Call, slots: Sequence[int], terms: Sequence[str], result: str, head: str) -> Effect:
-    """One channel per head in the output, tied to all channels of that head; an operand without heads is pinned."""
+    """Effect with one output channel per head, tied to all channels of the head; an operand without heads is pinned."""
     sizes = [call.shape(slot)[term.index(head)] for slot, term in zip(slots, terms, strict=True)]
     rows = [
         _rows(call.channel_ids(slot), term.index(head), max(sizes)) for slot, term in zip(slots, terms, strict=True)
     ]
     heads = mint_for_rows(call, np.concatenate(rows, axis=1))
     ties: list[TiePairs] = []
-    links: list[FixedEdges] = []
+    fixed_edges: list[FixedEdges] = []
     pins: list[Pin] = []
     for slot, own, size in zip(slots, rows, sizes, strict=True):
         spread = np.broadcast_to(heads[:, None], own.shape)
         pairs = np.unique(np.stack([own.reshape(-1), spread.reshape(-1)]), axis=1)
-        links.append(FixedEdges(pairs[0], pairs[1]))
+        fixed_edges.append(FixedEdges(pairs[0], pairs[1]))
         if size > 1:
             ties.append((pairs[0], pairs[1]))
         elif own.shape[1] > 1:
             pins.append(Pin(np.unique(own), call.value(slot).name, f"{call.title}: all heads share it"))
     output = compact(on_axis(heads, result.index(head), len(result)))
-    return Effect((output,), tuple(ties), fixed_edges=tuple(links), pins=tuple(pins))
+    return Effect((output,), tuple(ties), fixed_edges=tuple(fixed_edges), pins=tuple(pins))
 
 
 def _rows(channel_ids: ChannelIds, axis: int, size: int) -> ChannelIds:
-    """Channels at each of the ``size`` indices of an axis [size, k]; one index stands for all where there is one."""
+    """Channels at each of the ``size`` indices of an axis [size, k]; an axis of size 1 is broadcast."""
     rows = np.moveaxis(channel_ids, axis, 0).reshape(channel_ids.shape[axis], -1)
     return np.broadcast_to(rows, (size, rows.shape[1]))
 
@@ -124,44 +124,44 @@ def _rows(channel_ids: ChannelIds, axis: int, size: int) -> ChannelIds:
 def einsum(call: Call) -> Effect:
     """Einsum of a computed tensor with a constant weight, or of two computed tensors.
 
-    Flow: the numbers of a constant weight are kernels from its contracted to its new indices (not counted as
-        kernels, but as multiply-adds); two computed tensors as MatMul.
+    Flow: the elements of a constant weight are kernels from its contracted to its new indices (their multiply-adds
+        are counted, the kernels are not); two computed tensors as MatMul.
     Ties: as MatMul.
     Pins: channels of any other form.
-    Limits: two operands, an explicit result, no ellipsis, no index twice in a term; a constant weight is a constant
-        of the file and shares only contracted indices with the tensor.
+    Limits: two operands, an explicit result, no ellipsis, no repeated index in a term; a constant weight follows from
+        constants of the file and shares only contracted indices with the tensor.
     Specification: ONNX Einsum-12.
     """
     equation = call.text("equation", "").replace(" ", "")
     if len(call.inputs) != TWO or "->" not in equation or "." in equation:
-        raise Unsupported("it is no contraction of two tensors with an explicit result", advice.EXPORT)
+        raise Unsupported("it is not a contraction of two tensors with an explicit result", advice.EXPORT)
     left, result = equation.split("->")
     terms = left.split(",")
     constant = [slot for slot in (0, 1) if call.is_constant(slot)]
     if not constant:
         return contracted(call, (0, 1), terms, result)
-    return _weighted(call, 1 - constant[0], constant[0], terms, result)
+    return _weighted_contraction(call, 1 - constant[0], constant[0], terms, result)
 
 
-def _weighted(call: Call, data: int, weight: int, terms: Sequence[str], result: str) -> Effect:
-    """A contraction with a constant: channels pass through, or kernels lead from contracted to new indices."""
+def _weighted_contraction(call: Call, data: int, weight: int, terms: Sequence[str], result: str) -> Effect:
+    """Effect of a contraction with a constant: channels pass through, or kernels map contracted to new indices."""
     channel_ids, term, stored = call.channel_ids(data), terms[data], terms[weight]
-    found = _by_letters(channel_ids, term, call.shape(data))
+    axes = _by_letters(channel_ids, term, call.shape(data))
     summed = [letter for letter in term if letter not in result]
     fresh = [letter for letter in stored if letter not in term]
-    if (found or not fresh) and not found.keys() & set(stored):
-        if found.keys() & set(summed):
+    if (axes or not fresh) and not axes.keys() & set(stored):
+        if axes.keys() & set(summed):
             return pin_all(call, f"{call.title}: it sums over the channels")
-        return Effect((_moved(channel_ids, term, result),))
-    if set(stored) - set(fresh) != set(summed) or not fresh or found.keys() - set(summed):
-        reason = f"{call.title}: its constant is no plain matrix from contracted to new indices"
+        return Effect((_permute(channel_ids, term, result),))
+    if set(stored) - set(fresh) != set(summed) or not fresh or axes.keys() - set(summed):
+        reason = f"{call.title}: its constant is not a matrix from contracted to new indices"
         return pin_all(call, reason, advice.EXPORT)
     require_held(call, weight)
-    return _mixed(call, data, weight, term, stored, summed, fresh, result)
+    return _kernel_effect(call, data, weight, term, stored, summed, fresh, result)
 
 
-def _moved(channel_ids: ChannelIds, term: str, result: str) -> ChannelIds:
-    """Labels of a tensor after its indices have been put into another order, with new ones of one channel each."""
+def _permute(channel_ids: ChannelIds, term: str, result: str) -> ChannelIds:
+    """Channel ids of a tensor with its indices permuted to the order of the result; new indices have size 1."""
     shared = [letter for letter in result if letter in term]
     lost = tuple(axis for axis, letter in enumerate(term) if letter not in result)
     order = [letter for letter in term if letter in result]
@@ -169,7 +169,7 @@ def _moved(channel_ids: ChannelIds, term: str, result: str) -> ChannelIds:
     return turned.reshape([turned.shape[shared.index(letter)] if letter in shared else 1 for letter in result])
 
 
-def _mixed(
+def _kernel_effect(
     call: Call, data: int, weight: int, term: str, stored: str, summed: list[str], fresh: list[str], result: str
 ) -> Effect:
     shape, channel_ids = call.shape(data), call.channel_ids(data)
@@ -179,23 +179,25 @@ def _mixed(
         [channel_ids.shape[a] for a in axes]
     )
     sources = np.broadcast_to(inner, [sizes[letter] for letter in summed])
-    targets = call.mint(math.prod(sizes[letter] for letter in fresh)).reshape([sizes[letter] for letter in fresh])
-    inward, outward = _laid(sources, summed, stored), _laid(targets, fresh, stored)
+    destinations = call.mint(math.prod(sizes[letter] for letter in fresh)).reshape([sizes[letter] for letter in fresh])
+    inward, outward = _arrange(sources, summed, stored), _arrange(destinations, fresh, stored)
     order = [stored.index(letter) for letter in (*fresh, *summed)]
-    mix = KernelBlock(
+    block = KernelBlock(
         sources.reshape(1, -1),
-        targets.reshape(1, -1),
+        destinations.reshape(1, -1),
         weight,
-        lambda: call.array(weight).transpose(order).reshape(1, targets.size, sources.size),
+        lambda: call.array(weight).transpose(order).reshape(1, destinations.size, sources.size),
         inward,
         positions=math.prod(shape) // sources.size,
         counted=False,
     )
-    return Effect((_laid(targets, fresh, result),), kernel_blocks=(mix,), slices=(Slice(weight, (outward, inward)),))
+    return Effect(
+        (_arrange(destinations, fresh, result),), kernel_blocks=(block,), slices=(Slice(weight, (outward, inward)),)
+    )
 
 
-def _laid(channel_ids: ChannelIds, letters: list[str], target: str) -> ChannelIds:
-    """Labels with one axis per letter, laid along these letters of a term."""
+def _arrange(channel_ids: ChannelIds, letters: list[str], target: str) -> ChannelIds:
+    """Channel ids with one axis per letter, arranged along the axes of a term."""
     order = sorted(range(len(letters)), key=lambda k: target.index(letters[k]))
     turned = channel_ids.transpose(order)
     sizes = {letters[k]: turned.shape[n] for n, k in enumerate(order)}

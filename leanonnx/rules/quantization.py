@@ -1,6 +1,6 @@
 """Quantisation: channels of activations pass through, scales per channel are sliced.
 
-On constants (quantised weights) these operators are followed by ``analysis.constants``.
+Slices of constants behind these operators (quantised weights) are resolved by ``analysis.constants``.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from leanonnx.rules.call import Call, Effect, Slice, Unsupported
 
 
 def linear(call: Call) -> Effect:
-    """To integers and back, with one scale or one per channel.
+    """Quantise or dequantise, with one scale or one per channel.
 
     Flow: channels pass through.
     Ties: none.
     Pins: nothing.
-    Limits: scale and zero point are constants and not in blocks; those per channel are sliced.
+    Limits: scale and zero point are constants and not blockwise; those per channel are sliced.
     Specification: ONNX QuantizeLinear-21, DequantizeLinear-21.
     """
     if any(call.has(slot) and not call.is_constant(slot) for slot in (1, 2)):
@@ -36,11 +36,11 @@ def linear(call: Call) -> Effect:
 
 
 def dynamic(call: Call) -> Effect:
-    """To integers, with a scale that follows the largest and smallest number of the whole tensor.
+    """Quantise with a scale from the range of the whole tensor.
 
     Flow: a single channel passes through.
     Ties: none.
-    Pins: its channels where there are more, all of which take part in the scale.
+    Pins: several channels, all of which contribute to the scale.
     Limits: none.
     Specification: ONNX DynamicQuantizeLinear-11.
     """

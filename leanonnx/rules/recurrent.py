@@ -14,24 +14,24 @@ from leanonnx.rules.weights import fixed, require_held
 
 
 def recurrent(call: Call) -> Effect:
-    """LSTM, GRU and RNN of one or two directions; X ``[T, B, I]``, W ``[D, gates·H, I]``, R ``[D, gates·H, H]``.
+    """LSTM, GRU and RNN in one or two directions; X ``[T, B, I]``, W ``[D, gates·H, I]``, R ``[D, gates·H, H]``.
 
-    Flow: the numbers of W lead from input channels to the hidden units, which are one channel (not counted as kernels,
-        but as multiply-adds).
-    Ties: none; input channels go one by one.
-    Pins: hidden units, which feed back to themselves; initial states and sequence lengths.
+    Flow: the elements of W are kernels from input channels to the hidden units, which form one channel (their
+        multiply-adds are counted, the kernels are not).
+    Ties: none; input channels are removed one by one.
+    Pins: hidden units, which feed back into themselves; computed initial states and sequence lengths.
     Limits: W is a constant, or computed from constants.
-    Specification: ONNX LSTM-22, GRU-22, RNN-22 (of which onnxruntime runs ``layout`` 0).
+    Specification: ONNX LSTM-22, GRU-22, RNN-22 (onnxruntime supports ``layout`` 0 only).
     """
     if call.is_constant(0):
-        raise Unsupported("only its state is computed", advice.NONE)
+        raise Unsupported("its input is constant, only its state is computed", advice.NONE)
     require_held(call, 1)
     directions, rows, width = call.shape(1)
     sources, ties = call.slices(0, 2)
     state = call.mint(1)
     inward = on_axis(sources, 2, 3)
     positions = math.prod(call.shape(0)) // width
-    mix = KernelBlock(
+    block = KernelBlock(
         sources.reshape(1, width),
         state.reshape(1, 1),
         1,
@@ -41,16 +41,16 @@ def recurrent(call: Call) -> Effect:
         positions=positions,
         counted=False,
     )
-    reason = f"{call.title} feeds its hidden units back to themselves"
+    reason = f"{call.title} feeds its hidden units back into themselves"
     pins = (Pin(state, next(name for name in call.outputs if name), reason),)
     outputs = tuple(uniform(int(state[0]), len(shape) if shape else 0) for shape in call.output_shapes)
     loop = fixed(2, (directions * rows, call.shape(2)[2]), positions=positions, counted=False)
-    effect = Effect(outputs, tuple(ties), kernel_blocks=(mix, loop), slices=(Slice(1, (inward,)),), pins=pins)
-    return steered(call, effect, "starts from it")
+    effect = Effect(outputs, tuple(ties), kernel_blocks=(block, loop), slices=(Slice(1, (inward,)),), pins=pins)
+    return steered(call, effect, "takes its initial state or sequence lengths from it")
 
 
 def _gains(weight: Array) -> Array:
-    """W as one number per input channel ``[1, 1, I]``: the 2-norm over all hidden units and gates."""
+    """Gain of each input channel ``[1, 1, I]``: the 2-norm of W over all hidden units and gates."""
     return np.asarray(np.sqrt((weight.astype(np.float32) ** 2).sum((0, 1)))[None, None])
 
 

@@ -1,7 +1,7 @@
-"""Reductions and softmax: channels pass through where the axes taken together hold no channels.
+"""Reductions and softmax: channels pass through if the reduced axes hold no channels.
 
-Sums, means and norms do not see channels of zeros, so that they can lose channels that would be zero there: a mean over
-those that are left is scaled by their share.
+Zeros do not change sums and norms, so that these can lose channels that would be zero there; a mean over the kept
+channels is scaled by their share.
 """
 
 from __future__ import annotations
@@ -16,86 +16,87 @@ from leanonnx.numeric.channel_ids import ChannelIds, uniform, varied
 from leanonnx.rules.call import Call, Edit, Effect, FixedEdges, KeptChannels, Reduction, Unsupported, taken_together
 
 BLIND = {"ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"}
-"""Reductions that do not see zeros, but for their number."""
+"""Reductions that zeros do not change, or only by their number."""
 
 
 def reduce(call: Call) -> Effect:
-    """Sums, means, maxima … over axes.
+    """Sums, means, maxima and other reductions over axes.
 
-    Flow: channels on other axes pass through; sums, means and norms (L1, L2, squares) add up all channels in one.
-    Ties: channels that are reduced together, where there are others (heads).
-    Pins: channels on a reduced axis, where there are no others, of maxima, minima, products and logarithms; of sums,
-        means and norms where they would not be zero when their layer puts out zeros (behind a Sigmoid, or less a mean).
-    Limits: the axes are constants.  A mean of fewer channels is scaled, so that those removed count as zeros.
-    Specification: ONNX ReduceMean-18, ReduceSum-13 and their like.
+    Flow: channels on other axes pass through; sums, means and norms (L1, L2, squares) combine all channels into one.
+    Ties: channels that are reduced together, if other axes hold channels too (heads).
+    Pins: if no other axis holds channels: the channels that a maximum, minimum, product or logarithm reduces; those
+        that a sum, mean or norm reduces, if they would not be zero when their layer outputs zeros (after a Sigmoid, or
+        minus a mean).
+    Limits: the axes are constants.  A mean of fewer channels is scaled, so that removed channels count as zeros.
+    Specification: ONNX ReduceMean-18, ReduceSum-13 and the other reductions.
     """
     axes = call.ints(1, "axes")
     if axes is None or not axes:
         axes = [] if call.attribute("noop_with_empty_axes", 0) else list(range(len(call.shape(0))))
     if call.op in BLIND and sums_channels(call, axes):
         return added_up(call, mean=call.op == "ReduceMean")
-    return _reduced(call, axes, bool(call.attribute("keepdims", 1)))
+    return _reduction_effect(call, axes, bool(call.attribute("keepdims", 1)))
 
 
 def sums_channels(call: Call, axes: Collection[int]) -> bool:
-    """Whether a node takes all channels of its first input together, over these axes."""
+    """Return True if a reduction over these axes combines all channels of the first input."""
     channel_ids = call.channel_ids(0)
-    found = set(varied(channel_ids))
-    return bool(found) and found <= {axis % channel_ids.ndim for axis in axes}
+    channel_axes = set(varied(channel_ids))
+    return bool(channel_axes) and channel_axes <= {axis % channel_ids.ndim for axis in axes}
 
 
 def added_up(call: Call, mean: bool) -> Effect:
-    """The effect of a node that adds up all channels of its first input, or takes their mean, in one channel.
+    """Effect of a node that reduces all channels of its first input to one: their sum, or their mean.
 
     Raises:
-        Unsupported: channels that are removed would not be zero there.
+        Unsupported: removed channels would not be zero there.
     """
     require_zeros(call, "it reduces over the channels")
     channel_ids = call.channel_ids(0)
     channels, counts = np.unique(channel_ids, return_counts=True)
     gains = counts / channel_ids.size if mean else np.ones(channels.size)
-    target = call.mint(1)
-    link = FixedEdges(channels, np.broadcast_to(target, channels.shape), gains.astype(np.float32))
+    destination = call.mint(1)
+    edges = FixedEdges(channels, np.broadcast_to(destination, channels.shape), gains.astype(np.float32))
 
     def rewrite(kept: KeptChannels) -> Edit:
         return Edit(scales={0: share(kept, channel_ids)})
 
     return Effect(
-        (uniform(int(target[0]), len(call.output_shape())),),
-        fixed_edges=(link,),
-        reductions=(Reduction(0, channel_ids, target),),
+        (uniform(int(destination[0]), len(call.output_shape())),),
+        fixed_edges=(edges,),
+        reductions=(Reduction(0, channel_ids, destination),),
         rewrite=rewrite if mean else None,
     )
 
 
 def require_zeros(call: Call, reason: str) -> None:
-    """Channels that are removed must be zero in the first input.
+    """Require that removed channels are zero in the first input.
 
     Raises:
-        Unsupported: they would not, when their layer puts out zeros.
+        Unsupported: they would not be zero when their layer outputs zeros.
     """
     if not call.value(0).keeps_zero:
-        raise Unsupported(f"{reason}, which would not be zero there when their layers put out zeros")
+        raise Unsupported(f"{reason}, which would not be zero there when their layers output zeros")
 
 
 def share(kept: KeptChannels, channel_ids: ChannelIds) -> float:
-    """The share of a tensor's positions that is left."""
+    """Share of a tensor's positions that are kept."""
     return int(kept.mask(channel_ids).sum()) / channel_ids.size
 
 
 def arg_extremum(call: Call) -> Effect:
-    """The place of the largest or smallest element along an axis.
+    """Index of the largest or smallest element along an axis.
 
     Flow: channels on other axes pass through.
-    Ties: channels that are taken together, where there are others (heads).
-    Pins: channels on that axis, where there are no others.
+    Ties: channels that are reduced together, if other axes hold channels too (heads).
+    Pins: channels on that axis if no other axis holds channels.
     Limits: none.
     Specification: ONNX ArgMax-13, ArgMin-13.
     """
-    return _reduced(call, [int(call.attribute("axis", 0))], bool(call.attribute("keepdims", 1)))
+    return _reduction_effect(call, [int(call.attribute("axis", 0))], bool(call.attribute("keepdims", 1)))
 
 
-def _reduced(call: Call, axes: list[int], keep: bool) -> Effect:
+def _reduction_effect(call: Call, axes: list[int], keep: bool) -> Effect:
     rank = len(call.shape(0))
     taken = {axis % max(rank, 1) for axis in axes}
     effect = taken_together(call, taken, "it reduces over the channels")
@@ -105,11 +106,11 @@ def _reduced(call: Call, axes: list[int], keep: bool) -> Effect:
 
 
 def softmax(call: Call) -> Effect:
-    """Softmax and its like; before operator set 13 all axes from ``axis`` on are taken together.
+    """Softmax, LogSoftmax and Hardmax; before opset 13 over all axes from ``axis`` on.
 
     Flow: channels on other axes pass through.
-    Ties: channels that are normalised together, where there are others (heads).
-    Pins: channels on a normalised axis, where there are no others.
+    Ties: channels that are normalised together, if other axes hold channels too (heads).
+    Pins: channels on a normalised axis if no other axis holds channels.
     Limits: none.
     Specification: ONNX Softmax-13, LogSoftmax-13, Hardmax-13.
     """
@@ -121,11 +122,11 @@ def softmax(call: Call) -> Effect:
 
 
 def cumulative(call: Call) -> Effect:
-    """Running sums along an axis.
+    """Cumulative sum along an axis.
 
     Flow: channels on other axes pass through.
-    Ties: channels that are taken together, where there are others (heads).
-    Pins: channels on that axis, where there are no others.
+    Ties: channels that are summed together, if other axes hold channels too (heads).
+    Pins: channels on that axis if no other axis holds channels.
     Limits: the axis is a constant.
     Specification: ONNX CumSum-14.
     """

@@ -1,7 +1,7 @@
 """Pooling and resizing: operators on the pixels of each channel.
 
-Flow: channels pass through on axis 1.  Pins: tensors that steer the sampling (grids, regions), and what counts
-positions over channels (indices of MaxPool) but for a MaxUnpool, which loses the same channels.
+Flow: channels pass through on axis 1.  Pins: tensors that control the sampling (grids, regions), and indices of MaxPool
+(which count positions across channels) unless only a MaxUnpool reads them, which loses the same channels.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from leanonnx.rules.call import (
 from leanonnx.rules.reduction import added_up, sums_channels
 
 GLOBAL = {"GlobalAveragePool", "GlobalLpPool"}
-STEERING = "is steered by it"
+STEERING = "takes its sampling positions or sizes from it"
 
 
 def channelwise(call: Call) -> Effect:
-    """Pooling, sampling and the like, on the pixels of each channel.
+    """Pooling and sampling of the pixels of each channel.
 
     Flow: channels pass through on axis 1.
     Ties: none.
-    Pins: grids, regions and whatever else steers the sampling.
-    Limits: indices of MaxPool count over all channels, and are read by MaxUnpool alone.  Global pooling over channels
-        (on a later axis) adds them up, as a reduction does.
-    Specification: ONNX AveragePool-22, MaxPool-22, GlobalAveragePool-22, GridSample-22, RoiAlign-22,
-        MaxRoiPool-22 and their like.
+    Pins: computed grids, regions and other inputs that control the sampling.
+    Limits: indices of MaxPool count across all channels, and only a MaxUnpool may read them.  Global pooling over
+        channels (on a later axis) combines them, as a reduction does.
+    Specification: ONNX AveragePool-22, MaxPool-22, LpPool-22, GlobalAveragePool-22, GridSample-22, RoiAlign-22,
+        MaxRoiPool-22 and the other pooling operators.
     """
     if any(call.consumed_by(k) - {"MaxUnpool"} for k, name in enumerate(call.outputs) if k and name):
-        raise Unsupported("it puts out indices that count over all channels", advice.NONE)
+        raise Unsupported("it outputs indices that count across all channels", advice.NONE)
     if call.op in GLOBAL and sums_channels(call, range(2, len(call.shape(0)))):
         return added_up(call, mean=call.op == "GlobalAveragePool")
     vector, ties = call.slices(0, 1)
@@ -50,22 +50,22 @@ def channelwise(call: Call) -> Effect:
 
 
 def max_unpool(call: Call) -> Effect:
-    """Pixels put back to where a MaxPool has found them.
+    """Scatter pixels back to the positions that a MaxPool recorded.
 
-    Flow: the channels of the data, and of the indices, lead on to the output's.
-    Ties: the channels of the data and of the indices, which count over the channels that are left.
-    Pins: what the size is computed from.
-    Limits: the indices are those of a MaxPool, unchanged, and the output is as large as what that has read.
+    Flow: the channels of data and indices lead to the output's.
+    Ties: the channels of data and indices, which count across the kept channels.
+    Pins: a computed output size.
+    Limits: the indices are the unchanged ones of a MaxPool, and the output has the size of its input.
     Specification: ONNX MaxUnpool-22.
     """
     indices, after = call.value(1), call.output_shape()
     if indices.maker != "MaxPool" or indices.source is None:
         raise Unsupported("its indices do not come from a MaxPool", advice.NONE)
     if indices.source[2:] != after[2:]:
-        raise Unsupported("its indices count in a tensor of another size", advice.NONE)
+        raise Unsupported("its indices refer to a tensor of another size", advice.NONE)
     (vector, ties), (places, more) = call.slices(0, 1), call.slices(1, 1)
     fresh = mint_for_rows(call, np.stack([vector, places], axis=1))
-    pairs, links = [(vector, fresh), (places, fresh)], (FixedEdges(vector, fresh), FixedEdges(places, fresh))
+    pairs, fixed_edges = [(vector, fresh), (places, fresh)], (FixedEdges(vector, fresh), FixedEdges(places, fresh))
     channel_ids = compact(on_axis(fresh, 1, len(after)))
 
     def rewrite(kept: KeptChannels) -> Edit:
@@ -73,18 +73,18 @@ def max_unpool(call: Call) -> Effect:
             inputs={2: ShapeEdit({1: kept.count(channel_ids, 1, after[1])}, {1: after[1]})} if call.has(2) else {}
         )
 
-    effect = Effect((channel_ids,), (*ties, *more, *pairs), fixed_edges=links, rewrite=rewrite)
+    effect = Effect((channel_ids,), (*ties, *more, *pairs), fixed_edges=fixed_edges, rewrite=rewrite)
     sized = replace(call, inputs=(call.inputs[0], *call.inputs[2:]))
     return steered(sized, effect, "takes a size from it")
 
 
 def resize(call: Call) -> Effect:
-    """Other sizes of the pixel axes.
+    """Resize the pixel axes.
 
     Flow: channels pass through.
     Ties: none.
     Pins: computed sizes, scales and regions.
-    Limits: the channel axis keeps its size; a constant target size names the kept channels.
+    Limits: the channel axis keeps its size; a constant target size is rewritten to the number of kept channels.
     Specification: ONNX Resize-19, Upsample-9.
     """
     channel_ids = call.channel_ids(0)

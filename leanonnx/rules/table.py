@@ -1,6 +1,6 @@
-"""The rule table: (domain, operator) → rule.  A value, not a registry: pass your own, joined to this one.
+"""Rule table: (domain, operator) → rule.  A value, not a registry: combine it with your own rules and pass it on.
 
-analyse(model, rules=DEFAULT | {("com.acme", "FusedConv"): my_rule})
+analyse(model, rules={**DEFAULT_RULES, ("com.acme", "FusedConv"): my_rule})
 """
 
 from __future__ import annotations
@@ -44,4 +44,4 @@ DEFAULT_RULES: Rules = {
     **attention.RULES,
 }
 COUNTED: Mapping[tuple[str, str], int] = {**convolution.COUNTED, **linear.COUNTED}
-"""The weight slot of every operator whose kernels count, pruned or not."""
+"""Weight slot of each operator whose kernels are counted, pruned or not."""

@@ -1,6 +1,6 @@
-"""Rules of the user's own: a table, or a Python file that the user names.
+"""User-defined rules: a table, or a Python file named by the user.
 
-The file is code, and is run: only files named by the user are read, never what a model or a plan mentions.
+The file is executed: only files named by the user are read, never a file that a model or a plan mentions.
 """
 
 from __future__ import annotations
@@ -19,42 +19,42 @@ from leanonnx.rules.table import DEFAULT_RULES, Rules
 
 
 def read_rules(path: Path) -> Rules:
-    """The standard rules, joined (and where both have one, overruled) by ``RULES`` of a file.
+    """Standard rules, extended and overridden by the table ``RULES`` of a Python file.
 
     ``RULES`` maps (domain, operator) to a rule: a function from ``Call`` to ``Effect``.
 
     Raises:
-        OptionError: the file cannot be run, or holds no such table.
+        OptionError: the file cannot be run, or defines no such table.
     """
     try:
-        found = runpy.run_path(str(path)).get("RULES")
+        table = runpy.run_path(str(path)).get("RULES")
     except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise OptionError(f"--rules {path}: cannot be read: {_fault(error)}; mend the file") from error
-    return joined_rules(found, f"--rules {path}")
+    return joined_rules(table, f"--rules {path}")
 
 
 def joined_rules(table: object, title: str = "--rules") -> Rules:
-    """The standard rules, joined (and where both have one, overruled) by a table; ``title`` is what messages call it.
+    """Standard rules, extended and overridden by a table that messages call ``title``.
 
     Raises:
-        OptionError: it is no table of rules.
+        OptionError: it is not a table of rules.
     """
     if not isinstance(table, Mapping) or not all(_is_entry(key, rule) for key, rule in table.items()):
         example = 'RULES = {("com.acme", "Scale"): scale}'
         raise OptionError(f"{title}: expected a table named RULES, for example {example}")
     own = {("" if domain == "ai.onnx" else domain, op): rule for (domain, op), rule in table.items()}
     new = {key: rule for key, rule in own.items() if rule is not DEFAULT_RULES.get(key)}
-    return {**DEFAULT_RULES, **{key: _guarded(rule, f"{title}: {key}") for key, rule in new.items()}}
+    return {**DEFAULT_RULES, **{key: _guard_rule(rule, f"{title}: {key}") for key, rule in new.items()}}
 
 
 def _is_entry(key: Any, rule: Any) -> bool:
     return isinstance(key, tuple) and [type(part) for part in key] == [str, str] and callable(rule)
 
 
-def _guarded(rule: Rule, title: str) -> Rule:
-    """The rule, whose own mistakes are told as such."""
+def _guard_rule(rule: Rule, title: str) -> Rule:
+    """Rule whose exceptions and invalid effects raise an ``OptionError`` that names it."""
 
-    def guarded(call: Call) -> Effect:
+    def run_rule(call: Call) -> Effect:
         try:
             effect = rule(call)
         except Unsupported:
@@ -63,21 +63,21 @@ def _guarded(rule: Rule, title: str) -> Rule:
             raise OptionError(f"{title} failed on {call.title}: {_fault(error)}; mend the rule") from error
         if fault := faults(call, effect, call.minted()):
             raise OptionError(f"{title} answered wrongly for {call.title}: {fault}; mend the rule")
-        return replace(effect, rewrite=_guarded_rewrite(effect.rewrite, f"{title} failed on {call.title}"))
+        return replace(effect, rewrite=_guard_rewrite(effect.rewrite, f"{title} failed on {call.title}"))
 
-    return guarded
+    return run_rule
 
 
 def _fault(error: BaseException) -> str:
-    """What the user's code raised."""
+    """Type and first line of an exception raised by the user's code."""
     return f"{type(error).__name__}: {first_line(error)}"
 
 
-def _guarded_rewrite(rewrite: Rewrite | None, title: str) -> Rewrite | None:
+def _guard_rewrite(rewrite: Rewrite | None, title: str) -> Rewrite | None:
     if rewrite is None:
         return None
 
-    def guarded(kept: KeptChannels) -> Edit:
+    def run_rewrite(kept: KeptChannels) -> Edit:
         try:
             edit = rewrite(kept)
         except (Exception, SystemExit) as error:  # whatever the user's code raises
@@ -86,4 +86,4 @@ def _guarded_rewrite(rewrite: Rewrite | None, title: str) -> Rewrite | None:
             raise OptionError(f"{title}: its rewrite answered {type(edit).__name__}, expected an Edit; mend the rule")
         return edit
 
-    return guarded
+    return run_rewrite

@@ -1,4 +1,4 @@
-"""What rules of channel-mixing operators ask of their weights."""
+"""Helpers of rules for the weights of channel-mixing operators."""
 
 from __future__ import annotations
 
@@ -13,41 +13,46 @@ from leanonnx.rules.call import Call, Effect, KernelBlock, Slice, Unsupported
 
 
 def require_held(call: Call, weight: int) -> None:
-    """The weight must be a constant, or be computed from constants alone.
+    """Require that the weight is a constant, or computed from constants alone.
 
     Raises:
-        Unsupported: it is computed from a graph input, from the size of one, or from noise.
+        Unsupported: it is computed from a graph input, from an input's size, or from random numbers.
     """
     if not call.is_constant(weight):
         raise Unsupported("its weight is computed from a graph input")
     if not call.value(weight).held:
         name = call.value(weight).name
-        raise Unsupported(f"it computes its weight '{name}' from sizes at run time, or from noise", advice.CONSTANT)
+        raise Unsupported(
+            f"its weight '{name}' is computed from sizes at run time, or from random numbers", advice.CONSTANT
+        )
 
 
-def vectors(call: Call, slots: tuple[int, ...], targets: ChannelIds) -> tuple[Slice, ...]:
-    """Slices of the slots that hold one value per output channel (scalars stay)."""
-    found = []
+def vectors(call: Call, slots: tuple[int, ...], destinations: ChannelIds) -> tuple[Slice, ...]:
+    """Slices of the constants that hold one value per output channel (scalars are not sliced)."""
+    slices = []
     for slot in slots:
         if slot < 0 or not call.has(slot):
             continue
         if not call.is_constant(slot):
             raise Unsupported(f"input {slot} is computed from a graph input", advice.CONSTANT)
-        if math.prod(call.shape(slot)) == targets.size and targets.size > 1:
-            found.append(Slice(slot, (targets.reshape(call.shape(slot)),)))
-    return tuple(found)
+        if math.prod(call.shape(slot)) == destinations.size and destinations.size > 1:
+            slices.append(Slice(slot, (destinations.reshape(call.shape(slot)),)))
+    return tuple(slices)
 
 
 def with_whole_weight(call: Call, effect: Effect, slot: int) -> Effect:
-    """Add the kernels of a weight that no channel removal can shrink; its multiply-adds are counted with products."""
+    """Add the kernels of a weight that cannot be pruned to an effect.
+
+    Its multiply-adds are counted with the products (``analysis.product_costs``), not here.
+    """
     shape = call.shape(slot)
     size = (shape[0], shape[1]) if "Conv" in call.op else (math.prod(shape[:-1]), shape[-1])
     return replace(effect, kernel_blocks=(*effect.kernel_blocks, fixed(slot, size, taps=0)))
 
 
 def fixed(slot: int, size: tuple[int, int], taps: int = 1, positions: int = 1, counted: bool = True) -> KernelBlock:
-    """The cost of kernels ``[rows, columns]`` that all live always (label 0)."""
+    """Block of kernels ``[rows, columns]`` that are always kept (channel id 0)."""
     always = uniform(0, 2)
-    sources, targets = np.broadcast_to(always, (1, size[1])), np.broadcast_to(always, (1, size[0]))
+    sources, destinations = np.broadcast_to(always, (1, size[1])), np.broadcast_to(always, (1, size[0]))
     nothing = np.zeros((1, 1, 1), np.float32)
-    return KernelBlock(sources, targets, slot, lambda: nothing, taps=taps, positions=positions, counted=counted)
+    return KernelBlock(sources, destinations, slot, lambda: nothing, taps=taps, positions=positions, counted=counted)

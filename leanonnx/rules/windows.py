@@ -1,4 +1,4 @@
-"""Slice and Pad: operators that cut a window out of a tensor or put a border around it."""
+"""Slice and Pad: operators that take a window of a tensor or add a border."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from leanonnx.rules.call import Call, Edit, Effect, KeptChannels, ShapeEdit, Uns
 
 
 def slice_(call: Call) -> Effect:
-    """A window, with steps, on some axes.
+    """Take a window, with steps, on some axes.
 
     Flow: channels in the window pass through.
     Ties: none.
     Pins: nothing.
-    Limits: starts, ends and steps are constants; on the channel axis with a step other than 1 the window is taken by a
-        Gather, and no other axis is cut by the same node.
+    Limits: starts, ends and steps are constants; a step other than 1 on the channel axis is replaced by a Gather, and
+        then the node slices no other axis.
     Specification: ONNX Slice-13.
     """
     shape, channel_ids = call.shape(0), call.channel_ids(0)
@@ -33,20 +33,20 @@ def slice_(call: Call) -> Effect:
         raise Unsupported("it takes every n-th channel of several axes", advice.EXPORT)
     stepped = [a for a in touched if windows[a].step != 1]
     if stepped and any(windows[a] != slice(0, shape[a], 1) for a in axes if a not in stepped[:1]):
-        raise Unsupported("it takes every n-th channel and cuts another axis too", advice.EXPORT)
+        raise Unsupported("it takes every n-th channel and slices another axis too", advice.EXPORT)
 
-    def move(given: ChannelIds) -> ChannelIds:
+    def move(channel_ids: ChannelIds) -> ChannelIds:
         for a, cut in windows.items():
-            if given.shape[a] > 1:
-                given = given[(slice(None),) * a + (_forward(cut),)]
-        return given
+            if channel_ids.shape[a] > 1:
+                channel_ids = channel_ids[(slice(None),) * a + (_forward(cut),)]
+        return channel_ids
 
     def rewrite(kept: KeptChannels) -> Edit:
-        bounds = {axes.index(a): _new_bounds(kept.mask(channel_ids), a, windows[a]) for a in touched}
+        bounds = {axes.index(a): _kept_bounds(kept.mask(channel_ids), a, windows[a]) for a in touched}
         low, high = ({k: pair[side] for k, pair in bounds.items()} for side in (0, 1))
         if call.has(1):
             return Edit(inputs={1: ShapeEdit(low), 2: ShapeEdit(high)})
-        return Edit({"starts": _patched(starts, low), "ends": _patched(ends, high)})
+        return Edit({"starts": _replace_entries(starts, low), "ends": _replace_entries(ends, high)})
 
     output = compact(move(channel_ids))
     if stepped:
@@ -55,7 +55,7 @@ def slice_(call: Call) -> Effect:
 
 
 def _end(end: int, step: int) -> int | None:
-    """ONNX writes 'before the first element' of a backward slice as a very negative number."""
+    """End of a Python slice; ONNX writes the end before the first element as a very negative number."""
     return None if step < 0 and end < -(1 << 30) else end
 
 
@@ -63,24 +63,24 @@ def _forward(window: slice) -> slice:
     return slice(window.start, None if window.step < 0 and window.stop < 0 else window.stop, window.step)
 
 
-def _patched(values: list[int], entries: dict[int, int]) -> list[int]:
+def _replace_entries(values: list[int], entries: dict[int, int]) -> list[int]:
     return [entries.get(k, value) for k, value in enumerate(values)]
 
 
-def _new_bounds(mask: Mask, axis: int, window: slice) -> tuple[int, int]:
+def _kept_bounds(mask: Mask, axis: int, window: slice) -> tuple[int, int]:
     alive = projection(mask, axis)
     start = int(alive[: window.start].sum())
     return start, start + int(alive[window.start : window.stop].sum())
 
 
 def pad(call: Call) -> Effect:
-    """Put a border around a tensor, or cut one off.
+    """Add a border to a tensor, or crop one.
 
-    Flow: channels pass through; padded channels have no producer, and go with their ties.
+    Flow: channels pass through; padded channels have no producer, and are removed with their ties.
     Ties: none.
     Pins: nothing.
-    Limits: the amounts are constants; on the channel axis the border is constant; channels that are cut off leave by a
-        Gather, when no other axis is padded by the same node.
+    Limits: the amounts are constants; on the channel axis the border is constant; a Gather replaces a Pad that crops
+        channels, which then pads no other axis.
     Specification: ONNX Pad-21.
     """
     channel_ids, shape = call.channel_ids(0), call.shape(0)
@@ -95,7 +95,7 @@ def pad(call: Call) -> Effect:
     if len(touched) > 1:
         raise Unsupported("it pads several axes that hold channels", advice.EXPORT)
     if min(pairs[touched[0]]) < 0:
-        return _cut_off(call, touched[0], pairs)
+        return _crop(call, touched[0], pairs)
     if call.text("mode", "constant") != "constant":
         raise Unsupported("it mirrors or repeats channels", advice.EXPORT)
     axis = touched[0]
@@ -110,17 +110,17 @@ def pad(call: Call) -> Effect:
         }
         if call.has(1):
             return Edit(inputs={1: ShapeEdit(entries)})
-        return Edit({"pads": _patched(amounts, entries)})
+        return Edit({"pads": _replace_entries(amounts, entries)})
 
     return Effect((output,), tuple(ties), rewrite=rewrite, starts=(before, after) if filled else ())
 
 
-def _cut_off(call: Call, axis: int, pairs: dict[int, tuple[int, int]]) -> Effect:
-    """Negative amounts on the channel axis: a window of the channels."""
+def _crop(call: Call, axis: int, pairs: dict[int, tuple[int, int]]) -> Effect:
+    """Effect of negative amounts on the channel axis: a window of the channels."""
     if len(varied(call.channel_ids(0))) > 1:
-        raise Unsupported("it cuts off channels of one of several axes", advice.EXPORT)
+        raise Unsupported("it crops channels on one of several axes", advice.EXPORT)
     if any(any(pair) for a, pair in pairs.items() if a != axis) or max(pairs[axis]) > 0:
-        raise Unsupported("it cuts off channels and pads as well", advice.EXPORT)
+        raise Unsupported("it crops channels and pads as well", advice.EXPORT)
     before, after = pairs[axis]
     move = window(axis, -before, call.shape(0)[axis] + after)
     return Effect((compact(move(call.channel_ids(0))),), moves=(move,), gathers=True)

@@ -12,7 +12,7 @@ from tests.rules.case import Build, Case, Form, Refusal
 
 MS = "com.microsoft"
 NEW = (23, 24)
-PAST = "keys and values of past calls"
+PAST = "past keys and values of all heads"
 STACKED = (0, 2, 1, 3)
 
 
@@ -171,12 +171,12 @@ CASES = [
     Case(
         "RotaryEmbedding",
         (Form("rows", rotary(False), NEW, exact=False), Form("stacked", rotary(True), NEW, exact=False)),
-        (Refusal("computed positions", rotary_computed, "is steered by it", NEW),),
+        (Refusal("computed positions", rotary_computed, "takes its angles or positions from it", NEW),),
     ),
     Case(
         "RotaryEmbedding",
         (Form("rows", rotary_fused, exact=False),),
-        (Refusal("computed positions", lambda b: rotary_computed(b, MS), "is steered by it"),),
+        (Refusal("computed positions", lambda b: rotary_computed(b, MS), "takes its angles or positions from it"),),
         MS,
     ),
 ]

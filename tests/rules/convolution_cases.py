@@ -206,7 +206,7 @@ CASES = [
             Form("correlation by channel", correlation_by_channel, exact=False),
         ),
         (
-            Refusal("computed weight", conv_computed_weight, "its kernels are computed, for channels of its own"),
+            Refusal("computed weight", conv_computed_weight, "its kernels are computed and have output channels"),
             Refusal("computed bias", conv_computed_bias, "input 2 is computed from a graph input"),
         ),
         wrong={"interleaved": mistakes.interleaved},
@@ -246,8 +246,8 @@ CASES = [
         "DeformConv",
         (Form("given offsets", deform_conv, (19, 22), exact=False),),
         (
-            Refusal("computed offsets", deform_conv_computed, "is steered by it", (19, 22)),
-            Refusal("groups of offsets", deform_conv_groups, "each group of its offsets", (19, 22)),
+            Refusal("computed offsets", deform_conv_computed, "takes its offsets or mask from it", (19, 22)),
+            Refusal("groups of offsets", deform_conv_groups, "its offset groups apply", (19, 22)),
         ),
     ),
 ]

@@ -106,8 +106,8 @@ def computed(b: Bench) -> None:
     b.subject("Einsum", [b.tokens(3, 4), b.node("Add", parts)], equation="abc,cd->abd")
 
 
-NO_FORM = "it is no contraction of two tensors with an explicit result"
-NO_MATRIX = "its constant is no plain matrix"
+NO_FORM = "it is not a contraction of two tensors with an explicit result"
+NO_MATRIX = "its constant is not a matrix"
 ALL = (13, 17, 21)
 CASES = [
     Case(

@@ -290,8 +290,8 @@ def triangle_computed(b: Bench) -> None:
     b.subject("Trilu", [b.image(3, 3, 3), diagonal])
 
 
-WRITES = "has to write something"
-AMONG = "it picks among the channels"
+WRITES = "must write at least one channel"
+AMONG = "it selects among the channels"
 MOVE: dict[str, Any] = {"linear": True, "moves": True}
 
 CASES = [
@@ -358,7 +358,7 @@ CASES = [
         (
             Refusal("two axes", scatter_nd_two_axes, "its data and updates hold channels on several axes"),
             Refusal("across", scatter_nd_across, "its data and updates hold channels on several axes"),
-            Refusal("scattered", scatter_nd_scattered, "it does not write each channel's slice in one piece"),
+            Refusal("scattered", scatter_nd_scattered, "it does not write each channel as one slice"),
             Refusal("computed indices", scatter_nd_computed, AMONG),
         ),
     ),

@@ -235,7 +235,7 @@ CASES = [
         ),
         (
             Refusal("computed mean", batch_norm_computed, "its statistics are computed at run time"),
-            Refusal("statistics", batch_norm_old_training, "it puts out its statistics", (9, 11)),
+            Refusal("statistics", batch_norm_old_training, "it outputs its statistics", (9, 11)),
         ),
     ),
     Case(
@@ -254,7 +254,7 @@ CASES = [
         (
             Refusal("tokens", layer_norm_tokens, MOMENTS, (17, 21)),
             Refusal("from the channels on", layer_norm_from_channels, MOMENTS, (17, 21)),
-            Refusal("statistics", layer_norm_statistics, "it puts out its statistics", (17, 21)),
+            Refusal("statistics", layer_norm_statistics, "it outputs its statistics", (17, 21)),
         ),
     ),
     Case(
@@ -296,7 +296,7 @@ CASES = [
             (Form("pixels", skip_norm(op), exact=False),),
             (
                 Refusal("tokens", skip_norm_tokens(op), MOMENTS),
-                Refusal("sum", skip_norm_sum(op), "it puts out its statistics or its sum"),
+                Refusal("sum", skip_norm_sum(op), "it outputs its statistics or its sum"),
             ),
             MS,
         )

@@ -7,7 +7,7 @@ from tests.rules.case import Build, Case, Form, Refusal
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 HIDDEN = 3
-FEEDS = "feeds its hidden units back to themselves"
+FEEDS = "feeds its hidden units back into themselves"
 
 
 def operands(b: Bench, op: str, directions: int) -> list[str]:
@@ -66,7 +66,7 @@ CASES = [
             Form("constant state", constant_state(op), exact=False, allows=FEEDS),
         ),
         (
-            Refusal("computed state", computed_state(op), "starts from it"),
+            Refusal("computed state", computed_state(op), "takes its initial state or sequence lengths from it"),
             Refusal("computed weight", computed_weight(op), "its weight is computed from a graph input"),
         ),
     )

@@ -11,7 +11,7 @@ from tests.rules.case import ONE, Build, Case, Form, Refusal
 
 MS = "com.microsoft"
 ALL = (11, 13, 17, 21)
-STEERED = "is steered by it"
+STEERED = "takes its sampling positions or sizes from it"
 
 
 def pool(op: str, rank: int, **attributes: Any) -> Build:
@@ -242,7 +242,7 @@ CASES = [
             Form("2d", pool("MaxPool", 2, storage_order=1), ALL),
             Form("indices for MaxUnpool", pool_for_unpool, ALL, exact=False),
         ),
-        (Refusal("indices", pool_indices, "it puts out indices that count over all channels", ALL),),
+        (Refusal("indices", pool_indices, "it outputs indices that count across all channels", ALL),),
     ),
     Case(
         "MaxUnpool",
@@ -253,7 +253,7 @@ CASES = [
         ),
         (
             Refusal("changed indices", unpool_changed, "its indices do not come from a MaxPool", ALL),
-            Refusal("another size", unpool_other_size, "its indices count in a tensor of another size", ALL),
+            Refusal("another size", unpool_other_size, "its indices refer to a tensor of another size", ALL),
         ),
     ),
     Case("LpPool", (Form("2d", pool("LpPool", 2, p=2), ALL),), whole=WHOLE),

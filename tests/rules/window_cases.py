@@ -155,7 +155,7 @@ CASES = [
             Form("every n-th channel", slice_step, ALL, **MOVE),
         ),
         (
-            Refusal("step and pixels", slice_step_and_pixels, "takes every n-th channel and cuts another axis"),
+            Refusal("step and pixels", slice_step_and_pixels, "takes every n-th channel and slices another axis"),
             Refusal("step on one of two axes", slice_step_of_two, "takes every n-th channel of several axes"),
         ),
     ),
@@ -173,8 +173,8 @@ CASES = [
         ),
         (
             Refusal("mirrored", pad_mirror, "it mirrors or repeats channels"),
-            Refusal("cropped and padded", pad_crop_and_pad, "it cuts off channels and pads as well"),
-            Refusal("cropped on one of two axes", pad_crop_one_of_two, "it cuts off channels of one of several axes"),
+            Refusal("cropped and padded", pad_crop_and_pad, "it crops channels and pads as well"),
+            Refusal("cropped on one of two axes", pad_crop_one_of_two, "it crops channels on one of several axes"),
             Refusal("two axes", pad_two_axes, "it pads several axes that hold channels"),
         ),
     ),
