@@ -15,7 +15,7 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from leanonnx.commands.finetune.operators.call import Call, Operator, Operators, Tensor, refusal
+from leanonnx.commands.finetune.operators.call import Operator, Operators, Tensor, TorchCall, uncovered_node
 from leanonnx.commands.finetune.operators.table import OPERATORS
 from leanonnx.errors import LeanOnnxError
 from leanonnx.graph.formats import OTHERS, float_kinds, in_float32
@@ -138,11 +138,11 @@ class Network(torch.nn.Module):  # type: ignore[misc] # torch is not seen by the
         assert step.operator is not None
         inputs = _near(tuple(values[name] if name else None for name in step.node.input))
         try:
-            found = step.operator(Call(step.node, self.opset, step.attributes, inputs))
+            found = step.operator(TorchCall(step.node, self.opset, step.attributes, inputs))
         except (LeanOnnxError, torch.OutOfMemoryError):
             raise
         except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
-            raise refusal(step.node, f"torch says {first_line(error)}") from error
+            raise uncovered_node(step.node, f"torch says {first_line(error)}") from error
         return found if isinstance(found, tuple) else (found,)
 
     def _branch(self, step: ProgramStep, values: Values) -> list[Tensor]:
@@ -181,7 +181,7 @@ def _step(node: onnx.NodeProto, operators: Operators) -> ProgramStep:
         graphs = {a.name: _planned(a.g, operators) for a in node.attribute if a.name in BRANCHES}
         return ProgramStep(node, None, {}, graphs)
     if key not in operators:
-        raise refusal(node, QUANTISED if is_quantised(node) else "the operator is not covered")
+        raise uncovered_node(node, QUANTISED if is_quantised(node) else "the operator is not covered")
     return ProgramStep(node, operators[key], {a.name: _value(a) for a in node.attribute})
 
 
@@ -204,4 +204,4 @@ def _tensor(holder: onnx.TensorProto | onnx.NodeProto, node: onnx.NodeProto | No
     except TypeError as error:
         name = holder.name if node is None else node.output[0]
         owner = node or onnx.NodeProto(name=name, op_type="Constant")
-        raise refusal(owner, f"torch has no such numbers: {first_line(error)}") from error
+        raise uncovered_node(owner, f"torch has no such numbers: {first_line(error)}") from error
