@@ -23,7 +23,7 @@ from leanonnx.runtime.sessions import Feed
 
 BatchMode = Literal["joined", "mapped", "single"]
 Batch: TypeAlias = dict[str, Tensor]
-BATCH_TOLERANCE = 1e-4
+BATCH_MODE_TOLERANCE = 1e-4
 """Largest relative difference between the results of a batch and those of its samples."""
 
 
@@ -83,8 +83,8 @@ def _same(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape:
         return False
     if not a.is_floating_point():
-        return bool((a != b).float().mean() < BATCH_TOLERANCE)
-    return bool((a - b).norm() <= BATCH_TOLERANCE * a.norm() + 1e-12)
+        return bool((a != b).float().mean() < BATCH_MODE_TOLERANCE)
+    return bool((a - b).norm() <= BATCH_MODE_TOLERANCE * a.norm() + 1e-12)
 
 
 def _shapes(feed: Feed) -> dict[str, tuple[int, ...]]:
