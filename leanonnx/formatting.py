@@ -1,4 +1,4 @@
-"""How numbers and names are written, for people and in JSON."""
+"""Format numbers and names for people and for JSON."""
 
 from __future__ import annotations
 
@@ -6,43 +6,43 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-LONGEST = 500
-"""Characters of a name that are shown at all."""
-SHORT = 38
-"""Characters of a name in a picture."""
+MAX_NAME_LENGTH = 500
+"""Longest name that is shown in full, in characters."""
+SHORT_NAME_LENGTH = 38
+"""Longest name in a picture, in characters."""
 BLANK = "\N{NO-BREAK SPACE}"
-"""Between a number and its unit."""
-PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+"""The space between a number and its unit."""
+SI_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def shown(name: str) -> str:
-    """A name as a page may hold it: what cannot be seen, or changes how the rest is read, is spelt out."""
+    """A name with unprintable and control characters escaped, truncated if it is very long."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in name)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    return text if len(text) <= MAX_NAME_LENGTH else f"{text[: MAX_NAME_LENGTH - 1]}…"
 
 
-def short(name: str, most: int = SHORT) -> str:
-    """The name with its middle left out where it is long; ends tell layers apart."""
+def short(name: str, length: int = SHORT_NAME_LENGTH) -> str:
+    """A name with its middle omitted if it is long, since layers differ at the ends of their names."""
     text = shown(name)
-    head = most // 3
-    return text if len(text) <= most else f"{text[:head]}…{text[head + 1 - most :]}"
+    head = length // 3
+    return text if len(text) <= length else f"{text[:head]}…{text[head + 1 - length :]}"
 
 
 def whole(number: float) -> str:
-    """1,234,567."""
+    """Format an integer: 1,234,567."""
     return f"{number:,.0f}"
 
 
 def compact(number: float) -> str:
-    """Three digits and a prefix: 1.23 M."""
-    for size, prefix in PREFIXES:
+    """Format a number with three digits and an SI prefix: 1.23 M."""
+    for size, prefix in SI_PREFIXES:
         if number >= 0.9995 * size:
             return f"{number / size:.3g}{BLANK}{prefix}"
     return f"{number:.3g}"
 
 
 def percent(share: float) -> str:
-    """A share in percent, small ones with more digits; never 0 % or 100 % unless it is."""
+    """Format a share in percent, with more digits near 0 and 1; 0 % and 100 % are always exact."""
     value = 100 * share
     if 0 < value < 0.01:
         return f"<{BLANK}0.01{BLANK}%"
@@ -52,32 +52,32 @@ def percent(share: float) -> str:
 
 
 def ms(milliseconds: float) -> str:
-    """Milliseconds with three digits, at least to the microsecond."""
+    """Format milliseconds with three digits, but not beyond microseconds."""
     digits = 3 if milliseconds <= 0 else min(3, max(0, 2 - math.floor(math.log10(milliseconds))))
     return f"{milliseconds:.{digits}f}{BLANK}ms"
 
 
 def sizes(pair: list[int]) -> str:
-    """Before → after; one number where nothing changed."""
+    """Format two sizes as "before → after", or as one number if they are equal."""
     before, after = pair
     return whole(before) if before == after else f"{whole(before)} → {whole(after)}"
 
 
 def counted(number: int, word: str) -> str:
-    """1 layer, 2 layers."""
+    """Format a count with its noun: 1 layer, 2 layers."""
     return f"{whole(number)} {word}{'' if number == 1 else 's'}"
 
 
 def shape_text(shape: Iterable[object]) -> str:
-    """1,3,224,224."""
+    """Format a shape: 1,3,224,224."""
     return ",".join(map(str, shape))
 
 
 def metric_text(metric: Mapping[str, Any]) -> str:
-    """What labels say of two models, from its JSON object: "accuracy: 0.9123 → 0.9011 (higher is better)"."""
+    """Format the metric of two models from its JSON object: "accuracy: 0.9123 → 0.9011 (higher is better)"."""
     return f"{metric['name']}: {metric['before']:.4f} → {metric['after']:.4f} ({metric['better']} is better)"
 
 
 def finite(value: Any) -> Any:
-    """The value as JSON can hold it: null for a number that is infinite or none."""
+    """The value, or None (null in JSON) for NaN and infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -204,7 +204,7 @@ PAIRS = {
         base=scaled(FREE, "nan"),
         options=("--max-deviation", 10),
         fails=("max-deviation",),
-        says="nothing can be told of it",
+        says="its deviation is undefined",
     ),
     "bigger file": Pair(change=wordy, options=("--max-bytes", "1.1x"), fails=("max-bytes",), says="1.1 times BASE's"),
     "too many bytes": Pair(options=("--max-bytes", "1kB"), fails=("max-bytes",), says="≤ 1,000"),

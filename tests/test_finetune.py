@@ -201,8 +201,8 @@ def test_a_wrong_operator_is_caught_by_the_round_trip(pair: dict[str, Path], mon
     def off(network: Network, feeds: Any) -> Any:
         return [[value * 1.01 for value in row] for row in right(network, feeds)]
 
-    right = trip.in_torch
-    monkeypatch.setattr(trip, "in_torch", off)
+    right = trip.run_in_torch
+    monkeypatch.setattr(trip, "run_in_torch", off)
     with pytest.raises(ProofFailed, match="round trip"):
         finetune(pair["new"], pair["out"], pair["base"], pair["data"], FinetuneOptions(settings=settings()))
     assert not pair["out"].exists()

@@ -121,10 +121,10 @@ def test_neighbours_leave_the_pixel_out() -> None:
 def test_ways_of_batching_agree(pair: dict[str, Path], tmp_path: Path) -> None:
     feeds = [{"x": row[None]} for row in np.load(pair["data"])["x"][:3]]
     fixed = load(pair["new"])
-    assert batched(Network(fixed, trainable(fixed)), feeds, ("y",)).way == "mapped"
+    assert batched(Network(fixed, trainable(fixed)), feeds, ("y",)).mode == "mapped"
     free = load(saved(build(DENOISER), tmp_path / "free.onnx"))
     images = [{"x": np.ones((1, 1, 16, 16), np.float32) * k} for k in range(3)]
-    assert batched(Network(free, trainable(free)), images, ("y",)).way == "joined"
+    assert batched(Network(free, trainable(free)), images, ("y",)).mode == "joined"
 
 
 def test_samples_of_one_batch_have_one_shape_and_none_is_lost() -> None:
@@ -138,11 +138,11 @@ def test_streamed_data_are_shuffled_and_complete(pair: dict[str, Path], monkeypa
     from leanonnx.commands.finetune import loading
     from leanonnx.data.samples import open_data
 
-    monkeypatch.setattr(loading, "IN_MEMORY", 10000)
-    monkeypatch.setattr(loading, "BUFFER", 1000)
+    monkeypatch.setattr(loading, "MAX_BYTES_IN_MEMORY", 10000)
+    monkeypatch.setattr(loading, "SHUFFLE_BUFFER_BYTES", 1000)
     model = load(pair["new"])
     loader = open_loader(open_data(pair["data"], model, observe(model, {}).shapes), 8)
-    assert loader.kept is None
+    assert loader.in_memory is None
     orders = [[float(f["x"][0, 0, 0, 0]) for g in loader.epoch((0, epoch)) for f, _ in g] for epoch in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[0]) == sorted(orders[2])

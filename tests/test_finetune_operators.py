@@ -36,9 +36,9 @@ REFUSED = {
 }
 """Operators that are refused in each form, and what the message says."""
 PARTLY = {
-    "FusedMatMul": "turns its batch axes",
+    "FusedMatMul": "transposes its batch axes",
     "BatchNormalization": "training mode",
-    "MaxPool": "where the largest values stand",
+    "MaxPool": "indices of the maxima",
     "Col2Im": "its image has",
 }
 """Operators that are refused in some forms."""

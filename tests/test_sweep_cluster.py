@@ -75,14 +75,14 @@ def test_what_fails_there_is_told(models: Path, address: str) -> None:
 
 
 def test_no_scheduler(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "PATIENCE", 1)
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
     there = ("--dask", "tcp://127.0.0.1:9")
     refused(models, "sweep", "a.onnx", "--keep", "0.5", *QUICK, *there, says=("tcp://127.0.0.1:9", "no scheduler"))
     refused(models, "sweep", "a.onnx", "--keep", "0.5", *QUICK, "--dask", "nonsense://", says=("nonsense://",))
 
 
 def test_no_workers(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "PATIENCE", 1)
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
     with distributed.LocalCluster(n_workers=0, dashboard_address=None, silence_logs=50) as local:
         there = ("--dask", local.scheduler_address)
         refused(models, "sweep", "a.onnx", "--keep", "0.5", *QUICK, *there, says=("no workers",))

@@ -180,7 +180,7 @@ def test_jobs_share_the_cores(model: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_no_more_processes_than_jobs(
     probe: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
 ) -> None:
-    monkeypatch.setattr(making, "ENTRY", f"{probe}:while_others")
+    monkeypatch.setattr(making, "WORKER_ENTRY", f"{probe}:while_others")
     found = dict(making.made_here([Task(model, "x.onnx", CompressOptions())] * 4, tmp_path / "work", jobs=jobs))
     assert found.keys() == {0, 1, 2, 3}
     begun = [sum(a[0] <= b[0] < a[1] for a in found.values()) for b in found.values()]
@@ -191,7 +191,7 @@ def test_what_is_running_ends_with_its_caller(
     probe: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An answer that is not waited for leaves no process."""
-    monkeypatch.setattr(making, "ENTRY", f"{probe}:wait_but_for_the_first")
+    monkeypatch.setattr(making, "WORKER_ENTRY", f"{probe}:wait_but_for_the_first")
     answers = making.made_here([Task(model, "x.onnx", CompressOptions())] * 3, tmp_path / "work", jobs=3)
     assert next(answers) == (0, [])
     if Path("/proc").is_dir():

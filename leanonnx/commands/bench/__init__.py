@@ -1,1 +1,1 @@
-"""Latency of models: which inputs, in which settings, and what came of it."""
+"""Measure the latency of models."""

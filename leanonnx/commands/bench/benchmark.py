@@ -1,4 +1,4 @@
-"""Latency of one model file, or of two against each other: which inputs, in which settings, and what came of it."""
+"""Measure the latency of one model file, or compare two."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from leanonnx.checks import check_least
 from leanonnx.errors import ModelError, OptionError
 from leanonnx.formatting import counted, shape_text
 from leanonnx.graph.model import Model, load
+from leanonnx.runtime.free_axes import Sizes
 from leanonnx.runtime.observation import Shapes, check_shapes, declared, observe, random_feed
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import RunFailed
@@ -20,26 +21,26 @@ from leanonnx.runtime.subprocess_timing import measured, measured_alone
 from leanonnx.runtime.timing import SECONDS, Timing, TimingComparison
 from leanonnx.system.clock import quiet
 
-Sizes = dict[str, tuple[int, ...]]
 Dims = list[int | None]
-LONGEST = 3600
+MAX_SECONDS = 3600
+"""Largest duration of one comparison."""
 
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """What ``bench`` was asked to do.
+    """Request of ``bench``.
 
     Attributes:
-        shapes: of graph inputs by name; free axes that are not given are found by trying.
-        batches: sizes of the free first axis; none: as it is.
-        threads: numbers of threads; 0 is the number of physical cores available.
-        setting: everything else that is fixed; its ``threads`` and ``libraries`` are not used.
-        libraries: of custom operators.
-        seconds: of each comparison.
-        seed: of the inputs and of the interval.
+        shapes: shapes of graph inputs by name; free axes that are not given are found by running the model.
+        batches: sizes of the free first axis; empty to leave it as it is.
+        threads: numbers of threads; 0 stands for the number of available physical cores.
+        setting: all other settings; its ``threads`` and ``libraries`` are ignored.
+        libraries: libraries of custom operators.
+        seconds: duration of each comparison.
+        seed: seed of the inputs and of the confidence interval.
 
     Raises:
-        OptionError: a number is out of its range, or the provider knows no such option.
+        OptionError: a number is out of range, or the provider does not have such an option.
     """
 
     shapes: Shapes = field(default_factory=dict)
@@ -51,8 +52,8 @@ class BenchRequest:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.seconds <= LONGEST:
-            raise OptionError(f"--seconds {self.seconds:g}: expected more than 0 and at most {LONGEST}")
+        if not 0 < self.seconds <= MAX_SECONDS:
+            raise OptionError(f"--seconds {self.seconds:g}: expected more than 0 and at most {MAX_SECONDS}")
         if self.setting.provider == "cpu" and self.setting.cuda_graph:
             raise OptionError("--cuda-graph: the CPU has no CUDA graphs; add --provider cuda, or leave it out")
         check_least("seed", self.seed, 0)
@@ -63,7 +64,7 @@ class BenchRequest:
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement: the batch asked for, sizes of the inputs, the setting, and the outcome."""
+    """One measurement: requested batch, input sizes, setting and outcome."""
 
     batch: int | None
     inputs: Sizes
@@ -72,7 +73,7 @@ class Case:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Why the numbers may not be worth much."""
+        """Reasons why the numbers may be unreliable."""
         words = "the times vary much: the machine is busy, or has fewer cores free than threads were asked for"
         return (words,) if self.outcome.busy else ()
 
@@ -80,10 +81,10 @@ class Case:
 def bench(
     source: Path, other: Path | None, request: BenchRequest, progress: Callable[[str], None] = quiet
 ) -> tuple[Case, ...]:
-    """Time one model, or two against each other, for each batch and number of threads, each in a fresh process.
+    """Time one model, or compare two, for each batch and number of threads, each in a fresh process.
 
     Raises:
-        UserError: bad model or option, a provider that is not there, models that take different inputs.
+        UserError: bad model or option, missing provider, or models that take different inputs.
     """
     progress("load")
     model = load(source, request.libraries)
@@ -93,11 +94,13 @@ def bench(
     progress("observe")
     check_shapes(model, request.shapes)
     sizes = input_sizes(model, request.shapes)
-    asked = {batch: sizes if batch is None else with_batch(model, sizes, batch) for batch in request.batches or (None,)}
-    for each, inputs in product((model, rival or model), asked.values()):
+    sizes_by_batch = {
+        batch: sizes if batch is None else with_batch(model, sizes, batch) for batch in request.batches or (None,)
+    }
+    for each, inputs in product((model, rival or model), sizes_by_batch.values()):
         check_fits(each, inputs)
     cases = []
-    for (batch, inputs), threads in product(asked.items(), request.threads):
+    for (batch, inputs), threads in product(sizes_by_batch.items(), request.threads):
         setting = replace(request.setting, threads=threads, libraries=model.libraries).resolved
         progress("measure" + ("" if batch is None else f", batch {batch}") + f", {counted(setting.threads, 'thread')}")
         cases.append(Case(batch, inputs, setting, _outcome(model, rival, inputs, setting, request)))
@@ -121,40 +124,44 @@ def _outcome(
 
 
 def input_sizes(model: Model, given: Shapes) -> Sizes:
-    """Sizes of all inputs: given, declared, or else those with which the model ran when it was observed."""
-    found = {v.name: tuple(given.get(v.name, _dims(v))) for v in model.inputs}
-    if not all(isinstance(size, int) for shape in found.values() for size in shape):
-        found = {name: array.shape for name, array in observe(model, given).feeds.items()}
-    return {name: tuple(size for size in shape if size is not None) for name, shape in found.items()}
+    """Sizes of all inputs: as given, as declared, or else as observed in a run of the model."""
+    shapes = {v.name: tuple(given.get(v.name, _dims(v))) for v in model.inputs}
+    if not all(isinstance(size, int) for shape in shapes.values() for size in shape):
+        shapes = {name: array.shape for name, array in observe(model, given).feeds.items()}
+    return {name: tuple(size for size in shape if size is not None) for name, shape in shapes.items()}
 
 
 def _dims(value: onnx.ValueInfoProto) -> Dims:
-    """Sizes as the model declares them; None where free."""
+    """Declared sizes; None for a free axis."""
     return [axis if isinstance(axis, int) else None for axis in declared(value)]
 
 
 def with_batch(model: Model, sizes: Sizes, batch: int) -> Sizes:
-    """The sizes with another first one, on all inputs whose first axis is free.
+    """Replace the first size of all inputs whose first axis is free.
 
     Raises:
-        OptionError: no input has a free first axis, and that of the first is another.
+        OptionError: no input has a free first axis, and the first input's is fixed to another size.
     """
     free = {v.name for v in model.inputs if _dims(v)[:1] == [None]}
     if not free and all(_dims(v)[:1] != [batch] for v in model.inputs[:1]):
         raise OptionError(
-            f"--batch {batch}: {model.path} fixes the first axis of its inputs ({_listed(model)}); "
+            f"--batch {batch}: {model.path} fixes the first axis of its inputs ({_inputs_text(model)}); "
             "leave out --batch, or export the model with a free batch axis"
         )
     return {name: (batch, *shape[1:]) if name in free else shape for name, shape in sizes.items()}
 
 
 def check_same_inputs(model: Model, rival: Model) -> None:
-    """Refuse models whose inputs differ in name, type or rank, or in a size that both declare."""
+    """Check that two models agree on names, types, ranks and declared sizes of their inputs.
+
+    Raises:
+        OptionError: they differ.
+    """
     mine, others = ([_signature(v) for v in each.inputs] for each in (model, rival))
     pairs = zip(sorted(mine), sorted(others), strict=False)
     if len(mine) != len(others) or any(a[:2] != b[:2] or not _agree(a[2], b[2]) for a, b in pairs):
         raise OptionError(
-            f"{rival.path} takes {_listed(rival)}, but {model.path} takes {_listed(model)}; "
+            f"{rival.path} takes {_inputs_text(rival)}, but {model.path} takes {_inputs_text(model)}; "
             "give models that take the same inputs"
         )
 
@@ -164,22 +171,22 @@ def _signature(value: onnx.ValueInfoProto) -> tuple[str, int, Dims]:
 
 
 def _agree(left: Sequence[int | None], right: Sequence[int | None]) -> bool:
-    """Two shapes that one tensor may have."""
+    """Return True if one tensor can have both shapes."""
     return len(left) == len(right) and all(None in (a, b) or a == b for a, b in zip(left, right, strict=True))
 
 
-def _listed(model: Model) -> str:
+def _inputs_text(model: Model) -> str:
     kinds = {v.name: onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type).name for v in model.inputs}
-    shapes = {v.name: _text(v) for v in model.inputs}
+    shapes = {v.name: _dims_text(v) for v in model.inputs}
     return ", ".join(f"'{name}' {kinds[name]}[{shapes[name]}]" for name in shapes) or "no inputs"
 
 
-def _text(value: onnx.ValueInfoProto) -> str:
+def _dims_text(value: onnx.ValueInfoProto) -> str:
     return shape_text("?" if d is None else d for d in _dims(value))
 
 
 def check_fits(model: Model, inputs: Sizes) -> None:
-    """Refuse sizes that a model does not declare.
+    """Check that input sizes fit the declared ones.
 
     Raises:
         OptionError: an axis of an input is fixed to another size.
@@ -187,6 +194,6 @@ def check_fits(model: Model, inputs: Sizes) -> None:
     for value in model.inputs:
         if not _agree(_dims(value), inputs[value.name]):
             raise OptionError(
-                f"{model.path}: its input '{value.name}' is {_text(value)}, which "
+                f"{model.path}: its input '{value.name}' is {_dims_text(value)}, which "
                 f"{shape_text(inputs[value.name])} does not fit; give other sizes with --shape or --batch"
             )

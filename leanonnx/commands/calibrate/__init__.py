@@ -1,1 +1,1 @@
-"""The table of the machine at hand: measured from probes, tried on networks, stored."""
+"""Measure the hardware table of this machine, validate it and store it."""

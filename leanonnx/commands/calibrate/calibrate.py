@@ -1,4 +1,4 @@
-"""Measures the table of the machine at hand, tries it on networks that it is not made from, and stores it."""
+"""Measure the hardware table of this machine, validate it on held-out networks, and store it."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from leanonnx.selection.latency import latency_model
 from leanonnx.system.clock import Progress, quiet
 from leanonnx.system.outputs import temporary_beside
 
-SECONDS = 16.0
-"""Seconds that the networks are timed for, all together; opening them and warming up comes on top."""
-SIDES = {"cpu": 28, "cuda": 112, "tensorrt": 112}
-"""Image sides of the probes: enough work for one run."""
-HEAD = "What execution providers ran at full speed on this machine, measured by `leanonnx calibrate-device`."
+TIMING_SECONDS = 16.0
+"""Total time of measurement; opening and warming up the networks comes on top."""
+IMAGE_SIDES = {"cpu": 28, "cuda": 112, "tensorrt": 112}
+"""Image side of the probes by provider, large enough to give a run enough work."""
+FILE_HEADER = "What execution providers ran at full speed on this machine, measured by `leanonnx calibrate-device`."
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """A network's time over that of the same with fewer channels: measured, and predicted from two tables."""
+    """Speed-up of a network with fewer channels: measured, and predicted from two tables."""
 
     network: str
     measured: float
@@ -43,18 +43,21 @@ class Forecast:
 
     @property
     def error(self) -> float:
-        """By how much, as a share, the prediction from the measured table is off."""
+        """Relative error of the prediction from the measured table."""
         return relative_error(self.predicted, self.measured)
 
     @property
     def built_in_error(self) -> float:
-        """By how much that from the built-in table is."""
+        """Relative error of the prediction from the built-in table."""
         return relative_error(self.built_in, self.measured)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A measured table next to the built-in one of the same name, and how well both predict."""
+    """A measured table, the built-in one of the same name, and predictions from both.
+
+    ``timed_steps`` is True if the fast widths were found by timing, not read from optimised graphs.
+    """
 
     target: Hardware
     built_in: Hardware
@@ -65,44 +68,46 @@ class Calibration:
     warnings: tuple[str, ...]
 
 
-def calibrate(setting: Setting, progress: Progress = quiet, seconds: float = SECONDS) -> Calibration:
+def calibrate(setting: Setting, progress: Progress = quiet, seconds: float = TIMING_SECONDS) -> Calibration:
     """Measure the table of this machine in a setting.
 
     Raises:
-        OptionError: the provider is not there, or cannot run the networks.
+        OptionError: the provider is missing, or cannot run the networks.
     """
-    begun = time.perf_counter()
+    start = time.perf_counter()
     setting = setting.resolved
     name = detected(setting)
-    found = None if setting.on_device else blocked_steps()
-    probes = Probes(SIDES[setting.provider])
-    chains = probes.all(stepped=found is not None)
+    blocked = None if setting.on_device else blocked_steps()
+    probes = Probes(IMAGE_SIDES[setting.provider])
+    chains = probes.all(stepped=blocked is not None)
     pairs = list(held_out(probes.side))
     with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
         models = [network(chain) for chain in chains] + [model for _, *pair in pairs for model in pair]
-        paths = _written(models, Path(folder))
+        paths = _write_models(models, Path(folder))
         progress(f"measure {len(paths)} small networks")
-        timings = _timed(models, paths, setting, seconds)
-        times = [timing.p10 for timing in timings]  # what else runs on the machine only adds
-        steps = None if found is None else Steps(*found)
+        timings = _time_models(models, paths, setting, seconds)
+        times = [timing.p10 for timing in timings]  # other processes only add time
+        steps = None if blocked is None else Steps(*blocked)
         target = table(name, dict(zip(chains, times, strict=False)), probes, steps)
         progress("check")
         built_in = known_targets()[name]
-        predicted = [[_predicted(path, each) for path in paths[len(chains) :]] for each in (target, built_in)]
-    wholes = (_ratios(each) for each in (times[len(chains) :], *predicted))
-    forecasts = tuple(Forecast(pair[0], *ratios) for pair, *ratios in zip(pairs, *wholes, strict=True))
-    taken = time.perf_counter() - begun
-    return Calibration(target, built_in, setting, forecasts, steps is None, taken, _warnings(timings))
+        predicted = [
+            [_predict_milliseconds(path, each) for path in paths[len(chains) :]] for each in (target, built_in)
+        ]
+    ratios_by_source = (_pair_ratios(each) for each in (times[len(chains) :], *predicted))
+    forecasts = tuple(Forecast(pair[0], *ratios) for pair, *ratios in zip(pairs, *ratios_by_source, strict=True))
+    elapsed = time.perf_counter() - start
+    return Calibration(target, built_in, setting, forecasts, steps is None, elapsed, _noise_warnings(timings))
 
 
-def _written(models: Sequence[onnx.ModelProto], folder: Path) -> list[Path]:
+def _write_models(models: Sequence[onnx.ModelProto], folder: Path) -> list[Path]:
     paths = [folder / f"probe-{index}.onnx" for index in range(len(models))]
     for model, path in zip(models, paths, strict=True):
         onnx.save(model, path)
     return paths
 
 
-def _timed(
+def _time_models(
     models: Sequence[onnx.ModelProto], paths: Sequence[Path], setting: Setting, seconds: float
 ) -> tuple[Timing, ...]:
     rng = np.random.default_rng(0)
@@ -117,33 +122,33 @@ def _timed(
         ) from error
 
 
-def _predicted(path: Path, target: Hardware) -> float:
-    """Milliseconds of one run by a table."""
+def _predict_milliseconds(path: Path, target: Hardware) -> float:
+    """Predict the milliseconds of one run from a table."""
     dag = inspect(path)
     return latency_model(dag, target)(dag.whole)
 
 
-def _ratios(times: Sequence[float]) -> list[float]:
-    """Of each two times that follow each other."""
+def _pair_ratios(times: Sequence[float]) -> list[float]:
+    """Ratio of each two consecutive times."""
     return [before / after for before, after in zip(times[::2], times[1::2], strict=True)]
 
 
-def _warnings(timings: Sequence[Timing]) -> tuple[str, ...]:
-    wild = sum(timing.busy for timing in timings)
-    if not wild:
+def _noise_warnings(timings: Sequence[Timing]) -> tuple[str, ...]:
+    noisy = sum(timing.busy for timing in timings)
+    if not noisy:
         return ()
     return (
-        f"the times of {wild} of {len(timings)} networks vary much: the machine is busy, or has fewer cores free than "
+        f"the times of {noisy} of {len(timings)} networks vary much: the machine is busy, or has fewer cores free than "
         "threads were asked for; calibrate again when it is idle",
     )
 
 
 def check_storable(path: Path) -> dict[str, Hardware]:
-    """The tables that a file holds already; refused, before any work, if a table cannot be added to it.
+    """Tables in a file that a new table is to be added to; checked before any measurement.
 
     Raises:
-        OptionError: the file holds something else.
-        OutputError: it cannot be written.
+        OptionError: the file has other contents.
+        OutputError: the file cannot be written.
     """
     if path.exists() and not path.is_file():
         raise OutputError(f"{path}: is no regular file; give another one with --out")
@@ -154,19 +159,21 @@ def check_storable(path: Path) -> dict[str, Hardware]:
 
 
 def store(target: Hardware, path: Path) -> None:
-    """Put a table into a file, in place of one of the same name; other tables in it stay, folders are made.
+    """Store a table in a file, replacing one of the same name; other tables stay, missing folders are created.
 
     Raises:
-        OptionError: the file holds something else.
-        OutputError: it cannot be written.
+        OptionError: the file has other contents.
+        OutputError: the file cannot be written.
     """
     tables = check_storable(path) | {target.name: target}
-    place = path.resolve()
+    destination = path.resolve()
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        destination.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{place.parent}: cannot be made: {error.strerror}; give another file with --out") from error
-    with temporary_beside(place) as folder:
-        draft = folder / place.name
-        draft.write_text(tables_text(tables.values(), HEAD), encoding="utf-8")
-        draft.replace(place)
+        raise OutputError(
+            f"{destination.parent}: cannot be made: {error.strerror}; give another file with --out"
+        ) from error
+    with temporary_beside(destination) as folder:
+        draft = folder / destination.name
+        draft.write_text(tables_text(tables.values(), FILE_HEADER), encoding="utf-8")
+        draft.replace(destination)

@@ -1,6 +1,6 @@
-"""Networks that are timed to learn what a machine runs at full speed: chains of equal layers, and two small networks.
+"""Networks timed by a calibration: chains of equal layers, and small held-out networks.
 
-Weights are random numbers of a fixed seed, of a size that keeps the numbers in the network neither large nor tiny.
+Weights are random numbers of a fixed seed, scaled to keep activations at a constant magnitude.
 """
 
 from __future__ import annotations
@@ -14,47 +14,46 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-Layer = Literal["conv", "pointwise", "depthwise", "gemm", "elementwise"]
-Floats = NDArray[np.float32]
+ProbeLayer = Literal["conv", "pointwise", "depthwise", "gemm", "elementwise"]
 OPSET, IR_VERSION = 17, 8
-UNFUSED = ("Abs", "Neg")
+UNFUSED_OPERATORS = ("Abs", "Neg")
 """Elementwise operators that onnxruntime runs one by one, as nodes of their own."""
-TAPS = {"conv": 9, "pointwise": 1, "depthwise": 9, "gemm": 1, "elementwise": 0}
+TAPS_BY_LAYER = {"conv": 9, "pointwise": 1, "depthwise": 9, "gemm": 1, "elementwise": 0}
 
 
 @dataclass(frozen=True)
 class Probe:
     """A chain of equal layers of ``width`` channels on an image of ``side`` × ``side``; a gemm has that many rows."""
 
-    layer: Layer
+    layer: ProbeLayer
     width: int
     layers: int
     side: int
 
     @property
     def numbers(self) -> int:
-        """Numbers that one layer writes."""
+        """Number of elements that one layer writes."""
         return self.width * self.side**2
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the input, and of every tensor."""
+        """Shape of the input and of every other tensor."""
         return (self.side**2, self.width) if self.layer == "gemm" else (1, self.width, self.side, self.side)
 
     @property
     def multiply_adds(self) -> int:
-        """Of one run."""
+        """Multiply-adds of one run."""
         reads = 1 if self.layer == "depthwise" else self.width
-        return self.layers * self.numbers * reads * TAPS[self.layer]
+        return self.layers * self.numbers * reads * TAPS_BY_LAYER[self.layer]
 
 
 def network(probe: Probe) -> onnx.ModelProto:
-    """The network of a probe."""
+    """Build the network of a probe."""
     b = _Builder()
     value = "x"
     for index in range(probe.layers):
         if probe.layer == "elementwise":
-            value = b.node(UNFUSED[index % len(UNFUSED)], value)
+            value = b.node(UNFUSED_OPERATORS[index % len(UNFUSED_OPERATORS)], value)
         elif probe.layer == "gemm":
             value = b.node("MatMul", value, b.weight(probe.width, probe.width))
         elif probe.layer == "depthwise":
@@ -65,39 +64,39 @@ def network(probe: Probe) -> onnx.ModelProto:
 
 
 def residual(stem: int, inner: int, side: int) -> onnx.ModelProto:
-    """Four residual blocks of two 3×3 convolutions, ``stem`` channels between them and ``inner`` within."""
+    """Build four residual blocks of two 3×3 convolutions: ``stem`` channels between blocks, ``inner`` within."""
     b = _Builder()
     value = b.node("Relu", b.conv("x", 3, stem, 3, stride=2))
     for _ in range(4):
         branch = b.conv(b.node("Relu", b.conv(value, stem, inner, 3)), inner, stem, 3)
         value = b.node("Relu", b.node("Add", value, branch))
-    return _classified(b, value, stem, side)
+    return _with_classifier(b, value, stem, side)
 
 
 def mobile(stem: int, inner: int, side: int) -> onnx.ModelProto:
-    """Four inverted bottlenecks: 1×1 from ``stem`` to ``inner`` channels, depthwise 3×3, 1×1 back."""
+    """Build four inverted bottlenecks: 1×1 from ``stem`` to ``inner`` channels, depthwise 3×3, 1×1 back."""
     b = _Builder()
     value = b.node("Relu", b.conv("x", 3, stem, 3, stride=2))
     for _ in range(4):
         wide = b.node("Relu", b.conv(value, stem, inner, 1))
         deep = b.node("Relu", b.conv(wide, inner, inner, 3, groups=inner))
         value = b.node("Add", value, b.conv(deep, inner, stem, 1))
-    return _classified(b, value, stem, side)
+    return _with_classifier(b, value, stem, side)
 
 
-def _classified(b: _Builder, value: str, width: int, side: int) -> onnx.ModelProto:
+def _with_classifier(b: _Builder, value: str, width: int, side: int) -> onnx.ModelProto:
     pooled = b.node("Flatten", b.node("GlobalAveragePool", value))
     return b.model(b.node("MatMul", pooled, b.weight(width, 10)), (1, 3, 2 * side, 2 * side), (1, 10))
 
 
 def held_out(side: int) -> Iterator[tuple[str, onnx.ModelProto, onnx.ModelProto]]:
-    """Networks that no entry is taken from: a description, the network, and the same with fewer channels."""
+    """Held-out networks, to which no entry is fitted: description, network, the same with fewer channels."""
     yield "residual, 64 and 64 channels → 48 and 28", residual(64, 64, side), residual(48, 28, side)
     yield "mobile, 32 and 192 channels → 24 and 100", mobile(32, 192, side), mobile(24, 100, side)
 
 
 class _Builder:
-    """Nodes and weights of a network as it is put together."""
+    """Builder of a network: its nodes and weights so far."""
 
     def __init__(self) -> None:
         self.rng = np.random.default_rng(0)
@@ -105,26 +104,26 @@ class _Builder:
         self.weights: list[onnx.TensorProto] = []
 
     def node(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node; gives the name of what it puts out."""
+        """Add a node; return the name of its output."""
         output = f"t{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
         return output
 
     def weight(self, *shape: int) -> str:
-        """Add a weight; a MatMul's reads its first axis, a convolution's all but its first."""
+        """Add a weight, scaled by its fan-in: the first axis of a MatMul's, all but the first of a convolution's."""
         fan = shape[0] if len(shape) == 2 else int(np.prod(shape[1:]))
-        array: Floats = self.rng.standard_normal(shape, np.float32) / np.float32(np.sqrt(fan))
+        array: NDArray[np.float32] = self.rng.standard_normal(shape, np.float32) / np.float32(np.sqrt(fan))
         self.weights.append(numpy_helper.from_array(array, f"w{len(self.weights)}"))
         return self.weights[-1].name
 
     def conv(self, value: str, reads: int, writes: int, size: int, groups: int = 1, stride: int = 1) -> str:
-        """Add a convolution that keeps the image size, or divides it by the stride."""
+        """Add a convolution; the image size is kept, or divided by the stride."""
         weight = self.weight(writes, reads // groups, size, size)
         pads = [size // 2] * 4
         return self.node("Conv", value, weight, group=groups, pads=pads, strides=[stride, stride])
 
     def model(self, output: str, reads: tuple[int, ...], writes: tuple[int, ...]) -> onnx.ModelProto:
-        """The network that puts out one of the values."""
+        """The model with one of the values as its output."""
         values = [
             helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
             for name, shape in (("x", reads), (output, writes))

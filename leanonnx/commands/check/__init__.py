@@ -1,1 +1,1 @@
-"""A new model held against the one it is to replace, gate by gate."""
+"""Compare a new model with the one that it is to replace, gate by gate."""

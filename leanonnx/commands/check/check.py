@@ -1,9 +1,9 @@
-"""A new model held against the one it is to replace, gate by gate.
+"""Compare a new model (NEW) with the one that it is to replace (BASE), gate by gate.
 
-What cannot be judged any more, because NEW is no valid model, has another interface or does not run, is skipped and
-says why; such a NEW has failed a gate already.  A BASE that cannot be used is the user's error.
+If NEW is invalid, has another interface or does not run, it fails that gate, and gates that can no longer be judged are
+skipped with the reason.  A BASE that cannot be used is the user's error.
 
-Values are compared on the CPU, on real inputs or else on random ones; latency is measured on the provider asked for.
+Outputs are compared on the CPU, on real or else random inputs; latency is measured on the requested provider.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from leanonnx.commands.check.gates import (
     Limit,
 )
 from leanonnx.commands.check.interface import interface_changes
-from leanonnx.commands.check.sizes import ROWS, Inputs, at_sizes, batch_places, fitted
+from leanonnx.commands.check.sizes import MIN_SAMPLES, InputSource, batch_places, compare_at_sizes, fitted
 from leanonnx.commands.check.telling import untold
 from leanonnx.commands.check.verdicts import FAILED, PASSED, SKIPPED, Verdict, status_of
 from leanonnx.data.samples import Data, ImageFormat, batch_size, made_data, open_data, runnable
@@ -53,32 +53,33 @@ from leanonnx.graph.model import Model, load, tensors
 from leanonnx.numeric.arrays import Array
 from leanonnx.proof.proof import KINDS, MANY_NODES
 from leanonnx.reporting.report import fidelity
+from leanonnx.runtime.free_axes import Sizes
 from leanonnx.runtime.observation import Observation, check_shapes, observe, random_feed
 from leanonnx.runtime.sessions import Feed, RunFailed, run
 from leanonnx.system.clock import Clock, Progress, quiet
 
-DRAWS = 4
-"""Random samples of each kind of numbers."""
-TRIES = 3
-"""How often a comparison is made at most, where it is too noisy to tell anything."""
-PLAIN_RANK = 2
-"""Axes of an output up to which the last is that of the channels."""
-STAY_DENORMAL = (onnx.TensorProto.FLOAT, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
-"""Types whose denormal numbers are denormal where they are computed with; those of float16 are not, in float32."""
+SAMPLES_PER_KIND = 4
+"""Number of random samples of each kind of numbers."""
+MAX_TIMING_ATTEMPTS = 3
+"""Largest number of timings while the comparison is too noisy."""
+MAX_PLAIN_RANK = 2
+"""Largest rank of outputs whose last axis is their channel axis."""
+DENORMAL_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
+"""Types whose denormals stay denormal in computations; those of float16 do not, in float32."""
 FRACTION_BITS = {2: 7, 4: 23, 8: 52}
-"""Bits behind the exponent of bfloat16, float32 and double, by bytes."""
+"""Fraction bits of bfloat16, float32 and double, by size in bytes."""
 
 
 @dataclass(frozen=True)
 class CheckRequest:
-    """What ``check`` was asked to do.
+    """Request of ``check``.
 
     Attributes:
-        limits: by the name of their gate.
+        limits: limits by the name of their gate.
         data: real inputs; None for random ones.
-        images: how photographs among them become tensors.
-        timed: sizes, batches, threads, provider, libraries and seed.
-        skip_missing: skip the gates on latency where the provider is not there, instead of refusing.
+        images: conversion of photographs among them into tensors.
+        timed: request of the latency measurement: sizes, batches, threads, provider, libraries and seed.
+        skip_missing: skip the latency gates, instead of raising, if the provider is missing.
     """
 
     limits: Mapping[str, Limit] = field(default_factory=dict)
@@ -90,15 +91,15 @@ class CheckRequest:
 
 @dataclass(frozen=True)
 class Checked:
-    """All gates in their order, and what was found besides.
+    """Verdicts on all gates in order, with the measurements behind them.
 
     Attributes:
-        verdicts: one for each gate that is always checked or was asked for.
-        notes: changes that break nobody, and what makes numbers doubtful.
-        fidelities: how far NEW is from BASE, by what the inputs were.
+        verdicts: one for each gate that is always checked or was requested.
+        notes: changes that break no caller, and reasons to doubt numbers.
+        fidelities: deviation of NEW from BASE by the source of the inputs.
         further: the same at further sizes.
-        cases: the measurements of latency.
-        seconds: by stage.
+        cases: the latency measurements.
+        seconds: seconds by stage.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -110,25 +111,25 @@ class Checked:
 
     @property
     def failed(self) -> tuple[str, ...]:
-        """Names of the gates that NEW has not passed."""
+        """Names of the gates that NEW failed."""
         return tuple(verdict.gate for verdict in self.verdicts if verdict.status == FAILED)
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """Both models, with what runs of BASE showed, inputs for both by what they are, and more at further sizes."""
+    """Both models, the observation of BASE, inputs by their source, and a source of inputs at further sizes."""
 
     base: Model
     new: Model
     observation: Observation
     inputs: Mapping[str, Data]
-    sizes: benchmark.Sizes
-    more: Inputs
+    sizes: Sizes
+    more: InputSource
 
 
 @dataclass(frozen=True)
 class _Values:
-    """Verdicts on what NEW computes, and how far that is from BASE's at the first size and at further ones."""
+    """Verdicts on NEW's outputs, and their deviation from BASE's at the first size and at further ones."""
 
     verdicts: Sequence[Verdict]
     fidelities: Mapping[str, Fidelity] = field(default_factory=dict)
@@ -136,61 +137,63 @@ class _Values:
 
 
 def check(base_path: Path, new_path: Path, request: CheckRequest, progress: Progress = quiet) -> Checked:
-    """Hold the model at ``new_path`` against the one at ``base_path``.
+    """Compare the model at ``new_path`` with the one at ``base_path``.
 
     Raises:
-        UserError: BASE cannot be used, NEW is not there, data that BASE does not take, a wrong option.
-        ProviderMissing: the provider is not there (unless ``skip_missing``).
+        UserError: BASE cannot be used, NEW does not exist, BASE does not take the data, or an option is wrong.
+        ProviderMissing: the provider is missing (unless ``skip_missing``).
     """
     clock = Clock(progress)
     libraries = request.timed.libraries
     with clock.stage("load"):
-        base, new = load(base_path, libraries), _loaded(new_path, libraries)
+        base, new = load(base_path, libraries), _load_or_reason(new_path, libraries)
     check_shapes(base, request.timed.shapes)
     if isinstance(new, str):
-        return _told(request, clock, [Verdict(VALID, FAILED, new)], "NEW is not valid")
+        return _result(request, clock, [Verdict(VALID, FAILED, new)], "NEW is not valid")
     changes = interface_changes(base, new)
-    found = [
+    gates = [
         Verdict(VALID, PASSED),
         Verdict(INTERFACE, status_of(not changes.faults), "; ".join(changes.faults)),
-        _denormals(base, new),
-        *_counts(request.limits, {SIZE: lambda: (new.size, base.size), PARAMS: lambda: (stored(new), stored(base))}),
+        _denormal_verdict(base, new),
+        *_count_verdicts(
+            request.limits, {SIZE: lambda: (new.size, base.size), PARAMS: lambda: (stored(new), stored(base))}
+        ),
     ]
     if changes.faults:
-        return _told(request, clock, found, "the interface is not that of BASE", changes.notes)
+        return _result(request, clock, gates, "the interface is not that of BASE", changes.notes)
     with clock.stage("observe"):
-        pair = _paired(base, new, request)
+        pair = _pair_with_inputs(base, new, request)
     with clock.stage("compare"):
-        values = _values(pair, request.limits)
+        values = _compare_outputs(pair, request.limits)
     if any(verdict.gate == RUNS and verdict.status == FAILED for verdict in values.verdicts):
-        return _told(request, clock, [*found, *values.verdicts], "NEW does not run", changes.notes)
+        return _result(request, clock, [*gates, *values.verdicts], "NEW does not run", changes.notes)
     with clock.stage("analyse"):
-        costs = _counts(request.limits, {MACS: lambda: (_macs(new, pair.sizes), _macs(base, pair.sizes))})
+        costs = _count_verdicts(request.limits, {MACS: lambda: (_macs(new, pair.sizes), _macs(base, pair.sizes))})
     with clock.stage("measure"):
-        latency, cases = _latency(pair, request, progress)
-    notes = [*changes.notes, *_remarks(request, values.fidelities, cases)]
-    return _told(request, clock, [*found, *values.verdicts, *costs, *latency], "", notes, values, cases)
+        latency, cases = _latency_verdicts(pair, request, progress)
+    notes = [*changes.notes, *_measurement_notes(request, values.fidelities, cases)]
+    return _result(request, clock, [*gates, *values.verdicts, *costs, *latency], "", notes, values, cases)
 
 
-def _told(
+def _result(
     request: CheckRequest,
     clock: Clock,
-    found: Sequence[Verdict],
+    gates: Sequence[Verdict],
     reason: str,
     notes: Sequence[str] = (),
     values: _Values | None = None,
     cases: tuple[benchmark.Case, ...] = (),
 ) -> Checked:
-    """Verdicts on all gates that are to be checked; those without one are skipped for the reason given."""
-    by_name = {verdict.gate: verdict for verdict in found}
-    wanted = [name for name in GATES if name not in ASKED or name in request.limits]
-    ordered = tuple(by_name.get(name, Verdict(name, SKIPPED, reason)) for name in wanted)
+    """The result, with all requested gates in order; those without a verdict are skipped for the given reason."""
+    by_name = {verdict.gate: verdict for verdict in gates}
+    names = [name for name in GATES if name not in ASKED or name in request.limits]
+    ordered = tuple(by_name.get(name, Verdict(name, SKIPPED, reason)) for name in names)
     first, further = (values.fidelities, values.further) if values else ({}, {})
     return Checked(ordered, tuple(notes), first, further, cases, clock.seconds)
 
 
-def _loaded(path: Path, libraries: tuple[Path, ...]) -> Model | str:
-    """The model, or why it is none; a file that is not there or may not be read is the user's error."""
+def _load_or_reason(path: Path, libraries: tuple[Path, ...]) -> Model | str:
+    """Load a model, or return why it is invalid; a missing or unreadable file is the user's error."""
     try:
         return load(path, libraries)
     except ModelError as error:
@@ -199,18 +202,18 @@ def _loaded(path: Path, libraries: tuple[Path, ...]) -> Model | str:
         return str(error)
 
 
-def _counts(limits: Mapping[str, Limit], numbers: Mapping[str, Callable[[], tuple[int, int]]]) -> list[Verdict]:
-    """Verdicts on the numbers of NEW and of BASE, where they are asked for."""
-    return [verdicts.amount(name, limits[name], *both()) for name, both in numbers.items() if name in limits]
+def _count_verdicts(limits: Mapping[str, Limit], numbers: Mapping[str, Callable[[], tuple[int, int]]]) -> list[Verdict]:
+    """Verdicts on the requested numbers of NEW and BASE."""
+    return [verdicts.count_verdict(name, limits[name], *both()) for name, both in numbers.items() if name in limits]
 
 
-def _macs(model: Model, sizes: benchmark.Sizes) -> int:
+def _macs(model: Model, sizes: Sizes) -> int:
     dag = analyse(model, observe(model, sizes))
     return cost_model(dag)(dag.whole).macs
 
 
-def _denormals(base: Model, new: Model) -> Verdict:
-    """Weights so small that processors take many times as long for them, unless onnxruntime is told to flush them."""
+def _denormal_verdict(base: Model, new: Model) -> Verdict:
+    """Verdict on denormal weights, which slow processors down unless onnxruntime flushes them to zero."""
     before, after = denormal_weights(base), denormal_weights(new)
     worst = sorted(after.items(), key=lambda pair: -pair[1])[:3]
     text = ", ".join(f"{count} in '{name}'" for name, count in worst)
@@ -219,99 +222,110 @@ def _denormals(base: Model, new: Model) -> Verdict:
 
 
 def denormal_weights(model: Model) -> dict[str, int]:
-    """How many elements of each constant are denormal numbers, where any are.
+    """Number of denormal elements of each constant that has any.
 
-    They are told by their bits: a processor that a session has set to flush them takes them for zero.
+    They are detected by their bits: to a processor that a session has set to flush denormals, they equal zero.
     """
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for tensor in tensors(model.proto.graph):
-        if tensor.data_type in STAY_DENORMAL:
+        if tensor.data_type in DENORMAL_TYPES:
             array = np.ascontiguousarray(numpy_helper.to_array(tensor))
             fraction = FRACTION_BITS[array.itemsize]
             bits = array.reshape(-1).view(f"u{array.itemsize}") << 1  # without the sign
             count = int(np.count_nonzero((bits != 0) & (bits >> (fraction + 1) == 0)))
             if count:
-                found[tensor.name] = found.get(tensor.name, 0) + count
-    return found
+                counts[tensor.name] = counts.get(tensor.name, 0) + count
+    return counts
 
 
-def _paired(base: Model, new: Model, request: CheckRequest) -> _Pair:
-    """Both models with inputs: real ones, or ``DRAWS`` random samples of each kind that the proof uses."""
+def _pair_with_inputs(base: Model, new: Model, request: CheckRequest) -> _Pair:
+    """Both models with inputs: real ones, or ``SAMPLES_PER_KIND`` random samples of each kind used by the proof."""
     observation, seed = observe(base, request.timed.shapes), request.timed.seed
     sizes = {value.name: observation.shapes[value.name] for value in base.inputs}
     if request.data is None:
         if request.images != ImageFormat():
             raise OptionError("--mean, --std, --scale, --layout and --size go with --data; leave them out")
-        samples = [random_feed(base, sizes, seed + k) for k in range(ROWS)]
-        more = Inputs("random normal inputs", samples, lambda at, k: random_feed(base, at, seed + k))
+        samples = [random_feed(base, sizes, seed + k) for k in range(MIN_SAMPLES)]
+        more = InputSource("random normal inputs", samples, lambda at, k: random_feed(base, at, seed + k))
         return _Pair(base, new, observation, drawn(base, sizes, seed), sizes, more)
     data = runnable(open_data(request.data, base, observation.shapes, request.images), base)
-    samples = list(islice(data.feeds(1), ROWS))
+    samples = list(islice(data.feeds(1), MIN_SAMPLES))
     samples = [each for each in samples if shapes_of(each) == shapes_of(samples[0])]
     if shapes_of(samples[0]) != sizes:
         observation = observe(base, shapes_of(samples[0]))
     if not request.timed.shapes:
         sizes = shapes_of(samples[0])
     places = batch_places(base)
-    more = Inputs(str(request.data), samples, lambda at, k: fitted(samples, at, places, k))
+    more = InputSource(str(request.data), samples, lambda at, k: fitted(samples, at, places, k))
     return _Pair(base, new, observation, {str(request.data): data}, sizes, more)
 
 
-def shapes_of(feed: Feed) -> benchmark.Sizes:
+def shapes_of(feed: Feed) -> Sizes:
     """The shape of each input."""
     return {name: value.shape for name, value in feed.items()}
 
 
-def drawn(model: Model, sizes: benchmark.Sizes, seed: int) -> dict[str, Data]:
-    """Random samples, each a whole run, by the kind of their numbers; those of ``proof.inputs_for`` are the first."""
-    found = {}
+def drawn(model: Model, sizes: Sizes, seed: int) -> dict[str, Data]:
+    """Random inputs by the kind of their numbers, each a whole run; the first are those of ``proof.inputs_for``."""
+    inputs = {}
     for first, kind in enumerate(KINDS, seed):
-        feeds = [random_feed(model, sizes, first + k, kind) for k in range(DRAWS)]
-        found[f"random {kind} inputs"] = made_data(f"random {kind} inputs", model, sizes, feeds)
-    return found
+        feeds = [random_feed(model, sizes, first + k, kind) for k in range(SAMPLES_PER_KIND)]
+        inputs[f"random {kind} inputs"] = made_data(f"random {kind} inputs", model, sizes, feeds)
+    return inputs
 
 
-def _values(pair: _Pair, limits: Mapping[str, Limit]) -> _Values:
-    """Verdicts on what NEW computes, and how far that is from what BASE computes."""
+def _compare_outputs(pair: _Pair, limits: Mapping[str, Limit]) -> _Values:
+    """Verdicts on NEW's outputs, and their deviation from BASE's."""
     base, new, replaced = pair.base, pair.new, pair.observation.replaced
     data = next(iter(pair.inputs.values()))
     feed = next(data.feeds(batch_size(data)))
     try:
-        steady = _same_twice(base, feed, replaced)
+        base_repeats = _repeats(base, feed, replaced)
     except RunFailed as error:
         raise ModelError(f"{base.path}: onnxruntime cannot run the model: {error}; give other inputs") from error
     axes = _known_axes(pair)
     try:
-        again = _same_twice(new, feed, replaced)
-        found = {
+        new_repeats = _repeats(new, feed, replaced)
+        fidelities = {
             name: compare(base, base.path, [new.path], each, batch_size(each), replaced, axes)[0]
             for name, each in pair.inputs.items()
         }
-        sized = at_sizes(base, new, pair.observation.sizes, pair.more, found[pair.more.name], axes, replaced)
+        at_further_sizes = compare_at_sizes(
+            base, new, pair.observation.sizes, pair.more, fidelities[pair.more.name], axes, replaced
+        )
     except RunFailed as error:
         return _Values([Verdict(RUNS, FAILED, str(error))])
-    if sized.fault:
-        return _Values([Verdict(RUNS, FAILED, sized.fault)])
-    every = {**found, **sized.fidelities}
-    batches = sized.batches if again else Verdict(BATCHES, SKIPPED, "NEW does not put out the same bytes twice")
-    judged = [Verdict(RUNS, PASSED), batches, verdicts.finite(every), verdicts.repeatable(steady, again)]
-    same = untold(base, every.values())
+    if at_further_sizes.fault:
+        return _Values([Verdict(RUNS, FAILED, at_further_sizes.fault)])
+    all_fidelities = {**fidelities, **at_further_sizes.fidelities}
+    batches = (
+        at_further_sizes.batches
+        if new_repeats
+        else Verdict(BATCHES, SKIPPED, "NEW does not output the same bytes twice")
+    )
+    gates = [
+        Verdict(RUNS, PASSED),
+        batches,
+        verdicts.finite_verdict(all_fidelities),
+        verdicts.determinism_verdict(base_repeats, new_repeats),
+    ]
+    uninformative = untold(base, all_fidelities.values())
     if DEVIATION in limits:
-        judged.append(verdicts.deviation(limits[DEVIATION], every, same))
+        gates.append(verdicts.deviation_verdict(limits[DEVIATION], all_fidelities, uninformative))
     if AGREEMENT in limits:
-        agreed = verdicts.agreement(limits[AGREEMENT], found, same)
-        if agreed is None:
+        verdict = verdicts.agreement_verdict(limits[AGREEMENT], fidelities, uninformative)
+        if verdict is None:
             raise OptionError(
                 f"--{AGREEMENT}: no output of {base.path} holds classes or whole numbers; use --{DEVIATION}"
             )
-        judged.append(agreed)
-    return _Values(judged, found, sized.fidelities)
+        gates.append(verdict)
+    return _Values(gates, fidelities, at_further_sizes.fidelities)
 
 
 def _known_axes(pair: _Pair) -> Axes:
-    """The axes of the outputs that channel labels tell apart, where their ranks do not tell the channels."""
+    """Channel axes of the outputs from channel ids, needed where the rank does not determine them."""
     names = [value.name for value in pair.base.proto.graph.output]
-    if all(len(pair.observation.shapes.get(name, ())) <= PLAIN_RANK for name in names):
+    if all(len(pair.observation.shapes.get(name, ())) <= MAX_PLAIN_RANK for name in names):
         return {}
     try:
         return channel_axes(analyse(pair.base, pair.observation))
@@ -319,8 +333,8 @@ def _known_axes(pair: _Pair) -> Axes:
         return {}
 
 
-def _same_twice(model: Model, feed: Feed, replaced: Kinds) -> bool:
-    """Whether two runs of one session put out the same bytes.
+def _repeats(model: Model, feed: Feed, replaced: Kinds) -> bool:
+    """Return True if two runs of one session output the same bytes.
 
     Raises:
         RunFailed: onnxruntime cannot load or run the model.
@@ -337,40 +351,44 @@ def _same_bytes(left: Array, right: Array) -> bool:
     return left.shape == right.shape and left.tobytes() == right.tobytes()
 
 
-def _latency(
+def _latency_verdicts(
     pair: _Pair, request: CheckRequest, progress: Progress
 ) -> tuple[list[Verdict], tuple[benchmark.Case, ...]]:
-    """Verdicts on latency; both models are timed only where one has to be as fast as the other."""
-    judges = {LATENCY_MS: verdicts.latency, SPEEDUP: verdicts.speedup}
-    asked = {name: judge for name, judge in judges.items() if name in request.limits}
-    if not asked:
+    """Verdicts on latency; BASE is timed only if a speed-up is required."""
+    judges = {LATENCY_MS: verdicts.latency_verdict, SPEEDUP: verdicts.speedup}
+    requested = {name: judge for name, judge in judges.items() if name in request.limits}
+    if not requested:
         return [], ()
     timed = replace(request.timed, shapes=pair.sizes)
-    first, second = (pair.base.path, pair.new.path) if SPEEDUP in asked else (pair.new.path, None)
+    first, second = (pair.base.path, pair.new.path) if SPEEDUP in requested else (pair.new.path, None)
     try:
-        for _ in range(TRIES):
+        for _ in range(MAX_TIMING_ATTEMPTS):
             cases = benchmark.bench(first, second, timed, progress)
-            if not (SPEEDUP in asked and any(verdicts.unsure(request.limits[SPEEDUP], case) for case in cases)):
+            if not (
+                SPEEDUP in requested and any(verdicts.is_too_noisy(request.limits[SPEEDUP], case) for case in cases)
+            ):
                 break
     except ProviderMissing as error:
         if not request.skip_missing:
             raise ProviderMissing(f"{error}, or skip the gates on latency with --skip-missing-provider") from error
-        return [Verdict(name, SKIPPED, str(error)) for name in asked], ()
+        return [Verdict(name, SKIPPED, str(error)) for name in requested], ()
     except ModelError as error:
-        return [Verdict(name, FAILED, str(error)) for name in asked], ()
-    return [judge(request.limits[name], cases) for name, judge in asked.items()], cases
+        return [Verdict(name, FAILED, str(error)) for name in requested], ()
+    return [judge(request.limits[name], cases) for name, judge in requested.items()], cases
 
 
-def _remarks(request: CheckRequest, fidelities: Mapping[str, Fidelity], cases: Sequence[benchmark.Case]) -> list[str]:
-    """What is to be said of the measurements."""
+def _measurement_notes(
+    request: CheckRequest, fidelities: Mapping[str, Fidelity], cases: Sequence[benchmark.Case]
+) -> list[str]:
+    """Notes on the measurements."""
     notes = [warning for case in cases for warning in case.warnings]
-    for source, found in fidelities.items():
-        reshaped = [one.output for one in found.outputs if one.reshaped]
+    for source, deviation in fidelities.items():
+        reshaped = [one.output for one in deviation.outputs if one.reshaped]
         notes += [f"output '{name}' had another shape than BASE's on {source}" for name in reshaped]
-        if found.metric is not None:
-            notes.append(metric_text(fidelity(found)["metric"]))
-        if found.unused:
-            notes.append(found.unused)
+        if deviation.metric is not None:
+            notes.append(metric_text(fidelity(deviation)["metric"]))
+        if deviation.unused:
+            notes.append(deviation.unused)
     if AGREEMENT in request.limits and request.data is None:
         notes.append(f"{AGREEMENT} was judged on random inputs, which says little of real ones; give --data")
     provider = request.timed.setting.provider

@@ -1,4 +1,4 @@
-"""Gates that a new model has to pass: what each one means, and its limit as written on the command line or in TOML."""
+"""Gates that a new model has to pass, and the parsing of their limits from the command line or TOML."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Gate:
     """One gate.
 
     Attributes:
-        meaning: what has to hold.
-        example: a limit as a user writes it; empty for a gate that is always checked and takes none.
-        expects: what a limit looks like, in words.
-        least: the limit is the least that is allowed, not the most.
-        highest: no limit is above this.
-        scales: suffixes of a limit and the factors that they stand for.
-        share: the limit may be a multiple of BASE's own number.
+        meaning: the condition that has to hold.
+        example: a limit as a user writes it; empty for a gate that is always checked and takes no limit.
+        expects: the form of a limit, in words.
+        least: True if the limit is a lower bound, not an upper one.
+        highest: largest allowed limit.
+        scales: factors by the suffixes of a limit.
+        share: True if the limit may be a multiple of BASE's number.
     """
 
     meaning: str
@@ -36,23 +36,23 @@ class Gate:
     share: bool = False
 
 
-COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
-BYTES = {
-    **{f"{name}{b}": size for name, size in COUNTS.items() for b in ("", "b")},
+COUNT_SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
+BYTE_SUFFIXES = {
+    **{f"{name}{b}": size for name, size in COUNT_SUFFIXES.items() for b in ("", "b")},
     **{f"{name}ib": 2.0**power for name, power in (("k", 10), ("m", 20), ("g", 30))},
 }
-COUNT = "a number such as 2.5M, or a multiple of BASE's such as 0.5x"
+COUNT_FORM = "a number such as 2.5M, or a multiple of BASE's such as 0.5x"
 VALID, INTERFACE, RUNS, BATCHES, FINITE = "valid", "interface", "runs", "batches", "finite"
 DETERMINISTIC, DENORMALS = "deterministic", "denormals"
 DEVIATION, AGREEMENT, SPEEDUP, LATENCY_MS = "max-deviation", "min-agreement", "min-speedup", "max-latency-ms"
 SIZE, PARAMS, MACS = "max-bytes", "max-params", "max-macs"
 GATES = {
     VALID: Gate("the ONNX checker accepts the file"),
-    INTERFACE: Gate("takes what BASE takes, and puts out what BASE puts out"),
+    INTERFACE: Gate("takes what BASE takes, and outputs what BASE outputs"),
     RUNS: Gate("onnxruntime runs it on every input, and at every size, that BASE runs on"),
     BATCHES: Gate("a batch gives what its samples give one by one, where BASE's does"),
-    FINITE: Gate("no NaN and no infinity where BASE puts out numbers"),
-    DETERMINISTIC: Gate("two runs on one input put out the same bytes"),
+    FINITE: Gate("no NaN and no infinity where BASE outputs numbers"),
+    DETERMINISTIC: Gate("two runs on one input output the same bytes"),
     DENORMALS: Gate("no more denormal weights than BASE has; they slow kernels down"),
     DEVIATION: Gate("‖difference‖ / ‖BASE's‖ of the worst channel of the worst output", "0.01"),
     AGREEMENT: Gate(
@@ -62,43 +62,43 @@ GATES = {
         "bytes of the file with its external data",
         "5MB",
         "bytes such as 5MB or 4MiB, or a multiple of BASE's such as 0.5x",
-        scales=BYTES,
+        scales=BYTE_SUFFIXES,
         share=True,
     ),
-    PARAMS: Gate("numbers stored as weights", "2.5M", COUNT, scales=COUNTS, share=True),
-    MACS: Gate("multiply-adds of one run", "300M", COUNT, scales=COUNTS, share=True),
+    PARAMS: Gate("numbers stored as weights", "2.5M", COUNT_FORM, scales=COUNT_SUFFIXES, share=True),
+    MACS: Gate("multiply-adds of one run", "300M", COUNT_FORM, scales=COUNT_SUFFIXES, share=True),
     LATENCY_MS: Gate("median milliseconds of one run", "4.5", "milliseconds"),
     SPEEDUP: Gate("times as fast as BASE, measured in turns", "1.5", least=True),
 }
-"""All gates, in the order in which they are told."""
+"""All gates, in the order of the report."""
 ASKED = tuple(name for name, gate in GATES.items() if gate.example)
-"""Gates that are checked where a limit is given."""
-FORM = re.compile(r"([-+.e0-9]+?)\s*([a-z]*)")
+"""Gates that are checked only if a limit is given."""
+LIMIT_PATTERN = re.compile(r"([-+.e0-9]+?)\s*([a-z]*)")
 
 
 @dataclass(frozen=True)
 class Limit:
-    """The limit of a gate: a number, or a multiple of BASE's where ``share``."""
+    """The limit of a gate: a number, or with ``share`` a multiple of BASE's."""
 
     number: float
     share: bool = False
 
     def over(self, base: float | None) -> float:
-        """The number, for what BASE has."""
+        """The absolute limit, given BASE's number."""
         return self.number * base if self.share and base is not None else self.number
 
 
 def read_limit(name: str, given: object, where: str) -> Limit:
-    """The limit of the gate ``name``; ``where`` says where it was written.
+    """Parse a limit of the gate ``name``; ``where`` names its origin in messages.
 
     Raises:
-        OptionError: not of the form that the gate takes, or out of its range.
+        OptionError: the limit has another form than the gate takes, or is out of range.
     """
     gate = GATES[name]
     text = "" if isinstance(given, bool) else str(given).strip().lower()
-    found = FORM.fullmatch(text) if isinstance(given, int | float | str) else None
+    match = LIMIT_PATTERN.fullmatch(text) if isinstance(given, int | float | str) else None
     try:
-        number, unit = (float(found[1]), found[2]) if found else (math.nan, "")
+        number, unit = (float(match[1]), match[2]) if match else (math.nan, "")
     except ValueError:
         number, unit = math.nan, ""
     share = gate.share and unit == "x"
@@ -111,10 +111,10 @@ def read_limit(name: str, given: object, where: str) -> Limit:
 
 
 def read_gates(path: Path) -> dict[str, Limit]:
-    """Limits from a TOML file, ``max-bytes = "5MB"`` say, by the name of the gate.
+    """Read limits by gate from a TOML file, with lines such as ``max-bytes = "5MB"``.
 
     Raises:
-        OptionError: the file cannot be read, is no TOML, or holds anything but limits of gates.
+        OptionError: the file cannot be read, is not TOML, or contains anything but limits of gates.
     """
     rows = read_toml(path, "check the path given with --gates", f"write lines such as {DEVIATION} = 0.01")
     for name in rows:

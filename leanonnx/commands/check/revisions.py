@@ -1,4 +1,4 @@
-"""Models as git has them: ``REV:PATH``, ``origin/main:models/net.onnx`` say, as ``git show`` names files."""
+"""Models in git: ``REV:PATH`` as in ``git show``, for example ``origin/main:models/net.onnx``."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from leanonnx.graph.model import tensors
 
 @contextmanager
 def model_file(text: str) -> Iterator[Path]:
-    """The path of a model; of one in git, that of a copy with its external data, which is removed afterwards.
+    """The path of a model; for a model in git, that of a temporary copy with its external data.
 
     ``PATH`` is relative to the top of the repository, or to the current folder if it starts with ``./``.  Files that
-    git keeps elsewhere (LFS) are fetched by the filters that the repository has set up.
+    git stores elsewhere (LFS) are fetched by the filters of the repository.
 
     Raises:
-        ModelError: neither a file nor anything in git.
+        ModelError: the text names neither a file nor an object in git.
     """
     revision, colon, inside = text.partition(":")
     if not colon or Path(text).exists():
@@ -35,7 +35,7 @@ def model_file(text: str) -> Iterator[Path]:
         path = folder / (PurePosixPath(inside).name or "model.onnx")
         path.write_bytes(_content(text, text))
         for location in _locations(path):
-            with suppress(ModelError, OSError, ValueError):  # reading the model says what is wrong
+            with suppress(ModelError, OSError, ValueError):  # loading the model reports the error
                 file = (folder / location).resolve()
                 if file.is_relative_to(folder):
                     file.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def model_file(text: str) -> Iterator[Path]:
 
 
 def _content(blob: str, text: str) -> bytes:
-    """A file as git would check it out."""
+    """Content of a file as git checks it out."""
     command = ["git", "cat-file", "--filters", blob]
     try:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -59,7 +59,7 @@ def _content(blob: str, text: str) -> bytes:
 
 
 def _locations(path: Path) -> set[str]:
-    """Names of the files that hold the model's external data; none of what is no model."""
+    """Names of the files of the model's external data; none if the file is not a model."""
     try:
         proto = onnx.load(path, load_external_data=False)
     except (DecodeError, ValueError):

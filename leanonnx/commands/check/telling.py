@@ -1,4 +1,4 @@
-"""Outputs of which a comparison tells nothing: BASE's are empty or do not change, whatever NEW computes before them."""
+"""Find outputs on which a comparison is vacuous: BASE's are empty or constant, whatever NEW computes."""
 
 from __future__ import annotations
 
@@ -10,39 +10,41 @@ from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.graph.formats import FLOATS
 from leanonnx.graph.model import Model, captured
 
-PASSING = {"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Concat", "Neg", "Mul"}
-PASSING |= {"Softmax", "LogSoftmax", "Sigmoid", "Tanh", "Exp", "Log", "Sqrt", "Add", "Sub", "Div"}
-"""Operators that put out something else wherever they read something else, of floats."""
+TRANSPARENT_OPERATORS = {
+    *("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Concat", "Neg", "Mul"),
+    *("Softmax", "LogSoftmax", "Sigmoid", "Tanh", "Exp", "Log", "Sqrt", "Add", "Sub", "Div"),
+}
+"""Operators whose float output changes whenever their input does."""
 
 
-def untold(base: Model, found: Iterable[Fidelity]) -> Mapping[str, str]:
-    """Outputs that no comparison told anything of, and why.
+def untold(base: Model, comparisons: Iterable[Fidelity]) -> Mapping[str, str]:
+    """Outputs on which every comparison is vacuous, with the reason.
 
-    One that is made of other outputs alone, or of what these are made of step by step (the class beside its scores),
-    needs nothing to be told of it where they tell.
+    An output that is computed only from other outputs, or from what determines them (a class from its scores), is left
+    out if the comparison of those is not vacuous.
     """
-    every = list(found)
+    every = list(comparisons)
     outputs = [value.name for value in base.proto.graph.output]
     reasons = {
         name: one.vacuous
         for name, one in ((one.output, one) for one in (every[0].outputs if every else ()))
-        if all(_vacuous(each, name) for each in every)
+        if all(_is_vacuous(each, name) for each in every)
     }
-    told = _known(base, [name for name in outputs if name not in reasons])
-    return {name: reason for name, reason in reasons.items() if _open(base, name, told)}
+    known = _determined_values(base, [name for name in outputs if name not in reasons])
+    return {name: reason for name, reason in reasons.items() if _depends_on_others(base, name, known)}
 
 
-def _vacuous(found: Fidelity, name: str) -> bool:
-    return any(one.output == name and bool(one.vacuous) for one in found.outputs)
+def _is_vacuous(comparison: Fidelity, name: str) -> bool:
+    return any(one.output == name and bool(one.vacuous) for one in comparison.outputs)
 
 
-def _known(base: Model, names: Iterable[str]) -> set[str]:
-    """Values that are known where those named are: they themselves, and what each is made of alone."""
+def _determined_values(base: Model, names: Iterable[str]) -> set[str]:
+    """Values determined by the named ones: these, and the single input of each transparent node before them."""
     known, waiting = set(names), list(names)
     while waiting:
         producer = base.producers.get(waiting.pop())
         node = None if producer is None else base.proto.graph.node[producer]
-        if node is not None and _passes(node):
+        if node is not None and _is_transparent(node):
             read = {name for name in node.input if name in base.free}
             if len(read) == 1 and not read & known:
                 known |= read
@@ -50,15 +52,15 @@ def _known(base: Model, names: Iterable[str]) -> set[str]:
     return known
 
 
-def _passes(node: onnx.NodeProto) -> bool:
-    """Whether a node hides nothing of what it reads."""
+def _is_transparent(node: onnx.NodeProto) -> bool:
+    """Return True if a change of a node's input always changes its output."""
     if node.op_type == "Cast":
         return any(each.name == "to" and each.i in FLOATS for each in node.attribute)
-    return node.op_type in PASSING
+    return node.op_type in TRANSPARENT_OPERATORS
 
 
-def _open(base: Model, name: str, known: set[str]) -> bool:
-    """Whether a value depends on inputs in another way than through what is known."""
+def _depends_on_others(base: Model, name: str, known: set[str]) -> bool:
+    """Return True if a value depends on graph inputs other than through the known values."""
     inputs, seen, waiting = {value.name for value in base.inputs}, set[str](), [name]
     while waiting:
         each = waiting.pop()

@@ -1,10 +1,10 @@
-"""Many samples at once through a network that may take a fixed number of them.
+"""Run batches through a network whose own batch size may be fixed.
 
-A batch holds whole inputs of the network, stacked along a new first axis: [batch, *shape of the input].  Outputs come
-back in the same way.  How a network takes a batch is found by trying, on real inputs:
+A batch holds whole inputs of the network, stacked along a new first axis: [batch, *shape of the input]; outputs are
+stacked likewise.  The mode of a network is chosen by running real inputs:
 
-1. ``joined``: along its own first axis, where it gives the same as one by one.
-2. ``mapped``: by ``torch.vmap``, where the graph has its batch size written into it.
+1. ``joined``: along its own first axis, if this gives the same results as single runs.
+2. ``mapped``: by ``torch.vmap``, if the batch size is fixed in the graph.
 3. ``single``: one by one.
 """
 
@@ -18,73 +18,73 @@ import torch
 
 from leanonnx.commands.finetune.module import Network
 from leanonnx.commands.finetune.operators.call import Tensor
-from leanonnx.commands.finetune.parity import to_torch
+from leanonnx.commands.finetune.parity import to_tensors
 from leanonnx.runtime.sessions import Feed
 
-Way = Literal["joined", "mapped", "single"]
+BatchMode = Literal["joined", "mapped", "single"]
 Batch: TypeAlias = dict[str, Tensor]
-SAME = 1e-4
-"""Relative difference up to which a batch gives the same as its samples."""
+BATCH_MODE_TOLERANCE = 1e-4
+"""Largest relative difference between the results of a batch and those of its samples."""
 
 
-class Batched(torch.nn.Module):  # type: ignore[misc] # torch is not seen by the type checker
-    """A network that takes batches in one of the ways."""
+class BatchedNetwork(torch.nn.Module):  # type: ignore[misc] # torch is not seen by the type checker
+    """A network that takes batches in one of the modes."""
 
-    def __init__(self, network: Network, way: Way) -> None:
+    def __init__(self, network: Network, mode: BatchMode) -> None:
         super().__init__()
         self.network = network
-        self.way = way
+        self.mode = mode
 
     def forward(self, batch: Batch, names: tuple[str, ...]) -> list[Tensor]:
         """Values of the named tensors [batch, *shape]."""
         count = len(next(iter(batch.values())))
-        if self.way == "joined":
+        if self.mode == "joined":
             joined = {name: value.flatten(0, 1) for name, value in batch.items()}
             return [value.unflatten(0, (count, -1)) for value in self.network(joined, names)]
-        if self.way == "mapped":
+        if self.mode == "mapped":
             return list(torch.vmap(lambda feed: tuple(self.network(feed, names)))(batch))
         each = [self.network({name: value[k] for name, value in batch.items()}, names) for k in range(count)]
         return [torch.stack(values) for values in zip(*each, strict=True)]
 
 
-def stacked(feeds: Sequence[Feed], device: str = "cpu") -> Batch:
-    """Inputs of equal shapes as one batch."""
+def stack_feeds(feeds: Sequence[Feed], device: str = "cpu") -> Batch:
+    """Stack inputs of equal shapes into a batch."""
     names = feeds[0].keys()
     joined = {name: np.stack([feed[name] for feed in feeds]) for name in names}
-    return {name: value.to(device) for name, value in to_torch(joined).items()}
+    return {name: value.to(device) for name, value in to_tensors(joined).items()}
 
 
-def batched(network: Network, feeds: Sequence[Feed], names: tuple[str, ...]) -> Batched:
-    """The network with the quickest way that gives what single runs give on these inputs."""
+def batched(network: Network, feeds: Sequence[Feed], names: tuple[str, ...]) -> BatchedNetwork:
+    """The network in the fastest mode that gives the same results as single runs on these inputs."""
     feeds = [feed for feed in feeds if _shapes(feed) == _shapes(feeds[0])]
-    single = Batched(network, "single")
+    single = BatchedNetwork(network, "single")
     if len(feeds) < 2:
         return single
-    batch = stacked(feeds)
+    batch = stack_feeds(feeds)
     with torch.no_grad():
         wanted = single(batch, names)
-        for way in ("joined", "mapped"):
-            tried = Batched(network, way)
+        for mode in ("joined", "mapped"):
+            tried = BatchedNetwork(network, mode)
             if _agrees(tried, batch, names, wanted):
                 return tried
     return single
 
 
-def _agrees(tried: Batched, batch: Batch, names: tuple[str, ...], wanted: Sequence[Tensor]) -> bool:
-    """Whether a way runs at all and gives the same."""
+def _agrees(tried: BatchedNetwork, batch: Batch, names: tuple[str, ...], wanted: Sequence[Tensor]) -> bool:
+    """Return True if a mode runs and gives the wanted results."""
     try:
-        found = tried(batch, names)
-    except Exception:  # noqa: BLE001 - what a graph with a fixed batch size does to a larger one is of any type
+        outputs = tried(batch, names)
+    except Exception:  # noqa: BLE001 - a graph with a fixed batch size may raise anything on a larger batch
         return False
-    return all(_same(a, b) for a, b in zip(wanted, found, strict=True))
+    return all(_same(a, b) for a, b in zip(wanted, outputs, strict=True))
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape:
         return False
     if not a.is_floating_point():
-        return bool((a != b).float().mean() < SAME)
-    return bool((a - b).norm() <= SAME * a.norm() + 1e-12)
+        return bool((a != b).float().mean() < BATCH_MODE_TOLERANCE)
+    return bool((a - b).norm() <= BATCH_MODE_TOLERANCE * a.norm() + 1e-12)
 
 
 def _shapes(feed: Feed) -> dict[str, tuple[int, ...]]:

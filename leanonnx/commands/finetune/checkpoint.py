@@ -1,4 +1,4 @@
-"""What is kept of a training that may be stopped at any time: written whole after each epoch, or not at all."""
+"""Checkpoints of a training run, written atomically after each epoch."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from leanonnx.errors import OptionError, OutputError
 class Checkpoint:
     """The state after an epoch.
 
-    ``run`` tells what was asked for; ``value``: held-out loss of the best state, whose weights are ``best``;
-    ``history``: training and held-out loss of each epoch; ``spent``: seconds.
+    ``run``: fingerprint of the request; ``value``: held-out loss of the best state; ``best``: its weights;
+    ``history``: training and held-out loss of each epoch; ``spent``: seconds of training so far.
     """
 
     run: str
@@ -35,16 +35,16 @@ class Checkpoint:
     scaler: dict[str, Any]
 
     @property
-    def stale(self) -> int:
-        """Epochs since the best one."""
+    def epochs_without_gain(self) -> int:
+        """Number of epochs since the best one."""
         return self.epoch - self.best_epoch
 
 
-def store(checkpoint: Checkpoint, path: Path) -> None:
-    """Write a checkpoint beside its place and rename it.
+def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a checkpoint to a temporary file and rename it into place.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     try:
         handle, draft = tempfile.mkstemp(prefix=".leanonnx-", dir=path.parent)
@@ -61,15 +61,15 @@ def store(checkpoint: Checkpoint, path: Path) -> None:
         raise OutputError(f"{path}: the checkpoint cannot be written: {error.strerror}; free some space") from error
 
 
-def restored(path: Path, run: str) -> Checkpoint:
+def read_checkpoint(path: Path, run: str) -> Checkpoint:
     """Read a checkpoint of the same run.
 
     Raises:
-        OptionError: the file is no checkpoint, or one of another run.
+        OptionError: the file is not a checkpoint, or belongs to another run.
     """
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        checkpoint = Checkpoint(**found)
+        fields = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = Checkpoint(**fields)
     except (OSError, RuntimeError, EOFError, TypeError, ValueError, pickle.UnpicklingError) as error:
         raise OptionError(f"--checkpoint {path}: no checkpoint of leanonnx; give another file") from error
     if checkpoint.run != run:

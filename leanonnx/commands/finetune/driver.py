@@ -1,4 +1,4 @@
-"""``finetune``: load → round trip → train → put the weights back → prove → write."""
+"""Fine-tune a model: load → round trip → train → store the weights → round trip → measure → write."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 
-from leanonnx.commands.finetune.augment import Images, images_of
-from leanonnx.commands.finetune.batching import Batched, batched, stacked
+from leanonnx.commands.finetune.augment import ImageInputs, images_of
+from leanonnx.commands.finetune.batching import BatchedNetwork, batched, stack_feeds
 from leanonnx.commands.finetune.loading import Loader, grouped, open_loader
 from leanonnx.commands.finetune.module import Network
-from leanonnx.commands.finetune.objectives import Objective, noise2self_lesson, school_lesson, supervised_lesson
+from leanonnx.commands.finetune.objectives import (
+    Objective,
+    distillation_objective,
+    noise2self_objective,
+    supervised_objective,
+)
 from leanonnx.commands.finetune.parity import RoundTrip, round_trip
-from leanonnx.commands.finetune.process_group import ProcessGroup, join
+from leanonnx.commands.finetune.process_group import ProcessGroup, join_processes
 from leanonnx.commands.finetune.targets import common_targets
-from leanonnx.commands.finetune.teachers import teacher_of
-from leanonnx.commands.finetune.training import Settings, Trained, train
-from leanonnx.commands.finetune.weights import original_kinds, put_back, trainable
+from leanonnx.commands.finetune.teachers import open_teacher
+from leanonnx.commands.finetune.training import Settings, TrainingResult, train
+from leanonnx.commands.finetune.weights import constant_kinds, put_back, trainable
 from leanonnx.data.samples import Data, ImageFormat, open_data
 from leanonnx.errors import DataError, ModelError, OptionError
 from leanonnx.evaluation.deviation import Fidelity, compare
@@ -36,13 +41,13 @@ from leanonnx.system.clock import Clock, Progress, quiet
 from leanonnx.system.outputs import check_apart, check_writable, publish, temporary_beside
 
 Strategy = Literal["school", "supervised", "noise2self"]
-TRIP_INPUTS = 3
-"""Inputs on which torch and onnxruntime are compared."""
+ROUND_TRIP_INPUTS = 3
+"""Number of inputs on which torch and onnxruntime are compared."""
 
 
 @dataclass(frozen=True)
 class FinetuneOptions:
-    """What ``finetune`` was asked to do."""
+    """Options of ``finetune``."""
 
     strategy: Strategy = "school"
     shapes: Shapes = field(default_factory=dict)
@@ -55,15 +60,15 @@ class FinetuneOptions:
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What came of it.
+    """Result of ``finetune``.
 
-    ``trained`` holds the losses; ``samples``: trained on and held out; ``before`` and ``after``: held-out deviations of
-    the input and of what was written from ``reference``; ``trips``: before and after training; ``way``: how the network
-    takes a batch.
+    ``training`` holds the losses; ``samples``: numbers of training and held-out samples; ``before`` and ``after``:
+    held-out deviations of the input and of the written model from ``reference``; ``round_trips``: before and after
+    training; ``batch_mode``: how the network takes a batch.
     """
 
     strategy: Strategy
-    trained: Trained
+    trained: TrainingResult
     parameters: int
     samples: tuple[int, int]
     reference: Path
@@ -76,8 +81,8 @@ class FinetuneResult:
 
 
 @dataclass(frozen=True)
-class _Pupil:
-    """The network to be trained, and what was found out about it."""
+class _Student:
+    """The model to train, as a torch module, with its tensor shapes, data and some inputs."""
 
     model: Model
     network: Network
@@ -93,50 +98,52 @@ def finetune(
     data: Path,
     options: FinetuneOptions,
     progress: Progress = quiet,
-    among: ProcessGroup | None = None,
+    processes: ProcessGroup | None = None,
 ) -> FinetuneResult | None:
-    """Train a model's weights and write it with nothing else changed; None where another process writes it.
+    """Train a model's weights and write it, with nothing else changed; None if another process writes it.
 
     Args:
         source: the model to train.
-        target: where to write it.
-        teacher: the original, for ``school`` and for the deviations in the result.
+        target: path of the written model.
+        teacher: the original, for ``school`` and for the deviations of the result.
         data: inputs, with labels for ``supervised``.
-        options: how.
-        progress: told of stages and epochs.
-        among: processes that have joined already and all want the file; by default, only the first writes it.
+        options: strategy, device and training settings.
+        progress: called on each stage and epoch.
+        processes: a group joined already, in which every process writes its result; by default, only the first does.
 
     Raises:
         UserError: bad model, option, data or output path, or an operator that torch cannot run.
-        ProofFailed: torch and onnxruntime disagree about the network; nothing is written.
+        ProofFailed: torch and onnxruntime disagree on the network; nothing is written.
     """
     clock = Clock(progress)
     _check_paths(source, target, teacher, data, options)
-    world = among or join(options.device)
+    group = processes or join_processes(options.device)
     try:
         with clock.stage("load"):
             model = load(source, options.libraries)
             base = load(teacher, options.libraries) if teacher else None
         check_apart(model.files, target)
-        pupil = _pupil(model, data, options, clock)
-        trip = _round_trip(pupil, model, clock)
-        lesson, student, notes = _lesson(pupil, base, options, world, clock)
+        student = _open_student(model, data, options, clock)
+        trip = _round_trip(student, model, clock)
+        objective, batched_student, notes = _objective(student, base, options, group, clock)
         with clock.stage("train"):
-            run, kinds = _identity(pupil, base, options), _halves(pupil)
-            trained = train(student, lesson, pupil.loader, options.settings, world, run, kinds, progress)
-        pupil.network.place("cpu")
-        if not world.leads and among is None:
+            run, kinds = _run_fingerprint(student, base, options), _narrow_kinds(student)
+            trained = train(batched_student, objective, student.loader, options.settings, group, run, kinds, progress)
+        student.network.place("cpu")
+        if not group.is_leader and processes is None:
             return None
-        return _written(pupil, base, target, trained, trip, (options.strategy, student.way), notes, clock)
+        return _publish_result(
+            student, base, target, trained, trip, (options.strategy, batched_student.mode), notes, clock
+        )
     finally:
-        if among is None:
-            world.leave()
+        if processes is None:
+            group.leave()
 
 
 def _check_paths(source: Path, target: Path, teacher: Path | None, data: Path, options: FinetuneOptions) -> None:
-    """Refuse what would fail or do harm after the training."""
-    for kept in (source, data):
-        check_writable(kept, target)
+    """Reject paths and options that would fail or overwrite files after the training."""
+    for original in (source, data):
+        check_writable(original, target)
     check_writable(source, options.settings.checkpoint)
     if teacher is not None:
         check_writable(teacher, target)
@@ -151,16 +158,16 @@ def _check_paths(source: Path, target: Path, teacher: Path | None, data: Path, o
         raise OptionError(f"{settings.checkpoint}: exists already; add --resume to go on from it, or remove it")
 
 
-def _pupil(model: Model, path: Path, options: FinetuneOptions, clock: Clock) -> _Pupil:
-    """The network in torch, with its data.
+def _open_student(model: Model, path: Path, options: FinetuneOptions, clock: Clock) -> _Student:
+    """Open the network in torch, with its data.
 
     Raises:
         ModelError: an operator is not covered, or there is nothing to train.
-        DataError: the data do not fit, or have no labels where these are needed.
+        DataError: the data do not fit, or have no labels though the strategy needs them.
     """
     with clock.stage("observe"):
         shapes = observe(model, options.shapes).shapes
-    names = _names(model)
+    names = _trainable_names(model)
     if not names:
         raise ModelError(
             f"{model.path}: holds no weights that could be trained (floats read by a layer as its weights); export the "
@@ -168,158 +175,164 @@ def _pupil(model: Model, path: Path, options: FinetuneOptions, clock: Clock) -> 
         )
     network = Network(model, names).eval()
     with clock.stage("data"):
-        found: Data = open_data(path, model, shapes, options.images)
-        if options.strategy == "supervised" and found.labels is None:
+        samples: Data = open_data(path, model, shapes, options.images)
+        if options.strategy == "supervised" and samples.labels is None:
             raise DataError(
                 f"{path}: holds no labels; add an array 'labels' [samples, ...] to the .npz, or use --strategy school"
             )
-        loader = open_loader(found, options.settings.batch)
-    feeds = tuple(feed for feed, _ in loader.held[:TRIP_INPUTS])
-    return _Pupil(model, network, _seen(model, feeds[0], shapes), loader, feeds)
+        loader = open_loader(samples, options.settings.batch)
+    feeds = tuple(feed for feed, _ in loader.held_out[:ROUND_TRIP_INPUTS])
+    return _Student(model, network, _shapes_of_run(model, feeds[0], shapes), loader, feeds)
 
 
-def _seen(model: Model, feed: Feed, shapes: Shapes) -> Shapes:
-    """Shapes of the tensors when the model is fed with real inputs."""
-    found = {name: value.shape for name, value in feed.items()}
-    if all(shapes.get(name) == shape for name, shape in found.items()):
+def _shapes_of_run(model: Model, feed: Feed, shapes: Shapes) -> Shapes:
+    """Shapes of the tensors when the model runs on real inputs."""
+    fed = {name: value.shape for name, value in feed.items()}
+    if all(shapes.get(name) == shape for name, shape in fed.items()):
         return shapes
-    return observe(model, found).shapes
+    return observe(model, fed).shapes
 
 
-def _names(model: Model) -> tuple[str, ...]:
-    """Constants to be trained; those within local functions are not."""
+def _trainable_names(model: Model) -> tuple[str, ...]:
+    """Names of the constants to train; constants within local functions are not trained."""
     names = trainable(model)
-    if not _inlined(model):
+    if not _has_functions(model):
         return names
     plain = replace(model, proto=onnx.load(model.path))
     return tuple(name for name in names if name in plain.holders)
 
 
-def _round_trip(pupil: _Pupil, model: Model, clock: Clock) -> RoundTrip:
+def _round_trip(student: _Student, model: Model, clock: Clock) -> RoundTrip:
     with clock.stage("round trip"):
-        return round_trip(model, model.proto, pupil.network, pupil.feeds)
+        return round_trip(model, model.proto, student.network, student.feeds)
 
 
-def _lesson(
-    pupil: _Pupil, base: Model | None, options: FinetuneOptions, world: ProcessGroup, clock: Clock
-) -> tuple[Objective, Batched, list[str]]:
-    """What the network is trained for, and the network ready to take batches on its device."""
-    images = images_of({name: value.shape for name, value in pupil.feeds[0].items()})
+def _objective(
+    student: _Student, base: Model | None, options: FinetuneOptions, group: ProcessGroup, clock: Clock
+) -> tuple[Objective, BatchedNetwork, list[str]]:
+    """The objective, the network ready for batches on its device, and notes."""
+    images = images_of({name: value.shape for name, value in student.feeds[0].items()})
     notes: list[str] = []
     with clock.stage("prepare"):
         if options.strategy == "school" and base is not None:
-            lesson = _school(pupil, base, images, options, world, notes)
+            objective = _distillation(student, base, images, options, group, notes)
         elif options.strategy == "supervised":
-            label = next(label for _, label in pupil.loader.held if label is not None)
-            lesson = supervised_lesson(pupil.model, pupil.shapes, label, images if options.augment else None)
+            label = next(label for _, label in student.loader.held_out if label is not None)
+            objective = supervised_objective(student.model, student.shapes, label, images if options.augment else None)
         else:
-            lesson = noise2self_lesson(pupil.model, pupil.shapes, images, options.augment)
-        student = batched(pupil.network, pupil.feeds, lesson.names)
-        pupil.network.place(world.device)
-    return lesson, student, notes
+            objective = noise2self_objective(student.model, student.shapes, images, options.augment)
+        batched_student = batched(student.network, student.feeds, objective.names)
+        student.network.place(group.device)
+    return objective, batched_student, notes
 
 
-def _school(
-    pupil: _Pupil, base: Model, images: Images | None, options: FinetuneOptions, world: ProcessGroup, notes: list[str]
+def _distillation(
+    student: _Student,
+    base: Model,
+    images: ImageInputs | None,
+    options: FinetuneOptions,
+    group: ProcessGroup,
+    notes: list[str],
 ) -> Objective:
-    """Learning from the original."""
+    """The objective of distilling from the original."""
     ours, theirs = (
-        {v.name: v.type.tensor_type.elem_type for v in (*m.inputs, *m.proto.graph.output)} for m in (pupil.model, base)
+        {v.name: v.type.tensor_type.elem_type for v in (*m.inputs, *m.proto.graph.output)}
+        for m in (student.model, base)
     )
     if ours != theirs:
         raise OptionError(
-            f"--teacher {base.path}: its inputs and outputs, or their types, are not those of {pupil.model.path}; give "
-            "the original that was compressed"
+            f"--teacher {base.path}: its inputs and outputs, or their types, are not those of {student.model.path}; "
+            "give the original that was compressed"
         )
-    seen = observe(base, {name: value.shape for name, value in pupil.feeds[0].items()}).shapes
-    targets = common_targets(base, pupil.model, pupil.shapes, seen)
+    seen = observe(base, {name: value.shape for name, value in student.feeds[0].items()}).shapes
+    targets = common_targets(base, student.model, student.shapes, seen)
     if not any(not target.inner for target in targets):
         raise OptionError(
-            f"--teacher {base.path}: no float output has the shape that it has in {pupil.model.path}; give the "
+            f"--teacher {base.path}: no float output has the shape that it has in {student.model.path}; give the "
             "original that was compressed"
         )
     names = tuple(target.name for target in targets)
-    teacher, note = teacher_of(base, pupil.feeds, names, world.device)
+    teacher, note = open_teacher(base, student.feeds, names, group.device)
     notes += [note] if note else []
-    held = grouped(pupil.loader.held, options.settings.batch)
-    known = [stacked([feed for feed, _ in group], world.device) for group in held]
-    return school_lesson(targets, teacher, known, images if options.augment else None)
+    held = grouped(student.loader.held_out, options.settings.batch)
+    known = [stack_feeds([feed for feed, _ in samples], group.device) for samples in held]
+    return distillation_objective(targets, teacher, known, images if options.augment else None)
 
 
-def _identity(pupil: _Pupil, base: Model | None, options: FinetuneOptions) -> str:
-    """What a checkpoint belongs to: files, data and all options but those that may change on the way."""
+def _run_fingerprint(student: _Student, base: Model | None, options: FinetuneOptions) -> str:
+    """Fingerprint of a run for its checkpoints: files, data, and all options but those that may change on resuming."""
     settings = replace(options.settings, minutes=None, checkpoint=None, resume=False)
     digest = hashlib.sha256()
-    for feed in pupil.feeds:
+    for feed in student.feeds:
         for value in feed.values():
             digest.update(np.ascontiguousarray(value).tobytes())
     rows: Mapping[str, Any] = {
-        "model": pupil.model.sha256,
+        "model": student.model.sha256,
         "teacher": base.sha256 if base else None,
         "strategy": options.strategy,
         "augment": options.augment,
-        "samples": [pupil.loader.count, len(pupil.loader.held)],
+        "samples": [student.loader.count, len(student.loader.held_out)],
         "data": digest.hexdigest(),
         "settings": asdict(settings),
     }
     return json.dumps(rows, sort_keys=True, default=str)
 
 
-def _halves(pupil: _Pupil) -> dict[str, Any]:
-    """Types of the weights that the file holds in other than float32."""
-    kinds = original_kinds(pupil.model)
+def _narrow_kinds(student: _Student) -> dict[str, Any]:
+    """Types of the weights that are not stored as float32."""
+    kinds = constant_kinds(student.model)
     convert: Callable[[int], Any] = onnx.helper.tensor_dtype_to_np_dtype
-    return {name: convert(kinds[name]) for name in pupil.network.names if kinds[name] in OTHERS}
+    return {name: convert(kinds[name]) for name in student.network.names if kinds[name] in OTHERS}
 
 
-def _written(
-    pupil: _Pupil,
+def _publish_result(
+    student: _Student,
     base: Model | None,
     target: Path,
-    trained: Trained,
+    trained: TrainingResult,
     trip: RoundTrip,
-    lesson: tuple[Strategy, str],
+    strategy_and_mode: tuple[Strategy, str],
     notes: list[str],
     clock: Clock,
 ) -> FinetuneResult:
-    """Put the best weights back, prove the file and rename it into place."""
-    model = pupil.model
+    """Store the best weights, check and measure the file, and rename it into place."""
+    model = student.model
     with temporary_beside(target) as folder:
         draft = folder / target.name
         with clock.stage("write"):
-            _write(model, draft, trained.weights if trained.best_epoch else {})
-            pupil.network.restore(trained.weights)
+            _write_weights(model, draft, trained.weights if trained.best_epoch else {})
+            student.network.restore(trained.weights)
         with clock.stage("round trip"):
             written = load(draft, model.libraries)
-            again = round_trip(written, written.proto, pupil.network, pupil.feeds)
+            again = round_trip(written, written.proto, student.network, student.feeds)
         with clock.stage("measure"):
             reference = base or model
-            held, kinds = pupil.loader.held_data, float_kinds(reference.proto) & HALVES
+            held, kinds = student.loader.held_out_data, float_kinds(reference.proto) & HALVES
             before, after = compare(reference, reference.path, [model.path, draft], held, replaced=kinds)
         publish(draft, target)
     if not trained.best_epoch:
         notes = [*notes, "nothing better was found on the held-out samples: the output equals the input"]
     return FinetuneResult(
-        strategy=lesson[0],
+        strategy=strategy_and_mode[0],
         trained=trained,
         parameters=sum(weight.size for weight in trained.weights.values()),
-        samples=(pupil.loader.count, len(pupil.loader.held)),
+        samples=(student.loader.count, len(student.loader.held_out)),
         reference=reference.path,
         before=before,
         after=after,
         trips=(trip, again),
-        way=lesson[1],
+        way=strategy_and_mode[1],
         warnings=tuple(notes),
         seconds=clock.seconds,
     )
 
 
-def _write(model: Model, path: Path, weights: Mapping[str, Array]) -> None:
-    """The file that was trained, with other weights."""
-    proto = onnx.load(model.path) if _inlined(model) else model.proto
+def _write_weights(model: Model, path: Path, weights: Mapping[str, Array]) -> None:
+    """Write the trained file with new weights."""
+    proto = onnx.load(model.path) if _has_functions(model) else model.proto
     write_model(put_back(proto, weights), path, external=bool(model.external_files))
 
 
-def _inlined(model: Model) -> bool:
-    """Whether the file has local functions, which are inlined in memory."""
+def _has_functions(model: Model) -> bool:
+    """Return True if the file has local functions, which are inlined in memory."""
     return bool(onnx.load(model.path, load_external_data=False).functions)

@@ -1,4 +1,4 @@
-"""Batches of training data: shuffled, from memory where they fit, else streamed through a bounded buffer."""
+"""Shuffled batches of training data, from memory if they fit, else streamed through a bounded buffer."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ from leanonnx.errors import DataError
 from leanonnx.numeric.arrays import Array
 from leanonnx.runtime.sessions import Feed
 
-Sample: TypeAlias = "tuple[Feed, Array | None]"
-"""One whole input of the network, and its labels."""
-IN_MEMORY = 1 << 30
-"""Bytes of training data that are held in memory."""
-BUFFER = 1 << 28
-"""Bytes of the buffer that streamed data are shuffled in."""
-EVERY = 5
-"""One sample in so many is held out."""
+LabelledSample: TypeAlias = "tuple[Feed, Array | None]"
+"""One whole input of the network, with its labels if any."""
+MAX_BYTES_IN_MEMORY = 1 << 30
+"""Training data of at most this many bytes are kept in memory."""
+SHUFFLE_BUFFER_BYTES = 1 << 28
+"""Size of the buffer in which streamed data are shuffled."""
+HOLD_OUT_INTERVAL = 5
+"""One sample in this many is held out."""
 
 
 @dataclass(frozen=True)
 class Loader:
-    """Training samples, and those held out; ``kept`` holds the former where they fit into memory."""
+    """Training and held-out samples; ``in_memory`` holds the training samples if they fit into memory."""
 
     data: Data
-    held_data: Data
-    held: tuple[Sample, ...]
-    kept: tuple[Sample, ...] | None
-    room: int
+    held_out_data: Data
+    held_out: tuple[LabelledSample, ...]
+    in_memory: tuple[LabelledSample, ...] | None
+    buffer_size: int
     batch: int
 
     @property
     def count(self) -> int:
-        """Training samples of one epoch."""
+        """Number of training samples of one epoch."""
         return self.data.count // (self.data.fixed or 1)
 
     @property
     def batches(self) -> int:
-        """Batches of one epoch, the last one may be smaller (more where shapes differ)."""
+        """Number of batches of one epoch if all shapes are equal; the last one may be smaller."""
         return max(-(-self.count // self.batch), 1)
 
-    def epoch(self, seed: tuple[int, ...]) -> Iterator[list[Sample]]:
-        """All training samples once, in an order that the seed decides, by batches of equal shapes."""
+    def epoch(self, seed: tuple[int, ...]) -> Iterator[list[LabelledSample]]:
+        """Yield all training samples once, in an order set by the seed, in batches of equal shapes."""
         rng = np.random.default_rng(seed)
-        if self.kept is not None:
-            order: Iterable[Sample] = (self.kept[k] for k in rng.permutation(len(self.kept)))
+        if self.in_memory is not None:
+            order: Iterable[LabelledSample] = (self.in_memory[k] for k in rng.permutation(len(self.in_memory)))
         else:
-            order = _shuffled(self.data.labelled(1), rng, self.room)
+            order = _shuffle(self.data.labelled(1), rng, self.buffer_size)
         return grouped(order, self.batch)
 
 
@@ -58,32 +58,32 @@ def open_loader(data: Data, batch: int) -> Loader:
     """Split data into training and held-out samples.
 
     Raises:
-        DataError: there are too few samples.
+        DataError: there are too few samples to hold some out.
     """
-    train, held = data.part(held_out=False, every=EVERY), data.part(held_out=True, every=EVERY)
+    train, held = data.part(held_out=False, every=HOLD_OUT_INTERVAL), data.part(held_out=True, every=HOLD_OUT_INTERVAL)
     if held.count < (data.fixed or 1) or train.count < (data.fixed or 1):
         raise DataError(
-            f"{data.count} samples are too few to train on: one in {EVERY} is held out to tell when to stop; give at "
-            f"least {EVERY * (data.fixed or 1)}"
+            f"{data.count} samples are too few to train on: one in {HOLD_OUT_INTERVAL} is held out to tell when to "
+            f"stop; give at least {HOLD_OUT_INTERVAL * (data.fixed or 1)}"
         )
     first = next(iter(train.labelled(1)))
     size = sum(value.nbytes for value in first[0].values()) + (0 if first[1] is None else first[1].nbytes)
-    most = max(IN_MEMORY // EVERY // max(size, 1), 1)
-    fits = size * train.count // (data.fixed or 1) <= IN_MEMORY
-    held = held.first(min(held.count, most * (data.fixed or 1)))
+    max_held_out = max(MAX_BYTES_IN_MEMORY // HOLD_OUT_INTERVAL // max(size, 1), 1)
+    fits = size * train.count // (data.fixed or 1) <= MAX_BYTES_IN_MEMORY
+    held = held.first(min(held.count, max_held_out * (data.fixed or 1)))
     return Loader(
         train,
         held,
         tuple(held.labelled(1)),
         tuple(train.labelled(1)) if fits else None,
-        max(BUFFER // max(size, 1), batch),
+        max(SHUFFLE_BUFFER_BYTES // max(size, 1), batch),
         batch,
     )
 
 
-def grouped(samples: Iterable[Sample], batch: int) -> Iterator[list[Sample]]:
-    """Lists of at most so many samples, those of equal shapes together."""
-    open_groups: dict[tuple[tuple[int, ...], ...], list[Sample]] = {}
+def grouped(samples: Iterable[LabelledSample], batch: int) -> Iterator[list[LabelledSample]]:
+    """Yield lists of at most ``batch`` samples of equal shapes."""
+    open_groups: dict[tuple[tuple[int, ...], ...], list[LabelledSample]] = {}
     for sample in samples:
         feed, label = sample
         shapes = (*(value.shape for value in feed.values()), () if label is None else label.shape)
@@ -94,15 +94,15 @@ def grouped(samples: Iterable[Sample], batch: int) -> Iterator[list[Sample]]:
     yield from open_groups.values()
 
 
-def _shuffled(samples: Iterable[Sample], rng: np.random.Generator, room: int) -> Iterator[Sample]:
-    """Each sample changes places with a random one of those that wait."""
-    waiting: list[Sample] = []
+def _shuffle(samples: Iterable[LabelledSample], rng: np.random.Generator, buffer_size: int) -> Iterator[LabelledSample]:
+    """Shuffle a stream by exchanging each sample with a random one of the buffer."""
+    buffer: list[LabelledSample] = []
     for sample in samples:
-        if len(waiting) < room:
-            waiting.append(sample)
+        if len(buffer) < buffer_size:
+            buffer.append(sample)
             continue
-        k = int(rng.integers(room))
-        yield waiting[k]
-        waiting[k] = sample
-    for k in rng.permutation(len(waiting)):
-        yield waiting[k]
+        k = int(rng.integers(buffer_size))
+        yield buffer[k]
+        buffer[k] = sample
+    for k in rng.permutation(len(buffer)):
+        yield buffer[k]

@@ -1,7 +1,7 @@
 """An ONNX graph as a torch module that runs it node by node.
 
-Values keep the names of the graph, so any tensor in it can be asked for.  What depends on constants alone is computed
-once.  Everything is float32: a model in half precision is trained as its float32 stand-in.
+Values keep their names in the graph, so any tensor can be requested.  Values that depend only on constants are computed
+once.  Floats are float32: a model in half precision is trained as its float32 stand-in.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from leanonnx.commands.finetune.operators.call import Call, Operator, Operators, Tensor, refusal
+from leanonnx.commands.finetune.operators.call import Operator, Operators, Tensor, TorchCall, uncovered_node
 from leanonnx.commands.finetune.operators.table import OPERATORS
 from leanonnx.errors import LeanOnnxError
 from leanonnx.graph.formats import OTHERS, float_kinds, in_float32
 from leanonnx.graph.model import Model, captured, first_line, holder_array
 from leanonnx.graph.nodes import STANDARD, is_quantised
 
-Values = dict[str, Tensor]
-Feed = Mapping[str, Tensor]
-BRANCHES = ("then_branch", "else_branch")
-QUANTISED = "the network computes in integers (finetune the float network, then quantise it)"
+_Values = dict[str, Tensor]
+TensorFeed = Mapping[str, Tensor]
+IF_BRANCHES = ("then_branch", "else_branch")
+QUANTISED_REASON = "the network computes in integers (finetune the float network, then quantise it)"
 
 
 @dataclass(frozen=True)
 class ProgramStep:
-    """One node: its torch function and attributes; an If has its branches instead."""
+    """One node with its torch function and attributes; an If has its branches instead."""
 
     node: onnx.NodeProto
     operator: Operator | None
@@ -39,13 +39,13 @@ class ProgramStep:
 
     @property
     def reads(self) -> set[str]:
-        """Values that it needs."""
+        """Names of the values that the node reads."""
         return ({*self.node.input} | captured(self.node)) - {""}
 
 
 @dataclass(frozen=True)
 class GraphProgram:
-    """A graph ready to be run: its nodes, constants and outputs."""
+    """A graph ready to run: nodes, constants and outputs."""
 
     steps: tuple[ProgramStep, ...]
     constants: Mapping[str, Tensor]
@@ -53,34 +53,34 @@ class GraphProgram:
 
 
 class Network(torch.nn.Module):  # type: ignore[misc] # torch is not seen by the type checker
-    """A model's graph with the named constants as parameters.
+    """A model's graph, with the named constants as parameters.
 
     Raises:
-        ModelError: a node's operator, or the way it is used, is not covered.
+        ModelError: an operator, or the form in which a node uses it, is not covered.
     """
 
-    def __init__(self, model: Model, trained: Sequence[str], operators: Operators = OPERATORS) -> None:
+    def __init__(self, model: Model, parameters: Sequence[str], operators: Operators = OPERATORS) -> None:
         super().__init__()
         proto = in_float32(model.proto, float_kinds(model.proto) & OTHERS)
         self.opset = model.opset
-        self.names = tuple(trained)
-        plan = _planned(proto.graph, operators)
-        self.weights = torch.nn.ParameterList([torch.nn.Parameter(plan.constants[name]) for name in self.names])
-        self.outputs = plan.outputs
-        self.fixed: Values = {name: value for name, value in plan.constants.items() if name not in set(self.names)}
-        self.steps = self._folded(plan.steps)
-        self.chosen: dict[tuple[str, ...], tuple[tuple[ProgramStep, tuple[str, ...]], ...]] = {}
+        self.names = tuple(parameters)
+        program = _compile_graph(proto.graph, operators)
+        self.weights = torch.nn.ParameterList([torch.nn.Parameter(program.constants[name]) for name in self.names])
+        self.outputs = program.outputs
+        self.fixed: _Values = {name: value for name, value in program.constants.items() if name not in set(self.names)}
+        self.steps = self._fold_constants(program.steps)
+        self.steps_by_outputs: dict[tuple[str, ...], tuple[tuple[ProgramStep, tuple[str, ...]], ...]] = {}
 
     def place(self, device: str) -> Network:
-        """Move it to a device; integers stay on the CPU, where shapes are computed."""
+        """Move the module to a device; integers stay on the CPU, where shapes are computed."""
         self.to(device)
         self.fixed = {n: v.to(device) if v.is_floating_point() else v for n, v in self.fixed.items()}
         return self
 
     def state(self) -> dict[str, np.ndarray[Any, Any]]:
         """The parameters by name."""
-        found = zip(self.names, self.weights, strict=True)
-        return {name: weight.detach().cpu().numpy().copy() for name, weight in found}
+        pairs = zip(self.names, self.weights, strict=True)
+        return {name: weight.detach().cpu().numpy().copy() for name, weight in pairs}
 
     def restore(self, values: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Set the parameters by name."""
@@ -88,120 +88,120 @@ class Network(torch.nn.Module):  # type: ignore[misc] # torch is not seen by the
             for name, weight in zip(self.names, self.weights, strict=True):
                 weight.copy_(torch.from_numpy(np.asarray(values[name], np.float32)))
 
-    def forward(self, feed: Feed, names: tuple[str, ...] | None = None) -> list[Tensor]:
+    def forward(self, feed: TensorFeed, names: tuple[str, ...] | None = None) -> list[Tensor]:
         """Values of the named tensors, by default of the graph outputs."""
         names = self.outputs if names is None else names
-        values: Values = dict(self.fixed)
+        values: _Values = dict(self.fixed)
         values |= dict(zip(self.names, self.weights, strict=True))
         values |= feed
-        for step, spent in self._needed(names):
+        for step, unused in self._steps_for(names):
             self._run(step, values)
-            for name in spent:
+            for name in unused:
                 values.pop(name, None)
         return [values[name] for name in names]
 
-    def _needed(self, names: tuple[str, ...]) -> tuple[tuple[ProgramStep, tuple[str, ...]], ...]:
-        """The steps that lead to some values, each with what nobody reads after it."""
-        if names not in self.chosen:
-            wanted, later, found = set(names), set(names), []
+    def _steps_for(self, names: tuple[str, ...]) -> tuple[tuple[ProgramStep, tuple[str, ...]], ...]:
+        """The steps that compute some values, each with the values that no read_later step reads."""
+        if names not in self.steps_by_outputs:
+            wanted, read_later, steps = set(names), set(names), []
             for step in reversed(self.steps):
                 if wanted.isdisjoint(step.node.output):
                     continue
                 wanted |= step.reads
-                found.append((step, tuple(sorted(({*step.reads, *step.node.output} - {""}) - later))))
-                later |= step.reads
-            self.chosen[names] = tuple(reversed(found))
-        return self.chosen[names]
+                steps.append((step, tuple(sorted(({*step.reads, *step.node.output} - {""}) - read_later))))
+                read_later |= step.reads
+            self.steps_by_outputs[names] = tuple(reversed(steps))
+        return self.steps_by_outputs[names]
 
-    def _folded(self, steps: Iterable[ProgramStep]) -> tuple[ProgramStep, ...]:
-        """Compute what depends on fixed constants alone; gives the steps that are left."""
-        left = []
+    def _fold_constants(self, steps: Iterable[ProgramStep]) -> tuple[ProgramStep, ...]:
+        """Compute the values that depend only on fixed constants; return the remaining steps."""
+        remaining = []
         with torch.no_grad():
             for step in steps:
                 if step.reads <= set(self.fixed) and not step.branches:
                     self._run(step, self.fixed)
                 else:
-                    left.append(step)
-        return tuple(left)
+                    remaining.append(step)
+        return tuple(remaining)
 
-    def _run(self, step: ProgramStep, values: Values) -> None:
-        """Run one node and note what it puts out."""
+    def _run(self, step: ProgramStep, values: _Values) -> None:
+        """Run one node and store its outputs."""
         if step.branches:
-            found: Sequence[Tensor | None] = self._branch(step, values)
+            outputs: Sequence[Tensor | None] = self._run_branch(step, values)
         else:
-            found = self._called(step, values)
-        for name, value in zip(step.node.output, found, strict=False):
+            outputs = self._call(step, values)
+        for name, value in zip(step.node.output, outputs, strict=False):
             if name and value is not None:
                 values[name] = value
 
-    def _called(self, step: ProgramStep, values: Values) -> Sequence[Tensor | None]:
+    def _call(self, step: ProgramStep, values: _Values) -> Sequence[Tensor | None]:
         assert step.operator is not None
-        inputs = _near(tuple(values[name] if name else None for name in step.node.input))
+        inputs = _on_device_of_inputs(tuple(values[name] if name else None for name in step.node.input))
         try:
-            found = step.operator(Call(step.node, self.opset, step.attributes, inputs))
+            outputs = step.operator(TorchCall(step.node, self.opset, step.attributes, inputs))
         except (LeanOnnxError, torch.OutOfMemoryError):
             raise
         except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
-            raise refusal(step.node, f"torch says {first_line(error)}") from error
-        return found if isinstance(found, tuple) else (found,)
+            raise uncovered_node(step.node, f"torch says {first_line(error)}") from error
+        return outputs if isinstance(outputs, tuple) else (outputs,)
 
-    def _branch(self, step: ProgramStep, values: Values) -> list[Tensor]:
-        """The branch of an If that its condition chooses."""
+    def _run_branch(self, step: ProgramStep, values: _Values) -> list[Tensor]:
+        """Run the branch of an If that its condition selects."""
         condition = bool(values[step.node.input[0]].reshape(-1)[0])
-        plan = step.branches[BRANCHES[not condition]]
-        inner = {**values, **plan.constants}
-        for child in plan.steps:
+        program = step.branches[IF_BRANCHES[not condition]]
+        inner = {**values, **program.constants}
+        for child in program.steps:
             self._run(child, inner)
-        return [inner[name] for name in plan.outputs]
+        return [inner[name] for name in program.outputs]
 
 
-def _near(inputs: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """Inputs of a node: floats that were made from shapes, on the CPU, are moved to where its other inputs are."""
+def _on_device_of_inputs(inputs: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """Move float inputs computed from shapes from the CPU to the device of the other inputs."""
     device = next((value.device for value in inputs if value is not None and value.device.type != "cpu"), None)
     if device is None:
         return inputs
     return tuple(v if v is None or not v.is_floating_point() else v.to(device) for v in inputs)
 
 
-def _planned(graph: onnx.GraphProto, operators: Operators) -> GraphProgram:
-    """A graph and its branches; every operator is looked up before anything runs."""
+def _compile_graph(graph: onnx.GraphProto, operators: Operators) -> GraphProgram:
+    """Compile a graph and its branches; all operators are looked up before anything runs."""
     constants = {tensor.name: _tensor(tensor, None) for tensor in graph.initializer}
     steps = []
     for node in graph.node:
         if node.op_type == "Constant":
             constants[node.output[0]] = _tensor(node, node)
         else:
-            steps.append(_step(node, operators))
+            steps.append(_compile_node(node, operators))
     return GraphProgram(tuple(steps), constants, tuple(value.name for value in graph.output))
 
 
-def _step(node: onnx.NodeProto, operators: Operators) -> ProgramStep:
+def _compile_node(node: onnx.NodeProto, operators: Operators) -> ProgramStep:
     key = ("" if node.domain in STANDARD else node.domain, node.op_type)
     if key == ("", "If"):
-        graphs = {a.name: _planned(a.g, operators) for a in node.attribute if a.name in BRANCHES}
+        graphs = {a.name: _compile_graph(a.g, operators) for a in node.attribute if a.name in IF_BRANCHES}
         return ProgramStep(node, None, {}, graphs)
     if key not in operators:
-        raise refusal(node, QUANTISED if is_quantised(node) else "the operator is not covered")
-    return ProgramStep(node, operators[key], {a.name: _value(a) for a in node.attribute})
+        raise uncovered_node(node, QUANTISED_REASON if is_quantised(node) else "the operator is not covered")
+    return ProgramStep(node, operators[key], {a.name: _attribute_value(a) for a in node.attribute})
 
 
-def _value(attribute: onnx.AttributeProto) -> Any:
-    """An attribute's value: text as a string, a tensor as an array."""
-    found = onnx.helper.get_attribute_value(attribute)
-    if isinstance(found, bytes):
-        return found.decode()
-    if isinstance(found, onnx.TensorProto):
-        return np.asarray(numpy_helper.to_array(found))
+def _attribute_value(attribute: onnx.AttributeProto) -> Any:
+    """Decode an attribute: text as a string, a tensor as an array."""
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, onnx.TensorProto):
+        return np.asarray(numpy_helper.to_array(value))
     if attribute.type == onnx.AttributeProto.STRINGS:
-        return [text.decode() for text in found]
-    return list(found) if attribute.type in (onnx.AttributeProto.INTS, onnx.AttributeProto.FLOATS) else found
+        return [text.decode() for text in value]
+    return list(value) if attribute.type in (onnx.AttributeProto.INTS, onnx.AttributeProto.FLOATS) else value
 
 
 def _tensor(holder: onnx.TensorProto | onnx.NodeProto, node: onnx.NodeProto | None) -> Tensor:
-    """A constant as a tensor of its own memory."""
+    """A constant as a tensor with its own memory."""
     try:
         return torch.from_numpy(np.array(holder_array(holder), order="C"))
     except TypeError as error:
         name = holder.name if node is None else node.output[0]
         owner = node or onnx.NodeProto(name=name, op_type="Constant")
-        raise refusal(owner, f"torch has no such numbers: {first_line(error)}") from error
+        raise uncovered_node(owner, f"torch has no such numbers: {first_line(error)}") from error

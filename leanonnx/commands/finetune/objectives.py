@@ -1,4 +1,4 @@
-"""What a network is trained for: its teacher's numbers, labels, or its own noisy inputs."""
+"""Training objectives: the teacher's tensors, labels, or the network's own noisy inputs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from leanonnx.commands.finetune.augment import Images, augmented, mixed
+from leanonnx.commands.finetune.augment import ImageInputs, augmented, mixed
 from leanonnx.commands.finetune.batching import Batch
-from leanonnx.commands.finetune.losses import cross_entropy, school, spread
+from leanonnx.commands.finetune.losses import cross_entropy, distillation_loss, loss_scale
 from leanonnx.commands.finetune.operators.call import Tensor
 from leanonnx.commands.finetune.targets import DistillationTarget, output_targets
 from leanonnx.errors import DataError, OptionError
@@ -21,18 +21,18 @@ from leanonnx.numeric.arrays import Array
 
 Teacher: TypeAlias = Callable[[Batch, "tuple[str, ...]"], "list[Tensor]"]
 Prepare: TypeAlias = Callable[["Batch", "Tensor | None", np.random.Generator, bool], "tuple[Batch, Any]"]
-GRID = 4
-"""Every so many pixels along each axis one is masked."""
+MASK_PERIOD = 4
+"""One pixel in each block of this side is masked."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a network is trained for.
+    """A training objective.
 
     names: the network's tensors that the loss needs.
-    prepare: from a batch, its labels, random numbers and whether it is for training: what the network is fed, and what
-        the loss compares its tensors with.
-    loss: of these tensors, a mean over the batch.
+    prepare: maps a batch, its labels, a random generator and a training flag to the network's feed and the loss's
+        reference.
+    loss: maps these tensors and the reference to a mean over the batch.
     """
 
     names: tuple[str, ...]
@@ -40,15 +40,15 @@ class Objective:
     loss: Callable[[Sequence[Tensor], Any], Tensor]
 
 
-def school_lesson(
-    targets: Sequence[DistillationTarget], teacher: Teacher, known: Sequence[Batch], images: Images | None
+def distillation_objective(
+    targets: Sequence[DistillationTarget], teacher: Teacher, known: Sequence[Batch], images: ImageInputs | None
 ) -> Objective:
-    """Learn from a teacher, whose tensors on some known batches say how large an error is large."""
+    """Distil from a teacher; its tensors on the ``known`` batches set the scale of the loss."""
     names = tuple(target.name for target in targets)
     with torch.no_grad():
         rows = [teacher(batch, names) for batch in known]
     pooled = [torch.cat([value.float().reshape(-1) for value in column]) for column in zip(*rows, strict=True)]
-    scales = {name: spread(value) for name, value in zip(names, pooled, strict=True)}
+    scales = {name: loss_scale(value) for name, value in zip(names, pooled, strict=True)}
 
     def prepare(batch: Batch, labels: Tensor | None, rng: np.random.Generator, training: bool) -> tuple[Batch, Any]:
         if training and images:
@@ -56,44 +56,44 @@ def school_lesson(
         with torch.no_grad():
             return batch, teacher(batch, names)
 
-    return Objective(names, prepare, lambda found, wanted: school(targets, scales, found, wanted))
+    return Objective(names, prepare, lambda outputs, wanted: distillation_loss(targets, scales, outputs, wanted))
 
 
-def supervised_lesson(
-    model: Model, shapes: Mapping[str, tuple[int, ...]], label: Array, images: Images | None
+def supervised_objective(
+    model: Model, shapes: Mapping[str, tuple[int, ...]], label: Array, images: ImageInputs | None
 ) -> Objective:
-    """Learn labels: cross-entropy of integers, mean squared error of floats.
+    """Learn labels: cross-entropy for integers, mean squared error for floats.
 
     Args:
-        model: the network; the first output that fits the labels is taught.
-        shapes: of its tensors.
+        model: the network; the first output that fits the labels is trained.
+        shapes: shapes of its tensors.
         label: the labels of one run, [samples, ...].
-        images: inputs that are images, to be flipped and shifted; only where there is one label for each.
+        images: image inputs to flip and shift, if each image has a single label.
     """
     if label.dtype.kind == "f":
         name = next((v.name for v in model.proto.graph.output if shapes.get(v.name) == label.shape), None)
         if name is None:
-            raise _unfit(model, shapes, label, "the same shape")
+            raise _mismatch(model, shapes, label, "the same shape")
         return Objective(
-            (name,), _with_labels(None), lambda found, wanted: F.mse_loss(found[0].float(), wanted.float())
+            (name,), _with_labels(None), lambda outputs, wanted: F.mse_loss(outputs[0].float(), wanted.float())
         )
-    chosen = _classes(model, shapes, label)
+    chosen = _class_logits(model, shapes, label)
     if chosen is None:
-        raise _unfit(model, shapes, label, "the same shape but for an axis of the classes")
+        raise _mismatch(model, shapes, label, "the same shape but for an axis of the classes")
     name, axis = chosen
     images = images if label.ndim == 1 else None
-    return Objective((name,), _with_labels(images), lambda found, wanted: cross_entropy(found[0], wanted, axis + 1))
+    return Objective((name,), _with_labels(images), lambda outputs, wanted: cross_entropy(outputs[0], wanted, axis + 1))
 
 
-def _with_labels(images: Images | None) -> Prepare:
+def _with_labels(images: ImageInputs | None) -> Prepare:
     def prepare(batch: Batch, labels: Tensor | None, rng: np.random.Generator, training: bool) -> tuple[Batch, Any]:
         return (augmented(batch, images, rng) if training and images else batch), labels
 
     return prepare
 
 
-def _classes(model: Model, shapes: Mapping[str, tuple[int, ...]], label: Array) -> tuple[str, int] | None:
-    """The tensor that labels are held against, and its axis of classes."""
+def _class_logits(model: Model, shapes: Mapping[str, tuple[int, ...]], label: Array) -> tuple[str, int] | None:
+    """The tensor that the labels are compared with, and its class axis."""
     for target in output_targets(model, shapes):
         shape = shapes[target.name]
         for axis in [target.axis] if target.axis is not None else [1, len(shape) - 1]:
@@ -102,7 +102,7 @@ def _classes(model: Model, shapes: Mapping[str, tuple[int, ...]], label: Array) 
     return None
 
 
-def _unfit(model: Model, shapes: Mapping[str, tuple[int, ...]], label: Array, wanted: str) -> DataError:
+def _mismatch(model: Model, shapes: Mapping[str, tuple[int, ...]], label: Array, wanted: str) -> DataError:
     outputs = ", ".join(f"'{v.name}' {list(shapes.get(v.name, ()))}" for v in model.proto.graph.output)
     return DataError(
         f"the labels of one run are {label.dtype} {list(label.shape)}, but no output has {wanted} ({outputs}); "
@@ -110,13 +110,13 @@ def _unfit(model: Model, shapes: Mapping[str, tuple[int, ...]], label: Array, wa
     )
 
 
-def noise2self_lesson(
-    model: Model, shapes: Mapping[str, tuple[int, ...]], images: Images | None, augment: bool
+def noise2self_objective(
+    model: Model, shapes: Mapping[str, tuple[int, ...]], images: ImageInputs | None, augment: bool
 ) -> Objective:
-    """Learn to tell each pixel of noisy images from its neighbours (Batson & Royer 2019, arXiv 1901.11365).
+    """Learn to predict each pixel of noisy images from its neighbours (Batson & Royer 2019, arXiv 1901.11365).
 
-    One pixel in each 4×4 block is replaced by the mean of its neighbours, and the output is held against the input
-    at these pixels alone; noise that is independent from pixel to pixel cannot be learnt.
+    One pixel in each 4×4 block is replaced by the mean of its neighbours, and the output is compared with the input
+    at these pixels only, so noise that is independent between pixels cannot be learnt.
 
     Raises:
         OptionError: no output has the shape of an image input.
@@ -140,27 +140,27 @@ def noise2self_lesson(
         mask = _mask(clean, axes, rng)
         return {**batch, source: torch.where(mask, neighbours(clean, axes), clean)}, (clean, mask)
 
-    def loss(found: Sequence[Tensor], wanted: tuple[Tensor, Tensor]) -> Tensor:
+    def loss(outputs: Sequence[Tensor], wanted: tuple[Tensor, Tensor]) -> Tensor:
         clean, mask = wanted
-        errors = (found[0].float() - clean).square() * mask
+        errors = (outputs[0].float() - clean).square() * mask
         return errors.sum() / mask.expand(errors.shape).sum()
 
     return Objective((output,), prepare, loss)
 
 
 def _mask(value: Tensor, axes: tuple[int, int], rng: np.random.Generator) -> Tensor:
-    """One pixel of each block, at a random place in the blocks of each sample."""
+    """Mask of one pixel in each block, at a random position per sample."""
     count = value.shape[0]
-    found = torch.ones([], dtype=torch.bool)
+    mask = torch.ones([], dtype=torch.bool)
     for axis in axes:
-        places = torch.from_numpy(rng.integers(0, GRID, count)).reshape(-1, *[1] * (value.ndim - 1))
+        places = torch.from_numpy(rng.integers(0, MASK_PERIOD, count)).reshape(-1, *[1] * (value.ndim - 1))
         line = torch.arange(value.shape[axis]).reshape([-1 if k == axis else 1 for k in range(value.ndim)])
-        found = found & (line % GRID == places)
-    return found.to(value.device)
+        mask = mask & (line % MASK_PERIOD == places)
+    return mask.to(value.device)
 
 
 def neighbours(value: Tensor, axes: tuple[int, int]) -> Tensor:
-    """Mean of the four pixels around each; beyond the edge lies the mirror image."""
+    """Mean of the four neighbours of each pixel, with reflection at the edges."""
     total = torch.zeros_like(value)
     for axis in axes:
         size = value.shape[axis]

@@ -1,4 +1,4 @@
-"""The processes that train together: one, or as many as torch's own launcher (torchrun) has started."""
+"""The processes that train together: a single one, or those started by torch's launcher (torchrun)."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from leanonnx.errors import OptionError
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among those that train together, and its device."""
+    """Rank of this process, number of processes that train together, and device of this process."""
 
     rank: int
     size: int
     device: str
 
     @property
-    def leads(self) -> bool:
-        """Whether this process writes what all have made."""
+    def is_leader(self) -> bool:
+        """Return True if this process writes the result."""
         return self.rank == 0
 
-    def agreed(self, value: float) -> float:
-        """A number on which all processes agree: that of the first."""
+    def broadcast(self, value: float) -> float:
+        """Return the first process's value in all processes."""
         if self.size == 1:
             return value
-        shared: Tensor = torch.tensor([value], dtype=torch.float64, device=self.device)
-        dist.broadcast(shared, 0)
-        return float(shared)
+        tensor: Tensor = torch.tensor([value], dtype=torch.float64, device=self.device)
+        dist.broadcast(tensor, 0)
+        return float(tensor)
 
-    def shared(self, module: torch.nn.Module) -> torch.nn.Module:
-        """A module whose gradients are averaged over all processes."""
+    def share_gradients(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Wrap a module so that its gradients are averaged over all processes."""
         if self.size == 1:
             return module
         return torch.nn.parallel.DistributedDataParallel(module, find_unused_parameters=True)
 
     def leave(self) -> None:
-        """End the work with the others."""
+        """Leave the process group."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
 
-def join(device: str) -> ProcessGroup:
-    """This process alone, or among the others where torchrun has started it.
+def join_processes(device: str) -> ProcessGroup:
+    """Join the processes started by torchrun; a group of this process alone otherwise.
 
     Raises:
         OptionError: torch sees no GPU.

@@ -1,6 +1,6 @@
 """Compress and train in turns: the schedule of the LEAN paper (Schoonhoven et al. 2022, arXiv 2011.06923).
 
-After step i of N the network holds F^(i/N) of the original's cost, each step a like share of what was left.
+After step i of N the cost is F^(i/N) of the original's, so each step removes the same share of the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from leanonnx.commands.compress import pipeline
 from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.commands.compress.pipeline import inspect
 from leanonnx.commands.finetune import driver
-from leanonnx.commands.finetune.process_group import ProcessGroup, join
+from leanonnx.commands.finetune.process_group import ProcessGroup, join_processes
 from leanonnx.errors import OptionError
 from leanonnx.selection.selector import Budget
 from leanonnx.system.clock import Progress, quiet
@@ -25,7 +25,7 @@ from leanonnx.system.outputs import check_writable, publish, temporary_beside
 
 @dataclass(frozen=True)
 class Schedule:
-    """How to get to ``compression.budget`` (of the original) in ``count`` steps; ``folder`` keeps the steps' files."""
+    """``count`` steps to ``compression.budget`` (of the original); ``folder``: where the steps' files are kept."""
 
     count: int
     compression: CompressOptions
@@ -34,7 +34,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class PruningStep:
-    """One step: the share of the original's cost that was wanted and reached, its file where kept, its training."""
+    """One step: wanted and reached share of the original's cost, its file if it is kept, its training."""
 
     fraction: float
     reached: float
@@ -59,84 +59,89 @@ def finetune_in_steps(
     schedule: Schedule,
     progress: Progress = quiet,
 ) -> PruningSteps | None:
-    """Compress a model step by step, training it after each; None where another process writes it.
+    """Compress a model step by step and train it after each step; None if another process writes it.
 
     Args:
-        source: what is compressed, the original itself as a rule.
-        target: where the last step's model is written.
-        teacher: the original, by whose cost the steps are measured; by default ``source``.
+        source: the model to compress, usually the original itself.
+        target: path of the last step's model.
+        teacher: the original, to whose cost the shares refer; by default ``source``.
         data: inputs, with labels for ``supervised``.
-        options: how to train, ``settings.epochs`` after each step; a checkpoint is kept for each step.
-        schedule: how far and in how many steps to compress.
-        progress: told of steps, stages and epochs.
+        options: training options; ``settings.epochs`` epochs follow each step, each with a checkpoint of its own.
+        schedule: budget and number of steps.
+        progress: called on each step, stage and epoch.
 
     Raises:
         UserError: bad model, option, data or output path.
-        Refusal: a step's budget cannot be reached, or what it made is not proven; nothing is written.
+        Refusal: a step's budget cannot be reached, or its model is not proven; nothing is written.
     """
     check_writable(source, target)
     if schedule.folder is not None and not schedule.folder.is_dir():
         raise OptionError(f"--keep-steps {schedule.folder}: no such folder; make it first")
-    world = join(options.device)
+    group = join_processes(options.device)
     try:
         with ExitStack() as stack:
             folder = stack.enter_context(temporary_beside(target))
             draft = folder / target.name
-            steps = _taken(source, draft, teacher or source, data, options, schedule, world, progress)
-            if not world.leads:
+            steps = _run_steps(source, draft, teacher or source, data, options, schedule, group, progress)
+            if not group.is_leader:
                 return None
             if schedule.folder is not None:
                 for file in sorted(folder.glob("step-*")):
                     shutil.copyfile(file, schedule.folder / file.name)
             publish(draft, target)
     finally:
-        world.leave()
+        group.leave()
     unit = schedule.compression.budget.unit
-    return PruningSteps(unit, tuple(replace(step, path=_place(schedule, step.path, draft, target)) for step in steps))
+    return PruningSteps(
+        unit, tuple(replace(step, path=_final_path(schedule, step.path, draft, target)) for step in steps)
+    )
 
 
-def _taken(
+def _run_steps(
     source: Path,
     draft: Path,
     teacher: Path,
     data: Path,
     options: driver.FinetuneOptions,
     schedule: Schedule,
-    world: ProcessGroup,
+    group: ProcessGroup,
     progress: Progress,
 ) -> list[PruningStep]:
-    """All steps, the last one's file being the draft, the others beside it."""
+    """Run all steps; the last one writes the draft, the others write files beside it."""
     compression = replace(schedule.compression, measure=False, shapes=options.shapes, libraries=options.libraries)
     unit, goal = compression.budget.unit, compression.budget.fraction
-    whole = _cost(teacher, options, unit)
-    have, current, steps = _cost(source, options, unit) / whole, source, list[PruningStep]()
+    original_cost = _cost(teacher, options, unit)
+    share, current, steps = _cost(source, options, unit) / original_cost, source, list[PruningStep]()
     for k in range(1, schedule.count + 1):
         wanted = goal ** (k / schedule.count)
-        told = _told(progress, f"step {k}/{schedule.count}")
-        if wanted < have:
+        step_progress = _step_progress(progress, f"step {k}/{schedule.count}")
+        if wanted < share:
             compact = draft.with_name(f"compressed-{k:02}.onnx")
-            asked = replace(compression, budget=Budget(unit, min(wanted / have, 1.0)))
-            made = pipeline.compress(current, compact, asked, progress=told)
-            have, current = have * _of(made.after, unit) / max(_of(made.before, unit), 1), compact
+            step_options = replace(compression, budget=Budget(unit, min(wanted / share, 1.0)))
+            compressed = pipeline.compress(current, compact, step_options, progress=step_progress)
+            share, current = (
+                share * _cost_in(compressed.after, unit) / max(_cost_in(compressed.before, unit), 1),
+                compact,
+            )
         trained = draft if k == schedule.count else draft.with_name(f"step-{k:02}.onnx")
-        result = driver.finetune(current, trained, teacher, data, _for_step(options, k), told, world)
-        assert result is not None  # all processes want the file
-        steps.append(PruningStep(wanted, have, trained, result))
+        result = driver.finetune(current, trained, teacher, data, _for_step(options, k), step_progress, group)
+        assert result is not None  # every process of the group gets a result
+        steps.append(PruningStep(wanted, share, trained, result))
         current = trained
     return steps
 
 
 def _cost(path: Path, options: driver.FinetuneOptions, unit: str) -> float:
     dag = inspect(path, options.shapes, libraries=options.libraries)
-    return _of(cost_model(dag)(dag.whole), unit)
+    return _cost_in(cost_model(dag)(dag.whole), unit)
 
 
-def _of(cost: Cost, unit: str) -> float:
+def _cost_in(cost: Cost, unit: str) -> float:
     return float(getattr(cost, unit))
 
 
 def _for_step(options: driver.FinetuneOptions, number: int) -> driver.FinetuneOptions:
-    """The same options with a checkpoint of the step's own."""
+    """The options with a checkpoint path of the step's own."""
     path = options.settings.checkpoint
     if path is None:
         return options
@@ -144,17 +149,17 @@ def _for_step(options: driver.FinetuneOptions, number: int) -> driver.FinetuneOp
     return replace(options, settings=replace(options.settings, checkpoint=own))
 
 
-def _told(progress: Progress, step: str) -> Callable[..., None]:
-    """A listener that hears which step a stage belongs to."""
+def _step_progress(progress: Progress, step: str) -> Callable[..., None]:
+    """A progress callback that prefixes each stage with its step."""
 
-    def tell(stage: str, done: float | None = None) -> None:
+    def report(stage: str, done: float | None = None) -> None:
         progress(f"{step}, {stage}", done)
 
-    return tell
+    return report
 
 
-def _place(schedule: Schedule, path: Path | None, draft: Path, target: Path) -> Path | None:
-    """Where a step's file is in the end."""
+def _final_path(schedule: Schedule, path: Path | None, draft: Path, target: Path) -> Path | None:
+    """Final path of a step's file; None if it is not kept."""
     if path == draft:
         return target
     return None if schedule.folder is None or path is None else schedule.folder / path.name

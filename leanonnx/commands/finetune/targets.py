@@ -1,8 +1,7 @@
-"""What a network is taught by another: which tensors of both are held against each other."""
+"""Distillation targets: the tensors of teacher and student that are compared."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -11,21 +10,21 @@ from leanonnx.graph.formats import FLOATS
 from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import attribute
 from leanonnx.proof.decisions import behind_decisions, decided
+from leanonnx.runtime.observation import Shapes
 
-Shapes = Mapping[str, tuple[int, ...]]
-SOFTMAX = {"Softmax", "LogSoftmax"}
-SQUASHED = {"Sigmoid", "HardSigmoid"}
-"""Operators whose output says little where their input is large."""
-LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "BatchNormalization", "Concat"}
-"""Operators whose outputs are compared within the networks."""
-MOST_INNER = 12
+SOFTMAX_OPERATORS = {"Softmax", "LogSoftmax"}
+SATURATING_OPERATORS = {"Sigmoid", "HardSigmoid"}
+"""Operators whose output saturates where the input is large."""
+INNER_TARGET_OPERATORS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "BatchNormalization", "Concat"}
+"""Operators whose outputs can be inner targets."""
+MAX_INNER_TARGETS = 12
 
 
 @dataclass(frozen=True)
 class DistillationTarget:
-    """A tensor of both networks; ``axis``: of the classes, in the tensor itself, None where there are none.
+    """A tensor of both networks.
 
-    ``inner``: it lies within the networks.
+    ``axis``: its class axis, None if it has no classes; ``inner``: the tensor is not an output of the networks.
     """
 
     name: str
@@ -34,23 +33,23 @@ class DistillationTarget:
 
 
 def output_targets(model: Model, shapes: Shapes) -> tuple[DistillationTarget, ...]:
-    """The floats that make each graph output: what goes into a last Softmax or Sigmoid, or into a decision."""
+    """The float tensors behind each graph output: the inputs of a final Softmax or Sigmoid, or of a decision."""
     floats = [value.name for value in model.proto.graph.output if value.type.tensor_type.elem_type in FLOATS]
-    found = [_behind(model, name, shapes) for name in (*floats, *behind_decisions(model, decided(model)))]
-    return tuple({target.name: target for target in found if target.name in shapes}.values())
+    targets = [_target_behind(model, name, shapes) for name in (*floats, *behind_decisions(model, decided(model)))]
+    return tuple({target.name: target for target in targets if target.name in shapes}.values())
 
 
-def _behind(model: Model, name: str, shapes: Shapes) -> DistillationTarget:
+def _target_behind(model: Model, name: str, shapes: Shapes) -> DistillationTarget:
     """The target behind a float tensor."""
     node = _producer(model, name)
     while node is not None and node.op_type in ("Identity", "Dropout"):
         name, node = node.input[0], _producer(model, node.input[0])
     rank = len(shapes.get(name, ()))
-    if node is not None and node.op_type in SOFTMAX and rank:
+    if node is not None and node.op_type in SOFTMAX_OPERATORS and rank:
         axis = attribute(node, "axis", 1 if model.opset < 13 else -1) % rank
         whole = model.opset >= 13 or axis == rank - 1
         return DistillationTarget(node.input[0], axis if whole else None)
-    if node is not None and node.op_type in SQUASHED and node.input[0] in model.free:
+    if node is not None and node.op_type in SATURATING_OPERATORS and node.input[0] in model.free:
         return DistillationTarget(node.input[0])
     return DistillationTarget(name, 1 if rank == 2 and shapes[name][1] > 1 else None)
 
@@ -60,11 +59,11 @@ def _producer(model: Model, name: str) -> onnx.NodeProto | None:
 
 
 def common_targets(teacher: Model, student: Model, ours: Shapes, theirs: Shapes) -> tuple[DistillationTarget, ...]:
-    """Targets of both networks, and tensors within them whose shape has stayed what it was.
+    """Output targets of both networks, and inner tensors whose shape is the same in both.
 
     Args:
         teacher: the original.
-        student: what is trained.
+        student: the network to train.
         ours: shapes of the student's tensors.
         theirs: shapes of the teacher's.
     """
@@ -77,7 +76,7 @@ def common_targets(teacher: Model, student: Model, ours: Shapes, theirs: Shapes)
     inner = [
         node.output[0]
         for node in student.proto.graph.node
-        if node.op_type in LAYERS and node.output[0] in same & student.free & teacher.free - taken
+        if node.op_type in INNER_TARGET_OPERATORS and node.output[0] in same & student.free & teacher.free - taken
     ]
-    chosen = inner[:: -(-len(inner) // MOST_INNER)] if inner else []
+    chosen = inner[:: -(-len(inner) // MAX_INNER_TARGETS)] if inner else []
     return (*dict.fromkeys(outputs), *(DistillationTarget(name, inner=True) for name in chosen))

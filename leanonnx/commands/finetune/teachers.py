@@ -1,4 +1,4 @@
-"""The original as a teacher: in torch where that gives what onnxruntime gives, else in onnxruntime."""
+"""The original as a teacher: run in torch if that agrees with onnxruntime, else in onnxruntime."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ from leanonnx.runtime.probes import tapped
 from leanonnx.runtime.sessions import Feed, failing, finished, opened
 
 
-def teacher_of(model: Model, feeds: Sequence[Feed], names: tuple[str, ...], device: str) -> tuple[Teacher, str]:
-    """What gives the teacher's tensors on a batch, and a note where it is slow.
+def open_teacher(model: Model, feeds: Sequence[Feed], names: tuple[str, ...], device: str) -> tuple[Teacher, str]:
+    """Return a function that computes the teacher's tensors on a batch, and a note if it is slow.
 
     Args:
         model: the original.
         feeds: some of its inputs.
-        names: tensors that will be asked for.
-        device: where batches are, and the tensors are to be.
+        names: the tensors to compute.
+        device: device of the batches and of the result.
     """
     try:
         network = Network(model, ()).eval()
         round_trip(model, model.proto, network, feeds)
-        taught = batched(network, feeds, names)
+        teacher = batched(network, feeds, names)
     except (ModelError, ProofFailed) as error:
-        return _by_onnxruntime(model, names, device), f"the teacher runs in onnxruntime, sample by sample: {error}"
+        return _onnxruntime_teacher(model, names, device), f"the teacher runs in onnxruntime, sample by sample: {error}"
     network.place(device)
-    return taught, ""
+    return teacher, ""
 
 
-def _by_onnxruntime(model: Model, known: tuple[str, ...], device: str) -> Teacher:
-    """A teacher of the tensors that are known beforehand, with a session that lives as long as it does."""
-    lasting = ExitStack()
+def _onnxruntime_teacher(model: Model, known: tuple[str, ...], device: str) -> Teacher:
+    """A teacher run in onnxruntime; its session is closed when the returned function is deleted."""
+    resources = ExitStack()
     proto = in_float32(model.proto, float_kinds(model.proto) & OTHERS)
     with failing(), tapped(proto, known) as taps:
-        session = lasting.enter_context(opened(taps, libraries=model.libraries))
+        session = resources.enter_context(opened(taps, libraries=model.libraries))
 
     def teach(batch: Batch, names: tuple[str, ...]) -> list[Tensor]:
         arrays = {name: value.cpu().numpy() for name, value in batch.items()}
         count = len(next(iter(arrays.values())))
         with failing():
             rows = [finished(session, {name: value[k] for name, value in arrays.items()}) for k in range(count)]
-        found = dict(zip(known, zip(*rows, strict=True), strict=True))
-        return [torch.from_numpy(np.stack(found[name])).to(device) for name in names]
+        by_name = dict(zip(known, zip(*rows, strict=True), strict=True))
+        return [torch.from_numpy(np.stack(by_name[name])).to(device) for name in names]
 
-    weakref.finalize(teach, lasting.close)
+    weakref.finalize(teach, resources.close)
     return teach

@@ -1,8 +1,8 @@
-"""Which constants of a model are trained, and how their new values are put back into the file's protobuf.
+"""Select the constants of a model that are trained, and store their new values in the file's protobuf.
 
-Trained are floats that are read only where a layer has its weights: kernels, biases, scales and slopes, directly or
-through operators that only move data.  Everything else stays as it is: statistics of a BatchNormalization, single
-numbers, tables of positions, whatever is computed from.
+Trained are float constants that are read only as weights of layers (kernels, biases, scales and slopes), directly or
+through operators that only move data.  All others stay fixed: statistics of a BatchNormalization, single numbers,
+tables of positions, inputs of computed weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from leanonnx.graph.model import Model
 from leanonnx.numeric.arrays import Array
 
-WEIGHTS: Mapping[str, frozenset[int]] = {
+WEIGHT_SLOTS: Mapping[str, frozenset[int]] = {
     **dict.fromkeys(("Conv", "ConvTranspose", "FusedConv"), frozenset({1, 2})),
     **dict.fromkeys(("Gemm", "FusedGemm"), frozenset({0, 1, 2})),
     **dict.fromkeys(("MatMul", "FusedMatMul", "Einsum"), frozenset({0, 1})),
@@ -26,15 +26,15 @@ WEIGHTS: Mapping[str, frozenset[int]] = {
     **dict.fromkeys(("LSTM", "GRU", "RNN"), frozenset({1, 2, 3, 7})),
     **dict.fromkeys(("PRelu", "BiasGelu"), frozenset({1})),
 }
-"""Inputs of operators that are weights."""
-SCALES = {"Add", "Sub", "Mul", "Div"}
-"""Operators whose constant operand is a weight where it has one number for each channel."""
-CARRIERS = {"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast"}
-"""Operators through which a weight may be read."""
+"""Input slots of each operator that hold weights."""
+ARITHMETIC_OPERATORS = {"Add", "Sub", "Mul", "Div"}
+"""Operators whose constant operand is a weight if it is a vector."""
+WEIGHT_CARRIERS = {"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast"}
+"""Operators between a weight and the layer that reads it."""
 
 
 def trainable(model: Model) -> tuple[str, ...]:
-    """Names of the constants that are trained, sorted."""
+    """Names of the constants to train, sorted."""
     floats = {name for name in model.holders if _is_float(model, name)}
     return tuple(sorted(name for name in floats if _is_weight(model, name, name)))
 
@@ -45,28 +45,30 @@ def _is_float(model: Model, name: str) -> bool:
 
 
 def _is_weight(model: Model, constant: str, name: str) -> bool:
-    """Whether all that reads a constant, or what it is moved to, takes it for a weight."""
-    readers = model.consumers.get(name, [-1])
-    return -1 not in readers and all(_takes(model, constant, name, model.proto.graph.node[k]) for k in readers)
+    """Return True if all consumers of a constant, directly or through carriers, read it as a weight."""
+    consumers = model.consumers.get(name, [-1])
+    return -1 not in consumers and all(
+        _reads_as_weight(model, constant, name, model.proto.graph.node[k]) for k in consumers
+    )
 
 
-def _takes(model: Model, constant: str, name: str, node: onnx.NodeProto) -> bool:
-    """Whether a node that reads a constant, which has come to it under a name, takes it for a weight."""
+def _reads_as_weight(model: Model, constant: str, name: str, node: onnx.NodeProto) -> bool:
+    """Return True if a node that reads a constant, under the given tensor name, reads it as a weight."""
     slots = {slot for slot, read in enumerate(node.input) if read == name}
-    if node.op_type in CARRIERS and slots == {0}:
+    if node.op_type in WEIGHT_CARRIERS and slots == {0}:
         return _is_weight(model, constant, node.output[0])
-    if node.op_type in SCALES:
+    if node.op_type in ARITHMETIC_OPERATORS:
         return _is_vector(model.constant(constant))
-    return bool(slots) and slots <= WEIGHTS.get(node.op_type, frozenset())
+    return bool(slots) and slots <= WEIGHT_SLOTS.get(node.op_type, frozenset())
 
 
 def _is_vector(value: Array) -> bool:
-    """Whether an array has several numbers, all along one axis."""
+    """Return True if an array has several elements, all along one axis."""
     return value.size > 1 and max(value.shape, default=1) == value.size
 
 
 def put_back(proto: onnx.ModelProto, values: Mapping[str, Array]) -> onnx.ModelProto:
-    """A copy of a model in which these constants have new values, rounded to the type they had."""
+    """Return a copy of a model with new values of some constants, rounded to their stored types."""
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     for tensor in result.graph.initializer:
@@ -85,25 +87,25 @@ def put_back(proto: onnx.ModelProto, values: Mapping[str, Array]) -> onnx.ModelP
 
 
 def _fill(tensor: onnx.TensorProto, value: Array) -> None:
-    """New numbers in a tensor; all else about it stays."""
-    fresh = numpy_helper.from_array(rounded(value, tensor.data_type).reshape(tuple(tensor.dims)))
+    """Replace the values of a tensor; its name, type and shape stay."""
+    fresh = numpy_helper.from_array(round_to_kind(value, tensor.data_type).reshape(tuple(tensor.dims)))
     for field in ("float_data", "int32_data", "double_data"):
         tensor.ClearField(field)
     tensor.raw_data = fresh.raw_data
 
 
-def rounded(value: Array, kind: int) -> Array:
-    """Numbers in an element type of ONNX."""
+def round_to_kind(value: Array, kind: int) -> Array:
+    """Round values to an element type of ONNX."""
     return np.ascontiguousarray(value.astype(onnx.helper.tensor_dtype_to_np_dtype(kind)))
 
 
-def original_kinds(model: Model) -> dict[str, int]:
-    """Element type of each float constant."""
-    found = {}
+def constant_kinds(model: Model) -> dict[str, int]:
+    """Element type of each constant, by name."""
+    kinds = {}
     for name, holder in model.holders.items():
         if isinstance(holder, onnx.TensorProto):
-            found[name] = holder.data_type
+            kinds[name] = holder.data_type
         else:
             attribute = holder.attribute[0]
-            found[name] = attribute.t.data_type if attribute.name == "value" else onnx.TensorProto.FLOAT
-    return found
+            kinds[name] = attribute.t.data_type if attribute.name == "value" else onnx.TensorProto.FLOAT
+    return kinds

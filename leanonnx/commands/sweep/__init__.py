@@ -1,1 +1,1 @@
-"""Many compressions of the same models: the trade-off curve, made in parallel, measured one by one."""
+"""Trade-off curves: many compressions of the same models, made in parallel and measured one by one."""

@@ -1,8 +1,7 @@
-"""Points of a sweep on a Dask cluster (the extra ``leanonnx[dask]``).
+"""Make the points of a sweep on a Dask cluster (the extra ``leanonnx[dask]``).
 
-Files travel as bytes, those of a model once for all its points: a path may name another file, or none, on the machine
-of a worker.  Each point runs in a process of its own there too, on one thread, so that as many run at once as the
-workers have threads.
+Files are sent as bytes, since paths may differ on the workers' machines; those of a model only once for all its points.
+Each point runs in a process of its own on one thread, so that as many run at once as the workers have threads.
 """
 
 from __future__ import annotations
@@ -15,53 +14,53 @@ from pathlib import Path
 
 from distributed import Client, Future, as_completed
 
-from leanonnx.commands.sweep.worker import MADE, Answers, Task, calibration, made_here
+from leanonnx.commands.sweep.worker import MADE, Answers, Task, calibration_path, made_here
 from leanonnx.data.files import sample_files
 from leanonnx.errors import BUG, OptionError
 from leanonnx.reporting.report import Row
 from leanonnx.version import __version__
 
 Parcel = dict[str, bytes]
-"""Contents of files by their place in a folder."""
+"""Contents of files by their relative paths in a folder."""
 MODEL, CALIB, RULES, LIBRARY, TARGETS = "model", "calib", "rules", "library", "targets"
-PATIENCE = 20
-"""Seconds within which the scheduler, and a first worker, have to answer."""
+CONNECT_SECONDS = 20
+"""Timeout for an answer of the scheduler, and of a first worker."""
 
 
 def made_on(tasks: Sequence[Task], work: Path, address: str) -> Answers:
-    """Carry out tasks, which differ in model and budget only, on the workers of a scheduler; see ``made_here``.
+    """Carry out tasks, which differ only in model and budget, on the workers of a scheduler; see ``make_locally``.
 
     Raises:
-        OptionError: no scheduler or no worker is there, or a worker has another leanonnx.
+        OptionError: no scheduler or worker answers, or a worker has another version of leanonnx.
     """
     if not tasks:
         return
-    with _connected(address) as client:
+    with _connect(address) as client:
         (shared,) = client.scatter([packed(shared_files(tasks[0]))], hash=False)
         models = {}
         for task in tasks:
             if task.source not in models:
                 (models[task.source],) = client.scatter([packed(model_files(task))], hash=False)
         futures = {
-            client.submit(carried_out, task, models[task.source], shared, pure=False): index
+            client.submit(_run_on_worker, task, models[task.source], shared, pure=False): index
             for index, task in enumerate(tasks)
         }
         try:
             for future in as_completed(list(futures), loop=client.loop):
-                yield futures[future], _received(future, work / str(futures[future]) / MADE)
+                yield futures[future], _receive(future, work / str(futures[future]) / MADE)
         finally:
             client.cancel(list(futures))
 
 
-def carried_out(task: Task, model: Parcel, shared: Parcel) -> tuple[Row, Parcel]:
-    """Carry out a task, whose files are given; what came of it, with its files (the worker's part)."""
+def _run_on_worker(task: Task, model: Parcel, shared: Parcel) -> tuple[Row, Parcel]:
+    """Carry out a task with the given files, on a worker; returns the row of the result and its files."""
     with tempfile.TemporaryDirectory(prefix="leanonnx-") as name:
         given, work = Path(name) / "given", Path(name) / "work"
         unpack({**model, **shared}, given)
         there = moved(task, given)
         ((_, row),) = made_here([there], work, threads=1)
         for here, path in ((task.source, there.source), (task.options.calib, there.options.calib)):
-            row["message"] = row["message"].replace(str(path), str(here))  # the user knows no path of the worker
+            row["message"] = row["message"].replace(str(path), str(here))  # users do not know the worker's paths
         made = work / "0" / MADE
         return row, packed({file.name: file for file in made.iterdir()})
 
@@ -72,16 +71,16 @@ def worker_version() -> str:
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[Client]:
+def _connect(address: str) -> Iterator[Client]:
     try:
-        client = Client(address, timeout=PATIENCE, set_as_default=False)
+        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:  # TimeoutError is an OSError
         raise OptionError(
             f"--dask {address}: no scheduler answers there ({error}); give the address it shows"
         ) from error
     with client:
         try:
-            client.wait_for_workers(1, timeout=PATIENCE)
+            client.wait_for_workers(1, timeout=CONNECT_SECONDS)
             versions = set(client.run(worker_version).values())
         except TimeoutError as error:
             raise OptionError(f"--dask {address}: the scheduler has no workers; start some") from error
@@ -97,8 +96,8 @@ def _connected(address: str) -> Iterator[Client]:
         yield client
 
 
-def _received(future: Future, folder: Path) -> Row:
-    """What a worker found, its files put into a folder."""
+def _receive(future: Future, folder: Path) -> Row:
+    """The row that a worker returned; its files are written to a folder."""
     error = future.exception()
     if error is not None:
         return {"code": BUG, "message": f"the worker failed: {error!r}"}
@@ -109,16 +108,16 @@ def _received(future: Future, folder: Path) -> Row:
 
 
 def model_files(task: Task) -> dict[str, Path]:
-    """The files of a task's model, by their place in a folder."""
+    """Files of a task's model by their relative paths in the parcel."""
     home = task.source.parent.resolve()
     beside = {file.relative_to(home).as_posix(): file for file in task.external}
     return {f"{MODEL}/{place}": file for place, file in {**beside, task.source.name: task.source}.items()}
 
 
 def shared_files(task: Task) -> dict[str, Path]:
-    """All files but the model's, by their place in a folder."""
+    """All other files of a task by their relative paths in the parcel."""
     options = task.options
-    calib = calibration(options)
+    calib = calibration_path(options)
     samples = sample_files(calib) if calib else []
     inner = f"{CALIB}/{calib.name}" if calib and calib.is_dir() else CALIB
     return {
@@ -130,8 +129,8 @@ def shared_files(task: Task) -> dict[str, Path]:
 
 
 def moved(task: Task, given: Path) -> Task:
-    """The task with its files in a folder."""
-    options, calib = task.options, calibration(task.options)
+    """Return a task with its paths replaced by those in a folder."""
+    options, calib = task.options, calibration_path(task.options)
     options = replace(
         options,
         calib=calib and given / CALIB / calib.name,
@@ -143,12 +142,12 @@ def moved(task: Task, given: Path) -> Task:
 
 
 def packed(files: Mapping[str, Path]) -> Parcel:
-    """The contents of files."""
+    """Read files into a parcel."""
     return {place: file.read_bytes() for place, file in files.items()}
 
 
 def unpack(parcel: Parcel, folder: Path) -> None:
-    """Write files into a folder."""
+    """Write the files of a parcel into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for place, content in parcel.items():
         (folder / place).parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,8 @@
-"""A sweep from beginning to end: make what is missing, measure it point by point, tell of all.
+"""Run a sweep: make the missing candidates, measure them one by one, write the report.
 
-The measurements of two candidates never run at once on one machine, and none runs beside a compression of the same
-sweep.  Candidates are made first, several at once, without measuring; then each is measured alone.  Points of a latency
-budget, where measuring is part of the search, are made one by one.  A lock of the whole machine makes sweeps in other
-folders wait while one measures.
+On one machine, no two measurements run at once, and none runs during a compression of the same sweep: candidates are
+first made, several at once, without measuring; then each is measured alone.  Points of a latency budget, whose search
+measures, are made one by one.  A machine-wide lock makes other sweeps wait while one measures.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from leanonnx.commands.sweep import report
-from leanonnx.commands.sweep.journal import JOURNAL, Journal, Key, claimed
+from leanonnx.commands.sweep.journal import JOURNAL, Journal, PointKey, claimed
 from leanonnx.commands.sweep.request import Subject, SweepRequest, header, subjects
 from leanonnx.commands.sweep.worker import MADE, Make
 from leanonnx.errors import USER_ERROR, UserError
@@ -35,46 +34,47 @@ from leanonnx.selection.selector import LATENCY
 from leanonnx.system.clock import Progress, quiet
 from leanonnx.system.outputs import data_file, write_file
 
-MODELS, MAKING = "models", ".making"
+MODELS_FOLDER, WORK_FOLDER = "models", ".making"
 MAKE, MEASURE, DONE = "make", "measure", "done"
-"""What is next for a point."""
-TABLE, RESULT = "sweep.csv", "sweep.json"
+"""Next step of a point."""
+CSV_NAME, JSON_NAME = "sweep.csv", "sweep.json"
 MACHINE_LOCK = "leanonnx-measuring.lock"
-EVERYONE = 0o666
+LOCK_MODE = 0o666
+"""Permissions of the lock file, which all users of the machine share."""
 Draw = Callable[[Row, Path], dict[str, str]]
-"""Draws the curves of a report into a folder; the files, by their kind."""
+"""Draws the curves of a report into a folder; returns the files by kind."""
 
 
 def sweep(request: SweepRequest, make: Make, draw: Draw | None = None, progress: Progress = quiet) -> Row:
-    """The trade-off curves of models, written to a folder; what was done there before is taken over.
+    """Write the trade-off curves of models to a folder; points that it contains already are kept.
 
     Args:
         request: what to sweep.
-        make: makes candidates, several at once; for a latency budget it gets one at a time.
-        draw: draws the curves; None leaves them undrawn, which the report says.
-        progress: is told how far it is.
+        make: makes candidates, several at once, but one at a time for a latency budget.
+        draw: draws the curves; with None, the report says that none are drawn.
+        progress: called with the current stage and its progress.
 
     Raises:
-        UserError: wrong options, or no point can be made because of them; the folder is in use, or holds another sweep.
+        UserError: wrong options, no point can be made with them, or the folder is in use or holds another sweep.
     """
     models = subjects(request)
     if request.options.measure and request.options.setting.on_device:
         prepare(request.options.setting)
     with claimed(request.folder):
-        shutil.rmtree(request.folder / MAKING, ignore_errors=True)
+        shutil.rmtree(request.folder / WORK_FOLDER, ignore_errors=True)
         if request.restart:
-            _forget(request.folder)
-        work = _Work(request, models, progress)
+            _remove_sweep(request.folder)
+        state = _Sweep(request, models, progress)
         try:
-            work.make_all(make)
+            state.make_all(make)
         finally:
-            shutil.rmtree(request.folder / MAKING, ignore_errors=True)
-        work.measure_all()
-        return work.told(draw)
+            shutil.rmtree(request.folder / WORK_FOLDER, ignore_errors=True)
+        state.measure_all()
+        return state.write_report(draw)
 
 
-class _Work:
-    """What is to be done in a folder; ``failed`` holds the points that another run would try again."""
+class _Sweep:
+    """State of a sweep in a folder; ``failed``: points that another run tries again."""
 
     def __init__(self, request: SweepRequest, models: list[Subject], progress: Progress) -> None:
         self.request, self.progress = request, progress
@@ -83,34 +83,34 @@ class _Work:
         self.journal = Journal(request.folder)
         self.journal.begin(header(request, models))
         errors = {subject.name: subject.error for subject in models if subject.error}
-        self.failed: dict[Key, Row] = {
+        self.failed: dict[PointKey, Row] = {
             key: {"code": errors[key[0]].code, "message": str(errors[key[0]])} for key in self.keys if key[0] in errors
         }
 
-    def candidate(self, key: Key) -> Path:
-        """Where the candidate of a point lies."""
+    def candidate(self, key: PointKey) -> Path:
+        """Path of the candidate of a point."""
         name, asked = key
-        return self.request.folder / MODELS / self.models[name].candidate(self.request, asked)
+        return self.request.folder / MODELS_FOLDER / self.models[name].candidate(self.request, asked)
 
-    def lacking(self, step: str) -> list[Key]:
-        """The points that have yet to be made, or to be measured."""
+    def pending(self, step: str) -> list[PointKey]:
+        """Points whose next step is the given one."""
         return [key for key in self.keys if key not in self.failed and self._next_step(key) == step]
 
-    def _next_step(self, key: Key) -> str:
+    def _next_step(self, key: PointKey) -> str:
         row, there = self.journal.points.get(key), self.candidate(key).is_file()
         if row is None or (row["code"] == 0 and not there and (self.request.save_models or not row["done"])):
             return MAKE
         return DONE if row["done"] else MEASURE
 
     def make_all(self, make: Make) -> None:
-        """Make what is missing.
+        """Make the missing candidates.
 
         Raises:
-            UserError: no point can be made, as options or models are.
+            UserError: no point can be made with these options and models.
         """
-        keys = self.lacking(MAKE)
+        keys = self.pending(MAKE)
         measured_later = self.request.options.measure and self.request.unit != LATENCY
-        with closing(self._made(keys, make)) as rows:
+        with closing(self._make(keys, make)) as rows:
             for number, (key, row) in enumerate(rows, 1):
                 self.progress(f"make, {number} of {len(keys)}", number / len(keys))
                 if row["code"] >= USER_ERROR:
@@ -120,55 +120,55 @@ class _Work:
         if len(self.failed) == len(self.keys) and all(row["code"] == USER_ERROR for row in self.failed.values()):
             raise UserError(next(iter(self.failed.values()))["message"])
 
-    def _made(self, keys: list[Key], make: Make) -> Generator[tuple[Key, Row], None, None]:
-        """Make candidates and put them into their place; those of a latency budget one at a time."""
-        work, alone = self.request.folder / MAKING, self.request.unit == LATENCY
+    def _make(self, keys: list[PointKey], make: Make) -> Generator[tuple[PointKey, Row], None, None]:
+        """Make candidates and move them into place, one at a time for a latency budget."""
+        work, alone = self.request.folder / WORK_FOLDER, self.request.unit == LATENCY
         self.progress(f"make, 0 of {len(keys)}", 0.0)
-        for lot in [[key] for key in keys] if alone else [keys]:
-            tasks = [self.models[name].task(self.request, asked) for name, asked in lot]
+        for batch in [[key] for key in keys] if alone else [keys]:
+            tasks = [self.models[name].task(self.request, asked) for name, asked in batch]
             with machine_alone() if alone else nullcontext(), closing(make(tasks, work)) as rows:
                 for index, row in rows:
                     if row["code"] == 0:
-                        _put(work / str(index) / MADE, self.candidate(lot[index]))
+                        _move_candidate(work / str(index) / MADE, self.candidate(batch[index]))
                         row |= {"measured": row["made"]} if alone else {}
                     shutil.rmtree(work / str(index), ignore_errors=True)
-                    yield lot[index], row
+                    yield batch[index], row
 
     def measure_all(self) -> None:
-        """Measure what has been made, one candidate after the other, each against its original."""
-        keys = self.lacking(MEASURE)
-        for name, lot in groupby(keys, key=lambda key: key[0]):
-            model, feed = self._original(name)
-            for key in lot:
+        """Measure the candidates one after the other, each against its original."""
+        keys = self.pending(MEASURE)
+        for name, batch in groupby(keys, key=lambda key: key[0]):
+            model, feed = self._open_original(name)
+            for key in batch:
                 self.progress(f"measure, {keys.index(key)} of {len(keys)}", keys.index(key) / len(keys))
-                self._note(key, {**self.journal.points[key], **self._measured(model, feed, key)}, done=True)
+                self._note(key, {**self.journal.points[key], **self._measure(model, feed, key)}, done=True)
         if not self.request.save_models:
-            shutil.rmtree(self.request.folder / MODELS, ignore_errors=True)
+            shutil.rmtree(self.request.folder / MODELS_FOLDER, ignore_errors=True)
 
-    def _original(self, name: str) -> tuple[Model, Feed]:
-        """A model, and the input that it is measured on."""
+    def _open_original(self, name: str) -> tuple[Model, Feed]:
+        """A model and the input for its measurement."""
         options = self.request.options
         model = load(self.models[name].path, options.libraries, options.freeze)
         return model, observe(model, options.shapes).feeds
 
-    def _measured(self, model: Model, feed: Feed, key: Key) -> Row:
-        """How a candidate compares with its original, and when that was found."""
+    def _measure(self, model: Model, feed: Feed, key: PointKey) -> Row:
+        """Measure a candidate against its original; returns the latency row and the time span."""
         options, warnings = self.request.options, self.journal.points[key]["warnings"]
         setting = replace(options.setting, libraries=model.libraries)
         with machine_alone():
             began = time.time()
             try:
-                found = measured(model.path, self.candidate(key), feed, setting, SECONDS, options.seed)
+                comparison = measured(model.path, self.candidate(key), feed, setting, SECONDS, options.seed)
             except RunFailed as error:
                 return {"warnings": [*warnings, f"latency could not be measured: {error}"]}
-            return {"latency": latency(found, setting.resolved), "measured": [began, time.time()]}
+            return {"latency": latency(comparison, setting.resolved), "measured": [began, time.time()]}
 
-    def _note(self, key: Key, row: Row, done: bool) -> None:
+    def _note(self, key: PointKey, row: Row, done: bool) -> None:
         name, asked = key
         self.journal.note({**row, "model": name, "asked": asked, "done": done})
 
-    def told(self, draw: Draw | None) -> Row:
-        """The report of all points, written to its files."""
+    def write_report(self, draw: Draw | None) -> Row:
+        """Write the report of all points to its files and return it."""
         request = self.request
         curves = []
         for name, subject in self.models.items():
@@ -176,16 +176,16 @@ class _Work:
             curves.append(report.curve(str(subject.path), name, subject.sha256, request.unit, points))
         about = {key: value for key, value in self.journal.header.items() if key != "models"}
         row = report.summary(request.unit, request.options.measure, curves, about)
-        row["files"] = {"csv": str(request.folder / TABLE), "json": str(request.folder / RESULT)}
-        write_file(request.folder / TABLE, report.as_csv(row).encode())
+        row["files"] = {"csv": str(request.folder / CSV_NAME), "json": str(request.folder / JSON_NAME)}
+        write_file(request.folder / CSV_NAME, report.as_csv(row).encode())
         if draw is None:
             row["warnings"].append(report.NO_PLOT)
         else:
             row["files"] |= draw(row, request.folder)
-        write_file(request.folder / RESULT, report.as_json(row).encode())
+        write_file(request.folder / JSON_NAME, report.as_json(row).encode())
         return row
 
-    def _point(self, key: Key) -> Row:
+    def _point(self, key: PointKey) -> Row:
         row = self.failed.get(key) or self.journal.points[key]
         there = self.candidate(key) if row["code"] == 0 and self.request.save_models else None
         return report.point(key[1], {**row, "file": there and str(there.relative_to(self.request.folder))})
@@ -193,21 +193,21 @@ class _Work:
 
 @contextmanager
 def machine_alone() -> Iterator[None]:
-    """The right to measure on this machine, which one process has at a time, whoever runs it."""
-    with FileLock(Path(tempfile.gettempdir()) / MACHINE_LOCK, mode=EVERYONE):
+    """Hold the machine-wide lock of measurements, which one process of any user has at a time."""
+    with FileLock(Path(tempfile.gettempdir()) / MACHINE_LOCK, mode=LOCK_MODE):
         yield
 
 
-def _put(made: Path, candidate: Path) -> None:
-    """Rename the files of a candidate into place, the model last."""
+def _move_candidate(made: Path, candidate: Path) -> None:
+    """Move the files of a candidate into place, the model last."""
     candidate.parent.mkdir(exist_ok=True)
     for file in (data_file(made / candidate.name), made / candidate.name):
         if file.exists():
             file.replace(candidate.with_name(file.name))
 
 
-def _forget(folder: Path) -> None:
-    """Remove what an earlier sweep left, what it had done last."""
-    shutil.rmtree(folder / MODELS, ignore_errors=True)
+def _remove_sweep(folder: Path) -> None:
+    """Remove the files of an earlier sweep, its journal last."""
+    shutil.rmtree(folder / MODELS_FOLDER, ignore_errors=True)
     for path in (*folder.glob("sweep.*"), folder / JOURNAL):
         path.unlink(missing_ok=True)

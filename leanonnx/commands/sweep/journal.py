@@ -1,8 +1,8 @@
-"""The folder of a sweep: for one process at a time, with a journal of what is done.
+"""The folder of a sweep, locked for one process at a time, and its journal of completed points.
 
-The journal has one JSON object on each line.  Lines that hold a ``header`` say what was asked for, the last of them
-counts; each other one is a point, later ones in place of earlier ones.  A line is written by one call and forced to
-disk; one that was cut short all the same ends the file and is passed over.
+The journal has one JSON object per line.  Lines with a ``header`` contain the request; the last of them counts.  All
+others are points; later ones replace earlier ones.  Each line is written by one call and forced to disk; an incomplete
+last line is ignored.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from leanonnx.reporting.report import Row
 from leanonnx.system.outputs import unwritten
 
 LOCK, JOURNAL = ".sweep.lock", "journal.jsonl"
-Key = tuple[str, float]
-"""Which point: the model's name in the sweep, the fraction asked for."""
+PointKey = tuple[str, float]
+"""Key of a point: the model's name in the sweep, and the requested fraction."""
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """A folder of which this process has the use alone; made where there is none, and left only if used.
+    """Lock a folder for this process; it is created if missing, and removed again if nothing is written to it.
 
-    The lock is the system's: it ends with the process, whatever ends that.
+    The operating system releases the lock when the process ends, however it ends.
 
     Raises:
-        OutputError: another sweep is using it, it holds other things, or it cannot be written to.
+        OutputError: another sweep uses the folder, it contains other files, or it cannot be written to.
     """
     try:
         folder.mkdir(exist_ok=True)
@@ -40,7 +40,7 @@ def claimed(folder: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise OutputError(f"{folder}: the folder '{folder.parent}' does not exist; make it first") from error
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise _write_error(folder, error) from error
     if not own:
         raise OutputError(f"{folder}: holds other files and no sweep; give another folder with --out")
     try:
@@ -48,7 +48,7 @@ def claimed(folder: Path) -> Iterator[None]:
             try:
                 yield
             finally:
-                _leave_unused(folder)
+                _remove_unused(folder)
     except Timeout as error:
         raise OutputError(
             f"{folder}: another sweep is using this folder; wait for its end, or give another folder with --out"
@@ -56,15 +56,15 @@ def claimed(folder: Path) -> Iterator[None]:
     except OSError as error:
         if not unwritten(error, folder):
             raise
-        raise _unwritable(folder, error) from error
+        raise _write_error(folder, error) from error
 
 
-def _unwritable(folder: Path, error: OSError) -> OutputError:
+def _write_error(folder: Path, error: OSError) -> OutputError:
     return OutputError(f"{folder}: cannot be written: {error.strerror or error}; give another folder with --out")
 
 
-def _leave_unused(folder: Path) -> None:
-    """Take a folder away again that nothing was written to, where the system lets go of the lock's file."""
+def _remove_unused(folder: Path) -> None:
+    """Remove a folder that nothing was written to, if the system allows removing the lock file."""
     with suppress(OSError):
         if [path.name for path in folder.iterdir()] == [LOCK]:
             (folder / LOCK).unlink()
@@ -72,15 +72,15 @@ def _leave_unused(folder: Path) -> None:
 
 
 class Journal:
-    """What has been done so far: ``points`` as they were noted last."""
+    """Journal of a sweep: ``points`` as last recorded."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / JOURNAL
         self.header: Row = {}
-        self.points: dict[Key, Row] = {}
-        self.noted = False
+        self.points: dict[PointKey, Row] = {}
+        self.header_written = False
         text = self.path.read_bytes() if self.path.exists() else b""
-        whole, end, self.torn = text.rpartition(b"\n")
+        whole, end, self.incomplete_line = text.rpartition(b"\n")
         self.length = len(whole) + len(end)
         for number, line in enumerate(whole.splitlines(), 1):
             try:
@@ -95,36 +95,36 @@ class Journal:
             self.points[row["model"], row["asked"]] = row
 
     def begin(self, header: Mapping[str, Any]) -> None:
-        """Go on with what was asked for before, or begin; models that were not swept before may be among it.
+        """Begin or continue a sweep; the request may add models.
 
         Raises:
-            OptionError: it was another request, or a model has changed since.
+            OptionError: the folder holds another request, or a model has changed.
         """
         old, new = self.header, json.loads(json.dumps(header))
         for key in sorted(old.keys() | new.keys() if old else ()):
             if key != "models" and old.get(key) != new.get(key):
-                raise self._other(f"{key} was {old.get(key)}, and is {new.get(key)}")
+                raise self._mismatch(f"{key} was {old.get(key)}, and is {new.get(key)}")
         models = {**old.get("models", {}), **new["models"]}
         for name, known in old.get("models", {}).items():
             for key, value in known.items():
                 if models[name][key] != value:
-                    raise self._other(f"{key} of the model '{name}' was {value}, and is {models[name][key]}")
+                    raise self._mismatch(f"{key} of the model '{name}' was {value}, and is {models[name][key]}")
         self.header = {**new, "models": models}
-        self.noted = self.header == old
-        if self.torn:
+        self.header_written = self.header == old
+        if self.incomplete_line:
             os.truncate(self.path, self.length)
 
-    def _other(self, difference: str) -> OptionError:
+    def _mismatch(self, difference: str) -> OptionError:
         return OptionError(
             f"{self.path.parent}: holds a sweep that was made otherwise: {difference}; "
             "give what was given then, another folder with --out, or --restart to start anew"
         )
 
     def note(self, row: Row) -> None:
-        """Write down a point."""
-        if not self.noted:
+        """Record a point."""
+        if not self.header_written:
             self._write({"header": self.header})
-            self.noted = True
+            self.header_written = True
         self._write(row)
         self._take(row)
 

@@ -1,4 +1,4 @@
-"""What a sweep is asked for, and what tells it from another one in the same folder."""
+"""Request of a sweep, and the header that distinguishes it from others in the same folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from leanonnx.commands.compress.choosing import resolved_target
 from leanonnx.commands.compress.options import CompressOptions
-from leanonnx.commands.sweep.worker import Task, calibration
+from leanonnx.commands.sweep.worker import Task, calibration_path
 from leanonnx.data.files import sample_files
 from leanonnx.errors import ModelError
 from leanonnx.graph.formats import float_kinds
@@ -23,10 +23,10 @@ from leanonnx.version import __version__
 
 @dataclass(frozen=True)
 class SweepRequest:
-    """What to sweep.
+    """Request of ``sweep``.
 
-    ``options`` are those of every point but for the fraction of their budget; ``rules`` is a file of the user's;
-    candidates are kept in the folder with ``save_models``; ``restart`` forgets what the folder holds.
+    ``options``: options of every point, except the fraction of the budget; ``rules``: file of user rules;
+    ``save_models``: keep the candidates in the folder; ``restart``: remove an earlier sweep from the folder.
     """
 
     models: tuple[Path, ...]
@@ -45,9 +45,10 @@ class SweepRequest:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model of a sweep: its ``name`` in there, where its weights lie, the target that it is fitted to.
+    """A model of a sweep.
 
-    ``error`` says why it cannot be swept.
+    ``name``: its unique name in the sweep; ``external``: files of its external weights; ``target``: the hardware whose
+    fast widths it gets; ``error``: why it cannot be swept, if so.
     """
 
     name: str
@@ -62,41 +63,41 @@ class Subject:
         return f"{self.name}-{request.options.budget.option}-{asked}.onnx"
 
     def task(self, request: SweepRequest, asked: float) -> Task:
-        """What to do for a fraction; it measures only where its search has to."""
+        """The compression for a fraction; it measures only if its search requires it."""
         budget, measure = Budget(request.unit, asked), request.unit == LATENCY
         options = replace(request.options, budget=budget, target=self.target, measure=measure)
         return Task(self.path, self.candidate(request, asked), options, self.external, request.rules)
 
 
 def subjects(request: SweepRequest) -> list[Subject]:
-    """The models, each under a name of its own.
+    """The models of a sweep, under unique names.
 
     Raises:
         UserError: no model can be swept, or an option is wrong.
     """
-    found: dict[str, Subject] = {}
+    by_name: dict[str, Subject] = {}
     for path in request.models:
         name, count = path.stem, 1
-        while name in found:
+        while name in by_name:
             count += 1
             name = f"{path.stem}-{count}"
         try:
             model = load(path, request.options.libraries, request.options.freeze)
         except ModelError as error:
-            found[name] = Subject(name, path, error=error)
+            by_name[name] = Subject(name, path, error=error)
         else:
             target = resolved_target(request.options, float_kinds(model.proto)).name
-            found[name] = Subject(name, path, model.sha256, model.external_files, target)
-    errors = [subject.error for subject in found.values() if subject.error]
-    if len(errors) == len(found):
+            by_name[name] = Subject(name, path, model.sha256, model.external_files, target)
+    errors = [subject.error for subject in by_name.values() if subject.error]
+    if len(errors) == len(by_name):
         raise errors[0]
-    return list(found.values())
+    return list(by_name.values())
 
 
 def header(request: SweepRequest, models: Iterable[Subject]) -> Row:
-    """What the points of a folder have in common; which fractions and models is left open."""
+    """Properties shared by all points of a folder; further fractions and models can be added."""
     options = request.options
-    record, calib = options.record(), calibration(options)
+    record, calib = options.record(), calibration_path(options)
     del record[request.unit]
     return {
         "leanonnx": __version__,
@@ -109,14 +110,14 @@ def header(request: SweepRequest, models: Iterable[Subject]) -> Row:
         "threads": options.setting.resolved.threads,
         "processor": processor() if options.measure else "",
         "images": asdict(options.images) if options.calib else None,
-        "calib_sha256": _content(*sample_files(calib)) if calib else None,
-        "rules_sha256": _content(request.rules) if request.rules else None,
-        "libraries_sha256": _content(*options.libraries),
-        "targets_sha256": _content(options.targets) if options.targets else None,
+        "calib_sha256": _files_digest(*sample_files(calib)) if calib else None,
+        "rules_sha256": _files_digest(request.rules) if request.rules else None,
+        "libraries_sha256": _files_digest(*options.libraries),
+        "targets_sha256": _files_digest(options.targets) if options.targets else None,
         "models": {each.name: {"sha256": each.sha256, "target": each.target} for each in models if not each.error},
     }
 
 
-def _content(*files: Path) -> str:
+def _files_digest(*files: Path) -> str:
     """Digest of the names and contents of files."""
     return hashlib.sha256(b"".join(file.name.encode() + b"\0" + digest(file) for file in files)).hexdigest()

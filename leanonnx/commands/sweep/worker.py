@@ -1,4 +1,4 @@
-"""One point of a sweep: a compression that is not measured, in a process of its own."""
+"""Make one point of a sweep: a compression without measurement, in a process of its own."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from leanonnx.rules.user import read_rules
 from leanonnx.runtime.sessions import RunFailed, limited
 from leanonnx.system import processes
 
-ENTRY = "leanonnx.commands.sweep.worker:answer"
+WORKER_ENTRY = "leanonnx.commands.sweep.worker:run_task"
 TASK, ANSWER, MADE = "task.pickle", "answer.json", "made"
-DRAWS = 16
-"""Random inputs on which the deviation is told where there are no data."""
-TOLD = ("kernels", "macs", "params", "bytes", "proof", "latency", "warnings", "hints")
-"""What of a compression's report is told of a point."""
-TICK = 0.02
-"""Seconds between looks at the processes that run."""
+DEVIATION_SAMPLES = 16
+"""Number of random inputs for the deviation if there are no data."""
+REPORTED_KEYS = ("kernels", "macs", "params", "bytes", "proof", "latency", "warnings", "hints")
+"""Keys of a compression's report that a point's row contains."""
+POLL_SECONDS = 0.02
+"""Interval between checks of the running processes."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A compression to be made.
+    """A compression to make.
 
-    ``name`` is the file name of what comes of it, ``external`` where weights of the source lie, ``rules`` a file of the
-    user's.
+    ``name``: file name of the result; ``external``: files of the source's external weights; ``rules``: file of user
+    rules.
     """
 
     source: Path
@@ -51,31 +51,31 @@ class Task:
     rules: Path | None = None
 
 
-def calibration(options: CompressOptions) -> Path | None:
-    """The calibration data of a sweep, which processes elsewhere read too: a file or a folder, nothing in memory."""
+def calibration_path(options: CompressOptions) -> Path | None:
+    """Path of a sweep's calibration data, which other processes read: a file or a folder."""
     if options.calib is None or isinstance(options.calib, Path):
         return options.calib
     raise TypeError("a sweep takes calibration data from files only")
 
 
 Answers = Generator[tuple[int, Row], None, None]
-"""The index of each task when it is done, with ``made``'s row."""
+"""Index of each completed task, with the row of ``make_candidate``."""
 Make = Callable[[Sequence[Task], Path], Answers]
-"""Carries out tasks; see ``made_here``."""
+"""Carries out tasks; see ``make_locally``."""
 
 
 def made(task: Task, folder: Path) -> Row:
-    """Compress into a folder; what came of it.
+    """Compress a model into a folder and return the row of its result.
 
-    ``code`` and ``message`` are those of ``leanonnx compress``: 0 and nothing, or why there is no model.
+    ``code`` and ``message`` are those of ``leanonnx compress``: 0 and empty, or why there is no model.
     """
     began, target = time.time(), folder / task.name
     row: Row = {"code": 0, "message": ""}
     try:
         rules = DEFAULT_RULES if task.rules is None else read_rules(task.rules)
         result = pipeline.compress(task.source, target, task.options, None, rules)
-        told = summary(result)
-        row |= {key: told[key] for key in TOLD}
+        report = summary(result)
+        row |= {key: report[key] for key in REPORTED_KEYS}
         row["deviation"] = _deviation(task, target, result, row["warnings"])
     except LeanOnnxError as error:
         row = {"code": error.code, "message": str(error)}
@@ -86,34 +86,36 @@ def made(task: Task, folder: Path) -> Row:
 
 
 def _deviation(task: Task, target: Path, result: pipeline.CompressResult, warnings: list[str]) -> Row | None:
-    """How far a candidate is from the original, and ``on`` what inputs; None, and a warning, if that cannot be told."""
-    found = result.recovery
-    if found is not None:
-        return {"on": "held-out samples" if found.held_out else "calibration samples", **fidelity(found.final)}
+    """Deviation of a candidate from the original, with its inputs in ``on``; None and a warning if it cannot run."""
+    recovery = result.recovery
+    if recovery is not None:
+        return {"on": "held-out samples" if recovery.held_out else "calibration samples", **fidelity(recovery.final)}
     model = result.dag.model
     if filecmp.cmp(task.source, target, shallow=False):
         same = tuple(Deviation(value.name, 0.0) for value in model.proto.graph.output)
         return {"on": "nothing: it is the original", **fidelity(Fidelity(0, same))}
     dag, name = result.dag, "random inputs"
-    data = made_data(name, model, dag.shapes, smooth_inputs(model, dag.shapes, task.options.seed, DRAWS))
+    data = made_data(name, model, dag.shapes, smooth_inputs(model, dag.shapes, task.options.seed, DEVIATION_SAMPLES))
     try:
-        (told,) = compare(model, model.path, [target], data, replaced=dag.observation.replaced, axes=channel_axes(dag))
+        (deviation,) = compare(
+            model, model.path, [target], data, replaced=dag.observation.replaced, axes=channel_axes(dag)
+        )
     except (RunFailed, DataError) as error:
-        warnings.append(f"the deviation could not be told: {error}")
+        warnings.append(f"the deviation could not be measured: {error}")
         return None
-    return {"on": name, **fidelity(told)}
+    return {"on": name, **fidelity(deviation)}
 
 
 def made_here(tasks: Sequence[Task], work: Path, jobs: int = 1, threads: int = 0) -> Answers:
-    """Carry out tasks in so many processes at once, each task in one of its own.
+    """Carry out tasks on this machine, each in a process of its own.
 
-    Files of task ``k`` lie in ``work``/k/made.  A process that dies takes no other with it: its code is that of a bug.
+    Files of task ``k`` are in ``work``/k/made.  A process that dies affects no other; its row has the code of a bug.
 
     Args:
-        tasks: what to make.
-        work: a folder for files on the way.
-        jobs: processes at once.
-        threads: of linear algebra and onnxruntime, in each process; 0 is as many as there are cores.
+        tasks: the compressions to make.
+        work: a folder for temporary files.
+        jobs: number of processes at once.
+        threads: threads of linear algebra and onnxruntime in each process; 0 for as many as there are cores.
     """
     waiting = list(enumerate(tasks))[::-1]
     running: dict[int, processes.Process] = {}
@@ -121,37 +123,37 @@ def made_here(tasks: Sequence[Task], work: Path, jobs: int = 1, threads: int = 0
         while waiting or running:
             while waiting and len(running) < jobs:
                 index, task = waiting.pop()
-                running[index] = _started(task, work / str(index), threads)
+                running[index] = _start(task, work / str(index), threads)
             for index in [index for index, process in running.items() if process.poll() is not None]:
                 processes.stop(running[index])
-                yield index, _answered(running.pop(index), work / str(index))
-            time.sleep(TICK)
+                yield index, _row_of(running.pop(index), work / str(index))
+            time.sleep(POLL_SECONDS)
     finally:
         for process in running.values():
             processes.stop(process)
 
 
-def _started(task: Task, folder: Path, threads: int) -> processes.Process:
+def _start(task: Task, folder: Path, threads: int) -> processes.Process:
     (folder / MADE).mkdir(parents=True)
     (folder / TASK).write_bytes(pickle.dumps((task, threads)))
-    return processes.start(ENTRY, folder, threads)
+    return processes.start(WORKER_ENTRY, folder, threads)
 
 
-def _answered(process: processes.Process, folder: Path) -> Row:
-    """What a process that has ended found."""
+def _row_of(process: processes.Process, folder: Path) -> Row:
+    """The row of a process that has ended."""
     if process.returncode == 0:
         row: Row = json.loads((folder / ANSWER).read_text())
         return row
     return {"code": BUG, "message": f"the process that compresses {processes.ending(process, folder)}"}
 
 
-def answer(folder: Path) -> None:
-    """Carry out the task in a folder (the fresh process's part).
+def run_task(folder: Path) -> None:
+    """Carry out the task in a folder; runs in the fresh process.
 
-    Temporary files go there too: the process that asks removes them, even if it kills this one.
+    Temporary files are in the folder too: the parent process removes them, even if it kills this one.
     """
     tempfile.tempdir = str(folder)
-    gc.disable()  # as for any run of the command line: it makes no garbage worth looking for
+    gc.disable()  # as in the command line: there is little garbage to collect
     task, threads = pickle.loads((folder / TASK).read_bytes())
     with limited(threads):
         row = made(task, folder / MADE)

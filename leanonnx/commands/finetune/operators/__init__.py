@@ -1,1 +1,1 @@
-"""What each operator computes, in torch: a file per family, joined in ``table``."""
+"""Torch implementations of the ONNX operators, a file per family, joined in ``table``."""

@@ -1,4 +1,4 @@
-"""What a torch operator sees of its node: inputs, attributes, and how it refuses."""
+"""The call of a torch operator: one node with its inputs and attributes, and the error for uses not covered."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Outputs: TypeAlias = "Tensor | tuple[Tensor | None, ...]"
 
 
 @dataclass(frozen=True)
-class Call:
-    """One node being run; absent inputs are None.
+class TorchCall:
+    """One node with its inputs; absent inputs are None.
 
-    Values that are computed from shapes are tensors on the CPU, whatever device the network runs on.
+    Tensors computed from shapes stay on the CPU, whatever device the network runs on.
     """
 
     node: onnx.NodeProto
@@ -27,52 +27,52 @@ class Call:
     attributes: Mapping[str, Any]
     inputs: tuple[Tensor | None, ...]
 
-    def attr(self, name: str, default: Any = None) -> Any:
-        """An attribute's value, text as a string."""
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """An attribute, or its default; text as a string."""
         return self.attributes.get(name, default)
 
-    def has(self, index: int) -> bool:
-        """Whether an input is given."""
-        return index < len(self.inputs) and self.inputs[index] is not None
+    def has(self, slot: int) -> bool:
+        """Return True if an input slot is connected."""
+        return slot < len(self.inputs) and self.inputs[slot] is not None
 
-    def get(self, index: int) -> Tensor | None:
-        """An input that may be absent."""
-        return self.inputs[index] if index < len(self.inputs) else None
+    def get(self, slot: int) -> Tensor | None:
+        """The tensor in an input slot; None if the slot is not connected."""
+        return self.inputs[slot] if slot < len(self.inputs) else None
 
-    def x(self, index: int = 0) -> Tensor:
-        """An input that the operator cannot do without."""
-        found = self.get(index)
-        if found is None:
-            raise self.refused(f"input {index} is missing")
-        return found
+    def value(self, slot: int = 0) -> Tensor:
+        """The tensor in an input slot that must be connected."""
+        tensor = self.get(slot)
+        if tensor is None:
+            raise self.error(f"input {slot} is missing")
+        return tensor
 
     @property
-    def given(self) -> list[Tensor]:
-        """All inputs that are there, on one device."""
-        return together(*[value for value in self.inputs if value is not None])
+    def operands(self) -> list[Tensor]:
+        """All connected inputs, on one device."""
+        return on_one_device(*[value for value in self.inputs if value is not None])
 
-    def ints(self, index: int) -> list[int]:
-        """An input as a list of integers."""
-        return [int(value) for value in self.x(index).reshape(-1).tolist()]
+    def ints(self, slot: int, name: str) -> list[int] | None:
+        """Integers given by an input or, in older operator sets, by an attribute; None if neither."""
+        if self.has(slot):
+            return self.required_ints(slot)
+        given = self.attribute(name)
+        return None if given is None else [int(value) for value in (given if isinstance(given, list) else [given])]
 
-    def either(self, name: str, index: int) -> list[int] | None:
-        """What older operator sets give as an attribute and newer ones as an input."""
-        if self.has(index):
-            return self.ints(index)
-        found = self.attr(name)
-        return None if found is None else [int(value) for value in (found if isinstance(found, list) else [found])]
+    def required_ints(self, slot: int) -> list[int]:
+        """Integers in an input slot that must be connected."""
+        return [int(value) for value in self.value(slot).reshape(-1).tolist()]
 
-    def refused(self, why: str) -> ModelError:
+    def error(self, why: str) -> ModelError:
         """The error for a use of the operator that is not covered."""
-        return refusal(self.node, why)
+        return uncovered_node(self.node, why)
 
 
-Operator: TypeAlias = Callable[[Call], Outputs]
+Operator: TypeAlias = Callable[[TorchCall], Outputs]
 Operators: TypeAlias = Mapping[tuple[str, str], Operator]
 
 
-def refusal(node: onnx.NodeProto, why: str) -> ModelError:
-    """The error for a node that cannot be trained through."""
+def uncovered_node(node: onnx.NodeProto, why: str) -> ModelError:
+    """The error for a node that cannot be run in torch."""
     kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
     name = node.name or next(iter(node.output), "")
     return ModelError(
@@ -81,7 +81,7 @@ def refusal(node: onnx.NodeProto, why: str) -> ModelError:
     )
 
 
-def together(*tensors: Tensor) -> list[Tensor]:
-    """The tensors on one device: that of the first which is not on the CPU."""
+def on_one_device(*tensors: Tensor) -> list[Tensor]:
+    """The tensors on one device: that of the first tensor that is not on the CPU."""
     device = next((t.device for t in tensors if t.device.type != "cpu"), None)
     return list(tensors) if device is None else [t.to(device) for t in tensors]

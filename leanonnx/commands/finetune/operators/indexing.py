@@ -1,62 +1,62 @@
-"""Torch functions of operators that look up and scatter, sort and accumulate."""
+"""Torch functions of gather, scatter, sort and cumulative operators."""
 
 from __future__ import annotations
 
 import torch
 
-from leanonnx.commands.finetune.operators.call import Call, Operator, Tensor, together
+from leanonnx.commands.finetune.operators.call import Operator, Tensor, TorchCall, on_one_device
 
 
-def gather(call: Call) -> Tensor:
-    """Slices along an axis, in the shape of the indices."""
-    x, indices, axis = call.x(), call.x(1).to(torch.int64), call.attr("axis", 0) % call.x().ndim
+def _gather(call: TorchCall) -> Tensor:
+    """Select slices along an axis, in the shape of the indices."""
+    x, indices, axis = call.value(), call.value(1).to(torch.int64), call.attribute("axis", 0) % call.value().ndim
     if indices.device.type == "cpu" and indices.ndim == 0:
         return x.select(axis, int(indices))
     places = torch.where(indices < 0, indices + x.shape[axis], indices).to(x.device)
-    found = x.index_select(axis, places.reshape(-1))
-    return found.reshape(*x.shape[:axis], *places.shape, *x.shape[axis + 1 :])
+    rows = x.index_select(axis, places.reshape(-1))
+    return rows.reshape(*x.shape[:axis], *places.shape, *x.shape[axis + 1 :])
 
 
-def gather_elements(call: Call) -> Tensor:
-    """One element for each index."""
-    x, indices = together(call.x(0), call.x(1).to(torch.int64))
-    axis = call.attr("axis", 0)
+def _gather_elements(call: TorchCall) -> Tensor:
+    """Select one element for each index."""
+    x, indices = on_one_device(call.value(0), call.value(1).to(torch.int64))
+    axis = call.attribute("axis", 0)
     return torch.gather(x, axis, torch.where(indices < 0, indices + x.shape[axis], indices))
 
 
-def _places(x: Tensor, indices: Tensor, lead: int) -> tuple[Tensor, ...]:
-    """Index tensors of the axes that the last axis of ``indices`` addresses, those of the batch before them."""
+def _index_tensors(x: Tensor, indices: Tensor, lead: int) -> tuple[Tensor, ...]:
+    """Index tensors of the batch axes, then of the axes that the last axis of ``indices`` addresses."""
     indices = indices.to(torch.int64)
     shape = indices.shape[:-1]
-    found = []
+    index = []
     for axis in range(lead):
         line = torch.arange(shape[axis], device=indices.device)
-        found.append(line.reshape(-1, *[1] * (len(shape) - axis - 1)).expand(shape))
+        index.append(line.reshape(-1, *[1] * (len(shape) - axis - 1)).expand(shape))
     for k in range(indices.shape[-1]):
         part = indices[..., k]
-        found.append(torch.where(part < 0, part + x.shape[lead + k], part))
-    return tuple(found)
+        index.append(torch.where(part < 0, part + x.shape[lead + k], part))
+    return tuple(index)
 
 
-def gather_nd(call: Call) -> Tensor:
-    """Slices addressed by tuples of indices."""
-    x, indices = together(call.x(0), call.x(1))
-    return x[_places(x, indices, call.attr("batch_dims", 0))]
+def _gather_nd(call: TorchCall) -> Tensor:
+    """Select slices by tuples of indices."""
+    x, indices = on_one_device(call.value(0), call.value(1))
+    return x[_index_tensors(x, indices, call.attribute("batch_dims", 0))]
 
 
-def scatter_nd(call: Call) -> Tensor:
-    """A copy with slices addressed by tuples of indices replaced."""
-    x, indices, updates = together(call.x(0), call.x(1), call.x(2))
-    reduction = call.attr("reduction", "none")
+def _scatter_nd(call: TorchCall) -> Tensor:
+    """Replace slices selected by tuples of indices, or add to them."""
+    x, indices, updates = on_one_device(call.value(0), call.value(1), call.value(2))
+    reduction = call.attribute("reduction", "none")
     if reduction not in ("none", "add"):
-        raise call.refused(f"its reduction is {reduction}")
-    return x.index_put(_places(x, indices, 0), updates.to(x.dtype), accumulate=reduction == "add")
+        raise call.error(f"its reduction is {reduction}")
+    return x.index_put(_index_tensors(x, indices, 0), updates.to(x.dtype), accumulate=reduction == "add")
 
 
-def scatter_elements(call: Call) -> Tensor:
-    """A copy with single elements replaced."""
-    x, indices, updates = together(call.x(0), call.x(1).to(torch.int64), call.x(2))
-    axis, reduction = call.attr("axis", 0), call.attr("reduction", "none")
+def _scatter_elements(call: TorchCall) -> Tensor:
+    """Replace single elements, or combine them with updates."""
+    x, indices, updates = on_one_device(call.value(0), call.value(1).to(torch.int64), call.value(2))
+    axis, reduction = call.attribute("axis", 0), call.attribute("reduction", "none")
     indices = torch.where(indices < 0, indices + x.shape[axis], indices)
     if reduction == "none":
         return x.scatter(axis, indices, updates)
@@ -64,27 +64,27 @@ def scatter_elements(call: Call) -> Tensor:
     return x.scatter_reduce(axis, indices, updates, kinds[reduction])
 
 
-def top_k(call: Call) -> tuple[Tensor, Tensor]:
-    """Largest or smallest values along an axis and where they stand; of equal ones, the first."""
-    x, axis = call.x(), call.attr("axis", -1)
-    count = call.ints(1)[0] if call.has(1) else call.attr("k")
-    values, places = torch.sort(x, dim=axis, descending=bool(call.attr("largest", 1)), stable=True)
+def _top_k(call: TorchCall) -> tuple[Tensor, Tensor]:
+    """Largest or smallest values along an axis and their positions; the first of equal values."""
+    x, axis = call.value(), call.attribute("axis", -1)
+    count = call.required_ints(1)[0] if call.has(1) else call.attribute("k")
+    values, places = torch.sort(x, dim=axis, descending=bool(call.attribute("largest", 1)), stable=True)
     return values.narrow(axis, 0, count), places.narrow(axis, 0, count)
 
 
-def cumulative_sum(call: Call) -> Tensor:
-    """Running sums along an axis."""
-    x, axis = call.x(), call.ints(1)[0]
-    x = x.flip(axis) if call.attr("reverse", 0) else x
-    found = torch.cumsum(x, axis, dtype=x.dtype)
-    found = found - x if call.attr("exclusive", 0) else found
-    return found.flip(axis) if call.attr("reverse", 0) else found
+def _cumulative_sum(call: TorchCall) -> Tensor:
+    """Cumulative sum along an axis."""
+    x, axis = call.value(), call.required_ints(1)[0]
+    x = x.flip(axis) if call.attribute("reverse", 0) else x
+    sums = torch.cumsum(x, axis, dtype=x.dtype)
+    sums = sums - x if call.attribute("exclusive", 0) else sums
+    return sums.flip(axis) if call.attribute("reverse", 0) else sums
 
 
-def reverse_sequence(call: Call) -> Tensor:
-    """The first elements of each sequence in reverse."""
-    x, lengths = call.x(), call.x(1).to(call.x().device)
-    time, batch = call.attr("time_axis", 0), call.attr("batch_axis", 1)
+def _reverse_sequence(call: TorchCall) -> Tensor:
+    """Reverse the first elements of each sequence."""
+    x, lengths = call.value(), call.value(1).to(call.value().device)
+    time, batch = call.attribute("time_axis", 0), call.attribute("batch_axis", 1)
     line = torch.arange(x.shape[time], device=x.device)
     places = torch.where(line < lengths[:, None], lengths[:, None] - 1 - line, line)  # [batch, time]
     places = places if batch < time else places.T
@@ -92,15 +92,15 @@ def reverse_sequence(call: Call) -> Tensor:
     return torch.gather(x, time, places.reshape(shape).expand(x.shape))
 
 
-INDEXING: dict[tuple[str, str], Operator] = {
-    ("", "Gather"): gather,
-    ("", "GatherElements"): gather_elements,
-    ("", "GatherND"): gather_nd,
-    ("", "ScatterND"): scatter_nd,
-    ("", "ScatterElements"): scatter_elements,
-    ("", "Scatter"): scatter_elements,
-    ("", "TopK"): top_k,
-    ("", "CumSum"): cumulative_sum,
-    ("", "ReverseSequence"): reverse_sequence,
-    ("", "NonZero"): lambda call: torch.nonzero(call.x()).T,
+INDEXING_OPERATORS: dict[tuple[str, str], Operator] = {
+    ("", "Gather"): _gather,
+    ("", "GatherElements"): _gather_elements,
+    ("", "GatherND"): _gather_nd,
+    ("", "ScatterND"): _scatter_nd,
+    ("", "ScatterElements"): _scatter_elements,
+    ("", "Scatter"): _scatter_elements,
+    ("", "TopK"): _top_k,
+    ("", "CumSum"): _cumulative_sum,
+    ("", "ReverseSequence"): _reverse_sequence,
+    ("", "NonZero"): lambda call: torch.nonzero(call.value()).T,
 }

@@ -1,4 +1,4 @@
-"""Torch functions of operators that act on each position by itself."""
+"""Torch functions of elementwise operators."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import onnx
 import torch
 from torch.nn import functional as F
 
-from leanonnx.commands.finetune.operators.call import Call, Operator, Tensor, together
+from leanonnx.commands.finetune.operators.call import Operator, Tensor, TorchCall, on_one_device
 
-TYPES: Mapping[int, torch.dtype] = {
+_DTYPES: Mapping[int, torch.dtype] = {
     onnx.TensorProto.FLOAT: torch.float32,
     onnx.TensorProto.FLOAT16: torch.float16,
     onnx.TensorProto.BFLOAT16: torch.bfloat16,
@@ -28,133 +28,133 @@ TYPES: Mapping[int, torch.dtype] = {
 }
 
 
-def unary(function: Callable[[Tensor], Tensor]) -> Operator:
+def _unary(function: Callable[[Tensor], Tensor]) -> Operator:
     """An operator of one input and no attributes."""
-    return lambda call: function(call.x())
+    return lambda call: function(call.value())
 
 
-def binary(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
-    """An operator of two inputs that are broadcast."""
+def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
+    """An operator of two inputs, which are broadcast."""
 
-    def run(call: Call) -> Tensor:
-        a, b = together(call.x(0), call.x(1))
-        return function(a, _legacy(call, a, b))
+    def run(call: TorchCall) -> Tensor:
+        a, b = on_one_device(call.value(0), call.value(1))
+        return function(a, _broadcast_from_axis(call, a, b))
 
     return run
 
 
-def _legacy(call: Call, a: Tensor, b: Tensor) -> Tensor:
-    """The second operand as operator sets below 7 broadcast it: from ``axis`` on."""
-    axis = call.attr("axis")
-    if call.opset >= 7 or axis is None or not call.attr("broadcast", 0):
+def _broadcast_from_axis(call: TorchCall, a: Tensor, b: Tensor) -> Tensor:
+    """Reshape the second operand as operator sets below 7 broadcast it: from ``axis`` on."""
+    axis = call.attribute("axis")
+    if call.opset >= 7 or axis is None or not call.attribute("broadcast", 0):
         return b
     return b.reshape(*b.shape, *[1] * (a.ndim - axis - b.ndim))
 
 
-def variadic(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
-    """An operator of any number of inputs that are broadcast."""
-    return lambda call: reduce(function, call.given)
+def _variadic(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
+    """An operator of any number of inputs, which are broadcast."""
+    return lambda call: reduce(function, call.operands)
 
 
-def divided(a: Tensor, b: Tensor) -> Tensor:
-    """Quotient; that of integers is cut off towards 0."""
+def _divide(a: Tensor, b: Tensor) -> Tensor:
+    """Divide; integer quotients are truncated towards 0."""
     return a / b if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
 
 
-def _clip(call: Call) -> Tensor:
+def _clip(call: TorchCall) -> Tensor:
     low, high = (
-        (call.attr("min"), call.attr("max"))
+        (call.attribute("min"), call.attribute("max"))
         if call.opset < 11
-        else tuple(None if call.get(k) is None else call.x(k).reshape(()).to(call.x().device) for k in (1, 2))
+        else tuple(None if call.get(k) is None else call.value(k).reshape(()).to(call.value().device) for k in (1, 2))
     )
-    x = call.x()
+    x = call.value()
     if low is None and high is None:
         return x
     return torch.clamp(x, low, high)
 
 
-def _cast(call: Call) -> Tensor:
-    kind = call.attr("to")
+def _cast(call: TorchCall) -> Tensor:
+    kind = call.attribute("to")
     if isinstance(kind, str):
         kind = onnx.TensorProto.DataType.Value(kind)
-    if kind not in TYPES:
-        raise call.refused(f"it casts to {onnx.TensorProto.DataType.Name(kind)}")
-    return call.x().to(TYPES[kind])
+    if kind not in _DTYPES:
+        raise call.error(f"it casts to {onnx.TensorProto.DataType.Name(kind)}")
+    return call.value().to(_DTYPES[kind])
 
 
-def _prelu(call: Call) -> Tensor:
-    x, slope = call.x(), call.x(1)
+def _prelu(call: TorchCall) -> Tensor:
+    x, slope = call.value(), call.value(1)
     if call.opset < 7 and slope.numel() > 1:
         slope = slope.reshape(-1, *[1] * (x.ndim - 2))
     return torch.where(x >= 0, x, x * slope)
 
 
-def _where(call: Call) -> Tensor:
-    condition, a, b = together(call.x(0), call.x(1), call.x(2))
+def _where(call: TorchCall) -> Tensor:
+    condition, a, b = on_one_device(call.value(0), call.value(1), call.value(2))
     return torch.where(condition, a, b)
 
 
-def _mod(call: Call) -> Tensor:
-    a, b = together(call.x(0), call.x(1))
-    return torch.fmod(a, b) if call.attr("fmod", 0) else torch.remainder(a, b)
+def _mod(call: TorchCall) -> Tensor:
+    a, b = on_one_device(call.value(0), call.value(1))
+    return torch.fmod(a, b) if call.attribute("fmod", 0) else torch.remainder(a, b)
 
 
-def _gelu(call: Call) -> Tensor:
-    return F.gelu(call.x(), approximate=call.attr("approximate", "none"))
+def _gelu(call: TorchCall) -> Tensor:
+    return F.gelu(call.value(), approximate=call.attribute("approximate", "none"))
 
 
-def _is_infinite(call: Call) -> Tensor:
-    x = call.x()
-    up, down = call.attr("detect_positive", 1), call.attr("detect_negative", 1)
+def _is_infinite(call: TorchCall) -> Tensor:
+    x = call.value()
+    up, down = call.attribute("detect_positive", 1), call.attribute("detect_negative", 1)
     return (torch.isposinf(x) & bool(up)) | (torch.isneginf(x) & bool(down))
 
 
-def _shrink(call: Call) -> Tensor:
-    x, limit, bias = call.x(), call.attr("lambd", 0.5), call.attr("bias", 0.0)
+def _shrink(call: TorchCall) -> Tensor:
+    x, limit, bias = call.value(), call.attribute("lambd", 0.5), call.attribute("bias", 0.0)
     zero = torch.zeros_like(x)
     return torch.where(x < -limit, x + bias, torch.where(x > limit, x - bias, zero))
 
 
-def _power(call: Call) -> Tensor:
-    a, b = together(call.x(0), call.x(1))
-    result = torch.pow(a, _legacy(call, a, b).to(a.dtype) if a.is_floating_point() else b)
+def _power(call: TorchCall) -> Tensor:
+    a, b = on_one_device(call.value(0), call.value(1))
+    result = torch.pow(a, _broadcast_from_axis(call, a, b).to(a.dtype) if a.is_floating_point() else b)
     return result.to(a.dtype)
 
 
-def _dropout(call: Call) -> tuple[Tensor, Tensor]:
-    return call.x(), torch.ones_like(call.x(), dtype=torch.bool)
+def _dropout(call: TorchCall) -> tuple[Tensor, Tensor]:
+    return call.value(), torch.ones_like(call.value(), dtype=torch.bool)
 
 
-def _swish(call: Call) -> Tensor:
-    return call.x() * torch.sigmoid(call.attr("alpha", 1.0) * call.x())
+def _swish(call: TorchCall) -> Tensor:
+    return call.value() * torch.sigmoid(call.attribute("alpha", 1.0) * call.value())
 
 
-def _threshold(call: Call) -> Tensor:
-    x = call.x()
-    return torch.where(x > call.attr("alpha", 1.0), x, torch.zeros_like(x))
+def _threshold(call: TorchCall) -> Tensor:
+    x = call.value()
+    return torch.where(x > call.attribute("alpha", 1.0), x, torch.zeros_like(x))
 
 
-def _image_scaler(call: Call) -> Tensor:
-    bias = torch.tensor(call.attr("bias", []), device=call.x().device)
-    return call.x() * call.attr("scale", 1.0) + bias[:, None, None]
+def _image_scaler(call: TorchCall) -> Tensor:
+    bias = torch.tensor(call.attribute("bias", []), device=call.value().device)
+    return call.value() * call.attribute("scale", 1.0) + bias[:, None, None]
 
 
-def _hard_sigmoid(call: Call) -> Tensor:
-    return torch.clamp(call.attr("alpha", 0.2) * call.x() + call.attr("beta", 0.5), 0, 1)
+def _hard_sigmoid(call: TorchCall) -> Tensor:
+    return torch.clamp(call.attribute("alpha", 0.2) * call.value() + call.attribute("beta", 0.5), 0, 1)
 
 
-def _selu(call: Call) -> Tensor:
-    alpha, gamma = call.attr("alpha", 1.6732632423543772), call.attr("gamma", 1.0507009873554805)
-    return gamma * F.elu(call.x(), alpha)
+def _selu(call: TorchCall) -> Tensor:
+    alpha, gamma = call.attribute("alpha", 1.6732632423543772), call.attribute("gamma", 1.0507009873554805)
+    return gamma * F.elu(call.value(), alpha)
 
 
-def _quick_gelu(call: Call) -> Tensor:
-    return call.x() * torch.sigmoid(call.attr("alpha", 1.702) * call.x())
+def _quick_gelu(call: TorchCall) -> Tensor:
+    return call.value() * torch.sigmoid(call.attribute("alpha", 1.702) * call.value())
 
 
-def _shift(call: Call) -> Tensor:
-    a, b = call.x(0), call.x(1)
-    return torch.bitwise_left_shift(a, b) if call.attr("direction") == "LEFT" else torch.bitwise_right_shift(a, b)
+def _shift(call: TorchCall) -> Tensor:
+    a, b = call.value(0), call.value(1)
+    return torch.bitwise_left_shift(a, b) if call.attribute("direction") == "LEFT" else torch.bitwise_right_shift(a, b)
 
 
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -196,7 +196,7 @@ _PAIRS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Add": torch.add,
     "Sub": torch.sub,
     "Mul": torch.mul,
-    "Div": divided,
+    "Div": _divide,
     "And": torch.logical_and,
     "Or": torch.logical_or,
     "Xor": torch.logical_xor,
@@ -212,7 +212,7 @@ _PAIRS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 _OTHERS: dict[str, Operator] = {
     "Clip": _clip,
     "Cast": _cast,
-    "CastLike": lambda call: call.x().to(call.x(1).dtype),
+    "CastLike": lambda call: call.value().to(call.value(1).dtype),
     "PRelu": _prelu,
     "Where": _where,
     "Mod": _mod,
@@ -227,25 +227,27 @@ _OTHERS: dict[str, Operator] = {
     "ImageScaler": _image_scaler,
     "HardSigmoid": _hard_sigmoid,
     "Selu": _selu,
-    "LeakyRelu": lambda call: F.leaky_relu(call.x(), call.attr("alpha", 0.01)),
-    "Elu": lambda call: F.elu(call.x(), call.attr("alpha", 1.0)),
-    "Celu": lambda call: F.celu(call.x(), call.attr("alpha", 1.0)),
-    "Affine": lambda call: call.attr("alpha", 1.0) * call.x() + call.attr("beta", 0.0),
-    "ScaledTanh": lambda call: call.attr("alpha", 1.0) * torch.tanh(call.attr("beta", 1.0) * call.x()),
-    "ParametricSoftplus": lambda call: call.attr("alpha", 1.0) * F.softplus(call.attr("beta", 1.0) * call.x()),
-    "Max": variadic(torch.maximum),
-    "Min": variadic(torch.minimum),
-    "Sum": variadic(torch.add),
-    "Mean": lambda call: reduce(torch.add, call.given) / len(call.given),
+    "LeakyRelu": lambda call: F.leaky_relu(call.value(), call.attribute("alpha", 0.01)),
+    "Elu": lambda call: F.elu(call.value(), call.attribute("alpha", 1.0)),
+    "Celu": lambda call: F.celu(call.value(), call.attribute("alpha", 1.0)),
+    "Affine": lambda call: call.attribute("alpha", 1.0) * call.value() + call.attribute("beta", 0.0),
+    "ScaledTanh": lambda call: call.attribute("alpha", 1.0) * torch.tanh(call.attribute("beta", 1.0) * call.value()),
+    "ParametricSoftplus": lambda call: (
+        call.attribute("alpha", 1.0) * F.softplus(call.attribute("beta", 1.0) * call.value())
+    ),
+    "Max": _variadic(torch.maximum),
+    "Min": _variadic(torch.minimum),
+    "Sum": _variadic(torch.add),
+    "Mean": lambda call: reduce(torch.add, call.operands) / len(call.operands),
 }
-POINTWISE: dict[tuple[str, str], Operator] = {
-    **{("", name): unary(function) for name, function in _FUNCTIONS.items()},
-    **{("", name): binary(function) for name, function in _PAIRS.items()},
+POINTWISE_OPERATORS: dict[tuple[str, str], Operator] = {
+    **{("", name): _unary(function) for name, function in _FUNCTIONS.items()},
+    **{("", name): _binary(function) for name, function in _PAIRS.items()},
     **{("", name): operator for name, operator in _OTHERS.items()},
     ("com.microsoft", "QuickGelu"): _quick_gelu,
-    ("com.microsoft", "Gelu"): unary(F.gelu),
-    ("com.microsoft", "BiasGelu"): lambda call: F.gelu(call.x() + call.x(1)),
+    ("com.microsoft", "Gelu"): _unary(F.gelu),
+    ("com.microsoft", "BiasGelu"): lambda call: F.gelu(call.value() + call.value(1)),
     ("com.microsoft", "FastGelu"): lambda call: F.gelu(
-        call.x() + call.x(1) if call.has(1) else call.x(), approximate="tanh"
+        call.value() + call.value(1) if call.has(1) else call.value(), approximate="tanh"
     ),
 }

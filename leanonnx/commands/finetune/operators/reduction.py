@@ -1,4 +1,4 @@
-"""Torch functions of operators that go over axes: sums, means, extrema, softmax."""
+"""Torch functions of reductions over axes, ArgMax, ArgMin and Softmax."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TypeAlias
 
 import torch
 
-from leanonnx.commands.finetune.operators.call import Call, Operator, Tensor
+from leanonnx.commands.finetune.operators.call import Operator, Tensor, TorchCall
 
-Reduce: TypeAlias = Callable[[Tensor, list[int], bool], Tensor]
+_Reduce: TypeAlias = Callable[[Tensor, list[int], bool], Tensor]
 
 
 def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
@@ -19,7 +19,7 @@ def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
     return x
 
 
-REDUCTIONS: dict[str, Reduce] = {
+_REDUCTIONS: dict[str, _Reduce] = {
     "Mean": lambda x, axes, keep: x.mean(axes, keepdim=keep),
     "Sum": lambda x, axes, keep: x.sum(axes, keepdim=keep, dtype=x.dtype),
     "Max": lambda x, axes, keep: x.amax(axes, keepdim=keep),
@@ -33,35 +33,35 @@ REDUCTIONS: dict[str, Reduce] = {
 }
 
 
-def _reduced(function: Reduce) -> Operator:
-    def run(call: Call) -> Tensor:
-        x, axes = call.x(), call.either("axes", 1)
-        if not x.ndim or (not axes and call.attr("noop_with_empty_axes", 0)):
+def _reduction(function: _Reduce) -> Operator:
+    def run(call: TorchCall) -> Tensor:
+        x, axes = call.value(), call.ints(1, "axes")
+        if not x.ndim or (not axes and call.attribute("noop_with_empty_axes", 0)):
             return function(x.unsqueeze(-1), [x.ndim], False)
         axes = [axis % x.ndim for axis in axes] if axes else list(range(x.ndim))
-        return function(x, axes, bool(call.attr("keepdims", 1)))
+        return function(x, axes, bool(call.attribute("keepdims", 1)))
 
     return run
 
 
-def _extremum(function: Callable[..., Tensor]) -> Operator:
-    def run(call: Call) -> Tensor:
-        x, axis = call.x(), call.attr("axis", 0) % call.x().ndim
-        last = call.attr("select_last_index", 0)
-        found = function(x.flip(axis) if last else x, axis, keepdim=bool(call.attr("keepdims", 1)))
-        return x.shape[axis] - 1 - found if last else found
+def _extremum_index(function: Callable[..., Tensor]) -> Operator:
+    def run(call: TorchCall) -> Tensor:
+        x, axis = call.value(), call.attribute("axis", 0) % call.value().ndim
+        last = call.attribute("select_last_index", 0)
+        index = function(x.flip(axis) if last else x, axis, keepdim=bool(call.attribute("keepdims", 1)))
+        return x.shape[axis] - 1 - index if last else index
 
     return run
 
 
 def _over_axis(function: Callable[[Tensor, int], Tensor]) -> Operator:
-    """Before operator set 13, over all axes from the named one on, taken as one."""
+    """Operator over one axis; before operator set 13, over all axes from the named one on, flattened."""
 
-    def run(call: Call) -> Tensor:
-        x = call.x()
+    def run(call: TorchCall) -> Tensor:
+        x = call.value()
         if call.opset >= 13:
-            return function(x, call.attr("axis", -1))
-        axis = call.attr("axis", 1) % x.ndim
+            return function(x, call.attribute("axis", -1))
+        axis = call.attribute("axis", 1) % x.ndim
         return function(x.reshape(math.prod(x.shape[:axis]), -1), 1).reshape(x.shape)
 
     return run
@@ -72,10 +72,10 @@ def _hardmax(x: Tensor, axis: int) -> Tensor:
     return torch.zeros_like(x).scatter(axis, first, 1.0)
 
 
-REDUCTION: dict[tuple[str, str], Operator] = {
-    **{("", f"Reduce{name}"): _reduced(function) for name, function in REDUCTIONS.items()},
-    ("", "ArgMax"): _extremum(torch.argmax),
-    ("", "ArgMin"): _extremum(torch.argmin),
+REDUCTION_OPERATORS: dict[tuple[str, str], Operator] = {
+    **{("", f"Reduce{name}"): _reduction(function) for name, function in _REDUCTIONS.items()},
+    ("", "ArgMax"): _extremum_index(torch.argmax),
+    ("", "ArgMin"): _extremum_index(torch.argmin),
     ("", "Softmax"): _over_axis(torch.softmax),
     ("", "LogSoftmax"): _over_axis(torch.log_softmax),
     ("", "Hardmax"): _over_axis(_hardmax),

@@ -1,26 +1,26 @@
-"""The table of operators: (domain, operator) → torch function.  A value, passed as an argument."""
+"""Table of torch functions by (domain, operator)."""
 
 from __future__ import annotations
 
 from leanonnx.commands.finetune.operators.call import Operators
-from leanonnx.commands.finetune.operators.indexing import INDEXING
-from leanonnx.commands.finetune.operators.linear import LINEAR
-from leanonnx.commands.finetune.operators.movement import MOVEMENT
-from leanonnx.commands.finetune.operators.normalization import NORMALIZATION
-from leanonnx.commands.finetune.operators.pointwise import POINTWISE
-from leanonnx.commands.finetune.operators.recurrent import RECURRENT
-from leanonnx.commands.finetune.operators.reduction import REDUCTION
-from leanonnx.commands.finetune.operators.resize import RESIZE
-from leanonnx.commands.finetune.operators.spatial import SPATIAL
+from leanonnx.commands.finetune.operators.indexing import INDEXING_OPERATORS
+from leanonnx.commands.finetune.operators.linear import LINEAR_OPERATORS
+from leanonnx.commands.finetune.operators.movement import MOVEMENT_OPERATORS
+from leanonnx.commands.finetune.operators.normalization import NORMALIZATION_OPERATORS
+from leanonnx.commands.finetune.operators.pointwise import POINTWISE_OPERATORS
+from leanonnx.commands.finetune.operators.recurrent import RECURRENT_OPERATORS
+from leanonnx.commands.finetune.operators.reduction import REDUCTION_OPERATORS
+from leanonnx.commands.finetune.operators.resize import RESIZE_OPERATORS
+from leanonnx.commands.finetune.operators.spatial import SPATIAL_OPERATORS
 
 OPERATORS: Operators = {
-    **POINTWISE,
-    **LINEAR,
-    **NORMALIZATION,
-    **MOVEMENT,
-    **INDEXING,
-    **REDUCTION,
-    **SPATIAL,
-    **RESIZE,
-    **RECURRENT,
+    **POINTWISE_OPERATORS,
+    **LINEAR_OPERATORS,
+    **NORMALIZATION_OPERATORS,
+    **MOVEMENT_OPERATORS,
+    **INDEXING_OPERATORS,
+    **REDUCTION_OPERATORS,
+    **SPATIAL_OPERATORS,
+    **RESIZE_OPERATORS,
+    **RECURRENT_OPERATORS,
 }
