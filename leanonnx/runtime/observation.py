@@ -34,7 +34,7 @@ MAX_TRIAL_ELEMENTS = 1 << 24
 USUAL_SIZE_COUNT = 16
 """Number of sizes of constants to try for axes that may hold channels."""
 IMPOSSIBLE = 1 << 30
-"""Largest number of elements in the graph inputs of a run."""
+"""Numbers in the graph inputs from which on a run is not tried."""
 NOT_TENSORS = {"SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SplitToSequence"}
 NOT_TENSORS |= {"Optional", "SequenceMap"}
 TERMINATED = "terminate flag"

@@ -19,9 +19,9 @@ from leanonnx.runtime.sessions import Feed, Session
 
 WEIGHTS_FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"
 KERNEL_EVENT = "_kernel_time"
-MIN_PROFILED_RUNS, MAX_PROFILED_RUNS = 20, 200
-"""Range of the number of profiled runs; slow models stop below it after ``PROFILING_PATIENCE`` times the time."""
-PROFILING_PATIENCE = 3
+MIN_PROFILES, MAX_PROFILES = 20, 200
+"""Range of the number of profiled runs; slow models stop below it after ``PATIENCE_FACTOR`` times the time."""
+PATIENCE_FACTOR = 3
 RUNS_PER_TURN = 4
 """Consecutive runs of one model: the first wakes its threads, which the median ignores."""
 DECORATION = re.compile(r"^(?:fused |InsertedPrecisionFreeCast_)|(?:_nchwc|_token_\d+|/\w+Fusion/?)$")
@@ -58,9 +58,7 @@ def profiled(paths: Sequence[Path], feed: Feed, setting: Setting, seconds: float
         opened = [_open_profiled(path, setting, Path(folder) / f"profile-{k}") for k, path in enumerate(paths)]
         ready = [runner(session, feed, setting) for session, _ in opened]
         start, runs, elapsed = time.perf_counter(), 1, 0.0
-        while elapsed < seconds * (
-            PROFILING_PATIENCE if runs < MIN_PROFILED_RUNS else 1 if runs < MAX_PROFILED_RUNS else 0
-        ):
+        while elapsed < seconds * (PATIENCE_FACTOR if runs < MIN_PROFILES else 1 if runs < MAX_PROFILES else 0):
             for each in ready:
                 for _ in range(RUNS_PER_TURN):
                     each.run()

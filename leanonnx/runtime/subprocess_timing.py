@@ -25,7 +25,7 @@ from leanonnx.runtime.timing import PATIENCE, Timing, TimingComparison, compare,
 from leanonnx.system import processes
 
 ENTRY = "leanonnx.runtime.subprocess_timing:answer_timing_request"
-REQUEST_FILE, ANSWER_FILE, INPUT_FILE = "request.json", "answer.json", "input-{}.pb"
+REQUEST, ANSWER_FILE, INPUT_FILE = "request.json", "answer.json", "input-{}.pb"
 STARTING = 10 * LONGEST_RUN
 """Time limit for loading the models and their first runs, in seconds."""
 
@@ -94,7 +94,7 @@ def _request(
             "seconds": seconds,
             "seed": seed,
         }
-        (folder / REQUEST_FILE).write_text(json.dumps(request))
+        (folder / REQUEST).write_text(json.dumps(request))
         for index, (key, array) in enumerate(pair for feed in feeds for pair in feed.items()):
             (folder / INPUT_FILE.format(index)).write_bytes(numpy_helper.from_array(array, key).SerializeToString())
         ending = processes.run(ENTRY, folder, STARTING + 2 * PATIENCE * seconds)
@@ -114,7 +114,7 @@ def answer_timing_request(folder: Path) -> None:
     Temporary files are kept there too: the parent process removes them, even if it kills this one.
     """
     tempfile.tempdir = str(folder)
-    request = json.loads((folder / REQUEST_FILE).read_text())
+    request = json.loads((folder / REQUEST).read_text())
     feeds = _inputs(folder, request["inputs"])
     setting = Setting(**{**request["setting"], "libraries": tuple(map(Path, request["setting"]["libraries"]))})
     paths, seconds = [Path(path) for path in request["paths"]], request["seconds"]

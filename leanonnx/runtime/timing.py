@@ -39,9 +39,9 @@ ROUNDS = 15
 FEW_ROUNDS = 6
 """Rounds that suffice after ``TIMING_PATIENCE`` times the time: the fewest whose range is a 95 % interval."""
 PATIENCE = 4
-SETTLED_HALF_WIDTH = 0.005
-"""Relative half width of an interval that needs no more rounds, if it is ``SETTLED_DISTANCE`` away from 1."""
-SETTLED_DISTANCE = 0.02
+NARROW_SHARE = 0.005
+"""Relative half width of an interval that needs no more rounds, if it is ``CLEAR_SHARE`` away from 1."""
+CLEAR_SHARE = 0.02
 MARGIN = 0.01
 """Smallest relative difference that can be significant."""
 BUSY_NOISE = 0.05
@@ -154,7 +154,7 @@ class Warm:
 
 @dataclass(frozen=True)
 class Lot:
-    """Times on one set of sessions: milliseconds [rounds, models]; block sizes and facts as in ``WarmModel`` [models]."""
+    """Times on one set of sessions: milliseconds [rounds, models]; block sizes and facts of ``WarmModel`` [models]."""
 
     times: Times
     sizes: list[int]
@@ -199,7 +199,7 @@ def alone(path: Path, feed: Feed, setting: Setting, seconds: float = SECONDS) ->
 def several(
     paths: Sequence[Path], feeds: Sequence[Feed], setting: Setting, seconds: float = SECONDS
 ) -> tuple[Timing, ...]:
-    """Time models in turns, each on its own input, all together for ``seconds`` (longer if needed for ``WANTED_ROUNDS``).
+    """Time models in turns, each on its own input, for ``seconds`` in total (longer if needed for ``WANTED_ROUNDS``).
 
     Raises:
         ProviderMissing: the provider is not available.
@@ -283,8 +283,8 @@ def enough(
 ) -> Callable[[Times], bool]:
     """Return a stopping rule: time is up, or the interval of the ratio is narrow and clearly excludes 1.
 
-    Fewer than ``fewest`` rounds suffice only after ``TIMING_PATIENCE`` times the time.  The ratio is tested only when the
-    number of rounds has doubled, which limits the bias of repeated testing.
+    Fewer than ``fewest`` rounds suffice only after ``TIMING_PATIENCE`` times the time.  The ratio is tested only when
+    the number of rounds has doubled, which limits the bias of repeated testing.
     """
     start = clock()
 
@@ -303,12 +303,10 @@ def _is_doubled(rounds: int) -> bool:
 
 def settled(times: Times, seed: int) -> bool:
     """Return True if the interval of the ratio is narrow and clearly excludes 1; always False unless models are two."""
-    if times.shape[1] != 2 or 1 / (1 + SETTLED_DISTANCE) < np.median(ratios([times])) < 1 + SETTLED_DISTANCE:
+    if times.shape[1] != 2 or 1 / (1 + CLEAR_SHARE) < np.median(ratios([times])) < 1 + CLEAR_SHARE:
         return False
     low, high = median_interval(ratios([times]), seed)
-    return high - low < SETTLED_HALF_WIDTH * (high + low) and (
-        low > 1 + SETTLED_DISTANCE or high < 1 / (1 + SETTLED_DISTANCE)
-    )
+    return high - low < NARROW_SHARE * (high + low) and (low > 1 + CLEAR_SHARE or high < 1 / (1 + CLEAR_SHARE))
 
 
 def _summary(path: Path, which: int, lots: Sequence[Lot], setting: Setting) -> Timing:
