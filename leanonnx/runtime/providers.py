@@ -222,7 +222,7 @@ def _cpu_runner(session: Session, feed: Feed) -> Runner:
 
 
 def _gpu_runner(session: Session, feed: Feed, setting: Setting) -> Runner:
-    """Return a runner that reuses the output memory of its first run: a CUDA graph, captured in the second, needs that."""
+    """Return a runner that reuses the output memory of its first run, as a CUDA graph (captured by the next) needs."""
     binding = session.io_binding()
     for name, array in feed.items():
         if array.dtype.kind == "O":

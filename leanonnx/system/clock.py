@@ -38,7 +38,7 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str, done: float | None = None) -> Iterator[Callable[[float], None]]:
-        """Time one stage, ``done`` (0 to 1) of which is complete; yields a function that reports how much is done since."""
+        """Time one stage, of which ``done`` (0 to 1) is complete; yields a function that reports further progress."""
         self._charge()
         self.running.append(name)
         self.progress(name, done)

@@ -10,7 +10,7 @@ GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def available_memory() -> int:
-    """Return the smallest of the machine's memory and the control group's and the process's limits, in bytes; 0 if unknown."""
+    """Return the bytes available: the least of machine, control group and process limit; 0 if unknown."""
     return min((limit for limit in (_machine_memory(), _group_limit(), _process_limit()) if limit > 0), default=0)
 
 

@@ -86,9 +86,9 @@ def temporary_beside(output: Path) -> Iterator[Path]:
 
 
 def unwritten(error: OSError, *paths: Path) -> bool:
-    """Return True if an error means that these paths, or files within them, cannot be written, or that the disk is full.
+    """Return True if an error means that the disk is full, or that these paths or files within them cannot be written.
 
-    Errors of reading files elsewhere return False.
+    Return False for errors of reading files elsewhere.
     """
     files = [Path(os.path.abspath(name)) for name in (error.filename, error.filename2) if isinstance(name, str)]
     if error.errno in DISK_FULL_ERRORS or not files:
