@@ -1,1 +1,1 @@
-"""Samples for a model: files, arrays or images, read as needed."""
+"""Samples for a model from files, arrays or images, read on demand."""

@@ -1,4 +1,4 @@
-"""Files of samples, or arrays of them in memory, held against the inputs of a model."""
+"""Match files of samples, or arrays in memory, with the inputs of a model."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from leanonnx.data.npz import Member, Read, members
 from leanonnx.errors import DataError
 from leanonnx.graph.formats import is_float
 from leanonnx.numeric.arrays import Array
+from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.sessions import Feed
 
 Sample = tuple[Feed, Array | None]
-"""One row of each input, and its label where there are labels."""
-LABELS = ("labels", "label", "y")
-NUMBERS = "biuf"
-TEXTS = "US"
-Shapes = Mapping[str, tuple[int, ...]]
+"""One row of each input, and its label if there are labels."""
+LABEL_NAMES = ("labels", "label", "y")
+NUMERIC_KINDS = "biuf"
+TEXT_KINDS = "US"
 IN_MEMORY = "calib"
-"""What messages call samples that are in memory."""
+"""Title of samples in memory in messages."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A graph input: its declared sizes (None: free), its numbers, and whether a sample is the ``whole`` of it."""
+    """A graph input: declared sizes (None: free) and type; ``whole`` is True if one sample is the whole input."""
 
     name: str
     dims: tuple[int | None, ...]
@@ -40,7 +40,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Made:
-    """Rows of an array of the shape [rows, ...] that are made when they are asked for."""
+    """An array [rows, ...] whose rows are generated on demand."""
 
     shape: tuple[int, ...]
     make: Read
@@ -52,7 +52,7 @@ class Made:
 
     @contextmanager
     def opened(self) -> Iterator[Read]:
-        """A reader of rows."""
+        """Open a reader of rows by their index."""
         yield self.make
 
 
@@ -70,7 +70,7 @@ class Held:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of the numbers."""
+        """Type of the elements."""
         return self.array.dtype
 
     @property
@@ -80,13 +80,13 @@ class Held:
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[int], Array]]:
-        """A reader of samples by their index, copies of their own."""
+        """Open a reader of samples by their index, which returns copies."""
         yield lambda k: np.array(self.array[k], order="C")
 
 
 @dataclass(frozen=True)
 class File:
-    """Where the samples of some inputs lie, by input name, with their labels; ``title`` is what messages call it."""
+    """Arrays of samples by input name, with their labels; ``title`` names their source in messages."""
 
     title: str
     arrays: Mapping[str, Member | Held | Folder | Made]
@@ -94,26 +94,26 @@ class File:
 
     @property
     def count(self) -> int:
-        """Number of samples; one of a model without inputs."""
+        """Number of samples; 1 if there are no inputs."""
         return min((array.count for array in self.arrays.values()), default=1)
 
     @contextmanager
     def opened(self, slots: Sequence[Slot], labelled: bool) -> Iterator[Callable[[int], Sample]]:
-        """A reader of samples by their index in the file, to be read in ascending order."""
+        """Open a reader of samples by their index in the file; indices must ascend."""
         with ExitStack() as stack:
             reads = [(slot, stack.enter_context(self.arrays[slot.name].opened())) for slot in slots]
             label = stack.enter_context(self.label.opened()) if labelled and self.label else None
 
             def read(k: int) -> Sample:
                 where = f"{self.title}: sample {k} of input"
-                feed = {slot.name: _as_fed(row(k), slot.dtype, f"{where} '{slot.name}'") for slot, row in reads}
+                feed = {slot.name: _in_input_type(row(k), slot.dtype, f"{where} '{slot.name}'") for slot, row in reads}
                 return feed, label(k) if label else None
 
             yield read
 
 
 def listed(path: Path) -> tuple[list[Path], tuple[str, ...]]:
-    """The .npz files of a path, or the names of its images."""
+    """List the .npz files of a path, or the names of its images."""
     if path.is_file():
         return [path], ()
     if not path.exists():
@@ -123,19 +123,19 @@ def listed(path: Path) -> tuple[list[Path], tuple[str, ...]]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; check the permissions") from error
     if bool(archives) == bool(names):
-        found = "both .npz files and images" if names else "neither .npz files nor images (png, jpg, bmp, webp)"
-        raise DataError(f"{path}: the folder holds {found}; give a folder that holds one kind")
+        content = "both .npz files and images" if names else "neither .npz files nor images (png, jpg, bmp, webp)"
+        raise DataError(f"{path}: the folder holds {content}; give a folder that holds one kind")
     return archives, names
 
 
 def sample_files(path: Path) -> list[Path]:
-    """The files that data at a path consist of."""
+    """List the files of the data at a path."""
     archives, names = listed(path)
     return archives or [path / name for name in names]
 
 
 def slot_of(value: onnx.ValueInfoProto, shapes: Shapes) -> Slot:
-    """What a graph input declares; where it declares no axes, those observed."""
+    """Describe a graph input by its declared axes, or by the observed ones if it declares none."""
     kind = value.type.tensor_type
     dims: list[int | None] = [d.dim_value if d.dim_value > 0 else None for d in kind.shape.dim]
     if not kind.HasField("shape"):
@@ -144,7 +144,7 @@ def slot_of(value: onnx.ValueInfoProto, shapes: Shapes) -> Slot:
 
 
 def folder_file(path: Path, names: tuple[str, ...], slots: list[Slot], shapes: Shapes, images: ImageFormat) -> File:
-    """A folder of images."""
+    """Open a folder of images as the samples of the only input."""
     if len(slots) > 1:
         text = ", ".join(f"'{slot.name}'" for slot in slots)
         raise DataError(f"{path}: images can feed one input, but the model has {text}; give the data as .npz")
@@ -154,33 +154,34 @@ def folder_file(path: Path, names: tuple[str, ...], slots: list[Slot], shapes: S
 
 
 def npz_file(path: Path, slots: list[Slot]) -> File:
-    """An .npz file, held against the inputs of the model."""
-    return _file(str(path), dict(members(path)), slots)
+    """Open an .npz file and match its arrays with the inputs of the model."""
+    return _match_arrays(str(path), dict(members(path)), slots)
 
 
 def held_file(arrays: Mapping[str, Any], slots: list[Slot]) -> File:
-    """Arrays in memory by their names, held against the inputs of the model."""
-    return _file(IN_MEMORY, {name: Held(name, np.asarray(array)) for name, array in arrays.items()}, slots)
+    """Match arrays in memory with the inputs of the model by their names."""
+    return _match_arrays(IN_MEMORY, {name: Held(name, np.asarray(array)) for name, array in arrays.items()}, slots)
 
 
-def _file(title: str, found: dict[str, Member | Held], slots: list[Slot]) -> File:
+def _match_arrays(title: str, members: dict[str, Member | Held], slots: list[Slot]) -> File:
+    """Match arrays with inputs by name; a single array fits a single input under any name."""
     inputs = {slot.name for slot in slots}
-    label = next((found[name] for name in LABELS if name in found and name not in inputs), None)
-    others = [member for member in found.values() if member is not label]
+    label = next((members[name] for name in LABEL_NAMES if name in members and name not in inputs), None)
+    others = [member for member in members.values() if member is not label]
     if len(slots) == 1 and len(others) == 1:
-        found[slots[0].name] = others[0]
-    missing = inputs - set(found)
+        members[slots[0].name] = others[0]
+    missing = inputs - set(members)
     if missing:
         raise DataError(
             f"{title}: no array for input '{min(missing)}'; expected arrays named {', '.join(sorted(inputs))}, "
-            f"got {', '.join(sorted(found)) or 'none'}; name each array after its graph input"
+            f"got {', '.join(sorted(members)) or 'none'}; name each array after its graph input"
         )
-    arrays = {slot.name: found[slot.name] for slot in slots}
+    arrays = {slot.name: members[slot.name] for slot in slots}
     for slot in slots:
         _check_array(title, slot, arrays[slot.name])
     counts = {member.name: member.shape[0] if member.shape else 0 for member in arrays.values()}
     if label:
-        _check_kind(title, label, NUMBERS, "labels are numbers")
+        _check_kind(title, label, NUMERIC_KINDS, "labels are numbers")
         counts[label.name] = label.shape[0] if label.shape else 0
     if len(set(counts.values())) > 1:
         text = ", ".join(f"'{name}' {count}" for name, count in counts.items())
@@ -192,7 +193,7 @@ def _file(title: str, found: dict[str, Member | Held], slots: list[Slot]) -> Fil
 
 
 def _check_array(title: str, slot: Slot, member: Member | Held) -> None:
-    """Hold the shape and type of an array against its input."""
+    """Check the shape and type of an array against its input."""
     rank, row = len(slot.dims), member.shape[1:]
     dims = {rank: slot.dims[1:], rank + 1: slot.dims}.get(max(len(member.shape), 1))
     if dims is None or not member.shape or any(d not in (None, size) for d, size in zip(dims, row, strict=True)):
@@ -202,7 +203,7 @@ def _check_array(title: str, slot: Slot, member: Member | Held) -> None:
             f"{title}: array '{member.name}' has the shape {list(member.shape)}, but input '{slot.name}' takes "
             f"{' or '.join(f'[{form}]' for form in forms)}; give it in one of these shapes"
         )
-    kinds, text = (TEXTS, "text") if slot.dtype.kind == "O" else (NUMBERS, str(slot.dtype))
+    kinds, text = (TEXT_KINDS, "text") if slot.dtype.kind == "O" else (NUMERIC_KINDS, str(slot.dtype))
     _check_kind(title, member, kinds, f"input '{slot.name}' takes {text}")
 
 
@@ -211,17 +212,17 @@ def _check_kind(title: str, member: Member | Held, kinds: str, expected: str) ->
         raise DataError(f"{title}: array '{member.name}' holds {member.dtype}, but {expected}; convert the array")
 
 
-def _as_fed(value: Array, dtype: np.dtype[Any], where: str) -> Array:
-    """A row in the type of its input, nothing lost but precision.
+def _in_input_type(value: Array, dtype: np.dtype[Any], where: str) -> Array:
+    """Convert a row to the type of its input, with no loss but of precision.
 
     Raises:
-        DataError: NaN, infinity, or what the type cannot hold.
+        DataError: the row holds NaN, infinity, or numbers that the type cannot hold.
     """
     if is_float(value) and not np.isfinite(value).all():
         raise DataError(f"{where}: NaN or infinity, expected finite numbers; leave the sample out")
     with np.errstate(all="ignore"):
         result = value.astype(dtype)
-    kept = np.isfinite(result.astype(np.float64)).all() if is_float(result) else np.array_equal(result, value)
-    if not kept:
+    is_exact = np.isfinite(result.astype(np.float64)).all() if is_float(result) else np.array_equal(result, value)
+    if not is_exact:
         raise DataError(f"{where}: numbers that {dtype} cannot hold; bring them into the range that the input takes")
     return result

@@ -1,4 +1,4 @@
-"""Folders of photographs, and how one becomes an input tensor; needs pillow (extra ``leanonnx[images]``)."""
+"""Convert folders of images to input tensors; needs pillow (extra ``leanonnx[images]``)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from leanonnx.numeric.arrays import Array
 
 Axes = Literal["auto", "nchw", "nhwc"]
 Colours = Literal["rgb", "bgr"]
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 IMAGE_RANKS = (3, 4)
 COLOURS = (1, 3, 4)
-"""Channels of images."""
+"""Numbers of channels that an image can have."""
 BATCH_RANK = 4
 MODES = {1: "L", 3: "RGB"}
-"""Pillow's name of an image with so many channels."""
+"""Pillow's image modes by number of channels."""
 DEEP = {"I", "F", "I;16", "I;16B", "I;16L"}
 """Pillow's names of images with more than 8 bits for each channel."""
 EXAMPLE = {"mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225"}
@@ -32,14 +32,14 @@ EXAMPLE = {"mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225"}
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """How photographs become input tensors: x = (pixel / ``scale`` - ``mean``) / ``std``, pixels being 0 … 255.
+    """Conversion of images to input tensors: x = (pixel / ``scale`` - ``mean``) / ``std``, with pixels from 0 to 255.
 
-    ``mean`` and ``std`` hold one number for all channels or one for each, in the ``order`` of the tensor's channels.
-    With the usual ``scale`` of 255 they are in units of 0 … 1, with a scale of 1 in units of pixel values.
-    ``size`` is (height, width), None for the model's input size.  Inputs of integers take the pixels as they are.
+    ``mean`` and ``std`` hold one number for all channels or one per channel, in the ``order`` of the tensor's channels.
+    Their unit is the full range with the default ``scale`` of 255, and the pixel value with a scale of 1.
+    ``size`` is (height, width); None stands for the model's input size.  Integer inputs take the pixels unchanged.
 
     Raises:
-        OptionError: not finite, a scale or size that is not above 0, a standard deviation of 0.
+        OptionError: a number is not finite, a scale or size is not above 0, or a standard deviation is 0.
     """
 
     mean: tuple[float, ...] = (0.0,)
@@ -78,7 +78,7 @@ def wrong_size(text: str) -> OptionError:
 
 @dataclass(frozen=True)
 class Frame:
-    """What an input takes: images of ``size`` (height, width) with their ``channels`` first or last."""
+    """Images that an input takes: their ``size`` (height, width) and number of ``channels``, first or last."""
 
     channels: int
     first: bool
@@ -89,7 +89,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Folder:
-    """The images of a folder, in the order of their names, as samples [channels, height, width] or channels last."""
+    """The images of a folder in the order of their names, as samples [channels, height, width] or channels last."""
 
     path: Path
     names: tuple[str, ...]
@@ -108,19 +108,19 @@ class Folder:
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[int], Array]]:
-        """A reader of images by their index.
+        """Open a reader of images by their index.
 
         Raises:
-            DataError: no pillow; the reader raises it for an image that cannot be read.
+            DataError: pillow is not installed; the reader raises it for an image that cannot be read.
         """
         maker = pillow()
-        yield lambda k: _sample(maker, self.path / self.names[k], self.frame)
+        yield lambda k: _read_image(maker, self.path / self.names[k], self.frame)
 
 
 def image_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """Axes of height and width of images [n, channels, height, width] or [n, height, width, channels].
+    """Return the axes of height and width of images [n, channels, height, width] or [n, height, width, channels].
 
-    None for other shapes: images have 1, 3 or 4 channels and are higher and wider than that.
+    None for other shapes: an image has 1, 3 or 4 channels, and more rows and columns than channels.
     """
     if len(shape) == BATCH_RANK:
         for channels, height, width in ((1, 2, 3), (3, 1, 2)):
@@ -130,18 +130,18 @@ def image_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
 
 
 def image_names(path: Path) -> tuple[str, ...]:
-    """Names of the images that lie in a folder itself, sorted."""
-    names = (entry.name for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES and entry.is_file())
+    """List the names of the images directly in a folder, sorted."""
+    names = (entry.name for entry in path.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES and entry.is_file())
     return tuple(sorted(name for name in names if not name.startswith(".")))
 
 
 def frame_of(
     name: str, dims: tuple[int | None, ...], observed: tuple[int, ...], dtype: np.dtype[Any], images: ImageFormat
 ) -> Frame:
-    """What the input ``name`` with the declared sizes ``dims`` (None: free) takes.
+    """Determine the images that an input with the declared sizes ``dims`` (None: free) takes.
 
     Raises:
-        DataError: it takes no images, or not of this layout, size, mean or std.
+        DataError: it takes no images, or none with this layout, size, mean or std.
     """
     shape = tuple(size if dim is None else dim for dim, size in zip(dims, observed, strict=True))
     text = "×".join(map(str, shape))
@@ -162,7 +162,7 @@ def frame_of(
 
 
 def _channels_first(name: str, shape: tuple[int, ...], layout: str, text: str) -> bool:
-    """Whether the channels come before height and width."""
+    """Return True if the channels precede height and width."""
     if layout != "auto":
         return layout == "nchw"
     first, last = shape[0] in MODES, shape[-1] in MODES
@@ -187,10 +187,10 @@ def _check_numbers(name: str, channels: int, dtype: np.dtype[Any], images: Image
 
 
 def pillow() -> Any:
-    """The module ``PIL.Image``.
+    """Import the module ``PIL.Image``.
 
     Raises:
-        DataError: there is no pillow.
+        DataError: pillow is not installed.
     """
     try:
         return import_module("PIL.Image")
@@ -198,12 +198,12 @@ def pillow() -> Any:
         raise DataError("images need the package pillow; install it with: pip install 'leanonnx[images]'") from error
 
 
-def _sample(maker: Any, path: Path, frame: Frame) -> Array:
-    """One image: the short side made to fit, the centre cut out, its numbers brought into the range of the input."""
+def _read_image(maker: Any, path: Path, frame: Frame) -> Array:
+    """Read one image: resize its short side, crop the centre, and scale and normalise the pixels."""
     try:
         with maker.open(path) as image:
             deep = image.mode in DEEP
-            pixels = None if deep else _fitted(maker, image.convert(MODES[frame.channels]), frame.size)
+            pixels = None if deep else _resize_and_crop(maker, image.convert(MODES[frame.channels]), frame.size)
     except Exception as error:  # pillow raises several unrelated types
         text = " ".join(str(error).split())[:200]
         raise DataError(f"{path}: cannot be read as an image: {text}; copy it again or remove it") from error
@@ -218,8 +218,8 @@ def _sample(maker: Any, path: Path, frame: Frame) -> Array:
     return np.ascontiguousarray(values.transpose(2, 0, 1) if frame.first else values)
 
 
-def _fitted(maker: Any, image: Any, size: tuple[int, int]) -> Array:
-    """Pixels [height, width] or [height, width, 3]: the image made to cover the size, bilinearly, and its centre."""
+def _resize_and_crop(maker: Any, image: Any, size: tuple[int, int]) -> Array:
+    """Resize an image bilinearly to cover ``size``, crop the centre; pixels [height, width] or [height, width, 3]."""
     height, width = size
     scale = max(height / image.height, width / image.width)
     tall, wide = max(height, round(image.height * scale)), max(width, round(image.width * scale))

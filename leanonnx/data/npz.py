@@ -1,4 +1,4 @@
-"""Arrays of .npz files, read row by row: what is stored is mapped, what is deflated is read in order.
+"""Arrays of .npz files, read row by row: stored ones by position, deflated ones in order.
 
 The format is that of ``numpy.lib.format``: a zip archive of .npy members.  A file is never read as a whole.
 """
@@ -21,19 +21,19 @@ from leanonnx.errors import DataError
 from leanonnx.numeric.arrays import Array
 
 Read = Callable[[int], Array]
-"""A row of an array by its index [...], a copy of its own."""
-LOCAL_HEADER = 30
-"""Bytes of a member's local header in the archive, before its name and extra field."""
-LENGTHS = 26
-"""Where in that header the lengths of the name and of the extra field are."""
-HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+"""Function that returns a copy of a row [...] of an array by its index."""
+LOCAL_HEADER_BYTES = 30
+"""Bytes of a member's local header before its name and extra field."""
+LENGTHS_OFFSET = 26
+"""Offset in that header of the lengths of the name and of the extra field."""
+HEADER_READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
 @dataclass(frozen=True)
 class Member:
-    """An array [rows, ...] of numbers or text in an .npz file, whose ``header`` is so many bytes long.
+    """An array [rows, ...] of numbers or text in an .npz file.
 
-    ``offset`` is where what follows the header starts in the file, None where it is deflated.
+    ``header`` is the length of its header in bytes, ``offset`` the position of its data in the file; None if deflated.
     """
 
     path: Path
@@ -51,11 +51,10 @@ class Member:
 
     @contextmanager
     def opened(self) -> Iterator[Read]:
-        """A reader of rows; deflated ones are to be read in ascending order, which goes through them once.
+        """Open a reader of rows; deflated ones are read in one pass if the indices ascend.
 
         Raises:
-            DataError: the file cannot be read, is damaged, or deflated with its axes reversed; the reader raises
-                it too.
+            DataError: the file cannot be read, is damaged, or deflated in Fortran order; the reader also raises it.
         """
         scattered = self.fortran and len(self.shape) > 1
         if self.offset is not None and scattered:
@@ -95,7 +94,7 @@ class Member:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Say as a DataError what keeps an .npz file from being read."""
+    """Raise the errors of reading an .npz file as DataErrors."""
     try:
         yield
     except OSError as error:
@@ -107,35 +106,35 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def members(path: Path) -> dict[str, Member]:
-    """All arrays of an .npz file by name; only their headers are read.
+    """Return all arrays of an .npz file by name; only their headers are read.
 
     Raises:
-        DataError: no .npz file, or damaged.
+        DataError: not an .npz file, or a damaged one.
     """
     with readable(path), zipfile.ZipFile(path) as archive:
         infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
-        return {found.name: found for found in (_member(path, archive, info) for info in infos)}
+        return {member.name: member for member in (_member(path, archive, info) for info in infos)}
 
 
 def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
     name = info.filename.removesuffix(".npy")
     with archive.open(info) as stream:
         version = npy.read_magic(stream)
-        if version not in HEADERS:
+        if version not in HEADER_READERS:
             raise ValueError(f"array '{name}' has a header of version {version}, expected 1.0 or 2.0")
-        shape, fortran, dtype = HEADERS[version](stream)
+        shape, fortran, dtype = HEADER_READERS[version](stream)
         header = stream.tell()
     size = dtype.itemsize * math.prod(shape)
     if not dtype.hasobject and info.file_size - header != size:
         raise ValueError(f"array '{name}' declares {size} bytes and holds {info.file_size - header}")
     stored = info.compress_type == zipfile.ZIP_STORED and size > 0
-    offset = _start(path, info) + header if stored else None
+    offset = _data_offset(path, info) + header if stored else None
     return Member(path, name, shape, dtype, fortran, header, offset)
 
 
-def _start(path: Path, info: zipfile.ZipInfo) -> int:
-    """Where a member that is stored starts in the file."""
+def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
+    """Return the position in the file of a stored member's content."""
     with path.open("rb") as stream:
-        stream.seek(info.header_offset + LENGTHS)
-        lengths = stream.read(LOCAL_HEADER - LENGTHS)
-    return info.header_offset + LOCAL_HEADER + sum(int.from_bytes(lengths[k : k + 2], "little") for k in (0, 2))
+        stream.seek(info.header_offset + LENGTHS_OFFSET)
+        lengths = stream.read(LOCAL_HEADER_BYTES - LENGTHS_OFFSET)
+    return info.header_offset + LOCAL_HEADER_BYTES + sum(int.from_bytes(lengths[k : k + 2], "little") for k in (0, 2))

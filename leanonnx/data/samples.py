@@ -1,15 +1,15 @@
-"""Calibration and training data, read as needed: however many samples there are, few are in memory.
+"""Calibration and training data, read on demand, so that only a few samples are in memory.
 
 Three formats:
 
 1. An .npz file keyed by graph-input name.  An array [samples, ...] of the rank of its input has the samples along the
-   batch axis; one with an axis more, [samples, batch, ...], holds a whole input in each row (recurrent state, say).
-   The only array of a file fits the only input of a model whatever its name.  ``labels``, ``label`` or ``y``
-   [samples, ...], where no input is called so, are labels.
-2. A folder of such files, which follow each other in the order of their names.
+   batch axis; one with one more axis, [samples, batch, ...], holds a whole input in each row (for example recurrent
+   state).  The only array of a file fits the only input of a model under any name.  ``labels``, ``label`` or ``y``
+   [samples, ...] are labels, unless an input has that name.
+2. A folder of such files, concatenated in the order of their names.
 3. A folder of images, for a model with one input.
 
-Arrays in memory by their names are taken as those of an .npz file.
+Arrays in memory are treated as those of an .npz file.
 """
 
 from __future__ import annotations
@@ -31,58 +31,58 @@ from leanonnx.numeric.arrays import Array
 from leanonnx.runtime.sessions import Feed, RunFailed, run
 
 PLAIN = ImageFormat()
-LARGEST_BATCH = 16
-RUNS = 20
-"""Runs that there should be at least, so that some can be held out."""
+MAX_BATCH_SIZE = 16
+MIN_RUNS = 20
+"""Smallest number of runs to split the samples into, so that some can be held out."""
 Samples = Path | Mapping[str, Any]
-"""Where samples are: a path, or arrays in memory by their names (anything that numpy takes for an array)."""
+"""Source of samples: a path, or arrays in memory by name (anything that numpy converts to an array)."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """Every ``every``-th sample, or all others."""
+class EveryNth:
+    """Every ``every``-th sample if ``held_out``, otherwise all others."""
 
     held_out: bool
     every: int
 
     def size(self, count: int) -> int:
-        """How many of ``count`` samples these are."""
-        held = count // self.every
-        return held if self.held_out else count - held
+        """Return the number of samples selected from ``count``."""
+        held_out = count // self.every
+        return held_out if self.held_out else count - held_out
 
-    def place(self, k: int, count: int) -> int:
-        """Which of ``count`` samples is number ``k`` of these."""
+    def source_index(self, k: int, count: int) -> int:
+        """Return the index of the ``k``-th selected sample among ``count``."""
         return k * self.every + self.every - 1 if self.held_out else k + k // (self.every - 1)
 
 
 @dataclass(frozen=True)
-class Spread:
-    """At most ``most`` samples at equal distances."""
+class EvenlySpaced:
+    """At most ``most`` samples, evenly spaced."""
 
     most: int
 
     def size(self, count: int) -> int:
-        """How many of ``count`` samples these are."""
+        """Return the number of samples selected from ``count``."""
         return min(self.most, count)
 
-    def place(self, k: int, count: int) -> int:
-        """Which of ``count`` samples is number ``k`` of these."""
+    def source_index(self, k: int, count: int) -> int:
+        """Return the index of the ``k``-th selected sample among ``count``."""
         return k * count // self.size(count)
 
 
 @dataclass(frozen=True)
 class Data:
-    """Samples for a model, which can be gone through any number of times, always in the same order.
+    """Samples for a model, which can be iterated any number of times, always in the same order.
 
-    ``labels`` is the name of the array of labels, None where there is none.  ``fixed`` is how many samples one run
-    takes, None where the model leaves that free.
+    ``labels`` is the name of the array of labels; None if there is none.  ``fixed`` is the number of samples in one
+    run; None if the model leaves it free.
     """
 
     slots: tuple[Slot, ...]
     files: tuple[File, ...]
     labels: str | None
     fixed: int | None
-    steps: tuple[Part | Spread, ...] = ()
+    selections: tuple[EveryNth | EvenlySpaced, ...] = ()
 
     @property
     def count(self) -> int:
@@ -91,76 +91,76 @@ class Data:
 
     @property
     def dropped(self) -> int:
-        """Samples at the end that are not fed, because the model takes a fixed number at once that they do not fill."""
+        """Number of samples at the end that are not fed, because they do not fill the model's fixed batch."""
         return self.count % (self.fixed or 1)
 
     def feeds(self, batch: int = 1) -> Iterator[Feed]:
-        """Inputs of the model, ``batch`` samples at once along axis 0 (fewer at the end, or where shapes change).
+        """Yield inputs of the model with ``batch`` samples along axis 0 (fewer at the end, or if shapes change).
 
-        A model with a fixed batch is fed as many as it takes, whatever ``batch`` is, and the last ``dropped`` samples
-        are not; one that takes whole inputs is fed one at a time.
+        A model with a fixed batch gets batches of that size, and the last ``dropped`` samples are left out; one that
+        takes whole inputs gets one sample at a time.
 
         Raises:
-            DataError: a file cannot be read, or holds NaN, infinity or what the type of the input cannot hold.
+            DataError: a file cannot be read, or holds NaN, infinity or numbers that the input's type cannot hold.
         """
-        for feed, _ in self._fed(batch, labelled=False):
+        for feed, _ in self._batches(batch, labelled=False):
             yield feed
 
     def labelled(self, batch: int = 1) -> Iterator[tuple[Feed, Array | None]]:
-        """As ``feeds``, each with the labels [samples, ...] of its samples, None where there are none."""
-        return self._fed(batch, labelled=True)
+        """Yield feeds as ``feeds`` does, each with the labels [samples, ...] of its samples; None if there are none."""
+        return self._batches(batch, labelled=True)
 
     def digest(self) -> str:
-        """SHA-256 of all samples as they are fed, labels aside: other files with the same numbers have the same.
+        """Return the SHA-256 of all samples as fed, without labels: it depends on the numbers only, not on the files.
 
         Raises:
             DataError: as ``feeds``.
         """
-        found = hashlib.sha256()
+        sha = hashlib.sha256()
         for rows, _ in self._samples(labelled=False):
             for slot in self.slots:
                 value = rows[slot.name]
-                found.update(f"{slot.name}\0{value.dtype}\0{value.shape}\0".encode())
-                found.update(repr(value.tolist()).encode() if value.dtype.kind == "O" else value.tobytes())
-        return found.hexdigest()
+                sha.update(f"{slot.name}\0{value.dtype}\0{value.shape}\0".encode())
+                sha.update(repr(value.tolist()).encode() if value.dtype.kind == "O" else value.tobytes())
+        return sha.hexdigest()
 
     def part(self, held_out: bool, every: int = 5) -> Data:
-        """Every ``every``-th sample (index % every == every - 1), or all the others; it may hold no sample."""
+        """Select every ``every``-th sample (index % every == every - 1), or all others; the result may be empty."""
         if every < 2:
             raise ValueError(f"one sample in {every} cannot be held out")
-        return replace(self, steps=(*self.steps, Part(held_out, every)))
+        return replace(self, selections=(*self.selections, EveryNth(held_out, every)))
 
     def first(self, count: int) -> Data:
-        """At most ``count`` samples, spread evenly over the data."""
+        """Select at most ``count`` samples, evenly spaced over the data."""
         if count < 1:
             raise ValueError(f"{count} samples are no data")
-        return replace(self, steps=(*self.steps, Spread(count)))
+        return replace(self, selections=(*self.selections, EvenlySpaced(count)))
 
     def _counts(self) -> list[int]:
-        """Number of samples in the files, and after each step."""
-        found = [sum(file.count for file in self.files)]
-        for step in self.steps:
-            found.append(step.size(found[-1]))
-        return found
+        """Return the numbers of samples in the files and after each selection."""
+        counts = [sum(file.count for file in self.files)]
+        for selection in self.selections:
+            counts.append(selection.size(counts[-1]))
+        return counts
 
     def _samples(self, labelled: bool) -> Iterator[Sample]:
         counts = self._counts()
 
-        def place(k: int) -> int:
-            """Where in the files sample ``k`` is; grows with ``k``."""
-            for step, count in zip(self.steps[::-1], counts[-2::-1], strict=True):
-                k = step.place(k, count)
+        def index(k: int) -> int:
+            """Return the index of sample ``k`` in the files; increasing in ``k``."""
+            for selection, count in zip(self.selections[::-1], counts[-2::-1], strict=True):
+                k = selection.source_index(k, count)
             return k
 
         every, start, stop = range(counts[-1]), 0, 0
         for file in self.files:
             start, stop = stop, stop + file.count
-            wanted = every[bisect_left(every, start, key=place) : bisect_left(every, stop, key=place)]
+            selected = every[bisect_left(every, start, key=index) : bisect_left(every, stop, key=index)]
             with file.opened(self.slots, labelled) as read:
-                for k in wanted:
-                    yield read(place(k) - start)
+                for k in selected:
+                    yield read(index(k) - start)
 
-    def _fed(self, batch: int, labelled: bool) -> Iterator[Sample]:
+    def _batches(self, batch: int, labelled: bool) -> Iterator[Sample]:
         if batch < 1:
             raise ValueError(f"a batch of {batch} samples is no input")
         group: list[Sample] = []
@@ -171,16 +171,16 @@ class Data:
                         f"the samples of one run differ in shape: {_shapes(group[0])} and {_shapes(sample)}; give all "
                         "of them one shape"
                     )
-                yield self._stacked(group)
+                yield self._stack(group)
                 group = []
             group.append(sample)
             if len(group) == (self.fixed or batch):
-                yield self._stacked(group)
+                yield self._stack(group)
                 group = []
         if group and not self.fixed:
-            yield self._stacked(group)
+            yield self._stack(group)
 
-    def _stacked(self, group: list[Sample]) -> Sample:
+    def _stack(self, group: list[Sample]) -> Sample:
         rows, label = group[0]
         feed = {s.name: rows[s.name] if s.whole else np.stack([row[s.name] for row, _ in group]) for s in self.slots}
         return feed, None if label is None else np.stack([label for _, label in group if label is not None])
@@ -189,16 +189,16 @@ class Data:
 def open_data(
     source: Samples, model: Model, shapes: Mapping[str, tuple[int, ...]], images: ImageFormat = PLAIN
 ) -> Data:
-    """Look at what a file, a folder or arrays hold for a model; samples are read when they are asked for.
+    """Open a file, a folder or arrays as data for a model; samples are read on demand.
 
     Args:
         source: an .npz file, a folder of them, a folder of images, or arrays in memory.
-        model: the model that is to be fed.
-        shapes: observed shape of each graph input, for the size of images where the model leaves it free.
-        images: how images become input tensors.
+        model: the model to feed.
+        shapes: observed shape of each graph input, for the size of images if the model leaves it free.
+        images: conversion of images to input tensors.
 
     Raises:
-        DataError: no such data, or they do not fit the model.
+        DataError: the data do not exist, or do not fit the model.
     """
     title = str(source) if isinstance(source, Path) else IN_MEMORY
     if not model.inputs:
@@ -217,7 +217,7 @@ def open_data(
 
 
 def made_data(name: str, model: Model, sizes: Mapping[str, tuple[int, ...]], feeds: Sequence[Feed]) -> Data:
-    """Data that no file holds: inputs of whole runs, each of which is a sample, all of one size for each input."""
+    """Make data from feeds in memory: each feed is one sample; all have the same input shapes."""
     slots = tuple(replace(slot_of(value, sizes), whole=True) for value in model.inputs)
 
     def rows(slot: Slot) -> Made:
@@ -227,12 +227,12 @@ def made_data(name: str, model: Model, sizes: Mapping[str, tuple[int, ...]], fee
 
 
 def _data(title: str, slots: list[Slot], files: list[File]) -> Data:
-    """The samples of all files together."""
+    """Combine the samples of all files."""
     slots = [replace(slot, whole=_whole(title, slot, files)) for slot in slots]
     labels = {file.label.name if file.label else None for file in files}
     if len(labels) > 1:
-        found = ", ".join(sorted(repr(name) for name in labels))
-        raise DataError(f"{title}: the labels of its files have different names ({found}); name them 'labels' in all")
+        names = ", ".join(sorted(repr(name) for name in labels))
+        raise DataError(f"{title}: the labels of its files have different names ({names}); name them 'labels' in all")
     takes = {slot.name: 1 if slot.whole else slot.dims[0] for slot in slots}
     fixed = {size for size in takes.values() if size is not None}
     if len(fixed) > 1:
@@ -250,12 +250,12 @@ def _data(title: str, slots: list[Slot], files: list[File]) -> Data:
 
 
 def batch_size(data: Data) -> int:
-    """Samples in one run, where the model leaves that free."""
-    return max(1, min(LARGEST_BATCH, data.count // RUNS))
+    """Return the number of samples per run for a model that leaves it free."""
+    return max(1, min(MAX_BATCH_SIZE, data.count // MIN_RUNS))
 
 
 def runnable(data: Data, model: Model) -> Data:
-    """The data, fed one by one where the model runs no more at once, although it leaves the batch free."""
+    """Return the data with a fixed batch of 1 if the model declares a free batch but does not run with more."""
     if data.fixed or batch_size(data) == 1:
         return data
     try:
@@ -266,7 +266,7 @@ def runnable(data: Data, model: Model) -> Data:
 
 
 def _whole(title: str, slot: Slot, files: list[File]) -> bool:
-    """Whether a sample is the whole of an input, in all files alike."""
+    """Return True if samples are whole inputs; the same must hold in all files."""
     ranks = {len(array.shape) for array in (file.arrays[slot.name] for file in files)}
     if len(ranks) > 1:
         raise DataError(

@@ -1,1 +1,1 @@
-"""Cost tables of hardware targets."""
+"""Cost tables of hardware."""

@@ -1,4 +1,4 @@
-"""What a provider runs at full speed: a table per target, from ``targets.toml`` or measured on a machine."""
+"""Cost tables of hardware, from ``targets.toml`` or measured on a machine."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from leanonnx.checks import read_toml
 from leanonnx.errors import OptionError
 
 MEASURE = "make it with `leanonnx calibrate-device`"
-BARE = re.compile(r"[A-Za-z0-9_-]+")
-"""Names that TOML takes without quotes."""
-LINE = 118
+BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+"""Table names that need no quotes in TOML."""
+LINE_WIDTH = 118
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What an entry of a table means; ``whole``: it is a whole number."""
+    """Unit and meaning of an entry of a table; ``whole`` is True for integers."""
 
     unit: str
     meaning: str
@@ -48,12 +48,12 @@ ENTRIES = {
     "element": Entry("ns", "for each number that a node writes"),
     "node": Entry("µs", "for each node"),
 }
-"""The fields of ``Target``, and what they say."""
+"""Units and meanings of the fields of ``Hardware``."""
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """Widths that cost the same, and what work costs; ``ENTRIES`` explains the fields."""
+    """Cost table of one hardware: block sizes, and the cost of operations; ``HARDWARE_ENTRIES`` explains the fields."""
 
     name: str
     block: int
@@ -69,39 +69,39 @@ class Hardware:
     node: float
 
     def text(self) -> str:
-        """The table in TOML."""
+        """Format the table as TOML."""
         lines = [f"{key} = {value}" for key, value in asdict(self).items() if key != "name"]
-        name = self.name if BARE.fullmatch(self.name) else json.dumps(self.name)
+        name = self.name if BARE_KEY.fullmatch(self.name) else json.dumps(self.name)
         return "\n".join([f"[{name}]", *lines, ""])
 
     def filled(self, channels: int) -> int:
-        """Channels with the last block filled up: what they cost as many as."""
+        """Round a number of channels up to whole blocks, whose cost is the same."""
         return -(-channels // self.block) * self.block
 
 
 def legend() -> str:
-    """Comment lines of TOML that say what the entries mean."""
+    """Return TOML comment lines that explain the entries."""
     rows = [f"{name:<15} {entry.unit:<9} {entry.meaning}" for name, entry in ENTRIES.items()]
     return "".join(f"# {row}\n" for row in rows)
 
 
-def tables_text(targets: Iterable[Hardware], head: str) -> str:
-    """A file of tables; ``head`` is a sentence that says what they are."""
-    comment = "".join(f"# {line}\n" for line in textwrap.wrap(head, LINE))
-    return "\n".join([f"{comment}#\n{legend()}", *(target.text() for target in targets)])
+def tables_text(tables: Iterable[Hardware], head: str) -> str:
+    """Format tables as a TOML file; ``head`` is a sentence that describes them."""
+    comment = "".join(f"# {line}\n" for line in textwrap.wrap(head, LINE_WIDTH))
+    return "\n".join([f"{comment}#\n{legend()}", *(table.text() for table in tables)])
 
 
 def known_targets() -> dict[str, Hardware]:
-    """The targets that come with leanonnx, by name."""
+    """Return the built-in hardware tables by name."""
     text = (resources.files("leanonnx.hardware") / "targets.toml").read_text(encoding="utf-8")
     return _read(tomllib.loads(text), "targets.toml")
 
 
 def read_targets(path: Path) -> dict[str, Hardware]:
-    """Targets measured by ``leanonnx calibrate-device``, by name.
+    """Read hardware tables measured by ``leanonnx calibrate-device``, by name.
 
     Raises:
-        OptionError: the file cannot be read or is no such table.
+        OptionError: the file cannot be read or holds no such tables.
     """
     return _read(read_toml(path, MEASURE, f"remove it and {MEASURE}"), str(path))
 
@@ -119,7 +119,7 @@ def _read(tables: Mapping[str, object], source: str) -> dict[str, Hardware]:
 
 
 def _value(value: object, key: str, where: str) -> Any:
-    """An entry, which must be a number above 0, and a whole one where channels are counted."""
+    """Check an entry, which must be a number above 0, and an integer if it counts channels."""
     wanted = "a whole number" if ENTRIES[key].whole else "a number"
     kinds = (int,) if ENTRIES[key].whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:

@@ -1,1 +1,1 @@
-"""The only importer of onnxruntime."""
+"""Running models: the only room that imports onnxruntime."""

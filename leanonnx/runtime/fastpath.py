@@ -1,4 +1,4 @@
-"""Which convolutions onnxruntime runs in its blocked layout (NCHWc): read from the graph as it optimises it."""
+"""Count the convolutions that onnxruntime runs in its blocked layout (NCHWc), as its optimised graph shows."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ WEIGHTS = "weights.bin"
 
 @dataclass(frozen=True)
 class Layouts:
-    """How an optimised graph computes its float convolutions.
+    """Layouts of the float convolutions of an optimised graph.
 
     Attributes:
-        fast: convolutions that put out the blocked layout.
-        plain: all others.
-        reorders: changes from one layout to the other; each costs a pass over its tensor.
+        fast: convolutions in the blocked layout.
+        plain: all other convolutions.
+        reorders: conversions between the layouts; each costs a pass over its tensor.
     """
 
     fast: int
@@ -33,7 +33,7 @@ class Layouts:
 
 
 def layouts(path: Path, setting: Setting) -> Layouts | None:
-    """Convolutions by layout on the CPU; None on a GPU, where onnxruntime does not block.
+    """Number of convolutions by layout on the CPU; None on a GPU, where onnxruntime uses no blocked layout.
 
     Raises:
         RunFailed: onnxruntime cannot load the model.
@@ -41,12 +41,12 @@ def layouts(path: Path, setting: Setting) -> Layouts | None:
     if setting.on_device:
         return None
     with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
-        target = Path(folder) / "optimised.onnx"
+        optimised = Path(folder) / "optimised.onnx"
         options = session_options(setting)
-        options.optimized_model_filepath = str(target)
+        options.optimized_model_filepath = str(optimised)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS)
         opened_on(path, setting, options)
-        proto = onnx.load(target, load_external_data=False)
+        proto = onnx.load(optimised, load_external_data=False)
     nodes = [node for graph in graphs(proto.graph) for node in graph.node]
     fast = [node.domain == BLOCKED for node in nodes if node.op_type in CONVOLUTIONS]
     return Layouts(sum(fast), len(fast) - sum(fast), sum(node.op_type in REORDERS for node in nodes))

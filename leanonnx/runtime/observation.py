@@ -1,4 +1,4 @@
-"""What a model's tensors look like when it runs, and random inputs for it."""
+"""Observe the shapes of a model's tensors by running it on random inputs."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from leanonnx.runtime.sessions import LONGEST_RUN, Feed, Session, finished, open
 
 Shapes = Mapping[str, tuple[int, ...]]
 Axes = list[int | str]
-"""Declared sizes; the name of a free axis, ``UNKNOWN`` where it has none."""
+"""Declared sizes of a tensor; a free axis is given by its name, or ``UNNAMED_AXIS`` if it has none."""
 UNKNOWN = "?"
 
-SIZES = (224, 256, 320, 512, 640, 128, 96, 64, 48, 32, 16, 8, 1)
-LENGTHS = (6144, 16384, 1024)
-CHANNELS = (3, 1)
+TRIAL_SIZES = (224, 256, 320, 512, 640, 128, 96, 64, 48, 32, 16, 8, 1)
+TRIAL_LENGTHS = (6144, 16384, 1024)
+TRIAL_CHANNELS = (3, 1)
 IMAGE_RANK = 4
-LARGEST = 1 << 24
-USUAL = 16
-"""So many sizes of constants are tried for axes that may hold channels."""
+MAX_TRIAL_ELEMENTS = 1 << 24
+USUAL_SIZE_COUNT = 16
+"""Number of sizes of constants to try for axes that may hold channels."""
 IMPOSSIBLE = 1 << 30
 """Numbers in the graph inputs from which on a run is not tried."""
 NOT_TENSORS = {"SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SplitToSequence"}
@@ -43,16 +43,16 @@ UNKNOWN_OPERATOR = "is not a registered function/op"
 
 @dataclass(frozen=True)
 class Observation:
-    """What one run of the model showed, and what runs at other sizes of its free axes did.
+    """Shapes and constant values from one run of the model, and from runs at other sizes of its free axes.
 
     Attributes:
         feeds: the inputs.
         shapes: shape of each tensor.
-        values: values that are computed from constants and sizes alone.
-        replaced: the number formats that onnxruntime had to see as float32.
-        further: the same at other sizes, all free axes changed where the model allows it.
-        sizes: shapes of the graph inputs at all further sizes that the model was seen to run at: each free axis (or
-            group of axes that change together) alone at two further values, and all of them jointly.
+        values: values computed from constants and sizes alone.
+        replaced: number formats that were replaced by float32, because onnxruntime cannot run them.
+        further: observations at other sizes, with all free axes changed where the model allows it.
+        sizes: shapes of the graph inputs at all further sizes at which the model runs: each free axis (or group of axes
+            that change together) alone at two further values, and all of them jointly.
     """
 
     feeds: Feed
@@ -64,16 +64,16 @@ class Observation:
 
 
 def observe(model: Model, given: Shapes) -> Observation:
-    """Run the model and look at every tensor's shape, and at the value of those that are constant.
+    """Run the model and record the shape of every tensor, and the values of constant ones.
 
-    Shape inference by execution: each tensor gets a Shape node of its own, so that nothing large is kept.
-    Where axes of the inputs are free, the model is run at further sizes too.
-    ``given`` fixes the shapes of graph inputs by name; other free dimensions are tried from a list of usual sizes.
-    A model in a number format that onnxruntime cannot run is looked at as its float32 stand-in.
+    Shape inference by execution: each tensor gets its own Shape node, so that nothing large is kept.
+    If axes of the inputs are free, the model is also run at further sizes.
+    ``given`` fixes the shapes of graph inputs by name; other free axes are filled from a list of common sizes.
+    A model in a number format that onnxruntime cannot run is replaced by its float32 copy.
 
     Raises:
         ModelError: onnxruntime cannot load the model, or cannot run it with any size tried.
-        OptionError: a given shape is not one that the model declares.
+        OptionError: a given shape contradicts the declared one.
     """
     check_shapes(model, given)
     try:
@@ -86,10 +86,10 @@ def observe(model: Model, given: Shapes) -> Observation:
 
 
 def check_shapes(model: Model, shapes: Shapes) -> None:
-    """Hold input shapes against those that the model declares.
+    """Check input shapes against those that the model declares.
 
     Raises:
-        OptionError: there is no such input, or it has another rank or another fixed size.
+        OptionError: there is no such input, or its rank or a fixed size differs.
     """
     inputs = {value.name: declared(value) for value in model.inputs}
     for name, shape in shapes.items():
@@ -103,14 +103,14 @@ def check_shapes(model: Model, shapes: Shapes) -> None:
 
 
 def _observed(model: Model, proto: onnx.ModelProto, given: Shapes, replaced: Kinds) -> Observation:
-    """What runs of the model, or of its stand-in, show."""
+    """Observe the model, or its float32 copy ``proto``."""
     values = sorted(_fixed_names(model))
     names = sorted(n for n in _tensor_names(model) if n in model.free)
     shapes_of = [onnx.helper.make_node("Shape", [name], [f"leanonnx_shape_{k}"]) for k, name in enumerate(names)]
     with tapped(proto, [*(node.output[0] for node in shapes_of), *values], shapes_of) as taps:
         try:
             with opened(taps, optimise=False, libraries=model.libraries) as session:
-                return _at_all_sizes(_Look(model, session, names, values, replaced), given)
+                return _at_all_sizes(_Observer(model, session, names, values, replaced), given)
         except ModelError:
             raise
         except Exception as error:  # onnxruntime raises its own types, one per status code
@@ -120,8 +120,8 @@ def _observed(model: Model, proto: onnx.ModelProto, given: Shapes, replaced: Kin
 
 
 @dataclass(frozen=True)
-class _Look:
-    """A session of the model that puts out the shapes of ``names`` and the ``values``."""
+class _Observer:
+    """A session that outputs the shapes of the tensors ``names``, then the tensors ``values``."""
 
     model: Model
     session: Session
@@ -130,19 +130,19 @@ class _Look:
     replaced: Kinds
 
     def seen(self, feeds: Feed, outputs: list[Array]) -> Observation:
-        """What one run showed."""
+        """Return the observation of one run."""
         shapes = {name: tuple(int(d) for d in shape) for name, shape in zip(self.names, outputs, strict=False)}
         shapes |= {name: feed.shape for name, feed in feeds.items()}
-        fixed = dict(zip(self.values, outputs[len(self.names) :], strict=True))
+        constants = dict(zip(self.values, outputs[len(self.names) :], strict=True))
         if self.replaced:
-            fixed = _as_declared(self.model, fixed)
-        shapes |= {name: value.shape for name, value in fixed.items()}
-        return Observation(feeds, shapes, fixed, self.replaced)
+            constants = _in_declared_types(self.model, constants)
+        shapes |= {name: value.shape for name, value in constants.items()}
+        return Observation(feeds, shapes, constants, self.replaced)
 
     def run(self, shapes: Shapes, like: Feed | None = None) -> tuple[Feed, list[Array]]:
-        """Random inputs of these shapes, and what the session puts out for them; inputs are those of ``like`` that fit.
+        """Run on random inputs of these shapes and return inputs and outputs.
 
-        So a flag that chooses a branch says the same at every size.
+        Inputs of ``like`` that have the right shape are reused, so that a flag selects the same branch at every size.
         """
         feed = random_feed(self.model, shapes, seed=0)
         feed |= {name: value for name, value in (like or {}).items() if value.shape == feed[name].shape}
@@ -150,8 +150,8 @@ class _Look:
         return feed, finished(self.session, fed_in_float32(feed, self.replaced))[:count]
 
 
-def _at_all_sizes(look: _Look, given: Shapes) -> Observation:
-    """The first run that succeeds, with further ones where axes are free."""
+def _at_all_sizes(look: _Observer, given: Shapes) -> Observation:
+    """Observe the first run that succeeds, and further sizes if axes are free."""
     base = look.seen(*_first_run(look, given))
     declared_axes = {value.name: declared(value) for value in look.model.inputs}
     if all(isinstance(size, int) for axes in declared_axes.values() for size in axes):
@@ -161,11 +161,11 @@ def _at_all_sizes(look: _Look, given: Shapes) -> Observation:
 
     def runs(sizes: Sizes) -> bool:
         try:
-            found = look.seen(*look.run(sizes, base.feeds))
+            observation = look.seen(*look.run(sizes, base.feeds))
         except Exception:  # noqa: BLE001 - onnxruntime raises its own types; the model does not run at these sizes
             return False
-        emptied = any(0 in shape and 0 not in base.shapes[name] for name, shape in found.shapes.items())
-        seen[repr(sizes)] = found
+        emptied = any(0 in shape and 0 not in base.shapes[name] for name, shape in observation.shapes.items())
+        seen[repr(sizes)] = observation
         return not emptied
 
     start = {name: feed.shape for name, feed in base.feeds.items()}
@@ -174,13 +174,13 @@ def _at_all_sizes(look: _Look, given: Shapes) -> Observation:
 
 
 def _usual_sizes(model: Model) -> list[int]:
-    """Sizes of constants that may be numbers of channels, the most frequent first."""
+    """Return sizes of constants, which may be numbers of channels, the most frequent first."""
     counts = Counter(size for tensor in tensors(model.proto.graph) for size in set(tensor.dims) if size > 1)
-    return [size for size, _ in counts.most_common(USUAL)]
+    return [size for size, _ in counts.most_common(USUAL_SIZE_COUNT)]
 
 
-def _as_declared(model: Model, values: dict[str, Array]) -> dict[str, Array]:
-    """Values that a stand-in computed, in the types that the model itself computes them in."""
+def _in_declared_types(model: Model, values: dict[str, Array]) -> dict[str, Array]:
+    """Convert values of the float32 copy to the types of the model itself."""
     inferred = onnx.shape_inference.infer_shapes(model.proto)
     kinds = {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}
     return {
@@ -190,7 +190,7 @@ def _as_declared(model: Model, values: dict[str, Array]) -> dict[str, Array]:
 
 
 def _tensor_names(model: Model) -> set[str]:
-    """Outputs of nodes that are tensors (sequences and optionals have no shape to look at)."""
+    """Return the node outputs that are tensors (sequences and optionals have no shape)."""
     names: set[str] = set()
     for node in model.proto.graph.node:
         if node.domain or node.op_type not in NOT_TENSORS | {"If", "Loop"}:
@@ -202,19 +202,19 @@ def _tensor_names(model: Model) -> set[str]:
 
 
 def _tensors_put_out(node: onnx.NodeProto) -> list[str]:
-    """Outputs of an If or a Loop whose subgraph declares tensors."""
+    """Return the outputs of an If or a Loop that its subgraph declares as tensors."""
     body = next(a.g for a in node.attribute if a.name in ("then_branch", "body"))
     declared = list(body.output)[1 if node.op_type == "Loop" else 0 :]
     return [name for name, value in zip(node.output, declared, strict=True) if value.type.HasField("tensor_type")]
 
 
 def _fixed_names(model: Model) -> set[str]:
-    """Computed values that depend on no graph input's data."""
+    """Return the computed tensors that depend on no graph input's data."""
     return {n for n in _tensor_names(model) if n not in model.free and n not in model.origins}
 
 
-def _first_run(look: _Look, given: Shapes) -> tuple[Feed, list[Array]]:
-    """Try the usual sizes for free dimensions until the model runs and no tensor is empty."""
+def _first_run(look: _Observer, given: Shapes) -> tuple[Feed, list[Array]]:
+    """Try common sizes for free axes until the model runs and no tensor is empty."""
     model = look.model
     failure, empty = "no free dimension could be filled", None
     for shapes in _trials(model, given):
@@ -243,14 +243,14 @@ def _first_run(look: _Look, given: Shapes) -> tuple[Feed, list[Array]]:
 
 
 def _trials(model: Model, given: Shapes) -> list[dict[str, tuple[int, ...]]]:
-    """Shapes to try: a free first axis is a batch of one or a long record, other free axes share one size.
+    """Return the shapes to try: a free first axis is a batch of one or a long record, other free axes share one size.
 
-    Free channels of an image are 3 or 1.  With several inputs the free axes of all but the first are tried as 1 too
-    (recurrent state).  Trials of more than ``LARGEST`` numbers are left out, unless there is no other.
+    Free channels of an image are 3 or 1.  With several inputs, free axes of all but the first are also tried as 1
+    (recurrent state).  Trials of more than ``MAX_TRIAL_ELEMENTS`` elements are left out, unless all are larger.
     """
     found: list[dict[str, tuple[int, ...]]] = []
-    for lead, size in [*((1, s) for s in SIZES), *((n, 1) for n in LENGTHS)]:
-        for other, channels in itertools.product((size, 1), CHANNELS):
+    for lead, size in [*((1, s) for s in TRIAL_SIZES), *((n, 1) for n in TRIAL_LENGTHS)]:
+        for other, channels in itertools.product((size, 1), TRIAL_CHANNELS):
             sizes = [size] + [other] * len(model.inputs)
             pairs = zip(model.inputs, sizes, strict=False)
             shapes = {v.name: given.get(v.name) or _filled(v, lead, s, channels) for v, s in pairs}
@@ -262,25 +262,28 @@ def _trials(model: Model, given: Shapes) -> list[dict[str, tuple[int, ...]]]:
             f"{model.path}: the graph inputs hold {min(sizes)} numbers, more than can be run; give smaller sizes with "
             "--shape where the model leaves them free"
         )
-    small = [shapes for shapes, size in zip(found, sizes, strict=True) if size <= LARGEST]
+    small = [shapes for shapes, size in zip(found, sizes, strict=True) if size <= MAX_TRIAL_ELEMENTS]
     return small or found[:1]
 
 
 def declared(value: onnx.ValueInfoProto) -> Axes:
-    """Sizes of a tensor as the model declares them."""
+    """Return the sizes of a tensor as the model declares them."""
     dims = value.type.tensor_type.shape.dim
     return [d.dim_value if d.HasField("dim_value") else d.dim_param or UNKNOWN for d in dims]
 
 
 def _filled(value: onnx.ValueInfoProto, lead: int, size: int, channels: int) -> tuple[int, ...]:
-    """A shape for a graph input: free first axis = ``lead``, second of an image = ``channels``, others = ``size``."""
+    """Fill free axes: the first with ``lead``, the second of an image with ``channels``, others with ``size``."""
     dims = declared(value)
     free = [lead, channels if len(dims) == IMAGE_RANK else size, *[size] * len(dims)]
     return tuple(d if isinstance(d, int) else free[axis] for axis, d in enumerate(dims))
 
 
 def random_feed(model: Model, shapes: Shapes, seed: int, kind: str = "normal") -> Feed:
-    """Random inputs: floats N(0, 1) or U[0, 1) or U[0, 255), pixels of their whole range, other integers 0 or 1."""
+    """Draw inputs: floats from N(0, 1), U[0, 1) or U[0, 255), pixels from their whole range, other integers 0 or 1.
+
+    ``kind`` selects the distribution of floats: "normal", "uniform" or "bytes".
+    """
     rng = np.random.default_rng(seed)
     wide = pixels(model)
     return {v.name: _random(v, shapes[v.name], rng, kind, v.name in wide) for v in model.inputs}

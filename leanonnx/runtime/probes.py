@@ -1,4 +1,4 @@
-"""Looking at what is inside a network while it runs on given inputs."""
+"""Read intermediate tensors of a model while it runs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from leanonnx.runtime.sessions import Feed, failing, finished, opened
 def tapped(
     proto: onnx.ModelProto, names: Sequence[str], more: Sequence[onnx.NodeProto] = ()
 ) -> Iterator[onnx.ModelProto]:
-    """The same protobuf with these tensors as its only outputs, restored afterwards (the weights are not copied).
+    """Make these tensors the only outputs of a protobuf, in place, and restore it afterwards (no weights are copied).
 
-    ``more`` are nodes that come behind its own meanwhile.
+    ``more`` are nodes to append meanwhile.
     """
     count, outputs = len(proto.graph.node), [value.SerializeToString() for value in proto.graph.output]
     try:
@@ -37,19 +37,19 @@ def tapped(
 def watched(
     proto: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Feed], libraries: Sequence[Path] = ()
 ) -> Iterator[dict[str, Array]]:
-    """The tensors named, for each feed in turn; float16 and bfloat16 are computed in float32.
+    """Yield the named tensors for each feed; float16 and bfloat16 are computed in float32.
 
     Raises:
         RunFailed: onnxruntime cannot load or run the model.
         UserError: the feeds cannot be read.
     """
     halves = float_kinds(proto) & HALVES
-    wanted = list(dict.fromkeys(names))
-    if not wanted:
+    names = list(dict.fromkeys(names))
+    if not names:
         yield from ({} for _ in feeds)
         return
     source = in_float32(proto, halves)
-    with failing(), tapped(source, wanted) as taps, opened(taps, libraries=libraries) as session:
+    with failing(), tapped(source, names) as exposed, opened(exposed, libraries=libraries) as session:
         for feed in feeds:
-            found = finished(session, fed_in_float32(feed, halves))
-            yield {name: np.asarray(value) for name, value in zip(wanted, found, strict=True)}
+            values = finished(session, fed_in_float32(feed, halves))
+            yield {name: np.asarray(value) for name, value in zip(names, values, strict=True)}

@@ -1,4 +1,4 @@
-"""Where the time of a run goes, node by node, as onnxruntime's own profiler tells it."""
+"""Time per node of a run, from onnxruntime's own profiler."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ import onnx
 from leanonnx.runtime.providers import Setting, opened_on, prepare, runner, session_options
 from leanonnx.runtime.sessions import Feed, Session
 
-FOLDER = "session.model_external_initializers_file_folder_path"
-EVENT = "_kernel_time"
-FEWEST, MOST = 20, 200
-"""Runs that are profiled, fewer of models that take ``PATIENCE`` times the time for them."""
-PATIENCE = 3
-TURN = 4
-"""Runs of a model in turn: the first wakes its threads, and a median does not see it."""
+WEIGHTS_FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"
+KERNEL_EVENT = "_kernel_time"
+MIN_PROFILES, MAX_PROFILES = 20, 200
+"""Range of the number of profiled runs; slow models stop below it after ``PATIENCE_FACTOR`` times the time."""
+PATIENCE_FACTOR = 3
+RUNS_PER_TURN = 4
+"""Consecutive runs of one model: the first wakes its threads, which the median ignores."""
 DECORATION = re.compile(r"^(?:fused |InsertedPrecisionFreeCast_)|(?:_nchwc|_token_\d+|/\w+Fusion/?)$")
-"""What onnxruntime adds to the name of a tensor or node where it makes a node of its own."""
-NCHWC = "_nchwc"
+"""Prefixes and suffixes that onnxruntime adds to the name of a tensor or node to name a node that it creates."""
+NCHWC_SUFFIX = "_nchwc"
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Work:
     """One node as onnxruntime runs it.
 
     Attributes:
-        tensor: output of the file's node that it was made from; None where its name does not tell.
-        operator: what it computes.
+        tensor: first output of the file's node that it was made from; None if its name does not tell.
+        operator: its operator type.
         ms: median milliseconds of one run.
-        blocked: it computes in the blocked layout (NCHWc), onnxruntime's fast path.
+        blocked: True if it computes in the blocked layout (NCHWc), onnxruntime's fast path.
     """
 
     tensor: str | None
@@ -47,60 +47,60 @@ class Work:
 
 
 def profiled(paths: Sequence[Path], feed: Feed, setting: Setting, seconds: float) -> tuple[tuple[Work, ...], ...]:
-    """Run models in turns on one input for ``seconds`` under the profiler, each about ``FEWEST`` to ``MOST`` times.
+    """Profile models that take turns on one input for about ``seconds``.
 
     Raises:
-        OptionError: the provider is not there.
+        ProviderMissing: the provider is not available.
         RunFailed: onnxruntime cannot load or run one of them.
     """
     prepare(setting)
     with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
-        opened = [_opened(path, setting, Path(folder) / f"profile-{k}") for k, path in enumerate(paths)]
+        opened = [_open_profiled(path, setting, Path(folder) / f"profile-{k}") for k, path in enumerate(paths)]
         ready = [runner(session, feed, setting) for session, _ in opened]
         start, runs, elapsed = time.perf_counter(), 1, 0.0
-        while elapsed < seconds * (PATIENCE if runs < FEWEST else 1 if runs < MOST else 0):
+        while elapsed < seconds * (PATIENCE_FACTOR if runs < MIN_PROFILES else 1 if runs < MAX_PROFILES else 0):
             for each in ready:
-                for _ in range(TURN):
+                for _ in range(RUNS_PER_TURN):
                     each.run()
-            runs, elapsed = runs + TURN, time.perf_counter() - start
+            runs, elapsed = runs + RUNS_PER_TURN, time.perf_counter() - start
         profiles = [Path(session.end_profiling()).read_text("utf-8", "replace") for session, _ in opened]
-    return tuple(_works(json.loads(text), runs, tensors) for text, (_, tensors) in zip(profiles, opened, strict=True))
+    return tuple(_node_times(json.loads(text), runs, names) for text, (_, names) in zip(profiles, opened, strict=True))
 
 
-def _opened(path: Path, setting: Setting, prefix: Path) -> tuple[Session, frozenset[str]]:
-    """A session that writes a profile, and the names of the nodes of its main graph.
+def _open_profiled(path: Path, setting: Setting, prefix: Path) -> tuple[Session, frozenset[str]]:
+    """Open a session that writes a profile; also return the names of the nodes of its main graph.
 
-    Every node is called after its first output, so that names tell where a node of the profile came from.
+    Every node is named after its first output, so that the names in a profile lead back to it.
     """
     proto = onnx.load(path, load_external_data=False)
     for node in proto.graph.node:
         node.name = next((name for name in node.output if name), node.name)
     options = session_options(setting)
-    options.add_session_config_entry(FOLDER, str(path.parent.resolve()))
+    options.add_session_config_entry(WEIGHTS_FOLDER_ENTRY, str(path.parent.resolve()))
     options.enable_profiling = True
     options.profile_file_prefix = str(prefix)
     names = frozenset(node.name for node in proto.graph.node)
     return opened_on(proto.SerializeToString(), setting, options), names
 
 
-def _works(events: list[dict[str, Any]], runs: int, tensors: Collection[str]) -> tuple[Work, ...]:
-    """The nodes of a profile in the order in which they first ran; the times of a node that loops are added up."""
+def _node_times(events: list[dict[str, Any]], runs: int, tensors: Collection[str]) -> tuple[Work, ...]:
+    """Return the nodes of a profile in the order of their first runs; the times of a node in a loop are summed."""
     times: dict[tuple[str, str], list[float]] = {}
     for event in events:
         name = event.get("name", "")
-        if event.get("cat") == "Node" and name.endswith(EVENT):
-            key = name.removesuffix(EVENT), str(event["args"].get("op_name", ""))
+        if event.get("cat") == "Node" and name.endswith(KERNEL_EVENT):
+            key = name.removesuffix(KERNEL_EVENT), str(event["args"].get("op_name", ""))
             times.setdefault(key, []).append(event["dur"] / 1e3)
-    found = []
+    result = []
     for (name, operator), each in times.items():
         tensor = origin(name, tensors)
-        blocked = name not in tensors and NCHWC in name.removeprefix(tensor or "")
-        found.append(Work(tensor, operator, statistics.median(each) * len(each) / runs, blocked))
-    return tuple(found)
+        blocked = name not in tensors and NCHWC_SUFFIX in name.removeprefix(tensor or "")
+        result.append(Work(tensor, operator, statistics.median(each) * len(each) / runs, blocked))
+    return tuple(result)
 
 
 def origin(name: str, tensors: Collection[str]) -> str | None:
-    """Which of the ``tensors`` a node of onnxruntime's was named after, less what it adds; None if none of them."""
+    """Return the one of ``tensors`` that onnxruntime derived a node's name from; None if there is none."""
     while name not in tensors:
         shorter = DECORATION.sub("", name, count=1)
         if shorter == name:

@@ -1,8 +1,8 @@
-"""Sessions to be timed: on the provider that was asked for and no other, set as a deployed model would be.
+"""Sessions for timing: on the requested provider and no other, configured as in deployment.
 
-What is set: a fixed number of threads for each operator, one operator at a time, all optimisations, onnxruntime's own
-arena and memory pattern, denormal numbers flushed to zero.  Threads spin within a run, as they do by default, but not
-after it: two sessions of one process would otherwise take the processor from each other.
+The configuration: a fixed number of threads within each operator, one operator at a time, all optimisations,
+onnxruntime's own arena and memory pattern, denormal numbers flushed to zero.  Threads spin within a run, as they do by
+default, but not after it: otherwise two sessions of one process would compete for the processor.
 """
 
 from __future__ import annotations
@@ -28,12 +28,16 @@ from leanonnx.system.cores import available_cores
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 ALGORITHMS = "EXHAUSTIVE"
-"""How cuDNN's convolution algorithms are chosen: all are tried when the session is warmed up."""
-NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
-DEVICE = "cuda"
-CAPTURE, NO_CAPTURE = "gpu_graph_id", "-1"
-"""A run's own setting that keeps it out of the CUDA graph."""
-SMALL = """
+"""Search mode for cuDNN's convolution algorithms: all are tried when the session is warmed up."""
+PROVIDER_NAMES = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+GPU_DEVICE = "cuda"
+GRAPH_ID_ENTRY, NO_GRAPH_ID = "gpu_graph_id", "-1"
+"""Run option, and its value that keeps a run out of the CUDA graph."""
+WARM_UP_MODEL = """
 <ir_version: 8, opset_import: ["" : 17]>
 small (float[1, 8, 16, 16] x, float[8, 8, 3, 3] w) => (float[1, 8, 14, 14] y) { y = Conv (x, w) }
 """
@@ -46,17 +50,17 @@ ADVICE = {
 
 @dataclass(frozen=True)
 class Setting:
-    """How to measure.
+    """Provider and options with which a model is timed.
 
     Attributes:
-        provider: where the model runs; a session that falls back to another one is refused.
-        threads: threads within an operator; 0 is the number of physical cores available.
+        provider: execution provider; a session that falls back to another one is refused.
+        threads: threads within an operator; 0 stands for the number of available physical cores.
         cuda_graph: replay the model's GPU work as one CUDA graph.
         tf32: let the GPU multiply float32 in TF32 (10 bits of mantissa).
-        libraries: of custom operators.
+        libraries: libraries of custom operators.
 
     Raises:
-        OptionError: there is no such provider or choice, or the number of threads is negative.
+        OptionError: there is no such provider, or the number of threads is negative.
     """
 
     provider: Provider = "cpu"
@@ -71,27 +75,27 @@ class Setting:
 
     @property
     def resolved(self) -> Setting:
-        """The same with the number of threads that 0 stands for."""
+        """The same setting with 0 threads replaced by the number of available cores."""
         return replace(self, threads=self.threads or available_cores())
 
     @property
     def on_device(self) -> bool:
-        """Inputs and outputs lie on the GPU, bound once."""
+        """True if inputs and outputs are bound to GPU memory."""
         return self.provider != "cpu"
 
 
 def runtime_version() -> str:
-    """Version of onnxruntime."""
+    """Return the version of onnxruntime."""
     return str(ort.__version__)
 
 
 def available_providers() -> tuple[str, ...]:
-    """Execution providers that this onnxruntime was built with, by its own names."""
+    """Return onnxruntime's names of the execution providers that it was built with."""
     return tuple(ort.get_available_providers())
 
 
 def session_options(setting: Setting) -> ort.SessionOptions:
-    """Options of a session to be timed (the module's docstring says which, and why)."""
+    """Return the options of a session for timing; the module docstring explains them."""
     result = ort.SessionOptions()
     result.log_severity_level = QUIET
     result.intra_op_num_threads = setting.resolved.threads
@@ -106,7 +110,7 @@ def session_options(setting: Setting) -> ort.SessionOptions:
 
 
 def provider_list(setting: Setting) -> list[Any]:
-    """Providers of a session, with the options of each; what the first cannot run goes to the next."""
+    """Return the providers of a session with their options; each runs what those before it cannot."""
     cuda = {
         "cudnn_conv_algo_search": ALGORITHMS,
         "use_tf32": str(int(setting.tf32)),
@@ -114,20 +118,20 @@ def provider_list(setting: Setting) -> list[Any]:
     }
     chosen: dict[str, list[Any]] = {
         "cpu": [],
-        "cuda": [(NAMES["cuda"], cuda)],
+        "cuda": [(PROVIDER_NAMES["cuda"], cuda)],
         "tensorrt": [
-            (NAMES["tensorrt"], {"trt_cuda_graph_enable": str(setting.cuda_graph)}),
-            (NAMES["cuda"], cuda),
+            (PROVIDER_NAMES["tensorrt"], {"trt_cuda_graph_enable": str(setting.cuda_graph)}),
+            (PROVIDER_NAMES["cuda"], cuda),
         ],
     }
-    return [*chosen[setting.provider], NAMES["cpu"]]
+    return [*chosen[setting.provider], PROVIDER_NAMES["cpu"]]
 
 
 def opened_on(model: Path | bytes, setting: Setting, options: ort.SessionOptions | None = None) -> Session:
-    """A session on the provider of the setting.
+    """Open a session on the provider of the setting.
 
     Raises:
-        ProviderMissing: the provider is not there.
+        ProviderMissing: the provider is not available.
         RunFailed: onnxruntime cannot load the model.
     """
     source = str(model) if isinstance(model, Path) else model
@@ -135,45 +139,45 @@ def opened_on(model: Path | bytes, setting: Setting, options: ort.SessionOptions
         session = ort.InferenceSession(
             source, options or session_options(setting), providers=provider_list(setting), enable_fallback=0
         )
-    if NAMES[setting.provider] not in session.get_providers():
+    if PROVIDER_NAMES[setting.provider] not in session.get_providers():
         raise _missing(setting.provider, "onnxruntime fell back to the CPU")
     return session
 
 
 def prepare(setting: Setting) -> None:
-    """Load the provider's libraries and run something small, so that no model pays for what is done once.
+    """Load the provider's libraries and run a small model, so that no timing includes this one-off cost.
 
     Raises:
-        ProviderMissing: the provider is not there.
+        ProviderMissing: the provider is not available.
     """
     if not setting.on_device:
-        _run_small(setting)
+        _run_warm_up(setting)
         return
     preloaded = _preload()
     try:
-        _run_small(replace(setting, cuda_graph=False))
-    except Exception as error:  # a driver that is too old shows in the first run only
-        raise _missing(setting.provider, _loader_says(setting.provider) or preloaded or first_line(error)) from error
+        _run_warm_up(replace(setting, cuda_graph=False))
+    except Exception as error:  # an outdated driver fails only in the first run
+        raise _missing(setting.provider, _loader_error(setting.provider) or preloaded or first_line(error)) from error
 
 
-def _run_small(setting: Setting) -> None:
-    small = onnx.parser.parse_model(SMALL)
+def _run_warm_up(setting: Setting) -> None:
+    small = onnx.parser.parse_model(WARM_UP_MODEL)
     session = opened_on(small.SerializeToString(), replace(setting, libraries=()))
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in small.graph.input}
     session.run(None, {name: np.ones(shape, np.float32) for name, shape in shapes.items()})
 
 
 def _preload() -> str:
-    """Load NVIDIA's libraries from their Python packages; the first complaint, if any."""
+    """Load NVIDIA's libraries from their Python packages and return the first message of the loader, if any."""
     if not hasattr(ort, "preload_dlls"):
         return ""
-    with redirect_stdout(io.StringIO()) as heard:
+    with redirect_stdout(io.StringIO()) as printed:
         ort.preload_dlls()
-    return heard.getvalue().strip().partition("\n")[0]
+    return printed.getvalue().strip().partition("\n")[0]
 
 
-def _loader_says(provider: Provider) -> str:
-    """Why the system cannot load the library of a provider; empty if it can, or where there is none."""
+def _loader_error(provider: Provider) -> str:
+    """Return the reason why the system cannot load a provider's library; empty if it can, or if there is none."""
     folder = Path(ort.__file__).parent / "capi"
     for library in sorted(folder.glob(f"*onnxruntime_providers_{provider}.*")):
         try:
@@ -191,7 +195,7 @@ def _missing(provider: Provider, reason: str) -> ProviderMissing:
 
 @dataclass(frozen=True)
 class Runner:
-    """A session and its input: ``run`` computes once and waits for the end."""
+    """A session bound to its input: ``run`` computes once and waits for the end."""
 
     run: Callable[[], object]
     first: float
@@ -199,40 +203,40 @@ class Runner:
 
 
 def runner(session: Session, feed: Feed, setting: Setting) -> Runner:
-    """A session that has run once on an input, ready to run again.
+    """Run a session once on an input and return a runner for further runs.
 
-    On the CPU a run takes numpy arrays and gives them.  On a GPU inputs and outputs are bound to its memory
-    beforehand, so that copies to and from it are not part of a run.
+    On the CPU, a run reads and returns numpy arrays.  On a GPU, inputs and outputs are bound to its memory beforehand,
+    so that a run includes no copies to and from it.
 
     Raises:
         RunFailed: onnxruntime cannot run the model.
     """
     with failing():
-        return _bound(session, feed, setting) if setting.on_device else _plain(session, feed)
+        return _gpu_runner(session, feed, setting) if setting.on_device else _cpu_runner(session, feed)
 
 
-def _plain(session: Session, feed: Feed) -> Runner:
+def _cpu_runner(session: Session, feed: Feed) -> Runner:
     start = time.perf_counter()
     finished(session, feed)
     return Runner(lambda: session.run(None, feed), time.perf_counter() - start)
 
 
-def _bound(session: Session, feed: Feed, setting: Setting) -> Runner:
-    """Outputs keep the memory of the first run, which a CUDA graph needs: it is captured in the second."""
+def _gpu_runner(session: Session, feed: Feed, setting: Setting) -> Runner:
+    """Return a runner that reuses the output memory of its first run, as a CUDA graph (captured by the next) needs."""
     binding = session.io_binding()
     for name, array in feed.items():
         if array.dtype.kind == "O":
             binding.bind_cpu_input(name, array)
         else:
-            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, DEVICE, 0))
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, GPU_DEVICE, 0))
     names = [value.name for value in session.get_outputs()]
     for name in names:
-        binding.bind_output(name, DEVICE, 0)
-    plainly = ort.RunOptions()
+        binding.bind_output(name, GPU_DEVICE, 0)
+    run_options = ort.RunOptions()
     if setting.cuda_graph:
-        plainly.add_run_config_entry(CAPTURE, NO_CAPTURE)
+        run_options.add_run_config_entry(GRAPH_ID_ENTRY, NO_GRAPH_ID)
     start = time.perf_counter()
-    session.run_with_iobinding(binding, plainly)
+    session.run_with_iobinding(binding, run_options)
     binding.synchronize_outputs()
     first = time.perf_counter() - start
     for name, value in zip(names, binding.get_outputs(), strict=True):

@@ -1,7 +1,7 @@
-"""Timing in a fresh Python process, where no thread, cache or setting of earlier work disturbs.
+"""Timing in a fresh Python process, undisturbed by threads, caches and settings of earlier work.
 
-The two processes share a folder: the request as JSON, each input as an ONNX tensor (which, unlike numpy's files, holds
-strings and bfloat16 too), and the answer as JSON.
+The two processes share a folder with the request as JSON, each input as an ONNX tensor (which, unlike numpy's files,
+also holds strings and bfloat16), and the answer as JSON.
 """
 
 from __future__ import annotations
@@ -24,58 +24,58 @@ from leanonnx.runtime.sessions import LONGEST_RUN, Feed, RunFailed
 from leanonnx.runtime.timing import PATIENCE, Timing, TimingComparison, compare, several
 from leanonnx.system import processes
 
-ENTRY = "leanonnx.runtime.subprocess_timing:answer"
-REQUEST, ANSWER, INPUT = "request.json", "answer.json", "input-{}.pb"
+ENTRY = "leanonnx.runtime.subprocess_timing:answer_timing_request"
+REQUEST, ANSWER_FILE, INPUT_FILE = "request.json", "answer.json", "input-{}.pb"
 STARTING = 10 * LONGEST_RUN
-"""Seconds that loading two models and running each for the first time may take."""
+"""Time limit for loading the models and their first runs, in seconds."""
 
 
 def measured(
     before: Path, after: Path, feed: Feed, setting: Setting, seconds: float, seed: int = 0
 ) -> TimingComparison:
-    """``timing.compare`` in a fresh process.
+    """Run ``timing.compare_latency`` in a fresh process.
 
     Raises:
-        ProviderMissing: the provider is not there.
+        ProviderMissing: the provider is not available.
         RunFailed: onnxruntime cannot load or run one of the models, or the process dies.
     """
-    found = _asked("compare", [before, after], [feed], setting, seconds, seed)
-    before_timing, after_timing = (Timing.read(found.pop(name)) for name in ("before", "after"))
-    return TimingComparison(before_timing, after_timing, interval=tuple(found.pop("interval")), **found)
+    row = _request("compare", [before, after], [feed], setting, seconds, seed)
+    before_timing, after_timing = (Timing.read(row.pop(name)) for name in ("before", "after"))
+    return TimingComparison(before_timing, after_timing, interval=tuple(row.pop("interval")), **row)
 
 
 def measured_alone(path: Path, feed: Feed, setting: Setting, seconds: float) -> Timing:
-    """``timing.several`` of one model in a fresh process.
+    """Run ``timing.time_model`` in a fresh process.
 
     Raises:
-        ProviderMissing: the provider is not there.
+        ProviderMissing: the provider is not available.
         RunFailed: onnxruntime cannot load or run the model, or the process dies.
     """
     return measured_many([path], [feed], setting, seconds)[0]
 
 
 def measured_many(paths: Sequence[Path], feeds: Sequence[Feed], setting: Setting, seconds: float) -> tuple[Timing, ...]:
-    """``timing.several`` in one fresh process.
+    """Run ``timing.time_models`` in a fresh process.
 
     Raises:
-        ProviderMissing: the provider is not there.
+        ProviderMissing: the provider is not available.
         RunFailed: onnxruntime cannot load or run one of the models, or the process dies.
     """
-    return tuple(Timing.read(row) for row in _asked("several", paths, feeds, setting, seconds)["timings"])
+    return tuple(Timing.read(row) for row in _request("several", paths, feeds, setting, seconds)["timings"])
 
 
 def measured_works(paths: Sequence[Path], feed: Feed, setting: Setting, seconds: float) -> tuple[tuple[Work, ...], ...]:
-    """``profiling.profiled`` in a fresh process.
+    """Run ``profiling.profile_models`` in a fresh process.
 
     Raises:
-        ProviderMissing: the provider is not there.
+        ProviderMissing: the provider is not available.
         RunFailed: onnxruntime cannot load or run one of the models, or the process dies.
     """
-    found = _asked("profile", paths, [feed], setting, seconds)["works"]
-    return tuple(tuple(Work(**work) for work in works) for works in found)
+    models = _request("profile", paths, [feed], setting, seconds)["works"]
+    return tuple(tuple(Work(**node) for node in nodes) for nodes in models)
 
 
-def _asked(
+def _request(
     task: Literal["compare", "several", "profile"],
     paths: Sequence[Path],
     feeds: Sequence[Feed],
@@ -83,7 +83,7 @@ def _asked(
     seconds: float,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The answer of a fresh process to a task."""
+    """Start a fresh process for a task and return its answer."""
     with tempfile.TemporaryDirectory(prefix="leanonnx-") as name:
         folder = Path(name)
         request = {
@@ -96,22 +96,22 @@ def _asked(
         }
         (folder / REQUEST).write_text(json.dumps(request))
         for index, (key, array) in enumerate(pair for feed in feeds for pair in feed.items()):
-            (folder / INPUT.format(index)).write_bytes(numpy_helper.from_array(array, key).SerializeToString())
-        how = processes.run(ENTRY, folder, STARTING + 2 * PATIENCE * seconds)
-        if not (folder / ANSWER).is_file():
-            raise RunFailed(f"the process that measures {how}")
-        found: dict[str, Any] = json.loads((folder / ANSWER).read_text())
-    if "missing" in found:
-        raise ProviderMissing(found["missing"])
-    if "failed" in found:
-        raise RunFailed(found["failed"])
-    return found
+            (folder / INPUT_FILE.format(index)).write_bytes(numpy_helper.from_array(array, key).SerializeToString())
+        ending = processes.run(ENTRY, folder, STARTING + 2 * PATIENCE * seconds)
+        if not (folder / ANSWER_FILE).is_file():
+            raise RunFailed(f"the process that measures {ending}")
+        response: dict[str, Any] = json.loads((folder / ANSWER_FILE).read_text())
+    if "missing" in response:
+        raise ProviderMissing(response["missing"])
+    if "failed" in response:
+        raise RunFailed(response["failed"])
+    return response
 
 
-def answer(folder: Path) -> None:
-    """Measure what is asked for in a folder and write the answer into it (the fresh process's part).
+def answer_timing_request(folder: Path) -> None:
+    """Carry out the request in a folder and write the answer into it (runs in the fresh process).
 
-    Temporary files go there too: the process that asks removes them, even if it kills this one.
+    Temporary files are kept there too: the parent process removes them, even if it kills this one.
     """
     tempfile.tempdir = str(folder)
     request = json.loads((folder / REQUEST).read_text())
@@ -131,12 +131,12 @@ def answer(folder: Path) -> None:
         result = {"missing": str(error)}
     except RunFailed as error:
         result = {"failed": str(error)}
-    (folder / ANSWER).write_text(json.dumps(result))
+    (folder / ANSWER_FILE).write_text(json.dumps(result))
 
 
 def _inputs(folder: Path, counts: Sequence[int]) -> list[Feed]:
-    """Feeds of so many inputs each, from a folder."""
-    files = [folder / INPUT.format(index) for index in range(sum(counts))]
+    """Read feeds from a folder; ``counts`` are their numbers of inputs."""
+    files = [folder / INPUT_FILE.format(index) for index in range(sum(counts))]
     tensors = iter([onnx.TensorProto.FromString(file.read_bytes()) for file in files])
     feeds = [list(itertools.islice(tensors, count)) for count in counts]
     return [{tensor.name: numpy_helper.to_array(tensor) for tensor in feed} for feed in feeds]

@@ -1,9 +1,9 @@
-"""Latency of a model, or of two against each other, in this process.
+"""Time a model, or compare the latency of two, in this process.
 
-Two models take turns, so that a drift of the machine hits both, on several sets of sessions.  The result is the median
-of the ratios of neighbouring blocks of runs, with a bootstrap interval.  Whether onnxruntime flushes denormal numbers
-in the calling thread is decided by the first session of a process, and threads of earlier work disturb:
-``leanonnx.runtime.subprocess_timing`` measures the same in a process of its own.
+Two models take turns, so that a drift of the machine affects both, on several sets of sessions (lots).  The result is
+the median of the ratios of neighbouring blocks of runs, with a bootstrap interval.  The first session of a process
+decides whether onnxruntime flushes denormal numbers in the calling thread, and threads of earlier work interfere:
+``leanonnx.runtime.subprocess_timing`` does the same in a fresh process.
 """
 
 from __future__ import annotations
@@ -27,41 +27,43 @@ from leanonnx.runtime.sessions import Feed
 from leanonnx.system.cores import resident_memory
 
 SECONDS = 3.0
-BLOCK = 1e-3
-"""Seconds that a block of runs takes at least."""
-WARM_UP = 3
-"""Runs before the first that counts, at least; ``WARM_SHARE`` of the time, at least."""
-WARM_SHARE = 0.05
+"""Default duration of a timing."""
+MIN_BLOCK_SECONDS = 1e-3
+"""Shortest duration of a block of runs, in seconds."""
+MIN_WARM_UP_RUNS = 3
+"""Fewest untimed runs before the first block."""
+WARM_UP_SHARE = 0.05
+"""Smallest share of the time that is spent on untimed runs."""
 ROUNDS = 15
-"""Rounds that are wanted even when time is up."""
+"""Rounds to complete even when time is up."""
 FEW_ROUNDS = 6
-"""Rounds that must do when ``PATIENCE`` times the time is up: the fewest whose range is a 95 % interval."""
+"""Rounds that suffice after ``TIMING_PATIENCE`` times the time: the fewest whose range is a 95 % interval."""
 PATIENCE = 4
-NARROW = 0.005
-"""Half width, as a share, of an interval that needs no more rounds, if it lies ``CLEAR`` of 1."""
-CLEAR = 0.02
+NARROW_SHARE = 0.005
+"""Relative half width of an interval that needs no more rounds, if it is ``CLEAR_SHARE`` away from 1."""
+CLEAR_SHARE = 0.02
 MARGIN = 0.01
-"""A difference below this is not called one."""
-BUSY = 0.05
-"""Noise from which on the machine is called busy."""
-SPREAD = 1.5
-"""90th percentile / median from which on it is."""
+"""Smallest relative difference that can be significant."""
+BUSY_NOISE = 0.05
+"""Noise above which the machine counts as busy."""
+BUSY_SPREAD = 1.5
+"""90th percentile / median above which the machine counts as busy."""
 MOST_LOTS = 4
-ALIKE = 4
-"""Models whose times differ by less than this factor are timed in blocks of as many runs."""
+MAX_EQUAL_BLOCK_RATIO = 4
+"""Models whose times differ by less than this factor are timed in blocks of the same number of runs."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How long one model takes.
+    """Latency of one model.
 
     Attributes:
-        p10, median, p90: milliseconds of one run (of small models: of a run in a block of some).
-        session: milliseconds to create the session, its optimisations included.
+        p10, median, p90: milliseconds of one run (for small models, the mean of a block of runs).
+        session: milliseconds to create the session, including optimisation.
         first: milliseconds of the first run.
         runs: number of runs timed.
-        memory: bytes of resident (host) memory that session, inputs and runs added; 0 if unknown.
-        layouts: convolutions in onnxruntime's blocked layout (NCHWc) and not; None on a GPU.
+        memory: bytes of resident (host) memory added by session, inputs and runs; 0 if unknown.
+        layouts: number of convolutions by layout (blocked, NCHWc, or not); None on a GPU.
     """
 
     p10: float
@@ -75,14 +77,14 @@ class Timing:
 
     @property
     def busy(self) -> bool:
-        """The times vary so much that the machine had other work, or too few cores."""
-        return self.p90 > SPREAD * self.median
+        """True if the times vary so much that the machine had other work, or too few cores."""
+        return self.p90 > BUSY_SPREAD * self.median
 
     @classmethod
     def read(cls, row: dict[str, Any]) -> Timing:
-        """The inverse of ``dataclasses.asdict``."""
-        found = row["layouts"]
-        return cls(**{**row, "layouts": found and Layouts(**found)})
+        """Invert ``dataclasses.asdict``."""
+        counts = row["layouts"]
+        return cls(**{**row, "layouts": counts and Layouts(**counts)})
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,9 @@ class TimingComparison:
     Attributes:
         speedup: median over the rounds of before / after; above 1 the second model is faster.
         interval: 95 % bootstrap interval of ``speedup``.
-        noise: how far from 1 such an interval reaches for either model against itself (A/A).
-        rounds: how often both were timed.
-        lots: on how many sets of sessions.
+        noise: largest distance from 1 of such an interval for either model against itself (A/A).
+        rounds: number of blocks timed of each model.
+        lots: number of sets of sessions.
     """
 
     before: Timing
@@ -107,33 +109,41 @@ class TimingComparison:
 
     @property
     def margin(self) -> float:
-        """How far from 1 the whole interval must lie to be called a difference: the noise, at least ``MARGIN``."""
+        """Distance from 1 that the whole interval must exceed to be significant: the noise, at least ``MIN_MARGIN``."""
         return max(MARGIN, self.noise)
 
     @property
     def faster(self) -> bool:
-        """The interval lies above 1 by more than the margin."""
+        """True if the interval lies above 1 by more than the margin."""
         return self.interval[0] > 1 + self.margin
 
     @property
     def slower(self) -> bool:
-        """The interval lies below 1 by more than the margin."""
+        """True if the interval lies below 1 by more than the margin."""
         return self.interval[1] < 1 / (1 + self.margin)
 
     @property
     def busy(self) -> bool:
-        """The noise is high, or the times of one of the models vary much: trust the ratio, not the milliseconds."""
-        return self.noise > BUSY or self.before.busy or self.after.busy
+        """True if noise or spread is high: the ratio can be trusted, the milliseconds cannot."""
+        return self.noise > BUSY_NOISE or self.before.busy or self.after.busy
 
     @property
     def words(self) -> str:
-        """What the second model is, next to the first."""
+        """The second model compared with the first, in words."""
         return "faster" if self.faster else "slower" if self.slower else "no significant difference"
 
 
 @dataclass(frozen=True)
 class Warm:
-    """A model that is ready to be timed; ``once``: seconds of its quickest run so far."""
+    """A warmed-up model.
+
+    Attributes:
+        run: computes once.
+        once: seconds of the fastest run so far.
+        session: milliseconds to create the session.
+        first: milliseconds of the first run.
+        memory: bytes of resident memory added.
+    """
 
     run: Callable[[], object]
     once: float
@@ -144,7 +154,7 @@ class Warm:
 
 @dataclass(frozen=True)
 class Lot:
-    """What was timed on one set of sessions: milliseconds by round and model; runs in a block, and facts, by model."""
+    """Times on one set of sessions: milliseconds [rounds, models]; block sizes and facts of ``WarmModel`` [models]."""
 
     times: Times
     sizes: list[int]
@@ -156,20 +166,20 @@ class Lot:
 def compare(
     before: Path, after: Path, feed: Feed, setting: Setting, seconds: float = SECONDS, seed: int = 0
 ) -> TimingComparison:
-    """Time two models in turns, on one input, for ``seconds`` (longer for fewer than ``ROUNDS`` rounds).
+    """Time two models in turns, on one input, for ``seconds`` (longer if needed for ``WANTED_ROUNDS``).
 
     Raises:
-        ProviderMissing: the provider is not there.
+        ProviderMissing: the provider is not available.
         RunFailed: onnxruntime cannot load or run one of them.
     """
-    lots = _timed([before, after], [feed, feed], setting, seconds, seed)
+    lots = _time_lots([before, after], [feed, feed], setting, seconds, seed)
     times = [lot.times for lot in lots]
-    found = ratios(times)
+    speedups = ratios(times)
     return TimingComparison(
-        before=_timing(before, 0, lots, setting),
-        after=_timing(after, 1, lots, setting),
-        speedup=float(np.median(np.concatenate(found))),
-        interval=median_interval(found, seed),
+        before=_summary(before, 0, lots, setting),
+        after=_summary(after, 1, lots, setting),
+        speedup=float(np.median(np.concatenate(speedups))),
+        interval=median_interval(speedups, seed),
         noise=noise(times, seed),
         rounds=sum(map(len, times)),
         lots=len(lots),
@@ -177,10 +187,10 @@ def compare(
 
 
 def alone(path: Path, feed: Feed, setting: Setting, seconds: float = SECONDS) -> Timing:
-    """Time one model for ``seconds`` (longer for fewer than ``ROUNDS`` rounds).
+    """Time one model for ``seconds`` (longer if needed for ``WANTED_ROUNDS``).
 
     Raises:
-        ProviderMissing: the provider is not there.
+        ProviderMissing: the provider is not available.
         RunFailed: onnxruntime cannot load or run it.
     """
     return several([path], [feed], setting, seconds)[0]
@@ -189,35 +199,35 @@ def alone(path: Path, feed: Feed, setting: Setting, seconds: float = SECONDS) ->
 def several(
     paths: Sequence[Path], feeds: Sequence[Feed], setting: Setting, seconds: float = SECONDS
 ) -> tuple[Timing, ...]:
-    """Time models in turns, each on its own input, all together for ``seconds`` (longer for fewer than ``ROUNDS``).
+    """Time models in turns, each on its own input, for ``seconds`` in total (longer if needed for ``WANTED_ROUNDS``).
 
     Raises:
-        ProviderMissing: the provider is not there.
+        ProviderMissing: the provider is not available.
         RunFailed: onnxruntime cannot load or run one of them.
     """
-    lots = _timed(paths, feeds, setting, seconds, 0)
-    return tuple(_timing(path, which, lots, setting) for which, path in enumerate(paths))
+    lots = _time_lots(paths, feeds, setting, seconds, 0)
+    return tuple(_summary(path, which, lots, setting) for which, path in enumerate(paths))
 
 
-def _timed(paths: Sequence[Path], feeds: Sequence[Feed], setting: Setting, seconds: float, seed: int) -> list[Lot]:
-    """Time the models on new sessions again and again, as long as opening them is cheap.
+def _time_lots(paths: Sequence[Path], feeds: Sequence[Feed], setting: Setting, seconds: float, seed: int) -> list[Lot]:
+    """Time the models on several sets of sessions, as many as can be opened cheaply.
 
-    Where the memory of a session lies decides over a percent or two; which is opened first changes from lot to lot.
+    The location of a session's memory accounts for a percent or two; the order of opening alternates between lots.
     """
     prepare(setting)
     lots: list[Lot] = []
-    wanted = MOST_LOTS
-    while len(lots) < wanted:
+    count = MOST_LOTS
+    while len(lots) < count:
         start = time.perf_counter()
         order = -1 if len(lots) % 2 else 1
         pairs = list(zip(paths, feeds, strict=True))[::order]
-        warm = [_warmed(path, feed, setting, seconds / wanted) for path, feed in pairs][::order]
+        warm = [_warm_up(path, feed, setting, seconds / count) for path, feed in pairs][::order]
         if not lots:
-            wanted = lot_count(time.perf_counter() - start, seconds)
+            count = lot_count(time.perf_counter() - start, seconds)
         sizes = block_sizes([each.once for each in warm])
-        blocks = [_block(each.run, size) for each, size in zip(warm, sizes, strict=True)]
+        blocks = [_timed_block(each.run, size) for each, size in zip(warm, sizes, strict=True)]
         with _no_garbage_collection():
-            times = take_turns(blocks, enough(seconds / wanted, -(-ROUNDS // wanted), seed))
+            times = take_turns(blocks, enough(seconds / count, -(-ROUNDS // count), seed))
         facts = ([getattr(each, name) for each in warm] for name in ("session", "first", "memory"))
         lots.append(Lot(times, sizes, *facts))
         del warm, blocks
@@ -225,20 +235,20 @@ def _timed(paths: Sequence[Path], feeds: Sequence[Feed], setting: Setting, secon
 
 
 def lot_count(opening: float, seconds: float) -> int:
-    """Lots of sessions, by the seconds that opening one takes: all together no more than half of the time."""
+    """Return the number of lots, if one takes ``opening`` seconds to open: opening takes at most half of the time."""
     return max(1, min(MOST_LOTS, int(seconds / 2 / max(opening, 1e-9))))
 
 
 def block_sizes(seconds: Sequence[float]) -> list[int]:
-    """Runs in a block of each model, by the seconds of one: a block lasts ``BLOCK`` or more.
+    """Return the runs in a block of each model, given the seconds of one: a block lasts ``MIN_BLOCK_SECONDS`` or more.
 
-    Models that are about as fast get blocks of one size, so that they are treated alike.
+    Models of similar speed get blocks of the same size, so that they are treated alike.
     """
-    sizes = [max(math.ceil(BLOCK / max(once, 1e-7)), 1) for once in seconds]
-    return [max(sizes)] * len(sizes) if max(seconds) < ALIKE * min(seconds) else sizes
+    sizes = [max(math.ceil(MIN_BLOCK_SECONDS / max(once, 1e-7)), 1) for once in seconds]
+    return [max(sizes)] * len(sizes) if max(seconds) < MAX_EQUAL_BLOCK_RATIO * min(seconds) else sizes
 
 
-def _warmed(path: Path, feed: Feed, setting: Setting, seconds: float) -> Warm:
+def _warm_up(path: Path, feed: Feed, setting: Setting, seconds: float) -> Warm:
     before = resident_memory()
     start = time.perf_counter()
     session = opened_on(path, setting)
@@ -247,7 +257,7 @@ def _warmed(path: Path, feed: Feed, setting: Setting, seconds: float) -> Warm:
     once = math.inf
     start = time.perf_counter()
     count = 0
-    while count < WARM_UP or time.perf_counter() - start < WARM_SHARE * seconds:
+    while count < MIN_WARM_UP_RUNS or time.perf_counter() - start < WARM_UP_SHARE * seconds:
         begun = time.perf_counter()
         ready.run()
         once = min(once, time.perf_counter() - begun)
@@ -256,25 +266,25 @@ def _warmed(path: Path, feed: Feed, setting: Setting, seconds: float) -> Warm:
     return Warm(ready.run, once, created * 1e3, ready.first * 1e3, memory)
 
 
-def _block(run: Callable[[], object], count: int) -> Callable[[], float]:
-    """A function that runs so many times and gives the milliseconds of one."""
+def _timed_block(run: Callable[[], object], count: int) -> Callable[[], float]:
+    """Return a function that times ``count`` runs and returns the milliseconds of one."""
 
-    def timed() -> float:
+    def time_block() -> float:
         start = time.perf_counter_ns()
         for _ in range(count):
             run()
         return (time.perf_counter_ns() - start) / count / 1e6
 
-    return timed
+    return time_block
 
 
 def enough(
     seconds: float, fewest: int, seed: int, clock: Callable[[], float] = time.perf_counter
 ) -> Callable[[Times], bool]:
-    """When to stop: time is up, or the ratio is known narrowly and is clearly not 1.
+    """Return a stopping rule: time is up, or the interval of the ratio is narrow and clearly excludes 1.
 
-    Of ``fewest`` rounds some are given up only when ``PATIENCE`` times the time is up. The ratio is looked at when the
-    number of rounds has doubled, seldom enough not to find a difference by looking.
+    Fewer than ``fewest`` rounds suffice only after ``TIMING_PATIENCE`` times the time.  The ratio is tested only when
+    the number of rounds has doubled, which limits the bias of repeated testing.
     """
     start = clock()
 
@@ -282,25 +292,25 @@ def enough(
         elapsed, rounds = clock() - start, len(times)
         if rounds < fewest:
             return rounds >= min(FEW_ROUNDS, fewest) and elapsed >= PATIENCE * seconds
-        return elapsed >= seconds or (_doubled(rounds) and settled(times, seed))
+        return elapsed >= seconds or (_is_doubled(rounds) and settled(times, seed))
 
     return stop
 
 
-def _doubled(rounds: int) -> bool:
+def _is_doubled(rounds: int) -> bool:
     return rounds % ROUNDS == 0 and (rounds // ROUNDS).bit_count() == 1
 
 
 def settled(times: Times, seed: int) -> bool:
-    """The interval of the ratio is narrow and lies clear of 1; never of one model alone, nor of more than two."""
-    if times.shape[1] != 2 or 1 / (1 + CLEAR) < np.median(ratios([times])) < 1 + CLEAR:
+    """Return True if the interval of the ratio is narrow and clearly excludes 1; always False unless models are two."""
+    if times.shape[1] != 2 or 1 / (1 + CLEAR_SHARE) < np.median(ratios([times])) < 1 + CLEAR_SHARE:
         return False
     low, high = median_interval(ratios([times]), seed)
-    return high - low < NARROW * (high + low) and (low > 1 + CLEAR or high < 1 / (1 + CLEAR))
+    return high - low < NARROW_SHARE * (high + low) and (low > 1 + CLEAR_SHARE or high < 1 / (1 + CLEAR_SHARE))
 
 
-def _timing(path: Path, which: int, lots: Sequence[Lot], setting: Setting) -> Timing:
-    """What the lots say of one model; memory is that of the first, since later ones use what it has freed."""
+def _summary(path: Path, which: int, lots: Sequence[Lot], setting: Setting) -> Timing:
+    """Summarise the lots of one model; memory is that of the first, as later ones reuse what it has freed."""
     times = np.concatenate([lot.times[:, which] for lot in lots])
     p10, median, p90 = (float(q) for q in np.quantile(times, [0.1, 0.5, 0.9]))
     return Timing(
@@ -317,11 +327,11 @@ def _timing(path: Path, which: int, lots: Sequence[Lot], setting: Setting) -> Ti
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Python's sweeps would fall into one model's time or the other's."""
-    wanted = gc.isenabled()
+    """Disable garbage collection, which would fall into the time of one model or the other."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if wanted:
+        if was_enabled:
             gc.enable()

@@ -1,4 +1,4 @@
-"""What leanonnx runs on, as bug reports should tell."""
+"""Versions of leanonnx and of the packages that it runs on, for bug reports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from leanonnx.version import __version__
 
 
 def versions() -> dict[str, Any]:
-    """The JSON object of ``leanonnx --version``; ``providers`` are those that onnxruntime was built with."""
+    """Return the JSON object of ``leanonnx --version``; ``providers`` are those that onnxruntime was built with."""
     return {
         "schema": 1,
         "leanonnx": __version__,
@@ -26,7 +26,7 @@ def versions() -> dict[str, Any]:
 
 
 def versions_text(row: dict[str, Any]) -> str:
-    """The same for people, leanonnx first."""
+    """Format the same as text, leanonnx first."""
     names = {"onnxruntime": f"onnxruntime {row['onnxruntime']} ({', '.join(row['providers'])})"}
     names["python"] = f"Python {row['python']}"
     rows = ("leanonnx", "onnx", "onnxruntime", "numpy", "python")

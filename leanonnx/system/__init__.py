@@ -1,1 +1,1 @@
-"""The computer that leanonnx runs on: cores, memory, processes, time, files to be written."""
+"""The machine that leanonnx runs on: cores, memory, processes, time and output files."""

@@ -1,4 +1,4 @@
-"""Seconds by stage, and whom to tell of them."""
+"""Time the stages of a command and report their progress."""
 
 from __future__ import annotations
 
@@ -10,18 +10,25 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """A listener that is told which stage has begun, and how much of it is done (0 to 1) where that is known."""
+    """A callback for progress."""
 
     def __call__(self, stage: str, done: float | None = None) -> None:
-        """Take note of it."""
+        """Report that a stage has begun, and how much of it is done (0 to 1) if known."""
 
 
 def quiet(stage: str, done: float | None = None) -> None:
-    """A listener that ignores progress."""
+    """Ignore progress."""
 
 
 class Clock:
-    """Seconds by stage, those of a stage within another counted for the inner one; tells a listener what has begun."""
+    """Seconds by stage; the time of a stage within another one counts for the inner one only.
+
+    Attributes:
+        progress: called whenever a stage begins.
+        seconds: seconds by stage so far.
+        running: stages that have begun and not ended, the innermost last.
+        since: time up to which seconds are counted.
+    """
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -31,7 +38,7 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str, done: float | None = None) -> Iterator[Callable[[float], None]]:
-        """Time one stage, of which so much is done (0 to 1); gives what is to be told how much has been done since."""
+        """Time one stage, of which ``done`` (0 to 1) is complete; yields a function that reports further progress."""
         self._charge()
         self.running.append(name)
         self.progress(name, done)

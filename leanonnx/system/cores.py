@@ -1,4 +1,4 @@
-"""The processor that this process may use: its name, its cores, what it holds in memory."""
+"""Name and available cores of the processor, and the resident memory of this process."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 
 TOPOLOGY = Path("/sys/devices/system/cpu")
 GROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-DESCRIPTION = Path("/proc/cpuinfo")
-MEMORY = Path("/proc/self/statm")
+CPU_INFO = Path("/proc/cpuinfo")
+PROCESS_MEMORY = Path("/proc/self/statm")
 
 
 def processor() -> str:
-    """Name of the processor."""
-    lines = _text(DESCRIPTION).splitlines()
+    """Return the name of the processor."""
+    lines = _text(CPU_INFO).splitlines()
     named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor() or platform.machine())
 
 
 def available_cores() -> int:
-    """Physical cores that this process may use: by its affinity, and by the quota of its control group."""
+    """Return the number of physical cores available to this process, by its affinity and its control group's quota."""
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = len({_text(TOPOLOGY / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in usable})
     quota = _quota()
@@ -30,20 +30,20 @@ def available_cores() -> int:
 
 
 def _quota() -> float:
-    """Processors' worth of time that the control group grants; 0 where it sets no limit."""
+    """Return the number of processors that the control group grants; 0 if it sets no limit."""
     granted, _, period = _text(GROUP_QUOTA).partition(" ")
     return int(granted) / int(period) if granted.isdecimal() and period.isdecimal() else 0.0
 
 
 def resident_memory() -> int:
-    """Bytes of this process in physical memory, freed ones returned first where the system can; 0 if unknown."""
-    pages = _text(MEMORY).split()
+    """Return the bytes of this process in physical memory, after releasing freed ones if possible; 0 if unknown."""
+    pages = _text(PROCESS_MEMORY).split()
     if len(pages) < 2:
         return 0
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-    return int(_text(MEMORY).split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(_text(PROCESS_MEMORY).split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _text(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""How much memory this process may take."""
+"""Memory available to this process."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def available_memory() -> int:
-    """Bytes that this process may take: the machine's, its control group's or its own limit; 0 if unknown."""
-    return min((limit for limit in (_machine(), _group(), _process()) if limit > 0), default=0)
+    """Return the bytes available: the least of machine, control group and process limit; 0 if unknown."""
+    return min((limit for limit in (_machine_memory(), _group_limit(), _process_limit()) if limit > 0), default=0)
 
 
-def _machine() -> int:
+def _machine_memory() -> int:
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return 0
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _group() -> int:
+def _group_limit() -> int:
     try:
         text = GROUP_LIMIT.read_text().strip()
     except OSError:
@@ -28,8 +28,8 @@ def _group() -> int:
     return int(text) if text.isdecimal() else 0
 
 
-def _process() -> int:
-    """The limit of the address space (ulimit -v), on systems that have one."""
+def _process_limit() -> int:
+    """Return the limit of the address space (ulimit -v); 0 if there is none."""
     try:
         resource = importlib.import_module("resource")
     except ModuleNotFoundError:

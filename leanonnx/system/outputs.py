@@ -1,4 +1,4 @@
-"""Where results are written: refused before any work if that would do harm, renamed into place when proven."""
+"""Output files: checked before any work, and renamed into place once they are complete."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pathlib import Path
 from leanonnx.errors import OptionError, OutputError
 
 StrPath = str | os.PathLike[str]
-"""A path as callers give it."""
-LONGEST_NAME = 240
-"""Bytes of a file name that leave room for the suffix of a data file."""
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""Errors of a disk or a quota that is full, which nothing but writing brings about."""
-UNWRITTEN = FULL | {errno.EROFS, errno.EIO}
-"""Errors that writing to an open file brings about; they name no path."""
+"""A path as accepted by public functions."""
+MAX_NAME_BYTES = 240
+"""Longest file name that leaves room for the suffix of a data file, in bytes."""
+DISK_FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Errors of a full disk or quota, which only writing can raise."""
+WRITE_ERRORS = DISK_FULL_ERRORS | {errno.EROFS, errno.EIO}
+"""Errors of writing to an open file; they name no path."""
 
 
 def check_writable(source: Path | None, path: Path | None) -> None:
-    """Refuse a path that cannot be written or would harm the input, where there is one."""
+    """Raise an error if ``path`` cannot be written or would overwrite the input; None is accepted for both."""
     if path is None:
         return
     if source is not None and os.path.realpath(path) == os.path.realpath(source):
@@ -32,72 +32,72 @@ def check_writable(source: Path | None, path: Path | None) -> None:
         raise OutputError(f"{path}: is no regular file; give the path of the file to write")
     if not os.path.isdir(path.parent):
         raise OutputError(f"{path}: the folder '{path.parent}' does not exist; make it first")
-    if len(os.fsencode(path.name)) > LONGEST_NAME:
+    if len(os.fsencode(path.name)) > MAX_NAME_BYTES:
         raise OutputError(f"{path.name[:40]}…: the file name is too long; give a shorter one")
 
 
-def check_apart(files: Sequence[Path], target: Path, *beside: Path, given: Iterable[Path] = ()) -> None:
-    """Refuse outputs that would overwrite each other or what is read.
+def check_apart(files: Sequence[Path], output: Path, *beside: Path, given: Iterable[Path] = ()) -> None:
+    """Raise an error if outputs would overwrite each other or a file that is read.
 
     Args:
-        files: the input, and the data beside it.
-        target: the model to be written.
-        beside: what is written beside it.
-        given: what else is read.
+        files: the input model and its external data.
+        output: the model to write.
+        beside: further files to write.
+        given: further files that are read.
     """
-    outputs = [target, *([data_file(target)] if len(files) > 1 else []), *beside]
-    places = [os.path.realpath(path) for path in outputs]
+    outputs = [output, *([data_file(output)] if len(files) > 1 else []), *beside]
+    resolved = [os.path.realpath(path) for path in outputs]
     taken = {os.path.realpath(path): path for path in (*files, *given)}
-    for path, place in zip(outputs, places, strict=True):
-        if place in taken or any(os.path.exists(path) and taken[t].samefile(path) for t in taken):
+    for path, real in zip(outputs, resolved, strict=True):
+        if real in taken or any(os.path.exists(path) and taken[t].samefile(path) for t in taken):
             raise OptionError(f"{path}: writing it would overwrite the input or data that are read; give another path")
-    for path, place in zip(outputs, places, strict=True):
-        if places.count(place) > 1:
+    for path, real in zip(outputs, resolved, strict=True):
+        if resolved.count(real) > 1:
             raise OptionError(f"{path}: two files would be written there; give each a path of its own")
 
 
-def data_file(target: Path) -> Path:
-    """Where external data of a written model go."""
-    return target.with_name(f"{target.name}.data")
+def data_file(model: Path) -> Path:
+    """Return the path of the external data of a written model."""
+    return model.with_name(f"{model.name}.data")
 
 
 @contextmanager
-def temporary_beside(target: Path) -> Iterator[Path]:
-    """A temporary folder on the target's file system, always removed.
+def temporary_beside(output: Path) -> Iterator[Path]:
+    """Make a temporary folder on the file system of an output, and remove it afterwards.
 
     Raises:
-        OutputError: the folder cannot be written to, or the disk is full; errors of files elsewhere stay what they are.
+        OutputError: the folder cannot be written to, or the disk is full; errors of files elsewhere pass unchanged.
     """
     try:
-        folder = Path(tempfile.mkdtemp(prefix=".leanonnx-", dir=target.parent))
+        folder = Path(tempfile.mkdtemp(prefix=".leanonnx-", dir=output.parent))
     except OSError as error:
-        raise OutputError(f"{target.parent}: cannot be written to: {error.strerror}; choose another folder") from error
+        raise OutputError(f"{output.parent}: cannot be written to: {error.strerror}; choose another folder") from error
     try:
         yield folder
     except OSError as error:
-        if not unwritten(error, folder, target, data_file(target)):
+        if not unwritten(error, folder, output, data_file(output)):
             raise
         raise OutputError(
-            f"{target}: cannot be written: {error.strerror or error}; "
-            + ("free some space" if error.errno in FULL else "give another path")
+            f"{output}: cannot be written: {error.strerror or error}; "
+            + ("free some space" if error.errno in DISK_FULL_ERRORS else "give another path")
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def unwritten(error: OSError, *places: Path) -> bool:
-    """Whether an error says that something cannot be written at these places or within them, or that the disk is full.
+def unwritten(error: OSError, *paths: Path) -> bool:
+    """Return True if an error means that the disk is full, or that these paths or files within them cannot be written.
 
-    What cannot be read elsewhere is another matter.
+    Return False for errors of reading files elsewhere.
     """
-    named = [Path(os.path.abspath(name)) for name in (error.filename, error.filename2) if isinstance(name, str)]
-    if error.errno in FULL or not named:
-        return error.errno in UNWRITTEN
-    return any(path.is_relative_to(os.path.abspath(place)) for path in named for place in places)
+    files = [Path(os.path.abspath(name)) for name in (error.filename, error.filename2) if isinstance(name, str)]
+    if error.errno in DISK_FULL_ERRORS or not files:
+        return error.errno in WRITE_ERRORS
+    return any(file.is_relative_to(os.path.abspath(path)) for file in files for path in paths)
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a small file, which appears when it is complete.
+    """Write a small file atomically.
 
     Raises:
         OutputError: it cannot be written.
@@ -108,25 +108,25 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def written_size(draft: Path) -> int:
-    """Bytes of a draft with its external data."""
+    """Return the bytes of a draft including its external data."""
     return sum(file.stat().st_size for file in (draft, data_file(draft)) if file.exists())
 
 
-def publish(draft: Path, target: Path, others: Mapping[Path, bytes] | None = None) -> None:
-    """Rename the proven files into place, the model last.
+def publish(draft: Path, output: Path, others: Mapping[Path, bytes] | None = None) -> None:
+    """Rename finished files into place, the model last.
 
     Args:
-        draft: the model as written, with its external data beside it where it has any.
-        target: its place.
-        others: what goes with it (its plan, say), by place.
+        draft: the model as written, with its external data, if any, beside it.
+        output: the final path of the model.
+        others: contents of further files (such as its plan) by their paths.
     """
-    staged = [(data_file(draft), data_file(target))] if data_file(draft).exists() else []
+    staged = [(data_file(draft), data_file(output))] if data_file(draft).exists() else []
     with ExitStack() as stack:
         for path, content in (others or {}).items():
             folder = stack.enter_context(temporary_beside(path))
             (folder / path.name).write_bytes(content)
             staged.append((folder / path.name, path))
         if staged:
-            target.unlink(missing_ok=True)
-        for file, place in [*staged, (draft, target)]:
-            file.replace(place)
+            output.unlink(missing_ok=True)
+        for file, path in [*staged, (draft, output)]:
+            file.replace(path)

@@ -1,7 +1,7 @@
-"""Python processes of leanonnx's own: each shares a folder with the process that started it, and ends with it.
+"""Child processes of leanonnx: each shares a folder with its parent and ends with it.
 
-A process that is started holds the reading end of a pipe; whatever ends the one that started it, even SIGKILL, closes
-the other end, and that ends the process at once.
+A child holds the reading end of a pipe; whatever ends the parent, even SIGKILL, closes the other end, and that ends the
+child at once.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from pathlib import Path
 module, _, name = entry.partition(":")
 getattr(import_module(module), name)(Path(folder))
 """
-SAID = "said.txt"
-"""What a process writes to stdout and stderr, in its folder."""
+PRINTED_FILE = "said.txt"
+"""File in the folder of a process that collects its stdout and stderr."""
 Process = subprocess.Popen[bytes]
 
 
 def start(entry: str, folder: Path, threads: int = 0) -> Process:
-    """A fresh Python process that calls ``entry``, "module:function", with a folder.
+    """Start a fresh Python process that calls ``entry``, "module:function", with a folder.
 
-    Its linear algebra uses at most so many threads; 0 leaves that as it is.
+    Its linear algebra uses at most ``threads`` threads; 0 keeps the default.
     """
     command = [sys.executable, "-P", "-c", CODE, json.dumps(sys.path), entry, str(folder), str(threads)]
-    with (folder / SAID).open("w") as said:
+    with (folder / PRINTED_FILE).open("w") as said:
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said)
 
 
 def run(entry: str, folder: Path, limit: float | None = None, threads: int = 0) -> str:
-    """Start such a process and wait for its end, at most so many seconds; how it ended."""
+    """Start such a process, wait at most ``limit`` seconds for its end, and describe how it ended."""
     process = start(entry, folder, threads)
     try:
         process.wait(limit)
@@ -60,7 +60,7 @@ def run(entry: str, folder: Path, limit: float | None = None, threads: int = 0) 
 
 
 def stop(process: Process) -> None:
-    """End a process, if it has not ended, and let go of it."""
+    """Kill a process, if it is still running, and release its resources."""
     process.kill()
     process.wait()
     if process.stdin is not None:
@@ -68,8 +68,8 @@ def stop(process: Process) -> None:
 
 
 def ending(process: Process, folder: Path) -> str:
-    """How a process has ended, in words."""
+    """Describe in words how a process ended."""
     if process.returncode < 0:
         return f"was killed by {signal.Signals(-process.returncode).name}; it may need more memory than there is"
-    lines = (folder / SAID).read_text(errors="replace").split("\n")
+    lines = (folder / PRINTED_FILE).read_text(errors="replace").split("\n")
     return f"ended with exit code {process.returncode}: {''.join([line for line in lines if line.strip()][-1:])}"

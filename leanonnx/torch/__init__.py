@@ -1,14 +1,14 @@
-"""Plans for PyTorch: what was planned on an exported ONNX file, carried out on the module that it came from.
+"""Apply plans to PyTorch: cut a module as planned on the ONNX file that was exported from it.
 
     import leanonnx.torch
 
     plan = leanonnx.compress("net.onnx", keep=0.25).plan
     leanonnx.torch.apply_plan(module, plan, model="net.onnx")
 
-The module is then as narrow as the compressed file and can be trained with the code that trained it.  It keeps its own
-weights, cut; those that ``recover`` or fine-tuning changed in the file are not transferred.  ``forward`` is not
-touched: where it holds literal channel numbers, they have to be adapted by hand, and until then the plan does not fit.
-This module needs torch, which leanonnx itself does not.
+The module is then as narrow as the compressed file and can be trained with the original training code.  It keeps its
+own weights, sliced; weights that ``recover`` or fine-tuning changed in the file are not transferred.  ``forward`` stays
+unchanged: literal numbers of channels in it must be adapted by hand, and until then the plan does not fit.
+This module needs torch; leanonnx itself does not.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from leanonnx.commands.compress.pipeline import inspect
 from leanonnx.commands.compress.workshop import operated
 from leanonnx.errors import ModelError, PlanError, ProofFailed
 from leanonnx.graph.model import Model, load
-from leanonnx.numeric.channel_ids import Mask
+from leanonnx.numeric.channel_ids import Mask, Shape
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import Feed, RunFailed, run
 from leanonnx.surgery.patch import plan_patch
@@ -45,17 +45,16 @@ LITERALS = (
     "forward may hold numbers of channels, or move channels in a way that the plan does not keep: adapt it; the module "
     "is left as it is"
 )
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Applied:
-    """What a plan has made of a module.
+    """Result of applying a plan to a module.
 
     Attributes:
-        tensors: for each parameter and buffer that was cut, its shape before and after.
-        renamed: parameters of constants that have another name, by that name.
-        missing: constants of the plan that are no parameter: made by the exporter, or folded into others.
+        tensors: shapes of each parameter and buffer that was cut, before and after.
+        renamed: parameters by the names of their constants, where the two differ.
+        missing: constants of the plan without a parameter: created by the exporter, or folded into others.
         error: largest relative error of the outputs against the compressed model; None if nothing was run.
     """
 
@@ -75,42 +74,42 @@ def apply_plan(
     library: StrPath | Sequence[StrPath] = (),
     tolerance: float = TOLERANCE,
 ) -> Applied:
-    """Cut out of a module, in place, what a plan cuts out of its export; or raise and leave it as it is.
+    """Remove from a module, in place, the channels that a plan removes from its export; leave it unchanged on errors.
 
-    Constants of the plan are found by their names.  With ``model``, those that the exporter renamed are found by their
-    numbers, BatchNormalizations that it folded lose the channels of the layer before them, and the module is run: it
-    must compute what the model computes, and afterwards what the compressed model computes.  Without it nothing is run,
-    and whatever has another name must be in ``names``.
+    Constants of the plan are matched with parameters by name.  With ``model``, constants that the exporter renamed are
+    matched by their values, BatchNormalizations that it folded lose the channels of the layer before them, and the
+    module is run before and after: its outputs must match those of the original and the compressed model.  Without
+    ``model``, nothing is run, and every constant whose name differs must be in ``names``.
 
-    Weights stay the module's own: those that ``recover`` changed are not transferred, in a file beside the plan or not.
-    Parameters that are cut are new ones: make the optimizer afterwards.  Attributes of torch's modules
-    (``in_channels``, ``groups``, ``num_features`` ...) follow; those of your own modules, and numbers in ``forward``,
-    cannot.
+    The weights are the module's own: those that ``recover`` changed are not transferred, even from a file beside the
+    plan.  Cut parameters are new objects: create the optimizer afterwards.  Attributes of torch's own modules
+    (``in_channels``, ``groups``, ``num_features`` ...) are updated; those of your modules, and numbers in ``forward``,
+    are not.
 
     Args:
-        module: what was exported, with the same weights if ``model`` is given.
-        plan: a plan or its path; not one of ``exact``, which changes weights as well.
+        module: the exported module, with the same weights if ``model`` is given.
+        plan: a plan or its path; not one of ``exact``, which also changes weights.
         model: the exported model that the plan was made from.
-        names: names of parameters and buffers by those of the plan's constants.
-        inputs: what to run the module on: an array or tensor, several in the order of the graph inputs, or by name;
-            by default random ones.
+        names: names of parameters and buffers by the names of the plan's constants.
+        inputs: inputs to run the module on: an array or tensor, several in the order of the graph inputs, or by name;
+            random ones by default.
         library: libraries of the model's custom operators.
         tolerance: largest relative error of the outputs.
 
     Raises:
-        PlanError: the plan does not fit the module; every tensor that does not is named.
-        ProofFailed: the module computes something else than the compressed model.
-        UserError: bad model, or a plan of another one.
+        PlanError: the plan does not fit the module; the message names every tensor that does not fit.
+        ProofFailed: the outputs of the module differ from those of the compressed model.
+        UserError: bad model, or a plan of another model.
     """
     made = plan if isinstance(plan, Plan) else load_plan(plan)
     if made.exact:
         raise PlanError(f"{made.origin}: made with --exact, which changes weights as well; make one with a budget")
     if model is None:
-        return _by_names(module, planned_cuts(made), names or {})
+        return _apply_by_names(module, planned_cuts(made), names or {})
     with as_file(model) as source:
         dag = inspect(source, libraries=several(library, Path), freeze=made.freezes)
         feed = dag.observation.feeds if inputs is None else as_feed(dag.model, inputs)
-        return _proven(module, dag, replay(dag, made), names or {}, feed, tolerance)
+        return _apply_and_compare(module, dag, replay(dag, made), names or {}, feed, tolerance)
 
 
 def verify(
@@ -121,20 +120,20 @@ def verify(
     library: StrPath | Sequence[StrPath] = (),
     tolerance: float = TOLERANCE,
 ) -> float:
-    """Run a module, in evaluation, and a model on the same inputs; the largest relative error of an output.
+    """Run a module in evaluation mode and a model on the same inputs; return the largest relative error of an output.
 
-    Weights that ``recover`` or ``finetune`` have changed are not those of the module: compare with a model that was
-    compressed without.
+    Weights that ``recover`` or ``finetune`` changed are not in the module: compare it with a model that was compressed
+    without them.
 
     Args:
-        module: what takes the graph inputs in their order.
-        model: what it should compute.
+        module: a module that takes the graph inputs in their order.
+        model: the reference.
         inputs: as for ``apply_plan``.
         library: libraries of the model's custom operators.
         tolerance: largest relative error (L2 of the difference / L2 of the model's output).
 
     Raises:
-        ProofFailed: they differ by more.
+        ProofFailed: the error is larger than ``tolerance``.
         PlanError: the module cannot be run.
         UserError: bad model or inputs.
     """
@@ -150,8 +149,8 @@ def verify(
     return error
 
 
-def _by_names(module: nn.Module, cuts: list[Cut], names: Mapping[str, str]) -> Applied:
-    """What a plan tells by itself."""
+def _apply_by_names(module: nn.Module, cuts: list[Cut], names: Mapping[str, str]) -> Applied:
+    """Apply a plan by the names of its constants alone."""
     matches = matched(module, cuts, names, None)
     slicing = sliced(module, matches, None)
     before = named_tensors(module)
@@ -159,10 +158,10 @@ def _by_names(module: nn.Module, cuts: list[Cut], names: Mapping[str, str]) -> A
         return _applied(before, slicing, matches, None)
 
 
-def _proven(
+def _apply_and_compare(
     module: nn.Module, dag: ChannelDag, alive: Mask, names: Mapping[str, str], feed: Feed, tolerance: float
 ) -> Applied:
-    """What a plan tells with the model that it was made from, checked by running the module before and after."""
+    """Apply a plan with the model that it was made from, and compare the outputs before and after."""
     model, trace = dag.model, ModuleTrace()
     picks = sorted({dag.model.proto.graph.node[node].name for node, _ in plan_patch(dag, alive).picks})
     if picks:
@@ -193,15 +192,15 @@ def _proven(
 def _error(
     module: nn.Module, model: Model, source: Path | onnx.ModelProto, feed: Feed, trace: ModuleTrace | None = None
 ) -> float:
-    """How far a module is from a model with the interface and libraries of ``model``."""
+    """Return the largest relative error of a module against ``source``, which has the interface of ``model``."""
     try:
-        (wanted,) = run(source, [feed], libraries=model.libraries)
+        (expected,) = run(source, [feed], libraries=model.libraries)
     except RunFailed as error:
         raise ModelError(f"{model.path}: cannot be run on the inputs: {error}; give others with inputs=") from error
-    return difference(wanted, ran(module, feed, trace))
+    return difference(expected, ran(module, feed, trace))
 
 
 def _applied(before: Mapping[str, torch.Tensor], slicing: Slicing, matches: Matches, error: float | None) -> Applied:
     shapes = {name: (tuple(before[name].shape), tuple(new.shape)) for name, new in slicing.tensors.items()}
-    renamed = {cut.name: match.name for cut, match in matches.found if cut.name != match.name}
+    renamed = {cut.name: match.name for cut, match in matches.pairs if cut.name != match.name}
     return Applied(shapes, renamed, tuple(dict.fromkeys(cut.name for cut in matches.missing)), error)

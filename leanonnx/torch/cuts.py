@@ -1,4 +1,4 @@
-"""What a plan cuts out of each tensor, as the nodes of the model read it."""
+"""Cuts of a plan: the indices that it keeps of each constant."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from leanonnx.surgery.plan import Plan
 
 ANEW = "make the plan anew with --plan-out"
 Kept = tuple[int, ...]
-"""Indices that survive on an axis."""
+"""Indices kept on an axis."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A constant by the name under which it is read, and what survives on each of its axes.
+    """A constant, by the name under which a node reads it, and the indices kept on each of its axes.
 
-    ``value`` and ``node``, which reads it, are None where only the plan is known; ``apart`` says that there are readers
-    that need another slice of it; ``folded`` that the model computes it from other constants.
+    ``value`` and ``node`` (the index of its consumer) are None if only the plan is known.  ``apart`` is True if other
+    consumers need another slice of it, ``folded`` if the model computes it from other constants.
     """
 
     name: str
@@ -37,17 +37,17 @@ class Cut:
 
     @property
     def whole(self) -> bool:
-        """Nothing is cut out."""
+        """True if nothing is removed."""
         return self.shape == tuple(map(len, self.kept))
 
     @property
     def uniform(self) -> bool:
-        """All its numbers are the same: nothing that was learnt."""
+        """True if all elements are equal, so that nothing was learnt."""
         return self.value is not None and bool(self.value.size and (self.value == self.value.flat[0]).all())
 
 
 def planned_cuts(plan: Plan) -> list[Cut]:
-    """The cuts that a plan tells by itself: constants have the names of what holds them.
+    """Return the cuts recorded in a plan; a constant has the name of the initializer or node that holds it.
 
     Raises:
         PlanError: an entry is broken.
@@ -66,19 +66,19 @@ def planned_cuts(plan: Plan) -> list[Cut]:
 
 
 def read_cuts(dag: ChannelDag, alive: Mask) -> list[Cut]:
-    """The cuts of a keep set, one for each place where a node reads a constant, in the order of the nodes."""
+    """Return the cuts of a keep mask, one per input slot that reads a constant, in the order of the nodes."""
     nodes, origins = dag.model.proto.graph.node, dag.model.origins
     places = {(use.node, use.slot): use for use in sorted(dag.uses, key=lambda use: (use.node, use.slot))}
     renamed = [node.output[0] in origins for node in nodes]
-    readers = Counter(name for node, same in zip(nodes, renamed, strict=True) if not same for name in node.input)
+    consumers = Counter(name for node, same in zip(nodes, renamed, strict=True) if not same for name in node.input)
     sliced = Counter(nodes[node].input[slot] for node, slot in places)
-    found = []
+    cuts = []
     for (node, slot), use in places.items():
         name, value = nodes[node].input[slot], constant_of(dag, use)
         cut = Cut(name, value.shape, _filled(kept_indices(use, value.shape, alive), value.shape), value, node)
-        apart = not cut.whole and sliced[name] < readers[name]
-        found.append(replace(cut, apart=apart, folded=name in dag.model.folded))
-    return found
+        apart = not cut.whole and sliced[name] < consumers[name]
+        cuts.append(replace(cut, apart=apart, folded=name in dag.model.folded))
+    return cuts
 
 
 def _filled(kept: Sequence[Any], shape: tuple[int, ...]) -> tuple[Kept, ...]:

@@ -1,4 +1,4 @@
-"""What torch's modules with channels are made of: which axes of their tensors go together, and their attributes."""
+"""Tied tensor axes and size attributes of torch's modules that have channels."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from leanonnx.errors import PlanError
 from leanonnx.torch.cuts import Kept
 
 Axis = tuple[str, int]
-"""A tensor of a module by its name, and one of its axes."""
+"""Name of a tensor of a module, and one of its axes."""
 Known = Mapping[Axis, Kept]
-"""What survives on the axes of a module's tensors."""
+"""Kept indices by tensor axis of a module."""
 Attributes = dict[str, Any]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -26,10 +26,12 @@ CHANNELS = (("weight", 0), ("bias", 0), ("running_mean", 0), ("running_var", 0))
 
 @dataclass(frozen=True)
 class Kind:
-    """A type of modules.
+    """Description of a type of modules; axes without known kept indices are kept whole.
 
-    ``joined``: axes that lose the same; ``inferred``: what survives on further axes; ``attributes``: their new values.
-    Axes that nothing is known of are whole.
+    Attributes:
+        joined: groups of axes that keep the same indices.
+        attributes: computes the new attributes of a module from the kept indices.
+        inferred: computes kept indices of further axes.
     """
 
     joined: tuple[tuple[Axis, ...], ...]
@@ -38,20 +40,20 @@ class Kind:
 
 
 def kind_of(module: nn.Module) -> Kind | None:
-    """The kind of a module; None for those of other types."""
+    """Return the kind of a module; None for unknown types."""
     return next((kind for types, kind in KINDS if isinstance(module, types)), None)
 
 
 def own_class(module: nn.Module) -> bool:
-    """Whether a module is of the user's making, not one of torch's."""
+    """Return True if a module's class is the user's, not one of torch's."""
     return not type(module).__module__.startswith("torch.")
 
 
 def living_groups(kept: Kept, size: int, groups: int) -> list[int]:
-    """Groups of an axis of ``size`` channels that live.
+    """Return the conv groups of an axis of ``size`` channels that keep any channel.
 
     Raises:
-        PlanError: they keep different numbers of channels.
+        PlanError: the conv groups keep different numbers of channels.
     """
     counts = Counter(place // (size // groups) for place in kept)
     if len(set(counts.values())) != 1:
@@ -67,7 +69,7 @@ def _conv(module: Any, known: Known) -> Attributes:
 
 
 def _transposed_bias(module: Any, known: Known) -> Known:
-    """The outputs of a transposed convolution, group after group."""
+    """Infer the kept outputs of a transposed convolution, one conv group after another."""
     rows, columns = (known.get(("weight", axis), tuple(range(module.weight.shape[axis]))) for axis in (0, 1))
     groups = living_groups(rows, module.weight.shape[0], module.groups)
     width = module.weight.shape[1]
@@ -105,18 +107,18 @@ def _sizes(known: Known, **axes: Axis) -> Attributes:
     return {name: len(known[axis]) for name, axis in axes.items() if axis in known}
 
 
-def _each(*names: str, axes: int = 4) -> tuple[tuple[Axis, ...], ...]:
-    """For each of so many axes: it is the same of all tensors."""
+def _tie_axes(*names: str, axes: int = 4) -> tuple[tuple[Axis, ...], ...]:
+    """Tie each of the first ``axes`` axes across the named tensors."""
     return tuple(tuple((name, axis) for name in names) for axis in range(axes))
 
 
 KINDS: tuple[tuple[Any, Kind], ...] = (
-    (TRANSPOSED, Kind(_each("weight", axes=2), _conv, _transposed_bias)),
+    (TRANSPOSED, Kind(_tie_axes("weight", axes=2), _conv, _transposed_bias)),
     (CONVOLUTIONS, Kind(((("weight", 0), ("bias", 0)), (("weight", 1),)), _conv)),
     (nn.Linear, Kind(((("weight", 0), ("bias", 0)), (("weight", 1),)), _linear)),
     (NORMS, Kind((CHANNELS,), _norm)),
-    (nn.GroupNorm, Kind(_each("weight", "bias", axes=1), _group_norm)),
-    ((nn.LayerNorm, nn.RMSNorm), Kind(_each("weight", "bias"), _layer_norm)),
-    (nn.PReLU, Kind(_each("weight", axes=1), _prelu)),
-    ((nn.Embedding, nn.EmbeddingBag), Kind(_each("weight", axes=2), _embedding)),
+    (nn.GroupNorm, Kind(_tie_axes("weight", "bias", axes=1), _group_norm)),
+    ((nn.LayerNorm, nn.RMSNorm), Kind(_tie_axes("weight", "bias"), _layer_norm)),
+    (nn.PReLU, Kind(_tie_axes("weight", axes=1), _prelu)),
+    ((nn.Embedding, nn.EmbeddingBag), Kind(_tie_axes("weight", axes=2), _embedding)),
 )

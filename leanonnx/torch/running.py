@@ -1,4 +1,4 @@
-"""Running a torch module on the inputs of an ONNX model, beside it."""
+"""Run a torch module on the inputs of an ONNX model and compare their outputs."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from leanonnx.proof.compare import relative, scales
 from leanonnx.runtime.sessions import Feed
 from leanonnx.torch.modules import NORMS
 
-PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-"""Modules that, in evaluation, put out what they read."""
+IDENTITY_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+"""Modules that return their input unchanged in evaluation mode."""
 Inputs = Any
-"""Arrays or tensors: one, several in the order of the graph inputs, or by their names."""
+"""An array or tensor, several in the order of the graph inputs, or a mapping by name."""
 
 
 @dataclass(frozen=True)
 class ModuleTrace:
-    """What a run showed: modules in the order of their calls, and after which modules each norm came at once."""
+    """Modules in the order of their calls in a run, and the modules whose outputs each norm reads directly."""
 
     calls: list[nn.Module] = field(default_factory=list)
-    behind: dict[nn.Module, set[nn.Module]] = field(default_factory=dict)
+    norm_sources: dict[nn.Module, set[nn.Module]] = field(default_factory=dict)
 
 
 def as_feed(model: Model, inputs: Inputs) -> Feed:
-    """Inputs by the names of the graph inputs, in their order.
+    """Arrange inputs by the names of the graph inputs, in their order.
 
     Raises:
-        OptionError: they are not as many, or have other names.
+        OptionError: the number or the names of the inputs differ.
     """
     names = [value.name for value in model.inputs]
     if isinstance(inputs, Mapping):
@@ -55,36 +55,36 @@ def _array(value: Any) -> Array:
 
 
 def ran(module: nn.Module, feed: Feed, trace: ModuleTrace | None) -> list[Array]:
-    """Outputs of a module in evaluation, whose inputs are those of the model in their order.
+    """Run a module in evaluation mode on the inputs of the model, in their order, and return its outputs.
 
     Raises:
-        PlanError: it cannot be run.
+        PlanError: the module cannot be run.
     """
     device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
-    with _evaluating(module), torch.no_grad(), ExitStack() as stack:
+    with _evaluation_mode(module), torch.no_grad(), ExitStack() as stack:
         if trace is not None:
-            stack.enter_context(_traced(module, trace))
+            stack.enter_context(_record_calls(module, trace))
         try:
-            found = module(*(torch.from_numpy(np.array(value)).to(device) for value in feed.values()))
+            result = module(*(torch.from_numpy(np.array(value)).to(device) for value in feed.values()))
         except Exception as error:  # whatever the user's code raises
             raise PlanError(f"the module cannot be run: {type(error).__name__}: {first_line(error)}") from error
-    return [tensor.cpu().numpy() for tensor in _tensors(found)]
+    return [tensor.cpu().numpy() for tensor in _tensors(result)]
 
 
-def _tensors(found: Any) -> Iterator[torch.Tensor]:
-    """The tensors of an output, however they are packed."""
-    if isinstance(found, torch.Tensor):
-        yield found
-    elif isinstance(found, Mapping):
-        for value in found.values():
+def _tensors(output: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors of an output, flattening mappings and sequences."""
+    if isinstance(output, torch.Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
             yield from _tensors(value)
-    elif isinstance(found, list | tuple):
-        for value in found:
+    elif isinstance(output, list | tuple):
+        for value in output:
             yield from _tensors(value)
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def _evaluation_mode(module: nn.Module) -> Iterator[None]:
     modes = {inner: inner.training for inner in module.modules()}
     module.eval()
     try:
@@ -95,20 +95,20 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _traced(module: nn.Module, trace: ModuleTrace) -> Iterator[None]:
-    """Watch the calls of all modules; a tensor is known by its identity, so outputs are held until the end."""
-    made: dict[int, tuple[torch.Tensor, nn.Module]] = {}
+def _record_calls(module: nn.Module, trace: ModuleTrace) -> Iterator[None]:
+    """Record the calls of all modules in ``trace``; outputs are kept until the end, as tensors are told by identity."""
+    sources: dict[int, tuple[torch.Tensor, nn.Module]] = {}
 
-    def begun(inner: nn.Module, given: tuple[Any, ...]) -> None:
+    def on_enter(inner: nn.Module, args: tuple[Any, ...]) -> None:
         trace.calls.append(inner)
-        if isinstance(inner, NORMS) and given and id(given[0]) in made:
-            trace.behind.setdefault(inner, set()).add(made[id(given[0])][1])
+        if isinstance(inner, NORMS) and args and id(args[0]) in sources:
+            trace.norm_sources.setdefault(inner, set()).add(sources[id(args[0])][1])
 
-    def ended(inner: nn.Module, given: tuple[Any, ...], found: Any) -> None:
-        if isinstance(found, torch.Tensor) and not list(inner.children()) and not isinstance(inner, PASSING):
-            made[id(found)] = (found, inner)
+    def on_exit(inner: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, torch.Tensor) and not list(inner.children()) and not isinstance(inner, IDENTITY_MODULES):
+            sources[id(output)] = (output, inner)
 
-    hooks = [hook for inner in module.modules() for hook in _hooked(inner, begun, ended)]
+    hooks = [hook for inner in module.modules() for hook in _register_hooks(inner, on_enter, on_exit)]
     try:
         yield
     finally:
@@ -116,14 +116,14 @@ def _traced(module: nn.Module, trace: ModuleTrace) -> Iterator[None]:
             hook.remove()
 
 
-def _hooked(inner: nn.Module, begun: Any, ended: Any) -> list[Any]:
-    return [inner.register_forward_pre_hook(begun), inner.register_forward_hook(ended)]
+def _register_hooks(inner: nn.Module, on_enter: Any, on_exit: Any) -> list[Any]:
+    return [inner.register_forward_pre_hook(on_enter), inner.register_forward_hook(on_exit)]
 
 
-def difference(wanted: list[Array], found: list[Array]) -> float:
-    """Relative L2 error of the output that differs most; infinite where outputs are missing or of other shapes."""
-    if len(wanted) != len(found):
+def difference(expected: list[Array], actual: list[Array]) -> float:
+    """Return the largest relative L2 error of an output; infinite if outputs are missing or have other shapes."""
+    if len(expected) != len(actual):
         return float("inf")
-    floors = scales([wanted])
-    pairs = zip(wanted, found, floors, strict=True)
+    floors = scales([expected])
+    pairs = zip(expected, actual, floors, strict=True)
     return max((relative(a, b, floor) for a, b, floor in pairs), default=0.0)

@@ -1,4 +1,4 @@
-"""What has to be cut out of a module: all its tensors and attributes at once, or nothing."""
+"""Slice the tensors and attributes of a module, all at once or not at all."""
 
 from __future__ import annotations
 
@@ -16,35 +16,43 @@ from leanonnx.torch.matching import Matches, named_tensors
 from leanonnx.torch.modules import BATCH_NORMS, Attributes, Axis, kind_of, own_class
 from leanonnx.torch.running import ModuleTrace
 
-EXPORT = "export with dynamo=False and training=torch.onnx.TrainingMode.PRESERVE"
-DIFFERENTLY = "is used at several places, which need different slices of it"
+EXPORT_ADVICE = "export with dynamo=False and training=torch.onnx.TrainingMode.PRESERVE"
+CONFLICTING_SLICES = "is used at several places, which need different slices of it"
 
 
 @dataclass(frozen=True)
 class Slicing:
-    """New tensors by parameter name, each under all its names, and new attributes by module."""
+    """New tensors by parameter name (a shared one under each of its names), and new attributes by module."""
 
     tensors: dict[str, torch.Tensor]
     attributes: dict[nn.Module, Attributes]
 
 
 class _Draft:
-    """What is known of the axes of each tensor, put together; ``wrong`` says what does not fit."""
+    """Kept indices of the tensors of a module, collected from a plan.
+
+    Attributes:
+        tensors: parameters and buffers by name.
+        modules: names of the inner modules.
+        known: kept indices by inner module and tensor axis.
+        kept: kept indices by tensor (its id) and axis.
+        problems: descriptions of everything that does not fit.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self.tensors = named_tensors(module)
         self.modules = {inner: name for name, inner in module.named_modules()}
         self.known: dict[nn.Module, dict[Axis, Kept]] = {inner: {} for inner in self.modules}
         self.kept: dict[int, dict[int, Kept]] = {}
-        self.wrong: list[str] = []
+        self.problems: list[str] = []
 
-    def tell(self, name: str, kept: Sequence[Kept]) -> None:
-        """What a constant tells of its parameter."""
+    def add(self, name: str, kept: Sequence[Kept]) -> None:
+        """Add the kept indices of a parameter, as its constant has them."""
         for axis, places in enumerate(kept):
             self._set(self.kept.setdefault(id(self.tensors[name]), {}), axis, places, name)
 
-    def settle(self, inner: nn.Module) -> None:
-        """Join what is known of the tensors of a module with each other."""
+    def propagate(self, inner: nn.Module) -> None:
+        """Propagate kept indices between the tensors of a module."""
         kind, known = kind_of(inner), self.known[inner]
         if kind is None:
             return
@@ -57,99 +65,99 @@ class _Draft:
                 for axis in axes:
                     self._set(known, axis, places, self._named(inner, axis[0]))
         if known:
-            for axis, places in self._inferred(inner, known).items():
+            for axis, places in self._infer(inner, known).items():
                 self._set(known, axis, places, self._named(inner, axis[0]))
         for (local, number), places in known.items():
             if local in own:
                 self._set(self.kept.setdefault(id(own[local]), {}), number, places, self._named(inner, local))
 
-    def _inferred(self, inner: nn.Module, known: dict[Axis, Kept]) -> Any:
+    def _infer(self, inner: nn.Module, known: dict[Axis, Kept]) -> Any:
         kind = kind_of(inner)
         assert kind is not None
         try:
             return kind.inferred(inner, known)
         except PlanError as error:
-            self.wrong.append(f"'{self.modules[inner]}': {error}")
+            self.problems.append(f"'{self.modules[inner]}': {error}")
             return {}
 
-    def follow(self, inner: nn.Module, source: nn.Module) -> None:
-        """A norm that reads what a module puts out has its channels."""
+    def propagate_to_norm(self, inner: nn.Module, source: nn.Module) -> None:
+        """Give a norm the kept channels of the module whose output it reads."""
         places = self.known[source].get(("bias", 0))
         if places is not None:
             self._set(self.known[inner], ("weight", 0), places, self._named(inner, "weight"))
-            self.settle(inner)
+            self.propagate(inner)
 
     def _named(self, inner: nn.Module, local: str) -> str:
         return f"{self.modules[inner]}.{local}".lstrip(".")
 
     def _set(self, known: dict[Any, Kept], key: Any, places: Kept, name: str) -> None:
         if known.setdefault(key, places) != places:
-            text = f"'{name}' {DIFFERENTLY}"
-            self.wrong += [text] if text not in self.wrong else []
+            text = f"'{name}' {CONFLICTING_SLICES}"
+            self.problems += [text] if text not in self.problems else []
 
-    def changed(self) -> dict[str, dict[int, Kept]]:
-        """Axes of which something goes, by the names of their tensors."""
-        found = {}
+    def cut_axes(self) -> dict[str, dict[int, Kept]]:
+        """Return the axes that lose indices, by the names of their tensors."""
+        result = {}
         for name, tensor in self.tensors.items():
             axes = self.kept.get(id(tensor), {})
             cut = {axis: places for axis, places in axes.items() if len(places) < tensor.shape[axis]}
             if cut:
-                found[name] = cut
-        return found
+                result[name] = cut
+        return result
 
     def attributes(self) -> dict[nn.Module, Attributes]:
-        """New attributes of all modules."""
-        found = {}
+        """Return the new attributes of all modules."""
+        result = {}
         for inner, known in self.known.items():
             kind = kind_of(inner)
             if kind is not None and known:
                 try:
-                    found[inner] = kind.attributes(inner, known)
+                    result[inner] = kind.attributes(inner, known)
                 except PlanError as error:
-                    self.wrong.append(f"'{self.modules[inner]}': {error}")
-        return found
+                    self.problems.append(f"'{self.modules[inner]}': {error}")
+        return result
 
 
 def sliced(module: nn.Module, matches: Matches, trace: ModuleTrace | None) -> Slicing:
-    """What a plan makes of a module, which is not touched.
+    """Slice the tensors of a module as planned; the module itself is not changed.
 
     Raises:
-        PlanError: the plan does not fit; every tensor that does not is named.
+        PlanError: the plan does not fit; the message names every tensor that does not fit.
     """
     draft = _Draft(module)
-    for cut, match in matches.found:
-        draft.tell(match.name, match.kept)
+    for cut, match in matches.pairs:
+        draft.add(match.name, match.kept)
         if cut.apart:
-            draft.wrong.append(f"'{match.name}' {DIFFERENTLY}")
+            draft.problems.append(f"'{match.name}' {CONFLICTING_SLICES}")
     for inner in draft.modules:
-        draft.settle(inner)
-    for inner, sources in trace.behind.items() if trace else ():
+        draft.propagate(inner)
+    for inner, sources in trace.norm_sources.items() if trace else ():
         for source in sources:
-            draft.follow(inner, source)
-    changed, attributes = draft.changed(), draft.attributes()
-    draft.wrong += _foreign(draft, changed) + _missing(matches)
-    draft.wrong += _leftover(draft) if trace is None else []
-    if draft.wrong:
+            draft.propagate_to_norm(inner, source)
+    cut_axes, attributes = draft.cut_axes(), draft.attributes()
+    draft.problems += _unknown_modules(draft, cut_axes) + _missing_parameters(matches)
+    draft.problems += _unknown_norms(draft) if trace is None else []
+    if draft.problems:
         raise PlanError(
-            f"the plan does not fit the module, which is left as it is: {'; '.join(draft.wrong)}; give the module that "
-            "was exported"
+            f"the plan does not fit the module, which is left as it is: {'; '.join(draft.problems)}; give the module "
+            "that was exported"
         )
-    return Slicing({name: _taken(draft.tensors[name], axes) for name, axes in changed.items()}, attributes)
+    return Slicing({name: _select(draft.tensors[name], axes) for name, axes in cut_axes.items()}, attributes)
 
 
-def _foreign(draft: _Draft, changed: dict[str, dict[int, Kept]]) -> list[str]:
-    """Tensors that would be cut in modules whose attributes are not known."""
-    found = []
+def _unknown_modules(draft: _Draft, cut_axes: dict[str, dict[int, Kept]]) -> list[str]:
+    """Describe tensors to cut in modules whose attributes are unknown."""
+    problems = []
     for inner, name in draft.modules.items():
-        mine = [local for local in changed if local.rpartition(".")[0] == name]
+        mine = [local for local in cut_axes if local.rpartition(".")[0] == name]
         if mine and kind_of(inner) is None and not own_class(inner):
-            found.append(f"{', '.join(map(repr, mine))}: nothing is known of {type(inner).__name__}")
-    return found
+            problems.append(f"{', '.join(map(repr, mine))}: nothing is known of {type(inner).__name__}")
+    return problems
 
 
-def _missing(matches: Matches) -> list[str]:
-    """Constants that are cut and are no parameter, but for what follows from others or was never learnt."""
-    nodes = {cut.node for cut, _ in matches.found} - {None}
+def _missing_parameters(matches: Matches) -> list[str]:
+    """Describe cut constants without a parameter, unless they follow from others or were never learnt."""
+    nodes = {cut.node for cut, _ in matches.pairs} - {None}
     lost: dict[str, Cut] = {}
     for cut in matches.missing:
         vector = sum(size > 1 for size in cut.shape) <= 1
@@ -160,31 +168,31 @@ def _missing(matches: Matches) -> list[str]:
         return []
     names = ", ".join(f"'{name}' {list(cut.shape)}" for name, cut in lost.items())
     known = all(cut.value is not None for cut in lost.values())
-    advice = EXPORT if known else "give the exported model= to find them by their numbers"
+    advice = EXPORT_ADVICE if known else "give the exported model= to find them by their numbers"
     if any(cut.folded for cut in lost.values()):
         advice = "the model computes them: make parametrisations permanent, torch.nn.utils.parametrize"
     return [f"no parameters are known for {names} ({advice}, or name them with names=)"]
 
 
-def _leftover(draft: _Draft) -> list[str]:
-    """BatchNormalizations that the plan knows nothing of: the exporter has folded them, or they are not used."""
+def _unknown_norms(draft: _Draft) -> list[str]:
+    """Describe BatchNormalizations that are not in the plan: the exporter has folded them, or they are unused."""
     names = [name for inner, name in draft.modules.items() if isinstance(inner, BATCH_NORMS) and not draft.known[inner]]
     if not names:
         return []
     text = ", ".join(map(repr, names))
-    return [f"the plan does not tell of {text}, which the exporter has folded (give model=, or {EXPORT})"]
+    return [f"the plan does not tell of {text}, which the exporter has folded (give model=, or {EXPORT_ADVICE})"]
 
 
-def _taken(tensor: torch.Tensor, axes: dict[int, Kept]) -> torch.Tensor:
-    found = tensor.detach()
+def _select(tensor: torch.Tensor, axes: dict[int, Kept]) -> torch.Tensor:
+    result = tensor.detach()
     for axis, places in axes.items():
-        found = found.index_select(axis, torch.tensor(places, dtype=torch.long, device=tensor.device))
-    return found.clone()
+        result = result.index_select(axis, torch.tensor(places, dtype=torch.long, device=tensor.device))
+    return result.clone()
 
 
 @contextmanager
 def carried_out(module: nn.Module, slicing: Slicing) -> Iterator[None]:
-    """Put new tensors and attributes into a module; what was there comes back where an error is raised inside."""
+    """Set new tensors and attributes of a module; restore the old ones if an error is raised inside."""
     tensors = named_tensors(module)
     before = {name: tensors[name] for name in slicing.tensors}
     attributes = {inner: {name: getattr(inner, name) for name in new} for inner, new in slicing.attributes.items()}
