@@ -8,9 +8,11 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.model import SHAPE_OPS
 from leanonnx.numeric.arrays import Ints
 from leanonnx.numeric.channel_ids import Mask
+from leanonnx.operators.facts import Trait
+from leanonnx.operators.table import names_with
 from leanonnx.rules.call import TiePairs
 
-PLAIN = {"Conv", "Concat", "Pad", "Relu", "LeakyRelu", "PRelu", "Elu", "Clip", "Identity"}
+PLAIN = names_with(Trait.CAN_EMPTY)
 """Operators around which a tensor may vanish as a whole."""
 
 

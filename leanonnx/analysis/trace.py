@@ -14,6 +14,7 @@ from leanonnx.analysis.zeros import keeps_zero
 from leanonnx.graph.model import Model, captured
 from leanonnx.graph.nodes import title
 from leanonnx.numeric.channel_ids import ChannelIds, uniform
+from leanonnx.operators.table import CONVOLUTIONS
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, Pin, Rewrite, Unsupported, Value, pin_all
 from leanonnx.rules.table import COUNTED, Rules
@@ -230,7 +231,7 @@ def _with_kernels(call: Call, effect: Effect) -> Effect:
     right = COUNTED.get((call.domain, call.op))
     if right is None:
         return effect
-    slots = [right] if "Conv" in call.op else [right, 0]
+    slots = [right] if call.op in CONVOLUTIONS else [right, 0]
     held = next((slot for slot in slots if call.has(slot) and call.value(slot).held), None)
     if held is None or (not call.shape(held)):
         return effect

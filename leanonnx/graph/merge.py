@@ -15,11 +15,14 @@ import numpy as np
 import onnx
 
 from leanonnx.graph.formats import FINE
-from leanonnx.graph.nodes import BIAS, attribute, bias_of, scale_and_shift, standard
+from leanonnx.graph.nodes import BIAS, BIASED, attribute, bias_of, scale_and_shift, standard
 from leanonnx.graph.noops import Scene
 from leanonnx.numeric.arrays import Array
+from leanonnx.operators.facts import Trait
+from leanonnx.operators.table import names_with
 
-OUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1}
+SHIFTS_OR_SCALES = names_with(Trait.ARITHMETIC)
+SHIFT_SIGNS = {"Add": 1.0, "Sub": -1.0}
 WEIGHT = 1
 
 
@@ -36,7 +39,7 @@ def merged(scene: Scene, first: onnx.NodeProto, second: onnx.NodeProto, own: set
 
     ``own`` names initializers whose values may change.
     """
-    if standard(first) not in OUT_AXIS or not standard(second) or first.input[WEIGHT] not in own:
+    if standard(first) not in BIASED or not standard(second) or first.input[WEIGHT] not in own:
         return None
     weight = scene.constant(first.input[WEIGHT])
     if weight is None or scene.readers[first.input[WEIGHT]] > 1 or weight.dtype not in FINE:
@@ -49,16 +52,21 @@ def merged(scene: Scene, first: onnx.NodeProto, second: onnx.NodeProto, own: set
     if pair is None or bias is None or (first.op_type == "ConvTranspose" and attribute(first, "group", 1) > 1):
         return None
     scale, shift = pair
-    axis = OUT_AXIS[first.op_type] - (first.op_type == "Gemm" and bool(attribute(first, "transB", 0)))
+    axis = _output_axis(first)
     shape = [size if k == axis else 1 for k in range(weight.ndim)]
     return _answer(scene, first, weight * scale.reshape(shape), bias * scale + shift, weight.dtype, own)
 
 
 def _width(first: onnx.NodeProto, weight: Array) -> int:
-    """Output channels."""
+    """Number of output channels."""
+    return int(weight.shape[_output_axis(first)])
+
+
+def _output_axis(first: onnx.NodeProto) -> int:
+    """The axis of the weight along which the output channels lie."""
     if first.op_type == "Gemm":
-        return int(weight.shape[0 if attribute(first, "transB", 0) else 1])
-    return int(weight.shape[OUT_AXIS[first.op_type]])
+        return 0 if attribute(first, "transB", 0) else 1
+    return 1 if first.op_type == "ConvTranspose" else 0
 
 
 def _bias(scene: Scene, first: onnx.NodeProto, size: int) -> Array | None:
@@ -74,7 +82,7 @@ def _affine(
     """Scale and shift of each channel by which the second node follows [size]; None where it does anything else."""
     if second.op_type == "BatchNormalization":
         return _normalised(scene, second, size)
-    if second.op_type not in ("Add", "Sub", "Mul", "Div") or second.input[0] != first.output[0]:
+    if second.op_type not in SHIFTS_OR_SCALES or second.input[0] != first.output[0]:
         return None
     array = scene.constant(second.input[1])
     if array is None or array.ndim > rank or array.dtype not in FINE:
@@ -84,8 +92,8 @@ def _affine(
         return None
     numbers = np.broadcast_to(np.asarray(array, np.float64).reshape(-1), (size,))
     one, zero = np.ones(size), np.zeros(size)
-    if second.op_type in ("Add", "Sub"):
-        return one, numbers if second.op_type == "Add" else -numbers
+    if second.op_type in SHIFT_SIGNS:
+        return one, SHIFT_SIGNS[second.op_type] * numbers
     if second.op_type == "Div" and not numbers.all():
         return None
     return (numbers if second.op_type == "Mul" else 1 / numbers), zero

@@ -30,13 +30,15 @@ from leanonnx.graph.formats import graphs
 from leanonnx.graph.functions import check_functions
 from leanonnx.graph.nodes import subgraphs
 from leanonnx.graph.storage import BYTE, byte_size, digest, element_bits
+from leanonnx.operators.facts import Family
+from leanonnx.operators.table import names_of
 
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.CRITICAL  # it would log to stdout
-RANDOM_OPS = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+RANDOM_OPS = names_of(Family.RANDOM)
 PACKED = 8
 """So many elements of less than a byte may be packed into one value of a typed field."""
 LFS_POINTER = b"version https://git-lfs"
-SHAPE_OPS = {"Shape", "Size"}
+SHAPE_OPS = names_of(Family.SHAPE)
 FREE_INITIALIZERS = 4
 """The IR version from which initializers need not be listed as graph inputs; a caller may override those that are."""
 

@@ -10,13 +10,16 @@ import onnx
 from numpy.typing import NDArray
 
 from leanonnx.numeric.arrays import Floats
+from leanonnx.operators.facts import Trait
+from leanonnx.operators.table import OPERATORS, names_with
 
 STANDARD = ("", "ai.onnx")
-LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
-BIASED = {"Conv", "ConvTranspose", "Gemm", "FusedConv"}
-"""Operators with a bias."""
+LINEAR = names_with(Trait.LINEAR)
 BIAS = 2
-"""Its slot."""
+"""The slot of most biases."""
+BIASED = frozenset(name for (_, name), facts in OPERATORS.items() if facts.bias == BIAS)
+"""Operators with a bias in that slot."""
+QUANTISED = names_with(Trait.QUANTISED)
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
@@ -52,7 +55,7 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 def is_quantised(node: onnx.NodeProto) -> bool:
     """Whether an operator makes, reads or computes in integers that stand for floats."""
-    return "uantize" in node.op_type or node.op_type.startswith("Q") or "Integer" in node.op_type
+    return node.op_type in QUANTISED
 
 
 def bias_of(

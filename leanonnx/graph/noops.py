@@ -19,6 +19,8 @@ from onnx.shape_inference import InferenceError
 from leanonnx.graph.model import captured, holder_array, overridden
 from leanonnx.graph.nodes import attribute, standard
 from leanonnx.numeric.arrays import Array
+from leanonnx.operators.facts import Trait
+from leanonnx.operators.table import names_with
 
 Size = int | str | None
 SMALL = 1024
@@ -31,8 +33,7 @@ Nothing but what the file declares is known then.
 UNBOUNDED = (1 << 31) - 1
 """An end of a Slice that stands for the end of any axis."""
 PAIR = 2
-SAME_SIZE = {"Relu", "LeakyRelu", "PRelu", "Sigmoid", "Tanh", "Clip", "Elu", "HardSigmoid", "HardSwish", "Cast"}
-SAME_SIZE |= {"BatchNormalization", "InstanceNormalization", "Dropout", "Identity"}
+SAME_SIZE = names_with(Trait.SAME_SIZE)
 """Operators whose output has the sizes of their first input."""
 
 

@@ -7,14 +7,15 @@ import onnx
 from leanonnx.graph.formats import FLOATS
 from leanonnx.graph.model import SHAPE_OPS, Model, captured
 from leanonnx.graph.nodes import attribute, standard
+from leanonnx.operators.facts import Family, Trait
+from leanonnx.operators.table import names_of, names_with
 
 BYTES = {onnx.TensorProto.UINT8, onnx.TensorProto.INT8}
-MOVING = {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Identity", "Flatten", "Gather", "Pad", "Resize"}
-MOVING |= {"Split", "Expand", "Tile", "DepthToSpace", "SpaceToDepth", "Upsample"}
+MOVING = names_with(Trait.MOVES)
 """Operators that move what is in slot 0."""
-COMPUTING = {"DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
+COMPUTING = names_with(Trait.INTEGER_DATA)
 """Operators that compute with the integers in slot 0."""
-ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Min", "Max"}
+NUMERIC = names_with(Trait.ARITHMETIC) | (names_with(Trait.EXTREME) & names_of(Family.JOIN))
 
 
 def pixels(model: Model) -> frozenset[str]:
@@ -40,4 +41,4 @@ def _computes(node: onnx.NodeProto, tensor: str) -> bool:
         return True
     if node.op_type == "Cast":
         return attribute(node, "to") in FLOATS
-    return node.op_type in ARITHMETIC or (node.op_type in COMPUTING and node.input[0] == tensor)
+    return node.op_type in NUMERIC or (node.op_type in COMPUTING and node.input[0] == tensor)

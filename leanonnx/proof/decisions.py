@@ -12,30 +12,18 @@ import onnx
 
 from leanonnx.graph.formats import FLOATS
 from leanonnx.graph.model import Model, captured
-from leanonnx.graph.nodes import LINEAR, standard
+from leanonnx.graph.nodes import standard
 from leanonnx.graph.noops import Types
+from leanonnx.operators.facts import Trait
+from leanonnx.operators.table import names_with
 
-STEPS = {"Round", "Floor", "Ceil", "Sign", "Hardmax", "Mod", "Bernoulli", "Multinomial", "BitShift"}
+STEPS = names_with(Trait.STEP)
 """Decisions that may put out floats."""
-DISCRETE = {
-    "ArgMax",
-    "ArgMin",
-    "Greater",
-    "Less",
-    "GreaterOrEqual",
-    "LessOrEqual",
-    "Equal",
-    "NonZero",
-    "IsNaN",
-    "IsInf",
-}
-DISCRETE |= {"NonMaxSuppression", "Not", "And", "Or", "Xor", "QuantizeLinear", "DynamicQuantizeLinear"}
+DISCRETE = names_with(Trait.DISCRETE)
 """Operators that never put out floats, where types are not known."""
-MIXING = LINEAR | {"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "Einsum", "DeformConv"}
-MIXING |= {"RNN", "GRU", "LSTM", "Attention", "If", "Loop", "Scan"}
+MIXING = names_with(Trait.MIXES_CHANNELS)
 """Operators with a weight that mixes channels, or that may hold one."""
-PASSING = {"QuantizeLinear", "DequantizeLinear", "QLinearAdd", "QLinearMul", "QLinearSigmoid", "QLinearLeakyRelu"}
-PASSING |= {"QLinearConcat", "QLinearAveragePool", "QLinearGlobalAveragePool", "QuickGelu", "Gelu", "BiasGelu"}
+PASSING = names_with(Trait.NO_WEIGHT)
 """Operators of other domains that have none."""
 MOST_BEHIND = 64
 """Tensors behind outputs that are looked at."""

@@ -18,6 +18,8 @@ from leanonnx.graph.model import RANDOM_OPS, Model
 from leanonnx.graph.nodes import standard, subgraphs, title
 from leanonnx.graph.noops import Types
 from leanonnx.numeric.arrays import Array
+from leanonnx.operators.facts import Trait
+from leanonnx.operators.table import names_with
 from leanonnx.proof.sides import Sides, running
 from leanonnx.runtime.sessions import Feed, RunFailed
 
@@ -25,7 +27,7 @@ TRAINING = 2
 """The slot of a Dropout that says whether it trains."""
 RATIO = 0.5
 SEED = 0
-PASSING = {"Identity", "Dropout"}
+PASSING = names_with(Trait.PASSES_FIRST)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from leanonnx.graph.nodes import BIAS, BIASED, LINEAR, attribute, fresh_name, is
 from leanonnx.graph.positions import Window, window_of
 from leanonnx.numeric.arrays import Array, Floats
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.recovery.route import Route, route_to
+from leanonnx.operators.table import CONVOLUTIONS
+from leanonnx.recovery.route import ROUTE_STEPS, Route, route_to
 from leanonnx.rules.call import KernelBlock
 
 JOIN = "join the network with the original and the keep set that it was made from"
@@ -161,7 +162,7 @@ def _layer(alive: Mask, compressed: Model, before: int, after: int, mix: KernelB
         return "its weight is shared"
     if attribute(node, "alpha", 1.0) != 1 or attribute(node, "beta", 1.0) != 1:
         return "it scales its product"
-    window = window_of(node, array.shape[2:]) if "Conv" in operator else None
+    window = window_of(node, array.shape[2:]) if operator in CONVOLUTIONS else None
     bias = _bias(compressed, node, operator, mix, int(alive[mix.destinations].sum()))
     if bias is None:
         return "its bias is shared or computed"
@@ -192,7 +193,7 @@ def _bias(compressed: Model, node: onnx.NodeProto, operator: str, mix: KernelBlo
 
 def _place(operator: str, mix: KernelBlock) -> int:
     """The axis of a bias along which the output channels lie."""
-    return mix.onto if operator in ("Gemm", "MatMul") else -1
+    return -1 if operator in CONVOLUTIONS else mix.onto
 
 
 def _added(compressed: Model, output: str) -> str:
@@ -264,7 +265,7 @@ def give_bias(proto: onnx.ModelProto, node: onnx.NodeProto, name: str, bias: Arr
 def _cast(proto: onnx.ModelProto, name: str) -> np.dtype[Any] | None:
     """The type to which a constant is cast on its way to where it is read; None where it is not."""
     makers = {output: node for node in proto.graph.node for output in node.output}
-    while name in makers and makers[name].op_type in ("Cast", "Transpose", "Reshape"):
+    while name in makers and makers[name].op_type in ROUTE_STEPS:
         if makers[name].op_type == "Cast":
             return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(attribute(makers[name], "to")))
         name = makers[name].input[0]

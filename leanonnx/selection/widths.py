@@ -16,14 +16,16 @@ import numpy as np
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.numeric.arrays import Floats, Ints
 from leanonnx.numeric.channel_ids import ChannelIds, Mask
+from leanonnx.operators.facts import Trait
+from leanonnx.operators.table import names_with
 from leanonnx.ranking.criteria import Ranking
 from leanonnx.ranking.groups import layers_of
 
 NEAREST = 0.5
 PARTS = 16
 """A layer is divided into so many steps at least, where accuracy can be had back."""
-BLOCKED = ("Conv", "FusedConv", "ConvTranspose", "QLinearConv", "ConvInteger")
-"""Operators whose kernels work on blocks of channels; matrix products run any width equally well."""
+ROUNDED = names_with(Trait.BLOCK_WIDTHS)
+"""Operators whose widths are rounded to whole blocks; matrix products run any width equally well."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def _steps(dag: ChannelDag, groups: Ints, layers: Ints, sizes: Ints, alignment: 
     """The step of each layer in classes: as many as fill a block of every convolution that reads or makes them."""
     steps = np.ones(sizes.size, np.int64)
     for node, mix in dag.kernel_blocks:
-        if dag.model.proto.graph.node[node].op_type in BLOCKED:
+        if dag.model.proto.graph.node[node].op_type in ROUNDED:
             for side in (mix.sources, mix.destinations):
                 _widen(steps, side, groups, layers, sizes, alignment)
     return steps

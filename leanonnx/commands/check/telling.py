@@ -9,9 +9,10 @@ import onnx
 from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.graph.formats import FLOATS
 from leanonnx.graph.model import Model, captured
+from leanonnx.operators.facts import Trait
+from leanonnx.operators.table import names_with
 
-PASSING = {"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Concat", "Neg", "Mul"}
-PASSING |= {"Softmax", "LogSoftmax", "Sigmoid", "Tanh", "Exp", "Log", "Sqrt", "Add", "Sub", "Div"}
+PASSING = names_with(Trait.INJECTIVE)
 """Operators that put out something else wherever they read something else, of floats."""
 
 

@@ -10,13 +10,16 @@ import onnx
 from leanonnx.graph.formats import FLOATS
 from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import attribute
+from leanonnx.operators.facts import Family, Trait
+from leanonnx.operators.table import names_of, names_with
 from leanonnx.proof.decisions import behind_decisions, decided
 
 Shapes = Mapping[str, tuple[int, ...]]
-SOFTMAX = {"Softmax", "LogSoftmax"}
-SQUASHED = {"Sigmoid", "HardSigmoid"}
+SOFTMAX = names_of(Family.SOFTMAX)
+SQUASHED = names_with(Trait.PROBABILITY) & names_of(Family.UNARY)
 """Operators whose output says little where their input is large."""
-LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "BatchNormalization", "Concat"}
+TRANSPARENT = names_with(Trait.PASSES_FIRST)
+LAYERS = names_with(Trait.COMPARED_INSIDE)
 """Operators whose outputs are compared within the networks."""
 MOST_INNER = 12
 
@@ -43,7 +46,7 @@ def output_targets(model: Model, shapes: Shapes) -> tuple[DistillationTarget, ..
 def _behind(model: Model, name: str, shapes: Shapes) -> DistillationTarget:
     """The target behind a float tensor."""
     node = _producer(model, name)
-    while node is not None and node.op_type in ("Identity", "Dropout"):
+    while node is not None and node.op_type in TRANSPARENT:
         name, node = node.input[0], _producer(model, node.input[0])
     rank = len(shapes.get(name, ()))
     if node is not None and node.op_type in SOFTMAX and rank:

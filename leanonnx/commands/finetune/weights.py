@@ -15,21 +15,16 @@ from onnx import numpy_helper
 
 from leanonnx.graph.model import Model
 from leanonnx.numeric.arrays import Array
+from leanonnx.operators.facts import Trait
+from leanonnx.operators.table import OPERATORS, names_with
 
 WEIGHTS: Mapping[str, frozenset[int]] = {
-    **dict.fromkeys(("Conv", "ConvTranspose", "FusedConv"), frozenset({1, 2})),
-    **dict.fromkeys(("Gemm", "FusedGemm"), frozenset({0, 1, 2})),
-    **dict.fromkeys(("MatMul", "FusedMatMul", "Einsum"), frozenset({0, 1})),
-    **dict.fromkeys(("BatchNormalization", "InstanceNormalization", "GroupNormalization"), frozenset({1, 2})),
-    **dict.fromkeys(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"), frozenset({1, 2})),
-    **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), frozenset({2, 3, 4})),
-    **dict.fromkeys(("LSTM", "GRU", "RNN"), frozenset({1, 2, 3, 7})),
-    **dict.fromkeys(("PRelu", "BiasGelu"), frozenset({1})),
+    name: frozenset(facts.learned) for (_, name), facts in OPERATORS.items() if facts.learned
 }
 """Inputs of operators that are weights."""
-SCALES = {"Add", "Sub", "Mul", "Div"}
+SCALES = names_with(Trait.ARITHMETIC)
 """Operators whose constant operand is a weight where it has one number for each channel."""
-CARRIERS = {"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast"}
+CARRIERS = names_with(Trait.CARRIES)
 """Operators through which a weight may be read."""
 
 
