@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.graph.model import SHAPE_OPS
+from leanonnx.graph.nodes import SHAPE_OPS
 from leanonnx.numeric.arrays import Ints
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.operators.facts import Trait

@@ -13,8 +13,8 @@ from functools import cached_property
 import numpy as np
 import onnx
 
-from leanonnx.graph.model import SHAPE_OPS, Model, captured
-from leanonnx.graph.nodes import STANDARD
+from leanonnx.graph.model import Model
+from leanonnx.graph.nodes import SHAPE_OPS, STANDARD, captured
 from leanonnx.numeric.arrays import Array
 from leanonnx.numeric.channel_ids import ChannelIds, compact, projection, reshape, varied
 from leanonnx.operators.facts import Family, Trait

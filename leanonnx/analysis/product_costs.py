@@ -15,8 +15,8 @@ import onnx
 
 from leanonnx.analysis.constants import Constants
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.graph.model import unneeded
 from leanonnx.graph.nodes import STANDARD, attribute, subgraphs
+from leanonnx.graph.view import unneeded
 from leanonnx.numeric.channel_ids import ChannelIds, Mask, Shape, varied
 from leanonnx.operators.facts import MICROSOFT, NCHWC, Family, OperatorFacts, Trait
 from leanonnx.operators.table import OPERATORS, names_of, names_with

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 
 from leanonnx.analysis.constants import Constants, ConstantUse, ConstantUses
 from leanonnx.analysis.zeros import keeps_zero
-from leanonnx.graph.model import Model, captured
-from leanonnx.graph.nodes import title
+from leanonnx.graph.model import Model
+from leanonnx.graph.nodes import STANDARD, captured, name_of, subgraphs, title
 from leanonnx.numeric.channel_ids import ChannelIds, uniform
 from leanonnx.operators.table import CONVOLUTIONS
 from leanonnx.rules import advice
@@ -75,16 +75,18 @@ class Trace:
             _, n = self.minted.pop()
             self.count -= n
 
-    def ask(self, index: int, node: gs.Node, rules: Rules) -> Answer | None:
+    def ask(self, index: int, rules: Rules) -> Answer | None:
         """The answer of a node's rule; None where the node reads nothing that carries channels."""
-        inner = [n for n in sorted(captured(self.model.proto.graph.node[index])) if n in self.channel_ids]
-        call = self.call(index, node)
+        node = self.model.proto.graph.node[index]
+        inner = [n for n in sorted(captured(node)) if n in self.channel_ids]
+        fed = bool(inner) or any(name in self.channel_ids for name in node.input)
+        call = self.call(index, self.model.view.attributes(index) if fed else {})
         if (call.domain, call.op) not in rules:
             self.unruled.add(index)
-        if not inner and not any(tensor.name in self.channel_ids for tensor in node.inputs):
+        if not fed:
             return self._unfed(call)
         before = self.count
-        effect = _effect(call, rules, inner, self)
+        effect = _effect(call, rules, self) if not any(subgraphs(node)) else _opaque(call, inner, self)
         held = self.constants.uses(index, effect)
         if held is not None:
             return Answer(effect, held)
@@ -106,9 +108,9 @@ class Trace:
             return f"{call.title} computes '{held}' from an initializer that a caller may override", advice.FREEZE
         return f"{call.title} reads a constant that is computed from shapes at run time", advice.EXPORT
 
-    def refuse(self, index: int, node: gs.Node, reason: str) -> Answer:
+    def refuse(self, index: int, reason: str) -> Answer:
         """Pin what a node reads and puts out."""
-        call = self.call(index, node)
+        call = self.call(index, {})
         return Answer(refused(call, f"{call.title}: {reason}", advice.EXPORT), ConstantUses(()))
 
     def add(self, index: int, answer: Answer) -> None:
@@ -157,22 +159,22 @@ class Trace:
         """Names of what a node puts out."""
         return list(self.model.proto.graph.node[index].output)
 
-    def call(self, index: int, node: gs.Node) -> Call:
+    def call(self, index: int, attributes: Mapping[str, Any]) -> Call:
         """A node as its rule sees it."""
-        shapes = self.observation.shapes
+        node, shapes = self.model.proto.graph.node[index], self.observation.shapes
         return Call(
-            op=node.op,
-            domain="" if node.domain in (None, "", "ai.onnx") else node.domain,
-            name=node.name or node.outputs[0].name,
+            op=node.op_type,
+            domain="" if node.domain in STANDARD else node.domain,
+            name=name_of(node),
             opset=self.model.opset,
-            attributes=node.attrs,
-            inputs=tuple(self._value(tensor.name) if tensor.name else None for tensor in node.inputs),
-            outputs=tuple(tensor.name for tensor in node.outputs),
-            output_shapes=tuple(shapes.get(tensor.name) for tensor in node.outputs),
+            attributes=attributes,
+            inputs=tuple(self._value(name) if name else None for name in node.input),
+            outputs=tuple(node.output),
+            output_shapes=tuple(shapes.get(name) for name in node.output),
             mint=self.minter(index),
             minted=lambda: self.count,
             by_position=index in self.by_position,
-            consumers=tuple(self._operators_reading(tensor.name) for tensor in node.outputs),
+            consumers=tuple(self._operators_reading(name) for name in node.output),
         )
 
     def _operators_reading(self, name: str) -> tuple[str, ...]:
@@ -199,15 +201,18 @@ class Trace:
         )
 
 
-def _effect(call: Call, rules: Rules, inner: list[str], trace: Trace) -> Effect:
+def _opaque(call: Call, inner: list[str], trace: Trace) -> Effect:
+    """The effect of a node with subgraphs: pins on all that it and they read."""
+    reason = f"the subgraphs of {call.title} read "
+    extra = tuple(Pin(np.unique(trace.channel_ids[n]), n, f"{reason}'{n}'", advice.INLINE) for n in inner)
+    effect = pin_all(call, f"{call.title} runs a subgraph", advice.INLINE)
+    return replace(effect, pins=effect.pins + extra)
+
+
+def _effect(call: Call, rules: Rules, trace: Trace) -> Effect:
     """The rule's answer, or pins with the reason."""
     rule = rules.get((call.domain, call.op))
     before = trace.count
-    if inner or any(isinstance(value, gs.Graph) for value in call.attributes.values()):
-        reason = f"the subgraphs of {call.title} read "
-        extra = tuple(Pin(np.unique(trace.channel_ids[n]), n, f"{reason}'{n}'", advice.INLINE) for n in inner)
-        effect = pin_all(call, f"{call.title} runs a subgraph", advice.INLINE)
-        return replace(effect, pins=effect.pins + extra)
     if rule is None:
         where = f" of domain '{call.domain}'" if call.domain else ""
         return refused(call, f"{call.title}{where} is an operator without a rule", _missing(call))

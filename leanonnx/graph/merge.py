@@ -42,7 +42,7 @@ def merged(scene: Scene, first: onnx.NodeProto, second: onnx.NodeProto, own: set
     if standard(first) not in BIASED or not standard(second) or first.input[WEIGHT] not in own:
         return None
     weight = scene.constant(first.input[WEIGHT])
-    if weight is None or scene.readers[first.input[WEIGHT]] > 1 or weight.dtype not in FINE:
+    if weight is None or scene.view.input_counts[first.input[WEIGHT]] > 1 or weight.dtype not in FINE:
         return None
     if second.op_type == "Conv":
         return _convolved(scene, first, second, weight, own)
@@ -142,7 +142,7 @@ def _answer(
     if not all(np.isfinite(array).all() for array in found.values()):
         return None
     name = first.input[BIAS] if len(first.input) > BIAS else ""
-    kept = name in own and scene.readers[name] == 1
+    kept = name in own and scene.view.input_counts[name] == 1
     if not name and not found[BIAS].any():
         del found[BIAS]
     return Merged(found, frozenset() if kept else frozenset({BIAS}))

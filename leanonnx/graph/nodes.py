@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from leanonnx.numeric.arrays import Floats
-from leanonnx.operators.facts import Trait
-from leanonnx.operators.table import OPERATORS, names_with
+from leanonnx.operators.facts import Family, Trait
+from leanonnx.operators.table import OPERATORS, names_of, names_with
 
 STANDARD = ("", "ai.onnx")
 LINEAR = names_with(Trait.LINEAR)
@@ -19,6 +20,8 @@ BIAS = 2
 """The slot of most biases."""
 BIASED = frozenset(name for (_, name), facts in OPERATORS.items() if facts.bias == BIAS)
 """Operators with a bias in that slot."""
+RANDOM_OPS = names_of(Family.RANDOM)
+SHAPE_OPS = names_of(Family.SHAPE)
 QUANTISED = names_with(Trait.QUANTISED)
 
 
@@ -51,6 +54,29 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
             yield found.g
         elif found.type == onnx.AttributeProto.GRAPHS:
             yield from found.graphs
+
+
+def captured(node: onnx.NodeProto) -> set[str]:
+    """Outer values that the subgraphs of a node (If, Loop, Scan) read."""
+    names: set[str] = set()
+    for graph in subgraphs(node):
+        inner = {t.name for t in graph.initializer} | {v.name for v in graph.input}
+        for child in graph.node:
+            names |= {*child.input, *captured(child)} - inner
+            inner.update(child.output)
+        names |= {v.name for v in graph.output} - inner
+    return names - {""}
+
+
+def holder_array(holder: onnx.TensorProto | onnx.NodeProto) -> NDArray[np.generic]:
+    """The value of an initializer or of a Constant node."""
+    if isinstance(holder, onnx.TensorProto):
+        return np.asarray(numpy_helper.to_array(holder))
+    held = holder.attribute[0]
+    if held.name == "value":
+        return np.asarray(numpy_helper.to_array(held.t))
+    value = onnx.helper.get_attribute_value(held)
+    return np.asarray(value, {"value_float": np.float32, "value_floats": np.float32}.get(held.name))
 
 
 def is_quantised(node: onnx.NodeProto) -> bool:

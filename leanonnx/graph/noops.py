@@ -7,7 +7,7 @@ the name that the file gives them, and nothing is taken from a single run, which
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -16,8 +16,8 @@ import onnx
 from google.protobuf.message import Error as ProtobufError
 from onnx.shape_inference import InferenceError
 
-from leanonnx.graph.model import captured, holder_array, overridden
-from leanonnx.graph.nodes import attribute, standard
+from leanonnx.graph.nodes import attribute, captured, holder_array, standard
+from leanonnx.graph.view import GraphView, overridden
 from leanonnx.numeric.arrays import Array
 from leanonnx.operators.facts import Trait
 from leanonnx.operators.table import names_with
@@ -76,53 +76,29 @@ class Types:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a rule may know of the values of a graph.
+    """Facts about the values of a graph that a rule may use.
 
-    ``nodes`` are those of ``proto`` as they stand now; ``changed`` holds constants that are no longer as in ``proto``,
+    ``view`` shows the nodes in their present state; ``changed`` holds constants that differ from those in the view,
     ``uniform`` tensors known to be one number throughout, ``vital`` those from which a path has to lead on.
     """
 
-    proto: onnx.ModelProto
+    view: GraphView
     types: Types
     uniform: Mapping[str, float]
-    nodes: Sequence[onnx.NodeProto]
     changed: Mapping[str, Array] = field(default_factory=dict)
     vital: frozenset[str] = frozenset()
 
     @cached_property
-    def _holders(self) -> dict[str, onnx.TensorProto | onnx.NodeProto]:
-        found: dict[str, onnx.TensorProto | onnx.NodeProto] = {t.name: t for t in self.proto.graph.initializer}
-        for node in self.nodes:
-            if node.op_type == "Constant" and node.attribute and node.attribute[0].name != "sparse_value":
-                found[node.output[0]] = node
-        for name in overridden(self.proto):
-            del found[name]
-        return found
-
-    @cached_property
-    def opset(self) -> int:
-        """Version of the default operator set."""
-        return max((o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
-
-    @cached_property
-    def producers(self) -> dict[str, onnx.NodeProto]:
-        """The node that puts out each value."""
-        return {name: node for node in self.nodes for name in node.output if name}
-
-    @cached_property
-    def readers(self) -> dict[str, int]:
-        """How many inputs of nodes read each value."""
-        found: dict[str, int] = {}
-        for node in self.nodes:
-            for name in node.input:
-                found[name] = found.get(name, 0) + 1
-        return found
+    def _defaults(self) -> frozenset[str]:
+        """Initializers that a caller may override."""
+        return overridden(self.view.proto)
 
     def constant(self, name: str) -> Array | None:
         """The value of a constant that a caller cannot override."""
         if name in self.changed:
             return self.changed[name]
-        return holder_array(self._holders[name]) if name in self._holders else None
+        holder = None if name in self._defaults else self.view.holders.get(name)
+        return None if holder is None else holder_array(holder)
 
     def ints(self, node: onnx.NodeProto, slot: int, name: str = "") -> list[int] | None:
         """Integers given by a constant input or, in older operator sets, by an attribute; None if by neither."""
@@ -174,7 +150,7 @@ class Scene:
 
     def _measure(self, name: str, axis: int) -> tuple[str, int]:
         """The first tensor, going back, that is known to have the same size on this axis."""
-        while (node := self.producers.get(name)) is not None and _keeps_size(self, node, axis):
+        while (node := self.view.producer(name)) is not None and _keeps_size(self, node, axis):
             name = node.input[0]
         return name, axis
 
@@ -182,7 +158,7 @@ class Scene:
         """Vital values that a value is computed from."""
         found, left = {name}, [name]
         while left:
-            node = self.producers.get(left.pop())
+            node = self.view.producer(left.pop())
             fresh = {*node.input, *captured(node)} - found if node is not None else set()
             found |= fresh
             left += fresh
@@ -218,7 +194,7 @@ def _alone(_: Scene, node: onnx.NodeProto) -> str | None:
 
 def _dropout(scene: Scene, node: onnx.NodeProto) -> str | None:
     """Dropout while it does not train."""
-    if scene.opset < 7:
+    if scene.view.opset < 7:
         return node.input[0] if attribute(node, "is_test", 0) else None
     if len(node.input) > PAIR and node.input[2]:
         training = scene.constant(node.input[2])
@@ -264,7 +240,7 @@ def _flatten(scene: Scene, node: onnx.NodeProto) -> str | None:
 
 def _undone(scene: Scene, node: onnx.NodeProto) -> str | None:
     """Squeeze behind an Unsqueeze of the same axes, or the other way round."""
-    before = scene.producers.get(node.input[0])
+    before = scene.view.producer(node.input[0])
     opposite = {"Squeeze": "Unsqueeze", "Unsqueeze": "Squeeze"}[node.op_type]
     if before is None or standard(before) != opposite:
         return None
@@ -283,7 +259,7 @@ def _expand(scene: Scene, node: onnx.NodeProto) -> str | None:
 
 def _tile(scene: Scene, node: onnx.NodeProto) -> str | None:
     """Each axis once."""
-    repeats = scene.ints(node, 1) if scene.opset > 1 else None
+    repeats = scene.ints(node, 1) if scene.view.opset > 1 else None
     return node.input[0] if repeats is not None and all(n == 1 for n in repeats) else None
 
 
@@ -313,7 +289,7 @@ def _neutral(number: float, slots: tuple[int, ...]) -> Callable[[Scene, onnx.Nod
     """
 
     def rule(scene: Scene, node: onnx.NodeProto) -> str | None:
-        if len(node.input) != PAIR or scene.opset < 7:
+        if len(node.input) != PAIR or scene.view.opset < 7:
             return None
         for slot in slots:
             one, other = node.input[slot], node.input[1 - slot]

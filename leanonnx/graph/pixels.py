@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx
 
 from leanonnx.graph.formats import FLOATS
-from leanonnx.graph.model import SHAPE_OPS, Model, captured
-from leanonnx.graph.nodes import attribute, standard
+from leanonnx.graph.model import Model
+from leanonnx.graph.nodes import SHAPE_OPS, attribute, captured, standard
 from leanonnx.operators.facts import Family, Trait
 from leanonnx.operators.table import names_of, names_with
 

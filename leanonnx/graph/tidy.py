@@ -17,10 +17,10 @@ import onnx
 from onnx import numpy_helper
 
 from leanonnx.graph.merge import Merged, merged
-from leanonnx.graph.model import FREE_INITIALIZERS, captured, overridden, unneeded
-from leanonnx.graph.nodes import attribute, fresh_name, standard
+from leanonnx.graph.nodes import attribute, captured, fresh_name, standard
 from leanonnx.graph.noops import Scene, Types, stands_for
 from leanonnx.graph.storage import copy_fields
+from leanonnx.graph.view import FREE_INITIALIZERS, GraphView, overridden, unneeded
 from leanonnx.numeric.arrays import Array
 
 INNER = {"node", "initializer", "input", "value_info", "quantization_annotation"}
@@ -116,7 +116,7 @@ class _Tidying:
 
     def scene(self) -> Scene:
         """What rules see of the graph as it stands."""
-        return Scene(self.proto, self.types, self.uniform, tuple(self.nodes), self.constants, self.vital)
+        return Scene(GraphView(self.proto, tuple(self.nodes)), self.types, self.uniform, self.constants, self.vital)
 
     def bypass(self) -> bool:
         """Let readers of nodes that put out what they read go to the source; False if there are none.
@@ -132,7 +132,7 @@ class _Tidying:
         for original in self.nodes:
             node = _rewired(original, alias)
             source = _resolved(stands_for(scene, node), alias)
-            spoken_for = any(scene.readers.get(n) or n in self.held for n in node.output[1:] if n)
+            spoken_for = any(scene.view.input_counts[n] or n in self.held for n in node.output[1:] if n)
             if source is None or spoken_for:
                 left.append(node)  # 1
             elif node.output[0] not in self.held:  # 2
@@ -150,19 +150,19 @@ class _Tidying:
 
     def _note(self, scene: Scene, node: onnx.NodeProto, source: str) -> None:
         beside = [name for name in node.input if name != source and source in node.input]
-        branch = any(name in scene.producers and scene.constant(name) is None for name in beside)
+        branch = any(name in scene.view.producers and scene.constant(name) is None for name in beside)
         self.done["branch" if branch else "no-op"] += 1
 
     def _can_be_renamed(self, scene: Scene, name: str) -> bool:
         """Whether a tensor may take the name of one that has to stay."""
-        return name in scene.producers and name not in self.held and scene.constant(name) is None
+        return name in scene.view.producers and name not in self.held and scene.constant(name) is None
 
     def compose(self) -> bool:
         """Make one Transpose of two in a row; False if there are none."""
         scene = self.scene()
         for index, node in enumerate(self.nodes):
-            first = scene.producers.get(node.input[0]) if standard(node) == "Transpose" else None
-            if first is None or standard(first) != "Transpose" or scene.readers[node.input[0]] > 1:
+            first = scene.view.producer(node.input[0]) if standard(node) == "Transpose" else None
+            if first is None or standard(first) != "Transpose" or scene.view.input_counts[node.input[0]] > 1:
                 continue
             orders = [attribute(n, "perm") for n in (first, node)]
             if all(orders) and node.input[0] not in self.held:
@@ -191,8 +191,8 @@ class _Tidying:
         scene = self.scene()
         own = {t.name for t in self.proto.graph.initializer} - overridden(self.proto) - self.held
         for index, node in enumerate(self.nodes):
-            first = scene.producers.get(node.input[0]) if node.input else None
-            if first is None or scene.readers[node.input[0]] > 1 or node.input[0] in self.held:
+            first = scene.view.producer(node.input[0]) if node.input else None
+            if first is None or scene.view.input_counts[node.input[0]] > 1 or node.input[0] in self.held:
                 continue
             found = merged(scene, first, node, own)
             if found is not None:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from leanonnx.analysis.constant_channels import ConstantChannels, Flow, constant_channels
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.formats import FINE, is_float
-from leanonnx.graph.model import SHAPE_OPS, captured, unneeded
-from leanonnx.graph.nodes import BIAS, BIASED, attribute, is_per_channel, standard
+from leanonnx.graph.nodes import BIAS, BIASED, SHAPE_OPS, attribute, captured, is_per_channel, standard
+from leanonnx.graph.view import unneeded
 from leanonnx.numeric.arrays import Array
 from leanonnx.numeric.channel_ids import ChannelIds, Mask
 from leanonnx.rules.call import Pin

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterator, Sequence
 import onnx
 
 from leanonnx.graph.formats import FLOATS
-from leanonnx.graph.model import Model, captured
-from leanonnx.graph.nodes import standard
+from leanonnx.graph.model import Model
+from leanonnx.graph.nodes import captured, standard
 from leanonnx.graph.noops import Types
 from leanonnx.operators.facts import Trait
 from leanonnx.operators.table import names_with

@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 
 from leanonnx.graph.formats import graphs, loaded
-from leanonnx.graph.model import RANDOM_OPS, Model
-from leanonnx.graph.nodes import standard, subgraphs, title
+from leanonnx.graph.model import Model
+from leanonnx.graph.nodes import RANDOM_OPS, standard, subgraphs, title
 from leanonnx.graph.noops import Types
 from leanonnx.numeric.arrays import Array
 from leanonnx.operators.facts import Trait

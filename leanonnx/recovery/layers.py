@@ -13,9 +13,20 @@ from onnx import numpy_helper
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import ModelError
 from leanonnx.graph.formats import is_float
-from leanonnx.graph.model import FREE_INITIALIZERS, Model, holder_array
-from leanonnx.graph.nodes import BIAS, BIASED, LINEAR, attribute, fresh_name, is_per_channel, name_of, standard
+from leanonnx.graph.model import Model
+from leanonnx.graph.nodes import (
+    BIAS,
+    BIASED,
+    LINEAR,
+    attribute,
+    fresh_name,
+    holder_array,
+    is_per_channel,
+    name_of,
+    standard,
+)
 from leanonnx.graph.positions import Window, window_of
+from leanonnx.graph.view import FREE_INITIALIZERS
 from leanonnx.numeric.arrays import Array, Floats
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.operators.table import CONVOLUTIONS

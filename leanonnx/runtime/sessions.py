@@ -22,8 +22,9 @@ from onnx import numpy_helper
 
 from leanonnx.errors import LeanOnnxError
 from leanonnx.graph.formats import Kinds, Source, fed_in_float32, in_float32
-from leanonnx.graph.model import FREE_INITIALIZERS, first_line
+from leanonnx.graph.model import first_line
 from leanonnx.graph.storage import data_size, write_model
+from leanonnx.graph.view import FREE_INITIALIZERS
 from leanonnx.numeric.arrays import Array
 from leanonnx.system.memory import available_memory
 

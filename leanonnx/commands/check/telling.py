@@ -8,7 +8,8 @@ import onnx
 
 from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.graph.formats import FLOATS
-from leanonnx.graph.model import Model, captured
+from leanonnx.graph.model import Model
+from leanonnx.graph.nodes import captured
 from leanonnx.operators.facts import Trait
 from leanonnx.operators.table import names_with
 

@@ -35,7 +35,7 @@ def trainable(model: Model) -> tuple[str, ...]:
 
 
 def _is_float(model: Model, name: str) -> bool:
-    kind, size = model.constant_kind(name)
+    kind, size = model.view.constant_kind(name)
     return size > 0 and (kind.startswith("float") or kind == "bfloat16") and not kind.startswith(("float4", "float8"))
 
 
