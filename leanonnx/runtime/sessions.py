@@ -1,6 +1,6 @@
-"""Sessions of onnxruntime on the CPU: their options, and how a model is run once.
+"""Sessions of onnxruntime on the CPU: their options, and single runs of a model.
 
-Importing this module makes onnxruntime quiet for the whole process.
+Settings of the whole process are changed by ``claim_process`` alone, which only programs of leanonnx's own call.
 """
 
 from __future__ import annotations
@@ -35,15 +35,31 @@ IN_MEMORY = 1 << 24
 """Bytes up to which a model is handed to onnxruntime in memory."""
 LONGEST_RUN = 120
 """Seconds after which a run is given up."""
-PATIENCE = 60
-"""How often within that it is looked at."""
+CHECKS_PER_RUN = 60
+"""Timeout checks within ``LONGEST_RUN``."""
 QUIET = 4
+"""The log severity of fatal errors, which hides all others."""
+_CAPPED = threading.Event()
+"""Set once the memory of this process is capped; it stays capped until the process ends."""
 
-ort.set_default_logger_severity(QUIET)
+
+def claim_process() -> None:
+    """Silence onnxruntime in this process, and cap the memory of its CPU sessions.
+
+    For processes that belong to leanonnx: the command line, and the processes that it starts.  In a process of others,
+    sessions are silent by their own options, and their memory is not capped.
+    """
+    ort.set_default_logger_severity(QUIET)
+    if not _CAPPED.is_set() and _cap_memory():
+        _CAPPED.set()
 
 
 def _cap_memory() -> bool:
-    """Let onnxruntime refuse what would not fit into half of the machine's memory, instead of being killed for it."""
+    """Make onnxruntime refuse what does not fit into half of the available memory, instead of being killed for it.
+
+    Returns:
+        True if a cap is set; False where the available memory is unknown.
+    """
     memory = available_memory()
     if not memory:
         return False
@@ -58,7 +74,6 @@ def _cap_memory() -> bool:
     return True
 
 
-CAPPED = _cap_memory()
 MOST_THREADS: ContextVar[int] = ContextVar("MOST_THREADS", default=0)
 """Threads of a session; 0: one for each core."""
 
@@ -83,7 +98,7 @@ def options(optimise: bool, libraries: Sequence[Path]) -> ort.SessionOptions:
     if not optimise:
         result.add_session_config_entry("session.disable_prepacking", "1")
         result.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if CAPPED:
+    if _CAPPED.is_set():
         result.add_session_config_entry("session.use_env_allocators", "1")
     for library in libraries:
         result.register_custom_ops_library(str(library))
@@ -172,7 +187,7 @@ def runs(session: Session) -> Iterator[Callable[[Feed], list[Array]]]:
     latest = inf  # when the run that is going on has to be over
 
     def watch() -> None:
-        while not over.wait(LONGEST_RUN / PATIENCE):
+        while not over.wait(LONGEST_RUN / CHECKS_PER_RUN):
             if time.monotonic() > latest:
                 limits.terminate = True
                 return

@@ -23,7 +23,7 @@ from leanonnx.inputs.synthetic import smooth_inputs
 from leanonnx.reporting.report import Row, fidelity, summary
 from leanonnx.rules.table import DEFAULT_RULES
 from leanonnx.rules.user import read_rules
-from leanonnx.runtime.sessions import RunFailed, limited
+from leanonnx.runtime.sessions import RunFailed, claim_process, limited
 from leanonnx.system import processes
 
 ENTRY = "leanonnx.commands.sweep.worker:answer"
@@ -151,6 +151,7 @@ def answer(folder: Path) -> None:
     Temporary files go there too: the process that asks removes them, even if it kills this one.
     """
     tempfile.tempdir = str(folder)
+    claim_process()
     gc.disable()  # as for any run of the command line: it makes no garbage worth looking for
     task, threads = pickle.loads((folder / TASK).read_bytes())
     with limited(threads):
