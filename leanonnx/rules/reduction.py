@@ -17,7 +17,7 @@ from leanonnx.operators.facts import Trait
 from leanonnx.operators.table import names_with
 from leanonnx.rules.call import Call, Edit, Effect, FixedEdges, KeptChannels, Reduction, Unsupported, taken_together
 
-WHOLE_SUMS = names_with(Trait.WHOLE_SUM)
+ZERO_INVARIANT = names_with(Trait.WHOLE_SUM)
 """Reductions and poolings that do not see zeros, but for their number."""
 
 
@@ -34,7 +34,7 @@ def reduce(call: Call) -> Effect:
     axes = call.ints(1, "axes")
     if axes is None or not axes:
         axes = [] if call.attribute("noop_with_empty_axes", 0) else list(range(len(call.shape(0))))
-    if call.op in WHOLE_SUMS and sums_channels(call, axes):
+    if call.op in ZERO_INVARIANT and sums_channels(call, axes):
         return added_up(call, mean=call.op == "ReduceMean")
     return _reduced(call, axes, bool(call.attribute("keepdims", 1)))
 

@@ -32,9 +32,9 @@ Feed = dict[str, Array]
 Session: TypeAlias = ort.InferenceSession
 
 IN_MEMORY = 1 << 24
-"""Bytes up to which a model is handed to onnxruntime in memory."""
+"""Bytes up to which a model is passed to onnxruntime in memory."""
 LONGEST_RUN = 120
-"""Seconds after which a run is given up."""
+"""Seconds after which a run is stopped."""
 CHECKS_PER_RUN = 60
 """Timeout checks within ``LONGEST_RUN``."""
 QUIET = 4
@@ -80,7 +80,7 @@ MOST_THREADS: ContextVar[int] = ContextVar("MOST_THREADS", default=0)
 
 @contextmanager
 def limited(threads: int) -> Iterator[None]:
-    """Sessions that are opened in here take so many threads; 0: one for each core."""
+    """Limit the threads of sessions that are opened inside the context; 0: one for each core."""
     before = MOST_THREADS.set(threads)
     try:
         yield
@@ -131,7 +131,7 @@ class RunFailed(Exception):
 
 @contextmanager
 def failing() -> Iterator[None]:
-    """What onnxruntime raises in here becomes ``RunFailed``; errors of files, and our own, stay what they are."""
+    """Turn exceptions of onnxruntime into ``RunFailed``; errors of files, and our own, pass unchanged."""
     try:
         yield
     except (OSError, LeanOnnxError, RunFailed):
@@ -153,14 +153,14 @@ def run(
 
 
 def run_node(node: onnx.NodeProto, feed: Feed, constants: Feed, like: onnx.ModelProto, replaced: Kinds) -> Array | None:
-    """The first output of one node by itself; None where onnxruntime cannot run it so.
+    """The first output of one node run by itself; None if onnxruntime cannot run it.
 
     Args:
         node: the node.
-        feed: what it reads.
-        constants: more that it reads, which its operator may want as constants.
-        like: the model that it is from, which says what its operators mean.
-        replaced: number formats to be seen as float32.
+        feed: its computed inputs.
+        constants: its other inputs, which some operators require to be constants.
+        like: the model of the node, for its operator sets.
+        replaced: number formats that are run as float32.
     """
     alone = onnx.ModelProto(ir_version=max(like.ir_version, FREE_INITIALIZERS), opset_import=like.opset_import)
     alone.graph.name = "alone"
@@ -179,9 +179,9 @@ def run_node(node: onnx.NodeProto, feed: Feed, constants: Feed, like: onnx.Model
 
 @contextmanager
 def runs(session: Session) -> Iterator[Callable[[Feed], list[Array]]]:
-    """What gives the outputs of one run after the other; one that takes ``LONGEST_RUN`` seconds is stopped.
+    """A function that runs a session and returns its outputs; a run is stopped after ``LONGEST_RUN`` seconds.
 
-    One thread watches over all of them: to start one for each would take longer than a short run does.
+    One thread watches all runs: to start one for each would take longer than a short run does.
     """
     limits, over = ort.RunOptions(), threading.Event()
     latest = inf  # when the run that is going on has to be over
@@ -208,6 +208,6 @@ def runs(session: Session) -> Iterator[Callable[[Feed], list[Array]]]:
 
 
 def finished(session: Session, feed: Feed) -> list[Array]:
-    """Outputs of one run, which is stopped after ``LONGEST_RUN`` seconds (a loop without end)."""
+    """Outputs of one run, which is stopped after ``LONGEST_RUN`` seconds (an endless loop)."""
     with runs(session) as run_once:
         return run_once(feed)
