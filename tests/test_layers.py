@@ -13,7 +13,7 @@ import leanonnx
 
 ROOT = Path(leanonnx.__file__).parent
 FLOORS = [
-    {"version", "errors", "formatting", "numeric"},
+    {"version", "errors", "formatting", "numeric", "operators"},
     {"checks", "system", "graph"},
     {"runtime", "rules", "hardware"},
     {"analysis", "data"},
@@ -224,7 +224,7 @@ def test_no_block_of_ten_lines_stands_twice() -> None:
     assert [found for found in places.values() if len(found) > 1] == []
 
 
-BASES = {"Exception", "NamedTuple", "Protocol", "torch.nn.Module"}
+BASES = {"Enum", "Exception", "Flag", "NamedTuple", "Protocol", "torch.nn.Module"}
 """Classes of others that ours may extend."""
 
 

@@ -348,7 +348,7 @@ def test_wrong_rules_are_caught_and_left_out(rule: str, tmp_path: Path, monkeypa
     source = saved(proto, tmp_path / "in.onnx")
     assert compressed(source, tmp_path / "right.onnx", 0.5).warnings == ()
     wrong = {"covers": lambda *_: True, "number": lambda self, name: None if self.constant(name) is None else 0.0}
-    monkeypatch.setattr(noops.Scene, rule, wrong[rule])
+    monkeypatch.setattr(noops.TidyContext, rule, wrong[rule])
     result = compressed(source, tmp_path / "out.onnx", 0.5)
     assert ["could not be proven" in text for text in result.warnings] == [True]
     assert "Add" in operators(onnx.load(tmp_path / "out.onnx"))

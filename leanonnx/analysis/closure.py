@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.graph.model import SHAPE_OPS
+from leanonnx.graph.nodes import SHAPE_OPS
 from leanonnx.numeric.arrays import Ints
 from leanonnx.numeric.channel_ids import Mask
+from leanonnx.operators.facts import Trait
+from leanonnx.operators.table import names_with
 from leanonnx.rules.call import TiePairs
 
-PLAIN = {"Conv", "Concat", "Pad", "Relu", "LeakyRelu", "PRelu", "Elu", "Clip", "Identity"}
-"""Operators whose inputs and outputs may lose all channels."""
+PLAIN = names_with(Trait.CAN_EMPTY)
+"""Operators around which a tensor may vanish as a whole."""
 
 
 class Closure:

@@ -29,20 +29,22 @@ from leanonnx.graph.formats import is_float
 from leanonnx.graph.nodes import LINEAR, attribute, bias_of, is_padded, scale_and_shift, standard
 from leanonnx.numeric.arrays import Array, Floats
 from leanonnx.numeric.channel_ids import ChannelIds, Mask
+from leanonnx.operators.facts import Family, Trait
+from leanonnx.operators.table import CONVOLUTIONS, names_of, names_with
 from leanonnx.rules.call import FixedEdges, KernelBlock
-from leanonnx.rules.pointwise import JOINS, UNARY
 from leanonnx.runtime.sessions import run_node
 
 Numbers = Floats
 """Numbers of constant channels, NaN for all other channels."""
 MIXING = LINEAR | {"FusedConv"}
-POINTWISE = ({*UNARY, *JOINS} - {"Dropout"}) | {"PRelu", "QuantizeLinear", "DequantizeLinear"}
-DIAGONAL = {"BatchNormalization", "InstanceNormalization"}
-MOVING = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Tile", "Split", "Slice", "Gather"}
-MOVING |= {"DepthToSpace", "SpaceToDepth", "Concat", "MaxPool", "GlobalAveragePool", "GlobalMaxPool"}
-MOVING |= {"ReduceMean", "ReduceMax", "ReduceMin"}
-SUMMING = {"AveragePool", "LpPool", "GlobalLpPool", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare", "CumSum"}
-BORDERED = {"Pad", "Resize"}
+EVEN = MIXING & names_of(Family.CONVOLUTION, Family.GEMM, Family.MATMUL)
+"""Operators that compute all positions of the output in the same way, but for padding."""
+POINTWISE = names_with(Trait.POINTWISE)
+DIAGONAL = names_with(Trait.PER_CHANNEL)
+MOVING = names_with(Trait.PASSES_CONSTANT)
+SUMMING = names_with(Trait.ACCUMULATES)
+BORDERED = names_with(Trait.BORDERED)
+DIVIDING = names_with(Trait.DIVIDES)
 ALONE = 1
 RESIDUAL = 3
 """Input slot of the tensor that a FusedConv adds."""
@@ -185,7 +187,7 @@ class _Propagation:
             given = self._vector(node.input[1 - block.slot], block.axis, block.sources.size).reshape(
                 block.sources.shape
             )
-        even = op in ("Gemm", "MatMul") or (op in ("Conv", "FusedConv") and not is_padded(node))
+        even = op in EVEN and not (op in CONVOLUTIONS and is_padded(node))
         return Flow(index, block, nonzero, given, even)
 
     def _activate(self, node: onnx.NodeProto, numbers: Numbers, weights: Array) -> Numbers:
@@ -254,7 +256,7 @@ class _Propagation:
 
     def _evaluate(self, node: onnx.NodeProto, feed: dict[str, Array], constants: dict[str, Array]) -> Array | None:
         """First output of a node run on its own; None if onnxruntime cannot run it."""
-        if node.op_type in ("Div", "Mod") and any(not is_float(array) for array in feed.values()):
+        if node.op_type in DIVIDING and any(not is_float(array) for array in feed.values()):
             return None
         return run_node(node, feed, constants, self.dag.model.proto, self.dag.observation.replaced)
 

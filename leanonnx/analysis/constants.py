@@ -13,16 +13,20 @@ from functools import cached_property
 import numpy as np
 import onnx
 
-from leanonnx.graph.model import SHAPE_OPS, Model, captured
-from leanonnx.graph.nodes import STANDARD
+from leanonnx.graph.model import Model
+from leanonnx.graph.nodes import SHAPE_OPS, STANDARD, captured
 from leanonnx.numeric.arrays import Array
 from leanonnx.numeric.channel_ids import ChannelIds, compact, projection, reshape, varied
+from leanonnx.operators.facts import Family, Trait
+from leanonnx.operators.table import names_of, names_with
 from leanonnx.rules.call import Edit, Effect, KeptChannels, Rewrite, ShapeEdit
 from leanonnx.rules.table import COUNTED
 from leanonnx.runtime.observation import Observation
 
-ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Identity", "Cast")
-RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+ELEMENTWISE = names_with(Trait.ARITHMETIC) | (names_with(Trait.CARRIES) & names_of(Family.UNARY))
+RESHAPES = names_of(Family.RESHAPE)
+SIZE_SLOTS = {"ConstantOfShape": 0, "Expand": 1}
+"""The slot in which an operator reads the shape of its output."""
 
 
 @dataclass(frozen=True)
@@ -194,9 +198,9 @@ class Constants:
         after = self.observation.shapes[name]
         lifted = [compact(f.reshape(_padded_shape(f, len(after)))) for f in factors]
         sizes = {axis: f for f in lifted for axis in varied(f)}
-        if any(len(varied(f)) > 1 for f in lifted) or node.op_type not in ("ConstantOfShape", "Expand", *ELEMENTWISE):
+        if any(len(varied(f)) > 1 for f in lifted) or node.op_type not in ELEMENTWISE | SIZE_SLOTS.keys():
             return None
-        target = {"ConstantOfShape": 0, "Expand": 1}.get(node.op_type, -1)
+        target = SIZE_SLOTS.get(node.op_type, -1)
         traced = ConstantUses(())
         for slot, operand in enumerate(node.input):
             if slot != target:

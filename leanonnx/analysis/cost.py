@@ -177,7 +177,7 @@ def _sizes(model: Model) -> dict[str, int]:
     """Number of elements of each constant that holds numbers other than shapes and indices."""
     found = {}
     for name in model.holders:
-        kind, size = model.constant_kind(name)
+        kind, size = model.view.constant_kind(name)
         if kind not in SHAPES_AND_TEXTS:
             found[name] = size
     return found

@@ -12,7 +12,6 @@ from functools import cached_property, partial
 from typing import TypeVar
 
 import numpy as np
-import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from leanonnx.analysis.agreement import alike, united
@@ -20,8 +19,9 @@ from leanonnx.analysis.constants import Constants, ConstantUse
 from leanonnx.analysis.folding import folded, to_fold
 from leanonnx.analysis.runs import OperatorRun, gathered, same_run
 from leanonnx.analysis.trace import Trace
-from leanonnx.graph.model import Model, unneeded
+from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import title
+from leanonnx.graph.view import unneeded
 from leanonnx.numeric.channel_ids import ChannelIds, Mask, Shape, compact, components, uniform, varied
 from leanonnx.rules import advice
 from leanonnx.rules.call import Edit, FixedEdges, KeptChannels, KernelBlock, Move, Pin, Reduction, Rewrite, TiePairs
@@ -216,9 +216,9 @@ def _analyse_once(
     """
     traces = [Trace(model, seen, by_position) for seen in (observation, *observation.further)]
     spare = unneeded(model.proto.graph.node, model.proto.graph)
-    for index, node in enumerate(model.graph.nodes):
-        if not spare.issuperset(tensor.name for tensor in node.outputs if tensor.name):
-            _visit(traces, index, node, rules, index in unlike)
+    for index, node in enumerate(model.proto.graph.node):
+        if not spare.issuperset(name for name in node.output if name):
+            _visit(traces, index, rules, index in unlike)
     for trace in traces:
         for value in model.proto.graph.output:
             if value.name in trace.channel_ids:
@@ -227,16 +227,16 @@ def _analyse_once(
     return _join(traces)
 
 
-def _visit(traces: Sequence[Trace], index: int, node: gs.Node, rules: Rules, refuse: bool) -> None:
+def _visit(traces: Sequence[Trace], index: int, rules: Rules, refuse: bool) -> None:
     """Call a node's rule at every size; pin the node's inputs and outputs if the effects disagree."""
     before = traces[0].count
-    answers = [trace.ask(index, node, rules) for trace in traces]
+    answers = [trace.ask(index, rules) for trace in traces]
     if answers[0] is None:
         return
     if refuse or len({trace.count for trace in traces}) > 1 or not alike(answers):
         for trace in traces:
             trace.undo(before)
-        answers = [trace.refuse(index, node, UNLIKE) for trace in traces]
+        answers = [trace.refuse(index, UNLIKE) for trace in traces]
     for trace, answer in zip(traces, answers, strict=True):
         if answer is not None:
             trace.add(index, answer)
@@ -293,7 +293,7 @@ def _build_dag(
 def _moves(trace: Trace) -> dict[str, tuple[str, Move]]:
     """For each output of a movement operator: the moved tensor and the movement."""
     return {
-        output: (trace.model.graph.nodes[index].inputs[0].name, move)
+        output: (trace.model.proto.graph.node[index].input[0], move)
         for index, effect in trace.effects.items()
         for output, move in zip(trace.outputs(index), effect.moves, strict=False)
         if output in trace.channel_ids

@@ -15,8 +15,10 @@ import onnx
 from onnx import numpy_helper
 
 from leanonnx.analysis.constants import Constants, ConstantUse
-from leanonnx.graph.model import FREE_INITIALIZERS, Model, captured, unneeded
+from leanonnx.graph.model import Model
+from leanonnx.graph.nodes import captured
 from leanonnx.graph.storage import copy_fields
+from leanonnx.graph.view import FREE_INITIALIZERS, unneeded
 from leanonnx.numeric.arrays import Array
 from leanonnx.rules.call import KernelBlock
 

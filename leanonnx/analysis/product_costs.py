@@ -15,20 +15,16 @@ import onnx
 
 from leanonnx.analysis.constants import Constants
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.graph.model import unneeded
 from leanonnx.graph.nodes import STANDARD, attribute, subgraphs
+from leanonnx.graph.view import unneeded
 from leanonnx.numeric.channel_ids import ChannelIds, Mask, Shape, varied
+from leanonnx.operators.facts import MICROSOFT, NCHWC, Family, OperatorFacts, Trait
+from leanonnx.operators.table import OPERATORS, names_of, names_with
 from leanonnx.rules.table import DEFAULT_RULES
 
-MICROSOFT = "com.microsoft"
-HARMLESS = (
-    *("FastGelu", "EmbedLayerNormalization", "GroupNorm", "SkipGroupNorm", "RotaryEmbedding"),
-    *("BiasAdd", "BiasDropout", "BiasSoftmax", "BiasSplitGelu", "QLinearReduceMean", "QLinearSoftmax", "QLinearWhere"),
-    *("QuantizeLinear", "DequantizeLinear", "NhwcMaxPool", "CropAndResize", "ExpandDims", "Trilu", "Inverse"),
-    *("Rfft", "Irfft"),
-)
+HARMLESS = names_with(Trait.NO_PRODUCTS)
 """Operators of onnxruntime without a rule and without multiply-adds (nothing is counted for Fourier transforms)."""
-BLOCKED = "com.microsoft.nchwc"
+TRANSPOSED = names_of(Family.TRANSPOSED_CONVOLUTION)
 
 
 @dataclass(frozen=True)
@@ -125,7 +121,7 @@ def _counts(dag: ChannelDag, index: int, node: onnx.NodeProto) -> Counts | None:
     if any(_multiplies(graph) for graph in subgraphs(node)):
         return None
     ruled = (domain, node.op_type) in DEFAULT_RULES or index not in dag.unruled
-    harmless = domain in ("", BLOCKED) or (domain == MICROSOFT and node.op_type in HARMLESS)
+    harmless = domain in ("", NCHWC) or (domain == MICROSOFT and node.op_type in HARMLESS)
     return [] if ruled or harmless else None
 
 
@@ -185,9 +181,9 @@ def _convolution(weight: int) -> Counter:
     """
 
     def count(view: _View) -> Counts:
-        moving = view.shape(0) if "Transpose" in view.node.op_type else view.output()
+        moving = view.shape(0) if view.node.op_type in TRANSPOSED else view.output()
         channel_ids = view.channel_ids(view.node.input[0] if view.number("group", 1) == 1 else view.node.output[0])
-        followed = () if channel_ids is None or "Transpose" in view.node.op_type else (channel_ids,)
+        followed = () if channel_ids is None or view.node.op_type in TRANSPOSED else (channel_ids,)
         return [(math.prod(moving) * math.prod(view.shape(weight)[1:]), followed)]
 
     return count
@@ -252,22 +248,23 @@ def _unknown(view: _View) -> None:
     """Multiply-adds that depend on more than shapes."""
 
 
-CONV, PRODUCT, RECURRENT = _convolution(1), _matmul(0, 1), _recurrent
+def _by_weight(facts: OperatorFacts, weight: int) -> Counter:
+    """The counter of an operator whose weight is in one slot."""
+    if facts.family is Family.RECURRENT:
+        return _recurrent
+    return _matmul(0, weight) if facts.family in (Family.GEMM, Family.MATMUL) else _convolution(weight)
+
+
 COUNTERS: Mapping[tuple[str, str], Counter] = {
-    **{("", op): CONV for op in ("Conv", "ConvTranspose", "ConvInteger", "DeformConv")},
-    **{(MICROSOFT, op): CONV for op in ("FusedConv", "NhwcFusedConv", "ConvTransposeWithDynamicPads")},
-    (BLOCKED, "Conv"): CONV,
-    **{(domain, "QLinearConv"): _convolution(3) for domain in ("", MICROSOFT)},
-    **{("", op): PRODUCT for op in ("Gemm", "MatMul", "MatMulInteger")},
-    **{(MICROSOFT, op): PRODUCT for op in ("FusedGemm", "FusedMatMul", "MatMulIntegerToFloat", "GemmFloat8")},
-    **{(MICROSOFT, op): PRODUCT for op in ("DynamicQuantizeMatMul", "GemmFastGelu")},
-    **{key: _matmul(0, 3) for key in (("", "QLinearMatMul"), (MICROSOFT, "QGemm"))},
-    **{(MICROSOFT, op): _packed for op in ("MatMulNBits", "MatMulBnb4")},
+    **{key: _by_weight(each, each.weight) for key, each in OPERATORS.items() if each.weight is not None},
+    (MICROSOFT, "MatMulNBits"): _packed,
+    (MICROSOFT, "MatMulBnb4"): _packed,
     ("", "Einsum"): _einsum,
-    **{("", op): RECURRENT for op in ("LSTM", "GRU", "RNN")},
-    (MICROSOFT, "DynamicQuantizeLSTM"): RECURRENT,
-    **dict.fromkeys((("", "Attention"), (MICROSOFT, "MultiHeadAttention")), _attention),
-    **{(MICROSOFT, op): _joint_attention for op in ("Attention", "QAttention")},
-    **{("", op): _unknown for op in ("LinearAttention", "CausalConvWithState")},
+    ("", "Attention"): _attention,
+    (MICROSOFT, "MultiHeadAttention"): _attention,
+    (MICROSOFT, "Attention"): _joint_attention,
+    (MICROSOFT, "QAttention"): _joint_attention,
+    ("", "LinearAttention"): _unknown,
+    ("", "CausalConvWithState"): _unknown,
 }
 """Operators with multiply-adds."""

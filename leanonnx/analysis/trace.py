@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 
 from leanonnx.analysis.constants import Constants, ConstantUse, ConstantUses
 from leanonnx.analysis.zeros import keeps_zero
-from leanonnx.graph.model import Model, captured
-from leanonnx.graph.nodes import title
+from leanonnx.graph.model import Model
+from leanonnx.graph.nodes import STANDARD, captured, name_of, subgraphs, title
 from leanonnx.numeric.channel_ids import ChannelIds, uniform
+from leanonnx.operators.table import CONVOLUTIONS
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, Pin, Rewrite, Unsupported, Value, pin_all
 from leanonnx.rules.table import COUNTED, Rules
@@ -74,16 +75,18 @@ class Trace:
             _, n = self.minted.pop()
             self.count -= n
 
-    def ask(self, index: int, node: gs.Node, rules: Rules) -> Answer | None:
+    def ask(self, index: int, rules: Rules) -> Answer | None:
         """Answer of a node's rule; None if no input of the node holds channels."""
-        inner = [n for n in sorted(captured(self.model.proto.graph.node[index])) if n in self.channel_ids]
-        call = self.call(index, node)
+        node = self.model.proto.graph.node[index]
+        inner = [n for n in sorted(captured(node)) if n in self.channel_ids]
+        fed = bool(inner) or any(name in self.channel_ids for name in node.input)
+        call = self.call(index, self.model.view.attributes(index) if fed else {})
         if (call.domain, call.op) not in rules:
             self.unruled.add(index)
-        if not inner and not any(tensor.name in self.channel_ids for tensor in node.inputs):
+        if not fed:
             return self._answer_without_channels(call)
         before = self.count
-        effect = _effect(call, rules, inner, self)
+        effect = _effect(call, rules, self) if not any(subgraphs(node)) else _opaque(call, inner, self)
         uses = self.constants.uses(index, effect)
         if uses is not None:
             return Answer(effect, uses)
@@ -105,9 +108,9 @@ class Trace:
             return f"{call.title} computes '{name}' from an initializer that a caller may override", advice.FREEZE
         return f"{call.title} reads a constant that is computed from shapes at run time", advice.EXPORT
 
-    def refuse(self, index: int, node: gs.Node, reason: str) -> Answer:
+    def refuse(self, index: int, reason: str) -> Answer:
         """Pin the inputs and outputs of a node."""
-        call = self.call(index, node)
+        call = self.call(index, {})
         return Answer(refused(call, f"{call.title}: {reason}", advice.EXPORT), ConstantUses(()))
 
     def add(self, index: int, answer: Answer) -> None:
@@ -156,22 +159,22 @@ class Trace:
         """Names of the outputs of a node."""
         return list(self.model.proto.graph.node[index].output)
 
-    def call(self, index: int, node: gs.Node) -> Call:
+    def call(self, index: int, attributes: Mapping[str, Any]) -> Call:
         """Call of a node for its rule."""
-        shapes = self.observation.shapes
+        node, shapes = self.model.proto.graph.node[index], self.observation.shapes
         return Call(
-            op=node.op,
-            domain="" if node.domain in (None, "", "ai.onnx") else node.domain,
-            name=node.name or node.outputs[0].name,
+            op=node.op_type,
+            domain="" if node.domain in STANDARD else node.domain,
+            name=name_of(node),
             opset=self.model.opset,
-            attributes=node.attrs,
-            inputs=tuple(self._value(tensor.name) if tensor.name else None for tensor in node.inputs),
-            outputs=tuple(tensor.name for tensor in node.outputs),
-            output_shapes=tuple(shapes.get(tensor.name) for tensor in node.outputs),
+            attributes=attributes,
+            inputs=tuple(self._value(name) if name else None for name in node.input),
+            outputs=tuple(node.output),
+            output_shapes=tuple(shapes.get(name) for name in node.output),
             mint=self.minter(index),
             minted=lambda: self.count,
             by_position=index in self.by_position,
-            consumers=tuple(self._consumer_ops(tensor.name) for tensor in node.outputs),
+            consumers=tuple(self._consumer_ops(name) for name in node.output),
         )
 
     def _consumer_ops(self, name: str) -> tuple[str, ...]:
@@ -198,15 +201,18 @@ class Trace:
         )
 
 
-def _effect(call: Call, rules: Rules, inner: list[str], trace: Trace) -> Effect:
+def _opaque(call: Call, inner: list[str], trace: Trace) -> Effect:
+    """Effect of a node with subgraphs: pins on everything that the node and its subgraphs read."""
+    reason = f"the subgraphs of {call.title} read "
+    extra = tuple(Pin(np.unique(trace.channel_ids[n]), n, f"{reason}'{n}'", advice.INLINE) for n in inner)
+    effect = pin_all(call, f"{call.title} runs a subgraph", advice.INLINE)
+    return replace(effect, pins=effect.pins + extra)
+
+
+def _effect(call: Call, rules: Rules, trace: Trace) -> Effect:
     """Effect of the rule, or pins with a reason if it cannot be applied."""
     rule = rules.get((call.domain, call.op))
     before = trace.count
-    if inner or any(isinstance(value, gs.Graph) for value in call.attributes.values()):
-        reason = f"the subgraphs of {call.title} read "
-        extra = tuple(Pin(np.unique(trace.channel_ids[n]), n, f"{reason}'{n}'", advice.INLINE) for n in inner)
-        effect = pin_all(call, f"{call.title} runs a subgraph", advice.INLINE)
-        return replace(effect, pins=effect.pins + extra)
     if rule is None:
         where = f" of domain '{call.domain}'" if call.domain else ""
         return refused(call, f"{call.title}{where} is an operator without a rule", _missing_rule_advice(call))
@@ -230,7 +236,7 @@ def _with_kernels(call: Call, effect: Effect) -> Effect:
     right = COUNTED.get((call.domain, call.op))
     if right is None:
         return effect
-    slots = [right] if "Conv" in call.op else [right, 0]
+    slots = [right] if call.op in CONVOLUTIONS else [right, 0]
     weight = next((slot for slot in slots if call.has(slot) and call.value(slot).held), None)
     if weight is None or (not call.shape(weight)):
         return effect

@@ -14,21 +14,14 @@ import onnx
 from leanonnx.graph.nodes import attribute, standard
 from leanonnx.numeric.arrays import Array
 from leanonnx.numeric.channel_ids import ChannelIds, varied
+from leanonnx.operators.facts import Trait
+from leanonnx.operators.table import names_with
 from leanonnx.rules.call import Effect
 
-UNARY = {"Relu", "LeakyRelu", "PRelu", "Tanh", "Elu", "Selu", "Celu", "Softsign", "HardSwish", "Mish", "Gelu", "Swish"}
-UNARY |= {"ThresholdedRelu", "Shrink", "Abs", "Neg", "Sqrt", "Floor", "Ceil", "Round", "Sign", "Sin", "Tan", "Asin"}
-UNARY |= {"Atan", "Sinh", "Asinh", "Atanh", "Erf", "Cast", "CastLike", "Identity", "Dropout"}
-MOVING = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Tile", "Split", "Slice", "Gather"}
-MOVING |= {"GatherElements", "GatherND", "DepthToSpace", "SpaceToDepth", "Col2Im", "Resize", "Upsample"}
-POOLING = {"MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "MaxUnpool"}
-POOLING |= {"GridSample", "RoiAlign", "MaxRoiPool", "CumSum", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"}
-POOLING |= {"ReduceL1", "ReduceL2", "ReduceSumSquare"}
-SCALING = {"BatchNormalization", "InstanceNormalization", "GroupNormalization", "LpNormalization", "RMSNormalization"}
-SCALING |= {"QuantizeLinear", "DequantizeLinear", "MatMul", "Einsum", "Attention", "RotaryEmbedding"}
-KEEPING = UNARY | MOVING | POOLING | SCALING
+KEEPING = names_with(Trait.KEEPS_ZERO)
 """Operators that output zeros for a channel of zeros; a constant that they add per channel is removed with it."""
-ADDING = {"Add", "Sub", "Sum", "Mean", "Max", "Min", "Concat"}
+ADDING = names_with(Trait.JOINS_ZEROS)
+FOLLOWING = names_with(Trait.ZERO_WITH_FIRST)
 LEAST = 2
 
 
@@ -66,7 +59,7 @@ def keeps_zero(
         )
     if op == "Mul":
         return any(varied(channel_ids[name]) and known.get(name, True) for name in free)
-    if op in ("Div", "Pow"):
+    if op in FOLLOWING:
         return _follows_first(node, op, channel_ids, known, fixed)
     return False
 

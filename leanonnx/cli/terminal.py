@@ -24,6 +24,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from leanonnx.errors import BUG, NO_MEMORY, USER_ERROR, LeanOnnxError, OutputError
+from leanonnx.runtime.sessions import claim_process
 from leanonnx.system.clock import Progress, quiet
 
 WIDTH = 140
@@ -124,6 +125,7 @@ def exit_codes(interrupted: str = "nothing was written") -> Iterator[TextIO]:
     leaves behind.
     """
     results = sys.stdout
+    claim_process()
     try:
         with warnings.catch_warnings(), redirect_stdout(sys.stderr):
             if not sys.warnoptions:

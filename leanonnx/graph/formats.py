@@ -1,8 +1,8 @@
-"""Number formats: which one a model computes in, and the same model in float32.
+"""Number formats of models, and conversion of a model to float32.
 
 Half-precision sums depend on their order far above any useful bound, and onnxruntime's CPU provider runs neither
-bfloat16 nor convolutions of doubles; such models are looked at and proven as float32 stand-ins: the same graph and
-the same weights, each constant and each declared type widened (or, for double, narrowed).
+bfloat16 nor convolutions of doubles.  Such models are analysed and proven as float32 stand-ins: the same graph and
+the same weights, with each constant and each declared type widened (or, for double, narrowed).
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ TYPED = {"to", "dtype", "output_datatype", "output_dtype"}
 
 
 def is_float(value: Array) -> bool:
-    """Whether an array holds floating-point numbers of any width."""
+    """True if an array holds floating-point numbers of any width."""
     return bool(value.dtype.kind == "f" or value.dtype.name == "bfloat16")
 
 
 def is_integer(value: Array) -> bool:
-    """Whether an array holds integers of any width (int4 is no type of numpy's own)."""
+    """True if an array holds integers of any width (int4 is no type of numpy's own)."""
     return bool(value.dtype.kind in "iu" or value.dtype.name in ("int4", "uint4", "int2", "uint2"))
 
 
 def float_kinds(proto: onnx.ModelProto) -> Kinds:
     """Element types of all floating-point constants, casts, inputs and outputs."""
-    found: set[int] = set()
+    kinds: set[int] = set()
     for graph in graphs(proto.graph):
-        found |= {t.data_type for t in graph.initializer}
-        found |= {v.type.tensor_type.elem_type for v in [*graph.input, *graph.output]}
+        kinds |= {t.data_type for t in graph.initializer}
+        kinds |= {v.type.tensor_type.elem_type for v in [*graph.input, *graph.output]}
         for node in graph.node:
-            found |= {a.t.data_type for a in node.attribute if a.type == AttributeProto.TENSOR}
-            found |= {a.i for a in node.attribute if a.name in TYPED}
-    return FLOATS & found
+            kinds |= {a.t.data_type for a in node.attribute if a.type == AttributeProto.TENSOR}
+            kinds |= {a.i for a in node.attribute if a.name in TYPED}
+    return FLOATS & kinds
 
 
 def number_format(proto: onnx.ModelProto) -> str:
@@ -60,7 +60,7 @@ def number_format(proto: onnx.ModelProto) -> str:
 
 
 def in_float32(proto: onnx.ModelProto, replaced: Kinds) -> onnx.ModelProto:
-    """The model that computes in float32 what this one computes in the formats named; itself where there are none."""
+    """The model with some formats replaced by float32; the model itself if there are none."""
     if not replaced:
         return proto
     result = onnx.ModelProto()
@@ -85,7 +85,7 @@ def loaded(source: Source) -> onnx.ModelProto:
 
 
 def stand_in(source: Source, replaced: Kinds) -> Source:
-    """``in_float32`` of a model that is read only where formats are replaced."""
+    """``in_float32`` of a model, which is read from its file only if formats are replaced."""
     return in_float32(loaded(source), replaced) if replaced else source
 
 

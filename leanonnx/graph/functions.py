@@ -1,4 +1,4 @@
-"""Local functions of a model that cannot be inlined."""
+"""Refuse local functions that cannot be inlined."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import onnx
 from leanonnx.errors import ModelError
 from leanonnx.graph.formats import graphs
 
-DEEPEST = 100
-"""How deep local functions may call each other."""
-MOST_NODES = 1_000_000
+MAX_CALL_DEPTH = 100
+"""Depth to which local functions may call each other."""
+MAX_INLINED_NODES = 1_000_000
 """Nodes that a model may have once its local functions are inlined."""
 
 
 def check_functions(proto: onnx.ModelProto, path: Path) -> None:
-    """Refuse local functions that call themselves, or grow without measure when they are inlined.
+    """Refuse local functions that call themselves, or that become too large when they are inlined.
 
     Raises:
         ModelError: there are such functions.
@@ -25,7 +25,7 @@ def check_functions(proto: onnx.ModelProto, path: Path) -> None:
     sizes: dict[tuple[str, str], int] = {}
 
     def size(key: tuple[str, str], above: frozenset[tuple[str, str]]) -> int:
-        if key in above or len(above) > DEEPEST:
+        if key in above or len(above) > MAX_CALL_DEPTH:
             raise ModelError(f"{path}: the local function '{key[1]}' calls itself; export the model without functions")
         if key not in sizes:
             calls = ((node.domain, node.op_type) for node in bodies[key])
@@ -34,5 +34,5 @@ def check_functions(proto: onnx.ModelProto, path: Path) -> None:
 
     calls = ((node.domain, node.op_type) for graph in graphs(proto.graph) for node in graph.node)
     total = sum(size(call, frozenset()) if call in bodies else 1 for call in calls)
-    if total > MOST_NODES:
+    if total > MAX_INLINED_NODES:
         raise ModelError(f"{path}: its local functions make {total} nodes; export the model without functions")

@@ -1,7 +1,7 @@
-"""Adjacent linear layers made one: what a scale, a shift or a 1×1 convolution does goes into the weights before it.
+"""Merge adjacent linear layers: a scale, a shift or a 1×1 convolution is multiplied into the weights before it.
 
-Equal but for the order of sums, which shows in the last places; only float32 and float64, whose last places are far
-below any bound of the proof.
+The result is equal up to rounding, because sums are taken in another order; so only float32 and float64 are merged,
+whose rounding errors are far below any bound of the proof.
 """
 
 from __future__ import annotations
@@ -15,68 +15,78 @@ import numpy as np
 import onnx
 
 from leanonnx.graph.formats import FINE
-from leanonnx.graph.nodes import BIAS, attribute, bias_of, scale_and_shift, standard
-from leanonnx.graph.noops import Scene
+from leanonnx.graph.nodes import BIAS, BIASED, attribute, bias_of, scale_and_shift, standard
+from leanonnx.graph.noops import TidyContext
 from leanonnx.numeric.arrays import Array
+from leanonnx.operators.facts import Trait
+from leanonnx.operators.table import names_with
 
-OUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1}
+SHIFTS_OR_SCALES = names_with(Trait.ARITHMETIC)
+SHIFT_SIGNS = {"Add": 1.0, "Sub": -1.0}
 WEIGHT = 1
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergedConstants:
     """New constants of the first node by input slot; those in ``fresh`` need a name of their own."""
 
-    constants: Mapping[int, Array]
+    by_slot: Mapping[int, Array]
     fresh: frozenset[int]
 
 
-def merged(scene: Scene, first: onnx.NodeProto, second: onnx.NodeProto, own: set[str]) -> Merged | None:
-    """The first of two nodes with the second's work in its weights; None where that is not exact or saves nothing.
+def merge_constants(
+    context: TidyContext, first: onnx.NodeProto, second: onnx.NodeProto, own: set[str]
+) -> MergedConstants | None:
+    """Constants with which the first of two nodes computes both; None if that is not exact or saves nothing.
 
     ``own`` names initializers whose values may change.
     """
-    if standard(first) not in OUT_AXIS or not standard(second) or first.input[WEIGHT] not in own:
+    if standard(first) not in BIASED or not standard(second) or first.input[WEIGHT] not in own:
         return None
-    weight = scene.constant(first.input[WEIGHT])
-    if weight is None or scene.readers[first.input[WEIGHT]] > 1 or weight.dtype not in FINE:
+    weight = context.constant(first.input[WEIGHT])
+    if weight is None or context.view.input_counts[first.input[WEIGHT]] > 1 or weight.dtype not in FINE:
         return None
     if second.op_type == "Conv":
-        return _convolved(scene, first, second, weight, own)
+        return _merge_convolutions(context, first, second, weight, own)
     size = _width(first, weight)
-    pair = _affine(scene, first, second, size, weight.ndim)
-    bias = _bias(scene, first, size)
+    pair = _affine(context, first, second, size, weight.ndim)
+    bias = _bias(context, first, size)
     if pair is None or bias is None or (first.op_type == "ConvTranspose" and attribute(first, "group", 1) > 1):
         return None
     scale, shift = pair
-    axis = OUT_AXIS[first.op_type] - (first.op_type == "Gemm" and bool(attribute(first, "transB", 0)))
+    axis = _output_axis(first)
     shape = [size if k == axis else 1 for k in range(weight.ndim)]
-    return _answer(scene, first, weight * scale.reshape(shape), bias * scale + shift, weight.dtype, own)
+    return _rounded_constants(context, first, weight * scale.reshape(shape), bias * scale + shift, weight.dtype, own)
 
 
 def _width(first: onnx.NodeProto, weight: Array) -> int:
-    """Output channels."""
+    """Number of output channels."""
+    return int(weight.shape[_output_axis(first)])
+
+
+def _output_axis(first: onnx.NodeProto) -> int:
+    """The axis of the weight along which the output channels lie."""
     if first.op_type == "Gemm":
-        return int(weight.shape[0 if attribute(first, "transB", 0) else 1])
-    return int(weight.shape[OUT_AXIS[first.op_type]])
+        return 0 if attribute(first, "transB", 0) else 1
+    return 1 if first.op_type == "ConvTranspose" else 0
 
 
-def _bias(scene: Scene, first: onnx.NodeProto, size: int) -> Array | None:
-    """What the first node adds to each output channel [size]; None where that is not known."""
+def _bias(context: TidyContext, first: onnx.NodeProto, size: int) -> Array | None:
+    """Bias of the first node for each output channel [size]; None where it is not known."""
     if first.op_type == "Gemm" and not attribute(first, "beta", 1.0):
         return None
-    return bias_of(first, size, scene.constant)
+    return bias_of(first, size, context.constant)
 
 
 def _affine(
-    scene: Scene, first: onnx.NodeProto, second: onnx.NodeProto, size: int, rank: int
+    context: TidyContext, first: onnx.NodeProto, second: onnx.NodeProto, size: int, rank: int
 ) -> tuple[Array, Array] | None:
-    """Scale and shift of each channel by which the second node follows [size]; None where it does anything else."""
+    """Scale and shift [size] of each channel if that is all that the second node computes; None otherwise."""
     if second.op_type == "BatchNormalization":
-        return _normalised(scene, second, size)
-    if second.op_type not in ("Add", "Sub", "Mul", "Div") or second.input[0] != first.output[0]:
+        return _batch_normalization(context, second, size)
+    if second.op_type not in SHIFTS_OR_SCALES or second.input[0] != first.output[0]:
         return None
-    array = scene.constant(second.input[1])
+    array = context.constant(second.input[1])
     if array is None or array.ndim > rank or array.dtype not in FINE:
         return None
     shape = (1,) * (rank - array.ndim) + array.shape
@@ -84,15 +94,15 @@ def _affine(
         return None
     numbers = np.broadcast_to(np.asarray(array, np.float64).reshape(-1), (size,))
     one, zero = np.ones(size), np.zeros(size)
-    if second.op_type in ("Add", "Sub"):
-        return one, numbers if second.op_type == "Add" else -numbers
+    if second.op_type in SHIFT_SIGNS:
+        return one, SHIFT_SIGNS[second.op_type] * numbers
     if second.op_type == "Div" and not numbers.all():
         return None
     return (numbers if second.op_type == "Mul" else 1 / numbers), zero
 
 
-def _normalised(scene: Scene, second: onnx.NodeProto, size: int) -> tuple[Array, Array] | None:
-    parameters = [scene.constant(name) for name in second.input[1:5]]
+def _batch_normalization(context: TidyContext, second: onnx.NodeProto, size: int) -> tuple[Array, Array] | None:
+    parameters = [context.constant(name) for name in second.input[1:5]]
     if any(p is None or p.shape != (size,) for p in parameters) or attribute(second, "training_mode", 0):
         return None
     if any(name for name in second.output[1:]):
@@ -101,40 +111,40 @@ def _normalised(scene: Scene, second: onnx.NodeProto, size: int) -> tuple[Array,
     return scale_and_shift(gamma, beta, mean, variance, attribute(second, "epsilon", 1e-5))
 
 
-def _convolved(
-    scene: Scene, first: onnx.NodeProto, second: onnx.NodeProto, weight: Array, own: set[str]
-) -> Merged | None:
-    """A convolution, then one of single positions that has no more multiply-adds left when they are one."""
-    outer, bias = scene.constant(second.input[WEIGHT]), _bias(scene, first, weight.shape[0])
+def _merge_convolutions(
+    context: TidyContext, first: onnx.NodeProto, second: onnx.NodeProto, weight: Array, own: set[str]
+) -> MergedConstants | None:
+    """Merge a convolution with a 1×1 convolution behind it, unless that costs more multiply-adds."""
+    outer, bias = context.constant(second.input[WEIGHT]), _bias(context, first, weight.shape[0])
     if outer is None or bias is None or first.op_type != "Conv" or not _is_pointwise(second, outer):
         return None
     if attribute(first, "group", 1) != 1 or outer.dtype != weight.dtype:
         return None
     middle, width, taps, out = *weight.shape[:2], math.prod(weight.shape[2:]), outer.shape[0]
-    last = _bias(scene, second, out)
+    last = _bias(context, second, out)
     if last is None or taps * width * out > taps * width * middle + middle * out:
         return None
     matrix = np.asarray(outer, np.float64).reshape(out, middle)
     kernels = (matrix @ np.asarray(weight, np.float64).reshape(middle, -1)).reshape(out, *weight.shape[1:])
-    return _answer(scene, first, kernels, matrix @ bias + last, weight.dtype, own)
+    return _rounded_constants(context, first, kernels, matrix @ bias + last, weight.dtype, own)
 
 
 def _is_pointwise(node: onnx.NodeProto, weight: Array) -> bool:
-    """Whether a convolution acts on each position by itself, on all channels."""
+    """True if a convolution has 1×1 kernels on all channels, without stride or padding."""
     steps = [n - 1 for n in attribute(node, "strides", [])]
     single = all(n == 1 for n in weight.shape[2:]) and attribute(node, "group", 1) == 1
     return single and not any([*steps, *attribute(node, "pads", [])])
 
 
-def _answer(
-    scene: Scene, first: onnx.NodeProto, weight: Array, bias: Array, dtype: np.dtype[Any], own: set[str]
-) -> Merged | None:
+def _rounded_constants(
+    context: TidyContext, first: onnx.NodeProto, weight: Array, bias: Array, dtype: np.dtype[Any], own: set[str]
+) -> MergedConstants | None:
     beta = attribute(first, "beta", 1.0) if first.op_type == "Gemm" else 1.0
-    found = {WEIGHT: weight.astype(dtype), BIAS: (bias / beta).astype(dtype)}
-    if not all(np.isfinite(array).all() for array in found.values()):
+    constants = {WEIGHT: weight.astype(dtype), BIAS: (bias / beta).astype(dtype)}
+    if not all(np.isfinite(array).all() for array in constants.values()):
         return None
     name = first.input[BIAS] if len(first.input) > BIAS else ""
-    kept = name in own and scene.readers[name] == 1
-    if not name and not found[BIAS].any():
-        del found[BIAS]
-    return Merged(found, frozenset() if kept else frozenset({BIAS}))
+    kept = name in own and context.view.input_counts[name] == 1
+    if not name and not constants[BIAS].any():
+        del constants[BIAS]
+    return MergedConstants(constants, frozenset() if kept else frozenset({BIAS}))

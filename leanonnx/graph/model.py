@@ -1,8 +1,7 @@
-"""Reading, checking and writing ONNX files.
+"""Read and check ONNX files.
 
-``Model`` holds the protobuf as it will be edited (local functions inlined, external data in memory) beside its
-onnx-graphsurgeon view, which the analysis reads; node ``k`` of one is node ``k`` of the other.  The edit itself is
-made on the protobuf, because graphsurgeon's export drops metadata and doc strings.
+``Model`` holds the protobuf as it will be edited (local functions inlined, external data in memory) and a view of it.
+Edits are made on the protobuf, because onnx-graphsurgeon's export drops metadata and doc strings.
 """
 
 from __future__ import annotations
@@ -10,35 +9,26 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from onnx import numpy_helper
-from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
+from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 from onnx.inliner import inline_local_functions
 
 from leanonnx.errors import ModelError, OptionError
+from leanonnx.graph.constants import check_size, external_path
 from leanonnx.graph.formats import graphs
 from leanonnx.graph.functions import check_functions
-from leanonnx.graph.nodes import subgraphs
-from leanonnx.graph.storage import BYTE, byte_size, digest, element_bits
+from leanonnx.graph.storage import byte_size, digest
+from leanonnx.graph.view import GraphView, Holder, overridden
 
-gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.CRITICAL  # it would log to stdout
-RANDOM_OPS = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
-PACKED = 8
-"""So many elements of less than a byte may be packed into one value of a typed field."""
 LFS_POINTER = b"version https://git-lfs"
-SHAPE_OPS = {"Shape", "Size"}
-FREE_INITIALIZERS = 4
-"""The IR version from which initializers need not be listed as graph inputs; a caller may override those that are."""
 
 
 @dataclass(frozen=True)
@@ -74,145 +64,62 @@ class Model:
         return sum(file.stat().st_size for file in self.files)
 
     @cached_property
-    def graph(self) -> gs.Graph:
-        """The graphsurgeon view that rules read."""
-        return gs.import_onnx(self.proto)
+    def view(self) -> GraphView:
+        """The relations between nodes and values; the properties below are the most used ones."""
+        return GraphView(self.proto)
 
     @property
     def opset(self) -> int:
         """Version of the default operator set."""
-        return max((o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
+        return self.view.opset
 
-    @cached_property
-    def holders(self) -> dict[str, onnx.TensorProto | onnx.NodeProto]:
-        """What holds each constant: an initializer, or the Constant node that puts it out."""
-        found: dict[str, onnx.TensorProto | onnx.NodeProto] = {t.name: t for t in self.proto.graph.initializer}
-        for node in self.proto.graph.node:
-            if node.op_type == "Constant" and node.attribute and node.attribute[0].name != "sparse_value":
-                found[node.output[0]] = node
-        return found
+    @property
+    def holders(self) -> dict[str, Holder]:
+        """The initializer or the Constant node that holds each constant."""
+        return self.view.holders
 
-    @cached_property
+    @property
     def origins(self) -> dict[str, str]:
-        """For each name that is a constant, directly or by Identity: the name of what holds it."""
-        found = {name: name for name in self.holders}
-        for node in self.proto.graph.node:
-            if node.op_type == "Identity" and node.input[0] in found:
-                found[node.output[0]] = found[node.input[0]]
-        return found
+        """The name of the holder for each constant, read directly or through Identity."""
+        return self.view.origins
 
-    @cached_property
+    @property
     def producers(self) -> dict[str, int]:
-        """Index of the node that puts out each value."""
-        return {name: k for k, node in enumerate(self.proto.graph.node) for name in node.output if name}
+        """Index of the node that outputs each value."""
+        return self.view.producers
 
-    @cached_property
+    @property
     def consumers(self) -> dict[str, list[int]]:
-        """Indices of the nodes that read each value, they or their subgraphs; -1 stands for the caller."""
-        found: dict[str, list[int]] = {}
-        for index, node in enumerate(self.proto.graph.node):
-            for name in {*node.input, *captured(node)}:
-                found.setdefault(name, []).append(index)
-        for value in self.proto.graph.output:
-            found.setdefault(value.name, []).append(-1)
-        return found
+        """Indices of the nodes that read each value; -1 stands for the caller."""
+        return self.view.consumers
 
-    @cached_property
+    @property
     def use_counts(self) -> dict[str, int]:
-        """How many inputs of nodes and subgraphs, and graph outputs, read each value.
-
-        Constants are counted under the name of what holds them, whatever Identity they are read through.
-        """
-        found = Counter(self.origins.get(value.name, value.name) for value in self.proto.graph.output)
-        for node in self.proto.graph.node:
-            if node.op_type != "Identity" or node.output[0] not in self.origins:
-                found.update(self.origins.get(name, name) for name in [*node.input, *captured(node)])
-        return dict(found)
-
-    def constant(self, name: str) -> NDArray[np.generic]:
-        """Value of a constant of the main graph."""
-        return holder_array(self.holders[self.origins[name]])
-
-    def constant_kind(self, name: str) -> tuple[str, int]:
-        """Numpy type name and number of elements of a constant, without reading an initializer's data."""
-        holder = self.holders[self.origins[name]]
-        if isinstance(holder, onnx.TensorProto):
-            kind = onnx.helper.tensor_dtype_to_np_dtype(holder.data_type)
-        else:
-            kind = holder_array(holder).dtype
-        return kind.name, math.prod(self.shape_of(name))
-
-    def shape_of(self, name: str) -> tuple[int, ...]:
-        """Shape of a constant, without reading an initializer's data."""
-        holder = self.holders[self.origins[name]]
-        return tuple(holder.dims) if isinstance(holder, onnx.TensorProto) else holder_array(holder).shape
+        """Number of reads of each value."""
+        return self.view.use_counts
 
     @property
     def inputs(self) -> list[onnx.ValueInfoProto]:
-        """Graph inputs that a caller has to feed (initializers listed as inputs left out)."""
-        fixed = {t.name for t in self.proto.graph.initializer}
-        return [value for value in self.proto.graph.input if value.name not in fixed]
+        """Graph inputs that a caller has to feed."""
+        return self.view.inputs
 
-    @cached_property
+    @property
     def overridable(self) -> frozenset[str]:
-        """Initializers whose value a caller may replace, and all that is computed from them."""
-        found = set(overridden(self.proto))
-        for node in self.proto.graph.node if found else ():
-            if not found.isdisjoint([*node.input, *captured(node)]):
-                found.update(node.output)
-        return frozenset(found - {""})
+        """Initializers whose value a caller may replace, and all values computed from them."""
+        return self.view.overridable
 
-    @cached_property
+    @property
     def free(self) -> frozenset[str]:
-        """Values that depend on the data of a graph input (not merely on its shape)."""
-        found = {value.name for value in self.inputs}
-        for node in self.proto.graph.node:
-            reads = {*node.input, *captured(node)}
-            if (reads & found and node.op_type not in SHAPE_OPS) or node.op_type in RANDOM_OPS:
-                found.update(node.output)
-        return frozenset(found - {""})
+        """Values that depend on the data of a graph input."""
+        return self.view.free
 
+    def constant(self, name: str) -> NDArray[np.generic]:
+        """The value of a constant of the main graph."""
+        return self.view.constant(name)
 
-def overridden(proto: onnx.ModelProto) -> frozenset[str]:
-    """Initializers listed as graph inputs where that is not obligatory: their values are mere defaults."""
-    if proto.ir_version < FREE_INITIALIZERS:
-        return frozenset()
-    return frozenset({v.name for v in proto.graph.input} & {t.name for t in proto.graph.initializer})
-
-
-def holder_array(holder: onnx.TensorProto | onnx.NodeProto) -> NDArray[np.generic]:
-    """Value of an initializer or of a Constant node."""
-    if isinstance(holder, onnx.TensorProto):
-        return np.asarray(numpy_helper.to_array(holder))
-    attribute = holder.attribute[0]
-    if attribute.name == "value":
-        return np.asarray(numpy_helper.to_array(attribute.t))
-    value = onnx.helper.get_attribute_value(attribute)
-    return np.asarray(value, {"value_float": np.float32, "value_floats": np.float32}.get(attribute.name))
-
-
-def captured(node: onnx.NodeProto) -> set[str]:
-    """Outer values that the subgraphs of a node (If, Loop, Scan) read."""
-    found: set[str] = set()
-    for graph in subgraphs(node):
-        inner = {t.name for t in graph.initializer} | {v.name for v in graph.input}
-        for child in graph.node:
-            found |= {*child.input, *captured(child)} - inner
-            inner.update(child.output)
-        found |= {v.name for v in graph.output} - inner
-    return found - {""}
-
-
-def unneeded(nodes: Iterable[onnx.NodeProto], graph: onnx.GraphProto) -> frozenset[str]:
-    """What nodes put out without any path to a graph output."""
-    needed = {value.name for value in graph.output}
-    spare: set[str] = set()
-    for node in reversed(list(nodes)):
-        if needed.isdisjoint(node.output):
-            spare.update(node.output)
-        else:
-            needed.update([*node.input, *captured(node)])
-    return frozenset(spare - needed - {""})
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """Shape of a constant, without reading an initializer's data."""
+        return self.view.shape_of(name)
 
 
 def load(path: Path, libraries: tuple[Path, ...] = (), freeze: bool = False) -> Model:
@@ -229,8 +136,8 @@ def load(path: Path, libraries: tuple[Path, ...] = (), freeze: bool = False) -> 
             raise OptionError(f"--library {library}: no such file; give the path of the library")
     proto = _parse(path)
     for tensor in tensors(proto.graph):
-        _check_size(tensor, path)
-    external = tuple(sorted({_external_path(t, path) for t in tensors(proto.graph) if uses_external_data(t)}))
+        check_size(tensor, path)
+    external = tuple(sorted({external_path(t, path) for t in tensors(proto.graph) if uses_external_data(t)}))
     check(path)
     if external:
         _read_external(proto, path)
@@ -307,66 +214,6 @@ def constant_bytes(proto: onnx.ModelProto) -> int:
     """Bytes of all constants but texts."""
     numbers = (t for t in tensors(proto.graph) if t.data_type != onnx.TensorProto.STRING)
     return sum(byte_size(t.data_type, math.prod(t.dims)) for t in numbers)
-
-
-def _check_size(tensor: onnx.TensorProto, path: Path) -> None:
-    """Refuse a constant that declares another size than its data have, before anything is allocated for it."""
-    if min(tensor.dims, default=0) < 0 or tensor.data_type not in onnx.TensorProto.DataType.values()[1:]:
-        raise ModelError(f"{path}: constant '{tensor.name}' has a negative size or no known type; export it again")
-    count = math.prod(tensor.dims)
-    if uses_external_data(tensor):
-        enough = _external_bytes(tensor, path) >= byte_size(tensor.data_type, count)
-    elif tensor.HasField("raw_data"):
-        enough = len(tensor.raw_data) == byte_size(tensor.data_type, count)
-    else:
-        fields = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data)
-        held = max(len(tensor.string_data), *(len(field) for field in fields))
-        pair = tensor.data_type in (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
-        small = element_bits(tensor.data_type) < BYTE
-        enough = held * PACKED >= count if small else held == count * (1 + pair)
-    if not enough:
-        short, other = "its external data are shorter; copy the data file", "its data have others"
-        where = short if uses_external_data(tensor) else other
-        raise ModelError(
-            f"{path}: constant '{tensor.name}' declares the sizes {list(tensor.dims)}, but {where}; "
-            "export or copy the model again"
-        )
-
-
-def _external_bytes(tensor: onnx.TensorProto, path: Path) -> int:
-    """Bytes that the file of an external constant holds for it."""
-    try:
-        info = ExternalDataInfo(tensor)
-        offset, length = int(info.offset or 0), int(info.length or 0)
-    except ValueError as error:
-        raise ModelError(f"{path}: constant '{tensor.name}' has a broken place of its data; export it again") from error
-    if min(offset, length) < 0:
-        raise ModelError(f"{path}: constant '{tensor.name}' has a broken place of its data; export it again")
-    size = _external_path(tensor, path).stat().st_size - offset
-    return min(size, length) if length else size
-
-
-def _external_path(tensor: onnx.TensorProto, path: Path) -> Path:
-    """The data file of a constant, which must lie in the model's folder."""
-    folder = path.parent.resolve()
-    location = ExternalDataInfo(tensor).location
-    try:
-        file = (folder / location).resolve()
-        inside, present = file.is_relative_to(folder), file.is_file()
-    except (TypeError, ValueError, OSError) as error:  # not UTF-8, a zero byte, too long
-        raise ModelError(
-            f"{path}: the external data of constant '{tensor.name}' have no usable file name; export the model again"
-        ) from error
-    if not inside:
-        raise ModelError(
-            f"{path}: the data of constant '{tensor.name}' lies outside the model's folder ('{location}'); "
-            "put the data file beside the model"
-        )
-    if not present:
-        raise ModelError(
-            f"{path}: the external data file '{location}' of constant '{tensor.name}' is missing; copy it to {folder}"
-        )
-    return file
 
 
 def check(path: Path) -> None:

@@ -1,13 +1,13 @@
-"""Nodes that put out what they read: one small rule per operator.
+"""Find nodes that output one of their inputs: one small rule per operator.
 
-A rule answers with the input that can stand for the node's first output, or None.  It asks a ``Scene`` for what it
-needs: constants that nobody can override, sizes, element types.  Sizes are those of shape inference: free axes have
+A rule returns the input that can replace the node's first output, or None.  It reads facts from a ``TidyContext``:
+constants that nobody can override, sizes, element types.  Sizes are those of shape inference: free axes have
 the name that the file gives them, and nothing is taken from a single run, which might hide a broadcast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -16,23 +16,24 @@ import onnx
 from google.protobuf.message import Error as ProtobufError
 from onnx.shape_inference import InferenceError
 
-from leanonnx.graph.model import captured, holder_array, overridden
-from leanonnx.graph.nodes import attribute, standard
+from leanonnx.graph.nodes import attribute, captured, holder_array, standard
+from leanonnx.graph.view import GraphView, overridden
 from leanonnx.numeric.arrays import Array
+from leanonnx.operators.facts import Trait
+from leanonnx.operators.table import names_with
 
 Size = int | str | None
 SMALL = 1024
-"""Elements up to which shape inference is shown a constant's values."""
+"""Elements up to which shape inference gets the values of a constant."""
 REFUSED = (InferenceError, ProtobufError, RuntimeError, ValueError, IndexError, OverflowError)
-"""What shape inference raises: its own error; that of protobuf for what is too large; what C++ ends with, by its kind.
+"""Exceptions that ONNX shape inference can raise, including protobuf's and mapped C++ ones.
 
-Nothing but what the file declares is known then.
+Only the declared types and sizes are known then.
 """
 UNBOUNDED = (1 << 31) - 1
 """An end of a Slice that stands for the end of any axis."""
 PAIR = 2
-SAME_SIZE = {"Relu", "LeakyRelu", "PRelu", "Sigmoid", "Tanh", "Clip", "Elu", "HardSigmoid", "HardSwish", "Cast"}
-SAME_SIZE |= {"BatchNormalization", "InstanceNormalization", "Dropout", "Identity"}
+SAME_SIZE = names_with(Trait.SAME_SIZE)
 """Operators whose output has the sizes of their first input."""
 
 
@@ -44,7 +45,7 @@ class Types:
 
     @cached_property
     def found(self) -> dict[str, onnx.TypeProto.Tensor]:
-        """Element types and sizes by shape inference, which is shown no large constants."""
+        """Element types and sizes by shape inference, without the values of large constants."""
         shell = onnx.ModelProto(ir_version=self.proto.ir_version, opset_import=self.proto.opset_import)
         shell.functions.extend(self.proto.functions)
         graph = self.proto.graph
@@ -66,68 +67,44 @@ class Types:
         except REFUSED:
             inferred = shell.graph
         values = [*inferred.value_info, *inferred.input, *inferred.output]
-        found = {v.name: v.type.tensor_type for v in values if v.type.HasField("tensor_type")}
+        types = {v.name: v.type.tensor_type for v in values if v.type.HasField("tensor_type")}
         for tensor in graph.initializer:
             declared = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
-            found[tensor.name] = declared.tensor_type
-        return found
+            types[tensor.name] = declared.tensor_type
+        return types
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What a rule may know of the values of a graph.
+class TidyContext:
+    """Facts about the values of a graph that a rule may use.
 
-    ``nodes`` are those of ``proto`` as they stand now; ``changed`` holds constants that are no longer as in ``proto``,
+    ``view`` shows the nodes in their present state; ``changed`` holds constants that differ from those in the view,
     ``uniform`` tensors known to be one number throughout, ``vital`` those from which a path has to lead on.
     """
 
-    proto: onnx.ModelProto
+    view: GraphView
     types: Types
     uniform: Mapping[str, float]
-    nodes: Sequence[onnx.NodeProto]
     changed: Mapping[str, Array] = field(default_factory=dict)
     vital: frozenset[str] = frozenset()
 
     @cached_property
-    def _holders(self) -> dict[str, onnx.TensorProto | onnx.NodeProto]:
-        found: dict[str, onnx.TensorProto | onnx.NodeProto] = {t.name: t for t in self.proto.graph.initializer}
-        for node in self.nodes:
-            if node.op_type == "Constant" and node.attribute and node.attribute[0].name != "sparse_value":
-                found[node.output[0]] = node
-        for name in overridden(self.proto):
-            del found[name]
-        return found
-
-    @cached_property
-    def opset(self) -> int:
-        """Version of the default operator set."""
-        return max((o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
-
-    @cached_property
-    def producers(self) -> dict[str, onnx.NodeProto]:
-        """The node that puts out each value."""
-        return {name: node for node in self.nodes for name in node.output if name}
-
-    @cached_property
-    def readers(self) -> dict[str, int]:
-        """How many inputs of nodes read each value."""
-        found: dict[str, int] = {}
-        for node in self.nodes:
-            for name in node.input:
-                found[name] = found.get(name, 0) + 1
-        return found
+    def _defaults(self) -> frozenset[str]:
+        """Initializers that a caller may override."""
+        return overridden(self.view.proto)
 
     def constant(self, name: str) -> Array | None:
         """The value of a constant that a caller cannot override."""
         if name in self.changed:
             return self.changed[name]
-        return holder_array(self._holders[name]) if name in self._holders else None
+        holder = None if name in self._defaults else self.view.holders.get(name)
+        return None if holder is None else holder_array(holder)
 
     def ints(self, node: onnx.NodeProto, slot: int, name: str = "") -> list[int] | None:
-        """Integers given by a constant input or, in older operator sets, by an attribute; None if by neither."""
-        found = next((a for a in node.attribute if a.name == name), None)
-        if found is not None:
-            return [int(x) for x in (found.ints or [found.i])]
+        """Integers from an attribute (older operator sets) or from a constant input; None without either."""
+        match = next((a for a in node.attribute if a.name == name), None)
+        if match is not None:
+            return [int(x) for x in (match.ints or [match.i])]
         array = self.constant(node.input[slot]) if slot < len(node.input) and node.input[slot] else None
         return None if array is None else [int(x) for x in array.reshape(-1)]
 
@@ -158,7 +135,7 @@ class Scene:
         return float(array.flat[0])
 
     def covers(self, name: str, other: str) -> bool:
-        """Whether joining ``name`` with ``other`` has the sizes of ``name`` at any size of the graph inputs."""
+        """True if ``name`` joined with ``other`` has the sizes of ``name`` at any size of the graph inputs."""
         mine, theirs = self.sizes(name), self.sizes(other)
         if theirs is None or (theirs and mine is None):
             return False
@@ -173,28 +150,28 @@ class Scene:
 
     def _measure(self, name: str, axis: int) -> tuple[str, int]:
         """The first tensor, going back, that is known to have the same size on this axis."""
-        while (node := self.producers.get(name)) is not None and _keeps_size(self, node, axis):
+        while (node := self.view.producer(name)) is not None and _keeps_size(self, node, axis):
             name = node.input[0]
         return name, axis
 
     def vital_behind(self, name: str) -> frozenset[str]:
         """Vital values that a value is computed from."""
-        found, left = {name}, [name]
+        names, left = {name}, [name]
         while left:
-            node = self.producers.get(left.pop())
-            fresh = {*node.input, *captured(node)} - found if node is not None else set()
-            found |= fresh
+            node = self.view.producer(left.pop())
+            fresh = {*node.input, *captured(node)} - names if node is not None else set()
+            names |= fresh
             left += fresh
-        return frozenset(found & self.vital)
+        return frozenset(names & self.vital)
 
 
-def _keeps_size(scene: Scene, node: onnx.NodeProto, axis: int) -> bool:
-    """Whether the size of a node's output on an axis is always that of its first input."""
+def _keeps_size(context: TidyContext, node: onnx.NodeProto, axis: int) -> bool:
+    """True if the size of a node's output on an axis is always that of its first input."""
     if standard(node) in SAME_SIZE:
         return True
     if standard(node) != "Conv" or axis == 1:
         return False
-    sizes = scene.sizes(node.input[1])
+    sizes = context.sizes(node.input[1])
     if axis == 0 or sizes is None:
         return axis == 0
     rank, place = len(sizes) - 2, axis - 2
@@ -206,32 +183,34 @@ def _keeps_size(scene: Scene, node: onnx.NodeProto, axis: int) -> bool:
     return bool(stride == 1 and (fits or kind.startswith("SAME")))
 
 
-def _first(_: Scene, node: onnx.NodeProto) -> str | None:
+def _first(_: TidyContext, node: onnx.NodeProto) -> str | None:
     return node.input[0]
 
 
-def _alone(_: Scene, node: onnx.NodeProto) -> str | None:
+def _alone(_: TidyContext, node: onnx.NodeProto) -> str | None:
     """A join of one operand."""
     return node.input[0] if len(node.input) == 1 else None
 
 
-def _dropout(scene: Scene, node: onnx.NodeProto) -> str | None:
-    """Dropout while it does not train."""
-    if scene.opset < 7:
+def _dropout(context: TidyContext, node: onnx.NodeProto) -> str | None:
+    """A Dropout that does not train."""
+    if context.view.opset < 7:
         return node.input[0] if attribute(node, "is_test", 0) else None
     if len(node.input) > PAIR and node.input[2]:
-        training = scene.constant(node.input[2])
+        training = context.constant(node.input[2])
         return None if training is None or training.any() else node.input[0]
     return node.input[0]
 
 
-def _slice(scene: Scene, node: onnx.NodeProto) -> str | None:
-    """A window that is the whole."""
-    starts, ends, axes, steps = (scene.ints(node, k + 1, n) for k, n in enumerate(("starts", "ends", "axes", "steps")))
-    computed = [slot for slot in range(1, len(node.input)) if node.input[slot] and scene.ints(node, slot) is None]
+def _slice(context: TidyContext, node: onnx.NodeProto) -> str | None:
+    """A Slice of whole axes."""
+    starts, ends, axes, steps = (
+        context.ints(node, k + 1, n) for k, n in enumerate(("starts", "ends", "axes", "steps"))
+    )
+    computed = [slot for slot in range(1, len(node.input)) if node.input[slot] and context.ints(node, slot) is None]
     if computed or starts is None or ends is None or any(starts) or any(step != 1 for step in steps or []):
         return None
-    sizes = scene.sizes(node.input[0])
+    sizes = context.sizes(node.input[0])
     for axis, end in zip(axes or range(len(ends)), ends, strict=True):
         size = sizes[axis] if sizes is not None else None
         if end < UNBOUNDED and not (isinstance(size, int) and end >= size):
@@ -239,15 +218,15 @@ def _slice(scene: Scene, node: onnx.NodeProto) -> str | None:
     return node.input[0]
 
 
-def _pad(scene: Scene, node: onnx.NodeProto) -> str | None:
-    """A border of nothing."""
-    amounts = scene.ints(node, 1, "pads")
+def _pad(context: TidyContext, node: onnx.NodeProto) -> str | None:
+    """A Pad by nothing."""
+    amounts = context.ints(node, 1, "pads")
     return node.input[0] if amounts is not None and not any(amounts) else None
 
 
-def _reshape(scene: Scene, node: onnx.NodeProto) -> str | None:
-    """The same sizes: each target names the axis's own size or leaves it as it is, all but one at most."""
-    target, sizes = scene.ints(node, 1, "shape"), scene.sizes(node.input[0])
+def _reshape(context: TidyContext, node: onnx.NodeProto) -> str | None:
+    """A Reshape to the same sizes: all targets but at most one name the size of their axis or copy it."""
+    target, sizes = context.ints(node, 1, "shape"), context.sizes(node.input[0])
     if target is None or sizes is None or len(target) != len(sizes):
         return None
     copied = 0 if attribute(node, "allowzero", 0) else 1
@@ -255,76 +234,76 @@ def _reshape(scene: Scene, node: onnx.NodeProto) -> str | None:
     return node.input[0] if left in ([], [-1]) else None
 
 
-def _flatten(scene: Scene, node: onnx.NodeProto) -> str | None:
-    """A matrix stays a matrix."""
-    sizes = scene.sizes(node.input[0])
+def _flatten(context: TidyContext, node: onnx.NodeProto) -> str | None:
+    """A Flatten of a matrix."""
+    sizes = context.sizes(node.input[0])
     return node.input[0] if sizes is not None and len(sizes) == PAIR and attribute(node, "axis", 1) in (1, -1) else None
 
 
-def _undone(scene: Scene, node: onnx.NodeProto) -> str | None:
-    """Squeeze behind an Unsqueeze of the same axes, or the other way round."""
-    before = scene.producers.get(node.input[0])
+def _inverse(context: TidyContext, node: onnx.NodeProto) -> str | None:
+    """A Squeeze after an Unsqueeze of the same axes, or the reverse."""
+    before = context.view.producer(node.input[0])
     opposite = {"Squeeze": "Unsqueeze", "Unsqueeze": "Squeeze"}[node.op_type]
     if before is None or standard(before) != opposite:
         return None
-    one, other = (scene.ints(n, 1, "axes") for n in (node, before))
+    one, other = (context.ints(n, 1, "axes") for n in (node, before))
     return before.input[0] if one is not None and other is not None and sorted(one) == sorted(other) else None
 
 
-def _expand(scene: Scene, node: onnx.NodeProto) -> str | None:
-    """Each target is 1 or the axis's own size."""
-    target, sizes = scene.ints(node, 1), scene.sizes(node.input[0])
+def _expand(context: TidyContext, node: onnx.NodeProto) -> str | None:
+    """An Expand by 1 or to the size of the axis."""
+    target, sizes = context.ints(node, 1), context.sizes(node.input[0])
     if target is None or sizes is None or len(target) > len(sizes):
         return None
     same = all(t in (1, size) for t, size in zip(target, sizes[len(sizes) - len(target) :], strict=True))
     return node.input[0] if same else None
 
 
-def _tile(scene: Scene, node: onnx.NodeProto) -> str | None:
-    """Each axis once."""
-    repeats = scene.ints(node, 1) if scene.opset > 1 else None
+def _tile(context: TidyContext, node: onnx.NodeProto) -> str | None:
+    """A Tile that repeats nothing."""
+    repeats = context.ints(node, 1) if context.view.opset > 1 else None
     return node.input[0] if repeats is not None and all(n == 1 for n in repeats) else None
 
 
-def _transpose(_: Scene, node: onnx.NodeProto) -> str | None:
-    """Axes in their own order."""
+def _transpose(_: TidyContext, node: onnx.NodeProto) -> str | None:
+    """A Transpose that keeps the order of the axes."""
     order = attribute(node, "perm")
     return node.input[0] if order and list(order) == sorted(order) else None
 
 
-def _cast(scene: Scene, node: onnx.NodeProto) -> str | None:
-    """To the type that it has."""
-    kind = scene.kind(node.input[0])
+def _cast(context: TidyContext, node: onnx.NodeProto) -> str | None:
+    """A Cast to the same type."""
+    kind = context.kind(node.input[0])
     return node.input[0] if kind and attribute(node, "to") == kind else None
 
 
-def _pool(_: Scene, node: onnx.NodeProto) -> str | None:
-    """A window of one position."""
+def _pool(_: TidyContext, node: onnx.NodeProto) -> str | None:
+    """A pooling window of one position."""
     window = attribute(node, "kernel_shape", [])
     moved = [*attribute(node, "pads", []), *(step - 1 for step in attribute(node, "strides", []))]
     return node.input[0] if window and all(n == 1 for n in window) and not any(moved) else None
 
 
-def _neutral(number: float, slots: tuple[int, ...]) -> Callable[[Scene, onnx.NodeProto], str | None]:
-    """A join of two operands, one of which is a number that changes nothing and no larger than the other.
+def _neutral(number: float, slots: tuple[int, ...]) -> Callable[[TidyContext, onnx.NodeProto], str | None]:
+    """The rule of a join whose one operand is a neutral number, no larger than the other operand.
 
     The other is computed from all graph inputs that either is computed from, so that none is left unread.
     """
 
-    def rule(scene: Scene, node: onnx.NodeProto) -> str | None:
-        if len(node.input) != PAIR or scene.opset < 7:
+    def rule(context: TidyContext, node: onnx.NodeProto) -> str | None:
+        if len(node.input) != PAIR or context.view.opset < 7:
             return None
         for slot in slots:
             one, other = node.input[slot], node.input[1 - slot]
-            idle = scene.number(one) == number and scene.covers(other, one)
-            if idle and scene.vital_behind(one) <= scene.vital_behind(other):
+            idle = context.number(one) == number and context.covers(other, one)
+            if idle and context.vital_behind(one) <= context.vital_behind(other):
                 return other
         return None
 
     return rule
 
 
-Rule = Callable[[Scene, onnx.NodeProto], str | None]
+Rule = Callable[[TidyContext, onnx.NodeProto], str | None]
 ADDED, SCALED = _neutral(0.0, (1, 0)), _neutral(1.0, (1, 0))
 NOOPS: Mapping[str, tuple[Rule, ...]] = {
     "Identity": (_first,),
@@ -333,8 +312,8 @@ NOOPS: Mapping[str, tuple[Rule, ...]] = {
     "Pad": (_pad,),
     "Reshape": (_reshape,),
     "Flatten": (_flatten,),
-    "Squeeze": (_undone,),
-    "Unsqueeze": (_undone,),
+    "Squeeze": (_inverse,),
+    "Unsqueeze": (_inverse,),
     "Expand": (_expand,),
     "Tile": (_tile,),
     "Transpose": (_transpose,),
@@ -353,9 +332,9 @@ NOOPS: Mapping[str, tuple[Rule, ...]] = {
 }
 
 
-def stands_for(scene: Scene, node: onnx.NodeProto) -> str | None:
-    """The value that a node's first output equals; None where it computes something, or might."""
+def replacement_of(context: TidyContext, node: onnx.NodeProto) -> str | None:
+    """The value that equals a node's first output; None where the node computes something, or might."""
     if not node.input or not node.input[0]:
         return None
-    answers = (rule(scene, node) for rule in NOOPS.get(standard(node), ()))
+    answers = (rule(context, node) for rule in NOOPS.get(standard(node), ()))
     return next((answer for answer in answers if answer), None)

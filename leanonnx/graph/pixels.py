@@ -1,35 +1,36 @@
-"""Which integer inputs of a network hold pixels, or other data, and which hold class numbers, masks and positions."""
+"""Find the integer inputs that hold pixels or other data, not class numbers, masks or positions."""
 
 from __future__ import annotations
 
 import onnx
 
 from leanonnx.graph.formats import FLOATS
-from leanonnx.graph.model import SHAPE_OPS, Model, captured
-from leanonnx.graph.nodes import attribute, standard
+from leanonnx.graph.model import Model
+from leanonnx.graph.nodes import SHAPE_OPS, attribute, captured, standard
+from leanonnx.operators.facts import Family, Trait
+from leanonnx.operators.table import names_of, names_with
 
 BYTES = {onnx.TensorProto.UINT8, onnx.TensorProto.INT8}
-MOVING = {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Identity", "Flatten", "Gather", "Pad", "Resize"}
-MOVING |= {"Split", "Expand", "Tile", "DepthToSpace", "SpaceToDepth", "Upsample"}
-"""Operators that move what is in slot 0."""
-COMPUTING = {"DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
+DATA_MOVEMENTS = names_with(Trait.MOVES)
+"""Operators that move the data in slot 0."""
+INTEGER_OPERATORS = names_with(Trait.INTEGER_DATA)
 """Operators that compute with the integers in slot 0."""
-ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Min", "Max"}
+NUMERIC = names_with(Trait.ARITHMETIC) | (names_with(Trait.EXTREME) & names_of(Family.JOIN))
 
 
 def pixels(model: Model) -> frozenset[str]:
-    """Graph inputs of 8-bit integers that the network only computes with: the whole range may be fed."""
+    """Graph inputs of 8-bit integers that are only computed with, so that any value of the type may be fed."""
     names = [v.name for v in model.inputs if v.type.tensor_type.elem_type in BYTES]
     return frozenset(name for name in names if _computed_with(model, name))
 
 
 def _computed_with(model: Model, name: str) -> bool:
-    """Whether all that reads a tensor of integers turns it into floats or computes with it, moved or not."""
-    moved = {name}
+    """True if all consumers of a tensor of integers, moved or not, compute with it or turn it into floats."""
+    values = {name}
     for node in model.proto.graph.node:  # not by its consumers, which are remembered: it may be tapped just now
-        for tensor in moved.intersection([*node.input, *captured(node)]):
-            if standard(node) == "Concat" or (standard(node) in MOVING and node.input[0] == tensor):
-                moved.update(node.output)
+        for tensor in values.intersection([*node.input, *captured(node)]):
+            if standard(node) == "Concat" or (standard(node) in DATA_MOVEMENTS and node.input[0] == tensor):
+                values.update(node.output)
             elif not _computes(node, tensor):
                 return False
     return True
@@ -40,4 +41,4 @@ def _computes(node: onnx.NodeProto, tensor: str) -> bool:
         return True
     if node.op_type == "Cast":
         return attribute(node, "to") in FLOATS
-    return node.op_type in ARITHMETIC or (node.op_type in COMPUTING and node.input[0] == tensor)
+    return node.op_type in NUMERIC or (node.op_type in INTEGER_OPERATORS and node.input[0] == tensor)

@@ -1,4 +1,4 @@
-"""What a linear operator reads and puts out at some positions, as rows of a regression.
+"""Input patches of convolutions at some output positions (im2col), as rows of a regression.
 
 Features are laid out ``[rows, groups, channels, taps]``; the weights that go with them ``[groups, outputs, channels,
 taps]``, the layout of ``Mix.kernels``.
@@ -18,7 +18,7 @@ from leanonnx.numeric.arrays import Array, Floats, Ints
 
 @dataclass(frozen=True)
 class Window:
-    """How a convolution moves its window; ``turned``: it is a transposed one.  Sequences have one entry per axis."""
+    """The window of a convolution; ``turned``: a transposed one.  Sequences have one entry per axis."""
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
@@ -45,7 +45,7 @@ def window_of(node: onnx.NodeProto, kernel: Sequence[int]) -> Window:
 
 
 def features(window: Window, value: Array, size: Sequence[int], chosen: Ints) -> Array:
-    """What a convolution reads of one input [C, *spatial] at output positions: [rows, groups, C / groups, taps].
+    """Input patches [rows, groups, C / groups, taps] of one input [C, *spatial] at some output positions.
 
     Args:
         window: the convolution.
@@ -54,7 +54,7 @@ def features(window: Window, value: Array, size: Sequence[int], chosen: Ints) ->
         chosen: flat positions in the output [rows].
     """
     spatial = value.shape[1:]
-    before = _before(window, spatial, size)
+    before = _leading_pads(window, spatial, size)
     places = np.stack(np.unravel_index(chosen, tuple(size)))
     inside = np.ones((len(chosen), 1), bool)
     flat = np.zeros((len(chosen), 1), np.int64)
@@ -69,21 +69,21 @@ def features(window: Window, value: Array, size: Sequence[int], chosen: Ints) ->
             good = (at >= 0) & (at < extent)
         flat = (flat[:, :, None] * extent + np.clip(at, 0, extent - 1)[:, None, :]).reshape(len(chosen), -1)
         inside = (inside[:, :, None] & good[:, None, :]).reshape(len(chosen), -1)
-    found = value.reshape(value.shape[0], -1)[:, flat] * inside.astype(value.dtype)
-    rows: Array = found.transpose(1, 0, 2)
+    patches = value.reshape(value.shape[0], -1)[:, flat] * inside.astype(value.dtype)
+    rows: Array = patches.transpose(1, 0, 2)
     return rows.reshape(len(chosen), window.groups, -1, inside.shape[1])
 
 
 def coverage(window: Window, spatial: Sequence[int], size: Sequence[int]) -> Floats:
-    """At which share of the output's positions each tap stands over the input, not over its border [taps].
+    """The share of output positions at which each tap reads the input, not the padding [taps].
 
     Args:
         window: the convolution.
         spatial: spatial size of its input.
         size: that of its output.
     """
-    before = _before(window, spatial, size)
-    found = np.ones(1)
+    before = _leading_pads(window, spatial, size)
+    shares = np.ones(1)
     for axis, extent in enumerate(spatial):
         taps = np.arange(window.kernel[axis]) * window.dilations[axis]
         places, step = np.arange(size[axis])[:, None], window.strides[axis]
@@ -93,18 +93,18 @@ def coverage(window: Window, spatial: Sequence[int], size: Sequence[int]) -> Flo
             at = places * step + taps - before[axis]
             odd = np.zeros_like(at)
         share = ((odd == 0) & (at >= 0) & (at < extent)).mean(0)
-        found = np.outer(found, share).reshape(-1)
-    return found
+        shares = np.outer(shares, share).reshape(-1)
+    return shares
 
 
-def _before(window: Window, spatial: Sequence[int], size: Sequence[int]) -> list[int]:
+def _leading_pads(window: Window, spatial: Sequence[int], size: Sequence[int]) -> list[int]:
     """Padding before the first position of each axis."""
     rank = len(window.kernel)
     if window.automatic in ("NOTSET", ""):
         return list(window.pads[:rank])
     if window.automatic == "VALID":
         return [0] * rank
-    found = []
+    amounts = []
     for axis in range(rank):
         reach = (window.kernel[axis] - 1) * window.dilations[axis] + 1
         if window.turned:
@@ -113,5 +113,5 @@ def _before(window: Window, spatial: Sequence[int], size: Sequence[int]) -> list
         else:
             total = max((size[axis] - 1) * window.strides[axis] + reach - spatial[axis], 0)
             upper = total // 2 if window.automatic == "SAME_UPPER" else total - total // 2
-        found.append(upper)
-    return found
+        amounts.append(upper)
+    return amounts

@@ -1,4 +1,4 @@
-"""Writing ONNX files without a second copy of the weights in memory."""
+"""Write ONNX files without a second copy of the weights in memory."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ PROTOBUF_LIMIT = (1 << 31) - (1 << 26)
 
 
 def write_model(proto: onnx.ModelProto, path: Path, external: bool) -> None:
-    """Write a model; with ``external`` its large constants go to one file beside it, named after it.
+    """Write a model; with ``external``, its large constants are stored in one file beside it, named after it.
 
-    The same model gives the same bytes.
+    The output is deterministic: the same model gives the same bytes.
     """
     if not external and data_size(proto) < PROTOBUF_LIMIT:
         with path.open("wb") as file:
@@ -36,7 +36,7 @@ def write_model(proto: onnx.ModelProto, path: Path, external: bool) -> None:
     copy_fields(proto.graph, shell.graph, leave={"initializer"})
     with (path.parent / location).open("wb") as file:
         for tensor in proto.graph.initializer:
-            shell.graph.initializer.append(_moved_out(tensor, file, location))
+            shell.graph.initializer.append(_externalize(tensor, file, location))
     path.write_bytes(shell.SerializeToString(deterministic=True))
 
 
@@ -60,8 +60,8 @@ def element_bits(kind: int) -> int:
     return BITS.get(dtype.name, BYTE * dtype.itemsize)
 
 
-def _moved_out(tensor: onnx.TensorProto, file: BinaryIO, location: str) -> onnx.TensorProto:
-    """The tensor with its data in the file, if they are large enough."""
+def _externalize(tensor: onnx.TensorProto, file: BinaryIO, location: str) -> onnx.TensorProto:
+    """A tensor whose data are written to a file; the tensor itself if it is small."""
     if _bytes(tensor) < EXTERNAL_FROM:
         return tensor
     data = tensor.raw_data or numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data
@@ -80,13 +80,13 @@ def _moved_out(tensor: onnx.TensorProto, file: BinaryIO, location: str) -> onnx.
 
 
 def digest(file: Path) -> bytes:
-    """SHA-256 of what a file holds."""
+    """SHA-256 of the content of a file."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()
 
 
 def copy_fields(source: object, target: object, leave: set[str]) -> None:
-    """Copy the fields of a protobuf message, but for some."""
+    """Copy all fields of a protobuf message but those to leave out."""
     for descriptor, value in source.ListFields():  # type: ignore[attr-defined]
         if descriptor.name in leave:
             continue
@@ -103,8 +103,8 @@ def copy_fields(source: object, target: object, leave: set[str]) -> None:
 
 def _varint(number: int) -> bytes:
     """Protobuf's encoding of a non-negative integer."""
-    found = bytearray()
+    encoded = bytearray()
     while number > 127:
-        found.append(number & 127 | 128)
+        encoded.append(number & 127 | 128)
         number >>= 7
-    return bytes([*found, number])
+    return bytes([*encoded, number])

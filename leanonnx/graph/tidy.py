@@ -1,7 +1,7 @@
-"""The clean-up at the end: nodes that put out what they read, branches that add nothing, nodes that nothing reads.
+"""Clean up a model: remove no-ops, branches that add nothing and nodes that nothing reads; merge linear layers.
 
-Nothing that a caller can see changes: names, types and sizes of inputs and outputs, overridable initializers, metadata.
-Nodes that are not concerned stay byte for byte what they were.  A tensor keeps its name if it is a graph output, if a
+The interface does not change: names, types and sizes of inputs and outputs, overridable initializers, metadata.
+Nodes that are not concerned stay the same byte for byte.  A tensor keeps its name if it is a graph output, if a
 subgraph or an annotation names it, or if the caller says so.
 """
 
@@ -16,11 +16,11 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from leanonnx.graph.merge import Merged, merged
-from leanonnx.graph.model import FREE_INITIALIZERS, captured, overridden, unneeded
-from leanonnx.graph.nodes import attribute, fresh_name, standard
-from leanonnx.graph.noops import Scene, Types, stands_for
+from leanonnx.graph.merge import MergedConstants, merge_constants
+from leanonnx.graph.nodes import attribute, captured, fresh_name, standard
+from leanonnx.graph.noops import TidyContext, Types, replacement_of
 from leanonnx.graph.storage import copy_fields
+from leanonnx.graph.view import FREE_INITIALIZERS, GraphView, overridden, unneeded
 from leanonnx.numeric.arrays import Array
 
 INNER = {"node", "initializer", "input", "value_info", "quantization_annotation"}
@@ -30,10 +30,10 @@ NOTHING: Mapping[str, float] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Tidied:
-    """A cleaned model, and how often what was done.
+    """A cleaned model, and the number of changes by kind.
 
-    'no-op': a node that put out what it read; 'branch': a computed operand that changed nothing; 'merged': a node whose
-    work went into the weights before it; 'unread': a node that nothing reads.
+    'no-op': a node that outputs its input; 'branch': a computed operand that changes nothing; 'merged': a node that was
+    multiplied into the weights before it; 'unread': a node that nothing reads.
     """
 
     proto: onnx.ModelProto
@@ -46,7 +46,7 @@ def tidy(
     keep: Collection[str] = (),
     merge: bool = False,
 ) -> Tidied:
-    """Clean a model until nothing is left to do; without anything to do, the model itself comes back.
+    """Clean a model until nothing is left to do; return the model itself if nothing is.
 
     Args:
         proto: the model, which is not changed.
@@ -55,7 +55,7 @@ def tidy(
         merge: also merge adjacent linear layers, which changes weights (in the last places only).
 
     Raises:
-        RuntimeError: what a caller sees has changed, which is a bug.
+        RuntimeError: the interface has changed, which is a bug.
     """
     work = _Tidying(proto, uniform, frozenset(keep))
     while work.bypass() or work.compose() or work.drop() or (merge and work.merge()):
@@ -68,19 +68,19 @@ def tidy(
 
 
 def _check(before: onnx.ModelProto, after: onnx.ModelProto, keep: Collection[str]) -> None:
-    """Refuse a model whose interface is another one, or that lacks a tensor which something names."""
-    if _face(before) != _face(after):
+    """Raise an error if the interface has changed, or if a tensor is missing that something names."""
+    if _interface(before) != _interface(after):
         raise RuntimeError("the clean-up has changed inputs, outputs or metadata of the model")
     graph = after.graph
     named = {v.name for v in graph.output} | {note.tensor_name for note in graph.quantization_annotation} | {*keep}
     named = named.union(*(captured(node) for node in graph.node))
-    lost = (named & _made(before.graph)) - _made(graph)
+    lost = (named & _available(before.graph)) - _available(graph)
     if lost:
         raise RuntimeError(f"the clean-up has lost the tensors {', '.join(sorted(lost))}")
 
 
-def _face(proto: onnx.ModelProto) -> bytes:
-    """All of a model that a caller can see, but for the values that it computes."""
+def _interface(proto: onnx.ModelProto) -> bytes:
+    """The interface of a model: all that a caller can see but the values that it computes."""
     face = onnx.ModelProto()
     copy_fields(proto, face, leave={"graph"})
     copy_fields(proto.graph, face.graph, leave=INNER)
@@ -89,14 +89,14 @@ def _face(proto: onnx.ModelProto) -> bytes:
     return face.SerializeToString(deterministic=True)
 
 
-def _made(graph: onnx.GraphProto) -> set[str]:
-    """Names of all tensors that are there."""
+def _available(graph: onnx.GraphProto) -> set[str]:
+    """Names of all tensors of a graph."""
     given = {v.name for v in graph.input} | {t.name for t in graph.initializer}
     return given.union({t.values.name for t in graph.sparse_initializer}, *(node.output for node in graph.node))
 
 
 class _Tidying:
-    """The nodes as they stand, the constants that have changed, and what has been done."""
+    """The present nodes, the constants that have changed, and the number of changes."""
 
     def __init__(self, proto: onnx.ModelProto, uniform: Mapping[str, float], keep: frozenset[str]) -> None:
         self.proto, self.uniform, self.keep = proto, uniform, keep
@@ -114,55 +114,57 @@ class _Tidying:
         self.given |= {t.values.name for t in graph.sparse_initializer}
         self.names = self.held | self.given | {n for node in self.nodes for n in [*node.input, *node.output]}
 
-    def scene(self) -> Scene:
-        """What rules see of the graph as it stands."""
-        return Scene(self.proto, self.types, self.uniform, tuple(self.nodes), self.constants, self.vital)
+    def context(self) -> TidyContext:
+        """The present graph as rules see it."""
+        return TidyContext(
+            GraphView(self.proto, tuple(self.nodes)), self.types, self.uniform, self.constants, self.vital
+        )
 
     def bypass(self) -> bool:
-        """Let readers of nodes that put out what they read go to the source; False if there are none.
+        """Remove nodes that output their input; False if there are none.
 
-        1. No source stands for the node, or something needs its other outputs: it stays.
-        2. Its output may go: who reads that reads the source.
-        3. Its output has to stay, its source may be renamed: the source takes the name of the output.
-        4. Neither: it stays.
+        1. No value can replace the output, or other outputs are needed: the node stays.
+        2. The output may vanish: its consumers read the source.
+        3. The output has to stay, but the source may be renamed: it takes the name of the output.
+        4. Neither: the node stays.
         """
-        scene = self.scene()
+        context = self.context()
         alias: dict[str, str] = {}
         left: list[onnx.NodeProto] = []
         for original in self.nodes:
-            node = _rewired(original, alias)
-            source = _resolved(stands_for(scene, node), alias)
-            spoken_for = any(scene.readers.get(n) or n in self.held for n in node.output[1:] if n)
+            node = _rewire(original, alias)
+            source = _resolve(replacement_of(context, node), alias)
+            spoken_for = any(context.view.input_counts[n] or n in self.held for n in node.output[1:] if n)
             if source is None or spoken_for:
                 left.append(node)  # 1
             elif node.output[0] not in self.held:  # 2
                 alias[node.output[0]] = source
-                self._note(scene, node, source)
-            elif self._can_be_renamed(scene, source):  # 3
+                self._note(context, node, source)
+            elif self._can_be_renamed(context, source):  # 3
                 renamed = {source: node.output[0]}
-                left = [_rewired(other, renamed, outputs=True) for other in left]
+                left = [_rewire(other, renamed, outputs=True) for other in left]
                 alias[source] = node.output[0]
-                self._note(scene, node, source)
+                self._note(context, node, source)
             else:
                 left.append(node)  # 4
         self.nodes = left
         return bool(alias)
 
-    def _note(self, scene: Scene, node: onnx.NodeProto, source: str) -> None:
+    def _note(self, context: TidyContext, node: onnx.NodeProto, source: str) -> None:
         beside = [name for name in node.input if name != source and source in node.input]
-        branch = any(name in scene.producers and scene.constant(name) is None for name in beside)
+        branch = any(name in context.view.producers and context.constant(name) is None for name in beside)
         self.done["branch" if branch else "no-op"] += 1
 
-    def _can_be_renamed(self, scene: Scene, name: str) -> bool:
-        """Whether a tensor may take the name of one that has to stay."""
-        return name in scene.producers and name not in self.held and scene.constant(name) is None
+    def _can_be_renamed(self, context: TidyContext, name: str) -> bool:
+        """True if a tensor may take the name of one that has to stay."""
+        return name in context.view.producers and name not in self.held and context.constant(name) is None
 
     def compose(self) -> bool:
         """Make one Transpose of two in a row; False if there are none."""
-        scene = self.scene()
+        context = self.context()
         for index, node in enumerate(self.nodes):
-            first = scene.producers.get(node.input[0]) if standard(node) == "Transpose" else None
-            if first is None or standard(first) != "Transpose" or scene.readers[node.input[0]] > 1:
+            first = context.view.producer(node.input[0]) if standard(node) == "Transpose" else None
+            if first is None or standard(first) != "Transpose" or context.view.input_counts[node.input[0]] > 1:
                 continue
             orders = [attribute(n, "perm") for n in (first, node)]
             if all(orders) and node.input[0] not in self.held:
@@ -176,7 +178,7 @@ class _Tidying:
         return False
 
     def drop(self) -> bool:
-        """Leave out nodes that nothing reads; False if there are none."""
+        """Remove nodes that nothing reads; False if there are none."""
         graph = onnx.GraphProto(output=[*self.proto.graph.output, *(onnx.ValueInfoProto(name=n) for n in self.keep)])
         dead = unneeded(self.nodes, graph)
         left = [node for node in self.nodes if not dead.issuperset(n for n in node.output if n)]
@@ -188,25 +190,25 @@ class _Tidying:
 
     def merge(self) -> bool:
         """Merge adjacent linear layers; False if there are none."""
-        scene = self.scene()
+        context = self.context()
         own = {t.name for t in self.proto.graph.initializer} - overridden(self.proto) - self.held
         for index, node in enumerate(self.nodes):
-            first = scene.producers.get(node.input[0]) if node.input else None
-            if first is None or scene.readers[node.input[0]] > 1 or node.input[0] in self.held:
+            first = context.view.producer(node.input[0]) if node.input else None
+            if first is None or context.view.input_counts[node.input[0]] > 1 or node.input[0] in self.held:
                 continue
-            found = merged(scene, first, node, own)
-            if found is not None:
-                self._carry_out(found, first, index)
+            constants = merge_constants(context, first, node, own)
+            if constants is not None:
+                self._replace_pair(constants, first, index)
                 return True
         return False
 
-    def _carry_out(self, found: Merged, first: onnx.NodeProto, second: int) -> None:
+    def _replace_pair(self, constants: MergedConstants, first: onnx.NodeProto, second: int) -> None:
         node = onnx.NodeProto()
         node.CopyFrom(first)
         node.output[0] = self.nodes[second].output[0]
-        for slot, array in found.constants.items():
+        for slot, array in constants.by_slot.items():
             node.input.extend([""] * (slot + 1 - len(node.input)))
-            if slot in found.fresh:
+            if slot in constants.fresh:
                 node.input[slot] = fresh_name(self.names, f"{node.output[0]}_bias")
             self.constants[node.input[slot]] = array
         self.nodes[second] = node
@@ -214,7 +216,7 @@ class _Tidying:
         self.done["merged"] += 1
 
     def result(self) -> onnx.ModelProto:
-        """The cleaned model, without constants and records of tensors that only nodes that went had to do with."""
+        """The cleaned model, without constants and records of tensors that only removed nodes used."""
         source = self.proto.graph
         before, after = (
             {n for node in nodes for n in [*node.input, *node.output, *captured(node)]}
@@ -247,20 +249,20 @@ class _Tidying:
         return result
 
 
-def _resolved(name: str | None, alias: Mapping[str, str]) -> str | None:
-    """What stands for a name now."""
+def _resolve(name: str | None, alias: Mapping[str, str]) -> str | None:
+    """The present replacement of a name."""
     while name is not None and name in alias:
         name = alias[name]
     return name
 
 
-def _rewired(node: onnx.NodeProto, alias: Mapping[str, str], outputs: bool = False) -> onnx.NodeProto:
-    """A node that reads other names; the node itself where it reads none of those that changed."""
+def _rewire(node: onnx.NodeProto, alias: Mapping[str, str], outputs: bool = False) -> onnx.NodeProto:
+    """The node with renamed inputs; the node itself if none of them is renamed."""
     if alias.keys().isdisjoint([*node.input, *(node.output if outputs else ())]):
         return node
     result = onnx.NodeProto()
     result.CopyFrom(node)
-    result.input[:] = [_resolved(name, alias) or "" for name in node.input]
+    result.input[:] = [_resolve(name, alias) or "" for name in node.input]
     if outputs:
         result.output[:] = [alias.get(name, name) for name in node.output]
     return result

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from leanonnx.analysis.constant_channels import ConstantChannels, Flow, constant_channels
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.formats import FINE, is_float
-from leanonnx.graph.model import SHAPE_OPS, captured, unneeded
-from leanonnx.graph.nodes import BIAS, attribute, is_per_channel, standard
+from leanonnx.graph.nodes import BIAS, BIASED, SHAPE_OPS, attribute, captured, is_per_channel, standard
+from leanonnx.graph.view import unneeded
 from leanonnx.numeric.arrays import Array
 from leanonnx.numeric.channel_ids import ChannelIds, Mask
 from leanonnx.rules.call import Pin
@@ -28,8 +28,6 @@ from leanonnx.surgery.patch import InputSlot, Maker, Patch, plan_patch
 
 Edges = tuple[ChannelIds, ChannelIds, NDArray[np.bool_] | None]
 """Sources [G, I], targets [G, O] and the kernels that carry anything [G, O, I] (None: all, one source per target)."""
-FOLDING = {"Conv", "Gemm"}
-"""Operators whose bias takes up what a steady channel contributes."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +182,7 @@ def _unread_operands(dag: ChannelDag, node: onnx.NodeProto, alive: Mask) -> set[
 def _bias_place(dag: ChannelDag, flow: Flow) -> InputSlot | None:
     """Where the bias of a mixing node stands or can be put; None where it cannot take anything up."""
     node, model = dag.model.proto.graph.node[flow.node], dag.model
-    if standard(node) not in FOLDING or not flow.even or (node.op_type == "Gemm" and flow.mix.onto != -1):
+    if standard(node) not in BIASED or not flow.even or (node.op_type == "Gemm" and flow.mix.onto != -1):
         return None
     if flow.mix.kernels().dtype not in FINE:
         return None

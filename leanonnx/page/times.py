@@ -8,8 +8,10 @@ from pathlib import Path
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.commands.compress.pipeline import CompressResult
+from leanonnx.operators.facts import PRODUCT_FAMILIES
+from leanonnx.operators.table import names_of
 from leanonnx.reporting.report import Row
-from leanonnx.runtime.fastpath import CONVOLUTIONS
+from leanonnx.runtime.fastpath import FLOAT_CONVOLUTIONS
 from leanonnx.runtime.profiling import Work
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.subprocess_timing import measured_works
@@ -18,8 +20,8 @@ SECONDS = 2.0
 """For which both models are profiled together."""
 MOST, FEW = 20, 6
 """Layers and other operators that are drawn."""
-KERNELS = ("Conv", "Gemm", "MatMul", "Attention", "LSTM", "GRU", "RNN")
-"""What the names of operators with kernels hold, those that onnxruntime makes by fusing included."""
+KERNELS = names_of(*PRODUCT_FAMILIES)
+"""Operators with kernels, those that onnxruntime makes by fusing included."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def _layer(dag: ChannelDag, work: Work) -> int | None:
     if work.tensor not in producers:
         return None
     seen = [producers[work.tensor]]
-    if not any(word in work.operator for word in KERNELS):
+    if work.operator not in KERNELS:
         return seen[0] if seen[0] in mixing and nodes[seen[0]].op_type == work.operator else None
     for node in seen:
         if node in mixing:
@@ -151,5 +153,5 @@ def _line(dag: ChannelDag, rows: list[Row], place: int | str, sides: Sequence[Se
 
 def _fast(works: Sequence[Work]) -> bool | None:
     """Whether a layer's convolutions all ran in the blocked layout; None without any."""
-    found = [work.blocked for work in works if work.operator in CONVOLUTIONS]
+    found = [work.blocked for work in works if work.operator in FLOAT_CONVOLUTIONS]
     return all(found) if found else None

@@ -11,31 +11,19 @@ from collections.abc import Collection, Iterator, Sequence
 import onnx
 
 from leanonnx.graph.formats import FLOATS
-from leanonnx.graph.model import Model, captured
-from leanonnx.graph.nodes import LINEAR, standard
+from leanonnx.graph.model import Model
+from leanonnx.graph.nodes import captured, standard
 from leanonnx.graph.noops import Types
+from leanonnx.operators.facts import Trait
+from leanonnx.operators.table import names_with
 
-STEPS = {"Round", "Floor", "Ceil", "Sign", "Hardmax", "Mod", "Bernoulli", "Multinomial", "BitShift"}
+STEPS = names_with(Trait.STEP)
 """Decisions that may output floats."""
-DISCRETE = {
-    "ArgMax",
-    "ArgMin",
-    "Greater",
-    "Less",
-    "GreaterOrEqual",
-    "LessOrEqual",
-    "Equal",
-    "NonZero",
-    "IsNaN",
-    "IsInf",
-}
-DISCRETE |= {"NonMaxSuppression", "Not", "And", "Or", "Xor", "QuantizeLinear", "DynamicQuantizeLinear"}
+DISCRETE = names_with(Trait.DISCRETE)
 """Operators that never output floats, for tensors of unknown type."""
-MIXING = LINEAR | {"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "Einsum", "DeformConv"}
-MIXING |= {"RNN", "GRU", "LSTM", "Attention", "If", "Loop", "Scan"}
+MIXING = names_with(Trait.MIXES_CHANNELS)
 """Operators with a weight that mixes channels, or that may contain one."""
-PASSING = {"QuantizeLinear", "DequantizeLinear", "QLinearAdd", "QLinearMul", "QLinearSigmoid", "QLinearLeakyRelu"}
-PASSING |= {"QLinearConcat", "QLinearAveragePool", "QLinearGlobalAveragePool", "QuickGelu", "Gelu", "BiasGelu"}
+PASSING = names_with(Trait.NO_WEIGHT)
 """Operators of other domains without such a weight."""
 MOST_BEHIND = 64
 """Largest number of tensors behind outputs that are compared."""

@@ -14,10 +14,12 @@ import numpy as np
 import onnx
 
 from leanonnx.graph.formats import graphs, loaded
-from leanonnx.graph.model import RANDOM_OPS, Model
-from leanonnx.graph.nodes import standard, subgraphs, title
+from leanonnx.graph.model import Model
+from leanonnx.graph.nodes import RANDOM_OPS, standard, subgraphs, title
 from leanonnx.graph.noops import Types
 from leanonnx.numeric.arrays import Array
+from leanonnx.operators.facts import Trait
+from leanonnx.operators.table import names_with
 from leanonnx.proof.sides import Sides, running
 from leanonnx.runtime.sessions import Feed, RunFailed
 
@@ -25,7 +27,7 @@ TRAINING = 2
 """Input slot of a Dropout for its training mode."""
 RATIO = 0.5
 SEED = 0
-PASSING = {"Identity", "Dropout"}
+PASSING = names_with(Trait.PASSES_FIRST)
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,24 @@ from onnx import numpy_helper
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import ModelError
 from leanonnx.graph.formats import is_float
-from leanonnx.graph.model import FREE_INITIALIZERS, Model, holder_array
-from leanonnx.graph.nodes import BIAS, BIASED, LINEAR, attribute, fresh_name, is_per_channel, name_of, standard
+from leanonnx.graph.model import Model
+from leanonnx.graph.nodes import (
+    BIAS,
+    BIASED,
+    LINEAR,
+    attribute,
+    fresh_name,
+    holder_array,
+    is_per_channel,
+    name_of,
+    standard,
+)
 from leanonnx.graph.positions import Window, window_of
+from leanonnx.graph.view import FREE_INITIALIZERS
 from leanonnx.numeric.arrays import Array, Floats
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.recovery.route import Route, route_to
+from leanonnx.operators.table import CONVOLUTIONS
+from leanonnx.recovery.route import ROUTE_STEPS, Route, route_to
 from leanonnx.rules.call import KernelBlock
 
 JOIN = "join the network with the original and the keep set that it was made from"
@@ -161,7 +173,7 @@ def _layer(alive: Mask, compressed: Model, before: int, after: int, block: Kerne
         return "its weight is shared"
     if attribute(node, "alpha", 1.0) != 1 or attribute(node, "beta", 1.0) != 1:
         return "it scales its product"
-    window = window_of(node, array.shape[2:]) if "Conv" in operator else None
+    window = window_of(node, array.shape[2:]) if operator in CONVOLUTIONS else None
     bias = _bias(compressed, node, operator, block, int(alive[block.destinations].sum()))
     if bias is None:
         return "its bias is shared or computed"
@@ -192,7 +204,7 @@ def _bias(compressed: Model, node: onnx.NodeProto, operator: str, block: KernelB
 
 def _place(operator: str, block: KernelBlock) -> int:
     """Axis of a bias along which the output channels lie."""
-    return block.onto if operator in ("Gemm", "MatMul") else -1
+    return -1 if operator in CONVOLUTIONS else block.onto
 
 
 def _addition_constant(compressed: Model, output: str) -> str:
@@ -266,7 +278,7 @@ def give_bias(proto: onnx.ModelProto, node: onnx.NodeProto, name: str, bias: Arr
 def _cast(proto: onnx.ModelProto, name: str) -> np.dtype[Any] | None:
     """Type to which a constant is cast before it is read; None if it is not cast."""
     makers = {output: node for node in proto.graph.node for output in node.output}
-    while name in makers and makers[name].op_type in ("Cast", "Transpose", "Reshape"):
+    while name in makers and makers[name].op_type in ROUTE_STEPS:
         if makers[name].op_type == "Cast":
             return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(attribute(makers[name], "to")))
         name = makers[name].input[0]

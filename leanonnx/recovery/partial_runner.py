@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 
 from leanonnx.errors import DataError
-from leanonnx.graph.model import captured, unneeded
+from leanonnx.graph.nodes import captured
+from leanonnx.graph.view import unneeded
 from leanonnx.numeric.arrays import Array
 from leanonnx.runtime.sessions import Feed, RunFailed, failing, opened, runs
 

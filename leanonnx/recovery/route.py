@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from leanonnx.numeric.arrays import Array
 
 _AxisOrder = tuple[int, ...]
 _TensorShape = tuple[int, ...]
+_Step = _AxisOrder | tuple[_TensorShape, _TensorShape]
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Route:
     """``holder`` names the stored constant; each step permutes the axes, or reshapes from one shape to another."""
 
     holder: str
-    steps: tuple[_AxisOrder | tuple[_TensorShape, _TensorShape], ...] = ()
+    steps: tuple[_Step, ...] = ()
 
     @property
     def straight(self) -> bool:
@@ -47,12 +49,12 @@ def route_to(model: Model, name: str) -> Route | None:
         if name not in model.producers or model.use_counts.get(name, 0) != 1:
             return None
         behind.append(model.proto.graph.node[model.producers[name]])
-        if standard(behind[-1]) not in ("Cast", "Transpose", "Reshape"):
+        if standard(behind[-1]) not in ROUTE_STEPS:
             return None
         name = behind[-1].input[0]
     shape, steps = model.constant(name).shape, []
     for node in reversed(behind):
-        step = _step(model, node, shape)
+        step = ROUTE_STEPS[node.op_type](model, node, shape)
         if step is None:
             return None
         if node.op_type != "Cast":
@@ -61,16 +63,25 @@ def route_to(model: Model, name: str) -> Route | None:
     return Route(model.origins[name], tuple(steps))
 
 
-def _step(
-    model: Model, node: onnx.NodeProto, shape: _TensorShape
-) -> _AxisOrder | tuple[_TensorShape, _TensorShape] | None:
-    """Step of a node on a constant of a given shape; None if it is not supported."""
-    if node.op_type == "Transpose":
-        return tuple(attribute(node, "perm", range(len(shape))[::-1]))
-    if node.op_type == "Cast":
-        return (shape, shape)
+def _cast(_: Model, __: onnx.NodeProto, shape: _TensorShape) -> _Step:
+    return (shape, shape)
+
+
+def _transpose(_: Model, node: onnx.NodeProto, shape: _TensorShape) -> _Step:
+    return tuple(attribute(node, "perm", range(len(shape))[::-1]))
+
+
+def _reshape(model: Model, node: onnx.NodeProto, shape: _TensorShape) -> _Step | None:
     if node.input[1] not in model.origins or attribute(node, "allowzero", 0):
         return None
     target = [int(size) for size in model.constant(node.input[1]).reshape(-1)]
     sizes = [shape[axis] if size == 0 else size for axis, size in enumerate(target)]
     return (shape, np.empty(shape, np.int8).reshape(sizes).shape)
+
+
+ROUTE_STEPS: Mapping[str, Callable[[Model, onnx.NodeProto, _TensorShape], _Step | None]] = {
+    "Cast": _cast,
+    "Transpose": _transpose,
+    "Reshape": _reshape,
+}
+"""Steps of the operators that a route may contain, on a constant of a given shape."""

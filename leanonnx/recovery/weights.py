@@ -18,8 +18,8 @@ import onnx
 from numpy.lib import format as npy
 
 from leanonnx.errors import PlanError
-from leanonnx.graph.model import Model, check, holder_array
-from leanonnx.graph.nodes import BIAS
+from leanonnx.graph.model import Model, check
+from leanonnx.graph.nodes import BIAS, holder_array
 from leanonnx.graph.storage import write_model
 from leanonnx.numeric.arrays import Array
 from leanonnx.recovery.layers import give_bias, hold

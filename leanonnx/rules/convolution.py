@@ -250,10 +250,3 @@ RULES = {
     ("", "DeformConv"): deform_conv,
     ("com.microsoft", "FusedConv"): fused_conv,
 }
-COUNTED = {
-    ("", "Conv"): 1,
-    ("", "ConvTranspose"): 1,
-    ("", "ConvInteger"): 1,
-    ("", "QLinearConv"): 3,
-    ("com.microsoft", "FusedConv"): 1,
-}

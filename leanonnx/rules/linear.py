@@ -180,12 +180,3 @@ RULES = {
     ("com.microsoft", "FusedMatMul"): fused_matmul,
     ("com.microsoft", "QGemm"): qgemm,
 }
-COUNTED = {
-    ("", "Gemm"): 1,
-    ("", "MatMul"): 1,
-    ("", "MatMulInteger"): 1,
-    ("", "QLinearMatMul"): 3,
-    ("com.microsoft", "FusedGemm"): 1,
-    ("com.microsoft", "FusedMatMul"): 1,
-    ("com.microsoft", "QGemm"): 3,
-}

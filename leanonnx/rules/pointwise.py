@@ -10,86 +10,13 @@ from __future__ import annotations
 import numpy as np
 
 from leanonnx.numeric.channel_ids import ChannelIds, compact, varied
+from leanonnx.operators.facts import Family, Trait
+from leanonnx.operators.table import names_with, standard_keys
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, FixedEdges, Slice, Unsupported, broadcast_factor, steered
 from leanonnx.rules.joins import joined
 
-UNARY = [
-    "Relu",
-    "LeakyRelu",
-    "Sigmoid",
-    "Tanh",
-    "Elu",
-    "Selu",
-    "Celu",
-    "Softplus",
-    "Softsign",
-    "HardSigmoid",
-    "HardSwish",
-    "Mish",
-    "Gelu",
-    "Swish",
-    "ThresholdedRelu",
-    "Clip",
-    "Abs",
-    "Neg",
-    "Exp",
-    "Log",
-    "Sqrt",
-    "Reciprocal",
-    "Floor",
-    "Ceil",
-    "Round",
-    "Sign",
-    "Sin",
-    "Cos",
-    "Tan",
-    "Asin",
-    "Acos",
-    "Atan",
-    "Sinh",
-    "Cosh",
-    "Asinh",
-    "Acosh",
-    "Atanh",
-    "Erf",
-    "Not",
-    "BitwiseNot",
-    "IsNaN",
-    "IsInf",
-    "Cast",
-    "CastLike",
-    "Identity",
-    "Dropout",
-    "Shrink",
-    "Affine",
-    "ScaledTanh",
-    "ParametricSoftplus",
-]
-JOINS = [
-    "Add",
-    "Sub",
-    "Mul",
-    "Div",
-    "Min",
-    "Max",
-    "Sum",
-    "Mean",
-    "Pow",
-    "Mod",
-    "Where",
-    "And",
-    "Or",
-    "Xor",
-    "Equal",
-    "Greater",
-    "Less",
-    "GreaterOrEqual",
-    "LessOrEqual",
-    "BitwiseAnd",
-    "BitwiseOr",
-    "BitwiseXor",
-]
+SCALING = names_with(Trait.SCALES)
 
 
 def unary(call: Call) -> Effect:
@@ -123,7 +50,7 @@ def join_slots(call: Call, slots: tuple[int, ...]) -> Effect:
     effect = joined(call, slots, {k: call.shape(k) for k in slots})
     (out,) = effect.outputs
     computed = [k for k in slots if not call.is_constant(k)]
-    if call.op in ("Mul", "Div") and len(computed) == 1 and len(slots) == 2 and varied(out):
+    if call.op in SCALING and len(computed) == 1 and len(slots) == 2 and varied(out):
         scaled = _scale_channels(call, out, next(k for k in slots if k not in computed))
         if scaled is not None:
             minted, edges = scaled
@@ -213,8 +140,8 @@ def bias_gelu(call: Call) -> Effect:
 
 
 RULES = {
-    **{("", op): unary for op in UNARY},
-    **{("", op): join for op in JOINS},
+    **dict.fromkeys(standard_keys(Family.UNARY), unary),
+    **dict.fromkeys(standard_keys(Family.JOIN), join),
     ("", "PRelu"): prelu,
     ("", "ImageScaler"): image_scaler,
     ("com.microsoft", "QLinearAdd"): qlinear_join,

@@ -13,10 +13,12 @@ from dataclasses import replace
 import numpy as np
 
 from leanonnx.numeric.channel_ids import ChannelIds, uniform, varied
+from leanonnx.operators.facts import Trait
+from leanonnx.operators.table import names_with
 from leanonnx.rules.call import Call, Edit, Effect, FixedEdges, KeptChannels, Reduction, Unsupported, taken_together
 
-BLIND = {"ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"}
-"""Reductions that zeros do not change, or only by their number."""
+ZERO_INVARIANT = names_with(Trait.WHOLE_SUM)
+"""Reductions and poolings that zeros do not change, or only by their number."""
 
 
 def reduce(call: Call) -> Effect:
@@ -33,7 +35,7 @@ def reduce(call: Call) -> Effect:
     axes = call.ints(1, "axes")
     if axes is None or not axes:
         axes = [] if call.attribute("noop_with_empty_axes", 0) else list(range(len(call.shape(0))))
-    if call.op in BLIND and sums_channels(call, axes):
+    if call.op in ZERO_INVARIANT and sums_channels(call, axes):
         return added_up(call, mean=call.op == "ReduceMean")
     return _reduction_effect(call, axes, bool(call.attribute("keepdims", 1)))
 

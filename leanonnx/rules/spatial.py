@@ -23,9 +23,8 @@ from leanonnx.rules.call import (
     mint_for_rows,
     steered,
 )
-from leanonnx.rules.reduction import added_up, sums_channels
+from leanonnx.rules.reduction import ZERO_INVARIANT, added_up, sums_channels
 
-GLOBAL = {"GlobalAveragePool", "GlobalLpPool"}
 STEERING = "takes its sampling positions or sizes from it"
 
 
@@ -42,7 +41,7 @@ def channelwise(call: Call) -> Effect:
     """
     if any(call.consumed_by(k) - {"MaxUnpool"} for k, name in enumerate(call.outputs) if k and name):
         raise Unsupported("it outputs indices that count across all channels", advice.NONE)
-    if call.op in GLOBAL and sums_channels(call, range(2, len(call.shape(0)))):
+    if call.op in ZERO_INVARIANT and sums_channels(call, range(2, len(call.shape(0)))):
         return added_up(call, mean=call.op == "GlobalAveragePool")
     vector, ties = call.slices(0, 1)
     channel_ids = compact(on_axis(vector, 1, len(call.output_shape())))

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from leanonnx.operators.facts import Trait
+from leanonnx.operators.table import OPERATORS
 from leanonnx.rules import (
     assembly,
     attention,
@@ -43,5 +45,7 @@ DEFAULT_RULES: Rules = {
     **quantization.RULES,
     **attention.RULES,
 }
-COUNTED: Mapping[tuple[str, str], int] = {**convolution.COUNTED, **linear.COUNTED}
+COUNTED: Mapping[tuple[str, str], int] = {
+    key: facts.weight for key, facts in OPERATORS.items() if Trait.KERNELS in facts.traits and facts.weight is not None
+}
 """Weight slot of each operator whose kernels are counted, pruned or not."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from leanonnx.numeric.channel_ids import ChannelIds, uniform
+from leanonnx.operators.table import CONVOLUTIONS
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, KernelBlock, Slice, Unsupported
 
@@ -46,7 +47,7 @@ def with_whole_weight(call: Call, effect: Effect, slot: int) -> Effect:
     Its multiply-adds are counted with the products (``analysis.product_costs``), not here.
     """
     shape = call.shape(slot)
-    size = (shape[0], shape[1]) if "Conv" in call.op else (math.prod(shape[:-1]), shape[-1])
+    size = (shape[0], shape[1]) if call.op in CONVOLUTIONS else (math.prod(shape[:-1]), shape[-1])
     return replace(effect, kernel_blocks=(*effect.kernel_blocks, fixed(slot, size, taps=0)))
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 import onnx
 
 from leanonnx.graph.formats import graphs
+from leanonnx.operators.facts import NCHWC, Family, Trait
+from leanonnx.operators.table import names_of, names_with
 from leanonnx.runtime.providers import Setting, opened_on, session_options
 
-BLOCKED = "com.microsoft.nchwc"
-CONVOLUTIONS = {"Conv", "FusedConv", "NhwcFusedConv"}
+FLOAT_CONVOLUTIONS = names_of(Family.CONVOLUTION) - names_with(Trait.QUANTISED)
+"""Convolutions of floats, among them all that have NCHWc kernels."""
 REORDERS = {"ReorderInput", "ReorderOutput"}
 WEIGHTS = "weights.bin"
 
@@ -48,5 +50,5 @@ def layouts(path: Path, setting: Setting) -> Layouts | None:
         opened_on(path, setting, options)
         proto = onnx.load(optimised, load_external_data=False)
     nodes = [node for graph in graphs(proto.graph) for node in graph.node]
-    fast = [node.domain == BLOCKED for node in nodes if node.op_type in CONVOLUTIONS]
+    fast = [node.domain == NCHWC for node in nodes if node.op_type in FLOAT_CONVOLUTIONS]
     return Layouts(sum(fast), len(fast) - sum(fast), sum(node.op_type in REORDERS for node in nodes))

@@ -17,6 +17,8 @@ from leanonnx.graph.formats import OTHERS, Kinds, fed_in_float32, float_kinds, i
 from leanonnx.graph.model import Model, first_line, tensors
 from leanonnx.graph.pixels import pixels
 from leanonnx.numeric.arrays import Array
+from leanonnx.operators.facts import Family
+from leanonnx.operators.table import names_of
 from leanonnx.runtime.free_axes import Sizes, axis_groups, further
 from leanonnx.runtime.probes import tapped
 from leanonnx.runtime.sessions import LONGEST_RUN, Feed, Session, finished, opened
@@ -35,8 +37,9 @@ USUAL_SIZE_COUNT = 16
 """Number of sizes of constants to try for axes that may hold channels."""
 IMPOSSIBLE = 1 << 30
 """Numbers in the graph inputs from which on a run is not tried."""
-NOT_TENSORS = {"SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SplitToSequence"}
-NOT_TENSORS |= {"Optional", "SequenceMap"}
+NOT_TENSORS = names_of(Family.SEQUENCE)
+BRANCHING = names_of(Family.CONTROL) - {"Scan"}
+"""Operators whose subgraphs may output something else than tensors."""
 TERMINATED = "terminate flag"
 UNKNOWN_OPERATOR = "is not a registered function/op"
 
@@ -193,7 +196,7 @@ def _tensor_names(model: Model) -> set[str]:
     """Return the node outputs that are tensors (sequences and optionals have no shape)."""
     names: set[str] = set()
     for node in model.proto.graph.node:
-        if node.domain or node.op_type not in NOT_TENSORS | {"If", "Loop"}:
+        if node.domain or node.op_type not in NOT_TENSORS | BRANCHING:
             names.update(node.output)
         elif node.op_type not in NOT_TENSORS:
             names.update(_tensors_put_out(node))

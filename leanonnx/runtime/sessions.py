@@ -1,6 +1,6 @@
-"""Sessions of onnxruntime on the CPU: their options, and how a model is run once.
+"""Sessions of onnxruntime on the CPU: their options, and single runs of a model.
 
-Importing this module makes onnxruntime quiet for the whole process.
+Settings of the whole process are changed by ``claim_process`` alone, which only programs of leanonnx's own call.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from onnx import numpy_helper
 
 from leanonnx.errors import LeanOnnxError
 from leanonnx.graph.formats import Kinds, Source, fed_in_float32, in_float32
-from leanonnx.graph.model import FREE_INITIALIZERS, first_line
+from leanonnx.graph.model import first_line
 from leanonnx.graph.storage import data_size, write_model
+from leanonnx.graph.view import FREE_INITIALIZERS
 from leanonnx.numeric.arrays import Array
 from leanonnx.system.memory import available_memory
 
@@ -31,18 +32,34 @@ Feed = dict[str, Array]
 Session: TypeAlias = ort.InferenceSession
 
 IN_MEMORY = 1 << 24
-"""Bytes up to which a model is handed to onnxruntime in memory."""
+"""Bytes up to which a model is passed to onnxruntime in memory."""
 LONGEST_RUN = 120
-"""Seconds after which a run is given up."""
-PATIENCE = 60
-"""How often within that it is looked at."""
+"""Seconds after which a run is stopped."""
+CHECKS_PER_RUN = 60
+"""Timeout checks within ``LONGEST_RUN``."""
 QUIET = 4
+"""The log severity of fatal errors, which hides all others."""
+_CAPPED = threading.Event()
+"""Set once the memory of this process is capped; it stays capped until the process ends."""
 
-ort.set_default_logger_severity(QUIET)
+
+def claim_process() -> None:
+    """Silence onnxruntime in this process, and cap the memory of its CPU sessions.
+
+    For processes that belong to leanonnx: the command line, and the processes that it starts.  In a process of others,
+    sessions are silent by their own options, and their memory is not capped.
+    """
+    ort.set_default_logger_severity(QUIET)
+    if not _CAPPED.is_set() and _cap_memory():
+        _CAPPED.set()
 
 
 def _cap_memory() -> bool:
-    """Let onnxruntime refuse what would not fit into half of the machine's memory, instead of being killed for it."""
+    """Make onnxruntime refuse what does not fit into half of the available memory, instead of being killed for it.
+
+    Returns:
+        True if a cap is set; False where the available memory is unknown.
+    """
     memory = available_memory()
     if not memory:
         return False
@@ -57,14 +74,13 @@ def _cap_memory() -> bool:
     return True
 
 
-CAPPED = _cap_memory()
 MOST_THREADS: ContextVar[int] = ContextVar("MOST_THREADS", default=0)
 """Threads of a session; 0: one for each core."""
 
 
 @contextmanager
 def limited(threads: int) -> Iterator[None]:
-    """Sessions that are opened in here take so many threads; 0: one for each core."""
+    """Limit the threads of sessions that are opened inside the context; 0: one for each core."""
     before = MOST_THREADS.set(threads)
     try:
         yield
@@ -82,7 +98,7 @@ def options(optimise: bool, libraries: Sequence[Path]) -> ort.SessionOptions:
     if not optimise:
         result.add_session_config_entry("session.disable_prepacking", "1")
         result.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if CAPPED:
+    if _CAPPED.is_set():
         result.add_session_config_entry("session.use_env_allocators", "1")
     for library in libraries:
         result.register_custom_ops_library(str(library))
@@ -115,7 +131,7 @@ class RunFailed(Exception):
 
 @contextmanager
 def failing() -> Iterator[None]:
-    """What onnxruntime raises in here becomes ``RunFailed``; errors of files, and our own, stay what they are."""
+    """Turn exceptions of onnxruntime into ``RunFailed``; errors of files, and our own, pass unchanged."""
     try:
         yield
     except (OSError, LeanOnnxError, RunFailed):
@@ -137,14 +153,14 @@ def run(
 
 
 def run_node(node: onnx.NodeProto, feed: Feed, constants: Feed, like: onnx.ModelProto, replaced: Kinds) -> Array | None:
-    """The first output of one node by itself; None where onnxruntime cannot run it so.
+    """The first output of one node run by itself; None if onnxruntime cannot run it.
 
     Args:
         node: the node.
-        feed: what it reads.
-        constants: more that it reads, which its operator may want as constants.
-        like: the model that it is from, which says what its operators mean.
-        replaced: number formats to be seen as float32.
+        feed: its computed inputs.
+        constants: its other inputs, which some operators require to be constants.
+        like: the model of the node, for its operator sets.
+        replaced: number formats that are run as float32.
     """
     alone = onnx.ModelProto(ir_version=max(like.ir_version, FREE_INITIALIZERS), opset_import=like.opset_import)
     alone.graph.name = "alone"
@@ -163,15 +179,15 @@ def run_node(node: onnx.NodeProto, feed: Feed, constants: Feed, like: onnx.Model
 
 @contextmanager
 def runs(session: Session) -> Iterator[Callable[[Feed], list[Array]]]:
-    """What gives the outputs of one run after the other; one that takes ``LONGEST_RUN`` seconds is stopped.
+    """A function that runs a session and returns its outputs; a run is stopped after ``LONGEST_RUN`` seconds.
 
-    One thread watches over all of them: to start one for each would take longer than a short run does.
+    One thread watches all runs: to start one for each would take longer than a short run does.
     """
     limits, over = ort.RunOptions(), threading.Event()
     latest = inf  # when the run that is going on has to be over
 
     def watch() -> None:
-        while not over.wait(LONGEST_RUN / PATIENCE):
+        while not over.wait(LONGEST_RUN / CHECKS_PER_RUN):
             if time.monotonic() > latest:
                 limits.terminate = True
                 return
@@ -192,6 +208,6 @@ def runs(session: Session) -> Iterator[Callable[[Feed], list[Array]]]:
 
 
 def finished(session: Session, feed: Feed) -> list[Array]:
-    """Outputs of one run, which is stopped after ``LONGEST_RUN`` seconds (a loop without end)."""
+    """Outputs of one run, which is stopped after ``LONGEST_RUN`` seconds (an endless loop)."""
     with runs(session) as run_once:
         return run_once(feed)

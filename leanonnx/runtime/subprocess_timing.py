@@ -20,7 +20,7 @@ from onnx import numpy_helper
 from leanonnx.errors import ProviderMissing
 from leanonnx.runtime.profiling import Work, profiled
 from leanonnx.runtime.providers import Setting
-from leanonnx.runtime.sessions import LONGEST_RUN, Feed, RunFailed
+from leanonnx.runtime.sessions import LONGEST_RUN, Feed, RunFailed, claim_process
 from leanonnx.runtime.timing import PATIENCE, Timing, TimingComparison, compare, several
 from leanonnx.system import processes
 
@@ -114,6 +114,7 @@ def answer_timing_request(folder: Path) -> None:
     Temporary files are kept there too: the parent process removes them, even if it kills this one.
     """
     tempfile.tempdir = str(folder)
+    claim_process()
     request = json.loads((folder / REQUEST).read_text())
     feeds = _inputs(folder, request["inputs"])
     setting = Setting(**{**request["setting"], "libraries": tuple(map(Path, request["setting"]["libraries"]))})

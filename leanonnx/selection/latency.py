@@ -16,10 +16,12 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.product_costs import Product, products
 from leanonnx.hardware.targets import Hardware
 from leanonnx.numeric.channel_ids import ChannelIds, Mask
+from leanonnx.operators.facts import Trait
+from leanonnx.operators.table import names_with
 from leanonnx.rules.call import KernelBlock
 
-CONVOLUTIONS = ("Conv", "FusedConv")
-"""Operators that have kernels which work on blocks of channels."""
+BLOCKED = names_with(Trait.NCHWC_KERNELS)
+"""Operators that run in kernels on blocks of channels; all others are priced as matrix products."""
 MS_PER_GIGA = 1e-6
 """ms per multiply-add at 10⁹ of them per second."""
 
@@ -75,7 +77,7 @@ def _mixing(target: Hardware, operator: str, mix: KernelBlock, alive: Mask) -> f
     if not groups:
         return 0.0
     wide, deep = int(rows.max()), int(columns.max())
-    if operator not in CONVOLUTIONS:
+    if operator not in BLOCKED:
         return groups * wide * deep * mix.taps * mix.positions / target.gemm * MS_PER_GIGA
     rate, slow, work = _convolution(target, groups, wide, deep, mix.taps)
     return work * slow * mix.taps * mix.positions / rate * MS_PER_GIGA

@@ -16,6 +16,8 @@ import numpy as np
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.numeric.arrays import Floats, Ints
 from leanonnx.numeric.channel_ids import ChannelIds, Mask
+from leanonnx.operators.facts import Trait
+from leanonnx.operators.table import names_with
 from leanonnx.ranking.criteria import Ranking
 from leanonnx.ranking.groups import layers_of
 
@@ -23,8 +25,8 @@ NEAREST = 0.5
 """Threshold that rounds to the nearest width."""
 PARTS = 16
 """Smallest number of steps of a layer if the loss of accuracy is to be recovered."""
-BLOCKED = ("Conv", "FusedConv", "ConvTranspose", "QLinearConv", "ConvInteger")
-"""Operators whose kernels work on blocks of channels; matrix products run any width equally well."""
+ROUNDED = names_with(Trait.BLOCK_WIDTHS)
+"""Operators whose widths are rounded to whole blocks; matrix products run any width equally well."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def _steps(dag: ChannelDag, groups: Ints, layers: Ints, sizes: Ints, alignment: 
     """Step of each layer in groups: enough to fill a block of every convolution that reads or outputs them."""
     steps = np.ones(sizes.size, np.int64)
     for node, block in dag.kernel_blocks:
-        if dag.model.proto.graph.node[node].op_type in BLOCKED:
+        if dag.model.proto.graph.node[node].op_type in ROUNDED:
             for side in (block.sources, block.destinations):
                 _raise_steps(steps, side, groups, layers, sizes, alignment)
     return steps

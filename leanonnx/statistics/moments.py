@@ -15,13 +15,15 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import DataError
 from leanonnx.numeric.arrays import Array, Floats, Ints
 from leanonnx.numeric.channel_ids import ChannelIds, varied
+from leanonnx.operators.facts import Trait
+from leanonnx.operators.table import names_with
 from leanonnx.rules.call import KernelBlock, Reduction
 from leanonnx.runtime.probes import watched
 from leanonnx.runtime.sessions import Feed, RunFailed
 
 THIN = 2
 """Smallest stride at which rows are thinned out."""
-ADDING = {"Add", "Sub", "Sum", "Mean", "FusedConv"}
+ADDING = names_with(Trait.ADDS)
 """Operators whose operands share the energy of the output."""
 BLOCK = 1 << 16
 """Rows that are summed at once."""

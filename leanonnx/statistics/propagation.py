@@ -30,15 +30,19 @@ from leanonnx.graph.positions import coverage, window_of
 from leanonnx.numeric.arrays import Floats
 from leanonnx.numeric.channel_ids import ChannelIds
 from leanonnx.numeric.gaussian import POINTS, ChannelMoments, chosen, gaussian, together, unknown
+from leanonnx.operators.facts import Trait
+from leanonnx.operators.table import CONVOLUTIONS, names_with
 from leanonnx.runtime.sessions import run_node
 from leanonnx.statistics.moments import Moments, Statistics, by_label, channel_axis, places
 
-EXTREMES = {"MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin"}
-POWERS = {"LpPool", "GlobalLpPool", "ReduceL1", "ReduceL2", "ReduceSumSquare"}
-AVERAGES = {"ReduceMean", "ReduceSum", "GlobalAveragePool"}
+EXTREMES = names_with(Trait.EXTREME)
+POWERS = names_with(Trait.NORM)
+AVERAGES = names_with(Trait.WHOLE_SUM) - POWERS
+OPERAND_SIGNS = {"Add": 1, "Sum": 1, "Sub": -1}
+"""The sign with which an operator adds its operands after the first."""
 BENT = 0.99
 """Factor on the correlation of channels that a nonlinear reduction has passed: no longer exact copies."""
-HOLDING = {"BatchNormalization", "InstanceNormalization"}
+HOLDING = names_with(Trait.PER_CHANNEL)
 """Operators whose constants hold the statistics of their channels, or fix them."""
 MOST_WORK = 4e10
 """Multiply-adds of a covariance above which the output channels of a node are assumed independent."""
@@ -288,10 +292,8 @@ def _combine_operands(op: str, operands: list[ChannelMoments]) -> ChannelMoments
     channel_ids, mean, covariance = operands[0].channel_ids, operands[0].mean, operands[0].covariance()
     for other in operands[1:]:
         shift, spread = other.mean, other.covariance()
-        if op in ("Add", "Sum"):
-            mean, covariance = mean + shift, covariance + spread
-        elif op == "Sub":
-            mean, covariance = mean - shift, covariance + spread
+        if op in OPERAND_SIGNS:
+            mean, covariance = mean + OPERAND_SIGNS[op] * shift, covariance + spread
         elif op == "Mul":
             covariance = covariance * (spread + np.outer(shift, shift)) + np.outer(mean, mean) * spread
             mean = mean * shift
@@ -333,7 +335,7 @@ def _decorrelate_taps(kernels: Floats, root: Floats) -> Floats:
 
 def covers_of(dag: ChannelDag, node: onnx.NodeProto, kernel: tuple[int, ...]) -> Floats:
     """Share of output positions at which each kernel tap lies within the input, not in the padding [taps]."""
-    if "Conv" not in node.op_type:
+    if node.op_type not in CONVOLUTIONS:
         return np.ones(1)
     window = window_of(node, kernel)
     return coverage(window, dag.shapes[node.input[0]][2:], dag.shapes[node.output[0]][2:])

@@ -16,10 +16,11 @@ import onnx
 from onnx import numpy_helper
 
 from leanonnx.graph.formats import HALVES, graphs
-from leanonnx.graph.model import FREE_INITIALIZERS, Model, captured, unneeded
-from leanonnx.graph.nodes import fresh_name
+from leanonnx.graph.model import Model
+from leanonnx.graph.nodes import captured, fresh_name
 from leanonnx.graph.noops import Types
 from leanonnx.graph.storage import copy_fields
+from leanonnx.graph.view import FREE_INITIALIZERS, unneeded
 from leanonnx.numeric.arrays import Array
 from leanonnx.rules.call import Select, ShapeEdit
 from leanonnx.surgery.patch import InputSlot, Maker, Masking, Patch

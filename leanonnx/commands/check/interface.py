@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import onnx
 
 from leanonnx.formatting import counted
-from leanonnx.graph.model import Model, overridden
+from leanonnx.graph.model import Model
+from leanonnx.graph.view import overridden
 from leanonnx.runtime.observation import UNKNOWN, Axes, declared
 
 

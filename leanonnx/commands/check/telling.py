@@ -8,12 +8,12 @@ import onnx
 
 from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.graph.formats import FLOATS
-from leanonnx.graph.model import Model, captured
+from leanonnx.graph.model import Model
+from leanonnx.graph.nodes import captured
+from leanonnx.operators.facts import Trait
+from leanonnx.operators.table import names_with
 
-TRANSPARENT_OPERATORS = {
-    *("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Concat", "Neg", "Mul"),
-    *("Softmax", "LogSoftmax", "Sigmoid", "Tanh", "Exp", "Log", "Sqrt", "Add", "Sub", "Div"),
-}
+TRANSPARENT_OPERATORS = names_with(Trait.INJECTIVE)
 """Operators whose float output changes whenever their input does."""
 
 

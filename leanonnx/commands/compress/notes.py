@@ -5,7 +5,8 @@ from __future__ import annotations
 from leanonnx.commands.compress.workshop import Workshop
 from leanonnx.data.samples import Data
 from leanonnx.formatting import counted
-from leanonnx.graph.model import Model, constant_bytes, overridden
+from leanonnx.graph.model import Model, constant_bytes
+from leanonnx.graph.view import overridden
 from leanonnx.recovery.draft import ENOUGH, Recovery
 from leanonnx.selection.search import Trial
 from leanonnx.selection.selector import LATENCY

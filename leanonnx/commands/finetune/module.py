@@ -19,8 +19,8 @@ from leanonnx.commands.finetune.operators.call import Operator, Operators, Tenso
 from leanonnx.commands.finetune.operators.table import OPERATORS
 from leanonnx.errors import LeanOnnxError
 from leanonnx.graph.formats import OTHERS, float_kinds, in_float32
-from leanonnx.graph.model import Model, captured, first_line, holder_array
-from leanonnx.graph.nodes import STANDARD, is_quantised
+from leanonnx.graph.model import Model, first_line
+from leanonnx.graph.nodes import STANDARD, captured, holder_array, is_quantised
 
 _Values = dict[str, Tensor]
 TensorFeed = Mapping[str, Tensor]

@@ -15,13 +15,15 @@ from leanonnx.graph.formats import OTHERS, fed_in_float32, float_kinds, in_float
 from leanonnx.graph.model import Model
 from leanonnx.inputs.random import shaken
 from leanonnx.numeric.arrays import Array
+from leanonnx.operators.facts import Trait
+from leanonnx.operators.table import names_with
 from leanonnx.proof.compare import FLOOR, relative, scales
 from leanonnx.proof.sides import NOISE, WIDEST
 from leanonnx.runtime.sessions import Feed, run
 
 ROUND_TRIP_BOUND = 1e-4
 """Largest relative L2 error between two runs of the same float32 network."""
-PROBABILITY_OPERATORS = {"Sigmoid", "HardSigmoid", "Softmax"}
+PROBABILITY_OPERATORS = names_with(Trait.PROBABILITY)
 """Operators with outputs on a scale of 1, even where they are small."""
 
 

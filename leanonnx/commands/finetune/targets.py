@@ -9,13 +9,16 @@ import onnx
 from leanonnx.graph.formats import FLOATS
 from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import attribute
+from leanonnx.operators.facts import Family, Trait
+from leanonnx.operators.table import names_of, names_with
 from leanonnx.proof.decisions import behind_decisions, decided
 from leanonnx.runtime.observation import Shapes
 
-SOFTMAX_OPERATORS = {"Softmax", "LogSoftmax"}
-SATURATING_OPERATORS = {"Sigmoid", "HardSigmoid"}
+SOFTMAX_OPERATORS = names_of(Family.SOFTMAX)
+SATURATING_OPERATORS = names_with(Trait.PROBABILITY) & names_of(Family.UNARY)
 """Operators whose output saturates where the input is large."""
-INNER_TARGET_OPERATORS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "BatchNormalization", "Concat"}
+TRANSPARENT = names_with(Trait.PASSES_FIRST)
+INNER_TARGET_OPERATORS = names_with(Trait.COMPARED_INSIDE)
 """Operators whose outputs can be inner targets."""
 MAX_INNER_TARGETS = 12
 
@@ -42,7 +45,7 @@ def output_targets(model: Model, shapes: Shapes) -> tuple[DistillationTarget, ..
 def _target_behind(model: Model, name: str, shapes: Shapes) -> DistillationTarget:
     """The target behind a float tensor."""
     node = _producer(model, name)
-    while node is not None and node.op_type in ("Identity", "Dropout"):
+    while node is not None and node.op_type in TRANSPARENT:
         name, node = node.input[0], _producer(model, node.input[0])
     rank = len(shapes.get(name, ()))
     if node is not None and node.op_type in SOFTMAX_OPERATORS and rank:

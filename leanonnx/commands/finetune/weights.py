@@ -15,21 +15,16 @@ from onnx import numpy_helper
 
 from leanonnx.graph.model import Model
 from leanonnx.numeric.arrays import Array
+from leanonnx.operators.facts import Trait
+from leanonnx.operators.table import OPERATORS, names_with
 
 WEIGHT_SLOTS: Mapping[str, frozenset[int]] = {
-    **dict.fromkeys(("Conv", "ConvTranspose", "FusedConv"), frozenset({1, 2})),
-    **dict.fromkeys(("Gemm", "FusedGemm"), frozenset({0, 1, 2})),
-    **dict.fromkeys(("MatMul", "FusedMatMul", "Einsum"), frozenset({0, 1})),
-    **dict.fromkeys(("BatchNormalization", "InstanceNormalization", "GroupNormalization"), frozenset({1, 2})),
-    **dict.fromkeys(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"), frozenset({1, 2})),
-    **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), frozenset({2, 3, 4})),
-    **dict.fromkeys(("LSTM", "GRU", "RNN"), frozenset({1, 2, 3, 7})),
-    **dict.fromkeys(("PRelu", "BiasGelu"), frozenset({1})),
+    name: frozenset(facts.learned) for (_, name), facts in OPERATORS.items() if facts.learned
 }
 """Input slots of each operator that hold weights."""
-ARITHMETIC_OPERATORS = {"Add", "Sub", "Mul", "Div"}
+ARITHMETIC_OPERATORS = names_with(Trait.ARITHMETIC)
 """Operators whose constant operand is a weight if it is a vector."""
-WEIGHT_CARRIERS = {"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast"}
+WEIGHT_CARRIERS = names_with(Trait.CARRIES)
 """Operators between a weight and the layer that reads it."""
 
 
@@ -40,7 +35,7 @@ def trainable(model: Model) -> tuple[str, ...]:
 
 
 def _is_float(model: Model, name: str) -> bool:
-    kind, size = model.constant_kind(name)
+    kind, size = model.view.constant_kind(name)
     return size > 0 and (kind.startswith("float") or kind == "bfloat16") and not kind.startswith(("float4", "float8"))
 
 

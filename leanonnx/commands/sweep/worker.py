@@ -23,7 +23,7 @@ from leanonnx.inputs.synthetic import smooth_inputs
 from leanonnx.reporting.report import Row, fidelity, summary
 from leanonnx.rules.table import DEFAULT_RULES
 from leanonnx.rules.user import read_rules
-from leanonnx.runtime.sessions import RunFailed, limited
+from leanonnx.runtime.sessions import RunFailed, claim_process, limited
 from leanonnx.system import processes
 
 WORKER_ENTRY = "leanonnx.commands.sweep.worker:run_task"
@@ -153,6 +153,7 @@ def run_task(folder: Path) -> None:
     Temporary files are in the folder too: the parent process removes them, even if it kills this one.
     """
     tempfile.tempdir = str(folder)
+    claim_process()
     gc.disable()  # as in the command line: there is little garbage to collect
     task, threads = pickle.loads((folder / TASK).read_bytes())
     with limited(threads):

@@ -1,0 +1,1 @@
+"""Operators: the facts about each that several rooms need."""
