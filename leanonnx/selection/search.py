@@ -1,9 +1,9 @@
-"""The search for a keep set that runs as fast as asked for: propose, measure, correct."""
+"""Search for a keep mask that runs as fast as requested: propose, measure, correct."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -14,50 +14,61 @@ from leanonnx.runtime.timing import TimingComparison
 from leanonnx.selection.selector import Price, Selection, Selector
 
 SECONDS = 2.0
-"""Seconds of one measurement; ``LONG`` where it did not tell."""
+"""Seconds of one measurement."""
 LONG = 8.0
+"""Seconds of a measurement that repeats an inconclusive one."""
 LEANER = (0.95, 0.85, 0.7)
-"""Shares of its predicted time to which a keep set that turned out no faster is brought down."""
+"""Shares of the predicted time to which a keep mask that is no faster is reduced, in order."""
 TRIES = 9
+"""Most measurements of a search for a latency budget."""
 AIM = 0.97
-"""Share of a latency budget that is aimed at, so that noise does not break it."""
+"""Share of a latency budget that the search aims at, as a margin for noise."""
 CLOSE = 0.93
-"""Share of a latency budget from which on it counts as used up."""
+"""Share of a latency budget from which it counts as used up."""
 NARROW = 0.004
-"""Predicted fractions this close to each other are not told apart."""
+"""Width of the bracket of predicted fractions at which the search ends."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A keep set and how it did against the original; None if it was not measured."""
+    """A keep mask and its timing against the original.
+
+    Attributes:
+        selection: the keep mask.
+        comparison: the timing; None if there is none.
+        sha256: digest of the file that was timed.
+        failure: why it could not be timed; empty otherwise.
+    """
 
     selection: Selection
     comparison: TimingComparison | None
+    sha256: bytes = b""
+    failure: str = ""
 
     @property
     def fraction(self) -> float:
-        """Measured time as a fraction of the original's."""
+        """Measured time as a fraction of the original's; 1 without a measurement."""
         return 1.0 if self.comparison is None else 1 / self.comparison.speedup
 
     @property
     def slower(self) -> bool:
-        """Slower than the original by more than noise."""
+        """True if it is slower than the original by more than noise."""
         return self.comparison is not None and self.comparison.slower
 
     @property
     def faster(self) -> bool:
-        """The interval of the ratio lies above 1, or there was nothing to measure."""
+        """True if the interval of the speedup lies above 1, or nothing was measured."""
         return self.comparison is None or self.comparison.interval[0] > 1
 
 
 Attempt = Callable[[Selection, float], Trial]
-"""Write a keep set and measure it for so many seconds."""
+"""Time a keep mask for a number of seconds."""
 
 
 def within_budget(selector: Selector, predicted: Price, attempt: Attempt) -> Trial:
-    """A keep set within the budget that is faster than the original; the fastest tried if none is.
+    """Find a keep mask within the budget that is faster than the original; the fastest tried if none is.
 
-    One that is not faster is measured for longer, and then made leaner, until its predicted time falls.
+    One that is not faster is measured for longer, then reduced to ever smaller shares of its predicted time.
 
     Raises:
         BudgetUnreachable: see ``Selector.select``.
@@ -78,7 +89,7 @@ def within_budget(selector: Selector, predicted: Price, attempt: Attempt) -> Tri
 
 
 def within_latency(selector: Selector, attempt: Attempt) -> Trial:
-    """The keep set that uses up a latency budget; ``selector`` prices by predicted time.
+    """Find the keep mask that uses up a latency budget; ``selector`` prices by predicted time.
 
     Raises:
         BudgetUnreachable: no keep set is as fast, unless best effort is enough.
@@ -92,11 +103,11 @@ def within_latency(selector: Selector, attempt: Attempt) -> Trial:
     for _ in range(TRIES):
         alive = selector.within(aimed)
         share = selector.price(alive) / selector.total
-        known = [trial for trial in trials if np.array_equal(trial.selection.alive, alive)]
-        trial = known[0] if known else attempt(selector.selection(alive, reached=True), SECONDS)
+        repeated = [trial for trial in trials if np.array_equal(trial.selection.alive, alive)]
+        trial = repeated[0] if repeated else attempt(selector.selection(alive, reached=True), SECONDS)
         trials.append(trial)
-        bracket.tell(share if not known else aimed, trial.fraction)
-        if CLOSE * limit <= trial.fraction <= limit or bracket.closed or (share > aimed and trial.fraction > limit):
+        bracket.narrow(aimed if repeated else share, trial.fraction)
+        if CLOSE * limit <= trial.fraction <= limit or bracket.is_closed or (share > aimed and trial.fraction > limit):
             break
         aimed = bracket.next()
     fitting = [trial for trial in trials if trial.fraction <= limit]
@@ -111,13 +122,13 @@ def _share(price: Price, limit: float, alive: Mask) -> float:
 
 
 class _Bracket:
-    """The predicted fractions between which the measured one passes the limit."""
+    """Predicted fractions between which the measured one crosses the limit."""
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
         self.low, self.high = (0.0, 0.0), (1.0, 1.0)
 
-    def tell(self, predicted: float, measured: float) -> None:
+    def narrow(self, predicted: float, measured: float) -> None:
         """Narrow the bracket by one measurement."""
         if measured <= self.limit:
             self.low = max(self.low, (predicted, measured))
@@ -125,22 +136,22 @@ class _Bracket:
             self.high = min(self.high, (predicted, measured))
 
     @property
-    def closed(self) -> bool:
-        """Nothing lies between."""
+    def is_closed(self) -> bool:
+        """True if nothing is left to try between the ends."""
         return self.high[0] - self.low[0] < NARROW
 
     def next(self) -> float:
-        """Where a straight line through both ends passes the aim, well inside the bracket."""
+        """The predicted fraction at which a line through both ends crosses the aim, well inside the bracket."""
         (left, below), (right, above) = self.low, self.high
         share = (AIM * self.limit - below) / (above - below) if above > below else 0.5
         return left + min(max(share, 0.1), 0.9) * (right - left)
 
 
 def _best_effort(selector: Selector, best: Trial) -> Trial:
-    """What is reached where the latency budget is not.
+    """The closest trial to a latency budget that was not reached.
 
     Raises:
-        BudgetUnreachable: best effort was not asked for.
+        BudgetUnreachable: best effort was not requested.
     """
     limits = selector.limits(best.selection.alive)
     if not selector.request.best_effort:
@@ -149,4 +160,4 @@ def _best_effort(selector: Selector, best: Trial) -> Trial:
             f"that was measured: {'; '.join(limits) or 'every layer is at its last channel'}; ask for at least "
             f"{np.ceil(100 * best.fraction) / 100:g}, or add --best-effort to write that"
         )
-    return Trial(selector.selection(best.selection.alive, reached=False), best.comparison)
+    return replace(best, selection=selector.selection(best.selection.alive, reached=False))
