@@ -191,7 +191,8 @@ def brief() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for place in ("selection.search", "commands.compress.timing", "page.times", "commands.sweep.driver"):
             patch.setattr(f"leanonnx.{place}.SECONDS", SHORT)
-        patch.setattr("leanonnx.selection.search.TRIES", 2)
+        patch.setattr("leanonnx.selection.search.MAX_TIMINGS", 2)
+        patch.setattr("leanonnx.commands.compress.timing.LONG_TIMING_SECONDS", SHORT)
         yield
 
 

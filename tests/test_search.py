@@ -19,7 +19,7 @@ from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.timing import Timing, TimingComparison
 from leanonnx.selection.latency import latency_model
-from leanonnx.selection.search import TRIES, Trial, within_budget, within_latency
+from leanonnx.selection.search import MAX_TIMINGS, Trial, within_budget, within_latency
 from leanonnx.selection.selector import LATENCY, Budget, Selection, SelectionRequest, Selector
 from leanonnx.selection.widths import Alignment
 from tests.helpers import build, called, called_json, saved
@@ -98,7 +98,7 @@ def test_latency_budget_is_used_up(model: Path, curve: str, limit: float) -> Non
     assert found.fraction <= limit
     assert found.fraction >= STEPPED * limit
     assert found.selection.reached
-    assert len(machine.trials) <= TRIES
+    assert len(machine.trials) <= MAX_TIMINGS
 
 
 def test_the_nearest_of_all_trials_is_taken(model: Path) -> None:

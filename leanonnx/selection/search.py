@@ -15,17 +15,17 @@ from leanonnx.selection.selector import Price, Selection, Selector
 
 SECONDS = 2.0
 """Seconds of one measurement."""
-LONG = 8.0
+LONG_TIMING_SECONDS = 8.0
 """Seconds of a measurement that repeats an inconclusive one."""
-LEANER = (0.95, 0.85, 0.7)
+LEANER_SHARES = (0.95, 0.85, 0.7)
 """Shares of the predicted time to which a keep mask that is no faster is reduced, in order."""
-TRIES = 9
+MAX_TIMINGS = 9
 """Most measurements of a search for a latency budget."""
-AIM = 0.97
+AIMED_SHARE = 0.97
 """Share of a latency budget that the search aims at, as a margin for noise."""
-CLOSE = 0.93
+USED_UP_SHARE = 0.93
 """Share of a latency budget from which it counts as used up."""
-NARROW = 0.004
+MIN_BRACKET_WIDTH = 0.004
 """Width of the bracket of predicted fractions at which the search ends."""
 
 
@@ -76,9 +76,9 @@ def within_budget(selector: Selector, predicted: Price, attempt: Attempt) -> Tri
     first = attempt(selector.select(), SECONDS)
     if first.faster:
         return first
-    trials = [attempt(first.selection, LONG)] if first.fraction < 1 else [first]
+    trials = [attempt(first.selection, LONG_TIMING_SECONDS)] if first.fraction < 1 else [first]
     base = predicted(first.selection.alive)
-    for share in LEANER:
+    for share in LEANER_SHARES:
         if trials[-1].faster:
             break
         limit = share * base
@@ -92,22 +92,26 @@ def within_latency(selector: Selector, attempt: Attempt) -> Trial:
     """Find the keep mask that uses up a latency budget; ``selector`` prices by predicted time.
 
     Raises:
-        BudgetUnreachable: no keep set is as fast, unless best effort is enough.
+        BudgetUnreachable: no keep mask is as fast, unless ``best_effort``.
     """
     limit = selector.request.budget.fraction
     if limit >= 1:
         return Trial(selector.select(), None)
     bracket = _Bracket(limit)
     trials: list[Trial] = []
-    aimed = limit * AIM
-    for _ in range(TRIES):
+    aimed = limit * AIMED_SHARE
+    for _ in range(MAX_TIMINGS):
         alive = selector.within(aimed)
         share = selector.price(alive) / selector.total
         repeated = [trial for trial in trials if np.array_equal(trial.selection.alive, alive)]
         trial = repeated[0] if repeated else attempt(selector.selection(alive, reached=True), SECONDS)
         trials.append(trial)
         bracket.narrow(aimed if repeated else share, trial.fraction)
-        if CLOSE * limit <= trial.fraction <= limit or bracket.is_closed or (share > aimed and trial.fraction > limit):
+        if (
+            USED_UP_SHARE * limit <= trial.fraction <= limit
+            or bracket.is_closed
+            or (share > aimed and trial.fraction > limit)
+        ):
             break
         aimed = bracket.next()
     fitting = [trial for trial in trials if trial.fraction <= limit]
@@ -138,12 +142,12 @@ class _Bracket:
     @property
     def is_closed(self) -> bool:
         """True if nothing is left to try between the ends."""
-        return self.high[0] - self.low[0] < NARROW
+        return self.high[0] - self.low[0] < MIN_BRACKET_WIDTH
 
     def next(self) -> float:
         """The predicted fraction at which a line through both ends crosses the aim, well inside the bracket."""
         (left, below), (right, above) = self.low, self.high
-        share = (AIM * self.limit - below) / (above - below) if above > below else 0.5
+        share = (AIMED_SHARE * self.limit - below) / (above - below) if above > below else 0.5
         return left + min(max(share, 0.1), 0.9) * (right - left)
 
 

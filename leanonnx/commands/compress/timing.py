@@ -14,7 +14,7 @@ from leanonnx.errors import ModelError, NotFaster
 from leanonnx.graph.storage import digest
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.subprocess_timing import measured
-from leanonnx.selection.search import LONG, SECONDS, TRIES, Trial
+from leanonnx.selection.search import LONG_TIMING_SECONDS, MAX_TIMINGS, SECONDS, Trial
 from leanonnx.selection.selector import LATENCY, Budget, Selection
 from leanonnx.system.outputs import data_file
 
@@ -37,7 +37,7 @@ def time_draft(original: Candidate, numbers: Iterator[int], selection: Selection
     with tempfile.TemporaryDirectory(prefix="draft-", dir=job.folder) as folder:
         scratch = replace(job, folder=Path(folder))
         draft = tidy_graph(prune_channels(replace(original, job=scratch, removal=BudgetRemoval(job.dag, selection))))
-        done = next(numbers) / TRIES if job.options.budget.unit == LATENCY and not draft.is_original else None
+        done = next(numbers) / MAX_TIMINGS if job.options.budget.unit == LATENCY and not draft.is_original else None
         return _timed(draft, seconds, done)
 
 
@@ -56,7 +56,7 @@ def time_candidate(candidate: Candidate) -> Candidate | NotFaster:
     else:
         trial = _timed(candidate, SECONDS)
         if earlier is not None and _is_worse(trial, earlier, options.budget):
-            trial = _timed(candidate, LONG)
+            trial = _timed(candidate, LONG_TIMING_SECONDS)
     refused = trial.slower if options.exact else not trial.faster
     if refused and not options.best_effort:
         return NotFaster(
