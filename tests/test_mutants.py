@@ -16,7 +16,7 @@ import onnx
 import pytest
 
 from leanonnx.analysis.dag import ChannelDag, analyse
-from leanonnx.commands.compress import workshop
+from leanonnx.commands.compress import pruning
 from leanonnx.commands.compress.pipeline import compress
 from leanonnx.errors import ProofFailed
 from leanonnx.graph.model import load
@@ -394,7 +394,7 @@ def test_sizes_of_the_observed_run_are_refused(text: str, tmp_path: Path, monkey
     assert result.proof.passed
     assert result.after.kernels < result.before.kernels
     target.unlink()
-    monkeypatch.setattr(workshop, "plan_patch", lambda dag, alive: as_observed(plan_patch(dag, alive)))
+    monkeypatch.setattr(pruning, "plan_patch", lambda dag, alive: as_observed(plan_patch(dag, alive)))
     with pytest.raises(ProofFailed):
         compress(source, target, options)
     assert not target.exists()

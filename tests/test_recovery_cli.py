@@ -284,7 +284,7 @@ def test_a_fixed_batch_of_which_little_fits_into_memory(tmp_path: Path, monkeypa
     np.savez(tmp_path / "x.npz", x=inputs(200))
     bare = called_json(*command(tmp_path, "--keep", 0.5))["recovery"]
     assert (bare["samples"], bare["held_out"]) == (160, 40)
-    monkeypatch.setattr(drafts, "HELD_BYTES", 1)
+    monkeypatch.setattr(drafts, "MAX_ACTIVATION_BYTES", 1)
     row = called_json(*command(tmp_path, "--keep", 0.5))
     assert row["recovery"]["samples"] + row["recovery"]["held_out"] == 8
     assert any("recovery used 8 of the 200 samples" in warning for warning in row["warnings"])

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from leanonnx.analysis.dag import analyse
-from leanonnx.commands.compress import workshop
+from leanonnx.commands.compress import timing as timings
 from leanonnx.errors import BudgetUnreachable
 from leanonnx.graph.model import load
 from leanonnx.hardware.targets import known_targets
@@ -19,7 +19,7 @@ from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.timing import Timing, TimingComparison
 from leanonnx.selection.latency import latency_model
-from leanonnx.selection.search import TRIES, Trial, within_budget, within_latency
+from leanonnx.selection.search import MAX_TIMINGS, Trial, within_budget, within_latency
 from leanonnx.selection.selector import LATENCY, Budget, Selection, SelectionRequest, Selector
 from leanonnx.selection.widths import Alignment
 from tests.helpers import build, called, called_json, saved
@@ -98,7 +98,7 @@ def test_latency_budget_is_used_up(model: Path, curve: str, limit: float) -> Non
     assert found.fraction <= limit
     assert found.fraction >= STEPPED * limit
     assert found.selection.reached
-    assert len(machine.trials) <= TRIES
+    assert len(machine.trials) <= MAX_TIMINGS
 
 
 def test_the_nearest_of_all_trials_is_taken(model: Path) -> None:
@@ -164,7 +164,7 @@ def measuring(monkeypatch: pytest.MonkeyPatch, fraction: Callable[[Path], float]
         asked.append(setting)
         return comparison(fraction(after), spread)
 
-    monkeypatch.setattr(workshop, "measured", measured)
+    monkeypatch.setattr(timings, "measured", measured)
     return asked
 
 
@@ -239,7 +239,7 @@ def test_what_cannot_be_measured_is_written_with_a_warning(model: Path, monkeypa
     def measured(*_: object) -> TimingComparison:
         raise RunFailed("no such kernel")
 
-    monkeypatch.setattr(workshop, "measured", measured)
+    monkeypatch.setattr(timings, "measured", measured)
     row = called_json("compress", model, model.parent / "o.onnx", "--keep", "0.5", measure=True)
     assert row["latency"] is None
     assert any("no such kernel" in text for text in row["warnings"])

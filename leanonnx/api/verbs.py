@@ -25,7 +25,7 @@ from leanonnx.commands.bench import benchmark
 from leanonnx.commands.bench import report as bench_report
 from leanonnx.commands.compress import pipeline
 from leanonnx.commands.compress.options import CompressOptions, Recover, alignment, asked_budget
-from leanonnx.commands.compress.workshop import compared
+from leanonnx.commands.compress.proving import compare_with_original
 from leanonnx.data.files import IN_MEMORY
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import PLAIN, Samples
@@ -204,7 +204,7 @@ def prove(
         benchmark.check_same_inputs(dag.model, rival)
         _check_same_outputs(dag.model, rival)
         try:
-            return compared(dag, alive, candidate, seed)
+            return compare_with_original(dag, alive, candidate, seed)
         except RunFailed as error:
             raise ModelError(
                 f"{title(new)}: cannot be run on the inputs of the original: {error}; give what was made of that model"

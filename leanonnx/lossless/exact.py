@@ -1,9 +1,9 @@
-"""Exact minimisation: which channels contribute nothing, so that the output without them is what it was.
+"""Find the channels that contribute nothing to the outputs, which stay the same without them.
 
-A channel is needed if a path of fixed edges and of kernels that carry something leads from it to what may not change:
-a graph output, a pin, anything a rule does not account for.  A kernel carries nothing where it is zero, where the
-channel it reads is steadily zero, and where the channel is steady and its contribution goes into a bias.  A class goes
-if none of its channels is needed; every channel that stays holds what it held.
+A channel is needed if a path of fixed edges and carrying kernels leads from it to a root: a graph output, a pin, or a
+channel that a rule does not account for.  A kernel carries nothing if it is zero, if the channel it reads is constantly
+zero, or if that channel is constant and its contribution is added to a bias.  A group is removed if none of its
+channels is needed; the values of kept channels do not change.
 """
 
 from __future__ import annotations
@@ -27,15 +27,19 @@ from leanonnx.rules.call import Pin
 from leanonnx.surgery.patch import InputSlot, Maker, Patch, plan_patch
 
 Edges = tuple[ChannelIds, ChannelIds, NDArray[np.bool_] | None]
-"""Sources [G, I], targets [G, O] and the kernels that carry anything [G, O, I] (None: all, one source per target)."""
+"""Sources [G, I], targets [G, O] and the carrying kernels [G, O, I] (None: all, one source per target)."""
 
 
 @dataclass(frozen=True)
 class Contributing:
-    """The channels that stay [labels], and new biases by (node, slot).
+    """The channels that contribute to an output.
 
-    ``uniform`` names tensors that hold one number in all channels that any kernel reads, were it only to be made up for
-    elsewhere.  ``reasons`` counts the classes that go: 'unread' by anything but kernels of zeros, or 'constant'.
+    Attributes:
+        alive: their keep mask [channels].
+        shifts: new biases by (node, slot).
+        uniform: tensors constant across every channel that a kernel reads, including channels later folded into a
+            bias, with that constant.
+        reasons: numbers of removed groups: 'unread' by any kernel but those of zeros, or 'constant'.
     """
 
     alive: Mask
@@ -45,32 +49,32 @@ class Contributing:
 
 
 def contributing(dag: ChannelDag, pins: tuple[Pin, ...] = ()) -> Contributing:
-    """Find the channels that contribute to an output; ``pins`` may not go whatever they contribute.
+    """Find the channels that contribute to an output; those of ``pins`` are kept in any case.
 
-    No tensor loses its last channel unless all that reads it does without.
+    A tensor keeps at least one channel unless all its consumers can do without it.
     """
-    found = constant_channels(dag)
-    folds = {flow.node: place for flow in found.flows if (place := _bias_place(dag, flow)) is not None}
+    constants = constant_channels(dag)
+    folds = {flow.node: place for flow in constants.flows if (place := _bias_slot(dag, flow)) is not None}
     roots = _roots(dag, pins)
-    heard = _needed(dag, _edges(dag, [flow.nonzero for flow in found.flows], found.flows), roots)
-    carrying = [flow.through(folded=flow.node in folds) for flow in found.flows]
-    edges = _edges(dag, carrying, found.flows)
-    alive = _needed(dag, edges, roots)
-    while (lacking := _emptied(dag, alive)).size:
+    read = _needed_channels(dag, _edges(dag, [flow.nonzero for flow in constants.flows], constants.flows), roots)
+    carrying = [flow.through(folded=flow.node in folds) for flow in constants.flows]
+    edges = _edges(dag, carrying, constants.flows)
+    alive = _needed_channels(dag, edges, roots)
+    while (lacking := _empty_tensors(dag, alive)).size:
         roots[lacking] = True
-        alive = _needed(dag, edges, roots)
-    shifts, uniform = _shifts(dag, found, folds, alive), found.uniform(dag, heard)
-    return Contributing(alive, shifts, uniform, _reasons(dag, found, alive))
+        alive = _needed_channels(dag, edges, roots)
+    shifts, uniform = _shifts(dag, constants, folds, alive), constants.uniform(dag, read)
+    return Contributing(alive, shifts, uniform, _reasons(dag, constants, alive))
 
 
-def exact_patch(dag: ChannelDag, found: Contributing) -> Patch:
-    """The patch that removes what contributes nothing."""
-    patch = plan_patch(dag, found.alive)
-    return replace(patch, constants={**patch.constants, **found.shifts})
+def exact_patch(dag: ChannelDag, contributing: Contributing) -> Patch:
+    """The patch that removes the channels that contribute nothing."""
+    patch = plan_patch(dag, contributing.alive)
+    return replace(patch, constants={**patch.constants, **contributing.shifts})
 
 
 def _edges(dag: ChannelDag, kernels: list[NDArray[np.bool_]], flows: tuple[Flow, ...]) -> list[Edges]:
-    """Kernels [G, O, I] that carry anything, one mask for each flow, and all fixed edges; later nodes first."""
+    """Edges of the carrying kernels [G, O, I], one mask for each flow, and all fixed edges; later nodes first."""
     edges: list[tuple[int, Edges]] = [
         (flow.node, (flow.mix.sources, flow.mix.destinations, carry))
         for flow, carry in zip(flows, kernels, strict=True)
@@ -79,8 +83,8 @@ def _edges(dag: ChannelDag, kernels: list[NDArray[np.bool_]], flows: tuple[Flow,
     return [edge for _, edge in sorted(edges, key=lambda item: -item[0])]
 
 
-def _needed(dag: ChannelDag, edges: list[Edges], roots: Mask) -> Mask:
-    """Labels from which edges that carry something lead to the roots, and all that is tied to them."""
+def _needed_channels(dag: ChannelDag, edges: list[Edges], roots: Mask) -> Mask:
+    """Channels from which carrying edges lead to the roots, and all that are tied to them."""
     needed, count = roots.copy(), -1
     while count != (count := int(needed.sum())):
         groups = np.zeros(int(dag.groups.max()) + 1, bool)
@@ -95,7 +99,7 @@ def _needed(dag: ChannelDag, edges: list[Edges], roots: Mask) -> Mask:
 
 
 def _roots(dag: ChannelDag, pins: tuple[Pin, ...]) -> Mask:
-    """Labels that may not go whatever they hold."""
+    """Channels that are kept whatever they contribute."""
     roots = np.zeros(dag.count, bool)
     roots[0] = True
     for pin in (*dag.pins, *pins):
@@ -105,15 +109,15 @@ def _roots(dag: ChannelDag, pins: tuple[Pin, ...]) -> Mask:
         if nodes[use.node].input[use.slot] in dag.model.overridable:
             for factor in use.factors:
                 roots[factor] = True
-    for channel_ids in _unaccounted(dag):
+    for channel_ids in _unexplained_channels(dag):
         roots[channel_ids] = True
     return roots
 
 
-def _unaccounted(dag: ChannelDag) -> list[ChannelIds]:
-    """Labels that a node reads but neither puts out, moves away, mixes nor links: nobody knows what for.
+def _unexplained_channels(dag: ChannelDag) -> list[ChannelIds]:
+    """Channels that a node reads but neither outputs, moves, mixes nor links: their use is unknown.
 
-    A label that is tied to one that is put out or linked is needed with it.
+    A channel tied to one that is output or linked is needed together with it.
     """
     proto = dag.model.proto
     mixed: dict[int, list[ChannelIds]] = {}
@@ -122,29 +126,29 @@ def _unaccounted(dag: ChannelDag) -> list[ChannelIds]:
         mixed.setdefault(index, []).append(mix.sources)
     for index, link in dag.fixed_edges:
         linked.setdefault(index, []).append(link.sources)
-    spare = unneeded(proto.graph.node, proto.graph)
-    found = []
+    unused = unneeded(proto.graph.node, proto.graph)
+    unexplained = []
     for index, node in enumerate(proto.graph.node):
         moved = any(name in dag.moves for name in node.output)
-        if moved or node.op_type in SHAPE_OPS or spare.issuperset(name for name in node.output if name):
+        if moved or node.op_type in SHAPE_OPS or unused.issuperset(name for name in node.output if name):
             continue
         read = np.setdiff1d(
             _flat([dag.channel_ids[name] for name in node.input if name in dag.channel_ids]),
             _flat(mixed.get(index, [])),
         )
-        told = _flat(
+        explained = _flat(
             [*linked.get(index, []), *(dag.channel_ids[name] for name in node.output if name in dag.channel_ids)]
         )
-        found.append(read[~np.isin(dag.groups[read], dag.groups[told])])
-    return found
+        unexplained.append(read[~np.isin(dag.groups[read], dag.groups[explained])])
+    return unexplained
 
 
 def _flat(arrays: list[ChannelIds]) -> ChannelIds:
     return np.concatenate([np.zeros(0, np.int64), *(array.reshape(-1) for array in arrays)])
 
 
-def _emptied(dag: ChannelDag, alive: Mask) -> ChannelIds:
-    """One label of each tensor that would lose all its channels though a node that stays reads it."""
+def _empty_tensors(dag: ChannelDag, alive: Mask) -> ChannelIds:
+    """One channel of each tensor that would lose all its channels although a remaining node reads it."""
     graph = dag.model.proto.graph
     wanted = {value.name for value in graph.output}
     beside = {node for node, _ in dag.concat_slots}
@@ -164,23 +168,23 @@ def _emptied(dag: ChannelDag, alive: Mask) -> ChannelIds:
 
 
 def _unread_operands(dag: ChannelDag, node: onnx.NodeProto, alive: Mask) -> set[int]:
-    """Slots of a Concat of which nothing is read any more."""
+    """Slots of a Concat of which no channel is read any more."""
     channel_ids, axis = dag.channel_ids[node.output[0]], int(attribute(node, "axis", 1))
     line = np.asarray(np.moveaxis(alive[channel_ids], axis, 0).reshape(channel_ids.shape[axis], -1).any(axis=1))
-    found: set[int] = set()
+    slots: set[int] = set()
     start = 0
     for slot, name in enumerate(node.input):
         if not name:
             continue
         size = dag.shapes[name][axis] if name in dag.shapes else dag.model.constant(name).shape[axis]
         if not line[start : start + size].any():
-            found.add(slot)
+            slots.add(slot)
         start += size
-    return found
+    return slots
 
 
-def _bias_place(dag: ChannelDag, flow: Flow) -> InputSlot | None:
-    """Where the bias of a mixing node stands or can be put; None where it cannot take anything up."""
+def _bias_slot(dag: ChannelDag, flow: Flow) -> InputSlot | None:
+    """The slot of a mixing node's bias, present or not; None if nothing can be added to it."""
     node, model = dag.model.proto.graph.node[flow.node], dag.model
     if standard(node) not in BIASED or not flow.even or (node.op_type == "Gemm" and flow.mix.onto != -1):
         return None
@@ -199,11 +203,11 @@ def _bias_place(dag: ChannelDag, flow: Flow) -> InputSlot | None:
 
 
 def _shifts(
-    dag: ChannelDag, found: ConstantChannels, folds: Mapping[int, InputSlot], alive: Mask
+    dag: ChannelDag, constants: ConstantChannels, folds: Mapping[int, InputSlot], alive: Mask
 ) -> dict[InputSlot, Maker]:
-    """New biases that hold what the steady channels that go have contributed."""
+    """New biases that include the contributions of removed constant channels."""
     shifts: dict[InputSlot, Maker] = {}
-    for flow in found.flows:
+    for flow in constants.flows:
         gone = np.where(alive[flow.mix.sources] | np.isnan(flow.given), 0.0, flow.given)
         if flow.node not in folds or not gone.any():
             continue
@@ -212,12 +216,12 @@ def _shifts(
         shift = ratio * flow.sums(gone).reshape(-1)
         if shift[alive[targets]].any():
             place = folds[flow.node]
-            shifts[place] = partial(_shifted, dag, flow, place, shift, np.asarray(alive[targets]))
+            shifts[place] = partial(_bias_with_shift, dag, flow, place, shift, np.asarray(alive[targets]))
     return shifts
 
 
-def _shifted(dag: ChannelDag, flow: Flow, place: InputSlot, shift: Array, kept: Mask) -> Array:
-    """The bias of a node with a shift for each output channel, of the channels that are kept."""
+def _bias_with_shift(dag: ChannelDag, flow: Flow, place: InputSlot, shift: Array, kept: Mask) -> Array:
+    """The bias of a node plus a shift for each output channel, of the channels that are kept."""
     inputs = dag.model.proto.graph.node[place[0]].input
     name = inputs[place[1]] if place[1] < len(inputs) else ""
     base = dag.model.constant(name) if name else np.zeros(shift.size, flow.mix.kernels().dtype)
@@ -225,12 +229,12 @@ def _shifted(dag: ChannelDag, flow: Flow, place: InputSlot, shift: Array, kept: 
     return np.ascontiguousarray(np.compress(kept, total, axis=-1))
 
 
-def _reasons(dag: ChannelDag, found: ConstantChannels, alive: Mask) -> dict[str, int]:
-    """How many classes go for which reason."""
-    steady_ones = np.zeros(dag.count, bool)
-    for flow in found.flows:
+def _reasons(dag: ChannelDag, constants: ConstantChannels, alive: Mask) -> dict[str, int]:
+    """Numbers of removed groups by reason."""
+    is_constant = np.zeros(dag.count, bool)
+    for flow in constants.flows:
         read = (flow.nonzero & alive[flow.mix.destinations][:, :, None]).any(1)
-        steady_ones[flow.mix.sources[read & ~alive[flow.mix.sources]]] = True
+        is_constant[flow.mix.sources[read & ~alive[flow.mix.sources]]] = True
     dead = np.unique(dag.groups[~alive])
-    constant = np.unique(dag.groups[steady_ones & ~alive])
+    constant = np.unique(dag.groups[is_constant & ~alive])
     return {"unread": int(dead.size - constant.size), "constant": int(constant.size)}

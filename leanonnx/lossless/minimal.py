@@ -1,7 +1,7 @@
-"""The least network that computes the same: channels, operands and nodes that contribute nothing, until none is left.
+"""The smallest network with the same outputs: remove channels, operands and nodes that contribute nothing, repeatedly.
 
-Operands that add nothing are taken out of the graph, and the rest is analysed again: its channels may have been kept by
-the branch that went.  The constants keep the names of the input file, so that one plan describes the result.
+Operands that add nothing are removed from the graph and the rest is analysed again, as the removed branch may have been
+all that kept its channels.  Constants keep the names of the input file, so that one plan describes the result.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
+import onnx
 
 from leanonnx.analysis.cost import cost_model
 from leanonnx.analysis.dag import ChannelDag, analyse
@@ -27,60 +29,78 @@ from leanonnx.surgery.operate import apply
 
 @dataclass(frozen=True)
 class Minimum:
-    """What contributes, in a model that has been cleaned already; ``done`` counts how, ``layers`` names those gone."""
+    """The channels that contribute to an output, in a model that has been cleaned up.
+
+    Attributes:
+        dag: the channel DAG of the cleaned model.
+        contributing: the channels to keep.
+        selection: their keep mask, with the cost of the original and of the result.
+        done: numbers of clean-ups so far, by kind.
+        layers: names of the layers that are removed.
+        keep: tensors that have to stay.
+    """
 
     dag: ChannelDag
-    found: Contributing
+    contributing: Contributing
+    selection: Selection
     done: Mapping[str, int]
     layers: tuple[str, ...]
     keep: frozenset[str]
 
     @property
-    def whole(self) -> bool:
-        """Whether nothing has gone so far."""
-        return not self.done and bool(self.found.alive.all()) and not self.found.shifts
+    def is_lossless(self) -> bool:
+        """Always True."""
+        return True
 
-    def selection(self, original: ChannelDag) -> Selection:
-        """The keep set, with the cost of the original and of what is left."""
-        everything = original.whole
-        costs = cost_model(original)(everything), cost_model(self.dag)(self.found.alive)
-        return Selection(self.found.alive, *costs, reached=True)
+    @property
+    def is_whole(self) -> bool:
+        """True if nothing is to be removed or was cleaned up."""
+        return not self.done and bool(self.contributing.alive.all()) and not self.contributing.shifts
 
-    def row(self) -> dict[str, Any]:
-        """What went and why."""
-        return {"channels": dict(self.found.reasons), "layers": list(self.layers)}
-
-    def carried_out(self, merge: bool) -> Tidied:
-        """The minimal model; with ``merge`` adjacent linear layers become one."""
-        proto = self.dag.model.proto if self.whole else apply(self.dag.model, exact_patch(self.dag, self.found))
-        tidied = tidy(proto, self.found.uniform, self.keep, merge)
+    def prune(self) -> Tidied:
+        """Remove the channels and clean up the graph."""
+        proto = self.dag.model.proto
+        if not self.is_whole:
+            proto = apply(self.dag.model, exact_patch(self.dag, self.contributing))
+        tidied = tidy(proto, self.contributing.uniform, self.keep)
         return replace(tidied, done=dict(sorted((Counter(self.done) + Counter(tidied.done)).items())))
+
+    def tidy(self, proto: onnx.ModelProto) -> Tidied:
+        """Merge adjacent linear layers of the pruned model; of a whole one in memory, where its weights are folded."""
+        source = self.dag.model.proto if self.is_whole else proto
+        return tidy(source, self.contributing.uniform, self.keep, merge=True)
+
+    def reasons(self) -> dict[str, Any]:
+        """Numbers of groups of channels that are removed by reason, and the removed layers."""
+        return {"channels": dict(self.contributing.reasons), "layers": list(self.layers)}
 
 
 def minimise(
     dag: ChannelDag, rules: Rules, shapes: Shapes, pin: tuple[str, ...] = (), ignore: tuple[str, ...] = ()
 ) -> Minimum:
-    """Find what a model can do without; what ``pin`` and ``ignore`` name stays, whatever it contributes."""
+    """Find the channels that contribute to an output; those that ``pin`` and ``ignore`` name stay in any case."""
     keep = frozenset({*behind_decisions(dag.model), *named_tensors(dag.model, pin + ignore)})
-    before, done = _layers(dag), Counter[str]()
+    layers, done, cost = _layers(dag), Counter[str](), cost_model(dag)(dag.whole)
     while True:
-        found = contributing(dag, _pinned(dag, pin, ignore))
-        tidied = tidy(dag.model.proto, found.uniform, keep)
+        result = contributing(dag, _pins(dag, pin, ignore))
+        tidied = tidy(dag.model.proto, result.uniform, keep)
         if not tidied.done:
-            left = _layers(dag, found.alive)
-            return Minimum(dag, found, dict(done), tuple(name for name in before if name not in left), keep)
+            selection = Selection(result.alive, cost, cost_model(dag)(result.alive), reached=True)
+            left = _layers(dag, result.alive)
+            removed = tuple(name for name in layers if name not in left)
+            return Minimum(dag, result, selection, dict(done), removed, keep)
         done.update(tidied.done)
         model = replace(dag.model, proto=tidied.proto)
         dag = analyse(model, observe(model, shapes), rules)
 
 
-def _pinned(dag: ChannelDag, pin: tuple[str, ...], ignore: tuple[str, ...]) -> tuple[Pin, ...]:
+def _pins(dag: ChannelDag, pin: tuple[str, ...], ignore: tuple[str, ...]) -> tuple[Pin, ...]:
     nodes = [node for name in ignore for node in named_nodes(dag.model, name)]
     return (*(named_pin(dag, name) for name in pin), *(ignored_pin(dag, node) for node in nodes))
 
 
 def _layers(dag: ChannelDag, alive: Mask | None = None) -> list[str]:
-    """Names of the nodes with kernels that put out a living channel."""
+    """Names of the nodes with kernels that output a channel that is kept."""
     nodes = dag.model.proto.graph.node
-    living = [node for node, mix in dag.kernel_blocks if alive is None or alive[mix.destinations].any()]
-    return list(dict.fromkeys(nodes[node].name or nodes[node].output[0] for node in living))
+    kept = [node for node, mix in dag.kernel_blocks if alive is None or alive[mix.destinations].any()]
+    return list(dict.fromkeys(nodes[node].name or nodes[node].output[0] for node in kept))

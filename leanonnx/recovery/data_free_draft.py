@@ -1,10 +1,9 @@
-"""The draft of a result, recovered without data where that can be expected to bring its outputs nearer."""
+"""Recovery without data: refit a pruned model by its own statistics; synthetic inputs decide if that is kept."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 
 import onnx
@@ -14,67 +13,78 @@ from leanonnx.graph.model import check
 from leanonnx.graph.storage import write_model
 from leanonnx.inputs.synthetic import distances, smooth_inputs
 from leanonnx.numeric.channel_ids import Mask
+from leanonnx.recovery.acceptance import first_improvement
 from leanonnx.recovery.data_free import WAYS, DataFreeFit, recover
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.statistics.propagation import PropagatedMoments
 from leanonnx.system.clock import Clock
 
-CLEARLY = 0.75
-"""Share of the distance on noise that is left at most if what rests on an assumption does good."""
-NOTHING = dict.fromkeys(WAYS, 0)
+ASSUMED_AT_MOST = 0.75
+"""Share of the distance on synthetic inputs that a change which rests on an assumption may leave."""
+NO_COUNTS = dict.fromkeys(WAYS, 0)
 
 
 @dataclass(frozen=True)
 class DataFreeRecovery:
-    """How many removed channels were made up for in which way, counted at each layer that read them.
+    """Numbers of removed channels that were compensated, by way, counted at each layer that read them.
 
-    ``declined``: what rests on an assumption on the inputs was left out, since noise told that it does no good.
+    ``declined``: changes that rest on an assumption on the inputs were left out, as synthetic inputs showed no gain.
     """
 
     counts: Mapping[str, int]
     declined: bool = False
+
+    @property
+    def kept(self) -> bool:
+        """True if any weight was changed."""
+        return any(self.counts.values())
 
     def row(self) -> dict[str, int | bool]:
         """The JSON object."""
         return {**self.counts, "declined": self.declined}
 
 
-def data_free_draft(known: PropagatedMoments, alive: Mask, draft: Path, seed: int, clock: Clock) -> DataFreeRecovery:
-    """Change the weights of a draft without data, on its file.
+def recover_without_data(
+    known: PropagatedMoments, alive: Mask, pruned: Path, target: Path, seed: int, clock: Clock
+) -> DataFreeRecovery:
+    """Refit the weights of a pruned model without data.
 
     Args:
-        known: what is known of the original.
-        alive: its channels that are left [labels].
-        draft: the proven network; replaced where there is anything to make up for.
-        seed: of the noise.
-        clock: is told how long it takes.
+        known: moments of the original's activations.
+        alive: the keep mask [channels].
+        pruned: the pruned model's file.
+        target: where to write the recovered model; it is written only if ``kept``.
+        seed: seed of the synthetic inputs.
+        clock: times the stage.
 
     Raises:
-        ProofFailed: what came of it is not valid.
+        ProofFailed: the recovered model is not valid.
     """
-    external = bool(known.dag.model.external_files)
     with clock.stage("recover"):
-        bare = onnx.load(draft)
         try:
-            found, declined = _better(known, alive, bare, seed)
+            fit, declined = _best_fit(known, alive, onnx.load(pruned), seed)
         except RunFailed as error:
             raise ProofFailed(f"the recovered model is not valid ({error}); nothing written") from error
-        if not any(found.counts.values()):
-            return DataFreeRecovery(NOTHING, declined)
-        write_model(found.proto, draft, external=external)
-        check(draft)
-    return DataFreeRecovery(found.counts, declined)
+        if fit is None or not any(fit.counts.values()):
+            return DataFreeRecovery(NO_COUNTS, declined)
+        write_model(fit.proto, target, external=bool(known.dag.model.external_files))
+        check(target)
+    return DataFreeRecovery(fit.counts, declined)
 
 
-def _better(known: PropagatedMoments, alive: Mask, bare: onnx.ModelProto, seed: int) -> tuple[DataFreeFit, bool]:
-    """The network recovered, and whether some of that was declined; what cannot be run or overflows is no better."""
-    dag, found = known.dag, recover(known, alive, bare)
-    if not any(found.counts.values()):
-        return found, False
-    feeds = smooth_inputs(dag.model, dag.shapes, seed)
-    before, after = distances(dag.model, [bare, found.proto], feeds)
-    if isfinite(after) and (not found.assumed or after < CLEARLY * before):
-        return found, False
-    found = recover(known, alive, bare, assume=False)
-    (after,) = distances(dag.model, [found.proto], feeds)
-    return (found, True) if isfinite(after) else (DataFreeFit(bare, NOTHING, assumed=False), True)
+def _best_fit(
+    known: PropagatedMoments, alive: Mask, pruned: onnx.ModelProto, seed: int
+) -> tuple[DataFreeFit | None, bool]:
+    """The fit to be kept (None if there is none), and True if one with more changes was declined."""
+    model, fits = known.dag.model, [recover(known, alive, pruned)]
+    if not any(fits[0].counts.values()):
+        return None, False
+
+    def changes() -> Iterator[tuple[onnx.ModelProto, float | None]]:
+        yield fits[0].proto, ASSUMED_AT_MOST if fits[0].assumed else None
+        fits.append(recover(known, alive, pruned, assume=False))
+        yield fits[1].proto, None
+
+    feeds = smooth_inputs(model, known.dag.shapes, seed)
+    accepted, _ = first_improvement(pruned, changes(), lambda models: distances(model, models, feeds), float)
+    return None if accepted is None else fits[accepted], accepted != 0

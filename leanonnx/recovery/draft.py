@@ -1,11 +1,11 @@
-"""The draft of a result, recovered where that brings its outputs nearer to the original's on samples held out."""
+"""Recovery from data: refit a pruned model; the deviation on held-out samples decides if that is kept."""
 
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,26 +20,30 @@ from leanonnx.graph.formats import Source
 from leanonnx.graph.model import check
 from leanonnx.graph.storage import write_model
 from leanonnx.numeric.channel_ids import Mask
+from leanonnx.recovery.acceptance import first_improvement
 from leanonnx.recovery.recover import RefitLayer, recover
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.system.clock import Clock
-from leanonnx.system.outputs import publish
 
-ENOUGH = 128
-"""Samples below which more would help much."""
-SPLITS = ((400, 10), (5, 5), (0, 0))
-"""From so many samples on, one in so many is held out."""
-HELD_BYTES = 1 << 33
-"""Bytes of activations that may be held at once; more samples than fit are left out."""
+ADVISED_SAMPLES = 128
+"""Number of samples below which more would improve the accuracy much."""
+HOLD_OUT_RATES = ((400, 10), (5, 5), (0, 0))
+"""Pairs (samples, n): from that number of samples on, every n-th is held out."""
+MAX_ACTIVATION_BYTES = 1 << 33
+"""Bytes of activations in memory at once; samples beyond that are left out."""
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """How near a compressed network comes to the original on real inputs.
+    """The deviation of a compressed network from the original on real inputs.
 
-    ``samples`` were used to change weights and ``held_out`` others to judge; ``removed`` is the deviation of the bare
-    network, ``recovered`` that with its weights changed (None: that was declined); ``kept`` tells whether they were.
-    ``layers`` says what was done.
+    Attributes:
+        samples: number of samples that weights were fitted to.
+        held_out: number of other samples, which the deviation was measured on.
+        removed: deviation of the pruned network.
+        recovered: deviation after recovery; None if no recovery was asked for.
+        kept: True if the recovered weights were kept.
+        layers: changes by layer.
     """
 
     samples: int
@@ -51,13 +55,13 @@ class Recovery:
 
     @property
     def final(self) -> Fidelity:
-        """The deviation of what is written."""
+        """The deviation of the written model."""
         return self.recovered if self.recovered and self.kept else self.removed
 
 
 def split(data: Data) -> tuple[Data, Data | None]:
-    """The samples that weights are fitted to, and others to judge by; None where they are too few to spare any."""
-    every = next(every for least, every in SPLITS if data.count >= least)
+    """Split samples into those to fit weights to and those held out; None if they are too few to hold any out."""
+    every = next(every for least, every in HOLD_OUT_RATES if data.count >= least)
     if not every:
         return data, None
     held = data.part(held_out=True, every=every)
@@ -65,85 +69,83 @@ def split(data: Data) -> tuple[Data, Data | None]:
 
 
 def parts(dag: ChannelDag, data: Data) -> tuple[Data, Data | None]:
-    """``split`` of as many of the samples as the activations of both networks fit into memory for."""
-    return split(data.first(max(1, HELD_BYTES // frontier(dag)) * (data.fixed or 1)))
+    """``split`` as many of the samples as both networks' activations fit into memory for."""
+    return split(data.first(max(1, MAX_ACTIVATION_BYTES // frontier(dag)) * (data.fixed or 1)))
 
 
-def recovered_draft(
-    dag: ChannelDag, alive: Mask, draft: Path, data: Data, wanted: bool, seed: int, clock: Clock
+def recover_from_data(
+    dag: ChannelDag, alive: Mask, pruned: Path, target: Path, data: Data, refit: bool, seed: int, clock: Clock
 ) -> Recovery:
-    """Change the weights of a draft for the better, on its file.
+    """Refit the weights of a pruned model to data.
 
     Args:
         dag: the original.
-        alive: its channels that are left [labels].
-        draft: the proven network; replaced by the recovered one if that deviates less.
+        alive: the keep mask [channels].
+        pruned: the pruned model's file.
+        target: where to write the recovered model; it is the result only if ``kept``.
         data: real inputs.
-        wanted: whether to recover; if not, the deviation is told only.
-        seed: of what is sampled.
-        clock: is told how far it is.
+        refit: False only measures the deviation.
+        seed: seed of sampling.
+        clock: times the stages.
 
     Raises:
         DataError: a network cannot be run on the data.
-        ProofFailed: the network does not run on the data, or the recovered one is not valid.
+        ProofFailed: the pruned network does not run on the data, or the recovered one is not valid.
     """
     fitted, held = parts(dag, data)
-    judged, spared = held or data, held.count if held else 0
-    if not wanted:
+    compare_on = partial(_deviations, dag, held or data)
+    spared = held.count if held else 0
+    if not refit:
         with clock.stage("compare"):
-            (removed,) = _compared(dag, [draft], judged)
-        return Recovery(0, spared, removed, None, False, ())
-    with tempfile.TemporaryDirectory(prefix="recovered-", dir=draft.parent) as folder:
-        better = Path(folder) / draft.name
-        with clock.stage("recover") as told:
-            feeds, apart = fitted.feeds(batch_size(fitted)), held.feeds(batch_size(fitted)) if held else ()
-            found = recover(dag, alive, onnx.load(draft), feeds, apart, seed, told)
-            write_model(found.proto, better, external=bool(dag.model.external_files))
-        with clock.stage("compare"):
-            try:
-                check(better)
-            except ModelError as error:
-                raise ProofFailed(f"the recovered model is not valid ({error}); nothing written") from error
-            removed, after = _compared(dag, [draft, better], judged)
-        kept = _distance(after) < _distance(removed)
-        if kept:
-            publish(better, draft)
-    return Recovery(fitted.count, spared, removed, after, kept, found.layers)
+            (removed,) = compare_on([pruned])
+        return Recovery(0, spared, removed, None, kept=False, layers=())
+    with clock.stage("recover") as on_progress:
+        feeds, apart = fitted.feeds(batch_size(fitted)), held.feeds(batch_size(fitted)) if held else ()
+        result = recover(dag, alive, onnx.load(pruned), feeds, apart, seed, on_progress)
+        write_model(result.proto, target, external=bool(dag.model.external_files))
+    with clock.stage("compare"):
+        try:
+            check(target)
+        except ModelError as error:
+            raise ProofFailed(f"the recovered model is not valid ({error}); nothing written") from error
+        accepted, (removed, recovered) = first_improvement(pruned, [(target, 1.0)], compare_on, _distance)
+    return Recovery(fitted.count, spared, removed, recovered, accepted is not None, result.layers)
 
 
-def _compared(dag: ChannelDag, drafts: Sequence[Path], data: Data) -> list[Fidelity]:
-    """How far drafts are from the original."""
+def _deviations(dag: ChannelDag, data: Data, models: Sequence[Path]) -> list[Fidelity]:
+    """Deviations of compressed models from the original."""
     model = dag.model
     try:
-        return compare(model, model.path, drafts, data, batch_size(data), dag.observation.replaced, channel_axes(dag))
+        return compare(model, model.path, models, data, batch_size(data), dag.observation.replaced, channel_axes(dag))
     except RunFailed as error:
         raise ProofFailed(f"the compressed model does not run on the data ({error}); nothing written") from error
 
 
 def frontier(dag: ChannelDag) -> int:
-    """Bytes that a run of both networks may hold at once: three tensors each as large as the largest, in float32."""
+    """Largest number of bytes that a run of both networks keeps: three tensors each of the largest size, in float32."""
     largest = max((math.prod(shape) for name, shape in dag.shapes.items() if name in dag.channel_ids), default=1)
     return 2 * 3 * 4 * max(1, largest)
 
 
 def distance(dag: ChannelDag, candidate: Source, data: Data) -> float:
-    """How far the outputs of a candidate are from those of the original, each channel by its own scale.
+    """Distance of a candidate's outputs to those of the original, each channel by its own scale.
 
     Raises:
         RunFailed: the candidate cannot be run.
     """
     model, replaced = dag.model, dag.observation.replaced
-    (found,) = compare(model, model.path, [candidate], data, batch_size(data), replaced, channel_axes(dag))
-    return _distance(found)
+    (fidelity,) = compare(model, model.path, [candidate], data, batch_size(data), replaced, channel_axes(dag))
+    return _distance(fidelity)
 
 
-def _distance(found: Fidelity) -> float:
-    """Mean over the outputs of ``Channels.balanced``, an output without channels being one; infinite if one is not
-    finite.
+def _distance(fidelity: Fidelity) -> float:
+    """Mean over the outputs of ``Channels.balanced``, an output without channels counting as one channel.
+
+    Infinite if an output is not finite.
     """
-    if any(math.isinf(one.relative_l2) for one in found.outputs):
+    if any(math.isinf(one.relative_l2) for one in fidelity.outputs):
         return math.inf
-    parts = [
-        one.channels.balanced if one.channels else float(bounded(np.array(one.relative_l2))) for one in found.outputs
+    shares = [
+        one.channels.balanced if one.channels else float(bounded(np.array(one.relative_l2))) for one in fidelity.outputs
     ]
-    return sum(parts) / max(len(parts), 1)
+    return sum(shares) / max(len(shares), 1)

@@ -1,7 +1,7 @@
-"""Several ways to weigh the same activations against each other: each is tried out, recovered, on held-out samples.
+"""Search for the exponents of the channel ranking: try each, recovered, on held-out samples.
 
-What a channel is worth depends on how much of the cost it saves counts, and on how far path masses are to be trusted;
-no choice is best for every network.  On networks that are quick to recover all of ``TERMS`` are tried.
+The value of a channel depends on the weight of the cost that it saves and on the weight of its path mass; no choice is
+best for every network.  All of ``EXPONENT_CANDIDATES`` are tried on networks that recover quickly.
 """
 
 from __future__ import annotations
@@ -19,48 +19,51 @@ from leanonnx.selection.selector import Selector
 from leanonnx.surgery.operate import apply
 from leanonnx.surgery.patch import plan_patch
 
-SAMPLES = 320
-"""Samples that a trial uses at most."""
-WORK = 5e10
-"""Multiply-adds of the original on these samples up to which trials are made."""
-LAYERS = 32
-"""Layers up to which they are: each of them is fitted anew in every trial."""
+MAX_SEARCH_SAMPLES = 320
+"""Largest number of samples that a trial uses."""
+MAX_SEARCH_MACS = 5e10
+"""Largest number of multiply-adds of the original on these samples for which exponents are searched."""
+MAX_SEARCH_LAYERS = 32
+"""Largest number of layers for which exponents are searched: every trial refits each layer."""
 
 
-def search_exponents(selector: Selector, data: Data, seed: int, told: Callable[[float], None]) -> Selector:
-    """The selector whose keep set deviates least once it has been recovered.
+def search_exponents(selector: Selector, data: Data, seed: int, on_progress: Callable[[float], None]) -> Selector:
+    """Find the selector whose keep mask deviates least after recovery.
 
     Args:
-        selector: ranks by path mass; its request says for which budget.
+        selector: ranks by path mass, for the budget of its request.
         data: real inputs.
-        seed: of what is sampled.
-        told: is told what share of the trials is done (0 to 1).
+        seed: seed of sampling.
+        on_progress: called with the share of trials done (0 to 1).
     """
-    dag, request, some = selector.dag, selector.request, data.first(SAMPLES)
+    dag, request, some = selector.dag, selector.request, data.first(MAX_SEARCH_SAMPLES)
     fitted, spared = split(some)
     held = spared or fitted
     macs = cost_model(dag)(dag.whole).macs
-    if macs * some.count > WORK or sum(mix.inward is not None for _, mix in dag.kernel_blocks) > LAYERS:
+    if (
+        macs * some.count > MAX_SEARCH_MACS
+        or sum(mix.inward is not None for _, mix in dag.kernel_blocks) > MAX_SEARCH_LAYERS
+    ):
         return selector
     tried: list[tuple[float, Selector]] = []
-    known: dict[bytes, float] = {}
+    deviations: dict[bytes, float] = {}
     for count, terms in enumerate(EXPONENT_CANDIDATES):
-        told(count / len(EXPONENT_CANDIDATES))
+        on_progress(count / len(EXPONENT_CANDIDATES))
         rival = selector.with_exponents(terms)
         alive = rival.within(request.budget.fraction)
-        if alive.tobytes() not in known:
-            known[alive.tobytes()] = _deviation(rival, alive, fitted, held, seed)
-        tried.append((known[alive.tobytes()], rival))
+        if alive.tobytes() not in deviations:
+            deviations[alive.tobytes()] = _deviation(rival, alive, fitted, held, seed)
+        tried.append((deviations[alive.tobytes()], rival))
     return min(tried, key=lambda pair: pair[0])[1]
 
 
 def _deviation(selector: Selector, alive: Mask, fitted: Data, held: Data, seed: int) -> float:
-    """Relative deviation of the outputs of a recovered keep set; infinite where it cannot be run."""
+    """Relative deviation of the outputs of a recovered keep mask; infinite if it cannot be run."""
     dag = selector.dag
     batch = batch_size(fitted)
     try:
         bare = apply(dag.model, plan_patch(dag, alive))
-        found = recover(dag, alive, bare, fitted.feeds(batch), held.feeds(batch), seed)
-        return distance(dag, found.proto, held)
+        recovered = recover(dag, alive, bare, fitted.feeds(batch), held.feeds(batch), seed)
+        return distance(dag, recovered.proto, held)
     except RunFailed:
         return float("inf")

@@ -1,9 +1,9 @@
-"""The search for a keep set that runs as fast as asked for: propose, measure, correct."""
+"""Search for a keep mask that runs as fast as requested: propose, measure, correct."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -14,50 +14,61 @@ from leanonnx.runtime.timing import TimingComparison
 from leanonnx.selection.selector import Price, Selection, Selector
 
 SECONDS = 2.0
-"""Seconds of one measurement; ``LONG`` where it did not tell."""
-LONG = 8.0
-LEANER = (0.95, 0.85, 0.7)
-"""Shares of its predicted time to which a keep set that turned out no faster is brought down."""
-TRIES = 9
-AIM = 0.97
-"""Share of a latency budget that is aimed at, so that noise does not break it."""
-CLOSE = 0.93
-"""Share of a latency budget from which on it counts as used up."""
-NARROW = 0.004
-"""Predicted fractions this close to each other are not told apart."""
+"""Seconds of one measurement."""
+LONG_TIMING_SECONDS = 8.0
+"""Seconds of a measurement that repeats an inconclusive one."""
+LEANER_SHARES = (0.95, 0.85, 0.7)
+"""Shares of the predicted time to which a keep mask that is no faster is reduced, in order."""
+MAX_TIMINGS = 9
+"""Most measurements of a search for a latency budget."""
+AIMED_SHARE = 0.97
+"""Share of a latency budget that the search aims at, as a margin for noise."""
+USED_UP_SHARE = 0.93
+"""Share of a latency budget from which it counts as used up."""
+MIN_BRACKET_WIDTH = 0.004
+"""Width of the bracket of predicted fractions at which the search ends."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A keep set and how it did against the original; None if it was not measured."""
+    """A keep mask and its timing against the original.
+
+    Attributes:
+        selection: the keep mask.
+        comparison: the timing; None if there is none.
+        sha256: digest of the file that was timed.
+        failure: why it could not be timed; empty otherwise.
+    """
 
     selection: Selection
     comparison: TimingComparison | None
+    sha256: bytes = b""
+    failure: str = ""
 
     @property
     def fraction(self) -> float:
-        """Measured time as a fraction of the original's."""
+        """Measured time as a fraction of the original's; 1 without a measurement."""
         return 1.0 if self.comparison is None else 1 / self.comparison.speedup
 
     @property
     def slower(self) -> bool:
-        """Slower than the original by more than noise."""
+        """True if it is slower than the original by more than noise."""
         return self.comparison is not None and self.comparison.slower
 
     @property
     def faster(self) -> bool:
-        """The interval of the ratio lies above 1, or there was nothing to measure."""
+        """True if the interval of the speedup lies above 1, or nothing was measured."""
         return self.comparison is None or self.comparison.interval[0] > 1
 
 
 Attempt = Callable[[Selection, float], Trial]
-"""Write a keep set and measure it for so many seconds."""
+"""Time a keep mask for a number of seconds."""
 
 
 def within_budget(selector: Selector, predicted: Price, attempt: Attempt) -> Trial:
-    """A keep set within the budget that is faster than the original; the fastest tried if none is.
+    """Find a keep mask within the budget that is faster than the original; the fastest tried if none is.
 
-    One that is not faster is measured for longer, and then made leaner, until its predicted time falls.
+    One that is not faster is measured for longer, then reduced to ever smaller shares of its predicted time.
 
     Raises:
         BudgetUnreachable: see ``Selector.select``.
@@ -65,9 +76,9 @@ def within_budget(selector: Selector, predicted: Price, attempt: Attempt) -> Tri
     first = attempt(selector.select(), SECONDS)
     if first.faster:
         return first
-    trials = [attempt(first.selection, LONG)] if first.fraction < 1 else [first]
+    trials = [attempt(first.selection, LONG_TIMING_SECONDS)] if first.fraction < 1 else [first]
     base = predicted(first.selection.alive)
-    for share in LEANER:
+    for share in LEANER_SHARES:
         if trials[-1].faster:
             break
         limit = share * base
@@ -78,25 +89,29 @@ def within_budget(selector: Selector, predicted: Price, attempt: Attempt) -> Tri
 
 
 def within_latency(selector: Selector, attempt: Attempt) -> Trial:
-    """The keep set that uses up a latency budget; ``selector`` prices by predicted time.
+    """Find the keep mask that uses up a latency budget; ``selector`` prices by predicted time.
 
     Raises:
-        BudgetUnreachable: no keep set is as fast, unless best effort is enough.
+        BudgetUnreachable: no keep mask is as fast, unless ``best_effort``.
     """
     limit = selector.request.budget.fraction
     if limit >= 1:
         return Trial(selector.select(), None)
     bracket = _Bracket(limit)
     trials: list[Trial] = []
-    aimed = limit * AIM
-    for _ in range(TRIES):
+    aimed = limit * AIMED_SHARE
+    for _ in range(MAX_TIMINGS):
         alive = selector.within(aimed)
         share = selector.price(alive) / selector.total
-        known = [trial for trial in trials if np.array_equal(trial.selection.alive, alive)]
-        trial = known[0] if known else attempt(selector.selection(alive, reached=True), SECONDS)
+        repeated = [trial for trial in trials if np.array_equal(trial.selection.alive, alive)]
+        trial = repeated[0] if repeated else attempt(selector.selection(alive, reached=True), SECONDS)
         trials.append(trial)
-        bracket.tell(share if not known else aimed, trial.fraction)
-        if CLOSE * limit <= trial.fraction <= limit or bracket.closed or (share > aimed and trial.fraction > limit):
+        bracket.narrow(aimed if repeated else share, trial.fraction)
+        if (
+            USED_UP_SHARE * limit <= trial.fraction <= limit
+            or bracket.is_closed
+            or (share > aimed and trial.fraction > limit)
+        ):
             break
         aimed = bracket.next()
     fitting = [trial for trial in trials if trial.fraction <= limit]
@@ -111,13 +126,13 @@ def _share(price: Price, limit: float, alive: Mask) -> float:
 
 
 class _Bracket:
-    """The predicted fractions between which the measured one passes the limit."""
+    """Predicted fractions between which the measured one crosses the limit."""
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
         self.low, self.high = (0.0, 0.0), (1.0, 1.0)
 
-    def tell(self, predicted: float, measured: float) -> None:
+    def narrow(self, predicted: float, measured: float) -> None:
         """Narrow the bracket by one measurement."""
         if measured <= self.limit:
             self.low = max(self.low, (predicted, measured))
@@ -125,22 +140,22 @@ class _Bracket:
             self.high = min(self.high, (predicted, measured))
 
     @property
-    def closed(self) -> bool:
-        """Nothing lies between."""
-        return self.high[0] - self.low[0] < NARROW
+    def is_closed(self) -> bool:
+        """True if nothing is left to try between the ends."""
+        return self.high[0] - self.low[0] < MIN_BRACKET_WIDTH
 
     def next(self) -> float:
-        """Where a straight line through both ends passes the aim, well inside the bracket."""
+        """The predicted fraction at which a line through both ends crosses the aim, well inside the bracket."""
         (left, below), (right, above) = self.low, self.high
-        share = (AIM * self.limit - below) / (above - below) if above > below else 0.5
+        share = (AIMED_SHARE * self.limit - below) / (above - below) if above > below else 0.5
         return left + min(max(share, 0.1), 0.9) * (right - left)
 
 
 def _best_effort(selector: Selector, best: Trial) -> Trial:
-    """What is reached where the latency budget is not.
+    """The closest trial to a latency budget that was not reached.
 
     Raises:
-        BudgetUnreachable: best effort was not asked for.
+        BudgetUnreachable: best effort was not requested.
     """
     limits = selector.limits(best.selection.alive)
     if not selector.request.best_effort:
@@ -149,4 +164,4 @@ def _best_effort(selector: Selector, best: Trial) -> Trial:
             f"that was measured: {'; '.join(limits) or 'every layer is at its last channel'}; ask for at least "
             f"{np.ceil(100 * best.fraction) / 100:g}, or add --best-effort to write that"
         )
-    return Trial(selector.selection(best.selection.alive, reached=False), best.comparison)
+    return replace(best, selection=selector.selection(best.selection.alive, reached=False))

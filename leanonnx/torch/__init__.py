@@ -24,7 +24,7 @@ from torch import nn
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.api.sources import ModelSource, as_file, several, title
 from leanonnx.commands.compress.pipeline import inspect
-from leanonnx.commands.compress.workshop import operated
+from leanonnx.commands.compress.pruning import pruned_model
 from leanonnx.errors import ModelError, PlanError, ProofFailed
 from leanonnx.graph.model import Model, load
 from leanonnx.numeric.channel_ids import Mask, Shape
@@ -181,7 +181,7 @@ def _apply_and_compare(
     before = named_tensors(module)
     with carried_out(module, slicing):
         try:
-            error = _error(module, model, operated(dag, alive, clean=False).proto, feed)
+            error = _error(module, model, pruned_model(dag, alive), feed)
         except PlanError as reason:
             raise PlanError(f"once cut as planned, {reason}; {LITERALS}") from reason
         if not error <= tolerance:

@@ -1,97 +1,103 @@
-"""The keep set to be written: what a budget, a plan or ``--exact`` asks for, measured."""
+"""First stages: choose the channels that a budget, a plan or ``--exact`` asks for."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from itertools import count
 
 from leanonnx.analysis.cost import cost_model
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.naming import ignored_pin, named_nodes, named_pin
-from leanonnx.commands.compress.notes import not_faster
+from leanonnx.commands.compress.candidate import Candidate, CompressJob
 from leanonnx.commands.compress.options import CompressOptions
-from leanonnx.commands.compress.workshop import Workshop
+from leanonnx.commands.compress.pruning import BudgetRemoval
+from leanonnx.commands.compress.timing import time_draft
 from leanonnx.data.samples import Data, batch_size
-from leanonnx.errors import NotFaster, OptionError
+from leanonnx.errors import OptionError
 from leanonnx.graph.formats import Kinds, float_kinds
 from leanonnx.hardware.targets import Hardware, known_targets, read_targets
+from leanonnx.lossless.minimal import minimise
 from leanonnx.ranking.criteria import BY_ACTIVATIONS
 from leanonnx.runtime.machine import detected
 from leanonnx.selection.exponents import search_exponents
 from leanonnx.selection.latency import by_time, latency_model
-from leanonnx.selection.search import SECONDS, Trial, within_budget, within_latency
+from leanonnx.selection.search import Trial, within_budget, within_latency
 from leanonnx.selection.selector import LATENCY, Selection, SelectionRequest, Selector
 from leanonnx.selection.widths import PARTS, Alignment
 from leanonnx.statistics.moments import Statistics, measure
 from leanonnx.statistics.propagation import propagate_statistics
 from leanonnx.surgery.plan import Plan, replay
 
-QUICK = 3_000_000
-"""Kernels up to which what the network holds of its activations is worked out without being asked for."""
+QUICK_KERNELS = 3_000_000
+"""Largest number of kernels for which ``auto`` propagates the statistics that the network contains."""
 
 
-def choose_candidate(workshop: Workshop, data: Data | None) -> Trial:
-    """The keep set to be written, measured.
+def choose_lossless(candidate: Candidate) -> Candidate:
+    """Choose the channels that contribute nothing to the outputs."""
+    job = candidate.job
+    options = job.options
+    with job.clock.stage("select"):
+        removal = minimise(job.dag, job.rules, options.shapes, options.pin, options.ignore)
+    return replace(candidate, removal=removal)
+
+
+def choose_channels(candidate: Candidate) -> Candidate:
+    """Choose the channels that the plan or the budget removes.
 
     Raises:
-        BudgetUnreachable: no keep set fits the budget.
-        NotFaster: none is faster than the original.
+        BudgetUnreachable: no keep mask fits the budget.
     """
-    dag, options = workshop.dag, workshop.options
-    with workshop.clock.stage("select"):
-        if workshop.least is not None:
-            trial = workshop.attempt(workshop.least.selection(dag), SECONDS)
-        elif options.plan is not None:
-            trial = workshop.attempt(_replayed(dag, options.plan), SECONDS)
-        else:
-            trial = _searched(workshop, data)
-    refused = trial.slower if options.exact else not trial.faster
-    if refused and not options.best_effort:
-        raise NotFaster(
-            f"{not_faster(trial)}; nothing written; ask for less of the model, or add --best-effort to write it anyway"
-        )
-    return trial
+    job = candidate.job
+    with job.clock.stage("select"):
+        if job.options.plan is not None:
+            return replace(candidate, removal=BudgetRemoval(job.dag, _planned_selection(job.dag, job.options.plan)))
+        trial = _search(candidate)
+    return replace(candidate, removal=BudgetRemoval(job.dag, trial.selection), trial=trial)
 
 
-def _searched(workshop: Workshop, data: Data | None) -> Trial:
-    """The keep set that the budget asks for."""
-    dag, options = workshop.dag, workshop.options
+def _search(original: Candidate) -> Trial:
+    """Search for the keep mask of the budget."""
+    job = original.job
+    dag, options, data = job.dag, job.options, job.data
     target = resolved_target(options, float_kinds(dag.model.proto))
     predicted, request = latency_model(dag, target), _request(dag, options, target)
-    chosen = Selector(dag, request, predicted if options.budget.unit == LATENCY else None)
+    selector = Selector(dag, request, predicted if options.budget.unit == LATENCY else None)
     if data is not None and options.method in BY_ACTIVATIONS:
-        request = replace(request, statistics=_statistics(workshop, data))
-        chosen = _best(workshop, Selector(dag, request, chosen.price), data)
-    elif options.method in BY_ACTIVATIONS and (options.method != "auto" or chosen.before.kernels <= QUICK):
-        chosen = Selector(dag, replace(request, statistics=propagate_statistics(workshop.known)), chosen.price)
+        request = replace(request, statistics=_statistics(job, data))
+        selector = _best_exponents(job, Selector(dag, request, selector.price), data)
+    elif options.method in BY_ACTIVATIONS and (options.method != "auto" or selector.before.kernels <= QUICK_KERNELS):
+        selector = Selector(dag, replace(request, statistics=propagate_statistics(job.known)), selector.price)
+    attempt = partial(time_draft, original, count(1))
     if options.budget.unit == LATENCY:
-        return within_latency(chosen, workshop.attempt)
-    return within_budget(chosen, predicted, workshop.attempt)
+        return within_latency(selector, attempt)
+    return within_budget(selector, predicted, attempt)
 
 
-def _best(workshop: Workshop, selector: Selector, data: Data) -> Selector:
-    """The selector whose choice can be recovered best."""
-    clock, options = workshop.clock, workshop.options
+def _best_exponents(job: CompressJob, selector: Selector, data: Data) -> Selector:
+    """The selector whose choice recovers best."""
+    options = job.options
     if not options.recovers or options.budget.fraction >= 1:
         return selector
-    with clock.stage("try") as told:
-        return search_exponents(selector, data, options.seed, told)
+    with job.clock.stage("try") as on_progress:
+        return search_exponents(selector, data, options.seed, on_progress)
 
 
-def _statistics(workshop: Workshop, data: Data) -> Statistics:
+def _statistics(job: CompressJob, data: Data) -> Statistics:
     """Moments of the activations on the data."""
-    clock, batch = workshop.clock, batch_size(data)
-    with clock.stage("look") as told:
-        return measure(workshop.dag, data.feeds(batch), -(-data.count // batch), told)
+    batch = batch_size(data)
+    with job.clock.stage("look") as on_progress:
+        return measure(job.dag, data.feeds(batch), -(-data.count // batch), on_progress)
 
 
-def _replayed(dag: ChannelDag, plan: Plan) -> Selection:
+def _planned_selection(dag: ChannelDag, plan: Plan) -> Selection:
     alive = replay(dag, plan)
     cost = cost_model(dag)
     return Selection(alive, cost(dag.whole), cost(alive), reached=True)
 
 
 def resolved_target(options: CompressOptions, kinds: Kinds) -> Hardware:
-    """The target that was named, or the one of this machine.
+    """The hardware that ``--target`` names, or that of this machine.
 
     Raises:
         OptionError: there is no such target.
@@ -121,7 +127,7 @@ def _request(dag: ChannelDag, options: CompressOptions, target: Hardware) -> Sel
 
 
 def _alignment(options: CompressOptions, target: Hardware) -> Alignment:
-    """The widths that were asked for, or those that the target runs well; finer ones where accuracy can be had back."""
+    """The requested widths, or those that the hardware runs fast; finer ones if weights can be refitted."""
     parts = 0 if options.calib is None else PARTS
     if options.align is not None:
         return Alignment(options.align, 1, parts)

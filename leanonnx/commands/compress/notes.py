@@ -1,29 +1,29 @@
-"""What is to be said of a result before anybody relies on it: warnings, and hints at what else could be done."""
+"""Warnings about a result, and hints at further speed-ups."""
 
 from __future__ import annotations
 
-from leanonnx.commands.compress.workshop import Workshop
+from leanonnx.commands.compress.candidate import Candidate
 from leanonnx.data.samples import Data
 from leanonnx.formatting import counted
 from leanonnx.graph.model import Model, constant_bytes
 from leanonnx.graph.view import overridden
-from leanonnx.recovery.draft import ENOUGH, Recovery
+from leanonnx.recovery.draft import ADVISED_SAMPLES, Recovery
 from leanonnx.selection.search import Trial
 from leanonnx.selection.selector import LATENCY
 
 
 def not_faster(trial: Trial) -> str:
-    """A measurement in words: how the result compares with the original."""
-    found = trial.comparison
-    if found is None:
+    """A timing that is not faster than the original, in words; empty if nothing was timed."""
+    timing = trial.comparison
+    if timing is None:
         return ""
-    low, high = found.interval
+    low, high = timing.interval
     words = "slower than the original" if high < 1 else "no faster than the original, beyond noise"
-    return f"the result is {words}: {found.speedup:.3f} times its speed (95 % interval {low:.3f} to {high:.3f})"
+    return f"the result is {words}: {timing.speedup:.3f} times its speed (95 % interval {low:.3f} to {high:.3f})"
 
 
 def hints(model: Model) -> tuple[str, ...]:
-    """What else could make the model faster."""
+    """Options that could make the model faster."""
     listed = len(overridden(model.proto))
     if not listed:
         return ()
@@ -34,7 +34,7 @@ def hints(model: Model) -> tuple[str, ...]:
 
 
 def folding_warnings(model: Model) -> list[str]:
-    """What is to be said of weights whose values take more room than what they are computed from."""
+    """Warnings about weights that are stored computed and take more bytes than what they are computed from."""
     before, after = constant_bytes(model.as_read.proto), constant_bytes(model.proto)
     if after <= before:
         return []
@@ -44,53 +44,56 @@ def folding_warnings(model: Model) -> list[str]:
     ]
 
 
-def calibration_warnings(data: Data | None, recovery: Recovery | None) -> list[str]:
-    """What is to be said of the calibration data and of what they were good for."""
-    if data is None or recovery is None:
-        return []
-    found = []
-    if data.count < ENOUGH:
-        found.append(f"only {data.count} calibration samples: accuracy grows up to about 1000; give at least {ENOUGH}")
+def calibration_warnings(data: Data, recovery: Recovery) -> tuple[str, ...]:
+    """Warnings about the calibration data and the recovery from them."""
+    warnings = []
+    if data.count < ADVISED_SAMPLES:
+        warnings.append(
+            f"only {data.count} calibration samples: accuracy grows up to about 1000; give at least {ADVISED_SAMPLES}"
+        )
     used = recovery.samples + recovery.held_out
     if recovery.recovered and used < data.count:
-        found.append(
+        warnings.append(
             f"recovery used {used} of the {data.count} samples: the activations of more do not fit into memory"
         )
     if not recovery.held_out:
-        found.append("too few calibration samples to hold any out: the deviation is that on samples used to recover")
+        warnings.append("too few calibration samples to hold any out: the deviation is that on samples used to recover")
     if recovery.recovered and not recovery.kept:
-        found.append("recovery did not lower the deviation on held-out samples and was left out")
+        warnings.append("recovery did not lower the deviation on held-out samples and was left out")
     vacuous = [f"'{one.output}' is {one.vacuous}" for one in recovery.final.outputs if one.vacuous]
     if vacuous:
-        found.append(
+        warnings.append(
             f"the deviation tells nothing of what the original puts out the same way on all samples compared: "
             f"{', '.join(vacuous)}; give samples on which it changes"
         )
     if recovery.final.unused:
-        found.append(recovery.final.unused)
-    return found
+        warnings.append(recovery.final.unused)
+    return tuple(warnings)
 
 
-def warnings(trial: Trial, workshop: Workshop) -> tuple[str, ...]:
-    """What is to be said of what was found, measured and written."""
-    found, options, selection = [], workshop.options, trial.selection
-    budget = options.budget
+def result_warnings(candidate: Candidate, trial: Trial) -> tuple[str, ...]:
+    """Warnings about a result: its timing, its budget and its size, then those of the stages."""
+    options, selection, model = candidate.job.options, candidate.removal.selection, candidate.removal.dag.model
+    budget, warnings = options.budget, list[str]()
     if not trial.faster:
-        found.append(not_faster(trial))
-    if workshop.failure:
-        found.append(f"latency could not be measured: {workshop.failure}")
+        warnings.append(not_faster(trial))
+    if trial.failure:
+        warnings.append(f"latency could not be measured: {trial.failure}")
     if not selection.reached:
         lowest = trial.fraction
         if budget.unit != LATENCY:
             lowest = getattr(selection.after, budget.unit) / max(getattr(selection.before, budget.unit), 1)
-        found.append(
+        warnings.append(
             f"over budget: {lowest:.4f} of the {budget.unit} is the lowest reachable, {budget.fraction:g} was asked for"
             + "".join(f"; {limit}" for limit in selection.limits)
         )
-    if workshop.unchanged and (budget.fraction < 1 or options.exact):
-        found.append("nothing could be removed: the output equals the input")
-    if not workshop.unchanged:
-        found += folding_warnings(workshop.model)
-    if not workshop.clean:
-        found.append("the clean-up of the graph could not be proven and was left out; please report it")
-    return tuple(found)
+    elif budget.unit == LATENCY and trial.fraction > budget.fraction:
+        warnings.append(
+            f"over budget: the recovered model takes {trial.fraction:.4f} of the latency, {budget.fraction:g} was "
+            "asked for; the pruned model was within it"
+        )
+    if candidate.is_original and (budget.fraction < 1 or options.exact):
+        warnings.append("nothing could be removed: the output equals the input")
+    if not candidate.is_original:
+        warnings += folding_warnings(model)
+    return (*warnings, *candidate.warnings)

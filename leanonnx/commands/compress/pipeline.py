@@ -1,4 +1,4 @@
-"""The main job, stage by stage: load → observe → analyse → select → operate → measure → prove → recover → write."""
+"""Compress a model: load → observe → analyse, then the stages of ``stages`` → write."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from leanonnx.analysis.cost import Cost
+import onnx
+
+from leanonnx.analysis.cost import Cost, cost_model, stored
 from leanonnx.analysis.dag import ChannelDag, analyse
-from leanonnx.commands.compress.choosing import choose_candidate
-from leanonnx.commands.compress.notes import calibration_warnings, hints, warnings
+from leanonnx.commands.compress.candidate import Candidate, CompressJob
+from leanonnx.commands.compress.choosing import choose_channels, choose_lossless
+from leanonnx.commands.compress.notes import hints, result_warnings
 from leanonnx.commands.compress.options import CompressOptions
-from leanonnx.commands.compress.refitting import Refit, check_weights_wanted, refitted, stored_weights, weights_files
-from leanonnx.commands.compress.workshop import Workshop
+from leanonnx.commands.compress.proving import prove_equal
+from leanonnx.commands.compress.pruning import UNPROVEN_TIDYING, BudgetRemoval, prune_channels, tidy_graph
+from leanonnx.commands.compress.refitting import check_weights_wanted, recover_weights, stored_weights, weights_files
+from leanonnx.commands.compress.stage import Stage, optional, run_stages
+from leanonnx.commands.compress.timing import time_candidate
 from leanonnx.data.files import sample_files
 from leanonnx.data.samples import Data, open_data, runnable
-from leanonnx.errors import OptionError
+from leanonnx.errors import OptionError, Refusal
 from leanonnx.graph.model import load
-from leanonnx.lossless.minimal import minimise
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.proof.proof import Proof
 from leanonnx.ranking.weighting import check_finite
@@ -28,21 +33,44 @@ from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.runtime.observation import Shapes, observe
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.timing import TimingComparison
-from leanonnx.selection.search import Trial
+from leanonnx.selection.selector import Selection
+from leanonnx.statistics.propagation import PropagatedMoments
 from leanonnx.surgery.plan import Plan, confirm, make_plan
 from leanonnx.system.clock import Clock, Progress, quiet
 from leanonnx.system.outputs import check_apart, check_writable, publish, temporary_beside, written_size
 from leanonnx.version import __version__
 
 
+def stages(exact: bool) -> tuple[Stage, ...]:
+    """The stages that lead from the original to the model that is written."""
+    return (
+        choose_lossless if exact else choose_channels,
+        prune_channels,
+        optional(tidy_graph, prove_equal, warning=UNPROVEN_TIDYING),
+        prove_equal,
+        recover_weights,
+        time_candidate,
+    )
+
+
 @dataclass(frozen=True)
 class CompressResult:
-    """What came of a compression; ``seconds`` by stage, ``bytes`` before and after.
+    """The result of a compression.
 
-    ``tidied`` counts what was cleaned up in the graph; ``exact`` says what contributed nothing, where that was asked;
-    ``recovery`` what real inputs told, where they were given; ``blind`` how weights were changed without any;
-    ``restored`` the file that weights were taken from, as a plan recorded; ``folded`` names the weights that the file
-    computes from constants and the result stores.
+    Attributes:
+        dag, alive: the channel DAG and its keep mask [channels].
+        plan: the kept indices of every constant.
+        before, after, bytes: costs and file sizes of the original and of the result.
+        proof: the comparison of the pruned model with the masked original, with the original itself if ``exact``.
+        latency, setting: timing against the original (None if not measured), and how it was run.
+        warnings, hints: texts for the user.
+        seconds: duration of each stage.
+        tidied: numbers of clean-ups of the graph, by kind.
+        exact: the channels that contributed nothing, by reason; None if a budget chose them.
+        recovery: recovery from data and its deviation; None without data.
+        blind: recovery without data; None if there was none.
+        folded: weights that the file computes from constants and the result stores.
+        restored: file that weights were taken from, as a plan recorded.
     """
 
     dag: ChannelDag
@@ -67,7 +95,7 @@ class CompressResult:
 
 @dataclass(frozen=True)
 class Page:
-    """A text about a result, written at once with it: where, and what it says of the result, its draft and the data."""
+    """A text about a result, written with it; ``text`` makes it from the result, its file and the data."""
 
     path: Path
     text: Callable[[CompressResult, Path, Data | None], str]
@@ -97,7 +125,7 @@ def compress(
 ) -> CompressResult:
     """Compress a model file, prove the result and write it.
 
-    Where these are given, its plan, a page about it, and the weights that were changed are written with it.
+    If given, its plan, a page about it, and the changed weights are written with it.
 
     Raises:
         UserError: bad model, option, plan or output path.
@@ -108,7 +136,7 @@ def compress(
     clock = Clock(progress)
     options = as_planned(options)
     check_weights_wanted(options, plan_weights)
-    stored = stored_weights(options)
+    weights = stored_weights(options)
     beside = [path for path in (plan_out, page.path if page else None, plan_weights) if path is not None]
     for path in (out, *beside):
         check_writable(source, path)
@@ -124,61 +152,77 @@ def compress(
     data = None
     if options.calib is not None:
         data = runnable(open_data(options.calib, model, dag.shapes, options.images), model)
-    least = None
-    if options.exact:
-        with clock.stage("select"):
-            least = minimise(dag, rules, options.shapes, options.pin, options.ignore)
     with temporary_beside(out) as folder:
-        workshop = Workshop(dag, least, options, folder / out.name, clock)
-        trial = choose_candidate(workshop, data)
-        selection = trial.selection
-        proof = workshop.proven(selection.alive, data)
-        refit = refitted(workshop, selection.alive, data, stored, plan_weights)
-        plan = make_plan(least.dag if least else dag, selection.alive, options.record(), __version__, refit.recipe)
-        if least and options.plan:
-            confirm(least.dag, plan, options.plan)
-        result = _result(workshop, trial, plan, proof, refit, data)
-        others = dict(refit.files)
-        if plan_out is not None:
-            others[plan_out] = plan.text(plan_out.parent).encode()
-        if page is not None:
-            with clock.stage("report"):
-                others[page.path] = page.text(result, workshop.draft, data).encode()
-        publish(workshop.draft, out, others)
+        known = PropagatedMoments(dag)
+        job = CompressJob(dag, options, rules, folder, out.name, clock, known, data, weights, plan_weights)
+        candidate = run_stages(stages(options.exact), _original(job))
+        if isinstance(candidate, Refusal):
+            raise candidate
+        return _write(candidate, out, plan_out, page)
+
+
+def _original(job: CompressJob) -> Candidate:
+    """The original as a candidate."""
+    cost = cost_model(job.dag)(job.dag.whole)
+    whole = Selection(job.dag.whole, cost, cost, reached=True)
+    return Candidate(job, job.dag.model.path, BudgetRemoval(job.dag, whole))
+
+
+def _write(candidate: Candidate, out: Path, plan_out: Path | None, page: Page | None) -> CompressResult:
+    """Write a candidate that passed all stages, its plan and a page about it."""
+    job, removal, refit = candidate.job, candidate.removal, candidate.refit
+    plan = make_plan(removal.dag, candidate.alive, job.options.record(), __version__, refit.recipe)
+    if job.options.exact and job.options.plan:
+        confirm(removal.dag, plan, job.options.plan)
+    result = _result(candidate, plan)
+    others = dict(refit.files)
+    if plan_out is not None:
+        others[plan_out] = plan.text(plan_out.parent).encode()
+    if page is not None:
+        with job.clock.stage("report"):
+            others[page.path] = page.text(result, candidate.path, job.data).encode()
+    publish(candidate.path, out, others)
     return result
 
 
-def _result(
-    workshop: Workshop, trial: Trial, plan: Plan, proof: Proof, refit: Refit, data: Data | None
-) -> CompressResult:
-    """Put together what came of the stages."""
-    options, least, selection = workshop.options, workshop.least, trial.selection
-    model = workshop.dag.model
-    changed = least is not None or refit.changed
+def _result(candidate: Candidate, plan: Plan) -> CompressResult:
+    """The result with all evidence for it."""
+    job, removal, refit = candidate.job, candidate.removal, candidate.refit
+    assert candidate.proof is not None and candidate.trial is not None  # every list of stages proves and times
+    selection, model = removal.selection, job.dag.model
+    counted_anew = removal.is_lossless or refit.may_add_parameters
     return CompressResult(
-        dag=least.dag if least else workshop.dag,
-        alive=selection.alive,
+        dag=removal.dag,
+        alive=candidate.alive,
         plan=plan,
         before=selection.before,
-        after=replace(selection.after, params=workshop.stored()) if changed else selection.after,
-        bytes=(model.size, written_size(workshop.draft)),
-        proof=proof,
-        latency=trial.comparison,
-        setting=options.setting.resolved,
-        warnings=(*warnings(trial, workshop), *refit.warnings, *calibration_warnings(data, refit.recovery)),
+        after=replace(selection.after, params=_parameters(candidate)) if counted_anew else selection.after,
+        bytes=(model.size, written_size(candidate.path)),
+        proof=candidate.proof,
+        latency=candidate.trial.comparison,
+        setting=job.options.setting.resolved,
+        warnings=result_warnings(candidate, candidate.trial),
         hints=hints(model),
-        seconds=workshop.clock.seconds,
-        tidied=workshop.tidied,
-        exact=least.row() if least else None,
+        seconds=job.clock.seconds,
+        tidied=candidate.tidied,
+        exact=removal.reasons(),
         recovery=refit.recovery,
-        blind=refit.blind,
-        folded=() if workshop.unchanged else workshop.model.folded,
+        blind=refit.data_free,
+        folded=() if candidate.is_original else removal.dag.model.folded,
         restored=refit.restored,
     )
 
 
+def _parameters(candidate: Candidate) -> int:
+    """Number of parameters that the file stores."""
+    model = candidate.job.dag.model
+    if candidate.is_original:
+        return stored(model.as_read)
+    return stored(replace(model, proto=onnx.load(candidate.path, load_external_data=False)))
+
+
 def as_planned(options: CompressOptions) -> CompressOptions:
-    """The options under which a plan was made; what ``--exact`` has planned is carried out by finding it again."""
+    """The options under which a plan was made; a plan of ``--exact`` is carried out by computing it again."""
     plan = options.plan
     if plan is None:
         return options

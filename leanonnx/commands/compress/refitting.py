@@ -1,71 +1,51 @@
-"""The weights that are left, changed: by recovery, or as in the run that made a plan; and what a plan records of it."""
+"""The stage that changes the remaining weights, by recovery or as a plan recorded; and its record in the plan."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import onnx
+
+from leanonnx.commands.compress.candidate import Candidate, CompressJob, Refit
+from leanonnx.commands.compress.notes import calibration_warnings
 from leanonnx.commands.compress.options import CompressOptions, calib_name
-from leanonnx.commands.compress.workshop import Workshop
-from leanonnx.data.samples import PLAIN, Data
+from leanonnx.data.samples import PLAIN
 from leanonnx.errors import OptionError
 from leanonnx.graph.model import Model
-from leanonnx.numeric.channel_ids import Mask
-from leanonnx.recovery.data_free import WAYS
-from leanonnx.recovery.data_free_draft import DataFreeRecovery
-from leanonnx.recovery.draft import Recovery
+from leanonnx.recovery.data_free_draft import DataFreeRecovery, recover_without_data
+from leanonnx.recovery.draft import Recovery, recover_from_data
 from leanonnx.recovery.weights import StoredWeights, changed_weights, read_weights, restore
 from leanonnx.surgery.recipe import Recipe, WeightsFile
+from leanonnx.system.outputs import data_file
 
-START = 12
+DIGITS = 12
 """Digits of a digest that messages show."""
 
 
-@dataclass(frozen=True)
-class Refit:
-    """What was done to the weights that are left.
-
-    ``recipe`` is what the plan records (None: they are the original's), ``restored`` the file that they were taken
-    from, ``files`` what is to be written with the result, by place.
-    """
-
-    recovery: Recovery | None
-    blind: DataFreeRecovery | None
-    recipe: Recipe | None
-    restored: Path | None
-    files: Mapping[Path, bytes]
-    warnings: tuple[str, ...]
-
-    @property
-    def changed(self) -> bool:
-        """Whether weights of the draft may be others than those that were proven."""
-        kept = self.recovery is not None and self.recovery.kept
-        return kept or self.blind is not None or self.restored is not None
-
-
 def weights_files(options: CompressOptions) -> tuple[Path, ...]:
-    """The file of the weights that a plan comes with, where these are to be put in."""
+    """The file of the weights that come with the plan, if they are to be used."""
     recipe = options.plan.recovery if options.plan else None
-    return () if recipe is None or recipe.weights is None or _fits(options) else (recipe.weights.path,)
+    return () if recipe is None or recipe.weights is None or _overrides_plan(options) else (recipe.weights.path,)
 
 
 def stored_weights(options: CompressOptions) -> StoredWeights | None:
-    """The weights that a plan comes with, where these are to be put in.
+    """The weights that come with the plan, if they are to be used.
 
     Raises:
-        PlanError: their file is missing, or another than the plan was written with.
+        PlanError: their file is missing, or is not the one that the plan was written with.
     """
     plan = options.plan
-    if plan is None or plan.recovery is None or plan.recovery.weights is None or _fits(options):
+    if plan is None or plan.recovery is None or plan.recovery.weights is None or _overrides_plan(options):
         return None
     return read_weights(plan.recovery.weights, plan.origin)
 
 
 def check_weights_wanted(options: CompressOptions, plan_weights: Path | None) -> None:
-    """Refuse to write changed weights where none can be changed.
+    """Refuse to write changed weights if none can be changed.
 
     Raises:
         OptionError: there are none.
@@ -77,88 +57,111 @@ def check_weights_wanted(options: CompressOptions, plan_weights: Path | None) ->
         )
 
 
-def refitted(
-    workshop: Workshop, alive: Mask, data: Data | None, stored: StoredWeights | None, plan_weights: Path | None
-) -> Refit:
-    """Change the weights of the proven draft as is asked for.
-
-    Args:
-        workshop: holds the draft.
-        alive: the channels that are left [labels].
-        data: real inputs.
-        stored: the weights that the plan comes with, where these are to be put in.
-        plan_weights: where changed weights are to be written, for the plan.
+def recover_weights(candidate: Candidate) -> Candidate:
+    """Change the weights of a proven candidate, from data or without, or take those that come with the plan.
 
     Raises:
         DataError, PlanError, ProofFailed: the data or the weights do not fit the network.
     """
-    options = workshop.options
-    bare = workshop.bare() if plan_weights is not None else None
-    recovery = workshop.recovered(alive, data) if data is not None else None
-    blind = workshop.recovered_blindly(alive) if data is None else None
-    planned = options.plan.recovery if options.plan else None
+    job = candidate.job
+    target = job.new_file("recovered")
+    evidence = _recover(candidate, target)
+    path = target if evidence is not None and evidence.kept else candidate.path
+    planned = job.options.plan.recovery if job.options.plan else None
     recipe, restored = None, None
-    if stored is not None and planned is not None and planned.weights is not None:
-        with workshop.clock.stage("recover"):
-            restore(workshop.dag.model, workshop.draft, stored, options.plan.origin if options.plan else "")
+    if job.stored is not None and planned is not None and planned.weights is not None:
+        path = _restore(job, job.stored, path, job.new_file("restored"))
         recipe, restored = planned, planned.weights.path
-    made = _recipe(workshop, data)
-    if (recovery and recovery.kept) or (blind and any(blind.counts[way] for way in WAYS)):
-        recipe = made
-    found = _differences(options, planned, made)
-    files = {}
-    if bare is not None and plan_weights is not None:
+    own = _recipe(job)
+    if evidence is not None and evidence.kept:
+        recipe = own
+    notes, files = _differences(job.options, planned, own), dict[Path, bytes]()
+    if job.plan_weights is not None:
         if recipe is None:
-            found.append("no weights were changed: --plan-weights was not written")
+            notes.append("no weights were changed: --plan-weights was not written")
         else:
-            recipe, content = _with_file(recipe, bare, workshop.bare(), plan_weights)
-            files[plan_weights] = content
-    return Refit(recovery, blind, recipe, restored, files, tuple(found))
+            pruned, recovered = (_loaded(job, file) for file in (candidate.path, path))
+            recipe, content = _with_file(recipe, pruned, recovered, job.plan_weights)
+            files[job.plan_weights] = content
+    refit = Refit(evidence, recipe, restored, files)
+    more = () if job.data is None or refit.recovery is None else calibration_warnings(job.data, refit.recovery)
+    return replace(candidate, path=path, refit=refit, warnings=(*candidate.warnings, *notes, *more))
 
 
-def _fits(options: CompressOptions) -> bool:
-    """Whether weights are fitted, or left alone, because that was asked for."""
+def _recover(candidate: Candidate, target: Path) -> Recovery | DataFreeRecovery | None:
+    """Recover a candidate from data if there are any, otherwise without; None if there is nothing to recover.
+
+    A recovered model is the file ``target``.
+    """
+    job, options = candidate.job, candidate.job.options
+    if candidate.is_original or candidate.removal.is_lossless:
+        return None
+    if job.data is not None:
+        refit, seed = options.recovers, options.seed
+        return recover_from_data(job.dag, candidate.alive, candidate.path, target, job.data, refit, seed, job.clock)
+    if not options.recovers:
+        return None
+    return recover_without_data(job.known, candidate.alive, candidate.path, target, options.seed, job.clock)
+
+
+def _restore(job: CompressJob, weights: StoredWeights, path: Path, target: Path) -> Path:
+    """Put stored weights into a copy of a model file; returns the copy."""
+    with job.clock.stage("recover"):
+        for source, copy in ((path, target), (data_file(path), data_file(target))):
+            if source.exists():
+                shutil.copyfile(source, copy)
+        restore(job.dag.model, target, weights, job.options.plan.origin if job.options.plan else "")
+    return target
+
+
+def _loaded(job: CompressJob, path: Path) -> Model:
+    """A compressed model in memory."""
+    return replace(job.dag.model, proto=onnx.load(path))
+
+
+def _overrides_plan(options: CompressOptions) -> bool:
+    """True if options, not the plan, say how to change the weights."""
     return options.calib is not None or options.recover is not None
 
 
-def _recipe(workshop: Workshop, data: Data | None) -> Recipe:
-    """What changes the weights in this run."""
-    options = workshop.options
-    if options.calib is None or data is None or not options.recovers:
+def _recipe(job: CompressJob) -> Recipe:
+    """How this run changes the weights."""
+    options = job.options
+    if options.calib is None or job.data is None or not options.recovers:
         return Recipe(None, None, options.seed)
     images = None if options.images == PLAIN else asdict(options.images)
-    with workshop.clock.stage("recover"):
-        return Recipe(calib_name(options.calib), data.digest(), options.seed, images)
+    with job.clock.stage("recover"):
+        return Recipe(calib_name(options.calib), job.data.digest(), options.seed, images)
 
 
-def _with_file(recipe: Recipe, bare: Model, draft: Model, path: Path) -> tuple[Recipe, bytes]:
-    """The recipe with the file of the weights that differ, and what that holds."""
-    weights = changed_weights(bare, draft.proto)
+def _with_file(recipe: Recipe, pruned: Model, result: Model, path: Path) -> tuple[Recipe, bytes]:
+    """The recipe with the file of the weights that differ, and the content of that file."""
+    weights = changed_weights(pruned, result.proto)
     content = weights.packed()
     file = WeightsFile(Path(os.path.abspath(path)), hashlib.sha256(content).hexdigest(), dict(weights.biases))
     return replace(recipe, weights=file), content
 
 
-def _differences(options: CompressOptions, planned: Recipe | None, made: Recipe) -> list[str]:
-    """What is to be said where the weights are not those of the run that made the plan."""
+def _differences(options: CompressOptions, planned: Recipe | None, own: Recipe) -> list[str]:
+    """Warnings if the weights are not those of the run that made the plan."""
     if planned is None or options.recover == "none" or weights_files(options):
         return []
     again = planned.again()
-    if not options.recovers or (made.calib is None and planned.calib is not None):
+    if not options.recovers or (own.calib is None and planned.calib is not None):
         how = "without data" if planned.calib is None else f"with {planned.calib}"
         return [
             f"the weights are not those of the run that made the plan, which changed them {how}: a plan holds the "
             f"channels that are left, not their weights; for the same weights add {again}"
         ]
-    found = []
-    if made.calib_sha256 and planned.calib_sha256 and made.calib_sha256 != planned.calib_sha256:
-        digests = [digest[:START] for digest in (planned.calib_sha256, made.calib_sha256)]
-        found.append(f"other samples (sha256 {digests[0]}…, these have {digests[1]}…)")
-    if made.seed != planned.seed:
-        found.append(f"--seed {planned.seed}")
-    if not found:
+    others = []
+    if own.calib_sha256 and planned.calib_sha256 and own.calib_sha256 != planned.calib_sha256:
+        digests = [digest[:DIGITS] for digest in (planned.calib_sha256, own.calib_sha256)]
+        others.append(f"other samples (sha256 {digests[0]}…, these have {digests[1]}…)")
+    if own.seed != planned.seed:
+        others.append(f"--seed {planned.seed}")
+    if not others:
         return []
     return [
-        f"the weights are not those of the run that made the plan, which had {' and '.join(found)}; for the same "
+        f"the weights are not those of the run that made the plan, which had {' and '.join(others)}; for the same "
         f"weights give {again}"
     ]

@@ -1,0 +1,154 @@
+"""A compression job and its candidate: a model file with the evidence for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import onnx
+
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.commands.compress.options import CompressOptions
+from leanonnx.data.samples import Data
+from leanonnx.graph.tidy import Tidied
+from leanonnx.numeric.channel_ids import Mask
+from leanonnx.proof.proof import Proof
+from leanonnx.recovery.data_free_draft import DataFreeRecovery
+from leanonnx.recovery.draft import Recovery
+from leanonnx.recovery.weights import StoredWeights
+from leanonnx.rules.table import Rules
+from leanonnx.selection.search import Trial
+from leanonnx.selection.selector import Selection
+from leanonnx.statistics.propagation import PropagatedMoments
+from leanonnx.surgery.recipe import Recipe
+from leanonnx.system.clock import Clock
+
+
+class Removal(Protocol):
+    """Channels to remove from a model."""
+
+    @property
+    def dag(self) -> ChannelDag:
+        """The channel DAG that the keep mask refers to."""
+
+    @property
+    def selection(self) -> Selection:
+        """The keep mask and its cost."""
+
+    @property
+    def is_lossless(self) -> bool:
+        """True if the outputs have to equal those of the original, otherwise of the masked original."""
+
+    def prune(self) -> Tidied:
+        """Remove the channels."""
+
+    def tidy(self, proto: onnx.ModelProto) -> Tidied:
+        """Clean up the pruned model."""
+
+    def reasons(self) -> Mapping[str, Any] | None:
+        """Why the channels contribute nothing; None if a budget chose them."""
+
+
+@dataclass(frozen=True)
+class CompressJob:
+    """A compression to carry out: the original, the options and what they refer to.
+
+    Attributes:
+        dag: the channel DAG of the original.
+        options: what was asked for.
+        rules: the rules of the operators.
+        folder: holds the files of candidates, each named ``name`` in a folder of its own.
+        name: file name of the model to be written, after which its external data are named.
+        clock: times the stages.
+        known: moments of the original's activations, propagated when first needed.
+        data: real inputs.
+        stored: weights that come with the plan, if they are to be used.
+        plan_weights: where to write changed weights, for the plan.
+    """
+
+    dag: ChannelDag
+    options: CompressOptions
+    rules: Rules
+    folder: Path
+    name: str
+    clock: Clock
+    known: PropagatedMoments
+    data: Data | None = None
+    stored: StoredWeights | None = None
+    plan_weights: Path | None = None
+
+    def new_file(self, stage: str) -> Path:
+        """The path for the file of a stage."""
+        folder = self.folder / stage
+        folder.mkdir(exist_ok=True)
+        return folder / self.name
+
+
+@dataclass(frozen=True)
+class Refit:
+    """Changes of the remaining weights.
+
+    Attributes:
+        evidence: how recovery changed them; None if it did not run.
+        recipe: what the plan records; None if they are the original's.
+        restored: the file that they were taken from, as a plan recorded.
+        files: what to write with the result, by path.
+    """
+
+    evidence: Recovery | DataFreeRecovery | None = None
+    recipe: Recipe | None = None
+    restored: Path | None = None
+    files: Mapping[Path, bytes] = field(default_factory=dict)
+
+    @property
+    def recovery(self) -> Recovery | None:
+        """The recovery from data."""
+        return self.evidence if isinstance(self.evidence, Recovery) else None
+
+    @property
+    def data_free(self) -> DataFreeRecovery | None:
+        """The recovery without data."""
+        return self.evidence if isinstance(self.evidence, DataFreeRecovery) else None
+
+    @property
+    def may_add_parameters(self) -> bool:
+        """True if layers may have got a bias."""
+        kept = self.recovery is not None and self.recovery.kept
+        return kept or self.data_free is not None or self.restored is not None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model file with the evidence for it.
+
+    Attributes:
+        job: the compression that it is a result of.
+        path: the file.
+        removal: the channels that it lacks, with their cost.
+        tidied: numbers of clean-ups of the graph, by kind.
+        proof: its comparison with the original, before weights were changed.
+        refit: changes of its weights.
+        trial: its timing, or why there is none; None before it was timed.
+        warnings: what stages declined or want to be known.
+    """
+
+    job: CompressJob
+    path: Path
+    removal: Removal
+    tidied: Mapping[str, int] = field(default_factory=dict)
+    proof: Proof | None = None
+    refit: Refit = field(default_factory=Refit)
+    trial: Trial | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def alive(self) -> Mask:
+        """The keep mask [channels]."""
+        return self.removal.selection.alive
+
+    @property
+    def is_original(self) -> bool:
+        """True if nothing was removed or cleaned up."""
+        return bool(self.alive.all()) and not self.tidied and not self.job.dag.model.frozen

@@ -1,0 +1,123 @@
+"""The stage that checks a candidate and compares it with the original."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from leanonnx.analysis.constant_channels import constant_channels
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.commands.compress.candidate import Candidate
+from leanonnx.data.samples import Data
+from leanonnx.errors import ModelError, ProofFailed
+from leanonnx.graph.model import check
+from leanonnx.graph.storage import write_model
+from leanonnx.inputs.random import KINDS, counted, inputs_for, sized_inputs
+from leanonnx.numeric.channel_ids import Mask
+from leanonnx.proof.compare import ComparedChannels
+from leanonnx.proof.proof import RANDOM, VACUOUS, Proof, prove
+from leanonnx.runtime.sessions import RunFailed
+from leanonnx.surgery.operate import apply
+from leanonnx.surgery.patch import masking_patch
+
+PROOF_SAMPLES = 3
+"""Real inputs that are compared on, if there are any."""
+
+
+def prove_equal(candidate: Candidate) -> Candidate | ProofFailed:
+    """Check a candidate and compare it with the masked original; with the original itself if it is lossless.
+
+    A candidate that has a proof is returned as it is.
+
+    Raises:
+        DataError: the data cannot be read.
+    """
+    if candidate.proof is not None:
+        return candidate
+    job, removal = candidate.job, candidate.removal
+    masked = None if removal.is_lossless else candidate.alive
+    with job.clock.stage("prove"):
+        try:
+            check(candidate.path)
+            channels = compared_channels(removal.dag, candidate.alive)
+            proof = compare_with_original(job.dag, masked, candidate.path, job.options.seed, job.data, channels)
+        except (ModelError, RunFailed) as error:
+            return ProofFailed(f"the compressed model is not valid ({error}); nothing written")
+    reason = _objection(proof, "original" if removal.is_lossless else "masked original")
+    return ProofFailed(reason) if reason else replace(candidate, proof=proof)
+
+
+def compare_with_original(
+    dag: ChannelDag,
+    alive: Mask | None,
+    candidate: Path,
+    seed: int,
+    data: Data | None = None,
+    channels: ComparedChannels | None = None,
+) -> Proof:
+    """Compare a model file with the original in which the removed channels are masked.
+
+    The reference goes through a file, so that it is not kept in memory.
+
+    Args:
+        dag: the original.
+        alive: its keep mask [channels]; None compares with the original itself.
+        candidate: the model file.
+        seed: seed of the random inputs.
+        data: real inputs, the first of which are compared on too.
+        channels: the channels that the file has; by default those of ``alive``.
+
+    Raises:
+        RunFailed: onnxruntime cannot load or run the candidate.
+        DataError: the data cannot be read.
+    """
+    model = dag.model
+    feeds = inputs_for(model, dag.shapes, seed)
+    more = [*counted(model, dag.shapes, seed), *sized_inputs(model, feeds, dag.observation.sizes, seed)]
+    if data is not None:
+        more += data.first(PROOF_SAMPLES * (data.fixed or 1)).feeds()
+    with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
+        reference = Path(folder) / "reference.onnx"
+        original = dag.model.as_read
+        masked = original.proto if alive is None else apply(original, masking_patch(dag, alive))
+        write_model(masked, reference, external=True)
+        del masked
+        left = channels or compared_channels(dag, alive)
+        return prove(model, reference, candidate, [*feeds, *more], dag.observation.replaced, left)
+
+
+def compared_channels(dag: ChannelDag, alive: Mask | None) -> ComparedChannels:
+    """The channel ids of a model at all its sizes, and which of them are kept."""
+    kept = dag.whole if alive is None else alive
+
+    def fixed() -> set[str]:
+        numbers = constant_channels(dag, kept).numbers
+        return {name for name, values in numbers.items() if np.isfinite(values[kept[dag.channel_ids[name]]]).all()}
+
+    return ComparedChannels([at.channel_ids for at in dag.sizes], alive, fixed)
+
+
+def _objection(proof: Proof, reference: str) -> str:
+    """Why a proof does not hold; empty if it does."""
+    if proof.status == VACUOUS:
+        kinds = ", ".join([*KINDS, *proof.kinds])
+        outputs = ", ".join(f"'{name}' {kind}" for name, kind in proof.silent.items())
+        return (
+            f"the model puts out nothing that can be compared on the inputs tried (outputs: {outputs}; inputs: {kinds})"
+            "; nothing written; give real inputs with --calib"
+        )
+    if proof.status == RANDOM:
+        return (
+            f"the model draws random numbers that cannot be made equal for a comparison ({proof.reason}); nothing "
+            "written; export it with these as graph inputs"
+        )
+    if proof.passed:
+        return ""
+    return (
+        f"the compressed model differs from the {reference} (relative error {proof.max_relative_error:.2g}, "
+        f"bound {proof.bound:.2g}); nothing written; a rule is wrong: "
+        "check those given with --rules, or report the model's operators"
+    )

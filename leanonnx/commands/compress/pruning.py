@@ -1,0 +1,84 @@
+"""Stages that remove channels from the graph and clean it up."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import onnx
+
+from leanonnx.analysis.constant_channels import constant_channels
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.commands.compress.candidate import Candidate
+from leanonnx.graph.storage import write_model
+from leanonnx.graph.tidy import Tidied, tidy
+from leanonnx.numeric.channel_ids import Mask
+from leanonnx.proof.decisions import behind_decisions
+from leanonnx.selection.selector import Selection
+from leanonnx.surgery.operate import apply
+from leanonnx.surgery.patch import plan_patch
+
+UNPROVEN_TIDYING = "the clean-up of the graph could not be proven and was left out; please report it"
+
+
+@dataclass(frozen=True)
+class BudgetRemoval:
+    """The channels that a budget or a plan removes."""
+
+    dag: ChannelDag
+    selection: Selection
+
+    @property
+    def is_lossless(self) -> bool:
+        """Always False."""
+        return False
+
+    def prune(self) -> Tidied:
+        """Remove the channels."""
+        return Tidied(pruned_model(self.dag, self.selection.alive), {})
+
+    def tidy(self, proto: onnx.ModelProto) -> Tidied:
+        """Clean up the pruned model; one that lost nothing stays as it is."""
+        alive = self.selection.alive
+        if alive.all():
+            return Tidied(proto, {})
+        uniform = constant_channels(self.dag, alive).uniform(self.dag, alive)
+        return tidy(proto, uniform, behind_decisions(self.dag.model))
+
+    def reasons(self) -> Mapping[str, Any] | None:
+        """Always None."""
+        return None
+
+
+def pruned_model(dag: ChannelDag, alive: Mask) -> onnx.ModelProto:
+    """The model without the channels that are not alive [channels]; as it was read if none is removed."""
+    return dag.model.as_read.proto if alive.all() else apply(dag.model, plan_patch(dag, alive))
+
+
+def prune_channels(candidate: Candidate) -> Candidate:
+    """Write the model without the removed channels; a byte-identical copy of the file if nothing changes."""
+    job = candidate.job
+    with job.clock.stage("operate"):
+        pruned = candidate.removal.prune()
+        result = replace(candidate, path=job.new_file("pruned"), tidied=pruned.done)
+        if result.is_original and not job.dag.model.external_files:
+            shutil.copyfile(job.dag.model.path, result.path)
+        else:
+            write_model(pruned.proto, result.path, external=bool(job.dag.model.external_files))
+    return result
+
+
+def tidy_graph(candidate: Candidate) -> Candidate:
+    """Clean up the graph; the candidate itself if nothing is left to do."""
+    job = candidate.job
+    with job.clock.stage("operate"):
+        tidied = candidate.removal.tidy(onnx.load(candidate.path))
+        if not tidied.done:
+            return candidate
+        path = job.new_file("tidied")
+        write_model(tidied.proto, path, external=bool(job.dag.model.external_files))
+    counts = Counter(candidate.tidied) + Counter(tidied.done)
+    return replace(candidate, path=path, tidied=dict(sorted(counts.items())))

@@ -1,0 +1,99 @@
+"""Time candidates against the original: drafts for the search, and the file that is written."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from leanonnx.commands.compress.candidate import Candidate
+from leanonnx.commands.compress.notes import not_faster
+from leanonnx.commands.compress.pruning import BudgetRemoval, prune_channels, tidy_graph
+from leanonnx.errors import ModelError, NotFaster
+from leanonnx.graph.storage import digest
+from leanonnx.runtime.sessions import RunFailed
+from leanonnx.runtime.subprocess_timing import measured
+from leanonnx.selection.search import LONG_TIMING_SECONDS, MAX_TIMINGS, SECONDS, Trial
+from leanonnx.selection.selector import LATENCY, Budget, Selection
+from leanonnx.system.outputs import data_file
+
+
+def time_draft(original: Candidate, numbers: Iterator[int], selection: Selection, seconds: float) -> Trial:
+    """Time a keep mask, pruned and tidied, in files that are removed afterwards.
+
+    Args:
+        original: the candidate that the search began with.
+        numbers: yields the number of the draft.
+        selection: the keep mask.
+        seconds: seconds of the measurement.
+
+    Raises:
+        ModelError: a latency budget, but the model cannot be timed.
+    """
+    job = original.job
+    if not job.options.measure:
+        return Trial(selection, None)
+    with tempfile.TemporaryDirectory(prefix="draft-", dir=job.folder) as folder:
+        scratch = replace(job, folder=Path(folder))
+        draft = tidy_graph(prune_channels(replace(original, job=scratch, removal=BudgetRemoval(job.dag, selection))))
+        done = next(numbers) / MAX_TIMINGS if job.options.budget.unit == LATENCY and not draft.is_original else None
+        return _timed(draft, seconds, done)
+
+
+def time_candidate(candidate: Candidate) -> Candidate | NotFaster:
+    """Time the file as it will be written and refuse one that is not faster; a lossless one only if it is slower.
+
+    The timing of the search is kept if it timed the same file.  If the file does worse than that, it is timed longer
+    before it is refused.
+
+    Raises:
+        ModelError: a latency budget, but the model cannot be timed.
+    """
+    options, earlier = candidate.job.options, candidate.trial
+    if earlier is not None and (earlier.comparison is None or earlier.sha256 == _sha256(candidate.path)):
+        trial = earlier
+    else:
+        trial = _timed(candidate, SECONDS)
+        if earlier is not None and _is_worse(trial, earlier, options.budget):
+            trial = _timed(candidate, LONG_TIMING_SECONDS)
+    refused = trial.slower if options.exact else not trial.faster
+    if refused and not options.best_effort:
+        return NotFaster(
+            f"{not_faster(trial)}; nothing written; ask for less of the model, or add --best-effort to write it anyway"
+        )
+    return replace(candidate, trial=trial)
+
+
+def _is_worse(trial: Trial, earlier: Trial, budget: Budget) -> bool:
+    """Return True if a timing contradicts an earlier one by which a model was faster, or within a latency budget."""
+    over = budget.unit == LATENCY and earlier.fraction <= budget.fraction < trial.fraction
+    return over or (earlier.faster and not trial.faster)
+
+
+def _timed(candidate: Candidate, seconds: float, done: float | None = None) -> Trial:
+    """Time a candidate; without a comparison if it is the original, should not be timed, or cannot be.
+
+    Raises:
+        ModelError: it cannot be timed, but the budget is one of latency.
+    """
+    job, selection = candidate.job, candidate.removal.selection
+    options, model = job.options, job.dag.model
+    if not options.measure or candidate.is_original:
+        return Trial(selection, None)
+    setting = replace(options.setting, libraries=model.libraries)
+    with job.clock.stage("measure", done):
+        try:
+            comparison = measured(model.path, candidate.path, job.dag.observation.feeds, setting, seconds, options.seed)
+        except RunFailed as error:
+            if options.budget.unit == LATENCY:
+                raise ModelError(
+                    f"{model.path}: --latency: the model cannot be measured: {error}; give a budget of --macs"
+                ) from error
+            return Trial(selection, None, failure=str(error))
+    return Trial(selection, comparison, _sha256(candidate.path))
+
+
+def _sha256(path: Path) -> bytes:
+    """SHA-256 of a model file, followed by that of its external data."""
+    return b"".join(digest(file) for file in (path, data_file(path)) if file.exists())
