@@ -13,23 +13,31 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.api.results import Analysis, Change, Compressed, Timings
 from leanonnx.api.verbs import analyse, bench, compress, prove
 from leanonnx.data.images import ImageFormat
-from leanonnx.errors import LeanOnnxError, Refusal, UserError
+from leanonnx.errors import BudgetUnreachable, LeanOnnxError, NotFaster, ProofFailed, Refusal, UserError
+from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.proof.proof import Proof
 from leanonnx.rules.table import DEFAULT_RULES
+from leanonnx.runtime.timing import Timing, TimingComparison
 from leanonnx.surgery.plan import Plan, load_plan
 from leanonnx.version import __version__
 
 __all__ = [
     "DEFAULT_RULES",
     "Analysis",
+    "BudgetUnreachable",
     "Change",
     "ChannelDag",
     "Compressed",
+    "Fidelity",
     "ImageFormat",
     "LeanOnnxError",
+    "NotFaster",
     "Plan",
     "Proof",
+    "ProofFailed",
     "Refusal",
+    "Timing",
+    "TimingComparison",
     "Timings",
     "UserError",
     "__version__",

@@ -95,7 +95,7 @@ def saved_external(proto: onnx.ModelProto, path: Path, data: str = "weights.bin"
 
 Options = partial(options.CompressOptions, measure=False, align=1)
 """Options for the networks of tests, which are too small to gain speed: any width, nothing measured."""
-ANY = {"align": 1, "measure": False}
+ANY = {"align": 1}
 """The same as keywords of ``leanonnx.compress``."""
 
 

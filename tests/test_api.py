@@ -61,7 +61,7 @@ DIFFERENT = {
 
 OWN = {
     "compress": {
-        "measure": "--no-measure",
+        "measure": "--no-measure; the command line measures by default",
         "images": "--mean, --std, --scale, --layout, --size",
         "targets": "a library reads no environment: it is told where calibrate-device stored its table",
         "progress": "the bar of the command line",
@@ -76,10 +76,10 @@ FUNCTIONS = {"compress": leanonnx.compress, "inspect": leanonnx.analyse, "bench"
 
 def test_the_page_tells_the_call(model: Path, tmp_path: Path) -> None:
     page, out = tmp_path / "page.html", tmp_path / "small.onnx"
-    leanonnx.compress(model, out, keep=0.5, report=page, calib={"x": CALIBRATION}, recover="none", measure=False)
+    leanonnx.compress(model, out, keep=0.5, report=page, calib={"x": CALIBRATION}, recover="none")
     text = html.unescape(page.read_text())
     assert f"leanonnx.compress('{model}', '{out}', keep=0.5, report=" in text
-    assert "recover='none', measure=False)" in text
+    assert "recover='none')" in text
 
 
 @pytest.mark.parametrize("verb", FUNCTIONS)
@@ -134,7 +134,7 @@ def test_result_is_what_the_command_line_writes_and_prints(
     if "--target" in options:
         keywords = {**keywords, "target": "cpu-avx2"}
     row = called_json("compress", model, "cli.onnx", *options, "--plan-out", "cli.json")
-    result = leanonnx.compress(model, measure=False, **keywords)
+    result = leanonnx.compress(model, **keywords)
     assert without_seconds(result.to_dict()) == without_seconds(row)
     result.save("api.onnx")
     result.plan.save("api.json")
@@ -162,7 +162,7 @@ def test_result_tells_what_its_json_tells(model: Path) -> None:
 
 @pytest.mark.usefixtures("briefly")
 def test_measured_time_is_told(model: Path) -> None:
-    result = leanonnx.compress(onnx.load(model), keep=0.5, align=1, best_effort=True, threads=1)
+    result = leanonnx.compress(onnx.load(model), keep=0.5, align=1, best_effort=True, threads=1, measure=True)
     row = result.to_dict()["latency"]
     assert result.latency is not None
     assert (round(result.latency.speedup, 4), round(result.latency.before.median, 4)) == (

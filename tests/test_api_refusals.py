@@ -44,7 +44,6 @@ WRONG: dict[str, tuple[dict[str, Any], type[UserError], str]] = {
     "align": ({"keep": 0.5, "align": 0}, OptionError, "--align 0"),
     "align text": ({"keep": 0.5, "align": "wide"}, OptionError, "--align wide"),
     "target": ({"keep": 0.5, "target": "abacus"}, OptionError, "--target abacus"),
-    "latency unmeasured": ({"latency": 0.5, "measure": False}, OptionError, "--latency is met by measuring"),
     "shape": ({"keep": 0.5, "shape": {"z": (1,)}}, OptionError, "--shape z: no such graph input"),
     "pin": ({"keep": 0.5, "pin": "ghost"}, OptionError, "--pin ghost"),
     "library": ({"keep": 0.5, "library": "none.so"}, OptionError, "--library none.so: no such file"),
@@ -74,7 +73,7 @@ def test_wrong_requests(model: Path, case: str, in_memory: bool) -> None:
         given = {**given, "plan": leanonnx.compress(model, keep=0.5, **ANY).plan}
     before = tree(model.parent)
     with pytest.raises(kind) as caught:
-        leanonnx.compress(onnx.load(model) if in_memory else model, **{"measure": False, **given})
+        leanonnx.compress(onnx.load(model) if in_memory else model, **given)
     assert says in str(caught.value)
     assert tree(model.parent) == before
 

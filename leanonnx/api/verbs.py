@@ -82,13 +82,13 @@ def compress(
     library: StrPath | Sequence[StrPath] = (),
     freeze: bool = False,
     best_effort: bool = False,
-    measure: bool = True,
+    measure: bool = False,
     seed: int = 0,
     progress: Progress = quiet,
 ) -> Compressed:
     """Remove channels until the model fits the budget, prove the result and give it back.
 
-    >>> small = compress("models/cs_unet.onnx", keep=0.25, measure=False)
+    >>> small = compress("models/cs_unet.onnx", keep=0.25)
     >>> small.proof.passed, small.kernels.fraction <= 0.25
     (True, True)
 
@@ -100,7 +100,7 @@ def compress(
         shape, pin, ignore: sizes of free graph inputs by name; channels that all stay; layers that are not counted.
         calib, images, recover: real inputs; how images become inputs; whether weights change (None: with ``calib``).
         align, target, targets: widths; the hardware they are for; the file that ``calibrate-device`` stored.
-        provider, threads, measure: where the result is to run, and whether to measure it there.
+        provider, threads, measure: where the result is to run; True times it there (``latency`` always does).
         rules, library: rules of your own, and onnxruntime's libraries of custom operators.
         freeze, best_effort: make weights that are graph inputs constants; give the nearest where the answer were no.
         progress: told of each stage, and how much of it is done (0 to 1) where that is known.
@@ -122,7 +122,7 @@ def compress(
         target=target,
         targets=_path(targets),
         setting=Setting(provider, threads),
-        measure=measure,
+        measure=measure or latency is not None,
         seed=seed,
         exact=exact,
         freeze=freeze,
@@ -180,7 +180,7 @@ def prove(
     one of ``exact``, it must equal the original's as it is.  Weights that were changed afterwards (``recover``,
     ``finetune``) differ from either; how far is what ``deviation`` and ``leanonnx finetune`` tell.
 
-    >>> small = compress("models/cs_unet.onnx", keep=0.5, measure=False)
+    >>> small = compress("models/cs_unet.onnx", keep=0.5)
     >>> prove("models/cs_unet.onnx", small.model, small.plan).passed
     True
     >>> prove("models/cs_unet.onnx", small.model).passed
