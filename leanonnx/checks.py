@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from leanonnx.errors import OptionError
+from leanonnx.spelling import option, option_list
 
 T = TypeVar("T")
 
@@ -21,8 +22,7 @@ def exactly_one(given: Mapping[str, T | None], example: str) -> tuple[str, T]:
     """
     found = [(name, value) for name, value in given.items() if value is not None]
     if len(found) != 1:
-        *others, last = (f"--{name}" for name in given)
-        raise OptionError(f"give exactly one of {', '.join(others)} or {last}, for example {example}")
+        raise OptionError(f"give exactly one of {option_list(*given, last='or')}, for example {example}")
     return found[0]
 
 
@@ -33,7 +33,9 @@ def check_fraction(name: str, value: float) -> None:
         OptionError: out of range.
     """
     if not 0 < value <= 1:
-        raise OptionError(f"--{name} {value:g}: expected a fraction above 0 and at most 1, for example --{name} 0.25")
+        raise OptionError(
+            f"{option(name, float(value))}: expected a fraction above 0 and at most 1, for example {option(name, 0.25)}"
+        )
 
 
 def check_choice(name: str, value: str, kinds: Any) -> None:
@@ -43,7 +45,7 @@ def check_choice(name: str, value: str, kinds: Any) -> None:
         OptionError: it is none of them.
     """
     if value not in get_args(kinds):
-        raise OptionError(f"--{name} {value}: expected one of {', '.join(get_args(kinds))}")
+        raise OptionError(f"{option(name, value)}: expected one of {', '.join(get_args(kinds))}")
 
 
 def check_least(name: str, value: int, least: int) -> None:
@@ -53,7 +55,7 @@ def check_least(name: str, value: int, least: int) -> None:
         OptionError: it is neither.
     """
     if not isinstance(value, Integral) or value < least:
-        raise OptionError(f"--{name} {value}: expected a whole number of at least {least}")
+        raise OptionError(f"{option(name, value)}: expected a whole number of at least {least}")
 
 
 def read_toml(path: Path, absent: str, broken: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from leanonnx.errors import (
     OutputError,
     UserError,
 )
+from leanonnx.spelling import spelled_for
 from tests.helpers import (
     ANY,
     CALIBRATION,
@@ -134,7 +135,8 @@ def test_result_is_what_the_command_line_writes_and_prints(
     if "--target" in options:
         keywords = {**keywords, "target": "cpu-avx2"}
     row = called_json("compress", model, "cli.onnx", *options, "--plan-out", "cli.json")
-    result = leanonnx.compress(model, **keywords)
+    with spelled_for("command line"):
+        result = leanonnx.compress(model, **keywords)
     assert without_seconds(result.to_dict()) == without_seconds(row)
     result.save("api.onnx")
     result.plan.save("api.json")

@@ -13,7 +13,7 @@ import leanonnx
 
 ROOT = Path(leanonnx.__file__).parent
 FLOORS = [
-    {"version", "errors", "formatting", "numeric"},
+    {"version", "errors", "spelling", "formatting", "numeric"},
     {"checks", "system", "graph"},
     {"runtime", "rules", "hardware"},
     {"analysis", "data"},

@@ -102,7 +102,7 @@ class Trace:
         names = [call.value(cut.slot).name for cut in effect.slices]
         held = next((n for n in names if n in self.model.overridable and n not in self.model.origins), None)
         if held is not None:
-            return f"{call.title} computes '{held}' from an initializer that a caller may override", advice.FREEZE
+            return f"{call.title} computes '{held}' from an initializer that a caller may override", advice.freeze()
         return f"{call.title} reads a constant that is computed from shapes at run time", advice.EXPORT
 
     def refuse(self, index: int, node: gs.Node, reason: str) -> Answer:
@@ -129,7 +129,7 @@ class Trace:
 
     def _fitting(self, text: str) -> str:
         """An advice without what a model with fixed sizes has done already."""
-        return advice.FIXED.get(text, text) if self.constants.sized else text
+        return advice.for_fixed_sizes(text) if self.constants.sized else text
 
     def read_whole(self) -> list[Pin]:
         """Pins of what is sliced behind a DequantizeLinear whose value another node reads as a whole."""
@@ -238,4 +238,4 @@ def _with_kernels(call: Call, effect: Effect) -> Effect:
 
 
 def _missing(call: Call) -> str:
-    return advice.LAYOUT if call.domain == "com.microsoft.nchwc" else advice.RULE
+    return advice.LAYOUT if call.domain == "com.microsoft.nchwc" else advice.write_rule()

@@ -1,8 +1,7 @@
 """leanonnx in Python: what the verbs of the command line do, as functions.
 
-They take paths or models in memory, print nothing, and raise ``UserError`` (what was asked cannot be carried out) or
-``Refusal`` (the answer is no).  Keywords are called like the options of the command line and are checked in the same
-places; messages name them as it does, ``--best-effort`` for ``best_effort``.
+They take paths or models in memory, print nothing, and raise ``UserError`` (the request cannot be carried out) or
+``Refusal`` (the answer is no).  Keywords are named and checked like the options of the command line.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from leanonnx.errors import BUG, NO_MEMORY, USER_ERROR, LeanOnnxError, OutputError
+from leanonnx.spelling import spelled_for
 from leanonnx.system.clock import Progress, quiet
 
 WIDTH = 140
@@ -125,7 +126,7 @@ def exit_codes(interrupted: str = "nothing was written") -> Iterator[TextIO]:
     """
     results = sys.stdout
     try:
-        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+        with spelled_for("command line"), warnings.catch_warnings(), redirect_stdout(sys.stderr):
             if not sys.warnoptions:
                 warnings.simplefilter("ignore")  # what libraries warn their callers of is none of the user's concern
             yield results

@@ -30,6 +30,7 @@ from leanonnx.graph.formats import graphs
 from leanonnx.graph.functions import check_functions
 from leanonnx.graph.nodes import subgraphs
 from leanonnx.graph.storage import BYTE, byte_size, digest, element_bits
+from leanonnx.spelling import option
 
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.CRITICAL  # it would log to stdout
 RANDOM_OPS = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
@@ -226,7 +227,7 @@ def load(path: Path, libraries: tuple[Path, ...] = (), freeze: bool = False) -> 
     """
     for library in libraries:
         if not library.is_file():
-            raise OptionError(f"--library {library}: no such file; give the path of the library")
+            raise OptionError(f"{option('library', str(library))}: no such file; give the path of the library")
     proto = _parse(path)
     for tensor in tensors(proto.graph):
         _check_size(tensor, path)

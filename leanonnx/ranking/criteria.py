@@ -23,6 +23,7 @@ from leanonnx.numeric.norms import kernel_norms
 from leanonnx.ranking.elimination import DEFAULT_EXPONENTS, Exponents
 from leanonnx.ranking.groups import channel_groups, layers_of
 from leanonnx.ranking.weighting import WeightedDag
+from leanonnx.spelling import option
 
 Chains = Literal["cover", "through", "free"]
 Mode = Literal["through", "free"]
@@ -105,8 +106,8 @@ def path_mass(question: RankingInputs) -> Ranking:
     elimination = question.weighted.elimination
     if elimination is None:
         raise OptionError(
-            "--method path-mass needs activations: give inputs with --calib; the BatchNormalizations of the model tell "
-            "the statistics of too few channels"
+            f"{option('method', 'path-mass')} needs activations: give inputs with {option('calib')}; the "
+            "BatchNormalizations of the model tell the statistics of too few channels"
         )
     removed, losses = elimination.order(question.rate, question.exponents)
     order = removed[::-1]

@@ -23,10 +23,10 @@ from leanonnx.graph.nodes import BIAS
 from leanonnx.graph.storage import write_model
 from leanonnx.numeric.arrays import Array
 from leanonnx.recovery.layers import give_bias, hold
+from leanonnx.spelling import option, option_list
 from leanonnx.surgery.recipe import WeightsFile
 
 SUFFIX = ".npy"
-MAKE = "make both again with --plan-out and --plan-weights"
 
 BFLOAT16 = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
 """The only type of a bias that numpy does not know."""
@@ -69,13 +69,13 @@ def read_weights(file: WeightsFile, origin: str) -> StoredWeights:
     except OSError as error:
         raise PlanError(
             f"{origin}: its weights '{file.path}' cannot be read: {error.strerror}; put the file there, or add "
-            "--recover none to go without"
+            f"{option('recover', 'none')} to go without"
         ) from error
     found = hashlib.sha256(content).hexdigest()
     if found != file.sha256:
         raise PlanError(
             f"{file.path}: not the weights that {origin} was written with (sha256 {found[:12]}…, expected "
-            f"{file.sha256[:12]}…); {MAKE}"
+            f"{file.sha256[:12]}…); make both again with {option_list('plan_out', 'plan_weights')}"
         )
     arrays = {}
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -101,13 +101,16 @@ def put_in(bare: Model, weights: StoredWeights, origin: str) -> onnx.ModelProto:
                 held = "no such constant" if old is None else f"{old.dtype} {list(old.shape)}"
                 raise PlanError(
                     f"{origin}: the weights of '{name}' are {array.dtype} {list(array.shape)}, but the network has "
-                    f"{held}; {MAKE}"
+                    f"{held}; make both again with {option_list('plan_out', 'plan_weights')}"
                 )
             hold(result, name, _typed(array, old.dtype))
             continue
         index = bare.producers.get(place, -1)
         if index < 0:
-            raise PlanError(f"{origin}: the bias '{name}' belongs to '{place}', which no node puts out; {MAKE}")
+            raise PlanError(
+                f"{origin}: the bias '{name}' belongs to '{place}', which no node puts out; make both again with "
+                f"{option_list('plan_out', 'plan_weights')}"
+            )
         give_bias(result, result.graph.node[index], name, _typed(array, BFLOAT16))
     return result
 

@@ -21,6 +21,7 @@ from leanonnx.rules.call import KernelBlock, Pin
 from leanonnx.selection.allocator import WidthAllocator
 from leanonnx.selection.limits import what_holds
 from leanonnx.selection.widths import NATURAL, Alignment
+from leanonnx.spelling import option
 from leanonnx.statistics.moments import Statistics
 
 Price = Callable[[Mask], float]
@@ -198,11 +199,11 @@ def _unreachable(budget: Budget, limits: tuple[str, ...], lowest: float, total: 
     if total == 0:
         return (
             f"there are no {budget.unit} to remove: the model has no Conv, ConvTranspose, Gemm or MatMul with constant "
-            "weights in its main graph that is not ignored; add --best-effort to write it as it is"
+            f"weights in its main graph that is not ignored; add {option('best_effort', True)} to write it as it is"
         )
     share = lowest / total
     return (
         f"{budget.fraction:g} of the {budget.unit} was asked for, but {share:.4f} ({lowest:.12g} of {total:.12g}) is "
         f"the lowest that can be reached: {'; '.join(limits) or 'every layer is at its last channel'}; "
-        f"ask for at least {np.ceil(1e4 * share) / 1e4:g}, or add --best-effort to write that"
+        f"ask for at least {np.ceil(1e4 * share) / 1e4:g}, or add {option('best_effort', True)} to write that"
     )

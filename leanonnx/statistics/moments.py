@@ -18,6 +18,7 @@ from leanonnx.numeric.channel_ids import ChannelIds, varied
 from leanonnx.rules.call import KernelBlock, Reduction
 from leanonnx.runtime.probes import watched
 from leanonnx.runtime.sessions import Feed, RunFailed
+from leanonnx.spelling import option
 
 THIN = 2
 ADDING = {"Add", "Sub", "Sum", "Mean", "FusedConv"}
@@ -166,7 +167,7 @@ def _check(read: Mapping[tuple[str, int], Moments]) -> None:
         if not np.isfinite(moments.covariance).all():
             raise DataError(
                 f"tensor '{name}' holds NaN or infinite values on the calibration data; check how the data are "
-                "normalised (--mean, --std)"
+                f"normalised ({option('mean')}, {option('std')})"
             )
 
 

@@ -19,6 +19,7 @@ from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.evaluation.tally import Deviation
 from leanonnx.formatting import counted
 from leanonnx.runtime.timing import Timing, TimingComparison
+from leanonnx.spelling import option
 
 Status = Literal["passed", "failed", "skipped"]
 PASSED: Status = "passed"
@@ -79,7 +80,10 @@ def deviation(limit: Limit, found: Mapping[str, Fidelity], untold: Mapping[str, 
     """
     silent = set.intersection(*({one.output for one in fidelity.outputs if one.silent} for fidelity in found.values()))
     if silent:
-        text = f"BASE puts out NaN or infinity alone in '{min(silent)}': nothing can be told of it; give other --data"
+        text = (
+            f"BASE puts out NaN or infinity alone in '{min(silent)}': nothing can be told of it; give other "
+            f"{option('data')}"
+        )
         return Verdict(DEVIATION, FAILED, text, None, limit.number)
     if untold:
         return Verdict(DEVIATION, FAILED, nothing_told(untold), None, limit.number)
@@ -95,7 +99,7 @@ def deviation(limit: Limit, found: Mapping[str, Fidelity], untold: Mapping[str, 
 def nothing_told(untold: Mapping[str, str]) -> str:
     """Outputs that tell nothing, in words."""
     names = ", ".join(f"'{name}' is {reason}" for name, reason in untold.items())
-    return f"the comparison tells nothing: in BASE {names}; give inputs that change it with --data"
+    return f"the comparison tells nothing: in BASE {names}; give inputs that change it with {option('data')}"
 
 
 def agreement(limit: Limit, found: Mapping[str, Fidelity], untold: Mapping[str, str]) -> Verdict | None:
@@ -151,7 +155,7 @@ def _judged(limit: Limit, case: Case) -> tuple[Status, str]:
     low, high = found.interval
     text = f"95 % interval {low:.3g} to {high:.3g}, noise {found.noise:.1%}; {_where(case)}"
     if unsure(limit, case):
-        return FAILED, f"too noisy to tell: {text}; measure where nothing else runs, or for more --seconds"
+        return FAILED, f"too noisy to tell: {text}; measure where nothing else runs, or for more {option('seconds')}"
     within = _within(limit.number, found)
     if within is None:
         return PASSED, f"no slower than asked for, as far as can be told: {text}"

@@ -21,6 +21,7 @@ from leanonnx.selection.latency import by_time, latency_model
 from leanonnx.selection.search import SECONDS, Trial, within_budget, within_latency
 from leanonnx.selection.selector import LATENCY, Selection, SelectionRequest, Selector
 from leanonnx.selection.widths import PARTS, Alignment
+from leanonnx.spelling import option
 from leanonnx.statistics.moments import Statistics, measure
 from leanonnx.statistics.propagation import propagate_statistics
 from leanonnx.surgery.plan import Plan, replay
@@ -47,7 +48,8 @@ def choose_candidate(workshop: Workshop, data: Data | None) -> Trial:
     refused = trial.slower if options.exact else not trial.faster
     if refused and not options.best_effort:
         raise NotFaster(
-            f"{not_faster(trial)}; nothing written; ask for less of the model, or add --best-effort to write it anyway"
+            f"{not_faster(trial)}; nothing written; ask for less of the model, or add {option('best_effort', True)} to "
+            "write it anyway"
         )
     return trial
 
@@ -99,7 +101,7 @@ def resolved_target(options: CompressOptions, kinds: Kinds) -> Hardware:
     tables = known_targets() | (read_targets(options.targets) if options.targets else {})
     name = detected(options.setting, kinds) if options.target == "auto" else options.target
     if name not in tables:
-        raise OptionError(f"--target {name}: no such target; there are auto, {', '.join(tables)}")
+        raise OptionError(f"{option('target', name)}: no such target; there are auto, {', '.join(tables)}")
     return tables[name]
 
 

@@ -15,6 +15,7 @@ from leanonnx.ranking.criteria import Chains, Method
 from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.providers import Setting
 from leanonnx.selection.selector import LATENCY, Budget
+from leanonnx.spelling import option
 from leanonnx.surgery.plan import Plan
 from leanonnx.surgery.recipe import ARRAYS
 
@@ -33,7 +34,7 @@ def asked_budget(given: Mapping[str, float | None], plan: object, exact: bool) -
         OptionError: none of these, or several.
     """
     ways: dict[str, Any] = {**given, "plan": plan, "exact": exact or None}
-    name, value = exactly_one(ways, "--keep 0.25")
+    name, value = exactly_one(ways, option("keep", 0.25))
     return Budget.asked(name, value) if name in given else Budget("kernels", 1.0)
 
 
@@ -47,7 +48,10 @@ def alignment(given: str | int) -> int | None:
         return None
     text = str(given)
     if not text.isdecimal() or int(text) < 1:
-        raise OptionError(f"--align {text}: expected auto or a number of channels of at least 1, for example --align 8")
+        raise OptionError(
+            f"{option('align', given)}: expected auto or a number of channels of at least 1, for example "
+            f"{option('align', 8)}"
+        )
     return int(text)
 
 
@@ -93,9 +97,12 @@ class CompressOptions:
             check_choice("recover", self.recover, Recover)
         check_least("seed", self.seed, 0)
         if self.budget.unit == LATENCY and not self.measure:
-            raise OptionError("--latency is met by measuring; leave out --no-measure")
+            raise OptionError(f"{option('latency')} is met by measuring; leave out {option('measure', False)}")
         if self.exact and self.calib is not None:
-            raise OptionError("--calib has nothing to do with --exact, which leaves the output as it is; leave out one")
+            raise OptionError(
+                f"{option('calib')} has nothing to do with {option('exact', True)}, which leaves the output as it is; "
+                "leave out one"
+            )
 
     @property
     def recovers(self) -> bool:

@@ -18,6 +18,7 @@ from leanonnx.recovery.data_free import WAYS
 from leanonnx.recovery.data_free_draft import DataFreeRecovery
 from leanonnx.recovery.draft import Recovery
 from leanonnx.recovery.weights import StoredWeights, changed_weights, read_weights, restore
+from leanonnx.spelling import option
 from leanonnx.surgery.recipe import Recipe, WeightsFile
 
 START = 12
@@ -72,8 +73,8 @@ def check_weights_wanted(options: CompressOptions, plan_weights: Path | None) ->
     """
     if plan_weights is not None and not options.recovers and not weights_files(options):
         raise OptionError(
-            f"--plan-weights {plan_weights}: holds weights that were changed, and none are; add --calib or "
-            "--recover auto, or leave it out"
+            f"{option('plan_weights', str(plan_weights))}: holds weights that were changed, and none are; add "
+            f"{option('calib')} or {option('recover', 'auto')}, or leave it out"
         )
 
 
@@ -109,7 +110,7 @@ def refitted(
     files = {}
     if bare is not None and plan_weights is not None:
         if recipe is None:
-            found.append("no weights were changed: --plan-weights was not written")
+            found.append(f"no weights were changed: {option('plan_weights')} was not written")
         else:
             recipe, content = _with_file(recipe, bare, workshop.bare(), plan_weights)
             files[plan_weights] = content
@@ -155,7 +156,7 @@ def _differences(options: CompressOptions, planned: Recipe | None, made: Recipe)
         digests = [digest[:START] for digest in (planned.calib_sha256, made.calib_sha256)]
         found.append(f"other samples (sha256 {digests[0]}…, these have {digests[1]}…)")
     if made.seed != planned.seed:
-        found.append(f"--seed {planned.seed}")
+        found.append(option("seed", planned.seed))
     if not found:
         return []
     return [

@@ -32,6 +32,7 @@ from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.subprocess_timing import measured
 from leanonnx.selection.search import TRIES, Trial
 from leanonnx.selection.selector import LATENCY, Selection
+from leanonnx.spelling import option
 from leanonnx.statistics.propagation import PropagatedMoments
 from leanonnx.surgery.operate import apply
 from leanonnx.surgery.patch import masking_patch, plan_patch
@@ -114,7 +115,8 @@ class Workshop:
             except RunFailed as error:
                 if searching:
                     raise ModelError(
-                        f"{model.path}: --latency: the model cannot be measured: {error}; give a budget of --macs"
+                        f"{model.path}: {option('latency')}: the model cannot be measured: {error}; "
+                        f"give a budget of {option('macs')}"
                     ) from error
                 self.failure = str(error)
                 return Trial(selection, None)
@@ -242,7 +244,7 @@ def _judge(proof: Proof, wanted: str) -> None:
         outputs = ", ".join(f"'{name}' {kind}" for name, kind in proof.silent.items())
         raise ProofFailed(
             f"the model puts out nothing that can be compared on the inputs tried (outputs: {outputs}; inputs: {kinds})"
-            "; nothing written; give real inputs with --calib"
+            f"; nothing written; give real inputs with {option('calib')}"
         )
     if proof.status == RANDOM:
         raise ProofFailed(
@@ -253,5 +255,5 @@ def _judge(proof: Proof, wanted: str) -> None:
         raise ProofFailed(
             f"the compressed model differs from the {wanted} (relative error {proof.max_relative_error:.2g}, "
             f"bound {proof.bound:.2g}); nothing written; a rule is wrong: "
-            "check those given with --rules, or report the model's operators"
+            f"check those given with {option('rules')}, or report the model's operators"
         )

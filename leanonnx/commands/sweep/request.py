@@ -17,6 +17,7 @@ from leanonnx.graph.model import load
 from leanonnx.graph.storage import digest
 from leanonnx.reporting.report import Row
 from leanonnx.selection.selector import LATENCY, Budget
+from leanonnx.spelling import current_spelling
 from leanonnx.system.cores import processor
 from leanonnx.version import __version__
 
@@ -65,7 +66,9 @@ class Subject:
         """What to do for a fraction; it measures only where its search has to."""
         budget, measure = Budget(request.unit, asked), request.unit == LATENCY
         options = replace(request.options, budget=budget, target=self.target, measure=measure)
-        return Task(self.path, self.candidate(request, asked), options, self.external, request.rules)
+        return Task(
+            self.path, self.candidate(request, asked), options, self.external, request.rules, current_spelling()
+        )
 
 
 def subjects(request: SweepRequest) -> list[Subject]:

@@ -24,6 +24,7 @@ from leanonnx.reporting.report import Row, fidelity, summary
 from leanonnx.rules.table import DEFAULT_RULES
 from leanonnx.rules.user import read_rules
 from leanonnx.runtime.sessions import RunFailed, limited
+from leanonnx.spelling import Spelling, spelled_for
 from leanonnx.system import processes
 
 ENTRY = "leanonnx.commands.sweep.worker:answer"
@@ -41,7 +42,7 @@ class Task:
     """A compression to be made.
 
     ``name`` is the file name of what comes of it, ``external`` where weights of the source lie, ``rules`` a file of the
-    user's.
+    user's, ``caller`` who reads its messages.
     """
 
     source: Path
@@ -49,6 +50,7 @@ class Task:
     options: CompressOptions
     external: tuple[Path, ...] = ()
     rules: Path | None = None
+    caller: Spelling = "python"
 
 
 def calibration(options: CompressOptions) -> Path | None:
@@ -72,11 +74,12 @@ def made(task: Task, folder: Path) -> Row:
     began, target = time.time(), folder / task.name
     row: Row = {"code": 0, "message": ""}
     try:
-        rules = DEFAULT_RULES if task.rules is None else read_rules(task.rules)
-        result = pipeline.compress(task.source, target, task.options, None, rules)
-        told = summary(result)
-        row |= {key: told[key] for key in TOLD}
-        row["deviation"] = _deviation(task, target, result, row["warnings"])
+        with spelled_for(task.caller):
+            rules = DEFAULT_RULES if task.rules is None else read_rules(task.rules)
+            result = pipeline.compress(task.source, target, task.options, None, rules)
+            told = summary(result)
+            row |= {key: told[key] for key in TOLD}
+            row["deviation"] = _deviation(task, target, result, row["warnings"])
     except LeanOnnxError as error:
         row = {"code": error.code, "message": str(error)}
     except MemoryError:
