@@ -10,6 +10,7 @@ Batenburg, arXiv 2011.06923).
 """
 
 from leanonnx.analysis.dag import ChannelDag
+from leanonnx.api.channels import remove_channels
 from leanonnx.api.results import Analysis, Change, Compressed, Timings
 from leanonnx.api.verbs import analyse, bench, compress, prove
 from leanonnx.data.images import ImageFormat
@@ -46,4 +47,5 @@ __all__ = [
     "compress",
     "load_plan",
     "prove",
+    "remove_channels",
 ]

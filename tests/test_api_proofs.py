@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 import leanonnx
+from leanonnx.api import channels
 from leanonnx.api import verbs as api
 from leanonnx.errors import (
     OptionError,
@@ -117,10 +118,12 @@ def test_bench_is_what_the_command_line_measures(model: Path) -> None:
 # the package
 
 
-@pytest.mark.parametrize("function", [api.compress, api.analyse, api.prove, api.bench], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "function", [api.compress, api.analyse, api.prove, api.bench, channels.remove_channels], ids=lambda f: f.__name__
+)
 def test_examples_in_docstrings(function: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    (found,) = doctest.DocTestFinder(recurse=False).find(function, function.__name__, globs=vars(api).copy())
+    (found,) = doctest.DocTestFinder(recurse=False).find(function, function.__name__, globs=vars(leanonnx).copy())
     assert found.examples
     runner = doctest.DocTestRunner()
     runner.run(found)

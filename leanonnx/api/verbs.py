@@ -8,47 +8,48 @@ from __future__ import annotations
 
 import inspect
 import reprlib
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from numpy.typing import ArrayLike
-
 from leanonnx.api.results import Analysis, Compressed, Timings
-from leanonnx.api.sources import ModelSource, as_file, several, title
+from leanonnx.api.sources import (
+    Calibration,
+    ModelSource,
+    RuleSource,
+    as_file,
+    as_plan,
+    as_rules,
+    as_samples,
+    optional_path,
+    result_file,
+    several,
+    title,
+)
 from leanonnx.commands.bench import benchmark
 from leanonnx.commands.bench import report as bench_report
 from leanonnx.commands.compress import pipeline
 from leanonnx.commands.compress.options import CompressOptions, Recover, alignment, asked_budget
 from leanonnx.commands.compress.workshop import compared
-from leanonnx.data.files import IN_MEMORY
 from leanonnx.data.images import ImageFormat
-from leanonnx.data.samples import PLAIN, Samples
+from leanonnx.data.samples import PLAIN
 from leanonnx.errors import ModelError, OptionError
 from leanonnx.graph.model import Model, load
 from leanonnx.page.page import PageContext, render
 from leanonnx.proof.proof import Proof
-from leanonnx.ranking.criteria import Chains, Method
+from leanonnx.ranking.criteria import Chains, Importance, Method, method_name
 from leanonnx.reporting import inspection
-from leanonnx.rules.table import DEFAULT_RULES, Rules
-from leanonnx.rules.user import joined_rules, read_rules
 from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.providers import Provider, Setting
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.timing import SECONDS
 from leanonnx.selection.selector import LATENCY
-from leanonnx.surgery.plan import Plan, load_plan, replay
+from leanonnx.surgery.plan import Plan, replay
 from leanonnx.system.clock import Progress, quiet
 from leanonnx.system.outputs import StrPath
-
-RuleSource = StrPath | Rules
-"""Rules of one's own: a Python file that holds RULES and is run, or such a table."""
-Calibration = StrPath | Mapping[str, ArrayLike] | ArrayLike
-"""An .npz file, a folder of them or of images; arrays [samples, ...] by graph input; one array for the only input."""
 
 
 def compress(
@@ -61,7 +62,7 @@ def compress(
     latency: float | None = None,
     plan: Plan | StrPath | None = None,
     exact: bool = False,
-    method: Method = "auto",
+    method: Method | Importance = "auto",
     chains: Chains = "cover",
     shape: Shapes | None = None,
     pin: str | Sequence[str] = (),
@@ -95,7 +96,9 @@ def compress(
         model: its path, or the model itself.
         out, plan_out, plan_weights, report: where the result, its plan, changed weights and a page go; None: nowhere.
         keep, macs, params, latency, plan, exact: how far to go, one of them: a fraction; a plan; what is of no use.
-        method, chains, seed: how channels are ranked; seed of that, if random, and of the proof's inputs.
+        method: criterion that ranks channels, or a function of yours: kernels [conv groups, outputs, inputs, *taps] to
+            scores [conv groups, outputs], those of tied channels being added up.
+        chains, seed: the chains of ``lean``; seed of random ranking and of the proof's inputs.
         shape, pin, ignore: sizes of free graph inputs by name; channels that all stay; layers that are not counted.
         calib, images, recover: real inputs; how images become inputs; whether weights change (None: with ``calib``).
         align, target, targets: widths; the hardware they are for; the file that ``calibrate-device`` stored.
@@ -114,22 +117,22 @@ def compress(
         shapes=shape or {},
         pin=several(pin, str),
         ignore=several(ignore, str),
-        plan=_plan(plan),
+        plan=as_plan(plan),
         libraries=several(library, Path),
         best_effort=best_effort,
         align=alignment(align),
         target=target,
-        targets=_path(targets),
+        targets=optional_path(targets),
         setting=Setting(provider, threads),
         measure=measure or latency is not None,
         seed=seed,
         exact=exact,
         freeze=freeze,
-        calib=_samples(calib),
+        calib=as_samples(calib),
         images=images,
         recover=recover,
     )
-    with as_file(model) as source, _place(out) as place:
+    with as_file(model) as source, result_file(out) as place:
         return Compressed.of(pipeline.compress(source, place, options, **_extras(locals())), place)
 
 
@@ -158,7 +161,7 @@ def analyse(
         UserError: bad model, shape, rules or library.
     """
     with as_file(model) as source:
-        dag = pipeline.inspect(source, shape or {}, _rules(rules), several(library, Path))
+        dag = pipeline.inspect(source, shape or {}, as_rules(rules), several(library, Path))
         return Analysis(dag, inspection.overview(dag))
 
 
@@ -195,9 +198,11 @@ def prove(
     Raises:
         UserError: bad model or option, a plan of another model, or other inputs and outputs than the original's.
     """
-    made = _plan(plan)
+    made = as_plan(plan)
     with as_file(base) as source, as_file(new) as candidate:
-        dag = pipeline.inspect(source, shape or {}, _rules(rules), several(library, Path), bool(made and made.freezes))
+        dag = pipeline.inspect(
+            source, shape or {}, as_rules(rules), several(library, Path), bool(made and made.freezes)
+        )
         alive = None if made is None or made.exact else replay(dag, made)
         rival = load(candidate, dag.model.libraries)
         benchmark.check_same_inputs(dag.model, rival)
@@ -268,40 +273,10 @@ def _check_same_outputs(model: Model, rival: Model) -> None:
         raise OptionError(f"{rival.path}: its outputs are not those of {model.path}; give what was made of that model")
 
 
-@contextmanager
-def _place(out: StrPath | None) -> Iterator[Path]:
-    """Where the result is written; a temporary file, where nobody asked for one."""
-    if out is not None:
-        yield Path(out)
-        return
-    with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
-        yield Path(folder) / "model.onnx"
-
-
-def _path(given: StrPath | None) -> Path | None:
-    return None if given is None else Path(given)
-
-
-def _plan(given: Plan | StrPath | None) -> Plan | None:
-    return given if given is None or isinstance(given, Plan) else load_plan(given)
-
-
-def _rules(given: RuleSource | None) -> Rules:
-    if given is None:
-        return DEFAULT_RULES
-    return joined_rules(given) if isinstance(given, Mapping) else read_rules(Path(given))
-
-
-def _samples(given: Calibration | None) -> Samples | None:
-    if isinstance(given, str | PathLike):
-        return Path(given)
-    return given if given is None or isinstance(given, Mapping) else {IN_MEMORY: given}
-
-
 def _extras(given: Mapping[str, Any]) -> dict[str, Any]:
     """What the pipeline is given besides options, from the arguments of ``compress``."""
-    paths = {name: _path(given[name]) for name in ("plan_out", "plan_weights")}
-    return {**paths, "rules": _rules(given["rules"]), "progress": given["progress"], "page": _page(given)}
+    paths = {name: optional_path(given[name]) for name in ("plan_out", "plan_weights")}
+    return {**paths, "rules": as_rules(given["rules"]), "progress": given["progress"], "page": _page(given)}
 
 
 def _page(given: Mapping[str, Any]) -> pipeline.Page | None:
@@ -320,6 +295,8 @@ def _call(function: Callable[..., object], given: Mapping[str, Any]) -> str:
         value = given[name]
         if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
             parts += [] if value is None else [repr(title(value) if name == "model" else str(value))]
-        elif value is not parameter.default and not callable(value):
+        elif callable(value):
+            parts += [f"{name}={method_name(value)}"] if name == "method" else []
+        elif value is not parameter.default:
             parts.append(f"{name}={str(value)!r}" if isinstance(value, PathLike) else f"{name}={reprlib.repr(value)}")
     return f"leanonnx.{function.__name__}({', '.join(parts)})"

@@ -14,7 +14,7 @@ from leanonnx.checks import check_fraction
 from leanonnx.errors import BudgetUnreachable
 from leanonnx.graph.nodes import BIAS, BIASED, standard
 from leanonnx.numeric.channel_ids import ChannelIds, Mask
-from leanonnx.ranking.criteria import Chains, Method, Ranking, RankingInputs, rank
+from leanonnx.ranking.criteria import Chains, Importance, Method, Ranking, RankingInputs, rank
 from leanonnx.ranking.elimination import DEFAULT_EXPONENTS, Exponents
 from leanonnx.ranking.weighting import WeightedDag
 from leanonnx.rules.call import KernelBlock, Pin
@@ -62,7 +62,7 @@ class SelectionRequest:
     """
 
     budget: Budget
-    method: Method = "auto"
+    method: Method | Importance = "auto"
     chains: Chains = "cover"
     pinned: tuple[Pin, ...] = ()
     ignored: frozenset[int] = frozenset()

@@ -11,7 +11,7 @@ from leanonnx.checks import check_choice, check_least, exactly_one
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import Samples
 from leanonnx.errors import OptionError
-from leanonnx.ranking.criteria import Chains, Method
+from leanonnx.ranking.criteria import Chains, Importance, Method, method_name
 from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.providers import Setting
 from leanonnx.selection.selector import LATENCY, Budget
@@ -63,14 +63,14 @@ class CompressOptions:
     ("auto": the one of this machine and provider), those in the file ``targets`` coming first; ``exact``: remove only
     what contributes nothing; ``freeze``: weights that are listed as graph inputs become constants; ``calib``: real
     inputs, ``images``: how photographs among them become tensors; ``recover``: whether weights are changed (None: with
-    ``calib`` only).
+    ``calib`` only); ``removed``: channels of the caller's choice that ``plan`` removes.
 
     Raises:
         OptionError: there is no such choice, or two of them contradict each other.
     """
 
     budget: Budget = field(default_factory=lambda: Budget("kernels", 1.0))
-    method: Method = "auto"
+    method: Method | Importance = "auto"
     chains: Chains = "cover"
     shapes: Shapes = field(default_factory=dict)
     pin: tuple[str, ...] = ()
@@ -89,9 +89,11 @@ class CompressOptions:
     calib: Samples | None = None
     images: ImageFormat = field(default_factory=ImageFormat)
     recover: Recover | None = None
+    removed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_choice("method", self.method, Method)
+        if not callable(self.method):
+            check_choice("method", self.method, Method)
         check_choice("chains", self.chains, Chains)
         if self.recover is not None:
             check_choice("recover", self.recover, Recover)
@@ -113,7 +115,7 @@ class CompressOptions:
         """The options that shaped the plan, for the plan file."""
         return {
             self.budget.unit: self.budget.fraction,
-            "method": self.method,
+            "method": method_name(self.method),
             "chains": self.chains,
             "shapes": {name: list(shape) for name, shape in sorted(self.shapes.items())},
             "pin": sorted(self.pin),
@@ -122,6 +124,11 @@ class CompressOptions:
             "align": "auto" if self.align is None else self.align,
             "target": self.target,
             "seed": self.seed,
+            **(
+                {"removed": {name: list(indices) for name, indices in sorted(self.removed.items())}}
+                if self.removed
+                else {}
+            ),
             **({"exact": True} if self.exact else {}),
             **({"freeze": True} if self.freeze else {}),
             **({} if self.calib is None else {"calib": calib_name(self.calib), "recover": "none"}),
