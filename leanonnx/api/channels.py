@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 
+import numpy as np
+
+from leanonnx.api.keywords import compress_options
 from leanonnx.api.results import Compressed
 from leanonnx.api.sources import (
     Calibration,
@@ -13,17 +15,16 @@ from leanonnx.api.sources import (
     RuleSource,
     as_file,
     as_rules,
-    as_samples,
     optional_path,
     result_file,
     several,
 )
 from leanonnx.commands.compress import pipeline
-from leanonnx.commands.compress.options import CompressOptions, Recover
+from leanonnx.commands.compress.options import Recover
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import PLAIN
 from leanonnx.runtime.observation import Shapes
-from leanonnx.runtime.providers import Provider, Setting
+from leanonnx.runtime.providers import Provider
 from leanonnx.selection.removal import without_channels
 from leanonnx.surgery.plan import make_plan
 from leanonnx.system.clock import Progress, quiet
@@ -75,26 +76,17 @@ def remove_channels(
             it is pinned or tied to a pinned one; the message names the reason.
         UserError, ProofFailed: as in ``compress``.
     """
-    chosen: dict[str, Sequence[int]] = {
-        name: (indices,) if isinstance(indices, Integral) else tuple(indices)  # type: ignore[arg-type, dict-item]
-        for name, indices in channels.items()
-    }
-    libraries = several(library, Path)
+    chosen = {name: _indices(given) for name, given in channels.items()}
+    keywords = locals()
     with as_file(model) as source, result_file(out) as target:
-        dag = pipeline.inspect(source, shape or {}, as_rules(rules), libraries, freeze)
-        options = CompressOptions(
-            plan=make_plan(dag, without_channels(dag, chosen), {}, __version__),
-            removed={name: tuple(map(int, indices)) for name, indices in chosen.items()},
-            shapes=shape or {},
-            libraries=libraries,
-            best_effort=True,
-            setting=Setting(provider, threads),
-            measure=measure,
-            seed=seed,
-            freeze=freeze,
-            calib=as_samples(calib),
-            images=images,
-            recover=recover,
-        )
+        dag = pipeline.inspect(source, shape or {}, as_rules(rules), several(library, Path), freeze)
+        plan = make_plan(dag, without_channels(dag, chosen), {}, __version__)
+        removed = {name: tuple(map(int, indices)) for name, indices in chosen.items()}
+        options = compress_options(keywords, plan=plan, removed=removed, best_effort=True)
         places = (optional_path(plan_out), as_rules(rules), progress, None, optional_path(plan_weights))
         return Compressed.of(pipeline.compress(source, target, options, *places), target)
+
+
+def _indices(given: int | Sequence[int]) -> Sequence[int]:
+    """One index or several."""
+    return given if isinstance(given, Sequence | np.ndarray) else (given,)

@@ -1,4 +1,4 @@
-"""leanonnx in Python: what the verbs of the command line do, as functions.
+"""The verbs of the command line as Python functions.
 
 They take paths or models in memory, print nothing, and raise ``UserError`` (the request cannot be carried out) or
 ``Refusal`` (the answer is no).  Keywords are named and checked like the options of the command line.
@@ -15,6 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
+from leanonnx.api.keywords import compress_options
 from leanonnx.api.results import Analysis, Compressed, Timings
 from leanonnx.api.sources import (
     Calibration,
@@ -23,7 +24,6 @@ from leanonnx.api.sources import (
     as_file,
     as_plan,
     as_rules,
-    as_samples,
     optional_path,
     result_file,
     several,
@@ -32,7 +32,7 @@ from leanonnx.api.sources import (
 from leanonnx.commands.bench import benchmark
 from leanonnx.commands.bench import report as bench_report
 from leanonnx.commands.compress import pipeline
-from leanonnx.commands.compress.options import CompressOptions, Recover, alignment, asked_budget
+from leanonnx.commands.compress.options import Recover, asked_budget
 from leanonnx.commands.compress.workshop import compared
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import PLAIN
@@ -86,7 +86,7 @@ def compress(
     seed: int = 0,
     progress: Progress = quiet,
 ) -> Compressed:
-    """Remove channels until the model fits the budget, prove the result and give it back.
+    """Remove channels until the model fits the budget, and prove the result.
 
     >>> small = compress("models/cs_unet.onnx", keep=0.25)
     >>> small.proof.passed, small.kernels.fraction <= 0.25
@@ -94,44 +94,28 @@ def compress(
 
     Args:
         model: its path, or the model itself.
-        out, plan_out, plan_weights, report: where the result, its plan, changed weights and a page go; None: nowhere.
-        keep, macs, params, latency, plan, exact: how far to go, one of them: a fraction; a plan; what is of no use.
+        out, plan_out, plan_weights, report: files for the result, its plan, changed weights and a page; None: no file.
+        keep, macs, params, latency, plan, exact: the target; pass exactly one: a fraction of the original, a plan, or
+            True for a lossless reduction.
         method: criterion that ranks channels, or a function of yours: kernels [conv groups, outputs, inputs, *taps] to
             scores [conv groups, outputs], those of tied channels being added up.
         chains, seed: the chains of ``lean``; seed of random ranking and of the proof's inputs.
-        shape, pin, ignore: sizes of free graph inputs by name; channels that all stay; layers that are not counted.
-        calib, images, recover: real inputs; how images become inputs; whether weights change (None: with ``calib``).
-        align, target, targets: widths; the hardware they are for; the file that ``calibrate-device`` stored.
+        shape: sizes of graph inputs with free axes, by name.
+        pin, ignore: tensors or nodes whose channels are all kept; layers that keep their outputs and are not counted.
+        calib, images, recover: real inputs; the format of images among them; "auto" or "none" (None: "auto" with
+            ``calib``) for the refit of the remaining weights.
+        align, target, targets: width multiple; the hardware that sets it; a file that ``calibrate_device`` stored.
         provider, threads, measure: where the result is to run; True times it there (``latency`` always does).
         rules, library: rules of your own, and onnxruntime's libraries of custom operators.
-        freeze, best_effort: make weights that are graph inputs constants; give the nearest where the answer were no.
-        progress: told of each stage, and how much of it is done (0 to 1) where that is known.
+        freeze: make weights that are graph inputs constants.
+        best_effort: return the closest result where the budget cannot be reached or the result is not faster.
+        progress: called with each stage, and with its progress in [0, 1] where that is known.
 
     Raises:
         UserError, Refusal: exit codes 2 and 1 of the command line; nothing is written.
     """
-    options = CompressOptions(
-        budget=asked_budget({"keep": keep, "macs": macs, "params": params, LATENCY: latency}, plan, exact),
-        method=method,
-        chains=chains,
-        shapes=shape or {},
-        pin=several(pin, str),
-        ignore=several(ignore, str),
-        plan=as_plan(plan),
-        libraries=several(library, Path),
-        best_effort=best_effort,
-        align=alignment(align),
-        target=target,
-        targets=optional_path(targets),
-        setting=Setting(provider, threads),
-        measure=measure or latency is not None,
-        seed=seed,
-        exact=exact,
-        freeze=freeze,
-        calib=as_samples(calib),
-        images=images,
-        recover=recover,
-    )
+    budget = asked_budget({"keep": keep, "macs": macs, "params": params, LATENCY: latency}, plan, exact)
+    options = compress_options(locals(), budget=budget)
     with as_file(model) as source, result_file(out) as place:
         return Compressed.of(pipeline.compress(source, place, options, **_extras(locals())), place)
 
@@ -143,7 +127,7 @@ def analyse(
     rules: RuleSource | None = None,
     library: StrPath | Sequence[StrPath] = (),
 ) -> Analysis:
-    """Find out which channels a model has, which of them are tied or pinned, and what it costs.
+    """Analyse the channels of a model, their ties and pins, and its costs; ``leanonnx inspect`` on the command line.
 
     >>> found = analyse("models/cs_unet.onnx")
     >>> found.kernels, len(found.layers), [pin["tensor"] for pin in found.pins]
@@ -180,7 +164,7 @@ def prove(
     With a plan, every output must equal that of the original in which the channels that the plan drops are zeroed
     wherever they are read: then the change is the removal of these channels and nothing else.  Without a plan, or with
     one of ``exact``, it must equal the original's as it is.  Weights that were changed afterwards (``recover``,
-    ``finetune``) differ from either; how far is what ``deviation`` and ``leanonnx finetune`` tell.
+    ``finetune``) differ from either; ``deviation`` measures how far.
 
     >>> small = compress("models/cs_unet.onnx", keep=0.5)
     >>> prove("models/cs_unet.onnx", small.model, small.plan).passed
@@ -190,8 +174,8 @@ def prove(
 
     Args:
         base: the original.
-        new: what was made of it.
-        plan: which channels were removed; None: none that matter.
+        new: the compressed model.
+        plan: the channels that were removed; None for a lossless reduction.
         shape, rules, library: as in ``compress``.
         seed: of the inputs.
 
@@ -247,7 +231,7 @@ def bench(
         library: onnxruntime's libraries of custom operators.
         cuda_graph, tf32: how the GPU is used.
         seed: of the inputs and of the interval.
-        progress: told of each stage.
+        progress: called with each stage.
 
     Raises:
         UserError: bad model or option, a provider that is not there, models that take different inputs.
@@ -274,22 +258,22 @@ def _check_same_outputs(model: Model, rival: Model) -> None:
 
 
 def _extras(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the pipeline is given besides options, from the arguments of ``compress``."""
+    """Arguments of the pipeline besides options, from those of ``compress``."""
     paths = {name: optional_path(given[name]) for name in ("plan_out", "plan_weights")}
     return {**paths, "rules": as_rules(given["rules"]), "progress": given["progress"], "page": _page(given)}
 
 
 def _page(given: Mapping[str, Any]) -> pipeline.Page | None:
-    """The page that was asked for, from the arguments of ``compress``."""
+    """The page to be written, from the arguments of ``compress``; None for no page."""
     if given["report"] is None:
         return None
     target = "the result" if given["out"] is None else str(Path(given["out"]))
-    told = PageContext(title(given["model"]), target, _call(compress, given))
-    return pipeline.Page(Path(given["report"]), partial(render, told))
+    context = PageContext(title(given["model"]), target, _call(compress, given))
+    return pipeline.Page(Path(given["report"]), partial(render, context))
 
 
 def _call(function: Callable[..., object], given: Mapping[str, Any]) -> str:
-    """A call as it was made, for a reader: what differs from the defaults, models in memory and arrays in short."""
+    """The source text of a call: arguments that differ from the defaults, models in memory and arrays abbreviated."""
     parts = []
     for name, parameter in inspect.signature(function).parameters.items():
         value = given[name]

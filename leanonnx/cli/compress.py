@@ -57,7 +57,7 @@ def compress(
         budget = asked_budget({"keep": keep, "macs": macs, "params": params, LATENCY: latency}, plan, exact)
         if plan_weights is not None and plan_out is None:
             raise OptionError(f"--plan-weights {plan_weights}: belongs to a plan; add --plan-out P.json")
-        options = choices.asked(budget, None if plan is None else load_plan(plan), exact)
+        options = choices.options(budget, None if plan is None else load_plan(plan), exact)
         told = PageContext(str(source), str(out), command_line())
         page = None if report_out is None else Page(report_out, partial(render, told))
         with progress() as listener:

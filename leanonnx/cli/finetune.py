@@ -130,7 +130,14 @@ def finetune(
             if budget and steps:
                 ignored = tuple(ignore or ())
                 compression = CompressOptions(
-                    budget, method, chains, ignore=ignored, seed=seed, calib=data, images=images, recover="auto"
+                    budget=budget,
+                    method=method,
+                    chains=chains,
+                    ignore=ignored,
+                    seed=seed,
+                    calib=data,
+                    images=images,
+                    recover="auto",
                 )
                 schedule = stepwise.Schedule(steps, compression, keep_steps)
                 stepped = stepwise.finetune_in_steps(source, target, teacher, data, options, schedule, listener)

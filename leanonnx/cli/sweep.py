@@ -60,7 +60,7 @@ def sweep(
         given = {"keep": keep, "macs": macs, "params": params, LATENCY: latency}
         name, text = exactly_one(given, "--keep 0.75,0.5,0.25")
         asked, budget = fractions(name, text), Budget.asked(name, 1.0)
-        options, folder = choices.asked(budget), out or _folder(sources)
+        options, folder = choices.options(budget), out or _folder(sources)
         request = SweepRequest(tuple(sources), asked, options, folder, rules, save_models, restart)
         make = _maker(budget.unit, jobs, dask, len(sources) * len(asked))
         with progress() as listener:

@@ -100,7 +100,7 @@ class Workshop:
         Raises:
             ModelError: it cannot be done, but the budget is one of measured time.
         """
-        if not self.options.measure or self.failure:
+        if not self.options.measures or self.failure:
             return Trial(selection, None)
         self.write(selection.alive)
         if self.unchanged:
