@@ -119,7 +119,9 @@ def test_bench_is_what_the_command_line_measures(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "function", [api.compress, api.analyse, api.prove, api.bench, channels.remove_channels], ids=lambda f: f.__name__
+    "function",
+    [api.compress, api.analyse, api.prove, api.bench, channels.remove_channels, leanonnx.check],
+    ids=lambda f: f.__name__,
 )
 def test_examples_in_docstrings(function: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)

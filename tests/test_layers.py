@@ -63,7 +63,7 @@ NO_ONNX |= {
 }
 NO_ONNX |= {"cli.check", "cli.compress", "cli.inspect", "rules"}
 """Rooms and modules that see models only through what lies below them."""
-OPTIONAL = {"cli.finetune", "cli.sweep"}
+OPTIONAL = {"api.training", "cli.finetune", "commands.sweep.extras"}
 """Modules that import within a function, because what they import needs an optional extra."""
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 80

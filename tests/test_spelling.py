@@ -48,7 +48,7 @@ def test_lists_and_verbs() -> None:
 
 
 def test_verbs_are_functions() -> None:
-    for name in ("compress", "inspect", "bench"):
+    for name in ("compress", "inspect", "bench", "check", "sweep", "finetune", "calibrate-device"):
         assert callable(getattr(leanonnx, verb(name).removeprefix("leanonnx.")))
 
 

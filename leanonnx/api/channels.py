@@ -10,7 +10,7 @@ import numpy as np
 from leanonnx.api.keywords import compress_options
 from leanonnx.api.results import Compressed
 from leanonnx.api.sources import (
-    Calibration,
+    CalibrationData,
     ModelSource,
     RuleSource,
     as_file,
@@ -40,7 +40,7 @@ def remove_channels(
     shape: Shapes | None = None,
     plan_out: StrPath | None = None,
     plan_weights: StrPath | None = None,
-    calib: Calibration | None = None,
+    calib: CalibrationData | None = None,
     images: ImageFormat = PLAIN,
     recover: Recover | None = None,
     provider: Provider = "cpu",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from numbers import Integral
+from numbers import Real
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +29,7 @@ ModelSource = StrPath | onnx.ModelProto
 """The path of a model, or the model itself."""
 RuleSource = StrPath | Rules
 """Rules of the caller's own: a Python file that defines RULES and is run, or such a table."""
-Calibration = StrPath | Mapping[str, ArrayLike] | ArrayLike
+CalibrationData = StrPath | Mapping[str, ArrayLike] | ArrayLike
 """An .npz file, a folder of them or of images; arrays [samples, ...] by graph input; one array for the only input."""
 UNNAMED = "the model"
 """Title of a model in memory in messages."""
@@ -96,8 +96,8 @@ def as_rules(rules: RuleSource | None) -> Rules:
     return joined_rules(rules) if isinstance(rules, Mapping) else read_rules(Path(rules))
 
 
-def as_samples(calib: Calibration | None) -> Samples | None:
-    """Calibration data as a path, or as arrays by graph input."""
+def as_samples(calib: CalibrationData | None) -> Samples | None:
+    """CalibrationData data as a path, or as arrays by graph input."""
     if isinstance(calib, str | PathLike):
         return Path(calib)
     return calib if calib is None or isinstance(calib, Mapping) else {IN_MEMORY: calib}
@@ -105,5 +105,5 @@ def as_samples(calib: Calibration | None) -> Samples | None:
 
 def several(given: Any, kind: type[T]) -> tuple[T, ...]:
     """One value or several, as a tuple."""
-    alone = isinstance(given, str | PathLike | Integral)
+    alone = isinstance(given, str | PathLike | Real)
     return (kind(given),) if alone else tuple(kind(value) for value in given)  # type: ignore[call-arg]

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from leanonnx.api.keywords import compress_options
 from leanonnx.api.results import Analysis, Compressed, Timings
 from leanonnx.api.sources import (
-    Calibration,
+    CalibrationData,
     ModelSource,
     RuleSource,
     as_file,
@@ -70,7 +70,7 @@ def compress(
     plan_out: StrPath | None = None,
     plan_weights: StrPath | None = None,
     report: StrPath | None = None,
-    calib: Calibration | None = None,
+    calib: CalibrationData | None = None,
     images: ImageFormat = PLAIN,
     recover: Recover | None = None,
     align: Literal["auto"] | int = "auto",
