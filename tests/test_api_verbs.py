@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 import leanonnx
 from leanonnx.errors import OptionError, OutputError
-from tests.helpers import ANY, CNN, build, called_json, saved
+from tests.helpers import ANY, CNN, build, called, called_json, saved
 
 TORCH = importlib.util.find_spec("torch") is not None
 
@@ -51,9 +52,9 @@ def test_limits_of_a_file_are_overridden(model: Path, tmp_path: Path) -> None:
     gates.write_text('max-params = "1x"\nmax-macs = 1\n')
     assert leanonnx.check(model, model, gates=gates).failed == ("max-macs",)
     assert leanonnx.check(model, model, gates=gates, max_macs="1x").passed
-    with pytest.raises(OptionError, match="^max_bytes 5XB: expected bytes such as 5MB"):
+    with pytest.raises(OptionError, match=r"^max_bytes 5XB: expected bytes such as 5MB"):
         leanonnx.check(model, model, max_bytes="5XB")
-    with pytest.raises(OptionError, match="mean, std, scale, layout and size go with data; leave them out"):
+    with pytest.raises(OptionError, match=r"mean, std, scale, layout and size go with data; leave them out"):
         leanonnx.check(model, model, images=leanonnx.ImageFormat(scale=1.0))
 
 
@@ -77,18 +78,19 @@ def test_sweep_is_what_the_command_line_writes(model: Path, tmp_path: Path) -> N
 
 def test_points_of_a_sweep_speak_to_their_caller(model: Path, tmp_path: Path) -> None:
     """The processes that make points spell options as the caller of the sweep does."""
-    row = called_json("sweep", model, "--keep", "1,0.001", "--out", tmp_path / "cli", "--no-measure", code=1)
+    done = called("sweep", model, "--keep", "1,0.001", "--out", tmp_path / "cli", "--no-measure", "--json")
+    row = json.loads(done.stdout)
     (point,) = [point for point in leanonnx.sweep(model, tmp_path / "api", keep=[1, 0.001]).points if point.message]
     assert "best_effort=True" in point.message and point.kernels is None
     assert "--best-effort" in row["models"][0]["points"][1]["message"]
 
 
 def test_wrong_sweeps(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="exactly one of keep, macs, params"):
+    with pytest.raises(OptionError, match=r"exactly one of keep, macs, params"):
         leanonnx.sweep(model, tmp_path / "s")
-    with pytest.raises(OptionError, match="^keep=1.5: expected a fraction"):
+    with pytest.raises(OptionError, match=r"^keep=1.5: expected a fraction"):
         leanonnx.sweep(model, tmp_path / "s", keep=1.5)
-    with pytest.raises(OptionError, match="^latency measures as it searches.*leave out dask and jobs"):
+    with pytest.raises(OptionError, match=r"^latency measures as it searches.*leave out dask and jobs"):
         leanonnx.sweep(model, tmp_path / "s", latency=0.5, jobs=2)
     assert not (tmp_path / "s").exists()
 
@@ -124,5 +126,5 @@ def test_wrong_trainings(model: Path, wrong: dict[str, Any], says: str) -> None:
 def test_calibration_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is no regular file; give another one with out"):
         leanonnx.calibrate_device(tmp_path)
-    with pytest.raises(OptionError, match="^provider='tpu'"):
+    with pytest.raises(OptionError, match=r"^provider='tpu'"):
         leanonnx.calibrate_device(tmp_path / "t.toml", provider="tpu")  # type: ignore[arg-type]
