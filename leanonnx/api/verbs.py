@@ -129,10 +129,10 @@ def analyse(
 ) -> Analysis:
     """Analyse the channels of a model, their ties and pins, and its costs; ``leanonnx inspect`` on the command line.
 
-    >>> found = analyse("models/cs_unet.onnx")
-    >>> found.kernels, len(found.layers), [pin["tensor"] for pin in found.pins]
+    >>> model = analyse("models/cs_unet.onnx")
+    >>> model.kernels, len(model.layers), [pin["tensor"] for pin in model.pins]
     (59488, 18, ['logits', 'input'])
-    >>> found.why("logits", 0)["pins"][0]["reason"]
+    >>> model.why("logits", 0)["pins"][0]["reason"]
     "graph output 'logits'"
 
     Args:
@@ -216,8 +216,8 @@ def bench(
 ) -> Timings:
     """Time a model in onnxruntime, or two against each other in turns, each measurement in a fresh process.
 
-    >>> found = bench("models/cs_unet.onnx", threads=1, seconds=0.2)
-    >>> found.cases[0].outcome.median > 0
+    >>> timings = bench("models/cs_unet.onnx", threads=1, seconds=0.2)
+    >>> timings.cases[0].outcome.median > 0
     True
 
     Args:

@@ -101,7 +101,7 @@ def finetune(
     seed: Annotated[int, typer.Option(min=0, help="Seed of order, augmentation and masks.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train the weights of a compressed model; names, structure and interface stay what they are.
+    """Train the weights of a compressed model; names, structure and interface do not change.
 
     Needs torch: pip install 'leanonnx[finetune]'. One sample in five is held out; the best state on these is written,
     NEW itself if nothing was better. Exit codes: 0 written, 1 refused (torch and onnxruntime disagree about the model),

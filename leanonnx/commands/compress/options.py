@@ -58,7 +58,7 @@ def alignment(given: str | int) -> int | None:
 
 
 class Described(NamedTuple):
-    """What the command line and plans have to know of an option; see ``described_options``.
+    """Description of an option for the command line and for plans; see ``described_options``.
 
     ``help`` names other options in backquotes, as ``calib`` or ``method=random``; ``least`` is the smallest number that
     is allowed; ``keyword`` the name of the option, where the field has another; ``recorded`` is True for options that
@@ -94,7 +94,9 @@ class CompressOptions:
     shapes: Annotated[
         Shapes, Described("Size of a free graph input.", "NAME=1,3,224,224", keyword="shape", recorded=True)
     ] = field(default_factory=dict)
-    pin: Annotated[tuple[str, ...], Described("Tensor or node whose channels all stay.", "NAME", recorded=True)] = ()
+    pin: Annotated[
+        tuple[str, ...], Described("Tensor or node whose channels are all kept.", "NAME", recorded=True)
+    ] = ()
     ignore: Annotated[
         tuple[str, ...], Described("Layer that is not counted and keeps all its outputs.", "LAYER", recorded=True)
     ] = ()
@@ -108,16 +110,20 @@ class CompressOptions:
     recover: Annotated[
         Recover | None,
         Described(
-            "Change of the surviving weights: auto fits them on `calib` or, without, does what the network itself "
-            "tells; none leaves them. Default: auto with `calib`, else none."
+            "How to update the remaining weights: auto fits them to `calib` data or, without data, uses the model's own "
+            "statistics; none keeps them. Default: auto with `calib`, else none."
         ),
     ] = None
     align: Annotated[
         int | None,
-        Described("Widths: what the hardware runs well, or multiples of N; 1 is any.", "auto|N", recorded=True),
+        Described(
+            "Width multiple: auto for what the hardware runs well, or N channels; 1 allows any width.",
+            "auto|N",
+            recorded=True,
+        ),
     ] = None
     target: Annotated[
-        str, Described("Hardware to fit widths to, cpu-avx2 say; auto is this machine.", "NAME", recorded=True)
+        str, Described("Hardware to fit widths to, for example cpu-avx2; auto is this machine.", "NAME", recorded=True)
     ] = "auto"
     targets: Path | None = None
     provider: Annotated[Provider, Described("Where the result is to run, and is measured.")] = "cpu"
@@ -125,9 +131,11 @@ class CompressOptions:
     libraries: Annotated[
         tuple[Path, ...], Described("Library of custom operators for onnxruntime.", "L.so", keyword="library")
     ] = ()
-    freeze: Annotated[bool, Described("Make weights that are listed as graph inputs constants.", recorded=None)] = False
+    freeze: Annotated[
+        bool, Described("Turn weights that are listed as graph inputs into constants.", recorded=None)
+    ] = False
     best_effort: Annotated[
-        bool, Described("Take the nearest that can be had if over budget or not faster.", recorded=True)
+        bool, Described("Write the closest result even if it misses the budget or is not faster.", recorded=True)
     ] = False
     measure: bool = False
     seed: Annotated[int, Described("Seed of random inputs and of `method=random`.", least=0, recorded=True)] = 0
@@ -185,8 +193,8 @@ class CompressOptions:
 def described_options() -> tuple[tuple[Field[Any], Described], ...]:
     """The fields of ``CompressOptions`` that are options of their own, with their descriptions."""
     hints = get_type_hints(CompressOptions, include_extras=True)
-    found = ((each, getattr(hints[each.name], "__metadata__", ())) for each in fields(CompressOptions))
-    return tuple((each, metadata[0]) for each, metadata in found if metadata)
+    described = ((each, getattr(hints[each.name], "__metadata__", ())) for each in fields(CompressOptions))
+    return tuple((each, metadata[0]) for each, metadata in described if metadata)
 
 
 RECORDED: Mapping[str, Callable[[Any], Any]] = {
@@ -200,5 +208,5 @@ RECORDED: Mapping[str, Callable[[Any], Any]] = {
 
 
 def calib_name(calib: Samples) -> str:
-    """Data as a plan calls them: their path as given."""
+    """Name of calibration data in a plan: their path as given."""
     return str(calib) if isinstance(calib, Path) else ARRAYS
