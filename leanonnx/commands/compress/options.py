@@ -110,14 +110,14 @@ class CompressOptions:
     recover: Annotated[
         Recover | None,
         Described(
-            "How to update the remaining weights: auto fits them to `calib` data or, without data, uses the model's own "
-            "statistics; none keeps them. Default: auto with `calib`, else none."
+            "How to update the remaining weights: auto fits them to `calib` data or, without data, uses the model's "
+            "own statistics; none keeps them. Default: auto with `calib`, else none."
         ),
     ] = None
     align: Annotated[
         int | None,
         Described(
-            "Width multiple: auto for what the hardware runs well, or N channels; 1 allows any width.",
+            "Width multiple: auto for the hardware's, or N channels; 1 allows any width.",
             "auto|N",
             recorded=True,
         ),
