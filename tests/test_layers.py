@@ -43,7 +43,7 @@ ONLY = {
     "torch": {"commands.finetune", "torch"},
 }
 """Which rooms or modules may import a library."""
-NO_TORCH = {"commands.finetune.report", "commands.finetune.steps", "torch.cuts"}
+NO_TORCH = {"commands.finetune.strategies", "commands.finetune.report", "commands.finetune.steps", "torch.cuts"}
 NO_ONNX = {
     "errors",
     "numeric",

@@ -54,7 +54,7 @@ class SweepPoint:
     file: Path | None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class SweepResult:
     """The trade-off curves of models.
 
@@ -151,7 +151,7 @@ def sweep(
 def _result(row: Row, folder: Path) -> SweepResult:
     points = tuple(_point(each["model"], point, folder) for each in row["models"] for point in each["points"])
     files = {kind: Path(path) for kind, path in row["files"].items()}
-    return SweepResult(row["unit"], points, tuple(row["warnings"]), files, row)
+    return SweepResult(unit=row["unit"], points=points, warnings=tuple(row["warnings"]), files=files, _row=row)
 
 
 def _point(model: str, row: Row, folder: Path) -> SweepPoint:

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from leanonnx.api.keywords import compress_options
 from leanonnx.api.sources import optional_path, several
 from leanonnx.checks import exactly_one
+from leanonnx.commands.finetune.strategies import Device, Strategy
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import PLAIN
 from leanonnx.errors import OptionError
@@ -24,7 +25,7 @@ from leanonnx.system.clock import Progress, quiet
 from leanonnx.system.outputs import StrPath
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class TrainingResult:
     """A trained model.
 
@@ -58,14 +59,14 @@ def finetune(
     *,
     data: StrPath,
     teacher: StrPath | None = None,
-    strategy: Literal["school", "supervised", "noise2self"] = "school",
+    strategy: Strategy = "school",
     epochs: int | None = None,
     minutes: float | None = None,
     patience: int | None = None,
     lr: float = 2e-3,
     batch: int = 32,
     augment: bool = True,
-    device: Literal["cpu", "cuda"] = "cpu",
+    device: Device = "cpu",
     amp: bool = False,
     checkpoint: StrPath | None = None,
     resume: bool = False,
@@ -166,5 +167,11 @@ def _result(path: Path, result: Any, row: Row) -> TrainingResult:
     """The public result from the driver's ``FinetuneResult``, whose type needs torch."""
     trained = result.trained
     return TrainingResult(
-        path, result.before, result.after, tuple(trained.history), trained.best_epoch, result.warnings, row
+        path=path,
+        before=result.before,
+        after=result.after,
+        losses=tuple(trained.history),
+        best_epoch=trained.best_epoch,
+        warnings=result.warnings,
+        _row=row,
     )

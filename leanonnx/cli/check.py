@@ -117,7 +117,12 @@ def check(
         PARAMS: max_params,
         MACS: max_macs,
     }
-    with exit_codes() as results, _annotated(new, github), model_file(base) as base_path, model_file(new) as new_path:
+    with (
+        exit_codes() as results,
+        _annotating_errors(new, github),
+        model_file(base) as base_path,
+        model_file(new) as new_path,
+    ):
         for path in (base_path, new_path):
             check_writable(path, junit)
         request = CheckRequest(
@@ -153,7 +158,7 @@ def _limits(gates: Path | None, given: dict[str, str | None]) -> dict[str, Limit
 
 
 @contextmanager
-def _annotated(new: str, github: bool) -> Iterator[None]:
+def _annotating_errors(new: str, github: bool) -> Iterator[None]:
     """Annotate for GitHub an error that keeps the gates from being checked."""
     try:
         yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -21,10 +21,9 @@ from leanonnx.cli.options import (
     parse_shapes,
 )
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
+from leanonnx.commands.finetune.strategies import Device, Strategy
 from leanonnx.ranking.criteria import Chains, Method
 
-Strategy = Literal["school", "supervised", "noise2self"]
-Device = Literal["cpu", "cuda"]
 Samples = Annotated[
     Path,
     typer.Option(

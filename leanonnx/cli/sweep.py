@@ -66,6 +66,6 @@ def sweep(
 
 
 def _folder(sources: list[Path]) -> Path:
-    """Where results go by default: a folder named after the model, or after the first of several."""
+    """The default folder of results, named after the model, or after the first of several."""
     more = f"-and-{len(sources) - 1}-more" if len(sources) > 1 else ""
     return Path(f"{sources[0].stem}{more}-sweep")

@@ -46,7 +46,7 @@ class Ranking:
     losses: Floats | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RankingInputs:
     """The weighted channel DAG, and settings that some criteria read.
 

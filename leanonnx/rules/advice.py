@@ -1,4 +1,4 @@
-"""What a user can do about a pin: the advice that goes with its reason."""
+"""Advice on pins, to go with their reasons."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def freeze() -> str:
 
 
 def for_fixed_sizes(text: str) -> str:
-    """What remains of an advice in a model whose input sizes are all fixed."""
+    """The advice for a model whose input sizes are all fixed, which has done a part of it already."""
     if text == CONSTANT:
         return "export it as a constant (freeze it)"
     return f"export this part in another form, or {write_rule()}" if text == EXPORT else text

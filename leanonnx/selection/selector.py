@@ -131,7 +131,14 @@ class Selector:
             return self._spent(keeper.prefix(len(ranking.order)), request.budget.fraction) > 1
 
         rate = partial(_saved, request.rate or RATES.get(request.budget.unit, by_kernels), request.ignored)
-        question = RankingInputs(self.weighted, request.chains, request.seed, enough, rate, request.exponents)
+        question = RankingInputs(
+            weighted=self.weighted,
+            chains=request.chains,
+            seed=request.seed,
+            enough=enough,
+            rate=rate,
+            exponents=request.exponents,
+        )
         ranking = rank(question, request.method)
         return WidthAllocator(self.weighted, ranking, request.pinned, request.alignment)
 

@@ -160,7 +160,7 @@ class CompressOptions:
 
     @property
     def setting(self) -> Setting:
-        """Where and with how many threads the result is to run."""
+        """Provider and threads of the result."""
         return Setting(self.provider, self.threads)
 
     @property

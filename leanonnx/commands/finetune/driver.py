@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,6 +19,7 @@ from leanonnx.commands.finetune.module import Network
 from leanonnx.commands.finetune.objectives import Objective, noise2self_lesson, school_lesson, supervised_lesson
 from leanonnx.commands.finetune.parity import RoundTrip, round_trip
 from leanonnx.commands.finetune.process_group import ProcessGroup, join
+from leanonnx.commands.finetune.strategies import Strategy
 from leanonnx.commands.finetune.targets import common_targets
 from leanonnx.commands.finetune.teachers import teacher_of
 from leanonnx.commands.finetune.training import Settings, Trained, train
@@ -36,7 +37,6 @@ from leanonnx.spelling import option
 from leanonnx.system.clock import Clock, Progress, quiet
 from leanonnx.system.outputs import check_apart, check_writable, publish, temporary_beside
 
-Strategy = Literal["school", "supervised", "noise2self"]
 TRIP_INPUTS = 3
 """Inputs on which torch and onnxruntime are compared."""
 
