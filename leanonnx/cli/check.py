@@ -119,7 +119,7 @@ def check(
     }
     with (
         exit_codes() as results,
-        _annotating_errors(new, github),
+        _error_annotations(new, github),
         model_file(base) as base_path,
         model_file(new) as new_path,
     ):
@@ -158,7 +158,7 @@ def _limits(gates: Path | None, given: dict[str, str | None]) -> dict[str, Limit
 
 
 @contextmanager
-def _annotating_errors(new: str, github: bool) -> Iterator[None]:
+def _error_annotations(new: str, github: bool) -> Iterator[None]:
     """Annotate for GitHub an error that keeps the gates from being checked."""
     try:
         yield
