@@ -75,7 +75,7 @@ def read_weights(file: WeightsFile, origin: str) -> StoredWeights:
     if found != file.sha256:
         raise PlanError(
             f"{file.path}: not the weights that {origin} was written with (sha256 {found[:12]}…, expected "
-            f"{file.sha256[:12]}…); make both again with {option_list('plan_out', 'plan_weights')}"
+            f"{file.sha256[:12]}…); {_remedy()}"
         )
     arrays = {}
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -101,16 +101,13 @@ def put_in(bare: Model, weights: StoredWeights, origin: str) -> onnx.ModelProto:
                 held = "no such constant" if old is None else f"{old.dtype} {list(old.shape)}"
                 raise PlanError(
                     f"{origin}: the weights of '{name}' are {array.dtype} {list(array.shape)}, but the network has "
-                    f"{held}; make both again with {option_list('plan_out', 'plan_weights')}"
+                    f"{held}; {_remedy()}"
                 )
             hold(result, name, _typed(array, old.dtype))
             continue
         index = bare.producers.get(place, -1)
         if index < 0:
-            raise PlanError(
-                f"{origin}: the bias '{name}' belongs to '{place}', which no node puts out; make both again with "
-                f"{option_list('plan_out', 'plan_weights')}"
-            )
+            raise PlanError(f"{origin}: the bias '{name}' belongs to '{place}', which no node puts out; {_remedy()}")
         give_bias(result, result.graph.node[index], name, _typed(array, BFLOAT16))
     return result
 
@@ -130,3 +127,7 @@ def restore(original: Model, draft: Path, weights: StoredWeights, origin: str) -
 def _typed(array: Array, kind: np.dtype[np.generic]) -> Array:
     """An array in its type: number formats that numpy does not know are stored as bare bytes."""
     return array.view(kind) if array.dtype.kind == "V" else array
+
+
+def _remedy() -> str:
+    return f"make both again with {option_list('plan_out', 'plan_weights')}"

@@ -27,12 +27,11 @@ def read_rules(path: Path) -> Rules:
     Raises:
         OptionError: the file cannot be run, or holds no such table.
     """
-    title = option("rules", str(path))
     try:
         found = runpy.run_path(str(path)).get("RULES")
     except (Exception, SystemExit) as error:  # whatever the user's code raises
-        raise OptionError(f"{title}: cannot be read: {_fault(error)}; mend the file") from error
-    return joined_rules(found, title)
+        raise OptionError(f"{option('rules', str(path))}: cannot be read: {_fault(error)}; mend the file") from error
+    return joined_rules(found, option("rules", str(path)))
 
 
 def joined_rules(table: object, title: str | None = None) -> Rules:

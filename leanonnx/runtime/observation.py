@@ -38,6 +38,8 @@ IMPOSSIBLE = 1 << 30
 """Numbers in the graph inputs from which on a run is not tried."""
 NOT_TENSORS = {"SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SplitToSequence"}
 NOT_TENSORS |= {"Optional", "SequenceMap"}
+EXAMPLE = {"NAME": (1, 3, 224, 224)}
+"""Shapes of inputs, for messages."""
 TERMINATED = "terminate flag"
 UNKNOWN_OPERATOR = "is not a registered function/op"
 
@@ -238,10 +240,9 @@ def _first_run(look: _Look, given: Shapes) -> tuple[Feed, list[Array]]:
     if len(_trials(model, given)) == 1:
         raise ModelError(f"{model.path}: onnxruntime cannot run the model: {failure}; export the model again")
     names = ", ".join(f"{v.name}{declared(v)}" for v in model.inputs)
-    example = option("shape", {"NAME": (1, 3, 224, 224)}, "NAME=1,3,224,224")
     raise ModelError(
         f"{model.path}: onnxruntime cannot run the model with any input size tried ({failure}); "
-        f"give the input shapes, for example {example} (inputs: {names})"
+        f"give the input shapes, for example {option('shape', EXAMPLE, 'NAME=1,3,224,224')} (inputs: {names})"
     )
 
 
