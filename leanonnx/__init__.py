@@ -10,32 +10,56 @@ Batenburg, arXiv 2011.06923).
 """
 
 from leanonnx.analysis.dag import ChannelDag
+from leanonnx.api.channels import remove_channels
+from leanonnx.api.checking import CheckResult, check
+from leanonnx.api.curves import SweepPoint, SweepResult, sweep
+from leanonnx.api.device import calibrate_device
 from leanonnx.api.results import Analysis, Change, Compressed, Timings
+from leanonnx.api.training import TrainingResult, finetune
 from leanonnx.api.verbs import analyse, bench, compress, prove
+from leanonnx.commands.calibrate.calibrate import Calibration
 from leanonnx.data.images import ImageFormat
-from leanonnx.errors import LeanOnnxError, Refusal, UserError
+from leanonnx.errors import BudgetUnreachable, LeanOnnxError, NotFaster, ProofFailed, Refusal, UserError
+from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.proof.proof import Proof
 from leanonnx.rules.table import DEFAULT_RULES
+from leanonnx.runtime.timing import Timing, TimingComparison
 from leanonnx.surgery.plan import Plan, load_plan
 from leanonnx.version import __version__
 
 __all__ = [
     "DEFAULT_RULES",
     "Analysis",
+    "BudgetUnreachable",
+    "Calibration",
     "Change",
     "ChannelDag",
+    "CheckResult",
     "Compressed",
+    "Fidelity",
     "ImageFormat",
     "LeanOnnxError",
+    "NotFaster",
     "Plan",
     "Proof",
+    "ProofFailed",
     "Refusal",
+    "SweepPoint",
+    "SweepResult",
+    "Timing",
+    "TimingComparison",
     "Timings",
+    "TrainingResult",
     "UserError",
     "__version__",
     "analyse",
     "bench",
+    "calibrate_device",
+    "check",
     "compress",
+    "finetune",
     "load_plan",
     "prove",
+    "remove_channels",
+    "sweep",
 ]

@@ -1,4 +1,4 @@
-"""Checks of what a user asks for; options go by their names on the command line."""
+"""Checks of option values; errors name the option."""
 
 from __future__ import annotations
 
@@ -9,58 +9,65 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from leanonnx.errors import OptionError
+from leanonnx.spelling import option, option_list
 
 T = TypeVar("T")
 
 
 def exactly_one(given: Mapping[str, T | None], example: str) -> tuple[str, T]:
-    """The name and the value of the one option that was given; those that were not are None.
+    """Name and value of the one option that is given; the others are None.
 
     Raises:
-        OptionError: none was, or several.
+        OptionError: none is given, or several.
     """
-    found = [(name, value) for name, value in given.items() if value is not None]
-    if len(found) != 1:
-        *others, last = (f"--{name}" for name in given)
-        raise OptionError(f"give exactly one of {', '.join(others)} or {last}, for example {example}")
-    return found[0]
+    values = [(name, value) for name, value in given.items() if value is not None]
+    if len(values) != 1:
+        raise OptionError(f"give exactly one of {option_list(*given, last='or')}, for example {example}")
+    return values[0]
 
 
 def check_fraction(name: str, value: float) -> None:
-    """A fraction is above 0 and at most 1.
+    """Refuse a fraction outside (0, 1].
 
     Raises:
         OptionError: out of range.
     """
     if not 0 < value <= 1:
-        raise OptionError(f"--{name} {value:g}: expected a fraction above 0 and at most 1, for example --{name} 0.25")
+        raise OptionError(
+            f"{option(name, float(value))}: expected a fraction above 0 and at most 1, for example {option(name, 0.25)}"
+        )
 
 
 def check_choice(name: str, value: str, kinds: Any) -> None:
-    """A choice is one of those that a ``Literal`` lists.
+    """Refuse a value that a ``Literal`` does not list.
 
     Raises:
-        OptionError: it is none of them.
+        OptionError: the value is not listed.
     """
     if value not in get_args(kinds):
-        raise OptionError(f"--{name} {value}: expected one of {', '.join(get_args(kinds))}")
+        raise OptionError(f"{option(name, value)}: expected one of {', '.join(get_args(kinds))}")
 
 
 def check_least(name: str, value: int, least: int) -> None:
-    """A number is whole and not too small.
+    """Refuse a number that is not whole or is too small.
 
     Raises:
-        OptionError: it is neither.
+        OptionError: it is one of these.
     """
     if not isinstance(value, Integral) or value < least:
-        raise OptionError(f"--{name} {value}: expected a whole number of at least {least}")
+        raise OptionError(f"{option(name, value)}: expected a whole number of at least {least}")
 
 
 def read_toml(path: Path, absent: str, broken: str) -> dict[str, Any]:
-    """What a TOML file holds; ``absent`` and ``broken`` say what to do about one that cannot be read.
+    """Contents of a TOML file.
+
+    Args:
+        path: of the file.
+        absent: remedy to name in the error if the file cannot be read.
+        broken: remedy to name in the error if it is no TOML.
 
     Raises:
-        OptionError: there is no such file, or it is no TOML.
+        OptionError: the file cannot be read, or is no TOML.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))

@@ -4,13 +4,13 @@
     ├── UserError            exit 2   the request cannot be carried out as it stands
     │   ├── ModelError                the model file is missing, broken or not supported
     │   ├── OptionError               an option has a wrong value, or contradicts another
-    │   │   └── ProviderMissing       onnxruntime cannot run here what --provider names
+    │   │   └── ProviderMissing       onnxruntime lacks the provider, or a device for it
     │   ├── DataError                 calibration or training data are missing, broken or do not fit the model
     │   ├── PlanError                 the plan file is broken or belongs to another model
     │   └── OutputError               the result cannot be written
     └── Refusal              exit 1   leanonnx ran, and the answer is no
         ├── ProofFailed               the compressed model does not equal the masked original
-        ├── BudgetUnreachable         what may not be removed is larger than the budget
+        ├── BudgetUnreachable         the channels that cannot be removed exceed the budget
         ├── NotFaster                 the compressed model was measured to be no faster
         └── GateFailed                a model did not pass a gate of `leanonnx check`
 
@@ -23,11 +23,11 @@ NO = 1
 USER_ERROR = 2
 BUG = 3
 NO_MEMORY = "not enough memory for this model; use a machine with more"
-"""What is said of a MemoryError, which is a user error too."""
+"""Message for a MemoryError, which is reported as a user error."""
 
 
 class LeanOnnxError(Exception):
-    """Base of all errors that leanonnx raises on purpose; ``code`` is the exit code that it stands for."""
+    """Base of all errors that leanonnx raises on purpose; ``code`` is the exit code of the command line."""
 
     code = BUG
 
@@ -47,7 +47,7 @@ class OptionError(UserError):
 
 
 class ProviderMissing(OptionError):
-    """onnxruntime has not the provider that was asked for, or no device for it."""
+    """onnxruntime lacks the provider, or finds no device for it."""
 
 
 class DataError(UserError):
@@ -73,7 +73,7 @@ class ProofFailed(Refusal):
 
 
 class BudgetUnreachable(Refusal):
-    """What may not be removed is larger than the budget."""
+    """The channels that cannot be removed exceed the budget."""
 
 
 class NotFaster(Refusal):

@@ -13,7 +13,6 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +92,17 @@ def saved_external(proto: onnx.ModelProto, path: Path, data: str = "weights.bin"
     return path
 
 
-Options = partial(options.CompressOptions, measure=False, align=1)
-"""Options for the networks of tests, which are too small to gain speed: any width, nothing measured."""
-ANY = {"align": 1, "measure": False}
+WHOLE = Budget("kernels", 1.0)
+
+
+def Options(
+    budget: Budget = WHOLE, method: Any = "auto", chains: Any = "cover", **others: Any
+) -> options.CompressOptions:
+    """Options for the networks of tests, which are too small to gain speed: any width, nothing measured."""
+    return options.CompressOptions(**{"budget": budget, "method": method, "chains": chains, "align": 1, **others})
+
+
+ANY = {"align": 1}
 """The same as keywords of ``leanonnx.compress``."""
 
 

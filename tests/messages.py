@@ -21,13 +21,31 @@ def templates(node: ast.expr) -> Iterator[str]:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         yield node.value
     elif isinstance(node, ast.JoinedStr):
-        yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+        yield "".join(part.value if isinstance(part, ast.Constant) else spelled(part.value) for part in node.values)
     elif isinstance(node, ast.IfExp):
         yield from templates(node.body)
         yield from templates(node.orelse)
     elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         for first, second in product(templates(node.left), templates(node.right)):
             yield first + second
+
+
+def spelled(node: ast.expr) -> str:
+    """What stands for a value in a message: an option as the command line spells it, or ``…``."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+        return "…"
+    texts = [str(each.value) if isinstance(each, ast.Constant) else "…" for each in node.args]
+    if node.func.id == "verb":
+        return f"leanonnx {texts[0]}"
+    names = ["--" + text.replace("_", "-") for text in texts]
+    if node.func.id == "option_list":
+        last = [str(each.value.value) for each in node.keywords if isinstance(each.value, ast.Constant)] or ["and"]
+        return f"… {last[0]} …" if "…" in texts else f"{', '.join(names[:-1])} {last[0]} {names[-1]}"
+    if node.func.id != "option":
+        return "…"
+    if texts[1:] in (["True"], ["False"]):
+        return names[0] if texts[1] == "True" else names[0].replace("--", "--no-", 1)
+    return " ".join([names[0], *texts[1:][-1:]])
 
 
 @cache

@@ -22,6 +22,7 @@ from leanonnx.errors import (
     OutputError,
     UserError,
 )
+from leanonnx.spelling import spelled_for
 from tests.helpers import (
     ANY,
     CALIBRATION,
@@ -48,38 +49,51 @@ def without_seconds(row: dict[str, Any]) -> dict[str, Any]:
 # the same options as the command line
 
 
+JSON = {"json": "to_dict of the result"}
+IMAGES = dict.fromkeys(("mean", "std", "scale", "layout", "size"), "one value: images=ImageFormat(...)")
 DIFFERENT = {
-    "compress": {
-        "no_measure": "measure says the same without the negation",
-        "json": "to_dict of the result",
-        **dict.fromkeys(("mean", "std", "scale", "layout", "size"), "one value: images=ImageFormat(...)"),
-    },
-    "inspect": {"why": "a method of the result", "json": "to_dict of the result"},
-    "bench": {"json": "to_dict of the result"},
+    "compress": {"no_measure": "measure says the same without the negation", **JSON, **IMAGES},
+    "inspect": {"why": "a method of the result", **JSON},
+    "bench": JSON,
+    "check": {**JSON, **IMAGES, "junit": "for CI", "github": "for CI"},
+    "sweep": {"no_measure": "measure", "out": "an argument that has to be given", **JSON, **IMAGES},
+    "finetune": {**JSON, **IMAGES},
+    "calibrate-device": {"out": "an argument that has to be given", **JSON},
 }
 """Options of the command line that the functions have otherwise."""
 
+TARGETS = {"targets": "a library reads no environment: it is told where calibrate-device stored its table"}
+ONE_VALUE = {"images": "--mean, --std, --scale, --layout, --size"}
+BAR = {"progress": "the bar of the command line"}
+MEASURE = {"measure": "--no-measure; the command line measures by default"}
 OWN = {
-    "compress": {
-        "measure": "--no-measure",
-        "images": "--mean, --std, --scale, --layout, --size",
-        "targets": "a library reads no environment: it is told where calibrate-device stored its table",
-        "progress": "the bar of the command line",
-    },
+    "compress": {**MEASURE, **ONE_VALUE, **TARGETS, **BAR},
     "inspect": {},
-    "bench": {"progress": "the bar of the command line"},
+    "bench": BAR,
+    "check": {**ONE_VALUE, **BAR},
+    "sweep": {**MEASURE, **ONE_VALUE, **TARGETS, **BAR},
+    "finetune": {**ONE_VALUE, **BAR},
+    "calibrate-device": BAR,
 }
 """Keywords of the functions that the command line has otherwise."""
 
-FUNCTIONS = {"compress": leanonnx.compress, "inspect": leanonnx.analyse, "bench": leanonnx.bench}
+FUNCTIONS = {
+    "compress": leanonnx.compress,
+    "inspect": leanonnx.analyse,
+    "bench": leanonnx.bench,
+    "check": leanonnx.check,
+    "sweep": leanonnx.sweep,
+    "finetune": leanonnx.finetune,
+    "calibrate-device": leanonnx.calibrate_device,
+}
 
 
 def test_the_page_tells_the_call(model: Path, tmp_path: Path) -> None:
     page, out = tmp_path / "page.html", tmp_path / "small.onnx"
-    leanonnx.compress(model, out, keep=0.5, report=page, calib={"x": CALIBRATION}, recover="none", measure=False)
+    leanonnx.compress(model, out, keep=0.5, report=page, calib={"x": CALIBRATION}, recover="none")
     text = html.unescape(page.read_text())
     assert f"leanonnx.compress('{model}', '{out}', keep=0.5, report=" in text
-    assert "recover='none', measure=False)" in text
+    assert "recover='none')" in text
 
 
 @pytest.mark.parametrize("verb", FUNCTIONS)
@@ -92,7 +106,8 @@ def test_options_are_those_of_the_command_line(verb: str) -> None:
     ours = {name for name, found in parameters.items() if found.kind is found.KEYWORD_ONLY}
     assert set(theirs) - ours == set(DIFFERENT[verb])
     assert ours - set(theirs) == set(OWN[verb])
-    assert len(parameters) - len(ours) == len(command.params) - len(options)
+    positional = len(command.params) - len(options) + ("out" in DIFFERENT[verb])
+    assert len(parameters) - len(ours) == positional
 
 
 @pytest.mark.parametrize("verb", FUNCTIONS)
@@ -102,9 +117,12 @@ def test_defaults_are_those_of_the_command_line(verb: str) -> None:
     parameters = inspect.signature(FUNCTIONS[verb]).parameters
     for param in command.params:
         name = max(param.opts, key=len).lstrip("-").replace("-", "_")
-        if param.param_type_name == "option" and name in parameters:
+        if param.param_type_name == "option" and name in parameters and name not in DIFFERENT[verb]:
             default = parameters[name].default
-            assert param.default == default or (not param.default and default in (None, (), 0)), name
+            if default is inspect.Parameter.empty:
+                assert param.required, name
+            else:
+                assert param.default == default or (not param.default and default in (None, (), 0)), name
 
 
 # compress
@@ -134,7 +152,8 @@ def test_result_is_what_the_command_line_writes_and_prints(
     if "--target" in options:
         keywords = {**keywords, "target": "cpu-avx2"}
     row = called_json("compress", model, "cli.onnx", *options, "--plan-out", "cli.json")
-    result = leanonnx.compress(model, measure=False, **keywords)
+    with spelled_for("command line"):
+        result = leanonnx.compress(model, **keywords)
     assert without_seconds(result.to_dict()) == without_seconds(row)
     result.save("api.onnx")
     result.plan.save("api.json")
@@ -162,7 +181,7 @@ def test_result_tells_what_its_json_tells(model: Path) -> None:
 
 @pytest.mark.usefixtures("briefly")
 def test_measured_time_is_told(model: Path) -> None:
-    result = leanonnx.compress(onnx.load(model), keep=0.5, align=1, best_effort=True, threads=1)
+    result = leanonnx.compress(onnx.load(model), keep=0.5, align=1, best_effort=True, threads=1, measure=True)
     row = result.to_dict()["latency"]
     assert result.latency is not None
     assert (round(result.latency.speedup, 4), round(result.latency.before.median, 4)) == (

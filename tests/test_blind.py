@@ -254,7 +254,7 @@ def test_auto_ranks_by_path_mass_where_statistics_are_held(tmp_path: Path) -> No
         compress(
             source,
             tmp_path / "out.onnx",
-            CompressOptions(Budget("kernels", 0.6), method=method, measure=False, align=1),
+            CompressOptions(budget=Budget("kernels", 0.6), method=method, measure=False, align=1),
         )
         plans[method] = (tmp_path / "out.onnx").read_bytes()
     assert plans["auto"] == plans["path-mass"] != plans["lean"]
@@ -284,7 +284,7 @@ def test_weights_stay_unless_asked_for(tmp_path: Path) -> None:
 
 def test_what_noise_speaks_against_is_declined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = saved(edited(net("r = Relu (c)"), **copied(2.0)), tmp_path / "n.onnx")
-    options = CompressOptions(Budget("kernels", 0.6), measure=False, align=1, recover="auto")
+    options = CompressOptions(budget=Budget("kernels", 0.6), measure=False, align=1, recover="auto")
     found = [[0.9, 0.5], [0.9, 0.8], [0.8]]
     monkeypatch.setattr(blind_draft, "distances", lambda _, others, feeds: found.pop(0))
     kept = compress(source, tmp_path / "a.onnx", options).blind
@@ -316,7 +316,7 @@ def test_noise_in_place_of_images_has_their_layout(tmp_path: Path) -> None:
 def test_random_networks(proto: onnx.ModelProto, keep: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = saved(proto, Path(folder) / "in.onnx")
-        options = CompressOptions(Budget("kernels", keep), measure=False, best_effort=True, recover="auto", align=1)
+        options = CompressOptions(budget=Budget("kernels", keep), best_effort=True, recover="auto", align=1)
         result = compress(source, Path(folder) / "out.onnx", options)
         new = onnx.load(Path(folder) / "out.onnx")
         onnx.checker.check_model(new, full_check=True)

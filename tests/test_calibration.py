@@ -187,7 +187,7 @@ def test_a_file_that_is_linked_stays_linked(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="--out"):
+    with pytest.raises(OutputError, match="with out"):
         calibrate.store(AVX2, tmp_path / "file" / "targets.toml")
 
 

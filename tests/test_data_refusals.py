@@ -96,7 +96,7 @@ def test_folders_that_hold_no_data_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"neither \.npz files nor images"):
         data_for(tmp_path / "model", inputs, tmp_path)
     np.savez(tmp_path / "a.npz", x=IMAGES)
-    with pytest.raises(DataError, match="no images; leave out --mean"):
+    with pytest.raises(DataError, match="no images; leave out mean"):
         data_for(tmp_path / "model", inputs, tmp_path, ImageFormat(mean=(0.5,)))
     png(tmp_path / "a.png")
     with pytest.raises(DataError, match=r"both \.npz files and images"):

@@ -90,7 +90,7 @@ def test_readers_are_ranked_by_their_kernels(method: Method, order: int) -> None
     _, dag = network(2)
     weights = WeightedDag(dag, frozenset({last_node(dag)}))
     classes = channel_groups(dag, False, weights.ignored)
-    ranking = rank(RankingInputs(weights, "cover", 0, lambda _: False), method)
+    ranking = rank(RankingInputs(weighted=weights, chains="cover", seed=0, enough=lambda _: False), method)
     node = next(k for k, n in enumerate(dag.model.proto.graph.node) if "y5" in n.output)
     (mix,) = [mix for k, mix in dag.kernel_blocks if k == node]
     sizes = np.linalg.norm(mix.kernels()[0, 0].reshape(6, 9), order, axis=1)
@@ -124,7 +124,7 @@ def test_a_useless_kernel_goes_early_though_the_last_layer_has_no_use_for_its_ch
     rng = np.random.default_rng(0)
     feeds = [{"f0": rng.standard_normal((4, 1, 12, 12)).astype(np.float32)}]
     weights = WeightedDag(dag, frozenset({last_node(dag)}), measure(dag, feeds, 1))
-    ranking = rank(RankingInputs(weights, "cover", 0, lambda _: False), "path-mass")
+    ranking = rank(RankingInputs(weighted=weights, chains="cover", seed=0, enough=lambda _: False), "path-mass")
     node = next(k for k, n in enumerate(dag.model.proto.graph.node) if f"y{layer}" in n.output)
     (mix,) = [mix for k, mix in dag.kernel_blocks if k == node]
     useless = ranking.groups[mix.sources[0, 1]]

@@ -71,7 +71,7 @@ def test_a_checkpoint_of_another_run_is_refused(pair: dict[str, Path], tmp_path:
     kept = tmp_path / "state.pt"
     first = FinetuneOptions(settings=settings(epochs=1, checkpoint=kept))
     finetune(pair["new"], pair["out"], pair["base"], pair["data"], first)
-    with pytest.raises(OptionError, match="--resume"):
+    with pytest.raises(OptionError, match="resume=True"):
         finetune(pair["new"], pair["out"], pair["base"], pair["data"], first)
     other = FinetuneOptions(settings=settings(epochs=2, checkpoint=kept, resume=True, seed=3))
     with pytest.raises(OptionError, match="other options"):
@@ -126,7 +126,7 @@ def test_wrong_requests_are_refused(pair: dict[str, Path], tmp_path: Path) -> No
             FinetuneOptions(changed.get("strategy", "school"), settings=settings(epochs=1)),
         )
 
-    with pytest.raises(OptionError, match="--teacher"):
+    with pytest.raises(OptionError, match="teacher="):
         tried(alone=True)
     with pytest.raises(DataError, match="no labels"):
         tried(strategy="supervised")

@@ -13,7 +13,7 @@ import leanonnx
 
 ROOT = Path(leanonnx.__file__).parent
 FLOORS = [
-    {"version", "errors", "formatting", "numeric", "operators"},
+    {"version", "errors", "spelling", "formatting", "numeric", "operators"},
     {"checks", "system", "graph"},
     {"runtime", "rules", "hardware"},
     {"analysis", "data"},
@@ -43,7 +43,7 @@ ONLY = {
     "torch": {"commands.finetune", "torch"},
 }
 """Which rooms or modules may import a library."""
-NO_TORCH = {"commands.finetune.report", "commands.finetune.steps", "torch.cuts"}
+NO_TORCH = {"commands.finetune.strategies", "commands.finetune.report", "commands.finetune.steps", "torch.cuts"}
 NO_ONNX = {
     "errors",
     "numeric",
@@ -63,7 +63,7 @@ NO_ONNX |= {
 }
 NO_ONNX |= {"cli.check", "cli.compress", "cli.inspect", "rules"}
 """Rooms and modules that see models only through what lies below them."""
-OPTIONAL = {"cli.finetune", "cli.sweep"}
+OPTIONAL = {"api.training", "cli.finetune", "commands.sweep.extras"}
 """Modules that import within a function, because what they import needs an optional extra."""
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 80

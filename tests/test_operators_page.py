@@ -75,7 +75,7 @@ def test_what_a_rule_sees_is_there_with_these_parameters() -> None:
 
 
 def test_advice_is_quoted_as_it_is_given() -> None:
-    assert f'"{advice.RULE}"' in PAGE
+    assert f'"{advice.write_rule()}"' in PAGE
 
 
 def test_tables_are_tables() -> None:

@@ -107,10 +107,10 @@ def test_from_python(folder: Path) -> None:
     (folder / "below").mkdir()
     first.plan.save(folder / "below" / "p.json")
     for plan in (first.plan, folder / "below" / "p.json"):
-        again = leanonnx.compress(folder / "m.onnx", plan=plan, measure=False)
+        again = leanonnx.compress(folder / "m.onnx", plan=plan)
         assert again.model == first.model
         assert again.warnings == ()
-    bare = leanonnx.compress(folder / "m.onnx", plan=first.plan, recover="none", measure=False)
+    bare = leanonnx.compress(folder / "m.onnx", plan=first.plan, recover="none")
     assert bare.model != first.model
 
 
@@ -149,7 +149,7 @@ def test_weights_that_do_not_fit(folder: Path, kind: str) -> None:
     plan["recovery"]["weights"]["sha256"] = digest(folder / "w.npz").hex()
     (folder / "p.json").write_text(json.dumps(plan))
     with pytest.raises(PlanError, match=r"the weights of '(c|ghost)' are "):
-        leanonnx.compress(folder / "m.onnx", plan=folder / "p.json", measure=False)
+        leanonnx.compress(folder / "m.onnx", plan=folder / "p.json")
 
 
 @pytest.mark.parametrize(
@@ -172,8 +172,8 @@ def test_no_weights_were_changed(folder: Path) -> None:
         in made(folder, "--recover", "auto", *WEIGHTS, budget=("--exact",))["warnings"]
     )
     assert not (folder / "w.npz").exists()
-    with pytest.raises(OptionError, match="--plan-weights"):
-        leanonnx.compress(folder / "m.onnx", keep=0.5, plan_weights=folder / "w.npz", measure=False)
+    with pytest.raises(OptionError, match="plan_weights="):
+        leanonnx.compress(folder / "m.onnx", keep=0.5, plan_weights=folder / "w.npz")
 
 
 def test_bfloat16_is_kept(folder: Path) -> None:

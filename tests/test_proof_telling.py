@@ -131,7 +131,7 @@ def test_what_tells_nothing_is_vacuous_and_real_inputs_help(tmp_path: Path) -> N
     refused = halved(DEAD, tmp_path)
     assert isinstance(refused, str)
     assert "nothing that can be compared on the inputs tried (outputs: 'y' constant; inputs: normal, unif" in refused
-    assert refused.endswith("nothing written; give real inputs with --calib")
+    assert refused.endswith("nothing written; give real inputs with calib")
     proof = halved(DEAD, tmp_path, calib={"x": LARGE}, recover="none")
     assert isinstance(proof, Proof)
     assert proof.passed

@@ -82,7 +82,7 @@ def measured_at_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[
         return TimingComparison(timing, timing, 1.0, (1.0, 1.0), 0.0, 10, 1)
 
     def one(folder: Path) -> None:
-        options = CompressOptions(Budget("kernels", 1.0), measure=True)
+        options = CompressOptions(budget=Budget("kernels", 1.0), measure=True)
         driver.sweep(SweepRequest((model,), (0.75, 0.5, 0.25), options, folder), fake_make)
 
     monkeypatch.setattr(driver, "measured", slowly)
@@ -132,7 +132,7 @@ def test_points_of_a_latency_budget_are_made_alone(model: Path, tmp_path: Path) 
         seen.append([(task.options.budget, task.options.measure) for task in tasks])
         yield from fake_make(tasks, work)
 
-    request = SweepRequest((model,), (0.75, 0.5), CompressOptions(Budget("latency", 1.0)), tmp_path / "s")
+    request = SweepRequest((model,), (0.75, 0.5), CompressOptions(budget=Budget("latency", 1.0)), tmp_path / "s")
     row = driver.sweep(request, watched)
     assert seen == [[(Budget("latency", asked), True)] for asked in (0.75, 0.5)]
     assert all(point["measured"] == point["made"] for point in points(row))

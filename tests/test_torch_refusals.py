@@ -58,7 +58,7 @@ def test_plans_of_exact(tmp_path: Path) -> None:
         module[0].weight[:4] = 0
         module[0].bias[:4] = 0
     path = export(module, tmp_path / "net.onnx")
-    plan = leanonnx.compress(path, exact=True, measure=False).plan
+    plan = leanonnx.compress(path, exact=True).plan
     refused(module, "made with --exact", plan, path)
 
 

@@ -26,7 +26,7 @@ WAYS = [
 
 
 def compressed(path: Path, keep: float = 0.5, **options: Any) -> leanonnx.Compressed:
-    return leanonnx.compress(path, keep=keep, align=1, measure=False, **options)
+    return leanonnx.compress(path, keep=keep, align=1, **options)
 
 
 def state(module: nn.Module) -> dict[str, Any]:

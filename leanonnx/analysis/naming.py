@@ -8,24 +8,29 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import OptionError
 from leanonnx.graph.model import Model
 from leanonnx.rules.call import Pin
+from leanonnx.spelling import option, verb
 
 
 def named_pin(dag: ChannelDag, name: str) -> Pin:
     """Pin of a tensor, or of the outputs of a node (``--pin NAME``)."""
     if name in dag.channel_ids:
-        return Pin(np.unique(dag.channel_ids[name]), name, f"--pin {name}")
+        return Pin(np.unique(dag.channel_ids[name]), name, option("pin", name))
     nodes = [n for n in dag.model.proto.graph.node if name and n.name == name]
     channel_ids = [np.unique(dag.channel_ids[o]) for node in nodes for o in node.output if o in dag.channel_ids]
     if not channel_ids:
-        raise OptionError(f"--pin {name}: no tensor and no node of that name carries channels; see `leanonnx inspect`")
-    return Pin(np.unique(np.concatenate(channel_ids)), name, f"--pin {name}")
+        raise OptionError(
+            f"{option('pin', name)}: no tensor and no node of that name carries channels; see `{verb('inspect')}`"
+        )
+    return Pin(np.unique(np.concatenate(channel_ids)), name, option("pin", name))
 
 
 def named_nodes(model: Model, name: str) -> list[int]:
     """Indices of the nodes with this name or with an output of this name (``--ignore LAYER``)."""
     nodes = [k for k, n in enumerate(model.proto.graph.node) if name and (n.name == name or name in n.output)]
     if not nodes:
-        raise OptionError(f"--ignore {name}: no node has this name or puts out this tensor; see `leanonnx inspect`")
+        raise OptionError(
+            f"{option('ignore', name)}: no node has this name or puts out this tensor; see `{verb('inspect')}`"
+        )
     return nodes
 
 
@@ -33,7 +38,9 @@ def ignored_pin(dag: ChannelDag, node: int) -> Pin:
     """Pin of all outputs of an ignored node."""
     outputs = dag.model.proto.graph.node[node].output
     channel_ids = [np.unique(dag.channel_ids[o]) for o in outputs if o in dag.channel_ids]
-    return Pin(np.unique(np.concatenate(channel_ids)) if channel_ids else np.zeros(0, np.int64), outputs[0], "--ignore")
+    return Pin(
+        np.unique(np.concatenate(channel_ids)) if channel_ids else np.zeros(0, np.int64), outputs[0], option("ignore")
+    )
 
 
 def named_tensors(model: Model, names: tuple[str, ...]) -> set[str]:

@@ -105,7 +105,7 @@ class Trace:
         names = [call.value(cut.slot).name for cut in effect.slices]
         name = next((n for n in names if n in self.model.overridable and n not in self.model.origins), None)
         if name is not None:
-            return f"{call.title} computes '{name}' from an initializer that a caller may override", advice.FREEZE
+            return f"{call.title} computes '{name}' from an initializer that a caller may override", advice.freeze()
         return f"{call.title} reads a constant that is computed from shapes at run time", advice.EXPORT
 
     def refuse(self, index: int, reason: str) -> Answer:
@@ -132,7 +132,7 @@ class Trace:
 
     def _adapt_advice(self, text: str) -> str:
         """Advice without the hint to fix sizes if all of them are fixed."""
-        return advice.FIXED.get(text, text) if self.constants.sized else text
+        return advice.for_fixed_sizes(text) if self.constants.sized else text
 
     def read_whole(self) -> list[Pin]:
         """Pins of constants sliced behind a DequantizeLinear whose output another node reads as a whole."""
@@ -244,4 +244,4 @@ def _with_kernels(call: Call, effect: Effect) -> Effect:
 
 
 def _missing_rule_advice(call: Call) -> str:
-    return advice.LAYOUT if call.domain == "com.microsoft.nchwc" else advice.RULE
+    return advice.LAYOUT if call.domain == "com.microsoft.nchwc" else advice.write_rule()

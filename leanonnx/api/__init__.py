@@ -1,1 +1,1 @@
-"""leanonnx in Python: the verbs as functions, and what they take and give back."""
+"""The Python interface: functions, their arguments and results."""

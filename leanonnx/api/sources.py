@@ -1,27 +1,38 @@
-"""Arguments as callers give them: a model by the path of its file or in memory, one value or several."""
+"""Convert the arguments of the public functions: models by path or in memory, one value or several."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from numbers import Integral
+from numbers import Real
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
 import onnx
+from numpy.typing import ArrayLike
 from onnx.external_data_helper import uses_external_data
 
+from leanonnx.data.files import IN_MEMORY
+from leanonnx.data.samples import Samples
 from leanonnx.errors import LeanOnnxError, ModelError
 from leanonnx.graph.formats import graphs
 from leanonnx.graph.storage import write_model
+from leanonnx.rules.table import DEFAULT_RULES, Rules
+from leanonnx.rules.user import joined_rules, read_rules
+from leanonnx.surgery.plan import Plan, load_plan
 from leanonnx.system.outputs import StrPath
 
 T = TypeVar("T")
 ModelSource = StrPath | onnx.ModelProto
+"""The path of a model, or the model itself."""
+RuleSource = StrPath | Rules
+"""Rules of the caller's own: a Python file that defines RULES and is run, or such a table."""
+CalibrationData = StrPath | Mapping[str, ArrayLike] | ArrayLike
+"""An .npz file, a folder of them or of images; arrays [samples, ...] by graph input; one array for the only input."""
 UNNAMED = "the model"
-"""What messages call a model in memory."""
+"""Title of a model in memory in messages."""
 
 
 def title(model: ModelSource) -> str:
@@ -31,7 +42,7 @@ def title(model: ModelSource) -> str:
 
 @contextmanager
 def as_file(model: ModelSource) -> Iterator[Path]:
-    """The file of a model; one that is in memory has a temporary file, which errors raised inside do not name.
+    """Yield the file of a model: a temporary one for a model in memory, which errors raised inside do not name.
 
     Raises:
         ModelError: the model in memory lacks its external data.
@@ -50,7 +61,49 @@ def as_file(model: ModelSource) -> Iterator[Path]:
             raise type(error)(str(error).replace(str(path), UNNAMED)) from error
 
 
+@contextmanager
+def result_file(out: StrPath | None) -> Iterator[Path]:
+    """Yield the path to which a result is written: a temporary file where ``out`` is None."""
+    if out is not None:
+        yield Path(out)
+        return
+    with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
+        yield Path(folder) / "model.onnx"
+
+
+def optional_path(path: StrPath | None) -> Path | None:
+    """A path, where there is one."""
+    return None if path is None else Path(path)
+
+
+def as_plan(plan: Plan | StrPath | None) -> Plan | None:
+    """A plan, read from its file where that is given.
+
+    Raises:
+        PlanError: the file is missing or is no plan.
+    """
+    return plan if plan is None or isinstance(plan, Plan) else load_plan(plan)
+
+
+def as_rules(rules: RuleSource | None) -> Rules:
+    """The standard rules, joined by the caller's.
+
+    Raises:
+        OptionError: the caller's rules are no table of rules.
+    """
+    if rules is None:
+        return DEFAULT_RULES
+    return joined_rules(rules) if isinstance(rules, Mapping) else read_rules(Path(rules))
+
+
+def as_samples(calib: CalibrationData | None) -> Samples | None:
+    """CalibrationData data as a path, or as arrays by graph input."""
+    if isinstance(calib, str | PathLike):
+        return Path(calib)
+    return calib if calib is None or isinstance(calib, Mapping) else {IN_MEMORY: calib}
+
+
 def several(given: Any, kind: type[T]) -> tuple[T, ...]:
     """One value or several, as a tuple."""
-    alone = isinstance(given, str | PathLike | Integral)
+    alone = isinstance(given, str | PathLike | Real)
     return (kind(given),) if alone else tuple(kind(value) for value in given)  # type: ignore[call-arg]

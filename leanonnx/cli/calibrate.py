@@ -34,7 +34,7 @@ def calibrate_device(
         path = out or targets_file()
         calibrate.check_storable(path)
         with progress() as listener:
-            found = calibrate.calibrate(Setting(provider, threads), listener)
-        calibrate.store(found.target, path)
-        row = calibration_report.summary(found, path, targets_file())
+            calibration = calibrate.calibrate(Setting(provider, threads), listener)
+        calibrate.store(calibration.target, path)
+        row = calibration_report.summary(calibration, path, targets_file())
         show_json(row, results) if as_json else show(calibration_report.tables(row), results)

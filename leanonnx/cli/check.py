@@ -31,7 +31,7 @@ from leanonnx.cli.terminal import exit_codes, progress, show, show_json
 from leanonnx.commands.bench import benchmark
 from leanonnx.commands.check import report as check_report
 from leanonnx.commands.check.check import CheckRequest
-from leanonnx.commands.check.check import check as held
+from leanonnx.commands.check.check import check as compare
 from leanonnx.commands.check.gates import (
     AGREEMENT,
     DEVIATION,
@@ -52,7 +52,7 @@ from leanonnx.runtime.providers import Provider, Setting
 from leanonnx.system.outputs import check_writable, write_file
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
-"""The variable that names the file of a job's summary on GitHub."""
+"""Environment variable that names the file of a job's summary on GitHub."""
 
 Gates = Annotated[
     Path | None, typer.Option(metavar="G.toml", help="Limits by the same names; the command line goes first.")
@@ -75,8 +75,8 @@ def _gate(name: str, metavar: str) -> Any:
 
 
 def check(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="The model to go by: a file, or REV:PATH in git.")],
-    new: Annotated[str, typer.Argument(metavar="NEW", help="The model that is to replace it.")],
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The baseline: a file, or REV:PATH in git.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="The candidate that is to replace it.")],
     max_deviation: Annotated[str | None, _gate(DEVIATION, "F")] = None,
     min_agreement: Annotated[str | None, _gate(AGREEMENT, "F")] = None,
     min_speedup: Annotated[str | None, _gate(SPEEDUP, "F")] = None,
@@ -103,7 +103,7 @@ def check(
     github: GitHub = False,
     as_json: AsJson = False,
 ) -> None:
-    """Hold a new model against the one that it is to replace: gates for CI.
+    """Compare a candidate model with its baseline and fail if a gate is violated.
 
     Always checked: validity, interface, that it runs, NaN and infinity, determinism, denormal weights. Exit codes:
     0 passed, 1 a gate failed (a broken NEW included), 2 wrong file or option, 3 a bug.
@@ -117,7 +117,12 @@ def check(
         PARAMS: max_params,
         MACS: max_macs,
     }
-    with exit_codes() as results, _annotated(new, github), model_file(base) as base_path, model_file(new) as new_path:
+    with (
+        exit_codes() as results,
+        _error_annotations(new, github),
+        model_file(base) as base_path,
+        model_file(new) as new_path,
+    ):
         for path in (base_path, new_path):
             check_writable(path, junit)
         request = CheckRequest(
@@ -136,14 +141,14 @@ def check(
             skip_missing=skip_missing_provider,
         )
         with progress() as listener:
-            found = held(base_path, new_path, request, listener)
-        row = check_report.summary(base, new, request, found)
+            outcome = compare(base_path, new_path, request, listener)
+        row = check_report.summary(base, new, request, outcome)
         show_json(row, results) if as_json else show(check_report.tables(row), results)
         if junit:
             write_file(junit, check_report.junit(row))
         if github:
-            _tell_github(row)
-        if found.failed:
+            _report_to_github(row)
+        if outcome.failed:
             raise GateFailed(check_report.verdict_words(row))
 
 
@@ -153,8 +158,8 @@ def _limits(gates: Path | None, given: dict[str, str | None]) -> dict[str, Limit
 
 
 @contextmanager
-def _annotated(new: str, github: bool) -> Iterator[None]:
-    """Tell GitHub of what keeps the gates from being checked, too."""
+def _error_annotations(new: str, github: bool) -> Iterator[None]:
+    """Annotate for GitHub an error that keeps the gates from being checked."""
     try:
         yield
     except UserError as error:
@@ -163,8 +168,8 @@ def _annotated(new: str, github: bool) -> Iterator[None]:
         raise
 
 
-def _tell_github(row: Row) -> None:
-    """Annotations, and the summary of the job where it is wanted.
+def _report_to_github(row: Row) -> None:
+    """Write annotations for GitHub, and the summary of the job where GitHub names its file.
 
     Raises:
         OutputError: the summary cannot be written.
@@ -180,5 +185,5 @@ def _tell_github(row: Row) -> None:
 
 
 def _print(lines: Sequence[str]) -> None:
-    """To stderr, which GitHub reads as well as stdout, so that results stay alone on stdout."""
+    """Write to stderr, which GitHub reads too, so that stdout holds results only."""
     sys.stderr.writelines(f"{line}\n" for line in lines)

@@ -1,137 +1,132 @@
-"""The options that compress and sweep share: which channels stay, and where the result is to run."""
+"""The options that compress and sweep share, made from the fields of ``CompressOptions``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass
 from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import typer
 
-from leanonnx.cli.options import (
-    Layout,
-    Library,
-    Mean,
-    Scale,
-    Shape,
-    Size,
-    Std,
-    image_format,
-    parse_shapes,
-    stored_targets,
-)
-from leanonnx.commands.compress.options import CompressOptions, Recover, alignment
-from leanonnx.ranking.criteria import METHODS, Chains, Method, meaning
-from leanonnx.runtime.providers import Provider, Setting
-from leanonnx.selection.selector import Budget
+from leanonnx.cli.options import Layout, Mean, Scale, Size, Std, image_format, parse_shapes, stored_targets
+from leanonnx.commands.compress.options import CompressOptions, Described, alignment, described_options
+from leanonnx.errors import OptionError
+from leanonnx.ranking.criteria import Method
+from leanonnx.selection.selector import LATENCY, Budget
+from leanonnx.spelling import option, spelled_for
 from leanonnx.surgery.plan import Plan
 
 CHOICES = "choices"
 """The parameter of a verb that stands for all of them."""
-WAYS = " ".join(f"{each}: {meaning(each)}" for each in METHODS)
+NAMED = re.compile(r"`([a-z_]+)(?:=(\w+))?`")
+"""An option that a help text names."""
+
+
+class Form(NamedTuple):
+    """An option as typed, where that is not its type in Python: type, default, and conversion."""
+
+    kind: Any
+    default: Any
+    convert: Callable[[Any], Any]
+
+
+REPEATED = Form(list[str] | None, None, lambda texts: tuple(texts or ()))
+FORMS = {
+    "method": Form(Method, "auto", str),
+    "shapes": Form(list[str] | None, None, lambda texts: parse_shapes(texts or [])),
+    "pin": REPEATED,
+    "ignore": REPEATED,
+    "libraries": REPEATED._replace(kind=list[Path] | None),
+    "calib": Form(Path | None, None, lambda path: path),
+    "align": Form(str, "auto", alignment),
+}
+NoMeasure = Annotated[bool, typer.Option("--no-measure", help="Do not measure latency.")]
+AFTER: Mapping[str, tuple[tuple[str, Any, Any], ...]] = {
+    "calib": (
+        ("mean", Mean, "0"),
+        ("std", Std, "1"),
+        ("scale", Scale, 255),
+        ("layout", Layout, "auto"),
+        ("size", Size, None),
+    ),
+    "best_effort": (("no_measure", NoMeasure, False),),
+}
+"""Options that only the command line has, as name, type and default, by the field that they follow."""
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What was chosen; each field is an option of its own on the command line."""
+    """The values of the shared options, as typed, by name."""
 
-    method: Annotated[Method, typer.Option(help=f"How channels are ranked. {WAYS}")] = "auto"
-    chains: Annotated[Chains, typer.Option(help="Which chains lean extracts.")] = "cover"
-    shape: Shape = None
-    pin: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Tensor or node whose channels all stay.")] = (
-        None
-    )
-    ignore: Annotated[
-        list[str] | None, typer.Option(metavar="LAYER", help="Layer that is not counted and keeps all its outputs.")
-    ] = None
-    calib: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DATA",
-            help="Real inputs: an .npz file keyed by graph input (axis 0 = samples), a folder of them, or of images.",
-        ),
-    ] = None
-    mean: Mean = "0"
-    std: Std = "1"
-    scale: Scale = 255
-    layout: Layout = "auto"
-    size: Size = None
-    recover: Annotated[
-        Recover | None,
-        typer.Option(
-            help="Change of the surviving weights: auto fits them on --calib or, without, does what the network itself "
-            "tells; none leaves them. Default: auto with --calib, else none."
-        ),
-    ] = None
-    align: Annotated[
-        str, typer.Option(metavar="auto|N", help="Widths: what the hardware runs well, or multiples of N; 1 is any.")
-    ] = "auto"
-    target: Annotated[
-        str, typer.Option(metavar="NAME", help="Hardware to fit widths to, cpu-avx2 say; auto is this machine.")
-    ] = "auto"
-    provider: Annotated[Provider, typer.Option(help="Where the result is to run, and is measured.")] = "cpu"
-    threads: Annotated[int, typer.Option(min=0, help="Threads to measure with; 0 is all physical cores.")] = 0
-    library: Library = None
-    freeze: Annotated[
-        bool, typer.Option("--freeze", help="Make weights that are listed as graph inputs constants.")
-    ] = False
-    best_effort: Annotated[
-        bool,
-        typer.Option("--best-effort", help="Take the nearest that can be had if over budget or not faster."),
-    ] = False
-    no_measure: Annotated[bool, typer.Option("--no-measure", help="Do not measure latency.")] = False
-    seed: Annotated[int, typer.Option(min=0, help="Seed of random inputs and of --method random.")] = 0
+    typed: Mapping[str, Any]
 
-    def asked(self, budget: Budget, plan: Plan | None = None, exact: bool = False) -> CompressOptions:
-        """What is asked of a compression.
+    def options(self, budget: Budget, plan: Plan | None = None, exact: bool = False) -> CompressOptions:
+        """The options of a compression.
 
         Raises:
-            OptionError: one of the texts is not of its form, or two options contradict each other.
+            OptionError: a text is malformed, or two options contradict each other.
         """
+        typed = self.typed
+        if typed["no_measure"] and budget.unit == LATENCY:
+            raise OptionError(f"{option('latency')} is met by measuring; leave out {option('measure', False)}")
+        values = {field.name: _form(field).convert(typed[_name(field, each)]) for field, each in described_options()}
         return CompressOptions(
             budget=budget,
-            method=self.method,
-            chains=self.chains,
-            shapes=parse_shapes(self.shape or []),
-            pin=tuple(self.pin or ()),
-            ignore=tuple(self.ignore or ()),
             plan=plan,
-            libraries=tuple(self.library or ()),
-            best_effort=self.best_effort,
-            align=alignment(self.align),
-            target=self.target,
-            targets=stored_targets(),
-            setting=Setting(self.provider, self.threads),
-            measure=not self.no_measure,
-            seed=self.seed,
             exact=exact,
-            freeze=self.freeze,
-            calib=self.calib,
-            images=image_format(self.mean, self.std, self.scale, self.layout, self.size),
-            recover=self.recover,
+            targets=stored_targets(),
+            measure=not typed["no_measure"],
+            images=image_format(*(typed[name] for name, _, _ in AFTER["calib"])),
+            **values,
         )
 
 
 def with_choices(verb: Callable[..., None]) -> Callable[..., None]:
-    """The verb with each field of ``Choices`` as a parameter of its own, in the place of ``choices``."""
-    kinds = get_type_hints(Choices, include_extras=True)
-    names = [field.name for field in fields(Choices)]
+    """The verb with each shared option as a parameter of its own, in the place of ``choices``."""
+    shared = list(_parameters())
 
     @wraps(verb)
-    def called(**given: Any) -> None:
-        verb(**{CHOICES: Choices(**{name: given.pop(name) for name in names})}, **given)
+    def with_all_options(**given: Any) -> None:
+        verb(**{CHOICES: Choices({parameter.name: given.pop(parameter.name) for parameter in shared})}, **given)
 
     whole = signature(verb, eval_str=True)
-    parameters: list[Parameter] = []
-    for each in whole.parameters.values():
-        if each.name == CHOICES:
-            options = [(field.name, field.default) for field in fields(Choices)]
-            kind = Parameter.KEYWORD_ONLY
-            parameters += [Parameter(name, kind, default=value, annotation=kinds[name]) for name, value in options]
-        else:
-            parameters.append(each.replace(kind=Parameter.KEYWORD_ONLY))
-    called.__signature__ = whole.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return called
+    own = [[each.replace(kind=Parameter.KEYWORD_ONLY)] for each in whole.parameters.values()]
+    parameters = [each for group in own for each in (shared if group[0].name == CHOICES else group)]
+    with_all_options.__signature__ = whole.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return with_all_options
+
+
+def _parameters() -> Iterator[Parameter]:
+    """Each shared option as a parameter that typer reads."""
+    hints = get_type_hints(CompressOptions)
+    for field, described in described_options():
+        kind = _form(field).kind or hints[field.name]
+        flag = [f"--{field.name.replace('_', '-')}"] if kind is bool else []
+        read = typer.Option(*flag, help=_help(described), metavar=described.metavar, min=described.least)
+        yield _parameter(_name(field, described), Annotated[kind, read], _form(field).default)
+        for each in AFTER.get(field.name, ()):
+            yield _parameter(*each)
+
+
+def _parameter(name: str, kind: Any, default: Any) -> Parameter:
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+
+
+def _form(field: Field[Any]) -> Form:
+    """The form of an option; that of its field where it is typed as in Python."""
+    default = None if field.default is MISSING else field.default
+    return FORMS.get(field.name, Form(None, default, lambda value: value))
+
+
+def _name(field: Field[Any], described: Described) -> str:
+    return described.keyword or field.name
+
+
+def _help(described: Described) -> str:
+    """The help of an option, which names other options as they are typed."""
+    with spelled_for("command line"):
+        return NAMED.sub(lambda match: option(*match.groups()), described.help)

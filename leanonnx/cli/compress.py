@@ -32,7 +32,7 @@ def compress(
         float | None, typer.Option(help="Take at most this fraction of the original's measured time.")
     ] = None,
     plan: Annotated[
-        Path | None, typer.Option(metavar="P.json", help="Carry out this plan instead of selecting.")
+        Path | None, typer.Option(metavar="P.json", help="Carry out this plan instead of selecting channels.")
     ] = None,
     plan_out: PlanOut = None,
     plan_weights: Annotated[
@@ -42,7 +42,7 @@ def compress(
     report_out: ReportOut = None,
     rules: RulesFile = None,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Remove only what contributes nothing; the output stays what it is.")
+        bool, typer.Option("--exact", help="Remove only what contributes nothing; the output does not change.")
     ] = False,
     *,
     choices: Choices,
@@ -57,9 +57,9 @@ def compress(
         budget = asked_budget({"keep": keep, "macs": macs, "params": params, LATENCY: latency}, plan, exact)
         if plan_weights is not None and plan_out is None:
             raise OptionError(f"--plan-weights {plan_weights}: belongs to a plan; add --plan-out P.json")
-        options = choices.asked(budget, None if plan is None else load_plan(plan), exact)
-        told = PageContext(str(source), str(out), command_line())
-        page = None if report_out is None else Page(report_out, partial(render, told))
+        options = choices.options(budget, None if plan is None else load_plan(plan), exact)
+        context = PageContext(str(source), str(out), command_line())
+        page = None if report_out is None else Page(report_out, partial(render, context))
         with progress() as listener:
             result = pipeline.compress(source, out, options, plan_out, rules_from(rules), listener, page, plan_weights)
         row = report.summary(result)

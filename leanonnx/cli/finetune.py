@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from leanonnx.checks import exactly_one
+from leanonnx.api.training import finetune as train
 from leanonnx.cli.options import (
     AsJson,
     Layout,
@@ -22,13 +21,9 @@ from leanonnx.cli.options import (
     parse_shapes,
 )
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
-from leanonnx.commands.compress.options import CompressOptions
-from leanonnx.errors import OptionError
+from leanonnx.commands.finetune.strategies import Device, Strategy
 from leanonnx.ranking.criteria import Chains, Method
-from leanonnx.selection.selector import Budget
 
-Strategy = Literal["school", "supervised", "noise2self"]
-Device = Literal["cpu", "cuda"]
 Samples = Annotated[
     Path,
     typer.Option(
@@ -105,55 +100,46 @@ def finetune(
     seed: Annotated[int, typer.Option(min=0, help="Seed of order, augmentation and masks.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train the weights of a compressed model; names, structure and interface stay what they are.
+    """Train the weights of a compressed model; names, structure and interface do not change.
 
     Needs torch: pip install 'leanonnx[finetune]'. One sample in five is held out; the best state on these is written,
     NEW itself if nothing was better. Exit codes: 0 written, 1 refused (torch and onnxruntime disagree about the model),
     2 wrong file or option, 3 a bug.
     """
     with exit_codes() as results:
-        if find_spec("torch") is None:
-            raise OptionError("finetune needs torch; install it with pip install 'leanonnx[finetune]'")
-        from leanonnx.commands.finetune import driver, report, steps as stepwise, training  # noqa: I001 - needs the extra
-
-        _check_numbers(lr, minutes)
-        budget = _budget({"keep": keep, "macs": macs, "params": params}, steps)
-        if budget is None and keep_steps:
-            raise OptionError("--keep-steps goes with --steps, for example --steps 5 --keep 0.25")
-        images = image_format(mean, std, scale, layout, size)
-        settings = training.Settings(epochs, lr, batch, minutes, patience, seed, amp, checkpoint, resume)
-        libraries = tuple(library or ())
-        options = driver.FinetuneOptions(
-            strategy, parse_shapes(shape or []), images, augment, device, libraries, settings
-        )
         with progress() as listener:
-            if budget and steps:
-                ignored = tuple(ignore or ())
-                compression = CompressOptions(
-                    budget, method, chains, ignore=ignored, seed=seed, calib=data, images=images, recover="auto"
-                )
-                schedule = stepwise.Schedule(steps, compression, keep_steps)
-                stepped = stepwise.finetune_in_steps(source, target, teacher, data, options, schedule, listener)
-                row = None if stepped is None else report.steps_summary(stepped)
-            else:
-                result = driver.finetune(source, target, teacher, data, options, listener)
-                row = None if result is None else report.summary(result)
-        if row is not None:
+            result = train(
+                source,
+                target,
+                data=data,
+                teacher=teacher,
+                strategy=strategy,
+                epochs=epochs,
+                minutes=minutes,
+                patience=patience,
+                lr=lr,
+                batch=batch,
+                augment=augment,
+                device=device,
+                amp=amp,
+                checkpoint=checkpoint,
+                resume=resume,
+                steps=steps,
+                keep=keep,
+                macs=macs,
+                params=params,
+                method=method,
+                chains=chains,
+                ignore=tuple(ignore or ()),
+                keep_steps=keep_steps,
+                shape=parse_shapes(shape or []),
+                images=image_format(mean, std, scale, layout, size),
+                library=tuple(library or ()),
+                seed=seed,
+                progress=listener,
+            )
+        if result is not None:
+            from leanonnx.commands.finetune import report  # needs the extra
+
+            row = result.to_dict()
             show_json(row, results) if as_json else show(report.tables(row, str(target)), results)
-
-
-def _check_numbers(lr: float, minutes: float | None) -> None:
-    if not 0 < lr < 1:
-        raise OptionError(f"--lr {lr:g}: expected a number above 0 and below 1, for example --lr 0.002")
-    if minutes is not None and not 0 < minutes < float("inf"):
-        raise OptionError(f"--minutes {minutes:g}: expected a number above 0, for example --minutes 20")
-
-
-def _budget(given: dict[str, float | None], steps: int | None) -> Budget | None:
-    """What to compress to in steps; None for no steps."""
-    asked = {name: value for name, value in given.items() if value is not None}
-    if steps is None and asked:
-        raise OptionError(f"--{next(iter(asked))} goes with --steps; compress first, or add --steps N")
-    if steps is None:
-        return None
-    return Budget.asked(*exactly_one(given, "--steps 5 --keep 0.25"))

@@ -1,7 +1,7 @@
-"""``leanonnx-hook [OPTIONS OF CHECK] FILE.onnx …``: what pre-commit runs with the models that have changed.
+"""``leanonnx-hook [OPTIONS OF CHECK] FILE.onnx …``: the pre-commit hook for changed models.
 
-Each is held against its version in the last commit, or in the one that pre-commit compares with.  A model that has none
-is held against itself, so that validity and absolute limits count.
+Compares each model with its version in the last commit, or in the one that pre-commit compares with.  A new model is
+compared with itself, so that validity and absolute limits count.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 REVISION = "PRE_COMMIT_FROM_REF"
-"""The variable in which pre-commit names the commit it compares with, where that is not the last one."""
+"""Environment variable in which pre-commit names the commit to compare with, if not the last one."""
 CHECK = "from leanonnx.cli.main import main; main()"
 
 
@@ -21,10 +21,10 @@ def main() -> None:
     files: list[str] = []
     while options and options[-1].endswith(".onnx"):
         files.insert(0, options.pop())
-    raise SystemExit(max((_checked(file, options) for file in files), default=0))
+    raise SystemExit(max((_check(file, options) for file in files), default=0))
 
 
-def _checked(file: str, options: list[str]) -> int:
+def _check(file: str, options: list[str]) -> int:
     before = f"{os.environ.get(REVISION, 'HEAD')}:./{file}"
     known = subprocess.run(["git", "cat-file", "-e", before], capture_output=True, check=False).returncode == 0
     if not known:

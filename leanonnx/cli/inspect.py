@@ -23,7 +23,7 @@ def inspect(
     library: Library = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show layers, channels, ties, pins with their reasons, and what the model costs.
+    """Show layers, channels, ties, pins with their reasons, and the costs of the model (in Python: ``analyse``).
 
     Exit codes: 0 shown, 2 wrong file or option, 3 a bug.
     """

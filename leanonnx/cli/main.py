@@ -20,7 +20,7 @@ from leanonnx.cli.terminal import claim_stdout, clean_up_when_stopped, exit_code
 from leanonnx.runtime.versions import versions, versions_text
 
 COMPLETING = "_LEANONNX_COMPLETE"
-"""Variable by which shells ask for completions."""
+"""Environment variable by which shells ask for completions."""
 
 app = typer.Typer(
     name="leanonnx",

@@ -1,4 +1,4 @@
-"""Options that several verbs share, and how their texts are read."""
+"""Options that several verbs share, and the parsing of their texts."""
 
 from __future__ import annotations
 
@@ -57,37 +57,37 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
-    """``NAME=1,3,224,224`` → {NAME: (1, 3, 224, 224)}.
+    """Parse ``NAME=1,3,224,224`` → {NAME: (1, 3, 224, 224)}.
 
     Raises:
-        OptionError: not of that form, or a size below 1.
+        OptionError: a text is malformed, or a size below 1.
     """
-    found = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for text in texts:
         name, _, sizes = text.rpartition("=")
-        if name in found:
+        if name in shapes:
             raise OptionError(f"--shape {name} is given twice; give one size for each input")
         try:
-            found[name] = tuple(int(size) for size in sizes.split(","))
+            shapes[name] = tuple(int(size) for size in sizes.split(","))
         except ValueError as error:
             raise OptionError(f"--shape {text}: expected NAME=1,3,224,224") from error
-        if not name or min(found[name]) < 1:
+        if not name or min(shapes[name]) < 1:
             raise OptionError(f"--shape {text}: expected NAME=1,3,224,224 with sizes of at least 1")
-    return found
+    return shapes
 
 
 def image_format(mean: str, std: str, scale: float, layout: str, size: str | None) -> ImageFormat:
-    """``--mean``, ``--std``, ``--scale``, ``--layout`` and ``--size`` together.
+    """The image format of ``--mean``, ``--std``, ``--scale``, ``--layout`` and ``--size``.
 
     Raises:
-        OptionError: one of them is not of its form.
+        OptionError: one of them is malformed.
     """
     axes, _, order = layout.partition(",")
-    found: dict[str, images.Axes] = {name: name for name in get_args(images.Axes)}
-    if axes not in found or order not in ("", "bgr"):
+    known: dict[str, images.Axes] = {name: name for name in get_args(images.Axes)}
+    if axes not in known or order not in ("", "bgr"):
         raise OptionError(f"--layout {layout}: expected auto, nchw or nhwc, with ,bgr where the colours are so ordered")
     colours: images.Colours = "bgr" if order else "rgb"
-    return ImageFormat(_reals("mean", mean), _reals("std", std), scale, found[axes], _size(size), colours)
+    return ImageFormat(_reals("mean", mean), _reals("std", std), scale, known[axes], _size(size), colours)
 
 
 def _reals(name: str, text: str) -> tuple[float, ...]:
@@ -107,7 +107,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 
 def numbers(name: str, texts: list[str]) -> tuple[int, ...]:
-    """``1,8`` or several such texts → (1, 8), each number once.
+    """Parse ``1,8``, or several such texts → (1, 8), each number once.
 
     Raises:
         OptionError: not whole numbers.
@@ -119,33 +119,33 @@ def numbers(name: str, texts: list[str]) -> tuple[int, ...]:
 
 
 def fractions(name: str, text: str) -> tuple[float, ...]:
-    """``0.5,0.25`` → (0.5, 0.25), each once, the largest first.
+    """Parse ``0.5,0.25`` → (0.5, 0.25), each once, the largest first.
 
     Raises:
         OptionError: not fractions above 0 and at most 1.
     """
     try:
-        found = {float(part) for part in text.split(",")}
+        values = {float(part) for part in text.split(",")}
     except ValueError as error:
         raise OptionError(f"--{name} {text}: expected fractions, for example --{name} 0.75,0.5,0.25") from error
-    for value in found:
+    for value in values:
         check_fraction(name, value)
-    return tuple(sorted(found, reverse=True))
+    return tuple(sorted(values, reverse=True))
 
 
 def rules_from(path: Path | None) -> Rules:
-    """``--rules R.py``: the standard rules, with those of the file where one is given."""
+    """The standard rules, joined by those of ``--rules R.py``."""
     return DEFAULT_RULES if path is None else read_rules(path)
 
 
 def targets_file() -> Path:
-    """Where measured targets are kept: ``LEANONNX_TARGETS``, or ``targets.toml`` in the user's configuration."""
+    """The file of measured targets: ``LEANONNX_TARGETS``, or ``targets.toml`` in the user's configuration folder."""
     given = os.environ.get("LEANONNX_TARGETS")
     folder = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
     return Path(given) if given else Path(folder) / "leanonnx" / "targets.toml"
 
 
 def stored_targets() -> Path | None:
-    """The file of measured targets, where there is one."""
+    """The file of measured targets; None if it does not exist."""
     path = targets_file()
     return path if path.is_file() else None

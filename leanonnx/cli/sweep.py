@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -14,13 +12,10 @@ from leanonnx.cli.choices import Choices, with_choices
 from leanonnx.cli.options import AsJson, RulesFile, fractions
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
 from leanonnx.commands.sweep import report
-from leanonnx.commands.sweep.driver import Draw
 from leanonnx.commands.sweep.driver import sweep as run
+from leanonnx.commands.sweep.extras import maker, plotter
 from leanonnx.commands.sweep.request import SweepRequest
-from leanonnx.commands.sweep.worker import Make, made_here
-from leanonnx.errors import OptionError
 from leanonnx.selection.selector import LATENCY, Budget
-from leanonnx.system.cores import available_cores
 
 Latency = Annotated[
     str | None, typer.Option(metavar="F,…", help="Fractions of the measured time; searched one by one.")
@@ -60,47 +55,17 @@ def sweep(
         given = {"keep": keep, "macs": macs, "params": params, LATENCY: latency}
         name, text = exactly_one(given, "--keep 0.75,0.5,0.25")
         asked, budget = fractions(name, text), Budget.asked(name, 1.0)
-        options, folder = choices.asked(budget), out or _folder(sources)
+        options, folder = choices.options(budget), out or _folder(sources)
         request = SweepRequest(tuple(sources), asked, options, folder, rules, save_models, restart)
-        make = _maker(budget.unit, jobs, dask, len(sources) * len(asked))
+        make = maker(budget.unit, jobs, dask, len(sources) * len(asked))
         with progress() as listener:
-            row = run(request, make, _drawing(), listener)
+            row = run(request, make, plotter(), listener)
         show_json(row, results) if as_json else show(report.tables(row), results)
         if report.exit_code(row):
             raise typer.Exit(report.exit_code(row))
 
 
 def _folder(sources: list[Path]) -> Path:
-    """Where results go by default: a folder named after the model, or after the first of several."""
+    """The default folder of results, named after the model, or after the first of several."""
     more = f"-and-{len(sources) - 1}-more" if len(sources) > 1 else ""
     return Path(f"{sources[0].stem}{more}-sweep")
-
-
-def _maker(unit: str, jobs: int | None, dask: str | None, points: int) -> Make:
-    """What makes the candidates: a Dask cluster, or processes that share the cores of this machine."""
-    if unit == LATENCY:
-        if dask or (jobs or 1) > 1:
-            raise OptionError(
-                "--latency measures as it searches, one point at a time on this machine; leave out --dask and --jobs"
-            )
-        return made_here
-    if dask is None:
-        cores = available_cores()
-        jobs = jobs or min(cores, points)
-        return partial(made_here, jobs=jobs, threads=max(1, cores // jobs))
-    if jobs:
-        raise OptionError("--dask: the cluster says how much runs at once; leave out --jobs")
-    if find_spec("distributed") is None:
-        raise OptionError("--dask needs Dask; install it with pip install 'leanonnx[dask]'")
-    from leanonnx.commands.sweep.cluster import made_on
-
-    return partial(made_on, address=dask)
-
-
-def _drawing() -> Draw | None:
-    """What draws the curves, where matplotlib is installed."""
-    if find_spec("matplotlib") is None:
-        return None
-    from leanonnx.commands.sweep.plot import draw
-
-    return draw

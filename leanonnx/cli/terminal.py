@@ -1,4 +1,4 @@
-"""Where results and messages go, and how errors become exit codes.
+"""Output of results and messages, and exit codes for errors.
 
 Results go to stdout, everything else to stderr.  Native libraries write warnings straight to file descriptor 1, so
 the entry point keeps the real stdout for itself and points descriptor 1 at stderr.
@@ -25,16 +25,17 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColum
 
 from leanonnx.errors import BUG, NO_MEMORY, USER_ERROR, LeanOnnxError, OutputError
 from leanonnx.runtime.sessions import claim_process
+from leanonnx.spelling import spelled_for
 from leanonnx.system.clock import Progress, quiet
 
 WIDTH = 140
 INTERRUPTED = 130
-"""128 + SIGINT, as shells have it."""
+"""Exit code of shells after SIGINT, 128 + 2."""
 TERMINATED = 143
 
 
 def claim_stdout() -> None:
-    """Keep stdout for results alone."""
+    """Reserve stdout for results."""
     try:
         results = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
@@ -44,7 +45,7 @@ def claim_stdout() -> None:
 
 
 def clean_up_when_stopped() -> None:
-    """Let a stop from outside (SIGTERM, a closed terminal) run the same clean-up as an error."""
+    """Clean up after SIGTERM and a closed terminal as after an error."""
 
     def stop(*_: object) -> None:
         raise SystemExit(TERMINATED)
@@ -55,12 +56,12 @@ def clean_up_when_stopped() -> None:
 
 
 def command_line() -> str:
-    """The command as it was given, for a shell."""
+    """The command that is running, quoted for a shell."""
     return shlex.join(["leanonnx", *sys.argv[1:]])
 
 
 def show(renderable: RenderableType, results: TextIO) -> None:
-    """Print a result for people."""
+    """Print tables."""
     console = Console(file=io.StringIO(), width=None if results.isatty() else WIDTH, force_terminal=results.isatty())
     with console.capture() as capture:
         console.print(renderable)
@@ -68,7 +69,7 @@ def show(renderable: RenderableType, results: TextIO) -> None:
 
 
 def show_text(text: str, results: TextIO) -> None:
-    """Print a result that has no form."""
+    """Print plain text."""
     _print(text + "\n", results)
 
 
@@ -78,7 +79,7 @@ def show_json(row: dict[str, Any], results: TextIO) -> None:
 
 
 def _print(text: str, results: TextIO) -> None:
-    """Write to stdout; a reader that has gone away is no error.
+    """Write to stdout; a closed pipe is no error.
 
     Raises:
         OutputError: stdout cannot take the result.
@@ -94,7 +95,7 @@ def _print(text: str, results: TextIO) -> None:
 
 
 def _silence(results: TextIO) -> None:
-    """Send what is left to be written nowhere, so that the exit is quiet."""
+    """Discard buffered output, so that the exit prints no error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, results.fileno())
     os.close(nowhere)
@@ -102,7 +103,7 @@ def _silence(results: TextIO) -> None:
 
 @contextmanager
 def progress() -> Iterator[Progress]:
-    """A bar on stderr that names the stage, and fills where it is known how much is done; silent off a terminal."""
+    """Yield a listener that shows stages and their progress as a bar on stderr; silent off a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield quiet
@@ -121,15 +122,17 @@ def progress() -> Iterator[Progress]:
 def exit_codes(interrupted: str = "nothing was written") -> Iterator[TextIO]:
     """Turn exceptions into a message on stderr and the exit code of their kind.
 
-    Gives the stream for results; whatever else libraries print goes to stderr.  ``interrupted`` says what a Ctrl-C
-    leaves behind.
+    Yields the stream for results; anything else that libraries print goes to stderr. Messages spell options as typed.
+
+    Args:
+        interrupted: what the message after Ctrl-C says about results.
     """
     results = sys.stdout
     claim_process()
     try:
-        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+        with spelled_for("command line"), warnings.catch_warnings(), redirect_stdout(sys.stderr):
             if not sys.warnoptions:
-                warnings.simplefilter("ignore")  # what libraries warn their callers of is none of the user's concern
+                warnings.simplefilter("ignore")  # warnings for programmers, not for users
             yield results
     except LeanOnnxError as error:
         _stop(f"leanonnx: {error}", error.code, error)
@@ -139,7 +142,7 @@ def exit_codes(interrupted: str = "nothing was written") -> Iterator[TextIO]:
         _stop(f"leanonnx: {NO_MEMORY}", USER_ERROR, error)
     except (typer.Exit, typer.BadParameter):
         raise
-    except Exception as error:  # noqa: BLE001 - the last place where a bug can be told
+    except Exception as error:  # noqa: BLE001 - the last place where a bug can be reported
         lines = "".join(traceback.format_exception(error)[-3:])
         _stop(f"leanonnx: a bug in leanonnx, please report it with the model's operators:\n{lines}", BUG, error)
 

@@ -15,6 +15,7 @@ import numpy as np
 from leanonnx.checks import check_choice
 from leanonnx.errors import DataError, OptionError
 from leanonnx.numeric.arrays import Array
+from leanonnx.spelling import option, option_list
 
 Axes = Literal["auto", "nchw", "nhwc"]
 Colours = Literal["rgb", "bgr"]
@@ -27,7 +28,9 @@ MODES = {1: "L", 3: "RGB"}
 """Pillow's image modes by number of channels."""
 DEEP = {"I", "F", "I;16", "I;16B", "I;16L"}
 """Pillow's names of images with more than 8 bits for each channel."""
-EXAMPLE = {"mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225"}
+EXAMPLES = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+IMAGE_OPTIONS = ("mean", "std", "scale", "layout", "size")
+"""Options that say how photographs become tensors."""
 
 
 @dataclass(frozen=True)
@@ -54,26 +57,37 @@ class ImageFormat:
         check_choice("layout", self.order, Colours)
         for name, values in (("mean", self.mean), ("std", self.std)):
             if not values or not all(math.isfinite(value) for value in values):
-                raise wrong_numbers(name, ",".join(f"{value:g}" for value in values))
+                raise wrong_numbers(name, _typed(values), values)
         if 0 in self.std:
-            text = ",".join(f"{value:g}" for value in self.std)
-            raise OptionError(f"--std {text}: expected numbers other than 0, for example --std {EXAMPLE['std']}")
+            given, example = option("std", self.std, _typed(self.std)), _example("std")
+            raise OptionError(f"{given}: expected numbers other than 0, for example {example}")
         if not (math.isfinite(self.scale) and self.scale > 0):
-            raise OptionError(f"--scale {self.scale:g}: expected a number above 0, for example --scale 255")
+            raise OptionError(
+                f"{option('scale', float(self.scale))}: expected a number above 0, for example {option('scale', 255)}"
+            )
         if self.size is not None and min(self.size) < 1:
-            raise wrong_size("x".join(map(str, self.size)))
+            raise wrong_size("x".join(map(str, self.size)), self.size)
 
 
-def wrong_numbers(name: str, text: str) -> OptionError:
-    """``--mean`` or ``--std`` is given as something else than numbers."""
-    return OptionError(
-        f"--{name} {text}: expected one number or one for each channel, for example --{name} {EXAMPLE[name]}"
-    )
+def wrong_numbers(name: str, text: str, value: object = None) -> OptionError:
+    """The error of a ``mean`` or ``std`` that is no list of finite numbers; ``text`` is the value as typed."""
+    given = option(name, value or text, text)
+    return OptionError(f"{given}: expected one number or one for each channel, for example {_example(name)}")
 
 
-def wrong_size(text: str) -> OptionError:
-    """``--size`` is given as something else than a height and a width."""
-    return OptionError(f"--size {text}: expected height and width of at least 1, for example --size 224x224")
+def wrong_size(text: str, value: object = None) -> OptionError:
+    """The error of a ``size`` that is no height and width; ``text`` is the value as typed."""
+    given, example = option("size", value or text, text), option("size", (224, 224), "224x224")
+    return OptionError(f"{given}: expected height and width of at least 1, for example {example}")
+
+
+def _example(name: str) -> str:
+    return option(name, EXAMPLES[name], _typed(EXAMPLES[name]))
+
+
+def _typed(values: tuple[float, ...]) -> str:
+    """Numbers as typed on a command line."""
+    return ",".join(f"{value:g}" for value in values)
 
 
 @dataclass(frozen=True)
@@ -156,7 +170,8 @@ def frame_of(
     free = dims[-2:] if first else dims[-3:-1]
     wanted = images.size or (size[0], size[1])
     if any(fixed not in (None, side) for fixed, side in zip(free, wanted, strict=True)):
-        raise DataError(f"--size {wanted[0]}x{wanted[1]}: input '{name}' takes {size[0]}x{size[1]}; leave out --size")
+        given = option("size", wanted, "x".join(map(str, wanted)))
+        raise DataError(f"{given}: input '{name}' takes {size[0]}x{size[1]}; leave out {option('size')}")
     _check_numbers(name, channels, dtype, images)
     return Frame(channels, first, wanted, dtype.kind in "iu", images)
 
@@ -169,21 +184,23 @@ def _channels_first(name: str, shape: tuple[int, ...], layout: str, text: str) -
     if first == last:
         raise DataError(
             f"input '{name}' takes {text}: which axis holds the 1 or 3 channels cannot be told; "
-            "add --layout nchw or --layout nhwc"
+            f"add {option('layout', 'nchw')} or {option('layout', 'nhwc')}"
         )
     return first
 
 
 def _check_numbers(name: str, channels: int, dtype: np.dtype[Any], images: ImageFormat) -> None:
-    for option, values in (("mean", images.mean), ("std", images.std)):
+    for parameter, values in (("mean", images.mean), ("std", images.std)):
         if len(values) not in (1, channels):
             raise DataError(
-                f"--{option}: {len(values)} numbers, but input '{name}' takes {channels} channels; "
-                f"give one number, or one for each channel, for example --{option} {EXAMPLE[option]}"
+                f"{option(parameter)}: {len(values)} numbers, but input '{name}' takes {channels} channels; "
+                f"give one number, or one for each channel, for example {_example(parameter)}"
             )
     plain = ImageFormat()
     if dtype.kind in "iu" and (images.mean, images.std, images.scale) != (plain.mean, plain.std, plain.scale):
-        raise DataError(f"input '{name}' takes {dtype}, pixels as they are; leave out --mean, --std and --scale")
+        raise DataError(
+            f"input '{name}' takes {dtype}, pixels as they are; leave out {option_list('mean', 'std', 'scale')}"
+        )
 
 
 def pillow() -> Any:

@@ -24,11 +24,13 @@ from typing import Any
 import numpy as np
 
 from leanonnx.data.files import IN_MEMORY, File, Made, Sample, Slot, folder_file, held_file, listed, npz_file, slot_of
+from leanonnx.data.images import IMAGE_OPTIONS
 from leanonnx.data.images import ImageFormat as ImageFormat
 from leanonnx.errors import DataError
 from leanonnx.graph.model import Model
 from leanonnx.numeric.arrays import Array
 from leanonnx.runtime.sessions import Feed, RunFailed, run
+from leanonnx.spelling import option_list
 
 PLAIN = ImageFormat()
 MAX_BATCH_SIZE = 16
@@ -212,7 +214,7 @@ def open_data(
     else:
         files = [held_file(source, slots)]
     if images != PLAIN:
-        raise DataError(f"{title}: no images; leave out --mean, --std, --scale, --layout and --size")
+        raise DataError(f"{title}: no images; leave out {option_list(*IMAGE_OPTIONS)}")
     return _data(title, slots, files)
 
 

@@ -27,6 +27,7 @@ from leanonnx.graph.formats import graphs
 from leanonnx.graph.functions import check_functions
 from leanonnx.graph.storage import byte_size, digest
 from leanonnx.graph.view import GraphView, Holder, overridden
+from leanonnx.spelling import option
 
 LFS_POINTER = b"version https://git-lfs"
 
@@ -133,7 +134,7 @@ def load(path: Path, libraries: tuple[Path, ...] = (), freeze: bool = False) -> 
     """
     for library in libraries:
         if not library.is_file():
-            raise OptionError(f"--library {library}: no such file; give the path of the library")
+            raise OptionError(f"{option('library', str(library))}: no such file; give the path of the library")
     proto = _parse(path)
     for tensor in tensors(proto.graph):
         check_size(tensor, path)

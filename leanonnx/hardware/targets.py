@@ -15,8 +15,8 @@ from typing import Any
 
 from leanonnx.checks import read_toml
 from leanonnx.errors import OptionError
+from leanonnx.spelling import verb
 
-MEASURE = "make it with `leanonnx calibrate-device`"
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 """Table names that need no quotes in TOML."""
 LINE_WIDTH = 118
@@ -103,7 +103,11 @@ def read_targets(path: Path) -> dict[str, Hardware]:
     Raises:
         OptionError: the file cannot be read or holds no such tables.
     """
-    return _read(read_toml(path, MEASURE, f"remove it and {MEASURE}"), str(path))
+    return _read(read_toml(path, _remedy(), f"remove it and {_remedy()}"), str(path))
+
+
+def _remedy() -> str:
+    return f"make it with `{verb('calibrate-device')}`"
 
 
 def _read(tables: Mapping[str, object], source: str) -> dict[str, Hardware]:
@@ -112,7 +116,7 @@ def _read(tables: Mapping[str, object], source: str) -> dict[str, Hardware]:
         if not isinstance(table, dict) or set(table) != set(ENTRIES):
             raise OptionError(
                 f"{source}: target '{name}' must have just the entries {', '.join(ENTRIES)}; mend it, or remove the "
-                f"target and {MEASURE}"
+                f"target and {_remedy()}"
             )
         found[name] = Hardware(name, **{key: _value(table[key], key, f"{source}: target '{name}'") for key in ENTRIES})
     return found
@@ -124,6 +128,6 @@ def _value(value: object, key: str, where: str) -> Any:
     kinds = (int,) if ENTRIES[key].whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
         raise OptionError(
-            f"{where}: {key} = {json.dumps(value, default=str)}, expected {wanted} above 0; mend it, or {MEASURE}"
+            f"{where}: {key} = {json.dumps(value, default=str)}, expected {wanted} above 0; mend it, or {_remedy()}"
         )
     return value if ENTRIES[key].whole else float(value)

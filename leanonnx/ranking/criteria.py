@@ -1,7 +1,7 @@
-"""Ways to rank channels.  Each gives the classes of channels from the most to the least worth keeping.
+"""Criteria that rank the groups of channels from the most to the least worth keeping.
 
-A way is one function, its name in ``Method`` and its entry in ``METHODS`` at the end.  The first paragraph of its
-docstring is what the command line says of it.
+A criterion is one function, its name in ``Method`` and its entry in ``METHODS`` at the end.  The first paragraph of its
+docstring is its help on the command line.  A caller's own criterion is an ``Importance``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from leanonnx.analysis.cost import Rate, by_kernels
 from leanonnx.analysis.dag import ChannelDag
@@ -23,18 +23,21 @@ from leanonnx.numeric.norms import kernel_norms
 from leanonnx.ranking.elimination import DEFAULT_EXPONENTS, Exponents
 from leanonnx.ranking.groups import channel_groups, layers_of
 from leanonnx.ranking.weighting import WeightedDag
+from leanonnx.spelling import option
 
 Chains = Literal["cover", "through", "free"]
 Mode = Literal["through", "free"]
 EXTRACTED: dict[str, Mode] = {"through": "through", "free": "free"}
 FIRST_CHECK = 256
+"""Extracted chains after which the budget is checked for the first time."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Classes of channels from the most to the least worth keeping, and how good each one is within its layer.
+    """Groups of channels from the most to the least worth keeping, with a score for comparison within a layer.
 
-    ``losses`` [classes]: what losing each costs, comparable across layers, where that is known.
+    ``groups`` [channels] is the group of each channel id, ``order`` [groups] the groups from best to worst, ``losses``
+    [groups] the cost of losing each, comparable across layers, where the criterion knows it.
     """
 
     groups: Ints
@@ -43,12 +46,12 @@ class Ranking:
     losses: Floats | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RankingInputs:
-    """What a ranking is made of: the weighted channel DAG, and what some ways have to be told.
+    """The weighted channel DAG, and settings that some criteria read.
 
-    ``chains``: which chains are looked at; ``enough``: whether those extracted so far exceed the budget; ``seed`` of
-    what is drawn by chance; ``rate``: what a kernel costs in the unit of the budget, ``terms`` how much of that counts.
+    ``chains`` selects the chains of ``lean``; ``enough`` returns True for a partial ranking that exceeds the budget;
+    ``seed`` of random draws; ``rate`` is the cost of a kernel in the unit of the budget, weighted by ``exponents``.
     """
 
     weighted: WeightedDag
@@ -64,102 +67,133 @@ class RankingInputs:
         return self.weighted.dag
 
     def groups(self, separate_readers: bool = False) -> Ints:
-        """Class of each label [labels]."""
+        """Group of each channel id [channels]."""
         return channel_groups(self.dag, separate_readers, self.weighted.ignored)
 
 
 Criterion = Callable[[RankingInputs], Ranking]
 Size = Callable[[NDArray[np.float32], Sequence[int]], Floats]
 """From kernels [G, O, I, *k] and strides to a number for each filter [G, O]."""
+Importance = Callable[[NDArray[np.float32]], ArrayLike]
+"""A criterion of the caller's: kernels [conv groups, outputs, inputs, *taps] → scores [conv groups, outputs]."""
 
 
-def rank(question: RankingInputs, method: Method) -> Ranking:
-    """Rank the classes of channels."""
-    return METHODS[method](question)
+def rank(inputs: RankingInputs, method: Method | Importance) -> Ranking:
+    """Rank the groups of channels by a method, or by a function of the caller's.
+
+    Raises:
+        OptionError: the method lacks its inputs, or the caller's function fails.
+    """
+    return _by_importance(inputs, method) if callable(method) else METHODS[method](inputs)
+
+
+def method_name(method: Method | Importance) -> str:
+    """The name that plans record: of a method, or of the caller's function."""
+    return str(getattr(method, "__name__", type(method).__name__)) if callable(method) else method
 
 
 def meaning(method: Method) -> str:
-    """What the docstring of a way says of it."""
+    """Help text of a method: the first paragraph of its docstring."""
     return " ".join((inspect.getdoc(METHODS[method]) or "").partition("\n\n")[0].split())
 
 
-def auto(question: RankingInputs) -> Ranking:
+def auto(inputs: RankingInputs) -> Ranking:
     """Path-mass with --calib, or where BatchNormalizations hold statistics, else lean."""
-    return (lean if question.weighted.elimination is None else path_mass)(question)
+    return (lean if inputs.weighted.elimination is None else path_mass)(inputs)
 
 
-def lean(question: RankingInputs) -> Ranking:
+def lean(inputs: RankingInputs) -> Ranking:
     """Chains from input to output by the gains of their kernels, see --chains (LEAN, arXiv 2011.06923)."""
-    mode = EXTRACTED.get(question.chains)
-    return _by_cover(question) if mode is None else _by_extraction(question, mode)
+    mode = EXTRACTED.get(inputs.chains)
+    return _by_cover(inputs) if mode is None else _by_extraction(inputs, mode)
 
 
-def path_mass(question: RankingInputs) -> Ranking:
+def path_mass(inputs: RankingInputs) -> Ranking:
     """Sum over all chains through a channel, with its activations, less what others make up for.
 
-    Classes in the reverse order of their elimination (see ``elimination``).
+    Groups in the reverse order of their elimination (see ``elimination``).
 
     Raises:
         OptionError: there are no statistics of the activations.
     """
-    elimination = question.weighted.elimination
+    elimination = inputs.weighted.elimination
     if elimination is None:
         raise OptionError(
-            "--method path-mass needs activations: give inputs with --calib; the BatchNormalizations of the model tell "
-            "the statistics of too few channels"
+            f"{option('method', 'path-mass')} needs activations: give inputs with {option('calib')}; the "
+            "BatchNormalizations of the model tell the statistics of too few channels"
         )
-    removed, losses = elimination.order(question.rate, question.exponents)
+    removed, losses = elimination.order(inputs.rate, inputs.exponents)
     order = removed[::-1]
     scores = np.empty(order.size)
     scores[order] = -np.arange(order.size)
     return Ranking(elimination.groups, order, scores, losses)
 
 
-def norm(question: RankingInputs) -> Ranking:
+def norm(inputs: RankingInputs) -> Ranking:
     """Spectral norm of the filters that make a channel."""
-    return _by_filters(question, lambda kernels, strides: kernel_norms(kernels, strides=tuple(strides)).sum(-1))
+    return _by_filters(inputs, lambda kernels, strides: kernel_norms(kernels, strides=tuple(strides)).sum(-1))
 
 
-def l1(question: RankingInputs) -> Ranking:
+def l1(inputs: RankingInputs) -> Ranking:
     """Sum of |w| of the filters that make a channel (Li et al., ICLR 2017, arXiv 1608.08710)."""
-    return _by_filters(question, lambda kernels, _: np.abs(_flat(kernels)).sum(-1))
+    return _by_filters(inputs, lambda kernels, _: np.abs(_flat(kernels)).sum(-1))
 
 
-def l2(question: RankingInputs) -> Ranking:
+def l2(inputs: RankingInputs) -> Ranking:
     """Euclidean norm of the filters that make a channel."""
-    return _by_filters(question, lambda kernels, _: np.linalg.norm(_flat(kernels), axis=-1))
+    return _by_filters(inputs, lambda kernels, _: np.linalg.norm(_flat(kernels), axis=-1))
 
 
-def fpgm(question: RankingInputs) -> Ranking:
+def fpgm(inputs: RankingInputs) -> Ranking:
     """Distance from the other filters of the layer (He et al., CVPR 2019, arXiv 1811.00250)."""
-    return _by_filters(question, _distances)
+    return _by_filters(inputs, _distances)
 
 
-def random(question: RankingInputs) -> Ranking:
+def random(inputs: RankingInputs) -> Ranking:
     """A shuffle, by --seed."""
-    groups = question.groups()
-    scores = np.random.default_rng(question.seed).random(int(groups.max()) + 1)
-    return _layerwise(question.dag, groups, scores, np.ones_like(scores))
+    groups = inputs.groups()
+    scores = np.random.default_rng(inputs.seed).random(int(groups.max()) + 1)
+    return _layerwise(inputs.dag, groups, scores, np.ones_like(scores))
 
 
-def _by_filters(question: RankingInputs, size: Size) -> Ranking:
-    """Rank by a number for each filter; what a class holds of it is added up."""
-    dag, groups = question.dag, question.groups()
-    scores = _per_class(groups, _filter_scores(dag, groups, size), np.add)
+def _by_filters(inputs: RankingInputs, size: Size) -> Ranking:
+    """Rank by a number for each filter, added up over the channels of a group."""
+    dag, groups = inputs.dag, inputs.groups()
+    scores = _per_group(groups, _filter_scores(dag, groups, size), np.add)
     return _layerwise(dag, groups, scores, np.ones_like(scores))
 
 
-def _by_cover(question: RankingInputs) -> Ranking:
+def _by_importance(inputs: RankingInputs, importance: Importance) -> Ranking:
+    """Rank by the caller's scores of filters."""
+    title = option("method", method_name(importance), method_name(importance))
+
+    def size(kernels: NDArray[np.float32], _: Sequence[int]) -> Floats:
+        where = f"{title} on kernels {list(kernels.shape)}"
+        try:
+            scores = np.asarray(importance(kernels.copy()), np.float64)
+        except Exception as error:
+            raise OptionError(f"{where}: {type(error).__name__}: {error}; correct the function") from error
+        if scores.shape != kernels.shape[:2]:
+            expected = f"{list(kernels.shape[:2])}, one score for each conv group and output channel"
+            raise OptionError(f"{where}: returned the shape {list(scores.shape)}, expected {expected}")
+        if not np.isfinite(scores).all():
+            raise OptionError(f"{where}: returned NaN or infinity, expected finite scores")
+        return scores
+
+    return _by_filters(inputs, size)
+
+
+def _by_cover(inputs: RankingInputs) -> Ranking:
     """LEAN at channel level: the value of the best chain from an input to an output through a channel."""
-    dag, groups = question.dag, question.groups()
-    blocks = [normalise_rows(block) for block in question.weighted.blocks]
+    dag, groups = inputs.dag, inputs.groups()
+    blocks = [normalise_rows(block) for block in inputs.weighted.blocks]
     values = best_through(dag.count, blocks, dag.starts, dag.ends)
-    scores = _per_class(groups, values, np.maximum)
+    scores = _per_group(groups, values, np.maximum)
     return _layerwise(dag, groups, scores, _relative(dag, groups, scores))
 
 
 def _relative(dag: ChannelDag, groups: Ints, scores: Floats) -> Floats:
-    """Chain values (log) of each class relative to the best of its layer, as plain numbers."""
+    """Chain values of each group relative to the best of its layer, no longer logarithms."""
     layers = layers_of(dag, groups)
     best = np.full(int(layers.max()) + 1, -np.inf)
     np.maximum.at(best, layers, scores)
@@ -167,14 +201,14 @@ def _relative(dag: ChannelDag, groups: Ints, scores: Floats) -> Floats:
     return np.exp(scores - shift)
 
 
-def _by_extraction(question: RankingInputs, mode: Mode) -> Ranking:
-    """Classes in the order in which edge-disjoint chains, best first, touch them; the rest by their best chain.
+def _by_extraction(inputs: RankingInputs, mode: Mode) -> Ranking:
+    """Rank groups by the first edge-disjoint chain, best first, that touches them; the rest by their best chain.
 
     The chains run from an input to an output (``through``), or start and end anywhere (``free``), as in the paper.
     """
-    dag, blocks = question.dag, question.weighted.blocks
-    groups = question.groups(separate_readers=True)
-    values = _per_class(groups, best_through(dag.count, blocks, dag.starts, dag.ends), np.maximum)
+    dag, blocks = inputs.dag, inputs.weighted.blocks
+    groups = inputs.groups(separate_readers=True)
+    values = _per_group(groups, best_through(dag.count, blocks, dag.starts, dag.ends), np.maximum)
     rest = np.lexsort((np.arange(values.size), -values))
     touched: dict[int, None] = {}
     checkpoint = FIRST_CHECK
@@ -183,7 +217,7 @@ def _by_extraction(question: RankingInputs, mode: Mode) -> Ranking:
         if count >= checkpoint:
             checkpoint += checkpoint // 2
             ranking = _in_order(groups, touched, rest)
-            if len(touched) == values.size or question.enough(_only(ranking, len(touched))):
+            if len(touched) == values.size or inputs.enough(_only(ranking, len(touched))):
                 return ranking
     return _in_order(groups, touched, rest)
 
@@ -199,18 +233,18 @@ def _only(ranking: Ranking, count: int) -> Ranking:
     return Ranking(ranking.groups, ranking.order[:count], ranking.scores)
 
 
-def _per_class(groups: Ints, values: Floats, join: np.ufunc) -> Floats:
-    """Join the values of the labels of each class; labels without a value (NaN) do not count."""
+def _per_group(groups: Ints, values: Floats, join: np.ufunc) -> Floats:
+    """Join the values of each group's channels; channels without a value (NaN) do not count."""
     known = ~np.isnan(values)
-    found = np.full(int(groups.max()) + 1, -np.inf if join is np.maximum else 0.0)
-    join.at(found, groups[known], values[known])
-    return found
+    totals = np.full(int(groups.max()) + 1, -np.inf if join is np.maximum else 0.0)
+    join.at(totals, groups[known], values[known])
+    return totals
 
 
 def _layerwise(dag: ChannelDag, groups: Ints, scores: Floats, shares: Floats) -> Ranking:
     """Rank within each layer by score, across layers by the share of the layer that would be lost.
 
-    The key of the j-th best class of a layer is Σ_{i ≥ j} share_i / Σ share_i.
+    The key of the j-th best group of a layer is Σ_{i ≥ j} share_i / Σ share_i.
     """
     layers = layers_of(dag, groups)
     order = np.lexsort((np.arange(scores.size), -scores, layers))
@@ -226,27 +260,27 @@ def _layerwise(dag: ChannelDag, groups: Ints, scores: Floats, shares: Floats) ->
 
 
 def _filter_scores(dag: ChannelDag, groups: Ints, size: Size) -> Floats:
-    """Size of the filter of each channel that a mixing operator puts out [labels]; NaN for other channels.
+    """Size of the filter of each channel that a mixing operator outputs [channels]; NaN for other channels.
 
-    For readers that are chosen one by one it is the size of the kernels that read.
+    For concat slots that are chosen one by one it is the size of the kernels that read them.
     """
     scores = np.full(dag.count, np.nan)
     alone = np.zeros(dag.count, bool)
-    for _, (channels, readers) in dag.concat_slots:
-        alone[readers[groups[channels] != groups[readers]]] = True
-    for _, mix in dag.kernel_blocks:
-        if mix.inward is not None:
-            kernels = np.asarray(mix.kernels(), np.float32)
-            scores[mix.destinations.reshape(-1)] = size(kernels, mix.strides).astype(np.float64).reshape(-1)
-            if alone[mix.sources].any():
-                sizes = size(kernels.swapaxes(1, 2), mix.strides).astype(np.float64)
-                chosen = alone[mix.sources]
-                scores[mix.sources[chosen]] = np.nan_to_num(scores[mix.sources[chosen]]) + sizes[chosen]
+    for _, (channels, slots) in dag.concat_slots:
+        alone[slots[groups[channels] != groups[slots]]] = True
+    for _, block in dag.kernel_blocks:
+        if block.inward is not None:
+            kernels = np.asarray(block.kernels(), np.float32)
+            scores[block.destinations.reshape(-1)] = size(kernels, block.strides).astype(np.float64).reshape(-1)
+            if alone[block.sources].any():
+                sizes = size(kernels.swapaxes(1, 2), block.strides).astype(np.float64)
+                chosen = alone[block.sources]
+                scores[block.sources[chosen]] = np.nan_to_num(scores[block.sources[chosen]]) + sizes[chosen]
     return scores
 
 
 def _flat(kernels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The numbers of each filter in a row [G, O, n]."""
+    """The weights of each filter in a row [G, O, n]."""
     return kernels.reshape(*kernels.shape[:2], -1)
 
 
@@ -270,4 +304,4 @@ METHODS: Mapping[Method, Criterion] = {
     "random": random,
 }
 BY_ACTIVATIONS: tuple[Method, ...] = ("auto", "path-mass")
-"""Methods that look at activations, where there are any."""
+"""Methods that use activation statistics where there are any."""

@@ -23,10 +23,10 @@ from leanonnx.graph.nodes import BIAS, holder_array
 from leanonnx.graph.storage import write_model
 from leanonnx.numeric.arrays import Array
 from leanonnx.recovery.layers import give_bias, hold
+from leanonnx.spelling import option, option_list
 from leanonnx.surgery.recipe import WeightsFile
 
 SUFFIX = ".npy"
-MAKE = "make both again with --plan-out and --plan-weights"
 
 BFLOAT16 = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
 """The only bias type that numpy does not support."""
@@ -69,13 +69,13 @@ def read_weights(file: WeightsFile, origin: str) -> StoredWeights:
     except OSError as error:
         raise PlanError(
             f"{origin}: its weights '{file.path}' cannot be read: {error.strerror}; put the file there, or add "
-            "--recover none to go without"
+            f"{option('recover', 'none')} to go without"
         ) from error
     digest = hashlib.sha256(content).hexdigest()
     if digest != file.sha256:
         raise PlanError(
             f"{file.path}: not the weights that {origin} was written with (sha256 {digest[:12]}…, expected "
-            f"{file.sha256[:12]}…); {MAKE}"
+            f"{file.sha256[:12]}…); {_remedy()}"
         )
     arrays = {}
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -101,13 +101,15 @@ def put_in(bare: Model, weights: StoredWeights, origin: str) -> onnx.ModelProto:
                 held = "no such constant" if old is None else f"{old.dtype} {list(old.shape)}"
                 raise PlanError(
                     f"{origin}: the weights of '{name}' are {array.dtype} {list(array.shape)}, but the network has "
-                    f"{held}; {MAKE}"
+                    f"{held}; {_remedy()}"
                 )
             hold(result, name, _view_as(array, old.dtype))
             continue
         index = bare.producers.get(place, -1)
         if index < 0:
-            raise PlanError(f"{origin}: the bias '{name}' belongs to '{place}', which is no output of a node; {MAKE}")
+            raise PlanError(
+                f"{origin}: the bias '{name}' belongs to '{place}', which is no output of a node; {_remedy()}"
+            )
         give_bias(result, result.graph.node[index], name, _view_as(array, BFLOAT16))
     return result
 
@@ -127,3 +129,7 @@ def restore(original: Model, draft: Path, weights: StoredWeights, origin: str) -
 def _view_as(array: Array, kind: np.dtype[np.generic]) -> Array:
     """View an array in its type: number formats that numpy does not support are stored as raw bytes."""
     return array.view(kind) if array.dtype.kind == "V" else array
+
+
+def _remedy() -> str:
+    return f"make both again with {option_list('plan_out', 'plan_weights')}"

@@ -29,6 +29,7 @@ from leanonnx.reporting.report import (
     product_table,
     uncounted_nodes,
 )
+from leanonnx.spelling import option, verb
 
 
 def overview(dag: ChannelDag) -> Row:
@@ -77,7 +78,9 @@ def why(dag: ChannelDag, tensor: str, channel: int | None = None) -> Row:
     """
     if tensor not in dag.channel_ids:
         said = tensor if channel is None else f"{tensor}:{channel}"
-        raise OptionError(f"--why {said}: no tensor named '{tensor}' carries channels; see `leanonnx inspect`")
+        raise OptionError(
+            f"{option('why', said)}: no tensor named '{tensor}' carries channels; see `{verb('inspect')}`"
+        )
     channel_ids = dag.channel_ids[tensor]
     axes = varied(channel_ids)
     row: Row = {
@@ -92,7 +95,7 @@ def why(dag: ChannelDag, tensor: str, channel: int | None = None) -> Row:
         count = line.shape[0] if axes else 1
         if not 0 <= channel < count:
             has = f"'{tensor}' has {counted(count, 'channel')}"
-            raise OptionError(f"--why {tensor}:{channel}: {has}; give one from 0 to {count - 1}")
+            raise OptionError(f"{option('why', f'{tensor}:{channel}')}: {has}; give one from 0 to {count - 1}")
         chosen = np.unique(line[channel] if axes else channel_ids)
         row["channel"] = channel
     members = np.isin(dag.groups, dag.groups[chosen])

@@ -1,8 +1,11 @@
 """Advice for the user that accompanies the reason of a pin."""
 
+from __future__ import annotations
+
+from leanonnx.spelling import option
+
 NONE = "no exact form is known; other layers can lose more"
 INTERFACE = "nothing: inputs and outputs keep their shapes"
-RULE = "write a rule for it (--rules, docs/operators.md)"
 FOLD = "fold constants first (onnxruntime saves the folded model at optimisation level 'basic')"
 CONSTANT = "export it as a constant (freeze it, or fix the input sizes)"
 EXPORT = "export the model again, with fixed input sizes"
@@ -10,9 +13,20 @@ FLOAT = "compress the float model first and quantise the result"
 INLINE = "export without control flow, or give it values that carry no channels"
 LAYOUT = "this is onnxruntime's layout for one machine: save the model at level 'basic' or 'extended' instead"
 STREAM = "no exact form exists: its statistics cover all channels; prune the layers beside the residual stream"
-FIXED = {
-    CONSTANT: "export it as a constant (freeze it)",
-    EXPORT: "export this part in another form, or write a rule for it (--rules, docs/operators.md)",
-}
-"""Replacements of advice for models whose sizes are all fixed."""
-FREEZE = "add --freeze, if nobody overrides it"
+
+
+def write_rule() -> str:
+    """Advice for an operator that no rule covers."""
+    return f"write a rule for it ({option('rules')}, docs/operators.md)"
+
+
+def freeze() -> str:
+    """Advice for an initializer that a caller may override."""
+    return f"add {option('freeze', True)}, if nobody overrides it"
+
+
+def for_fixed_sizes(text: str) -> str:
+    """Advice for a model whose input sizes are all fixed, without the hint to fix them."""
+    if text == CONSTANT:
+        return "export it as a constant (freeze it)"
+    return f"export this part in another form, or {write_rule()}" if text == EXPORT else text

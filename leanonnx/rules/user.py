@@ -16,6 +16,7 @@ from leanonnx.graph.model import first_line
 from leanonnx.rules.call import Call, Edit, Effect, KeptChannels, Rewrite, Rule, Unsupported
 from leanonnx.rules.check import faults
 from leanonnx.rules.table import DEFAULT_RULES, Rules
+from leanonnx.spelling import option
 
 
 def read_rules(path: Path) -> Rules:
@@ -29,16 +30,17 @@ def read_rules(path: Path) -> Rules:
     try:
         table = runpy.run_path(str(path)).get("RULES")
     except (Exception, SystemExit) as error:  # whatever the user's code raises
-        raise OptionError(f"--rules {path}: cannot be read: {_fault(error)}; mend the file") from error
-    return joined_rules(table, f"--rules {path}")
+        raise OptionError(f"{option('rules', str(path))}: cannot be read: {_fault(error)}; mend the file") from error
+    return joined_rules(table, option("rules", str(path)))
 
 
-def joined_rules(table: object, title: str = "--rules") -> Rules:
+def joined_rules(table: object, title: str | None = None) -> Rules:
     """Standard rules, extended and overridden by a table that messages call ``title``.
 
     Raises:
         OptionError: it is not a table of rules.
     """
+    title = title or option("rules")
     if not isinstance(table, Mapping) or not all(_is_entry(key, rule) for key, rule in table.items()):
         example = 'RULES = {("com.acme", "Scale"): scale}'
         raise OptionError(f"{title}: expected a table named RULES, for example {example}")

@@ -22,6 +22,7 @@ from leanonnx.operators.table import names_of
 from leanonnx.runtime.free_axes import Sizes, axis_groups, further
 from leanonnx.runtime.probes import tapped
 from leanonnx.runtime.sessions import LONGEST_RUN, Feed, Session, finished, opened
+from leanonnx.spelling import option
 
 Shapes = Mapping[str, tuple[int, ...]]
 Axes = list[int | str]
@@ -40,6 +41,8 @@ IMPOSSIBLE = 1 << 30
 NOT_TENSORS = names_of(Family.SEQUENCE)
 BRANCHING = names_of(Family.CONTROL) - {"Scan"}
 """Operators whose subgraphs may output something else than tensors."""
+EXAMPLE = {"NAME": (1, 3, 224, 224)}
+"""Shapes of inputs, for messages."""
 TERMINATED = "terminate flag"
 UNKNOWN_OPERATOR = "is not a registered function/op"
 
@@ -97,11 +100,12 @@ def check_shapes(model: Model, shapes: Shapes) -> None:
     inputs = {value.name: declared(value) for value in model.inputs}
     for name, shape in shapes.items():
         if name not in inputs:
-            raise OptionError(f"--shape {name}: no such graph input; the inputs are {', '.join(inputs)}")
+            raise OptionError(f"{option('shape')} {name}: no such graph input; the inputs are {', '.join(inputs)}")
         axes = [axis if isinstance(axis, int) else UNKNOWN for axis in inputs[name]]
         if len(axes) != len(shape) or any(a not in (UNKNOWN, b) for a, b in zip(axes, shape, strict=True)):
             raise OptionError(
-                f"--shape {name}={shape_text(shape)}: the model declares {shape_text(axes)}; give sizes that fit"
+                f"{option('shape')} {name}={shape_text(shape)}: the model declares {shape_text(axes)}; give "
+                "sizes that fit"
             )
 
 
@@ -118,7 +122,7 @@ def _observed(model: Model, proto: onnx.ModelProto, given: Shapes, replaced: Kin
             raise
         except Exception as error:  # onnxruntime raises its own types, one per status code
             known = UNKNOWN_OPERATOR not in str(error)
-            hint = "export it again" if known else "give the library of its operators with --library"
+            hint = "export it again" if known else f"give the library of its operators with {option('library')}"
             raise ModelError(f"{model.path}: onnxruntime cannot load the model: {first_line(error)}; {hint}") from error
 
 
@@ -228,7 +232,7 @@ def _first_run(look: _Observer, given: Shapes) -> tuple[Feed, list[Array]]:
             if TERMINATED in failure:
                 raise ModelError(
                     f"{model.path}: a run did not end within {LONGEST_RUN} seconds: {failure}; give smaller sizes with "
-                    "--shape, or export the model without the loop"
+                    f"{option('shape')}, or export the model without the loop"
                 ) from error
             continue
         if all(0 not in np.asarray(shape) or shape.size == 0 for shape in found if shape.dtype == np.int64):
@@ -241,7 +245,7 @@ def _first_run(look: _Observer, given: Shapes) -> tuple[Feed, list[Array]]:
     names = ", ".join(f"{v.name}{declared(v)}" for v in model.inputs)
     raise ModelError(
         f"{model.path}: onnxruntime cannot run the model with any input size tried ({failure}); "
-        f"give the input shapes, for example --shape NAME=1,3,224,224 (inputs: {names})"
+        f"give the input shapes, for example {option('shape', EXAMPLE, 'NAME=1,3,224,224')} (inputs: {names})"
     )
 
 
@@ -263,7 +267,7 @@ def _trials(model: Model, given: Shapes) -> list[dict[str, tuple[int, ...]]]:
     if min(sizes) > IMPOSSIBLE:
         raise ModelError(
             f"{model.path}: the graph inputs hold {min(sizes)} numbers, more than can be run; give smaller sizes with "
-            "--shape where the model leaves them free"
+            f"{option('shape')} where the model leaves them free"
         )
     small = [shapes for shapes, size in zip(found, sizes, strict=True) if size <= MAX_TRIAL_ELEMENTS]
     return small or found[:1]

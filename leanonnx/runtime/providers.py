@@ -24,6 +24,7 @@ from leanonnx.checks import check_choice, check_least
 from leanonnx.errors import ProviderMissing
 from leanonnx.graph.model import first_line
 from leanonnx.runtime.sessions import QUIET, Feed, Session, failing, finished
+from leanonnx.spelling import option
 from leanonnx.system.cores import available_cores
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
@@ -189,7 +190,7 @@ def _loader_error(provider: Provider) -> str:
 
 def _missing(provider: Provider, reason: str) -> ProviderMissing:
     return ProviderMissing(
-        f"--provider {provider}: onnxruntime {ort.__version__} has none here ({reason}); {ADVICE[provider]}"
+        f"{option('provider', provider)}: onnxruntime {ort.__version__} has none here ({reason}); {ADVICE[provider]}"
     )
 
 

@@ -12,6 +12,7 @@ from leanonnx.errors import BudgetUnreachable
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.runtime.timing import TimingComparison
 from leanonnx.selection.selector import Price, Selection, Selector
+from leanonnx.spelling import option
 
 SECONDS = 2.0
 """Seconds of one measurement."""
@@ -162,6 +163,6 @@ def _best_effort(selector: Selector, best: Trial) -> Trial:
         raise BudgetUnreachable(
             f"{selector.request.budget.fraction:g} of the latency was asked for, but {best.fraction:.3f} is the lowest "
             f"that was measured: {'; '.join(limits) or 'every layer is at its last channel'}; ask for at least "
-            f"{np.ceil(100 * best.fraction) / 100:g}, or add --best-effort to write that"
+            f"{np.ceil(100 * best.fraction) / 100:g}, or add {option('best_effort', True)} to write that"
         )
     return replace(best, selection=selector.selection(best.selection.alive, reached=False))

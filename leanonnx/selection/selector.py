@@ -14,13 +14,14 @@ from leanonnx.checks import check_fraction
 from leanonnx.errors import BudgetUnreachable
 from leanonnx.graph.nodes import BIAS, BIASED, standard
 from leanonnx.numeric.channel_ids import ChannelIds, Mask
-from leanonnx.ranking.criteria import Chains, Method, Ranking, RankingInputs, rank
+from leanonnx.ranking.criteria import Chains, Importance, Method, Ranking, RankingInputs, rank
 from leanonnx.ranking.elimination import DEFAULT_EXPONENTS, Exponents
 from leanonnx.ranking.weighting import WeightedDag
 from leanonnx.rules.call import KernelBlock, Pin
 from leanonnx.selection.allocator import WidthAllocator
 from leanonnx.selection.limits import what_holds
 from leanonnx.selection.widths import NATURAL, Alignment
+from leanonnx.spelling import option
 from leanonnx.statistics.moments import Statistics
 
 Price = Callable[[Mask], float]
@@ -61,7 +62,7 @@ class SelectionRequest:
     """
 
     budget: Budget
-    method: Method = "auto"
+    method: Method | Importance = "auto"
     chains: Chains = "cover"
     pinned: tuple[Pin, ...] = ()
     ignored: frozenset[int] = frozenset()
@@ -130,7 +131,14 @@ class Selector:
             return self._spent(keeper.prefix(len(ranking.order)), request.budget.fraction) > 1
 
         rate = partial(_saved, request.rate or RATES.get(request.budget.unit, by_kernels), request.ignored)
-        question = RankingInputs(self.weighted, request.chains, request.seed, enough, rate, request.exponents)
+        question = RankingInputs(
+            weighted=self.weighted,
+            chains=request.chains,
+            seed=request.seed,
+            enough=enough,
+            rate=rate,
+            exponents=request.exponents,
+        )
         ranking = rank(question, request.method)
         return WidthAllocator(self.weighted, ranking, request.pinned, request.alignment)
 
@@ -198,11 +206,11 @@ def _unreachable(budget: Budget, limits: tuple[str, ...], lowest: float, total: 
     if total == 0:
         return (
             f"there are no {budget.unit} to remove: the model has no Conv, ConvTranspose, Gemm or MatMul with constant "
-            "weights in its main graph that is not ignored; add --best-effort to write it as it is"
+            f"weights in its main graph that is not ignored; add {option('best_effort', True)} to write it as it is"
         )
     share = lowest / total
     return (
         f"{budget.fraction:g} of the {budget.unit} was asked for, but {share:.4f} ({lowest:.12g} of {total:.12g}) is "
         f"the lowest that can be reached: {'; '.join(limits) or 'every layer is at its last channel'}; "
-        f"ask for at least {np.ceil(1e4 * share) / 1e4:g}, or add --best-effort to write that"
+        f"ask for at least {np.ceil(1e4 * share) / 1e4:g}, or add {option('best_effort', True)} to write that"
     )

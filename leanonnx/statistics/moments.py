@@ -20,6 +20,7 @@ from leanonnx.operators.table import names_with
 from leanonnx.rules.call import KernelBlock, Reduction
 from leanonnx.runtime.probes import watched
 from leanonnx.runtime.sessions import Feed, RunFailed
+from leanonnx.spelling import option
 
 THIN = 2
 """Smallest stride at which rows are thinned out."""
@@ -169,7 +170,7 @@ def _check_finite(read: Mapping[tuple[str, int], Moments]) -> None:
         if not np.isfinite(moments.covariance).all():
             raise DataError(
                 f"tensor '{name}' holds NaN or infinite values on the calibration data; check how the data are "
-                "normalised (--mean, --std)"
+                f"normalised ({option('mean')}, {option('std')})"
             )
 
 

@@ -21,12 +21,12 @@ from leanonnx.analysis.constants import ConstantUse
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import PlanError
 from leanonnx.numeric.channel_ids import ChannelIds, Mask, varied
+from leanonnx.spelling import option
 from leanonnx.surgery.patch import kept_indices
 from leanonnx.surgery.recipe import Recipe, earlier_recipe, read_recipe
 from leanonnx.system.outputs import StrPath, check_writable, write_file
 
 SCHEMA = 1
-AGAIN = "make it again with --plan-out"
 FIELDS = ("schema", "leanonnx", "input_sha256", "options", "tensors")
 """Fields that every plan has."""
 
@@ -119,12 +119,14 @@ def load_plan(path: StrPath) -> Plan:
     except OSError as error:
         raise PlanError(f"{path}: the plan cannot be read: {error.strerror}; check the path") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise PlanError(f"{path}: not a plan of leanonnx ({error}); make one with --plan-out") from error
+        raise PlanError(f"{path}: not a plan of leanonnx ({error}); make one with {option('plan_out')}") from error
     kinds = ((plan.tensors, dict), (plan.options, dict), (plan.input_sha256, str))
     if not all(isinstance(value, kind) for value, kind in kinds):
-        raise PlanError(f"{path}: not a plan of leanonnx (wrong kinds of values); make one with --plan-out")
+        raise PlanError(f"{path}: not a plan of leanonnx (wrong kinds of values); make one with {option('plan_out')}")
     if plan.schema != SCHEMA:
-        raise PlanError(f"{path}: plan schema {plan.schema}, expected {SCHEMA}; make the plan again with --plan-out")
+        raise PlanError(
+            f"{path}: plan schema {plan.schema}, expected {SCHEMA}; make the plan again with {option('plan_out')}"
+        )
     return plan if "recovery" in data else replace(plan, recovery=earlier_recipe(plan.options))
 
 
@@ -144,9 +146,9 @@ def replay(dag: ChannelDag, plan: Plan) -> Mask:
     keep[dag.groups[dead]] = False
     alive = Closure(dag, dag.groups).alive(keep)
     if make_plan(dag, alive, plan.options, plan.leanonnx).tensors != plan.tensors:
-        raise PlanError(f"{plan.origin}: the plan does not fit the model's ties and shapes; {AGAIN}")
+        raise PlanError(f"{plan.origin}: the plan does not fit the model's ties and shapes; {_again()}")
     if not alive[0] or any(not alive[pin.channel_ids].all() for pin in dag.pins):
-        raise PlanError(f"{plan.origin}: the plan removes channels that may not be removed; {AGAIN}")
+        raise PlanError(f"{plan.origin}: the plan removes channels that may not be removed; {_again()}")
     return alive
 
 
@@ -158,7 +160,11 @@ def confirm(dag: ChannelDag, made: Plan, plan: Plan) -> None:
     """
     _check_origin(dag, plan)
     if made.tensors != plan.tensors:
-        raise PlanError(f"{plan.origin}: the plan keeps other channels than --exact finds; {AGAIN}")
+        raise PlanError(f"{plan.origin}: the plan keeps other channels than {option('exact', True)} finds; {_again()}")
+
+
+def _again() -> str:
+    return f"make it again with {option('plan_out')}"
 
 
 def _check_origin(dag: ChannelDag, plan: Plan) -> None:

@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from leanonnx.data.images import IMAGE_OPTIONS
+from leanonnx.spelling import option
+
 ARRAYS = "arrays"
 """Name of calibration data that are arrays in memory."""
-IMAGES = ("mean", "std", "scale", "layout", "size")
-"""Options that control how images become tensors."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,17 @@ class Recipe:
         return row
 
     def again(self) -> str:
-        """Return the command-line options that refit the weights."""
-        calib = "with the same arrays" if self.calib == ARRAYS else shlex.quote(self.calib or "")
-        words = ["--recover auto" if self.calib is None else f"--calib {calib}"]
+        """Return the options that refit the weights, as the caller writes them."""
+        if self.calib is None:
+            words = [option("recover", "auto")]
+        elif self.calib == ARRAYS:
+            words = [f"{option('calib')} with the same arrays"]
+        else:
+            words = [option("calib", self.calib, shlex.quote(self.calib))]
         if self.images is not None:
-            given = [name for name in IMAGES if self.images.get(name) is not None]
-            words += [f"--{name} {_option_text(name, self.images)}" for name in given]
-        return " ".join([*words, *([f"--seed {self.seed}"] if self.seed else [])])
+            given = [name for name in IMAGE_OPTIONS if self.images.get(name) is not None]
+            words += [option(name, self.images[name], _option_text(name, self.images)) for name in given]
+        return " ".join([*words, *([option("seed", self.seed)] if self.seed else [])])
 
 
 def read_recipe(row: Mapping[str, Any] | None, folder: Path) -> Recipe | None:

@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from leanonnx.spelling import option_list
+
 CODE = """
 import json, os, sys, threading
 
@@ -53,7 +55,8 @@ def run(entry: str, folder: Path, limit: float | None = None, threads: int = 0) 
     try:
         process.wait(limit)
     except subprocess.TimeoutExpired:
-        return f"did not end within {limit:.0f} seconds; give smaller inputs with --shape or --batch"
+        sizes = option_list("shape", "batch", last="or")
+        return f"did not end within {limit:.0f} seconds; give smaller inputs with {sizes}"
     finally:
         stop(process)
     return ending(process, folder)

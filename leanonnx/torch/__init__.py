@@ -30,6 +30,7 @@ from leanonnx.graph.model import Model, load
 from leanonnx.numeric.channel_ids import Mask, Shape
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import Feed, RunFailed, run
+from leanonnx.spelling import option
 from leanonnx.surgery.patch import plan_patch
 from leanonnx.surgery.plan import Plan, load_plan, replay
 from leanonnx.system.outputs import StrPath
@@ -103,7 +104,9 @@ def apply_plan(
     """
     made = plan if isinstance(plan, Plan) else load_plan(plan)
     if made.exact:
-        raise PlanError(f"{made.origin}: made with --exact, which changes weights as well; make one with a budget")
+        raise PlanError(
+            f"{made.origin}: made with {option('exact', True)}, which changes weights as well; make one with a budget"
+        )
     if model is None:
         return _apply_by_names(module, planned_cuts(made), names or {})
     with as_file(model) as source:
@@ -167,8 +170,8 @@ def _apply_and_compare(
     if picks:
         raise PlanError(
             f"{', '.join(map(repr, picks))} would join only some of the channels that it reads, which a module cannot "
-            "follow: the plan removes single kernels (of a dense network, or by --chains through or free); make "
-            "one with --chains cover"
+            f"follow: the plan removes single kernels (of a dense network, or by {option('chains', 'through')} or "
+            f"{option('chains', 'free')}); make one with {option('chains', 'cover')}"
         )
     error = _error(module, model, model.path, feed, trace)
     if not error <= tolerance:

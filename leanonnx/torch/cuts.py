@@ -11,10 +11,10 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import PlanError
 from leanonnx.numeric.arrays import Array
 from leanonnx.numeric.channel_ids import Mask
+from leanonnx.spelling import option
 from leanonnx.surgery.patch import constant_of, kept_indices
 from leanonnx.surgery.plan import Plan
 
-ANEW = "make the plan anew with --plan-out"
 Kept = tuple[int, ...]
 """Indices kept on an axis."""
 
@@ -58,9 +58,15 @@ def planned_cuts(plan: Plan) -> list[Cut]:
             shape = tuple(entry["before"])
             cut = Cut(name, shape, _filled(entry["kept"], shape), apart="others" in entry)
         except (KeyError, TypeError, ValueError) as error:
-            raise PlanError(f"{plan.origin}: the entry of '{name}' is broken ({error}); {ANEW}") from error
+            raise PlanError(
+                f"{plan.origin}: the entry of '{name}' is broken ({error}); make the plan anew with "
+                f"{option('plan_out')}"
+            ) from error
         if any(not 0 <= k < size for size, kept in zip(cut.shape, cut.kept, strict=True) for k in kept):
-            raise PlanError(f"{plan.origin}: the entry of '{name}' is broken (an index out of range); {ANEW}")
+            raise PlanError(
+                f"{plan.origin}: the entry of '{name}' is broken (an index out of range); make the plan anew with "
+                f"{option('plan_out')}"
+            )
         found.append(cut)
     return found
 

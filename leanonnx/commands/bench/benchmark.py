@@ -19,6 +19,7 @@ from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.subprocess_timing import measured, measured_alone
 from leanonnx.runtime.timing import SECONDS, Timing, TimingComparison
+from leanonnx.spelling import option, option_list
 from leanonnx.system.clock import quiet
 
 Dims = list[int | None]
@@ -53,9 +54,13 @@ class BenchRequest:
 
     def __post_init__(self) -> None:
         if not 0 < self.seconds <= MAX_SECONDS:
-            raise OptionError(f"--seconds {self.seconds:g}: expected more than 0 and at most {MAX_SECONDS}")
+            raise OptionError(
+                f"{option('seconds', float(self.seconds))}: expected more than 0 and at most {MAX_SECONDS}"
+            )
         if self.setting.provider == "cpu" and self.setting.cuda_graph:
-            raise OptionError("--cuda-graph: the CPU has no CUDA graphs; add --provider cuda, or leave it out")
+            raise OptionError(
+                f"{option('cuda_graph')}: the CPU has no CUDA graphs; add {option('provider', 'cuda')}, or leave it out"
+            )
         check_least("seed", self.seed, 0)
         for name, values, least in (("batch", self.batches, 1), ("threads", self.threads, 0)):
             for value in values:
@@ -119,7 +124,8 @@ def _outcome(
         names = " and ".join(str(each.path) for each in (model, rival) if each is not None)
         given = ", ".join(f"{name}={shape_text(shape)}" for name, shape in inputs.items())
         raise ModelError(
-            f"{names}: cannot be timed with inputs {given}: {error}; give other sizes with --shape or --batch"
+            f"{names}: cannot be timed with inputs {given}: {error}; give other sizes with "
+            f"{option_list('shape', 'batch', last='or')}"
         ) from error
 
 
@@ -145,8 +151,8 @@ def with_batch(model: Model, sizes: Sizes, batch: int) -> Sizes:
     free = {v.name for v in model.inputs if _dims(v)[:1] == [None]}
     if not free and all(_dims(v)[:1] != [batch] for v in model.inputs[:1]):
         raise OptionError(
-            f"--batch {batch}: {model.path} fixes the first axis of its inputs ({_inputs_text(model)}); "
-            "leave out --batch, or export the model with a free batch axis"
+            f"{option('batch', batch)}: {model.path} fixes the first axis of its inputs ({_inputs_text(model)}); "
+            f"leave out {option('batch')}, or export the model with a free batch axis"
         )
     return {name: (batch, *shape[1:]) if name in free else shape for name, shape in sizes.items()}
 
@@ -195,5 +201,6 @@ def check_fits(model: Model, inputs: Sizes) -> None:
         if not _agree(_dims(value), inputs[value.name]):
             raise OptionError(
                 f"{model.path}: its input '{value.name}' is {_dims_text(value)}, which "
-                f"{shape_text(inputs[value.name])} does not fit; give other sizes with --shape or --batch"
+                f"{shape_text(inputs[value.name])} does not fit; give other sizes with "
+                f"{option_list('shape', 'batch', last='or')}"
             )

@@ -22,6 +22,7 @@ from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.subprocess_timing import measured_many
 from leanonnx.runtime.timing import Timing
 from leanonnx.selection.latency import latency_model
+from leanonnx.spelling import option
 from leanonnx.system.clock import Progress, quiet
 from leanonnx.system.outputs import temporary_beside
 
@@ -117,8 +118,8 @@ def _time_models(
         return measured_many(paths, feeds, setting, seconds)
     except RunFailed as error:
         raise OptionError(
-            f"--provider {setting.provider}: the networks of the calibration cannot be timed: {error}; see that "
-            "nothing else uses the device or its memory"
+            f"{option('provider', setting.provider)}: the networks of the calibration cannot be timed: {error}; see "
+            "that nothing else uses the device or its memory"
         ) from error
 
 
@@ -151,10 +152,10 @@ def check_storable(path: Path) -> dict[str, Hardware]:
         OutputError: the file cannot be written.
     """
     if path.exists() and not path.is_file():
-        raise OutputError(f"{path}: is no regular file; give another one with --out")
+        raise OutputError(f"{path}: is no regular file; give another one with {option('out')}")
     nearest = next(folder for folder in path.absolute().parents if folder.exists())
     if not nearest.is_dir():
-        raise OutputError(f"{path}: '{nearest}' is no folder; give another file with --out")
+        raise OutputError(f"{path}: '{nearest}' is no folder; give another file with {option('out')}")
     return read_targets(path) if path.exists() else {}
 
 
@@ -171,7 +172,7 @@ def store(target: Hardware, path: Path) -> None:
         destination.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
-            f"{destination.parent}: cannot be made: {error.strerror}; give another file with --out"
+            f"{destination.parent}: cannot be made: {error.strerror}; give another file with {option('out')}"
         ) from error
     with temporary_beside(destination) as folder:
         draft = folder / destination.name

@@ -13,6 +13,7 @@ from leanonnx.formatting import counted
 from leanonnx.hardware.targets import ENTRIES
 from leanonnx.reporting.report import SCHEMA, Row, warned
 from leanonnx.runtime.providers import runtime_version
+from leanonnx.spelling import option
 from leanonnx.system.cores import processor
 
 READ = "block, multiple and grouped are read from onnxruntime's optimised graphs, all else is timed"
@@ -58,8 +59,8 @@ def tables(row: Row) -> RenderableType:
     threads = counted(row["threads"], "thread")
     head = f"{row['target']}: {row['provider']}, {threads}, {row['processor']}, onnxruntime {row['onnxruntime']}"
     steps = Text(READ if row["steps"] == "read" else FOUND, style="dim")
-    asked = f"for --target auto to use it, set LEANONNX_TARGETS={Path(row['file']).absolute()}"
-    use = "--target auto uses it from now on" if row["used_by_auto"] else asked
+    asked = f"for {option('target', 'auto')} to use it, set LEANONNX_TARGETS={Path(row['file']).absolute()}"
+    use = f"{option('target', 'auto')} uses it from now on" if row["used_by_auto"] else asked
     end = Text(f"Stored in {row['file']} after {row['seconds']:.0f} s; {use}.")
     return Group(Text(head, style="bold"), *warned(row), _entries(row), steps, Text(""), *_checks(row), Text(""), end)
 

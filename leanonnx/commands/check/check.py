@@ -43,6 +43,7 @@ from leanonnx.commands.check.interface import interface_changes
 from leanonnx.commands.check.sizes import MIN_SAMPLES, InputSource, batch_places, compare_at_sizes, fitted
 from leanonnx.commands.check.telling import untold
 from leanonnx.commands.check.verdicts import FAILED, PASSED, SKIPPED, Verdict, status_of
+from leanonnx.data.images import IMAGE_OPTIONS
 from leanonnx.data.samples import Data, ImageFormat, batch_size, made_data, open_data, runnable
 from leanonnx.errors import LeanOnnxError, ModelError, OptionError, ProviderMissing
 from leanonnx.evaluation.deviation import Axes, Fidelity, compare
@@ -56,6 +57,7 @@ from leanonnx.reporting.report import fidelity
 from leanonnx.runtime.free_axes import Sizes
 from leanonnx.runtime.observation import Observation, check_shapes, observe, random_feed
 from leanonnx.runtime.sessions import Feed, RunFailed, run
+from leanonnx.spelling import option, option_list
 from leanonnx.system.clock import Clock, Progress, quiet
 
 SAMPLES_PER_KIND = 4
@@ -244,7 +246,7 @@ def _pair_with_inputs(base: Model, new: Model, request: CheckRequest) -> _Pair:
     sizes = {value.name: observation.shapes[value.name] for value in base.inputs}
     if request.data is None:
         if request.images != ImageFormat():
-            raise OptionError("--mean, --std, --scale, --layout and --size go with --data; leave them out")
+            raise OptionError(f"{option_list(*IMAGE_OPTIONS)} go with {option('data')}; leave them out")
         samples = [random_feed(base, sizes, seed + k) for k in range(MIN_SAMPLES)]
         more = InputSource("random normal inputs", samples, lambda at, k: random_feed(base, at, seed + k))
         return _Pair(base, new, observation, drawn(base, sizes, seed), sizes, more)
@@ -316,7 +318,7 @@ def _compare_outputs(pair: _Pair, limits: Mapping[str, Limit]) -> _Values:
         verdict = verdicts.agreement_verdict(limits[AGREEMENT], fidelities, uninformative)
         if verdict is None:
             raise OptionError(
-                f"--{AGREEMENT}: no output of {base.path} holds classes or whole numbers; use --{DEVIATION}"
+                f"{option(AGREEMENT)}: no output of {base.path} holds classes or whole numbers; use {option(DEVIATION)}"
             )
         gates.append(verdict)
     return _Values(gates, fidelities, at_further_sizes.fidelities)
@@ -370,7 +372,9 @@ def _latency_verdicts(
                 break
     except ProviderMissing as error:
         if not request.skip_missing:
-            raise ProviderMissing(f"{error}, or skip the gates on latency with --skip-missing-provider") from error
+            raise ProviderMissing(
+                f"{error}, or skip the gates on latency with {option('skip_missing_provider', True)}"
+            ) from error
         return [Verdict(name, SKIPPED, str(error)) for name in requested], ()
     except ModelError as error:
         return [Verdict(name, FAILED, str(error)) for name in requested], ()
@@ -390,7 +394,7 @@ def _measurement_notes(
         if deviation.unused:
             notes.append(deviation.unused)
     if AGREEMENT in request.limits and request.data is None:
-        notes.append(f"{AGREEMENT} was judged on random inputs, which says little of real ones; give --data")
+        notes.append(f"{AGREEMENT} was judged on random inputs, which says little of real ones; give {option('data')}")
     provider = request.timed.setting.provider
     if provider != "cpu" and not {LATENCY_MS, SPEEDUP} & set(request.limits):
         notes.append(f"nothing was run on {provider}: no gate on latency was asked for")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from leanonnx.checks import read_toml
 from leanonnx.errors import OptionError
+from leanonnx.spelling import option
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def read_gates(path: Path) -> dict[str, Limit]:
     Raises:
         OptionError: the file cannot be read, is not TOML, or contains anything but limits of gates.
     """
-    rows = read_toml(path, "check the path given with --gates", f"write lines such as {DEVIATION} = 0.01")
+    rows = read_toml(path, f"check the path given with {option('gates')}", f"write lines such as {DEVIATION} = 0.01")
     for name in rows:
         if name not in ASKED:
             near = get_close_matches(name, ASKED, 1)

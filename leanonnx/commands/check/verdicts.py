@@ -18,6 +18,7 @@ from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.evaluation.tally import Deviation
 from leanonnx.formatting import counted
 from leanonnx.runtime.timing import Timing, TimingComparison
+from leanonnx.spelling import option
 
 Status = Literal["passed", "failed", "skipped"]
 PASSED: Status = "passed"
@@ -80,7 +81,10 @@ def deviation_verdict(limit: Limit, fidelities: Mapping[str, Fidelity], vacuous:
         *({one.output for one in fidelity.outputs if one.silent} for fidelity in fidelities.values())
     )
     if silent:
-        text = f"BASE outputs only NaN or infinity in '{min(silent)}', so its deviation is undefined; give other --data"
+        text = (
+            f"BASE outputs only NaN or infinity in '{min(silent)}', so its deviation is undefined; give other "
+            f"{option('data')}"
+        )
         return Verdict(DEVIATION, FAILED, text, None, limit.number)
     if vacuous:
         return Verdict(DEVIATION, FAILED, _vacuous_text(vacuous), None, limit.number)
@@ -96,7 +100,7 @@ def deviation_verdict(limit: Limit, fidelities: Mapping[str, Fidelity], vacuous:
 def _vacuous_text(vacuous: Mapping[str, str]) -> str:
     """Message on outputs whose comparison is vacuous."""
     names = ", ".join(f"'{name}' is {reason}" for name, reason in vacuous.items())
-    return f"the comparison is vacuous: in BASE {names}; give inputs that change it with --data"
+    return f"the comparison is vacuous: in BASE {names}; give inputs that change it with {option('data')}"
 
 
 def agreement_verdict(limit: Limit, fidelities: Mapping[str, Fidelity], vacuous: Mapping[str, str]) -> Verdict | None:
@@ -154,7 +158,7 @@ def _judge_speedup(limit: Limit, case: Case) -> tuple[Status, str]:
     low, high = comparison.interval
     text = f"95 % interval {low:.3g} to {high:.3g}, noise {comparison.noise:.1%}; {_setting_text(case)}"
     if is_too_noisy(limit, case):
-        return FAILED, f"too noisy to tell: {text}; measure where nothing else runs, or for more --seconds"
+        return FAILED, f"too noisy to tell: {text}; measure where nothing else runs, or for more {option('seconds')}"
     reached = _reaches(limit.number, comparison)
     if reached is None:
         return PASSED, f"not slower than the limit beyond noise: {text}"

@@ -25,6 +25,7 @@ from leanonnx.selection.latency import by_time, latency_model
 from leanonnx.selection.search import Trial, within_budget, within_latency
 from leanonnx.selection.selector import LATENCY, Selection, SelectionRequest, Selector
 from leanonnx.selection.widths import PARTS, Alignment
+from leanonnx.spelling import option
 from leanonnx.statistics.moments import Statistics, measure
 from leanonnx.statistics.propagation import propagate_statistics
 from leanonnx.surgery.plan import Plan, replay
@@ -105,7 +106,7 @@ def resolved_target(options: CompressOptions, kinds: Kinds) -> Hardware:
     tables = known_targets() | (read_targets(options.targets) if options.targets else {})
     name = detected(options.setting, kinds) if options.target == "auto" else options.target
     if name not in tables:
-        raise OptionError(f"--target {name}: no such target; there are auto, {', '.join(tables)}")
+        raise OptionError(f"{option('target', name)}: no such target; there are auto, {', '.join(tables)}")
     return tables[name]
 
 

@@ -10,6 +10,7 @@ from leanonnx.graph.view import overridden
 from leanonnx.recovery.draft import ADVISED_SAMPLES, Recovery
 from leanonnx.selection.search import Trial
 from leanonnx.selection.selector import LATENCY
+from leanonnx.spelling import option
 
 
 def not_faster(trial: Trial) -> str:
@@ -29,7 +30,7 @@ def hints(model: Model) -> tuple[str, ...]:
         return ()
     return (
         f"{listed} weights are listed as graph inputs, where a caller may override them; this keeps onnxruntime from "
-        "its fast kernels. If nobody overrides them, add --freeze",
+        f"its fast kernels. If nobody overrides them, add {option('freeze', True)}",
     )
 
 

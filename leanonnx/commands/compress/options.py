@@ -1,44 +1,47 @@
-"""What ``compress`` is asked to do."""
+"""Options of ``compress``: one table for the command line, Python and the plan file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
 from leanonnx.checks import check_choice, check_least, exactly_one
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import Samples
 from leanonnx.errors import OptionError
-from leanonnx.ranking.criteria import Chains, Method
+from leanonnx.ranking.criteria import METHODS, Chains, Importance, Method, meaning, method_name
 from leanonnx.runtime.observation import Shapes
-from leanonnx.runtime.providers import Setting
+from leanonnx.runtime.providers import Provider, Setting
 from leanonnx.selection.selector import LATENCY, Budget
+from leanonnx.spelling import option
 from leanonnx.surgery.plan import Plan
 from leanonnx.surgery.recipe import ARRAYS
 
 Recover = Literal["none", "auto"]
+METHOD_HELP = " ".join(f"{each}: {meaning(each)}" for each in METHODS)
 
 
 def asked_budget(given: Mapping[str, float | None], plan: object, exact: bool) -> Budget:
-    """How far to go: a fraction, a plan or only what contributes nothing; the latter two have no budget of their own.
+    """The budget of a fraction; the whole model for a plan or a lossless reduction, which have no budget of their own.
 
     Args:
-        given: fractions by their names on the command line, None where not asked for.
-        plan: None where no plan is to be carried out.
-        exact: whether to remove only what contributes nothing.
+        given: fractions by the names of their options; None for those not given.
+        plan: None for no plan.
+        exact: True for a lossless reduction.
 
     Raises:
-        OptionError: none of these, or several.
+        OptionError: not exactly one of these is given.
     """
     ways: dict[str, Any] = {**given, "plan": plan, "exact": exact or None}
-    name, value = exactly_one(ways, "--keep 0.25")
+    name, value = exactly_one(ways, option("keep", 0.25))
     return Budget.asked(name, value) if name in given else Budget("kernels", 1.0)
 
 
 def alignment(given: str | int) -> int | None:
-    """``--align auto|N``: None for auto.
+    """The value of ``--align auto|N``: None for auto.
 
     Raises:
         OptionError: neither auto nor a number of at least 1.
@@ -47,81 +50,163 @@ def alignment(given: str | int) -> int | None:
         return None
     text = str(given)
     if not text.isdecimal() or int(text) < 1:
-        raise OptionError(f"--align {text}: expected auto or a number of channels of at least 1, for example --align 8")
+        raise OptionError(
+            f"{option('align', given)}: expected auto or a number of channels of at least 1, for example "
+            f"{option('align', 8)}"
+        )
     return int(text)
 
 
-@dataclass(frozen=True)
-class CompressOptions:
-    """What ``compress`` was asked to do.
+class Described(NamedTuple):
+    """Description of an option for the command line and for plans; see ``described_options``.
 
-    ``align``: widths are multiples of this (None: what the target wants); ``target``: a table of ``targets.toml``
-    ("auto": the one of this machine and provider), those in the file ``targets`` coming first; ``exact``: remove only
-    what contributes nothing; ``freeze``: weights that are listed as graph inputs become constants; ``calib``: real
-    inputs, ``images``: how photographs among them become tensors; ``recover``: whether weights are changed (None: with
-    ``calib`` only).
+    ``help`` names other options in backquotes, as ``calib`` or ``method=random``; ``least`` is the smallest number that
+    is allowed; ``keyword`` the name of the option, where the field has another; ``recorded`` is True for options that
+    every plan records, and False for those that no plan does (None: if not the default).
+    """
+
+    help: str
+    metavar: str | None = None
+    least: int | None = None
+    keyword: str | None = None
+    recorded: bool | None = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressOptions:
+    """Options of a compression, by field: what each does, its type and its default.
+
+    The command line makes its options from the described fields, and Python's ``compress`` passes its keywords on. The
+    others: ``budget``, or ``plan`` or ``exact`` in its place; ``targets``, a file of hardware targets that come before
+    the built-in ones; ``images``, the format of photographs in ``calib``; ``removed``, channels of the caller's choice
+    that ``plan`` removes; ``measure``, True to time the result (a latency budget always does).
 
     Raises:
         OptionError: there is no such choice, or two of them contradict each other.
     """
 
     budget: Budget = field(default_factory=lambda: Budget("kernels", 1.0))
-    method: Method = "auto"
-    chains: Chains = "cover"
-    shapes: Shapes = field(default_factory=dict)
-    pin: tuple[str, ...] = ()
-    ignore: tuple[str, ...] = ()
-    plan: Plan | None = None
-    libraries: tuple[Path, ...] = ()
-    best_effort: bool = False
-    align: int | None = None
-    target: str = "auto"
-    targets: Path | None = None
-    setting: Setting = field(default_factory=Setting)
-    measure: bool = True
-    seed: int = 0
-    exact: bool = False
-    freeze: bool = False
-    calib: Samples | None = None
+    method: Annotated[
+        Method | Importance,
+        Described(f"How channels are ranked. {METHOD_HELP}", recorded=True),
+    ] = "auto"
+    chains: Annotated[Chains, Described("Which chains lean extracts.", recorded=True)] = "cover"
+    shapes: Annotated[
+        Shapes, Described("Size of a free graph input.", "NAME=1,3,224,224", keyword="shape", recorded=True)
+    ] = field(default_factory=dict)
+    pin: Annotated[
+        tuple[str, ...], Described("Tensor or node whose channels are all kept.", "NAME", recorded=True)
+    ] = ()
+    ignore: Annotated[
+        tuple[str, ...], Described("Layer that is not counted and keeps all its outputs.", "LAYER", recorded=True)
+    ] = ()
+    calib: Annotated[
+        Samples | None,
+        Described(
+            "Real inputs: an .npz file keyed by graph input (axis 0 = samples), a folder of them, or of images.", "DATA"
+        ),
+    ] = None
     images: ImageFormat = field(default_factory=ImageFormat)
-    recover: Recover | None = None
+    recover: Annotated[
+        Recover | None,
+        Described(
+            "How to update the remaining weights: auto fits them to `calib` data or, without data, uses the model's "
+            "own statistics; none keeps them. Default: auto with `calib`, else none."
+        ),
+    ] = None
+    align: Annotated[
+        int | None,
+        Described(
+            "Width multiple: auto for the hardware's, or N channels; 1 allows any width.",
+            "auto|N",
+            recorded=True,
+        ),
+    ] = None
+    target: Annotated[
+        str, Described("Hardware to fit widths to, for example cpu-avx2; auto is this machine.", "NAME", recorded=True)
+    ] = "auto"
+    targets: Path | None = None
+    provider: Annotated[Provider, Described("Where the result is to run, and is measured.")] = "cpu"
+    threads: Annotated[int, Described("Threads to measure with; 0 is all physical cores.", least=0)] = 0
+    libraries: Annotated[
+        tuple[Path, ...], Described("Library of custom operators for onnxruntime.", "L.so", keyword="library")
+    ] = ()
+    freeze: Annotated[
+        bool, Described("Turn weights that are listed as graph inputs into constants.", recorded=None)
+    ] = False
+    best_effort: Annotated[
+        bool, Described("Write the closest result even if it misses the budget or is not faster.", recorded=True)
+    ] = False
+    measure: bool = False
+    seed: Annotated[int, Described("Seed of random inputs and of `method=random`.", least=0, recorded=True)] = 0
+    plan: Plan | None = None
+    exact: bool = False
+    removed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_choice("method", self.method, Method)
+        if not callable(self.method):
+            check_choice("method", self.method, Method)
         check_choice("chains", self.chains, Chains)
         if self.recover is not None:
             check_choice("recover", self.recover, Recover)
         check_least("seed", self.seed, 0)
-        if self.budget.unit == LATENCY and not self.measure:
-            raise OptionError("--latency is met by measuring; leave out --no-measure")
+        check_choice("provider", self.provider, Provider)
+        check_least("threads", self.threads, 0)
         if self.exact and self.calib is not None:
-            raise OptionError("--calib has nothing to do with --exact, which leaves the output as it is; leave out one")
+            raise OptionError(
+                f"{option('calib')} has nothing to do with {option('exact', True)}, which leaves the output as it is; "
+                "leave out one"
+            )
+
+    @property
+    def setting(self) -> Setting:
+        """Provider and threads of the result."""
+        return Setting(self.provider, self.threads)
+
+    @property
+    def measures(self) -> bool:
+        """True if latency is measured, because that was asked for or the budget is one of time."""
+        return self.measure or self.budget.unit == LATENCY
 
     @property
     def recovers(self) -> bool:
-        """Whether weights are to be changed to make up for what was removed."""
+        """True if weights are to be changed to make up for what was removed."""
         return self.calib is not None if self.recover is None else self.recover == "auto"
 
     def record(self) -> dict[str, Any]:
         """The options that shaped the plan, for the plan file."""
-        return {
-            self.budget.unit: self.budget.fraction,
-            "method": self.method,
-            "chains": self.chains,
-            "shapes": {name: list(shape) for name, shape in sorted(self.shapes.items())},
-            "pin": sorted(self.pin),
-            "ignore": sorted(self.ignore),
-            "best_effort": self.best_effort,
-            "align": "auto" if self.align is None else self.align,
-            "target": self.target,
-            "seed": self.seed,
-            **({"exact": True} if self.exact else {}),
-            **({"freeze": True} if self.freeze else {}),
-            **({} if self.calib is None else {"calib": calib_name(self.calib), "recover": "none"}),
-            **({"recover": "auto"} if self.recovers else {}),
-        }
+        row: dict[str, Any] = {self.budget.unit: self.budget.fraction}
+        for each, described in described_options():
+            value = getattr(self, each.name)
+            if described.recorded or (described.recorded is None and value):
+                row[each.name] = RECORDED[each.name](value) if each.name in RECORDED else value
+        if self.exact:
+            row["exact"] = True
+        if self.removed:
+            row["removed"] = {name: list(indices) for name, indices in sorted(self.removed.items())}
+        if self.calib is not None:
+            row |= {"calib": calib_name(self.calib), "recover": "none"}
+        return row | ({"recover": "auto"} if self.recovers else {})
+
+
+@lru_cache
+def described_options() -> tuple[tuple[Field[Any], Described], ...]:
+    """The fields of ``CompressOptions`` that are options of their own, with their descriptions."""
+    hints = get_type_hints(CompressOptions, include_extras=True)
+    described = ((each, getattr(hints[each.name], "__metadata__", ())) for each in fields(CompressOptions))
+    return tuple((each, metadata[0]) for each, metadata in described if metadata)
+
+
+RECORDED: Mapping[str, Callable[[Any], Any]] = {
+    "method": method_name,
+    "shapes": lambda shapes: {name: list(shape) for name, shape in sorted(shapes.items())},
+    "pin": sorted,
+    "ignore": sorted,
+    "align": lambda align: "auto" if align is None else align,
+}
+"""Options that a plan records in another form than their value."""
 
 
 def calib_name(calib: Samples) -> str:
-    """Data as a plan calls them: their path as given."""
+    """Name of calibration data in a plan: their path as given."""
     return str(calib) if isinstance(calib, Path) else ARRAYS

@@ -34,6 +34,7 @@ from leanonnx.runtime.observation import Shapes, observe
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.timing import TimingComparison
 from leanonnx.selection.selector import Selection
+from leanonnx.spelling import option, option_list
 from leanonnx.statistics.propagation import PropagatedMoments
 from leanonnx.surgery.plan import Plan, confirm, make_plan
 from leanonnx.system.clock import Clock, Progress, quiet
@@ -227,7 +228,10 @@ def as_planned(options: CompressOptions) -> CompressOptions:
     if plan is None:
         return options
     if options.pin or options.ignore:
-        raise OptionError("--pin and --ignore cannot be joined to --plan, which says what is kept; leave them out")
+        raise OptionError(
+            f"{option_list('pin', 'ignore')} cannot be joined to {option('plan')}, which says what is kept; "
+            "leave them out"
+        )
     options = replace(options, freeze=options.freeze or plan.freezes)
     if not plan.exact:
         return options

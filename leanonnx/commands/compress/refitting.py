@@ -19,6 +19,7 @@ from leanonnx.graph.model import Model
 from leanonnx.recovery.data_free_draft import DataFreeRecovery, recover_without_data
 from leanonnx.recovery.draft import Recovery, recover_from_data
 from leanonnx.recovery.weights import StoredWeights, changed_weights, read_weights, restore
+from leanonnx.spelling import option
 from leanonnx.surgery.recipe import Recipe, WeightsFile
 from leanonnx.system.outputs import data_file
 
@@ -52,8 +53,8 @@ def check_weights_wanted(options: CompressOptions, plan_weights: Path | None) ->
     """
     if plan_weights is not None and not options.recovers and not weights_files(options):
         raise OptionError(
-            f"--plan-weights {plan_weights}: holds weights that were changed, and none are; add --calib or "
-            "--recover auto, or leave it out"
+            f"{option('plan_weights', str(plan_weights))}: holds weights that were changed, and none are; add "
+            f"{option('calib')} or {option('recover', 'auto')}, or leave it out"
         )
 
 
@@ -78,7 +79,7 @@ def recover_weights(candidate: Candidate) -> Candidate:
     notes, files = _differences(job.options, planned, own), dict[Path, bytes]()
     if job.plan_weights is not None:
         if recipe is None:
-            notes.append("no weights were changed: --plan-weights was not written")
+            notes.append(f"no weights were changed: {option('plan_weights')} was not written")
         else:
             pruned, recovered = (_loaded(job, file) for file in (candidate.path, path))
             recipe, content = _with_file(recipe, pruned, recovered, job.plan_weights)
@@ -158,7 +159,7 @@ def _differences(options: CompressOptions, planned: Recipe | None, own: Recipe) 
         digests = [digest[:DIGITS] for digest in (planned.calib_sha256, own.calib_sha256)]
         others.append(f"other samples (sha256 {digests[0]}…, these have {digests[1]}…)")
     if own.seed != planned.seed:
-        others.append(f"--seed {planned.seed}")
+        others.append(option("seed", planned.seed))
     if not others:
         return []
     return [

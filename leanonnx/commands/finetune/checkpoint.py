@@ -13,6 +13,7 @@ import torch
 
 from leanonnx.commands.finetune.operators.call import Tensor
 from leanonnx.errors import OptionError, OutputError
+from leanonnx.spelling import option
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,10 @@ def read_checkpoint(path: Path, run: str) -> Checkpoint:
         fields = torch.load(path, map_location="cpu", weights_only=True)
         checkpoint = Checkpoint(**fields)
     except (OSError, RuntimeError, EOFError, TypeError, ValueError, pickle.UnpicklingError) as error:
-        raise OptionError(f"--checkpoint {path}: no checkpoint of leanonnx; give another file") from error
+        raise OptionError(f"{option('checkpoint', str(path))}: no checkpoint of leanonnx; give another file") from error
     if checkpoint.run != run:
         raise OptionError(
-            f"--checkpoint {path}: was made from other files or with other options; repeat them as they were, or give "
-            "another file"
+            f"{option('checkpoint', str(path))}: was made from other files or with other options; repeat them as "
+            "they were, or give another file"
         )
     return checkpoint

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,6 +24,7 @@ from leanonnx.commands.finetune.objectives import (
 )
 from leanonnx.commands.finetune.parity import RoundTrip, round_trip
 from leanonnx.commands.finetune.process_group import ProcessGroup, join_processes
+from leanonnx.commands.finetune.strategies import Strategy
 from leanonnx.commands.finetune.targets import common_targets
 from leanonnx.commands.finetune.teachers import open_teacher
 from leanonnx.commands.finetune.training import Settings, TrainingResult, train
@@ -37,10 +38,10 @@ from leanonnx.graph.storage import write_model
 from leanonnx.numeric.arrays import Array
 from leanonnx.runtime.observation import Shapes, observe
 from leanonnx.runtime.sessions import Feed
+from leanonnx.spelling import option
 from leanonnx.system.clock import Clock, Progress, quiet
 from leanonnx.system.outputs import check_apart, check_writable, publish, temporary_beside
 
-Strategy = Literal["school", "supervised", "noise2self"]
 ROUND_TRIP_INPUTS = 3
 """Number of inputs on which torch and onnxruntime are compared."""
 
@@ -148,14 +149,22 @@ def _check_paths(source: Path, target: Path, teacher: Path | None, data: Path, o
     if teacher is not None:
         check_writable(teacher, target)
     elif options.strategy == "school":
-        raise OptionError("--strategy school learns from the original; give it with --teacher BASE.onnx")
+        raise OptionError(
+            f"{option('strategy', 'school')} learns from the original; give it with {option('teacher', 'BASE.onnx')}"
+        )
     settings = options.settings
     if settings.checkpoint and target.resolve() == settings.checkpoint.resolve():
-        raise OptionError(f"{target}: the checkpoint would overwrite the model; give another path with --checkpoint")
+        raise OptionError(
+            f"{target}: the checkpoint would overwrite the model; give another path with {option('checkpoint')}"
+        )
     if settings.resume and not settings.checkpoint:
-        raise OptionError("--resume goes on from a checkpoint; name it with --checkpoint FILE")
+        raise OptionError(
+            f"{option('resume', True)} goes on from a checkpoint; name it with {option('checkpoint', 'FILE')}"
+        )
     if settings.checkpoint and settings.checkpoint.exists() and not settings.resume:
-        raise OptionError(f"{settings.checkpoint}: exists already; add --resume to go on from it, or remove it")
+        raise OptionError(
+            f"{settings.checkpoint}: exists already; add {option('resume', True)} to go on from it, or remove it"
+        )
 
 
 def _open_student(model: Model, path: Path, options: FinetuneOptions, clock: Clock) -> _Student:
@@ -178,7 +187,8 @@ def _open_student(model: Model, path: Path, options: FinetuneOptions, clock: Clo
         samples: Data = open_data(path, model, shapes, options.images)
         if options.strategy == "supervised" and samples.labels is None:
             raise DataError(
-                f"{path}: holds no labels; add an array 'labels' [samples, ...] to the .npz, or use --strategy school"
+                f"{path}: holds no labels; add an array 'labels' [samples, ...] to the .npz, or use "
+                f"{option('strategy', 'school')}"
             )
         loader = open_loader(samples, options.settings.batch)
     feeds = tuple(feed for feed, _ in loader.held_out[:ROUND_TRIP_INPUTS])
@@ -241,15 +251,15 @@ def _distillation(
     )
     if ours != theirs:
         raise OptionError(
-            f"--teacher {base.path}: its inputs and outputs, or their types, are not those of {student.model.path}; "
-            "give the original that was compressed"
+            f"{option('teacher', str(base.path))}: its inputs and outputs, or their types, are not those of "
+            f"{student.model.path}; give the original that was compressed"
         )
     seen = observe(base, {name: value.shape for name, value in student.feeds[0].items()}).shapes
     targets = common_targets(base, student.model, student.shapes, seen)
     if not any(not target.inner for target in targets):
         raise OptionError(
-            f"--teacher {base.path}: no float output has the shape that it has in {student.model.path}; give the "
-            "original that was compressed"
+            f"{option('teacher', str(base.path))}: no float output has the shape that it has in {student.model.path}; "
+            "give the original that was compressed"
         )
     names = tuple(target.name for target in targets)
     teacher, note = open_teacher(base, student.feeds, names, group.device)

@@ -18,6 +18,7 @@ from leanonnx.commands.finetune.targets import DistillationTarget, output_target
 from leanonnx.errors import DataError, OptionError
 from leanonnx.graph.model import Model
 from leanonnx.numeric.arrays import Array
+from leanonnx.spelling import option
 
 Teacher: TypeAlias = Callable[[Batch, "tuple[str, ...]"], "list[Tensor]"]
 Prepare: TypeAlias = Callable[["Batch", "Tensor | None", np.random.Generator, bool], "tuple[Batch, Any]"]
@@ -106,7 +107,7 @@ def _mismatch(model: Model, shapes: Mapping[str, tuple[int, ...]], label: Array,
     outputs = ", ".join(f"'{v.name}' {list(shapes.get(v.name, ()))}" for v in model.proto.graph.output)
     return DataError(
         f"the labels of one run are {label.dtype} {list(label.shape)}, but no output has {wanted} ({outputs}); "
-        "give labels that fit an output, or use --strategy school"
+        f"give labels that fit an output, or use {option('strategy', 'school')}"
     )
 
 
@@ -129,7 +130,8 @@ def noise2self_objective(
     ]
     if images is None or not pairs:
         raise OptionError(
-            "--strategy noise2self: no output has the shape of an image input; use --strategy school with --teacher"
+            f"{option('strategy', 'noise2self')}: no output has the shape of an image input; use "
+            f"{option('strategy', 'school')} with {option('teacher')}"
         )
     source, output = pairs[0]
     axes = (images.height, images.width)

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from leanonnx.commands.finetune.operators.call import Tensor
 from leanonnx.errors import OptionError
+from leanonnx.spelling import option
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ def join_processes(device: str) -> ProcessGroup:
         OptionError: torch sees no GPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise OptionError("--device cuda: torch sees no GPU; install torch for CUDA, or use --device cpu")
+        raise OptionError(
+            f"{option('device', 'cuda')}: torch sees no GPU; install torch for CUDA, or use {option('device', 'cpu')}"
+        )
     if not (dist.is_available() and dist.is_torchelastic_launched()):
         return ProcessGroup(0, 1, device)
     if device == "cuda":

@@ -19,6 +19,7 @@ from leanonnx.commands.finetune import driver
 from leanonnx.commands.finetune.process_group import ProcessGroup, join_processes
 from leanonnx.errors import OptionError
 from leanonnx.selection.selector import Budget
+from leanonnx.spelling import option
 from leanonnx.system.clock import Progress, quiet
 from leanonnx.system.outputs import check_writable, publish, temporary_beside
 
@@ -76,7 +77,7 @@ def finetune_in_steps(
     """
     check_writable(source, target)
     if schedule.folder is not None and not schedule.folder.is_dir():
-        raise OptionError(f"--keep-steps {schedule.folder}: no such folder; make it first")
+        raise OptionError(f"{option('keep_steps', str(schedule.folder))}: no such folder; make it first")
     group = join_processes(options.device)
     try:
         with ExitStack() as stack:

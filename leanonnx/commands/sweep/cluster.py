@@ -18,6 +18,7 @@ from leanonnx.commands.sweep.worker import MADE, Answers, Task, calibration_path
 from leanonnx.data.files import sample_files
 from leanonnx.errors import BUG, OptionError
 from leanonnx.reporting.report import Row
+from leanonnx.spelling import option
 from leanonnx.version import __version__
 
 Parcel = dict[str, bytes]
@@ -76,22 +77,22 @@ def _connect(address: str) -> Iterator[Client]:
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:  # TimeoutError is an OSError
         raise OptionError(
-            f"--dask {address}: no scheduler answers there ({error}); give the address it shows"
+            f"{option('dask', address)}: no scheduler answers there ({error}); give the address it shows"
         ) from error
     with client:
         try:
             client.wait_for_workers(1, timeout=CONNECT_SECONDS)
             versions = set(client.run(worker_version).values())
         except TimeoutError as error:
-            raise OptionError(f"--dask {address}: the scheduler has no workers; start some") from error
+            raise OptionError(f"{option('dask', address)}: the scheduler has no workers; start some") from error
         except ImportError as error:
             raise OptionError(
-                f"--dask {address}: the workers cannot import leanonnx ({error}); install it there"
+                f"{option('dask', address)}: the workers cannot import leanonnx ({error}); install it there"
             ) from error
         if versions != {__version__}:
             raise OptionError(
-                f"--dask {address}: the workers have leanonnx {', '.join(sorted(versions))}, this is {__version__}; "
-                "install the same everywhere"
+                f"{option('dask', address)}: the workers have leanonnx {', '.join(sorted(versions))}, this is "
+                f"{__version__}; install the same everywhere"
             )
         yield client
 

@@ -58,7 +58,7 @@ def sweep(request: SweepRequest, make: Make, draw: Draw | None = None, progress:
         UserError: wrong options, no point can be made with them, or the folder is in use or holds another sweep.
     """
     models = subjects(request)
-    if request.options.measure and request.options.setting.on_device:
+    if request.options.measures and request.options.setting.on_device:
         prepare(request.options.setting)
     with claimed(request.folder):
         shutil.rmtree(request.folder / WORK_FOLDER, ignore_errors=True)
@@ -109,7 +109,7 @@ class _Sweep:
             UserError: no point can be made with these options and models.
         """
         keys = self.pending(MAKE)
-        measured_later = self.request.options.measure and self.request.unit != LATENCY
+        measured_later = self.request.options.measures and self.request.unit != LATENCY
         with closing(self._make(keys, make)) as rows:
             for number, (key, row) in enumerate(rows, 1):
                 self.progress(f"make, {number} of {len(keys)}", number / len(keys))
@@ -175,7 +175,7 @@ class _Sweep:
             points = [self._point((name, asked)) for asked in request.fractions]
             curves.append(report.curve(str(subject.path), name, subject.sha256, request.unit, points))
         about = {key: value for key, value in self.journal.header.items() if key != "models"}
-        row = report.summary(request.unit, request.options.measure, curves, about)
+        row = report.summary(request.unit, request.options.measures, curves, about)
         row["files"] = {"csv": str(request.folder / CSV_NAME), "json": str(request.folder / JSON_NAME)}
         write_file(request.folder / CSV_NAME, report.as_csv(row).encode())
         if draw is None:

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from leanonnx.errors import OptionError, OutputError
 from leanonnx.reporting.report import Row
+from leanonnx.spelling import option
 from leanonnx.system.outputs import unwritten
 
 LOCK, JOURNAL = ".sweep.lock", "journal.jsonl"
@@ -42,7 +43,7 @@ def claimed(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise _write_error(folder, error) from error
     if not own:
-        raise OutputError(f"{folder}: holds other files and no sweep; give another folder with --out")
+        raise OutputError(f"{folder}: holds other files and no sweep; give another folder with {option('out')}")
     try:
         with FileLock(folder / LOCK, timeout=0):
             try:
@@ -51,7 +52,8 @@ def claimed(folder: Path) -> Iterator[None]:
                 _remove_unused(folder)
     except Timeout as error:
         raise OutputError(
-            f"{folder}: another sweep is using this folder; wait for its end, or give another folder with --out"
+            f"{folder}: another sweep is using this folder; wait for its end, or give another folder with "
+            f"{option('out')}"
         ) from error
     except OSError as error:
         if not unwritten(error, folder):
@@ -60,7 +62,9 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 def _write_error(folder: Path, error: OSError) -> OutputError:
-    return OutputError(f"{folder}: cannot be written: {error.strerror or error}; give another folder with --out")
+    return OutputError(
+        f"{folder}: cannot be written: {error.strerror or error}; give another folder with {option('out')}"
+    )
 
 
 def _remove_unused(folder: Path) -> None:
@@ -86,7 +90,9 @@ class Journal:
             try:
                 self._take(json.loads(line))
             except (ValueError, KeyError, TypeError) as error:
-                raise OutputError(f"{self.path}: line {number} is damaged; start anew with --restart") from error
+                raise OutputError(
+                    f"{self.path}: line {number} is damaged; start anew with {option('restart', True)}"
+                ) from error
 
     def _take(self, row: Row) -> None:
         if "header" in row:
@@ -117,7 +123,7 @@ class Journal:
     def _mismatch(self, difference: str) -> OptionError:
         return OptionError(
             f"{self.path.parent}: holds a sweep that was made otherwise: {difference}; "
-            "give what was given then, another folder with --out, or --restart to start anew"
+            f"give what was given then, another folder with {option('out')}, or {option('restart', True)} to start anew"
         )
 
     def note(self, row: Row) -> None:

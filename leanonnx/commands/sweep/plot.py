@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from leanonnx.commands.sweep.report import placed, remaining
 from leanonnx.reporting.report import Row
 from leanonnx.selection.selector import Budget
+from leanonnx.spelling import option
 
 PNG, SVG = "sweep.png", "sweep.svg"
 WIDTH, HEIGHT = 5.6, 4.2
@@ -115,7 +116,7 @@ def _curve(axes: Axes, curve: Row, panel: Panel, unit: str) -> None:
     begin = [] if panel.original is None else [panel.original]
     axes.plot([1.0] * len(begin) + x, begin + y, "-", color=CURVE, zorder=2)
     axes.plot(
-        x, y, "o", color=CURVE, markersize=5, zorder=3, label=f"--{Budget(unit, 1.0).option} as written beside it"
+        x, y, "o", color=CURVE, markersize=5, zorder=3, label=f"{option(Budget(unit, 1.0).option)} as written beside it"
     )
     if begin:
         axes.plot([1.0], begin, "s", color=FAINT, markersize=8, fillstyle="none", label="the original", clip_on=False)

@@ -19,6 +19,7 @@ from leanonnx.commands.sweep.knee import FEWEST, knee
 from leanonnx.formatting import counted
 from leanonnx.reporting.report import SCHEMA, Row, warned
 from leanonnx.selection.selector import Budget
+from leanonnx.spelling import option
 
 SIZES = (*UNITS, "bytes")
 DEVIATIONS = ("relative_l2", "psnr", "top1")
@@ -30,10 +31,6 @@ COLUMNS = (
     *("before_ms", "after_ms", "speedup", "speedup_low", "speedup_high", "verdict"),
     *("relative_l2", "psnr", "top1", "metric", "metric_before", "metric_after", "samples", "inputs"),
     *("proof", "proof_error", "seconds", "knee", "file", "warnings"),
-)
-NOT_ACCURACY = (
-    "Without --calib the deviation is that on random inputs. It puts the points in order, but it is not accuracy: real "
-    "inputs may be treated better or worse."
 )
 NO_PLOT = "no plot was drawn: matplotlib is not installed; install it with pip install 'leanonnx[sweep]'"
 UNSURE = 10.0
@@ -120,7 +117,7 @@ def summary(unit: str, measured: bool, curves: Sequence[Row], about: Row) -> Row
     if missing:
         found.append(f"{missing} of {len(points)} points could not be reached: the message says why")
     if any(row["deviation"] and row["deviation"]["on"] == "random inputs" for row in points):
-        found.append(NOT_ACCURACY)
+        found.append(random_inputs_warning())
     return {
         "schema": SCHEMA,
         "unit": unit,
@@ -186,15 +183,15 @@ def tables(row: Row) -> RenderableType:
 
 def _model(model: Row, unit: str) -> list[RenderableType]:
     """The points of one model, and where its knee is."""
-    points, option = model["points"], f"--{Budget(unit, 1.0).option}"
+    points, heading = model["points"], option(Budget(unit, 1.0).option)
     parts: list[RenderableType] = [Text(model["model"], style="bold")]
     if any(point["code"] == 0 for point in points):
-        parts.append(_table(points, option))
+        parts.append(_table(points, heading))
     said: dict[str, list[str]] = {}
     for point in points:
         for text in ([point["message"]] if point["code"] else []) + point["warnings"]:
             said.setdefault(text, []).append(_short(point["asked"]))
-    parts += [Text(f"{option} {', '.join(asked)}: {text}", style="yellow") for text, asked in said.items()]
+    parts += [Text(f"{heading} {', '.join(asked)}: {text}", style="yellow") for text, asked in said.items()]
     found = model["knee"]
     if found["asked"] is None:
         return [*parts, Text(f"No knee: {found['reason']}.")]
@@ -245,6 +242,14 @@ def _number(value: float | None, form: str) -> str:
 
 def _short(asked: float) -> str:
     return f"{asked:.6g}"
+
+
+def random_inputs_warning() -> str:
+    """The warning that a deviation on random inputs is no accuracy."""
+    return (
+        f"Without {option('calib')} the deviation is that on random inputs. It puts the points in order, but it is not "
+        "accuracy: real inputs may be treated better or worse."
+    )
 
 
 def _about(row: Row) -> list[RenderableType]:

@@ -17,6 +17,7 @@ from leanonnx.graph.model import load
 from leanonnx.graph.storage import digest
 from leanonnx.reporting.report import Row
 from leanonnx.selection.selector import LATENCY, Budget
+from leanonnx.spelling import current_spelling
 from leanonnx.system.cores import processor
 from leanonnx.version import __version__
 
@@ -66,7 +67,9 @@ class Subject:
         """The compression for a fraction; it measures only if its search requires it."""
         budget, measure = Budget(request.unit, asked), request.unit == LATENCY
         options = replace(request.options, budget=budget, target=self.target, measure=measure)
-        return Task(self.path, self.candidate(request, asked), options, self.external, request.rules)
+        return Task(
+            self.path, self.candidate(request, asked), options, self.external, request.rules, current_spelling()
+        )
 
 
 def subjects(request: SweepRequest) -> list[Subject]:
@@ -104,11 +107,11 @@ def header(request: SweepRequest, models: Iterable[Subject]) -> Row:
         "budget": request.unit,
         **record,
         "recover": options.recovers,
-        "measured": options.measure,
+        "measured": options.measures,
         "models_saved": request.save_models,
         "provider": options.setting.provider,
         "threads": options.setting.resolved.threads,
-        "processor": processor() if options.measure else "",
+        "processor": processor() if options.measures else "",
         "images": asdict(options.images) if options.calib else None,
         "calib_sha256": _files_digest(*sample_files(calib)) if calib else None,
         "rules_sha256": _files_digest(request.rules) if request.rules else None,

@@ -24,6 +24,7 @@ from leanonnx.reporting.report import Row, fidelity, summary
 from leanonnx.rules.table import DEFAULT_RULES
 from leanonnx.rules.user import read_rules
 from leanonnx.runtime.sessions import RunFailed, claim_process, limited
+from leanonnx.spelling import Spelling, spelled_for
 from leanonnx.system import processes
 
 WORKER_ENTRY = "leanonnx.commands.sweep.worker:run_task"
@@ -41,7 +42,7 @@ class Task:
     """A compression to make.
 
     ``name``: file name of the result; ``external``: files of the source's external weights; ``rules``: file of user
-    rules.
+    rules; ``caller``: reader of its messages.
     """
 
     source: Path
@@ -49,6 +50,7 @@ class Task:
     options: CompressOptions
     external: tuple[Path, ...] = ()
     rules: Path | None = None
+    caller: Spelling = "python"
 
 
 def calibration_path(options: CompressOptions) -> Path | None:
@@ -72,11 +74,12 @@ def made(task: Task, folder: Path) -> Row:
     began, target = time.time(), folder / task.name
     row: Row = {"code": 0, "message": ""}
     try:
-        rules = DEFAULT_RULES if task.rules is None else read_rules(task.rules)
-        result = pipeline.compress(task.source, target, task.options, None, rules)
-        report = summary(result)
-        row |= {key: report[key] for key in REPORTED_KEYS}
-        row["deviation"] = _deviation(task, target, result, row["warnings"])
+        with spelled_for(task.caller):
+            rules = DEFAULT_RULES if task.rules is None else read_rules(task.rules)
+            result = pipeline.compress(task.source, target, task.options, None, rules)
+            report = summary(result)
+            row |= {key: report[key] for key in REPORTED_KEYS}
+            row["deviation"] = _deviation(task, target, result, row["warnings"])
     except LeanOnnxError as error:
         row = {"code": error.code, "message": str(error)}
     except MemoryError:

@@ -1,0 +1,147 @@
+"""``check`` in Python: a candidate model against its baseline, gate by gate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from leanonnx.api.sources import ModelSource, as_file, optional_path, several, title
+from leanonnx.commands.bench.benchmark import BenchRequest
+from leanonnx.commands.check import check as gatekeeper
+from leanonnx.commands.check import report
+from leanonnx.commands.check.gates import (
+    AGREEMENT,
+    DEVIATION,
+    LATENCY_MS,
+    MACS,
+    PARAMS,
+    SIZE,
+    SPEEDUP,
+    read_gates,
+    read_limit,
+)
+from leanonnx.commands.check.verdicts import Verdict
+from leanonnx.data.images import ImageFormat
+from leanonnx.data.samples import PLAIN
+from leanonnx.reporting.report import Row
+from leanonnx.runtime.observation import Shapes
+from leanonnx.runtime.providers import Provider, Setting
+from leanonnx.runtime.timing import SECONDS
+from leanonnx.spelling import option
+from leanonnx.system.clock import Progress, quiet
+from leanonnx.system.outputs import StrPath
+
+LimitText = float | str
+"""A limit: a number, or text such as "5MB" or "0.5x" (a multiple of the baseline's)."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CheckResult:
+    """Verdicts on a candidate model.
+
+    Attributes:
+        verdicts: one for each gate that is always checked or has a limit.
+        notes: changes that break no caller, and remarks on the measurements.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    notes: tuple[str, ...]
+    _row: Row
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """Names of the gates that the candidate did not pass."""
+        return tuple(self._row["failed"])
+
+    @property
+    def passed(self) -> bool:
+        """True if the candidate passed all gates."""
+        return not self.failed
+
+    def to_dict(self) -> Row:
+        """The JSON object of ``leanonnx check --json``."""
+        return dict(self._row)
+
+    def __repr__(self) -> str:
+        return f"<{report.verdict_words(self._row)}>"
+
+
+def check(
+    base: ModelSource,
+    new: ModelSource,
+    *,
+    max_deviation: LimitText | None = None,
+    min_agreement: LimitText | None = None,
+    min_speedup: LimitText | None = None,
+    max_latency_ms: LimitText | None = None,
+    max_bytes: LimitText | None = None,
+    max_params: LimitText | None = None,
+    max_macs: LimitText | None = None,
+    gates: StrPath | None = None,
+    data: StrPath | None = None,
+    images: ImageFormat = PLAIN,
+    provider: Provider = "cpu",
+    skip_missing_provider: bool = False,
+    threads: int | Sequence[int] = 0,
+    batch: int | Sequence[int] = (),
+    shape: Shapes | None = None,
+    seconds: float = SECONDS,
+    library: StrPath | Sequence[StrPath] = (),
+    seed: int = 0,
+    progress: Progress = quiet,
+) -> CheckResult:
+    """Compare a candidate model with its baseline, gate by gate; a failed gate is no error.
+
+    Always checked: validity, interface, that it runs, NaN and infinity, determinism, denormal weights.
+
+    >>> small = compress("models/cs_unet.onnx", keep=0.5)
+    >>> checked = check("models/cs_unet.onnx", small.model, max_macs="0.6x", max_deviation=1e-6)
+    >>> checked.passed, checked.failed
+    (False, ('max-deviation',))
+
+    Args:
+        base: the baseline.
+        new: the candidate.
+        max_deviation, min_agreement: limits of ‖difference‖ / ‖baseline's‖ and of the share of equal decisions.
+        min_speedup, max_latency_ms: limits of the speed relative to the baseline, and of the median of one run.
+        max_bytes, max_params, max_macs: limits as numbers, or as text such as "5MB", "2.5M" or "0.5x".
+        gates: a TOML file of limits by the same names; keywords override it.
+        data, images: file or folder of real inputs, None for random ones; the format of images among them.
+        provider, skip_missing_provider: where latency is measured; True skips these gates if the provider is missing.
+        threads, batch, shape, seconds, library: as in ``bench``.
+        seed: of the inputs and of the interval.
+        progress: called with each stage.
+
+    Raises:
+        UserError: a baseline that cannot be used, a wrong limit or option, data that the baseline does not take.
+    """
+    given = {
+        DEVIATION: max_deviation,
+        AGREEMENT: min_agreement,
+        SPEEDUP: min_speedup,
+        LATENCY_MS: max_latency_ms,
+        SIZE: max_bytes,
+        PARAMS: max_params,
+        MACS: max_macs,
+    }
+    limits = {name: read_limit(name, limit, option(name)) for name, limit in given.items() if limit is not None}
+    request = gatekeeper.CheckRequest(
+        limits=(read_gates(Path(gates)) if gates else {}) | limits,
+        data=optional_path(data),
+        images=images,
+        timed=BenchRequest(
+            shapes=shape or {},
+            batches=several(batch, int),
+            threads=several(threads, int),
+            setting=Setting(provider),
+            libraries=several(library, Path),
+            seconds=seconds,
+            seed=seed,
+        ),
+        skip_missing=skip_missing_provider,
+    )
+    with as_file(base) as base_path, as_file(new) as new_path:
+        outcome = gatekeeper.check(base_path, new_path, request, progress)
+    row = report.summary(title(base), title(new), request, outcome)
+    return CheckResult(outcome.verdicts, outcome.notes, row)

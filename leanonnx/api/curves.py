@@ -1,0 +1,168 @@
+"""``sweep`` in Python: the trade-off curves of models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from leanonnx.api.keywords import compress_options
+from leanonnx.api.sources import several
+from leanonnx.checks import check_fraction, exactly_one
+from leanonnx.commands.compress.options import Recover
+from leanonnx.commands.sweep import driver
+from leanonnx.commands.sweep.extras import maker, plotter
+from leanonnx.commands.sweep.request import SweepRequest
+from leanonnx.data.images import ImageFormat
+from leanonnx.data.samples import PLAIN
+from leanonnx.ranking.criteria import Chains, Method
+from leanonnx.reporting.report import Row
+from leanonnx.runtime.observation import Shapes
+from leanonnx.runtime.providers import Provider
+from leanonnx.selection.selector import LATENCY, Budget
+from leanonnx.spelling import option
+from leanonnx.system.clock import Progress, quiet
+from leanonnx.system.outputs import StrPath
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPoint:
+    """A compression of a sweep; the numbers are None where the budget could not be reached.
+
+    Attributes:
+        model: path of the original.
+        fraction: what was asked for, of the unit of the sweep.
+        message: why there is no result; empty for a result.
+        kernels, macs, params, bytes: fractions of the original that remain.
+        speedup: relative to the original; None where it was not measured.
+        deviation: mean relative L2 error of the outputs.
+        is_knee: True for the point at the knee of its curve.
+        file: the compressed model, where models are saved.
+    """
+
+    model: str
+    fraction: float
+    message: str
+    kernels: float | None
+    macs: float | None
+    params: float | None
+    bytes: float | None
+    speedup: float | None
+    deviation: float | None
+    is_knee: bool
+    file: Path | None
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class SweepResult:
+    """The trade-off curves of models.
+
+    Attributes:
+        unit: of the fractions.
+        points: of all models, each model's from the largest fraction to the smallest.
+        warnings: remarks on the curves.
+        files: the table, the JSON object and pictures that were written, by kind.
+    """
+
+    unit: str
+    points: tuple[SweepPoint, ...]
+    warnings: tuple[str, ...]
+    files: dict[str, Path]
+    _row: Row
+
+    def to_dict(self) -> Row:
+        """The JSON object of ``leanonnx sweep --json``."""
+        return dict(self._row)
+
+    def __repr__(self) -> str:
+        missing = sum(bool(point.message) for point in self.points)
+        return f"<{len(self.points)} points by {self.unit}, {missing} of them not reached>"
+
+
+def sweep(
+    models: StrPath | Sequence[StrPath],
+    out: StrPath,
+    *,
+    keep: float | Sequence[float] | None = None,
+    macs: float | Sequence[float] | None = None,
+    params: float | Sequence[float] | None = None,
+    latency: float | Sequence[float] | None = None,
+    save_models: bool = False,
+    restart: bool = False,
+    jobs: int | None = None,
+    dask: str | None = None,
+    rules: StrPath | None = None,
+    method: Method = "auto",
+    chains: Chains = "cover",
+    shape: Shapes | None = None,
+    pin: str | Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
+    calib: StrPath | None = None,
+    images: ImageFormat = PLAIN,
+    recover: Recover | None = None,
+    align: Literal["auto"] | int = "auto",
+    target: str = "auto",
+    targets: StrPath | None = None,
+    provider: Provider = "cpu",
+    threads: int = 0,
+    library: StrPath | Sequence[StrPath] = (),
+    freeze: bool = False,
+    best_effort: bool = False,
+    measure: bool = False,
+    seed: int = 0,
+    progress: Progress = quiet,
+) -> SweepResult:
+    """Compress models to several fractions: the trade-off curves, with the knee of each.
+
+    A sweep that was stopped is continued by the same call. Points that cannot be reached have a message.
+
+        curve = leanonnx.sweep("in.onnx", "curve", keep=[0.75, 0.5, 0.25], calib="inputs.npz", measure=True)
+        best = next(point for point in curve.points if point.is_knee)
+
+    Args:
+        models: paths of models, one or several.
+        out: the folder of the results.
+        keep, macs, params, latency: fractions, one or several; pass exactly one of these.
+        save_models, restart: True keeps the model of each point; True discards earlier results in the folder.
+        jobs, dask: compressions at once (None: one on each physical core); address of a Dask scheduler.
+        rules: a Python file of rules.
+        method, chains, shape, pin, ignore, calib, images, recover, align, target, targets: as in ``compress``; data and
+            methods by path and by name.
+        provider, threads, library, freeze, best_effort, seed: as in ``compress``.
+        measure: True times each point (``latency`` always does).
+        progress: called with each stage.
+
+    Raises:
+        UserError: a wrong option, no point that can be made, or a folder that is in use or holds another sweep.
+    """
+    name, given = exactly_one({"keep": keep, "macs": macs, "params": params, LATENCY: latency}, option("keep", [0.5]))
+    fractions = several(given, float)
+    for fraction in fractions:
+        check_fraction(name, fraction)
+    options, paths = compress_options(locals(), budget=Budget.asked(name, 1.0)), several(models, Path)
+    asked = tuple(sorted(set(fractions), reverse=True))
+    rules_file = None if rules is None else Path(rules)
+    request = SweepRequest(paths, asked, options, Path(out), rules_file, save_models, restart)
+    make = maker(options.budget.unit, jobs, dask, len(paths) * len(asked))
+    return _result(driver.sweep(request, make, plotter(), progress), Path(out))
+
+
+def _result(row: Row, folder: Path) -> SweepResult:
+    points = tuple(_point(each["model"], point, folder) for each in row["models"] for point in each["points"])
+    files = {kind: Path(path) for kind, path in row["files"].items()}
+    return SweepResult(unit=row["unit"], points=points, warnings=tuple(row["warnings"]), files=files, _row=row)
+
+
+def _point(model: str, row: Row, folder: Path) -> SweepPoint:
+    changes = {unit: row[unit]["fraction"] if row[unit] else None for unit in ("kernels", "macs", "params", "bytes")}
+    return SweepPoint(
+        model=model,
+        fraction=row["asked"],
+        message=row["message"],
+        **changes,
+        speedup=row["latency"]["speedup"] if row["latency"] else None,
+        deviation=row["deviation"]["relative_l2"] if row["deviation"] else None,
+        is_knee=row["knee"],
+        file=folder / row["file"] if row["file"] else None,
+    )

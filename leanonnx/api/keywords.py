@@ -1,0 +1,44 @@
+"""Options of a compression from the keywords of the public functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from leanonnx.api.sources import as_plan, as_samples, optional_path, several
+from leanonnx.commands.compress.options import CompressOptions, alignment, described_options
+
+CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {
+    "shapes": lambda shapes: shapes or {},
+    "pin": partial(several, kind=str),
+    "ignore": partial(several, kind=str),
+    "libraries": partial(several, kind=Path),
+    "calib": as_samples,
+    "align": alignment,
+    "targets": optional_path,
+    "plan": as_plan,
+}
+"""Conversions from the forms that a keyword accepts to the type of its field."""
+
+
+def compress_options(given: Mapping[str, Any], **others: Any) -> CompressOptions:
+    """The options of a compression.
+
+    Args:
+        given: values of keywords by name; those that are no options are ignored.
+        others: values of fields, taken as they are.
+
+    Raises:
+        UserError: a value is wrong, or two contradict each other.
+    """
+    keywords = {field.name: described.keyword or field.name for field, described in described_options()}
+    names = {field.name: keywords.get(field.name, field.name) for field in fields(CompressOptions)}
+    values = {
+        field: CONVERSIONS[field](given[name]) if field in CONVERSIONS else given[name]
+        for field, name in names.items()
+        if name in given
+    }
+    return CompressOptions(**{**values, **others})

@@ -1,0 +1,177 @@
+"""``finetune`` in Python: training of a compressed model; needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from leanonnx.api.keywords import compress_options
+from leanonnx.api.sources import optional_path, several
+from leanonnx.checks import exactly_one
+from leanonnx.commands.finetune.strategies import Device, Strategy
+from leanonnx.data.images import ImageFormat
+from leanonnx.data.samples import PLAIN
+from leanonnx.errors import OptionError
+from leanonnx.evaluation.deviation import Fidelity
+from leanonnx.ranking.criteria import Chains, Importance, Method
+from leanonnx.reporting.report import Row
+from leanonnx.runtime.observation import Shapes
+from leanonnx.selection.selector import Budget
+from leanonnx.spelling import option
+from leanonnx.system.clock import Progress, quiet
+from leanonnx.system.outputs import StrPath
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class TrainingResult:
+    """A trained model.
+
+    Attributes:
+        path: its file.
+        before, after: deviations from the reference on the held-out samples, of the input and of the result.
+        losses: training and held-out loss of each epoch.
+        best_epoch: the epoch whose weights were written; 0 for the input's.
+        warnings: remarks on the training.
+    """
+
+    path: Path
+    before: Fidelity
+    after: Fidelity
+    losses: tuple[tuple[float, float], ...]
+    best_epoch: int
+    warnings: tuple[str, ...]
+    _row: Row
+
+    def to_dict(self) -> Row:
+        """The JSON object of ``leanonnx finetune --json``."""
+        return dict(self._row)
+
+    def __repr__(self) -> str:
+        return f"<{self.path}: epoch {self.best_epoch} of {len(self.losses)}>"
+
+
+def finetune(
+    model: StrPath,
+    out: StrPath,
+    *,
+    data: StrPath,
+    teacher: StrPath | None = None,
+    strategy: Strategy = "school",
+    epochs: int | None = None,
+    minutes: float | None = None,
+    patience: int | None = None,
+    lr: float = 2e-3,
+    batch: int = 32,
+    augment: bool = True,
+    device: Device = "cpu",
+    amp: bool = False,
+    checkpoint: StrPath | None = None,
+    resume: bool = False,
+    steps: int | None = None,
+    keep: float | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    method: Method | Importance = "auto",
+    chains: Chains = "cover",
+    ignore: str | Sequence[str] = (),
+    keep_steps: StrPath | None = None,
+    shape: Shapes | None = None,
+    images: ImageFormat = PLAIN,
+    library: StrPath | Sequence[StrPath] = (),
+    seed: int = 0,
+    progress: Progress = quiet,
+) -> TrainingResult | None:
+    """Train the weights of a compressed model; names, structure and interface stay the same.
+
+        small = leanonnx.compress("in.onnx", "small.onnx", keep=0.25)
+        trained = leanonnx.finetune("small.onnx", "out.onnx", data="inputs.npz", teacher="in.onnx", minutes=20)
+
+    Args:
+        model, out: path of the model, and of the result.
+        data, images: file or folder of inputs, with labels for "supervised"; the format of images among them.
+        teacher, strategy: path of the original; learn from it, from labels, or from noisy images.
+        epochs, minutes, patience: limits of the training; epochs without gain on the held-out samples to stop after.
+        lr, batch, augment, device, amp: highest learning rate; samples in one step; True flips and shifts images; where
+            to train; True computes in half precision where that is safe.
+        checkpoint, resume: file of the state of the training; True continues from it.
+        steps, keep, macs, params, method, chains, ignore: compress the model in so many steps to a fraction, and train
+            after each.
+        keep_steps: folder for the models of the steps before the last.
+        shape, library: as in ``compress``.
+        seed: of order, augmentation and masks.
+        progress: called with each stage and epoch.
+
+    Returns:
+        The result; None in a process of a distributed training that does not write it.
+
+    Raises:
+        UserError: torch is not installed, bad model, option, data or output path, or an operator that torch cannot run.
+        ProofFailed: torch and onnxruntime disagree about the model; nothing is written.
+    """
+    if find_spec("torch") is None:
+        raise OptionError("finetune needs torch; install it with pip install 'leanonnx[finetune]'")
+    from leanonnx.commands.finetune import driver, report, steps as stepwise, training  # noqa: I001 - needs the extra
+
+    check_training_numbers(lr, minutes)
+    budget = stepwise_budget({"keep": keep, "macs": macs, "params": params}, steps)
+    compression = {"method": method, "chains": chains, "ignore": ignore, "seed": seed, "calib": data, "images": images}
+    places = (Path(model), Path(out), optional_path(teacher), Path(data))
+    settings = training.Settings(epochs, lr, batch, minutes, patience, seed, amp, optional_path(checkpoint), resume)
+    options = driver.FinetuneOptions(strategy, shape or {}, images, augment, device, several(library, Path), settings)
+    if budget is None or steps is None:
+        if keep_steps is not None:
+            example = f"{option('steps', 5)} {option('keep', 0.25)}"
+            raise OptionError(f"{option('keep_steps')} goes with {option('steps')}, for example {example}")
+        result = driver.finetune(*places, options, progress)
+        return None if result is None else _result(Path(out), result, report.summary(result))
+    asked = compress_options(compression, budget=budget, recover="auto")
+    schedule = stepwise.Schedule(steps, asked, optional_path(keep_steps))
+    stepped = stepwise.finetune_in_steps(*places, options, schedule, progress)
+    return None if stepped is None else _result(Path(out), stepped.steps[-1].result, report.steps_summary(stepped))
+
+
+def check_training_numbers(lr: float, minutes: float | None) -> None:
+    """Refuse a learning rate or a time that is out of range.
+
+    Raises:
+        OptionError: one is.
+    """
+    if not 0 < lr < 1:
+        example = option("lr", 0.002)
+        raise OptionError(f"{option('lr', float(lr))}: expected a number above 0 and below 1, for example {example}")
+    if minutes is not None and not 0 < minutes < float("inf"):
+        example = option("minutes", 20)
+        raise OptionError(f"{option('minutes', float(minutes))}: expected a number above 0, for example {example}")
+
+
+def stepwise_budget(given: Mapping[str, float | None], steps: int | None) -> Budget | None:
+    """The budget of a training in steps; None for no steps.
+
+    Raises:
+        OptionError: a fraction without steps, or steps without just one fraction.
+    """
+    asked = [name for name, value in given.items() if value is not None]
+    if steps is None and asked:
+        raise OptionError(
+            f"{option(asked[0])} goes with {option('steps')}; compress first, or add {option('steps', 'N')}"
+        )
+    if steps is None:
+        return None
+    return Budget.asked(*exactly_one(given, f"{option('steps', 5)} {option('keep', 0.25)}"))
+
+
+def _result(path: Path, result: Any, row: Row) -> TrainingResult:
+    """The public result from the driver's ``FinetuneResult``, whose type needs torch."""
+    trained = result.trained
+    return TrainingResult(
+        path=path,
+        before=result.before,
+        after=result.after,
+        losses=tuple(trained.history),
+        best_epoch=trained.best_epoch,
+        warnings=result.warnings,
+        _row=row,
+    )

@@ -1,0 +1,66 @@
+"""Names of parameters in messages, spelled as the caller writes them.
+
+A library function does not know who calls it: ``option("keep", 1.5)`` is ``keep=1.5`` to a Python caller and ``--keep
+1.5`` on the command line, which wraps each command in ``command_line_spelling``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal
+
+Spelling = Literal["python", "command line"]
+PYTHON_VERBS = {"inspect": "analyse", "calibrate-device": "calibrate_device"}
+"""Names of Python functions that differ from the verb of the command line."""
+_SPELLING: ContextVar[Spelling] = ContextVar("spelling", default="python")
+
+
+def current_spelling() -> Spelling:
+    """The spelling in force, to be handed to a process that works for the same caller."""
+    return _SPELLING.get()
+
+
+@contextmanager
+def spelled_for(caller: Spelling) -> Iterator[None]:
+    """Spell the parameters in messages that are made inside for this caller."""
+    token = _SPELLING.set(caller)
+    try:
+        yield
+    finally:
+        _SPELLING.reset(token)
+
+
+def option(name: str, value: object = None, text: str | None = None) -> str:
+    """A parameter, or a parameter with a value.
+
+    Args:
+        name: of the parameter in Python.
+        value: True and False make a flag (``--name``, ``--no-name``); None names the parameter alone.
+        text: the value as typed on a command line, where that is not its plain text.
+    """
+    if _SPELLING.get() == "python":
+        name = name.replace("-", "_")
+        return name if value is None else f"{name}={_plain(value) if isinstance(value, float) else repr(value)}"
+    dashed = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{dashed}" if value else f"--no-{dashed}"
+    return f"--{dashed}" if value is None else f"--{dashed} {_plain(value) if text is None else text}"
+
+
+def option_list(*names: str, last: str = "and") -> str:
+    """Several parameters, listed: ``a, b and c``."""
+    *others, final = (option(name) for name in names)
+    return f"{', '.join(others)} {last} {final}"
+
+
+def verb(name: str) -> str:
+    """A command, or the Python function that does the same."""
+    if _SPELLING.get() == "python":
+        return f"leanonnx.{PYTHON_VERBS.get(name, name)}"
+    return f"leanonnx {name}"
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
