@@ -249,7 +249,7 @@ def _pair_with_inputs(base: Model, new: Model, request: CheckRequest) -> _Pair:
             raise OptionError(f"{option_list(*IMAGE_OPTIONS)} go with {option('data')}; leave them out")
         samples = [random_feed(base, sizes, seed + k) for k in range(MIN_SAMPLES)]
         more = InputSource("random normal inputs", samples, lambda at, k: random_feed(base, at, seed + k))
-        return _Pair(base, new, observation, drawn(base, sizes, seed), sizes, more)
+        return _Pair(base, new, observation, _random_data(base, sizes, seed), sizes, more)
     data = runnable(open_data(request.data, base, observation.shapes, request.images), base)
     samples = list(islice(data.feeds(1), MIN_SAMPLES))
     samples = [each for each in samples if shapes_of(each) == shapes_of(samples[0])]
@@ -267,13 +267,11 @@ def shapes_of(feed: Feed) -> Sizes:
     return {name: value.shape for name, value in feed.items()}
 
 
-def drawn(model: Model, sizes: Sizes, seed: int) -> dict[str, Data]:
-    """Random inputs by the kind of their numbers, each a whole run; the first are those of ``proof.inputs_for``."""
-    inputs = {}
-    for first, kind in enumerate(KINDS, seed):
-        feeds = [random_feed(model, sizes, first + k, kind) for k in range(SAMPLES_PER_KIND)]
-        inputs[f"random {kind} inputs"] = made_data(f"random {kind} inputs", model, sizes, feeds)
-    return inputs
+def _random_data(model: Model, sizes: Sizes, seed: int) -> dict[str, Data]:
+    """Random inputs by kind, each a whole run: those that the proof draws with consecutive seeds."""
+    rounds = [inputs_for(model, sizes, seed + k) for k in range(SAMPLES_PER_KIND)]
+    kinds = zip(KINDS, zip(*rounds, strict=True), strict=True)
+    return {name: made_data(name, model, sizes, feeds) for name, feeds in ((f"random {k} inputs", f) for k, f in kinds)}
 
 
 def _compare_outputs(pair: _Pair, limits: Mapping[str, Limit]) -> _Values:

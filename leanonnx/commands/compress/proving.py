@@ -20,6 +20,7 @@ from leanonnx.numeric.channel_ids import Mask
 from leanonnx.proof.compare import ComparedChannels
 from leanonnx.proof.proof import RANDOM, VACUOUS, Proof, prove
 from leanonnx.runtime.sessions import RunFailed
+from leanonnx.spelling import option
 from leanonnx.surgery.operate import apply
 from leanonnx.surgery.patch import masking_patch
 
@@ -107,7 +108,7 @@ def _objection(proof: Proof, reference: str) -> str:
         outputs = ", ".join(f"'{name}' {kind}" for name, kind in proof.silent.items())
         return (
             f"the model puts out nothing that can be compared on the inputs tried (outputs: {outputs}; inputs: {kinds})"
-            "; nothing written; give real inputs with --calib"
+            f"; nothing written; give real inputs with {option('calib')}"
         )
     if proof.status == RANDOM:
         return (
@@ -119,5 +120,5 @@ def _objection(proof: Proof, reference: str) -> str:
     return (
         f"the compressed model differs from the {reference} (relative error {proof.max_relative_error:.2g}, "
         f"bound {proof.bound:.2g}); nothing written; a rule is wrong: "
-        "check those given with --rules, or report the model's operators"
+        f"check those given with {option('rules')}, or report the model's operators"
     )

@@ -16,6 +16,7 @@ from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.subprocess_timing import measured
 from leanonnx.selection.search import LONG_TIMING_SECONDS, MAX_TIMINGS, SECONDS, Trial
 from leanonnx.selection.selector import LATENCY, Budget, Selection
+from leanonnx.spelling import option
 from leanonnx.system.outputs import data_file
 
 
@@ -60,7 +61,8 @@ def time_candidate(candidate: Candidate) -> Candidate | NotFaster:
     refused = trial.slower if options.exact else not trial.faster
     if refused and not options.best_effort:
         return NotFaster(
-            f"{not_faster(trial)}; nothing written; ask for less of the model, or add --best-effort to write it anyway"
+            f"{not_faster(trial)}; nothing written; ask for less of the model, or add "
+            f"{option('best_effort', True)} to write it anyway"
         )
     return replace(candidate, trial=trial)
 
@@ -88,7 +90,8 @@ def _timed(candidate: Candidate, seconds: float, done: float | None = None) -> T
         except RunFailed as error:
             if options.budget.unit == LATENCY:
                 raise ModelError(
-                    f"{model.path}: --latency: the model cannot be measured: {error}; give a budget of --macs"
+                    f"{model.path}: {option('latency')}: the model cannot be measured: {error}; "
+                    f"give a budget of {option('macs')}"
                 ) from error
             return Trial(selection, None, failure=str(error))
     return Trial(selection, comparison, _sha256(candidate.path))
