@@ -315,10 +315,8 @@ def kept_together(call: Call, slot: int, axis: int) -> tuple[ChannelIds, list[Ti
 def taken_together(call: Call, axes: set[int], reason: str, why: str = advice.NONE) -> Effect:
     """Effect of a node that combines all positions along some axes of its first input.
 
-    Channels that differ only along these axes are tied and become one channel of the output.
-
-    Raises:
-        Unsupported: the input's channels lie on these axes only.
+    Channels that differ only along these axes are tied and become one channel of the output.  Raises ``Unsupported`` if
+    the input's channels lie on these axes only.
     """
     channel_ids = call.channel_ids(0)
     along_axes = sorted(axes & set(varied(channel_ids)))
@@ -370,8 +368,7 @@ def steered(call: Call, effect: Effect, role: str) -> Effect:
 def broadcast_factor(channel_ids: ChannelIds, shape: Shape) -> tuple[ChannelIds, list[TiePairs]]:
     """Channel ids of a constant that broadcasts against a tensor, and the ties under which slices agree.
 
-    An axis on which the constant has size 1 is not sliced; where channels vary along such an axis too, all channels
-    that share an index of the sliced axes are tied.
+    An axis on which the constant has size 1 is not sliced; channels that differ only along such axes are tied.
     """
     rank = len(shape)
     pad = (1,) * (rank - channel_ids.ndim)
