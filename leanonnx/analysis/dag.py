@@ -31,7 +31,7 @@ from leanonnx.runtime.observation import Observation
 UNLIKE = "its effect on channels depends on a free size"
 DRAWS = 3
 """Number of random keep sets on which edits of several sizes are compared."""
-Edge = TypeVar("Edge", KernelBlock, FixedEdges)
+EdgeKind = TypeVar("EdgeKind", KernelBlock, FixedEdges)
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ class ChannelDag:
         return np.ones(self.count, bool)
 
 
-def _by_node(pairs: Iterable[tuple[int, Edge]]) -> Mapping[int, list[Edge]]:
-    edges: dict[int, list[Edge]] = {}
+def _by_node(pairs: Iterable[tuple[int, EdgeKind]]) -> Mapping[int, list[EdgeKind]]:
+    edges: dict[int, list[EdgeKind]] = {}
     for node, edge in pairs:
         edges.setdefault(node, []).append(edge)
     return edges

@@ -18,7 +18,6 @@ from leanonnx.numeric.channel_ids import ChannelIds, Mask, Shape, along, compact
 from leanonnx.rules import advice
 
 TiePairs = tuple[ChannelIds, ChannelIds]
-"""Two arrays of channel ids of one shape: the channels at each position are tied."""
 Attribute = int | float | list[int] | None
 """New value of an attribute; None removes it."""
 
@@ -27,9 +26,9 @@ Attribute = int | float | list[int] | None
 class Value:
     """Input tensor of a node; ``channel_ids`` is None if its data do not depend on a graph input.
 
-    ``is_static``: True if its value follows from constants of the file alone, not from input sizes or random numbers.
-    ``producer_op`` is the operator that outputs it, ``producer_input_shape`` the shape of that operator's first input.
-    ``preserves_zeros``: True if a channel whose layer outputs zeros is zero here too.
+    ``is_static``: True if it follows from constants of the file alone, not from input sizes or random numbers;
+    ``preserves_zeros``: True if a channel whose layer outputs zeros is zero here too.  ``producer_op`` is the operator
+    that outputs it, ``producer_input_shape`` the shape of that operator's first input.
     """
 
     name: str
@@ -83,9 +82,8 @@ class FixedEdges:
 class Reduction:
     """Data in an input slot whose channels a node reduces together, so that removed channels must count as zeros.
 
-    ``channel_ids`` are those of the data.  The masked original reads zeros in place of removed channels there;
-    ``Edit.output_scales`` corrects for their number where it matters (a mean).  ``destination`` [1] is the channel
-    into which they are summed, with the gains of its fixed edges; None if the node only takes a norm over them.
+    The masked original reads zeros in their place; ``Edit.output_scales`` corrects for their number if it matters (a
+    mean).  ``destination`` [1] is the channel into which they are summed; None if the node only takes their norm.
     """
 
     slot: int
@@ -152,8 +150,8 @@ class Select:
 class Edit:
     """Changes to one node.
 
-    ``attributes`` by name (None: removed); ``inputs`` by slot: a new constant, new entries of a shape vector, or a
-    selection of positions; ``outputs`` by index: new entries of a shape vector; ``output_scales`` by index: factors.
+    ``inputs``, by slot, get a new constant, new entries of a shape vector, or a selection of positions; ``outputs``, by
+    index, get new entries of a shape vector; ``output_scales``: factors of outputs, by index.
     """
 
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
@@ -164,7 +162,6 @@ class Edit:
 
 Rewrite = Callable[[KeptChannels], Edit]
 Move = Callable[[ChannelIds], ChannelIds]
-"""Rearrangement of a tensor, applied to its channel ids (or to any other array of its shape)."""
 
 
 @dataclass(frozen=True)
@@ -297,7 +294,6 @@ class Unsupported(Exception):
 
 
 Rule = Callable[[Call], Effect]
-"""Rule of an operator; raises ``Unsupported`` for forms that it does not cover."""
 
 
 def mint_for_rows(call: Call, rows: ChannelIds) -> ChannelIds:
@@ -319,10 +315,8 @@ def kept_together(call: Call, slot: int, axis: int) -> tuple[ChannelIds, list[Ti
 def taken_together(call: Call, axes: set[int], reason: str, why: str = advice.NONE) -> Effect:
     """Effect of a node that combines all positions along some axes of its first input.
 
-    Channels that differ only along these axes are tied and become one channel of the output.
-
-    Raises:
-        Unsupported: the input's channels lie on these axes only.
+    Channels that differ only along these axes are tied and become one channel of the output.  Raises ``Unsupported`` if
+    the input's channels lie on these axes only.
     """
     channel_ids = call.channel_ids(0)
     along_axes = sorted(axes & set(varied(channel_ids)))
@@ -374,8 +368,7 @@ def steered(call: Call, effect: Effect, role: str) -> Effect:
 def broadcast_factor(channel_ids: ChannelIds, shape: Shape) -> tuple[ChannelIds, list[TiePairs]]:
     """Channel ids of a constant that broadcasts against a tensor, and the ties under which slices agree.
 
-    An axis on which the constant has size 1 is not sliced; where channels vary along such an axis too, all channels
-    that share an index of the sliced axes are tied.
+    An axis on which the constant has size 1 is not sliced; channels that differ only along such axes are tied.
     """
     rank = len(shape)
     pad = (1,) * (rank - channel_ids.ndim)
