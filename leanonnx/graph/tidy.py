@@ -106,13 +106,13 @@ class _Tidying:
         self.done: Counter[str] = Counter()
         graph = proto.graph
         annotated = {note.tensor_name for note in graph.quantization_annotation}
-        self.held = {v.name for v in graph.output} | keep | annotated
+        self.fixed_names = {v.name for v in graph.output} | keep | annotated
         for node in self.nodes:
-            self.held |= captured(node)
+            self.fixed_names |= captured(node)
         self.vital = keep | ({v.name for v in graph.input} - {t.name for t in graph.initializer})
         self.given = {v.name for v in graph.input} | {t.name for t in graph.initializer}
         self.given |= {t.values.name for t in graph.sparse_initializer}
-        self.names = self.held | self.given | {n for node in self.nodes for n in [*node.input, *node.output]}
+        self.names = self.fixed_names | self.given | {n for node in self.nodes for n in [*node.input, *node.output]}
 
     def context(self) -> TidyContext:
         """The present graph as rules see it."""
@@ -134,10 +134,10 @@ class _Tidying:
         for original in self.nodes:
             node = _rewire(original, alias)
             source = _resolve(replacement_of(context, node), alias)
-            spoken_for = any(context.view.input_counts[n] or n in self.held for n in node.output[1:] if n)
+            spoken_for = any(context.view.input_counts[n] or n in self.fixed_names for n in node.output[1:] if n)
             if source is None or spoken_for:
                 left.append(node)  # 1
-            elif node.output[0] not in self.held:  # 2
+            elif node.output[0] not in self.fixed_names:  # 2
                 alias[node.output[0]] = source
                 self._note(context, node, source)
             elif self._can_be_renamed(context, source):  # 3
@@ -157,7 +157,7 @@ class _Tidying:
 
     def _can_be_renamed(self, context: TidyContext, name: str) -> bool:
         """True if a tensor may take the name of one that has to stay."""
-        return name in context.view.producers and name not in self.held and context.constant(name) is None
+        return name in context.view.producers and name not in self.fixed_names and context.constant(name) is None
 
     def compose(self) -> bool:
         """Make one Transpose of two in a row; False if there are none."""
@@ -167,7 +167,7 @@ class _Tidying:
             if first is None or standard(first) != "Transpose" or context.view.input_counts[node.input[0]] > 1:
                 continue
             orders = [attribute(n, "perm") for n in (first, node)]
-            if all(orders) and node.input[0] not in self.held:
+            if all(orders) and node.input[0] not in self.fixed_names:
                 joined = onnx.NodeProto()
                 joined.CopyFrom(node)
                 joined.input[0] = first.input[0]
@@ -191,10 +191,10 @@ class _Tidying:
     def merge(self) -> bool:
         """Merge adjacent linear layers; False if there are none."""
         context = self.context()
-        own = {t.name for t in self.proto.graph.initializer} - overridden(self.proto) - self.held
+        own = {t.name for t in self.proto.graph.initializer} - overridden(self.proto) - self.fixed_names
         for index, node in enumerate(self.nodes):
             first = context.view.producer(node.input[0]) if node.input else None
-            if first is None or context.view.input_counts[node.input[0]] > 1 or node.input[0] in self.held:
+            if first is None or context.view.input_counts[node.input[0]] > 1 or node.input[0] in self.fixed_names:
                 continue
             constants = merge_constants(context, first, node, own)
             if constants is not None:

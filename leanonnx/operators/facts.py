@@ -12,7 +12,7 @@ NCHWC = "com.microsoft.nchwc"
 
 
 class Family(Enum):
-    """What an operator computes."""
+    """The kind of computation of an operator."""
 
     CONVOLUTION = auto()
     TRANSPOSED_CONVOLUTION = auto()
@@ -66,8 +66,11 @@ class Trait(Flag):
     NCHWC_KERNELS = auto()
     """Runs in NCHWc kernels of onnxruntime's CPU provider: a started block of channels costs as much as a full one."""
     BLOCK_WIDTHS = auto()
-    """The channels that it reads and writes are kept in whole blocks: GPUs, and the packed matrix products of integers,
-    compute them in blocks too."""
+    """The channels that it reads and writes are kept in whole blocks.
+
+    A choice, not a property of one provider: GPUs compute all convolutions in blocks, and onnxruntime's CPU kernels of
+    QLinearConv are faster at multiples of 4 and 16 channels, but those of ConvTranspose run any width equally well.
+    """
     MIXES_CHANNELS = auto()
     """Mixes channels by a weight, or may do so."""
     NO_WEIGHT = auto()
