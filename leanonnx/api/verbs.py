@@ -41,7 +41,6 @@ from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.providers import Provider, Setting
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.timing import SECONDS
-from leanonnx.selection.selector import LATENCY
 from leanonnx.surgery.plan import Plan, load_plan, replay
 from leanonnx.system.clock import Progress, quiet
 from leanonnx.system.outputs import StrPath
@@ -109,7 +108,7 @@ def compress(
         UserError, Refusal: exit codes 2 and 1 of the command line; nothing is written.
     """
     options = CompressOptions(
-        budget=asked_budget({"keep": keep, "macs": macs, "params": params, LATENCY: latency}, plan, exact),
+        budget=asked_budget({"keep": keep, "macs": macs, "params": params, "latency": latency}, plan, exact),
         method=method,
         chains=chains,
         shapes=shape or {},

@@ -26,7 +26,7 @@ from leanonnx.cli.options import (
 from leanonnx.commands.compress.options import CompressOptions, Recover, alignment
 from leanonnx.ranking.criteria import METHODS, Chains, Method, meaning
 from leanonnx.runtime.providers import Provider, Setting
-from leanonnx.selection.selector import Budget
+from leanonnx.selection.metrics import Budget
 from leanonnx.surgery.plan import Plan
 
 CHOICES = "choices"

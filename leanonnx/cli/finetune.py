@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from leanonnx.checks import exactly_one
+from leanonnx.cli.budgets import step_option, with_budgets
 from leanonnx.cli.options import (
     AsJson,
     Layout,
@@ -25,10 +26,11 @@ from leanonnx.cli.terminal import exit_codes, progress, show, show_json
 from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.errors import OptionError
 from leanonnx.ranking.criteria import Chains, Method
-from leanonnx.selection.selector import Budget
+from leanonnx.selection.metrics import BUDGETS, Budget
 
 Strategy = Literal["school", "supervised", "noise2self"]
 Device = Literal["cpu", "cuda"]
+COUNTED_BUDGETS = tuple(metric for metric in BUDGETS.values() if not metric.measured)
 Samples = Annotated[
     Path,
     typer.Option(
@@ -58,9 +60,6 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from --checkpoint 
 Steps = Annotated[
     int | None, typer.Option(min=1, help="Compress NEW in so many steps, training after each (LEAN's schedule).")
 ]
-Keep = Annotated[float | None, typer.Option(help="With --steps: keep this fraction of BASE's kernels.")]
-Macs = Annotated[float | None, typer.Option(help="With --steps: keep this fraction of its multiply-adds.")]
-Params = Annotated[float | None, typer.Option(help="With --steps: keep this fraction of its parameters.")]
 Ignore = Annotated[
     list[str] | None, typer.Option(metavar="LAYER", help="With --steps: layer that keeps all its outputs.")
 ]
@@ -69,6 +68,7 @@ KeepSteps = Annotated[
 ]
 
 
+@with_budgets(step_option, COUNTED_BUDGETS)
 def finetune(
     source: Annotated[Path, typer.Argument(metavar="NEW", help="The model to train, as compressed.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write the result.")],
@@ -88,9 +88,8 @@ def finetune(
     checkpoint: Checkpoint = None,
     resume: Resume = False,
     steps: Steps = None,
-    keep: Keep = None,
-    macs: Macs = None,
-    params: Params = None,
+    *,
+    limits: dict[str, float | None],
     method: Annotated[Method, typer.Option(help="With --steps: how channels are ranked.")] = "auto",
     chains: Annotated[Chains, typer.Option(help="With --steps: which chains lean extracts.")] = "cover",
     ignore: Ignore = None,
@@ -117,7 +116,7 @@ def finetune(
         from leanonnx.commands.finetune import driver, report, steps as stepwise, training  # noqa: I001 - needs the extra
 
         _check_numbers(lr, minutes)
-        budget = _budget({"keep": keep, "macs": macs, "params": params}, steps)
+        budget = _budget(limits, steps)
         if budget is None and keep_steps:
             raise OptionError("--keep-steps goes with --steps, for example --steps 5 --keep 0.25")
         images = image_format(mean, std, scale, layout, size)
@@ -156,4 +155,4 @@ def _budget(given: dict[str, float | None], steps: int | None) -> Budget | None:
         raise OptionError(f"--{next(iter(asked))} goes with --steps; compress first, or add --steps N")
     if steps is None:
         return None
-    return Budget.asked(*exactly_one(given, "--steps 5 --keep 0.25"))
+    return Budget.of_option(*exactly_one(given, "--steps 5 --keep 0.25"))

@@ -11,7 +11,8 @@ import numpy as np
 from leanonnx.errors import BudgetUnreachable
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.runtime.timing import TimingComparison
-from leanonnx.selection.selector import Price, Selection, Selector
+from leanonnx.selection.metrics import Price
+from leanonnx.selection.selector import Selection, Selector
 
 SECONDS = 2.0
 """Seconds of one measurement; ``LONG`` where it did not tell."""

@@ -17,9 +17,9 @@ from leanonnx.hardware.targets import Hardware, known_targets, read_targets
 from leanonnx.ranking.criteria import BY_ACTIVATIONS
 from leanonnx.runtime.machine import detected
 from leanonnx.selection.exponents import search_exponents
-from leanonnx.selection.latency import by_time, latency_model
+from leanonnx.selection.latency import latency_model
 from leanonnx.selection.search import SECONDS, Trial, within_budget, within_latency
-from leanonnx.selection.selector import LATENCY, Selection, SelectionRequest, Selector
+from leanonnx.selection.selector import Selection, SelectionRequest, Selector
 from leanonnx.selection.widths import PARTS, Alignment
 from leanonnx.statistics.moments import Statistics, measure
 from leanonnx.statistics.propagation import propagate_statistics
@@ -57,13 +57,13 @@ def _searched(workshop: Workshop, data: Data | None) -> Trial:
     dag, options = workshop.dag, workshop.options
     target = resolved_target(options, float_kinds(dag.model.proto))
     predicted, request = latency_model(dag, target), _request(dag, options, target)
-    chosen = Selector(dag, request, predicted if options.budget.unit == LATENCY else None)
+    chosen = Selector(dag, request)
     if data is not None and options.method in BY_ACTIVATIONS:
         request = replace(request, statistics=_statistics(workshop, data))
         chosen = _best(workshop, Selector(dag, request, chosen.price), data)
     elif options.method in BY_ACTIVATIONS and (options.method != "auto" or chosen.before.kernels <= QUICK):
         chosen = Selector(dag, replace(request, statistics=propagate_statistics(workshop.known)), chosen.price)
-    if options.budget.unit == LATENCY:
+    if options.budget.metric.measured:
         return within_latency(chosen, workshop.attempt)
     return within_budget(chosen, predicted, workshop.attempt)
 
@@ -115,7 +115,7 @@ def _request(dag: ChannelDag, options: CompressOptions, target: Hardware) -> Sel
         options.seed,
         options.best_effort,
         _alignment(options, target),
-        rate=by_time(dag, target) if options.budget.unit == LATENCY else None,
+        hardware=target,
         refits=options.recovers,
     )
 

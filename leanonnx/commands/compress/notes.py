@@ -8,7 +8,6 @@ from leanonnx.formatting import counted
 from leanonnx.graph.model import Model, constant_bytes, overridden
 from leanonnx.recovery.draft import ENOUGH, Recovery
 from leanonnx.selection.search import Trial
-from leanonnx.selection.selector import LATENCY
 
 
 def not_faster(trial: Trial) -> str:
@@ -80,8 +79,8 @@ def warnings(trial: Trial, workshop: Workshop) -> tuple[str, ...]:
         found.append(f"latency could not be measured: {workshop.failure}")
     if not selection.reached:
         lowest = trial.fraction
-        if budget.unit != LATENCY:
-            lowest = getattr(selection.after, budget.unit) / max(getattr(selection.before, budget.unit), 1)
+        if not budget.metric.measured:
+            lowest = budget.metric.count(selection.after) / max(budget.metric.count(selection.before), 1)
         found.append(
             f"over budget: {lowest:.4f} of the {budget.unit} is the lowest reachable, {budget.fraction:g} was asked for"
             + "".join(f"; {limit}" for limit in selection.limits)

@@ -14,18 +14,18 @@ from leanonnx.errors import OptionError
 from leanonnx.ranking.criteria import Chains, Method
 from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.providers import Setting
-from leanonnx.selection.selector import LATENCY, Budget
+from leanonnx.selection.metrics import Budget, Limit
 from leanonnx.surgery.plan import Plan
 from leanonnx.surgery.recipe import ARRAYS
 
 Recover = Literal["none", "auto"]
 
 
-def asked_budget(given: Mapping[str, float | None], plan: object, exact: bool) -> Budget:
+def asked_budget(given: Mapping[str, Limit | None], plan: object, exact: bool) -> Budget:
     """How far to go: a fraction, a plan or only what contributes nothing; the latter two have no budget of their own.
 
     Args:
-        given: fractions by their names on the command line, None where not asked for.
+        given: limits by the names of their options, None where not given.
         plan: None where no plan is to be carried out.
         exact: whether to remove only what contributes nothing.
 
@@ -34,7 +34,7 @@ def asked_budget(given: Mapping[str, float | None], plan: object, exact: bool) -
     """
     ways: dict[str, Any] = {**given, "plan": plan, "exact": exact or None}
     name, value = exactly_one(ways, "--keep 0.25")
-    return Budget.asked(name, value) if name in given else Budget("kernels", 1.0)
+    return Budget.of_option(name, value) if name in given else Budget("kernels", 1.0)
 
 
 def alignment(given: str | int) -> int | None:
@@ -92,8 +92,8 @@ class CompressOptions:
         if self.recover is not None:
             check_choice("recover", self.recover, Recover)
         check_least("seed", self.seed, 0)
-        if self.budget.unit == LATENCY and not self.measure:
-            raise OptionError("--latency is met by measuring; leave out --no-measure")
+        if self.budget.metric.measured and not self.measure:
+            raise OptionError(f"--{self.budget.option} is met by measuring; leave out --no-measure")
         if self.exact and self.calib is not None:
             raise OptionError("--calib has nothing to do with --exact, which leaves the output as it is; leave out one")
 

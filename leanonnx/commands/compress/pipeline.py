@@ -37,7 +37,7 @@ from leanonnx.version import __version__
 
 @dataclass(frozen=True)
 class CompressResult:
-    """What came of a compression; ``seconds`` by stage, ``bytes`` before and after.
+    """What came of a compression; ``seconds`` by stage.
 
     ``tidied`` counts what was cleaned up in the graph; ``exact`` says what contributed nothing, where that was asked;
     ``recovery`` what real inputs told, where they were given; ``blind`` how weights were changed without any;
@@ -50,7 +50,6 @@ class CompressResult:
     plan: Plan
     before: Cost
     after: Cost
-    bytes: tuple[int, int]
     proof: Proof
     latency: TimingComparison | None
     setting: Setting
@@ -154,14 +153,13 @@ def _result(
     """Put together what came of the stages."""
     options, least, selection = workshop.options, workshop.least, trial.selection
     model = workshop.dag.model
-    changed = least is not None or refit.changed
+    params = workshop.stored() if least is not None or refit.changed else selection.after.params
     return CompressResult(
         dag=least.dag if least else workshop.dag,
         alive=selection.alive,
         plan=plan,
         before=selection.before,
-        after=replace(selection.after, params=workshop.stored()) if changed else selection.after,
-        bytes=(model.size, written_size(workshop.draft)),
+        after=replace(selection.after, params=params, bytes=written_size(workshop.draft)),
         proof=proof,
         latency=trial.comparison,
         setting=options.setting.resolved,

@@ -31,7 +31,7 @@ from leanonnx.recovery.draft import Recovery, recovered_draft
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.subprocess_timing import measured
 from leanonnx.selection.search import TRIES, Trial
-from leanonnx.selection.selector import LATENCY, Selection
+from leanonnx.selection.selector import Selection
 from leanonnx.statistics.propagation import PropagatedMoments
 from leanonnx.surgery.operate import apply
 from leanonnx.surgery.patch import masking_patch, plan_patch
@@ -105,7 +105,7 @@ class Workshop:
         if self.unchanged:
             return Trial(selection, None)
         self.attempts += 1
-        searching = self.options.budget.unit == LATENCY
+        searching = self.options.budget.metric.measured
         with self.clock.stage("measure", self.attempts / TRIES if searching else None):
             model, feed = self.dag.model, self.dag.observation.feeds
             setting = replace(self.options.setting, libraries=model.libraries)

@@ -11,14 +11,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from leanonnx.analysis.cost import Cost, cost_model
+from leanonnx.analysis.cost import cost_model
 from leanonnx.commands.compress import pipeline
 from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.commands.compress.pipeline import inspect
 from leanonnx.commands.finetune import driver
 from leanonnx.commands.finetune.process_group import ProcessGroup, join
 from leanonnx.errors import OptionError
-from leanonnx.selection.selector import Budget
+from leanonnx.selection.metrics import Budget, Metric
 from leanonnx.system.clock import Progress, quiet
 from leanonnx.system.outputs import check_writable, publish, temporary_beside
 
@@ -107,17 +107,17 @@ def _taken(
 ) -> list[PruningStep]:
     """All steps, the last one's file being the draft, the others beside it."""
     compression = replace(schedule.compression, measure=False, shapes=options.shapes, libraries=options.libraries)
-    unit, goal = compression.budget.unit, compression.budget.fraction
-    whole = _cost(teacher, options, unit)
-    have, current, steps = _cost(source, options, unit) / whole, source, list[PruningStep]()
+    metric, goal = compression.budget.metric, compression.budget.fraction
+    whole = _cost(teacher, options, metric)
+    have, current, steps = _cost(source, options, metric) / whole, source, list[PruningStep]()
     for k in range(1, schedule.count + 1):
         wanted = goal ** (k / schedule.count)
         told = _told(progress, f"step {k}/{schedule.count}")
         if wanted < have:
             compact = draft.with_name(f"compressed-{k:02}.onnx")
-            asked = replace(compression, budget=Budget(unit, min(wanted / have, 1.0)))
+            asked = replace(compression, budget=Budget(metric.name, min(wanted / have, 1.0)))
             made = pipeline.compress(current, compact, asked, progress=told)
-            have, current = have * _of(made.after, unit) / max(_of(made.before, unit), 1), compact
+            have, current = have * metric.count(made.after) / max(metric.count(made.before), 1), compact
         trained = draft if k == schedule.count else draft.with_name(f"step-{k:02}.onnx")
         result = driver.finetune(current, trained, teacher, data, _for_step(options, k), told, world)
         assert result is not None  # all processes want the file
@@ -126,13 +126,9 @@ def _taken(
     return steps
 
 
-def _cost(path: Path, options: driver.FinetuneOptions, unit: str) -> float:
+def _cost(path: Path, options: driver.FinetuneOptions, metric: Metric) -> float:
     dag = inspect(path, options.shapes, libraries=options.libraries)
-    return _of(cost_model(dag)(dag.whole), unit)
-
-
-def _of(cost: Cost, unit: str) -> float:
-    return float(getattr(cost, unit))
+    return float(metric.count(cost_model(dag)(dag.whole)))
 
 
 def _for_step(options: driver.FinetuneOptions, number: int) -> driver.FinetuneOptions:

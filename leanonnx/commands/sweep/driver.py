@@ -31,7 +31,6 @@ from leanonnx.runtime.providers import prepare
 from leanonnx.runtime.sessions import Feed, RunFailed
 from leanonnx.runtime.subprocess_timing import measured
 from leanonnx.selection.search import SECONDS
-from leanonnx.selection.selector import LATENCY
 from leanonnx.system.clock import Progress, quiet
 from leanonnx.system.outputs import data_file, write_file
 
@@ -109,7 +108,7 @@ class _Work:
             UserError: no point can be made, as options or models are.
         """
         keys = self.lacking(MAKE)
-        measured_later = self.request.options.measure and self.request.unit != LATENCY
+        measured_later = self.request.options.measure and not self.request.options.budget.metric.measured
         with closing(self._made(keys, make)) as rows:
             for number, (key, row) in enumerate(rows, 1):
                 self.progress(f"make, {number} of {len(keys)}", number / len(keys))
@@ -122,7 +121,7 @@ class _Work:
 
     def _made(self, keys: list[Key], make: Make) -> Generator[tuple[Key, Row], None, None]:
         """Make candidates and put them into their place; those of a latency budget one at a time."""
-        work, alone = self.request.folder / MAKING, self.request.unit == LATENCY
+        work, alone = self.request.folder / MAKING, self.request.options.budget.metric.measured
         self.progress(f"make, 0 of {len(keys)}", 0.0)
         for lot in [[key] for key in keys] if alone else [keys]:
             tasks = [self.models[name].task(self.request, asked) for name, asked in lot]
