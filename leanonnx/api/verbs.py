@@ -41,6 +41,7 @@ from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.providers import Provider, Setting
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.timing import SECONDS
+from leanonnx.selection.metrics import BUDGETS, Limit
 from leanonnx.surgery.plan import Plan, load_plan, replay
 from leanonnx.system.clock import Progress, quiet
 from leanonnx.system.outputs import StrPath
@@ -94,21 +95,20 @@ def compress(
     Args:
         model: its path, or the model itself.
         out, plan_out, plan_weights, report: where the result, its plan, changed weights and a page go; None: nowhere.
-        keep, macs, params, latency, plan, exact: how far to go, one of them: a fraction; a plan; what is of no use.
+        keep, macs, params, latency, plan, exact: the target, one of them: a fraction of the original, a plan, or True.
         method, chains, seed: how channels are ranked; seed of that, if random, and of the proof's inputs.
         shape, pin, ignore: sizes of free graph inputs by name; channels that all stay; layers that are not counted.
         calib, images, recover: real inputs; how images become inputs; whether weights change (None: with ``calib``).
         align, target, targets: widths; the hardware they are for; the file that ``calibrate-device`` stored.
         provider, threads, measure: where the result is to run, and whether to measure it there.
-        rules, library: rules of your own, and onnxruntime's libraries of custom operators.
-        freeze, best_effort: make weights that are graph inputs constants; give the nearest where the answer were no.
-        progress: told of each stage, and how much of it is done (0 to 1) where that is known.
+        rules, library, freeze: own rules; libraries of custom operators; make weights that are graph inputs constants.
+        best_effort, progress: return the closest result, do not raise; called with each stage, and its share done.
 
     Raises:
         UserError, Refusal: exit codes 2 and 1 of the command line; nothing is written.
     """
     options = CompressOptions(
-        budget=asked_budget({"keep": keep, "macs": macs, "params": params, "latency": latency}, plan, exact),
+        budget=asked_budget(_limits(locals()), plan, exact),
         method=method,
         chains=chains,
         shapes=shape or {},
@@ -296,6 +296,11 @@ def _samples(given: Calibration | None) -> Samples | None:
     if isinstance(given, str | PathLike):
         return Path(given)
     return given if given is None or isinstance(given, Mapping) else {IN_MEMORY: given}
+
+
+def _limits(given: Mapping[str, Any]) -> dict[str, Limit | None]:
+    """The budgets among the arguments of ``compress``."""
+    return {option: given[option] for option in BUDGETS}
 
 
 def _extras(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -121,7 +121,7 @@ class Selector:
         selection = self.selection(self.within(budget.fraction))
         if not selection.reached and not self.request.best_effort:
             lowest = self.price(selection.alive)
-            raise BudgetUnreachable(_unreachable(budget, selection.limits, lowest, self.total))
+            raise BudgetUnreachable(unreachable_message(budget, selection.limits, lowest, self.total))
         return selection
 
     def selection(self, alive: Mask, reached: bool | None = None) -> Selection:
@@ -150,7 +150,7 @@ def _counted_rate(rate: Rate, ignored: frozenset[int], node: int, mix: KernelBlo
     return 0.0 if node in ignored else rate(node, mix)
 
 
-def _unreachable(budget: Budget, limits: tuple[str, ...], lowest: float, total: float) -> str:
+def unreachable_message(budget: Budget, limits: tuple[str, ...], lowest: float, total: float) -> str:
     """Message of a budget that cannot be reached: the lowest value, and what keeps it there."""
     if total == 0:
         return (

@@ -93,7 +93,7 @@ class CompressOptions:
             check_choice("recover", self.recover, Recover)
         check_least("seed", self.seed, 0)
         if self.budget.metric.measured and not self.measure:
-            raise OptionError(f"--{self.budget.option} is met by measuring; leave out --no-measure")
+            raise OptionError("--latency is met by measuring; leave out --no-measure")
         if self.exact and self.calib is not None:
             raise OptionError("--calib has nothing to do with --exact, which leaves the output as it is; leave out one")
 
