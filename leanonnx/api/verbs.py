@@ -60,6 +60,7 @@ def compress(
     macs: float | None = None,
     params: float | None = None,
     latency: float | None = None,
+    bytes: float | str | None = None,
     plan: Plan | StrPath | None = None,
     exact: bool = False,
     method: Method = "auto",
@@ -95,7 +96,7 @@ def compress(
     Args:
         model: its path, or the model itself.
         out, plan_out, plan_weights, report: where the result, its plan, changed weights and a page go; None: nowhere.
-        keep, macs, params, latency, plan, exact: the target, one of them: a fraction of the original, a plan, or True.
+        keep, macs, params, latency, bytes, plan, exact: the target, one of them; ``bytes`` may be a size too: "5MB".
         method, chains, seed: how channels are ranked; seed of that, if random, and of the proof's inputs.
         shape, pin, ignore: sizes of free graph inputs by name; channels that all stay; layers that are not counted.
         calib, images, recover: real inputs; how images become inputs; whether weights change (None: with ``calib``).

@@ -6,8 +6,10 @@ table.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from typing import Literal
 
@@ -21,11 +23,22 @@ from leanonnx.errors import OptionError
 from leanonnx.graph.nodes import BIAS, BIASED, standard
 from leanonnx.graph.storage import BYTE
 from leanonnx.hardware.targets import Hardware
-from leanonnx.numeric.channel_ids import ChannelIds, Mask
+from leanonnx.numeric.channel_ids import Mask
+from leanonnx.rules.call import KernelBlock
 from leanonnx.selection.latency import by_time, latency_model
 
 Price = Callable[[Mask], float]
 """Cost of a keep set [channels], in the unit of a metric."""
+MIN_BIAS_BITS = 32
+"""Bits of one element of a bias that a layer gets; more where its weight has more."""
+BIAS_FRAME_BYTES = 128
+"""Bytes that are written with such a bias, but for its name, at most."""
+NAMINGS = 3
+"""Times that its name is written, at most."""
+SIZE = re.compile(r"(\d{1,18})B?|(\d{1,18}(?:\.\d+)?) ?([kMG]i?)B?", re.IGNORECASE)
+"""A file size: a whole number of bytes, or a number and a unit."""
+FACTORS = {"k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
+"""Bytes of each unit."""
 Limit = float | str
 """Value of the option of a budget: a fraction, or a text that the metric parses."""
 
@@ -46,14 +59,14 @@ class PricingInputs:
 
     def bias_sizes(self, alive: Mask) -> list[int]:
         """Sizes of the biases that layers without one get; none where nothing is removed."""
-        return [] if alive.all() else [int(np.count_nonzero(alive[channels])) for channels in self._unbiased]
+        return [] if alive.all() else [int(np.count_nonzero(alive[mix.destinations])) for _, mix in self.unbiased]
 
     @cached_property
-    def _unbiased(self) -> tuple[ChannelIds, ...]:
-        """Output channels of the layers that get a bias."""
+    def unbiased(self) -> tuple[tuple[int, KernelBlock], ...]:
+        """The layers that get a bias: their nodes and kernel blocks."""
         nodes = self.dag.model.proto.graph.node
         return tuple(
-            mix.destinations
+            (node, mix)
             for node, mix in self.dag.kernel_blocks
             if self.refits
             and node not in self.ignored
@@ -84,7 +97,16 @@ def _rate_latency(inputs: PricingInputs) -> Rate:
 
 
 def _price_bytes(inputs: PricingInputs) -> Price:
-    return lambda alive: float(inputs.cost(alive).bytes)
+    return lambda alive: float(inputs.cost(alive).bytes + bias_bytes(inputs, alive))
+
+
+def bias_bytes(inputs: PricingInputs, alive: Mask) -> int:
+    """Bytes of the biases that refitting adds to the file of a keep set, at most."""
+    total, nodes, file = 0, inputs.dag.model.proto.graph.node, inputs.cost.file
+    for (node, mix), size in zip(inputs.unbiased, inputs.bias_sizes(alive), strict=False):
+        bits = max(weight_bits(inputs.dag, node, mix.slot), MIN_BIAS_BITS)
+        total += file.data_bytes(bits, size) + BIAS_FRAME_BYTES + NAMINGS * len(nodes[node].output[0])
+    return total
 
 
 def _rate_bytes(inputs: PricingInputs) -> Rate:
@@ -108,6 +130,27 @@ def _fraction(metric: Metric, limit: Limit) -> Budget:
         raise OptionError(
             f"--{metric.option} {limit}: expected a fraction above 0 and at most 1, for example --{metric.option} 0.25"
         ) from error
+
+
+def _fraction_or_size(metric: Metric, limit: Limit) -> Budget:
+    """A budget from a fraction or a size; whole numbers above 1 are bytes."""
+    text = str(limit).strip()
+    match = SIZE.fullmatch(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if 0 < number <= 1:
+        return Budget(metric.name, number)
+    size = 0
+    if match:
+        size = int(match[1]) if match[1] else math.floor(float(match[2]) * FACTORS[match[3].lower()])
+    if size < 1:
+        raise OptionError(
+            f"--{metric.option} {limit}: expected a fraction above 0 and at most 1, or a file size, for example "
+            f"--{metric.option} 0.5 or --{metric.option} 5MB"
+        )
+    return Budget(metric.name, 1.0, size)
 
 
 @dataclass(frozen=True)
@@ -209,14 +252,18 @@ METRICS: Mapping[str, Metric] = {
         ),
         Metric(
             name="bytes",
-            option="",
+            option="bytes",
             noun="bytes",
             title="File size",
             meaning="size of the file with its external data",
-            help="",
-            sweep_help="",
+            help="Write a file of at most this fraction of the original's bytes, or of at most this size: 5MB, 800kB, "
+            "3MiB.",
+            sweep_help="Fractions of the bytes of the file.",
             price=_price_bytes,
             rate=_rate_bytes,
+            parse=_fraction_or_size,
+            option_type=str,
+            metavar="F|SIZE",
             confirm="written",
             symbol="B",
         ),
@@ -242,7 +289,7 @@ def metric_named(name: str) -> Metric:
 
 @dataclass(frozen=True)
 class Budget:
-    """At most ``fraction`` of the original's cost in a metric, whose name is ``unit``.
+    """At most ``fraction`` of the original's cost in a metric, whose name is ``unit``; or at most an ``amount`` of it.
 
     Raises:
         OptionError: there is no such metric, or the fraction is not above 0 and at most 1.
@@ -250,6 +297,7 @@ class Budget:
 
     unit: str
     fraction: float
+    amount: int | None = None
 
     def __post_init__(self) -> None:
         check_fraction(metric_named(self.unit).option, self.fraction)
@@ -263,6 +311,14 @@ class Budget:
         """
         metric = BUDGETS[option]
         return metric.parse(metric, limit)
+
+    def of_total(self, total: int) -> Budget:
+        """The same with the fraction that an amount is of the original's total, at most 1."""
+        return self if self.amount is None else replace(self, fraction=min(self.amount / max(total, 1), 1.0))
+
+    def limit(self, total: int) -> float:
+        """The highest cost within the budget, for the original's total."""
+        return self.fraction * total if self.amount is None else float(self.amount)
 
     @property
     def metric(self) -> Metric:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from leanonnx.analysis.cost import cost_model
 from leanonnx.analysis.dag import ChannelDag
@@ -14,6 +15,7 @@ from leanonnx.data.samples import Data, batch_size
 from leanonnx.errors import NotFaster, OptionError
 from leanonnx.graph.formats import Kinds, float_kinds
 from leanonnx.hardware.targets import Hardware, known_targets, read_targets
+from leanonnx.numeric.channel_ids import Mask
 from leanonnx.ranking.criteria import BY_ACTIVATIONS
 from leanonnx.runtime.machine import detected
 from leanonnx.selection.exponents import search_exponents
@@ -24,6 +26,7 @@ from leanonnx.selection.widths import PARTS, Alignment
 from leanonnx.statistics.moments import Statistics, measure
 from leanonnx.statistics.propagation import propagate_statistics
 from leanonnx.surgery.plan import Plan, replay
+from leanonnx.system.outputs import written_size
 
 QUICK = 3_000_000
 """Kernels up to which what the network holds of its activations is worked out without being asked for."""
@@ -65,7 +68,14 @@ def _searched(workshop: Workshop, data: Data | None) -> Trial:
         chosen = Selector(dag, replace(request, statistics=propagate_statistics(workshop.known)), chosen.price)
     if options.budget.metric.measured:
         return within_latency(chosen, workshop.attempt)
-    return within_budget(chosen, predicted, workshop.attempt)
+    write = partial(_write, workshop) if options.budget.metric.confirm == "written" else None
+    return within_budget(chosen, predicted, workshop.attempt, write)
+
+
+def _write(workshop: Workshop, alive: Mask) -> int:
+    """Write a keep set; returns the bytes of the file."""
+    workshop.write(alive)
+    return written_size(workshop.draft)
 
 
 def _best(workshop: Workshop, selector: Selector, data: Data) -> Selector:

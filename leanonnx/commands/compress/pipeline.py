@@ -16,8 +16,8 @@ from leanonnx.commands.compress.refitting import Refit, check_weights_wanted, re
 from leanonnx.commands.compress.workshop import Workshop
 from leanonnx.data.files import sample_files
 from leanonnx.data.samples import Data, open_data, runnable
-from leanonnx.errors import OptionError
-from leanonnx.graph.model import load
+from leanonnx.errors import BudgetUnreachable, OptionError
+from leanonnx.graph.model import Model, load
 from leanonnx.lossless.minimal import minimise
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.proof.proof import Proof
@@ -128,12 +128,12 @@ def compress(
         with clock.stage("select"):
             least = minimise(dag, rules, options.shapes, options.pin, options.ignore)
     with temporary_beside(out) as folder:
-        workshop = Workshop(dag, least, options, folder / out.name, clock)
+        workshop = Workshop(dag, least, _with_fraction(options, model), folder / out.name, clock)
         trial = choose_candidate(workshop, data)
         selection = trial.selection
         proof = workshop.proven(selection.alive, data)
         refit = refitted(workshop, selection.alive, data, stored, plan_weights)
-        plan = make_plan(least.dag if least else dag, selection.alive, options.record(), __version__, refit.recipe)
+        plan = _plan(workshop, selection.alive, refit)
         if least and options.plan:
             confirm(least.dag, plan, options.plan)
         result = _result(workshop, trial, plan, proof, refit, data)
@@ -151,15 +151,16 @@ def _result(
     workshop: Workshop, trial: Trial, plan: Plan, proof: Proof, refit: Refit, data: Data | None
 ) -> CompressResult:
     """Put together what came of the stages."""
-    options, least, selection = workshop.options, workshop.least, trial.selection
-    model = workshop.dag.model
+    options, least, model = workshop.options, workshop.least, workshop.dag.model
+    trial = _as_written(trial, workshop)
+    selection = trial.selection
     params = workshop.stored() if least is not None or refit.changed else selection.after.params
     return CompressResult(
         dag=least.dag if least else workshop.dag,
         alive=selection.alive,
         plan=plan,
         before=selection.before,
-        after=replace(selection.after, params=params, bytes=written_size(workshop.draft)),
+        after=replace(selection.after, params=params),
         proof=proof,
         latency=trial.comparison,
         setting=options.setting.resolved,
@@ -173,6 +174,35 @@ def _result(
         folded=() if workshop.unchanged else workshop.model.folded,
         restored=refit.restored,
     )
+
+
+def _plan(workshop: Workshop, alive: Mask, refit: Refit) -> Plan:
+    dag = workshop.least.dag if workshop.least else workshop.dag
+    return make_plan(dag, alive, workshop.options.record(), __version__, refit.recipe)
+
+
+def _with_fraction(options: CompressOptions, model: Model) -> CompressOptions:
+    """The options with a budget of so many bytes as a fraction of those of the model."""
+    return replace(options, budget=options.budget.of_total(model.size))
+
+
+def _as_written(trial: Trial, workshop: Workshop) -> Trial:
+    """The keep set with the bytes of the draft.
+
+    Raises:
+        BudgetUnreachable: they exceed a budget of bytes, and best effort is not enough.
+    """
+    options, selection, size = workshop.options, trial.selection, written_size(workshop.draft)
+    limit = options.budget.limit(selection.before.bytes)
+    over = options.budget.metric.confirm == "written" and size > limit
+    if over and selection.reached and not options.best_effort:
+        raise BudgetUnreachable(
+            f"{limit:.12g} bytes were asked for, but the file has {size}, {size / selection.before.bytes:.4f} of the "
+            "original's, with the weights that were changed; nothing written; ask for fewer, or add --best-effort to "
+            "write it"
+        )
+    after = replace(selection.after, bytes=size)
+    return replace(trial, selection=replace(selection, after=after, reached=selection.reached and not over))
 
 
 def as_planned(options: CompressOptions) -> CompressOptions:
