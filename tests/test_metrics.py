@@ -14,7 +14,7 @@ from leanonnx.cli.main import app
 from leanonnx.commands.compress.pipeline import inspect as analysed
 from leanonnx.errors import OptionError
 from leanonnx.page.headline import headline
-from leanonnx.selection.metrics import BUDGETS, COUNTED, METRICS, Budget, PricingInputs
+from leanonnx.selection.metrics import BUDGETS, COUNTED_METRICS, METRICS, Budget, PricingInputs
 from tests.helpers import CNN, build, called, called_json, saved
 
 
@@ -36,7 +36,7 @@ def test_unknown_metric_is_refused() -> None:
 def test_each_metric_is_known_by_its_name() -> None:
     assert all(name == metric.name for name, metric in METRICS.items())
     assert all(option == metric.option for option, metric in BUDGETS.items())
-    assert [metric.name for metric in COUNTED] == list(inspect.signature(Cost).parameters)
+    assert [metric.name for metric in COUNTED_METRICS] == list(inspect.signature(Cost).parameters)
 
 
 @pytest.mark.parametrize("verb", ["compress", "sweep", "finetune"])
@@ -64,12 +64,12 @@ def test_tables_and_json_list_each_metric(model: Path) -> None:
     shown = called("compress", str(model), str(out), "--keep", "0.5", "--no-measure", env={"COLUMNS": "200"}).stdout
     looked_at = called_json("inspect", str(model), "--json")
     assert set(METRICS) <= set(row)
-    for metric in COUNTED:
+    for metric in COUNTED_METRICS:
         assert set(row[metric.name]) == {"before", "after", "fraction"}
         assert looked_at[metric.name] == row[metric.name]["before"]
         assert metric.meaning in shown
     titles = [tile.title for tile in headline(row, {"kernels": 0.5}, "a", "b").tiles]
-    assert titles[: len(COUNTED)] == [metric.title for metric in COUNTED]
+    assert titles[: len(COUNTED_METRICS)] == [metric.title for metric in COUNTED_METRICS]
 
 
 @pytest.mark.parametrize("metric", [metric for metric in METRICS.values() if not metric.measured], ids=lambda m: m.name)

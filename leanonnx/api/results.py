@@ -19,7 +19,7 @@ from leanonnx.proof.proof import Proof
 from leanonnx.reporting import inspection, report
 from leanonnx.reporting.report import Row
 from leanonnx.runtime.timing import TimingComparison
-from leanonnx.selection.metrics import COUNTED
+from leanonnx.selection.metrics import COUNTED_METRICS
 from leanonnx.surgery.plan import Plan
 from leanonnx.system.outputs import StrPath, check_apart, check_writable, publish, temporary_beside
 
@@ -133,7 +133,7 @@ class Compressed:
         return f"<table>{table}</table>{notes}"
 
     def _changes(self) -> list[tuple[str, Change]]:
-        return [(metric.name, Change(**self._row[metric.name])) for metric in COUNTED]
+        return [(metric.name, Change(**self._row[metric.name])) for metric in COUNTED_METRICS]
 
     def _words(self) -> list[str]:
         """Proof and latency in short."""

@@ -9,7 +9,7 @@ from typing import Any
 from leanonnx.formatting import BLANK, compact, counted, ms, percent, shown, whole
 from leanonnx.reporting.remarks import changed
 from leanonnx.reporting.report import Row
-from leanonnx.selection.metrics import COUNTED, METRICS, Metric
+from leanonnx.selection.metrics import COUNTED_METRICS, METRICS, Metric
 
 ROUNDING = 1.0001
 """How far the rounded speed-up may be off."""
@@ -53,7 +53,12 @@ def headline(row: Row, asked: Mapping[str, Any], source: str, target: str) -> He
     """The first lines on a compression, from its JSON object and the options of its plan."""
     over = _over_budget(row, asked)
     speed, mood = _speed(row, bool(over))
-    tiles = [*(_change(row, metric) for metric in COUNTED), _speed_tile(row), _proof_tile(row), _deviation_tile(row)]
+    tiles = [
+        *(_change(row, metric) for metric in COUNTED_METRICS),
+        _speed_tile(row),
+        _proof_tile(row),
+        _deviation_tile(row),
+    ]
     verdict, mood = (f"{over} {speed}", "bad") if over else (speed, mood)
     return Headline(verdict, mood, _lead(row, source, target), tuple(tiles), _gauge(row["latency"]))
 
@@ -61,7 +66,7 @@ def headline(row: Row, asked: Mapping[str, Any], source: str, target: str) -> He
 def _speed(row: Row, over: bool) -> tuple[str, str]:
     """The first line, what was ``over`` budget apart, and its mood."""
     found = row["latency"]
-    if all(row[metric.name]["before"] == row[metric.name]["after"] for metric in COUNTED):
+    if all(row[metric.name]["before"] == row[metric.name]["after"] for metric in COUNTED_METRICS):
         return "Nothing could be removed: the output equals the input.", "bad"
     if found is None:
         left = f"{percent(row['kernels']['fraction'])} of the kernels are left; the"

@@ -28,7 +28,7 @@ from leanonnx.reporting.report import (
     product_table,
     uncounted_nodes,
 )
-from leanonnx.selection.metrics import COUNTED
+from leanonnx.selection.metrics import COUNTED_METRICS
 
 
 def overview(dag: ChannelDag) -> Row:
@@ -37,7 +37,7 @@ def overview(dag: ChannelDag) -> Row:
     cost = cost_model(dag)(everything)
     return {
         "schema": SCHEMA,
-        **{metric.name: metric.count(cost) for metric in COUNTED},
+        **{metric.name: metric.count(cost) for metric in COUNTED_METRICS},
         "channels": _channel_counts(dag),
         "inputs": input_sizes(dag),
         "layers": layers(dag, everything),
@@ -124,7 +124,7 @@ def overview_tables(row: Row, source: str) -> RenderableType:
     table = Table(title=None, box=None)
     for column in ("", "", "meaning"):
         table.add_column(column, justify="right" if column == "" else "left")
-    for metric in COUNTED:
+    for metric in COUNTED_METRICS:
         table.add_row(metric.name, f"{row[metric.name]:,}", metric.meaning)
     channels = row["channels"]
     note = Text(

@@ -23,7 +23,7 @@ from leanonnx.reporting.remarks import changed, remarks
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.timing import TimingComparison
 from leanonnx.selection.limits import held_back
-from leanonnx.selection.metrics import COUNTED, METRICS
+from leanonnx.selection.metrics import COUNTED_METRICS, METRICS
 
 SCHEMA = 1
 Row = dict[str, Any]
@@ -140,7 +140,7 @@ def input_sizes(dag: ChannelDag) -> dict[str, list[int]]:
 
 
 def _changes(before: Cost, after: Cost) -> Row:
-    return {metric.name: _change(metric.count(before), metric.count(after)) for metric in COUNTED}
+    return {metric.name: _change(metric.count(before), metric.count(after)) for metric in COUNTED_METRICS}
 
 
 def _change(before: int, after: int) -> Row:
@@ -282,7 +282,7 @@ def _cost_table(row: Row) -> Table:
     table = Table(box=None)
     for column in ("", "before", "after", "fraction", "meaning"):
         table.add_column(column, justify="left" if column in ("", "meaning") else "right")
-    for metric in COUNTED:
+    for metric in COUNTED_METRICS:
         change = row[metric.name]
         counts = f"{change['before']:,}", f"{change['after']:,}"
         table.add_row(metric.name, *counts, f"{change['fraction']:.4f}", metric.meaning)

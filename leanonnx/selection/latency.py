@@ -18,7 +18,7 @@ from leanonnx.hardware.targets import Hardware
 from leanonnx.numeric.channel_ids import ChannelIds, Mask
 from leanonnx.rules.call import KernelBlock
 
-CONVOLUTIONS = ("Conv", "FusedConv")
+BLOCKED_CONVOLUTIONS = ("Conv", "FusedConv")
 """Operators with kernels that work on blocks of channels."""
 MS_PER_GIGA = 1e-6
 """ms per multiply-add at 10⁹ of them per second."""
@@ -76,7 +76,7 @@ def _block_ms(target: Hardware, operator: str, mix: KernelBlock, alive: Mask) ->
     if not groups:
         return 0.0
     wide, deep = int(rows.max()), int(columns.max())
-    if operator not in CONVOLUTIONS:
+    if operator not in BLOCKED_CONVOLUTIONS:
         return groups * wide * deep * mix.taps * mix.positions / target.gemm * MS_PER_GIGA
     rate, slow, work = _convolution(target, groups, wide, deep, mix.taps)
     return work * slow * mix.taps * mix.positions / rate * MS_PER_GIGA

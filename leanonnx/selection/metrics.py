@@ -35,10 +35,10 @@ BIAS_FRAME_BYTES = 128
 """Bytes that are written with such a bias, but for its name, at most."""
 NAMINGS = 3
 """Times that its name is written, at most."""
-SIZE = re.compile(r"(\d{1,18})B?|(\d{1,18}(?:\.\d+)?) ?([kMG]i?)B?", re.IGNORECASE)
+SIZE_PATTERN = re.compile(r"(\d{1,18})B?|(\d{1,18}(?:\.\d+)?) ?([kMG]i?)B?", re.IGNORECASE)
 """A file size: a whole number of bytes, or a number and a unit."""
-FACTORS = {"k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
-"""Bytes of each unit."""
+BYTES_PER_UNIT = {"k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
+"""Bytes of each unit of a file size."""
 Limit = float | str
 """Value of the option of a budget: a fraction, or a text that the metric parses."""
 
@@ -135,7 +135,7 @@ def _fraction(metric: Metric, limit: Limit) -> Budget:
 def _fraction_or_size(metric: Metric, limit: Limit) -> Budget:
     """A budget from a fraction or a size; whole numbers above 1 are bytes."""
     text = str(limit).strip()
-    match = SIZE.fullmatch(text)
+    match = SIZE_PATTERN.fullmatch(text)
     try:
         number = float(text)
     except ValueError:
@@ -144,7 +144,7 @@ def _fraction_or_size(metric: Metric, limit: Limit) -> Budget:
         return Budget(metric.name, number)
     size = 0
     if match:
-        size = int(match[1]) if match[1] else math.floor(float(match[2]) * FACTORS[match[3].lower()])
+        size = int(match[1]) if match[1] else math.floor(float(match[2]) * BYTES_PER_UNIT[match[3].lower()])
     if size < 1:
         raise OptionError(
             f"--{metric.option} {limit}: expected a fraction above 0 and at most 1, or a file size, for example "
@@ -270,7 +270,7 @@ METRICS: Mapping[str, Metric] = {
     )
 }
 """All metrics by name, in the order of options and tables."""
-COUNTED = tuple(metric for metric in METRICS.values() if not metric.measured)
+COUNTED_METRICS = tuple(metric for metric in METRICS.values() if not metric.measured)
 """Metrics that are counted, without a measurement."""
 BUDGETS: Mapping[str, Metric] = {metric.option: metric for metric in METRICS.values() if metric.option}
 """Metrics that an option limits, by that option."""

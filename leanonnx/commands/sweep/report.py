@@ -17,9 +17,9 @@ from rich.text import Text
 from leanonnx.commands.sweep.knee import FEWEST, knee
 from leanonnx.formatting import counted
 from leanonnx.reporting.report import SCHEMA, Row, warned
-from leanonnx.selection.metrics import COUNTED, METRICS
+from leanonnx.selection.metrics import COUNTED_METRICS, METRICS
 
-SIZES = tuple(metric.name for metric in COUNTED)
+SIZES = tuple(metric.name for metric in COUNTED_METRICS)
 DEVIATIONS = ("relative_l2", "psnr", "top1")
 ABSENT = (*SIZES, "proof", "latency", "deviation", "seconds", "made", "measured", "file")
 """What a point that was not reached has none of."""

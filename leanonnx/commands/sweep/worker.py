@@ -24,14 +24,14 @@ from leanonnx.reporting.report import Row, fidelity, summary
 from leanonnx.rules.table import DEFAULT_RULES
 from leanonnx.rules.user import read_rules
 from leanonnx.runtime.sessions import RunFailed, limited
-from leanonnx.selection.metrics import COUNTED
+from leanonnx.selection.metrics import COUNTED_METRICS
 from leanonnx.system import processes
 
 ENTRY = "leanonnx.commands.sweep.worker:answer"
 TASK, ANSWER, MADE = "task.pickle", "answer.json", "made"
 DRAWS = 16
 """Random inputs on which the deviation is told where there are no data."""
-TOLD = (*(metric.name for metric in COUNTED), "proof", "latency", "warnings", "hints")
+TOLD = (*(metric.name for metric in COUNTED_METRICS), "proof", "latency", "warnings", "hints")
 """What of a compression's report is told of a point."""
 TICK = 0.02
 """Seconds between looks at the processes that run."""
