@@ -9,7 +9,7 @@ import pytest
 
 from leanonnx.commands.compress import pipeline
 from leanonnx.errors import UserError
-from leanonnx.selection.selector import Budget
+from leanonnx.selection.metrics import Budget
 from tests.helpers import Options, refused
 
 MODELS = Path(__file__).parents[2] / "shared" / "zoo" / "models"
