@@ -25,7 +25,8 @@ from leanonnx.numeric.chains import Block
 from leanonnx.ranking.criteria import Chains
 from leanonnx.ranking.weighting import weighted
 from leanonnx.runtime.observation import observe
-from leanonnx.selection.selector import Budget, SelectionRequest, select
+from leanonnx.selection.metrics import Budget
+from leanonnx.selection.selector import SelectionRequest, select
 
 DEPTHS = ((2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3))
 WIDTHS = (256, 512, 1024)

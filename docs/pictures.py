@@ -30,7 +30,8 @@ from leanonnx.ranking.criteria import EXTRACTED, Chains
 from leanonnx.ranking.pathmass import masses, reads
 from leanonnx.ranking.weighting import WeightedDag
 from leanonnx.runtime.observation import observe
-from leanonnx.selection.selector import Budget, SelectionRequest, Selector
+from leanonnx.selection.metrics import Budget
+from leanonnx.selection.selector import SelectionRequest, Selector
 from leanonnx.statistics.moments import Statistics, measure
 
 HERE = Path(__file__).resolve().parent

@@ -24,7 +24,7 @@ from onnx import numpy_helper
 
 from leanonnx.cli.main import app
 from leanonnx.commands.compress import options, pipeline
-from leanonnx.selection.selector import Budget
+from leanonnx.selection.metrics import Budget
 
 ort.set_default_logger_severity(4)
 SCRIPT = shutil.which("leanonnx", path=str(Path(sys.executable).parent))

@@ -26,7 +26,7 @@ from leanonnx.recovery.data_free import DataFreeFit, recover
 from leanonnx.rules.table import DEFAULT_RULES
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import run
-from leanonnx.selection.selector import Budget
+from leanonnx.selection.metrics import Budget
 from leanonnx.statistics.propagation import PropagatedMoments, propagate_statistics
 from leanonnx.surgery.operate import apply
 from leanonnx.surgery.patch import plan_patch

@@ -16,7 +16,8 @@ from leanonnx.commands.compress.pipeline import compress, inspect
 from leanonnx.ranking.criteria import Method, RankingInputs, rank
 from leanonnx.ranking.groups import channel_groups
 from leanonnx.ranking.weighting import WeightedDag
-from leanonnx.selection.selector import Budget, SelectionRequest, select
+from leanonnx.selection.metrics import Budget
+from leanonnx.selection.selector import SelectionRequest, select
 from leanonnx.statistics.moments import measure
 from tests.helpers import Options, build, saved
 

@@ -22,7 +22,8 @@ from leanonnx.graph.model import load
 from leanonnx.lossless import exact
 from leanonnx.lossless.exact import contributing
 from leanonnx.runtime.observation import observe
-from leanonnx.selection.selector import Budget, SelectionRequest, select
+from leanonnx.selection.metrics import Budget
+from leanonnx.selection.selector import SelectionRequest, select
 from leanonnx.surgery.operate import apply
 from leanonnx.surgery.patch import masking_patch
 from tests.graphs import models

@@ -23,7 +23,7 @@ from leanonnx.commands.finetune.driver import FinetuneOptions, finetune
 from leanonnx.commands.finetune.module import Network
 from leanonnx.commands.finetune.steps import Schedule, finetune_in_steps
 from leanonnx.errors import DataError, ModelError, OptionError
-from leanonnx.selection.selector import Budget
+from leanonnx.selection.metrics import Budget
 from tests.tuning import DENOISER, classifier, samples, saved, settings
 
 

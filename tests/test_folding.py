@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from leanonnx.analysis import dag as analysis
 from leanonnx.commands.compress.pipeline import CompressResult, compress
 from leanonnx.errors import ProofFailed
-from leanonnx.selection.selector import Budget
+from leanonnx.selection.metrics import Budget
 from leanonnx.surgery.plan import load_plan
 from tests.counting import counted
 from tests.helpers import Options, called_json, saved

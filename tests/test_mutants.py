@@ -37,7 +37,7 @@ from leanonnx.rules import (
 from leanonnx.rules.call import Call, Effect, Rule, Slice
 from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.runtime.observation import observe
-from leanonnx.selection.selector import Budget
+from leanonnx.selection.metrics import Budget
 from leanonnx.surgery.operate import apply
 from leanonnx.surgery.patch import masking_patch, plan_patch
 from tests.at_sizes import as_observed

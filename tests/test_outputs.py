@@ -11,7 +11,7 @@ import pytest
 from leanonnx.commands.compress import choosing, pipeline
 from leanonnx.commands.sweep.journal import claimed
 from leanonnx.errors import OutputError
-from leanonnx.selection.selector import Budget
+from leanonnx.selection.metrics import Budget
 from leanonnx.system.outputs import temporary_beside
 from tests.helpers import CNN, Options, build, saved
 

@@ -21,7 +21,7 @@ from leanonnx.hardware.targets import known_targets
 from leanonnx.runtime.observation import observe
 from leanonnx.selection.latency import by_time, latency_model
 from leanonnx.selection.limits import held_back
-from leanonnx.selection.selector import Budget
+from leanonnx.selection.metrics import Budget
 from tests.counting import counted
 from tests.helpers import Options, called, called_json, saved
 from tests.variants import given, network

@@ -12,7 +12,7 @@ from leanonnx.commands.compress.pipeline import compress
 from leanonnx.errors import ProofFailed
 from leanonnx.rules.pointwise import unary
 from leanonnx.rules.table import DEFAULT_RULES, Rules
-from leanonnx.selection.selector import Budget
+from leanonnx.selection.metrics import Budget
 from tests.helpers import Options, build, saved
 from tests.test_proof_telling import WRONG
 

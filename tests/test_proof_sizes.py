@@ -14,7 +14,7 @@ from leanonnx.inputs.random import inputs_for, sized_inputs
 from leanonnx.proof.proof import Proof, prove
 from leanonnx.reporting.report import summary
 from leanonnx.runtime.sessions import Feed, RunFailed
-from leanonnx.selection.selector import Budget
+from leanonnx.selection.metrics import Budget
 from tests.helpers import CNN, Options, build, called, saved
 
 FREE = """

@@ -15,7 +15,7 @@ from leanonnx.proof.compare import WHOLE, ComparedChannels, Profile, distance, s
 from leanonnx.rules.call import Call, Effect
 from leanonnx.rules.convolution import conv
 from leanonnx.rules.table import DEFAULT_RULES, Rules
-from leanonnx.selection.selector import Budget
+from leanonnx.selection.metrics import Budget
 from tests.helpers import Options, build, saved
 
 DETECTOR = """

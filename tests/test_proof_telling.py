@@ -21,7 +21,7 @@ from leanonnx.rules.call import Call, Effect
 from leanonnx.rules.convolution import conv
 from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.runtime.observation import observe
-from leanonnx.selection.selector import Budget
+from leanonnx.selection.metrics import Budget
 from tests.helpers import Options, build, called, saved
 
 TRUNK = """

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from leanonnx.commands.compress.pipeline import CompressResult, compress
 from leanonnx.runtime.sessions import run
-from leanonnx.selection.selector import Budget
+from leanonnx.selection.metrics import Budget
 from leanonnx.surgery.plan import load_plan
 from tests.counting import counted, reached
 from tests.graphs import models, saved

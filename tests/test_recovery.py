@@ -11,7 +11,8 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.recovery import recover as recovery
 from leanonnx.recovery.recover import Recovered, recover
-from leanonnx.selection.selector import Budget, SelectionRequest, select
+from leanonnx.selection.metrics import Budget
+from leanonnx.selection.selector import SelectionRequest, select
 from tests import graphs
 from tests.calibrated import Array, Feed, analysed, deviation, draft, keep, net, normal_feeds
 

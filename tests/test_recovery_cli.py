@@ -21,7 +21,7 @@ from leanonnx.recovery import draft as drafts
 from leanonnx.recovery.draft import split
 from leanonnx.recovery.recover import Recovered, recover
 from leanonnx.runtime.sessions import RunFailed, opened
-from leanonnx.selection.selector import Budget
+from leanonnx.selection.metrics import Budget
 from leanonnx.surgery.plan import load_plan
 from tests.calibrated import net
 from tests.helpers import Options, build, called, called_json, cli, refused, saved, saved_external, tree

@@ -19,8 +19,9 @@ from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.timing import Timing, TimingComparison
 from leanonnx.selection.latency import latency_model
+from leanonnx.selection.metrics import Budget
 from leanonnx.selection.search import MAX_TIMINGS, Trial, within_budget, within_latency
-from leanonnx.selection.selector import LATENCY, Budget, Selection, SelectionRequest, Selector
+from leanonnx.selection.selector import Selection, SelectionRequest, Selector
 from leanonnx.selection.widths import Alignment
 from tests.helpers import build, called, called_json, saved
 
@@ -69,8 +70,8 @@ def model(tmp_path: Path) -> Path:
 def selector(model: Path, budget: Budget, best_effort: bool = False) -> Selector:
     loaded = load(model)
     dag = analyse(loaded, observe(loaded, {}))
-    request = SelectionRequest(budget, best_effort=best_effort, alignment=Alignment(TARGET.block, TARGET.multiple))
-    return Selector(dag, request, latency_model(dag, TARGET) if budget.unit == LATENCY else None)
+    alignment = Alignment(TARGET.block, TARGET.multiple)
+    return Selector(dag, SelectionRequest(budget, best_effort=best_effort, alignment=alignment, hardware=TARGET))
 
 
 class Machine:
@@ -92,7 +93,7 @@ class Machine:
 @pytest.mark.parametrize("limit", [0.8, 0.5, 0.35])
 @pytest.mark.parametrize("curve", CURVES)
 def test_latency_budget_is_used_up(model: Path, curve: str, limit: float) -> None:
-    chooser = selector(model, Budget(LATENCY, limit))
+    chooser = selector(model, Budget("latency", limit))
     machine = Machine(chooser, CURVES[curve])
     found = within_latency(chooser, machine.attempt)
     assert found.fraction <= limit
@@ -102,25 +103,25 @@ def test_latency_budget_is_used_up(model: Path, curve: str, limit: float) -> Non
 
 
 def test_the_nearest_of_all_trials_is_taken(model: Path) -> None:
-    chooser = selector(model, Budget(LATENCY, 0.5))
+    chooser = selector(model, Budget("latency", 0.5))
     machine = Machine(chooser, CURVES["worse than predicted"])
     found = within_latency(chooser, machine.attempt)
     assert found.fraction == max(trial.fraction for trial in machine.trials if trial.fraction <= 0.5)
 
 
 def test_latency_out_of_reach_is_refused_with_what_is_in_reach(model: Path) -> None:
-    chooser = selector(model, Budget(LATENCY, 0.3))
+    chooser = selector(model, Budget("latency", 0.3))
     machine = Machine(chooser, lambda p: 0.4 + 0.6 * p)
     with pytest.raises(BudgetUnreachable, match=r"0\.4\d+ is the lowest that was measured.*ask for at least 0\.4"):
         within_latency(chooser, machine.attempt)
-    chooser = selector(model, Budget(LATENCY, 0.3), best_effort=True)
+    chooser = selector(model, Budget("latency", 0.3), best_effort=True)
     found = within_latency(chooser, machine.attempt)
     assert not found.selection.reached
     assert 0.4 <= found.fraction < 0.45
 
 
 def test_whole_latency_keeps_everything(model: Path) -> None:
-    chooser = selector(model, Budget(LATENCY, 1.0))
+    chooser = selector(model, Budget("latency", 1.0))
     found = within_latency(chooser, Machine(chooser, lambda p: p).attempt)
     assert found.selection.alive.all()
     assert found.comparison is None
@@ -255,7 +256,7 @@ def test_latency_budget_from_the_command_line(model: Path, monkeypatch: pytest.M
     plan = model.parent / "plan.json"
     row = called_json("compress", model, model.parent / "o.onnx", "--latency", "0.5", "--plan-out", plan, measure=True)
     assert 0.4 <= 1 / row["latency"]["speedup"] <= 0.5
-    assert json.loads(plan.read_text())["options"][LATENCY] == 0.5
+    assert json.loads(plan.read_text())["options"]["latency"] == 0.5
     called_json("compress", model, model.parent / "again.onnx", "--plan", plan, measure=True)
     assert (model.parent / "again.onnx").read_bytes() == (model.parent / "o.onnx").read_bytes()
 

@@ -16,7 +16,7 @@ import pytest
 
 from leanonnx.commands.compress import pipeline
 from leanonnx.errors import OutputError
-from leanonnx.selection.selector import Budget
+from leanonnx.selection.metrics import Budget
 from tests.helpers import CNN, COMMAND, Done, Options, build, cli, compressed, refused, saved, saved_external, tree
 
 pytest.importorskip("resource", reason="limits and signals of processes as Unix has them")

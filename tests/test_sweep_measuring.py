@@ -20,7 +20,7 @@ from leanonnx.commands.sweep.request import SweepRequest
 from leanonnx.commands.sweep.worker import Task
 from leanonnx.runtime import subprocess_timing as fresh
 from leanonnx.runtime.timing import Timing, TimingComparison
-from leanonnx.selection.selector import Budget
+from leanonnx.selection.metrics import Budget
 from tests.helpers import CNN, SHORT, build, saved
 from tests.sweeps import PATIENCE, children, fake_make, overlapping, points, run, started, wait_for
 

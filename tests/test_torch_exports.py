@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 from leanonnx.commands.compress.pipeline import compress
 from leanonnx.graph.model import load
 from leanonnx.runtime.observation import declared
-from leanonnx.selection.selector import Budget
+from leanonnx.selection.metrics import Budget
 from leanonnx.surgery.operate import apply
 from leanonnx.surgery.patch import masking_patch
 from tests.at_sizes import Pair, Shapes, runs_at

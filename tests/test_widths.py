@@ -19,7 +19,8 @@ from leanonnx.commands.compress.pipeline import inspect
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.selection.allocator import WidthAllocator
 from leanonnx.selection.exchange import exchanged
-from leanonnx.selection.selector import Budget, SelectionRequest, Selector
+from leanonnx.selection.metrics import Budget
+from leanonnx.selection.selector import SelectionRequest, Selector
 from leanonnx.selection.widths import Alignment, Grid
 from tests.helpers import saved
 

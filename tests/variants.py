@@ -22,7 +22,7 @@ from leanonnx.commands.compress import pipeline
 from leanonnx.reporting import report
 from leanonnx.rules import advice
 from leanonnx.rules.table import DEFAULT_RULES, Rules
-from leanonnx.selection.selector import Budget
+from leanonnx.selection.metrics import Budget
 from tests.helpers import Options, build, saved
 
 Array = np.ndarray[Any, Any]

@@ -22,7 +22,8 @@ from leanonnx.graph.model import Model, load
 from leanonnx.ranking.weighting import weighted
 from leanonnx.rules.table import DEFAULT_RULES
 from leanonnx.runtime.observation import Observation, observe
-from leanonnx.selection.selector import Budget, SelectionRequest, Selector
+from leanonnx.selection.metrics import Budget
+from leanonnx.selection.selector import SelectionRequest, Selector
 from leanonnx.statistics.propagation import PropagatedMoments, propagate_statistics
 from leanonnx.surgery.operate import apply
 from leanonnx.surgery.patch import plan_patch

@@ -1,4 +1,4 @@
-"""What a keep set costs: kernels, multiply-adds and parameters of the network after surgery."""
+"""What a keep set costs: kernels, multiply-adds, parameters and bytes of the network after surgery."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from leanonnx.analysis.constants import ConstantUse
 from leanonnx.analysis.dag import ChannelDag
+from leanonnx.analysis.file_size import FileSize, array_bits, constant_bits, file_size
 from leanonnx.analysis.product_costs import Product, products
 from leanonnx.graph.formats import graphs
 from leanonnx.graph.model import Model
@@ -19,30 +20,31 @@ from leanonnx.numeric.channel_ids import ChannelIds, Mask, varied
 from leanonnx.rules.call import KernelBlock
 
 SHAPES_AND_TEXTS = ("int64", "bool", "object")
-UNITS = ("kernels", "macs", "params")
+"""Element types of constants that are no weights."""
 Rate = Callable[[int, KernelBlock], float]
-"""What one kernel of a node costs, in the unit of a budget."""
+"""Cost of one kernel of a node, in the unit of a budget."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Kernels, multiply-adds (of one run at the observed input sizes) and parameters (numbers)."""
+    """Kernels, multiply-adds (of one run at the observed input sizes), parameters (numbers), and bytes of the file."""
 
     kernels: int
     macs: int
     params: int
+    bytes: int
 
 
 @dataclass(frozen=True)
-class _Sliced:
-    """How one reader slices a constant of ``size`` elements: by factors on different axes, or by a mask of elements."""
+class _SlicedUse:
+    """How one consumer slices a constant of ``size`` elements: by factors on different axes, or by an element mask."""
 
     size: int
     factors: tuple[ChannelIds, ...]
     apart: bool
 
-    def surviving(self, alive: Mask) -> int:
-        """Elements whose labels all live."""
+    def remaining(self, alive: Mask) -> int:
+        """Number of elements whose channels are all kept."""
         if self.apart:
             share = self.size
             for factor in self.factors:
@@ -54,62 +56,71 @@ class _Sliced:
         return self.size * int(mask.sum()) // mask.size
 
 
-def _sliced(size: int, factors: tuple[ChannelIds, ...]) -> _Sliced:
+def _sliced_use(size: int, factors: tuple[ChannelIds, ...]) -> _SlicedUse:
     axes = [axis for factor in factors for axis in varied(factor)]
-    return _Sliced(size, factors, apart=len(axes) == len(set(axes)))
+    return _SlicedUse(size, factors, apart=len(axes) == len(set(axes)))
 
 
 @dataclass(frozen=True)
 class _Constant:
-    """A constant and the ways in which its readers slice it; ``whole`` if one of them does not slice it at all.
+    """A constant and the ways in which its consumers slice it; ``whole``: one of them does not slice it at all.
 
-    ``computed``: the graph computes it, and surgery stores it only once it is sliced.
+    ``computed``: the graph computes it, and surgery stores it only once it is sliced.  ``is_param``: its elements count
+    as parameters; ``bits`` of one element.
     """
 
     size: int
-    uses: tuple[_Sliced, ...]
+    uses: tuple[_SlicedUse, ...]
     whole: bool
     computed: bool
+    is_param: bool
+    bits: int
 
-    def surviving(self, alive: Mask) -> int:
-        """Elements that are stored: readers that need other slices than each other get clones."""
+    def remaining(self, alive: Mask) -> int:
+        """Number of elements that are stored: consumers that need different slices get clones."""
         if self.computed:
             cut = [use for use in self.uses if not all(alive[factor].all() for factor in use.factors)]
-            return sum(use.surviving(alive) for use in cut)
+            return sum(use.remaining(alive) for use in cut)
         if len(self.uses) == 1 and not self.whole:
-            return self.uses[0].surviving(alive)
-        stored = {b"": self.size} if self.whole else {}
+            return self.uses[0].remaining(alive)
+        slices = {b"": self.size} if self.whole else {}
         for use in self.uses:
             masks = [alive[factor] for factor in use.factors]
             key = b"" if all(mask.all() for mask in masks) else b"|".join(mask.tobytes() for mask in masks)
-            stored[key] = use.surviving(alive)
-        return sum(stored.values())
+            slices[key] = use.remaining(alive)
+        return sum(slices.values())
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """Counts the cost of any keep set; layers that are ignored are in none of its parts.
+    """Counts the cost of any keep set; layers that are ignored add to nothing but the bytes of the file.
 
-    ``unfolded``: so many parameters more has the file, which is kept as it is where everything lives, than the network
-    whose computed weights are stored.
+    ``unfolded``: number of parameters that the file, which is kept as it is where nothing is removed, has more than the
+    network whose computed weights are stored.
     """
 
     mixes: tuple[KernelBlock, ...]
     constants: tuple[_Constant, ...]
     unsliced: int
+    file: FileSize
     products: tuple[Product, ...] = ()
     unfolded: int = 0
 
     def __call__(self, alive: Mask) -> Cost:
-        """Cost when just these labels live [labels]."""
+        """Cost of a keep set [channels]."""
         kernels = macs = 0
         for mix in self.mixes:
             count = int((alive[mix.destinations].sum(1) * alive[mix.sources].sum(1)).sum())
             kernels += count * mix.counted
             macs += count * mix.taps * mix.positions
         macs += sum(product.surviving(alive) for product in self.products)
-        params = self.unsliced + sum(constant.surviving(alive) for constant in self.constants)
-        return Cost(kernels, macs, params + self.unfolded * bool(alive.all()))
+        params, size = self.unsliced, self.file.frame
+        for constant in self.constants:
+            count = constant.remaining(alive)
+            params += count * constant.is_param
+            size += self.file.data_bytes(constant.bits, count)
+        whole = bool(alive.all())
+        return Cost(kernels, macs, params + self.unfolded * whole, self.file.original if whole else size)
 
 
 def cost_model(dag: ChannelDag, ignored: Collection[int] = ()) -> CostModel:
@@ -117,12 +128,13 @@ def cost_model(dag: ChannelDag, ignored: Collection[int] = ()) -> CostModel:
     uses: dict[str, dict[tuple[int, int], ConstantUse]] = {}
     for use in dag.uses:
         uses.setdefault(use.constant, {})[use.node, use.slot] = use
-    sizes = _sizes(dag.model)
-    counted = [name for name, places in sorted(uses.items()) if not all(node in ignored for node, _ in places)]
+    sizes = _param_counts(dag.model)
+    unsliced = stored(dag.model) - sum(sizes.get(name, 0) for name in uses)
     return CostModel(
         mixes=tuple(mix for node, mix in dag.kernel_blocks if node not in ignored),
-        constants=tuple(_constant(dag, name, list(uses[name].values()), sizes.get(name, 0)) for name in counted),
-        unsliced=stored(dag.model) - sum(sizes.get(name, 0) for name in uses),
+        constants=tuple(_constant(dag, name, uses[name], sizes, ignored) for name in sorted(uses)),
+        unsliced=unsliced,
+        file=file_size(dag.model, uses),
         products=tuple(product for product in products(dag)[0] if product.node not in ignored),
         unfolded=stored(dag.model.as_read) - stored(dag.model),
     )
@@ -143,15 +155,13 @@ def by_params(node: int, mix: KernelBlock) -> float:
     return float(mix.taps)
 
 
-RATES: Mapping[str, Rate] = {"kernels": by_kernels, "macs": by_macs, "params": by_params}
-
-
 def stored(model: Model) -> int:
-    """Numbers that a model stores, but for shapes and indices."""
-    return sum(_sizes(model).values()) + sum(math.prod(t.dims) for t in _apart(model.proto) if _is_weight(t.data_type))
+    """Number of elements that a model stores as weights: without shapes and indices."""
+    inner = sum(math.prod(t.dims) for t in _inner_tensors(model.proto) if _is_weight(t.data_type))
+    return sum(_param_counts(model).values()) + inner
 
 
-def _apart(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+def _inner_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Constants of subgraphs, and the values of sparse ones."""
     for depth, graph in enumerate(graphs(proto.graph)):
         yield from (sparse.values for sparse in graph.sparse_initializer)
@@ -162,22 +172,35 @@ def _apart(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def _is_weight(kind: int) -> bool:
-    """Whether numbers of an element type are weights, not shapes, indices or texts."""
+    """True if numbers of an element type are weights, not shapes, indices or texts."""
     return onnx.helper.tensor_dtype_to_np_dtype(kind).name not in SHAPES_AND_TEXTS
 
 
-def _constant(dag: ChannelDag, name: str, uses: list[ConstantUse], size: int) -> _Constant:
-    value = uses[0].computed
-    whole = len(uses) < dag.model.use_counts.get(name, 0)
-    size = size if value is None else value.size
-    return _Constant(size, tuple(_sliced(size, use.factors) for use in uses), whole, computed=value is not None)
+def _constant(
+    dag: ChannelDag,
+    name: str,
+    uses: Mapping[tuple[int, int], ConstantUse],
+    sizes: Mapping[str, int],
+    ignored: Collection[int],
+) -> _Constant:
+    """A constant that is sliced; one that ignored layers alone read is no parameter."""
+    value = next(iter(uses.values())).computed
+    size = math.prod(dag.model.shape_of(name)) if value is None else value.size
+    return _Constant(
+        size=size,
+        uses=tuple(_sliced_use(size, use.factors) for use in uses.values()),
+        whole=len(uses) < dag.model.use_counts.get(name, 0),
+        computed=value is not None,
+        is_param=(value is not None or name in sizes) and not all(node in ignored for node, _ in uses),
+        bits=constant_bits(dag.model, name) if value is None else array_bits(value.dtype),
+    )
 
 
-def _sizes(model: Model) -> dict[str, int]:
-    """Number of elements of each constant that holds numbers other than shapes and indices."""
-    found = {}
+def _param_counts(model: Model) -> dict[str, int]:
+    """Number of elements of each constant that holds weights."""
+    counts = {}
     for name in model.holders:
         kind, size = model.view.constant_kind(name)
         if kind not in SHAPES_AND_TEXTS:
-            found[name] = size
-    return found
+            counts[name] = size
+    return counts

@@ -1,7 +1,8 @@
 """Multiply-adds that no kernels account for: products of computed tensors, weights that no channel removal shrinks.
 
-Kernels (``Mix``) hold the multiply-adds of what can be pruned.  Every other operator that multiplies and adds is
-counted here, from the shapes of one run; where channels of its operands can go, its multiply-adds go with them.
+Kernel blocks (``KernelBlock``) hold the multiply-adds of what can be pruned.  Every other operator that multiplies and
+adds is counted here, from the shapes of one run; where channels of its operands can be removed, so are their
+multiply-adds.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ TRANSPOSED = names_of(Family.TRANSPOSED_CONVOLUTION)
 
 @dataclass(frozen=True)
 class Product:
-    """Multiply-adds of a node: ``macs`` of all; they go as ``factors``, label arrays that broadcast, lose labels."""
+    """Multiply-adds of a node: ``macs`` in all; they shrink with ``factors``, channel id arrays that broadcast."""
 
     node: int
     macs: int
     factors: tuple[ChannelIds, ...] = ()
 
     def surviving(self, alive: Mask) -> int:
-        """Multiply-adds when just these labels live [labels]."""
+        """Multiply-adds of a keep set [channels]."""
         axes = [axis for factor in self.factors for axis in varied(factor)]
         if len(axes) == len(set(axes)):
             count = self.macs
@@ -51,7 +52,7 @@ class Product:
 
 @dataclass(frozen=True)
 class _View:
-    """A node, with the shapes and labels of what it reads and puts out."""
+    """A node, with the shapes and channel ids of its inputs and outputs."""
 
     dag: ChannelDag
     node: onnx.NodeProto
@@ -65,16 +66,20 @@ class _View:
         return self.shape_of(self.node.output[slot])
 
     def shape_of(self, name: str) -> Shape:
-        """Shape of a tensor; a KeyError where it is not known."""
+        """Shape of a tensor.
+
+        Raises:
+            KeyError: it is not known.
+        """
         model = self.dag.model
         return model.shape_of(name) if name in model.origins else self.dag.shapes[name]
 
     def channel_ids(self, name: str) -> ChannelIds | None:
-        """Labels of a tensor; None where it carries none."""
+        """Channel ids of a tensor; None where it carries none."""
         return self.dag.channel_ids.get(name)
 
     def has(self, slot: int) -> bool:
-        """Whether an input is connected."""
+        """True if an input is connected."""
         return slot < len(self.node.input) and bool(self.node.input[slot])
 
     def number(self, name: str, default: int = 0) -> int:
@@ -84,29 +89,29 @@ class _View:
 
 Counts = list[tuple[int, tuple[ChannelIds, ...]]]
 Counter = Callable[[_View], Counts | None]
-"""Multiply-adds of a node with the labels that they follow; None where they cannot be known."""
+"""Multiply-adds of a node with the channel ids that they shrink with; None where they cannot be known."""
 
 
 def products(dag: ChannelDag) -> tuple[tuple[Product, ...], tuple[int, ...]]:
-    """The products of a network, and the nodes whose multiply-adds are not known."""
+    """Products of a network, and the indices of nodes whose multiply-adds are not known."""
     graph = dag.model.proto.graph
     static = Constants(dag.model, dag.observation).static
-    spare = unneeded(graph.node, graph)
-    found: list[Product] = []
+    unused = unneeded(graph.node, graph)
+    counted: list[Product] = []
     unknown: list[int] = []
     for index, node in enumerate(graph.node):
-        put_out = [name for name in node.output if name]
-        if spare.issuperset(put_out) or static.issuperset(put_out) or _by_kernels(dag, index):
+        outputs = [name for name in node.output if name]
+        if unused.issuperset(outputs) or static.issuperset(outputs) or _has_kernels(dag, index):
             continue
         counts = _counts(dag, index, node)
         if counts is None:
             unknown.append(index)
         else:
-            found += [Product(index, macs, factors) for macs, factors in counts if macs]
-    return tuple(found), tuple(unknown)
+            counted += [Product(index, macs, factors) for macs, factors in counts if macs]
+    return tuple(counted), tuple(unknown)
 
 
-def _by_kernels(dag: ChannelDag, index: int) -> bool:
+def _has_kernels(dag: ChannelDag, index: int) -> bool:
     return any(mix.taps * mix.positions for mix in dag.kernel_blocks_of.get(index, ()))
 
 
@@ -126,7 +131,7 @@ def _counts(dag: ChannelDag, index: int, node: onnx.NodeProto) -> Counts | None:
 
 
 def _multiplies(graph: onnx.GraphProto) -> bool:
-    """Whether a subgraph holds an operator with multiply-adds, or one of which nothing is known."""
+    """True if a subgraph holds an operator with multiply-adds, or an unknown one."""
     for node in graph.node:
         domain = "" if node.domain in STANDARD else node.domain
         if (domain, node.op_type) in COUNTERS or domain or any(_multiplies(inner) for inner in subgraphs(node)):
@@ -149,16 +154,19 @@ def _contraction(view: _View, slots: Sequence[int], terms: Sequence[str]) -> tup
     return math.prod(sizes.values()), tuple(factors)
 
 
-LETTERS = "abcdefghijklmnopqrstuvw"
+AXIS_LETTERS = "abcdefghijklmnopqrstuvw"
 
 
 def _matmul(left: int, right: int) -> Counter:
-    """Matrix products as ONNX MatMul-13 defines them; FusedMatMul may turn its operands."""
+    """Matrix products as ONNX MatMul-13 defines them; FusedMatMul may transpose its operands."""
 
     def count(view: _View) -> Counts:
         ranks = [len(view.shape(slot)) for slot in (left, right)]
-        batch = LETTERS[: max(0, max(ranks) - 2)]
-        tails = [_turned("yx", view, "A") if ranks[0] > 1 else "x", _turned("xz", view, "B") if ranks[1] > 1 else "x"]
+        batch = AXIS_LETTERS[: max(0, max(ranks) - 2)]
+        tails = [
+            _operand("yx", view, "A") if ranks[0] > 1 else "x",
+            _operand("xz", view, "B") if ranks[1] > 1 else "x",
+        ]
         terms = [
             batch[len(batch) - (rank - len(tail)) :] * (rank > 1) + tail
             for rank, tail in zip(ranks, tails, strict=True)
@@ -168,7 +176,7 @@ def _matmul(left: int, right: int) -> Counter:
     return count
 
 
-def _turned(tail: str, view: _View, side: str) -> str:
+def _operand(tail: str, view: _View, side: str) -> str:
     if view.number(f"transBatch{side}"):
         raise KeyError(side)
     return tail[::-1] if view.number(f"trans{side}") else tail
@@ -177,14 +185,14 @@ def _turned(tail: str, view: _View, side: str) -> str:
 def _convolution(weight: int) -> Counter:
     """Each position of the output (of the input, where it is transposed) takes part in one column of the weight.
 
-    Where the kernels are computed, channels can go all the same: those of the data, or whole groups.
+    Where the kernels are computed, channels can still be removed: those of the data, or whole groups.
     """
 
     def count(view: _View) -> Counts:
         moving = view.shape(0) if view.node.op_type in TRANSPOSED else view.output()
         channel_ids = view.channel_ids(view.node.input[0] if view.number("group", 1) == 1 else view.node.output[0])
-        followed = () if channel_ids is None or view.node.op_type in TRANSPOSED else (channel_ids,)
-        return [(math.prod(moving) * math.prod(view.shape(weight)[1:]), followed)]
+        factors = () if channel_ids is None or view.node.op_type in TRANSPOSED else (channel_ids,)
+        return [(math.prod(moving) * math.prod(view.shape(weight)[1:]), factors)]
 
     return count
 
@@ -217,7 +225,7 @@ def _recurrent(view: _View) -> Counts:
 
 
 def _attention(view: _View) -> Counts | None:
-    """Queries with keys, and weights with values; both follow the channels of queries and of the output."""
+    """Queries times keys, and weights times values; they shrink with the channels of queries and of the output."""
     if not view.has(1) or not view.has(2):
         return None
     keys = view.shape(1)
@@ -239,7 +247,7 @@ def _joint_attention(view: _View) -> Counts:
     return [(batch * length * math.prod(view.shape(1)), ()), (2 * batch * length * length * out, ())]
 
 
-def _packed(view: _View) -> Counts:
+def _packed_matmul(view: _View) -> Counts:
     """Matrices of few bits, packed: A ``[…, K]`` times B ``[K, N]``."""
     return [(math.prod(view.shape(0)) * view.number("N"), ())]
 
@@ -257,8 +265,8 @@ def _by_weight(facts: OperatorFacts, weight: int) -> Counter:
 
 COUNTERS: Mapping[tuple[str, str], Counter] = {
     **{key: _by_weight(each, each.weight) for key, each in OPERATORS.items() if each.weight is not None},
-    (MICROSOFT, "MatMulNBits"): _packed,
-    (MICROSOFT, "MatMulBnb4"): _packed,
+    (MICROSOFT, "MatMulNBits"): _packed_matmul,
+    (MICROSOFT, "MatMulBnb4"): _packed_matmul,
     ("", "Einsum"): _einsum,
     ("", "Attention"): _attention,
     (MICROSOFT, "MultiHeadAttention"): _attention,

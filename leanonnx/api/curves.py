@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from leanonnx.api.keywords import compress_options
+from leanonnx.api.keywords import budget_limits, compress_options
 from leanonnx.api.sources import several
 from leanonnx.checks import check_fraction, exactly_one
 from leanonnx.commands.compress.options import Recover
@@ -20,7 +20,7 @@ from leanonnx.ranking.criteria import Chains, Method
 from leanonnx.reporting.report import Row
 from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.providers import Provider
-from leanonnx.selection.selector import LATENCY, Budget
+from leanonnx.selection.metrics import Budget
 from leanonnx.spelling import option
 from leanonnx.system.clock import Progress, quiet
 from leanonnx.system.outputs import StrPath
@@ -88,6 +88,7 @@ def sweep(
     macs: float | Sequence[float] | None = None,
     params: float | Sequence[float] | None = None,
     latency: float | Sequence[float] | None = None,
+    bytes: float | Sequence[float] | None = None,
     save_models: bool = False,
     restart: bool = False,
     jobs: int | None = None,
@@ -123,7 +124,7 @@ def sweep(
     Args:
         models: paths of models, one or several.
         out: the folder of the results.
-        keep, macs, params, latency: fractions, one or several; pass exactly one of these.
+        keep, macs, params, latency, bytes: fractions, one or several; pass exactly one of these.
         save_models, restart: True keeps the model of each point; True discards earlier results in the folder.
         jobs, dask: compressions at once (None: one on each physical core); address of a Dask scheduler.
         rules: a Python file of rules.
@@ -136,15 +137,15 @@ def sweep(
     Raises:
         UserError: a wrong option, no point that can be made, or a folder that is in use or holds another sweep.
     """
-    name, given = exactly_one({"keep": keep, "macs": macs, "params": params, LATENCY: latency}, option("keep", [0.5]))
+    name, given = exactly_one(budget_limits(locals()), option("keep", [0.5]))
     fractions = several(given, float)
     for fraction in fractions:
         check_fraction(name, fraction)
-    options, paths = compress_options(locals(), budget=Budget.asked(name, 1.0)), several(models, Path)
+    options, paths = compress_options(locals(), budget=Budget.of_option(name, 1.0)), several(models, Path)
     asked = tuple(sorted(set(fractions), reverse=True))
     rules_file = None if rules is None else Path(rules)
     request = SweepRequest(paths, asked, options, Path(out), rules_file, save_models, restart)
-    make = maker(options.budget.unit, jobs, dask, len(paths) * len(asked))
+    make = maker(options.budget.metric, jobs, dask, len(paths) * len(asked))
     return _result(driver.sweep(request, make, plotter(), progress), Path(out))
 
 

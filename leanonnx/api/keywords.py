@@ -10,6 +10,7 @@ from typing import Any
 
 from leanonnx.api.sources import as_plan, as_samples, optional_path, several
 from leanonnx.commands.compress.options import CompressOptions, alignment, described_options
+from leanonnx.selection.metrics import BUDGETS
 
 CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {
     "shapes": lambda shapes: shapes or {},
@@ -22,6 +23,11 @@ CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {
     "plan": as_plan,
 }
 """Conversions from the forms that a keyword accepts to the type of its field."""
+
+
+def budget_limits(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The budgets among keyword arguments, by option; None for those not given."""
+    return {option: given[option] for option in BUDGETS if option in given}
 
 
 def compress_options(given: Mapping[str, Any], **others: Any) -> CompressOptions:

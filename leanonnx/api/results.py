@@ -9,7 +9,6 @@ from pathlib import Path
 
 import onnx
 
-from leanonnx.analysis.cost import UNITS
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.commands.bench.benchmark import Case
 from leanonnx.commands.compress.pipeline import CompressResult
@@ -20,6 +19,7 @@ from leanonnx.proof.proof import Proof
 from leanonnx.reporting import inspection, report
 from leanonnx.reporting.report import Row
 from leanonnx.runtime.timing import TimingComparison
+from leanonnx.selection.metrics import COUNTED_METRICS
 from leanonnx.surgery.plan import Plan
 from leanonnx.system.outputs import StrPath, check_apart, check_writable, publish, temporary_beside
 
@@ -133,7 +133,7 @@ class Compressed:
         return f"<table>{table}</table>{notes}"
 
     def _changes(self) -> list[tuple[str, Change]]:
-        return [(unit, Change(**self._row[unit])) for unit in (*UNITS, "bytes")]
+        return [(metric.name, Change(**self._row[metric.name])) for metric in COUNTED_METRICS]
 
     def _words(self) -> list[str]:
         """Proof and latency in short."""

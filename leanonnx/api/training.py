@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from leanonnx.api.keywords import compress_options
+from leanonnx.api.keywords import budget_limits, compress_options
 from leanonnx.api.sources import optional_path, several
 from leanonnx.checks import exactly_one
 from leanonnx.commands.finetune.strategies import Device, Strategy
@@ -19,7 +19,7 @@ from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.ranking.criteria import Chains, Importance, Method
 from leanonnx.reporting.report import Row
 from leanonnx.runtime.observation import Shapes
-from leanonnx.selection.selector import Budget
+from leanonnx.selection.metrics import Budget
 from leanonnx.spelling import option
 from leanonnx.system.clock import Progress, quiet
 from leanonnx.system.outputs import StrPath
@@ -74,6 +74,7 @@ def finetune(
     keep: float | None = None,
     macs: float | None = None,
     params: float | None = None,
+    bytes: float | None = None,
     method: Method | Importance = "auto",
     chains: Chains = "cover",
     ignore: str | Sequence[str] = (),
@@ -97,8 +98,8 @@ def finetune(
         lr, batch, augment, device, amp: highest learning rate; samples in one step; True flips and shifts images; where
             to train; True computes in half precision where that is safe.
         checkpoint, resume: file of the state of the training; True continues from it.
-        steps, keep, macs, params, method, chains, ignore: compress the model in so many steps to a fraction, and train
-            after each.
+        steps, keep, macs, params, bytes, method, chains, ignore: compress the model in so many steps to a fraction, and
+            train after each.
         keep_steps: folder for the models of the steps before the last.
         shape, library: as in ``compress``.
         seed: of order, augmentation and masks.
@@ -116,7 +117,7 @@ def finetune(
     from leanonnx.commands.finetune import driver, report, steps as stepwise, training  # noqa: I001 - needs the extra
 
     check_training_numbers(lr, minutes)
-    budget = stepwise_budget({"keep": keep, "macs": macs, "params": params}, steps)
+    budget = stepwise_budget(budget_limits(locals()), steps)
     compression = {"method": method, "chains": chains, "ignore": ignore, "seed": seed, "calib": data, "images": images}
     places = (Path(model), Path(out), optional_path(teacher), Path(data))
     settings = training.Settings(epochs, lr, batch, minutes, patience, seed, amp, optional_path(checkpoint), resume)
@@ -160,7 +161,7 @@ def stepwise_budget(given: Mapping[str, float | None], steps: int | None) -> Bud
         )
     if steps is None:
         return None
-    return Budget.asked(*exactly_one(given, f"{option('steps', 5)} {option('keep', 0.25)}"))
+    return Budget.of_option(*exactly_one(given, f"{option('steps', 5)} {option('keep', 0.25)}"))
 
 
 def _result(path: Path, result: Any, row: Row) -> TrainingResult:

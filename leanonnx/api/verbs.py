@@ -15,7 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from leanonnx.api.keywords import compress_options
+from leanonnx.api.keywords import budget_limits, compress_options
 from leanonnx.api.results import Analysis, Compressed, Timings
 from leanonnx.api.sources import (
     CalibrationData,
@@ -46,7 +46,6 @@ from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.providers import Provider, Setting
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.timing import SECONDS
-from leanonnx.selection.selector import LATENCY
 from leanonnx.surgery.plan import Plan, replay
 from leanonnx.system.clock import Progress, quiet
 from leanonnx.system.outputs import StrPath
@@ -60,6 +59,7 @@ def compress(
     macs: float | None = None,
     params: float | None = None,
     latency: float | None = None,
+    bytes: float | str | None = None,
     plan: Plan | StrPath | None = None,
     exact: bool = False,
     method: Method | Importance = "auto",
@@ -95,8 +95,8 @@ def compress(
     Args:
         model: its path, or the model itself.
         out, plan_out, plan_weights, report: files for the result, its plan, changed weights and a page; None: no file.
-        keep, macs, params, latency, plan, exact: the target; pass exactly one: a fraction of the original, a plan, or
-            True for a lossless reduction.
+        keep, macs, params, latency, bytes, plan, exact: the target; pass exactly one: a fraction of the original (for
+            ``bytes`` also a size such as "5MB"), a plan, or True for a lossless reduction.
         method: criterion that ranks channels, or a function of yours: kernels [conv groups, outputs, inputs, *taps] to
             scores [conv groups, outputs], those of tied channels being added up.
         chains, seed: the chains of ``lean``; seed of random ranking and of the proof's inputs.
@@ -114,8 +114,7 @@ def compress(
     Raises:
         UserError, Refusal: exit codes 2 and 1 of the command line; nothing is written.
     """
-    budget = asked_budget({"keep": keep, "macs": macs, "params": params, LATENCY: latency}, plan, exact)
-    options = compress_options(locals(), budget=budget)
+    options = compress_options(locals(), budget=asked_budget(budget_limits(locals()), plan, exact))
     with as_file(model) as source, result_file(out) as place:
         return Compressed.of(pipeline.compress(source, place, options, **_extras(locals())), place)
 

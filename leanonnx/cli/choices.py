@@ -16,7 +16,7 @@ from leanonnx.cli.options import Layout, Mean, Scale, Size, Std, image_format, p
 from leanonnx.commands.compress.options import CompressOptions, Described, alignment, described_options
 from leanonnx.errors import OptionError
 from leanonnx.ranking.criteria import Method
-from leanonnx.selection.selector import LATENCY, Budget
+from leanonnx.selection.metrics import Budget
 from leanonnx.spelling import option, spelled_for
 from leanonnx.surgery.plan import Plan
 
@@ -71,7 +71,7 @@ class Choices:
             OptionError: a text is malformed, or two options contradict each other.
         """
         typed = self.typed
-        if typed["no_measure"] and budget.unit == LATENCY:
+        if typed["no_measure"] and budget.metric.measured:
             raise OptionError(f"{option('latency')} is met by measuring; leave out {option('measure', False)}")
         values = {field.name: _form(field).convert(typed[_name(field, each)]) for field, each in described_options()}
         return CompressOptions(

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from leanonnx.cli.budgets import limit_option, with_budgets
 from leanonnx.cli.choices import Choices, with_choices
 from leanonnx.cli.options import AsJson, PlanOut, ReportOut, RulesFile, rules_from
 from leanonnx.cli.terminal import command_line, exit_codes, progress, show, show_json
@@ -17,20 +18,16 @@ from leanonnx.commands.compress.pipeline import Page
 from leanonnx.errors import OptionError
 from leanonnx.page.page import PageContext, render
 from leanonnx.reporting import report
-from leanonnx.selection.selector import LATENCY
+from leanonnx.selection.metrics import Limit
 from leanonnx.surgery.plan import load_plan
 
 
 @with_choices
+@with_budgets(limit_option)
 def compress(
     source: Annotated[Path, typer.Argument(metavar="IN", help="The model to compress.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write the result.")],
-    keep: Annotated[float | None, typer.Option(help="Keep at most this fraction of the kernels (0 to 1).")] = None,
-    macs: Annotated[float | None, typer.Option(help="Keep at most this fraction of the multiply-adds.")] = None,
-    params: Annotated[float | None, typer.Option(help="Keep at most this fraction of the parameters.")] = None,
-    latency: Annotated[
-        float | None, typer.Option(help="Take at most this fraction of the original's measured time.")
-    ] = None,
+    limits: dict[str, Limit | None],
     plan: Annotated[
         Path | None, typer.Option(metavar="P.json", help="Carry out this plan instead of selecting channels.")
     ] = None,
@@ -50,11 +47,11 @@ def compress(
 ) -> None:
     """Remove channels until the model fits the budget, prove the result and write it.
 
-    Exactly one of --keep, --macs, --params, --latency, --plan or --exact says how far to go. Exit codes: 0 written,
+    Exactly one of {limits}, --plan or --exact says how far to go. Exit codes: 0 written,
     1 refused (budget not reachable, proof failed, not faster than the original), 2 wrong file or option, 3 a bug.
     """
     with exit_codes() as results:
-        budget = asked_budget({"keep": keep, "macs": macs, "params": params, LATENCY: latency}, plan, exact)
+        budget = asked_budget(limits, plan, exact)
         if plan_weights is not None and plan_out is None:
             raise OptionError(f"--plan-weights {plan_weights}: belongs to a plan; add --plan-out P.json")
         options = choices.options(budget, None if plan is None else load_plan(plan), exact)

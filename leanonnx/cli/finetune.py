@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from leanonnx.api.training import finetune as train
+from leanonnx.cli.budgets import step_option, with_budgets
 from leanonnx.cli.options import (
     AsJson,
     Layout,
@@ -23,7 +24,9 @@ from leanonnx.cli.options import (
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
 from leanonnx.commands.finetune.strategies import Device, Strategy
 from leanonnx.ranking.criteria import Chains, Method
+from leanonnx.selection.metrics import BUDGETS
 
+COUNTED_BUDGETS = tuple(metric for metric in BUDGETS.values() if not metric.measured)
 Samples = Annotated[
     Path,
     typer.Option(
@@ -53,9 +56,6 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from --checkpoint 
 Steps = Annotated[
     int | None, typer.Option(min=1, help="Compress NEW in so many steps, training after each (LEAN's schedule).")
 ]
-Keep = Annotated[float | None, typer.Option(help="With --steps: keep this fraction of BASE's kernels.")]
-Macs = Annotated[float | None, typer.Option(help="With --steps: keep this fraction of its multiply-adds.")]
-Params = Annotated[float | None, typer.Option(help="With --steps: keep this fraction of its parameters.")]
 Ignore = Annotated[
     list[str] | None, typer.Option(metavar="LAYER", help="With --steps: layer that keeps all its outputs.")
 ]
@@ -64,6 +64,7 @@ KeepSteps = Annotated[
 ]
 
 
+@with_budgets(step_option, COUNTED_BUDGETS)
 def finetune(
     source: Annotated[Path, typer.Argument(metavar="NEW", help="The model to train, as compressed.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write the result.")],
@@ -83,9 +84,8 @@ def finetune(
     checkpoint: Checkpoint = None,
     resume: Resume = False,
     steps: Steps = None,
-    keep: Keep = None,
-    macs: Macs = None,
-    params: Params = None,
+    *,
+    limits: dict[str, float | None],
     method: Annotated[Method, typer.Option(help="With --steps: how channels are ranked.")] = "auto",
     chains: Annotated[Chains, typer.Option(help="With --steps: which chains lean extracts.")] = "cover",
     ignore: Ignore = None,
@@ -125,9 +125,7 @@ def finetune(
                 checkpoint=checkpoint,
                 resume=resume,
                 steps=steps,
-                keep=keep,
-                macs=macs,
-                params=params,
+                **limits,
                 method=method,
                 chains=chains,
                 ignore=tuple(ignore or ()),

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from leanonnx.checks import exactly_one
+from leanonnx.cli.budgets import fractions_option, with_budgets
 from leanonnx.cli.choices import Choices, with_choices
 from leanonnx.cli.options import AsJson, RulesFile, fractions
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
@@ -15,11 +16,8 @@ from leanonnx.commands.sweep import report
 from leanonnx.commands.sweep.driver import sweep as run
 from leanonnx.commands.sweep.extras import maker, plotter
 from leanonnx.commands.sweep.request import SweepRequest
-from leanonnx.selection.selector import LATENCY, Budget
+from leanonnx.selection.metrics import Budget
 
-Latency = Annotated[
-    str | None, typer.Option(metavar="F,…", help="Fractions of the measured time; searched one by one.")
-]
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the results; else named after the model.")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Compressions at once; by default one for each physical core.")]
 DaskAddress = Annotated[
@@ -29,12 +27,10 @@ KEPT = "what is finished is kept: run the same command again to go on"
 
 
 @with_choices
+@with_budgets(fractions_option)
 def sweep(
     sources: Annotated[list[Path], typer.Argument(metavar="IN…", help="The models.")],
-    keep: Annotated[str | None, typer.Option(metavar="F,…", help="Fractions of the kernels: 0.75,0.5,0.25.")] = None,
-    macs: Annotated[str | None, typer.Option(metavar="F,…", help="Fractions of the multiply-adds.")] = None,
-    params: Annotated[str | None, typer.Option(metavar="F,…", help="Fractions of the parameters.")] = None,
-    latency: Latency = None,
+    limits: dict[str, str | None],
     out: Out = None,
     save_models: Annotated[bool, typer.Option("--save-models", help="Keep the model of each point.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Start anew, whatever the folder holds.")] = False,
@@ -47,17 +43,16 @@ def sweep(
 ) -> None:
     """Compress models to several fractions: the trade-off curve, as a table, CSV, JSON and a picture with its knee.
 
-    Exactly one of --keep, --macs, --params or --latency lists the fractions. Stopped, it goes on where it was when the
+    Exactly one of {any limit} lists the fractions. Stopped, it goes on where it was when the
     same command is run again. Latency is measured on this machine, one point at a time, after all are made. Exit codes:
     0 all points written, 1 some could not be reached, 2 wrong file or option, 3 a bug.
     """
     with exit_codes(KEPT) as results:
-        given = {"keep": keep, "macs": macs, "params": params, LATENCY: latency}
-        name, text = exactly_one(given, "--keep 0.75,0.5,0.25")
-        asked, budget = fractions(name, text), Budget.asked(name, 1.0)
+        name, text = exactly_one(limits, "--keep 0.75,0.5,0.25")
+        asked, budget = fractions(name, text), Budget.of_option(name, 1.0)
         options, folder = choices.options(budget), out or _folder(sources)
         request = SweepRequest(tuple(sources), asked, options, folder, rules, save_models, restart)
-        make = maker(budget.unit, jobs, dask, len(sources) * len(asked))
+        make = maker(budget.metric, jobs, dask, len(sources) * len(asked))
         with progress() as listener:
             row = run(request, make, plotter(), listener)
         show_json(row, results) if as_json else show(report.tables(row), results)

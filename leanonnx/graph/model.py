@@ -37,7 +37,8 @@ class Model:
     """A checked model in memory; ``libraries`` hold onnxruntime's kernels of its custom operators.
 
     ``frozen`` counts initializers that the file lists as graph inputs and ``proto`` does not.  ``folded`` names weights
-    that ``proto`` stores and the file computes from constants; ``original`` is the model that computes them.
+    that ``proto`` stores and the file computes from constants; ``original`` is the model that computes them.  ``size``:
+    bytes of the file and its external data.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Model:
     frozen: int = 0
     folded: tuple[str, ...] = ()
     original: Model | None = None
+    size: int = 0
 
     @property
     def as_read(self) -> Model:
@@ -58,11 +60,6 @@ class Model:
     def files(self) -> tuple[Path, ...]:
         """The model file, followed by its external data."""
         return (self.path, *self.external_files)
-
-    @property
-    def size(self) -> int:
-        """Bytes of the model file and its external data."""
-        return sum(file.stat().st_size for file in self.files)
 
     @cached_property
     def view(self) -> GraphView:
@@ -151,7 +148,9 @@ def load(path: Path, libraries: tuple[Path, ...] = (), freeze: bool = False) -> 
         inputs = [value for value in proto.graph.input if value.name not in frozen]
         del proto.graph.input[:]
         proto.graph.input.extend(inputs)
-    return Model(path, proto, identity.hex(), external, tuple(each.resolve() for each in libraries), len(frozen))
+    size = sum(file.stat().st_size for file in (path, *external))
+    resolved = tuple(each.resolve() for each in libraries)
+    return Model(path, proto, identity.hex(), external, resolved, len(frozen), size=size)
 
 
 def _inlined(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:

@@ -8,11 +8,9 @@ from typing import Any
 
 from leanonnx.formatting import BLANK, compact, counted, ms, percent, shown, whole
 from leanonnx.reporting.remarks import changed
-from leanonnx.reporting.report import MEANING, Row
-from leanonnx.selection.selector import LATENCY
+from leanonnx.reporting.report import Row
+from leanonnx.selection.metrics import COUNTED_METRICS, METRICS, Metric
 
-TITLES = {"kernels": "Kernels", "macs": "Multiply-adds", "params": "Parameters", "bytes": "File size"}
-WORDS = {"kernels": "kernels", "macs": "multiply-adds", "params": "parameters", LATENCY: "time"}
 ROUNDING = 1.0001
 """How far the rounded speed-up may be off."""
 ENDS = 0.9
@@ -55,7 +53,12 @@ def headline(row: Row, asked: Mapping[str, Any], source: str, target: str) -> He
     """The first lines on a compression, from its JSON object and the options of its plan."""
     over = _over_budget(row, asked)
     speed, mood = _speed(row, bool(over))
-    tiles = [*(_change(row, unit) for unit in TITLES), _speed_tile(row), _proof_tile(row), _deviation_tile(row)]
+    tiles = [
+        *(_change(row, metric) for metric in COUNTED_METRICS),
+        _speed_tile(row),
+        _proof_tile(row),
+        _deviation_tile(row),
+    ]
     verdict, mood = (f"{over} {speed}", "bad") if over else (speed, mood)
     return Headline(verdict, mood, _lead(row, source, target), tuple(tiles), _gauge(row["latency"]))
 
@@ -63,7 +66,7 @@ def headline(row: Row, asked: Mapping[str, Any], source: str, target: str) -> He
 def _speed(row: Row, over: bool) -> tuple[str, str]:
     """The first line, what was ``over`` budget apart, and its mood."""
     found = row["latency"]
-    if all(row[unit]["before"] == row[unit]["after"] for unit in TITLES):
+    if all(row[metric.name]["before"] == row[metric.name]["after"] for metric in COUNTED_METRICS):
         return "Nothing could be removed: the output equals the input.", "bad"
     if found is None:
         left = f"{percent(row['kernels']['fraction'])} of the kernels are left; the"
@@ -78,13 +81,13 @@ def _speed(row: Row, over: bool) -> tuple[str, str]:
 
 def _over_budget(row: Row, asked: Mapping[str, Any]) -> str:
     """That the budget was not reached, if so."""
-    for unit, words in WORDS.items():
-        change = row["latency"] if unit == LATENCY else row[unit]
-        if unit not in asked or change is None:
+    for name, metric in METRICS.items():
+        change = row[name]
+        if name not in asked or change is None:
             continue
-        left = 1 / change["speedup"] if unit == LATENCY else change["after"] / max(change["before"], 1)
-        if left > asked[unit] * (ROUNDING if unit == LATENCY else 1):
-            return f"Over budget: {percent(left)} of the {words} is left, {percent(asked[unit])} was asked for."
+        left = 1 / change["speedup"] if metric.measured else change["after"] / max(change["before"], 1)
+        if left > asked[name] * (ROUNDING if metric.measured else 1):
+            return f"Over budget: {percent(left)} of the {metric.noun} is left, {percent(asked[name])} was asked for."
     return ""
 
 
@@ -137,16 +140,15 @@ def _size(deviation: float | None) -> float:
     return float("inf") if deviation is None else deviation
 
 
-def _change(row: Row, unit: str) -> Tile:
-    change = row[unit]
-    suffix = "B" if unit == "bytes" else ""
-    before, after = (f"{compact(change[key])}{suffix}" for key in ("before", "after"))
+def _change(row: Row, metric: Metric) -> Tile:
+    change = row[metric.name]
+    before, after = (f"{compact(change[key])}{metric.symbol}" for key in ("before", "after"))
     exactly = f"{whole(change['before'])} → {whole(change['after'])}"
     return Tile(
-        TITLES[unit],
+        metric.title,
         percent(change["fraction"]),
         f"{before} → {after}",
-        f"{MEANING[unit]}: {exactly}",
+        f"{metric.meaning}: {exactly}",
         change["fraction"],
     )
 

@@ -10,14 +10,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from leanonnx.analysis.cost import UNITS, cost_model
+from leanonnx.analysis.cost import cost_model
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import OptionError
 from leanonnx.formatting import counted
 from leanonnx.numeric.channel_ids import Mask, projection, varied
 from leanonnx.reporting.remarks import folded, uncounted
 from leanonnx.reporting.report import (
-    MEANING,
     SCHEMA,
     Row,
     input_sizes,
@@ -29,6 +28,7 @@ from leanonnx.reporting.report import (
     product_table,
     uncounted_nodes,
 )
+from leanonnx.selection.metrics import COUNTED_METRICS
 from leanonnx.spelling import option, verb
 
 
@@ -38,8 +38,7 @@ def overview(dag: ChannelDag) -> Row:
     cost = cost_model(dag)(everything)
     return {
         "schema": SCHEMA,
-        **{unit: getattr(cost, unit) for unit in UNITS},
-        "bytes": dag.model.size,
+        **{metric.name: metric.count(cost) for metric in COUNTED_METRICS},
         "channels": _channel_counts(dag),
         "inputs": input_sizes(dag),
         "layers": layers(dag, everything),
@@ -128,8 +127,8 @@ def overview_tables(row: Row, source: str) -> RenderableType:
     table = Table(title=None, box=None)
     for column in ("", "", "meaning"):
         table.add_column(column, justify="right" if column == "" else "left")
-    for unit in (*UNITS, "bytes"):
-        table.add_row(unit, f"{row[unit]:,}", MEANING[unit])
+    for metric in COUNTED_METRICS:
+        table.add_row(metric.name, f"{row[metric.name]:,}", metric.meaning)
     channels = row["channels"]
     note = Text(
         f"{channels['classes']} independent channels, {channels['pinned']} of them pinned; inputs {row['inputs']}"

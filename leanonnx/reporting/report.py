@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from leanonnx.analysis.cost import UNITS, Cost, cost_model
+from leanonnx.analysis.cost import Cost, cost_model
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.product_costs import products
 from leanonnx.commands.compress.pipeline import CompressResult
@@ -23,15 +23,9 @@ from leanonnx.reporting.remarks import changed, remarks
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.timing import TimingComparison
 from leanonnx.selection.limits import held_back
+from leanonnx.selection.metrics import COUNTED_METRICS, METRICS
 
 SCHEMA = 1
-MEANING = {
-    "kernels": "input-output channel pairs of Conv, ConvTranspose, Gemm and MatMul",
-    "macs": "multiply-adds of one run at the input sizes shown",
-    "params": "numbers stored as weights",
-    "bytes": "size of the file with its external data",
-    "latency": "median ms of one run in onnxruntime, measured in turns; fraction: median of the ratios",
-}
 Row = dict[str, Any]
 
 
@@ -41,7 +35,6 @@ def summary(result: CompressResult) -> Row:
     return {
         "schema": SCHEMA,
         **_changes(result.before, result.after),
-        "bytes": _change(*result.bytes),
         "proof": {
             "status": result.proof.status,
             "max_relative_error": result.proof.max_relative_error,
@@ -147,7 +140,7 @@ def input_sizes(dag: ChannelDag) -> dict[str, list[int]]:
 
 
 def _changes(before: Cost, after: Cost) -> Row:
-    return {unit: _change(getattr(before, unit), getattr(after, unit)) for unit in UNITS}
+    return {metric.name: _change(metric.count(before), metric.count(after)) for metric in COUNTED_METRICS}
 
 
 def _change(before: int, after: int) -> Row:
@@ -289,13 +282,14 @@ def _cost_table(row: Row) -> Table:
     table = Table(box=None)
     for column in ("", "before", "after", "fraction", "meaning"):
         table.add_column(column, justify="left" if column in ("", "meaning") else "right")
-    for unit in (*UNITS, "bytes"):
-        change = row[unit]
-        table.add_row(unit, f"{change['before']:,}", f"{change['after']:,}", f"{change['fraction']:.4f}", MEANING[unit])
+    for metric in COUNTED_METRICS:
+        change = row[metric.name]
+        counts = f"{change['before']:,}", f"{change['after']:,}"
+        table.add_row(metric.name, *counts, f"{change['fraction']:.4f}", metric.meaning)
     found = row["latency"]
     if found is not None:
         times = (f"{found['before_ms']:.3f}", f"{found['after_ms']:.3f}", f"{1 / found['speedup']:.4f}")
-        table.add_row("latency", *times, MEANING["latency"])
+        table.add_row("latency", *times, METRICS["latency"].meaning)
     return table
 
 

@@ -1,7 +1,7 @@
-"""What a keep set costs in time, predicted layer by layer from a target's table.
+"""Time of one run of a keep set, predicted layer by layer from the cost table of the hardware.
 
-Convolutions cost their multiply-adds in whole blocks of channels (outside the fast kernels: those of just their own
-channels, at a lower rate), every node what it writes and its own start.  The sum is a prediction of proportions:
+Convolutions cost their multiply-adds in whole blocks of channels (outside the fast kernels: those of their own channels
+alone, at a lower rate); every node costs the elements that it writes, and its start.  The sum predicts proportions:
 budgets are met by measuring, see ``search``.
 """
 
@@ -28,21 +28,22 @@ MS_PER_GIGA = 1e-6
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """Predicts ms of one run for any keep set; ``written`` holds labels and numbers of each node's output.
+    """Predicts ms of one run for any keep set.
 
-    ``products`` are those without kernels.
+    ``blocks``: kernel blocks with the operator of their node; ``outputs``: channels and elements of each node's output;
+    ``products``: multiply-adds without kernels.
     """
 
     target: Hardware
-    mixes: tuple[tuple[str, KernelBlock], ...]
-    written: tuple[tuple[ChannelIds, int], ...]
+    blocks: tuple[tuple[str, KernelBlock], ...]
+    outputs: tuple[tuple[ChannelIds, int], ...]
     products: tuple[Product, ...] = ()
 
     def __call__(self, alive: Mask) -> float:
-        """Predicted ms of one run when just these labels live [labels]."""
-        total = sum(_mixing(self.target, operator, mix, alive) for operator, mix in self.mixes)
+        """Predicted ms of one run of a keep set [channels]."""
+        total = sum(_block_ms(self.target, operator, mix, alive) for operator, mix in self.blocks)
         total += sum(one.surviving(alive) for one in self.products) / self.target.gemm * MS_PER_GIGA
-        for channel_ids, size in self.written:
+        for channel_ids, size in self.outputs:
             share = float(alive[channel_ids].mean())
             total += size * share * self.target.element * 1e-6 + (self.target.node * 1e-3 if share else 0.0)
         return float(total)
@@ -51,27 +52,27 @@ class LatencyModel:
 def latency_model(dag: ChannelDag, target: Hardware) -> LatencyModel:
     """The latency model of a channel DAG on a target."""
     nodes = dag.model.proto.graph.node
-    written = []
+    outputs = []
     for name, channel_ids in dag.channel_ids.items():
         if name in dag.shapes and name in dag.model.producers:
-            written.append((channel_ids.reshape(-1), int(np.prod(dag.shapes[name], dtype=np.int64))))
-    mixes = tuple((nodes[node].op_type, mix) for node, mix in dag.kernel_blocks)
-    return LatencyModel(target, mixes, tuple(written), products(dag)[0])
+            outputs.append((channel_ids.reshape(-1), int(np.prod(dag.shapes[name], dtype=np.int64))))
+    blocks = tuple((nodes[node].op_type, mix) for node, mix in dag.kernel_blocks)
+    return LatencyModel(target, blocks, tuple(outputs), products(dag)[0])
 
 
 def by_time(dag: ChannelDag, target: Hardware) -> Rate:
-    """Predicted ms of a kernel when none is removed, for each node."""
+    """Predicted ms of one kernel of each node while none is removed."""
     nodes, whole = dag.model.proto.graph.node, dag.whole
 
     def rate(node: int, mix: KernelBlock) -> float:
         kernels = max(mix.destinations.size * int(mix.sources.shape[1]), 1)
-        return _mixing(target, nodes[node].op_type, mix, whole) / kernels
+        return _block_ms(target, nodes[node].op_type, mix, whole) / kernels
 
     return rate
 
 
-def _mixing(target: Hardware, operator: str, mix: KernelBlock, alive: Mask) -> float:
-    """Predicted ms of one mixing node."""
+def _block_ms(target: Hardware, operator: str, mix: KernelBlock, alive: Mask) -> float:
+    """Predicted ms of one kernel block."""
     rows, columns = alive[mix.destinations].sum(1), alive[mix.sources].sum(1)
     groups = int(((rows > 0) & (columns > 0)).sum())
     if not groups:
@@ -84,7 +85,7 @@ def _mixing(target: Hardware, operator: str, mix: KernelBlock, alive: Mask) -> f
 
 
 def _convolution(target: Hardware, groups: int, wide: int, deep: int, taps: int) -> tuple[float, float, int]:
-    """Rate, factor outside the fast kernels, and kernels computed of a convolution: inside them, blocks filled up."""
+    """Rate, slowdown outside the fast kernels, and number of kernels computed (inside them, blocks are filled up)."""
     block = target.block
     if groups == 1:
         rate = target.pointwise if taps == 1 else target.conv

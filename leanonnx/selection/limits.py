@@ -1,4 +1,4 @@
-"""What keeps a network from getting smaller: pins, and channels that live and die together."""
+"""Limits of pruning: the pins, and the channels that are kept or removed together."""
 
 from __future__ import annotations
 
@@ -15,40 +15,37 @@ from leanonnx.numeric.channel_ids import Mask
 from leanonnx.rules.call import Pin
 
 Key = TypeVar("Key", bound=Hashable)
-MACS = "multiply-adds"
-NAMES = {"kernels": "kernels", "params": "kernels", "latency": "kernels", "macs": MACS}
-"""What is counted of that which holds up a budget, by its unit."""
-NAMED = 3
-"""How many of each kind a message names."""
+MAX_NAMED = 3
+"""Pins, and ties, that a message names."""
 
 
-def what_holds(
-    dag: ChannelDag, cost: CostModel, alive: Mask, asked: tuple[Pin, ...], unit: str = "kernels"
+def limiting_factors(
+    dag: ChannelDag, cost: CostModel, alive: Mask, extra_pins: tuple[Pin, ...], macs: bool = False
 ) -> tuple[str, ...]:
-    """The pins (the model's and those asked for) and ties that hold most of a keep set that cannot shrink further.
+    """The pins (the model's and the extra ones) and ties that keep most of a keep set that cannot shrink further.
 
-    They are measured in multiply-adds where ``unit`` is 'macs', else in kernels.
+    They are counted in kernels or, with ``macs``, in multiply-adds.
     """
-    pins = (*dag.pins, *asked)
-    found = held_back(dag, cost, alive, pins, lambda pin: (pin.reason, pin.advice), unit)
-    held = [(count, f"{count} {NAMES[unit]}: {key[0]} ({key[1]})") for key, count in found.items() if count]
-    ranked = sorted(held + _untouchable(dag, cost, NAMES[unit]), key=lambda item: -item[0])
-    return (*(text for _, text in ranked[:NAMED]), *_tied(dag, cost, alive))
+    noun = "multiply-adds" if macs else "kernels"
+    counts = held_back(dag, cost, alive, (*dag.pins, *extra_pins), lambda pin: (pin.reason, pin.advice), macs)
+    texts = [(count, f"{count} {noun}: {key[0]} ({key[1]})") for key, count in counts.items() if count]
+    ranked = sorted(texts + _unprunable(dag, cost, noun, macs), key=lambda item: -item[0])
+    return (*(text for _, text in ranked[:MAX_NAMED]), *_tie_texts(dag, cost, alive))
 
 
-def _untouchable(dag: ChannelDag, cost: CostModel, name: str) -> list[tuple[int, str]]:
-    """Products that no channel removal can reach, with their kernels or multiply-adds."""
+def _unprunable(dag: ChannelDag, cost: CostModel, noun: str, macs: bool) -> list[tuple[int, str]]:
+    """Nodes that no channel removal reaches, with their kernels or multiply-adds."""
     counts: dict[int, int] = {}
     for node, mix in dag.kernel_blocks:
         if mix.inward is None and any(mix is counted for counted in cost.mixes):
-            each = mix.taps * mix.positions if name == MACS else mix.counted
+            each = mix.taps * mix.positions if macs else mix.counted
             counts[node] = counts.get(node, 0) + mix.sources.size * mix.destinations.shape[1] * each
     pinned = dag.pinned
-    for product in cost.products if name == MACS else ():
+    for product in cost.products if macs else ():
         if all(pinned[dag.groups[factor]].all() for factor in product.factors):
             counts[product.node] = counts.get(product.node, 0) + product.macs
     nodes = dag.model.proto.graph.node
-    return [(count, f"{count} {name}: {title(nodes[k])} cannot be pruned") for k, count in counts.items() if count]
+    return [(count, f"{count} {noun}: {title(nodes[k])} cannot be pruned") for k, count in counts.items() if count]
 
 
 def held_back(
@@ -57,40 +54,40 @@ def held_back(
     alive: Mask,
     pins: Iterable[Pin],
     by: Callable[[Pin], Key],
-    unit: str = "kernels",
+    macs: bool = False,
 ) -> dict[Key, int]:
-    """For pins grouped ``by`` a key: the living kernels that touch a pinned channel, or one that lives because of it.
+    """Kernels (with ``macs``, multiply-adds) that pins keep, for pins grouped ``by`` a key.
 
-    Those are the channels tied to it, and what a pinned reader reads.  With the unit 'macs', multiply-adds.
+    They touch a pinned channel, a channel tied to it, or one that a pinned concat slot reads.
     """
     pins_by_key: dict[Key, list[Pin]] = {}
     for pin in pins:
         pins_by_key.setdefault(by(pin), []).append(pin)
     known: dict[bytes, int] = {}
-    found: dict[Key, int] = {}
+    counts: dict[Key, int] = {}
     for key, members in pins_by_key.items():
-        groups = _reached(dag, np.concatenate([dag.groups[pin.channel_ids].reshape(-1) for pin in members]))
+        groups = _kept_groups(dag, np.concatenate([dag.groups[pin.channel_ids].reshape(-1) for pin in members]))
         if groups.tobytes() not in known:
-            known[groups.tobytes()] = _touching(cost, alive, groups[dag.groups], NAMES[unit] == MACS)
-        found[key] = known[groups.tobytes()]
-    return found
+            known[groups.tobytes()] = _touching(cost, alive, groups[dag.groups], macs)
+        counts[key] = known[groups.tobytes()]
+    return counts
 
 
-def _reached(dag: ChannelDag, pinned: NDArray[np.int64]) -> Mask:
-    """The classes that live because these do [classes]; not what lives always."""
-    found = np.zeros(int(dag.groups.max()) + 1, bool)
-    found[pinned] = True
-    found[dag.groups[0]] = False
+def _kept_groups(dag: ChannelDag, pinned: NDArray[np.int64]) -> Mask:
+    """The groups that are kept because these are [groups]; not the group that is always kept."""
+    kept = np.zeros(int(dag.groups.max()) + 1, bool)
+    kept[pinned] = True
+    kept[dag.groups[0]] = False
     count = -1
-    while count != (count := int(found.sum())):
+    while count != (count := int(kept.sum())):
         for _, (channels, readers) in reversed(dag.concat_slots):
-            found[dag.groups[channels[found[dag.groups[readers]]]]] = True
-        found[dag.groups[0]] = False
-    return found
+            kept[dag.groups[channels[kept[dag.groups[readers]]]]] = True
+        kept[dag.groups[0]] = False
+    return kept
 
 
 def _touching(cost: CostModel, alive: Mask, touched: Mask, macs: bool) -> int:
-    """Living kernels, or multiply-adds, that touch a channel [labels]."""
+    """Kept kernels, or multiply-adds, that touch one of the channels in a mask [channels]."""
     count = 0
     for mix in cost.mixes:
         rows, columns = alive[mix.destinations], alive[mix.sources]
@@ -102,21 +99,21 @@ def _touching(cost: CostModel, alive: Mask, touched: Mask, macs: bool) -> int:
     return count
 
 
-def _tied(dag: ChannelDag, cost: CostModel, alive: Mask) -> list[str]:
-    """Classes without a pin that hold many kernels and more than one channel of a tensor."""
-    held = _kernels_of_classes(dag, cost, alive)
+def _tie_texts(dag: ChannelDag, cost: CostModel, alive: Mask) -> list[str]:
+    """The groups without a pin that keep most kernels and hold more than one channel of a tensor, in words."""
+    held = _kernels_of_groups(dag, cost, alive)
     held[dag.pinned] = 0
-    found = []
-    for group in np.argsort(-held, kind="stable")[:NAMED]:
+    texts = []
+    for group in np.argsort(-held, kind="stable")[:MAX_NAMED]:
         tensor, count, size = _widest(dag, int(group))
         text = f"{count} of the {size} channels of '{tensor}' live and die together{_grouping(dag, int(group))}"
-        if held[group] and count > 1 and text not in found:
-            found.append(text)
-    return found
+        if held[group] and count > 1 and text not in texts:
+            texts.append(text)
+    return texts
 
 
-def _kernels_of_classes(dag: ChannelDag, cost: CostModel, alive: Mask) -> NDArray[np.int64]:
-    """Living kernels that touch each class [classes]."""
+def _kernels_of_groups(dag: ChannelDag, cost: CostModel, alive: Mask) -> NDArray[np.int64]:
+    """Kept kernels that touch each group [groups]."""
     held = np.zeros(int(dag.groups.max()) + 1, np.int64)
     for mix in cost.mixes:
         rows, columns = alive[mix.destinations], alive[mix.sources]
@@ -128,7 +125,7 @@ def _kernels_of_classes(dag: ChannelDag, cost: CostModel, alive: Mask) -> NDArra
 
 
 def _widest(dag: ChannelDag, group: int) -> tuple[str, int, int]:
-    """The tensor that holds most channels of a class: its name, how many, and how many it has."""
+    """The tensor that holds most channels of a group: its name, their number, and its number of channels."""
     counts = (
         (name, int((dag.groups[channel_ids] == group).sum()), channel_ids.size)
         for name, channel_ids in dag.channel_ids.items()
@@ -137,7 +134,7 @@ def _widest(dag: ChannelDag, group: int) -> tuple[str, int, int]:
 
 
 def _grouping(dag: ChannelDag, group: int) -> str:
-    """The grouped operator that ties a class, if there is one."""
+    """The grouped operator that ties a group, in words; empty if there is none."""
     for node, mix in dag.kernel_blocks:
         if 1 < mix.destinations.shape[0] < mix.destinations.size and (dag.groups[mix.destinations] == group).any():
             proto = dag.model.proto.graph.node[node]

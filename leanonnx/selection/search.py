@@ -11,7 +11,8 @@ import numpy as np
 from leanonnx.errors import BudgetUnreachable
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.runtime.timing import TimingComparison
-from leanonnx.selection.selector import Price, Selection, Selector
+from leanonnx.selection.metrics import Price, bias_bytes
+from leanonnx.selection.selector import Selection, Selector, unreachable_message
 from leanonnx.spelling import option
 
 SECONDS = 2.0
@@ -26,6 +27,10 @@ AIMED_SHARE = 0.97
 """Share of a latency budget that the search aims at, as a margin for noise."""
 USED_UP_SHARE = 0.93
 """Share of a latency budget from which it counts as used up."""
+MAX_WRITES = 6
+"""Most files written to meet a budget of bytes."""
+USED_UP_SIZE = 0.995
+"""Share of a budget of bytes from which it counts as used up."""
 MIN_BRACKET_WIDTH = 0.004
 """Width of the bracket of predicted fractions at which the search ends."""
 
@@ -66,15 +71,25 @@ Attempt = Callable[[Selection, float], Trial]
 """Time a keep mask for a number of seconds."""
 
 
-def within_budget(selector: Selector, predicted: Price, attempt: Attempt) -> Trial:
+Write = Callable[[Mask], int]
+"""Write the network of a keep mask; returns the bytes of the file."""
+
+
+def within_budget(selector: Selector, predicted: Price, attempt: Attempt, write: Write | None = None) -> Trial:
     """Find a keep mask within the budget that is faster than the original; the fastest tried if none is.
 
-    One that is not faster is measured for longer, then reduced to ever smaller shares of its predicted time.
+    One that is not faster is measured for longer, then reduced to ever smaller shares of its predicted time.  With
+    ``write``, a budget of bytes is met by the file as written.
 
     Raises:
         BudgetUnreachable: see ``Selector.select``.
     """
-    first = attempt(selector.select(), SECONDS)
+    budget = selector.request.budget
+    if write is None or budget.fraction >= 1:
+        fraction, selection = budget.fraction, selector.select()
+    else:
+        fraction, selection = _within_size(selector, write)
+    first = attempt(selection, SECONDS)
     if first.faster:
         return first
     trials = [attempt(first.selection, LONG_TIMING_SECONDS)] if first.fraction < 1 else [first]
@@ -83,7 +98,7 @@ def within_budget(selector: Selector, predicted: Price, attempt: Attempt) -> Tri
         if trials[-1].faster:
             break
         limit = share * base
-        alive = selector.within(selector.request.budget.fraction, partial(_share, predicted, limit))
+        alive = selector.within(fraction, partial(_share, predicted, limit))
         if not any(np.array_equal(alive, trial.selection.alive) for trial in trials):
             trials.append(attempt(selector.selection(alive, reached=True), SECONDS))
     return min(trials, key=lambda trial: (not trial.faster, trial.fraction))
@@ -120,6 +135,39 @@ def within_latency(selector: Selector, attempt: Attempt) -> Trial:
         return max(fitting, key=lambda trial: trial.fraction)
     best = min(trials, key=lambda trial: trial.fraction)
     return _best_effort(selector, best)
+
+
+def _within_size(selector: Selector, write: Write) -> tuple[float, Selection]:
+    """A keep set whose file uses up a budget of bytes, after the fraction of predicted bytes that it was selected for.
+
+    Each aim is corrected by the error of the last prediction.
+
+    Raises:
+        BudgetUnreachable: no file is as small, unless best effort is enough.
+    """
+    budget, total = selector.request.budget, int(selector.total)
+    limit, aimed, worst = budget.limit(total), budget.fraction, 0.0
+    files: list[tuple[int, float, Mask]] = []
+    for _ in range(MAX_WRITES):
+        alive = selector.within(aimed)
+        if any(np.array_equal(alive, earlier) for _, _, earlier in files):
+            break
+        size = write(alive) + bias_bytes(selector.inputs, alive)
+        files.append((size, aimed, alive))
+        if USED_UP_SIZE * limit <= size <= limit:
+            break
+        error = size - selector.price(alive)
+        worst = error if size <= limit else max(worst, error)
+        aimed = max((limit - worst) / total, 1 / total)
+    fitting = [file for file in files if file[0] <= limit]
+    if fitting:
+        _, aimed, alive = max(fitting, key=lambda file: file[0])
+        return aimed, selector.selection(alive, reached=True)
+    size, aimed, alive = min(files, key=lambda file: file[0])
+    selection = selector.selection(alive, reached=False)
+    if not selector.request.best_effort:
+        raise BudgetUnreachable(unreachable_message(budget, selection.limits, size, total))
+    return aimed, selection
 
 
 def _share(price: Price, limit: float, alive: Mask) -> float:

@@ -51,8 +51,9 @@ from leanonnx.evaluation.slices import channel_axes
 from leanonnx.formatting import metric_text
 from leanonnx.graph.formats import Kinds, fed_in_float32, stand_in
 from leanonnx.graph.model import Model, load, tensors
+from leanonnx.inputs.random import KINDS, inputs_for
 from leanonnx.numeric.arrays import Array
-from leanonnx.proof.proof import KINDS, MANY_NODES
+from leanonnx.proof.proof import MANY_NODES
 from leanonnx.reporting.report import fidelity
 from leanonnx.runtime.free_axes import Sizes
 from leanonnx.runtime.observation import Observation, check_shapes, observe, random_feed

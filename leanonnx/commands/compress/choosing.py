@@ -11,24 +11,26 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.naming import ignored_pin, named_nodes, named_pin
 from leanonnx.commands.compress.candidate import Candidate, CompressJob
 from leanonnx.commands.compress.options import CompressOptions
-from leanonnx.commands.compress.pruning import BudgetRemoval
+from leanonnx.commands.compress.pruning import BudgetRemoval, written_draft
 from leanonnx.commands.compress.timing import time_draft
 from leanonnx.data.samples import Data, batch_size
 from leanonnx.errors import OptionError
 from leanonnx.graph.formats import Kinds, float_kinds
 from leanonnx.hardware.targets import Hardware, known_targets, read_targets
 from leanonnx.lossless.minimal import minimise
+from leanonnx.numeric.channel_ids import Mask
 from leanonnx.ranking.criteria import BY_ACTIVATIONS
 from leanonnx.runtime.machine import detected
 from leanonnx.selection.exponents import search_exponents
-from leanonnx.selection.latency import by_time, latency_model
+from leanonnx.selection.latency import latency_model
 from leanonnx.selection.search import Trial, within_budget, within_latency
-from leanonnx.selection.selector import LATENCY, Selection, SelectionRequest, Selector
+from leanonnx.selection.selector import Selection, SelectionRequest, Selector
 from leanonnx.selection.widths import PARTS, Alignment
 from leanonnx.spelling import option
 from leanonnx.statistics.moments import Statistics, measure
 from leanonnx.statistics.propagation import propagate_statistics
 from leanonnx.surgery.plan import Plan, replay
+from leanonnx.system.outputs import written_size
 
 QUICK_KERNELS = 3_000_000
 """Largest number of kernels for which ``auto`` propagates the statistics that the network contains."""
@@ -63,16 +65,26 @@ def _search(original: Candidate) -> Trial:
     dag, options, data = job.dag, job.options, job.data
     target = resolved_target(options, float_kinds(dag.model.proto))
     predicted, request = latency_model(dag, target), _request(dag, options, target)
-    selector = Selector(dag, request, predicted if options.budget.unit == LATENCY else None)
+    selector = Selector(dag, request)
     if data is not None and options.method in BY_ACTIVATIONS:
         request = replace(request, statistics=_statistics(job, data))
         selector = _best_exponents(job, Selector(dag, request, selector.price), data)
     elif options.method in BY_ACTIVATIONS and (options.method != "auto" or selector.before.kernels <= QUICK_KERNELS):
         selector = Selector(dag, replace(request, statistics=propagate_statistics(job.known)), selector.price)
     attempt = partial(time_draft, original, count(1))
-    if options.budget.unit == LATENCY:
+    if options.budget.metric.measured:
         return within_latency(selector, attempt)
-    return within_budget(selector, predicted, attempt)
+    write = partial(_draft_size, original) if options.budget.metric.confirm == "written" else None
+    return within_budget(selector, predicted, attempt, write)
+
+
+def _draft_size(original: Candidate, alive: Mask) -> int:
+    """Bytes of the file of a keep mask, pruned and tidied."""
+    job = original.job
+    cost = cost_model(job.dag)
+    selection = Selection(alive, cost(job.dag.whole), cost(alive), reached=True)
+    with written_draft(original, selection) as draft:
+        return written_size(draft.path)
 
 
 def _best_exponents(job: CompressJob, selector: Selector, data: Data) -> Selector:
@@ -122,7 +134,7 @@ def _request(dag: ChannelDag, options: CompressOptions, target: Hardware) -> Sel
         options.seed,
         options.best_effort,
         _alignment(options, target),
-        rate=by_time(dag, target) if options.budget.unit == LATENCY else None,
+        hardware=target,
         refits=options.recovers,
     )
 

@@ -9,7 +9,6 @@ from leanonnx.graph.model import Model, constant_bytes
 from leanonnx.graph.view import overridden
 from leanonnx.recovery.draft import ADVISED_SAMPLES, Recovery
 from leanonnx.selection.search import Trial
-from leanonnx.selection.selector import LATENCY
 from leanonnx.spelling import option
 
 
@@ -82,13 +81,13 @@ def result_warnings(candidate: Candidate, trial: Trial) -> tuple[str, ...]:
         warnings.append(f"latency could not be measured: {trial.failure}")
     if not selection.reached:
         lowest = trial.fraction
-        if budget.unit != LATENCY:
-            lowest = getattr(selection.after, budget.unit) / max(getattr(selection.before, budget.unit), 1)
+        if not budget.metric.measured:
+            lowest = budget.metric.count(selection.after) / max(budget.metric.count(selection.before), 1)
         warnings.append(
             f"over budget: {lowest:.4f} of the {budget.unit} is the lowest reachable, {budget.fraction:g} was asked for"
             + "".join(f"; {limit}" for limit in selection.limits)
         )
-    elif budget.unit == LATENCY and trial.fraction > budget.fraction:
+    elif budget.metric.measured and trial.fraction > budget.fraction:
         warnings.append(
             f"over budget: the recovered model takes {trial.fraction:.4f} of the latency, {budget.fraction:g} was "
             "asked for; the pruned model was within it"

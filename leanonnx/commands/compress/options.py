@@ -15,7 +15,7 @@ from leanonnx.errors import OptionError
 from leanonnx.ranking.criteria import METHODS, Chains, Importance, Method, meaning, method_name
 from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.providers import Provider, Setting
-from leanonnx.selection.selector import LATENCY, Budget
+from leanonnx.selection.metrics import Budget, Limit
 from leanonnx.spelling import option
 from leanonnx.surgery.plan import Plan
 from leanonnx.surgery.recipe import ARRAYS
@@ -24,11 +24,11 @@ Recover = Literal["none", "auto"]
 METHOD_HELP = " ".join(f"{each}: {meaning(each)}" for each in METHODS)
 
 
-def asked_budget(given: Mapping[str, float | None], plan: object, exact: bool) -> Budget:
-    """The budget of a fraction; the whole model for a plan or a lossless reduction, which have no budget of their own.
+def asked_budget(given: Mapping[str, Limit | None], plan: object, exact: bool) -> Budget:
+    """The budget of an option; the whole model for a plan or a lossless reduction, which have no budget of their own.
 
     Args:
-        given: fractions by the names of their options; None for those not given.
+        given: limits by the names of their options; None for those not given.
         plan: None for no plan.
         exact: True for a lossless reduction.
 
@@ -37,7 +37,7 @@ def asked_budget(given: Mapping[str, float | None], plan: object, exact: bool) -
     """
     ways: dict[str, Any] = {**given, "plan": plan, "exact": exact or None}
     name, value = exactly_one(ways, option("keep", 0.25))
-    return Budget.asked(name, value) if name in given else Budget("kernels", 1.0)
+    return Budget.of_option(name, value) if name in given else Budget("kernels", 1.0)
 
 
 def alignment(given: str | int) -> int | None:
@@ -166,7 +166,7 @@ class CompressOptions:
     @property
     def measures(self) -> bool:
         """True if latency is measured, because that was asked for or the budget is one of time."""
-        return self.measure or self.budget.unit == LATENCY
+        return self.measure or self.budget.metric.measured
 
     @property
     def recovers(self) -> bool:

@@ -18,6 +18,7 @@ from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.commands.compress.proving import prove_equal
 from leanonnx.commands.compress.pruning import UNPROVEN_TIDYING, BudgetRemoval, prune_channels, tidy_graph
 from leanonnx.commands.compress.refitting import check_weights_wanted, recover_weights, stored_weights, weights_files
+from leanonnx.commands.compress.sizing import confirm_size
 from leanonnx.commands.compress.stage import Stage, optional, run_stages
 from leanonnx.commands.compress.timing import time_candidate
 from leanonnx.data.files import sample_files
@@ -50,6 +51,7 @@ def stages(exact: bool) -> tuple[Stage, ...]:
         optional(tidy_graph, prove_equal, warning=UNPROVEN_TIDYING),
         prove_equal,
         recover_weights,
+        confirm_size,
         time_candidate,
     )
 
@@ -61,7 +63,7 @@ class CompressResult:
     Attributes:
         dag, alive: the channel DAG and its keep mask [channels].
         plan: the kept indices of every constant.
-        before, after, bytes: costs and file sizes of the original and of the result.
+        before, after: costs of the original and of the result.
         proof: the comparison of the pruned model with the masked original, with the original itself if ``exact``.
         latency, setting: timing against the original (None if not measured), and how it was run.
         warnings, hints: texts for the user.
@@ -79,7 +81,6 @@ class CompressResult:
     plan: Plan
     before: Cost
     after: Cost
-    bytes: tuple[int, int]
     proof: Proof
     latency: TimingComparison | None
     setting: Setting
@@ -143,6 +144,7 @@ def compress(
         check_writable(source, path)
     with clock.stage("load"):
         model = load(source, options.libraries, options.freeze)
+    options = replace(options, budget=options.budget.of_total(model.size))
     samples = sample_files(options.calib) if isinstance(options.calib, Path) else ()
     check_apart(model.files, out, *beside, given=(*samples, *options.libraries, *weights_files(options)))
     with clock.stage("observe"):
@@ -191,14 +193,14 @@ def _result(candidate: Candidate, plan: Plan) -> CompressResult:
     job, removal, refit = candidate.job, candidate.removal, candidate.refit
     assert candidate.proof is not None and candidate.trial is not None  # every list of stages proves and times
     selection, model = removal.selection, job.dag.model
-    counted_anew = removal.is_lossless or refit.may_add_parameters
+    recount = removal.is_lossless or refit.may_add_parameters
+    params = _parameters(candidate) if recount else selection.after.params
     return CompressResult(
         dag=removal.dag,
         alive=candidate.alive,
         plan=plan,
         before=selection.before,
-        after=replace(selection.after, params=_parameters(candidate)) if counted_anew else selection.after,
-        bytes=(model.size, written_size(candidate.path)),
+        after=replace(selection.after, params=params, bytes=written_size(candidate.path)),
         proof=candidate.proof,
         latency=candidate.trial.comparison,
         setting=job.options.setting.resolved,

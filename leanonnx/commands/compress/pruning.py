@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -69,6 +72,14 @@ def prune_channels(candidate: Candidate) -> Candidate:
         else:
             write_model(pruned.proto, result.path, external=bool(job.dag.model.external_files))
     return result
+
+
+@contextmanager
+def written_draft(original: Candidate, selection: Selection) -> Iterator[Candidate]:
+    """The candidate of a keep mask, pruned and tidied, in files that are removed afterwards."""
+    with tempfile.TemporaryDirectory(prefix="draft-", dir=original.job.folder) as folder:
+        job = replace(original.job, folder=Path(folder))
+        yield tidy_graph(prune_channels(replace(original, job=job, removal=BudgetRemoval(job.dag, selection))))
 
 
 def tidy_graph(candidate: Candidate) -> Candidate:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from leanonnx.commands.compress.candidate import Candidate
 from leanonnx.commands.compress.notes import not_faster
-from leanonnx.commands.compress.pruning import BudgetRemoval, prune_channels, tidy_graph
+from leanonnx.commands.compress.pruning import written_draft
 from leanonnx.errors import ModelError, NotFaster
 from leanonnx.graph.storage import digest
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.subprocess_timing import measured
+from leanonnx.selection.metrics import Budget
 from leanonnx.selection.search import LONG_TIMING_SECONDS, MAX_TIMINGS, SECONDS, Trial
-from leanonnx.selection.selector import LATENCY, Budget, Selection
+from leanonnx.selection.selector import Selection
 from leanonnx.spelling import option
 from leanonnx.system.outputs import data_file
 
@@ -35,11 +35,9 @@ def time_draft(original: Candidate, numbers: Iterator[int], selection: Selection
     job = original.job
     if not job.options.measure:
         return Trial(selection, None)
-    with tempfile.TemporaryDirectory(prefix="draft-", dir=job.folder) as folder:
-        scratch = replace(job, folder=Path(folder))
-        draft = tidy_graph(prune_channels(replace(original, job=scratch, removal=BudgetRemoval(job.dag, selection))))
-        done = next(numbers) / MAX_TIMINGS if job.options.budget.unit == LATENCY and not draft.is_original else None
-        return _timed(draft, seconds, done)
+    with written_draft(original, selection) as draft:
+        searches = job.options.budget.metric.measured and not draft.is_original
+        return _timed(draft, seconds, next(numbers) / MAX_TIMINGS if searches else None)
 
 
 def time_candidate(candidate: Candidate) -> Candidate | NotFaster:
@@ -69,7 +67,7 @@ def time_candidate(candidate: Candidate) -> Candidate | NotFaster:
 
 def _is_worse(trial: Trial, earlier: Trial, budget: Budget) -> bool:
     """Return True if a timing contradicts an earlier one by which a model was faster, or within a latency budget."""
-    over = budget.unit == LATENCY and earlier.fraction <= budget.fraction < trial.fraction
+    over = budget.metric.measured and earlier.fraction <= budget.fraction < trial.fraction
     return over or (earlier.faster and not trial.faster)
 
 
@@ -88,7 +86,7 @@ def _timed(candidate: Candidate, seconds: float, done: float | None = None) -> T
         try:
             comparison = measured(model.path, candidate.path, job.dag.observation.feeds, setting, seconds, options.seed)
         except RunFailed as error:
-            if options.budget.unit == LATENCY:
+            if options.budget.metric.measured:
                 raise ModelError(
                     f"{model.path}: {option('latency')}: the model cannot be measured: {error}; "
                     f"give a budget of {option('macs')}"

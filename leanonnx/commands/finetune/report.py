@@ -15,6 +15,7 @@ from leanonnx.commands.finetune.steps import PruningSteps
 from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.formatting import counted, finite
 from leanonnx.reporting.report import SCHEMA, Row, warned, worst_channel
+from leanonnx.selection.metrics import COUNTED_METRICS
 
 
 def summary(result: FinetuneResult) -> Row:
@@ -101,7 +102,7 @@ def tables(row: Row, target: str) -> RenderableType:
 
 
 def _step_line(step: Row) -> Text:
-    unit = next(key for key in ("kernels", "macs", "params") if key in step)
+    unit = next(metric.name for metric in COUNTED_METRICS if metric.name in step)
     loss = step["held_out"]["loss"]
     before, after = (_text(loss[side], "{:.4g}") for side in ("before", "after"))
     return Text(f"step {step['step']}: {step[unit]['reached']:.4f} of the {unit}, held-out loss {before} → {after}")

@@ -11,14 +11,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from leanonnx.analysis.cost import Cost, cost_model
+from leanonnx.analysis.cost import cost_model
 from leanonnx.commands.compress import pipeline
 from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.commands.compress.pipeline import inspect
 from leanonnx.commands.finetune import driver
 from leanonnx.commands.finetune.process_group import ProcessGroup, join_processes
 from leanonnx.errors import OptionError
-from leanonnx.selection.selector import Budget
+from leanonnx.selection.metrics import Budget, Metric
 from leanonnx.spelling import option
 from leanonnx.system.clock import Progress, quiet
 from leanonnx.system.outputs import check_writable, publish, temporary_beside
@@ -110,20 +110,18 @@ def _run_steps(
 ) -> list[PruningStep]:
     """Run all steps; the last one writes the draft, the others write files beside it."""
     compression = replace(schedule.compression, measure=False, shapes=options.shapes, libraries=options.libraries)
-    unit, goal = compression.budget.unit, compression.budget.fraction
-    original_cost = _cost(teacher, options, unit)
-    share, current, steps = _cost(source, options, unit) / original_cost, source, list[PruningStep]()
+    metric, goal = compression.budget.metric, compression.budget.fraction
+    original_cost = _cost(teacher, options, metric)
+    share, current, steps = _cost(source, options, metric) / original_cost, source, list[PruningStep]()
     for k in range(1, schedule.count + 1):
         wanted = goal ** (k / schedule.count)
         step_progress = _step_progress(progress, f"step {k}/{schedule.count}")
         if wanted < share:
             compact = draft.with_name(f"compressed-{k:02}.onnx")
-            step_options = replace(compression, budget=Budget(unit, min(wanted / share, 1.0)))
+            step_options = replace(compression, budget=Budget(metric.name, min(wanted / share, 1.0)))
             compressed = pipeline.compress(current, compact, step_options, progress=step_progress)
-            share, current = (
-                share * _cost_in(compressed.after, unit) / max(_cost_in(compressed.before, unit), 1),
-                compact,
-            )
+            share *= metric.count(compressed.after) / max(metric.count(compressed.before), 1)
+            current = compact
         trained = draft if k == schedule.count else draft.with_name(f"step-{k:02}.onnx")
         result = driver.finetune(current, trained, teacher, data, _for_step(options, k), step_progress, group)
         assert result is not None  # every process of the group gets a result
@@ -132,13 +130,9 @@ def _run_steps(
     return steps
 
 
-def _cost(path: Path, options: driver.FinetuneOptions, unit: str) -> float:
+def _cost(path: Path, options: driver.FinetuneOptions, metric: Metric) -> float:
     dag = inspect(path, options.shapes, libraries=options.libraries)
-    return _cost_in(cost_model(dag)(dag.whole), unit)
-
-
-def _cost_in(cost: Cost, unit: str) -> float:
-    return float(getattr(cost, unit))
+    return float(metric.count(cost_model(dag)(dag.whole)))
 
 
 def _for_step(options: driver.FinetuneOptions, number: int) -> driver.FinetuneOptions:

@@ -30,7 +30,6 @@ from leanonnx.runtime.providers import prepare
 from leanonnx.runtime.sessions import Feed, RunFailed
 from leanonnx.runtime.subprocess_timing import measured
 from leanonnx.selection.search import SECONDS
-from leanonnx.selection.selector import LATENCY
 from leanonnx.system.clock import Progress, quiet
 from leanonnx.system.outputs import data_file, write_file
 
@@ -109,7 +108,7 @@ class _Sweep:
             UserError: no point can be made with these options and models.
         """
         keys = self.pending(MAKE)
-        measured_later = self.request.options.measures and self.request.unit != LATENCY
+        measured_later = self.request.options.measures and not self.request.options.budget.metric.measured
         with closing(self._make(keys, make)) as rows:
             for number, (key, row) in enumerate(rows, 1):
                 self.progress(f"make, {number} of {len(keys)}", number / len(keys))
@@ -122,7 +121,7 @@ class _Sweep:
 
     def _make(self, keys: list[PointKey], make: Make) -> Generator[tuple[PointKey, Row], None, None]:
         """Make candidates and move them into place, one at a time for a latency budget."""
-        work, alone = self.request.folder / WORK_FOLDER, self.request.unit == LATENCY
+        work, alone = self.request.folder / WORK_FOLDER, self.request.options.budget.metric.measured
         self.progress(f"make, 0 of {len(keys)}", 0.0)
         for batch in [[key] for key in keys] if alone else [keys]:
             tasks = [self.models[name].task(self.request, asked) for name, asked in batch]

@@ -8,16 +8,16 @@ from importlib.util import find_spec
 from leanonnx.commands.sweep.driver import Draw
 from leanonnx.commands.sweep.worker import Make, made_here
 from leanonnx.errors import OptionError
-from leanonnx.selection.selector import LATENCY
+from leanonnx.selection.metrics import Metric
 from leanonnx.spelling import option, option_list
 from leanonnx.system.cores import available_cores
 
 
-def maker(unit: str, jobs: int | None, dask: str | None, points: int) -> Make:
+def maker(metric: Metric, jobs: int | None, dask: str | None, points: int) -> Make:
     """The function that makes candidates, on a Dask cluster or in processes that share the cores of this machine.
 
     Args:
-        unit: of the budget.
+        metric: that the budget limits.
         jobs: processes at once; None for one on each physical core.
         dask: address of a Dask scheduler.
         points: number of candidates.
@@ -25,10 +25,10 @@ def maker(unit: str, jobs: int | None, dask: str | None, points: int) -> Make:
     Raises:
         OptionError: two options contradict each other, or Dask is not installed.
     """
-    if unit == LATENCY:
+    if metric.measured:
         if dask or (jobs or 1) > 1:
             raise OptionError(
-                f"{option('latency')} measures as it searches, one point at a time on this machine; leave out "
+                f"{option(metric.option)} measures as it searches, one point at a time on this machine; leave out "
                 f"{option_list('dask', 'jobs')}"
             )
         return made_here

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from leanonnx.commands.sweep.report import placed, remaining
 from leanonnx.reporting.report import Row
-from leanonnx.selection.selector import Budget
+from leanonnx.selection.metrics import METRICS, Metric
 from leanonnx.spelling import option
 
 PNG, SVG = "sweep.png", "sweep.svg"
@@ -38,12 +38,6 @@ SIDES = ((0, 0.8), (0, -0.8), (-0.7, 0.4), (0.7, -0.4), (0.7, 0.4), (-0.7, -0.4)
 Places = NDArray[np.float64]
 """Positions [points, 2]."""
 SPEEDUPS = (1, 1.25, 1.5, 2, 3, 5, 10)
-AXES = {
-    "latency": "time left (fraction of the original's)",
-    "kernels": "kernels left (fraction)",
-    "macs": "multiply-adds left (fraction)",
-    "params": "parameters left (fraction)",
-}
 
 
 @dataclass(frozen=True)
@@ -115,9 +109,8 @@ def _curve(axes: Axes, curve: Row, panel: Panel, unit: str) -> None:
     x, y = [one[1] for one in known], [one[2] for one in known]
     begin = [] if panel.original is None else [panel.original]
     axes.plot([1.0] * len(begin) + x, begin + y, "-", color=CURVE, zorder=2)
-    axes.plot(
-        x, y, "o", color=CURVE, markersize=5, zorder=3, label=f"{option(Budget(unit, 1.0).option)} as written beside it"
-    )
+    label = f"{option(METRICS[unit].option)} as written beside it"
+    axes.plot(x, y, "o", color=CURVE, markersize=5, zorder=3, label=label)
     if begin:
         axes.plot([1.0], begin, "s", color=FAINT, markersize=8, fillstyle="none", label="the original", clip_on=False)
     if axis == "latency":
@@ -139,9 +132,13 @@ def _curve(axes: Axes, curve: Row, panel: Panel, unit: str) -> None:
     _label(axes, [f"{p['asked']:g}" for p, _, _ in known], points, line)
     lines = [curve["name"]] + (wrap(f"no knee: {curve['knee']['reason']}", TITLE) if curve["knee"]["reason"] else [])
     axes.set_title("\n".join(lines), fontsize=10)
-    axes.set_xlabel(AXES[axis])
+    axes.set_xlabel(_axis_label(METRICS[axis]))
     axes.set_ylabel(panel.label)
     axes.legend(fontsize=8, loc="best")
+
+
+def _axis_label(metric: Metric) -> str:
+    return f"{metric.noun} left (fraction of the original's)" if metric.measured else f"{metric.noun} left (fraction)"
 
 
 def _named(knee: Row) -> str:

@@ -14,14 +14,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from leanonnx.analysis.cost import UNITS
 from leanonnx.commands.sweep.knee import FEWEST, knee
 from leanonnx.formatting import counted
 from leanonnx.reporting.report import SCHEMA, Row, warned
-from leanonnx.selection.selector import Budget
+from leanonnx.selection.metrics import COUNTED_METRICS, METRICS
 from leanonnx.spelling import option
 
-SIZES = (*UNITS, "bytes")
+SIZES = tuple(metric.name for metric in COUNTED_METRICS)
 DEVIATIONS = ("relative_l2", "psnr", "top1")
 ABSENT = (*SIZES, "proof", "latency", "deviation", "seconds", "made", "measured", "file")
 """What a point that was not reached has none of."""
@@ -39,8 +38,6 @@ DRAWS = 400
 LIKELY = 0.5
 """Share of draws of the times from their intervals in which a knee has to be where it is, or at a neighbour."""
 KNEE = "furthest above the diagonal when both axes are brought to [0, 1] (Kneedle)"
-LEFT = {"latency": "time", "kernels": "kernels", "macs": "multiply-adds", "params": "parameters"}
-"""What is left of the original along the axis of the knee."""
 
 
 def point(asked: float, found: Mapping[str, Any]) -> Row:
@@ -72,7 +69,7 @@ def curve(path: str, name: str, sha256: str, unit: str, points: Sequence[Row]) -
 
 def _knee(points: Sequence[Row], unit: str) -> Row:
     """Where the knee is, along which axis, and how sure that is; or why there is none."""
-    axis = "latency" if unit == "latency" or (points and all(row["latency"] for row in points)) else unit
+    axis = "latency" if METRICS[unit].measured or (points and all(row["latency"] for row in points)) else unit
     deviation = [row["deviation"]["relative_l2"] for row in points]
     where = knee([remaining(row, axis) for row in points], deviation)
     if where is None:
@@ -183,7 +180,7 @@ def tables(row: Row) -> RenderableType:
 
 def _model(model: Row, unit: str) -> list[RenderableType]:
     """The points of one model, and where its knee is."""
-    points, heading = model["points"], option(Budget(unit, 1.0).option)
+    points, heading = model["points"], option(METRICS[unit].option)
     parts: list[RenderableType] = [Text(model["model"], style="bold")]
     if any(point["code"] == 0 for point in points):
         parts.append(_table(points, heading))
@@ -195,7 +192,7 @@ def _model(model: Row, unit: str) -> list[RenderableType]:
     found = model["knee"]
     if found["asked"] is None:
         return [*parts, Text(f"No knee: {found['reason']}.")]
-    words = f"Knee at {option} {_short(found['asked'])}: {LEFT[found['axis']]} left against deviation, {KNEE}"
+    words = f"Knee at {option} {_short(found['asked'])}: {METRICS[found['axis']].noun} left against deviation, {KNEE}"
     words += (
         f"; it is there or at a neighbour in {found['sure']:.0%} of draws from the intervals."
         if found["sure"] < 1

@@ -16,7 +16,7 @@ from leanonnx.graph.formats import float_kinds
 from leanonnx.graph.model import load
 from leanonnx.graph.storage import digest
 from leanonnx.reporting.report import Row
-from leanonnx.selection.selector import LATENCY, Budget
+from leanonnx.selection.metrics import Budget
 from leanonnx.spelling import current_spelling
 from leanonnx.system.cores import processor
 from leanonnx.version import __version__
@@ -65,7 +65,7 @@ class Subject:
 
     def task(self, request: SweepRequest, asked: float) -> Task:
         """The compression for a fraction; it measures only if its search requires it."""
-        budget, measure = Budget(request.unit, asked), request.unit == LATENCY
+        budget, measure = Budget(request.unit, asked), request.options.budget.metric.measured
         options = replace(request.options, budget=budget, target=self.target, measure=measure)
         return Task(
             self.path, self.candidate(request, asked), options, self.external, request.rules, current_spelling()

@@ -24,6 +24,7 @@ from leanonnx.reporting.report import Row, fidelity, summary
 from leanonnx.rules.table import DEFAULT_RULES
 from leanonnx.rules.user import read_rules
 from leanonnx.runtime.sessions import RunFailed, claim_process, limited
+from leanonnx.selection.metrics import COUNTED_METRICS
 from leanonnx.spelling import Spelling, spelled_for
 from leanonnx.system import processes
 
@@ -31,7 +32,7 @@ WORKER_ENTRY = "leanonnx.commands.sweep.worker:run_task"
 TASK, ANSWER, MADE = "task.pickle", "answer.json", "made"
 DEVIATION_SAMPLES = 16
 """Number of random inputs for the deviation if there are no data."""
-REPORTED_KEYS = ("kernels", "macs", "params", "bytes", "proof", "latency", "warnings", "hints")
+REPORTED_KEYS = (*(metric.name for metric in COUNTED_METRICS), "proof", "latency", "warnings", "hints")
 """Keys of a compression's report that a point's row contains."""
 POLL_SECONDS = 0.02
 """Interval between checks of the running processes."""
