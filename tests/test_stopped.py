@@ -117,7 +117,7 @@ def drafting(slow: Path, tmp_path: Path, interruptible: None) -> Iterator[subpro
     """A process whose draft lies in its temporary folder beside the output."""
     process = started(slow, tmp_path)
     limit = time.monotonic() + PATIENCE
-    while not any(tmp_path.glob(".leanonnx-*/out.onnx")):
+    while not any(tmp_path.glob(".leanonnx-*/*/out.onnx")):
         assert process.poll() is None
         assert time.monotonic() < limit
         time.sleep(0.005)
