@@ -39,7 +39,7 @@ def test_folded_norms_need_the_model(exporter: str, tmp_path: Path) -> None:
     if exporter == "preserve":
         transfer.apply_plan(module, plan)
         return
-    refused(module, r"not tell of 'bn', 'first_bn', 'second_bn', which the exporter has folded \(give model=", plan)
+    refused(module, r"not mention 'bn', 'first_bn', 'second_bn', which the exporter has folded \(give model=", plan)
 
 
 def test_other_weights_than_the_model_has(tmp_path: Path) -> None:

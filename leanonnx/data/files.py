@@ -30,7 +30,7 @@ IN_MEMORY = "calib"
 
 @dataclass(frozen=True)
 class Slot:
-    """A graph input: declared sizes (None: free) and type; ``whole`` is True if one sample is the whole input."""
+    """A graph input: declared sizes (None: free) and type; ``is_whole`` is True if one sample is the whole input."""
 
     name: str
     dims: tuple[int | None, ...]

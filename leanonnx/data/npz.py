@@ -33,7 +33,7 @@ HEADER_READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_head
 class Member:
     """An array [rows, ...] of numbers or text in an .npz file.
 
-    ``header`` is the length of its header in bytes, ``offset`` the position of its data in the file; None if deflated.
+    ``header_bytes`` is the length of its header, ``offset`` the position of its data in the file (None if deflated).
     """
 
     path: Path

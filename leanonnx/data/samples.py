@@ -76,8 +76,8 @@ class EvenlySpaced:
 class Data:
     """Samples for a model, which can be iterated any number of times, always in the same order.
 
-    ``labels`` is the name of the array of labels; None if there is none.  ``fixed`` is the number of samples in one
-    run; None if the model leaves it free.
+    ``label_name`` is the name of the array of labels; None if there is none.  ``fixed_batch`` is the number of samples
+    in one run; None if the model leaves it free.
     """
 
     slots: tuple[Slot, ...]
@@ -99,8 +99,8 @@ class Data:
     def feeds(self, batch: int = 1) -> Iterator[Feed]:
         """Yield inputs of the model with ``batch`` samples along axis 0 (fewer at the end, or if shapes change).
 
-        A model with a fixed batch gets batches of that size, and the last ``dropped`` samples are left out; one that
-        takes whole inputs gets one sample at a time.
+        A model with a fixed batch gets batches of that size, and the last ``dropped_count`` samples are left out; one
+        that takes whole inputs gets one sample at a time.
 
         Raises:
             DataError: a file cannot be read, or holds NaN, infinity or numbers that the input's type cannot hold.

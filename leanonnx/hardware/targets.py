@@ -17,14 +17,14 @@ from leanonnx.checks import read_toml
 from leanonnx.errors import OptionError
 from leanonnx.spelling import verb
 
-BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+BARE = re.compile(r"[A-Za-z0-9_-]+")
 """Table names that need no quotes in TOML."""
 LINE_WIDTH = 118
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Unit and meaning of an entry of a table; ``whole`` is True for integers."""
+    """Unit and meaning of an entry of a table; ``is_integer`` is True for numbers of channels."""
 
     unit: str
     meaning: str
@@ -71,7 +71,7 @@ class Hardware:
     def text(self) -> str:
         """Format the table as TOML."""
         lines = [f"{key} = {value}" for key, value in asdict(self).items() if key != "name"]
-        name = self.name if BARE_KEY.fullmatch(self.name) else json.dumps(self.name)
+        name = self.name if BARE.fullmatch(self.name) else json.dumps(self.name)
         return "\n".join([f"[{name}]", *lines, ""])
 
     def filled(self, channels: int) -> int:

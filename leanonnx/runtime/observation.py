@@ -55,10 +55,10 @@ class Observation:
         feeds: the inputs.
         shapes: shape of each tensor.
         values: values computed from constants and sizes alone.
-        replaced: number formats that were replaced by float32, because onnxruntime cannot run them.
-        further: observations at other sizes, with all free axes changed where the model allows it.
-        sizes: shapes of the graph inputs at all further sizes at which the model runs: each free axis (or group of axes
-            that change together) alone at two further values, and all of them jointly.
+        replaced_formats: number formats that were replaced by float32, because onnxruntime cannot run them.
+        further_runs: observations at other sizes, with all free axes changed where the model allows it.
+        further_sizes: shapes of the graph inputs at all further sizes at which the model runs: each free axis (or group
+            of axes that change together) alone at two further values, and all of them jointly.
     """
 
     feeds: Feed

@@ -139,7 +139,7 @@ class Warm:
 
     Attributes:
         run: computes once.
-        once: seconds of the fastest run so far.
+        fastest_seconds: seconds of the fastest run so far.
         session: milliseconds to create the session.
         first: milliseconds of the first run.
         memory: bytes of resident memory added.

@@ -26,8 +26,8 @@ class Clock:
     Attributes:
         progress: called whenever a stage begins.
         seconds: seconds by stage so far.
-        running: stages that have begun and not ended, the innermost last.
-        since: time up to which seconds are counted.
+        open_stages: stages that have begun and not ended, the innermost last.
+        counted_until: time up to which seconds are counted.
     """
 
     def __init__(self, progress: Progress) -> None:

@@ -23,8 +23,8 @@ Kept = tuple[int, ...]
 class Cut:
     """A constant, by the name under which a node reads it, and the indices kept on each of its axes.
 
-    ``value`` and ``node`` (the index of its consumer) are None if only the plan is known.  ``apart`` is True if other
-    consumers need another slice of it, ``folded`` if the model computes it from other constants.
+    ``value`` and ``node`` (the index of its consumer) are None if only the plan is known.  ``has_other_slices`` is
+    True if other consumers need another slice of it, ``is_folded`` if the model computes it from other constants.
     """
 
     name: str

@@ -29,9 +29,9 @@ class Kind:
     """Description of a type of modules; axes without known kept indices are kept whole.
 
     Attributes:
-        joined: groups of axes that keep the same indices.
-        attributes: computes the new attributes of a module from the kept indices.
-        inferred: computes kept indices of further axes.
+        tied_axes: groups of axes that keep the same indices.
+        new_attributes: computes the new attributes of a module from the kept indices.
+        infer_indices: computes kept indices of further axes.
     """
 
     joined: tuple[tuple[Axis, ...], ...]

@@ -180,7 +180,7 @@ def _unknown_norms(draft: _Draft) -> list[str]:
     if not names:
         return []
     text = ", ".join(map(repr, names))
-    return [f"the plan does not tell of {text}, which the exporter has folded (give model=, or {EXPORT_ADVICE})"]
+    return [f"the plan does not mention {text}, which the exporter has folded (give model=, or {EXPORT_ADVICE})"]
 
 
 def _select(tensor: torch.Tensor, axes: dict[int, Kept]) -> torch.Tensor:
