@@ -10,11 +10,12 @@ Batenburg, arXiv 2011.06923).
 """
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.api.results import Analysis, Change, Compressed, Timings
+from leanonnx.api.results import Analysis, Compressed, Timings
 from leanonnx.api.verbs import analyse, bench, compress, prove
 from leanonnx.data.images import ImageFormat
 from leanonnx.errors import LeanOnnxError, Refusal, UserError
 from leanonnx.proof.proof import Proof
+from leanonnx.reporting.costs import CostChange
 from leanonnx.rules.table import DEFAULT_RULES
 from leanonnx.surgery.plan import Plan, load_plan
 from leanonnx.version import __version__
@@ -22,9 +23,9 @@ from leanonnx.version import __version__
 __all__ = [
     "DEFAULT_RULES",
     "Analysis",
-    "Change",
     "ChannelDag",
     "Compressed",
+    "CostChange",
     "ImageFormat",
     "LeanOnnxError",
     "Plan",

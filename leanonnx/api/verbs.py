@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from leanonnx.api.results import Analysis, Compressed, Timings
 from leanonnx.api.sources import ModelSource, as_file, several, title
 from leanonnx.commands.bench import benchmark
-from leanonnx.commands.bench import report as bench_report
+from leanonnx.commands.bench.report import bench_report
 from leanonnx.commands.compress import pipeline
 from leanonnx.commands.compress.options import CompressOptions, Recover, alignment, asked_budget
 from leanonnx.commands.compress.workshop import compared
@@ -34,7 +34,7 @@ from leanonnx.graph.model import Model, load
 from leanonnx.page.page import PageContext, render
 from leanonnx.proof.proof import Proof
 from leanonnx.ranking.criteria import Chains, Method
-from leanonnx.reporting import inspection
+from leanonnx.reporting.inspection import network_report
 from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.rules.user import joined_rules, read_rules
 from leanonnx.runtime.observation import Shapes
@@ -144,9 +144,9 @@ def analyse(
     """Find out which channels a model has, which of them are tied or pinned, and what it costs.
 
     >>> found = analyse("models/cs_unet.onnx")
-    >>> found.kernels, len(found.layers), [pin["tensor"] for pin in found.pins]
+    >>> found.kernels, len(found.layers), [pin.tensor for pin in found.pins]
     (59488, 18, ['logits', 'input'])
-    >>> found.why("logits", 0)["pins"][0]["reason"]
+    >>> found.why("logits", 0).pins[0].reason
     "graph output 'logits'"
 
     Args:
@@ -160,7 +160,7 @@ def analyse(
     """
     with as_file(model) as source:
         dag = pipeline.inspect(source, shape or {}, _rules(rules), several(library, Path))
-        return Analysis(dag, inspection.overview(dag))
+        return Analysis(dag, network_report(dag))
 
 
 def prove(
@@ -260,7 +260,7 @@ def bench(
     with as_file(a) as source, ExitStack() as stack:
         other = None if b is None else stack.enter_context(as_file(b))
         cases = benchmark.bench(source, other, request, progress)
-    return Timings(cases, bench_report.summary(title(a), None if b is None else title(b), request, cases))
+    return Timings(cases, bench_report(title(a), None if b is None else title(b), request, cases))
 
 
 def _check_same_outputs(model: Model, rival: Model) -> None:

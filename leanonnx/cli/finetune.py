@@ -114,7 +114,7 @@ def finetune(
     with exit_codes() as results:
         if find_spec("torch") is None:
             raise OptionError("finetune needs torch; install it with pip install 'leanonnx[finetune]'")
-        from leanonnx.commands.finetune import driver, report, steps as stepwise, training  # noqa: I001 - needs the extra
+        from leanonnx.commands.finetune import driver, report, tables, steps as stepwise, training  # noqa: I001 - needs the extra
 
         _check_numbers(lr, minutes)
         budget = _budget({"keep": keep, "macs": macs, "params": params}, steps)
@@ -134,12 +134,12 @@ def finetune(
                 )
                 schedule = stepwise.Schedule(steps, compression, keep_steps)
                 stepped = stepwise.finetune_in_steps(source, target, teacher, data, options, schedule, listener)
-                row = None if stepped is None else report.steps_summary(stepped)
+                row = None if stepped is None else report.finetune_steps_report(stepped)
             else:
                 result = driver.finetune(source, target, teacher, data, options, listener)
-                row = None if result is None else report.summary(result)
+                row = None if result is None else report.finetune_report(result)
         if row is not None:
-            show_json(row, results) if as_json else show(report.tables(row, str(target)), results)
+            show_json(row, results) if as_json else show(tables.finetune_tables(row, str(target)), results)
 
 
 def _check_numbers(lr: float, minutes: float | None) -> None:

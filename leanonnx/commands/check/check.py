@@ -47,12 +47,12 @@ from leanonnx.data.samples import Data, ImageFormat, batch_size, made_data, open
 from leanonnx.errors import LeanOnnxError, ModelError, OptionError, ProviderMissing
 from leanonnx.evaluation.deviation import Axes, Fidelity, compare
 from leanonnx.evaluation.slices import channel_axes
-from leanonnx.formatting import metric_text
 from leanonnx.graph.formats import Kinds, fed_in_float32, stand_in
 from leanonnx.graph.model import Model, load, tensors
 from leanonnx.numeric.arrays import Array
 from leanonnx.proof.proof import KINDS, MANY_NODES
-from leanonnx.reporting.report import fidelity
+from leanonnx.reporting.builders import fidelity_row
+from leanonnx.reporting.remarks import metric_text
 from leanonnx.runtime.observation import Observation, check_shapes, observe, random_feed
 from leanonnx.runtime.sessions import Feed, RunFailed, run
 from leanonnx.system.clock import Clock, Progress, quiet
@@ -367,8 +367,9 @@ def _remarks(request: CheckRequest, fidelities: Mapping[str, Fidelity], cases: S
     for source, found in fidelities.items():
         reshaped = [one.output for one in found.outputs if one.reshaped]
         notes += [f"output '{name}' had another shape than BASE's on {source}" for name in reshaped]
-        if found.metric is not None:
-            notes.append(metric_text(fidelity(found)["metric"]))
+        metric = fidelity_row(found).metric
+        if metric is not None:
+            notes.append(metric_text(metric))
         if found.unused:
             notes.append(found.unused)
     if AGREEMENT in request.limits and request.data is None:

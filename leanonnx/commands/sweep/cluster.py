@@ -15,10 +15,10 @@ from pathlib import Path
 
 from distributed import Client, Future, as_completed
 
+from leanonnx.commands.sweep.rows import OutcomeRow
 from leanonnx.commands.sweep.worker import MADE, Answers, Task, calibration, made_here
 from leanonnx.data.files import sample_files
 from leanonnx.errors import BUG, OptionError
-from leanonnx.reporting.report import Row
 from leanonnx.version import __version__
 
 Parcel = dict[str, bytes]
@@ -53,7 +53,7 @@ def made_on(tasks: Sequence[Task], work: Path, address: str) -> Answers:
             client.cancel(list(futures))
 
 
-def carried_out(task: Task, model: Parcel, shared: Parcel) -> tuple[Row, Parcel]:
+def carried_out(task: Task, model: Parcel, shared: Parcel) -> tuple[OutcomeRow, Parcel]:
     """Carry out a task, whose files are given; what came of it, with its files (the worker's part)."""
     with tempfile.TemporaryDirectory(prefix="leanonnx-") as name:
         given, work = Path(name) / "given", Path(name) / "work"
@@ -61,7 +61,7 @@ def carried_out(task: Task, model: Parcel, shared: Parcel) -> tuple[Row, Parcel]
         there = moved(task, given)
         ((_, row),) = made_here([there], work, threads=1)
         for here, path in ((task.source, there.source), (task.options.calib, there.options.calib)):
-            row["message"] = row["message"].replace(str(path), str(here))  # the user knows no path of the worker
+            row = replace(row, message=row.message.replace(str(path), str(here)))  # users know no path of a worker
         made = work / "0" / MADE
         return row, packed({file.name: file for file in made.iterdir()})
 
@@ -97,12 +97,12 @@ def _connected(address: str) -> Iterator[Client]:
         yield client
 
 
-def _received(future: Future, folder: Path) -> Row:
+def _received(future: Future, folder: Path) -> OutcomeRow:
     """What a worker found, its files put into a folder."""
     error = future.exception()
     if error is not None:
-        return {"code": BUG, "message": f"the worker failed: {error!r}"}
-    row: Row
+        return OutcomeRow(BUG, f"the worker failed: {error!r}")
+    row: OutcomeRow
     row, parcel = future.result()
     unpack(parcel, folder)
     return row

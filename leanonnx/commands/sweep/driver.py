@@ -19,13 +19,15 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from leanonnx.commands.sweep import report
-from leanonnx.commands.sweep.journal import JOURNAL, Journal, Key, claimed
+from leanonnx.commands.sweep.files import csv_text, json_text
+from leanonnx.commands.sweep.journal import JOURNAL, Journal, claimed
+from leanonnx.commands.sweep.report import curve_row, point_row, sweep_report
 from leanonnx.commands.sweep.request import Subject, SweepRequest, header, subjects
+from leanonnx.commands.sweep.rows import JournalRow, Key, OutcomeRow, PointRow, SweepReport
 from leanonnx.commands.sweep.worker import MADE, Make
 from leanonnx.errors import USER_ERROR, UserError
 from leanonnx.graph.model import Model, load
-from leanonnx.reporting.report import Row, latency
+from leanonnx.reporting.builders import latency_row
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.providers import prepare
 from leanonnx.runtime.sessions import Feed, RunFailed
@@ -39,13 +41,14 @@ MODELS, MAKING = "models", ".making"
 MAKE, MEASURE, DONE = "make", "measure", "done"
 """What is next for a point."""
 TABLE, RESULT = "sweep.csv", "sweep.json"
+NO_PLOT = "no plot was drawn: matplotlib is not installed; install it with pip install 'leanonnx[sweep]'"
 MACHINE_LOCK = "leanonnx-measuring.lock"
 EVERYONE = 0o666
-Draw = Callable[[Row, Path], dict[str, str]]
+Draw = Callable[[SweepReport, Path], dict[str, str]]
 """Draws the curves of a report into a folder; the files, by their kind."""
 
 
-def sweep(request: SweepRequest, make: Make, draw: Draw | None = None, progress: Progress = quiet) -> Row:
+def sweep(request: SweepRequest, make: Make, draw: Draw | None = None, progress: Progress = quiet) -> SweepReport:
     """The trade-off curves of models, written to a folder; what was done there before is taken over.
 
     Args:
@@ -81,10 +84,12 @@ class _Work:
         self.models = {subject.name: subject for subject in models}
         self.keys = [(subject.name, asked) for subject in models for asked in request.fractions]
         self.journal = Journal(request.folder)
-        self.journal.begin(header(request, models))
+        head = header(request, models)
+        self.journal.begin(head)
+        self.conditions = head.conditions
         errors = {subject.name: subject.error for subject in models if subject.error}
-        self.failed: dict[Key, Row] = {
-            key: {"code": errors[key[0]].code, "message": str(errors[key[0]])} for key in self.keys if key[0] in errors
+        self.failed = {
+            key: OutcomeRow(errors[key[0]].code, str(errors[key[0]])) for key in self.keys if key[0] in errors
         }
 
     def candidate(self, key: Key) -> Path:
@@ -98,9 +103,9 @@ class _Work:
 
     def _next_step(self, key: Key) -> str:
         row, there = self.journal.points.get(key), self.candidate(key).is_file()
-        if row is None or (row["code"] == 0 and not there and (self.request.save_models or not row["done"])):
+        if row is None or (row.outcome.code == 0 and not there and (self.request.save_models or not row.done)):
             return MAKE
-        return DONE if row["done"] else MEASURE
+        return DONE if row.done else MEASURE
 
     def make_all(self, make: Make) -> None:
         """Make what is missing.
@@ -111,28 +116,28 @@ class _Work:
         keys = self.lacking(MAKE)
         measured_later = self.request.options.measure and self.request.unit != LATENCY
         with closing(self._made(keys, make)) as rows:
-            for number, (key, row) in enumerate(rows, 1):
+            for number, (key, outcome) in enumerate(rows, 1):
                 self.progress(f"make, {number} of {len(keys)}", number / len(keys))
-                if row["code"] >= USER_ERROR:
-                    self.failed[key] = row
+                if outcome.code >= USER_ERROR:
+                    self.failed[key] = outcome
                 else:
-                    self._note(key, row, done=not (row["code"] == 0 and measured_later))
-        if len(self.failed) == len(self.keys) and all(row["code"] == USER_ERROR for row in self.failed.values()):
-            raise UserError(next(iter(self.failed.values()))["message"])
+                    self._note(key, outcome, done=not (outcome.code == 0 and measured_later))
+        if len(self.failed) == len(self.keys) and all(one.code == USER_ERROR for one in self.failed.values()):
+            raise UserError(next(iter(self.failed.values())).message)
 
-    def _made(self, keys: list[Key], make: Make) -> Generator[tuple[Key, Row], None, None]:
+    def _made(self, keys: list[Key], make: Make) -> Generator[tuple[Key, OutcomeRow], None, None]:
         """Make candidates and put them into their place; those of a latency budget one at a time."""
         work, alone = self.request.folder / MAKING, self.request.unit == LATENCY
         self.progress(f"make, 0 of {len(keys)}", 0.0)
         for lot in [[key] for key in keys] if alone else [keys]:
             tasks = [self.models[name].task(self.request, asked) for name, asked in lot]
             with machine_alone() if alone else nullcontext(), closing(make(tasks, work)) as rows:
-                for index, row in rows:
-                    if row["code"] == 0:
+                for index, outcome in rows:
+                    if outcome.code == 0:
                         _put(work / str(index) / MADE, self.candidate(lot[index]))
-                        row |= {"measured": row["made"]} if alone else {}
+                        outcome = replace(outcome, measured=outcome.made if alone else None)
                     shutil.rmtree(work / str(index), ignore_errors=True)
-                    yield lot[index], row
+                    yield lot[index], outcome
 
     def measure_all(self) -> None:
         """Measure what has been made, one candidate after the other, each against its original."""
@@ -141,7 +146,7 @@ class _Work:
             model, feed = self._original(name)
             for key in lot:
                 self.progress(f"measure, {keys.index(key)} of {len(keys)}", keys.index(key) / len(keys))
-                self._note(key, {**self.journal.points[key], **self._measured(model, feed, key)}, done=True)
+                self._note(key, self._measured(model, feed, key), done=True)
         if not self.request.save_models:
             shutil.rmtree(self.request.folder / MODELS, ignore_errors=True)
 
@@ -151,44 +156,47 @@ class _Work:
         model = load(self.models[name].path, options.libraries, options.freeze)
         return model, observe(model, options.shapes).feeds
 
-    def _measured(self, model: Model, feed: Feed, key: Key) -> Row:
-        """How a candidate compares with its original, and when that was found."""
-        options, warnings = self.request.options, self.journal.points[key]["warnings"]
+    def _measured(self, model: Model, feed: Feed, key: Key) -> OutcomeRow:
+        """The outcome of a point with its latency, or with a warning that it could not be measured."""
+        options, outcome = self.request.options, self.journal.points[key].outcome
+        candidate = outcome.candidate
+        assert candidate is not None
         setting = replace(options.setting, libraries=model.libraries)
         with machine_alone():
             began = time.time()
             try:
                 found = measured(model.path, self.candidate(key), feed, setting, SECONDS, options.seed)
             except RunFailed as error:
-                return {"warnings": [*warnings, f"latency could not be measured: {error}"]}
-            return {"latency": latency(found, setting.resolved), "measured": [began, time.time()]}
+                warnings = (*candidate.warnings, f"latency could not be measured: {error}")
+                return replace(outcome, candidate=replace(candidate, warnings=warnings))
+            candidate = replace(candidate, latency=latency_row(found, setting.resolved))
+            return replace(outcome, candidate=candidate, measured=(began, time.time()))
 
-    def _note(self, key: Key, row: Row, done: bool) -> None:
-        name, asked = key
-        self.journal.note({**row, "model": name, "asked": asked, "done": done})
+    def _note(self, key: Key, outcome: OutcomeRow, done: bool) -> None:
+        self.journal.note(JournalRow(outcome, *key, done))
 
-    def told(self, draw: Draw | None) -> Row:
+    def told(self, draw: Draw | None) -> SweepReport:
         """The report of all points, written to its files."""
         request = self.request
         curves = []
         for name, subject in self.models.items():
             points = [self._point((name, asked)) for asked in request.fractions]
-            curves.append(report.curve(str(subject.path), name, subject.sha256, request.unit, points))
-        about = {key: value for key, value in self.journal.header.items() if key != "models"}
-        row = report.summary(request.unit, request.options.measure, curves, about)
-        row["files"] = {"csv": str(request.folder / TABLE), "json": str(request.folder / RESULT)}
-        write_file(request.folder / TABLE, report.as_csv(row).encode())
+            curves.append(curve_row(str(subject.path), name, subject.sha256, request.unit, points))
+        report = sweep_report(request.unit, request.options.measure, curves, self.conditions)
+        files = {"csv": str(request.folder / TABLE), "json": str(request.folder / RESULT)}
+        write_file(request.folder / TABLE, csv_text(report).encode())
         if draw is None:
-            row["warnings"].append(report.NO_PLOT)
+            report = replace(report, warnings=(*report.warnings, NO_PLOT))
         else:
-            row["files"] |= draw(row, request.folder)
-        write_file(request.folder / RESULT, report.as_json(row).encode())
-        return row
+            files |= draw(report, request.folder)
+        report = replace(report, files=files)
+        write_file(request.folder / RESULT, json_text(report).encode())
+        return report
 
-    def _point(self, key: Key) -> Row:
-        row = self.failed.get(key) or self.journal.points[key]
-        there = self.candidate(key) if row["code"] == 0 and self.request.save_models else None
-        return report.point(key[1], {**row, "file": there and str(there.relative_to(self.request.folder))})
+    def _point(self, key: Key) -> PointRow:
+        outcome = self.failed.get(key) or self.journal.points[key].outcome
+        there = self.candidate(key) if outcome.code == 0 and self.request.save_models else None
+        return point_row(key[1], outcome, None if there is None else str(there.relative_to(self.request.folder)))
 
 
 @contextmanager

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
+from leanonnx.commands.sweep.rows import HeaderRow, JournalRow, Key
 from leanonnx.errors import OptionError, OutputError
-from leanonnx.reporting.report import Row
+from leanonnx.reporting.encoding import Json, from_json, to_json
 from leanonnx.system.outputs import unwritten
 
 LOCK, JOURNAL = ".sweep.lock", "journal.jsonl"
-Key = tuple[str, float]
-"""Which point: the model's name in the sweep, the fraction asked for."""
+HEADER, MODELS = "header", "models"
+"""Keys of the journal."""
 
 
 @contextmanager
@@ -76,8 +76,8 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / JOURNAL
-        self.header: Row = {}
-        self.points: dict[Key, Row] = {}
+        self.header: Json = {}
+        self.points: dict[Key, JournalRow] = {}
         self.noted = False
         text = self.path.read_bytes() if self.path.exists() else b""
         whole, end, self.torn = text.rpartition(b"\n")
@@ -85,32 +85,35 @@ class Journal:
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 self._take(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, TypeError) as error:
                 raise OutputError(f"{self.path}: line {number} is damaged; start anew with --restart") from error
 
-    def _take(self, row: Row) -> None:
-        if "header" in row:
-            self.header = row["header"]
+    def _take(self, line: Json) -> None:
+        header = line.get(HEADER) if isinstance(line, dict) else None
+        if header is None:
+            row = from_json(JournalRow, line)
+            self.points[row.key] = row
         else:
-            self.points[row["model"], row["asked"]] = row
+            self.header = header
 
-    def begin(self, header: Mapping[str, Any]) -> None:
+    def begin(self, header: HeaderRow) -> None:
         """Go on with what was asked for before, or begin; models that were not swept before may be among it.
 
         Raises:
             OptionError: it was another request, or a model has changed since.
         """
-        old, new = self.header, json.loads(json.dumps(header))
+        old, new = dict(self.header), to_json(header)
+        old_models, new_models = old.pop(MODELS, {}), new.pop(MODELS)
         for key in sorted(old.keys() | new.keys() if old else ()):
-            if key != "models" and old.get(key) != new.get(key):
+            if old.get(key) != new.get(key):
                 raise self._other(f"{key} was {old.get(key)}, and is {new.get(key)}")
-        models = {**old.get("models", {}), **new["models"]}
-        for name, known in old.get("models", {}).items():
+        models = {**old_models, **new_models}
+        for name, known in old_models.items():
             for key, value in known.items():
                 if models[name][key] != value:
                     raise self._other(f"{key} of the model '{name}' was {value}, and is {models[name][key]}")
-        self.header = {**new, "models": models}
-        self.noted = self.header == old
+        self.noted = self.header == {**new, MODELS: models}
+        self.header = {**new, MODELS: models}
         if self.torn:
             os.truncate(self.path, self.length)
 
@@ -120,15 +123,15 @@ class Journal:
             "give what was given then, another folder with --out, or --restart to start anew"
         )
 
-    def note(self, row: Row) -> None:
+    def note(self, row: JournalRow) -> None:
         """Write down a point."""
         if not self.noted:
-            self._write({"header": self.header})
+            self._write({HEADER: self.header})
             self.noted = True
-        self._write(row)
-        self._take(row)
+        self._write(to_json(row))
+        self.points[row.key] = row
 
-    def _write(self, row: Row) -> None:
+    def _write(self, row: Json) -> None:
         with self.path.open("ab") as file:
             file.write(json.dumps(row).encode() + b"\n")
             file.flush()

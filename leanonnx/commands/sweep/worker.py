@@ -9,18 +9,22 @@ import pickle
 import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from leanonnx.commands.compress import pipeline
 from leanonnx.commands.compress.options import CompressOptions
+from leanonnx.commands.compress.report import compression_report
+from leanonnx.commands.sweep.report import RANDOM_INPUTS
+from leanonnx.commands.sweep.rows import CandidateRow, OutcomeRow, SourcedFidelity
 from leanonnx.data.samples import made_data
 from leanonnx.errors import BUG, NO_MEMORY, USER_ERROR, DataError, LeanOnnxError
 from leanonnx.evaluation.deviation import Fidelity, compare
 from leanonnx.evaluation.slices import channel_axes
 from leanonnx.evaluation.tally import Deviation
 from leanonnx.inputs.synthetic import smooth_inputs
-from leanonnx.reporting.report import Row, fidelity, summary
+from leanonnx.reporting.builders import fidelity_row
+from leanonnx.reporting.encoding import from_json, to_json
 from leanonnx.rules.table import DEFAULT_RULES
 from leanonnx.rules.user import read_rules
 from leanonnx.runtime.sessions import RunFailed, limited
@@ -30,8 +34,6 @@ ENTRY = "leanonnx.commands.sweep.worker:answer"
 TASK, ANSWER, MADE = "task.pickle", "answer.json", "made"
 DRAWS = 16
 """Random inputs on which the deviation is told where there are no data."""
-TOLD = ("kernels", "macs", "params", "bytes", "proof", "latency", "warnings", "hints")
-"""What of a compression's report is told of a point."""
 TICK = 0.02
 """Seconds between looks at the processes that run."""
 
@@ -58,50 +60,58 @@ def calibration(options: CompressOptions) -> Path | None:
     raise TypeError("a sweep takes calibration data from files only")
 
 
-Answers = Generator[tuple[int, Row], None, None]
-"""The index of each task when it is done, with ``made``'s row."""
+Answers = Generator[tuple[int, OutcomeRow], None, None]
+"""The index of each task when it is done, with its outcome."""
 Make = Callable[[Sequence[Task], Path], Answers]
 """Carries out tasks; see ``made_here``."""
 
 
-def made(task: Task, folder: Path) -> Row:
+def made(task: Task, folder: Path) -> OutcomeRow:
     """Compress into a folder; what came of it.
 
     ``code`` and ``message`` are those of ``leanonnx compress``: 0 and nothing, or why there is no model.
     """
     began, target = time.time(), folder / task.name
-    row: Row = {"code": 0, "message": ""}
     try:
         rules = DEFAULT_RULES if task.rules is None else read_rules(task.rules)
         result = pipeline.compress(task.source, target, task.options, None, rules)
-        told = summary(result)
-        row |= {key: told[key] for key in TOLD}
-        row["deviation"] = _deviation(task, target, result, row["warnings"])
+        outcome = OutcomeRow(0, "", _candidate(task, target, result))
     except LeanOnnxError as error:
-        row = {"code": error.code, "message": str(error)}
+        outcome = OutcomeRow(error.code, str(error))
     except MemoryError:
-        row = {"code": USER_ERROR, "message": NO_MEMORY}
+        outcome = OutcomeRow(USER_ERROR, NO_MEMORY)
     ended = time.time()
-    return {**row, "seconds": round(ended - began, 3), "made": [began, ended]}
+    return replace(outcome, seconds=round(ended - began, 3), made=(began, ended))
 
 
-def _deviation(task: Task, target: Path, result: pipeline.CompressResult, warnings: list[str]) -> Row | None:
+def _candidate(task: Task, target: Path, result: pipeline.CompressResult) -> CandidateRow:
+    """The candidate that was written to ``target``."""
+    report = compression_report(result)
+    warnings = list(report.warnings)
+    deviation = _deviation(task, target, result, warnings)
+    return CandidateRow(report.costs, report.proof, report.latency, tuple(warnings), report.hints, deviation)
+
+
+def _deviation(
+    task: Task, target: Path, result: pipeline.CompressResult, warnings: list[str]
+) -> SourcedFidelity | None:
     """How far a candidate is from the original, and ``on`` what inputs; None, and a warning, if that cannot be told."""
     found = result.recovery
     if found is not None:
-        return {"on": "held-out samples" if found.held_out else "calibration samples", **fidelity(found.final)}
+        source = "held-out samples" if found.held_out else "calibration samples"
+        return SourcedFidelity(source, fidelity_row(found.final))
     model = result.dag.model
     if filecmp.cmp(task.source, target, shallow=False):
         same = tuple(Deviation(value.name, 0.0) for value in model.proto.graph.output)
-        return {"on": "nothing: it is the original", **fidelity(Fidelity(0, same))}
-    dag, name = result.dag, "random inputs"
+        return SourcedFidelity("nothing: it is the original", fidelity_row(Fidelity(0, same)))
+    dag, name = result.dag, RANDOM_INPUTS
     data = made_data(name, model, dag.shapes, smooth_inputs(model, dag.shapes, task.options.seed, DRAWS))
     try:
         (told,) = compare(model, model.path, [target], data, replaced=dag.observation.replaced, axes=channel_axes(dag))
     except (RunFailed, DataError) as error:
         warnings.append(f"the deviation could not be told: {error}")
         return None
-    return {"on": name, **fidelity(told)}
+    return SourcedFidelity(name, fidelity_row(told))
 
 
 def made_here(tasks: Sequence[Task], work: Path, jobs: int = 1, threads: int = 0) -> Answers:
@@ -137,12 +147,11 @@ def _started(task: Task, folder: Path, threads: int) -> processes.Process:
     return processes.start(ENTRY, folder, threads)
 
 
-def _answered(process: processes.Process, folder: Path) -> Row:
+def _answered(process: processes.Process, folder: Path) -> OutcomeRow:
     """What a process that has ended found."""
     if process.returncode == 0:
-        row: Row = json.loads((folder / ANSWER).read_text())
-        return row
-    return {"code": BUG, "message": f"the process that compresses {processes.ending(process, folder)}"}
+        return from_json(OutcomeRow, json.loads((folder / ANSWER).read_text()))
+    return OutcomeRow(BUG, f"the process that compresses {processes.ending(process, folder)}")
 
 
 def answer(folder: Path) -> None:
@@ -154,5 +163,5 @@ def answer(folder: Path) -> None:
     gc.disable()  # as for any run of the command line: it makes no garbage worth looking for
     task, threads = pickle.loads((folder / TASK).read_bytes())
     with limited(threads):
-        row = made(task, folder / MADE)
-    (folder / ANSWER).write_text(json.dumps(row))
+        outcome = made(task, folder / MADE)
+    (folder / ANSWER).write_text(json.dumps(to_json(outcome)))
