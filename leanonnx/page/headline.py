@@ -62,14 +62,14 @@ def headline(report: CompressionReport, options: Mapping[str, Any], source: str,
         output: name of the file written.
     """
     over = _over_budget(report, options)
-    speed, mood = _speed(report, bool(over))
+    speed, mood = _speed_sentence(report, bool(over))
     tiles = [_cost_tile(metric, cost) for metric, cost in report.costs.items()]
     tiles += [_speed_tile(report.latency), _proof_tile(report.proof), _deviation_tile(report)]
     verdict, mood = (f"{over} {speed}", "bad") if over else (speed, mood)
     return Headline(verdict, mood, _lead(report, source, output), tuple(tiles), _gauge(report.latency))
 
 
-def _speed(report: CompressionReport, over: bool) -> tuple[str, str]:
+def _speed_sentence(report: CompressionReport, over: bool) -> tuple[str, str]:
     """A sentence on the speed, and its mood; ``over``: it follows one on a budget that was missed."""
     if all(cost.before == cost.after for _, cost in report.costs.items()):
         return "Nothing could be removed: the output equals the input.", "bad"
@@ -116,7 +116,7 @@ def _accuracy(report: CompressionReport) -> str:
     if report.recovery is None and report.lossless:
         return "The outputs are those of the original: only what contributes nothing was removed."
     if report.recovery is None:
-        return "How far its outputs are from the original's on real inputs is not known: none were given."
+        return "The deviation of its outputs on real inputs is not known: none were given."
     return f"On {_samples(report.recovery)}, {_worst(report.recovery.deviation.outputs)}."
 
 
@@ -135,7 +135,7 @@ def _worst(outputs: Mapping[str, OutputDeviation]) -> str:
         text += f", a PSNR of {worst.psnr:.1f}{BLANK}dB"
     if worst.top1 is not None:
         text += f" and decides as the original does in {percent(worst.top1)} of the cases"
-    return f"the output {text}" if len(outputs) == 1 else f"the output that is furthest off, {shown(name)}, {text}"
+    return f"the output {text}" if len(outputs) == 1 else f"the output that deviates most, {shown(name)}, {text}"
 
 
 def _worst_name(outputs: Mapping[str, OutputDeviation]) -> str:

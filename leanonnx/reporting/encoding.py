@@ -17,7 +17,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-Row = TypeVar("Row")
+RowType = TypeVar("RowType")
 Json = dict[str, Any]
 """A JSON object."""
 
@@ -92,13 +92,13 @@ def _encode(value: Any) -> Any:
     return [_encode(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def from_json(kind: type[Row], value: object) -> Row:
+def from_json(kind: type[RowType], value: object) -> RowType:
     """The row of a type from its JSON object; keys that the type does not have are ignored.
 
     Raises:
         ValueError: a key is missing, or its value is of another type; the message names the place.
     """
-    row: Row = _decode(kind, value, kind.__name__)
+    row: RowType = _decode(kind, value, kind.__name__)
     return row
 
 

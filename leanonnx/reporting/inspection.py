@@ -59,7 +59,7 @@ def channel_report(dag: ChannelDag, tensor: str, channel: int | None = None) -> 
         given = tensor if channel is None else f"{tensor}:{channel}"
         raise OptionError(f"--why {given}: no tensor named '{tensor}' carries channels; see `leanonnx inspect`")
     channel_ids = dag.channel_ids[tensor]
-    groups = np.unique(dag.groups[_selected(channel_ids, tensor, channel)])
+    groups = np.unique(dag.groups[_select(channel_ids, tensor, channel)])
     members = np.isin(dag.groups, groups)
     pins = {(p.tensor, p.reason): PinReason(p.tensor, p.reason, p.advice) for p in _pins_on(dag, members)}
     return ChannelReport(
@@ -75,7 +75,7 @@ def channel_report(dag: ChannelDag, tensor: str, channel: int | None = None) -> 
     )
 
 
-def _selected(channel_ids: ChannelIds, tensor: str, channel: int | None) -> ChannelIds:
+def _select(channel_ids: ChannelIds, tensor: str, channel: int | None) -> ChannelIds:
     """The ids of all channels of a tensor, or of one of them."""
     if channel is None:
         return channel_ids

@@ -8,7 +8,7 @@ from leanonnx.formatting import counted
 from leanonnx.reporting.reports import CompressionReport, DataFreeRow, LosslessRow, RecoveryRow
 from leanonnx.reporting.rows import MetricChange
 
-REMOVED_CHANNELS = {"unread": "that nothing reads", "constant": "of one number whatever the input"}
+REMOVED_CHANNELS = {"unread": "that nothing reads", "constant": "that are constant whatever the input"}
 """Reasons for which channels contribute nothing."""
 TIDIED_NODES = {
     "unread": ("node", "that nothing reads"),
@@ -23,7 +23,7 @@ MAX_NAMED_OPERATORS = 5
 def remarks(report: CompressionReport) -> list[str]:
     """The sentences on a compression."""
     source = report.weights_from
-    restored = [f"Weights put in as they were when the plan was made, from {source}"] if source else []
+    restored = [f"Weights restored as they were when the plan was made, from {source}"] if source else []
     return [
         *_lossless_remarks(report.lossless),
         *_tidied_remarks(report.tidied),
@@ -80,5 +80,5 @@ def _data_free_remarks(row: DataFreeRow | None) -> list[str]:
         return []
     kinds = ((row.constants, "constant"), (row.means, "by the mean"), (row.merged, "merged into others"))
     counts = ", ".join(f"{count} {text}" for count, text in kinds if count)
-    declined = "; what rests on a guess of the inputs was left out" if row.declined else ""
+    declined = "; changes that rest on a guess of the inputs were left out" if row.declined else ""
     return [f"Recovery without data, channels at the layers that read them: {counts or 'none'}{declined}"]

@@ -86,7 +86,7 @@ def channel_text(report: ChannelReport) -> RenderableType:
     lines += [f"  {report.removable} of them may be removed"]
     lines += [f"  pinned: {pin.reason} ({pin.advice})" for pin in report.pins]
     for row in report.tied[:MAX_LISTED_TENSORS]:
-        lines.append(f"  lives and dies with {counted(row.channels, 'channel')} of '{row.tensor}'")
+        lines.append(f"  tied to {counted(row.channels, 'channel')} of '{row.tensor}'")
     lines += [f"  … and {more} more tensors"] if more > 0 else []
     lines += [f"  read by '{name}'" for name in report.consumers]
     return Text("\n".join(lines))
@@ -95,7 +95,7 @@ def channel_text(report: ChannelReport) -> RenderableType:
 def _tie_table(rows: Sequence[TieRow]) -> RenderableType:
     if not rows:
         return Text("No layers are tied.")
-    table = Table(title="Tied layers (their channels live and die together)", title_justify="left", box=None)
+    table = Table(title="Tied layers (their channels are kept or removed together)", title_justify="left", box=None)
     table.add_column("channels", justify="right")
     table.add_column("layers", overflow="fold")
     for row in rows:

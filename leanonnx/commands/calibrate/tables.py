@@ -39,7 +39,7 @@ def calibration_tables(report: CalibrationReport) -> RenderableType:
 
 def _entry_table(report: CalibrationReport) -> Table:
     table = Table(box=None, pad_edge=False)
-    for name in ("entry", "measured", "built-in", "unit", "what it means"):
+    for name in ("entry", "measured", "built-in", "unit", "meaning"):
         table.add_column(name, justify="right" if name in ("measured", "built-in") else "left")
     for name, entry in report.entries.items():
         table.add_row(name, f"{entry.measured:g}", f"{entry.built_in:g}", entry.unit, entry.meaning)
@@ -57,7 +57,7 @@ def _forecast_parts(report: CalibrationReport) -> list[RenderableType]:
         table.add_row(row.network, f"{row.measured:.2f}", *cells)
     worst = max(abs(row.error) for row in report.checks)
     text = (
-        f"How many times faster two networks get by losing channels, which no entry is taken from: the table is off by "
-        f"up to {worst:.0%}. Two networks say little of others; compress measures what it writes all the same."
+        f"Speed-up of two networks by pruning, to which no entry is fitted: the table is off by up to {worst:.0%}. Two "
+        "networks say little about others; compress measures its result anyway."
     )
     return [Text("Check", style="bold"), Text(text, style="dim"), table]

@@ -23,7 +23,7 @@ from leanonnx.commands.sweep.files import csv_text, json_text
 from leanonnx.commands.sweep.journal import JOURNAL, Journal, claimed
 from leanonnx.commands.sweep.report import curve_row, point_row, sweep_report
 from leanonnx.commands.sweep.request import Subject, SweepRequest, header, subjects
-from leanonnx.commands.sweep.rows import JournalRow, Key, OutcomeRow, PointRow, SweepReport
+from leanonnx.commands.sweep.rows import JournalRow, OutcomeRow, PointKey, PointRow, SweepReport
 from leanonnx.commands.sweep.worker import MADE, Make
 from leanonnx.errors import USER_ERROR, UserError
 from leanonnx.graph.model import Model, load
@@ -92,16 +92,16 @@ class _Work:
             key: OutcomeRow(errors[key[0]].code, str(errors[key[0]])) for key in self.keys if key[0] in errors
         }
 
-    def candidate(self, key: Key) -> Path:
+    def candidate(self, key: PointKey) -> Path:
         """Where the candidate of a point lies."""
         name, asked = key
         return self.request.folder / MODELS / self.models[name].candidate(self.request, asked)
 
-    def lacking(self, step: str) -> list[Key]:
+    def lacking(self, step: str) -> list[PointKey]:
         """The points that have yet to be made, or to be measured."""
         return [key for key in self.keys if key not in self.failed and self._next_step(key) == step]
 
-    def _next_step(self, key: Key) -> str:
+    def _next_step(self, key: PointKey) -> str:
         row, there = self.journal.points.get(key), self.candidate(key).is_file()
         if row is None or (row.outcome.code == 0 and not there and (self.request.save_models or not row.done)):
             return MAKE
@@ -125,7 +125,7 @@ class _Work:
         if len(self.failed) == len(self.keys) and all(one.code == USER_ERROR for one in self.failed.values()):
             raise UserError(next(iter(self.failed.values())).message)
 
-    def _made(self, keys: list[Key], make: Make) -> Generator[tuple[Key, OutcomeRow], None, None]:
+    def _made(self, keys: list[PointKey], make: Make) -> Generator[tuple[PointKey, OutcomeRow], None, None]:
         """Make candidates and put them into their place; those of a latency budget one at a time."""
         work, alone = self.request.folder / MAKING, self.request.unit == LATENCY
         self.progress(f"make, 0 of {len(keys)}", 0.0)
@@ -156,7 +156,7 @@ class _Work:
         model = load(self.models[name].path, options.libraries, options.freeze)
         return model, observe(model, options.shapes).feeds
 
-    def _measured(self, model: Model, feed: Feed, key: Key) -> OutcomeRow:
+    def _measured(self, model: Model, feed: Feed, key: PointKey) -> OutcomeRow:
         """The outcome of a point with its latency, or with a warning that it could not be measured."""
         options, outcome = self.request.options, self.journal.points[key].outcome
         candidate = outcome.candidate
@@ -172,7 +172,7 @@ class _Work:
             candidate = replace(candidate, latency=latency_row(found, setting.resolved))
             return replace(outcome, candidate=candidate, measured=(began, time.time()))
 
-    def _note(self, key: Key, outcome: OutcomeRow, done: bool) -> None:
+    def _note(self, key: PointKey, outcome: OutcomeRow, done: bool) -> None:
         self.journal.note(JournalRow(outcome, *key, done))
 
     def told(self, draw: Draw | None) -> SweepReport:
@@ -193,7 +193,7 @@ class _Work:
         write_file(request.folder / RESULT, json_text(report).encode())
         return report
 
-    def _point(self, key: Key) -> PointRow:
+    def _point(self, key: PointKey) -> PointRow:
         outcome = self.failed.get(key) or self.journal.points[key].outcome
         there = self.candidate(key) if outcome.code == 0 and self.request.save_models else None
         return point_row(key[1], outcome, None if there is None else str(there.relative_to(self.request.folder)))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from leanonnx.commands.sweep.rows import HeaderRow, JournalRow, Key
+from leanonnx.commands.sweep.rows import HeaderRow, JournalRow, PointKey
 from leanonnx.errors import OptionError, OutputError
 from leanonnx.reporting.encoding import Json, from_json, to_json
 from leanonnx.system.outputs import unwritten
@@ -77,7 +77,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.path = folder / JOURNAL
         self.header: Json = {}
-        self.points: dict[Key, JournalRow] = {}
+        self.points: dict[PointKey, JournalRow] = {}
         self.noted = False
         text = self.path.read_bytes() if self.path.exists() else b""
         whole, end, self.torn = text.rpartition(b"\n")

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from leanonnx.commands.sweep.report import placed_points, relative_error, remaining
+from leanonnx.commands.sweep.report import mean_relative_error, placed_points, remaining
 from leanonnx.commands.sweep.rows import CurveRow, KneeRow, PointDeviation, PointRow, SweepReport
 from leanonnx.selection.selector import LATENCY, Budget
 
@@ -100,7 +100,7 @@ def _panels(curve: CurveRow) -> list[Panel]:
     points = _drawn_points(curve)
     rows = [point.deviation for point in points if point.deviation]
     inputs = next((f"{row.samples} {row.on}" for row in rows if row.samples), "")
-    errors = tuple(relative_error(point) for point in points)
+    errors = tuple(mean_relative_error(point) for point in points)
     panel = Panel(f"deviation on {inputs}\n(relative L2 error, 0 = the original)", errors, 0.0)
     return [panel, *_quality_panel(rows, inputs)]
 

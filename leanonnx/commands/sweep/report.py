@@ -85,7 +85,7 @@ def curve_row(path: str, name: str, sha256: str, metric: str, points: Sequence[P
 def _knee_row(points: Sequence[PointRow], metric: str) -> KneeRow:
     """The knee of points that have a place on the axes, or the reason why there is none."""
     axis = LATENCY if metric == LATENCY or (points and all(point.latency for point in points)) else metric
-    errors = [relative_error(point) for point in points]
+    errors = [mean_relative_error(point) for point in points]
     index = knee([remaining(point, axis) for point in points], errors)
     if index is None:
         reason = f"fewer than {FEWEST} points" if len(points) < FEWEST else "the curve has no bend that stands out"
@@ -113,7 +113,7 @@ def placed_points(points: Sequence[PointRow], axis: str) -> list[PointRow]:
     return [point for point in finite if point.latency or axis != LATENCY]
 
 
-def relative_error(point: PointRow) -> float:
+def mean_relative_error(point: PointRow) -> float:
     """Mean relative error of the outputs of a point that has a place on the axes."""
     assert point.deviation is not None and point.deviation.relative_l2 is not None
     return point.deviation.relative_l2

@@ -18,7 +18,7 @@ from leanonnx.reporting.rows import (
     ProofRow,
 )
 
-Key = tuple[str, float]
+PointKey = tuple[str, float]
 """A point: the model's name in the sweep, the fraction asked for."""
 TimeSpan = tuple[float, float]
 """Start and end, in seconds since the epoch."""
@@ -69,7 +69,7 @@ class JournalRow:
     done: bool
 
     @property
-    def key(self) -> Key:
+    def key(self) -> PointKey:
         """The point."""
         return self.model, self.asked
 
