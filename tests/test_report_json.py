@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
@@ -88,6 +88,7 @@ class Outer:
     extra: Annotated[Inner | None, JsonField("extra", optional=True)]
     count: Annotated[int | None, OPTIONAL]
     rows: dict[str, Inner]
+    way: Literal["up", "down"] = "up"
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ OUTER = Outer("x", Inner(1, "b"), (Pair(1, 2.0),), None, None, {"k": Inner(2, No
 
 
 def test_keys_of_a_row() -> None:
-    wanted = {"name": "x", "a": 1, "b": "b", "in": [[1, 2.0]], "rows": {"k": {"a": 2, "b": None}}}
+    wanted = {"name": "x", "a": 1, "b": "b", "in": [[1, 2.0]], "rows": {"k": {"a": 2, "b": None}}, "way": "up"}
     assert to_json(OUTER) == wanted
     assert list(to_json(OUTER)) == list(wanted)
     assert from_json(Outer, wanted) == OUTER
@@ -113,6 +114,7 @@ def test_keys_of_a_row() -> None:
         "extra": {"a": 1, "b": "c"},
         "count": 3,
         "rows": {},
+        "way": "up",
     }
     assert from_json(Outer, to_json(empty)) == empty
 
@@ -130,6 +132,7 @@ def test_mappings_among_the_keys(row: Open) -> None:
         ({"in": [[True, 1.0]]}, "Outer.in: unexpected True"),
         ({"a": "one"}, "Outer.a: unexpected 'one'"),
         ({"rows": {"k": {"a": 1}}}, "Outer.rows.k: has no 'b'"),
+        ({"way": "left"}, "Outer.way: unexpected 'left'"),
         ({"rows": []}, r"Outer.rows: unexpected \[\]"),
     ],
 )

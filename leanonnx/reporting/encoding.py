@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 RowType = TypeVar("RowType")
 Json = dict[str, Any]
@@ -54,8 +54,10 @@ class _Slot:
 @cache
 def _slots(kind: Any) -> tuple[_Slot, ...]:
     """The fields of a row type; none of a mapping."""
+    if not hasattr(kind, "__dataclass_fields__"):
+        return ()
     hints, slots = get_type_hints(kind, include_extras=True), []
-    for one in fields(kind) if hasattr(kind, "__dataclass_fields__") else ():
+    for one in fields(kind):
         hint, place = hints[one.name], JsonField()
         if get_origin(hint) is Annotated:
             hint, place = get_args(hint)
@@ -112,6 +114,10 @@ def _decode(hint: Any, value: Any, place: str) -> Any:
         return _decode(hint, value, place)
     if is_dataclass(hint):
         return _decode_row(hint, value, place)
+    if origin is Literal:
+        if value not in inner:
+            raise ValueError(f"{place}: unexpected {value!r}")
+        return value
     if issubclass(origin or hint, tuple):
         return _decode_tuple(hint, _check_type(value, list, place), place)
     if origin is not None:
