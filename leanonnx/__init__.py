@@ -14,7 +14,7 @@ from leanonnx.api.channels import remove_channels
 from leanonnx.api.checking import CheckResult, check
 from leanonnx.api.curves import SweepPoint, SweepResult, sweep
 from leanonnx.api.device import calibrate_device
-from leanonnx.api.results import Analysis, Change, Compressed, Timings
+from leanonnx.api.results import Analysis, Compressed, Timings
 from leanonnx.api.training import TrainingResult, finetune
 from leanonnx.api.verbs import analyse, bench, compress, prove
 from leanonnx.commands.calibrate.calibrate import Calibration
@@ -22,6 +22,7 @@ from leanonnx.data.images import ImageFormat
 from leanonnx.errors import BudgetUnreachable, LeanOnnxError, NotFaster, ProofFailed, Refusal, UserError
 from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.proof.proof import Proof
+from leanonnx.reporting.costs import CostChange
 from leanonnx.rules.table import DEFAULT_RULES
 from leanonnx.runtime.timing import Timing, TimingComparison
 from leanonnx.surgery.plan import Plan, load_plan
@@ -32,10 +33,10 @@ __all__ = [
     "Analysis",
     "BudgetUnreachable",
     "Calibration",
-    "Change",
     "ChannelDag",
     "CheckResult",
     "Compressed",
+    "CostChange",
     "Fidelity",
     "ImageFormat",
     "LeanOnnxError",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 MAX_NAME_LENGTH = 500
@@ -57,7 +57,7 @@ def ms(milliseconds: float) -> str:
     return f"{milliseconds:.{digits}f}{BLANK}ms"
 
 
-def sizes(pair: list[int]) -> str:
+def sizes(pair: Sequence[int]) -> str:
     """Format two sizes as "before → after", or as one number if they are equal."""
     before, after = pair
     return whole(before) if before == after else f"{whole(before)} → {whole(after)}"
@@ -71,11 +71,6 @@ def counted(number: int, word: str) -> str:
 def shape_text(shape: Iterable[object]) -> str:
     """Format a shape: 1,3,224,224."""
     return ",".join(map(str, shape))
-
-
-def metric_text(metric: Mapping[str, Any]) -> str:
-    """Format the metric of two models from its JSON object: "accuracy: 0.9123 → 0.9011 (higher is better)"."""
-    return f"{metric['name']}: {metric['before']:.4f} → {metric['after']:.4f} ({metric['better']} is better)"
 
 
 def finite(value: Any) -> Any:

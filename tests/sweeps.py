@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from leanonnx.commands.sweep import worker as making
+from leanonnx.commands.sweep.rows import CandidateRow, OutcomeRow
 from leanonnx.commands.sweep.worker import MADE, Task
+from leanonnx.reporting.costs import CostChange, CostChanges
+from leanonnx.reporting.rows import ProofRow
 from tests.helpers import COMMAND, called
 
 Row = dict[str, Any]
@@ -88,19 +91,6 @@ def fake_make(tasks: list[Task], work: Path) -> making.Answers:
         made = work / str(index) / MADE
         made.mkdir(parents=True)
         (made / task.name).write_bytes(task.source.read_bytes())
-        change = {"before": 10, "after": 5, "fraction": 0.5}
-        yield (
-            index,
-            {
-                "code": 0,
-                "message": "",
-                "seconds": 0.0,
-                "made": [time.time()] * 2,
-                "warnings": [],
-                "hints": [],
-                **dict.fromkeys(("kernels", "macs", "params", "bytes"), change),
-                "proof": {"status": "passed", "max_relative_error": 0.0},
-                "latency": None,
-                "deviation": None,
-            },
-        )
+        costs, proof = CostChanges(*[CostChange(10, 5, 0.5)] * 4), ProofRow("passed", 0.0, 1e-4, 3, 1, {})
+        candidate = CandidateRow(costs, proof, latency=None, warnings=(), hints=(), deviation=None)
+        yield index, OutcomeRow(0, "", candidate, seconds=0.0, made=(time.time(), time.time()))

@@ -22,6 +22,7 @@ from leanonnx.errors import (
     OutputError,
     UserError,
 )
+from leanonnx.reporting.encoding import to_json
 from leanonnx.spelling import spelled_for
 from tests.helpers import (
     ANY,
@@ -166,10 +167,17 @@ def test_result_tells_what_its_json_tells(model: Path) -> None:
     row = result.to_dict()
     for unit in ("kernels", "macs", "params", "bytes"):
         change = getattr(result, unit)
-        assert {"before": change.before, "after": change.after, "fraction": change.fraction} == row[unit]
+        assert to_json(change) == row[unit]
         assert f"{unit} {change.before} → {change.after}" in repr(result)
     assert result.kernels.fraction <= 0.5
-    assert (result.pins, list(result.warnings), result.layers) == (row["pins"], row["warnings"], row["layers"])
+    assert [to_json(pin) for pin in result.pins] == row["pins"]
+    assert [to_json(layer) for layer in result.layers] == row["layers"]
+    assert [to_json(product) for product in result.products] == row["products"]
+    assert list(result.warnings) == row["warnings"]
+    first, last = result.layers[0], result.layers[-1]
+    assert (first.name, first.operator, first.inputs) == ("C1", "Conv", (3, 3))
+    assert first.outputs.after <= first.outputs.before
+    assert [row["layers"][-1][key] for key in ("in", "out")] == [list(last.inputs), list(last.outputs)]
     assert result.proof.passed
     assert result.latency is None
     assert result.deviation is not None
@@ -246,7 +254,7 @@ def test_rules_are_a_table_or_a_file(model: Path) -> None:
     own = runpy.run_path(str(model.parent / "rules.py"))["RULES"]
     for rules in (own, DEFAULT_RULES | own, model.parent / "rules.py"):
         pins = leanonnx.analyse(model, rules=rules).pins
-        assert {pin["tensor"] for pin in pins if "a rule of my own" in pin["reason"]} >= {"r1", "r2"}
+        assert {pin.tensor for pin in pins if "a rule of my own" in pin.reason} >= {"r1", "r2"}
         result = leanonnx.compress(model, keep=1.0, rules=rules, **ANY)
         assert result.pins == pins
     with pytest.raises(OptionError, match="RULES"):

@@ -11,7 +11,7 @@ import pytest
 
 from leanonnx.commands.bench import benchmark
 from leanonnx.commands.bench.benchmark import BenchRequest, Case, check_fits, check_same_inputs, input_sizes, with_batch
-from leanonnx.commands.bench.report import MEANING, NAMES
+from leanonnx.commands.bench.tables import TIMING_LINES
 from leanonnx.errors import ModelError, OptionError
 from leanonnx.graph.model import load
 from leanonnx.runtime.providers import Setting
@@ -119,10 +119,9 @@ def test_table_tells_what_each_number_means(folder: Path) -> None:
     done = called("bench", "free.onnx", "smaller.onnx", *QUICK, cwd=folder)
     assert done.returncode == 0, done.stderr
     lines = [line.strip() for line in done.stdout.splitlines()]
-    for key, name in NAMES.items():
-        assert any(line.startswith(name) for line in lines), name
-        assert MEANING[key] in lines
-    assert NAMES.keys() == MEANING.keys()
+    for row in TIMING_LINES:
+        assert any(line.startswith(row.label) for line in lines), row.label
+        assert row.meaning in lines
     assert "times as fast (95 % interval" in done.stdout
     assert "1 thread, x 1,3,8,8" in done.stdout
     assert "denormal numbers flushed to zero" in done.stdout

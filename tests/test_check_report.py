@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from leanonnx.commands.check import report as check_report
+from leanonnx.commands.check.ci import github_command, github_lines, github_summary, junit_xml
 from leanonnx.commands.check.gates import GATES
+from leanonnx.commands.check.rows import CheckReport, GateRow
+from leanonnx.commands.check.verdicts import Status
 from tests.helpers import build, called, saved
 from tests.test_check_pairs import FREE, checked, scaled, status
 
@@ -19,26 +20,35 @@ NASTY = 'in\x00put: 100 %, <a> & "b" | `c`\r\n::error title=x::y'
 """A detail with all that formats give a meaning to."""
 
 
-def row_of(*gates: dict[str, Any], notes: tuple[str, ...] = ()) -> dict[str, Any]:
-    failed = [gate["gate"] for gate in gates if gate["status"] == "failed"]
-    return {
-        "base": "models/base.onnx",
-        "new": "models/new.onnx",
-        "passed": not failed,
-        "failed": failed,
-        "gates": list(gates),
-        "notes": list(notes),
-        "seed": 0,
-        "deviation": [],
-        "seconds": {"load": 0.25, "compare": 1.5},
-    }
+def report_of(*gates: GateRow, notes: tuple[str, ...] = ()) -> CheckReport:
+    failed = tuple(gate.gate for gate in gates if gate.status == "failed")
+    return CheckReport(
+        base="models/base.onnx",
+        new="models/new.onnx",
+        passed=not failed,
+        failed=failed,
+        gates=gates,
+        notes=notes,
+        seed=0,
+        deviation=(),
+        sizes=(),
+        latency=None,
+        seconds={"load": 0.25, "compare": 1.5},
+    )
 
 
-def entry(name: str, status: str, detail: str = "", **numbers: float) -> dict[str, Any]:
-    return {"gate": name, "status": status, "detail": detail, "measured": None, "limit": None, "base": None, **numbers}
+def entry(
+    name: str,
+    status: Status,
+    detail: str = "",
+    measured: float | None = None,
+    limit: float | None = None,
+    base: float | None = None,
+) -> GateRow:
+    return GateRow(name, status, measured, limit, base, detail)
 
 
-ROW = row_of(
+REPORT = report_of(
     entry("valid", "passed"),
     entry("interface", "failed", NASTY),
     entry("runs", "skipped", "the interface is not that of BASE"),
@@ -76,11 +86,11 @@ def follows_the_schema(element: ElementTree.Element) -> None:
 
 
 def test_junit_is_parsed_back() -> None:
-    root = ElementTree.fromstring(check_report.junit(ROW))
+    root = ElementTree.fromstring(junit_xml(REPORT))
     follows_the_schema(root)
     (suite,) = root
     cases = {case.attrib["name"]: case for case in suite.findall("testcase")}
-    assert list(cases) == [gate["gate"] for gate in ROW["gates"]]
+    assert list(cases) == [gate.gate for gate in REPORT.gates]
     assert {case.attrib["classname"] for case in cases.values()} == {"leanonnx.models/new_onnx"}
     counts = {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
     assert counts == {"tests": 6, "failures": 2, "errors": 0, "skipped": 3}
@@ -100,7 +110,7 @@ def test_junit_is_parsed_back() -> None:
 
 
 def test_a_schema_that_is_broken_is_seen() -> None:
-    root = ElementTree.fromstring(check_report.junit(ROW).replace(b'failures="2"', b'failed="2"'))
+    root = ElementTree.fromstring(junit_xml(REPORT).replace(b'failures="2"', b'failed="2"'))
     with pytest.raises(AssertionError):
         follows_the_schema(root)
 
@@ -138,7 +148,7 @@ def plain(text: str, marks: str) -> str:
 
 def test_annotations() -> None:
     """Each is one line, and gives back what was put in; gates that were skipped for one reason share a warning."""
-    lines = check_report.github_lines(ROW)
+    lines = github_lines(REPORT)
     assert all("\n" not in line and "\r" not in line for line in lines)
     found = [read_command(line) for line in lines]
     assert [name for name, _, _ in found] == ["error", "error", "warning", "warning", "notice", "notice"]
@@ -151,14 +161,14 @@ def test_annotations() -> None:
 
 @pytest.mark.parametrize("text", ["a:b,c", "100 %", "%0A", "a\nb\rc", "::error::x", "größe 😀"])
 def test_properties_are_escaped(text: str) -> None:
-    line = check_report.command("error", text, text, text)
+    line = github_command("error", text, text, text)
     assert read_command(line) == ("error", {"title": text, "file": text}, text)
 
 
 def test_markdown_is_a_table_whatever_models_call_their_tensors() -> None:
-    text = check_report.markdown(ROW)
+    text = github_summary(REPORT)
     table = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(table) == 2 + len(ROW["gates"])
+    assert len(table) == 2 + len(REPORT.gates)
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {7}
     assert "\\<a\\>" in text
     assert "❌ failed | max-bytes | 7,340,112 | ≤ 5,000,000 | 9,000,000" in text

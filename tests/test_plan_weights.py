@@ -66,7 +66,7 @@ def test_people_are_told_where_weights_come_from(folder: Path) -> None:
     made(folder, "--calib", "x.npz", *WEIGHTS)
     done = called("compress", "m.onnx", "again.onnx", "--plan", "p.json", cwd=folder)
     text = " ".join(done.stdout.split())
-    assert "Weights put in as they were when the plan was made, from " in text
+    assert "Weights restored as they were when the plan was made, from " in text
     assert "before its weights were changed" in text
 
 

@@ -9,10 +9,10 @@ import onnx
 import pytest
 
 from leanonnx.commands.compress.pipeline import compress
+from leanonnx.commands.compress.report import compression_report
 from leanonnx.graph.model import Model, load
 from leanonnx.inputs.random import inputs_for, sized_inputs
 from leanonnx.proof.proof import Proof, prove
-from leanonnx.reporting.report import summary
 from leanonnx.runtime.sessions import Feed, RunFailed
 from leanonnx.selection.metrics import Budget
 from tests.helpers import CNN, Options, build, called, saved
@@ -90,7 +90,7 @@ def test_sizes_are_told(tmp_path: Path) -> None:
     text = CNN.replace("float[1, 3, 8, 8] x", "float[N, 3, 8, 8] x").replace("float[1, 5] y", "float[N, 5] y")
     source = saved(build(text), tmp_path / "in.onnx")
     result = compress(source, tmp_path / "out.onnx", Options(Budget("kernels", 0.5)))
-    assert summary(result)["proof"]["sizes"] == 3
+    assert compression_report(result).proof.sizes == 3
     done = called("compress", source, tmp_path / "out.onnx", "--keep", 0.5)
     assert "on 5 inputs at 3 sizes" in done.stdout
     alone = called("compress", saved(build(CNN), tmp_path / "one.onnx"), tmp_path / "out.onnx", "--keep", 0.5)

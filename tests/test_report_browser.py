@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 import pytest
 
-from leanonnx.reporting.report import Row
+from leanonnx.reporting.encoding import Json
 from tests.calibrated import net
 from tests.pages import hostile, images, page_of, residual
 
@@ -255,7 +255,7 @@ def test_plan_and_numbers_are_saved(browser: Any, pages: dict[str, Path], tmp_pa
             seen.page.get_by_role("button", name=label).click()
         assert started.value.suggested_filename == name
         started.value.save_as(tmp_path / name)
-        saved: Row = json.loads((tmp_path / name).read_text(encoding="utf-8"))
+        saved: Json = json.loads((tmp_path / name).read_text(encoding="utf-8"))
         assert saved["schema"] == 1
         assert saved[key]
     assert seen.said == []

@@ -15,6 +15,9 @@ import pytest
 
 from leanonnx import formatting as texts
 from leanonnx.page.headline import headline
+from leanonnx.reporting.costs import CostChange, CostChanges
+from leanonnx.reporting.reports import CompressionReport
+from leanonnx.reporting.rows import ComparisonRow, LatencyRow, LayoutChange, ProofRow
 from tests.helpers import CNN, build, called, cli, refused, saved, tree
 from tests.pages import Found, images, page_of, parsed, plain, residual, without_seconds
 
@@ -84,74 +87,81 @@ def test_warnings_come_first(tmp_path: Path) -> None:
     assert row["warnings"][0] in found.text("header")
 
 
-def row_of(**changes: Any) -> dict[str, Any]:
-    """The JSON object of a compression to half."""
-    half = {"before": 100, "after": 50, "fraction": 0.5}
-    row = {unit: dict(half) for unit in ("kernels", "macs", "params", "bytes")}
-    proof = {"status": "passed", "max_relative_error": 1e-7, "bound": 1e-4, "inputs": 3, "outputs": {"y": 1e-7}}
-    rest: dict[str, Any] = {"latency": None, "proof": proof, "recovery": None, "exact": None, "blind": None}
-    rest["weights_from"] = None
-    return {**row, **rest, **changes}
+def report_of(latency: LatencyRow | None = None, after: int = 50) -> CompressionReport:
+    """The report of a compression to half."""
+    change = CostChange(100, after, after / 100)
+    return CompressionReport(
+        costs=CostChanges(change, change, change, change),
+        proof=ProofRow("passed", 1e-7, 1e-4, 3, 1, {"y": 1e-7}),
+        pins=(),
+        layers=(),
+        products=(),
+        folded=(),
+        uncounted=(),
+        latency=latency,
+        recovery=None,
+        data_free=None,
+        weights_from=None,
+        tidied={},
+        lossless=None,
+        inputs={},
+        seconds={},
+        warnings=(),
+        hints=(),
+    )
 
 
-def timed(speedup: float, low: float, high: float) -> dict[str, Any]:
-    """The latency of the JSON object."""
-    return {
-        "provider": "cpu",
-        "threads": 1,
-        "before_ms": 2.0,
-        "after_ms": 2.0 / speedup,
-        "speedup": speedup,
-        "interval": [low, high],
-        "rounds": 15,
-    }
+def timed(speedup: float, low: float, high: float) -> LatencyRow:
+    """The latency of a report."""
+    comparison = ComparisonRow(speedup, (low, high), 0.0, 15, 1, "faster")
+    return LatencyRow("cpu", 1, 2.0, 2.0 / speedup, comparison, False, LayoutChange(None, None))
 
 
 @pytest.mark.parametrize(
-    ("row", "asked", "verdict", "mood"),
+    ("report", "asked", "verdict", "mood"),
     [
-        (row_of(latency=timed(2.5, 2.4, 2.6)), {"kernels": 0.5}, "2.50 times as fast as the original.", "good"),
+        (report_of(latency=timed(2.5, 2.4, 2.6)), {"kernels": 0.5}, "2.50 times as fast as the original.", "good"),
         (
-            row_of(latency=timed(0.8, 0.7, 0.9)),
+            report_of(latency=timed(0.8, 0.7, 0.9)),
             {"kernels": 0.5},
             "Slower than the original: 0.80 times its speed.",
             "bad",
         ),
         (
-            row_of(latency=timed(1.02, 0.99, 1.05)),
+            report_of(latency=timed(1.02, 0.99, 1.05)),
             {"macs": 0.5},
             "No faster than the original, beyond noise: 1.02 times its speed.",
             "bad",
         ),
-        (row_of(), {"kernels": 0.5}, "50.0 % of the kernels are left; the speed was not measured.", "plain"),
+        (report_of(), {"kernels": 0.5}, "50.0 % of the kernels are left; the speed was not measured.", "plain"),
         (
-            row_of(),
+            report_of(),
             {"params": 0.25},
             "Over budget: 50.0 % of the parameters is left, 25.0 % was asked for. The speed was not measured.",
             "bad",
         ),
         (
-            row_of(latency=timed(1.25, 1.2, 1.3)),
+            report_of(latency=timed(1.25, 1.2, 1.3)),
             {"latency": 0.5},
             "Over budget: 80.0 % of the time is left, 50.0 % was asked for. 1.25 times as fast as the original.",
             "bad",
         ),
         (
-            row_of(**{u: {"before": 9, "after": 9, "fraction": 1.0} for u in ("kernels", "macs", "params", "bytes")}),
+            report_of(after=100),
             {"kernels": 1.0},
             "Nothing could be removed: the output equals the input.",
             "bad",
         ),
     ],
 )
-def test_first_line(row: dict[str, Any], asked: dict[str, float], verdict: str, mood: str) -> None:
-    found = headline(row, asked, "a.onnx", "b.onnx")
+def test_first_line(report: CompressionReport, asked: dict[str, float], verdict: str, mood: str) -> None:
+    found = headline(report, asked, "a.onnx", "b.onnx")
     assert (plain(found.verdict), found.mood) == (verdict, mood)
-    if row["latency"]:
+    if report.latency:
         gauge = found.gauge
         assert gauge is not None
         assert 0 <= gauge.low <= gauge.speedup <= gauge.high <= 1
-        assert (gauge.speedup > gauge.original) == (row["latency"]["speedup"] > 1)
+        assert (gauge.speedup > gauge.original) == (report.latency.comparison.speedup > 1)
 
 
 def test_measured(tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.commands.compress.pipeline import inspect
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.page import chains as page_chains
-from leanonnx.page.chains import Chains, chains
-from leanonnx.page.kernels import FINEST, LEVELS, heats, shares
-from leanonnx.page.network import LANE, listed, network
-from leanonnx.page.times import compared, times
-from leanonnx.reporting.report import layers
+from leanonnx.page.chains import ChainPicture, chain_picture
+from leanonnx.page.kernels import FINEST, LEVELS, heats, kept_shares
+from leanonnx.page.network import LANE_HEIGHT, abridged_numbers, network_picture
+from leanonnx.page.times import compare_profiles, layer_times
+from leanonnx.reporting.builders import layer_rows
 from leanonnx.rules.call import KernelBlock
 from leanonnx.runtime.fastpath import CONVOLUTIONS, layouts
 from leanonnx.runtime.profiling import Work, origin
@@ -72,7 +72,7 @@ def counted(mix: KernelBlock, alive: Mask, side: int) -> tuple[np.ndarray, np.nd
 def test_shares_of_cells(dag: ChannelDag, alive: Mask, side: int) -> None:
     for _, mix in dag.kernel_blocks:
         before, after = counted(mix, alive, side)
-        found = shares(mix, alive, side)
+        found = kept_shares(mix, alive, side)
         assert np.array_equal(np.isnan(found), before == 0)
         assert np.allclose(found[before > 0], after[before > 0] / before[before > 0])
 
@@ -90,7 +90,7 @@ def covered(path: str, shape: tuple[int, int]) -> np.ndarray:
 
 def test_paths_cover_the_cells(dag: ChannelDag, alive: Mask) -> None:
     """Each cell in one shade, by the share that is left: none, up to a quarter, half, three quarters, all."""
-    found = heats(dag, alive, layers(dag, alive))
+    found = heats(dag, alive, layer_rows(dag, alive))
     assert len(found.layers) == len(dag.kernel_blocks)
     assert found.gaps
     for heat in found.layers:
@@ -106,13 +106,13 @@ def test_paths_cover_the_cells(dag: ChannelDag, alive: Mask) -> None:
 
 
 def test_bars_and_brackets(dag: ChannelDag, alive: Mask) -> None:
-    rows = layers(dag, alive)
-    found = network(dag, rows)
-    tallest = max(row["out"][0] for row in rows)
+    rows = layer_rows(dag, alive)
+    found = network_picture(dag, rows)
+    tallest = max(row.outputs.before for row in rows)
     for bar, row in zip(found.bars, rows, strict=True):
-        assert [bar.before, bar.after] == pytest.approx([found.height * width / tallest for width in row["out"]])
+        assert [bar.before, bar.after] == pytest.approx([found.height * width / tallest for width in row.outputs])
     assert [round(bar.x) for bar in found.bars] == sorted(round(bar.x) for bar in found.bars)
-    names = [row["name"] for row in rows]
+    names = [row.name for row in rows]
     (bracket,) = found.brackets
     assert [names[n - 1] for n in bracket.numbers] == ["A", "F", "H"]
     assert (bracket.letter, bracket.channels) == ("A", "16 → 8")
@@ -132,7 +132,7 @@ def test_brackets_do_not_cross() -> None:
         f"s0 = Conv (x, w0) {stages} y = Conv (s4, last)",
     )
     dag = analysed(proto)
-    found = network(dag, layers(dag, np.ones(dag.count, bool)))
+    found = network_picture(dag, layer_rows(dag, np.ones(dag.count, bool)))
     assert sorted(bracket.numbers for bracket in found.brackets) == [
         (1, 4, 7, 10, 13),
         (2, 3),
@@ -144,7 +144,7 @@ def test_brackets_do_not_cross() -> None:
     for lane in {bracket.y for bracket in found.brackets}:
         spans = sorted((b.numbers[0], b.numbers[-1]) for b in found.brackets if b.y == lane)
         assert all(first[1] < second[0] for first, second in pairwise(spans))
-    assert found.depth == 2 * LANE
+    assert found.depth == 2 * LANE_HEIGHT
 
 
 def test_very_wide_layers_are_drawn_by_roots() -> None:
@@ -154,7 +154,7 @@ def test_very_wide_layers_are_drawn_by_roots() -> None:
         "a = Conv (x, w1) b = Conv (a, w2) y = Conv (b, w3)",
     )
     dag = analysed(proto)
-    found = network(dag, layers(dag, np.ones(dag.count, bool)))
+    found = network_picture(dag, layer_rows(dag, np.ones(dag.count, bool)))
     assert found.rooted
     assert found.bars[0].before == pytest.approx(found.height * (4 / 900) ** 0.5)
 
@@ -164,7 +164,7 @@ def test_very_wide_layers_are_drawn_by_roots() -> None:
     [((1,), "1"), ((1, 2, 5), "1, 2, 5"), (tuple(range(1, 31)), "1, 2, 3, 4, 5, 6, …, 26, 27, 28, 29, 30")],
 )
 def test_listed(numbers: tuple[int, ...], wanted: str) -> None:
-    assert listed(numbers) == wanted
+    assert abridged_numbers(numbers) == wanted
 
 
 # Chains
@@ -185,8 +185,8 @@ def test_chains_of_a_concat() -> None:
     """Readers of a Concat are no channels of their own, and a kernel that is dropped by its reader is removed."""
     dag = analysed(net(*CONCAT))
     alive = keep(dag, "a", [0, 2]) & keep(dag, "c", [1])
-    found = chains(dag, alive)
-    assert isinstance(found, Chains)
+    found = chain_picture(dag, alive)
+    assert isinstance(found, ChainPicture)
     reads: dict[int, int] = {}
     for _, (channels, readers) in dag.concat_slots:
         for u, v in zip(*np.broadcast_arrays(channels, readers), strict=True):
@@ -194,10 +194,10 @@ def test_chains_of_a_concat() -> None:
     wanted = edges(dag, alive, reads)
     assert found.channels == (1 + 4 + 5 + 3, 1 + 2 + 1 + 3)
     assert found.edges == (len(wanted), sum(wanted.values()))
-    assert found.kept.count("M") == sum(wanted.values())
-    assert found.removed.count("M") == len(wanted) - sum(wanted.values())
-    assert found.living.count("M") == found.channels[1]
-    assert found.dead.count("M") == found.channels[0] - found.channels[1]
+    assert found.kept_edges.count("M") == sum(wanted.values())
+    assert found.removed_edges.count("M") == len(wanted) - sum(wanted.values())
+    assert found.kept_channels.count("M") == found.channels[1]
+    assert found.removed_channels.count("M") == found.channels[0] - found.channels[1]
 
 
 def test_best_chain_is_the_best() -> None:
@@ -211,29 +211,29 @@ def test_best_chain_is_the_best() -> None:
         tensor = next(t for t in proto.graph.initializer if t.name == name)
         tensor.raw_data = np.array(values, np.float32).tobytes()
     dag = analysed(proto)
-    found = chains(dag, keep(dag, "a", [0]))
-    assert isinstance(found, Chains)
+    found = chain_picture(dag, keep(dag, "a", [0]))
+    assert isinstance(found, ChainPicture)
     ((line, stops, count, left),) = found.best
     assert (count, left) == (3, 2)
-    removed = found.dead
+    removed = found.removed_channels
     assert removed in stops
     assert line.count("M") == 2
 
 
 def test_large_networks_are_not_drawn(dag: ChannelDag, alive: Mask, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page_chains, "MOST", 50)
-    found = chains(dag, alive)
+    monkeypatch.setattr(page_chains, "MAX_DRAWN_CHANNELS", 50)
+    found = chain_picture(dag, alive)
     assert isinstance(found, int)
     assert found > 50
 
 
 def test_thinned(dag: ChannelDag, alive: Mask, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of too many edges the strongest into each channel are drawn, none is left without."""
-    monkeypatch.setattr(page_chains, "EDGES", 300)
-    found = chains(dag, alive)
-    assert isinstance(found, Chains)
+    monkeypatch.setattr(page_chains, "MAX_DRAWN_EDGES", 300)
+    found = chain_picture(dag, alive)
+    assert isinstance(found, ChainPicture)
     assert found.thinned
-    drawn = found.kept.count("M") + found.removed.count("M")
+    drawn = found.kept_edges.count("M") + found.removed_edges.count("M")
     assert found.channels[0] - 1 <= drawn <= 300
 
 
@@ -269,7 +269,7 @@ def test_lines_by_layer(dag: ChannelDag, alive: Mask) -> None:
         Work(None, "ReorderOutput", 0.25, False),
     ]
     after = [Work("a", "Conv", 0.5, True), Work("c", "FusedConv", 1.0, True), Work("g", "Add", 0.25, False)]
-    found = compared(dag, layers(dag, alive), before, after)
+    found = compare_profiles(dag, layer_rows(dag, alive), before, after)
     lines = {line.name: (line.before, line.after, line.path) for line in (*found.layers, *found.others)}
     assert lines == {
         "A": (1.0, 0.5, "fast path"),
@@ -297,21 +297,22 @@ def test_profile(tmp_path: Path) -> None:
     assert len(convolutions) == expected.fast + expected.plain == 6
     assert sum(work.blocked for work in convolutions) == expected.fast
     assert all(work.ms >= 0 and work.tensor for work in convolutions)
-    rows = layers(inspect(path), np.ones(inspect(path).count, bool))
-    found = compared(inspect(path), rows, first, second)
+    rows = layer_rows(inspect(path), np.ones(inspect(path).count, bool))
+    found = compare_profiles(inspect(path), rows, first, second)
     assert sorted(line.number or 0 for line in found.layers) == [1, 2, 3, 4, 5, 6]
 
 
 def test_why_layers_are_not_timed(tmp_path: Path) -> None:
     """Not measured, on a GPU, or what cannot run: the page says so instead of failing."""
     source = saved(residual(), tmp_path / "a.onnx")
-    result, rows = compressed(source, tmp_path / "b.onnx"), [{"name": "A"}]
+    result = compressed(source, tmp_path / "b.onnx")
+    rows = layer_rows(result.dag, result.alive)
     lot = Timing(1.0, 1.0, 1.0, 1.0, 1.0, 1, 0, None)
     measured = replace(result, latency=TimingComparison(lot, lot, 1.0, (1.0, 1.0), 0.0, 1, 1), setting=ONE)
-    assert "not measured" in str(times(result, tmp_path / "b.onnx", rows))
-    assert "CPU only" in str(times(replace(measured, setting=Setting("cuda")), tmp_path / "b.onnx", rows))
+    assert "not measured" in str(layer_times(result, tmp_path / "b.onnx", rows))
+    assert "CPU only" in str(layer_times(replace(measured, setting=Setting("cuda")), tmp_path / "b.onnx", rows))
     (tmp_path / "c.onnx").write_bytes(b"no model")
-    assert "could not be timed" in str(times(measured, tmp_path / "c.onnx", rows))
+    assert "could not be timed" in str(layer_times(measured, tmp_path / "c.onnx", rows))
 
 
 def test_profile_of_what_cannot_run(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from leanonnx.commands.sweep import worker as making
 from leanonnx.commands.sweep.journal import JOURNAL, Journal
 from leanonnx.commands.sweep.request import SweepRequest
 from leanonnx.commands.sweep.worker import Task
+from leanonnx.reporting.encoding import to_json
 from leanonnx.runtime import subprocess_timing as fresh
 from leanonnx.runtime.timing import Timing, TimingComparison
 from leanonnx.selection.metrics import Budget
@@ -54,18 +55,17 @@ def test_stopped_while_measuring(model: Path) -> None:
     args = ("--keep", "0.75,0.5", "--align", 1, "--threads", 1)
     folder = model.parent / "net-sweep"
     process = started(model.parent, model, *args, command=BRIEF)
-    wait_for(
-        lambda: (folder / JOURNAL).exists() and any(row["done"] for row in Journal(folder).points.values()), process
-    )
+    wait_for(lambda: (folder / JOURNAL).exists() and any(row.done for row in Journal(folder).points.values()), process)
     process.kill()
     process.communicate(timeout=PATIENCE)
     wait_for(lambda: not [pid for pid, parent in children(fresh.ENTRY).items() if parent == process.pid])
     before = Journal(folder).points
-    assert sorted(row["done"] for row in before.values()) == [False, True]
+    assert sorted(row.done for row in before.values()) == [False, True]
     again = {point["asked"]: point for point in points(run(model.parent, model, *args))}
     for (_, asked), row in before.items():
-        assert again[asked]["made"] == row["made"]
-        assert not row["done"] or again[asked]["latency"] == row["latency"]
+        assert again[asked]["made"] == list(row.outcome.made or ())
+        latency = row.outcome.candidate and row.outcome.candidate.latency
+        assert not row.done or again[asked]["latency"] == to_json(latency)
     assert all(point["latency"] for point in again.values())
     assert not (folder / "models").exists()
 

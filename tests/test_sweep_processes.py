@@ -13,6 +13,7 @@ import pytest
 from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.commands.sweep import worker as making
 from leanonnx.commands.sweep.journal import JOURNAL, Journal, claimed
+from leanonnx.commands.sweep.rows import OutcomeRow
 from leanonnx.commands.sweep.worker import Task
 from leanonnx.runtime import sessions
 from leanonnx.system import processes
@@ -117,7 +118,7 @@ def test_stopped_while_making(model: Path, how: str) -> None:
     again = run(model.parent, model, *args, code=1)
     assert lasting(again) == lasting(whole)
     taken = {point["asked"]: point["made"] for point in points(again)}
-    assert all(taken[asked] == row["made"] for (_, asked), row in done.items())
+    assert all(tuple(taken[asked]) == row.outcome.made for (_, asked), row in done.items())
     assert tree(folder / "models") == tree(model.parent / "whole" / "models")
 
 
@@ -132,10 +133,10 @@ def ask(folder):
 def while_others(folder):
     began = time.time()
     time.sleep(0.3)
-    (folder / "answer.json").write_text(json.dumps([began, time.time()]))
+    (folder / "answer.json").write_text(json.dumps({"code": 0, "message": "", "made": [began, time.time()]}))
 def wait_but_for_the_first(folder):
     time.sleep(600 * int(folder.name))
-    (folder / "answer.json").write_text("[]")
+    (folder / "answer.json").write_text('{"code": 0, "message": ""}')
 """
 
 
@@ -183,7 +184,9 @@ def test_no_more_processes_than_jobs(
     monkeypatch.setattr(making, "WORKER_ENTRY", f"{probe}:while_others")
     found = dict(making.made_here([Task(model, "x.onnx", CompressOptions())] * 4, tmp_path / "work", jobs=jobs))
     assert found.keys() == {0, 1, 2, 3}
-    begun = [sum(a[0] <= b[0] < a[1] for a in found.values()) for b in found.values()]
+    spans = [outcome.made for outcome in found.values() if outcome.made]
+    assert len(spans) == 4
+    begun = [sum(a[0] <= b[0] < a[1] for a in spans) for b in spans]
     assert max(begun) <= jobs
 
 
@@ -193,7 +196,7 @@ def test_what_is_running_ends_with_its_caller(
     """An answer that is not waited for leaves no process."""
     monkeypatch.setattr(making, "WORKER_ENTRY", f"{probe}:wait_but_for_the_first")
     answers = making.made_here([Task(model, "x.onnx", CompressOptions())] * 3, tmp_path / "work", jobs=3)
-    assert next(answers) == (0, [])
+    assert next(answers) == (0, OutcomeRow(0, ""))
     if Path("/proc").is_dir():
         assert children(f"{probe}:wait")
     answers.close()

@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import math
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from types import ModuleType
@@ -18,10 +19,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from leanonnx.commands.sweep import report
+from leanonnx.commands.sweep.files import CSV_COLUMNS, csv_text, json_text
 from leanonnx.commands.sweep.knee import knee
+from leanonnx.commands.sweep.report import NOT_ACCURACY, curve_row, point_row, sweep_report
+from leanonnx.commands.sweep.rows import (
+    CandidateRow,
+    ConditionsRow,
+    KneeRow,
+    OutcomeRow,
+    SourcedFidelity,
+    SweepReport,
+)
+from leanonnx.commands.sweep.tables import sweep_tables
+from leanonnx.reporting.costs import CostChange, CostChanges
+from leanonnx.reporting.encoding import to_json
+from leanonnx.reporting.rows import (
+    ComparisonRow,
+    FidelityRow,
+    LatencyRow,
+    LayoutChange,
+    MetricChange,
+    OutputDeviation,
+    ProofRow,
+)
 
-Row = dict[str, Any]
+Point = tuple[float, OutcomeRow]
+"""The fraction asked for, and the outcome."""
 
 # The knee
 
@@ -82,64 +105,86 @@ def test_knee_knows_no_units_and_no_order(points: list[tuple[float, float]], fac
 # JSON, CSV and tables
 
 
-def made(asked: float, relative: float | None, speedup: float | None = None, **changes: Any) -> Row:
-    """A point as the journal has it."""
-    size = {"before": 1000, "after": round(1000 * asked), "fraction": asked}
-    time = speedup and {
-        "before_ms": 2.0,
-        "after_ms": 2.0 / speedup,
-        "speedup": speedup,
-        "interval": [speedup * 0.9, speedup * 1.1],
-        "verdict": "faster" if speedup > 1.15 else "no significant difference",
-    }
-    told = {"relative_l2": relative, "psnr": None, "top1": None if relative is None else 1 - relative / 2, "top5": None}
-    return {
-        "code": 0,
-        "message": "",
-        "seconds": 1.5,
-        "made": [0.0, 1.0],
-        "measured": [2.0, 3.0],
-        "file": None,
-        **dict.fromkeys(("kernels", "macs", "params", "bytes"), size),
-        "proof": {"status": "passed", "max_relative_error": 1e-6},
-        "latency": time or None,
-        "deviation": {"on": "held-out samples", "samples": 20, "outputs": {"y": told}, "metric": None},
-        "model": "m",
-        "done": True,
-        "asked": asked,
-        **changes,
-    }
+def made(asked: float, relative: float | None, speedup: float | None = None) -> Point:
+    """A point that was reached."""
+    costs = CostChanges(*[CostChange(1000, round(1000 * asked), asked)] * 4)
+    latency = None
+    if speedup:
+        verdict = "faster" if speedup > 1.15 else "no significant difference"
+        comparison = ComparisonRow(speedup, (speedup * 0.9, speedup * 1.1), 0.01, 15, 1, verdict)
+        latency = LatencyRow("cpu", 1, 2.0, 2.0 / speedup, comparison, False, LayoutChange(None, None))
+    output = OutputDeviation(relative, None, None if relative is None else 1 - relative / 2, None, None, None)
+    deviation = SourcedFidelity("held-out samples", FidelityRow(20, {"y": output}, None))
+    proof = ProofRow("passed", 1e-6, 1e-4, 3, 1, {"y": 1e-6})
+    candidate = CandidateRow(costs, proof, latency, (), (), deviation)
+    return asked, OutcomeRow(0, "", candidate, seconds=1.5, made=(0.0, 1.0), measured=(2.0, 3.0))
+
+
+def between(point: Point, low: float, high: float) -> Point:
+    """A point whose speed-up lies in an interval."""
+    asked, outcome = point
+    assert outcome.candidate and outcome.candidate.latency
+    latency = outcome.candidate.latency
+    latency = replace(latency, comparison=replace(latency.comparison, interval=(low, high)))
+    return asked, replace(outcome, candidate=replace(outcome.candidate, latency=latency))
+
+
+def deviating(point: Point, on: str = "held-out samples", metric: MetricChange | None = None, **outputs: Any) -> Point:
+    """A point with changes to its deviation: measures of outputs by name."""
+    asked, outcome = point
+    assert outcome.candidate and outcome.candidate.deviation
+    fidelity = outcome.candidate.deviation.fidelity
+    rows = dict(fidelity.outputs)
+    for name, measures in outputs.items():
+        rows[name] = replace(rows.get(name, OutputDeviation(None, None, None, None, None, None)), **measures)
+    deviation = SourcedFidelity(on, replace(fidelity, outputs=rows, metric=metric))
+    return asked, replace(outcome, candidate=replace(outcome.candidate, deviation=deviation))
 
 
 BENT = [(0.9, 0.02, 1.1), (0.6, 0.04, 1.6), (0.3, 0.08, 3.0), (0.2, 0.5, 4.0), (0.1, 0.9, 5.0)]
-REFUSED: Row = {"code": 1, "message": "0.01 of the kernels was asked for, but …", "seconds": 0.4}
+REFUSED = OutcomeRow(1, "0.01 of the kernels was asked for, but …", seconds=0.4)
+CONDITIONS = ConditionsRow(
+    leanonnx="1",
+    budget="kernels",
+    options={"method": "auto"},
+    recover=False,
+    measured=True,
+    models_saved=False,
+    provider="cpu",
+    threads=1,
+    processor="P",
+    images=None,
+    calib_sha256=None,
+    rules_sha256=None,
+    libraries_sha256="0",
+    targets_sha256=None,
+)
 
 
-def swept(rows: list[Row], unit: str = "kernels", measured: bool = True, models: int = 1) -> Row:
+def swept(rows: list[Point], unit: str = "kernels", measured: bool = True, models: int = 1) -> SweepReport:
     """The report of a sweep."""
-    points = [report.point(row["asked"], row) for row in rows]
-    curves = [report.curve(f"m{k}.onnx", f"m{k}", "0", unit, points) for k in range(models)]
-    about = {"threads": 1, "provider": "cpu", "processor": "P"}
-    return report.summary(unit, measured, curves, about)
+    points = [point_row(asked, outcome) for asked, outcome in rows]
+    curves = [curve_row(f"m{k}.onnx", f"m{k}", "0", unit, points) for k in range(models)]
+    return sweep_report(unit, measured, curves, CONDITIONS)
 
 
-def printed(row: Row) -> str:
+def printed(report: SweepReport) -> str:
     console = Console(width=140, file=io.StringIO())
     with console.capture() as capture:
-        console.print(report.tables(row))
+        console.print(sweep_tables(report))
     return capture.get()
 
 
-def lines(row: Row) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(report.as_csv(row))))
+def lines(report: SweepReport) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(csv_text(report))))
 
 
 def test_knee_is_marked_everywhere() -> None:
-    row = swept([made(*point) for point in BENT])
-    assert row["models"][0]["knee"] == {"asked": 0.3, "axis": "latency", "sure": 1.0, "reason": None}
-    assert [point["asked"] for point in row["models"][0]["points"] if point["knee"]] == [0.3]
-    assert [line["asked"] for line in lines(row) if line["knee"] == "1"] == ["0.3"]
-    text = printed(row)
+    report = swept([made(*point) for point in BENT])
+    assert report.models[0].knee == KneeRow(0.3, "latency", 1.0, None)
+    assert [point.asked for point in report.points if point.knee] == [0.3]
+    assert [line["asked"] for line in lines(report) if line["knee"] == "1"] == ["0.3"]
+    text = printed(report)
     assert [line.split()[0] for line in text.splitlines() if "◄ knee" in line] == ["0.3"]
     assert "Knee at keep 0.3: time left" in text
 
@@ -147,52 +192,50 @@ def test_knee_is_marked_everywhere() -> None:
 def test_how_sure_a_knee_is() -> None:
     """Times that may be anything within their intervals move it."""
     rows = [made(*point) for point in BENT]
-    rows[2]["latency"]["interval"] = rows[3]["latency"]["interval"] = [1.0, 6.0]
-    row = swept(rows)
-    found = row["models"][0]["knee"]
-    assert found["asked"] == 0.3
-    assert 0.5 < found["sure"] < 1
-    assert f"it is there or at a neighbour in {found['sure']:.0%} of draws" in " ".join(printed(row).split())
-    assert [text.get_text() for text in picture(row).axes[0].get_legend().get_texts()][2].startswith("knee (in ")
-    for row in rows:
-        row["latency"]["interval"] = [0.0, math.inf]
-    found = swept(rows)["models"][0]["knee"]
-    assert found["asked"] is None
-    assert 0 < found["sure"] < 0.5
-    assert found["reason"] == f"the times are too uncertain, it would be near 0.3 in {found['sure']:.0%} of draws"
+    rows[2], rows[3] = between(rows[2], 1.0, 6.0), between(rows[3], 1.0, 6.0)
+    report = swept(rows)
+    found = report.models[0].knee
+    assert found.asked == 0.3
+    assert found.sure is not None
+    assert 0.5 < found.sure < 1
+    assert f"it is there or at a neighbour in {found.sure:.0%} of draws" in " ".join(printed(report).split())
+    assert [text.get_text() for text in picture(report).axes[0].get_legend().get_texts()][2].startswith("knee (in ")
+    found = swept([between(row, 0.0, math.inf) for row in rows]).models[0].knee
+    assert found.asked is None
+    assert found.sure is not None
+    assert 0 < found.sure < 0.5
+    assert found.reason == f"the times are too uncertain, it would be near 0.3 in {found.sure:.0%} of draws"
 
 
 def test_no_knee_is_said_and_why() -> None:
     few, straight = swept([made(*p) for p in BENT[:2]]), swept([made(a, 1 - a, 1 / a) for a in (0.8, 0.6, 0.4, 0.2)])
-    assert few["models"][0]["knee"]["reason"] == "fewer than 3 points"
+    assert few.models[0].knee.reason == "fewer than 3 points"
     assert "No knee: fewer than 3 points." in printed(few)
-    assert straight["models"][0]["knee"]["asked"] is None
+    assert straight.models[0].knee.asked is None
     assert "No knee: the curve has no bend that stands out." in printed(straight)
 
 
 def test_without_times_the_knee_is_that_of_the_size() -> None:
-    row = swept([made(asked, relative) for asked, relative, _ in BENT], measured=False)
-    assert row["models"][0]["knee"] == {"asked": 0.3, "axis": "kernels", "sure": 1.0, "reason": None}
-    assert "Latency was not measured." in printed(row)
+    report = swept([made(asked, relative) for asked, relative, _ in BENT], measured=False)
+    assert report.models[0].knee == KneeRow(0.3, "kernels", 1.0, None)
+    assert "Latency was not measured." in printed(report)
 
 
 def test_points_that_were_not_reached_are_told() -> None:
-    row = swept([*(made(*p) for p in BENT), {**REFUSED, "asked": 0.01, "model": "m", "done": True}])
-    point = row["models"][0]["points"][-1]
-    assert (point["code"], point["message"], point["kernels"], point["latency"]) == (1, REFUSED["message"], None, None)
-    line = lines(row)[-1]
-    assert (line["code"], line["message"], line["speedup"], line["relative_l2"]) == ("1", REFUSED["message"], "", "")
-    assert f"keep 0.01: {REFUSED['message']}" in printed(row)
-    assert "1 of 6 points could not be reached" in row["warnings"][1]
-    assert report.exit_code(row) == 1
+    report = swept([*(made(*p) for p in BENT), (0.01, REFUSED)])
+    point = to_json(report)["models"][0]["points"][-1]
+    assert (point["code"], point["message"], point["kernels"], point["latency"]) == (1, REFUSED.message, None, None)
+    line = lines(report)[-1]
+    assert (line["code"], line["message"], line["speedup"], line["relative_l2"]) == ("1", REFUSED.message, "", "")
+    assert f"--keep 0.01: {REFUSED.message}" in printed(report)
+    assert "1 of 6 points could not be reached" in report.warnings[1]
+    assert report.exit_code == 1
 
 
 @pytest.mark.parametrize("codes", [(0, 0), (0, 1), (1, 2), (2, 3, 0)])
 def test_exit_code_is_the_gravest(codes: tuple[int, ...]) -> None:
-    rows = [
-        {**REFUSED, "code": code, "asked": 0.1 * (k + 1)} if code else made(0.5, 0.1) for k, code in enumerate(codes)
-    ]
-    assert report.exit_code(swept(rows)) == max(codes)
+    rows = [(0.1 * (k + 1), replace(REFUSED, code=code)) if code else made(0.5, 0.1) for k, code in enumerate(codes)]
+    assert swept(rows).exit_code == max(codes)
 
 
 def test_what_is_not_faster_is_said_first() -> None:
@@ -201,15 +244,13 @@ def test_what_is_not_faster_is_said_first() -> None:
 
 
 def test_random_inputs_are_no_accuracy() -> None:
-    point = made(0.5, 0.1)
-    point["deviation"]["on"] = "random inputs"
-    assert report.random_inputs_warning() in swept([point])["warnings"]
-    assert report.random_inputs_warning() not in swept([made(0.5, 0.1)])["warnings"]
+    assert NOT_ACCURACY in swept([deviating(made(0.5, 0.1), on="random inputs")]).warnings
+    assert NOT_ACCURACY not in swept([made(0.5, 0.1)]).warnings
 
 
 def test_lines_of_csv() -> None:
     (line,) = lines(swept([made(0.5, 0.25, 2.0)]))
-    assert tuple(line) == report.COLUMNS
+    assert tuple(line) == CSV_COLUMNS
     assert {
         "model": "m0.onnx",
         "asked": "0.5",
@@ -233,17 +274,18 @@ def test_lines_of_csv() -> None:
 
 
 def test_means_over_outputs_and_infinite_deviations() -> None:
-    point = made(0.5, 0.2)
-    point["deviation"]["outputs"]["z"] = {"relative_l2": 0.4, "psnr": 30.0, "top1": None, "top5": None}
-    told = report.point(0.5, point)["deviation"]
-    assert (told["relative_l2"], told["psnr"], told["top1"]) == (pytest.approx(0.3), 30.0, 0.9)
-    point["deviation"]["outputs"]["z"]["relative_l2"] = None
-    row = swept([point, made(0.4, 0.1), made(0.3, 0.2)])
-    assert row["models"][0]["points"][0]["deviation"]["relative_l2"] is None
-    assert lines(row)[0]["relative_l2"] == "inf"
-    assert "∞" in printed(row)
-    assert row["models"][0]["knee"]["reason"] == "fewer than 3 points"
-    assert json.loads(report.as_json(row)) == row
+    point = deviating(made(0.5, 0.2), z={"relative_l2": 0.4, "psnr": 30.0})
+    mean = point_row(*point).deviation
+    assert mean is not None
+    assert (mean.relative_l2, mean.psnr, mean.top1) == (pytest.approx(0.3), 30.0, 0.9)
+    report = swept([deviating(point, z={"relative_l2": None}), made(0.4, 0.1), made(0.3, 0.2)])
+    infinite = report.points[0].deviation
+    assert infinite is not None
+    assert infinite.relative_l2 is None
+    assert lines(report)[0]["relative_l2"] == "inf"
+    assert "∞" in printed(report)
+    assert report.models[0].knee.reason == "fewer than 3 points"
+    assert json.loads(json_text(report)) == to_json(report)
 
 
 # The picture
@@ -254,8 +296,8 @@ def drawing() -> ModuleType:
     return importlib.import_module("leanonnx.commands.sweep.plot")
 
 
-def picture(row: Row) -> Any:
-    return drawing().picture(row)
+def picture(report: SweepReport) -> Any:
+    return drawing().picture(report)
 
 
 def test_the_picture_has_units_and_the_knee() -> None:
@@ -280,23 +322,17 @@ def test_the_picture_says_that_there_is_no_knee() -> None:
 @pytest.mark.parametrize("count", [1, 5])
 def test_what_the_outputs_are_worth(count: int) -> None:
     """Accuracy where there are labels, else agreement, else PSNR, which is infinite for the original."""
-    rows = [made(*point) for point in BENT[:count]]
-    for row in rows:
-        row["deviation"]["outputs"]["y"].update(psnr=20.0 + row["asked"], top1=None)
+    rows = [deviating(made(asked, *rest), y={"psnr": 20.0 + asked, "top1": None}) for asked, *rest in BENT[:count]]
     axes = picture(swept(rows)).axes[1]
     assert axes.get_ylabel() == "PSNR (dB) on 20 held-out samples"
     assert [list(line.get_ydata()) for line in axes.lines if line.get_marker() == "o"] == [
-        [20.0 + row["asked"] for row in rows]
+        [20.0 + asked for asked, _ in rows]
     ]
-    for row in rows:
-        row["deviation"]["metric"] = {"name": "pixel accuracy", "better": "higher", "before": 0.9, "after": 0.8}
-    axes = picture(swept(rows)).axes[1]
+    metric = MetricChange("pixel accuracy", "higher", 0.9, 0.8)
+    axes = picture(swept([deviating(row, metric=metric) for row in rows])).axes[1]
     assert axes.get_ylabel() == "pixel accuracy on 20 held-out samples"
     assert [list(line.get_ydata()) for line in axes.lines if line.get_marker() == "s"] == [[0.9]]
-    for row in rows:
-        row["deviation"].update(metric=None)
-        row["deviation"]["outputs"]["y"].update(psnr=None)
-    assert len(picture(swept(rows)).axes) == 1
+    assert len(picture(swept([deviating(row, y={"psnr": None}) for row in rows])).axes) == 1
 
 
 def test_a_row_for_each_model() -> None:
@@ -306,7 +342,7 @@ def test_a_row_for_each_model() -> None:
 
 def test_nothing_to_draw(tmp_path: Path) -> None:
     plot = drawing()
-    assert plot.draw(swept([{**REFUSED, "asked": 0.1}]), tmp_path) == {}
+    assert plot.draw(swept([(0.1, REFUSED)]), tmp_path) == {}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -327,11 +363,11 @@ def test_names_of_points_do_not_overlap(seed: int) -> None:
 
 def test_the_same_picture_has_the_same_bytes(tmp_path: Path) -> None:
     plot = drawing()
-    row = swept([made(*p) for p in BENT])
+    report = swept([made(*p) for p in BENT])
     found = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        files = plot.draw(row, tmp_path / name)
+        files = plot.draw(report, tmp_path / name)
         found.append([Path(file).read_bytes() for file in files.values()])
     assert found[0] == found[1]
     assert found[0][0].startswith(b"\x89PNG")

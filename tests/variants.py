@@ -19,7 +19,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from leanonnx.commands.compress import pipeline
-from leanonnx.reporting import report
+from leanonnx.reporting.builders import pin_rows
 from leanonnx.rules import advice
 from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.selection.metrics import Budget
@@ -78,8 +78,8 @@ class Outcome:
     @property
     def pins(self) -> dict[str, str]:
         """Reasons and advice of all pins but those of the graph's inputs and outputs."""
-        rows = report.pins(self.result.dag, self.result.alive)
-        return {row["reason"]: row["advice"] for row in rows if row["advice"] != advice.INTERFACE}
+        rows = pin_rows(self.result.dag, self.result.alive)
+        return {row.reason: row.advice for row in rows if row.advice != advice.INTERFACE}
 
 
 def compress(

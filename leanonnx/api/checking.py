@@ -9,7 +9,6 @@ from pathlib import Path
 from leanonnx.api.sources import ModelSource, as_file, optional_path, several, title
 from leanonnx.commands.bench.benchmark import BenchRequest
 from leanonnx.commands.check import check as gatekeeper
-from leanonnx.commands.check import report
 from leanonnx.commands.check.gates import (
     AGREEMENT,
     DEVIATION,
@@ -21,10 +20,13 @@ from leanonnx.commands.check.gates import (
     read_gates,
     read_limit,
 )
+from leanonnx.commands.check.report import check_report
+from leanonnx.commands.check.rows import CheckReport
+from leanonnx.commands.check.texts import verdict_text
 from leanonnx.commands.check.verdicts import Verdict
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import PLAIN
-from leanonnx.reporting.report import Row
+from leanonnx.reporting.encoding import Json, to_json
 from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.providers import Provider, Setting
 from leanonnx.runtime.timing import SECONDS
@@ -43,28 +45,29 @@ class CheckResult:
     Attributes:
         verdicts: one for each gate that is always checked or has a limit.
         notes: changes that break no caller, and remarks on the measurements.
+        report: what ``leanonnx check`` prints.
     """
 
     verdicts: tuple[Verdict, ...]
     notes: tuple[str, ...]
-    _row: Row
+    report: CheckReport
 
     @property
     def failed(self) -> tuple[str, ...]:
         """Names of the gates that the candidate did not pass."""
-        return tuple(self._row["failed"])
+        return self.report.failed
 
     @property
     def passed(self) -> bool:
         """True if the candidate passed all gates."""
         return not self.failed
 
-    def to_dict(self) -> Row:
-        """The JSON object of ``leanonnx check --json``."""
-        return dict(self._row)
+    def to_dict(self) -> Json:
+        """The JSON object that ``leanonnx check --json`` prints."""
+        return to_json(self.report)
 
     def __repr__(self) -> str:
-        return f"<{report.verdict_words(self._row)}>"
+        return f"<{verdict_text(self.report)}>"
 
 
 def check(
@@ -143,5 +146,4 @@ def check(
     )
     with as_file(base) as base_path, as_file(new) as new_path:
         outcome = gatekeeper.check(base_path, new_path, request, progress)
-    row = report.summary(title(base), title(new), request, outcome)
-    return CheckResult(outcome.verdicts, outcome.notes, row)
+    return CheckResult(outcome.verdicts, outcome.notes, check_report(title(base), title(new), request, outcome))

@@ -14,10 +14,11 @@ from leanonnx.commands.compress.options import Recover
 from leanonnx.commands.sweep import driver
 from leanonnx.commands.sweep.extras import maker, plotter
 from leanonnx.commands.sweep.request import SweepRequest
+from leanonnx.commands.sweep.rows import PointRow, SweepReport
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import PLAIN
 from leanonnx.ranking.criteria import Chains, Method
-from leanonnx.reporting.report import Row
+from leanonnx.reporting.encoding import Json, to_json
 from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.providers import Provider
 from leanonnx.selection.metrics import Budget
@@ -63,17 +64,18 @@ class SweepResult:
         points: of all models, each model's from the largest fraction to the smallest.
         warnings: remarks on the curves.
         files: the table, the JSON object and pictures that were written, by kind.
+        report: what ``leanonnx sweep`` prints.
     """
 
     unit: str
     points: tuple[SweepPoint, ...]
     warnings: tuple[str, ...]
     files: dict[str, Path]
-    _row: Row
+    report: SweepReport
 
-    def to_dict(self) -> Row:
-        """The JSON object of ``leanonnx sweep --json``."""
-        return dict(self._row)
+    def to_dict(self) -> Json:
+        """The JSON object that ``leanonnx sweep --json`` prints."""
+        return to_json(self.report)
 
     def __repr__(self) -> str:
         missing = sum(bool(point.message) for point in self.points)
@@ -149,21 +151,24 @@ def sweep(
     return _result(driver.sweep(request, make, plotter(), progress), Path(out))
 
 
-def _result(row: Row, folder: Path) -> SweepResult:
-    points = tuple(_point(each["model"], point, folder) for each in row["models"] for point in each["points"])
-    files = {kind: Path(path) for kind, path in row["files"].items()}
-    return SweepResult(unit=row["unit"], points=points, warnings=tuple(row["warnings"]), files=files, _row=row)
+def _result(report: SweepReport, folder: Path) -> SweepResult:
+    points = tuple(_point(curve.model, point, folder) for curve in report.models for point in curve.points)
+    files = {kind: Path(path) for kind, path in report.files.items()}
+    return SweepResult(unit=report.unit, points=points, warnings=report.warnings, files=files, report=report)
 
 
-def _point(model: str, row: Row, folder: Path) -> SweepPoint:
-    changes = {unit: row[unit]["fraction"] if row[unit] else None for unit in ("kernels", "macs", "params", "bytes")}
+def _point(model: str, row: PointRow, folder: Path) -> SweepPoint:
+    shares = {name: change.fraction for name, change in row.costs.items()} if row.costs else {}
     return SweepPoint(
         model=model,
-        fraction=row["asked"],
-        message=row["message"],
-        **changes,
-        speedup=row["latency"]["speedup"] if row["latency"] else None,
-        deviation=row["deviation"]["relative_l2"] if row["deviation"] else None,
-        is_knee=row["knee"],
-        file=folder / row["file"] if row["file"] else None,
+        fraction=row.asked,
+        message=row.message,
+        kernels=shares.get("kernels"),
+        macs=shares.get("macs"),
+        params=shares.get("params"),
+        bytes=shares.get("bytes"),
+        speedup=row.latency.comparison.speedup if row.latency else None,
+        deviation=row.deviation.relative_l2 if row.deviation else None,
+        is_knee=row.knee,
+        file=folder / row.file if row.file else None,
     )

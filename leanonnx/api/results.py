@@ -1,7 +1,8 @@
-"""What the functions of ``leanonnx.api.verbs`` give back: values to be read, saved, or turned into the verbs' JSON."""
+"""Results of the functions of ``leanonnx.api.verbs``: values to be read, saved, or turned into JSON."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
@@ -11,53 +12,49 @@ import onnx
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.commands.bench.benchmark import Case
+from leanonnx.commands.bench.rows import BenchReport
 from leanonnx.commands.compress.pipeline import CompressResult
+from leanonnx.commands.compress.report import compression_report
 from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.formatting import counted, shape_text
 from leanonnx.graph.storage import write_model
 from leanonnx.proof.proof import Proof
-from leanonnx.reporting import inspection, report
-from leanonnx.reporting.report import Row
+from leanonnx.reporting.costs import CostChange
+from leanonnx.reporting.encoding import Json, to_json
+from leanonnx.reporting.inspection import channel_report
+from leanonnx.reporting.reports import ChannelCounts, ChannelReport, CompressionReport, NetworkReport
+from leanonnx.reporting.rows import LayerRow, PinRow, ProductRow, TieRow
 from leanonnx.runtime.timing import TimingComparison
-from leanonnx.selection.metrics import COUNTED_METRICS
 from leanonnx.surgery.plan import Plan
 from leanonnx.system.outputs import StrPath, check_apart, check_writable, publish, temporary_beside
 
 
-@dataclass(frozen=True)
-class Change:
-    """A number of the original and of the result, and the ``fraction`` that is left."""
-
-    before: int
-    after: int
-    fraction: float
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Compressed:
-    """A compressed model that has been proven, and what is to be told of it.
+    """A compressed model that has been proven.
 
     Attributes:
-        plan: which channels survive; it can be saved, and carried out again.
+        plan: the channels that are kept; it can be saved, and carried out again.
         proof: equality with the original whose removed channels are masked (after ``exact``: with the original).
         latency: times of both models, taken in turns; None if they were not measured.
-        deviation: how far the outputs are from the original's on real inputs; None without any.
+        deviation: deviation of the outputs from the original's on real inputs; None without any.
+        report: what ``leanonnx compress`` prints.
     """
 
     plan: Plan
     proof: Proof
     latency: TimingComparison | None
     deviation: Fidelity | None
-    _row: Row
+    report: CompressionReport
     _proto: onnx.ModelProto
     _files: tuple[Path, ...] = field(default=())
 
     @classmethod
-    def of(cls, found: CompressResult, written: Path) -> Compressed:
-        """What came of a compression, and was written there."""
-        deviation = None if found.recovery is None else found.recovery.final
-        row, files = report.summary(found), found.dag.model.files
-        return cls(found.plan, found.proof, found.latency, deviation, row, onnx.load(written), files)
+    def of(cls, result: CompressResult, written: Path) -> Compressed:
+        """A result of the pipeline with the model that it has written."""
+        deviation = None if result.recovery is None else result.recovery.final
+        report, files = compression_report(result), result.dag.model.files
+        return cls(result.plan, result.proof, result.latency, deviation, report, onnx.load(written), files)
 
     @cached_property
     def model(self) -> onnx.ModelProto:
@@ -67,39 +64,44 @@ class Compressed:
         return copy
 
     @property
-    def kernels(self) -> Change:
+    def kernels(self) -> CostChange:
         """Pairs of input and output channel of Conv, ConvTranspose, Gemm and MatMul."""
-        return Change(**self._row["kernels"])
+        return self.report.costs.kernels
 
     @property
-    def macs(self) -> Change:
+    def macs(self) -> CostChange:
         """Multiply-adds of one run."""
-        return Change(**self._row["macs"])
+        return self.report.costs.macs
 
     @property
-    def params(self) -> Change:
+    def params(self) -> CostChange:
         """Numbers stored as weights."""
-        return Change(**self._row["params"])
+        return self.report.costs.params
 
     @property
-    def bytes(self) -> Change:
+    def bytes(self) -> CostChange:
         """Bytes of the file with its external data."""
-        return Change(**self._row["bytes"])
+        return self.report.costs.bytes
 
     @property
-    def pins(self) -> list[Row]:
-        """Channels that may not be removed: tensor, channels, reason, advice, kernels that touch them."""
-        return list(self._row["pins"])
+    def pins(self) -> tuple[PinRow, ...]:
+        """Channels that may not be removed."""
+        return self.report.pins
 
     @property
-    def layers(self) -> list[Row]:
-        """Layers with kernels: name, operator, and before and after: groups, channels in and out, kernels, macs."""
-        return list(self._row["layers"])
+    def layers(self) -> tuple[LayerRow, ...]:
+        """Layers with kernels, before and after."""
+        return self.report.layers
+
+    @property
+    def products(self) -> tuple[ProductRow, ...]:
+        """Nodes with multiply-adds but no kernels, before and after."""
+        return self.report.products
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What should not be overlooked."""
-        return tuple(self._row["warnings"])
+        """Warnings on the result, as the command line prints them."""
+        return self.report.warnings
 
     def save(self, path: StrPath) -> None:
         """Write the model as it was proven; it appears at once, whole, external data in ``path``.data beside it.
@@ -108,34 +110,32 @@ class Compressed:
             OptionError: that would overwrite the original.
             OutputError: it cannot be written there.
         """
-        target = Path(path)
-        check_writable(self._files[0], target)
-        check_apart(self._files, target)
-        with temporary_beside(target) as folder:
-            write_model(self._proto, folder / target.name, external=len(self._files) > 1)
-            publish(folder / target.name, target)
+        output = Path(path)
+        check_writable(self._files[0], output)
+        check_apart(self._files, output)
+        with temporary_beside(output) as folder:
+            write_model(self._proto, folder / output.name, external=len(self._files) > 1)
+            publish(folder / output.name, output)
 
-    def to_dict(self) -> Row:
-        """What ``leanonnx compress --json`` prints."""
-        return dict(self._row)
+    def to_dict(self) -> Json:
+        """The JSON object that ``leanonnx compress --json`` prints."""
+        return to_json(self.report)
 
     def __repr__(self) -> str:
-        changes = [f"{name} {c.before} → {c.after} ({c.fraction:.4f})" for name, c in self._changes()]
-        return f"<{', '.join(changes)}; {'; '.join(self._words())}>"
+        changes = [f"{name} {c.before} → {c.after} ({c.fraction:.4f})" for name, c in self.report.costs.items()]
+        return f"<{', '.join(changes)}; {'; '.join(self._evidence())}>"
 
     def _repr_html_(self) -> str:
         """For notebooks."""
-        rows = [(name, f"{c.before:,}", f"{c.after:,}", f"{c.fraction:.4f}") for name, c in self._changes()]
+        costs = self.report.costs.items()
+        rows = [(name, f"{c.before:,}", f"{c.after:,}", f"{c.fraction:.4f}") for name, c in costs]
         cells = ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
         head = "".join(f"<th>{name}</th>" for name in ("", "before", "after", "fraction"))
         table = "".join(f"<tr>{row}</tr>" for row in (head, *cells))
-        notes = "".join(f"<p>{escape(text)}</p>" for text in (*self._words(), *self.warnings))
+        notes = "".join(f"<p>{escape(text)}</p>" for text in (*self._evidence(), *self.warnings))
         return f"<table>{table}</table>{notes}"
 
-    def _changes(self) -> list[tuple[str, Change]]:
-        return [(metric.name, Change(**self._row[metric.name])) for metric in COUNTED_METRICS]
-
-    def _words(self) -> list[str]:
+    def _evidence(self) -> list[str]:
         """Proof and latency in short."""
         timed = "not measured" if self.latency is None else f"{self.latency.speedup:.2f} times the speed"
         return [f"proof {self.proof.status} ({self.proof.max_relative_error:.1e})", timed]
@@ -143,75 +143,81 @@ class Compressed:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Analysis:
-    """What can be pruned of a model, and what it costs.
+    """The costs, layers, ties and pins of a model.
 
     Attributes:
         dag: the channels themselves, with their ties and pins.
+        report: what ``leanonnx inspect`` prints.
     """
 
     dag: ChannelDag
-    _row: Row
+    report: NetworkReport
 
     @property
     def kernels(self) -> int:
         """Pairs of input and output channel of Conv, ConvTranspose, Gemm and MatMul."""
-        return int(self._row["kernels"])
+        return self.report.costs.kernels
 
     @property
     def macs(self) -> int:
         """Multiply-adds of one run at the sizes in ``inputs``."""
-        return int(self._row["macs"])
+        return self.report.costs.macs
 
     @property
     def params(self) -> int:
         """Numbers stored as weights."""
-        return int(self._row["params"])
+        return self.report.costs.params
 
     @property
     def bytes(self) -> int:
         """Bytes of the file with its external data."""
-        return int(self._row["bytes"])
+        return self.report.costs.bytes
 
     @property
-    def inputs(self) -> dict[str, list[int]]:
-        """Sizes of the graph inputs."""
-        return dict(self._row["inputs"])
+    def inputs(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the graph inputs."""
+        return self.report.inputs
 
     @property
-    def channels(self) -> dict[str, int]:
-        """How many ``classes`` of channels live and die together, and how many of them are ``pinned``."""
-        return dict(self._row["channels"])
+    def channels(self) -> ChannelCounts:
+        """Number of groups of tied channels, and of those that are pinned."""
+        return self.report.channels
 
     @property
-    def layers(self) -> list[Row]:
-        """Layers with kernels: name, operator, groups, channels in and out, kernels, macs (twice: nothing has gone)."""
-        return list(self._row["layers"])
+    def layers(self) -> tuple[LayerRow, ...]:
+        """Layers with kernels; numbers before and after are the same."""
+        return self.report.layers
 
     @property
-    def ties(self) -> list[Row]:
-        """Layers whose output channels live and die together, and how many classes of them."""
-        return list(self._row["ties"])
+    def products(self) -> tuple[ProductRow, ...]:
+        """Nodes with multiply-adds but no kernels; numbers before and after are the same."""
+        return self.report.products
 
     @property
-    def pins(self) -> list[Row]:
-        """Channels that may not be removed: tensor, channels, reason, advice, kernels that touch them."""
-        return list(self._row["pins"])
+    def ties(self) -> tuple[TieRow, ...]:
+        """Layers whose output channels are tied."""
+        return self.report.ties
 
-    def why(self, tensor: str, channel: int | None = None) -> Row:
-        """Why a tensor's channels, or one of them, stay or go: its axes, what it is tied to, what pins it.
+    @property
+    def pins(self) -> tuple[PinRow, ...]:
+        """Channels that may not be removed."""
+        return self.report.pins
+
+    def why(self, tensor: str, channel: int | None = None) -> ChannelReport:
+        """The channels of a tensor, or one of them: their axes, the tensors that they are tied to, and their pins.
 
         Raises:
             OptionError: no tensor of that name carries channels, or it has fewer.
         """
-        return inspection.why(self.dag, tensor, channel)
+        return channel_report(self.dag, tensor, channel)
 
-    def to_dict(self) -> Row:
-        """What ``leanonnx inspect --json`` prints."""
-        return dict(self._row)
+    def to_dict(self) -> Json:
+        """The JSON object that ``leanonnx inspect --json`` prints."""
+        return to_json(self.report)
 
     def __repr__(self) -> str:
-        classes, pinned = self.channels["classes"], self.channels["pinned"]
-        return f"<{len(self.layers)} layers, {self.kernels} kernels; {classes} channels, {pinned} of them pinned>"
+        groups, pinned = self.channels.groups, self.channels.pinned
+        return f"<{len(self.layers)} layers, {self.kernels} kernels; {groups} channels, {pinned} of them pinned>"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -219,25 +225,26 @@ class Timings:
     """Times of one model, or of two taken in turns.
 
     Attributes:
-        cases: one for each batch and number of threads; ``outcome`` is a ``Comparison``, or the ``Timing`` of one.
+        cases: one for each batch and number of threads; ``outcome`` is a ``TimingComparison``, or a ``Timing``.
+        report: what ``leanonnx bench`` prints.
     """
 
     cases: tuple[Case, ...]
-    _row: Row
+    report: BenchReport
 
-    def to_dict(self) -> Row:
-        """What ``leanonnx bench --json`` prints."""
-        return dict(self._row)
+    def to_dict(self) -> Json:
+        """The JSON object that ``leanonnx bench --json`` prints."""
+        return to_json(self.report)
 
     def __repr__(self) -> str:
-        return f"<{'; '.join(_said(case) for case in self.cases)}>"
+        return f"<{'; '.join(_case_text(case) for case in self.cases)}>"
 
 
-def _said(case: Case) -> str:
+def _case_text(case: Case) -> str:
     sizes = ", ".join(f"{name} {shape_text(shape)}" for name, shape in case.inputs.items())
     setting = f"{case.setting.provider}, {counted(case.setting.threads, 'thread')}, {sizes}"
-    found = case.outcome
-    if not isinstance(found, TimingComparison):
-        return f"{setting}: {found.median:.3f} ms"
-    times = f"{found.before.median:.3f} ms and {found.after.median:.3f} ms"
-    return f"{setting}: {times}, {found.words} ({found.speedup:.2f} times as fast)"
+    timing = case.outcome
+    if not isinstance(timing, TimingComparison):
+        return f"{setting}: {timing.median:.3f} ms"
+    times = f"{timing.before.median:.3f} ms and {timing.after.median:.3f} ms"
+    return f"{setting}: {times}, {timing.words} ({timing.speedup:.2f} times as fast)"

@@ -11,13 +11,14 @@ from typing import Any
 from leanonnx.api.keywords import budget_limits, compress_options
 from leanonnx.api.sources import optional_path, several
 from leanonnx.checks import exactly_one
+from leanonnx.commands.finetune.rows import FinetuneReport
 from leanonnx.commands.finetune.strategies import Device, Strategy
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import PLAIN
 from leanonnx.errors import OptionError
 from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.ranking.criteria import Chains, Importance, Method
-from leanonnx.reporting.report import Row
+from leanonnx.reporting.encoding import Json, to_json
 from leanonnx.runtime.observation import Shapes
 from leanonnx.selection.metrics import Budget
 from leanonnx.spelling import option
@@ -35,6 +36,7 @@ class TrainingResult:
         losses: training and held-out loss of each epoch.
         best_epoch: the epoch whose weights were written; 0 for the input's.
         warnings: remarks on the training.
+        report: what ``leanonnx finetune`` prints.
     """
 
     path: Path
@@ -43,11 +45,11 @@ class TrainingResult:
     losses: tuple[tuple[float, float], ...]
     best_epoch: int
     warnings: tuple[str, ...]
-    _row: Row
+    report: FinetuneReport
 
-    def to_dict(self) -> Row:
-        """The JSON object of ``leanonnx finetune --json``."""
-        return dict(self._row)
+    def to_dict(self) -> Json:
+        """The JSON object that ``leanonnx finetune --json`` prints."""
+        return to_json(self.report)
 
     def __repr__(self) -> str:
         return f"<{self.path}: epoch {self.best_epoch} of {len(self.losses)}>"
@@ -127,11 +129,13 @@ def finetune(
             example = f"{option('steps', 5)} {option('keep', 0.25)}"
             raise OptionError(f"{option('keep_steps')} goes with {option('steps')}, for example {example}")
         result = driver.finetune(*places, options, progress)
-        return None if result is None else _result(Path(out), result, report.summary(result))
+        return None if result is None else _result(Path(out), result, report.finetune_report(result))
     asked = compress_options(compression, budget=budget, recover="auto")
     schedule = stepwise.Schedule(steps, asked, optional_path(keep_steps))
     stepped = stepwise.finetune_in_steps(*places, options, schedule, progress)
-    return None if stepped is None else _result(Path(out), stepped.steps[-1].result, report.steps_summary(stepped))
+    return (
+        None if stepped is None else _result(Path(out), stepped.steps[-1].result, report.finetune_steps_report(stepped))
+    )
 
 
 def check_training_numbers(lr: float, minutes: float | None) -> None:
@@ -164,7 +168,7 @@ def stepwise_budget(given: Mapping[str, float | None], steps: int | None) -> Bud
     return Budget.of_option(*exactly_one(given, f"{option('steps', 5)} {option('keep', 0.25)}"))
 
 
-def _result(path: Path, result: Any, row: Row) -> TrainingResult:
+def _result(path: Path, result: Any, report: FinetuneReport) -> TrainingResult:
     """The public result from the driver's ``FinetuneResult``, whose type needs torch."""
     trained = result.trained
     return TrainingResult(
@@ -174,5 +178,5 @@ def _result(path: Path, result: Any, row: Row) -> TrainingResult:
         losses=tuple(trained.history),
         best_epoch=trained.best_epoch,
         warnings=result.warnings,
-        _row=row,
+        report=report,
     )

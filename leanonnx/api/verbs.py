@@ -30,7 +30,7 @@ from leanonnx.api.sources import (
     title,
 )
 from leanonnx.commands.bench import benchmark
-from leanonnx.commands.bench import report as bench_report
+from leanonnx.commands.bench.report import bench_report
 from leanonnx.commands.compress import pipeline
 from leanonnx.commands.compress.options import Recover, asked_budget
 from leanonnx.commands.compress.proving import compare_with_original
@@ -41,7 +41,7 @@ from leanonnx.graph.model import Model, load
 from leanonnx.page.page import PageContext, render
 from leanonnx.proof.proof import Proof
 from leanonnx.ranking.criteria import Chains, Importance, Method, method_name
-from leanonnx.reporting import inspection
+from leanonnx.reporting.inspection import network_report
 from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.providers import Provider, Setting
 from leanonnx.runtime.sessions import RunFailed
@@ -129,9 +129,9 @@ def analyse(
     """Analyse the channels of a model, their ties and pins, and its costs; ``leanonnx inspect`` on the command line.
 
     >>> model = analyse("models/cs_unet.onnx")
-    >>> model.kernels, len(model.layers), [pin["tensor"] for pin in model.pins]
+    >>> model.kernels, len(model.layers), [pin.tensor for pin in model.pins]
     (59488, 18, ['logits', 'input'])
-    >>> model.why("logits", 0)["pins"][0]["reason"]
+    >>> model.why("logits", 0).pins[0].reason
     "graph output 'logits'"
 
     Args:
@@ -145,7 +145,7 @@ def analyse(
     """
     with as_file(model) as source:
         dag = pipeline.inspect(source, shape or {}, as_rules(rules), several(library, Path))
-        return Analysis(dag, inspection.overview(dag))
+        return Analysis(dag, network_report(dag))
 
 
 def prove(
@@ -247,7 +247,7 @@ def bench(
     with as_file(a) as source, ExitStack() as stack:
         other = None if b is None else stack.enter_context(as_file(b))
         cases = benchmark.bench(source, other, request, progress)
-    return Timings(cases, bench_report.summary(title(a), None if b is None else title(b), request, cases))
+    return Timings(cases, bench_report(title(a), None if b is None else title(b), request, cases))
 
 
 def _check_same_outputs(model: Model, rival: Model) -> None:

@@ -18,9 +18,10 @@ from leanonnx.cli.options import (
     parse_shapes,
 )
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
-from leanonnx.commands.bench import report as bench_report
 from leanonnx.commands.bench.benchmark import BenchRequest
 from leanonnx.commands.bench.benchmark import bench as measure
+from leanonnx.commands.bench.report import bench_report
+from leanonnx.commands.bench.tables import bench_tables
 from leanonnx.runtime.providers import Provider, Setting
 
 
@@ -57,5 +58,5 @@ def bench(
         )
         with progress() as listener:
             cases = measure(source, other, request, listener)
-        row = bench_report.summary(str(source), str(other) if other else None, request, cases)
-        show_json(row, results) if as_json else show(bench_report.tables(row), results)
+        report = bench_report(str(source), str(other) if other else None, request, cases)
+        show_json(report, results) if as_json else show(bench_tables(report), results)

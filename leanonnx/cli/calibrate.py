@@ -10,7 +10,8 @@ import typer
 from leanonnx.cli.options import AsJson, targets_file
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
 from leanonnx.commands.calibrate import calibrate
-from leanonnx.commands.calibrate import report as calibration_report
+from leanonnx.commands.calibrate.report import calibration_report
+from leanonnx.commands.calibrate.tables import calibration_tables
 from leanonnx.runtime.providers import Provider, Setting
 
 
@@ -36,5 +37,5 @@ def calibrate_device(
         with progress() as listener:
             calibration = calibrate.calibrate(Setting(provider, threads), listener)
         calibrate.store(calibration.target, path)
-        row = calibration_report.summary(calibration, path, targets_file())
-        show_json(row, results) if as_json else show(calibration_report.tables(row), results)
+        report = calibration_report(calibration, path, targets_file())
+        show_json(report, results) if as_json else show(calibration_tables(report), results)

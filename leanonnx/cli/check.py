@@ -29,9 +29,9 @@ from leanonnx.cli.options import (
 )
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
 from leanonnx.commands.bench import benchmark
-from leanonnx.commands.check import report as check_report
 from leanonnx.commands.check.check import CheckRequest
 from leanonnx.commands.check.check import check as compare
+from leanonnx.commands.check.ci import CHECK_TITLE, github_command, github_lines, github_summary, junit_xml
 from leanonnx.commands.check.gates import (
     AGREEMENT,
     DEVIATION,
@@ -45,9 +45,12 @@ from leanonnx.commands.check.gates import (
     read_gates,
     read_limit,
 )
+from leanonnx.commands.check.report import check_report
 from leanonnx.commands.check.revisions import model_file
+from leanonnx.commands.check.rows import CheckReport
+from leanonnx.commands.check.tables import check_tables
+from leanonnx.commands.check.texts import verdict_text
 from leanonnx.errors import GateFailed, OutputError, UserError
-from leanonnx.reporting.report import Row
 from leanonnx.runtime.providers import Provider, Setting
 from leanonnx.system.outputs import check_writable, write_file
 
@@ -142,14 +145,14 @@ def check(
         )
         with progress() as listener:
             outcome = compare(base_path, new_path, request, listener)
-        row = check_report.summary(base, new, request, outcome)
-        show_json(row, results) if as_json else show(check_report.tables(row), results)
+        report = check_report(base, new, request, outcome)
+        show_json(report, results) if as_json else show(check_tables(report), results)
         if junit:
-            write_file(junit, check_report.junit(row))
+            write_file(junit, junit_xml(report))
         if github:
-            _report_to_github(row)
+            _report_to_github(report)
         if outcome.failed:
-            raise GateFailed(check_report.verdict_words(row))
+            raise GateFailed(verdict_text(report))
 
 
 def _limits(gates: Path | None, given: dict[str, str | None]) -> dict[str, Limit]:
@@ -164,22 +167,22 @@ def _error_annotations(new: str, github: bool) -> Iterator[None]:
         yield
     except UserError as error:
         if github:
-            _print([check_report.command("error", check_report.TITLE, new, str(error))])
+            _print([github_command("error", CHECK_TITLE, new, str(error))])
         raise
 
 
-def _report_to_github(row: Row) -> None:
+def _report_to_github(report: CheckReport) -> None:
     """Write annotations for GitHub, and the summary of the job where GitHub names its file.
 
     Raises:
         OutputError: the summary cannot be written.
     """
-    _print(check_report.github_lines(row))
+    _print(github_lines(report))
     summary = os.environ.get(SUMMARY)
     if summary:
         try:
             with open(summary, "a", encoding="utf-8", errors="replace") as file:
-                file.write(check_report.markdown(row))
+                file.write(github_summary(report))
         except OSError as error:
             raise OutputError(f"${SUMMARY}: {summary}: cannot be written: {error.strerror}; unset it") from error
 

@@ -15,9 +15,10 @@ from leanonnx.cli.terminal import command_line, exit_codes, progress, show, show
 from leanonnx.commands.compress import pipeline
 from leanonnx.commands.compress.options import asked_budget
 from leanonnx.commands.compress.pipeline import Page
+from leanonnx.commands.compress.report import compression_report
+from leanonnx.commands.compress.tables import compression_tables
 from leanonnx.errors import OptionError
 from leanonnx.page.page import PageContext, render
-from leanonnx.reporting import report
 from leanonnx.selection.metrics import Limit
 from leanonnx.surgery.plan import load_plan
 
@@ -59,5 +60,5 @@ def compress(
         page = None if report_out is None else Page(report_out, partial(render, context))
         with progress() as listener:
             result = pipeline.compress(source, out, options, plan_out, rules_from(rules), listener, page, plan_weights)
-        row = report.summary(result)
-        show_json(row, results) if as_json else show(report.result_tables(row, str(source), str(out)), results)
+        report = compression_report(result)
+        show_json(report, results) if as_json else show(compression_tables(report, str(source), str(out)), results)

@@ -137,7 +137,8 @@ def finetune(
                 progress=listener,
             )
         if result is not None:
-            from leanonnx.commands.finetune import report  # needs the extra
+            from leanonnx.commands.finetune import tables  # needs the extra
 
-            row = result.to_dict()
-            show_json(row, results) if as_json else show(report.tables(row, str(target)), results)
+            show_json(result.report, results) if as_json else show(
+                tables.finetune_tables(result.report, str(target)), results
+            )

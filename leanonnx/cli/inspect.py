@@ -10,7 +10,8 @@ import typer
 from leanonnx.cli.options import AsJson, Library, RulesFile, Shape, parse_shapes, rules_from
 from leanonnx.cli.terminal import exit_codes, show, show_json
 from leanonnx.commands.compress import pipeline
-from leanonnx.reporting import inspection
+from leanonnx.reporting.inspection import channel_report, network_report
+from leanonnx.reporting.tables import channel_text, network_tables
 
 
 def inspect(
@@ -30,10 +31,10 @@ def inspect(
     with exit_codes() as results:
         dag = pipeline.inspect(source, parse_shapes(shape or []), rules_from(rules), tuple(library or ()))
         if why is None:
-            row = inspection.overview(dag)
-            show_json(row, results) if as_json else show(inspection.overview_tables(row, str(source)), results)
+            network = network_report(dag)
+            show_json(network, results) if as_json else show(network_tables(network, str(source)), results)
         else:
             name, _, tail = why.rpartition(":")
             whole = why in dag.channel_ids or not tail.isdecimal()
-            row = inspection.why(dag, why) if whole else inspection.why(dag, name, int(tail))
-            show_json(row, results) if as_json else show(inspection.why_text(row), results)
+            report = channel_report(dag, why) if whole else channel_report(dag, name, int(tail))
+            show_json(report, results) if as_json else show(channel_text(report), results)

@@ -12,10 +12,10 @@ from leanonnx.cli.budgets import fractions_option, with_budgets
 from leanonnx.cli.choices import Choices, with_choices
 from leanonnx.cli.options import AsJson, RulesFile, fractions
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
-from leanonnx.commands.sweep import report
 from leanonnx.commands.sweep.driver import sweep as run
 from leanonnx.commands.sweep.extras import maker, plotter
 from leanonnx.commands.sweep.request import SweepRequest
+from leanonnx.commands.sweep.tables import sweep_tables
 from leanonnx.selection.metrics import Budget
 
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the results; else named after the model.")]
@@ -54,10 +54,10 @@ def sweep(
         request = SweepRequest(tuple(sources), asked, options, folder, rules, save_models, restart)
         make = maker(budget.metric, jobs, dask, len(sources) * len(asked))
         with progress() as listener:
-            row = run(request, make, plotter(), listener)
-        show_json(row, results) if as_json else show(report.tables(row), results)
-        if report.exit_code(row):
-            raise typer.Exit(report.exit_code(row))
+            report = run(request, make, plotter(), listener)
+        show_json(report, results) if as_json else show(sweep_tables(report), results)
+        if report.exit_code:
+            raise typer.Exit(report.exit_code)
 
 
 def _folder(sources: list[Path]) -> Path:

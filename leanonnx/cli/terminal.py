@@ -16,7 +16,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import Any, TextIO
+from typing import TextIO
 
 import rich.progress
 import typer
@@ -24,6 +24,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from leanonnx.errors import BUG, NO_MEMORY, USER_ERROR, LeanOnnxError, OutputError
+from leanonnx.reporting.encoding import to_json
 from leanonnx.runtime.sessions import claim_process
 from leanonnx.spelling import spelled_for
 from leanonnx.system.clock import Progress, quiet
@@ -73,9 +74,9 @@ def show_text(text: str, results: TextIO) -> None:
     _print(text + "\n", results)
 
 
-def show_json(row: dict[str, Any], results: TextIO) -> None:
-    """Print a result as one JSON object."""
-    show_text(json.dumps(row, indent=1), results)
+def show_json(report: object, results: TextIO) -> None:
+    """Print a report as one JSON object."""
+    show_text(json.dumps(to_json(report), indent=1), results)
 
 
 def _print(text: str, results: TextIO) -> None:

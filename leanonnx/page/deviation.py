@@ -1,19 +1,20 @@
-"""How far each output is from the original's on real inputs, before and after recovery."""
+"""Deviation of each output from the original on real inputs, before and after recovery."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from leanonnx.formatting import BLANK, counted, metric_text, percent
-from leanonnx.reporting.report import Row
+from leanonnx.formatting import BLANK, percent
+from leanonnx.reporting.remarks import metric_text, sample_text
+from leanonnx.reporting.reports import RecoveryRow
+from leanonnx.reporting.rows import OutputDeviation, WorstChannel
 
-MOST = 24
-"""Outputs that are drawn."""
+MAX_DRAWN_OUTPUTS = 24
 
 
 @dataclass(frozen=True)
-class Output:
-    """One output: its relative deviations (None: infinite) and the other measures in words."""
+class OutputBars:
+    """One output: its relative deviations (None: infinite), as shares of the largest, and other measures in words."""
 
     name: str
     removed: float | None
@@ -25,63 +26,62 @@ class Output:
 
 @dataclass(frozen=True)
 class Deviations:
-    """All outputs, the furthest off first; ``kept``: recovery changed the weights."""
+    """All outputs, the furthest off first; ``kept``: recovery changed the weights; ``missing``: outputs not drawn."""
 
-    outputs: tuple[Output, ...]
+    outputs: tuple[OutputBars, ...]
     kept: bool
     samples: str
     metric: str
     missing: int
 
 
-def deviations(found: Row | None) -> Deviations | None:
-    """The deviation of the outputs from the ``recovery`` of the JSON object; None where none was measured."""
-    if found is None:
+def deviations(row: RecoveryRow | None) -> Deviations | None:
+    """The deviation of the outputs; None where none was measured."""
+    if row is None:
         return None
-    first, now = found["removed"]["outputs"], found["deviation"]["outputs"]
-    largest = max((v for side in (first, now) for o in side.values() if (v := o["relative_l2"])), default=1.0)
+    first, now = row.removed.outputs, row.deviation.outputs
+    sizes = [one.relative_l2 for side in (first, now) for one in side.values()]
+    largest = max((size for size in sizes if size), default=1.0)
     outputs = [
-        Output(
+        OutputBars(
             name,
-            first[name]["relative_l2"],
-            now[name]["relative_l2"],
-            _share(first[name]["relative_l2"], largest),
-            _share(now[name]["relative_l2"], largest),
-            _measures(first[name], now[name], found["kept"]),
+            first[name].relative_l2,
+            now[name].relative_l2,
+            _share(first[name].relative_l2, largest),
+            _share(now[name].relative_l2, largest),
+            _measures(first[name], now[name], row.kept),
         )
         for name in now
     ]
     outputs.sort(key=lambda output: (-output.final_share, output.name))
-    samples = counted(found["deviation"]["samples"], f"{'held-out ' if found['held_out'] else ''}sample")
-    return Deviations(tuple(outputs[:MOST]), found["kept"], samples, _metric(found), max(0, len(outputs) - MOST))
+    metric = row.deviation.metric
+    return Deviations(
+        tuple(outputs[:MAX_DRAWN_OUTPUTS]),
+        row.kept,
+        sample_text(row),
+        f"By the labels, {metric_text(metric)}" if metric else "",
+        max(0, len(outputs) - MAX_DRAWN_OUTPUTS),
+    )
 
 
 def _share(value: float | None, largest: float) -> float:
     return 1.0 if value is None else value / largest
 
 
-def _measures(first: Row, now: Row, kept: bool) -> tuple[str, ...]:
+def _measures(first: OutputDeviation, now: OutputDeviation, kept: bool) -> tuple[str, ...]:
     """The channel that is furthest off, PSNR and agreement in words."""
-    words = {
-        "psnr": ("PSNR", f"{{:.1f}}{BLANK}dB".format),
-        "top1": ("same decision", percent),
-        "top5": ("in the top 5", percent),
-    }
-    worst = now["worst_channel"]
-    found = [worst_channel_text(worst)] if worst else []
-    for key, (name, written) in words.items():
-        if now[key] is not None:
-            before = f"{written(first[key])} → " if kept and first[key] is not None else ""
-            found.append(f"{name} {before}{written(now[key])}")
-    return tuple(found)
+    texts = [_worst_channel_text(now.worst_channel)] if now.worst_channel else []
+    for name, before, after, form in (
+        ("PSNR", first.psnr, now.psnr, f"{{:.1f}}{BLANK}dB".format),
+        ("same decision", first.top1, now.top1, percent),
+        ("in the top 5", first.top5, now.top5, percent),
+    ):
+        if after is not None:
+            start = f"{form(before)} → " if kept and before is not None else ""
+            texts.append(f"{name} {start}{form(after)}")
+    return tuple(texts)
 
 
-def worst_channel_text(worst: Row) -> str:
+def _worst_channel_text(worst: WorstChannel) -> str:
     """The channel that is furthest off, in words."""
-    lost = "∞" if worst["relative_l2"] is None else percent(worst["relative_l2"])
-    return f"channel {worst['index']} {lost}"
-
-
-def _metric(found: Row) -> str:
-    metric = found["deviation"]["metric"]
-    return f"By the labels, {metric_text(metric)}" if metric else ""
+    return f"channel {worst.index} {'∞' if worst.relative_l2 is None else percent(worst.relative_l2)}"

@@ -1,4 +1,4 @@
-"""What is said first: whether it is faster, what could not be done, and the numbers in plain words."""
+"""The head of the page: speed, warnings on the budget, and the numbers in plain words."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanonnx.formatting import BLANK, compact, counted, ms, percent, shown, whole
-from leanonnx.reporting.remarks import changed
-from leanonnx.reporting.report import Row
-from leanonnx.selection.metrics import COUNTED_METRICS, METRICS, Metric
+from leanonnx.reporting.costs import CostChange
+from leanonnx.reporting.reports import CompressionReport, RecoveryRow
+from leanonnx.reporting.rows import LatencyRow, OutputDeviation, ProofRow
+from leanonnx.selection.metrics import LATENCY, METRICS
 
-ROUNDING = 1.0001
-"""How far the rounded speed-up may be off."""
-ENDS = 0.9
-"""Where on its scale the larger of 1 and the end of the interval lies."""
+SPEEDUP_TOLERANCE = 1.0001
+"""Factor by which the rounded speed-up may miss the budget."""
+GAUGE_END = 0.9
+"""Position on the gauge of the larger of 1 and the upper end of the interval."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One number: its ``value``, what it was before and after, the ``share`` left of it, and what it means."""
+    """One number: its ``value``, its ``detail`` before and after, its meaning, and the ``share`` that is left."""
 
     title: str
     value: str
@@ -30,7 +31,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Gauge:
-    """Where the speed-up, its interval and 1 lie on a line of length 1."""
+    """Positions of 1, of the speed-up and of its interval on a line of length 1."""
 
     original: float
     speedup: float
@@ -40,7 +41,7 @@ class Gauge:
 
 @dataclass(frozen=True)
 class Headline:
-    """The first lines; ``mood`` is good, plain or bad."""
+    """The head of the page; ``mood`` is good, plain or bad."""
 
     verdict: str
     mood: str
@@ -49,160 +50,162 @@ class Headline:
     gauge: Gauge | None
 
 
-def headline(row: Row, asked: Mapping[str, Any], source: str, target: str) -> Headline:
-    """The first lines on a compression, from its JSON object and the options of its plan."""
-    over = _over_budget(row, asked)
-    speed, mood = _speed(row, bool(over))
-    tiles = [
-        *(_change(row, metric) for metric in COUNTED_METRICS),
-        _speed_tile(row),
-        _proof_tile(row),
-        _deviation_tile(row),
-    ]
+def headline(report: CompressionReport, options: Mapping[str, Any], source: str, output: str) -> Headline:
+    """The head of the page on a compression.
+
+    Args:
+        report: the compression.
+        options: those recorded in its plan, the budget among them.
+        source: name of the original's file.
+        output: name of the file written.
+    """
+    over = _over_budget(report, options)
+    speed, mood = _speed_sentence(report, bool(over))
+    tiles = [_cost_tile(metric, cost) for metric, cost in report.costs.items()]
+    tiles += [_speed_tile(report.latency), _proof_tile(report.proof), _deviation_tile(report)]
     verdict, mood = (f"{over} {speed}", "bad") if over else (speed, mood)
-    return Headline(verdict, mood, _lead(row, source, target), tuple(tiles), _gauge(row["latency"]))
+    return Headline(verdict, mood, _lead(report, source, output), tuple(tiles), _gauge(report.latency))
 
 
-def _speed(row: Row, over: bool) -> tuple[str, str]:
-    """The first line, what was ``over`` budget apart, and its mood."""
-    found = row["latency"]
-    if all(row[metric.name]["before"] == row[metric.name]["after"] for metric in COUNTED_METRICS):
+def _speed_sentence(report: CompressionReport, over: bool) -> tuple[str, str]:
+    """A sentence on the speed, and its mood; ``over``: it follows one on a budget that was missed."""
+    if all(cost.before == cost.after for _, cost in report.costs.items()):
         return "Nothing could be removed: the output equals the input.", "bad"
-    if found is None:
-        left = f"{percent(row['kernels']['fraction'])} of the kernels are left; the"
+    if report.latency is None:
+        left = f"{percent(report.costs.kernels.fraction)} of the kernels are left; the"
         return f"{'The' if over else left} speed was not measured.", "plain"
-    low, high = found["interval"]
+    speedup, (low, high) = report.latency.comparison.speedup, report.latency.comparison.interval
     if high < 1:
-        return f"Slower than the original: {found['speedup']:.2f} times its speed.", "bad"
+        return f"Slower than the original: {speedup:.2f} times its speed.", "bad"
     if low <= 1:
-        return f"No faster than the original, beyond noise: {found['speedup']:.2f} times its speed.", "bad"
-    return f"{found['speedup']:.2f} times as fast as the original.", "good"
+        return f"No faster than the original, beyond noise: {speedup:.2f} times its speed.", "bad"
+    return f"{speedup:.2f} times as fast as the original.", "good"
 
 
-def _over_budget(row: Row, asked: Mapping[str, Any]) -> str:
-    """That the budget was not reached, if so."""
+def _over_budget(report: CompressionReport, options: Mapping[str, Any]) -> str:
+    """A sentence on the budget if it was missed, else nothing."""
+    shares = {metric: cost.after / max(cost.before, 1) for metric, cost in report.costs.items()}
+    if report.latency is not None:
+        shares[LATENCY] = 1 / report.latency.comparison.speedup
     for name, metric in METRICS.items():
-        change = row[name]
-        if name not in asked or change is None:
-            continue
-        left = 1 / change["speedup"] if metric.measured else change["after"] / max(change["before"], 1)
-        if left > asked[name] * (ROUNDING if metric.measured else 1):
-            return f"Over budget: {percent(left)} of the {metric.noun} is left, {percent(asked[name])} was asked for."
+        tolerance = SPEEDUP_TOLERANCE if metric.measured else 1
+        if name in shares and name in options and shares[name] > options[name] * tolerance:
+            left, asked = percent(shares[name]), percent(options[name])
+            return f"Over budget: {left} of the {metric.noun} is left, {asked} was asked for."
     return ""
 
 
-def _lead(row: Row, source: str, target: str) -> tuple[str, ...]:
-    """What was done, in two or three sentences."""
-    kernels, macs, size = row["kernels"], row["macs"], row["bytes"]
-    proof = row["proof"]
-    against = "the original itself" if row["exact"] else "the original whose removed channels are set to zero"
-    first = "before its weights were changed, " if changed(row) else ""
+def _lead(report: CompressionReport, source: str, output: str) -> tuple[str, ...]:
+    """Sentences on size, proof and accuracy."""
+    costs, proof = report.costs, report.proof
+    reference = "the original itself" if report.lossless else "the original whose removed channels are set to zero"
+    when = "before its weights were changed, " if report.weights_changed else ""
     return (
-        f"{shown(target)} holds {percent(kernels['fraction'])} of the kernels of {shown(source)}, does "
-        f"{percent(macs['fraction'])} of its multiply-adds and takes {percent(size['fraction'])} of its bytes.",
-        f"The removal is proven: {first}its outputs equalled those of {against} within "
-        f"{proof['max_relative_error']:.1e} on {counted(proof['inputs'], 'input')}.",
-        _accuracy(row),
+        f"{shown(output)} holds {percent(costs.kernels.fraction)} of the kernels of {shown(source)}, does "
+        f"{percent(costs.macs.fraction)} of its multiply-adds and takes {percent(costs.bytes.fraction)} of its bytes.",
+        f"The removal is proven: {when}its outputs equalled those of {reference} within "
+        f"{proof.max_relative_error:.1e} on {counted(proof.inputs, 'input')}.",
+        _accuracy(report),
     )
 
 
-def _accuracy(row: Row) -> str:
-    """How near the outputs are to the original's, in a sentence."""
-    found = row["recovery"]
-    if found is None and row["exact"]:
+def _accuracy(report: CompressionReport) -> str:
+    """A sentence on the deviation from the original."""
+    if report.recovery is None and report.lossless:
         return "The outputs are those of the original: only what contributes nothing was removed."
-    if found is None:
-        return "How far its outputs are from the original's on real inputs is not known: none were given."
-    where = f"{counted(found['deviation']['samples'], 'sample')}{' held out' if found['held_out'] else ''}"
-    return f"On {where}, {_worst(found['deviation']['outputs'])}."
+    if report.recovery is None:
+        return "The deviation of its outputs on real inputs is not known: none were given."
+    return f"On {_samples(report.recovery)}, {_worst(report.recovery.deviation.outputs)}."
 
 
-def _worst(outputs: Row) -> str:
+def _samples(row: RecoveryRow) -> str:
+    return f"{counted(row.deviation.samples, 'sample')}{' held out' if row.held_out else ''}"
+
+
+def _worst(outputs: Mapping[str, OutputDeviation]) -> str:
     """The output that deviates most, in words."""
-    name, worst = max(outputs.items(), key=lambda item: _size(item[1]["relative_l2"]))
-    lost = worst["relative_l2"]
-    text = f"deviates {_off(lost)}" + ("" if lost is None else " (relative L2)")
-    channel = worst["worst_channel"]
-    if channel is not None:
-        text += f", its channel {channel['index']} {_off(channel['relative_l2'])}"
-    if worst["psnr"] is not None:
-        text += f", a PSNR of {worst['psnr']:.1f}{BLANK}dB"
-    if worst["top1"] is not None:
-        text += f" and decides as the original does in {percent(worst['top1'])} of the cases"
-    return f"the output {text}" if len(outputs) == 1 else f"the output that is furthest off, {shown(name)}, {text}"
+    name = _worst_name(outputs)
+    worst = outputs[name]
+    text = f"deviates {_deviation(worst.relative_l2)}" + ("" if worst.relative_l2 is None else " (relative L2)")
+    if worst.worst_channel is not None:
+        text += f", its channel {worst.worst_channel.index} {_deviation(worst.worst_channel.relative_l2)}"
+    if worst.psnr is not None:
+        text += f", a PSNR of {worst.psnr:.1f}{BLANK}dB"
+    if worst.top1 is not None:
+        text += f" and decides as the original does in {percent(worst.top1)} of the cases"
+    return f"the output {text}" if len(outputs) == 1 else f"the output that deviates most, {shown(name)}, {text}"
 
 
-def _off(lost: float | None) -> str:
-    return "infinitely" if lost is None else f"by {percent(lost)}"
+def _worst_name(outputs: Mapping[str, OutputDeviation]) -> str:
+    """Name of the output that deviates most; None is infinite."""
+
+    def size(name: str) -> float:
+        relative = outputs[name].relative_l2
+        return float("inf") if relative is None else relative
+
+    return max(outputs, key=size)
 
 
-def _size(deviation: float | None) -> float:
-    return float("inf") if deviation is None else deviation
+def _deviation(relative: float | None) -> str:
+    return "infinitely" if relative is None else f"by {percent(relative)}"
 
 
-def _change(row: Row, metric: Metric) -> Tile:
-    change = row[metric.name]
-    before, after = (f"{compact(change[key])}{metric.symbol}" for key in ("before", "after"))
-    exactly = f"{whole(change['before'])} → {whole(change['after'])}"
+def _cost_tile(name: str, cost: CostChange) -> Tile:
+    metric = METRICS[name]
     return Tile(
         metric.title,
-        percent(change["fraction"]),
-        f"{before} → {after}",
-        f"{metric.meaning}: {exactly}",
-        change["fraction"],
+        percent(cost.fraction),
+        f"{compact(cost.before)}{metric.symbol} → {compact(cost.after)}{metric.symbol}",
+        f"{metric.meaning}: {whole(cost.before)} → {whole(cost.after)}",
+        cost.fraction,
     )
 
 
-def _speed_tile(row: Row) -> Tile:
-    found = row["latency"]
-    if found is None:
+def _speed_tile(row: LatencyRow | None) -> Tile:
+    if row is None:
         return Tile("Speed", "not measured", "", "time of one run in onnxruntime")
-    low, high = found["interval"]
-    where = f"{counted(found['threads'], 'thread')} on {found['provider']}"
+    comparison, (low, high) = row.comparison, row.comparison.interval
+    where = f"{counted(row.threads, 'thread')} on {row.provider}"
     return Tile(
         "Speed",
-        f"{found['speedup']:.2f}{BLANK}×",
-        f"{ms(found['before_ms'])} → {ms(found['after_ms'])}",
-        f"95 % interval {low:.2f} to {high:.2f}, median of {found['rounds']} rounds in turns, {where}",
+        f"{comparison.speedup:.2f}{BLANK}×",
+        f"{ms(row.before_ms)} → {ms(row.after_ms)}",
+        f"95 % interval {low:.2f} to {high:.2f}, median of {comparison.rounds} rounds in turns, {where}",
     )
 
 
-def _gauge(found: Row | None) -> Gauge | None:
-    if found is None:
+def _gauge(row: LatencyRow | None) -> Gauge | None:
+    if row is None:
         return None
-    low, high = found["interval"]
-    scale = ENDS / max(1.0, high)
-    return Gauge(scale, scale * found["speedup"], scale * low, scale * high)
+    low, high = row.comparison.interval
+    scale = GAUGE_END / max(1.0, high)
+    return Gauge(scale, scale * row.comparison.speedup, scale * low, scale * high)
 
 
-def _proof_tile(row: Row) -> Tile:
-    proof = row["proof"]
+def _proof_tile(proof: ProofRow) -> Tile:
     return Tile(
         "Proof",
-        proof["status"],
-        f"error {proof['max_relative_error']:.1e}, bound {proof['bound']:.0e}",
-        f"largest relative L2 error of {counted(len(proof['outputs']), 'output')} on "
-        f"{counted(proof['inputs'], 'input')}, in onnxruntime",
+        proof.status,
+        f"error {proof.max_relative_error:.1e}, bound {proof.bound:.0e}",
+        f"largest relative L2 error of {counted(len(proof.outputs), 'output')} on "
+        f"{counted(proof.inputs, 'input')}, in onnxruntime",
     )
 
 
-def _deviation_tile(row: Row) -> Tile:
-    found = row["recovery"]
-    if found is None:
-        text = ("none", "as the proof has it") if row["exact"] else ("not known", "no real inputs were given")
+def _deviation_tile(report: CompressionReport) -> Tile:
+    row = report.recovery
+    if row is None:
+        text = ("none", "as the proof has it") if report.lossless else ("not known", "no real inputs were given")
         return Tile("Deviation", *text, "distance from the original's outputs on real inputs")
-    outputs, first = found["deviation"]["outputs"], found["removed"]["outputs"]
-    name = max(outputs, key=lambda key: _size(outputs[key]["relative_l2"]))
-    now, was = (side[name]["relative_l2"] for side in (outputs, first))
-    samples = counted(found["deviation"]["samples"], "sample")
-    recovered = f"{_share(was)} before recovery" if found["kept"] else "weights as they were"
+    name = _worst_name(row.deviation.outputs)
+    before, after = row.removed.outputs[name].relative_l2, row.deviation.outputs[name].relative_l2
     return Tile(
         "Deviation",
-        _share(now),
-        recovered,
-        f"relative L2 distance from the original's output on {samples}{' held out' if found['held_out'] else ''}",
+        _share(after),
+        f"{_share(before)} before recovery" if row.kept else "weights as they were",
+        f"relative L2 distance from the original's output on {_samples(row)}",
     )
 
 
-def _share(value: float | None) -> str:
-    return "infinite" if value is None else percent(value)
+def _share(relative: float | None) -> str:
+    return "infinite" if relative is None else percent(relative)

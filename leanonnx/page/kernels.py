@@ -1,8 +1,8 @@
-"""Which kernels of each layer are left: a grid of input channels × output channels, coarser for large layers."""
+"""Kernels kept in each layer: a grid of input channels × output channels, coarser for large layers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -11,42 +11,43 @@ from numpy.typing import NDArray
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.reporting.report import Row
+from leanonnx.reporting.rows import LayerRow
 from leanonnx.rules.call import KernelBlock
 
-Grid = NDArray[np.float64]
-MOST, FIRST = 120, 42
-"""Layers that are drawn, and that are seen at once."""
-CELLS = 40_000
+Shares = NDArray[np.float64]
+"""Share of the kernels kept in each cell [rows, columns]."""
+MAX_DRAWN_LAYERS, MAX_OPEN_LAYERS = 120, 42
+"""Layers that are drawn at all, and without unfolding the rest."""
+MAX_CELLS = 40_000
 """Cells of all layers together, about."""
 COARSEST, FINEST = 8, 32
 """Cells along a side."""
 LEVELS = 4
-"""Shades of what is left: some, half, most, all; what is gone has none."""
+"""Shades of kept kernels: some, half, most, all."""
 
 
 @dataclass(frozen=True)
 class Heat:
-    """One layer: cells along both axes, the path of each shade (0: gone), and its row of the JSON object."""
+    """One layer: cells along both axes, the path of each shade (0: all removed), and the layer's row."""
 
     number: int
     columns: int
     rows: int
     paths: tuple[str, ...]
-    row: Row
+    row: LayerRow
 
     @property
     def share(self) -> float:
-        """What is left of its kernels."""
-        before, after = self.row["kernels"]
-        return float(after / before) if before else 1.0
+        """Share of its kernels that are kept."""
+        before, after = self.row.kernels
+        return after / before if before else 1.0
 
 
 @dataclass(frozen=True)
 class Heats:
-    """The largest layers, others that are drawn, how many are not; ``coarse``: some cell stands for several kernels.
+    """The largest layers, ``smaller`` ones that are drawn too, and the number of those that are ``missing``.
 
-    ``gaps``: some cells hold no kernel, since they lie between groups.
+    ``coarse``: some cell stands for several kernels; ``gaps``: some cells lie between convolution groups.
     """
 
     layers: tuple[Heat, ...]
@@ -56,45 +57,46 @@ class Heats:
     gaps: bool
 
 
-def heats(dag: ChannelDag, alive: Mask, rows: list[Row]) -> Heats:
-    """The kernels of all layers that have any that count, the largest ones where these are too many."""
-    counted = sorted((k for k, row in enumerate(rows) if row["kernels"][0]), key=lambda k: -rows[k]["kernels"][0])
-    drawn = counted[:MOST]
-    side = int(np.clip((CELLS / max(len(drawn), 1)) ** 0.5, COARSEST, FINEST))
+def heats(dag: ChannelDag, alive: Mask, rows: Sequence[LayerRow]) -> Heats:
+    """The kernels of all layers that have any that count, of the largest ones where these are too many."""
+    largest = sorted((k for k, row in enumerate(rows) if row.kernels.before), key=lambda k: -rows[k].kernels.before)
+    drawn = largest[:MAX_DRAWN_LAYERS]
+    side = int(np.clip((MAX_CELLS / max(len(drawn), 1)) ** 0.5, COARSEST, FINEST))
     layers, smaller = (
         tuple(_heat(k, dag.kernel_blocks[k][1], alive, side, rows[k]) for k in sorted(part))
-        for part in (drawn[:FIRST], drawn[FIRST:])
+        for part in (drawn[:MAX_OPEN_LAYERS], drawn[MAX_OPEN_LAYERS:])
     )
-    mixes = [dag.kernel_blocks[k][1] for k in drawn]
-    coarse = any(max(mix.sources.size, mix.destinations.size) > side for mix in mixes)
-    gaps = any(mix.sources.shape[0] > 1 for mix in mixes)
-    return Heats(layers, smaller, len(counted) - len(drawn), coarse, gaps)
+    blocks = [dag.kernel_blocks[k][1] for k in drawn]
+    coarse = any(max(block.sources.size, block.destinations.size) > side for block in blocks)
+    gaps = any(block.sources.shape[0] > 1 for block in blocks)
+    return Heats(layers, smaller, len(largest) - len(drawn), coarse, gaps)
 
 
-def _heat(index: int, mix: KernelBlock, alive: Mask, side: int, row: Row) -> Heat:
-    grid = shares(mix, alive, side)
+def _heat(index: int, block: KernelBlock, alive: Mask, side: int, row: LayerRow) -> Heat:
+    grid = kept_shares(block, alive, side)
     shades = np.where(np.isnan(grid), -1, np.ceil(LEVELS * grid))
     paths = tuple(_path(shades == level) for level in range(LEVELS + 1))
     return Heat(index + 1, grid.shape[1], grid.shape[0], paths, row)
 
 
-def shares(mix: KernelBlock, alive: Mask, side: int) -> Grid:
-    """Share of the kernels left in each cell [output bins, input bins]; NaN where there are none (between groups)."""
-    rows, columns = _binned(alive[mix.destinations], side), _binned(alive[mix.sources], side)
-    every, other = (_binned(np.ones(channel_ids.shape, bool), side) for channel_ids in (mix.destinations, mix.sources))
+def kept_shares(block: KernelBlock, alive: Mask, side: int) -> Shares:
+    """Share of the kernels kept in each cell [output bins, input bins]; NaN where there are none (between groups)."""
+    rows, columns = _channels_by_bin(alive[block.destinations], side), _channels_by_bin(alive[block.sources], side)
+    ends = (block.destinations, block.sources)
+    every, other = (_channels_by_bin(np.ones(channel_ids.shape, bool), side) for channel_ids in ends)
     total = every @ other.T
-    found: Grid = np.divide(rows @ columns.T, total, out=np.full(total.shape, np.nan), where=total > 0)
-    return found
+    shares: Shares = np.divide(rows @ columns.T, total, out=np.full(total.shape, np.nan), where=total > 0)
+    return shares
 
 
-def _binned(living: Mask, side: int) -> Grid:
-    """Living channels of each bin and group [bins, groups], from those of each group [groups, channels]."""
-    groups, width = living.shape
-    bins = min(side, living.size)
-    place = np.arange(living.size) * bins // living.size
-    found = np.zeros((bins, groups))
-    np.add.at(found, (place, np.repeat(np.arange(groups), width)), living.reshape(-1))
-    return found
+def _channels_by_bin(kept: Mask, side: int) -> Shares:
+    """Number of kept channels by bin and convolution group [bins, groups], from their mask [groups, channels]."""
+    groups, width = kept.shape
+    bins = min(side, kept.size)
+    place = np.arange(kept.size) * bins // kept.size
+    counts = np.zeros((bins, groups))
+    np.add.at(counts, (place, np.repeat(np.arange(groups), width)), kept.reshape(-1))
+    return counts
 
 
 def _path(mask: Mask) -> str:
@@ -108,6 +110,6 @@ def _path(mask: Mask) -> str:
 
 
 def _runs(line: Mask) -> Iterator[tuple[int, int]]:
-    """Where the true stretches of a line start and stop."""
+    """Start and stop of the true stretches of a line."""
     edges = np.flatnonzero(np.diff(np.r_[False, line, False])).tolist()
     yield from zip(edges[::2], edges[1::2], strict=True)

@@ -1,4 +1,4 @@
-"""The page itself: values for all pictures, put into the templates."""
+"""Render the page of ``--report``: values for all pictures, put into the templates."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from leanonnx.commands.compress.pipeline import CompressResult
+from leanonnx.commands.compress.report import compression_report
 from leanonnx.data.samples import Data
 from leanonnx.formatting import ms, percent, short, shown, sizes, whole
-from leanonnx.page.chains import MOST, chains
+from leanonnx.page.chains import MAX_DRAWN_CHANNELS, chain_picture
 from leanonnx.page.deviation import deviations
 from leanonnx.page.headline import headline
 from leanonnx.page.kernels import heats
-from leanonnx.page.network import listed, network
-from leanonnx.page.pins import pins
-from leanonnx.page.samples import samples
-from leanonnx.page.times import times
+from leanonnx.page.network import abridged_numbers, network_picture
+from leanonnx.page.pins import pin_bars
+from leanonnx.page.samples import output_samples
+from leanonnx.page.times import layer_times
+from leanonnx.reporting.encoding import to_json
 from leanonnx.reporting.remarks import remarks
-from leanonnx.reporting.report import summary
 from leanonnx.runtime.providers import runtime_version
 from leanonnx.system.cores import processor
 from leanonnx.version import __version__
 
-FILTERS = {
-    "listed": listed,
+PAGE_FILTERS = {
+    "abridged": abridged_numbers,
     "ms": ms,
     "percent": percent,
     "short": short,
@@ -36,25 +37,25 @@ FILTERS = {
     "sizes": sizes,
     "whole": whole,
 }
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{}'"
-"""What the page may load, which is nothing, and run, which is its own script alone."""
+CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{}'"
+"""The page loads nothing, and runs its own script alone."""
 
 
 @dataclass(frozen=True)
 class PageContext:
-    """What the caller knows: the two files as the user named them, and the command, or the call in Python."""
+    """Facts that the caller knows: both files as the user named them, and the command, or the call in Python."""
 
     source: str
-    target: str
+    output: str
     command: str
 
 
-def render(told: PageContext, result: CompressResult, draft: Path, data: Data | None) -> str:
+def render(context: PageContext, result: CompressResult, draft: Path, data: Data | None) -> str:
     """The page on a compression, as HTML that needs no other file.
 
     Args:
-        told: what the caller knows.
-        result: what came of the compression.
+        context: facts that the caller knows.
+        result: the compression.
         draft: the compressed model, before it is renamed into place.
         data: the real inputs that were given, if any.
 
@@ -62,24 +63,25 @@ def render(told: PageContext, result: CompressResult, draft: Path, data: Data | 
         DataError: the data cannot be read.
     """
     environment = _environment()
-    row = summary(result)
+    report = compression_report(result)
     script = environment.get_template("script.js").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = environment.get_template("page.html").render(
-        policy=POLICY.format(digest),
+        policy=CONTENT_POLICY.format(digest),
         script=Markup(script),
-        told=told,
-        row=row,
-        remarks=remarks(row),
-        head=headline(row, result.plan.options, Path(told.source).name, Path(told.target).name),
-        network=network(result.dag, row["layers"]),
-        heats=heats(result.dag, result.alive, row["layers"]),
-        chains=chains(result.dag, result.alive),
-        most_channels=MOST,
-        times=times(result, draft, row["layers"]),
-        deviations=deviations(row["recovery"]),
-        samples=samples(result, draft, data),
-        pins=pins(row),
+        context=context,
+        report=report,
+        numbers=to_json(report),
+        remarks=remarks(report),
+        head=headline(report, result.plan.options, Path(context.source).name, Path(context.output).name),
+        network=network_picture(result.dag, report.layers),
+        heats=heats(result.dag, result.alive, report.layers),
+        chains=chain_picture(result.dag, result.alive),
+        max_drawn_channels=MAX_DRAWN_CHANNELS,
+        times=layer_times(result, draft, report.layers),
+        deviations=deviations(report.recovery),
+        samples=output_samples(result, draft, data),
+        pins=pin_bars(report),
         plan=result.plan.row(),
         again=result.plan.recovery and result.plan.recovery.again(),
         facts=_facts(result),
@@ -88,20 +90,20 @@ def render(told: PageContext, result: CompressResult, draft: Path, data: Data | 
 
 
 def _environment() -> Environment:
-    found = Environment(
+    environment = Environment(
         loader=PackageLoader("leanonnx.page"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":")}
-    found.filters.update(FILTERS)
-    return found
+    environment.policies |= {"json.dumps_kwargs": {"sort_keys": True, "separators": (",", ":")}}
+    environment.filters.update(PAGE_FILTERS)
+    return environment
 
 
 def _facts(result: CompressResult) -> dict[str, str]:
-    """What it was made with."""
+    """Versions, the machine and the original that the page was made with."""
     return {
         "leanonnx": __version__,
         "onnxruntime": runtime_version(),

@@ -1,29 +1,30 @@
-"""What may not be removed, and what that costs."""
+"""The pinned channels, and the kernels that they keep."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from leanonnx.reporting.report import Row
+from leanonnx.reporting.reports import CompressionReport
+from leanonnx.reporting.rows import PinRow
 
-MOST = 10
-"""Pins that are drawn."""
+MAX_DRAWN_PINS = 10
 
 
 @dataclass(frozen=True)
-class Pins:
-    """Rows of the JSON object, the costliest first; ``kernels``: all that are left."""
+class PinBars:
+    """Pins, the costliest first, of which the first ``drawn`` are drawn; ``kernels``: all that are kept."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[PinRow, ...]
     drawn: int
     kernels: int
 
-    def share(self, row: Row) -> float:
-        """Share of the kernels left that touch a pinned channel."""
-        return float(row["kernels"] / self.kernels) if self.kernels else 0.0
+    def share(self, row: PinRow) -> float:
+        """Share of the kept kernels that touch a pinned channel."""
+        return row.kernels / self.kernels if self.kernels else 0.0
 
 
-def pins(row: Row) -> Pins:
-    """The pins of a compression, from its JSON object."""
-    found = row["pins"]
-    return Pins(tuple(found), len(found) if len(found) <= MOST + 1 else MOST, row["kernels"]["after"])
+def pin_bars(report: CompressionReport) -> PinBars:
+    """The pins of a compression; one more is drawn rather than a remainder of one."""
+    rows = report.pins
+    drawn = len(rows) if len(rows) <= MAX_DRAWN_PINS + 1 else MAX_DRAWN_PINS
+    return PinBars(rows, drawn, report.costs.kernels.after)

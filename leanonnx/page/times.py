@@ -1,4 +1,4 @@
-"""Time of each layer before and after, and which layers run on onnxruntime's fast path."""
+"""Time of each layer before and after, and the layers on onnxruntime's fast path."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.commands.compress.pipeline import CompressResult
 from leanonnx.operators.facts import PRODUCT_FAMILIES
 from leanonnx.operators.table import names_of
-from leanonnx.reporting.report import Row
+from leanonnx.reporting.rows import LayerRow
 from leanonnx.runtime.fastpath import FLOAT_CONVOLUTIONS
 from leanonnx.runtime.profiling import Work
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.subprocess_timing import measured_works
 
-SECONDS = 2.0
-"""For which both models are profiled together."""
-MOST, FEW = 20, 6
-"""Layers and other operators that are drawn."""
-KERNELS = names_of(*PRODUCT_FAMILIES)
+PROFILE_SECONDS = 2.0
+"""Seconds for which both models are profiled together."""
+MAX_DRAWN_LAYER_BARS, MAX_DRAWN_OPERATOR_BARS = 20, 6
+KERNEL_OPERATORS = names_of(*PRODUCT_FAMILIES)
 """Operators with kernels, those that onnxruntime makes by fusing included."""
 
 
 @dataclass(frozen=True)
-class Line:
+class TimeBar:
     """Milliseconds of one layer, or of all other nodes of one operator; ``number`` is None for these.
 
-    ``before`` or ``after`` is None where there is no such node. ``fast`` tells for both whether a convolution ran in
-    the blocked layout (None: no convolution).
+    ``before`` or ``after`` is None where there is no such node.  ``fast``, before and after: its convolutions ran in
+    the blocked layout (None: it has none).
     """
 
     number: int | None
@@ -46,7 +45,7 @@ class Line:
 
     @property
     def path(self) -> str:
-        """The fast path in words; nothing for what is no convolution, or is no longer there."""
+        """The fast path in words; nothing for what is no convolution, or was removed."""
         was, now = self.fast
         if now is None:
             return ""
@@ -56,11 +55,11 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Times:
-    """Layers and other operators, the longest first, how many of either are drawn, and the sums of both models."""
+class LayerTimes:
+    """Layers and other operators, the longest first, the numbers of either that are drawn, and both models' sums."""
 
-    layers: tuple[Line, ...]
-    others: tuple[Line, ...]
+    layers: tuple[TimeBar, ...]
+    others: tuple[TimeBar, ...]
     drawn: tuple[int, int]
     before: float
     after: float
@@ -70,88 +69,90 @@ class Times:
         """Milliseconds of the longest bar."""
         return max((line.longer for line in self.layers + self.others), default=1.0) or 1.0
 
-    def rest(self, lines: Sequence[Line], drawn: int) -> tuple[float, float]:
-        """Sums of what is not drawn of some lines."""
+    def rest(self, lines: Sequence[TimeBar], drawn: int) -> tuple[float, float]:
+        """Sums of the lines that are not drawn."""
         hidden = lines[drawn:]
         return sum(line.before or 0.0 for line in hidden), sum(line.after or 0.0 for line in hidden)
 
 
-def times(result: CompressResult, draft: Path, rows: list[Row]) -> Times | str:
-    """Profile both models once; why not, where that was not done."""
+def layer_times(result: CompressResult, draft: Path, rows: Sequence[LayerRow]) -> LayerTimes | str:
+    """Profile both models once; a sentence on the reason where that cannot be done."""
     if result.latency is None:
         return "Latency was not measured, so no layer was timed."
     if result.setting.on_device:
         return "Layers are timed on the CPU only: on a GPU the profiler sees the start of the work, not its end."
     model = result.dag.model
     try:
-        found = measured_works(
+        before, after = measured_works(
             [model.path, draft],
             result.dag.observation.feeds,
             replace(result.setting, libraries=model.libraries),
-            SECONDS,
+            PROFILE_SECONDS,
         )
     except RunFailed as error:
         return f"The layers could not be timed: {error}."
-    return compared(result.dag, rows, *found)
+    return compare_profiles(result.dag, rows, before, after)
 
 
-def compared(dag: ChannelDag, rows: list[Row], before: Sequence[Work], after: Sequence[Work]) -> Times:
+def compare_profiles(
+    dag: ChannelDag, rows: Sequence[LayerRow], before: Sequence[Work], after: Sequence[Work]
+) -> LayerTimes:
     """The nodes of both profiles, joined by layer."""
     sides = [_by_place(dag, works) for works in (before, after)]
     lines = [
-        _line(dag, rows, place, [side.get(place, []) for side in sides])
+        _bar(dag, rows, place, [side.get(place, []) for side in sides])
         for place in dict.fromkeys((*sides[0], *sides[1]))
     ]
     lines.sort(key=lambda line: -line.longer)
     layers, others = (tuple(line for line in lines if (line.number is None) == other) for other in (False, True))
-    drawn = _drawn(layers, MOST), _drawn(others, FEW)
-    return Times(layers, others, drawn, *(sum(work.ms for work in works) for works in (before, after)))
+    drawn = _drawn_count(layers, MAX_DRAWN_LAYER_BARS), _drawn_count(others, MAX_DRAWN_OPERATOR_BARS)
+    return LayerTimes(layers, others, drawn, *(sum(work.ms for work in works) for works in (before, after)))
 
 
-def _drawn(lines: Sequence[Line], most: int) -> int:
-    """How many of the lines are drawn; one more rather than a remainder of one."""
+def _drawn_count(lines: Sequence[TimeBar], most: int) -> int:
+    """Number of lines that are drawn; one more rather than a remainder of one."""
     return len(lines) if len(lines) <= most + 1 else most
 
 
 def _by_place(dag: ChannelDag, works: Sequence[Work]) -> dict[int | str, list[Work]]:
     """Nodes of a profile by the layer that they compute, others by their operator."""
-    found: dict[int | str, list[Work]] = {}
+    by_place: dict[int | str, list[Work]] = {}
     for work in works:
         layer = _layer(dag, work)
-        found.setdefault(work.operator if layer is None else layer, []).append(work)
-    return found
+        by_place.setdefault(work.operator if layer is None else layer, []).append(work)
+    return by_place
 
 
 def _layer(dag: ChannelDag, work: Work) -> int | None:
     """The node with kernels that a node of a profile computes; None if it is something else.
 
-    Where onnxruntime has joined a layer with what follows, its name may be that of the last: what has kernels but is
-    named after a node without is the nearest layer before that.
+    Where onnxruntime has fused a layer with nodes after it, its name may be that of the last one: a node with kernels
+    that is named after one without is the nearest layer before that.
     """
-    mixing = {node for node, _ in dag.kernel_blocks}
+    layers = {node for node, _ in dag.kernel_blocks}
     producers, nodes = dag.model.producers, dag.model.proto.graph.node
     if work.tensor not in producers:
         return None
     seen = [producers[work.tensor]]
-    if work.operator not in KERNELS:
-        return seen[0] if seen[0] in mixing and nodes[seen[0]].op_type == work.operator else None
+    if work.operator not in KERNEL_OPERATORS:
+        return seen[0] if seen[0] in layers and nodes[seen[0]].op_type == work.operator else None
     for node in seen:
-        if node in mixing:
+        if node in layers:
             return node
         seen += [producers[name] for name in nodes[node].input if name in producers and producers[name] not in seen]
     return None
 
 
-def _line(dag: ChannelDag, rows: list[Row], place: int | str, sides: Sequence[Sequence[Work]]) -> Line:
+def _bar(dag: ChannelDag, rows: Sequence[LayerRow], place: int | str, sides: Sequence[Sequence[Work]]) -> TimeBar:
     before, after = (sum(work.ms for work in works) if works else None for works in sides)
     if isinstance(place, str):
-        return Line(None, place, place, before, after)
+        return TimeBar(None, place, place, before, after)
     number = next(k for k, (node, _) in enumerate(dag.kernel_blocks) if node == place)
-    fast = tuple(_fast(works) for works in sides)
-    return Line(number + 1, rows[number]["name"], rows[number]["operator"], before, after, (fast[0], fast[1]))
+    fast = tuple(_is_fast(works) for works in sides)
+    return TimeBar(number + 1, rows[number].name, rows[number].operator, before, after, (fast[0], fast[1]))
 
 
-def _fast(works: Sequence[Work]) -> bool | None:
-    """Whether a layer's convolutions all ran in the blocked layout; None without any."""
-    found = [work.blocked for work in works if work.operator in FLOAT_CONVOLUTIONS]
-    return all(found) if found else None
+def _is_fast(works: Sequence[Work]) -> bool | None:
+    """True if a layer's convolutions all ran in the blocked layout; None without any."""
+    blocked = [work.blocked for work in works if work.operator in FLOAT_CONVOLUTIONS]
+    return all(blocked) if blocked else None

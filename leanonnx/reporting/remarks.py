@@ -1,75 +1,84 @@
-"""What a report says in words: what went, what was cleaned up, what was made up for."""
+"""Sentences on a compression: what was removed, what was cleaned up, which weights were changed."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from leanonnx.formatting import counted
+from leanonnx.reporting.reports import CompressionReport, DataFreeRow, LosslessRow, RecoveryRow
+from leanonnx.reporting.rows import MetricChange
 
-CHANNELS = {"unread": "that nothing reads", "constant": "of one number whatever the input"}
+REMOVED_CHANNELS = {"unread": "that nothing reads", "constant": "that are constant whatever the input"}
 """Reasons for which channels contribute nothing."""
-NODES = {
+TIDIED_NODES = {
     "unread": ("node", "that nothing reads"),
     "no-op": ("node", "without effect"),
     "branch": ("join", "with an operand that adds nothing"),
     "merged": ("layer", "merged into the weights before"),
 }
-"""What is cleaned up in a graph, and why."""
-BLIND = {"constants": "constant", "means": "by the mean", "merged": "merged into others"}
-"""How removed channels are made up for without data."""
-NAMED = 5
-"""Operators that a line names."""
-Row = dict[str, Any]
+"""Kinds of nodes that are removed from a graph, by reason."""
+MAX_NAMED_OPERATORS = 5
 
 
-def remarks(row: Row) -> list[str]:
-    """Lines on a compression, from its JSON object."""
-    restored = row["weights_from"]
-    lines = [f"Weights put in as they were when the plan was made, from {restored}"] if restored else []
-    return _gone(row) + folded(row["folded"]) + uncounted(row["uncounted"]) + _made_up_for(row["blind"]) + lines
+def remarks(report: CompressionReport) -> list[str]:
+    """The sentences on a compression."""
+    source = report.weights_from
+    restored = [f"Weights restored as they were when the plan was made, from {source}"] if source else []
+    return [
+        *_lossless_remarks(report.lossless),
+        *_tidied_remarks(report.tidied),
+        *folded_remarks(report.folded),
+        *uncounted_remarks(report.uncounted),
+        *_data_free_remarks(report.data_free),
+        *restored,
+    ]
 
 
-def changed(row: Row) -> bool:
-    """Whether weights are others than those that were proven."""
-    if row["weights_from"]:
-        return True
-    if row["recovery"]:
-        return bool(row["recovery"]["kept"])
-    return any((row["blind"] or {}).get(way) for way in BLIND)
-
-
-def folded(names: list[str]) -> list[str]:
-    """What was stored in place of what computed it, in words."""
+def folded_remarks(names: Sequence[str]) -> list[str]:
+    """A sentence on the weights that are stored in place of the nodes that computed them."""
     if not names:
         return []
     return [f"{counted(len(names), 'weight')} computed from constants: folded (stored as the value that is read)"]
 
 
-def uncounted(names: list[str]) -> list[str]:
-    """Operators whose multiply-adds nobody knows, in words."""
+def uncounted_remarks(names: Sequence[str]) -> list[str]:
+    """A sentence on the operators whose multiply-adds are not known."""
     if not names:
         return []
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return [f"Not counted, since they are not known: the multiply-adds of {', '.join(names[:NAMED])}{more}"]
+    more = f" and {len(names) - MAX_NAMED_OPERATORS} more" if len(names) > MAX_NAMED_OPERATORS else ""
+    shown = ", ".join(names[:MAX_NAMED_OPERATORS])
+    return [f"Not counted, since they are not known: the multiply-adds of {shown}{more}"]
 
 
-def _gone(row: Row) -> list[str]:
-    """What contributed nothing, and what was cleaned up in the graph, in words."""
-    exact, lines = row["exact"], []
-    if exact:
-        counts = ", ".join(f"{count} {CHANNELS[reason]}" for reason, count in exact["channels"].items())
-        lines.append(f"Removed channels: {counts}")
-        lines += [f"Removed layers: {', '.join(exact['layers'])}"] if exact["layers"] else []
-    if row["tidied"]:
-        told = ((*NODES[reason], count) for reason, count in row["tidied"].items())
-        lines.append("Cleaned up: " + ", ".join(f"{counted(count, what)} {why}" for what, why, count in told))
-    return lines
+def sample_text(row: RecoveryRow) -> str:
+    """The number of samples on which the deviation was measured, and whether they were held out."""
+    return counted(row.deviation.samples, f"{'held-out ' if row.held_out else ''}sample")
 
 
-def _made_up_for(row: Row | None) -> list[str]:
-    """What was done without data."""
+def metric_text(metric: MetricChange) -> str:
+    """The metric of both models: "accuracy: 0.9123 → 0.9011 (higher is better)"."""
+    return f"{metric.name}: {metric.before:.4f} → {metric.after:.4f} ({metric.better} is better)"
+
+
+def _lossless_remarks(row: LosslessRow | None) -> list[str]:
+    if not row:
+        return []
+    counts = ", ".join(f"{count} {REMOVED_CHANNELS[reason]}" for reason, count in row.channels.items())
+    layers = [f"Removed layers: {', '.join(row.layers)}"] if row.layers else []
+    return [f"Removed channels: {counts}", *layers]
+
+
+def _tidied_remarks(counts: Mapping[str, int]) -> list[str]:
+    if not counts:
+        return []
+    parts = ((*TIDIED_NODES[reason], count) for reason, count in counts.items())
+    return ["Cleaned up: " + ", ".join(f"{counted(count, noun)} {text}" for noun, text, count in parts)]
+
+
+def _data_free_remarks(row: DataFreeRow | None) -> list[str]:
     if row is None:
         return []
-    found = ", ".join(f"{row[way]} {text}" for way, text in BLIND.items() if row[way])
-    declined = "; what rests on a guess of the inputs was left out" if row["declined"] else ""
-    return [f"Recovery without data, channels at the layers that read them: {found or 'none'}{declined}"]
+    kinds = ((row.constants, "constant"), (row.means, "by the mean"), (row.merged, "merged into others"))
+    counts = ", ".join(f"{count} {text}" for count, text in kinds if count)
+    declined = "; changes that rest on a guess of the inputs were left out" if row.declined else ""
+    return [f"Recovery without data, channels at the layers that read them: {counts or 'none'}{declined}"]

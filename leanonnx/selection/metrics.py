@@ -270,6 +270,8 @@ METRICS: Mapping[str, Metric] = {
     )
 }
 """All metrics by name, in the order of options and tables."""
+LATENCY = "latency"
+"""Name of the metric of time, which is measured."""
 COUNTED_METRICS = tuple(metric for metric in METRICS.values() if not metric.measured)
 """Metrics that are counted, without a measurement."""
 BUDGETS: Mapping[str, Metric] = {metric.option: metric for metric in METRICS.values() if metric.option}

@@ -48,13 +48,13 @@ from leanonnx.data.samples import Data, ImageFormat, batch_size, made_data, open
 from leanonnx.errors import LeanOnnxError, ModelError, OptionError, ProviderMissing
 from leanonnx.evaluation.deviation import Axes, Fidelity, compare
 from leanonnx.evaluation.slices import channel_axes
-from leanonnx.formatting import metric_text
 from leanonnx.graph.formats import Kinds, fed_in_float32, stand_in
 from leanonnx.graph.model import Model, load, tensors
 from leanonnx.inputs.random import KINDS, inputs_for
 from leanonnx.numeric.arrays import Array
 from leanonnx.proof.proof import MANY_NODES
-from leanonnx.reporting.report import fidelity
+from leanonnx.reporting.builders import fidelity_row
+from leanonnx.reporting.remarks import metric_text
 from leanonnx.runtime.free_axes import Sizes
 from leanonnx.runtime.observation import Observation, check_shapes, observe, random_feed
 from leanonnx.runtime.sessions import Feed, RunFailed, run
@@ -388,8 +388,9 @@ def _measurement_notes(
     for source, deviation in fidelities.items():
         reshaped = [one.output for one in deviation.outputs if one.reshaped]
         notes += [f"output '{name}' had another shape than BASE's on {source}" for name in reshaped]
-        if deviation.metric is not None:
-            notes.append(metric_text(fidelity(deviation)["metric"]))
+        metric = fidelity_row(deviation).metric
+        if metric is not None:
+            notes.append(metric_text(metric))
         if deviation.unused:
             notes.append(deviation.unused)
     if AGREEMENT in request.limits and request.data is None:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from distributed import Client, Future, as_completed
 
+from leanonnx.commands.sweep.rows import OutcomeRow
 from leanonnx.commands.sweep.worker import MADE, Answers, Task, calibration_path, made_here
 from leanonnx.data.files import sample_files
 from leanonnx.errors import BUG, OptionError
-from leanonnx.reporting.report import Row
 from leanonnx.spelling import option
 from leanonnx.version import __version__
 
@@ -53,15 +53,17 @@ def made_on(tasks: Sequence[Task], work: Path, address: str) -> Answers:
             client.cancel(list(futures))
 
 
-def _run_on_worker(task: Task, model: Parcel, shared: Parcel) -> tuple[Row, Parcel]:
-    """Carry out a task with the given files, on a worker; returns the row of the result and its files."""
+def _run_on_worker(task: Task, model: Parcel, shared: Parcel) -> tuple[OutcomeRow, Parcel]:
+    """Carry out a task with the given files, on a worker; returns its outcome and its files."""
     with tempfile.TemporaryDirectory(prefix="leanonnx-") as name:
         given, work = Path(name) / "given", Path(name) / "work"
         unpack({**model, **shared}, given)
         there = moved(task, given)
         ((_, row),) = made_here([there], work, threads=1)
         for here, path in ((task.source, there.source), (task.options.calib, there.options.calib)):
-            row["message"] = row["message"].replace(str(path), str(here))  # users do not know the worker's paths
+            row = replace(
+                row, message=row.message.replace(str(path), str(here))
+            )  # users do not know the worker's paths
         made = work / "0" / MADE
         return row, packed({file.name: file for file in made.iterdir()})
 
@@ -97,12 +99,12 @@ def _connect(address: str) -> Iterator[Client]:
         yield client
 
 
-def _receive(future: Future, folder: Path) -> Row:
-    """The row that a worker returned; its files are written to a folder."""
+def _receive(future: Future, folder: Path) -> OutcomeRow:
+    """The outcome that a worker returned; its files are written to a folder."""
     error = future.exception()
     if error is not None:
-        return {"code": BUG, "message": f"the worker failed: {error!r}"}
-    row: Row
+        return OutcomeRow(BUG, f"the worker failed: {error!r}")
+    row: OutcomeRow
     row, parcel = future.result()
     unpack(parcel, folder)
     return row

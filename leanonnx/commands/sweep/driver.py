@@ -18,13 +18,15 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from leanonnx.commands.sweep import report
-from leanonnx.commands.sweep.journal import JOURNAL, Journal, PointKey, claimed
+from leanonnx.commands.sweep.files import csv_text, json_text
+from leanonnx.commands.sweep.journal import JOURNAL, Journal, claimed
+from leanonnx.commands.sweep.report import curve_row, point_row, sweep_report
 from leanonnx.commands.sweep.request import Subject, SweepRequest, header, subjects
+from leanonnx.commands.sweep.rows import JournalRow, OutcomeRow, PointKey, PointRow, SweepReport
 from leanonnx.commands.sweep.worker import MADE, Make
 from leanonnx.errors import USER_ERROR, UserError
 from leanonnx.graph.model import Model, load
-from leanonnx.reporting.report import Row, latency
+from leanonnx.reporting.builders import latency_row
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.providers import prepare
 from leanonnx.runtime.sessions import Feed, RunFailed
@@ -37,14 +39,15 @@ MODELS_FOLDER, WORK_FOLDER = "models", ".making"
 MAKE, MEASURE, DONE = "make", "measure", "done"
 """Next step of a point."""
 CSV_NAME, JSON_NAME = "sweep.csv", "sweep.json"
+NO_PLOT = "no plot was drawn: matplotlib is not installed; install it with pip install 'leanonnx[sweep]'"
 MACHINE_LOCK = "leanonnx-measuring.lock"
 LOCK_MODE = 0o666
 """Permissions of the lock file, which all users of the machine share."""
-Draw = Callable[[Row, Path], dict[str, str]]
+Draw = Callable[[SweepReport, Path], dict[str, str]]
 """Draws the curves of a report into a folder; returns the files by kind."""
 
 
-def sweep(request: SweepRequest, make: Make, draw: Draw | None = None, progress: Progress = quiet) -> Row:
+def sweep(request: SweepRequest, make: Make, draw: Draw | None = None, progress: Progress = quiet) -> SweepReport:
     """Write the trade-off curves of models to a folder; points that it contains already are kept.
 
     Args:
@@ -80,10 +83,12 @@ class _Sweep:
         self.models = {subject.name: subject for subject in models}
         self.keys = [(subject.name, asked) for subject in models for asked in request.fractions]
         self.journal = Journal(request.folder)
-        self.journal.begin(header(request, models))
+        head = header(request, models)
+        self.journal.begin(head)
+        self.conditions = head.conditions
         errors = {subject.name: subject.error for subject in models if subject.error}
-        self.failed: dict[PointKey, Row] = {
-            key: {"code": errors[key[0]].code, "message": str(errors[key[0]])} for key in self.keys if key[0] in errors
+        self.failed = {
+            key: OutcomeRow(errors[key[0]].code, str(errors[key[0]])) for key in self.keys if key[0] in errors
         }
 
     def candidate(self, key: PointKey) -> Path:
@@ -97,9 +102,9 @@ class _Sweep:
 
     def _next_step(self, key: PointKey) -> str:
         row, there = self.journal.points.get(key), self.candidate(key).is_file()
-        if row is None or (row["code"] == 0 and not there and (self.request.save_models or not row["done"])):
+        if row is None or (row.outcome.code == 0 and not there and (self.request.save_models or not row.done)):
             return MAKE
-        return DONE if row["done"] else MEASURE
+        return DONE if row.done else MEASURE
 
     def make_all(self, make: Make) -> None:
         """Make the missing candidates.
@@ -110,28 +115,28 @@ class _Sweep:
         keys = self.pending(MAKE)
         measured_later = self.request.options.measures and not self.request.options.budget.metric.measured
         with closing(self._make(keys, make)) as rows:
-            for number, (key, row) in enumerate(rows, 1):
+            for number, (key, outcome) in enumerate(rows, 1):
                 self.progress(f"make, {number} of {len(keys)}", number / len(keys))
-                if row["code"] >= USER_ERROR:
-                    self.failed[key] = row
+                if outcome.code >= USER_ERROR:
+                    self.failed[key] = outcome
                 else:
-                    self._note(key, row, done=not (row["code"] == 0 and measured_later))
-        if len(self.failed) == len(self.keys) and all(row["code"] == USER_ERROR for row in self.failed.values()):
-            raise UserError(next(iter(self.failed.values()))["message"])
+                    self._note(key, outcome, done=not (outcome.code == 0 and measured_later))
+        if len(self.failed) == len(self.keys) and all(one.code == USER_ERROR for one in self.failed.values()):
+            raise UserError(next(iter(self.failed.values())).message)
 
-    def _make(self, keys: list[PointKey], make: Make) -> Generator[tuple[PointKey, Row], None, None]:
+    def _make(self, keys: list[PointKey], make: Make) -> Generator[tuple[PointKey, OutcomeRow], None, None]:
         """Make candidates and move them into place, one at a time for a latency budget."""
         work, alone = self.request.folder / WORK_FOLDER, self.request.options.budget.metric.measured
         self.progress(f"make, 0 of {len(keys)}", 0.0)
         for batch in [[key] for key in keys] if alone else [keys]:
             tasks = [self.models[name].task(self.request, asked) for name, asked in batch]
             with machine_alone() if alone else nullcontext(), closing(make(tasks, work)) as rows:
-                for index, row in rows:
-                    if row["code"] == 0:
+                for index, outcome in rows:
+                    if outcome.code == 0:
                         _move_candidate(work / str(index) / MADE, self.candidate(batch[index]))
-                        row |= {"measured": row["made"]} if alone else {}
+                        outcome = replace(outcome, measured=outcome.made if alone else None)
                     shutil.rmtree(work / str(index), ignore_errors=True)
-                    yield batch[index], row
+                    yield batch[index], outcome
 
     def measure_all(self) -> None:
         """Measure the candidates one after the other, each against its original."""
@@ -140,7 +145,7 @@ class _Sweep:
             model, feed = self._open_original(name)
             for key in batch:
                 self.progress(f"measure, {keys.index(key)} of {len(keys)}", keys.index(key) / len(keys))
-                self._note(key, {**self.journal.points[key], **self._measure(model, feed, key)}, done=True)
+                self._note(key, self._measure(model, feed, key), done=True)
         if not self.request.save_models:
             shutil.rmtree(self.request.folder / MODELS_FOLDER, ignore_errors=True)
 
@@ -150,44 +155,47 @@ class _Sweep:
         model = load(self.models[name].path, options.libraries, options.freeze)
         return model, observe(model, options.shapes).feeds
 
-    def _measure(self, model: Model, feed: Feed, key: PointKey) -> Row:
-        """Measure a candidate against its original; returns the latency row and the time span."""
-        options, warnings = self.request.options, self.journal.points[key]["warnings"]
+    def _measure(self, model: Model, feed: Feed, key: PointKey) -> OutcomeRow:
+        """Measure a candidate against its original; returns the outcome with its latency, or with a warning."""
+        options, outcome = self.request.options, self.journal.points[key].outcome
+        candidate = outcome.candidate
+        assert candidate is not None
         setting = replace(options.setting, libraries=model.libraries)
         with machine_alone():
             began = time.time()
             try:
                 comparison = measured(model.path, self.candidate(key), feed, setting, SECONDS, options.seed)
             except RunFailed as error:
-                return {"warnings": [*warnings, f"latency could not be measured: {error}"]}
-            return {"latency": latency(comparison, setting.resolved), "measured": [began, time.time()]}
+                warnings = (*candidate.warnings, f"latency could not be measured: {error}")
+                return replace(outcome, candidate=replace(candidate, warnings=warnings))
+            candidate = replace(candidate, latency=latency_row(comparison, setting.resolved))
+            return replace(outcome, candidate=candidate, measured=(began, time.time()))
 
-    def _note(self, key: PointKey, row: Row, done: bool) -> None:
-        name, asked = key
-        self.journal.note({**row, "model": name, "asked": asked, "done": done})
+    def _note(self, key: PointKey, outcome: OutcomeRow, done: bool) -> None:
+        self.journal.note(JournalRow(outcome, *key, done))
 
-    def write_report(self, draw: Draw | None) -> Row:
+    def write_report(self, draw: Draw | None) -> SweepReport:
         """Write the report of all points to its files and return it."""
         request = self.request
         curves = []
         for name, subject in self.models.items():
             points = [self._point((name, asked)) for asked in request.fractions]
-            curves.append(report.curve(str(subject.path), name, subject.sha256, request.unit, points))
-        about = {key: value for key, value in self.journal.header.items() if key != "models"}
-        row = report.summary(request.unit, request.options.measures, curves, about)
-        row["files"] = {"csv": str(request.folder / CSV_NAME), "json": str(request.folder / JSON_NAME)}
-        write_file(request.folder / CSV_NAME, report.as_csv(row).encode())
+            curves.append(curve_row(str(subject.path), name, subject.sha256, request.unit, points))
+        report = sweep_report(request.unit, request.options.measures, curves, self.conditions)
+        files = {"csv": str(request.folder / CSV_NAME), "json": str(request.folder / JSON_NAME)}
+        write_file(request.folder / CSV_NAME, csv_text(report).encode())
         if draw is None:
-            row["warnings"].append(report.NO_PLOT)
+            report = replace(report, warnings=(*report.warnings, NO_PLOT))
         else:
-            row["files"] |= draw(row, request.folder)
-        write_file(request.folder / JSON_NAME, report.as_json(row).encode())
-        return row
+            files |= draw(report, request.folder)
+        report = replace(report, files=files)
+        write_file(request.folder / JSON_NAME, json_text(report).encode())
+        return report
 
-    def _point(self, key: PointKey) -> Row:
-        row = self.failed.get(key) or self.journal.points[key]
-        there = self.candidate(key) if row["code"] == 0 and self.request.save_models else None
-        return report.point(key[1], {**row, "file": there and str(there.relative_to(self.request.folder))})
+    def _point(self, key: PointKey) -> PointRow:
+        outcome = self.failed.get(key) or self.journal.points[key].outcome
+        there = self.candidate(key) if outcome.code == 0 and self.request.save_models else None
+        return point_row(key[1], outcome, None if there is None else str(there.relative_to(self.request.folder)))
 
 
 @contextmanager

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
+from leanonnx.commands.sweep.rows import HeaderRow, JournalRow, PointKey
 from leanonnx.errors import OptionError, OutputError
-from leanonnx.reporting.report import Row
+from leanonnx.reporting.encoding import Json, from_json, to_json
 from leanonnx.spelling import option
 from leanonnx.system.outputs import unwritten
 
 LOCK, JOURNAL = ".sweep.lock", "journal.jsonl"
-PointKey = tuple[str, float]
-"""Key of a point: the model's name in the sweep, and the requested fraction."""
+HEADER, MODELS = "header", "models"
+"""Keys of the journal."""
 
 
 @contextmanager
@@ -80,8 +80,8 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / JOURNAL
-        self.header: Row = {}
-        self.points: dict[PointKey, Row] = {}
+        self.header: Json = {}
+        self.points: dict[PointKey, JournalRow] = {}
         self.header_written = False
         text = self.path.read_bytes() if self.path.exists() else b""
         whole, end, self.incomplete_line = text.rpartition(b"\n")
@@ -89,34 +89,37 @@ class Journal:
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 self._take(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, TypeError) as error:
                 raise OutputError(
                     f"{self.path}: line {number} is damaged; start anew with {option('restart', True)}"
                 ) from error
 
-    def _take(self, row: Row) -> None:
-        if "header" in row:
-            self.header = row["header"]
+    def _take(self, line: Json) -> None:
+        header = line.get(HEADER) if isinstance(line, dict) else None
+        if header is None:
+            row = from_json(JournalRow, line)
+            self.points[row.key] = row
         else:
-            self.points[row["model"], row["asked"]] = row
+            self.header = header
 
-    def begin(self, header: Mapping[str, Any]) -> None:
+    def begin(self, header: HeaderRow) -> None:
         """Begin or continue a sweep; the request may add models.
 
         Raises:
             OptionError: the folder holds another request, or a model has changed.
         """
-        old, new = self.header, json.loads(json.dumps(header))
+        old, new = dict(self.header), to_json(header)
+        old_models, new_models = old.pop(MODELS, {}), new.pop(MODELS)
         for key in sorted(old.keys() | new.keys() if old else ()):
-            if key != "models" and old.get(key) != new.get(key):
+            if old.get(key) != new.get(key):
                 raise self._mismatch(f"{key} was {old.get(key)}, and is {new.get(key)}")
-        models = {**old.get("models", {}), **new["models"]}
-        for name, known in old.get("models", {}).items():
+        models = {**old_models, **new_models}
+        for name, known in old_models.items():
             for key, value in known.items():
                 if models[name][key] != value:
                     raise self._mismatch(f"{key} of the model '{name}' was {value}, and is {models[name][key]}")
-        self.header = {**new, "models": models}
-        self.header_written = self.header == old
+        self.header_written = self.header == {**new, MODELS: models}
+        self.header = {**new, MODELS: models}
         if self.incomplete_line:
             os.truncate(self.path, self.length)
 
@@ -126,15 +129,15 @@ class Journal:
             f"give what was given then, another folder with {option('out')}, or {option('restart', True)} to start anew"
         )
 
-    def note(self, row: Row) -> None:
+    def note(self, row: JournalRow) -> None:
         """Record a point."""
         if not self.header_written:
-            self._write({"header": self.header})
+            self._write({HEADER: self.header})
             self.header_written = True
-        self._write(row)
-        self._take(row)
+        self._write(to_json(row))
+        self.points[row.key] = row
 
-    def _write(self, row: Row) -> None:
+    def _write(self, row: Json) -> None:
         with self.path.open("ab") as file:
             file.write(json.dumps(row).encode() + b"\n")
             file.flush()

@@ -1,268 +1,150 @@
-"""What is told of a sweep: plain data for JSON, one line for each point in CSV, tables for people."""
+"""Build the report of ``leanonnx sweep`` from the outcomes of its points."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from leanonnx.commands.sweep.knee import FEWEST, knee
-from leanonnx.formatting import counted
-from leanonnx.reporting.report import SCHEMA, Row, warned
-from leanonnx.selection.metrics import COUNTED_METRICS, METRICS
-from leanonnx.spelling import option
-
-SIZES = tuple(metric.name for metric in COUNTED_METRICS)
-DEVIATIONS = ("relative_l2", "psnr", "top1")
-ABSENT = (*SIZES, "proof", "latency", "deviation", "seconds", "made", "measured", "file")
-"""What a point that was not reached has none of."""
-COLUMNS = (
-    *("model", "asked", "code", "message"),
-    *(f"{unit}{end}" for unit in SIZES for end in ("", "_fraction")),
-    *("before_ms", "after_ms", "speedup", "speedup_low", "speedup_high", "verdict"),
-    *("relative_l2", "psnr", "top1", "metric", "metric_before", "metric_after", "samples", "inputs"),
-    *("proof", "proof_error", "seconds", "knee", "file", "warnings"),
+from leanonnx.commands.sweep.rows import (
+    ConditionsRow,
+    CurveRow,
+    KneeRow,
+    OutcomeRow,
+    PointDeviation,
+    PointRow,
+    SourcedFidelity,
+    SweepReport,
 )
-NO_PLOT = "no plot was drawn: matplotlib is not installed; install it with pip install 'leanonnx[sweep]'"
-UNSURE = 10.0
-"""How many times as long as its median a time is taken to be at most where its interval is open."""
-DRAWS = 400
-LIKELY = 0.5
-"""Share of draws of the times from their intervals in which a knee has to be where it is, or at a neighbour."""
-KNEE = "furthest above the diagonal when both axes are brought to [0, 1] (Kneedle)"
+from leanonnx.selection.metrics import LATENCY
+
+NOT_ACCURACY = (
+    "Without --calib the deviation is that on random inputs. It puts the points in order, but it is not accuracy: real "
+    "inputs may be treated better or worse."
+)
+RANDOM_INPUTS = "random inputs"
+"""The source of deviations that are no accuracy."""
+MAX_RELATIVE_TIME = 10.0
+"""Largest ratio of a time to its median where its interval is open."""
+KNEE_DRAWS = 400
+MIN_KNEE_SHARE = 0.5
+"""Share of draws of the times from their intervals that must have the knee where it is, or at a neighbour."""
 
 
-def point(asked: float, found: Mapping[str, Any]) -> Row:
-    """A point of the curve, with means over the outputs beside the deviation of each; null where there is none."""
-    empty: Row = {**dict.fromkeys(ABSENT), "warnings": [], "hints": [], "knee": False}
-    row = {**empty, **{key: value for key, value in found.items() if key not in ("model", "done")}, "asked": asked}
-    if row["deviation"]:
-        row["deviation"] = {**row["deviation"], **_means(row["deviation"]["outputs"])}
-    return row
+def point_row(asked: float, outcome: OutcomeRow, file: str | None = None) -> PointRow:
+    """A point of the curve; ``file`` is the candidate, where it is kept."""
+    candidate = outcome.candidate
+    return PointRow(
+        costs=candidate.costs if candidate else None,
+        proof=candidate.proof if candidate else None,
+        latency=candidate.latency if candidate else None,
+        deviation=_point_deviation(candidate.deviation) if candidate and candidate.deviation else None,
+        seconds=outcome.seconds,
+        made=outcome.made,
+        measured=outcome.measured,
+        file=file,
+        warnings=candidate.warnings if candidate else (),
+        hints=candidate.hints if candidate else (),
+        knee=False,
+        code=outcome.code,
+        message=outcome.message,
+        asked=asked,
+    )
 
 
-def _means(outputs: Mapping[str, Row]) -> Row:
-    """Means over the outputs that have a number; a relative error that is infinite (null) stays so."""
-    found: Row = {}
-    for name in DEVIATIONS:
-        known = [one[name] for one in outputs.values()]
-        numbers = [number for number in known if number is not None]
-        broken = name == "relative_l2" and len(numbers) < len(known)
-        found[name] = sum(numbers) / len(numbers) if numbers and not broken else None
-    return found
+def _point_deviation(source: SourcedFidelity) -> PointDeviation:
+    fidelity = source.fidelity
+    outputs = fidelity.outputs.values()
+    errors = [one.relative_l2 for one in outputs]
+    return PointDeviation(
+        on=source.on,
+        samples=fidelity.samples,
+        outputs=fidelity.outputs,
+        metric=fidelity.metric,
+        relative_l2=None if None in errors else _mean(errors),
+        psnr=_mean([one.psnr for one in outputs]),
+        top1=_mean([one.top1 for one in outputs]),
+    )
 
 
-def curve(path: str, name: str, sha256: str, unit: str, points: Sequence[Row]) -> Row:
-    """The points of one model, with the knee marked."""
-    found = _knee(placed(points, unit), unit)
-    marked = [{**row, "knee": row["asked"] == found["asked"]} for row in points]
-    return {"model": path, "name": name, "sha256": sha256, "points": marked, "knee": found}
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Mean of the values that are there; None without any."""
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else None
 
 
-def _knee(points: Sequence[Row], unit: str) -> Row:
-    """Where the knee is, along which axis, and how sure that is; or why there is none."""
-    axis = "latency" if METRICS[unit].measured or (points and all(row["latency"] for row in points)) else unit
-    deviation = [row["deviation"]["relative_l2"] for row in points]
-    where = knee([remaining(row, axis) for row in points], deviation)
-    if where is None:
+def curve_row(path: str, name: str, sha256: str, metric: str, points: Sequence[PointRow]) -> CurveRow:
+    """The curve of a model, with the knee marked; ``metric`` is that of the budget."""
+    row = _knee_row(placed_points(points, metric), metric)
+    marked = tuple(replace(point, knee=point.asked == row.asked) for point in points)
+    return CurveRow(path, name, sha256, marked, row)
+
+
+def _knee_row(points: Sequence[PointRow], metric: str) -> KneeRow:
+    """The knee of points that have a place on the axes, or the reason why there is none."""
+    axis = LATENCY if metric == LATENCY or (points and all(point.latency for point in points)) else metric
+    errors = [mean_relative_error(point) for point in points]
+    index = knee([remaining(point, axis) for point in points], errors)
+    if index is None:
         reason = f"fewer than {FEWEST} points" if len(points) < FEWEST else "the curve has no bend that stands out"
-        return {"asked": None, "axis": axis, "sure": None, "reason": reason}
-    sure, asked = 1.0 if axis != "latency" else _sure(points, deviation, where), points[where]["asked"]
-    if sure >= LIKELY:
-        return {"asked": asked, "axis": axis, "sure": sure, "reason": None}
-    reason = f"the times are too uncertain, it would be near {_short(asked)} in {sure:.0%} of draws"
-    return {"asked": None, "axis": axis, "sure": sure, "reason": reason}
+        return KneeRow(None, axis, None, reason)
+    asked, sure = points[index].asked, _knee_share(points, errors, index) if axis == LATENCY else 1.0
+    if sure >= MIN_KNEE_SHARE:
+        return KneeRow(asked, axis, sure, None)
+    reason = f"the times are too uncertain, it would be near {asked:.6g} in {sure:.0%} of draws"
+    return KneeRow(None, axis, sure, reason)
 
 
-def _sure(points: Sequence[Row], deviation: Sequence[float], where: int) -> float:
-    """Share of draws of all times from their intervals in which the knee is where it is, or at a neighbour."""
-    ends = np.array([row["latency"]["interval"] for row in points])
-    middle = np.array([row["latency"]["speedup"] for row in points])
-    low, high = np.log(np.clip(ends, middle[:, None] / UNSURE, middle[:, None] * UNSURE)).T
-    drawn = np.exp(-np.random.default_rng(0).uniform(low, high, (DRAWS, len(points))))
-    found = [knee(list(left), deviation) for left in drawn]
-    return round(sum(each is not None and abs(each - where) <= 1 for each in found) / DRAWS, 3)
+def _knee_share(points: Sequence[PointRow], errors: Sequence[float], index: int) -> float:
+    """Share of draws of all times from their intervals that have the knee at an index, or at a neighbour."""
+    rows = [point.latency.comparison for point in points if point.latency]
+    ends, middle = np.array([row.interval for row in rows]), np.array([row.speedup for row in rows])
+    low, high = np.log(np.clip(ends, middle[:, None] / MAX_RELATIVE_TIME, middle[:, None] * MAX_RELATIVE_TIME)).T
+    times = np.exp(-np.random.default_rng(0).uniform(low, high, (KNEE_DRAWS, len(points))))
+    knees = [knee(list(left), errors) for left in times]
+    return round(sum(each is not None and abs(each - index) <= 1 for each in knees) / KNEE_DRAWS, 3)
 
 
-def placed(points: Sequence[Row], axis: str) -> list[Row]:
-    """The points that have a place on the axes: a finite deviation, and a measured time where that is the axis."""
-    told = [row for row in points if row["deviation"] and row["deviation"]["relative_l2"] is not None]
-    return [row for row in told if row["latency"] or axis != "latency"]
+def placed_points(points: Sequence[PointRow], axis: str) -> list[PointRow]:
+    """The points with a place on the axes: a finite deviation, and a measured time where that is the axis."""
+    finite = [point for point in points if point.deviation and point.deviation.relative_l2 is not None]
+    return [point for point in finite if point.latency or axis != LATENCY]
 
 
-def remaining(row: Row, axis: str) -> float:
-    """What is left of the original along an axis: of its measured time, or of its kernels, macs or params."""
-    return float(1 / row["latency"]["speedup"] if axis == "latency" else row[axis]["fraction"])
+def mean_relative_error(point: PointRow) -> float:
+    """Mean relative error of the outputs of a point that has a place on the axes."""
+    assert point.deviation is not None and point.deviation.relative_l2 is not None
+    return point.deviation.relative_l2
 
 
-def summary(unit: str, measured: bool, curves: Sequence[Row], about: Row) -> Row:
-    """The JSON object of ``leanonnx sweep``; ``about`` says with what all points were made."""
-    points = [row for each in curves for row in each["points"]]
-    found = []
-    slow = sum(bool(row["latency"]) and row["latency"]["verdict"] != "faster" for row in points if row["asked"] < 1)
+def remaining(point: PointRow, axis: str) -> float:
+    """Fraction of the original along an axis: of its measured time, or of the metric of the budget."""
+    if axis == LATENCY:
+        assert point.latency is not None
+        return 1 / point.latency.comparison.speedup
+    return dict(point.costs.items())[axis].fraction if point.costs else 0.0
+
+
+def sweep_report(metric: str, measured: bool, curves: Sequence[CurveRow], conditions: ConditionsRow) -> SweepReport:
+    """The report of ``leanonnx sweep``; ``metric`` is that of the budget."""
+    report = SweepReport(unit=metric, measured=measured, about=conditions, models=tuple(curves), warnings=(), files={})
+    return replace(report, warnings=tuple(_warnings(report.points)))
+
+
+def _warnings(points: Sequence[PointRow]) -> list[str]:
+    """Warnings on points that are not faster, were not reached, or were compared on random inputs."""
+    warnings = []
+    timed = [point.latency.comparison for point in points if point.latency and point.asked < 1]
+    slow = sum(row.verdict != "faster" for row in timed)
     if slow:
-        found.append(f"{slow} of {len(points)} points are not faster than the original beyond noise: see the speed-up")
-    missing = sum(row["code"] != 0 for row in points)
+        warnings.append(
+            f"{slow} of {len(points)} points are not faster than the original beyond noise: see the speed-up"
+        )
+    missing = sum(point.code != 0 for point in points)
     if missing:
-        found.append(f"{missing} of {len(points)} points could not be reached: the message says why")
-    if any(row["deviation"] and row["deviation"]["on"] == "random inputs" for row in points):
-        found.append(random_inputs_warning())
-    return {
-        "schema": SCHEMA,
-        "unit": unit,
-        "measured": measured,
-        "about": about,
-        "models": list(curves),
-        "warnings": found,
-        "files": {},
-    }
-
-
-def exit_code(row: Row) -> int:
-    """0 if all points were written, else the gravest reason why one was not."""
-    return max((each["code"] for model in row["models"] for each in model["points"]), default=0)
-
-
-def as_json(row: Row) -> str:
-    """The text of ``sweep.json``."""
-    return json.dumps(row, indent=1) + "\n"
-
-
-def as_csv(row: Row) -> str:
-    """The text of ``sweep.csv``, a line for each point: empty where there is no number, ``inf`` for an infinite one."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(_cells(model["model"], each) for model in row["models"] for each in model["points"])
-    return text.getvalue()
-
-
-def _cells(model: str, row: Row) -> Row:
-    time, told, proof = row["latency"] or {}, row["deviation"] or {}, row["proof"] or {}
-    low, high = time.get("interval", (None, None))
-    metric, relative = told.get("metric") or {}, told.get("relative_l2")
-    sizes = {unit: row[unit] or {} for unit in SIZES}
-    return {
-        **{unit: change.get("after") for unit, change in sizes.items()},
-        **{f"{unit}_fraction": change.get("fraction") for unit, change in sizes.items()},
-        **{name: time.get(name) for name in ("before_ms", "after_ms", "speedup", "verdict")},
-        **{name: told.get(name) for name in (*DEVIATIONS, "samples")},
-        **{name: row[name] for name in ("asked", "code", "message", "seconds", "file")},
-        "model": model,
-        "speedup_low": low,
-        "speedup_high": high,
-        "relative_l2": math.inf if told and relative is None else relative,
-        "inputs": told.get("on"),
-        "metric": metric.get("name"),
-        "metric_before": metric.get("before"),
-        "metric_after": metric.get("after"),
-        "proof": proof.get("status"),
-        "proof_error": proof.get("max_relative_error"),
-        "knee": int(row["knee"]),
-        "warnings": "; ".join(row["warnings"]),
-    }
-
-
-def tables(row: Row) -> RenderableType:
-    """``leanonnx sweep`` for people."""
-    parts = [part for model in row["models"] for part in (Text(""), *_model(model, row["unit"]))]
-    files = ", ".join(row["files"].values())
-    return Group(*warned(row), *parts, Text(""), *_about(row), Text(f"Written: {files}"))
-
-
-def _model(model: Row, unit: str) -> list[RenderableType]:
-    """The points of one model, and where its knee is."""
-    points, heading = model["points"], option(METRICS[unit].option)
-    parts: list[RenderableType] = [Text(model["model"], style="bold")]
-    if any(point["code"] == 0 for point in points):
-        parts.append(_table(points, heading))
-    said: dict[str, list[str]] = {}
-    for point in points:
-        for text in ([point["message"]] if point["code"] else []) + point["warnings"]:
-            said.setdefault(text, []).append(_short(point["asked"]))
-    parts += [Text(f"{heading} {', '.join(asked)}: {text}", style="yellow") for text, asked in said.items()]
-    found = model["knee"]
-    if found["asked"] is None:
-        return [*parts, Text(f"No knee: {found['reason']}.")]
-    words = f"Knee at {option} {_short(found['asked'])}: {METRICS[found['axis']].noun} left against deviation, {KNEE}"
-    words += (
-        f"; it is there or at a neighbour in {found['sure']:.0%} of draws from the intervals."
-        if found["sure"] < 1
-        else "."
-    )
-    return [*parts, Text(words, style="green")]
-
-
-def _table(points: Sequence[Row], option: str) -> Table:
-    """A line for each point that was reached, in the columns that hold anything."""
-    metrics = [row["deviation"]["metric"]["name"] for row in points if row["deviation"] and row["deviation"]["metric"]]
-    rows = [_line(row, option, metrics[0] if metrics else "metric") for row in points if row["code"] == 0]
-    table = Table(box=None, pad_edge=False)
-    shown = [name for name in rows[0] if any(row[name] for row in rows)]
-    for name in shown:
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(*(row[name] for name in shown))
-    return table
-
-
-def _line(row: Row, option: str, labelled: str) -> dict[str, str]:
-    """The cells of a point by their heads; ``labelled`` is that of the metric from labels."""
-    time, told = row["latency"] or {}, row["deviation"] or {}
-    low, high = time.get("interval", (0, 0))
-    relative, metric = told.get("relative_l2"), told.get("metric")
-    return {
-        option: _short(row["asked"]),
-        **{unit: f"{row[unit]['fraction']:.3f}" for unit in SIZES},
-        "ms": f"{time['before_ms']:.3g} → {time['after_ms']:.3g}" if time else "",
-        "speed-up": f"{time['speedup']:.2f} ({low:.2f}–{high:.2f})" if time else "",
-        "relative L2": "∞" if told and relative is None else _number(relative, ".4f"),
-        "PSNR dB": _number(told.get("psnr"), ".1f"),
-        "top-1": _number(told.get("top1"), ".4f"),
-        labelled: f"{metric['before']:.4f} → {metric['after']:.4f}" if metric else "",
-        "s": f"{row['seconds']:.1f}",
-        "": "◄ knee" if row["knee"] else "",
-    }
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
-
-
-def _short(asked: float) -> str:
-    return f"{asked:.6g}"
-
-
-def random_inputs_warning() -> str:
-    """The warning that a deviation on random inputs is no accuracy."""
-    return (
-        f"Without {option('calib')} the deviation is that on random inputs. It puts the points in order, but it is not "
-        "accuracy: real inputs may be treated better or worse."
-    )
-
-
-def _about(row: Row) -> list[RenderableType]:
-    """What all points have in common."""
-    about = row["about"]
-    told = [point["deviation"] for model in row["models"] for point in model["points"] if point["deviation"]]
-    lines = ["kernels, macs, params, bytes: fraction of the original that is left. Every point written is proven."]
-    if row["measured"]:
-        lines += [
-            f"ms, speed-up: median before → after and its ratio with 95 % interval, {about['provider']}, "
-            f"{counted(about['threads'], 'thread')}, {about['processor']}; one point at a time, on the machine that "
-            "runs sweep."
-        ]
-    else:
-        lines += ["Latency was not measured."]
-    on = dict.fromkeys(f"{each['samples']} {each['on']}" for each in told if each["samples"])
-    if on:
-        lines += [f"relative L2, PSNR, top-1: deviation from the original on {', '.join(on)}, means over the outputs."]
-    return [Text(line, style="dim") for line in lines]
+        warnings.append(f"{missing} of {len(points)} points could not be reached: the message says why")
+    if any(point.deviation and point.deviation.on == RANDOM_INPUTS for point in points):
+        warnings.append(NOT_ACCURACY)
+    return warnings

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from leanonnx.commands.compress.choosing import resolved_target
 from leanonnx.commands.compress.options import CompressOptions
+from leanonnx.commands.sweep.rows import ConditionsRow, HeaderRow, SubjectRow
 from leanonnx.commands.sweep.worker import Task, calibration_path
 from leanonnx.data.files import sample_files
 from leanonnx.errors import ModelError
 from leanonnx.graph.formats import float_kinds
 from leanonnx.graph.model import load
 from leanonnx.graph.storage import digest
-from leanonnx.reporting.report import Row
 from leanonnx.selection.metrics import Budget
 from leanonnx.spelling import current_spelling
 from leanonnx.system.cores import processor
@@ -97,28 +97,28 @@ def subjects(request: SweepRequest) -> list[Subject]:
     return list(by_name.values())
 
 
-def header(request: SweepRequest, models: Iterable[Subject]) -> Row:
+def header(request: SweepRequest, models: Iterable[Subject]) -> HeaderRow:
     """Properties shared by all points of a folder; further fractions and models can be added."""
     options = request.options
     record, calib = options.record(), calibration_path(options)
     del record[request.unit]
-    return {
-        "leanonnx": __version__,
-        "budget": request.unit,
-        **record,
-        "recover": options.recovers,
-        "measured": options.measures,
-        "models_saved": request.save_models,
-        "provider": options.setting.provider,
-        "threads": options.setting.resolved.threads,
-        "processor": processor() if options.measures else "",
-        "images": asdict(options.images) if options.calib else None,
-        "calib_sha256": _files_digest(*sample_files(calib)) if calib else None,
-        "rules_sha256": _files_digest(request.rules) if request.rules else None,
-        "libraries_sha256": _files_digest(*options.libraries),
-        "targets_sha256": _files_digest(options.targets) if options.targets else None,
-        "models": {each.name: {"sha256": each.sha256, "target": each.target} for each in models if not each.error},
-    }
+    conditions = ConditionsRow(
+        leanonnx=__version__,
+        budget=request.unit,
+        options=record,
+        recover=options.recovers,
+        measured=options.measures,
+        models_saved=request.save_models,
+        provider=options.setting.provider,
+        threads=options.setting.resolved.threads,
+        processor=processor() if options.measures else "",
+        images=options.images if options.calib else None,
+        calib_sha256=_files_digest(*sample_files(calib)) if calib else None,
+        rules_sha256=_files_digest(request.rules) if request.rules else None,
+        libraries_sha256=_files_digest(*options.libraries),
+        targets_sha256=_files_digest(options.targets) if options.targets else None,
+    )
+    return HeaderRow(conditions, {each.name: SubjectRow(each.sha256, each.target) for each in models if not each.error})
 
 
 def _files_digest(*files: Path) -> str:

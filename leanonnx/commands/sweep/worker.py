@@ -9,22 +9,25 @@ import pickle
 import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from leanonnx.commands.compress import pipeline
 from leanonnx.commands.compress.options import CompressOptions
+from leanonnx.commands.compress.report import compression_report
+from leanonnx.commands.sweep.report import RANDOM_INPUTS
+from leanonnx.commands.sweep.rows import CandidateRow, OutcomeRow, SourcedFidelity
 from leanonnx.data.samples import made_data
 from leanonnx.errors import BUG, NO_MEMORY, USER_ERROR, DataError, LeanOnnxError
 from leanonnx.evaluation.deviation import Fidelity, compare
 from leanonnx.evaluation.slices import channel_axes
 from leanonnx.evaluation.tally import Deviation
 from leanonnx.inputs.synthetic import smooth_inputs
-from leanonnx.reporting.report import Row, fidelity, summary
+from leanonnx.reporting.builders import fidelity_row
+from leanonnx.reporting.encoding import from_json, to_json
 from leanonnx.rules.table import DEFAULT_RULES
 from leanonnx.rules.user import read_rules
 from leanonnx.runtime.sessions import RunFailed, claim_process, limited
-from leanonnx.selection.metrics import COUNTED_METRICS
 from leanonnx.spelling import Spelling, spelled_for
 from leanonnx.system import processes
 
@@ -32,8 +35,6 @@ WORKER_ENTRY = "leanonnx.commands.sweep.worker:run_task"
 TASK, ANSWER, MADE = "task.pickle", "answer.json", "made"
 DEVIATION_SAMPLES = 16
 """Number of random inputs for the deviation if there are no data."""
-REPORTED_KEYS = (*(metric.name for metric in COUNTED_METRICS), "proof", "latency", "warnings", "hints")
-"""Keys of a compression's report that a point's row contains."""
 POLL_SECONDS = 0.02
 """Interval between checks of the running processes."""
 
@@ -61,44 +62,52 @@ def calibration_path(options: CompressOptions) -> Path | None:
     raise TypeError("a sweep takes calibration data from files only")
 
 
-Answers = Generator[tuple[int, Row], None, None]
-"""Index of each completed task, with the row of ``make_candidate``."""
+Answers = Generator[tuple[int, OutcomeRow], None, None]
+"""Index of each completed task, with its outcome."""
 Make = Callable[[Sequence[Task], Path], Answers]
 """Carries out tasks; see ``make_locally``."""
 
 
-def made(task: Task, folder: Path) -> Row:
-    """Compress a model into a folder and return the row of its result.
+def made(task: Task, folder: Path) -> OutcomeRow:
+    """Compress a model into a folder and return the outcome.
 
     ``code`` and ``message`` are those of ``leanonnx compress``: 0 and empty, or why there is no model.
     """
     began, target = time.time(), folder / task.name
-    row: Row = {"code": 0, "message": ""}
     try:
         with spelled_for(task.caller):
             rules = DEFAULT_RULES if task.rules is None else read_rules(task.rules)
             result = pipeline.compress(task.source, target, task.options, None, rules)
-            report = summary(result)
-            row |= {key: report[key] for key in REPORTED_KEYS}
-            row["deviation"] = _deviation(task, target, result, row["warnings"])
+            outcome = OutcomeRow(0, "", _candidate(task, target, result))
     except LeanOnnxError as error:
-        row = {"code": error.code, "message": str(error)}
+        outcome = OutcomeRow(error.code, str(error))
     except MemoryError:
-        row = {"code": USER_ERROR, "message": NO_MEMORY}
+        outcome = OutcomeRow(USER_ERROR, NO_MEMORY)
     ended = time.time()
-    return {**row, "seconds": round(ended - began, 3), "made": [began, ended]}
+    return replace(outcome, seconds=round(ended - began, 3), made=(began, ended))
 
 
-def _deviation(task: Task, target: Path, result: pipeline.CompressResult, warnings: list[str]) -> Row | None:
+def _candidate(task: Task, target: Path, result: pipeline.CompressResult) -> CandidateRow:
+    """The candidate that was written to ``target``."""
+    report = compression_report(result)
+    warnings = list(report.warnings)
+    deviation = _deviation(task, target, result, warnings)
+    return CandidateRow(report.costs, report.proof, report.latency, tuple(warnings), report.hints, deviation)
+
+
+def _deviation(
+    task: Task, target: Path, result: pipeline.CompressResult, warnings: list[str]
+) -> SourcedFidelity | None:
     """Deviation of a candidate from the original, with its inputs in ``on``; None and a warning if it cannot run."""
     recovery = result.recovery
     if recovery is not None:
-        return {"on": "held-out samples" if recovery.held_out else "calibration samples", **fidelity(recovery.final)}
+        source = "held-out samples" if recovery.held_out else "calibration samples"
+        return SourcedFidelity(source, fidelity_row(recovery.final))
     model = result.dag.model
     if filecmp.cmp(task.source, target, shallow=False):
         same = tuple(Deviation(value.name, 0.0) for value in model.proto.graph.output)
-        return {"on": "nothing: it is the original", **fidelity(Fidelity(0, same))}
-    dag, name = result.dag, "random inputs"
+        return SourcedFidelity("nothing: it is the original", fidelity_row(Fidelity(0, same)))
+    dag, name = result.dag, RANDOM_INPUTS
     data = made_data(name, model, dag.shapes, smooth_inputs(model, dag.shapes, task.options.seed, DEVIATION_SAMPLES))
     try:
         (deviation,) = compare(
@@ -107,7 +116,7 @@ def _deviation(task: Task, target: Path, result: pipeline.CompressResult, warnin
     except (RunFailed, DataError) as error:
         warnings.append(f"the deviation could not be measured: {error}")
         return None
-    return {"on": name, **fidelity(deviation)}
+    return SourcedFidelity(name, fidelity_row(deviation))
 
 
 def made_here(tasks: Sequence[Task], work: Path, jobs: int = 1, threads: int = 0) -> Answers:
@@ -130,7 +139,7 @@ def made_here(tasks: Sequence[Task], work: Path, jobs: int = 1, threads: int = 0
                 running[index] = _start(task, work / str(index), threads)
             for index in [index for index, process in running.items() if process.poll() is not None]:
                 processes.stop(running[index])
-                yield index, _row_of(running.pop(index), work / str(index))
+                yield index, _outcome(running.pop(index), work / str(index))
             time.sleep(POLL_SECONDS)
     finally:
         for process in running.values():
@@ -143,12 +152,11 @@ def _start(task: Task, folder: Path, threads: int) -> processes.Process:
     return processes.start(WORKER_ENTRY, folder, threads)
 
 
-def _row_of(process: processes.Process, folder: Path) -> Row:
-    """The row of a process that has ended."""
+def _outcome(process: processes.Process, folder: Path) -> OutcomeRow:
+    """The outcome of a process that has ended."""
     if process.returncode == 0:
-        row: Row = json.loads((folder / ANSWER).read_text())
-        return row
-    return {"code": BUG, "message": f"the process that compresses {processes.ending(process, folder)}"}
+        return from_json(OutcomeRow, json.loads((folder / ANSWER).read_text()))
+    return OutcomeRow(BUG, f"the process that compresses {processes.ending(process, folder)}")
 
 
 def run_task(folder: Path) -> None:
@@ -161,5 +169,5 @@ def run_task(folder: Path) -> None:
     gc.disable()  # as in the command line: there is little garbage to collect
     task, threads = pickle.loads((folder / TASK).read_bytes())
     with limited(threads):
-        row = made(task, folder / MADE)
-    (folder / ANSWER).write_text(json.dumps(row))
+        outcome = made(task, folder / MADE)
+    (folder / ANSWER).write_text(json.dumps(to_json(outcome)))

@@ -1,0 +1,42 @@
+"""Terminal table of ``leanonnx check``."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from leanonnx.commands.check.rows import CheckReport
+from leanonnx.commands.check.texts import gate_text, limit_text, number_text, verdict_text
+from leanonnx.commands.check.verdicts import FAILED, PASSED, SKIPPED
+from leanonnx.formatting import counted
+
+STATUS_STYLES = {PASSED: "green", FAILED: "bold red", SKIPPED: "yellow"}
+
+
+def check_tables(report: CheckReport) -> RenderableType:
+    """The table of ``leanonnx check``, its notes and the verdict."""
+    table = Table(box=None)
+    for column in ("", "gate", "measured", "limit", "BASE", "what it says"):
+        right = column in ("measured", "limit", "BASE")
+        table.add_column(column, justify="right" if right else "left", no_wrap=column != "what it says")
+    for gate in report.gates:
+        numbers = (number_text(gate.measured), limit_text(gate), number_text(gate.base))
+        table.add_row(Text(gate.status, STATUS_STYLES[gate.status]), gate.gate, *numbers, Text(gate_text(gate)))
+    status = PASSED if report.passed else FAILED
+    return Group(
+        Text(f"{report.base} → {report.new}", style="bold"),
+        table,
+        *(Text(f"Note: {text}") for text in report.notes),
+        *_inputs_lines(report),
+        Text.assemble(Text(status.upper(), STATUS_STYLES[status]), f": {verdict_text(report)}"),
+    )
+
+
+def _inputs_lines(report: CheckReport) -> list[Text]:
+    """The inputs on which the models were compared, if they were."""
+    if not report.deviation:
+        return []
+    inputs = ", ".join(f"{row.inputs} ({counted(row.fidelity.samples, 'sample')})" for row in report.deviation)
+    sizes = f", and at {counted(len(report.sizes), 'further size')}" if report.sizes else ""
+    return [Text(f"Compared on {inputs}{sizes}, seed {report.seed}", style="dim")]

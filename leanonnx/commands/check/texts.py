@@ -1,0 +1,43 @@
+"""Sentences and numbers of ``leanonnx check`` that its tables and its reports for CI share."""
+
+from __future__ import annotations
+
+from leanonnx.commands.check.gates import GATES
+from leanonnx.commands.check.rows import CheckReport, GateRow
+from leanonnx.commands.check.verdicts import FAILED, PASSED, SKIPPED
+
+ROUND_FROM = 1000
+"""Numbers from here on are written without decimals."""
+
+
+def verdict_text(report: CheckReport) -> str:
+    """The number of gates that passed, or that failed and their names."""
+    status = FAILED if report.failed else PASSED
+    count, skipped = len(report.gates_with(status)), len(report.gates_with(SKIPPED))
+    names = f": {', '.join(report.failed)}" if report.failed else ""
+    return f"{count} of {len(report.gates)} gates {status}{f', {skipped} skipped' if skipped else ''}{names}"
+
+
+def gate_text(gate: GateRow) -> str:
+    """The detail of a verdict, or else the meaning of the gate."""
+    return gate.detail or GATES[gate.gate].meaning
+
+
+def limit_text(gate: GateRow) -> str:
+    """The limit of a gate, empty if it has none."""
+    if gate.limit is None:
+        return ""
+    return f"{'≥' if GATES[gate.gate].least else '≤'} {number_text(gate.limit)}"
+
+
+def number_text(value: float | None) -> str:
+    """A number of a gate, empty for None."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value == round(value) or abs(value) >= ROUND_FROM else f"{value:.4g}"
+
+
+def gate_sentence(gate: GateRow) -> str:
+    """A verdict in one line: the numbers, where there are any, and the detail."""
+    numbers = f"{number_text(gate.measured)} ({limit_text(gate)})" if gate.limit is not None else ""
+    return ": ".join(part for part in (numbers.strip(), gate_text(gate)) if part)

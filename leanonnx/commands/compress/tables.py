@@ -1,0 +1,102 @@
+"""Terminal tables of ``leanonnx compress``."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from leanonnx.formatting import counted
+from leanonnx.reporting.remarks import metric_text, remarks, sample_text
+from leanonnx.reporting.reports import CompressionReport, RecoveryRow
+from leanonnx.reporting.rows import LatencyRow, OutputDeviation
+from leanonnx.reporting.tables import layer_table, pin_table, product_tables, warning_lines
+from leanonnx.selection.metrics import METRICS
+
+LATENCY_MEANING = "median ms of one run in onnxruntime, measured in turns; fraction: median of the ratios"
+
+
+def compression_tables(report: CompressionReport, source: str, output: str) -> RenderableType:
+    """The tables of ``leanonnx compress``; ``source`` and ``output`` are the paths as given."""
+    hints = [Text(f"Hint: {text}") for text in report.hints]
+    return Group(
+        Text(f"{source} → {output}", style="bold"),
+        *warning_lines(report.warnings),
+        *hints,
+        *(Text(line) for line in remarks(report)),
+        _cost_table(report),
+        layer_table(report.layers),
+        *product_tables(report.products),
+        pin_table(report.pins),
+        _proof_text(report),
+        *_deviation_parts(report.recovery),
+        _latency_text(report.latency),
+    )
+
+
+def _cost_table(report: CompressionReport) -> Table:
+    table = Table(box=None)
+    for column in ("", "before", "after", "fraction", "meaning"):
+        table.add_column(column, justify="left" if column in ("", "meaning") else "right")
+    for metric, cost in report.costs.items():
+        table.add_row(metric, f"{cost.before:,}", f"{cost.after:,}", f"{cost.fraction:.4f}", METRICS[metric].meaning)
+    row = report.latency
+    if row is not None:
+        times = (f"{row.before_ms:.3f}", f"{row.after_ms:.3f}", f"{1 / row.comparison.speedup:.4f}")
+        table.add_row("latency", *times, LATENCY_MEANING)
+    return table
+
+
+def _proof_text(report: CompressionReport) -> Text:
+    proof, reference = report.proof, "original" if report.lossless else "masked original"
+    when = "before its weights were changed, " if report.weights_changed else ""
+    at_sizes = f" at {proof.sizes} sizes" if proof.sizes > 1 else ""
+    return Text(
+        f"Proof {proof.status.upper()}: {when}equal to the {reference} within {proof.max_relative_error:.1e} "
+        f"(bound {proof.bound:.0e}) on {proof.inputs} inputs{at_sizes}",
+        style="green" if proof.status == "passed" else "red",
+    )
+
+
+def _deviation_parts(row: RecoveryRow | None) -> list[RenderableType]:
+    """Deviation of each output from the original."""
+    if row is None:
+        return []
+    table = Table(box=None)
+    table.add_column("output")
+    for text in ("relative L2", "worst channel", "PSNR (dB)", "top-1 agreement", "top-5"):
+        table.add_column(text, justify="right")
+    for name, now in row.deviation.outputs.items():
+        first = row.removed.outputs[name]
+        pairs = ((first.psnr, now.psnr), (first.top1, now.top1), (first.top5, now.top5))
+        relative = _change_text(first.relative_l2, now.relative_l2, row.kept)
+        table.add_row(name, relative, _worst_channel_text(now), *(_change_text(*pair, row.kept) for pair in pairs))
+    when = ", before → after recovery" if row.kept else ""
+    parts: list[RenderableType] = [Text(f"Deviation from the original on {sample_text(row)}{when}"), table]
+    metric = row.deviation.metric
+    return [*parts, Text(metric_text(metric))] if metric else parts
+
+
+def _worst_channel_text(output: OutputDeviation) -> str:
+    """The channel of the result that deviates most, by its own scale."""
+    worst = output.worst_channel
+    if worst is None:
+        return ""
+    return f"{'∞' if worst.relative_l2 is None else format(worst.relative_l2, '.4g')} (no. {worst.index})"
+
+
+def _change_text(first: float | None, now: float | None, kept: bool) -> str:
+    if now is None:
+        return "" if first is None else "∞"
+    return f"{first:.4g} → {now:.4g}" if kept and first is not None else f"{now:.4g}"
+
+
+def _latency_text(row: LatencyRow | None) -> Text:
+    if row is None:
+        return Text("Latency was not measured.", style="dim")
+    low, high = row.comparison.interval
+    ratio = f"{row.comparison.speedup:.2f} times the speed (95 % interval {low:.2f} to {high:.2f})"
+    text = f"{ratio} on {row.provider}, {counted(row.threads, 'thread')}"
+    if row.busy:
+        text += "; the machine was busy: trust the ratio, taken in turns, not the milliseconds"
+    return Text(text, style="green" if low > 1 else "yellow")

@@ -1,0 +1,121 @@
+"""Terminal tables of ``leanonnx sweep``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from leanonnx.commands.sweep.rows import CurveRow, KneeRow, PointRow, SweepReport
+from leanonnx.formatting import counted
+from leanonnx.reporting.tables import warning_lines
+from leanonnx.selection.metrics import METRICS
+from leanonnx.spelling import option
+
+KNEE_MEANING = "furthest above the diagonal when both axes are brought to [0, 1] (Kneedle)"
+
+
+def sweep_tables(report: SweepReport) -> RenderableType:
+    """The tables of ``leanonnx sweep``."""
+    heading = option(METRICS[report.unit].option)
+    parts = [part for curve in report.models for part in (Text(""), *_curve_parts(curve, heading))]
+    written = Text(f"Written: {', '.join(report.files.values())}")
+    return Group(*warning_lines(report.warnings), *parts, Text(""), *_condition_lines(report), written)
+
+
+def _curve_parts(curve: CurveRow, heading: str) -> list[RenderableType]:
+    """The points of one model, and its knee."""
+    parts: list[RenderableType] = [Text(curve.model, style="bold")]
+    reached = [point for point in curve.points if point.code == 0]
+    if reached:
+        parts.append(_point_table(reached, heading))
+    texts: dict[str, list[str]] = {}
+    for point in curve.points:
+        for text in ([point.message] if point.code else []) + list(point.warnings):
+            texts.setdefault(text, []).append(_short(point.asked))
+    parts += [Text(f"{heading} {', '.join(asked)}: {text}", style="yellow") for text, asked in texts.items()]
+    return [*parts, _knee_text(curve.knee, heading)]
+
+
+def _knee_text(row: KneeRow, heading: str) -> Text:
+    if row.asked is None:
+        return Text(f"No knee: {row.reason}.")
+    text = f"Knee at {heading} {_short(row.asked)}: {METRICS[row.axis].noun} left against deviation, {KNEE_MEANING}"
+    if row.sure is not None and row.sure < 1:
+        text += f"; it is there or at a neighbour in {row.sure:.0%} of draws from the intervals"
+    return Text(f"{text}.", style="green")
+
+
+def _point_table(points: Sequence[PointRow], heading: str) -> Table:
+    """A line for each point, in the columns that hold anything."""
+    metrics = [point.deviation.metric.name for point in points if point.deviation and point.deviation.metric]
+    lines = [_cells(point, heading, metrics[0] if metrics else "metric") for point in points]
+    table = Table(box=None, pad_edge=False)
+    columns = [name for name in lines[0] if any(line[name] for line in lines)]
+    for name in columns:
+        table.add_column(name, justify="right")
+    for line in lines:
+        table.add_row(*(line[name] for name in columns))
+    return table
+
+
+def _cells(point: PointRow, heading: str, metric_name: str) -> dict[str, str]:
+    """The cells of a point that was reached, by their heads; ``metric_name`` is that of the metric from labels."""
+    costs = {name: f"{cost.fraction:.3f}" for name, cost in point.costs.items()} if point.costs else {}
+    return {
+        heading: _short(point.asked),
+        **costs,
+        **_latency_cells(point),
+        **_deviation_cells(point, metric_name),
+        "s": f"{point.seconds:.1f}",
+        "": "◄ knee" if point.knee else "",
+    }
+
+
+def _latency_cells(point: PointRow) -> dict[str, str]:
+    row = point.latency
+    if row is None:
+        return {"ms": "", "speed-up": ""}
+    low, high = row.comparison.interval
+    return {
+        "ms": f"{row.before_ms:.3g} → {row.after_ms:.3g}",
+        "speed-up": f"{row.comparison.speedup:.2f} ({low:.2f}–{high:.2f})",
+    }
+
+
+def _deviation_cells(point: PointRow, metric_name: str) -> dict[str, str]:
+    row = point.deviation
+    if row is None:
+        return dict.fromkeys(("relative L2", "PSNR dB", "top-1", metric_name), "")
+    return {
+        "relative L2": "∞" if row.relative_l2 is None else f"{row.relative_l2:.4f}",
+        "PSNR dB": "" if row.psnr is None else f"{row.psnr:.1f}",
+        "top-1": "" if row.top1 is None else f"{row.top1:.4f}",
+        metric_name: f"{row.metric.before:.4f} → {row.metric.after:.4f}" if row.metric else "",
+    }
+
+
+def _short(asked: float) -> str:
+    return f"{asked:.6g}"
+
+
+def _condition_lines(report: SweepReport) -> list[RenderableType]:
+    """The conditions that all points share."""
+    lines = ["kernels, macs, params, bytes: fraction of the original that is left. Every point written is proven."]
+    conditions = report.about
+    if report.measured:
+        lines += [
+            f"ms, speed-up: median before → after and its ratio with 95 % interval, {conditions.provider}, "
+            f"{counted(conditions.threads, 'thread')}, {conditions.processor}; one point at a time, on the machine "
+            "that runs sweep."
+        ]
+    else:
+        lines += ["Latency was not measured."]
+    deviations = [point.deviation for point in report.points if point.deviation]
+    sources = dict.fromkeys(f"{each.samples} {each.on}" for each in deviations if each.samples)
+    if sources:
+        inputs = ", ".join(sources)
+        lines += [f"relative L2, PSNR, top-1: deviation from the original on {inputs}, means over the outputs."]
+    return [Text(line, style="dim") for line in lines]

@@ -1,0 +1,184 @@
+"""The reports of ``leanonnx compress`` and ``leanonnx inspect``: frozen data with the keys of their JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from leanonnx.recovery.recover import RefitLayer
+from leanonnx.reporting.costs import CostChanges, CostCounts
+from leanonnx.reporting.encoding import INLINE, OPTIONAL, JsonField
+from leanonnx.reporting.rows import (
+    REPORT_SCHEMA,
+    FidelityRow,
+    LatencyRow,
+    LayerRow,
+    PinRow,
+    ProductRow,
+    ProofRow,
+    TieRow,
+)
+
+
+@dataclass(frozen=True)
+class RecoveryRow:
+    """Deviation of the result on real inputs, and what was done to each layer.
+
+    Attributes:
+        samples: number of samples that weights were fitted to.
+        held_out: number of samples that the deviation was measured on, if others.
+        kept: the weights that were fitted are those of the result.
+        deviation: of the result.
+        removed: of the network before its weights were changed.
+        layers: errors of the fits; None where they are infinite or nothing was done.
+    """
+
+    samples: int
+    held_out: int
+    kept: bool
+    deviation: FidelityRow
+    removed: FidelityRow
+    layers: tuple[RefitLayer, ...]
+
+
+@dataclass(frozen=True)
+class DataFreeRow:
+    """Number of removed channels that weights were changed for without data, by kind, at each layer that read them.
+
+    ``declined``: changes that rest on an assumption about the inputs were left out.
+    """
+
+    constants: int
+    means: int
+    merged: int
+    declined: bool
+
+    @property
+    def weights_changed(self) -> bool:
+        """True if any weight was changed."""
+        return bool(self.constants or self.means or self.merged)
+
+
+@dataclass(frozen=True)
+class LosslessRow:
+    """Channels removed since they contribute nothing, counted by reason, and the layers that went with them."""
+
+    channels: Mapping[str, int]
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressionReport:
+    """The report of ``leanonnx compress``.
+
+    Attributes:
+        costs: kernels, multiply-adds, parameters and bytes.
+        proof: equality with the masked original; after ``--exact``, with the original.
+        pins, layers, products: rows of the network.
+        folded: weights stored in place of the nodes that computed them.
+        uncounted: operators whose multiply-adds are not known.
+        latency: None if it was not measured.
+        recovery: None without real inputs.
+        data_free: None where weights were not changed without data.
+        weights_from: the file that a plan's weights were read from.
+        tidied: nodes removed from the graph, counted by reason.
+        lossless: None but after ``--exact``.
+        inputs: sizes of the graph inputs.
+        seconds: by stage.
+    """
+
+    schema: int = REPORT_SCHEMA
+    costs: Annotated[CostChanges, INLINE]
+    proof: ProofRow
+    pins: tuple[PinRow, ...]
+    layers: tuple[LayerRow, ...]
+    products: tuple[ProductRow, ...]
+    folded: tuple[str, ...]
+    uncounted: tuple[str, ...]
+    latency: LatencyRow | None
+    recovery: RecoveryRow | None
+    data_free: Annotated[DataFreeRow | None, JsonField("blind")]
+    weights_from: str | None
+    tidied: Mapping[str, int]
+    lossless: Annotated[LosslessRow | None, JsonField("exact")]
+    inputs: Mapping[str, tuple[int, ...]]
+    seconds: Mapping[str, float]
+    warnings: tuple[str, ...]
+    hints: tuple[str, ...]
+
+    @property
+    def weights_changed(self) -> bool:
+        """True if the result has other weights than the network that was proven."""
+        if self.weights_from:
+            return True
+        if self.recovery:
+            return self.recovery.kept
+        return self.data_free is not None and self.data_free.weights_changed
+
+
+@dataclass(frozen=True)
+class ChannelCounts:
+    """Number of groups of tied channels, and of those that are pinned."""
+
+    groups: Annotated[int, JsonField("classes")]
+    pinned: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkReport:
+    """The report of ``leanonnx inspect``; fields are those of ``CompressionReport``."""
+
+    schema: int = REPORT_SCHEMA
+    costs: Annotated[CostCounts, INLINE]
+    channels: ChannelCounts
+    inputs: Mapping[str, tuple[int, ...]]
+    layers: tuple[LayerRow, ...]
+    products: tuple[ProductRow, ...]
+    folded: tuple[str, ...]
+    uncounted: tuple[str, ...]
+    ties: tuple[TieRow, ...]
+    pins: tuple[PinRow, ...]
+
+
+@dataclass(frozen=True)
+class PinReason:
+    """A pin of a tensor: the reason, and how to change that."""
+
+    tensor: str
+    reason: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class TiedTensor:
+    """A tensor with channels of the same groups: their number, and the index of the ``first`` ones."""
+
+    tensor: str
+    channels: int
+    first: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelReport:
+    """The report of ``leanonnx inspect --why``: a tensor's channels, or one of them.
+
+    Attributes:
+        channel_axes: axes along which the channels differ.
+        channel: index of the one that was asked for.
+        channels: number of groups of tied channels.
+        removable: number of those that are not pinned.
+        tied: other tensors with channels of these groups.
+        consumers: nodes that read the tensor.
+    """
+
+    schema: int = REPORT_SCHEMA
+    tensor: str
+    shape: tuple[int, ...]
+    channel_axes: tuple[int, ...]
+    channel: Annotated[int | None, OPTIONAL] = None
+    channels: int
+    removable: int
+    pins: tuple[PinReason, ...]
+    tied: tuple[TiedTensor, ...]
+    consumers: Annotated[tuple[str, ...], JsonField("read_by")]

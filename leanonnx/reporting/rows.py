@@ -1,0 +1,149 @@
+"""Rows that reports share: layers, pins, proofs, deviations and times, as frozen data with the keys of their JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+from leanonnx.reporting.encoding import INLINE, JsonField
+from leanonnx.runtime.fastpath import Layouts
+
+REPORT_SCHEMA = 1
+"""Version of the JSON objects, in each as ``schema``."""
+
+
+class BeforeAfter(NamedTuple):
+    """A number of the original and of the compressed network."""
+
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """A layer with kernels: its convolution groups, channels read and output, kernels and multiply-adds."""
+
+    name: str
+    operator: str
+    groups: BeforeAfter
+    inputs: Annotated[BeforeAfter, JsonField("in")]
+    outputs: Annotated[BeforeAfter, JsonField("out")]
+    kernels: BeforeAfter
+    macs: BeforeAfter
+
+
+@dataclass(frozen=True)
+class ProductRow:
+    """A node without kernels that multiplies tensors, with its multiply-adds."""
+
+    name: str
+    operator: str
+    macs: BeforeAfter
+
+
+@dataclass(frozen=True)
+class PinRow:
+    """Channels that may not be removed: the reason, how to change that, and the kept ``kernels`` that touch them."""
+
+    tensor: str
+    channels: int
+    reason: str
+    advice: str
+    kernels: int
+
+
+@dataclass(frozen=True)
+class TieRow:
+    """Layers whose output channels are kept or removed together, and the number of groups that tie them."""
+
+    layers: tuple[str, ...]
+    groups: Annotated[int, JsonField("classes")]
+
+
+@dataclass(frozen=True)
+class ProofRow:
+    """Result of a proof; see ``leanonnx.proof.proof.Proof``."""
+
+    status: str
+    max_relative_error: float
+    bound: float
+    inputs: int
+    sizes: int
+    outputs: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class WorstChannel:
+    """The slice of an output along ``axis`` that deviates most; ``relative_l2`` is None where it is infinite."""
+
+    axis: int
+    index: int
+    relative_l2: float | None
+
+
+@dataclass(frozen=True)
+class OutputDeviation:
+    """Deviation of one output from the original; see ``leanonnx.evaluation.tally.Deviation``.
+
+    ``relative_l2`` and ``psnr`` are None where they are infinite, all measures where they do not apply.
+    """
+
+    relative_l2: float | None
+    psnr: float | None
+    top1: float | None
+    top5: float | None
+    worst_channel: WorstChannel | None
+    vacuous: str | None
+
+
+@dataclass(frozen=True)
+class MetricChange:
+    """The metric that labels give, of the original and of the compressed model; ``better``: higher or lower."""
+
+    name: str
+    better: str | None
+    before: float | None
+    after: float | None
+
+
+@dataclass(frozen=True)
+class FidelityRow:
+    """Deviation of each output on so many samples, and the metric where there are labels."""
+
+    samples: int
+    outputs: Mapping[str, OutputDeviation]
+    metric: MetricChange | None
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """The ratio of two models' times; see ``leanonnx.runtime.timing.TimingComparison``."""
+
+    speedup: float
+    interval: tuple[float, float]
+    noise: float
+    rounds: int
+    lots: int
+    verdict: str
+
+
+@dataclass(frozen=True)
+class LayoutChange:
+    """Convolutions in onnxruntime's blocked layout and not; None on a GPU."""
+
+    before: Layouts | None
+    after: Layouts | None
+
+
+@dataclass(frozen=True)
+class LatencyRow:
+    """Measured time of one run before and after."""
+
+    provider: str
+    threads: int
+    before_ms: float
+    after_ms: float
+    comparison: Annotated[ComparisonRow, INLINE]
+    busy: bool
+    convolutions: LayoutChange
