@@ -89,10 +89,10 @@ HEAD = """
 from dataclasses import replace
 import numpy as np
 from leanonnx.rules.call import *
-from leanonnx.rules.table import DEFAULT
+from leanonnx.rules.table import DEFAULT_RULES
 
 def standard(call):
-    return DEFAULT["", call.op](call)
+    return DEFAULT_RULES["", call.op](call)
 """
 PINNING = """
 def conv(call):

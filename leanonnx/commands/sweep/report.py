@@ -195,7 +195,7 @@ def _model(model: Row, unit: str) -> list[RenderableType]:
     found = model["knee"]
     if found["asked"] is None:
         return [*parts, Text(f"No knee: {found['reason']}.")]
-    words = f"Knee at {option} {_short(found['asked'])}: {LEFT[found['axis']]} left against deviation, {KNEE}"
+    words = f"Knee at {heading} {_short(found['asked'])}: {LEFT[found['axis']]} left against deviation, {KNEE}"
     words += (
         f"; it is there or at a neighbour in {found['sure']:.0%} of draws from the intervals."
         if found["sure"] < 1
