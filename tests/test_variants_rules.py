@@ -89,10 +89,10 @@ HEAD = """
 from dataclasses import replace
 import numpy as np
 from leanonnx.rules.call import *
-from leanonnx.rules.table import DEFAULT
+from leanonnx.rules.table import DEFAULT_RULES
 
 def standard(call):
-    return DEFAULT["", call.op](call)
+    return DEFAULT_RULES["", call.op](call)
 """
 PINNING = """
 def conv(call):
@@ -132,12 +132,12 @@ def test_rule_that_does_not_know_the_form(tmp_path: Path) -> None:
 
 
 def test_wrong_rule_is_caught_by_the_proof(tmp_path: Path) -> None:
-    code = 'RULES = {("", "Relu"): lambda call: Effect((call.labels(0)[:, ::-1],))}'
+    code = 'RULES = {("", "Relu"): lambda call: Effect((call.channel_ids(0)[:, ::-1],))}'
     refused(tmp_path, *with_rules(tmp_path, code), "--keep", 0.5, code=1, says=("differs from the masked original",))
 
 
 RELU = 'RULES = {{("", "Relu"): lambda call: {}}}'
-LABELS = "(call.labels(0),)"
+LABELS = "(call.channel_ids(0),)"
 WRONG = {
     "no Python": "def (",
     "no table": "TABLE = {}",
@@ -152,13 +152,13 @@ WRONG = {
     "rule of no argument": 'RULES = {("", "Relu"): lambda: None}',
     "no answer": RELU.format("None"),
     "no outputs": RELU.format("Effect(())"),
-    "array for a tuple": RELU.format("Effect(call.labels(0))"),
+    "array for a tuple": RELU.format("Effect(call.channel_ids(0))"),
     "number for labels": RELU.format("Effect((3,))"),
-    "labels of floats": RELU.format("Effect((call.labels(0).astype(float),))"),
-    "labels never minted": RELU.format("Effect((call.labels(0) + 10000,))"),
-    "negative labels": RELU.format("Effect((call.labels(0) * 0 - 1,))"),
-    "labels of another rank": RELU.format("Effect((call.labels(0).reshape(-1),))"),
-    "labels of another size": RELU.format("Effect((call.labels(0)[:, :3],))"),
+    "labels of floats": RELU.format("Effect((call.channel_ids(0).astype(float),))"),
+    "labels never minted": RELU.format("Effect((call.channel_ids(0) + 10000,))"),
+    "negative labels": RELU.format("Effect((call.channel_ids(0) * 0 - 1,))"),
+    "labels of another rank": RELU.format("Effect((call.channel_ids(0).reshape(-1),))"),
+    "labels of another size": RELU.format("Effect((call.channel_ids(0)[:, :3],))"),
     "ties of unequal length": RELU.format(f"Effect({LABELS}, ties=((np.arange(3), np.arange(4)),))"),
     "number for ties": RELU.format(f"Effect({LABELS}, ties=5)"),
     "slice of no input": RELU.format(f"Effect({LABELS}, slices=(Slice(3, {LABELS}),))"),

@@ -97,9 +97,8 @@ def finetune(
         data, images: file or folder of inputs, with labels for "supervised"; the format of images among them.
         teacher, strategy: path of the original; learn from it, from labels, or from noisy images.
         epochs, minutes, patience: limits of the training; epochs without gain on the held-out samples to stop after.
-        lr, batch, augment, device, amp: highest learning rate; samples in one step; True flips and shifts images; where
-            to train; True computes in half precision where that is safe.
-        checkpoint, resume: file of the state of the training; True continues from it.
+        lr, batch, augment, device, amp: highest learning rate; samples in a step; flip and shift images; device;
+            half precision. ``checkpoint``, ``resume``: file of the state of the training; True continues from it.
         steps, keep, macs, params, bytes, method, chains, ignore: compress the model in so many steps to a fraction, and
             train after each.
         keep_steps: folder for the models of the steps before the last.

@@ -26,6 +26,7 @@ from leanonnx.hardware.targets import Hardware
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.rules.call import KernelBlock
 from leanonnx.selection.latency import by_time, latency_model
+from leanonnx.spelling import option
 
 Price = Callable[[Mask], float]
 """Cost of a keep set [channels], in the unit of a metric."""
@@ -128,7 +129,8 @@ def _fraction(metric: Metric, limit: Limit) -> Budget:
         return Budget(metric.name, float(limit))
     except ValueError as error:
         raise OptionError(
-            f"--{metric.option} {limit}: expected a fraction above 0 and at most 1, for example --{metric.option} 0.25"
+            f"{option(metric.option, limit)}: expected a fraction above 0 and at most 1, for example "
+            f"{option(metric.option, 0.25)}"
         ) from error
 
 
@@ -147,8 +149,8 @@ def _fraction_or_size(metric: Metric, limit: Limit) -> Budget:
         size = int(match[1]) if match[1] else math.floor(float(match[2]) * BYTES_PER_UNIT[match[3].lower()])
     if size < 1:
         raise OptionError(
-            f"--{metric.option} {limit}: expected a fraction above 0 and at most 1, or a file size, for example "
-            f"--{metric.option} 0.5 or --{metric.option} 5MB"
+            f"{option(metric.option, limit)}: expected a fraction above 0 and at most 1, or a file size, for example "
+            f"{option(metric.option, 0.5)} or {option(metric.option, '5MB')}"
         )
     return Budget(metric.name, 1.0, size)
 
@@ -305,13 +307,13 @@ class Budget:
         check_fraction(metric_named(self.unit).option, self.fraction)
 
     @classmethod
-    def of_option(cls, option: str, limit: Limit) -> Budget:
+    def of_option(cls, name: str, limit: Limit) -> Budget:
         """The budget that an option sets.
 
         Raises:
             OptionError: the limit is not of its form.
         """
-        metric = BUDGETS[option]
+        metric = BUDGETS[name]
         return metric.parse(metric, limit)
 
     def of_total(self, total: int) -> Budget:

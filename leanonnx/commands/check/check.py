@@ -15,13 +15,12 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import onnx
-from onnx import numpy_helper
 
 from leanonnx.analysis.cost import cost_model, stored
 from leanonnx.analysis.dag import analyse
 from leanonnx.commands.bench import benchmark
 from leanonnx.commands.check import verdicts
+from leanonnx.commands.check.denormals import denormal_weights
 from leanonnx.commands.check.gates import (
     AGREEMENT,
     ASKED,
@@ -49,7 +48,7 @@ from leanonnx.errors import LeanOnnxError, ModelError, OptionError, ProviderMiss
 from leanonnx.evaluation.deviation import Axes, Fidelity, compare
 from leanonnx.evaluation.slices import channel_axes
 from leanonnx.graph.formats import Kinds, fed_in_float32, stand_in
-from leanonnx.graph.model import Model, load, tensors
+from leanonnx.graph.model import Model, load
 from leanonnx.inputs.random import KINDS, inputs_for
 from leanonnx.numeric.arrays import Array
 from leanonnx.proof.proof import MANY_NODES
@@ -67,10 +66,6 @@ MAX_TIMING_ATTEMPTS = 3
 """Largest number of timings while the comparison is too noisy."""
 MAX_PLAIN_RANK = 2
 """Largest rank of outputs whose last axis is their channel axis."""
-DENORMAL_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
-"""Types whose denormals stay denormal in computations; those of float16 do not, in float32."""
-FRACTION_BITS = {2: 7, 4: 23, 8: 52}
-"""Fraction bits of bfloat16, float32 and double, by size in bytes."""
 
 
 @dataclass(frozen=True)
@@ -222,23 +217,6 @@ def _denormal_verdict(base: Model, new: Model) -> Verdict:
     text = ", ".join(f"{count} in '{name}'" for name, count in worst)
     count, most = sum(after.values()), sum(before.values())
     return Verdict(DENORMALS, status_of(count <= most), text, count, most, most)
-
-
-def denormal_weights(model: Model) -> dict[str, int]:
-    """Number of denormal elements of each constant that has any.
-
-    They are detected by their bits: to a processor that a session has set to flush denormals, they equal zero.
-    """
-    counts: dict[str, int] = {}
-    for tensor in tensors(model.proto.graph):
-        if tensor.data_type in DENORMAL_TYPES:
-            array = np.ascontiguousarray(numpy_helper.to_array(tensor))
-            fraction = FRACTION_BITS[array.itemsize]
-            bits = array.reshape(-1).view(f"u{array.itemsize}") << 1  # without the sign
-            count = int(np.count_nonzero((bits != 0) & (bits >> (fraction + 1) == 0)))
-            if count:
-                counts[tensor.name] = counts.get(tensor.name, 0) + count
-    return counts
 
 
 def _pair_with_inputs(base: Model, new: Model, request: CheckRequest) -> _Pair:

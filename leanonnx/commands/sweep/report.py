@@ -19,11 +19,8 @@ from leanonnx.commands.sweep.rows import (
     SweepReport,
 )
 from leanonnx.selection.metrics import LATENCY
+from leanonnx.spelling import option
 
-NOT_ACCURACY = (
-    "Without --calib the deviation is that on random inputs. It puts the points in order, but it is not accuracy: real "
-    "inputs may be treated better or worse."
-)
 RANDOM_INPUTS = "random inputs"
 """The source of deviations that are no accuracy."""
 MAX_RELATIVE_TIME = 10.0
@@ -97,6 +94,14 @@ def _knee_row(points: Sequence[PointRow], metric: str) -> KneeRow:
     return KneeRow(None, axis, sure, reason)
 
 
+def random_inputs_warning() -> str:
+    """The warning that a deviation on random inputs is no accuracy."""
+    return (
+        f"Without {option('calib')} the deviation is that on random inputs. It puts the points in order, but it is not "
+        "accuracy: real inputs may be treated better or worse."
+    )
+
+
 def _knee_share(points: Sequence[PointRow], errors: Sequence[float], index: int) -> float:
     """Share of draws of all times from their intervals that have the knee at an index, or at a neighbour."""
     rows = [point.latency.comparison for point in points if point.latency]
@@ -146,5 +151,5 @@ def _warnings(points: Sequence[PointRow]) -> list[str]:
     if missing:
         warnings.append(f"{missing} of {len(points)} points could not be reached: the message says why")
     if any(point.deviation and point.deviation.on == RANDOM_INPUTS for point in points):
-        warnings.append(NOT_ACCURACY)
+        warnings.append(random_inputs_warning())
     return warnings
