@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from onnxruntime import InferenceSession
 
 from leanonnx.commands.bench.benchmark import Case
-from leanonnx.commands.check.check import denormal_weights, drawn
+from leanonnx.commands.check.denormals import denormal_weights
 from leanonnx.commands.check.gates import MACS, SIZE, SPEEDUP, Limit, read_limit
 from leanonnx.commands.check.verdicts import FAILED, PASSED, speedup
 from leanonnx.errors import OptionError
@@ -208,7 +208,7 @@ def test_denormal_weights_are_counted_by_type(tmp_path: Path) -> None:
     code = f"""
 import numpy as np
 from pathlib import Path
-from leanonnx.commands.check.check import denormal_weights
+from leanonnx.commands.check.denormals import denormal_weights
 from leanonnx.graph.model import load
 from leanonnx.runtime.providers import Setting, opened_on
 opened_on(Path({str(path)!r}), Setting(threads=1))
