@@ -40,7 +40,7 @@ from benchmarks.networks import ARCHITECTURES, build
 from leanonnx.errors import LeanOnnxError
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import Feed, RunFailed
-from leanonnx.runtime.subprocess_timing import measured
+from leanonnx.runtime.subprocess_timing import compare_in_subprocess
 
 KEEPS = (0.5, 0.25, 0.1)
 BATCHES = (1, 8, 32)
@@ -118,7 +118,7 @@ def measure(name: str, keeps: Sequence[float], batches: Sequence[int], seconds: 
 def compared(before: Path, after: Path, batch: int, setting: Setting, seconds: float) -> Row:
     """Both networks timed in turns; or why not."""
     try:
-        found = measured(before, after, random_inputs(before, batch), setting, seconds)
+        found = compare_in_subprocess(before, after, random_inputs(before, batch), setting, seconds)
     except (LeanOnnxError, RunFailed) as error:
         return {"error": str(error)}
     return {
@@ -128,7 +128,7 @@ def compared(before: Path, after: Path, batch: int, setting: Setting, seconds: f
         "interval": list(found.interval),
         "noise": found.noise,
         "rounds": found.rounds,
-        "verdict": found.words,
+        "verdict": found.verdict,
     }
 
 

@@ -23,7 +23,7 @@ from benchmarks.latency_page import write_page
 from leanonnx.commands.compress.pipeline import inspect
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import Feed
-from leanonnx.runtime.subprocess_timing import measured
+from leanonnx.runtime.subprocess_timing import compare_in_subprocess
 
 KEEPS = (0.9, 0.8, 0.65, 0.5, 0.35, 0.25, 0.1)
 THREADS = (1, 2)
@@ -82,7 +82,7 @@ def compress(source: Path, target: Path, *options: str) -> Row:
 
 def timed(before: Path, after: Path, feed: Feed, threads: int, seconds: float) -> Row:
     """Two models in turns in a fresh process."""
-    found = measured(before, after, feed, Setting(threads=threads), seconds)
+    found = compare_in_subprocess(before, after, feed, Setting(threads=threads), seconds)
     return {
         "before_ms": round(found.before.median, 4),
         "after_ms": round(found.after.median, 4),

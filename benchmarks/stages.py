@@ -19,11 +19,11 @@ import onnx
 
 from benchmarks.networks.builder import Builder
 from benchmarks.networks.classic import RESNETS, resnet
-from leanonnx.analysis.dag import ChannelDag, analyse
+from leanonnx.analysis.dag import ChannelDag, build_channel_dag
 from leanonnx.graph.model import load
 from leanonnx.numeric.chains import Block
 from leanonnx.ranking.criteria import Chains
-from leanonnx.ranking.weighting import weighted
+from leanonnx.ranking.weighting import weighted_blocks
 from leanonnx.runtime.observation import observe
 from leanonnx.selection.metrics import Budget
 from leanonnx.selection.selector import SelectionRequest, select
@@ -55,9 +55,9 @@ def measure(path: Path, keep: float) -> dict[str, Any]:
     chains, ranking and the search for the budget.
     """
     model = load(path)
-    dag = analyse(model, observe(model, {}))
-    blocks, norms = timed(lambda: weighted(dag))
-    kernels = sum(block.gains.size for block in blocks if block.counted)
+    dag = build_channel_dag(model, observe(model, {}))
+    blocks, norms = timed(lambda: weighted_blocks(dag))
+    kernels = sum(block.gains.size for block in blocks if block.is_counted)
     del blocks
     spatial = sum(mix.sources.size * mix.destinations.shape[1] for _, mix in dag.kernel_blocks if mix.taps > 1)
     spans = {"norms": norms} | {kind: _chains(dag, keep, kind) for kind in KINDS}
@@ -69,11 +69,11 @@ def _chains(dag: ChannelDag, keep: float, kind: Chains) -> Span:
     norms: list[Span] = []
 
     def weights(dag: ChannelDag, ignored: Collection[int] = ()) -> list[Block]:
-        blocks, span = timed(lambda: weighted(dag, ignored))
+        blocks, span = timed(lambda: weighted_blocks(dag, ignored))
         norms.append(span)
         return blocks
 
-    with patch("leanonnx.ranking.weighting.weighted", weights):
+    with patch("leanonnx.ranking.weighting.weighted_blocks", weights):
         whole = timed(lambda: select(dag, _request(keep, kind)))[1]
     if len(norms) != 1:
         raise RuntimeError(f"a selection was expected to weigh the kernels once, not {len(norms)} times")

@@ -22,17 +22,17 @@ import onnx
 
 from docs.drawing import Point, badge, box, cells, disc, line, picture, plate, text
 from docs.written import main
-from leanonnx.analysis.dag import ChannelDag, analyse
+from leanonnx.analysis.dag import ChannelDag, build_channel_dag
 from leanonnx.graph.model import load
-from leanonnx.numeric.chains import best_chain, best_through, extract, normalise_rows
+from leanonnx.numeric.chains import best_chain, best_through, extract_chains, normalise_rows
 from leanonnx.numeric.norms import kernel_norms
 from leanonnx.ranking.criteria import EXTRACTED, Chains
-from leanonnx.ranking.pathmass import masses, reads
+from leanonnx.ranking.pathmass import kernel_groups, path_masses
 from leanonnx.ranking.weighting import WeightedDag
 from leanonnx.runtime.observation import observe
 from leanonnx.selection.metrics import Budget
 from leanonnx.selection.selector import SelectionRequest, Selector
-from leanonnx.statistics.moments import Statistics, measure
+from leanonnx.statistics.moments import Statistics, measure_statistics
 
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE / "pictures"
@@ -83,7 +83,7 @@ Step = tuple[int, int]
 def analysed(path: Path) -> ChannelDag:
     """The channel DAG of a model file."""
     model = load(path, ())
-    return analyse(model, observe(model, {}))
+    return build_channel_dag(model, observe(model, {}))
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def network() -> Network:
     gains = {
         (source, target): float(block.gains[0, o, i])
         for block in weights.blocks
-        if block.counted
+        if block.is_counted
         for i, source in enumerate(block.sources[0].tolist())
         for o, target in enumerate(block.destinations[0].tolist())
     }
@@ -165,7 +165,7 @@ class Drawn:
     def nodes(self, alive: Collection[int] | None = None) -> Iterator[str]:
         """Channels: pinned ones are squares, tied ones share a letter; those that are not alive are struck out."""
         dag = network().dag
-        letters = dict(zip(np.flatnonzero(~dag.pinned).tolist(), string.ascii_uppercase, strict=False))
+        letters = dict(zip(np.flatnonzero(~dag.pinned_groups).tolist(), string.ascii_uppercase, strict=False))
         for channel_id, (x, y) in self.places.items():
             kind = "node" if alive is None else "kept" if channel_id in alive else "gone"
             letter = letters.get(int(dag.groups[channel_id]))
@@ -229,7 +229,7 @@ def found_chains(choice: Chains) -> list[tuple[int, ...]]:
     dag = network().dag
     return [
         chain.channel_ids
-        for chain in extract(dag.count, network().weights.blocks, dag.starts, dag.ends, EXTRACTED[choice])
+        for chain in extract_chains(dag.count, network().weights.blocks, dag.starts, dag.ends, EXTRACTED[choice])
     ][:SHOWN]
 
 
@@ -265,19 +265,19 @@ def observed() -> Statistics:
     """Moments of the small network's activations on 64 random images."""
     rng = np.random.default_rng(0)
     feeds = ({"x": rng.standard_normal((1, 1, 16, 16)).astype(np.float32)} for _ in range(64))
-    return measure(network().dag, feeds, 64)
+    return measure_statistics(network().dag, feeds, 64)
 
 
 def mass() -> str:
     """Path mass of each channel, and how it flows."""
     drawn, statistics = Drawn(70), observed()
-    blocks = reads(network().dag, statistics)
-    found = masses(network().dag, statistics, blocks)
+    blocks = kernel_groups(network().dag, statistics)
+    found = path_masses(network().dag, statistics, blocks)
     widths = {}
     for block in blocks:
-        flows = block.energies / block.energies.sum(1, keepdims=True) * found[block.targets][:, None]
+        flows = block.energies / block.energies.sum(1, keepdims=True) * found[block.destinations][:, None]
         for (o, i), flow in np.ndenumerate(flows):
-            widths[int(block.channel_ids[i]), int(block.targets[o])] = 0.2 + 13 * float(flow)
+            widths[int(block.channel_ids[i]), int(block.destinations[o])] = 0.2 + 13 * float(flow)
     parts = [*drawn.titles(), *drawn.edges(widths), *drawn.nodes()]
     parts += [
         plate((x, y + RADIUS + 8), f"{100 * found[channel_id]:.0f} %") for channel_id, (x, y) in drawn.places.items()

@@ -17,7 +17,7 @@ from leanonnx.api.device import calibrate_device
 from leanonnx.api.results import Analysis, Compressed, Timings
 from leanonnx.api.training import TrainingResult, finetune
 from leanonnx.api.verbs import analyse, bench, compress, prove
-from leanonnx.commands.calibrate.calibrate import Calibration
+from leanonnx.commands.calibrate.calibrate import DeviceCalibration
 from leanonnx.data.images import ImageFormat
 from leanonnx.errors import BudgetUnreachable, LeanOnnxError, NotFaster, ProofFailed, Refusal, UserError
 from leanonnx.evaluation.deviation import Fidelity
@@ -32,11 +32,11 @@ __all__ = [
     "DEFAULT_RULES",
     "Analysis",
     "BudgetUnreachable",
-    "Calibration",
     "ChannelDag",
     "CheckResult",
     "Compressed",
     "CostChange",
+    "DeviceCalibration",
     "Fidelity",
     "ImageFormat",
     "LeanOnnxError",

@@ -10,62 +10,62 @@ MAX_NAME_LENGTH = 500
 """Longest name that is shown in full, in characters."""
 SHORT_NAME_LENGTH = 38
 """Longest name in a picture, in characters."""
-BLANK = "\N{NO-BREAK SPACE}"
+UNIT_SPACE = "\N{NO-BREAK SPACE}"
 """The space between a number and its unit."""
 SI_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-def shown(name: str) -> str:
+def printable_name(name: str) -> str:
     """A name with unprintable and control characters escaped, truncated if it is very long."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in name)
     return text if len(text) <= MAX_NAME_LENGTH else f"{text[: MAX_NAME_LENGTH - 1]}…"
 
 
-def short(name: str, length: int = SHORT_NAME_LENGTH) -> str:
+def short_name(name: str, length: int = SHORT_NAME_LENGTH) -> str:
     """A name with its middle omitted if it is long, since layers differ at the ends of their names."""
-    text = shown(name)
+    text = printable_name(name)
     head = length // 3
     return text if len(text) <= length else f"{text[:head]}…{text[head + 1 - length :]}"
 
 
-def whole(number: float) -> str:
+def integer_text(number: float) -> str:
     """Format an integer: 1,234,567."""
     return f"{number:,.0f}"
 
 
-def compact(number: float) -> str:
+def compact_text(number: float) -> str:
     """Format a number with three digits and an SI prefix: 1.23 M."""
     for size, prefix in SI_PREFIXES:
         if number >= 0.9995 * size:
-            return f"{number / size:.3g}{BLANK}{prefix}"
+            return f"{number / size:.3g}{UNIT_SPACE}{prefix}"
     return f"{number:.3g}"
 
 
-def percent(share: float) -> str:
+def percent_text(share: float) -> str:
     """Format a share in percent, with more digits near 0 and 1; 0 % and 100 % are always exact."""
     value = 100 * share
     if 0 < value < 0.01:
-        return f"<{BLANK}0.01{BLANK}%"
+        return f"<{UNIT_SPACE}0.01{UNIT_SPACE}%"
     digits = 0 if value in (0, 100) else 2 if value < 1 or value > 99 else 1
     text = f"{value:.{digits}f}"
-    return f"{f'>{BLANK}99.99' if value < 100 and text == '100.00' else text}{BLANK}%"
+    return f"{f'>{UNIT_SPACE}99.99' if value < 100 and text == '100.00' else text}{UNIT_SPACE}%"
 
 
-def ms(milliseconds: float) -> str:
+def milliseconds_text(milliseconds: float) -> str:
     """Format milliseconds with three digits, but not beyond microseconds."""
     digits = 3 if milliseconds <= 0 else min(3, max(0, 2 - math.floor(math.log10(milliseconds))))
-    return f"{milliseconds:.{digits}f}{BLANK}ms"
+    return f"{milliseconds:.{digits}f}{UNIT_SPACE}ms"
 
 
-def sizes(pair: Sequence[int]) -> str:
+def change_text(pair: Sequence[int]) -> str:
     """Format two sizes as "before → after", or as one number if they are equal."""
     before, after = pair
-    return whole(before) if before == after else f"{whole(before)} → {whole(after)}"
+    return integer_text(before) if before == after else f"{integer_text(before)} → {integer_text(after)}"
 
 
-def counted(number: int, word: str) -> str:
+def count_text(number: int, word: str) -> str:
     """Format a count with its noun: 1 layer, 2 layers."""
-    return f"{whole(number)} {word}{'' if number == 1 else 's'}"
+    return f"{integer_text(number)} {word}{'' if number == 1 else 's'}"
 
 
 def shape_text(shape: Iterable[object]) -> str:
@@ -73,6 +73,6 @@ def shape_text(shape: Iterable[object]) -> str:
     return ",".join(map(str, shape))
 
 
-def finite(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """The value, or None (null in JSON) for NaN and infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

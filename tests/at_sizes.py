@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from leanonnx.runtime.sessions import Array, Feed, RunFailed, Session, failing, opened
+from leanonnx.runtime.sessions import Array, Feed, RunFailed, Session, open_session, translate_errors
 from leanonnx.surgery.patch import Patch
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -136,7 +136,7 @@ class Pair:
 
 
 def _opened(model: onnx.ModelProto, optimise: bool) -> Callable[[Feed], Runs]:
-    with opened(model, optimise=optimise) as session:
+    with open_session(model, optimise=optimise) as session:
         return lambda feed: _outputs(session, feed)
 
 
@@ -147,8 +147,8 @@ def _outputs(session: Session, feed: Feed) -> Runs:
 def as_observed(patch: Patch) -> Patch:
     """A patch that writes the sizes of the observed run, whatever axes are free."""
     entries, outputs = (
-        {place: replace(change, before={}) for place, change in given.items()}
-        for given in (patch.entries, patch.outputs)
+        {place: replace(change, original_sizes={}) for place, change in given.items()}
+        for given in (patch.shape_edits, patch.output_edits)
     )
     return replace(patch, entries=entries, outputs=outputs)
 
@@ -156,10 +156,10 @@ def as_observed(patch: Patch) -> Patch:
 def runs_at(model: onnx.ModelProto, inputs: Inputs, sizes: Sequence[Shapes]) -> list[Shapes]:
     """The sizes at which a model can be run and puts out finite numbers."""
     found = []
-    with suppress(RunFailed), failing():
+    with suppress(RunFailed), translate_errors():
         session = _opened(model, False)
         for shapes in sizes:
-            with suppress(RunFailed), failing():
+            with suppress(RunFailed), translate_errors():
                 found += [shapes] if all(_tells(v) for v in session(drawn(inputs, shapes, 0))) else []
     return found
 

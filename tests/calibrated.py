@@ -17,7 +17,7 @@ from leanonnx.analysis.closure import Closure
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.commands.compress.pipeline import inspect
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.surgery.operate import apply
+from leanonnx.surgery.operate import apply_patch
 from leanonnx.surgery.patch import plan_patch
 from tests.helpers import build, saved
 
@@ -74,12 +74,12 @@ def keep(dag: ChannelDag, tensor: str, channels: Collection[int], axis: int = 1)
     lost = [k for k in range(len(rows)) if k not in channels]
     kept = np.ones(int(dag.groups.max()) + 1, bool)
     kept[dag.groups[rows[lost].reshape(-1)]] = False
-    return Closure(dag, dag.groups).alive(kept)
+    return Closure(dag, dag.groups).alive_channels(kept)
 
 
 def draft(dag: ChannelDag, alive: Mask) -> onnx.ModelProto:
     """The network without what is not alive."""
-    return apply(dag.model, plan_patch(dag, alive))
+    return apply_patch(dag.model, plan_patch(dag, alive))
 
 
 def deviation(dag: ChannelDag, proto: onnx.ModelProto, feeds: Sequence[Feed]) -> float:

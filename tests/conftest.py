@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite("tests")  # so that a failure within a helper shows its values too
 
-from leanonnx.runtime.sessions import limited, opened
+from leanonnx.runtime.sessions import open_session, thread_limit
 from tests.helpers import RUNS, brief, told
 from tests.pages import Found, images, page_of, parsed, residual
 from tests.smoke import SMOKE
@@ -77,7 +77,7 @@ def _sessions() -> Iterator[None]:
 
     Sessions of a worker keep to one thread, as its BLAS does.
     """
-    with opened(PLAIN), limited(1) if WORKER else nullcontext():
+    with open_session(PLAIN), thread_limit(1) if WORKER else nullcontext():
         yield
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from PIL import Image
 
-from leanonnx.data.samples import Data, ImageFormat, open_data
+from leanonnx.data.samples import Dataset, ImageFormat, open_data
 from leanonnx.graph.model import load
 from leanonnx.runtime.observation import observe
 from tests.helpers import saved
@@ -22,7 +22,7 @@ def body(inputs: str, outputs: str, nodes: str) -> str:
     return f'<ir_version: 8, opset_import: ["" : 17]> g ({inputs}) => ({outputs}) {{ {nodes} }}'
 
 
-def data_for(folder: Path, inputs: str, path: Path | None = None, images: ImageFormat | None = None) -> Data:
+def data_for(folder: Path, inputs: str, path: Path | None = None, images: ImageFormat | None = None) -> Dataset:
     """The data of a path for a model that puts out its inputs as they are."""
     names = [text.split()[-1] for text in inputs.split("; ")]
     kinds = [text.split()[0] for text in inputs.split("; ")]
@@ -33,7 +33,7 @@ def data_for(folder: Path, inputs: str, path: Path | None = None, images: ImageF
     return open_data(path or folder / "data.npz", model, observe(model, {}).shapes, images or ImageFormat())
 
 
-def fed(data: Data, name: str = "x", batch: int = 1) -> list[np.ndarray]:
+def fed(data: Dataset, name: str = "x", batch: int = 1) -> list[np.ndarray]:
     return [feed[name] for feed in data.feeds(batch)]
 
 

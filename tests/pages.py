@@ -135,7 +135,7 @@ def residual(seed: int = 0) -> onnx.ModelProto:
 
 def plain(text: str) -> str:
     """With blanks at which a line may break, as the parser gives all text."""
-    return text.replace(words.BLANK, " ")
+    return text.replace(words.UNIT_SPACE, " ")
 
 
 def without_seconds(row: dict[str, Any]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def made_within(tasks: Sequence[Task], work: Path, jobs: int = 1, threads: int =
     for index, task in enumerate(tasks):
         folder = work / str(index) / MADE
         folder.mkdir(parents=True)
-        yield index, making.made(task, folder)
+        yield index, making.make_candidate(task, folder)
 
 
 def fake_make(tasks: list[Task], work: Path) -> making.Answers:

@@ -107,7 +107,7 @@ def test_bench_is_what_the_command_line_measures(model: Path) -> None:
     assert (found.to_dict()["before"], found.to_dict()["after"]) == (str(model), "the model")
     assert found.to_dict()["fixed"] == row["fixed"]
     assert [result.keys() for result in found.to_dict()["results"]] == [result.keys() for result in row["results"]]
-    assert found.cases[0].outcome.words in repr(found)  # type: ignore[union-attr]
+    assert found.cases[0].outcome.verdict in repr(found)  # type: ignore[union-attr]
     (alone, _) = leanonnx.bench(model, seconds=0.05, threads=[1, 2]).cases
     assert alone.outcome.median > 0  # type: ignore[union-attr]
     for wrong in ({"seconds": 0}, {"batch": 0}, {"threads": -1}, {"cuda_graph": True}, {"seed": -1}):

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from leanonnx.commands.bench import benchmark
-from leanonnx.commands.bench.benchmark import BenchRequest, Case, check_fits, check_same_inputs, input_sizes, with_batch
+from leanonnx.commands.bench.benchmark import (
+    BenchCase,
+    BenchRequest,
+    check_fits,
+    check_same_inputs,
+    resolve_input_sizes,
+    with_batch,
+)
 from leanonnx.commands.bench.tables import TIMING_LINES
 from leanonnx.errors import ModelError, OptionError
 from leanonnx.graph.model import load
@@ -182,7 +189,7 @@ def test_batch_goes_to_inputs_with_a_free_first_axis(tmp_path: Path) -> None:
     net (float[N, 4] x, float[1, 4] y) => (float[N, 4] z) { z = Add (x, y) }
     """
     model = load(saved(build(text), tmp_path / "two.onnx"))
-    sizes = input_sizes(model, {})
+    sizes = resolve_input_sizes(model, {})
     assert with_batch(model, sizes, 5) == {"x": (5, 4), "y": (1, 4)}
 
 
@@ -214,13 +221,13 @@ def test_a_busy_machine_is_told() -> None:
         shaken: True,
     }
     for outcome, busy in cases.items():
-        assert bool(Case(None, {}, Setting(), outcome).warnings) == busy
+        assert bool(BenchCase(None, {}, Setting(), outcome).warnings) == busy
 
 
 def test_failures_name_the_models(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: object) -> TimingComparison:
         raise benchmark.RunFailed("no memory")
 
-    monkeypatch.setattr(benchmark, "measured", failing)
+    monkeypatch.setattr(benchmark, "compare_in_subprocess", failing)
     with pytest.raises(ModelError, match=r"free\.onnx and .*smaller\.onnx: .*no memory"):
-        benchmark.bench(folder / "free.onnx", folder / "smaller.onnx", BenchRequest())
+        benchmark.run_bench(folder / "free.onnx", folder / "smaller.onnx", BenchRequest())

@@ -14,21 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from leanonnx.analysis.dag import ChannelDag, analyse
+from leanonnx.analysis.dag import ChannelDag, build_channel_dag
 from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.commands.compress.pipeline import compress
 from leanonnx.graph.model import load
-from leanonnx.inputs.synthetic import distances, smooth_inputs
+from leanonnx.inputs.synthetic import output_distances, smooth_inputs
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.numeric.gaussian import ChannelMoments, gaussian
+from leanonnx.numeric.gaussian import ChannelMoments, gaussian_channels
 from leanonnx.recovery import data_free_draft as blind_draft
-from leanonnx.recovery.data_free import DataFreeFit, recover
+from leanonnx.recovery.data_free import DataFreeFit, fit_without_data
 from leanonnx.rules.table import DEFAULT_RULES
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import run
 from leanonnx.selection.metrics import Budget
 from leanonnx.statistics.propagation import PropagatedMoments, propagate_statistics
-from leanonnx.surgery.operate import apply
+from leanonnx.surgery.operate import apply_patch
 from leanonnx.surgery.patch import plan_patch
 from tests.graphs import models
 from tests.helpers import build, called_json, refused, saved
@@ -70,7 +70,7 @@ def edited(proto: onnx.ModelProto, **values: Any) -> onnx.ModelProto:
 
 def opened(proto: onnx.ModelProto, folder: Path) -> ChannelDag:
     model = load(saved(proto, folder / "in.onnx"))
-    return analyse(model, observe(model, {}), DEFAULT_RULES)
+    return build_channel_dag(model, observe(model, {}), DEFAULT_RULES)
 
 
 def without(dag: ChannelDag, name: str, *channels: int) -> tuple[Mask, onnx.ModelProto]:
@@ -78,7 +78,7 @@ def without(dag: ChannelDag, name: str, *channels: int) -> tuple[Mask, onnx.Mode
     alive = np.ones(dag.count, bool)
     channel_ids = dag.channel_ids[name].reshape(-1)[list(channels)]
     alive[np.isin(dag.groups, dag.groups[channel_ids])] = False
-    return alive, apply(dag.model, plan_patch(dag, alive))
+    return alive, apply_patch(dag.model, plan_patch(dag, alive))
 
 
 def distance(one: onnx.ModelProto, other: onnx.ModelProto, shape: tuple[int, ...] = (2, 3, 9, 9)) -> float:
@@ -93,7 +93,7 @@ def mended(
     """What came of it, and the distance from the original before and after."""
     dag = opened(proto, folder)
     alive, bare = without(dag, tensor, *channels)
-    found = recover(PropagatedMoments(dag), alive, bare, **how)
+    found = fit_without_data(PropagatedMoments(dag), alive, bare, **how)
     onnx.checker.check_model(found.proto, full_check=True)
     return found, distance(proto, bare), distance(proto, found.proto)
 
@@ -164,7 +164,7 @@ def test_means_follow_from_normalisation(activation: str, tmp_path: Path) -> Non
     proto = net(f"n = BatchNormalization (c, g, b, m, v) r = {activation} (n)", NORM)
     dag = opened(proto, tmp_path)
     alive, bare = without(dag, "r", 1, 3)
-    found = recover(PropagatedMoments(dag), alive, bare, ways=("means",))
+    found = fit_without_data(PropagatedMoments(dag), alive, bare, ways=("means",))
     held = {t.name: numpy_helper.to_array(t).astype(float) for t in proto.graph.initializer}
     spread = np.abs(held["g"]) * np.sqrt(held["v"] / (held["v"] + 1e-5))
     mean = held["b"]
@@ -189,7 +189,7 @@ def test_a_border_adds_nothing_to_a_mean(tmp_path: Path) -> None:
     proto = edited(build(text), v=np.square)
     dag = opened(proto, tmp_path)
     alive, bare = without(dag, "r", 2)
-    found = recover(PropagatedMoments(dag), alive, bare, ways=("means",))
+    found = fit_without_data(PropagatedMoments(dag), alive, bare, ways=("means",))
     held = {t.name: numpy_helper.to_array(t).astype(float) for t in proto.graph.initializer}
     after = {t.name: numpy_helper.to_array(t).astype(float) for t in found.proto.graph.initializer}
     wanted = held["b2"] + held["b"][2] * (held["w2"][:, 2, :, 0] @ [0.75, 1, 0.75])
@@ -200,11 +200,14 @@ def test_no_mean_is_made_up_without_statistics(tmp_path: Path) -> None:
     dag = opened(net("r = Relu (c)"), tmp_path)
     alive, bare = without(dag, "r", 1)
     known = PropagatedMoments(dag)
-    for found in (recover(known, alive, bare, ways=("constants", "means")), recover(known, alive, bare, assume=False)):
+    for found in (
+        fit_without_data(known, alive, bare, ways=("constants", "means")),
+        fit_without_data(known, alive, bare, assume=False),
+    ):
         assert found.proto.SerializeToString() == bare.SerializeToString()
         assert not any(found.counts.values())
-    assert recover(known, alive, bare).assumed
-    assert recover(known, np.ones(dag.count, bool), dag.model.proto).proto is dag.model.proto
+    assert fit_without_data(known, alive, bare).assumed
+    assert fit_without_data(known, np.ones(dag.count, bool), dag.model.proto).proto is dag.model.proto
 
 
 def test_moments_are_those_of_samples() -> None:
@@ -212,9 +215,9 @@ def test_moments_are_those_of_samples() -> None:
     root = rng.standard_normal((4, 4))
     covariance, mean = root @ root.T, rng.standard_normal(4)
     drawn = rng.multivariate_normal(mean, covariance, 400_000)
-    belief = gaussian(np.arange(4), mean, covariance, known=True)
+    belief = gaussian_channels(np.arange(4), mean, covariance, is_known=True)
     np.testing.assert_allclose(belief.covariance(), covariance, rtol=1e-3, atol=1e-3)
-    rectified = ChannelMoments(belief.channel_ids, np.maximum(belief.values, 0), belief.correlation, known=True)
+    rectified = ChannelMoments(belief.channel_ids, np.maximum(belief.values, 0), belief.correlation, is_known=True)
     np.testing.assert_allclose(rectified.mean, np.maximum(drawn, 0).mean(0), rtol=0.01)
     np.testing.assert_allclose(rectified.covariance(), np.cov(np.maximum(drawn, 0).T), rtol=0.05, atol=0.03)
 
@@ -228,10 +231,10 @@ def test_statistics_come_from_normalisation_alone(tmp_path: Path) -> None:
     np.testing.assert_allclose(found["c"].mean, held["m"], atol=1e-5)
     np.testing.assert_allclose(found["c"].variance, held["v"], rtol=1e-3)
     np.testing.assert_allclose(found["n"].mean, held["b"], atol=1e-5)
-    assert (found["x"].known, found["r"].known) == (False, True)
+    assert (found["x"].is_known, found["r"].is_known) == (False, True)
     statistics = propagate_statistics(known)
     assert statistics is not None
-    assert {name for name, _ in statistics.read} == {"r"}
+    assert {name for name, _ in statistics.moments} == {"r"}
 
 
 @pytest.mark.parametrize(("shape", "told"), [("4", True), ("1, 4", True), ("4, 1", False)])
@@ -286,9 +289,9 @@ def test_what_noise_speaks_against_is_declined(tmp_path: Path, monkeypatch: pyte
     source = saved(edited(net("r = Relu (c)"), **copied(2.0)), tmp_path / "n.onnx")
     options = CompressOptions(budget=Budget("kernels", 0.6), measure=False, align=1, recover="auto")
     found = [[0.9, 0.5], [0.9, 0.8], [0.8]]
-    monkeypatch.setattr(blind_draft, "distances", lambda _, others, feeds: found.pop(0))
-    kept = compress(source, tmp_path / "a.onnx", options).blind
-    declined = compress(source, tmp_path / "b.onnx", options).blind
+    monkeypatch.setattr(blind_draft, "output_distances", lambda _, others, feeds: found.pop(0))
+    kept = compress(source, tmp_path / "a.onnx", options).data_free
+    declined = compress(source, tmp_path / "b.onnx", options).data_free
     assert kept is not None and declined is not None
     assert (kept.declined, declined.declined) == (False, True)
     assert declined.counts["merged"] <= 1 < kept.counts["merged"]
@@ -299,7 +302,7 @@ def test_noise_tells_networks_apart(tmp_path: Path) -> None:
     _, bare = without(dag, "r", 0, 1, 2, 3)
     broken = edited(net("r = Relu (c)"), w2=lambda w: w * np.inf)
     feeds = smooth_inputs(dag.model, dag.shapes, 0)
-    same, other, worst = distances(dag.model, [dag.model.proto, bare, broken], feeds)
+    same, other, worst = output_distances(dag.model, [dag.model.proto, bare, broken], feeds)
     assert same == 0 < other < worst == math.inf
     assert all(abs(float(feed["x"].std()) - 1) < EXACT for feed in feeds)
 

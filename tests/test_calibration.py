@@ -13,21 +13,30 @@ import onnxruntime as ort
 import pytest
 
 from leanonnx.commands.calibrate import calibrate
-from leanonnx.commands.calibrate.fit import MULTIPLES, STEPS, WIDTHS, Probes, Steps, best_block, best_multiple, table
-from leanonnx.commands.calibrate.probes import Probe, held_out, network, residual
+from leanonnx.commands.calibrate.fit import (
+    BLOCK_CANDIDATES,
+    MULTIPLE_CANDIDATES,
+    PROBE_WIDTHS,
+    FastWidths,
+    Probes,
+    best_block,
+    best_multiple,
+    fit_table,
+)
+from leanonnx.commands.calibrate.probes import Probe, held_out_networks, probe_network, residual_network
 from leanonnx.commands.compress.pipeline import inspect
 from leanonnx.errors import OutputError
-from leanonnx.hardware.targets import ENTRIES, Hardware, known_targets, read_targets
-from leanonnx.runtime.fastpath import layouts
-from leanonnx.runtime.machine import blocked_steps, detected, is_blocked
+from leanonnx.hardware.targets import HARDWARE_ENTRIES, Hardware, builtin_hardware, read_hardware
+from leanonnx.runtime.fastpath import convolution_layouts
+from leanonnx.runtime.machine import channel_steps, detect_hardware, is_blocked
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.timing import Timing
 from leanonnx.selection.latency import latency_model
 from tests.helpers import called, refused, saved
 
 ONE = Setting(threads=1)
-AVX2 = replace(known_targets()["cpu-avx2"], slow=1.5, slow_depthwise=4.0)
-AVX512 = known_targets()["cpu-avx512"]
+AVX2 = replace(builtin_hardware()["cpu-avx2"], slow=1.5, slow_depthwise=4.0)
+AVX512 = builtin_hardware()["cpu-avx512"]
 PROBES = Probes(16)
 START = 0.02
 """Milliseconds by which a run is longer than its nodes."""
@@ -38,36 +47,36 @@ START = 0.02
 def stepped(step: int, start: float = 0.3, each: float = 0.02, noise: float = 0.0) -> list[float]:
     """Times of ``WIDTHS`` on a machine whose blocks are ``step`` channels wide."""
     rng = np.random.default_rng(step)
-    work = np.ceil(np.array(WIDTHS) / step) ** 2 * step**2 / 16
-    return list((start + each * work) * (1 + noise * rng.standard_normal(len(WIDTHS))))
+    work = np.ceil(np.array(PROBE_WIDTHS) / step) ** 2 * step**2 / 16
+    return list((start + each * work) * (1 + noise * rng.standard_normal(len(PROBE_WIDTHS))))
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.01])
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", BLOCK_CANDIDATES)
 def test_the_block_is_found(step: int, noise: float) -> None:
-    assert best_block(WIDTHS, stepped(step, noise=noise)) == step
+    assert best_block(PROBE_WIDTHS, stepped(step, noise=noise)) == step
 
 
 def test_where_the_width_does_not_matter_the_block_is_the_smallest() -> None:
-    assert best_block(WIDTHS, [1.0] * len(WIDTHS)) == STEPS[0]
+    assert best_block(PROBE_WIDTHS, [1.0] * len(PROBE_WIDTHS)) == BLOCK_CANDIDATES[0]
 
 
 def test_a_smaller_block_is_preferred_when_it_fits_about_as_well() -> None:
     """Times half way between those of blocks of 4 and of 8, a little nearer to the latter."""
     small, large = np.array(stepped(4)), np.array(stepped(8))
-    assert best_block(WIDTHS, list(0.495 * small + 0.505 * large), steps=(4, 8)) == 4
-    assert best_block(WIDTHS, list(0.3 * small + 0.7 * large), steps=(4, 8)) == 8
+    assert best_block(PROBE_WIDTHS, list(0.495 * small + 0.505 * large), steps=(4, 8)) == 4
+    assert best_block(PROBE_WIDTHS, list(0.3 * small + 0.7 * large), steps=(4, 8)) == 8
 
 
-@pytest.mark.parametrize("multiple", MULTIPLES)
+@pytest.mark.parametrize("multiple", MULTIPLE_CANDIDATES)
 def test_the_multiple_is_found(multiple: int) -> None:
-    times = {count: 1.03 if count % multiple == 0 else 1.6 for count in MULTIPLES}
+    times = {count: 1.03 if count % multiple == 0 else 1.6 for count in MULTIPLE_CANDIDATES}
     assert best_multiple(times) == multiple
 
 
 def predicted(probe: Probe, target: Hardware, folder: Path) -> float:
     """What the latency model says of a probe."""
-    dag = inspect(saved(network(probe), folder / "probe.onnx"))
+    dag = inspect(saved(probe_network(probe), folder / "probe.onnx"))
     return latency_model(dag, target)(np.ones(dag.count, bool))
 
 
@@ -79,21 +88,21 @@ def times_of(probes: Iterable[Probe], truth: Hardware, folder: Path) -> dict[Pro
 def test_the_table_explains_the_times_that_it_is_made_from(truth: Hardware, tmp_path: Path) -> None:
     """Times as the latency model has them give back its table."""
     times = times_of(PROBES.all(stepped=True), truth, tmp_path)
-    found = table(truth.name, times, PROBES, Steps(truth.block, truth.multiple, truth.grouped))
-    for key in ENTRIES:
+    found = fit_table(truth.name, times, PROBES, FastWidths(truth.block, truth.multiple, truth.grouped))
+    for key in HARDWARE_ENTRIES:
         assert getattr(found, key) == pytest.approx(getattr(truth, key), rel=0.01), key
 
 
 def test_steps_are_found_by_timing_where_no_graph_tells_them(tmp_path: Path) -> None:
     truth = replace(AVX2, grouped=AVX2.multiple)
-    found = table(truth.name, times_of(PROBES.all(stepped=False), truth, tmp_path), PROBES, known=None)
-    for key in ENTRIES:
+    found = fit_table(truth.name, times_of(PROBES.all(stepped=False), truth, tmp_path), PROBES, known=None)
+    for key in HARDWARE_ENTRIES:
         assert getattr(found, key) == pytest.approx(getattr(truth, key), rel=0.01), key
 
 
 def test_a_machine_without_slow_widths(tmp_path: Path) -> None:
     truth = replace(AVX2, block=4, multiple=1, grouped=1, slow=1.0, slow_depthwise=1.0)
-    found = table(truth.name, times_of(PROBES.all(stepped=False), truth, tmp_path), PROBES, known=None)
+    found = fit_table(truth.name, times_of(PROBES.all(stepped=False), truth, tmp_path), PROBES, known=None)
     assert (found.block, found.multiple, found.slow, found.slow_depthwise) == (4, 1, 1.0, 1.0)
 
 
@@ -103,8 +112,8 @@ def test_wild_times_give_a_table_all_the_same() -> None:
     for _ in range(50):
         probes = PROBES.all(stepped=False)
         times = dict(zip(probes, np.exp(rng.normal(0, 3, len(probes))).tolist(), strict=True))
-        found = table("wild", times, PROBES, known=None)
-        assert min(getattr(found, key) for key in ENTRIES) > 0
+        found = fit_table("wild", times, PROBES, known=None)
+        assert min(getattr(found, key) for key in HARDWARE_ENTRIES) > 0
         assert min(found.slow, found.slow_depthwise) >= 1
 
 
@@ -113,14 +122,14 @@ def test_wild_times_give_a_table_all_the_same() -> None:
 
 def test_detection_agrees_with_the_graphs_as_they_are_run(tmp_path: Path) -> None:
     """On a machine with blocked kernels, chains on the path that was found are fast, those off it are not."""
-    steps, target = blocked_steps(), known_targets()[detected(ONE)]
+    steps, target = channel_steps(), builtin_hardware()[detect_hardware(ONE)]
     assert (steps is None) == (target.name in ("cpu-arm", "cpu-plain"))
     if steps is None:
         return
     assert steps == (target.block, target.multiple, target.grouped)
     block, multiple, grouped = steps
     for width, fast in ((2 * block, 6), (2 * block + multiple, 6), (2 * block + 1, 0)):
-        found = layouts(saved(network(Probe("conv", width, 6, 8)), tmp_path / "probe.onnx"), ONE)
+        found = convolution_layouts(saved(probe_network(Probe("conv", width, 6, 8)), tmp_path / "probe.onnx"), ONE)
         assert found is not None
         assert found.fast == fast
     assert is_blocked(grouped, groups=2)
@@ -130,7 +139,7 @@ def test_detection_agrees_with_the_graphs_as_they_are_run(tmp_path: Path) -> Non
 def test_onnxruntime_runs_each_elementwise_node_of_the_probes(tmp_path: Path) -> None:
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    ort.InferenceSession(network(PROBES.node).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    ort.InferenceSession(probe_network(PROBES.node).SerializeToString(), options, providers=["CPUExecutionProvider"])
     nodes = inspect(tmp_path / "optimised.onnx").model.proto.graph.node
     assert len(nodes) == PROBES.node.layers
 
@@ -139,22 +148,22 @@ def test_onnxruntime_runs_each_elementwise_node_of_the_probes(tmp_path: Path) ->
 def test_probes_run_and_put_out_numbers_of_a_usual_size(stepped: bool) -> None:
     rng = np.random.default_rng(0)
     for probe in PROBES.all(stepped):
-        session = ort.InferenceSession(network(probe).SerializeToString(), providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(probe_network(probe).SerializeToString(), providers=["CPUExecutionProvider"])
         (found,) = session.run(None, {"x": rng.standard_normal(probe.shape, np.float32)})
         assert found.shape == probe.shape
         assert 1e-3 < np.abs(found).mean() < 1e3
 
 
 def test_held_out_networks_are_other_networks_than_the_probes() -> None:
-    texts = {network(probe).SerializeToString() for probe in PROBES.all(stepped=False)}
-    for _, whole, narrow in held_out(PROBES.side):
+    texts = {probe_network(probe).SerializeToString() for probe in PROBES.all(stepped=False)}
+    for _, whole, narrow in held_out_networks(PROBES.side):
         assert {whole.SerializeToString(), narrow.SerializeToString()}.isdisjoint(texts)
 
 
 def test_a_short_calibration_of_this_machine() -> None:
     """Everything in earnest, but in too little time for good numbers."""
-    found = calibrate.calibrate(ONE, seconds=0.1)
-    assert found.target.name == detected(ONE)
+    found = calibrate.run_calibration(ONE, seconds=0.1)
+    assert found.target.name == detect_hardware(ONE)
     assert (found.target.block, found.target.multiple) == (found.built_in.block, found.built_in.multiple)
     assert len(found.forecasts) == 2
     assert min(min(check.measured, check.predicted, check.built_in) for check in found.forecasts) > 1
@@ -165,10 +174,10 @@ def test_a_short_calibration_of_this_machine() -> None:
 
 def test_a_table_is_added_to_the_file_or_replaced_in_it(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "targets.toml"
-    calibrate.store(AVX2, path)
-    calibrate.store(replace(AVX512, name="another box"), path)
-    calibrate.store(replace(AVX2, conv=99.0), path)
-    assert read_targets(path) == {
+    calibrate.store_table(AVX2, path)
+    calibrate.store_table(replace(AVX512, name="another box"), path)
+    calibrate.store_table(replace(AVX2, conv=99.0), path)
+    assert read_hardware(path) == {
         "cpu-avx2": replace(AVX2, conv=99.0),
         "another box": replace(AVX512, name="another box"),
     }
@@ -177,18 +186,18 @@ def test_a_table_is_added_to_the_file_or_replaced_in_it(tmp_path: Path) -> None:
 
 def test_a_file_that_is_linked_stays_linked(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
-    calibrate.store(AVX2, tmp_path / "real" / "targets.toml")
+    calibrate.store_table(AVX2, tmp_path / "real" / "targets.toml")
     link = tmp_path / "targets.toml"
     link.symlink_to(tmp_path / "real" / "targets.toml")
-    calibrate.store(AVX512, link)
+    calibrate.store_table(AVX512, link)
     assert link.is_symlink()
-    assert set(read_targets(tmp_path / "real" / "targets.toml")) == {"cpu-avx2", "cpu-avx512"}
+    assert set(read_hardware(tmp_path / "real" / "targets.toml")) == {"cpu-avx2", "cpu-avx512"}
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="with out"):
-        calibrate.store(AVX2, tmp_path / "file" / "targets.toml")
+        calibrate.store_table(AVX2, tmp_path / "file" / "targets.toml")
 
 
 # the command
@@ -203,7 +212,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         times[-4:] = [4.0, 2.0, 3.0, 2.0]
         return tuple(Timing(t, t, 2 * t if t == 4 else t, 0, 0, 1, 0, None) for t in times)
 
-    monkeypatch.setattr(calibrate, "measured_many", untimed)
+    monkeypatch.setattr(calibrate, "time_all_in_subprocess", untimed)
     monkeypatch.setenv("LEANONNX_TARGETS", str(tmp_path / "store" / "targets.toml"))
     return tmp_path
 
@@ -212,12 +221,12 @@ def test_json(folder: Path) -> None:
     done = called("calibrate-device", "--threads", "1", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     row: dict[str, Any] = json.loads(done.stdout)
-    stored = read_targets(folder / "store" / "targets.toml")
+    stored = read_hardware(folder / "store" / "targets.toml")
     assert row["schema"] == 1
-    assert (row["provider"], row["threads"], row["target"]) == ("cpu", 1, detected(ONE))
+    assert (row["provider"], row["threads"], row["target"]) == ("cpu", 1, detect_hardware(ONE))
     assert (row["file"], row["used_by_auto"]) == (str(folder / "store" / "targets.toml"), True)
     assert {key: entry["measured"] for key, entry in row["entries"].items()} == {
-        key: getattr(stored[row["target"]], key) for key in ENTRIES
+        key: getattr(stored[row["target"]], key) for key in HARDWARE_ENTRIES
     }
     assert [check["measured"] for check in row["checks"]] == [2.0, 1.5]
     for check in row["checks"]:
@@ -230,7 +239,7 @@ def test_json(folder: Path) -> None:
 def test_text_says_what_each_entry_means_and_how_far_off_it_is(folder: Path) -> None:
     done = called("calibrate-device", "--out", folder / "mine.toml", cwd=folder)
     assert done.returncode == 0, done.stderr
-    for name, entry in ENTRIES.items():
+    for name, entry in HARDWARE_ENTRIES.items():
         line = next(line for line in done.stdout.splitlines() if line.startswith(f"{name} "))
         assert entry.meaning in line
         assert entry.unit in line
@@ -239,7 +248,7 @@ def test_text_says_what_each_entry_means_and_how_far_off_it_is(folder: Path) -> 
     assert str(folder / "mine.toml") in said
     assert f"LEANONNX_TARGETS={folder / 'mine.toml'}" in said
     assert "from now on" not in said
-    assert detected(ONE) in read_targets(folder / "mine.toml")
+    assert detect_hardware(ONE) in read_hardware(folder / "mine.toml")
     assert not (folder / "store").exists()
 
 
@@ -248,7 +257,7 @@ USED = "--targetautousesitfromnowon"
 
 def test_it_is_said_whether_auto_uses_the_table(folder: Path, monkeypatch: Any) -> None:
     """A table elsewhere than where ``--target auto`` looks is not used until the environment names it."""
-    saved(residual(64, 48, 4), folder / "model.onnx")
+    saved(residual_network(64, 48, 4), folder / "model.onnx")
 
     def ending(*options: object) -> str:
         done = called("calibrate-device", *options, cwd=folder)
@@ -263,8 +272,8 @@ def test_it_is_said_whether_auto_uses_the_table(folder: Path, monkeypatch: Any) 
     told = ending("--out", "mine.toml")
     assert USED not in told
     assert f"for--targetautotouseit,setLEANONNX_TARGETS={folder / 'mine.toml'}" in told
-    widened = replace(read_targets(folder / "mine.toml")[detected(ONE)], block=12, multiple=12)
-    (folder / "mine.toml").write_text(widened.text(), encoding="utf-8")
+    widened = replace(read_hardware(folder / "mine.toml")[detect_hardware(ONE)], block=12, multiple=12)
+    (folder / "mine.toml").write_text(widened.to_toml(), encoding="utf-8")
     assert compressed() == plain
     monkeypatch.setenv("LEANONNX_TARGETS", str(folder / "mine.toml"))
     assert compressed() != plain
@@ -274,7 +283,7 @@ def test_it_is_said_whether_auto_uses_the_table(folder: Path, monkeypatch: Any) 
 
 
 def test_a_file_that_holds_something_else_is_refused_before_any_work(folder: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(calibrate, "measured_many", None)
+    monkeypatch.setattr(calibrate, "time_all_in_subprocess", None)
     (folder / "notes.toml").write_text("shopping = ['bread']\n")
     refused(folder, "calibrate-device", "--out", "notes.toml", says=("notes.toml", "shopping"))
     refused(folder, "calibrate-device", "--out", ".", says=("no regular file", "--out"))

@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leanonnx.numeric import chains
-from leanonnx.numeric.chains import Block, Chain, backward, best_chain, best_through, extract, forward, normalise_rows
+from leanonnx.numeric.chains import (
+    Block,
+    Chain,
+    best_chain,
+    best_from_starts,
+    best_through,
+    best_to_ends,
+    extract_chains,
+    normalise_rows,
+)
 
 
 class Link(NamedTuple):
@@ -42,7 +51,7 @@ def links(blocks: Sequence[Block], zero: float | None = None) -> list[Link]:
             octaves = float(np.log2(np.float64(gain))) if gain > 0 else zero
             if octaves is not None:
                 ends = int(block.sources[g, i]), int(block.destinations[g, o])
-                found.append(Link(*ends, (b, g, i, o), octaves, block.counted))
+                found.append(Link(*ends, (b, g, i, o), octaves, block.is_counted))
     return found
 
 
@@ -143,10 +152,10 @@ def test_sweeps_find_the_best_of_all_paths(graph: Graph, tile: int) -> None:
     for path in paths(links(blocks), starts, ends):
         through[list(channel_ids(path))] = np.maximum(through[list(channel_ids(path))], octaves(path))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chains, "TILE", tile)
+        patch.setattr(chains, "MAX_TILE_EDGES", tile)
         for found, octave in (
-            (forward(n, blocks, starts), ahead),
-            (backward(n, blocks, ends), behind),
+            (best_from_starts(n, blocks, starts), ahead),
+            (best_to_ends(n, blocks, ends), behind),
             (best_through(n, blocks, starts, ends), through),
         ):
             np.testing.assert_allclose(found, octave * log(2), atol=1e-5)
@@ -156,7 +165,7 @@ def test_sweeps_find_the_best_of_all_paths(graph: Graph, tile: int) -> None:
 @given(graphs(powers=True))
 def test_best_chain_is_the_best_path_and_zero_gains_are_a_last_resort(graph: Graph) -> None:
     n, blocks, starts, ends = graph
-    found = list(paths(links(blocks, zero=chains.TINY), starts, ends))
+    found = list(paths(links(blocks, zero=chains.ZERO_GAIN_OCTAVES), starts, ends))
     expected = channel_ids(first_of_the_best(found, kernels=False)) if found else ()
     assert best_chain(n, blocks, starts, ends) == expected
 
@@ -166,21 +175,21 @@ def test_best_chain_is_the_best_path_and_zero_gains_are_a_last_resort(graph: Gra
 def test_extraction_with_ties_is_that_of_the_enumeration(graph: Graph, mode: str, edges_per_step: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chains, "EDGES_PER_STEP", edges_per_step)
-        found = list(extract(*graph, mode))  # type: ignore[arg-type]
+        found = list(extract_chains(*graph, mode))  # type: ignore[arg-type]
     assert_same(found, list(extract_by_enumeration(graph, mode)))
 
 
 @checked
 @given(graphs(powers=False), st.sampled_from(["through", "free"]))
 def test_extraction_without_ties_is_that_of_the_enumeration(graph: Graph, mode: str) -> None:
-    assert_same(list(extract(*graph, mode)), list(extract_by_enumeration(graph, mode)))  # type: ignore[arg-type]
+    assert_same(list(extract_chains(*graph, mode)), list(extract_by_enumeration(graph, mode)))  # type: ignore[arg-type]
 
 
 @checked
 @given(graphs(powers=False, layers=12), st.sampled_from(["through", "free"]))
 def test_chains_are_connected_disjoint_descending_and_complete(graph: Graph, mode: str) -> None:
     """What holds for graphs too large to enumerate."""
-    found = list(extract(*graph, mode))  # type: ignore[arg-type]
+    found = list(extract_chains(*graph, mode))  # type: ignore[arg-type]
     edges = {edge.place: edge for edge in links(graph.blocks)}
     kernels = [kernel for chain in found for kernel in chain.kernels]
     assert len(kernels) == len(set(kernels))
@@ -206,7 +215,7 @@ def rescaled(graph: Graph, channel_id: int, factor: float) -> list[Block]:
             block.gains
             * np.where(block.destinations == channel_id, factor, 1)[:, :, None].astype(np.float32)
             / np.where(block.sources == channel_id, factor, 1)[:, None, :].astype(np.float32),
-            block.counted,
+            block.is_counted,
         )
         for block in graph.blocks
     ]
@@ -221,8 +230,8 @@ def test_through_chains_do_not_see_a_rescaled_channel(
         inner = sorted(set(range(graph.n)) - set(graph.starts.tolist()) - set(graph.ends.tolist()))
         if inner:
             blocks = rescaled(graph, data.draw(st.sampled_from(inner)), 2.0**exponent)
-            assert list(extract(graph.n, blocks, graph.starts, graph.ends, "through")) == list(
-                extract(*graph, "through")
+            assert list(extract_chains(graph.n, blocks, graph.starts, graph.ends, "through")) == list(
+                extract_chains(*graph, "through")
             )
             np.testing.assert_array_equal(
                 best_through(graph.n, blocks, graph.starts, graph.ends)[graph.starts],
@@ -243,29 +252,29 @@ def line(*gains: float, counted: Sequence[bool] | None = None) -> Graph:
 def test_free_chains_do_see_a_rescaled_channel() -> None:
     graph = line(2, 2)
     moved = Graph(3, rescaled(graph, 1, 4.0), graph.starts, graph.ends)
-    assert [chain.channel_ids for chain in extract(*graph, "free")] == [(0, 1, 2)]
-    assert [chain.channel_ids for chain in extract(*moved, "free")] == [(0, 1), (1, 2)]
-    assert [chain.channel_ids for chain in extract(*moved, "through")] == [(0, 1, 2)]
+    assert [chain.channel_ids for chain in extract_chains(*graph, "free")] == [(0, 1, 2)]
+    assert [chain.channel_ids for chain in extract_chains(*moved, "free")] == [(0, 1), (1, 2)]
+    assert [chain.channel_ids for chain in extract_chains(*moved, "through")] == [(0, 1, 2)]
 
 
 def test_free_chains_of_weak_kernels_are_single_kernels_in_order() -> None:
     graph = line(0.25, 0.75, 0.5)
-    assert [chain.channel_ids for chain in extract(*graph, "free")] == [(1, 2), (2, 3), (0, 1)]
+    assert [chain.channel_ids for chain in extract_chains(*graph, "free")] == [(1, 2), (2, 3), (0, 1)]
 
 
 def test_fixed_edges_lengthen_chains_and_never_make_one() -> None:
     graph = line(3, 0.5, 1, 5, counted=[False, True, False, False])
-    assert [chain.channel_ids for chain in extract(*graph, "free")] == [(0, 1, 2, 3, 4)]
-    assert list(extract(*line(3, 5, counted=[False, False]), "free")) == []
-    assert list(extract(*line(3, 5, counted=[False, False]), "through")) == []
+    assert [chain.channel_ids for chain in extract_chains(*graph, "free")] == [(0, 1, 2, 3, 4)]
+    assert list(extract_chains(*line(3, 5, counted=[False, False]), "free")) == []
+    assert list(extract_chains(*line(3, 5, counted=[False, False]), "through")) == []
     plain = line(0.5, 2, 1, counted=[False, True, False])
-    assert [chain.channel_ids for chain in extract(*plain, "free")] == [(1, 2)]
-    assert [chain.channel_ids for chain in extract(*plain, "through")] == [(0, 1, 2, 3)]
+    assert [chain.channel_ids for chain in extract_chains(*plain, "free")] == [(1, 2)]
+    assert [chain.channel_ids for chain in extract_chains(*plain, "through")] == [(0, 1, 2, 3)]
 
 
 def test_chains_longer_than_the_range_of_float32() -> None:
     for gain in (1e-3, 1e3):
-        (chain,) = extract(*line(*[gain] * 200), "through")
+        (chain,) = extract_chains(*line(*[gain] * 200), "through")
         assert isclose(chain.value, 200 * log(gain), rel_tol=1e-6)
         assert len(chain.kernels) == 200
 
@@ -285,16 +294,16 @@ def test_best_chain_without_gain_and_without_path() -> None:
     assert best_chain(3, graph.blocks[:1], graph.starts, graph.ends) == ()
     assert best_chain(3, [], np.array([1]), np.array([1])) == (1,)
     assert best_chain(3, [], np.array([], np.int64), np.array([1])) == ()
-    assert list(extract(3, [], np.array([1]), np.array([1]), "through")) == []
+    assert list(extract_chains(3, [], np.array([1]), np.array([1]), "through")) == []
 
 
 def test_inputs_are_left_alone_and_chains_come_lazily_in_the_same_order() -> None:
     graph = random_graph(3, powers=False, layers=12)
     before = [block.gains.copy() for block in graph.blocks]
-    whole = list(extract(*graph, "free"))
-    assert list(islice(extract(*graph, "free"), 3)) == whole[:3]
+    whole = list(extract_chains(*graph, "free"))
+    assert list(islice(extract_chains(*graph, "free"), 3)) == whole[:3]
     shuffled = graph._replace(starts=graph.starts[::-1], ends=np.repeat(graph.ends, 2)[::-1])
-    assert list(extract(*shuffled, "through")) == list(extract(*graph, "through"))
+    assert list(extract_chains(*shuffled, "through")) == list(extract_chains(*graph, "through"))
     assert all(np.array_equal(block.gains, old) for block, old in zip(graph.blocks, before, strict=True))
 
 
@@ -304,11 +313,11 @@ def test_rows_are_normalised_over_all_edges_into_a_target(seed: int) -> None:
     rng = np.random.default_rng(seed)
     targets = rng.integers(5, 8, (3, 2))
     gains = (rng.lognormal(size=(3, 2, 4)) * (rng.random((3, 2, 1)) > 0.2)).astype(np.float32)
-    scaled = normalise_rows(Block(rng.integers(0, 5, (3, 4)), targets, gains, counted=True))
+    scaled = normalise_rows(Block(rng.integers(0, 5, (3, 4)), targets, gains, is_counted=True))
     for target in set(targets.ravel().tolist()):
         row, old = scaled.gains[targets == target], gains[targets == target]
         np.testing.assert_allclose(row, old / (np.sqrt((old**2).sum()) or 1), rtol=1e-5)
-    fixed = Block(targets - 5, targets, np.full((3, 2, 2), 7, np.float32), counted=False)
+    fixed = Block(targets - 5, targets, np.full((3, 2, 2), 7, np.float32), is_counted=False)
     assert normalise_rows(fixed) is fixed
 
 
@@ -336,18 +345,18 @@ MUTANTS = {"_fans": without_parallel_edges, "_highest": last_of_equals, "_remove
 def test_oracle_kills_mutants(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parallel edges dropped, ties to the highest start, kernels not removed: each changes the sequence."""
     blocks = [
-        Block(np.array([[0, 0], [1, 1]]), np.array([[2], [3]]), np.ones((2, 1, 2), np.float32), counted=True),
-        Block(np.array([[2, 3]]), np.array([[4, 5]]), np.full((1, 2, 2), 2, np.float32), counted=True),
+        Block(np.array([[0, 0], [1, 1]]), np.array([[2], [3]]), np.ones((2, 1, 2), np.float32), is_counted=True),
+        Block(np.array([[2, 3]]), np.array([[4, 5]]), np.full((1, 2, 2), 2, np.float32), is_counted=True),
     ]
     graph = Graph(6, blocks, np.array([0, 1]), np.array([4, 5]))
     expected = list(extract_by_enumeration(graph, "through"))
     assert len(expected) == 4
-    assert_same(list(extract(*graph, "through")), expected)
+    assert_same(list(extract_chains(*graph, "through")), expected)
     monkeypatch.setattr(chains, name, MUTANTS[name])
-    assert list(islice(extract(*graph, "through"), 8)) != expected
+    assert list(islice(extract_chains(*graph, "through"), 8)) != expected
 
 
 @pytest.mark.parametrize("gains", [(2, 3), (1, 3, 2), (1, 2, 1)])
 def test_gains_of_another_shape_are_an_error(gains: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"expected \[G, I\], \[G, O\], \[G, O, I\]"):
-        Block(np.zeros((1, 3), int), np.zeros((1, 2), int), np.ones(gains, np.float32), counted=True)
+        Block(np.zeros((1, 3), int), np.zeros((1, 2), int), np.ones(gains, np.float32), is_counted=True)

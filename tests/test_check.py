@@ -14,13 +14,14 @@ import pytest
 from onnx import numpy_helper
 from onnxruntime import InferenceSession
 
-from leanonnx.commands.bench.benchmark import Case
+from leanonnx.commands.bench.benchmark import BenchCase
+from leanonnx.commands.check.check import random_data
 from leanonnx.commands.check.denormals import denormal_weights
 from leanonnx.commands.check.gates import MACS, SIZE, SPEEDUP, Limit, read_limit
-from leanonnx.commands.check.verdicts import FAILED, PASSED, speedup
+from leanonnx.commands.check.verdicts import FAILED, PASSED, speedup_verdict
 from leanonnx.errors import OptionError
 from leanonnx.graph.model import load
-from leanonnx.proof.proof import inputs_for
+from leanonnx.proof.proof import random_inputs
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.timing import Timing, TimingComparison
 from tests.helpers import Done, build, called, cli, refused, saved, saved_external
@@ -175,9 +176,9 @@ def test_data_that_do_not_fit_are_refused(folder: Path, arrays: dict[str, Any], 
 def test_random_inputs_are_those_of_the_proof(folder: Path) -> None:
     model = load(folder / "base.onnx")
     sizes = {"x": (1, 3, 8, 8)}
-    found = [next(data.feeds(1))["x"] for data in drawn(model, sizes, 5).values()]
-    np.testing.assert_array_equal(found, [feed["x"] for feed in inputs_for(model, sizes, 5)])
-    every = [feed["x"].tobytes() for data in drawn(model, sizes, 0).values() for feed in data.feeds(1)]
+    found = [next(data.feeds(1))["x"] for data in random_data(model, sizes, 5).values()]
+    np.testing.assert_array_equal(found, [feed["x"] for feed in random_inputs(model, sizes, 5)])
+    every = [feed["x"].tobytes() for data in random_data(model, sizes, 0).values() for feed in data.feeds(1)]
     assert len(set(every)) == len(every) == 12
 
 
@@ -312,9 +313,9 @@ def test_limits_of_another_kind_are_no_limits() -> None:
 # latency
 
 
-def case(low: float, high: float, noise: float = 0.0) -> Case:
+def case(low: float, high: float, noise: float = 0.0) -> BenchCase:
     timing = Timing(1, 1, 1, 1, 1, 1, 0, None)
-    return Case(
+    return BenchCase(
         None, {}, Setting(threads=1), TimingComparison(timing, timing, (low + high) / 2, (low, high), noise, 20, 1)
     )
 
@@ -336,16 +337,16 @@ def case(low: float, high: float, noise: float = 0.0) -> Case:
         (1.0, case(0.0, float("inf")), FAILED, "too noisy"),
     ],
 )
-def test_a_speedup_is_judged_by_its_interval(limit: float, found: Case, expected: str, says: str) -> None:
-    verdict = speedup(Limit(limit), [found])
+def test_a_speedup_is_judged_by_its_interval(limit: float, found: BenchCase, expected: str, says: str) -> None:
+    verdict = speedup_verdict(Limit(limit), [found])
     assert verdict.status == expected
     assert says in verdict.detail
 
 
 def test_each_case_has_to_pass() -> None:
-    assert speedup(Limit(1.5), [case(2, 2.1), case(1.1, 1.2), case(1.6, 1.7)]).measured == pytest.approx(1.15)
-    assert speedup(Limit(1.5), [case(2, 2.1), case(1.6, 1.7)]).measured == pytest.approx(1.65)
-    assert speedup(Limit(1), [case(0.9, 1.3), case(1.05, 1.06)]).status == FAILED
+    assert speedup_verdict(Limit(1.5), [case(2, 2.1), case(1.1, 1.2), case(1.6, 1.7)]).measured == pytest.approx(1.15)
+    assert speedup_verdict(Limit(1.5), [case(2, 2.1), case(1.6, 1.7)]).measured == pytest.approx(1.65)
+    assert speedup_verdict(Limit(1), [case(0.9, 1.3), case(1.05, 1.06)]).status == FAILED
 
 
 def test_a_noisy_comparison_is_made_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from leanonnx.cli.hook import main as hook_main
-from leanonnx.commands.check.gates import ASKED, GATES, read_gates
+from leanonnx.commands.check.gates import GATES, LIMITED_GATES, read_gates
 from leanonnx.commands.check.revisions import model_file
 from leanonnx.errors import ModelError
 from tests.helpers import Done, build, called, refused, saved, saved_external, within
@@ -359,7 +359,7 @@ def block(language: str, holds: str) -> str:
 
 def test_gates_of_the_page(tmp_path: Path) -> None:
     (tmp_path / "gates.toml").write_text(block("toml", "max-deviation"))
-    assert set(read_gates(tmp_path / "gates.toml")) == set(ASKED)
+    assert set(read_gates(tmp_path / "gates.toml")) == set(LIMITED_GATES)
 
 
 @needs_bash

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 
-from leanonnx.commands.check.sizes import batch_places, fitted, joined
-from leanonnx.commands.check.telling import untold
+from leanonnx.commands.check.sizes import batch_axes, fit_samples, join_samples
+from leanonnx.commands.check.telling import vacuous_outputs
 from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.evaluation.tally import Deviation
 from leanonnx.evaluation.variety import CONSTANT, EMPTY, FIXED, Variety, variety_of
@@ -176,17 +176,17 @@ def test_batch_axes_are_those_of_one_name(folder: Path) -> None:
         ("float[1, 4] x, float[2, N, 4] h", []),
     ):
         path = saved(onnx.parser.parse_model(head.format(inputs)), folder / "m.onnx")
-        assert batch_places(load(path)) == places
+        assert batch_axes(load(path)) == places
 
 
 def test_samples_are_cut_off_and_repeated() -> None:
     samples = [{"x": np.full((1, 2, 4), k) + np.arange(4), "k": np.array([k])} for k in (10, 20, 30)]
-    together = joined(samples[:2], [("x", 0)])
+    together = join_samples(samples[:2], [("x", 0)])
     assert together["x"][:, 0, 0].tolist() == [10, 20] and together["k"].tolist() == [10]
-    found = fitted(samples, {"x": (2, 2, 6), "k": (1,)}, [("x", 0)])
+    found = fit_samples(samples, {"x": (2, 2, 6), "k": (1,)}, [("x", 0)])
     assert found["x"].shape == (2, 2, 6)
     assert found["x"][1, 0].tolist() == [20, 21, 22, 23, 20, 21]
-    assert fitted(samples, {"x": (5, 2, 3), "k": (1,)}, [("x", 0)])["x"][:, 0, 0].tolist() == [10, 20, 30, 10, 20]
+    assert fit_samples(samples, {"x": (5, 2, 3), "k": (1,)}, [("x", 0)])["x"][:, 0, 0].tolist() == [10, 20, 30, 10, 20]
 
 
 # channels
@@ -255,8 +255,8 @@ def test_a_class_beside_its_scores_needs_nothing_told(folder: Path) -> None:
 def test_what_tells_on_some_inputs_tells(folder: Path) -> None:
     path = saved(build(CHOICE.format(outputs="int64[N] c", more="")), folder / "m.onnx")
     blank, full = (Fidelity(1, (Deviation("c", 0.0, vacuous=why),)) for why in (FIXED, ""))
-    assert untold(load(path), [blank, blank]) == {"c": FIXED}
-    assert untold(load(path), [blank, full]) == {}
+    assert vacuous_outputs(load(path), [blank, blank]) == {"c": FIXED}
+    assert vacuous_outputs(load(path), [blank, full]) == {}
 
 
 ONES = np.ones((3, 2))
@@ -288,4 +288,4 @@ def test_what_an_output_tells(values: list[np.ndarray], vacuous: str) -> None:
     found = Variety()
     for value in values:
         found = found.plus(variety_of(value, value.shape[0] if value.ndim else 1))
-    assert found.vacuous == vacuous
+    assert found.vacuity == vacuous

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
-from leanonnx.analysis.dag import analyse
+from leanonnx.analysis.dag import build_channel_dag
 from leanonnx.graph.model import load
 from leanonnx.rules.call import Call, Effect, FixedEdges, KernelBlock, Pin, Rule, Slice, Value
-from leanonnx.rules.check import faults
+from leanonnx.rules.check import find_fault
 from leanonnx.rules.table import DEFAULT_RULES
 from leanonnx.runtime.observation import observe
 from tests.graphs import from_seed, saved
@@ -26,7 +26,7 @@ def held(rule: Rule) -> Rule:
 
     def checked(call: Call) -> Effect:
         effect = rule(call)
-        found = faults(call, effect, call.minted())
+        found = find_fault(call, effect, call.channel_count())
         assert not found, f"{call.title}: {found}"
         return effect
 
@@ -42,7 +42,7 @@ def test_rules_keep_their_contract(seed: int) -> None:
     note(f"tests.graphs.from_seed({seed})")
     with tempfile.TemporaryDirectory() as folder:
         model = load(saved(from_seed(seed), Path(folder)))
-        analyse(model, observe(model, {}), RULES)
+        build_channel_dag(model, observe(model, {}), RULES)
 
 
 N = np.arange(1, 5)
@@ -131,15 +131,15 @@ WRONG: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("name", RIGHT)
 def test_right_answers_have_no_fault(name: str) -> None:
     call = call_of_one()
-    assert not faults(call, answer(**RIGHT[name]), call.minted())
+    assert not find_fault(call, answer(**RIGHT[name]), call.channel_count())
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_answers_are_described(name: str) -> None:
     changes, words = WRONG[name]
     call = call_of_one()
-    assert re.search(words, faults(call, answer(**changes), call.minted()))
+    assert re.search(words, find_fault(call, answer(**changes), call.channel_count()))
 
 
 def test_no_effect_is_a_fault() -> None:
-    assert "int is not an Effect" in faults(call_of_one(), 3, 9)
+    assert "int is not an Effect" in find_fault(call_of_one(), 3, 9)

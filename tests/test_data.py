@@ -34,17 +34,17 @@ def test_rows_of_an_array_are_fed_in_order(save: Save, first: str, batch: int, t
     assert [len(feed) for feed in feeds] == [size] * (13 // size) + [13 % size] * bool(13 % size)
     np.testing.assert_array_equal(np.concatenate(feeds), IMAGES)
     np.testing.assert_array_equal(np.concatenate(fed(data)), IMAGES)
-    assert (data.count, data.dropped, data.labels) == (13, 0, None)
+    assert (data.count, data.dropped_count, data.label_name) == (13, 0, None)
 
 
 @SAVERS
 def test_a_fixed_batch_is_filled_and_the_rest_dropped(save: Save, tmp_path: Path) -> None:
     save(tmp_path / "data.npz", x=IMAGES, y=np.arange(13))
     data = data_for(tmp_path, "float[4,3,6,6] x")
-    feeds = list(data.labelled(batch=2))
+    feeds = list(data.labelled_feeds(batch=2))
     np.testing.assert_array_equal(np.stack([feed["x"] for feed, _ in feeds]), IMAGES[:12].reshape(3, 4, 3, 6, 6))
     assert [label.tolist() for _, label in feeds if label is not None] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
-    assert (data.count, data.dropped, data.labels) == (13, 1, "y")
+    assert (data.count, data.dropped_count, data.label_name) == (13, 1, "y")
 
 
 @SAVERS
@@ -64,13 +64,13 @@ def test_the_only_array_fits_the_only_input(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", IMAGES, labels=np.arange(13))
     data = data_for(tmp_path, "float[N,3,6,6] x")
     np.testing.assert_array_equal(np.concatenate(fed(data)), IMAGES)
-    assert data.labels == "labels"
+    assert data.label_name == "labels"
 
 
 def test_an_input_named_like_labels_is_an_input(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", y=IMAGES)
     data = data_for(tmp_path, "float[N,3,6,6] y")
-    assert data.labels is None and len(fed(data, "y")) == 13
+    assert data.label_name is None and len(fed(data, "y")) == 13
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("float16", np.float16), ("uint8", np.uint8), ("double", np.float64)])
@@ -111,14 +111,14 @@ def test_files_of_a_folder_follow_each_other(save: Save, tmp_path: Path) -> None
         save(tmp_path / f"{name}.npz", x=IMAGES[part], label=np.arange(13)[part])
     save(tmp_path / ".hidden.npz", x=IMAGES)
     data = data_for(tmp_path / "model", "float[N,3,6,6] x", tmp_path)
-    found = list(data.labelled(batch=5))
+    found = list(data.labelled_feeds(batch=5))
     np.testing.assert_array_equal(np.concatenate([feed["x"] for feed, _ in found]), IMAGES)
     assert [label.tolist() for _, label in found if label is not None] == [
         [0, 1, 2, 3, 4],
         [5, 6, 7, 8, 9],
         [10, 11, 12],
     ]
-    held = [label.item() for _, label in data.part(held_out=True, every=3).labelled() if label is not None]
+    held = [label.item() for _, label in data.part(held_out=True, every=3).labelled_feeds() if label is not None]
     assert held == [2, 5, 8, 11]
 
 
@@ -136,7 +136,7 @@ def test_parts_are_disjoint_and_complete(save: Save, every: int, tmp_path: Path)
 @pytest.mark.parametrize("most", [1, 5, 36, 37, 100])
 def test_the_first_samples_are_spread_evenly(most: int, tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", x=np.arange(37.0))
-    data = data_for(tmp_path, "float[N] x").first(most)
+    data = data_for(tmp_path, "float[N] x").subsample(most)
     found = np.concatenate(fed(data)).astype(int)
     assert len(found) == data.count == min(most, 37)
     gaps = np.diff([*found, 37])
@@ -145,7 +145,7 @@ def test_the_first_samples_are_spread_evenly(most: int, tmp_path: Path) -> None:
 
 def test_parts_of_parts(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "data.npz", x=np.arange(100.0))
-    data = data_for(tmp_path, "float[N] x").part(held_out=False).first(10).part(held_out=True, every=2)
+    data = data_for(tmp_path, "float[N] x").part(held_out=False).subsample(10).part(held_out=True, every=2)
     kept = [k for k in range(100) if k % 5 != 4]
     assert np.concatenate(fed(data)).tolist() == [kept[k * 8] for k in range(10)][1::2]
 
@@ -162,7 +162,7 @@ def test_few_samples_are_in_memory(tmp_path: Path) -> None:
     for path, most in ((deflated, 40e6), (tmp_path / "stored.npz", 10e6)):
         data = data_for(tmp_path, f"float[N,{size}] x", path)
         tracemalloc.start()
-        total = sum(feed["x"].size for part in (data, data.first(20)) for feed in part.feeds(batch=4))
+        total = sum(feed["x"].size for part in (data, data.subsample(20)) for feed in part.feeds(batch=4))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert total == (data.count + 20) * size

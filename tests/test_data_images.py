@@ -24,7 +24,7 @@ def test_images_become_tensors(tmp_path: Path) -> None:
     images = ImageFormat(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0))
     wide = (gradient(6, 10)[:, 2:8] / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.25, 2.0]
     data = data_for(tmp_path / "model", "float[N,3,6,6] x", tmp_path, images)
-    assert data.count == 2 and data.labels is None
+    assert data.count == 2 and data.label_name is None
     np.testing.assert_allclose(fed(data)[1][0], wide.transpose(2, 0, 1), rtol=1e-5)
     data = data_for(tmp_path / "model", "float[1,6,6,3] x", tmp_path, images)
     np.testing.assert_allclose(fed(data)[1][0], wide, rtol=1e-5)

@@ -18,7 +18,7 @@ from leanonnx.ranking.groups import channel_groups
 from leanonnx.ranking.weighting import WeightedDag
 from leanonnx.selection.metrics import Budget
 from leanonnx.selection.selector import SelectionRequest, select
-from leanonnx.statistics.moments import measure
+from leanonnx.statistics.moments import measure_statistics
 from tests.helpers import Options, build, saved
 
 DEPTH, LAST = 8, "Y"
@@ -124,7 +124,7 @@ def test_a_useless_kernel_goes_early_though_the_last_layer_has_no_use_for_its_ch
     dag = inspect(saved(proto, tmp_path / "dense.onnx"))
     rng = np.random.default_rng(0)
     feeds = [{"f0": rng.standard_normal((4, 1, 12, 12)).astype(np.float32)}]
-    weights = WeightedDag(dag, frozenset({last_node(dag)}), measure(dag, feeds, 1))
+    weights = WeightedDag(dag, frozenset({last_node(dag)}), measure_statistics(dag, feeds, 1))
     ranking = rank(RankingInputs(weighted=weights, chains="cover", seed=0, enough=lambda _: False), "path-mass")
     node = next(k for k, n in enumerate(dag.model.proto.graph.node) if f"y{layer}" in n.output)
     (mix,) = [mix for k, mix in dag.kernel_blocks if k == node]

@@ -11,13 +11,13 @@ import numpy as np
 import onnx
 import pytest
 
-from leanonnx.data.samples import Data, open_data
+from leanonnx.data.samples import Dataset, open_data
 from leanonnx.errors import DataError
-from leanonnx.evaluation.deviation import Fidelity, compare
-from leanonnx.evaluation.kinds import CLASSES, DISCRETE, IMAGE, MAP, OTHER, kind_of
-from leanonnx.evaluation.scores import measure_for
+from leanonnx.evaluation.deviation import Fidelity, compare_outputs
+from leanonnx.evaluation.kinds import CLASSES, DISCRETE, IMAGE, MAP, OTHER, output_kind
+from leanonnx.evaluation.scores import metric_for_labels
 from leanonnx.evaluation.tally import Deviation
-from leanonnx.graph.formats import HALVES
+from leanonnx.graph.formats import HALF_TYPES
 from leanonnx.graph.model import Model, load
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import RunFailed
@@ -53,10 +53,10 @@ def compared(
     np.savez(folder / "data.npz", **arrays)
     paths = saved(before, folder / "a.onnx"), saved(after, folder / "b.onnx")
     model, data = opened(folder, paths[0])
-    return compare(model, paths[0], [paths[1]], data, batch, replaced)[0]
+    return compare_outputs(model, paths[0], [paths[1]], data, batch, replaced)[0]
 
 
-def opened(folder: Path, path: Path) -> tuple[Model, Data]:
+def opened(folder: Path, path: Path) -> tuple[Model, Dataset]:
     model = load(path)
     return model, open_data(folder / "data.npz", model, observe(model, {}).shapes)
 
@@ -97,7 +97,13 @@ def test_classes(batch: int, tail: tuple[int, ...], tmp_path: Path) -> None:
     assert deviation.relative_l2 == pytest.approx(relative(a, a + e), rel=1e-5)
     assert deviation.top1 == np.mean(flat.argmax(1) == other.argmax(1)) not in (0, 1)
     assert deviation.top5 == np.mean([c in row for c, row in zip(flat.argmax(1), best, strict=True)]) not in (0, 1)
-    assert (found.metric, found.before, found.after, found.unused, found.better) == (None, None, None, None, None)
+    assert (found.metric, found.before, found.after, found.unused, found.better_direction) == (
+        None,
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 def test_five_classes_have_no_top5(tmp_path: Path) -> None:
@@ -167,8 +173,8 @@ def test_probabilities_are_no_image(tmp_path: Path) -> None:
     ],
 )
 def test_what_an_output_is(shape: tuple[int, ...], rows: int, last: bool, kind: tuple[str, int]) -> None:
-    assert kind_of(np.zeros(shape, np.float32), rows, last) == kind
-    assert kind_of(np.zeros(shape, np.int64), rows, last) == (DISCRETE, 0)
+    assert output_kind(np.zeros(shape, np.float32), rows, last) == kind
+    assert output_kind(np.zeros(shape, np.int64), rows, last) == (DISCRETE, 0)
 
 
 def test_whole_numbers(tmp_path: Path) -> None:
@@ -245,7 +251,7 @@ def test_accuracy_of_classes(batch: int, shape: tuple[int, ...], tmp_path: Path)
     found = added(tmp_path, a, e, batch, labels=labels.reshape(shape))
     known = (labels >= 0) & (labels < 4)
     assert 0 < known.sum() < COUNT
-    assert (found.metric, found.better, found.unused) == ("top-1 accuracy", "higher", None)
+    assert (found.metric, found.better_direction, found.unused) == ("top-1 accuracy", "higher", None)
     assert found.before == np.mean(a.argmax(1)[known] == labels[known])
     assert found.after == np.mean((a + e).argmax(1)[known] == labels[known])
 
@@ -257,7 +263,7 @@ def test_accuracy_of_pixels(batch: int, shape: tuple[int, ...], axis: int, tmp_p
     labels = RNG.integers(0, 6, (COUNT, 8, 9)).astype(np.uint8)
     found = added(tmp_path, a, e, batch, label=labels)
     known = labels < shape[axis - 1]
-    assert (found.metric, found.better) == ("pixel accuracy", "higher")
+    assert (found.metric, found.better_direction) == ("pixel accuracy", "higher")
     assert found.before == np.mean(a.argmax(axis)[known] == labels[known])
     assert found.after == np.mean((a + e).argmax(axis)[known] == labels[known])
 
@@ -277,7 +283,7 @@ def test_accuracy_of_whole_numbers(tmp_path: Path) -> None:
 def test_squared_error(batch: int, shape: tuple[int, ...], tmp_path: Path) -> None:
     a, e, labels = normal(*shape), normal(*shape), normal(*shape)
     found = added(tmp_path, a, e, batch, labels=labels.reshape(COUNT, *[n for n in shape if n > 1]))
-    assert (found.metric, found.better) == ("mean squared error", "lower")
+    assert (found.metric, found.better_direction) == ("mean squared error", "lower")
     assert found.before == pytest.approx(np.mean((a - labels) ** 2), rel=1e-5)
     assert found.after == pytest.approx(np.mean((a + e - labels) ** 2), rel=1e-5)
 
@@ -285,15 +291,15 @@ def test_squared_error(batch: int, shape: tuple[int, ...], tmp_path: Path) -> No
 @pytest.mark.parametrize("labels", [np.zeros((COUNT, 5)), np.zeros((COUNT, 5), int), np.full(COUNT, -1)])
 def test_labels_without_use_are_told(labels: np.ndarray, tmp_path: Path) -> None:
     found = added(tmp_path, normal(4), normal(4), labels=labels)
-    assert (found.metric, found.before, found.after, found.better) == (None, None, None, None)
+    assert (found.metric, found.before, found.after, found.better_direction) == (None, None, None, None)
     assert found.unused == "the labels 'labels' fit no output of the model: there is no metric"
 
 
 def test_the_first_output_that_fits_is_taken() -> None:
     outputs = [np.zeros((4, 7), np.float32), np.zeros((4, 2), np.float32), np.zeros((4,), np.int64)]
-    measure = measure_for(np.zeros(4, int), outputs, [None, 1, None])
+    measure = metric_for_labels(np.zeros(4, int), outputs, [None, 1, None])
     assert measure is not None and (measure.output, measure.axis) == (1, 1)
-    measure = measure_for(np.zeros((4, 2)), outputs, [None, 1, None])
+    measure = metric_for_labels(np.zeros((4, 2)), outputs, [None, 1, None])
     assert measure is not None and (measure.output, measure.metric) == (1, "mean squared error")
 
 
@@ -301,7 +307,7 @@ def test_half_precision_is_seen_as_single(tmp_path: Path) -> None:
     a = normal(6)
     before = model_of("N,6", "y = Relu (x)", "float16[N,6] y", "float16")
     after = model_of("N,6", "z = Add (x, e) y = Relu (z)", "float16[N,6] y", "float16")
-    found = compared(tmp_path, before, after, 2, HALVES, x=a, e=a)
+    found = compared(tmp_path, before, after, 2, HALF_TYPES, x=a, e=a)
     assert found.outputs[0].relative_l2 == pytest.approx(1)
 
 
@@ -320,14 +326,14 @@ def test_a_candidate_that_cannot_run_is_a_failed_run(tmp_path: Path) -> None:
     after.graph.node[0].op_type = "Nonsense"
     model, data = opened(tmp_path, tmp_path / "a.onnx")
     with pytest.raises(RunFailed):
-        compare(model, tmp_path / "a.onnx", [after], data)
+        compare_outputs(model, tmp_path / "a.onnx", [after], data)
 
 
 def test_several_candidates_are_told_apart(tmp_path: Path) -> None:
     before, after = (model_of("N,6", f"y = {nodes}", "float[N,6] y") for nodes in ("Identity (x)", "Add (x, e)"))
     alone = compared(tmp_path, before, after, 3, x=normal(6), e=normal(6), labels=np.arange(COUNT) % 6)
     model, data = opened(tmp_path, tmp_path / "a.onnx")
-    same, other = compare(model, model.path, [before, after], data, 3)
+    same, other = compare_outputs(model, model.path, [before, after], data, 3)
     assert other == alone
     assert (same.outputs[0].relative_l2, same.before) == (0, same.after) and other.after != other.before
 
@@ -336,4 +342,4 @@ def test_no_samples_are_refused(tmp_path: Path) -> None:
     added(tmp_path, normal(4), normal(4))
     model, data = opened(tmp_path, tmp_path / "a.onnx")
     with pytest.raises(DataError, match="no samples to compare on"):
-        compare(model, model.path, [model.path], data.part(held_out=True, every=50))
+        compare_outputs(model, model.path, [model.path], data.part(held_out=True, every=50))

@@ -15,16 +15,16 @@ from onnx import helper, numpy_helper
 
 from leanonnx.analysis import constant_channels as steady
 from leanonnx.analysis.cost import cost_model
-from leanonnx.analysis.dag import analyse
+from leanonnx.analysis.dag import build_channel_dag
 from leanonnx.commands.compress.pipeline import compress
 from leanonnx.errors import ModelError, ProofFailed
 from leanonnx.graph.model import load
 from leanonnx.lossless import exact
-from leanonnx.lossless.exact import contributing
+from leanonnx.lossless.exact import find_contributing_channels
 from leanonnx.runtime.observation import observe
 from leanonnx.selection.metrics import Budget
 from leanonnx.selection.selector import SelectionRequest, select
-from leanonnx.surgery.operate import apply
+from leanonnx.surgery.operate import apply_patch
 from leanonnx.surgery.patch import masking_patch
 from tests.graphs import models
 from tests.graphs import saved as saved_in
@@ -212,11 +212,11 @@ def test_what_masks_leave_behind_is_found(proto: onnx.ModelProto, keep: float) -
     with tempfile.TemporaryDirectory() as folder:
         model = load(saved_in(proto, Path(folder)))
         assume(not model.overridable)
-        dag = analyse(model, observe(model, {}))
+        dag = build_channel_dag(model, observe(model, {}))
         chosen = select(dag, SelectionRequest(Budget("kernels", keep), "l1", best_effort=True))
-        masked = load(saved_in(apply(model, masking_patch(dag, chosen.alive)), Path(folder), "masked.onnx"))
-        again = analyse(masked, observe(masked, {}))
-        assert cost_model(again)(contributing(again).alive).kernels <= chosen.after.kernels
+        masked = load(saved_in(apply_patch(model, masking_patch(dag, chosen.alive)), Path(folder), "masked.onnx"))
+        again = build_channel_dag(masked, observe(masked, {}))
+        assert cost_model(again)(find_contributing_channels(again).alive).kernels <= chosen.after.kernels
 
 
 # mutants
@@ -244,8 +244,8 @@ def test_wrong_rules_are_caught(name: str, tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr(exact, "_shifts", lambda *_: {})
     else:
         found = {"activation": "Exp", "sum": "Add"}[name]
-        monkeypatch.setattr(steady, "POINTWISE", steady.POINTWISE - {found})
-        monkeypatch.setattr(steady, "MOVING", steady.MOVING | {found})
+        monkeypatch.setattr(steady, "POINTWISE_OPERATORS", steady.POINTWISE_OPERATORS - {found})
+        monkeypatch.setattr(steady, "NUMBER_PRESERVING", steady.NUMBER_PRESERVING | {found})
     with pytest.raises(ProofFailed, match="differs from the original"):
         compress(source, target, Options(exact=True))
     assert not target.exists()

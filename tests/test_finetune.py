@@ -17,10 +17,10 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 
 
 from leanonnx.commands.finetune import parity as trip
-from leanonnx.commands.finetune.driver import FinetuneOptions, finetune
-from leanonnx.commands.finetune.module import Network
-from leanonnx.commands.finetune.training import Settings
-from leanonnx.commands.finetune.weights import put_back, trainable
+from leanonnx.commands.finetune.driver import FinetuneOptions, run_finetune
+from leanonnx.commands.finetune.module import TorchNetwork
+from leanonnx.commands.finetune.training import TrainingSettings
+from leanonnx.commands.finetune.weights import replace_constants, trainable_constants
 from leanonnx.errors import ProofFailed
 from leanonnx.graph.model import load
 from leanonnx.runtime.sessions import run
@@ -49,33 +49,33 @@ def structure(path: Path, trained: tuple[str, ...]) -> bytes:
 
 
 def test_only_weights_change_and_the_deviation_falls(pair: dict[str, Path]) -> None:
-    result = finetune(pair["new"], pair["out"], pair["base"], pair["data"], FinetuneOptions(settings=settings()))
+    result = run_finetune(pair["new"], pair["out"], pair["base"], pair["data"], FinetuneOptions(settings=settings()))
     assert result is not None
-    assert result.way == "mapped"
-    names = trainable(load(pair["new"]))
+    assert result.batch_mode == "mapped"
+    names = trainable_constants(load(pair["new"]))
     assert names == ("b1", "b2", "w1", "w2")
     assert structure(pair["new"], names) == structure(pair["out"], names)
-    assert result.trained.after < 0.8 * result.trained.before
+    assert result.training.after < 0.8 * result.training.before
     assert result.after.outputs[0].relative_l2 < result.before.outputs[0].relative_l2
-    assert max(trip.error for trip in result.trips) < 1e-5
+    assert max(trip.error for trip in result.round_trips) < 1e-5
     feed = {"x": np.load(pair["data"])["x"][:1]}
     assert np.abs(run(pair["new"], [feed])[0][0] - run(pair["out"], [feed])[0][0]).max() > 1e-3
 
 
 def test_the_input_is_written_where_nothing_is_better(pair: dict[str, Path]) -> None:
     options = FinetuneOptions(settings=settings(epochs=2))
-    result = finetune(pair["base"], pair["out"], pair["base"], pair["data"], options)
+    result = run_finetune(pair["base"], pair["out"], pair["base"], pair["data"], options)
     assert result is not None
-    assert result.trained.best_epoch == 0
+    assert result.training.best_epoch == 0
     assert onnx.load(pair["out"]) == onnx.load(pair["base"])
     assert any("nothing better" in text for text in result.warnings)
 
 
 def test_patience_ends_a_training_without_gain(pair: dict[str, Path]) -> None:
     options = FinetuneOptions(settings=settings(epochs=50, patience=2))
-    result = finetune(pair["base"], pair["out"], pair["base"], pair["data"], options)
+    result = run_finetune(pair["base"], pair["out"], pair["base"], pair["data"], options)
     assert result is not None
-    assert len(result.trained.history) == 2
+    assert len(result.training.history) == 2
 
 
 def test_a_teacher_that_torch_cannot_run_teaches_all_the_same(pair: dict[str, Path]) -> None:
@@ -90,35 +90,35 @@ def test_a_teacher_that_torch_cannot_run_teaches_all_the_same(pair: dict[str, Pa
     fresh = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del base.graph.node[:]
     base.graph.node.extend(fresh)
-    result = finetune(
+    result = run_finetune(
         pair["new"], pair["out"], saved(base, pair["base"]), pair["data"], FinetuneOptions(settings=settings(epochs=2))
     )
     assert result is not None
     assert any("onnxruntime, sample by sample" in text for text in result.warnings)
-    assert result.trained.after < result.trained.before
+    assert result.training.after < result.training.before
 
 
 def test_half_precision_trains_too(pair: dict[str, Path]) -> None:
-    result = finetune(
+    result = run_finetune(
         pair["new"], pair["out"], pair["base"], pair["data"], FinetuneOptions(settings=settings(amp=True))
     )
     assert result is not None
-    assert result.trained.after < result.trained.before
+    assert result.training.after < result.training.before
 
 
 def test_minutes_end_a_training(pair: dict[str, Path]) -> None:
     for epochs in (100000, None):
-        options = FinetuneOptions(settings=Settings(epochs, 0.01, 8, minutes=0.02))
-        result = finetune(pair["new"], pair["out"], pair["base"], pair["data"], options)
+        options = FinetuneOptions(settings=TrainingSettings(epochs, 0.01, 8, minutes=0.02))
+        result = run_finetune(pair["new"], pair["out"], pair["base"], pair["data"], options)
         assert result is not None
-        assert 0 < len(result.trained.history) < 10000
+        assert 0 < len(result.training.history) < 10000
 
 
 def test_half_precision_is_rounded_back(pair: dict[str, Path], tmp_path: Path) -> None:
     new, base = (saved(halved(classifier(w, k)), tmp_path / f"half{w}.onnx") for w, k in ((4, 1), (12, 0)))
-    result = finetune(new, pair["out"], base, pair["data"], FinetuneOptions(settings=settings()))
+    result = run_finetune(new, pair["out"], base, pair["data"], FinetuneOptions(settings=settings()))
     assert result is not None
-    assert result.trained.after < result.trained.before
+    assert result.training.after < result.training.before
     kinds = {t.name: t.data_type for t in onnx.load(pair["out"]).graph.initializer}
     assert kinds["w1"] == kinds["b2"] == onnx.TensorProto.FLOAT16
 
@@ -155,9 +155,9 @@ def test_constant_nodes_are_trained_and_statistics_are_not() -> None:
     from leanonnx.graph.model import Model
 
     model = Model(path, proto, "", ())
-    assert trainable(model) == ("bias", "offset", "s", "scale")
+    assert trainable_constants(model) == ("bias", "offset", "s", "scale")
     values = {"s": np.arange(4, dtype=np.float32), "scale": np.zeros(3, np.float32)}
-    changed = Model(path, put_back(proto, values), "", ())
+    changed = Model(path, replace_constants(proto, values), "", ())
     assert changed.constant("s").tolist() == [0, 1, 2, 3]
     assert not changed.constant("scale").any()
     assert (changed.constant("bias") == model.constant("bias")).all()
@@ -167,14 +167,14 @@ def test_external_data_and_local_functions_stay_as_they_are(pair: dict[str, Path
     outside = tmp_path / "outside.onnx"
     onnx.save(classifier(4, 1), outside, save_as_external_data=True, size_threshold=64, location="weights.bin")
     options = FinetuneOptions(settings=settings())
-    result = finetune(outside, pair["out"], pair["base"], pair["data"], options)
+    result = run_finetune(outside, pair["out"], pair["base"], pair["data"], options)
     assert result is not None
-    assert result.trained.best_epoch
+    assert result.training.best_epoch
     assert pair["out"].with_name("out.onnx.data").exists()
     local = build(FUNCTION)
-    result = finetune(saved(local, tmp_path / "f.onnx"), pair["out"], pair["base"], pair["data"], options)
+    result = run_finetune(saved(local, tmp_path / "f.onnx"), pair["out"], pair["base"], pair["data"], options)
     assert result is not None
-    assert result.trained.best_epoch
+    assert result.training.best_epoch
     written = onnx.load(pair["out"])
     assert list(written.functions) == list(local.functions)
     assert list(written.graph.node) == list(local.graph.node)
@@ -198,11 +198,11 @@ head (x, w, b) => (h)
 
 
 def test_a_wrong_operator_is_caught_by_the_round_trip(pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    def off(network: Network, feeds: Any) -> Any:
+    def off(network: TorchNetwork, feeds: Any) -> Any:
         return [[value * 1.01 for value in row] for row in right(network, feeds)]
 
     right = trip.run_in_torch
     monkeypatch.setattr(trip, "run_in_torch", off)
     with pytest.raises(ProofFailed, match="round trip"):
-        finetune(pair["new"], pair["out"], pair["base"], pair["data"], FinetuneOptions(settings=settings()))
+        run_finetune(pair["new"], pair["out"], pair["base"], pair["data"], FinetuneOptions(settings=settings()))
     assert not pair["out"].exists()

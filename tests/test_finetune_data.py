@@ -12,14 +12,14 @@ from tests.helpers import build
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'leanonnx[finetune]'")
 
 
-from leanonnx.commands.finetune.augment import augmented, images_of, mixed
-from leanonnx.commands.finetune.batching import batched
-from leanonnx.commands.finetune.driver import FinetuneOptions, finetune
-from leanonnx.commands.finetune.loading import grouped, open_loader
-from leanonnx.commands.finetune.module import Network
-from leanonnx.commands.finetune.objectives import neighbours
+from leanonnx.commands.finetune.augment import flip_and_shift, image_inputs, mix_samples
+from leanonnx.commands.finetune.batching import batched_network
+from leanonnx.commands.finetune.driver import FinetuneOptions, run_finetune
+from leanonnx.commands.finetune.loading import group_by_shape, open_loader
+from leanonnx.commands.finetune.module import TorchNetwork
+from leanonnx.commands.finetune.objectives import mean_of_neighbours
 from leanonnx.commands.finetune.targets import common_targets
-from leanonnx.commands.finetune.weights import trainable
+from leanonnx.commands.finetune.weights import trainable_constants
 from leanonnx.graph.model import load
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import run
@@ -44,9 +44,9 @@ def test_labels_are_learnt(pair: dict[str, Path], tmp_path: Path, out: str) -> N
     labels = np.argmax(x.mean(axis=(2, 3)), axis=1)
     np.savez(pair["data"], x=x, labels=labels)
     options = FinetuneOptions(strategy="supervised", settings=settings(epochs=40))
-    result = finetune(pair["new"], pair["out"], None, pair["data"], options)
+    result = run_finetune(pair["new"], pair["out"], None, pair["data"], options)
     assert result is not None
-    assert result.trained.after < result.trained.before
+    assert result.training.after < result.training.before
     assert result.after.metric == "top-1 accuracy"
     assert (result.after.after or 0) > (result.after.before or 0) + 0.2
 
@@ -56,18 +56,18 @@ def test_labels_of_pixels_and_numbers_are_learnt(tmp_path: Path) -> None:
     x = np.random.default_rng(0).standard_normal((20, 1, 16, 16)).astype(np.float32)
     options = FinetuneOptions(strategy="supervised", settings=settings(epochs=10))
     np.savez(data, x=x, y=2 * x)
-    result = finetune(new, out, None, data, options)
+    result = run_finetune(new, out, None, data, options)
     assert result is not None
-    assert result.trained.after < 0.5 * result.trained.before
+    assert result.training.after < 0.5 * result.training.before
     two = build(
         DENOISER.replace("[N, 1, 16, 16] y", "[N, 2, 16, 16] y").replace(
             "[1, 4, 3, 3] w2, float[1]", "[2, 4, 3, 3] w2, float[2]"
         )
     )
     np.savez(data, x=x, y=(x[:, 0] > 0).astype(np.int64))
-    result = finetune(saved(two, new), out, None, data, options)
+    result = run_finetune(saved(two, new), out, None, data, options)
     assert result is not None
-    assert result.trained.after < 0.6 * result.trained.before
+    assert result.training.after < 0.6 * result.training.before
 
 
 def test_noise_is_removed_without_clean_images(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_noise_is_removed_without_clean_images(tmp_path: Path) -> None:
     noisy = (clean + 0.5 * rng.standard_normal(clean.shape)).astype(np.float32)
     new, out, data = saved(build(DENOISER), tmp_path / "new.onnx"), tmp_path / "out.onnx", tmp_path / "data.npz"
     np.savez(data, x=noisy)
-    result = finetune(new, out, None, data, FinetuneOptions(strategy="noise2self", settings=settings(epochs=40)))
+    result = run_finetune(new, out, None, data, FinetuneOptions(strategy="noise2self", settings=settings(epochs=40)))
     assert result is not None
     held = slice(4, None, 5)
     errors = [np.square(run(path, [{"x": noisy[held]}])[0][0] - clean[held]).mean() for path in (new, out)]
@@ -85,12 +85,12 @@ def test_noise_is_removed_without_clean_images(tmp_path: Path) -> None:
 
 
 def test_images_are_mixed_in_shares_or_rectangles() -> None:
-    images = images_of({"x": (1, 3, 16, 16), "n": (1,)})
+    images = image_inputs({"x": (1, 3, 16, 16), "n": (1,)})
     assert images is not None
     value = torch.arange(6.0).reshape(6, 1, 1, 1, 1).expand(6, 1, 3, 16, 16).clone()
     kinds = set()
     for seed in range(6):
-        found = mixed({"x": value, "n": torch.zeros(6, 1)}, images, np.random.default_rng(seed))["x"]
+        found = mix_samples({"x": value, "n": torch.zeros(6, 1)}, images, np.random.default_rng(seed))["x"]
         whole = bool((found == found[:, :, :1, :1, :1]).all())
         kinds.add("blend" if whole else "cut")
         assert whole or set(found.unique().tolist()) <= set(range(6))
@@ -99,10 +99,10 @@ def test_images_are_mixed_in_shares_or_rectangles() -> None:
 
 
 def test_images_are_flipped_and_shifted_alike() -> None:
-    images = images_of({"x": (1, 16, 16, 3), "z": (1, 16, 16, 1)})
+    images = image_inputs({"x": (1, 16, 16, 3), "z": (1, 16, 16, 1)})
     assert images is not None
     line = torch.arange(16.0).reshape(1, 1, 1, 16, 1).expand(8, 1, 16, 16, 3).clone()
-    found = augmented({"x": line, "z": line[..., :1].clone()}, images, np.random.default_rng(0))
+    found = flip_and_shift({"x": line, "z": line[..., :1].clone()}, images, np.random.default_rng(0))
     assert (found["x"][..., :1] == found["z"]).all()
     rows = found["x"][:, 0, 0, 4:12, 0]
     steps = (rows[:, 1:] - rows[:, :-1])[:, 2:5]
@@ -112,7 +112,7 @@ def test_images_are_flipped_and_shifted_alike() -> None:
 def test_neighbours_leave_the_pixel_out() -> None:
     image = torch.zeros(1, 1, 4, 4)
     image[0, 0, 1, 2] = 4.0
-    found = neighbours(image, (2, 3))
+    found = mean_of_neighbours(image, (2, 3))
     assert found[0, 0, 1, 2] == 0
     assert found[0, 0, 0, 2] == 2  # its neighbour above is the mirror image of the one below
     assert found[0, 0, 2, 2] == found[0, 0, 1, 1] == 1
@@ -121,15 +121,15 @@ def test_neighbours_leave_the_pixel_out() -> None:
 def test_ways_of_batching_agree(pair: dict[str, Path], tmp_path: Path) -> None:
     feeds = [{"x": row[None]} for row in np.load(pair["data"])["x"][:3]]
     fixed = load(pair["new"])
-    assert batched(Network(fixed, trainable(fixed)), feeds, ("y",)).mode == "mapped"
+    assert batched_network(TorchNetwork(fixed, trainable_constants(fixed)), feeds, ("y",)).mode == "mapped"
     free = load(saved(build(DENOISER), tmp_path / "free.onnx"))
     images = [{"x": np.ones((1, 1, 16, 16), np.float32) * k} for k in range(3)]
-    assert batched(Network(free, trainable(free)), images, ("y",)).mode == "joined"
+    assert batched_network(TorchNetwork(free, trainable_constants(free)), images, ("y",)).mode == "joined"
 
 
 def test_samples_of_one_batch_have_one_shape_and_none_is_lost() -> None:
     rows = [({"x": np.zeros((1, 1, size))}, None) for size in (2, 3, 2, 2, 3, 3, 2)]
-    batches = list(grouped(rows, 3))
+    batches = list(group_by_shape(rows, 3))
     assert sorted(len(batch) for batch in batches) == [1, 3, 3]
     assert all(len({feed["x"].shape for feed, _ in batch}) == 1 for batch in batches)
 

@@ -12,13 +12,13 @@ import pytest
 
 pytest.importorskip("torch", reason="torch is not installed: pip install 'leanonnx[finetune]'")
 
-from leanonnx.commands.finetune.module import Network
+from leanonnx.commands.finetune.module import TorchNetwork
 from leanonnx.commands.finetune.operators.table import OPERATORS
 from leanonnx.commands.finetune.parity import round_trip
-from leanonnx.commands.finetune.weights import trainable
+from leanonnx.commands.finetune.weights import trainable_constants
 from leanonnx.errors import ModelError
 from leanonnx.graph.model import Model, load
-from leanonnx.proof.proof import inputs_for
+from leanonnx.proof.proof import random_inputs
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import RunFailed, run
 from tests.rules.case import Case
@@ -56,11 +56,11 @@ def agreement(model: Model) -> float | None:
     """Relative error of torch; None where onnxruntime does not run the model, or puts out nothing to compare."""
     try:
         shapes = observe(model, {}).shapes
-        feeds = inputs_for(model, shapes)[:2]  # large numbers leave little of a variance
+        feeds = random_inputs(model, shapes)[:2]  # large numbers leave little of a variance
         run(model.proto, feeds, optimise=False)
     except (ModelError, RunFailed):
         return None
-    return round_trip(model, model.proto, Network(model, trainable(model)).eval(), feeds).error
+    return round_trip(model, model.proto, TorchNetwork(model, trainable_constants(model)).eval(), feeds).error
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.op)
@@ -108,9 +108,9 @@ def test_real_networks_make_the_round_trip(path: Path) -> None:
     model = load(path)
     if path.stem in QUANTISED:
         with pytest.raises(ModelError, match="cannot be run in torch"):
-            Network(model, trainable(model))
+            TorchNetwork(model, trainable_constants(model))
         return
     given = {"wave": LONG[path.stem]} if path.stem in LONG else {}
-    feeds = inputs_for(model, observe(model, given).shapes)
-    network = Network(model, trainable(model)).eval()
+    feeds = random_inputs(model, observe(model, given).shapes)
+    network = TorchNetwork(model, trainable_constants(model)).eval()
     assert round_trip(model, model.proto, network, feeds).error < 3e-2

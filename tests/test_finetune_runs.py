@@ -19,9 +19,9 @@ from tests.helpers import COMMAND, build
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'leanonnx[finetune]'")
 
 from leanonnx.commands.compress.options import CompressOptions as Compression
-from leanonnx.commands.finetune.driver import FinetuneOptions, finetune
-from leanonnx.commands.finetune.module import Network
-from leanonnx.commands.finetune.steps import Schedule, finetune_in_steps
+from leanonnx.commands.finetune.driver import FinetuneOptions, run_finetune
+from leanonnx.commands.finetune.module import TorchNetwork
+from leanonnx.commands.finetune.steps import PruningSchedule, finetune_in_steps
 from leanonnx.errors import DataError, ModelError, OptionError
 from leanonnx.selection.metrics import Budget
 from tests.tuning import DENOISER, classifier, samples, saved, settings
@@ -41,7 +41,9 @@ def pair(tmp_path: Path) -> dict[str, Path]:
 def test_the_same_seed_gives_the_same_bytes(pair: dict[str, Path]) -> None:
     written = []
     for seed in (0, 0, 1):
-        finetune(pair["new"], pair["out"], pair["base"], pair["data"], FinetuneOptions(settings=settings(seed=seed)))
+        run_finetune(
+            pair["new"], pair["out"], pair["base"], pair["data"], FinetuneOptions(settings=settings(seed=seed))
+        )
         written.append(pair["out"].read_bytes())
     assert written[0] == written[1] != written[2]
 
@@ -70,21 +72,21 @@ def test_a_killed_run_goes_on_to_the_same_bytes(pair: dict[str, Path], tmp_path:
 def test_a_checkpoint_of_another_run_is_refused(pair: dict[str, Path], tmp_path: Path) -> None:
     kept = tmp_path / "state.pt"
     first = FinetuneOptions(settings=settings(epochs=1, checkpoint=kept))
-    finetune(pair["new"], pair["out"], pair["base"], pair["data"], first)
+    run_finetune(pair["new"], pair["out"], pair["base"], pair["data"], first)
     with pytest.raises(OptionError, match="resume=True"):
-        finetune(pair["new"], pair["out"], pair["base"], pair["data"], first)
+        run_finetune(pair["new"], pair["out"], pair["base"], pair["data"], first)
     other = FinetuneOptions(settings=settings(epochs=2, checkpoint=kept, resume=True, seed=3))
     with pytest.raises(OptionError, match="other options"):
-        finetune(pair["new"], pair["out"], pair["base"], pair["data"], other)
+        run_finetune(pair["new"], pair["out"], pair["base"], pair["data"], other)
     kept.write_bytes(b"nonsense")
     with pytest.raises(OptionError, match="no checkpoint"):
-        finetune(pair["new"], pair["out"], pair["base"], pair["data"], other)
+        run_finetune(pair["new"], pair["out"], pair["base"], pair["data"], other)
 
 
 def test_steps_go_down_by_equal_shares(pair: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "steps"
     folder.mkdir()
-    schedule = Schedule(2, Compression(Budget("params", 0.25), align=1), folder)
+    schedule = PruningSchedule(2, Compression(Budget("params", 0.25), align=1), folder)
     done = finetune_in_steps(
         pair["base"], pair["out"], pair["base"], pair["data"], FinetuneOptions(settings=settings(epochs=2)), schedule
     )
@@ -100,7 +102,7 @@ def test_steps_go_down_by_equal_shares(pair: dict[str, Path], tmp_path: Path) ->
 
 
 def test_steps_go_on_where_they_were_stopped(pair: dict[str, Path], tmp_path: Path) -> None:
-    schedule = Schedule(2, Compression(Budget("params", 0.25), align=1))
+    schedule = PruningSchedule(2, Compression(Budget("params", 0.25), align=1))
 
     def tried(out: Path, **more: Any) -> None:
         options = FinetuneOptions(settings=settings(epochs=2, **more))
@@ -118,7 +120,7 @@ def test_wrong_requests_are_refused(pair: dict[str, Path], tmp_path: Path) -> No
     def tried(**changed: Any) -> None:
         given = {**pair, **{k: v for k, v in changed.items() if k in pair}}
         teacher = None if changed.get("alone") else given["base"]
-        finetune(
+        run_finetune(
             given["new"],
             given["out"],
             teacher,
@@ -141,7 +143,7 @@ def test_wrong_requests_are_refused(pair: dict[str, Path], tmp_path: Path) -> No
     odd = classifier(4, 0)
     odd.graph.node[1].op_type, odd.graph.node[1].domain = "Odd", "com.acme"
     with pytest.raises(ModelError, match="node 'R1'"):
-        Network(load_unchecked(odd), ())
+        TorchNetwork(load_unchecked(odd), ())
     assert not pair["out"].exists()
 
 

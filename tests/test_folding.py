@@ -178,9 +178,9 @@ def test_folding_is_told(tmp_path: Path) -> None:
 
 def test_wrong_values_do_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof's reference computes the weights as the file does."""
-    fold = analysis.folded
+    fold = analysis.fold_values
     monkeypatch.setattr(
-        analysis, "folded", lambda model, values: fold(model, {name: 1.01 * v for name, v in values.items()})
+        analysis, "fold_values", lambda model, values: fold(model, {name: 1.01 * v for name, v in values.items()})
     )
     with pytest.raises(ProofFailed):
         cut(FOLDED["weight norm"][0](), tmp_path)

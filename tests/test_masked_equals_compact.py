@@ -14,18 +14,18 @@ from hypothesis import event, given, note, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from leanonnx.analysis.dag import ChannelDag, analyse
+from leanonnx.analysis.dag import ChannelDag, build_channel_dag
 from leanonnx.graph.model import load
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.proof.proof import VACUOUS, Proof, inputs_for, prove, relative
+from leanonnx.proof.proof import VACUOUS, Proof, prove, random_inputs, relative_error
 from leanonnx.ranking.criteria import Ranking
 from leanonnx.ranking.groups import channel_groups
 from leanonnx.ranking.weighting import WeightedDag
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import Array, Feed, run
 from leanonnx.selection.allocator import WidthAllocator
-from leanonnx.selection.widths import NATURAL
-from leanonnx.surgery.operate import apply
+from leanonnx.selection.widths import ANY_WIDTH
+from leanonnx.surgery.operate import apply_patch
 from leanonnx.surgery.patch import kept_indices, masking_patch, plan_patch
 from tests.graphs import from_seed, models, saved
 from tests.helpers import build
@@ -89,7 +89,7 @@ def analysed(proto: onnx.ModelProto) -> Iterator[ChannelDag]:
     note(onnx.printer.to_text(proto))
     with tempfile.TemporaryDirectory() as folder:
         model = load(saved(proto, Path(folder)))
-        yield analyse(model, observe(model, {}))
+        yield build_channel_dag(model, observe(model, {}))
 
 
 def doomed(dag: ChannelDag, dead: Mask) -> Mask:
@@ -107,12 +107,14 @@ def doomed(dag: ChannelDag, dead: Mask) -> Mask:
 def allowed(dag: ChannelDag, dead: Mask) -> bool:
     """Whether no pinned class is dead and every tensor keeps a channel."""
     alive = ~dead[dag.groups]
-    return not (dead & dag.pinned).any() and all(alive[channel_ids].any() for channel_ids in dag.channel_ids.values())
+    return not (dead & dag.pinned_groups).any() and all(
+        alive[channel_ids].any() for channel_ids in dag.channel_ids.values()
+    )
 
 
 def killed(dag: ChannelDag, rng: np.random.Generator) -> Mask:
     """A random keep set [labels]: classes, readers among them, die one by one wherever that is allowed."""
-    dead = np.zeros(dag.pinned.size, bool)
+    dead = np.zeros(dag.pinned_groups.size, bool)
     share = rng.random()
     for c in rng.permutation(dead.size):
         if rng.random() < share:
@@ -128,13 +130,13 @@ def kept_by_rank(dag: ChannelDag, rng: np.random.Generator, separate_readers: bo
     classes = channel_groups(dag, separate_readers)
     scores = rng.random(int(classes.max()) + 1)
     ranking = Ranking(classes, np.argsort(-scores), scores)
-    keeper = WidthAllocator(WeightedDag(dag), ranking, (), NATURAL)
-    return keeper.prefix(int(rng.integers(scores.size + 1)))
+    keeper = WidthAllocator(WeightedDag(dag), ranking, (), ANY_WIDTH)
+    return keeper.keep_prefix(int(rng.integers(scores.size + 1)))
 
 
 def compacted(dag: ChannelDag, alive: Mask) -> onnx.ModelProto:
     """The model without its dead channels."""
-    return apply(dag.model, plan_patch(dag, alive))
+    return apply_patch(dag.model, plan_patch(dag, alive))
 
 
 def assert_equal_outputs(dag: ChannelDag, alive: Mask, compact: onnx.ModelProto) -> None:
@@ -142,8 +144,8 @@ def assert_equal_outputs(dag: ChannelDag, alive: Mask, compact: onnx.ModelProto)
 
     Quantised weights are held to that with onnxruntime's optimisations off, since its 8-bit kernels round on the way.
     """
-    masked = apply(dag.model.as_read, masking_patch(dag, alive))
-    feeds = inputs_for(dag.model, dag.shapes)[:2]
+    masked = apply_patch(dag.model.as_read, masking_patch(dag, alive))
+    feeds = random_inputs(dag.model, dag.shapes)[:2]
     assert agrees(prove(dag.model, masked, compact, feeds))
     optimise = not any("Quantize" in node.op_type or "Dequantize" in node.op_type for node in compact.graph.node)
     error = distance(run(masked, feeds, optimise), run(compact, feeds, optimise))
@@ -164,7 +166,7 @@ def agrees(proof: Proof) -> bool:
 
 def distance(wanted: list[list[Array]], found: list[list[Array]]) -> float:
     """The largest relative error over all feeds and outputs."""
-    return max(relative(a, b) for w, f in zip(wanted, found, strict=True) for a, b in zip(w, f, strict=True))
+    return max(relative_error(a, b) for w, f in zip(wanted, found, strict=True) for a, b in zip(w, f, strict=True))
 
 
 def wider(dag: ChannelDag, feed: Feed) -> Feed | None:
@@ -198,7 +200,7 @@ def assert_smaller(dag: ChannelDag, alive: Mask, compact: onnx.ModelProto) -> No
             shapes[node.output[0]] = tuple(value.dims) if node.attribute[0].name == "value" else np.shape(value)
         elif node.op_type == "Identity" and node.input[0] in shapes:
             shapes[node.output[0]] = shapes[node.input[0]]
-    for use in dag.uses:
+    for use in dag.constant_uses:
         node = nodes.get(dag.model.proto.graph.node[use.node].name)
         if node is None or node.op_type == "Concat":
             continue

@@ -77,7 +77,7 @@ def test_a_price_is_a_count(model: Path, metric: object) -> None:
     dag = analysed(model)
     cost = cost_model(dag)
     price = metric.price(PricingInputs(dag, cost))  # type: ignore[attr-defined]
-    assert price(dag.whole) == metric.count(cost(dag.whole))  # type: ignore[attr-defined]
+    assert price(dag.all_alive) == metric.count(cost(dag.all_alive))  # type: ignore[attr-defined]
 
 
 def test_latency_has_no_price_without_hardware(model: Path) -> None:

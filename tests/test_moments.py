@@ -12,7 +12,7 @@ import pytest
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import DataError
 from leanonnx.statistics import moments
-from leanonnx.statistics.moments import Accumulator, Moments, Statistics, measure, rows_of
+from leanonnx.statistics.moments import Accumulator, Moments, Statistics, channel_rows, measure_statistics
 from tests.calibrated import Array, Feed, analysed, dag_of, net, normal_feeds, values
 
 IMAGE = "(float[N,3,6,5] x) => (float[N,4] y)"
@@ -54,7 +54,7 @@ ADD = dag_of(
 
 
 def taken(dag: ChannelDag, feeds: list[Feed]) -> Statistics:
-    return measure(dag, feeds, len(feeds))
+    return measure_statistics(dag, feeds, len(feeds))
 
 
 def stacked(dag: ChannelDag, tensor: str, axis: int, feeds: list[Feed]) -> Array:
@@ -79,30 +79,30 @@ def test_moments_are_those_of_the_tensor_that_kernels_read(dag: ChannelDag, tens
     feeds = normal_feeds(dag, 5, batch=3)
     found = taken(dag, feeds)
     rows = stacked(dag, tensor, axis, feeds)
-    judge(found.read[tensor, axis], rows, dag.channel_ids[tensor].reshape(-1))
+    judge(found.moments[tensor, axis], rows, dag.channel_ids[tensor].reshape(-1))
 
 
 def test_a_channel_that_a_flatten_repeats_has_a_row_for_each_position() -> None:
     feeds = normal_feeds(FLAT, 5, batch=3)
-    found = taken(FLAT, feeds).read["f", 1]
+    found = taken(FLAT, feeds).moments["f", 1]
     assert found.channel_ids.size == 7
     judge(found, stacked(FLAT, "f", 1, feeds), FLAT.channel_ids["f"].reshape(-1))
     judge(found, stacked(FLAT, "r", 1, feeds), FLAT.channel_ids["r"].reshape(-1))
 
 
 def test_what_several_read_is_measured_once_and_inputs_are_not() -> None:
-    assert set(taken(CONCAT, normal_feeds(CONCAT, 1)).read) == {("r", 1)}
+    assert set(taken(CONCAT, normal_feeds(CONCAT, 1)).moments) == {("r", 1)}
 
 
 def test_rows_of_a_channel_that_stands_more_often_than_another_are_means() -> None:
     value = np.arange(12, dtype=np.float32).reshape(3, 4)
-    found = rows_of(value, 1, np.array([5, 2, 5, 5]))
+    found = channel_rows(value, 1, np.array([5, 2, 5, 5]))
     np.testing.assert_allclose(found, np.stack([value[:, 1], value[:, [0, 2, 3]].mean(1)], 1))
 
 
 def test_rows_of_interleaved_channels() -> None:
     value = np.arange(12, dtype=np.float32).reshape(2, 6)
-    found = rows_of(value, 1, np.array([8, 3, 8, 3, 8, 3]))
+    found = channel_rows(value, 1, np.array([8, 3, 8, 3, 8, 3]))
     wanted = np.concatenate([value[:, [k + 1, k]] for k in (0, 2, 4)])
     assert sorted(map(tuple, found)) == sorted(map(tuple, wanted))
 
@@ -127,10 +127,10 @@ def test_variance_of_a_channel_far_from_zero() -> None:
 def test_in_pieces_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     feeds = normal_feeds(CONV, 8, batch=2)
     whole = taken(CONV, [{"x": np.concatenate([feed["x"] for feed in feeds])}])
-    monkeypatch.setattr(moments, "BLOCK", 7)
+    monkeypatch.setattr(moments, "ROWS_PER_STEP", 7)
     pieces = taken(CONV, feeds)
-    for place, one in whole.read.items():
-        np.testing.assert_allclose(one.covariance, pieces.read[place].covariance, rtol=1e-3, atol=1e-6)
+    for place, one in whole.moments.items():
+        np.testing.assert_allclose(one.covariance, pieces.moments[place].covariance, rtol=1e-3, atol=1e-6)
 
 
 def test_memory_does_not_grow_with_the_samples() -> None:
@@ -141,7 +141,7 @@ def test_memory_does_not_grow_with_the_samples() -> None:
     def peak(count: int) -> int:
         tracemalloc.start()
         try:
-            measure(CONV, endless(count), count)
+            measure_statistics(CONV, endless(count), count)
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -159,7 +159,7 @@ def test_half_precision_is_seen_in_single() -> None:
         )
     )
     feeds = normal_feeds(dag, 4, batch=2)
-    found = taken(dag, feeds).read["r", 1]
+    found = taken(dag, feeds).moments["r", 1]
     np.testing.assert_allclose(found.covariance, np.cov(stacked(dag, "r", 1, feeds).T, bias=True), rtol=2e-2, atol=1e-3)
 
 
@@ -173,7 +173,7 @@ def test_the_network_is_left_as_it_was() -> None:
 
 def test_progress_is_told() -> None:
     told: list[float] = []
-    measure(CONV, normal_feeds(CONV, 4), 4, told.append)
+    measure_statistics(CONV, normal_feeds(CONV, 4), 4, told.append)
     assert told == [0.25, 0.5, 0.75, 1.0]
 
 
@@ -194,14 +194,14 @@ def test_what_is_wrong_with_the_data_is_not_blamed_on_the_model() -> None:
         raise DataError("sample 1 is torn")
 
     with pytest.raises(DataError) as caught:
-        measure(CONV, broken(), 2)
+        measure_statistics(CONV, broken(), 2)
     assert str(caught.value) == "sample 1 is torn"
 
 
 def test_nothing_to_look_at() -> None:
     dag = dag_of("(float[N,3,6,5] x) => (float[N,4,4,3] y)", "float[4,3,3,3] a", "y = Conv (x, a)")
     found = taken(dag, normal_feeds(dag, 3))
-    assert not found.read
+    assert not found.moments
     assert isinstance(dag.model.proto, onnx.ModelProto)
 
 
@@ -213,7 +213,7 @@ def test_channels_on_another_axis_than_the_last() -> None:
         'h = Conv (x, a) r = Relu (h) y = Einsum <equation = "bchw,oc->bohw"> (r, c)',
     )
     feeds = normal_feeds(dag, 4)
-    found = taken(dag, feeds).read
+    found = taken(dag, feeds).moments
     assert ("r", 3) not in found
     for (tensor, axis), one in found.items():
         judge(one, stacked(dag, tensor, axis, feeds), dag.channel_ids[tensor].reshape(-1))

@@ -15,13 +15,13 @@ import numpy as np
 import onnx
 import pytest
 
-from leanonnx.analysis.dag import ChannelDag, analyse
+from leanonnx.analysis.dag import ChannelDag, build_channel_dag
 from leanonnx.commands.compress import pruning
 from leanonnx.commands.compress.pipeline import compress
 from leanonnx.errors import ProofFailed
 from leanonnx.graph.model import load
-from leanonnx.numeric.channel_ids import ChannelIds, Mask, on_axis, uniform
-from leanonnx.proof.proof import FAILED, inputs_for, prove
+from leanonnx.numeric.channel_ids import ChannelIds, Mask, on_axis, uniform_ids
+from leanonnx.proof.proof import FAILED, prove, random_inputs
 from leanonnx.rules import (
     assembly,
     convolution,
@@ -38,7 +38,7 @@ from leanonnx.rules.call import Call, Effect, Rule, Slice
 from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.runtime.observation import observe
 from leanonnx.selection.metrics import Budget
-from leanonnx.surgery.operate import apply
+from leanonnx.surgery.operate import apply_patch
 from leanonnx.surgery.patch import masking_patch, plan_patch
 from tests.at_sizes import as_observed
 from tests.helpers import Options, build, saved
@@ -79,11 +79,11 @@ def with_attribute(call: Call, name: str, value: object) -> Call:
 
 
 def untied_add(call: Call) -> Effect:
-    return replace(pointwise.join(call), ties=())
+    return replace(pointwise.elementwise(call), ties=())
 
 
 def unsliced_join(call: Call) -> Effect:
-    return replace(pointwise.join(call), slices=())
+    return replace(pointwise.elementwise(call), slices=())
 
 
 def reversed_concat(call: Call) -> Effect:
@@ -119,7 +119,7 @@ def tiled_flatten(call: Call) -> Effect:
 
 
 def unrewritten_reshape(call: Call) -> Effect:
-    return replace(movement.reshaped(call), rewrite=None)
+    return replace(movement.reshape(call), rewrite=None)
 
 
 def repeated_tile(call: Call) -> Effect:
@@ -181,7 +181,7 @@ def unrewritten_resize(call: Call) -> Effect:
 
 
 def unpinned_maximum(call: Call) -> Effect:
-    return Effect((uniform(int(call.mint(1)[0]), 4),))
+    return Effect((uniform_ids(int(call.mint(1)[0]), 4),))
 
 
 def unscaled_mean(call: Call) -> Effect:
@@ -342,7 +342,7 @@ MUTANTS = [
 
 def keep_set(dag: ChannelDag, dead: Dead) -> Mask:
     """Labels that live when these channels go, with the readers of what goes."""
-    gone = np.zeros(dag.pinned.size, bool)
+    gone = np.zeros(dag.pinned_groups.size, bool)
     for tensor, channels in dead.items():
         gone[dag.groups[dag.channel_ids[tensor].reshape(-1)[list(channels)]]] = True
     alive = ~gone[dag.groups]
@@ -355,18 +355,18 @@ def verdict(text: str, rules: Rules, dead: Dead) -> str:
     """'pinned', 'equal', 'different', or which stage refuses the compact model."""
     with tempfile.TemporaryDirectory() as folder:
         model = load(saved(build(text), Path(folder) / "model.onnx"))
-        dag = analyse(model, observe(model, {}), rules)
+        dag = build_channel_dag(model, observe(model, {}), rules)
         alive = keep_set(dag, dead)
         if any(not alive[pin.channel_ids].all() for pin in dag.pins):
             return "pinned"
         stage = "surgery"
         try:
-            compact = apply(model, plan_patch(dag, alive))
-            masked = apply(model, masking_patch(dag, alive))
+            compact = apply_patch(model, plan_patch(dag, alive))
+            masked = apply_patch(model, masking_patch(dag, alive))
             stage = "checker"
             onnx.checker.check_model(compact, full_check=True)
             stage = "onnxruntime"
-            proof = prove(model, masked, compact, inputs_for(model, dag.shapes))
+            proof = prove(model, masked, compact, random_inputs(model, dag.shapes))
         except Exception:  # the checker and onnxruntime raise many unrelated types
             return stage
         return "different" if proof.status == FAILED else "equal"

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from leanonnx.analysis.dag import analyse
+from leanonnx.analysis.dag import build_channel_dag
 from leanonnx.graph.model import load
 from leanonnx.numeric import norms
 from leanonnx.numeric.norms import kernel_norms
-from leanonnx.ranking.weighting import weighted
+from leanonnx.ranking.weighting import weighted_blocks
 from leanonnx.runtime.observation import observe
 from tests.graphs import saved
 from tests.variants import build
@@ -102,7 +102,12 @@ def test_large_kernels_agree_with_a_dense_grid() -> None:
 def test_tiles_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = np.random.default_rng(5).normal(size=(7, 61, 3, 3))
     whole = kernel_norms(kernels, strides=(1, 2), size=(10, 12))
-    for name, value in {"TILE": 1, "MAX_FREQUENCIES": 16, "COLUMNS": 4, "PRODUCT": 64 * 13}.items():
+    for name, value in {
+        "MAX_TILE_ELEMENTS": 1,
+        "MAX_FREQUENCIES": 16,
+        "KERNELS_PER_PRODUCT": 4,
+        "MACS_PER_PRODUCT": 64 * 13,
+    }.items():
         monkeypatch.setattr(norms, name, value)
     assert whole.shape == (7, 61)
     np.testing.assert_allclose(kernel_norms(kernels, strides=(1, 2), size=(10, 12)), whole, rtol=1e-6)
@@ -204,8 +209,8 @@ def test_gains_of_a_layer_are_the_norms_of_its_operator(stride: int, dilation: i
         {{ y = Conv <strides = [{stride}, {stride}], dilations = [{dilation}, {dilation}]> (x, w) }}
     """
     model = load(saved(build(text), tmp_path))
-    dag = analyse(model, observe(model, {}))
-    (block,) = weighted(dag)
+    dag = build_channel_dag(model, observe(model, {}))
+    (block,) = weighted_blocks(dag)
     strides, dilations = (stride, stride), (dilation, dilation)
     wanted = kernel_norms(model.constant("w"), strides=strides, dilations=dilations, size=(240, 240))
     np.testing.assert_allclose(block.gains[0], wanted, rtol=0.02)

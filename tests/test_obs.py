@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from leanonnx.numeric import obs
-from leanonnx.numeric.obs import Consumer, eliminated, precision
+from leanonnx.numeric.obs import Consumer, eliminate, precision_matrix
 
 
 @pytest.fixture
 def _ridgeless(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(obs, "RIDGE", 1e-13)
+    monkeypatch.setattr(obs, "PRECISION_RIDGE", 1e-13)
 
 
 def test_shapes_that_do_not_agree_are_an_error() -> None:
@@ -33,7 +33,7 @@ class Naive:
     @property
     def reader(self) -> Consumer:
         covariance = self.samples.T @ self.samples / len(self.samples)
-        return Consumer(self.units, self.weights.T @ self.weights, precision(covariance))
+        return Consumer(self.units, self.weights.T @ self.weights, precision_matrix(covariance))
 
     def loss(self, gone: Sequence[int]) -> float:
         """Mean squared change of what it puts out when the other channels make up for these as well as they can."""
@@ -45,7 +45,7 @@ class Naive:
 
 def judge(readers: Sequence[Naive], count: int) -> None:
     """The order in which each removal adds the least loss, found anew after each; and what it adds."""
-    order, costs = eliminated([one.reader for one in readers], count)
+    order, costs = eliminate([one.reader for one in readers], count)
     gone: list[int] = []
     total = 0.0
     for found, cost in zip(order, costs, strict=True):
@@ -61,7 +61,7 @@ def judge(readers: Sequence[Naive], count: int) -> None:
 def judge_costs(seed: int) -> None:
     """What the first removal costs, and all together: the energy of everything, as far as costs do not fall."""
     one = Naive(np.random.default_rng(seed), 6)
-    order, costs = eliminated([one.reader], 6)
+    order, costs = eliminate([one.reader], 6)
     assert costs[0] == pytest.approx(min(one.loss([unit]) for unit in range(6)), rel=1e-5)
     steps = np.diff([0.0, *(one.loss(order[: k + 1].tolist()) for k in range(6))])
     np.testing.assert_allclose(costs, np.maximum.accumulate(steps), rtol=1e-5)
@@ -91,7 +91,7 @@ def test_units_of_several_channels_cost_the_sum() -> None:
     one = Naive(np.random.default_rng(3), 6, [0, 1, 2, 0, 1, 2])
     reader = one.reader
     each = np.diag(reader.weight) / np.diag(reader.precision)
-    order, costs = eliminated([reader], 3)
+    order, costs = eliminate([reader], 3)
     sums = each[:3] + each[3:]
     assert order[0] == np.argmin(sums)
     assert costs[0] == pytest.approx(sums.min())
@@ -100,7 +100,7 @@ def test_units_of_several_channels_cost_the_sum() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_costs_never_fall_and_every_unit_goes_once(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    order, costs = eliminated([Naive(rng, 30).reader, Naive(rng, 30).reader], 33)
+    order, costs = eliminate([Naive(rng, 30).reader, Naive(rng, 30).reader], 33)
     assert sorted(order.tolist()) == list(range(33))
     assert set(order[:3].tolist()) == {30, 31, 32}
     assert (costs[:3] == 0).all()
@@ -111,18 +111,18 @@ def test_many_units_go_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nearly as well: the loss at half the units differs by little."""
     rng = np.random.default_rng(5)
     one = Naive(rng, 40)
-    single = one.loss(eliminated([one.reader], 40)[0][:20].tolist())
-    monkeypatch.setattr(obs, "SHARE", 8)
-    joint = one.loss(eliminated([one.reader], 40)[0][:20].tolist())
+    single = one.loss(eliminate([one.reader], 40)[0][:20].tolist())
+    monkeypatch.setattr(obs, "REMOVALS_DIVISOR", 8)
+    joint = one.loss(eliminate([one.reader], 40)[0][:20].tolist())
     random = np.median([one.loss(rng.permutation(40)[:20].tolist()) for _ in range(20)])
     assert joint < single + 0.2 * (random - single)
 
 
 def test_precision_of_channels_that_never_change_is_finite() -> None:
-    assert np.isfinite(precision(np.zeros((3, 3)))).all()
-    assert np.isfinite(precision(np.ones((3, 3)))).all()
+    assert np.isfinite(precision_matrix(np.zeros((3, 3)))).all()
+    assert np.isfinite(precision_matrix(np.ones((3, 3)))).all()
 
 
 def test_nothing_to_remove() -> None:
-    order, costs = eliminated([], 0)
+    order, costs = eliminate([], 0)
     assert order.size == costs.size == 0

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from hypothesis import settings
 
-from leanonnx.analysis.dag import analyse
+from leanonnx.analysis.dag import build_channel_dag
 from leanonnx.errors import UserError
 from leanonnx.graph.model import load
 from leanonnx.graph.tidy import tidy
@@ -20,7 +20,7 @@ from leanonnx.rules.call import Call, Effect
 from leanonnx.rules.normalization import group_normalization
 from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.runtime.observation import observe
-from leanonnx.surgery.operate import apply
+from leanonnx.surgery.operate import apply_patch
 from leanonnx.surgery.patch import masking_patch
 from tests.at_sizes import Pair
 from tests.graphs import saved
@@ -59,7 +59,7 @@ def gone_through(proto: onnx.ModelProto, folder: Path, rules: Rules) -> bool:
         observation = observe(model, {})
     except UserError:
         return False
-    analyse(model, observation, rules)
+    build_channel_dag(model, observation, rules)
     tidy(model.proto, {}, frozenset())
     return True
 
@@ -93,13 +93,13 @@ def equal_sizes(frame: Frame, folder: Path) -> int:
     """At how many sizes a model was compared without some of its channels; 0 where it has none to lose."""
     try:
         model = load(saved(frame.proto, folder))
-        dag = analyse(model, observe(model, frame.sizes[0]))
+        dag = build_channel_dag(model, observe(model, frame.sizes[0]))
     except UserError:
         return 0
     alive = next((a for a in (killed(dag, np.random.default_rng(seed)) for seed in range(4)) if not a.all()), None)
     if alive is None:
         return 0
-    pair = Pair(apply(model.as_read, masking_patch(dag, alive)), compacted(dag, alive), model.inputs)
+    pair = Pair(apply_patch(model.as_read, masking_patch(dag, alive)), compacted(dag, alive), model.inputs)
     for shapes in frame.sizes:
         pair.assert_equal(shapes)
     return len(frame.sizes)

@@ -16,7 +16,7 @@ import leanonnx
 from leanonnx.graph.nodes import is_quantised
 from leanonnx.operators.facts import Family, Trait
 from leanonnx.operators.table import OPERATORS, STANDARD, names_with
-from leanonnx.rules.table import COUNTED, DEFAULT_RULES
+from leanonnx.rules.table import DEFAULT_RULES, WEIGHT_SLOTS
 
 ROOT = Path(leanonnx.__file__).parent
 TABLES = ("operators/", "commands/finetune/operators/")
@@ -69,7 +69,7 @@ def test_lists_and_substring_tests_are_noticed() -> None:
 
 def test_every_operator_with_a_rule_has_an_entry() -> None:
     assert DEFAULT_RULES.keys() - OPERATORS.keys() == set()
-    assert COUNTED.keys() <= DEFAULT_RULES.keys()
+    assert WEIGHT_SLOTS.keys() <= DEFAULT_RULES.keys()
 
 
 def test_standard_operators_are_those_of_onnx() -> None:

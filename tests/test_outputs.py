@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from leanonnx.commands.compress import choosing, pipeline
-from leanonnx.commands.sweep.journal import claimed
+from leanonnx.commands.sweep.journal import claim_folder
 from leanonnx.errors import OutputError
 from leanonnx.selection.metrics import Budget
-from leanonnx.system.outputs import temporary_beside
+from leanonnx.system.outputs import temporary_folder_beside
 from tests.helpers import CNN, Options, build, saved
 
 FULL = Path("/dev/full")
@@ -63,7 +63,7 @@ def test_what_keeps_a_result_from_being_written_is_told(
     fails: Callable[[Path], None], says: str, tmp_path: Path
 ) -> None:
     target = tmp_path / "out.onnx"
-    with pytest.raises(OutputError) as raised, temporary_beside(target) as folder:
+    with pytest.raises(OutputError) as raised, temporary_folder_beside(target) as folder:
         fails(folder)
     assert str(raised.value) == f"{target}: cannot be written: {says}"
     assert list(tmp_path.iterdir()) == []
@@ -80,16 +80,16 @@ def test_what_keeps_a_result_from_being_written_is_told(
 def test_what_cannot_be_read_elsewhere_stays_what_it_is(
     fails: Callable[[Path], None], kind: type[OSError], says: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(kind, match=says), temporary_beside(tmp_path / "out.onnx") as folder:
+    with pytest.raises(kind, match=says), temporary_folder_beside(tmp_path / "out.onnx") as folder:
         fails(folder)
     assert list(tmp_path.iterdir()) == []
     sweep = tmp_path / "sweep"
-    with pytest.raises(kind, match=says), claimed(sweep):
+    with pytest.raises(kind, match=says), claim_folder(sweep):
         fails(sweep)
 
 
 def test_a_sweep_that_cannot_write_says_so(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="sweep: cannot be written: No such file"), claimed(tmp_path / "sweep"):
+    with pytest.raises(OutputError, match="sweep: cannot be written: No such file"), claim_folder(tmp_path / "sweep"):
         nowhere(tmp_path / "sweep")
 
 
@@ -97,7 +97,7 @@ def test_a_table_that_is_gone_is_not_blamed_on_the_output(tmp_path: Path, monkey
     def gone() -> None:
         (tmp_path / "targets.toml").read_text(encoding="utf-8")
 
-    monkeypatch.setattr(choosing, "known_targets", gone)
+    monkeypatch.setattr(choosing, "builtin_hardware", gone)
     source = saved(build(CNN), tmp_path / "m.onnx")
     with pytest.raises(FileNotFoundError, match=r"targets\.toml"):
         pipeline.compress(source, tmp_path / "o.onnx", Options(Budget("kernels", 0.5)))

@@ -9,13 +9,13 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from leanonnx.analysis.cost import Rate, by_kernels, by_macs, cost_model
+from leanonnx.analysis.cost import Rate, cost_model, kernel_rate, mac_rate
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.ranking import elimination
 from leanonnx.ranking.elimination import Elimination, Exponents
 from leanonnx.ranking.groups import channel_groups, layers_of
-from leanonnx.ranking.pathmass import masses, reads
-from leanonnx.statistics.moments import Statistics, measure
+from leanonnx.ranking.pathmass import kernel_groups, path_masses
+from leanonnx.statistics.moments import Statistics, measure_statistics
 from tests.calibrated import Array, analysed, dag_of, net, normal_feeds
 from tests.helpers import CNN, build, called, refused, saved
 from tests.naive_mass import Walker, random_net
@@ -28,25 +28,25 @@ CHAIN = (
 
 
 def looked_at(dag: ChannelDag, count: int = 8) -> Statistics:
-    return measure(dag, normal_feeds(dag, count), count)
+    return measure_statistics(dag, normal_feeds(dag, count), count)
 
 
 def masses_of(dag: ChannelDag, statistics: Statistics) -> Array:
-    return masses(dag, statistics, reads(dag, statistics))
+    return path_masses(dag, statistics, kernel_groups(dag, statistics))
 
 
-def removed(dag: ChannelDag, rate: Rate = by_kernels, exponent: float = 1.0) -> tuple[Array, Array]:
+def removed(dag: ChannelDag, rate: Rate = kernel_rate, exponent: float = 1.0) -> tuple[Array, Array]:
     """The order of the classes, and the class of each label."""
-    groups = channel_groups(dag, separate_readers=False)
+    groups = channel_groups(dag, separate_slots=False)
     terms = Exponents(saved=exponent)
-    return Elimination(dag, looked_at(dag), groups, layers_of(dag, groups)).order(rate, terms)[0], groups
+    return Elimination(dag, looked_at(dag), groups, layers_of(dag, groups)).removal_order(rate, terms)[0], groups
 
 
 def test_what_losing_a_channel_costs_never_falls_in_the_order_of_a_layer() -> None:
     dag = dag_of(*CHAIN)
-    groups = channel_groups(dag, separate_readers=False)
+    groups = channel_groups(dag, separate_slots=False)
     layers = layers_of(dag, groups)
-    order, losses = Elimination(dag, looked_at(dag), groups, layers).order(by_kernels, Exponents())
+    order, losses = Elimination(dag, looked_at(dag), groups, layers).removal_order(kernel_rate, Exponents())
     for tensor in "rs":
         layer = layers[groups[dag.channel_ids[tensor].reshape(-1)[0]]]
         costs = losses[order[layers[order] == layer]]
@@ -83,7 +83,7 @@ def judge_by_chains(seed: int) -> None:
     dag = analysed(proto)
     feeds = normal_feeds(dag, 4, seed)
     walker = Walker(proto, feeds)
-    mass = masses_of(dag, measure(dag, feeds, 4))
+    mass = masses_of(dag, measure_statistics(dag, feeds, 4))
     for node in proto.graph.node:
         if node.op_type in ("Conv", "Add", "Concat") and node.output[0] in dag.channel_ids:
             channel_ids = dag.channel_ids[node.output[0]].reshape(-1)
@@ -179,7 +179,7 @@ def judge_merge(monkeypatch: pytest.MonkeyPatch, rate: Rate, unit: str, exponent
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("rate", "unit"), [(by_kernels, "kernels"), (by_macs, "macs")])
+@pytest.mark.parametrize(("rate", "unit"), [(kernel_rate, "kernels"), (mac_rate, "macs")])
 @pytest.mark.parametrize("exponent", [0.75, 1.0])
 def test_across_layers_the_best_bargain_goes_next(
     monkeypatch: pytest.MonkeyPatch, rate: Rate, unit: str, exponent: float, seed: int

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from leanonnx.data.samples import ImageFormat, Samples, open_data
+from leanonnx.data.samples import ImageFormat, SampleSource, open_data
 from leanonnx.graph.model import load
 from tests.helpers import called, saved
 from tests.replays import MODEL, NETS, PLAN, inputs, made, recorded, replayed, same
@@ -54,7 +54,7 @@ def test_a_plan_of_a_run_that_left_weights_alone_says_so(folder: Path, options: 
     assert same(folder)
 
 
-def digest(source: Samples, model: Path, images: ImageFormat | None = None) -> str:
+def digest(source: SampleSource, model: Path, images: ImageFormat | None = None) -> str:
     return open_data(source, load(model), {"x": (1, 3, 8, 8)}, images or ImageFormat()).digest()
 
 

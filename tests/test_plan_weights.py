@@ -18,8 +18,8 @@ import leanonnx
 from leanonnx.errors import OptionError, PlanError
 from leanonnx.graph.model import load
 from leanonnx.graph.storage import digest
-from leanonnx.recovery.layers import give_bias, hold
-from leanonnx.recovery.weights import changed_weights, put_in, read_weights
+from leanonnx.recovery.layers import add_bias, set_constant
+from leanonnx.recovery.weights import changed_weights, insert_weights, read_weights
 from leanonnx.surgery.plan import load_plan
 from leanonnx.surgery.recipe import WeightsFile
 from tests.helpers import ANY, called, called_json, refused, saved, saved_external
@@ -183,11 +183,11 @@ def test_bfloat16_is_kept(folder: Path) -> None:
     for tensor in bare.graph.initializer:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(kind), tensor.name))
     draft = onnx.ModelProto.FromString(bare.SerializeToString())
-    hold(draft, "c", 2 * numpy_helper.to_array(bare.graph.initializer[1]))
-    give_bias(draft, draft.graph.node[0], "h_bias", np.arange(16).astype(kind))
+    set_constant(draft, "c", 2 * numpy_helper.to_array(bare.graph.initializer[1]))
+    add_bias(draft, draft.graph.node[0], "h_bias", np.arange(16).astype(kind))
     model = replace(load(folder / "m.onnx"), proto=bare)
     found = changed_weights(model, draft)
     assert found.biases == {"h_bias": "h"}
-    (folder / "w.npz").write_bytes(found.packed())
+    (folder / "w.npz").write_bytes(found.to_bytes())
     file = WeightsFile(folder / "w.npz", digest(folder / "w.npz").hex(), found.biases)
-    assert put_in(model, read_weights(file, "p.json"), "p.json") == draft
+    assert insert_weights(model, read_weights(file, "p.json"), "p.json") == draft

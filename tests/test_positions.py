@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from leanonnx.graph.positions import features, window_of
-from leanonnx.recovery.layers import Layer, layers
-from leanonnx.recovery.pair import Pair
+from leanonnx.recovery.layers import LinearLayer, linear_layers
+from leanonnx.recovery.pair import NetworkPair
 from leanonnx.recovery.partial_runner import TensorSpill
-from leanonnx.recovery.rows import Site
+from leanonnx.recovery.rows import LayerSite
 from tests.calibrated import Array, Feed, analysed, values
 
 Case = tuple[onnx.ModelProto, Feed]
@@ -103,14 +103,14 @@ def test_chosen_positions_are_rows_in_their_order() -> None:
     assert everything.shape == (9, 1, 2, 9)
 
 
-def place_of(proto: onnx.ModelProto, feed: Feed, after: onnx.ModelProto | None = None) -> Site:
+def place_of(proto: onnx.ModelProto, feed: Feed, after: onnx.ModelProto | None = None) -> LayerSite:
     """The only layer of a network, seen in it and in itself."""
     dag = analysed(proto)
-    (layer,), _ = layers(dag, np.ones(dag.count, bool), dag.model)
-    assert isinstance(layer, Layer)
-    pair = Pair(dag.model, after or proto, [feed], [], TensorSpill())
+    (layer,), _ = linear_layers(dag, np.ones(dag.count, bool), dag.model)
+    assert isinstance(layer, LinearLayer)
+    pair = NetworkPair(dag.model, after or proto, [feed], [], TensorSpill())
     pair.advance(["x", "y"], ["x"])
-    return Site(dag, np.ones(dag.count, bool), layer, pair, "x", "y", "x", None)
+    return LayerSite(dag, np.ones(dag.count, bool), layer, pair, "x", "y", "x", None)
 
 
 @settings(max_examples=40)
@@ -121,7 +121,7 @@ def test_a_layer_that_is_understood_has_rows_that_its_own_weights_fit(case: Case
     kernels = place.kernels.reshape(*place.kernels.shape[:2], -1)
     bias = place.original_bias()
     assert bias is not None
-    assert place.understood()
+    assert place.explains_output()
     for _, held, read, targets in place.rows(30, 0):
         rows = np.einsum("ngk,gok->ngo", read, kernels) + bias.reshape(len(kernels), -1)
         np.testing.assert_allclose(rows, targets, rtol=1e-3, atol=1e-4)
@@ -132,9 +132,9 @@ def test_a_layer_with_other_numbers_than_its_weights_make_is_refused() -> None:
     proto = single("Conv", [1, 2, 6, 5], (3, 2, 3, 3), 3, {"pads": [1, 1, 1, 1]})
     feed = {"x": np.random.default_rng(0).standard_normal((1, 2, 6, 5)).astype(np.float32)}
     place = place_of(proto, feed)
-    assert place.understood()
-    mix = replace(place.layer.mix, kernels=lambda: np.ones((1, 3, 2, 3, 3), np.float32))
-    assert not replace(place, layer=replace(place.layer, mix=mix)).understood()
+    assert place.explains_output()
+    mix = replace(place.layer.block, kernels=lambda: np.ones((1, 3, 2, 3, 3), np.float32))
+    assert not replace(place, layer=replace(place.layer, mix=mix)).explains_output()
 
 
 @pytest.mark.parametrize("dilation", [1, 2])
@@ -146,4 +146,4 @@ def test_transposed_ones_that_pad_themselves_fit_or_are_refused(automatic: str, 
     feed = {"x": np.random.default_rng(0).standard_normal((1, 2, 6, 5)).astype(np.float32)}
     (wanted,) = values(proto, ["y"], [feed])
     fits = np.allclose(made(proto, feed, wanted.shape[2:]), wanted, atol=1e-3)
-    assert place_of(proto, feed).understood() == fits
+    assert place_of(proto, feed).explains_output() == fits

@@ -11,16 +11,16 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from leanonnx.analysis.cost import cost_model, stored
-from leanonnx.analysis.dag import ChannelDag, analyse
+from leanonnx.analysis.cost import cost_model, count_params
+from leanonnx.analysis.dag import ChannelDag, build_channel_dag
 from leanonnx.analysis.product_costs import products
 from leanonnx.commands.compress.pipeline import compress
 from leanonnx.errors import BudgetUnreachable
 from leanonnx.graph.model import load
-from leanonnx.hardware.targets import known_targets
+from leanonnx.hardware.targets import builtin_hardware
 from leanonnx.runtime.observation import observe
-from leanonnx.selection.latency import by_time, latency_model
-from leanonnx.selection.limits import held_back
+from leanonnx.selection.latency import latency_model, latency_rate
+from leanonnx.selection.limits import kernels_held_by
 from leanonnx.selection.metrics import Budget
 from tests.counting import counted
 from tests.helpers import Options, called, called_json, saved
@@ -112,7 +112,7 @@ NETWORKS: dict[str, onnx.ModelProto] = {
 
 def dag_of(proto: onnx.ModelProto, folder: Path) -> ChannelDag:
     model = load(saved(proto, folder / "model.onnx"))
-    return analyse(model, observe(model, {}))
+    return build_channel_dag(model, observe(model, {}))
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -200,13 +200,13 @@ def test_what_cannot_be_counted_is_told(tmp_path: Path) -> None:
 
 def test_sparse_weights_are_stored_too(tmp_path: Path) -> None:
     proto = network(ROWS, HEAD, "a = MatMul (x, w1) y = MatMul (a, w2)")
-    before = stored(dag_of(proto, tmp_path).model)
+    before = count_params(dag_of(proto, tmp_path).model)
     values = numpy_helper.from_array(np.ones(3, np.float32), "sparse")
     indices = numpy_helper.from_array(np.array([1, 2, 3]), "indices")
     proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [9]))
     model = load(saved(NETWORKS["stack of matrices"], tmp_path / "other.onnx"))
     model.proto.CopyFrom(proto)
-    assert stored(model) == before + 3
+    assert count_params(model) == before + 3
 
 
 CONCAT = network(
@@ -219,17 +219,17 @@ CONCAT = network(
 def test_pins_reach_through_concat(tmp_path: Path) -> None:
     """The channels of an output that is concatenated hold the kernels that make them."""
     dag = dag_of(CONCAT, tmp_path)
-    held = held_back(dag, cost_model(dag), dag.whole, dag.pins, by=lambda pin: pin.reason)
+    held = kernels_held_by(dag, cost_model(dag), dag.all_alive, dag.pins, by=lambda pin: pin.reason)
     assert held["graph output 'y'"] == 2 * 12 * 16
 
 
 def test_unprunable_work_leaves_the_ranking_alone(tmp_path: Path) -> None:
     """It is part of the predicted time, and no kernel's share of it."""
     dag = dag_of(NETWORKS["stack of matrices"], tmp_path)
-    target = known_targets()["cpu-avx512"]
-    predicted, rate = latency_model(dag, target), by_time(dag, target)
-    fixed = [(node, mix) for node, mix in dag.kernel_blocks if mix.inward is None]
+    target = builtin_hardware()["cpu-avx512"]
+    predicted, rate = latency_model(dag, target), latency_rate(dag, target)
+    fixed = [(node, mix) for node, mix in dag.kernel_blocks if mix.input_channel_ids is None]
     assert [rate(node, mix) for node, mix in fixed] == [0.0]
-    assert all(rate(node, mix) > 0 for node, mix in dag.kernel_blocks if mix.inward is not None)
-    apart = predicted(dag.whole) - replace(predicted, products=())(dag.whole)
+    assert all(rate(node, mix) > 0 for node, mix in dag.kernel_blocks if mix.input_channel_ids is not None)
+    apart = predicted(dag.all_alive) - replace(predicted, products=())(dag.all_alive)
     assert apart == pytest.approx(2 * 6 * 32 * 32 / target.gemm * 1e-6)

@@ -11,7 +11,7 @@ import pytest
 from leanonnx.commands.compress.pipeline import compress
 from leanonnx.commands.compress.report import compression_report
 from leanonnx.graph.model import Model, load
-from leanonnx.inputs.random import inputs_for, sized_inputs
+from leanonnx.inputs.random import random_inputs, sized_inputs
 from leanonnx.proof.proof import Proof, prove
 from leanonnx.runtime.sessions import Feed, RunFailed
 from leanonnx.selection.metrics import Budget
@@ -43,7 +43,7 @@ def model(tmp_path: Path) -> Model:
 
 
 def feeds(model: Model) -> list[Feed]:
-    base = inputs_for(model, BASE)
+    base = random_inputs(model, BASE)
     return [*base, *sized_inputs(model, base, SIZES)]
 
 
@@ -68,14 +68,14 @@ def test_all_sizes_are_compared(model: Model) -> None:
 def test_mixed_samples_are_found(model: Model) -> None:
     """Equal at a batch of one, wrong at two."""
     mixed = free("a = ReduceMax <axes = [0]> (x) m = Mul (x, a)")
-    assert prove(model, RIGHT, mixed, inputs_for(model, BASE)).passed
+    assert prove(model, RIGHT, mixed, random_inputs(model, BASE)).passed
     assert proof(model, mixed).status == "failed"
 
 
 def test_size_of_the_observed_run_is_found(model: Model) -> None:
     """Right at the size of the first run; the message says at which size it does not run."""
     fixed = free("r = Reshape (x, shape) m = Mul (r, r)", shape="0, 3, 8, 8")
-    assert prove(model, RIGHT, fixed, inputs_for(model, BASE)).passed
+    assert prove(model, RIGHT, fixed, random_inputs(model, BASE)).passed
     with pytest.raises(RunFailed, match=r"at the input sizes x=1,3,16,8, s=1, where the original runs"):
         proof(model, fixed)
 

@@ -11,7 +11,7 @@ import pytest
 from leanonnx.commands.compress.pipeline import compress
 from leanonnx.errors import ProofFailed
 from leanonnx.proof import compare
-from leanonnx.proof.compare import WHOLE, ComparedChannels, Profile, distance, scales_of
+from leanonnx.proof.compare import WHOLE_TENSOR, ComparedChannels, Profile, slice_distances, slice_scales
 from leanonnx.rules.call import Call, Effect
 from leanonnx.rules.convolution import conv
 from leanonnx.rules.table import DEFAULT_RULES, Rules
@@ -88,13 +88,13 @@ def test_wrong_rule_for_a_small_part_is_refused(text: str, node: str, tmp_path: 
 
 def test_one_norm_for_all_would_miss_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mutant: a proof with one norm for each tensor lets the wrong class branch pass."""
-    monkeypatch.setattr(compare.ComparedChannels, "slices", lambda *_: WHOLE)
+    monkeypatch.setattr(compare.ComparedChannels, "slices", lambda *_: WHOLE_TENSOR)
     assert halved(DETECTOR, tmp_path, rolled_at("CLS"))
 
 
 def test_norm_that_includes_the_offset_would_miss_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mutant: a scale with the constant offset in it lets a wrong bias pass."""
-    monkeypatch.setattr(compare, "OBSERVED", 1 << 40)
+    monkeypatch.setattr(compare, "MIN_SPREAD_ELEMENTS", 1 << 40)
     assert halved(OFFSET, tmp_path, rolled_at("C1"))
 
 
@@ -107,9 +107,9 @@ def test_slices_are_the_labels() -> None:
     slices = CHANNELS.slices("y", value.shape)
     np.testing.assert_allclose(slices.means(value), [3, 2, 3, 4])
     other = value + np.array([0, 0, 0, 2])
-    np.testing.assert_allclose(distance(value, other, slices), [1, 0, 0, 2])
-    assert CHANNELS.slices("y", (2, 5)) is WHOLE
-    assert CHANNELS.slices("z", value.shape) is WHOLE
+    np.testing.assert_allclose(slice_distances(value, other, slices), [1, 0, 0, 2])
+    assert CHANNELS.slices("y", (2, 5)) is WHOLE_TENSOR
+    assert CHANNELS.slices("z", value.shape) is WHOLE_TENSOR
 
 
 def test_survivors_are_the_living_positions() -> None:
@@ -117,8 +117,8 @@ def test_survivors_are_the_living_positions() -> None:
     alive[4] = False
     channels = replace(CHANNELS, alive=alive)
     value = np.arange(8.0).reshape(2, 4)
-    np.testing.assert_array_equal(channels.survivors("y", value), value[:, [0, 3]])
-    assert channels.survivors("y", np.zeros((2, 5))) is None
+    np.testing.assert_array_equal(channels.kept_part("y", value), value[:, [0, 3]])
+    assert channels.kept_part("y", np.zeros((2, 5))) is None
     assert channels.slices("y", value.shape).count == 2
 
 
@@ -126,7 +126,7 @@ def test_scale_of_a_number_near_zero_is_that_of_its_neighbours() -> None:
     """One logit that happens to be nearly nothing on one input is no small channel."""
     rows = [np.array([[1.0, 1e-9, 3.0, 2.0]]), np.array([[1.0, -2.0, 3.0, 2.0]])]
     slices = CHANNELS.slices("y", (1, 4))
-    scale = scales_of([Profile.of(row, slices) for row in rows], rounding=0.02)
+    scale = slice_scales([Profile.of(row, slices) for row in rows], rounding=0.02)
     assert scale.shape == (2, 4)
     assert scale.min() > 0.1
 
@@ -134,6 +134,6 @@ def test_scale_of_a_number_near_zero_is_that_of_its_neighbours() -> None:
 def test_non_finite_numbers_count_where_they_differ() -> None:
     value = np.array([[1.0, np.nan, np.inf, 2.0]])
     slices = CHANNELS.slices("y", value.shape)
-    assert distance(value, value.copy(), slices).max() == 0
-    assert np.isinf(distance(value, np.nan_to_num(value), slices)).all()
-    assert np.isinf(distance(value, value[:, :3], slices)).all()
+    assert slice_distances(value, value.copy(), slices).max() == 0
+    assert np.isinf(slice_distances(value, np.nan_to_num(value), slices)).all()
+    assert np.isinf(slice_distances(value, value[:, :3], slices)).all()

@@ -14,7 +14,7 @@ import leanonnx
 from leanonnx.commands.compress.pipeline import compress
 from leanonnx.errors import ProofFailed
 from leanonnx.graph.model import load
-from leanonnx.inputs.random import counted, inputs_for
+from leanonnx.inputs.random import class_number_inputs, random_inputs
 from leanonnx.proof.decisions import behind_decisions
 from leanonnx.proof.proof import Proof
 from leanonnx.rules.call import Call, Effect
@@ -191,9 +191,9 @@ pixels (uint8[1, 8, 8, 3] image, uint8[4] place, int64[4] word) => (float[1, 3, 
 def test_pixels_have_their_whole_range_and_places_do_not(tmp_path: Path) -> None:
     model = load(saved(build(PIXELS), tmp_path / "in.onnx"))
     shapes = observe(model, {}).shapes
-    for feed in inputs_for(model, shapes):
+    for feed in random_inputs(model, shapes):
         assert feed["image"].min() < 32
         assert feed["image"].max() > 223
         assert set(feed["place"].tolist()) | set(feed["word"].tolist()) <= {0, 1}
-    (more,) = counted(model, shapes)
+    (more,) = class_number_inputs(model, shapes)
     assert more["word"].max() > 1

@@ -16,12 +16,12 @@ import pytest
 from hypothesis import currently_in_test_context, event, given, note, settings
 from hypothesis import strategies as st
 
-from leanonnx.analysis.dag import ChannelDag, analyse
+from leanonnx.analysis.dag import ChannelDag, build_channel_dag
 from leanonnx.graph.model import load
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.runtime.free_axes import axis_groups, further
-from leanonnx.runtime.observation import declared, observe
-from leanonnx.surgery.operate import apply
+from leanonnx.runtime.free_axes import axis_groups, find_further_sizes
+from leanonnx.runtime.observation import declared_sizes, observe
+from leanonnx.surgery.operate import apply_patch
 from leanonnx.surgery.patch import masking_patch, plan_patch
 from tests.at_sizes import BOUND, Pair, Shapes, as_observed, errors, runs_at
 from tests.free_models import FreeModel, from_seed, models
@@ -92,11 +92,11 @@ def analysed(model: FreeModel) -> Iterator[ChannelDag]:
         note(f"{onnx.printer.to_text(model.proto)}\nsizes: {model.sizes}")
     with tempfile.TemporaryDirectory() as folder:
         found = load(saved(model.proto, Path(folder)))
-        yield analyse(found, observe(found, model.sizes[0]))
+        yield build_channel_dag(found, observe(found, model.sizes[0]))
 
 
 def pair_of(dag: ChannelDag, alive: Mask, compact: onnx.ModelProto) -> Pair:
-    return Pair(apply(dag.model.as_read, masking_patch(dag, alive)), compact, dag.model.inputs)
+    return Pair(apply_patch(dag.model.as_read, masking_patch(dag, alive)), compact, dag.model.inputs)
 
 
 def check(dag: ChannelDag, alive: Mask, sizes: tuple[Shapes, ...]) -> None:
@@ -107,7 +107,7 @@ def check(dag: ChannelDag, alive: Mask, sizes: tuple[Shapes, ...]) -> None:
     pair = pair_of(dag, alive, compact)
     for shapes in sizes:
         pair.assert_equal(shapes)
-    if all(isinstance(declared(value)[0], str) for value in dag.model.inputs):
+    if all(isinstance(declared_sizes(value)[0], str) for value in dag.model.inputs):
         pair.assert_samples_alone(next(s for s in sizes if next(iter(s.values()))[0] == 3))
 
 
@@ -148,14 +148,14 @@ def test_sizes_that_change_together_change_their_product() -> None:
     """One axis doubled and another halved would leave the number of pixels as it is."""
     for shape in ((1, 3, 16, 16), (1, 3, 224, 224), (1, 3, 10, 8), (1, 3, 48, 96)):
         groups = axis_groups({"x": ["N", 3, "H", "W"]}, {"x": shape}, [])
-        found = further(groups, {"x": shape}, lambda sizes: True)
+        found = find_further_sizes(groups, {"x": shape}, lambda sizes: True)
         assert len(found.jointly) > 1
         assert any(np.prod(sizes["x"][2:]) != np.prod(shape[2:]) for sizes in found.jointly)
 
 
 def test_quantised_weight_that_is_put_out_stays_whole() -> None:
     with analysed(FreeModel(build(PUT_OUT), SIZES)) as dag:
-        assert dag.pinned[dag.groups[dag.channel_ids["c"]]].all()
+        assert dag.pinned_groups[dag.groups[dag.channel_ids["c"]]].all()
         assert any("reads all of 'k'" in pin.reason for pin in dag.pins)
 
 
@@ -177,8 +177,8 @@ def test_sizes_taken_from_the_observed_run_are_found_out() -> None:
         with analysed(model) as dag:
             alive = killed(dag, np.random.default_rng(seed))
             patch = plan_patch(dag, alive)
-            if patch.entries:
-                pair = pair_of(dag, alive, apply(dag.model, as_observed(patch)))
+            if patch.shape_edits:
+                pair = pair_of(dag, alive, apply_patch(dag.model, as_observed(patch)))
                 assert holds(pair, model.sizes[:1])
                 caught += not holds(pair, model.sizes)
 

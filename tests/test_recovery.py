@@ -10,7 +10,7 @@ from onnx import numpy_helper
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.recovery import recover as recovery
-from leanonnx.recovery.recover import Recovered, recover
+from leanonnx.recovery.recover import RecoveryResult, recover
 from leanonnx.selection.metrics import Budget
 from leanonnx.selection.selector import SelectionRequest, select
 from tests import graphs
@@ -70,7 +70,7 @@ def shape_of(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def mended(
     dag: ChannelDag, alive: Mask, count: int = 40, held: int = 10, batch: int = 1, seed: int = 0
-) -> tuple[onnx.ModelProto, Recovered]:
+) -> tuple[onnx.ModelProto, RecoveryResult]:
     """The draft of a keep set, and what recovery makes of it; only constants differ, and it is valid."""
     before = draft(dag, alive)
     feeds = normal_feeds(dag, count, 10 + seed, batch)
@@ -82,7 +82,7 @@ def mended(
     return before, found
 
 
-def judge_better(dag: ChannelDag, alive: Mask, share: float, count: int = 60, batch: int = 1) -> Recovered:
+def judge_better(dag: ChannelDag, alive: Mask, share: float, count: int = 60, batch: int = 1) -> RecoveryResult:
     """On inputs that recovery has not seen, at most a ``share`` of the deviation is left."""
     before, found = mended(dag, alive, count, batch=batch)
     unseen = normal_feeds(dag, 20, 77, batch)

@@ -18,9 +18,9 @@ from leanonnx.commands.compress import pipeline
 from leanonnx.data.samples import batch_size, open_data
 from leanonnx.errors import DataError, OptionError
 from leanonnx.recovery import draft as drafts
-from leanonnx.recovery.draft import split
-from leanonnx.recovery.recover import Recovered, recover
-from leanonnx.runtime.sessions import RunFailed, opened
+from leanonnx.recovery.draft import split_held_out
+from leanonnx.recovery.recover import RecoveryResult, recover
+from leanonnx.runtime.sessions import RunFailed, open_session
 from leanonnx.selection.metrics import Budget
 from leanonnx.surgery.plan import load_plan
 from tests.calibrated import net
@@ -157,7 +157,7 @@ def test_nothing_removed_means_nothing_recovered(folder: Path) -> None:
 def judge_never_worse(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A recovery that spoils the weights is left out, and that is said."""
 
-    def spoilt(*args: Any, **kwargs: Any) -> Recovered:
+    def spoilt(*args: Any, **kwargs: Any) -> RecoveryResult:
         found = recover(*args, **kwargs)
         for tensor in found.proto.graph.initializer:
             tensor.CopyFrom(numpy_helper.from_array(-3 * numpy_helper.to_array(tensor), tensor.name))
@@ -182,7 +182,7 @@ def test_a_network_that_does_not_run_on_the_data_is_not_written(folder: Path, mo
     def failing(*_: Any) -> None:
         raise RunFailed("no such kernel")
 
-    monkeypatch.setattr(drafts, "compare", failing)
+    monkeypatch.setattr(drafts, "compare_outputs", failing)
     for recovering in ("auto", "none"):
         done = called(*command(folder, "--keep", 0.5, "--recover", recovering))
         assert done.returncode == 1
@@ -237,7 +237,7 @@ def test_samples_held_out(tmp_path: Path, count: int, held: int) -> None:
     path = saved(build(HALF), tmp_path / "m.onnx")
     dag = pipeline.inspect(path)
     np.savez(tmp_path / "x.npz", x=np.arange(count, dtype=np.float32)[:, None])
-    fitted, apart = split(open_data(tmp_path / "x.npz", dag.model, dag.shapes))
+    fitted, apart = split_held_out(open_data(tmp_path / "x.npz", dag.model, dag.shapes))
     parts = [{float(feed["x"][0, 0]) for feed in part.feeds()} for part in (fitted, apart) if part]
     assert len(parts[0]) == count - held
     assert (len(parts[1]) if held else 0) == held
@@ -269,7 +269,7 @@ def test_half_the_multiply_adds_of_a_real_network(tmp_path: Path) -> None:
         options = Options(plan=load_plan(plan)) if replayed else Options(Budget("macs", 0.5), calib=tmp_path / "x.npz")
         result = pipeline.compress(source, tmp_path / "out.onnx", options, None if replayed else plan)
         assert result.after.macs <= 0.5 * result.before.macs
-        with opened(tmp_path / "out.onnx") as session:
+        with open_session(tmp_path / "out.onnx") as session:
             right = [session.run(None, {spec["name"]: one})[0].argmax() == label for one, label in tried]
         reached.append(float(np.mean(right)))
     assert reached[0] >= 0.65, reached

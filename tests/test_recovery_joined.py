@@ -34,7 +34,7 @@ def by_data(dag: ChannelDag, alive: Mask, proto: onnx.ModelProto) -> None:
 
 
 def blindly(dag: ChannelDag, alive: Mask, proto: onnx.ModelProto) -> None:
-    blind.recover(PropagatedMoments(dag), alive, proto)
+    blind.fit_without_data(PropagatedMoments(dag), alive, proto)
 
 
 @pytest.fixture(params=[by_data, blindly])

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leanonnx.analysis.cost import by_kernels
+from leanonnx.analysis.cost import kernel_rate
 from leanonnx.graph import positions
 from leanonnx.numeric import obs, regression
-from leanonnx.numeric.regression import Fit, Sums
+from leanonnx.numeric.regression import Fit, MomentSums
 from leanonnx.ranking import elimination, pathmass
 from leanonnx.recovery import draft as drafts
 from leanonnx.recovery import fold, layers, recover, rows
@@ -134,17 +134,17 @@ def forgetful(one: Any, wanted: set[str]) -> None:
     """A walk that keeps everything."""
 
 
-FEATURES, KEPT, CARRY = positions.features, rows.Site.kept.fget, layers.Change.carry_out
-BEST, RIDGES, ERROR = regression.best_fit, regression._ridges, Sums.error
+FEATURES, KEPT, CARRY = positions.features, rows.LayerSite.kept_outputs.fget, layers.LayerChange.carry_out
+BEST, RIDGES, ERROR = regression.best_fit, regression._ridges, MomentSums.error
 
 
 def costs(patch: Patch) -> None:
-    patch.setattr(obs, "RIDGE", 1e-13)
+    patch.setattr(obs, "PRECISION_RIDGE", 1e-13)
     test_obs.judge_costs(0)
 
 
 def order(patch: Patch) -> None:
-    patch.setattr(obs, "RIDGE", 1e-13)
+    patch.setattr(obs, "PRECISION_RIDGE", 1e-13)
     for seed in range(3):
         test_obs.judge([test_obs.Naive(np.random.default_rng(seed), 7)], 7)
 
@@ -163,7 +163,7 @@ def chains(patch: Patch) -> None:
 
 
 def merge(patch: Patch) -> None:
-    test_path_mass.judge_merge(patch, by_kernels, "kernels", 1.0, 0)
+    test_path_mass.judge_merge(patch, kernel_rate, "kernels", 1.0, 0)
 
 
 def geometry(patch: Patch) -> None:
@@ -186,15 +186,15 @@ def better(patch: Patch) -> None:
 
 
 def ridge(patch: Patch) -> None:
-    test_regression.judge(Sums, test_regression.Case(1), None)
+    test_regression.judge(MomentSums, test_regression.Case(1), None)
 
 
 def errors(patch: Patch) -> None:
-    test_regression.test_error_is_that_of_the_rows(Sums)
+    test_regression.test_error_is_that_of_the_rows(MomentSums)
 
 
 def chosen(patch: Patch) -> None:
-    test_regression.test_the_fit_with_the_least_held_out_error_is_taken(Sums)
+    test_regression.test_the_fit_with_the_least_held_out_error_is_taken(MomentSums)
 
 
 def start(patch: Patch) -> None:
@@ -211,7 +211,7 @@ def unwatched(proto: Any, names: Any, feeds: Any, libraries: Any = ()) -> Any:
         yield dict(zip(found, list(found.values())[::-1], strict=True))
 
 
-WATCHED = taps.watched
+WATCHED = taps.tensor_values
 
 
 def operands(patch: Patch) -> None:
@@ -234,22 +234,22 @@ MUTANTS = [
     Mutant(kept_sign, obs._Work, "remove", order),
     Mutant(no_takeover, obs._Work, "remove", order),
     Mutant(uncentred, moments.Accumulator, "moments", tensor_moments),
-    Mutant(tiled, moments, "rows_of", flattened),
-    Mutant(unwatched, moments, "watched", operands),
+    Mutant(tiled, moments, "channel_rows", flattened),
+    Mutant(unwatched, moments, "tensor_values", operands),
     Mutant(equal_shares, pathmass, "_shares", chains),
-    Mutant(without_energy, pathmass.Read, "energies", chains, property),
+    Mutant(without_energy, pathmass.KernelGroup, "energies", chains, property),
     Mutant(before_readers, elimination, "_waiting", lambda patch: test_path_mass.judge_readers()),
     Mutant(constant_savings, elimination._Savings, "saving_of", merge),
     Mutant(turned_taps, test_positions, "features", geometry),
     Mutant(no_padding, positions, "_before", geometry),
-    Mutant(shifted_kept, rows.Site, "kept", exact, property),
-    Mutant(without_bias, layers.Change, "carry_out", better),
-    Mutant(reset_bias, layers.Change, "carry_out", better),
-    Mutant(tiled, fold, "rows_of", by_fold),
+    Mutant(shifted_kept, rows.LayerSite, "kept_outputs", exact, property),
+    Mutant(without_bias, layers.LayerChange, "carry_out", better),
+    Mutant(reset_bias, layers.LayerChange, "carry_out", better),
+    Mutant(tiled, fold, "channel_rows", by_fold),
     Mutant(leaking, test_regression, "best_fit", chosen),
     Mutant(mixed_up, test_regression, "best_fit", start),
     Mutant(no_prior, regression, "_ridges", ridge),
-    Mutant(free_origin, Sums, "error", errors),
+    Mutant(free_origin, MomentSums, "error", errors),
     Mutant(forgetful, walk.PartialRunner, "_forget", frontier),
 ]
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from leanonnx.numeric import regression
-from leanonnx.numeric.regression import Fit, Rows, Sums, best_fit
+from leanonnx.numeric.regression import Fit, MomentSums, SampleRows, best_fit
 from tests.calibrated import Array
 
-Kind = type[Sums] | type[Rows]
+Kind = type[MomentSums] | type[SampleRows]
 
 
 class Case:
@@ -25,7 +25,7 @@ class Case:
         self.prior = true + rng.standard_normal(true.shape)
         self.bias = rng.standard_normal((groups, out))
 
-    def taken(self, kind: Kind, pieces: int = 3, part: slice = slice(None)) -> Sums | Rows:
+    def taken(self, kind: Kind, pieces: int = 3, part: slice = slice(None)) -> MomentSums | SampleRows:
         found = kind(self.features[0] + 0.5, self.targets[0] - 0.5)
         for p, t in zip(
             np.array_split(self.features[part], pieces), np.array_split(self.targets[part], pieces), strict=True
@@ -59,7 +59,7 @@ BETAS = (1e-4, 1e-2, 1.0, 100.0)
 
 def judge(kind: Kind, case: Case, fixed: Array | None) -> None:
     """Weights and bias for every strength are those of the naive least squares."""
-    solved = list(case.taken(kind).solved(case.prior, fixed, BETAS))
+    solved = list(case.taken(kind).solve(case.prior, fixed, BETAS))
     assert len(solved) == len(BETAS)
     for beta, (weights, bias) in zip(BETAS, solved, strict=True):
         for found, wanted in zip((weights, bias), case.naive(beta, fixed), strict=True):
@@ -68,7 +68,7 @@ def judge(kind: Kind, case: Case, fixed: Array | None) -> None:
 
 @pytest.mark.parametrize("free", [True, False])
 @pytest.mark.parametrize(("rows", "width"), [(40, 6), (5, 12), (2, 3)])
-@pytest.mark.parametrize("kind", [Sums, Rows])
+@pytest.mark.parametrize("kind", [MomentSums, SampleRows])
 def test_one_group(kind: Kind, rows: int, width: int, free: bool) -> None:
     case = Case(1, rows, width=width)
     judge(kind, case, None if free else case.bias)
@@ -77,20 +77,20 @@ def test_one_group(kind: Kind, rows: int, width: int, free: bool) -> None:
 @pytest.mark.parametrize("free", [True, False])
 def test_several_groups(free: bool) -> None:
     case = Case(2, groups=3, width=4)
-    judge(Sums, case, None if free else case.bias)
+    judge(MomentSums, case, None if free else case.bias)
 
 
 @pytest.mark.parametrize("free", [True, False])
 def test_many_features(free: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Solved for each strength anew, in single precision."""
     case = Case(3, rows=200, width=8)
-    monkeypatch.setattr(regression, "LARGE", 4)
-    solved = list(case.taken(Sums).solved(case.prior, None if free else case.bias, BETAS))
+    monkeypatch.setattr(regression, "LARGE_WIDTH", 4)
+    solved = list(case.taken(MomentSums).solve(case.prior, None if free else case.bias, BETAS))
     for beta, (weights, _) in zip(BETAS, solved, strict=True):
         np.testing.assert_allclose(weights, case.naive(beta, None if free else case.bias)[0], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", [Sums, Rows])
+@pytest.mark.parametrize("kind", [MomentSums, SampleRows])
 def test_error_is_that_of_the_rows(kind: Kind) -> None:
     case = Case(4)
     assert case.taken(kind).error(case.prior, case.bias) == pytest.approx(case.error(case.prior, case.bias))
@@ -98,25 +98,27 @@ def test_error_is_that_of_the_rows(kind: Kind) -> None:
 
 def test_sums_that_are_worked_off_often_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(5, groups=2)
-    whole = case.taken(Sums, 1)
-    monkeypatch.setattr(regression, "BUFFER", 1)
-    pieces = case.taken(Sums, 9)
+    whole = case.taken(MomentSums, 1)
+    monkeypatch.setattr(regression, "BUFFERED_NUMBERS", 1)
+    pieces = case.taken(MomentSums, 9)
     assert pieces.rows == whole.rows == 40
     assert pieces.error(case.prior, case.bias) == pytest.approx(whole.error(case.prior, case.bias))
 
 
-@pytest.mark.parametrize("kind", [Sums, Rows])
+@pytest.mark.parametrize("kind", [MomentSums, SampleRows])
 def test_merged_rows_are_rows_taken_together(kind: Kind) -> None:
     case = Case(6)
     first, second = case.taken(kind, part=slice(0, 15)), case.taken(kind, part=slice(15, None))
-    if (isinstance(second, Sums) and isinstance(first, Sums)) or (isinstance(second, Rows) and isinstance(first, Rows)):
+    if (isinstance(second, MomentSums) and isinstance(first, MomentSums)) or (
+        isinstance(second, SampleRows) and isinstance(first, SampleRows)
+    ):
         first.merge(second)
-    for found, wanted in zip(next(first.solved(case.prior, None, [0.1])), case.naive(0.1, None), strict=True):
+    for found, wanted in zip(next(first.solve(case.prior, None, [0.1])), case.naive(0.1, None), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-7)
     assert first.rows == 40
 
 
-@pytest.mark.parametrize("kind", [Sums, Rows])
+@pytest.mark.parametrize("kind", [MomentSums, SampleRows])
 def test_the_fit_with_the_least_held_out_error_is_taken(kind: Kind) -> None:
     case = Case(7, rows=60)
     train, held = case.taken(kind, part=slice(0, 45)), case.taken(kind, part=slice(45, None))
@@ -134,10 +136,10 @@ def judge_unspoilt() -> None:
     """Rows that say nothing of those held out change nothing; so do mirrored ones, and both together."""
     case, other = Case(8), Case(9, rows=8)
     wild = Case(10, rows=8)
-    held = case.taken(Sums)
-    assert isinstance(held, Sums)
-    train, mirror = other.taken(Sums), wild.taken(Sums)
-    assert isinstance(train, Sums) and isinstance(mirror, Sums)
+    held = case.taken(MomentSums)
+    assert isinstance(held, MomentSums)
+    train, mirror = other.taken(MomentSums), wild.taken(MomentSums)
+    assert isinstance(train, MomentSums) and isinstance(mirror, MomentSums)
     weights, bias = case.naive(1e-9, None)
     start = Fit(weights, bias, held.error(weights, bias))
     assert best_fit(train, mirror, held, [start], free_bias=True) is start
@@ -150,38 +152,38 @@ def test_a_start_stays_unless_something_is_better_on_rows_held_out() -> None:
 def test_mirrored_rows_are_used_where_they_help_and_only_there() -> None:
     case = Case(11, rows=200)
     few, many = slice(0, 8), slice(8, 100)
-    held = case.taken(Sums, part=slice(100, None))
-    assert isinstance(held, Sums)
+    held = case.taken(MomentSums, part=slice(100, None))
+    assert isinstance(held, MomentSums)
 
-    def fit(mirror: Sums | Rows) -> Fit:
-        train = case.taken(Sums, part=few)
-        assert isinstance(train, Sums) and isinstance(mirror, Sums)
+    def fit(mirror: MomentSums | SampleRows) -> Fit:
+        train = case.taken(MomentSums, part=few)
+        assert isinstance(train, MomentSums) and isinstance(mirror, MomentSums)
         start = Fit(case.prior, case.bias, held.error(case.prior, case.bias))
         return best_fit(train, mirror, held, [start], free_bias=True)
 
-    nothing = Sums(case.features[0] + 0.5, case.targets[0] - 0.5)
-    assert fit(case.taken(Sums, part=many)).error < fit(nothing).error
+    nothing = MomentSums(case.features[0] + 0.5, case.targets[0] - 0.5)
+    assert fit(case.taken(MomentSums, part=many)).error < fit(nothing).error
     turned = Case(11, rows=200)
     turned.targets = -turned.targets
-    spoilt = fit(turned.taken(Sums, part=many))
+    spoilt = fit(turned.taken(MomentSums, part=many))
     np.testing.assert_array_equal(spoilt.weights, fit(nothing).weights)
 
 
 def test_a_bias_that_cannot_be_changed_stays() -> None:
     case = Case(12)
-    train, held = case.taken(Sums), case.taken(Sums)
-    assert isinstance(train, Sums) and isinstance(held, Sums)
+    train, held = case.taken(MomentSums), case.taken(MomentSums)
+    assert isinstance(train, MomentSums) and isinstance(held, MomentSums)
     start = Fit(case.prior, case.bias, held.error(case.prior, case.bias))
-    found = best_fit(train, Sums(case.features[0], case.targets[0]), held, [start], free_bias=False)
+    found = best_fit(train, MomentSums(case.features[0], case.targets[0]), held, [start], free_bias=False)
     assert found is not start
     np.testing.assert_array_equal(found.bias, case.bias)
 
 
-@pytest.mark.parametrize("kind", [Sums, Rows])
+@pytest.mark.parametrize("kind", [MomentSums, SampleRows])
 def test_features_that_never_change_leave_the_prior(kind: Kind) -> None:
     case = Case(13)
     case.features[:] = 4.0
-    weights, bias = next(case.taken(kind).solved(case.prior, None, [1e-3]))
+    weights, bias = next(case.taken(kind).solve(case.prior, None, [1e-3]))
     np.testing.assert_allclose(weights, case.prior, atol=1e-6)
     made = np.einsum("ngk,gok->ngo", case.features, weights) + bias
     np.testing.assert_allclose(made.mean(0), case.targets.mean(0), atol=1e-6)

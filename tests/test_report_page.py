@@ -43,13 +43,13 @@ def test_numbers_of_the_json(calibrated: tuple[Found, str, dict[str, Any]]) -> N
     for unit in ("kernels", "macs", "params", "bytes"):
         change = row[unit]
         assert f"{change['before']:,} → {change['after']:,}" in header
-        assert plain(texts.percent(change["fraction"])) in header
+        assert plain(texts.percent_text(change["fraction"])) in header
     assert f"{row['proof']['max_relative_error']:.1e}" in header
     (output,) = row["recovery"]["deviation"]["outputs"].values()
-    assert plain(texts.percent(output["relative_l2"])) in header
+    assert plain(texts.percent_text(output["relative_l2"])) in header
     for layer in row["layers"]:
         assert f"{layer['name']}{layer['operator']}" in found.text("network")
-        assert texts.sizes(layer["out"]) in found.text("network")
+        assert texts.change_text(layer["out"]) in found.text("network")
     for pin in row["pins"]:
         assert f"{pin['kernels']:,} kernels" in found.text("pins")
         assert f"{pin['reason']}{pin['advice']}" in found.text("pins")

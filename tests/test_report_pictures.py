@@ -20,11 +20,11 @@ from leanonnx.page.network import LANE_HEIGHT, abridged_numbers, network_picture
 from leanonnx.page.times import compare_profiles, layer_times
 from leanonnx.reporting.builders import layer_rows
 from leanonnx.rules.call import KernelBlock
-from leanonnx.runtime.fastpath import CONVOLUTIONS, layouts
-from leanonnx.runtime.profiling import Work, origin
+from leanonnx.runtime.fastpath import CONVOLUTIONS, convolution_layouts
+from leanonnx.runtime.profiling import NodeTime, origin_tensor
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import RunFailed
-from leanonnx.runtime.subprocess_timing import measured_works
+from leanonnx.runtime.subprocess_timing import profile_in_subprocess
 from leanonnx.runtime.timing import Timing, TimingComparison
 from tests.calibrated import analysed, keep, net
 from tests.helpers import build, compressed, saved
@@ -255,20 +255,20 @@ def test_thinned(dag: ChannelDag, alive: Mask, monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_origin(name: str, wanted: str | None) -> None:
-    assert origin(name, {"a", "b_nchwc"}) == wanted
+    assert origin_tensor(name, {"a", "b_nchwc"}) == wanted
 
 
 def test_lines_by_layer(dag: ChannelDag, alive: Mask) -> None:
     """A layer joined with what follows is the layer; others are told by their operator; what is gone has no time."""
     before = [
-        Work("a", "Conv", 1.0, True),
-        Work("c", "FusedConv", 2.0, False),
-        Work("e", "Conv", 3.0, True),
-        Work("g", "Add", 0.5, False),
-        Work(None, "ReorderOutput", 0.25, False),
-        Work(None, "ReorderOutput", 0.25, False),
+        NodeTime("a", "Conv", 1.0, True),
+        NodeTime("c", "FusedConv", 2.0, False),
+        NodeTime("e", "Conv", 3.0, True),
+        NodeTime("g", "Add", 0.5, False),
+        NodeTime(None, "ReorderOutput", 0.25, False),
+        NodeTime(None, "ReorderOutput", 0.25, False),
     ]
-    after = [Work("a", "Conv", 0.5, True), Work("c", "FusedConv", 1.0, True), Work("g", "Add", 0.25, False)]
+    after = [NodeTime("a", "Conv", 0.5, True), NodeTime("c", "FusedConv", 1.0, True), NodeTime("g", "Add", 0.25, False)]
     found = compare_profiles(dag, layer_rows(dag, alive), before, after)
     lines = {line.name: (line.before, line.after, line.path) for line in (*found.layers, *found.others)}
     assert lines == {
@@ -289,10 +289,10 @@ def test_profile(tmp_path: Path) -> None:
         node.name = ""
     path = saved(proto, tmp_path / "nameless.onnx")
     feed = inspect(path).observation.feeds
-    first, second = measured_works([path, path], feed, ONE, 0.05)
+    first, second = profile_in_subprocess([path, path], feed, ONE, 0.05)
     assert {work.tensor for work in first} == {work.tensor for work in second}
     convolutions = [work for work in first if work.operator in CONVOLUTIONS]
-    expected = layouts(path, ONE)
+    expected = convolution_layouts(path, ONE)
     assert expected is not None
     assert len(convolutions) == expected.fast + expected.plain == 6
     assert sum(work.blocked for work in convolutions) == expected.fast
@@ -321,7 +321,7 @@ def test_profile_of_what_cannot_run(tmp_path: Path) -> None:
     proto.graph.node[0].op_type = "NoSuchOperator"
     saved(proto, path)
     with pytest.raises(RunFailed):
-        measured_works([path], {"x": np.zeros((1, 3, 16, 16), np.float32)}, ONE, 0.05)
+        profile_in_subprocess([path], {"x": np.zeros((1, 3, 16, 16), np.float32)}, ONE, 0.05)
 
 
 # Its size

@@ -64,7 +64,7 @@ def test_hostile_names(tmp_path: Path) -> None:
     assert "\u202e" not in page
     assert "\x07" not in page
     for name in HOSTILE:
-        assert plain(words.short(name, 60)) in found.text("network")
+        assert plain(words.short_name(name, 60)) in found.text("network")
 
 
 @pytest.mark.parametrize(
@@ -72,13 +72,13 @@ def test_hostile_names(tmp_path: Path) -> None:
     [("plain", "plain"), ("a\nb", "a\\nb"), ("\u202e", "\\u202e"), ("層", "層"), ("x" * 501, "x" * 499 + "…")],
 )
 def test_shown(name: str, wanted: str) -> None:
-    assert words.shown(name) == wanted
+    assert words.printable_name(name) == wanted
 
 
 def test_short_keeps_both_ends() -> None:
     name = "/".join(f"block{k}" for k in range(20))
-    assert len(words.short(name)) == words.SHORT
-    head, _, tail = words.short(name).partition("…")
+    assert len(words.short_name(name)) == words.SHORT
+    head, _, tail = words.short_name(name).partition("…")
     assert name.startswith(head)
     assert name.endswith(tail)
     assert len(tail) > len(head) > 5
@@ -98,18 +98,18 @@ def test_short_keeps_both_ends() -> None:
     ],
 )
 def test_percent(share: float, wanted: str) -> None:
-    assert plain(words.percent(share)) == wanted
+    assert plain(words.percent_text(share)) == wanted
 
 
 @pytest.mark.parametrize(
     ("number", "wanted"), [(999, "999"), (999.9, "1 k"), (1234, "1.23 k"), (2.5e6, "2.5 M"), (123456789, "123 M")]
 )
 def test_compact(number: float, wanted: str) -> None:
-    assert plain(words.compact(number)) == wanted
+    assert plain(words.compact_text(number)) == wanted
 
 
 @pytest.mark.parametrize(
     ("value", "wanted"), [(0, "0.000 ms"), (0.0123, "0.012 ms"), (1.234, "1.23 ms"), (123.4, "123 ms")]
 )
 def test_ms(value: float, wanted: str) -> None:
-    assert plain(words.ms(value)) == wanted
+    assert plain(words.milliseconds_text(value)) == wanted

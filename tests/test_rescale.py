@@ -9,8 +9,8 @@ from onnx import numpy_helper
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.recovery import recover as recovery
-from leanonnx.recovery.layers import layers
-from leanonnx.recovery.recover import Recovered, recover
+from leanonnx.recovery.layers import linear_layers
+from leanonnx.recovery.recover import RecoveryResult, recover
 from leanonnx.recovery.rescale import norms
 from tests.calibrated import Array, analysed, deviation, draft, keep, net, normal_feeds, values
 
@@ -42,7 +42,7 @@ def network(parts: tuple[str, str, str], seed: int = 0) -> ChannelDag:
     return analysed(positive(net(*parts, seed=seed)))
 
 
-def recovered(dag: ChannelDag) -> tuple[onnx.ModelProto, Recovered]:
+def recovered(dag: ChannelDag) -> tuple[onnx.ModelProto, RecoveryResult]:
     alive = keep(dag, "h", range(3))
     bare = draft(dag, alive)
     return bare, recover(dag, alive, bare, normal_feeds(dag, 40, 1), normal_feeds(dag, 10, 2))
@@ -89,7 +89,7 @@ def test_none_behind_a_fitted_layer_or_with_shared_constants(parts: tuple[str, s
     dag = network(parts)
     alive = keep(dag, "h", range(3))
     compressed = analysed(draft(dag, alive)).model
-    linear, _ = layers(dag, alive, compressed)
+    linear, _ = linear_layers(dag, alive, compressed)
     fitted = {compressed.proto.graph.node[layer.after].output[0] for layer in linear}
     assert norms(dag, alive, compressed, fitted) == []
 

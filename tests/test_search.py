@@ -10,11 +10,11 @@ import numpy as np
 import onnx
 import pytest
 
-from leanonnx.analysis.dag import analyse
+from leanonnx.analysis.dag import build_channel_dag
 from leanonnx.commands.compress import timing as timings
 from leanonnx.errors import BudgetUnreachable
 from leanonnx.graph.model import load
-from leanonnx.hardware.targets import known_targets
+from leanonnx.hardware.targets import builtin_hardware
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.timing import Timing, TimingComparison
@@ -42,7 +42,7 @@ wide (float[1, 3, 8, 8] x) => (float[1, 10] y)
 """
 STEPPED = 0.88
 """Share of a latency budget that is surely used up, with widths that come in steps of 16 in four layers."""
-TARGET = known_targets()["cpu-avx512"]
+TARGET = builtin_hardware()["cpu-avx512"]
 CURVES: dict[str, Callable[[float], float]] = {
     "as predicted": lambda p: p,
     "a part that does not fall": lambda p: 0.2 + 0.8 * p,
@@ -69,7 +69,7 @@ def model(tmp_path: Path) -> Path:
 
 def selector(model: Path, budget: Budget, best_effort: bool = False) -> Selector:
     loaded = load(model)
-    dag = analyse(loaded, observe(loaded, {}))
+    dag = build_channel_dag(loaded, observe(loaded, {}))
     alignment = Alignment(TARGET.block, TARGET.multiple)
     return Selector(dag, SelectionRequest(budget, best_effort=best_effort, alignment=alignment, hardware=TARGET))
 

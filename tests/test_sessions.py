@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from leanonnx.runtime import sessions
-from leanonnx.runtime.sessions import opened, runs
+from leanonnx.runtime.sessions import open_session, session_runner
 from tests.helpers import build
 
 
 def test_time_between_runs_counts_for_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build('<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y) { y = Relu (x) }')
     monkeypatch.setattr(sessions, "LONGEST_RUN", 0.3)
-    with opened(model) as session, runs(session) as run_once:
+    with open_session(model) as session, session_runner(session) as run_once:
         run_once({"x": np.ones(2, np.float32)})
         time.sleep(0.6)
         (found,) = run_once({"x": np.ones(2, np.float32)})

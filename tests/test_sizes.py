@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from leanonnx.analysis.agreement import same_layout, united
+from leanonnx.analysis.agreement import common_edit, has_same_layout
 from leanonnx.analysis.closure import Closure
 from leanonnx.analysis.cost import cost_model
-from leanonnx.analysis.dag import ChannelDag, analyse
+from leanonnx.analysis.dag import ChannelDag, build_channel_dag
 from leanonnx.graph.model import load
 from leanonnx.numeric.channel_ids import Mask, on_axis
-from leanonnx.proof.proof import relative
+from leanonnx.proof.proof import relative_error
 from leanonnx.rules.call import Edit, Select, ShapeEdit
-from leanonnx.runtime.free_axes import Group, Sizes, axis_groups, further
+from leanonnx.runtime.free_axes import AxisGroup, InputShapes, axis_groups, find_further_sizes
 from leanonnx.runtime.observation import observe, random_feed
 from leanonnx.runtime.sessions import RunFailed, run
-from leanonnx.surgery.operate import apply
+from leanonnx.surgery.operate import apply_patch
 from leanonnx.surgery.patch import Patch, masking_patch, plan_patch
 from tests.helpers import build, saved
 
@@ -116,39 +116,39 @@ MODELS = {
 def analysed(text: str, folder: Path) -> ChannelDag:
     model = load(saved(build(text), folder / "in.onnx"))
     free = [v.name for v in model.inputs if not v.type.tensor_type.shape.dim[2].HasField("dim_value")]
-    return analyse(model, observe(model, {name: (1, 3 if name == "x" else 1, 16, 16) for name in free}))
+    return build_channel_dag(model, observe(model, {name: (1, 3 if name == "x" else 1, 16, 16) for name in free}))
 
 
 def half(dag: ChannelDag, seed: int) -> Mask:
     """A keep set of about half of the channels."""
     rng = np.random.default_rng(seed)
-    return Closure(dag, dag.groups).alive((rng.random(int(dag.groups.max()) + 1) < 0.5) | dag.pinned)
+    return Closure(dag, dag.groups).alive_channels((rng.random(int(dag.groups.max()) + 1) < 0.5) | dag.pinned_groups)
 
 
 def worst_error(dag: ChannelDag, patch: Patch, alive: Mask) -> float:
     """The largest relative error over all sizes that were observed; infinite where the result does not run."""
-    reference, candidate = apply(dag.model.as_read, masking_patch(dag, alive)), apply(dag.model, patch)
+    reference, candidate = apply_patch(dag.model.as_read, masking_patch(dag, alive)), apply_patch(dag.model, patch)
     base = {value.name: dag.shapes[value.name] for value in dag.model.inputs}
     found = [0.0]
-    for sizes in (base, *dag.observation.sizes):
+    for sizes in (base, *dag.observation.further_sizes):
         feed = random_feed(dag.model, sizes, 1)
         wanted = run(reference, [feed], optimise=False)[0]
         try:
             outputs = run(candidate, [feed], optimise=False)[0]
         except RunFailed:
             return float("inf")
-        found += [relative(a, b) for a, b in zip(wanted, outputs, strict=True)]
+        found += [relative_error(a, b) for a, b in zip(wanted, outputs, strict=True)]
     return max(found)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_result_holds_at_every_size(name: str, tmp_path: Path) -> None:
     dag = analysed(MODELS[name], tmp_path)
-    assert len(dag.observation.sizes) > 1
+    assert len(dag.observation.further_sizes) > 1
     cost = cost_model(dag)
     for seed in range(3):
         alive = half(dag, seed)
-        assert cost(alive).kernels < 0.8 * cost(dag.whole).kernels
+        assert cost(alive).kernels < 0.8 * cost(dag.all_alive).kernels
         assert worst_error(dag, plan_patch(dag, alive), alive) < BOUND
 
 
@@ -157,19 +157,19 @@ def test_sizes_of_one_run_do_not_hold(name: str, tmp_path: Path) -> None:
     """A patch that lays the sizes of the first run over computed vectors is found out."""
     dag = analysed(MODELS[name], tmp_path)
     drawn = ((alive, plan_patch(dag, alive)) for alive in (half(dag, seed) for seed in range(9)))
-    alive, patch = next(pair for pair in drawn if pair[1].entries)
+    alive, patch = next(pair for pair in drawn if pair[1].shape_edits)
     observed = replace(
         patch,
-        entries={place: replace(change, before={}) for place, change in patch.entries.items()},
-        outputs={place: replace(change, before={}) for place, change in patch.outputs.items()},
+        entries={place: replace(change, original_sizes={}) for place, change in patch.shape_edits.items()},
+        outputs={place: replace(change, original_sizes={}) for place, change in patch.output_edits.items()},
     )
     assert worst_error(dag, observed, alive) > BOUND
 
 
 def test_axis_that_may_be_one_or_all_channels_is_no_broadcast(tmp_path: Path) -> None:
     dag = analysed(GATE, tmp_path)
-    assert {sizes["skip"][1] for sizes in dag.observation.sizes} >= {1, 12}
-    assert dag.pinned[dag.groups[dag.channel_ids["d"]]].all()
+    assert {sizes["skip"][1] for sizes in dag.observation.further_sizes} >= {1, 12}
+    assert dag.pinned_groups[dag.groups[dag.channel_ids["d"]]].all()
     alive = half(dag, 0)
     assert not alive.all()
     assert worst_error(dag, plan_patch(dag, alive), alive) < BOUND
@@ -188,7 +188,7 @@ def test_axis_that_may_be_one_or_all_channels_is_no_broadcast(tmp_path: Path) ->
 )
 def test_layouts_of_two_sizes(one: Sequence[int], other: Sequence[int], same: bool) -> None:
     first, second = (on_axis(np.asarray(line, np.int64), 1, 3) for line in (one, other))
-    assert same_layout(first, second) is same
+    assert has_same_layout(first, second) is same
 
 
 @pytest.mark.parametrize(
@@ -209,19 +209,19 @@ def test_layouts_of_two_sizes(one: Sequence[int], other: Sequence[int], same: bo
     ],
 )
 def test_edits_of_two_sizes(edits: list[Edit], held: bool, agree: bool) -> None:
-    assert united(edits, lambda slot: held) is (edits[0] if agree else None)
+    assert common_edit(edits, lambda slot: held) is (edits[0] if agree else None)
 
 
 def test_axes_of_one_name_change_together() -> None:
     declared = {"a": ["N", 3, "H", "?"], "b": ["N", 7], "c": ["?", 3, 5, "?"]}
-    base: Sizes = {"a": (1, 3, 64, 64), "b": (1, 7), "c": (1, 3, 5, 64)}
-    places = [set(group.places) for group in axis_groups(declared, base, [])]
+    base: InputShapes = {"a": (1, 3, 64, 64), "b": (1, 7), "c": (1, 3, 5, 64)}
+    places = [set(group.axes) for group in axis_groups(declared, base, [])]
     assert places == [{("a", 0), ("b", 0)}, {("a", 2)}, {("a", 3), ("c", 3)}, {("c", 0)}]
 
 
 def test_axes_that_only_run_together_are_changed_together() -> None:
-    groups = [Group((("x", 0),), (8, 16)), Group((("x", 1),), (8, 16)), Group((("x", 2),), (5, 6))]
-    found = further(groups, {"x": (4, 4, 3)}, lambda sizes: sizes["x"][0] == sizes["x"][1])
+    groups = [AxisGroup((("x", 0),), (8, 16)), AxisGroup((("x", 1),), (8, 16)), AxisGroup((("x", 2),), (5, 6))]
+    found = find_further_sizes(groups, {"x": (4, 4, 3)}, lambda sizes: sizes["x"][0] == sizes["x"][1])
     alone, jointly = ({sizes["x"] for sizes in part} for part in (found.alone, found.jointly))
     assert alone == {(4, 4, 5), (4, 4, 6), (8, 8, 3), (16, 16, 3)}
     assert jointly == {(8, 8, 5), (16, 16, 6)}

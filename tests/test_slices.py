@@ -13,9 +13,9 @@ import pytest
 
 from leanonnx.data.samples import open_data
 from leanonnx.evaluation import tally
-from leanonnx.evaluation.deviation import Fidelity, compare
+from leanonnx.evaluation.deviation import Fidelity, compare_outputs
 from leanonnx.evaluation.kinds import CLASSES, DISCRETE, IMAGE, MAP, OTHER, slice_axes
-from leanonnx.evaluation.slices import NOISE, PART, SliceErrors, bounded, slices_along
+from leanonnx.evaluation.slices import FLOAT32_NOISE, PROBABILITY_FLOOR, SliceErrors, bound_errors, slices_along
 from leanonnx.evaluation.tally import Deviation
 from leanonnx.graph.model import load
 from leanonnx.recovery import draft
@@ -53,7 +53,7 @@ def fidelity(folder: Path, before: onnx.ModelProto, after: onnx.ModelProto, batc
     paths = [saved(proto, folder / f"{name}.onnx") for name, proto in (("a", before), ("b", after))]
     model = load(paths[0])
     data = open_data(folder / "x.npz", model, observe(model, {}).shapes)
-    return compare(model, paths[0], [paths[1]], data, batch, axes={"y": (1,)})[0]
+    return compare_outputs(model, paths[0], [paths[1]], data, batch, axes={"y": (1,)})[0]
 
 
 def test_small_channels_beside_large_ones(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_sums_are_those_of_plain_numpy(axis: int) -> None:
     np.testing.assert_allclose(found.error, rows[0] + rows[2])
     np.testing.assert_allclose(found.power, rows[1] + rows[3])
     assert found.each == 2 * 60 // parts[0].shape[axis]
-    np.testing.assert_allclose(found.relative(), np.sqrt(found.error / found.power))
+    np.testing.assert_allclose(found.relative_errors(), np.sqrt(found.error / found.power))
     assert found.plus(slices_along(axis, np.ones((7, 7, 7)), np.ones((7, 7, 7)))) is None
 
 
@@ -108,10 +108,10 @@ def of(error: list[float], norms: list[float], each: int) -> SliceErrors:
 @pytest.mark.parametrize(
     ("slices", "probabilities", "expected"),
     [
-        (of([0.1, 0.1, 1e-9], [1, 1, 1e-12], 10_000), False, [0.1, 0.1, 1e-9 / (NOISE * math.sqrt(2 / 3))]),
+        (of([0.1, 0.1, 1e-9], [1, 1, 1e-12], 10_000), False, [0.1, 0.1, 1e-9 / (FLOAT32_NOISE * math.sqrt(2 / 3))]),
         (of([0.1, 0.1, 1e-3], [1, 1, 1e-3], 1000), False, [0.1, 0.1, 1]),
         (of([0.1, 0.1, 1e-3], [1, 1, 1e-3], 4), False, [0.1, 0.1, 16e-3]),
-        (of([0.1, 0.1, 1e-3], [1, 1, 1e-3], 1000), True, [0.1, 0.1, 1e-3 / (PART * math.sqrt(2 / 3))]),
+        (of([0.1, 0.1, 1e-3], [1, 1, 1e-3], 1000), True, [0.1, 0.1, 1e-3 / (PROBABILITY_FLOOR * math.sqrt(2 / 3))]),
         (of([0.1, 0.1, 1e-3], [1, 1, 0], 1000), False, [0.1, 0.1, 1e-3]),
         (of([0, 0, 0], [1, 1, 0], 1), False, [0, 0, 0]),
         (of([0, 1e-9], [0, 0], 1), False, [0, math.inf]),
@@ -121,20 +121,20 @@ def of(error: list[float], norms: list[float], each: int) -> SliceErrors:
 def test_what_is_almost_zero_is_not_its_own_scale(
     slices: SliceErrors, probabilities: bool, expected: list[float]
 ) -> None:
-    np.testing.assert_allclose(slices.relative(probabilities), expected, rtol=1e-5)
+    np.testing.assert_allclose(slices.relative_errors(probabilities), expected, rtol=1e-5)
 
 
 def test_few_samples_are_measured_by_the_scale_that_more_have() -> None:
     """Of two samples the second channel is small by chance; of a thousand it is known to be one."""
     few, many = of([0.1, 0.1], [1.5, 0.5], 2), of([9, 9], [1000**0.5, 1000**0.5], 1000)
     known = many.worst()
-    np.testing.assert_allclose(few.relative(), [0.1 / 1.5, 0.2])
-    np.testing.assert_allclose(few.relative(known=known), [0.1 / 1.5, 0.1 / 2**0.5])
-    np.testing.assert_allclose(few.relative(known=replace(known, axis=2)), [0.1 / 1.5, 0.2])
+    np.testing.assert_allclose(few.relative_errors(), [0.1 / 1.5, 0.2])
+    np.testing.assert_allclose(few.relative_errors(known=known), [0.1 / 1.5, 0.1 / 2**0.5])
+    np.testing.assert_allclose(few.relative_errors(known=replace(known, axis=2)), [0.1 / 1.5, 0.2])
 
 
 def test_bounded_errors_keep_their_order() -> None:
-    found = bounded(np.array([0, 1e-3, 1, 50, math.inf]))
+    found = bound_errors(np.array([0, 1e-3, 1, 50, math.inf]))
     assert found[0] == 0 and found[1] == pytest.approx(1e-3) and found[-1] == 1
     assert (np.diff(found) > 0).all()
 

@@ -22,7 +22,7 @@ from leanonnx.rules.table import DEFAULT_RULES
 from leanonnx.runtime.timing import TimingComparison
 from leanonnx.selection.selector import SelectionRequest, Selector
 from leanonnx.statistics.propagation import PropagatedMoments
-from leanonnx.system.clock import Clock, quiet
+from leanonnx.system.clock import Clock, ignore_progress
 from tests.calibrated import net
 from tests.helpers import Options, called, called_json, saved
 from tests.test_search import comparison
@@ -38,7 +38,7 @@ MODEL = net(
 def candidate(tmp_path: Path) -> Candidate:
     """The original as a candidate."""
     dag = inspect(saved(MODEL, tmp_path / "m.onnx"))
-    job = CompressJob(dag, Options(), DEFAULT_RULES, tmp_path, "o.onnx", Clock(quiet), PropagatedMoments(dag))
+    job = CompressJob(dag, Options(), DEFAULT_RULES, tmp_path, "o.onnx", Clock(ignore_progress), PropagatedMoments(dag))
     whole = Selector(dag, SelectionRequest(job.options.budget)).select()
     return Candidate(job, dag.model.path, BudgetRemoval(dag, whole))
 

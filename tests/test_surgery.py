@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from leanonnx.analysis.dag import ChannelDag, analyse
+from leanonnx.analysis.dag import ChannelDag, build_channel_dag
 from leanonnx.graph.model import Model, load
 from leanonnx.rules.call import Call, Edit, Effect, KeptChannels
 from leanonnx.rules.pointwise import unary
 from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.runtime.observation import observe
-from leanonnx.surgery.operate import apply
+from leanonnx.surgery.operate import apply_patch
 from leanonnx.surgery.patch import Patch, plan_patch
 from tests.graphs import saved
 from tests.variants import build
@@ -33,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def analysed(model: Model, rules: Rules = DEFAULT_RULES) -> ChannelDag:
-    return analyse(model, observe(model, {}), rules)
+    return build_channel_dag(model, observe(model, {}), rules)
 
 
 ZEROS = np.zeros((4, 2, 1, 1), np.float32)
@@ -50,11 +50,11 @@ STRANGE = {
 def test_patch_that_does_not_fit(name: str, model: Model) -> None:
     patch, words = STRANGE[name]
     with pytest.raises(ValueError, match=words):
-        apply(model, patch)
+        apply_patch(model, patch)
 
 
 def test_patch_that_fits(model: Model) -> None:
-    made = apply(model, Patch({(0, 1): lambda: ZEROS}))
+    made = apply_patch(model, Patch({(0, 1): lambda: ZEROS}))
     assert {tuple(tensor.dims) for tensor in made.graph.initializer} == {(4, 2, 1, 1), (3, 6, 1, 1)}
     assert [tuple(tensor.dims) for tensor in model.proto.graph.initializer] == [(6, 2, 1, 1), (3, 6, 1, 1)]
 

@@ -105,10 +105,10 @@ def test_every_file_travels(models: Path, tmp_path: Path) -> None:
     for calib in (models / "inputs", models / "inputs" / "0.npz", None):
         task = replace(task, options=replace(options, calib=calib))
         given = tmp_path / f"given-{calib and calib.name}"
-        parcels = [cluster.packed(files) for files in (cluster.model_files(task), cluster.shared_files(task))]
+        parcels = [cluster.pack(files) for files in (cluster.model_files(task), cluster.shared_files(task))]
         for parcel in pickle.loads(pickle.dumps(parcels)):
             cluster.unpack(parcel, given)
-        there = cluster.moved(task, given)
+        there = cluster.with_files_in(task, given)
         paths = [there.source, there.rules, there.options.calib, there.options.targets, *there.options.libraries]
         assert [path for path in paths if path is not None and not path.is_relative_to(given)] == []
         assert [path for path in paths if path is not None and not path.exists()] == []

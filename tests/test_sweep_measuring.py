@@ -58,7 +58,7 @@ def test_stopped_while_measuring(model: Path) -> None:
     wait_for(lambda: (folder / JOURNAL).exists() and any(row.done for row in Journal(folder).points.values()), process)
     process.kill()
     process.communicate(timeout=PATIENCE)
-    wait_for(lambda: not [pid for pid, parent in children(fresh.ENTRY).items() if parent == process.pid])
+    wait_for(lambda: not [pid for pid, parent in children(fresh.TIMING_ENTRY).items() if parent == process.pid])
     before = Journal(folder).points
     assert sorted(row.done for row in before.values()) == [False, True]
     again = {point["asked"]: point for point in points(run(model.parent, model, *args))}
@@ -83,9 +83,9 @@ def measured_at_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[
 
     def one(folder: Path) -> None:
         options = CompressOptions(budget=Budget("kernels", 1.0), measure=True)
-        driver.sweep(SweepRequest((model,), (0.75, 0.5, 0.25), options, folder), fake_make)
+        driver.run_sweep(SweepRequest((model,), (0.75, 0.5, 0.25), options, folder), fake_make)
 
-    monkeypatch.setattr(driver, "measured", slowly)
+    monkeypatch.setattr(driver, "compare_in_subprocess", slowly)
     threads = [threading.Thread(target=one, args=(model.parent / f"s{k}",)) for k in range(3)]
     for thread in threads:
         thread.start()
@@ -112,7 +112,7 @@ def test_one_measuring_process_at_a_time(model: Path) -> None:
     running = [started(model.parent, model, *args, "--out", f"s{k}", command=BRIEF) for k in range(2)]
     parents, seen, most = {process.pid for process in running}, set[int](), 0
     while any(process.poll() is None for process in running):
-        now = {pid for pid, parent in children(fresh.ENTRY).items() if parent in parents}
+        now = {pid for pid, parent in children(fresh.TIMING_ENTRY).items() if parent in parents}
         seen |= now
         most = max(most, len(now))
         time.sleep(0.01)
@@ -133,6 +133,6 @@ def test_points_of_a_latency_budget_are_made_alone(model: Path, tmp_path: Path) 
         yield from fake_make(tasks, work)
 
     request = SweepRequest((model,), (0.75, 0.5), CompressOptions(budget=Budget("latency", 1.0)), tmp_path / "s")
-    row = driver.sweep(request, watched)
+    row = driver.run_sweep(request, watched)
     assert seen == [[(Budget("latency", asked), True)] for asked in (0.75, 0.5)]
     assert all(point["measured"] == point["made"] for point in points(row))

@@ -12,7 +12,7 @@ import pytest
 
 from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.commands.sweep import worker as making
-from leanonnx.commands.sweep.journal import JOURNAL, Journal, claimed
+from leanonnx.commands.sweep.journal import JOURNAL, Journal, claim_folder
 from leanonnx.commands.sweep.rows import OutcomeRow
 from leanonnx.commands.sweep.worker import Task
 from leanonnx.runtime import sessions
@@ -56,7 +56,7 @@ def test_sweep_as_a_user_runs_it(model: Path) -> None:
 
 def test_two_sweeps_of_one_folder(model: Path) -> None:
     folder = model.parent / "net-sweep"
-    with claimed(folder):
+    with claim_folder(folder):
         Journal(folder).path.touch()
         done = cli("sweep", model, "--keep", "0.5", *QUICK, cwd=model.parent)
     assert (done.returncode, done.stdout) == (2, "")
@@ -150,15 +150,15 @@ def probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_linear_algebra_is_bounded(probe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "7")
     for threads, wanted in ((3, "3"), (0, "7")):
-        assert processes.run(f"{probe}:ask", tmp_path, threads=threads).startswith("ended with exit code 0")
+        assert processes.run_process(f"{probe}:ask", tmp_path, threads=threads).startswith("ended with exit code 0")
         assert json.loads((tmp_path / "found.json").read_text())["OPENBLAS_NUM_THREADS"] == wanted
 
 
 def test_sessions_are_bounded() -> None:
-    usual = sessions.options(False, ()).intra_op_num_threads
-    with sessions.limited(3):
-        assert sessions.options(False, ()).intra_op_num_threads == 3
-    assert sessions.options(False, ()).intra_op_num_threads == usual
+    usual = sessions.cpu_options(False, ()).intra_op_num_threads
+    with sessions.thread_limit(3):
+        assert sessions.cpu_options(False, ()).intra_op_num_threads == 3
+    assert sessions.cpu_options(False, ()).intra_op_num_threads == usual
 
 
 def test_jobs_share_the_cores(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +182,7 @@ def test_no_more_processes_than_jobs(
     probe: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
 ) -> None:
     monkeypatch.setattr(making, "WORKER_ENTRY", f"{probe}:while_others")
-    found = dict(making.made_here([Task(model, "x.onnx", CompressOptions())] * 4, tmp_path / "work", jobs=jobs))
+    found = dict(making.make_locally([Task(model, "x.onnx", CompressOptions())] * 4, tmp_path / "work", jobs=jobs))
     assert found.keys() == {0, 1, 2, 3}
     spans = [outcome.made for outcome in found.values() if outcome.made]
     assert len(spans) == 4
@@ -195,7 +195,7 @@ def test_what_is_running_ends_with_its_caller(
 ) -> None:
     """An answer that is not waited for leaves no process."""
     monkeypatch.setattr(making, "WORKER_ENTRY", f"{probe}:wait_but_for_the_first")
-    answers = making.made_here([Task(model, "x.onnx", CompressOptions())] * 3, tmp_path / "work", jobs=3)
+    answers = making.make_locally([Task(model, "x.onnx", CompressOptions())] * 3, tmp_path / "work", jobs=3)
     assert next(answers) == (0, OutcomeRow(0, ""))
     if Path("/proc").is_dir():
         assert children(f"{probe}:wait")

@@ -11,25 +11,32 @@ import numpy as np
 import pytest
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.commands.calibrate.probes import Probe, mobile, network, residual
+from leanonnx.commands.calibrate.probes import Probe, mobile_network, probe_network, residual_network
 from leanonnx.commands.compress.pipeline import inspect
 from leanonnx.errors import OptionError
-from leanonnx.hardware.targets import ENTRIES, Hardware, known_targets, legend, read_targets, tables_text
+from leanonnx.hardware.targets import (
+    HARDWARE_ENTRIES,
+    Hardware,
+    builtin_hardware,
+    entries_legend,
+    read_hardware,
+    tables_text,
+)
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.runtime.machine import detected
+from leanonnx.runtime.machine import detect_hardware
 from leanonnx.runtime.providers import Setting
 from leanonnx.selection.latency import latency_model
 from tests.helpers import called, constant_shapes, refused, saved
 
 COMPRESS = ("compress", "model.onnx", "out.onnx", "--keep", "0.4")
-AVX2, AVX512 = known_targets()["cpu-avx2"], known_targets()["cpu-avx512"]
+AVX2, AVX512 = builtin_hardware()["cpu-avx2"], builtin_hardware()["cpu-avx512"]
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a model; no table is stored."""
     monkeypatch.setenv("LEANONNX_TARGETS", str(tmp_path / "targets.toml"))
-    saved(residual(64, 48, 4), tmp_path / "model.onnx")
+    saved(residual_network(64, 48, 4), tmp_path / "model.onnx")
     return tmp_path
 
 
@@ -37,15 +44,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_entry_is_explained_where_it_stands() -> None:
-    assert list(ENTRIES) == [key for key in asdict(AVX2) if key != "name"]
+    assert list(HARDWARE_ENTRIES) == [key for key in asdict(AVX2) if key != "name"]
     text = (Path(__file__).parent.parent / "leanonnx" / "hardware" / "targets.toml").read_text(encoding="utf-8")
-    assert legend() in text
+    assert entries_legend() in text
 
 
 def test_a_table_reads_as_it_was_written(tmp_path: Path) -> None:
     tables = [AVX2, replace(AVX512, name='my "old" box.2')]
     (tmp_path / "t.toml").write_text(tables_text(tables, "Tables."), encoding="utf-8")
-    assert list(read_targets(tmp_path / "t.toml").values()) == tables
+    assert list(read_hardware(tmp_path / "t.toml").values()) == tables
 
 
 def spoilt(**entries: object) -> str:
@@ -84,7 +91,7 @@ def test_a_file_that_is_no_text_is_refused(folder: Path) -> None:
 
 def test_a_file_that_is_not_there_is_refused_with_advice(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"cannot be read: .* calibrate-device"):
-        read_targets(tmp_path / "none.toml")
+        read_hardware(tmp_path / "none.toml")
 
 
 # the choice of a target
@@ -111,12 +118,12 @@ def test_a_named_target_gives_its_widths_and_the_plan_says_so(folder: Path) -> N
 
 
 def test_an_unknown_target_is_refused_and_the_known_ones_are_listed(folder: Path) -> None:
-    refused(folder, *COMPRESS, "--target", "abacus", says=("--target abacus", "auto", *known_targets()))
+    refused(folder, *COMPRESS, "--target", "abacus", says=("--target abacus", "auto", *builtin_hardware()))
 
 
 def test_stored_targets_are_found_by_name(folder: Path) -> None:
     store = folder / "targets.toml"
-    store.write_text(replace(AVX2, name="mine", block=12, multiple=12).text(), encoding="utf-8")
+    store.write_text(replace(AVX2, name="mine", block=12, multiple=12).to_toml(), encoding="utf-8")
     found, options = run(folder, "--target", "mine")
     assert {width % 12 for width in found if width < 48} == {0}
     assert options["target"] == "mine"
@@ -124,8 +131,8 @@ def test_stored_targets_are_found_by_name(folder: Path) -> None:
 
 
 def test_a_stored_target_of_this_machine_is_what_auto_means(folder: Path) -> None:
-    name = detected(Setting())
-    (folder / "targets.toml").write_text(replace(AVX2, name=name, block=12, multiple=12).text(), encoding="utf-8")
+    name = detect_hardware(Setting())
+    (folder / "targets.toml").write_text(replace(AVX2, name=name, block=12, multiple=12).to_toml(), encoding="utf-8")
     found, _ = run(folder)
     assert {width % 12 for width in found if width < 48} == {0}
 
@@ -135,7 +142,7 @@ def test_a_stored_target_of_this_machine_is_what_auto_means(folder: Path) -> Non
 
 def inspected(folder: Path, inner: int = 64) -> ChannelDag:
     """A network of one chain of two 3×3 convolutions: only the channels between them can go."""
-    return inspect(saved(network(Probe("conv", inner, 2, 8)), folder / "chain.onnx"))
+    return inspect(saved(probe_network(Probe("conv", inner, 2, 8)), folder / "chain.onnx"))
 
 
 def with_inner(dag: ChannelDag, width: int) -> Mask:
@@ -166,7 +173,7 @@ def test_predictions_know_the_widths_that_leave_the_fast_kernels(tmp_path: Path)
 
 
 def test_predictions_are_in_proportion_to_the_rates(tmp_path: Path) -> None:
-    path = saved(mobile(16, 64, 8), tmp_path / "mobile.onnx")
+    path = saved(mobile_network(16, 64, 8), tmp_path / "mobile.onnx")
     dag = inspect(path)
     everything = np.ones(dag.count, bool)
     quick = {key: 2 * getattr(AVX2, key) for key in ("conv", "pointwise", "depthwise", "gemm")}
@@ -180,5 +187,5 @@ def test_an_empty_keep_set_takes_no_time(tmp_path: Path) -> None:
 
 
 def test_blocks_are_filled_up() -> None:
-    assert [AVX2.filled(n) for n in (0, 1, 8, 9)] == [0, 8, 8, 16]
-    assert isinstance(Hardware(**asdict(AVX2)).filled(3), int)
+    assert [AVX2.fill_block(n) for n in (0, 1, 8, 9)] == [0, 8, 8, 16]
+    assert isinstance(Hardware(**asdict(AVX2)).fill_block(3), int)

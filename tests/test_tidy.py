@@ -15,7 +15,7 @@ from leanonnx.graph import noops
 from leanonnx.graph import tidy as tidies
 from leanonnx.graph.model import load
 from leanonnx.graph.tidy import tidy
-from leanonnx.proof.proof import inputs_for, relative
+from leanonnx.proof.proof import random_inputs, relative_error
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import run
 from tests.graphs import models
@@ -46,9 +46,9 @@ def operators(proto: onnx.ModelProto) -> list[str]:
 def difference(one: onnx.ModelProto, other: onnx.ModelProto, folder: Path) -> float:
     """The largest relative difference of the outputs of two models; infinite if their shapes differ."""
     model = load(saved(one, folder / "one.onnx"))
-    feeds = inputs_for(model, observe(model, {}).shapes)
+    feeds = random_inputs(model, observe(model, {}).shapes)
     pairs = zip(run(one, feeds), run(other, feeds), strict=True)
-    return max(relative(a, b) for rows in pairs for a, b in zip(*rows, strict=True))
+    return max(relative_error(a, b) for rows in pairs for a, b in zip(*rows, strict=True))
 
 
 GOES = {

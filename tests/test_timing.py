@@ -14,26 +14,26 @@ import onnxruntime as ort
 import pytest
 
 from leanonnx.errors import OptionError
-from leanonnx.numeric.intervals import Times, median_interval, noise, ratios, take_turns
+from leanonnx.numeric.intervals import RunTimes, median_interval, noise_floor, time_in_turns, time_ratios
 from leanonnx.runtime import subprocess_timing as fresh
 from leanonnx.runtime import timing
-from leanonnx.runtime.fastpath import Layouts, layouts
-from leanonnx.runtime.providers import Setting, opened_on, prepare, provider_list, session_options
+from leanonnx.runtime.fastpath import ConvolutionLayouts, convolution_layouts
+from leanonnx.runtime.providers import Setting, open_timed_session, prepare_provider, provider_list, session_options
 from leanonnx.runtime.sessions import Feed, RunFailed
 from leanonnx.runtime.timing import (
-    FEW_ROUNDS,
-    MARGIN,
-    MOST_LOTS,
-    PATIENCE,
-    ROUNDS,
+    MAX_LOTS,
+    MIN_MARGIN,
+    MIN_ROUNDS,
+    TIMING_PATIENCE,
+    WANTED_ROUNDS,
     Timing,
     TimingComparison,
-    alone,
     block_sizes,
-    compare,
-    enough,
+    compare_latency,
+    is_settled,
     lot_count,
-    settled,
+    stopping_rule,
+    time_model,
 )
 from leanonnx.system import cores, processes
 from tests.helpers import SHORT, build, saved
@@ -121,14 +121,14 @@ def test_interval_of_one_value_says_nothing() -> None:
 
 def test_noise_is_the_spread_of_a_model_against_itself() -> None:
     calm = np.array([[1.0, 3.0]] * 20)
-    assert noise([calm]) == 0.0
+    assert noise_floor([calm]) == 0.0
     shaken = np.stack([drawn(40, 1.0, 0.2), drawn(40, 3.0, 0.2, 1)], axis=1)
-    assert 0.01 < noise([shaken]) < 0.5
-    assert noise([calm[:1]]) == math.inf
+    assert 0.01 < noise_floor([shaken]) < 0.5
+    assert noise_floor([calm[:1]]) == math.inf
 
 
 def test_ratio_is_before_over_after() -> None:
-    (found,) = ratios([np.array([[3.0, 1.5], [4.0, 1.0]])])
+    (found,) = time_ratios([np.array([[3.0, 1.5], [4.0, 1.0]])])
     assert found.tolist() == [2.0, 4.0]
 
 
@@ -139,7 +139,7 @@ def test_models_take_turns_in_swapped_order() -> None:
         order.append(name)
         return value
 
-    times = take_turns([lambda: block("A", 1.0), lambda: block("B", 2.0)], lambda times: len(times) == 4)
+    times = time_in_turns([lambda: block("A", 1.0), lambda: block("B", 2.0)], lambda times: len(times) == 4)
     assert "".join(order) == "ABBAABBA"
     assert times.tolist() == [[1.0, 2.0]] * 4
 
@@ -155,7 +155,7 @@ def compared(interval: tuple[float, float], floor: float = 0.0) -> TimingCompari
         ((1.2, 1.3), 0.0, "faster"),
         ((0.8, 0.9), 0.0, "slower"),
         ((0.9, 1.1), 0.0, "no significant difference"),
-        ((1 + MARGIN / 4, 1 + MARGIN / 2), 0.0, "no significant difference"),
+        ((1 + MIN_MARGIN / 4, 1 + MIN_MARGIN / 2), 0.0, "no significant difference"),
         ((1.2, 1.3), 0.25, "no significant difference"),
         ((0.85, 0.9), 0.25, "no significant difference"),
         ((1.2, 1.3), 0.1, "faster"),
@@ -163,8 +163,8 @@ def compared(interval: tuple[float, float], floor: float = 0.0) -> TimingCompari
 )
 def test_words(interval: tuple[float, float], floor: float, words: str) -> None:
     found = compared(interval, floor)
-    assert found.words == words
-    assert [found.faster, found.slower] == [words == each for each in ("faster", "slower")]
+    assert found.verdict == words
+    assert [found.is_faster, found.is_slower] == [words == each for each in ("faster", "slower")]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_blocks_last_a_millisecond(seconds: list[float], sizes: list[int]) -> No
     assert block_sizes(seconds) == sizes
 
 
-@pytest.mark.parametrize(("opening", "seconds", "lots"), [(0.0, 3, MOST_LOTS), (0.5, 3, 3), (2, 3, 1), (60, 3, 1)])
+@pytest.mark.parametrize(("opening", "seconds", "lots"), [(0.0, 3, MAX_LOTS), (0.5, 3, 3), (2, 3, 1), (60, 3, 1)])
 def test_sessions_are_opened_anew_where_it_is_cheap(opening: float, seconds: float, lots: int) -> None:
     assert lot_count(opening, seconds) == lots
 
@@ -183,9 +183,9 @@ def test_sessions_are_opened_anew_where_it_is_cheap(opening: float, seconds: flo
 def rounds_until(stop_after: float, step: float, ratio: float = 1.0, spread: float = 0.5) -> int:
     """Rounds of ``step`` seconds each until it is enough."""
     now = 0.0
-    stop = enough(stop_after, ROUNDS, seed=0, clock=lambda: now)
+    stop = stopping_rule(stop_after, WANTED_ROUNDS, seed=0, clock=lambda: now)
     noisy = drawn(1000, ratio, spread)
-    times: Times = np.stack([noisy, np.ones(1000)], axis=1)
+    times: RunTimes = np.stack([noisy, np.ones(1000)], axis=1)
     for count in range(1, 1001):
         now = count * step
         if stop(times[:count]):
@@ -199,15 +199,15 @@ def test_stops_when_time_is_up() -> None:
 
 
 def test_slow_models_get_some_rounds_more_than_time_allows() -> None:
-    assert rounds_until(3.0, 0.5) == ROUNDS
-    assert rounds_until(3.0, 100.0) == FEW_ROUNDS
-    assert rounds_until(3.0, PATIENCE * 3.0 / 10) == 10
+    assert rounds_until(3.0, 0.5) == WANTED_ROUNDS
+    assert rounds_until(3.0, 100.0) == MIN_ROUNDS
+    assert rounds_until(3.0, TIMING_PATIENCE * 3.0 / 10) == 10
 
 
 def test_stops_early_when_the_ratio_is_known() -> None:
-    assert rounds_until(300.0, 0.1, ratio=2.0, spread=1e-4) == ROUNDS
-    assert rounds_until(300.0, 0.1, ratio=0.5, spread=1e-4) == ROUNDS
-    assert not settled(np.ones((100, 1)), 0)
+    assert rounds_until(300.0, 0.1, ratio=2.0, spread=1e-4) == WANTED_ROUNDS
+    assert rounds_until(300.0, 0.1, ratio=0.5, spread=1e-4) == WANTED_ROUNDS
+    assert not is_settled(np.ones((100, 1)), 0)
 
 
 def test_session_is_set_as_the_docstring_says() -> None:
@@ -233,8 +233,8 @@ def test_providers_get_their_options() -> None:
 
 
 def test_no_threads_given_means_all_cores() -> None:
-    assert Setting().resolved.threads == cores.available_cores() >= 1
-    assert Setting(threads=3).resolved.threads == 3
+    assert Setting().with_thread_count.threads == cores.available_cores() >= 1
+    assert Setting(threads=3).with_thread_count.threads == 3
 
 
 def test_cores_are_counted_once_and_within_the_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,14 +258,14 @@ def test_a_provider_that_is_not_there_is_refused(provider: str, wide: Path) -> N
     """onnxruntime would fall back to the CPU without a word."""
     setting = Setting(provider, threads=1)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match=rf"provider='{provider}'.*leanonnx\[cuda\].*nvidia-smi"):
-        prepare(setting)
+        prepare_provider(setting)
     with pytest.raises(OptionError, match=rf"provider='{provider}'"):
-        fresh.measured_alone(wide, FEED, setting, SHORT)
+        fresh.time_in_subprocess(wide, FEED, setting, SHORT)
 
 
-def blocked(path: Path) -> Layouts:
+def blocked(path: Path) -> ConvolutionLayouts:
     """Layouts on the CPU; skips where onnxruntime has no blocked layout for this processor."""
-    found = layouts(path, ONE)
+    found = convolution_layouts(path, ONE)
     assert found is not None
     return found
 
@@ -293,7 +293,7 @@ def check_timing(found: Timing) -> None:
     assert 0 < found.p10 <= found.median <= found.p90
     assert found.session > 0
     assert found.first > 0
-    assert found.runs >= FEW_ROUNDS
+    assert found.runs >= MIN_ROUNDS
     assert found.memory >= 0
     assert found.layouts is not None
     assert found.layouts.fast + found.layouts.plain == 3
@@ -303,15 +303,15 @@ def check_comparison(found: TimingComparison) -> None:
     check_timing(found.before)
     check_timing(found.after)
     assert found.interval[0] <= found.speedup <= found.interval[1]
-    assert found.rounds >= FEW_ROUNDS
-    assert 1 <= found.lots <= MOST_LOTS
+    assert found.rounds >= MIN_ROUNDS
+    assert 1 <= found.lots <= MAX_LOTS
     assert found.noise >= 0
-    assert found.words in ("faster", "slower", "no significant difference")
+    assert found.verdict in ("faster", "slower", "no significant difference")
 
 
 def test_two_models_in_this_process_and_in_a_fresh_one(wide: Path, narrow: Path) -> None:
-    here = compare(wide, narrow, FEED, ONE, SHORT)
-    there = fresh.measured(wide, narrow, FEED, ONE, SHORT)
+    here = compare_latency(wide, narrow, FEED, ONE, SHORT)
+    there = fresh.compare_in_subprocess(wide, narrow, FEED, ONE, SHORT)
     for found in (here, there):
         check_comparison(found)
     assert [type(value) for value in vars(here).values()] == [type(value) for value in vars(there).values()]
@@ -319,8 +319,8 @@ def test_two_models_in_this_process_and_in_a_fresh_one(wide: Path, narrow: Path)
 
 
 def test_one_model_in_this_process_and_in_a_fresh_one(wide: Path) -> None:
-    check_timing(alone(wide, FEED, ONE, SHORT))
-    check_timing(fresh.measured_alone(wide, FEED, replace(ONE, threads=2), SHORT))
+    check_timing(time_model(wide, FEED, ONE, SHORT))
+    check_timing(fresh.time_in_subprocess(wide, FEED, replace(ONE, threads=2), SHORT))
 
 
 def test_each_model_is_first_as_often_as_the_other(wide: Path, narrow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,11 +329,11 @@ def test_each_model_is_first_as_often_as_the_other(wide: Path, narrow: Path, mon
 
     def noted(path: Path, setting: Setting) -> ort.InferenceSession:
         opened.append(path.stem)
-        return opened_on(path, setting)
+        return open_timed_session(path, setting)
 
-    monkeypatch.setattr(timing, "opened_on", noted)
+    monkeypatch.setattr(timing, "open_timed_session", noted)
     monkeypatch.setattr(timing, "lot_count", lambda opening, seconds: 4)
-    found = compare(wide, narrow, FEED, ONE, SHORT)
+    found = compare_latency(wide, narrow, FEED, ONE, SHORT)
     assert opened == ["wide", "narrow", "narrow", "wide"] * 2
     assert found.lots == 4
 
@@ -350,24 +350,24 @@ def test_inputs_of_every_type_reach_the_fresh_process(tmp_path: Path) -> None:
         "b": np.array([True, False]),
         "i": np.arange(2),
     }
-    found = fresh.measured_alone(saved(build(text), tmp_path / "types.onnx"), feed, ONE, SHORT)
-    assert found.runs >= FEW_ROUNDS
-    assert found.layouts == Layouts(0, 0, 0)
+    found = fresh.time_in_subprocess(saved(build(text), tmp_path / "types.onnx"), feed, ONE, SHORT)
+    assert found.runs >= MIN_ROUNDS
+    assert found.layouts == ConvolutionLayouts(0, 0, 0)
 
 
 def test_what_cannot_be_run_is_told(wide: Path) -> None:
     with pytest.raises(RunFailed, match="x"):
-        fresh.measured_alone(wide, {"x": np.ones((1, 4, 8, 8), np.float32)}, ONE, SHORT)
+        fresh.time_in_subprocess(wide, {"x": np.ones((1, 4, 8, 8), np.float32)}, ONE, SHORT)
 
 
 def test_a_process_that_dies_is_told(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "CODE", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    monkeypatch.setattr(processes, "CHILD_CODE", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(RunFailed, match="SIGKILL"):
-        fresh.measured_alone(wide, FEED, ONE, SHORT)
-    monkeypatch.setattr(processes, "CODE", "raise SystemExit('no such thing')")
+        fresh.time_in_subprocess(wide, FEED, ONE, SHORT)
+    monkeypatch.setattr(processes, "CHILD_CODE", "raise SystemExit('no such thing')")
     with pytest.raises(RunFailed, match="exit code 1: no such thing"):
-        fresh.measured_alone(wide, FEED, ONE, SHORT)
-    monkeypatch.setattr(processes, "CODE", "import time; time.sleep(60)")
-    monkeypatch.setattr(fresh, "STARTING", 0.2)
+        fresh.time_in_subprocess(wide, FEED, ONE, SHORT)
+    monkeypatch.setattr(processes, "CHILD_CODE", "import time; time.sleep(60)")
+    monkeypatch.setattr(fresh, "START_SECONDS", 0.2)
     with pytest.raises(RunFailed, match="did not end"):
-        fresh.measured_alone(wide, FEED, ONE, SHORT)
+        fresh.time_in_subprocess(wide, FEED, ONE, SHORT)

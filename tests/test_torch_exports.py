@@ -13,9 +13,9 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 
 from leanonnx.commands.compress.pipeline import compress
 from leanonnx.graph.model import load
-from leanonnx.runtime.observation import declared
+from leanonnx.runtime.observation import declared_sizes
 from leanonnx.selection.metrics import Budget
-from leanonnx.surgery.operate import apply
+from leanonnx.surgery.operate import apply_patch
 from leanonnx.surgery.patch import masking_patch
 from tests.at_sizes import Pair, Shapes, runs_at
 from tests.helpers import Options
@@ -55,7 +55,7 @@ def sizes_of(path: Path, spec: Spec) -> list[Shapes]:
     """Sizes at which the file can be run; an exporter may have written some of the first shape into it."""
     model = load(path)
     batches = [(n, *spec.shapes[0][1:]) for n in (1, 2, 3)]
-    axes = declared(model.inputs[0])
+    axes = declared_sizes(model.inputs[0])
     shapes = [
         tuple(a if isinstance(a, int) else n for a, n in zip(axes, given, strict=True))
         for given in (*spec.shapes[1:], *batches)
@@ -73,7 +73,7 @@ def test_export_is_right_at_every_size(name: str, exporter: str, tmp_path: Path)
     result = compress(source, target, options)
     assert result.after.kernels < result.before.kernels
     model = result.dag.model
-    pair = Pair(apply(model.as_read, masking_patch(result.dag, result.alive)), onnx.load(target), model.inputs)
+    pair = Pair(apply_patch(model.as_read, masking_patch(result.dag, result.alive)), onnx.load(target), model.inputs)
     for shapes in sizes:
         pair.assert_equal(shapes)
     pair.assert_samples_alone(next(s for s in sizes if s["x"][0] > 1))

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import leanonnx.torch as transfer
 from leanonnx.errors import PlanError, ProofFailed, UserError
 from leanonnx.torch import matching, modules
-from leanonnx.torch.modules import living_groups
+from leanonnx.torch.modules import kept_conv_groups
 from tests.torch_cuts import WAYS, assert_untouched, compressed, state
 from tests.torch_networks import SIZE, Plain, Residual, UNet, export, network
 
@@ -149,7 +149,7 @@ def test_modules_that_nothing_is_known_of(tmp_path: Path, monkeypatch: pytest.Mo
     module = network(UNet)
     path = export(module, tmp_path / "net.onnx", "preserve")
     plan = compressed(path).plan
-    monkeypatch.setattr(modules, "KINDS", modules.KINDS[2:])
+    monkeypatch.setattr(modules, "MODULE_KINDS", modules.MODULE_KINDS[2:])
     refused(module, r"'deep.0.weight', 'deep.0.bias': nothing is known of Conv2d", plan, path)
 
 
@@ -199,7 +199,7 @@ def test_an_error_on_the_way_leaves_the_module_as_it_is(tmp_path: Path, monkeypa
     def failing(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(transfer, "_applied", failing)
+    monkeypatch.setattr(transfer, "_describe_result", failing)
     refused(module, "", compressed(path).plan, path, kind=KeyboardInterrupt)  # type: ignore[arg-type]
 
 
@@ -208,12 +208,12 @@ def test_an_error_on_the_way_leaves_the_module_as_it_is(tmp_path: Path, monkeypa
     [((0, 1, 4, 5), 4, [0, 2]), ((0, 2, 4, 6), 4, [0, 1, 2, 3]), (tuple(range(8)), 2, [0, 1]), ((3,), 8, [3])],
 )
 def test_groups_that_live(kept: tuple[int, ...], groups: int, living: list[int]) -> None:
-    assert living_groups(kept, 8, groups) == living
+    assert kept_conv_groups(kept, 8, groups) == living
 
 
 def test_groups_that_keep_different_numbers() -> None:
     with pytest.raises(PlanError, match="4 groups keep different numbers"):
-        living_groups((0, 1, 2), 8, 4)
+        kept_conv_groups((0, 1, 2), 8, 4)
 
 
 def test_every_error_is_one_of_ours() -> None:

@@ -142,9 +142,9 @@ def computed_targets() -> onnx.ModelProto:
     )
 
 
-STREAM = {"it takes mean and variance over the channels": advice.STREAM}
-SHARED = {"all heads share it": advice.NONE}
-OVER = {"it multiplies two computed tensors over their channels": advice.NONE}
+STREAM = {"it takes mean and variance over the channels": advice.PRUNE_BESIDE_STREAM}
+SHARED = {"all heads share it": advice.NO_EXACT_FORM}
+OVER = {"it multiplies two computed tensors over their channels": advice.NO_EXACT_FORM}
 ANY = [{"N": 1}, {"N": 3}]
 BY_HEADS = {
     "separate": separate,

@@ -16,7 +16,7 @@ IMAGE = [{"N": 1, "H": 8, "W": 8}]
 ANY = [*IMAGE, {"N": 2, "H": 12, "W": 16}]
 TRIED = {"x": (1, 3, 8, 8)}
 """The size to look at: at the sizes that are tried first, attention over pixels would fill the memory."""
-REDUCES = {"it reduces over the channels": advice.NONE}
+REDUCES = {"it reduces over the channels": advice.NO_EXACT_FORM}
 
 
 def block(body: str, constants: str = "", read: int = 12, opset: int = 17, **values: object) -> onnx.ModelProto:
@@ -125,15 +125,15 @@ HELD: dict[str, tuple[object, Pins]] = {
     ),
     "softmax over channels": (
         lambda: block("s = Softmax <axis = 1> (c) d = Mul (s, c)"),
-        {"it normalises over the channels": advice.NONE},
+        {"it normalises over the channels": advice.NO_EXACT_FORM},
     ),
     "local response normalisation": (
         lambda: block("d = LRN <size = 3> (c)"),
-        {"it divides each channel by its neighbours": advice.NONE},
+        {"it divides each channel by its neighbours": advice.NO_EXACT_FORM},
     ),
     "bounds that are computed": (
         lambda: block("m = ReduceMax <keepdims = 0> (x) d = Clip (c, , m)"),
-        {"reads it as a parameter": advice.CONSTANT},
+        {"reads it as a parameter": advice.MAKE_CONSTANT},
     ),
     "non-local block": (
         lambda: projected(
@@ -142,7 +142,7 @@ HELD: dict[str, tuple[object, Pins]] = {
             6,
             fold=[0, 6, -1],
         ),
-        {"it multiplies two computed tensors over their channels": advice.NONE},
+        {"it multiplies two computed tensors over their channels": advice.NO_EXACT_FORM},
     ),
 }
 """Blocks that hold some channels, with the reasons and the advice."""

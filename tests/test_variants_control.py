@@ -101,7 +101,9 @@ def test_bodies_compute_what_they_did(name: str, tmp_path: Path) -> None:
         node for node in proto.graph.node if node.op_type in BODIES
     ]
     assert any(RUNS in reason or READS in reason for reason in done.pins)
-    assert {text for reason, text in done.pins.items() if RUNS in reason or READS in reason} == {advice.INLINE}
+    assert {text for reason, text in done.pins.items() if RUNS in reason or READS in reason} == {
+        advice.AVOID_CONTROL_FLOW
+    }
 
 
 @pytest.mark.parametrize("name", CASES)

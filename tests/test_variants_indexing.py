@@ -109,5 +109,5 @@ def test_computed_places(node: str, tmp_path: Path) -> None:
         e0 = Add (b, four) d = {node}"""
     proto = between(body, read=4 if "Slice" in node else 1, zero=[0], four=[4], ax=[1])
     done = checked(proto, tmp_path, [{"N": 1}, {"N": 2}], keep=0.7)
-    assert_pins(done, {"input 1 is computed from a graph input": advice.CONSTANT})
+    assert_pins(done, {"input 1 is computed from a graph input": advice.MAKE_CONSTANT})
     assert done.shapes["w1"][0] == WIDTH

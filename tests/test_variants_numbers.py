@@ -117,7 +117,7 @@ def rolled_bias(call: Call) -> Effect:
 
 def rolled_addition(call: Call) -> Effect:
     """A wrong rule: the channels of a sum are tied to their neighbours."""
-    effect = pointwise.join(call)
+    effect = pointwise.elementwise(call)
     return replace(effect, outputs=(np.roll(effect.outputs[0], 1, 1),))
 
 

@@ -16,8 +16,8 @@ from tests.test_variants_numbers import cnn
 from tests.test_variants_quantised import quantised
 from tests.variants import assert_pins, checked, compress, kernels, network
 
-NORM = {"it takes mean and variance over the channels": advice.STREAM}
-PRODUCT = {"it multiplies two computed tensors over their channels": advice.NONE}
+NORM = {"it takes mean and variance over the channels": advice.PRUNE_BESIDE_STREAM}
+PRODUCT = {"it multiplies two computed tensors over their channels": advice.NO_EXACT_FORM}
 
 
 def transformer() -> onnx.ModelProto:
@@ -84,7 +84,7 @@ def test_optimised_integers(level: str, tmp_path: Path) -> None:
     fused = "QLinearConv" in {node.op_type for node in proto.graph.node}
     assert fused == (level == "EXTENDED")
     done = checked(proto, tmp_path, [{"N": 2}], unit="macs", keep=0.7)
-    assert_pins(done, {"a quantised Gemm is not pruned": advice.FLOAT} if fused else {})
+    assert_pins(done, {"a quantised Gemm is not pruned": advice.COMPRESS_FLOAT} if fused else {})
 
 
 def test_layout_of_one_machine_is_refused(tmp_path: Path) -> None:

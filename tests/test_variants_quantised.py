@@ -153,13 +153,13 @@ def test_static_with_integer_operators(per_channel: bool, tmp_path: Path) -> Non
     proto = quantised(tmp_path, "QOperator", per_channel)
     assert {"QLinearConv", "QLinearAdd", "QLinearMul", "QGemm"} <= {node.op_type for node in proto.graph.node}
     done = checked(proto, tmp_path, [{"N": 2}], unit="macs")
-    assert_pins(done, {"a quantised Gemm is not pruned": advice.FLOAT})
+    assert_pins(done, {"a quantised Gemm is not pruned": advice.COMPRESS_FLOAT})
 
 
 def test_dynamic_is_refused_with_advice(tmp_path: Path) -> None:
     """The scale of a dynamically quantised tensor is that of all its channels: none may go."""
     quantization.quantize_dynamic(saved(cnn(), tmp_path / "float.onnx"), tmp_path / "int8.onnx")
     proto = onnx.load(tmp_path / "int8.onnx")
-    with pytest.raises(BudgetUnreachable, match=f"its scale is taken over all channels.*{advice.FLOAT}"):
+    with pytest.raises(BudgetUnreachable, match=f"its scale is taken over all channels.*{advice.COMPRESS_FLOAT}"):
         compress(proto, tmp_path, unit="macs")
     assert not (tmp_path / "out.onnx").exists()

@@ -14,8 +14,8 @@ from tests.variants import assert_pins, checked, given, network
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 H, WIDE = 10, 16
-FEEDS_BACK = {"feeds its hidden units back into themselves": advice.NONE}
-STARTS = {"takes its initial state or sequence lengths from it": advice.CONSTANT}
+FEEDS_BACK = {"feeds its hidden units back into themselves": advice.NO_EXACT_FORM}
+STARTS = {"takes its initial state or sequence lengths from it": advice.MAKE_CONSTANT}
 BY_CONV = """c = Conv <pads = [1, 1]> (x, w1, b1) g = Relu (c) e = Conv (g, w2)
     f = Transpose <perm = [2, 0, 1]> (e)"""
 BY_DENSE = """t = Transpose <perm = [2, 0, 1]> (x) c = MatMul (t, m1) g = Relu (c) f = MatMul (g, m2)"""

@@ -81,10 +81,10 @@ def test_only_what_is_read_later_is_held() -> None:
         walk.advance([wanted])
         held.append(set(shelf.tensors))
     assert held == [{f"t:{c}" for c in kept} for kept in ("h", "r", "mr", "s", "f", "y")]
-    assert shelf.held == sum(
+    assert shelf.bytes_held == sum(
         v.nbytes for runs in shelf.tensors.values() for v in runs.values() if not isinstance(v, int)
     )
-    assert shelf.held == 3 * 4 * 4
+    assert shelf.bytes_held == 3 * 4 * 4
 
 
 def test_what_does_not_fit_goes_to_files_that_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,21 +14,21 @@ from hypothesis import strategies as st
 
 from leanonnx.analysis.cost import cost_model
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.commands.calibrate.probes import mobile, residual
+from leanonnx.commands.calibrate.probes import mobile_network, residual_network
 from leanonnx.commands.compress.pipeline import inspect
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.selection.allocator import WidthAllocator
-from leanonnx.selection.exchange import exchanged
+from leanonnx.selection.exchange import exchange_widths
 from leanonnx.selection.metrics import Budget
 from leanonnx.selection.selector import SelectionRequest, Selector
-from leanonnx.selection.widths import Alignment, Grid
+from leanonnx.selection.widths import Alignment, WidthGrid
 from tests.helpers import saved
 
 ALIGNMENTS = st.builds(Alignment, st.integers(1, 20), st.sampled_from((1, 2, 4)))
 
 
 @st.composite
-def grids(draw: st.DrawFn) -> Grid:
+def grids(draw: st.DrawFn) -> WidthGrid:
     """A grid of layers of any size, the steps as a network has them."""
     alignment = draw(ALIGNMENTS)
     sizes = np.array(draw(st.lists(st.integers(1, 70), min_size=1, max_size=6)))
@@ -36,11 +36,11 @@ def grids(draw: st.DrawFn) -> Grid:
     rng = np.random.default_rng(draw(st.integers(0, 1 << 32)))
     order = np.lexsort((rng.random(layers.size), layers))
     steps = np.minimum(np.where(alignment.block > sizes, alignment.multiple, alignment.block), sizes)
-    return Grid(layers, order, np.cumsum(sizes) - sizes, sizes, steps, alignment)
+    return WidthGrid(layers, order, np.cumsum(sizes) - sizes, sizes, steps, alignment)
 
 
 @st.composite
-def kept(draw: st.DrawFn) -> tuple[Grid, Mask, Mask, int]:
+def kept(draw: st.DrawFn) -> tuple[WidthGrid, Mask, Mask, int]:
     """A grid, two keep sets the first of which lies in the second, and a floor as the search uses them."""
     grid = draw(grids())
     rng = np.random.default_rng(draw(st.integers(0, 1 << 32)))
@@ -54,20 +54,20 @@ THRESHOLDS = st.floats(0.01, 1)
 
 
 @given(kept(), THRESHOLDS)
-def test_widths_lie_on_the_grid(case: tuple[Grid, Mask, Mask, int], threshold: float) -> None:
+def test_widths_lie_on_the_grid(case: tuple[WidthGrid, Mask, Mask, int], threshold: float) -> None:
     grid, keep, _, floor = case
-    widths = grid.kept(grid.rounded(keep, floor, threshold))
+    widths = grid.kept_counts(grid.round_widths(keep, floor, threshold))
     fine = np.minimum(grid.steps, floor)
     step = np.where(widths > grid.steps, grid.steps, fine)
     assert np.all((widths % step == 0) | (widths % grid.steps == 0) | (widths == grid.sizes))
     assert np.all(widths <= grid.sizes)
-    assert np.array_equal(widths > 0, grid.kept(keep) > 0)
+    assert np.array_equal(widths > 0, grid.kept_counts(keep) > 0)
 
 
 @given(kept(), THRESHOLDS)
-def test_more_kept_is_nowhere_narrower(case: tuple[Grid, Mask, Mask, int], threshold: float) -> None:
+def test_more_kept_is_nowhere_narrower(case: tuple[WidthGrid, Mask, Mask, int], threshold: float) -> None:
     grid, few, many, floor = case
-    narrow, wide = (grid.kept(grid.rounded(keep, floor, threshold)) for keep in (few, many))
+    narrow, wide = (grid.kept_counts(grid.round_widths(keep, floor, threshold)) for keep in (few, many))
     assert np.all(narrow <= wide)
 
 
@@ -77,46 +77,46 @@ def test_every_number_kept_in_one_layer(block: int, size: int) -> None:
     """All of them, on each grid of the search: steps that do not divide the block included."""
     counts = np.arange(size + 1)
     step = min(block if block <= size else 2, size)
-    grid = Grid(
+    grid = WidthGrid(
         np.zeros(size, int), np.arange(size), np.array([0]), *map(np.array, ([size], [step])), Alignment(block, 2)
     )
     for floor in [block >> power for power in range(block.bit_length())]:
         for threshold in (0.01, 0.5, 1.0):
-            widths = [int(grid.rounded(np.arange(size) < count, floor, threshold).sum()) for count in counts]
+            widths = [int(grid.round_widths(np.arange(size) < count, floor, threshold).sum()) for count in counts]
             assert widths == sorted(widths)
             assert (widths[0], widths[-1]) == (0, size)
             assert step in widths
 
 
 @given(kept(), THRESHOLDS, THRESHOLDS)
-def test_a_lower_threshold_keeps_more(case: tuple[Grid, Mask, Mask, int], one: float, other: float) -> None:
+def test_a_lower_threshold_keeps_more(case: tuple[WidthGrid, Mask, Mask, int], one: float, other: float) -> None:
     grid, keep, _, floor = case
     low, high = sorted((one, other))
-    assert np.all(grid.rounded(keep, floor, low) >= grid.rounded(keep, floor, high))
+    assert np.all(grid.round_widths(keep, floor, low) >= grid.round_widths(keep, floor, high))
 
 
 @given(kept(), THRESHOLDS)
-def test_rounding_moves_a_width_by_less_than_a_step(case: tuple[Grid, Mask, Mask, int], threshold: float) -> None:
+def test_rounding_moves_a_width_by_less_than_a_step(case: tuple[WidthGrid, Mask, Mask, int], threshold: float) -> None:
     grid, keep, _, floor = case
-    before = grid.kept(keep)
-    after = grid.kept(grid.rounded(keep, floor, threshold))
+    before = grid.kept_counts(keep)
+    after = grid.kept_counts(grid.round_widths(keep, floor, threshold))
     assert np.all(np.abs(after - before) < grid.steps)
 
 
 @given(kept(), THRESHOLDS)
-def test_the_channels_most_worth_keeping_are_kept(case: tuple[Grid, Mask, Mask, int], threshold: float) -> None:
+def test_the_channels_most_worth_keeping_are_kept(case: tuple[WidthGrid, Mask, Mask, int], threshold: float) -> None:
     grid, keep, _, floor = case
-    found = grid.rounded(keep, floor, threshold)
+    found = grid.round_widths(keep, floor, threshold)
     for start, size in zip(grid.starts, grid.sizes, strict=True):
         layer = found[grid.order[start : start + size]]
         assert np.array_equal(layer, np.sort(layer)[::-1])
 
 
 @given(kept())
-def test_wider_is_the_next_width(case: tuple[Grid, Mask, Mask, int]) -> None:
+def test_wider_is_the_next_width(case: tuple[WidthGrid, Mask, Mask, int]) -> None:
     grid, keep, _, floor = case
-    widths = grid.kept(grid.rounded(keep, floor, 0.5))
-    wider = grid.wider(widths, floor)
+    widths = grid.kept_counts(grid.round_widths(keep, floor, 0.5))
+    wider = grid.widen(widths, floor)
     assert np.all((wider > widths) | (widths == grid.sizes) | (widths == 0))
     assert np.all(wider <= grid.sizes)
     assert np.all(wider[widths == 0] == 0)
@@ -124,7 +124,7 @@ def test_wider_is_the_next_width(case: tuple[Grid, Mask, Mask, int]) -> None:
 
 # the result of the search
 
-NETWORKS = {"residual": residual, "mobile": mobile}
+NETWORKS = {"residual": residual_network, "mobile": mobile_network}
 
 
 @cache
@@ -158,9 +158,9 @@ def test_budgets_hold_at_widths_of_the_grid(
     def spent(alive: Mask) -> float:
         return float(getattr(cost(alive), unit) / (fraction * total))
 
-    found = keeper.largest(spent)
-    assert spent(found) <= 1 or spent(keeper.prefix(0)) > 1
-    if spent(keeper.aligned(0, alignment.block)) <= 1:
+    found = keeper.keep_largest(spent)
+    assert spent(found) <= 1 or spent(keeper.keep_prefix(0)) > 1
+    if spent(keeper.keep_aligned_prefix(0, alignment.block)) <= 1:
         for _, mix in dag.kernel_blocks:
             if mix.taps > 1 or mix.positions > 1:
                 check_width(found, mix.sources, alignment)
@@ -193,15 +193,15 @@ def test_layers_trade_widths_for_channels_worth_more(
 
     losses = np.random.default_rng(seed).random(keeper.ranking.order.size) ** 4
     losses[keeper.ranking.order] = np.sort(losses)[::-1]
-    trading = WidthAllocator(keeper.weights, replace(keeper.ranking, losses=losses), (), alignment)
-    plain, traded = keeper.largest(spent), trading.largest(spent)
-    assert spent(traded) <= 1 or spent(keeper.prefix(0)) > 1
+    trading = WidthAllocator(keeper.weighted, replace(keeper.ranking, losses=losses), (), alignment)
+    plain, traded = keeper.keep_largest(spent), trading.keep_largest(spent)
+    assert spent(traded) <= 1 or spent(keeper.keep_prefix(0)) > 1
 
     def worth(alive: Mask) -> float:
         return float(losses[np.unique(trading.classes[alive])].sum())
 
     assert worth(traded) >= worth(plain) - 1e-9
-    if spent(keeper.aligned(0, alignment.block)) <= 1:
+    if spent(keeper.keep_aligned_prefix(0, alignment.block)) <= 1:
         for _, mix in dag.kernel_blocks:
             if mix.taps > 1 or mix.positions > 1:
                 check_width(traded, mix.sources, alignment)
@@ -219,7 +219,7 @@ def test_an_exchange_keeps_what_is_worth_more_within_the_budget(
     start = np.maximum(grid.sizes * share // 4 * 4, 4).astype(np.int64)
     budget = float(start @ prices) * 1.1
     least = np.full(len(layers), 4)
-    found = exchanged(grid, start, least, 4, worth, lambda widths: float(widths @ prices) / budget)
+    found = exchange_widths(grid, start, least, 4, worth, lambda widths: float(widths @ prices) / budget)
     assert found @ prices <= budget
     assert worth(found).sum() >= worth(start).sum()
     assert np.all((found % 4 == 0) & (found >= least) & (found <= grid.sizes))
@@ -228,15 +228,17 @@ def test_an_exchange_keeps_what_is_worth_more_within_the_budget(
 def test_a_layer_gives_for_one_that_is_worth_more() -> None:
     grid = grid_of([16, 16])
     worth = grid.worth(np.repeat([1.0, 0.01], 16))
-    found = exchanged(grid, np.array([8, 12]), np.array([4, 4]), 4, worth, lambda w: float(w @ [3, 1]) / 40)
+    found = exchange_widths(grid, np.array([8, 12]), np.array([4, 4]), 4, worth, lambda w: float(w @ [3, 1]) / 40)
     assert found.tolist() == [12, 4]
 
 
-def grid_of(sizes: list[int]) -> Grid:
+def grid_of(sizes: list[int]) -> WidthGrid:
     """A grid of layers whose classes stand in their order, in steps of 4."""
     layers = np.repeat(np.arange(len(sizes)), sizes)
     starts = np.cumsum(sizes) - sizes
-    return Grid(layers, np.arange(layers.size), starts, np.array(sizes), np.full(len(sizes), 4), Alignment(4, 4, 16))
+    return WidthGrid(
+        layers, np.arange(layers.size), starts, np.array(sizes), np.full(len(sizes), 4), Alignment(4, 4, 16)
+    )
 
 
 @pytest.mark.parametrize("block", [8, 16])
@@ -244,7 +246,7 @@ def test_where_the_budget_is_used_up_all_widths_are_whole_blocks(block: int) -> 
     dag = dag_of("residual", 64, 64)
     cost = cost_model(dag)
     total = cost(np.ones(dag.count, bool)).macs
-    found = keeper_of(dag, Alignment(block, 4), 0).largest(lambda alive: cost(alive).macs / (0.5 * total))
+    found = keeper_of(dag, Alignment(block, 4), 0).keep_largest(lambda alive: cost(alive).macs / (0.5 * total))
     widths = {int(found[mix.sources].sum()) for _, mix in dag.kernel_blocks} - {3}
     assert {width % block for width in widths} == {0}
     assert min(widths) < 64

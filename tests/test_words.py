@@ -7,9 +7,9 @@ import math
 import pytest
 
 from leanonnx.api.results import Timings
-from leanonnx.commands.bench.benchmark import BenchRequest, Case
+from leanonnx.commands.bench.benchmark import BenchCase, BenchRequest
 from leanonnx.commands.bench.report import bench_report
-from leanonnx.formatting import counted, finite, shape_text, sizes
+from leanonnx.formatting import change_text, count_text, json_value, shape_text
 from leanonnx.reporting.remarks import metric_text
 from leanonnx.reporting.rows import MetricChange
 from leanonnx.runtime.providers import Setting
@@ -21,25 +21,25 @@ from leanonnx.runtime.timing import Timing
     [(0, "layer", "0 layers"), (1, "layer", "1 layer"), (2, "layer", "2 layers"), (59488, "kernel", "59,488 kernels")],
 )
 def test_words_follow_their_number(count: int, word: str, told: str) -> None:
-    assert counted(count, word) == told
+    assert count_text(count, word) == told
 
 
 @pytest.mark.parametrize(("threads", "told"), [(1, "cpu, 1 thread, x 2,3: 1.500 ms"), (4, "cpu, 4 threads, x 2,3: 1.")])
 def test_threads_of_a_measurement(threads: int, told: str) -> None:
     timing = Timing(1.0, 1.5, 2.0, session=1.0, first=1.0, runs=10, memory=0, layouts=None)
-    cases = (Case(None, {"x": (2, 3)}, Setting("cpu", threads), timing),)
+    cases = (BenchCase(None, {"x": (2, 3)}, Setting("cpu", threads), timing),)
     assert repr(Timings(cases, bench_report("m.onnx", None, BenchRequest(), cases))).startswith(f"<{told}")
 
 
 def test_what_json_cannot_hold_is_null() -> None:
-    assert [finite(value) for value in (1.5, 7, None, "a", math.inf, -math.inf, math.nan)] == [
+    assert [json_value(value) for value in (1.5, 7, None, "a", math.inf, -math.inf, math.nan)] == [
         *(1.5, 7, None, "a"),
         *(None, None, None),
     ]
 
 
 def test_pairs_shapes_and_metrics() -> None:
-    assert (sizes([4, 4]), sizes([4096, 8])) == ("4", "4,096 → 8")
+    assert (change_text([4, 4]), change_text([4096, 8])) == ("4", "4,096 → 8")
     assert shape_text((1, 3, 224, 224)) == "1,3,224,224"
     metric = MetricChange("accuracy", "higher", 0.91234, 0.9)
     assert metric_text(metric) == "accuracy: 0.9123 → 0.9000 (higher is better)"

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from leanonnx.commands.finetune.training import Settings
+from leanonnx.commands.finetune.training import TrainingSettings
 from tests.helpers import build
 
 CLASSIFIER = """
@@ -58,5 +58,5 @@ def samples(path: Path, count: int = 40, shape: tuple[int, ...] = (3, 8, 8), nam
     return path
 
 
-def settings(epochs: int = 8, **more: Any) -> Settings:
-    return Settings(epochs=epochs, rate=0.01, batch=8, **more)
+def settings(epochs: int = 8, **more: Any) -> TrainingSettings:
+    return TrainingSettings(epochs=epochs, rate=0.01, batch=8, **more)

@@ -79,7 +79,7 @@ class Outcome:
     def pins(self) -> dict[str, str]:
         """Reasons and advice of all pins but those of the graph's inputs and outputs."""
         rows = pin_rows(self.result.dag, self.result.alive)
-        return {row.reason: row.advice for row in rows if row.advice != advice.INTERFACE}
+        return {row.reason: row.advice for row in rows if row.advice != advice.FIXED_INTERFACE}
 
 
 def compress(

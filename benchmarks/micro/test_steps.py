@@ -17,15 +17,15 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.networks import build
-from leanonnx.analysis.dag import ChannelDag, analyse
+from leanonnx.analysis.dag import ChannelDag, build_channel_dag
 from leanonnx.graph.model import Model, load
-from leanonnx.ranking.weighting import weighted
+from leanonnx.ranking.weighting import weighted_blocks
 from leanonnx.rules.table import DEFAULT_RULES
 from leanonnx.runtime.observation import Observation, observe
 from leanonnx.selection.metrics import Budget
 from leanonnx.selection.selector import SelectionRequest, Selector
 from leanonnx.statistics.propagation import PropagatedMoments, propagate_statistics
-from leanonnx.surgery.operate import apply
+from leanonnx.surgery.operate import apply_patch
 from leanonnx.surgery.patch import plan_patch
 
 HALF = SelectionRequest(Budget("macs", 0.5))
@@ -54,7 +54,7 @@ def observation(model: Model) -> Observation:
 @pytest.fixture(scope="module")
 def dag(model: Model, observation: Observation) -> ChannelDag:
     """Its channels."""
-    return analyse(model, observation, DEFAULT_RULES)
+    return build_channel_dag(model, observation, DEFAULT_RULES)
 
 
 def test_load(benchmark: BenchmarkFixture, file: Path) -> None:
@@ -69,12 +69,12 @@ def test_observe(benchmark: BenchmarkFixture, model: Model) -> None:
 
 def test_analyse(benchmark: BenchmarkFixture, model: Model, observation: Observation) -> None:
     """Model → channel DAG."""
-    assert benchmark(analyse, model, observation, DEFAULT_RULES).count
+    assert benchmark(build_channel_dag, model, observation, DEFAULT_RULES).count
 
 
 def test_weigh(benchmark: BenchmarkFixture, dag: ChannelDag) -> None:
     """Spectral norms of all kernels."""
-    assert benchmark(weighted, dag)
+    assert benchmark(weighted_blocks, dag)
 
 
 def test_statistics(benchmark: BenchmarkFixture, dag: ChannelDag) -> None:
@@ -93,4 +93,4 @@ def test_select(benchmark: BenchmarkFixture, dag: ChannelDag, method: str) -> No
 def test_operate(benchmark: BenchmarkFixture, dag: ChannelDag) -> None:
     """Keep set → smaller network."""
     alive = Selector(dag, HALF).select().alive
-    assert benchmark(lambda: apply(dag.model, plan_patch(dag, alive))).graph.node
+    assert benchmark(lambda: apply_patch(dag.model, plan_patch(dag, alive))).graph.node

@@ -19,11 +19,11 @@ import numpy as np
 from leanonnx.analysis.constants import ConstantUse
 from leanonnx.analysis.trace import Answer
 from leanonnx.numeric.arrays import Array
-from leanonnx.numeric.channel_ids import ChannelIds, varied
+from leanonnx.numeric.channel_ids import ChannelIds, varied_axes
 from leanonnx.rules.call import Edit, KernelBlock, Select, ShapeEdit
 
 
-def alike(answers: Sequence[Answer | None]) -> bool:
+def answers_agree(answers: Sequence[Answer | None]) -> bool:
     """Return True if the effects of one node agree at all sizes (cases 1 and 2)."""
     first, *others = answers
     return all(_same_answer(first, other) for other in others)
@@ -35,23 +35,23 @@ def _same_answer(one: Answer | None, other: Answer | None) -> bool:
     a, b = one.effect, other.effect
     return (
         len(a.outputs) == len(b.outputs)
-        and all(same_layout(x, y) for x, y in zip(a.outputs, b.outputs, strict=True))
+        and all(has_same_layout(x, y) for x, y in zip(a.outputs, b.outputs, strict=True))
         and len(a.kernel_blocks) == len(b.kernel_blocks)
         and all(_same_kernels(x, y) for x, y in zip(a.kernel_blocks, b.kernel_blocks, strict=True))
-        and len(one.held.uses) == len(other.held.uses)
-        and all(_same_use(x, y) for x, y in zip(one.held.uses, other.held.uses, strict=True))
+        and len(one.constant_uses.uses) == len(other.constant_uses.uses)
+        and all(_same_use(x, y) for x, y in zip(one.constant_uses.uses, other.constant_uses.uses, strict=True))
         and len(a.reductions) == len(b.reductions)
         and all(np.array_equal(x.channel_ids, y.channel_ids) for x, y in zip(a.reductions, b.reductions, strict=True))
-        and a.gathers == b.gathers
+        and a.needs_gather == b.needs_gather
     )
 
 
-def same_layout(one: ChannelIds, other: ChannelIds) -> bool:
+def has_same_layout(one: ChannelIds, other: ChannelIds) -> bool:
     """Return True if the channels of a tensor have the same layout at two sizes (case 2)."""
     if one.ndim != other.ndim:
         return False
     return np.array_equal(one, other) or all(
-        _same_axis(one, other, axis) for axis in sorted({*varied(one), *varied(other)})
+        _same_axis(one, other, axis) for axis in sorted({*varied_axes(one), *varied_axes(other)})
     )
 
 
@@ -72,7 +72,11 @@ def _channel_sets(channel_ids: ChannelIds, axis: int) -> list[bytes]:
 
 
 def _same_kernels(one: KernelBlock, other: KernelBlock) -> bool:
-    pairs = ((one.sources, other.sources), (one.destinations, other.destinations), (one.inward, other.inward))
+    pairs = (
+        (one.sources, other.sources),
+        (one.destinations, other.destinations),
+        (one.input_channel_ids, other.input_channel_ids),
+    )
     return one.slot == other.slot and all(_equal(a, b) for a, b in pairs)
 
 
@@ -82,14 +86,14 @@ def _same_use(one: ConstantUse, other: ConstantUse) -> bool:
         places
         and len(one.factors) == len(other.factors)
         and all(_same_factor(a, b) for a, b in zip(one.factors, other.factors, strict=True))
-        and _equal(one.inward, other.inward)
+        and _equal(one.input_channel_ids, other.input_channel_ids)
         and _equal(one.computed, other.computed)
     )
 
 
 def _same_factor(one: ChannelIds, other: ChannelIds) -> bool:
     """Return True if a constant is sliced in the same way: element by element if its size does not change."""
-    return np.array_equal(one, other) if one.shape == other.shape else same_layout(one, other)
+    return np.array_equal(one, other) if one.shape == other.shape else has_same_layout(one, other)
 
 
 def _equal(one: Array | None, other: Array | None) -> bool:
@@ -98,7 +102,7 @@ def _equal(one: Array | None, other: Array | None) -> bool:
     return np.array_equal(one, other)
 
 
-def united(edits: Sequence[Edit], is_constant: Callable[[int], bool]) -> Edit | None:
+def common_edit(edits: Sequence[Edit], is_constant: Callable[[int], bool]) -> Edit | None:
     """First of several edits of one node if all sizes agree (case 3), else None.
 
     Args:
@@ -109,7 +113,7 @@ def united(edits: Sequence[Edit], is_constant: Callable[[int], bool]) -> Edit | 
     for other in others:
         if first.attributes != other.attributes or first.inputs.keys() != other.inputs.keys():
             return None
-        if first.outputs.keys() != other.outputs.keys() or first.scales != other.scales:
+        if first.outputs.keys() != other.outputs.keys() or first.output_scales != other.output_scales:
             return None
         if not all(_same_change(change, other.inputs[k], is_constant(k)) for k, change in first.inputs.items()):
             return None
@@ -133,8 +137,8 @@ def _same_entries(one: ShapeEdit, other: ShapeEdit, is_constant: bool) -> bool:
     if one.values.keys() != other.values.keys():
         return False
     for k, value in one.values.items():
-        if k in one.before and k in other.before and not is_constant:
-            if value * other.before[k] != other.values[k] * one.before[k]:
+        if k in one.original_sizes and k in other.original_sizes and not is_constant:
+            if value * other.original_sizes[k] != other.values[k] * one.original_sizes[k]:
                 return False
         elif value != other.values[k]:
             return False

@@ -12,7 +12,7 @@ from leanonnx.operators.facts import Trait
 from leanonnx.operators.table import names_with
 from leanonnx.rules.call import TiePairs
 
-PLAIN = names_with(Trait.CAN_EMPTY)
+ERASABLE_OPERATORS = names_with(Trait.CAN_EMPTY)
 """Operators around which a tensor may vanish as a whole."""
 
 
@@ -27,19 +27,19 @@ class Closure:
 
     def __init__(self, dag: ChannelDag, groups: Ints) -> None:
         self.dag, self.groups = dag, groups
-        self.may_go = _removable(dag)
+        self.removable = _removable(dag)
         rows = [pair for _, block in dag.kernel_blocks for pair in zip(block.sources, block.destinations, strict=True)]
-        self.rows = [(sources, destinations) for sources, destinations in rows if self.may_go[sources].all()]
-        self.readers = _separate_slots(dag, groups)
+        self.rows = [(sources, destinations) for sources, destinations in rows if self.removable[sources].all()]
+        self.concat_slots = _separate_slots(dag, groups)
         self._own_slots = _separate_slots(dag, dag.groups)
         self._steps, self._roots = _steps(dag), _roots(dag)
 
-    def alive(self, keep: Mask) -> Mask:
+    def alive_channels(self, keep: Mask) -> Mask:
         """Kept channels [channels] after closing the keep set ``keep`` [groups].
 
         Concat slots in the group of their channel are removed separately at the end if nothing reads them.
         """
-        alive = self._close(self.groups, self.readers, keep)
+        alive = self._close(self.groups, self.concat_slots, keep)
         if not self.dag.concat_slots or np.array_equal(self.groups, self.dag.groups):
             return alive
         own = np.zeros(int(self.dag.groups.max()) + 1, bool)
@@ -93,7 +93,7 @@ def _removable(dag: ChannelDag) -> Mask:
         direct[block.sources] = True
     removable = slots | (channels & ~direct)
     for node in dag.model.proto.graph.node:
-        if node.op_type not in PLAIN:
+        if node.op_type not in ERASABLE_OPERATORS:
             for name in (*node.input, *node.output):
                 if name in dag.channel_ids:
                     removable[dag.channel_ids[name]] = False

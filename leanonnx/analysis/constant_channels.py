@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from leanonnx.analysis.constants import Constants
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.formats import is_float
-from leanonnx.graph.nodes import LINEAR, attribute, bias_of, is_padded, scale_and_shift, standard
+from leanonnx.graph.nodes import LINEAR, attribute, bias_of, is_padded, scale_and_shift, standard_name
 from leanonnx.numeric.arrays import Array, Floats
 from leanonnx.numeric.channel_ids import ChannelIds, Mask
 from leanonnx.operators.facts import Family, Trait
@@ -36,17 +36,17 @@ from leanonnx.runtime.sessions import run_node
 
 Numbers = Floats
 """Numbers of constant channels, NaN for all other channels."""
-MIXING = LINEAR | {"FusedConv"}
-EVEN = MIXING & names_of(Family.CONVOLUTION, Family.GEMM, Family.MATMUL)
+MIXING_OPERATORS = LINEAR | {"FusedConv"}
+EVEN = MIXING_OPERATORS & names_of(Family.CONVOLUTION, Family.GEMM, Family.MATMUL)
 """Operators that compute all positions of the output in the same way, but for padding."""
-POINTWISE = names_with(Trait.POINTWISE)
-DIAGONAL = names_with(Trait.PER_CHANNEL)
-MOVING = names_with(Trait.PASSES_CONSTANT)
-SUMMING = names_with(Trait.ACCUMULATES)
-BORDERED = names_with(Trait.BORDERED)
+POINTWISE_OPERATORS = names_with(Trait.POINTWISE)
+DIAGONAL_OPERATORS = names_with(Trait.PER_CHANNEL)
+NUMBER_PRESERVING = names_with(Trait.PASSES_CONSTANT)
+SUMMING_OPERATORS = names_with(Trait.ACCUMULATES)
+BORDER_OPERATORS = names_with(Trait.BORDERED)
 DIVIDING = names_with(Trait.DIVIDES)
-ALONE = 1
-RESIDUAL = 3
+SINGLE_BLOCK = 1
+RESIDUAL_SLOT = 3
 """Input slot of the tensor that a FusedConv adds."""
 
 
@@ -60,22 +60,22 @@ class Flow:
     """
 
     node: int
-    mix: KernelBlock
+    block: KernelBlock
     nonzero: NDArray[np.bool_]
-    given: Numbers
-    even: bool
+    numbers: Numbers
+    is_uniform: bool
 
-    def through(self, folded: bool) -> NDArray[np.bool_]:
+    def needed_kernels(self, folded: bool) -> NDArray[np.bool_]:
         """Mask [G, O, I] of kernels that are needed; ``folded``: constant channels are folded into a bias instead."""
-        idle = np.isfinite(self.given) if folded and self.even else self.given == 0
+        idle = np.isfinite(self.numbers) if folded and self.is_uniform else self.numbers == 0
         return self.nonzero & ~idle[:, None, :]
 
-    def sums(self, given: Numbers) -> Numbers:
+    def constant_sums(self, given: Numbers) -> Numbers:
         """Sum of constant channels in each output channel [G, O]; NaN if a kernel reads any other channel."""
-        known = np.isfinite(given) if self.even else given == 0
+        known = np.isfinite(given) if self.is_uniform else given == 0
         sums = np.where((self.nonzero & ~known[:, None, :]).any(2), np.nan, 0.0)
         places = np.argwhere(known & (given != 0))
-        weights = self.mix.kernels() if len(places) else np.zeros(0)
+        weights = self.block.kernels() if len(places) else np.zeros(0)
         for group, channel in places:
             kernels = np.asarray(weights[group, :, channel], np.float64)
             sums[group] += given[group, channel] * kernels.reshape(kernels.shape[0], -1).sum(1)
@@ -89,7 +89,7 @@ class ConstantChannels:
     numbers: Mapping[str, Numbers]
     flows: tuple[Flow, ...]
 
-    def uniform(self, dag: ChannelDag, alive: Mask) -> dict[str, float]:
+    def constant_tensors(self, dag: ChannelDag, alive: Mask) -> dict[str, float]:
         """Tensors that hold the same number in all kept channels, with that number."""
         tensors = {}
         for name, numbers in self.numbers.items():
@@ -101,7 +101,7 @@ class ConstantChannels:
 
 def constant_channels(dag: ChannelDag, alive: Mask | None = None) -> ConstantChannels:
     """Find the constant channels of a network in which channels that are not ``alive`` are zero."""
-    propagation = _Propagation(dag, dag.whole if alive is None else alive)
+    propagation = _Propagation(dag, dag.all_alive if alive is None else alive)
     for index, node in enumerate(dag.model.proto.graph.node):
         if node.output and node.output[0] in dag.channel_ids:
             propagation.visit(index, node)
@@ -116,20 +116,22 @@ class _Propagation:
         self.numbers: dict[str, Numbers] = {}
         self.kinds: dict[str, np.dtype[Any]] = {}
         self.flows: list[Flow] = []
-        self.fixed = Constants(dag.model, dag.observation).fixed
+        self.fixed = Constants(dag.model, dag.observation).fixed_value
         self.concats = {node for node, _ in dag.concat_slots}
 
     def visit(self, index: int, node: onnx.NodeProto) -> None:
         """Propagate numbers through a node, and record the flow of its kernels."""
         op = _operator(node)
-        blocks = [block for block in self.dag.kernel_blocks_of.get(index, []) if block.inward is not None]
+        blocks = [block for block in self.dag.kernel_blocks_of.get(index, []) if block.input_channel_ids is not None]
         if blocks:
             self._visit_mixing(index, node, op, blocks)
-        elif op in DIAGONAL:
+        elif op in DIAGONAL_OPERATORS:
             self._visit_scaling(node, op)
-        elif op in POINTWISE:
+        elif op in POINTWISE_OPERATORS:
             self._visit_pointwise(node)
-        elif op in MOVING | SUMMING | BORDERED and any(name in self.numbers for name in node.input):
+        elif op in NUMBER_PRESERVING | SUMMING_OPERATORS | BORDER_OPERATORS and any(
+            name in self.numbers for name in node.input
+        ):
             self._visit_movement(index, node, op)
 
     def _record(self, name: str, numbers: Array, kind: np.dtype[Any]) -> None:
@@ -160,31 +162,31 @@ class _Propagation:
     def _visit_mixing(self, index: int, node: onnx.NodeProto, op: str, blocks: list[KernelBlock]) -> None:
         flows = [self._flow(index, node, block, op) for block in blocks]
         self.flows.extend(flows)
-        if op not in MIXING or len(flows) != ALONE or not node.output[0]:
+        if op not in MIXING_OPERATORS or len(flows) != SINGLE_BLOCK or not node.output[0]:
             return
         flow = flows[0]
-        bias = bias_of(node, flow.mix.destinations.size, self.fixed, flow.mix.onto)
+        bias = bias_of(node, flow.block.destinations.size, self.fixed, flow.block.output_axis)
         if bias is None:
             return
-        if len(node.input) > RESIDUAL and node.input[RESIDUAL]:
-            bias = bias + self._vector(node.input[RESIDUAL], 1, bias.size)
-        given = np.where(self.alive[flow.mix.sources], flow.given, 0.0)
+        if len(node.input) > RESIDUAL_SLOT and node.input[RESIDUAL_SLOT]:
+            bias = bias + self._vector(node.input[RESIDUAL_SLOT], 1, bias.size)
+        given = np.where(self.alive[flow.block.sources], flow.numbers, 0.0)
         alpha = attribute(node, "alpha", 1.0) if op == "Gemm" else 1.0
-        numbers = (alpha * flow.sums(given)).reshape(-1) + bias
+        numbers = (alpha * flow.constant_sums(given)).reshape(-1) + bias
         if op == "FusedConv":
-            numbers = self._activate(node, numbers, flow.mix.kernels())
-        self._record_channels(node.output[0], flow.mix.destinations.reshape(-1), numbers, flow.mix.kernels().dtype)
+            numbers = self._activate(node, numbers, flow.block.kernels())
+        self._record_channels(node.output[0], flow.block.destinations.reshape(-1), numbers, flow.block.kernels().dtype)
 
     def _flow(self, index: int, node: onnx.NodeProto, block: KernelBlock, op: str) -> Flow:
         weights = block.kernels()
         groups, width = block.sources.shape
         if self.fixed(node.input[block.slot]) is None or not is_float(weights):
             nonzero = np.ones((groups, block.destinations.shape[1], width), bool)
-            return Flow(index, block, nonzero, np.full(block.sources.shape, np.nan), even=False)
+            return Flow(index, block, nonzero, np.full(block.sources.shape, np.nan), is_uniform=False)
         nonzero = (weights != 0).any(axis=tuple(range(3, weights.ndim)))
         given = np.full(block.sources.shape, np.nan)
-        if op in MIXING:
-            given = self._vector(node.input[1 - block.slot], block.axis, block.sources.size).reshape(
+        if op in MIXING_OPERATORS:
+            given = self._vector(node.input[1 - block.slot], block.input_axis, block.sources.size).reshape(
                 block.sources.shape
             )
         even = op in EVEN and not (op in CONVOLUTIONS and is_padded(node))
@@ -258,7 +260,7 @@ class _Propagation:
         """First output of a node run on its own; None if onnxruntime cannot run it."""
         if node.op_type in DIVIDING and any(not is_float(array) for array in feed.values()):
             return None
-        return run_node(node, feed, constants, self.dag.model.proto, self.dag.observation.replaced)
+        return run_node(node, feed, constants, self.dag.model.proto, self.dag.observation.replaced_formats)
 
     # 2 and 3: movements, pooling, borders
 
@@ -284,7 +286,9 @@ class _Propagation:
     def _pass_on(self, node: onnx.NodeProto, op: str, name: str) -> Numbers:
         """Numbers of an input that the operator does not change; NaN for all others."""
         numbers = self.numbers.get(name, np.full(self.dag.channel_ids[name].shape, np.nan))
-        if op in MOVING or (op == "AveragePool" and not is_padded(node) and not attribute(node, "ceil_mode", 0)):
+        if op in NUMBER_PRESERVING or (
+            op == "AveragePool" and not is_padded(node) and not attribute(node, "ceil_mode", 0)
+        ):
             return numbers
         border: float | None = 0.0
         if op == "Pad":
@@ -315,7 +319,7 @@ class _Propagation:
 def _operator(node: onnx.NodeProto) -> str:
     """Operator type of a standard operator or a FusedConv; "" for all others."""
     fused = node.domain == "com.microsoft" and node.op_type == "FusedConv"
-    return node.op_type if fused else standard(node)
+    return node.op_type if fused else standard_name(node)
 
 
 def _unknown(rank: int) -> Numbers:

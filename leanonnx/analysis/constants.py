@@ -14,17 +14,17 @@ import numpy as np
 import onnx
 
 from leanonnx.graph.model import Model
-from leanonnx.graph.nodes import SHAPE_OPS, STANDARD, captured
+from leanonnx.graph.nodes import SHAPE_OPS, STANDARD, captured_names
 from leanonnx.numeric.arrays import Array
-from leanonnx.numeric.channel_ids import ChannelIds, compact, projection, reshape, varied
+from leanonnx.numeric.channel_ids import ChannelIds, any_along, compact_ids, reshape_ids, varied_axes
 from leanonnx.operators.facts import Family, Trait
 from leanonnx.operators.table import names_of, names_with
 from leanonnx.rules.call import Edit, Effect, KeptChannels, Rewrite, ShapeEdit
-from leanonnx.rules.table import COUNTED
+from leanonnx.rules.table import WEIGHT_SLOTS
 from leanonnx.runtime.observation import Observation
 
-ELEMENTWISE = names_with(Trait.ARITHMETIC) | (names_with(Trait.CARRIES) & names_of(Family.UNARY))
-RESHAPES = names_of(Family.RESHAPE)
+TRACEABLE_ELEMENTWISE = names_with(Trait.ARITHMETIC) | (names_with(Trait.CARRIES) & names_of(Family.UNARY))
+RESHAPING = names_of(Family.RESHAPE)
 SIZE_SLOTS = {"ConstantOfShape": 0, "Expand": 1}
 """The slot in which an operator reads the shape of its output."""
 
@@ -42,7 +42,7 @@ class ConstantUse:
     slot: int
     constant: str
     factors: tuple[ChannelIds, ...]
-    inward: ChannelIds | None = None
+    input_channel_ids: ChannelIds | None = None
     computed: Array | None = None
 
 
@@ -62,7 +62,7 @@ class Constants:
     observation: Observation
 
     @cached_property
-    def sized(self) -> bool:
+    def has_fixed_sizes(self) -> bool:
         """True if the sizes of all graph inputs are fixed."""
         return all(d.HasField("dim_value") for v in self.model.inputs for d in v.type.tensor_type.shape.dim)
 
@@ -71,13 +71,13 @@ class Constants:
         """Names of values computed from constants alone (or from input shapes, if these are fixed)."""
         known = set(self.model.holders)
         for node in self.model.proto.graph.node:
-            reads = {n for n in [*node.input, *captured(node)] if n}
-            shaped = self.sized and node.op_type in SHAPE_OPS
+            reads = {n for n in [*node.input, *captured_names(node)] if n}
+            shaped = self.has_fixed_sizes and node.op_type in SHAPE_OPS
             if reads and (shaped or reads <= known) and node.output[0] not in self.model.free:
                 known.update(node.output)
         return frozenset(known)
 
-    def fixed(self, name: str) -> Array | None:
+    def fixed_value(self, name: str) -> Array | None:
         """Value of a constant that a caller cannot override and that no input size affects; None for other tensors."""
         if name in self.model.overridable or (name not in self.model.origins and name not in self.static):
             return None
@@ -85,7 +85,7 @@ class Constants:
 
     def uses(self, index: int, effect: Effect) -> ConstantUses | None:
         """Uses of the slices of an effect; None if a sliced constant depends on run-time shapes."""
-        inward = {block.slot: block.inward for block in effect.kernel_blocks}
+        inward = {block.slot: block.input_channel_ids for block in effect.kernel_blocks}
         uses: list[ConstantUse] = []
         rewrites: list[tuple[int, Rewrite]] = []
         for cut in effect.slices:
@@ -103,7 +103,7 @@ class Constants:
         name = self.model.proto.graph.node[index].input[slot]
         if name in self.model.origins:
             return ConstantUses((ConstantUse(index, slot, self.model.origins[name], factors, inward),))
-        if not any(varied(f) for f in factors) and name not in self.static:
+        if not any(varied_axes(f) for f in factors) and name not in self.static:
             return ConstantUses(())
         behind = self._trace_producer(self.model.producers[name], name, factors, inward)
         if behind is None and name in self.static and name not in self.model.overridable:
@@ -130,7 +130,7 @@ class Constants:
             back = np.argsort(order) if order else None
             turned = tuple(f.transpose(back) for f in factors)
             return self._trace(producer, 0, turned, None if inward is None else inward.transpose(back))
-        return self._trace_reshaped(producer, node, name, factors, inward) if node.op_type in RESHAPES else None
+        return self._trace_reshaped(producer, node, name, factors, inward) if node.op_type in RESHAPING else None
 
     def _is_shared_weight(self, name: str) -> bool:
         """Return True if a constant has one consumer, or is a weight of all its consumers."""
@@ -138,7 +138,7 @@ class Constants:
             return self.model.use_counts[name] == 1
         return all(_takes_weight(self.model, index, name) for index in self.model.consumers[name])
 
-    def torn(self, sliced: Collection[tuple[int, str]]) -> list[str]:
+    def partly_sliced(self, sliced: Collection[tuple[int, str]]) -> list[str]:
         """Computed constants that only some of their consumers slice; ``sliced`` holds (node, constant).
 
         Outputs of a DequantizeLinear are left out: they are not sliced.
@@ -159,7 +159,7 @@ class Constants:
         if data is None:
             return None
         axis = attributes.get("axis", 1)
-        vectors = tuple(f.reshape(-1) for f in factors if varied(f) == (axis % f.ndim,))
+        vectors = tuple(f.reshape(-1) for f in factors if varied_axes(f) == (axis % f.ndim,))
         sides = [k for k in range(1, len(node.input)) if node.input[k] and self.model.constant(node.input[k]).size > 1]
         more = tuple(ConstantUse(producer, k, self.model.origins[node.input[k]], vectors) for k in sides if vectors)
         return ConstantUses(data.uses + more, data.rewrites)
@@ -169,12 +169,12 @@ class Constants:
     ) -> ConstantUses | None:
         """Uses of a reshaped constant; None unless the slice is a product of index sets before the reshape too."""
         before, after = self._shape(node.input[0]), self._shape(name)
-        lifted = [compact(f.reshape(_padded_shape(f, len(after)))) for f in factors]
-        back = [reshape(f, after, before) for f in lifted]
-        axes = [axis for f in back for axis in varied(f)]
-        if any(len(varied(f)) > 1 for f in back) or len(axes) != len(set(axes)):
+        lifted = [compact_ids(f.reshape(_padded_shape(f, len(after)))) for f in factors]
+        back = [reshape_ids(f, after, before) for f in lifted]
+        axes = [axis for f in back for axis in varied_axes(f)]
+        if any(len(varied_axes(f)) > 1 for f in back) or len(axes) != len(set(axes)):
             return None
-        source = self._trace(producer, 0, tuple(back), None if inward is None else reshape(inward, after, before))
+        source = self._trace(producer, 0, tuple(back), None if inward is None else reshape_ids(inward, after, before))
         if source is None or node.op_type != "Reshape":
             return source
         if node.input[1] not in self.model.origins:
@@ -182,7 +182,7 @@ class Constants:
         target = [int(x) for x in self.model.constant(node.input[1]).reshape(-1)]
 
         def rewrite(kept: KeptChannels) -> Edit:
-            sizes = {axis: _kept_size(kept, f, axis, after[axis]) for f in lifted for axis in varied(f)}
+            sizes = {axis: _kept_size(kept, f, axis, after[axis]) for f in lifted for axis in varied_axes(f)}
             return Edit(inputs={1: ShapeEdit({k: n for k, n in sizes.items() if target[k] != -1})})
 
         return ConstantUses(source.uses, (*source.rewrites, (producer, rewrite)))
@@ -196,9 +196,12 @@ class Constants:
         2. Expand, sums and products: each operand is traced along the axes on which it is not broadcast.
         """
         after = self.observation.shapes[name]
-        lifted = [compact(f.reshape(_padded_shape(f, len(after)))) for f in factors]
-        sizes = {axis: f for f in lifted for axis in varied(f)}
-        if any(len(varied(f)) > 1 for f in lifted) or node.op_type not in ELEMENTWISE | SIZE_SLOTS.keys():
+        lifted = [compact_ids(f.reshape(_padded_shape(f, len(after)))) for f in factors]
+        sizes = {axis: f for f in lifted for axis in varied_axes(f)}
+        if (
+            any(len(varied_axes(f)) > 1 for f in lifted)
+            or node.op_type not in TRACEABLE_ELEMENTWISE | SIZE_SLOTS.keys()
+        ):
             return None
         target = SIZE_SLOTS.get(node.op_type, -1)
         traced = ConstantUses(())
@@ -242,7 +245,7 @@ def _takes_weight(model: Model, index: int, name: str) -> bool:
     if index < 0:
         return False
     node = model.proto.graph.node[index]
-    slot = COUNTED.get(("" if node.domain in STANDARD else node.domain, node.op_type))
+    slot = WEIGHT_SLOTS.get(("" if node.domain in STANDARD else node.domain, node.op_type))
     return [k for k, read in enumerate(node.input) if read == name] == [slot]
 
 
@@ -251,5 +254,5 @@ def _padded_shape(channel_ids: ChannelIds, rank: int) -> tuple[int, ...]:
 
 
 def _kept_size(kept: KeptChannels, factor: ChannelIds, axis: int, size: int) -> int:
-    line = projection(kept.mask(factor), axis)
+    line = any_along(kept.mask(factor), axis)
     return int(line.sum()) if line.size > 1 else size

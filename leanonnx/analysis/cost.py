@@ -16,7 +16,7 @@ from leanonnx.analysis.file_size import FileSize, array_bits, constant_bits, fil
 from leanonnx.analysis.product_costs import Product, products
 from leanonnx.graph.formats import graphs
 from leanonnx.graph.model import Model
-from leanonnx.numeric.channel_ids import ChannelIds, Mask, varied
+from leanonnx.numeric.channel_ids import ChannelIds, Mask, varied_axes
 from leanonnx.rules.call import KernelBlock
 
 SHAPES_AND_TEXTS = ("int64", "bool", "object")
@@ -57,7 +57,7 @@ class _SlicedUse:
 
 
 def _sliced_use(size: int, factors: tuple[ChannelIds, ...]) -> _SlicedUse:
-    axes = [axis for factor in factors for axis in varied(factor)]
+    axes = [axis for factor in factors for axis in varied_axes(factor)]
     return _SlicedUse(size, factors, apart=len(axes) == len(set(axes)))
 
 
@@ -99,7 +99,7 @@ class CostModel:
     network whose computed weights are stored.
     """
 
-    mixes: tuple[KernelBlock, ...]
+    kernel_blocks: tuple[KernelBlock, ...]
     constants: tuple[_Constant, ...]
     unsliced: int
     file: FileSize
@@ -109,11 +109,11 @@ class CostModel:
     def __call__(self, alive: Mask) -> Cost:
         """Cost of a keep set [channels]."""
         kernels = macs = 0
-        for mix in self.mixes:
+        for mix in self.kernel_blocks:
             count = int((alive[mix.destinations].sum(1) * alive[mix.sources].sum(1)).sum())
-            kernels += count * mix.counted
+            kernels += count * mix.is_counted
             macs += count * mix.taps * mix.positions
-        macs += sum(product.surviving(alive) for product in self.products)
+        macs += sum(product.remaining(alive) for product in self.products)
         params, size = self.unsliced, self.file.frame
         for constant in self.constants:
             count = constant.remaining(alive)
@@ -126,36 +126,36 @@ class CostModel:
 def cost_model(dag: ChannelDag, ignored: Collection[int] = ()) -> CostModel:
     """The cost model of a channel DAG; layers in ``ignored`` (node indices) are not counted."""
     uses: dict[str, dict[tuple[int, int], ConstantUse]] = {}
-    for use in dag.uses:
+    for use in dag.constant_uses:
         uses.setdefault(use.constant, {})[use.node, use.slot] = use
     sizes = _param_counts(dag.model)
-    unsliced = stored(dag.model) - sum(sizes.get(name, 0) for name in uses)
+    unsliced = count_params(dag.model) - sum(sizes.get(name, 0) for name in uses)
     return CostModel(
-        mixes=tuple(mix for node, mix in dag.kernel_blocks if node not in ignored),
+        kernel_blocks=tuple(mix for node, mix in dag.kernel_blocks if node not in ignored),
         constants=tuple(_constant(dag, name, uses[name], sizes, ignored) for name in sorted(uses)),
         unsliced=unsliced,
         file=file_size(dag.model, uses),
         products=tuple(product for product in products(dag)[0] if product.node not in ignored),
-        unfolded=stored(dag.model.as_read) - stored(dag.model),
+        unfolded=count_params(dag.model.as_read) - count_params(dag.model),
     )
 
 
-def by_kernels(node: int, mix: KernelBlock) -> float:
+def kernel_rate(node: int, mix: KernelBlock) -> float:
     """Kernels."""
-    return float(mix.counted)
+    return float(mix.is_counted)
 
 
-def by_macs(node: int, mix: KernelBlock) -> float:
+def mac_rate(node: int, mix: KernelBlock) -> float:
     """Multiply-adds of a kernel."""
     return float(mix.taps * mix.positions)
 
 
-def by_params(node: int, mix: KernelBlock) -> float:
+def param_rate(node: int, mix: KernelBlock) -> float:
     """Numbers that a kernel stores."""
     return float(mix.taps)
 
 
-def stored(model: Model) -> int:
+def count_params(model: Model) -> int:
     """Number of elements that a model stores as weights: without shapes and indices."""
     inner = sum(math.prod(t.dims) for t in _inner_tensors(model.proto) if _is_weight(t.data_type))
     return sum(_param_counts(model).values()) + inner

@@ -14,22 +14,22 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from leanonnx.analysis.agreement import alike, united
+from leanonnx.analysis.agreement import answers_agree, common_edit
 from leanonnx.analysis.constants import Constants, ConstantUse
-from leanonnx.analysis.folding import folded, to_fold
-from leanonnx.analysis.runs import OperatorRun, gathered, same_run
+from leanonnx.analysis.folding import fold_values, values_to_fold
+from leanonnx.analysis.runs import OperatorRun, common_run, trace_run
 from leanonnx.analysis.trace import Trace
 from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import title
-from leanonnx.graph.view import unneeded
-from leanonnx.numeric.channel_ids import ChannelIds, Mask, Shape, compact, components, uniform, varied
+from leanonnx.graph.view import unused_outputs
+from leanonnx.numeric.channel_ids import ChannelIds, Mask, Shape, compact_ids, tied_groups, uniform_ids, varied_axes
 from leanonnx.rules import advice
 from leanonnx.rules.call import Edit, FixedEdges, KeptChannels, KernelBlock, Move, Pin, Reduction, Rewrite, TiePairs
 from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.runtime.observation import Observation
 
-UNLIKE = "its effect on channels depends on a free size"
-DRAWS = 3
+SIZE_DEPENDENT = "its effect on channels depends on a free size"
+KEEP_SET_DRAWS = 3
 """Number of random keep sets on which edits of several sizes are compared."""
 EdgeKind = TypeVar("EdgeKind", KernelBlock, FixedEdges)
 
@@ -57,21 +57,21 @@ class ChannelDag:
     kernel_blocks: tuple[tuple[int, KernelBlock], ...]
     fixed_edges: tuple[tuple[int, FixedEdges], ...]
     concat_slots: tuple[tuple[int, TiePairs], ...]
-    uses: tuple[ConstantUse, ...]
+    constant_uses: tuple[ConstantUse, ...]
     pins: tuple[Pin, ...]
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
     rewrites: dict[int, Rewrite]
     moves: dict[str, tuple[str, Move]]
-    gathers: frozenset[str]
+    gathered_outputs: frozenset[str]
     reductions: Mapping[int, tuple[Reduction, ...]]
-    unruled: frozenset[int] = frozenset()
-    further: tuple[ChannelDag, ...] = ()
+    nodes_without_rule: frozenset[int] = frozenset()
+    other_sizes: tuple[ChannelDag, ...] = ()
 
     @property
-    def sizes(self) -> tuple[ChannelDag, ...]:
+    def all_sizes(self) -> tuple[ChannelDag, ...]:
         """DAGs at all observed sizes, this one first."""
-        return (self, *self.further)
+        return (self, *self.other_sizes)
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -89,7 +89,7 @@ class ChannelDag:
         return _by_node(self.fixed_edges)
 
     @cached_property
-    def sums(self) -> tuple[tuple[int, Reduction, FixedEdges], ...]:
+    def channel_sums(self) -> tuple[tuple[int, Reduction, FixedEdges], ...]:
         """Reductions that sum channels into one, with their node and the fixed edges to that channel."""
         return tuple(
             (node, reduction, edges)
@@ -101,12 +101,12 @@ class ChannelDag:
         )
 
     @property
-    def pinned(self) -> Mask:
+    def pinned_groups(self) -> Mask:
         """Mask [groups] of groups that must not be removed."""
-        return pinned(self.groups, self.pins)
+        return groups_with_pins(self.groups, self.pins)
 
     @property
-    def whole(self) -> Mask:
+    def all_alive(self) -> Mask:
         """Keep mask [channels] of the original: all True."""
         return np.ones(self.count, bool)
 
@@ -118,7 +118,7 @@ def _by_node(pairs: Iterable[tuple[int, EdgeKind]]) -> Mapping[int, list[EdgeKin
     return edges
 
 
-def pinned(groups: NDArray[np.int64], pins: Iterable[Pin]) -> Mask:
+def groups_with_pins(groups: NDArray[np.int64], pins: Iterable[Pin]) -> Mask:
     """Mask [groups] of groups that hold a pinned channel, or channel 0; ``groups`` [channels] as in ``ChannelDag``."""
     mask = np.zeros(int(groups.max()) + 1, bool)
     mask[groups[0]] = True
@@ -127,7 +127,7 @@ def pinned(groups: NDArray[np.int64], pins: Iterable[Pin]) -> Mask:
     return mask
 
 
-def analyse(model: Model, observation: Observation, rules: Rules = DEFAULT_RULES) -> ChannelDag:
+def build_channel_dag(model: Model, observation: Observation, rules: Rules = DEFAULT_RULES) -> ChannelDag:
     """Build the channel DAG of a model; weights that it computes from constants are folded (see ``folding``).
 
     If ties of whole conv groups leave only one group of channels (channel shuffles spread the ties), the operator's
@@ -141,9 +141,9 @@ def analyse(model: Model, observation: Observation, rules: Rules = DEFAULT_RULES
         rules: (domain, operator) → rule; an operator without a rule pins its inputs and outputs.
     """
     dag = _analyse_until_stable(model, observation, rules, frozenset())
-    values = to_fold(Constants(model, observation), dag.uses, dag.kernel_blocks)
+    values = values_to_fold(Constants(model, observation), dag.constant_uses, dag.kernel_blocks)
     if values:
-        return analyse(folded(model, values), observation, rules)
+        return build_channel_dag(fold_values(model, values), observation, rules)
     stuck = frozenset(node for node, block in dag.kernel_blocks if _is_stuck(block, dag.groups))
     if not stuck:
         return dag
@@ -177,30 +177,30 @@ def joint_edit(dag: ChannelDag, node: int, alive: Mask) -> Edit | None:
     """
     inputs = dag.model.proto.graph.node[node].input
     try:
-        edits = [at.rewrites[node](KeptChannels(alive)) for at in dag.sizes]
+        edits = [at.rewrites[node](KeptChannels(alive)) for at in dag.all_sizes]
     except Exception as error:
         error.add_note(f"while {title(dag.model.proto.graph.node[node])} was edited for the kept channels")
         raise
-    return united(edits, lambda slot: slot < len(inputs) and inputs[slot] in dag.model.origins)
+    return common_edit(edits, lambda slot: slot < len(inputs) and inputs[slot] in dag.model.origins)
 
 
 def _unlike_edits(dag: ChannelDag) -> frozenset[int]:
     """Nodes whose edits differ between sizes on some of ``DRAWS`` random keep sets."""
-    if not dag.further:
+    if not dag.other_sizes:
         return frozenset()
     rng = np.random.default_rng(0)
-    drawn = [_random_keep_set(dag, rng) for _ in range(DRAWS)]
+    drawn = [_random_keep_set(dag, rng) for _ in range(KEEP_SET_DRAWS)]
     return frozenset(
         node
         for node in dag.rewrites
-        if any(node not in at.rewrites for at in dag.further)
+        if any(node not in at.rewrites for at in dag.other_sizes)
         or any(joint_edit(dag, node, alive) is None for alive in drawn)
     )
 
 
 def _random_keep_set(dag: ChannelDag, rng: np.random.Generator) -> Mask:
     """Keep mask [channels] of a random half of the groups, with pinned groups kept."""
-    keep = (rng.random(int(dag.groups.max()) + 1) < 1 / 2) | dag.pinned
+    keep = (rng.random(int(dag.groups.max()) + 1) < 1 / 2) | dag.pinned_groups
     for _, (channels, slots) in dag.concat_slots:
         keep[dag.groups[slots[~keep[dag.groups[channels]]]]] = False
     return keep[dag.groups]
@@ -214,8 +214,8 @@ def _analyse_once(
     Grouped operators in ``by_position`` tie positions instead of whole groups; inputs and outputs of the nodes in
     ``unlike`` are pinned.
     """
-    traces = [Trace(model, seen, by_position) for seen in (observation, *observation.further)]
-    spare = unneeded(model.proto.graph.node, model.proto.graph)
+    traces = [Trace(model, seen, by_position) for seen in (observation, *observation.further_runs)]
+    spare = unused_outputs(model.proto.graph.node, model.proto.graph)
     for index, node in enumerate(model.proto.graph.node):
         if not spare.issuperset(name for name in node.output if name):
             _visit(traces, index, rules, index in unlike)
@@ -223,31 +223,31 @@ def _analyse_once(
         for value in model.proto.graph.output:
             if value.name in trace.channel_ids:
                 channel_ids = np.unique(trace.channel_ids[value.name])
-                trace.pins.append(Pin(channel_ids, value.name, f"graph output '{value.name}'", advice.INTERFACE))
+                trace.pins.append(Pin(channel_ids, value.name, f"graph output '{value.name}'", advice.FIXED_INTERFACE))
     return _join(traces)
 
 
 def _visit(traces: Sequence[Trace], index: int, rules: Rules, refuse: bool) -> None:
     """Call a node's rule at every size; pin the node's inputs and outputs if the effects disagree."""
     before = traces[0].count
-    answers = [trace.ask(index, rules) for trace in traces]
+    answers = [trace.call_rule(index, rules) for trace in traces]
     if answers[0] is None:
         return
-    if refuse or len({trace.count for trace in traces}) > 1 or not alike(answers):
+    if refuse or len({trace.count for trace in traces}) > 1 or not answers_agree(answers):
         for trace in traces:
-            trace.undo(before)
-        answers = [trace.refuse(index, UNLIKE) for trace in traces]
+            trace.discard_ids(before)
+        answers = [trace.pin_node(index, SIZE_DEPENDENT) for trace in traces]
     for trace, answer in zip(traces, answers, strict=True):
         if answer is not None:
-            trace.add(index, answer)
+            trace.add_answer(index, answer)
 
 
 def _join(traces: Sequence[Trace]) -> ChannelDag:
     """Join the effects of all sizes, with the ties that shared weights and layouts on several axes require."""
     ties = [pair for trace in traces for effect in trace.effects.values() for pair in effect.ties]
-    ties += _shared_ties(traces[0].uses)
+    ties += _shared_ties(traces[0].constant_uses)
     for trace in traces:
-        trace.pins += trace.read_whole()
+        trace.pins += trace.pins_of_whole_reads()
     pins = list({(pin.tensor, pin.reason, pin.channel_ids.tobytes()): pin for t in traces for pin in t.pins}.values())
     known = _known_groups(traces[0].count, ties, pins)
     moves = [_moves(trace) for trace in traces]
@@ -255,9 +255,9 @@ def _join(traces: Sequence[Trace]) -> ChannelDag:
     ties += [
         pair for trace, moved in zip(traces, moves, strict=True) for pair in _layout_ties(trace, moved, known, runs)
     ]
-    groups = components(traces[0].count, ties)
+    groups = tied_groups(traces[0].count, ties)
     dags = [_build_dag(trace, groups, tuple(pins), moved) for trace, moved in zip(traces, moves, strict=True)]
-    return replace(dags[0], further=tuple(dags[1:]))
+    return replace(dags[0], other_sizes=tuple(dags[1:]))
 
 
 def _build_dag(
@@ -273,19 +273,21 @@ def _build_dag(
         observation=trace.observation,
         count=trace.count,
         groups=groups,
-        producer=np.repeat(*(np.asarray(column) for column in zip(*trace.minted, strict=True))),
+        producer=np.repeat(*(np.asarray(column) for column in zip(*trace.mint_log, strict=True))),
         channel_ids=trace.channel_ids,
         kernel_blocks=tuple((k, block) for k, effect in effects.items() for block in effect.kernel_blocks),
         fixed_edges=tuple((k, edges) for k, effect in effects.items() for edges in effect.fixed_edges),
         concat_slots=tuple((k, pair) for k, effect in effects.items() for pair in effect.concat_slots),
-        uses=tuple(trace.uses),
+        constant_uses=tuple(trace.constant_uses),
         pins=pins,
         starts=starts,
         ends=ends,
         rewrites=trace.rewrites | {k: effect.rewrite for k, effect in effects.items() if effect.rewrite is not None},
         moves=moves,
-        gathers=frozenset(n for k, effect in effects.items() if effect.gathers for n in trace.outputs(k)),
-        unruled=frozenset(trace.unruled),
+        gathered_outputs=frozenset(
+            n for k, effect in effects.items() if effect.needs_gather for n in trace.output_names(k)
+        ),
+        nodes_without_rule=frozenset(trace.nodes_without_rule),
         reductions={k: effect.reductions for k, effect in effects.items() if effect.reductions},
     )
 
@@ -295,15 +297,17 @@ def _moves(trace: Trace) -> dict[str, tuple[str, Move]]:
     return {
         output: (trace.model.proto.graph.node[index].input[0], move)
         for index, effect in trace.effects.items()
-        for output, move in zip(trace.outputs(index), effect.moves, strict=False)
+        for output, move in zip(trace.output_names(index), effect.moves, strict=False)
         if output in trace.channel_ids
     }
 
 
 def _same_run(traces: Sequence[Trace], moves: Sequence[dict[str, tuple[str, Move]]], name: str) -> OperatorRun:
     """Run of movements that ends in a tensor; without indices if it differs between sizes."""
-    operator_runs = [gathered(name, m, t.channel_ids, t.observation.shapes) for t, m in zip(traces, moves, strict=True)]
-    return same_run(operator_runs)
+    operator_runs = [
+        trace_run(name, m, t.channel_ids, t.observation.shapes) for t, m in zip(traces, moves, strict=True)
+    ]
+    return common_run(operator_runs)
 
 
 def _shared_ties(uses: list[ConstantUse]) -> list[TiePairs]:
@@ -317,7 +321,7 @@ def _shared_ties(uses: list[ConstantUse]) -> list[TiePairs]:
     for use in uses:
         same = there.setdefault((use.node, use.slot), use)
         ties += _same_slices(same, use) if same is not use else []
-        if use.inward is None:
+        if use.input_channel_ids is None:
             continue
         known = first.setdefault(use.constant, use)
         if [f.shape for f in known.factors] != [f.shape for f in use.factors]:
@@ -331,10 +335,10 @@ def _same_slices(one: ConstantUse, other: ConstantUse) -> list[TiePairs]:
     """Ties under which two uses slice a constant in the same way; an axis that only one slices is kept whole."""
     rank = max(factor.ndim for factor in (*one.factors, *other.factors))
     mine, theirs = ([f.reshape((1,) * (rank - f.ndim) + f.shape) for f in use.factors] for use in (one, other))
-    always = uniform(0, rank)
-    ties = [(factor, always) for factor in (*mine, *theirs) if not varied(factor)]
+    always = uniform_ids(0, rank)
+    ties = [(factor, always) for factor in (*mine, *theirs) if not varied_axes(factor)]
     for axis in range(rank):
-        first, second = ([f for f in factors if axis in varied(f)] for factors in (mine, theirs))
+        first, second = ([f for f in factors if axis in varied_axes(f)] for factors in (mine, theirs))
         ties += [_spread_pair(f, second[0] if second else always) for f in first]
         ties += [_spread_pair(f, first[0] if first else always) for f in second]
     return ties
@@ -347,8 +351,8 @@ def _spread_pair(one: ChannelIds, other: ChannelIds) -> TiePairs:
 
 def _known_groups(count: int, ties: list[TiePairs], pins: Sequence[Pin]) -> NDArray[np.int64]:
     """Groups [channels] under the ties so far, with all pinned groups merged into one."""
-    groups = components(count, ties)
-    return np.where(pinned(groups, pins)[groups], groups[0], groups)
+    groups = tied_groups(count, ties)
+    return np.where(groups_with_pins(groups, pins)[groups], groups[0], groups)
 
 
 def _layout_ties(
@@ -359,11 +363,11 @@ def _layout_ties(
     They are not needed if other ties imply this, nor inside a run of movements that one Gather can replace.
     """
     spread = {
-        name: compact(groups[channel_ids])
+        name: compact_ids(groups[channel_ids])
         for name, channel_ids in trace.channel_ids.items()
-        if len(varied(channel_ids)) > 1
+        if len(varied_axes(channel_ids)) > 1
     }
-    several = {name for name, channel_ids in spread.items() if len(varied(channel_ids)) > 1}
+    several = {name for name, channel_ids in spread.items() if len(varied_axes(channel_ids)) > 1}
     tied: set[str] = set()
     for index in trace.effects:
         node = trace.model.proto.graph.node[index]
@@ -377,8 +381,10 @@ def _layout_ties(
     for name in moves:
         if name not in several and moves[name][0] in several:
             run = run_of(name)
-            tied |= set() if run.indices is not None else several & set(run.inside)
-    return [pair for name in sorted(tied) for pair in _tie_slices(trace.channel_ids[name], varied(spread[name])[0])]
+            tied |= set() if run.indices is not None else several & set(run.intermediate)
+    return [
+        pair for name in sorted(tied) for pair in _tie_slices(trace.channel_ids[name], varied_axes(spread[name])[0])
+    ]
 
 
 def _tie_slices(channel_ids: ChannelIds, axis: int) -> list[TiePairs]:

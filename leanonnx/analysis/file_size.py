@@ -11,7 +11,15 @@ import onnx
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import holder_array
-from leanonnx.graph.storage import ALIGNMENT, BITS, BYTE, EXTERNAL_FROM, PROTOBUF_LIMIT, data_size, element_bits
+from leanonnx.graph.storage import (
+    ALIGNMENT,
+    BITS_PER_BYTE,
+    MIN_EXTERNAL_BYTES,
+    PROTOBUF_LIMIT,
+    SUB_BYTE_BITS,
+    data_size,
+    element_bits,
+)
 
 FLOAT_BITS = 32
 """Bits of a weight whose file does not store it."""
@@ -35,8 +43,8 @@ class FileSize:
 
     def data_bytes(self, bits: int, count: int) -> int:
         """Bytes of the data of a constant: ``count`` elements of ``bits`` each."""
-        size = -(-count * bits // BYTE)
-        return -(-size // ALIGNMENT) * ALIGNMENT if self.external and size >= EXTERNAL_FROM else size
+        size = -(-count * bits // BITS_PER_BYTE)
+        return -(-size // ALIGNMENT) * ALIGNMENT if self.external and size >= MIN_EXTERNAL_BYTES else size
 
 
 def file_size(model: Model, sliced: Collection[str]) -> FileSize:
@@ -49,7 +57,7 @@ def file_size(model: Model, sliced: Collection[str]) -> FileSize:
         frame += _head_bytes(tensor) + EXTERNAL_ENTRY_BYTES * size.external
         if tensor.name not in sliced:
             data = tensor.ByteSize() - _head_bytes(tensor)
-            frame += size.data_bytes(BYTE, max(data, 0))
+            frame += size.data_bytes(BITS_PER_BYTE, max(data, 0))
     return FileSize(size.original, frame, size.external)
 
 
@@ -72,7 +80,7 @@ def weight_bits(dag: ChannelDag, node: int, slot: int) -> int:
 
 def array_bits(dtype: Any) -> int:
     """Bits of one element of an array, as it is stored in a file."""
-    return BITS.get(dtype.name, BYTE * int(dtype.itemsize))
+    return SUB_BYTE_BITS.get(dtype.name, BITS_PER_BYTE * int(dtype.itemsize))
 
 
 def _field_bytes(message: Any, leave: str) -> int:

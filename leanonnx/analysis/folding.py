@@ -16,14 +16,14 @@ from onnx import numpy_helper
 
 from leanonnx.analysis.constants import Constants, ConstantUse
 from leanonnx.graph.model import Model
-from leanonnx.graph.nodes import captured
+from leanonnx.graph.nodes import captured_names
 from leanonnx.graph.storage import copy_fields
-from leanonnx.graph.view import FREE_INITIALIZERS, unneeded
+from leanonnx.graph.view import FREE_INITIALIZERS, unused_outputs
 from leanonnx.numeric.arrays import Array
 from leanonnx.rules.call import KernelBlock
 
 
-def to_fold(
+def values_to_fold(
     constants: Constants, uses: Iterable[ConstantUse], blocks: Iterable[tuple[int, KernelBlock]]
 ) -> dict[str, Array]:
     """Values of computed constants that channel-mixing nodes use as weights, by name.
@@ -31,25 +31,27 @@ def to_fold(
     These are the ones that cannot be traced to a stored tensor, and those that other nodes read as a whole.
     """
     model, nodes = constants.model, constants.model.proto.graph.node
-    weights = [(node, block.slot) for node, block in blocks if block.inward is not None]
+    weights = [(node, block.slot) for node, block in blocks if block.input_channel_ids is not None]
     mixing = {node for node, _ in weights}
     wanted = {
-        use.constant for use in uses if use.computed is not None and (use.inward is not None or use.node in mixing)
+        use.constant
+        for use in uses
+        if use.computed is not None and (use.input_channel_ids is not None or use.node in mixing)
     }
-    wanted |= set(constants.torn({(node, nodes[node].input[slot]) for node, slot in weights}))
+    wanted |= set(constants.partly_sliced({(node, nodes[node].input[slot]) for node, slot in weights}))
     outputs = {value.name for value in model.proto.graph.output}
     return {name: constants.observation.values[name] for name in wanted - outputs}
 
 
-def folded(model: Model, values: Mapping[str, Array]) -> Model:
+def fold_values(model: Model, values: Mapping[str, Array]) -> Model:
     """Store these values in place of the nodes that compute them."""
     source = model.proto.graph
-    idle = unneeded(source.node, source)
+    idle = unused_outputs(source.node, source)
     kept = [node for node in source.node if values.keys().isdisjoint(node.output)]
-    spare = unneeded(kept, source) - idle
+    spare = unused_outputs(kept, source) - idle
     nodes = [node for node in kept if not spare.issuperset(node.output)]
-    read = {name for node in nodes for name in [*node.input, *captured(node)]} | {v.name for v in source.output}
-    left = {name for node in source.node for name in [*node.input, *captured(node)]} - read
+    read = {name for node in nodes for name in [*node.input, *captured_names(node)]} | {v.name for v in source.output}
+    left = {name for node in source.node for name in [*node.input, *captured_names(node)]} - read
     gone = {name for node in source.node for name in node.output} - {name for node in nodes for name in node.output}
     proto = onnx.ModelProto()
     copy_fields(model.proto, proto, leave={"graph"})

@@ -11,7 +11,7 @@ from leanonnx.rules.call import Pin
 from leanonnx.spelling import option, verb
 
 
-def named_pin(dag: ChannelDag, name: str) -> Pin:
+def resolve_pin(dag: ChannelDag, name: str) -> Pin:
     """Pin of a tensor, or of the outputs of a node (``--pin NAME``)."""
     if name in dag.channel_ids:
         return Pin(np.unique(dag.channel_ids[name]), name, option("pin", name))
@@ -24,7 +24,7 @@ def named_pin(dag: ChannelDag, name: str) -> Pin:
     return Pin(np.unique(np.concatenate(channel_ids)), name, option("pin", name))
 
 
-def named_nodes(model: Model, name: str) -> list[int]:
+def resolve_nodes(model: Model, name: str) -> list[int]:
     """Indices of the nodes with this name or with an output of this name (``--ignore LAYER``)."""
     nodes = [k for k, n in enumerate(model.proto.graph.node) if name and (n.name == name or name in n.output)]
     if not nodes:
@@ -34,7 +34,7 @@ def named_nodes(model: Model, name: str) -> list[int]:
     return nodes
 
 
-def ignored_pin(dag: ChannelDag, node: int) -> Pin:
+def pin_outputs(dag: ChannelDag, node: int) -> Pin:
     """Pin of all outputs of an ignored node."""
     outputs = dag.model.proto.graph.node[node].output
     channel_ids = [np.unique(dag.channel_ids[o]) for o in outputs if o in dag.channel_ids]
@@ -43,6 +43,6 @@ def ignored_pin(dag: ChannelDag, node: int) -> Pin:
     )
 
 
-def named_tensors(model: Model, names: tuple[str, ...]) -> set[str]:
+def resolve_tensors(model: Model, names: tuple[str, ...]) -> set[str]:
     """Names of the tensors, and of the outputs of the nodes, with one of these names."""
     return {n for node in model.proto.graph.node for n in node.output if node.name in names or n in names} - {""}

@@ -17,8 +17,8 @@ import onnx
 from leanonnx.analysis.constants import Constants
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.nodes import STANDARD, attribute, subgraphs
-from leanonnx.graph.view import unneeded
-from leanonnx.numeric.channel_ids import ChannelIds, Mask, Shape, varied
+from leanonnx.graph.view import unused_outputs
+from leanonnx.numeric.channel_ids import ChannelIds, Mask, Shape, varied_axes
 from leanonnx.operators.facts import MICROSOFT, NCHWC, Family, OperatorFacts, Trait
 from leanonnx.operators.table import OPERATORS, names_of, names_with
 from leanonnx.rules.table import DEFAULT_RULES
@@ -36,9 +36,9 @@ class Product:
     macs: int
     factors: tuple[ChannelIds, ...] = ()
 
-    def surviving(self, alive: Mask) -> int:
+    def remaining(self, alive: Mask) -> int:
         """Multiply-adds of a keep set [channels]."""
-        axes = [axis for factor in self.factors for axis in varied(factor)]
+        axes = [axis for factor in self.factors for axis in varied_axes(factor)]
         if len(axes) == len(set(axes)):
             count = self.macs
             for factor in self.factors:
@@ -96,7 +96,7 @@ def products(dag: ChannelDag) -> tuple[tuple[Product, ...], tuple[int, ...]]:
     """Products of a network, and the indices of nodes whose multiply-adds are not known."""
     graph = dag.model.proto.graph
     static = Constants(dag.model, dag.observation).static
-    unused = unneeded(graph.node, graph)
+    unused = unused_outputs(graph.node, graph)
     counted: list[Product] = []
     unknown: list[int] = []
     for index, node in enumerate(graph.node):
@@ -125,7 +125,7 @@ def _counts(dag: ChannelDag, index: int, node: onnx.NodeProto) -> Counts | None:
             return None
     if any(_multiplies(graph) for graph in subgraphs(node)):
         return None
-    ruled = (domain, node.op_type) in DEFAULT_RULES or index not in dag.unruled
+    ruled = (domain, node.op_type) in DEFAULT_RULES or index not in dag.nodes_without_rule
     harmless = domain in ("", NCHWC) or (domain == MICROSOFT and node.op_type in HARMLESS)
     return [] if ruled or harmless else None
 
@@ -147,7 +147,7 @@ def _contraction(view: _View, slots: Sequence[int], terms: Sequence[str]) -> tup
     for slot, term in zip(slots, terms, strict=True):
         sizes |= {letter: max(size, sizes[letter]) for letter, size in zip(term, view.shape(slot), strict=True)}
         channel_ids = view.channel_ids(view.node.input[slot])
-        if channel_ids is not None and varied(channel_ids) and len(set(term)) == len(term):
+        if channel_ids is not None and varied_axes(channel_ids) and len(set(term)) == len(term):
             order = sorted(range(len(term)), key=lambda axis: term[axis])
             by_letter = dict(zip(sorted(term), channel_ids.transpose(order).shape, strict=True))
             factors.append(channel_ids.transpose(order).reshape([by_letter.get(letter, 1) for letter in letters]))

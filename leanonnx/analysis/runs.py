@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from leanonnx.numeric.channel_ids import ChannelIds, Shape, compact, on_axis, varied
+from leanonnx.numeric.channel_ids import ChannelIds, Shape, compact_ids, on_axis, varied_axes
 from leanonnx.rules.call import Move
 
 
@@ -21,12 +21,12 @@ class OperatorRun:
     """
 
     source: str
-    inside: tuple[str, ...]
+    intermediate: tuple[str, ...]
     axis: int
     indices: NDArray[np.int64] | None = field(compare=False)
 
 
-def same_run(runs: Sequence[OperatorRun]) -> OperatorRun:
+def common_run(runs: Sequence[OperatorRun]) -> OperatorRun:
     """Run of several sizes; without indices if these differ."""
     first, *others = runs
     same = all(
@@ -39,7 +39,7 @@ def same_run(runs: Sequence[OperatorRun]) -> OperatorRun:
     return first if same else replace(first, indices=None)
 
 
-def gathered(
+def trace_run(
     name: str, moves: Mapping[str, tuple[str, Move]], channel_ids: Mapping[str, ChannelIds], shapes: Mapping[str, Shape]
 ) -> OperatorRun:
     """Trace the movements behind a tensor back to the nearest tensor whose channels lie on a single axis."""
@@ -47,10 +47,10 @@ def gathered(
     while source in moves:
         source, move = moves[source]
         steps.append(move)
-        if len(varied(channel_ids[source])) <= 1:
+        if len(varied_axes(channel_ids[source])) <= 1:
             break
         inside.append(source)
-    axes = varied(channel_ids[source])
+    axes = varied_axes(channel_ids[source])
     if len(axes) != 1 or len(shapes[source]) != len(shapes[name]):
         return OperatorRun(source, tuple(inside), 0, None)
     return OperatorRun(source, tuple(inside), axes[0], _indices(steps[::-1], shapes[source], shapes[name], axes[0]))
@@ -62,11 +62,11 @@ def _indices(steps: list[Move], before: Shape, after: Shape, axis: int) -> NDArr
     for k, size in enumerate(before):
         probe = on_axis(np.arange(size), k, len(before))
         for step in steps:
-            probe = compact(step(probe))
+            probe = compact_ids(step(probe))
         if k == axis:
-            if set(varied(probe)) - {axis}:
+            if set(varied_axes(probe)) - {axis}:
                 return None
             result = np.broadcast_to(probe.reshape(-1), (after[axis],)).copy()
-        elif after[k] != size or not np.array_equal(probe, compact(on_axis(np.arange(size), k, len(before)))):
+        elif after[k] != size or not np.array_equal(probe, compact_ids(on_axis(np.arange(size), k, len(before)))):
             return None
     return result

@@ -22,12 +22,12 @@ from leanonnx.api.sources import (
 from leanonnx.commands.compress import pipeline
 from leanonnx.commands.compress.options import Recover
 from leanonnx.data.images import ImageFormat
-from leanonnx.data.samples import PLAIN
+from leanonnx.data.samples import DEFAULT_IMAGE_FORMAT
 from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.providers import Provider
 from leanonnx.selection.removal import without_channels
 from leanonnx.surgery.plan import make_plan
-from leanonnx.system.clock import Progress, quiet
+from leanonnx.system.clock import Progress, ignore_progress
 from leanonnx.system.outputs import StrPath
 from leanonnx.version import __version__
 
@@ -41,7 +41,7 @@ def remove_channels(
     plan_out: StrPath | None = None,
     plan_weights: StrPath | None = None,
     calib: CalibrationData | None = None,
-    images: ImageFormat = PLAIN,
+    images: ImageFormat = DEFAULT_IMAGE_FORMAT,
     recover: Recover | None = None,
     provider: Provider = "cpu",
     threads: int = 0,
@@ -50,7 +50,7 @@ def remove_channels(
     freeze: bool = False,
     measure: bool = False,
     seed: int = 0,
-    progress: Progress = quiet,
+    progress: Progress = ignore_progress,
 ) -> Compressed:
     """Remove channels of your own choice with everything that has to follow, and prove the result.
 

@@ -25,13 +25,13 @@ from leanonnx.commands.check.rows import CheckReport
 from leanonnx.commands.check.texts import verdict_text
 from leanonnx.commands.check.verdicts import Verdict
 from leanonnx.data.images import ImageFormat
-from leanonnx.data.samples import PLAIN
+from leanonnx.data.samples import DEFAULT_IMAGE_FORMAT
 from leanonnx.reporting.encoding import Json, to_json
 from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.providers import Provider, Setting
-from leanonnx.runtime.timing import SECONDS
+from leanonnx.runtime.timing import DEFAULT_TIMING_SECONDS
 from leanonnx.spelling import option
-from leanonnx.system.clock import Progress, quiet
+from leanonnx.system.clock import Progress, ignore_progress
 from leanonnx.system.outputs import StrPath
 
 LimitText = float | str
@@ -83,16 +83,16 @@ def check(
     max_macs: LimitText | None = None,
     gates: StrPath | None = None,
     data: StrPath | None = None,
-    images: ImageFormat = PLAIN,
+    images: ImageFormat = DEFAULT_IMAGE_FORMAT,
     provider: Provider = "cpu",
     skip_missing_provider: bool = False,
     threads: int | Sequence[int] = 0,
     batch: int | Sequence[int] = (),
     shape: Shapes | None = None,
-    seconds: float = SECONDS,
+    seconds: float = DEFAULT_TIMING_SECONDS,
     library: StrPath | Sequence[StrPath] = (),
     seed: int = 0,
-    progress: Progress = quiet,
+    progress: Progress = ignore_progress,
 ) -> CheckResult:
     """Compare a candidate model with its baseline, gate by gate; a failed gate is no error.
 
@@ -145,5 +145,5 @@ def check(
         skip_missing=skip_missing_provider,
     )
     with as_file(base) as base_path, as_file(new) as new_path:
-        outcome = gatekeeper.check(base_path, new_path, request, progress)
+        outcome = gatekeeper.run_check(base_path, new_path, request, progress)
     return CheckResult(outcome.verdicts, outcome.notes, check_report(title(base), title(new), request, outcome))

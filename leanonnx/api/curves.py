@@ -16,14 +16,14 @@ from leanonnx.commands.sweep.extras import maker, plotter
 from leanonnx.commands.sweep.request import SweepRequest
 from leanonnx.commands.sweep.rows import PointRow, SweepReport
 from leanonnx.data.images import ImageFormat
-from leanonnx.data.samples import PLAIN
+from leanonnx.data.samples import DEFAULT_IMAGE_FORMAT
 from leanonnx.ranking.criteria import Chains, Method
 from leanonnx.reporting.encoding import Json, to_json
 from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.providers import Provider
 from leanonnx.selection.metrics import Budget
 from leanonnx.spelling import option
-from leanonnx.system.clock import Progress, quiet
+from leanonnx.system.clock import Progress, ignore_progress
 from leanonnx.system.outputs import StrPath
 
 
@@ -102,7 +102,7 @@ def sweep(
     pin: str | Sequence[str] = (),
     ignore: str | Sequence[str] = (),
     calib: StrPath | None = None,
-    images: ImageFormat = PLAIN,
+    images: ImageFormat = DEFAULT_IMAGE_FORMAT,
     recover: Recover | None = None,
     align: Literal["auto"] | int = "auto",
     target: str = "auto",
@@ -114,7 +114,7 @@ def sweep(
     best_effort: bool = False,
     measure: bool = False,
     seed: int = 0,
-    progress: Progress = quiet,
+    progress: Progress = ignore_progress,
 ) -> SweepResult:
     """Compress models to several fractions: the trade-off curves, with the knee of each.
 
@@ -148,7 +148,7 @@ def sweep(
     rules_file = None if rules is None else Path(rules)
     request = SweepRequest(paths, asked, options, Path(out), rules_file, save_models, restart)
     make = maker(options.budget.metric, jobs, dask, len(paths) * len(asked))
-    return _result(driver.sweep(request, make, plotter(), progress), Path(out))
+    return _result(driver.run_sweep(request, make, plotter(), progress), Path(out))
 
 
 def _result(report: SweepReport, folder: Path) -> SweepResult:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from leanonnx.commands.calibrate import calibrate
-from leanonnx.commands.calibrate.calibrate import Calibration
+from leanonnx.commands.calibrate.calibrate import DeviceCalibration
 from leanonnx.runtime.providers import Provider, Setting
-from leanonnx.system.clock import Progress, quiet
+from leanonnx.system.clock import Progress, ignore_progress
 from leanonnx.system.outputs import StrPath
 
 
 def calibrate_device(
-    out: StrPath, *, provider: Provider = "cpu", threads: int = 0, progress: Progress = quiet
-) -> Calibration:
+    out: StrPath, *, provider: Provider = "cpu", threads: int = 0, progress: Progress = ignore_progress
+) -> DeviceCalibration:
     """Measure which widths this machine runs at full speed and what work costs on it, and store that as a target.
 
     Takes about half a minute on a CPU. ``compress`` uses the table where its ``targets`` names the file.
@@ -32,6 +32,6 @@ def calibrate_device(
     """
     path = Path(out)
     calibrate.check_storable(path)
-    calibration = calibrate.calibrate(Setting(provider, threads), progress)
-    calibrate.store(calibration.target, path)
+    calibration = calibrate.run_calibration(Setting(provider, threads), progress)
+    calibrate.store_table(calibration.target, path)
     return calibration

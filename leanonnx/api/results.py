@@ -11,12 +11,12 @@ from pathlib import Path
 import onnx
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.commands.bench.benchmark import Case
+from leanonnx.commands.bench.benchmark import BenchCase
 from leanonnx.commands.bench.rows import BenchReport
 from leanonnx.commands.compress.pipeline import CompressResult
 from leanonnx.commands.compress.report import compression_report
 from leanonnx.evaluation.deviation import Fidelity
-from leanonnx.formatting import counted, shape_text
+from leanonnx.formatting import count_text, shape_text
 from leanonnx.graph.storage import write_model
 from leanonnx.proof.proof import Proof
 from leanonnx.reporting.costs import CostChange
@@ -26,7 +26,7 @@ from leanonnx.reporting.reports import ChannelCounts, ChannelReport, Compression
 from leanonnx.reporting.rows import LayerRow, PinRow, ProductRow, TieRow
 from leanonnx.runtime.timing import TimingComparison
 from leanonnx.surgery.plan import Plan
-from leanonnx.system.outputs import StrPath, check_apart, check_writable, publish, temporary_beside
+from leanonnx.system.outputs import StrPath, check_no_overwrites, check_writable, publish, temporary_folder_beside
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -112,8 +112,8 @@ class Compressed:
         """
         output = Path(path)
         check_writable(self._files[0], output)
-        check_apart(self._files, output)
-        with temporary_beside(output) as folder:
+        check_no_overwrites(self._files, output)
+        with temporary_folder_beside(output) as folder:
             write_model(self._proto, folder / output.name, external=len(self._files) > 1)
             publish(folder / output.name, output)
 
@@ -229,7 +229,7 @@ class Timings:
         report: what ``leanonnx bench`` prints.
     """
 
-    cases: tuple[Case, ...]
+    cases: tuple[BenchCase, ...]
     report: BenchReport
 
     def to_dict(self) -> Json:
@@ -240,11 +240,11 @@ class Timings:
         return f"<{'; '.join(_case_text(case) for case in self.cases)}>"
 
 
-def _case_text(case: Case) -> str:
+def _case_text(case: BenchCase) -> str:
     sizes = ", ".join(f"{name} {shape_text(shape)}" for name, shape in case.inputs.items())
-    setting = f"{case.setting.provider}, {counted(case.setting.threads, 'thread')}, {sizes}"
+    setting = f"{case.setting.provider}, {count_text(case.setting.threads, 'thread')}, {sizes}"
     timing = case.outcome
     if not isinstance(timing, TimingComparison):
         return f"{setting}: {timing.median:.3f} ms"
     times = f"{timing.before.median:.3f} ms and {timing.after.median:.3f} ms"
-    return f"{setting}: {times}, {timing.words} ({timing.speedup:.2f} times as fast)"
+    return f"{setting}: {times}, {timing.verdict} ({timing.speedup:.2f} times as fast)"

@@ -14,13 +14,13 @@ import onnx
 from numpy.typing import ArrayLike
 from onnx.external_data_helper import uses_external_data
 
-from leanonnx.data.files import IN_MEMORY
-from leanonnx.data.samples import Samples
+from leanonnx.data.files import IN_MEMORY_TITLE
+from leanonnx.data.samples import SampleSource
 from leanonnx.errors import LeanOnnxError, ModelError
 from leanonnx.graph.formats import graphs
 from leanonnx.graph.storage import write_model
 from leanonnx.rules.table import DEFAULT_RULES, Rules
-from leanonnx.rules.user import joined_rules, read_rules
+from leanonnx.rules.user import extend_rules, read_rules
 from leanonnx.surgery.plan import Plan, load_plan
 from leanonnx.system.outputs import StrPath
 
@@ -93,14 +93,14 @@ def as_rules(rules: RuleSource | None) -> Rules:
     """
     if rules is None:
         return DEFAULT_RULES
-    return joined_rules(rules) if isinstance(rules, Mapping) else read_rules(Path(rules))
+    return extend_rules(rules) if isinstance(rules, Mapping) else read_rules(Path(rules))
 
 
-def as_samples(calib: CalibrationData | None) -> Samples | None:
+def as_samples(calib: CalibrationData | None) -> SampleSource | None:
     """CalibrationData data as a path, or as arrays by graph input."""
     if isinstance(calib, str | PathLike):
         return Path(calib)
-    return calib if calib is None or isinstance(calib, Mapping) else {IN_MEMORY: calib}
+    return calib if calib is None or isinstance(calib, Mapping) else {IN_MEMORY_TITLE: calib}
 
 
 def several(given: Any, kind: type[T]) -> tuple[T, ...]:

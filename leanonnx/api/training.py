@@ -14,7 +14,7 @@ from leanonnx.checks import exactly_one
 from leanonnx.commands.finetune.rows import FinetuneReport
 from leanonnx.commands.finetune.strategies import Device, Strategy
 from leanonnx.data.images import ImageFormat
-from leanonnx.data.samples import PLAIN
+from leanonnx.data.samples import DEFAULT_IMAGE_FORMAT
 from leanonnx.errors import OptionError
 from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.ranking.criteria import Chains, Importance, Method
@@ -22,7 +22,7 @@ from leanonnx.reporting.encoding import Json, to_json
 from leanonnx.runtime.observation import Shapes
 from leanonnx.selection.metrics import Budget
 from leanonnx.spelling import option
-from leanonnx.system.clock import Progress, quiet
+from leanonnx.system.clock import Progress, ignore_progress
 from leanonnx.system.outputs import StrPath
 
 
@@ -82,10 +82,10 @@ def finetune(
     ignore: str | Sequence[str] = (),
     keep_steps: StrPath | None = None,
     shape: Shapes | None = None,
-    images: ImageFormat = PLAIN,
+    images: ImageFormat = DEFAULT_IMAGE_FORMAT,
     library: StrPath | Sequence[StrPath] = (),
     seed: int = 0,
-    progress: Progress = quiet,
+    progress: Progress = ignore_progress,
 ) -> TrainingResult | None:
     """Train the weights of a compressed model; names, structure and interface stay the same.
 
@@ -121,16 +121,18 @@ def finetune(
     budget = stepwise_budget(budget_limits(locals()), steps)
     compression = {"method": method, "chains": chains, "ignore": ignore, "seed": seed, "calib": data, "images": images}
     places = (Path(model), Path(out), optional_path(teacher), Path(data))
-    settings = training.Settings(epochs, lr, batch, minutes, patience, seed, amp, optional_path(checkpoint), resume)
+    settings = training.TrainingSettings(
+        epochs, lr, batch, minutes, patience, seed, amp, optional_path(checkpoint), resume
+    )
     options = driver.FinetuneOptions(strategy, shape or {}, images, augment, device, several(library, Path), settings)
     if budget is None or steps is None:
         if keep_steps is not None:
             example = f"{option('steps', 5)} {option('keep', 0.25)}"
             raise OptionError(f"{option('keep_steps')} goes with {option('steps')}, for example {example}")
-        result = driver.finetune(*places, options, progress)
+        result = driver.run_finetune(*places, options, progress)
         return None if result is None else _result(Path(out), result, report.finetune_report(result))
     asked = compress_options(compression, budget=budget, recover="auto")
-    schedule = stepwise.Schedule(steps, asked, optional_path(keep_steps))
+    schedule = stepwise.PruningSchedule(steps, asked, optional_path(keep_steps))
     stepped = stepwise.finetune_in_steps(*places, options, schedule, progress)
     return (
         None if stepped is None else _result(Path(out), stepped.steps[-1].result, report.finetune_steps_report(stepped))

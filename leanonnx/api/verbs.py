@@ -35,7 +35,7 @@ from leanonnx.commands.compress import pipeline
 from leanonnx.commands.compress.options import Recover, asked_budget
 from leanonnx.commands.compress.proving import compare_with_original
 from leanonnx.data.images import ImageFormat
-from leanonnx.data.samples import PLAIN
+from leanonnx.data.samples import DEFAULT_IMAGE_FORMAT
 from leanonnx.errors import ModelError, OptionError
 from leanonnx.graph.model import Model, load
 from leanonnx.page.page import PageContext, render
@@ -45,9 +45,9 @@ from leanonnx.reporting.inspection import network_report
 from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.providers import Provider, Setting
 from leanonnx.runtime.sessions import RunFailed
-from leanonnx.runtime.timing import SECONDS
-from leanonnx.surgery.plan import Plan, replay
-from leanonnx.system.clock import Progress, quiet
+from leanonnx.runtime.timing import DEFAULT_TIMING_SECONDS
+from leanonnx.surgery.plan import Plan, replay_plan
+from leanonnx.system.clock import Progress, ignore_progress
 from leanonnx.system.outputs import StrPath
 
 
@@ -71,7 +71,7 @@ def compress(
     plan_weights: StrPath | None = None,
     report: StrPath | None = None,
     calib: CalibrationData | None = None,
-    images: ImageFormat = PLAIN,
+    images: ImageFormat = DEFAULT_IMAGE_FORMAT,
     recover: Recover | None = None,
     align: Literal["auto"] | int = "auto",
     target: str = "auto",
@@ -84,7 +84,7 @@ def compress(
     best_effort: bool = False,
     measure: bool = False,
     seed: int = 0,
-    progress: Progress = quiet,
+    progress: Progress = ignore_progress,
 ) -> Compressed:
     """Remove channels until the model fits the budget, and prove the result.
 
@@ -184,9 +184,9 @@ def prove(
     made = as_plan(plan)
     with as_file(base) as source, as_file(new) as candidate:
         dag = pipeline.inspect(
-            source, shape or {}, as_rules(rules), several(library, Path), bool(made and made.freezes)
+            source, shape or {}, as_rules(rules), several(library, Path), bool(made and made.freezes_weights)
         )
-        alive = None if made is None or made.exact else replay(dag, made)
+        alive = None if made is None or made.exact else replay_plan(dag, made)
         rival = load(candidate, dag.model.libraries)
         benchmark.check_same_inputs(dag.model, rival)
         _check_same_outputs(dag.model, rival)
@@ -206,12 +206,12 @@ def bench(
     threads: int | Sequence[int] = 0,
     batch: int | Sequence[int] = (),
     shape: Shapes | None = None,
-    seconds: float = SECONDS,
+    seconds: float = DEFAULT_TIMING_SECONDS,
     library: StrPath | Sequence[StrPath] = (),
     cuda_graph: bool = False,
     tf32: bool = True,
     seed: int = 0,
-    progress: Progress = quiet,
+    progress: Progress = ignore_progress,
 ) -> Timings:
     """Time a model in onnxruntime, or two against each other in turns, each measurement in a fresh process.
 
@@ -246,7 +246,7 @@ def bench(
     )
     with as_file(a) as source, ExitStack() as stack:
         other = None if b is None else stack.enter_context(as_file(b))
-        cases = benchmark.bench(source, other, request, progress)
+        cases = benchmark.run_bench(source, other, request, progress)
     return Timings(cases, bench_report(title(a), None if b is None else title(b), request, cases))
 
 

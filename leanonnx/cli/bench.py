@@ -19,7 +19,7 @@ from leanonnx.cli.options import (
 )
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
 from leanonnx.commands.bench.benchmark import BenchRequest
-from leanonnx.commands.bench.benchmark import bench as measure
+from leanonnx.commands.bench.benchmark import run_bench as measure
 from leanonnx.commands.bench.report import bench_report
 from leanonnx.commands.bench.tables import bench_tables
 from leanonnx.runtime.providers import Provider, Setting

@@ -35,7 +35,7 @@ def calibrate_device(
         path = out or targets_file()
         calibrate.check_storable(path)
         with progress() as listener:
-            calibration = calibrate.calibrate(Setting(provider, threads), listener)
-        calibrate.store(calibration.target, path)
+            calibration = calibrate.run_calibration(Setting(provider, threads), listener)
+        calibrate.store_table(calibration.target, path)
         report = calibration_report(calibration, path, targets_file())
         show_json(report, results) if as_json else show(calibration_tables(report), results)

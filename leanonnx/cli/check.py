@@ -30,7 +30,7 @@ from leanonnx.cli.options import (
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
 from leanonnx.commands.bench import benchmark
 from leanonnx.commands.check.check import CheckRequest
-from leanonnx.commands.check.check import check as compare
+from leanonnx.commands.check.check import run_check as compare
 from leanonnx.commands.check.ci import CHECK_TITLE, github_command, github_lines, github_summary, junit_xml
 from leanonnx.commands.check.gates import (
     AGREEMENT,
@@ -151,7 +151,7 @@ def check(
             write_file(junit, junit_xml(report))
         if github:
             _report_to_github(report)
-        if outcome.failed:
+        if outcome.failed_gates:
             raise GateFailed(verdict_text(report))
 
 

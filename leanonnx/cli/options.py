@@ -83,10 +83,10 @@ def image_format(mean: str, std: str, scale: float, layout: str, size: str | Non
         OptionError: one of them is malformed.
     """
     axes, _, order = layout.partition(",")
-    known: dict[str, images.Axes] = {name: name for name in get_args(images.Axes)}
+    known: dict[str, images.ImageLayout] = {name: name for name in get_args(images.ImageLayout)}
     if axes not in known or order not in ("", "bgr"):
         raise OptionError(f"--layout {layout}: expected auto, nchw or nhwc, with ,bgr where the colours are so ordered")
-    colours: images.Colours = "bgr" if order else "rgb"
+    colours: images.ColourOrder = "bgr" if order else "rgb"
     return ImageFormat(_reals("mean", mean), _reals("std", std), scale, known[axes], _size(size), colours)
 
 

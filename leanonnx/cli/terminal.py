@@ -27,7 +27,7 @@ from leanonnx.errors import BUG, NO_MEMORY, USER_ERROR, LeanOnnxError, OutputErr
 from leanonnx.reporting.encoding import to_json
 from leanonnx.runtime.sessions import claim_process
 from leanonnx.spelling import spelled_for
-from leanonnx.system.clock import Progress, quiet
+from leanonnx.system.clock import Progress, ignore_progress
 
 WIDTH = 140
 INTERRUPTED = 130
@@ -107,7 +107,7 @@ def progress() -> Iterator[Progress]:
     """Yield a listener that shows stages and their progress as a bar on stderr; silent off a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield quiet
+        yield ignore_progress
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with rich.progress.Progress(*columns, console=console, transient=True) as bars:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from leanonnx.data.images import Folder, ImageFormat, frame_of, image_names
-from leanonnx.data.npz import Member, Read, members
+from leanonnx.data.images import ImageFolder, ImageFormat, image_input, image_names
+from leanonnx.data.npz import NpzArray, RowReader, npz_arrays
 from leanonnx.errors import DataError
 from leanonnx.graph.formats import is_float
 from leanonnx.numeric.arrays import Array
@@ -24,26 +24,26 @@ Sample = tuple[Feed, Array | None]
 LABEL_NAMES = ("labels", "label", "y")
 NUMERIC_KINDS = "biuf"
 TEXT_KINDS = "US"
-IN_MEMORY = "calib"
+IN_MEMORY_TITLE = "calib"
 """Title of samples in memory in messages."""
 
 
 @dataclass(frozen=True)
-class Slot:
+class InputSpec:
     """A graph input: declared sizes (None: free) and type; ``is_whole`` is True if one sample is the whole input."""
 
     name: str
     dims: tuple[int | None, ...]
     dtype: np.dtype[Any]
-    whole: bool = False
+    is_whole: bool = False
 
 
 @dataclass(frozen=True)
-class Made:
+class GeneratedArray:
     """An array [rows, ...] whose rows are generated on demand."""
 
     shape: tuple[int, ...]
-    make: Read
+    read_row: RowReader
 
     @property
     def count(self) -> int:
@@ -51,13 +51,13 @@ class Made:
         return self.shape[0]
 
     @contextmanager
-    def opened(self) -> Iterator[Read]:
+    def open_reader(self) -> Iterator[RowReader]:
         """Open a reader of rows by their index."""
-        yield self.make
+        yield self.read_row
 
 
 @dataclass(frozen=True)
-class Held:
+class MemoryArray:
     """An array [samples, ...] in memory."""
 
     name: str
@@ -79,18 +79,18 @@ class Held:
         return self.shape[0]
 
     @contextmanager
-    def opened(self) -> Iterator[Callable[[int], Array]]:
+    def open_reader(self) -> Iterator[Callable[[int], Array]]:
         """Open a reader of samples by their index, which returns copies."""
         yield lambda k: np.array(self.array[k], order="C")
 
 
 @dataclass(frozen=True)
-class File:
+class SampleFile:
     """Arrays of samples by input name, with their labels; ``title`` names their source in messages."""
 
     title: str
-    arrays: Mapping[str, Member | Held | Folder | Made]
-    label: Member | Held | None = None
+    arrays: Mapping[str, NpzArray | MemoryArray | ImageFolder | GeneratedArray]
+    label: NpzArray | MemoryArray | None = None
 
     @property
     def count(self) -> int:
@@ -98,11 +98,11 @@ class File:
         return min((array.count for array in self.arrays.values()), default=1)
 
     @contextmanager
-    def opened(self, slots: Sequence[Slot], labelled: bool) -> Iterator[Callable[[int], Sample]]:
+    def open_reader(self, slots: Sequence[InputSpec], labelled: bool) -> Iterator[Callable[[int], Sample]]:
         """Open a reader of samples by their index in the file; indices must ascend."""
         with ExitStack() as stack:
-            reads = [(slot, stack.enter_context(self.arrays[slot.name].opened())) for slot in slots]
-            label = stack.enter_context(self.label.opened()) if labelled and self.label else None
+            reads = [(slot, stack.enter_context(self.arrays[slot.name].open_reader())) for slot in slots]
+            label = stack.enter_context(self.label.open_reader()) if labelled and self.label else None
 
             def read(k: int) -> Sample:
                 where = f"{self.title}: sample {k} of input"
@@ -112,7 +112,7 @@ class File:
             yield read
 
 
-def listed(path: Path) -> tuple[list[Path], tuple[str, ...]]:
+def list_files(path: Path) -> tuple[list[Path], tuple[str, ...]]:
     """List the .npz files of a path, or the names of its images."""
     if path.is_file():
         return [path], ()
@@ -130,40 +130,44 @@ def listed(path: Path) -> tuple[list[Path], tuple[str, ...]]:
 
 def sample_files(path: Path) -> list[Path]:
     """List the files of the data at a path."""
-    archives, names = listed(path)
+    archives, names = list_files(path)
     return archives or [path / name for name in names]
 
 
-def slot_of(value: onnx.ValueInfoProto, shapes: Shapes) -> Slot:
+def input_spec(value: onnx.ValueInfoProto, shapes: Shapes) -> InputSpec:
     """Describe a graph input by its declared axes, or by the observed ones if it declares none."""
     kind = value.type.tensor_type
     dims: list[int | None] = [d.dim_value if d.dim_value > 0 else None for d in kind.shape.dim]
     if not kind.HasField("shape"):
         dims = [None] * len(shapes[value.name])
-    return Slot(value.name, tuple(dims), onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    return InputSpec(value.name, tuple(dims), onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
 
 
-def folder_file(path: Path, names: tuple[str, ...], slots: list[Slot], shapes: Shapes, images: ImageFormat) -> File:
+def open_image_folder(
+    path: Path, names: tuple[str, ...], slots: list[InputSpec], shapes: Shapes, images: ImageFormat
+) -> SampleFile:
     """Open a folder of images as the samples of the only input."""
     if len(slots) > 1:
         text = ", ".join(f"'{slot.name}'" for slot in slots)
         raise DataError(f"{path}: images can feed one input, but the model has {text}; give the data as .npz")
     slot = slots[0]
-    frame = frame_of(slot.name, slot.dims, shapes[slot.name], slot.dtype, images)
-    return File(str(path), {slot.name: Folder(path, names, frame)})
+    frame = image_input(slot.name, slot.dims, shapes[slot.name], slot.dtype, images)
+    return SampleFile(str(path), {slot.name: ImageFolder(path, names, frame)})
 
 
-def npz_file(path: Path, slots: list[Slot]) -> File:
+def open_npz_file(path: Path, slots: list[InputSpec]) -> SampleFile:
     """Open an .npz file and match its arrays with the inputs of the model."""
-    return _match_arrays(str(path), dict(members(path)), slots)
+    return _match_arrays(str(path), dict(npz_arrays(path)), slots)
 
 
-def held_file(arrays: Mapping[str, Any], slots: list[Slot]) -> File:
+def open_arrays(arrays: Mapping[str, Any], slots: list[InputSpec]) -> SampleFile:
     """Match arrays in memory with the inputs of the model by their names."""
-    return _match_arrays(IN_MEMORY, {name: Held(name, np.asarray(array)) for name, array in arrays.items()}, slots)
+    return _match_arrays(
+        IN_MEMORY_TITLE, {name: MemoryArray(name, np.asarray(array)) for name, array in arrays.items()}, slots
+    )
 
 
-def _match_arrays(title: str, members: dict[str, Member | Held], slots: list[Slot]) -> File:
+def _match_arrays(title: str, members: dict[str, NpzArray | MemoryArray], slots: list[InputSpec]) -> SampleFile:
     """Match arrays with inputs by name; a single array fits a single input under any name."""
     inputs = {slot.name for slot in slots}
     label = next((members[name] for name in LABEL_NAMES if name in members and name not in inputs), None)
@@ -189,10 +193,10 @@ def _match_arrays(title: str, members: dict[str, Member | Held], slots: list[Slo
             f"{title}: the arrays hold different numbers of samples ({text}); axis 0 counts the samples: give each as "
             "many, and inputs without a batch axis an axis more, [samples, ...]"
         )
-    return File(title, dict(arrays), label)
+    return SampleFile(title, dict(arrays), label)
 
 
-def _check_array(title: str, slot: Slot, member: Member | Held) -> None:
+def _check_array(title: str, slot: InputSpec, member: NpzArray | MemoryArray) -> None:
     """Check the shape and type of an array against its input."""
     rank, row = len(slot.dims), member.shape[1:]
     dims = {rank: slot.dims[1:], rank + 1: slot.dims}.get(max(len(member.shape), 1))
@@ -207,7 +211,7 @@ def _check_array(title: str, slot: Slot, member: Member | Held) -> None:
     _check_kind(title, member, kinds, f"input '{slot.name}' takes {text}")
 
 
-def _check_kind(title: str, member: Member | Held, kinds: str, expected: str) -> None:
+def _check_kind(title: str, member: NpzArray | MemoryArray, kinds: str, expected: str) -> None:
     if member.dtype.kind not in kinds:
         raise DataError(f"{title}: array '{member.name}' holds {member.dtype}, but {expected}; convert the array")
 

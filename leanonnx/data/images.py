@@ -17,16 +17,16 @@ from leanonnx.errors import DataError, OptionError
 from leanonnx.numeric.arrays import Array
 from leanonnx.spelling import option, option_list
 
-Axes = Literal["auto", "nchw", "nhwc"]
-Colours = Literal["rgb", "bgr"]
+ImageLayout = Literal["auto", "nchw", "nhwc"]
+ColourOrder = Literal["rgb", "bgr"]
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 IMAGE_RANKS = (3, 4)
-COLOURS = (1, 3, 4)
+IMAGE_CHANNEL_COUNTS = (1, 3, 4)
 """Numbers of channels that an image can have."""
-BATCH_RANK = 4
-MODES = {1: "L", 3: "RGB"}
+IMAGE_BATCH_RANK = 4
+PILLOW_MODES = {1: "L", 3: "RGB"}
 """Pillow's image modes by number of channels."""
-DEEP = {"I", "F", "I;16", "I;16B", "I;16L"}
+DEEP_MODES = {"I", "F", "I;16", "I;16B", "I;16L"}
 """Pillow's names of images with more than 8 bits for each channel."""
 EXAMPLES = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 IMAGE_OPTIONS = ("mean", "std", "scale", "layout", "size")
@@ -48,13 +48,13 @@ class ImageFormat:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     scale: float = 255.0
-    layout: Axes = "auto"
+    layout: ImageLayout = "auto"
     size: tuple[int, int] | None = None
-    order: Colours = "rgb"
+    order: ColourOrder = "rgb"
 
     def __post_init__(self) -> None:
-        check_choice("layout", self.layout, Axes)
-        check_choice("layout", self.order, Colours)
+        check_choice("layout", self.layout, ImageLayout)
+        check_choice("layout", self.order, ColourOrder)
         for name, values in (("mean", self.mean), ("std", self.std)):
             if not values or not all(math.isfinite(value) for value in values):
                 raise wrong_numbers(name, _typed(values), values)
@@ -91,23 +91,23 @@ def _typed(values: tuple[float, ...]) -> str:
 
 
 @dataclass(frozen=True)
-class Frame:
+class ImageInput:
     """Images that an input takes: their ``size`` (height, width) and number of ``channels``, first or last."""
 
     channels: int
-    first: bool
+    channels_first: bool
     size: tuple[int, int]
-    whole_numbers: bool
+    is_integer: bool
     images: ImageFormat
 
 
 @dataclass(frozen=True)
-class Folder:
+class ImageFolder:
     """The images of a folder in the order of their names, as samples [channels, height, width] or channels last."""
 
     path: Path
     names: tuple[str, ...]
-    frame: Frame
+    frame: ImageInput
 
     @property
     def count(self) -> int:
@@ -118,16 +118,16 @@ class Folder:
     def shape(self) -> tuple[int, ...]:
         """Shape of all samples together."""
         channels, size = (self.frame.channels,), self.frame.size
-        return (self.count, *channels, *size) if self.frame.first else (self.count, *size, *channels)
+        return (self.count, *channels, *size) if self.frame.channels_first else (self.count, *size, *channels)
 
     @contextmanager
-    def opened(self) -> Iterator[Callable[[int], Array]]:
+    def open_reader(self) -> Iterator[Callable[[int], Array]]:
         """Open a reader of images by their index.
 
         Raises:
             DataError: pillow is not installed; the reader raises it for an image that cannot be read.
         """
-        maker = pillow()
+        maker = import_pillow()
         yield lambda k: _read_image(maker, self.path / self.names[k], self.frame)
 
 
@@ -136,9 +136,9 @@ def image_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
 
     None for other shapes: an image has 1, 3 or 4 channels, and more rows and columns than channels.
     """
-    if len(shape) == BATCH_RANK:
+    if len(shape) == IMAGE_BATCH_RANK:
         for channels, height, width in ((1, 2, 3), (3, 1, 2)):
-            if shape[channels] in COLOURS and shape[channels] < min(shape[height], shape[width]):
+            if shape[channels] in IMAGE_CHANNEL_COUNTS and shape[channels] < min(shape[height], shape[width]):
                 return height, width
     return None
 
@@ -149,9 +149,9 @@ def image_names(path: Path) -> tuple[str, ...]:
     return tuple(sorted(name for name in names if not name.startswith(".")))
 
 
-def frame_of(
+def image_input(
     name: str, dims: tuple[int | None, ...], observed: tuple[int, ...], dtype: np.dtype[Any], images: ImageFormat
-) -> Frame:
+) -> ImageInput:
     """Determine the images that an input with the declared sizes ``dims`` (None: free) takes.
 
     Raises:
@@ -163,7 +163,7 @@ def frame_of(
         raise DataError(f"input '{name}' takes {text or 'one number'}, no image; give the data as .npz")
     first = _channels_first(name, shape[-3:], images.layout, text)
     channels, *size = shape[-3:] if first else (shape[-1], *shape[-3:-1])
-    if channels not in MODES:
+    if channels not in PILLOW_MODES:
         raise DataError(
             f"input '{name}' takes {text} with {channels} channels, expected 1 or 3 of an image; give the data as .npz"
         )
@@ -173,14 +173,14 @@ def frame_of(
         given = option("size", wanted, "x".join(map(str, wanted)))
         raise DataError(f"{given}: input '{name}' takes {size[0]}x{size[1]}; leave out {option('size')}")
     _check_numbers(name, channels, dtype, images)
-    return Frame(channels, first, wanted, dtype.kind in "iu", images)
+    return ImageInput(channels, first, wanted, dtype.kind in "iu", images)
 
 
 def _channels_first(name: str, shape: tuple[int, ...], layout: str, text: str) -> bool:
     """Return True if the channels precede height and width."""
     if layout != "auto":
         return layout == "nchw"
-    first, last = shape[0] in MODES, shape[-1] in MODES
+    first, last = shape[0] in PILLOW_MODES, shape[-1] in PILLOW_MODES
     if first == last:
         raise DataError(
             f"input '{name}' takes {text}: which axis holds the 1 or 3 channels cannot be told; "
@@ -203,7 +203,7 @@ def _check_numbers(name: str, channels: int, dtype: np.dtype[Any], images: Image
         )
 
 
-def pillow() -> Any:
+def import_pillow() -> Any:
     """Import the module ``PIL.Image``.
 
     Raises:
@@ -215,12 +215,12 @@ def pillow() -> Any:
         raise DataError("images need the package pillow; install it with: pip install 'leanonnx[images]'") from error
 
 
-def _read_image(maker: Any, path: Path, frame: Frame) -> Array:
+def _read_image(maker: Any, path: Path, frame: ImageInput) -> Array:
     """Read one image: resize its short side, crop the centre, and scale and normalise the pixels."""
     try:
         with maker.open(path) as image:
-            deep = image.mode in DEEP
-            pixels = None if deep else _resize_and_crop(maker, image.convert(MODES[frame.channels]), frame.size)
+            deep = image.mode in DEEP_MODES
+            pixels = None if deep else _resize_and_crop(maker, image.convert(PILLOW_MODES[frame.channels]), frame.size)
     except Exception as error:  # pillow raises several unrelated types
         text = " ".join(str(error).split())[:200]
         raise DataError(f"{path}: cannot be read as an image: {text}; copy it again or remove it") from error
@@ -229,10 +229,10 @@ def _read_image(maker: Any, path: Path, frame: Frame) -> Array:
     values = pixels.reshape(*frame.size, frame.channels)
     if frame.images.order == "bgr":
         values = values[..., ::-1]
-    if not frame.whole_numbers:
+    if not frame.is_integer:
         mean, std = np.asarray(frame.images.mean), np.asarray(frame.images.std)
         values = (values / frame.images.scale - mean) / std
-    return np.ascontiguousarray(values.transpose(2, 0, 1) if frame.first else values)
+    return np.ascontiguousarray(values.transpose(2, 0, 1) if frame.channels_first else values)
 
 
 def _resize_and_crop(maker: Any, image: Any, size: tuple[int, int]) -> Array:

@@ -20,7 +20,7 @@ from numpy.lib import format as npy
 from leanonnx.errors import DataError
 from leanonnx.numeric.arrays import Array
 
-Read = Callable[[int], Array]
+RowReader = Callable[[int], Array]
 """Function that returns a copy of a row [...] of an array by its index."""
 LOCAL_HEADER_BYTES = 30
 """Bytes of a member's local header before its name and extra field."""
@@ -30,7 +30,7 @@ HEADER_READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_head
 
 
 @dataclass(frozen=True)
-class Member:
+class NpzArray:
     """An array [rows, ...] of numbers or text in an .npz file.
 
     ``header_bytes`` is the length of its header, ``offset`` the position of its data in the file (None if deflated).
@@ -40,8 +40,8 @@ class Member:
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    fortran: bool
-    header: int
+    is_fortran: bool
+    header_bytes: int
     offset: int | None
 
     @property
@@ -50,21 +50,21 @@ class Member:
         return self.shape[0]
 
     @contextmanager
-    def opened(self) -> Iterator[Read]:
+    def open_reader(self) -> Iterator[RowReader]:
         """Open a reader of rows; deflated ones are read in one pass if the indices ascend.
 
         Raises:
             DataError: the file cannot be read, is damaged, or deflated in Fortran order; the reader also raises it.
         """
-        scattered = self.fortran and len(self.shape) > 1
+        scattered = self.is_fortran and len(self.shape) > 1
         if self.offset is not None and scattered:
-            with readable(self.path):
+            with raise_data_errors(self.path):
                 mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape, "F")
             yield lambda k: np.array(mapped[k], order="C")
             return
         if self.offset is not None:
             start = self.offset
-            with readable(self.path):
+            with raise_data_errors(self.path):
                 file = self.path.open("rb")
             with file:
                 yield lambda k: self._row(file, start, k)
@@ -74,17 +74,17 @@ class Member:
                 f"{self.path}: array '{self.name}' is compressed with its axes reversed in memory, so that no sample "
                 "lies in one piece; write numpy.ascontiguousarray of it"
             )
-        with readable(self.path):
+        with raise_data_errors(self.path):
             archive = zipfile.ZipFile(self.path)
         with archive:
-            with readable(self.path):
+            with raise_data_errors(self.path):
                 stream = archive.open(f"{self.name}.npy")
             with stream:
-                yield lambda k: self._row(stream, self.header, k)
+                yield lambda k: self._row(stream, self.header_bytes, k)
 
     def _row(self, stream: IO[bytes], start: int, k: int) -> Array:
         size = self.dtype.itemsize * math.prod(self.shape[1:])
-        with readable(self.path):
+        with raise_data_errors(self.path):
             stream.seek(start + k * size)
             data = bytearray(stream.read(size))
             if len(data) != size:
@@ -93,7 +93,7 @@ class Member:
 
 
 @contextmanager
-def readable(path: Path) -> Iterator[None]:
+def raise_data_errors(path: Path) -> Iterator[None]:
     """Raise the errors of reading an .npz file as DataErrors."""
     try:
         yield
@@ -105,18 +105,18 @@ def readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def members(path: Path) -> dict[str, Member]:
+def npz_arrays(path: Path) -> dict[str, NpzArray]:
     """Return all arrays of an .npz file by name; only their headers are read.
 
     Raises:
         DataError: not an .npz file, or a damaged one.
     """
-    with readable(path), zipfile.ZipFile(path) as archive:
+    with raise_data_errors(path), zipfile.ZipFile(path) as archive:
         infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
         return {member.name: member for member in (_member(path, archive, info) for info in infos)}
 
 
-def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
+def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NpzArray:
     name = info.filename.removesuffix(".npy")
     with archive.open(info) as stream:
         version = npy.read_magic(stream)
@@ -129,7 +129,7 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Memb
         raise ValueError(f"array '{name}' declares {size} bytes and holds {info.file_size - header}")
     stored = info.compress_type == zipfile.ZIP_STORED and size > 0
     offset = _data_offset(path, info) + header if stored else None
-    return Member(path, name, shape, dtype, fortran, header, offset)
+    return NpzArray(path, name, shape, dtype, fortran, header, offset)
 
 
 def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:

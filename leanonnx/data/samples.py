@@ -23,7 +23,18 @@ from typing import Any
 
 import numpy as np
 
-from leanonnx.data.files import IN_MEMORY, File, Made, Sample, Slot, folder_file, held_file, listed, npz_file, slot_of
+from leanonnx.data.files import (
+    IN_MEMORY_TITLE,
+    GeneratedArray,
+    InputSpec,
+    Sample,
+    SampleFile,
+    input_spec,
+    list_files,
+    open_arrays,
+    open_image_folder,
+    open_npz_file,
+)
 from leanonnx.data.images import IMAGE_OPTIONS
 from leanonnx.data.images import ImageFormat as ImageFormat
 from leanonnx.errors import DataError
@@ -32,11 +43,11 @@ from leanonnx.numeric.arrays import Array
 from leanonnx.runtime.sessions import Feed, RunFailed, run
 from leanonnx.spelling import option_list
 
-PLAIN = ImageFormat()
+DEFAULT_IMAGE_FORMAT = ImageFormat()
 MAX_BATCH_SIZE = 16
 MIN_RUNS = 20
 """Smallest number of runs to split the samples into, so that some can be held out."""
-Samples = Path | Mapping[str, Any]
+SampleSource = Path | Mapping[str, Any]
 """Source of samples: a path, or arrays in memory by name (anything that numpy converts to an array)."""
 
 
@@ -73,17 +84,17 @@ class EvenlySpaced:
 
 
 @dataclass(frozen=True)
-class Data:
+class Dataset:
     """Samples for a model, which can be iterated any number of times, always in the same order.
 
     ``label_name`` is the name of the array of labels; None if there is none.  ``fixed_batch`` is the number of samples
     in one run; None if the model leaves it free.
     """
 
-    slots: tuple[Slot, ...]
-    files: tuple[File, ...]
-    labels: str | None
-    fixed: int | None
+    inputs: tuple[InputSpec, ...]
+    files: tuple[SampleFile, ...]
+    label_name: str | None
+    fixed_batch: int | None
     selections: tuple[EveryNth | EvenlySpaced, ...] = ()
 
     @property
@@ -92,9 +103,9 @@ class Data:
         return self._counts()[-1]
 
     @property
-    def dropped(self) -> int:
+    def dropped_count(self) -> int:
         """Number of samples at the end that are not fed, because they do not fill the model's fixed batch."""
-        return self.count % (self.fixed or 1)
+        return self.count % (self.fixed_batch or 1)
 
     def feeds(self, batch: int = 1) -> Iterator[Feed]:
         """Yield inputs of the model with ``batch`` samples along axis 0 (fewer at the end, or if shapes change).
@@ -108,7 +119,7 @@ class Data:
         for feed, _ in self._batches(batch, labelled=False):
             yield feed
 
-    def labelled(self, batch: int = 1) -> Iterator[tuple[Feed, Array | None]]:
+    def labelled_feeds(self, batch: int = 1) -> Iterator[tuple[Feed, Array | None]]:
         """Yield feeds as ``feeds`` does, each with the labels [samples, ...] of its samples; None if there are none."""
         return self._batches(batch, labelled=True)
 
@@ -120,19 +131,19 @@ class Data:
         """
         sha = hashlib.sha256()
         for rows, _ in self._samples(labelled=False):
-            for slot in self.slots:
+            for slot in self.inputs:
                 value = rows[slot.name]
                 sha.update(f"{slot.name}\0{value.dtype}\0{value.shape}\0".encode())
                 sha.update(repr(value.tolist()).encode() if value.dtype.kind == "O" else value.tobytes())
         return sha.hexdigest()
 
-    def part(self, held_out: bool, every: int = 5) -> Data:
+    def part(self, held_out: bool, every: int = 5) -> Dataset:
         """Select every ``every``-th sample (index % every == every - 1), or all others; the result may be empty."""
         if every < 2:
             raise ValueError(f"one sample in {every} cannot be held out")
         return replace(self, selections=(*self.selections, EveryNth(held_out, every)))
 
-    def first(self, count: int) -> Data:
+    def subsample(self, count: int) -> Dataset:
         """Select at most ``count`` samples, evenly spaced over the data."""
         if count < 1:
             raise ValueError(f"{count} samples are no data")
@@ -158,7 +169,7 @@ class Data:
         for file in self.files:
             start, stop = stop, stop + file.count
             selected = every[bisect_left(every, start, key=index) : bisect_left(every, stop, key=index)]
-            with file.opened(self.slots, labelled) as read:
+            with file.open_reader(self.inputs, labelled) as read:
                 for k in selected:
                     yield read(index(k) - start)
 
@@ -168,7 +179,7 @@ class Data:
         group: list[Sample] = []
         for sample in self._samples(labelled):
             if group and _shapes(group[0]) != _shapes(sample):
-                if self.fixed:
+                if self.fixed_batch:
                     raise DataError(
                         f"the samples of one run differ in shape: {_shapes(group[0])} and {_shapes(sample)}; give all "
                         "of them one shape"
@@ -176,21 +187,26 @@ class Data:
                 yield self._stack(group)
                 group = []
             group.append(sample)
-            if len(group) == (self.fixed or batch):
+            if len(group) == (self.fixed_batch or batch):
                 yield self._stack(group)
                 group = []
-        if group and not self.fixed:
+        if group and not self.fixed_batch:
             yield self._stack(group)
 
     def _stack(self, group: list[Sample]) -> Sample:
         rows, label = group[0]
-        feed = {s.name: rows[s.name] if s.whole else np.stack([row[s.name] for row, _ in group]) for s in self.slots}
+        feed = {
+            s.name: rows[s.name] if s.is_whole else np.stack([row[s.name] for row, _ in group]) for s in self.inputs
+        }
         return feed, None if label is None else np.stack([label for _, label in group if label is not None])
 
 
 def open_data(
-    source: Samples, model: Model, shapes: Mapping[str, tuple[int, ...]], images: ImageFormat = PLAIN
-) -> Data:
+    source: SampleSource,
+    model: Model,
+    shapes: Mapping[str, tuple[int, ...]],
+    images: ImageFormat = DEFAULT_IMAGE_FORMAT,
+) -> Dataset:
     """Open a file, a folder or arrays as data for a model; samples are read on demand.
 
     Args:
@@ -202,40 +218,40 @@ def open_data(
     Raises:
         DataError: the data do not exist, or do not fit the model.
     """
-    title = str(source) if isinstance(source, Path) else IN_MEMORY
+    title = str(source) if isinstance(source, Path) else IN_MEMORY_TITLE
     if not model.inputs:
         raise DataError(f"{title}: the model has no graph inputs, so that no data can be fed; leave out the data")
-    slots = [slot_of(value, shapes) for value in model.inputs]
+    specs = [input_spec(value, shapes) for value in model.inputs]
     if isinstance(source, Path):
-        archives, names = listed(source)
+        archives, names = list_files(source)
         if names:
-            return _data(title, slots, [folder_file(source, names, slots, shapes, images)])
-        files = [npz_file(archive, slots) for archive in archives]
+            return _data(title, specs, [open_image_folder(source, names, specs, shapes, images)])
+        files = [open_npz_file(archive, specs) for archive in archives]
     else:
-        files = [held_file(source, slots)]
-    if images != PLAIN:
+        files = [open_arrays(source, specs)]
+    if images != DEFAULT_IMAGE_FORMAT:
         raise DataError(f"{title}: no images; leave out {option_list(*IMAGE_OPTIONS)}")
-    return _data(title, slots, files)
+    return _data(title, specs, files)
 
 
-def made_data(name: str, model: Model, sizes: Mapping[str, tuple[int, ...]], feeds: Sequence[Feed]) -> Data:
+def data_from_feeds(name: str, model: Model, sizes: Mapping[str, tuple[int, ...]], feeds: Sequence[Feed]) -> Dataset:
     """Make data from feeds in memory: each feed is one sample; all have the same input shapes."""
-    slots = tuple(replace(slot_of(value, sizes), whole=True) for value in model.inputs)
+    slots = tuple(replace(input_spec(value, sizes), is_whole=True) for value in model.inputs)
 
-    def rows(slot: Slot) -> Made:
-        return Made((len(feeds), *sizes[slot.name]), lambda k: feeds[k][slot.name])
+    def rows(slot: InputSpec) -> GeneratedArray:
+        return GeneratedArray((len(feeds), *sizes[slot.name]), lambda k: feeds[k][slot.name])
 
-    return Data(slots, (File(name, {slot.name: rows(slot) for slot in slots}),), None, 1)
+    return Dataset(slots, (SampleFile(name, {slot.name: rows(slot) for slot in slots}),), None, 1)
 
 
-def _data(title: str, slots: list[Slot], files: list[File]) -> Data:
+def _data(title: str, slots: list[InputSpec], files: list[SampleFile]) -> Dataset:
     """Combine the samples of all files."""
-    slots = [replace(slot, whole=_whole(title, slot, files)) for slot in slots]
+    slots = [replace(slot, is_whole=_takes_whole_inputs(title, slot, files)) for slot in slots]
     labels = {file.label.name if file.label else None for file in files}
     if len(labels) > 1:
         names = ", ".join(sorted(repr(name) for name in labels))
         raise DataError(f"{title}: the labels of its files have different names ({names}); name them 'labels' in all")
-    takes = {slot.name: 1 if slot.whole else slot.dims[0] for slot in slots}
+    takes = {slot.name: 1 if slot.is_whole else slot.dims[0] for slot in slots}
     fixed = {size for size in takes.values() if size is not None}
     if len(fixed) > 1:
         text = ", ".join(f"'{name}' {size}" for name, size in takes.items())
@@ -243,31 +259,31 @@ def _data(title: str, slots: list[Slot], files: list[File]) -> Data:
             f"{title}: the inputs take different numbers of samples in one run ({text}); "
             "give every input an axis more, [runs, ...], with the whole input in each row"
         )
-    data = Data(tuple(slots), tuple(files), labels.pop(), fixed.pop() if fixed else None)
-    if data.count < (data.fixed or 1):
+    data = Dataset(tuple(slots), tuple(files), labels.pop(), fixed.pop() if fixed else None)
+    if data.count < (data.fixed_batch or 1):
         raise DataError(
-            f"{title}: {data.count} samples, but one run of the model takes {data.fixed or 1}; give more data"
+            f"{title}: {data.count} samples, but one run of the model takes {data.fixed_batch or 1}; give more data"
         )
     return data
 
 
-def batch_size(data: Data) -> int:
+def batch_size(data: Dataset) -> int:
     """Return the number of samples per run for a model that leaves it free."""
     return max(1, min(MAX_BATCH_SIZE, data.count // MIN_RUNS))
 
 
-def runnable(data: Data, model: Model) -> Data:
+def with_runnable_batch(data: Dataset, model: Model) -> Dataset:
     """Return the data with a fixed batch of 1 if the model declares a free batch but does not run with more."""
-    if data.fixed or batch_size(data) == 1:
+    if data.fixed_batch or batch_size(data) == 1:
         return data
     try:
         run(model.proto, [next(data.feeds(batch_size(data)))], libraries=model.libraries)
     except RunFailed:
-        return replace(data, fixed=1)
+        return replace(data, fixed_batch=1)
     return data
 
 
-def _whole(title: str, slot: Slot, files: list[File]) -> bool:
+def _takes_whole_inputs(title: str, slot: InputSpec, files: list[SampleFile]) -> bool:
     """Return True if samples are whole inputs; the same must hold in all files."""
     ranks = {len(array.shape) for array in (file.arrays[slot.name] for file in files)}
     if len(ranks) > 1:

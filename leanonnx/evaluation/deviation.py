@@ -22,20 +22,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leanonnx.data.samples import Data
+from leanonnx.data.samples import Dataset
 from leanonnx.errors import DataError
-from leanonnx.evaluation.kinds import CLASSES, channels_last, rows_of
-from leanonnx.evaluation.scores import LOWER, Score, scored
+from leanonnx.evaluation.kinds import CLASSES, channels_last, sample_count
+from leanonnx.evaluation.scores import LOWER_IS_BETTER, Score, score_outputs
 from leanonnx.evaluation.tally import Deviation, Tally, tally_of
-from leanonnx.graph.formats import Kinds, Source, fed_in_float32, stand_in
+from leanonnx.graph.formats import ElementTypes, Source, convert_feed, stand_in
 from leanonnx.graph.model import Model
 from leanonnx.numeric.arrays import Array
 from leanonnx.proof.proof import MANY_NODES
-from leanonnx.runtime.sessions import Feed, RunFailed, Session, failing, finished, opened
+from leanonnx.runtime.sessions import Feed, RunFailed, Session, open_session, run_session, translate_errors
 
-Axes = Mapping[str, tuple[int, ...]]
+OutputAxes = Mapping[str, tuple[int, ...]]
 """For each graph output, the axes along which channel ids differ."""
-Runs = Iterator[tuple[Feed, Array | None, list[Array], list[list[Array]]]]
+ComparedRuns = Iterator[tuple[Feed, Array | None, list[Array], list[list[Array]]]]
 
 
 @dataclass(frozen=True)
@@ -53,19 +53,19 @@ class Fidelity:
     unused: str | None = None
 
     @property
-    def better(self) -> str | None:
+    def better_direction(self) -> str | None:
         """Direction in which the metric improves, ``higher`` or ``lower``; None without a metric."""
-        return None if self.metric is None else "lower" if self.metric in LOWER else "higher"
+        return None if self.metric is None else "lower" if self.metric in LOWER_IS_BETTER else "higher"
 
 
-def compare(
+def compare_outputs(
     model: Model,
     original: Source,
     candidates: Sequence[Source],
-    data: Data,
+    data: Dataset,
     batch: int = 1,
-    replaced: Kinds = frozenset(),
-    axes: Axes | None = None,
+    replaced: ElementTypes = frozenset(),
+    axes: OutputAxes | None = None,
 ) -> list[Fidelity]:
     """Run the original and candidates on all samples and compare the outputs of each candidate with the original's.
 
@@ -82,34 +82,34 @@ def compare(
         DataError: the data contain no sample, cannot be read, or the original cannot run on them.
         RunFailed: a candidate cannot run on inputs that the original runs on.
     """
-    samples = data.count - data.dropped
+    samples = data.count - data.dropped_count
     if not samples:
         raise DataError(f"{data.files[0].title}: no samples to compare on; give more data")
-    sums = [Sums(model, axes or {}) for _ in candidates]
-    for feed, label, wanted, others in side_by_side(model, original, candidates, data, batch, replaced):
+    sums = [DeviationSums(model, axes or {}) for _ in candidates]
+    for feed, label, wanted, others in run_side_by_side(model, original, candidates, data, batch, replaced):
         for one, computed in zip(sums, others, strict=True):
             one.add(feed, wanted, computed, label)
-    return [one.fidelity(samples, data.labels) for one in sums]
+    return [one.fidelity(samples, data.label_name) for one in sums]
 
 
-class Sums:
+class DeviationSums:
     """Sums over the runs of one candidate compared with the original."""
 
-    def __init__(self, model: Model, axes: Axes) -> None:
+    def __init__(self, model: Model, axes: OutputAxes) -> None:
         self.model, self.axes = model, axes
         self.names = [value.name for value in model.proto.graph.output]
         self.tallies, self.score = [Tally() for _ in self.names], Score()
 
     def add(self, feed: Feed, wanted: Sequence[Array], computed: Sequence[Array], label: Array | None = None) -> None:
         """Add one run: inputs, outputs of the original (``wanted``) and of the candidate (``computed``), labels."""
-        rows, last = rows_of(feed), channels_last(feed)
+        rows, last = sample_count(feed), channels_last(feed)
         classes: list[int | None] = []
         for k, name in enumerate(self.names):
             tally, (kind, axis) = tally_of(wanted[k], computed[k], rows, last, self.axes.get(name, ()))
             self.tallies[k] = self.tallies[k].plus(tally)
             classes.append(axis if kind == CLASSES else None)
         if label is not None:
-            self.score = self.score.plus(scored(label, wanted, computed, classes))
+            self.score = self.score.plus(score_outputs(label, wanted, computed, classes))
 
     def fidelity(self, samples: int, labels: str | None = None, known: Fidelity | None = None) -> Fidelity:
         """Return the deviation that the sums amount to.
@@ -131,18 +131,18 @@ class Sums:
         return Fidelity(samples, outputs, metric, before, after, unused)
 
 
-def side_by_side(
-    model: Model, original: Source, candidates: Sequence[Source], data: Data, batch: int, replaced: Kinds
-) -> Runs:
+def run_side_by_side(
+    model: Model, original: Source, candidates: Sequence[Source], data: Dataset, batch: int, replaced: ElementTypes
+) -> ComparedRuns:
     """Yield inputs, labels, outputs of the original and of each candidate, run by run; arguments as in ``compare``.
 
     Raises:
         DataError: the data cannot be read, or the original cannot run on them.
         RunFailed: a candidate cannot run on inputs that the original runs on.
     """
-    with all_opened(model, (original, *candidates), replaced) as sessions:
-        for given, label in data.labelled(batch):
-            feed = fed_in_float32(given, replaced)
+    with open_sessions(model, (original, *candidates), replaced) as sessions:
+        for given, label in data.labelled_feeds(batch):
+            feed = convert_feed(given, replaced)
             try:
                 wanted = outputs_of(sessions[0], feed)
             except RunFailed as error:
@@ -155,7 +155,7 @@ def side_by_side(
 
 
 @contextmanager
-def all_opened(model: Model, sources: Sequence[Source], replaced: Kinds) -> Iterator[list[Session]]:
+def open_sessions(model: Model, sources: Sequence[Source], replaced: ElementTypes) -> Iterator[list[Session]]:
     """Open sessions of models that are compared with each other.
 
     Args:
@@ -168,9 +168,9 @@ def all_opened(model: Model, sources: Sequence[Source], replaced: Kinds) -> Iter
     """
     optimise = len(model.proto.graph.node) <= MANY_NODES
     with ExitStack() as stack:
-        with failing():
+        with translate_errors():
             sides = [stand_in(source, replaced) for source in sources]
-            sessions = [stack.enter_context(opened(side, optimise, model.libraries)) for side in sides]
+            sessions = [stack.enter_context(open_session(side, optimise, model.libraries)) for side in sides]
         del sides
         yield sessions
 
@@ -181,5 +181,5 @@ def outputs_of(session: Session, feed: Feed) -> list[Array]:
     Raises:
         RunFailed: onnxruntime cannot run the model on these inputs.
     """
-    with failing():
-        return [np.asarray(value) for value in finished(session, feed)]
+    with translate_errors():
+        return [np.asarray(value) for value in run_session(session, feed)]

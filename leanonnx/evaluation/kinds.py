@@ -12,18 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from leanonnx.data.images import COLOURS
+from leanonnx.data.images import IMAGE_CHANNEL_COUNTS
 from leanonnx.graph.formats import is_float
 from leanonnx.numeric.arrays import Array
 from leanonnx.runtime.sessions import Feed
 
 CLASSES, IMAGE, MAP, DISCRETE, OTHER = "classes", "image", "class map", "whole numbers", "other"
 MAP_RANK = 4
-SMALLEST = 8
+MIN_IMAGE_SIZE = 8
 """Smallest height and width of an image or a class map."""
 
 
-def rows_of(feed: Feed) -> int:
+def sample_count(feed: Feed) -> int:
     """Samples in a run: size of axis 0 of the first input with an axis."""
     return next((value.shape[0] for value in feed.values() if value.ndim), 1)
 
@@ -37,7 +37,7 @@ def _last_is_shortest(shape: Sequence[int]) -> bool:
     return shape[3] < min(shape[1:3])
 
 
-def kind_of(value: Array, rows: int, channels_last: bool) -> tuple[str, int]:
+def output_kind(value: Array, rows: int, channels_last: bool) -> tuple[str, int]:
     """Kind of an output, and its axis of classes or colours."""
     shape = value.shape
     if not is_float(value):
@@ -50,10 +50,10 @@ def kind_of(value: Array, rows: int, channels_last: bool) -> tuple[str, int]:
     if len(shape) != MAP_RANK:
         return OTHER, 0
     for axis, sides in ((1, shape[2:]), (3, shape[1:3])):
-        if shape[axis] in COLOURS and min(sides) >= SMALLEST:
+        if shape[axis] in IMAGE_CHANNEL_COUNTS and min(sides) >= MIN_IMAGE_SIZE:
             return IMAGE, axis
     axis = 3 if channels_last and _last_is_shortest(shape) else 1
-    if min(shape[2:] if axis == 1 else shape[1:3]) < SMALLEST:
+    if min(shape[2:] if axis == 1 else shape[1:3]) < MIN_IMAGE_SIZE:
         return OTHER, 0
     return MAP, axis
 

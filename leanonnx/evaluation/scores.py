@@ -22,12 +22,12 @@ from leanonnx.graph.formats import is_float, is_integer
 from leanonnx.numeric.arrays import Array
 
 ACCURACY, PIXELS, SQUARES = "top-1 accuracy", "pixel accuracy", "mean squared error"
-LOWER = (SQUARES,)
+LOWER_IS_BETTER = (SQUARES,)
 """Metrics for which lower is better."""
 
 
 @dataclass(frozen=True)
-class Measure:
+class LabelMetric:
     """A metric, the output that it scores, and the axis of classes (None: the output holds class numbers)."""
 
     metric: str
@@ -42,7 +42,7 @@ class Score:
     before: float = 0.0
     after: float = 0.0
     weight: int = 0
-    measures: frozenset[Measure | None] = frozenset()
+    measures: frozenset[LabelMetric | None] = frozenset()
 
     def plus(self, other: Score) -> Score:
         """Return the sums over the samples of both."""
@@ -61,7 +61,7 @@ class Score:
         return measures[0].metric, self.before / self.weight, self.after / self.weight
 
 
-def scored(label: Array, before: Sequence[Array], after: Sequence[Array], axes: Sequence[int | None]) -> Score:
+def score_outputs(label: Array, before: Sequence[Array], after: Sequence[Array], axes: Sequence[int | None]) -> Score:
     """Score the outputs of both models on labels.
 
     Args:
@@ -70,7 +70,7 @@ def scored(label: Array, before: Sequence[Array], after: Sequence[Array], axes: 
         after: outputs of the candidate.
         axes: for each output, its axis of classes if it holds one class per sample, else None.
     """
-    measure = measure_for(label, before, axes)
+    measure = metric_for_labels(label, before, axes)
     if measure is None:
         return Score(measures=frozenset({None}))
     k = measure.output
@@ -81,32 +81,32 @@ def scored(label: Array, before: Sequence[Array], after: Sequence[Array], axes: 
     return Score(first, second, weight, frozenset({measure}))
 
 
-def measure_for(label: Array, outputs: Sequence[Array], axes: Sequence[int | None]) -> Measure | None:
+def metric_for_labels(label: Array, outputs: Sequence[Array], axes: Sequence[int | None]) -> LabelMetric | None:
     """Return the metric that fits labels and outputs; None if none does."""
     sizes = _long_sizes(label.shape)
     if label.dtype.kind in "biu":
         for k, (output, axis) in enumerate(zip(outputs, axes, strict=True)):
             if not is_float(output) and (is_integer(output) or output.dtype.kind == "b"):
                 if _long_sizes(output.shape) == sizes:
-                    return Measure(ACCURACY if len(sizes) < 2 else PIXELS, k)
+                    return LabelMetric(ACCURACY if len(sizes) < 2 else PIXELS, k)
             elif axis is not None and label.size == output.shape[0]:
-                return Measure(ACCURACY, k, axis)
+                return LabelMetric(ACCURACY, k, axis)
             elif output.ndim == MAP_RANK and len(sizes) > 1:
                 for place in (1, 3):
                     if (
                         output.shape[place] > 1
                         and _long_sizes((*output.shape[:place], *output.shape[place + 1 :])) == sizes
                     ):
-                        return Measure(PIXELS, k, place)
+                        return LabelMetric(PIXELS, k, place)
     fitting = (k for k, output in enumerate(outputs) if is_float(output) and _long_sizes(output.shape) == sizes)
-    return next((Measure(SQUARES, k) for k in fitting), None)
+    return next((LabelMetric(SQUARES, k) for k in fitting), None)
 
 
 def _long_sizes(shape: Sequence[int]) -> list[int]:
     return [int(size) for size in shape if size != 1]
 
 
-def _score_output(label: Array, output: Array, measure: Measure) -> tuple[float, int]:
+def _score_output(label: Array, output: Array, measure: LabelMetric) -> tuple[float, int]:
     """Score of an output, and the number of labels."""
     if measure.metric == SQUARES:
         with np.errstate(all="ignore"):

@@ -22,10 +22,10 @@ import numpy as np
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.numeric.arrays import Floats
-from leanonnx.numeric.channel_ids import varied
+from leanonnx.numeric.channel_ids import varied_axes
 
-NOISE = 1e-6
-PART = 0.1
+FLOAT32_NOISE = 1e-6
+PROBABILITY_FLOOR = 0.1
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class SliceErrors:
             return None
         return SliceErrors(self.axis, self.error + other.error, self.power + other.power, self.each + other.each)
 
-    def relative(self, probabilities: bool = False, known: ChannelDeviation | None = None) -> Floats:
+    def relative_errors(self, probabilities: bool = False, known: ChannelDeviation | None = None) -> Floats:
         """Relative error of each slice [slices]; infinite if the original is all zero and the candidate is not.
 
         ``known``: deviation of the same slices over more samples, whose scales are lower bounds here.
@@ -75,7 +75,9 @@ class SliceErrors:
         nonzero = norms > 0
         typical = float(np.median(norms[nonzero])) if nonzero.any() else 0.0
         whole = float(np.sqrt(self.power.mean()))
-        floor = max(NOISE * whole, typical / max(self.each, 1) ** 2, PART * whole if probabilities else 0.0)
+        floor = max(
+            FLOAT32_NOISE * whole, typical / max(self.each, 1) ** 2, PROBABILITY_FLOOR * whole if probabilities else 0.0
+        )
         scales = np.maximum(np.where(nonzero, norms, typical), floor)
         if known is not None and known.axis == self.axis and known.scale.shape == scales.shape:
             scales = np.maximum(scales, known.scale * np.sqrt(self.each))
@@ -84,9 +86,9 @@ class SliceErrors:
 
     def worst(self, probabilities: bool = False, known: ChannelDeviation | None = None) -> ChannelDeviation:
         """Return the deviation, with the slice that deviates most; arguments as in ``relative``."""
-        errors = self.relative(probabilities, known)
+        errors = self.relative_errors(probabilities, known)
         index, scale = int(errors.argmax()), np.sqrt(self.power / max(self.each, 1))
-        return ChannelDeviation(self.axis, index, float(errors[index]), float(np.mean(bounded(errors))), scale)
+        return ChannelDeviation(self.axis, index, float(errors[index]), float(np.mean(bound_errors(errors))), scale)
 
 
 def slices_along(axis: int, error: Floats, power: Floats) -> SliceErrors:
@@ -102,7 +104,7 @@ def slices_along(axis: int, error: Floats, power: Floats) -> SliceErrors:
     return SliceErrors(axis, error.sum(others), power.sum(others), each)
 
 
-def bounded(relative: Floats) -> Floats:
+def bound_errors(relative: Floats) -> Floats:
     """Map relative errors r to r/√(1 + r²): monotonic, between 0 and 1, and 1 for infinite errors."""
     with np.errstate(invalid="ignore"):
         return np.where(np.isfinite(relative), relative / np.hypot(1, relative), 1.0)
@@ -111,4 +113,4 @@ def bounded(relative: Floats) -> Floats:
 def channel_axes(dag: ChannelDag) -> Mapping[str, tuple[int, ...]]:
     """Axes of each graph output along which channel ids differ."""
     outputs = (value.name for value in dag.model.proto.graph.output)
-    return {name: varied(dag.channel_ids[name]) for name in outputs if name in dag.channel_ids}
+    return {name: varied_axes(dag.channel_ids[name]) for name in outputs if name in dag.channel_ids}

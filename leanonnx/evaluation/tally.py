@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from leanonnx.evaluation.kinds import CLASSES, DISCRETE, IMAGE, OTHER, kind_of, slice_axes
+from leanonnx.evaluation.kinds import CLASSES, DISCRETE, IMAGE, OTHER, output_kind, slice_axes
 from leanonnx.evaluation.slices import ChannelDeviation, SliceErrors, slices_along
-from leanonnx.evaluation.variety import NOTHING, Variety, variety_of
+from leanonnx.evaluation.variety import NO_SAMPLES, Variety, variety_of
 from leanonnx.numeric.arrays import Array
 
-BEST = 5
-PROBABILITY = 1e-3
+TOP_K = 5
+PROBABILITY_TOLERANCE = 1e-3
 """Largest deviation from one of a sum of probabilities."""
 
 
@@ -69,7 +69,7 @@ class Tally:
     broken: int = 0
     reshaped: bool = False
     slices: tuple[SliceErrors, ...] | None = ()
-    variety: Variety = NOTHING
+    variety: Variety = NO_SAMPLES
 
     def plus(self, other: Tally) -> Tally:
         """Return the sums over the samples of both."""
@@ -101,7 +101,7 @@ class Tally:
         relative = math.sqrt(self.error / self.power) if self.power else math.inf if self.error else 0.0
         kind = next(iter(self.kinds)) if len(self.kinds) == 1 else OTHER
         top1 = self.same / self.choices if self.choices else None
-        vacuous = self.variety.vacuous if depends else ""
+        vacuous = self.variety.vacuity if depends else ""
         if kind == DISCRETE:
             return Deviation(output, relative, top1=top1, reshaped=self.reshaped, vacuous=vacuous)
         silent = self.elements > 0 and self.low > self.high and not self.error
@@ -160,7 +160,7 @@ def tally_of(
         channels_last: an input is shortest along its last axis.
         labelled: the axes of the output along which channel ids differ.
     """
-    kind = kind_of(wanted, rows, channels_last)
+    kind = output_kind(wanted, rows, channels_last)
     return replace(_sums(wanted, computed, kind, labelled), variety=variety_of(wanted, rows)), kind
 
 
@@ -211,9 +211,9 @@ def _choices(wanted: Array, computed: Array, kind: tuple[str, int]) -> Tally:
     sound = ~np.isnan(computed).any(axis, keepdims=True)
     same = int(np.sum((first == np.argmax(computed, axis, keepdims=True)) & sound))
     near = None
-    if name == CLASSES and wanted.shape[axis] > BEST:
+    if name == CLASSES and wanted.shape[axis] > TOP_K:
         better = np.sum(computed > np.take_along_axis(computed, first, axis), axis, keepdims=True)
-        near = int(np.sum((better < BEST) & sound))
+        near = int(np.sum((better < TOP_K) & sound))
     with np.errstate(all="ignore"):
-        sums_to_one = bool((np.abs(wanted.sum(axis) - 1) <= PROBABILITY).all())
+        sums_to_one = bool((np.abs(wanted.sum(axis) - 1) <= PROBABILITY_TOLERANCE).all())
     return Tally(choices=first.size, same=same, near=near, sums_to_one=sums_to_one, kinds=frozenset({name}))

@@ -13,7 +13,7 @@ import numpy as np
 from leanonnx.graph.formats import is_float
 from leanonnx.numeric.arrays import Array
 
-ROUNDING = 1e-6
+VARIETY_TOLERANCE = 1e-6
 """Relative difference up to which two numbers count as equal."""
 EMPTY, CONSTANT, FIXED = "empty", "one number throughout", "the same on every input"
 
@@ -37,7 +37,7 @@ class Variety:
         )
 
     @property
-    def vacuous(self) -> str:
+    def vacuity(self) -> str:
         """Reason why the output is uninformative; empty if it is informative."""
         if self.first is None:
             return ""
@@ -50,7 +50,7 @@ class Variety:
         return (CONSTANT if single else "") if alone else CONSTANT if single else FIXED
 
 
-NOTHING = Variety()
+NO_SAMPLES = Variety()
 """Variety of no samples."""
 
 
@@ -72,7 +72,9 @@ def _differ(one: Array, other: Array) -> bool:
         return not np.array_equal(one, other)
     a, b = one.astype(np.float64), other.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        return bool((~((np.abs(a - b) <= ROUNDING * np.abs(a)) | (a == b) | (np.isnan(a) & np.isnan(b)))).any())
+        return bool(
+            (~((np.abs(a - b) <= VARIETY_TOLERANCE * np.abs(a)) | (a == b) | (np.isnan(a) & np.isnan(b)))).any()
+        )
 
 
 def _is_single_value(value: Array) -> bool:

@@ -9,7 +9,7 @@ import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from leanonnx.errors import ModelError
-from leanonnx.graph.storage import BYTE, byte_size, element_bits
+from leanonnx.graph.storage import BITS_PER_BYTE, byte_size, element_bits
 
 PACKED_ELEMENTS = 8
 """Elements of less than a byte that one value of a typed field may hold."""
@@ -32,7 +32,7 @@ def check_size(tensor: onnx.TensorProto, path: Path) -> None:
         fields = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data)
         stored = max(len(tensor.string_data), *(len(field) for field in fields))
         pair = tensor.data_type in (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
-        small = element_bits(tensor.data_type) < BYTE
+        small = element_bits(tensor.data_type) < BITS_PER_BYTE
         enough = stored * PACKED_ELEMENTS >= count if small else stored == count * (1 + pair)
     if not enough:
         short, other = "its external data are shorter; copy the data file", "its data have others"

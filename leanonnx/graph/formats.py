@@ -19,13 +19,13 @@ from leanonnx.numeric.arrays import Array
 
 Source = Path | onnx.ModelProto
 """A model: its file, or in memory."""
-Kinds = frozenset[int]
-FINE = (np.float32, np.float64)
+ElementTypes = frozenset[int]
+PRECISE_FLOATS = (np.float32, np.float64)
 """Number formats whose last places are far below any bound of the proof."""
-HALVES: Kinds = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
-OTHERS: Kinds = HALVES | {TensorProto.DOUBLE}
-FLOATS: Kinds = OTHERS | {TensorProto.FLOAT}
-TYPED = {"to", "dtype", "output_datatype", "output_dtype"}
+HALF_TYPES: ElementTypes = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
+REPLACED_TYPES: ElementTypes = HALF_TYPES | {TensorProto.DOUBLE}
+FLOAT_TYPES: ElementTypes = REPLACED_TYPES | {TensorProto.FLOAT}
+TYPE_ATTRIBUTES = {"to", "dtype", "output_datatype", "output_dtype"}
 """Integer attributes that name an element type."""
 
 
@@ -39,7 +39,7 @@ def is_integer(value: Array) -> bool:
     return bool(value.dtype.kind in "iu" or value.dtype.name in ("int4", "uint4", "int2", "uint2"))
 
 
-def float_kinds(proto: onnx.ModelProto) -> Kinds:
+def float_types(proto: onnx.ModelProto) -> ElementTypes:
     """Element types of all floating-point constants, casts, inputs and outputs."""
     kinds: set[int] = set()
     for graph in graphs(proto.graph):
@@ -47,19 +47,19 @@ def float_kinds(proto: onnx.ModelProto) -> Kinds:
         kinds |= {v.type.tensor_type.elem_type for v in [*graph.input, *graph.output]}
         for node in graph.node:
             kinds |= {a.t.data_type for a in node.attribute if a.type == AttributeProto.TENSOR}
-            kinds |= {a.i for a in node.attribute if a.name in TYPED}
-    return FLOATS & kinds
+            kinds |= {a.i for a in node.attribute if a.name in TYPE_ATTRIBUTES}
+    return FLOAT_TYPES & kinds
 
 
 def number_format(proto: onnx.ModelProto) -> str:
     """The coarsest number format that a model computes in."""
     if any(is_quantised(node) for node in proto.graph.node):
         return "quantised"
-    kinds = float_kinds(proto)
+    kinds = float_types(proto)
     return "float64" if kinds == {TensorProto.DOUBLE} else "float32"
 
 
-def in_float32(proto: onnx.ModelProto, replaced: Kinds) -> onnx.ModelProto:
+def convert_to_float32(proto: onnx.ModelProto, replaced: ElementTypes) -> onnx.ModelProto:
     """The model with some formats replaced by float32; the model itself if there are none."""
     if not replaced:
         return proto
@@ -74,19 +74,23 @@ def in_float32(proto: onnx.ModelProto, replaced: Kinds) -> onnx.ModelProto:
             for attribute in node.attribute:
                 if attribute.type == AttributeProto.TENSOR:
                     _widen(attribute.t, replaced)
-                elif attribute.type == AttributeProto.INT and attribute.name in TYPED and attribute.i in replaced:
+                elif (
+                    attribute.type == AttributeProto.INT
+                    and attribute.name in TYPE_ATTRIBUTES
+                    and attribute.i in replaced
+                ):
                     attribute.i = TensorProto.FLOAT
     return result
 
 
-def loaded(source: Source) -> onnx.ModelProto:
+def load_proto(source: Source) -> onnx.ModelProto:
     """The model in memory."""
     return onnx.load(source) if isinstance(source, Path) else source
 
 
-def stand_in(source: Source, replaced: Kinds) -> Source:
+def stand_in(source: Source, replaced: ElementTypes) -> Source:
     """``in_float32`` of a model, which is read from its file only if formats are replaced."""
-    return in_float32(loaded(source), replaced) if replaced else source
+    return convert_to_float32(load_proto(source), replaced) if replaced else source
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -97,13 +101,13 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
             yield from graphs(inner)
 
 
-def fed_in_float32(feed: dict[str, Array], replaced: Kinds) -> dict[str, Array]:
+def convert_feed(feed: dict[str, Array], replaced: ElementTypes) -> dict[str, Array]:
     """Inputs for a stand-in."""
     names = {onnx.helper.tensor_dtype_to_np_dtype(kind).name for kind in replaced}
     return {key: value.astype(np.float32) if value.dtype.name in names else value for key, value in feed.items()}
 
 
-def _widen(tensor: TensorProto, replaced: Kinds) -> None:
+def _widen(tensor: TensorProto, replaced: ElementTypes) -> None:
     if tensor.data_type in replaced:
         array = numpy_helper.to_array(tensor).astype(np.float32)
         name, doc = tensor.name, tensor.doc_string
@@ -111,7 +115,7 @@ def _widen(tensor: TensorProto, replaced: Kinds) -> None:
         tensor.doc_string = doc
 
 
-def _retype(kind: onnx.TypeProto, replaced: Kinds) -> None:
+def _retype(kind: onnx.TypeProto, replaced: ElementTypes) -> None:
     field = kind.WhichOneof("value")
     if field in ("tensor_type", "sparse_tensor_type"):
         tensor = getattr(kind, field)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from leanonnx.graph.formats import FINE
-from leanonnx.graph.nodes import BIAS, BIASED, attribute, bias_of, scale_and_shift, standard
+from leanonnx.graph.formats import PRECISE_FLOATS
+from leanonnx.graph.nodes import BIAS, BIASED, attribute, bias_of, scale_and_shift, standard_name
 from leanonnx.graph.noops import TidyContext
 from leanonnx.numeric.arrays import Array
 from leanonnx.operators.facts import Trait
@@ -41,10 +41,10 @@ def merge_constants(
 
     ``own`` names initializers whose values may change.
     """
-    if standard(first) not in BIASED or not standard(second) or first.input[WEIGHT] not in own:
+    if standard_name(first) not in BIASED or not standard_name(second) or first.input[WEIGHT] not in own:
         return None
     weight = context.constant(first.input[WEIGHT])
-    if weight is None or context.view.input_counts[first.input[WEIGHT]] > 1 or weight.dtype not in FINE:
+    if weight is None or context.view.input_counts[first.input[WEIGHT]] > 1 or weight.dtype not in PRECISE_FLOATS:
         return None
     if second.op_type == "Conv":
         return _merge_convolutions(context, first, second, weight, own)
@@ -87,7 +87,7 @@ def _affine(
     if second.op_type not in SHIFTS_OR_SCALES or second.input[0] != first.output[0]:
         return None
     array = context.constant(second.input[1])
-    if array is None or array.ndim > rank or array.dtype not in FINE:
+    if array is None or array.ndim > rank or array.dtype not in PRECISE_FLOATS:
         return None
     shape = (1,) * (rank - array.ndim) + array.shape
     if any(n != 1 for axis, n in enumerate(shape) if axis != 1) or shape[1] not in (1, size):

@@ -26,7 +26,7 @@ from leanonnx.graph.constants import check_size, external_path
 from leanonnx.graph.formats import graphs
 from leanonnx.graph.functions import check_functions
 from leanonnx.graph.storage import byte_size, digest
-from leanonnx.graph.view import GraphView, Holder, overridden
+from leanonnx.graph.view import GraphView, Holder, default_initializers
 from leanonnx.spelling import option
 
 LFS_POINTER = b"version https://git-lfs"
@@ -143,7 +143,7 @@ def load(path: Path, libraries: tuple[Path, ...] = (), freeze: bool = False) -> 
     identity = digests[0] if not external else hashlib.sha256(b"".join(digests)).digest()
     if proto.functions:
         proto = _inlined(proto, path)
-    frozen = overridden(proto) if freeze else frozenset()
+    frozen = default_initializers(proto) if freeze else frozenset()
     if frozen:
         inputs = [value for value in proto.graph.input if value.name not in frozen]
         del proto.graph.input[:]

@@ -32,7 +32,7 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def standard(node: onnx.NodeProto) -> str:
+def standard_name(node: onnx.NodeProto) -> str:
     """The name of an operator of ONNX; "" for operators of other domains."""
     return node.op_type if node.domain in STANDARD else ""
 
@@ -56,13 +56,13 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
             yield from each.graphs
 
 
-def captured(node: onnx.NodeProto) -> set[str]:
+def captured_names(node: onnx.NodeProto) -> set[str]:
     """Outer values that the subgraphs of a node (If, Loop, Scan) read."""
     names: set[str] = set()
     for graph in subgraphs(node):
         inner = {t.name for t in graph.initializer} | {v.name for v in graph.input}
         for child in graph.node:
-            names |= {*child.input, *captured(child)} - inner
+            names |= {*child.input, *captured_names(child)} - inner
             inner.update(child.output)
         names |= {v.name for v in graph.output} - inner
     return names - {""}

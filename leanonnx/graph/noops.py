@@ -16,21 +16,21 @@ import onnx
 from google.protobuf.message import Error as ProtobufError
 from onnx.shape_inference import InferenceError
 
-from leanonnx.graph.nodes import attribute, captured, holder_array, standard
-from leanonnx.graph.view import GraphView, overridden
+from leanonnx.graph.nodes import attribute, captured_names, holder_array, standard_name
+from leanonnx.graph.view import GraphView, default_initializers
 from leanonnx.numeric.arrays import Array
 from leanonnx.operators.facts import Trait
 from leanonnx.operators.table import names_with
 
 Size = int | str | None
-SMALL = 1024
+MAX_INFERENCE_ELEMENTS = 1024
 """Elements up to which shape inference gets the values of a constant."""
-REFUSED = (InferenceError, ProtobufError, RuntimeError, ValueError, IndexError, OverflowError)
+INFERENCE_ERRORS = (InferenceError, ProtobufError, RuntimeError, ValueError, IndexError, OverflowError)
 """Exceptions that ONNX shape inference can raise, including protobuf's and mapped C++ ones.
 
 Only the declared types and sizes are known then.
 """
-UNBOUNDED = (1 << 31) - 1
+SLICE_TO_END = (1 << 31) - 1
 """An end of a Slice that stands for the end of any axis."""
 PAIR = 2
 SAME_SIZE = names_with(Trait.SAME_SIZE)
@@ -44,7 +44,7 @@ class Types:
     proto: onnx.ModelProto
 
     @cached_property
-    def found(self) -> dict[str, onnx.TypeProto.Tensor]:
+    def inferred(self) -> dict[str, onnx.TypeProto.Tensor]:
         """Element types and sizes by shape inference, without the values of large constants."""
         shell = onnx.ModelProto(ir_version=self.proto.ir_version, opset_import=self.proto.opset_import)
         shell.functions.extend(self.proto.functions)
@@ -56,7 +56,7 @@ class Types:
         shell.graph.output.extend(graph.output)
         shell.graph.value_info.extend(graph.value_info)
         for tensor in graph.initializer:
-            if int(np.prod(tensor.dims)) <= SMALL:
+            if int(np.prod(tensor.dims)) <= MAX_INFERENCE_ELEMENTS:
                 shell.graph.initializer.append(tensor)
             elif tensor.name not in listed:
                 shell.graph.input.append(
@@ -64,7 +64,7 @@ class Types:
                 )
         try:
             inferred = onnx.shape_inference.infer_shapes(shell, data_prop=True).graph
-        except REFUSED:
+        except INFERENCE_ERRORS:
             inferred = shell.graph
         values = [*inferred.value_info, *inferred.input, *inferred.output]
         types = {v.name: v.type.tensor_type for v in values if v.type.HasField("tensor_type")}
@@ -91,7 +91,7 @@ class TidyContext:
     @cached_property
     def _defaults(self) -> frozenset[str]:
         """Initializers that a caller may override."""
-        return overridden(self.view.proto)
+        return default_initializers(self.view.proto)
 
     def constant(self, name: str) -> Array | None:
         """The value of a constant that a caller cannot override."""
@@ -113,7 +113,7 @@ class TidyContext:
         array = self.constant(name)
         if array is not None:
             return array.shape
-        kind = self.types.found.get(name)
+        kind = self.types.inferred.get(name)
         if kind is None or not kind.HasField("shape"):
             return None
         return tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim)
@@ -123,7 +123,7 @@ class TidyContext:
         array = self.constant(name)
         if array is not None:
             return int(onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
-        return self.types.found[name].elem_type if name in self.types.found else 0
+        return self.types.inferred[name].elem_type if name in self.types.inferred else 0
 
     def number(self, name: str) -> float | None:
         """The number that all elements of a value are; None where they differ or are not known."""
@@ -159,7 +159,7 @@ class TidyContext:
         names, left = {name}, [name]
         while left:
             node = self.view.producer(left.pop())
-            fresh = {*node.input, *captured(node)} - names if node is not None else set()
+            fresh = {*node.input, *captured_names(node)} - names if node is not None else set()
             names |= fresh
             left += fresh
         return frozenset(names & self.vital)
@@ -167,9 +167,9 @@ class TidyContext:
 
 def _keeps_size(context: TidyContext, node: onnx.NodeProto, axis: int) -> bool:
     """True if the size of a node's output on an axis is always that of its first input."""
-    if standard(node) in SAME_SIZE:
+    if standard_name(node) in SAME_SIZE:
         return True
-    if standard(node) != "Conv" or axis == 1:
+    if standard_name(node) != "Conv" or axis == 1:
         return False
     sizes = context.sizes(node.input[1])
     if axis == 0 or sizes is None:
@@ -213,7 +213,7 @@ def _slice(context: TidyContext, node: onnx.NodeProto) -> str | None:
     sizes = context.sizes(node.input[0])
     for axis, end in zip(axes or range(len(ends)), ends, strict=True):
         size = sizes[axis] if sizes is not None else None
-        if end < UNBOUNDED and not (isinstance(size, int) and end >= size):
+        if end < SLICE_TO_END and not (isinstance(size, int) and end >= size):
             return None
     return node.input[0]
 
@@ -244,7 +244,7 @@ def _inverse(context: TidyContext, node: onnx.NodeProto) -> str | None:
     """A Squeeze after an Unsqueeze of the same axes, or the reverse."""
     before = context.view.producer(node.input[0])
     opposite = {"Squeeze": "Unsqueeze", "Unsqueeze": "Squeeze"}[node.op_type]
-    if before is None or standard(before) != opposite:
+    if before is None or standard_name(before) != opposite:
         return None
     one, other = (context.ints(n, 1, "axes") for n in (node, before))
     return before.input[0] if one is not None and other is not None and sorted(one) == sorted(other) else None
@@ -304,7 +304,7 @@ def _neutral(number: float, slots: tuple[int, ...]) -> Callable[[TidyContext, on
 
 
 Rule = Callable[[TidyContext, onnx.NodeProto], str | None]
-ADDED, SCALED = _neutral(0.0, (1, 0)), _neutral(1.0, (1, 0))
+NEUTRAL_ADDITION, NEUTRAL_SCALING = _neutral(0.0, (1, 0)), _neutral(1.0, (1, 0))
 NOOPS: Mapping[str, tuple[Rule, ...]] = {
     "Identity": (_first,),
     "Dropout": (_dropout,),
@@ -321,13 +321,13 @@ NOOPS: Mapping[str, tuple[Rule, ...]] = {
     "MaxPool": (_pool,),
     "AveragePool": (_pool,),
     "Concat": (_alone,),
-    "Sum": (_alone, ADDED),
+    "Sum": (_alone, NEUTRAL_ADDITION),
     "Mean": (_alone,),
     "Max": (_alone,),
     "Min": (_alone,),
-    "Add": (ADDED,),
+    "Add": (NEUTRAL_ADDITION,),
     "Sub": (_neutral(0.0, (1,)),),
-    "Mul": (SCALED,),
+    "Mul": (NEUTRAL_SCALING,),
     "Div": (_neutral(1.0, (1,)),),
 }
 
@@ -336,5 +336,5 @@ def replacement_of(context: TidyContext, node: onnx.NodeProto) -> str | None:
     """The value that equals a node's first output; None where the node computes something, or might."""
     if not node.input or not node.input[0]:
         return None
-    answers = (rule(context, node) for rule in NOOPS.get(standard(node), ()))
+    answers = (rule(context, node) for rule in NOOPS.get(standard_name(node), ()))
     return next((answer for answer in answers if answer), None)

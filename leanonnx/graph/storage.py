@@ -10,12 +10,20 @@ from typing import BinaryIO
 import onnx
 from onnx import numpy_helper
 
-EXTERNAL_FROM = 1024
+MIN_EXTERNAL_BYTES = 1024
 """Bytes from which a constant is worth a place in the external data file."""
 ALIGNMENT = 4096
 """Offsets are multiples of the page size, so that onnxruntime can map the data instead of reading them."""
-BYTE = 8
-BITS = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2, "float6_e2m3fn": 6, "float6_e3m2fn": 6}
+BITS_PER_BYTE = 8
+SUB_BYTE_BITS = {
+    "int4": 4,
+    "uint4": 4,
+    "float4_e2m1fn": 4,
+    "int2": 2,
+    "uint2": 2,
+    "float6_e2m3fn": 6,
+    "float6_e3m2fn": 6,
+}
 """Bits of the element types that numpy stores in a byte each."""
 PROTOBUF_LIMIT = (1 << 31) - (1 << 26)
 """Bytes of constants that safely fit into one protobuf message, which can hold 2 GB."""
@@ -51,18 +59,18 @@ def _bytes(tensor: onnx.TensorProto) -> int:
 
 def byte_size(kind: int, count: int) -> int:
     """Bytes of ``count`` elements of a type; those of less than a byte are packed."""
-    return -(-count * element_bits(kind) // BYTE)
+    return -(-count * element_bits(kind) // BITS_PER_BYTE)
 
 
 def element_bits(kind: int) -> int:
     """Bits of one element of a type."""
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
-    return BITS.get(dtype.name, BYTE * dtype.itemsize)
+    return SUB_BYTE_BITS.get(dtype.name, BITS_PER_BYTE * dtype.itemsize)
 
 
 def _externalize(tensor: onnx.TensorProto, file: BinaryIO, location: str) -> onnx.TensorProto:
     """A tensor whose data are written to a file; the tensor itself if it is small."""
-    if _bytes(tensor) < EXTERNAL_FROM:
+    if _bytes(tensor) < MIN_EXTERNAL_BYTES:
         return tensor
     data = tensor.raw_data or numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data
     file.write(b"\0" * (-file.tell() % ALIGNMENT))

@@ -17,19 +17,19 @@ import onnx
 from onnx import numpy_helper
 
 from leanonnx.graph.merge import MergedConstants, merge_constants
-from leanonnx.graph.nodes import attribute, captured, fresh_name, standard
+from leanonnx.graph.nodes import attribute, captured_names, fresh_name, standard_name
 from leanonnx.graph.noops import TidyContext, Types, replacement_of
 from leanonnx.graph.storage import copy_fields
-from leanonnx.graph.view import FREE_INITIALIZERS, GraphView, overridden, unneeded
+from leanonnx.graph.view import FREE_INITIALIZERS, GraphView, default_initializers, unused_outputs
 from leanonnx.numeric.arrays import Array
 
-INNER = {"node", "initializer", "input", "value_info", "quantization_annotation"}
+EDITED_FIELDS = {"node", "initializer", "input", "value_info", "quantization_annotation"}
 """Fields of a graph that the clean-up may shorten."""
-NOTHING: Mapping[str, float] = MappingProxyType({})
+NO_UNIFORM_TENSORS: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class Tidied:
+class TidyResult:
     """A cleaned model, and the number of changes by kind.
 
     'no-op': a node that outputs its input; 'branch': a computed operand that changes nothing; 'merged': a node that was
@@ -42,10 +42,10 @@ class Tidied:
 
 def tidy(
     proto: onnx.ModelProto,
-    uniform: Mapping[str, float] = NOTHING,
+    uniform: Mapping[str, float] = NO_UNIFORM_TENSORS,
     keep: Collection[str] = (),
     merge: bool = False,
-) -> Tidied:
+) -> TidyResult:
     """Clean a model until nothing is left to do; return the model itself if nothing is.
 
     Args:
@@ -61,10 +61,10 @@ def tidy(
     while work.bypass() or work.compose() or work.drop() or (merge and work.merge()):
         pass
     if not work.done:
-        return Tidied(proto, {})
+        return TidyResult(proto, {})
     result = work.result()
     _check(proto, result, keep)
-    return Tidied(result, dict(sorted(work.done.items())))
+    return TidyResult(result, dict(sorted(work.done.items())))
 
 
 def _check(before: onnx.ModelProto, after: onnx.ModelProto, keep: Collection[str]) -> None:
@@ -73,7 +73,7 @@ def _check(before: onnx.ModelProto, after: onnx.ModelProto, keep: Collection[str
         raise RuntimeError("the clean-up has changed inputs, outputs or metadata of the model")
     graph = after.graph
     named = {v.name for v in graph.output} | {note.tensor_name for note in graph.quantization_annotation} | {*keep}
-    named = named.union(*(captured(node) for node in graph.node))
+    named = named.union(*(captured_names(node) for node in graph.node))
     lost = (named & _available(before.graph)) - _available(graph)
     if lost:
         raise RuntimeError(f"the clean-up has lost the tensors {', '.join(sorted(lost))}")
@@ -83,8 +83,8 @@ def _interface(proto: onnx.ModelProto) -> bytes:
     """The interface of a model: all that a caller can see but the values that it computes."""
     face = onnx.ModelProto()
     copy_fields(proto, face, leave={"graph"})
-    copy_fields(proto.graph, face.graph, leave=INNER)
-    fixed = {t.name for t in proto.graph.initializer} - overridden(proto)
+    copy_fields(proto.graph, face.graph, leave=EDITED_FIELDS)
+    fixed = {t.name for t in proto.graph.initializer} - default_initializers(proto)
     face.graph.input.extend(v for v in proto.graph.input if v.name not in fixed)
     return face.SerializeToString(deterministic=True)
 
@@ -108,7 +108,7 @@ class _Tidying:
         annotated = {note.tensor_name for note in graph.quantization_annotation}
         self.fixed_names = {v.name for v in graph.output} | keep | annotated
         for node in self.nodes:
-            self.fixed_names |= captured(node)
+            self.fixed_names |= captured_names(node)
         self.vital = keep | ({v.name for v in graph.input} - {t.name for t in graph.initializer})
         self.given = {v.name for v in graph.input} | {t.name for t in graph.initializer}
         self.given |= {t.values.name for t in graph.sparse_initializer}
@@ -163,8 +163,8 @@ class _Tidying:
         """Make one Transpose of two in a row; False if there are none."""
         context = self.context()
         for index, node in enumerate(self.nodes):
-            first = context.view.producer(node.input[0]) if standard(node) == "Transpose" else None
-            if first is None or standard(first) != "Transpose" or context.view.input_counts[node.input[0]] > 1:
+            first = context.view.producer(node.input[0]) if standard_name(node) == "Transpose" else None
+            if first is None or standard_name(first) != "Transpose" or context.view.input_counts[node.input[0]] > 1:
                 continue
             orders = [attribute(n, "perm") for n in (first, node)]
             if all(orders) and node.input[0] not in self.fixed_names:
@@ -180,7 +180,7 @@ class _Tidying:
     def drop(self) -> bool:
         """Remove nodes that nothing reads; False if there are none."""
         graph = onnx.GraphProto(output=[*self.proto.graph.output, *(onnx.ValueInfoProto(name=n) for n in self.keep)])
-        dead = unneeded(self.nodes, graph)
+        dead = unused_outputs(self.nodes, graph)
         left = [node for node in self.nodes if not dead.issuperset(n for n in node.output if n)]
         gone = len(self.nodes) - len(left)
         if gone:
@@ -191,7 +191,7 @@ class _Tidying:
     def merge(self) -> bool:
         """Merge adjacent linear layers; False if there are none."""
         context = self.context()
-        own = {t.name for t in self.proto.graph.initializer} - overridden(self.proto) - self.fixed_names
+        own = {t.name for t in self.proto.graph.initializer} - default_initializers(self.proto) - self.fixed_names
         for index, node in enumerate(self.nodes):
             first = context.view.producer(node.input[0]) if node.input else None
             if first is None or context.view.input_counts[node.input[0]] > 1 or node.input[0] in self.fixed_names:
@@ -219,15 +219,15 @@ class _Tidying:
         """The cleaned model, without constants and records of tensors that only removed nodes used."""
         source = self.proto.graph
         before, after = (
-            {n for node in nodes for n in [*node.input, *node.output, *captured(node)]}
+            {n for node in nodes for n in [*node.input, *node.output, *captured_names(node)]}
             for nodes in (source.node, self.nodes)
         )
         outputs = {v.name for v in source.output}
-        gone = before - after - outputs - overridden(self.proto)
+        gone = before - after - outputs - default_initializers(self.proto)
         gone -= self.given - {t.name for t in source.initializer}
         result = onnx.ModelProto()
         copy_fields(self.proto, result, leave={"graph"})
-        copy_fields(source, result.graph, leave=INNER)
+        copy_fields(source, result.graph, leave=EDITED_FIELDS)
         result.graph.node.extend(self.nodes)
         result.graph.input.extend(v for v in source.input if v.name not in gone)
         result.graph.value_info.extend(v for v in source.value_info if v.name not in gone)

@@ -14,7 +14,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from leanonnx.graph.nodes import RANDOM_OPS, SHAPE_OPS, STANDARD, captured, holder_array
+from leanonnx.graph.nodes import RANDOM_OPS, SHAPE_OPS, STANDARD, captured_names, holder_array
 
 Holder = onnx.TensorProto | onnx.NodeProto
 """What holds a constant: an initializer, or a Constant node."""
@@ -31,12 +31,12 @@ class GraphView:
     """
 
     proto: onnx.ModelProto
-    edited: Sequence[onnx.NodeProto] | None = None
+    replacement_nodes: Sequence[onnx.NodeProto] | None = None
 
     @property
     def nodes(self) -> Sequence[onnx.NodeProto]:
         """The nodes of the graph."""
-        return self.proto.graph.node if self.edited is None else self.edited
+        return self.proto.graph.node if self.replacement_nodes is None else self.replacement_nodes
 
     @property
     def opset(self) -> int:
@@ -77,7 +77,7 @@ class GraphView:
         """Indices of the nodes that read each value, themselves or in a subgraph; -1 stands for the caller."""
         consumers: dict[str, list[int]] = {}
         for index, node in enumerate(self.nodes):
-            for name in {*node.input, *captured(node)}:
+            for name in {*node.input, *captured_names(node)}:
                 consumers.setdefault(name, []).append(index)
         for value in self.proto.graph.output:
             consumers.setdefault(value.name, []).append(-1)
@@ -97,15 +97,15 @@ class GraphView:
         counts = Counter(self.origins.get(value.name, value.name) for value in self.proto.graph.output)
         for node in self.nodes:
             if node.op_type != "Identity" or node.output[0] not in self.origins:
-                counts.update(self.origins.get(name, name) for name in [*node.input, *captured(node)])
+                counts.update(self.origins.get(name, name) for name in [*node.input, *captured_names(node)])
         return dict(counts)
 
     @cached_property
     def overridable(self) -> frozenset[str]:
         """Initializers whose value a caller may replace, and all values computed from them."""
-        names = set(overridden(self.proto))
+        names = set(default_initializers(self.proto))
         for node in self.nodes if names else ():
-            if not names.isdisjoint([*node.input, *captured(node)]):
+            if not names.isdisjoint([*node.input, *captured_names(node)]):
                 names.update(node.output)
         return frozenset(names - {""})
 
@@ -114,7 +114,7 @@ class GraphView:
         """Values that depend on the data of a graph input, not merely on its shape."""
         names = {value.name for value in self.inputs}
         for node in self.nodes:
-            reads = {*node.input, *captured(node)}
+            reads = {*node.input, *captured_names(node)}
             if (reads & names and node.op_type not in SHAPE_OPS) or node.op_type in RANDOM_OPS:
                 names.update(node.output)
         return frozenset(names - {""})
@@ -161,14 +161,14 @@ class GraphView:
         return {}
 
 
-def overridden(proto: onnx.ModelProto) -> frozenset[str]:
+def default_initializers(proto: onnx.ModelProto) -> frozenset[str]:
     """Initializers listed as graph inputs where that is not obligatory: their values are mere defaults."""
     if proto.ir_version < FREE_INITIALIZERS:
         return frozenset()
     return frozenset({v.name for v in proto.graph.input} & {t.name for t in proto.graph.initializer})
 
 
-def unneeded(nodes: Iterable[onnx.NodeProto], graph: onnx.GraphProto) -> frozenset[str]:
+def unused_outputs(nodes: Iterable[onnx.NodeProto], graph: onnx.GraphProto) -> frozenset[str]:
     """Outputs of nodes from which no path leads to a graph output."""
     needed = {value.name for value in graph.output}
     spare: set[str] = set()
@@ -176,5 +176,5 @@ def unneeded(nodes: Iterable[onnx.NodeProto], graph: onnx.GraphProto) -> frozens
         if needed.isdisjoint(node.output):
             spare.update(node.output)
         else:
-            needed.update([*node.input, *captured(node)])
+            needed.update([*node.input, *captured_names(node)])
     return frozenset(spare - needed - {""})

@@ -17,36 +17,42 @@ from leanonnx.checks import read_toml
 from leanonnx.errors import OptionError
 from leanonnx.spelling import verb
 
-BARE = re.compile(r"[A-Za-z0-9_-]+")
+BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 """Table names that need no quotes in TOML."""
 LINE_WIDTH = 118
 
 
 @dataclass(frozen=True)
-class Entry:
+class HardwareEntry:
     """Unit and meaning of an entry of a table; ``is_integer`` is True for numbers of channels."""
 
     unit: str
     meaning: str
-    whole: bool = False
+    is_integer: bool = False
 
 
-ENTRIES = {
-    "block": Entry("channels", "computed together: a started block costs as much as a full one", whole=True),
-    "multiple": Entry(
-        "channels", "what a convolution reads must be a multiple of this, or it leaves the fast kernels", whole=True
+HARDWARE_ENTRIES = {
+    "block": HardwareEntry(
+        "channels", "computed together: a started block costs as much as a full one", is_integer=True
     ),
-    "grouped": Entry(
-        "channels", "channels per group must be a multiple of this, or a grouped convolution leaves them", whole=True
+    "multiple": HardwareEntry(
+        "channels",
+        "what a convolution reads must be a multiple of this, or it leaves the fast kernels",
+        is_integer=True,
     ),
-    "slow": Entry("times", "as long takes a multiply-add of a convolution outside the fast kernels"),
-    "slow_depthwise": Entry("times", "as long takes one of a depthwise convolution outside them"),
-    "conv": Entry("10⁹/s", "multiply-adds of k×k convolutions, all threads together"),
-    "pointwise": Entry("10⁹/s", "multiply-adds of 1×1 convolutions"),
-    "depthwise": Entry("10⁹/s", "multiply-adds of depthwise convolutions"),
-    "gemm": Entry("10⁹/s", "multiply-adds of matrix products"),
-    "element": Entry("ns", "for each number that a node writes"),
-    "node": Entry("µs", "for each node"),
+    "grouped": HardwareEntry(
+        "channels",
+        "channels per group must be a multiple of this, or a grouped convolution leaves them",
+        is_integer=True,
+    ),
+    "slow": HardwareEntry("times", "as long takes a multiply-add of a convolution outside the fast kernels"),
+    "slow_depthwise": HardwareEntry("times", "as long takes one of a depthwise convolution outside them"),
+    "conv": HardwareEntry("10⁹/s", "multiply-adds of k×k convolutions, all threads together"),
+    "pointwise": HardwareEntry("10⁹/s", "multiply-adds of 1×1 convolutions"),
+    "depthwise": HardwareEntry("10⁹/s", "multiply-adds of depthwise convolutions"),
+    "gemm": HardwareEntry("10⁹/s", "multiply-adds of matrix products"),
+    "element": HardwareEntry("ns", "for each number that a node writes"),
+    "node": HardwareEntry("µs", "for each node"),
 }
 """Units and meanings of the fields of ``Hardware``."""
 
@@ -68,36 +74,36 @@ class Hardware:
     element: float
     node: float
 
-    def text(self) -> str:
+    def to_toml(self) -> str:
         """Format the table as TOML."""
         lines = [f"{key} = {value}" for key, value in asdict(self).items() if key != "name"]
-        name = self.name if BARE.fullmatch(self.name) else json.dumps(self.name)
+        name = self.name if BARE_KEY.fullmatch(self.name) else json.dumps(self.name)
         return "\n".join([f"[{name}]", *lines, ""])
 
-    def filled(self, channels: int) -> int:
+    def fill_block(self, channels: int) -> int:
         """Round a number of channels up to whole blocks, whose cost is the same."""
         return -(-channels // self.block) * self.block
 
 
-def legend() -> str:
+def entries_legend() -> str:
     """Return TOML comment lines that explain the entries."""
-    rows = [f"{name:<15} {entry.unit:<9} {entry.meaning}" for name, entry in ENTRIES.items()]
+    rows = [f"{name:<15} {entry.unit:<9} {entry.meaning}" for name, entry in HARDWARE_ENTRIES.items()]
     return "".join(f"# {row}\n" for row in rows)
 
 
 def tables_text(tables: Iterable[Hardware], head: str) -> str:
     """Format tables as a TOML file; ``head`` is a sentence that describes them."""
     comment = "".join(f"# {line}\n" for line in textwrap.wrap(head, LINE_WIDTH))
-    return "\n".join([f"{comment}#\n{legend()}", *(table.text() for table in tables)])
+    return "\n".join([f"{comment}#\n{entries_legend()}", *(table.to_toml() for table in tables)])
 
 
-def known_targets() -> dict[str, Hardware]:
+def builtin_hardware() -> dict[str, Hardware]:
     """Return the built-in hardware tables by name."""
     text = (resources.files("leanonnx.hardware") / "targets.toml").read_text(encoding="utf-8")
     return _read(tomllib.loads(text), "targets.toml")
 
 
-def read_targets(path: Path) -> dict[str, Hardware]:
+def read_hardware(path: Path) -> dict[str, Hardware]:
     """Read hardware tables measured by ``leanonnx calibrate-device``, by name.
 
     Raises:
@@ -111,23 +117,25 @@ def _remedy() -> str:
 
 
 def _read(tables: Mapping[str, object], source: str) -> dict[str, Hardware]:
-    found = {}
+    hardware = {}
     for name, table in tables.items():
-        if not isinstance(table, dict) or set(table) != set(ENTRIES):
+        if not isinstance(table, dict) or set(table) != set(HARDWARE_ENTRIES):
             raise OptionError(
-                f"{source}: target '{name}' must have just the entries {', '.join(ENTRIES)}; mend it, or remove the "
-                f"target and {_remedy()}"
+                f"{source}: target '{name}' must have just the entries {', '.join(HARDWARE_ENTRIES)}; mend it, or "
+                f"remove the target and {_remedy()}"
             )
-        found[name] = Hardware(name, **{key: _value(table[key], key, f"{source}: target '{name}'") for key in ENTRIES})
-    return found
+        hardware[name] = Hardware(
+            name, **{key: _value(table[key], key, f"{source}: target '{name}'") for key in HARDWARE_ENTRIES}
+        )
+    return hardware
 
 
 def _value(value: object, key: str, where: str) -> Any:
     """Check an entry, which must be a number above 0, and an integer if it counts channels."""
-    wanted = "a whole number" if ENTRIES[key].whole else "a number"
-    kinds = (int,) if ENTRIES[key].whole else (int, float)
+    expected = "a whole number" if HARDWARE_ENTRIES[key].is_integer else "a number"
+    kinds = (int,) if HARDWARE_ENTRIES[key].is_integer else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
         raise OptionError(
-            f"{where}: {key} = {json.dumps(value, default=str)}, expected {wanted} above 0; mend it, or {_remedy()}"
+            f"{where}: {key} = {json.dumps(value, default=str)}, expected {expected} above 0; mend it, or {_remedy()}"
         )
-    return value if ENTRIES[key].whole else float(value)
+    return value if HARDWARE_ENTRIES[key].is_integer else float(value)

@@ -16,36 +16,36 @@ from leanonnx.numeric.arrays import Array
 from leanonnx.runtime.observation import Shapes, random_feed
 from leanonnx.runtime.sessions import Feed
 
-KINDS = ("normal", "uniform", "bytes")
-COUNTED = 8
+INPUT_KINDS = ("normal", "uniform", "bytes")
+MAX_CLASS_NUMBER = 8
 """Exclusive upper bound of drawn class numbers and positions."""
-FACTORS = (10.0, 0.1, 100.0, 0.01, 1e4)
+INPUT_FACTORS = (10.0, 0.1, 100.0, 0.01, 1e4)
 """Factors of normal inputs, of either sign, for models on which the usual inputs are uninformative."""
-HALF = 0.5
+BINARY_PROBABILITY = 0.5
 """Probability of a one in binary inputs."""
-SQUARE = 8
+FIELD_SQUARE = 8
 """Side of the squares of smooth fields, in elements."""
-OFTEN = 16
+MAX_BATCH_FACTOR = 16
 """Largest multiple of the first batch size that a joined batch may have."""
 
 
-def inputs_for(model: Model, shapes: Shapes, seed: int = 0) -> list[Feed]:
+def random_inputs(model: Model, shapes: Shapes, seed: int = 0) -> list[Feed]:
     """Random inputs at given sizes: normal, uniform in [0, 1), uniform in [0, 255)."""
     named = {value.name: shapes[value.name] for value in model.inputs}
-    return [random_feed(model, named, seed + k, kind) for k, kind in enumerate(KINDS)]
+    return [random_feed(model, named, seed + k, kind) for k, kind in enumerate(INPUT_KINDS)]
 
 
-def counted(model: Model, shapes: Shapes, seed: int = 0) -> list[Feed]:
+def class_number_inputs(model: Model, shapes: Shapes, seed: int = 0) -> list[Feed]:
     """Inputs with class numbers and positions below ``COUNTED``, not only 0 and 1; empty without integer inputs."""
     named = {value.name: shapes[value.name] for value in model.inputs}
     rng = np.random.default_rng(seed)
     feed = random_feed(model, named, seed)
-    names = [name for name, value in feed.items() if is_wide(value)]
-    more = {name: rng.integers(0, COUNTED, feed[name].shape).astype(feed[name].dtype) for name in names}
+    names = [name for name, value in feed.items() if is_index_array(value)]
+    more = {name: rng.integers(0, MAX_CLASS_NUMBER, feed[name].shape).astype(feed[name].dtype) for name in names}
     return [feed | more] if more else []
 
 
-def is_wide(value: Array) -> bool:
+def is_index_array(value: Array) -> bool:
     """True if an array holds integers wider than pixels."""
     return is_integer(value) and value.dtype.itemsize > 1
 
@@ -58,7 +58,9 @@ def sized_inputs(model: Model, base: Sequence[Feed], sizes: Sequence[Shapes], se
     feeds = []
     for k, shapes in enumerate(sizes):
         batch = _join_batch(base, shapes)
-        feeds.append(batch or random_feed(model, shapes, seed + len(KINDS) + k, KINDS[k % len(KINDS)]))
+        feeds.append(
+            batch or random_feed(model, shapes, seed + len(INPUT_KINDS) + k, INPUT_KINDS[k % len(INPUT_KINDS)])
+        )
     return feeds
 
 
@@ -73,7 +75,7 @@ def _join_batch(base: Sequence[Feed], shapes: Shapes) -> Feed | None:
     if len(times) != 1 or any(s[1:] != first[name].shape[1:] for name, s in shapes.items()):
         return None
     count = times.pop()
-    if count != int(count) or not 1 < count <= OFTEN:
+    if count != int(count) or not 1 < count <= MAX_BATCH_FACTOR:
         return None
     parts = [base[k % len(base)] for k in range(int(count))]
     return {
@@ -98,15 +100,15 @@ def further_inputs(model: Model, shapes: Shapes, seed: int = 0) -> Iterator[tupl
         return np.asarray((limits.min + level * (limits.max - limits.min)).astype(value.dtype))
 
     for k in range(2):
-        feed = random_feed(model, named, seed + k, KINDS[0])
+        feed = random_feed(model, named, seed + k, INPUT_KINDS[0])
         yield "smooth", {name: smooth(value) for name, value in feed.items()}
-    for k, factor in enumerate(FACTORS):
-        feed = random_feed(model, named, seed + k, KINDS[0])
+    for k, factor in enumerate(INPUT_FACTORS):
+        feed = random_feed(model, named, seed + k, INPUT_KINDS[0])
         for signed in (factor, -factor):
             yield f"normal times {factor:g}", {name: _scale_values(value, signed) for name, value in feed.items()}
-    feed = random_feed(model, named, seed, KINDS[0])
-    yield "binary", {name: (rng.random(v.shape) < HALF).astype(v.dtype) for name, v in feed.items()}
-    feed = random_feed(model, named, seed, KINDS[2])
+    feed = random_feed(model, named, seed, INPUT_KINDS[0])
+    yield "binary", {name: (rng.random(v.shape) < BINARY_PROBABILITY).astype(v.dtype) for name, v in feed.items()}
+    feed = random_feed(model, named, seed, INPUT_KINDS[2])
     yield (
         "smooth bytes",
         {
@@ -135,16 +137,16 @@ def _is_byte(value: Array) -> bool:
 def _smooth(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     """Random field: squares on top of larger squares, with a random level."""
     total = np.full(shape, rng.standard_normal())
-    for side in (SQUARE, 4 * SQUARE):
-        cells = rng.standard_normal([-(-size // side) if size >= SQUARE else size for size in shape])
+    for side in (FIELD_SQUARE, 4 * FIELD_SQUARE):
+        cells = rng.standard_normal([-(-size // side) if size >= FIELD_SQUARE else size for size in shape])
         for axis, size in enumerate(shape):
-            if size >= SQUARE:
+            if size >= FIELD_SQUARE:
                 cells = np.take(np.repeat(cells, side, axis), np.arange(size), axis)
         total = total + cells
     return total
 
 
-def shaken(feed: Feed, to: float = np.inf) -> Feed:
+def nudge_floats(feed: Feed, to: float = np.inf) -> Feed:
     """Return the inputs with floats moved by one unit in the last place towards ``to``."""
     return {
         name: np.nextafter(value, np.asarray(to, value.dtype)) if value.dtype.kind == "f" else value
@@ -157,7 +159,7 @@ def sizes_of(feed: Feed) -> tuple[tuple[int, ...], ...]:
     return tuple(feed[name].shape for name in sorted(feed))
 
 
-def alike(feeds: Sequence[Feed]) -> list[list[int]]:
+def group_by_size(feeds: Sequence[Feed]) -> list[list[int]]:
     """Group the indices of inputs by size; groups of one input are kept only for a larger batch than the first.
 
     Each input forms its own group if no group is left.  Variation is looked for within a group.

@@ -10,53 +10,53 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
-from leanonnx.data.images import BATCH_RANK, image_axes
-from leanonnx.graph.formats import HALVES, fed_in_float32, float_kinds, in_float32, is_float
+from leanonnx.data.images import IMAGE_BATCH_RANK, image_axes
+from leanonnx.graph.formats import HALF_TYPES, convert_feed, convert_to_float32, float_types, is_float
 from leanonnx.graph.model import Model
-from leanonnx.inputs.random import inputs_for
+from leanonnx.inputs.random import random_inputs
 from leanonnx.numeric.arrays import Array
 from leanonnx.runtime.sessions import Feed, RunFailed, run
 
-DRAWS = 4
+NOISE_DRAWS = 4
 """Number of inputs drawn."""
-LAST = (1, 2)
+CHANNELS_LAST_AXES = (1, 2)
 """Axes of height and width in channels-last layout."""
-SCALES = (1, 2, 4, 8, 16, 32)
+NOISE_SCALES = (1, 2, 4, 8, 16, 32)
 """Sides of the squares of the noise, in pixels."""
-TINY = 1e-30
+MIN_DEVIATION = 1e-30
 
 
-def smooth_inputs(model: Model, shapes: dict[str, tuple[int, ...]], seed: int, draws: int = DRAWS) -> list[Feed]:
+def smooth_inputs(model: Model, shapes: dict[str, tuple[int, ...]], seed: int, draws: int = NOISE_DRAWS) -> list[Feed]:
     """Random inputs; images are sums of squares of all sizes, correlated between their colours."""
-    feeds = [inputs_for(model, shapes, seed + draw)[0] for draw in range(draws)]
+    feeds = [random_inputs(model, shapes, seed + draw)[0] for draw in range(draws)]
     rng = np.random.default_rng(seed)
     return [{name: _smooth(value, rng) for name, value in feed.items()} for feed in feeds]
 
 
 def _smooth(value: Array, rng: np.random.Generator) -> Array:
     """Replace an image by smooth noise; any float input of rank 4 counts as an image [n, channels, height, width]."""
-    if value.ndim != BATCH_RANK or not is_float(value):
+    if value.ndim != IMAGE_BATCH_RANK or not is_float(value):
         return value
-    last = image_axes(value.shape) == LAST
+    last = image_axes(value.shape) == CHANNELS_LAST_AXES
     count, channels, height, width = np.moveaxis(value, 3, 1).shape if last else value.shape
     total = np.zeros((count, channels, height, width))
-    for scale in SCALES:
+    for scale in NOISE_SCALES:
         squares = -(-height // scale), -(-width // scale)
         part = rng.standard_normal((count, channels, *squares)) + rng.standard_normal((count, 1, *squares))
         total += np.kron(part, np.ones((1, 1, scale, scale)))[:, :, :height, :width]
-    noise = (total / max(float(total.std()), TINY)).astype(value.dtype)
+    noise = (total / max(float(total.std()), MIN_DEVIATION)).astype(value.dtype)
     return np.ascontiguousarray(np.moveaxis(noise, 1, 3)) if last else noise
 
 
-def distances(model: Model, others: Sequence[onnx.ModelProto], feeds: Sequence[Feed]) -> list[float]:
+def output_distances(model: Model, others: Sequence[onnx.ModelProto], feeds: Sequence[Feed]) -> list[float]:
     """Mean relative distance of the outputs of each network from the original's; infinite if it cannot be run."""
-    halves = float_kinds(model.proto) & HALVES
-    feeds = [fed_in_float32(feed, halves) for feed in feeds]
-    wanted = run(in_float32(model.proto, halves), feeds, libraries=model.libraries)
+    halves = float_types(model.proto) & HALF_TYPES
+    feeds = [convert_feed(feed, halves) for feed in feeds]
+    wanted = run(convert_to_float32(model.proto, halves), feeds, libraries=model.libraries)
     results = []
     for other in others:
         try:
-            outputs = run(in_float32(other, halves), feeds, libraries=model.libraries)
+            outputs = run(convert_to_float32(other, halves), feeds, libraries=model.libraries)
         except RunFailed:
             results.append(float("inf"))
         else:
@@ -73,5 +73,5 @@ def _relative_distance(wanted: list[list[Array]], computed: list[list[Array]]) -
         )
         if one.shape != other.shape or not np.isfinite(other).all():
             return float("inf")
-        shares.append(float(np.linalg.norm(one - other) / max(float(np.linalg.norm(one)), TINY)))
+        shares.append(float(np.linalg.norm(one - other) / max(float(np.linalg.norm(one)), MIN_DEVIATION)))
     return float(np.mean(shares)) if shares else 0.0

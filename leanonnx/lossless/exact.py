@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from leanonnx.analysis.constant_channels import ConstantChannels, Flow, constant_channels
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.graph.formats import FINE, is_float
-from leanonnx.graph.nodes import BIAS, BIASED, SHAPE_OPS, attribute, captured, is_per_channel, standard
-from leanonnx.graph.view import unneeded
+from leanonnx.graph.formats import PRECISE_FLOATS, is_float
+from leanonnx.graph.nodes import BIAS, BIASED, SHAPE_OPS, attribute, captured_names, is_per_channel, standard_name
+from leanonnx.graph.view import unused_outputs
 from leanonnx.numeric.arrays import Array
 from leanonnx.numeric.channel_ids import ChannelIds, Mask
 from leanonnx.rules.call import Pin
@@ -31,7 +31,7 @@ Edges = tuple[ChannelIds, ChannelIds, NDArray[np.bool_] | None]
 
 
 @dataclass(frozen=True)
-class Contributing:
+class ContributingChannels:
     """The channels that contribute to an output.
 
     Attributes:
@@ -48,7 +48,7 @@ class Contributing:
     reasons: Mapping[str, int]
 
 
-def contributing(dag: ChannelDag, pins: tuple[Pin, ...] = ()) -> Contributing:
+def find_contributing_channels(dag: ChannelDag, pins: tuple[Pin, ...] = ()) -> ContributingChannels:
     """Find the channels that contribute to an output; those of ``pins`` are kept in any case.
 
     A tensor keeps at least one channel unless all its consumers can do without it.
@@ -57,17 +57,17 @@ def contributing(dag: ChannelDag, pins: tuple[Pin, ...] = ()) -> Contributing:
     folds = {flow.node: place for flow in constants.flows if (place := _bias_slot(dag, flow)) is not None}
     roots = _roots(dag, pins)
     read = _needed_channels(dag, _edges(dag, [flow.nonzero for flow in constants.flows], constants.flows), roots)
-    carrying = [flow.through(folded=flow.node in folds) for flow in constants.flows]
+    carrying = [flow.needed_kernels(folded=flow.node in folds) for flow in constants.flows]
     edges = _edges(dag, carrying, constants.flows)
     alive = _needed_channels(dag, edges, roots)
     while (lacking := _empty_tensors(dag, alive)).size:
         roots[lacking] = True
         alive = _needed_channels(dag, edges, roots)
-    shifts, uniform = _shifts(dag, constants, folds, alive), constants.uniform(dag, read)
-    return Contributing(alive, shifts, uniform, _reasons(dag, constants, alive))
+    shifts, uniform = _shifts(dag, constants, folds, alive), constants.constant_tensors(dag, read)
+    return ContributingChannels(alive, shifts, uniform, _reasons(dag, constants, alive))
 
 
-def exact_patch(dag: ChannelDag, contributing: Contributing) -> Patch:
+def exact_patch(dag: ChannelDag, contributing: ContributingChannels) -> Patch:
     """The patch that removes the channels that contribute nothing."""
     patch = plan_patch(dag, contributing.alive)
     return replace(patch, constants={**patch.constants, **contributing.shifts})
@@ -76,7 +76,7 @@ def exact_patch(dag: ChannelDag, contributing: Contributing) -> Patch:
 def _edges(dag: ChannelDag, kernels: list[NDArray[np.bool_]], flows: tuple[Flow, ...]) -> list[Edges]:
     """Edges of the carrying kernels [G, O, I], one mask for each flow, and all fixed edges; later nodes first."""
     edges: list[tuple[int, Edges]] = [
-        (flow.node, (flow.mix.sources, flow.mix.destinations, carry))
+        (flow.node, (flow.block.sources, flow.block.destinations, carry))
         for flow, carry in zip(flows, kernels, strict=True)
     ]
     edges += [(node, (link.sources, link.destinations, None)) for node, link in dag.fixed_edges]
@@ -105,7 +105,7 @@ def _roots(dag: ChannelDag, pins: tuple[Pin, ...]) -> Mask:
     for pin in (*dag.pins, *pins):
         roots[pin.channel_ids] = True
     nodes = dag.model.proto.graph.node
-    for use in dag.uses:
+    for use in dag.constant_uses:
         if nodes[use.node].input[use.slot] in dag.model.overridable:
             for factor in use.factors:
                 roots[factor] = True
@@ -126,7 +126,7 @@ def _unexplained_channels(dag: ChannelDag) -> list[ChannelIds]:
         mixed.setdefault(index, []).append(mix.sources)
     for index, link in dag.fixed_edges:
         linked.setdefault(index, []).append(link.sources)
-    unused = unneeded(proto.graph.node, proto.graph)
+    unused = unused_outputs(proto.graph.node, proto.graph)
     unexplained = []
     for index, node in enumerate(proto.graph.node):
         moved = any(name in dag.moves for name in node.output)
@@ -158,7 +158,7 @@ def _empty_tensors(dag: ChannelDag, alive: Mask) -> ChannelIds:
             continue
         dropped = _unread_operands(dag, node, alive) if index in beside else set()
         wanted.update(name for slot, name in enumerate(node.input) if slot not in dropped)
-        wanted |= captured(node)
+        wanted |= captured_names(node)
     empty = [
         dag.channel_ids[name].min()
         for name in sorted(wanted & dag.channel_ids.keys())
@@ -186,9 +186,13 @@ def _unread_operands(dag: ChannelDag, node: onnx.NodeProto, alive: Mask) -> set[
 def _bias_slot(dag: ChannelDag, flow: Flow) -> InputSlot | None:
     """The slot of a mixing node's bias, present or not; None if nothing can be added to it."""
     node, model = dag.model.proto.graph.node[flow.node], dag.model
-    if standard(node) not in BIASED or not flow.even or (node.op_type == "Gemm" and flow.mix.onto != -1):
+    if (
+        standard_name(node) not in BIASED
+        or not flow.is_uniform
+        or (node.op_type == "Gemm" and flow.block.output_axis != -1)
+    ):
         return None
-    if flow.mix.kernels().dtype not in FINE:
+    if flow.block.kernels().dtype not in PRECISE_FLOATS:
         return None
     name = node.input[BIAS] if len(node.input) > BIAS else ""
     if node.op_type == "Gemm" and (not attribute(node, "alpha", 1.0) or not attribute(node, "beta", 1.0)):
@@ -197,7 +201,7 @@ def _bias_slot(dag: ChannelDag, flow: Flow) -> InputSlot | None:
         return None
     if name:
         array = model.constant(name)
-        if not is_float(array) or not is_per_channel(array, flow.mix.destinations.size):
+        if not is_float(array) or not is_per_channel(array, flow.block.destinations.size):
             return None
     return (flow.node, BIAS)
 
@@ -208,12 +212,12 @@ def _shifts(
     """New biases that include the contributions of removed constant channels."""
     shifts: dict[InputSlot, Maker] = {}
     for flow in constants.flows:
-        gone = np.where(alive[flow.mix.sources] | np.isnan(flow.given), 0.0, flow.given)
+        gone = np.where(alive[flow.block.sources] | np.isnan(flow.numbers), 0.0, flow.numbers)
         if flow.node not in folds or not gone.any():
             continue
-        node, targets = dag.model.proto.graph.node[flow.node], flow.mix.destinations.reshape(-1)
+        node, targets = dag.model.proto.graph.node[flow.node], flow.block.destinations.reshape(-1)
         ratio = attribute(node, "alpha", 1.0) / attribute(node, "beta", 1.0) if node.op_type == "Gemm" else 1.0
-        shift = ratio * flow.sums(gone).reshape(-1)
+        shift = ratio * flow.constant_sums(gone).reshape(-1)
         if shift[alive[targets]].any():
             place = folds[flow.node]
             shifts[place] = partial(_bias_with_shift, dag, flow, place, shift, np.asarray(alive[targets]))
@@ -224,7 +228,7 @@ def _bias_with_shift(dag: ChannelDag, flow: Flow, place: InputSlot, shift: Array
     """The bias of a node plus a shift for each output channel, of the channels that are kept."""
     inputs = dag.model.proto.graph.node[place[0]].input
     name = inputs[place[1]] if place[1] < len(inputs) else ""
-    base = dag.model.constant(name) if name else np.zeros(shift.size, flow.mix.kernels().dtype)
+    base = dag.model.constant(name) if name else np.zeros(shift.size, flow.block.kernels().dtype)
     total = (np.asarray(base, np.float64) + shift).astype(base.dtype)
     return np.ascontiguousarray(np.compress(kept, total, axis=-1))
 
@@ -233,8 +237,8 @@ def _reasons(dag: ChannelDag, constants: ConstantChannels, alive: Mask) -> dict[
     """Numbers of removed groups by reason."""
     is_constant = np.zeros(dag.count, bool)
     for flow in constants.flows:
-        read = (flow.nonzero & alive[flow.mix.destinations][:, :, None]).any(1)
-        is_constant[flow.mix.sources[read & ~alive[flow.mix.sources]]] = True
+        read = (flow.nonzero & alive[flow.block.destinations][:, :, None]).any(1)
+        is_constant[flow.block.sources[read & ~alive[flow.block.sources]]] = True
     dead = np.unique(dag.groups[~alive])
     constant = np.unique(dag.groups[is_constant & ~alive])
     return {"unread": int(dead.size - constant.size), "constant": int(constant.size)}

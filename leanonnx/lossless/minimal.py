@@ -14,17 +14,17 @@ from typing import Any
 import onnx
 
 from leanonnx.analysis.cost import cost_model
-from leanonnx.analysis.dag import ChannelDag, analyse
-from leanonnx.analysis.naming import ignored_pin, named_nodes, named_pin, named_tensors
-from leanonnx.graph.tidy import Tidied, tidy
-from leanonnx.lossless.exact import Contributing, contributing, exact_patch
+from leanonnx.analysis.dag import ChannelDag, build_channel_dag
+from leanonnx.analysis.naming import pin_outputs, resolve_nodes, resolve_pin, resolve_tensors
+from leanonnx.graph.tidy import TidyResult, tidy
+from leanonnx.lossless.exact import ContributingChannels, exact_patch, find_contributing_channels
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.proof.decisions import behind_decisions
 from leanonnx.rules.call import Pin
 from leanonnx.rules.table import Rules
 from leanonnx.runtime.observation import Shapes, observe
 from leanonnx.selection.selector import Selection
-from leanonnx.surgery.operate import apply
+from leanonnx.surgery.operate import apply_patch
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Minimum:
     """
 
     dag: ChannelDag
-    contributing: Contributing
+    contributing: ContributingChannels
     selection: Selection
     done: Mapping[str, int]
     layers: tuple[str, ...]
@@ -57,15 +57,15 @@ class Minimum:
         """True if nothing is to be removed or was cleaned up."""
         return not self.done and bool(self.contributing.alive.all()) and not self.contributing.shifts
 
-    def prune(self) -> Tidied:
+    def prune(self) -> TidyResult:
         """Remove the channels and clean up the graph."""
         proto = self.dag.model.proto
         if not self.is_whole:
-            proto = apply(self.dag.model, exact_patch(self.dag, self.contributing))
+            proto = apply_patch(self.dag.model, exact_patch(self.dag, self.contributing))
         tidied = tidy(proto, self.contributing.uniform, self.keep)
         return replace(tidied, done=dict(sorted((Counter(self.done) + Counter(tidied.done)).items())))
 
-    def tidy(self, proto: onnx.ModelProto) -> Tidied:
+    def tidy(self, proto: onnx.ModelProto) -> TidyResult:
         """Merge adjacent linear layers of the pruned model; of a whole one in memory, where its weights are folded."""
         source = self.dag.model.proto if self.is_whole else proto
         return tidy(source, self.contributing.uniform, self.keep, merge=True)
@@ -79,10 +79,10 @@ def minimise(
     dag: ChannelDag, rules: Rules, shapes: Shapes, pin: tuple[str, ...] = (), ignore: tuple[str, ...] = ()
 ) -> Minimum:
     """Find the channels that contribute to an output; those that ``pin`` and ``ignore`` name stay in any case."""
-    keep = frozenset({*behind_decisions(dag.model), *named_tensors(dag.model, pin + ignore)})
-    layers, done, cost = _layers(dag), Counter[str](), cost_model(dag)(dag.whole)
+    keep = frozenset({*behind_decisions(dag.model), *resolve_tensors(dag.model, pin + ignore)})
+    layers, done, cost = _layers(dag), Counter[str](), cost_model(dag)(dag.all_alive)
     while True:
-        result = contributing(dag, _pins(dag, pin, ignore))
+        result = find_contributing_channels(dag, _pins(dag, pin, ignore))
         tidied = tidy(dag.model.proto, result.uniform, keep)
         if not tidied.done:
             selection = Selection(result.alive, cost, cost_model(dag)(result.alive), reached=True)
@@ -91,12 +91,12 @@ def minimise(
             return Minimum(dag, result, selection, dict(done), removed, keep)
         done.update(tidied.done)
         model = replace(dag.model, proto=tidied.proto)
-        dag = analyse(model, observe(model, shapes), rules)
+        dag = build_channel_dag(model, observe(model, shapes), rules)
 
 
 def _pins(dag: ChannelDag, pin: tuple[str, ...], ignore: tuple[str, ...]) -> tuple[Pin, ...]:
-    nodes = [node for name in ignore for node in named_nodes(dag.model, name)]
-    return (*(named_pin(dag, name) for name in pin), *(ignored_pin(dag, node) for node in nodes))
+    nodes = [node for name in ignore for node in resolve_nodes(dag.model, name)]
+    return (*(resolve_pin(dag, name) for name in pin), *(pin_outputs(dag, node) for node in nodes))
 
 
 def _layers(dag: ChannelDag, alive: Mask | None = None) -> list[str]:

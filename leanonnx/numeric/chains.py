@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 
 from leanonnx.numeric.arrays import Float32s, Floats, Ints
 
-Edge = tuple[int, int, int, int]
+KernelIndex = tuple[int, int, int, int]
 
-STEP = 2.0**-20
+OCTAVE_STEP = 2.0**-20
 """Resolution of the logarithms in octaves (a relative 7e-7 of a gain)."""
-TINY = -(2.0**20)
+ZERO_GAIN_OCTAVES = -(2.0**20)
 """Octaves of a zero gain in ``best_chain``: below any product of positive gains."""
-TILE = 1 << 17
+MAX_TILE_EDGES = 1 << 17
 """Maximum number of edges in a temporary array."""
 EDGES_PER_STEP = 1 << 15
 """Number of edges per step that a walk may take before all bounds are recomputed in a sweep."""
@@ -52,7 +52,7 @@ class Block:
     """int[G, O]"""
     gains: Float32s
     """float32[G, O, I], finite and >= 0; 0 = no edge."""
-    counted: bool
+    is_counted: bool
     """True: kernels. False: fixed edges, which chains contain but never count or remove."""
 
     def __post_init__(self) -> None:
@@ -70,11 +70,11 @@ class Chain:
     """Natural logarithm of the product of all gains."""
     channel_ids: tuple[int, ...]
     """Channels in order."""
-    kernels: tuple[Edge, ...]
+    kernels: tuple[KernelIndex, ...]
     """(block, g, o, i) of the counted edges in order."""
 
 
-def forward(n: int, blocks: Sequence[Block], starts: Ints) -> Floats:
+def best_from_starts(n: int, blocks: Sequence[Block], starts: Ints) -> Floats:
     """Natural log of the best chain from any of ``starts`` [s] to every channel: float64[n].
 
     At least 0 at the starts, -inf where there is no chain.
@@ -82,7 +82,7 @@ def forward(n: int, blocks: Sequence[Block], starts: Ints) -> Floats:
     return LN2 * _forward(n, blocks, starts)
 
 
-def backward(n: int, blocks: Sequence[Block], ends: Ints) -> Floats:
+def best_to_ends(n: int, blocks: Sequence[Block], ends: Ints) -> Floats:
     """Natural log of the best chain from every channel to any of ``ends`` [e]: float64[n].
 
     At least 0 at the ends, -inf where there is no chain.
@@ -103,12 +103,12 @@ def best_through(n: int, blocks: Sequence[Block], starts: Ints, ends: Ints) -> F
 
 def normalise_rows(block: Block) -> Block:
     """Divide the gains into each destination by their 2-norm; fixed edges and zero rows do not change."""
-    if not block.counted:
+    if not block.is_counted:
         return block
     power = np.einsum("goi,goi->go", block.gains, block.gains, dtype=np.float64)
     norms = np.sqrt(np.bincount(block.destinations.ravel(), weights=power.ravel()))[block.destinations]
     divisor = np.where(norms == 0, 1, norms).astype(np.float32)
-    return Block(block.sources, block.destinations, block.gains / divisor[:, :, None], counted=True)
+    return Block(block.sources, block.destinations, block.gains / divisor[:, :, None], is_counted=True)
 
 
 def best_chain(n: int, blocks: Sequence[Block], starts: Ints, ends: Ints) -> tuple[int, ...]:
@@ -118,7 +118,7 @@ def best_chain(n: int, blocks: Sequence[Block], starts: Ints, ends: Ints) -> tup
     is best. Of equal chains the one with the lowest start is returned; at each channel an end comes first, then the
     lowest edge (block, g, i, o).
     """
-    values = _backward(n, blocks, ends, zero=TINY)
+    values = _backward(n, blocks, ends, zero=ZERO_GAIN_OCTAVES)
     fans, is_end = _fans(n, blocks), _indicator(n, ends)
     channel_id = _highest(values, np.unique(starts))
     channel_ids = [channel_id] if channel_id >= 0 else []
@@ -132,7 +132,7 @@ def best_chain(n: int, blocks: Sequence[Block], starts: Ints, ends: Ints) -> tup
     return tuple(channel_ids)
 
 
-def extract(
+def extract_chains(
     n: int, blocks: Sequence[Block], starts: Ints, ends: Ints, mode: Literal["through", "free"]
 ) -> Iterator[Chain]:
     """Yield edge-disjoint chains, the best one first; the kernels of each are removed before the next is searched.
@@ -195,7 +195,7 @@ class _Search:
 
 def _search(n: int, blocks: Sequence[Block], ends: Ints) -> _Search:
     """Search of the whole graph, with exact bounds."""
-    tails = _backward(n, [block for block in blocks if not block.counted], ends)
+    tails = _backward(n, [block for block in blocks if not block.is_counted], ends)
     logs = [_logs_by_source(block) for block in blocks]
     patience = 1 + len(blocks) + sum(block.gains.size for block in blocks) // EDGES_PER_STEP
     search = _Search(blocks, logs, _fans(n, blocks), _indicator(n, ends), np.empty(n), tails, np.empty(n), patience)
@@ -209,7 +209,7 @@ def _refresh(search: _Search) -> None:
     search.best[:] = search.tails
     for block, log2 in zip(reversed(search.blocks), reversed(search.logs), strict=True):
         weights = log2.reshape(*block.sources.shape, -1)
-        rest = search.best if block.counted else search.bounds
+        rest = search.best if block.is_counted else search.bounds
         for groups, rows in _tiles(weights.shape):
             heads = block.sources[groups, rows]
             values = weights[groups, rows] + rest[block.destinations[groups]][:, None, :]
@@ -241,7 +241,7 @@ def _walk(search: _Search, starts: Ints) -> list[_Step]:
         else:
             steps.append(step)
             channel_id = step.destination
-            if search.blocks[step.block].counted and search.tails[channel_id] >= search.bounds[channel_id]:
+            if search.blocks[step.block].is_counted and search.tails[channel_id] >= search.bounds[channel_id]:
                 return steps
     _refresh(search)
     return _walk(search, starts)
@@ -253,7 +253,7 @@ def _next_step(search: _Search, channel_id: int) -> _Step:
         (
             _best_edge(channel_id, b, rows, search.logs[b][rows], search.blocks[b], rest)
             for b, rows in search.fans[channel_id]
-            for rest in (search.best if search.blocks[b].counted else search.bounds,)
+            for rest in (search.best if search.blocks[b].is_counted else search.bounds,)
         ),
         key=_value,
     )
@@ -264,7 +264,7 @@ def _remove(search: _Search, steps: list[_Step]) -> Chain:
     channel_ids, kernels = [steps[0].source], []
     for step in steps:
         channel_ids.append(step.destination)
-        if search.blocks[step.block].counted:
+        if search.blocks[step.block].is_counted:
             search.logs[step.block][step.row, step.column] = -np.inf
             group, i = divmod(step.row, search.blocks[step.block].sources.shape[1])
             kernels.append((step.block, group, step.column, i))
@@ -274,7 +274,7 @@ def _remove(search: _Search, steps: list[_Step]) -> Chain:
 def _tail(search: _Search, channel_id: int) -> Iterator[int]:
     """Channels after ``channel_id`` on its best path to an end without kernels."""
     while not (search.is_end[channel_id] and search.tails[channel_id] == 0):
-        fixed = ((b, rows) for b, rows in search.fans[channel_id] if not search.blocks[b].counted)
+        fixed = ((b, rows) for b, rows in search.fans[channel_id] if not search.blocks[b].is_counted)
         edges = (
             _best_edge(channel_id, b, rows, search.logs[b][rows], search.blocks[b], search.tails) for b, rows in fixed
         )
@@ -295,7 +295,7 @@ def _best_edge(channel_id: int, b: int, rows: slice, logs: Float32s, block: Bloc
 def _rows_out(block: Block, rows: slice) -> Float32s:
     """Octaves [k, O] of the edges out of these rows; a zero gain counts as ``TINY``."""
     inner = np.arange(rows.start, rows.stop) % block.sources.shape[1]
-    return _octaves(block.gains[_groups(block, rows), :, inner], TINY)
+    return _octaves(block.gains[_groups(block, rows), :, inner], ZERO_GAIN_OCTAVES)
 
 
 def _groups(block: Block, rows: slice) -> Ints:
@@ -344,9 +344,9 @@ def _octaves(gains: Float32s, zero: float = -np.inf) -> Float32s:
     mantissa, exponent = np.frexp(gains)
     with np.errstate(divide="ignore"):
         logs = np.log2(mantissa)
-    logs /= STEP
+    logs /= OCTAVE_STEP
     np.rint(logs, out=logs)
-    logs *= STEP
+    logs *= OCTAVE_STEP
     np.add(logs, exponent, out=logs, casting="same_kind")
     return logs if zero == -np.inf else np.where(gains == 0, np.float32(zero), logs)
 
@@ -355,8 +355,8 @@ def _tiles(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
     """Slices of the first two of three axes, in tiles of at most ``TILE`` elements, or one row."""
     groups, rows, columns = shape
     width = max(1, columns)
-    tall = min(max(1, TILE // width), max(1, rows))
-    deep = max(1, TILE // (width * tall)) if tall == rows else 1
+    tall = min(max(1, MAX_TILE_EDGES // width), max(1, rows))
+    deep = max(1, MAX_TILE_EDGES // (width * tall)) if tall == rows else 1
     for group in range(0, groups, deep) if rows and columns else ():
         for row in range(0, rows, tall):
             yield slice(group, group + deep), slice(row, row + tall)

@@ -19,7 +19,7 @@ Mask = NDArray[np.bool_]
 Shape = tuple[int, ...]
 
 
-def compact(channel_ids: ChannelIds) -> ChannelIds:
+def compact_ids(channel_ids: ChannelIds) -> ChannelIds:
     """Reduce every axis along which the channel ids do not vary to size 1."""
     for axis in range(channel_ids.ndim):
         if channel_ids.shape[axis] > 1:
@@ -29,12 +29,12 @@ def compact(channel_ids: ChannelIds) -> ChannelIds:
     return channel_ids
 
 
-def varied(channel_ids: ChannelIds) -> tuple[int, ...]:
+def varied_axes(channel_ids: ChannelIds) -> tuple[int, ...]:
     """Axes along which compact channel ids vary."""
     return tuple(axis for axis, size in enumerate(channel_ids.shape) if size != 1)
 
 
-def uniform(channel_id: int, rank: int) -> ChannelIds:
+def uniform_ids(channel_id: int, rank: int) -> ChannelIds:
     """Channel ids of a tensor of the given rank with a single channel."""
     return np.full((1,) * rank, channel_id, np.int64)
 
@@ -46,7 +46,9 @@ def on_axis(vector: ChannelIds, axis: int, rank: int) -> ChannelIds:
     return vector.reshape(shape)
 
 
-def along(channel_ids: ChannelIds, axis: int, size: int) -> tuple[ChannelIds, list[tuple[ChannelIds, ChannelIds]]]:
+def channel_ids_along(
+    channel_ids: ChannelIds, axis: int, size: int
+) -> tuple[ChannelIds, list[tuple[ChannelIds, ChannelIds]]]:
     """Read a tensor as slices along one axis, which has ``size`` positions.
 
     Returns one channel id for each slice [size], and the ties that this requires, as pairs of ids [k] and [k]: channels
@@ -58,7 +60,7 @@ def along(channel_ids: ChannelIds, axis: int, size: int) -> tuple[ChannelIds, li
     return np.broadcast_to(first, (size,)) if first.size == 1 else first, ties
 
 
-def matching(old: Shape, new: Shape) -> list[tuple[range, range]]:
+def matching_axes(old: Shape, new: Shape) -> list[tuple[range, range]]:
     """Split a reshape into the smallest groups of adjacent axes whose products agree.
 
     Remaining axes of size 1 form a last group that may be empty on one side.
@@ -77,26 +79,26 @@ def matching(old: Shape, new: Shape) -> list[tuple[range, range]]:
     return [*groups, (range(i, len(old)), range(j, len(new)))]
 
 
-def reshape(channel_ids: ChannelIds, old: Shape, new: Shape) -> ChannelIds:
+def reshape_ids(channel_ids: ChannelIds, old: Shape, new: Shape) -> ChannelIds:
     """Channel ids of a tensor of shape ``old`` after a row-major reshape to ``new``.
 
     Only axes that hold channels are expanded, so that the size of a feature map does not matter.
     """
     if 0 in old or 0 in new:
-        return uniform(int(channel_ids.flat[0]), len(new))
+        return uniform_ids(int(channel_ids.flat[0]), len(new))
     source: list[int] = []
     result: list[int] = []
-    for before, after in matching(old, new):
+    for before, after in matching_axes(old, new):
         if all(channel_ids.shape[axis] == 1 for axis in before):
             source += [1] * len(before)
             result += [1] * len(after)
         else:
             source += [old[axis] for axis in before]
             result += [new[axis] for axis in after]
-    return compact(np.broadcast_to(channel_ids, source).reshape(result))
+    return compact_ids(np.broadcast_to(channel_ids, source).reshape(result))
 
 
-def components(count: int, ties: Iterable[tuple[ChannelIds, ChannelIds]]) -> NDArray[np.int64]:
+def tied_groups(count: int, ties: Iterable[tuple[ChannelIds, ChannelIds]]) -> NDArray[np.int64]:
     """Group of each of ``count`` channels [count]: channels connected by ties are in one group.
 
     Each tie is a pair of channel id arrays of one shape.  Groups are numbered in the order of their lowest id.
@@ -114,11 +116,11 @@ def components(count: int, ties: Iterable[tuple[ChannelIds, ChannelIds]]) -> NDA
     return rank[inverse].astype(np.int64)
 
 
-def projection(mask: Mask, axis: int) -> Mask:
+def any_along(mask: Mask, axis: int) -> Mask:
     """Mask [size of the axis] of the indices along one axis at which a mask of any shape is True anywhere."""
     return np.asarray(mask.any(axis=tuple(k for k in range(mask.ndim) if k != axis)))
 
 
 def is_rectangle(mask: Mask) -> bool:
     """Return True if the positions in a mask are a product of one index set per axis."""
-    return int(mask.sum()) == int(np.prod([projection(mask, axis).sum() for axis in range(mask.ndim)]))
+    return int(mask.sum()) == int(np.prod([any_along(mask, axis).sum() for axis in range(mask.ndim)]))

@@ -20,17 +20,19 @@ from leanonnx.numeric.arrays import Floats, Ints
 POINTS: Floats = np.linspace(-5.0, 5.0, 101)
 """Values of z at which a channel is tabulated [P]."""
 _DENSITY = np.exp(-np.square(POINTS) / 2)
-SHARES: Floats = _DENSITY / _DENSITY.sum()
+POINT_WEIGHTS: Floats = _DENSITY / _DENSITY.sum()
 """Probability of each point [P]."""
-ORDERS = 6
+HERMITE_ORDERS = 6
 """Number of Hermite coefficients of a channel."""
-HERMITE: Floats = np.stack([np.polynomial.hermite_e.hermeval(POINTS, [0] * n + [1]) for n in range(1, ORDERS + 1)])
+HERMITE: Floats = np.stack(
+    [np.polynomial.hermite_e.hermeval(POINTS, [0] * n + [1]) for n in range(1, HERMITE_ORDERS + 1)]
+)
 """Hermite polynomials He_1, He_2, … at all points [ORDERS, P]."""
-SAME = 1 - 1e-9
+SAME_CORRELATION = 1 - 1e-9
 """Correlation above which two variables count as the same."""
-NEAR = 1e-6
+COPY_TOLERANCE = 1e-6
 """Deviation, in standard deviations, up to which a channel is a scaled and shifted copy of another."""
-TINY = 1e-30
+MIN_VARIANCE = 1e-30
 """Variance up to which a channel counts as constant."""
 
 
@@ -46,29 +48,29 @@ class ChannelMoments:
     channel_ids: Ints
     values: Floats
     correlation: Floats
-    known: bool
+    is_known: bool
 
     @property
     def mean(self) -> Floats:
         """Mean of each channel [C]."""
-        return SHARES @ self.values
+        return POINT_WEIGHTS @ self.values
 
     @property
     def variance(self) -> Floats:
         """Variance of each channel [C]."""
-        variance: Floats = SHARES @ np.square(self.values - self.mean)
+        variance: Floats = POINT_WEIGHTS @ np.square(self.values - self.mean)
         return variance
 
     def covariance(self) -> Floats:
         """Covariance of the channels [C, C]."""
-        weighted = SHARES[:, None] * self.values
+        weighted = POINT_WEIGHTS[:, None] * self.values
         covariance = np.zeros_like(self.correlation)
         power = np.ones_like(self.correlation)
         for order, polynomial in enumerate(HERMITE, 1):
             power = power * self.correlation
             part = polynomial @ weighted
             covariance += np.outer(part, part) * (power / math.factorial(order))
-        same = np.abs(self.correlation) > SAME
+        same = np.abs(self.correlation) > SAME_CORRELATION
         if same.sum() > len(same):
             centred = self.values - self.mean
             turned = np.where(self.correlation > 0, weighted.T @ centred, weighted.T @ centred[::-1])
@@ -79,20 +81,20 @@ class ChannelMoments:
     def _copies(self, variance: Floats) -> tuple[Ints, Floats, Floats]:
         """For each channel the first one of which it is a scaled and shifted copy (or itself), its scale and shift."""
         each = np.arange(self.channel_ids.size)
-        first = (np.abs(self.correlation) > SAME).argmax(1)
+        first = (np.abs(self.correlation) > SAME_CORRELATION).argmax(1)
         other = np.where(self.correlation[each, first] > 0, self.values[:, first], self.values[::-1, first])
-        sign = np.sign(SHARES @ ((self.values - self.mean) * other))
-        scale = sign * np.sqrt(variance / np.maximum(variance[first], TINY))
+        sign = np.sign(POINT_WEIGHTS @ ((self.values - self.mean) * other))
+        scale = sign * np.sqrt(variance / np.maximum(variance[first], MIN_VARIANCE))
         shift = self.mean - scale * self.mean[first]
         apart = np.abs(self.values - (scale * other + shift)).max(0)
-        plain = (first == each) | (apart > NEAR * np.sqrt(variance)) | (variance[first] <= TINY)
+        plain = (first == each) | (apart > COPY_TOLERANCE * np.sqrt(variance)) | (variance[first] <= MIN_VARIANCE)
         return np.where(plain, each, first), np.where(plain, 1.0, scale), np.where(plain, 0.0, shift)
 
-    def places(self, channel_ids: Ints) -> Ints:
+    def indices_of(self, channel_ids: Ints) -> Ints:
         """Indices of channel ids of any shape in ``channel_ids`` [the same shape]; all of them must be there."""
         return np.searchsorted(self.channel_ids, channel_ids)
 
-    def rescaled(self, mean: Floats, variance: Floats, known: bool) -> ChannelMoments:
+    def rescale(self, mean: Floats, variance: Floats, is_known: bool) -> ChannelMoments:
         """Rescale the channels to other means and variances [C]; a channel without variance does not change.
 
         Of channels that are scaled and shifted copies of each other, the moments of the first determine all.
@@ -100,12 +102,12 @@ class ChannelMoments:
         now = self.variance
         first, scale, shift = self._copies(now)
         mean, variance = scale * mean[first] + shift, np.square(scale) * variance[first]
-        factor = np.sqrt(np.where(now > TINY, variance / np.maximum(now, TINY), 0))
-        values = np.where(now > TINY, (self.values - self.mean) * factor + mean, self.values)
-        return ChannelMoments(self.channel_ids, values, self.correlation, known)
+        factor = np.sqrt(np.where(now > MIN_VARIANCE, variance / np.maximum(now, MIN_VARIANCE), 0))
+        values = np.where(now > MIN_VARIANCE, (self.values - self.mean) * factor + mean, self.values)
+        return ChannelMoments(self.channel_ids, values, self.correlation, is_known)
 
 
-def gaussian(channel_ids: Ints, mean: Floats, covariance: Floats, known: bool) -> ChannelMoments:
+def gaussian_channels(channel_ids: Ints, mean: Floats, covariance: Floats, is_known: bool) -> ChannelMoments:
     """Gaussian channels ``channel_ids`` [C], in any order, with mean [C] and covariance [C, C]."""
     order = np.argsort(channel_ids, kind="stable")
     covariance = covariance[np.ix_(order, order)]
@@ -113,26 +115,26 @@ def gaussian(channel_ids: Ints, mean: Floats, covariance: Floats, known: bool) -
     scale = np.where(spread > 0, 1 / np.where(spread > 0, spread, 1), 0)
     correlation = np.clip(covariance * scale[:, None] * scale, -1, 1)
     np.fill_diagonal(correlation, 1)
-    return ChannelMoments(channel_ids[order], mean[order] + POINTS[:, None] * spread, correlation, known)
+    return ChannelMoments(channel_ids[order], mean[order] + POINTS[:, None] * spread, correlation, is_known)
 
 
-def unknown(channel_ids: Ints) -> ChannelMoments:
+def unknown_channels(channel_ids: Ints) -> ChannelMoments:
     """Channels ``channel_ids`` [C] without information: independent and standard normal."""
-    return gaussian(channel_ids, np.zeros(channel_ids.size), np.eye(channel_ids.size), known=False)
+    return gaussian_channels(channel_ids, np.zeros(channel_ids.size), np.eye(channel_ids.size), is_known=False)
 
 
-def chosen(moments: ChannelMoments, places: Ints, channel_ids: Ints) -> ChannelMoments:
+def select_channels(moments: ChannelMoments, places: Ints, channel_ids: Ints) -> ChannelMoments:
     """Select the channels at the indices ``places`` [C], under new ids ``channel_ids`` [C]; the variables stay."""
     order = np.argsort(channel_ids, kind="stable")
     places = places[order]
     if np.array_equal(places, np.arange(moments.channel_ids.size)):
-        return ChannelMoments(channel_ids[order], moments.values, moments.correlation, moments.known)
+        return ChannelMoments(channel_ids[order], moments.values, moments.correlation, moments.is_known)
     return ChannelMoments(
-        channel_ids[order], moments.values[:, places], moments.correlation[np.ix_(places, places)], moments.known
+        channel_ids[order], moments.values[:, places], moments.correlation[np.ix_(places, places)], moments.is_known
     )
 
 
-def together(parts: list[ChannelMoments]) -> ChannelMoments:
+def combine_independent(parts: list[ChannelMoments]) -> ChannelMoments:
     """Combine channels of several tensors as independent ones; of a repeated channel the first entry counts."""
     channel_ids = np.concatenate([one.channel_ids for one in parts])
     unique, first = np.unique(channel_ids, return_index=True)
@@ -143,5 +145,5 @@ def together(parts: list[ChannelMoments]) -> ChannelMoments:
         correlation[start:end, start:end] = one.correlation
         start = end
     values = np.concatenate([one.values for one in parts], axis=1)
-    known = all(one.known for one in parts)
+    known = all(one.is_known for one in parts)
     return ChannelMoments(unique, values[:, first], correlation[np.ix_(first, first)], known)

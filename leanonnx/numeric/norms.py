@@ -35,11 +35,11 @@ MAX_LAGS = 256
 """Number of distinct lags above which the FFT is faster than the matrix product."""
 MAX_FREQUENCIES = 1 << 12
 """Number of frequencies whose cosines are in memory at a time."""
-TILE = 1 << 19
+MAX_TILE_ELEMENTS = 1 << 19
 """Maximum number of elements of a temporary array; a few of them exist at a time."""
-COLUMNS = 128
+KERNELS_PER_PRODUCT = 128
 """Number of kernels in one matrix product."""
-PRODUCT = 1 << 18
+MACS_PER_PRODUCT = 1 << 18
 """Multiply-adds of one matrix product, small enough that BLAS uses one thread: with such short inner dimensions a
 second thread costs more than it gains."""
 
@@ -121,7 +121,7 @@ def _lags(extents: IntTuple, strides: IntTuple, gaps: IntTuple) -> list[IntTuple
 
 def _chunks(count: int, elements: int, multiple: int = 1) -> Iterator[slice]:
     """Slices that cover ``range(count)``, each a multiple of ``multiple`` items and about ``TILE`` elements."""
-    step = multiple * max(1, TILE // (elements * multiple))
+    step = multiple * max(1, MAX_TILE_ELEMENTS // (elements * multiple))
     return (slice(begin, begin + step) for begin in range(0, count, step))
 
 
@@ -138,7 +138,7 @@ def _by_lags(flat: FloatingArray, lags: list[IntTuple], strides: IntTuple, gaps:
     """Norms [B] of kernels [B, *k] as products of cosines [frequencies, lags] and autocorrelations [lags, kernels]."""
     norms = np.zeros(len(flat), np.float32)
     for waves in _waves(np.array(lags), strides, gaps, size):
-        for chunk in _chunks(len(flat), waves.shape[0] * waves.shape[1] + prod(flat.shape[1:]), COLUMNS):
+        for chunk in _chunks(len(flat), waves.shape[0] * waves.shape[1] + prod(flat.shape[1:]), KERNELS_PER_PRODUCT):
             taps, peaks = _unit_peak(flat[chunk])
             power = (waves[:, None] @ _autocorrelation(taps, lags)).max(axis=(0, 2)).reshape(-1)[: len(taps)]
             with np.errstate(over="ignore"):
@@ -154,7 +154,7 @@ def _waves(lags: Ints, strides: IntTuple, gaps: IntTuple, size: IntTuple) -> Ite
     low = [n // stride for n, stride in zip(size, strides, strict=True)]
     grid = (*low[:-1], low[-1] // 2 + 1)
     twice = np.where(lags.any(axis=1), 2.0, 1.0)
-    rows = min(prod(grid), MAX_FREQUENCIES, PRODUCT // COLUMNS // len(lags))
+    rows = min(prod(grid), MAX_FREQUENCIES, MACS_PER_PRODUCT // KERNELS_PER_PRODUCT // len(lags))
     for begin in range(0, prod(grid), MAX_FREQUENCIES // rows * rows):
         count = min(MAX_FREQUENCIES // rows, ceil((prod(grid) - begin) / rows)) * rows
         frequencies = np.unravel_index(np.minimum(begin + np.arange(count), prod(grid) - 1), grid)
@@ -166,13 +166,13 @@ def _waves(lags: Ints, strides: IntTuple, gaps: IntTuple, size: IntTuple) -> Ite
 def _autocorrelation(taps: Float32s, lags: list[IntTuple]) -> Float32s:
     """r(t) = sum over x of w(x) w(x + t) of kernels [B, *k]: [products, lags, COLUMNS], padded with zeros."""
     last = np.ascontiguousarray(np.moveaxis(taps, 0, -1))
-    columns = ceil(len(taps) / COLUMNS) * COLUMNS
+    columns = ceil(len(taps) / KERNELS_PER_PRODUCT) * KERNELS_PER_PRODUCT
     result = np.zeros((len(lags), columns), np.float32)
     for row, lag in zip(result, lags, strict=True):
         here = last[tuple(slice(max(0, -t), n - max(0, t)) for t, n in zip(lag, last.shape, strict=False))]
         there = last[tuple(slice(max(0, t), n - max(0, -t)) for t, n in zip(lag, last.shape, strict=False))]
         np.sum(here * there, axis=tuple(range(len(lag))), out=row[: len(taps)])
-    return result.reshape(len(lags), -1, COLUMNS).transpose(1, 0, 2)
+    return result.reshape(len(lags), -1, KERNELS_PER_PRODUCT).transpose(1, 0, 2)
 
 
 def _by_transform(flat: FloatingArray, strides: IntTuple, gaps: IntTuple, size: IntTuple) -> Float32s:

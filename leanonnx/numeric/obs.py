@@ -17,11 +17,11 @@ import numpy as np
 
 from leanonnx.numeric.arrays import Floats, Ints
 
-RIDGE = 1e-5
+PRECISION_RIDGE = 1e-5
 """λ as a share of the mean variance."""
-SHARE = 64
+REMOVALS_DIVISOR = 64
 """In each step, 1 / ``SHARE`` of the remaining channels is removed (at least one)."""
-TINY = 1e-300
+MIN_DIVISOR = 1e-300
 """Lower bound of divisors."""
 
 
@@ -43,14 +43,14 @@ class Consumer:
             raise ValueError(f"units, weight and precision {shapes}, expected [C], [C, C], [C, C]")
 
 
-def precision(covariance: Floats) -> Floats:
+def precision_matrix(covariance: Floats) -> Floats:
     """Regularised inverse P = (Σ + λI)⁻¹ [C, C] of a covariance Σ [C, C]."""
     size = len(covariance)
-    ridge = RIDGE * max(float(np.trace(covariance)) / size, TINY)
+    ridge = PRECISION_RIDGE * max(float(np.trace(covariance)) / size, MIN_DIVISOR)
     return np.asarray(np.linalg.inv(covariance + ridge * np.eye(size)), np.float64)
 
 
-def eliminated(consumers: Sequence[Consumer], count: int) -> tuple[Ints, Floats]:
+def eliminate(consumers: Sequence[Consumer], count: int) -> tuple[Ints, Floats]:
     """Order in which units are removed, the cheapest first [count], and their costs [count] (non-decreasing).
 
     A unit that no consumer reads costs nothing.  If there are many units, several of the cheapest are removed at once.
@@ -64,7 +64,7 @@ def eliminated(consumers: Sequence[Consumer], count: int) -> tuple[Ints, Floats]
         for one in work:
             each += one.costs(count)
         alive = np.flatnonzero(left)
-        chosen = alive[np.argsort(each[alive], kind="stable")[: max(1, alive.size // SHARE)]]
+        chosen = alive[np.argsort(each[alive], kind="stable")[: max(1, alive.size // REMOVALS_DIVISOR)]]
         order += chosen.tolist()
         costs += each[chosen].tolist()
         left[chosen] = False
@@ -82,7 +82,7 @@ class _Elimination:
     def costs(self, count: int) -> Floats:
         """Cost of removing each unit [units] for this consumer."""
         known = self.units >= 0
-        own = np.diag(self.weight) / np.maximum(np.diag(self.precision), TINY)
+        own = np.diag(self.weight) / np.maximum(np.diag(self.precision), MIN_DIVISOR)
         return np.bincount(self.units[known], np.maximum(own[known], 0), count).astype(np.float64)
 
     def remove(self, chosen: Ints) -> None:

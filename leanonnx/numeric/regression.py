@@ -22,11 +22,11 @@ BETAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Strengths β that are tried."""
 FEW_BETAS = (1e-3, 1e-2, 1e-1, 1.0)
 """Strengths β that are tried with more than ``LARGE`` features."""
-LARGE = 700
+LARGE_WIDTH = 700
 """Number of features above which fewer strengths are tried and products are summed in single precision."""
-BUFFER = 1 << 22
+BUFFERED_NUMBERS = 1 << 22
 """Numbers that are buffered before their products are summed."""
-TINY = 1e-300
+MIN_SCALE = 1e-300
 """Lower bound of the mean variance of the features."""
 
 
@@ -39,7 +39,7 @@ class Fit:
     error: float
 
 
-class Sums:
+class MomentSums:
     """First and second moments of features [n, G, K] and targets [n, G, O], about given origins."""
 
     def __init__(self, features_at: Floats, targets_at: Floats) -> None:
@@ -50,25 +50,25 @@ class Sums:
         self.p, self.t = np.zeros((groups, width)), np.zeros((groups, out))
         self.pp, self.pt = np.zeros((groups, width, width)), np.zeros((groups, width, out))
         self.tt = 0.0
-        self.waiting: list[tuple[Array, Array]] = []
-        self.size = 0
+        self.buffer: list[tuple[Array, Array]] = []
+        self.buffered_numbers = 0
 
     def add(self, features: Array, targets: Array) -> None:
         """Add rows [n, G, K] and [n, G, O]."""
         self.rows += len(features)
-        self.waiting.append((features, targets))
-        self.size += features.size + targets.size
-        if self.size > BUFFER:
+        self.buffer.append((features, targets))
+        self.buffered_numbers += features.size + targets.size
+        if self.buffered_numbers > BUFFERED_NUMBERS:
             self.flush()
 
     def flush(self) -> None:
         """Add the buffered rows to the sums."""
-        if not self.waiting:
+        if not self.buffer:
             return
-        kind = np.float64 if self.p.shape[1] < LARGE else np.float32
-        p = np.concatenate([pair[0] for pair in self.waiting]).astype(np.float64) - self.features_at
-        t = np.concatenate([pair[1] for pair in self.waiting]).astype(np.float64) - self.targets_at
-        self.waiting, self.size = [], 0
+        kind = np.float64 if self.p.shape[1] < LARGE_WIDTH else np.float32
+        p = np.concatenate([pair[0] for pair in self.buffer]).astype(np.float64) - self.features_at
+        t = np.concatenate([pair[1] for pair in self.buffer]).astype(np.float64) - self.targets_at
+        self.buffer, self.buffered_numbers = [], 0
         self.p += p.sum(0)
         self.t += t.sum(0)
         self.tt += float(np.square(t).sum())
@@ -87,7 +87,7 @@ class Sums:
         total += self.rows * np.square(shift).sum()
         return float(total / max(self.rows, 1))
 
-    def merge(self, other: Sums) -> None:
+    def merge(self, other: MomentSums) -> None:
         """Add the rows of other sums about the same origins."""
         self.flush()
         other.flush()
@@ -98,7 +98,7 @@ class Sums:
         self.pp += other.pp
         self.pt += other.pt
 
-    def solved(self, prior: Floats, bias: Floats | None, betas: Sequence[float]) -> Iterator[tuple[Floats, Floats]]:
+    def solve(self, prior: Floats, bias: Floats | None, betas: Sequence[float]) -> Iterator[tuple[Floats, Floats]]:
         """Weights [G, O, K] and bias [G, O] for each strength; a given ``bias`` is not changed.
 
         ``prior`` is [G, O, K]; strengths without a finite solution are skipped.
@@ -113,7 +113,7 @@ class Sums:
             offset = self.targets_at - bias
             pp = self.pp / count + _outer(p, self.features_at) + _outer(self.features_at, p + self.features_at)
             pt = self.pt / count + _outer(p, offset) + _outer(self.features_at, t + offset)
-        scale = max(float(np.einsum("gkk->", pp)) / pp.shape[0] / pp.shape[1], TINY)
+        scale = max(float(np.einsum("gkk->", pp)) / pp.shape[0] / pp.shape[1], MIN_SCALE)
         for weights in _ridges(pp, pt, prior, scale, betas):
             free = t + self.targets_at - np.einsum("gok,gk->go", weights, p + self.features_at)
             yield weights, free if bias is None else bias
@@ -126,7 +126,7 @@ def _outer(left: Floats, right: Floats) -> Floats:
 def _ridges(pp: Floats, pt: Floats, prior: Floats, scale: float, betas: Sequence[float]) -> Iterator[Floats]:
     """(PP + λI)⁻¹ (PT + λ W₀ᵀ), transposed, for each λ = β · scale; solutions that are not finite are skipped."""
     start = prior.swapaxes(1, 2)
-    large = pp.shape[1] > LARGE
+    large = pp.shape[1] > LARGE_WIDTH
     try:
         values, vectors = (None, None) if large else np.linalg.eigh(pp)
         for beta in betas:
@@ -142,7 +142,7 @@ def _ridges(pp: Floats, pt: Floats, prior: Floats, scale: float, betas: Sequence
         return
 
 
-class Rows:
+class SampleRows:
     """Rows for a regression in dual form, for one group with more features than rows."""
 
     def __init__(self, features_at: Floats, targets_at: Floats) -> None:
@@ -152,7 +152,7 @@ class Rows:
         """Add rows [n, 1, K] and [n, 1, O]."""
         self.parts.append((features[:, 0], targets[:, 0]))
 
-    def joined(self) -> tuple[Array, Array]:
+    def concatenate(self) -> tuple[Array, Array]:
         """Concatenate all features [n, K] and targets [n, O]."""
         p, t = (np.concatenate([part[k] for part in self.parts]) for k in (0, 1))
         self.parts = [(p, t)]
@@ -160,7 +160,7 @@ class Rows:
 
     def error(self, weights: Floats, bias: Floats) -> float:
         """Mean over the rows of ‖t − W p − b‖² for weights [1, O, K] and bias [1, O]."""
-        p, t = self.joined()
+        p, t = self.concatenate()
         return float(np.square(t - p @ weights[0].T - bias[0]).sum() / max(len(p), 1))
 
     @property
@@ -168,19 +168,19 @@ class Rows:
         """Number of rows."""
         return sum(len(part[0]) for part in self.parts)
 
-    def merge(self, other: Rows) -> None:
+    def merge(self, other: SampleRows) -> None:
         """Add the rows of another object."""
         self.parts = self.parts + other.parts
 
-    def solved(self, prior: Floats, bias: Floats | None, betas: Sequence[float]) -> Iterator[tuple[Floats, Floats]]:
+    def solve(self, prior: Floats, bias: Floats | None, betas: Sequence[float]) -> Iterator[tuple[Floats, Floats]]:
         """Weights [1, O, K] and bias [1, O] for each strength, in dual form: one equation per row."""
-        p, t = (side.astype(np.float64) for side in self.joined())
+        p, t = (side.astype(np.float64) for side in self.concatenate())
         p_mean = p.mean(0) if bias is None else np.zeros(p.shape[1])
         p_centred = p - p_mean
         rest = t - p_centred @ prior[0].T
         t_mean = rest.mean(0) if bias is None else bias[0]
         gram = p_centred @ p_centred.T
-        scale = max(float(np.trace(gram)) / p.shape[1], TINY)
+        scale = max(float(np.trace(gram)) / p.shape[1], MIN_SCALE)
         for beta in betas:
             alpha = np.linalg.solve(gram + beta * scale * np.eye(len(gram)), rest - t_mean)
             weights = prior + (p_centred.T @ alpha).T[None]
@@ -189,10 +189,12 @@ class Rows:
                 yield weights, free[None] if bias is None else bias
 
 
-Kind = TypeVar("Kind", Sums, Rows)
+RegressionData = TypeVar("RegressionData", MomentSums, SampleRows)
 
 
-def best_fit(plain: Kind, mirrored: Kind, held_out: Kind, starts: Sequence[Fit], free_bias: bool) -> Fit:
+def best_fit(
+    plain: RegressionData, mirrored: RegressionData, held_out: RegressionData, starts: Sequence[Fit], free_bias: bool
+) -> Fit:
     """Fit with the least error on held-out rows: one of the starts, or a regression towards the best of them.
 
     The first start is the network as it is: it is returned unless another fit is better.  The regression is tried on
@@ -200,7 +202,7 @@ def best_fit(plain: Kind, mirrored: Kind, held_out: Kind, starts: Sequence[Fit],
     """
     best = min(starts, key=lambda start: start.error)
     prior, fixed = best.weights, None if free_bias else starts[0].bias
-    betas = FEW_BETAS if prior.shape[2] > LARGE else BETAS
+    betas = FEW_BETAS if prior.shape[2] > LARGE_WIDTH else BETAS
     best = _try_strengths(plain, held_out, prior, fixed, best, betas)
     if mirrored.rows:
         plain.merge(mirrored)
@@ -209,10 +211,15 @@ def best_fit(plain: Kind, mirrored: Kind, held_out: Kind, starts: Sequence[Fit],
 
 
 def _try_strengths(
-    train: Sums | Rows, held_out: Sums | Rows, prior: Floats, fixed: Floats | None, best: Fit, betas: Sequence[float]
+    train: MomentSums | SampleRows,
+    held_out: MomentSums | SampleRows,
+    prior: Floats,
+    fixed: Floats | None,
+    best: Fit,
+    betas: Sequence[float],
 ) -> Fit:
     """Best of ``best`` and the regressions of all strengths, by their error on held-out rows."""
-    for weights, bias in train.solved(prior, fixed, betas):
+    for weights, bias in train.solve(prior, fixed, betas):
         error = held_out.error(weights, bias)
         if error < best.error:
             best = Fit(weights, bias, error)

@@ -12,7 +12,7 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.numeric.arrays import Ints
 from leanonnx.numeric.chains import Block, best_chain
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.ranking.weighting import weighted
+from leanonnx.ranking.weighting import weighted_blocks
 
 MAX_DRAWN_CHANNELS = 1000
 MAX_DRAWN_EDGES = 1600
@@ -87,7 +87,7 @@ def chain_picture(dag: ChannelDag, alive: Mask) -> ChainPicture | int | None:
     owner = _channels(dag)
     if np.unique(owner).size > MAX_DRAWN_CHANNELS:
         return int(np.unique(owner).size)
-    blocks = weighted(dag)
+    blocks = weighted_blocks(dag)
     edges = _edges(blocks, owner, alive)
     if not edges.sources.size:
         return None

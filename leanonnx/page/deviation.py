@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from leanonnx.formatting import BLANK, percent
+from leanonnx.formatting import UNIT_SPACE, percent_text
 from leanonnx.reporting.remarks import metric_text, sample_text
 from leanonnx.reporting.reports import RecoveryRow
 from leanonnx.reporting.rows import OutputDeviation, WorstChannel
@@ -72,9 +72,9 @@ def _measures(first: OutputDeviation, now: OutputDeviation, kept: bool) -> tuple
     """The channel that is furthest off, PSNR and agreement in words."""
     texts = [_worst_channel_text(now.worst_channel)] if now.worst_channel else []
     for name, before, after, form in (
-        ("PSNR", first.psnr, now.psnr, f"{{:.1f}}{BLANK}dB".format),
-        ("same decision", first.top1, now.top1, percent),
-        ("in the top 5", first.top5, now.top5, percent),
+        ("PSNR", first.psnr, now.psnr, f"{{:.1f}}{UNIT_SPACE}dB".format),
+        ("same decision", first.top1, now.top1, percent_text),
+        ("in the top 5", first.top5, now.top5, percent_text),
     ):
         if after is not None:
             start = f"{form(before)} → " if kept and before is not None else ""
@@ -84,4 +84,4 @@ def _measures(first: OutputDeviation, now: OutputDeviation, kept: bool) -> tuple
 
 def _worst_channel_text(worst: WorstChannel) -> str:
     """The channel that is furthest off, in words."""
-    return f"channel {worst.index} {'∞' if worst.relative_l2 is None else percent(worst.relative_l2)}"
+    return f"channel {worst.index} {'∞' if worst.relative_l2 is None else percent_text(worst.relative_l2)}"

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from leanonnx.formatting import BLANK, compact, counted, ms, percent, shown, whole
+from leanonnx.formatting import (
+    UNIT_SPACE,
+    compact_text,
+    count_text,
+    integer_text,
+    milliseconds_text,
+    percent_text,
+    printable_name,
+)
 from leanonnx.reporting.costs import CostChange
 from leanonnx.reporting.reports import CompressionReport, RecoveryRow
 from leanonnx.reporting.rows import LatencyRow, OutputDeviation, ProofRow
@@ -72,7 +80,7 @@ def _speed_sentence(report: CompressionReport, over: bool) -> tuple[str, str]:
     if all(cost.before == cost.after for _, cost in report.costs.items()):
         return "Nothing could be removed: the output equals the input.", "bad"
     if report.latency is None:
-        left = f"{percent(report.costs.kernels.fraction)} of the kernels are left; the"
+        left = f"{percent_text(report.costs.kernels.fraction)} of the kernels are left; the"
         return f"{'The' if over else left} speed was not measured.", "plain"
     speedup, (low, high) = report.latency.comparison.speedup, report.latency.comparison.interval
     if high < 1:
@@ -90,7 +98,7 @@ def _over_budget(report: CompressionReport, options: Mapping[str, Any]) -> str:
     for name, metric in METRICS.items():
         tolerance = SPEEDUP_TOLERANCE if metric.measured else 1
         if name in shares and name in options and shares[name] > options[name] * tolerance:
-            left, asked = percent(shares[name]), percent(options[name])
+            left, asked = percent_text(shares[name]), percent_text(options[name])
             return f"Over budget: {left} of the {metric.noun} is left, {asked} was asked for."
     return ""
 
@@ -101,10 +109,11 @@ def _lead(report: CompressionReport, source: str, output: str) -> tuple[str, ...
     reference = "the original itself" if report.lossless else "the original whose removed channels are set to zero"
     when = "before its weights were changed, " if report.weights_changed else ""
     return (
-        f"{shown(output)} holds {percent(costs.kernels.fraction)} of the kernels of {shown(source)}, does "
-        f"{percent(costs.macs.fraction)} of its multiply-adds and takes {percent(costs.bytes.fraction)} of its bytes.",
+        f"{printable_name(output)} holds {percent_text(costs.kernels.fraction)} of the kernels of "
+        f"{printable_name(source)}, does {percent_text(costs.macs.fraction)} of its multiply-adds and takes "
+        f"{percent_text(costs.bytes.fraction)} of its bytes.",
         f"The removal is proven: {when}its outputs equalled those of {reference} within "
-        f"{proof.max_relative_error:.1e} on {counted(proof.inputs, 'input')}.",
+        f"{proof.max_relative_error:.1e} on {count_text(proof.inputs, 'input')}.",
         _accuracy(report),
     )
 
@@ -119,7 +128,7 @@ def _accuracy(report: CompressionReport) -> str:
 
 
 def _samples(row: RecoveryRow) -> str:
-    return f"{counted(row.deviation.samples, 'sample')}{' held out' if row.held_out else ''}"
+    return f"{count_text(row.deviation.samples, 'sample')}{' held out' if row.held_out else ''}"
 
 
 def _worst(outputs: Mapping[str, OutputDeviation]) -> str:
@@ -130,10 +139,12 @@ def _worst(outputs: Mapping[str, OutputDeviation]) -> str:
     if worst.worst_channel is not None:
         text += f", its channel {worst.worst_channel.index} {_deviation(worst.worst_channel.relative_l2)}"
     if worst.psnr is not None:
-        text += f", a PSNR of {worst.psnr:.1f}{BLANK}dB"
+        text += f", a PSNR of {worst.psnr:.1f}{UNIT_SPACE}dB"
     if worst.top1 is not None:
-        text += f" and decides as the original does in {percent(worst.top1)} of the cases"
-    return f"the output {text}" if len(outputs) == 1 else f"the output that deviates most, {shown(name)}, {text}"
+        text += f" and decides as the original does in {percent_text(worst.top1)} of the cases"
+    return (
+        f"the output {text}" if len(outputs) == 1 else f"the output that deviates most, {printable_name(name)}, {text}"
+    )
 
 
 def _worst_name(outputs: Mapping[str, OutputDeviation]) -> str:
@@ -147,16 +158,16 @@ def _worst_name(outputs: Mapping[str, OutputDeviation]) -> str:
 
 
 def _deviation(relative: float | None) -> str:
-    return "infinitely" if relative is None else f"by {percent(relative)}"
+    return "infinitely" if relative is None else f"by {percent_text(relative)}"
 
 
 def _cost_tile(name: str, cost: CostChange) -> Tile:
     metric = METRICS[name]
     return Tile(
         metric.title,
-        percent(cost.fraction),
-        f"{compact(cost.before)}{metric.symbol} → {compact(cost.after)}{metric.symbol}",
-        f"{metric.meaning}: {whole(cost.before)} → {whole(cost.after)}",
+        percent_text(cost.fraction),
+        f"{compact_text(cost.before)}{metric.symbol} → {compact_text(cost.after)}{metric.symbol}",
+        f"{metric.meaning}: {integer_text(cost.before)} → {integer_text(cost.after)}",
         cost.fraction,
     )
 
@@ -165,11 +176,11 @@ def _speed_tile(row: LatencyRow | None) -> Tile:
     if row is None:
         return Tile("Speed", "not measured", "", "time of one run in onnxruntime")
     comparison, (low, high) = row.comparison, row.comparison.interval
-    where = f"{counted(row.threads, 'thread')} on {row.provider}"
+    where = f"{count_text(row.threads, 'thread')} on {row.provider}"
     return Tile(
         "Speed",
-        f"{comparison.speedup:.2f}{BLANK}×",
-        f"{ms(row.before_ms)} → {ms(row.after_ms)}",
+        f"{comparison.speedup:.2f}{UNIT_SPACE}×",
+        f"{milliseconds_text(row.before_ms)} → {milliseconds_text(row.after_ms)}",
         f"95 % interval {low:.2f} to {high:.2f}, median of {comparison.rounds} rounds in turns, {where}",
     )
 
@@ -187,8 +198,8 @@ def _proof_tile(proof: ProofRow) -> Tile:
         "Proof",
         proof.status,
         f"error {proof.max_relative_error:.1e}, bound {proof.bound:.0e}",
-        f"largest relative L2 error of {counted(len(proof.outputs), 'output')} on "
-        f"{counted(proof.inputs, 'input')}, in onnxruntime",
+        f"largest relative L2 error of {count_text(len(proof.outputs), 'output')} on "
+        f"{count_text(proof.inputs, 'input')}, in onnxruntime",
     )
 
 
@@ -208,4 +219,4 @@ def _deviation_tile(report: CompressionReport) -> Tile:
 
 
 def _share(relative: float | None) -> str:
-    return "infinite" if relative is None else percent(relative)
+    return "infinite" if relative is None else percent_text(relative)

@@ -9,8 +9,8 @@ from string import ascii_uppercase
 import numpy as np
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.formatting import shown, sizes
-from leanonnx.numeric.channel_ids import components
+from leanonnx.formatting import change_text, printable_name
+from leanonnx.numeric.channel_ids import tied_groups
 from leanonnx.reporting.rows import LayerRow
 
 MAX_DRAWN_BARS = 600
@@ -119,7 +119,7 @@ def network_picture(dag: ChannelDag, rows: Sequence[LayerRow]) -> NetworkPicture
 
 
 def _bar_text(index: int, row: LayerRow) -> str:
-    return f"{index + 1} · {shown(row.name)} ({row.operator}): {sizes(row.outputs)} channels"
+    return f"{index + 1} · {printable_name(row.name)} ({row.operator}): {change_text(row.outputs)} channels"
 
 
 def _tied_layers(dag: ChannelDag, count: int) -> list[list[int]]:
@@ -128,10 +128,10 @@ def _tied_layers(dag: ChannelDag, count: int) -> list[list[int]]:
     pairs = []
     for k, (_, block) in enumerate(dag.kernel_blocks[:count]):
         members = np.unique(dag.groups[block.destinations])
-        members = members[~dag.pinned[members]]
+        members = members[~dag.pinned_groups[members]]
         pairs.append((members, np.full(members.size, groups + k)))
     layers: dict[int, list[int]] = {}
-    for k, component in enumerate(components(groups + count, pairs)[groups:].tolist()):
+    for k, component in enumerate(tied_groups(groups + count, pairs)[groups:].tolist()):
         layers.setdefault(component, []).append(k)
     return sorted((tied for tied in layers.values() if len(tied) > 1), key=lambda tied: (-len(tied), tied))
 
@@ -152,7 +152,7 @@ def _brackets(tied_layers: list[list[int]], rows: Sequence[LayerRow], place: flo
             bracket = Bracket(
                 letter,
                 numbers=tuple(k + 1 for k in layers),
-                channels=sizes(rows[layers[0]].outputs),
+                channels=change_text(rows[layers[0]].outputs),
                 stops=tuple(place * (k + 0.5) for k in layers),
                 y=level * LANE_HEIGHT,
                 wide=room * PHONE_WIDTH <= LETTER_WIDTH,

@@ -12,8 +12,8 @@ from markupsafe import Markup
 
 from leanonnx.commands.compress.pipeline import CompressResult
 from leanonnx.commands.compress.report import compression_report
-from leanonnx.data.samples import Data
-from leanonnx.formatting import ms, percent, short, shown, sizes, whole
+from leanonnx.data.samples import Dataset
+from leanonnx.formatting import change_text, integer_text, milliseconds_text, percent_text, printable_name, short_name
 from leanonnx.page.chains import MAX_DRAWN_CHANNELS, chain_picture
 from leanonnx.page.deviation import deviations
 from leanonnx.page.headline import headline
@@ -25,17 +25,17 @@ from leanonnx.page.times import layer_times
 from leanonnx.reporting.encoding import to_json
 from leanonnx.reporting.remarks import remarks
 from leanonnx.runtime.providers import runtime_version
-from leanonnx.system.cores import processor
+from leanonnx.system.cores import processor_name
 from leanonnx.version import __version__
 
 PAGE_FILTERS = {
     "abridged": abridged_numbers,
-    "ms": ms,
-    "percent": percent,
-    "short": short,
-    "shown": shown,
-    "sizes": sizes,
-    "whole": whole,
+    "ms": milliseconds_text,
+    "percent": percent_text,
+    "short": short_name,
+    "shown": printable_name,
+    "sizes": change_text,
+    "whole": integer_text,
 }
 CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{}'"
 """The page loads nothing, and runs its own script alone."""
@@ -50,7 +50,7 @@ class PageContext:
     command: str
 
 
-def render(context: PageContext, result: CompressResult, draft: Path, data: Data | None) -> str:
+def render(context: PageContext, result: CompressResult, draft: Path, data: Dataset | None) -> str:
     """The page on a compression, as HTML that needs no other file.
 
     Args:
@@ -83,7 +83,7 @@ def render(context: PageContext, result: CompressResult, draft: Path, data: Data
         samples=output_samples(result, draft, data),
         pins=pin_bars(report),
         plan=result.plan.row(),
-        again=result.plan.recovery and result.plan.recovery.again(),
+        again=result.plan.recovery and result.plan.recovery.as_options(),
         facts=_facts(result),
     )
     return page.encode(errors="replace").decode()
@@ -107,6 +107,6 @@ def _facts(result: CompressResult) -> dict[str, str]:
     return {
         "leanonnx": __version__,
         "onnxruntime": runtime_version(),
-        "processor": processor(),
+        "processor": processor_name(),
         "sha256 of the original": result.plan.input_sha256,
     }

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from leanonnx.commands.compress.pipeline import CompressResult
-from leanonnx.data.images import MODES, pillow
-from leanonnx.data.samples import Data
+from leanonnx.data.images import PILLOW_MODES, import_pillow
+from leanonnx.data.samples import Dataset
 from leanonnx.errors import DataError
-from leanonnx.evaluation.deviation import side_by_side
-from leanonnx.evaluation.kinds import IMAGE, channels_last, kind_of, rows_of
-from leanonnx.evaluation.tally import PROBABILITY
-from leanonnx.formatting import BLANK
+from leanonnx.evaluation.deviation import run_side_by_side
+from leanonnx.evaluation.kinds import IMAGE, channels_last, output_kind, sample_count
+from leanonnx.evaluation.tally import PROBABILITY_TOLERANCE
+from leanonnx.formatting import UNIT_SPACE
 from leanonnx.numeric.arrays import Array
-from leanonnx.recovery.draft import parts
+from leanonnx.recovery.draft import split_within_memory
 
 MAX_DRAWN_SAMPLES = 4
 PICTURE_SIDES = (320, 256, 192, 128)
@@ -48,7 +48,7 @@ class ImagePair:
     def psnr_text(self) -> str:
         """The PSNR, white being 1."""
         error = float(np.mean((self.original - self.compressed) ** 2))
-        return f"PSNR {-10 * np.log10(error):.1f}{BLANK}dB" if error else "equal"
+        return f"PSNR {-10 * np.log10(error):.1f}{UNIT_SPACE}dB" if error else "equal"
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,16 @@ class OutputSamples:
     held_out: bool
 
 
-def output_samples(result: CompressResult, draft: Path, data: Data | None) -> OutputSamples | str | None:
+def output_samples(result: CompressResult, draft: Path, data: Dataset | None) -> OutputSamples | str | None:
     """Samples of the first output that is an image; None where none is, the reason where they cannot be drawn."""
     if data is None:
         return None
-    fitted, held = parts(result.dag, data)
-    images = _pairs(result, draft, (held or fitted).first(MAX_DRAWN_SAMPLES * (data.fixed or 1)))
+    fitted, held = split_within_memory(result.dag, data)
+    images = _pairs(result, draft, (held or fitted).subsample(MAX_DRAWN_SAMPLES * (data.fixed_batch or 1)))
     if images is None:
         return None
     try:
-        maker = pillow()
+        maker = import_pillow()
     except DataError as error:
         return f"{error}."
     name, pairs = images
@@ -100,14 +100,14 @@ def output_samples(result: CompressResult, draft: Path, data: Data | None) -> Ou
     return OutputSamples(name, drawn, factor, held is not None)
 
 
-def _pairs(result: CompressResult, draft: Path, data: Data) -> tuple[str, list[ImagePair]] | None:
+def _pairs(result: CompressResult, draft: Path, data: Dataset) -> tuple[str, list[ImagePair]] | None:
     """The first samples of the first output that holds images on all of them, white being 1."""
     model = result.dag.model
-    runs = side_by_side(model, model.path, [draft], data, 1, result.dag.observation.replaced)
+    runs = run_side_by_side(model, model.path, [draft], data, 1, result.dag.observation.replaced_formats)
     by_run: list[list[list[ImagePair]]] = []
     for feed, _, originals, (others,) in runs:
-        rows, last = rows_of(feed), channels_last(feed)
-        by_run.append([_image_pairs(a, b, kind_of(a, rows, last)) for a, b in zip(originals, others, strict=True)])
+        rows, last = sample_count(feed), channels_last(feed)
+        by_run.append([_image_pairs(a, b, output_kind(a, rows, last)) for a, b in zip(originals, others, strict=True)])
     for value, each in zip(model.proto.graph.output, zip(*by_run, strict=True), strict=True):
         pairs = list(islice(chain.from_iterable(each), MAX_DRAWN_SAMPLES))
         white = _white(pairs) if all(each) else None
@@ -119,10 +119,10 @@ def _pairs(result: CompressResult, draft: Path, data: Data) -> tuple[str, list[I
 def _image_pairs(original: Array, compressed: Array, kind: tuple[str, int]) -> list[ImagePair]:
     """Both outputs by sample; none unless they have the shape of images of 1 or 3 channels."""
     name, axis = kind
-    if name != IMAGE or original.shape != compressed.shape or original.shape[axis] not in MODES:
+    if name != IMAGE or original.shape != compressed.shape or original.shape[axis] not in PILLOW_MODES:
         return []
     a, b = (np.moveaxis(value.astype(np.float64), axis, -1) for value in (original, compressed))
-    probabilities = a.shape[-1] > 1 and bool((np.abs(a.sum(-1) - 1) <= PROBABILITY).all())
+    probabilities = a.shape[-1] > 1 and bool((np.abs(a.sum(-1) - 1) <= PROBABILITY_TOLERANCE).all())
     if probabilities or not (np.isfinite(a).all() and np.isfinite(b).all()):
         return []
     return [ImagePair(x, y) for x, y in zip(a, b, strict=True)]

@@ -12,9 +12,9 @@ from leanonnx.operators.facts import PRODUCT_FAMILIES
 from leanonnx.operators.table import names_of
 from leanonnx.reporting.rows import LayerRow
 from leanonnx.runtime.fastpath import FLOAT_CONVOLUTIONS
-from leanonnx.runtime.profiling import Work
+from leanonnx.runtime.profiling import NodeTime
 from leanonnx.runtime.sessions import RunFailed
-from leanonnx.runtime.subprocess_timing import measured_works
+from leanonnx.runtime.subprocess_timing import profile_in_subprocess
 
 PROFILE_SECONDS = 2.0
 """Seconds for which both models are profiled together."""
@@ -79,11 +79,11 @@ def layer_times(result: CompressResult, draft: Path, rows: Sequence[LayerRow]) -
     """Profile both models once; a sentence on the reason where that cannot be done."""
     if result.latency is None:
         return "Latency was not measured, so no layer was timed."
-    if result.setting.on_device:
+    if result.setting.uses_gpu:
         return "Layers are timed on the CPU only: on a GPU the profiler sees the start of the work, not its end."
     model = result.dag.model
     try:
-        before, after = measured_works(
+        before, after = profile_in_subprocess(
             [model.path, draft],
             result.dag.observation.feeds,
             replace(result.setting, libraries=model.libraries),
@@ -95,7 +95,7 @@ def layer_times(result: CompressResult, draft: Path, rows: Sequence[LayerRow]) -
 
 
 def compare_profiles(
-    dag: ChannelDag, rows: Sequence[LayerRow], before: Sequence[Work], after: Sequence[Work]
+    dag: ChannelDag, rows: Sequence[LayerRow], before: Sequence[NodeTime], after: Sequence[NodeTime]
 ) -> LayerTimes:
     """The nodes of both profiles, joined by layer."""
     sides = [_by_place(dag, works) for works in (before, after)]
@@ -114,16 +114,16 @@ def _drawn_count(lines: Sequence[TimeBar], most: int) -> int:
     return len(lines) if len(lines) <= most + 1 else most
 
 
-def _by_place(dag: ChannelDag, works: Sequence[Work]) -> dict[int | str, list[Work]]:
+def _by_place(dag: ChannelDag, works: Sequence[NodeTime]) -> dict[int | str, list[NodeTime]]:
     """Nodes of a profile by the layer that they compute, others by their operator."""
-    by_place: dict[int | str, list[Work]] = {}
+    by_place: dict[int | str, list[NodeTime]] = {}
     for work in works:
         layer = _layer(dag, work)
         by_place.setdefault(work.operator if layer is None else layer, []).append(work)
     return by_place
 
 
-def _layer(dag: ChannelDag, work: Work) -> int | None:
+def _layer(dag: ChannelDag, work: NodeTime) -> int | None:
     """The node with kernels that a node of a profile computes; None if it is something else.
 
     Where onnxruntime has fused a layer with nodes after it, its name may be that of the last one: a node with kernels
@@ -143,7 +143,7 @@ def _layer(dag: ChannelDag, work: Work) -> int | None:
     return None
 
 
-def _bar(dag: ChannelDag, rows: Sequence[LayerRow], place: int | str, sides: Sequence[Sequence[Work]]) -> TimeBar:
+def _bar(dag: ChannelDag, rows: Sequence[LayerRow], place: int | str, sides: Sequence[Sequence[NodeTime]]) -> TimeBar:
     before, after = (sum(work.ms for work in works) if works else None for works in sides)
     if isinstance(place, str):
         return TimeBar(None, place, place, before, after)
@@ -152,7 +152,7 @@ def _bar(dag: ChannelDag, rows: Sequence[LayerRow], place: int | str, sides: Seq
     return TimeBar(number + 1, rows[number].name, rows[number].operator, before, after, (fast[0], fast[1]))
 
 
-def _is_fast(works: Sequence[Work]) -> bool | None:
+def _is_fast(works: Sequence[NodeTime]) -> bool | None:
     """True if a layer's convolutions all ran in the blocked layout; None without any."""
     blocked = [work.blocked for work in works if work.operator in FLOAT_CONVOLUTIONS]
     return all(blocked) if blocked else None

@@ -13,20 +13,20 @@ import numpy as np
 
 from leanonnx.graph.formats import is_float, is_integer
 from leanonnx.numeric.arrays import Array, Floats, Ints
-from leanonnx.numeric.channel_ids import ChannelIds, Mask, is_rectangle, projection, varied
+from leanonnx.numeric.channel_ids import ChannelIds, Mask, any_along, is_rectangle, varied_axes
 
-FLOOR = 1e-3
+NORM_FLOOR = 1e-3
 """Lower bound of a slice's scale on one input, as a share of its largest norm over the inputs."""
-SHARE = 0.1
+PART_FLOOR = 0.1
 """Lower bound as a share of its largest part of the tensor's norm, for slices that happen to be near zero."""
-OBSERVED = 64
+MIN_SPREAD_ELEMENTS = 64
 """Elements from which on the spread of a slice is reliable."""
-LONE = 10
+FEW_ELEMENTS_FACTOR = 10
 """Factor on the norm of a slice of fewer elements, up to the norm of the whole: all may be near zero by chance."""
 CONSTANT = "constant"
-TINY = 1e-30
+ZERO_NORM = 1e-30
 """Norms below this count as zero."""
-STILL = 1e-6
+STILL_CHANGE = 1e-6
 """Relative change up to which a slice counts as not varying."""
 
 
@@ -39,9 +39,9 @@ class ComparedChannels:
 
     channel_ids: Sequence[Mapping[str, ChannelIds]] = ()
     alive: Mask | None = None
-    steady: Callable[[], Collection[str]] = tuple
+    constant_tensors: Callable[[], Collection[str]] = tuple
 
-    def of(self, name: str, shape: Sequence[int]) -> ChannelIds | None:
+    def ids_of(self, name: str, shape: Sequence[int]) -> ChannelIds | None:
         """Channel ids of a tensor of this shape; None if none are known."""
         for known in self.channel_ids:
             channel_ids = known.get(name)
@@ -49,31 +49,31 @@ class ComparedChannels:
                 return channel_ids
         return None
 
-    def survivors(self, name: str, value: Array) -> Array | None:
+    def kept_part(self, name: str, value: Array) -> Array | None:
         """Return the kept channels of a tensor of the original; None if they cannot be determined."""
         if self.alive is None or all(self.alive[known[name]].all() for known in self.channel_ids if name in known):
             return value
-        channel_ids = self.of(name, value.shape)
+        channel_ids = self.ids_of(name, value.shape)
         mask = None if channel_ids is None else self.alive[channel_ids]
         if mask is None or not mask.any() or not is_rectangle(mask):
             return None
         for axis, size in enumerate(mask.shape):
             if size > 1:
-                value = np.take(value, np.flatnonzero(projection(mask, axis)), axis)
+                value = np.take(value, np.flatnonzero(any_along(mask, axis)), axis)
         return value
 
     def slices(self, name: str, shape: Sequence[int]) -> ChannelSlices:
         """Slices of the kept part of a tensor of the original with this shape."""
-        channel_ids = self.of(name, shape)
-        if channel_ids is None or not varied(channel_ids):
-            return WHOLE
-        axes = varied(channel_ids)
+        channel_ids = self.ids_of(name, shape)
+        if channel_ids is None or not varied_axes(channel_ids):
+            return WHOLE_TENSOR
+        axes = varied_axes(channel_ids)
         if self.alive is not None:
             mask = self.alive[channel_ids]
             for axis in axes:
-                channel_ids = np.take(channel_ids, np.flatnonzero(projection(mask, axis)), axis)
+                channel_ids = np.take(channel_ids, np.flatnonzero(any_along(mask, axis)), axis)
         distinct, groups = np.unique(channel_ids, return_inverse=True)
-        return ChannelSlices(axes, groups.reshape(-1), distinct.size) if distinct.size > 1 else WHOLE
+        return ChannelSlices(axes, groups.reshape(-1), distinct.size) if distinct.size > 1 else WHOLE_TENSOR
 
 
 def _fits(channel_ids: Sequence[int], shape: Sequence[int]) -> bool:
@@ -99,7 +99,7 @@ class ChannelSlices:
         return np.concatenate([[sums.sum() / max(value.size, 1)], sums / np.maximum(sizes, 1)])
 
 
-WHOLE = ChannelSlices()
+WHOLE_TENSOR = ChannelSlices()
 
 
 @dataclass(frozen=True)
@@ -121,12 +121,12 @@ class Profile:
         if not is_float(value):
             nothing = np.zeros(1 + slices.count)
             return cls(nothing, nothing, value.size > 0, sizes)
-        values, sound = finite(value)
+        values, sound = finite_values(value)
         mean = slices.means(values)
         return cls(_rms(values, slices), mean, sound, sizes)
 
 
-def finite(value: Array) -> tuple[Array, bool]:
+def finite_values(value: Array) -> tuple[Array, bool]:
     """Return floats in double precision, with zero for elements that are not finite, and True if any is finite."""
     numbers = value.astype(np.float64)
     mask = np.isfinite(numbers)
@@ -135,7 +135,7 @@ def finite(value: Array) -> tuple[Array, bool]:
     return np.where(mask, numbers, 0.0), bool(mask.any())
 
 
-def distance(wanted: Array, computed: Array, slices: ChannelSlices) -> Floats:
+def slice_distances(wanted: Array, computed: Array, slices: ChannelSlices) -> Floats:
     """Root mean square difference of the whole and of each slice [1 + slices]; inf if not comparable.
 
     For integers, booleans and text: share of unequal elements.
@@ -156,7 +156,7 @@ def distance(wanted: Array, computed: Array, slices: ChannelSlices) -> Floats:
     return _rms(gap, slices)
 
 
-def scales_of(profiles: Sequence[Profile], rounding: float, more: Sequence[Profile] = ()) -> Floats:
+def slice_scales(profiles: Sequence[Profile], rounding: float, more: Sequence[Profile] = ()) -> Floats:
     """Scale of a tensor and of each of its slices on each input [inputs, 1 + slices].
 
     The scale is the spread around the median mean of the slice, so that a constant offset hides no error, or ``LONE``
@@ -169,17 +169,19 @@ def scales_of(profiles: Sequence[Profile], rounding: float, more: Sequence[Profi
     rms, mean = np.stack([p.rms for p in profiles]), np.stack([p.mean for p in profiles])
     centre = np.median(mean, axis=0)
     spread = np.minimum(np.sqrt(np.maximum(rms**2 - 2 * mean * centre + centre**2, 0)), rms)
-    whole = np.maximum(rms[:, :1], TINY)
-    known = np.sum([p.sizes for p in profiles], axis=0) >= OBSERVED
-    spread = np.where(known, spread, np.minimum(LONE * rms, np.maximum(whole, rms)))
+    whole = np.maximum(rms[:, :1], ZERO_NORM)
+    known = np.sum([p.sizes for p in profiles], axis=0) >= MIN_SPREAD_ELEMENTS
+    spread = np.where(known, spread, np.minimum(FEW_ELEMENTS_FACTOR * rms, np.maximum(whole, rms)))
     part = whole * (spread / whole).max(axis=0)
     largest = np.stack([*(p.rms for p in profiles), *(p.rms for p in more)]).max(axis=0)
-    scale = np.maximum.reduce([spread, rounding * rms, SHARE * part, np.broadcast_to(FLOOR * largest, rms.shape)])
-    absolute = np.where(rms[:, :1] > TINY, rms[:, :1], 1.0)
-    return np.asarray(np.where(scale > TINY, scale, absolute))
+    scale = np.maximum.reduce(
+        [spread, rounding * rms, PART_FLOOR * part, np.broadcast_to(NORM_FLOOR * largest, rms.shape)]
+    )
+    absolute = np.where(rms[:, :1] > ZERO_NORM, rms[:, :1], 1.0)
+    return np.asarray(np.where(scale > ZERO_NORM, scale, absolute))
 
 
-def varying(values: Sequence[Array], slices: ChannelSlices) -> Mask:
+def varying_slices(values: Sequence[Array], slices: ChannelSlices) -> Mask:
     """Mask of the slices of a tensor that vary over inputs of one size [1 + slices].
 
     A single input is checked over the samples of its batch or, for a single sample, over positions.
@@ -195,15 +197,15 @@ def varying(values: Sequence[Array], slices: ChannelSlices) -> Mask:
     if not is_float(first):
         same = [np.array_equal(first, value) for value in values[1:]] or [bool((first == first.flat[0]).all())]
         return np.full(1 + slices.count, not all(same))
-    start = finite(first)[0]
-    norms = np.max([_rms(finite(value)[0], slices) for value in values], axis=0)
+    start = finite_values(first)[0]
+    norms = np.max([_rms(finite_values(value)[0], slices) for value in values], axis=0)
     if len(values) > 1:
-        moved = np.max([_rms(finite(value)[0] - start, slices) for value in values[1:]], axis=0)
+        moved = np.max([_rms(finite_values(value)[0] - start, slices) for value in values[1:]], axis=0)
     elif first.ndim and first.shape[0] > 1 and 0 not in slices.axes:
         moved = _rms(start - start[:1], slices)
     else:
         moved = np.sqrt(np.maximum(norms**2 - slices.means(start) ** 2, 0))
-    varies = (moved > STILL * norms) & (moved > TINY)
+    varies = (moved > STILL_CHANGE * norms) & (moved > ZERO_NORM)
     varies[0] |= varies.any()
     return np.asarray(varies)
 
@@ -214,31 +216,31 @@ def _rms(numbers: Array, slices: ChannelSlices) -> Floats:
     return np.asarray(np.sqrt(slices.means(np.square(own, out=own))))
 
 
-def kind_of(value: Array) -> str:
+def stillness_reason(value: Array) -> str:
     """Reason why a tensor does not vary."""
     if not value.size:
         return "empty"
-    if is_float(value) and not finite(value)[1]:
+    if is_float(value) and not finite_values(value)[1]:
         return "not finite"
     return CONSTANT if is_float(value) or is_integer(value) or value.dtype.kind == "b" else "no numbers"
 
 
-def scales(known: Sequence[Sequence[Array]]) -> list[float]:
+def output_floors(known: Sequence[Sequence[Array]]) -> list[float]:
     """Lower bound of the norm of each output on one input [outputs]."""
-    return [FLOOR * max(_norm(row[k]) for row in known) for k in range(len(known[0]))]
+    return [NORM_FLOOR * max(_norm(row[k]) for row in known) for k in range(len(known[0]))]
 
 
 def _norm(value: Array) -> float:
     """Euclidean norm of the finite elements of a float array; 0 for other kinds."""
-    return float(np.linalg.norm(finite(value)[0])) if is_float(value) else 0.0
+    return float(np.linalg.norm(finite_values(value)[0])) if is_float(value) else 0.0
 
 
-def relative(wanted: Array, computed: Array, floor: float = 0.0) -> float:
+def relative_error(wanted: Array, computed: Array, floor: float = 0.0) -> float:
     """‖wanted - found‖ / max(‖wanted‖, floor); inf if not comparable.
 
     For integers and booleans: share of unequal elements.
     """
-    error = float(distance(wanted, computed, WHOLE)[0])
+    error = float(slice_distances(wanted, computed, WHOLE_TENSOR)[0])
     if not is_float(wanted) or not np.isfinite(error):
         return error
     error *= wanted.size**0.5

@@ -10,22 +10,22 @@ from collections.abc import Collection, Iterator, Sequence
 
 import onnx
 
-from leanonnx.graph.formats import FLOATS
+from leanonnx.graph.formats import FLOAT_TYPES
 from leanonnx.graph.model import Model
-from leanonnx.graph.nodes import captured, standard
+from leanonnx.graph.nodes import captured_names, standard_name
 from leanonnx.graph.noops import Types
 from leanonnx.operators.facts import Trait
 from leanonnx.operators.table import names_with
 
-STEPS = names_with(Trait.STEP)
+STEP_OPERATORS = names_with(Trait.STEP)
 """Decisions that may output floats."""
-DISCRETE = names_with(Trait.DISCRETE)
+DISCRETE_OPERATORS = names_with(Trait.DISCRETE)
 """Operators that never output floats, for tensors of unknown type."""
-MIXING = names_with(Trait.MIXES_CHANNELS)
+MIXING_OPERATORS = names_with(Trait.MIXES_CHANNELS)
 """Operators with a weight that mixes channels, or that may contain one."""
-PASSING = names_with(Trait.NO_WEIGHT)
+WEIGHTLESS_OPERATORS = names_with(Trait.NO_WEIGHT)
 """Operators of other domains without such a weight."""
-MOST_BEHIND = 64
+MAX_TENSORS_BEHIND = 64
 """Largest number of tensors behind outputs that are compared."""
 
 
@@ -44,9 +44,9 @@ def behind_decisions(model: Model, outputs: Collection[str] | None = None) -> li
     return sorted(taken if outputs is not None else taken - walk.smooth)
 
 
-def decided(model: Model) -> list[str]:
+def discrete_outputs(model: Model) -> list[str]:
     """Graph outputs that are not float."""
-    return [v.name for v in model.proto.graph.output if v.type.tensor_type.elem_type not in FLOATS]
+    return [v.name for v in model.proto.graph.output if v.type.tensor_type.elem_type not in FLOAT_TYPES]
 
 
 class _DecisionWalk:
@@ -67,8 +67,8 @@ class _DecisionWalk:
                 continue
             seen.add(name)
             node = self.model.proto.graph.node[self.model.producers[name]]
-            jump = standard(node) in STEPS or not self.is_float(name)
-            for read in reads(self.model, node):
+            jump = standard_name(node) in STEP_OPERATORS or not self.is_float(name)
+            for read in computed_inputs(self.model, node):
                 if jump and self.is_float(read):
                     floats |= {read} & self.model.producers.keys()
                 else:
@@ -79,24 +79,24 @@ class _DecisionWalk:
 
     def is_float(self, name: str) -> bool:
         """True if a tensor is float; an unknown type counts as float unless its operator never outputs floats."""
-        known = self.types.found.get(name)
+        known = self.types.inferred.get(name)
         if known is not None and known.elem_type:
-            return known.elem_type in FLOATS
+            return known.elem_type in FLOAT_TYPES
         producer = self.model.producers.get(name)
-        return producer is None or self.model.proto.graph.node[producer].op_type not in DISCRETE
+        return producer is None or self.model.proto.graph.node[producer].op_type not in DISCRETE_OPERATORS
 
 
-def reads(model: Model, node: onnx.NodeProto) -> list[str]:
+def computed_inputs(model: Model, node: onnx.NodeProto) -> list[str]:
     """Computed tensors that a node and its subgraphs read."""
-    return [name for name in dict.fromkeys([*node.input, *sorted(captured(node))]) if name in model.free]
+    return [name for name in dict.fromkeys([*node.input, *sorted(captured_names(node))]) if name in model.free]
 
 
-def mixes(node: onnx.NodeProto) -> bool:
+def mixes_channels(node: onnx.NodeProto) -> bool:
     """True if a node mixes channels by a weight, or may do so."""
-    return node.op_type in MIXING or (not standard(node) and node.op_type not in PASSING)
+    return node.op_type in MIXING_OPERATORS or (not standard_name(node) and node.op_type not in WEIGHTLESS_OPERATORS)
 
 
-def behind(model: Model, names: Sequence[str]) -> dict[str, list[str]]:
+def tensors_behind(model: Model, names: Sequence[str]) -> dict[str, list[str]]:
     """Tensors behind others without a weight in between: for each tensor, the computed inputs of its producer.
 
     Breadth first, at most ``MOST_BEHIND`` tensors.
@@ -104,19 +104,19 @@ def behind(model: Model, names: Sequence[str]) -> dict[str, list[str]]:
     inputs: dict[str, list[str]] = {}
     left = list(names)
     for name in left:
-        if name in inputs or len(inputs) >= MOST_BEHIND + len(names):
+        if name in inputs or len(inputs) >= MAX_TENSORS_BEHIND + len(names):
             continue
         inputs[name] = []
         producer = model.producers.get(name)
-        if producer is not None and not mixes(model.proto.graph.node[producer]):
-            inputs[name] = [n for n in reads(model, model.proto.graph.node[producer]) if n in model.producers]
+        if producer is not None and not mixes_channels(model.proto.graph.node[producer]):
+            inputs[name] = [n for n in computed_inputs(model, model.proto.graph.node[producer]) if n in model.producers]
             left += inputs[name]
     return inputs
 
 
-def weighed(model: Model, name: str) -> bool:
+def depends_on_weight(model: Model, name: str) -> bool:
     """True if a tensor depends on the values of an input through an operator with a weight, which surgery may cut."""
-    return any(mixes(node) for node in _before(model, name))
+    return any(mixes_channels(node) for node in _before(model, name))
 
 
 def _before(model: Model, name: str) -> Iterator[onnx.NodeProto]:
@@ -130,5 +130,5 @@ def _before(model: Model, name: str) -> Iterator[onnx.NodeProto]:
             continue
         seen.add(producer)
         node = model.proto.graph.node[producer]
-        left += reads(model, node)
+        left += computed_inputs(model, node)
         yield node

@@ -13,25 +13,25 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx
 
-from leanonnx.graph.formats import graphs, loaded
+from leanonnx.graph.formats import graphs, load_proto
 from leanonnx.graph.model import Model
-from leanonnx.graph.nodes import RANDOM_OPS, standard, subgraphs, title
+from leanonnx.graph.nodes import RANDOM_OPS, standard_name, subgraphs, title
 from leanonnx.graph.noops import Types
 from leanonnx.numeric.arrays import Array
 from leanonnx.operators.facts import Trait
 from leanonnx.operators.table import names_with
-from leanonnx.proof.sides import Sides, running
+from leanonnx.proof.sides import Sides, open_side
 from leanonnx.runtime.sessions import Feed, RunFailed
 
-TRAINING = 2
+TRAINING_SLOT = 2
 """Input slot of a Dropout for its training mode."""
-RATIO = 0.5
-SEED = 0
-PASSING = names_with(Trait.PASSES_FIRST)
+DROPOUT_RATIO = 0.5
+NOISE_SEED = 0
+FORWARDING_OPERATORS = names_with(Trait.PASSES_FIRST)
 
 
 @dataclass(frozen=True)
-class Draws:
+class FixedDraws:
     """Sides whose random numbers are inputs; ``joined`` adds these to the inputs of the model.
 
     ``reason`` names the operators whose random numbers cannot be fixed; empty if there are none.
@@ -39,35 +39,35 @@ class Draws:
 
     sides: Sides
     reason: str = ""
-    joined: Callable[[Feed], Feed] = field(default=lambda feed: feed)
+    add_draws: Callable[[Feed], Feed] = field(default=lambda feed: feed)
 
 
 @contextmanager
-def drawn(model: Model, sides: Sides) -> Iterator[Draws]:
+def fix_random_operators(model: Model, sides: Sides) -> Iterator[FixedDraws]:
     """Fix the random operators of a model on all sides; without random operators the sides stay unchanged."""
     nodes = {node.output[0]: node for node in model.proto.graph.node if _is_random(model, node)}
     reason = _unfixable_operators(model, nodes)
     if not nodes:
-        yield Draws(sides, reason)
+        yield FixedDraws(sides, reason)
         return
-    original, reference, candidate = (loaded(side) for side in (sides.original, sides.reference, sides.candidate))
-    types = Types(reference).found
+    original, reference, candidate = (load_proto(side) for side in (sides.original, sides.reference, sides.candidate))
+    types = Types(reference).inferred
     kinds = {name: types[node.input[0] if _is_dropout(node) else name].elem_type for name, node in nodes.items()}
     stands = {name: _random_source(model, name, nodes) for node in candidate.graph.node for name in node.output[:1]}
     strange = [n for n in candidate.graph.node if _is_always_random(n) and stands[n.output[0]] is None]
     reason = reason or ", ".join(title(node) for node in strange)
     taps = [node.input[0] if _is_dropout(node) else name for name, node in nodes.items()]
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(NOISE_SEED)
     fixed = replace(
         sides,
         original=_feed_draws(original, kinds, {name: name for name in nodes}),
         reference=_feed_draws(reference, kinds, {name: name for name in nodes}),
         candidate=_feed_draws(candidate, kinds, {name: known for name, known in stands.items() if known is not None}),
-        fed=lambda feed: _cut_draws(sides, feed, nodes),
+        candidate_feed=lambda feed: _cut_draws(sides, feed, nodes),
     )
-    with running(reference, False, taps, False, sides.libraries) as once:
+    with open_side(reference, False, taps, False, sides.libraries) as once:
 
-        def joined(feed: Feed) -> Feed:
+        def add_draws(feed: Feed) -> Feed:
             try:
                 values = dict(zip(nodes, once(feed), strict=True))
             except RunFailed:
@@ -76,22 +76,22 @@ def drawn(model: Model, sides: Sides) -> Iterator[Draws]:
                 _input(name): _mask(value, rng) if _is_dropout(nodes[name]) else value for name, value in values.items()
             }
 
-        yield Draws(fixed, reason, joined)
+        yield FixedDraws(fixed, reason, add_draws)
 
 
 def _is_always_random(node: onnx.NodeProto) -> bool:
-    return standard(node) in RANDOM_OPS
+    return standard_name(node) in RANDOM_OPS
 
 
 def _is_dropout(node: onnx.NodeProto) -> bool:
-    return standard(node) == "Dropout"
+    return standard_name(node) == "Dropout"
 
 
 def _is_random(model: Model, node: onnx.NodeProto) -> bool:
     """True if a node draws random numbers: a random operator, or a Dropout in training mode."""
-    if not _is_dropout(node) or len(node.input) <= TRAINING or node.input[TRAINING] not in model.origins:
+    if not _is_dropout(node) or len(node.input) <= TRAINING_SLOT or node.input[TRAINING_SLOT] not in model.origins:
         return _is_always_random(node)
-    return bool(np.all(model.constant(node.input[TRAINING])))
+    return bool(np.all(model.constant(node.input[TRAINING_SLOT])))
 
 
 def _unfixable_operators(model: Model, nodes: Mapping[str, onnx.NodeProto]) -> str:
@@ -112,7 +112,7 @@ def _random_source(model: Model, name: str, nodes: Mapping[str, onnx.NodeProto])
     """Random output of the original that a tensor equals, None if there is none: the clean-up may have renamed it."""
     while name not in nodes:
         producer = model.producers.get(name)
-        if producer is None or model.proto.graph.node[producer].op_type not in PASSING:
+        if producer is None or model.proto.graph.node[producer].op_type not in FORWARDING_OPERATORS:
             return None
         name = model.proto.graph.node[producer].input[0]
     return name
@@ -147,7 +147,7 @@ def _feed_draws(proto: onnx.ModelProto, kinds: Mapping[str, int], stands: Mappin
 
 def _mask(value: Array, rng: np.random.Generator) -> Array:
     """Factors by which a Dropout multiplies its input."""
-    return np.asarray((rng.random(value.shape) >= RATIO) / (1 - RATIO)).astype(value.dtype)
+    return np.asarray((rng.random(value.shape) >= DROPOUT_RATIO) / (1 - DROPOUT_RATIO)).astype(value.dtype)
 
 
 def _cut_draws(sides: Sides, feed: Feed, nodes: Mapping[str, onnx.NodeProto]) -> Feed:
@@ -159,7 +159,7 @@ def _cut_draws(sides: Sides, feed: Feed, nodes: Mapping[str, onnx.NodeProto]) ->
     cut = dict(feed)
     for name, node in nodes.items():
         if _input(name) in feed:
-            kept = sides.channels.survivors(node.input[0] if _is_dropout(node) else name, feed[_input(name)])
+            kept = sides.channels.kept_part(node.input[0] if _is_dropout(node) else name, feed[_input(name)])
             if kept is None:
                 raise RunFailed(f"the random numbers of {title(node)} cannot be cut to the kept channels")
             cut[_input(name)] = kept

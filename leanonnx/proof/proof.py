@@ -11,33 +11,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from leanonnx.graph.formats import (
-    HALVES,
-    Kinds,
+    HALF_TYPES,
+    ElementTypes,
     Source,
-    fed_in_float32,
-    float_kinds,
-    in_float32,
-    loaded,
+    convert_feed,
+    convert_to_float32,
+    float_types,
+    load_proto,
     number_format,
 )
 from leanonnx.graph.model import Model
-from leanonnx.inputs.random import KINDS as KINDS
-from leanonnx.inputs.random import alike, further_inputs, sizes_of
-from leanonnx.inputs.random import inputs_for as inputs_for
+from leanonnx.inputs.random import INPUT_KINDS as INPUT_KINDS
+from leanonnx.inputs.random import further_inputs, group_by_size, sizes_of
+from leanonnx.inputs.random import random_inputs as random_inputs
 from leanonnx.proof.compare import CONSTANT, ComparedChannels
-from leanonnx.proof.compare import relative as relative
-from leanonnx.proof.decisions import behind, decided, weighed
+from leanonnx.proof.compare import relative_error as relative_error
 from leanonnx.proof.decisions import behind_decisions as behind_decisions
-from leanonnx.proof.noise import Draws, drawn
-from leanonnx.proof.sides import Findings, ProofRun, Sides, Table
+from leanonnx.proof.decisions import depends_on_weight, discrete_outputs, tensors_behind
+from leanonnx.proof.noise import FixedDraws, fix_random_operators
+from leanonnx.proof.sides import ErrorTable, Findings, ProofRun, Sides
 from leanonnx.runtime.sessions import Feed, run
 
-BOUND = {"float64": 1e-10, "float32": 1e-4, "quantised": 2e-2}
-ROUNDING = {"float64": 1e-2, "float32": 2e-2, "quantised": 1.0}
+ERROR_BOUNDS = {"float64": 1e-10, "float32": 1e-4, "quantised": 2e-2}
+ROUNDING_SHARES = {"float64": 1e-2, "float32": 2e-2, "quantised": 1.0}
 """Share of a norm up to which differences may be rounding errors: times the bound, a few units in the last place."""
 MANY_NODES = 2500
 """Number of nodes up to which onnxruntime optimises the compared graphs; its time is quadratic in that number."""
-UNKNOWN = ComparedChannels()
+UNKNOWN_CHANNELS = ComparedChannels()
 PASSED, FAILED, VACUOUS, RANDOM = "passed", "failed", "vacuous", "random"
 
 
@@ -79,8 +79,8 @@ def prove(
     reference: Source,
     candidate: Source,
     feeds: Sequence[Feed],
-    replaced: Kinds = frozenset(),
-    channels: ComparedChannels = UNKNOWN,
+    replaced: ElementTypes = frozenset(),
+    channels: ComparedChannels = UNKNOWN_CHANNELS,
 ) -> Proof:
     """Compare the compressed model with the masked original on every feed.
 
@@ -101,30 +101,34 @@ def prove(
     Raises:
         RunFailed: the reference runs on no input, or the candidate fails on one on which the reference runs.
     """
-    widened = replaced | (float_kinds(model.proto) & HALVES)
+    widened = replaced | (float_types(model.proto) & HALF_TYPES)
     original: Source = model.path
     numbers = model.proto
     if widened:
         if not replaced:
             run(candidate, feeds[:1], libraries=model.libraries)
-        original, reference, candidate = (in_float32(loaded(s), widened) for s in (model.proto, reference, candidate))
+        original, reference, candidate = (
+            convert_to_float32(load_proto(s), widened) for s in (model.proto, reference, candidate)
+        )
         numbers = original
     kind = number_format(numbers)
     fused = len(model.proto.graph.node) <= MANY_NODES
-    sides = Sides(original, reference, candidate, model.libraries, channels, BOUND[kind], ROUNDING[kind], fused)
-    with drawn(model, sides) as draws:
+    sides = Sides(
+        original, reference, candidate, model.libraries, channels, ERROR_BOUNDS[kind], ROUNDING_SHARES[kind], fused
+    )
+    with fix_random_operators(model, sides) as draws:
         return _Prover(model, draws.sides, draws, widened).proof(feeds)
 
 
 class _Prover:
     """State of a proof: the error tables, and which tensors are informative."""
 
-    def __init__(self, model: Model, sides: Sides, draws: Draws, widened: Kinds) -> None:
+    def __init__(self, model: Model, sides: Sides, draws: FixedDraws, widened: ElementTypes) -> None:
         self.model, self.sides, self.draws, self.widened = model, sides, draws, widened
         self.outputs = [value.name for value in model.proto.graph.output]
         self.there: set[str] = set()
         self.used: set[str] = set()
-        self.tables: list[Table] = []
+        self.tables: list[ErrorTable] = []
         self.walk: dict[str, list[str]] = {}
         self.informative: dict[str, bool] = {}
 
@@ -136,33 +140,35 @@ class _Prover:
             taps = [name for name in taps if name in self.there]
         shapes = {name: value.shape for name, value in feeds[0].items()}
         further = ((kind, self._prepare(feed)) for kind, feed in further_inputs(self.model, shapes))
-        fixed = [name for name in self.outputs if not weighed(self.model, name)]
+        fixed = [name for name in self.outputs if not depends_on_weight(self.model, name)]
         comparison = ProofRun(self.sides, self.outputs, taps, fixed)
-        findings = comparison.findings([self._prepare(feed) for feed in feeds], further)
+        findings = comparison.compare_tensors([self._prepare(feed) for feed in feeds], further)
         self.tables, self.used = findings.tables, {*self.outputs, *taps}
         silent: dict[str, str] = {}
         if not self._has_failed:
             self._compare_behind(findings)
             silent = {name: self._silent_kind(name) for name in self.outputs if not self._is_output_informative(name)}
-            steady = self.sides.channels.steady() if CONSTANT in silent.values() else ()
+            steady = self.sides.channels.constant_tensors() if CONSTANT in silent.values() else ()
             silent = {name: kind for name, kind in silent.items() if kind != CONSTANT or name not in steady}
         return self._verdict(findings, silent)
 
     def _prepare(self, feed: Feed) -> Feed:
-        return self.draws.joined(fed_in_float32(feed, self.widened))
+        return self.draws.add_draws(convert_feed(feed, self.widened))
 
     @property
     def _has_failed(self) -> bool:
-        return any(table.failed for table in self.tables if table.name in self.used)
+        return any(table.exceeds_limit for table in self.tables if table.name in self.used)
 
     def _verdict(self, findings: Findings, silent: dict[str, str]) -> Proof:
         tables = [table for table in self.tables if table.name in self.used]
         outputs = dict.fromkeys(self.outputs, 0.0)
         widest = self.sides.bound
         for table in tables:
-            outputs[table.name] = max(outputs.get(table.name, 0.0), table.worst)
+            outputs[table.name] = max(outputs.get(table.name, 0.0), table.largest_error)
             widest = max([widest, *table.limits[table.limits > widest].tolist()])
-        reason = self.draws.reason or ("its outputs differ from one run to the next" if findings.restless else "")
+        reason = self.draws.reason or (
+            "its outputs differ from one run to the next" if findings.nondeterministic else ""
+        )
         status = FAILED if self._has_failed else VACUOUS if silent else PASSED
         status = RANDOM if status != PASSED and reason else status
         sizes = len({sizes_of(feed) for feed in findings.feeds})
@@ -186,15 +192,15 @@ class _Prover:
         """
         tables = [table for table in self.tables if table.name == name]
         if entirely and tables:
-            informative = tables[0].told & tables[0].at_once
+            informative = tables[0].informative & tables[0].varies_on_given
             return bool(informative.all() if self.sides.rounding < 1 else informative[0])
-        return any(table.told.any() for table in tables)
+        return any(table.informative.any() for table in tables)
 
     def _is_output_informative(self, name: str) -> bool:
         """True if a graph output is informative, itself or through the tensors compared in its place."""
-        if not weighed(self.model, name):
+        if not depends_on_weight(self.model, name):
             return True
-        if name not in decided(self.model):
+        if name not in discrete_outputs(self.model):
             return self._is_informative(name) or self._resolve(name)
         taps = [tap for tap in behind_decisions(self.model, [name]) if self._is_compared(tap)]
         if not taps:
@@ -207,17 +213,17 @@ class _Prover:
     def _compare_behind(self, findings: Findings) -> None:
         """Compare the tensors behind those that are not informative in all slices."""
         roots = [*self.outputs, *(table.name for table in self.tables)]
-        roots += [tap for name in decided(self.model) for tap in behind_decisions(self.model, [name])]
+        roots += [tap for name in discrete_outputs(self.model) for tap in behind_decisions(self.model, [name])]
         roots = [name for name in dict.fromkeys(roots) if not self._is_informative(name, entirely=True)]
-        self.walk = behind(self.model, roots)
+        self.walk = tensors_behind(self.model, roots)
         if not roots:
             return
         self.there = self.there or self.sides.tensors()
         known = {table.name for table in self.tables}
         names = [name for name in self.walk if name in self.there and name not in known]
         if names:
-            some = [findings.feeds[k] for group in alike(findings.feeds) for k in group]
-            self.tables = self.tables + ProofRun(self.sides, (), names).findings(some).tables
+            some = [findings.feeds[k] for group in group_by_size(findings.feeds) for k in group]
+            self.tables = self.tables + ProofRun(self.sides, (), names).compare_tensors(some).tables
         for root in roots:
             self._resolve(root)
 

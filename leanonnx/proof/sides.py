@@ -16,30 +16,30 @@ import numpy as np
 import onnx
 
 from leanonnx.formatting import shape_text
-from leanonnx.graph.formats import Source, is_float, loaded
-from leanonnx.inputs.random import alike, shaken
+from leanonnx.graph.formats import Source, is_float, load_proto
+from leanonnx.inputs.random import group_by_size, nudge_floats
 from leanonnx.numeric.arrays import Array, Floats
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.proof.compare import (
-    WHOLE,
+    WHOLE_TENSOR,
     ChannelSlices,
     ComparedChannels,
     Profile,
-    distance,
-    kind_of,
-    scales_of,
-    varying,
+    slice_distances,
+    slice_scales,
+    stillness_reason,
+    varying_slices,
 )
-from leanonnx.runtime.probes import tapped
-from leanonnx.runtime.sessions import Feed, RunFailed, failing, opened, runs
+from leanonnx.runtime.probes import expose_tensors
+from leanonnx.runtime.sessions import Feed, RunFailed, open_session, session_runner, translate_errors
 
-Row = list[Array]
+RunTensors = list[Array]
 """Tensors of one run."""
-NOISE = 10
+NOISE_FACTOR = 10
 """Factor on the model's own noise, from a change of its inputs in the last place and another order of its sums."""
-WIDEST = 3e-2
+WIDEST_BOUND = 3e-2
 """Widest bound that still separates equal from unequal."""
-SHAKES = (np.inf, -np.inf, 0.0)
+NUDGE_TARGETS = (np.inf, -np.inf, 0.0)
 """Values towards which inputs are moved by one unit in the last place."""
 
 
@@ -64,8 +64,8 @@ class Sides:
     channels: ComparedChannels
     bound: float
     rounding: float
-    fused: bool
-    fed: Callable[[Feed], Feed] = lambda feed: feed
+    optimise: bool
+    candidate_feed: Callable[[Feed], Feed] = lambda feed: feed
 
     def tensors(self) -> set[str]:
         """Names of the node outputs that both sides have."""
@@ -78,9 +78,9 @@ def _node_outputs(side: Source) -> set[str]:
 
 
 @contextmanager
-def running(
+def open_side(
     side: Source, outputs: bool, taps: Sequence[str], optimise: bool, libraries: Sequence[Path]
-) -> Iterator[Callable[[Feed], Row]]:
+) -> Iterator[Callable[[Feed], RunTensors]]:
     """Open one side; yields a function from inputs to its outputs, if wanted, followed by the tensors ``taps``.
 
     Inner tensors are computed by a separate session.
@@ -90,23 +90,25 @@ def running(
     """
     with ExitStack() as stack:
         steps = []
-        with failing():
+        with translate_errors():
             if outputs:
-                steps.append(stack.enter_context(runs(stack.enter_context(opened(side, optimise, libraries)))))
+                steps.append(
+                    stack.enter_context(session_runner(stack.enter_context(open_session(side, optimise, libraries))))
+                )
             if taps:
-                with tapped(loaded(side), taps) as proto:
-                    session = stack.enter_context(opened(proto, optimise, libraries))
-                steps.append(stack.enter_context(runs(session)))
+                with expose_tensors(load_proto(side), taps) as proto:
+                    session = stack.enter_context(open_session(proto, optimise, libraries))
+                steps.append(stack.enter_context(session_runner(session)))
 
-        def once(feed: Feed) -> Row:
-            with failing():
+        def once(feed: Feed) -> RunTensors:
+            with translate_errors():
                 return [np.asarray(value) for step in steps for value in step(feed)]
 
         yield once
 
 
 @dataclass(frozen=True)
-class Table:
+class ErrorTable:
     """Errors of one tensor, over runs in which it has the same slices.
 
     ``errors`` and ``limits`` are [runs, 1 + slices], the whole first; a limit is NaN for an uninformative run.
@@ -121,21 +123,21 @@ class Table:
     scale: Floats
     slices: list[ChannelSlices]
     varies: Mask
-    at_once: Mask
+    varies_on_given: Mask
     kind: str
 
     @property
-    def told(self) -> Mask:
+    def informative(self) -> Mask:
         """Mask of the slices [1 + slices] that vary and have an informative run."""
         return np.asarray(self.varies & ~np.isnan(self.limits).all(axis=0))
 
     @property
-    def failed(self) -> bool:
+    def exceeds_limit(self) -> bool:
         """True if an error exceeds its limit."""
         return bool((self.errors > self.limits).any())
 
     @property
-    def worst(self) -> float:
+    def largest_error(self) -> float:
         """Largest error over the informative runs."""
         return float(np.where(np.isnan(self.limits), 0, self.errors).max(initial=0))
 
@@ -147,12 +149,12 @@ class Findings:
     ``restless``: the reference differs from itself between two runs.
     """
 
-    tables: list[Table]
+    tables: list[ErrorTable]
     feeds: list[Feed]
     kinds: tuple[str, ...] = ()
-    restless: bool = False
+    nondeterministic: bool = False
 
-    def of(self, name: str) -> list[Table]:
+    def of(self, name: str) -> list[ErrorTable]:
         """Return the tables of one tensor."""
         return [table for table in self.tables if table.name == name]
 
@@ -166,7 +168,7 @@ class ProofRun:
         self.inner = len(outputs)
         self.given = 0
 
-    def findings(self, feeds: Sequence[Feed], further: Iterable[tuple[str, Feed]] = ()) -> Findings:
+    def compare_tensors(self, feeds: Sequence[Feed], further: Iterable[tuple[str, Feed]] = ()) -> Findings:
         """Compare on all inputs on which the reference runs, and on further ones while a tensor does not vary.
 
         Raises:
@@ -187,20 +189,20 @@ class ProofRun:
         """Relative error up to which two tensors are equal."""
         return self.sides.bound
 
-    def _run(self, side: Source, feeds: Sequence[Feed], optimise: bool = False) -> list[Row]:
-        with running(side, self.outputs, self.taps, optimise, self.sides.libraries) as once:
+    def _run(self, side: Source, feeds: Sequence[Feed], optimise: bool = False) -> list[RunTensors]:
+        with open_side(side, self.outputs, self.taps, optimise, self.sides.libraries) as once:
             return [once(feed) for feed in feeds]
 
     def _reference(
         self, feeds: Sequence[Feed], further: Iterable[tuple[str, Feed]]
-    ) -> tuple[list[Feed], list[Row], tuple[str, ...]]:
+    ) -> tuple[list[Feed], list[RunTensors], tuple[str, ...]]:
         """Inputs on which the reference runs, its tensors on each, and the further kinds of inputs tried."""
         used: list[Feed] = []
-        wanted: list[Row] = []
+        wanted: list[RunTensors] = []
         kinds: list[str] = []
         failure = RunFailed("there are no inputs")
         side = self.sides.reference
-        with running(side, self.outputs, self.taps, self.sides.fused, self.sides.libraries) as once:
+        with open_side(side, self.outputs, self.taps, self.sides.optimise, self.sides.libraries) as once:
             for feed in feeds:
                 try:
                     wanted.append(once(feed))
@@ -224,9 +226,9 @@ class ProofRun:
                     break
         return used, wanted, tuple(dict.fromkeys(kinds))
 
-    def _still(self, used: list[Feed], wanted: list[Row]) -> set[int]:
+    def _still(self, used: list[Feed], wanted: list[RunTensors]) -> set[int]:
         """Indices of the tensors that do not vary although they should."""
-        groups = alike(used)
+        groups = group_by_size(used)
         moving = (k for k in range(len(self.names)) if any(self._varies(k, [wanted[n][k] for n in g]) for g in groups))
         return {k for k, name in enumerate(self.names) if name not in self.fixed} - set(moving)
 
@@ -234,27 +236,33 @@ class ProofRun:
         """True if the comparable part of a tensor varies, or cannot be determined."""
         left = [self._kept_part(k, value) for value in values]
         known = [value for value in left if value is not None]
-        return not known or bool(varying(known, self._slices(k, values[0]))[0])
+        return not known or bool(varying_slices(known, self._slices(k, values[0]))[0])
 
     def _slices(self, k: int, value: Array) -> ChannelSlices:
-        return self.sides.channels.slices(self.names[k], value.shape) if is_float(value) else WHOLE
+        return self.sides.channels.slices(self.names[k], value.shape) if is_float(value) else WHOLE_TENSOR
 
-    def _candidate(self, used: Sequence[Feed]) -> list[Row]:
+    def _candidate(self, used: Sequence[Feed]) -> list[RunTensors]:
         computed = []
-        with running(self.sides.candidate, self.outputs, self.taps, self.sides.fused, self.sides.libraries) as once:
+        with open_side(
+            self.sides.candidate, self.outputs, self.taps, self.sides.optimise, self.sides.libraries
+        ) as once:
             for feed in used:
                 try:
-                    computed.append(once(self.sides.fed(feed)))
+                    computed.append(once(self.sides.candidate_feed(feed)))
                 except RunFailed as error:
                     where = ", ".join(f"{name}={shape_text(value.shape)}" for name, value in feed.items())
                     raise RunFailed(f"at the input sizes {where}, where the original runs: {error}") from error
         return computed
 
     def _tables(
-        self, used: Sequence[Feed], wanted: Sequence[Row], computed: Sequence[Row], unmasked: Sequence[Row] = ()
-    ) -> list[Table]:
+        self,
+        used: Sequence[Feed],
+        wanted: Sequence[RunTensors],
+        computed: Sequence[RunTensors],
+        unmasked: Sequence[RunTensors] = (),
+    ) -> list[ErrorTable]:
         """Errors of all tensors under the plain bound; scales also use the runs ``unmasked`` of the original."""
-        tables: list[Table] = []
+        tables: list[ErrorTable] = []
         for k, name in enumerate(self.names):
             parts: dict[int, list[tuple[int, Array, Array, ChannelSlices]]] = {}
             for row, (one, other) in enumerate(zip(wanted, computed, strict=True)):
@@ -268,7 +276,7 @@ class ProofRun:
         return tables
 
     def _kept_part(self, k: int, value: Array) -> Array | None:
-        return value if k < self.inner else self.sides.channels.survivors(self.names[k], value)
+        return value if k < self.inner else self.sides.channels.kept_part(self.names[k], value)
 
     def _table(
         self,
@@ -276,37 +284,42 @@ class ProofRun:
         used: Sequence[Feed],
         part: list[tuple[int, Array, Array, ChannelSlices]],
         more: Sequence[Profile],
-    ) -> Table:
+    ) -> ErrorTable:
         rows = [row for row, _, _, _ in part]
         slices = [each for _, _, _, each in part]
         profiles = [Profile.of(one, each) for _, one, _, each in part]
-        gaps = np.stack([distance(one, other, each) for _, one, other, each in part])
+        gaps = np.stack([slice_distances(one, other, each) for _, one, other, each in part])
         scale = np.ones(gaps.shape)
         if is_float(part[0][1]):
             lent = [profile for profile in more if profile.rms.size == gaps.shape[1]]
-            scale = scales_of(profiles, self.sides.rounding, lent)
+            scale = slice_scales(profiles, self.sides.rounding, lent)
         errors = gaps / scale
         limits = np.full(errors.shape, self.bound)
         limits[[k for k, profile in enumerate(profiles) if not profile.sound and not np.isinf(errors[k]).any()]] = (
             np.nan
         )
-        groups = alike([used[row] for row in rows])
-        varies = np.any([varying([part[k][1] for k in group], slices[0]) for group in groups], axis=0)
+        groups = group_by_size([used[row] for row in rows])
+        varies = np.any([varying_slices([part[k][1] for k in group], slices[0]) for group in groups], axis=0)
         given = [[k for k in group if rows[k] < self.given] for group in groups]
-        at_once = np.any([varying([part[k][1] for k in group], slices[0]) for group in given], axis=0)
-        return Table(name, rows, errors, limits, scale, slices, varies, at_once, kind_of(part[0][1]))
+        at_once = np.any([varying_slices([part[k][1] for k in group], slices[0]) for group in given], axis=0)
+        return ErrorTable(name, rows, errors, limits, scale, slices, varies, at_once, stillness_reason(part[0][1]))
 
     def _again(
-        self, used: list[Feed], wanted: list[Row], computed: list[Row], rows: list[int], kinds: tuple[str, ...]
+        self,
+        used: list[Feed],
+        wanted: list[RunTensors],
+        computed: list[RunTensors],
+        rows: list[int],
+        kinds: tuple[str, ...],
     ) -> Findings:
         """Compare again without optimisations on the inputs ``rows``; limits allow for the reference's own noise."""
         feeds = [used[row] for row in rows]
         unmasked = self._run(self.sides.original, feeds)
-        with running(self.sides.reference, self.outputs, self.taps, False, self.sides.libraries) as once:
+        with open_side(self.sides.reference, self.outputs, self.taps, False, self.sides.libraries) as once:
             plain = [once(feed) for feed in feeds]
-            moved = [[once(shaken(feed, to)) for feed in feeds] for to in SHAKES]
+            moved = [[once(nudge_floats(feed, to)) for feed in feeds] for to in NUDGE_TARGETS]
             twice = once(feeds[0])
-        fresh = self._run(self.sides.candidate, [self.sides.fed(feed) for feed in feeds])
+        fresh = self._run(self.sides.candidate, [self.sides.candidate_feed(feed) for feed in feeds])
         first = [wanted[row] for row in rows]
         place = {row: k for k, row in enumerate(rows)}
         wanted, computed = (
@@ -322,7 +335,7 @@ class ProofRun:
                 if row in place and not np.isnan(limits[n]).any():
                     others = [first[place[row]][k], *(side[place[row]][k] for side in moved)]
                     noise = self._noise(k, plain[place[row]][k], others, table, n)
-                    limits[n] = np.where(noise <= WIDEST, np.maximum(noise, self.bound), np.nan)
+                    limits[n] = np.where(noise <= WIDEST_BOUND, np.maximum(noise, self.bound), np.nan)
                     if row == rows[0]:
                         restless |= bool((self._gap(k, plain[0][k], twice[k], table, n) > self.bound).any())
             limits[table.errors <= self.bound] = self.bound
@@ -330,7 +343,7 @@ class ProofRun:
             tables.append(replace(table, limits=limits))
         return Findings(tables, used, kinds, restless)
 
-    def _noise(self, k: int, value: Array, others: Sequence[Array], table: Table, n: int) -> Floats:
+    def _noise(self, k: int, value: Array, others: Sequence[Array], table: ErrorTable, n: int) -> Floats:
         """Allowed deviation [1 + slices]: ``NOISE`` times the distance between runs of the reference itself.
 
         A slice of few numbers may by chance move less than it can: it is allowed the median over the slices.
@@ -340,11 +353,11 @@ class ProofRun:
         if own.size > 1:
             usual = own[1:].max() if self.sides.rounding == 1 else np.median(own[1:])
             own[1:] = np.maximum(own[1:], usual)
-        return np.asarray(NOISE * own)
+        return np.asarray(NOISE_FACTOR * own)
 
-    def _gap(self, k: int, value: Array, other: Array, table: Table, n: int) -> Floats:
+    def _gap(self, k: int, value: Array, other: Array, table: ErrorTable, n: int) -> Floats:
         """Relative distance of two runs of the reference [1 + slices]."""
         one, two = self._kept_part(k, value), self._kept_part(k, other)
         if one is None or two is None:
             return np.full(table.errors.shape[1], np.inf)
-        return np.asarray(distance(one, two, table.slices[n]) / table.scale[n])
+        return np.asarray(slice_distances(one, two, table.slices[n]) / table.scale[n])

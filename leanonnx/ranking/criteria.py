@@ -14,11 +14,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from leanonnx.analysis.cost import Rate, by_kernels
+from leanonnx.analysis.cost import Rate, kernel_rate
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import OptionError
 from leanonnx.numeric.arrays import Floats, Ints
-from leanonnx.numeric.chains import best_through, extract, normalise_rows
+from leanonnx.numeric.chains import best_through, extract_chains, normalise_rows
 from leanonnx.numeric.norms import kernel_norms
 from leanonnx.ranking.elimination import DEFAULT_EXPONENTS, Exponents
 from leanonnx.ranking.groups import channel_groups, layers_of
@@ -58,7 +58,7 @@ class RankingInputs:
     chains: Chains
     seed: int
     enough: Callable[[Ranking], bool]
-    rate: Rate = by_kernels
+    rate: Rate = kernel_rate
     exponents: Exponents = DEFAULT_EXPONENTS
 
     @property
@@ -66,9 +66,9 @@ class RankingInputs:
         """The channel DAG."""
         return self.weighted.dag
 
-    def groups(self, separate_readers: bool = False) -> Ints:
+    def groups(self, separate_slots: bool = False) -> Ints:
         """Group of each channel id [channels]."""
-        return channel_groups(self.dag, separate_readers, self.weighted.ignored)
+        return channel_groups(self.dag, separate_slots, self.weighted.ignored)
 
 
 Criterion = Callable[[RankingInputs], Ranking]
@@ -122,7 +122,7 @@ def path_mass(inputs: RankingInputs) -> Ranking:
             f"{option('method', 'path-mass')} needs activations: give inputs with {option('calib')}; the "
             "BatchNormalizations of the model tell the statistics of too few channels"
         )
-    removed, losses = elimination.order(inputs.rate, inputs.exponents)
+    removed, losses = elimination.removal_order(inputs.rate, inputs.exponents)
     order = removed[::-1]
     scores = np.empty(order.size)
     scores[order] = -np.arange(order.size)
@@ -207,12 +207,12 @@ def _by_extraction(inputs: RankingInputs, mode: Mode) -> Ranking:
     The chains run from an input to an output (``through``), or start and end anywhere (``free``), as in the paper.
     """
     dag, blocks = inputs.dag, inputs.weighted.blocks
-    groups = inputs.groups(separate_readers=True)
+    groups = inputs.groups(separate_slots=True)
     values = _per_group(groups, best_through(dag.count, blocks, dag.starts, dag.ends), np.maximum)
     rest = np.lexsort((np.arange(values.size), -values))
     touched: dict[int, None] = {}
     checkpoint = FIRST_CHECK
-    for count, chain in enumerate(extract(dag.count, blocks, dag.starts, dag.ends, mode)):
+    for count, chain in enumerate(extract_chains(dag.count, blocks, dag.starts, dag.ends, mode)):
         touched.update(dict.fromkeys(groups[list(chain.channel_ids)].tolist()))
         if count >= checkpoint:
             checkpoint += checkpoint // 2
@@ -269,7 +269,7 @@ def _filter_scores(dag: ChannelDag, groups: Ints, size: Size) -> Floats:
     for _, (channels, slots) in dag.concat_slots:
         alone[slots[groups[channels] != groups[slots]]] = True
     for _, block in dag.kernel_blocks:
-        if block.inward is not None:
+        if block.input_channel_ids is not None:
             kernels = np.asarray(block.kernels(), np.float32)
             scores[block.destinations.reshape(-1)] = size(kernels, block.strides).astype(np.float64).reshape(-1)
             if alone[block.sources].any():

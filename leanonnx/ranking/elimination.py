@@ -15,13 +15,13 @@ from functools import cached_property
 import numpy as np
 
 from leanonnx.analysis.cost import Rate
-from leanonnx.analysis.dag import ChannelDag, pinned
+from leanonnx.analysis.dag import ChannelDag, groups_with_pins
 from leanonnx.numeric.arrays import Floats, Ints
-from leanonnx.numeric.obs import Consumer, eliminated, precision
-from leanonnx.ranking.pathmass import Read, masses, reads
+from leanonnx.numeric.obs import Consumer, eliminate, precision_matrix
+from leanonnx.ranking.pathmass import KernelGroup, kernel_groups, path_masses
 from leanonnx.statistics.moments import Statistics
 
-Sequence = tuple[Ints, Floats]
+RemovalOrder = tuple[Ints, Floats]
 """Groups of a layer in removal order, and the cost of each."""
 
 
@@ -53,10 +53,10 @@ class Elimination:
     statistics: Statistics
     groups: Ints
     layers: Ints
-    _by_power: dict[float, dict[int, Sequence]] = field(default_factory=dict, repr=False)
+    _by_power: dict[float, dict[int, RemovalOrder]] = field(default_factory=dict, repr=False)
     _precisions: dict[bytes, Floats] = field(default_factory=dict, repr=False)
 
-    def order(self, rate: Rate, exponents: Exponents) -> tuple[Ints, Floats]:
+    def removal_order(self, rate: Rate, exponents: Exponents) -> tuple[Ints, Floats]:
         """Groups in removal order, pinned ones last, and the loss of removing each [groups].
 
         Args:
@@ -72,11 +72,11 @@ class Elimination:
         rest = np.setdiff1d(np.arange(self.layers.size), order)
         return np.concatenate([order, rest]), losses
 
-    def _sequences(self, power: float) -> dict[int, Sequence]:
+    def _sequences(self, power: float) -> dict[int, RemovalOrder]:
         """Removal order within each layer, for path masses raised to ``power``."""
         if power not in self._by_power:
             consumers = self._merge_consumers(self._masses**power)
-            free = ~pinned(self.groups, self.dag.pins)
+            free = ~groups_with_pins(self.groups, self.dag.pins)
             members = {int(layer): np.flatnonzero((self.layers == layer) & free) for layer in np.unique(self.layers)}
             self._by_power[power] = {
                 k: _sequence(one, consumers, self.groups) for k, one in members.items() if one.size
@@ -84,12 +84,12 @@ class Elimination:
         return self._by_power[power]
 
     @cached_property
-    def _reads(self) -> list[Read]:
-        return reads(self.dag, self.statistics)
+    def _reads(self) -> list[KernelGroup]:
+        return kernel_groups(self.dag, self.statistics)
 
     @cached_property
     def _masses(self) -> Floats:
-        return masses(self.dag, self.statistics, self._reads)
+        return path_masses(self.dag, self.statistics, self._reads)
 
     def _merge_consumers(self, mass: Floats) -> list[tuple[Ints, Floats, Floats]]:
         """Consumers of the same channels merged into one: channel ids, M and P.
@@ -98,15 +98,15 @@ class Elimination:
         """
         merged: dict[bytes, tuple[Ints, Floats, Floats]] = {}
         for block in self._reads:
-            if np.unique(self.groups[np.concatenate([block.channel_ids, block.targets])]).size == 1:
+            if np.unique(self.groups[np.concatenate([block.channel_ids, block.destinations])]).size == 1:
                 continue
             totals = block.energies.sum(1)
-            scale = np.sqrt(np.where(totals > 0, mass[block.targets] / np.where(totals > 0, totals, 1), 0))
+            scale = np.sqrt(np.where(totals > 0, mass[block.destinations] / np.where(totals > 0, totals, 1), 0))
             scaled = (block.kernels * scale[:, None, None]).transpose(0, 2, 1).reshape(-1, block.channel_ids.size)
             weight = scaled.T @ scaled
             key = block.channel_ids.tobytes()
             if key not in self._precisions:
-                self._precisions[key] = precision(block.covariance)
+                self._precisions[key] = precision_matrix(block.covariance)
             earlier = merged.get(key)
             merged[key] = block.channel_ids, weight if earlier is None else weight + earlier[1], self._precisions[key]
         return list(merged.values())
@@ -121,7 +121,7 @@ def _sequence(members: Ints, merged: list[tuple[Ints, Floats, Floats]], groups: 
         units = place[groups[channel_ids]]
         if (units >= 0).any():
             consumers.append(Consumer(units, weight, inverse))
-    order, costs = eliminated(consumers, members.size)
+    order, costs = eliminate(consumers, members.size)
     return members[order], costs
 
 
@@ -134,7 +134,7 @@ class _Savings:
         self.columns: list[int] = []
         self.touched: dict[int, list[tuple[int, int, int]]] = {}
         for node, block in dag.kernel_blocks:
-            if block.inward is None:
+            if block.input_channel_ids is None:
                 continue
             price = rate(node, block)
             for sources, targets in zip(block.sources, block.destinations, strict=True):

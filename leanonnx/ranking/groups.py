@@ -8,7 +8,7 @@ import numpy as np
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.numeric.arrays import Ints
-from leanonnx.numeric.channel_ids import Mask, components
+from leanonnx.numeric.channel_ids import Mask, tied_groups
 
 
 def layers_of(dag: ChannelDag, groups: Ints) -> Ints:
@@ -22,11 +22,13 @@ def layers_of(dag: ChannelDag, groups: Ints) -> Ints:
     owner[:] = dag.producer[first] + count + 1
     owner[groups[channel_ids[::-1]]] = dag.producer[channel_ids[::-1]] + count + 1
     size = count + len(mixing) + 1
-    joined = components(size, [(groups[channel_ids], dag.producer[channel_ids] + count + 1), (np.arange(count), owner)])
+    joined = tied_groups(
+        size, [(groups[channel_ids], dag.producer[channel_ids] + count + 1), (np.arange(count), owner)]
+    )
     return np.unique(joined[:count], return_inverse=True)[1].astype(np.int64)
 
 
-def channel_groups(dag: ChannelDag, separate_readers: bool, ignored: Collection[int] = ()) -> Ints:
+def channel_groups(dag: ChannelDag, separate_slots: bool, ignored: Collection[int] = ()) -> Ints:
     """Selection group of each channel [channels].
 
     A concat slot is removed together with its channel, unless slots are chosen separately (``separate_readers``) or the
@@ -36,9 +38,9 @@ def channel_groups(dag: ChannelDag, separate_readers: bool, ignored: Collection[
     pairs = [(np.arange(dag.count), _first_of_group(dag.groups))]
     free = _channels_read(dag, ignored, inside=True) & ~_channels_read(dag, ignored, inside=False)
     for _, (channels, slots) in dag.concat_slots:
-        if (channels.size > 1 and not separate_readers) or free[slots].all():
+        if (channels.size > 1 and not separate_slots) or free[slots].all():
             pairs.append((channels, slots))
-    return components(dag.count, pairs)
+    return tied_groups(dag.count, pairs)
 
 
 def _channels_read(dag: ChannelDag, nodes: Collection[int], inside: bool) -> Mask:

@@ -15,16 +15,16 @@ import numpy as np
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.numeric.arrays import Floats, Ints
 from leanonnx.rules.call import FixedEdges, Reduction
-from leanonnx.statistics.moments import ADDING, Statistics, by_label, channel_axis, summed_axis
+from leanonnx.statistics.moments import ADDITIONS, Statistics, channel_axis, kernels_by_channel, summed_axis
 
 
 @dataclass(frozen=True)
-class Read:
+class KernelGroup:
     """One conv group: ``kernels`` [O, C, taps] from ``channel_ids`` [C] to ``targets`` [O], input covariance [C, C]."""
 
     node: int
     channel_ids: Ints
-    targets: Ints
+    destinations: Ints
     kernels: Floats
     covariance: Floats
 
@@ -35,13 +35,13 @@ class Read:
         return energies
 
 
-def reads(dag: ChannelDag, statistics: Statistics) -> list[Read]:
+def kernel_groups(dag: ChannelDag, statistics: Statistics) -> list[KernelGroup]:
     """All conv groups whose input channels may be removed."""
     groups = []
     for node, block in dag.kernel_blocks:
-        if block.inward is not None:
+        if block.input_channel_ids is not None:
             place = channel_axis(dag, node, block)
-            moments = statistics.read.get(place) if place else None
+            moments = statistics.moments.get(place) if place else None
             kernels = np.asarray(block.kernels(), np.float64)
             for group, (sources, targets) in enumerate(zip(block.sources, block.destinations, strict=True)):
                 channel_ids = np.unique(sources)
@@ -49,21 +49,25 @@ def reads(dag: ChannelDag, statistics: Statistics) -> list[Read]:
                 if moments is not None:
                     where = np.searchsorted(moments.channel_ids, channel_ids)
                     covariance = moments.covariance[np.ix_(where, where)]
-                groups.append(Read(node, channel_ids, targets, _kernel_taps(kernels[group], sources), covariance))
-    return groups + [_sum_group(dag, statistics, *one) for one in dag.sums]
+                groups.append(
+                    KernelGroup(node, channel_ids, targets, _kernel_taps(kernels[group], sources), covariance)
+                )
+    return groups + [_sum_group(dag, statistics, *one) for one in dag.channel_sums]
 
 
-def _sum_group(dag: ChannelDag, statistics: Statistics, node: int, reduction: Reduction, edges: FixedEdges) -> Read:
+def _sum_group(
+    dag: ChannelDag, statistics: Statistics, node: int, reduction: Reduction, edges: FixedEdges
+) -> KernelGroup:
     """A sum over channels as one conv group with scalar kernels."""
-    moments = statistics.read.get(summed_axis(dag, node, reduction))
+    moments = statistics.moments.get(summed_axis(dag, node, reduction))
     covariance = np.eye(edges.sources.size) if moments is None else moments.covariance
     gains = np.ones(edges.sources.size) if edges.gains is None else edges.gains.astype(np.float64)
-    return Read(node, edges.sources, edges.destinations[:1], gains[None, :, None], covariance)
+    return KernelGroup(node, edges.sources, edges.destinations[:1], gains[None, :, None], covariance)
 
 
 def _kernel_taps(kernels: Floats, sources: Ints) -> Floats:
     """Kernels [O, I, *k] as [O, C, taps]; their norms if channels differ in their number of positions."""
-    taps = by_label(kernels, sources)
+    taps = kernels_by_channel(kernels, sources)
     if taps is not None:
         return taps
     _, inverse, counts = np.unique(sources, return_inverse=True, return_counts=True)
@@ -72,21 +76,21 @@ def _kernel_taps(kernels: Floats, sources: Ints) -> Floats:
     return norms[:, :, None]
 
 
-def masses(dag: ChannelDag, statistics: Statistics, blocks: list[Read]) -> Floats:
+def path_masses(dag: ChannelDag, statistics: Statistics, blocks: list[KernelGroup]) -> Floats:
     """Path mass of every channel [channels]; the outputs sum to 1."""
     mass = np.zeros(dag.count)
     outputs = [dag.channel_ids[v.name] for v in dag.model.proto.graph.output if v.name in dag.channel_ids]
     for channel_ids in outputs:
         np.add.at(mass, channel_ids.reshape(-1), 1 / len(outputs) / channel_ids.size)
-    steps: list[tuple[int, Read | FixedEdges]] = [(block.node, block) for block in blocks]
-    sums = {node for node, _, _ in dag.sums}
+    steps: list[tuple[int, KernelGroup | FixedEdges]] = [(block.node, block) for block in blocks]
+    sums = {node for node, _, _ in dag.channel_sums}
     steps += [(node, edges) for node, edges in dag.fixed_edges if edges.sources.size and node not in sums]
     shares = _shares(dag, statistics)
     for node, step in sorted(steps, key=lambda item: -item[0]):
-        if isinstance(step, Read):
+        if isinstance(step, KernelGroup):
             energies = step.energies
             totals = energies.sum(1)
-            weights = np.where(totals > 0, mass[step.targets] / np.where(totals > 0, totals, 1), 0)
+            weights = np.where(totals > 0, mass[step.destinations] / np.where(totals > 0, totals, 1), 0)
             np.add.at(mass, step.channel_ids, weights @ energies)
         else:
             np.add.at(mass, step.sources, mass[step.destinations] * shares(node, step))
@@ -98,7 +102,7 @@ def _shares(dag: ChannelDag, statistics: Statistics) -> Callable[[int, FixedEdge
     nodes = dag.model.proto.graph.node
     totals: dict[int, Floats] = {}
     for node, edges in dag.fixed_edges:
-        if nodes[node].op_type in ADDING:
+        if nodes[node].op_type in ADDITIONS:
             total = totals.setdefault(node, np.zeros(dag.count))
             np.add.at(total, edges.destinations, np.nan_to_num(statistics.variance[edges.sources], nan=1.0))
 

@@ -34,14 +34,14 @@ class WeightedDag:
     @cached_property
     def blocks(self) -> list[Block]:
         """Blocks of edges in topological order."""
-        return weighted(self.dag, self.ignored)
+        return weighted_blocks(self.dag, self.ignored)
 
     @cached_property
     def elimination(self) -> Elimination | None:
         """The elimination of channels; None without statistics."""
         if self.statistics is None:
             return None
-        groups = channel_groups(self.dag, separate_readers=False, ignored=self.ignored)
+        groups = channel_groups(self.dag, separate_slots=False, ignored=self.ignored)
         return Elimination(self.dag, self.statistics, groups, layers_of(self.dag, groups))
 
     @cached_property
@@ -54,14 +54,14 @@ class WeightedDag:
         return [chain for chain in chains if chain]
 
 
-def weighted(dag: ChannelDag, ignored: Collection[int] = ()) -> list[Block]:
+def weighted_blocks(dag: ChannelDag, ignored: Collection[int] = ()) -> list[Block]:
     """Blocks of edges in topological order; kernels of ``ignored`` nodes are passed through but not counted."""
     kernel_blocks = [
-        (node, 0, _kernel_block(kernels, kernels.counted and node not in ignored))
+        (node, 0, _kernel_block(kernels, kernels.is_counted and node not in ignored))
         for node, kernels in dag.kernel_blocks
-        if kernels.inward is not None
+        if kernels.input_channel_ids is not None
     ]
-    sums = {node for node, _, _ in dag.sums}
+    sums = {node for node, _, _ in dag.channel_sums}
     edge_blocks = [
         (node, 1, _sum_block(edges) if node in sums else _edge_block(edges))
         for node, edges in dag.fixed_edges
@@ -113,10 +113,10 @@ def _merge_repeats(
 
 def _edge_block(edges: FixedEdges) -> Block:
     gains = np.ones(edges.sources.size, np.float32) if edges.gains is None else edges.gains
-    return Block(edges.sources[:, None], edges.destinations[:, None], gains[:, None, None], counted=False)
+    return Block(edges.sources[:, None], edges.destinations[:, None], gains[:, None, None], is_counted=False)
 
 
 def _sum_block(edges: FixedEdges) -> Block:
     """A sum over channels as a block of fixed edges."""
     gains = np.ones(edges.sources.size, np.float32) if edges.gains is None else edges.gains
-    return Block(edges.sources[None], edges.destinations[None, :1], gains[None, None], counted=False)
+    return Block(edges.sources[None], edges.destinations[None, :1], gains[None, None], is_counted=False)

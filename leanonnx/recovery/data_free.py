@@ -25,22 +25,22 @@ from leanonnx.graph.model import Model
 from leanonnx.numeric.arrays import Array, Floats, Ints
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.numeric.gaussian import ChannelMoments
-from leanonnx.recovery.layers import Change, Layer, changed, layers
-from leanonnx.statistics.moments import by_label, channel_axis
-from leanonnx.statistics.propagation import PropagatedMoments, covers_of
+from leanonnx.recovery.layers import LayerChange, LinearLayer, apply_changes, linear_layers
+from leanonnx.statistics.moments import channel_axis, kernels_by_channel
+from leanonnx.statistics.propagation import PropagatedMoments, tap_coverage
 
-WAYS = ("constants", "means", "merged")
-COPY = 1 - 1e-8
+COMPENSATIONS = ("constants", "means", "merged")
+COPY_CORRELATION = 1 - 1e-8
 """Squared correlation above which a channel counts as a copy of another."""
-RIDGE = 0.1
+RIDGE_SHARE = 0.1
 """Ridge added to each variance, as a share of it."""
-FLOOR = 0.01
+RIDGE_FLOOR = 0.01
 """Ridge added to each variance, as a share of the mean variance."""
-FAINT = 1e-4
+FAINT_VARIANCE = 1e-4
 """Share of the mean variance below which a channel has no copies."""
-NEAR = 1e-5
+WEIGHT_TOLERANCE = 1e-5
 """Relative difference up to which two weights count as equal."""
-TINY = 1e-30
+MIN_VARIANCE = 1e-30
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,12 @@ class Fold:
     assumed: bool
 
 
-def recover(
-    known: PropagatedMoments, alive: Mask, proto: onnx.ModelProto, ways: Collection[str] = WAYS, assume: bool = True
+def fit_without_data(
+    known: PropagatedMoments,
+    alive: Mask,
+    proto: onnx.ModelProto,
+    ways: Collection[str] = COMPENSATIONS,
+    assume: bool = True,
 ) -> DataFreeFit:
     """Refit the weights of a compressed network without data.
 
@@ -80,15 +84,15 @@ def recover(
     """
     dag = known.dag
     compressed = replace(dag.model, proto=proto)
-    counts, assumed = dict.fromkeys(WAYS, 0), False
-    chosen, _ = layers(dag, alive, compressed)
+    counts, assumed = dict.fromkeys(COMPENSATIONS, 0), False
+    chosen, _ = linear_layers(dag, alive, compressed)
     if alive.all() or not chosen:
         return DataFreeFit(proto, counts, assumed)
-    moments, numbers = known.moments, known.numbers
-    changes: dict[int, Change] = {}
+    moments, numbers = known.moments, known.constant_values
+    changes: dict[int, LayerChange] = {}
     for layer in chosen:
-        place = channel_axis(dag, layer.before, layer.mix)
-        if place is None or alive[layer.mix.sources].all():
+        place = channel_axis(dag, layer.before, layer.block)
+        if place is None or alive[layer.block.sources].all():
             continue
         name = place[0]
         constant = (
@@ -98,29 +102,35 @@ def recover(
         change = work.refit(ways, assume)
         if change is not None:
             changes[layer.after] = change
-            counts = {way: counts[way] + work.counts[way] for way in WAYS}
+            counts = {way: counts[way] + work.counts[way] for way in COMPENSATIONS}
             assumed |= work.assumed
-    return DataFreeFit(changed(compressed, changes) if changes else proto, counts, assumed)
+    return DataFreeFit(apply_changes(compressed, changes) if changes else proto, counts, assumed)
 
 
 class _LayerFit:
     """One layer that is refitted; ``constant`` holds the constant channels among those that it reads."""
 
     def __init__(
-        self, dag: ChannelDag, alive: Mask, layer: Layer, compressed: Model, moments: ChannelMoments, constant: Ints
+        self,
+        dag: ChannelDag,
+        alive: Mask,
+        layer: LinearLayer,
+        compressed: Model,
+        moments: ChannelMoments,
+        constant: Ints,
     ) -> None:
         self.dag, self.alive, self.layer, self.moments, self.constant = dag, alive, layer, moments, constant
-        self.weight = layer.laid_out(layer.held_in(compressed))
+        self.weight = layer.to_kernels(layer.weight_in(compressed))
         self.bias = np.zeros(self.weight.shape[0] * self.weight.shape[1])
         if layer.bias:
             self.bias += np.asarray(compressed.constant(layer.bias), np.float64).reshape(-1)
-        self.counts = dict.fromkeys(WAYS, 0)
+        self.counts = dict.fromkeys(COMPENSATIONS, 0)
         self.assumed = False
         self.mean, self.covariance = moments.mean, moments.covariance()
 
-    def refit(self, ways: Collection[str], assume: bool) -> Change | None:
+    def refit(self, ways: Collection[str], assume: bool) -> LayerChange | None:
         """Return the layer's new weights; None if it stays unchanged."""
-        block, weight, bias = self.layer.mix, self.weight.copy(), self.bias.copy()
+        block, weight, bias = self.layer.block, self.weight.copy(), self.bias.copy()
         after, width = 0, self.weight.shape[1]
         for group, sources in enumerate(block.sources):
             out, kept = self.alive[block.destinations[group]], self.alive[sources]
@@ -138,26 +148,26 @@ class _LayerFit:
         if not any(self.counts.values()):
             return None
         shifted = not np.array_equal(bias, self.bias)
-        return Change(self.layer, self.layer.stored(weight), bias if shifted else None)
+        return LayerChange(self.layer, self.layer.to_stored(weight), bias if shifted else None)
 
     def _group(
         self, kernels: Floats, sources: Ints, ways: Collection[str], assume: bool
     ) -> tuple[Floats, Floats] | None:
         """Weights [O, kept I, taps] and bias shift [O] of one conv group; None if it stays unchanged."""
         channel_ids = np.unique(sources)
-        distinct, kept = by_label(kernels, sources), self.alive[channel_ids]
+        distinct, kept = kernels_by_channel(kernels, sources), self.alive[channel_ids]
         if distinct is None or kept.all():
             return None
         node = self.dag.model.proto.graph.node[self.layer.before]
-        covers = covers_of(self.dag, node, self.layer.window.kernel if self.layer.window else ())
+        covers = tap_coverage(self.dag, node, self.layer.window.kernel if self.layer.window else ())
         taps = np.tile(covers, distinct.shape[2] // covers.size)
-        where = self.moments.places(channel_ids)
+        where = self.moments.indices_of(channel_ids)
         gone, left = where[~kept], where[kept]
         is_constant = np.isin(channel_ids[~kept], self.constant)
         fold = self._fold(gone, left, is_constant, ways, assume)
         if not any(fold.counts.values()) or not self._better(fold, gone, left, distinct[:, ~kept], taps):
             return None
-        self.counts = {way: self.counts[way] + fold.counts[way] for way in WAYS}
+        self.counts = {way: self.counts[way] + fold.counts[way] for way in COMPENSATIONS}
         self.assumed |= fold.assumed
         shift = (distinct[:, ~kept] @ taps) @ fold.shifts
         mixed = distinct[:, kept] + np.einsum("oct,ck->okt", distinct[:, ~kept], fold.scales)
@@ -168,36 +178,36 @@ class _LayerFit:
 
     def _fold(self, gone: Ints, left: Ints, constant: Mask, ways: Collection[str], assume: bool) -> Fold:
         """Approximation of the removed channels by the kept ones."""
-        free, mean = self.layer.free_bias, self.mean
+        free, mean = self.layer.can_change_bias, self.mean
         scales, shifts = np.zeros((gone.size, left.size)), np.zeros(gone.size)
-        centred = free and self.moments.known and "means" in ways
+        centred = free and self.moments.is_known and "means" in ways
         assumed = False
         replaceable, merged = constant & free & ("constants" in ways), np.zeros(gone.size, bool)
         if "merged" in ways:
             copies, chosen = self._copies(gone, left)
             copies &= ~constant & free
             scales[copies, chosen[copies]] = (
-                self.covariance[gone, left[chosen]] / np.maximum(self.covariance[left, left][chosen], TINY)
+                self.covariance[gone, left[chosen]] / np.maximum(self.covariance[left, left][chosen], MIN_VARIANCE)
             )[copies]
             shifts[copies] = mean[gone[copies]] - scales[copies] @ mean[left]
             rest = ~constant & ~copies
-            if rest.any() and (assume or self.moments.known):
+            if rest.any() and (assume or self.moments.is_known):
                 scales[rest] = self._regression(gone[rest], left, centred)
-                assumed = not self.moments.known
+                assumed = not self.moments.is_known
             merged = np.asarray(scales.any(1))
         shifts[replaceable] = mean[gone[replaceable]]
         plain = ~constant & centred & (shifts == 0)
         shifts[plain] = mean[gone[plain]] - scales[plain] @ mean[left]
         counts = ((replaceable & (shifts != 0)).sum(), (plain & ~merged & (shifts != 0)).sum(), merged.sum())
-        return Fold(scales, shifts, dict(zip(WAYS, map(int, counts), strict=True)), assumed)
+        return Fold(scales, shifts, dict(zip(COMPENSATIONS, map(int, counts), strict=True)), assumed)
 
     def _copies(self, gone: Ints, left: Ints) -> tuple[Mask, Ints]:
         """Mask of the removed channels that copy a kept channel, and the most similar kept channel of each."""
-        power = np.maximum(np.diag(self.covariance), TINY)
+        power = np.maximum(np.diag(self.covariance), MIN_VARIANCE)
         like = np.square(self.covariance[np.ix_(gone, left)]) / power[gone][:, None] / power[left]
-        like[:, power[left] < FAINT * power.mean()] = 0
+        like[:, power[left] < FAINT_VARIANCE * power.mean()] = 0
         chosen = like.argmax(1)
-        return np.asarray(like.max(1) > COPY), chosen
+        return np.asarray(like.max(1) > COPY_CORRELATION), chosen
 
     def _regression(self, gone: Ints, left: Ints, centred: bool) -> Floats:
         """s [C, K] of the removed channels; for deviations from the mean if the bias compensates the mean."""
@@ -206,7 +216,8 @@ class _LayerFit:
         cross = self.covariance[np.ix_(gone, left)] + np.outer(offset[gone], offset[left])
         power = np.diag(own)
         return np.asarray(
-            np.linalg.solve(own + np.diag(RIDGE * power + FLOOR * power.mean() + TINY), cross.T).T, np.float64
+            np.linalg.solve(own + np.diag(RIDGE_SHARE * power + RIDGE_FLOOR * power.mean() + MIN_VARIANCE), cross.T).T,
+            np.float64,
         )
 
     def _better(self, fold: Fold, gone: Ints, left: Ints, removed: Floats, taps: Floats) -> bool:
@@ -225,4 +236,6 @@ class _LayerFit:
 
 def _is_equal(one: Array, other: Array) -> bool:
     """True if two weights are equal up to rounding."""
-    return one.shape == other.shape and bool(np.abs(one - other).max(initial=0) <= NEAR * np.abs(other).max(initial=0))
+    return one.shape == other.shape and bool(
+        np.abs(one - other).max(initial=0) <= WEIGHT_TOLERANCE * np.abs(other).max(initial=0)
+    )

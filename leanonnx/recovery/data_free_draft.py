@@ -11,17 +11,17 @@ import onnx
 from leanonnx.errors import ProofFailed
 from leanonnx.graph.model import check
 from leanonnx.graph.storage import write_model
-from leanonnx.inputs.synthetic import distances, smooth_inputs
+from leanonnx.inputs.synthetic import output_distances, smooth_inputs
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.recovery.acceptance import first_improvement
-from leanonnx.recovery.data_free import WAYS, DataFreeFit, recover
+from leanonnx.recovery.data_free import COMPENSATIONS, DataFreeFit, fit_without_data
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.statistics.propagation import PropagatedMoments
 from leanonnx.system.clock import Clock
 
 ASSUMED_AT_MOST = 0.75
 """Share of the distance on synthetic inputs that a change which rests on an assumption may leave."""
-NO_COUNTS = dict.fromkeys(WAYS, 0)
+NO_COUNTS = dict.fromkeys(COMPENSATIONS, 0)
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,15 @@ def _best_fit(
     known: PropagatedMoments, alive: Mask, pruned: onnx.ModelProto, seed: int
 ) -> tuple[DataFreeFit | None, bool]:
     """The fit to be kept (None if there is none), and True if one with more changes was declined."""
-    model, fits = known.dag.model, [recover(known, alive, pruned)]
+    model, fits = known.dag.model, [fit_without_data(known, alive, pruned)]
     if not any(fits[0].counts.values()):
         return None, False
 
     def changes() -> Iterator[tuple[onnx.ModelProto, float | None]]:
         yield fits[0].proto, ASSUMED_AT_MOST if fits[0].assumed else None
-        fits.append(recover(known, alive, pruned, assume=False))
+        fits.append(fit_without_data(known, alive, pruned, assume=False))
         yield fits[1].proto, None
 
     feeds = smooth_inputs(model, known.dag.shapes, seed)
-    accepted, _ = first_improvement(pruned, changes(), lambda models: distances(model, models, feeds), float)
+    accepted, _ = first_improvement(pruned, changes(), lambda models: output_distances(model, models, feeds), float)
     return None if accepted is None else fits[accepted], accepted != 0

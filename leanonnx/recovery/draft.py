@@ -12,10 +12,10 @@ import numpy as np
 import onnx
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.data.samples import Data, batch_size
+from leanonnx.data.samples import Dataset, batch_size
 from leanonnx.errors import ModelError, ProofFailed
-from leanonnx.evaluation.deviation import Fidelity, compare
-from leanonnx.evaluation.slices import bounded, channel_axes
+from leanonnx.evaluation.deviation import Fidelity, compare_outputs
+from leanonnx.evaluation.slices import bound_errors, channel_axes
 from leanonnx.graph.formats import Source
 from leanonnx.graph.model import check
 from leanonnx.graph.storage import write_model
@@ -59,22 +59,24 @@ class Recovery:
         return self.recovered if self.recovered and self.kept else self.removed
 
 
-def split(data: Data) -> tuple[Data, Data | None]:
+def split_held_out(data: Dataset) -> tuple[Dataset, Dataset | None]:
     """Split samples into those to fit weights to and those held out; None if they are too few to hold any out."""
     every = next(every for least, every in HOLD_OUT_RATES if data.count >= least)
     if not every:
         return data, None
     held = data.part(held_out=True, every=every)
-    return (data.part(held_out=False, every=every), held) if held.count > held.dropped else (data, None)
+    return (data.part(held_out=False, every=every), held) if held.count > held.dropped_count else (data, None)
 
 
-def parts(dag: ChannelDag, data: Data) -> tuple[Data, Data | None]:
+def split_within_memory(dag: ChannelDag, data: Dataset) -> tuple[Dataset, Dataset | None]:
     """``split`` as many of the samples as both networks' activations fit into memory for."""
-    return split(data.first(max(1, MAX_ACTIVATION_BYTES // frontier(dag)) * (data.fixed or 1)))
+    return split_held_out(
+        data.subsample(max(1, MAX_ACTIVATION_BYTES // peak_activation_bytes(dag)) * (data.fixed_batch or 1))
+    )
 
 
 def recover_from_data(
-    dag: ChannelDag, alive: Mask, pruned: Path, target: Path, data: Data, refit: bool, seed: int, clock: Clock
+    dag: ChannelDag, alive: Mask, pruned: Path, target: Path, data: Dataset, refit: bool, seed: int, clock: Clock
 ) -> Recovery:
     """Refit the weights of a pruned model to data.
 
@@ -92,7 +94,7 @@ def recover_from_data(
         DataError: a network cannot be run on the data.
         ProofFailed: the pruned network does not run on the data, or the recovered one is not valid.
     """
-    fitted, held = parts(dag, data)
+    fitted, held = split_within_memory(dag, data)
     compare_on = partial(_deviations, dag, held or data)
     spared = held.count if held else 0
     if not refit:
@@ -112,29 +114,31 @@ def recover_from_data(
     return Recovery(fitted.count, spared, removed, recovered, accepted is not None, result.layers)
 
 
-def _deviations(dag: ChannelDag, data: Data, models: Sequence[Path]) -> list[Fidelity]:
+def _deviations(dag: ChannelDag, data: Dataset, models: Sequence[Path]) -> list[Fidelity]:
     """Deviations of compressed models from the original."""
     model = dag.model
     try:
-        return compare(model, model.path, models, data, batch_size(data), dag.observation.replaced, channel_axes(dag))
+        return compare_outputs(
+            model, model.path, models, data, batch_size(data), dag.observation.replaced_formats, channel_axes(dag)
+        )
     except RunFailed as error:
         raise ProofFailed(f"the compressed model does not run on the data ({error}); nothing written") from error
 
 
-def frontier(dag: ChannelDag) -> int:
+def peak_activation_bytes(dag: ChannelDag) -> int:
     """Largest number of bytes that a run of both networks keeps: three tensors each of the largest size, in float32."""
     largest = max((math.prod(shape) for name, shape in dag.shapes.items() if name in dag.channel_ids), default=1)
     return 2 * 3 * 4 * max(1, largest)
 
 
-def distance(dag: ChannelDag, candidate: Source, data: Data) -> float:
+def distance(dag: ChannelDag, candidate: Source, data: Dataset) -> float:
     """Distance of a candidate's outputs to those of the original, each channel by its own scale.
 
     Raises:
         RunFailed: the candidate cannot be run.
     """
-    model, replaced = dag.model, dag.observation.replaced
-    (fidelity,) = compare(model, model.path, [candidate], data, batch_size(data), replaced, channel_axes(dag))
+    model, replaced = dag.model, dag.observation.replaced_formats
+    (fidelity,) = compare_outputs(model, model.path, [candidate], data, batch_size(data), replaced, channel_axes(dag))
     return _distance(fidelity)
 
 
@@ -146,6 +150,7 @@ def _distance(fidelity: Fidelity) -> float:
     if any(math.isinf(one.relative_l2) for one in fidelity.outputs):
         return math.inf
     shares = [
-        one.channels.balanced if one.channels else float(bounded(np.array(one.relative_l2))) for one in fidelity.outputs
+        one.channels.balanced if one.channels else float(bound_errors(np.array(one.relative_l2)))
+        for one in fidelity.outputs
     ]
     return sum(shares) / max(len(shares), 1)

@@ -17,20 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanonnx.numeric.arrays import Floats, Ints
-from leanonnx.numeric.regression import Sums
-from leanonnx.recovery.rows import Site
-from leanonnx.statistics.moments import by_label, rows_of
+from leanonnx.numeric.regression import MomentSums
+from leanonnx.recovery.rows import LayerSite
+from leanonnx.statistics.moments import channel_rows, kernels_by_channel
 
-ROWS = 20_000
+MIN_FOLD_ROWS = 20_000
 """Positions used by the regression; at least ``PER_CHANNEL`` per channel."""
-PER_CHANNEL = 16
-BETA = 1e-3
+ROWS_PER_CHANNEL = 16
+FOLD_RIDGE = 1e-3
 """λ as a share of the mean variance."""
 
 
-def folded(site: Site, seed: int) -> tuple[Floats, Floats] | None:
+def fold_channels(site: LayerSite, seed: int) -> tuple[Floats, Floats] | None:
     """Weights [1, O, I · taps] and bias [1, O] of a layer with one conv group; None if it cannot be folded."""
-    sources = site.layer.mix.sources
+    sources = site.layer.block.sources
     bias = site.original_bias()
     if len(sources) > 1 or bias is None:
         return None
@@ -40,41 +40,41 @@ def folded(site: Site, seed: int) -> tuple[Floats, Floats] | None:
     if solution is None:
         return None
     mixing, shift = solution
-    kernels = site.kernels[0][site.kept]
-    by_channel = by_label(kernels, channels)
+    kernels = site.kernels[0][site.kept_outputs]
+    by_channel = kernels_by_channel(kernels, channels)
     if by_channel is None:
         return None
     index = np.unique(channels, return_inverse=True)[1]
     index_left = np.unique(channels[kept], return_inverse=True)[1]
-    offset = bias[site.kept] + np.einsum("oit,i->o", kernels, shift[index])
+    offset = bias[site.kept_outputs] + np.einsum("oit,i->o", kernels, shift[index])
     mixed = np.tensordot(by_channel, mixing, (1, 0)).transpose(0, 2, 1)
     weights = np.empty((len(kernels), int(kept.sum()), kernels.shape[2]))
     weights[:, np.argsort(index_left, kind="stable")] = mixed.reshape(len(kernels), -1, kernels.shape[2])
     return weights.reshape(1, len(kernels), -1), offset[None]
 
 
-def _regression(site: Site, channels: Ints, kept: NDArray[np.bool_], seed: int) -> tuple[Floats, Floats] | None:
+def _regression(site: LayerSite, channels: Ints, kept: NDArray[np.bool_], seed: int) -> tuple[Floats, Floats] | None:
     """A [C, C'] and the remaining mean [C]; None without usable rows."""
-    axis = site.layer.mix.axis
+    axis = site.layer.block.input_axis
     runs = site.pair.runs
-    each = max(1, -(-max(ROWS, PER_CHANNEL * int(kept.sum())) // len(runs)))
-    sums: Sums | None = None
+    each = max(1, -(-max(MIN_FOLD_ROWS, ROWS_PER_CHANNEL * int(kept.sum())) // len(runs)))
+    sums: MomentSums | None = None
     for run in runs:
-        if run.held:
+        if run.held_out:
             continue
-        x: Any = rows_of(site.pair.original.value(site.x, run.index), axis, channels)
-        x_hat: Any = rows_of(site.pair.smaller.value(site.x_hat, run.index), axis, channels[kept])
+        x: Any = channel_rows(site.pair.original.value(site.x, run.index), axis, channels)
+        x_hat: Any = channel_rows(site.pair.compressed.value(site.x_hat, run.index), axis, channels[kept])
         if len(x) != len(x_hat):
             return None
         rng = np.random.default_rng((seed, site.layer.after, run.index))
         some = np.sort(rng.choice(len(x), min(len(x), each), replace=False))
         x, x_hat = x[some], x_hat[some]
         if sums is None:
-            sums = Sums(x_hat.mean(0, dtype=np.float64)[None], x.mean(0, dtype=np.float64)[None])
+            sums = MomentSums(x_hat.mean(0, dtype=np.float64)[None], x.mean(0, dtype=np.float64)[None])
         sums.add(x_hat[:, None], x[:, None])
     if sums is None:
         return None
     channel_ids, left = np.unique(channels), np.unique(channels[kept])
     selection = (channel_ids[:, None] == left[None]).astype(np.float64)[None]
-    solution = next(iter(sums.solved(selection, None, (BETA,))), None)
+    solution = next(iter(sums.solve(selection, None, (FOLD_RIDGE,))), None)
     return None if solution is None else (solution[0][0], solution[1][0])

@@ -23,7 +23,7 @@ from leanonnx.graph.nodes import (
     holder_array,
     is_per_channel,
     name_of,
-    standard,
+    standard_name,
 )
 from leanonnx.graph.positions import Window, window_of
 from leanonnx.graph.view import FREE_INITIALIZERS
@@ -33,11 +33,11 @@ from leanonnx.operators.table import CONVOLUTIONS
 from leanonnx.recovery.route import ROUTE_STEPS, Route, route_to
 from leanonnx.rules.call import KernelBlock
 
-JOIN = "join the network with the original and the keep set that it was made from"
+JOIN_HINT = "join the network with the original and the keep set that it was made from"
 
 
 @dataclass(frozen=True)
-class Layer:
+class LinearLayer:
     """A linear operator in both networks: node ``before`` of the original, node ``after`` of the compressed one.
 
     ``weight`` and ``bias`` name the stored constants of the compressed network; without a bias, one can be added in
@@ -47,24 +47,24 @@ class Layer:
 
     before: int
     after: int
-    mix: KernelBlock
+    block: KernelBlock
     operator: str
     weight: str
     bias: str
     extendable: bool
-    turned: bool
+    output_first: bool
     shape: tuple[int, ...]
     window: Window | None
     route: Route
 
-    def held_in(self, model: Model) -> Array:
+    def weight_in(self, model: Model) -> Array:
         """Return the weight, as the layer reads it, from a network that stores it as the compressed one does."""
-        return self.route.read(model.constant(self.weight))
+        return self.route.to_read(model.constant(self.weight))
 
     @property
-    def data(self) -> int:
+    def data_slot(self) -> int:
         """Input slot of the data."""
-        return 1 - self.mix.slot
+        return 1 - self.block.slot
 
     @property
     def groups(self) -> int:
@@ -72,35 +72,35 @@ class Layer:
         return 1 if self.window is None else self.window.groups
 
     @property
-    def free_bias(self) -> bool:
+    def can_change_bias(self) -> bool:
         """True if the bias can be changed or added."""
         return bool(self.bias) or self.extendable
 
     @property
-    def added(self) -> bool:
+    def has_separate_bias(self) -> bool:
         """True if a separate node adds the bias to the output."""
         return self.operator == "MatMul"
 
-    def laid_out(self, weight: Array) -> Floats:
+    def to_kernels(self, weight: Array) -> Floats:
         """Convert a stored weight to kernels [G, O, I, taps]."""
         wide = np.asarray(weight, np.float64)
         if self.window is None:
             wide = wide.reshape(wide.shape[-2:])
-            return (wide if self.turned else wide.T)[None, :, :, None]
+            return (wide if self.output_first else wide.T)[None, :, :, None]
         if self.operator == "ConvTranspose":
             return wide.reshape(self.groups, wide.shape[0] // self.groups, wide.shape[1], -1).swapaxes(1, 2)
         return wide.reshape(self.groups, wide.shape[0] // self.groups, wide.shape[1], -1)
 
-    def stored(self, kernels: Floats) -> Floats:
+    def to_stored(self, kernels: Floats) -> Floats:
         """Convert kernels [G, O, I, taps] to the stored weight."""
         if self.window is None:
-            return (kernels[0, :, :, 0] if self.turned else kernels[0, :, :, 0].T).reshape(self.shape)
+            return (kernels[0, :, :, 0] if self.output_first else kernels[0, :, :, 0].T).reshape(self.shape)
         if self.operator == "ConvTranspose":
             kernels = kernels.swapaxes(1, 2)
         return kernels.reshape(self.shape)
 
 
-def layers(dag: ChannelDag, alive: Mask, compressed: Model) -> tuple[list[Layer], dict[str, str]]:
+def linear_layers(dag: ChannelDag, alive: Mask, compressed: Model) -> tuple[list[LinearLayer], dict[str, str]]:
     """Return the layers of a compressed network that can be refitted, in order, and the reasons for others, by name.
 
     Raises:
@@ -108,15 +108,15 @@ def layers(dag: ChannelDag, alive: Mask, compressed: Model) -> tuple[list[Layer]
     """
     _check_interface(dag, alive, compressed)
     producers = dag.model.producers
-    blocks = {node: block for node, block in dag.kernel_blocks if block.inward is not None}
-    result: list[Layer] = []
+    blocks = {node: block for node, block in dag.kernel_blocks if block.input_channel_ids is not None}
+    result: list[LinearLayer] = []
     refused: dict[str, str] = {}
     for after, node in enumerate(compressed.proto.graph.node):
         before = producers.get(node.output[0], -1)
         if before not in blocks or node.op_type != dag.model.proto.graph.node[before].op_type:
             continue
         made = _layer(alive, compressed, before, after, blocks[before])
-        if isinstance(made, Layer):
+        if isinstance(made, LinearLayer):
             _check_widths(alive, compressed, made)
             result.append(made)
         else:
@@ -128,7 +128,7 @@ def _check_interface(dag: ChannelDag, alive: Mask, compressed: Model) -> None:
     """Reject a keep set of another network, and a network with other inputs or outputs."""
     if alive.shape != (dag.count,):
         raise ModelError(
-            f"{dag.model.path}: the keep set has {alive.size} channels, but the original has {dag.count}; {JOIN}"
+            f"{dag.model.path}: the keep set has {alive.size} channels, but the original has {dag.count}; {JOIN_HINT}"
         )
     graphs = dag.model.proto.graph, compressed.proto.graph
     for kind, names in (
@@ -138,35 +138,35 @@ def _check_interface(dag: ChannelDag, alive: Mask, compressed: Model) -> None:
         if names[0] != names[1]:
             raise ModelError(
                 f"{dag.model.path}: the compressed network has the {kind} {', '.join(names[1])}, but the original has "
-                f"{', '.join(names[0])}; {JOIN}"
+                f"{', '.join(names[0])}; {JOIN_HINT}"
             )
 
 
-def _check_widths(alive: Mask, compressed: Model, layer: Layer) -> None:
+def _check_widths(alive: Mask, compressed: Model, layer: LinearLayer) -> None:
     """Reject a layer whose numbers of input and output channels differ from the keep set."""
-    sources, targets = (alive[channel_ids].sum(1) for channel_ids in (layer.mix.sources, layer.mix.destinations))
-    stored = layer.laid_out(layer.held_in(compressed)).shape
+    sources, targets = (alive[channel_ids].sum(1) for channel_ids in (layer.block.sources, layer.block.destinations))
+    stored = layer.to_kernels(layer.weight_in(compressed)).shape
     left = [(int(out), int(read)) for out, read in zip(targets, sources, strict=True) if out]
     if left != [stored[1:3]] * stored[0]:
         node = compressed.proto.graph.node[layer.after]
         widths = " and ".join(f"{sum(pair[k] for pair in left)}" for k in (1, 0))
         raise ModelError(
             f"node '{name_of(node)}' ({node.op_type}): in the compressed network it reads {stored[0] * stored[2]} "
-            f"channels and outputs {stored[0] * stored[1]}, but by the keep set it has {widths}; {JOIN}"
+            f"channels and outputs {stored[0] * stored[1]}, but by the keep set it has {widths}; {JOIN_HINT}"
         )
 
 
-def _layer(alive: Mask, compressed: Model, before: int, after: int, block: KernelBlock) -> Layer | str:
+def _layer(alive: Mask, compressed: Model, before: int, after: int, block: KernelBlock) -> LinearLayer | str:
     """Return the layer, or the reason why it cannot be refitted."""
     node = compressed.proto.graph.node[after]
-    operator = standard(node)
+    operator = standard_name(node)
     if operator not in LINEAR:
         return f"{node.op_type} is not a plain linear operator"
     route = route_to(compressed, node.input[block.slot])
     if route is None:
         return "its weight is computed"
     weight = route.holder
-    array = route.read(compressed.constant(weight))
+    array = route.to_read(compressed.constant(weight))
     if not is_float(array):
         return "its weight is quantised"
     if compressed.use_counts.get(weight, 0) != 1:
@@ -179,7 +179,7 @@ def _layer(alive: Mask, compressed: Model, before: int, after: int, block: Kerne
         return "its bias is shared or computed"
     extendable = not bias and operator in BIASED
     turned = bool(attribute(node, "transB", 0)) if block.slot else not attribute(node, "transA", 0)
-    return Layer(before, after, block, operator, weight, bias, extendable, turned, array.shape, window, route)
+    return LinearLayer(before, after, block, operator, weight, bias, extendable, turned, array.shape, window, route)
 
 
 def _bias(compressed: Model, node: onnx.NodeProto, operator: str, block: KernelBlock, size: int) -> str | None:
@@ -192,7 +192,7 @@ def _bias(compressed: Model, node: onnx.NodeProto, operator: str, block: KernelB
     if not name:
         return ""
     route = route_to(compressed, name)
-    if route is None or not route.straight:
+    if route is None or not route.is_direct:
         return None
     holder = route.holder
     array = compressed.constant(holder)
@@ -204,7 +204,7 @@ def _bias(compressed: Model, node: onnx.NodeProto, operator: str, block: KernelB
 
 def _place(operator: str, block: KernelBlock) -> int:
     """Axis of a bias along which the output channels lie."""
-    return -1 if operator in CONVOLUTIONS else block.onto
+    return -1 if operator in CONVOLUTIONS else block.output_axis
 
 
 def _addition_constant(compressed: Model, output: str) -> str:
@@ -219,7 +219,7 @@ def _addition_constant(compressed: Model, output: str) -> str:
     return others[0]
 
 
-class Changes(Protocol):
+class ConstantChange(Protocol):
     """New values for constants."""
 
     def carry_out(self, proto: onnx.ModelProto, model: Model) -> None:
@@ -227,7 +227,7 @@ class Changes(Protocol):
         ...
 
 
-def changed(model: Model, changes: Mapping[int, Changes]) -> onnx.ModelProto:
+def apply_changes(model: Model, changes: Mapping[int, ConstantChange]) -> onnx.ModelProto:
     """Return a copy of the model with new weights and biases.
 
     Only values of constants differ, except for biases that are added because there was none, or because other layers
@@ -241,31 +241,31 @@ def changed(model: Model, changes: Mapping[int, Changes]) -> onnx.ModelProto:
 
 
 @dataclass(frozen=True)
-class Change:
+class LayerChange:
     """New values for one layer: the stored weight, and the bias [O] if it changes."""
 
-    layer: Layer
+    layer: LinearLayer
     weight: Array
     bias: Array | None
 
     def carry_out(self, proto: onnx.ModelProto, model: Model) -> None:
         """Write the values into a protobuf, from which ``model`` was made."""
         layer = self.layer
-        kind = hold(proto, layer.weight, layer.route.back(self.weight))
+        kind = set_constant(proto, layer.weight, layer.route.to_stored(self.weight))
         if self.bias is None:
             return
         if layer.bias and model.use_counts.get(layer.bias, 0) == 1:
-            hold(proto, layer.bias, self.bias.reshape(model.constant(layer.bias).shape))
+            set_constant(proto, layer.bias, self.bias.reshape(model.constant(layer.bias).shape))
             return
         node = proto.graph.node[layer.after]
-        kind = _cast(proto, node.input[layer.mix.slot]) or kind
+        kind = _cast(proto, node.input[layer.block.slot]) or kind
         taken = {*model.use_counts, *model.producers, *model.holders, *(t.name for t in proto.graph.initializer)}
         name = fresh_name(taken, f"{node.output[0]}_bias")
-        behind = -1 - _place(layer.operator, layer.mix)
-        give_bias(proto, node, name, self.bias.reshape(-1, *[1] * behind).astype(kind))
+        behind = -1 - _place(layer.operator, layer.block)
+        add_bias(proto, node, name, self.bias.reshape(-1, *[1] * behind).astype(kind))
 
 
-def give_bias(proto: onnx.ModelProto, node: onnx.NodeProto, name: str, bias: Array) -> None:
+def add_bias(proto: onnx.ModelProto, node: onnx.NodeProto, name: str, bias: Array) -> None:
     """Add a bias constant to a node without one."""
     tensor = numpy_helper.from_array(bias, name)
     proto.graph.initializer.append(tensor)
@@ -285,7 +285,7 @@ def _cast(proto: onnx.ModelProto, name: str) -> np.dtype[Any] | None:
     return None
 
 
-def hold(proto: onnx.ModelProto, name: str, array: Array) -> np.dtype[Any]:
+def set_constant(proto: onnx.ModelProto, name: str, array: Array) -> np.dtype[Any]:
     """Set the values of a constant, keeping its shape and type; returns the type."""
     for tensor in proto.graph.initializer:
         if tensor.name == name:

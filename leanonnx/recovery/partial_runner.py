@@ -11,12 +11,12 @@ import numpy as np
 import onnx
 
 from leanonnx.errors import DataError
-from leanonnx.graph.nodes import captured
-from leanonnx.graph.view import unneeded
+from leanonnx.graph.nodes import captured_names
+from leanonnx.graph.view import unused_outputs
 from leanonnx.numeric.arrays import Array
-from leanonnx.runtime.sessions import Feed, RunFailed, failing, opened, runs
+from leanonnx.runtime.sessions import Feed, RunFailed, open_session, session_runner, translate_errors
 
-IN_MEMORY = 1 << 28
+SPILL_LIMIT = 1 << 28
 """Bytes of activations kept in memory; more are written to a temporary folder."""
 
 
@@ -26,9 +26,9 @@ class TensorSpill:
     For a tensor in a file only the number of the file is kept in memory.
     """
 
-    def __init__(self, limit: int = IN_MEMORY) -> None:
+    def __init__(self, limit: int = SPILL_LIMIT) -> None:
         self.limit = limit
-        self.held = 0
+        self.bytes_held = 0
         self.tensors: dict[str, dict[int, Array | int]] = {}
         self.folder: tempfile.TemporaryDirectory[str] | None = None
         self.count = 0
@@ -36,8 +36,8 @@ class TensorSpill:
     def put(self, name: str, index: int, value: Array) -> None:
         """Store the value of a tensor for one run."""
         runs = self.tensors.setdefault(name, {})
-        if self.held + value.nbytes <= self.limit:
-            self.held += value.nbytes
+        if self.bytes_held + value.nbytes <= self.limit:
+            self.bytes_held += value.nbytes
             runs[index] = value
             return
         if self.folder is None:
@@ -57,7 +57,7 @@ class TensorSpill:
             if isinstance(stored, int):
                 os.unlink(self._file(stored))
             else:
-                self.held -= stored.nbytes
+                self.bytes_held -= stored.nbytes
 
     def close(self) -> None:
         """Delete all tensors and the folder."""
@@ -76,33 +76,33 @@ class PartialRunner:
     """
 
     def __init__(self, proto: onnx.ModelProto, shelf: TensorSpill, tag: str, libraries: Sequence[Path] = ()) -> None:
-        self.proto, self.shelf, self.tag, self.libraries = proto, shelf, tag, libraries
+        self.proto, self.spill, self.tag, self.libraries = proto, shelf, tag, libraries
         self.runs = 0
         graph = proto.graph
-        spare = unneeded(graph.node, graph)
+        spare = unused_outputs(graph.node, graph)
         fixed = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
         self.known: dict[str, None] = {}
-        self.moving = {v.name for v in graph.input} - fixed
+        self.input_dependent = {v.name for v in graph.input} - fixed
         self.todo = [k for k, node in enumerate(graph.node) if not spare.issuperset(n for n in node.output if n)]
-        self.still: list[int] = []
+        self.input_independent: list[int] = []
         for index in list(self.todo):
             node = graph.node[index]
-            if self.moving.isdisjoint([*node.input, *captured(node)]):
-                self.still.append(index)
+            if self.input_dependent.isdisjoint([*node.input, *captured_names(node)]):
+                self.input_independent.append(index)
                 self.todo.remove(index)
             else:
-                self.moving.update(node.output)
+                self.input_dependent.update(node.output)
 
     def start(self, feed: Feed) -> None:
         """Add the inputs of one more run."""
         for name, value in feed.items():
-            self.shelf.put(self.tag + name, self.runs, value)
+            self.spill.put(self.tag + name, self.runs, value)
             self.known[name] = None
         self.runs += 1
 
     def value(self, name: str, index: int) -> Array:
         """Return a requested tensor in one run."""
-        return self.shelf.take(self.tag + name, index)
+        return self.spill.take(self.tag + name, index)
 
     def advance(self, wanted: Sequence[str]) -> None:
         """Run as much of the network as these tensors need, and delete tensors that are no longer needed.
@@ -122,7 +122,7 @@ class PartialRunner:
             node = self.proto.graph.node[index]
             if not needed.isdisjoint(node.output):
                 chosen.append(index)
-                needed.update(n for n in [*node.input, *captured(node)] if n not in self.known)
+                needed.update(n for n in [*node.input, *captured_names(node)] if n not in self.known)
         return chosen[::-1]
 
     def _run(self, chosen: list[int], wanted: set[str]) -> None:
@@ -132,11 +132,15 @@ class PartialRunner:
         made = [name for index in chosen for name in nodes[index].output if name and name in (later | wanted)]
         part, sources = self._part(chosen, made)
         try:
-            with failing(), opened(part, libraries=self.libraries) as session, runs(session) as run_once:
+            with (
+                translate_errors(),
+                open_session(part, libraries=self.libraries) as session,
+                session_runner(session) as run_once,
+            ):
                 for run in range(self.runs):
                     values = run_once({name: self.value(name, run) for name in sources})
                     for name, value in zip(made, values, strict=True):
-                        self.shelf.put(self.tag + name, run, np.asarray(value))
+                        self.spill.put(self.tag + name, run, np.asarray(value))
         except RunFailed as error:
             raise DataError(
                 f"the network cannot be run on the calibration data: {error}; give samples of a shape that it accepts"
@@ -148,13 +152,13 @@ class PartialRunner:
         later = {value.name for value in self.proto.graph.output}
         for index in self.todo:
             node = self.proto.graph.node[index]
-            later.update([*node.input, *captured(node)])
+            later.update([*node.input, *captured_names(node)])
         return later
 
     def _forget(self, wanted: set[str]) -> None:
         later = self._read_later() | wanted
         for name in [name for name in self.known if name not in later]:
-            self.shelf.drop(self.tag + name)
+            self.spill.drop(self.tag + name)
             del self.known[name]
 
     def _part(self, chosen: list[int], made: list[str]) -> tuple[onnx.ModelProto, list[str]]:
@@ -164,13 +168,13 @@ class PartialRunner:
         part.graph.name = "part"
         read: set[str] = set()
         for index in chosen:
-            read |= {*source.graph.node[index].input, *captured(source.graph.node[index])}
+            read |= {*source.graph.node[index].input, *captured_names(source.graph.node[index])}
         still = []
-        for index in reversed(self.still):
+        for index in reversed(self.input_independent):
             node = source.graph.node[index]
             if not read.isdisjoint(node.output):
                 still.append(node)
-                read |= {*node.input, *captured(node)}
+                read |= {*node.input, *captured_names(node)}
         part.graph.node.extend([*still[::-1], *(source.graph.node[index] for index in chosen)])
         part.graph.initializer.extend(t for t in source.graph.initializer if t.name in read)
         part.graph.sparse_initializer.extend(t for t in source.graph.sparse_initializer if t.values.name in read)

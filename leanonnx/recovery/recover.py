@@ -19,31 +19,31 @@ import numpy as np
 import onnx
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.graph.formats import HALVES, float_kinds, in_float32
+from leanonnx.graph.formats import HALF_TYPES, convert_to_float32, float_types
 from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import attribute, name_of, scale_and_shift
 from leanonnx.numeric.arrays import Floats
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.numeric.regression import LARGE, Fit, Kind, Rows, Sums, best_fit
-from leanonnx.recovery.fold import folded
-from leanonnx.recovery.layers import Change, Layer, changed, layers
-from leanonnx.recovery.pair import Pair
+from leanonnx.numeric.regression import LARGE_WIDTH, Fit, MomentSums, RegressionData, SampleRows, best_fit
+from leanonnx.recovery.fold import fold_channels
+from leanonnx.recovery.layers import LayerChange, LinearLayer, apply_changes, linear_layers
+from leanonnx.recovery.pair import NetworkPair
 from leanonnx.recovery.partial_runner import TensorSpill
-from leanonnx.recovery.rescale import Norm, Rescaled, norms, rescaled
-from leanonnx.recovery.rows import Beside, Site
+from leanonnx.recovery.rescale import BatchNorm, NormChange, fit_norm, norms
+from leanonnx.recovery.rows import LayerSite, OtherOperand
 from leanonnx.runtime.sessions import Feed
 
-MOST_ROWS = 100_000
+MAX_FIT_ROWS = 100_000
 """Largest number of positions of a regression; fewer if more than ``WORK`` multiply-adds were needed, but at least
 ``LEAST_ROWS``, and ``PER_FEATURE`` for each feature.
 """
-WORK = 2e10
-LEAST_ROWS = 20_000
-PER_FEATURE = 8
-WIDEST = 6000
+MAX_FIT_WORK = 2e10
+MIN_FIT_ROWS = 20_000
+ROWS_PER_FEATURE = 8
+MAX_FEATURES = 6000
 """Number of features up to which a regression is solved in feature space, not in row space."""
-FEW_ROWS = 3000
-TINY = 1e-30
+MAX_ROW_SPACE = 3000
+MIN_SQUARES = 1e-30
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class RefitLayer:
 
 
 @dataclass(frozen=True)
-class Recovered:
+class RecoveryResult:
     """The network with its weights changed, and the result of each layer."""
 
     proto: onnx.ModelProto
@@ -71,8 +71,8 @@ def recover(
     feeds: Iterable[Feed],
     held: Iterable[Feed] = (),
     seed: int = 0,
-    told: Callable[[float], None] = lambda _: None,
-) -> Recovered:
+    on_progress: Callable[[float], None] = lambda _: None,
+) -> RecoveryResult:
     """Refit the weights of a compressed network so that its activations match the original on the given inputs.
 
     Args:
@@ -89,86 +89,88 @@ def recover(
     """
     compressed = replace(dag.model, proto=proto)
     current = onnx.ModelProto()
-    current.CopyFrom(in_float32(proto, float_kinds(proto) & HALVES))
-    linear, refused = layers(dag, alive, compressed)
-    fitted = {proto.graph.node[layer.after].output[0] for layer in linear if layer.free_bias}
-    chosen: list[Layer | Norm] = [*linear, *norms(dag, alive, compressed, fitted)]
+    current.CopyFrom(convert_to_float32(proto, float_types(proto) & HALF_TYPES))
+    linear, refused = linear_layers(dag, alive, compressed)
+    fitted = {proto.graph.node[layer.after].output[0] for layer in linear if layer.can_change_bias}
+    chosen: list[LinearLayer | BatchNorm] = [*linear, *norms(dag, alive, compressed, fitted)]
     chosen.sort(key=lambda one: one.after)
     shelf = TensorSpill()
     try:
-        work = _Recovery(
-            dag, alive, Pair(dag.model, current, feeds, held, shelf), seed, {layer.after for layer in chosen}
+        work = _LayerRecovery(
+            dag, alive, NetworkPair(dag.model, current, feeds, held, shelf), seed, {layer.after for layer in chosen}
         )
         done = []
         for count, layer in enumerate(chosen):
-            told(count / len(chosen))
-            done.append(work.mend(layer) if isinstance(layer, Layer) else work.rescale(layer))
+            on_progress(count / len(chosen))
+            done.append(work.refit(layer) if isinstance(layer, LinearLayer) else work.rescale(layer))
     finally:
         shelf.close()
     done += [RefitLayer(name, reason=reason) for name, reason in refused.items()]
-    return Recovered(changed(compressed, work.changes), tuple(done))
+    return RecoveryResult(apply_changes(compressed, work.changes), tuple(done))
 
 
-class _Recovery:
+class _LayerRecovery:
     """Refits layers one after the other; ``waiting`` holds the nodes of those that are still to come.
 
     ``now`` is the compressed network with the layers refitted so far: the values of its constants change in place.
     """
 
-    def __init__(self, dag: ChannelDag, alive: Mask, pair: Pair, seed: int, waiting: set[int]) -> None:
+    def __init__(self, dag: ChannelDag, alive: Mask, pair: NetworkPair, seed: int, waiting: set[int]) -> None:
         self.dag, self.alive, self.pair, self.seed, self.waiting = dag, alive, pair, seed, waiting
         self.now = replace(dag.model, proto=pair.after)
-        self.changes: dict[int, Change | Rescaled] = {}
+        self.changes: dict[int, LayerChange | NormChange] = {}
 
-    def mend(self, layer: Layer) -> RefitLayer:
+    def refit(self, layer: LinearLayer) -> RefitLayer:
         """Refit one layer."""
         node = self.pair.after.graph.node[layer.after]
         source = self.dag.model.proto.graph.node[layer.before]
         beside = self._other_operand(node.output[0])
         self.waiting.remove(layer.after)
-        more = ([], []) if beside is None else ([beside.wanted], [beside.there])
-        x, x_hat = (one.input[layer.data] for one in (source, node))
+        more = ([], []) if beside is None else ([beside.original], [beside.compressed])
+        x, x_hat = (one.input[layer.data_slot] for one in (source, node))
         self.pair.advance([x, source.output[0], *more[0]], [x_hat, *more[1]])
-        if beside and (beside.wanted not in self.pair.original.known or beside.there not in self.pair.smaller.known):
+        if beside and (
+            beside.original not in self.pair.original.known or beside.compressed not in self.pair.compressed.known
+        ):
             beside = None
-        site = Site(self.dag, self.alive, layer, self.pair, x, source.output[0], x_hat, beside)
+        site = LayerSite(self.dag, self.alive, layer, self.pair, x, source.output[0], x_hat, beside)
         name = name_of(node)
-        if not site.understood():
+        if not site.explains_output():
             return RefitLayer(name, reason="its output does not follow from its weights and input")
         weight, bias = self._stored_weights(layer)
-        behind = bias if layer.added else np.zeros_like(bias)
-        fit, before, scale = fitted(site, layer.laid_out(weight), bias - behind, self.seed)
+        behind = bias if layer.has_separate_bias else np.zeros_like(bias)
+        fit, before, scale = fit_layer(site, layer.to_kernels(weight), bias - behind, self.seed)
         if fit.error < before:
-            change = Change(
+            change = LayerChange(
                 layer,
-                layer.stored(fit.weights.reshape(layer.laid_out(weight).shape)),
-                (fit.bias + behind).reshape(-1) if layer.free_bias else None,
+                layer.to_stored(fit.weights.reshape(layer.to_kernels(weight).shape)),
+                (fit.bias + behind).reshape(-1) if layer.can_change_bias else None,
             )
             self._carry_out(layer.after, change)
-        errors = [float(np.sqrt(max(error, 0) / max(scale, TINY))) for error in (before, fit.error)]
+        errors = [float(np.sqrt(max(error, 0) / max(scale, MIN_SQUARES))) for error in (before, fit.error)]
         return RefitLayer(name, errors[0], errors[1])
 
-    def rescale(self, norm: Norm) -> RefitLayer:
+    def rescale(self, norm: BatchNorm) -> RefitLayer:
         """Refit one BatchNormalization."""
         node = self.pair.after.graph.node[norm.after]
         self.waiting.remove(norm.after)
-        change, errors = rescaled(norm, self.dag, self.now, self.pair, self.seed)
+        change, errors = fit_norm(norm, self.dag, self.now, self.pair, self.seed)
         if change is not None:
             self._carry_out(norm.after, change)
         return RefitLayer(name_of(node), float(errors[0]), float(errors[1]))
 
-    def _carry_out(self, after: int, change: Change | Rescaled) -> None:
+    def _carry_out(self, after: int, change: LayerChange | NormChange) -> None:
         self.changes[after] = change
         change.carry_out(self.pair.after, self.now)
 
-    def _stored_weights(self, layer: Layer) -> tuple[Floats, Floats]:
+    def _stored_weights(self, layer: LinearLayer) -> tuple[Floats, Floats]:
         """Stored weight and bias [G, O] of the compressed network."""
-        weight = np.asarray(layer.held_in(self.now), np.float64)
-        groups, out = layer.laid_out(weight).shape[:2]
+        weight = np.asarray(layer.weight_in(self.now), np.float64)
+        groups, out = layer.to_kernels(weight).shape[:2]
         bias = np.asarray(self.now.constant(layer.bias), np.float64) if layer.bias else np.zeros(groups * out)
         return weight, bias.reshape(groups, out)
 
-    def _other_operand(self, output: str) -> Beside | None:
+    def _other_operand(self, output: str) -> OtherOperand | None:
         """Other operand of the addition that reads a tensor; None if it depends on layers not yet refitted."""
         addition = _addition(self.now, output)
         if addition is None:
@@ -180,14 +182,18 @@ class _Recovery:
             return None
         slot = 1 - list(node.input).index(mine)
         wanted, there = theirs.input[slot], node.input[slot]
-        if there not in self.pair.smaller.moving or wanted not in self.pair.original.moving or self._waits(there):
+        if (
+            there not in self.pair.compressed.input_dependent
+            or wanted not in self.pair.original.input_dependent
+            or self._waits(there)
+        ):
             return None
-        return Beside(wanted, there, scale)
+        return OtherOperand(wanted, there, scale)
 
     def _waits(self, name: str) -> bool:
         """True if a tensor depends on a layer that has not been refitted yet."""
         needed = {name}
-        for index in reversed(self.pair.smaller.todo):
+        for index in reversed(self.pair.compressed.todo):
             node = self.pair.after.graph.node[index]
             if not needed.isdisjoint(node.output):
                 if index in self.waiting:
@@ -217,7 +223,7 @@ def _addition(model: Model, output: str) -> tuple[onnx.NodeProto, str, Floats | 
         output = node.output[0]
 
 
-def fitted(site: Site, kernels: Floats, bias: Floats, seed: int) -> tuple[Fit, float, float]:
+def fit_layer(site: LayerSite, kernels: Floats, bias: Floats, seed: int) -> tuple[Fit, float, float]:
     """Return the best fit of a layer, the error before it, and the mean square of the targets, on held-out rows.
 
     Args:
@@ -229,36 +235,42 @@ def fitted(site: Site, kernels: Floats, bias: Floats, seed: int) -> tuple[Fit, f
     groups, out, width, taps = kernels.shape
     size = width * taps
     runs = len(site.pair.runs)
-    affordable = max(WORK / size**2, PER_FEATURE * size, LEAST_ROWS)
-    expected = int(min(affordable, MOST_ROWS, runs * site.positions()))
-    by_rows = groups == 1 and (size > WIDEST or size > max(expected, LARGE))
-    each = max(1, -(-min(expected, FEW_ROWS if by_rows else expected) // runs))
+    affordable = max(MAX_FIT_WORK / size**2, ROWS_PER_FEATURE * size, MIN_FIT_ROWS)
+    expected = int(min(affordable, MAX_FIT_ROWS, runs * site.positions()))
+    by_rows = groups == 1 and (size > MAX_FEATURES or size > max(expected, LARGE_WIDTH))
+    each = max(1, -(-min(expected, MAX_ROW_SPACE if by_rows else expected) // runs))
     if by_rows:
         return _best_on_held_out(
-            site, kernels.reshape(groups, out, size), bias, seed, _collect_rows(site, each, seed, Rows)
+            site, kernels.reshape(groups, out, size), bias, seed, _collect_rows(site, each, seed, SampleRows)
         )
     return _best_on_held_out(
-        site, kernels.reshape(groups, out, size), bias, seed, _collect_rows(site, each, seed, Sums)
+        site, kernels.reshape(groups, out, size), bias, seed, _collect_rows(site, each, seed, MomentSums)
     )
 
 
 def _best_on_held_out(
-    site: Site, flat: Floats, bias: Floats, seed: int, collected: tuple[Kind, Kind, Kind]
+    site: LayerSite,
+    flat: Floats,
+    bias: Floats,
+    seed: int,
+    collected: tuple[RegressionData, RegressionData, RegressionData],
 ) -> tuple[Fit, float, float]:
     plain, mirror, held = collected
     if not plain.rows or not held.rows:
         return Fit(flat, bias, 0.0), 0.0, 0.0
     starts = [Fit(flat, bias, held.error(flat, bias))]
-    fold = folded(site, seed) if site.layer.free_bias else None
+    fold = fold_channels(site, seed) if site.layer.can_change_bias else None
     if fold is not None:
         starts.append(Fit(*fold, held.error(*fold)))
     nothing = held.error(np.zeros_like(flat), np.zeros_like(bias))
-    return best_fit(plain, mirror, held, starts, site.layer.free_bias), starts[0].error, nothing
+    return best_fit(plain, mirror, held, starts, site.layer.can_change_bias), starts[0].error, nothing
 
 
-def _collect_rows(site: Site, each: int, seed: int, kind: type[Kind]) -> tuple[Kind, Kind, Kind]:
+def _collect_rows(
+    site: LayerSite, each: int, seed: int, kind: type[RegressionData]
+) -> tuple[RegressionData, RegressionData, RegressionData]:
     """Rows to fit, rows of mirrored inputs, and held-out rows."""
-    sums: list[Kind] = []
+    sums: list[RegressionData] = []
     for run, held, read, targets in site.rows(each, seed):
         if not sums:
             origin = read.mean(0, dtype=np.float64), targets.mean(0, dtype=np.float64)

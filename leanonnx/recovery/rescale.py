@@ -19,18 +19,18 @@ from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import attribute, scale_and_shift
 from leanonnx.numeric.arrays import Floats
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.recovery.layers import hold
-from leanonnx.recovery.pair import Pair
+from leanonnx.recovery.layers import set_constant
+from leanonnx.recovery.pair import NetworkPair
 
-ROWS = 50_000
+MAX_RESCALE_ROWS = 50_000
 """Largest number of positions of a fit."""
-LEAST_ROWS = 64
-FLAT = 1e-6
+MIN_RESCALE_ROWS = 64
+FLAT_VARIANCE = 1e-6
 """Variance below which a channel counts as constant, as a share of the variance of the target channel."""
 
 
 @dataclass(frozen=True)
-class Norm:
+class BatchNorm:
     """A BatchNormalization in both networks: node ``before`` of the original, node ``after`` of the compressed one.
 
     ``constants`` name the stored γ, β, μ and σ² of the compressed network; ``kept`` [C] is the keep mask.
@@ -44,20 +44,20 @@ class Norm:
 
 
 @dataclass(frozen=True)
-class Rescaled:
+class NormChange:
     """New γ and β [C] of a BatchNormalization."""
 
-    norm: Norm
+    norm: BatchNorm
     gamma: Floats
     beta: Floats
 
     def carry_out(self, proto: onnx.ModelProto, model: Model) -> None:
         """Write the values into a protobuf, from which ``model`` was made."""
-        hold(proto, self.norm.constants[0], self.gamma)
-        hold(proto, self.norm.constants[1], self.beta)
+        set_constant(proto, self.norm.constants[0], self.gamma)
+        set_constant(proto, self.norm.constants[1], self.beta)
 
 
-def norms(dag: ChannelDag, alive: Mask, compressed: Model, fitted: Collection[str]) -> list[Norm]:
+def norms(dag: ChannelDag, alive: Mask, compressed: Model, fitted: Collection[str]) -> list[BatchNorm]:
     """BatchNormalizations that can be refitted and do not read ``fitted``, the outputs of refitted layers."""
     result = []
     for after, node in enumerate(compressed.proto.graph.node):
@@ -74,11 +74,13 @@ def norms(dag: ChannelDag, alive: Mask, compressed: Model, fitted: Collection[st
             if int(kept.sum()) == compressed.constant(holders[0]).size:
                 gamma, beta, mean, variance = holders
                 epsilon = float(attribute(node, "epsilon", 1e-5))
-                result.append(Norm(before, after, (gamma, beta, mean, variance), epsilon, kept))
+                result.append(BatchNorm(before, after, (gamma, beta, mean, variance), epsilon, kept))
     return result
 
 
-def rescaled(norm: Norm, dag: ChannelDag, compressed: Model, pair: Pair, seed: int) -> tuple[Rescaled | None, Floats]:
+def fit_norm(
+    norm: BatchNorm, dag: ChannelDag, compressed: Model, pair: NetworkPair, seed: int
+) -> tuple[NormChange | None, Floats]:
     """Return new values if they help on held-out positions, and the relative error before and after [2].
 
     A channel whose error does not fall keeps its values; None if no error falls.
@@ -90,16 +92,16 @@ def rescaled(norm: Norm, dag: ChannelDag, compressed: Model, pair: Pair, seed: i
     x, y, x_hat = source.input[0], source.output[0], node.input[0]
     pair.advance([x, y], [x_hat])
     fit, judge = (_LineSums(int(norm.kept.sum())) for _ in range(2))
-    each = max(1, -(-ROWS // len(pair.runs)))
+    each = max(1, -(-MAX_RESCALE_ROWS // len(pair.runs)))
     for run in pair.runs:
-        value = pair.smaller.value(x_hat, run.index)
+        value = pair.compressed.value(x_hat, run.index)
         wanted = pair.original.value(y, run.index)
         if value.ndim != wanted.ndim or value.shape[2:] != wanted.shape[2:] or wanted.shape[1] != norm.kept.size:
             return None, np.zeros(2)
         rng = np.random.default_rng((seed, norm.after, run.index))
         read, targets = (np.moveaxis(v, 1, -1).reshape(-1, v.shape[1]) for v in (value, wanted))
         chosen = np.sort(rng.choice(len(read), min(each, len(read)), replace=False))
-        held = pair.held(run, len(chosen), rng)
+        held = pair.held_out_rows(run, len(chosen), rng)
         read, targets = read[chosen].astype(np.float64), targets[chosen][:, norm.kept].astype(np.float64)
         fit.add(read[~held], targets[~held])
         if not run.mirrored:
@@ -107,17 +109,19 @@ def rescaled(norm: Norm, dag: ChannelDag, compressed: Model, pair: Pair, seed: i
     gamma, beta, mean, variance = (np.asarray(compressed.constant(name), np.float64) for name in norm.constants)
     deviation = np.sqrt(variance + norm.epsilon)
     slope, shift = scale_and_shift(gamma, beta, mean, variance, norm.epsilon)
-    if min(fit.rows, judge.rows) < LEAST_ROWS:
+    if min(fit.rows, judge.rows) < MIN_RESCALE_ROWS:
         return None, np.zeros(2)
     new = fit.line(slope)
     before, after = judge.errors(slope, shift), judge.errors(*new)
     better = after < before
-    errors = np.sqrt(np.array([before.sum(), np.where(better, after, before).sum()]) / max(judge.squares, FLAT))
+    errors = np.sqrt(
+        np.array([before.sum(), np.where(better, after, before).sum()]) / max(judge.squares, FLAT_VARIANCE)
+    )
     if not better.any():
         return None, errors
     slope, shift = np.where(better, new[0], slope), np.where(better, new[1], shift)
     gamma = np.where(better, slope * deviation, gamma)
-    return Rescaled(norm, gamma, np.where(better, shift + slope * mean, beta)), errors
+    return NormChange(norm, gamma, np.where(better, shift + slope * mean, beta)), errors
 
 
 class _LineSums:
@@ -141,7 +145,7 @@ class _LineSums:
         """Least-squares slope and shift [C]; a constant channel keeps its slope."""
         x, y, xx, xy, yy = self.sums / self.rows
         spread = xx - x * x
-        varies = spread * np.square(slope) > FLAT * np.maximum(yy - y * y, 0)
+        varies = spread * np.square(slope) > FLAT_VARIANCE * np.maximum(yy - y * y, 0)
         fit = np.where(varies, (xy - x * y) / np.where(varies, spread, 1), slope)
         return fit, y - fit * x
 

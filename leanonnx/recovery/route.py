@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from leanonnx.graph.model import Model
-from leanonnx.graph.nodes import attribute, standard
+from leanonnx.graph.nodes import attribute, standard_name
 from leanonnx.numeric.arrays import Array
 
 _AxisOrder = tuple[int, ...]
@@ -25,17 +25,17 @@ class Route:
     steps: tuple[_Step, ...] = ()
 
     @property
-    def straight(self) -> bool:
+    def is_direct(self) -> bool:
         """True if the constant is read in the shape in which it is stored."""
         return not self.steps
 
-    def read(self, stored: Array) -> Array:
+    def to_read(self, stored: Array) -> Array:
         """Convert the stored constant to the form that the layer reads."""
         for step in self.steps:
             stored = stored.reshape(step[1]) if isinstance(step[0], tuple) else stored.transpose(step)
         return stored
 
-    def back(self, weight: Array) -> Array:
+    def to_stored(self, weight: Array) -> Array:
         """Convert from the form that the layer reads to the stored form."""
         for step in reversed(self.steps):
             weight = weight.reshape(step[0]) if isinstance(step[0], tuple) else weight.transpose(np.argsort(step))
@@ -49,7 +49,7 @@ def route_to(model: Model, name: str) -> Route | None:
         if name not in model.producers or model.use_counts.get(name, 0) != 1:
             return None
         behind.append(model.proto.graph.node[model.producers[name]])
-        if standard(behind[-1]) not in ROUTE_STEPS:
+        if standard_name(behind[-1]) not in ROUTE_STEPS:
             return None
         name = behind[-1].input[0]
     shape, steps = model.constant(name).shape, []

@@ -22,11 +22,11 @@ from leanonnx.graph.model import Model, check
 from leanonnx.graph.nodes import BIAS, holder_array
 from leanonnx.graph.storage import write_model
 from leanonnx.numeric.arrays import Array
-from leanonnx.recovery.layers import give_bias, hold
+from leanonnx.recovery.layers import add_bias, set_constant
 from leanonnx.spelling import option, option_list
 from leanonnx.surgery.recipe import WeightsFile
 
-SUFFIX = ".npy"
+NPY_SUFFIX = ".npy"
 
 BFLOAT16 = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
 """The only bias type that numpy does not support."""
@@ -39,12 +39,12 @@ class StoredWeights:
     arrays: Mapping[str, Array]
     biases: Mapping[str, str]
 
-    def packed(self) -> bytes:
+    def to_bytes(self) -> bytes:
         """Return the content of the file, deterministic for the same weights."""
         stream = io.BytesIO()
         with zipfile.ZipFile(stream, "w") as archive:
             for name, array in self.arrays.items():
-                with archive.open(zipfile.ZipInfo(f"{name}{SUFFIX}"), "w", force_zip64=True) as member:
+                with archive.open(zipfile.ZipInfo(f"{name}{NPY_SUFFIX}"), "w", force_zip64=True) as member:
                     npy.write_array(member, np.asanyarray(array, order="C"), allow_pickle=False)
         return stream.getvalue()
 
@@ -81,11 +81,11 @@ def read_weights(file: WeightsFile, origin: str) -> StoredWeights:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         for info in archive.infolist():
             with archive.open(info) as member:
-                arrays[info.filename.removesuffix(SUFFIX)] = npy.read_array(member, allow_pickle=False)
+                arrays[info.filename.removesuffix(NPY_SUFFIX)] = npy.read_array(member, allow_pickle=False)
     return StoredWeights(arrays, file.biases)
 
 
-def put_in(bare: Model, weights: StoredWeights, origin: str) -> onnx.ModelProto:
+def insert_weights(bare: Model, weights: StoredWeights, origin: str) -> onnx.ModelProto:
     """Return a copy of a compressed network with the stored weights.
 
     Raises:
@@ -103,18 +103,18 @@ def put_in(bare: Model, weights: StoredWeights, origin: str) -> onnx.ModelProto:
                     f"{origin}: the weights of '{name}' are {array.dtype} {list(array.shape)}, but the network has "
                     f"{held}; {_remedy()}"
                 )
-            hold(result, name, _view_as(array, old.dtype))
+            set_constant(result, name, _view_as(array, old.dtype))
             continue
         index = bare.producers.get(place, -1)
         if index < 0:
             raise PlanError(
                 f"{origin}: the bias '{name}' belongs to '{place}', which is no output of a node; {_remedy()}"
             )
-        give_bias(result, result.graph.node[index], name, _view_as(array, BFLOAT16))
+        add_bias(result, result.graph.node[index], name, _view_as(array, BFLOAT16))
     return result
 
 
-def restore(original: Model, draft: Path, weights: StoredWeights, origin: str) -> None:
+def restore_weights(original: Model, draft: Path, weights: StoredWeights, origin: str) -> None:
     """Insert weights into the file of a draft.
 
     Raises:
@@ -122,7 +122,7 @@ def restore(original: Model, draft: Path, weights: StoredWeights, origin: str) -
         PlanError: the weights do not fit.
     """
     bare = replace(original, proto=onnx.load(draft))
-    write_model(put_in(bare, weights, origin), draft, external=bool(original.external_files))
+    write_model(insert_weights(bare, weights, origin), draft, external=bool(original.external_files))
     check(draft)
 
 

@@ -7,7 +7,7 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.product_costs import products
 from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.evaluation.slices import ChannelDeviation
-from leanonnx.formatting import finite
+from leanonnx.formatting import json_value
 from leanonnx.graph.nodes import name_of, title
 from leanonnx.numeric.channel_ids import ChannelIds, Mask
 from leanonnx.proof.proof import Proof
@@ -27,7 +27,7 @@ from leanonnx.reporting.rows import (
 )
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.timing import TimingComparison
-from leanonnx.selection.limits import held_back
+from leanonnx.selection.limits import kernels_held_by
 
 
 def layer_rows(dag: ChannelDag, alive: Mask) -> tuple[LayerRow, ...]:
@@ -43,7 +43,7 @@ def layer_rows(dag: ChannelDag, alive: Mask) -> tuple[LayerRow, ...]:
             groups=BeforeAfter(block.sources.shape[0], int(alive[block.destinations].any(1).sum())),
             inputs=_channels(block.sources, alive),
             outputs=_channels(block.destinations, alive),
-            kernels=BeforeAfter(before * block.counted, after * block.counted),
+            kernels=BeforeAfter(before * block.is_counted, after * block.is_counted),
             macs=BeforeAfter(before * block.taps * block.positions, after * block.taps * block.positions),
         )
         rows.append(row)
@@ -59,14 +59,14 @@ def product_rows(dag: ChannelDag, alive: Mask) -> tuple[ProductRow, ...]:
     macs: dict[int, BeforeAfter] = {}
     for product in products(dag)[0]:
         before, after = macs.get(product.node, (0, 0))
-        macs[product.node] = BeforeAfter(before + product.macs, after + product.surviving(alive))
+        macs[product.node] = BeforeAfter(before + product.macs, after + product.remaining(alive))
     nodes = dag.model.proto.graph.node
     return tuple(ProductRow(name_of(nodes[k]), nodes[k].op_type, counts) for k, counts in macs.items())
 
 
 def pin_rows(dag: ChannelDag, alive: Mask) -> tuple[PinRow, ...]:
     """The pinned channels by tensor and reason, those that most kept kernels touch first."""
-    kernels = held_back(dag, cost_model(dag), alive, dag.pins, by=lambda pin: (pin.tensor, pin.reason))
+    kernels = kernels_held_by(dag, cost_model(dag), alive, dag.pins, by=lambda pin: (pin.tensor, pin.reason))
     rows: dict[tuple[str, str], PinRow] = {}
     for pin in dag.pins:
         key = pin.tensor, pin.reason
@@ -100,8 +100,8 @@ def fidelity_row(fidelity: Fidelity) -> FidelityRow:
     """The deviation of each output; a number that is infinite becomes None."""
     outputs = {
         one.output: OutputDeviation(
-            relative_l2=finite(one.relative_l2),
-            psnr=finite(one.psnr),
+            relative_l2=json_value(one.relative_l2),
+            psnr=json_value(one.psnr),
             top1=one.top1,
             top5=one.top5,
             worst_channel=worst_channel(one.channels),
@@ -111,13 +111,13 @@ def fidelity_row(fidelity: Fidelity) -> FidelityRow:
     }
     metric = None
     if fidelity.metric is not None:
-        metric = MetricChange(fidelity.metric, fidelity.better, fidelity.before, fidelity.after)
+        metric = MetricChange(fidelity.metric, fidelity.better_direction, fidelity.before, fidelity.after)
     return FidelityRow(fidelity.samples, outputs, metric)
 
 
 def worst_channel(channels: ChannelDeviation | None) -> WorstChannel | None:
     """The slice of an output that deviates most; None for an output without channels."""
-    return None if channels is None else WorstChannel(channels.axis, channels.index, finite(channels.relative_l2))
+    return None if channels is None else WorstChannel(channels.axis, channels.index, json_value(channels.relative_l2))
 
 
 def comparison_row(timing: TimingComparison) -> ComparisonRow:
@@ -129,7 +129,7 @@ def comparison_row(timing: TimingComparison) -> ComparisonRow:
         noise=round(timing.noise, 4),
         rounds=timing.rounds,
         lots=timing.lots,
-        verdict=timing.words,
+        verdict=timing.verdict,
     )
 
 
@@ -143,6 +143,6 @@ def latency_row(timing: TimingComparison | None, setting: Setting) -> LatencyRow
         before_ms=round(timing.before.median, 4),
         after_ms=round(timing.after.median, 4),
         comparison=comparison_row(timing),
-        busy=timing.busy,
+        busy=timing.is_busy,
         convolutions=LayoutChange(timing.before.layouts, timing.after.layouts),
     )

@@ -9,9 +9,9 @@ import numpy as np
 from leanonnx.analysis.cost import cost_model
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import OptionError
-from leanonnx.formatting import counted
+from leanonnx.formatting import count_text
 from leanonnx.graph.nodes import name_of
-from leanonnx.numeric.channel_ids import ChannelIds, Mask, projection, varied
+from leanonnx.numeric.channel_ids import ChannelIds, Mask, any_along, varied_axes
 from leanonnx.reporting.builders import input_shapes, layer_rows, pin_rows, product_rows, uncounted_nodes
 from leanonnx.reporting.costs import cost_counts
 from leanonnx.reporting.reports import ChannelCounts, ChannelReport, NetworkReport, PinReason, TiedTensor
@@ -25,10 +25,10 @@ MAX_LISTED_CHANNELS = 8
 
 def network_report(dag: ChannelDag) -> NetworkReport:
     """The report of ``leanonnx inspect``."""
-    everything = dag.whole
+    everything = dag.all_alive
     return NetworkReport(
         costs=cost_counts(cost_model(dag)(everything)),
-        channels=ChannelCounts(int(dag.pinned.size) - 1, int(dag.pinned.sum()) - 1),
+        channels=ChannelCounts(int(dag.pinned_groups.size) - 1, int(dag.pinned_groups.sum()) - 1),
         inputs=input_shapes(dag),
         layers=layer_rows(dag, everything),
         products=product_rows(dag, everything),
@@ -68,10 +68,10 @@ def channel_report(dag: ChannelDag, tensor: str, channel: int | None = None) -> 
     return ChannelReport(
         tensor=tensor,
         shape=tuple(dag.shapes.get(tensor, ())),
-        channel_axes=tuple(varied(channel_ids)),
+        channel_axes=tuple(varied_axes(channel_ids)),
         channel=channel,
         channels=int(groups.size),
-        removable=int((~dag.pinned[groups]).sum()),
+        removable=int((~dag.pinned_groups[groups]).sum()),
         pins=tuple(pins.values()),
         tied=_tied_tensors(dag, members, tensor),
         consumers=tuple(name_of(node) for node in dag.model.proto.graph.node if tensor in node.input),
@@ -82,10 +82,10 @@ def _select(channel_ids: ChannelIds, tensor: str, channel: int | None) -> Channe
     """The ids of all channels of a tensor, or of one of them."""
     if channel is None:
         return channel_ids
-    axes = varied(channel_ids)
+    axes = varied_axes(channel_ids)
     count = channel_ids.shape[axes[0]] if axes else 1
     if not 0 <= channel < count:
-        has = f"'{tensor}' has {counted(count, 'channel')}"
+        has = f"'{tensor}' has {count_text(count, 'channel')}"
         raise OptionError(f"{option('why', f'{tensor}:{channel}')}: {has}; give one from 0 to {count - 1}")
     return np.take(channel_ids, channel, axes[0]) if axes else channel_ids
 
@@ -100,7 +100,7 @@ def _tied_tensors(dag: ChannelDag, members: Mask, tensor: str) -> tuple[TiedTens
     rows = []
     for name, channel_ids in dag.channel_ids.items():
         mask = members[channel_ids]
-        if name != tensor and mask.any() and varied(channel_ids):
-            index = np.flatnonzero(projection(mask, varied(channel_ids)[0]))
+        if name != tensor and mask.any() and varied_axes(channel_ids):
+            index = np.flatnonzero(any_along(mask, varied_axes(channel_ids)[0]))
             rows.append(TiedTensor(name, int(index.size), tuple(index[:MAX_LISTED_CHANNELS].tolist())))
     return tuple(rows)

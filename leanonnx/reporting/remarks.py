@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from leanonnx.formatting import counted
+from leanonnx.formatting import count_text
 from leanonnx.reporting.reports import CompressionReport, DataFreeRow, LosslessRow, RecoveryRow
 from leanonnx.reporting.rows import MetricChange
 
@@ -38,7 +38,7 @@ def folded_remarks(names: Sequence[str]) -> list[str]:
     """A sentence on the weights that are stored in place of the nodes that computed them."""
     if not names:
         return []
-    return [f"{counted(len(names), 'weight')} computed from constants: folded (stored as the value that is read)"]
+    return [f"{count_text(len(names), 'weight')} computed from constants: folded (stored as the value that is read)"]
 
 
 def uncounted_remarks(names: Sequence[str]) -> list[str]:
@@ -52,7 +52,7 @@ def uncounted_remarks(names: Sequence[str]) -> list[str]:
 
 def sample_text(row: RecoveryRow) -> str:
     """The number of samples on which the deviation was measured, and whether they were held out."""
-    return counted(row.deviation.samples, f"{'held-out ' if row.held_out else ''}sample")
+    return count_text(row.deviation.samples, f"{'held-out ' if row.held_out else ''}sample")
 
 
 def metric_text(metric: MetricChange) -> str:
@@ -72,7 +72,7 @@ def _tidied_remarks(counts: Mapping[str, int]) -> list[str]:
     if not counts:
         return []
     parts = ((*TIDIED_NODES[reason], count) for reason, count in counts.items())
-    return ["Cleaned up: " + ", ".join(f"{counted(count, noun)} {text}" for noun, text, count in parts)]
+    return ["Cleaned up: " + ", ".join(f"{count_text(count, noun)} {text}" for noun, text, count in parts)]
 
 
 def _data_free_remarks(row: DataFreeRow | None) -> list[str]:

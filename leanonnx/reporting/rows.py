@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 from leanonnx.reporting.encoding import INLINE, JsonField
-from leanonnx.runtime.fastpath import Layouts
+from leanonnx.runtime.fastpath import ConvolutionLayouts
 
 REPORT_SCHEMA = 1
 """Version of the JSON objects, in each as ``schema``."""
@@ -132,8 +132,8 @@ class ComparisonRow:
 class LayoutChange:
     """Convolutions in onnxruntime's blocked layout and not; None on a GPU."""
 
-    before: Layouts | None
-    after: Layouts | None
+    before: ConvolutionLayouts | None
+    after: ConvolutionLayouts | None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from leanonnx.formatting import counted, sizes
+from leanonnx.formatting import change_text, count_text
 from leanonnx.reporting.remarks import folded_remarks, uncounted_remarks
 from leanonnx.reporting.reports import ChannelReport, NetworkReport
 from leanonnx.reporting.rows import LayerRow, PinRow, ProductRow, TieRow
@@ -30,7 +30,7 @@ def layer_table(rows: Sequence[LayerRow]) -> Table:
         table.add_column(column, justify="left" if column in ("layer", "operator") else "right", overflow="fold")
     for row in rows:
         counts = (row.inputs, row.outputs, row.groups, row.kernels)
-        table.add_row(row.name, row.operator, *(sizes(count) for count in counts))
+        table.add_row(row.name, row.operator, *(change_text(count) for count in counts))
     return table
 
 
@@ -42,7 +42,7 @@ def product_tables(rows: Sequence[ProductRow]) -> list[RenderableType]:
     for column in ("node", "operator", "multiply-adds"):
         table.add_column(column, justify="right" if column == "multiply-adds" else "left", overflow="fold")
     for row in rows:
-        table.add_row(row.name, row.operator, sizes(row.macs))
+        table.add_row(row.name, row.operator, change_text(row.macs))
     return [table]
 
 
@@ -82,11 +82,11 @@ def network_tables(report: NetworkReport, source: str) -> RenderableType:
 def channel_text(report: ChannelReport) -> RenderableType:
     """The text of ``leanonnx inspect --why``."""
     axes, more = list(report.channel_axes), len(report.tied) - MAX_LISTED_TENSORS
-    lines = [f"'{report.tensor}' {list(report.shape)}: {counted(report.channels, 'channel')} on axes {axes}"]
+    lines = [f"'{report.tensor}' {list(report.shape)}: {count_text(report.channels, 'channel')} on axes {axes}"]
     lines += [f"  {report.removable} of them may be removed"]
     lines += [f"  pinned: {pin.reason} ({pin.advice})" for pin in report.pins]
     for row in report.tied[:MAX_LISTED_TENSORS]:
-        lines.append(f"  tied to {counted(row.channels, 'channel')} of '{row.tensor}'")
+        lines.append(f"  tied to {count_text(row.channels, 'channel')} of '{row.tensor}'")
     lines += [f"  … and {more} more tensors"] if more > 0 else []
     lines += [f"  read by '{name}'" for name in report.consumers]
     return Text("\n".join(lines))

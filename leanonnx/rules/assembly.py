@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from leanonnx.numeric.channel_ids import ChannelIds, compact, on_axis, uniform, varied
+from leanonnx.numeric.channel_ids import ChannelIds, compact_ids, on_axis, uniform_ids, varied_axes
 from leanonnx.rules import advice
 from leanonnx.rules.call import (
     Call,
@@ -34,14 +34,14 @@ def concat(call: Call) -> Effect:
     """
     shape = call.output_shape()
     axis = int(call.attribute("axis", 1)) % len(shape)
-    slots = [k for k in range(len(call.inputs)) if call.has(k)]
+    slots = [k for k in range(len(call.inputs)) if call.has_input(k)]
     computed = [k for k in slots if not call.is_constant(k)]
-    axes = {a for k in computed for a in varied(call.channel_ids(k))}
+    axes = {a for k in computed for a in varied_axes(call.channel_ids(k))}
     whole = {int(channel_id) for k in computed for channel_id in call.channel_ids(k).flat} if not axes else set()
     if len(whole) == 1:
-        return Effect((uniform(whole.pop(), len(shape)),))
+        return Effect((uniform_ids(whole.pop(), len(shape)),))
     if axes - {axis} and axis in axes:
-        raise Unsupported("its operands hold channels on the concatenated axis and on another", advice.EXPORT)
+        raise Unsupported("its operands hold channels on the concatenated axis and on another", advice.EXPORT_AGAIN)
     return _concat_other(call, slots, computed, axis) if axes - {axis} else _concat_channels(call, slots, axis)
 
 
@@ -61,7 +61,7 @@ def _concat_channels(call: Call, slots: list[int], axis: int) -> Effect:
             slices.append(Slice(slot, (on_axis(slot_ids, axis, rank),)))
             starts += [slot_ids] if np.any(call.array(slot)) else []
         else:
-            vector, _ = call.slices(slot, axis)
+            vector, _ = call.channel_ids_along(slot, axis)
             unique, inverse = np.unique(vector, return_inverse=True)
             minted = call.mint(unique.size)
             slot_ids = minted[inverse]
@@ -107,7 +107,7 @@ def _concat_other(call: Call, slots: list[int], computed: list[int], axis: int) 
     for slot in set(slots) - set(computed):
         factor, more = broadcast_factor(out, call.shape(slot))
         ties += more
-        slices += [Slice(slot, (factor,))] if varied(factor) else []
+        slices += [Slice(slot, (factor,))] if varied_axes(factor) else []
     return Effect((out,), tuple(ties), fixed_edges=tuple(fixed_edges), slices=tuple(slices))
 
 
@@ -123,12 +123,12 @@ def qlinear_concat(call: Call) -> Effect:
     axis = int(call.attribute("axis", 1)) % len(call.output_shape())
     slots = list(range(2, len(call.inputs), 3))
     operands = [call.channel_ids(slot) for slot in slots]
-    axes = {a for channel_ids in operands for a in varied(channel_ids)}
+    axes = {a for channel_ids in operands for a in varied_axes(channel_ids)}
     if axes - {axis} and axis in axes:
-        raise Unsupported("its operands hold channels on the concatenated axis and on another", advice.EXPORT)
+        raise Unsupported("its operands hold channels on the concatenated axis and on another", advice.EXPORT_AGAIN)
     if axes - {axis}:
         return _concat_other(call, slots, slots, axis)
-    vectors = [call.slices(slot, axis)[0] for slot in slots]
+    vectors = [call.channel_ids_along(slot, axis)[0] for slot in slots]
     return Effect((on_axis(np.concatenate(vectors), axis, len(call.output_shape())),))
 
 
@@ -145,13 +145,13 @@ def split(call: Call) -> Effect:
     axis = int(call.attribute("axis", 0)) % channel_ids.ndim
     sizes = [shape[axis] if shape else 0 for shape in call.output_shapes]
     ends = np.cumsum(sizes)
-    moves = tuple(window(axis, int(end) - size, int(end)) for size, end in zip(sizes, ends, strict=True))
-    outputs = tuple(compact(move(channel_ids)) for move in moves)
-    if axis not in varied(channel_ids):
+    moves = tuple(window_move(axis, int(end) - size, int(end)) for size, end in zip(sizes, ends, strict=True))
+    outputs = tuple(compact_ids(move(channel_ids)) for move in moves)
+    if axis not in varied_axes(channel_ids):
         return Effect(outputs, moves=moves)
 
     def rewrite(kept: KeptChannels) -> Edit:
-        kept_sizes = [kept.count(out, axis, size) for out, size in zip(outputs, sizes, strict=True)]
+        kept_sizes = [kept.axis_size(out, axis, size) for out, size in zip(outputs, sizes, strict=True)]
         if call.opset < 13:
             return Edit({"split": kept_sizes})
         return Edit({"num_outputs": None}, inputs={1: np.asarray(kept_sizes, np.int64)})
@@ -159,7 +159,7 @@ def split(call: Call) -> Effect:
     return Effect(outputs, rewrite=rewrite, moves=moves)
 
 
-def window(axis: int, start: int, end: int) -> Move:
+def window_move(axis: int, start: int, end: int) -> Move:
     """Movement that takes the positions ``start`` to ``end`` of one axis."""
 
     def move(channel_ids: ChannelIds) -> ChannelIds:
@@ -169,4 +169,4 @@ def window(axis: int, start: int, end: int) -> Move:
     return move
 
 
-RULES = {("", "Concat"): concat, ("", "Split"): split, ("com.microsoft", "QLinearConcat"): qlinear_concat}
+ASSEMBLY_RULES = {("", "Concat"): concat, ("", "Split"): split, ("com.microsoft", "QLinearConcat"): qlinear_concat}

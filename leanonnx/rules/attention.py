@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leanonnx.numeric.channel_ids import ChannelIds, compact, on_axis, varied
+from leanonnx.numeric.channel_ids import ChannelIds, compact_ids, on_axis, varied_axes
 from leanonnx.rules import advice
 from leanonnx.rules.call import (
     Call,
@@ -20,10 +20,10 @@ from leanonnx.rules.call import (
     TiePairs,
     Unsupported,
     mint_for_rows,
-    steered,
+    pin_side_inputs,
 )
 
-ROWS, STACKED = 3, 4
+PACKED_RANK, STACKED_RANK = 3, 4
 """Ranks of packed heads [batch, length, heads · width] and of stacked heads [batch, heads, length, width]."""
 
 
@@ -35,19 +35,19 @@ class Heads:
     """
 
     channel_ids: ChannelIds
-    shared: int = 1
+    queries_per_head: int = 1
 
     @property
     def queries(self) -> ChannelIds:
         """Channel id of each query head."""
-        return np.repeat(self.channel_ids, self.shared)
+        return np.repeat(self.channel_ids, self.queries_per_head)
 
-    def laid(self, shape: Sequence[int], count: int) -> ChannelIds:
+    def channel_ids_for(self, shape: Sequence[int], count: int) -> ChannelIds:
         """Channel ids of a tensor of ``count`` heads."""
         each = self.channel_ids if count == self.channel_ids.size else self.queries
-        if len(shape) == ROWS:
-            return compact(on_axis(np.repeat(each, shape[2] // count), 2, ROWS))
-        return compact(on_axis(each, 1, STACKED))
+        if len(shape) == PACKED_RANK:
+            return compact_ids(on_axis(np.repeat(each, shape[2] // count), 2, PACKED_RANK))
+        return compact_ids(on_axis(each, 1, STACKED_RANK))
 
 
 def attention(call: Call) -> Effect:
@@ -60,8 +60,8 @@ def attention(call: Call) -> Effect:
     Specification: ONNX Attention-24.
     """
     queries, keys = (_count(call, slot, name) for slot, name in ((0, "q_num_heads"), (1, "kv_num_heads")))
-    if any(call.has(slot) for slot in (4, 5)):
-        raise Unsupported("it reads past keys and values of all heads", advice.INTERFACE)
+    if any(call.has_input(slot) for slot in (4, 5)):
+        raise Unsupported("it reads past keys and values of all heads", advice.FIXED_INTERFACE)
     return _attention_effect(call, queries, keys, ("q_num_heads", "kv_num_heads"), mask=3, beside=(6,))
 
 
@@ -74,10 +74,10 @@ def multi_head_attention(call: Call) -> Effect:
     Limits: queries, keys and values are separate tensors of rank 3, without past ones; the bias is a constant.
     Specification: com.microsoft.MultiHeadAttention-1.
     """
-    if not all(call.has(slot) and len(call.shape(slot)) == ROWS for slot in range(3)):
-        raise Unsupported("its queries, keys and values are packed or stacked", advice.EXPORT)
-    if any(call.has(slot) for slot in range(6, 10)):
-        raise Unsupported("it reads past keys and values of all heads", advice.INTERFACE)
+    if not all(call.has_input(slot) and len(call.shape(slot)) == PACKED_RANK for slot in range(3)):
+        raise Unsupported("its queries, keys and values are packed or stacked", advice.EXPORT_AGAIN)
+    if any(call.has_input(slot) for slot in range(6, 10)):
+        raise Unsupported("it reads past keys and values of all heads", advice.FIXED_INTERFACE)
     heads = int(call.attribute("num_heads"))
     return _attention_effect(call, heads, heads, ("num_heads",), mask=5, beside=(4,), bias=3)
 
@@ -85,7 +85,7 @@ def multi_head_attention(call: Call) -> Effect:
 def _count(call: Call, slot: int, name: str) -> int:
     """Number of heads of an operand."""
     shape = call.shape(slot)
-    return int(call.attribute(name)) if len(shape) == ROWS else shape[1]
+    return int(call.attribute(name)) if len(shape) == PACKED_RANK else shape[1]
 
 
 def _attention_effect(
@@ -99,11 +99,11 @@ def _attention_effect(
     slices: list[Slice] = []
     pins: list[Pin] = []
     for slot in (mask, *beside):
-        if call.has(slot):
+        if call.has_input(slot):
             _add_mask(call, slot, heads, slot == mask, (ties, fixed_edges, slices, pins))
-    if bias >= 0 and call.has(bias):
+    if bias >= 0 and call.has_input(bias):
         if not call.is_constant(bias):
-            raise Unsupported("its bias is computed at run time", advice.CONSTANT)
+            raise Unsupported("its bias is computed at run time", advice.MAKE_CONSTANT)
         widths = (call.shape(slot)[2] // count for slot, count in ((0, queries), (1, keys), (2, keys)))
         slices.append(Slice(bias, (np.concatenate([np.repeat(heads.channel_ids, width) for width in widths]),)))
 
@@ -112,8 +112,8 @@ def _attention_effect(
         sizes = {name: left * (shared if name == "q_num_heads" else 1) for name in names}
         return Edit({name: size for name, size in sizes.items() if name in call.attributes})
 
-    output = heads.laid(call.output_shape(), queries)
-    past, scores = (heads.laid((0,) * STACKED, count) for count in (keys, queries))
+    output = heads.channel_ids_for(call.output_shape(), queries)
+    past, scores = (heads.channel_ids_for((0,) * STACKED_RANK, count) for count in (keys, queries))
     outputs = (output, past, past, scores)[: len(call.outputs)]
     return Effect(
         outputs, tuple(ties), fixed_edges=tuple(fixed_edges), slices=tuple(slices), pins=tuple(pins), rewrite=rewrite
@@ -123,9 +123,9 @@ def _attention_effect(
 def _rows(call: Call, slot: int, count: int) -> ChannelIds:
     """Channel ids of each head of an operand [heads, k]."""
     channel_ids = call.channel_ids(slot)
-    if channel_ids.ndim not in (ROWS, STACKED):
-        raise Unsupported(f"input {slot} has {channel_ids.ndim} axes", advice.EXPORT)
-    axis = 2 if channel_ids.ndim == ROWS else 1
+    if channel_ids.ndim not in (PACKED_RANK, STACKED_RANK):
+        raise Unsupported(f"input {slot} has {channel_ids.ndim} axes", advice.EXPORT_AGAIN)
+    axis = 2 if channel_ids.ndim == PACKED_RANK else 1
     moved = np.moveaxis(channel_ids, axis, 0)
     if moved.shape[0] == 1:
         return np.broadcast_to(moved.reshape(1, -1), (count, moved.size))
@@ -148,7 +148,7 @@ def _add_mask(
 ) -> None:
     """Append the ties, edges, slices and pins of a mask that has one part for each head or one for all."""
     ties, fixed_edges, slices, pins = effects
-    shape, axis = call.shape(slot), len(call.shape(slot)) - ROWS
+    shape, axis = call.shape(slot), len(call.shape(slot)) - PACKED_RANK
     apart = by_head and axis >= 0 and shape[axis] > 1
     if call.is_constant(slot):
         slices += [Slice(slot, (on_axis(heads.queries, axis, len(shape)),))] if apart else []
@@ -162,8 +162,8 @@ def _add_mask(
         return
     own = np.unique(channel_ids)
     fixed_edges.append(FixedEdges(np.repeat(own, heads.channel_ids.size), np.tile(heads.channel_ids, own.size)))
-    if varied(channel_ids):
-        pins.append(Pin(own, call.value(slot).name, f"{call.title} is masked by it", advice.CONSTANT))
+    if varied_axes(channel_ids):
+        pins.append(Pin(own, call.value(slot).name, f"{call.title} is masked by it", advice.MAKE_CONSTANT))
 
 
 def rotary_embedding(call: Call) -> Effect:
@@ -177,7 +177,7 @@ def rotary_embedding(call: Call) -> Effect:
     """
     shape, angles = call.shape(0), 2 if call.domain else 1
     given = int(call.attribute("num_heads", 0))
-    count = (given or shape[2] // (2 * call.shape(angles)[-1])) if len(shape) == ROWS else shape[1]
+    count = (given or shape[2] // (2 * call.shape(angles)[-1])) if len(shape) == PACKED_RANK else shape[1]
     rows = _rows(call, 0, count)
     heads = Heads(mint_for_rows(call, rows))
     pair = _pairs(rows, heads.channel_ids)
@@ -186,12 +186,15 @@ def rotary_embedding(call: Call) -> Effect:
         return Edit({"num_heads": int(kept.mask(heads.channel_ids).sum())})
 
     effect = Effect(
-        (heads.laid(shape, count),), (pair,), fixed_edges=(FixedEdges(*pair),), rewrite=rewrite if given else None
+        (heads.channel_ids_for(shape, count),),
+        (pair,),
+        fixed_edges=(FixedEdges(*pair),),
+        rewrite=rewrite if given else None,
     )
-    return steered(call, effect, "takes its angles or positions from it")
+    return pin_side_inputs(call, effect, "takes its angles or positions from it")
 
 
-RULES = {
+ATTENTION_RULES = {
     ("", "Attention"): attention,
     ("", "RotaryEmbedding"): rotary_embedding,
     ("com.microsoft", "MultiHeadAttention"): multi_head_attention,

@@ -14,11 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanonnx.numeric.arrays import Array
-from leanonnx.numeric.channel_ids import ChannelIds, Mask, Shape, along, compact, on_axis, projection, uniform, varied
+from leanonnx.numeric.channel_ids import (
+    ChannelIds,
+    Mask,
+    Shape,
+    any_along,
+    channel_ids_along,
+    compact_ids,
+    on_axis,
+    uniform_ids,
+    varied_axes,
+)
 from leanonnx.rules import advice
 
 TiePairs = tuple[ChannelIds, ChannelIds]
-Attribute = int | float | list[int] | None
+AttributeValue = int | float | list[int] | None
 """New value of an attribute; None removes it."""
 
 
@@ -35,10 +45,10 @@ class Value:
     shape: Shape | None
     channel_ids: ChannelIds | None
     read: Callable[[], Array]
-    held: bool = False
-    maker: str = ""
-    source: Shape | None = None
-    keeps_zero: bool = True
+    is_static: bool = False
+    producer_op: str = ""
+    producer_input_shape: Shape | None = None
+    preserves_zeros: bool = True
 
     @property
     def array(self) -> Array:
@@ -60,13 +70,13 @@ class KernelBlock:
     destinations: ChannelIds
     slot: int
     kernels: Callable[[], Array]
-    inward: ChannelIds | None = None
+    input_channel_ids: ChannelIds | None = None
     strides: tuple[int, ...] = ()
     taps: int = 1
     positions: int = 1
-    counted: bool = True
-    axis: int = -1
-    onto: int = -1
+    is_counted: bool = True
+    input_axis: int = -1
+    output_axis: int = -1
 
 
 @dataclass(frozen=True)
@@ -106,7 +116,7 @@ class Pin:
     channel_ids: ChannelIds
     tensor: str
     reason: str
-    advice: str = advice.NONE
+    advice: str = advice.NO_EXACT_FORM
 
 
 @dataclass(frozen=True)
@@ -119,9 +129,9 @@ class KeptChannels:
         """Keep mask of positions, in the shape of ``channel_ids``."""
         return self.alive[channel_ids]
 
-    def count(self, channel_ids: ChannelIds, axis: int, size: int) -> int:
+    def axis_size(self, channel_ids: ChannelIds, axis: int, size: int) -> int:
         """Size of a tensor's axis after surgery; ``size`` is the original one."""
-        index = projection(self.alive[channel_ids], axis)
+        index = any_along(self.alive[channel_ids], axis)
         return int(index.sum()) * (size if index.size == 1 else 1)
 
 
@@ -134,8 +144,8 @@ class ShapeEdit:
     """
 
     values: Mapping[int, int]
-    before: Mapping[int, int] = field(default_factory=dict)
-    size: int = 0
+    original_sizes: Mapping[int, int] = field(default_factory=dict)
+    length: int = 0
 
 
 @dataclass(frozen=True)
@@ -154,10 +164,10 @@ class Edit:
     index, get new entries of a shape vector; ``output_scales``: factors of outputs, by index.
     """
 
-    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
     inputs: Mapping[int, Array | ShapeEdit | Select] = field(default_factory=dict)
     outputs: Mapping[int, ShapeEdit] = field(default_factory=dict)
-    scales: Mapping[int, float] = field(default_factory=dict)
+    output_scales: Mapping[int, float] = field(default_factory=dict)
 
 
 Rewrite = Callable[[KeptChannels], Edit]
@@ -186,7 +196,7 @@ class Effect:
     starts: tuple[ChannelIds, ...] = ()
     rewrite: Rewrite | None = None
     moves: tuple[Move, ...] = ()
-    gathers: bool = False
+    needs_gather: bool = False
 
 
 @dataclass(frozen=True)
@@ -207,8 +217,8 @@ class Call:
     outputs: tuple[str, ...]
     output_shapes: tuple[Shape | None, ...]
     mint: Callable[[int], ChannelIds]
-    minted: Callable[[], int]
-    by_position: bool = False
+    channel_count: Callable[[], int]
+    tie_by_position: bool = False
     consumers: tuple[tuple[str, ...], ...] = ()
 
     @property
@@ -221,12 +231,12 @@ class Call:
         value = self.attributes.get(name)
         return default if value is None else value
 
-    def text(self, name: str, default: str) -> str:
+    def string_attribute(self, name: str, default: str) -> str:
         """Value of a string attribute, decoded if it is stored as bytes."""
         value = self.attribute(name, default)
         return value.decode() if isinstance(value, bytes) else str(value)
 
-    def has(self, slot: int) -> bool:
+    def has_input(self, slot: int) -> bool:
         """Return True if an input slot is connected."""
         return slot < len(self.inputs) and self.inputs[slot] is not None
 
@@ -234,61 +244,61 @@ class Call:
         """Input tensor in a slot that must be connected."""
         value = self.inputs[slot] if slot < len(self.inputs) else None
         if value is None:
-            raise Unsupported(f"input {slot} is missing", advice.EXPORT)
+            raise Unsupported(f"input {slot} is missing", advice.EXPORT_AGAIN)
         return value
 
     def channel_ids(self, slot: int) -> ChannelIds:
         """Channel ids of the data in a slot."""
         channel_ids = self.value(slot).channel_ids
         if channel_ids is None:
-            raise Unsupported(f"input {slot} is a constant", advice.FOLD)
+            raise Unsupported(f"input {slot} is a constant", advice.FOLD_CONSTANTS)
         return channel_ids
 
     def shape(self, slot: int) -> Shape:
         """Observed shape of the data in a slot."""
         shape = self.value(slot).shape
         if shape is None:
-            raise Unsupported(f"the shape of input {slot} is unknown", advice.EXPORT)
+            raise Unsupported(f"the shape of input {slot} is unknown", advice.EXPORT_AGAIN)
         return shape
 
     def output_shape(self, index: int = 0) -> Shape:
         """Observed shape of an output."""
         shape = self.output_shapes[index]
         if shape is None:
-            raise Unsupported(f"the shape of output {index} is unknown", advice.EXPORT)
+            raise Unsupported(f"the shape of output {index} is unknown", advice.EXPORT_AGAIN)
         return shape
 
-    def consumed_by(self, index: int) -> set[str]:
+    def consumer_ops(self, index: int) -> set[str]:
         """Operators that read an output ("" for a graph output)."""
         return set(self.consumers[index]) if index < len(self.consumers) else {""}
 
     def is_constant(self, slot: int) -> bool:
         """Return True if the value in a slot does not depend on a graph input."""
-        return self.has(slot) and self.value(slot).channel_ids is None
+        return self.has_input(slot) and self.value(slot).channel_ids is None
 
     def array(self, slot: int) -> Array:
         """Value in a slot that must be constant."""
         if not self.is_constant(slot):
-            raise Unsupported(f"input {slot} is computed from a graph input", advice.CONSTANT)
+            raise Unsupported(f"input {slot} is computed from a graph input", advice.MAKE_CONSTANT)
         return self.value(slot).array
 
     def ints(self, slot: int, name: str | None = None) -> list[int] | None:
         """Integers from a constant input or, in older opsets, from an attribute; None if neither is present."""
-        if self.has(slot):
+        if self.has_input(slot):
             return [int(x) for x in self.array(slot).reshape(-1)]
         value = self.attributes.get(name or "")
         return None if value is None else [int(x) for x in np.atleast_1d(value)]
 
-    def slices(self, slot: int, axis: int) -> tuple[ChannelIds, list[TiePairs]]:
+    def channel_ids_along(self, slot: int, axis: int) -> tuple[ChannelIds, list[TiePairs]]:
         """Channel id of each slice of an input along one axis, and the ties that make whole slices removable."""
         shape = self.shape(slot)
-        return along(self.channel_ids(slot), axis, shape[axis])
+        return channel_ids_along(self.channel_ids(slot), axis, shape[axis])
 
 
 class Unsupported(Exception):
     """Raised by a rule that does not cover this form of the operator, with the pin's reason and advice for the user."""
 
-    def __init__(self, reason: str, advice: str = advice.NONE) -> None:
+    def __init__(self, reason: str, advice: str = advice.NO_EXACT_FORM) -> None:
         super().__init__(reason)
         self.advice = advice
 
@@ -305,25 +315,25 @@ def mint_for_rows(call: Call, rows: ChannelIds) -> ChannelIds:
     return call.mint(unique.shape[0])[inverse.reshape(-1)]
 
 
-def kept_together(call: Call, slot: int, axis: int) -> tuple[ChannelIds, list[TiePairs]]:
+def channels_on_axis(call: Call, slot: int, axis: int) -> tuple[ChannelIds, list[TiePairs]]:
     """Channel ids [1, …, C, …, 1] of an input reduced to one axis, and the ties that this requires."""
-    vector, ties = call.slices(slot, axis)
+    vector, ties = call.channel_ids_along(slot, axis)
     rank = len(call.shape(slot))
-    return compact(on_axis(vector, axis, rank)), ties
+    return compact_ids(on_axis(vector, axis, rank)), ties
 
 
-def taken_together(call: Call, axes: set[int], reason: str, why: str = advice.NONE) -> Effect:
+def combine_axes(call: Call, axes: set[int], reason: str, remedy: str = advice.NO_EXACT_FORM) -> Effect:
     """Effect of a node that combines all positions along some axes of its first input.
 
     Channels that differ only along these axes are tied and become one channel of the output.  Raises ``Unsupported`` if
     the input's channels lie on these axes only.
     """
     channel_ids = call.channel_ids(0)
-    along_axes = sorted(axes & set(varied(channel_ids)))
+    along_axes = sorted(axes & set(varied_axes(channel_ids)))
     if not along_axes:
         return Effect((channel_ids,))
-    if set(varied(channel_ids)) <= axes:
-        raise Unsupported(reason, why)
+    if set(varied_axes(channel_ids)) <= axes:
+        raise Unsupported(reason, remedy)
     rows = np.moveaxis(channel_ids, along_axes, range(len(along_axes)))
     rows = rows.reshape(-1, *rows.shape[len(along_axes) :])
     fresh = mint_for_rows(call, rows.reshape(rows.shape[0], -1).T).reshape(rows[0].shape)
@@ -331,18 +341,18 @@ def taken_together(call: Call, axes: set[int], reason: str, why: str = advice.NO
     return Effect((np.expand_dims(fresh, along_axes),), (pair,), fixed_edges=(FixedEdges(*pair),))
 
 
-def pin_all(call: Call, reason: str, advice: str = advice.NONE) -> Effect:
+def pin_all(call: Call, reason: str, advice: str = advice.NO_EXACT_FORM) -> Effect:
     """Pin all inputs and outputs of a node; each output becomes one channel that all inputs lead to."""
     labelled = [v for v in call.inputs if v is not None and v.channel_ids is not None]
     pins = tuple(Pin(np.unique(v.channel_ids), v.name, reason, advice) for v in labelled if v.channel_ids is not None)
     fresh = call.mint(1)
     sources = np.unique(np.concatenate([pin.channel_ids for pin in pins])) if pins else np.zeros(0, np.int64)
     fixed_edges = (FixedEdges(sources, np.repeat(fresh, sources.size)),) if sources.size else ()
-    outputs = tuple(uniform(int(fresh[0]), len(s) if s is not None else 0) for s in call.output_shapes)
+    outputs = tuple(uniform_ids(int(fresh[0]), len(s) if s is not None else 0) for s in call.output_shapes)
     return Effect(outputs, fixed_edges=fixed_edges, pins=(*pins, Pin(fresh, call.outputs[0], reason, advice)))
 
 
-def steered(call: Call, effect: Effect, role: str) -> Effect:
+def pin_side_inputs(call: Call, effect: Effect, role: str) -> Effect:
     """Pin the computed inputs that a node reads beside its data (a sampling grid, a size, …).
 
     ``role`` completes the reason of the pins, "Operator 'name' …".
@@ -354,7 +364,9 @@ def steered(call: Call, effect: Effect, role: str) -> Effect:
     fresh = call.mint(channel_ids.size)
     sources = [np.unique(v.channel_ids) for v in beside if v.channel_ids is not None]
     fixed_edges = [FixedEdges(np.repeat(side, fresh.size), np.tile(fresh, side.size)) for side in sources]
-    pins = [Pin(side, v.name, f"{call.title} {role}", advice.CONSTANT) for v, side in zip(beside, sources, strict=True)]
+    pins = [
+        Pin(side, v.name, f"{call.title} {role}", advice.MAKE_CONSTANT) for v, side in zip(beside, sources, strict=True)
+    ]
     return replace(
         effect,
         outputs=tuple(fresh[np.searchsorted(channel_ids, output)] for output in effect.outputs),
@@ -374,8 +386,8 @@ def broadcast_factor(channel_ids: ChannelIds, shape: Shape) -> tuple[ChannelIds,
     pad = (1,) * (rank - channel_ids.ndim)
     aligned = channel_ids.reshape(pad + channel_ids.shape)
     lead = aligned.ndim - rank
-    kept = [k for k in varied(aligned) if k >= lead and shape[k - lead] != 1]
-    lost = [k for k in varied(aligned) if k not in kept]
+    kept = [k for k in varied_axes(aligned) if k >= lead and shape[k - lead] != 1]
+    lost = [k for k in varied_axes(aligned) if k not in kept]
     ties: list[TiePairs] = []
     if kept and lost:
         moved = np.moveaxis(aligned, lost, range(len(lost)))

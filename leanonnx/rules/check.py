@@ -11,7 +11,7 @@ from leanonnx.numeric.channel_ids import Shape
 from leanonnx.rules.call import Call, Effect, FixedEdges, KernelBlock, Pin, Reduction, Slice
 
 
-def faults(call: Call, effect: Any, minted: int) -> str:
+def find_fault(call: Call, effect: Any, channel_count: int) -> str:
     """Describe the first violation of the contract; "" if the effect is valid.
 
     1. It is an ``Effect`` with channel ids for each output, of the output's rank, each axis 1 or the output's size.
@@ -25,7 +25,7 @@ def faults(call: Call, effect: Any, minted: int) -> str:
     if not isinstance(effect.outputs, tuple) or len(effect.outputs) < len(call.outputs):
         return f"outputs must be a tuple of {len(call.outputs)} arrays of channel ids"
     for channel_ids, shape in zip(effect.outputs, call.output_shapes, strict=False):
-        if fault := _channel_ids_fault(channel_ids, minted) or _shape_fault(channel_ids.shape, shape):
+        if fault := _channel_ids_fault(channel_ids, channel_count) or _shape_fault(channel_ids.shape, shape):
             return f"outputs: {fault}"
     kinds = {
         "kernel_blocks": KernelBlock,
@@ -44,12 +44,12 @@ def faults(call: Call, effect: Any, minted: int) -> str:
     if not (effect.rewrite is None or callable(effect.rewrite)) or not all(callable(move) for move in moves):
         return "rewrite and moves must be functions"
     return (
-        _pairs_fault([*effect.ties, *effect.concat_slots], minted)
-        or _fixed_edges_fault(effect, minted)
-        or _pins_fault(effect, minted)
-        or _kernel_blocks_fault(call, effect, minted)
-        or _slices_fault(call, effect, minted)
-        or _reductions_fault(call, effect, minted)
+        _pairs_fault([*effect.ties, *effect.concat_slots], channel_count)
+        or _fixed_edges_fault(effect, channel_count)
+        or _pins_fault(effect, channel_count)
+        or _kernel_blocks_fault(call, effect, channel_count)
+        or _slices_fault(call, effect, channel_count)
+        or _reductions_fault(call, effect, channel_count)
     )
 
 
@@ -135,7 +135,7 @@ def _slices_fault(call: Call, effect: Effect, minted: int) -> str:
 def _reductions_fault(call: Call, effect: Effect, minted: int) -> str:
     for reduction in effect.reductions:
         slot, channel_ids, destination = reduction.slot, reduction.channel_ids, reduction.destination
-        if not isinstance(slot, int) or not call.has(slot) or call.is_constant(slot):
+        if not isinstance(slot, int) or not call.has_input(slot) or call.is_constant(slot):
             return f"input {slot} is reduced but holds no data"
         fault = _channel_ids_fault(channel_ids, minted) or _shape_fault(channel_ids.shape, call.shape(slot))
         if fault := fault or ("" if destination is None else _channel_ids_fault(destination, minted)):

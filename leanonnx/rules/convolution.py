@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from leanonnx.numeric.channel_ids import ChannelIds, on_axis, varied
+from leanonnx.numeric.channel_ids import ChannelIds, on_axis, varied_axes
 from leanonnx.rules import advice
 from leanonnx.rules.call import (
     Call,
@@ -20,10 +20,10 @@ from leanonnx.rules.call import (
     Slice,
     TiePairs,
     Unsupported,
-    steered,
+    pin_side_inputs,
 )
 from leanonnx.rules.correlation import correlation
-from leanonnx.rules.weights import require_held, vectors
+from leanonnx.rules.weights import per_channel_slices, require_static_weight
 
 MANY_GROUPS = 8
 """Number of conv groups from which on whole groups are removed."""
@@ -48,12 +48,12 @@ def conv(
     """
     if (call.domain, call.op) == ("", "Conv") and not (call.is_constant(0) or call.is_constant(weight)):
         return correlation(call)
-    require_held(call, weight)
+    require_static_weight(call, weight)
     out, width, *kernel = call.shape(weight)
     groups = int(call.attribute("group", 1))
-    sources, ties = call.slices(0, 1)
+    sources, ties = call.channel_ids_along(0, 1)
     inward, destinations = _grouped_channels(call, sources, width, out, groups)
-    whole = not call.by_position and _removes_whole_groups(inward, destinations)
+    whole = not call.tie_by_position and _removes_whole_groups(inward, destinations)
     ties += _group_ties(inward, destinations, whole) if groups > 1 else []
     rank = len(call.output_shape())
     factors = (
@@ -70,11 +70,11 @@ def conv(
         _strides(call, kernel),
         math.prod(kernel),
         math.prod(call.output_shape()) // out,
-        axis=1,
-        onto=1,
+        input_axis=1,
+        output_axis=1,
     )
     fixed_edges: list[FixedEdges] = []
-    if residual is not None and call.has(residual):
+    if residual is not None and call.has_input(residual):
         edges, more = _residual(call, residual, destinations.reshape(-1))
         fixed_edges, ties = [edges], ties + more
     return Effect(
@@ -82,7 +82,7 @@ def conv(
         tuple(ties),
         kernel_blocks=(block,),
         fixed_edges=tuple(fixed_edges),
-        slices=(Slice(weight, factors), *vectors(call, (bias, *per_channel), destinations.reshape(-1))),
+        slices=(Slice(weight, factors), *per_channel_slices(call, (bias, *per_channel), destinations.reshape(-1))),
         pins=_pixel_axis_pins(call),
         rewrite=_shrink_groups(destinations) if groups > 1 and whole else None,
     )
@@ -97,11 +97,11 @@ def conv_transpose(call: Call) -> Effect:
     Limits: the weight is a constant, or computed from constants.
     Specification: ONNX ConvTranspose-22.
     """
-    require_held(call, 1)
+    require_static_weight(call, 1)
     width, per_group, *kernel = call.shape(1)
     groups = int(call.attribute("group", 1))
     out = per_group * groups
-    sources, ties = call.slices(0, 1)
+    sources, ties = call.channel_ids_along(0, 1)
     inward, destinations = _grouped_channels(call, sources, width // groups, out, groups)
     ties += _group_ties(inward, destinations, whole=True) if groups > 1 else []
     factors = (
@@ -117,14 +117,14 @@ def conv_transpose(call: Call) -> Effect:
         _strides(call, kernel),
         math.prod(kernel),
         math.prod(call.shape(0)) // width,
-        axis=1,
-        onto=1,
+        input_axis=1,
+        output_axis=1,
     )
     return Effect(
         (on_axis(destinations.reshape(-1), 1, len(call.output_shape())),),
         tuple(ties),
         kernel_blocks=(block,),
-        slices=(Slice(1, factors), *vectors(call, (2,), destinations.reshape(-1))),
+        slices=(Slice(1, factors), *per_channel_slices(call, (2,), destinations.reshape(-1))),
         pins=_pixel_axis_pins(call),
         rewrite=_shrink_groups(destinations) if groups > 1 else None,
     )
@@ -176,14 +176,14 @@ def deform_conv(call: Call) -> Effect:
     Specification: ONNX DeformConv-22.
     """
     if int(call.attribute("offset_group", 1)) != 1:
-        raise Unsupported("its offset groups apply to different channels", advice.EXPORT)
-    return steered(call, conv(call, bias=3), "takes its offsets or mask from it")
+        raise Unsupported("its offset groups apply to different channels", advice.EXPORT_AGAIN)
+    return pin_side_inputs(call, conv(call, bias=3), "takes its offsets or mask from it")
 
 
 def _pixel_axis_pins(call: Call) -> tuple[Pin, ...]:
     """Pins of channels that lie along pixel axes only: the convolution mixes each one with its neighbours."""
     channel_ids = call.channel_ids(0)
-    if not varied(channel_ids) or 1 in varied(channel_ids):
+    if not varied_axes(channel_ids) or 1 in varied_axes(channel_ids):
         return ()
     return (Pin(np.unique(channel_ids), call.value(0).name, f"{call.title} runs along the channels"),)
 
@@ -193,7 +193,9 @@ def _grouped_channels(
 ) -> tuple[ChannelIds, ChannelIds]:
     """Input channels [G, I] and new output channels [G, O]."""
     if sources.size != width * groups:
-        raise Unsupported(f"{width * groups} input channels in the weight, {sources.size} in the data", advice.EXPORT)
+        raise Unsupported(
+            f"{width * groups} input channels in the weight, {sources.size} in the data", advice.EXPORT_AGAIN
+        )
     return sources.reshape(groups, width), call.mint(out).reshape(groups, out // groups)
 
 
@@ -237,12 +239,12 @@ def _strides(call: Call, kernel: list[int]) -> tuple[int, ...]:
 def _residual(call: Call, slot: int, destinations: ChannelIds) -> tuple[FixedEdges, list[TiePairs]]:
     """Edges and ties from the tensor that FusedConv adds to the output."""
     if call.is_constant(slot):
-        raise Unsupported(f"input {slot} is a constant", advice.FOLD)
-    added, ties = call.slices(slot, 1)
+        raise Unsupported(f"input {slot} is a constant", advice.FOLD_CONSTANTS)
+    added, ties = call.channel_ids_along(slot, 1)
     return FixedEdges(added, destinations), [*ties, (added, destinations)]
 
 
-RULES = {
+CONVOLUTION_RULES = {
     ("", "Conv"): conv,
     ("", "ConvTranspose"): conv_transpose,
     ("", "ConvInteger"): conv_integer,

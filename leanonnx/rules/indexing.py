@@ -9,7 +9,7 @@ import numpy as np
 
 from leanonnx.graph.formats import is_float
 from leanonnx.numeric.arrays import Array
-from leanonnx.numeric.channel_ids import ChannelIds, Shape, compact, on_axis, projection, varied
+from leanonnx.numeric.channel_ids import ChannelIds, Shape, any_along, compact_ids, on_axis, varied_axes
 from leanonnx.rules import advice
 from leanonnx.rules.call import (
     Call,
@@ -22,11 +22,11 @@ from leanonnx.rules.call import (
     Slice,
     TiePairs,
     Unsupported,
-    steered,
+    pin_side_inputs,
 )
-from leanonnx.rules.joins import joined
+from leanonnx.rules.joins import join_operands
 
-MATRIX = 2
+TABLE_RANK = 2
 
 
 def gather(call: Call) -> Effect:
@@ -44,15 +44,15 @@ def gather(call: Call) -> Effect:
         return _lookup(call)
     channel_ids, shape = call.channel_ids(0), call.shape(0)
     axis = int(call.attribute("axis", 0)) % channel_ids.ndim
-    if axis not in varied(channel_ids):
-        if not call.is_constant(1) and varied(call.channel_ids(1)):
-            raise Unsupported("its indices hold channels", advice.CONSTANT)
+    if axis not in varied_axes(channel_ids):
+        if not call.is_constant(1) and varied_axes(call.channel_ids(1)):
+            raise Unsupported("its indices hold channels", advice.MAKE_CONSTANT)
         return Effect((_replace_axis(channel_ids, axis, len(call.shape(1))),), moves=_gather_moves(call, axis))
     indices = call.array(1).astype(np.int64) % shape[axis]
-    output = compact(np.take(channel_ids, indices, axis))
+    output = compact_ids(np.take(channel_ids, indices, axis))
 
     def rewrite(kept: KeptChannels) -> Edit:
-        alive = projection(kept.mask(channel_ids), axis)
+        alive = any_along(kept.mask(channel_ids), axis)
         new = (np.cumsum(alive) - 1)[_kept_indices(indices, alive)]
         return Edit(inputs={1: np.asarray(new, call.array(1).dtype)})
 
@@ -62,16 +62,16 @@ def gather(call: Call) -> Effect:
 def _lookup(call: Call) -> Effect:
     """Effect of a lookup of rows in a constant table ``[V, C]``, whose columns are channels."""
     table = call.shape(0)
-    if len(table) != MATRIX or int(call.attribute("axis", 0)) % MATRIX or not is_float(call.array(0)):
-        raise Unsupported("it looks up parts of a constant", advice.CONSTANT)
-    if varied(call.channel_ids(1)):
-        raise Unsupported("its indices hold channels", advice.CONSTANT)
+    if len(table) != TABLE_RANK or int(call.attribute("axis", 0)) % TABLE_RANK or not is_float(call.array(0)):
+        raise Unsupported("it looks up parts of a constant", advice.MAKE_CONSTANT)
+    if varied_axes(call.channel_ids(1)):
+        raise Unsupported("its indices hold channels", advice.MAKE_CONSTANT)
     columns = call.mint(table[1])
     source = call.channel_ids(1).reshape(-1)[:1]
     output = on_axis(columns, len(call.output_shape()) - 1, len(call.output_shape()))
     edges = FixedEdges(np.repeat(source, columns.size), columns)
     return Effect(
-        (output,), fixed_edges=(edges,), slices=(Slice(0, (on_axis(columns, 1, MATRIX),)),), starts=(columns,)
+        (output,), fixed_edges=(edges,), slices=(Slice(0, (on_axis(columns, 1, TABLE_RANK),)),), starts=(columns,)
     )
 
 
@@ -79,7 +79,7 @@ def _kept_indices(indices: Array, alive: Array) -> Array:
     """Rows and columns of ``indices`` that hold any kept channel."""
     mask = alive[indices]
     for axis in range(indices.ndim):
-        indices = np.take(indices, np.flatnonzero(projection(mask, axis)), axis)
+        indices = np.take(indices, np.flatnonzero(any_along(mask, axis)), axis)
     return indices
 
 
@@ -134,10 +134,10 @@ def _elementwise(call: Call, slots: tuple[int, ...]) -> Effect:
     for slot in slots:
         if not call.is_constant(slot):
             _require_free(call, slot, {axis})
-            if cropped & set(varied(call.channel_ids(slot))):
-                raise Unsupported("it leaves out some of the channels", advice.EXPORT)
+            if cropped & set(varied_axes(call.channel_ids(slot))):
+                raise Unsupported("it leaves out some of the channels", advice.EXPORT_AGAIN)
     left = cropped | {axis}
-    return joined(call, slots, {k: _collapse(call.shape(k), left) for k in slots})
+    return join_operands(call, slots, {k: _collapse(call.shape(k), left) for k in slots})
 
 
 def _collapse(shape: Shape, axes: set[int]) -> Shape:
@@ -173,15 +173,15 @@ def scatter_nd(call: Call) -> Effect:
     Specification: ONNX ScatterND-18.
     """
     reached, lead = call.shape(1)[-1], len(call.shape(1)) - 1
-    data = () if call.is_constant(0) else varied(call.channel_ids(0))
-    updates = () if call.is_constant(2) else varied(call.channel_ids(2))
+    data = () if call.is_constant(0) else varied_axes(call.channel_ids(0))
+    updates = () if call.is_constant(2) else varied_axes(call.channel_ids(2))
     if min(data, default=reached) >= reached and min(updates, default=lead) >= lead:
         if not call.is_constant(1):
             _require_free(call, 1, set(range(lead + 1)))
         tail = call.shape(2)[lead:]
-        return joined(call, (0, 2), {0: call.shape(0), 2: (1,) * reached + tail}, {2: lead})
+        return join_operands(call, (0, 2), {0: call.shape(0), 2: (1,) * reached + tail}, {2: lead})
     if len(data) > 1 or len(updates) > 1 or min(updates, default=0) >= lead:
-        raise Unsupported("its data and updates hold channels on several axes", advice.EXPORT)
+        raise Unsupported("its data and updates hold channels on several axes", advice.EXPORT_AGAIN)
     return _scatter_channels(call, data, updates)
 
 
@@ -193,7 +193,7 @@ def _scatter_channels(call: Call, data: tuple[int, ...], updates: tuple[int, ...
     changing = [a for a in range(channels.ndim) if _varies(channels, a)]
     changing = changing or [a for a in range(channels.ndim) if channels.shape[a] == 1][:1]
     if len(changing) != 1 or set(updates) - set(changing):
-        raise Unsupported("it does not write each channel as one slice", advice.EXPORT)
+        raise Unsupported("it does not write each channel as one slice", advice.EXPORT_AGAIN)
     at = changing[0]
     named = np.moveaxis(channels, at, 0).reshape(channels.shape[at], -1)[:, 0]
     minted = call.mint(shape[axis])
@@ -206,7 +206,7 @@ def _scatter_channels(call: Call, data: tuple[int, ...], updates: tuple[int, ...
             slices.append(Slice(slot, (on_axis(destination, place, len(call.shape(slot))),)))
             starts += [destination] if np.any(call.array(slot)) else []
             continue
-        vector, more = call.slices(slot, place)
+        vector, more = call.channel_ids_along(slot, place)
         ties += [*more, (vector, destination)]
         fixed_edges.append(FixedEdges(vector, destination))
 
@@ -233,7 +233,7 @@ def _indexed_axis(indices: Array, axis: int) -> int:
     """Axis of the output that the tuples index where the channels of the updates vary."""
     moving = [k for k in range(indices.shape[-1]) if _varies(indices[..., k], axis)]
     if len(moving) != 1:
-        raise Unsupported("the channels of its updates do not lie on a single axis of the output", advice.EXPORT)
+        raise Unsupported("the channels of its updates do not lie on a single axis of the output", advice.EXPORT_AGAIN)
     return moving[0]
 
 
@@ -252,7 +252,7 @@ def top_k(call: Call) -> Effect:
     """
     channel_ids = call.channel_ids(0)
     _require_free(call, 0, {int(call.attribute("axis", -1)) % channel_ids.ndim})
-    return steered(call, Effect((channel_ids, channel_ids)), "takes its number of elements from it")
+    return pin_side_inputs(call, Effect((channel_ids, channel_ids)), "takes its number of elements from it")
 
 
 def reverse_sequence(call: Call) -> Effect:
@@ -265,7 +265,7 @@ def reverse_sequence(call: Call) -> Effect:
     Specification: ONNX ReverseSequence-10.
     """
     _require_free(call, 0, {int(call.attribute("batch_axis", 1)), int(call.attribute("time_axis", 0))})
-    return steered(call, Effect((call.channel_ids(0),)), "takes its lengths from it")
+    return pin_side_inputs(call, Effect((call.channel_ids(0),)), "takes its lengths from it")
 
 
 def trilu(call: Call) -> Effect:
@@ -279,7 +279,7 @@ def trilu(call: Call) -> Effect:
     """
     channel_ids = call.channel_ids(0)
     _require_free(call, 0, {channel_ids.ndim - 1, channel_ids.ndim - 2})
-    return steered(call, Effect((channel_ids,)), "takes its diagonal from it")
+    return pin_side_inputs(call, Effect((channel_ids,)), "takes its diagonal from it")
 
 
 def _require_free(call: Call, slot: int, axes: set[int]) -> None:
@@ -288,11 +288,11 @@ def _require_free(call: Call, slot: int, axes: set[int]) -> None:
     Raises:
         Unsupported: it holds channels there.
     """
-    if axes & set(varied(call.channel_ids(slot))):
-        raise Unsupported("it selects among the channels", advice.EXPORT)
+    if axes & set(varied_axes(call.channel_ids(slot))):
+        raise Unsupported("it selects among the channels", advice.EXPORT_AGAIN)
 
 
-RULES = {
+INDEXING_RULES = {
     ("", "Gather"): gather,
     ("", "GatherElements"): gather_elements,
     ("", "GatherND"): gather_nd,

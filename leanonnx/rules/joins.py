@@ -7,12 +7,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from leanonnx.numeric.channel_ids import ChannelIds, Shape, varied
+from leanonnx.numeric.channel_ids import ChannelIds, Shape, varied_axes
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, FixedEdges, Slice, TiePairs, Unsupported, broadcast_factor
 
 
-def joined(
+def join_operands(
     call: Call, slots: Sequence[int], shapes: Mapping[int, Shape], cut: Mapping[int, int] | None = None
 ) -> Effect:
     """Join the operands in these slots.
@@ -24,7 +24,7 @@ def joined(
     computed = [k for k in slots if not call.is_constant(k)]
     shape = np.broadcast_shapes(*shapes.values())
     own = [_align(call.channel_ids(k), cut.get(k, 0), len(shapes[k])) for k in computed]
-    out, ties, fixed_edges = merged(call, own, [shapes[k] for k in computed], shape)
+    out, ties, fixed_edges = join_channels(call, own, [shapes[k] for k in computed], shape)
     slices: list[Slice] = []
     for slot in slots:
         if slot not in computed:
@@ -33,7 +33,7 @@ def joined(
             lead = cut.get(slot, 0)
             rank = len(call.shape(slot)) - lead
             whole = factor.reshape((1,) * lead + factor.shape[factor.ndim - rank :])
-            slices += [Slice(slot, (whole,))] if varied(factor) else []
+            slices += [Slice(slot, (whole,))] if varied_axes(factor) else []
     return Effect((out,), tuple(ties), fixed_edges=tuple(fixed_edges), slices=tuple(slices))
 
 
@@ -43,7 +43,7 @@ def _align(channel_ids: ChannelIds, cut: int, rank: int) -> ChannelIds:
     return channel_ids.reshape((1,) * (rank - len(rest)) + rest)
 
 
-def merged(
+def join_channels(
     call: Call, operands: Sequence[ChannelIds], shapes: Sequence[Shape], shape: Shape
 ) -> tuple[ChannelIds, list[TiePairs], list[FixedEdges]]:
     """Channel ids of a join's output, with ties and fixed edges from each operand's channels.
@@ -56,9 +56,9 @@ def merged(
     aligned = [
         channel_ids.reshape((1,) * (len(shape) - channel_ids.ndim) + channel_ids.shape) for channel_ids in operands
     ]
-    axes = sorted((set(varied(channel_ids)) for channel_ids in aligned), key=len)
+    axes = sorted((set(varied_axes(channel_ids)) for channel_ids in aligned), key=len)
     if any(not one <= other for one, other in pairwise(axes)):
-        raise Unsupported("its operands hold channels on different axes", advice.EXPORT)
+        raise Unsupported("its operands hold channels on different axes", advice.EXPORT_AGAIN)
     joint = np.broadcast_shapes(*[channel_ids.shape for channel_ids in aligned])
     spread = [np.broadcast_to(channel_ids, joint) for channel_ids in aligned]
     if all(np.array_equal(spread[0], other) for other in spread[1:]):
@@ -69,7 +69,7 @@ def merged(
     for size, own, channel_ids in zip(shapes, aligned, spread, strict=True):
         pairs = np.unique(np.stack([channel_ids.reshape(-1), out.reshape(-1)]), axis=1)
         fixed_edges.append(FixedEdges(pairs[0], pairs[1]))
-        if varied(own) or not _is_broadcast(size, shape, out):
+        if varied_axes(own) or not _is_broadcast(size, shape, out):
             ties.append((pairs[0], pairs[1]))
     return out, ties, fixed_edges
 
@@ -77,4 +77,4 @@ def merged(
 def _is_broadcast(operand: Shape, shape: Shape, out: ChannelIds) -> bool:
     """Return True if an operand has size 1 on an axis along which the output's channels vary."""
     full = (1,) * (len(shape) - len(operand)) + tuple(operand)
-    return any(full[axis] == 1 and shape[axis] > 1 for axis in varied(out))
+    return any(full[axis] == 1 and shape[axis] > 1 for axis in varied_axes(out))

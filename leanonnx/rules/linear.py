@@ -11,13 +11,13 @@ import math
 import numpy as np
 
 from leanonnx.numeric.arrays import Array
-from leanonnx.numeric.channel_ids import on_axis, varied
+from leanonnx.numeric.channel_ids import on_axis, varied_axes
 from leanonnx.rules import advice, products
 from leanonnx.rules.call import Call, Effect, KernelBlock, Slice, TiePairs, Unsupported, broadcast_factor
-from leanonnx.rules.weights import fixed, require_held, vectors
+from leanonnx.rules.weights import per_channel_slices, require_static_weight, unprunable_block
 
 ROW, COLUMN = -2, -1
-TRANSPOSED = ("transA", "transB")
+TRANSPOSE_ATTRIBUTES = ("transA", "transB")
 
 
 def gemm(call: Call) -> Effect:
@@ -30,13 +30,13 @@ def gemm(call: Call) -> Effect:
     Specification: ONNX Gemm-13, com.microsoft.FusedGemm-1.
     """
     weight, bias = (0 if call.is_constant(0) else 1), 2
-    effect = _product(call, 1 - weight, weight, *(bool(call.attribute(name, 0)) for name in TRANSPOSED))
+    effect = _product(call, 1 - weight, weight, *(bool(call.attribute(name, 0)) for name in TRANSPOSE_ATTRIBUTES))
     bias_slices: tuple[Slice, ...] = ()
     ties: list[TiePairs] = []
     if call.is_constant(bias):
         factor, ties = broadcast_factor(effect.outputs[0], call.shape(bias))
-        bias_slices = (Slice(bias, (factor,)),) if varied(factor) else ()
-    elif call.has(bias):
+        bias_slices = (Slice(bias, (factor,)),) if varied_axes(factor) else ()
+    elif call.has_input(bias):
         raise Unsupported("it adds a computed tensor", "export the addition as a node of its own")
     return Effect(
         effect.outputs, (*effect.ties, *ties), kernel_blocks=effect.kernel_blocks, slices=(*effect.slices, *bias_slices)
@@ -52,7 +52,7 @@ def qgemm(call: Call) -> Effect:
     Limits: it is not pruned.
     Specification: com.microsoft.QGemm-1.
     """
-    raise Unsupported("a quantised Gemm is not pruned", advice.FLOAT)
+    raise Unsupported("a quantised Gemm is not pruned", advice.COMPRESS_FLOAT)
 
 
 def matmul(call: Call) -> Effect:
@@ -68,7 +68,7 @@ def matmul(call: Call) -> Effect:
     """
     weight = 0 if call.is_constant(0) else 1
     if not call.is_constant(weight):
-        return products.matmul(call, 0, 1)
+        return products.computed_matmul(call, 0, 1)
     return _product(call, 1 - weight, weight)
 
 
@@ -82,14 +82,14 @@ def fused_matmul(call: Call) -> Effect:
     Specification: com.microsoft.FusedMatMul-1.
     """
     if any(call.attribute(name, 0) for name in ("transBatchA", "transBatchB")):
-        raise Unsupported("it transposes its batch axes", advice.EXPORT)
-    left, right = (bool(call.attribute(name, 0)) for name in TRANSPOSED)
+        raise Unsupported("it transposes its batch axes", advice.EXPORT_AGAIN)
+    left, right = (bool(call.attribute(name, 0)) for name in TRANSPOSE_ATTRIBUTES)
     weight = 0 if call.is_constant(0) else 1
     if call.is_constant(weight):
         return _product(call, 1 - weight, weight, left, right)
     if left:
-        raise Unsupported("it transposes its left operand", advice.EXPORT)
-    return products.matmul(call, 0, 1, right)
+        raise Unsupported("it transposes its left operand", advice.EXPORT_AGAIN)
+    return products.computed_matmul(call, 0, 1, right)
 
 
 def qlinear_matmul(call: Call) -> Effect:
@@ -120,17 +120,17 @@ def _quantised_product(call: Call, left: int, right: int, sides: dict[int, tuple
     """Effect of a quantised product; ``sides`` holds the slots of scale and zero point of each operand."""
     weight = left if call.is_constant(left) else right
     if not call.is_constant(weight):
-        return products.matmul(call, left, right)
+        return products.computed_matmul(call, left, right)
     effect = _product(call, left + right - weight, weight)
-    if effect.kernel_blocks[0].inward is None:
+    if effect.kernel_blocks[0].input_channel_ids is None:
         return effect
-    extra = vectors(call, sides[weight], effect.kernel_blocks[0].destinations[0])
+    extra = per_channel_slices(call, sides[weight], effect.kernel_blocks[0].destinations[0])
     return Effect(effect.outputs, effect.ties, kernel_blocks=effect.kernel_blocks, slices=(*effect.slices, *extra))
 
 
 def _product(call: Call, data: int, weight: int, left_turned: bool = False, right_turned: bool = False) -> Effect:
     """Effect of a constant matrix applied to the data; the operand in the lower slot is the left one."""
-    require_held(call, weight)
+    require_static_weight(call, weight)
     if len(call.shape(weight)) < -ROW:
         raise Unsupported("its constant is a vector", "export it as a matrix of one row or column")
     *stack, rows, columns = call.shape(weight)
@@ -143,11 +143,11 @@ def _product(call: Call, data: int, weight: int, left_turned: bool = False, righ
         axis = onto = COLUMN
     width, out = (columns, rows) if stored == COLUMN else (rows, columns)
     channel_ids, result = call.channel_ids(data), len(call.output_shape())
-    if channel_ids.shape[axis] == 1 and varied(channel_ids):
+    if channel_ids.shape[axis] == 1 and varied_axes(channel_ids):
         turned = channel_ids.swapaxes(ROW, COLUMN) if axis != onto else channel_ids
-        block = fixed(weight, (out, width), taps=0)
+        block = unprunable_block(weight, (out, width), taps=0)
         return Effect((turned.reshape((1,) * (result - turned.ndim) + turned.shape),), kernel_blocks=(block,))
-    sources, ties = call.slices(data, axis)
+    sources, ties = call.channel_ids_along(data, axis)
     destinations, rank = call.mint(out), len(call.shape(weight))
     inward = on_axis(sources, rank + stored, rank)
     outward = on_axis(destinations, rank + (ROW + COLUMN - stored), rank)
@@ -158,8 +158,8 @@ def _product(call: Call, data: int, weight: int, left_turned: bool = False, righ
         lambda: _kernels(call.array(weight), stored),
         inward,
         positions=math.prod(call.shape(data)) // max(width, 1),
-        axis=axis,
-        onto=onto,
+        input_axis=axis,
+        output_axis=onto,
     )
     output = on_axis(destinations, result + onto, result)
     return Effect((output,), tuple(ties), kernel_blocks=(block,), slices=(Slice(weight, (outward, inward)),))
@@ -171,7 +171,7 @@ def _kernels(array: Array, stored: int) -> Array:
     return np.asarray(matrix if stored == COLUMN else matrix.T)[None]
 
 
-RULES = {
+LINEAR_RULES = {
     ("", "Gemm"): gemm,
     ("", "MatMul"): matmul,
     ("", "MatMulInteger"): matmul_integer,

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from leanonnx.numeric.channel_ids import ChannelIds, Shape, on_axis, reshape, uniform, varied
+from leanonnx.numeric.channel_ids import ChannelIds, Shape, on_axis, reshape_ids, uniform_ids, varied_axes
 from leanonnx.rules import advice
 from leanonnx.rules.call import (
     Call,
@@ -21,12 +21,12 @@ from leanonnx.rules.call import (
     ShapeEdit,
     TiePairs,
     Unsupported,
-    kept_together,
-    steered,
+    channels_on_axis,
+    pin_side_inputs,
 )
 
 
-def reshaped(call: Call) -> Effect:
+def reshape(call: Call) -> Effect:
     """Change the shape of a tensor, in row-major order.
 
     Flow: channels move with their data.
@@ -39,7 +39,7 @@ def reshaped(call: Call) -> Effect:
     """
     before, after = call.shape(0), call.output_shape()
     channel_ids = call.channel_ids(0)
-    output = reshape(channel_ids, before, after)
+    output = reshape_ids(channel_ids, before, after)
     rewrite = None
     if call.op == "Reshape":
         target = call.ints(1, "shape") or []
@@ -47,11 +47,11 @@ def reshaped(call: Call) -> Effect:
 
         def rewrite(kept: KeptChannels) -> Edit:
             entries = _target_entries(kept, channel_ids, output, before, after, target, frozen)
-            if call.has(1):
+            if call.has_input(1):
                 return Edit(inputs={1: ShapeEdit(entries, {k: after[k] for k in entries if target[k]})})
             return Edit({"shape": [entries.get(k, value) for k, value in enumerate(target)]})
 
-    return Effect((output,), rewrite=rewrite, moves=(lambda channel_ids: reshape(channel_ids, before, after),))
+    return Effect((output,), rewrite=rewrite, moves=(lambda channel_ids: reshape_ids(channel_ids, before, after),))
 
 
 def _target_entries(
@@ -66,8 +66,8 @@ def _target_entries(
     """Entries of a Reshape target that must change; -1 and 0 stay where they already give the kept size."""
     entries = {}
     for axis, value in enumerate(target):
-        size = kept.count(output, axis, after[axis])
-        if value == -1 or (value == 0 and not frozen and kept.count(channel_ids, axis, before[axis]) == size):
+        size = kept.axis_size(output, axis, after[axis])
+        if value == -1 or (value == 0 and not frozen and kept.axis_size(channel_ids, axis, before[axis]) == size):
             continue
         if size != after[axis] or value == 0:
             entries[axis] = size
@@ -102,10 +102,10 @@ def expand(call: Call) -> Effect:
     output = channel_ids.reshape((1,) * (len(shape) - channel_ids.ndim) + channel_ids.shape)
     target = (call.ints(1) or []) if call.is_constant(1) else list(shape[len(shape) - math.prod(call.shape(1)) :])
     lead = len(shape) - len(target)
-    named = [k for k in varied(output) if k >= lead and target[k - lead] != 1]
+    named = [k for k in varied_axes(output) if k >= lead and target[k - lead] != 1]
 
     def rewrite(kept: KeptChannels) -> Edit:
-        sizes = {k - lead: kept.count(output, k, shape[k]) for k in named}
+        sizes = {k - lead: kept.axis_size(output, k, shape[k]) for k in named}
         return Edit(inputs={1: ShapeEdit(sizes, {k: shape[k + lead] for k in sizes})})
 
     return Effect((output,), rewrite=rewrite)
@@ -136,8 +136,8 @@ def depth_to_space(call: Call) -> Effect:
     Specification: ONNX DepthToSpace-13.
     """
     block = int(call.attribute("blocksize"))
-    vector, ties = call.slices(0, 1)
-    crd = call.text("mode", "DCR") == "CRD"
+    vector, ties = call.channel_ids_along(0, 1)
+    crd = call.string_attribute("mode", "DCR") == "CRD"
     members = vector.reshape(-1, block * block) if crd else vector.reshape(block * block, -1).T
     return _combine_channels(call, members, ties)
 
@@ -151,8 +151,8 @@ def col2im(call: Call) -> Effect:
     Limits: none; the number of output channels follows from the input.
     Specification: ONNX Col2Im-18.
     """
-    vector, ties = call.slices(0, 1)
-    return steered(
+    vector, ties = call.channel_ids_along(0, 1)
+    return pin_side_inputs(
         call, _combine_channels(call, vector.reshape(call.output_shape()[1], -1), ties), "takes a size from it"
     )
 
@@ -175,7 +175,7 @@ def space_to_depth(call: Call) -> Effect:
     Specification: ONNX SpaceToDepth-13.
     """
     block = int(call.attribute("blocksize"))
-    channel_ids, ties = kept_together(call, 0, 1)
+    channel_ids, ties = channels_on_axis(call, 0, 1)
     vector = channel_ids.reshape(-1)
     output = on_axis(np.tile(vector, block * block), 1, channel_ids.ndim) if vector.size > 1 else channel_ids
     return Effect((output,), tuple(ties))
@@ -193,18 +193,18 @@ def shape_of(call: Call) -> Effect:
     """
     channel_ids, shape = call.channel_ids(0), call.shape(0)
     if call.op == "Size":
-        if varied(channel_ids):
-            raise Unsupported("it counts the elements of all channels", advice.EXPORT)
-        return Effect((uniform(0, 0),))
+        if varied_axes(channel_ids):
+            raise Unsupported("it counts the elements of all channels", advice.EXPORT_AGAIN)
+        return Effect((uniform_ids(0, 0),))
     start, stop, _ = slice(call.attribute("start", 0), call.attribute("end")).indices(len(shape))
-    entries = {a - start: shape[a] for a in varied(channel_ids) if start <= a < stop}
+    entries = {a - start: shape[a] for a in varied_axes(channel_ids) if start <= a < stop}
 
     def rewrite(kept: KeptChannels) -> Edit:
         return Edit(
-            outputs={0: ShapeEdit(entries, {k: kept.count(channel_ids, k + start, n) for k, n in entries.items()})}
+            outputs={0: ShapeEdit(entries, {k: kept.axis_size(channel_ids, k + start, n) for k, n in entries.items()})}
         )
 
-    return Effect((uniform(0, 1),), rewrite=rewrite if entries else None)
+    return Effect((uniform_ids(0, 1),), rewrite=rewrite if entries else None)
 
 
 def crop(call: Call) -> Effect:
@@ -217,16 +217,16 @@ def crop(call: Call) -> Effect:
     Specification: ONNX Crop-1 (experimental).
     """
     channel_ids = call.channel_ids(0)
-    if set(varied(channel_ids)) - {1}:
-        raise Unsupported("its channels lie on a cropped axis", advice.EXPORT)
+    if set(varied_axes(channel_ids)) - {1}:
+        raise Unsupported("its channels lie on a cropped axis", advice.EXPORT_AGAIN)
     return Effect((channel_ids,))
 
 
-RULES = {
-    ("", "Reshape"): reshaped,
-    ("", "Flatten"): reshaped,
-    ("", "Squeeze"): reshaped,
-    ("", "Unsqueeze"): reshaped,
+MOVEMENT_RULES = {
+    ("", "Reshape"): reshape,
+    ("", "Flatten"): reshape,
+    ("", "Squeeze"): reshape,
+    ("", "Unsqueeze"): reshape,
     ("", "Transpose"): transpose,
     ("", "Expand"): expand,
     ("", "Tile"): tile,

@@ -13,10 +13,10 @@ from dataclasses import replace
 import numpy as np
 
 from leanonnx.numeric.arrays import Array
-from leanonnx.numeric.channel_ids import on_axis, projection, varied
+from leanonnx.numeric.channel_ids import any_along, on_axis, varied_axes
 from leanonnx.rules import advice
 from leanonnx.rules.call import (
-    Attribute,
+    AttributeValue,
     Call,
     Edit,
     Effect,
@@ -26,12 +26,12 @@ from leanonnx.rules.call import (
     Slice,
     Unsupported,
     broadcast_factor,
-    taken_together,
+    combine_axes,
 )
-from leanonnx.rules.joins import joined
-from leanonnx.rules.reduction import require_zeros, share, sums_channels
+from leanonnx.rules.joins import join_operands
+from leanonnx.rules.reduction import kept_share, require_zeros, sums_channels
 
-SINGLE = 4
+FLOAT32_BYTES = 4
 """Bytes of the narrowest number format in which a scale is folded into a constant."""
 
 
@@ -45,7 +45,7 @@ def batch_normalization(call: Call) -> Effect:
     Specification: ONNX BatchNormalization-15.
     """
     if any(not call.is_constant(slot) for slot in range(1, 5)):
-        raise Unsupported("its statistics are computed at run time", advice.CONSTANT)
+        raise Unsupported("its statistics are computed at run time", advice.MAKE_CONSTANT)
     scale = np.abs(call.array(1).astype(np.float64))
     if call.attribute("training_mode", 0):
         effect = _diagonal(call, (1, 2, 3, 4), scale)
@@ -67,12 +67,12 @@ def instance_normalization(call: Call) -> Effect:
     Specification: ONNX InstanceNormalization-22.
     """
     if not (call.is_constant(1) and call.is_constant(2)):
-        raise Unsupported("its scale is computed at run time", advice.CONSTANT)
+        raise Unsupported("its scale is computed at run time", advice.MAKE_CONSTANT)
     return _diagonal(call, (1, 2), np.abs(call.array(1).astype(np.float64)))
 
 
 def _diagonal(call: Call, slots: tuple[int, ...], gains: Array) -> Effect:
-    vector, ties = call.slices(0, 1)
+    vector, ties = call.channel_ids_along(0, 1)
     unique, inverse = np.unique(vector, return_inverse=True)
     minted = call.mint(unique.size)
     channel_ids = minted[inverse]
@@ -95,8 +95,8 @@ def group_normalization(call: Call) -> Effect:
     Specification: ONNX GroupNormalization-21.
     """
     if not (call.is_constant(1) and call.is_constant(2)):
-        raise Unsupported("its scale is computed at run time", advice.CONSTANT)
-    vector, ties = call.slices(0, 1)
+        raise Unsupported("its scale is computed at run time", advice.MAKE_CONSTANT)
+    vector, ties = call.channel_ids_along(0, 1)
     groups = int(call.attribute("num_groups"))
     members = vector.reshape(groups, -1)
     ties.append((np.repeat(members[:, :1], members.shape[1] - 1, axis=1), members[:, 1:]))
@@ -126,7 +126,7 @@ def layer_normalization(call: Call) -> Effect:
     if any(name for name in call.outputs[1:]):
         raise Unsupported("it outputs its statistics", "export it for inference")
     taken = set(range(axis, channel_ids.ndim))
-    return taken_together(call, taken, "it takes mean and variance over the channels", advice.STREAM)
+    return combine_axes(call, taken, "it takes mean and variance over the channels", advice.PRUNE_BESIDE_STREAM)
 
 
 def rms_normalization(call: Call) -> Effect:
@@ -143,7 +143,7 @@ def rms_normalization(call: Call) -> Effect:
     axis = int(call.attribute("axis", -1)) % channel_ids.ndim
     taken = range(axis, channel_ids.ndim)
     if not sums_channels(call, taken):
-        return taken_together(call, set(taken), "it normalises over the channels")
+        return combine_axes(call, set(taken), "it normalises over the channels")
     scale, epsilon = call.array(1), float(call.attribute("epsilon", 1e-5))
     wide = np.abs(scale.astype(np.float64)).reshape((1,) * (channel_ids.ndim - scale.ndim) + scale.shape)
     wide = wide.max(tuple(k for k, size in enumerate(channel_ids.shape) if size == 1), keepdims=True)
@@ -151,18 +151,18 @@ def rms_normalization(call: Call) -> Effect:
     factor, ties = broadcast_factor(effect.outputs[0], scale.shape)
 
     def rewrite(kept: KeptChannels) -> Edit:
-        left = max(share(kept, channel_ids), 1 / channel_ids.size)
-        attributes: dict[str, Attribute] = {"epsilon": epsilon / left}
+        left = max(kept_share(kept, channel_ids), 1 / channel_ids.size)
+        attributes: dict[str, AttributeValue] = {"epsilon": epsilon / left}
         if left == 1:
             return Edit()
-        if scale.dtype.itemsize < SINGLE:
-            return Edit(attributes, scales={0: left**-0.5})
+        if scale.dtype.itemsize < FLOAT32_BYTES:
+            return Edit(attributes, output_scales={0: left**-0.5})
         array = scale
-        for place in varied(factor):
-            array = np.compress(projection(kept.mask(factor), place), array, place)
+        for place in varied_axes(factor):
+            array = np.compress(any_along(kept.mask(factor), place), array, place)
         return Edit(attributes, {1: (array * left**-0.5).astype(scale.dtype)})
 
-    slices = (Slice(1, (factor,)),) if varied(factor) else ()
+    slices = (Slice(1, (factor,)),) if varied_axes(factor) else ()
     return replace(effect, ties=(*effect.ties, *ties), slices=slices, rewrite=rewrite)
 
 
@@ -193,7 +193,7 @@ def _by_norm(call: Call, gains: Array) -> Effect:
     )
 
 
-def over_axes(call: Call) -> Effect:
+def mean_variance_normalization(call: Call) -> Effect:
     """Normalise by mean and variance over given axes.
 
     Flow: channels on other axes pass through.
@@ -203,7 +203,7 @@ def over_axes(call: Call) -> Effect:
     Specification: ONNX MeanVarianceNormalization-13.
     """
     taken = {int(a) % call.channel_ids(0).ndim for a in np.atleast_1d(call.attribute("axes", [0, 2, 3]))}
-    return taken_together(call, taken, "it normalises over the channels", advice.STREAM)
+    return combine_axes(call, taken, "it normalises over the channels", advice.PRUNE_BESIDE_STREAM)
 
 
 def lp_normalization(call: Call) -> Effect:
@@ -218,7 +218,7 @@ def lp_normalization(call: Call) -> Effect:
     axis = int(call.attribute("axis", -1)) % call.channel_ids(0).ndim
     if sums_channels(call, (axis,)):
         return _by_norm(call, np.ones(call.channel_ids(0).shape))
-    return taken_together(call, {axis}, "it normalises over the channels")
+    return combine_axes(call, {axis}, "it normalises over the channels")
 
 
 def skip_layer_normalization(call: Call) -> Effect:
@@ -231,14 +231,14 @@ def skip_layer_normalization(call: Call) -> Effect:
     Specification: com.microsoft.SkipLayerNormalization-1, SkipSimplifiedLayerNormalization-1.
     """
     if any(name for name in call.outputs[1:]):
-        raise Unsupported("it outputs its statistics or its sum", advice.EXPORT)
-    effect = joined(call, (0, 1), {k: call.shape(k) for k in (0, 1)})
+        raise Unsupported("it outputs its statistics or its sum", advice.EXPORT_AGAIN)
+    effect = join_operands(call, (0, 1), {k: call.shape(k) for k in (0, 1)})
     if effect.outputs[0].shape[-1] > 1:
-        raise Unsupported("it takes mean and variance over the channels", advice.STREAM)
+        raise Unsupported("it takes mean and variance over the channels", advice.PRUNE_BESIDE_STREAM)
     return effect
 
 
-def across(call: Call) -> Effect:
+def local_response_normalization(call: Call) -> Effect:
     """Local response normalisation over neighbouring channels.
 
     Flow: channels on axes other than 1 pass through.
@@ -247,19 +247,19 @@ def across(call: Call) -> Effect:
     Limits: none.
     Specification: ONNX LRN-13.
     """
-    if 1 in varied(call.channel_ids(0)):
-        raise Unsupported("it divides each channel by its neighbours", advice.NONE)
+    if 1 in varied_axes(call.channel_ids(0)):
+        raise Unsupported("it divides each channel by its neighbours", advice.NO_EXACT_FORM)
     return Effect((call.channel_ids(0),))
 
 
-RULES = {
+NORMALIZATION_RULES = {
     ("", "BatchNormalization"): batch_normalization,
     ("", "InstanceNormalization"): instance_normalization,
     ("", "GroupNormalization"): group_normalization,
     ("", "LayerNormalization"): layer_normalization,
     ("", "RMSNormalization"): rms_normalization,
-    ("", "LRN"): across,
-    ("", "MeanVarianceNormalization"): over_axes,
+    ("", "LRN"): local_response_normalization,
+    ("", "MeanVarianceNormalization"): mean_variance_normalization,
     ("", "LpNormalization"): lp_normalization,
     ("com.microsoft", "SkipLayerNormalization"): skip_layer_normalization,
     ("com.microsoft", "SkipSimplifiedLayerNormalization"): skip_layer_normalization,

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from leanonnx.numeric.channel_ids import ChannelIds, compact, varied
+from leanonnx.numeric.channel_ids import ChannelIds, compact_ids, varied_axes
 from leanonnx.operators.facts import Family, Trait
 from leanonnx.operators.table import names_with, standard_keys
 from leanonnx.rules import advice
-from leanonnx.rules.call import Call, Effect, FixedEdges, Slice, Unsupported, broadcast_factor, steered
-from leanonnx.rules.joins import joined
+from leanonnx.rules.call import Call, Effect, FixedEdges, Slice, Unsupported, broadcast_factor, pin_side_inputs
+from leanonnx.rules.joins import join_operands
 
 SCALING = names_with(Trait.SCALES)
 
@@ -29,10 +29,10 @@ def unary(call: Call) -> Effect:
     Specification: ONNX Relu-14, Clip-13, Cast-21 and the other unary operators; com.microsoft.QuickGelu-1,
         QLinearSigmoid-1, QLinearLeakyRelu-1.
     """
-    return steered(call, Effect((call.channel_ids(0),) * len(call.output_shapes)), "reads it as a parameter")
+    return pin_side_inputs(call, Effect((call.channel_ids(0),) * len(call.output_shapes)), "reads it as a parameter")
 
 
-def join(call: Call) -> Effect:
+def elementwise(call: Call) -> Effect:
     """Elementwise functions of several tensors, with broadcasting.
 
     Flow: the channels of each operand lead to those of the output; a multiplication by one constant per channel
@@ -42,15 +42,15 @@ def join(call: Call) -> Effect:
     Limits: none; constants are sliced with the tensor that they are combined with.
     Specification: ONNX Add-14, Mul-14, Where-16 and the other elementwise operators.
     """
-    return join_slots(call, tuple(k for k in range(len(call.inputs)) if call.has(k)))
+    return join_slots(call, tuple(k for k in range(len(call.inputs)) if call.has_input(k)))
 
 
 def join_slots(call: Call, slots: tuple[int, ...]) -> Effect:
     """Tie the computed operands in these slots and slice the constant ones."""
-    effect = joined(call, slots, {k: call.shape(k) for k in slots})
+    effect = join_operands(call, slots, {k: call.shape(k) for k in slots})
     (out,) = effect.outputs
     computed = [k for k in slots if not call.is_constant(k)]
-    if call.op in SCALING and len(computed) == 1 and len(slots) == 2 and varied(out):
+    if call.op in SCALING and len(computed) == 1 and len(slots) == 2 and varied_axes(out):
         scaled = _scale_channels(call, out, next(k for k in slots if k not in computed))
         if scaled is not None:
             minted, edges = scaled
@@ -66,7 +66,7 @@ def _scale_channels(call: Call, channel_ids: ChannelIds, slot: int) -> tuple[Cha
     """
     constant = call.array(slot)
     shape = (1,) * (channel_ids.ndim - constant.ndim) + constant.shape
-    elsewhere = any(size != 1 and axis not in varied(channel_ids) for axis, size in enumerate(shape))
+    elsewhere = any(size != 1 and axis not in varied_axes(channel_ids) for axis, size in enumerate(shape))
     if constant.size < 2 or elsewhere or constant.dtype.kind != "f" or (call.op == "Div" and slot == 0):
         return None
     unique, inverse = np.unique(channel_ids, return_inverse=True)
@@ -95,9 +95,9 @@ def prelu(call: Call) -> Effect:
     Specification: ONNX PRelu-16.
     """
     if not call.is_constant(1):
-        raise Unsupported("the slope is computed at run time", advice.CONSTANT)
+        raise Unsupported("the slope is computed at run time", advice.MAKE_CONSTANT)
     factor, ties = broadcast_factor(call.channel_ids(0), call.shape(1))
-    return Effect((call.channel_ids(0),), tuple(ties), slices=(Slice(1, (factor,)),) if varied(factor) else ())
+    return Effect((call.channel_ids(0),), tuple(ties), slices=(Slice(1, (factor,)),) if varied_axes(factor) else ())
 
 
 def qlinear_join(call: Call) -> Effect:
@@ -122,9 +122,9 @@ def image_scaler(call: Call) -> Effect:
     Specification: ONNX ImageScaler-1 (experimental).
     """
     channel_ids = call.channel_ids(0)
-    if varied(channel_ids):
+    if varied_axes(channel_ids):
         raise Unsupported("its bias per channel is an attribute", "export it as Mul and Add")
-    return Effect((compact(channel_ids),))
+    return Effect((compact_ids(channel_ids),))
 
 
 def bias_gelu(call: Call) -> Effect:
@@ -139,9 +139,9 @@ def bias_gelu(call: Call) -> Effect:
     return join_slots(call, (0, 1))
 
 
-RULES = {
+POINTWISE_RULES = {
     **dict.fromkeys(standard_keys(Family.UNARY), unary),
-    **dict.fromkeys(standard_keys(Family.JOIN), join),
+    **dict.fromkeys(standard_keys(Family.JOIN), elementwise),
     ("", "PRelu"): prelu,
     ("", "ImageScaler"): image_scaler,
     ("com.microsoft", "QLinearAdd"): qlinear_join,

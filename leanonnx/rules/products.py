@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from leanonnx.numeric.channel_ids import ChannelIds, compact, on_axis, varied
+from leanonnx.numeric.channel_ids import ChannelIds, compact_ids, on_axis, varied_axes
 from leanonnx.rules import advice
 from leanonnx.rules.call import (
     Call,
@@ -24,25 +24,27 @@ from leanonnx.rules.call import (
     mint_for_rows,
     pin_all,
 )
-from leanonnx.rules.weights import require_held
+from leanonnx.rules.weights import require_static_weight
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-TWO = 2
+INDEX_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+MATRIX_RANK = 2
 
 
-def matmul(call: Call, left: int, right: int, turned: bool = False) -> Effect:
+def computed_matmul(call: Call, left: int, right: int, turned: bool = False) -> Effect:
     """Effect of MatMul-13 of two computed tensors; ``turned``: the right operand's matrices are transposed."""
     ranks = [len(call.shape(slot)) for slot in (left, right)]
-    if min(ranks) < TWO:
+    if min(ranks) < MATRIX_RANK:
         return pin_all(call, f"{call.title}: it multiplies two computed vectors")
-    batch = LETTERS[: max(ranks) - TWO]
-    terms = tuple(batch[len(batch) + TWO - rank :] + tail for rank, tail in zip(ranks, ("yx", "xz"), strict=True))
+    batch = INDEX_LETTERS[: max(ranks) - MATRIX_RANK]
+    terms = tuple(
+        batch[len(batch) + MATRIX_RANK - rank :] + tail for rank, tail in zip(ranks, ("yx", "xz"), strict=True)
+    )
     if turned:
-        terms = (terms[0], terms[1][:-TWO] + "zx")
-    return contracted(call, (left, right), terms, batch + "yz")
+        terms = (terms[0], terms[1][:-MATRIX_RANK] + "zx")
+    return contract(call, (left, right), terms, batch + "yz")
 
 
-def contracted(call: Call, slots: Sequence[int], terms: Sequence[str], result: str) -> Effect:
+def contract(call: Call, slots: Sequence[int], terms: Sequence[str], result: str) -> Effect:
     """Effect of a contraction of two computed tensors, with one letter per index.
 
     1. One operand holds no channels, and the other none on a contracted index: each channel is combined with itself
@@ -68,8 +70,8 @@ def contracted(call: Call, slots: Sequence[int], terms: Sequence[str], result: s
 def _by_letters(channel_ids: ChannelIds, term: str, shape: tuple[int, ...]) -> dict[str, int]:
     """Axis of each letter along which channels vary."""
     if len(term) != len(shape) or len(set(term)) != len(term):
-        raise Unsupported("it repeats an index or leaves one out", advice.EXPORT)
-    return {term[axis]: axis for axis in varied(channel_ids)}
+        raise Unsupported("it repeats an index or leaves one out", advice.EXPORT_AGAIN)
+    return {term[axis]: axis for axis in varied_axes(channel_ids)}
 
 
 def _operands_with(channel_ids: Sequence[dict[str, int]], letter: str) -> int:
@@ -79,7 +81,7 @@ def _operands_with(channel_ids: Sequence[dict[str, int]], letter: str) -> int:
 def _pass_through(call: Call, slot: int, term: str, letter: str, weights: int, result: str) -> Effect:
     """Effect on the channels of one operand that lie on an index of its own, weighted by the other operand."""
     axis = term.index(letter)
-    vector, ties = call.slices(slot, axis)
+    vector, ties = call.channel_ids_along(slot, axis)
     unique, inverse = np.unique(vector, return_inverse=True)
     minted = call.mint(unique.size)
     out = minted[inverse]
@@ -87,7 +89,7 @@ def _pass_through(call: Call, slot: int, term: str, letter: str, weights: int, r
     spread = np.broadcast_to(out.reshape(-1, *[1] * (channel_ids.ndim - 1))[: channel_ids.shape[0]], channel_ids.shape)
     pairs = np.unique(np.stack([channel_ids.reshape(-1), spread.reshape(-1)]), axis=1)
     by = np.broadcast_to(call.channel_ids(weights).reshape(-1)[:1], unique.shape)
-    output = compact(on_axis(out, result.index(letter), len(result)))
+    output = compact_ids(on_axis(out, result.index(letter), len(result)))
     return Effect(
         (output,), (*ties, (unique, minted)), fixed_edges=(FixedEdges(pairs[0], pairs[1]), FixedEdges(by, minted))
     )
@@ -111,7 +113,7 @@ def _by_heads(call: Call, slots: Sequence[int], terms: Sequence[str], result: st
             ties.append((pairs[0], pairs[1]))
         elif own.shape[1] > 1:
             pins.append(Pin(np.unique(own), call.value(slot).name, f"{call.title}: all heads share it"))
-    output = compact(on_axis(heads, result.index(head), len(result)))
+    output = compact_ids(on_axis(heads, result.index(head), len(result)))
     return Effect((output,), tuple(ties), fixed_edges=tuple(fixed_edges), pins=tuple(pins))
 
 
@@ -132,14 +134,14 @@ def einsum(call: Call) -> Effect:
         constants of the file and shares only contracted indices with the tensor.
     Specification: ONNX Einsum-12.
     """
-    equation = call.text("equation", "").replace(" ", "")
-    if len(call.inputs) != TWO or "->" not in equation or "." in equation:
-        raise Unsupported("it is not a contraction of two tensors with an explicit result", advice.EXPORT)
+    equation = call.string_attribute("equation", "").replace(" ", "")
+    if len(call.inputs) != MATRIX_RANK or "->" not in equation or "." in equation:
+        raise Unsupported("it is not a contraction of two tensors with an explicit result", advice.EXPORT_AGAIN)
     left, result = equation.split("->")
     terms = left.split(",")
     constant = [slot for slot in (0, 1) if call.is_constant(slot)]
     if not constant:
-        return contracted(call, (0, 1), terms, result)
+        return contract(call, (0, 1), terms, result)
     return _weighted_contraction(call, 1 - constant[0], constant[0], terms, result)
 
 
@@ -155,8 +157,8 @@ def _weighted_contraction(call: Call, data: int, weight: int, terms: Sequence[st
         return Effect((_permute(channel_ids, term, result),))
     if set(stored) - set(fresh) != set(summed) or not fresh or axes.keys() - set(summed):
         reason = f"{call.title}: its constant is not a matrix from contracted to new indices"
-        return pin_all(call, reason, advice.EXPORT)
-    require_held(call, weight)
+        return pin_all(call, reason, advice.EXPORT_AGAIN)
+    require_static_weight(call, weight)
     return _kernel_effect(call, data, weight, term, stored, summed, fresh, result)
 
 
@@ -189,7 +191,7 @@ def _kernel_effect(
         lambda: call.array(weight).transpose(order).reshape(1, destinations.size, sources.size),
         inward,
         positions=math.prod(shape) // sources.size,
-        counted=False,
+        is_counted=False,
     )
     return Effect(
         (_arrange(destinations, fresh, result),), kernel_blocks=(block,), slices=(Slice(weight, (outward, inward)),)
@@ -204,4 +206,4 @@ def _arrange(channel_ids: ChannelIds, letters: list[str], target: str) -> Channe
     return turned.reshape([sizes.get(letter, 1) for letter in target])
 
 
-RULES = {("", "Einsum"): einsum}
+PRODUCT_RULES = {("", "Einsum"): einsum}

@@ -7,10 +7,10 @@ import math
 import numpy as np
 
 from leanonnx.numeric.arrays import Array
-from leanonnx.numeric.channel_ids import on_axis, uniform
+from leanonnx.numeric.channel_ids import on_axis, uniform_ids
 from leanonnx.rules import advice
-from leanonnx.rules.call import Call, Effect, KernelBlock, Pin, Slice, Unsupported, steered
-from leanonnx.rules.weights import fixed, require_held
+from leanonnx.rules.call import Call, Effect, KernelBlock, Pin, Slice, Unsupported, pin_side_inputs
+from leanonnx.rules.weights import require_static_weight, unprunable_block
 
 
 def recurrent(call: Call) -> Effect:
@@ -24,10 +24,10 @@ def recurrent(call: Call) -> Effect:
     Specification: ONNX LSTM-22, GRU-22, RNN-22 (onnxruntime supports ``layout`` 0 only).
     """
     if call.is_constant(0):
-        raise Unsupported("its input is constant, only its state is computed", advice.NONE)
-    require_held(call, 1)
+        raise Unsupported("its input is constant, only its state is computed", advice.NO_EXACT_FORM)
+    require_static_weight(call, 1)
     directions, rows, width = call.shape(1)
-    sources, ties = call.slices(0, 2)
+    sources, ties = call.channel_ids_along(0, 2)
     state = call.mint(1)
     inward = on_axis(sources, 2, 3)
     positions = math.prod(call.shape(0)) // width
@@ -39,14 +39,14 @@ def recurrent(call: Call) -> Effect:
         inward,
         taps=directions * rows,
         positions=positions,
-        counted=False,
+        is_counted=False,
     )
     reason = f"{call.title} feeds its hidden units back into themselves"
     pins = (Pin(state, next(name for name in call.outputs if name), reason),)
-    outputs = tuple(uniform(int(state[0]), len(shape) if shape else 0) for shape in call.output_shapes)
-    loop = fixed(2, (directions * rows, call.shape(2)[2]), positions=positions, counted=False)
+    outputs = tuple(uniform_ids(int(state[0]), len(shape) if shape else 0) for shape in call.output_shapes)
+    loop = unprunable_block(2, (directions * rows, call.shape(2)[2]), positions=positions, counted=False)
     effect = Effect(outputs, tuple(ties), kernel_blocks=(block, loop), slices=(Slice(1, (inward,)),), pins=pins)
-    return steered(call, effect, "takes its initial state or sequence lengths from it")
+    return pin_side_inputs(call, effect, "takes its initial state or sequence lengths from it")
 
 
 def _gains(weight: Array) -> Array:
@@ -54,4 +54,4 @@ def _gains(weight: Array) -> Array:
     return np.asarray(np.sqrt((weight.astype(np.float32) ** 2).sum((0, 1)))[None, None])
 
 
-RULES = {("", "LSTM"): recurrent, ("", "GRU"): recurrent, ("", "RNN"): recurrent}
+RECURRENT_RULES = {("", "LSTM"): recurrent, ("", "GRU"): recurrent, ("", "RNN"): recurrent}

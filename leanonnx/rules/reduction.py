@@ -12,10 +12,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from leanonnx.numeric.channel_ids import ChannelIds, uniform, varied
+from leanonnx.numeric.channel_ids import ChannelIds, uniform_ids, varied_axes
 from leanonnx.operators.facts import Trait
 from leanonnx.operators.table import names_with
-from leanonnx.rules.call import Call, Edit, Effect, FixedEdges, KeptChannels, Reduction, Unsupported, taken_together
+from leanonnx.rules.call import Call, Edit, Effect, FixedEdges, KeptChannels, Reduction, Unsupported, combine_axes
 
 ZERO_INVARIANT = names_with(Trait.WHOLE_SUM)
 """Reductions and poolings that zeros do not change, or only by their number."""
@@ -36,18 +36,18 @@ def reduce(call: Call) -> Effect:
     if axes is None or not axes:
         axes = [] if call.attribute("noop_with_empty_axes", 0) else list(range(len(call.shape(0))))
     if call.op in ZERO_INVARIANT and sums_channels(call, axes):
-        return added_up(call, mean=call.op == "ReduceMean")
+        return combine_channels(call, mean=call.op == "ReduceMean")
     return _reduction_effect(call, axes, bool(call.attribute("keepdims", 1)))
 
 
 def sums_channels(call: Call, axes: Collection[int]) -> bool:
     """Return True if a reduction over these axes combines all channels of the first input."""
     channel_ids = call.channel_ids(0)
-    channel_axes = set(varied(channel_ids))
+    channel_axes = set(varied_axes(channel_ids))
     return bool(channel_axes) and channel_axes <= {axis % channel_ids.ndim for axis in axes}
 
 
-def added_up(call: Call, mean: bool) -> Effect:
+def combine_channels(call: Call, mean: bool) -> Effect:
     """Effect of a node that reduces all channels of its first input to one: their sum, or their mean.
 
     Raises:
@@ -61,10 +61,10 @@ def added_up(call: Call, mean: bool) -> Effect:
     edges = FixedEdges(channels, np.broadcast_to(destination, channels.shape), gains.astype(np.float32))
 
     def rewrite(kept: KeptChannels) -> Edit:
-        return Edit(scales={0: share(kept, channel_ids)})
+        return Edit(output_scales={0: kept_share(kept, channel_ids)})
 
     return Effect(
-        (uniform(int(destination[0]), len(call.output_shape())),),
+        (uniform_ids(int(destination[0]), len(call.output_shape())),),
         fixed_edges=(edges,),
         reductions=(Reduction(0, channel_ids, destination),),
         rewrite=rewrite if mean else None,
@@ -77,11 +77,11 @@ def require_zeros(call: Call, reason: str) -> None:
     Raises:
         Unsupported: they would not be zero when their layer outputs zeros.
     """
-    if not call.value(0).keeps_zero:
+    if not call.value(0).preserves_zeros:
         raise Unsupported(f"{reason}, which would not be zero there when their layers output zeros")
 
 
-def share(kept: KeptChannels, channel_ids: ChannelIds) -> float:
+def kept_share(kept: KeptChannels, channel_ids: ChannelIds) -> float:
     """Share of a tensor's positions that are kept."""
     return int(kept.mask(channel_ids).sum()) / channel_ids.size
 
@@ -101,7 +101,7 @@ def arg_extremum(call: Call) -> Effect:
 def _reduction_effect(call: Call, axes: list[int], keep: bool) -> Effect:
     rank = len(call.shape(0))
     taken = {axis % max(rank, 1) for axis in axes}
-    effect = taken_together(call, taken, "it reduces over the channels")
+    effect = combine_axes(call, taken, "it reduces over the channels")
     (channel_ids,) = effect.outputs
     left = [size for axis, size in enumerate(channel_ids.shape) if axis not in taken]
     return replace(effect, outputs=(channel_ids if keep else channel_ids.reshape(left),))
@@ -120,10 +120,10 @@ def softmax(call: Call) -> Effect:
     old = call.opset < 13
     axis = int(call.attribute("axis", 1 if old else -1)) % rank
     taken = set(range(axis, rank)) if old else {axis}
-    return taken_together(call, taken, "it normalises over the channels")
+    return combine_axes(call, taken, "it normalises over the channels")
 
 
-def cumulative(call: Call) -> Effect:
+def cumulative_sum(call: Call) -> Effect:
     """Cumulative sum along an axis.
 
     Flow: channels on other axes pass through.
@@ -133,10 +133,10 @@ def cumulative(call: Call) -> Effect:
     Specification: ONNX CumSum-14.
     """
     axis = int(math.prod(call.ints(1) or [0]))
-    return taken_together(call, {axis % len(call.shape(0))}, "it adds up the channels")
+    return combine_axes(call, {axis % len(call.shape(0))}, "it adds up the channels")
 
 
-RULES = {
+REDUCTION_RULES = {
     ("", "ReduceMean"): reduce,
     ("", "ReduceSum"): reduce,
     ("", "ReduceMax"): reduce,
@@ -152,5 +152,5 @@ RULES = {
     ("", "Softmax"): softmax,
     ("", "LogSoftmax"): softmax,
     ("", "Hardmax"): softmax,
-    ("", "CumSum"): cumulative,
+    ("", "CumSum"): cumulative_sum,
 }

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from leanonnx.numeric.channel_ids import compact, on_axis, varied
+from leanonnx.numeric.channel_ids import compact_ids, on_axis, varied_axes
 from leanonnx.rules import advice
 from leanonnx.rules.call import (
     Call,
@@ -21,14 +21,14 @@ from leanonnx.rules.call import (
     ShapeEdit,
     Unsupported,
     mint_for_rows,
-    steered,
+    pin_side_inputs,
 )
-from leanonnx.rules.reduction import ZERO_INVARIANT, added_up, sums_channels
+from leanonnx.rules.reduction import ZERO_INVARIANT, combine_channels, sums_channels
 
-STEERING = "takes its sampling positions or sizes from it"
+SAMPLING_ROLE = "takes its sampling positions or sizes from it"
 
 
-def channelwise(call: Call) -> Effect:
+def pool_or_sample(call: Call) -> Effect:
     """Pooling and sampling of the pixels of each channel.
 
     Flow: channels pass through on axis 1.
@@ -39,13 +39,13 @@ def channelwise(call: Call) -> Effect:
     Specification: ONNX AveragePool-22, MaxPool-22, LpPool-22, GlobalAveragePool-22, GridSample-22, RoiAlign-22,
         MaxRoiPool-22 and the other pooling operators.
     """
-    if any(call.consumed_by(k) - {"MaxUnpool"} for k, name in enumerate(call.outputs) if k and name):
-        raise Unsupported("it outputs indices that count across all channels", advice.NONE)
+    if any(call.consumer_ops(k) - {"MaxUnpool"} for k, name in enumerate(call.outputs) if k and name):
+        raise Unsupported("it outputs indices that count across all channels", advice.NO_EXACT_FORM)
     if call.op in ZERO_INVARIANT and sums_channels(call, range(2, len(call.shape(0)))):
-        return added_up(call, mean=call.op == "GlobalAveragePool")
-    vector, ties = call.slices(0, 1)
-    channel_ids = compact(on_axis(vector, 1, len(call.output_shape())))
-    return steered(call, Effect((channel_ids,) * len(call.outputs), tuple(ties)), STEERING)
+        return combine_channels(call, mean=call.op == "GlobalAveragePool")
+    vector, ties = call.channel_ids_along(0, 1)
+    channel_ids = compact_ids(on_axis(vector, 1, len(call.output_shape())))
+    return pin_side_inputs(call, Effect((channel_ids,) * len(call.outputs), tuple(ties)), SAMPLING_ROLE)
 
 
 def max_unpool(call: Call) -> Effect:
@@ -58,23 +58,25 @@ def max_unpool(call: Call) -> Effect:
     Specification: ONNX MaxUnpool-22.
     """
     indices, after = call.value(1), call.output_shape()
-    if indices.maker != "MaxPool" or indices.source is None:
-        raise Unsupported("its indices do not come from a MaxPool", advice.NONE)
-    if indices.source[2:] != after[2:]:
-        raise Unsupported("its indices refer to a tensor of another size", advice.NONE)
-    (vector, ties), (places, more) = call.slices(0, 1), call.slices(1, 1)
+    if indices.producer_op != "MaxPool" or indices.producer_input_shape is None:
+        raise Unsupported("its indices do not come from a MaxPool", advice.NO_EXACT_FORM)
+    if indices.producer_input_shape[2:] != after[2:]:
+        raise Unsupported("its indices refer to a tensor of another size", advice.NO_EXACT_FORM)
+    (vector, ties), (places, more) = call.channel_ids_along(0, 1), call.channel_ids_along(1, 1)
     fresh = mint_for_rows(call, np.stack([vector, places], axis=1))
     pairs, fixed_edges = [(vector, fresh), (places, fresh)], (FixedEdges(vector, fresh), FixedEdges(places, fresh))
-    channel_ids = compact(on_axis(fresh, 1, len(after)))
+    channel_ids = compact_ids(on_axis(fresh, 1, len(after)))
 
     def rewrite(kept: KeptChannels) -> Edit:
         return Edit(
-            inputs={2: ShapeEdit({1: kept.count(channel_ids, 1, after[1])}, {1: after[1]})} if call.has(2) else {}
+            inputs={2: ShapeEdit({1: kept.axis_size(channel_ids, 1, after[1])}, {1: after[1]})}
+            if call.has_input(2)
+            else {}
         )
 
     effect = Effect((channel_ids,), (*ties, *more, *pairs), fixed_edges=fixed_edges, rewrite=rewrite)
     sized = replace(call, inputs=(call.inputs[0], *call.inputs[2:]))
-    return steered(sized, effect, "takes a size from it")
+    return pin_side_inputs(sized, effect, "takes a size from it")
 
 
 def resize(call: Call) -> Effect:
@@ -88,32 +90,32 @@ def resize(call: Call) -> Effect:
     """
     channel_ids = call.channel_ids(0)
     before, after = call.shape(0), call.output_shape()
-    if any(before[axis] != after[axis] for axis in varied(channel_ids)):
-        raise Unsupported("it resizes the channel axis", advice.EXPORT)
+    if any(before[axis] != after[axis] for axis in varied_axes(channel_ids)):
+        raise Unsupported("it resizes the channel axis", advice.EXPORT_AGAIN)
     slot = 3
     axes = [int(a) % len(after) for a in call.attribute("axes", range(len(after)))]
 
     def rewrite(kept: KeptChannels) -> Edit:
-        sizes = {axes.index(a): kept.count(channel_ids, a, after[a]) for a in varied(channel_ids) if a in axes}
+        sizes = {axes.index(a): kept.axis_size(channel_ids, a, after[a]) for a in varied_axes(channel_ids) if a in axes}
         return Edit(inputs={slot: ShapeEdit(sizes, {k: after[axes[k]] for k in sizes})})
 
-    has_sizes = call.op == "Resize" and call.has(slot) and call.shape(slot) != (0,)
-    return steered(call, Effect((channel_ids,), rewrite=rewrite if has_sizes else None), STEERING)
+    has_sizes = call.op == "Resize" and call.has_input(slot) and call.shape(slot) != (0,)
+    return pin_side_inputs(call, Effect((channel_ids,), rewrite=rewrite if has_sizes else None), SAMPLING_ROLE)
 
 
-RULES = {
-    ("", "AveragePool"): channelwise,
-    ("", "MaxPool"): channelwise,
+SPATIAL_RULES = {
+    ("", "AveragePool"): pool_or_sample,
+    ("", "MaxPool"): pool_or_sample,
     ("", "MaxUnpool"): max_unpool,
-    ("", "LpPool"): channelwise,
-    ("", "GlobalAveragePool"): channelwise,
-    ("", "GlobalMaxPool"): channelwise,
-    ("", "GlobalLpPool"): channelwise,
-    ("", "GridSample"): channelwise,
-    ("", "RoiAlign"): channelwise,
-    ("", "MaxRoiPool"): channelwise,
+    ("", "LpPool"): pool_or_sample,
+    ("", "GlobalAveragePool"): pool_or_sample,
+    ("", "GlobalMaxPool"): pool_or_sample,
+    ("", "GlobalLpPool"): pool_or_sample,
+    ("", "GridSample"): pool_or_sample,
+    ("", "RoiAlign"): pool_or_sample,
+    ("", "MaxRoiPool"): pool_or_sample,
     ("", "Resize"): resize,
     ("", "Upsample"): resize,
-    ("com.microsoft", "QLinearGlobalAveragePool"): channelwise,
-    ("com.microsoft", "QLinearAveragePool"): channelwise,
+    ("com.microsoft", "QLinearGlobalAveragePool"): pool_or_sample,
+    ("com.microsoft", "QLinearAveragePool"): pool_or_sample,
 }

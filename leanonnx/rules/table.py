@@ -30,22 +30,22 @@ from leanonnx.rules.call import Rule
 Rules = Mapping[tuple[str, str], Rule]
 
 DEFAULT_RULES: Rules = {
-    **convolution.RULES,
-    **linear.RULES,
-    **products.RULES,
-    **recurrent.RULES,
-    **normalization.RULES,
-    **pointwise.RULES,
-    **assembly.RULES,
-    **movement.RULES,
-    **windows.RULES,
-    **indexing.RULES,
-    **spatial.RULES,
-    **reduction.RULES,
-    **quantization.RULES,
-    **attention.RULES,
+    **convolution.CONVOLUTION_RULES,
+    **linear.LINEAR_RULES,
+    **products.PRODUCT_RULES,
+    **recurrent.RECURRENT_RULES,
+    **normalization.NORMALIZATION_RULES,
+    **pointwise.POINTWISE_RULES,
+    **assembly.ASSEMBLY_RULES,
+    **movement.MOVEMENT_RULES,
+    **windows.WINDOW_RULES,
+    **indexing.INDEXING_RULES,
+    **spatial.SPATIAL_RULES,
+    **reduction.REDUCTION_RULES,
+    **quantization.QUANTIZATION_RULES,
+    **attention.ATTENTION_RULES,
 }
-COUNTED: Mapping[tuple[str, str], int] = {
+WEIGHT_SLOTS: Mapping[tuple[str, str], int] = {
     key: facts.weight for key, facts in OPERATORS.items() if Trait.KERNELS in facts.traits and facts.weight is not None
 }
 """Weight slot of each operator whose kernels are counted, pruned or not."""

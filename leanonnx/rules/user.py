@@ -14,7 +14,7 @@ from typing import Any
 from leanonnx.errors import OptionError
 from leanonnx.graph.model import first_line
 from leanonnx.rules.call import Call, Edit, Effect, KeptChannels, Rewrite, Rule, Unsupported
-from leanonnx.rules.check import faults
+from leanonnx.rules.check import find_fault
 from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.spelling import option
 
@@ -31,10 +31,10 @@ def read_rules(path: Path) -> Rules:
         table = runpy.run_path(str(path)).get("RULES")
     except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise OptionError(f"{option('rules', str(path))}: cannot be read: {_fault(error)}; mend the file") from error
-    return joined_rules(table, option("rules", str(path)))
+    return extend_rules(table, option("rules", str(path)))
 
 
-def joined_rules(table: object, title: str | None = None) -> Rules:
+def extend_rules(table: object, title: str | None = None) -> Rules:
     """Standard rules, extended and overridden by a table that messages call ``title``.
 
     Raises:
@@ -63,7 +63,7 @@ def _guard_rule(rule: Rule, title: str) -> Rule:
             raise
         except (Exception, SystemExit) as error:  # whatever the user's code raises
             raise OptionError(f"{title} failed on {call.title}: {_fault(error)}; mend the rule") from error
-        if fault := faults(call, effect, call.minted()):
+        if fault := find_fault(call, effect, call.channel_count()):
             raise OptionError(f"{title} answered wrongly for {call.title}: {fault}; mend the rule")
         return replace(effect, rewrite=_guard_rewrite(effect.rewrite, f"{title} failed on {call.title}"))
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from leanonnx.numeric.channel_ids import ChannelIds, Mask, compact, on_axis, projection, varied
+from leanonnx.numeric.channel_ids import ChannelIds, Mask, any_along, compact_ids, on_axis, varied_axes
 from leanonnx.rules import advice
-from leanonnx.rules.assembly import window
+from leanonnx.rules.assembly import window_move
 from leanonnx.rules.call import Call, Edit, Effect, KeptChannels, ShapeEdit, Unsupported
 
 
@@ -28,12 +28,12 @@ def slice_(call: Call) -> Effect:
         a: slice(*slice(s, _end(e, p), p).indices(shape[a]))
         for a, s, e, p in zip(axes, starts, ends, steps, strict=True)
     }
-    touched = [a for a in axes if a in varied(channel_ids)]
-    if len(varied(channel_ids)) > 1 and any(windows[a].step != 1 for a in touched):
-        raise Unsupported("it takes every n-th channel of several axes", advice.EXPORT)
+    touched = [a for a in axes if a in varied_axes(channel_ids)]
+    if len(varied_axes(channel_ids)) > 1 and any(windows[a].step != 1 for a in touched):
+        raise Unsupported("it takes every n-th channel of several axes", advice.EXPORT_AGAIN)
     stepped = [a for a in touched if windows[a].step != 1]
     if stepped and any(windows[a] != slice(0, shape[a], 1) for a in axes if a not in stepped[:1]):
-        raise Unsupported("it takes every n-th channel and slices another axis too", advice.EXPORT)
+        raise Unsupported("it takes every n-th channel and slices another axis too", advice.EXPORT_AGAIN)
 
     def move(channel_ids: ChannelIds) -> ChannelIds:
         for a, cut in windows.items():
@@ -44,13 +44,13 @@ def slice_(call: Call) -> Effect:
     def rewrite(kept: KeptChannels) -> Edit:
         bounds = {axes.index(a): _kept_bounds(kept.mask(channel_ids), a, windows[a]) for a in touched}
         low, high = ({k: pair[side] for k, pair in bounds.items()} for side in (0, 1))
-        if call.has(1):
+        if call.has_input(1):
             return Edit(inputs={1: ShapeEdit(low), 2: ShapeEdit(high)})
         return Edit({"starts": _replace_entries(starts, low), "ends": _replace_entries(ends, high)})
 
-    output = compact(move(channel_ids))
+    output = compact_ids(move(channel_ids))
     if stepped:
-        return Effect((output,), moves=(move,), gathers=True)
+        return Effect((output,), moves=(move,), needs_gather=True)
     return Effect((output,), rewrite=rewrite if touched else None, moves=(move,))
 
 
@@ -68,7 +68,7 @@ def _replace_entries(values: list[int], entries: dict[int, int]) -> list[int]:
 
 
 def _kept_bounds(mask: Mask, axis: int, window: slice) -> tuple[int, int]:
-    alive = projection(mask, axis)
+    alive = any_along(mask, axis)
     start = int(alive[: window.start].sum())
     return start, start + int(alive[window.start : window.stop].sum())
 
@@ -87,28 +87,34 @@ def pad(call: Call) -> Effect:
     amounts = call.ints(1, "pads")
     axes = [a % len(shape) for a in (call.ints(3) or range(len(shape)))]
     if amounts is None:
-        raise Unsupported("its amounts are computed at run time", advice.CONSTANT)
+        raise Unsupported("its amounts are computed at run time", advice.MAKE_CONSTANT)
     pairs = {a: (amounts[k], amounts[k + len(axes)]) for k, a in enumerate(axes)}
-    touched = [a for a in varied(channel_ids) if any(pairs.get(a, (0, 0)))]
+    touched = [a for a in varied_axes(channel_ids) if any(pairs.get(a, (0, 0)))]
     if not touched:
         return Effect((channel_ids,))
     if len(touched) > 1:
-        raise Unsupported("it pads several axes that hold channels", advice.EXPORT)
+        raise Unsupported("it pads several axes that hold channels", advice.EXPORT_AGAIN)
     if min(pairs[touched[0]]) < 0:
         return _crop(call, touched[0], pairs)
-    if call.text("mode", "constant") != "constant":
-        raise Unsupported("it mirrors or repeats channels", advice.EXPORT)
+    if call.string_attribute("mode", "constant") != "constant":
+        raise Unsupported("it mirrors or repeats channels", advice.EXPORT_AGAIN)
     axis = touched[0]
-    vector, ties = call.slices(0, axis)
+    vector, ties = call.channel_ids_along(0, axis)
     before, after = (call.mint(n) for n in pairs[axis])
     output = on_axis(np.concatenate([before, vector, after]), axis, len(shape))
-    filled = call.attribute("value", 0.0) if not call.has(1) else float(np.sum(call.array(2))) if call.has(2) else 0.0
+    filled = (
+        call.attribute("value", 0.0)
+        if not call.has_input(1)
+        else float(np.sum(call.array(2)))
+        if call.has_input(2)
+        else 0.0
+    )
 
     def rewrite(kept: KeptChannels) -> Edit:
         entries = {
             axes.index(axis) + side * len(axes): int(kept.mask(p).sum()) for side, p in enumerate((before, after))
         }
-        if call.has(1):
+        if call.has_input(1):
             return Edit(inputs={1: ShapeEdit(entries)})
         return Edit({"pads": _replace_entries(amounts, entries)})
 
@@ -117,13 +123,13 @@ def pad(call: Call) -> Effect:
 
 def _crop(call: Call, axis: int, pairs: dict[int, tuple[int, int]]) -> Effect:
     """Effect of negative amounts on the channel axis: a window of the channels."""
-    if len(varied(call.channel_ids(0))) > 1:
-        raise Unsupported("it crops channels on one of several axes", advice.EXPORT)
+    if len(varied_axes(call.channel_ids(0))) > 1:
+        raise Unsupported("it crops channels on one of several axes", advice.EXPORT_AGAIN)
     if any(any(pair) for a, pair in pairs.items() if a != axis) or max(pairs[axis]) > 0:
-        raise Unsupported("it crops channels and pads as well", advice.EXPORT)
+        raise Unsupported("it crops channels and pads as well", advice.EXPORT_AGAIN)
     before, after = pairs[axis]
-    move = window(axis, -before, call.shape(0)[axis] + after)
-    return Effect((compact(move(call.channel_ids(0))),), moves=(move,), gathers=True)
+    move = window_move(axis, -before, call.shape(0)[axis] + after)
+    return Effect((compact_ids(move(call.channel_ids(0))),), moves=(move,), needs_gather=True)
 
 
-RULES = {("", "Slice"): slice_, ("", "Pad"): pad}
+WINDOW_RULES = {("", "Slice"): slice_, ("", "Pad"): pad}

@@ -11,16 +11,16 @@ import onnx
 from leanonnx.graph.formats import graphs
 from leanonnx.operators.facts import NCHWC, Family, Trait
 from leanonnx.operators.table import names_of, names_with
-from leanonnx.runtime.providers import Setting, opened_on, session_options
+from leanonnx.runtime.providers import Setting, open_timed_session, session_options
 
 FLOAT_CONVOLUTIONS = names_of(Family.CONVOLUTION) - names_with(Trait.QUANTISED)
 """Convolutions of floats, among them all that have NCHWc kernels."""
 REORDERS = {"ReorderInput", "ReorderOutput"}
-WEIGHTS = "weights.bin"
+OPTIMISED_WEIGHTS_FILE = "weights.bin"
 
 
 @dataclass(frozen=True)
-class Layouts:
+class ConvolutionLayouts:
     """Layouts of the float convolutions of an optimised graph.
 
     Attributes:
@@ -34,21 +34,23 @@ class Layouts:
     reorders: int
 
 
-def layouts(path: Path, setting: Setting) -> Layouts | None:
+def convolution_layouts(path: Path, setting: Setting) -> ConvolutionLayouts | None:
     """Number of convolutions by layout on the CPU; None on a GPU, where onnxruntime uses no blocked layout.
 
     Raises:
         RunFailed: onnxruntime cannot load the model.
     """
-    if setting.on_device:
+    if setting.uses_gpu:
         return None
     with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
         optimised = Path(folder) / "optimised.onnx"
         options = session_options(setting)
         options.optimized_model_filepath = str(optimised)
-        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS)
-        opened_on(path, setting, options)
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", OPTIMISED_WEIGHTS_FILE
+        )
+        open_timed_session(path, setting, options)
         proto = onnx.load(optimised, load_external_data=False)
     nodes = [node for graph in graphs(proto.graph) for node in graph.node]
     fast = [node.domain == NCHWC for node in nodes if node.op_type in FLOAT_CONVOLUTIONS]
-    return Layouts(sum(fast), len(fast) - sum(fast), sum(node.op_type in REORDERS for node in nodes))
+    return ConvolutionLayouts(sum(fast), len(fast) - sum(fast), sum(node.op_type in REORDERS for node in nodes))

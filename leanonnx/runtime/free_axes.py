@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-Sizes = dict[str, tuple[int, ...]]
+InputShapes = dict[str, tuple[int, ...]]
 """Shapes of the graph inputs by name."""
 
 VALUES_PER_AXIS = 2
@@ -20,7 +20,7 @@ IMAGE_SIZE_STEP = 32
 """Heights and widths of images are usually multiples of this."""
 MAX_SMALL_SIZE = 4
 """Largest size of an axis that may hold channels or be broadcast."""
-IMAGE_RANK = 4
+IMAGE_INPUT_RANK = 4
 """Rank of a batch of images."""
 MAX_CANDIDATES = 24
 """Largest number of values to try for one axis."""
@@ -31,30 +31,32 @@ MIN_ELEMENT_LIMIT, MAX_ELEMENT_LIMIT = 1 << 22, 1 << 23
 
 
 @dataclass(frozen=True)
-class Group:
+class AxisGroup:
     """Axes that change together, as (input, axis) pairs, and the values to try for them, the most common first."""
 
-    places: tuple[tuple[str, int], ...]
+    axes: tuple[tuple[str, int], ...]
     values: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Further:
+class FurtherSizes:
     """Further sizes at which a model runs: with one group of axes changed (``alone``), or all of them (``jointly``)."""
 
-    alone: tuple[Sizes, ...]
-    jointly: tuple[Sizes, ...]
+    alone: tuple[InputShapes, ...]
+    jointly: tuple[InputShapes, ...]
 
     @property
-    def sizes(self) -> tuple[Sizes, ...]:
+    def distinct_sizes(self) -> tuple[InputShapes, ...]:
         """All further sizes without duplicates."""
-        distinct: list[Sizes] = []
+        distinct: list[InputShapes] = []
         for sizes in (*self.jointly, *self.alone):
             distinct += [sizes] if sizes not in distinct else []
         return tuple(distinct)
 
 
-def axis_groups(declared: Mapping[str, Sequence[int | str]], base: Sizes, usual: Sequence[int]) -> list[Group]:
+def axis_groups(
+    declared: Mapping[str, Sequence[int | str]], base: InputShapes, usual: Sequence[int]
+) -> list[AxisGroup]:
     """Group the free axes that change together.
 
     Args:
@@ -68,16 +70,16 @@ def axis_groups(declared: Mapping[str, Sequence[int | str]], base: Sizes, usual:
             if not isinstance(size, int):
                 key = size if size != "?" else (len(declared_sizes) if axis else 0, axis)
                 places.setdefault(key, []).append((name, axis))
-    return [Group(tuple(axes), _values(axes, base, usual)) for axes in places.values()]
+    return [AxisGroup(tuple(axes), _values(axes, base, usual)) for axes in places.values()]
 
 
-def _values(places: Sequence[tuple[str, int]], base: Sizes, usual: Sequence[int]) -> tuple[int, ...]:
+def _values(places: Sequence[tuple[str, int]], base: InputShapes, usual: Sequence[int]) -> tuple[int, ...]:
     """Return the values to try for one group of axes."""
     sizes = [base[name][axis] for name, axis in places]
     size, ranks = max(sizes), {len(base[name]) for name, _ in places}
     if all(axis == 0 for _, axis in places) and size <= MAX_SMALL_SIZE:
         values = [2, 3, 4, 8, 1]
-    elif size <= MAX_SMALL_SIZE or (ranks == {IMAGE_RANK} and all(axis == 1 for _, axis in places)):
+    elif size <= MAX_SMALL_SIZE or (ranks == {IMAGE_INPUT_RANK} and all(axis == 1 for _, axis in places)):
         values = [*usual, 2, 3, 4, 8, 1]
     elif size >= 2 * IMAGE_SIZE_STEP:
         down = [size * part // 4 // IMAGE_SIZE_STEP * IMAGE_SIZE_STEP for part in (2, 3)]
@@ -88,7 +90,9 @@ def _values(places: Sequence[tuple[str, int]], base: Sizes, usual: Sequence[int]
     return tuple(distinct)[:MAX_CANDIDATES]
 
 
-def further(groups: Sequence[Group], base: Sizes, runs: Callable[[Sizes], bool]) -> Further:
+def find_further_sizes(
+    groups: Sequence[AxisGroup], base: InputShapes, runs: Callable[[InputShapes], bool]
+) -> FurtherSizes:
     """Find sizes at which the model runs, with the groups of free axes changed one by one and together.
 
     Args:
@@ -100,12 +104,12 @@ def further(groups: Sequence[Group], base: Sizes, runs: Callable[[Sizes], bool])
         max(MIN_ELEMENT_LIMIT, MAX_GROWTH * sum(math.prod(shape) for shape in base.values())), MAX_ELEMENT_LIMIT
     )
 
-    def attempt(changes: Mapping[int, int]) -> Sizes | None:
+    def attempt(changes: Mapping[int, int]) -> InputShapes | None:
         sizes = _changed_shapes(groups, base, changes)
         fits = sum(math.prod(shape) for shape in sizes.values()) <= limit
         return sizes if fits and runs(sizes) else None
 
-    alone: list[Sizes] = []
+    alone: list[InputShapes] = []
     working: dict[int, list[int]] = {}
     for k, group in enumerate(groups):
         successes = _first_successes((value, attempt({k: value})) for value in group.values)
@@ -116,7 +120,7 @@ def further(groups: Sequence[Group], base: Sizes, runs: Callable[[Sizes], bool])
     depth = max((len(groups[k].values) for k in coupled), default=0) if len(coupled) > 1 else 0
     together = _first_successes((step, attempt(_values_at(groups, coupled, step))) for step in range(depth))
     alone += [sizes for _, sizes in together]
-    jointly: list[Sizes] = []
+    jointly: list[InputShapes] = []
     for turn in range(VALUES_PER_AXIS) if len(working) + bool(together) > 1 else ():
         coupled_values = _values_at(groups, coupled, together[turn % len(together)][0]) if together else {}
         for crossed in (1, 0):
@@ -124,23 +128,23 @@ def further(groups: Sequence[Group], base: Sizes, runs: Callable[[Sizes], bool])
             if sizes := attempt({**changes, **coupled_values}):
                 jointly.append(sizes)
                 break
-    return Further(tuple(alone), tuple(jointly))
+    return FurtherSizes(tuple(alone), tuple(jointly))
 
 
-def _first_successes(attempts: Iterable[tuple[int, Sizes | None]]) -> list[tuple[int, Sizes]]:
+def _first_successes(attempts: Iterable[tuple[int, InputShapes | None]]) -> list[tuple[int, InputShapes]]:
     """Return the first ``VALUES_PER_AXIS`` attempts that succeed, and make no later ones."""
     return list(islice(((value, sizes) for value, sizes in attempts if sizes is not None), VALUES_PER_AXIS))
 
 
-def _values_at(groups: Sequence[Group], coupled: Sequence[int], step: int) -> dict[int, int]:
+def _values_at(groups: Sequence[AxisGroup], coupled: Sequence[int], step: int) -> dict[int, int]:
     """Return the values at one step for all groups that can only change together."""
     return {k: groups[k].values[step % len(groups[k].values)] for k in coupled if groups[k].values}
 
 
-def _changed_shapes(groups: Sequence[Group], base: Sizes, changes: Mapping[int, int]) -> Sizes:
+def _changed_shapes(groups: Sequence[AxisGroup], base: InputShapes, changes: Mapping[int, int]) -> InputShapes:
     """Return the shapes of the first run with new sizes for some groups of axes."""
     sizes = {name: list(shape) for name, shape in base.items()}
     for k, value in changes.items():
-        for name, axis in groups[k].places:
+        for name, axis in groups[k].axes:
             sizes[name][axis] = value
     return {name: tuple(shape) for name, shape in sizes.items()}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import onnx
 
-from leanonnx.graph.formats import HALVES, Kinds
-from leanonnx.runtime.fastpath import layouts
+from leanonnx.graph.formats import HALF_TYPES, ElementTypes
+from leanonnx.runtime.fastpath import convolution_layouts
 from leanonnx.runtime.providers import Setting
 
 PROBE_MODEL = """
@@ -22,19 +22,19 @@ HARDWARE_BY_BLOCK = {8: "cpu-avx2", 16: "cpu-avx512"}
 """Names of hardware tables by the block size of onnxruntime's convolution kernels, in channels."""
 
 
-def detected(setting: Setting, kinds: Kinds = frozenset()) -> str:
+def detect_hardware(setting: Setting, kinds: ElementTypes = frozenset()) -> str:
     """Return the name of the hardware table for a model with these number formats on the provider of a setting."""
     if setting.provider == "tensorrt":
         return "tensorrt"
     if setting.provider == "cuda":
-        return "cuda-fp16" if kinds & HALVES else "cuda-tf32" if setting.tf32 else "cuda-fp32"
-    block = blocked_channels()
+        return "cuda-fp16" if kinds & HALF_TYPES else "cuda-tf32" if setting.tf32 else "cuda-fp32"
+    block = channel_block()
     if block:
         return HARDWARE_BY_BLOCK[block]
     return "cpu-arm" if platform.machine().lower() in ("arm64", "aarch64") else "cpu-plain"
 
 
-def blocked_channels() -> int:
+def channel_block() -> int:
     """Return the block size of onnxruntime's convolution kernels on this CPU, in channels; 0 if they are not blocked.
 
     A grouped convolution is computed in blocks only if the channels of each conv group fill whole blocks.
@@ -42,12 +42,12 @@ def blocked_channels() -> int:
     return next((block for block in sorted(HARDWARE_BY_BLOCK) if is_blocked(block, groups=2)), 0)
 
 
-def blocked_steps() -> tuple[int, int, int] | None:
+def channel_steps() -> tuple[int, int, int] | None:
     """Return the block size of the kernels, and the steps in channels that dense and grouped convolutions need.
 
     None if onnxruntime's kernels are not blocked on this CPU.  All three are read from optimised graphs.
     """
-    block = blocked_channels()
+    block = channel_block()
     if not block:
         return None
     steps = [1 << power for power in range(block.bit_length())]
@@ -66,5 +66,5 @@ def is_blocked(depth: int, groups: int = 1) -> bool:
     with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
         path = Path(folder) / "probe.onnx"
         onnx.save(probe, path)
-        counts = layouts(path, Setting(threads=1))
+        counts = convolution_layouts(path, Setting(threads=1))
     return counts is not None and counts.fast > 0

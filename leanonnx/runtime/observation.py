@@ -13,38 +13,37 @@ import onnx
 
 from leanonnx.errors import ModelError, OptionError
 from leanonnx.formatting import shape_text
-from leanonnx.graph.formats import OTHERS, Kinds, fed_in_float32, float_kinds, in_float32
+from leanonnx.graph.formats import REPLACED_TYPES, ElementTypes, convert_feed, convert_to_float32, float_types
 from leanonnx.graph.model import Model, first_line, tensors
-from leanonnx.graph.pixels import pixels
+from leanonnx.graph.pixels import pixel_inputs
 from leanonnx.numeric.arrays import Array
 from leanonnx.operators.facts import Family
 from leanonnx.operators.table import names_of
-from leanonnx.runtime.free_axes import Sizes, axis_groups, further
-from leanonnx.runtime.probes import tapped
-from leanonnx.runtime.sessions import LONGEST_RUN, Feed, Session, finished, opened
+from leanonnx.runtime.free_axes import IMAGE_INPUT_RANK, InputShapes, axis_groups, find_further_sizes
+from leanonnx.runtime.probes import expose_tensors
+from leanonnx.runtime.sessions import MAX_RUN_SECONDS, Feed, Session, open_session, run_session
 from leanonnx.spelling import option
 
 Shapes = Mapping[str, tuple[int, ...]]
-Axes = list[int | str]
+DeclaredSizes = list[int | str]
 """Declared sizes of a tensor; a free axis is given by its name, or ``UNNAMED_AXIS`` if it has none."""
-UNKNOWN = "?"
+UNNAMED_AXIS = "?"
 
 TRIAL_SIZES = (224, 256, 320, 512, 640, 128, 96, 64, 48, 32, 16, 8, 1)
 TRIAL_LENGTHS = (6144, 16384, 1024)
 TRIAL_CHANNELS = (3, 1)
-IMAGE_RANK = 4
 MAX_TRIAL_ELEMENTS = 1 << 24
 USUAL_SIZE_COUNT = 16
 """Number of sizes of constants to try for axes that may hold channels."""
-IMPOSSIBLE = 1 << 30
-"""Numbers in the graph inputs from which on a run is not tried."""
-NOT_TENSORS = names_of(Family.SEQUENCE)
+MAX_INPUT_ELEMENTS = 1 << 30
+"""Largest number of elements in the graph inputs of a run."""
+SEQUENCE_OPERATORS = names_of(Family.SEQUENCE)
 BRANCHING = names_of(Family.CONTROL) - {"Scan"}
 """Operators whose subgraphs may output something else than tensors."""
 EXAMPLE = {"NAME": (1, 3, 224, 224)}
 """Shapes of inputs, for messages."""
-TERMINATED = "terminate flag"
-UNKNOWN_OPERATOR = "is not a registered function/op"
+TERMINATED_TEXT = "terminate flag"
+UNKNOWN_OPERATOR_TEXT = "is not a registered function/op"
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,9 @@ class Observation:
     feeds: Feed
     shapes: dict[str, tuple[int, ...]]
     values: dict[str, Array]
-    replaced: Kinds = frozenset()
-    further: tuple[Observation, ...] = ()
-    sizes: tuple[Sizes, ...] = ()
+    replaced_formats: ElementTypes = frozenset()
+    further_runs: tuple[Observation, ...] = ()
+    further_sizes: tuple[InputShapes, ...] = ()
 
 
 def observe(model: Model, given: Shapes) -> Observation:
@@ -83,12 +82,12 @@ def observe(model: Model, given: Shapes) -> Observation:
     """
     check_shapes(model, given)
     try:
-        return _observed(model, model.proto, given, frozenset())
+        return _observe_proto(model, model.proto, given, frozenset())
     except ModelError:
-        replaced = float_kinds(model.proto) & OTHERS
+        replaced = float_types(model.proto) & REPLACED_TYPES
         if not replaced:
             raise
-    return _observed(model, in_float32(model.proto, replaced), given, replaced)
+    return _observe_proto(model, convert_to_float32(model.proto, replaced), given, replaced)
 
 
 def check_shapes(model: Model, shapes: Shapes) -> None:
@@ -97,31 +96,31 @@ def check_shapes(model: Model, shapes: Shapes) -> None:
     Raises:
         OptionError: there is no such input, or its rank or a fixed size differs.
     """
-    inputs = {value.name: declared(value) for value in model.inputs}
+    inputs = {value.name: declared_sizes(value) for value in model.inputs}
     for name, shape in shapes.items():
         if name not in inputs:
             raise OptionError(f"{option('shape')} {name}: no such graph input; the inputs are {', '.join(inputs)}")
-        axes = [axis if isinstance(axis, int) else UNKNOWN for axis in inputs[name]]
-        if len(axes) != len(shape) or any(a not in (UNKNOWN, b) for a, b in zip(axes, shape, strict=True)):
+        axes = [axis if isinstance(axis, int) else UNNAMED_AXIS for axis in inputs[name]]
+        if len(axes) != len(shape) or any(a not in (UNNAMED_AXIS, b) for a, b in zip(axes, shape, strict=True)):
             raise OptionError(
                 f"{option('shape')} {name}={shape_text(shape)}: the model declares {shape_text(axes)}; give "
                 "sizes that fit"
             )
 
 
-def _observed(model: Model, proto: onnx.ModelProto, given: Shapes, replaced: Kinds) -> Observation:
+def _observe_proto(model: Model, proto: onnx.ModelProto, given: Shapes, replaced: ElementTypes) -> Observation:
     """Observe the model, or its float32 copy ``proto``."""
-    values = sorted(_fixed_names(model))
+    values = sorted(_constant_names(model))
     names = sorted(n for n in _tensor_names(model) if n in model.free)
     shapes_of = [onnx.helper.make_node("Shape", [name], [f"leanonnx_shape_{k}"]) for k, name in enumerate(names)]
-    with tapped(proto, [*(node.output[0] for node in shapes_of), *values], shapes_of) as taps:
+    with expose_tensors(proto, [*(node.output[0] for node in shapes_of), *values], shapes_of) as exposed:
         try:
-            with opened(taps, optimise=False, libraries=model.libraries) as session:
-                return _at_all_sizes(_Observer(model, session, names, values, replaced), given)
+            with open_session(exposed, optimise=False, libraries=model.libraries) as session:
+                return _observe_all_sizes(_Observer(model, session, names, values, replaced), given)
         except ModelError:
             raise
         except Exception as error:  # onnxruntime raises its own types, one per status code
-            known = UNKNOWN_OPERATOR not in str(error)
+            known = UNKNOWN_OPERATOR_TEXT not in str(error)
             hint = "export it again" if known else f"give the library of its operators with {option('library')}"
             raise ModelError(f"{model.path}: onnxruntime cannot load the model: {first_line(error)}; {hint}") from error
 
@@ -134,9 +133,9 @@ class _Observer:
     session: Session
     names: list[str]
     values: list[str]
-    replaced: Kinds
+    replaced: ElementTypes
 
-    def seen(self, feeds: Feed, outputs: list[Array]) -> Observation:
+    def to_observation(self, feeds: Feed, outputs: list[Array]) -> Observation:
         """Return the observation of one run."""
         shapes = {name: tuple(int(d) for d in shape) for name, shape in zip(self.names, outputs, strict=False)}
         shapes |= {name: feed.shape for name, feed in feeds.items()}
@@ -154,21 +153,21 @@ class _Observer:
         feed = random_feed(self.model, shapes, seed=0)
         feed |= {name: value for name, value in (like or {}).items() if value.shape == feed[name].shape}
         count = len(self.names) + len(self.values)
-        return feed, finished(self.session, fed_in_float32(feed, self.replaced))[:count]
+        return feed, run_session(self.session, convert_feed(feed, self.replaced))[:count]
 
 
-def _at_all_sizes(look: _Observer, given: Shapes) -> Observation:
+def _observe_all_sizes(observer: _Observer, given: Shapes) -> Observation:
     """Observe the first run that succeeds, and further sizes if axes are free."""
-    base = look.seen(*_first_run(look, given))
-    declared_axes = {value.name: declared(value) for value in look.model.inputs}
+    base = observer.to_observation(*_first_run(observer, given))
+    declared_axes = {value.name: declared_sizes(value) for value in observer.model.inputs}
     if all(isinstance(size, int) for axes in declared_axes.values() for size in axes):
         return base
 
     seen: dict[str, Observation] = {}
 
-    def runs(sizes: Sizes) -> bool:
+    def runs(sizes: InputShapes) -> bool:
         try:
-            observation = look.seen(*look.run(sizes, base.feeds))
+            observation = observer.to_observation(*observer.run(sizes, base.feeds))
         except Exception:  # noqa: BLE001 - onnxruntime raises its own types; the model does not run at these sizes
             return False
         emptied = any(0 in shape and 0 not in base.shapes[name] for name, shape in observation.shapes.items())
@@ -176,8 +175,10 @@ def _at_all_sizes(look: _Observer, given: Shapes) -> Observation:
         return not emptied
 
     start = {name: feed.shape for name, feed in base.feeds.items()}
-    more = further(axis_groups(declared_axes, start, _usual_sizes(look.model)), start, runs)
-    return replace(base, further=tuple(seen[repr(s)] for s in more.jointly or more.alone), sizes=more.sizes)
+    more = find_further_sizes(axis_groups(declared_axes, start, _usual_sizes(observer.model)), start, runs)
+    return replace(
+        base, further_runs=tuple(seen[repr(s)] for s in more.jointly or more.alone), further_sizes=more.distinct_sizes
+    )
 
 
 def _usual_sizes(model: Model) -> list[int]:
@@ -191,7 +192,9 @@ def _in_declared_types(model: Model, values: dict[str, Array]) -> dict[str, Arra
     inferred = onnx.shape_inference.infer_shapes(model.proto)
     kinds = {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}
     return {
-        name: value.astype(onnx.helper.tensor_dtype_to_np_dtype(kinds[name])) if kinds.get(name) in OTHERS else value
+        name: value.astype(onnx.helper.tensor_dtype_to_np_dtype(kinds[name]))
+        if kinds.get(name) in REPLACED_TYPES
+        else value
         for name, value in values.items()
     }
 
@@ -200,49 +203,49 @@ def _tensor_names(model: Model) -> set[str]:
     """Return the node outputs that are tensors (sequences and optionals have no shape)."""
     names: set[str] = set()
     for node in model.proto.graph.node:
-        if node.domain or node.op_type not in NOT_TENSORS | BRANCHING:
+        if node.domain or node.op_type not in SEQUENCE_OPERATORS | BRANCHING:
             names.update(node.output)
-        elif node.op_type not in NOT_TENSORS:
-            names.update(_tensors_put_out(node))
+        elif node.op_type not in SEQUENCE_OPERATORS:
+            names.update(_tensor_outputs(node))
     typed = {v.name for v in model.proto.graph.output if v.type.HasField("tensor_type")}
     return (names | typed) - {""}
 
 
-def _tensors_put_out(node: onnx.NodeProto) -> list[str]:
+def _tensor_outputs(node: onnx.NodeProto) -> list[str]:
     """Return the outputs of an If or a Loop that its subgraph declares as tensors."""
     body = next(a.g for a in node.attribute if a.name in ("then_branch", "body"))
     declared = list(body.output)[1 if node.op_type == "Loop" else 0 :]
     return [name for name, value in zip(node.output, declared, strict=True) if value.type.HasField("tensor_type")]
 
 
-def _fixed_names(model: Model) -> set[str]:
+def _constant_names(model: Model) -> set[str]:
     """Return the computed tensors that depend on no graph input's data."""
     return {n for n in _tensor_names(model) if n not in model.free and n not in model.origins}
 
 
-def _first_run(look: _Observer, given: Shapes) -> tuple[Feed, list[Array]]:
+def _first_run(observer: _Observer, given: Shapes) -> tuple[Feed, list[Array]]:
     """Try common sizes for free axes until the model runs and no tensor is empty."""
-    model = look.model
+    model = observer.model
     failure, empty = "no free dimension could be filled", None
     for shapes in _trials(model, given):
         try:
-            feed, found = look.run(shapes)
+            feed, outputs = observer.run(shapes)
         except Exception as error:  # onnxruntime raises its own types, one per status code
             failure = first_line(error)
-            if TERMINATED in failure:
+            if TERMINATED_TEXT in failure:
                 raise ModelError(
-                    f"{model.path}: a run did not end within {LONGEST_RUN} seconds: {failure}; give smaller sizes with "
-                    f"{option('shape')}, or export the model without the loop"
+                    f"{model.path}: a run did not end within {MAX_RUN_SECONDS} seconds: {failure}; give smaller sizes "
+                    f"with {option('shape')}, or export the model without the loop"
                 ) from error
             continue
-        if all(0 not in np.asarray(shape) or shape.size == 0 for shape in found if shape.dtype == np.int64):
-            return feed, found
-        empty = empty or (feed, found)
+        if all(0 not in np.asarray(shape) or shape.size == 0 for shape in outputs if shape.dtype == np.int64):
+            return feed, outputs
+        empty = empty or (feed, outputs)
     if empty:
         return empty
     if len(_trials(model, given)) == 1:
         raise ModelError(f"{model.path}: onnxruntime cannot run the model: {failure}; export the model again")
-    names = ", ".join(f"{v.name}{declared(v)}" for v in model.inputs)
+    names = ", ".join(f"{v.name}{declared_sizes(v)}" for v in model.inputs)
     raise ModelError(
         f"{model.path}: onnxruntime cannot run the model with any input size tried ({failure}); "
         f"give the input shapes, for example {option('shape', EXAMPLE, 'NAME=1,3,224,224')} (inputs: {names})"
@@ -255,34 +258,34 @@ def _trials(model: Model, given: Shapes) -> list[dict[str, tuple[int, ...]]]:
     Free channels of an image are 3 or 1.  With several inputs, free axes of all but the first are also tried as 1
     (recurrent state).  Trials of more than ``MAX_TRIAL_ELEMENTS`` elements are left out, unless all are larger.
     """
-    found: list[dict[str, tuple[int, ...]]] = []
+    trials: list[dict[str, tuple[int, ...]]] = []
     for lead, size in [*((1, s) for s in TRIAL_SIZES), *((n, 1) for n in TRIAL_LENGTHS)]:
         for other, channels in itertools.product((size, 1), TRIAL_CHANNELS):
             sizes = [size] + [other] * len(model.inputs)
             pairs = zip(model.inputs, sizes, strict=False)
-            shapes = {v.name: given.get(v.name) or _filled(v, lead, s, channels) for v, s in pairs}
-            if shapes not in found:
-                found.append(shapes)
-    sizes = [sum(math.prod(shape) for shape in shapes.values()) for shapes in found]
-    if min(sizes) > IMPOSSIBLE:
+            shapes = {v.name: given.get(v.name) or _fill_shape(v, lead, s, channels) for v, s in pairs}
+            if shapes not in trials:
+                trials.append(shapes)
+    sizes = [sum(math.prod(shape) for shape in shapes.values()) for shapes in trials]
+    if min(sizes) > MAX_INPUT_ELEMENTS:
         raise ModelError(
             f"{model.path}: the graph inputs hold {min(sizes)} numbers, more than can be run; give smaller sizes with "
             f"{option('shape')} where the model leaves them free"
         )
-    small = [shapes for shapes, size in zip(found, sizes, strict=True) if size <= MAX_TRIAL_ELEMENTS]
-    return small or found[:1]
+    small = [shapes for shapes, size in zip(trials, sizes, strict=True) if size <= MAX_TRIAL_ELEMENTS]
+    return small or trials[:1]
 
 
-def declared(value: onnx.ValueInfoProto) -> Axes:
+def declared_sizes(value: onnx.ValueInfoProto) -> DeclaredSizes:
     """Return the sizes of a tensor as the model declares them."""
     dims = value.type.tensor_type.shape.dim
-    return [d.dim_value if d.HasField("dim_value") else d.dim_param or UNKNOWN for d in dims]
+    return [d.dim_value if d.HasField("dim_value") else d.dim_param or UNNAMED_AXIS for d in dims]
 
 
-def _filled(value: onnx.ValueInfoProto, lead: int, size: int, channels: int) -> tuple[int, ...]:
+def _fill_shape(value: onnx.ValueInfoProto, lead: int, size: int, channels: int) -> tuple[int, ...]:
     """Fill free axes: the first with ``lead``, the second of an image with ``channels``, others with ``size``."""
-    dims = declared(value)
-    free = [lead, channels if len(dims) == IMAGE_RANK else size, *[size] * len(dims)]
+    dims = declared_sizes(value)
+    free = [lead, channels if len(dims) == IMAGE_INPUT_RANK else size, *[size] * len(dims)]
     return tuple(d if isinstance(d, int) else free[axis] for axis, d in enumerate(dims))
 
 
@@ -292,11 +295,11 @@ def random_feed(model: Model, shapes: Shapes, seed: int, kind: str = "normal") -
     ``kind`` selects the distribution of floats: "normal", "uniform" or "bytes".
     """
     rng = np.random.default_rng(seed)
-    wide = pixels(model)
-    return {v.name: _random(v, shapes[v.name], rng, kind, v.name in wide) for v in model.inputs}
+    wide = pixel_inputs(model)
+    return {v.name: _draw_input(v, shapes[v.name], rng, kind, v.name in wide) for v in model.inputs}
 
 
-def _random(
+def _draw_input(
     value: onnx.ValueInfoProto, shape: tuple[int, ...], rng: np.random.Generator, kind: str, whole_range: bool
 ) -> Array:
     dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)

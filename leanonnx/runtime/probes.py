@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from leanonnx.graph.formats import HALVES, fed_in_float32, float_kinds, in_float32
+from leanonnx.graph.formats import HALF_TYPES, convert_feed, convert_to_float32, float_types
 from leanonnx.numeric.arrays import Array
-from leanonnx.runtime.sessions import Feed, failing, finished, opened
+from leanonnx.runtime.sessions import Feed, open_session, run_session, translate_errors
 
 
 @contextmanager
-def tapped(
+def expose_tensors(
     proto: onnx.ModelProto, names: Sequence[str], more: Sequence[onnx.NodeProto] = ()
 ) -> Iterator[onnx.ModelProto]:
     """Make these tensors the only outputs of a protobuf, in place, and restore it afterwards (no weights are copied).
@@ -34,7 +34,7 @@ def tapped(
         proto.graph.output.extend([onnx.ValueInfoProto.FromString(raw) for raw in outputs])
 
 
-def watched(
+def tensor_values(
     proto: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Feed], libraries: Sequence[Path] = ()
 ) -> Iterator[dict[str, Array]]:
     """Yield the named tensors for each feed; float16 and bfloat16 are computed in float32.
@@ -43,13 +43,17 @@ def watched(
         RunFailed: onnxruntime cannot load or run the model.
         UserError: the feeds cannot be read.
     """
-    halves = float_kinds(proto) & HALVES
+    halves = float_types(proto) & HALF_TYPES
     names = list(dict.fromkeys(names))
     if not names:
         yield from ({} for _ in feeds)
         return
-    source = in_float32(proto, halves)
-    with failing(), tapped(source, names) as exposed, opened(exposed, libraries=libraries) as session:
+    source = convert_to_float32(proto, halves)
+    with (
+        translate_errors(),
+        expose_tensors(source, names) as exposed,
+        open_session(exposed, libraries=libraries) as session,
+    ):
         for feed in feeds:
-            values = finished(session, fed_in_float32(feed, halves))
+            values = run_session(session, convert_feed(feed, halves))
             yield {name: np.asarray(value) for name, value in zip(names, values, strict=True)}

@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx
 
-from leanonnx.runtime.providers import Setting, opened_on, prepare, runner, session_options
+from leanonnx.runtime.providers import Setting, open_timed_session, prepare_provider, session_options, start_runner
 from leanonnx.runtime.sessions import Feed, Session
 
 WEIGHTS_FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"
@@ -30,7 +30,7 @@ NCHWC_SUFFIX = "_nchwc"
 
 
 @dataclass(frozen=True)
-class Work:
+class NodeTime:
     """One node as onnxruntime runs it.
 
     Attributes:
@@ -46,17 +46,19 @@ class Work:
     blocked: bool
 
 
-def profiled(paths: Sequence[Path], feed: Feed, setting: Setting, seconds: float) -> tuple[tuple[Work, ...], ...]:
+def profile_models(
+    paths: Sequence[Path], feed: Feed, setting: Setting, seconds: float
+) -> tuple[tuple[NodeTime, ...], ...]:
     """Profile models that take turns on one input for about ``seconds``.
 
     Raises:
         ProviderMissing: the provider is not available.
         RunFailed: onnxruntime cannot load or run one of them.
     """
-    prepare(setting)
+    prepare_provider(setting)
     with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
         opened = [_open_profiled(path, setting, Path(folder) / f"profile-{k}") for k, path in enumerate(paths)]
-        ready = [runner(session, feed, setting) for session, _ in opened]
+        ready = [start_runner(session, feed, setting) for session, _ in opened]
         start, runs, elapsed = time.perf_counter(), 1, 0.0
         while elapsed < seconds * (PATIENCE_FACTOR if runs < MIN_PROFILES else 1 if runs < MAX_PROFILES else 0):
             for each in ready:
@@ -80,10 +82,10 @@ def _open_profiled(path: Path, setting: Setting, prefix: Path) -> tuple[Session,
     options.enable_profiling = True
     options.profile_file_prefix = str(prefix)
     names = frozenset(node.name for node in proto.graph.node)
-    return opened_on(proto.SerializeToString(), setting, options), names
+    return open_timed_session(proto.SerializeToString(), setting, options), names
 
 
-def _node_times(events: list[dict[str, Any]], runs: int, tensors: Collection[str]) -> tuple[Work, ...]:
+def _node_times(events: list[dict[str, Any]], runs: int, tensors: Collection[str]) -> tuple[NodeTime, ...]:
     """Return the nodes of a profile in the order of their first runs; the times of a node in a loop are summed."""
     times: dict[tuple[str, str], list[float]] = {}
     for event in events:
@@ -93,13 +95,13 @@ def _node_times(events: list[dict[str, Any]], runs: int, tensors: Collection[str
             times.setdefault(key, []).append(event["dur"] / 1e3)
     result = []
     for (name, operator), each in times.items():
-        tensor = origin(name, tensors)
+        tensor = origin_tensor(name, tensors)
         blocked = name not in tensors and NCHWC_SUFFIX in name.removeprefix(tensor or "")
-        result.append(Work(tensor, operator, statistics.median(each) * len(each) / runs, blocked))
+        result.append(NodeTime(tensor, operator, statistics.median(each) * len(each) / runs, blocked))
     return tuple(result)
 
 
-def origin(name: str, tensors: Collection[str]) -> str | None:
+def origin_tensor(name: str, tensors: Collection[str]) -> str | None:
     """Return the one of ``tensors`` that onnxruntime derived a node's name from; None if there is none."""
     while name not in tensors:
         shorter = DECORATION.sub("", name, count=1)

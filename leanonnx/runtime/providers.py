@@ -23,12 +23,12 @@ import onnxruntime as ort
 from leanonnx.checks import check_choice, check_least
 from leanonnx.errors import ProviderMissing
 from leanonnx.graph.model import first_line
-from leanonnx.runtime.sessions import QUIET, Feed, Session, failing, finished
+from leanonnx.runtime.sessions import QUIET, Feed, Session, run_session, translate_errors
 from leanonnx.spelling import option
 from leanonnx.system.cores import available_cores
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
-ALGORITHMS = "EXHAUSTIVE"
+CUDNN_ALGORITHM_SEARCH = "EXHAUSTIVE"
 """Search mode for cuDNN's convolution algorithms: all are tried when the session is warmed up."""
 PROVIDER_NAMES = {
     "cpu": "CPUExecutionProvider",
@@ -42,7 +42,7 @@ WARM_UP_MODEL = """
 <ir_version: 8, opset_import: ["" : 17]>
 small (float[1, 8, 16, 16] x, float[8, 8, 3, 3] w) => (float[1, 8, 14, 14] y) { y = Conv (x, w) }
 """
-ADVICE = {
+PROVIDER_ADVICE = {
     "cuda": "install it with `pip install 'leanonnx[cuda]'` and see that nvidia-smi lists a GPU",
     "tensorrt": "install `pip install 'leanonnx[cuda]'` and TensorRT, put TensorRT's libraries on the loader's path "
     "(LD_LIBRARY_PATH), and see that nvidia-smi lists a GPU",
@@ -75,12 +75,12 @@ class Setting:
         check_least("threads", self.threads, 0)
 
     @property
-    def resolved(self) -> Setting:
+    def with_thread_count(self) -> Setting:
         """The same setting with 0 threads replaced by the number of available cores."""
         return replace(self, threads=self.threads or available_cores())
 
     @property
-    def on_device(self) -> bool:
+    def uses_gpu(self) -> bool:
         """True if inputs and outputs are bound to GPU memory."""
         return self.provider != "cpu"
 
@@ -99,7 +99,7 @@ def session_options(setting: Setting) -> ort.SessionOptions:
     """Return the options of a session for timing; the module docstring explains them."""
     result = ort.SessionOptions()
     result.log_severity_level = QUIET
-    result.intra_op_num_threads = setting.resolved.threads
+    result.intra_op_num_threads = setting.with_thread_count.threads
     result.inter_op_num_threads = 1
     result.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     result.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -113,7 +113,7 @@ def session_options(setting: Setting) -> ort.SessionOptions:
 def provider_list(setting: Setting) -> list[Any]:
     """Return the providers of a session with their options; each runs what those before it cannot."""
     cuda = {
-        "cudnn_conv_algo_search": ALGORITHMS,
+        "cudnn_conv_algo_search": CUDNN_ALGORITHM_SEARCH,
         "use_tf32": str(int(setting.tf32)),
         "enable_cuda_graph": str(int(setting.cuda_graph and setting.provider == "cuda")),
     }
@@ -128,7 +128,7 @@ def provider_list(setting: Setting) -> list[Any]:
     return [*chosen[setting.provider], PROVIDER_NAMES["cpu"]]
 
 
-def opened_on(model: Path | bytes, setting: Setting, options: ort.SessionOptions | None = None) -> Session:
+def open_timed_session(model: Path | bytes, setting: Setting, options: ort.SessionOptions | None = None) -> Session:
     """Open a session on the provider of the setting.
 
     Raises:
@@ -136,34 +136,36 @@ def opened_on(model: Path | bytes, setting: Setting, options: ort.SessionOptions
         RunFailed: onnxruntime cannot load the model.
     """
     source = str(model) if isinstance(model, Path) else model
-    with failing():
+    with translate_errors():
         session = ort.InferenceSession(
             source, options or session_options(setting), providers=provider_list(setting), enable_fallback=0
         )
     if PROVIDER_NAMES[setting.provider] not in session.get_providers():
-        raise _missing(setting.provider, "onnxruntime fell back to the CPU")
+        raise _provider_missing(setting.provider, "onnxruntime fell back to the CPU")
     return session
 
 
-def prepare(setting: Setting) -> None:
+def prepare_provider(setting: Setting) -> None:
     """Load the provider's libraries and run a small model, so that no timing includes this one-off cost.
 
     Raises:
         ProviderMissing: the provider is not available.
     """
-    if not setting.on_device:
+    if not setting.uses_gpu:
         _run_warm_up(setting)
         return
     preloaded = _preload()
     try:
         _run_warm_up(replace(setting, cuda_graph=False))
     except Exception as error:  # an outdated driver fails only in the first run
-        raise _missing(setting.provider, _loader_error(setting.provider) or preloaded or first_line(error)) from error
+        raise _provider_missing(
+            setting.provider, _loader_error(setting.provider) or preloaded or first_line(error)
+        ) from error
 
 
 def _run_warm_up(setting: Setting) -> None:
     small = onnx.parser.parse_model(WARM_UP_MODEL)
-    session = opened_on(small.SerializeToString(), replace(setting, libraries=()))
+    session = open_timed_session(small.SerializeToString(), replace(setting, libraries=()))
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in small.graph.input}
     session.run(None, {name: np.ones(shape, np.float32) for name, shape in shapes.items()})
 
@@ -188,9 +190,10 @@ def _loader_error(provider: Provider) -> str:
     return ""
 
 
-def _missing(provider: Provider, reason: str) -> ProviderMissing:
+def _provider_missing(provider: Provider, reason: str) -> ProviderMissing:
     return ProviderMissing(
-        f"{option('provider', provider)}: onnxruntime {ort.__version__} has none here ({reason}); {ADVICE[provider]}"
+        f"{option('provider', provider)}: onnxruntime {ort.__version__} has none here ({reason}); "
+        f"{PROVIDER_ADVICE[provider]}"
     )
 
 
@@ -199,11 +202,11 @@ class Runner:
     """A session bound to its input: ``run`` computes once and waits for the end."""
 
     run: Callable[[], object]
-    first: float
+    first_seconds: float
     """Seconds of the first run."""
 
 
-def runner(session: Session, feed: Feed, setting: Setting) -> Runner:
+def start_runner(session: Session, feed: Feed, setting: Setting) -> Runner:
     """Run a session once on an input and return a runner for further runs.
 
     On the CPU, a run reads and returns numpy arrays.  On a GPU, inputs and outputs are bound to its memory beforehand,
@@ -212,13 +215,13 @@ def runner(session: Session, feed: Feed, setting: Setting) -> Runner:
     Raises:
         RunFailed: onnxruntime cannot run the model.
     """
-    with failing():
-        return _gpu_runner(session, feed, setting) if setting.on_device else _cpu_runner(session, feed)
+    with translate_errors():
+        return _gpu_runner(session, feed, setting) if setting.uses_gpu else _cpu_runner(session, feed)
 
 
 def _cpu_runner(session: Session, feed: Feed) -> Runner:
     start = time.perf_counter()
-    finished(session, feed)
+    run_session(session, feed)
     return Runner(lambda: session.run(None, feed), time.perf_counter() - start)
 
 

@@ -21,7 +21,7 @@ import onnxruntime as ort
 from onnx import numpy_helper
 
 from leanonnx.errors import LeanOnnxError
-from leanonnx.graph.formats import Kinds, Source, fed_in_float32, in_float32
+from leanonnx.graph.formats import ElementTypes, Source, convert_feed, convert_to_float32
 from leanonnx.graph.model import first_line
 from leanonnx.graph.storage import data_size, write_model
 from leanonnx.graph.view import FREE_INITIALIZERS
@@ -31,9 +31,9 @@ from leanonnx.system.memory import available_memory
 Feed = dict[str, Array]
 Session: TypeAlias = ort.InferenceSession
 
-IN_MEMORY = 1 << 24
+MAX_IN_MEMORY_BYTES = 1 << 24
 """Bytes up to which a model is passed to onnxruntime in memory."""
-LONGEST_RUN = 120
+MAX_RUN_SECONDS = 120
 """Seconds after which a run is stopped."""
 CHECKS_PER_RUN = 60
 """Timeout checks within ``LONGEST_RUN``."""
@@ -74,25 +74,25 @@ def _cap_memory() -> bool:
     return True
 
 
-MOST_THREADS: ContextVar[int] = ContextVar("MOST_THREADS", default=0)
+THREAD_LIMIT: ContextVar[int] = ContextVar("MOST_THREADS", default=0)
 """Threads of a session; 0: one for each core."""
 
 
 @contextmanager
-def limited(threads: int) -> Iterator[None]:
+def thread_limit(threads: int) -> Iterator[None]:
     """Limit the threads of sessions that are opened inside the context; 0: one for each core."""
-    before = MOST_THREADS.set(threads)
+    before = THREAD_LIMIT.set(threads)
     try:
         yield
     finally:
-        MOST_THREADS.reset(before)
+        THREAD_LIMIT.reset(before)
 
 
-def options(optimise: bool, libraries: Sequence[Path]) -> ort.SessionOptions:
+def cpu_options(optimise: bool, libraries: Sequence[Path]) -> ort.SessionOptions:
     """Session options: quiet, no spinning threads, no more threads than allowed, custom operators."""
     result = ort.SessionOptions()
     result.log_severity_level = QUIET
-    result.intra_op_num_threads = MOST_THREADS.get()
+    result.intra_op_num_threads = THREAD_LIMIT.get()
     result.enable_mem_pattern = False  # its planning takes time quadratic in the number of nodes
     result.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimise:
@@ -106,7 +106,7 @@ def options(optimise: bool, libraries: Sequence[Path]) -> ort.SessionOptions:
 
 
 @contextmanager
-def opened(model: Source, optimise: bool = True, libraries: Sequence[Path] = ()) -> Iterator[Session]:
+def open_session(model: Source, optimise: bool = True, libraries: Sequence[Path] = ()) -> Iterator[Session]:
     """A CPU session on a file or on a model in memory.
 
     Large models go through a temporary file that onnxruntime maps, which saves it two copies of the weights.
@@ -115,13 +115,13 @@ def opened(model: Source, optimise: bool = True, libraries: Sequence[Path] = ())
         source: bytes | str
         if isinstance(model, Path):
             source = str(model)
-        elif data_size(model) < IN_MEMORY:
+        elif data_size(model) < MAX_IN_MEMORY_BYTES:
             source = model.SerializeToString()
         else:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="leanonnx-"))
             write_model(model, Path(folder) / "model.onnx", external=True)
             source = str(Path(folder) / "model.onnx")
-        chosen = options(optimise, libraries)
+        chosen = cpu_options(optimise, libraries)
         yield Session(source, chosen, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
@@ -130,7 +130,7 @@ class RunFailed(Exception):
 
 
 @contextmanager
-def failing() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     """Turn exceptions of onnxruntime into ``RunFailed``; errors of files, and our own, pass unchanged."""
     try:
         yield
@@ -148,11 +148,13 @@ def run(
     Raises:
         RunFailed: onnxruntime cannot load or run it.
     """
-    with failing(), opened(model, optimise, libraries) as session:
-        return [[np.asarray(value) for value in finished(session, feed)] for feed in feeds]
+    with translate_errors(), open_session(model, optimise, libraries) as session:
+        return [[np.asarray(value) for value in run_session(session, feed)] for feed in feeds]
 
 
-def run_node(node: onnx.NodeProto, feed: Feed, constants: Feed, like: onnx.ModelProto, replaced: Kinds) -> Array | None:
+def run_node(
+    node: onnx.NodeProto, feed: Feed, constants: Feed, like: onnx.ModelProto, replaced: ElementTypes
+) -> Array | None:
     """The first output of one node run by itself; None if onnxruntime cannot run it.
 
     Args:
@@ -172,13 +174,13 @@ def run_node(node: onnx.NodeProto, feed: Feed, constants: Feed, like: onnx.Model
         alone.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, array.shape))
     alone.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
     try:
-        return run(in_float32(alone, replaced), [fed_in_float32(feed, replaced)], optimise=False)[0][0]
+        return run(convert_to_float32(alone, replaced), [convert_feed(feed, replaced)], optimise=False)[0][0]
     except RunFailed:
         return None
 
 
 @contextmanager
-def runs(session: Session) -> Iterator[Callable[[Feed], list[Array]]]:
+def session_runner(session: Session) -> Iterator[Callable[[Feed], list[Array]]]:
     """A function that runs a session and returns its outputs; a run is stopped after ``LONGEST_RUN`` seconds.
 
     One thread watches all runs: to start one for each would take longer than a short run does.
@@ -187,14 +189,14 @@ def runs(session: Session) -> Iterator[Callable[[Feed], list[Array]]]:
     latest = inf  # when the run that is going on has to be over
 
     def watch() -> None:
-        while not over.wait(LONGEST_RUN / CHECKS_PER_RUN):
+        while not over.wait(MAX_RUN_SECONDS / CHECKS_PER_RUN):
             if time.monotonic() > latest:
                 limits.terminate = True
                 return
 
     def run_once(feed: Feed) -> list[Array]:
         nonlocal latest
-        latest = time.monotonic() + LONGEST_RUN
+        latest = time.monotonic() + MAX_RUN_SECONDS
         try:
             return list(session.run(None, feed, limits))
         finally:
@@ -207,7 +209,7 @@ def runs(session: Session) -> Iterator[Callable[[Feed], list[Array]]]:
         over.set()
 
 
-def finished(session: Session, feed: Feed) -> list[Array]:
+def run_session(session: Session, feed: Feed) -> list[Array]:
     """Outputs of one run, which is stopped after ``LONGEST_RUN`` seconds (an endless loop)."""
-    with runs(session) as run_once:
+    with session_runner(session) as run_once:
         return run_once(feed)

@@ -18,19 +18,19 @@ import onnx
 from onnx import numpy_helper
 
 from leanonnx.errors import ProviderMissing
-from leanonnx.runtime.profiling import Work, profiled
+from leanonnx.runtime.profiling import NodeTime, profile_models
 from leanonnx.runtime.providers import Setting
-from leanonnx.runtime.sessions import LONGEST_RUN, Feed, RunFailed, claim_process
-from leanonnx.runtime.timing import PATIENCE, Timing, TimingComparison, compare, several
+from leanonnx.runtime.sessions import MAX_RUN_SECONDS, Feed, RunFailed, claim_process
+from leanonnx.runtime.timing import TIMING_PATIENCE, Timing, TimingComparison, compare_latency, time_models
 from leanonnx.system import processes
 
-ENTRY = "leanonnx.runtime.subprocess_timing:answer_timing_request"
-REQUEST, ANSWER_FILE, INPUT_FILE = "request.json", "answer.json", "input-{}.pb"
-STARTING = 10 * LONGEST_RUN
+TIMING_ENTRY = "leanonnx.runtime.subprocess_timing:answer_timing_request"
+REQUEST_FILE, ANSWER_FILE, INPUT_FILE = "request.json", "answer.json", "input-{}.pb"
+START_SECONDS = 10 * MAX_RUN_SECONDS
 """Time limit for loading the models and their first runs, in seconds."""
 
 
-def measured(
+def compare_in_subprocess(
     before: Path, after: Path, feed: Feed, setting: Setting, seconds: float, seed: int = 0
 ) -> TimingComparison:
     """Run ``timing.compare_latency`` in a fresh process.
@@ -40,31 +40,35 @@ def measured(
         RunFailed: onnxruntime cannot load or run one of the models, or the process dies.
     """
     row = _request("compare", [before, after], [feed], setting, seconds, seed)
-    before_timing, after_timing = (Timing.read(row.pop(name)) for name in ("before", "after"))
+    before_timing, after_timing = (Timing.from_row(row.pop(name)) for name in ("before", "after"))
     return TimingComparison(before_timing, after_timing, interval=tuple(row.pop("interval")), **row)
 
 
-def measured_alone(path: Path, feed: Feed, setting: Setting, seconds: float) -> Timing:
+def time_in_subprocess(path: Path, feed: Feed, setting: Setting, seconds: float) -> Timing:
     """Run ``timing.time_model`` in a fresh process.
 
     Raises:
         ProviderMissing: the provider is not available.
         RunFailed: onnxruntime cannot load or run the model, or the process dies.
     """
-    return measured_many([path], [feed], setting, seconds)[0]
+    return time_all_in_subprocess([path], [feed], setting, seconds)[0]
 
 
-def measured_many(paths: Sequence[Path], feeds: Sequence[Feed], setting: Setting, seconds: float) -> tuple[Timing, ...]:
+def time_all_in_subprocess(
+    paths: Sequence[Path], feeds: Sequence[Feed], setting: Setting, seconds: float
+) -> tuple[Timing, ...]:
     """Run ``timing.time_models`` in a fresh process.
 
     Raises:
         ProviderMissing: the provider is not available.
         RunFailed: onnxruntime cannot load or run one of the models, or the process dies.
     """
-    return tuple(Timing.read(row) for row in _request("several", paths, feeds, setting, seconds)["timings"])
+    return tuple(Timing.from_row(row) for row in _request("several", paths, feeds, setting, seconds)["timings"])
 
 
-def measured_works(paths: Sequence[Path], feed: Feed, setting: Setting, seconds: float) -> tuple[tuple[Work, ...], ...]:
+def profile_in_subprocess(
+    paths: Sequence[Path], feed: Feed, setting: Setting, seconds: float
+) -> tuple[tuple[NodeTime, ...], ...]:
     """Run ``profiling.profile_models`` in a fresh process.
 
     Raises:
@@ -72,7 +76,7 @@ def measured_works(paths: Sequence[Path], feed: Feed, setting: Setting, seconds:
         RunFailed: onnxruntime cannot load or run one of the models, or the process dies.
     """
     models = _request("profile", paths, [feed], setting, seconds)["works"]
-    return tuple(tuple(Work(**node) for node in nodes) for nodes in models)
+    return tuple(tuple(NodeTime(**node) for node in nodes) for nodes in models)
 
 
 def _request(
@@ -94,10 +98,10 @@ def _request(
             "seconds": seconds,
             "seed": seed,
         }
-        (folder / REQUEST).write_text(json.dumps(request))
+        (folder / REQUEST_FILE).write_text(json.dumps(request))
         for index, (key, array) in enumerate(pair for feed in feeds for pair in feed.items()):
             (folder / INPUT_FILE.format(index)).write_bytes(numpy_helper.from_array(array, key).SerializeToString())
-        ending = processes.run(ENTRY, folder, STARTING + 2 * PATIENCE * seconds)
+        ending = processes.run_process(TIMING_ENTRY, folder, START_SECONDS + 2 * TIMING_PATIENCE * seconds)
         if not (folder / ANSWER_FILE).is_file():
             raise RunFailed(f"the process that measures {ending}")
         response: dict[str, Any] = json.loads((folder / ANSWER_FILE).read_text())
@@ -115,18 +119,18 @@ def answer_timing_request(folder: Path) -> None:
     """
     tempfile.tempdir = str(folder)
     claim_process()
-    request = json.loads((folder / REQUEST).read_text())
+    request = json.loads((folder / REQUEST_FILE).read_text())
     feeds = _inputs(folder, request["inputs"])
     setting = Setting(**{**request["setting"], "libraries": tuple(map(Path, request["setting"]["libraries"]))})
     paths, seconds = [Path(path) for path in request["paths"]], request["seconds"]
     result: dict[str, Any]
     try:
         if request["task"] == "compare":
-            result = asdict(compare(paths[0], paths[1], feeds[0], setting, seconds, request["seed"]))
+            result = asdict(compare_latency(paths[0], paths[1], feeds[0], setting, seconds, request["seed"]))
         elif request["task"] == "several":
-            result = {"timings": [asdict(timing) for timing in several(paths, feeds, setting, seconds)]}
+            result = {"timings": [asdict(timing) for timing in time_models(paths, feeds, setting, seconds)]}
         else:
-            works = profiled(paths, feeds[0], setting, seconds)
+            works = profile_models(paths, feeds[0], setting, seconds)
             result = {"works": [[asdict(work) for work in each] for each in works]}
     except ProviderMissing as error:
         result = {"missing": str(error)}

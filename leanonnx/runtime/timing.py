@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from leanonnx.numeric.intervals import Interval, Times, median_interval, noise, ratios, take_turns
-from leanonnx.runtime.fastpath import Layouts, layouts
-from leanonnx.runtime.providers import Setting, opened_on, prepare, runner
+from leanonnx.numeric.intervals import Interval, RunTimes, median_interval, noise_floor, time_in_turns, time_ratios
+from leanonnx.runtime.fastpath import ConvolutionLayouts, convolution_layouts
+from leanonnx.runtime.providers import Setting, open_timed_session, prepare_provider, start_runner
 from leanonnx.runtime.sessions import Feed
 from leanonnx.system.cores import resident_memory
 
-SECONDS = 3.0
+DEFAULT_TIMING_SECONDS = 3.0
 """Default duration of a timing."""
 MIN_BLOCK_SECONDS = 1e-3
 """Shortest duration of a block of runs, in seconds."""
@@ -34,21 +34,21 @@ MIN_WARM_UP_RUNS = 3
 """Fewest untimed runs before the first block."""
 WARM_UP_SHARE = 0.05
 """Smallest share of the time that is spent on untimed runs."""
-ROUNDS = 15
+WANTED_ROUNDS = 15
 """Rounds to complete even when time is up."""
-FEW_ROUNDS = 6
+MIN_ROUNDS = 6
 """Rounds that suffice after ``TIMING_PATIENCE`` times the time: the fewest whose range is a 95 % interval."""
-PATIENCE = 4
+TIMING_PATIENCE = 4
 NARROW_SHARE = 0.005
 """Relative half width of an interval that needs no more rounds, if it is ``CLEAR_SHARE`` away from 1."""
 CLEAR_SHARE = 0.02
-MARGIN = 0.01
+MIN_MARGIN = 0.01
 """Smallest relative difference that can be significant."""
 BUSY_NOISE = 0.05
 """Noise above which the machine counts as busy."""
 BUSY_SPREAD = 1.5
 """90th percentile / median above which the machine counts as busy."""
-MOST_LOTS = 4
+MAX_LOTS = 4
 MAX_EQUAL_BLOCK_RATIO = 4
 """Models whose times differ by less than this factor are timed in blocks of the same number of runs."""
 
@@ -73,18 +73,18 @@ class Timing:
     first: float
     runs: int
     memory: int
-    layouts: Layouts | None
+    layouts: ConvolutionLayouts | None
 
     @property
-    def busy(self) -> bool:
+    def is_busy(self) -> bool:
         """True if the times vary so much that the machine had other work, or too few cores."""
         return self.p90 > BUSY_SPREAD * self.median
 
     @classmethod
-    def read(cls, row: dict[str, Any]) -> Timing:
+    def from_row(cls, row: dict[str, Any]) -> Timing:
         """Invert ``dataclasses.asdict``."""
         counts = row["layouts"]
-        return cls(**{**row, "layouts": counts and Layouts(**counts)})
+        return cls(**{**row, "layouts": counts and ConvolutionLayouts(**counts)})
 
 
 @dataclass(frozen=True)
@@ -110,31 +110,31 @@ class TimingComparison:
     @property
     def margin(self) -> float:
         """Distance from 1 that the whole interval must exceed to be significant: the noise, at least ``MIN_MARGIN``."""
-        return max(MARGIN, self.noise)
+        return max(MIN_MARGIN, self.noise)
 
     @property
-    def faster(self) -> bool:
+    def is_faster(self) -> bool:
         """True if the interval lies above 1 by more than the margin."""
         return self.interval[0] > 1 + self.margin
 
     @property
-    def slower(self) -> bool:
+    def is_slower(self) -> bool:
         """True if the interval lies below 1 by more than the margin."""
         return self.interval[1] < 1 / (1 + self.margin)
 
     @property
-    def busy(self) -> bool:
+    def is_busy(self) -> bool:
         """True if noise or spread is high: the ratio can be trusted, the milliseconds cannot."""
-        return self.noise > BUSY_NOISE or self.before.busy or self.after.busy
+        return self.noise > BUSY_NOISE or self.before.is_busy or self.after.is_busy
 
     @property
-    def words(self) -> str:
+    def verdict(self) -> str:
         """The second model compared with the first, in words."""
-        return "faster" if self.faster else "slower" if self.slower else "no significant difference"
+        return "faster" if self.is_faster else "slower" if self.is_slower else "no significant difference"
 
 
 @dataclass(frozen=True)
-class Warm:
+class WarmModel:
     """A warmed-up model.
 
     Attributes:
@@ -146,25 +146,25 @@ class Warm:
     """
 
     run: Callable[[], object]
-    once: float
+    fastest_seconds: float
     session: float
     first: float
     memory: int
 
 
 @dataclass(frozen=True)
-class Lot:
+class TimingLot:
     """Times on one set of sessions: milliseconds [rounds, models]; block sizes and facts of ``WarmModel`` [models]."""
 
-    times: Times
-    sizes: list[int]
+    times: RunTimes
+    block_sizes: list[int]
     session: list[float]
     first: list[float]
     memory: list[int]
 
 
-def compare(
-    before: Path, after: Path, feed: Feed, setting: Setting, seconds: float = SECONDS, seed: int = 0
+def compare_latency(
+    before: Path, after: Path, feed: Feed, setting: Setting, seconds: float = DEFAULT_TIMING_SECONDS, seed: int = 0
 ) -> TimingComparison:
     """Time two models in turns, on one input, for ``seconds`` (longer if needed for ``WANTED_ROUNDS``).
 
@@ -174,30 +174,30 @@ def compare(
     """
     lots = _time_lots([before, after], [feed, feed], setting, seconds, seed)
     times = [lot.times for lot in lots]
-    speedups = ratios(times)
+    speedups = time_ratios(times)
     return TimingComparison(
         before=_summary(before, 0, lots, setting),
         after=_summary(after, 1, lots, setting),
         speedup=float(np.median(np.concatenate(speedups))),
         interval=median_interval(speedups, seed),
-        noise=noise(times, seed),
+        noise=noise_floor(times, seed),
         rounds=sum(map(len, times)),
         lots=len(lots),
     )
 
 
-def alone(path: Path, feed: Feed, setting: Setting, seconds: float = SECONDS) -> Timing:
+def time_model(path: Path, feed: Feed, setting: Setting, seconds: float = DEFAULT_TIMING_SECONDS) -> Timing:
     """Time one model for ``seconds`` (longer if needed for ``WANTED_ROUNDS``).
 
     Raises:
         ProviderMissing: the provider is not available.
         RunFailed: onnxruntime cannot load or run it.
     """
-    return several([path], [feed], setting, seconds)[0]
+    return time_models([path], [feed], setting, seconds)[0]
 
 
-def several(
-    paths: Sequence[Path], feeds: Sequence[Feed], setting: Setting, seconds: float = SECONDS
+def time_models(
+    paths: Sequence[Path], feeds: Sequence[Feed], setting: Setting, seconds: float = DEFAULT_TIMING_SECONDS
 ) -> tuple[Timing, ...]:
     """Time models in turns, each on its own input, for ``seconds`` in total (longer if needed for ``WANTED_ROUNDS``).
 
@@ -209,14 +209,16 @@ def several(
     return tuple(_summary(path, which, lots, setting) for which, path in enumerate(paths))
 
 
-def _time_lots(paths: Sequence[Path], feeds: Sequence[Feed], setting: Setting, seconds: float, seed: int) -> list[Lot]:
+def _time_lots(
+    paths: Sequence[Path], feeds: Sequence[Feed], setting: Setting, seconds: float, seed: int
+) -> list[TimingLot]:
     """Time the models on several sets of sessions, as many as can be opened cheaply.
 
     The location of a session's memory accounts for a percent or two; the order of opening alternates between lots.
     """
-    prepare(setting)
-    lots: list[Lot] = []
-    count = MOST_LOTS
+    prepare_provider(setting)
+    lots: list[TimingLot] = []
+    count = MAX_LOTS
     while len(lots) < count:
         start = time.perf_counter()
         order = -1 if len(lots) % 2 else 1
@@ -224,19 +226,19 @@ def _time_lots(paths: Sequence[Path], feeds: Sequence[Feed], setting: Setting, s
         warm = [_warm_up(path, feed, setting, seconds / count) for path, feed in pairs][::order]
         if not lots:
             count = lot_count(time.perf_counter() - start, seconds)
-        sizes = block_sizes([each.once for each in warm])
+        sizes = block_sizes([each.fastest_seconds for each in warm])
         blocks = [_timed_block(each.run, size) for each, size in zip(warm, sizes, strict=True)]
         with _no_garbage_collection():
-            times = take_turns(blocks, enough(seconds / count, -(-ROUNDS // count), seed))
+            times = time_in_turns(blocks, stopping_rule(seconds / count, -(-WANTED_ROUNDS // count), seed))
         facts = ([getattr(each, name) for each in warm] for name in ("session", "first", "memory"))
-        lots.append(Lot(times, sizes, *facts))
+        lots.append(TimingLot(times, sizes, *facts))
         del warm, blocks
     return lots
 
 
 def lot_count(opening: float, seconds: float) -> int:
     """Return the number of lots, if one takes ``opening`` seconds to open: opening takes at most half of the time."""
-    return max(1, min(MOST_LOTS, int(seconds / 2 / max(opening, 1e-9))))
+    return max(1, min(MAX_LOTS, int(seconds / 2 / max(opening, 1e-9))))
 
 
 def block_sizes(seconds: Sequence[float]) -> list[int]:
@@ -248,12 +250,12 @@ def block_sizes(seconds: Sequence[float]) -> list[int]:
     return [max(sizes)] * len(sizes) if max(seconds) < MAX_EQUAL_BLOCK_RATIO * min(seconds) else sizes
 
 
-def _warm_up(path: Path, feed: Feed, setting: Setting, seconds: float) -> Warm:
+def _warm_up(path: Path, feed: Feed, setting: Setting, seconds: float) -> WarmModel:
     before = resident_memory()
     start = time.perf_counter()
-    session = opened_on(path, setting)
+    session = open_timed_session(path, setting)
     created = time.perf_counter() - start
-    ready = runner(session, feed, setting)
+    ready = start_runner(session, feed, setting)
     once = math.inf
     start = time.perf_counter()
     count = 0
@@ -263,7 +265,7 @@ def _warm_up(path: Path, feed: Feed, setting: Setting, seconds: float) -> Warm:
         once = min(once, time.perf_counter() - begun)
         count += 1
     memory = max(resident_memory() - before, 0)
-    return Warm(ready.run, once, created * 1e3, ready.first * 1e3, memory)
+    return WarmModel(ready.run, once, created * 1e3, ready.first_seconds * 1e3, memory)
 
 
 def _timed_block(run: Callable[[], object], count: int) -> Callable[[], float]:
@@ -278,9 +280,9 @@ def _timed_block(run: Callable[[], object], count: int) -> Callable[[], float]:
     return time_block
 
 
-def enough(
+def stopping_rule(
     seconds: float, fewest: int, seed: int, clock: Callable[[], float] = time.perf_counter
-) -> Callable[[Times], bool]:
+) -> Callable[[RunTimes], bool]:
     """Return a stopping rule: time is up, or the interval of the ratio is narrow and clearly excludes 1.
 
     Fewer than ``fewest`` rounds suffice only after ``TIMING_PATIENCE`` times the time.  The ratio is tested only when
@@ -288,28 +290,28 @@ def enough(
     """
     start = clock()
 
-    def stop(times: Times) -> bool:
+    def stop(times: RunTimes) -> bool:
         elapsed, rounds = clock() - start, len(times)
         if rounds < fewest:
-            return rounds >= min(FEW_ROUNDS, fewest) and elapsed >= PATIENCE * seconds
-        return elapsed >= seconds or (_is_doubled(rounds) and settled(times, seed))
+            return rounds >= min(MIN_ROUNDS, fewest) and elapsed >= TIMING_PATIENCE * seconds
+        return elapsed >= seconds or (_is_doubled(rounds) and is_settled(times, seed))
 
     return stop
 
 
 def _is_doubled(rounds: int) -> bool:
-    return rounds % ROUNDS == 0 and (rounds // ROUNDS).bit_count() == 1
+    return rounds % WANTED_ROUNDS == 0 and (rounds // WANTED_ROUNDS).bit_count() == 1
 
 
-def settled(times: Times, seed: int) -> bool:
+def is_settled(times: RunTimes, seed: int) -> bool:
     """Return True if the interval of the ratio is narrow and clearly excludes 1; always False unless models are two."""
-    if times.shape[1] != 2 or 1 / (1 + CLEAR_SHARE) < np.median(ratios([times])) < 1 + CLEAR_SHARE:
+    if times.shape[1] != 2 or 1 / (1 + CLEAR_SHARE) < np.median(time_ratios([times])) < 1 + CLEAR_SHARE:
         return False
-    low, high = median_interval(ratios([times]), seed)
+    low, high = median_interval(time_ratios([times]), seed)
     return high - low < NARROW_SHARE * (high + low) and (low > 1 + CLEAR_SHARE or high < 1 / (1 + CLEAR_SHARE))
 
 
-def _summary(path: Path, which: int, lots: Sequence[Lot], setting: Setting) -> Timing:
+def _summary(path: Path, which: int, lots: Sequence[TimingLot], setting: Setting) -> Timing:
     """Summarise the lots of one model; memory is that of the first, as later ones reuse what it has freed."""
     times = np.concatenate([lot.times[:, which] for lot in lots])
     p10, median, p90 = (float(q) for q in np.quantile(times, [0.1, 0.5, 0.9]))
@@ -319,9 +321,9 @@ def _summary(path: Path, which: int, lots: Sequence[Lot], setting: Setting) -> T
         p90,
         session=statistics.median(lot.session[which] for lot in lots),
         first=statistics.median(lot.first[which] for lot in lots),
-        runs=sum(lot.sizes[which] * len(lot.times) for lot in lots),
+        runs=sum(lot.block_sizes[which] * len(lot.times) for lot in lots),
         memory=lots[0].memory[which],
-        layouts=layouts(path, setting),
+        layouts=convolution_layouts(path, setting),
     )
 
 

@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from leanonnx.numeric.arrays import Floats, Ints
-from leanonnx.selection.widths import Grid, replaced
+from leanonnx.selection.widths import WidthGrid, replace_widths
 
 Worth = Callable[[Ints], Floats]
 Spent = Callable[[Ints], float]
-MOST = 100
+MAX_EXCHANGES = 100
 """Largest number of exchanges."""
-BACK = 8
+MAX_STEPS_BACK = 8
 """Largest number of steps by which an exchange narrows a layer."""
 
 
-def exchanged(grid: Grid, widths: Ints, least: Ints, step: int, worth: Worth, spent: Spent) -> Ints:
+def exchange_widths(grid: WidthGrid, widths: Ints, least: Ints, step: int, worth: Worth, spent: Spent) -> Ints:
     """Repeatedly widen one layer by a step and narrow others in exchange, while the total worth increases.
 
     Args:
@@ -32,7 +32,7 @@ def exchanged(grid: Grid, widths: Ints, least: Ints, step: int, worth: Worth, sp
         worth: maps widths to the worth of the kept channels of each layer [layers].
         spent: maps widths to the share of the budget that they spend (1: all).
     """
-    for _ in range(MOST):
+    for _ in range(MAX_EXCHANGES):
         rivals = _exchanges(grid, widths, least, step, worth, spent)
         better = (r for r in rivals if (worth(r) - worth(widths)).sum() > 0 and spent(r) <= 1)
         improved = next(better, None)
@@ -42,14 +42,14 @@ def exchanged(grid: Grid, widths: Ints, least: Ints, step: int, worth: Worth, sp
     return widths
 
 
-def _exchanges(grid: Grid, widths: Ints, least: Ints, step: int, worth: Worth, spent: Spent) -> Iterator[Ints]:
+def _exchanges(grid: WidthGrid, widths: Ints, least: Ints, step: int, worth: Worth, spent: Spent) -> Iterator[Ints]:
     """Yield widths with one layer a step wider and others narrower, the most promising first.
 
     The narrowed layers lose least for the cost that they free, assuming that layers are independent.
     """
-    wider, backward = grid.wider(widths, step), [widths]
-    for _ in range(BACK):
-        backward.append(grid.narrower(backward[-1], step, least))
+    wider, backward = grid.widen(widths, step), [widths]
+    for _ in range(MAX_STEPS_BACK):
+        backward.append(grid.narrow(backward[-1], step, least))
     now = spent(widths)
     taken = -np.diff(backward, axis=0)
     freed = -_extra_spending(widths, backward[1], now, spent) / np.maximum(taken[0], 1) * taken
@@ -66,7 +66,7 @@ def _exchanges(grid: Grid, widths: Ints, least: Ints, step: int, worth: Worth, s
         steps, payers = steps[:count], payers[:count]
         promise = gained[layer] - lost[steps, payers].sum()
         if promise > 0 and enough.any():
-            rival = replaced(widths, wider, [layer])
+            rival = replace_widths(widths, wider, [layer])
             np.subtract.at(rival, payers, taken[steps, payers])
             exchanges.append((promise, rival))
     return (rival for _, rival in sorted(exchanges, key=lambda pair: -pair[0]))
@@ -76,5 +76,5 @@ def _extra_spending(widths: Ints, other: Ints, now: float, spent: Spent) -> Floa
     """Additional spending of each layer alone at another width [layers]."""
     extra = np.zeros(len(widths))
     for layer in np.flatnonzero(other != widths).tolist():
-        extra[layer] = spent(replaced(widths, other, [layer])) - now
+        extra[layer] = spent(replace_widths(widths, other, [layer])) - now
     return extra

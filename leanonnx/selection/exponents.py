@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from leanonnx.analysis.cost import cost_model
-from leanonnx.data.samples import Data, batch_size
+from leanonnx.data.samples import Dataset, batch_size
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.ranking.elimination import EXPONENT_CANDIDATES
-from leanonnx.recovery.draft import distance, split
+from leanonnx.recovery.draft import distance, split_held_out
 from leanonnx.recovery.recover import recover
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.selection.selector import Selector
-from leanonnx.surgery.operate import apply
+from leanonnx.surgery.operate import apply_patch
 from leanonnx.surgery.patch import plan_patch
 
 MAX_SEARCH_SAMPLES = 320
@@ -27,7 +27,7 @@ MAX_SEARCH_LAYERS = 32
 """Largest number of layers for which exponents are searched: every trial refits each layer."""
 
 
-def search_exponents(selector: Selector, data: Data, seed: int, on_progress: Callable[[float], None]) -> Selector:
+def search_exponents(selector: Selector, data: Dataset, seed: int, on_progress: Callable[[float], None]) -> Selector:
     """Find the selector whose keep mask deviates least after recovery.
 
     Args:
@@ -36,13 +36,13 @@ def search_exponents(selector: Selector, data: Data, seed: int, on_progress: Cal
         seed: seed of sampling.
         on_progress: called with the share of trials done (0 to 1).
     """
-    dag, request, some = selector.dag, selector.request, data.first(MAX_SEARCH_SAMPLES)
-    fitted, spared = split(some)
+    dag, request, some = selector.dag, selector.request, data.subsample(MAX_SEARCH_SAMPLES)
+    fitted, spared = split_held_out(some)
     held = spared or fitted
-    macs = cost_model(dag)(dag.whole).macs
+    macs = cost_model(dag)(dag.all_alive).macs
     if (
         macs * some.count > MAX_SEARCH_MACS
-        or sum(mix.inward is not None for _, mix in dag.kernel_blocks) > MAX_SEARCH_LAYERS
+        or sum(mix.input_channel_ids is not None for _, mix in dag.kernel_blocks) > MAX_SEARCH_LAYERS
     ):
         return selector
     tried: list[tuple[float, Selector]] = []
@@ -57,12 +57,12 @@ def search_exponents(selector: Selector, data: Data, seed: int, on_progress: Cal
     return min(tried, key=lambda pair: pair[0])[1]
 
 
-def _deviation(selector: Selector, alive: Mask, fitted: Data, held: Data, seed: int) -> float:
+def _deviation(selector: Selector, alive: Mask, fitted: Dataset, held: Dataset, seed: int) -> float:
     """Relative deviation of the outputs of a recovered keep mask; infinite if it cannot be run."""
     dag = selector.dag
     batch = batch_size(fitted)
     try:
-        bare = apply(dag.model, plan_patch(dag, alive))
+        bare = apply_patch(dag.model, plan_patch(dag, alive))
         recovered = recover(dag, alive, bare, fitted.feeds(batch), held.feeds(batch), seed)
         return distance(dag, recovered.proto, held)
     except RunFailed:

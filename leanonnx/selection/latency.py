@@ -42,7 +42,7 @@ class LatencyModel:
     def __call__(self, alive: Mask) -> float:
         """Predicted ms of one run of a keep set [channels]."""
         total = sum(_block_ms(self.target, operator, mix, alive) for operator, mix in self.blocks)
-        total += sum(one.surviving(alive) for one in self.products) / self.target.gemm * MS_PER_GIGA
+        total += sum(one.remaining(alive) for one in self.products) / self.target.gemm * MS_PER_GIGA
         for channel_ids, size in self.outputs:
             share = float(alive[channel_ids].mean())
             total += size * share * self.target.element * 1e-6 + (self.target.node * 1e-3 if share else 0.0)
@@ -60,9 +60,9 @@ def latency_model(dag: ChannelDag, target: Hardware) -> LatencyModel:
     return LatencyModel(target, blocks, tuple(outputs), products(dag)[0])
 
 
-def by_time(dag: ChannelDag, target: Hardware) -> Rate:
+def latency_rate(dag: ChannelDag, target: Hardware) -> Rate:
     """Predicted ms of one kernel of each node while none is removed."""
-    nodes, whole = dag.model.proto.graph.node, dag.whole
+    nodes, whole = dag.model.proto.graph.node, dag.all_alive
 
     def rate(node: int, mix: KernelBlock) -> float:
         kernels = max(mix.destinations.size * int(mix.sources.shape[1]), 1)
@@ -90,12 +90,12 @@ def _convolution(target: Hardware, groups: int, wide: int, deep: int, taps: int)
     if groups == 1:
         rate = target.pointwise if taps == 1 else target.conv
         if deep < block:
-            return rate, 1.0, target.filled(wide) * deep
+            return rate, 1.0, target.fill_block(wide) * deep
         if deep % target.multiple:
             return rate, target.slow, wide * deep
-        return rate, 1.0, target.filled(wide) * target.filled(deep)
+        return rate, 1.0, target.fill_block(wide) * target.fill_block(deep)
     if wide == deep == 1:
         off = groups % target.multiple
-        return target.depthwise, target.slow_depthwise if off else 1.0, groups if off else target.filled(groups)
+        return target.depthwise, target.slow_depthwise if off else 1.0, groups if off else target.fill_block(groups)
     off = wide % target.grouped or deep % target.grouped
     return target.conv, target.slow if off else 1.0, groups * wide * deep

@@ -27,7 +27,7 @@ def limiting_factors(
     They are counted in kernels or, with ``macs``, in multiply-adds.
     """
     noun = "multiply-adds" if macs else "kernels"
-    counts = held_back(dag, cost, alive, (*dag.pins, *extra_pins), lambda pin: (pin.reason, pin.advice), macs)
+    counts = kernels_held_by(dag, cost, alive, (*dag.pins, *extra_pins), lambda pin: (pin.reason, pin.advice), macs)
     texts = [(count, f"{count} {noun}: {key[0]} ({key[1]})") for key, count in counts.items() if count]
     ranked = sorted(texts + _unprunable(dag, cost, noun, macs), key=lambda item: -item[0])
     return (*(text for _, text in ranked[:MAX_NAMED]), *_tie_texts(dag, cost, alive))
@@ -37,10 +37,10 @@ def _unprunable(dag: ChannelDag, cost: CostModel, noun: str, macs: bool) -> list
     """Nodes that no channel removal reaches, with their kernels or multiply-adds."""
     counts: dict[int, int] = {}
     for node, mix in dag.kernel_blocks:
-        if mix.inward is None and any(mix is counted for counted in cost.mixes):
-            each = mix.taps * mix.positions if macs else mix.counted
+        if mix.input_channel_ids is None and any(mix is counted for counted in cost.kernel_blocks):
+            each = mix.taps * mix.positions if macs else mix.is_counted
             counts[node] = counts.get(node, 0) + mix.sources.size * mix.destinations.shape[1] * each
-    pinned = dag.pinned
+    pinned = dag.pinned_groups
     for product in cost.products if macs else ():
         if all(pinned[dag.groups[factor]].all() for factor in product.factors):
             counts[product.node] = counts.get(product.node, 0) + product.macs
@@ -48,7 +48,7 @@ def _unprunable(dag: ChannelDag, cost: CostModel, noun: str, macs: bool) -> list
     return [(count, f"{count} {noun}: {title(nodes[k])} cannot be pruned") for k, count in counts.items() if count]
 
 
-def held_back(
+def kernels_held_by(
     dag: ChannelDag,
     cost: CostModel,
     alive: Mask,
@@ -89,20 +89,20 @@ def _kept_groups(dag: ChannelDag, pinned: NDArray[np.int64]) -> Mask:
 def _touching(cost: CostModel, alive: Mask, touched: Mask, macs: bool) -> int:
     """Kept kernels, or multiply-adds, that touch one of the channels in a mask [channels]."""
     count = 0
-    for mix in cost.mixes:
+    for mix in cost.kernel_blocks:
         rows, columns = alive[mix.destinations], alive[mix.sources]
         free_rows, free_columns = rows & ~touched[mix.destinations], columns & ~touched[mix.sources]
         held = rows.sum(1) * columns.sum(1) - free_rows.sum(1) * free_columns.sum(1)
-        count += int(held.sum()) * (mix.taps * mix.positions if macs else mix.counted)
+        count += int(held.sum()) * (mix.taps * mix.positions if macs else mix.is_counted)
     if macs:
-        count += sum(one.surviving(alive) - one.surviving(alive & ~touched) for one in cost.products)
+        count += sum(one.remaining(alive) - one.remaining(alive & ~touched) for one in cost.products)
     return count
 
 
 def _tie_texts(dag: ChannelDag, cost: CostModel, alive: Mask) -> list[str]:
     """The groups without a pin that keep most kernels and hold more than one channel of a tensor, in words."""
     held = _kernels_of_groups(dag, cost, alive)
-    held[dag.pinned] = 0
+    held[dag.pinned_groups] = 0
     texts = []
     for group in np.argsort(-held, kind="stable")[:MAX_NAMED]:
         tensor, count, size = _widest(dag, int(group))
@@ -115,9 +115,9 @@ def _tie_texts(dag: ChannelDag, cost: CostModel, alive: Mask) -> list[str]:
 def _kernels_of_groups(dag: ChannelDag, cost: CostModel, alive: Mask) -> NDArray[np.int64]:
     """Kept kernels that touch each group [groups]."""
     held = np.zeros(int(dag.groups.max()) + 1, np.int64)
-    for mix in cost.mixes:
+    for mix in cost.kernel_blocks:
         rows, columns = alive[mix.destinations], alive[mix.sources]
-        if not mix.counted:
+        if not mix.is_counted:
             continue
         np.add.at(held, dag.groups[mix.destinations], rows * columns.sum(1, keepdims=True))
         np.add.at(held, dag.groups[mix.sources], columns * rows.sum(1, keepdims=True))

@@ -15,17 +15,17 @@ from typing import Literal
 
 import numpy as np
 
-from leanonnx.analysis.cost import Cost, CostModel, Rate, by_kernels, by_macs, by_params
+from leanonnx.analysis.cost import Cost, CostModel, Rate, kernel_rate, mac_rate, param_rate
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.file_size import weight_bits
 from leanonnx.checks import check_fraction
 from leanonnx.errors import OptionError
-from leanonnx.graph.nodes import BIAS, BIASED, standard
-from leanonnx.graph.storage import BYTE
+from leanonnx.graph.nodes import BIAS, BIASED, standard_name
+from leanonnx.graph.storage import BITS_PER_BYTE
 from leanonnx.hardware.targets import Hardware
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.rules.call import KernelBlock
-from leanonnx.selection.latency import by_time, latency_model
+from leanonnx.selection.latency import latency_model, latency_rate
 from leanonnx.spelling import option
 
 Price = Callable[[Mask], float]
@@ -71,7 +71,7 @@ class PricingInputs:
             for node, mix in self.dag.kernel_blocks
             if self.refits
             and node not in self.ignored
-            and standard(nodes[node]) in BIASED
+            and standard_name(nodes[node]) in BIASED
             and not any(nodes[node].input[BIAS:])
         )
 
@@ -94,7 +94,7 @@ def _price_latency(inputs: PricingInputs) -> Price:
 
 
 def _rate_latency(inputs: PricingInputs) -> Rate:
-    return by_time(inputs.dag, _hardware(inputs))
+    return latency_rate(inputs.dag, _hardware(inputs))
 
 
 def _price_bytes(inputs: PricingInputs) -> Price:
@@ -112,7 +112,7 @@ def bias_bytes(inputs: PricingInputs, alive: Mask) -> int:
 
 def _rate_bytes(inputs: PricingInputs) -> Rate:
     bits = cache(partial(weight_bits, inputs.dag))
-    return lambda node, mix: mix.taps * bits(node, mix.slot) / BYTE
+    return lambda node, mix: mix.taps * bits(node, mix.slot) / BITS_PER_BYTE
 
 
 def _hardware(inputs: PricingInputs) -> Hardware:
@@ -215,7 +215,7 @@ METRICS: Mapping[str, Metric] = {
             help="Keep at most this fraction of the kernels (0 to 1).",
             sweep_help="Fractions of the kernels: 0.75,0.5,0.25.",
             price=_price_kernels,
-            rate=lambda _: by_kernels,
+            rate=lambda _: kernel_rate,
         ),
         Metric(
             name="macs",
@@ -226,7 +226,7 @@ METRICS: Mapping[str, Metric] = {
             help="Keep at most this fraction of the multiply-adds.",
             sweep_help="Fractions of the multiply-adds.",
             price=_price_macs,
-            rate=lambda _: by_macs,
+            rate=lambda _: mac_rate,
             counts_macs=True,
         ),
         Metric(
@@ -238,7 +238,7 @@ METRICS: Mapping[str, Metric] = {
             help="Keep at most this fraction of the parameters.",
             sweep_help="Fractions of the parameters.",
             price=_price_params,
-            rate=lambda _: by_params,
+            rate=lambda _: param_rate,
         ),
         Metric(
             name="latency",

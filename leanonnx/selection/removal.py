@@ -10,9 +10,9 @@ import numpy as np
 from leanonnx.analysis.closure import Closure
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import OptionError
-from leanonnx.formatting import counted
+from leanonnx.formatting import count_text
 from leanonnx.numeric.arrays import Ints
-from leanonnx.numeric.channel_ids import Mask, varied
+from leanonnx.numeric.channel_ids import Mask, varied_axes
 from leanonnx.spelling import verb
 
 
@@ -34,9 +34,9 @@ def without_channels(dag: ChannelDag, unwanted: Mapping[str, Sequence[int]]) -> 
             _check_free(dag, f"channel {index} of '{name}'", ids)
             keep[dag.groups[ids]] = False
     closure = Closure(dag, dag.groups)
-    alive = closure.alive(keep)
+    alive = closure.alive_channels(keep)
     for tensor, ids in dag.channel_ids.items():
-        if not alive[ids].any() and not closure.may_go[ids].all():
+        if not alive[ids].any() and not closure.removable[ids].all():
             raise OptionError(f"no channel of tensor '{tensor}' would remain; keep at least one")
     for pin in dag.pins:
         if not alive[pin.channel_ids].all():
@@ -56,12 +56,12 @@ def _tensor_of(dag: ChannelDag, name: str) -> str:
 def _chosen(dag: ChannelDag, name: str, tensor: str, indices: Sequence[int]) -> list[tuple[int, Ints]]:
     """Channel ids of each index along the channel axis of a tensor."""
     ids = dag.channel_ids[tensor]
-    axes = varied(ids)
+    axes = varied_axes(ids)
     rows = np.moveaxis(ids, axes[0], 0) if axes else ids.reshape(1, -1)
     pairs: list[tuple[int, Ints]] = []
     for index in indices:
         if not isinstance(index, Integral) or isinstance(index, bool) or not 0 <= index < len(rows):
-            has = f"'{name}' has {counted(len(rows), 'channel')}"
+            has = f"'{name}' has {count_text(len(rows), 'channel')}"
             raise OptionError(f"channel {index} of '{name}': {has}; give indices from 0 to {len(rows) - 1}")
         if any(index == other for other, _ in pairs):
             raise OptionError(f"channel {index} of '{name}' is given twice; give each index once")

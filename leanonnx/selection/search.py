@@ -59,7 +59,7 @@ class Trial:
     @property
     def slower(self) -> bool:
         """True if it is slower than the original by more than noise."""
-        return self.comparison is not None and self.comparison.slower
+        return self.comparison is not None and self.comparison.is_slower
 
     @property
     def faster(self) -> bool:

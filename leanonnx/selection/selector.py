@@ -19,7 +19,7 @@ from leanonnx.rules.call import KernelBlock, Pin
 from leanonnx.selection.allocator import WidthAllocator
 from leanonnx.selection.limits import limiting_factors
 from leanonnx.selection.metrics import Budget, Price, PricingInputs
-from leanonnx.selection.widths import NATURAL, Alignment
+from leanonnx.selection.widths import ANY_WIDTH, Alignment
 from leanonnx.spelling import option
 from leanonnx.statistics.moments import Statistics
 
@@ -40,7 +40,7 @@ class SelectionRequest:
     ignored: frozenset[int] = frozenset()
     seed: int = 0
     best_effort: bool = False
-    alignment: Alignment = NATURAL
+    alignment: Alignment = ANY_WIDTH
     statistics: Statistics | None = None
     hardware: Hardware | None = None
     exponents: Exponents = DEFAULT_EXPONENTS
@@ -75,7 +75,7 @@ class Selector:
         self.cost = cost_model(dag, request.ignored)
         self.inputs = PricingInputs(dag, self.cost, request.ignored, request.hardware, request.refits)
         self.price: Price = price or request.budget.metric.price(self.inputs)
-        everything = dag.whole
+        everything = dag.all_alive
         self.before, self.total = self.cost(everything), self.price(everything)
 
     def with_exponents(self, exponents: Exponents) -> Selector:
@@ -91,7 +91,7 @@ class Selector:
         def spent(alive: Mask) -> float:
             return max(self._spent(alive, fraction), other(alive) if other else 0.0)
 
-        return self.allocator.largest(spent)
+        return self.allocator.keep_largest(spent)
 
     @cached_property
     def allocator(self) -> WidthAllocator:
@@ -99,8 +99,8 @@ class Selector:
         request = self.request
 
         def enough(ranking: Ranking) -> bool:
-            allocator = WidthAllocator(self.weighted, ranking, request.pinned, NATURAL)
-            return self._spent(allocator.prefix(len(ranking.order)), request.budget.fraction) > 1
+            allocator = WidthAllocator(self.weighted, ranking, request.pinned, ANY_WIDTH)
+            return self._spent(allocator.keep_prefix(len(ranking.order)), request.budget.fraction) > 1
 
         rate = partial(_counted_rate, request.budget.metric.rate(self.inputs), request.ignored)
         inputs = RankingInputs(
@@ -125,7 +125,7 @@ class Selector:
         """
         budget = self.request.budget
         if budget.fraction >= 1:
-            return Selection(self.dag.whole, self.before, self.before, reached=True)
+            return Selection(self.dag.all_alive, self.before, self.before, reached=True)
         selection = self.selection(self.within(budget.fraction))
         if not selection.reached and not self.request.best_effort:
             lowest = self.price(selection.alive)

@@ -23,7 +23,7 @@ from leanonnx.ranking.groups import layers_of
 
 NEAREST = 0.5
 """Threshold that rounds to the nearest width."""
-PARTS = 16
+MIN_PARTS = 16
 """Smallest number of steps of a layer if the loss of accuracy is to be recovered."""
 ROUNDED = names_with(Trait.BLOCK_WIDTHS)
 """Operators whose widths are rounded to whole blocks; matrix products run any width equally well."""
@@ -48,12 +48,12 @@ class Alignment:
         return step
 
 
-NATURAL = Alignment()
+ANY_WIDTH = Alignment()
 """Any width."""
 
 
 @dataclass(frozen=True)
-class Grid:
+class WidthGrid:
     """The widths that each layer may have, in groups of channels.
 
     ``layers`` [groups] is the layer of each group, ``order`` [groups] the groups layer by layer, best first,
@@ -67,19 +67,19 @@ class Grid:
     steps: Ints
     alignment: Alignment
 
-    def kept(self, keep: Mask) -> Ints:
+    def kept_counts(self, keep: Mask) -> Ints:
         """Number of kept groups of each layer [layers]."""
         return np.bincount(self.layers[keep], minlength=self.sizes.size)
 
-    def rounded(self, keep: Mask, floor: int, threshold: float) -> Mask:
+    def round_widths(self, keep: Mask, floor: int, threshold: float) -> Mask:
         """Round the number of kept groups of each layer to its grid, up from a ``threshold`` between two widths.
 
         Below one full step the grid continues in steps of ``floor``.
         """
-        low, high, share = self.neighbours(self.kept(keep), floor)
-        return self.first(np.where(share >= threshold, high, low))
+        low, high, share = self.neighbours(self.kept_counts(keep), floor)
+        return self.keep_first(np.where(share >= threshold, high, low))
 
-    def first(self, widths: Ints) -> Mask:
+    def keep_first(self, widths: Ints) -> Mask:
         """Keep mask [groups] of the first ``widths`` [layers] groups of each layer."""
         keep = np.zeros(self.order.size, bool)
         place = np.arange(self.order.size) - np.repeat(self.starts, self.sizes)
@@ -96,13 +96,13 @@ class Grid:
 
         return of
 
-    def wider(self, widths: Ints, floor: int) -> Ints:
+    def widen(self, widths: Ints, floor: int) -> Ints:
         """Widen each width by one step; below one full step, or if ``floor`` is finer, by ``floor``."""
         finer = (widths < self.steps) | (floor < self.alignment.block)
         step = np.where(finer, np.minimum(self.steps, floor), self.steps)
         return np.where(widths > 0, np.minimum((widths // step + 1) * step, self._limits(widths)), 0)
 
-    def narrower(self, widths: Ints, floor: int, least: Ints) -> Ints:
+    def narrow(self, widths: Ints, floor: int, least: Ints) -> Ints:
         """Narrow each width by one step, by ``floor`` if that is finer; not below ``least``."""
         step = np.minimum(self.steps, floor)
         return np.minimum(widths, np.maximum((widths - 1) // step * step, least))
@@ -121,14 +121,14 @@ class Grid:
         return np.where(counts < self.steps, self.steps, self.sizes)
 
 
-def replaced(widths: Ints, others: Ints, layers: list[int]) -> Ints:
+def replace_widths(widths: Ints, others: Ints, layers: list[int]) -> Ints:
     """Return a copy of the widths, those of ``layers`` replaced by ``others``."""
     result = widths.copy()
     result[layers] = others[layers]
     return result
 
 
-def grid(dag: ChannelDag, ranking: Ranking, protected: Mask, alignment: Alignment) -> Grid:
+def width_grid(dag: ChannelDag, ranking: Ranking, protected: Mask, alignment: Alignment) -> WidthGrid:
     """Return the grid of widths for a ranking; ``protected`` groups come first in their layers."""
     layers = layers_of(dag, ranking.groups)
     rank = np.full(ranking.scores.size, ranking.scores.size)
@@ -136,7 +136,7 @@ def grid(dag: ChannelDag, ranking: Ranking, protected: Mask, alignment: Alignmen
     order = np.lexsort((rank, ~protected, layers))
     sizes = np.bincount(layers)
     starts = np.cumsum(sizes) - sizes
-    return Grid(layers, order, starts, sizes, _steps(dag, ranking.groups, layers, sizes, alignment), alignment)
+    return WidthGrid(layers, order, starts, sizes, _steps(dag, ranking.groups, layers, sizes, alignment), alignment)
 
 
 def _steps(dag: ChannelDag, groups: Ints, layers: Ints, sizes: Ints, alignment: Alignment) -> Ints:

@@ -14,21 +14,21 @@ import numpy as np
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import DataError
 from leanonnx.numeric.arrays import Array, Floats, Ints
-from leanonnx.numeric.channel_ids import ChannelIds, varied
+from leanonnx.numeric.channel_ids import ChannelIds, varied_axes
 from leanonnx.operators.facts import Trait
 from leanonnx.operators.table import names_with
 from leanonnx.rules.call import KernelBlock, Reduction
-from leanonnx.runtime.probes import watched
+from leanonnx.runtime.probes import tensor_values
 from leanonnx.runtime.sessions import Feed, RunFailed
 from leanonnx.spelling import option
 
-THIN = 2
+MIN_THINNING_STRIDE = 2
 """Smallest stride at which rows are thinned out."""
-ADDING = names_with(Trait.ADDS)
+ADDITIONS = names_with(Trait.ADDS)
 """Operators whose operands share the energy of the output."""
-BLOCK = 1 << 16
+ROWS_PER_STEP = 1 << 16
 """Rows that are summed at once."""
-ENOUGH = 1 << 17
+MAX_MOMENT_ROWS = 1 << 17
 """Rows of a tensor used over all inputs; larger tensors are sampled at a constant stride."""
 
 
@@ -48,7 +48,7 @@ class Statistics:
     ``variance`` [channels]: variance of the channels that are operands of additions, NaN where it was not measured.
     """
 
-    read: Mapping[tuple[str, int], Moments]
+    moments: Mapping[tuple[str, int], Moments]
     variance: Floats
 
 
@@ -65,8 +65,8 @@ class Accumulator:
         if not self.rows:
             self.origin = rows.mean(0, dtype=np.float64)
             self.first, self.second = np.zeros(self.width), np.zeros((self.width, self.width))
-        for start in range(0, len(rows), BLOCK):
-            centred = rows[start : start + BLOCK] - self.origin.astype(rows.dtype)
+        for start in range(0, len(rows), ROWS_PER_STEP):
+            centred = rows[start : start + ROWS_PER_STEP] - self.origin.astype(rows.dtype)
             self.first += centred.sum(0, dtype=np.float64)
             self.second += centred.T @ centred
         self.rows += len(rows)
@@ -83,7 +83,7 @@ def channel_axis(dag: ChannelDag, node: int, block: KernelBlock) -> tuple[str, i
     for name in proto.input:
         channel_ids = dag.channel_ids.get(name)
         if channel_ids is not None and np.isin(block.sources, channel_ids).all():
-            axis = block.axis % channel_ids.ndim
+            axis = block.input_axis % channel_ids.ndim
             along = channel_ids.shape[axis] == block.sources.size or channel_ids.size == 1
             return (name, axis) if along and dag.shapes[name][axis] == block.sources.size else None
     return None
@@ -91,11 +91,11 @@ def channel_axis(dag: ChannelDag, node: int, block: KernelBlock) -> tuple[str, i
 
 def summed_axis(dag: ChannelDag, node: int, reduction: Reduction) -> tuple[str, int]:
     """Tensor whose channels are summed, and its channel axis; -1 if the channels lie along several axes."""
-    axes = varied(reduction.channel_ids)
+    axes = varied_axes(reduction.channel_ids)
     return dag.model.proto.graph.node[node].input[reduction.slot], axes[0] if len(axes) == 1 else -1
 
 
-def rows_of(value: Array, axis: int, channels: ChannelIds) -> Array:
+def channel_rows(value: Array, axis: int, channels: ChannelIds) -> Array:
     """Rows [n, C] of a tensor whose positions along an axis belong to ``channels`` [size], C of them distinct.
 
     A channel at several positions gives one row per position; if the counts differ between channels, positions are
@@ -112,7 +112,7 @@ def rows_of(value: Array, axis: int, channels: ChannelIds) -> Array:
     return np.asarray(np.add.reduceat(flat[:, order], starts, axis=1) / counts.astype(np.float32))
 
 
-def by_label(kernels: Array, sources: ChannelIds) -> Floats | None:
+def kernels_by_channel(kernels: Array, sources: ChannelIds) -> Floats | None:
     """Kernels [O, I, *k] of the inputs ``sources`` [I], regrouped by distinct channel as [O, C, taps].
 
     The kernels of a channel at several positions become its taps; None if channels differ in their number of positions.
@@ -124,8 +124,8 @@ def by_label(kernels: Array, sources: ChannelIds) -> Floats | None:
     return flat[:, np.argsort(inverse, kind="stable")].reshape(len(flat), counts.size, -1)
 
 
-def measure(
-    dag: ChannelDag, feeds: Iterable[Feed], count: int, told: Callable[[float], None] = lambda _: None
+def measure_statistics(
+    dag: ChannelDag, feeds: Iterable[Feed], count: int, on_progress: Callable[[float], None] = lambda _: None
 ) -> Statistics:
     """Run a network on inputs and measure the moments of all channels that kernels read.
 
@@ -138,17 +138,19 @@ def measure(
     Raises:
         DataError: the network cannot be run on these inputs, or computes values that are not finite.
     """
-    places_read = places(dag)
+    places_read = measured_axes(dag)
     sums = {place: Accumulator(np.unique(channels).size) for place, channels in places_read.items()}
     operands = {name: _VarianceSums(dag.channel_ids[name]) for name in _addition_operands(dag)}
     names = [*dict.fromkeys(name for name, _ in places_read), *operands]
     try:
-        for done, values in enumerate(watched(dag.model.proto, names, feeds, dag.model.libraries), 1):
+        for done, values in enumerate(tensor_values(dag.model.proto, names, feeds, dag.model.libraries), 1):
             for (name, axis), channels in places_read.items():
-                sums[name, axis].add(_thin_rows(rows_of(values[name], axis, channels), ENOUGH // max(count, 1)))
+                sums[name, axis].add(
+                    _thin_rows(channel_rows(values[name], axis, channels), MAX_MOMENT_ROWS // max(count, 1))
+                )
             for name, spread in operands.items():
                 spread.add(values[name])
-            told(min(done / max(count, 1), 1.0))
+            on_progress(min(done / max(count, 1), 1.0))
     except RunFailed as error:
         raise DataError(f"{dag.model.path}: the model cannot be run on the calibration data: {error}") from error
     variance = np.full(dag.count, np.nan)
@@ -162,7 +164,7 @@ def measure(
 def _thin_rows(rows: Array, most: int) -> Array:
     """About ``most`` rows at a constant stride, odd so that the rows spread over the columns of an image."""
     step = len(rows) // max(most, 1)
-    return rows if step < THIN else rows[:: step + 1 - step % 2]
+    return rows if step < MIN_THINNING_STRIDE else rows[:: step + 1 - step % 2]
 
 
 def _check_finite(read: Mapping[tuple[str, int], Moments]) -> None:
@@ -174,14 +176,14 @@ def _check_finite(read: Mapping[tuple[str, int], Moments]) -> None:
             )
 
 
-def places(dag: ChannelDag) -> dict[tuple[str, int], ChannelIds]:
+def measured_axes(dag: ChannelDag) -> dict[tuple[str, int], ChannelIds]:
     """Tensors that kernels read, by (tensor, axis), with the channel of each position along the axis."""
     axes: dict[tuple[str, int], ChannelIds] = {}
     for node, block in dag.kernel_blocks:
-        place = channel_axis(dag, node, block) if block.inward is not None else None
+        place = channel_axis(dag, node, block) if block.input_channel_ids is not None else None
         if place is not None and np.unique(block.sources).size > 1:
             axes[place] = block.sources.reshape(-1)
-    for node, reduction, _ in dag.sums:
+    for node, reduction, _ in dag.channel_sums:
         name, axis = summed_axis(dag, node, reduction)
         if axis >= 0:
             axes.setdefault((name, axis), reduction.channel_ids.reshape(-1))
@@ -191,7 +193,7 @@ def places(dag: ChannelDag) -> dict[tuple[str, int], ChannelIds]:
 def _addition_operands(dag: ChannelDag) -> list[str]:
     """Names of the computed operands of additions."""
     nodes = dag.model.proto.graph.node
-    adding = {node for node, _ in dag.fixed_edges if nodes[node].op_type in ADDING}
+    adding = {node for node, _ in dag.fixed_edges if nodes[node].op_type in ADDITIONS}
     return list(dict.fromkeys(name for node in sorted(adding) for name in nodes[node].input if name in dag.channel_ids))
 
 

@@ -21,36 +21,50 @@ from typing import Any
 import numpy as np
 import onnx
 
-from leanonnx.analysis.constant_channels import BORDERED, MOVING, POINTWISE, SUMMING, Numbers, constant_channels
+from leanonnx.analysis.constant_channels import (
+    BORDER_OPERATORS,
+    NUMBER_PRESERVING,
+    POINTWISE_OPERATORS,
+    SUMMING_OPERATORS,
+    Numbers,
+    constant_channels,
+)
 from leanonnx.analysis.constants import Constants
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.formats import is_float
-from leanonnx.graph.nodes import LINEAR, attribute, bias_of, scale_and_shift, standard
+from leanonnx.graph.nodes import LINEAR, attribute, bias_of, scale_and_shift, standard_name
 from leanonnx.graph.positions import coverage, window_of
 from leanonnx.numeric.arrays import Floats
 from leanonnx.numeric.channel_ids import ChannelIds
-from leanonnx.numeric.gaussian import POINTS, ChannelMoments, chosen, gaussian, together, unknown
+from leanonnx.numeric.gaussian import (
+    POINTS,
+    ChannelMoments,
+    combine_independent,
+    gaussian_channels,
+    select_channels,
+    unknown_channels,
+)
 from leanonnx.operators.facts import Trait
 from leanonnx.operators.table import CONVOLUTIONS, names_with
 from leanonnx.runtime.sessions import run_node
-from leanonnx.statistics.moments import Moments, Statistics, by_label, channel_axis, places
+from leanonnx.statistics.moments import Moments, Statistics, channel_axis, kernels_by_channel, measured_axes
 
 EXTREMES = names_with(Trait.EXTREME)
 POWERS = names_with(Trait.NORM)
 AVERAGES = names_with(Trait.WHOLE_SUM) - POWERS
 OPERAND_SIGNS = {"Add": 1, "Sum": 1, "Sub": -1}
 """The sign with which an operator adds its operands after the first."""
-BENT = 0.99
+CORRELATION_FACTOR = 0.99
 """Factor on the correlation of channels that a nonlinear reduction has passed: no longer exact copies."""
-HOLDING = names_with(Trait.PER_CHANNEL)
+STATISTICS_OPERATORS = names_with(Trait.PER_CHANNEL)
 """Operators whose constants hold the statistics of their channels, or fix them."""
-MOST_WORK = 4e10
+MAX_COVARIANCE_WORK = 4e10
 """Multiply-adds of a covariance above which the output channels of a node are assumed independent."""
-LARGEST = 4096
+MAX_COVARIANCE_CHANNELS = 4096
 """Number of output channels above which they are assumed independent."""
-NEIGHBOURS = 0.7
+NEIGHBOUR_CORRELATION = 0.7
 """Correlation of a channel between adjacent positions."""
-MOST = 0.5
+MIN_KNOWN_SHARE = 0.5
 """Smallest share of kernels that must read channels with known statistics."""
 
 
@@ -61,14 +75,14 @@ class PropagatedMoments:
     dag: ChannelDag
 
     @cached_property
-    def numbers(self) -> Mapping[str, Numbers]:
+    def constant_values(self) -> Mapping[str, Numbers]:
         """Values of the constant channels of each tensor, laid out as its channel ids; NaN for other channels."""
         return constant_channels(self.dag).numbers
 
     @cached_property
     def moments(self) -> Mapping[str, ChannelMoments]:
         """Propagated moments of each tensor."""
-        walk = _Propagation(self.dag, self.numbers)
+        walk = _Propagation(self.dag, self.constant_values)
         for index, node in enumerate(self.dag.model.proto.graph.node):
             walk.visit(index, node)
         return walk.moments
@@ -77,16 +91,16 @@ class PropagatedMoments:
 def propagate_statistics(known: PropagatedMoments) -> Statistics | None:
     """Return statistics of all channels that kernels read; None if the network stores those of too few channels."""
     dag = known.dag
-    if not any(node.op_type in HOLDING for node in dag.model.proto.graph.node):
+    if not any(node.op_type in STATISTICS_OPERATORS for node in dag.model.proto.graph.node):
         return None
     moments = known.moments
-    axes = places(dag)
+    axes = measured_axes(dag)
     counts = {True: 0, False: 0}
     for node, block in dag.kernel_blocks:
-        place = channel_axis(dag, node, block) if block.inward is not None else None
+        place = channel_axis(dag, node, block) if block.input_channel_ids is not None else None
         if place is not None and place in axes:
-            counts[moments[place[0]].known] += block.sources.size * block.destinations.shape[1]
-    if not counts[True] or counts[True] < MOST * (counts[True] + counts[False]):
+            counts[moments[place[0]].is_known] += block.sources.size * block.destinations.shape[1]
+    if not counts[True] or counts[True] < MIN_KNOWN_SHARE * (counts[True] + counts[False]):
         return None
     read = {}
     for name, axis in axes:
@@ -103,15 +117,15 @@ class _Propagation:
     def __init__(self, dag: ChannelDag, numbers: Mapping[str, Numbers]) -> None:
         self.dag = dag
         self.moments: dict[str, ChannelMoments] = {}
-        self.fixed = Constants(dag.model, dag.observation).fixed
+        self.fixed = Constants(dag.model, dag.observation).fixed_value
         self.numbers = numbers
 
     def visit(self, index: int, node: onnx.NodeProto) -> None:
         """Compute the moments of the outputs of a node."""
-        op = standard(node)
+        op = standard_name(node)
         for name in node.input:
             if name in self.dag.channel_ids and name not in self.moments:
-                self.moments[name] = unknown(np.unique(self.dag.channel_ids[name]))
+                self.moments[name] = unknown_channels(np.unique(self.dag.channel_ids[name]))
         for slot, name in enumerate(node.output):
             if name not in self.dag.channel_ids:
                 continue
@@ -120,15 +134,15 @@ class _Propagation:
                 moments = self._mix_channels(index, node, op)
             elif op == "BatchNormalization":
                 moments = self._normalise(node)
-            elif op in POINTWISE:
+            elif op in POINTWISE_OPERATORS:
                 moments = self._pointwise(node, op)
-            elif op in MOVING | SUMMING | BORDERED:
+            elif op in NUMBER_PRESERVING | SUMMING_OPERATORS | BORDER_OPERATORS:
                 moments = self._move_channels(index, node, name)
             channel_ids = np.unique(self.dag.channel_ids[name])
             if moments is None or not np.array_equal(moments.channel_ids, channel_ids):
-                moments = unknown(channel_ids)
+                moments = unknown_channels(channel_ids)
             if not np.isfinite(moments.values).all():
-                moments = unknown(channel_ids)
+                moments = unknown_channels(channel_ids)
             self.moments[name] = self._fill_constants(name, moments)
 
     def _fill_constants(self, name: str, moments: ChannelMoments) -> ChannelMoments:
@@ -136,11 +150,11 @@ class _Propagation:
         numbers = self.numbers.get(name)
         if numbers is None:
             return moments
-        places = moments.places(self.dag.channel_ids[name].reshape(-1))
+        places = moments.indices_of(self.dag.channel_ids[name].reshape(-1))
         values = moments.values.copy()
         fixed = np.isfinite(numbers.reshape(-1))
         values[:, places[fixed]] = numbers.reshape(-1)[fixed]
-        return ChannelMoments(moments.channel_ids, values, moments.correlation, moments.known)
+        return ChannelMoments(moments.channel_ids, values, moments.correlation, moments.is_known)
 
     # 2: mixing
 
@@ -150,32 +164,32 @@ class _Propagation:
         weights = block.kernels()
         if op not in LINEAR or others or place is None or not is_float(weights):
             return None
-        bias = bias_of(node, block.destinations.size, self.fixed, block.onto)
+        bias = bias_of(node, block.destinations.size, self.fixed, block.output_axis)
         targets = block.destinations.reshape(-1)
         if bias is None or np.unique(targets).size != targets.size:
             return None
         moments = self.moments[place[0]]
-        covers = covers_of(self.dag, node, weights.shape[3:])
+        covers = tap_coverage(self.dag, node, weights.shape[3:])
         alpha = float(attribute(node, "alpha", 1.0)) if op == "Gemm" else 1.0
         mean, covariance = bias.copy(), np.zeros((targets.size, targets.size))
         total, root = moments.covariance(), _correlation_root(node, weights.shape[3:])
         width = block.destinations.shape[1]
         for group, sources in enumerate(block.sources):
-            kernels = by_label(alpha * np.asarray(weights[group], np.float64), sources)
+            kernels = kernels_by_channel(alpha * np.asarray(weights[group], np.float64), sources)
             if kernels is None:
                 return None
-            where = moments.places(np.unique(sources))
+            where = moments.indices_of(np.unique(sources))
             rows = slice(group * width, (group + 1) * width)
             taps = np.tile(covers, kernels.shape[2] // covers.size)
             mean[rows] += (kernels @ taps) @ moments.mean[where]
             kernels = _decorrelate_taps(kernels * np.sqrt(taps), root)
             covariance[rows, rows] = _output_covariance(kernels, total[np.ix_(where, where)])
         if block.sources.shape[1] == 1 and width == 1 and np.unique(block.sources).size == block.sources.size:
-            where = moments.places(block.sources.reshape(-1))
+            where = moments.indices_of(block.sources.reshape(-1))
             flat = alpha * np.asarray(weights, np.float64).reshape(targets.size, -1) * np.sqrt(covers)
             flat = _decorrelate_taps(flat, root)
             covariance = (flat @ flat.T) * total[np.ix_(where, where)]
-        return gaussian(targets, mean, covariance, moments.known)
+        return gaussian_channels(targets, mean, covariance, moments.is_known)
 
     # 1: normalisation by stored statistics
 
@@ -188,14 +202,16 @@ class _Propagation:
         moments = self.moments[node.input[0]]
         if not before.size == after.size == gamma.size == moments.channel_ids.size:
             return None
-        places = moments.places(before)
+        places = moments.indices_of(before)
         order = np.argsort(places)
-        moments = moments.rescaled(mean[order], np.maximum(variance[order], 0), known=True)
+        moments = moments.rescale(mean[order], np.maximum(variance[order], 0), is_known=True)
         self.moments[node.input[0]] = self._fill_constants(node.input[0], moments)
         scale, shift = scale_and_shift(gamma, beta, mean, variance, attribute(node, "epsilon", 1e-5))
         values = moments.values.copy()
         values[:, places] = values[:, places] * scale + shift
-        return chosen(ChannelMoments(moments.channel_ids, values, moments.correlation, known=True), places, after)
+        return select_channels(
+            ChannelMoments(moments.channel_ids, values, moments.correlation, is_known=True), places, after
+        )
 
     # 3 and 4: pointwise
 
@@ -226,8 +242,8 @@ class _Propagation:
         if any(a not in (b, 1) for a, b in zip(channel_ids.shape, out.shape, strict=True)):
             return None
         unique, first = np.unique(out.reshape(-1), return_index=True)
-        places = moments.places(np.broadcast_to(channel_ids, out.shape).reshape(-1)[first])
-        return chosen(moments, places, unique)
+        places = moments.indices_of(np.broadcast_to(channel_ids, out.shape).reshape(-1)[first])
+        return select_channels(moments, places, unique)
 
     def _run_on_tables(
         self,
@@ -242,12 +258,12 @@ class _Propagation:
         constants = {name: np.asarray(value) for name, value in fixed.items()}
         kind = next((array.dtype for array in constants.values() if is_float(array)), np.dtype(np.float32))
         inputs = {name: table.astype(kind) for name, table in tables.items()}
-        result = run_node(node, inputs, constants, self.dag.model.proto, self.dag.observation.replaced)
+        result = run_node(node, inputs, constants, self.dag.model.proto, self.dag.observation.replaced_formats)
         if result is None or not is_float(result) or result.shape != (POINTS.size, *out.shape):
             return None
         first = np.unique(out.reshape(-1), return_index=True)[1]
         values = np.asarray(result, np.float64).reshape(POINTS.size, -1)[:, first]
-        return ChannelMoments(like.channel_ids, values, like.correlation, like.known)
+        return ChannelMoments(like.channel_ids, values, like.correlation, like.is_known)
 
     # 5: movements and pooling
 
@@ -255,40 +271,42 @@ class _Propagation:
         given = [self.moments[one] for one in node.input if one in self.moments]
         if not given:
             return None
-        source = given[0] if len(given) == 1 else together(given)
+        source = given[0] if len(given) == 1 else combine_independent(given)
         if index in self.dag.reductions:
-            return self._sum_channels(index, source) if standard(node) in AVERAGES else None
+            return self._sum_channels(index, source) if standard_name(node) in AVERAGES else None
         wanted = np.unique(self.dag.channel_ids[name])
         origin = wanted.copy()
         for edges in self.dag.fixed_edges_of.get(index, []):
             back = dict(zip(edges.destinations.reshape(-1).tolist(), edges.sources.reshape(-1).tolist(), strict=True))
             origin = np.array([back.get(one, one) for one in origin.tolist()], np.int64)
-        places = np.minimum(source.places(origin), source.channel_ids.size - 1)
+        places = np.minimum(source.indices_of(origin), source.channel_ids.size - 1)
         if not np.array_equal(source.channel_ids[places], origin):
             return None
-        passed = chosen(source, places, wanted)
-        return _weaken_correlation(passed, standard(node)) if standard(node) in EXTREMES | POWERS else passed
+        passed = select_channels(source, places, wanted)
+        return _weaken_correlation(passed, standard_name(node)) if standard_name(node) in EXTREMES | POWERS else passed
 
     def _sum_channels(self, index: int, source: ChannelMoments) -> ChannelMoments | None:
         """Moments of the sum of several channels."""
-        for node, _, edges in self.dag.sums:
+        for node, _, edges in self.dag.channel_sums:
             if node == index and edges.gains is not None:
-                where, gains = source.places(edges.sources), edges.gains.astype(np.float64)
+                where, gains = source.indices_of(edges.sources), edges.gains.astype(np.float64)
                 covariance = gains @ source.covariance()[np.ix_(where, where)] @ gains
                 mean = gains @ source.mean[where]
-                return gaussian(edges.destinations[:1], mean.reshape(1), covariance.reshape(1, 1), source.known)
+                return gaussian_channels(
+                    edges.destinations[:1], mean.reshape(1), covariance.reshape(1, 1), source.is_known
+                )
         return None
 
 
 def _weaken_correlation(moments: ChannelMoments, op: str) -> ChannelMoments:
     """Reduce correlations after a nonlinear reduction; for maxima only negative ones, as other copies stay copies."""
     bends = moments.covariance() < 0 if op in EXTREMES else ~np.eye(moments.channel_ids.size, dtype=bool)
-    return replace(moments, correlation=np.where(bends, BENT * moments.correlation, moments.correlation))
+    return replace(moments, correlation=np.where(bends, CORRELATION_FACTOR * moments.correlation, moments.correlation))
 
 
 def _combine_operands(op: str, operands: list[ChannelMoments]) -> ChannelMoments | None:
     """Moments of the sum or product of independent operands, channel by channel; None for other operators."""
-    known = all(one.known for one in operands)
+    known = all(one.is_known for one in operands)
     channel_ids, mean, covariance = operands[0].channel_ids, operands[0].mean, operands[0].covariance()
     for other in operands[1:]:
         shift, spread = other.mean, other.covariance()
@@ -299,13 +317,13 @@ def _combine_operands(op: str, operands: list[ChannelMoments]) -> ChannelMoments
             mean = mean * shift
         else:
             return None
-    return gaussian(channel_ids, mean, covariance, known)
+    return gaussian_channels(channel_ids, mean, covariance, known)
 
 
 def _output_covariance(kernels: Floats, covariance: Floats) -> Floats:
     """Σ_t K_t Σ K_tᵀ [O, O] for kernels [O, C, taps]; only its diagonal if the full matrix is too much work."""
     out, width, taps = kernels.shape
-    if out > LARGEST or taps * out * width * (out + width) > MOST_WORK:
+    if out > MAX_COVARIANCE_CHANNELS or taps * out * width * (out + width) > MAX_COVARIANCE_WORK:
         diagonal: Floats = np.diag(np.square(kernels).sum(2) @ np.diag(covariance))
         return diagonal
     total = np.zeros((out, out))
@@ -320,11 +338,11 @@ def _correlation_root(node: onnx.NodeProto, kernel: tuple[int, ...]) -> Floats:
 
     Taps of a transposed convolution that meet at one output position lie far apart and count as uncorrelated.
     """
-    if standard(node) != "Conv":
+    if standard_name(node) != "Conv":
         return np.eye(1)
     places = np.indices(kernel).reshape(len(kernel), -1)
     apart = np.abs(places[:, :, None] - places[:, None]).sum(0)
-    return np.linalg.cholesky(NEIGHBOURS**apart)
+    return np.linalg.cholesky(NEIGHBOUR_CORRELATION**apart)
 
 
 def _decorrelate_taps(kernels: Floats, root: Floats) -> Floats:
@@ -333,7 +351,7 @@ def _decorrelate_taps(kernels: Floats, root: Floats) -> Floats:
     return np.asarray(parts.reshape(kernels.shape))
 
 
-def covers_of(dag: ChannelDag, node: onnx.NodeProto, kernel: tuple[int, ...]) -> Floats:
+def tap_coverage(dag: ChannelDag, node: onnx.NodeProto, kernel: tuple[int, ...]) -> Floats:
     """Share of output positions at which each kernel tap lies within the input, not in the padding [taps]."""
     if node.op_type not in CONVOLUTIONS:
         return np.ones(1)

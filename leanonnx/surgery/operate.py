@@ -15,22 +15,22 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from leanonnx.graph.formats import HALVES, graphs
+from leanonnx.graph.formats import HALF_TYPES, graphs
 from leanonnx.graph.model import Model
-from leanonnx.graph.nodes import captured, fresh_name
+from leanonnx.graph.nodes import captured_names, fresh_name
 from leanonnx.graph.noops import Types
 from leanonnx.graph.storage import copy_fields
-from leanonnx.graph.view import FREE_INITIALIZERS, unneeded
+from leanonnx.graph.view import FREE_INITIALIZERS, unused_outputs
 from leanonnx.numeric.arrays import Array
 from leanonnx.rules.call import Select, ShapeEdit
 from leanonnx.surgery.patch import InputSlot, Maker, Masking, Patch
 
-HALF = {np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)) for kind in HALVES}
-WHERE = 9
+HALF_DTYPES = {np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)) for kind in HALF_TYPES}
+WHERE_OPSET = 9
 """Operator set that introduced the operator Where."""
 
 
-def apply(model: Model, patch: Patch) -> onnx.ModelProto:
+def apply_patch(model: Model, patch: Patch) -> onnx.ModelProto:
     """Apply a patch to a copy of the model.
 
     Raises:
@@ -104,20 +104,20 @@ class _PatchApplication:
     def _edit_inputs(self, index: int, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         helpers: list[onnx.NodeProto] = []
         dropped = []
-        changed = {*self.reads, *self.patch.entries, *self.patch.picks, *self.patch.masks}
+        changed = {*self.reads, *self.patch.shape_edits, *self.patch.selects, *self.patch.masks}
         for place in sorted(p for p in changed if p[0] == index):
             slot = place[1]
-            if place in self.patch.picks and not self.patch.picks[place].positions.size:
+            if place in self.patch.selects and not self.patch.selects[place].positions.size:
                 dropped.append(slot)
             elif place in self.reads:
                 node.input.extend([""] * (slot + 1 - len(node.input)))
                 node.input[slot] = self.reads[place]
-            elif place in self.patch.entries:
-                node.input[slot] = self._replace_entries(node.input[slot], self.patch.entries[place], helpers)
+            elif place in self.patch.shape_edits:
+                node.input[slot] = self._replace_entries(node.input[slot], self.patch.shape_edits[place], helpers)
             elif place in self.patch.masks:
                 node.input[slot] = self._mask_tensor(node.input[slot], self.patch.masks[place], helpers)
             else:
-                node.input[slot] = self._gather(node.input[slot], self.patch.picks[place], helpers)
+                node.input[slot] = self._gather(node.input[slot], self.patch.selects[place], helpers)
         for slot in reversed(dropped):
             del node.input[slot]
         return helpers
@@ -125,9 +125,9 @@ class _PatchApplication:
     def _edit_outputs(self, index: int, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         helpers: list[onnx.NodeProto] = []
         for slot, name in enumerate(node.output):
-            if (index, slot) in self.patch.outputs:
+            if (index, slot) in self.patch.output_edits:
                 node.output[slot] = fresh_name(self.names, name)
-                self._replace_entries(node.output[slot], self.patch.outputs[index, slot], helpers)
+                self._replace_entries(node.output[slot], self.patch.output_edits[index, slot], helpers)
                 helpers[-1].output[0] = name
             elif (index, slot) in self.patch.scales:
                 node.output[slot] = fresh_name(self.names, name)
@@ -150,7 +150,11 @@ class _PatchApplication:
         1. Axis sizes are scaled by a fraction, so that they follow the axes that the model leaves free.
         2. All other entries are replaced by constants, through a Where.
         """
-        scaled = {k: Fraction(value, change.before[k]) for k, value in change.values.items() if change.before.get(k)}
+        scaled = {
+            k: Fraction(value, change.original_sizes[k])
+            for k, value in change.values.items()
+            if change.original_sizes.get(k)
+        }
         for op, numbers in (
             ("Mul", {k: share.numerator for k, share in scaled.items()}),
             ("Div", {k: share.denominator for k, share in scaled.items()}),
@@ -177,7 +181,7 @@ class _PatchApplication:
     def _mask_tensor(self, tensor: str, masking: Masking, helpers: list[onnx.NodeProto]) -> str:
         """Zero the elements of a tensor outside a mask, NaN and infinity included; returns the name of the result."""
         mask = np.asarray(masking.mask)
-        if self.model.opset < WHERE:
+        if self.model.opset < WHERE_OPSET:
             kind = self._dtype_of(tensor) if masking.zero is None else masking.zero.dtype
             factors = self._constant(mask.astype(kind), f"{tensor}_mask")
             return self._add_node("Mul", [tensor, factors], tensor, helpers)
@@ -188,7 +192,7 @@ class _PatchApplication:
     def _scale_tensor(self, tensor: str, factor: float, like: str, helpers: list[onnx.NodeProto]) -> str:
         """Multiply a tensor by a number, in float32 for half precision, which may not represent it."""
         kind = self._dtype_of(like)
-        if kind not in HALF:
+        if kind not in HALF_DTYPES:
             return self._add_node("Mul", [tensor, self._scalar(factor, like, f"{like}_scale")], tensor, helpers)
         wide = self._add_node("Cast", [tensor], tensor, helpers, to=onnx.TensorProto.FLOAT)
         number = self._constant(np.asarray(factor, np.float32), f"{like}_scale")
@@ -200,7 +204,7 @@ class _PatchApplication:
         return self._constant(np.asarray(value).astype(self._dtype_of(like)), stem)
 
     def _dtype_of(self, tensor: str) -> np.dtype[Any]:
-        known = self.types.found.get(tensor)
+        known = self.types.inferred.get(tensor)
         return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(known.elem_type if known else onnx.TensorProto.FLOAT))
 
     def _gather(self, tensor: str, pick: Select, helpers: list[onnx.NodeProto]) -> str:
@@ -217,7 +221,7 @@ class _PatchApplication:
     def result(self) -> onnx.ModelProto:
         """Return the edited model without the nodes and constants that no output needs."""
         source = self.model.proto
-        dead = unneeded(self.nodes, source.graph)
+        dead = unused_outputs(self.nodes, source.graph)
         nodes = [node for node in self.nodes if not dead.issuperset(n for n in node.output if n)]
         result = onnx.ModelProto()
         copy_fields(source, result, leave={"graph"})
@@ -231,9 +235,9 @@ class _PatchApplication:
     def _fill_constants(self, graph: onnx.GraphProto) -> None:
         """Add the initializers, and the graph inputs that list them, with their new shapes."""
         source = self.model.proto.graph
-        read = {name for node in graph.node for name in [*node.input, *captured(node)]}
+        read = {name for node in graph.node for name in [*node.input, *captured_names(node)]}
         read |= {value.name for value in graph.output}
-        read_before = {name for node in source.node for name in [*node.input, *captured(node)]}
+        read_before = {name for node in source.node for name in [*node.input, *captured_names(node)]}
         kept = {t.name for t in source.initializer if t.name in read or t.name not in read_before}
         for tensor in source.initializer:
             if tensor.name in kept:
@@ -256,7 +260,7 @@ class _PatchApplication:
 
 def _entry_vector(change: ShapeEdit, values: Mapping[int, int], other: int) -> Array:
     """Vector of the entries ``values``, and ``other`` everywhere else."""
-    vector = np.full(change.size, other, np.int64)
+    vector = np.full(change.length, other, np.int64)
     vector[list(values)] = list(values.values())
     return vector
 
@@ -294,7 +298,7 @@ def _set_attributes(node: onnx.NodeProto, changes: Any) -> None:
 
 def _check_nodes(patch: Patch, count: int) -> None:
     """Reject a patch that names nodes which do not exist."""
-    places = (*patch.constants, *patch.entries, *patch.outputs, *patch.picks, *patch.scales, *patch.masks)
+    places = (*patch.constants, *patch.shape_edits, *patch.output_edits, *patch.selects, *patch.scales, *patch.masks)
     strange = ({node for node, _ in places} | set(patch.attributes)) - set(range(count))
     if strange:
         raise ValueError(f"the patch names nodes {sorted(strange)}, but the model has {count} nodes")

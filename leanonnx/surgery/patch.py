@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from leanonnx.analysis.constants import ConstantUse
 from leanonnx.analysis.dag import ChannelDag, joint_edit
-from leanonnx.analysis.runs import OperatorRun, gathered, same_run
+from leanonnx.analysis.runs import OperatorRun, common_run, trace_run
 from leanonnx.errors import ProofFailed
 from leanonnx.graph.formats import is_integer
 from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import title
 from leanonnx.numeric.arrays import Array
-from leanonnx.numeric.channel_ids import Mask, is_rectangle, projection, varied
-from leanonnx.rules.call import Attribute, Select, ShapeEdit
+from leanonnx.numeric.channel_ids import Mask, any_along, is_rectangle, varied_axes
+from leanonnx.rules.call import AttributeValue, Select, ShapeEdit
 
 InputSlot = tuple[int, int]
 Maker = Callable[[], Array]
@@ -64,12 +64,12 @@ class Patch:
     """
 
     constants: Mapping[InputSlot, Maker] = field(default_factory=dict)
-    entries: Mapping[InputSlot, ShapeEdit] = field(default_factory=dict)
-    outputs: Mapping[InputSlot, ShapeEdit] = field(default_factory=dict)
-    picks: Mapping[InputSlot, Select] = field(default_factory=dict)
+    shape_edits: Mapping[InputSlot, ShapeEdit] = field(default_factory=dict)
+    output_edits: Mapping[InputSlot, ShapeEdit] = field(default_factory=dict)
+    selects: Mapping[InputSlot, Select] = field(default_factory=dict)
     scales: Mapping[InputSlot, float] = field(default_factory=dict)
     masks: Mapping[InputSlot, Masking] = field(default_factory=dict)
-    attributes: Mapping[int, Mapping[str, Attribute]] = field(default_factory=dict)
+    attributes: Mapping[int, Mapping[str, AttributeValue]] = field(default_factory=dict)
     gathers: Mapping[str, tuple[OperatorRun, Array]] = field(default_factory=dict)
     shrunk: frozenset[str] = frozenset()
 
@@ -81,13 +81,15 @@ def plan_patch(dag: ChannelDag, alive: Mask) -> Patch:
         ProofFailed: a node's edit depends on a size that the model leaves free.
     """
     constants: dict[InputSlot, Maker] = {
-        (use.node, use.slot): partial(sliced, dag, use, alive) for use in dag.uses if _is_cut(use, alive)
+        (use.node, use.slot): partial(slice_constant, dag, use, alive)
+        for use in dag.constant_uses
+        if _is_cut(use, alive)
     }
     entries: dict[InputSlot, ShapeEdit] = {}
     outputs: dict[InputSlot, ShapeEdit] = {}
     picks: dict[InputSlot, Select] = {}
     scales: dict[InputSlot, float] = {}
-    attributes: dict[int, Mapping[str, Attribute]] = {}
+    attributes: dict[int, Mapping[str, AttributeValue]] = {}
     shrunk = frozenset(name for name, channel_ids in dag.channel_ids.items() if not alive[channel_ids].all())
     touched = _affected_nodes(dag, shrunk)
     for node in dag.rewrites:
@@ -101,7 +103,7 @@ def plan_patch(dag: ChannelDag, alive: Mask) -> Patch:
                 "nothing written; export the model with fixed input sizes"
             )
         attributes[node] = edit.attributes
-        scales |= {(node, k): scale for k, scale in edit.scales.items() if scale != 1}
+        scales |= {(node, k): scale for k, scale in edit.output_scales.items() if scale != 1}
         names = dag.model.proto.graph.node[node].output
         for k, sizes in edit.outputs.items():
             if changes := _drop_unchanged(sizes):
@@ -120,7 +122,7 @@ def plan_patch(dag: ChannelDag, alive: Mask) -> Patch:
 
 def _drop_unchanged(change: ShapeEdit) -> ShapeEdit | None:
     """Drop the entries that keep their value; None if no entry is left."""
-    values = {k: value for k, value in change.values.items() if change.before.get(k) != value}
+    values = {k: value for k, value in change.values.items() if change.original_sizes.get(k) != value}
     return replace(change, values=values) if values else None
 
 
@@ -137,7 +139,7 @@ def _affected_nodes(dag: ChannelDag, shrunk: Set[str]) -> set[int]:
 
 def _with_size(dag: ChannelDag, name: str, change: ShapeEdit) -> ShapeEdit:
     """Set the length of the vector whose entries are edited."""
-    return replace(change, size=dag.shapes[name][0])
+    return replace(change, length=dag.shapes[name][0])
 
 
 def _record_edit(
@@ -162,7 +164,7 @@ def _is_cut(use: ConstantUse, alive: Mask) -> bool:
     return not all(alive[factor].all() for factor in use.factors)
 
 
-def sliced(dag: ChannelDag, use: ConstantUse, alive: Mask) -> Array:
+def slice_constant(dag: ChannelDag, use: ConstantUse, alive: Mask) -> Array:
     """Return the constant of one use without its removed elements."""
     array = constant_of(dag, use)
     for axis, index in enumerate(kept_indices(use, array.shape, alive)):
@@ -184,7 +186,7 @@ def kept_indices(use: ConstantUse, shape: tuple[int, ...], alive: Mask) -> list[
     for axis in range(rank):
         line = np.ones(1, bool)
         for mask in masks:
-            line = line & projection(mask, axis)
+            line = line & any_along(mask, axis)
         indices.append(None if line.all() else np.flatnonzero(np.broadcast_to(line, shape[axis])))
     return indices
 
@@ -208,22 +210,22 @@ def masking_patch(dag: ChannelDag, alive: Mask) -> Patch:
         for reduction in reductions
         if not alive[reduction.channel_ids].all()
     }
-    for use in dag.uses:
-        if use.inward is None or alive[use.inward].all():
+    for use in dag.constant_uses:
+        if use.input_channel_ids is None or alive[use.input_channel_ids].all():
             continue
         place = (original_node(use.node), use.slot)
         if original.proto.graph.node[place[0]].input[use.slot] in original.origins:
             constants[place] = partial(_mask_weight, dag, use, alive)
         else:
-            masks[place] = Masking(alive[use.inward], _zero(dag, use, constant_of(dag, use)))
+            masks[place] = Masking(alive[use.input_channel_ids], _zero(dag, use, constant_of(dag, use)))
     return Patch(constants, masks=masks)
 
 
 def _mask_weight(dag: ChannelDag, use: ConstantUse, alive: Mask) -> Array:
     """Weight with zero kernels on removed input channels (for quantised weights: the zero point)."""
     array = constant_of(dag, use)
-    assert use.inward is not None
-    return np.where(alive[use.inward], array, _zero(dag, use, array)).astype(array.dtype)
+    assert use.input_channel_ids is not None
+    return np.where(alive[use.input_channel_ids], array, _zero(dag, use, array)).astype(array.dtype)
 
 
 def _zero(dag: ChannelDag, use: ConstantUse, array: Array) -> Array:
@@ -248,14 +250,16 @@ def _gathers(dag: ChannelDag, alive: Mask) -> dict[str, tuple[OperatorRun, Array
     """Tensors whose kept elements no longer form a product of index sets, to be computed by one Gather each."""
     gathers: dict[str, tuple[OperatorRun, Array]] = {}
     for name, (source, _) in dag.moves.items():
-        if len(varied(dag.channel_ids[name])) > 1 or (
-            len(varied(dag.channel_ids[source])) <= 1 and name not in dag.gathers
+        if len(varied_axes(dag.channel_ids[name])) > 1 or (
+            len(varied_axes(dag.channel_ids[source])) <= 1 and name not in dag.gathered_outputs
         ):
             continue
-        run = same_run([gathered(name, at.moves, at.channel_ids, at.shapes) for at in dag.sizes])
+        run = common_run([trace_run(name, at.moves, at.channel_ids, at.shapes) for at in dag.all_sizes])
         if run.indices is None or alive[dag.channel_ids[run.source]].all():
             continue
-        if name not in dag.gathers and all(is_rectangle(alive[dag.channel_ids[inner]]) for inner in run.inside):
+        if name not in dag.gathered_outputs and all(
+            is_rectangle(alive[dag.channel_ids[inner]]) for inner in run.intermediate
+        ):
             continue
         position = np.cumsum(alive[dag.channel_ids[run.source]].reshape(-1)) - 1
         kept = alive[np.broadcast_to(dag.channel_ids[name].reshape(-1), run.indices.shape)]

@@ -20,14 +20,14 @@ from leanonnx.analysis.closure import Closure
 from leanonnx.analysis.constants import ConstantUse
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import PlanError
-from leanonnx.numeric.channel_ids import ChannelIds, Mask, varied
+from leanonnx.numeric.channel_ids import ChannelIds, Mask, varied_axes
 from leanonnx.spelling import option
 from leanonnx.surgery.patch import kept_indices
 from leanonnx.surgery.recipe import Recipe, earlier_recipe, read_recipe
 from leanonnx.system.outputs import StrPath, check_writable, write_file
 
-SCHEMA = 1
-FIELDS = ("schema", "leanonnx", "input_sha256", "options", "tensors")
+PLAN_SCHEMA = 1
+PLAN_FIELDS = ("schema", "leanonnx", "input_sha256", "options", "tensors")
 """Fields that every plan has."""
 
 
@@ -52,13 +52,13 @@ class Plan:
         return bool(self.options.get("exact"))
 
     @property
-    def freezes(self) -> bool:
+    def freezes_weights(self) -> bool:
         """True if weights that are listed as graph inputs become constants."""
         return bool(self.options.get("freeze"))
 
     def row(self, folder: Path | None = None) -> dict[str, Any]:
         """Return the plan as plain data; a weights file is given relative to ``folder``, that of the plan."""
-        row = {name: getattr(self, name) for name in FIELDS}
+        row = {name: getattr(self, name) for name in PLAN_FIELDS}
         return row | {"recovery": None if self.recovery is None else self.recovery.row(folder)}
 
     def text(self, folder: Path | None = None) -> str:
@@ -80,13 +80,13 @@ def make_plan(
 ) -> Plan:
     """Make the plan of a keep set, with the recipe that changed the remaining weights."""
     entries: dict[str, dict[tuple[int, int], dict[str, Any]]] = {}
-    for use in sorted(dag.uses, key=lambda u: (u.inward is None, u.node, u.slot)):
+    for use in sorted(dag.constant_uses, key=lambda u: (u.input_channel_ids is None, u.node, u.slot)):
         entries.setdefault(use.constant, {})[use.node, use.slot] = _entry(dag, use, alive)
     tensors = {
         name: _combine_entries([*places.values()], dag.model.use_counts.get(name, 0))
         for name, places in entries.items()
     }
-    return Plan(SCHEMA, version, dag.model.sha256, dict(options), tensors, recovery)
+    return Plan(PLAN_SCHEMA, version, dag.model.sha256, dict(options), tensors, recovery)
 
 
 def _entry(dag: ChannelDag, use: ConstantUse, alive: Mask) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def load_plan(path: StrPath) -> Plan:
     """
     try:
         data = json.loads(Path(path).read_text())
-        fields = {key: data[key] for key in FIELDS}
+        fields = {key: data[key] for key in PLAN_FIELDS}
         recipe = read_recipe(data["recovery"], Path(path).parent) if "recovery" in data else None
         plan = Plan(**fields, recovery=recipe, origin=str(path))
     except OSError as error:
@@ -123,14 +123,14 @@ def load_plan(path: StrPath) -> Plan:
     kinds = ((plan.tensors, dict), (plan.options, dict), (plan.input_sha256, str))
     if not all(isinstance(value, kind) for value, kind in kinds):
         raise PlanError(f"{path}: not a plan of leanonnx (wrong kinds of values); make one with {option('plan_out')}")
-    if plan.schema != SCHEMA:
+    if plan.schema != PLAN_SCHEMA:
         raise PlanError(
-            f"{path}: plan schema {plan.schema}, expected {SCHEMA}; make the plan again with {option('plan_out')}"
+            f"{path}: plan schema {plan.schema}, expected {PLAN_SCHEMA}; make the plan again with {option('plan_out')}"
         )
     return plan if "recovery" in data else replace(plan, recovery=earlier_recipe(plan.options))
 
 
-def replay(dag: ChannelDag, plan: Plan) -> Mask:
+def replay_plan(dag: ChannelDag, plan: Plan) -> Mask:
     """Return the keep mask of a plan [channels].
 
     Raises:
@@ -138,13 +138,13 @@ def replay(dag: ChannelDag, plan: Plan) -> Mask:
     """
     _check_origin(dag, plan)
     dead = np.zeros(dag.count, bool)
-    for use in dag.uses:
+    for use in dag.constant_uses:
         entry = plan.tensors.get(use.constant)
-        if entry is not None and use.inward is not None:
+        if entry is not None and use.input_channel_ids is not None:
             dead[_removed_channels(use, entry, plan.origin)] = True
     keep = np.ones(int(dag.groups.max()) + 1, bool)
     keep[dag.groups[dead]] = False
-    alive = Closure(dag, dag.groups).alive(keep)
+    alive = Closure(dag, dag.groups).alive_channels(keep)
     if make_plan(dag, alive, plan.options, plan.leanonnx).tensors != plan.tensors:
         raise PlanError(f"{plan.origin}: the plan does not fit the model's ties and shapes; {_again()}")
     if not alive[0] or any(not alive[pin.channel_ids].all() for pin in dag.pins):
@@ -152,7 +152,7 @@ def replay(dag: ChannelDag, plan: Plan) -> Mask:
     return alive
 
 
-def confirm(dag: ChannelDag, made: Plan, plan: Plan) -> None:
+def check_same_plan(dag: ChannelDag, made: Plan, plan: Plan) -> None:
     """Check that a newly made plan equals a given one.
 
     Raises:
@@ -184,10 +184,10 @@ def _removed_channels(use: ConstantUse, entry: Mapping[str, Any], origin: str) -
         )  # a layer that is removed whole does not tell which of its input channels are removed
         removed = [np.zeros(0, np.int64)]
         for factor in use.factors:
-            if gone and factor is use.inward:
+            if gone and factor is use.input_channel_ids:
                 continue
             part = factor
-            for axis in varied(factor):
+            for axis in varied_axes(factor):
                 index = kept[axis + len(shape) - factor.ndim]
                 if index is not None:
                     part = np.take(part, np.asarray(index, np.int64), axis)

@@ -12,7 +12,7 @@ from typing import Any
 from leanonnx.data.images import IMAGE_OPTIONS
 from leanonnx.spelling import option
 
-ARRAYS = "arrays"
+ARRAYS_NAME = "arrays"
 """Name of calibration data that are arrays in memory."""
 
 
@@ -47,11 +47,11 @@ class Recipe:
             row["weights"] = {"file": file, "sha256": self.weights.sha256, "biases": dict(self.weights.biases)}
         return row
 
-    def again(self) -> str:
+    def as_options(self) -> str:
         """Return the options that refit the weights, as the caller writes them."""
         if self.calib is None:
             words = [option("recover", "auto")]
-        elif self.calib == ARRAYS:
+        elif self.calib == ARRAYS_NAME:
             words = [f"{option('calib')} with the same arrays"]
         else:
             words = [option("calib", self.calib, shlex.quote(self.calib))]

@@ -16,7 +16,7 @@ class Progress(Protocol):
         """Report that a stage has begun, and how much of it is done (0 to 1) if known."""
 
 
-def quiet(stage: str, done: float | None = None) -> None:
+def ignore_progress(stage: str, done: float | None = None) -> None:
     """Ignore progress."""
 
 
@@ -33,24 +33,24 @@ class Clock:
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.seconds: dict[str, float] = {}
-        self.running: list[str] = []
-        self.since = time.perf_counter()
+        self.open_stages: list[str] = []
+        self.counted_until = time.perf_counter()
 
     @contextmanager
     def stage(self, name: str, done: float | None = None) -> Iterator[Callable[[float], None]]:
         """Time one stage, of which ``done`` (0 to 1) is complete; yields a function that reports further progress."""
-        self._charge()
-        self.running.append(name)
+        self._count_time()
+        self.open_stages.append(name)
         self.progress(name, done)
         try:
             yield partial(self.progress, name)
         finally:
-            self._charge()
-            self.running.pop()
+            self._count_time()
+            self.open_stages.pop()
 
-    def _charge(self) -> None:
+    def _count_time(self) -> None:
         now = time.perf_counter()
-        if self.running:
-            name = self.running[-1]
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self.since, 3)
-        self.since = now
+        if self.open_stages:
+            name = self.open_stages[-1]
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self.counted_until, 3)
+        self.counted_until = now

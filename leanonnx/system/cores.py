@@ -14,7 +14,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 PROCESS_MEMORY = Path("/proc/self/statm")
 
 
-def processor() -> str:
+def processor_name() -> str:
     """Return the name of the processor."""
     lines = _text(CPU_INFO).splitlines()
     named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

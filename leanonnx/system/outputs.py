@@ -36,7 +36,7 @@ def check_writable(source: Path | None, path: Path | None) -> None:
         raise OutputError(f"{path.name[:40]}…: the file name is too long; give a shorter one")
 
 
-def check_apart(files: Sequence[Path], output: Path, *beside: Path, given: Iterable[Path] = ()) -> None:
+def check_no_overwrites(files: Sequence[Path], output: Path, *beside: Path, given: Iterable[Path] = ()) -> None:
     """Raise an error if outputs would overwrite each other or a file that is read.
 
     Args:
@@ -62,7 +62,7 @@ def data_file(model: Path) -> Path:
 
 
 @contextmanager
-def temporary_beside(output: Path) -> Iterator[Path]:
+def temporary_folder_beside(output: Path) -> Iterator[Path]:
     """Make a temporary folder on the file system of an output, and remove it afterwards.
 
     Raises:
@@ -75,7 +75,7 @@ def temporary_beside(output: Path) -> Iterator[Path]:
     try:
         yield folder
     except OSError as error:
-        if not unwritten(error, folder, output, data_file(output)):
+        if not is_write_error(error, folder, output, data_file(output)):
             raise
         raise OutputError(
             f"{output}: cannot be written: {error.strerror or error}; "
@@ -85,7 +85,7 @@ def temporary_beside(output: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def unwritten(error: OSError, *paths: Path) -> bool:
+def is_write_error(error: OSError, *paths: Path) -> bool:
     """Return True if an error means that the disk is full, or that these paths or files within them cannot be written.
 
     Return False for errors of reading files elsewhere.
@@ -102,7 +102,7 @@ def write_file(path: Path, content: bytes) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    with temporary_beside(path) as folder:
+    with temporary_folder_beside(path) as folder:
         (folder / path.name).write_bytes(content)
         (folder / path.name).replace(path)
 
@@ -123,7 +123,7 @@ def publish(draft: Path, output: Path, others: Mapping[Path, bytes] | None = Non
     staged = [(data_file(draft), data_file(output))] if data_file(draft).exists() else []
     with ExitStack() as stack:
         for path, content in (others or {}).items():
-            folder = stack.enter_context(temporary_beside(path))
+            folder = stack.enter_context(temporary_folder_beside(path))
             (folder / path.name).write_bytes(content)
             staged.append((folder / path.name, path))
         if staged:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from leanonnx.spelling import option_list
 
-CODE = """
+CHILD_CODE = """
 import json, os, sys, threading
 
 def follow():
@@ -39,30 +39,30 @@ PRINTED_FILE = "said.txt"
 Process = subprocess.Popen[bytes]
 
 
-def start(entry: str, folder: Path, threads: int = 0) -> Process:
+def start_process(entry: str, folder: Path, threads: int = 0) -> Process:
     """Start a fresh Python process that calls ``entry``, "module:function", with a folder.
 
     Its linear algebra uses at most ``threads`` threads; 0 keeps the default.
     """
-    command = [sys.executable, "-P", "-c", CODE, json.dumps(sys.path), entry, str(folder), str(threads)]
+    command = [sys.executable, "-P", "-c", CHILD_CODE, json.dumps(sys.path), entry, str(folder), str(threads)]
     with (folder / PRINTED_FILE).open("w") as said:
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said)
 
 
-def run(entry: str, folder: Path, limit: float | None = None, threads: int = 0) -> str:
+def run_process(entry: str, folder: Path, limit: float | None = None, threads: int = 0) -> str:
     """Start such a process, wait at most ``limit`` seconds for its end, and describe how it ended."""
-    process = start(entry, folder, threads)
+    process = start_process(entry, folder, threads)
     try:
         process.wait(limit)
     except subprocess.TimeoutExpired:
         sizes = option_list("shape", "batch", last="or")
         return f"did not end within {limit:.0f} seconds; give smaller inputs with {sizes}"
     finally:
-        stop(process)
-    return ending(process, folder)
+        stop_process(process)
+    return describe_exit(process, folder)
 
 
-def stop(process: Process) -> None:
+def stop_process(process: Process) -> None:
     """Kill a process, if it is still running, and release its resources."""
     process.kill()
     process.wait()
@@ -70,7 +70,7 @@ def stop(process: Process) -> None:
         process.stdin.close()
 
 
-def ending(process: Process, folder: Path) -> str:
+def describe_exit(process: Process, folder: Path) -> str:
     """Describe in words how a process ended."""
     if process.returncode < 0:
         return f"was killed by {signal.Signals(-process.returncode).name}; it may need more memory than there is"

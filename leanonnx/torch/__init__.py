@@ -32,24 +32,24 @@ from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import Feed, RunFailed, run
 from leanonnx.spelling import option
 from leanonnx.surgery.patch import plan_patch
-from leanonnx.surgery.plan import Plan, load_plan, replay
+from leanonnx.surgery.plan import Plan, load_plan, replay_plan
 from leanonnx.system.outputs import StrPath
-from leanonnx.torch.cuts import Cut, planned_cuts, read_cuts
-from leanonnx.torch.matching import Matches, matched, named_tensors
-from leanonnx.torch.running import Inputs, ModuleTrace, as_feed, difference, ran
-from leanonnx.torch.slicing import Slicing, carried_out, sliced
+from leanonnx.torch.cuts import Cut, cuts_of_mask, planned_cuts
+from leanonnx.torch.matching import Matches, match_parameters, named_tensors
+from leanonnx.torch.running import ModuleInputs, ModuleTrace, as_feed, output_error, run_module
+from leanonnx.torch.slicing import Slicing, apply_slicing, slice_module
 
-__all__ = ["Applied", "apply_plan", "verify"]
+__all__ = ["AppliedPlan", "apply_plan", "verify"]
 
-TOLERANCE = 1e-4
-LITERALS = (
+MODULE_TOLERANCE = 1e-4
+LITERALS_ADVICE = (
     "forward may hold numbers of channels, or move channels in a way that the plan does not keep: adapt it; the module "
     "is left as it is"
 )
 
 
 @dataclass(frozen=True)
-class Applied:
+class AppliedPlan:
     """Result of applying a plan to a module.
 
     Attributes:
@@ -71,10 +71,10 @@ def apply_plan(
     model: ModelSource | None = None,
     *,
     names: Mapping[str, str] | None = None,
-    inputs: Inputs | None = None,
+    inputs: ModuleInputs | None = None,
     library: StrPath | Sequence[StrPath] = (),
-    tolerance: float = TOLERANCE,
-) -> Applied:
+    tolerance: float = MODULE_TOLERANCE,
+) -> AppliedPlan:
     """Remove from a module, in place, the channels that a plan removes from its export; leave it unchanged on errors.
 
     Constants of the plan are matched with parameters by name.  With ``model``, constants that the exporter renamed are
@@ -110,18 +110,18 @@ def apply_plan(
     if model is None:
         return _apply_by_names(module, planned_cuts(made), names or {})
     with as_file(model) as source:
-        dag = inspect(source, libraries=several(library, Path), freeze=made.freezes)
+        dag = inspect(source, libraries=several(library, Path), freeze=made.freezes_weights)
         feed = dag.observation.feeds if inputs is None else as_feed(dag.model, inputs)
-        return _apply_and_compare(module, dag, replay(dag, made), names or {}, feed, tolerance)
+        return _apply_and_compare(module, dag, replay_plan(dag, made), names or {}, feed, tolerance)
 
 
 def verify(
     module: nn.Module,
     model: ModelSource,
-    inputs: Inputs | None = None,
+    inputs: ModuleInputs | None = None,
     *,
     library: StrPath | Sequence[StrPath] = (),
-    tolerance: float = TOLERANCE,
+    tolerance: float = MODULE_TOLERANCE,
 ) -> float:
     """Run a module in evaluation mode and a model on the same inputs; return the largest relative error of an output.
 
@@ -152,21 +152,21 @@ def verify(
     return error
 
 
-def _apply_by_names(module: nn.Module, cuts: list[Cut], names: Mapping[str, str]) -> Applied:
+def _apply_by_names(module: nn.Module, cuts: list[Cut], names: Mapping[str, str]) -> AppliedPlan:
     """Apply a plan by the names of its constants alone."""
-    matches = matched(module, cuts, names, None)
-    slicing = sliced(module, matches, None)
+    matches = match_parameters(module, cuts, names, None)
+    slicing = slice_module(module, matches, None)
     before = named_tensors(module)
-    with carried_out(module, slicing):
-        return _applied(before, slicing, matches, None)
+    with apply_slicing(module, slicing):
+        return _describe_result(before, slicing, matches, None)
 
 
 def _apply_and_compare(
     module: nn.Module, dag: ChannelDag, alive: Mask, names: Mapping[str, str], feed: Feed, tolerance: float
-) -> Applied:
+) -> AppliedPlan:
     """Apply a plan with the model that it was made from, and compare the outputs before and after."""
     model, trace = dag.model, ModuleTrace()
-    picks = sorted({dag.model.proto.graph.node[node].name for node, _ in plan_patch(dag, alive).picks})
+    picks = sorted({dag.model.proto.graph.node[node].name for node, _ in plan_patch(dag, alive).selects})
     if picks:
         raise PlanError(
             f"{', '.join(map(repr, picks))} would join only some of the channels that it reads, which a module cannot "
@@ -179,17 +179,17 @@ def _apply_and_compare(
             f"the module does not compute what {model.path} computes (relative error {error:.1e}); give it the weights "
             "that were exported, or leave out model= to go by names alone"
         )
-    matches = matched(module, read_cuts(dag, alive), names, trace)
-    slicing = sliced(module, matches, trace)
+    matches = match_parameters(module, cuts_of_mask(dag, alive), names, trace)
+    slicing = slice_module(module, matches, trace)
     before = named_tensors(module)
-    with carried_out(module, slicing):
+    with apply_slicing(module, slicing):
         try:
             error = _error(module, model, pruned_model(dag, alive), feed)
         except PlanError as reason:
-            raise PlanError(f"once cut as planned, {reason}; {LITERALS}") from reason
+            raise PlanError(f"once cut as planned, {reason}; {LITERALS_ADVICE}") from reason
         if not error <= tolerance:
-            raise ProofFailed(f"once cut as planned, the module is off by {error:.1e}; {LITERALS}")
-        return _applied(before, slicing, matches, error)
+            raise ProofFailed(f"once cut as planned, the module is off by {error:.1e}; {LITERALS_ADVICE}")
+        return _describe_result(before, slicing, matches, error)
 
 
 def _error(
@@ -200,10 +200,12 @@ def _error(
         (expected,) = run(source, [feed], libraries=model.libraries)
     except RunFailed as error:
         raise ModelError(f"{model.path}: cannot be run on the inputs: {error}; give others with inputs=") from error
-    return difference(expected, ran(module, feed, trace))
+    return output_error(expected, run_module(module, feed, trace))
 
 
-def _applied(before: Mapping[str, torch.Tensor], slicing: Slicing, matches: Matches, error: float | None) -> Applied:
+def _describe_result(
+    before: Mapping[str, torch.Tensor], slicing: Slicing, matches: Matches, error: float | None
+) -> AppliedPlan:
     shapes = {name: (tuple(before[name].shape), tuple(new.shape)) for name, new in slicing.tensors.items()}
     renamed = {cut.name: match.name for cut, match in matches.pairs if cut.name != match.name}
-    return Applied(shapes, renamed, tuple(dict.fromkeys(cut.name for cut in matches.missing)), error)
+    return AppliedPlan(shapes, renamed, tuple(dict.fromkeys(cut.name for cut in matches.missing)), error)

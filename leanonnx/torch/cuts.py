@@ -15,7 +15,7 @@ from leanonnx.spelling import option
 from leanonnx.surgery.patch import constant_of, kept_indices
 from leanonnx.surgery.plan import Plan
 
-Kept = tuple[int, ...]
+KeptIndices = tuple[int, ...]
 """Indices kept on an axis."""
 
 
@@ -29,19 +29,19 @@ class Cut:
 
     name: str
     shape: tuple[int, ...]
-    kept: tuple[Kept, ...]
+    kept: tuple[KeptIndices, ...]
     value: Array | None = None
     node: int | None = None
-    apart: bool = False
-    folded: bool = False
+    has_other_slices: bool = False
+    is_folded: bool = False
 
     @property
-    def whole(self) -> bool:
+    def is_whole(self) -> bool:
         """True if nothing is removed."""
         return self.shape == tuple(map(len, self.kept))
 
     @property
-    def uniform(self) -> bool:
+    def is_uniform(self) -> bool:
         """True if all elements are equal, so that nothing was learnt."""
         return self.value is not None and bool(self.value.size and (self.value == self.value.flat[0]).all())
 
@@ -52,11 +52,11 @@ def planned_cuts(plan: Plan) -> list[Cut]:
     Raises:
         PlanError: an entry is broken.
     """
-    found = []
+    cuts = []
     for name, entry in plan.tensors.items():
         try:
             shape = tuple(entry["before"])
-            cut = Cut(name, shape, _filled(entry["kept"], shape), apart="others" in entry)
+            cut = Cut(name, shape, _fill_indices(entry["kept"], shape), has_other_slices="others" in entry)
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(
                 f"{plan.origin}: the entry of '{name}' is broken ({error}); make the plan anew with "
@@ -67,26 +67,26 @@ def planned_cuts(plan: Plan) -> list[Cut]:
                 f"{plan.origin}: the entry of '{name}' is broken (an index out of range); make the plan anew with "
                 f"{option('plan_out')}"
             )
-        found.append(cut)
-    return found
+        cuts.append(cut)
+    return cuts
 
 
-def read_cuts(dag: ChannelDag, alive: Mask) -> list[Cut]:
+def cuts_of_mask(dag: ChannelDag, alive: Mask) -> list[Cut]:
     """Return the cuts of a keep mask, one per input slot that reads a constant, in the order of the nodes."""
     nodes, origins = dag.model.proto.graph.node, dag.model.origins
-    places = {(use.node, use.slot): use for use in sorted(dag.uses, key=lambda use: (use.node, use.slot))}
+    places = {(use.node, use.slot): use for use in sorted(dag.constant_uses, key=lambda use: (use.node, use.slot))}
     renamed = [node.output[0] in origins for node in nodes]
     consumers = Counter(name for node, same in zip(nodes, renamed, strict=True) if not same for name in node.input)
     sliced = Counter(nodes[node].input[slot] for node, slot in places)
     cuts = []
     for (node, slot), use in places.items():
         name, value = nodes[node].input[slot], constant_of(dag, use)
-        cut = Cut(name, value.shape, _filled(kept_indices(use, value.shape, alive), value.shape), value, node)
-        apart = not cut.whole and sliced[name] < consumers[name]
-        cuts.append(replace(cut, apart=apart, folded=name in dag.model.folded))
+        cut = Cut(name, value.shape, _fill_indices(kept_indices(use, value.shape, alive), value.shape), value, node)
+        apart = not cut.is_whole and sliced[name] < consumers[name]
+        cuts.append(replace(cut, has_other_slices=apart, is_folded=name in dag.model.folded))
     return cuts
 
 
-def _filled(kept: Sequence[Any], shape: tuple[int, ...]) -> tuple[Kept, ...]:
+def _fill_indices(kept: Sequence[Any], shape: tuple[int, ...]) -> tuple[KeptIndices, ...]:
     pairs = zip(kept, shape, strict=True)
     return tuple(tuple(range(size)) if index is None else tuple(map(int, index)) for index, size in pairs)

@@ -22,13 +22,13 @@ from torch import nn
 from leanonnx.errors import PlanError
 from leanonnx.graph.formats import is_float
 from leanonnx.numeric.arrays import Array
-from leanonnx.torch.cuts import Cut, Kept
-from leanonnx.torch.modules import BATCH_NORMS, TRANSPOSED
+from leanonnx.torch.cuts import Cut, KeptIndices
+from leanonnx.torch.modules import BATCH_NORM_MODULES, TRANSPOSED_CONVOLUTION_MODULES
 from leanonnx.torch.running import ModuleTrace
 
 FOLDING_TOLERANCE = 1e-4
 """Largest rounding error of a folded weight, relative to the largest weight."""
-Order = tuple[int, ...]
+AxisOrder = tuple[int, ...]
 """Axis of the constant for each axis of the parameter; -1 for an axis of size 1 that the constant lacks."""
 
 
@@ -37,7 +37,7 @@ class Match:
     """A parameter, by its name, and the indices kept on each of its axes."""
 
     name: str
-    kept: tuple[Kept, ...]
+    kept: tuple[KeptIndices, ...]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,9 @@ def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     return parameters | dict(module.named_buffers(remove_duplicate=False))
 
 
-def matched(module: nn.Module, cuts: Sequence[Cut], names: Mapping[str, str], trace: ModuleTrace | None) -> Matches:
+def match_parameters(
+    module: nn.Module, cuts: Sequence[Cut], names: Mapping[str, str], trace: ModuleTrace | None
+) -> Matches:
     """Find the parameters of constants; by their values only if a ``trace`` of the module is given.
 
     Raises:
@@ -100,14 +102,14 @@ def _match_by_name(cut: Cut, name: str, tensor: torch.Tensor) -> Match:
     return _match(cut, name, orders[0])
 
 
-def _match(cut: Cut, name: str, order: Order) -> Match:
+def _match(cut: Cut, name: str, order: AxisOrder) -> Match:
     return Match(name, tuple(cut.kept[axis] if axis >= 0 else (0,) for axis in order))
 
 
-def _orders(shape: tuple[int, ...], wanted: tuple[int, ...]) -> list[Order]:
+def _orders(shape: tuple[int, ...], wanted: tuple[int, ...]) -> list[AxisOrder]:
     """Return the possible axis orders of a parameter in a constant: unchanged up to axes of size 1, or transposed."""
     if shape == wanted:
-        unchanged: Order | None = tuple(range(len(shape)))
+        unchanged: AxisOrder | None = tuple(range(len(shape)))
     else:
         unchanged = _order_up_to_ones(shape, wanted)
     transposed = None
@@ -116,7 +118,7 @@ def _orders(shape: tuple[int, ...], wanted: tuple[int, ...]) -> list[Order]:
     return [order for order in (unchanged, transposed) if order is not None]
 
 
-def _order_up_to_ones(shape: tuple[int, ...], wanted: tuple[int, ...]) -> Order | None:
+def _order_up_to_ones(shape: tuple[int, ...], wanted: tuple[int, ...]) -> AxisOrder | None:
     """Return the axis order if the shapes differ only by axes of size 1."""
     long = [axis for axis, size in enumerate(shape) if size > 1]
     if [shape[axis] for axis in long] != [size for size in wanted if size > 1]:
@@ -125,7 +127,7 @@ def _order_up_to_ones(shape: tuple[int, ...], wanted: tuple[int, ...]) -> Order 
     return tuple(next(remaining) if size > 1 else -1 for size in wanted)
 
 
-def _arrange(value: Array, order: Order, tensor: torch.Tensor) -> Array:
+def _arrange(value: Array, order: AxisOrder, tensor: torch.Tensor) -> Array:
     """Transpose or reshape a constant to the shape of a parameter."""
     return value.transpose(order) if order == (1, 0) else value.reshape(tuple(tensor.shape))
 
@@ -146,9 +148,9 @@ def _match_by_values(
     tensors = named_tensors(module)
     free = {name: tensor for name, tensor in tensors.items() if name not in taken | _folded_norm_tensors(module, trace)}
     folded = _folded_weights(module, free, trace)
-    groups: dict[tuple[tuple[str, Order], ...], list[Cut]] = {}
+    groups: dict[tuple[tuple[str, AxisOrder], ...], list[Cut]] = {}
     for cut in cuts:
-        shared = {} if cut.uniform else tensors
+        shared = {} if cut.is_uniform else tensors
         candidates = tuple(_candidates(cut, free, folded)) or tuple(_candidates(cut, shared, {}))
         candidates = candidates or tuple(_candidates(cut, free, {name: _to_array(free[name]) for name in free}))
         groups.setdefault(candidates, []).append(cut)
@@ -163,7 +165,9 @@ def _match_by_values(
     return pairs, missing
 
 
-def _candidates(cut: Cut, free: Mapping[str, torch.Tensor], folded: Mapping[str, Array]) -> Iterable[tuple[str, Order]]:
+def _candidates(
+    cut: Cut, free: Mapping[str, torch.Tensor], folded: Mapping[str, Array]
+) -> Iterable[tuple[str, AxisOrder]]:
     """Yield the parameters that hold the values of a constant, each with its axis order."""
     assert cut.value is not None
     for name, tensor in free.items():
@@ -184,7 +188,7 @@ def _is_near(value: Array, wanted: Array) -> bool:
 def _folded_norm_tensors(module: nn.Module, trace: ModuleTrace) -> set[str]:
     """Return the tensors of BatchNormalizations that can be folded; those that were not have kept their names."""
     names = {inner: name for name, inner in module.named_modules()}
-    norms = [norm for norm in trace.norm_sources if isinstance(norm, BATCH_NORMS)]
+    norms = [norm for norm in trace.norm_sources if isinstance(norm, BATCH_NORM_MODULES)]
     return {f"{names[norm]}.{local}" for norm in norms for local in named_tensors(norm)}
 
 
@@ -193,7 +197,7 @@ def _folded_weights(module: nn.Module, free: Mapping[str, torch.Tensor], trace: 
     names = {inner: name for name, inner in module.named_modules()}
     weights = {}
     for norm, sources in trace.norm_sources.items():
-        if not isinstance(norm, BATCH_NORMS) or norm.running_var is None or len(sources) != 1:
+        if not isinstance(norm, BATCH_NORM_MODULES) or norm.running_var is None or len(sources) != 1:
             continue
         (source,) = sources
         name = f"{names[source]}.weight".lstrip(".")
@@ -206,19 +210,19 @@ def _folded_weights(module: nn.Module, free: Mapping[str, torch.Tensor], trace: 
 
 def _scale_outputs(source: nn.Module, weight: Array, scale: Array) -> Array:
     """Scale a weight along its output channels."""
-    if not isinstance(source, TRANSPOSED):
+    if not isinstance(source, TRANSPOSED_CONVOLUTION_MODULES):
         return weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
     scales = scale.reshape(source.groups, 1, -1, *[1] * (weight.ndim - 2))
     return (weight.reshape(source.groups, -1, *weight.shape[1:]) * scales).reshape(weight.shape)
 
 
 def _candidates_by_call(
-    module: nn.Module, candidates: Sequence[tuple[str, Order]], trace: ModuleTrace
-) -> list[tuple[str, Order]]:
+    module: nn.Module, candidates: Sequence[tuple[str, AxisOrder]], trace: ModuleTrace
+) -> list[tuple[str, AxisOrder]]:
     """Return the candidate of each call of a module that owns one; a tensor with several names counts once."""
     tensors = named_tensors(module)
     once = {id(tensors[name]): (name, order) for name, order in reversed(candidates)}
-    owned: dict[nn.Module, list[tuple[str, Order]]] = {}
+    owned: dict[nn.Module, list[tuple[str, AxisOrder]]] = {}
     for name, order in once.values():
         owned.setdefault(module.get_submodule(name.rpartition(".")[0]), []).append((name, order))
     return [one for inner in trace.calls for one in owned.get(inner, [])]

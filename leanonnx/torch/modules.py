@@ -10,22 +10,22 @@ from typing import Any
 from torch import nn
 
 from leanonnx.errors import PlanError
-from leanonnx.torch.cuts import Kept
+from leanonnx.torch.cuts import KeptIndices
 
-Axis = tuple[str, int]
+TensorAxis = tuple[str, int]
 """Name of a tensor of a module, and one of its axes."""
-Known = Mapping[Axis, Kept]
+KnownIndices = Mapping[TensorAxis, KeptIndices]
 """Kept indices by tensor axis of a module."""
 Attributes = dict[str, Any]
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-NORMS = (*BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-CHANNELS = (("weight", 0), ("bias", 0), ("running_mean", 0), ("running_var", 0))
+CONVOLUTION_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED_CONVOLUTION_MODULES = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+BATCH_NORM_MODULES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+NORM_MODULES = (*BATCH_NORM_MODULES, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+CHANNEL_AXES = (("weight", 0), ("bias", 0), ("running_mean", 0), ("running_var", 0))
 
 
 @dataclass(frozen=True)
-class Kind:
+class ModuleKind:
     """Description of a type of modules; axes without known kept indices are kept whole.
 
     Attributes:
@@ -34,22 +34,22 @@ class Kind:
         infer_indices: computes kept indices of further axes.
     """
 
-    joined: tuple[tuple[Axis, ...], ...]
-    attributes: Callable[[Any, Known], Attributes]
-    inferred: Callable[[Any, Known], Known] = lambda module, known: {}
+    tied_axes: tuple[tuple[TensorAxis, ...], ...]
+    new_attributes: Callable[[Any, KnownIndices], Attributes]
+    infer_indices: Callable[[Any, KnownIndices], KnownIndices] = lambda module, known: {}
 
 
-def kind_of(module: nn.Module) -> Kind | None:
+def module_kind(module: nn.Module) -> ModuleKind | None:
     """Return the kind of a module; None for unknown types."""
-    return next((kind for types, kind in KINDS if isinstance(module, types)), None)
+    return next((kind for types, kind in MODULE_KINDS if isinstance(module, types)), None)
 
 
-def own_class(module: nn.Module) -> bool:
+def is_user_class(module: nn.Module) -> bool:
     """Return True if a module's class is the user's, not one of torch's."""
     return not type(module).__module__.startswith("torch.")
 
 
-def living_groups(kept: Kept, size: int, groups: int) -> list[int]:
+def kept_conv_groups(kept: KeptIndices, size: int, groups: int) -> list[int]:
     """Return the conv groups of an axis of ``size`` channels that keep any channel.
 
     Raises:
@@ -61,64 +61,64 @@ def living_groups(kept: Kept, size: int, groups: int) -> list[int]:
     return sorted(counts)
 
 
-def _conv(module: Any, known: Known) -> Attributes:
+def _conv(module: Any, known: KnownIndices) -> Attributes:
     rows, columns = (known.get(("weight", axis), tuple(range(module.weight.shape[axis]))) for axis in (0, 1))
-    groups = len(living_groups(rows, module.weight.shape[0], module.groups))
+    groups = len(kept_conv_groups(rows, module.weight.shape[0], module.groups))
     first, second = ("in_channels", "out_channels") if module.transposed else ("out_channels", "in_channels")
     return {first: len(rows), second: len(columns) * groups, "groups": groups}
 
 
-def _transposed_bias(module: Any, known: Known) -> Known:
+def _transposed_bias(module: Any, known: KnownIndices) -> KnownIndices:
     """Infer the kept outputs of a transposed convolution, one conv group after another."""
     rows, columns = (known.get(("weight", axis), tuple(range(module.weight.shape[axis]))) for axis in (0, 1))
-    groups = living_groups(rows, module.weight.shape[0], module.groups)
+    groups = kept_conv_groups(rows, module.weight.shape[0], module.groups)
     width = module.weight.shape[1]
     return {("bias", 0): tuple(group * width + column for group in groups for column in columns)}
 
 
-def _linear(module: nn.Linear, known: Known) -> Attributes:
+def _linear(module: nn.Linear, known: KnownIndices) -> Attributes:
     return _sizes(known, out_features=("weight", 0), in_features=("weight", 1))
 
 
-def _embedding(module: nn.Embedding, known: Known) -> Attributes:
+def _embedding(module: nn.Embedding, known: KnownIndices) -> Attributes:
     return _sizes(known, num_embeddings=("weight", 0), embedding_dim=("weight", 1))
 
 
-def _prelu(module: nn.PReLU, known: Known) -> Attributes:
+def _prelu(module: nn.PReLU, known: KnownIndices) -> Attributes:
     return _sizes(known, num_parameters=("weight", 0))
 
 
-def _norm(module: nn.Module, known: Known) -> Attributes:
+def _norm(module: nn.Module, known: KnownIndices) -> Attributes:
     return _sizes(known, num_features=("weight", 0))
 
 
-def _group_norm(module: nn.GroupNorm, known: Known) -> Attributes:
+def _group_norm(module: nn.GroupNorm, known: KnownIndices) -> Attributes:
     kept = known.get(("weight", 0), tuple(range(module.num_channels)))
-    groups = living_groups(kept, module.num_channels, module.num_groups)
+    groups = kept_conv_groups(kept, module.num_channels, module.num_groups)
     return {"num_channels": len(kept), "num_groups": len(groups)}
 
 
-def _layer_norm(module: nn.LayerNorm, known: Known) -> Attributes:
+def _layer_norm(module: nn.LayerNorm, known: KnownIndices) -> Attributes:
     sizes = enumerate(module.normalized_shape)
     return {"normalized_shape": tuple(len(known.get(("weight", axis), range(size))) for axis, size in sizes)}
 
 
-def _sizes(known: Known, **axes: Axis) -> Attributes:
+def _sizes(known: KnownIndices, **axes: TensorAxis) -> Attributes:
     return {name: len(known[axis]) for name, axis in axes.items() if axis in known}
 
 
-def _tie_axes(*names: str, axes: int = 4) -> tuple[tuple[Axis, ...], ...]:
+def _tie_axes(*names: str, axes: int = 4) -> tuple[tuple[TensorAxis, ...], ...]:
     """Tie each of the first ``axes`` axes across the named tensors."""
     return tuple(tuple((name, axis) for name in names) for axis in range(axes))
 
 
-KINDS: tuple[tuple[Any, Kind], ...] = (
-    (TRANSPOSED, Kind(_tie_axes("weight", axes=2), _conv, _transposed_bias)),
-    (CONVOLUTIONS, Kind(((("weight", 0), ("bias", 0)), (("weight", 1),)), _conv)),
-    (nn.Linear, Kind(((("weight", 0), ("bias", 0)), (("weight", 1),)), _linear)),
-    (NORMS, Kind((CHANNELS,), _norm)),
-    (nn.GroupNorm, Kind(_tie_axes("weight", "bias", axes=1), _group_norm)),
-    ((nn.LayerNorm, nn.RMSNorm), Kind(_tie_axes("weight", "bias"), _layer_norm)),
-    (nn.PReLU, Kind(_tie_axes("weight", axes=1), _prelu)),
-    ((nn.Embedding, nn.EmbeddingBag), Kind(_tie_axes("weight", axes=2), _embedding)),
+MODULE_KINDS: tuple[tuple[Any, ModuleKind], ...] = (
+    (TRANSPOSED_CONVOLUTION_MODULES, ModuleKind(_tie_axes("weight", axes=2), _conv, _transposed_bias)),
+    (CONVOLUTION_MODULES, ModuleKind(((("weight", 0), ("bias", 0)), (("weight", 1),)), _conv)),
+    (nn.Linear, ModuleKind(((("weight", 0), ("bias", 0)), (("weight", 1),)), _linear)),
+    (NORM_MODULES, ModuleKind((CHANNEL_AXES,), _norm)),
+    (nn.GroupNorm, ModuleKind(_tie_axes("weight", "bias", axes=1), _group_norm)),
+    ((nn.LayerNorm, nn.RMSNorm), ModuleKind(_tie_axes("weight", "bias"), _layer_norm)),
+    (nn.PReLU, ModuleKind(_tie_axes("weight", axes=1), _prelu)),
+    ((nn.Embedding, nn.EmbeddingBag), ModuleKind(_tie_axes("weight", axes=2), _embedding)),
 )

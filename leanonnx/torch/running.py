@@ -14,13 +14,13 @@ from torch import nn
 from leanonnx.errors import OptionError, PlanError
 from leanonnx.graph.model import Model, first_line
 from leanonnx.numeric.arrays import Array
-from leanonnx.proof.compare import relative, scales
+from leanonnx.proof.compare import output_floors, relative_error
 from leanonnx.runtime.sessions import Feed
-from leanonnx.torch.modules import NORMS
+from leanonnx.torch.modules import NORM_MODULES
 
 IDENTITY_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 """Modules that return their input unchanged in evaluation mode."""
-Inputs = Any
+ModuleInputs = Any
 """An array or tensor, several in the order of the graph inputs, or a mapping by name."""
 
 
@@ -32,7 +32,7 @@ class ModuleTrace:
     norm_sources: dict[nn.Module, set[nn.Module]] = field(default_factory=dict)
 
 
-def as_feed(model: Model, inputs: Inputs) -> Feed:
+def as_feed(model: Model, inputs: ModuleInputs) -> Feed:
     """Arrange inputs by the names of the graph inputs, in their order.
 
     Raises:
@@ -54,7 +54,7 @@ def _array(value: Any) -> Array:
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
 
-def ran(module: nn.Module, feed: Feed, trace: ModuleTrace | None) -> list[Array]:
+def run_module(module: nn.Module, feed: Feed, trace: ModuleTrace | None) -> list[Array]:
     """Run a module in evaluation mode on the inputs of the model, in their order, and return its outputs.
 
     Raises:
@@ -101,7 +101,7 @@ def _record_calls(module: nn.Module, trace: ModuleTrace) -> Iterator[None]:
 
     def on_enter(inner: nn.Module, args: tuple[Any, ...]) -> None:
         trace.calls.append(inner)
-        if isinstance(inner, NORMS) and args and id(args[0]) in sources:
+        if isinstance(inner, NORM_MODULES) and args and id(args[0]) in sources:
             trace.norm_sources.setdefault(inner, set()).add(sources[id(args[0])][1])
 
     def on_exit(inner: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -120,10 +120,10 @@ def _register_hooks(inner: nn.Module, on_enter: Any, on_exit: Any) -> list[Any]:
     return [inner.register_forward_pre_hook(on_enter), inner.register_forward_hook(on_exit)]
 
 
-def difference(expected: list[Array], actual: list[Array]) -> float:
+def output_error(expected: list[Array], actual: list[Array]) -> float:
     """Return the largest relative L2 error of an output; infinite if outputs are missing or have other shapes."""
     if len(expected) != len(actual):
         return float("inf")
-    floors = scales([expected])
+    floors = output_floors([expected])
     pairs = zip(expected, actual, floors, strict=True)
-    return max((relative(a, b, floor) for a, b, floor in pairs), default=0.0)
+    return max((relative_error(a, b, floor) for a, b, floor in pairs), default=0.0)

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from leanonnx.errors import PlanError
-from leanonnx.torch.cuts import Cut, Kept
+from leanonnx.torch.cuts import Cut, KeptIndices
 from leanonnx.torch.matching import Matches, named_tensors
-from leanonnx.torch.modules import BATCH_NORMS, Attributes, Axis, kind_of, own_class
+from leanonnx.torch.modules import BATCH_NORM_MODULES, Attributes, TensorAxis, is_user_class, module_kind
 from leanonnx.torch.running import ModuleTrace
 
 EXPORT_ADVICE = "export with dynamo=False and training=torch.onnx.TrainingMode.PRESERVE"
@@ -42,25 +42,25 @@ class _Draft:
     def __init__(self, module: nn.Module) -> None:
         self.tensors = named_tensors(module)
         self.modules = {inner: name for name, inner in module.named_modules()}
-        self.known: dict[nn.Module, dict[Axis, Kept]] = {inner: {} for inner in self.modules}
-        self.kept: dict[int, dict[int, Kept]] = {}
+        self.known: dict[nn.Module, dict[TensorAxis, KeptIndices]] = {inner: {} for inner in self.modules}
+        self.kept: dict[int, dict[int, KeptIndices]] = {}
         self.problems: list[str] = []
 
-    def add(self, name: str, kept: Sequence[Kept]) -> None:
+    def add(self, name: str, kept: Sequence[KeptIndices]) -> None:
         """Add the kept indices of a parameter, as its constant has them."""
         for axis, places in enumerate(kept):
             self._set(self.kept.setdefault(id(self.tensors[name]), {}), axis, places, name)
 
     def propagate(self, inner: nn.Module) -> None:
         """Propagate kept indices between the tensors of a module."""
-        kind, known = kind_of(inner), self.known[inner]
+        kind, known = module_kind(inner), self.known[inner]
         if kind is None:
             return
         own = {local: tensor for local, tensor in named_tensors(inner).items() if "." not in local}
         for local, tensor in own.items():
             for number, places in self.kept.get(id(tensor), {}).items():
                 self._set(known, (local, number), places, self._named(inner, local))
-        for axes in kind.joined:
+        for axes in kind.tied_axes:
             for places in [known[axis] for axis in axes if axis in known]:
                 for axis in axes:
                     self._set(known, axis, places, self._named(inner, axis[0]))
@@ -71,11 +71,11 @@ class _Draft:
             if local in own:
                 self._set(self.kept.setdefault(id(own[local]), {}), number, places, self._named(inner, local))
 
-    def _infer(self, inner: nn.Module, known: dict[Axis, Kept]) -> Any:
-        kind = kind_of(inner)
+    def _infer(self, inner: nn.Module, known: dict[TensorAxis, KeptIndices]) -> Any:
+        kind = module_kind(inner)
         assert kind is not None
         try:
-            return kind.inferred(inner, known)
+            return kind.infer_indices(inner, known)
         except PlanError as error:
             self.problems.append(f"'{self.modules[inner]}': {error}")
             return {}
@@ -90,12 +90,12 @@ class _Draft:
     def _named(self, inner: nn.Module, local: str) -> str:
         return f"{self.modules[inner]}.{local}".lstrip(".")
 
-    def _set(self, known: dict[Any, Kept], key: Any, places: Kept, name: str) -> None:
+    def _set(self, known: dict[Any, KeptIndices], key: Any, places: KeptIndices, name: str) -> None:
         if known.setdefault(key, places) != places:
             text = f"'{name}' {CONFLICTING_SLICES}"
             self.problems += [text] if text not in self.problems else []
 
-    def cut_axes(self) -> dict[str, dict[int, Kept]]:
+    def cut_axes(self) -> dict[str, dict[int, KeptIndices]]:
         """Return the axes that lose indices, by the names of their tensors."""
         result = {}
         for name, tensor in self.tensors.items():
@@ -109,16 +109,16 @@ class _Draft:
         """Return the new attributes of all modules."""
         result = {}
         for inner, known in self.known.items():
-            kind = kind_of(inner)
+            kind = module_kind(inner)
             if kind is not None and known:
                 try:
-                    result[inner] = kind.attributes(inner, known)
+                    result[inner] = kind.new_attributes(inner, known)
                 except PlanError as error:
                     self.problems.append(f"'{self.modules[inner]}': {error}")
         return result
 
 
-def sliced(module: nn.Module, matches: Matches, trace: ModuleTrace | None) -> Slicing:
+def slice_module(module: nn.Module, matches: Matches, trace: ModuleTrace | None) -> Slicing:
     """Slice the tensors of a module as planned; the module itself is not changed.
 
     Raises:
@@ -127,7 +127,7 @@ def sliced(module: nn.Module, matches: Matches, trace: ModuleTrace | None) -> Sl
     draft = _Draft(module)
     for cut, match in matches.pairs:
         draft.add(match.name, match.kept)
-        if cut.apart:
+        if cut.has_other_slices:
             draft.problems.append(f"'{match.name}' {CONFLICTING_SLICES}")
     for inner in draft.modules:
         draft.propagate(inner)
@@ -145,12 +145,12 @@ def sliced(module: nn.Module, matches: Matches, trace: ModuleTrace | None) -> Sl
     return Slicing({name: _select(draft.tensors[name], axes) for name, axes in cut_axes.items()}, attributes)
 
 
-def _unknown_modules(draft: _Draft, cut_axes: dict[str, dict[int, Kept]]) -> list[str]:
+def _unknown_modules(draft: _Draft, cut_axes: dict[str, dict[int, KeptIndices]]) -> list[str]:
     """Describe tensors to cut in modules whose attributes are unknown."""
     problems = []
     for inner, name in draft.modules.items():
         mine = [local for local in cut_axes if local.rpartition(".")[0] == name]
-        if mine and kind_of(inner) is None and not own_class(inner):
+        if mine and module_kind(inner) is None and not is_user_class(inner):
             problems.append(f"{', '.join(map(repr, mine))}: nothing is known of {type(inner).__name__}")
     return problems
 
@@ -161,29 +161,33 @@ def _missing_parameters(matches: Matches) -> list[str]:
     lost: dict[str, Cut] = {}
     for cut in matches.missing:
         vector = sum(size > 1 for size in cut.shape) <= 1
-        harmless = cut.whole and not cut.apart
-        if not (harmless or cut.uniform or (vector and cut.node in nodes)):
+        harmless = cut.is_whole and not cut.has_other_slices
+        if not (harmless or cut.is_uniform or (vector and cut.node in nodes)):
             lost[cut.name] = cut
     if not lost:
         return []
     names = ", ".join(f"'{name}' {list(cut.shape)}" for name, cut in lost.items())
     known = all(cut.value is not None for cut in lost.values())
     advice = EXPORT_ADVICE if known else "give the exported model= to find them by their numbers"
-    if any(cut.folded for cut in lost.values()):
+    if any(cut.is_folded for cut in lost.values()):
         advice = "the model computes them: make parametrisations permanent, torch.nn.utils.parametrize"
     return [f"no parameters are known for {names} ({advice}, or name them with names=)"]
 
 
 def _unknown_norms(draft: _Draft) -> list[str]:
     """Describe BatchNormalizations that are not in the plan: the exporter has folded them, or they are unused."""
-    names = [name for inner, name in draft.modules.items() if isinstance(inner, BATCH_NORMS) and not draft.known[inner]]
+    names = [
+        name
+        for inner, name in draft.modules.items()
+        if isinstance(inner, BATCH_NORM_MODULES) and not draft.known[inner]
+    ]
     if not names:
         return []
     text = ", ".join(map(repr, names))
     return [f"the plan does not mention {text}, which the exporter has folded (give model=, or {EXPORT_ADVICE})"]
 
 
-def _select(tensor: torch.Tensor, axes: dict[int, Kept]) -> torch.Tensor:
+def _select(tensor: torch.Tensor, axes: dict[int, KeptIndices]) -> torch.Tensor:
     result = tensor.detach()
     for axis, places in axes.items():
         result = result.index_select(axis, torch.tensor(places, dtype=torch.long, device=tensor.device))
@@ -191,7 +195,7 @@ def _select(tensor: torch.Tensor, axes: dict[int, Kept]) -> torch.Tensor:
 
 
 @contextmanager
-def carried_out(module: nn.Module, slicing: Slicing) -> Iterator[None]:
+def apply_slicing(module: nn.Module, slicing: Slicing) -> Iterator[None]:
     """Set new tensors and attributes of a module; restore the old ones if an error is raised inside."""
     tensors = named_tensors(module)
     before = {name: tensors[name] for name in slicing.tensors}

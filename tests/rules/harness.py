@@ -11,15 +11,15 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from leanonnx.analysis.dag import ChannelDag, analyse
+from leanonnx.analysis.dag import ChannelDag, build_channel_dag
 from leanonnx.graph.formats import number_format
 from leanonnx.graph.model import load
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.proof.proof import FAILED, inputs_for, prove
+from leanonnx.proof.proof import FAILED, prove, random_inputs
 from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import run
-from leanonnx.surgery.operate import apply
+from leanonnx.surgery.operate import apply_patch
 from leanonnx.surgery.patch import masking_patch
 from tests.rules.bench import Bench, Choose, Sample
 from tests.rules.case import Form, Refusal
@@ -57,7 +57,7 @@ def analysed(proto: onnx.ModelProto, rules: Rules = DEFAULT_RULES) -> Iterator[C
         file.write(proto.SerializeToString())
         file.flush()
         model = load(Path(file.name))
-        yield analyse(model, observe(model, {}), rules)
+        yield build_channel_dag(model, observe(model, {}), rules)
 
 
 def touched(dag: ChannelDag, sample: Sample, beside: bool = False) -> NDArray[np.int64]:
@@ -72,7 +72,7 @@ def touched(dag: ChannelDag, sample: Sample, beside: bool = False) -> NDArray[np
 
 def emptied(dag: ChannelDag, order: int) -> Mask:
     """Labels that live [labels] when all classes go that may, from the first to the last (1) or the other way (-1)."""
-    dead = np.zeros(dag.pinned.size, bool)
+    dead = np.zeros(dag.pinned_groups.size, bool)
     for k in range(dead.size)[::order]:
         tried = doomed(dag, dead | without(dag, k))
         dead = tried if allowed(dag, tried) else dead
@@ -81,7 +81,7 @@ def emptied(dag: ChannelDag, order: int) -> Mask:
 
 def without(dag: ChannelDag, *classes: int) -> Mask:
     """Dead classes [classes] when these go, with what cannot outlive them."""
-    dead = np.zeros(dag.pinned.size, bool)
+    dead = np.zeros(dag.pinned_groups.size, bool)
     dead[list(classes)] = True
     return doomed(dag, dead)
 
@@ -92,8 +92,8 @@ def check(dag: ChannelDag, alive: Mask) -> None:
     onnx.checker.check_model(compact, full_check=True)
     assert_same_interface(dag.model.proto, compact)
     assert_smaller(dag, alive, compact)
-    masked = apply(dag.model.as_read, masking_patch(dag, alive))
-    feeds = inputs_for(dag.model, dag.shapes)[:1]
+    masked = apply_patch(dag.model.as_read, masking_patch(dag, alive))
+    feeds = random_inputs(dag.model, dag.shapes)[:1]
     proof = prove(dag.model, masked, compact, feeds)
     assert agrees(proof), f"the compact model is off by {proof.max_relative_error}"
     if number_format(dag.model.proto) != "float32":
@@ -109,11 +109,11 @@ def verdict(dag: ChannelDag, alive: Mask) -> str:
     stage = "surgery"
     try:
         compact = compacted(dag, alive)
-        masked = apply(dag.model.as_read, masking_patch(dag, alive))
+        masked = apply_patch(dag.model.as_read, masking_patch(dag, alive))
         stage = "checker"
         onnx.checker.check_model(compact, full_check=True)
         stage = "onnxruntime"
-        proof = prove(dag.model, masked, compact, inputs_for(dag.model, dag.shapes)[:1])
+        proof = prove(dag.model, masked, compact, random_inputs(dag.model, dag.shapes)[:1])
     except Exception:  # the checker and onnxruntime raise many unrelated types
         return stage
     return "different" if proof.status == FAILED else "equal"

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from leanonnx.numeric.channel_ids import compact, varied
+from leanonnx.numeric.channel_ids import compact_ids, varied_axes
 from leanonnx.rules.call import Call, Effect
 from leanonnx.rules.table import DEFAULT_RULES
 
@@ -31,7 +31,7 @@ def inverse_order(call: Call, effect: Effect) -> Effect:
 def repeated(call: Call, effect: Effect) -> Effect:
     """Tile, SpaceToDepth: a, a, b, b instead of a, b, a, b."""
     channel_ids = call.channel_ids(0)
-    axes = [a for a in varied(channel_ids) if effect.outputs[0].shape[a] > channel_ids.shape[a]]
+    axes = [a for a in varied_axes(channel_ids) if effect.outputs[0].shape[a] > channel_ids.shape[a]]
     for axis in axes:
         channel_ids = np.repeat(channel_ids, effect.outputs[0].shape[axis] // channel_ids.shape[axis], axis)
     return replace(effect, outputs=(channel_ids,)) if axes else effect
@@ -57,4 +57,4 @@ def interleaved(call: Call, effect: Effect) -> Effect:
     """Depthwise Conv with several outputs per channel: output k·C + c instead of c·m + k."""
     groups, channel_ids = int(call.attribute("group", 1)), effect.outputs[0].reshape(-1)
     turned = channel_ids.reshape(groups, -1).T.reshape(effect.outputs[0].shape)
-    return replace(effect, outputs=(compact(turned),)) if groups > 1 else effect
+    return replace(effect, outputs=(compact_ids(turned),)) if groups > 1 else effect

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from leanonnx.numeric.channel_ids import ChannelIds, compact, uniform, varied
+from leanonnx.numeric.channel_ids import ChannelIds, compact_ids, uniform_ids, varied_axes
 from leanonnx.rules.call import Call, Effect, Rule, Slice, Unsupported
 from tests.rules.case import Wrong
 
@@ -16,7 +16,7 @@ Change = Callable[[Effect], Effect | None]
 
 def rolled(channel_ids: ChannelIds) -> ChannelIds:
     """Labels moved by one along the first axis on which they change."""
-    axes = varied(compact(channel_ids))
+    axes = varied_axes(compact_ids(channel_ids))
     return np.roll(channel_ids, 1, axes[0]) if axes else channel_ids
 
 
@@ -29,7 +29,7 @@ def rolled_outputs(effect: Effect) -> Effect | None:
 
 def rolled_slices(effect: Effect) -> Effect | None:
     """Every constant is sliced at the neighbours of the right places."""
-    if not any(varied(compact(f)) for s in effect.slices for f in s.factors):
+    if not any(varied_axes(compact_ids(f)) for s in effect.slices for f in s.factors):
         return None
     return replace(effect, slices=tuple(Slice(s.slot, tuple(rolled(f) for f in s.factors)) for s in effect.slices))
 
@@ -110,5 +110,5 @@ def _through(call: Call) -> Effect:
     for shape in call.output_shapes:
         size = shape or ()
         fits = data.ndim == len(size) and all(n in (1, m) for n, m in zip(data.shape, size, strict=True))
-        outputs.append(data if fits else uniform(int(call.mint(1)[0]), len(size)))
+        outputs.append(data if fits else uniform_ids(int(call.mint(1)[0]), len(size)))
     return Effect(tuple(outputs))

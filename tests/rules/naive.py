@@ -181,14 +181,19 @@ def kernel_in_weight(dag: ChannelDag, node: int, mix: KernelBlock, source: int, 
 
     None where the channels are not told apart there.
     """
-    use = next((u for u in dag.uses if u.node == node and u.slot == mix.slot and u.inward is not None), None)
-    if use is None or use.inward is None:
+    use = next(
+        (u for u in dag.constant_uses if u.node == node and u.slot == mix.slot and u.input_channel_ids is not None),
+        None,
+    )
+    if use is None or use.input_channel_ids is None:
         return None
     array = use.computed if use.computed is not None else dag.model.constant(use.constant)
-    outward = next((f for f in use.factors if not np.array_equal(f, use.inward)), None)
+    outward = next((f for f in use.factors if not np.array_equal(f, use.input_channel_ids)), None)
     if outward is None:
         return None
-    chosen = np.broadcast_to(use.inward == source, array.shape) & np.broadcast_to(outward == target, array.shape)
+    chosen = np.broadcast_to(use.input_channel_ids == source, array.shape) & np.broadcast_to(
+        outward == target, array.shape
+    )
     return np.asarray(array[chosen])
 
 

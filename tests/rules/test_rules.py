@@ -11,6 +11,8 @@ from __future__ import annotations
 import itertools
 from importlib import import_module
 from pkgutil import iter_modules
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,9 +23,9 @@ from hypothesis import strategies as st
 from leanonnx import rules
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.product_costs import products
-from leanonnx.numeric.channel_ids import ChannelIds, Mask, compact
+from leanonnx.numeric.channel_ids import ChannelIds, Mask, compact_ids
 from leanonnx.rules.call import Call, Effect, Rule
-from leanonnx.rules.table import COUNTED, DEFAULT_RULES
+from leanonnx.rules.table import DEFAULT_RULES, WEIGHT_SLOTS
 from tests.rules import mutants, naive
 from tests.rules.bench import Choose, Sample
 from tests.rules.case import Case, Form, Refusal
@@ -65,21 +67,25 @@ def noted(sample: Sample) -> Sample:
 # The table.
 
 
-TABLES = [
-    module
-    for module in (import_module(f"leanonnx.rules.{m.name}") for m in iter_modules(rules.__path__))
-    if hasattr(module, "RULES")
-]
+MODULES = [import_module(f"leanonnx.rules.{m.name}") for m in iter_modules(rules.__path__)]
+
+
+def named(suffix: str) -> list[tuple[ModuleType, dict[Any, Any]]]:
+    """Tables whose names end so, with their modules."""
+    return [(m, table) for m in MODULES for name, table in vars(m).items() if name.endswith(suffix) and name[0] != "D"]
+
+
+TABLES = named("_RULES")
 
 
 def test_every_operator_stands_in_one_table_and_every_table_is_joined() -> None:
     """The order of the tables, in which later ones would take the place of earlier ones, makes no difference."""
-    keys = [key for module in TABLES for key in module.RULES]
+    keys = [key for _, table in TABLES for key in table]
     assert sorted({key for key in keys if keys.count(key) > 1}) == [], "operators in two tables"
-    assert {key: rule for module in TABLES for key, rule in module.RULES.items()} == DEFAULT_RULES
-    assert all(vars(module)[rule.__name__] is rule for module in TABLES for rule in module.RULES.values())
+    assert {key: rule for _, table in TABLES for key, rule in table.items()} == DEFAULT_RULES
+    assert all(vars(module)[rule.__name__] is rule for module, table in TABLES for rule in table.values())
     counted = {key: slot for module in TABLES for key, slot in getattr(module, "COUNTED", {}).items()}
-    assert counted == COUNTED
+    assert counted == WEIGHT_SLOTS
     assert set(counted) <= set(DEFAULT_RULES)
 
 
@@ -195,7 +201,7 @@ def misplaced(dag: ChannelDag, sample: Sample, exact: bool) -> str:
                 return f"'{name}' holds no channel where the rule says {label}"
         if name in dag.moves:
             source, move = dag.moves[name]
-            if not np.array_equal(compact(move(dag.channel_ids[source])), compact(carried.astype(np.int64))):
+            if not np.array_equal(compact_ids(move(dag.channel_ids[source])), compact_ids(carried.astype(np.int64))):
                 return f"the movement to '{name}' is another"
     return ""
 
@@ -222,10 +228,10 @@ def miscounted(dag: ChannelDag, sample: Sample) -> str:
     macs += sum(product.macs for product in products(dag)[0] if product.node == node)
     if sample.subject.op_type in naive.MACS and macs != naive.macs(dag, sample.subject):
         return f"{macs} multiply-adds, not {naive.macs(dag, sample.subject)}"
-    for mix in [mix for k, mix in dag.kernel_blocks if k == node and mix.inward is not None]:
+    for mix in [mix for k, mix in dag.kernel_blocks if k == node and mix.input_channel_ids is not None]:
         kernels = mix.kernels()
-        if mix.counted != (sample.subject.op_type in naive.KERNELS):
-            return f"its kernels are {'' if mix.counted else 'not '}counted"
+        if mix.is_counted != (sample.subject.op_type in naive.KERNELS):
+            return f"its kernels are {'' if mix.is_counted else 'not '}counted"
         if mix.strides and mix.strides != (strides := steps(sample.subject, kernels.shape[3:])):
             return f"strides {mix.strides}, not {strides}"
         for group, out, within in np.ndindex(*kernels.shape[:3]):

@@ -11,16 +11,16 @@ import onnx
 
 from leanonnx.checks import check_least
 from leanonnx.errors import ModelError, OptionError
-from leanonnx.formatting import counted, shape_text
+from leanonnx.formatting import count_text, shape_text
 from leanonnx.graph.model import Model, load
-from leanonnx.runtime.free_axes import Sizes
-from leanonnx.runtime.observation import Shapes, check_shapes, declared, observe, random_feed
+from leanonnx.runtime.free_axes import InputShapes
+from leanonnx.runtime.observation import Shapes, check_shapes, declared_sizes, observe, random_feed
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import RunFailed
-from leanonnx.runtime.subprocess_timing import measured, measured_alone
-from leanonnx.runtime.timing import SECONDS, Timing, TimingComparison
+from leanonnx.runtime.subprocess_timing import compare_in_subprocess, time_in_subprocess
+from leanonnx.runtime.timing import DEFAULT_TIMING_SECONDS, Timing, TimingComparison
 from leanonnx.spelling import option, option_list
-from leanonnx.system.clock import quiet
+from leanonnx.system.clock import ignore_progress
 
 Dims = list[int | None]
 MAX_SECONDS = 3600
@@ -49,7 +49,7 @@ class BenchRequest:
     threads: tuple[int, ...] = (0,)
     setting: Setting = field(default_factory=Setting)
     libraries: tuple[Path, ...] = ()
-    seconds: float = SECONDS
+    seconds: float = DEFAULT_TIMING_SECONDS
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -68,11 +68,11 @@ class BenchRequest:
 
 
 @dataclass(frozen=True)
-class Case:
+class BenchCase:
     """One measurement: requested batch, input sizes, setting and outcome."""
 
     batch: int | None
-    inputs: Sizes
+    inputs: InputShapes
     setting: Setting
     outcome: TimingComparison | Timing
 
@@ -80,12 +80,12 @@ class Case:
     def warnings(self) -> tuple[str, ...]:
         """Reasons why the numbers may be unreliable."""
         words = "the times vary much: the machine is busy, or has fewer cores free than threads were asked for"
-        return (words,) if self.outcome.busy else ()
+        return (words,) if self.outcome.is_busy else ()
 
 
-def bench(
-    source: Path, other: Path | None, request: BenchRequest, progress: Callable[[str], None] = quiet
-) -> tuple[Case, ...]:
+def run_bench(
+    source: Path, other: Path | None, request: BenchRequest, progress: Callable[[str], None] = ignore_progress
+) -> tuple[BenchCase, ...]:
     """Time one model, or compare two, for each batch and number of threads, each in a fresh process.
 
     Raises:
@@ -98,7 +98,7 @@ def bench(
         check_same_inputs(model, rival)
     progress("observe")
     check_shapes(model, request.shapes)
-    sizes = input_sizes(model, request.shapes)
+    sizes = resolve_input_sizes(model, request.shapes)
     sizes_by_batch = {
         batch: sizes if batch is None else with_batch(model, sizes, batch) for batch in request.batches or (None,)
     }
@@ -106,20 +106,22 @@ def bench(
         check_fits(each, inputs)
     cases = []
     for (batch, inputs), threads in product(sizes_by_batch.items(), request.threads):
-        setting = replace(request.setting, threads=threads, libraries=model.libraries).resolved
-        progress("measure" + ("" if batch is None else f", batch {batch}") + f", {counted(setting.threads, 'thread')}")
-        cases.append(Case(batch, inputs, setting, _outcome(model, rival, inputs, setting, request)))
+        setting = replace(request.setting, threads=threads, libraries=model.libraries).with_thread_count
+        progress(
+            "measure" + ("" if batch is None else f", batch {batch}") + f", {count_text(setting.threads, 'thread')}"
+        )
+        cases.append(BenchCase(batch, inputs, setting, _outcome(model, rival, inputs, setting, request)))
     return tuple(cases)
 
 
 def _outcome(
-    model: Model, rival: Model | None, inputs: Sizes, setting: Setting, request: BenchRequest
+    model: Model, rival: Model | None, inputs: InputShapes, setting: Setting, request: BenchRequest
 ) -> TimingComparison | Timing:
     feed = random_feed(model, inputs, request.seed)
     try:
         if rival is None:
-            return measured_alone(model.path, feed, setting, request.seconds)
-        return measured(model.path, rival.path, feed, setting, request.seconds, request.seed)
+            return time_in_subprocess(model.path, feed, setting, request.seconds)
+        return compare_in_subprocess(model.path, rival.path, feed, setting, request.seconds, request.seed)
     except RunFailed as error:
         names = " and ".join(str(each.path) for each in (model, rival) if each is not None)
         given = ", ".join(f"{name}={shape_text(shape)}" for name, shape in inputs.items())
@@ -129,7 +131,7 @@ def _outcome(
         ) from error
 
 
-def input_sizes(model: Model, given: Shapes) -> Sizes:
+def resolve_input_sizes(model: Model, given: Shapes) -> InputShapes:
     """Sizes of all inputs: as given, as declared, or else as observed in a run of the model."""
     shapes = {v.name: tuple(given.get(v.name, _dims(v))) for v in model.inputs}
     if not all(isinstance(size, int) for shape in shapes.values() for size in shape):
@@ -139,10 +141,10 @@ def input_sizes(model: Model, given: Shapes) -> Sizes:
 
 def _dims(value: onnx.ValueInfoProto) -> Dims:
     """Declared sizes; None for a free axis."""
-    return [axis if isinstance(axis, int) else None for axis in declared(value)]
+    return [axis if isinstance(axis, int) else None for axis in declared_sizes(value)]
 
 
-def with_batch(model: Model, sizes: Sizes, batch: int) -> Sizes:
+def with_batch(model: Model, sizes: InputShapes, batch: int) -> InputShapes:
     """Replace the first size of all inputs whose first axis is free.
 
     Raises:
@@ -191,7 +193,7 @@ def _dims_text(value: onnx.ValueInfoProto) -> str:
     return shape_text("?" if d is None else d for d in _dims(value))
 
 
-def check_fits(model: Model, inputs: Sizes) -> None:
+def check_fits(model: Model, inputs: InputShapes) -> None:
     """Check that input sizes fit the declared ones.
 
     Raises:

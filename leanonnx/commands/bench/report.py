@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from leanonnx.commands.bench.benchmark import BenchRequest, Case
+from leanonnx.commands.bench.benchmark import BenchCase, BenchRequest
 from leanonnx.commands.bench.rows import BenchReport, CaseRow, FixedRow, GpuRow, TimingRow
 from leanonnx.reporting.builders import comparison_row
-from leanonnx.runtime.providers import ALGORITHMS, runtime_version
+from leanonnx.runtime.providers import CUDNN_ALGORITHM_SEARCH, runtime_version
 from leanonnx.runtime.timing import Timing, TimingComparison
-from leanonnx.system.cores import processor
+from leanonnx.system.cores import processor_name
 
 
-def bench_report(source: str, other: str | None, request: BenchRequest, cases: Sequence[Case]) -> BenchReport:
+def bench_report(source: str, other: str | None, request: BenchRequest, cases: Sequence[BenchCase]) -> BenchReport:
     """The report of ``leanonnx bench``; ``source`` and ``other`` are the titles of the models."""
     return BenchReport(
         before=source,
@@ -28,21 +28,21 @@ def fixed_row(request: BenchRequest) -> FixedRow:
     setting = request.setting
     return FixedRow(
         onnxruntime=runtime_version(),
-        processor=processor(),
+        processor=processor_name(),
         inter_op_threads=1,
         execution="sequential",
         optimisation="all",
         denormals="flushed to zero",
         spinning="within a run only",
-        io_binding=setting.on_device,
-        gpu=GpuRow(ALGORITHMS, setting.tf32, setting.cuda_graph) if setting.on_device else None,
+        io_binding=setting.uses_gpu,
+        gpu=GpuRow(CUDNN_ALGORITHM_SEARCH, setting.tf32, setting.cuda_graph) if setting.uses_gpu else None,
         input_values="random",
         seconds=request.seconds,
         seed=request.seed,
     )
 
 
-def case_row(case: Case) -> CaseRow:
+def case_row(case: BenchCase) -> CaseRow:
     """One measurement: of two models taken in turns, or of one alone."""
     outcome, comparison = case.outcome, None
     if isinstance(outcome, TimingComparison):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from leanonnx.reporting.encoding import INLINE, OPTIONAL_INLINE
 from leanonnx.reporting.rows import REPORT_SCHEMA, ComparisonRow
-from leanonnx.runtime.fastpath import Layouts
+from leanonnx.runtime.fastpath import ConvolutionLayouts
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class TimingRow:
     first_ms: float
     runs: int
     memory_bytes: int | None
-    convolutions: Layouts | None
+    convolutions: ConvolutionLayouts | None
 
 
 @dataclass(frozen=True)

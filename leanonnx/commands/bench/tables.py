@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from leanonnx.commands.bench.rows import BenchReport, CaseRow, TimingRow
-from leanonnx.formatting import counted, shape_text
+from leanonnx.formatting import count_text, shape_text
 from leanonnx.reporting.rows import ComparisonRow
 from leanonnx.reporting.tables import warning_lines
-from leanonnx.runtime.timing import MARGIN
+from leanonnx.runtime.timing import MIN_MARGIN
 
 BYTES_PER_MB = 1e6
 VERDICT_STYLES = {"faster": "green", "slower": "red"}
@@ -83,7 +83,7 @@ def bench_tables(report: BenchReport) -> RenderableType:
 
 def _case_parts(row: CaseRow) -> list[RenderableType]:
     sizes = ", ".join(f"{name} {shape_text(shape)}" for name, shape in row.inputs.items())
-    head = Text(f"{counted(row.threads, 'thread')}, {sizes}", style="bold")
+    head = Text(f"{count_text(row.threads, 'thread')}, {sizes}", style="bold")
     verdict = _verdict_parts(row.comparison) if row.comparison else []
     sides = [row.before] + ([row.after] if row.after else [])
     heads = _line_parts("", ["before", "after"] if row.after else [], "")
@@ -97,7 +97,7 @@ def _verdict_parts(row: ComparisonRow) -> list[RenderableType]:
     ratio = f"{row.speedup:.3g} times as fast (95 % interval {low:.4g} to {high:.4g})"
     meaning = (
         f"median of before / after over {row.rounds} rounds on {row.lots} sets of sessions; called a "
-        f"difference if the whole interval is further from 1 than the noise ({row.noise:.1%}) and {MARGIN:.0%}"
+        f"difference if the whole interval is further from 1 than the noise ({row.noise:.1%}) and {MIN_MARGIN:.0%}"
     )
     return [Text(f"{row.verdict}: {ratio}", style=VERDICT_STYLES.get(row.verdict, "bold")), *_meaning_parts(meaning)]
 

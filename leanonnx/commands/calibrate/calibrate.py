@@ -11,20 +11,20 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from leanonnx.commands.calibrate.fit import Probes, Steps, relative_error, table
-from leanonnx.commands.calibrate.probes import held_out, network
+from leanonnx.commands.calibrate.fit import FastWidths, Probes, fit_table, relative_error
+from leanonnx.commands.calibrate.probes import held_out_networks, probe_network
 from leanonnx.commands.compress.pipeline import inspect
 from leanonnx.errors import OptionError, OutputError
-from leanonnx.hardware.targets import Hardware, known_targets, read_targets, tables_text
-from leanonnx.runtime.machine import blocked_steps, detected
+from leanonnx.hardware.targets import Hardware, builtin_hardware, read_hardware, tables_text
+from leanonnx.runtime.machine import channel_steps, detect_hardware
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import RunFailed
-from leanonnx.runtime.subprocess_timing import measured_many
+from leanonnx.runtime.subprocess_timing import time_all_in_subprocess
 from leanonnx.runtime.timing import Timing
 from leanonnx.selection.latency import latency_model
 from leanonnx.spelling import option
-from leanonnx.system.clock import Progress, quiet
-from leanonnx.system.outputs import temporary_beside
+from leanonnx.system.clock import Progress, ignore_progress
+from leanonnx.system.outputs import temporary_folder_beside
 
 TIMING_SECONDS = 16.0
 """Total time of measurement; opening and warming up the networks comes on top."""
@@ -54,7 +54,7 @@ class Forecast:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class DeviceCalibration:
     """A measured table, the built-in one of the same name, and predictions from both.
 
     ``timed_steps`` is True if the fast widths were found by timing, not read from optimised graphs.
@@ -64,41 +64,43 @@ class Calibration:
     built_in: Hardware
     setting: Setting
     forecasts: tuple[Forecast, ...]
-    timed_steps: bool
+    has_timed_widths: bool
     seconds: float
     warnings: tuple[str, ...]
 
 
-def calibrate(setting: Setting, progress: Progress = quiet, seconds: float = TIMING_SECONDS) -> Calibration:
+def run_calibration(
+    setting: Setting, progress: Progress = ignore_progress, seconds: float = TIMING_SECONDS
+) -> DeviceCalibration:
     """Measure the table of this machine in a setting.
 
     Raises:
         OptionError: the provider is missing, or cannot run the networks.
     """
     start = time.perf_counter()
-    setting = setting.resolved
-    name = detected(setting)
-    blocked = None if setting.on_device else blocked_steps()
+    setting = setting.with_thread_count
+    name = detect_hardware(setting)
+    blocked = None if setting.uses_gpu else channel_steps()
     probes = Probes(IMAGE_SIDES[setting.provider])
     chains = probes.all(stepped=blocked is not None)
-    pairs = list(held_out(probes.side))
+    pairs = list(held_out_networks(probes.side))
     with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
-        models = [network(chain) for chain in chains] + [model for _, *pair in pairs for model in pair]
+        models = [probe_network(chain) for chain in chains] + [model for _, *pair in pairs for model in pair]
         paths = _write_models(models, Path(folder))
         progress(f"measure {len(paths)} small networks")
         timings = _time_models(models, paths, setting, seconds)
         times = [timing.p10 for timing in timings]  # other processes only add time
-        steps = None if blocked is None else Steps(*blocked)
-        target = table(name, dict(zip(chains, times, strict=False)), probes, steps)
+        steps = None if blocked is None else FastWidths(*blocked)
+        target = fit_table(name, dict(zip(chains, times, strict=False)), probes, steps)
         progress("check")
-        built_in = known_targets()[name]
+        built_in = builtin_hardware()[name]
         predicted = [
             [_predict_milliseconds(path, each) for path in paths[len(chains) :]] for each in (target, built_in)
         ]
     ratios_by_source = (_pair_ratios(each) for each in (times[len(chains) :], *predicted))
     forecasts = tuple(Forecast(pair[0], *ratios) for pair, *ratios in zip(pairs, *ratios_by_source, strict=True))
     elapsed = time.perf_counter() - start
-    return Calibration(target, built_in, setting, forecasts, steps is None, elapsed, _noise_warnings(timings))
+    return DeviceCalibration(target, built_in, setting, forecasts, steps is None, elapsed, _noise_warnings(timings))
 
 
 def _write_models(models: Sequence[onnx.ModelProto], folder: Path) -> list[Path]:
@@ -115,7 +117,7 @@ def _time_models(
     sizes = [[d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim] for model in models]
     feeds = [{"x": rng.standard_normal(size, np.float32)} for size in sizes]
     try:
-        return measured_many(paths, feeds, setting, seconds)
+        return time_all_in_subprocess(paths, feeds, setting, seconds)
     except RunFailed as error:
         raise OptionError(
             f"{option('provider', setting.provider)}: the networks of the calibration cannot be timed: {error}; see "
@@ -126,7 +128,7 @@ def _time_models(
 def _predict_milliseconds(path: Path, target: Hardware) -> float:
     """Predict the milliseconds of one run from a table."""
     dag = inspect(path)
-    return latency_model(dag, target)(dag.whole)
+    return latency_model(dag, target)(dag.all_alive)
 
 
 def _pair_ratios(times: Sequence[float]) -> list[float]:
@@ -135,7 +137,7 @@ def _pair_ratios(times: Sequence[float]) -> list[float]:
 
 
 def _noise_warnings(timings: Sequence[Timing]) -> tuple[str, ...]:
-    noisy = sum(timing.busy for timing in timings)
+    noisy = sum(timing.is_busy for timing in timings)
     if not noisy:
         return ()
     return (
@@ -156,10 +158,10 @@ def check_storable(path: Path) -> dict[str, Hardware]:
     nearest = next(folder for folder in path.absolute().parents if folder.exists())
     if not nearest.is_dir():
         raise OutputError(f"{path}: '{nearest}' is no folder; give another file with {option('out')}")
-    return read_targets(path) if path.exists() else {}
+    return read_hardware(path) if path.exists() else {}
 
 
-def store(target: Hardware, path: Path) -> None:
+def store_table(target: Hardware, path: Path) -> None:
     """Store a table in a file, replacing one of the same name; other tables stay, missing folders are created.
 
     Raises:
@@ -174,7 +176,7 @@ def store(target: Hardware, path: Path) -> None:
         raise OutputError(
             f"{destination.parent}: cannot be made: {error.strerror}; give another file with {option('out')}"
         ) from error
-    with temporary_beside(destination) as folder:
+    with temporary_folder_beside(destination) as folder:
         draft = folder / destination.name
         draft.write_text(tables_text(tables.values(), FILE_HEADER), encoding="utf-8")
         draft.replace(destination)

@@ -17,13 +17,13 @@ from leanonnx.numeric.arrays import Floats
 
 ProbeTimes = Mapping[Probe, float]
 """Milliseconds of one run of each probe."""
-STEPS = (4, 8, 16, 32, 64)
+BLOCK_CANDIDATES = (4, 8, 16, 32, 64)
 """Candidate sizes of a channel block."""
-WIDTHS = range(32, 161, 4)
+PROBE_WIDTHS = range(32, 161, 4)
 """Widths timed to find the block."""
 BLOCK_ERROR_TOLERANCE = 0.05
 """A smaller block is preferred if its error exceeds the best by at most this share."""
-MULTIPLES = (1, 2, 4, 8)
+MULTIPLE_CANDIDATES = (1, 2, 4, 8)
 """Candidate numbers of channels that a fast width is a multiple of."""
 EQUAL_TIME_TOLERANCE = 0.1
 """Times that differ by less than this share count as equal in ``best_multiple``."""
@@ -37,7 +37,7 @@ SIGNIFICANT_DIGITS = 3
 
 
 @dataclass(frozen=True)
-class Steps:
+class FastWidths:
     """Widths that run at full speed, as in ``Hardware``."""
 
     block: int
@@ -90,18 +90,18 @@ class Probes:
         for width in (PROBE_WIDTH, PROBE_WIDTH + 1):
             probes += [self.conv(width), self.depthwise(width)]
         if not stepped:
-            probes += [self.conv(width) for width in (*WIDTHS, *(PROBE_WIDTH + m for m in MULTIPLES))]
+            probes += [self.conv(width) for width in (*PROBE_WIDTHS, *(PROBE_WIDTH + m for m in MULTIPLE_CANDIDATES))]
         return tuple(dict.fromkeys(probes))
 
 
-def table(name: str, times: ProbeTimes, probes: Probes, known: Steps | None) -> Hardware:
+def fit_table(name: str, times: ProbeTimes, probes: Probes, known: FastWidths | None) -> Hardware:
     """Fit the table of a machine; ``known``: the fast widths, None to find them by timing."""
     start = times[probes.start]
     node = max(times[probes.node] - start, 0.0) / (probes.node.layers - probes.start.layers)
     start = max(start - node, 0.0)
     layer_time = max(times[probes.element] - start, 0.0) / probes.element.layers
     element = max(layer_time - node, MIN_COMPUTE_SHARE * layer_time) / probes.element.numbers
-    steps = known or timed_steps(times, probes)
+    steps = known or fast_widths_from_times(times, probes)
 
     def rate(probe: Probe) -> float:
         """Rate of a probe in 10⁹ multiply-adds per second."""
@@ -130,14 +130,14 @@ def _round(value: float) -> float:
     return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
 
 
-def timed_steps(times: ProbeTimes, probes: Probes) -> Steps:
+def fast_widths_from_times(times: ProbeTimes, probes: Probes) -> FastWidths:
     """Find the fast widths by timing 3×3 convolutions; grouped convolutions are assumed to be alike."""
-    block = best_block(WIDTHS, [times[probes.conv(width)] for width in WIDTHS])
-    multiple = best_multiple({m: times[probes.conv(PROBE_WIDTH + m)] for m in MULTIPLES})
-    return Steps(block, multiple, multiple)
+    block = best_block(PROBE_WIDTHS, [times[probes.conv(width)] for width in PROBE_WIDTHS])
+    multiple = best_multiple({m: times[probes.conv(PROBE_WIDTH + m)] for m in MULTIPLE_CANDIDATES})
+    return FastWidths(block, multiple, multiple)
 
 
-def best_block(widths: Sequence[int], times: Sequence[float], steps: Sequence[int] = STEPS) -> int:
+def best_block(widths: Sequence[int], times: Sequence[float], steps: Sequence[int] = BLOCK_CANDIDATES) -> int:
     """Block size s for which time = a + b ⌈width/s⌉² fits best; the smallest of those that fit about as well.
 
     Least squares; ``times`` are those of chains that read and write ``widths`` channels.

@@ -45,7 +45,7 @@ class Probe:
         return self.layers * self.numbers * reads * TAPS_BY_LAYER[self.layer]
 
 
-def network(probe: Probe) -> onnx.ModelProto:
+def probe_network(probe: Probe) -> onnx.ModelProto:
     """Build the network of a probe."""
     b = _Builder()
     value = "x"
@@ -61,7 +61,7 @@ def network(probe: Probe) -> onnx.ModelProto:
     return b.model(value, probe.shape, probe.shape)
 
 
-def residual(stem: int, inner: int, side: int) -> onnx.ModelProto:
+def residual_network(stem: int, inner: int, side: int) -> onnx.ModelProto:
     """Build four residual blocks of two 3×3 convolutions: ``stem`` channels between blocks, ``inner`` within."""
     b = _Builder()
     value = b.node("Relu", b.conv("x", 3, stem, 3, stride=2))
@@ -71,7 +71,7 @@ def residual(stem: int, inner: int, side: int) -> onnx.ModelProto:
     return _with_classifier(b, value, stem, side)
 
 
-def mobile(stem: int, inner: int, side: int) -> onnx.ModelProto:
+def mobile_network(stem: int, inner: int, side: int) -> onnx.ModelProto:
     """Build four inverted bottlenecks: 1×1 from ``stem`` to ``inner`` channels, depthwise 3×3, 1×1 back."""
     b = _Builder()
     value = b.node("Relu", b.conv("x", 3, stem, 3, stride=2))
@@ -87,10 +87,10 @@ def _with_classifier(b: _Builder, value: str, width: int, side: int) -> onnx.Mod
     return b.model(b.node("MatMul", pooled, b.weight(width, 10)), (1, 3, 2 * side, 2 * side), (1, 10))
 
 
-def held_out(side: int) -> Iterator[tuple[str, onnx.ModelProto, onnx.ModelProto]]:
+def held_out_networks(side: int) -> Iterator[tuple[str, onnx.ModelProto, onnx.ModelProto]]:
     """Held-out networks, to which no entry is fitted: description, network, the same with fewer channels."""
-    yield "residual, 64 and 64 channels → 48 and 28", residual(64, 64, side), residual(48, 28, side)
-    yield "mobile, 32 and 192 channels → 24 and 100", mobile(32, 192, side), mobile(24, 100, side)
+    yield "residual, 64 and 64 channels → 48 and 28", residual_network(64, 64, side), residual_network(48, 28, side)
+    yield "mobile, 32 and 192 channels → 24 and 100", mobile_network(32, 192, side), mobile_network(24, 100, side)
 
 
 class _Builder:

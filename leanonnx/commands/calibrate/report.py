@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from leanonnx.commands.calibrate.calibrate import Calibration, Forecast
+from leanonnx.commands.calibrate.calibrate import DeviceCalibration, Forecast
 from leanonnx.commands.calibrate.rows import CalibrationReport, EntryRow, ForecastRow
-from leanonnx.hardware.targets import ENTRIES
+from leanonnx.hardware.targets import HARDWARE_ENTRIES
 from leanonnx.runtime.providers import runtime_version
-from leanonnx.system.cores import processor
+from leanonnx.system.cores import processor_name
 
 
-def calibration_report(result: Calibration, path: Path, usual: Path) -> CalibrationReport:
+def calibration_report(result: DeviceCalibration, path: Path, usual: Path) -> CalibrationReport:
     """The report of ``leanonnx calibrate-device``; ``usual`` is the file that ``--target auto`` reads."""
     return CalibrationReport(
         target=result.target.name,
@@ -20,11 +20,11 @@ def calibration_report(result: Calibration, path: Path, usual: Path) -> Calibrat
         provider=result.setting.provider,
         threads=result.setting.threads,
         onnxruntime=runtime_version(),
-        processor=processor(),
-        steps="timed" if result.timed_steps else "read",
+        processor=processor_name(),
+        steps="timed" if result.has_timed_widths else "read",
         entries={
             key: EntryRow(getattr(result.target, key), getattr(result.built_in, key), entry.unit, entry.meaning)
-            for key, entry in ENTRIES.items()
+            for key, entry in HARDWARE_ENTRIES.items()
         },
         checks=tuple(_forecast_row(forecast) for forecast in result.forecasts),
         seconds=round(result.seconds, 1),

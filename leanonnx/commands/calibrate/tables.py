@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from leanonnx.commands.calibrate.rows import CalibrationReport
-from leanonnx.formatting import counted
+from leanonnx.formatting import count_text
 from leanonnx.reporting.tables import warning_lines
 from leanonnx.spelling import option
 
@@ -22,7 +22,7 @@ STEPS_TEXTS = {
 
 def calibration_tables(report: CalibrationReport) -> RenderableType:
     """The tables of ``leanonnx calibrate-device``."""
-    threads, version = counted(report.threads, "thread"), f"onnxruntime {report.onnxruntime}"
+    threads, version = count_text(report.threads, "thread"), f"onnxruntime {report.onnxruntime}"
     head = f"{report.target}: {report.provider}, {threads}, {report.processor}, {version}"
     variable = f"for {option('target', 'auto')} to use it, set LEANONNX_TARGETS={Path(report.file).absolute()}"
     use = f"{option('target', 'auto')} uses it from now on" if report.used_by_auto else variable

@@ -16,20 +16,20 @@ from pathlib import Path
 
 import numpy as np
 
-from leanonnx.analysis.cost import cost_model, stored
-from leanonnx.analysis.dag import analyse
+from leanonnx.analysis.cost import cost_model, count_params
+from leanonnx.analysis.dag import build_channel_dag
 from leanonnx.commands.bench import benchmark
 from leanonnx.commands.check import verdicts
 from leanonnx.commands.check.denormals import denormal_weights
 from leanonnx.commands.check.gates import (
     AGREEMENT,
-    ASKED,
     BATCHES,
     DENORMALS,
     DEVIATION,
     GATES,
     INTERFACE,
     LATENCY_MS,
+    LIMITED_GATES,
     MACS,
     PARAMS,
     RUNS,
@@ -39,26 +39,26 @@ from leanonnx.commands.check.gates import (
     Limit,
 )
 from leanonnx.commands.check.interface import interface_changes
-from leanonnx.commands.check.sizes import MIN_SAMPLES, InputSource, batch_places, compare_at_sizes, fitted
-from leanonnx.commands.check.telling import untold
+from leanonnx.commands.check.sizes import MIN_SAMPLES, InputSource, batch_axes, compare_at_sizes, fit_samples
+from leanonnx.commands.check.telling import vacuous_outputs
 from leanonnx.commands.check.verdicts import FAILED, PASSED, SKIPPED, Verdict, status_of
 from leanonnx.data.images import IMAGE_OPTIONS
-from leanonnx.data.samples import Data, ImageFormat, batch_size, made_data, open_data, runnable
+from leanonnx.data.samples import Dataset, ImageFormat, batch_size, data_from_feeds, open_data, with_runnable_batch
 from leanonnx.errors import LeanOnnxError, ModelError, OptionError, ProviderMissing
-from leanonnx.evaluation.deviation import Axes, Fidelity, compare
+from leanonnx.evaluation.deviation import Fidelity, OutputAxes, compare_outputs
 from leanonnx.evaluation.slices import channel_axes
-from leanonnx.graph.formats import Kinds, fed_in_float32, stand_in
+from leanonnx.graph.formats import ElementTypes, convert_feed, stand_in
 from leanonnx.graph.model import Model, load
-from leanonnx.inputs.random import KINDS, inputs_for
+from leanonnx.inputs.random import INPUT_KINDS, random_inputs
 from leanonnx.numeric.arrays import Array
 from leanonnx.proof.proof import MANY_NODES
 from leanonnx.reporting.builders import fidelity_row
 from leanonnx.reporting.remarks import metric_text
-from leanonnx.runtime.free_axes import Sizes
+from leanonnx.runtime.free_axes import InputShapes
 from leanonnx.runtime.observation import Observation, check_shapes, observe, random_feed
 from leanonnx.runtime.sessions import Feed, RunFailed, run
 from leanonnx.spelling import option, option_list
-from leanonnx.system.clock import Clock, Progress, quiet
+from leanonnx.system.clock import Clock, Progress, ignore_progress
 
 SAMPLES_PER_KIND = 4
 """Number of random samples of each kind of numbers."""
@@ -88,7 +88,7 @@ class CheckRequest:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckResult:
     """Verdicts on all gates in order, with the measurements behind them.
 
     Attributes:
@@ -104,11 +104,11 @@ class Checked:
     notes: tuple[str, ...]
     fidelities: Mapping[str, Fidelity]
     further: Mapping[str, Fidelity]
-    cases: tuple[benchmark.Case, ...]
+    cases: tuple[benchmark.BenchCase, ...]
     seconds: Mapping[str, float]
 
     @property
-    def failed(self) -> tuple[str, ...]:
+    def failed_gates(self) -> tuple[str, ...]:
         """Names of the gates that NEW failed."""
         return tuple(verdict.gate for verdict in self.verdicts if verdict.status == FAILED)
 
@@ -120,8 +120,8 @@ class _Pair:
     base: Model
     new: Model
     observation: Observation
-    inputs: Mapping[str, Data]
-    sizes: Sizes
+    inputs: Mapping[str, Dataset]
+    sizes: InputShapes
     more: InputSource
 
 
@@ -134,7 +134,9 @@ class _Values:
     further: Mapping[str, Fidelity] = field(default_factory=dict)
 
 
-def check(base_path: Path, new_path: Path, request: CheckRequest, progress: Progress = quiet) -> Checked:
+def run_check(
+    base_path: Path, new_path: Path, request: CheckRequest, progress: Progress = ignore_progress
+) -> CheckResult:
     """Compare the model at ``new_path`` with the one at ``base_path``.
 
     Raises:
@@ -154,7 +156,8 @@ def check(base_path: Path, new_path: Path, request: CheckRequest, progress: Prog
         Verdict(INTERFACE, status_of(not changes.faults), "; ".join(changes.faults)),
         _denormal_verdict(base, new),
         *_count_verdicts(
-            request.limits, {SIZE: lambda: (new.size, base.size), PARAMS: lambda: (stored(new), stored(base))}
+            request.limits,
+            {SIZE: lambda: (new.size, base.size), PARAMS: lambda: (count_params(new), count_params(base))},
         ),
     ]
     if changes.faults:
@@ -180,14 +183,14 @@ def _result(
     reason: str,
     notes: Sequence[str] = (),
     values: _Values | None = None,
-    cases: tuple[benchmark.Case, ...] = (),
-) -> Checked:
+    cases: tuple[benchmark.BenchCase, ...] = (),
+) -> CheckResult:
     """The result, with all requested gates in order; those without a verdict are skipped for the given reason."""
     by_name = {verdict.gate: verdict for verdict in gates}
-    names = [name for name in GATES if name not in ASKED or name in request.limits]
+    names = [name for name in GATES if name not in LIMITED_GATES or name in request.limits]
     ordered = tuple(by_name.get(name, Verdict(name, SKIPPED, reason)) for name in names)
     first, further = (values.fidelities, values.further) if values else ({}, {})
-    return Checked(ordered, tuple(notes), first, further, cases, clock.seconds)
+    return CheckResult(ordered, tuple(notes), first, further, cases, clock.seconds)
 
 
 def _load_or_reason(path: Path, libraries: tuple[Path, ...]) -> Model | str:
@@ -205,9 +208,9 @@ def _count_verdicts(limits: Mapping[str, Limit], numbers: Mapping[str, Callable[
     return [verdicts.count_verdict(name, limits[name], *both()) for name, both in numbers.items() if name in limits]
 
 
-def _macs(model: Model, sizes: Sizes) -> int:
-    dag = analyse(model, observe(model, sizes))
-    return cost_model(dag)(dag.whole).macs
+def _macs(model: Model, sizes: InputShapes) -> int:
+    dag = build_channel_dag(model, observe(model, sizes))
+    return cost_model(dag)(dag.all_alive).macs
 
 
 def _denormal_verdict(base: Model, new: Model) -> Verdict:
@@ -228,34 +231,37 @@ def _pair_with_inputs(base: Model, new: Model, request: CheckRequest) -> _Pair:
             raise OptionError(f"{option_list(*IMAGE_OPTIONS)} go with {option('data')}; leave them out")
         samples = [random_feed(base, sizes, seed + k) for k in range(MIN_SAMPLES)]
         more = InputSource("random normal inputs", samples, lambda at, k: random_feed(base, at, seed + k))
-        return _Pair(base, new, observation, _random_data(base, sizes, seed), sizes, more)
-    data = runnable(open_data(request.data, base, observation.shapes, request.images), base)
+        return _Pair(base, new, observation, random_data(base, sizes, seed), sizes, more)
+    data = with_runnable_batch(open_data(request.data, base, observation.shapes, request.images), base)
     samples = list(islice(data.feeds(1), MIN_SAMPLES))
     samples = [each for each in samples if shapes_of(each) == shapes_of(samples[0])]
     if shapes_of(samples[0]) != sizes:
         observation = observe(base, shapes_of(samples[0]))
     if not request.timed.shapes:
         sizes = shapes_of(samples[0])
-    places = batch_places(base)
-    more = InputSource(str(request.data), samples, lambda at, k: fitted(samples, at, places, k))
+    places = batch_axes(base)
+    more = InputSource(str(request.data), samples, lambda at, k: fit_samples(samples, at, places, k))
     return _Pair(base, new, observation, {str(request.data): data}, sizes, more)
 
 
-def shapes_of(feed: Feed) -> Sizes:
+def shapes_of(feed: Feed) -> InputShapes:
     """The shape of each input."""
     return {name: value.shape for name, value in feed.items()}
 
 
-def _random_data(model: Model, sizes: Sizes, seed: int) -> dict[str, Data]:
+def random_data(model: Model, sizes: InputShapes, seed: int) -> dict[str, Dataset]:
     """Random inputs by kind, each a whole run: those that the proof draws with consecutive seeds."""
-    rounds = [inputs_for(model, sizes, seed + k) for k in range(SAMPLES_PER_KIND)]
-    kinds = zip(KINDS, zip(*rounds, strict=True), strict=True)
-    return {name: made_data(name, model, sizes, feeds) for name, feeds in ((f"random {k} inputs", f) for k, f in kinds)}
+    rounds = [random_inputs(model, sizes, seed + k) for k in range(SAMPLES_PER_KIND)]
+    kinds = zip(INPUT_KINDS, zip(*rounds, strict=True), strict=True)
+    return {
+        name: data_from_feeds(name, model, sizes, feeds)
+        for name, feeds in ((f"random {k} inputs", f) for k, f in kinds)
+    }
 
 
 def _compare_outputs(pair: _Pair, limits: Mapping[str, Limit]) -> _Values:
     """Verdicts on NEW's outputs, and their deviation from BASE's."""
-    base, new, replaced = pair.base, pair.new, pair.observation.replaced
+    base, new, replaced = pair.base, pair.new, pair.observation.replaced_formats
     data = next(iter(pair.inputs.values()))
     feed = next(data.feeds(batch_size(data)))
     try:
@@ -266,11 +272,11 @@ def _compare_outputs(pair: _Pair, limits: Mapping[str, Limit]) -> _Values:
     try:
         new_repeats = _repeats(new, feed, replaced)
         fidelities = {
-            name: compare(base, base.path, [new.path], each, batch_size(each), replaced, axes)[0]
+            name: compare_outputs(base, base.path, [new.path], each, batch_size(each), replaced, axes)[0]
             for name, each in pair.inputs.items()
         }
         at_further_sizes = compare_at_sizes(
-            base, new, pair.observation.sizes, pair.more, fidelities[pair.more.name], axes, replaced
+            base, new, pair.observation.further_sizes, pair.more, fidelities[pair.more.name], axes, replaced
         )
     except RunFailed as error:
         return _Values([Verdict(RUNS, FAILED, str(error))])
@@ -288,7 +294,7 @@ def _compare_outputs(pair: _Pair, limits: Mapping[str, Limit]) -> _Values:
         verdicts.finite_verdict(all_fidelities),
         verdicts.determinism_verdict(base_repeats, new_repeats),
     ]
-    uninformative = untold(base, all_fidelities.values())
+    uninformative = vacuous_outputs(base, all_fidelities.values())
     if DEVIATION in limits:
         gates.append(verdicts.deviation_verdict(limits[DEVIATION], all_fidelities, uninformative))
     if AGREEMENT in limits:
@@ -301,24 +307,24 @@ def _compare_outputs(pair: _Pair, limits: Mapping[str, Limit]) -> _Values:
     return _Values(gates, fidelities, at_further_sizes.fidelities)
 
 
-def _known_axes(pair: _Pair) -> Axes:
+def _known_axes(pair: _Pair) -> OutputAxes:
     """Channel axes of the outputs from channel ids, needed where the rank does not determine them."""
     names = [value.name for value in pair.base.proto.graph.output]
     if all(len(pair.observation.shapes.get(name, ())) <= MAX_PLAIN_RANK for name in names):
         return {}
     try:
-        return channel_axes(analyse(pair.base, pair.observation))
+        return channel_axes(build_channel_dag(pair.base, pair.observation))
     except LeanOnnxError:
         return {}
 
 
-def _repeats(model: Model, feed: Feed, replaced: Kinds) -> bool:
+def _repeats(model: Model, feed: Feed, replaced: ElementTypes) -> bool:
     """Return True if two runs of one session output the same bytes.
 
     Raises:
         RunFailed: onnxruntime cannot load or run the model.
     """
-    fed = fed_in_float32(feed, replaced)
+    fed = convert_feed(feed, replaced)
     optimise = len(model.proto.graph.node) <= MANY_NODES
     first, second = run(stand_in(model.path, replaced), [fed, fed], optimise, model.libraries)
     return all(_same_bytes(a, b) for a, b in zip(first, second, strict=True))
@@ -332,9 +338,9 @@ def _same_bytes(left: Array, right: Array) -> bool:
 
 def _latency_verdicts(
     pair: _Pair, request: CheckRequest, progress: Progress
-) -> tuple[list[Verdict], tuple[benchmark.Case, ...]]:
+) -> tuple[list[Verdict], tuple[benchmark.BenchCase, ...]]:
     """Verdicts on latency; BASE is timed only if a speed-up is required."""
-    judges = {LATENCY_MS: verdicts.latency_verdict, SPEEDUP: verdicts.speedup}
+    judges = {LATENCY_MS: verdicts.latency_verdict, SPEEDUP: verdicts.speedup_verdict}
     requested = {name: judge for name, judge in judges.items() if name in request.limits}
     if not requested:
         return [], ()
@@ -342,7 +348,7 @@ def _latency_verdicts(
     first, second = (pair.base.path, pair.new.path) if SPEEDUP in requested else (pair.new.path, None)
     try:
         for _ in range(MAX_TIMING_ATTEMPTS):
-            cases = benchmark.bench(first, second, timed, progress)
+            cases = benchmark.run_bench(first, second, timed, progress)
             if not (
                 SPEEDUP in requested and any(verdicts.is_too_noisy(request.limits[SPEEDUP], case) for case in cases)
             ):
@@ -359,7 +365,7 @@ def _latency_verdicts(
 
 
 def _measurement_notes(
-    request: CheckRequest, fidelities: Mapping[str, Fidelity], cases: Sequence[benchmark.Case]
+    request: CheckRequest, fidelities: Mapping[str, Fidelity], cases: Sequence[benchmark.BenchCase]
 ) -> list[str]:
     """Notes on the measurements."""
     notes = [warning for case in cases for warning in case.warnings]

@@ -72,7 +72,7 @@ GATES = {
     SPEEDUP: Gate("times as fast as BASE, measured in turns", "1.5", least=True),
 }
 """All gates, in the order of the report."""
-ASKED = tuple(name for name, gate in GATES.items() if gate.example)
+LIMITED_GATES = tuple(name for name, gate in GATES.items() if gate.example)
 """Gates that are checked only if a limit is given."""
 LIMIT_PATTERN = re.compile(r"([-+.e0-9]+?)\s*([a-z]*)")
 
@@ -84,7 +84,7 @@ class Limit:
     number: float
     share: bool = False
 
-    def over(self, base: float | None) -> float:
+    def absolute(self, base: float | None) -> float:
         """The absolute limit, given BASE's number."""
         return self.number * base if self.share and base is not None else self.number
 
@@ -119,8 +119,8 @@ def read_gates(path: Path) -> dict[str, Limit]:
     """
     rows = read_toml(path, f"check the path given with {option('gates')}", f"write lines such as {DEVIATION} = 0.01")
     for name in rows:
-        if name not in ASKED:
-            near = get_close_matches(name, ASKED, 1)
+        if name not in LIMITED_GATES:
+            near = get_close_matches(name, LIMITED_GATES, 1)
             hint = f"did you mean {near[0]}? " if near else ""
-            raise OptionError(f"{path}: there is no gate '{name}'; {hint}The gates are {', '.join(ASKED)}")
+            raise OptionError(f"{path}: there is no gate '{name}'; {hint}The gates are {', '.join(LIMITED_GATES)}")
     return {name: read_limit(name, given, f"{path}: {name} =") for name, given in rows.items()}

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import onnx
 
-from leanonnx.formatting import counted
+from leanonnx.formatting import count_text
 from leanonnx.graph.model import Model
-from leanonnx.graph.view import overridden
-from leanonnx.runtime.observation import UNKNOWN, Axes, declared
+from leanonnx.graph.view import default_initializers
+from leanonnx.runtime.observation import UNNAMED_AXIS, DeclaredSizes, declared_sizes
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _value_changes(side: str, old: onnx.ValueInfoProto, young: onnx.ValueInfoPro
     kinds = [onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type).lower() for v in (old, young)]
     if kinds[0] != kinds[1]:
         return [f"{where} is {kinds[1]}, was {kinds[0]}"], []
-    before, after = declared(old), declared(young)
+    before, after = declared_sizes(old), declared_sizes(young)
     change = [f"{where} is {_axes_text(after)}, was {_axes_text(before)}"] if before != after else []
     fits = _takes_sizes if side == "input" else _keeps_declaration
     compatible = len(before) == len(after) and all(fits(a, b) for a, b in zip(before, after, strict=True))
@@ -80,10 +80,10 @@ def _takes_sizes(old: int | str, young: int | str) -> bool:
 
 def _keeps_declaration(old: int | str, young: int | str) -> bool:
     """Return True if an axis of an output is declared as before, or for the first time."""
-    return old in (young, UNKNOWN) or (isinstance(old, str) and isinstance(young, str))
+    return old in (young, UNNAMED_AXIS) or (isinstance(old, str) and isinstance(young, str))
 
 
-def _axes_text(axes: Axes) -> str:
+def _axes_text(axes: DeclaredSizes) -> str:
     return f"[{', '.join(map(str, axes))}]"
 
 
@@ -100,7 +100,7 @@ def _version_notes(old: onnx.ModelProto, young: onnx.ModelProto) -> list[str]:
 
 def _replaceable_notes(base: Model, new: Model) -> list[str]:
     """Notes on weights that callers can replace in only one of the models."""
-    old, young = overridden(base.proto), overridden(new.proto)
+    old, young = default_initializers(base.proto), default_initializers(new.proto)
     fresh, gone = len(young - old), len(old - young)
-    notes = [f"{counted(fresh, 'weight')} can now be fed as inputs, or left out"] if fresh else []
-    return notes + ([f"{counted(gone, 'weight')} can no longer be fed as inputs"] if gone else [])
+    notes = [f"{count_text(fresh, 'weight')} can now be fed as inputs, or left out"] if fresh else []
+    return notes + ([f"{count_text(gone, 'weight')} can no longer be fed as inputs"] if gone else [])

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from leanonnx.commands.bench.report import case_row, fixed_row
-from leanonnx.commands.check.check import Checked, CheckRequest
+from leanonnx.commands.check.check import CheckRequest, CheckResult
 from leanonnx.commands.check.rows import CheckReport, GateRow, GateTimingsRow, InputFidelityRow
 from leanonnx.commands.check.verdicts import Verdict
 from leanonnx.evaluation.deviation import Fidelity
-from leanonnx.formatting import finite
+from leanonnx.formatting import json_value
 from leanonnx.reporting.builders import fidelity_row
 
 
-def check_report(base: str, new: str, request: CheckRequest, result: Checked) -> CheckReport:
+def check_report(base: str, new: str, request: CheckRequest, result: CheckResult) -> CheckReport:
     """The report of ``leanonnx check``; ``base`` and ``new`` are the models as given."""
     return CheckReport(
         base=base,
         new=new,
-        passed=not result.failed,
-        failed=result.failed,
+        passed=not result.failed_gates,
+        failed=result.failed_gates,
         gates=tuple(_gate_row(verdict) for verdict in result.verdicts),
         notes=result.notes,
         seed=request.timed.seed,
@@ -34,7 +34,7 @@ def _gate_row(verdict: Verdict) -> GateRow:
     return GateRow(
         gate=verdict.gate,
         status=verdict.status,
-        measured=finite(verdict.measured),
+        measured=json_value(verdict.measured),
         limit=verdict.limit,
         base=verdict.base,
         detail=verdict.detail,
@@ -45,6 +45,6 @@ def _fidelity_rows(fidelities: Mapping[str, Fidelity]) -> tuple[InputFidelityRow
     return tuple(InputFidelityRow(name, fidelity_row(one)) for name, one in fidelities.items())
 
 
-def _timings_row(request: CheckRequest, result: Checked) -> GateTimingsRow:
+def _timings_row(request: CheckRequest, result: CheckResult) -> GateTimingsRow:
     provider = request.timed.setting.provider
     return GateTimingsRow(provider, fixed_row(request.timed), tuple(case_row(case) for case in result.cases))

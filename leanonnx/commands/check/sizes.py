@@ -13,15 +13,15 @@ import numpy as np
 
 from leanonnx.commands.check.gates import BATCHES
 from leanonnx.commands.check.verdicts import FAILED, PASSED, SKIPPED, Verdict, status_of
-from leanonnx.evaluation.deviation import Axes, Fidelity, Sums, all_opened, outputs_of
-from leanonnx.evaluation.kinds import channels_last, rows_of
+from leanonnx.evaluation.deviation import DeviationSums, Fidelity, OutputAxes, open_sessions, outputs_of
+from leanonnx.evaluation.kinds import channels_last, sample_count
 from leanonnx.evaluation.tally import tally_of
-from leanonnx.formatting import percent, shape_text
-from leanonnx.graph.formats import Kinds, fed_in_float32, is_float
+from leanonnx.formatting import percent_text, shape_text
+from leanonnx.graph.formats import ElementTypes, convert_feed, is_float
 from leanonnx.graph.model import Model
 from leanonnx.numeric.arrays import Array
-from leanonnx.runtime.free_axes import Sizes
-from leanonnx.runtime.observation import UNKNOWN, declared
+from leanonnx.runtime.free_axes import InputShapes
+from leanonnx.runtime.observation import UNNAMED_AXIS, declared_sizes
 from leanonnx.runtime.sessions import Feed, RunFailed, Session
 
 BATCH_SIZES = (2, 3)
@@ -48,7 +48,7 @@ class InputSource:
 
     name: str
     samples: Sequence[Feed]
-    at: Callable[[Sizes, int], Feed]
+    at: Callable[[InputShapes, int], Feed]
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,12 @@ class _Sessions:
     model: Model
     base: Session
     new: Session
-    axes: Axes
-    replaced: Kinds
+    axes: OutputAxes
+    replaced: ElementTypes
 
     def run(self, given: Feed) -> _Run | str | None:
         """Run both models: inputs and outputs, or why NEW does not run, or None if BASE does not."""
-        feed = fed_in_float32(given, self.replaced)
+        feed = convert_feed(given, self.replaced)
         try:
             wanted = outputs_of(self.base, feed)
         except RunFailed:
@@ -106,7 +106,13 @@ class _Sessions:
 
 
 def compare_at_sizes(
-    base: Model, new: Model, sizes: Iterable[Sizes], inputs: InputSource, known: Fidelity, axes: Axes, replaced: Kinds
+    base: Model,
+    new: Model,
+    sizes: Iterable[InputShapes],
+    inputs: InputSource,
+    known: Fidelity,
+    axes: OutputAxes,
+    replaced: ElementTypes,
 ) -> SizeComparison:
     """Compare NEW with BASE at other sizes.
 
@@ -121,8 +127,8 @@ def compare_at_sizes(
         axes: channel axes of the outputs.
         replaced: number formats that onnxruntime cannot run, replaced by float32.
     """
-    places = batch_places(base)
-    with all_opened(base, (base.path, new.path), replaced) as (one, other):
+    places = batch_axes(base)
+    with open_sessions(base, (base.path, new.path), replaced) as (one, other):
         sides = _Sessions(base, one, other, axes, replaced)
         fault, verdict, proven = "", Verdict(BATCHES, PASSED, "the batch of BASE is fixed"), False
         if places:
@@ -136,7 +142,7 @@ def compare_at_sizes(
 
 
 def _compare_further(
-    sides: _Sessions, sizes: Iterable[Sizes], inputs: InputSource, known: Fidelity
+    sides: _Sessions, sizes: Iterable[InputShapes], inputs: InputSource, known: Fidelity
 ) -> tuple[str, dict[str, Fidelity]]:
     """The first fault of NEW at further sizes, and its deviation from BASE there."""
     fidelities: dict[str, Fidelity] = {}
@@ -144,7 +150,7 @@ def _compare_further(
     names = [value.name for value in sides.model.proto.graph.output]
     fits = [a.shape == b.shape for a, b in zip(*first[1:], strict=True)] if isinstance(first, tuple) else []
     for each in sizes:
-        sums, rows = Sums(sides.model, sides.axes), 0
+        sums, rows = DeviationSums(sides.model, sides.axes), 0
         for draw in range(MIN_SAMPLES):
             ran = sides.run(inputs.at(each, draw))
             if isinstance(ran, str):
@@ -160,7 +166,7 @@ def _compare_further(
                         fidelities,
                     )
             sums.add(feed, wanted, other)
-            rows += rows_of(feed)
+            rows += sample_count(feed)
         if rows:
             fidelities[f"{inputs.name} at {sizes_text(each)}"] = sums.fidelity(rows, known=known)
     return "", fidelities
@@ -181,7 +187,7 @@ def _compare_batches(sides: _Sessions, inputs: InputSource, places: Sequence[Inp
             return ran or "", Verdict(BATCHES, SKIPPED, "BASE does not run on the samples one by one"), False
         alone.append(ran)
     for count in BATCH_SIZES:
-        together = sides.run(joined(samples[:count], places))
+        together = sides.run(join_samples(samples[:count], places))
         if isinstance(together, str):
             return together, Verdict(BATCHES, FAILED), False
         rows += _batch_differences(sides, alone[:count], together, places) if together else []
@@ -201,12 +207,12 @@ def _batch_differences(
     """Compare a batch of both models with its samples, in the outputs where BASE's agree."""
     rows = []
     for k, value in enumerate(sides.model.proto.graph.output):
-        axis, channel_axes = _batch_axis(declared(value), sides.model, places), sides.axes.get(value.name, ())
+        axis, channel_axes = _batch_axis(declared_sizes(value), sides.model, places), sides.axes.get(value.name, ())
         pairs = ([each[1][k] for each in alone], together[1][k]), ([each[2][k] for each in alone], together[2][k])
         before, after = (_batch_difference(parts, whole, axis, together[0], channel_axes) for parts, whole in pairs)
         if before <= BATCH_TOLERANCE:
             words = f"'{value.name}' of a batch of {len(alone)} differs from that of its samples one by one by "
-            words += percent(after) if after < float("inf") else "its shape, or in what is no number"
+            words += percent_text(after) if after < float("inf") else "its shape, or in what is no number"
             rows.append(_BatchDifference(before, after, words))
     return rows
 
@@ -222,34 +228,34 @@ def _batch_difference(
     stacked = np.concatenate(parts, axis)
     if stacked.shape != whole.shape:
         return float("inf")
-    difference = tally_of(stacked, whole, rows_of(feed), channels_last(feed), channel_axes)[0].deviation("")
+    difference = tally_of(stacked, whole, sample_count(feed), channels_last(feed), channel_axes)[0].deviation("")
     return difference.worst if difference.top1 is None or is_float(whole) else 1 - difference.top1
 
 
-def batch_places(model: Model) -> list[InputAxis]:
+def batch_axes(model: Model) -> list[InputAxis]:
     """The batch axes of the inputs, as far as they are declared free.
 
     These are axis 0 of the first input whose axis 0 is free, and all axes of the same name; if it has no name, every
     free axis 0 without a name.
     """
-    axes = {value.name: declared(value) for value in model.inputs}
+    axes = {value.name: declared_sizes(value) for value in model.inputs}
     free = [name for name, sizes in axes.items() if sizes and not isinstance(sizes[0], int)]
     if not free:
         return []
     name = axes[free[0]][0]
-    if name == UNKNOWN:
-        return [(each, 0) for each in free if axes[each][0] == UNKNOWN]
+    if name == UNNAMED_AXIS:
+        return [(each, 0) for each in free if axes[each][0] == UNNAMED_AXIS]
     return [(each, axis) for each, sizes in axes.items() for axis, size in enumerate(sizes) if size == name]
 
 
 def _batch_axis(sizes: Sequence[int | str], model: Model, places: Sequence[InputAxis]) -> int:
     """The axis of an output that has the name of the inputs' batch axis, else axis 0."""
     first, axis = places[0]
-    name = next(declared(value)[axis] for value in model.inputs if value.name == first)
-    return sizes.index(name) if name != UNKNOWN and name in sizes else 0
+    name = next(declared_sizes(value)[axis] for value in model.inputs if value.name == first)
+    return sizes.index(name) if name != UNNAMED_AXIS and name in sizes else 0
 
 
-def joined(samples: Sequence[Feed], places: Sequence[InputAxis]) -> Feed:
+def join_samples(samples: Sequence[Feed], places: Sequence[InputAxis]) -> Feed:
     """Join samples to a batch; inputs without a batch axis are taken from the first sample."""
     axes = dict(places)
     return {
@@ -258,10 +264,10 @@ def joined(samples: Sequence[Feed], places: Sequence[InputAxis]) -> Feed:
     }
 
 
-def fitted(samples: Sequence[Feed], sizes: Sizes, places: Sequence[InputAxis], first: int = 0) -> Feed:
+def fit_samples(samples: Sequence[Feed], sizes: InputShapes, places: Sequence[InputAxis], first: int = 0) -> Feed:
     """Fit real samples to other sizes: batches start at sample ``first``; other axes are truncated or repeated."""
     start = first % len(samples)
-    feed = joined([*samples[start:], *samples[:start]], places)
+    feed = join_samples([*samples[start:], *samples[:start]], places)
     for name, shape in sizes.items():
         for axis, size in enumerate(shape):
             feed[name] = np.take(feed[name], np.arange(size) % feed[name].shape[axis], axis)
@@ -273,12 +279,12 @@ def _feed_text(feed: Feed) -> str:
     return sizes_text({name: value.shape for name, value in feed.items()})
 
 
-def sizes_text(sizes: Sizes) -> str:
+def sizes_text(sizes: InputShapes) -> str:
     """Shapes by name, as ``--shape`` takes them."""
     return " ".join(f"{name}={shape_text(shape)}" for name, shape in sizes.items())
 
 
-def _sizes_but_batch(sizes: Sizes, places: Sequence[InputAxis]) -> dict[InputAxis, int]:
+def _sizes_but_batch(sizes: InputShapes, places: Sequence[InputAxis]) -> dict[InputAxis, int]:
     """The size of each axis but the batch axes."""
     every = {(name, axis): size for name, shape in sizes.items() for axis, size in enumerate(shape)}
     return {place: size for place, size in every.items() if place not in places}

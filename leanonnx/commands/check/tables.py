@@ -9,7 +9,7 @@ from rich.text import Text
 from leanonnx.commands.check.rows import CheckReport
 from leanonnx.commands.check.texts import gate_text, limit_text, number_text, verdict_text
 from leanonnx.commands.check.verdicts import FAILED, PASSED, SKIPPED
-from leanonnx.formatting import counted
+from leanonnx.formatting import count_text
 
 STATUS_STYLES = {PASSED: "green", FAILED: "bold red", SKIPPED: "yellow"}
 
@@ -37,6 +37,6 @@ def _inputs_lines(report: CheckReport) -> list[Text]:
     """The inputs on which the models were compared, if they were."""
     if not report.deviation:
         return []
-    inputs = ", ".join(f"{row.inputs} ({counted(row.fidelity.samples, 'sample')})" for row in report.deviation)
-    sizes = f", and at {counted(len(report.sizes), 'further size')}" if report.sizes else ""
+    inputs = ", ".join(f"{row.inputs} ({count_text(row.fidelity.samples, 'sample')})" for row in report.deviation)
+    sizes = f", and at {count_text(len(report.sizes), 'further size')}" if report.sizes else ""
     return [Text(f"Compared on {inputs}{sizes}, seed {report.seed}", style="dim")]

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 import onnx
 
 from leanonnx.evaluation.deviation import Fidelity
-from leanonnx.graph.formats import FLOATS
+from leanonnx.graph.formats import FLOAT_TYPES
 from leanonnx.graph.model import Model
-from leanonnx.graph.nodes import captured
+from leanonnx.graph.nodes import captured_names
 from leanonnx.operators.facts import Trait
 from leanonnx.operators.table import names_with
 
@@ -17,7 +17,7 @@ TRANSPARENT_OPERATORS = names_with(Trait.INJECTIVE)
 """Operators whose float output changes whenever their input does."""
 
 
-def untold(base: Model, comparisons: Iterable[Fidelity]) -> Mapping[str, str]:
+def vacuous_outputs(base: Model, comparisons: Iterable[Fidelity]) -> Mapping[str, str]:
     """Outputs on which every comparison is vacuous, with the reason.
 
     An output that is computed only from other outputs, or from what determines them (a class from its scores), is left
@@ -55,7 +55,7 @@ def _determined_values(base: Model, names: Iterable[str]) -> set[str]:
 def _is_transparent(node: onnx.NodeProto) -> bool:
     """Return True if a change of a node's input always changes its output."""
     if node.op_type == "Cast":
-        return any(each.name == "to" and each.i in FLOATS for each in node.attribute)
+        return any(each.name == "to" and each.i in FLOAT_TYPES for each in node.attribute)
     return node.op_type in TRANSPARENT_OPERATORS
 
 
@@ -70,5 +70,5 @@ def _depends_on_others(base: Model, name: str, known: set[str]) -> bool:
         if each in inputs:
             return True
         node = base.proto.graph.node[base.producers[each]]
-        waiting += [*node.input, *captured(node)]
+        waiting += [*node.input, *captured_names(node)]
     return False

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from leanonnx.commands.bench.benchmark import Case
+from leanonnx.commands.bench.benchmark import BenchCase
 from leanonnx.commands.check.gates import AGREEMENT, DETERMINISTIC, DEVIATION, FINITE, LATENCY_MS, SPEEDUP, Limit
 from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.evaluation.tally import Deviation
-from leanonnx.formatting import counted
+from leanonnx.formatting import count_text
 from leanonnx.runtime.timing import Timing, TimingComparison
 from leanonnx.spelling import option
 
@@ -47,7 +47,7 @@ def status_of(passed: bool) -> Status:
 
 def count_verdict(gate: str, limit: Limit, measured: int, base: int) -> Verdict:
     """Judge bytes, parameters or multiply-adds of NEW."""
-    most = limit.over(base)
+    most = limit.absolute(base)
     detail = f"{limit.number:g} times BASE's {base:,}" if limit.share else ""
     return Verdict(gate, status_of(measured <= most), detail, measured, most, base)
 
@@ -59,7 +59,7 @@ def finite_verdict(fidelities: Mapping[str, Fidelity]) -> Verdict:
         for one in fidelity.outputs:
             broken[one.output] = broken.get(one.output, 0) + one.broken
     text = "; ".join(
-        f"'{name}': {counted(count, 'value')} of NaN or infinity" for name, count in broken.items() if count
+        f"'{name}': {count_text(count, 'value')} of NaN or infinity" for name, count in broken.items() if count
     )
     total = sum(broken.values())
     return Verdict(FINITE, status_of(not total), text, total, 0)
@@ -124,7 +124,7 @@ def _outputs(fidelities: Mapping[str, Fidelity]) -> Iterable[tuple[str, Deviatio
     return ((source, one) for source, fidelity in fidelities.items() for one in fidelity.outputs)
 
 
-def speedup(limit: Limit, cases: Sequence[Case]) -> Verdict:
+def speedup_verdict(limit: Limit, cases: Sequence[BenchCase]) -> Verdict:
     """Judge the smallest speed-up over BASE, among failing cases if any fails."""
     rows = [
         (*_judge_speedup(limit, case), case.outcome.speedup)
@@ -135,7 +135,7 @@ def speedup(limit: Limit, cases: Sequence[Case]) -> Verdict:
     return Verdict(SPEEDUP, status, text, ratio, limit.number)
 
 
-def is_too_noisy(limit: Limit, case: Case) -> bool:
+def is_too_noisy(limit: Limit, case: BenchCase) -> bool:
     """Return True if a comparison is too noisy to tell on which side of the limit NEW is."""
     comparison = case.outcome
     if isinstance(comparison, Timing) or _reaches(limit.number, comparison) is not None:
@@ -151,7 +151,7 @@ def _reaches(limit: float, comparison: TimingComparison) -> bool | None:
     return False if comparison.interval[1] < limit / (1 + comparison.margin) else None
 
 
-def _judge_speedup(limit: Limit, case: Case) -> tuple[Status, str]:
+def _judge_speedup(limit: Limit, case: BenchCase) -> tuple[Status, str]:
     """Judge one comparison: status, and interval and noise in words."""
     comparison = case.outcome
     assert isinstance(comparison, TimingComparison)
@@ -165,19 +165,19 @@ def _judge_speedup(limit: Limit, case: Case) -> tuple[Status, str]:
     return (PASSED, text) if reached else (FAILED, f"slower, beyond noise: {text}")
 
 
-def latency_verdict(limit: Limit, cases: Sequence[Case]) -> Verdict:
+def latency_verdict(limit: Limit, cases: Sequence[BenchCase]) -> Verdict:
     """Judge the median milliseconds of one run in the slowest case."""
-    slowest = max(cases, key=lambda case: timing_of_new(case).median)
-    timing = timing_of_new(slowest)
+    slowest = max(cases, key=lambda case: new_timing(case).median)
+    timing = new_timing(slowest)
     text = f"10th to 90th percentile {timing.p10:.3f} to {timing.p90:.3f}; {_setting_text(slowest)}"
     return Verdict(LATENCY_MS, status_of(timing.median <= limit.number), text, timing.median, limit.number)
 
 
-def timing_of_new(case: Case) -> Timing:
+def new_timing(case: BenchCase) -> Timing:
     """Timing of NEW, measured alone or against BASE."""
     return case.outcome if isinstance(case.outcome, Timing) else case.outcome.after
 
 
-def _setting_text(case: Case) -> str:
+def _setting_text(case: BenchCase) -> str:
     batch = "" if case.batch is None else f", batch {case.batch}"
-    return f"{case.setting.provider}, {counted(case.setting.threads, 'thread')}{batch}"
+    return f"{case.setting.provider}, {count_text(case.setting.threads, 'thread')}{batch}"

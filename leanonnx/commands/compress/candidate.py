@@ -11,8 +11,8 @@ import onnx
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.commands.compress.options import CompressOptions
-from leanonnx.data.samples import Data
-from leanonnx.graph.tidy import Tidied
+from leanonnx.data.samples import Dataset
+from leanonnx.graph.tidy import TidyResult
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.proof.proof import Proof
 from leanonnx.recovery.data_free_draft import DataFreeRecovery
@@ -41,10 +41,10 @@ class Removal(Protocol):
     def is_lossless(self) -> bool:
         """True if the outputs have to equal those of the original, otherwise of the masked original."""
 
-    def prune(self) -> Tidied:
+    def prune(self) -> TidyResult:
         """Remove the channels."""
 
-    def tidy(self, proto: onnx.ModelProto) -> Tidied:
+    def tidy(self, proto: onnx.ModelProto) -> TidyResult:
         """Clean up the pruned model."""
 
     def reasons(self) -> Mapping[str, Any] | None:
@@ -75,7 +75,7 @@ class CompressJob:
     name: str
     clock: Clock
     known: PropagatedMoments
-    data: Data | None = None
+    data: Dataset | None = None
     stored: StoredWeights | None = None
     plan_weights: Path | None = None
 

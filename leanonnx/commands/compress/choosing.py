@@ -8,28 +8,28 @@ from itertools import count
 
 from leanonnx.analysis.cost import cost_model
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.analysis.naming import ignored_pin, named_nodes, named_pin
+from leanonnx.analysis.naming import pin_outputs, resolve_nodes, resolve_pin
 from leanonnx.commands.compress.candidate import Candidate, CompressJob
 from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.commands.compress.pruning import BudgetRemoval, written_draft
 from leanonnx.commands.compress.timing import time_draft
-from leanonnx.data.samples import Data, batch_size
+from leanonnx.data.samples import Dataset, batch_size
 from leanonnx.errors import OptionError
-from leanonnx.graph.formats import Kinds, float_kinds
-from leanonnx.hardware.targets import Hardware, known_targets, read_targets
+from leanonnx.graph.formats import ElementTypes, float_types
+from leanonnx.hardware.targets import Hardware, builtin_hardware, read_hardware
 from leanonnx.lossless.minimal import minimise
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.ranking.criteria import BY_ACTIVATIONS
-from leanonnx.runtime.machine import detected
+from leanonnx.runtime.machine import detect_hardware
 from leanonnx.selection.exponents import search_exponents
 from leanonnx.selection.latency import latency_model
 from leanonnx.selection.search import Trial, within_budget, within_latency
 from leanonnx.selection.selector import Selection, SelectionRequest, Selector
-from leanonnx.selection.widths import PARTS, Alignment
+from leanonnx.selection.widths import MIN_PARTS, Alignment
 from leanonnx.spelling import option
-from leanonnx.statistics.moments import Statistics, measure
+from leanonnx.statistics.moments import Statistics, measure_statistics
 from leanonnx.statistics.propagation import propagate_statistics
-from leanonnx.surgery.plan import Plan, replay
+from leanonnx.surgery.plan import Plan, replay_plan
 from leanonnx.system.outputs import written_size
 
 QUICK_KERNELS = 3_000_000
@@ -63,7 +63,7 @@ def _search(original: Candidate) -> Trial:
     """Search for the keep mask of the budget."""
     job = original.job
     dag, options, data = job.dag, job.options, job.data
-    target = resolved_target(options, float_kinds(dag.model.proto))
+    target = resolved_target(options, float_types(dag.model.proto))
     predicted, request = latency_model(dag, target), _request(dag, options, target)
     selector = Selector(dag, request)
     if data is not None and options.method in BY_ACTIVATIONS:
@@ -82,12 +82,12 @@ def _draft_size(original: Candidate, alive: Mask) -> int:
     """Bytes of the file of a keep mask, pruned and tidied."""
     job = original.job
     cost = cost_model(job.dag)
-    selection = Selection(alive, cost(job.dag.whole), cost(alive), reached=True)
+    selection = Selection(alive, cost(job.dag.all_alive), cost(alive), reached=True)
     with written_draft(original, selection) as draft:
         return written_size(draft.path)
 
 
-def _best_exponents(job: CompressJob, selector: Selector, data: Data) -> Selector:
+def _best_exponents(job: CompressJob, selector: Selector, data: Dataset) -> Selector:
     """The selector whose choice recovers best."""
     options = job.options
     if not options.recovers or options.budget.fraction >= 1:
@@ -96,35 +96,35 @@ def _best_exponents(job: CompressJob, selector: Selector, data: Data) -> Selecto
         return search_exponents(selector, data, options.seed, on_progress)
 
 
-def _statistics(job: CompressJob, data: Data) -> Statistics:
+def _statistics(job: CompressJob, data: Dataset) -> Statistics:
     """Moments of the activations on the data."""
     batch = batch_size(data)
     with job.clock.stage("look") as on_progress:
-        return measure(job.dag, data.feeds(batch), -(-data.count // batch), on_progress)
+        return measure_statistics(job.dag, data.feeds(batch), -(-data.count // batch), on_progress)
 
 
 def _planned_selection(dag: ChannelDag, plan: Plan) -> Selection:
-    alive = replay(dag, plan)
+    alive = replay_plan(dag, plan)
     cost = cost_model(dag)
-    return Selection(alive, cost(dag.whole), cost(alive), reached=True)
+    return Selection(alive, cost(dag.all_alive), cost(alive), reached=True)
 
 
-def resolved_target(options: CompressOptions, kinds: Kinds) -> Hardware:
+def resolved_target(options: CompressOptions, kinds: ElementTypes) -> Hardware:
     """The hardware that ``--target`` names, or that of this machine.
 
     Raises:
         OptionError: there is no such target.
     """
-    tables = known_targets() | (read_targets(options.targets) if options.targets else {})
-    name = detected(options.setting, kinds) if options.target == "auto" else options.target
+    tables = builtin_hardware() | (read_hardware(options.targets) if options.targets else {})
+    name = detect_hardware(options.setting, kinds) if options.target == "auto" else options.target
     if name not in tables:
         raise OptionError(f"{option('target', name)}: no such target; there are auto, {', '.join(tables)}")
     return tables[name]
 
 
 def _request(dag: ChannelDag, options: CompressOptions, target: Hardware) -> SelectionRequest:
-    ignored = frozenset(node for name in options.ignore for node in named_nodes(dag.model, name))
-    pins = [named_pin(dag, name) for name in options.pin] + [ignored_pin(dag, node) for node in sorted(ignored)]
+    ignored = frozenset(node for name in options.ignore for node in resolve_nodes(dag.model, name))
+    pins = [resolve_pin(dag, name) for name in options.pin] + [pin_outputs(dag, node) for node in sorted(ignored)]
     return SelectionRequest(
         options.budget,
         options.method,
@@ -141,7 +141,7 @@ def _request(dag: ChannelDag, options: CompressOptions, target: Hardware) -> Sel
 
 def _alignment(options: CompressOptions, target: Hardware) -> Alignment:
     """The requested widths, or those that the hardware runs fast; finer ones if weights can be refitted."""
-    parts = 0 if options.calib is None else PARTS
+    parts = 0 if options.calib is None else MIN_PARTS
     if options.align is not None:
         return Alignment(options.align, 1, parts)
     return Alignment(target.block, target.multiple, parts)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from leanonnx.commands.compress.candidate import Candidate
-from leanonnx.data.samples import Data
-from leanonnx.formatting import counted
+from leanonnx.data.samples import Dataset
+from leanonnx.formatting import count_text
 from leanonnx.graph.model import Model, constant_bytes
-from leanonnx.graph.view import overridden
+from leanonnx.graph.view import default_initializers
 from leanonnx.recovery.draft import ADVISED_SAMPLES, Recovery
 from leanonnx.selection.search import Trial
 from leanonnx.spelling import option
@@ -24,7 +24,7 @@ def not_faster(trial: Trial) -> str:
 
 def hints(model: Model) -> tuple[str, ...]:
     """Options that could make the model faster."""
-    listed = len(overridden(model.proto))
+    listed = len(default_initializers(model.proto))
     if not listed:
         return ()
     return (
@@ -39,12 +39,12 @@ def folding_warnings(model: Model) -> list[str]:
     if after <= before:
         return []
     return [
-        f"the values of {counted(len(model.folded), 'weight')} that the file computes from constants are stored, which "
-        f"takes {after - before} bytes more than what they are computed from, before anything is removed"
+        f"the values of {count_text(len(model.folded), 'weight')} that the file computes from constants are stored, "
+        f"which takes {after - before} bytes more than what they are computed from, before anything is removed"
     ]
 
 
-def calibration_warnings(data: Data, recovery: Recovery) -> tuple[str, ...]:
+def calibration_warnings(data: Dataset, recovery: Recovery) -> tuple[str, ...]:
     """Warnings about the calibration data and the recovery from them."""
     warnings = []
     if data.count < ADVISED_SAMPLES:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
 from leanonnx.checks import check_choice, check_least, exactly_one
 from leanonnx.data.images import ImageFormat
-from leanonnx.data.samples import Samples
+from leanonnx.data.samples import SampleSource
 from leanonnx.errors import OptionError
 from leanonnx.ranking.criteria import METHODS, Chains, Importance, Method, meaning, method_name
 from leanonnx.runtime.observation import Shapes
@@ -18,7 +18,7 @@ from leanonnx.runtime.providers import Provider, Setting
 from leanonnx.selection.metrics import Budget, Limit
 from leanonnx.spelling import option
 from leanonnx.surgery.plan import Plan
-from leanonnx.surgery.recipe import ARRAYS
+from leanonnx.surgery.recipe import ARRAYS_NAME
 
 Recover = Literal["none", "auto"]
 METHOD_HELP = " ".join(f"{each}: {meaning(each)}" for each in METHODS)
@@ -101,7 +101,7 @@ class CompressOptions:
         tuple[str, ...], Described("Layer that is not counted and keeps all its outputs.", "LAYER", recorded=True)
     ] = ()
     calib: Annotated[
-        Samples | None,
+        SampleSource | None,
         Described(
             "Real inputs: an .npz file keyed by graph input (axis 0 = samples), a folder of them, or of images.", "DATA"
         ),
@@ -207,6 +207,6 @@ RECORDED: Mapping[str, Callable[[Any], Any]] = {
 """Options that a plan records in another form than their value."""
 
 
-def calib_name(calib: Samples) -> str:
+def calib_name(calib: SampleSource) -> str:
     """Name of calibration data in a plan: their path as given."""
-    return str(calib) if isinstance(calib, Path) else ARRAYS
+    return str(calib) if isinstance(calib, Path) else ARRAYS_NAME

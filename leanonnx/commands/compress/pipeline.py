@@ -9,8 +9,8 @@ from typing import Any
 
 import onnx
 
-from leanonnx.analysis.cost import Cost, cost_model, stored
-from leanonnx.analysis.dag import ChannelDag, analyse
+from leanonnx.analysis.cost import Cost, cost_model, count_params
+from leanonnx.analysis.dag import ChannelDag, build_channel_dag
 from leanonnx.commands.compress.candidate import Candidate, CompressJob
 from leanonnx.commands.compress.choosing import choose_channels, choose_lossless
 from leanonnx.commands.compress.notes import hints, result_warnings
@@ -22,7 +22,7 @@ from leanonnx.commands.compress.sizing import confirm_size
 from leanonnx.commands.compress.stage import Stage, optional, run_stages
 from leanonnx.commands.compress.timing import time_candidate
 from leanonnx.data.files import sample_files
-from leanonnx.data.samples import Data, open_data, runnable
+from leanonnx.data.samples import Dataset, open_data, with_runnable_batch
 from leanonnx.errors import OptionError, Refusal
 from leanonnx.graph.model import load
 from leanonnx.numeric.channel_ids import Mask
@@ -37,9 +37,9 @@ from leanonnx.runtime.timing import TimingComparison
 from leanonnx.selection.selector import Selection
 from leanonnx.spelling import option, option_list
 from leanonnx.statistics.propagation import PropagatedMoments
-from leanonnx.surgery.plan import Plan, confirm, make_plan
-from leanonnx.system.clock import Clock, Progress, quiet
-from leanonnx.system.outputs import check_apart, check_writable, publish, temporary_beside, written_size
+from leanonnx.surgery.plan import Plan, check_same_plan, make_plan
+from leanonnx.system.clock import Clock, Progress, ignore_progress
+from leanonnx.system.outputs import check_no_overwrites, check_writable, publish, temporary_folder_beside, written_size
 from leanonnx.version import __version__
 
 
@@ -90,7 +90,7 @@ class CompressResult:
     tidied: Mapping[str, int]
     exact: Mapping[str, Any] | None
     recovery: Recovery | None
-    blind: DataFreeRecovery | None
+    data_free: DataFreeRecovery | None
     folded: tuple[str, ...] = ()
     restored: Path | None = None
 
@@ -100,7 +100,7 @@ class Page:
     """A text about a result, written with it; ``text`` makes it from the result, its file and the data."""
 
     path: Path
-    text: Callable[[CompressResult, Path, Data | None], str]
+    text: Callable[[CompressResult, Path, Dataset | None], str]
 
 
 def inspect(
@@ -112,7 +112,7 @@ def inspect(
 ) -> ChannelDag:
     """Load a model and build its channel DAG."""
     model = load(path, libraries, freeze)
-    return analyse(model, observe(model, shapes or {}), rules)
+    return build_channel_dag(model, observe(model, shapes or {}), rules)
 
 
 def compress(
@@ -121,7 +121,7 @@ def compress(
     options: CompressOptions,
     plan_out: Path | None = None,
     rules: Rules = DEFAULT_RULES,
-    progress: Progress = quiet,
+    progress: Progress = ignore_progress,
     page: Page | None = None,
     plan_weights: Path | None = None,
 ) -> CompressResult:
@@ -146,16 +146,16 @@ def compress(
         model = load(source, options.libraries, options.freeze)
     options = replace(options, budget=options.budget.of_total(model.size))
     samples = sample_files(options.calib) if isinstance(options.calib, Path) else ()
-    check_apart(model.files, out, *beside, given=(*samples, *options.libraries, *weights_files(options)))
+    check_no_overwrites(model.files, out, *beside, given=(*samples, *options.libraries, *weights_files(options)))
     with clock.stage("observe"):
         observation = observe(model, options.shapes)
     with clock.stage("analyse"):
-        dag = analyse(model, observation, rules)
+        dag = build_channel_dag(model, observation, rules)
         check_finite(dag)
     data = None
     if options.calib is not None:
-        data = runnable(open_data(options.calib, model, dag.shapes, options.images), model)
-    with temporary_beside(out) as folder:
+        data = with_runnable_batch(open_data(options.calib, model, dag.shapes, options.images), model)
+    with temporary_folder_beside(out) as folder:
         known = PropagatedMoments(dag)
         job = CompressJob(dag, options, rules, folder, out.name, clock, known, data, weights, plan_weights)
         candidate = run_stages(stages(options.exact), _original(job))
@@ -166,8 +166,8 @@ def compress(
 
 def _original(job: CompressJob) -> Candidate:
     """The original as a candidate."""
-    cost = cost_model(job.dag)(job.dag.whole)
-    whole = Selection(job.dag.whole, cost, cost, reached=True)
+    cost = cost_model(job.dag)(job.dag.all_alive)
+    whole = Selection(job.dag.all_alive, cost, cost, reached=True)
     return Candidate(job, job.dag.model.path, BudgetRemoval(job.dag, whole))
 
 
@@ -176,7 +176,7 @@ def _write(candidate: Candidate, out: Path, plan_out: Path | None, page: Page | 
     job, removal, refit = candidate.job, candidate.removal, candidate.refit
     plan = make_plan(removal.dag, candidate.alive, job.options.record(), __version__, refit.recipe)
     if job.options.exact and job.options.plan:
-        confirm(removal.dag, plan, job.options.plan)
+        check_same_plan(removal.dag, plan, job.options.plan)
     result = _result(candidate, plan)
     others = dict(refit.files)
     if plan_out is not None:
@@ -203,14 +203,14 @@ def _result(candidate: Candidate, plan: Plan) -> CompressResult:
         after=replace(selection.after, params=params, bytes=written_size(candidate.path)),
         proof=candidate.proof,
         latency=candidate.trial.comparison,
-        setting=job.options.setting.resolved,
+        setting=job.options.setting.with_thread_count,
         warnings=result_warnings(candidate, candidate.trial),
         hints=hints(model),
         seconds=job.clock.seconds,
         tidied=candidate.tidied,
         exact=removal.reasons(),
         recovery=refit.recovery,
-        blind=refit.data_free,
+        data_free=refit.data_free,
         folded=() if candidate.is_original else removal.dag.model.folded,
         restored=refit.restored,
     )
@@ -220,8 +220,8 @@ def _parameters(candidate: Candidate) -> int:
     """Number of parameters that the file stores."""
     model = candidate.job.dag.model
     if candidate.is_original:
-        return stored(model.as_read)
-    return stored(replace(model, proto=onnx.load(candidate.path, load_external_data=False)))
+        return count_params(model.as_read)
+    return count_params(replace(model, proto=onnx.load(candidate.path, load_external_data=False)))
 
 
 def as_planned(options: CompressOptions) -> CompressOptions:
@@ -234,7 +234,7 @@ def as_planned(options: CompressOptions) -> CompressOptions:
             f"{option_list('pin', 'ignore')} cannot be joined to {option('plan')}, which says what is kept; "
             "leave them out"
         )
-    options = replace(options, freeze=options.freeze or plan.freezes)
+    options = replace(options, freeze=options.freeze or plan.freezes_weights)
     if not plan.exact:
         return options
     pin, ignore = (tuple(str(name) for name in plan.options.get(key, ())) for key in ("pin", "ignore"))

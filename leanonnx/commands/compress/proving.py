@@ -11,17 +11,17 @@ import numpy as np
 from leanonnx.analysis.constant_channels import constant_channels
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.commands.compress.candidate import Candidate
-from leanonnx.data.samples import Data
+from leanonnx.data.samples import Dataset
 from leanonnx.errors import ModelError, ProofFailed
 from leanonnx.graph.model import check
 from leanonnx.graph.storage import write_model
-from leanonnx.inputs.random import KINDS, counted, inputs_for, sized_inputs
+from leanonnx.inputs.random import INPUT_KINDS, class_number_inputs, random_inputs, sized_inputs
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.proof.compare import ComparedChannels
 from leanonnx.proof.proof import RANDOM, VACUOUS, Proof, prove
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.spelling import option
-from leanonnx.surgery.operate import apply
+from leanonnx.surgery.operate import apply_patch
 from leanonnx.surgery.patch import masking_patch
 
 PROOF_SAMPLES = 3
@@ -56,7 +56,7 @@ def compare_with_original(
     alive: Mask | None,
     candidate: Path,
     seed: int,
-    data: Data | None = None,
+    data: Dataset | None = None,
     channels: ComparedChannels | None = None,
 ) -> Proof:
     """Compare a model file with the original in which the removed channels are masked.
@@ -76,35 +76,38 @@ def compare_with_original(
         DataError: the data cannot be read.
     """
     model = dag.model
-    feeds = inputs_for(model, dag.shapes, seed)
-    more = [*counted(model, dag.shapes, seed), *sized_inputs(model, feeds, dag.observation.sizes, seed)]
+    feeds = random_inputs(model, dag.shapes, seed)
+    more = [
+        *class_number_inputs(model, dag.shapes, seed),
+        *sized_inputs(model, feeds, dag.observation.further_sizes, seed),
+    ]
     if data is not None:
-        more += data.first(PROOF_SAMPLES * (data.fixed or 1)).feeds()
+        more += data.subsample(PROOF_SAMPLES * (data.fixed_batch or 1)).feeds()
     with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
         reference = Path(folder) / "reference.onnx"
         original = dag.model.as_read
-        masked = original.proto if alive is None else apply(original, masking_patch(dag, alive))
+        masked = original.proto if alive is None else apply_patch(original, masking_patch(dag, alive))
         write_model(masked, reference, external=True)
         del masked
         left = channels or compared_channels(dag, alive)
-        return prove(model, reference, candidate, [*feeds, *more], dag.observation.replaced, left)
+        return prove(model, reference, candidate, [*feeds, *more], dag.observation.replaced_formats, left)
 
 
 def compared_channels(dag: ChannelDag, alive: Mask | None) -> ComparedChannels:
     """The channel ids of a model at all its sizes, and which of them are kept."""
-    kept = dag.whole if alive is None else alive
+    kept = dag.all_alive if alive is None else alive
 
     def fixed() -> set[str]:
         numbers = constant_channels(dag, kept).numbers
         return {name for name, values in numbers.items() if np.isfinite(values[kept[dag.channel_ids[name]]]).all()}
 
-    return ComparedChannels([at.channel_ids for at in dag.sizes], alive, fixed)
+    return ComparedChannels([at.channel_ids for at in dag.all_sizes], alive, fixed)
 
 
 def _objection(proof: Proof, reference: str) -> str:
     """Why a proof does not hold; empty if it does."""
     if proof.status == VACUOUS:
-        kinds = ", ".join([*KINDS, *proof.kinds])
+        kinds = ", ".join([*INPUT_KINDS, *proof.kinds])
         outputs = ", ".join(f"'{name}' {kind}" for name, kind in proof.silent.items())
         return (
             f"the model puts out nothing that can be compared on the inputs tried (outputs: {outputs}; inputs: {kinds})"

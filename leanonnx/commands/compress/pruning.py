@@ -17,11 +17,11 @@ from leanonnx.analysis.constant_channels import constant_channels
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.commands.compress.candidate import Candidate
 from leanonnx.graph.storage import write_model
-from leanonnx.graph.tidy import Tidied, tidy
+from leanonnx.graph.tidy import TidyResult, tidy
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.proof.decisions import behind_decisions
 from leanonnx.selection.selector import Selection
-from leanonnx.surgery.operate import apply
+from leanonnx.surgery.operate import apply_patch
 from leanonnx.surgery.patch import plan_patch
 
 UNPROVEN_TIDYING = "the clean-up of the graph could not be proven and was left out; please report it"
@@ -39,16 +39,16 @@ class BudgetRemoval:
         """Always False."""
         return False
 
-    def prune(self) -> Tidied:
+    def prune(self) -> TidyResult:
         """Remove the channels."""
-        return Tidied(pruned_model(self.dag, self.selection.alive), {})
+        return TidyResult(pruned_model(self.dag, self.selection.alive), {})
 
-    def tidy(self, proto: onnx.ModelProto) -> Tidied:
+    def tidy(self, proto: onnx.ModelProto) -> TidyResult:
         """Clean up the pruned model; one that lost nothing stays as it is."""
         alive = self.selection.alive
         if alive.all():
-            return Tidied(proto, {})
-        uniform = constant_channels(self.dag, alive).uniform(self.dag, alive)
+            return TidyResult(proto, {})
+        uniform = constant_channels(self.dag, alive).constant_tensors(self.dag, alive)
         return tidy(proto, uniform, behind_decisions(self.dag.model))
 
     def reasons(self) -> Mapping[str, Any] | None:
@@ -58,7 +58,7 @@ class BudgetRemoval:
 
 def pruned_model(dag: ChannelDag, alive: Mask) -> onnx.ModelProto:
     """The model without the channels that are not alive [channels]; as it was read if none is removed."""
-    return dag.model.as_read.proto if alive.all() else apply(dag.model, plan_patch(dag, alive))
+    return dag.model.as_read.proto if alive.all() else apply_patch(dag.model, plan_patch(dag, alive))
 
 
 def prune_channels(candidate: Candidate) -> Candidate:

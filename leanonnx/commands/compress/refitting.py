@@ -13,12 +13,12 @@ import onnx
 from leanonnx.commands.compress.candidate import Candidate, CompressJob, Refit
 from leanonnx.commands.compress.notes import calibration_warnings
 from leanonnx.commands.compress.options import CompressOptions, calib_name
-from leanonnx.data.samples import PLAIN
+from leanonnx.data.samples import DEFAULT_IMAGE_FORMAT
 from leanonnx.errors import OptionError
 from leanonnx.graph.model import Model
 from leanonnx.recovery.data_free_draft import DataFreeRecovery, recover_without_data
 from leanonnx.recovery.draft import Recovery, recover_from_data
-from leanonnx.recovery.weights import StoredWeights, changed_weights, read_weights, restore
+from leanonnx.recovery.weights import StoredWeights, changed_weights, read_weights, restore_weights
 from leanonnx.spelling import option
 from leanonnx.surgery.recipe import Recipe, WeightsFile
 from leanonnx.system.outputs import data_file
@@ -111,7 +111,7 @@ def _restore(job: CompressJob, weights: StoredWeights, path: Path, target: Path)
         for source, copy in ((path, target), (data_file(path), data_file(target))):
             if source.exists():
                 shutil.copyfile(source, copy)
-        restore(job.dag.model, target, weights, job.options.plan.origin if job.options.plan else "")
+        restore_weights(job.dag.model, target, weights, job.options.plan.origin if job.options.plan else "")
     return target
 
 
@@ -130,7 +130,7 @@ def _recipe(job: CompressJob) -> Recipe:
     options = job.options
     if options.calib is None or job.data is None or not options.recovers:
         return Recipe(None, None, options.seed)
-    images = None if options.images == PLAIN else asdict(options.images)
+    images = None if options.images == DEFAULT_IMAGE_FORMAT else asdict(options.images)
     with job.clock.stage("recover"):
         return Recipe(calib_name(options.calib), job.data.digest(), options.seed, images)
 
@@ -138,7 +138,7 @@ def _recipe(job: CompressJob) -> Recipe:
 def _with_file(recipe: Recipe, pruned: Model, result: Model, path: Path) -> tuple[Recipe, bytes]:
     """The recipe with the file of the weights that differ, and the content of that file."""
     weights = changed_weights(pruned, result.proto)
-    content = weights.packed()
+    content = weights.to_bytes()
     file = WeightsFile(Path(os.path.abspath(path)), hashlib.sha256(content).hexdigest(), dict(weights.biases))
     return replace(recipe, weights=file), content
 
@@ -147,7 +147,7 @@ def _differences(options: CompressOptions, planned: Recipe | None, own: Recipe) 
     """Warnings if the weights are not those of the run that made the plan."""
     if planned is None or options.recover == "none" or weights_files(options):
         return []
-    again = planned.again()
+    again = planned.as_options()
     if not options.recovers or (own.calib is None and planned.calib is not None):
         how = "without data" if planned.calib is None else f"with {planned.calib}"
         return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from leanonnx.commands.compress.pipeline import CompressResult
-from leanonnx.formatting import finite
+from leanonnx.formatting import json_value
 from leanonnx.recovery.draft import Recovery
 from leanonnx.reporting.builders import (
     fidelity_row,
@@ -35,7 +35,7 @@ def compression_report(result: CompressResult) -> CompressionReport:
         uncounted=uncounted_nodes(dag),
         latency=latency_row(result.latency, result.setting),
         recovery=_recovery_row(result.recovery),
-        data_free=None if result.blind is None else from_json(DataFreeRow, result.blind.row()),
+        data_free=None if result.data_free is None else from_json(DataFreeRow, result.data_free.row()),
         weights_from=None if result.restored is None else str(result.restored),
         tidied=dict(result.tidied),
         lossless=None if result.exact is None else from_json(LosslessRow, result.exact),
@@ -55,5 +55,7 @@ def _recovery_row(recovery: Recovery | None) -> RecoveryRow | None:
         kept=recovery.kept,
         deviation=fidelity_row(recovery.final),
         removed=fidelity_row(recovery.removed),
-        layers=tuple(replace(row, before=finite(row.before), after=finite(row.after)) for row in recovery.layers),
+        layers=tuple(
+            replace(row, before=json_value(row.before), after=json_value(row.after)) for row in recovery.layers
+        ),
     )

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from leanonnx.formatting import counted
+from leanonnx.formatting import count_text
 from leanonnx.reporting.remarks import metric_text, remarks, sample_text
 from leanonnx.reporting.reports import CompressionReport, RecoveryRow
 from leanonnx.reporting.rows import LatencyRow, OutputDeviation
@@ -96,7 +96,7 @@ def _latency_text(row: LatencyRow | None) -> Text:
         return Text("Latency was not measured.", style="dim")
     low, high = row.comparison.interval
     ratio = f"{row.comparison.speedup:.2f} times the speed (95 % interval {low:.2f} to {high:.2f})"
-    text = f"{ratio} on {row.provider}, {counted(row.threads, 'thread')}"
+    text = f"{ratio} on {row.provider}, {count_text(row.threads, 'thread')}"
     if row.busy:
         text += "; the machine was busy: trust the ratio, taken in turns, not the milliseconds"
     return Text(text, style="green" if low > 1 else "yellow")

@@ -12,7 +12,7 @@ from leanonnx.commands.compress.pruning import written_draft
 from leanonnx.errors import ModelError, NotFaster
 from leanonnx.graph.storage import digest
 from leanonnx.runtime.sessions import RunFailed
-from leanonnx.runtime.subprocess_timing import measured
+from leanonnx.runtime.subprocess_timing import compare_in_subprocess
 from leanonnx.selection.metrics import Budget
 from leanonnx.selection.search import LONG_TIMING_SECONDS, MAX_TIMINGS, SECONDS, Trial
 from leanonnx.selection.selector import Selection
@@ -84,7 +84,9 @@ def _timed(candidate: Candidate, seconds: float, done: float | None = None) -> T
     setting = replace(options.setting, libraries=model.libraries)
     with job.clock.stage("measure", done):
         try:
-            comparison = measured(model.path, candidate.path, job.dag.observation.feeds, setting, seconds, options.seed)
+            comparison = compare_in_subprocess(
+                model.path, candidate.path, job.dag.observation.feeds, setting, seconds, options.seed
+            )
         except RunFailed as error:
             if options.budget.metric.measured:
                 raise ModelError(

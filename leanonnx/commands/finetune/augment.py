@@ -28,7 +28,7 @@ class ImageInputs:
     width: int
 
 
-def images_of(shapes: Mapping[str, tuple[int, ...]]) -> ImageInputs | None:
+def image_inputs(shapes: Mapping[str, tuple[int, ...]]) -> ImageInputs | None:
     """Image inputs, [n, channels, height, width] or [n, height, width, channels]; None unless all have one size."""
     axes_by_name = {name: axes for name, shape in shapes.items() if (axes := image_axes(shape)) is not None}
     sizes = {tuple(shapes[name][axis] for axis in axes) for name, axes in axes_by_name.items()}
@@ -38,7 +38,7 @@ def images_of(shapes: Mapping[str, tuple[int, ...]]) -> ImageInputs | None:
     return ImageInputs(tuple(sorted(axes_by_name)), height + 1, width + 1)
 
 
-def augmented(batch: Batch, images: ImageInputs, rng: np.random.Generator) -> Batch:
+def flip_and_shift(batch: Batch, images: ImageInputs, rng: np.random.Generator) -> Batch:
     """Flip half of the samples horizontally and shift all of them, with reflection padding."""
     count = len(batch[images.names[0]])
     flips = rng.random(count) < 0.5
@@ -55,7 +55,7 @@ def augmented(batch: Batch, images: ImageInputs, rng: np.random.Generator) -> Ba
     return result
 
 
-def mixed(batch: Batch, images: ImageInputs, rng: np.random.Generator) -> Batch:
+def mix_samples(batch: Batch, images: ImageInputs, rng: np.random.Generator) -> Batch:
     """Mix each sample with another one; the teacher labels the mixture (Beyer et al. 2022, arXiv 2106.05237).
 
     1. Half of the batches are blended with a smaller share of the other (mixup, Zhang et al. 2018, arXiv 1710.09412).

@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import torch
 
-from leanonnx.commands.finetune.module import Network
+from leanonnx.commands.finetune.module import TorchNetwork
 from leanonnx.commands.finetune.operators.call import Tensor
 from leanonnx.commands.finetune.parity import to_tensors
 from leanonnx.runtime.sessions import Feed
@@ -30,7 +30,7 @@ BATCH_MODE_TOLERANCE = 1e-4
 class BatchedNetwork(torch.nn.Module):  # type: ignore[misc] # torch is not seen by the type checker
     """A network that takes batches in one of the modes."""
 
-    def __init__(self, network: Network, mode: BatchMode) -> None:
+    def __init__(self, network: TorchNetwork, mode: BatchMode) -> None:
         super().__init__()
         self.network = network
         self.mode = mode
@@ -54,7 +54,7 @@ def stack_feeds(feeds: Sequence[Feed], device: str = "cpu") -> Batch:
     return {name: value.to(device) for name, value in to_tensors(joined).items()}
 
 
-def batched(network: Network, feeds: Sequence[Feed], names: tuple[str, ...]) -> BatchedNetwork:
+def batched_network(network: TorchNetwork, feeds: Sequence[Feed], names: tuple[str, ...]) -> BatchedNetwork:
     """The network in the fastest mode that gives the same results as single runs on these inputs."""
     feeds = [feed for feed in feeds if _shapes(feed) == _shapes(feeds[0])]
     single = BatchedNetwork(network, "single")

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from leanonnx.commands.finetune.augment import ImageInputs, images_of
-from leanonnx.commands.finetune.batching import BatchedNetwork, batched, stack_feeds
-from leanonnx.commands.finetune.loading import Loader, grouped, open_loader
-from leanonnx.commands.finetune.module import Network
+from leanonnx.commands.finetune.augment import ImageInputs, image_inputs
+from leanonnx.commands.finetune.batching import BatchedNetwork, batched_network, stack_feeds
+from leanonnx.commands.finetune.loading import Loader, group_by_shape, open_loader
+from leanonnx.commands.finetune.module import TorchNetwork
 from leanonnx.commands.finetune.objectives import (
     Objective,
     distillation_objective,
@@ -27,20 +27,20 @@ from leanonnx.commands.finetune.process_group import ProcessGroup, join_processe
 from leanonnx.commands.finetune.strategies import Strategy
 from leanonnx.commands.finetune.targets import common_targets
 from leanonnx.commands.finetune.teachers import open_teacher
-from leanonnx.commands.finetune.training import Settings, TrainingResult, train
-from leanonnx.commands.finetune.weights import constant_kinds, put_back, trainable
-from leanonnx.data.samples import Data, ImageFormat, open_data
+from leanonnx.commands.finetune.training import TrainingResult, TrainingSettings, train
+from leanonnx.commands.finetune.weights import constant_kinds, replace_constants, trainable_constants
+from leanonnx.data.samples import Dataset, ImageFormat, open_data
 from leanonnx.errors import DataError, ModelError, OptionError
-from leanonnx.evaluation.deviation import Fidelity, compare
-from leanonnx.graph.formats import HALVES, OTHERS, float_kinds
+from leanonnx.evaluation.deviation import Fidelity, compare_outputs
+from leanonnx.graph.formats import HALF_TYPES, REPLACED_TYPES, float_types
 from leanonnx.graph.model import Model, load
 from leanonnx.graph.storage import write_model
 from leanonnx.numeric.arrays import Array
 from leanonnx.runtime.observation import Shapes, observe
 from leanonnx.runtime.sessions import Feed
 from leanonnx.spelling import option
-from leanonnx.system.clock import Clock, Progress, quiet
-from leanonnx.system.outputs import check_apart, check_writable, publish, temporary_beside
+from leanonnx.system.clock import Clock, Progress, ignore_progress
+from leanonnx.system.outputs import check_no_overwrites, check_writable, publish, temporary_folder_beside
 
 ROUND_TRIP_INPUTS = 3
 """Number of inputs on which torch and onnxruntime are compared."""
@@ -56,7 +56,7 @@ class FinetuneOptions:
     augment: bool = True
     device: str = "cpu"
     libraries: tuple[Path, ...] = ()
-    settings: Settings = field(default_factory=Settings)
+    settings: TrainingSettings = field(default_factory=TrainingSettings)
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ class FinetuneResult:
     """
 
     strategy: Strategy
-    trained: TrainingResult
+    training: TrainingResult
     parameters: int
     samples: tuple[int, int]
     reference: Path
     before: Fidelity
     after: Fidelity
-    trips: tuple[RoundTrip, RoundTrip]
-    way: str
+    round_trips: tuple[RoundTrip, RoundTrip]
+    batch_mode: str
     warnings: tuple[str, ...]
     seconds: Mapping[str, float]
 
@@ -86,19 +86,19 @@ class _Student:
     """The model to train, as a torch module, with its tensor shapes, data and some inputs."""
 
     model: Model
-    network: Network
+    network: TorchNetwork
     shapes: Shapes
     loader: Loader
     feeds: tuple[Feed, ...]
 
 
-def finetune(
+def run_finetune(
     source: Path,
     target: Path,
     teacher: Path | None,
     data: Path,
     options: FinetuneOptions,
-    progress: Progress = quiet,
+    progress: Progress = ignore_progress,
     processes: ProcessGroup | None = None,
 ) -> FinetuneResult | None:
     """Train a model's weights and write it, with nothing else changed; None if another process writes it.
@@ -123,7 +123,7 @@ def finetune(
         with clock.stage("load"):
             model = load(source, options.libraries)
             base = load(teacher, options.libraries) if teacher else None
-        check_apart(model.files, target)
+        check_no_overwrites(model.files, target)
         student = _open_student(model, data, options, clock)
         trip = _round_trip(student, model, clock)
         objective, batched_student, notes = _objective(student, base, options, group, clock)
@@ -182,10 +182,10 @@ def _open_student(model: Model, path: Path, options: FinetuneOptions, clock: Clo
             f"{model.path}: holds no weights that could be trained (floats read by a layer as its weights); export the "
             "model with float weights"
         )
-    network = Network(model, names).eval()
+    network = TorchNetwork(model, names).eval()
     with clock.stage("data"):
-        samples: Data = open_data(path, model, shapes, options.images)
-        if options.strategy == "supervised" and samples.labels is None:
+        samples: Dataset = open_data(path, model, shapes, options.images)
+        if options.strategy == "supervised" and samples.label_name is None:
             raise DataError(
                 f"{path}: holds no labels; add an array 'labels' [samples, ...] to the .npz, or use "
                 f"{option('strategy', 'school')}"
@@ -205,7 +205,7 @@ def _shapes_of_run(model: Model, feed: Feed, shapes: Shapes) -> Shapes:
 
 def _trainable_names(model: Model) -> tuple[str, ...]:
     """Names of the constants to train; constants within local functions are not trained."""
-    names = trainable(model)
+    names = trainable_constants(model)
     if not _has_functions(model):
         return names
     plain = replace(model, proto=onnx.load(model.path))
@@ -221,7 +221,7 @@ def _objective(
     student: _Student, base: Model | None, options: FinetuneOptions, group: ProcessGroup, clock: Clock
 ) -> tuple[Objective, BatchedNetwork, list[str]]:
     """The objective, the network ready for batches on its device, and notes."""
-    images = images_of({name: value.shape for name, value in student.feeds[0].items()})
+    images = image_inputs({name: value.shape for name, value in student.feeds[0].items()})
     notes: list[str] = []
     with clock.stage("prepare"):
         if options.strategy == "school" and base is not None:
@@ -231,7 +231,7 @@ def _objective(
             objective = supervised_objective(student.model, student.shapes, label, images if options.augment else None)
         else:
             objective = noise2self_objective(student.model, student.shapes, images, options.augment)
-        batched_student = batched(student.network, student.feeds, objective.names)
+        batched_student = batched_network(student.network, student.feeds, objective.names)
         student.network.place(group.device)
     return objective, batched_student, notes
 
@@ -264,7 +264,7 @@ def _distillation(
     names = tuple(target.name for target in targets)
     teacher, note = open_teacher(base, student.feeds, names, group.device)
     notes += [note] if note else []
-    held = grouped(student.loader.held_out, options.settings.batch)
+    held = group_by_shape(student.loader.held_out, options.settings.batch)
     known = [stack_feeds([feed for feed, _ in samples], group.device) for samples in held]
     return distillation_objective(targets, teacher, known, images if options.augment else None)
 
@@ -292,7 +292,7 @@ def _narrow_kinds(student: _Student) -> dict[str, Any]:
     """Types of the weights that are not stored as float32."""
     kinds = constant_kinds(student.model)
     convert: Callable[[int], Any] = onnx.helper.tensor_dtype_to_np_dtype
-    return {name: convert(kinds[name]) for name in student.network.names if kinds[name] in OTHERS}
+    return {name: convert(kinds[name]) for name in student.network.names if kinds[name] in REPLACED_TYPES}
 
 
 def _publish_result(
@@ -307,7 +307,7 @@ def _publish_result(
 ) -> FinetuneResult:
     """Store the best weights, check and measure the file, and rename it into place."""
     model = student.model
-    with temporary_beside(target) as folder:
+    with temporary_folder_beside(target) as folder:
         draft = folder / target.name
         with clock.stage("write"):
             _write_weights(model, draft, trained.weights if trained.best_epoch else {})
@@ -317,21 +317,21 @@ def _publish_result(
             again = round_trip(written, written.proto, student.network, student.feeds)
         with clock.stage("measure"):
             reference = base or model
-            held, kinds = student.loader.held_out_data, float_kinds(reference.proto) & HALVES
-            before, after = compare(reference, reference.path, [model.path, draft], held, replaced=kinds)
+            held, kinds = student.loader.held_out_data, float_types(reference.proto) & HALF_TYPES
+            before, after = compare_outputs(reference, reference.path, [model.path, draft], held, replaced=kinds)
         publish(draft, target)
     if not trained.best_epoch:
         notes = [*notes, "nothing better was found on the held-out samples: the output equals the input"]
     return FinetuneResult(
         strategy=strategy_and_mode[0],
-        trained=trained,
+        training=trained,
         parameters=sum(weight.size for weight in trained.weights.values()),
         samples=(student.loader.count, len(student.loader.held_out)),
         reference=reference.path,
         before=before,
         after=after,
-        trips=(trip, again),
-        way=strategy_and_mode[1],
+        round_trips=(trip, again),
+        batch_mode=strategy_and_mode[1],
         warnings=tuple(notes),
         seconds=clock.seconds,
     )
@@ -340,7 +340,7 @@ def _publish_result(
 def _write_weights(model: Model, path: Path, weights: Mapping[str, Array]) -> None:
     """Write the trained file with new weights."""
     proto = onnx.load(model.path) if _has_functions(model) else model.proto
-    write_model(put_back(proto, weights), path, external=bool(model.external_files))
+    write_model(replace_constants(proto, weights), path, external=bool(model.external_files))
 
 
 def _has_functions(model: Model) -> bool:

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from leanonnx.data.samples import Data
+from leanonnx.data.samples import Dataset
 from leanonnx.errors import DataError
 from leanonnx.numeric.arrays import Array
 from leanonnx.runtime.sessions import Feed
@@ -27,8 +27,8 @@ HOLD_OUT_INTERVAL = 5
 class Loader:
     """Training and held-out samples; ``in_memory`` holds the training samples if they fit into memory."""
 
-    data: Data
-    held_out_data: Data
+    data: Dataset
+    held_out_data: Dataset
     held_out: tuple[LabelledSample, ...]
     in_memory: tuple[LabelledSample, ...] | None
     buffer_size: int
@@ -37,7 +37,7 @@ class Loader:
     @property
     def count(self) -> int:
         """Number of training samples of one epoch."""
-        return self.data.count // (self.data.fixed or 1)
+        return self.data.count // (self.data.fixed_batch or 1)
 
     @property
     def batches(self) -> int:
@@ -50,38 +50,38 @@ class Loader:
         if self.in_memory is not None:
             order: Iterable[LabelledSample] = (self.in_memory[k] for k in rng.permutation(len(self.in_memory)))
         else:
-            order = _shuffle(self.data.labelled(1), rng, self.buffer_size)
-        return grouped(order, self.batch)
+            order = _shuffle(self.data.labelled_feeds(1), rng, self.buffer_size)
+        return group_by_shape(order, self.batch)
 
 
-def open_loader(data: Data, batch: int) -> Loader:
+def open_loader(data: Dataset, batch: int) -> Loader:
     """Split data into training and held-out samples.
 
     Raises:
         DataError: there are too few samples to hold some out.
     """
     train, held = data.part(held_out=False, every=HOLD_OUT_INTERVAL), data.part(held_out=True, every=HOLD_OUT_INTERVAL)
-    if held.count < (data.fixed or 1) or train.count < (data.fixed or 1):
+    if held.count < (data.fixed_batch or 1) or train.count < (data.fixed_batch or 1):
         raise DataError(
             f"{data.count} samples are too few to train on: one in {HOLD_OUT_INTERVAL} is held out to tell when to "
-            f"stop; give at least {HOLD_OUT_INTERVAL * (data.fixed or 1)}"
+            f"stop; give at least {HOLD_OUT_INTERVAL * (data.fixed_batch or 1)}"
         )
-    first = next(iter(train.labelled(1)))
+    first = next(iter(train.labelled_feeds(1)))
     size = sum(value.nbytes for value in first[0].values()) + (0 if first[1] is None else first[1].nbytes)
     max_held_out = max(MAX_BYTES_IN_MEMORY // HOLD_OUT_INTERVAL // max(size, 1), 1)
-    fits = size * train.count // (data.fixed or 1) <= MAX_BYTES_IN_MEMORY
-    held = held.first(min(held.count, max_held_out * (data.fixed or 1)))
+    fits = size * train.count // (data.fixed_batch or 1) <= MAX_BYTES_IN_MEMORY
+    held = held.subsample(min(held.count, max_held_out * (data.fixed_batch or 1)))
     return Loader(
         train,
         held,
-        tuple(held.labelled(1)),
-        tuple(train.labelled(1)) if fits else None,
+        tuple(held.labelled_feeds(1)),
+        tuple(train.labelled_feeds(1)) if fits else None,
         max(SHUFFLE_BUFFER_BYTES // max(size, 1), batch),
         batch,
     )
 
 
-def grouped(samples: Iterable[LabelledSample], batch: int) -> Iterator[list[LabelledSample]]:
+def group_by_shape(samples: Iterable[LabelledSample], batch: int) -> Iterator[list[LabelledSample]]:
     """Yield lists of at most ``batch`` samples of equal shapes."""
     open_groups: dict[tuple[tuple[int, ...], ...], list[LabelledSample]] = {}
     for sample in samples:

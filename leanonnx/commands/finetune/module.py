@@ -18,9 +18,9 @@ from onnx import numpy_helper
 from leanonnx.commands.finetune.operators.call import Operator, Operators, Tensor, TorchCall, uncovered_node
 from leanonnx.commands.finetune.operators.table import OPERATORS
 from leanonnx.errors import LeanOnnxError
-from leanonnx.graph.formats import OTHERS, float_kinds, in_float32
+from leanonnx.graph.formats import REPLACED_TYPES, convert_to_float32, float_types
 from leanonnx.graph.model import Model, first_line
-from leanonnx.graph.nodes import STANDARD, captured, holder_array, is_quantised
+from leanonnx.graph.nodes import STANDARD, captured_names, holder_array, is_quantised
 
 _Values = dict[str, Tensor]
 TensorFeed = Mapping[str, Tensor]
@@ -40,7 +40,7 @@ class ProgramStep:
     @property
     def reads(self) -> set[str]:
         """Names of the values that the node reads."""
-        return ({*self.node.input} | captured(self.node)) - {""}
+        return ({*self.node.input} | captured_names(self.node)) - {""}
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class GraphProgram:
     outputs: tuple[str, ...]
 
 
-class Network(torch.nn.Module):  # type: ignore[misc] # torch is not seen by the type checker
+class TorchNetwork(torch.nn.Module):  # type: ignore[misc] # torch is not seen by the type checker
     """A model's graph, with the named constants as parameters.
 
     Raises:
@@ -61,7 +61,7 @@ class Network(torch.nn.Module):  # type: ignore[misc] # torch is not seen by the
 
     def __init__(self, model: Model, parameters: Sequence[str], operators: Operators = OPERATORS) -> None:
         super().__init__()
-        proto = in_float32(model.proto, float_kinds(model.proto) & OTHERS)
+        proto = convert_to_float32(model.proto, float_types(model.proto) & REPLACED_TYPES)
         self.opset = model.opset
         self.names = tuple(parameters)
         program = _compile_graph(proto.graph, operators)
@@ -71,7 +71,7 @@ class Network(torch.nn.Module):  # type: ignore[misc] # torch is not seen by the
         self.steps = self._fold_constants(program.steps)
         self.steps_by_outputs: dict[tuple[str, ...], tuple[tuple[ProgramStep, tuple[str, ...]], ...]] = {}
 
-    def place(self, device: str) -> Network:
+    def place(self, device: str) -> TorchNetwork:
         """Move the module to a device; integers stay on the CPU, where shapes are computed."""
         self.to(device)
         self.fixed = {n: v.to(device) if v.is_floating_point() else v for n, v in self.fixed.items()}

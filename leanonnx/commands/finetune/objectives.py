@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from leanonnx.commands.finetune.augment import ImageInputs, augmented, mixed
+from leanonnx.commands.finetune.augment import ImageInputs, flip_and_shift, mix_samples
 from leanonnx.commands.finetune.batching import Batch
 from leanonnx.commands.finetune.losses import cross_entropy, distillation_loss, loss_scale
 from leanonnx.commands.finetune.operators.call import Tensor
@@ -53,7 +53,7 @@ def distillation_objective(
 
     def prepare(batch: Batch, labels: Tensor | None, rng: np.random.Generator, training: bool) -> tuple[Batch, Any]:
         if training and images:
-            batch = mixed(augmented(batch, images, rng), images, rng)
+            batch = mix_samples(flip_and_shift(batch, images, rng), images, rng)
         with torch.no_grad():
             return batch, teacher(batch, names)
 
@@ -88,7 +88,7 @@ def supervised_objective(
 
 def _with_labels(images: ImageInputs | None) -> Prepare:
     def prepare(batch: Batch, labels: Tensor | None, rng: np.random.Generator, training: bool) -> tuple[Batch, Any]:
-        return (augmented(batch, images, rng) if training and images else batch), labels
+        return (flip_and_shift(batch, images, rng) if training and images else batch), labels
 
     return prepare
 
@@ -137,10 +137,10 @@ def noise2self_objective(
     axes = (images.height, images.width)
 
     def prepare(batch: Batch, labels: Tensor | None, rng: np.random.Generator, training: bool) -> tuple[Batch, Any]:
-        batch = augmented(batch, images, rng) if training and augment else batch
+        batch = flip_and_shift(batch, images, rng) if training and augment else batch
         clean = batch[source]
         mask = _mask(clean, axes, rng)
-        return {**batch, source: torch.where(mask, neighbours(clean, axes), clean)}, (clean, mask)
+        return {**batch, source: torch.where(mask, mean_of_neighbours(clean, axes), clean)}, (clean, mask)
 
     def loss(outputs: Sequence[Tensor], wanted: tuple[Tensor, Tensor]) -> Tensor:
         clean, mask = wanted
@@ -161,7 +161,7 @@ def _mask(value: Tensor, axes: tuple[int, int], rng: np.random.Generator) -> Ten
     return mask.to(value.device)
 
 
-def neighbours(value: Tensor, axes: tuple[int, int]) -> Tensor:
+def mean_of_neighbours(value: Tensor, axes: tuple[int, int]) -> Tensor:
     """Mean of the four neighbours of each pixel, with reflection at the edges."""
     total = torch.zeros_like(value)
     for axis in axes:

@@ -9,16 +9,16 @@ import numpy as np
 import onnx
 import torch
 
-from leanonnx.commands.finetune.module import Network
+from leanonnx.commands.finetune.module import TorchNetwork
 from leanonnx.errors import ProofFailed
-from leanonnx.graph.formats import OTHERS, fed_in_float32, float_kinds, in_float32
+from leanonnx.graph.formats import REPLACED_TYPES, convert_feed, convert_to_float32, float_types
 from leanonnx.graph.model import Model
-from leanonnx.inputs.random import shaken
+from leanonnx.inputs.random import nudge_floats
 from leanonnx.numeric.arrays import Array
 from leanonnx.operators.facts import Trait
 from leanonnx.operators.table import names_with
-from leanonnx.proof.compare import FLOOR, relative, scales
-from leanonnx.proof.sides import NOISE, WIDEST
+from leanonnx.proof.compare import NORM_FLOOR, output_floors, relative_error
+from leanonnx.proof.sides import NOISE_FACTOR, WIDEST_BOUND
 from leanonnx.runtime.sessions import Feed, run
 
 ROUND_TRIP_BOUND = 1e-4
@@ -38,10 +38,10 @@ class RoundTrip:
 
 def to_tensors(feed: Feed) -> dict[str, torch.Tensor]:
     """Convert arrays to tensors, half precision to float32."""
-    return {name: torch.from_numpy(np.array(value)) for name, value in fed_in_float32(feed, OTHERS).items()}
+    return {name: torch.from_numpy(np.array(value)) for name, value in convert_feed(feed, REPLACED_TYPES).items()}
 
 
-def run_in_torch(network: Network, feeds: Sequence[Feed]) -> list[list[Array]]:
+def run_in_torch(network: TorchNetwork, feeds: Sequence[Feed]) -> list[list[Array]]:
     """Outputs of the torch module for each feed, computed on the device of its weights."""
     device = next((str(w.device) for w in network.weights), "cpu")
     with torch.no_grad():
@@ -51,7 +51,7 @@ def run_in_torch(network: Network, feeds: Sequence[Feed]) -> list[list[Array]]:
         ]
 
 
-def round_trip(model: Model, proto: onnx.ModelProto, network: Network, feeds: Sequence[Feed]) -> RoundTrip:
+def round_trip(model: Model, proto: onnx.ModelProto, network: TorchNetwork, feeds: Sequence[Feed]) -> RoundTrip:
     """Compare the torch module with onnxruntime, which runs ``proto`` unfused; both run half precision in float32.
 
     The bound is widened only where onnxruntime's own output moves by more when the inputs change in the last place or
@@ -65,27 +65,29 @@ def round_trip(model: Model, proto: onnx.ModelProto, network: Network, feeds: Se
     Raises:
         ProofFailed: an output differs by more than its bound.
     """
-    kinds = float_kinds(proto) & OTHERS
-    proto, feeds = in_float32(proto, kinds), [fed_in_float32(feed, kinds) for feed in feeds]
+    kinds = float_types(proto) & REPLACED_TYPES
+    proto, feeds = convert_to_float32(proto, kinds), [convert_feed(feed, kinds) for feed in feeds]
     wanted = run(proto, feeds, optimise=False, libraries=model.libraries)
     outputs = run_in_torch(network, feeds)
     floors = _floors(proto, wanted)
     errors = _errors(wanted, outputs, floors)
     bounds = np.full(errors.shape, ROUND_TRIP_BOUND)
     if (errors > ROUND_TRIP_BOUND).any():
-        moved = run(proto, [shaken(feed) for feed in feeds], optimise=False, libraries=model.libraries)
+        moved = run(proto, [nudge_floats(feed) for feed in feeds], optimise=False, libraries=model.libraries)
         fused = run(proto, feeds, libraries=model.libraries)
-        noise = NOISE * np.maximum(_errors(wanted, moved, floors), _errors(wanted, fused, floors))
-        usual = np.where(noise > WIDEST, 0.0, noise).max(axis=0)
-        bounds = np.where((noise > WIDEST) & (errors > ROUND_TRIP_BOUND), np.nan, np.maximum(usual, ROUND_TRIP_BOUND))
+        noise = NOISE_FACTOR * np.maximum(_errors(wanted, moved, floors), _errors(wanted, fused, floors))
+        usual = np.where(noise > WIDEST_BOUND, 0.0, noise).max(axis=0)
+        bounds = np.where(
+            (noise > WIDEST_BOUND) & (errors > ROUND_TRIP_BOUND), np.nan, np.maximum(usual, ROUND_TRIP_BOUND)
+        )
     usable = ~np.isnan(bounds)
     failed = (errors > bounds).any(axis=0) | ~usable.any(axis=0)
     if failed.any():
         worst = int(np.argmax(failed))
         raise ProofFailed(
             f"the round trip failed: output '{network.outputs[worst]}' is off by {errors[:, worst].max():.1e} in torch "
-            f"(allowed: {ROUND_TRIP_BOUND:.0e}, or {NOISE} times what the network makes of a change of its inputs in "
-            "the last place); nothing written; please report it with the model's operators"
+            f"(allowed: {ROUND_TRIP_BOUND:.0e}, or {NOISE_FACTOR} times what the network makes of a change of its "
+            "inputs in the last place); nothing written; please report it with the model's operators"
         )
     return RoundTrip(
         float(errors[usable].max(initial=0.0)), float(np.nanmax(bounds, initial=ROUND_TRIP_BOUND)), len(feeds)
@@ -99,8 +101,8 @@ def _floors(proto: onnx.ModelProto, wanted: list[list[Array]]) -> list[float]:
     """
     producers = {name: node.op_type for node in proto.graph.node for name in node.output}
     floors = []
-    for k, (floor, value) in enumerate(zip(scales(wanted), proto.graph.output, strict=True)):
-        least = FLOOR * wanted[0][k].size ** 0.5 if producers.get(value.name) in PROBABILITY_OPERATORS else 0.0
+    for k, (floor, value) in enumerate(zip(output_floors(wanted), proto.graph.output, strict=True)):
+        least = NORM_FLOOR * wanted[0][k].size ** 0.5 if producers.get(value.name) in PROBABILITY_OPERATORS else 0.0
         floors.append(max(floor, least))
     return floors
 
@@ -108,5 +110,5 @@ def _floors(proto: onnx.ModelProto, wanted: list[list[Array]]) -> list[float]:
 def _errors(wanted: list[list[Array]], outputs: list[list[Array]], floors: list[float]) -> Array:
     """Relative error of each output [inputs, outputs]."""
     pairs = zip(wanted, outputs, strict=True)
-    rows = [[relative(a, b, floor) for a, b, floor in zip(w, o, floors, strict=True)] for w, o in pairs]
+    rows = [[relative_error(a, b, floor) for a, b, floor in zip(w, o, floors, strict=True)] for w, o in pairs]
     return np.array(rows).reshape(len(wanted), -1)

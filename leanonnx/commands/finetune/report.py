@@ -20,7 +20,7 @@ from leanonnx.commands.finetune.rows import (
 from leanonnx.commands.finetune.steps import PruningStep, PruningSteps
 from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.evaluation.tally import Deviation
-from leanonnx.formatting import finite
+from leanonnx.formatting import json_value
 from leanonnx.reporting.builders import worst_channel
 
 
@@ -45,16 +45,16 @@ def _step_row(number: int, step: PruningStep, metric: str) -> StepRow:
 
 
 def _training_row(result: FinetuneResult) -> TrainingRow:
-    trained = result.trained
+    trained = result.training
     return TrainingRow(
         strategy=result.strategy,
         epochs=len(trained.history),
         best_epoch=trained.best_epoch,
         resumed_epoch=trained.resumed,
-        loss=tuple(EpochLoss(finite(train), finite(held_out)) for train, held_out in trained.history),
+        loss=tuple(EpochLoss(json_value(train), json_value(held_out)) for train, held_out in trained.history),
         held_out=HeldOutRow(
             samples=result.samples[1],
-            loss=LossChange(finite(trained.before), finite(trained.after)),
+            loss=LossChange(json_value(trained.before), json_value(trained.after)),
             reference=str(result.reference),
             metric=result.after.metric,
             before=_fidelity_row(result.before),
@@ -62,8 +62,8 @@ def _training_row(result: FinetuneResult) -> TrainingRow:
         ),
         samples=result.samples[0],
         parameters=result.parameters,
-        batches=result.way,
-        round_trip=ParityRows(_parity_row(result.trips[0]), _parity_row(result.trips[1])),
+        batches=result.batch_mode,
+        round_trip=ParityRows(_parity_row(result.round_trips[0]), _parity_row(result.round_trips[1])),
         seconds=dict(result.seconds),
         warnings=tuple(result.warnings),
     )
@@ -75,15 +75,15 @@ def _parity_row(trip: RoundTrip) -> ParityRow:
 
 def _fidelity_row(fidelity: Fidelity) -> TrainedFidelityRow:
     outputs = {deviation.output: _output_row(deviation) for deviation in fidelity.outputs}
-    return TrainedFidelityRow(outputs, finite(fidelity.after))
+    return TrainedFidelityRow(outputs, json_value(fidelity.after))
 
 
 def _output_row(deviation: Deviation) -> TrainedOutputRow:
     return TrainedOutputRow(
-        relative_l2=finite(deviation.relative_l2),
-        psnr=finite(deviation.psnr),
-        top1=finite(deviation.top1),
-        top5=finite(deviation.top5),
+        relative_l2=json_value(deviation.relative_l2),
+        psnr=json_value(deviation.psnr),
+        top1=json_value(deviation.top1),
+        top5=json_value(deviation.top5),
         broken=deviation.broken,
         silent=deviation.silent,
         reshaped=deviation.reshaped,

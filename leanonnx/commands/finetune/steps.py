@@ -20,12 +20,12 @@ from leanonnx.commands.finetune.process_group import ProcessGroup, join_processe
 from leanonnx.errors import OptionError
 from leanonnx.selection.metrics import Budget, Metric
 from leanonnx.spelling import option
-from leanonnx.system.clock import Progress, quiet
-from leanonnx.system.outputs import check_writable, publish, temporary_beside
+from leanonnx.system.clock import Progress, ignore_progress
+from leanonnx.system.outputs import check_writable, publish, temporary_folder_beside
 
 
 @dataclass(frozen=True)
-class Schedule:
+class PruningSchedule:
     """``count`` steps to ``compression.budget`` (of the original); ``folder``: where the steps' files are kept."""
 
     count: int
@@ -57,8 +57,8 @@ def finetune_in_steps(
     teacher: Path | None,
     data: Path,
     options: driver.FinetuneOptions,
-    schedule: Schedule,
-    progress: Progress = quiet,
+    schedule: PruningSchedule,
+    progress: Progress = ignore_progress,
 ) -> PruningSteps | None:
     """Compress a model step by step and train it after each step; None if another process writes it.
 
@@ -81,7 +81,7 @@ def finetune_in_steps(
     group = join_processes(options.device)
     try:
         with ExitStack() as stack:
-            folder = stack.enter_context(temporary_beside(target))
+            folder = stack.enter_context(temporary_folder_beside(target))
             draft = folder / target.name
             steps = _run_steps(source, draft, teacher or source, data, options, schedule, group, progress)
             if not group.is_leader:
@@ -104,7 +104,7 @@ def _run_steps(
     teacher: Path,
     data: Path,
     options: driver.FinetuneOptions,
-    schedule: Schedule,
+    schedule: PruningSchedule,
     group: ProcessGroup,
     progress: Progress,
 ) -> list[PruningStep]:
@@ -123,7 +123,7 @@ def _run_steps(
             share *= metric.count(compressed.after) / max(metric.count(compressed.before), 1)
             current = compact
         trained = draft if k == schedule.count else draft.with_name(f"step-{k:02}.onnx")
-        result = driver.finetune(current, trained, teacher, data, _for_step(options, k), step_progress, group)
+        result = driver.run_finetune(current, trained, teacher, data, _for_step(options, k), step_progress, group)
         assert result is not None  # every process of the group gets a result
         steps.append(PruningStep(wanted, share, trained, result))
         current = trained
@@ -132,7 +132,7 @@ def _run_steps(
 
 def _cost(path: Path, options: driver.FinetuneOptions, metric: Metric) -> float:
     dag = inspect(path, options.shapes, libraries=options.libraries)
-    return float(metric.count(cost_model(dag)(dag.whole)))
+    return float(metric.count(cost_model(dag)(dag.all_alive)))
 
 
 def _for_step(options: driver.FinetuneOptions, number: int) -> driver.FinetuneOptions:
@@ -153,7 +153,7 @@ def _step_progress(progress: Progress, step: str) -> Callable[..., None]:
     return report
 
 
-def _final_path(schedule: Schedule, path: Path | None, draft: Path, target: Path) -> Path | None:
+def _final_path(schedule: PruningSchedule, path: Path | None, draft: Path, target: Path) -> Path | None:
     """Final path of a step's file; None if it is not kept."""
     if path == draft:
         return target

@@ -9,15 +9,15 @@ from rich.table import Table
 from rich.text import Text
 
 from leanonnx.commands.finetune.rows import FinetuneReport, HeldOutRow, StepRow, TrainedOutputRow
-from leanonnx.formatting import counted
+from leanonnx.formatting import count_text
 from leanonnx.reporting.tables import warning_lines
 
 
 def finetune_tables(report: FinetuneReport, output: str) -> RenderableType:
     """The tables of ``leanonnx finetune``; ``output`` is the path as given."""
     training = report.training
-    amount = f"{counted(training.samples, 'sample')}, {counted(training.epochs, 'epoch')}"
-    head = f"{training.strategy}: {counted(training.parameters, 'parameter')} trained on {amount}"
+    amount = f"{count_text(training.samples, 'sample')}, {count_text(training.epochs, 'epoch')}"
+    head = f"{training.strategy}: {count_text(training.parameters, 'parameter')} trained on {amount}"
     error = f"{training.round_trip.after.max_relative_error:.1e}"
     end = f"Wrote {output}: epoch {training.best_epoch}, torch and onnxruntime agree to {error}"
     steps = [_step_line(step) for step in report.steps or ()]
@@ -28,7 +28,7 @@ def finetune_tables(report: FinetuneReport, output: str) -> RenderableType:
 def _held_out_table(row: HeldOutRow) -> Table:
     """Loss, metric and deviation on held-out samples, before and after training."""
     table = Table(box=None, pad_edge=False)
-    table.add_column(f"on {counted(row.samples, 'held-out sample')}", justify="left")
+    table.add_column(f"on {count_text(row.samples, 'held-out sample')}", justify="left")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
     table.add_row("loss", _cell(row.loss.before, "{:.4g}"), _cell(row.loss.after, "{:.4g}"))

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 
 import onnx
 
-from leanonnx.graph.formats import FLOATS
+from leanonnx.graph.formats import FLOAT_TYPES
 from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import attribute
 from leanonnx.operators.facts import Family, Trait
 from leanonnx.operators.table import names_of, names_with
-from leanonnx.proof.decisions import behind_decisions, decided
+from leanonnx.proof.decisions import behind_decisions, discrete_outputs
 from leanonnx.runtime.observation import Shapes
 
 SOFTMAX_OPERATORS = names_of(Family.SOFTMAX)
 SATURATING_OPERATORS = names_with(Trait.PROBABILITY) & names_of(Family.UNARY)
 """Operators whose output saturates where the input is large."""
-TRANSPARENT = names_with(Trait.PASSES_FIRST)
+PASSING_FIRST = names_with(Trait.PASSES_FIRST)
 INNER_TARGET_OPERATORS = names_with(Trait.COMPARED_INSIDE)
 """Operators whose outputs can be inner targets."""
 MAX_INNER_TARGETS = 12
@@ -37,15 +37,17 @@ class DistillationTarget:
 
 def output_targets(model: Model, shapes: Shapes) -> tuple[DistillationTarget, ...]:
     """The float tensors behind each graph output: the inputs of a final Softmax or Sigmoid, or of a decision."""
-    floats = [value.name for value in model.proto.graph.output if value.type.tensor_type.elem_type in FLOATS]
-    targets = [_target_behind(model, name, shapes) for name in (*floats, *behind_decisions(model, decided(model)))]
+    floats = [value.name for value in model.proto.graph.output if value.type.tensor_type.elem_type in FLOAT_TYPES]
+    targets = [
+        _target_behind(model, name, shapes) for name in (*floats, *behind_decisions(model, discrete_outputs(model)))
+    ]
     return tuple({target.name: target for target in targets if target.name in shapes}.values())
 
 
 def _target_behind(model: Model, name: str, shapes: Shapes) -> DistillationTarget:
     """The target behind a float tensor."""
     node = _producer(model, name)
-    while node is not None and node.op_type in TRANSPARENT:
+    while node is not None and node.op_type in PASSING_FIRST:
         name, node = node.input[0], _producer(model, node.input[0])
     rank = len(shapes.get(name, ()))
     if node is not None and node.op_type in SOFTMAX_OPERATORS and rank:
@@ -71,7 +73,7 @@ def common_targets(teacher: Model, student: Model, ours: Shapes, theirs: Shapes)
         theirs: shapes of the teacher's.
     """
     same = {name for name, shape in ours.items() if theirs.get(name) == shape}
-    floats = {value.name for value in student.proto.graph.output if value.type.tensor_type.elem_type in FLOATS}
+    floats = {value.name for value in student.proto.graph.output if value.type.tensor_type.elem_type in FLOAT_TYPES}
     outputs = [target for target in output_targets(student, ours) if target.name in same]
     if len(outputs) < len(output_targets(student, ours)):
         outputs += [DistillationTarget(name, 1 if len(ours[name]) == 2 else None) for name in sorted(floats & same)]

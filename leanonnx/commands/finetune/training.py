@@ -14,7 +14,7 @@ import torch
 
 from leanonnx.commands.finetune.batching import Batch, BatchedNetwork, stack_feeds
 from leanonnx.commands.finetune.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from leanonnx.commands.finetune.loading import LabelledSample, Loader, grouped
+from leanonnx.commands.finetune.loading import LabelledSample, Loader, group_by_shape
 from leanonnx.commands.finetune.objectives import Objective
 from leanonnx.commands.finetune.operators.call import Tensor
 from leanonnx.commands.finetune.process_group import ProcessGroup
@@ -37,7 +37,7 @@ UNLIMITED_EPOCHS = 1 << 30
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """Settings of a training.
 
     ``epochs``: None for as many as fit into ``minutes`` or, without these, as give ``DEFAULT_STEPS`` steps; ``rate``:
@@ -75,7 +75,12 @@ class _Training:
     """State of a running training: the student, its optimizer and the elapsed time."""
 
     def __init__(
-        self, student: BatchedNetwork, objective: Objective, loader: Loader, settings: Settings, group: ProcessGroup
+        self,
+        student: BatchedNetwork,
+        objective: Objective,
+        loader: Loader,
+        settings: TrainingSettings,
+        group: ProcessGroup,
     ) -> None:
         self.student, self.objective, self.loader = student, objective, loader
         self.settings, self.group = settings, group
@@ -180,7 +185,7 @@ class _Training:
         self.network.restore(round_to_kinds(own, kinds))
         total, count = 0.0, 0
         with torch.no_grad():
-            for k, samples in enumerate(grouped(self.loader.held_out, self.settings.batch)):
+            for k, samples in enumerate(group_by_shape(self.loader.held_out, self.settings.batch)):
                 rng = np.random.default_rng((HELD_OUT_SEED, k))
                 loss = self.batch_loss(self.student, samples, rng, training=False)
                 total, count = total + float(loss) * len(samples), count + len(samples)
@@ -222,7 +227,7 @@ def train(
     student: BatchedNetwork,
     objective: Objective,
     loader: Loader,
-    settings: Settings,
+    settings: TrainingSettings,
     group: ProcessGroup,
     run: str,
     kinds: dict[str, Any],

@@ -28,7 +28,7 @@ WEIGHT_CARRIERS = names_with(Trait.CARRIES)
 """Operators between a weight and the layer that reads it."""
 
 
-def trainable(model: Model) -> tuple[str, ...]:
+def trainable_constants(model: Model) -> tuple[str, ...]:
     """Names of the constants to train, sorted."""
     floats = {name for name in model.holders if _is_float(model, name)}
     return tuple(sorted(name for name in floats if _is_weight(model, name, name)))
@@ -62,7 +62,7 @@ def _is_vector(value: Array) -> bool:
     return value.size > 1 and max(value.shape, default=1) == value.size
 
 
-def put_back(proto: onnx.ModelProto, values: Mapping[str, Array]) -> onnx.ModelProto:
+def replace_constants(proto: onnx.ModelProto, values: Mapping[str, Array]) -> onnx.ModelProto:
     """Return a copy of a model with new values of some constants, rounded to their stored types."""
     result = onnx.ModelProto()
     result.CopyFrom(proto)

@@ -15,7 +15,7 @@ from pathlib import Path
 from distributed import Client, Future, as_completed
 
 from leanonnx.commands.sweep.rows import OutcomeRow
-from leanonnx.commands.sweep.worker import MADE, Answers, Task, calibration_path, made_here
+from leanonnx.commands.sweep.worker import MADE, Answers, Task, calibration_path, make_locally
 from leanonnx.data.files import sample_files
 from leanonnx.errors import BUG, OptionError
 from leanonnx.spelling import option
@@ -28,7 +28,7 @@ CONNECT_SECONDS = 20
 """Timeout for an answer of the scheduler, and of a first worker."""
 
 
-def made_on(tasks: Sequence[Task], work: Path, address: str) -> Answers:
+def make_on_cluster(tasks: Sequence[Task], work: Path, address: str) -> Answers:
     """Carry out tasks, which differ only in model and budget, on the workers of a scheduler; see ``make_locally``.
 
     Raises:
@@ -37,11 +37,11 @@ def made_on(tasks: Sequence[Task], work: Path, address: str) -> Answers:
     if not tasks:
         return
     with _connect(address) as client:
-        (shared,) = client.scatter([packed(shared_files(tasks[0]))], hash=False)
+        (shared,) = client.scatter([pack(shared_files(tasks[0]))], hash=False)
         models = {}
         for task in tasks:
             if task.source not in models:
-                (models[task.source],) = client.scatter([packed(model_files(task))], hash=False)
+                (models[task.source],) = client.scatter([pack(model_files(task))], hash=False)
         futures = {
             client.submit(_run_on_worker, task, models[task.source], shared, pure=False): index
             for index, task in enumerate(tasks)
@@ -58,14 +58,14 @@ def _run_on_worker(task: Task, model: Parcel, shared: Parcel) -> tuple[OutcomeRo
     with tempfile.TemporaryDirectory(prefix="leanonnx-") as name:
         given, work = Path(name) / "given", Path(name) / "work"
         unpack({**model, **shared}, given)
-        there = moved(task, given)
-        ((_, row),) = made_here([there], work, threads=1)
+        there = with_files_in(task, given)
+        ((_, row),) = make_locally([there], work, threads=1)
         for here, path in ((task.source, there.source), (task.options.calib, there.options.calib)):
             row = replace(
                 row, message=row.message.replace(str(path), str(here))
             )  # users do not know the worker's paths
         made = work / "0" / MADE
-        return row, packed({file.name: file for file in made.iterdir()})
+        return row, pack({file.name: file for file in made.iterdir()})
 
 
 def worker_version() -> str:
@@ -131,7 +131,7 @@ def shared_files(task: Task) -> dict[str, Path]:
     }
 
 
-def moved(task: Task, given: Path) -> Task:
+def with_files_in(task: Task, given: Path) -> Task:
     """Return a task with its paths replaced by those in a folder."""
     options, calib = task.options, calibration_path(task.options)
     options = replace(
@@ -144,7 +144,7 @@ def moved(task: Task, given: Path) -> Task:
     return replace(task, source=given / MODEL / task.source.name, external=(), rules=rules, options=options)
 
 
-def packed(files: Mapping[str, Path]) -> Parcel:
+def pack(files: Mapping[str, Path]) -> Parcel:
     """Read files into a parcel."""
     return {place: file.read_bytes() for place, file in files.items()}
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from leanonnx.commands.sweep.files import csv_text, json_text
-from leanonnx.commands.sweep.journal import JOURNAL, Journal, claimed
+from leanonnx.commands.sweep.journal import JOURNAL, Journal, claim_folder
 from leanonnx.commands.sweep.report import curve_row, point_row, sweep_report
 from leanonnx.commands.sweep.request import Subject, SweepRequest, header, subjects
 from leanonnx.commands.sweep.rows import JournalRow, OutcomeRow, PointKey, PointRow, SweepReport
@@ -28,11 +28,11 @@ from leanonnx.errors import USER_ERROR, UserError
 from leanonnx.graph.model import Model, load
 from leanonnx.reporting.builders import latency_row
 from leanonnx.runtime.observation import observe
-from leanonnx.runtime.providers import prepare
+from leanonnx.runtime.providers import prepare_provider
 from leanonnx.runtime.sessions import Feed, RunFailed
-from leanonnx.runtime.subprocess_timing import measured
+from leanonnx.runtime.subprocess_timing import compare_in_subprocess
 from leanonnx.selection.search import SECONDS
-from leanonnx.system.clock import Progress, quiet
+from leanonnx.system.clock import Progress, ignore_progress
 from leanonnx.system.outputs import data_file, write_file
 
 MODELS_FOLDER, WORK_FOLDER = "models", ".making"
@@ -47,7 +47,9 @@ Draw = Callable[[SweepReport, Path], dict[str, str]]
 """Draws the curves of a report into a folder; returns the files by kind."""
 
 
-def sweep(request: SweepRequest, make: Make, draw: Draw | None = None, progress: Progress = quiet) -> SweepReport:
+def run_sweep(
+    request: SweepRequest, make: Make, draw: Draw | None = None, progress: Progress = ignore_progress
+) -> SweepReport:
     """Write the trade-off curves of models to a folder; points that it contains already are kept.
 
     Args:
@@ -60,9 +62,9 @@ def sweep(request: SweepRequest, make: Make, draw: Draw | None = None, progress:
         UserError: wrong options, no point can be made with them, or the folder is in use or holds another sweep.
     """
     models = subjects(request)
-    if request.options.measures and request.options.setting.on_device:
-        prepare(request.options.setting)
-    with claimed(request.folder):
+    if request.options.measures and request.options.setting.uses_gpu:
+        prepare_provider(request.options.setting)
+    with claim_folder(request.folder):
         shutil.rmtree(request.folder / WORK_FOLDER, ignore_errors=True)
         if request.restart:
             _remove_sweep(request.folder)
@@ -164,11 +166,13 @@ class _Sweep:
         with machine_alone():
             began = time.time()
             try:
-                comparison = measured(model.path, self.candidate(key), feed, setting, SECONDS, options.seed)
+                comparison = compare_in_subprocess(
+                    model.path, self.candidate(key), feed, setting, SECONDS, options.seed
+                )
             except RunFailed as error:
                 warnings = (*candidate.warnings, f"latency could not be measured: {error}")
                 return replace(outcome, candidate=replace(candidate, warnings=warnings))
-            candidate = replace(candidate, latency=latency_row(comparison, setting.resolved))
+            candidate = replace(candidate, latency=latency_row(comparison, setting.with_thread_count))
             return replace(outcome, candidate=candidate, measured=(began, time.time()))
 
     def _note(self, key: PointKey, outcome: OutcomeRow, done: bool) -> None:

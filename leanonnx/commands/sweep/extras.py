@@ -6,7 +6,7 @@ from functools import partial
 from importlib.util import find_spec
 
 from leanonnx.commands.sweep.driver import Draw
-from leanonnx.commands.sweep.worker import Make, made_here
+from leanonnx.commands.sweep.worker import Make, make_locally
 from leanonnx.errors import OptionError
 from leanonnx.selection.metrics import Metric
 from leanonnx.spelling import option, option_list
@@ -31,18 +31,18 @@ def maker(metric: Metric, jobs: int | None, dask: str | None, points: int) -> Ma
                 f"{option(metric.option)} measures as it searches, one point at a time on this machine; leave out "
                 f"{option_list('dask', 'jobs')}"
             )
-        return made_here
+        return make_locally
     if dask is None:
         cores = available_cores()
         jobs = jobs or min(cores, points)
-        return partial(made_here, jobs=jobs, threads=max(1, cores // jobs))
+        return partial(make_locally, jobs=jobs, threads=max(1, cores // jobs))
     if jobs:
         raise OptionError(f"{option('dask')}: the cluster says how much runs at once; leave out {option('jobs')}")
     if find_spec("distributed") is None:
         raise OptionError(f"{option('dask')} needs Dask; install it with pip install 'leanonnx[dask]'")
-    from leanonnx.commands.sweep.cluster import made_on
+    from leanonnx.commands.sweep.cluster import make_on_cluster
 
-    return partial(made_on, address=dask)
+    return partial(make_on_cluster, address=dask)
 
 
 def plotter() -> Draw | None:

@@ -19,7 +19,7 @@ from leanonnx.commands.sweep.rows import HeaderRow, JournalRow, PointKey
 from leanonnx.errors import OptionError, OutputError
 from leanonnx.reporting.encoding import Json, from_json, to_json
 from leanonnx.spelling import option
-from leanonnx.system.outputs import unwritten
+from leanonnx.system.outputs import is_write_error
 
 LOCK, JOURNAL = ".sweep.lock", "journal.jsonl"
 HEADER, MODELS = "header", "models"
@@ -27,7 +27,7 @@ HEADER, MODELS = "header", "models"
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claim_folder(folder: Path) -> Iterator[None]:
     """Lock a folder for this process; it is created if missing, and removed again if nothing is written to it.
 
     The operating system releases the lock when the process ends, however it ends.
@@ -56,7 +56,7 @@ def claimed(folder: Path) -> Iterator[None]:
             f"{option('out')}"
         ) from error
     except OSError as error:
-        if not unwritten(error, folder):
+        if not is_write_error(error, folder):
             raise
         raise _write_error(folder, error) from error
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-FEWEST = 3
+MIN_KNEE_POINTS = 3
 """Least number of points besides the original for a knee."""
 SENSITIVITY = 1.0
 """Kneedle's sensitivity: larger values need a larger fall after the knee."""
@@ -25,7 +25,7 @@ def knee(left: Sequence[float], deviation: Sequence[float]) -> int | None:
         left: remaining share of the original at each point, for example of its time; 1 is the original.
         deviation: deviation of each point from the original, which starts the curve at (1, 0).
     """
-    if len(left) < FEWEST:
+    if len(left) < MIN_KNEE_POINTS:
         return None
     gain, cost = _scale_to_unit([0.0, *(1 - share for share in left)]), _scale_to_unit([0.0, *deviation])
     order = np.argsort(gain, kind="stable")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from leanonnx.commands.sweep.knee import FEWEST, knee
+from leanonnx.commands.sweep.knee import MIN_KNEE_POINTS, knee
 from leanonnx.commands.sweep.rows import (
     ConditionsRow,
     CurveRow,
@@ -85,7 +85,11 @@ def _knee_row(points: Sequence[PointRow], metric: str) -> KneeRow:
     errors = [mean_relative_error(point) for point in points]
     index = knee([remaining(point, axis) for point in points], errors)
     if index is None:
-        reason = f"fewer than {FEWEST} points" if len(points) < FEWEST else "the curve has no bend that stands out"
+        reason = (
+            f"fewer than {MIN_KNEE_POINTS} points"
+            if len(points) < MIN_KNEE_POINTS
+            else "the curve has no bend that stands out"
+        )
         return KneeRow(None, axis, None, reason)
     asked, sure = points[index].asked, _knee_share(points, errors, index) if axis == LATENCY else 1.0
     if sure >= MIN_KNEE_SHARE:

@@ -13,12 +13,12 @@ from leanonnx.commands.sweep.rows import ConditionsRow, HeaderRow, SubjectRow
 from leanonnx.commands.sweep.worker import Task, calibration_path
 from leanonnx.data.files import sample_files
 from leanonnx.errors import ModelError
-from leanonnx.graph.formats import float_kinds
+from leanonnx.graph.formats import float_types
 from leanonnx.graph.model import load
 from leanonnx.graph.storage import digest
 from leanonnx.selection.metrics import Budget
 from leanonnx.spelling import current_spelling
-from leanonnx.system.cores import processor
+from leanonnx.system.cores import processor_name
 from leanonnx.version import __version__
 
 
@@ -89,7 +89,7 @@ def subjects(request: SweepRequest) -> list[Subject]:
         except ModelError as error:
             by_name[name] = Subject(name, path, error=error)
         else:
-            target = resolved_target(request.options, float_kinds(model.proto)).name
+            target = resolved_target(request.options, float_types(model.proto)).name
             by_name[name] = Subject(name, path, model.sha256, model.external_files, target)
     errors = [subject.error for subject in by_name.values() if subject.error]
     if len(errors) == len(by_name):
@@ -110,8 +110,8 @@ def header(request: SweepRequest, models: Iterable[Subject]) -> HeaderRow:
         measured=options.measures,
         models_saved=request.save_models,
         provider=options.setting.provider,
-        threads=options.setting.resolved.threads,
-        processor=processor() if options.measures else "",
+        threads=options.setting.with_thread_count.threads,
+        processor=processor_name() if options.measures else "",
         images=options.images if options.calib else None,
         calib_sha256=_files_digest(*sample_files(calib)) if calib else None,
         rules_sha256=_files_digest(request.rules) if request.rules else None,

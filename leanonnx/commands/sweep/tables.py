@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from leanonnx.commands.sweep.rows import CurveRow, KneeRow, PointRow, SweepReport
-from leanonnx.formatting import counted
+from leanonnx.formatting import count_text
 from leanonnx.reporting.tables import warning_lines
 from leanonnx.selection.metrics import METRICS
 from leanonnx.spelling import option
@@ -108,7 +108,7 @@ def _condition_lines(report: SweepReport) -> list[RenderableType]:
     if report.measured:
         lines += [
             f"ms, speed-up: median before → after and its ratio with 95 % interval, {conditions.provider}, "
-            f"{counted(conditions.threads, 'thread')}, {conditions.processor}; one point at a time, on the machine "
+            f"{count_text(conditions.threads, 'thread')}, {conditions.processor}; one point at a time, on the machine "
             "that runs sweep."
         ]
     else:

@@ -17,9 +17,9 @@ from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.commands.compress.report import compression_report
 from leanonnx.commands.sweep.report import RANDOM_INPUTS
 from leanonnx.commands.sweep.rows import CandidateRow, OutcomeRow, SourcedFidelity
-from leanonnx.data.samples import made_data
+from leanonnx.data.samples import data_from_feeds
 from leanonnx.errors import BUG, NO_MEMORY, USER_ERROR, DataError, LeanOnnxError
-from leanonnx.evaluation.deviation import Fidelity, compare
+from leanonnx.evaluation.deviation import Fidelity, compare_outputs
 from leanonnx.evaluation.slices import channel_axes
 from leanonnx.evaluation.tally import Deviation
 from leanonnx.inputs.synthetic import smooth_inputs
@@ -27,7 +27,7 @@ from leanonnx.reporting.builders import fidelity_row
 from leanonnx.reporting.encoding import from_json, to_json
 from leanonnx.rules.table import DEFAULT_RULES
 from leanonnx.rules.user import read_rules
-from leanonnx.runtime.sessions import RunFailed, claim_process, limited
+from leanonnx.runtime.sessions import RunFailed, claim_process, thread_limit
 from leanonnx.spelling import Spelling, spelled_for
 from leanonnx.system import processes
 
@@ -68,7 +68,7 @@ Make = Callable[[Sequence[Task], Path], Answers]
 """Carries out tasks; see ``make_locally``."""
 
 
-def made(task: Task, folder: Path) -> OutcomeRow:
+def make_candidate(task: Task, folder: Path) -> OutcomeRow:
     """Compress a model into a folder and return the outcome.
 
     ``code`` and ``message`` are those of ``leanonnx compress``: 0 and empty, or why there is no model.
@@ -108,10 +108,12 @@ def _deviation(
         same = tuple(Deviation(value.name, 0.0) for value in model.proto.graph.output)
         return SourcedFidelity("nothing: it is the original", fidelity_row(Fidelity(0, same)))
     dag, name = result.dag, RANDOM_INPUTS
-    data = made_data(name, model, dag.shapes, smooth_inputs(model, dag.shapes, task.options.seed, DEVIATION_SAMPLES))
+    data = data_from_feeds(
+        name, model, dag.shapes, smooth_inputs(model, dag.shapes, task.options.seed, DEVIATION_SAMPLES)
+    )
     try:
-        (deviation,) = compare(
-            model, model.path, [target], data, replaced=dag.observation.replaced, axes=channel_axes(dag)
+        (deviation,) = compare_outputs(
+            model, model.path, [target], data, replaced=dag.observation.replaced_formats, axes=channel_axes(dag)
         )
     except (RunFailed, DataError) as error:
         warnings.append(f"the deviation could not be measured: {error}")
@@ -119,7 +121,7 @@ def _deviation(
     return SourcedFidelity(name, fidelity_row(deviation))
 
 
-def made_here(tasks: Sequence[Task], work: Path, jobs: int = 1, threads: int = 0) -> Answers:
+def make_locally(tasks: Sequence[Task], work: Path, jobs: int = 1, threads: int = 0) -> Answers:
     """Carry out tasks on this machine, each in a process of its own.
 
     Files of task ``k`` are in ``work``/k/made.  A process that dies affects no other; its row has the code of a bug.
@@ -138,25 +140,25 @@ def made_here(tasks: Sequence[Task], work: Path, jobs: int = 1, threads: int = 0
                 index, task = waiting.pop()
                 running[index] = _start(task, work / str(index), threads)
             for index in [index for index, process in running.items() if process.poll() is not None]:
-                processes.stop(running[index])
+                processes.stop_process(running[index])
                 yield index, _outcome(running.pop(index), work / str(index))
             time.sleep(POLL_SECONDS)
     finally:
         for process in running.values():
-            processes.stop(process)
+            processes.stop_process(process)
 
 
 def _start(task: Task, folder: Path, threads: int) -> processes.Process:
     (folder / MADE).mkdir(parents=True)
     (folder / TASK).write_bytes(pickle.dumps((task, threads)))
-    return processes.start(WORKER_ENTRY, folder, threads)
+    return processes.start_process(WORKER_ENTRY, folder, threads)
 
 
 def _outcome(process: processes.Process, folder: Path) -> OutcomeRow:
     """The outcome of a process that has ended."""
     if process.returncode == 0:
         return from_json(OutcomeRow, json.loads((folder / ANSWER).read_text()))
-    return OutcomeRow(BUG, f"the process that compresses {processes.ending(process, folder)}")
+    return OutcomeRow(BUG, f"the process that compresses {processes.describe_exit(process, folder)}")
 
 
 def run_task(folder: Path) -> None:
@@ -168,6 +170,6 @@ def run_task(folder: Path) -> None:
     claim_process()
     gc.disable()  # as in the command line: there is little garbage to collect
     task, threads = pickle.loads((folder / TASK).read_bytes())
-    with limited(threads):
-        outcome = made(task, folder / MADE)
+    with thread_limit(threads):
+        outcome = make_candidate(task, folder / MADE)
     (folder / ANSWER).write_text(json.dumps(to_json(outcome)))
