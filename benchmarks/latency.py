@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.common import COMMAND, Row, build, environment, load, progress, run, save
 from benchmarks.latency_page import write_page
-from leanonnx.commands.compress.pipeline import inspect
+from leanonnx.commands.compress.pipeline import load_dag
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import Feed
 from leanonnx.runtime.subprocess_timing import compare_in_subprocess
@@ -110,7 +110,7 @@ def _macs(path: Path) -> int:
 
 def measure(name: str, source: Path, python: Path | None, folder: Path, seconds: float) -> Row:
     """All cells of one network, its noise against itself, and what a latency budget gives."""
-    feed = inspect(source).observation.feeds
+    feed = load_dag(source).observation.feeds
     copy, target = folder / "copy.onnx", folder / "out.onnx"
     shutil.copyfile(source, copy)
     alike = {str(threads): timed(source, copy, feed, threads, seconds) for threads in THREADS}
@@ -147,7 +147,7 @@ def measure_all(zoo: Path, python: Path | None, seconds: float) -> None:
             save("latency", data)
         source, target = zoo / f"{MSD}.onnx", Path(work) / "out.onnx"
         data["msd"] = compress(source, target, *MSD_OPTIONS, "--threads", "1")
-        data["msd"] |= timed(source, target, inspect(source).observation.feeds, 1, 4 * seconds)
+        data["msd"] |= timed(source, target, load_dag(source).observation.feeds, 1, 4 * seconds)
     save("latency", data)
 
 

@@ -11,10 +11,10 @@ from typing import Any, TypeVar, get_args
 from leanonnx.errors import OptionError
 from leanonnx.spelling import option, option_list
 
-T = TypeVar("T")
+Given = TypeVar("Given")
 
 
-def exactly_one(given: Mapping[str, T | None], example: str) -> tuple[str, T]:
+def exactly_one(given: Mapping[str, Given | None], example: str) -> tuple[str, Given]:
     """Name and value of the one option that is given; the others are None.
 
     Raises:

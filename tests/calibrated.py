@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from leanonnx.analysis.closure import Closure
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.commands.compress.pipeline import inspect
+from leanonnx.commands.compress.pipeline import load_dag
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.surgery.operate import apply_patch
 from leanonnx.surgery.patch import plan_patch
@@ -34,7 +34,7 @@ def net(interface: str, constants: str, body: str, seed: int = 0, opset: int = 1
 def analysed(proto: onnx.ModelProto) -> ChannelDag:
     """The channel DAG of a model; its file does not outlive this call."""
     with tempfile.TemporaryDirectory() as folder:
-        return inspect(saved(proto, Path(folder) / "model.onnx"))
+        return load_dag(saved(proto, Path(folder) / "model.onnx"))
 
 
 @cache

@@ -84,7 +84,7 @@ def _sessions() -> Iterator[None]:
 @pytest.fixture
 def points_made_within(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sweeps make their candidates in this process."""
-    monkeypatch.setattr("leanonnx.cli.sweep.made_here", made_within)
+    monkeypatch.setattr("leanonnx.commands.sweep.extras.made_here", made_within)
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def briefly() -> Iterator[None]:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sweeps draw no curves."""
-    monkeypatch.setattr("leanonnx.cli.sweep._drawing", lambda: lambda row, folder: {})
+    monkeypatch.setattr("leanonnx.cli.sweep.plotter", lambda: lambda row, folder: {})
 
 
 @pytest.fixture(scope="session")

@@ -245,7 +245,7 @@ def _json_object(done: Done) -> dict[str, Any]:
 
 def compressed(source: Path, target: Path, keep: float = 0.5, **settings: Any) -> pipeline.CompressResult:
     """``leanonnx compress`` in this process, budget in kernels."""
-    return pipeline.compress(source, target, Options(Budget("kernels", keep), **settings))
+    return pipeline.compress_file(source, target, Options(Budget("kernels", keep), **settings))
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from leanonnx.commands.compress.pipeline import CompressResult, compress
+from leanonnx.commands.compress.pipeline import CompressResult, compress_file
 from tests.helpers import Options, build, saved
 
 Edit = Callable[[np.ndarray], None]
@@ -40,7 +40,7 @@ def put(number: float, *index: Any) -> Edit:
 def minimal(proto: onnx.ModelProto, folder: Path, **options: Any) -> tuple[CompressResult, onnx.ModelProto]:
     """The model written by ``--exact``, proven tightly."""
     source, target = saved(proto, folder / "in.onnx"), folder / "out.onnx"
-    result = compress(source, target, Options(exact=True, **options))
+    result = compress_file(source, target, Options(exact=True, **options))
     assert result.proof.passed
     assert result.proof.max_relative_error < TIGHT
     after = onnx.load(target)

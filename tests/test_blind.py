@@ -16,7 +16,7 @@ from onnx import numpy_helper
 
 from leanonnx.analysis.dag import ChannelDag, build_channel_dag
 from leanonnx.commands.compress.options import CompressOptions
-from leanonnx.commands.compress.pipeline import compress
+from leanonnx.commands.compress.pipeline import compress_file
 from leanonnx.graph.model import load
 from leanonnx.inputs.synthetic import output_distances, smooth_inputs
 from leanonnx.numeric.channel_ids import Mask
@@ -254,7 +254,7 @@ def test_auto_ranks_by_path_mass_where_statistics_are_held(tmp_path: Path) -> No
     source = saved(net(NORMAL, NORM), tmp_path / "n.onnx")
     plans = {}
     for method in ("auto", "path-mass", "lean"):
-        compress(
+        compress_file(
             source,
             tmp_path / "out.onnx",
             CompressOptions(budget=Budget("kernels", 0.6), method=method, measure=False, align=1),
@@ -290,8 +290,8 @@ def test_what_noise_speaks_against_is_declined(tmp_path: Path, monkeypatch: pyte
     options = CompressOptions(budget=Budget("kernels", 0.6), measure=False, align=1, recover="auto")
     found = [[0.9, 0.5], [0.9, 0.8], [0.8]]
     monkeypatch.setattr(blind_draft, "output_distances", lambda _, others, feeds: found.pop(0))
-    kept = compress(source, tmp_path / "a.onnx", options).data_free
-    declined = compress(source, tmp_path / "b.onnx", options).data_free
+    kept = compress_file(source, tmp_path / "a.onnx", options).data_free
+    declined = compress_file(source, tmp_path / "b.onnx", options).data_free
     assert kept is not None and declined is not None
     assert (kept.declined, declined.declined) == (False, True)
     assert declined.counts["merged"] <= 1 < kept.counts["merged"]
@@ -320,7 +320,7 @@ def test_random_networks(proto: onnx.ModelProto, keep: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = saved(proto, Path(folder) / "in.onnx")
         options = CompressOptions(budget=Budget("kernels", keep), best_effort=True, recover="auto", align=1)
-        result = compress(source, Path(folder) / "out.onnx", options)
+        result = compress_file(source, Path(folder) / "out.onnx", options)
         new = onnx.load(Path(folder) / "out.onnx")
         onnx.checker.check_model(new, full_check=True)
         assert [v.SerializeToString() for v in new.graph.output] == [v.SerializeToString() for v in proto.graph.output]

@@ -43,7 +43,7 @@ def test_bomb(watch: Watch, tmp_path: Path, name: str) -> None:
 
 def test_loop_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Given up after a while, which is made short here."""
-    monkeypatch.setattr(sessions, "LONGEST_RUN", 0.5)
+    monkeypatch.setattr(sessions, "MAX_RUN_SECONDS", 0.5)
     verdict = tried(laid(tmp_path / "case", BOMBS[ENDLESS]()))
     assert (verdict.code, verdict.faults) == (2, ()), verdict.message
 

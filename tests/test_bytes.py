@@ -164,9 +164,9 @@ def test_a_file_that_recovery_makes_too_large_is_refused(model: Path, monkeypatc
     with pytest.raises(
         BudgetUnreachable, match=r"\d+ bytes were asked for, but the file has \d+, 0\.\d+ of the original"
     ):
-        pipeline.compress(model, target, options)
+        pipeline.compress_file(model, target, options)
     assert not target.exists()
-    result = pipeline.compress(model, target, replace(options, best_effort=True))
+    result = pipeline.compress_file(model, target, replace(options, best_effort=True))
     assert any("of the bytes is the lowest reachable" in text for text in result.warnings)
 
 
@@ -187,7 +187,7 @@ class Writer:
 
 @pytest.mark.parametrize(("factor", "more"), [(1.0, 0), (1.2, 0), (0.8, 0), (1.0, 9000), (1.0, -9000), (1.5, -9000)])
 def test_predictions_are_corrected_by_what_is_written(model: Path, factor: float, more: int) -> None:
-    dag = pipeline.inspect(model)
+    dag = pipeline.load_dag(model)
     selector = Selector(dag, SelectionRequest(Budget("bytes", 0.5)))
     writer = Writer(selector, factor, more)
     trial = within_budget(selector, selector.price, lambda selection, _: Trial(selection, None), writer)
@@ -199,7 +199,7 @@ def test_predictions_are_corrected_by_what_is_written(model: Path, factor: float
 @pytest.mark.parametrize("text", TEXTS)
 def test_predicted_bytes_are_those_of_the_file(tmp_path: Path, text: str) -> None:
     source, out = saved(build(TEXTS[text]), tmp_path / "m.onnx"), tmp_path / "o.onnx"
-    result = pipeline.compress(source, out, Options(Budget("kernels", 0.5)))
+    result = pipeline.compress_file(source, out, Options(Budget("kernels", 0.5)))
     predicted = cost_model(result.dag)(result.alive).bytes
     assert abs(predicted - out.stat().st_size) < 0.01 * source.stat().st_size
 

@@ -24,7 +24,7 @@ from leanonnx.commands.calibrate.fit import (
     fit_table,
 )
 from leanonnx.commands.calibrate.probes import Probe, held_out_networks, probe_network, residual_network
-from leanonnx.commands.compress.pipeline import inspect
+from leanonnx.commands.compress.pipeline import load_dag
 from leanonnx.errors import OutputError
 from leanonnx.hardware.targets import HARDWARE_ENTRIES, Hardware, builtin_hardware, read_hardware
 from leanonnx.runtime.fastpath import convolution_layouts
@@ -76,7 +76,7 @@ def test_the_multiple_is_found(multiple: int) -> None:
 
 def predicted(probe: Probe, target: Hardware, folder: Path) -> float:
     """What the latency model says of a probe."""
-    dag = inspect(saved(probe_network(probe), folder / "probe.onnx"))
+    dag = load_dag(saved(probe_network(probe), folder / "probe.onnx"))
     return latency_model(dag, target)(np.ones(dag.count, bool))
 
 
@@ -140,7 +140,7 @@ def test_onnxruntime_runs_each_elementwise_node_of_the_probes(tmp_path: Path) ->
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     ort.InferenceSession(probe_network(PROBES.node).SerializeToString(), options, providers=["CPUExecutionProvider"])
-    nodes = inspect(tmp_path / "optimised.onnx").model.proto.graph.node
+    nodes = load_dag(tmp_path / "optimised.onnx").model.proto.graph.node
     assert len(nodes) == PROBES.node.layers
 
 

@@ -17,7 +17,7 @@ from onnxruntime import InferenceSession
 from leanonnx.commands.bench.benchmark import BenchCase
 from leanonnx.commands.check.check import random_data
 from leanonnx.commands.check.denormals import denormal_weights
-from leanonnx.commands.check.gates import MACS, SIZE, SPEEDUP, Limit, read_limit
+from leanonnx.commands.check.gates import MACS, SIZE, SPEEDUP, GateLimit, read_limit
 from leanonnx.commands.check.verdicts import FAILED, PASSED, speedup_verdict
 from leanonnx.errors import OptionError
 from leanonnx.graph.model import load
@@ -254,19 +254,19 @@ def test_wrong_gates_in_a_file(folder: Path, text: str, says: tuple[str, ...]) -
 @pytest.mark.parametrize(
     ("name", "text", "limit"),
     [
-        (SIZE, "5MB", Limit(5e6)),
-        (SIZE, "5 mb", Limit(5e6)),
-        (SIZE, "4MiB", Limit(4 * 2**20)),
-        (SIZE, "1.5k", Limit(1500)),
-        (SIZE, 123456, Limit(123456)),
-        (SIZE, "0.5x", Limit(0.5, share=True)),
-        (MACS, "2.5M", Limit(2.5e6)),
-        (MACS, "1e9", Limit(1e9)),
-        (MACS, "1x", Limit(1, share=True)),
-        (SPEEDUP, "1.5", Limit(1.5)),
+        (SIZE, "5MB", GateLimit(5e6)),
+        (SIZE, "5 mb", GateLimit(5e6)),
+        (SIZE, "4MiB", GateLimit(4 * 2**20)),
+        (SIZE, "1.5k", GateLimit(1500)),
+        (SIZE, 123456, GateLimit(123456)),
+        (SIZE, "0.5x", GateLimit(0.5, share=True)),
+        (MACS, "2.5M", GateLimit(2.5e6)),
+        (MACS, "1e9", GateLimit(1e9)),
+        (MACS, "1x", GateLimit(1, share=True)),
+        (SPEEDUP, "1.5", GateLimit(1.5)),
     ],
 )
-def test_limits(name: str, text: object, limit: Limit) -> None:
+def test_limits(name: str, text: object, limit: GateLimit) -> None:
     assert read_limit(name, text, "here") == limit
 
 
@@ -338,22 +338,24 @@ def case(low: float, high: float, noise: float = 0.0) -> BenchCase:
     ],
 )
 def test_a_speedup_is_judged_by_its_interval(limit: float, found: BenchCase, expected: str, says: str) -> None:
-    verdict = speedup_verdict(Limit(limit), [found])
+    verdict = speedup_verdict(GateLimit(limit), [found])
     assert verdict.status == expected
     assert says in verdict.detail
 
 
 def test_each_case_has_to_pass() -> None:
-    assert speedup_verdict(Limit(1.5), [case(2, 2.1), case(1.1, 1.2), case(1.6, 1.7)]).measured == pytest.approx(1.15)
-    assert speedup_verdict(Limit(1.5), [case(2, 2.1), case(1.6, 1.7)]).measured == pytest.approx(1.65)
-    assert speedup_verdict(Limit(1), [case(0.9, 1.3), case(1.05, 1.06)]).status == FAILED
+    assert speedup_verdict(GateLimit(1.5), [case(2, 2.1), case(1.1, 1.2), case(1.6, 1.7)]).measured == pytest.approx(
+        1.15
+    )
+    assert speedup_verdict(GateLimit(1.5), [case(2, 2.1), case(1.6, 1.7)]).measured == pytest.approx(1.65)
+    assert speedup_verdict(GateLimit(1), [case(0.9, 1.3), case(1.05, 1.06)]).status == FAILED
 
 
 def test_a_noisy_comparison_is_made_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = iter([case(0.5, 2.0), case(0.5, 2.0), case(1.0, 1.1)])
-    monkeypatch.setattr("leanonnx.commands.bench.benchmark.bench", lambda *_: (next(cases),))
+    monkeypatch.setattr("leanonnx.commands.bench.benchmark.run_bench", lambda *_: (next(cases),))
     assert checked(folder, "--min-speedup", 1)["passed"]
-    monkeypatch.setattr("leanonnx.commands.bench.benchmark.bench", lambda *_: (case(0.5, 2.0),))
+    monkeypatch.setattr("leanonnx.commands.bench.benchmark.run_bench", lambda *_: (case(0.5, 2.0),))
     assert checked(folder, "--min-speedup", 1, code=1)["failed"] == ["min-speedup"]
 
 

@@ -20,7 +20,7 @@ import onnx
 import pytest
 import yaml
 
-from leanonnx.cli.hook import main as hook_main
+from leanonnx.cli.hook import hook_main
 from leanonnx.commands.check.gates import GATES, LIMITED_GATES, read_gates
 from leanonnx.commands.check.revisions import model_file
 from leanonnx.errors import ModelError
@@ -155,7 +155,7 @@ def hook(folder: Path, *args: str, **variables: str) -> Done:
 
 def hook_alone(folder: Path, *args: str) -> Done:
     """The hook in a process of its own."""
-    code = "import sys; from leanonnx.cli.hook import main; main()"
+    code = "import sys; from leanonnx.cli.hook import hook_main; hook_main()"
     return subprocess.run(
         [sys.executable, "-P", "-c", code, *args],
         cwd=folder,

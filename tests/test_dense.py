@@ -12,7 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.commands.compress.pipeline import compress, inspect
+from leanonnx.commands.compress.pipeline import compress_file, load_dag
 from leanonnx.ranking.criteria import Method, RankingInputs, rank
 from leanonnx.ranking.groups import channel_groups
 from leanonnx.ranking.weighting import WeightedDag
@@ -44,7 +44,7 @@ def dense(seed: int) -> onnx.ModelProto:
 @cache
 def network(seed: int) -> tuple[Path, ChannelDag]:
     path = saved(dense(seed), Path(mkdtemp()) / "dense.onnx")
-    return path, inspect(path)
+    return path, load_dag(path)
 
 
 def last_node(dag: ChannelDag) -> int:
@@ -82,7 +82,7 @@ def test_what_is_left_computes_what_is_proven(seed: int, keep: float, tmp_path: 
     path, _ = network(seed)
     for method, chains in RANKINGS:
         options = Options(Budget("kernels", keep), method=method, chains=chains, ignore=(LAST,))
-        result = compress(path, tmp_path / f"{method}_{chains}.onnx", options)
+        result = compress_file(path, tmp_path / f"{method}_{chains}.onnx", options)
         assert result.after.kernels <= keep * result.before.kernels
 
 
@@ -104,7 +104,7 @@ def test_a_pinned_layer_keeps_what_it_reads(method: Method, chains: str, tmp_pat
     path, _ = network(3)
     pins = ("f3", "f5")
     options = Options(Budget("kernels", 0.3), method=method, chains=chains, ignore=(LAST,), pin=pins)
-    result = compress(path, tmp_path / "pinned.onnx", options)
+    result = compress_file(path, tmp_path / "pinned.onnx", options)
     assert all(result.alive[result.dag.channel_ids[name]].all() for name in pins)
 
 
@@ -121,7 +121,7 @@ def test_a_useless_kernel_goes_early_though_the_last_layer_has_no_use_for_its_ch
         if tensor.name == f"w{layer}":
             array[:, 1] *= 1e-2
         tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-    dag = inspect(saved(proto, tmp_path / "dense.onnx"))
+    dag = load_dag(saved(proto, tmp_path / "dense.onnx"))
     rng = np.random.default_rng(0)
     feeds = [{"f0": rng.standard_normal((4, 1, 12, 12)).astype(np.float32)}]
     weights = WeightedDag(dag, frozenset({last_node(dag)}), measure_statistics(dag, feeds, 1))

@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from leanonnx.analysis import constant_channels as steady
 from leanonnx.analysis.cost import cost_model
 from leanonnx.analysis.dag import build_channel_dag
-from leanonnx.commands.compress.pipeline import compress
+from leanonnx.commands.compress.pipeline import compress_file
 from leanonnx.errors import ModelError, ProofFailed
 from leanonnx.graph.model import load
 from leanonnx.lossless import exact
@@ -156,7 +156,7 @@ def test_constants_go_into_a_bias_that_was_not_there(version: int, tmp_path: Pat
         proto.graph.input.extend(helper.make_tensor_value_info(n, 1, d) for n, d in sizes(proto).items())
     proto = edited(proto, w=put(0, [0, 3]), b=put(0.25, [0, 3]), v=put(0, 4))
     source, target = saved(proto, tmp_path / "in.onnx"), tmp_path / "out.onnx"
-    result = compress(source, target, Options(exact=True))
+    result = compress_file(source, target, Options(exact=True))
     assert result.proof.max_relative_error < TIGHT
     assert gone(result) == (0, 3)
     assert constant_shapes(target)["u"] == [5, 4]
@@ -195,7 +195,7 @@ def test_random_zeros_change_nothing(proto: onnx.ModelProto, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source, target = saved_in(proto, Path(folder)), Path(folder) / "out.onnx"
         try:
-            result = compress(source, target, Options(exact=True))
+            result = compress_file(source, target, Options(exact=True))
         except ModelError:
             assume(False)
         except ProofFailed as error:
@@ -237,7 +237,7 @@ def test_wrong_rules_are_caught(name: str, tmp_path: Path, monkeypatch: pytest.M
     make, body, bias = SOFT[name]
     proto = soft_pruned(make(body, pad=1 if name in ("border", "activation", "sum") else 0), 1, 4, bias=bias)
     source, target = saved(proto, tmp_path / "in.onnx"), tmp_path / "out.onnx"
-    compress(source, tmp_path / "right.onnx", Options(exact=True))
+    compress_file(source, tmp_path / "right.onnx", Options(exact=True))
     if name in ("border", "pool"):
         monkeypatch.setattr(steady, "is_padded", lambda node: False)
     elif name == "shift":
@@ -247,5 +247,5 @@ def test_wrong_rules_are_caught(name: str, tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr(steady, "POINTWISE_OPERATORS", steady.POINTWISE_OPERATORS - {found})
         monkeypatch.setattr(steady, "NUMBER_PRESERVING", steady.NUMBER_PRESERVING | {found})
     with pytest.raises(ProofFailed, match="differs from the original"):
-        compress(source, target, Options(exact=True))
+        compress_file(source, target, Options(exact=True))
     assert not target.exists()

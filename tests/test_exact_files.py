@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from leanonnx.commands.compress.pipeline import compress
+from leanonnx.commands.compress.pipeline import compress_file
 from leanonnx.errors import OptionError, PlanError
 from leanonnx.surgery.plan import load_plan
 from tests.helpers import Options, called, called_json, constant_shapes, saved
@@ -43,7 +43,7 @@ def test_other_number_formats(kind: int, tmp_path: Path) -> None:
     for value in [*proto.graph.input, *proto.graph.output]:
         value.type.tensor_type.elem_type = kind
     source, target = saved(proto, tmp_path / "in.onnx"), tmp_path / "out.onnx"
-    result = compress(source, target, Options(exact=True))
+    result = compress_file(source, target, Options(exact=True))
     assert constant_shapes(target)["w"] == [4 if kind == TensorProto.DOUBLE else 5, 2, 3, 3]
     assert {t.data_type for t in onnx.load(target).graph.initializer} == {kind}
     assert result.proof.passed
@@ -96,7 +96,7 @@ def test_plans_replay(tmp_path: Path) -> None:
     plan["tensors"]["w"]["kept"][0] = [0, 1, 3, 4, 5, 6]
     names[1].write_text(json.dumps(plan))
     with pytest.raises(PlanError, match="make it again"):
-        compress(source, names[2], Options(plan=load_plan(names[1])))
+        compress_file(source, names[2], Options(plan=load_plan(names[1])))
 
 
 @pytest.mark.parametrize("other", ["--keep=0.5", "--macs=0.5", "--params=0.5", "--plan=p.json", "--latency=0.5"])

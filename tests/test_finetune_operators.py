@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("torch", reason="torch is not installed: pip install 'leanonnx[finetune]'")
 
 from leanonnx.commands.finetune.module import TorchNetwork
-from leanonnx.commands.finetune.operators.table import OPERATORS
+from leanonnx.commands.finetune.operators.table import TORCH_OPERATORS
 from leanonnx.commands.finetune.parity import round_trip
 from leanonnx.commands.finetune.weights import trainable_constants
 from leanonnx.errors import ModelError
@@ -28,7 +28,7 @@ from tests.test_zoo import MODELS
 
 SEEDS = 2
 REFUSED = {
-    **{case.op: "not covered" for case in CASES if case.key not in OPERATORS},
+    **{case.op: "not covered" for case in CASES if case.key not in TORCH_OPERATORS},
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"), "quantise"),
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QLinearAdd", "QLinearMul", "QLinearConcat", "QGemm"), "quantise"),
     **dict.fromkeys(("QLinearSigmoid", "QLinearLeakyRelu", "QLinearGlobalAveragePool"), "quantise"),
@@ -82,8 +82,8 @@ def test_operators_give_what_onnxruntime_gives(case: Case) -> None:
 def test_every_operator_of_the_table_is_tried() -> None:
     names = {case.op for case in CASES}
     zoo = {"AffineGrid", "OneHot", "If"}
-    tried = {node for _, node in OPERATORS if node in names | zoo}
-    untried = {node for _, node in OPERATORS} - tried
+    tried = {node for _, node in TORCH_OPERATORS if node in names | zoo}
+    untried = {node for _, node in TORCH_OPERATORS} - tried
     assert untried == {
         "BitShift",
         "EyeLike",

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from leanonnx.analysis import dag as analysis
-from leanonnx.commands.compress.pipeline import CompressResult, compress
+from leanonnx.commands.compress.pipeline import CompressResult, compress_file
 from leanonnx.errors import ProofFailed
 from leanonnx.selection.metrics import Budget
 from leanonnx.surgery.plan import load_plan
@@ -120,7 +120,7 @@ HELD: dict[str, tuple[Callable[[], onnx.ModelProto], str, type]] = {
 def cut(proto: onnx.ModelProto, folder: Path, **settings: Any) -> tuple[CompressResult, onnx.ModelProto]:
     """The result of keeping half, whose counts are those of the files before and after."""
     source, target = saved(proto, folder / "in.onnx"), folder / "out.onnx"
-    result = compress(source, target, Options(Budget("kernels", 0.5), **settings), folder / "plan.json")
+    result = compress_file(source, target, Options(Budget("kernels", 0.5), **settings), folder / "plan.json")
     for found, path in ((result.before, source), (result.after, target)):
         assert (found.kernels, found.macs, found.params) == counted(path)
     assert KEPT[0] < result.after.kernels / result.before.kernels <= KEPT[1]
@@ -134,7 +134,7 @@ def constants(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
 def replayed(folder: Path) -> bool:
     """Whether the plan alone gives the same file."""
     plan = load_plan(folder / "plan.json")
-    compress(folder / "in.onnx", folder / "again.onnx", Options(plan=plan))
+    compress_file(folder / "in.onnx", folder / "again.onnx", Options(plan=plan))
     return (folder / "again.onnx").read_bytes() == (folder / "out.onnx").read_bytes()
 
 
@@ -217,11 +217,11 @@ def overridden(proto: onnx.ModelProto) -> onnx.ModelProto:
 def test_what_a_caller_may_override_is_not_folded(tmp_path: Path) -> None:
     source = saved(overridden(FOLDED["clipped"][0]()), tmp_path / "in.onnx")
     options = Options(Budget("kernels", 0.5), best_effort=True)
-    found = compress(source, tmp_path / "out.onnx", options)
+    found = compress_file(source, tmp_path / "out.onnx", options)
     assert found.folded == ()
     assert any("a caller may override" in pin.reason for pin in found.dag.pins)
     assert (found.before.kernels, found.before.macs, found.before.params) == counted(source)
-    frozen = compress(source, tmp_path / "frozen.onnx", replace(options, freeze=True))
+    frozen = compress_file(source, tmp_path / "frozen.onnx", replace(options, freeze=True))
     assert frozen.folded == ("w",)
 
 
@@ -257,7 +257,7 @@ def test_recovery_takes_what_was_computed(kind: str, tmp_path: Path) -> None:
     make = (FOLDED | HELD)[kind][0]
     source, target = saved(make(), tmp_path / "in.onnx"), tmp_path / "out.onnx"
     np.savez(tmp_path / "data.npz", x=RNG.standard_normal((64, 3, 8, 8)).astype(np.float32))
-    result = compress(source, target, Options(Budget("kernels", 0.5), calib=tmp_path / "data.npz"))
+    result = compress_file(source, target, Options(Budget("kernels", 0.5), calib=tmp_path / "data.npz"))
     assert result.recovery is not None
     reasons = {layer.name: layer.reason for layer in result.recovery.layers}
     assert reasons["C"] == ("its weight is computed" if kind == "quantised and back" else "")
@@ -281,7 +281,7 @@ def test_exact_and_blind(kind: str, tmp_path: Path) -> None:
     make = FOLDED[kind][0] if kind in FOLDED else HELD[kind][0]
     source, target = saved(make(), tmp_path / "in.onnx"), tmp_path / "out.onnx"
     for options in (Options(exact=True), Options(Budget("kernels", 0.5), recover="auto")):
-        result = compress(source, target, options)
+        result = compress_file(source, target, options)
         assert (result.after.kernels, result.after.macs, result.after.params) == counted(target)
 
 
@@ -290,7 +290,7 @@ def test_exact_removes_what_a_computed_weight_does_not_read(tmp_path: Path) -> N
     mask = np.ones((1, IN, 1, 1), np.float32)
     mask[:, 4:8] = 0
     source = saved(cnn(PLAIN, "w = Mul (v, mask)", mask=mask), tmp_path / "in.onnx")
-    result = compress(source, tmp_path / "out.onnx", Options(exact=True))
+    result = compress_file(source, tmp_path / "out.onnx", Options(exact=True))
     assert constants(onnx.load(tmp_path / "out.onnx"))["w"].dims[1] == IN - 4
     assert (result.after.kernels, result.after.macs, result.after.params) == counted(tmp_path / "out.onnx")
 

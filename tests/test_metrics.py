@@ -11,7 +11,7 @@ import typer
 import leanonnx
 from leanonnx.analysis.cost import Cost, cost_model
 from leanonnx.cli.main import app
-from leanonnx.commands.compress.pipeline import inspect as analysed
+from leanonnx.commands.compress.pipeline import load_dag as analysed
 from leanonnx.errors import OptionError
 from leanonnx.page.headline import headline
 from leanonnx.selection.metrics import BUDGETS, COUNTED_METRICS, METRICS, Budget, PricingInputs

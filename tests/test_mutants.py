@@ -17,11 +17,11 @@ import pytest
 
 from leanonnx.analysis.dag import ChannelDag, build_channel_dag
 from leanonnx.commands.compress import pruning
-from leanonnx.commands.compress.pipeline import compress
+from leanonnx.commands.compress.pipeline import compress_file
 from leanonnx.errors import ProofFailed
 from leanonnx.graph.model import load
 from leanonnx.numeric.channel_ids import ChannelIds, Mask, on_axis, uniform_ids
-from leanonnx.proof.proof import FAILED, prove, random_inputs
+from leanonnx.proof.proof import FAILED, compare_with_reference, random_inputs
 from leanonnx.rules import (
     assembly,
     convolution,
@@ -366,7 +366,7 @@ def verdict(text: str, rules: Rules, dead: Dead) -> str:
             stage = "checker"
             onnx.checker.check_model(compact, full_check=True)
             stage = "onnxruntime"
-            proof = prove(model, masked, compact, random_inputs(model, dag.shapes))
+            proof = compare_with_reference(model, masked, compact, random_inputs(model, dag.shapes))
         except Exception:  # the checker and onnxruntime raise many unrelated types
             return stage
         return "different" if proof.status == FAILED else "equal"
@@ -390,11 +390,11 @@ def test_sizes_of_the_observed_run_are_refused(text: str, tmp_path: Path, monkey
     """Surgery that writes the sizes of one run where axes are free: the proof runs at others."""
     source, target = saved(build(text), tmp_path / "in.onnx"), tmp_path / "out.onnx"
     options = Options(Budget("kernels", 0.5), best_effort=True)
-    result = compress(source, target, options)
+    result = compress_file(source, target, options)
     assert result.proof.passed
     assert result.after.kernels < result.before.kernels
     target.unlink()
     monkeypatch.setattr(pruning, "plan_patch", lambda dag, alive: as_observed(plan_patch(dag, alive)))
     with pytest.raises(ProofFailed):
-        compress(source, target, options)
+        compress_file(source, target, options)
     assert not target.exists()

@@ -15,8 +15,8 @@ from onnx import helper
 import leanonnx
 from leanonnx.graph.nodes import is_quantised
 from leanonnx.operators.facts import Family, Trait
-from leanonnx.operators.table import OPERATORS, STANDARD, names_with
-from leanonnx.rules.table import DEFAULT_RULES, WEIGHT_SLOTS
+from leanonnx.operators.table import OPERATORS, STANDARD_FACTS, names_with
+from leanonnx.rules.table import COUNTED_WEIGHT_SLOTS, DEFAULT_RULES
 
 ROOT = Path(leanonnx.__file__).parent
 TABLES = ("operators/", "commands/finetune/operators/")
@@ -69,26 +69,26 @@ def test_lists_and_substring_tests_are_noticed() -> None:
 
 def test_every_operator_with_a_rule_has_an_entry() -> None:
     assert DEFAULT_RULES.keys() - OPERATORS.keys() == set()
-    assert WEIGHT_SLOTS.keys() <= DEFAULT_RULES.keys()
+    assert COUNTED_WEIGHT_SLOTS.keys() <= DEFAULT_RULES.keys()
 
 
 def test_standard_operators_are_those_of_onnx() -> None:
     gone = {"Affine", "Crop", "ImageScaler", "ParametricSoftplus", "ScaledTanh", "SimplifiedLayerNormalization"}
     """Of early drafts, which onnxruntime still runs."""
     known = {schema.name for schema in onnx.defs.get_all_schemas_with_history() if schema.domain == ""}
-    assert STANDARD.keys() - known - gone <= {"CausalConvWithState", "LinearAttention"}  # of newer ONNX than some
+    assert STANDARD_FACTS.keys() - known - gone <= {"CausalConvWithState", "LinearAttention"}  # of newer ONNX than some
 
 
-@pytest.mark.parametrize("name", [name for name, facts in STANDARD.items() if facts.weight or facts.bias])
+@pytest.mark.parametrize("name", [name for name, facts in STANDARD_FACTS.items() if facts.weight or facts.bias])
 def test_slots_are_those_of_the_schema(name: str) -> None:
-    facts, inputs = STANDARD[name], [value.name for value in onnx.defs.get_schema(name).inputs]
+    facts, inputs = STANDARD_FACTS[name], [value.name for value in onnx.defs.get_schema(name).inputs]
     assert facts.weight is None or inputs[facts.weight].lower() in {"w", "b"}
     assert facts.bias is None or inputs[facts.bias] in {"B", "C"}
 
 
 RUN_ALONE = [
     name
-    for name, facts in STANDARD.items()
+    for name, facts in STANDARD_FACTS.items()
     if facts.family is Family.UNARY and onnx.defs.has(name) and Trait.DISCRETE not in facts.traits
 ]
 
@@ -107,7 +107,7 @@ def test_zeros_and_sizes_of_unary_operators(name: str) -> None:
     except Exception as error:  # an operator of a newer set
         pytest.skip(str(error))
     (result,) = session.run(None, {"x": np.zeros((2, 3), helper.tensor_dtype_to_np_dtype(kind))})
-    traits = STANDARD[name].traits
+    traits = STANDARD_FACTS[name].traits
     assert Trait.SAME_SIZE in traits
     assert result.shape == (2, 3)
     assert (Trait.KEEPS_ZERO in traits) == (not result.any()) or name == "Clip"  # whose bounds decide

@@ -100,5 +100,5 @@ def test_a_table_that_is_gone_is_not_blamed_on_the_output(tmp_path: Path, monkey
     monkeypatch.setattr(choosing, "builtin_hardware", gone)
     source = saved(build(CNN), tmp_path / "m.onnx")
     with pytest.raises(FileNotFoundError, match=r"targets\.toml"):
-        pipeline.compress(source, tmp_path / "o.onnx", Options(Budget("kernels", 0.5)))
+        pipeline.compress_file(source, tmp_path / "o.onnx", Options(Budget("kernels", 0.5)))
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 from leanonnx.analysis.cost import cost_model, count_params
 from leanonnx.analysis.dag import ChannelDag, build_channel_dag
 from leanonnx.analysis.product_costs import products
-from leanonnx.commands.compress.pipeline import compress
+from leanonnx.commands.compress.pipeline import compress_file
 from leanonnx.errors import BudgetUnreachable
 from leanonnx.graph.model import load
 from leanonnx.hardware.targets import builtin_hardware
@@ -119,7 +119,7 @@ def dag_of(proto: onnx.ModelProto, folder: Path) -> ChannelDag:
 @pytest.mark.parametrize("unit", ["macs", "params"])
 def test_what_is_told_is_what_the_files_hold(kind: str, unit: str, tmp_path: Path) -> None:
     source, target = saved(NETWORKS[kind], tmp_path / "in.onnx"), tmp_path / "out.onnx"
-    result = compress(source, target, Options(Budget(unit, 0.6), best_effort=True))
+    result = compress_file(source, target, Options(Budget(unit, 0.6), best_effort=True))
     for found, path in ((result.before, source), (result.after, target)):
         assert (found.kernels, found.macs, found.params) == counted(path)
     reached = not any("over budget" in text for text in result.warnings)
@@ -140,14 +140,14 @@ def test_message_names_what_holds_the_multiply_adds(tmp_path: Path) -> None:
     """Products by their multiply-adds, not by the kernels that they do not have."""
     source = saved(NETWORKS["kernels mixed per image"], tmp_path / "in.onnx")
     with pytest.raises(BudgetUnreachable, match=r"147456 multiply-adds.*'B'"):
-        compress(source, tmp_path / "out.onnx", Options(Budget("macs", 0.05)))
+        compress_file(source, tmp_path / "out.onnx", Options(Budget("macs", 0.05)))
 
 
 def test_message_names_layers_that_nothing_can_cut(tmp_path: Path) -> None:
     source = saved(NETWORKS["stack of matrices"], tmp_path / "in.onnx")
     for unit, text in (("kernels", "2048 kernels: MatMul 'B'"), ("macs", "12288 multiply-adds: MatMul 'B'")):
         with pytest.raises(BudgetUnreachable, match=f"{text} cannot be pruned"):
-            compress(source, tmp_path / "out.onnx", Options(Budget(unit, 0.2)))
+            compress_file(source, tmp_path / "out.onnx", Options(Budget(unit, 0.2)))
 
 
 def packed(domain: str, op: str, **attributes: Any) -> onnx.ModelProto:

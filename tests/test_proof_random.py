@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from leanonnx.commands.compress.pipeline import compress
+from leanonnx.commands.compress.pipeline import compress_file
 from leanonnx.errors import ProofFailed
 from leanonnx.rules.pointwise import unary
 from leanonnx.rules.table import DEFAULT_RULES, Rules
@@ -54,16 +54,16 @@ def noisy(body: str) -> onnx.ModelProto:
 @pytest.mark.parametrize("name", BODIES)
 def test_right_result_passes_and_a_wrong_rule_does_not(name: str, tmp_path: Path) -> None:
     source = saved(noisy(BODIES[name]), tmp_path / "in.onnx")
-    result = compress(source, tmp_path / "out.onnx", Options(Budget("kernels", 0.5)))
+    result = compress_file(source, tmp_path / "out.onnx", Options(Budget("kernels", 0.5)))
     assert result.proof.passed
     assert result.after.kernels < result.before.kernels
     with pytest.raises(ProofFailed, match="a rule is wrong"):
-        compress(source, tmp_path / "wrong.onnx", Options(Budget("kernels", 0.5)), rules=WRONG)
+        compress_file(source, tmp_path / "wrong.onnx", Options(Budget("kernels", 0.5)), rules=WRONG)
 
 
 def test_noise_that_loses_channels_is_cut(tmp_path: Path) -> None:
     source = saved(noisy(CARRYING), tmp_path / "in.onnx")
-    result = compress(source, tmp_path / "out.onnx", Options(Budget("kernels", 0.5)), rules=LIKE)
+    result = compress_file(source, tmp_path / "out.onnx", Options(Budget("kernels", 0.5)), rules=LIKE)
     assert result.proof.passed
     shapes = {t.name: list(t.dims) for t in onnx.load(tmp_path / "out.onnx").graph.initializer}
     assert shapes["w2"][0] < 8
@@ -83,7 +83,7 @@ def test_noise_within_a_subgraph_is_told(tmp_path: Path) -> None:
     proto.graph.node[place].CopyFrom(branch)
     source = saved(proto, tmp_path / "in.onnx")
     with pytest.raises(ProofFailed, match="random numbers that cannot be made equal") as caught:
-        compress(source, tmp_path / "out.onnx", Options(Budget("kernels", 0.5)), rules=WRONG)
+        compress_file(source, tmp_path / "out.onnx", Options(Budget("kernels", 0.5)), rules=WRONG)
     assert "RandomNormalLike 'NOISE' within If 'BRANCH'" in str(caught.value)
     assert "a rule is wrong" not in str(caught.value)
     assert not (tmp_path / "out.onnx").exists()

@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 import pytest
 
-from leanonnx.commands.compress.pipeline import compress
+from leanonnx.commands.compress.pipeline import compress_file
 from leanonnx.commands.compress.report import compression_report
 from leanonnx.graph.model import Model, load
 from leanonnx.inputs.random import random_inputs, sized_inputs
-from leanonnx.proof.proof import Proof, prove
+from leanonnx.proof.proof import Proof, compare_with_reference
 from leanonnx.runtime.sessions import Feed, RunFailed
 from leanonnx.selection.metrics import Budget
 from tests.helpers import CNN, Options, build, called, saved
@@ -48,7 +48,7 @@ def feeds(model: Model) -> list[Feed]:
 
 
 def proof(model: Model, candidate: onnx.ModelProto) -> Proof:
-    return prove(model, RIGHT, candidate, feeds(model))
+    return compare_with_reference(model, RIGHT, candidate, feeds(model))
 
 
 def test_batches_are_made_of_single_inputs(model: Model) -> None:
@@ -68,28 +68,28 @@ def test_all_sizes_are_compared(model: Model) -> None:
 def test_mixed_samples_are_found(model: Model) -> None:
     """Equal at a batch of one, wrong at two."""
     mixed = free("a = ReduceMax <axes = [0]> (x) m = Mul (x, a)")
-    assert prove(model, RIGHT, mixed, random_inputs(model, BASE)).passed
+    assert compare_with_reference(model, RIGHT, mixed, random_inputs(model, BASE)).passed
     assert proof(model, mixed).status == "failed"
 
 
 def test_size_of_the_observed_run_is_found(model: Model) -> None:
     """Right at the size of the first run; the message says at which size it does not run."""
     fixed = free("r = Reshape (x, shape) m = Mul (r, r)", shape="0, 3, 8, 8")
-    assert prove(model, RIGHT, fixed, random_inputs(model, BASE)).passed
+    assert compare_with_reference(model, RIGHT, fixed, random_inputs(model, BASE)).passed
     with pytest.raises(RunFailed, match=r"at the input sizes x=1,3,16,8, s=1, where the original runs"):
         proof(model, fixed)
 
 
 def test_sizes_at_which_the_reference_does_not_run_are_passed_over(model: Model) -> None:
     fixed = free("r = Reshape (x, shape) m = Mul (r, r)", shape="0, 3, 8, 8")
-    found = prove(model, fixed, RIGHT, feeds(model))
+    found = compare_with_reference(model, fixed, RIGHT, feeds(model))
     assert (found.passed, found.inputs, found.sizes) == (True, 5, 3)
 
 
 def test_sizes_are_told(tmp_path: Path) -> None:
     text = CNN.replace("float[1, 3, 8, 8] x", "float[N, 3, 8, 8] x").replace("float[1, 5] y", "float[N, 5] y")
     source = saved(build(text), tmp_path / "in.onnx")
-    result = compress(source, tmp_path / "out.onnx", Options(Budget("kernels", 0.5)))
+    result = compress_file(source, tmp_path / "out.onnx", Options(Budget("kernels", 0.5)))
     assert compression_report(result).proof.sizes == 3
     done = called("compress", source, tmp_path / "out.onnx", "--keep", 0.5)
     assert "on 5 inputs at 3 sizes" in done.stdout

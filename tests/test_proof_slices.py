@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from leanonnx.commands.compress.pipeline import compress
+from leanonnx.commands.compress.pipeline import compress_file
 from leanonnx.errors import ProofFailed
 from leanonnx.proof import compare
 from leanonnx.proof.compare import WHOLE_TENSOR, ComparedChannels, Profile, slice_distances, slice_scales
@@ -74,7 +74,7 @@ def halved(text: str, folder: Path, rules: Rules = DEFAULT_RULES) -> bool:
     """Whether half of a network is proven."""
     source = saved(build(text), folder / "in.onnx")
     try:
-        return compress(source, folder / "out.onnx", Options(Budget("kernels", 0.5)), rules=rules).proof.passed
+        return compress_file(source, folder / "out.onnx", Options(Budget("kernels", 0.5)), rules=rules).proof.passed
     except ProofFailed as error:
         assert "a rule is wrong" in str(error)
         return False

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import leanonnx
-from leanonnx.commands.compress.pipeline import compress
+from leanonnx.commands.compress.pipeline import compress_file
 from leanonnx.errors import ProofFailed
 from leanonnx.graph.model import load
 from leanonnx.inputs.random import class_number_inputs, random_inputs
@@ -106,7 +106,7 @@ def halved(text: str, folder: Path, rules: Rules = DEFAULT_RULES, **options: Any
     """The proof of half of a network, or why it was refused."""
     source, target = saved(build(text), folder / "in.onnx"), folder / "out.onnx"
     try:
-        return compress(source, target, Options(Budget("kernels", 0.5), **options), rules=rules).proof
+        return compress_file(source, target, Options(Budget("kernels", 0.5), **options), rules=rules).proof
     except ProofFailed as error:
         assert not target.exists()
         return str(error)

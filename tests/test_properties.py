@@ -15,7 +15,7 @@ from hypothesis import assume, currently_in_test_context, event, given, note, se
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from leanonnx.commands.compress.pipeline import CompressResult, compress
+from leanonnx.commands.compress.pipeline import CompressResult, compress_file
 from leanonnx.runtime.sessions import run
 from leanonnx.selection.metrics import Budget
 from leanonnx.surgery.plan import load_plan
@@ -57,7 +57,7 @@ def over_budget(result: CompressResult) -> bool:
 @given(models())
 def test_keeping_all_gives_the_same_bytes(proto: onnx.ModelProto) -> None:
     with folder_with(proto) as (source, target):
-        compress(source, target, Options(Budget("kernels", 1.0)))
+        compress_file(source, target, Options(Budget("kernels", 1.0)))
         assert target.read_bytes() == source.read_bytes()
 
 
@@ -65,7 +65,7 @@ def test_keeping_all_gives_the_same_bytes(proto: onnx.ModelProto) -> None:
 def test_budgets_hold_in_the_written_file(proto: onnx.ModelProto, unit: str, fraction: float, way: dict) -> None:
     """Counted anew from the file; where the budget cannot be reached, the result says so."""
     with folder_with(proto) as (source, target):
-        result = compress(source, target, Options(Budget(unit, fraction), best_effort=True, seed=3, **way))
+        result = compress_file(source, target, Options(Budget(unit, fraction), best_effort=True, seed=3, **way))
         before, after = counted(source), counted(target)
         assert (result.before.kernels, result.before.macs, result.before.params) == before
         assert all(count <= getattr(result.after, name) for name, count in after._asdict().items())
@@ -93,7 +93,7 @@ computed (float[2, 6] x) => (float[2, 4] y) <float[6, 8] w, float[8, 3] s, float
 def test_a_weight_that_is_computed_stays_so(options: Options, tmp_path: Path) -> None:
     """Taking out what does nothing to a constant would put its kernels, which did not count, into the file."""
     source, target = saved(build(COMPUTED), tmp_path), tmp_path / "out.onnx"
-    result = compress(source, target, options)
+    result = compress_file(source, target, options)
     assert (result.before.kernels, result.before.macs, result.before.params) == counted(source)
     assert (result.after.kernels, result.after.macs, result.after.params) == counted(target)
 
@@ -105,11 +105,11 @@ def test_runs_repeat_and_plans_replay(proto: onnx.ModelProto, unit: str, fractio
         options = Options(Budget(unit, fraction), best_effort=True, **way)
         plans = [target.with_name(f"plan{k}.json") for k in range(3)]
         again, replayed = target.with_name("again.onnx"), target.with_name("replayed.onnx")
-        compress(source, target, options, plans[0])
-        compress(source, again, options, plans[1])
+        compress_file(source, target, options, plans[0])
+        compress_file(source, again, options, plans[1])
         assert again.read_bytes() == target.read_bytes()
         assert plans[1].read_bytes() == plans[0].read_bytes()
-        compress(source, replayed, Options(plan=load_plan(plans[0])))
+        compress_file(source, replayed, Options(plan=load_plan(plans[0])))
         assert replayed.read_bytes() == target.read_bytes()
 
 
@@ -131,9 +131,9 @@ def test_plan_of_a_layer_that_died_whole_replays(chains: str) -> None:
     """What the layer read (here the graph input, which all its kernels share) is still there."""
     with folder_with(build(DYING_LAYER)) as (source, target):
         plan, replayed = target.with_name("plan.json"), target.with_name("replayed.onnx")
-        compress(source, target, Options(Budget("kernels", 0.1), "lean", chains, best_effort=True), plan)
+        compress_file(source, target, Options(Budget("kernels", 0.1), "lean", chains, best_effort=True), plan)
         assert [node.op_type for node in onnx.load(target).graph.node].count("Conv") == 2
-        compress(source, replayed, Options(plan=load_plan(plan)))
+        compress_file(source, replayed, Options(plan=load_plan(plan)))
         assert replayed.read_bytes() == target.read_bytes()
 
 
@@ -141,7 +141,7 @@ def test_plan_of_a_layer_that_died_whole_replays(chains: str) -> None:
 @given(models(), FRACTIONS, WAYS)
 def test_outputs_still_depend_on_their_inputs(proto: onnx.ModelProto, fraction: float, way: dict) -> None:
     with folder_with(proto) as (source, target):
-        compress(source, target, Options(Budget("kernels", fraction), best_effort=True, **way))
+        compress_file(source, target, Options(Budget("kernels", fraction), best_effort=True, **way))
         assert reached(onnx.load(target)) == reached(onnx.load(source))
 
 
@@ -152,7 +152,7 @@ def test_what_is_not_pruned_stays_as_it_was(proto: onnx.ModelProto, fraction: fl
     for node in proto.graph.node:
         node.doc_string = f"about {node.name}"
     with folder_with(proto) as (source, target):
-        compress(source, target, Options(Budget("kernels", fraction), best_effort=True))
+        compress_file(source, target, Options(Budget("kernels", fraction), best_effort=True))
         after = onnx.load(target)
     for field in ("ir_version", "opset_import", "metadata_props", "doc_string", "producer_name", "model_version"):
         assert getattr(after, field) == getattr(proto, field)
@@ -239,7 +239,7 @@ def test_chains_through_do_not_see_the_scale_of_a_channel(seed: int, fraction: f
     for network in (dense, dense.rescaled(rng)):
         with folder_with(network.model()) as (source, target):
             options = Options(Budget("kernels", fraction), "lean", "through", best_effort=True)
-            kept.append(compress(source, target, options).alive)
+            kept.append(compress_file(source, target, options).alive)
     assert np.array_equal(*kept)
 
 
@@ -250,7 +250,7 @@ def test_every_input_still_moves_the_output(seed: int, fraction: float, way: dic
     rng = np.random.default_rng(seed)
     proto = Dense.random(rng, inputs=2, relu=False).model()
     with folder_with(proto) as (source, target):
-        compress(source, target, Options(Budget("kernels", fraction), best_effort=True, **way))
+        compress_file(source, target, Options(Budget("kernels", fraction), best_effort=True, **way))
         assume(target.read_bytes() != source.read_bytes())
         feed = {f"x{k}": rng.standard_normal((1, 2, 6, 6)).astype(np.float32) for k in range(2)}
         feeds = [feed, *({**feed, name: feed[name] + 1} for name in feed)]
@@ -280,8 +280,8 @@ def test_plan_of_channels_that_are_concatenated_and_sliced_away_replays() -> Non
     """Nothing in the plan tells of a position that no kernel reads: it goes in any case."""
     with folder_with(build(SLICED_AWAY)) as (source, target):
         plan, replayed = target.with_name("plan.json"), target.with_name("replayed.onnx")
-        compress(source, target, Options(Budget("kernels", 0.7)), plan)
-        compress(source, replayed, Options(plan=load_plan(plan)))
+        compress_file(source, target, Options(Budget("kernels", 0.7)), plan)
+        compress_file(source, replayed, Options(plan=load_plan(plan)))
         assert replayed.read_bytes() == target.read_bytes()
 
 
@@ -307,5 +307,5 @@ tied (float[1, 1, 1, 6] x) => (float[1, 4, 1, 6] y)
 def test_what_is_tied_to_a_useful_position_is_useful() -> None:
     """Positions of a Concat that a convolution slides over are read together, though edges lead from one only."""
     with folder_with(build(TIED_READERS)) as (source, target):
-        result = compress(source, target, Options(Budget("kernels", 0.75), best_effort=True))
+        result = compress_file(source, target, Options(Budget("kernels", 0.75), best_effort=True))
         assert result.proof.passed

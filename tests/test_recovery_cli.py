@@ -227,7 +227,7 @@ def test_data_of_another_shape_are_refused(folder: Path) -> None:
     np.savez(folder / "bad.npz", x=inputs(30)[:, :2])
     refused(folder, *command(folder, "--keep", 0.5, calib="bad.npz"), says=("bad.npz", "[30, 2, 8, 8]"))
     with pytest.raises(DataError):
-        pipeline.compress(
+        pipeline.compress_file(
             folder / "m.onnx", folder / "o.onnx", Options(Budget("kernels", 0.5), calib=folder / "bad.npz")
         )
 
@@ -235,7 +235,7 @@ def test_data_of_another_shape_are_refused(folder: Path) -> None:
 @pytest.mark.parametrize(("count", "held"), [(1, 0), (4, 0), (5, 1), (399, 79), (400, 40)])
 def test_samples_held_out(tmp_path: Path, count: int, held: int) -> None:
     path = saved(build(HALF), tmp_path / "m.onnx")
-    dag = pipeline.inspect(path)
+    dag = pipeline.load_dag(path)
     np.savez(tmp_path / "x.npz", x=np.arange(count, dtype=np.float32)[:, None])
     fitted, apart = split_held_out(open_data(tmp_path / "x.npz", dag.model, dag.shapes))
     parts = [{float(feed["x"][0, 0]) for feed in part.feeds()} for part in (fitted, apart) if part]
@@ -267,7 +267,7 @@ def test_half_the_multiply_adds_of_a_real_network(tmp_path: Path) -> None:
     source, plan, reached = ZOO / "models" / "cifar_resnet_4b.onnx", tmp_path / "p.json", []
     for replayed in (False, True):
         options = Options(plan=load_plan(plan)) if replayed else Options(Budget("macs", 0.5), calib=tmp_path / "x.npz")
-        result = pipeline.compress(source, tmp_path / "out.onnx", options, None if replayed else plan)
+        result = pipeline.compress_file(source, tmp_path / "out.onnx", options, None if replayed else plan)
         assert result.after.macs <= 0.5 * result.before.macs
         with open_session(tmp_path / "out.onnx") as session:
             right = [session.run(None, {spec["name"]: one})[0].argmax() == label for one, label in tried]
@@ -292,7 +292,9 @@ def test_a_fixed_batch_of_which_little_fits_into_memory(tmp_path: Path, monkeypa
 
 def test_exact_leaves_nothing_to_calibrate(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="calib has nothing to do with exact=True"):
-        pipeline.compress(tmp_path / "in.onnx", tmp_path / "out.onnx", Options(exact=True, calib=tmp_path / "x.npz"))
+        pipeline.compress_file(
+            tmp_path / "in.onnx", tmp_path / "out.onnx", Options(exact=True, calib=tmp_path / "x.npz")
+        )
 
 
 @pytest.mark.parametrize("option", ["--plan-out", "--report", ""])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.commands.compress.pipeline import inspect
+from leanonnx.commands.compress.pipeline import load_dag
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.page import chains as page_chains
 from leanonnx.page.chains import ChainPicture, chain_picture
@@ -288,7 +288,7 @@ def test_profile(tmp_path: Path) -> None:
     for node in proto.graph.node:
         node.name = ""
     path = saved(proto, tmp_path / "nameless.onnx")
-    feed = inspect(path).observation.feeds
+    feed = load_dag(path).observation.feeds
     first, second = profile_in_subprocess([path, path], feed, ONE, 0.05)
     assert {work.tensor for work in first} == {work.tensor for work in second}
     convolutions = [work for work in first if work.operator in CONVOLUTIONS]
@@ -297,8 +297,8 @@ def test_profile(tmp_path: Path) -> None:
     assert len(convolutions) == expected.fast + expected.plain == 6
     assert sum(work.blocked for work in convolutions) == expected.fast
     assert all(work.ms >= 0 and work.tensor for work in convolutions)
-    rows = layer_rows(inspect(path), np.ones(inspect(path).count, bool))
-    found = compare_profiles(inspect(path), rows, first, second)
+    rows = layer_rows(load_dag(path), np.ones(load_dag(path).count, bool))
+    found = compare_profiles(load_dag(path), rows, first, second)
     assert sorted(line.number or 0 for line in found.layers) == [1, 2, 3, 4, 5, 6]
 
 

@@ -14,7 +14,7 @@ from tests.helpers import build
 
 def test_time_between_runs_counts_for_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build('<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y) { y = Relu (x) }')
-    monkeypatch.setattr(sessions, "LONGEST_RUN", 0.3)
+    monkeypatch.setattr(sessions, "MAX_RUN_SECONDS", 0.3)
     with open_session(model) as session, session_runner(session) as run_once:
         run_once({"x": np.ones(2, np.float32)})
         time.sleep(0.6)

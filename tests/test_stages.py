@@ -12,7 +12,7 @@ import pytest
 
 from leanonnx.commands.compress import timing as timings
 from leanonnx.commands.compress.candidate import Candidate, CompressJob
-from leanonnx.commands.compress.pipeline import inspect, stages
+from leanonnx.commands.compress.pipeline import load_dag, stages
 from leanonnx.commands.compress.pruning import BudgetRemoval
 from leanonnx.commands.compress.stage import Stage, optional, run_stages
 from leanonnx.errors import ProofFailed
@@ -37,7 +37,7 @@ MODEL = net(
 @pytest.fixture
 def candidate(tmp_path: Path) -> Candidate:
     """The original as a candidate."""
-    dag = inspect(saved(MODEL, tmp_path / "m.onnx"))
+    dag = load_dag(saved(MODEL, tmp_path / "m.onnx"))
     job = CompressJob(dag, Options(), DEFAULT_RULES, tmp_path, "o.onnx", Clock(ignore_progress), PropagatedMoments(dag))
     whole = Selector(dag, SelectionRequest(job.options.budget)).select()
     return Candidate(job, dag.model.path, BudgetRemoval(dag, whole))

@@ -97,7 +97,7 @@ def test_interrupted_at_each_stage(model: Path, stage: str) -> None:
 
     before = tree(model.parent)
     with pytest.raises(KeyboardInterrupt):
-        pipeline.compress(model, model.parent / "out.onnx", Options(Budget("kernels", 0.5)), progress=listener)
+        pipeline.compress_file(model, model.parent / "out.onnx", Options(Budget("kernels", 0.5)), progress=listener)
     assert seen[-1] == stage
     assert tree(model.parent) == before
 

@@ -69,7 +69,7 @@ def test_inputs_tell_the_deviation(model: Path) -> None:
 
 
 def test_without_matplotlib(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leanonnx.cli.sweep.find_spec", lambda name: None)
+    monkeypatch.setattr("leanonnx.commands.sweep.extras.find_spec", lambda name: None)
     row = run(model.parent, model, "--keep", "0.5", *QUICK)
     assert "pip install 'leanonnx[sweep]'" in row["warnings"][-1]
     assert row["files"].keys() == {"csv", "json"}

@@ -12,7 +12,7 @@ import pytest
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.commands.calibrate.probes import Probe, mobile_network, probe_network, residual_network
-from leanonnx.commands.compress.pipeline import inspect
+from leanonnx.commands.compress.pipeline import load_dag
 from leanonnx.errors import OptionError
 from leanonnx.hardware.targets import (
     HARDWARE_ENTRIES,
@@ -142,7 +142,7 @@ def test_a_stored_target_of_this_machine_is_what_auto_means(folder: Path) -> Non
 
 def inspected(folder: Path, inner: int = 64) -> ChannelDag:
     """A network of one chain of two 3×3 convolutions: only the channels between them can go."""
-    return inspect(saved(probe_network(Probe("conv", inner, 2, 8)), folder / "chain.onnx"))
+    return load_dag(saved(probe_network(Probe("conv", inner, 2, 8)), folder / "chain.onnx"))
 
 
 def with_inner(dag: ChannelDag, width: int) -> Mask:
@@ -174,7 +174,7 @@ def test_predictions_know_the_widths_that_leave_the_fast_kernels(tmp_path: Path)
 
 def test_predictions_are_in_proportion_to_the_rates(tmp_path: Path) -> None:
     path = saved(mobile_network(16, 64, 8), tmp_path / "mobile.onnx")
-    dag = inspect(path)
+    dag = load_dag(path)
     everything = np.ones(dag.count, bool)
     quick = {key: 2 * getattr(AVX2, key) for key in ("conv", "pointwise", "depthwise", "gemm")}
     twice = replace(AVX2, element=AVX2.element / 2, node=AVX2.node / 2, **quick)

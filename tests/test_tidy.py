@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from onnx import TensorProto, helper
 
-from leanonnx.commands.compress.pipeline import compress
+from leanonnx.commands.compress.pipeline import compress_file
 from leanonnx.errors import ProofFailed
 from leanonnx.graph import noops
 from leanonnx.graph import tidy as tidies
@@ -353,7 +353,7 @@ def test_wrong_rules_are_caught_and_left_out(rule: str, tmp_path: Path, monkeypa
     assert ["could not be proven" in text for text in result.warnings] == [True]
     assert "Add" in operators(onnx.load(tmp_path / "out.onnx"))
     with pytest.raises(ProofFailed):
-        compress(source, tmp_path / "exact.onnx", Options(exact=True))
+        compress_file(source, tmp_path / "exact.onnx", Options(exact=True))
     assert not (tmp_path / "exact.onnx").exists()
 
 

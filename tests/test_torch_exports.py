@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'leanonnx[finetune]'")
 
-from leanonnx.commands.compress.pipeline import compress
+from leanonnx.commands.compress.pipeline import compress_file
 from leanonnx.graph.model import load
 from leanonnx.runtime.observation import declared_sizes
 from leanonnx.selection.metrics import Budget
@@ -70,7 +70,7 @@ def test_export_is_right_at_every_size(name: str, exporter: str, tmp_path: Path)
     sizes = sizes_of(source, ZOO[name])
     assert len(sizes) >= LEAST
     options = Options(Budget("kernels", 0.5), shapes=sizes[0], recover="none", best_effort=True)
-    result = compress(source, target, options)
+    result = compress_file(source, target, options)
     assert result.after.kernels < result.before.kernels
     model = result.dag.model
     pair = Pair(apply_patch(model.as_read, masking_patch(result.dag, result.alive)), onnx.load(target), model.inputs)

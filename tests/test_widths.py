@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from leanonnx.analysis.cost import cost_model
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.commands.calibrate.probes import mobile_network, residual_network
-from leanonnx.commands.compress.pipeline import inspect
+from leanonnx.commands.compress.pipeline import load_dag
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.selection.allocator import WidthAllocator
 from leanonnx.selection.exchange import exchange_widths
@@ -130,7 +130,7 @@ NETWORKS = {"residual": residual_network, "mobile": mobile_network}
 @cache
 def dag_of(name: str, stem: int, inner: int) -> ChannelDag:
     with tempfile.TemporaryDirectory() as folder:
-        return inspect(saved(NETWORKS[name](stem, inner, 4), Path(folder) / "model.onnx"))
+        return load_dag(saved(NETWORKS[name](stem, inner, 4), Path(folder) / "model.onnx"))
 
 
 def keeper_of(dag: ChannelDag, alignment: Alignment, seed: int) -> WidthAllocator:

@@ -42,7 +42,7 @@ def interface(path: Path) -> list[object]:
 @pytest.mark.parametrize("name", SMALL)
 def test_half_the_kernels(name: str, tmp_path: Path) -> None:
     source, target = MODELS / f"{name}.onnx", tmp_path / "out.onnx"
-    result = pipeline.compress(source, target, Options(Budget("kernels", KEEP), best_effort=True))
+    result = pipeline.compress_file(source, target, Options(Budget("kernels", KEEP), best_effort=True))
     assert result.proof.passed
     assert result.warnings == ()
     assert 0 < result.after.kernels <= KEEP * result.before.kernels
@@ -55,5 +55,5 @@ def test_half_the_kernels(name: str, tmp_path: Path) -> None:
 def test_not_models_of_onnxruntime(name: str, tmp_path: Path) -> None:
     source = MODELS / f"{name}.onnx"
     with pytest.raises(UserError, match=f"{name}.onnx"):
-        pipeline.inspect(source)
+        pipeline.load_dag(source)
     refused(tmp_path, "compress", source, "out.onnx", "--keep", KEEP, says=(str(source),))

@@ -93,7 +93,7 @@ def compress(
     """Compress a model: the proof is passed, the budget reached, and the interface what it was."""
     source, target, plan = saved(proto, folder / "in.onnx"), folder / "out.onnx", folder / "plan.json"
     asked = Options(Budget(unit, keep), **options)
-    result = pipeline.compress(source, target, asked, plan, rules)
+    result = pipeline.compress_file(source, target, asked, plan, rules)
     found = onnx.load(target)
     assert result.proof.passed
     assert result.warnings == ()

@@ -14,13 +14,13 @@ import numpy as np
 import onnx
 
 from leanonnx.graph.model import Model
-from leanonnx.graph.nodes import SHAPE_OPS, STANDARD, captured_names
+from leanonnx.graph.nodes import SHAPE_OPS, STANDARD_DOMAINS, captured_names
 from leanonnx.numeric.arrays import Array
 from leanonnx.numeric.channel_ids import ChannelIds, any_along, compact_ids, reshape_ids, varied_axes
 from leanonnx.operators.facts import Family, Trait
 from leanonnx.operators.table import names_of, names_with
 from leanonnx.rules.call import Edit, Effect, KeptChannels, Rewrite, ShapeEdit
-from leanonnx.rules.table import WEIGHT_SLOTS
+from leanonnx.rules.table import COUNTED_WEIGHT_SLOTS
 from leanonnx.runtime.observation import Observation
 
 TRACEABLE_ELEMENTWISE = names_with(Trait.ARITHMETIC) | (names_with(Trait.CARRIES) & names_of(Family.UNARY))
@@ -245,7 +245,7 @@ def _takes_weight(model: Model, index: int, name: str) -> bool:
     if index < 0:
         return False
     node = model.proto.graph.node[index]
-    slot = WEIGHT_SLOTS.get(("" if node.domain in STANDARD else node.domain, node.op_type))
+    slot = COUNTED_WEIGHT_SLOTS.get(("" if node.domain in STANDARD_DOMAINS else node.domain, node.op_type))
     return [k for k, read in enumerate(node.input) if read == name] == [slot]
 
 

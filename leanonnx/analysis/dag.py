@@ -20,7 +20,7 @@ from leanonnx.analysis.folding import fold_values, values_to_fold
 from leanonnx.analysis.runs import OperatorRun, common_run, trace_run
 from leanonnx.analysis.trace import Trace
 from leanonnx.graph.model import Model
-from leanonnx.graph.nodes import title
+from leanonnx.graph.nodes import node_title
 from leanonnx.graph.view import unused_outputs
 from leanonnx.numeric.channel_ids import ChannelIds, Mask, Shape, compact_ids, tied_groups, uniform_ids, varied_axes
 from leanonnx.rules import advice
@@ -179,7 +179,7 @@ def joint_edit(dag: ChannelDag, node: int, alive: Mask) -> Edit | None:
     try:
         edits = [at.rewrites[node](KeptChannels(alive)) for at in dag.all_sizes]
     except Exception as error:
-        error.add_note(f"while {title(dag.model.proto.graph.node[node])} was edited for the kept channels")
+        error.add_note(f"while {node_title(dag.model.proto.graph.node[node])} was edited for the kept channels")
         raise
     return common_edit(edits, lambda slot: slot < len(inputs) and inputs[slot] in dag.model.origins)
 

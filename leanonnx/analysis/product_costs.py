@@ -16,7 +16,7 @@ import onnx
 
 from leanonnx.analysis.constants import Constants
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.graph.nodes import STANDARD, attribute, subgraphs
+from leanonnx.graph.nodes import STANDARD_DOMAINS, attribute, subgraphs
 from leanonnx.graph.view import unused_outputs
 from leanonnx.numeric.channel_ids import ChannelIds, Mask, Shape, varied_axes
 from leanonnx.operators.facts import MICROSOFT, NCHWC, Family, OperatorFacts, Trait
@@ -116,7 +116,7 @@ def _has_kernels(dag: ChannelDag, index: int) -> bool:
 
 
 def _counts(dag: ChannelDag, index: int, node: onnx.NodeProto) -> Counts | None:
-    domain = "" if node.domain in STANDARD else node.domain
+    domain = "" if node.domain in STANDARD_DOMAINS else node.domain
     counter = COUNTERS.get((domain, node.op_type))
     if counter is not None:
         try:
@@ -133,7 +133,7 @@ def _counts(dag: ChannelDag, index: int, node: onnx.NodeProto) -> Counts | None:
 def _multiplies(graph: onnx.GraphProto) -> bool:
     """True if a subgraph holds an operator with multiply-adds, or an unknown one."""
     for node in graph.node:
-        domain = "" if node.domain in STANDARD else node.domain
+        domain = "" if node.domain in STANDARD_DOMAINS else node.domain
         if (domain, node.op_type) in COUNTERS or domain or any(_multiplies(inner) for inner in subgraphs(node)):
             return True
     return False
@@ -230,7 +230,7 @@ def _attention(view: _View) -> Counts | None:
         return None
     keys = view.shape(1)
     length = keys[-2]
-    past = 4 if view.node.domain in STANDARD else 6
+    past = 4 if view.node.domain in STANDARD_DOMAINS else 6
     if view.has(past) and len(view.shape(past)) > 2:
         length += view.shape(past)[-2]
     parts: Counts = []

@@ -12,12 +12,12 @@ import onnx
 from leanonnx.analysis.constants import Constants, ConstantUse, ConstantUses
 from leanonnx.analysis.zeros import preserves_zeros
 from leanonnx.graph.model import Model
-from leanonnx.graph.nodes import STANDARD, captured_names, name_of, subgraphs, title
+from leanonnx.graph.nodes import STANDARD_DOMAINS, captured_names, name_of, node_title, subgraphs
 from leanonnx.numeric.channel_ids import ChannelIds, uniform_ids
 from leanonnx.operators.table import CONVOLUTIONS
 from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, Pin, Rewrite, Unsupported, Value, pin_all
-from leanonnx.rules.table import WEIGHT_SLOTS, Rules
+from leanonnx.rules.table import COUNTED_WEIGHT_SLOTS, Rules
 from leanonnx.rules.weights import add_unprunable_weight
 from leanonnx.runtime.observation import Observation
 
@@ -144,7 +144,7 @@ class Trace:
                 factors = [
                     factor.reshape(-1) for use in self.constant_uses if use.node == index for factor in use.factors
                 ]
-                whole = "the graph's interface" if consumer < 0 else title(self.model.proto.graph.node[consumer])
+                whole = "the graph's interface" if consumer < 0 else node_title(self.model.proto.graph.node[consumer])
                 reason, what = f"{whole} reads all of '{node.output[0]}'", self._adapt_advice(advice.EXPORT_AGAIN)
                 pins.append(Pin(np.unique(np.concatenate(factors)), node.output[0], reason, what))
         return pins
@@ -166,7 +166,7 @@ class Trace:
         node, shapes = self.model.proto.graph.node[index], self.observation.shapes
         return Call(
             op=node.op_type,
-            domain="" if node.domain in STANDARD else node.domain,
+            domain="" if node.domain in STANDARD_DOMAINS else node.domain,
             name=name_of(node),
             opset=self.model.opset,
             attributes=attributes,
@@ -235,7 +235,7 @@ def pin_with_kernels(call: Call, reason: str, advice: str) -> Effect:
 
 def _with_kernels(call: Call, effect: Effect) -> Effect:
     """Add the kernels of a weight that cannot be pruned, on either side of a product, to an effect."""
-    right = WEIGHT_SLOTS.get((call.domain, call.op))
+    right = COUNTED_WEIGHT_SLOTS.get((call.domain, call.op))
     if right is None:
         return effect
     slots = [right] if call.op in CONVOLUTIONS else [right, 0]

@@ -79,12 +79,12 @@ def remove_channels(
     chosen = {name: _indices(given) for name, given in channels.items()}
     keywords = locals()
     with as_file(model) as source, result_file(out) as target:
-        dag = pipeline.inspect(source, shape or {}, as_rules(rules), several(library, Path), freeze)
+        dag = pipeline.load_dag(source, shape or {}, as_rules(rules), several(library, Path), freeze)
         plan = make_plan(dag, without_channels(dag, chosen), {}, __version__)
         removed = {name: tuple(map(int, indices)) for name, indices in chosen.items()}
         options = compress_options(keywords, plan=plan, removed=removed, best_effort=True)
         places = (optional_path(plan_out), as_rules(rules), progress, None, optional_path(plan_weights))
-        return Compressed.of(pipeline.compress(source, target, options, *places), target)
+        return Compressed.of(pipeline.compress_file(source, target, options, *places), target)
 
 
 def _indices(given: int | Sequence[int]) -> Sequence[int]:

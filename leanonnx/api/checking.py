@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from leanonnx.api.sources import ModelSource, as_file, optional_path, several, title
+from leanonnx.api.sources import ModelSource, as_file, model_title, optional_path, several
 from leanonnx.commands.bench.benchmark import BenchRequest
 from leanonnx.commands.check import check as gatekeeper
 from leanonnx.commands.check.gates import (
@@ -146,4 +146,6 @@ def check(
     )
     with as_file(base) as base_path, as_file(new) as new_path:
         outcome = gatekeeper.run_check(base_path, new_path, request, progress)
-    return CheckResult(outcome.verdicts, outcome.notes, check_report(title(base), title(new), request, outcome))
+    return CheckResult(
+        outcome.verdicts, outcome.notes, check_report(model_title(base), model_title(new), request, outcome)
+    )

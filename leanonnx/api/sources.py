@@ -24,7 +24,7 @@ from leanonnx.rules.user import extend_rules, read_rules
 from leanonnx.surgery.plan import Plan, load_plan
 from leanonnx.system.outputs import StrPath
 
-T = TypeVar("T")
+Item = TypeVar("Item")
 ModelSource = StrPath | onnx.ModelProto
 """The path of a model, or the model itself."""
 RuleSource = StrPath | Rules
@@ -35,7 +35,7 @@ UNNAMED = "the model"
 """Title of a model in memory in messages."""
 
 
-def title(model: ModelSource) -> str:
+def model_title(model: ModelSource) -> str:
     """The path of a model as text."""
     return UNNAMED if isinstance(model, onnx.ModelProto) else str(Path(model))
 
@@ -103,7 +103,7 @@ def as_samples(calib: CalibrationData | None) -> SampleSource | None:
     return calib if calib is None or isinstance(calib, Mapping) else {IN_MEMORY_TITLE: calib}
 
 
-def several(given: Any, kind: type[T]) -> tuple[T, ...]:
+def several(given: Any, kind: type[Item]) -> tuple[Item, ...]:
     """One value or several, as a tuple."""
     alone = isinstance(given, str | PathLike | Real)
     return (kind(given),) if alone else tuple(kind(value) for value in given)  # type: ignore[call-arg]

@@ -106,8 +106,7 @@ def finetune(
         seed: of order, augmentation and masks.
         progress: called with each stage and epoch.
 
-    Returns:
-        The result; None in a process of a distributed training that does not write it.
+    Returns the result; None in a process of a distributed training that does not write it.
 
     Raises:
         UserError: torch is not installed, bad model, option, data or output path, or an operator that torch cannot run.

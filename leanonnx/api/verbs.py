@@ -24,10 +24,10 @@ from leanonnx.api.sources import (
     as_file,
     as_plan,
     as_rules,
+    model_title,
     optional_path,
     result_file,
     several,
-    title,
 )
 from leanonnx.commands.bench import benchmark
 from leanonnx.commands.bench.report import bench_report
@@ -116,7 +116,7 @@ def compress(
     """
     options = compress_options(locals(), budget=asked_budget(budget_limits(locals()), plan, exact))
     with as_file(model) as source, result_file(out) as place:
-        return Compressed.of(pipeline.compress(source, place, options, **_extras(locals())), place)
+        return Compressed.of(pipeline.compress_file(source, place, options, **_extras(locals())), place)
 
 
 def analyse(
@@ -144,7 +144,7 @@ def analyse(
         UserError: bad model, shape, rules or library.
     """
     with as_file(model) as source:
-        dag = pipeline.inspect(source, shape or {}, as_rules(rules), several(library, Path))
+        dag = pipeline.load_dag(source, shape or {}, as_rules(rules), several(library, Path))
         return Analysis(dag, network_report(dag))
 
 
@@ -183,7 +183,7 @@ def prove(
     """
     made = as_plan(plan)
     with as_file(base) as source, as_file(new) as candidate:
-        dag = pipeline.inspect(
+        dag = pipeline.load_dag(
             source, shape or {}, as_rules(rules), several(library, Path), bool(made and made.freezes_weights)
         )
         alive = None if made is None or made.exact else replay_plan(dag, made)
@@ -194,7 +194,8 @@ def prove(
             return compare_with_original(dag, alive, candidate, seed)
         except RunFailed as error:
             raise ModelError(
-                f"{title(new)}: cannot be run on the inputs of the original: {error}; give what was made of that model"
+                f"{model_title(new)}: cannot be run on the inputs of the original: {error}; give a model that was "
+                "made from it"
             ) from error
 
 
@@ -247,7 +248,7 @@ def bench(
     with as_file(a) as source, ExitStack() as stack:
         other = None if b is None else stack.enter_context(as_file(b))
         cases = benchmark.run_bench(source, other, request, progress)
-    return Timings(cases, bench_report(title(a), None if b is None else title(b), request, cases))
+    return Timings(cases, bench_report(model_title(a), None if b is None else model_title(b), request, cases))
 
 
 def _check_same_outputs(model: Model, rival: Model) -> None:
@@ -267,7 +268,7 @@ def _page(given: Mapping[str, Any]) -> pipeline.Page | None:
     if given["report"] is None:
         return None
     target = "the result" if given["out"] is None else str(Path(given["out"]))
-    context = PageContext(title(given["model"]), target, _call(compress, given))
+    context = PageContext(model_title(given["model"]), target, _call(compress, given))
     return pipeline.Page(Path(given["report"]), partial(render, context))
 
 
@@ -277,7 +278,7 @@ def _call(function: Callable[..., object], given: Mapping[str, Any]) -> str:
     for name, parameter in inspect.signature(function).parameters.items():
         value = given[name]
         if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
-            parts += [] if value is None else [repr(title(value) if name == "model" else str(value))]
+            parts += [] if value is None else [repr(model_title(value) if name == "model" else str(value))]
         elif callable(value):
             parts += [f"{name}={method_name(value)}"] if name == "method" else []
         elif value is not parameter.default:

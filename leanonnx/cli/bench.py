@@ -25,7 +25,7 @@ from leanonnx.commands.bench.tables import bench_tables
 from leanonnx.runtime.providers import Provider, Setting
 
 
-def bench(
+def bench_command(
     source: Annotated[Path, typer.Argument(metavar="A", help="The model to time.")],
     other: Annotated[
         Path | None, typer.Argument(metavar="[B]", show_default=False, help="A model to time against it.")

@@ -15,7 +15,7 @@ from leanonnx.commands.calibrate.tables import calibration_tables
 from leanonnx.runtime.providers import Provider, Setting
 
 
-def calibrate_device(
+def calibrate_device_command(
     provider: Annotated[Provider, typer.Option(help="Where models are to run.")] = "cpu",
     threads: Annotated[int, typer.Option(min=0, help="Threads within an operator; 0 is all physical cores.")] = 0,
     out: Annotated[

@@ -19,7 +19,7 @@ from leanonnx.cli.options import (
     Mean,
     Scale,
     Seconds,
-    Size,
+    SizeOption,
     Std,
     ThreadCounts,
     TimedShape,
@@ -41,7 +41,7 @@ from leanonnx.commands.check.gates import (
     PARAMS,
     SIZE,
     SPEEDUP,
-    Limit,
+    GateLimit,
     read_gates,
     read_limit,
 )
@@ -77,7 +77,7 @@ def _gate(name: str, metavar: str) -> Any:
     return typer.Option(f"--{name}", metavar=metavar, show_default=False, help=f"{sense}: {GATES[name].meaning}.")
 
 
-def check(
+def check_command(
     base: Annotated[str, typer.Argument(metavar="BASE", help="The baseline: a file, or REV:PATH in git.")],
     new: Annotated[str, typer.Argument(metavar="NEW", help="The candidate that is to replace it.")],
     max_deviation: Annotated[str | None, _gate(DEVIATION, "F")] = None,
@@ -93,7 +93,7 @@ def check(
     std: Std = "1",
     scale: Scale = 255,
     layout: Layout = "auto",
-    size: Size = None,
+    size: SizeOption = None,
     provider: Annotated[Provider, typer.Option(help="Where latency is measured.")] = "cpu",
     skip_missing_provider: SkipMissing = False,
     threads: ThreadCounts = None,
@@ -155,7 +155,7 @@ def check(
             raise GateFailed(verdict_text(report))
 
 
-def _limits(gates: Path | None, given: dict[str, str | None]) -> dict[str, Limit]:
+def _limits(gates: Path | None, given: dict[str, str | None]) -> dict[str, GateLimit]:
     asked = {name: read_limit(name, text, f"--{name}") for name, text in given.items() if text is not None}
     return (read_gates(gates) if gates else {}) | asked
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import typer
 
-from leanonnx.cli.options import Layout, Mean, Scale, Size, Std, image_format, parse_shapes, stored_targets
+from leanonnx.cli.options import Layout, Mean, Scale, SizeOption, Std, image_format, parse_shapes, stored_targets
 from leanonnx.commands.compress.options import CompressOptions, Described, alignment, described_options
 from leanonnx.errors import OptionError
 from leanonnx.ranking.criteria import Method
@@ -51,7 +51,7 @@ AFTER: Mapping[str, tuple[tuple[str, Any, Any], ...]] = {
         ("std", Std, "1"),
         ("scale", Scale, 255),
         ("layout", Layout, "auto"),
-        ("size", Size, None),
+        ("size", SizeOption, None),
     ),
     "best_effort": (("no_measure", NoMeasure, False),),
 }

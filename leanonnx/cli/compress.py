@@ -25,7 +25,7 @@ from leanonnx.surgery.plan import load_plan
 
 @with_choices
 @with_budgets(limit_option)
-def compress(
+def compress_command(
     source: Annotated[Path, typer.Argument(metavar="IN", help="The model to compress.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write the result.")],
     limits: dict[str, Limit | None],
@@ -59,6 +59,8 @@ def compress(
         context = PageContext(str(source), str(out), command_line())
         page = None if report_out is None else Page(report_out, partial(render, context))
         with progress() as listener:
-            result = pipeline.compress(source, out, options, plan_out, rules_from(rules), listener, page, plan_weights)
+            result = pipeline.compress_file(
+                source, out, options, plan_out, rules_from(rules), listener, page, plan_weights
+            )
         report = compression_report(result)
         show_json(report, results) if as_json else show(compression_tables(report, str(source), str(out)), results)

@@ -15,8 +15,8 @@ from leanonnx.cli.options import (
     Library,
     Mean,
     Scale,
-    Shape,
-    Size,
+    ShapeOption,
+    SizeOption,
     Std,
     image_format,
     parse_shapes,
@@ -34,7 +34,7 @@ Samples = Annotated[
         help="Inputs: an .npz file keyed by graph input (axis 0 = samples), a folder of them, or of images.",
     ),
 ]
-Teacher = Annotated[Path | None, typer.Option(metavar="BASE", help="The original, which school learns from.")]
+TeacherOption = Annotated[Path | None, typer.Option(metavar="BASE", help="The original, which school learns from.")]
 Epochs = Annotated[
     int | None,
     typer.Option(
@@ -49,7 +49,7 @@ Patience = Annotated[
 Augment = Annotated[
     bool, typer.Option("--augment/--no-augment", help="Flip and shift images; the teacher sees the same.")
 ]
-Checkpoint = Annotated[
+CheckpointOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Keep the state of the training here after each epoch.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from --checkpoint where it exists.")]
@@ -65,11 +65,11 @@ KeepSteps = Annotated[
 
 
 @with_budgets(step_option, COUNTED_BUDGETS)
-def finetune(
+def finetune_command(
     source: Annotated[Path, typer.Argument(metavar="NEW", help="The model to train, as compressed.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write the result.")],
     data: Samples,
-    teacher: Teacher = None,
+    teacher: TeacherOption = None,
     strategy: Annotated[
         Strategy, typer.Option(help="Learn from the original, from labels in the data, or from noisy images.")
     ] = "school",
@@ -81,7 +81,7 @@ def finetune(
     augment: Augment = True,
     device: Annotated[Device, typer.Option(help="Where to train.")] = "cpu",
     amp: Annotated[bool, typer.Option("--amp", help="Compute in half precision where that is safe.")] = False,
-    checkpoint: Checkpoint = None,
+    checkpoint: CheckpointOption = None,
     resume: Resume = False,
     steps: Steps = None,
     *,
@@ -90,12 +90,12 @@ def finetune(
     chains: Annotated[Chains, typer.Option(help="With --steps: which chains lean extracts.")] = "cover",
     ignore: Ignore = None,
     keep_steps: KeepSteps = None,
-    shape: Shape = None,
+    shape: ShapeOption = None,
     mean: Mean = "0",
     std: Std = "1",
     scale: Scale = 255.0,
     layout: Layout = "auto",
-    size: Size = None,
+    size: SizeOption = None,
     library: Library = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of order, augmentation and masks.")] = 0,
     as_json: AsJson = False,

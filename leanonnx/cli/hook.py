@@ -15,7 +15,7 @@ REVISION = "PRE_COMMIT_FROM_REF"
 CHECK = "from leanonnx.cli.main import main; main()"
 
 
-def main() -> None:
+def hook_main() -> None:
     """Run ``leanonnx check`` on each model; exit with the highest of its exit codes."""
     options = sys.argv[1:]
     files: list[str] = []

@@ -7,19 +7,19 @@ from typing import Annotated
 
 import typer
 
-from leanonnx.cli.options import AsJson, Library, RulesFile, Shape, parse_shapes, rules_from
+from leanonnx.cli.options import AsJson, Library, RulesFile, ShapeOption, parse_shapes, rules_from
 from leanonnx.cli.terminal import exit_codes, show, show_json
 from leanonnx.commands.compress import pipeline
 from leanonnx.reporting.inspection import channel_report, network_report
 from leanonnx.reporting.tables import channel_text, network_tables
 
 
-def inspect(
+def inspect_command(
     source: Annotated[Path, typer.Argument(metavar="IN", help="The model to look at.")],
     why: Annotated[
         str | None, typer.Option(metavar="TENSOR[:CHANNEL]", help="Why a tensor's channels stay or go.")
     ] = None,
-    shape: Shape = None,
+    shape: ShapeOption = None,
     rules: RulesFile = None,
     library: Library = None,
     as_json: AsJson = False,
@@ -29,7 +29,7 @@ def inspect(
     Exit codes: 0 shown, 2 wrong file or option, 3 a bug.
     """
     with exit_codes() as results:
-        dag = pipeline.inspect(source, parse_shapes(shape or []), rules_from(rules), tuple(library or ()))
+        dag = pipeline.load_dag(source, parse_shapes(shape or []), rules_from(rules), tuple(library or ()))
         if why is None:
             network = network_report(dag)
             show_json(network, results) if as_json else show(network_tables(network, str(source)), results)

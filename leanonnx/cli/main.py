@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from leanonnx.cli.bench import bench
-from leanonnx.cli.calibrate import calibrate_device
-from leanonnx.cli.check import check
-from leanonnx.cli.compress import compress
-from leanonnx.cli.finetune import finetune
-from leanonnx.cli.inspect import inspect
+from leanonnx.cli.bench import bench_command
+from leanonnx.cli.calibrate import calibrate_device_command
+from leanonnx.cli.check import check_command
+from leanonnx.cli.compress import compress_command
+from leanonnx.cli.finetune import finetune_command
+from leanonnx.cli.inspect import inspect_command
 from leanonnx.cli.options import AsJson
-from leanonnx.cli.sweep import sweep
+from leanonnx.cli.sweep import sweep_command
 from leanonnx.cli.terminal import claim_stdout, clean_up_when_stopped, exit_codes, show_json, show_text
 from leanonnx.runtime.versions import versions, versions_text
 
@@ -29,13 +29,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command()(compress)
-app.command()(inspect)
-app.command()(sweep)
-app.command()(bench)
-app.command()(check)
-app.command()(calibrate_device)
-app.command()(finetune)
+app.command("compress")(compress_command)
+app.command("inspect")(inspect_command)
+app.command("sweep")(sweep_command)
+app.command("bench")(bench_command)
+app.command("check")(check_command)
+app.command("calibrate-device")(calibrate_device_command)
+app.command("finetune")(finetune_command)
 
 
 @app.callback(invoke_without_command=True)

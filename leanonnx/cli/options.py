@@ -15,7 +15,7 @@ from leanonnx.errors import OptionError
 from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.rules.user import read_rules
 
-Shape = Annotated[
+ShapeOption = Annotated[
     list[str] | None, typer.Option("--shape", metavar="NAME=1,3,224,224", help="Size of a free graph input.")
 ]
 RulesFile = Annotated[
@@ -36,7 +36,9 @@ Layout = Annotated[
         "--layout", metavar="auto|nchw|nhwc[,bgr]", help="Of images: axes of the input; order of its colours."
     ),
 ]
-Size = Annotated[str | None, typer.Option("--size", metavar="HxW", help="Of images; without, as the model takes them.")]
+SizeOption = Annotated[
+    str | None, typer.Option("--size", metavar="HxW", help="Of images; without, as the model takes them.")
+]
 PlanOut = Annotated[Path | None, typer.Option(metavar="P.json", help="Write the plan here.")]
 ReportOut = Annotated[
     Path | None, typer.Option("--report", metavar="R.html", help="Write a page that shows what was done here.")

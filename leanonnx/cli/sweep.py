@@ -28,7 +28,7 @@ KEPT = "what is finished is kept: run the same command again to go on"
 
 @with_choices
 @with_budgets(fractions_option)
-def sweep(
+def sweep_command(
     sources: Annotated[list[Path], typer.Argument(metavar="IN…", help="The models.")],
     limits: dict[str, str | None],
     out: Out = None,

@@ -136,7 +136,7 @@ def load(path: Path, libraries: tuple[Path, ...] = (), freeze: bool = False) -> 
     for tensor in tensors(proto.graph):
         check_size(tensor, path)
     external = tuple(sorted({external_path(t, path) for t in tensors(proto.graph) if uses_external_data(t)}))
-    check(path)
+    check_model(path)
     if external:
         _read_external(proto, path)
     digests = [digest(file) for file in (path, *external)]
@@ -216,7 +216,7 @@ def constant_bytes(proto: onnx.ModelProto) -> int:
     return sum(byte_size(t.data_type, math.prod(t.dims)) for t in numbers)
 
 
-def check(path: Path) -> None:
+def check_model(path: Path) -> None:
     """Run the ONNX checker with shape inference.
 
     Raises:

@@ -14,7 +14,7 @@ from leanonnx.numeric.arrays import Floats
 from leanonnx.operators.facts import Family, Trait
 from leanonnx.operators.table import OPERATORS, names_of, names_with
 
-STANDARD = ("", "ai.onnx")
+STANDARD_DOMAINS = ("", "ai.onnx")
 LINEAR = names_with(Trait.LINEAR)
 BIAS = 2
 """The slot of most biases."""
@@ -34,7 +34,7 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
 
 def standard_name(node: onnx.NodeProto) -> str:
     """The name of an operator of ONNX; "" for operators of other domains."""
-    return node.op_type if node.domain in STANDARD else ""
+    return node.op_type if node.domain in STANDARD_DOMAINS else ""
 
 
 def name_of(node: onnx.NodeProto) -> str:
@@ -42,7 +42,7 @@ def name_of(node: onnx.NodeProto) -> str:
     return node.name or node.output[0]
 
 
-def title(node: onnx.NodeProto) -> str:
+def node_title(node: onnx.NodeProto) -> str:
     """Operator and name of a node, for messages."""
     return f"{node.op_type} '{name_of(node)}'"
 

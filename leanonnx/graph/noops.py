@@ -22,7 +22,7 @@ from leanonnx.numeric.arrays import Array
 from leanonnx.operators.facts import Trait
 from leanonnx.operators.table import names_with
 
-Size = int | str | None
+ConstantSize = int | str | None
 MAX_INFERENCE_ELEMENTS = 1024
 """Elements up to which shape inference gets the values of a constant."""
 INFERENCE_ERRORS = (InferenceError, ProtobufError, RuntimeError, ValueError, IndexError, OverflowError)
@@ -108,7 +108,7 @@ class TidyContext:
         array = self.constant(node.input[slot]) if slot < len(node.input) and node.input[slot] else None
         return None if array is None else [int(x) for x in array.reshape(-1)]
 
-    def sizes(self, name: str) -> tuple[Size, ...] | None:
+    def sizes(self, name: str) -> tuple[ConstantSize, ...] | None:
         """Sizes of a value: a number, the name of a free axis, None where unknown; None if not even the rank is."""
         array = self.constant(name)
         if array is not None:
@@ -303,9 +303,9 @@ def _neutral(number: float, slots: tuple[int, ...]) -> Callable[[TidyContext, on
     return rule
 
 
-Rule = Callable[[TidyContext, onnx.NodeProto], str | None]
+NoOpRule = Callable[[TidyContext, onnx.NodeProto], str | None]
 NEUTRAL_ADDITION, NEUTRAL_SCALING = _neutral(0.0, (1, 0)), _neutral(1.0, (1, 0))
-NOOPS: Mapping[str, tuple[Rule, ...]] = {
+NOOPS: Mapping[str, tuple[NoOpRule, ...]] = {
     "Identity": (_first,),
     "Dropout": (_dropout,),
     "Slice": (_slice,),

@@ -14,7 +14,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from leanonnx.graph.nodes import RANDOM_OPS, SHAPE_OPS, STANDARD, captured_names, holder_array
+from leanonnx.graph.nodes import RANDOM_OPS, SHAPE_OPS, STANDARD_DOMAINS, captured_names, holder_array
 
 Holder = onnx.TensorProto | onnx.NodeProto
 """What holds a constant: an initializer, or a Constant node."""
@@ -41,7 +41,7 @@ class GraphView:
     @property
     def opset(self) -> int:
         """Version of the default operator set."""
-        return max((o.version for o in self.proto.opset_import if o.domain in STANDARD), default=1)
+        return max((o.version for o in self.proto.opset_import if o.domain in STANDARD_DOMAINS), default=1)
 
     @property
     def inputs(self) -> list[onnx.ValueInfoProto]:

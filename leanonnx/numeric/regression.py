@@ -26,7 +26,7 @@ LARGE_WIDTH = 700
 """Number of features above which fewer strengths are tried and products are summed in single precision."""
 BUFFERED_NUMBERS = 1 << 22
 """Numbers that are buffered before their products are summed."""
-MIN_SCALE = 1e-300
+MIN_REGRESSION_SCALE = 1e-300
 """Lower bound of the mean variance of the features."""
 
 
@@ -113,7 +113,7 @@ class MomentSums:
             offset = self.targets_at - bias
             pp = self.pp / count + _outer(p, self.features_at) + _outer(self.features_at, p + self.features_at)
             pt = self.pt / count + _outer(p, offset) + _outer(self.features_at, t + offset)
-        scale = max(float(np.einsum("gkk->", pp)) / pp.shape[0] / pp.shape[1], MIN_SCALE)
+        scale = max(float(np.einsum("gkk->", pp)) / pp.shape[0] / pp.shape[1], MIN_REGRESSION_SCALE)
         for weights in _ridges(pp, pt, prior, scale, betas):
             free = t + self.targets_at - np.einsum("gok,gk->go", weights, p + self.features_at)
             yield weights, free if bias is None else bias
@@ -180,7 +180,7 @@ class SampleRows:
         rest = t - p_centred @ prior[0].T
         t_mean = rest.mean(0) if bias is None else bias[0]
         gram = p_centred @ p_centred.T
-        scale = max(float(np.trace(gram)) / p.shape[1], MIN_SCALE)
+        scale = max(float(np.trace(gram)) / p.shape[1], MIN_REGRESSION_SCALE)
         for beta in betas:
             alpha = np.linalg.solve(gram + beta * scale * np.eye(len(gram)), rest - t_mean)
             weights = prior + (p_centred.T @ alpha).T[None]

@@ -12,7 +12,7 @@ from leanonnx.operators.facts import MICROSOFT, NCHWC, OperatorFacts
 from leanonnx.operators.facts import Family as F
 from leanonnx.operators.facts import Trait as T
 
-STANDARD: Mapping[str, OperatorFacts] = {
+STANDARD_FACTS: Mapping[str, OperatorFacts] = {
     "Conv": OperatorFacts(
         F.CONVOLUTION,
         T.LINEAR | T.KERNELS | T.NCHWC_KERNELS | T.BLOCK_WIDTHS | T.MIXES_CHANNELS | T.CAN_EMPTY | T.COMPARED_INSIDE,
@@ -316,7 +316,7 @@ CONTRIB: Mapping[str, OperatorFacts] = {
 """Operators of onnxruntime's own domain."""
 
 OPERATORS: Mapping[tuple[str, str], OperatorFacts] = {
-    **{("", name): facts for name, facts in STANDARD.items()},
+    **{("", name): facts for name, facts in STANDARD_FACTS.items()},
     **{(MICROSOFT, name): facts for name, facts in CONTRIB.items()},
     (NCHWC, "Conv"): OperatorFacts(F.CONVOLUTION, T.NCHWC_KERNELS, weight=1, bias=2),
 }
@@ -339,4 +339,4 @@ CONVOLUTIONS = names_of(F.CONVOLUTION, F.TRANSPOSED_CONVOLUTION, F.DEFORMABLE_CO
 
 def standard_keys(family: F) -> tuple[tuple[str, str], ...]:
     """Domain and name of ONNX's own operators of a family, in the order of the table."""
-    return tuple(("", name) for name, facts in STANDARD.items() if facts.family is family)
+    return tuple(("", name) for name, facts in STANDARD_FACTS.items() if facts.family is family)

@@ -21,7 +21,7 @@ STEP_OPERATORS = names_with(Trait.STEP)
 """Decisions that may output floats."""
 DISCRETE_OPERATORS = names_with(Trait.DISCRETE)
 """Operators that never output floats, for tensors of unknown type."""
-MIXING_OPERATORS = names_with(Trait.MIXES_CHANNELS)
+CHANNEL_MIXERS = names_with(Trait.MIXES_CHANNELS)
 """Operators with a weight that mixes channels, or that may contain one."""
 WEIGHTLESS_OPERATORS = names_with(Trait.NO_WEIGHT)
 """Operators of other domains without such a weight."""
@@ -93,7 +93,7 @@ def computed_inputs(model: Model, node: onnx.NodeProto) -> list[str]:
 
 def mixes_channels(node: onnx.NodeProto) -> bool:
     """True if a node mixes channels by a weight, or may do so."""
-    return node.op_type in MIXING_OPERATORS or (not standard_name(node) and node.op_type not in WEIGHTLESS_OPERATORS)
+    return node.op_type in CHANNEL_MIXERS or (not standard_name(node) and node.op_type not in WEIGHTLESS_OPERATORS)
 
 
 def tensors_behind(model: Model, names: Sequence[str]) -> dict[str, list[str]]:

@@ -15,7 +15,7 @@ import onnx
 
 from leanonnx.graph.formats import graphs, load_proto
 from leanonnx.graph.model import Model
-from leanonnx.graph.nodes import RANDOM_OPS, standard_name, subgraphs, title
+from leanonnx.graph.nodes import RANDOM_OPS, node_title, standard_name, subgraphs
 from leanonnx.graph.noops import Types
 from leanonnx.numeric.arrays import Array
 from leanonnx.operators.facts import Trait
@@ -55,7 +55,7 @@ def fix_random_operators(model: Model, sides: Sides) -> Iterator[FixedDraws]:
     kinds = {name: types[node.input[0] if _is_dropout(node) else name].elem_type for name, node in nodes.items()}
     stands = {name: _random_source(model, name, nodes) for node in candidate.graph.node for name in node.output[:1]}
     strange = [n for n in candidate.graph.node if _is_always_random(n) and stands[n.output[0]] is None]
-    reason = reason or ", ".join(title(node) for node in strange)
+    reason = reason or ", ".join(node_title(node) for node in strange)
     taps = [node.input[0] if _is_dropout(node) else name for name, node in nodes.items()]
     rng = np.random.default_rng(NOISE_SEED)
     fixed = replace(
@@ -97,14 +97,14 @@ def _is_random(model: Model, node: onnx.NodeProto) -> bool:
 def _unfixable_operators(model: Model, nodes: Mapping[str, onnx.NodeProto]) -> str:
     """Names of random operators that cannot be fixed: within subgraphs, or Dropouts whose mask is read."""
     inner = [
-        f"{title(child)} within {title(node)}"
+        f"{node_title(child)} within {node_title(node)}"
         for node in model.proto.graph.node
         for graph in subgraphs(node)
         for part in graphs(graph)
         for child in part.node
         if _is_always_random(child)
     ]
-    masked = [title(node) for node in nodes.values() if len(node.output) > 1 and node.output[1] in model.consumers]
+    masked = [node_title(node) for node in nodes.values() if len(node.output) > 1 and node.output[1] in model.consumers]
     return ", ".join([*inner, *masked])
 
 
@@ -161,6 +161,6 @@ def _cut_draws(sides: Sides, feed: Feed, nodes: Mapping[str, onnx.NodeProto]) ->
         if _input(name) in feed:
             kept = sides.channels.kept_part(node.input[0] if _is_dropout(node) else name, feed[_input(name)])
             if kept is None:
-                raise RunFailed(f"the random numbers of {title(node)} cannot be cut to the kept channels")
+                raise RunFailed(f"the random numbers of {node_title(node)} cannot be cut to the kept channels")
             cut[_input(name)] = kept
     return cut

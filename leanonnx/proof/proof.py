@@ -74,7 +74,7 @@ class Proof:
         return self.status == PASSED
 
 
-def prove(
+def compare_with_reference(
     model: Model,
     reference: Source,
     candidate: Source,

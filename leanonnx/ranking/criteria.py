@@ -72,7 +72,7 @@ class RankingInputs:
 
 
 Criterion = Callable[[RankingInputs], Ranking]
-Size = Callable[[NDArray[np.float32], Sequence[int]], Floats]
+FilterSize = Callable[[NDArray[np.float32], Sequence[int]], Floats]
 """From kernels [G, O, I, *k] and strides to a number for each filter [G, O]."""
 Importance = Callable[[NDArray[np.float32]], ArrayLike]
 """A criterion of the caller's: kernels [conv groups, outputs, inputs, *taps] → scores [conv groups, outputs]."""
@@ -156,7 +156,7 @@ def random(inputs: RankingInputs) -> Ranking:
     return _layerwise(inputs.dag, groups, scores, np.ones_like(scores))
 
 
-def _by_filters(inputs: RankingInputs, size: Size) -> Ranking:
+def _by_filters(inputs: RankingInputs, size: FilterSize) -> Ranking:
     """Rank by a number for each filter, added up over the channels of a group."""
     dag, groups = inputs.dag, inputs.groups()
     scores = _per_group(groups, _filter_scores(dag, groups, size), np.add)
@@ -259,7 +259,7 @@ def _layerwise(dag: ChannelDag, groups: Ints, scores: Floats, shares: Floats) ->
     return Ranking(groups, np.lexsort((np.arange(keys.size), -scores, -keys)), scores)
 
 
-def _filter_scores(dag: ChannelDag, groups: Ints, size: Size) -> Floats:
+def _filter_scores(dag: ChannelDag, groups: Ints, size: FilterSize) -> Floats:
     """Size of the filter of each channel that a mixing operator outputs [channels]; NaN for other channels.
 
     For concat slots that are chosen one by one it is the size of the kernels that read them.

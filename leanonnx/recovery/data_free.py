@@ -40,7 +40,7 @@ FAINT_VARIANCE = 1e-4
 """Share of the mean variance below which a channel has no copies."""
 WEIGHT_TOLERANCE = 1e-5
 """Relative difference up to which two weights count as equal."""
-MIN_VARIANCE = 1e-30
+MIN_CHANNEL_VARIANCE = 1e-30
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,8 @@ class _LayerFit:
             copies, chosen = self._copies(gone, left)
             copies &= ~constant & free
             scales[copies, chosen[copies]] = (
-                self.covariance[gone, left[chosen]] / np.maximum(self.covariance[left, left][chosen], MIN_VARIANCE)
+                self.covariance[gone, left[chosen]]
+                / np.maximum(self.covariance[left, left][chosen], MIN_CHANNEL_VARIANCE)
             )[copies]
             shifts[copies] = mean[gone[copies]] - scales[copies] @ mean[left]
             rest = ~constant & ~copies
@@ -203,7 +204,7 @@ class _LayerFit:
 
     def _copies(self, gone: Ints, left: Ints) -> tuple[Mask, Ints]:
         """Mask of the removed channels that copy a kept channel, and the most similar kept channel of each."""
-        power = np.maximum(np.diag(self.covariance), MIN_VARIANCE)
+        power = np.maximum(np.diag(self.covariance), MIN_CHANNEL_VARIANCE)
         like = np.square(self.covariance[np.ix_(gone, left)]) / power[gone][:, None] / power[left]
         like[:, power[left] < FAINT_VARIANCE * power.mean()] = 0
         chosen = like.argmax(1)
@@ -216,7 +217,9 @@ class _LayerFit:
         cross = self.covariance[np.ix_(gone, left)] + np.outer(offset[gone], offset[left])
         power = np.diag(own)
         return np.asarray(
-            np.linalg.solve(own + np.diag(RIDGE_SHARE * power + RIDGE_FLOOR * power.mean() + MIN_VARIANCE), cross.T).T,
+            np.linalg.solve(
+                own + np.diag(RIDGE_SHARE * power + RIDGE_FLOOR * power.mean() + MIN_CHANNEL_VARIANCE), cross.T
+            ).T,
             np.float64,
         )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 
 from leanonnx.errors import ProofFailed
-from leanonnx.graph.model import check
+from leanonnx.graph.model import check_model
 from leanonnx.graph.storage import write_model
 from leanonnx.inputs.synthetic import output_distances, smooth_inputs
 from leanonnx.numeric.channel_ids import Mask
@@ -68,7 +68,7 @@ def recover_without_data(
         if fit is None or not any(fit.counts.values()):
             return DataFreeRecovery(NO_COUNTS, declined)
         write_model(fit.proto, target, external=bool(known.dag.model.external_files))
-        check(target)
+        check_model(target)
     return DataFreeRecovery(fit.counts, declined)
 
 

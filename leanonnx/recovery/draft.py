@@ -17,7 +17,7 @@ from leanonnx.errors import ModelError, ProofFailed
 from leanonnx.evaluation.deviation import Fidelity, compare_outputs
 from leanonnx.evaluation.slices import bound_errors, channel_axes
 from leanonnx.graph.formats import Source
-from leanonnx.graph.model import check
+from leanonnx.graph.model import check_model
 from leanonnx.graph.storage import write_model
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.recovery.acceptance import first_improvement
@@ -107,7 +107,7 @@ def recover_from_data(
         write_model(result.proto, target, external=bool(dag.model.external_files))
     with clock.stage("compare"):
         try:
-            check(target)
+            check_model(target)
         except ModelError as error:
             raise ProofFailed(f"the recovered model is not valid ({error}); nothing written") from error
         accepted, (removed, recovered) = first_improvement(pruned, [(target, 1.0)], compare_on, _distance)

@@ -21,7 +21,7 @@ MAX_REPLAY_ERROR = 1e-3
 REPLAYED_POSITIONS = 64
 """Number of positions at which that is checked."""
 MIN_OUTPUT_NORM = 1e-6
-MIN_SCALE = 1e-3
+MIN_ROW_SCALE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class LayerSite:
         scale = self.other.scale
         if scale is None:
             return missing
-        passes = np.abs(scale) > MIN_SCALE
+        passes = np.abs(scale) > MIN_ROW_SCALE
         return np.asarray(np.where(passes, missing / np.where(passes, scale, 1), 0))
 
     def _axis(self, value: Array) -> int:

@@ -18,7 +18,7 @@ import onnx
 from numpy.lib import format as npy
 
 from leanonnx.errors import PlanError
-from leanonnx.graph.model import Model, check
+from leanonnx.graph.model import Model, check_model
 from leanonnx.graph.nodes import BIAS, holder_array
 from leanonnx.graph.storage import write_model
 from leanonnx.numeric.arrays import Array
@@ -123,7 +123,7 @@ def restore_weights(original: Model, draft: Path, weights: StoredWeights, origin
     """
     bare = replace(original, proto=onnx.load(draft))
     write_model(insert_weights(bare, weights, origin), draft, external=bool(original.external_files))
-    check(draft)
+    check_model(draft)
 
 
 def _view_as(array: Array, kind: np.dtype[np.generic]) -> Array:

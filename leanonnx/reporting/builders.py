@@ -8,7 +8,7 @@ from leanonnx.analysis.product_costs import products
 from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.evaluation.slices import ChannelDeviation
 from leanonnx.formatting import json_value
-from leanonnx.graph.nodes import name_of, title
+from leanonnx.graph.nodes import name_of, node_title
 from leanonnx.numeric.channel_ids import ChannelIds, Mask
 from leanonnx.proof.proof import Proof
 from leanonnx.reporting.rows import (
@@ -76,7 +76,7 @@ def pin_rows(dag: ChannelDag, alive: Mask) -> tuple[PinRow, ...]:
 
 def uncounted_nodes(dag: ChannelDag) -> tuple[str, ...]:
     """Titles of the nodes whose multiply-adds are not known."""
-    return tuple(title(dag.model.proto.graph.node[k]) for k in products(dag)[1])
+    return tuple(node_title(dag.model.proto.graph.node[k]) for k in products(dag)[1])
 
 
 def input_shapes(dag: ChannelDag) -> dict[str, tuple[int, ...]]:

@@ -45,7 +45,7 @@ DEFAULT_RULES: Rules = {
     **quantization.QUANTIZATION_RULES,
     **attention.ATTENTION_RULES,
 }
-WEIGHT_SLOTS: Mapping[tuple[str, str], int] = {
+COUNTED_WEIGHT_SLOTS: Mapping[tuple[str, str], int] = {
     key: facts.weight for key, facts in OPERATORS.items() if Trait.KERNELS in facts.traits and facts.weight is not None
 }
 """Weight slot of each operator whose kernels are counted, pruned or not."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from leanonnx.analysis.cost import CostModel
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.graph.nodes import title
+from leanonnx.graph.nodes import node_title
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.rules.call import Pin
 
@@ -45,7 +45,7 @@ def _unprunable(dag: ChannelDag, cost: CostModel, noun: str, macs: bool) -> list
         if all(pinned[dag.groups[factor]].all() for factor in product.factors):
             counts[product.node] = counts.get(product.node, 0) + product.macs
     nodes = dag.model.proto.graph.node
-    return [(count, f"{count} {noun}: {title(nodes[k])} cannot be pruned") for k, count in counts.items() if count]
+    return [(count, f"{count} {noun}: {node_title(nodes[k])} cannot be pruned") for k, count in counts.items() if count]
 
 
 def kernels_held_by(

@@ -19,7 +19,7 @@ from leanonnx.analysis.runs import OperatorRun, common_run, trace_run
 from leanonnx.errors import ProofFailed
 from leanonnx.graph.formats import is_integer
 from leanonnx.graph.model import Model
-from leanonnx.graph.nodes import title
+from leanonnx.graph.nodes import node_title
 from leanonnx.numeric.arrays import Array
 from leanonnx.numeric.channel_ids import Mask, any_along, is_rectangle, varied_axes
 from leanonnx.rules.call import AttributeValue, Select, ShapeEdit
@@ -97,7 +97,7 @@ def plan_patch(dag: ChannelDag, alive: Mask) -> Patch:
             continue
         edit = joint_edit(dag, node, alive)
         if edit is None:
-            named = title(dag.model.proto.graph.node[node])
+            named = node_title(dag.model.proto.graph.node[node])
             raise ProofFailed(
                 f"{named}: its edit for the removed channels depends on a size that the model leaves free; "
                 "nothing written; export the model with fixed input sizes"

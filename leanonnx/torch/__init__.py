@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.api.sources import ModelSource, as_file, several, title
-from leanonnx.commands.compress.pipeline import inspect
+from leanonnx.api.sources import ModelSource, as_file, model_title, several
+from leanonnx.commands.compress.pipeline import load_dag
 from leanonnx.commands.compress.pruning import pruned_model
 from leanonnx.errors import ModelError, PlanError, ProofFailed
 from leanonnx.graph.model import Model, load
@@ -110,7 +110,7 @@ def apply_plan(
     if model is None:
         return _apply_by_names(module, planned_cuts(made), names or {})
     with as_file(model) as source:
-        dag = inspect(source, libraries=several(library, Path), freeze=made.freezes_weights)
+        dag = load_dag(source, libraries=several(library, Path), freeze=made.freezes_weights)
         feed = dag.observation.feeds if inputs is None else as_feed(dag.model, inputs)
         return _apply_and_compare(module, dag, replay_plan(dag, made), names or {}, feed, tolerance)
 
@@ -146,8 +146,8 @@ def verify(
         error = _error(module, loaded, loaded.path, feed)
     if not error <= tolerance:
         raise ProofFailed(
-            f"the module is off by {error:.1e} from {title(model)}, more than {tolerance:.0e}; give the model that was "
-            "exported from it, or compressed by the plan that cut it"
+            f"the module is off by {error:.1e} from {model_title(model)}, more than {tolerance:.0e}; give the model that "
+            "was exported from it, or compressed by the plan that cut it"
         )
     return error
 

@@ -15,7 +15,7 @@ from leanonnx.analysis.dag import ChannelDag, build_channel_dag
 from leanonnx.graph.formats import number_format
 from leanonnx.graph.model import load
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.proof.proof import FAILED, prove, random_inputs
+from leanonnx.proof.proof import FAILED, compare_with_reference, random_inputs
 from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import run
@@ -94,14 +94,16 @@ def check(dag: ChannelDag, alive: Mask) -> None:
     assert_smaller(dag, alive, compact)
     masked = apply_patch(dag.model.as_read, masking_patch(dag, alive))
     feeds = random_inputs(dag.model, dag.shapes)[:1]
-    proof = prove(dag.model, masked, compact, feeds)
+    proof = compare_with_reference(dag.model, masked, compact, feeds)
     assert agrees(proof), f"the compact model is off by {proof.max_relative_error}"
     if number_format(dag.model.proto) != "float32":
         error = distance(run(masked, feeds, optimise=False), run(compact, feeds, optimise=False))
         assert error <= BOUND, f"the compact model, unfused, is off by {error}"
     batch = wider(dag, feeds[0])
     if batch is not None:
-        assert agrees(prove(dag.model, masked, compact, [batch])), "the compact model is off on a batch of three"
+        assert agrees(compare_with_reference(dag.model, masked, compact, [batch])), (
+            "the compact model is off on a batch of three"
+        )
 
 
 def verdict(dag: ChannelDag, alive: Mask) -> str:
@@ -113,7 +115,7 @@ def verdict(dag: ChannelDag, alive: Mask) -> str:
         stage = "checker"
         onnx.checker.check_model(compact, full_check=True)
         stage = "onnxruntime"
-        proof = prove(dag.model, masked, compact, random_inputs(dag.model, dag.shapes)[:1])
+        proof = compare_with_reference(dag.model, masked, compact, random_inputs(dag.model, dag.shapes)[:1])
     except Exception:  # the checker and onnxruntime raise many unrelated types
         return stage
     return "different" if proof.status == FAILED else "equal"

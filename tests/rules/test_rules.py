@@ -25,7 +25,7 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.product_costs import products
 from leanonnx.numeric.channel_ids import ChannelIds, Mask, compact_ids
 from leanonnx.rules.call import Call, Effect, Rule
-from leanonnx.rules.table import DEFAULT_RULES, WEIGHT_SLOTS
+from leanonnx.rules.table import COUNTED_WEIGHT_SLOTS, DEFAULT_RULES
 from tests.rules import mutants, naive
 from tests.rules.bench import Choose, Sample
 from tests.rules.case import Case, Form, Refusal
@@ -85,7 +85,7 @@ def test_every_operator_stands_in_one_table_and_every_table_is_joined() -> None:
     assert {key: rule for _, table in TABLES for key, rule in table.items()} == DEFAULT_RULES
     assert all(vars(module)[rule.__name__] is rule for module, table in TABLES for rule in table.values())
     counted = {key: slot for module in TABLES for key, slot in getattr(module, "COUNTED", {}).items()}
-    assert counted == WEIGHT_SLOTS
+    assert counted == COUNTED_WEIGHT_SLOTS
     assert set(counted) <= set(DEFAULT_RULES)
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from leanonnx.commands.calibrate.fit import FastWidths, Probes, fit_table, relative_error
+from leanonnx.commands.calibrate.fit import FastWidths, Probes, fit_table, prediction_error
 from leanonnx.commands.calibrate.probes import held_out_networks, probe_network
-from leanonnx.commands.compress.pipeline import inspect
+from leanonnx.commands.compress.pipeline import load_dag
 from leanonnx.errors import OptionError, OutputError
 from leanonnx.hardware.targets import Hardware, builtin_hardware, read_hardware, tables_text
 from leanonnx.runtime.machine import channel_steps, detect_hardware
@@ -45,12 +45,12 @@ class Forecast:
     @property
     def error(self) -> float:
         """Relative error of the prediction from the measured table."""
-        return relative_error(self.predicted, self.measured)
+        return prediction_error(self.predicted, self.measured)
 
     @property
     def built_in_error(self) -> float:
         """Relative error of the prediction from the built-in table."""
-        return relative_error(self.built_in, self.measured)
+        return prediction_error(self.built_in, self.measured)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _time_models(
 
 def _predict_milliseconds(path: Path, target: Hardware) -> float:
     """Predict the milliseconds of one run from a table."""
-    dag = inspect(path)
+    dag = load_dag(path)
     return latency_model(dag, target)(dag.all_alive)
 
 

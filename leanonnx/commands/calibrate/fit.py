@@ -168,6 +168,6 @@ def best_multiple(times: Mapping[int, float]) -> int:
     )
 
 
-def relative_error(predicted: float, measured: float) -> float:
+def prediction_error(predicted: float, measured: float) -> float:
     """Relative error of a predicted ratio; positive if it is too large."""
     return predicted / measured - 1

@@ -36,7 +36,7 @@ from leanonnx.commands.check.gates import (
     SIZE,
     SPEEDUP,
     VALID,
-    Limit,
+    GateLimit,
 )
 from leanonnx.commands.check.interface import interface_changes
 from leanonnx.commands.check.sizes import MIN_SAMPLES, InputSource, batch_axes, compare_at_sizes, fit_samples
@@ -80,7 +80,7 @@ class CheckRequest:
         skip_missing: skip the latency gates, instead of raising, if the provider is missing.
     """
 
-    limits: Mapping[str, Limit] = field(default_factory=dict)
+    limits: Mapping[str, GateLimit] = field(default_factory=dict)
     data: Path | None = None
     images: ImageFormat = field(default_factory=ImageFormat)
     timed: benchmark.BenchRequest = field(default_factory=benchmark.BenchRequest)
@@ -88,7 +88,7 @@ class CheckRequest:
 
 
 @dataclass(frozen=True)
-class CheckResult:
+class CheckOutcome:
     """Verdicts on all gates in order, with the measurements behind them.
 
     Attributes:
@@ -136,7 +136,7 @@ class _Values:
 
 def run_check(
     base_path: Path, new_path: Path, request: CheckRequest, progress: Progress = ignore_progress
-) -> CheckResult:
+) -> CheckOutcome:
     """Compare the model at ``new_path`` with the one at ``base_path``.
 
     Raises:
@@ -184,13 +184,13 @@ def _result(
     notes: Sequence[str] = (),
     values: _Values | None = None,
     cases: tuple[benchmark.BenchCase, ...] = (),
-) -> CheckResult:
+) -> CheckOutcome:
     """The result, with all requested gates in order; those without a verdict are skipped for the given reason."""
     by_name = {verdict.gate: verdict for verdict in gates}
     names = [name for name in GATES if name not in LIMITED_GATES or name in request.limits]
     ordered = tuple(by_name.get(name, Verdict(name, SKIPPED, reason)) for name in names)
     first, further = (values.fidelities, values.further) if values else ({}, {})
-    return CheckResult(ordered, tuple(notes), first, further, cases, clock.seconds)
+    return CheckOutcome(ordered, tuple(notes), first, further, cases, clock.seconds)
 
 
 def _load_or_reason(path: Path, libraries: tuple[Path, ...]) -> Model | str:
@@ -203,7 +203,9 @@ def _load_or_reason(path: Path, libraries: tuple[Path, ...]) -> Model | str:
         return str(error)
 
 
-def _count_verdicts(limits: Mapping[str, Limit], numbers: Mapping[str, Callable[[], tuple[int, int]]]) -> list[Verdict]:
+def _count_verdicts(
+    limits: Mapping[str, GateLimit], numbers: Mapping[str, Callable[[], tuple[int, int]]]
+) -> list[Verdict]:
     """Verdicts on the requested numbers of NEW and BASE."""
     return [verdicts.count_verdict(name, limits[name], *both()) for name, both in numbers.items() if name in limits]
 
@@ -259,7 +261,7 @@ def random_data(model: Model, sizes: InputShapes, seed: int) -> dict[str, Datase
     }
 
 
-def _compare_outputs(pair: _Pair, limits: Mapping[str, Limit]) -> _Values:
+def _compare_outputs(pair: _Pair, limits: Mapping[str, GateLimit]) -> _Values:
     """Verdicts on NEW's outputs, and their deviation from BASE's."""
     base, new, replaced = pair.base, pair.new, pair.observation.replaced_formats
     data = next(iter(pair.inputs.values()))

@@ -78,7 +78,7 @@ LIMIT_PATTERN = re.compile(r"([-+.e0-9]+?)\s*([a-z]*)")
 
 
 @dataclass(frozen=True)
-class Limit:
+class GateLimit:
     """The limit of a gate: a number, or with ``share`` a multiple of BASE's."""
 
     number: float
@@ -89,7 +89,7 @@ class Limit:
         return self.number * base if self.share and base is not None else self.number
 
 
-def read_limit(name: str, given: object, where: str) -> Limit:
+def read_limit(name: str, given: object, where: str) -> GateLimit:
     """Parse a limit of the gate ``name``; ``where`` names its origin in messages.
 
     Raises:
@@ -108,10 +108,10 @@ def read_limit(name: str, given: object, where: str) -> Limit:
     if not (above and number <= gate.highest and number < math.inf):
         hint = f"; for a multiple of BASE's time use {SPEEDUP}" if name == LATENCY_MS and unit == "x" else ""
         raise OptionError(f"{where} {given}: expected {gate.expects}, for example {gate.example}{hint}")
-    return Limit(number, share)
+    return GateLimit(number, share)
 
 
-def read_gates(path: Path) -> dict[str, Limit]:
+def read_gates(path: Path) -> dict[str, GateLimit]:
     """Read limits by gate from a TOML file, with lines such as ``max-bytes = "5MB"``.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from leanonnx.commands.bench.report import case_row, fixed_row
-from leanonnx.commands.check.check import CheckRequest, CheckResult
+from leanonnx.commands.check.check import CheckOutcome, CheckRequest
 from leanonnx.commands.check.rows import CheckReport, GateRow, GateTimingsRow, InputFidelityRow
 from leanonnx.commands.check.verdicts import Verdict
 from leanonnx.evaluation.deviation import Fidelity
@@ -13,7 +13,7 @@ from leanonnx.formatting import json_value
 from leanonnx.reporting.builders import fidelity_row
 
 
-def check_report(base: str, new: str, request: CheckRequest, result: CheckResult) -> CheckReport:
+def check_report(base: str, new: str, request: CheckRequest, result: CheckOutcome) -> CheckReport:
     """The report of ``leanonnx check``; ``base`` and ``new`` are the models as given."""
     return CheckReport(
         base=base,
@@ -45,6 +45,6 @@ def _fidelity_rows(fidelities: Mapping[str, Fidelity]) -> tuple[InputFidelityRow
     return tuple(InputFidelityRow(name, fidelity_row(one)) for name, one in fidelities.items())
 
 
-def _timings_row(request: CheckRequest, result: CheckResult) -> GateTimingsRow:
+def _timings_row(request: CheckRequest, result: CheckOutcome) -> GateTimingsRow:
     provider = request.timed.setting.provider
     return GateTimingsRow(provider, fixed_row(request.timed), tuple(case_row(case) for case in result.cases))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from leanonnx.commands.bench.benchmark import BenchCase
-from leanonnx.commands.check.gates import AGREEMENT, DETERMINISTIC, DEVIATION, FINITE, LATENCY_MS, SPEEDUP, Limit
+from leanonnx.commands.check.gates import AGREEMENT, DETERMINISTIC, DEVIATION, FINITE, LATENCY_MS, SPEEDUP, GateLimit
 from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.evaluation.tally import Deviation
 from leanonnx.formatting import count_text
@@ -45,7 +45,7 @@ def status_of(passed: bool) -> Status:
     return PASSED if passed else FAILED
 
 
-def count_verdict(gate: str, limit: Limit, measured: int, base: int) -> Verdict:
+def count_verdict(gate: str, limit: GateLimit, measured: int, base: int) -> Verdict:
     """Judge bytes, parameters or multiply-adds of NEW."""
     most = limit.absolute(base)
     detail = f"{limit.number:g} times BASE's {base:,}" if limit.share else ""
@@ -72,7 +72,7 @@ def determinism_verdict(base: bool, new: bool) -> Verdict:
     return Verdict(DETERMINISTIC, status_of(new), "" if new else "two runs on the same input output different bytes")
 
 
-def deviation_verdict(limit: Limit, fidelities: Mapping[str, Fidelity], vacuous: Mapping[str, str]) -> Verdict:
+def deviation_verdict(limit: GateLimit, fidelities: Mapping[str, Fidelity], vacuous: Mapping[str, str]) -> Verdict:
     """Judge the relative L2 error of the worst channel of the worst output.
 
     ``vacuous``: outputs whose comparison is vacuous, with the reason; with any, the gate fails, as NEW may be anything.
@@ -103,7 +103,9 @@ def _vacuous_text(vacuous: Mapping[str, str]) -> str:
     return f"the comparison is vacuous: in BASE {names}; give inputs that change it with {option('data')}"
 
 
-def agreement_verdict(limit: Limit, fidelities: Mapping[str, Fidelity], vacuous: Mapping[str, str]) -> Verdict | None:
+def agreement_verdict(
+    limit: GateLimit, fidelities: Mapping[str, Fidelity], vacuous: Mapping[str, str]
+) -> Verdict | None:
     """Judge the share of equal decisions of the worst output; None if no output is a decision.
 
     Decisions that do not depend on the input (``vacuous``) do not count.
@@ -124,7 +126,7 @@ def _outputs(fidelities: Mapping[str, Fidelity]) -> Iterable[tuple[str, Deviatio
     return ((source, one) for source, fidelity in fidelities.items() for one in fidelity.outputs)
 
 
-def speedup_verdict(limit: Limit, cases: Sequence[BenchCase]) -> Verdict:
+def speedup_verdict(limit: GateLimit, cases: Sequence[BenchCase]) -> Verdict:
     """Judge the smallest speed-up over BASE, among failing cases if any fails."""
     rows = [
         (*_judge_speedup(limit, case), case.outcome.speedup)
@@ -135,7 +137,7 @@ def speedup_verdict(limit: Limit, cases: Sequence[BenchCase]) -> Verdict:
     return Verdict(SPEEDUP, status, text, ratio, limit.number)
 
 
-def is_too_noisy(limit: Limit, case: BenchCase) -> bool:
+def is_too_noisy(limit: GateLimit, case: BenchCase) -> bool:
     """Return True if a comparison is too noisy to tell on which side of the limit NEW is."""
     comparison = case.outcome
     if isinstance(comparison, Timing) or _reaches(limit.number, comparison) is not None:
@@ -151,7 +153,7 @@ def _reaches(limit: float, comparison: TimingComparison) -> bool | None:
     return False if comparison.interval[1] < limit / (1 + comparison.margin) else None
 
 
-def _judge_speedup(limit: Limit, case: BenchCase) -> tuple[Status, str]:
+def _judge_speedup(limit: GateLimit, case: BenchCase) -> tuple[Status, str]:
     """Judge one comparison: status, and interval and noise in words."""
     comparison = case.outcome
     assert isinstance(comparison, TimingComparison)
@@ -165,7 +167,7 @@ def _judge_speedup(limit: Limit, case: BenchCase) -> tuple[Status, str]:
     return (PASSED, text) if reached else (FAILED, f"slower, beyond noise: {text}")
 
 
-def latency_verdict(limit: Limit, cases: Sequence[BenchCase]) -> Verdict:
+def latency_verdict(limit: GateLimit, cases: Sequence[BenchCase]) -> Verdict:
     """Judge the median milliseconds of one run in the slowest case."""
     slowest = max(cases, key=lambda case: new_timing(case).median)
     timing = new_timing(slowest)

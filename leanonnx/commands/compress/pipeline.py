@@ -103,7 +103,7 @@ class Page:
     text: Callable[[CompressResult, Path, Dataset | None], str]
 
 
-def inspect(
+def load_dag(
     path: Path,
     shapes: Shapes | None = None,
     rules: Rules = DEFAULT_RULES,
@@ -115,7 +115,7 @@ def inspect(
     return build_channel_dag(model, observe(model, shapes or {}), rules)
 
 
-def compress(
+def compress_file(
     source: Path,
     out: Path,
     options: CompressOptions,

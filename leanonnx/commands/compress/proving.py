@@ -13,12 +13,12 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.commands.compress.candidate import Candidate
 from leanonnx.data.samples import Dataset
 from leanonnx.errors import ModelError, ProofFailed
-from leanonnx.graph.model import check
+from leanonnx.graph.model import check_model
 from leanonnx.graph.storage import write_model
 from leanonnx.inputs.random import INPUT_KINDS, class_number_inputs, random_inputs, sized_inputs
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.proof.compare import ComparedChannels
-from leanonnx.proof.proof import RANDOM, VACUOUS, Proof, prove
+from leanonnx.proof.proof import RANDOM, VACUOUS, Proof, compare_with_reference
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.spelling import option
 from leanonnx.surgery.operate import apply_patch
@@ -42,7 +42,7 @@ def prove_equal(candidate: Candidate) -> Candidate | ProofFailed:
     masked = None if removal.is_lossless else candidate.alive
     with job.clock.stage("prove"):
         try:
-            check(candidate.path)
+            check_model(candidate.path)
             channels = compared_channels(removal.dag, candidate.alive)
             proof = compare_with_original(job.dag, masked, candidate.path, job.options.seed, job.data, channels)
         except (ModelError, RunFailed) as error:
@@ -90,7 +90,9 @@ def compare_with_original(
         write_model(masked, reference, external=True)
         del masked
         left = channels or compared_channels(dag, alive)
-        return prove(model, reference, candidate, [*feeds, *more], dag.observation.replaced_formats, left)
+        return compare_with_reference(
+            model, reference, candidate, [*feeds, *more], dag.observation.replaced_formats, left
+        )
 
 
 def compared_channels(dag: ChannelDag, alive: Mask | None) -> ComparedChannels:

@@ -27,7 +27,7 @@ from leanonnx.commands.finetune.process_group import ProcessGroup, join_processe
 from leanonnx.commands.finetune.strategies import Strategy
 from leanonnx.commands.finetune.targets import common_targets
 from leanonnx.commands.finetune.teachers import open_teacher
-from leanonnx.commands.finetune.training import TrainingResult, TrainingSettings, train
+from leanonnx.commands.finetune.training import TrainingOutcome, TrainingSettings, train
 from leanonnx.commands.finetune.weights import constant_kinds, replace_constants, trainable_constants
 from leanonnx.data.samples import Dataset, ImageFormat, open_data
 from leanonnx.errors import DataError, ModelError, OptionError
@@ -69,7 +69,7 @@ class FinetuneResult:
     """
 
     strategy: Strategy
-    training: TrainingResult
+    training: TrainingOutcome
     parameters: int
     samples: tuple[int, int]
     reference: Path
@@ -299,7 +299,7 @@ def _publish_result(
     student: _Student,
     base: Model | None,
     target: Path,
-    trained: TrainingResult,
+    trained: TrainingOutcome,
     trip: RoundTrip,
     strategy_and_mode: tuple[Strategy, str],
     notes: list[str],

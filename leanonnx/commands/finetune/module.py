@@ -16,11 +16,11 @@ import torch
 from onnx import numpy_helper
 
 from leanonnx.commands.finetune.operators.call import Operator, Operators, Tensor, TorchCall, uncovered_node
-from leanonnx.commands.finetune.operators.table import OPERATORS
+from leanonnx.commands.finetune.operators.table import TORCH_OPERATORS
 from leanonnx.errors import LeanOnnxError
 from leanonnx.graph.formats import REPLACED_TYPES, convert_to_float32, float_types
 from leanonnx.graph.model import Model, first_line
-from leanonnx.graph.nodes import STANDARD, captured_names, holder_array, is_quantised
+from leanonnx.graph.nodes import STANDARD_DOMAINS, captured_names, holder_array, is_quantised
 
 _Values = dict[str, Tensor]
 TensorFeed = Mapping[str, Tensor]
@@ -59,7 +59,7 @@ class TorchNetwork(torch.nn.Module):  # type: ignore[misc] # torch is not seen b
         ModelError: an operator, or the form in which a node uses it, is not covered.
     """
 
-    def __init__(self, model: Model, parameters: Sequence[str], operators: Operators = OPERATORS) -> None:
+    def __init__(self, model: Model, parameters: Sequence[str], operators: Operators = TORCH_OPERATORS) -> None:
         super().__init__()
         proto = convert_to_float32(model.proto, float_types(model.proto) & REPLACED_TYPES)
         self.opset = model.opset
@@ -176,7 +176,7 @@ def _compile_graph(graph: onnx.GraphProto, operators: Operators) -> GraphProgram
 
 
 def _compile_node(node: onnx.NodeProto, operators: Operators) -> ProgramStep:
-    key = ("" if node.domain in STANDARD else node.domain, node.op_type)
+    key = ("" if node.domain in STANDARD_DOMAINS else node.domain, node.op_type)
     if key == ("", "If"):
         graphs = {a.name: _compile_graph(a.g, operators) for a in node.attribute if a.name in IF_BRANCHES}
         return ProgramStep(node, None, {}, graphs)

@@ -14,7 +14,7 @@ from pathlib import Path
 from leanonnx.analysis.cost import cost_model
 from leanonnx.commands.compress import pipeline
 from leanonnx.commands.compress.options import CompressOptions
-from leanonnx.commands.compress.pipeline import inspect
+from leanonnx.commands.compress.pipeline import load_dag
 from leanonnx.commands.finetune import driver
 from leanonnx.commands.finetune.process_group import ProcessGroup, join_processes
 from leanonnx.errors import OptionError
@@ -119,7 +119,7 @@ def _run_steps(
         if wanted < share:
             compact = draft.with_name(f"compressed-{k:02}.onnx")
             step_options = replace(compression, budget=Budget(metric.name, min(wanted / share, 1.0)))
-            compressed = pipeline.compress(current, compact, step_options, progress=step_progress)
+            compressed = pipeline.compress_file(current, compact, step_options, progress=step_progress)
             share *= metric.count(compressed.after) / max(metric.count(compressed.before), 1)
             current = compact
         trained = draft if k == schedule.count else draft.with_name(f"step-{k:02}.onnx")
@@ -131,7 +131,7 @@ def _run_steps(
 
 
 def _cost(path: Path, options: driver.FinetuneOptions, metric: Metric) -> float:
-    dag = inspect(path, options.shapes, libraries=options.libraries)
+    dag = load_dag(path, options.shapes, libraries=options.libraries)
     return float(metric.count(cost_model(dag)(dag.all_alive)))
 
 

@@ -21,7 +21,7 @@ from leanonnx.commands.finetune.process_group import ProcessGroup
 from leanonnx.numeric.arrays import Array
 from leanonnx.system.clock import Progress
 
-WARM_UP_SHARE = 0.05
+LEARNING_RATE_WARM_UP_SHARE = 0.05
 """Share of the training in which the learning rate rises from 0."""
 FINAL_RATE_SHARE = 0.01
 """Final learning rate as a share of the highest."""
@@ -56,7 +56,7 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True)
-class TrainingResult:
+class TrainingOutcome:
     """Best weights by name, and losses.
 
     ``before`` and ``after``: held-out loss of the input and of the best state; ``best_epoch``: 0 for the input;
@@ -113,9 +113,13 @@ class _Training:
     def rate(self, step: int) -> float:
         """Learning rate at a step: linear warm-up, then half a cosine, over epochs or, if it ends first, time."""
         share = self.completed_share(step / self.steps)
-        if share < WARM_UP_SHARE:
-            return self.settings.rate * (share / WARM_UP_SHARE + 1 / max(self.steps, 1)) / (1 + 1 / max(self.steps, 1))
-        turn = math.pi * (share - WARM_UP_SHARE) / (1 - WARM_UP_SHARE)
+        if share < LEARNING_RATE_WARM_UP_SHARE:
+            return (
+                self.settings.rate
+                * (share / LEARNING_RATE_WARM_UP_SHARE + 1 / max(self.steps, 1))
+                / (1 + 1 / max(self.steps, 1))
+            )
+        turn = math.pi * (share - LEARNING_RATE_WARM_UP_SHARE) / (1 - LEARNING_RATE_WARM_UP_SHARE)
         return self.settings.rate * (FINAL_RATE_SHARE + (1 - FINAL_RATE_SHARE) * (1 + math.cos(turn)) / 2)
 
     @property
@@ -232,7 +236,7 @@ def train(
     run: str,
     kinds: dict[str, Any],
     progress: Progress,
-) -> TrainingResult:
+) -> TrainingOutcome:
     """Train until the epochs, the minutes or the patience are exhausted; return the best state by held-out loss.
 
     Args:
@@ -273,7 +277,7 @@ def train(
             training.completed_share(state.epoch),
         )
     best = dict(zip(student.network.names, [weight.numpy() for weight in state.best], strict=True))
-    return TrainingResult(
+    return TrainingOutcome(
         weights=round_to_kinds(best, kinds),
         before=state.history[0][1],
         after=state.value,

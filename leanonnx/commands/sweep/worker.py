@@ -77,7 +77,7 @@ def make_candidate(task: Task, folder: Path) -> OutcomeRow:
     try:
         with spelled_for(task.caller):
             rules = DEFAULT_RULES if task.rules is None else read_rules(task.rules)
-            result = pipeline.compress(task.source, target, task.options, None, rules)
+            result = pipeline.compress_file(task.source, target, task.options, None, rules)
             outcome = OutcomeRow(0, "", _candidate(task, target, result))
     except LeanOnnxError as error:
         outcome = OutcomeRow(error.code, str(error))

@@ -11,7 +11,7 @@ from leanonnx.commands.finetune.operators.call import Operator, Tensor, TorchCal
 
 CONV_BY_RANK = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE_BY_RANK = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-_ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
+_FUSED_ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
     "Relu": torch.relu,
     "Sigmoid": torch.sigmoid,
     "Tanh": torch.tanh,
@@ -98,10 +98,10 @@ def _activate(call: TorchCall, value: Tensor) -> Tensor:
     name = call.attribute("activation", "")
     if not name:
         return value
-    if name not in _ACTIVATIONS:
+    if name not in _FUSED_ACTIVATIONS:
         raise call.error(f"its activation is {name}")
     named = [call.attribute(f"activation_{key}") for key in ("alpha", "beta")]
-    return _ACTIVATIONS[name](value, *call.attribute("activation_params", [n for n in named if n is not None]))
+    return _FUSED_ACTIVATIONS[name](value, *call.attribute("activation_params", [n for n in named if n is not None]))
 
 
 def _fused_conv(call: TorchCall) -> Tensor:

@@ -240,7 +240,7 @@ _OTHERS: dict[str, Operator] = {
     "Sum": _variadic(torch.add),
     "Mean": lambda call: reduce(torch.add, call.operands) / len(call.operands),
 }
-POINTWISE_OPERATORS: dict[tuple[str, str], Operator] = {
+TORCH_POINTWISE: dict[tuple[str, str], Operator] = {
     **{("", name): _unary(function) for name, function in _FUNCTIONS.items()},
     **{("", name): _binary(function) for name, function in _PAIRS.items()},
     **{("", name): operator for name, operator in _OTHERS.items()},

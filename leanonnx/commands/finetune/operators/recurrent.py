@@ -13,7 +13,7 @@ _States: TypeAlias = "tuple[Tensor, ...]"
 _Step: TypeAlias = Callable[[Tensor, _States], _States]
 _DEFAULT_ACTIVATIONS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 _GATE_COUNTS = {"LSTM": 4, "GRU": 3, "RNN": 1}
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+_RECURRENT_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
     "relu": torch.relu,
@@ -24,7 +24,7 @@ def _recurrent(call: TorchCall) -> tuple[Tensor, ...]:
     """Run an LSTM, GRU or RNN over whole sequences: all hidden states, the last one, the last cell state."""
     kind, count = call.node.op_type, len(_DEFAULT_ACTIVATIONS[call.node.op_type])
     names = [name.lower() for name in call.attribute("activations", [])]
-    if call.attribute("clip") is not None or any(name not in _ACTIVATIONS for name in names):
+    if call.attribute("clip") is not None or any(name not in _RECURRENT_ACTIVATIONS for name in names):
         raise call.error("it clips, or has activations other than Sigmoid, Tanh and Relu")
     if call.attribute("layout", 0):
         raise call.error("its batch axis is first (layout 1)")
@@ -37,7 +37,7 @@ def _recurrent(call: TorchCall) -> tuple[Tensor, ...]:
     parts = []
     for side, backwards in enumerate(sides):
         chosen = names[side * count : (side + 1) * count] or [n.lower() for n in _DEFAULT_ACTIVATIONS[kind]]
-        parts.append(_run_direction(call, x, side, backwards, [_ACTIVATIONS[name] for name in chosen]))
+        parts.append(_run_direction(call, x, side, backwards, [_RECURRENT_ACTIVATIONS[name] for name in chosen]))
     whole = torch.stack([sequence for sequence, _ in parts], dim=1)  # [time, directions, batch, hidden]
     last = [torch.stack(states) for states in zip(*[states for _, states in parts], strict=True)]
     return whole, *last

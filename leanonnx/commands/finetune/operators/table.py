@@ -7,14 +7,14 @@ from leanonnx.commands.finetune.operators.indexing import INDEXING_OPERATORS
 from leanonnx.commands.finetune.operators.linear import LINEAR_OPERATORS
 from leanonnx.commands.finetune.operators.movement import MOVEMENT_OPERATORS
 from leanonnx.commands.finetune.operators.normalization import NORMALIZATION_OPERATORS
-from leanonnx.commands.finetune.operators.pointwise import POINTWISE_OPERATORS
+from leanonnx.commands.finetune.operators.pointwise import TORCH_POINTWISE
 from leanonnx.commands.finetune.operators.recurrent import RECURRENT_OPERATORS
 from leanonnx.commands.finetune.operators.reduction import REDUCTION_OPERATORS
 from leanonnx.commands.finetune.operators.resize import RESIZE_OPERATORS
 from leanonnx.commands.finetune.operators.spatial import SPATIAL_OPERATORS
 
-OPERATORS: Operators = {
-    **POINTWISE_OPERATORS,
+TORCH_OPERATORS: Operators = {
+    **TORCH_POINTWISE,
     **LINEAR_OPERATORS,
     **NORMALIZATION_OPERATORS,
     **MOVEMENT_OPERATORS,
