@@ -18,6 +18,7 @@ from leanonnx.errors import (
     OptionError,
     PlanError,
 )
+from leanonnx.reporting.encoding import to_json
 from tests.helpers import ANY, CNN, build, called_json, saved
 
 ROOT = Path(__file__).parents[1]
@@ -37,9 +38,9 @@ def test_analysis_is_what_inspect_prints(model: Path) -> None:
         found = leanonnx.analyse(given)
         assert found.to_dict() == row
         names = ("kernels", "macs", "params", "bytes", "inputs", "channels", "layers", "ties", "pins")
-        assert {name: getattr(found, name) for name in names} == {name: row[name] for name in names}
-        assert found.why("r1", 3) == called_json("inspect", model, "--why", "r1:3")
-        assert found.why("r1") == called_json("inspect", model, "--why", "r1")
+        assert to_json({name: getattr(found, name) for name in names}) == {name: row[name] for name in names}
+        assert to_json(found.why("r1", 3)) == called_json("inspect", model, "--why", "r1:3")
+        assert to_json(found.why("r1")) == called_json("inspect", model, "--why", "r1")
         assert repr(found) == f"<3 layers, {row['kernels']} kernels; 26 channels, 6 of them pinned>"
     with pytest.raises(OptionError, match="why='ghost': no tensor named 'ghost'"):
         found.why("ghost")

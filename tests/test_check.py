@@ -211,8 +211,8 @@ import numpy as np
 from pathlib import Path
 from leanonnx.commands.check.denormals import denormal_weights
 from leanonnx.graph.model import load
-from leanonnx.runtime.providers import Setting, opened_on
-opened_on(Path({str(path)!r}), Setting(threads=1))
+from leanonnx.runtime.providers import Setting, open_timed_session
+open_timed_session(Path({str(path)!r}), Setting(threads=1))
 assert not np.full(1, 1e-40, np.float32).any()
 assert denormal_weights(load(Path({str(path)!r}))) == {{"w2": 7, "d": 3}}
 """

@@ -165,7 +165,7 @@ def measuring(monkeypatch: pytest.MonkeyPatch, fraction: Callable[[Path], float]
         asked.append(setting)
         return comparison(fraction(after), spread)
 
-    monkeypatch.setattr(timings, "measured", measured)
+    monkeypatch.setattr(timings, "compare_in_subprocess", measured)
     return asked
 
 
@@ -240,7 +240,7 @@ def test_what_cannot_be_measured_is_written_with_a_warning(model: Path, monkeypa
     def measured(*_: object) -> TimingComparison:
         raise RunFailed("no such kernel")
 
-    monkeypatch.setattr(timings, "measured", measured)
+    monkeypatch.setattr(timings, "compare_in_subprocess", measured)
     row = called_json("compress", model, model.parent / "o.onnx", "--keep", "0.5", measure=True)
     assert row["latency"] is None
     assert any("no such kernel" in text for text in row["warnings"])

@@ -89,7 +89,7 @@ def test_an_optional_stage_without_a_change_is_not_checked(candidate: Candidate)
 def test_only_the_first_stage_depends_on_exact(exact: bool) -> None:
     names = [getattr(stage, "__name__", "") for stage in stages(exact)]
     assert names[0] == ("choose_lossless" if exact else "choose_channels")
-    assert names[1:] == ["prune_channels", "stage", "prove_equal", "recover_weights", "time_candidate"]
+    assert names[1:] == ["prune_channels", "stage", "prove_equal", "recover_weights", "confirm_size", "time_candidate"]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ class Stopwatch:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, draft: float, *recovered: float) -> None:
         self.draft, self.recovered = draft, list(recovered)
         self.files: list[tuple[str, bytes, float]] = []
-        monkeypatch.setattr(timings, "measured", self.measured)
+        monkeypatch.setattr(timings, "compare_in_subprocess", self.measured)
 
     def measured(
         self, before: Path, after: Path, feed: object, setting: object, seconds: float, seed: int

@@ -89,7 +89,9 @@ def finetune(
 ) -> TrainingResult | None:
     """Train the weights of a compressed model; names, structure and interface stay the same.
 
-        small = leanonnx.compress("in.onnx", "small.onnx", keep=0.25)
+    In a distributed training, the processes that do not write the result return None.
+
+        leanonnx.compress("in.onnx", "small.onnx", keep=0.25)
         trained = leanonnx.finetune("small.onnx", "out.onnx", data="inputs.npz", teacher="in.onnx", minutes=20)
 
     Args:
@@ -105,8 +107,6 @@ def finetune(
         shape, library: as in ``compress``.
         seed: of order, augmentation and masks.
         progress: called with each stage and epoch.
-
-    Returns the result; None in a process of a distributed training that does not write it.
 
     Raises:
         UserError: torch is not installed, bad model, option, data or output path, or an operator that torch cannot run.

@@ -72,7 +72,15 @@ def _keys(kind: Any) -> tuple[str, ...]:
 
 
 def to_json(row: object) -> Json:
-    """The JSON object of a row."""
+    """The JSON object of a row, or of a mapping of rows.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if isinstance(row, Mapping):
+        return {str(key): _encode(value) for key, value in row.items()}
+    if not is_dataclass(row):
+        raise TypeError(f"a {type(row).__name__} is no row of a report")
     result: Json = {}
     kind: Any = type(row)
     for slot in _slots(kind):
@@ -87,10 +95,8 @@ def to_json(row: object) -> Json:
 
 
 def _encode(value: Any) -> Any:
-    if is_dataclass(value):
+    if is_dataclass(value) or isinstance(value, Mapping):
         return to_json(value)
-    if isinstance(value, Mapping):
-        return {str(key): _encode(item) for key, item in value.items()}
     return [_encode(item) for item in value] if isinstance(value, list | tuple) else value
 
 

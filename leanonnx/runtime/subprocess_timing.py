@@ -22,6 +22,7 @@ from leanonnx.runtime.profiling import NodeTime, profile_models
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import MAX_RUN_SECONDS, Feed, RunFailed, claim_process
 from leanonnx.runtime.timing import TIMING_PATIENCE, Timing, TimingComparison, compare_latency, time_models
+from leanonnx.spelling import current_spelling, spelled_for
 from leanonnx.system import processes
 
 TIMING_ENTRY = "leanonnx.runtime.subprocess_timing:answer_timing_request"
@@ -97,6 +98,7 @@ def _request(
             "inputs": [len(feed) for feed in feeds],
             "seconds": seconds,
             "seed": seed,
+            "caller": current_spelling(),
         }
         (folder / REQUEST_FILE).write_text(json.dumps(request))
         for index, (key, array) in enumerate(pair for feed in feeds for pair in feed.items()):
@@ -125,13 +127,14 @@ def answer_timing_request(folder: Path) -> None:
     paths, seconds = [Path(path) for path in request["paths"]], request["seconds"]
     result: dict[str, Any]
     try:
-        if request["task"] == "compare":
-            result = asdict(compare_latency(paths[0], paths[1], feeds[0], setting, seconds, request["seed"]))
-        elif request["task"] == "several":
-            result = {"timings": [asdict(timing) for timing in time_models(paths, feeds, setting, seconds)]}
-        else:
-            works = profile_models(paths, feeds[0], setting, seconds)
-            result = {"works": [[asdict(work) for work in each] for each in works]}
+        with spelled_for(request["caller"]):
+            if request["task"] == "compare":
+                result = asdict(compare_latency(paths[0], paths[1], feeds[0], setting, seconds, request["seed"]))
+            elif request["task"] == "several":
+                result = {"timings": [asdict(timing) for timing in time_models(paths, feeds, setting, seconds)]}
+            else:
+                works = profile_models(paths, feeds[0], setting, seconds)
+                result = {"works": [[asdict(work) for work in each] for each in works]}
     except ProviderMissing as error:
         result = {"missing": str(error)}
     except RunFailed as error:

@@ -146,8 +146,8 @@ def verify(
         error = _error(module, loaded, loaded.path, feed)
     if not error <= tolerance:
         raise ProofFailed(
-            f"the module is off by {error:.1e} from {model_title(model)}, more than {tolerance:.0e}; give the model that "
-            "was exported from it, or compressed by the plan that cut it"
+            f"the module is off by {error:.1e} from {model_title(model)}, more than {tolerance:.0e}; give the model "
+            "that was exported from it, or compressed by the plan that cut it"
         )
     return error
 
