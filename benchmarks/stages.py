@@ -81,7 +81,7 @@ def _chains(dag: ChannelDag, keep: float, kind: Chains) -> Span:
 
 
 def _request(keep: float, kind: Chains) -> SelectionRequest:
-    return SelectionRequest(Budget("kernels", keep), "lean", kind, best_effort=True)
+    return SelectionRequest(budget=Budget("kernels", keep), method="lean", chains=kind, best_effort=True)
 
 
 def build(name: str, path: Path) -> None:

@@ -239,7 +239,9 @@ def chains() -> str:
     for panel, (choice, words) in enumerate(CHOICES.items()):
         top = height * panel
         drawn, found = Drawn(top + 70), found_chains(choice)
-        selection = Selector(network().dag, SelectionRequest(Budget("kernels", 0.5), "lean", choice)).select()
+        selection = Selector(
+            network().dag, SelectionRequest(budget=Budget("kernels", 0.5), method="lean", chains=choice)
+        ).select()
         gone = set(np.flatnonzero(~selection.alive).tolist())
         steps = {step for chain in found for step in pairwise(chain)}
         count = f"The first {len(found)} chains. Left: {selection.after.kernels} of {selection.before.kernels} kernels."
@@ -295,7 +297,7 @@ def surgery() -> str:
     """One layer of the trained U-Net: as it is, as the proof masks it, as it is written."""
     dag = analysed(UNET)
     mix = next(mix for node, mix in dag.kernel_blocks if dag.model.proto.graph.node[node].name == LAYER)
-    alive = Selector(dag, SelectionRequest(Budget("kernels", 0.25), "lean")).select().alive
+    alive = Selector(dag, SelectionRequest(budget=Budget("kernels", 0.25), method="lean")).select().alive
     norms = kernel_norms(np.asarray(mix.kernels(), np.float32), strides=mix.strides)[0]
     rows, columns = alive[mix.destinations[0]], alive[mix.sources[0]]
     everything = np.ones_like(rows), np.ones_like(columns)

@@ -91,6 +91,9 @@ def fake_make(tasks: list[Task], work: Path) -> making.Answers:
         made = work / str(index) / MADE
         made.mkdir(parents=True)
         (made / task.name).write_bytes(task.source.read_bytes())
-        costs, proof = CostChanges(*[CostChange(10, 5, 0.5)] * 4), ProofRow("passed", 0.0, 1e-4, 3, 1, {})
-        candidate = CandidateRow(costs, proof, latency=None, warnings=(), hints=(), deviation=None)
+        costs, proof = (
+            CostChanges(*[CostChange(10, 5, 0.5)] * 4),
+            ProofRow(status="passed", max_relative_error=0.0, bound=1e-4, inputs=3, sizes=1, outputs={}),
+        )
+        candidate = CandidateRow(costs=costs, proof=proof, latency=None, warnings=(), hints=(), deviation=None)
         yield index, OutcomeRow(0, "", candidate, seconds=0.0, made=(time.time(), time.time()))

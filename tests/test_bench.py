@@ -208,20 +208,20 @@ def test_inputs_are_compared_by_name_type_and_size(folder: Path, tmp_path: Path)
 
 
 def timing_of(median: float, p90: float) -> Timing:
-    return Timing(median, median, p90, 1, 1, 1, 0, None)
+    return Timing(p10=median, median=median, p90=p90, session=1, first=1, runs=1, memory=0, layouts=None)
 
 
 def test_a_busy_machine_is_told() -> None:
     calm, shaken = timing_of(1, 1.1), timing_of(1, 4.0)
     cases = {
-        TimingComparison(calm, calm, 1, (1, 1), 0.01, 20, 1): False,
-        TimingComparison(calm, calm, 1, (1, 1), 0.2, 20, 1): True,
-        TimingComparison(calm, shaken, 1, (1, 1), 0.01, 20, 1): True,
+        TimingComparison(before=calm, after=calm, speedup=1, interval=(1, 1), noise=0.01, rounds=20, lots=1): False,
+        TimingComparison(before=calm, after=calm, speedup=1, interval=(1, 1), noise=0.2, rounds=20, lots=1): True,
+        TimingComparison(before=calm, after=shaken, speedup=1, interval=(1, 1), noise=0.01, rounds=20, lots=1): True,
         calm: False,
         shaken: True,
     }
     for outcome, busy in cases.items():
-        assert bool(BenchCase(None, {}, Setting(), outcome).warnings) == busy
+        assert bool(BenchCase(batch=None, inputs={}, setting=Setting(), outcome=outcome).warnings) == busy
 
 
 def test_failures_name_the_models(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

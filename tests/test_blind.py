@@ -217,7 +217,12 @@ def test_moments_are_those_of_samples() -> None:
     drawn = rng.multivariate_normal(mean, covariance, 400_000)
     belief = gaussian_channels(np.arange(4), mean, covariance, is_known=True)
     np.testing.assert_allclose(belief.covariance(), covariance, rtol=1e-3, atol=1e-3)
-    rectified = ChannelMoments(belief.channel_ids, np.maximum(belief.values, 0), belief.correlation, is_known=True)
+    rectified = ChannelMoments(
+        channel_ids=belief.channel_ids,
+        values=np.maximum(belief.values, 0),
+        correlation=belief.correlation,
+        is_known=True,
+    )
     np.testing.assert_allclose(rectified.mean, np.maximum(drawn, 0).mean(0), rtol=0.01)
     np.testing.assert_allclose(rectified.covariance(), np.cov(np.maximum(drawn, 0).T), rtol=0.05, atol=0.03)
 

@@ -188,7 +188,7 @@ class Writer:
 @pytest.mark.parametrize(("factor", "more"), [(1.0, 0), (1.2, 0), (0.8, 0), (1.0, 9000), (1.0, -9000), (1.5, -9000)])
 def test_predictions_are_corrected_by_what_is_written(model: Path, factor: float, more: int) -> None:
     dag = pipeline.load_dag(model)
-    selector = Selector(dag, SelectionRequest(Budget("bytes", 0.5)))
+    selector = Selector(dag, SelectionRequest(budget=Budget("bytes", 0.5)))
     writer = Writer(selector, factor, more)
     trial = within_budget(selector, selector.price, lambda selection, _: Trial(selection, None), writer)
     assert trial.selection.reached

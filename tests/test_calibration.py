@@ -129,7 +129,9 @@ def test_detection_agrees_with_the_graphs_as_they_are_run(tmp_path: Path) -> Non
     assert steps == (target.block, target.multiple, target.grouped)
     block, multiple, grouped = steps
     for width, fast in ((2 * block, 6), (2 * block + multiple, 6), (2 * block + 1, 0)):
-        found = convolution_layouts(saved(probe_network(Probe("conv", width, 6, 8)), tmp_path / "probe.onnx"), ONE)
+        found = convolution_layouts(
+            saved(probe_network(Probe(layer="conv", width=width, layers=6, side=8)), tmp_path / "probe.onnx"), ONE
+        )
         assert found is not None
         assert found.fast == fast
     assert is_blocked(grouped, groups=2)
@@ -210,7 +212,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def untimed(paths: list[Path], *_: object) -> tuple[Timing, ...]:
         times = [1.0 + index / 10 for index in range(len(paths))]
         times[-4:] = [4.0, 2.0, 3.0, 2.0]
-        return tuple(Timing(t, t, 2 * t if t == 4 else t, 0, 0, 1, 0, None) for t in times)
+        return tuple(
+            Timing(p10=t, median=t, p90=2 * t if t == 4 else t, session=0, first=0, runs=1, memory=0, layouts=None)
+            for t in times
+        )
 
     monkeypatch.setattr(calibrate, "time_all_in_subprocess", untimed)
     monkeypatch.setenv("LEANONNX_TARGETS", str(tmp_path / "store" / "targets.toml"))

@@ -127,7 +127,11 @@ def random_graph(seed: int, *, powers: bool, layers: int) -> Graph:
         for _ in range(2 if kind == "add" else 1):
             counted = kind != "add" and bool(rng.random() < 0.8)
             weights = np.ones((groups, 1, 1), np.float32) if kind == "add" else gains(groups, outs, ins)
-            blocks.append(Block(rng.integers(0, n, (groups, ins)), targets, weights, counted))
+            blocks.append(
+                Block(
+                    sources=rng.integers(0, n, (groups, ins)), destinations=targets, gains=weights, is_counted=counted
+                )
+            )
         n += targets.size
     return Graph(n, blocks, starts, np.unique(rng.integers(n // 2, n, 2)))
 
@@ -210,12 +214,12 @@ def rescaled(graph: Graph, channel_id: int, factor: float) -> list[Block]:
     """Every gain into the label times ``factor``, every gain out of it divided by ``factor``."""
     return [
         Block(
-            block.sources,
-            block.destinations,
-            block.gains
+            sources=block.sources,
+            destinations=block.destinations,
+            gains=block.gains
             * np.where(block.destinations == channel_id, factor, 1)[:, :, None].astype(np.float32)
             / np.where(block.sources == channel_id, factor, 1)[:, None, :].astype(np.float32),
-            block.is_counted,
+            is_counted=block.is_counted,
         )
         for block in graph.blocks
     ]
@@ -243,7 +247,12 @@ def line(*gains: float, counted: Sequence[bool] | None = None) -> Graph:
     """One channel per layer."""
     flags = counted or [True] * len(gains)
     blocks = [
-        Block(np.array([[channel_id]]), np.array([[channel_id + 1]]), np.full((1, 1, 1), gain, np.float32), flag)
+        Block(
+            sources=np.array([[channel_id]]),
+            destinations=np.array([[channel_id + 1]]),
+            gains=np.full((1, 1, 1), gain, np.float32),
+            is_counted=flag,
+        )
         for channel_id, (gain, flag) in enumerate(zip(gains, flags, strict=True))
     ]
     return Graph(len(gains) + 1, blocks, np.array([0]), np.array([len(gains)]))
@@ -313,11 +322,13 @@ def test_rows_are_normalised_over_all_edges_into_a_target(seed: int) -> None:
     rng = np.random.default_rng(seed)
     targets = rng.integers(5, 8, (3, 2))
     gains = (rng.lognormal(size=(3, 2, 4)) * (rng.random((3, 2, 1)) > 0.2)).astype(np.float32)
-    scaled = normalise_rows(Block(rng.integers(0, 5, (3, 4)), targets, gains, is_counted=True))
+    scaled = normalise_rows(
+        Block(sources=rng.integers(0, 5, (3, 4)), destinations=targets, gains=gains, is_counted=True)
+    )
     for target in set(targets.ravel().tolist()):
         row, old = scaled.gains[targets == target], gains[targets == target]
         np.testing.assert_allclose(row, old / (np.sqrt((old**2).sum()) or 1), rtol=1e-5)
-    fixed = Block(targets - 5, targets, np.full((3, 2, 2), 7, np.float32), is_counted=False)
+    fixed = Block(sources=targets - 5, destinations=targets, gains=np.full((3, 2, 2), 7, np.float32), is_counted=False)
     assert normalise_rows(fixed) is fixed
 
 
@@ -345,8 +356,18 @@ MUTANTS = {"_fans": without_parallel_edges, "_highest": last_of_equals, "_remove
 def test_oracle_kills_mutants(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parallel edges dropped, ties to the highest start, kernels not removed: each changes the sequence."""
     blocks = [
-        Block(np.array([[0, 0], [1, 1]]), np.array([[2], [3]]), np.ones((2, 1, 2), np.float32), is_counted=True),
-        Block(np.array([[2, 3]]), np.array([[4, 5]]), np.full((1, 2, 2), 2, np.float32), is_counted=True),
+        Block(
+            sources=np.array([[0, 0], [1, 1]]),
+            destinations=np.array([[2], [3]]),
+            gains=np.ones((2, 1, 2), np.float32),
+            is_counted=True,
+        ),
+        Block(
+            sources=np.array([[2, 3]]),
+            destinations=np.array([[4, 5]]),
+            gains=np.full((1, 2, 2), 2, np.float32),
+            is_counted=True,
+        ),
     ]
     graph = Graph(6, blocks, np.array([0, 1]), np.array([4, 5]))
     expected = list(extract_by_enumeration(graph, "through"))
@@ -359,4 +380,9 @@ def test_oracle_kills_mutants(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("gains", [(2, 3), (1, 3, 2), (1, 2, 1)])
 def test_gains_of_another_shape_are_an_error(gains: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"expected \[G, I\], \[G, O\], \[G, O, I\]"):
-        Block(np.zeros((1, 3), int), np.zeros((1, 2), int), np.ones(gains, np.float32), is_counted=True)
+        Block(
+            sources=np.zeros((1, 3), int),
+            destinations=np.zeros((1, 2), int),
+            gains=np.ones(gains, np.float32),
+            is_counted=True,
+        )

@@ -314,9 +314,14 @@ def test_limits_of_another_kind_are_no_limits() -> None:
 
 
 def case(low: float, high: float, noise: float = 0.0) -> BenchCase:
-    timing = Timing(1, 1, 1, 1, 1, 1, 0, None)
+    timing = Timing(p10=1, median=1, p90=1, session=1, first=1, runs=1, memory=0, layouts=None)
     return BenchCase(
-        None, {}, Setting(threads=1), TimingComparison(timing, timing, (low + high) / 2, (low, high), noise, 20, 1)
+        batch=None,
+        inputs={},
+        setting=Setting(threads=1),
+        outcome=TimingComparison(
+            before=timing, after=timing, speedup=(low + high) / 2, interval=(low, high), noise=noise, rounds=20, lots=1
+        ),
     )
 
 

@@ -45,7 +45,7 @@ def entry(
     limit: float | None = None,
     base: float | None = None,
 ) -> GateRow:
-    return GateRow(name, status, measured, limit, base, detail)
+    return GateRow(gate=name, status=status, measured=measured, limit=limit, base=base, detail=detail)
 
 
 REPORT = report_of(

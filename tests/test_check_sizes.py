@@ -254,7 +254,7 @@ def test_a_class_beside_its_scores_needs_nothing_told(folder: Path) -> None:
 
 def test_what_tells_on_some_inputs_tells(folder: Path) -> None:
     path = saved(build(CHOICE.format(outputs="int64[N] c", more="")), folder / "m.onnx")
-    blank, full = (Fidelity(1, (Deviation("c", 0.0, vacuous=why),)) for why in (FIXED, ""))
+    blank, full = (Fidelity(samples=1, outputs=(Deviation("c", 0.0, vacuous=why),)) for why in (FIXED, ""))
     assert vacuous_outputs(load(path), [blank, blank]) == {"c": FIXED}
     assert vacuous_outputs(load(path), [blank, full]) == {}
 

@@ -51,9 +51,20 @@ N = np.arange(1, 5)
 
 def call_of_one() -> Call:
     """A node that reads a tensor [1, 4, 2] and a constant [4, 3], and puts out [1, 4, 2]."""
-    data = Value("x", (1, 4, 2), N.reshape(1, 4, 1), lambda: np.zeros(0))
-    weight = Value("w", (4, 3), None, lambda: np.zeros((4, 3), np.float32))
-    return Call("Own", "acme", "own", 17, {}, (data, weight), ("y",), ((1, 4, 2),), lambda n: np.arange(n), lambda: 9)
+    data = Value(name="x", shape=(1, 4, 2), channel_ids=N.reshape(1, 4, 1), read=lambda: np.zeros(0))
+    weight = Value(name="w", shape=(4, 3), channel_ids=None, read=lambda: np.zeros((4, 3), np.float32))
+    return Call(
+        op="Own",
+        domain="acme",
+        name="own",
+        opset=17,
+        attributes={},
+        inputs=(data, weight),
+        outputs=("y",),
+        output_shapes=((1, 4, 2),),
+        mint=lambda n: np.arange(n),
+        channel_count=lambda: 9,
+    )
 
 
 def answer(**changes: Any) -> Effect:
@@ -76,7 +87,7 @@ RIGHT: dict[str, Any] = {
     "links": {"fixed_edges": (FixedEdges(N, FRESH, np.ones(4, np.float32)),)},
     "slices": {"slices": (Slice(1, (N.reshape(4, 1),)),)},
     "slice of fewer axes": {"slices": (Slice(1, (np.arange(1, 4),)),)},
-    "pins": {"pins": (Pin(N, "x", "because", "so"),)},
+    "pins": {"pins": (Pin(channel_ids=N, tensor="x", reason="because", advice="so"),)},
     "kernels": {"kernel_blocks": (mix(),)},
     "starts": {"starts": (FRESH,)},
     "moves": {"moves": (lambda given: given,)},
@@ -110,9 +121,9 @@ WRONG: dict[str, tuple[Any, str]] = {
     "slices nothing": ({"slices": (Slice(1, ()),)}, "at least one"),
     "slices size": ({"slices": (Slice(1, (np.arange(1, 3).reshape(2, 1),)),)}, "do not fit"),
     "slices labels": ({"slices": (Slice(1, (N.reshape(4, 1) + 20,)),)}, "between 0 and 8"),
-    "pins labels": ({"pins": (Pin(N + 20, "x", "because", "so"),)}, "between 0 and 8"),
-    "pins reason": ({"pins": (Pin(N, "x", None, "so"),)}, "reason"),  # type: ignore[arg-type]
-    "pins advice": ({"pins": (Pin(N, "x", "because", None),)}, "reason"),  # type: ignore[arg-type]
+    "pins labels": ({"pins": (Pin(channel_ids=N + 20, tensor="x", reason="because", advice="so"),)}, "between 0 and 8"),
+    "pins reason": ({"pins": (Pin(channel_ids=N, tensor="x", reason=None, advice="so"),)}, "reason"),  # type: ignore[arg-type]
+    "pins advice": ({"pins": (Pin(channel_ids=N, tensor="x", reason="because", advice=None),)}, "reason"),  # type: ignore[arg-type]
     "starts": ({"starts": (N + 20,)}, "between 0 and 8"),
     "starts no array": ({"starts": (3,)}, "starts must be"),
     "kernels sources": ({"kernel_blocks": (mix(sources=N[None] + 20),)}, "between 0 and 8"),

@@ -52,7 +52,9 @@ def last_node(dag: ChannelDag) -> int:
 
 
 def request(dag: ChannelDag, method: Method, keep: float, chains: str = "cover") -> SelectionRequest:
-    return SelectionRequest(Budget("kernels", keep), method, chains, ignored=frozenset({last_node(dag)}))
+    return SelectionRequest(
+        budget=Budget("kernels", keep), method=method, chains=chains, ignored=frozenset({last_node(dag)})
+    )
 
 
 RANKINGS = [("lean", "cover"), ("lean", "free"), ("lean", "through"), ("norm", "cover"), ("l1", "cover")]

@@ -108,7 +108,7 @@ def test_half_precision_trains_too(pair: dict[str, Path]) -> None:
 
 def test_minutes_end_a_training(pair: dict[str, Path]) -> None:
     for epochs in (100000, None):
-        options = FinetuneOptions(settings=TrainingSettings(epochs, 0.01, 8, minutes=0.02))
+        options = FinetuneOptions(settings=TrainingSettings(epochs=epochs, rate=0.01, batch=8, minutes=0.02))
         result = run_finetune(pair["new"], pair["out"], pair["base"], pair["data"], options)
         assert result is not None
         assert 0 < len(result.training.history) < 10000
@@ -154,10 +154,10 @@ def test_constant_nodes_are_trained_and_statistics_are_not() -> None:
     path = Path(os.devnull)
     from leanonnx.graph.model import Model
 
-    model = Model(path, proto, "", ())
+    model = Model(path=path, proto=proto, sha256="", external_files=())
     assert trainable_constants(model) == ("bias", "offset", "s", "scale")
     values = {"s": np.arange(4, dtype=np.float32), "scale": np.zeros(3, np.float32)}
-    changed = Model(path, replace_constants(proto, values), "", ())
+    changed = Model(path=path, proto=replace_constants(proto, values), sha256="", external_files=())
     assert changed.constant("s").tolist() == [0, 1, 2, 3]
     assert not changed.constant("scale").any()
     assert (changed.constant("bias") == model.constant("bias")).all()

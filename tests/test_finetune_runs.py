@@ -125,7 +125,7 @@ def test_wrong_requests_are_refused(pair: dict[str, Path], tmp_path: Path) -> No
             given["out"],
             teacher,
             given["data"],
-            FinetuneOptions(changed.get("strategy", "school"), settings=settings(epochs=1)),
+            FinetuneOptions(strategy=changed.get("strategy", "school"), settings=settings(epochs=1)),
         )
 
     with pytest.raises(OptionError, match="teacher="):
@@ -150,7 +150,7 @@ def test_wrong_requests_are_refused(pair: dict[str, Path], tmp_path: Path) -> No
 def load_unchecked(proto: onnx.ModelProto) -> Any:
     from leanonnx.graph.model import Model
 
-    return Model(Path(os.devnull), proto, "", ())
+    return Model(path=Path(os.devnull), proto=proto, sha256="", external_files=())
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def kept_by_rank(dag: ChannelDag, rng: np.random.Generator, separate_readers: bo
     """A random keep set [labels], as a ranking by random scores gives it."""
     classes = channel_groups(dag, separate_readers)
     scores = rng.random(int(classes.max()) + 1)
-    ranking = Ranking(classes, np.argsort(-scores), scores)
+    ranking = Ranking(groups=classes, order=np.argsort(-scores), scores=scores)
     keeper = WidthAllocator(WeightedDag(dag), ranking, (), ANY_WIDTH)
     return keeper.keep_prefix(int(rng.integers(scores.size + 1)))
 

@@ -76,14 +76,14 @@ def test_tables_and_json_list_each_metric(model: Path) -> None:
 def test_a_price_is_a_count(model: Path, metric: object) -> None:
     dag = analysed(model)
     cost = cost_model(dag)
-    price = metric.price(PricingInputs(dag, cost))  # type: ignore[attr-defined]
+    price = metric.price(PricingInputs(dag=dag, cost=cost))  # type: ignore[attr-defined]
     assert price(dag.all_alive) == metric.count(cost(dag.all_alive))  # type: ignore[attr-defined]
 
 
 def test_latency_has_no_price_without_hardware(model: Path) -> None:
     dag = analysed(model)
     with pytest.raises(ValueError, match="given hardware"):
-        METRICS["latency"].price(PricingInputs(dag, cost_model(dag)))
+        METRICS["latency"].price(PricingInputs(dag=dag, cost=cost_model(dag)))
 
 
 def test_bytes_before_and_after_are_those_of_the_files(model: Path) -> None:

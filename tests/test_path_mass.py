@@ -39,14 +39,18 @@ def removed(dag: ChannelDag, rate: Rate = kernel_rate, exponent: float = 1.0) ->
     """The order of the classes, and the class of each label."""
     groups = channel_groups(dag, separate_slots=False)
     terms = Exponents(saved=exponent)
-    return Elimination(dag, looked_at(dag), groups, layers_of(dag, groups)).removal_order(rate, terms)[0], groups
+    return Elimination(dag=dag, statistics=looked_at(dag), groups=groups, layers=layers_of(dag, groups)).removal_order(
+        rate, terms
+    )[0], groups
 
 
 def test_what_losing_a_channel_costs_never_falls_in_the_order_of_a_layer() -> None:
     dag = dag_of(*CHAIN)
     groups = channel_groups(dag, separate_slots=False)
     layers = layers_of(dag, groups)
-    order, losses = Elimination(dag, looked_at(dag), groups, layers).removal_order(kernel_rate, Exponents())
+    order, losses = Elimination(dag=dag, statistics=looked_at(dag), groups=groups, layers=layers).removal_order(
+        kernel_rate, Exponents()
+    )
     for tensor in "rs":
         layer = layers[groups[dag.channel_ids[tensor].reshape(-1)[0]]]
         costs = losses[order[layers[order] == layer]]

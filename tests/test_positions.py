@@ -110,7 +110,9 @@ def place_of(proto: onnx.ModelProto, feed: Feed, after: onnx.ModelProto | None =
     assert isinstance(layer, LinearLayer)
     pair = NetworkPair(dag.model, after or proto, [feed], [], TensorSpill())
     pair.advance(["x", "y"], ["x"])
-    return LayerSite(dag, np.ones(dag.count, bool), layer, pair, "x", "y", "x", None)
+    return LayerSite(
+        dag=dag, alive=np.ones(dag.count, bool), layer=layer, pair=pair, x="x", y="y", x_hat="x", other=None
+    )
 
 
 @settings(max_examples=40)

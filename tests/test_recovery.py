@@ -266,7 +266,7 @@ def test_random_networks(seed: int) -> None:
     """Valid, with the same interface, and finite; no worse where nothing was missing."""
     dag = analysed(graphs.from_seed(seed))
     budget = Budget("kernels", 0.5 if seed % 4 else 1.0)
-    alive = select(dag, SelectionRequest(budget, "random", seed=seed, best_effort=True)).alive
+    alive = select(dag, SelectionRequest(budget=budget, method="random", seed=seed, best_effort=True)).alive
     before, found = mended(dag, alive, 6, 2 * (seed % 2), batch=2)
     assert all(np.isfinite(v).all() for v in tensors(found.proto).values() if v.dtype.kind == "f")
     deviation(dag, found.proto, normal_feeds(dag, 1))

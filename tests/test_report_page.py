@@ -92,7 +92,7 @@ def report_of(latency: LatencyRow | None = None, after: int = 50) -> Compression
     change = CostChange(100, after, after / 100)
     return CompressionReport(
         costs=CostChanges(change, change, change, change),
-        proof=ProofRow("passed", 1e-7, 1e-4, 3, 1, {"y": 1e-7}),
+        proof=ProofRow(status="passed", max_relative_error=1e-7, bound=1e-4, inputs=3, sizes=1, outputs={"y": 1e-7}),
         pins=(),
         layers=(),
         products=(),
@@ -113,8 +113,16 @@ def report_of(latency: LatencyRow | None = None, after: int = 50) -> Compression
 
 def timed(speedup: float, low: float, high: float) -> LatencyRow:
     """The latency of a report."""
-    comparison = ComparisonRow(speedup, (low, high), 0.0, 15, 1, "faster")
-    return LatencyRow("cpu", 1, 2.0, 2.0 / speedup, comparison, False, LayoutChange(None, None))
+    comparison = ComparisonRow(speedup=speedup, interval=(low, high), noise=0.0, rounds=15, lots=1, verdict="faster")
+    return LatencyRow(
+        provider="cpu",
+        threads=1,
+        before_ms=2.0,
+        after_ms=2.0 / speedup,
+        comparison=comparison,
+        busy=False,
+        convolutions=LayoutChange(None, None),
+    )
 
 
 @pytest.mark.parametrize(

@@ -261,14 +261,18 @@ def test_origin(name: str, wanted: str | None) -> None:
 def test_lines_by_layer(dag: ChannelDag, alive: Mask) -> None:
     """A layer joined with what follows is the layer; others are told by their operator; what is gone has no time."""
     before = [
-        NodeTime("a", "Conv", 1.0, True),
-        NodeTime("c", "FusedConv", 2.0, False),
-        NodeTime("e", "Conv", 3.0, True),
-        NodeTime("g", "Add", 0.5, False),
-        NodeTime(None, "ReorderOutput", 0.25, False),
-        NodeTime(None, "ReorderOutput", 0.25, False),
+        NodeTime(tensor="a", operator="Conv", ms=1.0, blocked=True),
+        NodeTime(tensor="c", operator="FusedConv", ms=2.0, blocked=False),
+        NodeTime(tensor="e", operator="Conv", ms=3.0, blocked=True),
+        NodeTime(tensor="g", operator="Add", ms=0.5, blocked=False),
+        NodeTime(tensor=None, operator="ReorderOutput", ms=0.25, blocked=False),
+        NodeTime(tensor=None, operator="ReorderOutput", ms=0.25, blocked=False),
     ]
-    after = [NodeTime("a", "Conv", 0.5, True), NodeTime("c", "FusedConv", 1.0, True), NodeTime("g", "Add", 0.25, False)]
+    after = [
+        NodeTime(tensor="a", operator="Conv", ms=0.5, blocked=True),
+        NodeTime(tensor="c", operator="FusedConv", ms=1.0, blocked=True),
+        NodeTime(tensor="g", operator="Add", ms=0.25, blocked=False),
+    ]
     found = compare_profiles(dag, layer_rows(dag, alive), before, after)
     lines = {line.name: (line.before, line.after, line.path) for line in (*found.layers, *found.others)}
     assert lines == {
@@ -307,8 +311,12 @@ def test_why_layers_are_not_timed(tmp_path: Path) -> None:
     source = saved(residual(), tmp_path / "a.onnx")
     result = compressed(source, tmp_path / "b.onnx")
     rows = layer_rows(result.dag, result.alive)
-    lot = Timing(1.0, 1.0, 1.0, 1.0, 1.0, 1, 0, None)
-    measured = replace(result, latency=TimingComparison(lot, lot, 1.0, (1.0, 1.0), 0.0, 1, 1), setting=ONE)
+    lot = Timing(p10=1.0, median=1.0, p90=1.0, session=1.0, first=1.0, runs=1, memory=0, layouts=None)
+    measured = replace(
+        result,
+        latency=TimingComparison(before=lot, after=lot, speedup=1.0, interval=(1.0, 1.0), noise=0.0, rounds=1, lots=1),
+        setting=ONE,
+    )
     assert "not measured" in str(layer_times(result, tmp_path / "b.onnx", rows))
     assert "CPU only" in str(layer_times(replace(measured, setting=Setting("cuda")), tmp_path / "b.onnx", rows))
     (tmp_path / "c.onnx").write_bytes(b"no model")

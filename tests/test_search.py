@@ -52,14 +52,16 @@ CURVES: dict[str, Callable[[float], float]] = {
 
 
 def timing(median: float) -> Timing:
-    return Timing(median, median, median, 1.0, 1.0, 15, 0, None)
+    return Timing(p10=median, median=median, p90=median, session=1.0, first=1.0, runs=15, memory=0, layouts=None)
 
 
 def comparison(fraction: float, spread: float = 0.01) -> TimingComparison:
     """What a measurement would say of a model that takes this fraction of the time."""
     speedup = 1 / fraction
     ends = speedup * (1 - spread), speedup * (1 + spread)
-    return TimingComparison(timing(1.0), timing(fraction), speedup, ends, spread, 15, 1)
+    return TimingComparison(
+        before=timing(1.0), after=timing(fraction), speedup=speedup, interval=ends, noise=spread, rounds=15, lots=1
+    )
 
 
 @pytest.fixture
@@ -71,7 +73,7 @@ def selector(model: Path, budget: Budget, best_effort: bool = False) -> Selector
     loaded = load(model)
     dag = build_channel_dag(loaded, observe(loaded, {}))
     alignment = Alignment(TARGET.block, TARGET.multiple)
-    return Selector(dag, SelectionRequest(budget, best_effort=best_effort, alignment=alignment, hardware=TARGET))
+    return Selector(dag, SelectionRequest(budget=budget, best_effort=best_effort, alignment=alignment, hardware=TARGET))
 
 
 class Machine:

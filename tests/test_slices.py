@@ -82,9 +82,11 @@ def test_recovery_weighs_channels_alike(tmp_path: Path) -> None:
 
 
 def test_a_distance_that_is_infinite_stays_so() -> None:
-    assert draft._distance(Fidelity(1, (Deviation("y", math.inf), Deviation("z", 0.0)))) == math.inf
-    assert draft._distance(Fidelity(1, (Deviation("y", 0.0), Deviation("z", 1.0)))) == pytest.approx(0.5**0.5 / 2)
-    assert draft._distance(Fidelity(1, ())) == 0
+    assert draft._distance(Fidelity(samples=1, outputs=(Deviation("y", math.inf), Deviation("z", 0.0)))) == math.inf
+    assert draft._distance(Fidelity(samples=1, outputs=(Deviation("y", 0.0), Deviation("z", 1.0)))) == pytest.approx(
+        0.5**0.5 / 2
+    )
+    assert draft._distance(Fidelity(samples=1, outputs=())) == 0
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -102,7 +104,7 @@ def test_sums_are_those_of_plain_numpy(axis: int) -> None:
 
 
 def of(error: list[float], norms: list[float], each: int) -> SliceErrors:
-    return SliceErrors(1, np.array(error) ** 2, np.array(norms) ** 2, each)
+    return SliceErrors(axis=1, error=np.array(error) ** 2, power=np.array(norms) ** 2, each=each)
 
 
 @pytest.mark.parametrize(

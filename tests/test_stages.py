@@ -38,8 +38,16 @@ MODEL = net(
 def candidate(tmp_path: Path) -> Candidate:
     """The original as a candidate."""
     dag = load_dag(saved(MODEL, tmp_path / "m.onnx"))
-    job = CompressJob(dag, Options(), DEFAULT_RULES, tmp_path, "o.onnx", Clock(ignore_progress), PropagatedMoments(dag))
-    whole = Selector(dag, SelectionRequest(job.options.budget)).select()
+    job = CompressJob(
+        dag=dag,
+        options=Options(),
+        rules=DEFAULT_RULES,
+        folder=tmp_path,
+        name="o.onnx",
+        clock=Clock(ignore_progress),
+        known=PropagatedMoments(dag),
+    )
+    whole = Selector(dag, SelectionRequest(budget=job.options.budget)).select()
     return Candidate(job, dag.model.path, BudgetRemoval(dag, whole))
 
 

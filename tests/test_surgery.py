@@ -38,10 +38,13 @@ def analysed(model: Model, rules: Rules = DEFAULT_RULES) -> ChannelDag:
 
 ZEROS = np.zeros((4, 2, 1, 1), np.float32)
 STRANGE = {
-    "another type": (Patch({(0, 1): lambda: ZEROS.astype(np.float64)}), "'w': float64"),
-    "another rank": (Patch({(0, 1): lambda: ZEROS[..., 0]}), r"\[4, 2, 1\] in place of float32 \[6, 2, 1, 1\]"),
-    "more channels": (Patch({(0, 1): lambda: np.zeros((7, 2, 1, 1), np.float32)}), r"\[7, 2, 1, 1\]"),
-    "constant of no node": (Patch({(3, 1): lambda: ZEROS}), r"nodes \[3\], where there are 3"),
+    "another type": (Patch(constants={(0, 1): lambda: ZEROS.astype(np.float64)}), "'w': float64"),
+    "another rank": (
+        Patch(constants={(0, 1): lambda: ZEROS[..., 0]}),
+        r"\[4, 2, 1\] in place of float32 \[6, 2, 1, 1\]",
+    ),
+    "more channels": (Patch(constants={(0, 1): lambda: np.zeros((7, 2, 1, 1), np.float32)}), r"\[7, 2, 1, 1\]"),
+    "constant of no node": (Patch(constants={(3, 1): lambda: ZEROS}), r"nodes \[3\], where there are 3"),
     "attributes of no node": (Patch(attributes={99: {"group": 2}}), r"nodes \[99\]"),
 }
 
@@ -54,7 +57,7 @@ def test_patch_that_does_not_fit(name: str, model: Model) -> None:
 
 
 def test_patch_that_fits(model: Model) -> None:
-    made = apply_patch(model, Patch({(0, 1): lambda: ZEROS}))
+    made = apply_patch(model, Patch(constants={(0, 1): lambda: ZEROS}))
     assert {tuple(tensor.dims) for tensor in made.graph.initializer} == {(4, 2, 1, 1), (3, 6, 1, 1)}
     assert [tuple(tensor.dims) for tensor in model.proto.graph.initializer] == [(6, 2, 1, 1), (3, 6, 1, 1)]
 

@@ -101,7 +101,13 @@ def test_every_file_travels(models: Path, tmp_path: Path) -> None:
     options = CompressOptions(
         calib=models / "inputs", libraries=(models / "one.so", models / "one.so"), targets=models / "targets.toml"
     )
-    task = Task(models / "b.onnx", "out.onnx", options, (models / "weights.bin",), models / "rules.py")
+    task = Task(
+        source=models / "b.onnx",
+        name="out.onnx",
+        options=options,
+        external=(models / "weights.bin",),
+        rules=models / "rules.py",
+    )
     for calib in (models / "inputs", models / "inputs" / "0.npz", None):
         task = replace(task, options=replace(options, calib=calib))
         given = tmp_path / f"given-{calib and calib.name}"

@@ -73,17 +73,21 @@ def test_stopped_while_measuring(model: Path) -> None:
 def measured_at_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
     """When the candidates of three sweeps that run at the same time are measured, as their measurements tell."""
     seen: list[list[float]] = []
-    timing = Timing(1.0, 1.0, 1.0, 1.0, 1.0, 10, 0, None)
+    timing = Timing(p10=1.0, median=1.0, p90=1.0, session=1.0, first=1.0, runs=10, memory=0, layouts=None)
 
     def slowly(*_: object) -> TimingComparison:
         began = time.monotonic()
         time.sleep(0.1)
         seen.append([began, time.monotonic()])
-        return TimingComparison(timing, timing, 1.0, (1.0, 1.0), 0.0, 10, 1)
+        return TimingComparison(
+            before=timing, after=timing, speedup=1.0, interval=(1.0, 1.0), noise=0.0, rounds=10, lots=1
+        )
 
     def one(folder: Path) -> None:
         options = CompressOptions(budget=Budget("kernels", 1.0), measure=True)
-        driver.run_sweep(SweepRequest((model,), (0.75, 0.5, 0.25), options, folder), fake_make)
+        driver.run_sweep(
+            SweepRequest(models=(model,), fractions=(0.75, 0.5, 0.25), options=options, folder=folder), fake_make
+        )
 
     monkeypatch.setattr(driver, "compare_in_subprocess", slowly)
     threads = [threading.Thread(target=one, args=(model.parent / f"s{k}",)) for k in range(3)]
@@ -132,7 +136,12 @@ def test_points_of_a_latency_budget_are_made_alone(model: Path, tmp_path: Path) 
         seen.append([(task.options.budget, task.options.measure) for task in tasks])
         yield from fake_make(tasks, work)
 
-    request = SweepRequest((model,), (0.75, 0.5), CompressOptions(budget=Budget("latency", 1.0)), tmp_path / "s")
+    request = SweepRequest(
+        models=(model,),
+        fractions=(0.75, 0.5),
+        options=CompressOptions(budget=Budget("latency", 1.0)),
+        folder=tmp_path / "s",
+    )
     row = driver.run_sweep(request, watched)
     assert seen == [[(Budget("latency", asked), True)] for asked in (0.75, 0.5)]
     assert all(point["measured"] == point["made"] for point in points(row))

@@ -182,7 +182,11 @@ def test_no_more_processes_than_jobs(
     probe: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
 ) -> None:
     monkeypatch.setattr(making, "WORKER_ENTRY", f"{probe}:while_others")
-    found = dict(making.make_locally([Task(model, "x.onnx", CompressOptions())] * 4, tmp_path / "work", jobs=jobs))
+    found = dict(
+        making.make_locally(
+            [Task(source=model, name="x.onnx", options=CompressOptions())] * 4, tmp_path / "work", jobs=jobs
+        )
+    )
     assert found.keys() == {0, 1, 2, 3}
     spans = [outcome.made for outcome in found.values() if outcome.made]
     assert len(spans) == 4
@@ -195,7 +199,9 @@ def test_what_is_running_ends_with_its_caller(
 ) -> None:
     """An answer that is not waited for leaves no process."""
     monkeypatch.setattr(making, "WORKER_ENTRY", f"{probe}:wait_but_for_the_first")
-    answers = making.make_locally([Task(model, "x.onnx", CompressOptions())] * 3, tmp_path / "work", jobs=3)
+    answers = making.make_locally(
+        [Task(source=model, name="x.onnx", options=CompressOptions())] * 3, tmp_path / "work", jobs=3
+    )
     assert next(answers) == (0, OutcomeRow(0, ""))
     if Path("/proc").is_dir():
         assert children(f"{probe}:wait")

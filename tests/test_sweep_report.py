@@ -111,12 +111,29 @@ def made(asked: float, relative: float | None, speedup: float | None = None) -> 
     latency = None
     if speedup:
         verdict = "faster" if speedup > 1.15 else "no significant difference"
-        comparison = ComparisonRow(speedup, (speedup * 0.9, speedup * 1.1), 0.01, 15, 1, verdict)
-        latency = LatencyRow("cpu", 1, 2.0, 2.0 / speedup, comparison, False, LayoutChange(None, None))
-    output = OutputDeviation(relative, None, None if relative is None else 1 - relative / 2, None, None, None)
+        comparison = ComparisonRow(
+            speedup=speedup, interval=(speedup * 0.9, speedup * 1.1), noise=0.01, rounds=15, lots=1, verdict=verdict
+        )
+        latency = LatencyRow(
+            provider="cpu",
+            threads=1,
+            before_ms=2.0,
+            after_ms=2.0 / speedup,
+            comparison=comparison,
+            busy=False,
+            convolutions=LayoutChange(None, None),
+        )
+    output = OutputDeviation(
+        relative_l2=relative,
+        psnr=None,
+        top1=None if relative is None else 1 - relative / 2,
+        top5=None,
+        worst_channel=None,
+        vacuous=None,
+    )
     deviation = SourcedFidelity("held-out samples", FidelityRow(20, {"y": output}, None))
-    proof = ProofRow("passed", 1e-6, 1e-4, 3, 1, {"y": 1e-6})
-    candidate = CandidateRow(costs, proof, latency, (), (), deviation)
+    proof = ProofRow(status="passed", max_relative_error=1e-6, bound=1e-4, inputs=3, sizes=1, outputs={"y": 1e-6})
+    candidate = CandidateRow(costs=costs, proof=proof, latency=latency, warnings=(), hints=(), deviation=deviation)
     return asked, OutcomeRow(0, "", candidate, seconds=1.5, made=(0.0, 1.0), measured=(2.0, 3.0))
 
 
@@ -136,7 +153,13 @@ def deviating(point: Point, on: str = "held-out samples", metric: MetricChange |
     fidelity = outcome.candidate.deviation.fidelity
     rows = dict(fidelity.outputs)
     for name, measures in outputs.items():
-        rows[name] = replace(rows.get(name, OutputDeviation(None, None, None, None, None, None)), **measures)
+        rows[name] = replace(
+            rows.get(
+                name,
+                OutputDeviation(relative_l2=None, psnr=None, top1=None, top5=None, worst_channel=None, vacuous=None),
+            ),
+            **measures,
+        )
     deviation = SourcedFidelity(on, replace(fidelity, outputs=rows, metric=metric))
     return asked, replace(outcome, candidate=replace(outcome.candidate, deviation=deviation))
 
@@ -181,7 +204,7 @@ def lines(report: SweepReport) -> list[dict[str, str]]:
 
 def test_knee_is_marked_everywhere() -> None:
     report = swept([made(*point) for point in BENT])
-    assert report.models[0].knee == KneeRow(0.3, "latency", 1.0, None)
+    assert report.models[0].knee == KneeRow(asked=0.3, axis="latency", sure=1.0, reason=None)
     assert [point.asked for point in report.points if point.knee] == [0.3]
     assert [line["asked"] for line in lines(report) if line["knee"] == "1"] == ["0.3"]
     text = printed(report)
@@ -217,7 +240,7 @@ def test_no_knee_is_said_and_why() -> None:
 
 def test_without_times_the_knee_is_that_of_the_size() -> None:
     report = swept([made(asked, relative) for asked, relative, _ in BENT], measured=False)
-    assert report.models[0].knee == KneeRow(0.3, "kernels", 1.0, None)
+    assert report.models[0].knee == KneeRow(asked=0.3, axis="kernels", sure=1.0, reason=None)
     assert "Latency was not measured." in printed(report)
 
 
@@ -328,7 +351,7 @@ def test_what_the_outputs_are_worth(count: int) -> None:
     assert [list(line.get_ydata()) for line in axes.lines if line.get_marker() == "o"] == [
         [20.0 + asked for asked, _ in rows]
     ]
-    metric = MetricChange("pixel accuracy", "higher", 0.9, 0.8)
+    metric = MetricChange(name="pixel accuracy", better="higher", before=0.9, after=0.8)
     axes = picture(swept([deviating(row, metric=metric) for row in rows])).axes[1]
     assert axes.get_ylabel() == "pixel accuracy on 20 held-out samples"
     assert [list(line.get_ydata()) for line in axes.lines if line.get_marker() == "s"] == [[0.9]]

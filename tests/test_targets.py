@@ -142,7 +142,7 @@ def test_a_stored_target_of_this_machine_is_what_auto_means(folder: Path) -> Non
 
 def inspected(folder: Path, inner: int = 64) -> ChannelDag:
     """A network of one chain of two 3×3 convolutions: only the channels between them can go."""
-    return load_dag(saved(probe_network(Probe("conv", inner, 2, 8)), folder / "chain.onnx"))
+    return load_dag(saved(probe_network(Probe(layer="conv", width=inner, layers=2, side=8)), folder / "chain.onnx"))
 
 
 def with_inner(dag: ChannelDag, width: int) -> Mask:

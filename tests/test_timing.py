@@ -145,8 +145,10 @@ def test_models_take_turns_in_swapped_order() -> None:
 
 
 def compared(interval: tuple[float, float], floor: float = 0.0) -> TimingComparison:
-    one = Timing(1, 1, 1, 1, 1, 1, 0, None)
-    return TimingComparison(one, one, sum(interval) / 2, interval, floor, rounds=20, lots=1)
+    one = Timing(p10=1, median=1, p90=1, session=1, first=1, runs=1, memory=0, layouts=None)
+    return TimingComparison(
+        before=one, after=one, speedup=sum(interval) / 2, interval=interval, noise=floor, rounds=20, lots=1
+    )
 
 
 @pytest.mark.parametrize(

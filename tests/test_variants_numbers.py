@@ -134,6 +134,10 @@ def test_wrong_surgery_is_caught(kind: str, op: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("op", WRONG)
 def test_the_reference_of_these_tests_catches_it_too(op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proving, "compare_with_original", lambda *_: Proof("passed", 0.0, 1e-4, 1, {}))
+    monkeypatch.setattr(
+        proving,
+        "compare_with_original",
+        lambda *_: Proof(status="passed", max_relative_error=0.0, bound=1e-4, inputs=1, outputs={}),
+    )
     with pytest.raises(AssertionError, match="differs from the reference"):
         checked(cnn(), tmp_path, [{"N": 2}], rules={**DEFAULT_RULES, ("", op): WRONG[op]})

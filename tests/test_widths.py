@@ -134,7 +134,16 @@ def dag_of(name: str, stem: int, inner: int) -> ChannelDag:
 
 
 def keeper_of(dag: ChannelDag, alignment: Alignment, seed: int) -> WidthAllocator:
-    request = SelectionRequest(Budget("macs", 0.5), "random", "cover", (), frozenset(), seed, True, alignment)
+    request = SelectionRequest(
+        budget=Budget("macs", 0.5),
+        method="random",
+        chains="cover",
+        pinned=(),
+        ignored=frozenset(),
+        seed=seed,
+        best_effort=True,
+        alignment=alignment,
+    )
     return Selector(dag, request).allocator
 
 

@@ -26,8 +26,8 @@ def test_words_follow_their_number(count: int, word: str, told: str) -> None:
 
 @pytest.mark.parametrize(("threads", "told"), [(1, "cpu, 1 thread, x 2,3: 1.500 ms"), (4, "cpu, 4 threads, x 2,3: 1.")])
 def test_threads_of_a_measurement(threads: int, told: str) -> None:
-    timing = Timing(1.0, 1.5, 2.0, session=1.0, first=1.0, runs=10, memory=0, layouts=None)
-    cases = (BenchCase(None, {"x": (2, 3)}, Setting("cpu", threads), timing),)
+    timing = Timing(p10=1.0, median=1.5, p90=2.0, session=1.0, first=1.0, runs=10, memory=0, layouts=None)
+    cases = (BenchCase(batch=None, inputs={"x": (2, 3)}, setting=Setting("cpu", threads), outcome=timing),)
     assert repr(Timings(cases, bench_report("m.onnx", None, BenchRequest(), cases))).startswith(f"<{told}")
 
 
@@ -41,5 +41,5 @@ def test_what_json_cannot_hold_is_null() -> None:
 def test_pairs_shapes_and_metrics() -> None:
     assert (change_text([4, 4]), change_text([4096, 8])) == ("4", "4,096 → 8")
     assert shape_text((1, 3, 224, 224)) == "1,3,224,224"
-    metric = MetricChange("accuracy", "higher", 0.91234, 0.9)
+    metric = MetricChange(name="accuracy", better="higher", before=0.91234, after=0.9)
     assert metric_text(metric) == "accuracy: 0.9123 → 0.9000 (higher is better)"

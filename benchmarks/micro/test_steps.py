@@ -28,7 +28,7 @@ from leanonnx.statistics.propagation import PropagatedMoments, propagate_statist
 from leanonnx.surgery.operate import apply_patch
 from leanonnx.surgery.patch import plan_patch
 
-HALF = SelectionRequest(Budget("macs", 0.5))
+HALF = SelectionRequest(budget=Budget("macs", 0.5))
 
 
 @pytest.fixture(scope="module", params=["resnet50", "mobilenet_v2"])
@@ -86,7 +86,7 @@ def test_statistics(benchmark: BenchmarkFixture, dag: ChannelDag) -> None:
 def test_select(benchmark: BenchmarkFixture, dag: ChannelDag, method: str) -> None:
     """Channel DAG → keep set."""
     statistics = propagate_statistics(PropagatedMoments(dag)) if method == "path-mass" else None
-    request = SelectionRequest(HALF.budget, method, statistics=statistics)  # type: ignore[arg-type]
+    request = SelectionRequest(budget=HALF.budget, method=method, statistics=statistics)  # type: ignore[arg-type]
     assert benchmark(lambda: Selector(dag, request).select()).reached
 
 

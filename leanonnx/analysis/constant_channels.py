@@ -50,7 +50,7 @@ RESIDUAL_SLOT = 3
 """Input slot of the tensor that a FusedConv adds."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Flow:
     """Kernels of a channel-mixing node, and the constant channels that they read.
 
@@ -182,7 +182,9 @@ class _Propagation:
         groups, width = block.sources.shape
         if self.fixed(node.input[block.slot]) is None or not is_float(weights):
             nonzero = np.ones((groups, block.destinations.shape[1], width), bool)
-            return Flow(index, block, nonzero, np.full(block.sources.shape, np.nan), is_uniform=False)
+            return Flow(
+                node=index, block=block, nonzero=nonzero, numbers=np.full(block.sources.shape, np.nan), is_uniform=False
+            )
         nonzero = (weights != 0).any(axis=tuple(range(3, weights.ndim)))
         given = np.full(block.sources.shape, np.nan)
         if op in MIXING_OPERATORS:
@@ -190,7 +192,7 @@ class _Propagation:
                 block.sources.shape
             )
         even = op in EVEN and not (op in CONVOLUTIONS and is_padded(node))
-        return Flow(index, block, nonzero, given, even)
+        return Flow(node=index, block=block, nonzero=nonzero, numbers=given, is_uniform=even)
 
     def _activate(self, node: onnx.NodeProto, numbers: Numbers, weights: Array) -> Numbers:
         """Apply the activation of a FusedConv to numbers [O], by running the node with kernels of zeros."""

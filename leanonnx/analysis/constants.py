@@ -29,7 +29,7 @@ SIZE_SLOTS = {"ConstantOfShape": 0, "Expand": 1}
 """The slot in which an operator reads the shape of its output."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ConstantUse:
     """Input slot of a node that reads a sliced constant.
 
@@ -102,12 +102,33 @@ class Constants:
         """Trace a slice from the input of a node back to the stored tensor."""
         name = self.model.proto.graph.node[index].input[slot]
         if name in self.model.origins:
-            return ConstantUses((ConstantUse(index, slot, self.model.origins[name], factors, inward),))
+            return ConstantUses(
+                (
+                    ConstantUse(
+                        node=index,
+                        slot=slot,
+                        constant=self.model.origins[name],
+                        factors=factors,
+                        input_channel_ids=inward,
+                    ),
+                )
+            )
         if not any(varied_axes(f) for f in factors) and name not in self.static:
             return ConstantUses(())
         behind = self._trace_producer(self.model.producers[name], name, factors, inward)
         if behind is None and name in self.static and name not in self.model.overridable:
-            return ConstantUses((ConstantUse(index, slot, name, factors, inward, self.observation.values[name]),))
+            return ConstantUses(
+                (
+                    ConstantUse(
+                        node=index,
+                        slot=slot,
+                        constant=name,
+                        factors=factors,
+                        input_channel_ids=inward,
+                        computed=self.observation.values[name],
+                    ),
+                )
+            )
         return behind
 
     def _trace_producer(
@@ -161,7 +182,11 @@ class Constants:
         axis = attributes.get("axis", 1)
         vectors = tuple(f.reshape(-1) for f in factors if varied_axes(f) == (axis % f.ndim,))
         sides = [k for k in range(1, len(node.input)) if node.input[k] and self.model.constant(node.input[k]).size > 1]
-        more = tuple(ConstantUse(producer, k, self.model.origins[node.input[k]], vectors) for k in sides if vectors)
+        more = tuple(
+            ConstantUse(node=producer, slot=k, constant=self.model.origins[node.input[k]], factors=vectors)
+            for k in sides
+            if vectors
+        )
         return ConstantUses(data.uses + more, data.rewrites)
 
     def _trace_reshaped(

@@ -25,7 +25,7 @@ Rate = Callable[[int, KernelBlock], float]
 """Cost of one kernel of a node, in the unit of a budget."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cost:
     """Kernels, multiply-adds (of one run at the observed input sizes), parameters (numbers), and bytes of the file."""
 
@@ -120,7 +120,12 @@ class CostModel:
             params += count * constant.is_param
             size += self.file.data_bytes(constant.bits, count)
         whole = bool(alive.all())
-        return Cost(kernels, macs, params + self.unfolded * whole, self.file.original if whole else size)
+        return Cost(
+            kernels=kernels,
+            macs=macs,
+            params=params + self.unfolded * whole,
+            bytes=self.file.original if whole else size,
+        )
 
 
 def cost_model(dag: ChannelDag, ignored: Collection[int] = ()) -> CostModel:

@@ -223,7 +223,14 @@ def _analyse_once(
         for value in model.proto.graph.output:
             if value.name in trace.channel_ids:
                 channel_ids = np.unique(trace.channel_ids[value.name])
-                trace.pins.append(Pin(channel_ids, value.name, f"graph output '{value.name}'", advice.FIXED_INTERFACE))
+                trace.pins.append(
+                    Pin(
+                        channel_ids=channel_ids,
+                        tensor=value.name,
+                        reason=f"graph output '{value.name}'",
+                        advice=advice.FIXED_INTERFACE,
+                    )
+                )
     return _join(traces)
 
 

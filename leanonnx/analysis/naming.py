@@ -14,14 +14,14 @@ from leanonnx.spelling import option, verb
 def resolve_pin(dag: ChannelDag, name: str) -> Pin:
     """Pin of a tensor, or of the outputs of a node (``--pin NAME``)."""
     if name in dag.channel_ids:
-        return Pin(np.unique(dag.channel_ids[name]), name, option("pin", name))
+        return Pin(channel_ids=np.unique(dag.channel_ids[name]), tensor=name, reason=option("pin", name))
     nodes = [n for n in dag.model.proto.graph.node if name and n.name == name]
     channel_ids = [np.unique(dag.channel_ids[o]) for node in nodes for o in node.output if o in dag.channel_ids]
     if not channel_ids:
         raise OptionError(
             f"{option('pin', name)}: no tensor and no node of that name carries channels; see `{verb('inspect')}`"
         )
-    return Pin(np.unique(np.concatenate(channel_ids)), name, option("pin", name))
+    return Pin(channel_ids=np.unique(np.concatenate(channel_ids)), tensor=name, reason=option("pin", name))
 
 
 def resolve_nodes(model: Model, name: str) -> list[int]:
@@ -39,7 +39,9 @@ def pin_outputs(dag: ChannelDag, node: int) -> Pin:
     outputs = dag.model.proto.graph.node[node].output
     channel_ids = [np.unique(dag.channel_ids[o]) for o in outputs if o in dag.channel_ids]
     return Pin(
-        np.unique(np.concatenate(channel_ids)) if channel_ids else np.zeros(0, np.int64), outputs[0], option("ignore")
+        channel_ids=np.unique(np.concatenate(channel_ids)) if channel_ids else np.zeros(0, np.int64),
+        tensor=outputs[0],
+        reason=option("ignore"),
     )
 
 

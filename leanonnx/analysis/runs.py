@@ -12,7 +12,7 @@ from leanonnx.numeric.channel_ids import ChannelIds, Shape, compact_ids, on_axis
 from leanonnx.rules.call import Move
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OperatorRun:
     """Movements from tensor ``source`` to a tensor with its channels on one axis.
 
@@ -52,8 +52,13 @@ def trace_run(
         inside.append(source)
     axes = varied_axes(channel_ids[source])
     if len(axes) != 1 or len(shapes[source]) != len(shapes[name]):
-        return OperatorRun(source, tuple(inside), 0, None)
-    return OperatorRun(source, tuple(inside), axes[0], _indices(steps[::-1], shapes[source], shapes[name], axes[0]))
+        return OperatorRun(source=source, intermediate=tuple(inside), axis=0, indices=None)
+    return OperatorRun(
+        source=source,
+        intermediate=tuple(inside),
+        axis=axes[0],
+        indices=_indices(steps[::-1], shapes[source], shapes[name], axes[0]),
+    )
 
 
 def _indices(steps: list[Move], before: Shape, after: Shape, axis: int) -> NDArray[np.int64] | None:

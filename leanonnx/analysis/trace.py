@@ -55,7 +55,14 @@ class Trace:
         for value in self.model.inputs:
             fresh = self.minter(-1)(1)
             self.channel_ids[value.name] = uniform_ids(int(fresh[0]), len(self.observation.shapes[value.name]))
-            self.pins.append(Pin(fresh, value.name, f"graph input '{value.name}'", advice.FIXED_INTERFACE))
+            self.pins.append(
+                Pin(
+                    channel_ids=fresh,
+                    tensor=value.name,
+                    reason=f"graph input '{value.name}'",
+                    advice=advice.FIXED_INTERFACE,
+                )
+            )
             self.starts.append(fresh)
 
     def minter(self, node: int) -> Callable[[int], ChannelIds]:
@@ -146,7 +153,14 @@ class Trace:
                 ]
                 whole = "the graph's interface" if consumer < 0 else node_title(self.model.proto.graph.node[consumer])
                 reason, what = f"{whole} reads all of '{node.output[0]}'", self._adapt_advice(advice.EXPORT_AGAIN)
-                pins.append(Pin(np.unique(np.concatenate(factors)), node.output[0], reason, what))
+                pins.append(
+                    Pin(
+                        channel_ids=np.unique(np.concatenate(factors)),
+                        tensor=node.output[0],
+                        reason=reason,
+                        advice=what,
+                    )
+                )
         return pins
 
     def _last_consumers(self, name: str) -> list[int]:
@@ -187,15 +201,21 @@ class Trace:
     def _value(self, name: str) -> Value:
         model, observation = self.model, self.observation
         if name in model.origins:
-            return Value(name, model.shape_of(name), None, lambda: model.constant(name), is_static=True)
+            return Value(
+                name=name,
+                shape=model.shape_of(name),
+                channel_ids=None,
+                read=lambda: model.constant(name),
+                is_static=True,
+            )
         shape, channel_ids = observation.shapes.get(name), self.channel_ids.get(name)
         producer = model.producers.get(name)
         node = onnx.NodeProto() if producer is None else model.proto.graph.node[producer]
         return Value(
-            name,
-            shape,
-            channel_ids,
-            lambda: observation.values[name],
+            name=name,
+            shape=shape,
+            channel_ids=channel_ids,
+            read=lambda: observation.values[name],
             is_static=name in self.constants.static,
             producer_op=node.op_type,
             producer_input_shape=observation.shapes.get(node.input[0]) if node.input else None,
@@ -206,7 +226,15 @@ class Trace:
 def _opaque(call: Call, inner: list[str], trace: Trace) -> Effect:
     """Effect of a node with subgraphs: pins on everything that the node and its subgraphs read."""
     reason = f"the subgraphs of {call.title} read "
-    extra = tuple(Pin(np.unique(trace.channel_ids[n]), n, f"{reason}'{n}'", advice.AVOID_CONTROL_FLOW) for n in inner)
+    extra = tuple(
+        Pin(
+            channel_ids=np.unique(trace.channel_ids[n]),
+            tensor=n,
+            reason=f"{reason}'{n}'",
+            advice=advice.AVOID_CONTROL_FLOW,
+        )
+        for n in inner
+    )
     effect = pin_all(call, f"{call.title} runs a subgraph", advice.AVOID_CONTROL_FLOW)
     return replace(effect, pins=effect.pins + extra)
 

@@ -146,7 +146,15 @@ def sweep(
     options, paths = compress_options(locals(), budget=Budget.of_option(name, 1.0)), several(models, Path)
     asked = tuple(sorted(set(fractions), reverse=True))
     rules_file = None if rules is None else Path(rules)
-    request = SweepRequest(paths, asked, options, Path(out), rules_file, save_models, restart)
+    request = SweepRequest(
+        models=paths,
+        fractions=asked,
+        options=options,
+        folder=Path(out),
+        rules=rules_file,
+        save_models=save_models,
+        restart=restart,
+    )
     make = maker(options.budget.metric, jobs, dask, len(paths) * len(asked))
     return _result(driver.run_sweep(request, make, plotter(), progress), Path(out))
 

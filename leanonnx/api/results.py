@@ -29,7 +29,7 @@ from leanonnx.surgery.plan import Plan
 from leanonnx.system.outputs import StrPath, check_no_overwrites, check_writable, publish, temporary_folder_beside
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Compressed:
     """A compressed model that has been proven.
 
@@ -54,7 +54,15 @@ class Compressed:
         """A result of the pipeline with the model that it has written."""
         deviation = None if result.recovery is None else result.recovery.final
         report, files = compression_report(result), result.dag.model.files
-        return cls(result.plan, result.proof, result.latency, deviation, report, onnx.load(written), files)
+        return cls(
+            plan=result.plan,
+            proof=result.proof,
+            latency=result.latency,
+            deviation=deviation,
+            report=report,
+            _proto=onnx.load(written),
+            _files=files,
+        )
 
     @cached_property
     def model(self) -> onnx.ModelProto:

@@ -118,24 +118,41 @@ def finetune(
 
     check_training_numbers(lr, minutes)
     budget = stepwise_budget(budget_limits(locals()), steps)
-    compression = {"method": method, "chains": chains, "ignore": ignore, "seed": seed, "calib": data, "images": images}
+    given = {"method": method, "chains": chains, "ignore": ignore, "seed": seed, "calib": data, "images": images}
     places = (Path(model), Path(out), optional_path(teacher), Path(data))
+    state = optional_path(checkpoint)
     settings = training.TrainingSettings(
-        epochs, lr, batch, minutes, patience, seed, amp, optional_path(checkpoint), resume
+        epochs=epochs,
+        rate=lr,
+        batch=batch,
+        minutes=minutes,
+        patience=patience,
+        seed=seed,
+        amp=amp,
+        checkpoint=state,
+        resume=resume,
     )
-    options = driver.FinetuneOptions(strategy, shape or {}, images, augment, device, several(library, Path), settings)
+    options = driver.FinetuneOptions(
+        strategy=strategy,
+        shapes=shape or {},
+        images=images,
+        augment=augment,
+        device=device,
+        libraries=several(library, Path),
+        settings=settings,
+    )
     if budget is None or steps is None:
         if keep_steps is not None:
             example = f"{option('steps', 5)} {option('keep', 0.25)}"
             raise OptionError(f"{option('keep_steps')} goes with {option('steps')}, for example {example}")
         result = driver.run_finetune(*places, options, progress)
         return None if result is None else _result(Path(out), result, report.finetune_report(result))
-    asked = compress_options(compression, budget=budget, recover="auto")
-    schedule = stepwise.PruningSchedule(steps, asked, optional_path(keep_steps))
+    compression = compress_options(given, budget=budget, recover="auto")
+    schedule = stepwise.PruningSchedule(steps, compression, optional_path(keep_steps))
     stepped = stepwise.finetune_in_steps(*places, options, schedule, progress)
-    return (
-        None if stepped is None else _result(Path(out), stepped.steps[-1].result, report.finetune_steps_report(stepped))
-    )
+    if stepped is None:
+        return None
+    return _result(Path(out), stepped.steps[-1].result, report.finetune_steps_report(stepped))
 
 
 def check_training_numbers(lr: float, minutes: float | None) -> None:

@@ -89,7 +89,14 @@ def image_format(mean: str, std: str, scale: float, layout: str, size: str | Non
     if axes not in known or order not in ("", "bgr"):
         raise OptionError(f"--layout {layout}: expected auto, nchw or nhwc, with ,bgr where the colours are so ordered")
     colours: images.ColourOrder = "bgr" if order else "rgb"
-    return ImageFormat(_reals("mean", mean), _reals("std", std), scale, known[axes], _size(size), colours)
+    return ImageFormat(
+        mean=_reals("mean", mean),
+        std=_reals("std", std),
+        scale=scale,
+        layout=known[axes],
+        size=_size(size),
+        order=colours,
+    )
 
 
 def _reals(name: str, text: str) -> tuple[float, ...]:

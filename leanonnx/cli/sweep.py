@@ -51,7 +51,15 @@ def sweep_command(
         name, text = exactly_one(limits, "--keep 0.75,0.5,0.25")
         asked, budget = fractions(name, text), Budget.of_option(name, 1.0)
         options, folder = choices.options(budget), out or _folder(sources)
-        request = SweepRequest(tuple(sources), asked, options, folder, rules, save_models, restart)
+        request = SweepRequest(
+            models=tuple(sources),
+            fractions=asked,
+            options=options,
+            folder=folder,
+            rules=rules,
+            save_models=save_models,
+            restart=restart,
+        )
         make = maker(budget.metric, jobs, dask, len(sources) * len(asked))
         with progress() as listener:
             report = run(request, make, plotter(), listener)

@@ -33,7 +33,7 @@ IMAGE_OPTIONS = ("mean", "std", "scale", "layout", "size")
 """Options that say how photographs become tensors."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImageFormat:
     """Conversion of images to input tensors: x = (pixel / ``scale`` - ``mean``) / ``std``, with pixels from 0 to 255.
 
@@ -90,7 +90,7 @@ def _typed(values: tuple[float, ...]) -> str:
     return ",".join(f"{value:g}" for value in values)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImageInput:
     """Images that an input takes: their ``size`` (height, width) and number of ``channels``, first or last."""
 
@@ -173,7 +173,9 @@ def image_input(
         given = option("size", wanted, "x".join(map(str, wanted)))
         raise DataError(f"{given}: input '{name}' takes {size[0]}x{size[1]}; leave out {option('size')}")
     _check_numbers(name, channels, dtype, images)
-    return ImageInput(channels, first, wanted, dtype.kind in "iu", images)
+    return ImageInput(
+        channels=channels, channels_first=first, size=wanted, is_integer=dtype.kind in "iu", images=images
+    )
 
 
 def _channels_first(name: str, shape: tuple[int, ...], layout: str, text: str) -> bool:

@@ -29,7 +29,7 @@ LENGTHS_OFFSET = 26
 HEADER_READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NpzArray:
     """An array [rows, ...] of numbers or text in an .npz file.
 
@@ -129,7 +129,9 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NpzA
         raise ValueError(f"array '{name}' declares {size} bytes and holds {info.file_size - header}")
     stored = info.compress_type == zipfile.ZIP_STORED and size > 0
     offset = _data_offset(path, info) + header if stored else None
-    return NpzArray(path, name, shape, dtype, fortran, header, offset)
+    return NpzArray(
+        path=path, name=name, shape=shape, dtype=dtype, is_fortran=fortran, header_bytes=header, offset=offset
+    )
 
 
 def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:

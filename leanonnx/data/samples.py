@@ -83,7 +83,7 @@ class EvenlySpaced:
         return k * count // self.size(count)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Dataset:
     """Samples for a model, which can be iterated any number of times, always in the same order.
 
@@ -241,7 +241,12 @@ def data_from_feeds(name: str, model: Model, sizes: Mapping[str, tuple[int, ...]
     def rows(slot: InputSpec) -> GeneratedArray:
         return GeneratedArray((len(feeds), *sizes[slot.name]), lambda k: feeds[k][slot.name])
 
-    return Dataset(slots, (SampleFile(name, {slot.name: rows(slot) for slot in slots}),), None, 1)
+    return Dataset(
+        inputs=slots,
+        files=(SampleFile(name, {slot.name: rows(slot) for slot in slots}),),
+        label_name=None,
+        fixed_batch=1,
+    )
 
 
 def _data(title: str, slots: list[InputSpec], files: list[SampleFile]) -> Dataset:
@@ -259,7 +264,9 @@ def _data(title: str, slots: list[InputSpec], files: list[SampleFile]) -> Datase
             f"{title}: the inputs take different numbers of samples in one run ({text}); "
             "give every input an axis more, [runs, ...], with the whole input in each row"
         )
-    data = Dataset(tuple(slots), tuple(files), labels.pop(), fixed.pop() if fixed else None)
+    data = Dataset(
+        inputs=tuple(slots), files=tuple(files), label_name=labels.pop(), fixed_batch=fixed.pop() if fixed else None
+    )
     if data.count < (data.fixed_batch or 1):
         raise DataError(
             f"{title}: {data.count} samples, but one run of the model takes {data.fixed_batch or 1}; give more data"

@@ -38,7 +38,7 @@ OutputAxes = Mapping[str, tuple[int, ...]]
 ComparedRuns = Iterator[tuple[Feed, Array | None, list[Array], list[list[Array]]]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fidelity:
     """Deviation of all outputs over ``samples`` samples; with labels, the ``metric`` of both models.
 
@@ -125,10 +125,10 @@ class DeviationSums:
             for tally, name in zip(self.tallies, self.names, strict=True)
         )
         if labels is None:
-            return Fidelity(samples, outputs)
+            return Fidelity(samples=samples, outputs=outputs)
         metric, before, after = self.score.result()
         unused = None if metric else f"the labels '{labels}' fit no output of the model: there is no metric"
-        return Fidelity(samples, outputs, metric, before, after, unused)
+        return Fidelity(samples=samples, outputs=outputs, metric=metric, before=before, after=after, unused=unused)
 
 
 def run_side_by_side(

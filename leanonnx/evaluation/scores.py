@@ -35,7 +35,7 @@ class LabelMetric:
     axis: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Score:
     """Sums over labelled samples: scores of both models, out of ``weight`` labels."""
 
@@ -47,10 +47,10 @@ class Score:
     def plus(self, other: Score) -> Score:
         """Return the sums over the samples of both."""
         return Score(
-            self.before + other.before,
-            self.after + other.after,
-            self.weight + other.weight,
-            self.measures | other.measures,
+            before=self.before + other.before,
+            after=self.after + other.after,
+            weight=self.weight + other.weight,
+            measures=self.measures | other.measures,
         )
 
     def result(self) -> tuple[str | None, float | None, float | None]:
@@ -78,7 +78,7 @@ def score_outputs(label: Array, before: Sequence[Array], after: Sequence[Array],
     second = math.inf if measure.metric == SQUARES else 0.0
     if after[k].shape == before[k].shape:
         second, _ = _score_output(label, after[k], measure)
-    return Score(first, second, weight, frozenset({measure}))
+    return Score(before=first, after=second, weight=weight, measures=frozenset({measure}))
 
 
 def metric_for_labels(label: Array, outputs: Sequence[Array], axes: Sequence[int | None]) -> LabelMetric | None:

@@ -28,7 +28,7 @@ FLOAT32_NOISE = 1e-6
 PROBABILITY_FLOOR = 0.1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ChannelDeviation:
     """Deviation of the slices of an output along one of its axes.
 
@@ -48,7 +48,7 @@ class ChannelDeviation:
     scale: Floats = field(repr=False, compare=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SliceErrors:
     """Sums of squares over samples by slice along an axis: of the differences and of the original [slices].
 
@@ -64,7 +64,9 @@ class SliceErrors:
         """Return the sums over the samples of both; None if their slices differ."""
         if self.axis != other.axis or self.error.shape != other.error.shape:
             return None
-        return SliceErrors(self.axis, self.error + other.error, self.power + other.power, self.each + other.each)
+        return SliceErrors(
+            axis=self.axis, error=self.error + other.error, power=self.power + other.power, each=self.each + other.each
+        )
 
     def relative_errors(self, probabilities: bool = False, known: ChannelDeviation | None = None) -> Floats:
         """Relative error of each slice [slices]; infinite if the original is all zero and the candidate is not.
@@ -88,7 +90,13 @@ class SliceErrors:
         """Return the deviation, with the slice that deviates most; arguments as in ``relative``."""
         errors = self.relative_errors(probabilities, known)
         index, scale = int(errors.argmax()), np.sqrt(self.power / max(self.each, 1))
-        return ChannelDeviation(self.axis, index, float(errors[index]), float(np.mean(bound_errors(errors))), scale)
+        return ChannelDeviation(
+            axis=self.axis,
+            index=index,
+            relative_l2=float(errors[index]),
+            balanced=float(np.mean(bound_errors(errors))),
+            scale=scale,
+        )
 
 
 def slices_along(axis: int, error: Floats, power: Floats) -> SliceErrors:
@@ -101,7 +109,7 @@ def slices_along(axis: int, error: Floats, power: Floats) -> SliceErrors:
     """
     others = tuple(k for k in range(error.ndim) if k != axis)
     each = error.size // max(error.shape[axis], 1)
-    return SliceErrors(axis, error.sum(others), power.sum(others), each)
+    return SliceErrors(axis=axis, error=error.sum(others), power=power.sum(others), each=each)
 
 
 def bound_errors(relative: Floats) -> Floats:

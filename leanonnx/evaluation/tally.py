@@ -49,7 +49,7 @@ class Deviation:
         return max(self.relative_l2, self.channels.relative_l2 if self.channels else 0.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tally:
     """Sums over samples of one output: squares, the original's range, and agreeing choices out of ``choices``.
 
@@ -74,20 +74,20 @@ class Tally:
     def plus(self, other: Tally) -> Tally:
         """Return the sums over the samples of both."""
         return Tally(
-            self.error + other.error,
-            self.power + other.power,
-            min(self.low, other.low),
-            max(self.high, other.high),
-            self.elements + other.elements,
-            self.choices + other.choices,
-            self.same + other.same,
-            other.near if self.near is None else self.near + (other.near or 0),
-            self.sums_to_one and other.sums_to_one,
-            self.kinds | other.kinds,
-            self.broken + other.broken,
-            self.reshaped or other.reshaped,
-            _add_slices(self.slices, other.slices),
-            self.variety.plus(other.variety),
+            error=self.error + other.error,
+            power=self.power + other.power,
+            low=min(self.low, other.low),
+            high=max(self.high, other.high),
+            elements=self.elements + other.elements,
+            choices=self.choices + other.choices,
+            same=self.same + other.same,
+            near=other.near if self.near is None else self.near + (other.near or 0),
+            sums_to_one=self.sums_to_one and other.sums_to_one,
+            kinds=self.kinds | other.kinds,
+            broken=self.broken + other.broken,
+            reshaped=self.reshaped or other.reshaped,
+            slices=_add_slices(self.slices, other.slices),
+            variety=self.variety.plus(other.variety),
         )
 
     def deviation(self, output: str, depends: bool = True, known: ChannelDeviation | None = None) -> Deviation:
@@ -181,11 +181,11 @@ def _sums(wanted: Array, computed: Array, kind: tuple[str, int], labelled: Seque
     powers = np.where(finite, a, 0.0) ** 2
     slices = tuple(slices_along(k, errors, powers) for k in slice_axes(wanted, kind, labelled)) if a.size else ()
     sums = Tally(
-        float(np.sum(errors)),
-        float(np.sum(powers)),
-        float(a.min(initial=math.inf, where=finite)),
-        float(a.max(initial=-math.inf, where=finite)),
-        a.size,
+        error=float(np.sum(errors)),
+        power=float(np.sum(powers)),
+        low=float(a.min(initial=math.inf, where=finite)),
+        high=float(a.max(initial=-math.inf, where=finite)),
+        elements=a.size,
         kinds=frozenset({name}),
         broken=int(np.sum(finite & ~np.isfinite(b))),
         slices=slices,
@@ -201,7 +201,9 @@ def _discrete(wanted: Array, computed: Array) -> Tally:
         error, power = float(np.sum((a - b) ** 2)), float(np.sum(a**2))
     else:
         error, power = float(wanted.size - same), float(wanted.size)
-    return Tally(error, power, elements=wanted.size, choices=wanted.size, same=same, kinds=frozenset({DISCRETE}))
+    return Tally(
+        error=error, power=power, elements=wanted.size, choices=wanted.size, same=same, kinds=frozenset({DISCRETE})
+    )
 
 
 def _choices(wanted: Array, computed: Array, kind: tuple[str, int]) -> Tally:

@@ -18,7 +18,7 @@ VARIETY_TOLERANCE = 1e-6
 EMPTY, CONSTANT, FIXED = "empty", "one number throughout", "the same on every input"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Variety:
     """Summary of an output: its first sample, the number of samples, and whether others differ from the first."""
 
@@ -57,9 +57,9 @@ NO_SAMPLES = Variety()
 def variety_of(value: Array, rows: int) -> Variety:
     """Variety of the output of one run with ``rows`` samples."""
     if not value.ndim or value.shape[0] != rows or not rows:
-        return Variety(value, 1, value.size)
+        return Variety(first=value, samples=1, elements=value.size)
     varies = any(_differ(value[:1], value[k : k + 1]) for k in range(1, rows))
-    return Variety(value[:1].copy(), rows, value.size, varies)
+    return Variety(first=value[:1].copy(), samples=rows, elements=value.size, varies=varies)
 
 
 def _differ(one: Array, other: Array) -> bool:

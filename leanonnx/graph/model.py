@@ -32,7 +32,7 @@ from leanonnx.spelling import option
 LFS_POINTER = b"version https://git-lfs"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """A checked model in memory; ``libraries`` hold onnxruntime's kernels of its custom operators.
 
@@ -150,7 +150,15 @@ def load(path: Path, libraries: tuple[Path, ...] = (), freeze: bool = False) -> 
         proto.graph.input.extend(inputs)
     size = sum(file.stat().st_size for file in (path, *external))
     resolved = tuple(each.resolve() for each in libraries)
-    return Model(path, proto, identity.hex(), external, resolved, len(frozen), size=size)
+    return Model(
+        path=path,
+        proto=proto,
+        sha256=identity.hex(),
+        external_files=external,
+        libraries=resolved,
+        frozen=len(frozen),
+        size=size,
+    )
 
 
 def _inlined(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:

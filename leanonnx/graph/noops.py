@@ -74,7 +74,7 @@ class Types:
         return types
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TidyContext:
     """Facts about the values of a graph that a rule may use.
 

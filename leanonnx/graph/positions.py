@@ -16,7 +16,7 @@ from leanonnx.graph.nodes import attribute
 from leanonnx.numeric.arrays import Array, Floats, Ints
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Window:
     """The window of a convolution; ``turned``: a transposed one.  Sequences have one entry per axis."""
 
@@ -34,13 +34,13 @@ def window_of(node: onnx.NodeProto, kernel: Sequence[int]) -> Window:
     rank = len(kernel)
     automatic = attribute(node, "auto_pad", "NOTSET")
     return Window(
-        tuple(kernel),
-        tuple(attribute(node, "strides", [1] * rank)),
-        tuple(attribute(node, "dilations", [1] * rank)),
-        int(attribute(node, "group", 1)),
-        automatic.decode() if isinstance(automatic, bytes) else str(automatic),
-        tuple(attribute(node, "pads", [0] * 2 * rank)),
-        node.op_type == "ConvTranspose",
+        kernel=tuple(kernel),
+        strides=tuple(attribute(node, "strides", [1] * rank)),
+        dilations=tuple(attribute(node, "dilations", [1] * rank)),
+        groups=int(attribute(node, "group", 1)),
+        automatic=automatic.decode() if isinstance(automatic, bytes) else str(automatic),
+        pads=tuple(attribute(node, "pads", [0] * 2 * rank)),
+        turned=node.op_type == "ConvTranspose",
     )
 
 

@@ -117,7 +117,11 @@ class _Tidying:
     def context(self) -> TidyContext:
         """The present graph as rules see it."""
         return TidyContext(
-            GraphView(self.proto, tuple(self.nodes)), self.types, self.uniform, self.constants, self.vital
+            view=GraphView(self.proto, tuple(self.nodes)),
+            types=self.types,
+            uniform=self.uniform,
+            changed=self.constants,
+            vital=self.vital,
         )
 
     def bypass(self) -> bool:

@@ -30,7 +30,7 @@ Edges = tuple[ChannelIds, ChannelIds, NDArray[np.bool_] | None]
 """Sources [G, I], targets [G, O] and the carrying kernels [G, O, I] (None: all, one source per target)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ContributingChannels:
     """The channels that contribute to an output.
 
@@ -64,7 +64,7 @@ def find_contributing_channels(dag: ChannelDag, pins: tuple[Pin, ...] = ()) -> C
         roots[lacking] = True
         alive = _needed_channels(dag, edges, roots)
     shifts, uniform = _shifts(dag, constants, folds, alive), constants.constant_tensors(dag, read)
-    return ContributingChannels(alive, shifts, uniform, _reasons(dag, constants, alive))
+    return ContributingChannels(alive=alive, shifts=shifts, uniform=uniform, reasons=_reasons(dag, constants, alive))
 
 
 def exact_patch(dag: ChannelDag, contributing: ContributingChannels) -> Patch:

@@ -27,7 +27,7 @@ from leanonnx.selection.selector import Selection
 from leanonnx.surgery.operate import apply_patch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Minimum:
     """The channels that contribute to an output, in a model that has been cleaned up.
 
@@ -85,10 +85,12 @@ def minimise(
         result = find_contributing_channels(dag, _pins(dag, pin, ignore))
         tidied = tidy(dag.model.proto, result.uniform, keep)
         if not tidied.done:
-            selection = Selection(result.alive, cost, cost_model(dag)(result.alive), reached=True)
+            selection = Selection(alive=result.alive, before=cost, after=cost_model(dag)(result.alive), reached=True)
             left = _layers(dag, result.alive)
             removed = tuple(name for name in layers if name not in left)
-            return Minimum(dag, result, selection, dict(done), removed, keep)
+            return Minimum(
+                dag=dag, contributing=result, selection=selection, done=dict(done), layers=removed, keep=keep
+            )
         done.update(tidied.done)
         model = replace(dag.model, proto=tidied.proto)
         dag = build_channel_dag(model, observe(model, shapes), rules)

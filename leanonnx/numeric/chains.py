@@ -37,7 +37,7 @@ EDGES_PER_STEP = 1 << 15
 LN2 = log(2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Block:
     """Edges between channels, with gain ``gains[g, o, i]`` from ``sources[g, i]`` to ``destinations[g, o]``.
 
@@ -108,7 +108,9 @@ def normalise_rows(block: Block) -> Block:
     power = np.einsum("goi,goi->go", block.gains, block.gains, dtype=np.float64)
     norms = np.sqrt(np.bincount(block.destinations.ravel(), weights=power.ravel()))[block.destinations]
     divisor = np.where(norms == 0, 1, norms).astype(np.float32)
-    return Block(block.sources, block.destinations, block.gains / divisor[:, :, None], is_counted=True)
+    return Block(
+        sources=block.sources, destinations=block.destinations, gains=block.gains / divisor[:, :, None], is_counted=True
+    )
 
 
 def best_chain(n: int, blocks: Sequence[Block], starts: Ints, ends: Ints) -> tuple[int, ...]:
@@ -171,7 +173,7 @@ class _Step(NamedTuple):
     column: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Search:
     """Arrays of one extraction, which changes ``logs``, ``bounds`` and ``best`` in place.
 
@@ -198,7 +200,16 @@ def _search(n: int, blocks: Sequence[Block], ends: Ints) -> _Search:
     tails = _backward(n, [block for block in blocks if not block.is_counted], ends)
     logs = [_logs_by_source(block) for block in blocks]
     patience = 1 + len(blocks) + sum(block.gains.size for block in blocks) // EDGES_PER_STEP
-    search = _Search(blocks, logs, _fans(n, blocks), _indicator(n, ends), np.empty(n), tails, np.empty(n), patience)
+    search = _Search(
+        blocks=blocks,
+        logs=logs,
+        fans=_fans(n, blocks),
+        is_end=_indicator(n, ends),
+        bounds=np.empty(n),
+        tails=tails,
+        best=np.empty(n),
+        patience=patience,
+    )
     _refresh(search)
     return search
 

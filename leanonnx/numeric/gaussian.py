@@ -36,7 +36,7 @@ MIN_VARIANCE = 1e-30
 """Variance up to which a channel counts as constant."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ChannelMoments:
     """Moments of the channels ``channel_ids`` [C] of a tensor (sorted, without duplicates).
 
@@ -104,7 +104,9 @@ class ChannelMoments:
         mean, variance = scale * mean[first] + shift, np.square(scale) * variance[first]
         factor = np.sqrt(np.where(now > MIN_VARIANCE, variance / np.maximum(now, MIN_VARIANCE), 0))
         values = np.where(now > MIN_VARIANCE, (self.values - self.mean) * factor + mean, self.values)
-        return ChannelMoments(self.channel_ids, values, self.correlation, is_known)
+        return ChannelMoments(
+            channel_ids=self.channel_ids, values=values, correlation=self.correlation, is_known=is_known
+        )
 
 
 def gaussian_channels(channel_ids: Ints, mean: Floats, covariance: Floats, is_known: bool) -> ChannelMoments:
@@ -115,7 +117,12 @@ def gaussian_channels(channel_ids: Ints, mean: Floats, covariance: Floats, is_kn
     scale = np.where(spread > 0, 1 / np.where(spread > 0, spread, 1), 0)
     correlation = np.clip(covariance * scale[:, None] * scale, -1, 1)
     np.fill_diagonal(correlation, 1)
-    return ChannelMoments(channel_ids[order], mean[order] + POINTS[:, None] * spread, correlation, is_known)
+    return ChannelMoments(
+        channel_ids=channel_ids[order],
+        values=mean[order] + POINTS[:, None] * spread,
+        correlation=correlation,
+        is_known=is_known,
+    )
 
 
 def unknown_channels(channel_ids: Ints) -> ChannelMoments:
@@ -128,9 +135,17 @@ def select_channels(moments: ChannelMoments, places: Ints, channel_ids: Ints) ->
     order = np.argsort(channel_ids, kind="stable")
     places = places[order]
     if np.array_equal(places, np.arange(moments.channel_ids.size)):
-        return ChannelMoments(channel_ids[order], moments.values, moments.correlation, moments.is_known)
+        return ChannelMoments(
+            channel_ids=channel_ids[order],
+            values=moments.values,
+            correlation=moments.correlation,
+            is_known=moments.is_known,
+        )
     return ChannelMoments(
-        channel_ids[order], moments.values[:, places], moments.correlation[np.ix_(places, places)], moments.is_known
+        channel_ids=channel_ids[order],
+        values=moments.values[:, places],
+        correlation=moments.correlation[np.ix_(places, places)],
+        is_known=moments.is_known,
     )
 
 
@@ -146,4 +161,6 @@ def combine_independent(parts: list[ChannelMoments]) -> ChannelMoments:
         start = end
     values = np.concatenate([one.values for one in parts], axis=1)
     known = all(one.is_known for one in parts)
-    return ChannelMoments(unique, values[:, first], correlation[np.ix_(first, first)], known)
+    return ChannelMoments(
+        channel_ids=unique, values=values[:, first], correlation=correlation[np.ix_(first, first)], is_known=known
+    )

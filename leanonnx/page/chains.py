@@ -28,7 +28,7 @@ MAX_BEST_CHAINS = 3
 """Outputs whose best chain is drawn."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DrawnEdges:
     """Edges by the channel ids of their ends, with their gains; ``alive``: both ends are kept."""
 
@@ -38,7 +38,7 @@ class DrawnEdges:
     alive: Mask
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ChannelPositions:
     """Position of each channel [channels], the distance of two columns, and the size of a dot in pixels."""
 
@@ -133,7 +133,7 @@ def _edges(blocks: list[Block], owner: Ints, alive: Mask) -> DrawnEdges:
     np.maximum.at(strongest, first.reshape(-1), gains)
     np.logical_or.at(any_kept, first.reshape(-1), kept.astype(bool))
     real = ends[0] != ends[1]
-    return DrawnEdges(ends[0][real], ends[1][real], strongest[real], any_kept[real])
+    return DrawnEdges(sources=ends[0][real], destinations=ends[1][real], gains=strongest[real], alive=any_kept[real])
 
 
 def _positions(dag: ChannelDag, edges: DrawnEdges, channel_ids: Ints) -> ChannelPositions:
@@ -153,7 +153,7 @@ def _positions(dag: ChannelDag, edges: DrawnEdges, channel_ids: Ints) -> Channel
         members = channel_ids[depth[channel_ids] == column]
         x[members] = round(PICTURE_MARGIN + k * step)
         y[members] = np.round(PICTURE_HEIGHT / 2 + gap * (np.arange(members.size) - (members.size - 1) / 2))
-    return ChannelPositions(x, y, step, float(np.clip(0.7 * gap, 2.5, 8)))
+    return ChannelPositions(x=x, y=y, step=step, dot=float(np.clip(0.7 * gap, 2.5, 8)))
 
 
 def _within(y: int) -> int:
@@ -169,7 +169,12 @@ def _strongest(edges: DrawnEdges) -> DrawnEdges:
     rank = np.arange(order.size) - np.flatnonzero(first)[np.cumsum(first) - 1]
     fits = [most for most in (64, 32, 16, 8, 4, 3, 2) if (rank < most).sum() <= MAX_DRAWN_EDGES]
     chosen = order if order.size <= MAX_DRAWN_EDGES else order[rank < (fits[0] if fits else 1)]
-    return DrawnEdges(edges.sources[chosen], edges.destinations[chosen], edges.gains[chosen], edges.alive[chosen])
+    return DrawnEdges(
+        sources=edges.sources[chosen],
+        destinations=edges.destinations[chosen],
+        gains=edges.gains[chosen],
+        alive=edges.alive[chosen],
+    )
 
 
 def _best_chains(

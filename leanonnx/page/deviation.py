@@ -12,7 +12,7 @@ from leanonnx.reporting.rows import OutputDeviation, WorstChannel
 MAX_DRAWN_OUTPUTS = 24
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OutputBars:
     """One output: its relative deviations (None: infinite), as shares of the largest, and other measures in words."""
 
@@ -24,7 +24,7 @@ class OutputBars:
     measures: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Deviations:
     """All outputs, the furthest off first; ``kept``: recovery changed the weights; ``missing``: outputs not drawn."""
 
@@ -44,23 +44,23 @@ def deviations(row: RecoveryRow | None) -> Deviations | None:
     largest = max((size for size in sizes if size), default=1.0)
     outputs = [
         OutputBars(
-            name,
-            first[name].relative_l2,
-            now[name].relative_l2,
-            _share(first[name].relative_l2, largest),
-            _share(now[name].relative_l2, largest),
-            _measures(first[name], now[name], row.kept),
+            name=name,
+            removed=first[name].relative_l2,
+            final=now[name].relative_l2,
+            removed_share=_share(first[name].relative_l2, largest),
+            final_share=_share(now[name].relative_l2, largest),
+            measures=_measures(first[name], now[name], row.kept),
         )
         for name in now
     ]
     outputs.sort(key=lambda output: (-output.final_share, output.name))
     metric = row.deviation.metric
     return Deviations(
-        tuple(outputs[:MAX_DRAWN_OUTPUTS]),
-        row.kept,
-        sample_text(row),
-        f"By the labels, {metric_text(metric)}" if metric else "",
-        max(0, len(outputs) - MAX_DRAWN_OUTPUTS),
+        outputs=tuple(outputs[:MAX_DRAWN_OUTPUTS]),
+        kept=row.kept,
+        samples=sample_text(row),
+        metric=f"By the labels, {metric_text(metric)}" if metric else "",
+        missing=max(0, len(outputs) - MAX_DRAWN_OUTPUTS),
     )
 
 

@@ -37,7 +37,7 @@ class Tile:
     share: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Gauge:
     """Positions of 1, of the speed-up and of its interval on a line of length 1."""
 
@@ -47,7 +47,7 @@ class Gauge:
     high: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Headline:
     """The head of the page; ``mood`` is good, plain or bad."""
 
@@ -72,7 +72,9 @@ def headline(report: CompressionReport, options: Mapping[str, Any], source: str,
     tiles = [_cost_tile(metric, cost) for metric, cost in report.costs.items()]
     tiles += [_speed_tile(report.latency), _proof_tile(report.proof), _deviation_tile(report)]
     verdict, mood = (f"{over} {speed}", "bad") if over else (speed, mood)
-    return Headline(verdict, mood, _lead(report, source, output), tuple(tiles), _gauge(report.latency))
+    return Headline(
+        verdict=verdict, mood=mood, lead=_lead(report, source, output), tiles=tuple(tiles), gauge=_gauge(report.latency)
+    )
 
 
 def _speed_sentence(report: CompressionReport, over: bool) -> tuple[str, str]:
@@ -190,7 +192,7 @@ def _gauge(row: LatencyRow | None) -> Gauge | None:
         return None
     low, high = row.comparison.interval
     scale = GAUGE_END / max(1.0, high)
-    return Gauge(scale, scale * row.comparison.speedup, scale * low, scale * high)
+    return Gauge(original=scale, speedup=scale * row.comparison.speedup, low=scale * low, high=scale * high)
 
 
 def _proof_tile(proof: ProofRow) -> Tile:

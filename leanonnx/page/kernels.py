@@ -26,7 +26,7 @@ LEVELS = 4
 """Shades of kept kernels: some, half, most, all."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Heat:
     """One layer: cells along both axes, the path of each shade (0: all removed), and the layer's row."""
 
@@ -43,7 +43,7 @@ class Heat:
         return after / before if before else 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Heats:
     """The largest layers, ``smaller`` ones that are drawn too, and the number of those that are ``missing``.
 
@@ -69,14 +69,14 @@ def heats(dag: ChannelDag, alive: Mask, rows: Sequence[LayerRow]) -> Heats:
     blocks = [dag.kernel_blocks[k][1] for k in drawn]
     coarse = any(max(block.sources.size, block.destinations.size) > side for block in blocks)
     gaps = any(block.sources.shape[0] > 1 for block in blocks)
-    return Heats(layers, smaller, len(largest) - len(drawn), coarse, gaps)
+    return Heats(layers=layers, smaller=smaller, missing=len(largest) - len(drawn), coarse=coarse, gaps=gaps)
 
 
 def _heat(index: int, block: KernelBlock, alive: Mask, side: int, row: LayerRow) -> Heat:
     grid = kept_shares(block, alive, side)
     shades = np.where(np.isnan(grid), -1, np.ceil(LEVELS * grid))
     paths = tuple(_path(shades == level) for level in range(LEVELS + 1))
-    return Heat(index + 1, grid.shape[1], grid.shape[0], paths, row)
+    return Heat(number=index + 1, columns=grid.shape[1], rows=grid.shape[0], paths=paths, row=row)
 
 
 def kept_shares(block: KernelBlock, alive: Mask, side: int) -> Shares:

@@ -35,7 +35,7 @@ LETTER_WIDTH = 15
 """Pixels of a letter."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bar:
     """A layer: left edge and width in percent, height before and after in pixels, and its text."""
 
@@ -67,7 +67,7 @@ class Bracket:
         return (self.stops[0] + self.stops[-1]) / 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NetworkPicture:
     """The whole picture: bars, ``ticks`` (percent, number), ``levels`` (pixels from the top, channels), brackets.
 
@@ -102,19 +102,27 @@ def network_picture(dag: ChannelDag, rows: Sequence[LayerRow]) -> NetworkPicture
     bars = []
     for k, row in enumerate(drawn):
         left, width = place * (k + BAR_GAP / 2), place * (1 - BAR_GAP)
-        bars.append(Bar(left, width, height(row.outputs.before), height(row.outputs.after), _bar_text(k, row)))
+        bars.append(
+            Bar(
+                x=left,
+                width=width,
+                before=height(row.outputs.before),
+                after=height(row.outputs.after),
+                text=_bar_text(k, row),
+            )
+        )
     step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200) if len(drawn) <= MAX_TICKS * s)
     numbers = sorted({1, *range(step, len(drawn) + 1, step)} - ({step} if step == 2 else set()))
     top = int(before.max())
     levels = [2**k for k in range(top.bit_length())][-3:]
     levels += [top] if top > OWN_LEVEL_RATIO * levels[-1] else []
     return NetworkPicture(
-        tuple(bars),
-        tuple((place * (n - 0.5), n) for n in numbers if drawn),
-        tuple((BAR_HEIGHT - height(level), level) for level in levels),
-        _brackets(_tied_layers(dag, len(drawn)), drawn, place),
-        len(rows) - len(drawn),
-        rooted,
+        bars=tuple(bars),
+        ticks=tuple((place * (n - 0.5), n) for n in numbers if drawn),
+        levels=tuple((BAR_HEIGHT - height(level), level) for level in levels),
+        brackets=_brackets(_tied_layers(dag, len(drawn)), drawn, place),
+        missing=len(rows) - len(drawn),
+        rooted=rooted,
     )
 
 

@@ -51,7 +51,7 @@ class ImagePair:
         return f"PSNR {-10 * np.log10(error):.1f}{UNIT_SPACE}dB" if error else "equal"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SamplePictures:
     """Three pictures as data URIs: of the original, of the result, of their difference; ``words``: its size."""
 
@@ -66,7 +66,7 @@ class SamplePictures:
         return len(self.original) + len(self.compressed) + len(self.difference)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OutputSamples:
     """Samples of one ``output``; differences are drawn ``factor`` times as large."""
 
@@ -97,7 +97,7 @@ def output_samples(result: CompressResult, draft: Path, data: Dataset | None) ->
             <= MAX_PICTURE_BYTES
         ):
             break
-    return OutputSamples(name, drawn, factor, held is not None)
+    return OutputSamples(output=name, samples=drawn, factor=factor, held_out=held is not None)
 
 
 def _pairs(result: CompressResult, draft: Path, data: Dataset) -> tuple[str, list[ImagePair]] | None:
@@ -145,7 +145,7 @@ def _factor(pairs: list[ImagePair]) -> int:
 def _sample_pictures(maker: Any, pair: ImagePair, side: int, factor: int) -> SamplePictures:
     difference = factor * np.abs(pair.original - pair.compressed).mean(-1, keepdims=True)
     first, second, third = (_picture(maker, each, side) for each in (pair.original, pair.compressed, difference))
-    return SamplePictures(first, second, third, pair.psnr_text)
+    return SamplePictures(original=first, compressed=second, difference=third, words=pair.psnr_text)
 
 
 def _picture(maker: Any, array: Array, side: int) -> str:

@@ -23,7 +23,7 @@ KERNEL_OPERATORS = names_of(*PRODUCT_FAMILIES)
 """Operators with kernels, those that onnxruntime makes by fusing included."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TimeBar:
     """Milliseconds of one layer, or of all other nodes of one operator; ``number`` is None for these.
 
@@ -146,10 +146,17 @@ def _layer(dag: ChannelDag, work: NodeTime) -> int | None:
 def _bar(dag: ChannelDag, rows: Sequence[LayerRow], place: int | str, sides: Sequence[Sequence[NodeTime]]) -> TimeBar:
     before, after = (sum(work.ms for work in works) if works else None for works in sides)
     if isinstance(place, str):
-        return TimeBar(None, place, place, before, after)
+        return TimeBar(number=None, name=place, operator=place, before=before, after=after)
     number = next(k for k, (node, _) in enumerate(dag.kernel_blocks) if node == place)
     fast = tuple(_is_fast(works) for works in sides)
-    return TimeBar(number + 1, rows[number].name, rows[number].operator, before, after, (fast[0], fast[1]))
+    return TimeBar(
+        number=number + 1,
+        name=rows[number].name,
+        operator=rows[number].operator,
+        before=before,
+        after=after,
+        fast=(fast[0], fast[1]),
+    )
 
 
 def _is_fast(works: Sequence[NodeTime]) -> bool | None:

@@ -102,7 +102,7 @@ class ChannelSlices:
 WHOLE_TENSOR = ChannelSlices()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Profile:
     """Root mean squares and means of the finite elements of a tensor and of its slices [1 + slices].
 
@@ -120,10 +120,10 @@ class Profile:
         sizes = np.array([value.size] + [value.size // max(slices.count, 1)] * slices.count)
         if not is_float(value):
             nothing = np.zeros(1 + slices.count)
-            return cls(nothing, nothing, value.size > 0, sizes)
+            return cls(rms=nothing, mean=nothing, sound=value.size > 0, sizes=sizes)
         values, sound = finite_values(value)
         mean = slices.means(values)
-        return cls(_rms(values, slices), mean, sound, sizes)
+        return cls(rms=_rms(values, slices), mean=mean, sound=sound, sizes=sizes)
 
 
 def finite_values(value: Array) -> tuple[Array, bool]:

@@ -41,7 +41,7 @@ UNKNOWN_CHANNELS = ComparedChannels()
 PASSED, FAILED, VACUOUS, RANDOM = "passed", "failed", "vacuous", "random"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Proof:
     """Result of a proof; errors are relative, the worst over inputs, tensors and their channels.
 
@@ -114,7 +114,14 @@ def compare_with_reference(
     kind = number_format(numbers)
     fused = len(model.proto.graph.node) <= MANY_NODES
     sides = Sides(
-        original, reference, candidate, model.libraries, channels, ERROR_BOUNDS[kind], ROUNDING_SHARES[kind], fused
+        original=original,
+        reference=reference,
+        candidate=candidate,
+        libraries=model.libraries,
+        channels=channels,
+        bound=ERROR_BOUNDS[kind],
+        rounding=ROUNDING_SHARES[kind],
+        optimise=fused,
     )
     with fix_random_operators(model, sides) as draws:
         return _Prover(model, draws.sides, draws, widened).proof(feeds)
@@ -174,15 +181,15 @@ class _Prover:
         sizes = len({sizes_of(feed) for feed in findings.feeds})
         worst = max(outputs.values(), default=0.0)
         return Proof(
-            status,
-            worst,
-            widest,
-            len(findings.feeds),
-            outputs,
-            silent,
-            sizes,
-            findings.kinds,
-            reason if status == RANDOM else "",
+            status=status,
+            max_relative_error=worst,
+            bound=widest,
+            inputs=len(findings.feeds),
+            outputs=outputs,
+            silent=silent,
+            sizes=sizes,
+            kinds=findings.kinds,
+            reason=reason if status == RANDOM else "",
         )
 
     def _is_informative(self, name: str, entirely: bool = False) -> bool:

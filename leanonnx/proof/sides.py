@@ -43,7 +43,7 @@ NUDGE_TARGETS = (np.inf, -np.inf, 0.0)
 """Values towards which inputs are moved by one unit in the last place."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sides:
     """The models that are compared, and the tolerances.
 
@@ -107,7 +107,7 @@ def open_side(
         yield once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ErrorTable:
     """Errors of one tensor, over runs in which it has the same slices.
 
@@ -142,7 +142,7 @@ class ErrorTable:
         return float(np.where(np.isnan(self.limits), 0, self.errors).max(initial=0))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Findings:
     """Tables of all tensors that could be compared, the inputs used, and the further kinds of inputs tried.
 
@@ -181,7 +181,7 @@ class ProofRun:
             {table.rows[k] for table in tables for k in np.flatnonzero((table.errors > self.bound).any(axis=1))}
         )
         if not rows:
-            return Findings(tables, used, kinds)
+            return Findings(tables=tables, feeds=used, kinds=kinds)
         return self._again(used, wanted, computed, rows, kinds)
 
     @property
@@ -302,7 +302,17 @@ class ProofRun:
         varies = np.any([varying_slices([part[k][1] for k in group], slices[0]) for group in groups], axis=0)
         given = [[k for k in group if rows[k] < self.given] for group in groups]
         at_once = np.any([varying_slices([part[k][1] for k in group], slices[0]) for group in given], axis=0)
-        return ErrorTable(name, rows, errors, limits, scale, slices, varies, at_once, stillness_reason(part[0][1]))
+        return ErrorTable(
+            name=name,
+            rows=rows,
+            errors=errors,
+            limits=limits,
+            scale=scale,
+            slices=slices,
+            varies=varies,
+            varies_on_given=at_once,
+            kind=stillness_reason(part[0][1]),
+        )
 
     def _again(
         self,
@@ -341,7 +351,7 @@ class ProofRun:
             limits[table.errors <= self.bound] = self.bound
             limits[np.isnan(table.limits)] = np.nan
             tables.append(replace(table, limits=limits))
-        return Findings(tables, used, kinds, restless)
+        return Findings(tables=tables, feeds=used, kinds=kinds, nondeterministic=restless)
 
     def _noise(self, k: int, value: Array, others: Sequence[Array], table: ErrorTable, n: int) -> Floats:
         """Allowed deviation [1 + slices]: ``NOISE`` times the distance between runs of the reference itself.

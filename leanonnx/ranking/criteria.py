@@ -32,7 +32,7 @@ FIRST_CHECK = 256
 """Extracted chains after which the budget is checked for the first time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ranking:
     """Groups of channels from the most to the least worth keeping, with a score for comparison within a layer.
 
@@ -126,7 +126,7 @@ def path_mass(inputs: RankingInputs) -> Ranking:
     order = removed[::-1]
     scores = np.empty(order.size)
     scores[order] = -np.arange(order.size)
-    return Ranking(elimination.groups, order, scores, losses)
+    return Ranking(groups=elimination.groups, order=order, scores=scores, losses=losses)
 
 
 def norm(inputs: RankingInputs) -> Ranking:
@@ -226,11 +226,11 @@ def _in_order(groups: Ints, touched: dict[int, None], rest: Ints) -> Ranking:
     order = np.fromiter(dict.fromkeys([*touched, *rest.tolist()]), np.int64, rest.size)
     scores = np.empty(order.size)
     scores[order] = -np.arange(order.size)
-    return Ranking(groups, order, scores)
+    return Ranking(groups=groups, order=order, scores=scores)
 
 
 def _only(ranking: Ranking, count: int) -> Ranking:
-    return Ranking(ranking.groups, ranking.order[:count], ranking.scores)
+    return Ranking(groups=ranking.groups, order=ranking.order[:count], scores=ranking.scores)
 
 
 def _per_group(groups: Ints, values: Floats, join: np.ufunc) -> Floats:
@@ -256,7 +256,7 @@ def _layerwise(dag: ChannelDag, groups: Ints, scores: Floats, shares: Floats) ->
     tail = totals[group] - (before - before[starts][group])
     keys = np.empty(scores.size)
     keys[order] = tail / np.where(totals > 0, totals, 1)[group]
-    return Ranking(groups, np.lexsort((np.arange(keys.size), -scores, -keys)), scores)
+    return Ranking(groups=groups, order=np.lexsort((np.arange(keys.size), -scores, -keys)), scores=scores)
 
 
 def _filter_scores(dag: ChannelDag, groups: Ints, size: FilterSize) -> Floats:

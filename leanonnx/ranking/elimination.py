@@ -38,7 +38,7 @@ EXPONENT_CANDIDATES = (DEFAULT_EXPONENTS, Exponents(saved=0.75), Exponents(saved
 """Exponents that a search may try; the first is the default."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Elimination:
     """The elimination of channels; intermediate results that all cost rates share are computed once.
 

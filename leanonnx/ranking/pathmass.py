@@ -18,7 +18,7 @@ from leanonnx.rules.call import FixedEdges, Reduction
 from leanonnx.statistics.moments import ADDITIONS, Statistics, channel_axis, kernels_by_channel, summed_axis
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class KernelGroup:
     """One conv group: ``kernels`` [O, C, taps] from ``channel_ids`` [C] to ``targets`` [O], input covariance [C, C]."""
 
@@ -50,7 +50,13 @@ def kernel_groups(dag: ChannelDag, statistics: Statistics) -> list[KernelGroup]:
                     where = np.searchsorted(moments.channel_ids, channel_ids)
                     covariance = moments.covariance[np.ix_(where, where)]
                 groups.append(
-                    KernelGroup(node, channel_ids, targets, _kernel_taps(kernels[group], sources), covariance)
+                    KernelGroup(
+                        node=node,
+                        channel_ids=channel_ids,
+                        destinations=targets,
+                        kernels=_kernel_taps(kernels[group], sources),
+                        covariance=covariance,
+                    )
                 )
     return groups + [_sum_group(dag, statistics, *one) for one in dag.channel_sums]
 
@@ -62,7 +68,13 @@ def _sum_group(
     moments = statistics.moments.get(summed_axis(dag, node, reduction))
     covariance = np.eye(edges.sources.size) if moments is None else moments.covariance
     gains = np.ones(edges.sources.size) if edges.gains is None else edges.gains.astype(np.float64)
-    return KernelGroup(node, edges.sources, edges.destinations[:1], gains[None, :, None], covariance)
+    return KernelGroup(
+        node=node,
+        channel_ids=edges.sources,
+        destinations=edges.destinations[:1],
+        kernels=gains[None, :, None],
+        covariance=covariance,
+    )
 
 
 def _kernel_taps(kernels: Floats, sources: Ints) -> Floats:

@@ -42,7 +42,7 @@ class WeightedDag:
         if self.statistics is None:
             return None
         groups = channel_groups(self.dag, separate_slots=False, ignored=self.ignored)
-        return Elimination(self.dag, self.statistics, groups, layers_of(self.dag, groups))
+        return Elimination(dag=self.dag, statistics=self.statistics, groups=groups, layers=layers_of(self.dag, groups))
 
     @cached_property
     def connections(self) -> list[tuple[int, ...]]:
@@ -90,7 +90,7 @@ def _kernel_block(kernels: KernelBlock, counted: bool) -> Block:
     weights = np.asarray(kernels.kernels(), np.float32)
     gains = kernel_norms(weights, strides=kernels.strides)
     sources, gains = _merge_repeats(kernels.sources, gains)
-    return Block(sources, kernels.destinations, gains, counted)
+    return Block(sources=sources, destinations=kernels.destinations, gains=gains, is_counted=counted)
 
 
 def _merge_repeats(
@@ -113,10 +113,20 @@ def _merge_repeats(
 
 def _edge_block(edges: FixedEdges) -> Block:
     gains = np.ones(edges.sources.size, np.float32) if edges.gains is None else edges.gains
-    return Block(edges.sources[:, None], edges.destinations[:, None], gains[:, None, None], is_counted=False)
+    return Block(
+        sources=edges.sources[:, None],
+        destinations=edges.destinations[:, None],
+        gains=gains[:, None, None],
+        is_counted=False,
+    )
 
 
 def _sum_block(edges: FixedEdges) -> Block:
     """A sum over channels as a block of fixed edges."""
     gains = np.ones(edges.sources.size, np.float32) if edges.gains is None else edges.gains
-    return Block(edges.sources[None], edges.destinations[None, :1], gains[None, None], is_counted=False)
+    return Block(
+        sources=edges.sources[None],
+        destinations=edges.destinations[None, :1],
+        gains=gains[None, None],
+        is_counted=False,
+    )

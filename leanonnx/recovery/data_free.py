@@ -56,7 +56,7 @@ class DataFreeFit:
     assumed: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fold:
     """x_c ≈ Σ_k scales[c, k] x_k + shifts[c] for removed channels c and kept channels k; their number by way."""
 
@@ -200,7 +200,12 @@ class _LayerFit:
         plain = ~constant & centred & (shifts == 0)
         shifts[plain] = mean[gone[plain]] - scales[plain] @ mean[left]
         counts = ((replaceable & (shifts != 0)).sum(), (plain & ~merged & (shifts != 0)).sum(), merged.sum())
-        return Fold(scales, shifts, dict(zip(COMPENSATIONS, map(int, counts), strict=True)), assumed)
+        return Fold(
+            scales=scales,
+            shifts=shifts,
+            counts=dict(zip(COMPENSATIONS, map(int, counts), strict=True)),
+            assumed=assumed,
+        )
 
     def _copies(self, gone: Ints, left: Ints) -> tuple[Mask, Ints]:
         """Mask of the removed channels that copy a kept channel, and the most similar kept channel of each."""

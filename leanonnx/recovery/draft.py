@@ -33,7 +33,7 @@ MAX_ACTIVATION_BYTES = 1 << 33
 """Bytes of activations in memory at once; samples beyond that are left out."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recovery:
     """The deviation of a compressed network from the original on real inputs.
 
@@ -100,7 +100,7 @@ def recover_from_data(
     if not refit:
         with clock.stage("compare"):
             (removed,) = compare_on([pruned])
-        return Recovery(0, spared, removed, None, kept=False, layers=())
+        return Recovery(samples=0, held_out=spared, removed=removed, recovered=None, kept=False, layers=())
     with clock.stage("recover") as on_progress:
         feeds, apart = fitted.feeds(batch_size(fitted)), held.feeds(batch_size(fitted)) if held else ()
         result = recover(dag, alive, onnx.load(pruned), feeds, apart, seed, on_progress)
@@ -111,7 +111,14 @@ def recover_from_data(
         except ModelError as error:
             raise ProofFailed(f"the recovered model is not valid ({error}); nothing written") from error
         accepted, (removed, recovered) = first_improvement(pruned, [(target, 1.0)], compare_on, _distance)
-    return Recovery(fitted.count, spared, removed, recovered, accepted is not None, result.layers)
+    return Recovery(
+        samples=fitted.count,
+        held_out=spared,
+        removed=removed,
+        recovered=recovered,
+        kept=accepted is not None,
+        layers=result.layers,
+    )
 
 
 def _deviations(dag: ChannelDag, data: Dataset, models: Sequence[Path]) -> list[Fidelity]:

@@ -36,7 +36,7 @@ from leanonnx.rules.call import KernelBlock
 JOIN_HINT = "join the network with the original and the keep set that it was made from"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LinearLayer:
     """A linear operator in both networks: node ``before`` of the original, node ``after`` of the compressed one.
 
@@ -179,7 +179,19 @@ def _layer(alive: Mask, compressed: Model, before: int, after: int, block: Kerne
         return "its bias is shared or computed"
     extendable = not bias and operator in BIASED
     turned = bool(attribute(node, "transB", 0)) if block.slot else not attribute(node, "transA", 0)
-    return LinearLayer(before, after, block, operator, weight, bias, extendable, turned, array.shape, window, route)
+    return LinearLayer(
+        before=before,
+        after=after,
+        block=block,
+        operator=operator,
+        weight=weight,
+        bias=bias,
+        extendable=extendable,
+        output_first=turned,
+        shape=array.shape,
+        window=window,
+        route=route,
+    )
 
 
 def _bias(compressed: Model, node: onnx.NodeProto, operator: str, block: KernelBlock, size: int) -> str | None:

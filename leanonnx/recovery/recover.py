@@ -133,7 +133,16 @@ class _LayerRecovery:
             beside.original not in self.pair.original.known or beside.compressed not in self.pair.compressed.known
         ):
             beside = None
-        site = LayerSite(self.dag, self.alive, layer, self.pair, x, source.output[0], x_hat, beside)
+        site = LayerSite(
+            dag=self.dag,
+            alive=self.alive,
+            layer=layer,
+            pair=self.pair,
+            x=x,
+            y=source.output[0],
+            x_hat=x_hat,
+            other=beside,
+        )
         name = name_of(node)
         if not site.explains_output():
             return RefitLayer(name, reason="its output does not follow from its weights and input")

@@ -29,7 +29,7 @@ FLAT_VARIANCE = 1e-6
 """Variance below which a channel counts as constant, as a share of the variance of the target channel."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BatchNorm:
     """A BatchNormalization in both networks: node ``before`` of the original, node ``after`` of the compressed one.
 
@@ -74,7 +74,11 @@ def norms(dag: ChannelDag, alive: Mask, compressed: Model, fitted: Collection[st
             if int(kept.sum()) == compressed.constant(holders[0]).size:
                 gamma, beta, mean, variance = holders
                 epsilon = float(attribute(node, "epsilon", 1e-5))
-                result.append(BatchNorm(before, after, (gamma, beta, mean, variance), epsilon, kept))
+                result.append(
+                    BatchNorm(
+                        before=before, after=after, constants=(gamma, beta, mean, variance), epsilon=epsilon, kept=kept
+                    )
+                )
     return result
 
 

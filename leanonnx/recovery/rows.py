@@ -37,7 +37,7 @@ class OtherOperand:
     scale: Floats | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerSite:
     """A layer with the tensors around it: ``x`` and ``y`` in the original, ``x_hat`` in the compressed network."""
 

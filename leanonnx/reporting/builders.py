@@ -70,7 +70,16 @@ def pin_rows(dag: ChannelDag, alive: Mask) -> tuple[PinRow, ...]:
     rows: dict[tuple[str, str], PinRow] = {}
     for pin in dag.pins:
         key = pin.tensor, pin.reason
-        rows.setdefault(key, PinRow(pin.tensor, int(pin.channel_ids.size), pin.reason, pin.advice, kernels[key]))
+        rows.setdefault(
+            key,
+            PinRow(
+                tensor=pin.tensor,
+                channels=int(pin.channel_ids.size),
+                reason=pin.reason,
+                advice=pin.advice,
+                kernels=kernels[key],
+            ),
+        )
     return tuple(sorted(rows.values(), key=lambda row: (-row.kernels, row.tensor)))
 
 
@@ -111,7 +120,9 @@ def fidelity_row(fidelity: Fidelity) -> FidelityRow:
     }
     metric = None
     if fidelity.metric is not None:
-        metric = MetricChange(fidelity.metric, fidelity.better_direction, fidelity.before, fidelity.after)
+        metric = MetricChange(
+            name=fidelity.metric, better=fidelity.better_direction, before=fidelity.before, after=fidelity.after
+        )
     return FidelityRow(fidelity.samples, outputs, metric)
 
 

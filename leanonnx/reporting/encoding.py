@@ -35,7 +35,7 @@ INLINE, OPTIONAL = JsonField(inline=True), JsonField(optional=True)
 OPTIONAL_INLINE = JsonField(inline=True, optional=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Slot:
     """A field of a row: its name, its type, and its place in the JSON object."""
 
@@ -61,7 +61,9 @@ def _slots(kind: Any) -> tuple[_Slot, ...]:
         hint, place = hints[one.name], JsonField()
         if get_origin(hint) is Annotated:
             hint, place = get_args(hint)
-        slots.append(_Slot(one.name, hint, place.key or one.name, place.inline, place.optional))
+        slots.append(
+            _Slot(name=one.name, hint=hint, key=place.key or one.name, inline=place.inline, optional=place.optional)
+        )
     return tuple(slots)
 
 

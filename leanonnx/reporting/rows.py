@@ -42,7 +42,7 @@ class ProductRow:
     macs: BeforeAfter
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PinRow:
     """Channels that may not be removed: the reason, how to change that, and the kept ``kernels`` that touch them."""
 
@@ -61,7 +61,7 @@ class TieRow:
     groups: Annotated[int, JsonField("classes")]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ProofRow:
     """Result of a proof; see ``leanonnx.proof.proof.Proof``."""
 
@@ -82,7 +82,7 @@ class WorstChannel:
     relative_l2: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OutputDeviation:
     """Deviation of one output from the original; see ``leanonnx.evaluation.tally.Deviation``.
 
@@ -97,7 +97,7 @@ class OutputDeviation:
     vacuous: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MetricChange:
     """The metric that labels give, of the original and of the compressed model; ``better``: higher or lower."""
 
@@ -116,7 +116,7 @@ class FidelityRow:
     metric: MetricChange | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ComparisonRow:
     """The ratio of two models' times; see ``leanonnx.runtime.timing.TimingComparison``."""
 
@@ -136,7 +136,7 @@ class LayoutChange:
     after: ConvolutionLayouts | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LatencyRow:
     """Measured time of one run before and after."""
 

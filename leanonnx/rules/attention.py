@@ -163,7 +163,14 @@ def _add_mask(
     own = np.unique(channel_ids)
     fixed_edges.append(FixedEdges(np.repeat(own, heads.channel_ids.size), np.tile(heads.channel_ids, own.size)))
     if varied_axes(channel_ids):
-        pins.append(Pin(own, call.value(slot).name, f"{call.title} is masked by it", advice.MAKE_CONSTANT))
+        pins.append(
+            Pin(
+                channel_ids=own,
+                tensor=call.value(slot).name,
+                reason=f"{call.title} is masked by it",
+                advice=advice.MAKE_CONSTANT,
+            )
+        )
 
 
 def rotary_embedding(call: Call) -> Effect:

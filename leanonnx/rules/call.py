@@ -32,7 +32,7 @@ AttributeValue = int | float | list[int] | None
 """New value of an attribute; None removes it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Value:
     """Input tensor of a node; ``channel_ids`` is None if its data do not depend on a graph input.
 
@@ -56,7 +56,7 @@ class Value:
         return self.read()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class KernelBlock:
     """Kernels of a channel-mixing node, from ``sources[g, i]`` to ``destinations[g, o]`` in every conv group g.
 
@@ -109,7 +109,7 @@ class Slice:
     factors: tuple[ChannelIds, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pin:
     """Channels that must not be removed, with the tensor, the reason, and advice for the user."""
 
@@ -199,7 +199,7 @@ class Effect:
     needs_gather: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Call:
     """One node, as passed to its rule.
 
@@ -344,12 +344,20 @@ def combine_axes(call: Call, axes: set[int], reason: str, remedy: str = advice.N
 def pin_all(call: Call, reason: str, advice: str = advice.NO_EXACT_FORM) -> Effect:
     """Pin all inputs and outputs of a node; each output becomes one channel that all inputs lead to."""
     labelled = [v for v in call.inputs if v is not None and v.channel_ids is not None]
-    pins = tuple(Pin(np.unique(v.channel_ids), v.name, reason, advice) for v in labelled if v.channel_ids is not None)
+    pins = tuple(
+        Pin(channel_ids=np.unique(v.channel_ids), tensor=v.name, reason=reason, advice=advice)
+        for v in labelled
+        if v.channel_ids is not None
+    )
     fresh = call.mint(1)
     sources = np.unique(np.concatenate([pin.channel_ids for pin in pins])) if pins else np.zeros(0, np.int64)
     fixed_edges = (FixedEdges(sources, np.repeat(fresh, sources.size)),) if sources.size else ()
     outputs = tuple(uniform_ids(int(fresh[0]), len(s) if s is not None else 0) for s in call.output_shapes)
-    return Effect(outputs, fixed_edges=fixed_edges, pins=(*pins, Pin(fresh, call.outputs[0], reason, advice)))
+    return Effect(
+        outputs,
+        fixed_edges=fixed_edges,
+        pins=(*pins, Pin(channel_ids=fresh, tensor=call.outputs[0], reason=reason, advice=advice)),
+    )
 
 
 def pin_side_inputs(call: Call, effect: Effect, role: str) -> Effect:
@@ -365,7 +373,8 @@ def pin_side_inputs(call: Call, effect: Effect, role: str) -> Effect:
     sources = [np.unique(v.channel_ids) for v in beside if v.channel_ids is not None]
     fixed_edges = [FixedEdges(np.repeat(side, fresh.size), np.tile(fresh, side.size)) for side in sources]
     pins = [
-        Pin(side, v.name, f"{call.title} {role}", advice.MAKE_CONSTANT) for v, side in zip(beside, sources, strict=True)
+        Pin(channel_ids=side, tensor=v.name, reason=f"{call.title} {role}", advice=advice.MAKE_CONSTANT)
+        for v, side in zip(beside, sources, strict=True)
     ]
     return replace(
         effect,

@@ -62,14 +62,14 @@ def conv(
     )
     result = on_axis(destinations.reshape(-1), 1, rank)
     block = KernelBlock(
-        inward,
-        destinations,
-        weight,
-        lambda: call.array(weight).reshape(groups, out // groups, width, *kernel),
-        factors[1],
-        _strides(call, kernel),
-        math.prod(kernel),
-        math.prod(call.output_shape()) // out,
+        sources=inward,
+        destinations=destinations,
+        slot=weight,
+        kernels=lambda: call.array(weight).reshape(groups, out // groups, width, *kernel),
+        input_channel_ids=factors[1],
+        strides=_strides(call, kernel),
+        taps=math.prod(kernel),
+        positions=math.prod(call.output_shape()) // out,
         input_axis=1,
         output_axis=1,
     )
@@ -109,14 +109,14 @@ def conv_transpose(call: Call) -> Effect:
         _repeat_rows(destinations, width // groups).reshape(-1, per_group, *[1] * len(kernel)),
     )
     block = KernelBlock(
-        inward,
-        destinations,
-        1,
-        lambda: call.array(1).reshape(groups, width // groups, per_group, *kernel).swapaxes(1, 2),
-        factors[0],
-        _strides(call, kernel),
-        math.prod(kernel),
-        math.prod(call.shape(0)) // width,
+        sources=inward,
+        destinations=destinations,
+        slot=1,
+        kernels=lambda: call.array(1).reshape(groups, width // groups, per_group, *kernel).swapaxes(1, 2),
+        input_channel_ids=factors[0],
+        strides=_strides(call, kernel),
+        taps=math.prod(kernel),
+        positions=math.prod(call.shape(0)) // width,
         input_axis=1,
         output_axis=1,
     )
@@ -185,7 +185,13 @@ def _pixel_axis_pins(call: Call) -> tuple[Pin, ...]:
     channel_ids = call.channel_ids(0)
     if not varied_axes(channel_ids) or 1 in varied_axes(channel_ids):
         return ()
-    return (Pin(np.unique(channel_ids), call.value(0).name, f"{call.title} runs along the channels"),)
+    return (
+        Pin(
+            channel_ids=np.unique(channel_ids),
+            tensor=call.value(0).name,
+            reason=f"{call.title} runs along the channels",
+        ),
+    )
 
 
 def _grouped_channels(

@@ -217,7 +217,13 @@ def _scatter_channels(call: Call, data: tuple[int, ...], updates: tuple[int, ...
         return Edit(inputs={1: np.compress(alive[named], new, axis=at)})
 
     output = on_axis(minted, axis, len(shape))
-    last = (Pin(minted[named[:1]], call.outputs[0], f"{call.title} must write at least one channel"),)
+    last = (
+        Pin(
+            channel_ids=minted[named[:1]],
+            tensor=call.outputs[0],
+            reason=f"{call.title} must write at least one channel",
+        ),
+    )
     return Effect(
         (output,),
         tuple(ties),

@@ -152,11 +152,11 @@ def _product(call: Call, data: int, weight: int, left_turned: bool = False, righ
     inward = on_axis(sources, rank + stored, rank)
     outward = on_axis(destinations, rank + (ROW + COLUMN - stored), rank)
     block = KernelBlock(
-        sources.reshape(1, width),
-        destinations.reshape(1, out),
-        weight,
-        lambda: _kernels(call.array(weight), stored),
-        inward,
+        sources=sources.reshape(1, width),
+        destinations=destinations.reshape(1, out),
+        slot=weight,
+        kernels=lambda: _kernels(call.array(weight), stored),
+        input_channel_ids=inward,
         positions=math.prod(call.shape(data)) // max(width, 1),
         input_axis=axis,
         output_axis=onto,

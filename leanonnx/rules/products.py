@@ -112,7 +112,11 @@ def _by_heads(call: Call, slots: Sequence[int], terms: Sequence[str], result: st
         if size > 1:
             ties.append((pairs[0], pairs[1]))
         elif own.shape[1] > 1:
-            pins.append(Pin(np.unique(own), call.value(slot).name, f"{call.title}: all heads share it"))
+            pins.append(
+                Pin(
+                    channel_ids=np.unique(own), tensor=call.value(slot).name, reason=f"{call.title}: all heads share it"
+                )
+            )
     output = compact_ids(on_axis(heads, result.index(head), len(result)))
     return Effect((output,), tuple(ties), fixed_edges=tuple(fixed_edges), pins=tuple(pins))
 
@@ -185,11 +189,11 @@ def _kernel_effect(
     inward, outward = _arrange(sources, summed, stored), _arrange(destinations, fresh, stored)
     order = [stored.index(letter) for letter in (*fresh, *summed)]
     block = KernelBlock(
-        sources.reshape(1, -1),
-        destinations.reshape(1, -1),
-        weight,
-        lambda: call.array(weight).transpose(order).reshape(1, destinations.size, sources.size),
-        inward,
+        sources=sources.reshape(1, -1),
+        destinations=destinations.reshape(1, -1),
+        slot=weight,
+        kernels=lambda: call.array(weight).transpose(order).reshape(1, destinations.size, sources.size),
+        input_channel_ids=inward,
         positions=math.prod(shape) // sources.size,
         is_counted=False,
     )

@@ -32,17 +32,17 @@ def recurrent(call: Call) -> Effect:
     inward = on_axis(sources, 2, 3)
     positions = math.prod(call.shape(0)) // width
     block = KernelBlock(
-        sources.reshape(1, width),
-        state.reshape(1, 1),
-        1,
-        lambda: _gains(call.array(1)),
-        inward,
+        sources=sources.reshape(1, width),
+        destinations=state.reshape(1, 1),
+        slot=1,
+        kernels=lambda: _gains(call.array(1)),
+        input_channel_ids=inward,
         taps=directions * rows,
         positions=positions,
         is_counted=False,
     )
     reason = f"{call.title} feeds its hidden units back into themselves"
-    pins = (Pin(state, next(name for name in call.outputs if name), reason),)
+    pins = (Pin(channel_ids=state, tensor=next(name for name in call.outputs if name), reason=reason),)
     outputs = tuple(uniform_ids(int(state[0]), len(shape) if shape else 0) for shape in call.output_shapes)
     loop = unprunable_block(2, (directions * rows, call.shape(2)[2]), positions=positions, counted=False)
     effect = Effect(outputs, tuple(ties), kernel_blocks=(block, loop), slices=(Slice(1, (inward,)),), pins=pins)

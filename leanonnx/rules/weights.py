@@ -58,4 +58,12 @@ def unprunable_block(
     always = uniform_ids(0, 2)
     sources, destinations = np.broadcast_to(always, (1, size[1])), np.broadcast_to(always, (1, size[0]))
     nothing = np.zeros((1, 1, 1), np.float32)
-    return KernelBlock(sources, destinations, slot, lambda: nothing, taps=taps, positions=positions, is_counted=counted)
+    return KernelBlock(
+        sources=sources,
+        destinations=destinations,
+        slot=slot,
+        kernels=lambda: nothing,
+        taps=taps,
+        positions=positions,
+        is_counted=counted,
+    )

@@ -46,7 +46,7 @@ TERMINATED_TEXT = "terminate flag"
 UNKNOWN_OPERATOR_TEXT = "is not a registered function/op"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Observation:
     """Shapes and constant values from one run of the model, and from runs at other sizes of its free axes.
 
@@ -116,7 +116,9 @@ def _observe_proto(model: Model, proto: onnx.ModelProto, given: Shapes, replaced
     with expose_tensors(proto, [*(node.output[0] for node in shapes_of), *values], shapes_of) as exposed:
         try:
             with open_session(exposed, optimise=False, libraries=model.libraries) as session:
-                return _observe_all_sizes(_Observer(model, session, names, values, replaced), given)
+                return _observe_all_sizes(
+                    _Observer(model=model, session=session, names=names, values=values, replaced=replaced), given
+                )
         except ModelError:
             raise
         except Exception as error:  # onnxruntime raises its own types, one per status code
@@ -125,7 +127,7 @@ def _observe_proto(model: Model, proto: onnx.ModelProto, given: Shapes, replaced
             raise ModelError(f"{model.path}: onnxruntime cannot load the model: {first_line(error)}; {hint}") from error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Observer:
     """A session that outputs the shapes of the tensors ``names``, then the tensors ``values``."""
 
@@ -143,7 +145,7 @@ class _Observer:
         if self.replaced:
             constants = _in_declared_types(self.model, constants)
         shapes |= {name: value.shape for name, value in constants.items()}
-        return Observation(feeds, shapes, constants, self.replaced)
+        return Observation(feeds=feeds, shapes=shapes, values=constants, replaced_formats=self.replaced)
 
     def run(self, shapes: Shapes, like: Feed | None = None) -> tuple[Feed, list[Array]]:
         """Run on random inputs of these shapes and return inputs and outputs.

@@ -29,7 +29,7 @@ DECORATION = re.compile(r"^(?:fused |InsertedPrecisionFreeCast_)|(?:_nchwc|_toke
 NCHWC_SUFFIX = "_nchwc"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NodeTime:
     """One node as onnxruntime runs it.
 
@@ -97,7 +97,9 @@ def _node_times(events: list[dict[str, Any]], runs: int, tensors: Collection[str
     for (name, operator), each in times.items():
         tensor = origin_tensor(name, tensors)
         blocked = name not in tensors and NCHWC_SUFFIX in name.removeprefix(tensor or "")
-        result.append(NodeTime(tensor, operator, statistics.median(each) * len(each) / runs, blocked))
+        result.append(
+            NodeTime(tensor=tensor, operator=operator, ms=statistics.median(each) * len(each) / runs, blocked=blocked)
+        )
     return tuple(result)
 
 

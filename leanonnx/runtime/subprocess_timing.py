@@ -42,7 +42,7 @@ def compare_in_subprocess(
     """
     row = _request("compare", [before, after], [feed], setting, seconds, seed)
     before_timing, after_timing = (Timing.from_row(row.pop(name)) for name in ("before", "after"))
-    return TimingComparison(before_timing, after_timing, interval=tuple(row.pop("interval")), **row)
+    return TimingComparison(before=before_timing, after=after_timing, interval=tuple(row.pop("interval")), **row)
 
 
 def time_in_subprocess(path: Path, feed: Feed, setting: Setting, seconds: float) -> Timing:

@@ -53,7 +53,7 @@ MAX_EQUAL_BLOCK_RATIO = 4
 """Models whose times differ by less than this factor are timed in blocks of the same number of runs."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Timing:
     """Latency of one model.
 
@@ -87,7 +87,7 @@ class Timing:
         return cls(**{**row, "layouts": counts and ConvolutionLayouts(**counts)})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TimingComparison:
     """Two models timed in turns.
 
@@ -133,7 +133,7 @@ class TimingComparison:
         return "faster" if self.is_faster else "slower" if self.is_slower else "no significant difference"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WarmModel:
     """A warmed-up model.
 
@@ -265,7 +265,9 @@ def _warm_up(path: Path, feed: Feed, setting: Setting, seconds: float) -> WarmMo
         once = min(once, time.perf_counter() - begun)
         count += 1
     memory = max(resident_memory() - before, 0)
-    return WarmModel(ready.run, once, created * 1e3, ready.first_seconds * 1e3, memory)
+    return WarmModel(
+        run=ready.run, fastest_seconds=once, session=created * 1e3, first=ready.first_seconds * 1e3, memory=memory
+    )
 
 
 def _timed_block(run: Callable[[], object], count: int) -> Callable[[], float]:
@@ -316,9 +318,9 @@ def _summary(path: Path, which: int, lots: Sequence[TimingLot], setting: Setting
     times = np.concatenate([lot.times[:, which] for lot in lots])
     p10, median, p90 = (float(q) for q in np.quantile(times, [0.1, 0.5, 0.9]))
     return Timing(
-        p10,
-        median,
-        p90,
+        p10=p10,
+        median=median,
+        p90=p90,
         session=statistics.median(lot.session[which] for lot in lots),
         first=statistics.median(lot.first[which] for lot in lots),
         runs=sum(lot.block_sizes[which] * len(lot.times) for lot in lots),

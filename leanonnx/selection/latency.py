@@ -26,7 +26,7 @@ MS_PER_GIGA = 1e-6
 """ms per multiply-add at 10⁹ of them per second."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LatencyModel:
     """Predicts ms of one run for any keep set.
 
@@ -57,7 +57,7 @@ def latency_model(dag: ChannelDag, target: Hardware) -> LatencyModel:
         if name in dag.shapes and name in dag.model.producers:
             outputs.append((channel_ids.reshape(-1), int(np.prod(dag.shapes[name], dtype=np.int64))))
     blocks = tuple((nodes[node].op_type, mix) for node, mix in dag.kernel_blocks)
-    return LatencyModel(target, blocks, tuple(outputs), products(dag)[0])
+    return LatencyModel(target=target, blocks=blocks, outputs=tuple(outputs), products=products(dag)[0])
 
 
 def latency_rate(dag: ChannelDag, target: Hardware) -> Rate:

@@ -44,7 +44,7 @@ Limit = float | str
 """Value of the option of a budget: a fraction, or a text that the metric parses."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PricingInputs:
     """A network to price.
 

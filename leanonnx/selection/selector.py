@@ -24,7 +24,7 @@ from leanonnx.spelling import option
 from leanonnx.statistics.moments import Statistics
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SelectionRequest:
     """Options of a selection; ``pinned`` holds channels, ``ignored`` node indices.
 
@@ -47,7 +47,7 @@ class SelectionRequest:
     refits: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Selection:
     """A keep set [channels], with its cost and that of the original.
 
@@ -73,7 +73,9 @@ class Selector:
         self.dag, self.request = dag, request
         self.weighted = weights or WeightedDag(dag, request.ignored, request.statistics)
         self.cost = cost_model(dag, request.ignored)
-        self.inputs = PricingInputs(dag, self.cost, request.ignored, request.hardware, request.refits)
+        self.inputs = PricingInputs(
+            dag=dag, cost=self.cost, ignored=request.ignored, hardware=request.hardware, refits=request.refits
+        )
         self.price: Price = price or request.budget.metric.price(self.inputs)
         everything = dag.all_alive
         self.before, self.total = self.cost(everything), self.price(everything)
@@ -125,7 +127,7 @@ class Selector:
         """
         budget = self.request.budget
         if budget.fraction >= 1:
-            return Selection(self.dag.all_alive, self.before, self.before, reached=True)
+            return Selection(alive=self.dag.all_alive, before=self.before, after=self.before, reached=True)
         selection = self.selection(self.within(budget.fraction))
         if not selection.reached and not self.request.best_effort:
             lowest = self.price(selection.alive)
@@ -136,7 +138,13 @@ class Selector:
         """A keep set with its cost; ``reached``: it fits the budget (None: by its price)."""
         if reached is None:
             reached = self._spent(alive, self.request.budget.fraction) <= 1 and self.total > 0
-        return Selection(alive, self.before, self.cost(alive), reached, () if reached else self.limits(alive))
+        return Selection(
+            alive=alive,
+            before=self.before,
+            after=self.cost(alive),
+            reached=reached,
+            limits=() if reached else self.limits(alive),
+        )
 
     def limits(self, alive: Mask) -> tuple[str, ...]:
         """What keeps a keep set from shrinking further."""

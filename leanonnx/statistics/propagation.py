@@ -154,7 +154,9 @@ class _Propagation:
         values = moments.values.copy()
         fixed = np.isfinite(numbers.reshape(-1))
         values[:, places[fixed]] = numbers.reshape(-1)[fixed]
-        return ChannelMoments(moments.channel_ids, values, moments.correlation, moments.is_known)
+        return ChannelMoments(
+            channel_ids=moments.channel_ids, values=values, correlation=moments.correlation, is_known=moments.is_known
+        )
 
     # 2: mixing
 
@@ -210,7 +212,11 @@ class _Propagation:
         values = moments.values.copy()
         values[:, places] = values[:, places] * scale + shift
         return select_channels(
-            ChannelMoments(moments.channel_ids, values, moments.correlation, is_known=True), places, after
+            ChannelMoments(
+                channel_ids=moments.channel_ids, values=values, correlation=moments.correlation, is_known=True
+            ),
+            places,
+            after,
         )
 
     # 3 and 4: pointwise
@@ -263,7 +269,9 @@ class _Propagation:
             return None
         first = np.unique(out.reshape(-1), return_index=True)[1]
         values = np.asarray(result, np.float64).reshape(POINTS.size, -1)[:, first]
-        return ChannelMoments(like.channel_ids, values, like.correlation, like.is_known)
+        return ChannelMoments(
+            channel_ids=like.channel_ids, values=values, correlation=like.correlation, is_known=like.is_known
+        )
 
     # 5: movements and pooling
 

@@ -49,7 +49,7 @@ class Masking:
     zero: Array | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Patch:
     """The edits of a surgery.
 
@@ -116,7 +116,14 @@ def plan_patch(dag: ChannelDag, alive: Mask) -> Patch:
             elif changes := _drop_unchanged(change):
                 _record_edit(dag, (node, slot), changes, constants, entries)
     return Patch(
-        constants, entries, outputs, picks, scales, attributes=attributes, gathers=_gathers(dag, alive), shrunk=shrunk
+        constants=constants,
+        shape_edits=entries,
+        output_edits=outputs,
+        selects=picks,
+        scales=scales,
+        attributes=attributes,
+        gathers=_gathers(dag, alive),
+        shrunk=shrunk,
     )
 
 
@@ -218,7 +225,7 @@ def masking_patch(dag: ChannelDag, alive: Mask) -> Patch:
             constants[place] = partial(_mask_weight, dag, use, alive)
         else:
             masks[place] = Masking(alive[use.input_channel_ids], _zero(dag, use, constant_of(dag, use)))
-    return Patch(constants, masks=masks)
+    return Patch(constants=constants, masks=masks)
 
 
 def _mask_weight(dag: ChannelDag, use: ConstantUse, alive: Mask) -> Array:

@@ -31,7 +31,7 @@ PLAN_FIELDS = ("schema", "leanonnx", "input_sha256", "options", "tensors")
 """Fields that every plan has."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """The kept indices of every sliced constant, and how weights were changed (``recovery`` None: they were not).
 
@@ -86,7 +86,14 @@ def make_plan(
         name: _combine_entries([*places.values()], dag.model.use_counts.get(name, 0))
         for name, places in entries.items()
     }
-    return Plan(PLAN_SCHEMA, version, dag.model.sha256, dict(options), tensors, recovery)
+    return Plan(
+        schema=PLAN_SCHEMA,
+        leanonnx=version,
+        input_sha256=dag.model.sha256,
+        options=dict(options),
+        tensors=tensors,
+        recovery=recovery,
+    )
 
 
 def _entry(dag: ChannelDag, use: ConstantUse, alive: Mask) -> dict[str, Any]:

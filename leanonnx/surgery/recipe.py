@@ -25,7 +25,7 @@ class WeightsFile:
     biases: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """The options of a recovery: ``calib`` is the path of the data as given (None: without data).
 
@@ -75,13 +75,23 @@ def read_recipe(row: Mapping[str, Any] | None, folder: Path) -> Recipe | None:
         biases = {str(name): str(tensor) for name, tensor in file["biases"].items()}
         weights = WeightsFile(Path(os.path.abspath(folder / file["file"])), str(file["sha256"]), biases)
     images = row["images"] if row["images"] is None else dict(row["images"])
-    return Recipe(_optional_text(row["calib"]), _optional_text(row["calib_sha256"]), int(row["seed"]), images, weights)
+    return Recipe(
+        calib=_optional_text(row["calib"]),
+        calib_sha256=_optional_text(row["calib_sha256"]),
+        seed=int(row["seed"]),
+        images=images,
+        weights=weights,
+    )
 
 
 def earlier_recipe(options: Mapping[str, Any]) -> Recipe | None:
     """Derive the recipe of an older plan without one from its options; the digest of the data is unknown."""
     calib = options.get("calib")
-    return Recipe(str(calib), None, int(options.get("seed", 0))) if calib and options.get("recover") == "auto" else None
+    return (
+        Recipe(calib=str(calib), calib_sha256=None, seed=int(options.get("seed", 0)))
+        if calib and options.get("recover") == "auto"
+        else None
+    )
 
 
 def _relative_path(folder: Path, path: Path) -> str:

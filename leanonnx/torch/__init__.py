@@ -48,7 +48,7 @@ LITERALS_ADVICE = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AppliedPlan:
     """Result of applying a plan to a module.
 
@@ -208,4 +208,6 @@ def _describe_result(
 ) -> AppliedPlan:
     shapes = {name: (tuple(before[name].shape), tuple(new.shape)) for name, new in slicing.tensors.items()}
     renamed = {cut.name: match.name for cut, match in matches.pairs if cut.name != match.name}
-    return AppliedPlan(shapes, renamed, tuple(dict.fromkeys(cut.name for cut in matches.missing)), error)
+    return AppliedPlan(
+        tensors=shapes, renamed=renamed, missing=tuple(dict.fromkeys(cut.name for cut in matches.missing)), error=error
+    )

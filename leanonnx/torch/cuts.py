@@ -19,7 +19,7 @@ KeptIndices = tuple[int, ...]
 """Indices kept on an axis."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cut:
     """A constant, by the name under which a node reads it, and the indices kept on each of its axes.
 
@@ -56,7 +56,9 @@ def planned_cuts(plan: Plan) -> list[Cut]:
     for name, entry in plan.tensors.items():
         try:
             shape = tuple(entry["before"])
-            cut = Cut(name, shape, _fill_indices(entry["kept"], shape), has_other_slices="others" in entry)
+            cut = Cut(
+                name=name, shape=shape, kept=_fill_indices(entry["kept"], shape), has_other_slices="others" in entry
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(
                 f"{plan.origin}: the entry of '{name}' is broken ({error}); make the plan anew with "
@@ -81,7 +83,13 @@ def cuts_of_mask(dag: ChannelDag, alive: Mask) -> list[Cut]:
     cuts = []
     for (node, slot), use in places.items():
         name, value = nodes[node].input[slot], constant_of(dag, use)
-        cut = Cut(name, value.shape, _fill_indices(kept_indices(use, value.shape, alive), value.shape), value, node)
+        cut = Cut(
+            name=name,
+            shape=value.shape,
+            kept=_fill_indices(kept_indices(use, value.shape, alive), value.shape),
+            value=value,
+            node=node,
+        )
         apart = not cut.is_whole and sliced[name] < consumers[name]
         cuts.append(replace(cut, has_other_slices=apart, is_folded=name in dag.model.folded))
     return cuts

@@ -67,7 +67,7 @@ class BenchRequest:
                 check_least(name, value, least)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BenchCase:
     """One measurement: requested batch, input sizes, setting and outcome."""
 
@@ -110,7 +110,11 @@ def run_bench(
         progress(
             "measure" + ("" if batch is None else f", batch {batch}") + f", {count_text(setting.threads, 'thread')}"
         )
-        cases.append(BenchCase(batch, inputs, setting, _outcome(model, rival, inputs, setting, request)))
+        cases.append(
+            BenchCase(
+                batch=batch, inputs=inputs, setting=setting, outcome=_outcome(model, rival, inputs, setting, request)
+            )
+        )
     return tuple(cases)
 
 

@@ -53,7 +53,7 @@ class Forecast:
         return prediction_error(self.built_in, self.measured)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DeviceCalibration:
     """A measured table, the built-in one of the same name, and predictions from both.
 
@@ -100,7 +100,15 @@ def run_calibration(
     ratios_by_source = (_pair_ratios(each) for each in (times[len(chains) :], *predicted))
     forecasts = tuple(Forecast(pair[0], *ratios) for pair, *ratios in zip(pairs, *ratios_by_source, strict=True))
     elapsed = time.perf_counter() - start
-    return DeviceCalibration(target, built_in, setting, forecasts, steps is None, elapsed, _noise_warnings(timings))
+    return DeviceCalibration(
+        target=target,
+        built_in=built_in,
+        setting=setting,
+        forecasts=forecasts,
+        has_timed_widths=steps is None,
+        seconds=elapsed,
+        warnings=_noise_warnings(timings),
+    )
 
 
 def _write_models(models: Sequence[onnx.ModelProto], folder: Path) -> list[Path]:

@@ -54,35 +54,35 @@ class Probes:
     @property
     def node(self) -> Probe:
         """Chain dominated by the start of nodes."""
-        return Probe("elementwise", 8, 200, 1)
+        return Probe(layer="elementwise", width=8, layers=200, side=1)
 
     @property
     def start(self) -> Probe:
         """Chain dominated by the start of a run."""
-        return Probe("elementwise", 8, 1, 1)
+        return Probe(layer="elementwise", width=8, layers=1, side=1)
 
     @property
     def element(self) -> Probe:
         """Chain dominated by writing outputs, which fit into the caches as those of a network's layers do."""
-        return Probe("elementwise", PROBE_WIDTH, 8, 2 * self.side)
+        return Probe(layer="elementwise", width=PROBE_WIDTH, layers=8, side=2 * self.side)
 
     @property
     def pointwise(self) -> Probe:
         """1×1 convolutions."""
-        return Probe("pointwise", WIDE_PROBE_WIDTH, 6, self.side)
+        return Probe(layer="pointwise", width=WIDE_PROBE_WIDTH, layers=6, side=self.side)
 
     @property
     def gemm(self) -> Probe:
         """Matrix products."""
-        return Probe("gemm", 6 * PROBE_WIDTH, 6, self.side // 2)
+        return Probe(layer="gemm", width=6 * PROBE_WIDTH, layers=6, side=self.side // 2)
 
     def conv(self, width: int = PROBE_WIDTH) -> Probe:
         """3×3 convolutions."""
-        return Probe("conv", width, 6, self.side)
+        return Probe(layer="conv", width=width, layers=6, side=self.side)
 
     def depthwise(self, width: int = PROBE_WIDTH) -> Probe:
         """Depthwise 3×3 convolutions."""
-        return Probe("depthwise", width, 32, self.side)
+        return Probe(layer="depthwise", width=width, layers=32, side=self.side)
 
     def all(self, stepped: bool) -> tuple[Probe, ...]:
         """All probes to time; ``stepped``: the fast widths are known already."""

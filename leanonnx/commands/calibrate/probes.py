@@ -19,7 +19,7 @@ OPSET, IR_VERSION = 17, 8
 TAPS_BY_LAYER = {"conv": 9, "pointwise": 1, "depthwise": 9, "gemm": 1, "elementwise": 0}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Probe:
     """A chain of equal layers of ``width`` channels on an image of ``side`` × ``side``; a gemm has that many rows."""
 

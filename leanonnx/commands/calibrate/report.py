@@ -23,7 +23,12 @@ def calibration_report(result: DeviceCalibration, path: Path, usual: Path) -> Ca
         processor=processor_name(),
         steps="timed" if result.has_timed_widths else "read",
         entries={
-            key: EntryRow(getattr(result.target, key), getattr(result.built_in, key), entry.unit, entry.meaning)
+            key: EntryRow(
+                measured=getattr(result.target, key),
+                built_in=getattr(result.built_in, key),
+                unit=entry.unit,
+                meaning=entry.meaning,
+            )
             for key, entry in HARDWARE_ENTRIES.items()
         },
         checks=tuple(_forecast_row(forecast) for forecast in result.forecasts),

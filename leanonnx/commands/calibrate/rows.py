@@ -9,7 +9,7 @@ from typing import Literal
 from leanonnx.reporting.rows import REPORT_SCHEMA
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EntryRow:
     """An entry of the hardware table, beside that of the built-in one."""
 

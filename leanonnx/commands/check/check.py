@@ -87,7 +87,7 @@ class CheckRequest:
     skip_missing: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CheckOutcome:
     """Verdicts on all gates in order, with the measurements behind them.
 
@@ -113,7 +113,7 @@ class CheckOutcome:
         return tuple(verdict.gate for verdict in self.verdicts if verdict.status == FAILED)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Pair:
     """Both models, the observation of BASE, inputs by their source, and a source of inputs at further sizes."""
 
@@ -149,11 +149,11 @@ def run_check(
         base, new = load(base_path, libraries), _load_or_reason(new_path, libraries)
     check_shapes(base, request.timed.shapes)
     if isinstance(new, str):
-        return _result(request, clock, [Verdict(VALID, FAILED, new)], "NEW is not valid")
+        return _result(request, clock, [Verdict(gate=VALID, status=FAILED, detail=new)], "NEW is not valid")
     changes = interface_changes(base, new)
     gates = [
-        Verdict(VALID, PASSED),
-        Verdict(INTERFACE, status_of(not changes.faults), "; ".join(changes.faults)),
+        Verdict(gate=VALID, status=PASSED),
+        Verdict(gate=INTERFACE, status=status_of(not changes.faults), detail="; ".join(changes.faults)),
         _denormal_verdict(base, new),
         *_count_verdicts(
             request.limits,
@@ -188,9 +188,11 @@ def _result(
     """The result, with all requested gates in order; those without a verdict are skipped for the given reason."""
     by_name = {verdict.gate: verdict for verdict in gates}
     names = [name for name in GATES if name not in LIMITED_GATES or name in request.limits]
-    ordered = tuple(by_name.get(name, Verdict(name, SKIPPED, reason)) for name in names)
+    ordered = tuple(by_name.get(name, Verdict(gate=name, status=SKIPPED, detail=reason)) for name in names)
     first, further = (values.fidelities, values.further) if values else ({}, {})
-    return CheckOutcome(ordered, tuple(notes), first, further, cases, clock.seconds)
+    return CheckOutcome(
+        verdicts=ordered, notes=tuple(notes), fidelities=first, further=further, cases=cases, seconds=clock.seconds
+    )
 
 
 def _load_or_reason(path: Path, libraries: tuple[Path, ...]) -> Model | str:
@@ -221,7 +223,7 @@ def _denormal_verdict(base: Model, new: Model) -> Verdict:
     worst = sorted(after.items(), key=lambda pair: -pair[1])[:3]
     text = ", ".join(f"{count} in '{name}'" for name, count in worst)
     count, most = sum(after.values()), sum(before.values())
-    return Verdict(DENORMALS, status_of(count <= most), text, count, most, most)
+    return Verdict(gate=DENORMALS, status=status_of(count <= most), detail=text, measured=count, limit=most, base=most)
 
 
 def _pair_with_inputs(base: Model, new: Model, request: CheckRequest) -> _Pair:
@@ -233,7 +235,9 @@ def _pair_with_inputs(base: Model, new: Model, request: CheckRequest) -> _Pair:
             raise OptionError(f"{option_list(*IMAGE_OPTIONS)} go with {option('data')}; leave them out")
         samples = [random_feed(base, sizes, seed + k) for k in range(MIN_SAMPLES)]
         more = InputSource("random normal inputs", samples, lambda at, k: random_feed(base, at, seed + k))
-        return _Pair(base, new, observation, random_data(base, sizes, seed), sizes, more)
+        return _Pair(
+            base=base, new=new, observation=observation, inputs=random_data(base, sizes, seed), sizes=sizes, more=more
+        )
     data = with_runnable_batch(open_data(request.data, base, observation.shapes, request.images), base)
     samples = list(islice(data.feeds(1), MIN_SAMPLES))
     samples = [each for each in samples if shapes_of(each) == shapes_of(samples[0])]
@@ -243,7 +247,7 @@ def _pair_with_inputs(base: Model, new: Model, request: CheckRequest) -> _Pair:
         sizes = shapes_of(samples[0])
     places = batch_axes(base)
     more = InputSource(str(request.data), samples, lambda at, k: fit_samples(samples, at, places, k))
-    return _Pair(base, new, observation, {str(request.data): data}, sizes, more)
+    return _Pair(base=base, new=new, observation=observation, inputs={str(request.data): data}, sizes=sizes, more=more)
 
 
 def shapes_of(feed: Feed) -> InputShapes:
@@ -281,17 +285,17 @@ def _compare_outputs(pair: _Pair, limits: Mapping[str, GateLimit]) -> _Values:
             base, new, pair.observation.further_sizes, pair.more, fidelities[pair.more.name], axes, replaced
         )
     except RunFailed as error:
-        return _Values([Verdict(RUNS, FAILED, str(error))])
+        return _Values([Verdict(gate=RUNS, status=FAILED, detail=str(error))])
     if at_further_sizes.fault:
-        return _Values([Verdict(RUNS, FAILED, at_further_sizes.fault)])
+        return _Values([Verdict(gate=RUNS, status=FAILED, detail=at_further_sizes.fault)])
     all_fidelities = {**fidelities, **at_further_sizes.fidelities}
     batches = (
         at_further_sizes.batches
         if new_repeats
-        else Verdict(BATCHES, SKIPPED, "NEW does not output the same bytes twice")
+        else Verdict(gate=BATCHES, status=SKIPPED, detail="NEW does not output the same bytes twice")
     )
     gates = [
-        Verdict(RUNS, PASSED),
+        Verdict(gate=RUNS, status=PASSED),
         batches,
         verdicts.finite_verdict(all_fidelities),
         verdicts.determinism_verdict(base_repeats, new_repeats),
@@ -360,9 +364,9 @@ def _latency_verdicts(
             raise ProviderMissing(
                 f"{error}, or skip the gates on latency with {option('skip_missing_provider', True)}"
             ) from error
-        return [Verdict(name, SKIPPED, str(error)) for name in requested], ()
+        return [Verdict(gate=name, status=SKIPPED, detail=str(error)) for name in requested], ()
     except ModelError as error:
-        return [Verdict(name, FAILED, str(error)) for name in requested], ()
+        return [Verdict(gate=name, status=FAILED, detail=str(error)) for name in requested], ()
     return [judge(request.limits[name], cases) for name, judge in requested.items()], cases
 
 

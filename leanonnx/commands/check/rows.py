@@ -12,7 +12,7 @@ from leanonnx.reporting.encoding import INLINE
 from leanonnx.reporting.rows import REPORT_SCHEMA, FidelityRow
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GateRow:
     """The verdict on a gate; numbers are None where there are none, or where they are infinite."""
 

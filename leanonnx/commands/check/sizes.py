@@ -82,7 +82,7 @@ class _BatchDifference:
         return max(BATCH_TOLERANCE, BATCH_NOISE_FACTOR * self.before)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Sessions:
     """Sessions of both models, BASE itself, channel axes of its outputs and replaced number formats."""
 
@@ -129,8 +129,8 @@ def compare_at_sizes(
     """
     places = batch_axes(base)
     with open_sessions(base, (base.path, new.path), replaced) as (one, other):
-        sides = _Sessions(base, one, other, axes, replaced)
-        fault, verdict, proven = "", Verdict(BATCHES, PASSED, "the batch of BASE is fixed"), False
+        sides = _Sessions(model=base, base=one, new=other, axes=axes, replaced=replaced)
+        fault, verdict, proven = "", Verdict(gate=BATCHES, status=PASSED, detail="the batch of BASE is fixed"), False
         if places:
             fault, verdict, proven = _compare_batches(sides, inputs, places)
         if fault:
@@ -184,20 +184,30 @@ def _compare_batches(sides: _Sessions, inputs: InputSource, places: Sequence[Inp
     for each in samples:
         ran = sides.run(each)
         if not isinstance(ran, tuple):
-            return ran or "", Verdict(BATCHES, SKIPPED, "BASE does not run on the samples one by one"), False
+            return (
+                ran or "",
+                Verdict(gate=BATCHES, status=SKIPPED, detail="BASE does not run on the samples one by one"),
+                False,
+            )
         alone.append(ran)
     for count in BATCH_SIZES:
         together = sides.run(join_samples(samples[:count], places))
         if isinstance(together, str):
-            return together, Verdict(BATCHES, FAILED), False
+            return together, Verdict(gate=BATCHES, status=FAILED), False
         rows += _batch_differences(sides, alone[:count], together, places) if together else []
     if not rows:
-        return "", Verdict(BATCHES, SKIPPED, "BASE does not give a batch what it gives its samples either"), False
+        return (
+            "",
+            Verdict(gate=BATCHES, status=SKIPPED, detail="BASE does not give a batch what it gives its samples either"),
+            False,
+        )
     worst = max(rows, key=lambda row: row.after / row.limit)
     passed = worst.after <= worst.limit
     text = "" if passed else f"{worst.words}; of BASE by {worst.before:.1e}"
     everything = len(rows) == len(BATCH_SIZES) * len(sides.model.proto.graph.output)
-    verdict = Verdict(BATCHES, status_of(passed), text, worst.after, worst.limit, worst.before)
+    verdict = Verdict(
+        gate=BATCHES, status=status_of(passed), detail=text, measured=worst.after, limit=worst.limit, base=worst.before
+    )
     return "", verdict, passed and everything
 
 

@@ -28,7 +28,7 @@ MAX_NOISE = 0.25
 """Largest noise, and width of an interval relative to its lower end, with which a limit can be judged."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """Verdict on a gate, with the measured number, its limit and BASE's number, if it has them."""
 
@@ -49,7 +49,9 @@ def count_verdict(gate: str, limit: GateLimit, measured: int, base: int) -> Verd
     """Judge bytes, parameters or multiply-adds of NEW."""
     most = limit.absolute(base)
     detail = f"{limit.number:g} times BASE's {base:,}" if limit.share else ""
-    return Verdict(gate, status_of(measured <= most), detail, measured, most, base)
+    return Verdict(
+        gate=gate, status=status_of(measured <= most), detail=detail, measured=measured, limit=most, base=base
+    )
 
 
 def finite_verdict(fidelities: Mapping[str, Fidelity]) -> Verdict:
@@ -62,14 +64,18 @@ def finite_verdict(fidelities: Mapping[str, Fidelity]) -> Verdict:
         f"'{name}': {count_text(count, 'value')} of NaN or infinity" for name, count in broken.items() if count
     )
     total = sum(broken.values())
-    return Verdict(FINITE, status_of(not total), text, total, 0)
+    return Verdict(gate=FINITE, status=status_of(not total), detail=text, measured=total, limit=0)
 
 
 def determinism_verdict(base: bool, new: bool) -> Verdict:
     """Judge NEW by whether two runs of each model gave the same bytes."""
     if not base:
-        return Verdict(DETERMINISTIC, SKIPPED, "BASE does not output the same bytes twice either")
-    return Verdict(DETERMINISTIC, status_of(new), "" if new else "two runs on the same input output different bytes")
+        return Verdict(gate=DETERMINISTIC, status=SKIPPED, detail="BASE does not output the same bytes twice either")
+    return Verdict(
+        gate=DETERMINISTIC,
+        status=status_of(new),
+        detail="" if new else "two runs on the same input output different bytes",
+    )
 
 
 def deviation_verdict(limit: GateLimit, fidelities: Mapping[str, Fidelity], vacuous: Mapping[str, str]) -> Verdict:
@@ -85,16 +91,22 @@ def deviation_verdict(limit: GateLimit, fidelities: Mapping[str, Fidelity], vacu
             f"BASE outputs only NaN or infinity in '{min(silent)}', so its deviation is undefined; give other "
             f"{option('data')}"
         )
-        return Verdict(DEVIATION, FAILED, text, None, limit.number)
+        return Verdict(gate=DEVIATION, status=FAILED, detail=text, measured=None, limit=limit.number)
     if vacuous:
-        return Verdict(DEVIATION, FAILED, _vacuous_text(vacuous), None, limit.number)
+        return Verdict(gate=DEVIATION, status=FAILED, detail=_vacuous_text(vacuous), measured=None, limit=limit.number)
     source, worst = max(_outputs(fidelities), key=lambda pair: pair[1].worst)
     text = f"'{worst.output}' on {source}"
     if not math.isfinite(worst.worst):
         text += ": NaN or infinite, of another shape, or not zero as BASE's is"
     elif worst.channels and worst.worst > worst.relative_l2:
         text += f", no. {worst.channels.index} along axis {worst.channels.axis}; the whole {worst.relative_l2:.4g}"
-    return Verdict(DEVIATION, status_of(worst.worst <= limit.number), text, worst.worst, limit.number)
+    return Verdict(
+        gate=DEVIATION,
+        status=status_of(worst.worst <= limit.number),
+        detail=text,
+        measured=worst.worst,
+        limit=limit.number,
+    )
 
 
 def _vacuous_text(vacuous: Mapping[str, str]) -> str:
@@ -116,10 +128,12 @@ def agreement_verdict(
     shares = [each for each in every if each[2] not in vacuous]
     if not shares:
         same = {output: vacuous[output] for _, _, output in every}
-        return Verdict(AGREEMENT, FAILED, _vacuous_text(same), None, limit.number)
+        return Verdict(gate=AGREEMENT, status=FAILED, detail=_vacuous_text(same), measured=None, limit=limit.number)
     worst, source, output = min(shares)
     text = f"'{output}' on {source}, {fidelities[source].samples} samples"
-    return Verdict(AGREEMENT, status_of(worst >= limit.number), text, worst, limit.number)
+    return Verdict(
+        gate=AGREEMENT, status=status_of(worst >= limit.number), detail=text, measured=worst, limit=limit.number
+    )
 
 
 def _outputs(fidelities: Mapping[str, Fidelity]) -> Iterable[tuple[str, Deviation]]:
@@ -134,7 +148,7 @@ def speedup_verdict(limit: GateLimit, cases: Sequence[BenchCase]) -> Verdict:
         if isinstance(case.outcome, TimingComparison)
     ]
     status, text, ratio = min(rows, key=lambda row: (row[0] != FAILED, row[2]))
-    return Verdict(SPEEDUP, status, text, ratio, limit.number)
+    return Verdict(gate=SPEEDUP, status=status, detail=text, measured=ratio, limit=limit.number)
 
 
 def is_too_noisy(limit: GateLimit, case: BenchCase) -> bool:
@@ -172,7 +186,13 @@ def latency_verdict(limit: GateLimit, cases: Sequence[BenchCase]) -> Verdict:
     slowest = max(cases, key=lambda case: new_timing(case).median)
     timing = new_timing(slowest)
     text = f"10th to 90th percentile {timing.p10:.3f} to {timing.p90:.3f}; {_setting_text(slowest)}"
-    return Verdict(LATENCY_MS, status_of(timing.median <= limit.number), text, timing.median, limit.number)
+    return Verdict(
+        gate=LATENCY_MS,
+        status=status_of(timing.median <= limit.number),
+        detail=text,
+        measured=timing.median,
+        limit=limit.number,
+    )
 
 
 def new_timing(case: BenchCase) -> Timing:

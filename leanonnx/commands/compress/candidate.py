@@ -51,7 +51,7 @@ class Removal(Protocol):
         """Why the channels contribute nothing; None if a budget chose them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CompressJob:
     """A compression to carry out: the original, the options and what they refer to.
 
@@ -86,7 +86,7 @@ class CompressJob:
         return folder / self.name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Refit:
     """Changes of the remaining weights.
 

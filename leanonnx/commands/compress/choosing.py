@@ -82,7 +82,7 @@ def _draft_size(original: Candidate, alive: Mask) -> int:
     """Bytes of the file of a keep mask, pruned and tidied."""
     job = original.job
     cost = cost_model(job.dag)
-    selection = Selection(alive, cost(job.dag.all_alive), cost(alive), reached=True)
+    selection = Selection(alive=alive, before=cost(job.dag.all_alive), after=cost(alive), reached=True)
     with written_draft(original, selection) as draft:
         return written_size(draft.path)
 
@@ -106,7 +106,7 @@ def _statistics(job: CompressJob, data: Dataset) -> Statistics:
 def _planned_selection(dag: ChannelDag, plan: Plan) -> Selection:
     alive = replay_plan(dag, plan)
     cost = cost_model(dag)
-    return Selection(alive, cost(dag.all_alive), cost(alive), reached=True)
+    return Selection(alive=alive, before=cost(dag.all_alive), after=cost(alive), reached=True)
 
 
 def resolved_target(options: CompressOptions, kinds: ElementTypes) -> Hardware:
@@ -126,14 +126,14 @@ def _request(dag: ChannelDag, options: CompressOptions, target: Hardware) -> Sel
     ignored = frozenset(node for name in options.ignore for node in resolve_nodes(dag.model, name))
     pins = [resolve_pin(dag, name) for name in options.pin] + [pin_outputs(dag, node) for node in sorted(ignored)]
     return SelectionRequest(
-        options.budget,
-        options.method,
-        options.chains,
-        tuple(pins),
-        ignored,
-        options.seed,
-        options.best_effort,
-        _alignment(options, target),
+        budget=options.budget,
+        method=options.method,
+        chains=options.chains,
+        pinned=tuple(pins),
+        ignored=ignored,
+        seed=options.seed,
+        best_effort=options.best_effort,
+        alignment=_alignment(options, target),
         hardware=target,
         refits=options.recovers,
     )

@@ -157,7 +157,18 @@ def compress_file(
         data = with_runnable_batch(open_data(options.calib, model, dag.shapes, options.images), model)
     with temporary_folder_beside(out) as folder:
         known = PropagatedMoments(dag)
-        job = CompressJob(dag, options, rules, folder, out.name, clock, known, data, weights, plan_weights)
+        job = CompressJob(
+            dag=dag,
+            options=options,
+            rules=rules,
+            folder=folder,
+            name=out.name,
+            clock=clock,
+            known=known,
+            data=data,
+            stored=weights,
+            plan_weights=plan_weights,
+        )
         candidate = run_stages(stages(options.exact), _original(job))
         if isinstance(candidate, Refusal):
             raise candidate
@@ -167,7 +178,7 @@ def compress_file(
 def _original(job: CompressJob) -> Candidate:
     """The original as a candidate."""
     cost = cost_model(job.dag)(job.dag.all_alive)
-    whole = Selection(job.dag.all_alive, cost, cost, reached=True)
+    whole = Selection(alive=job.dag.all_alive, before=cost, after=cost, reached=True)
     return Candidate(job, job.dag.model.path, BudgetRemoval(job.dag, whole))
 
 

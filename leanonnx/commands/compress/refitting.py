@@ -84,7 +84,7 @@ def recover_weights(candidate: Candidate) -> Candidate:
             pruned, recovered = (_loaded(job, file) for file in (candidate.path, path))
             recipe, content = _with_file(recipe, pruned, recovered, job.plan_weights)
             files[job.plan_weights] = content
-    refit = Refit(evidence, recipe, restored, files)
+    refit = Refit(evidence=evidence, recipe=recipe, restored=restored, files=files)
     more = () if job.data is None or refit.recovery is None else calibration_warnings(job.data, refit.recovery)
     return replace(candidate, path=path, refit=refit, warnings=(*candidate.warnings, *notes, *more))
 
@@ -129,10 +129,10 @@ def _recipe(job: CompressJob) -> Recipe:
     """How this run changes the weights."""
     options = job.options
     if options.calib is None or job.data is None or not options.recovers:
-        return Recipe(None, None, options.seed)
+        return Recipe(calib=None, calib_sha256=None, seed=options.seed)
     images = None if options.images == DEFAULT_IMAGE_FORMAT else asdict(options.images)
     with job.clock.stage("recover"):
-        return Recipe(calib_name(options.calib), job.data.digest(), options.seed, images)
+        return Recipe(calib=calib_name(options.calib), calib_sha256=job.data.digest(), seed=options.seed, images=images)
 
 
 def _with_file(recipe: Recipe, pruned: Model, result: Model, path: Path) -> tuple[Recipe, bytes]:

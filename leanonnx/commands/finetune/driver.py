@@ -46,7 +46,7 @@ ROUND_TRIP_INPUTS = 3
 """Number of inputs on which torch and onnxruntime are compared."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FinetuneOptions:
     """Options of ``finetune``."""
 
@@ -81,7 +81,7 @@ class FinetuneResult:
     seconds: Mapping[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Student:
     """The model to train, as a torch module, with its tensor shapes, data and some inputs."""
 
@@ -192,7 +192,9 @@ def _open_student(model: Model, path: Path, options: FinetuneOptions, clock: Clo
             )
         loader = open_loader(samples, options.settings.batch)
     feeds = tuple(feed for feed, _ in loader.held_out[:ROUND_TRIP_INPUTS])
-    return _Student(model, network, _shapes_of_run(model, feeds[0], shapes), loader, feeds)
+    return _Student(
+        model=model, network=network, shapes=_shapes_of_run(model, feeds[0], shapes), loader=loader, feeds=feeds
+    )
 
 
 def _shapes_of_run(model: Model, feed: Feed, shapes: Shapes) -> Shapes:

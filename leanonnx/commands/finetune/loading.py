@@ -23,7 +23,7 @@ HOLD_OUT_INTERVAL = 5
 """One sample in this many is held out."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Loader:
     """Training and held-out samples; ``in_memory`` holds the training samples if they fit into memory."""
 
@@ -72,12 +72,12 @@ def open_loader(data: Dataset, batch: int) -> Loader:
     fits = size * train.count // (data.fixed_batch or 1) <= MAX_BYTES_IN_MEMORY
     held = held.subsample(min(held.count, max_held_out * (data.fixed_batch or 1)))
     return Loader(
-        train,
-        held,
-        tuple(held.labelled_feeds(1)),
-        tuple(train.labelled_feeds(1)) if fits else None,
-        max(SHUFFLE_BUFFER_BYTES // max(size, 1), batch),
-        batch,
+        data=train,
+        held_out_data=held,
+        held_out=tuple(held.labelled_feeds(1)),
+        in_memory=tuple(train.labelled_feeds(1)) if fits else None,
+        buffer_size=max(SHUFFLE_BUFFER_BYTES // max(size, 1), batch),
+        batch=batch,
     )
 
 

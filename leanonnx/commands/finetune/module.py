@@ -28,7 +28,7 @@ IF_BRANCHES = ("then_branch", "else_branch")
 QUANTISED_REASON = "the network computes in integers (finetune the float network, then quantise it)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ProgramStep:
     """One node with its torch function and attributes; an If has its branches instead."""
 
@@ -138,7 +138,9 @@ class TorchNetwork(torch.nn.Module):  # type: ignore[misc] # torch is not seen b
         assert step.operator is not None
         inputs = _on_device_of_inputs(tuple(values[name] if name else None for name in step.node.input))
         try:
-            outputs = step.operator(TorchCall(step.node, self.opset, step.attributes, inputs))
+            outputs = step.operator(
+                TorchCall(node=step.node, opset=self.opset, attributes=step.attributes, inputs=inputs)
+            )
         except (LeanOnnxError, torch.OutOfMemoryError):
             raise
         except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
@@ -179,10 +181,12 @@ def _compile_node(node: onnx.NodeProto, operators: Operators) -> ProgramStep:
     key = ("" if node.domain in STANDARD_DOMAINS else node.domain, node.op_type)
     if key == ("", "If"):
         graphs = {a.name: _compile_graph(a.g, operators) for a in node.attribute if a.name in IF_BRANCHES}
-        return ProgramStep(node, None, {}, graphs)
+        return ProgramStep(node=node, operator=None, attributes={}, branches=graphs)
     if key not in operators:
         raise uncovered_node(node, QUANTISED_REASON if is_quantised(node) else "the operator is not covered")
-    return ProgramStep(node, operators[key], {a.name: _attribute_value(a) for a in node.attribute})
+    return ProgramStep(
+        node=node, operator=operators[key], attributes={a.name: _attribute_value(a) for a in node.attribute}
+    )
 
 
 def _attribute_value(attribute: onnx.AttributeProto) -> Any:

@@ -33,7 +33,7 @@ class PruningSchedule:
     folder: Path | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PruningStep:
     """One step: wanted and reached share of the original's cost, its file if it is kept, its training."""
 
@@ -125,7 +125,7 @@ def _run_steps(
         trained = draft if k == schedule.count else draft.with_name(f"step-{k:02}.onnx")
         result = driver.run_finetune(current, trained, teacher, data, _for_step(options, k), step_progress, group)
         assert result is not None  # every process of the group gets a result
-        steps.append(PruningStep(wanted, share, trained, result))
+        steps.append(PruningStep(fraction=wanted, reached=share, path=trained, result=result))
         current = trained
     return steps
 

@@ -36,7 +36,7 @@ UNLIMITED_EPOCHS = 1 << 30
 """Number of epochs if only the time limits the training."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
     """Settings of a training.
 

@@ -76,7 +76,7 @@ def curve_row(path: str, name: str, sha256: str, metric: str, points: Sequence[P
     """The curve of a model, with the knee marked; ``metric`` is that of the budget."""
     row = _knee_row(placed_points(points, metric), metric)
     marked = tuple(replace(point, knee=point.asked == row.asked) for point in points)
-    return CurveRow(path, name, sha256, marked, row)
+    return CurveRow(model=path, name=name, sha256=sha256, points=marked, knee=row)
 
 
 def _knee_row(points: Sequence[PointRow], metric: str) -> KneeRow:
@@ -90,12 +90,12 @@ def _knee_row(points: Sequence[PointRow], metric: str) -> KneeRow:
             if len(points) < MIN_KNEE_POINTS
             else "the curve has no bend that stands out"
         )
-        return KneeRow(None, axis, None, reason)
+        return KneeRow(asked=None, axis=axis, sure=None, reason=reason)
     asked, sure = points[index].asked, _knee_share(points, errors, index) if axis == LATENCY else 1.0
     if sure >= MIN_KNEE_SHARE:
-        return KneeRow(asked, axis, sure, None)
+        return KneeRow(asked=asked, axis=axis, sure=sure, reason=None)
     reason = f"the times are too uncertain, it would be near {asked:.6g} in {sure:.0%} of draws"
-    return KneeRow(None, axis, sure, reason)
+    return KneeRow(asked=None, axis=axis, sure=sure, reason=reason)
 
 
 def random_inputs_warning() -> str:

@@ -22,7 +22,7 @@ from leanonnx.system.cores import processor_name
 from leanonnx.version import __version__
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SweepRequest:
     """Request of ``sweep``.
 
@@ -44,7 +44,7 @@ class SweepRequest:
         return self.options.budget.unit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Subject:
     """A model of a sweep.
 
@@ -68,7 +68,12 @@ class Subject:
         budget, measure = Budget(request.unit, asked), request.options.budget.metric.measured
         options = replace(request.options, budget=budget, target=self.target, measure=measure)
         return Task(
-            self.path, self.candidate(request, asked), options, self.external, request.rules, current_spelling()
+            source=self.path,
+            name=self.candidate(request, asked),
+            options=options,
+            external=self.external,
+            rules=request.rules,
+            caller=current_spelling(),
         )
 
 
@@ -87,10 +92,12 @@ def subjects(request: SweepRequest) -> list[Subject]:
         try:
             model = load(path, request.options.libraries, request.options.freeze)
         except ModelError as error:
-            by_name[name] = Subject(name, path, error=error)
+            by_name[name] = Subject(name=name, path=path, error=error)
         else:
             target = resolved_target(request.options, float_types(model.proto)).name
-            by_name[name] = Subject(name, path, model.sha256, model.external_files, target)
+            by_name[name] = Subject(
+                name=name, path=path, sha256=model.sha256, external=model.external_files, target=target
+            )
     errors = [subject.error for subject in by_name.values() if subject.error]
     if len(errors) == len(by_name):
         raise errors[0]

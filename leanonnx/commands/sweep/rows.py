@@ -32,7 +32,7 @@ class SourcedFidelity:
     fidelity: Annotated[FidelityRow, INLINE]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CandidateRow:
     """A compressed model; ``latency`` and ``deviation`` are None where they were not measured."""
 
@@ -150,7 +150,7 @@ class PointRow:
     asked: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class KneeRow:
     """The knee of a curve.
 
@@ -167,7 +167,7 @@ class KneeRow:
     reason: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CurveRow:
     """The curve of a model: its path, its name in the sweep, its points and the knee."""
 

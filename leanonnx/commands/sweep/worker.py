@@ -39,7 +39,7 @@ POLL_SECONDS = 0.02
 """Interval between checks of the running processes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """A compression to make.
 
@@ -92,7 +92,14 @@ def _candidate(task: Task, target: Path, result: pipeline.CompressResult) -> Can
     report = compression_report(result)
     warnings = list(report.warnings)
     deviation = _deviation(task, target, result, warnings)
-    return CandidateRow(report.costs, report.proof, report.latency, tuple(warnings), report.hints, deviation)
+    return CandidateRow(
+        costs=report.costs,
+        proof=report.proof,
+        latency=report.latency,
+        warnings=tuple(warnings),
+        hints=report.hints,
+        deviation=deviation,
+    )
 
 
 def _deviation(
@@ -106,7 +113,7 @@ def _deviation(
     model = result.dag.model
     if filecmp.cmp(task.source, target, shallow=False):
         same = tuple(Deviation(value.name, 0.0) for value in model.proto.graph.output)
-        return SourcedFidelity("nothing: it is the original", fidelity_row(Fidelity(0, same)))
+        return SourcedFidelity("nothing: it is the original", fidelity_row(Fidelity(samples=0, outputs=same)))
     dag, name = result.dag, RANDOM_INPUTS
     data = data_from_feeds(
         name, model, dag.shapes, smooth_inputs(model, dag.shapes, task.options.seed, DEVIATION_SAMPLES)

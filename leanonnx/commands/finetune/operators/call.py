@@ -15,7 +15,7 @@ Tensor: TypeAlias = torch.Tensor
 Outputs: TypeAlias = "Tensor | tuple[Tensor | None, ...]"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TorchCall:
     """One node with its inputs; absent inputs are None.
 
