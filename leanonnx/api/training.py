@@ -114,33 +114,13 @@ def finetune(
     """
     if find_spec("torch") is None:
         raise OptionError("finetune needs torch; install it with pip install 'leanonnx[finetune]'")
-    from leanonnx.commands.finetune import driver, report, steps as stepwise, training  # noqa: I001 - needs the extra
+    from leanonnx.commands.finetune import driver, report, steps as stepwise  # noqa: I001 - needs the extra
 
     check_training_numbers(lr, minutes)
     budget = stepwise_budget(budget_limits(locals()), steps)
     given = {"method": method, "chains": chains, "ignore": ignore, "seed": seed, "calib": data, "images": images}
     places = (Path(model), Path(out), optional_path(teacher), Path(data))
-    state = optional_path(checkpoint)
-    settings = training.TrainingSettings(
-        epochs=epochs,
-        rate=lr,
-        batch=batch,
-        minutes=minutes,
-        patience=patience,
-        seed=seed,
-        amp=amp,
-        checkpoint=state,
-        resume=resume,
-    )
-    options = driver.FinetuneOptions(
-        strategy=strategy,
-        shapes=shape or {},
-        images=images,
-        augment=augment,
-        device=device,
-        libraries=several(library, Path),
-        settings=settings,
-    )
+    options = _training_options(locals())
     if budget is None or steps is None:
         if keep_steps is not None:
             example = f"{option('steps', 5)} {option('keep', 0.25)}"
@@ -153,6 +133,23 @@ def finetune(
     if stepped is None:
         return None
     return _result(Path(out), stepped.steps[-1].result, report.finetune_steps_report(stepped))
+
+
+def _training_options(given: Mapping[str, Any]) -> Any:
+    """The driver's ``FinetuneOptions``, whose type needs torch, from the keywords of ``finetune``."""
+    from leanonnx.commands.finetune import driver, training  # needs the extra
+
+    names = ("epochs", "batch", "minutes", "patience", "seed", "amp", "resume")
+    settings = {name: given[name] for name in names}
+    return driver.FinetuneOptions(
+        strategy=given["strategy"],
+        shapes=given["shape"] or {},
+        images=given["images"],
+        augment=given["augment"],
+        device=given["device"],
+        libraries=several(given["library"], Path),
+        settings=training.TrainingSettings(rate=given["lr"], checkpoint=optional_path(given["checkpoint"]), **settings),
+    )
 
 
 def check_training_numbers(lr: float, minutes: float | None) -> None:

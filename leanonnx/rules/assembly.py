@@ -17,9 +17,9 @@ from leanonnx.rules.call import (
     Slice,
     TiePairs,
     Unsupported,
-    broadcast_factor,
     mint_for_rows,
 )
+from leanonnx.rules.joins import broadcast_factor
 
 
 def concat(call: Call) -> Effect:

@@ -384,23 +384,3 @@ def pin_side_inputs(call: Call, effect: Effect, role: str) -> Effect:
         pins=(*effect.pins, *pins),
         moves=(),
     )
-
-
-def broadcast_factor(channel_ids: ChannelIds, shape: Shape) -> tuple[ChannelIds, list[TiePairs]]:
-    """Channel ids of a constant that broadcasts against a tensor, and the ties under which slices agree.
-
-    An axis on which the constant has size 1 is not sliced; channels that differ only along such axes are tied.
-    """
-    rank = len(shape)
-    pad = (1,) * (rank - channel_ids.ndim)
-    aligned = channel_ids.reshape(pad + channel_ids.shape)
-    lead = aligned.ndim - rank
-    kept = [k for k in varied_axes(aligned) if k >= lead and shape[k - lead] != 1]
-    lost = [k for k in varied_axes(aligned) if k not in kept]
-    ties: list[TiePairs] = []
-    if kept and lost:
-        moved = np.moveaxis(aligned, lost, range(len(lost)))
-        rows = moved.reshape(-1, *moved.shape[len(lost) :])
-        ties = [(np.broadcast_to(rows[0], rows[1:].shape), rows[1:])]
-    index = tuple(slice(None) if k in kept else slice(0, 1) for k in range(aligned.ndim))
-    return aligned[index].reshape(aligned[index].shape[lead:]), ties

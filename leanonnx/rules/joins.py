@@ -9,7 +9,7 @@ import numpy as np
 
 from leanonnx.numeric.channel_ids import ChannelIds, Shape, varied_axes
 from leanonnx.rules import advice
-from leanonnx.rules.call import Call, Effect, FixedEdges, Slice, TiePairs, Unsupported, broadcast_factor
+from leanonnx.rules.call import Call, Effect, FixedEdges, Slice, TiePairs, Unsupported
 
 
 def join_operands(
@@ -78,3 +78,23 @@ def _is_broadcast(operand: Shape, shape: Shape, out: ChannelIds) -> bool:
     """Return True if an operand has size 1 on an axis along which the output's channels vary."""
     full = (1,) * (len(shape) - len(operand)) + tuple(operand)
     return any(full[axis] == 1 and shape[axis] > 1 for axis in varied_axes(out))
+
+
+def broadcast_factor(channel_ids: ChannelIds, shape: Shape) -> tuple[ChannelIds, list[TiePairs]]:
+    """Channel ids of a constant that broadcasts against a tensor, and the ties under which slices agree.
+
+    An axis on which the constant has size 1 is not sliced; channels that differ only along such axes are tied.
+    """
+    rank = len(shape)
+    pad = (1,) * (rank - channel_ids.ndim)
+    aligned = channel_ids.reshape(pad + channel_ids.shape)
+    lead = aligned.ndim - rank
+    kept = [k for k in varied_axes(aligned) if k >= lead and shape[k - lead] != 1]
+    lost = [k for k in varied_axes(aligned) if k not in kept]
+    ties: list[TiePairs] = []
+    if kept and lost:
+        moved = np.moveaxis(aligned, lost, range(len(lost)))
+        rows = moved.reshape(-1, *moved.shape[len(lost) :])
+        ties = [(np.broadcast_to(rows[0], rows[1:].shape), rows[1:])]
+    index = tuple(slice(None) if k in kept else slice(0, 1) for k in range(aligned.ndim))
+    return aligned[index].reshape(aligned[index].shape[lead:]), ties

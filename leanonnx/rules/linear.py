@@ -13,7 +13,8 @@ import numpy as np
 from leanonnx.numeric.arrays import Array
 from leanonnx.numeric.channel_ids import on_axis, varied_axes
 from leanonnx.rules import advice, products
-from leanonnx.rules.call import Call, Effect, KernelBlock, Slice, TiePairs, Unsupported, broadcast_factor
+from leanonnx.rules.call import Call, Effect, KernelBlock, Slice, TiePairs, Unsupported
+from leanonnx.rules.joins import broadcast_factor
 from leanonnx.rules.weights import per_channel_slices, require_static_weight, unprunable_block
 
 ROW, COLUMN = -2, -1

@@ -25,10 +25,9 @@ from leanonnx.rules.call import (
     Reduction,
     Slice,
     Unsupported,
-    broadcast_factor,
     combine_axes,
 )
-from leanonnx.rules.joins import join_operands
+from leanonnx.rules.joins import broadcast_factor, join_operands
 from leanonnx.rules.reduction import kept_share, require_zeros, sums_channels
 
 FLOAT32_BYTES = 4

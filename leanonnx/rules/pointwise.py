@@ -13,8 +13,8 @@ from leanonnx.numeric.channel_ids import ChannelIds, compact_ids, varied_axes
 from leanonnx.operators.facts import Family, Trait
 from leanonnx.operators.table import names_with, standard_keys
 from leanonnx.rules import advice
-from leanonnx.rules.call import Call, Effect, FixedEdges, Slice, Unsupported, broadcast_factor, pin_side_inputs
-from leanonnx.rules.joins import join_operands
+from leanonnx.rules.call import Call, Effect, FixedEdges, Slice, Unsupported, pin_side_inputs
+from leanonnx.rules.joins import broadcast_factor, join_operands
 
 SCALING = names_with(Trait.SCALES)
 
