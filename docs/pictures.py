@@ -46,7 +46,7 @@ HANDED = {
     "selection": "→ Selection",
     "surgery": "→ Patch, Plan",
     "proof": "→ Proof",
-    "compressing": "→ Result",
+    "commands.compress": "→ Candidate",
 }
 """The values that rooms hand on to those above."""
 MODULES = 66
