@@ -55,8 +55,8 @@ class Flow:
     """Kernels of a channel-mixing node, and the constant channels that they read.
 
     ``nonzero`` [G, O, I]: True for kernels that are not zero.
-    ``given`` [G, I]: numbers of the constant channels that the node reads (NaN: not constant).
-    ``even``: True if a constant channel adds the same number at every position.
+    ``numbers`` [G, I]: numbers of the constant channels that the node reads (NaN: not constant).
+    ``is_uniform``: True if a constant channel adds the same number at every position.
     """
 
     node: int

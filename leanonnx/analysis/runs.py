@@ -17,7 +17,7 @@ class OperatorRun:
     """Movements from tensor ``source`` to a tensor with its channels on one axis.
 
     ``indices`` [channels of the result]: index of each channel in the source, along ``axis``; None if the movements do
-    more than permute channels.  ``inside``: names of the intermediate tensors.
+    more than permute channels.  ``intermediate``: names of the intermediate tensors.
     """
 
     source: str

@@ -27,7 +27,7 @@ GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 class GraphView:
     """Relations between the nodes and the values of a model's main graph, each computed when it is first read.
 
-    The model must not change in the meantime; ``edited`` are nodes that stand in place of its own.
+    The model must not change in the meantime; ``replacement_nodes`` are nodes that stand in place of its own.
     """
 
     proto: onnx.ModelProto

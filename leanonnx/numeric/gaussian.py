@@ -42,7 +42,7 @@ class ChannelMoments:
 
     ``values`` [P, C]: each channel as a function of its variable.
     ``correlation`` [C, C]: correlation of the variables; two moments with the same array share their variables.
-    ``known``: True if the moments follow from statistics stored in the network, not from an assumption on its inputs.
+    ``is_known``: True if the moments follow from statistics stored in the network, not from assumed inputs.
     """
 
     channel_ids: Ints

@@ -34,7 +34,7 @@ STILL_CHANGE = 1e-6
 class ComparedChannels:
     """Channel ids of tensors by name, at each observed size, and the keep mask ``alive`` [channels] (None: all).
 
-    ``steady`` returns the names of tensors whose channels are constant.
+    ``constant_tensors`` returns the names of tensors whose channels are constant.
     """
 
     channel_ids: Sequence[Mapping[str, ChannelIds]] = ()

@@ -32,7 +32,7 @@ FORWARDING_OPERATORS = names_with(Trait.PASSES_FIRST)
 
 @dataclass(frozen=True)
 class FixedDraws:
-    """Sides whose random numbers are inputs; ``joined`` adds these to the inputs of the model.
+    """Sides whose random numbers are inputs; ``add_draws`` adds these to the inputs of the model.
 
     ``reason`` names the operators whose random numbers cannot be fixed; empty if there are none.
     """

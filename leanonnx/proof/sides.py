@@ -53,8 +53,8 @@ class Sides:
         channels: channel ids of tensors, and the keep mask of the candidate.
         bound: relative error up to which two tensors are equal.
         rounding: share of a norm below which differences are rounding errors, 1 for the whole norm.
-        fused: True if onnxruntime may optimise the graphs.
-        fed: maps inputs of the reference to inputs of the candidate.
+        optimise: True if onnxruntime may optimise the graphs.
+        candidate_feed: maps inputs of the reference to inputs of the candidate.
     """
 
     original: Source
@@ -112,8 +112,8 @@ class ErrorTable:
     """Errors of one tensor, over runs in which it has the same slices.
 
     ``errors`` and ``limits`` are [runs, 1 + slices], the whole first; a limit is NaN for an uninformative run.
-    ``rows`` are the indices of these runs, ``varies`` [1 + slices] the slices that vary, ``at_once`` those that vary
-    without further inputs, ``kind`` the reason if nothing varies.
+    ``rows`` are the indices of these runs, ``varies`` [1 + slices] the slices that vary, ``varies_on_given`` those that
+    vary without further inputs, ``kind`` the reason if nothing varies.
     """
 
     name: str
@@ -146,7 +146,7 @@ class ErrorTable:
 class Findings:
     """Tables of all tensors that could be compared, the inputs used, and the further kinds of inputs tried.
 
-    ``restless``: the reference differs from itself between two runs.
+    ``nondeterministic``: the reference differs from itself between two runs.
     """
 
     tables: list[ErrorTable]

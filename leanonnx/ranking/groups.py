@@ -31,7 +31,7 @@ def layers_of(dag: ChannelDag, groups: Ints) -> Ints:
 def channel_groups(dag: ChannelDag, separate_slots: bool, ignored: Collection[int] = ()) -> Ints:
     """Selection group of each channel [channels].
 
-    A concat slot is removed together with its channel, unless slots are chosen separately (``separate_readers``) or the
+    A concat slot is removed together with its channel, unless slots are chosen separately (``separate_slots``) or the
     operand has a single channel: then a consumer drops it at no cost. A slot that only ``ignored`` nodes read costs
     nothing to keep, so it always goes with its channel.
     """

@@ -21,7 +21,7 @@ HELD_OUT_STRIDE = 5
 
 @dataclass(frozen=True)
 class PairedRun:
-    """One run: its index; ``held``: it is held out of the fit; ``mirrored``: its inputs were mirrored."""
+    """One run: its index; ``held_out``: it is held out of the fit; ``mirrored``: its inputs were mirrored."""
 
     index: int
     held_out: bool

@@ -82,7 +82,7 @@ def recover(
         feeds: inputs.
         held: held-out inputs; without them, some positions of ``feeds`` are held out.
         seed: seed of the sampled positions.
-        told: called with the progress (0 to 1).
+        on_progress: called with the progress (0 to 1).
 
     Raises:
         DataError: a network cannot be run on these inputs.

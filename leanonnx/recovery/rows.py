@@ -28,8 +28,8 @@ MIN_ROW_SCALE = 1e-3
 class OtherOperand:
     """The other operand of the addition that reads a layer's output.
 
-    Its name in the original (``wanted``) and in the compressed network (``there``), and the scale of each channel
-    between the layer and the addition.
+    Its name in the original (``original``) and in the compressed network (``compressed``), and the scale of each
+    channel between the layer and the addition.
     """
 
     original: str

@@ -64,7 +64,7 @@ class Selection:
 class Selector:
     """Ranks the channels of a DAG once, and selects the keep set for any fraction of its cost.
 
-    ``price``: prices keep sets in the unit of the budget; ``weights``: the weighted DAG that rankings read.
+    ``price``: prices keep sets in the unit of the budget; ``weighted``: the weighted DAG that rankings read.
     """
 
     def __init__(

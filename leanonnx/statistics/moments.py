@@ -44,7 +44,7 @@ class Moments:
 class Statistics:
     """Statistics of the channels of a network.
 
-    ``read``: moments of each tensor that kernels read, by (tensor, axis);
+    ``moments``: moments of each tensor that kernels read, by (tensor, axis);
     ``variance`` [channels]: variance of the channels that are operands of additions, NaN where it was not measured.
     """
 
@@ -133,7 +133,7 @@ def measure_statistics(
         dag: the network.
         feeds: its inputs.
         count: number of feeds, which sets how far rows are thinned out.
-        told: called with the fraction of inputs processed (0 to 1).
+        on_progress: called with the fraction of inputs processed (0 to 1).
 
     Raises:
         DataError: the network cannot be run on these inputs, or computes values that are not finite.

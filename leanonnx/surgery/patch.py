@@ -54,8 +54,8 @@ class Patch:
     """The edits of a surgery.
 
     constants: (node, input slot) → function that makes the constant to read there.
-    entries: (node, input slot) → new entries of a computed integer vector; ``outputs`` likewise for a node's output.
-    picks: (node, input slot) → positions of a computed tensor to read.
+    shape_edits: (node, input slot) → new entries of a computed integer vector; ``output_edits``: the same for outputs.
+    selects: (node, input slot) → positions of a computed tensor to read.
     scales: (node, output slot) → factor of the output.
     masks: (node, input slot) → elements of a computed tensor to read, with zeros for the others.
     attributes: node → attribute → new value (None: removed).

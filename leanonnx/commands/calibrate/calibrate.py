@@ -57,7 +57,7 @@ class Forecast:
 class DeviceCalibration:
     """A measured table, the built-in one of the same name, and predictions from both.
 
-    ``timed_steps`` is True if the fast widths were found by timing, not read from optimised graphs.
+    ``has_timed_widths`` is True if the fast widths were found by timing, not read from optimised graphs.
     """
 
     target: Hardware

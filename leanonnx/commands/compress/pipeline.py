@@ -71,7 +71,7 @@ class CompressResult:
         tidied: numbers of clean-ups of the graph, by kind.
         exact: the channels that contributed nothing, by reason; None if a budget chose them.
         recovery: recovery from data and its deviation; None without data.
-        blind: recovery without data; None if there was none.
+        data_free: recovery without data; None if there was none.
         folded: weights that the file computes from constants and the result stores.
         restored: file that weights were taken from, as a plan recorded.
     """
