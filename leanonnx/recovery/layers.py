@@ -41,8 +41,8 @@ class LinearLayer:
     """A linear operator in both networks: node ``before`` of the original, node ``after`` of the compressed one.
 
     ``weight`` and ``bias`` name the stored constants of the compressed network; without a bias, one can be added in
-    slot 2 if ``extendable``.  ``output_first``: the weight of a matrix product is stored as [O, I].  ``shape`` is that of
-    the weight as the layer reads it, through ``route``; ``window`` is that of a convolution.
+    slot 2 if ``extendable``.  ``output_first``: the weight of a matrix product is stored as [O, I].  ``shape`` is that
+    of the weight as the layer reads it, through ``route``; ``window`` is that of a convolution.
     """
 
     before: int
