@@ -31,10 +31,10 @@ from typing import NamedTuple
 
 from benchmarks.common import COMMAND, RESULTS, ROOT, Row, compress, environment, load, progress, save
 from benchmarks.giants import heavy
-from tests.bombs import BOMBS
 from tests.corruption import case
-from tests.ordeal import judge_all
-from tests.victims import Files
+from tests.fuzz_runner import judge_all
+from tests.resource_attacks import BOMBS
+from tests.seed_models import Files
 
 KEEP = "0.5"
 PATHS = re.compile(r"(/[^\s/]+)+/")

@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
-from tests.spoilers import NOT_TEXT, SPOILERS, Spoiler, Void
-from tests.victims import DATA, MODEL, VICTIMS, Files
+from tests.mutators import NOT_TEXT, SPOILERS, Spoiler, Void
+from tests.seed_models import DATA, MODEL, VICTIMS, Files
 
 
 def spoiled_bytes(raw: bytes, rng: np.random.Generator) -> tuple[str, bytes]:

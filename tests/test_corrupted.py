@@ -9,11 +9,11 @@ import pytest
 
 from tests.corruption import case
 from tests.helpers import CNN, Done, build, called, tree
-from tests.victims import DATA, MODEL, VICTIMS, raw
+from tests.seed_models import DATA, MODEL, VICTIMS, raw
 
 pytest.importorskip("resource", reason="limits of processes as Unix has them")
 
-from tests.ordeal import Verdict, Watch, judged, laid
+from tests.fuzz_runner import Verdict, Watch, judged, laid
 
 COUNT = 150
 CORPUS = Path(__file__).parent / "corrupted"

@@ -14,7 +14,7 @@ from leanonnx.rules.pointwise import unary
 from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.selection.metrics import Budget
 from tests.helpers import Options, build, saved
-from tests.test_proof_telling import WRONG
+from tests.test_vacuous_proofs import WRONG
 
 NETWORK = """
 <ir_version: 8, opset_import: ["" : 17]>

@@ -22,7 +22,15 @@ from leanonnx.recovery import fold, layers, recover, rows
 from leanonnx.recovery import partial_runner as walk
 from leanonnx.runtime import probes as taps
 from leanonnx.statistics import moments
-from tests import test_moments, test_obs, test_path_mass, test_positions, test_recovery, test_regression, test_walk
+from tests import (
+    test_moments,
+    test_obs,
+    test_partial_runner,
+    test_path_mass,
+    test_positions,
+    test_recovery,
+    test_regression,
+)
 from tests import test_recovery_cli as told
 from tests.calibrated import analysed, net, normal_feeds
 from tests.graph_builder import Array
@@ -202,7 +210,7 @@ def start(patch: Patch) -> None:
 
 
 def frontier(patch: Patch) -> None:
-    test_walk.test_only_what_is_read_later_is_held()
+    test_partial_runner.test_only_what_is_read_later_is_held()
 
 
 def unwatched(proto: Any, names: Any, feeds: Any, libraries: Any = ()) -> Any:
@@ -230,9 +238,9 @@ class Mutant:
 
 
 MUTANTS = [
-    Mutant(kept_sign, obs._Work, "remove", costs),
-    Mutant(kept_sign, obs._Work, "remove", order),
-    Mutant(no_takeover, obs._Work, "remove", order),
+    Mutant(kept_sign, obs._Elimination, "remove", costs),
+    Mutant(kept_sign, obs._Elimination, "remove", order),
+    Mutant(no_takeover, obs._Elimination, "remove", order),
     Mutant(uncentred, moments.Accumulator, "moments", tensor_moments),
     Mutant(tiled, moments, "channel_rows", flattened),
     Mutant(unwatched, moments, "tensor_values", operands),

@@ -20,7 +20,7 @@ from leanonnx.page.network import LANE_HEIGHT, abridged_numbers, network_picture
 from leanonnx.page.times import compare_profiles, layer_times
 from leanonnx.reporting.builders import layer_rows
 from leanonnx.rules.call import KernelBlock
-from leanonnx.runtime.fastpath import CONVOLUTIONS, convolution_layouts
+from leanonnx.runtime.fastpath import FLOAT_CONVOLUTIONS, convolution_layouts
 from leanonnx.runtime.profiling import NodeTime, origin_tensor
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import RunFailed
@@ -295,7 +295,7 @@ def test_profile(tmp_path: Path) -> None:
     feed = load_dag(path).observation.feeds
     first, second = profile_in_subprocess([path, path], feed, ONE, 0.05)
     assert {work.tensor for work in first} == {work.tensor for work in second}
-    convolutions = [work for work in first if work.operator in CONVOLUTIONS]
+    convolutions = [work for work in first if work.operator in FLOAT_CONVOLUTIONS]
     expected = convolution_layouts(path, ONE)
     assert expected is not None
     assert len(convolutions) == expected.fast + expected.plain == 6

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from leanonnx.rules.call import Call, Effect
-from tests.rules.bench import Bench
+from tests.rules.model_builder import ModelBuilder
 
-Build = Callable[[Bench], None]
+Build = Callable[[ModelBuilder], None]
 Wrong = Callable[[Call, Effect], Effect]
 OPSETS = (13, 17, 21)
 ONE = "what steers it is one number or a graph input, which stay anyway"

@@ -21,8 +21,8 @@ from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import run
 from leanonnx.surgery.operate import apply_patch
 from leanonnx.surgery.patch import masking_patch
-from tests.rules.bench import Bench, Choose, Sample
 from tests.rules.case import Form, Refusal
+from tests.rules.model_builder import Choose, ModelBuilder, Sample
 from tests.test_masked_equals_compact import (
     BOUND,
     agrees,
@@ -39,9 +39,9 @@ from tests.test_masked_equals_compact import (
 def sampled(form: Form | Refusal, choose: Choose) -> Sample:
     """One model of a form."""
     opset = form.opsets[choose(len(form.opsets))]
-    bench = Bench(choose, opset, stem=isinstance(form, Refusal))
-    form.build(bench)
-    return bench.finish()
+    builder = ModelBuilder(choose, opset, stem=isinstance(form, Refusal))
+    form.build(builder)
+    return builder.finish()
 
 
 def seeded(seed: int) -> Choose:

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.numeric.channel_ids import ChannelIds, Mask
 from leanonnx.rules.call import KernelBlock
-from tests.rules.bench import SUBJECT, Probe, Sample
+from tests.rules.model_builder import SUBJECT, Probe, Sample
 
 Array = NDArray[Any]
 STEPS = (0.7, -9.3, 9.1)

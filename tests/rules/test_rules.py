@@ -27,9 +27,9 @@ from leanonnx.numeric.channel_ids import ChannelIds, Mask, compact_ids
 from leanonnx.rules.call import Call, Effect, Rule
 from leanonnx.rules.table import COUNTED_WEIGHT_SLOTS, DEFAULT_RULES
 from tests.rules import mutants, naive
-from tests.rules.bench import Choose, Sample
 from tests.rules.case import Case, Form, Refusal
 from tests.rules.harness import analysed, check, emptied, sampled, seeded, touched, verdict, without
+from tests.rules.model_builder import Choose, Sample
 from tests.rules.table import CASES
 from tests.test_masked_equals_compact import killed
 

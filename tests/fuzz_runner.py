@@ -23,7 +23,7 @@ from pathlib import Path
 import onnx
 
 from tests.helpers import Done, called, tree
-from tests.victims import MODEL, Files
+from tests.seed_models import MODEL, Files
 
 PATIENCE = 150.0
 """Seconds after which a run is taken to hang."""
@@ -150,7 +150,7 @@ class Watch:
     def start(self) -> subprocess.Popen[bytes]:
         """A new worker."""
         self.worker = subprocess.Popen(
-            [sys.executable, "-c", f"{LIMITED}from tests.ordeal import work; work({self.peak})"],
+            [sys.executable, "-c", f"{LIMITED}from tests.fuzz_runner import work; work({self.peak})"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

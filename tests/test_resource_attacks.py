@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import CNN, build
-from tests.victims import DATA, MODEL, external, raw
+from tests.seed_models import DATA, MODEL, external, raw
 
 pytest.importorskip("resource", reason="limits of processes as Unix has them")
 
 from leanonnx.runtime import sessions
-from tests.bombs import BOMBS, ENDLESS, ENTRIES, HARMLESS, PLANS, plan
-from tests.ordeal import Verdict, Watch, laid, tried
+from tests.fuzz_runner import Verdict, Watch, laid, tried
+from tests.resource_attacks import BOMBS, ENDLESS, ENTRIES, HARMLESS, PLANS, plan
 
 PATIENCE = 20.0
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from tests.victims import MODEL
+from tests.seed_models import MODEL
 
 HUGE = (1 << 31, (1 << 31) - 1, 1 << 40, (1 << 62) + 1, (1 << 63) - 1, 100_000, 65_536)
 ODD = (0, -1, -2, -(1 << 31), -(1 << 63), 1, 2, 3, 5, *HUGE)

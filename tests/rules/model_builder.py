@@ -40,7 +40,7 @@ class Sample:
     probes: tuple[Probe, ...]
 
 
-class Bench:
+class ModelBuilder:
     """A model under construction.  Weights are drawn from a seed, everything else from ``choose``.
 
     ``reads`` names the tensors to be read in the end, if not the subject's outputs; ``whole`` tells that channels may

@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.helpers import CNN, build
-from tests.victims import BRANCHED, DATA, MODEL, Files, external, raw
+from tests.seed_models import BRANCHED, DATA, MODEL, Files, external, raw
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
 HUGE = 1 << 40
