@@ -33,7 +33,7 @@ from benchmarks.common import COMMAND, RESULTS, ROOT, Row, compress, environment
 from benchmarks.giants import heavy
 from tests.corruption import case
 from tests.fuzz_runner import judge_all
-from tests.resource_attacks import BOMBS
+from tests.resource_attacks import ATTACKS
 from tests.seed_models import Files
 
 KEEP = "0.5"
@@ -61,7 +61,7 @@ def _files(seed: int) -> Files:
 
 def bombs(_: argparse.Namespace) -> Row:
     """Files that ask for too much."""
-    return _judged(BOMBS)
+    return _judged(ATTACKS)
 
 
 def _judged(cases: Mapping[str, Callable[[], Files]]) -> Row:

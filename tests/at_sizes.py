@@ -106,7 +106,7 @@ class Pair:
         self._assert_on_most(shapes, self.differs, "the compressed network is off by")
 
     def assert_samples_alone(self, shapes: Shapes) -> None:
-        """A batch gives what its samples give one by one, wherever it does so in the original."""
+        """Check that a batch gives the results of its samples run one by one, wherever the original does."""
 
         def differs(feed: Feed) -> float:
             try:
@@ -154,7 +154,7 @@ def as_observed(patch: Patch) -> Patch:
 
 
 def runs_at(model: onnx.ModelProto, inputs: Inputs, sizes: Sequence[Shapes]) -> list[Shapes]:
-    """The sizes at which a model can be run and puts out finite numbers."""
+    """The sizes at which a model runs and returns finite numbers."""
     found = []
     with suppress(RunFailed), translate_errors():
         session = _opened(model, False)

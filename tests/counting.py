@@ -17,7 +17,7 @@ COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 class Count(NamedTuple):
-    """What a file holds."""
+    """Counts of a model file."""
 
     kernels: int
     macs: int

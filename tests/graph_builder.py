@@ -1,4 +1,4 @@
-"""What a step of a random model sees: the model so far, random choices, and weights as files hold them."""
+"""The state that a step of a random model sees: the model so far, random choices, and weights as files store them."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def dequantised_per_channel(b: Builder, array: Array, out_axis: int) -> str:
 
 
 HELD_FORMS = (shared, identity_fed, dequantised, dequantised_per_channel)
-"""How the file holds a weight that can be pruned."""
+"""Ways in which a file stores a prunable weight."""
 COMPUTED_FORMS = (transpose_fed, reshape_fed, squeeze_fed, cast_fed, computed)
 """Constants behind operators: a weight is pinned, anything else is sliced at its root or stored as its value."""
 

@@ -114,7 +114,7 @@ def gather(b: Builder) -> None:
 
 
 def gather_one(b: Builder) -> None:
-    """A single channel, whose axis goes and comes back."""
+    """A single channel; its axis is removed and added again."""
     x = b.image()
     if x is not None:
         index = b.constant(np.array(b.between(-x.channels, x.channels - 1)))

@@ -31,7 +31,7 @@ def templates(node: ast.expr) -> Iterator[str]:
 
 
 def spelled(node: ast.expr) -> str:
-    """What stands for a value in a message: an option as the command line spells it, or ``…``."""
+    """The text that stands for a value in a message: an option as the command line spells it, or ``…``."""
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
         return "…"
     texts = [str(each.value) if isinstance(each, ast.Constant) else "…" for each in node.args]

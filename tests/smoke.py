@@ -25,4 +25,4 @@ SMOKE: dict[str, tuple[str, ...]] = {
     "test_bad_options.py": ("test_not_exactly_one_budget", "test_shape["),
     "test_bad_input.py": tuple(f"test_broken_graph[{fault}]" for fault in ("dangling", "cyclic", "wrong_dims")),
 }
-"""File below tests/ → how the names of its tests begin that belong to the subset."""
+"""File below tests/ → prefixes of the names of its tests in the subset."""

@@ -113,7 +113,7 @@ def test_options_are_those_of_the_command_line(verb: str) -> None:
 
 @pytest.mark.parametrize("verb", FUNCTIONS)
 def test_defaults_are_those_of_the_command_line(verb: str) -> None:
-    """What is empty or given as text there is None or a value here."""
+    """Options that are empty or text there are None or a value here."""
     command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
     parameters = inspect.signature(FUNCTIONS[verb]).parameters
     for param in command.params:

@@ -1,4 +1,4 @@
-"""``leanonnx calibrate-device``: how a table follows from times, how it is stored, what is told of it."""
+"""``leanonnx calibrate-device``: deriving a table from times, storing it, reporting it."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_multiple_is_found(multiple: int) -> None:
 
 
 def predicted(probe: Probe, target: Hardware, folder: Path) -> float:
-    """What the latency model says of a probe."""
+    """Latency of a probe by the latency model."""
     dag = load_dag(saved(probe_network(probe), folder / "probe.onnx"))
     return latency_model(dag, target)(np.ones(dag.count, bool))
 

@@ -192,7 +192,7 @@ def test_extraction_without_ties_is_that_of_the_enumeration(graph: Graph, mode: 
 @checked
 @given(graphs(powers=False, layers=12), st.sampled_from(["through", "free"]))
 def test_chains_are_connected_disjoint_descending_and_complete(graph: Graph, mode: str) -> None:
-    """What holds for graphs too large to enumerate."""
+    """Properties that hold on graphs too large to enumerate."""
     found = list(extract_chains(*graph, mode))  # type: ignore[arg-type]
     edges = {edge.place: edge for edge in links(graph.blocks)}
     kernels = [kernel for chain in found for kernel in chain.kernels]

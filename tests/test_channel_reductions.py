@@ -1,5 +1,5 @@
-"""Networks whose channels are summed, averaged or normalised together, put back where a MaxPool found them, or read by
-heads: half of the kernels go, proven, and channels that go count as zeros."""
+"""Networks that sum, average or normalise over channels, unpool them, or read them by heads: half of the kernels are
+removed, the result is proven, and removed channels count as zeros."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_indices_that_others_read_are_pinned() -> None:
 
 @pytest.mark.parametrize("method", ["lean", "path-mass", "l2", "random"])
 def test_every_method_ranks_channels_that_are_only_summed(method: str, tmp_path: Path) -> None:
-    """Channels that nothing but a sum reads: some go, not all before any other."""
+    """Of channels that only a sum reads some are removed, but not all of them before any other."""
     source = saved(
         net(
             "(float[N,3,6,6] x) => (float[N,2,6,6] y)",

@@ -130,7 +130,7 @@ def test_deviation_is_that_of_the_samples(folder: Path) -> None:
 
 
 def test_sizes_come_from_the_data(tmp_path: Path) -> None:
-    """Multiply-adds and latency are those at the size of the samples; --shape goes first."""
+    """Multiply-adds and latency are those at the size of the samples; --shape takes precedence."""
     for name in ("base.onnx", "new.onnx"):
         saved(build(IMAGE), tmp_path / name)
     np.savez(tmp_path / "data.npz", x=samples(3, 24))
@@ -142,7 +142,7 @@ def test_sizes_come_from_the_data(tmp_path: Path) -> None:
 
 
 def test_new_fails_on_a_sample_that_base_takes(tmp_path: Path) -> None:
-    """What is declared free is not free: NEW has the size in a constant."""
+    """An axis declared free is not: a constant of NEW fixes its size."""
     saved(build(IMAGE), tmp_path / "base.onnx")
     fixed = (
         IMAGE.replace("{ y = Conv", "<int64[4] s = {-1, 3, 8, 8}> { r = Reshape (x, s) y = Conv")

@@ -40,7 +40,7 @@ needs_bash = pytest.mark.skipif(BASH is None, reason="bash is not installed")
 
 @cache
 def offline() -> bool:
-    """Whether pip cannot reach the index that it is set to."""
+    """True if pip cannot reach its configured index."""
     command = [sys.executable, "-m", "pip", "index", "versions", "hatchling"]
     return subprocess.run(command, capture_output=True, check=False, timeout=LIMIT).returncode != 0
 
@@ -240,7 +240,7 @@ def rendered(text: str, inputs: dict[str, str]) -> str:
 
 
 def run_action(folder: Path, runner: Path, given: dict[str, str], *steps: str) -> tuple[Done, dict[str, str]]:
-    """Run the named steps as the runner does; gives the last one, and what it has put out."""
+    """Run the named steps as the runner does; returns the last one and its outputs."""
     action = yaml.safe_load(ACTION.read_text(encoding="utf-8"))
     inputs = {name: given.get(name, spec.get("default", "")) for name, spec in action["inputs"].items()}
     assert {name for name, spec in action["inputs"].items() if spec.get("required")} <= set(given) <= set(inputs)

@@ -1,4 +1,4 @@
-"""How a check is told: JUnit's XML, GitHub's annotations and summary, the table."""
+"""Reports of a check: JUnit XML, GitHub annotations and summary, the table."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_schema_that_is_broken_is_seen() -> None:
 
 
 def test_junit_of_a_run(tmp_path: Path) -> None:
-    """What is written agrees with what is printed; an older report is replaced."""
+    """The written report agrees with the printed one and replaces an older one."""
     saved(build(FREE), tmp_path / "base.onnx")
     saved(build(FREE, 1), tmp_path / "new.onnx")
     (tmp_path / "r.xml").write_text("older")
@@ -176,7 +176,7 @@ def test_markdown_is_a_table_whatever_models_call_their_tensors() -> None:
 
 
 def test_github(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Annotations go to stderr, the summary is added to the file that the job has."""
+    """Annotations are written to stderr, the summary is appended to the job's file."""
     saved(build(FREE), tmp_path / "base.onnx")
     saved(build(FREE, 1), tmp_path / "new.onnx")
     args = ("check", "base.onnx", "new.onnx", "--max-deviation", 0.01, "--github", "--json")

@@ -1,4 +1,4 @@
-"""``leanonnx check`` at other sizes than the first: free axes, batches, and comparisons that tell nothing."""
+"""``leanonnx check`` at other sizes than the first: free axes, batches, and comparisons without information."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ net (float[N, 6, 9] x) => (float[N, 7, 9] y)
 
 
 def test_scores_beside_boxes_are_judged(folder: Path) -> None:
-    """Channels are told by labels: of [N, 7, 9] the axis of 7, though that of 9 could be one of channels too."""
+    """Channel ids identify the channel axis: of [N, 7, 9] the axis of 7, though 9 is possible too."""
     pair(folder, DETECTOR, DETECTOR)
     proto = onnx.load(folder / "new.onnx")
     scores = next(t for t in proto.graph.initializer if t.name == "scores")
@@ -221,7 +221,7 @@ def test_scores_beside_boxes_are_judged(folder: Path) -> None:
     assert "along axis 1; the whole 0.00" in gate(row, "max-deviation")["detail"]
 
 
-# comparisons that tell nothing
+# comparisons without information
 
 
 def test_empty_outputs_tell_nothing(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What ``compress`` writes: plans, the bytes, and all that stays as it was."""
+"""Files that ``compress`` writes: plans, the model's bytes, and everything that stays unchanged."""
 
 from __future__ import annotations
 

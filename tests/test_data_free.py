@@ -1,4 +1,4 @@
-"""Recovery without data: copies and constants are made up for exactly, means by the plain formula."""
+"""Data-free recovery: copies and constants are compensated exactly, means by the plain formula."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def distance(one: onnx.ModelProto, other: onnx.ModelProto, shape: tuple[int, ...
 def mended(
     proto: onnx.ModelProto, folder: Path, tensor: str, *channels: int, **how: Any
 ) -> tuple[DataFreeFit, float, float]:
-    """What came of it, and the distance from the original before and after."""
+    """The fit, and the distance from the original before and after it."""
     dag = opened(proto, folder)
     alive, bare = without(dag, tensor, *channels)
     found = fit_without_data(PropagatedMoments(dag), alive, bare, **how)
@@ -181,7 +181,7 @@ def test_means_follow_from_normalisation(activation: str, tmp_path: Path) -> Non
 
 
 def test_a_border_adds_nothing_to_a_mean(tmp_path: Path) -> None:
-    """Where a kernel stands over the border at some positions, its part counts for the others only."""
+    """A kernel that overlaps the border at some positions is compensated at the others only."""
     text = """<ir_version: 8, opset_import: ["" : 17]>
     net (float[1, 3, 4, 1] x) => (float[1, 2, 4, 1] y)
     <float[4, 3, 1, 1] w1, float[4] g, float[4] b, float[4] m, float[4] v, float[2, 4, 3, 1] w2, float[2] b2>

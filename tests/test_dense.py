@@ -114,7 +114,7 @@ def test_a_pinned_layer_keeps_what_it_reads(method: Method, chains: str, tmp_pat
 def test_a_useless_kernel_goes_early_though_the_last_layer_has_no_use_for_its_channel(
     layer: int, tmp_path: Path
 ) -> None:
-    """A channel cannot go before its readers, so that its own kernels compete for as long as it lives."""
+    """A channel cannot be removed before its consumers, so its own kernels compete as long as it is kept."""
     proto = dense(5)
     for tensor in proto.graph.initializer:
         array = numpy_helper.to_array(tensor).copy()

@@ -64,7 +64,7 @@ def opened(folder: Path, path: Path) -> tuple[Model, Dataset]:
 def added(
     folder: Path, a: np.ndarray, e: np.ndarray, batch: int = 1, post: str = "Identity", **labels: Any
 ) -> Fidelity:
-    """The original puts out ``post(x)``, the candidate ``post(x + e)``."""
+    """The original outputs ``post(x)``, the candidate ``post(x + e)``."""
     shape = ",".join(["N", *map(str, a.shape[1:])])
     kind = {"f": "float", "i": "int64", "b": "bool"}[a.dtype.kind]
     before = model_of(shape, f"y = {post} (x)", f"{kind}[{shape}] y", kind)
@@ -73,7 +73,7 @@ def added(
 
 
 def whole(deviation: Deviation) -> Deviation:
-    """What is told of the output as a whole."""
+    """The deviation of the output as a whole."""
     return replace(deviation, channels=None, vacuous="")
 
 

@@ -1,4 +1,4 @@
-"""What fine-tuning learns from: labels, noise, mixed images, batches."""
+"""Training data of fine-tuning: labels, noise, mixed images, batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every operator that torch runs gives what onnxruntime gives; every other one is refused by name."""
+"""Every operator that torch runs agrees with onnxruntime; every other one is refused by name."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def loaded(proto: onnx.ModelProto) -> Iterator[Model]:
 
 
 def agreement(model: Model) -> float | None:
-    """Relative error of torch; None where onnxruntime does not run the model, or puts out nothing to compare."""
+    """Relative error of torch; None if onnxruntime does not run the model, or its outputs are not comparable."""
     try:
         shapes = observe(model, {}).shapes
         feeds = random_inputs(model, shapes)[:2]  # large numbers leave little of a variance

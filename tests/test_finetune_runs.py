@@ -1,4 +1,4 @@
-"""Runs of fine-tuning: killed ones go on to the same bytes, steps, refusals, exit codes."""
+"""Runs of fine-tuning: killed ones resume to the same bytes; steps, refusals, exit codes."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def constants(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
 
 
 def replayed(folder: Path) -> bool:
-    """Whether the plan alone gives the same file."""
+    """True if the plan alone gives the same file."""
     plan = load_plan(folder / "plan.json")
     compress_file(folder / "in.onnx", folder / "again.onnx", Options(plan=plan))
     return (folder / "again.onnx").read_bytes() == (folder / "out.onnx").read_bytes()
@@ -244,7 +244,7 @@ def test_what_changes_from_run_to_run_is_not_folded(weight: str, says: str, tmp_
 
 
 def test_what_nothing_reads_is_left_out(tmp_path: Path) -> None:
-    """Constants and nodes that made the weight go with it, those that others read stay."""
+    """Constants and nodes that computed the weight are removed with it; those that others read stay."""
     proto = FOLDED["weight norm"][0]()
     _, written = cut(proto, tmp_path)
     assert not {"v", "g"} & constants(written).keys()
@@ -253,7 +253,7 @@ def test_what_nothing_reads_is_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [*FOLDED, *HELD])
 def test_recovery_takes_what_was_computed(kind: str, tmp_path: Path) -> None:
-    """The layer is mended, in the type of its holder, and what is told is what is written."""
+    """The layer is refitted in the type of its constant, and the report describes what is written."""
     make = (FOLDED | HELD)[kind][0]
     source, target = saved(make(), tmp_path / "in.onnx"), tmp_path / "out.onnx"
     np.savez(tmp_path / "data.npz", x=RNG.standard_normal((64, 3, 8, 8)).astype(np.float32))

@@ -1,4 +1,4 @@
-"""Numbers in words are in the right number."""
+"""Texts for counts, changes, shapes and metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports of leanonnx only go down, each layer knows only what it may know, and nothing grows too large."""
+"""Imports within leanonnx point downwards only, each layer imports only what it may, and nothing grows too large."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def test_classes_of_ours_are_not_extended() -> None:
 
 
 THAWED = {("analysis.trace", "Trace")}
-"""What is filled while the nodes of a model are visited."""
+"""Classes that are filled while the nodes of a model are visited."""
 
 
 @pytest.mark.parametrize("name", sorted(TREES))

@@ -86,7 +86,7 @@ def test_rows_of_zeros_of_a_left_product_go(tmp_path: Path) -> None:
 
 
 def test_constant_rows_of_a_left_gemm_are_told_right(tmp_path: Path) -> None:
-    """A row that is one number throughout cannot go into the bias of a Gemm that has one for each column."""
+    """A constant row cannot be added to the bias of a Gemm that has one number per column."""
     proto = edited(net(*TURNED), a=put(0, [1, 4]), b=lambda array: array.__setitem__([1, 4], [[-1.0], [2.0]]))
     _, after = minimal(proto, tmp_path)
     assert constant(after, "a").shape == (8, 5)

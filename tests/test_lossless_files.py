@@ -1,4 +1,4 @@
-"""``--exact`` on files of every kind, its report, its plans."""
+"""``--exact`` on files of every kind, its report and its plans."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_what_a_caller_may_override_is_no_zero(listed: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16])
 def test_other_number_formats(kind: int, tmp_path: Path) -> None:
-    """In half precision a bias is too coarse to make up for a constant."""
+    """In half precision a bias is too coarse to absorb a constant."""
     proto = framed("d = Relu (c)", pad=0, opset=22)
     proto.ir_version = 10
     proto = edited(proto, w=put(0, [0, 1, 2]), b=put(0, [0, 1]), v=put(0, slice(None), 7))

@@ -45,7 +45,7 @@ def test_a_sum_that_cancels_is_no_branch_of_zeros(tmp_path: Path) -> None:
 
 
 def test_operands_of_a_concat(tmp_path: Path) -> None:
-    """What nothing reads of an operand goes; an operand that is not read at all goes with all that made it.
+    """Unread channels of an operand are removed; an unread operand is removed with everything that computes it.
 
     Both copies of channel 2 are unread, and one of channel 7.
     """

@@ -80,7 +80,7 @@ FOUND = {
         { c = Conv (x, w)  t = Tile (c, repeats)  e = Concat <axis = 1> (c, c)
           f = Flatten (t)  g = Flatten (e)  a = Gemm (f, u)  b = Gemm (g, u)  y = Sub (a, b) }""",
 }
-"""What hypothesis has found, made small."""
+"""Failing examples of hypothesis, minimised."""
 
 
 @contextmanager
@@ -105,7 +105,7 @@ def doomed(dag: ChannelDag, dead: Mask) -> Mask:
 
 
 def allowed(dag: ChannelDag, dead: Mask) -> bool:
-    """Whether no pinned class is dead and every tensor keeps a channel."""
+    """True if no pinned group is removed and every tensor keeps a channel."""
     alive = ~dead[dag.groups]
     return not (dead & dag.pinned_groups).any() and all(
         alive[channel_ids].any() for channel_ids in dag.channel_ids.values()
@@ -160,7 +160,7 @@ def assert_equal_outputs(dag: ChannelDag, alive: Mask, compact: onnx.ModelProto)
 
 
 def agrees(proof: Proof) -> bool:
-    """Whether a random network is proven, or puts out one and the same whatever it reads, as some of them do."""
+    """True if a random network is proven, or is one of those with outputs that do not depend on the inputs."""
     return proof.passed or (proof.status == VACUOUS and set(proof.silent.values()) <= {"constant", "empty"})
 
 
@@ -237,7 +237,7 @@ def test_any_classes_can_go(proto: onnx.ModelProto, seed: int) -> None:
 
 @given(models(), st.integers(0, 1 << 30), st.booleans())
 def test_any_prefix_of_a_ranking_can_stay(proto: onnx.ModelProto, seed: int, separate_readers: bool) -> None:
-    """What a ranking keeps, after the closure of the selection: what nothing reads dies too."""
+    """Any prefix can be kept after the closure of the selection, which removes unread channels too."""
     with analysed(proto) as dag:
         check(dag, kept_by_rank(dag, np.random.default_rng(seed), separate_readers))
 

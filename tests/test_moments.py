@@ -206,7 +206,7 @@ def test_nothing_to_look_at() -> None:
 
 
 def test_channels_on_another_axis_than_the_last() -> None:
-    """As wide as they are many, so that sizes alone do not tell."""
+    """As wide as they are many, so that sizes alone do not identify the axis."""
     dag = dag_of(
         "(float[N,3,5,7] x) => (float[N,4,5,7] y)",
         "float[7,3,1,1] a, float[4,7] c",

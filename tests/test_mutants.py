@@ -56,7 +56,7 @@ small (float[1, 2, {size}, {size}] x) => (float[1, 3, n, m] y)
     y = Conv (d, v)
 }}
 """
-"""A convolution that puts out ``c``, the operator under test from ``c`` to ``d``, and a convolution that reads it."""
+"""A convolution with output ``c``, the operator under test from ``c`` to ``d``, and a convolution that reads ``d``."""
 
 
 def framed(body: str, constants: str = "", width: int = 4, read: int = 4, size: int = 4, opset: int = 17) -> str:
@@ -341,7 +341,7 @@ MUTANTS = [
 
 
 def keep_set(dag: ChannelDag, dead: Dead) -> Mask:
-    """Labels that live when these channels go, with the readers of what goes."""
+    """Keep mask [channels] when these channels are removed together with their consumers."""
     gone = np.zeros(dag.pinned_groups.size, bool)
     for tensor, channels in dead.items():
         gone[dag.groups[dag.channel_ids[tensor].reshape(-1)[list(channels)]]] = True

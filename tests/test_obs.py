@@ -36,7 +36,7 @@ class Naive:
         return Consumer(self.units, self.weights.T @ self.weights, precision_matrix(covariance))
 
     def loss(self, gone: Sequence[int]) -> float:
-        """Mean squared change of what it puts out when the other channels make up for these as well as they can."""
+        """Mean squared change of the output when the other channels compensate these as well as possible."""
         lost = np.isin(self.units, gone)
         left, right = self.samples[:, ~lost], self.samples[:, lost]
         rest = right - left @ np.linalg.lstsq(left, right, rcond=None)[0] if left.size else right
@@ -59,7 +59,7 @@ def judge(readers: Sequence[Naive], count: int) -> None:
 
 
 def judge_costs(seed: int) -> None:
-    """What the first removal costs, and all together: the energy of everything, as far as costs do not fall."""
+    """Check the cost of the first removal, and of all: the total energy, unless costs decrease."""
     one = Naive(np.random.default_rng(seed), 6)
     order, costs = eliminate([one.reader], 6)
     assert costs[0] == pytest.approx(min(one.loss([unit]) for unit in range(6)), rel=1e-5)

@@ -30,7 +30,7 @@ CODE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     "rule", dict.fromkeys(DEFAULT_RULES.values()), ids=lambda rule: f"{rule.__module__}.{rule.__name__}"
 )
 def test_every_rule_has_a_summary_and_all_sections(rule: Rule) -> None:
-    """What the rule is followed by what it does; no section is empty or lost in another."""
+    """Each rule has a name and a summary; no section is empty or swallowed by another."""
     found = operators.entry(rule, ["Some"])
     assert found.summary.endswith(".")
     assert not found.summary.startswith(operators.SECTIONS)

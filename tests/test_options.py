@@ -22,7 +22,7 @@ OPTIONS = {described.keyword or field.name: (field, described) for field, descri
 OWN_IN_PYTHON = {"images", "measure", "targets"}
 """Fields with a keyword of the same name that the command line spells in another way."""
 BUDGETS = {"budget", "plan", "exact", "removed"}
-"""Fields that say how far to go, or which channels go."""
+"""Fields that determine the budget or the channels to remove."""
 
 
 def default(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What is said where a result cannot be written; what cannot be read elsewhere is not blamed on it."""
+"""Messages about results that cannot be written; a file that cannot be read is not blamed on the output."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FULL = Path("/dev/full")
 
 
 def on_a_full_disk(folder: Path) -> None:
-    """What writing to an open file raises on a full disk: an error that names no path."""
+    """Raise what writing to an open file on a full disk raises: an error that names no path."""
     if not FULL.exists():
         raise OSError(errno.ENOSPC, "No space left on device")
     with FULL.open("wb", buffering=0) as file:

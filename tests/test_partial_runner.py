@@ -1,4 +1,4 @@
-"""A network run piece by piece: any pieces give the tensors of one run, and no more is held than is needed."""
+"""Running a network in pieces: any pieces give the tensors of one run, and no more is stored than is needed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ORDER = ["h", "r", "m", "s", "f", "y"]
 def walked(
     proto: onnx.ModelProto, feeds: list[Feed], steps: list[list[str]], shelf: TensorSpill
 ) -> list[dict[str, Array]]:
-    """The tensors of each step, the runs joined, as they are right after it."""
+    """Tensors of each step right after it, concatenated over the feeds."""
     walk = PartialRunner(proto, shelf, "t:")
     for feed in feeds:
         walk.start(feed)

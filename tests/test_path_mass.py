@@ -82,7 +82,7 @@ def test_operands_of_an_addition_share_by_their_variances() -> None:
 
 
 def judge_by_chains(seed: int) -> None:
-    """Every channel that a layer or a join puts out has the mass that walking all chains gives."""
+    """Check that every channel of a layer or join has the mass that walking all chains gives."""
     proto = random_net(seed)
     dag = analysed(proto)
     feeds = normal_feeds(dag, 4, seed)
@@ -136,7 +136,7 @@ def test_a_channel_that_is_never_active_goes_first() -> None:
 
 
 def test_of_two_equal_channels_the_first_to_go_costs_nothing() -> None:
-    """The channel that would be the last to go, twice."""
+    """Duplicate the channel that would be removed last."""
     proto = net(*CHAIN)
     order, groups = removed(analysed(proto))
     channel_ids = groups[analysed(proto).channel_ids["h"].reshape(-1)]
@@ -153,7 +153,7 @@ def test_of_two_equal_channels_the_first_to_go_costs_nothing() -> None:
 
 
 def judge_merge(monkeypatch: pytest.MonkeyPatch, rate: Rate, unit: str, exponent: float, seed: int) -> None:
-    """Layers with invented costs: at every step the class goes that costs least for what it saves then."""
+    """Layers with invented costs: every step removes the group with the least cost per saving."""
     dag = dag_of(*CHAIN)
     rng = np.random.default_rng(seed)
     known: dict[int, float] = {}
@@ -208,7 +208,7 @@ def dense_net(depth: int = 5) -> ChannelDag:
 
 
 def judge_readers() -> None:
-    """Where readers are chosen one by one, their channel goes after all of them."""
+    """If consumers are chosen one by one, their channel is removed after all of them."""
     dag = dense_net()
     order, groups = removed(dag)
     place = np.argsort(order)

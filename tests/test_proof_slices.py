@@ -71,7 +71,7 @@ def rolled_at(*names: str) -> Rules:
 
 
 def halved(text: str, folder: Path, rules: Rules = DEFAULT_RULES) -> bool:
-    """Whether half of a network is proven."""
+    """True if half of a network is proven."""
     source = saved(build(text), folder / "in.onnx")
     try:
         return compress_file(source, folder / "out.onnx", Options(Budget("kernels", 0.5)), rules=rules).proof.passed

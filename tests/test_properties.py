@@ -1,4 +1,4 @@
-"""What holds of every compression: of random networks, budgets, units and methods."""
+"""Properties of every compression: random networks, budgets, units and methods."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ dying (float[1, 3, 4, 4] x) => (float[1, 2, 4, 4] y)
 
 @pytest.mark.parametrize("chains", ["through", "free"])
 def test_plan_of_a_layer_that_died_whole_replays(chains: str) -> None:
-    """What the layer read (here the graph input, which all its kernels share) is still there."""
+    """The layer's input (here the graph input, which all its kernels share) is still there."""
     with folder_with(build(DYING_LAYER)) as (source, target):
         plan, replayed = target.with_name("plan.json"), target.with_name("replayed.onnx")
         compress_file(source, target, Options(Budget("kernels", 0.1), "lean", chains, best_effort=True), plan)
@@ -277,7 +277,7 @@ sliced (float[1, 3, 4, 4] x) => (float[1, 2, 4, 4] y)
 
 
 def test_plan_of_channels_that_are_concatenated_and_sliced_away_replays() -> None:
-    """Nothing in the plan tells of a position that no kernel reads: it goes in any case."""
+    """The plan does not mention a position that no kernel reads: it is always removed."""
     with folder_with(build(SLICED_AWAY)) as (source, target):
         plan, replayed = target.with_name("plan.json"), target.with_name("replayed.onnx")
         compress_file(source, target, Options(Budget("kernels", 0.7)), plan)

@@ -82,7 +82,7 @@ FOUND = {
           h = Shape <start = 0, end = 1> (x)  r = Div (h, h)  t = Concat <axis = 0> (r, three)  z = Reshape (b, t)
           g = Gemm (m, k)  f = Gemm (n, k, z)  y = Add (g, f) }""",
 }
-"""What these tests have found, made small."""
+"""Failures that these tests have found, minimised."""
 
 
 @contextmanager

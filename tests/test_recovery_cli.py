@@ -1,4 +1,4 @@
-"""``leanonnx compress --calib``: what is written, what is told, and that it is never worse for it."""
+"""``leanonnx compress --calib``: its files, its report, and that it never makes the result worse."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_nothing_removed_means_nothing_recovered(folder: Path) -> None:
 
 
 def judge_never_worse(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A recovery that spoils the weights is left out, and that is said."""
+    """A recovery that damages the weights is discarded, and the report says so."""
 
     def spoilt(*args: Any, **kwargs: Any) -> RecoveryResult:
         found = recover(*args, **kwargs)

@@ -82,7 +82,7 @@ def without_energy(block: Any) -> Array:
 
 
 def before_readers(dag: Any, classes: Array, sequences: Any) -> dict[int, list[int]]:
-    """Channels go whatever their readers do."""
+    """Remove channels before their consumers."""
     return {}
 
 

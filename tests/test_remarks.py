@@ -1,4 +1,4 @@
-"""What a report says in words is true of what was done."""
+"""Remarks of a report are true of the result."""
 
 from __future__ import annotations
 

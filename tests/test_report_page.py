@@ -213,7 +213,7 @@ def test_no_page_without_a_model(tmp_path: Path) -> None:
 
 
 def test_no_model_without_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the page cannot be made, nothing is written."""
+    """If the page cannot be made, nothing is written."""
 
     def broken(*_: object) -> str:
         raise RuntimeError("no page")

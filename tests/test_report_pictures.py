@@ -78,7 +78,7 @@ def test_shares_of_cells(dag: ChannelDag, alive: Mask, side: int) -> None:
 
 
 def covered(path: str, shape: tuple[int, int]) -> np.ndarray:
-    """How often each cell lies within a path of rectangles."""
+    """Number of times that each cell lies within a path of rectangles."""
     found = np.zeros(shape, int)
     parts = re.findall(r"M(\d+) (\d+)h(\d+)v(\d+)H(\d+)z", path)
     assert "".join(f"M{a} {b}h{c}v{d}H{e}z" for a, b, c, d, e in parts) == path
@@ -119,7 +119,7 @@ def test_bars_and_brackets(dag: ChannelDag, alive: Mask) -> None:
 
 
 def test_brackets_do_not_cross() -> None:
-    """In one lane no two brackets overlap; channels that cannot go have none."""
+    """In one lane no two brackets overlap; channels that cannot be removed have none."""
     stages = " ".join(
         f"p{k} = Conv (s{k - 1}, w{k}) d{k} = Conv <group = 8> (p{k}, g{k}) q{k} = Conv (d{k}, v{k}) "
         f"s{k} = Add (s{k - 1}, q{k})"
@@ -259,7 +259,7 @@ def test_origin(name: str, wanted: str | None) -> None:
 
 
 def test_lines_by_layer(dag: ChannelDag, alive: Mask) -> None:
-    """A layer joined with what follows is the layer; others are told by their operator; what is gone has no time."""
+    """A fused layer keeps the layer's name, other nodes are named by operator, removed ones have no time."""
     before = [
         NodeTime(tensor="a", operator="Conv", ms=1.0, blocked=True),
         NodeTime(tensor="c", operator="FusedConv", ms=2.0, blocked=False),

@@ -56,7 +56,7 @@ def timing(median: float) -> Timing:
 
 
 def comparison(fraction: float, spread: float = 0.01) -> TimingComparison:
-    """What a measurement would say of a model that takes this fraction of the time."""
+    """The comparison that measuring a model with this fraction of the latency would give."""
     speedup = 1 / fraction
     ends = speedup * (1 - spread), speedup * (1 + spread)
     return TimingComparison(

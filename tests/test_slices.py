@@ -1,4 +1,4 @@
-"""Deviation channel by channel: what is small beside the rest of an output is told by its own scale."""
+"""Deviation by channel: channels that are small beside the rest of an output are measured on their own scale."""
 
 from __future__ import annotations
 

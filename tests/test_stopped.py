@@ -163,7 +163,7 @@ def test_killed_while_proving(drafting: subprocess.Popen[str], slow: Path, tmp_p
     assert compressed(model, tmp_path / "out.onnx").proof.passed
 
 
-# Nobody to tell
+# no reader of the output
 
 
 def test_reader_has_gone(model: Path) -> None:

@@ -1,4 +1,4 @@
-"""The processes of ``leanonnx sweep``: as a user runs it, where one dies, and where it is stopped in the middle."""
+"""The processes of ``leanonnx sweep``: as a user runs it, with a process that dies, and interrupted."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_two_sweeps_of_one_folder(model: Path) -> None:
 
 
 def test_a_process_that_dies_stops_no_other(model: Path) -> None:
-    """As for want of memory: told as a bug, not kept as finished."""
+    """As if out of memory: reported as a bug, not recorded as finished."""
     deadly = model.parent / "deadly.py"
     deadly.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     row = run(model.parent, model, "--keep", "0.75,0.5", *QUICK, "--rules", deadly, code=3)

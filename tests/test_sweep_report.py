@@ -1,4 +1,4 @@
-"""What is told of a sweep: the knee, the lines of CSV and JSON, the table and the picture.  No model is compressed."""
+"""Reports of a sweep: the knee, CSV and JSON rows, the table and the plot.  No model is compressed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``leanonnx sweep`` goes on where it was, with the same request and nothing else."""
+"""``leanonnx sweep`` resumes where it stopped, for the same request only."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def test_a_file_that_is_not_there_is_refused_with_advice(tmp_path: Path) -> None
 
 
 def widths(path: Path) -> set[int]:
-    """Channels that the convolutions of a residual network put out."""
+    """Output channels of the convolutions of a residual network."""
     return {shape[0] for name, shape in constant_shapes(path).items() if len(shape) == 4}
 
 
@@ -141,7 +141,7 @@ def test_a_stored_target_of_this_machine_is_what_auto_means(folder: Path) -> Non
 
 
 def inspected(folder: Path, inner: int = 64) -> ChannelDag:
-    """A network of one chain of two 3×3 convolutions: only the channels between them can go."""
+    """A network of one chain of two 3×3 convolutions: only the channels between them are removable."""
     return load_dag(saved(probe_network(Probe(layer="conv", width=inner, layers=2, side=8)), folder / "chain.onnx"))
 
 

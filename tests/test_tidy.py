@@ -1,4 +1,4 @@
-"""The clean-up of the graph: what goes, what stays, and that nothing a caller can see changes."""
+"""Cleaning up the graph: what is removed, what stays, and that nothing visible to a caller changes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ small (float[{batch}, 2, 4, 4] x) => (float[n, c, h, w] y)
 
 
 def framed(body: str, constants: str = "", opset: int = 17, batch: int | str = 1) -> onnx.ModelProto:
-    """A convolution that puts out ``c``, nodes from ``c`` to ``d``, and a convolution that reads it."""
+    """A convolution with output ``c``, nodes from ``c`` to ``d``, and a convolution that reads ``d``."""
     more = f", {constants}" if constants else ""
     return build(FRAME.format(body=body, constants=more, opset=opset, batch=batch))
 
@@ -142,7 +142,7 @@ def test_transposes_become_one(tmp_path: Path) -> None:
 
 
 def test_outputs_keep_their_names(tmp_path: Path) -> None:
-    """What a node at the end passes on is put out under the name of the output; an input is not."""
+    """A tensor that a last node passes on takes the name of the output; a graph input does not."""
     proto = build("""
         <ir_version: 8, opset_import: ["" : 17]>
         ends (float[1, 2] x) => (float[1, 2] y, float[1, 2] z, float[1, 2] same)

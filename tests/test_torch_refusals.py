@@ -1,4 +1,4 @@
-"""What does not fit a torch module leaves it as it is, and wrong cuts are caught."""
+"""A plan that does not fit a torch module leaves it unchanged, and wrong cuts are caught."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_broken_plans(broken: dict[str, Any], tmp_path: Path) -> None:
     refused(network(Plain), "the entry of '0.weight' is broken", plan)
 
 
-# what goes wrong inside shows
+# internal errors are raised
 
 
 def test_wrong_slices_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

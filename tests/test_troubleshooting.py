@@ -27,7 +27,7 @@ def pattern(message: str) -> str:
 
 
 def in_source(message: str, templates: set[str]) -> bool:
-    """Whether a quoted message is one of the templates; names of commands stand in backticks there."""
+    """True if a quoted message is one of the templates, in which names of commands are in backticks."""
     return evened(message) in {template.replace("`", "") for template in templates}
 
 
@@ -61,7 +61,7 @@ def broken(path: Path) -> Path:
 
 
 def pointer(path: Path) -> Path:
-    """What stands in place of a large file where Git LFS has not fetched it."""
+    """The pointer file in place of a large file that Git LFS has not fetched."""
     return written(path, f"version https://git-lfs.github.com/spec/v1\noid sha256:{64 * '0'}\nsize 1234\n")
 
 

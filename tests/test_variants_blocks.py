@@ -102,7 +102,7 @@ FREE = {
         d = MaxUnpool <kernel_shape = [2, 2], strides = [2, 2]> (p, i)"""
     ),
 }
-"""Blocks in which every channel may go."""
+"""Blocks in which every channel is removable."""
 TOGETHER = {"RMSNormalization as exporters write it"}
 """Those of them that take channels together."""
 
@@ -168,7 +168,7 @@ def test_what_stays_says_why(name: str, tmp_path: Path) -> None:
 
 
 def test_convolution_along_the_channels(tmp_path: Path) -> None:
-    """Efficient channel attention: each gate depends on the neighbouring channels, so that none can go alone."""
+    """Efficient channel attention: each gate depends on neighbouring channels, so none can be removed alone."""
     proto = block(
         """p = GlobalAveragePool (c) q = Squeeze (p, last) r = Transpose <perm = [0, 2, 1]> (q)
         s = Conv <pads = [1, 1]> (r, k) t = Transpose <perm = [0, 2, 1]> (s) u = Unsqueeze (t, last) v = Sigmoid (u)

@@ -130,6 +130,6 @@ def test_weight_that_a_body_shares_stays(tmp_path: Path) -> None:
 
 
 def test_body_without_channels_holds_nothing_back(tmp_path: Path) -> None:
-    """A branch that chooses a number: all channels may go."""
+    """A branch that selects a number leaves all channels removable."""
     done = compress(CASES["branch reads nothing that carries channels"](), tmp_path, keep=0.5)
     assert done.shapes["w1"][0] < 16

@@ -55,7 +55,7 @@ def volume() -> onnx.ModelProto:
 
 
 def free_sizes() -> onnx.ModelProto:
-    """A U-Net of free batch, height and width, which upsamples to the size that Shape tells."""
+    """A U-Net with free batch, height and width that upsamples to a size computed by Shape."""
     return network(
         "(float[N, 3, H, W] x) => (float[N, 2, h, w] y)",
         """float[8, 3, 3, 3] w1, float[16, 8, 3, 3] w2, float[8, 16, 3, 3] w3, float[8, 16, 3, 3] w4,
@@ -192,7 +192,7 @@ def groups_of(proto: onnx.ModelProto) -> int:
 
 
 def test_shuffle_becomes_one_gather(tmp_path: Path) -> None:
-    """Channels go one by one: what is left of a shuffle is no rectangle any more."""
+    """Channels are removed one by one, so that the rest of a shuffle is no rectangle."""
     done = checked(shuffled(1), tmp_path, [{"N": 2}])
     assert "Gather" in {node.op_type for node in done.target.graph.node}
 

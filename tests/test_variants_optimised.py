@@ -49,7 +49,7 @@ def dense() -> onnx.ModelProto:
 
 
 def optimised(proto: onnx.ModelProto, folder: Path, level: str) -> onnx.ModelProto:
-    """What onnxruntime saves at an optimisation level."""
+    """The model that onnxruntime saves at an optimisation level."""
     options = ort.SessionOptions()
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
     options.optimized_model_filepath = str(folder / "optimised.onnx")
@@ -64,7 +64,7 @@ MODELS = {
     "transformer": (transformer, NORM | PRODUCT, {"BiasGelu", "FusedMatMul", "SkipLayerNormalization"}),
     "attention": (fused_by_split, NORM, {"FusedMatMul"}),
 }
-"""How each is made, what is pinned in it, and what 'extended' makes of it."""
+"""Model name → its builder, its pins, and its operators after 'extended' optimisation."""
 
 
 @pytest.mark.parametrize("level", ["BASIC", "EXTENDED"])

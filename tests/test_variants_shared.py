@@ -85,7 +85,7 @@ def test_shared_weights(name: str, tmp_path: Path) -> None:
 
 
 def readers(proto: onnx.ModelProto) -> dict[str, int]:
-    """How many nodes read each weight, directly or by Identity."""
+    """Number of nodes that read each weight, directly or through Identity."""
     names = [t.name for t in proto.graph.initializer if len(t.dims) > 1]
     same = {node.output[0]: node.input[0] for node in proto.graph.node if node.op_type == "Identity"}
     read = [same.get(name, name) for node in proto.graph.node if node.op_type != "Identity" for name in node.input]

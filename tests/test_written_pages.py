@@ -1,4 +1,4 @@
-"""What scripts make for docs/ is what they make now: the command line, the pictures, the numbers within pages."""
+"""Generated parts of docs/ are up to date: the command line, the pictures, the numbers within pages."""
 
 from __future__ import annotations
 

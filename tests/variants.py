@@ -40,9 +40,9 @@ INWARD = {
     **dict.fromkeys(("QLinearMatMul", "QGemm"), (3, 0)),
     "QLinearConv": (3, 1),
 }
-"""Where a mixing operator reads its weight, and on which axis the input channels lie (for an untransposed weight)."""
+"""Slot of an operator's weight, and axis of its input channels (for an untransposed weight)."""
 ZEROS = {"QLinearConv": 5, "QLinearMatMul": 5, "QGemm": 5, "ConvInteger": 3, "MatMulInteger": 3}
-"""Where an integer operator reads the zero point of its weight."""
+"""Slot of the zero point of an integer operator's weight."""
 PASSED_ON = ("Identity", "DequantizeLinear")
 
 
@@ -63,7 +63,7 @@ def given(proto: onnx.ModelProto, **values: Any) -> onnx.ModelProto:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A compression: the model before and after, the tensors of the plan, and what was told."""
+    """A compression: the model before and after, the tensors of the plan, and the messages."""
 
     source: onnx.ModelProto
     target: onnx.ModelProto
@@ -129,7 +129,7 @@ def checked(
 ) -> Outcome:
     """Compress a model and compare it with the reference, at each of some sizes of its free axes.
 
-    ``zeroed``: channels that go are taken together with others, so that the reference has to hold zeros in them.
+    ``zeroed``: removed channels are reduced together with others, so the reference must set them to zero.
     """
     done = compress(proto, folder, **options)
     reference = (without if zeroed else masked)(proto, done.tensors)

@@ -52,7 +52,7 @@ def conv_positions(b: ModelBuilder) -> None:
 
 
 def conv_depthwise(b: ModelBuilder) -> None:
-    """One channel per group, each put out once or several times."""
+    """One channel per conv group, each output once or several times."""
     channels, times = b.between(3, 5), b.between(1, 3)
     data = b.image(channels, 4, 4)
     weight = b.const(b.normal(channels * times, 1, 2, 2))

@@ -61,7 +61,7 @@ def analysed(proto: onnx.ModelProto, rules: Rules = DEFAULT_RULES) -> Iterator[C
 
 
 def touched(dag: ChannelDag, sample: Sample, beside: bool = False) -> NDArray[np.int64]:
-    """Classes of the channels that the subject reads or puts out and that may go (the first and the last of each tensor
+    """Groups of the removable channels that the subject reads or outputs (the first and the last of each tensor
     come first)."""
     names = [n for n in [*sample.subject.input, *sample.subject.output] if n in dag.channel_ids]
     names = [probe.tensor for probe in sample.probes] if beside else names
@@ -71,7 +71,7 @@ def touched(dag: ChannelDag, sample: Sample, beside: bool = False) -> NDArray[np
 
 
 def emptied(dag: ChannelDag, order: int) -> Mask:
-    """Labels that live [labels] when all classes go that may, from the first to the last (1) or the other way (-1)."""
+    """Keep mask [channels] after removing every removable group, from the first to the last (1) or in reverse (-1)."""
     dead = np.zeros(dag.pinned_groups.size, bool)
     for k in range(dead.size)[::order]:
         tried = doomed(dag, dead | without(dag, k))
@@ -80,7 +80,7 @@ def emptied(dag: ChannelDag, order: int) -> Mask:
 
 
 def without(dag: ChannelDag, *classes: int) -> Mask:
-    """Dead classes [classes] when these go, with what cannot outlive them."""
+    """Removed groups [groups] when these are removed, with all that depends on them."""
     dead = np.zeros(dag.pinned_groups.size, bool)
     dead[list(classes)] = True
     return doomed(dag, dead)

@@ -16,12 +16,12 @@ ALL = (11, 13, 17, 21)
 
 
 def first(op: str) -> Prepare:
-    """What the first operand must be."""
+    """The domain of the first operand."""
     return as_is if op == "Div" else second(op)
 
 
 def second(op: str) -> Prepare:
-    """What the second operand must be."""
+    """The domain of the second operand."""
     return PREPARED.get(op, as_is)
 
 

@@ -141,7 +141,7 @@ def fused_matmul(b: ModelBuilder) -> None:
 
 
 def fused_matmul_heads(b: ModelBuilder) -> None:
-    """Keys as they are put out, turned by the product."""
+    """Keys as they are computed, transposed by the product."""
     heads, width = b.between(2, 3), b.between(1, 2)
     operands = [b.headed(heads, width, length, (0, 2, 1, 3)) for length in (3, 2)]
     b.subject("FusedMatMul", operands, domain=MS, transB=1)

@@ -23,7 +23,7 @@ def other_mode(call: Call, effect: Effect) -> Effect:
 
 
 def inverse_order(call: Call, effect: Effect) -> Effect:
-    """Transpose: the order read as where axes go, not where they come from."""
+    """Transpose: the permutation read as destinations of axes, not as sources."""
     order = call.attribute("perm")
     return effect if order is None else _with(call, "perm", np.argsort(order).tolist())
 

@@ -88,7 +88,7 @@ def squeeze(by_input: bool) -> Build:
 
 
 def squeeze_all(b: ModelBuilder) -> None:
-    """All axes of size 1 go."""
+    """Remove all axes of size 1."""
     b.whole = True
     b.batch, b.free = 2, False
     b.subject("Squeeze", [b.image(b.between(2, 4), 1, 3)])

@@ -66,7 +66,7 @@ def unmasked(effect: Effect) -> Effect | None:
 
 
 def unpinned(effect: Effect) -> Effect | None:
-    """What steers the operator may go."""
+    """Leave the control inputs of the operator unpinned."""
     return replace(effect, pins=()) if effect.pins else None
 
 

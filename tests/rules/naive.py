@@ -1,7 +1,7 @@
-"""What an operator really does to channels, seen by running it; independent of the rules.
+"""The effect of an operator on channels, observed by running it; independent of the rules.
 
-``moved``: which positions of its outputs change when one channel of an operand changes.
-``carried``: where the operator takes each element, seen by running it on numbers that name the channels.
+``moved``: positions of its outputs that change when one channel of an operand changes.
+``carried``: destination of each element, observed by running the operator on the numbers of the channels.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def fixed_edges(dag: ChannelDag, node: int) -> set[tuple[int, int]]:
 def kernel_in_weight(dag: ChannelDag, node: int, mix: KernelBlock, source: int, target: int) -> Array | None:
     """The numbers of a weight that lead from one channel to another, by how the weight is sliced.
 
-    None where the channels are not told apart there.
+    None if that axis does not separate the channels.
     """
     use = next(
         (u for u in dag.constant_uses if u.node == node and u.slot == mix.slot and u.input_channel_ids is not None),

@@ -37,7 +37,7 @@ def batch_norm_computed(b: ModelBuilder) -> None:
 
 
 def batch_norm_training(b: ModelBuilder) -> None:
-    """By the statistics of the batch, which are put out as well."""
+    """By the statistics of the batch, which are outputs as well."""
     channels = b.between(2, 4)
     data = [b.bent(b.image(channels, 2, 3)), *parameters(b, channels)]
     b.subject("BatchNormalization", data, ["subject_0", "mean", "variance"], training_mode=1)
@@ -45,7 +45,7 @@ def batch_norm_training(b: ModelBuilder) -> None:
 
 
 def batch_norm_old_training(b: ModelBuilder) -> None:
-    """Before operator set 14 the statistics of training are put out by five outputs."""
+    """Before operator set 14 training mode has five outputs, among them the statistics."""
     names = ["subject_0", "mean", "variance", "saved_mean", "saved_variance"]
     b.subject("BatchNormalization", [b.image(3, 2, 3), *parameters(b, 3)], names)
     b.reads = ["subject_0"]

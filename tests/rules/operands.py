@@ -1,4 +1,4 @@
-"""What brings a tensor into the domain of an operator."""
+"""Nodes that bring a tensor into the domain of an operator."""
 
 from __future__ import annotations
 

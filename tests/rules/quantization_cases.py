@@ -90,7 +90,7 @@ def blocks(op: str) -> Build:
 
 
 def dynamic(b: ModelBuilder) -> None:
-    """A tensor without channels, put out with its scale and zero point."""
+    """A tensor without channels, output with its scale and zero point."""
     data = b.image(b.between(2, 4), 2, 3)
     names = b.subject("DynamicQuantizeLinear", [b.plain(2, 3)], 3)
     b.reads = [data, b.node("DequantizeLinear", names)]

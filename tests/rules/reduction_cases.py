@@ -67,7 +67,7 @@ def reduce_heads(op: str) -> Build:
 
 
 def beside(b: ModelBuilder, data: str) -> None:
-    """Read the data as well, so that they have channels that can go."""
+    """Read the data as well, so that they have removable channels."""
     b.reads = ["subject_0", data]
 
 

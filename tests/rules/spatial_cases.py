@@ -38,7 +38,7 @@ def pool_for_unpool(b: ModelBuilder) -> None:
 
 
 def pooled_places(b: ModelBuilder, channels: int, *sizes: int) -> str:
-    """Where a MaxPool of these sizes, with a window of 2, has found its numbers."""
+    """Indices of the maxima of a MaxPool with a window of 2 on these sizes."""
     windows: dict[str, Any] = {"kernel_shape": [2] * len(sizes), "strides": [2] * len(sizes)}
     b.node("MaxPool", [b.image(channels, *sizes)], 2, **windows)
     return b.nodes[-1].output[1]
@@ -65,7 +65,7 @@ def unpool_sized(b: ModelBuilder) -> None:
 
 
 def unpool_changed(b: ModelBuilder) -> None:
-    """The indices go through another operator."""
+    """The indices pass through another operator."""
     places = b.node("Identity", [pooled_places(b, 3, 4, 4)])
     b.subject("MaxUnpool", [b.image(3, 2, 2), places], strides=[2, 2], **KERNEL)
 

@@ -1,4 +1,4 @@
-"""How finely grouped convolutions lose channels: whole groups where these are many or narrow, else positions."""
+"""Granularity of grouped convolutions: whole conv groups where these are many or narrow, else positions."""
 
 from __future__ import annotations
 

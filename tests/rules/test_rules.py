@@ -1,8 +1,8 @@
-"""Each rule of the table, on models made around its operator.
+"""Each rule of the table on models built around its operator.
 
-(a) Channels on the operator's path can go, and the compact model equals the masked one.
-(b) What the rule says of channels agrees with what the operator does when it is run.
-(c) What the rule does not cover is pinned, with the node and the reason.
+(a) Channels on the operator's path can be removed, and the compressed model equals the masked original.
+(b) The rule's account of the channels agrees with what the operator does when it is run.
+(c) Uses that the rule does not cover are pinned, with the node and the reason.
 (d) Wrong versions of the rule are caught by (a) or (b).
 """
 
@@ -137,7 +137,7 @@ def test_channels_go_where_the_rule_says(case: Case, form: Form, data: st.DataOb
 
 
 def disagreement(dag: ChannelDag, sample: Sample, form: Form) -> str:
-    """How what the rule says differs from what the operator does; empty where it does not."""
+    """The difference between the rule and the operator; empty if they agree."""
     return (
         misshapen(dag, sample)
         or misled(dag, sample, form)
@@ -157,7 +157,7 @@ def misshapen(dag: ChannelDag, sample: Sample) -> str:
 
 
 def misled(dag: ChannelDag, sample: Sample, form: Form) -> str:
-    """What changing a channel moves must be where its label leads."""
+    """A description of positions that a channel moves though its id does not lead there; empty if there are none."""
     known = naive.reached(dag, dag.starts) > 0
     for moved in naive.moved(sample):
         for name, value in moved.before.items():
@@ -266,7 +266,7 @@ def test_what_is_not_covered_is_pinned(case: Case, refusal: Refusal, data: st.Da
 
 
 def verdict_of(case: Case, form: Form | Refusal, rule: Rule, seed: int) -> str:
-    """How a wrong rule is caught on one model; empty where it is not."""
+    """The check that catches a wrong rule on one model; empty if none does."""
     sample = sampled(form, seeded(seed))
     with analysed(sample.proto, {**DEFAULT_RULES, case.key: rule}) as dag:
         if misshapen(dag, sample):
@@ -283,7 +283,7 @@ def verdict_of(case: Case, form: Form | Refusal, rule: Rule, seed: int) -> str:
 
 
 def caught(case: Case, rule: Rule, forms: tuple[Form | Refusal, ...]) -> str:
-    """How a wrong rule is caught on any model of an operator; empty where it is not."""
+    """The check that catches a wrong rule on any model of an operator; empty if none does."""
     for seed in range(SEEDS):
         for form in forms:
             found = verdict_of(case, form, rule, seed)
@@ -293,7 +293,7 @@ def caught(case: Case, rule: Rule, forms: tuple[Form | Refusal, ...]) -> str:
 
 
 def models_for(case: Case, change: str) -> tuple[Form | Refusal, ...]:
-    """Where a wrong rule can show: pins in what is refused too."""
+    """Models on which a wrong rule can show; for pins, refused uses too."""
     return (*case.forms, *case.refusals) if change == "unpinned" else case.forms
 
 
