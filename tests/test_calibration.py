@@ -57,7 +57,7 @@ def test_the_block_is_found(step: int, noise: float) -> None:
     assert best_block(PROBE_WIDTHS, stepped(step, noise=noise)) == step
 
 
-def test_where_the_width_does_not_matter_the_block_is_the_smallest() -> None:
+def test_the_block_is_the_smallest_if_the_width_does_not_matter() -> None:
     assert best_block(PROBE_WIDTHS, [1.0] * len(PROBE_WIDTHS)) == BLOCK_CANDIDATES[0]
 
 
@@ -93,7 +93,7 @@ def test_the_table_explains_the_times_that_it_is_made_from(truth: Hardware, tmp_
         assert getattr(found, key) == pytest.approx(getattr(truth, key), rel=0.01), key
 
 
-def test_steps_are_found_by_timing_where_no_graph_tells_them(tmp_path: Path) -> None:
+def test_steps_are_found_by_timing_if_the_graph_does_not_show_them(tmp_path: Path) -> None:
     truth = replace(AVX2, grouped=AVX2.multiple)
     found = fit_table(truth.name, times_of(PROBES.all(stepped=False), truth, tmp_path), PROBES, known=None)
     for key in HARDWARE_ENTRIES:
@@ -147,7 +147,7 @@ def test_onnxruntime_runs_each_elementwise_node_of_the_probes(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("stepped", [True, False])
-def test_probes_run_and_put_out_numbers_of_a_usual_size(stepped: bool) -> None:
+def test_probes_run_and_return_numbers_of_a_usual_size(stepped: bool) -> None:
     rng = np.random.default_rng(0)
     for probe in PROBES.all(stepped):
         session = ort.InferenceSession(probe_network(probe).SerializeToString(), providers=["CPUExecutionProvider"])
@@ -241,7 +241,7 @@ def test_json(folder: Path) -> None:
     assert "1 of 13 networks" in row["warnings"][0]
 
 
-def test_text_says_what_each_entry_means_and_how_far_off_it_is(folder: Path) -> None:
+def test_text_explains_each_entry_and_its_error(folder: Path) -> None:
     done = called("calibrate-device", "--out", folder / "mine.toml", cwd=folder)
     assert done.returncode == 0, done.stderr
     for name, entry in HARDWARE_ENTRIES.items():

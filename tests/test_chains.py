@@ -288,7 +288,7 @@ def test_chains_longer_than_the_range_of_float32() -> None:
         assert len(chain.kernels) == 200
 
 
-def test_equal_chains_are_equal_in_whatever_order_they_are_summed() -> None:
+def test_equal_chains_are_equal_in_any_order_of_summation() -> None:
     """All channels of one chain have the same value through them, bit by bit."""
     gains = np.random.default_rng(0).lognormal(size=120).astype(np.float32)
     graph = line(*gains.tolist())

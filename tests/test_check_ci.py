@@ -119,7 +119,7 @@ def test_external_data_of_git_are_not_written_elsewhere(repository: Path, tmp_pa
     "text",
     ["HEAD:gone.onnx", "nowhere:models/net.onnx", "HEAD:models/..", "--all:models/net.onnx", ":", "C:\\net.onnx"],
 )
-def test_what_git_does_not_have_is_refused(repository: Path, text: str) -> None:
+def test_files_unknown_to_git_are_refused(repository: Path, text: str) -> None:
     refused(repository, "check", "--", text, "models/net.onnx", says=(f"{text}: no such file, nor anything in git",))
 
 
@@ -128,7 +128,7 @@ def test_a_folder_in_git_is_no_model(repository: Path, text: str) -> None:
     refused(repository, "check", text, "models/net.onnx", says=("not an ONNX model",))
 
 
-def test_a_file_goes_before_git(tmp_path: Path) -> None:
+def test_a_file_takes_precedence_over_git(tmp_path: Path) -> None:
     path = saved(build(FREE), tmp_path / "HEAD:net.onnx")
     with model_file(str(path)) as found:
         assert found == path
@@ -335,7 +335,7 @@ def test_action_takes_names_as_names(repository: Path, runner: Path, new: str) -
 
 
 @needs_bash
-def test_action_installs_what_it_belongs_to(repository: Path, tmp_path: Path) -> None:
+def test_action_installs_its_own_version(repository: Path, tmp_path: Path) -> None:
     """The whole action, but for the step that sets up Python."""
     if offline():
         pytest.skip("no package index can be reached")

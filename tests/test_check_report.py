@@ -165,7 +165,7 @@ def test_properties_are_escaped(text: str) -> None:
     assert read_command(line) == ("error", {"title": text, "file": text}, text)
 
 
-def test_markdown_is_a_table_whatever_models_call_their_tensors() -> None:
+def test_markdown_is_a_table_for_any_tensor_names() -> None:
     text = github_summary(REPORT)
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 2 + len(REPORT.gates)
@@ -195,7 +195,7 @@ def test_github(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert called(*args, cwd=tmp_path).returncode == 2
 
 
-def test_github_is_told_of_wrong_requests(tmp_path: Path) -> None:
+def test_wrong_requests_are_annotated_for_github(tmp_path: Path) -> None:
     saved(build(FREE), tmp_path / "base.onnx")
     done = called("check", "base.onnx", "gone.onnx", "--github", cwd=tmp_path)
     assert done.returncode == 2

@@ -48,7 +48,7 @@ def test_replay_of_a_plan_gives_the_same_bytes(model: Path) -> None:
     assert {"input_sha256", "options", "tensors"} <= set(plans[0])
 
 
-def test_plan_tells_how_to_slice(model: Path) -> None:
+def test_plan_describes_the_slices(model: Path) -> None:
     """The kept indices, applied to the input's constants, give the output's constants."""
     folder = model.parent
     called_json("compress", model, folder / "out.onnx", "--keep", "0.5", "--plan-out", folder / "plan.json")

@@ -64,7 +64,7 @@ def agreement(model: Model) -> float | None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.op)
-def test_operators_give_what_onnxruntime_gives(case: Case) -> None:
+def test_operators_agree_with_onnxruntime(case: Case) -> None:
     ran = refused = 0
     for form in (*case.forms, *case.refusals):
         for seed in range(SEEDS):

@@ -22,7 +22,7 @@ def test_files_are_short() -> None:
 
 
 @pytest.mark.parametrize("file", SMOKE)
-def test_smoke_names_what_there_is(file: str) -> None:
+def test_smoke_names_exist(file: str) -> None:
     """Each prefix matches a test in its file, up to its parameters."""
     tree = ast.parse((HERE / file).read_text(encoding="utf-8"))
     tests = [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]

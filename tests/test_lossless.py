@@ -72,7 +72,7 @@ def test_zeros_are_followed_through(name: str, tmp_path: Path) -> None:
     assert gone(result) == (0, 3)
 
 
-def test_channels_that_only_zeros_read_go(tmp_path: Path) -> None:
+def test_channels_read_only_by_zeros_are_removed(tmp_path: Path) -> None:
     result, after = minimal(edited(framed("d = Sigmoid (c)"), v=put(0, slice(None), [0, 7])), tmp_path)
     assert sizes(after)["w"] == [6, 2, 3, 3]
     assert gone(result) == (2, 0)
@@ -127,7 +127,7 @@ def test_masks(op: str, mask: str, tmp_path: Path) -> None:
         (3, 0, "r = Add (c, place) d = Relu (r)", False),
     ],
 )
-def test_constants_go_into_the_bias_where_there_is_no_border(
+def test_constants_are_added_to_the_bias_where_there_is_no_border(
     k: int, pad: int, body: str, folded: bool, tmp_path: Path
 ) -> None:
     constants = f"{MORE}, float half = {{0.5}}, float[8, 8, 2, 2] up, float[1, 1, 6, 6] place"
@@ -141,7 +141,7 @@ def test_constants_go_into_the_bias_where_there_is_no_border(
 
 
 @pytest.mark.parametrize("version", [3, 8])
-def test_constants_go_into_a_bias_that_was_not_there(version: int, tmp_path: Path) -> None:
+def test_constants_are_added_to_a_new_bias(version: int, tmp_path: Path) -> None:
     """A convolution and a dense layer without bias, through pooling; the scale of the product counts.
 
     Old files list all their constants as inputs.
@@ -207,7 +207,7 @@ def test_random_zeros_change_nothing(proto: onnx.ModelProto, seed: int) -> None:
 
 
 @given(models(), st.floats(0.05, 0.95))
-def test_what_masks_leave_behind_is_found(proto: onnx.ModelProto, keep: float) -> None:
+def test_channels_that_masks_leave_behind_are_found(proto: onnx.ModelProto, keep: float) -> None:
     """Masked by any selection, a network minimises to at most what surgery would have left of it."""
     with tempfile.TemporaryDirectory() as folder:
         model = load(saved_in(proto, Path(folder)))

@@ -20,7 +20,7 @@ from tests.soft_pruned import edited, framed, gone, minimal, put, residual, size
 
 
 @pytest.mark.parametrize("listed", ["w", "b", "v", "vb"])
-def test_what_a_caller_may_override_is_no_zero(listed: str, tmp_path: Path) -> None:
+def test_overridable_constants_are_no_zeros(listed: str, tmp_path: Path) -> None:
     proto = edited(soft_pruned(framed("d = Relu (c)"), 1), v=put(0, slice(None), 4))
     dims = sizes(proto)[listed]
     proto.graph.input.append(helper.make_tensor_value_info(listed, TensorProto.FLOAT, dims))
@@ -67,7 +67,7 @@ def test_pinned_and_ignored_channels_stay(tmp_path: Path) -> None:
         minimal(proto, tmp_path, pin=("nothing",))
 
 
-def test_the_report_says_what_went_and_why(tmp_path: Path) -> None:
+def test_the_report_lists_removed_channels_with_reasons(tmp_path: Path) -> None:
     proto = edited(residual(), r=put(0, slice(None)), v=put(0, slice(None), 3), w=put(0, 4), b=put(0, 4))
     source = saved(proto, tmp_path / "in.onnx")
     row = called_json("compress", source, tmp_path / "out.onnx", "--exact")

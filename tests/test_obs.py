@@ -98,7 +98,7 @@ def test_units_of_several_channels_cost_the_sum() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_costs_never_fall_and_every_unit_goes_once(seed: int) -> None:
+def test_costs_never_decrease_and_every_unit_is_removed_once(seed: int) -> None:
     rng = np.random.default_rng(seed)
     order, costs = eliminate([Naive(rng, 30).reader, Naive(rng, 30).reader], 33)
     assert sorted(order.tolist()) == list(range(33))
@@ -107,7 +107,7 @@ def test_costs_never_fall_and_every_unit_goes_once(seed: int) -> None:
     assert (np.diff(costs) >= 0).all()
 
 
-def test_many_units_go_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_units_are_removed_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nearly as well: the loss at half the units differs by little."""
     rng = np.random.default_rng(5)
     one = Naive(rng, 40)

@@ -65,7 +65,7 @@ def test_every_field_of_an_effect_is_explained() -> None:
     assert [field.name for field in fields(Effect) if f"| `{field.name}` |" not in PAGE] == []
 
 
-def test_what_a_rule_sees_is_there_with_these_parameters() -> None:
+def test_the_api_that_rules_use_exists_with_these_parameters() -> None:
     told = re.findall(r"\| `call\.(\w+)(?:\(([\w, ]+)\))?` \|", PAGE)
     assert len(told) == 10
     for name, parameters in told:

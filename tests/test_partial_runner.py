@@ -70,7 +70,7 @@ def test_random_networks_in_pieces(seed: int) -> None:
     judge(proto, normal_feeds(dag, 2, seed), [[names[k]] for k in chosen], int(rng.choice([0, 1 << 28])))
 
 
-def test_only_what_is_read_later_is_held() -> None:
+def test_only_tensors_that_are_read_later_are_stored() -> None:
     feeds = normal_feeds(analysed(NET), 3)
     shelf = TensorSpill()
     walk = PartialRunner(NET, shelf, "t:")
@@ -87,7 +87,7 @@ def test_only_what_is_read_later_is_held() -> None:
     assert shelf.bytes_held == 3 * 4 * 4
 
 
-def test_what_does_not_fit_goes_to_files_that_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_beyond_memory_are_spilled_to_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     feeds = normal_feeds(analysed(NET), 3)
     shelf = TensorSpill(100)
@@ -104,7 +104,7 @@ def test_what_does_not_fit_goes_to_files_that_are_removed(tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_has_not_been_run_may_still_change() -> None:
+def test_layers_that_have_not_run_may_still_change() -> None:
     proto = onnx.ModelProto.FromString(NET.SerializeToString())
     feeds = normal_feeds(analysed(NET), 2)
     walk = PartialRunner(proto, TensorSpill(), "t:")

@@ -62,7 +62,7 @@ def test_weights_beside_external_data(folder: Path) -> None:
     assert (folder / "again.onnx.data").read_bytes() == first
 
 
-def test_people_are_told_where_weights_come_from(folder: Path) -> None:
+def test_the_report_names_the_source_of_weights(folder: Path) -> None:
     made(folder, "--calib", "x.npz", *WEIGHTS)
     done = called("compress", "m.onnx", "again.onnx", "--plan", "p.json", cwd=folder)
     text = " ".join(done.stdout.split())

@@ -89,7 +89,7 @@ def judge(case: Case) -> None:
 
 @settings(max_examples=120)
 @given(convolutions())
-def test_features_times_weights_are_what_onnxruntime_puts_out(case: Case) -> None:
+def test_features_times_weights_equal_the_output_of_onnxruntime(case: Case) -> None:
     judge(case)
 
 

@@ -117,7 +117,7 @@ def dag_of(proto: onnx.ModelProto, folder: Path) -> ChannelDag:
 
 @pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize("unit", ["macs", "params"])
-def test_what_is_told_is_what_the_files_hold(kind: str, unit: str, tmp_path: Path) -> None:
+def test_the_report_agrees_with_the_files(kind: str, unit: str, tmp_path: Path) -> None:
     source, target = saved(NETWORKS[kind], tmp_path / "in.onnx"), tmp_path / "out.onnx"
     result = compress_file(source, target, Options(Budget(unit, 0.6), best_effort=True))
     for found, path in ((result.before, source), (result.after, target)):
@@ -136,7 +136,7 @@ def test_products_get_smaller_with_their_channels(kind: str, tmp_path: Path) -> 
     assert told == row["macs"]["after"] == counted(target).macs
 
 
-def test_message_names_what_holds_the_multiply_adds(tmp_path: Path) -> None:
+def test_message_names_the_layers_with_the_multiply_adds(tmp_path: Path) -> None:
     """Products by their multiply-adds, not by the kernels that they do not have."""
     source = saved(NETWORKS["kernels mixed per image"], tmp_path / "in.onnx")
     with pytest.raises(BudgetUnreachable, match=r"147456 multiply-adds.*'B'"):
@@ -175,7 +175,7 @@ def test_harmless_operators_are_no_riddle(tmp_path: Path) -> None:
     assert products(dag_of(packed("com.microsoft", "FastGelu"), tmp_path)) == ((), ())
 
 
-def test_what_cannot_be_counted_is_told(tmp_path: Path) -> None:
+def test_uncountable_costs_are_reported(tmp_path: Path) -> None:
     """A loop runs as often as its data say."""
     body = helper.make_graph(
         [

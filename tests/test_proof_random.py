@@ -69,7 +69,7 @@ def test_noise_that_loses_channels_is_cut(tmp_path: Path) -> None:
     assert shapes["w2"][0] < 8
 
 
-def test_noise_within_a_subgraph_is_told(tmp_path: Path) -> None:
+def test_noise_within_a_subgraph_is_reported(tmp_path: Path) -> None:
     """Numbers that cannot be made equal: the message blames them, and no rule."""
     proto = noisy(ONE + "n = Identity (p) m = Mul (n, strength) d = Add (c2, m)")
     inner = helper.make_graph(

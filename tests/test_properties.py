@@ -127,7 +127,7 @@ dying (float[1, 3, 4, 4] x) => (float[1, 2, 4, 4] y)
 
 
 @pytest.mark.parametrize("chains", ["through", "free"])
-def test_plan_of_a_layer_that_died_whole_replays(chains: str) -> None:
+def test_plan_of_a_layer_removed_as_a_whole_replays(chains: str) -> None:
     """The layer's input (here the graph input, which all its kernels share) is still there."""
     with folder_with(build(DYING_LAYER)) as (source, target):
         plan, replayed = target.with_name("plan.json"), target.with_name("replayed.onnx")
@@ -147,7 +147,7 @@ def test_outputs_still_depend_on_their_inputs(proto: onnx.ModelProto, fraction: 
 
 @FEW
 @given(models(), FRACTIONS)
-def test_what_is_not_pruned_stays_as_it_was(proto: onnx.ModelProto, fraction: float) -> None:
+def test_unpruned_parts_stay_unchanged(proto: onnx.ModelProto, fraction: float) -> None:
     """Names, documentation, versions and properties; constants and nodes that survive keep theirs."""
     for node in proto.graph.node:
         node.doc_string = f"about {node.name}"
@@ -304,7 +304,7 @@ tied (float[1, 1, 1, 6] x) => (float[1, 4, 1, 6] y)
 """
 
 
-def test_what_is_tied_to_a_useful_position_is_useful() -> None:
+def test_positions_tied_to_a_useful_one_are_useful() -> None:
     """Positions of a Concat that a convolution slides over are read together, though edges lead from one only."""
     with folder_with(build(TIED_READERS)) as (source, target):
         result = compress_file(source, target, Options(Budget("kernels", 0.75), best_effort=True))

@@ -153,7 +153,7 @@ def test_sizes_that_change_together_change_their_product() -> None:
         assert any(np.prod(sizes["x"][2:]) != np.prod(shape[2:]) for sizes in found.jointly)
 
 
-def test_quantised_weight_that_is_put_out_stays_whole() -> None:
+def test_quantised_weight_that_is_an_output_stays_whole() -> None:
     with analysed(FreeModel(build(PUT_OUT), SIZES)) as dag:
         assert dag.pinned_groups[dag.groups[dag.channel_ids["c"]]].all()
         assert any("reads all of 'k'" in pin.reason for pin in dag.pins)

@@ -202,15 +202,15 @@ def errors(patch: Patch) -> None:
 
 
 def chosen(patch: Patch) -> None:
-    test_regression.test_the_fit_with_the_least_held_out_error_is_taken(MomentSums)
+    test_regression.test_the_fit_with_the_least_held_out_error_is_chosen(MomentSums)
 
 
 def start(patch: Patch) -> None:
-    test_regression.judge_unspoilt()
+    test_regression.judge_unchanged()
 
 
 def frontier(patch: Patch) -> None:
-    test_partial_runner.test_only_what_is_read_later_is_held()
+    test_partial_runner.test_only_tensors_that_are_read_later_are_stored()
 
 
 def unwatched(proto: Any, names: Any, feeds: Any, libraries: Any = ()) -> Any:

@@ -65,7 +65,7 @@ def run(path: Path, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     ],
     ids=["to 1", "to 255", "no image", "probabilities"],
 )
-def test_which_outputs_are_images(tmp_path: Path, change: Callable[[str], str], count: int) -> None:
+def test_recognised_image_outputs(tmp_path: Path, change: Callable[[str], str], count: int) -> None:
     page, _ = page_of(tmp_path, build(change(RESIDUAL)), "--keep", 0.5, "--calib", images(tmp_path / "x.npz"))
     shown = pictures(parsed(page))
     assert len(shown) == count

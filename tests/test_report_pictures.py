@@ -306,7 +306,7 @@ def test_profile(tmp_path: Path) -> None:
     assert sorted(line.number or 0 for line in found.layers) == [1, 2, 3, 4, 5, 6]
 
 
-def test_why_layers_are_not_timed(tmp_path: Path) -> None:
+def test_untimed_layers_have_a_reason(tmp_path: Path) -> None:
     """Not measured, on a GPU, or what cannot run: the page says so instead of failing."""
     source = saved(residual(), tmp_path / "a.onnx")
     result = compressed(source, tmp_path / "b.onnx")
@@ -323,7 +323,7 @@ def test_why_layers_are_not_timed(tmp_path: Path) -> None:
     assert "could not be timed" in str(layer_times(measured, tmp_path / "c.onnx", rows))
 
 
-def test_profile_of_what_cannot_run(tmp_path: Path) -> None:
+def test_profile_of_a_model_that_cannot_run(tmp_path: Path) -> None:
     path = tmp_path / "broken.onnx"
     proto = build(RESIDUAL)
     proto.graph.node[0].op_type = "NoSuchOperator"

@@ -41,7 +41,7 @@ def test_only_its_own_script_may_run(calibrated: tuple[Found, str, dict[str, Any
     assert not any(name.startswith("on") for _, attributes in found.tags for name in attributes)
 
 
-def test_pictures_are_told_in_words(calibrated: tuple[Found, str, dict[str, Any]]) -> None:
+def test_pictures_have_text_descriptions(calibrated: tuple[Found, str, dict[str, Any]]) -> None:
     """Every picture has a name; others are hidden from readers of the screen; ids are unique."""
     found, _, _ = calibrated
     ids = [attributes["id"] for _, attributes in found.tags if attributes.get("id")]

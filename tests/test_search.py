@@ -111,7 +111,7 @@ def test_the_nearest_of_all_trials_is_taken(model: Path) -> None:
     assert found.fraction == max(trial.fraction for trial in machine.trials if trial.fraction <= 0.5)
 
 
-def test_latency_out_of_reach_is_refused_with_what_is_in_reach(model: Path) -> None:
+def test_unreachable_latency_is_refused_with_the_nearest_reachable_one(model: Path) -> None:
     chooser = selector(model, Budget("latency", 0.3))
     machine = Machine(chooser, lambda p: 0.4 + 0.6 * p)
     with pytest.raises(BudgetUnreachable, match=r"0\.4\d+ is the lowest that was measured.*ask for at least 0\.4"):
@@ -129,14 +129,14 @@ def test_whole_latency_keeps_everything(model: Path) -> None:
     assert found.comparison is None
 
 
-def test_what_is_faster_is_taken_at_once(model: Path) -> None:
+def test_a_faster_candidate_is_chosen_at_once(model: Path) -> None:
     chooser = selector(model, Budget("kernels", 0.5))
     machine = Machine(chooser, lambda p: p)
     assert within_budget(chooser, machine.predicted, machine.attempt) is machine.trials[0]
     assert len(machine.trials) == 1
 
 
-def test_what_is_not_faster_is_made_leaner_within_the_budget(model: Path) -> None:
+def test_a_slow_candidate_is_made_leaner_within_the_budget(model: Path) -> None:
     """As long as one block more or less decides, leaner keep sets are tried."""
     chooser = selector(model, Budget("kernels", 0.8))
     machine = Machine(chooser, lambda p: p * 1.3)
@@ -191,7 +191,7 @@ def test_compress_reports_what_it_measured(model: Path, monkeypatch: pytest.Monk
     assert (found["busy"], "the machine was busy" in text) == (False, False)
 
 
-def test_compress_tells_of_a_busy_machine(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compress_warns_of_a_busy_machine(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the same measure as ``bench``."""
     measuring(monkeypatch, lambda _: 0.5, spread=0.1)
     done = called("compress", model, model.parent / "o.onnx", "--keep", "0.5", measure=True)
@@ -199,7 +199,7 @@ def test_compress_tells_of_a_busy_machine(model: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(("fraction", "words"), [(1.2, "slower than the original"), (1.0, "no faster")])
-def test_compress_refuses_what_is_not_faster(
+def test_compress_refuses_a_model_that_is_not_faster(
     model: Path, monkeypatch: pytest.MonkeyPatch, fraction: float, words: str
 ) -> None:
     measuring(monkeypatch, lambda _: fraction)
@@ -238,7 +238,9 @@ def test_nothing_removed_is_not_measured(model: Path, monkeypatch: pytest.Monkey
     assert (model.parent / "o.onnx").read_bytes() == model.read_bytes()
 
 
-def test_what_cannot_be_measured_is_written_with_a_warning(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_be_measured_is_written_with_a_warning(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def measured(*_: object) -> TimingComparison:
         raise RunFailed("no such kernel")
 
@@ -277,7 +279,7 @@ def test_wrong_alignment(model: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(("align", "step"), [("16", 16), ("8", 8), ("24", 24)])
-def test_widths_are_multiples_of_what_was_asked(model: Path, align: str, step: int) -> None:
+def test_widths_are_multiples_of_the_alignment(model: Path, align: str, step: int) -> None:
     called_json("compress", model, model.parent / "o.onnx", "--keep", "0.4", "--align", align)
     shapes = {t.name: list(t.dims) for t in onnx.load(model.parent / "o.onnx").graph.initializer}
     widths = [shapes["w1"][0], shapes["w2"][0], shapes["w3"][0]]

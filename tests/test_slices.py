@@ -120,7 +120,7 @@ def of(error: list[float], norms: list[float], each: int) -> SliceErrors:
     ],
     ids=["rounding", "own scale", "few numbers", "probabilities", "zero beside others", "equal", "all zero"],
 )
-def test_what_is_almost_zero_is_not_its_own_scale(
+def test_values_near_zero_are_not_their_own_scale(
     slices: SliceErrors, probabilities: bool, expected: list[float]
 ) -> None:
     np.testing.assert_allclose(slices.relative_errors(probabilities), expected, rtol=1e-5)
@@ -162,7 +162,7 @@ def test_axes_of_slices(
     assert slice_axes(np.zeros(shape, np.float32), kind, labelled) == axes
 
 
-def test_samples_that_tell_nothing_are_told(tmp_path: Path) -> None:
+def test_samples_without_information_are_reported(tmp_path: Path) -> None:
     """Scores that pass no threshold on any sample: the deviation is 0, and says nothing."""
     model = build(
         """

@@ -166,7 +166,7 @@ def test_killed_while_proving(drafting: subprocess.Popen[str], slow: Path, tmp_p
 # no reader of the output
 
 
-def test_reader_has_gone(model: Path) -> None:
+def test_closed_pipe(model: Path) -> None:
     """As in ``leanonnx inspect … | head``: no error, and nothing to complain of."""
     read, write = os.pipe()
     os.close(read)
@@ -177,7 +177,7 @@ def test_reader_has_gone(model: Path) -> None:
 
 
 @pytest.mark.parametrize("rest", [">&-", "> /dev/full"])
-def test_nowhere_to_print(model: Path, rest: str) -> None:
+def test_closed_standard_output(model: Path, rest: str) -> None:
     """A closed stdout, a full disk behind stdout: at most a message, no bug of ours."""
     if "/dev/full" in rest and not Path("/dev/full").exists():
         pytest.skip("no /dev/full")

@@ -194,7 +194,7 @@ def test_no_more_processes_than_jobs(
     assert max(begun) <= jobs
 
 
-def test_what_is_running_ends_with_its_caller(
+def test_running_processes_end_with_their_caller(
     probe: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An answer that is not waited for leaves no process."""

@@ -43,7 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # tables
 
 
-def test_every_entry_is_explained_where_it_stands() -> None:
+def test_every_entry_is_explained_in_place() -> None:
     assert list(HARDWARE_ENTRIES) == [key for key in asdict(AVX2) if key != "name"]
     text = (Path(__file__).parent.parent / "leanonnx" / "hardware" / "targets.toml").read_text(encoding="utf-8")
     assert entries_legend() in text
@@ -130,7 +130,7 @@ def test_stored_targets_are_found_by_name(folder: Path) -> None:
     refused(folder, *COMPRESS, "--target", "abacus", says=("mine",))
 
 
-def test_a_stored_target_of_this_machine_is_what_auto_means(folder: Path) -> None:
+def test_auto_means_the_stored_target_of_this_machine(folder: Path) -> None:
     name = detect_hardware(Setting())
     (folder / "targets.toml").write_text(replace(AVX2, name=name, block=12, multiple=12).to_toml(), encoding="utf-8")
     found, _ = run(folder)

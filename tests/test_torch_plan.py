@@ -79,9 +79,7 @@ def step(module: nn.Module) -> None:
 @pytest.mark.parametrize("trained", [True, False], ids=["trained", "untrained"])
 @pytest.mark.parametrize("exporter", WAYS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_module_computes_what_the_compressed_file_computes(
-    name: str, exporter: str, trained: bool, tmp_path: Path
-) -> None:
+def test_module_agrees_with_the_compressed_file(name: str, exporter: str, trained: bool, tmp_path: Path) -> None:
     module = network(NETWORKS[name], trained)
     path = export(module, tmp_path / "net.onnx", exporter)
     whole = sum(tensor.numel() for tensor in module.parameters())

@@ -207,7 +207,7 @@ def test_an_error_on_the_way_leaves_the_module_as_it_is(tmp_path: Path, monkeypa
     ("kept", "groups", "living"),
     [((0, 1, 4, 5), 4, [0, 2]), ((0, 2, 4, 6), 4, [0, 1, 2, 3]), (tuple(range(8)), 2, [0, 1]), ((3,), 8, [3])],
 )
-def test_groups_that_live(kept: tuple[int, ...], groups: int, living: list[int]) -> None:
+def test_kept_groups(kept: tuple[int, ...], groups: int, living: list[int]) -> None:
     assert kept_conv_groups(kept, 8, groups) == living
 
 

@@ -161,7 +161,7 @@ PROVOKED: dict[str, tuple[int, Callable[[Path, Path], Words]]] = {
 
 
 @pytest.mark.parametrize("part", PROVOKED)
-def test_message_is_what_a_user_reads(part: str, tmp_path: Path) -> None:
+def test_message_reaches_the_user(part: str, tmp_path: Path) -> None:
     (message,) = (each for each in QUOTED if part in each)
     code, arguments = PROVOKED[part]
     (tmp_path / "model").mkdir()

@@ -113,7 +113,7 @@ def halved(text: str, folder: Path, rules: Rules = DEFAULT_RULES, **options: Any
 
 
 @pytest.mark.parametrize("name", TAILS)
-def test_wrong_rule_is_refused_whatever_the_network_decides(name: str, tmp_path: Path) -> None:
+def test_wrong_rule_is_refused_for_every_decision_of_the_network(name: str, tmp_path: Path) -> None:
     wrong = halved(TAILS[name], tmp_path, WRONG)
     assert isinstance(wrong, str)
     assert "a rule is wrong" in wrong
@@ -127,7 +127,7 @@ DEAD = trunk("y = Sigmoid (c)", "float[N, 4, 8, 8] y", "float far = {1e9}", head
 LARGE = (np.random.default_rng(0).standard_normal((8, 3, 8, 8)) * 1e9 + 2e9).astype(np.float32)
 
 
-def test_what_tells_nothing_is_vacuous_and_real_inputs_help(tmp_path: Path) -> None:
+def test_a_proof_without_information_is_vacuous_and_real_inputs_help(tmp_path: Path) -> None:
     refused = halved(DEAD, tmp_path)
     assert isinstance(refused, str)
     assert "nothing that can be compared on the inputs tried (outputs: 'y' constant; inputs: normal, unif" in refused

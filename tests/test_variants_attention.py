@@ -158,7 +158,7 @@ BY_HEADS = {
 
 
 @pytest.mark.parametrize("name", BY_HEADS)
-def test_heads_go_whole_and_the_stream_stays(name: str, tmp_path: Path) -> None:
+def test_heads_are_removed_as_a_whole_and_the_stream_stays(name: str, tmp_path: Path) -> None:
     """Channels of the normalised stream that are read stay; heads and hidden units become fewer."""
     done = checked(BY_HEADS[name](), tmp_path, ANY, keep=0.6)
     assert_pins(done, STREAM)

@@ -161,7 +161,7 @@ def sizes(name: str) -> list[Sizes]:
 
 
 @pytest.mark.parametrize("name", HELD)
-def test_what_stays_says_why(name: str, tmp_path: Path) -> None:
+def test_kept_channels_have_a_reason(name: str, tmp_path: Path) -> None:
     make, pins = HELD[name]
     done = checked(make(), tmp_path, sizes(name), shapes=TRIED)
     assert_pins(done, pins)

@@ -90,7 +90,7 @@ def feeds(proto: onnx.ModelProto) -> list[dict[str, Array]]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_bodies_compute_what_they_did(name: str, tmp_path: Path) -> None:
+def test_bodies_compute_the_same_as_before(name: str, tmp_path: Path) -> None:
     proto = CASES[name]()
     done = compress(proto, tmp_path, keep=0.85)
     reference = masked(proto, done.tensors)

@@ -179,7 +179,7 @@ def test_two_groups_stay_two(tmp_path: Path) -> None:
     assert width < 8
 
 
-def test_many_groups_go_whole(tmp_path: Path) -> None:
+def test_many_groups_are_removed_as_a_whole(tmp_path: Path) -> None:
     done = checked(grouped(16, 64), tmp_path, SIZES)
     out, width, *_ = done.shapes["w2"]
     assert (out, width) == (4 * groups_of(done.target), 4)
@@ -197,7 +197,7 @@ def test_shuffle_becomes_one_gather(tmp_path: Path) -> None:
     assert "Gather" in {node.op_type for node in done.target.graph.node}
 
 
-def test_shuffled_whole_groups_say_what_ties_them(tmp_path: Path) -> None:
+def test_shuffled_whole_groups_name_their_tie(tmp_path: Path) -> None:
     """Whole groups of the layers before and behind a shuffle share channels until all are one class."""
     with pytest.raises(
         BudgetUnreachable, match=r"32 of the 32 channels .* live and die together .whole groups of Conv"

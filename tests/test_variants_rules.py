@@ -181,7 +181,7 @@ def test_no_rules_file(given: str, tmp_path: Path) -> None:
     refused(tmp_path, "compress", "in.onnx", "out.onnx", "--keep", 0.5, "--rules", given, says=("--rules", given))
 
 
-def test_rules_are_run_only_where_they_are_named(tmp_path: Path) -> None:
+def test_rules_run_only_where_they_are_named(tmp_path: Path) -> None:
     """Neither the folder, nor the model, nor a plan made with rules can make leanonnx run code."""
     arguments = with_rules(tmp_path, f"open({str(tmp_path / 'was_run')!r}, 'w').close()\nRULES = {{}}")
     for name in ("RULES.py", "rules.py", "conftest.py", "sitecustomize.py"):
@@ -199,7 +199,7 @@ def test_rules_are_run_only_where_they_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / "was_run").exists()
 
 
-def test_what_a_rules_file_prints_is_no_result(tmp_path: Path) -> None:
+def test_output_of_a_rules_file_is_no_result(tmp_path: Path) -> None:
     arguments = with_rules(tmp_path, "import os\nprint('said')\nos.write(1, b'written')\nRULES = {}")
     done = cli(*arguments, "--keep", 0.5, "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["proof"]["status"] == "passed"

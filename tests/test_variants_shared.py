@@ -111,7 +111,7 @@ def test_one_weight_in_both_directions(tmp_path: Path) -> None:
     assert done.shapes == {"w1": [out, 3, 3, 3], "w2": [width, out, 1, 1], "b1": [out], "b3": [out]}
 
 
-def test_vector_of_which_each_reader_needs_another_slice(tmp_path: Path) -> None:
+def test_vector_with_a_different_slice_for_each_reader(tmp_path: Path) -> None:
     """The plan holds all of them, and the whole where a reader keeps that."""
     proto = network(
         "(float[N, 3, 8, 8] x) => (float[N, 12, 8, 8] y)",

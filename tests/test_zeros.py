@@ -49,7 +49,7 @@ NOT_ZERO = {"it reduces over the channels, which would not be zero there": advic
 
 @pytest.mark.parametrize("name", KEPT)
 @pytest.mark.parametrize("reduction", ["ReduceMean <axes = [1]> (z)", "ReduceL2 <axes = [1]> (z)"])
-def test_channels_that_would_be_zero_go(name: str, reduction: str, tmp_path: Path) -> None:
+def test_channels_that_would_be_zero_are_removed(name: str, reduction: str, tmp_path: Path) -> None:
     proto = block(f"{KEPT[name]} n = {reduction} d = Add (z, n)", CONSTANTS, read=24 if "Concat" in KEPT[name] else 12)
     done = checked(proto, tmp_path, ANY, zeroed=True, keep=0.4, shapes=TRIED)
     assert_pins(done, {})

@@ -96,7 +96,7 @@ def test_every_rule_has_a_case() -> None:
     assert sorted({key for key in keys if keys.count(key) > 1}) == [], "operators with two cases"
 
 
-def test_every_case_says_what_is_refused_and_what_is_not() -> None:
+def test_every_case_has_accepted_and_refused_uses() -> None:
     for case in CASES:
         assert bool(case.refusals) != bool(case.whole), f"{case.op}: refusals, or why there are none"
         assert bool(case.forms) != bool(case.never), f"{case.op}: forms, or why there are none"
@@ -250,7 +250,7 @@ def miscounted(dag: ChannelDag, sample: Sample) -> str:
 @pytest.mark.parametrize(("case", "refusal"), REFUSALS)
 @FEW
 @given(st.data())
-def test_what_is_not_covered_is_pinned(case: Case, refusal: Refusal, data: st.DataObject) -> None:
+def test_uncovered_uses_are_pinned(case: Case, refusal: Refusal, data: st.DataObject) -> None:
     sample = noted(sampled(refusal, choices(data)))
     title = f"{case.op} '{sample.subject.name}'"
     with analysed(sample.proto) as dag:
