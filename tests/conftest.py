@@ -22,7 +22,7 @@ import onnx
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest.register_assert_rewrite("tests")  # so that a failure within a helper shows its values too
+pytest.register_assert_rewrite("tests")  # a failure within a helper shows its values too
 
 from leanonnx.runtime.sessions import open_session, thread_limit
 from tests.helpers import RUNS, brief, run_text
@@ -44,7 +44,7 @@ TOGETHER = ("test_corrupted.py", "test_onnx_nodes.py", "test_report_browser.py",
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """For the smoke subset alone, no other file is imported."""
+    """Import only the files of the smoke subset if only that is run."""
     if config.option.markexpr != "smoke" or collection_path.suffix != ".py":
         return None
     return None if collection_path.relative_to(HERE).as_posix() in SMOKE else True
@@ -62,7 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A test that fails shows the last command that it ran, in full."""
+    """Show the last command that a failing test ran, in full."""
     report = yield
     if report.failed and RUNS:
         report.sections.append(("Last command", run_text(RUNS[-1])))
@@ -73,7 +73,7 @@ def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, py
 
 @pytest.fixture(scope="session", autouse=True)
 def _sessions() -> Iterator[None]:
-    """The first session of a process decides whether denormal numbers are flushed in it: one that does not flush.
+    """Open a session that does not flush denormal numbers: the first session of a process decides.
 
     Sessions of a worker keep to one thread, as its BLAS does.
     """
@@ -83,7 +83,7 @@ def _sessions() -> Iterator[None]:
 
 @pytest.fixture
 def points_made_within(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sweeps make their candidates in this process."""
+    """Let sweeps compute their candidates in this process."""
     monkeypatch.setattr("leanonnx.commands.sweep.extras.made_here", made_within)
 
 
@@ -96,7 +96,7 @@ def briefly() -> Iterator[None]:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sweeps draw no curves."""
+    """Keep sweeps from drawing curves."""
     monkeypatch.setattr("leanonnx.cli.sweep.plotter", lambda: lambda row, folder: {})
 
 

@@ -1,6 +1,6 @@
 """Commands, Python and outputs shown on the pages, and files that stand in for a reader's.
 
-Commands stand in fenced ``sh`` blocks or in indented ones; in the latter an explanation may follow after three spaces.
+Commands are in fenced ``sh`` blocks or in indented ones; in the latter an explanation may follow after three spaces.
 A ``text`` block that follows a block of commands or Python shows the output of the last of them; ``…`` stands for lines
 left out.
 """
@@ -48,7 +48,7 @@ PROGRAMS = (
 
 @dataclass(frozen=True)
 class Typed:
-    """Something to type: its language (``sh`` or ``python``), the text, and the output shown below it, if any."""
+    """A command or code: its language (``sh`` or ``python``), its text, and the output shown below it, if any."""
 
     language: str
     text: str
@@ -224,7 +224,7 @@ STAND_INS: dict[str, Callable[[Path], object]] = {
 
 
 def furnish(folder: Path, text: str) -> None:
-    """Make the files that a command or a piece of Python names, where they are not there yet."""
+    """Create the missing files that a command or a piece of Python names."""
     for name, make in STAND_INS.items():
         if re.search(rf"(?<![\w./-]){re.escape(name)}(?![\w.-])", text) and not (folder / name).exists():
             make(folder / name)

@@ -29,7 +29,7 @@ def concat(b: Builder) -> None:
 
 
 def concat_pixels(b: Builder) -> None:
-    """Along an axis that holds no channels."""
+    """Along an axis without channels."""
     x = b.pick(lambda t: len(t.shape) > 2 and t.axis != 2)
     if x is not None:
         y = b.pick(lambda t: len(t.shape) == len(x.shape) and t.axis == x.axis and t.resized(1, 2) == x.resized(1, 2))

@@ -1,4 +1,4 @@
-"""Random small ONNX models: how one is begun, grown and ended.
+"""Random small ONNX models: start, steps and end.
 
 A model is drawn through one function ``choose(n) -> 0 … n-1``, so that hypothesis shrinks it and a plain random
 generator can draw it fast.  The steps are in ``graph_steps``, ``graph_moves`` and ``graph_blocks``.

@@ -118,7 +118,7 @@ def cli(
     measure: bool = False,
     env: Mapping[str, str] | None = None,
 ) -> Done:
-    """Run the installed ``leanonnx`` command, or another one in its place; ``compress`` measures only if asked to.
+    """Run the installed ``leanonnx`` command, or another one; ``compress`` measures only if ``measure`` is set.
 
     ``env`` is added to the environment.
     """
@@ -213,7 +213,7 @@ def run_text(done: Done) -> str:
 def refused(
     folder: Path, *args: object, code: int = 2, says: tuple[str, ...] = (), run: Callable[..., Done] = called
 ) -> None:
-    """Run the command in a folder: refused with one or two lines on stderr, and the folder is as it was."""
+    """Run the command in a folder; check that it is refused in one or two lines and leaves the folder unchanged."""
     before = tree(folder)
     done = run(*args, cwd=folder)
     assert done.returncode == code

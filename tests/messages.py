@@ -1,4 +1,4 @@
-"""Messages of leanonnx as they stand in its source, with ``…`` for what is filled in."""
+"""Messages in the source of leanonnx, with ``…`` for their values."""
 
 from __future__ import annotations
 

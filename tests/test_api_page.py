@@ -1,4 +1,4 @@
-"""docs/api.md: its examples run and give what they say, and it names all that there is."""
+"""docs/api.md: its examples run and give the shown results, and it names the whole public interface."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_a_machine_without_slow_widths(tmp_path: Path) -> None:
 
 
 def test_wild_times_give_a_table_all_the_same() -> None:
-    """Times that contradict each other: every entry is above 0, so that the table can be read again."""
+    """Contradictory times: every entry stays above 0, so that the table can be read again."""
     rng = np.random.default_rng(0)
     for _ in range(50):
         probes = PROBES.all(stepped=False)
@@ -207,7 +207,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in which nothing is timed: each network takes longer than the one before."""
+    """A folder, with fake timings: each network takes longer than the one before."""
 
     def untimed(paths: list[Path], *_: object) -> tuple[Timing, ...]:
         times = [1.0 + index / 10 for index in range(len(paths))]

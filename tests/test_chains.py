@@ -75,7 +75,7 @@ def channel_ids(path: Path) -> tuple[int, ...]:
 
 
 def first_of_the_best(found: list[Path], *, kernels: bool) -> Path:
-    """The documented tie rule: at every label stop, else (``kernels``) a rest without kernels, else the lowest edge."""
+    """The documented tie rule: stop if possible, else (``kernels``) a rest without kernels, else the lowest edge."""
     top = max(map(octaves, found))
     tied = [path for path in found if octaves(path) == top]
     tied = [path for path in tied if path[0] == min(path[0] for path in tied)]
@@ -110,7 +110,7 @@ def assert_same(found: Sequence[Chain], expected: Sequence[Chain]) -> None:
 
 
 def random_graph(seed: int, *, powers: bool, layers: int) -> Graph:
-    """A few small layers: dense, grouped, diagonal, additions and parallel edges out of one label."""
+    """A few small layers: dense, grouped, diagonal, additions and parallel edges out of one channel id."""
     rng = np.random.default_rng(seed)
     starts = np.arange(rng.integers(1, 3))
     n, blocks = len(starts), []
@@ -211,7 +211,7 @@ def test_chains_are_connected_disjoint_descending_and_complete(graph: Graph, mod
 
 
 def rescaled(graph: Graph, channel_id: int, factor: float) -> list[Block]:
-    """Every gain into the label times ``factor``, every gain out of it divided by ``factor``."""
+    """Every gain into the channel id times ``factor``, every gain out of it divided by ``factor``."""
     return [
         Block(
             sources=block.sources,

@@ -53,7 +53,7 @@ def git(folder: Path, *args: object) -> str:
 
 
 def clean(**more: str) -> dict[str, str]:
-    """The environment without what git or GitHub have set, so that tests do not touch this repository's index."""
+    """The environment without variables of git or GitHub, so that tests do not touch this repository's index."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("GIT_", "GITHUB_", "PRE_COMMIT_"))}
     return {**kept, **more}
 
@@ -275,7 +275,7 @@ def run_action(folder: Path, runner: Path, given: dict[str, str], *steps: str) -
 
 @pytest.fixture
 def runner(tmp_path: Path) -> Path:
-    """A runner on which leanonnx stands where the action installs it."""
+    """A runner with leanonnx at the place where the action installs it."""
     folder = tmp_path / "runner"
     binaries = folder / "leanonnx" / "bin"
     binaries.mkdir(parents=True)
@@ -351,7 +351,7 @@ def test_action_installs_its_own_version(repository: Path, tmp_path: Path) -> No
 
 
 def block(language: str, holds: str) -> str:
-    """The code block of the page that holds a text."""
+    """The code block of the page that contains a text."""
     found = [text for text in re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL) if holds in text]
     assert len(found) == 1
     return str(found[0])

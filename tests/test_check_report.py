@@ -147,7 +147,7 @@ def plain(text: str, marks: str) -> str:
 
 
 def test_annotations() -> None:
-    """Each is one line, and gives back what was put in; gates that were skipped for one reason share a warning."""
+    """Each is one line that decodes to the original text; gates skipped for the same reason share a warning."""
     lines = github_lines(REPORT)
     assert all("\n" not in line and "\r" not in line for line in lines)
     found = [read_command(line) for line in lines]
@@ -208,7 +208,7 @@ def test_wrong_requests_are_annotated_for_github(tmp_path: Path) -> None:
 
 
 def test_table(tmp_path: Path) -> None:
-    """Every gate has a line that says what was found or what it means, with its numbers."""
+    """Every gate has a line with its result or meaning, and its numbers."""
     saved(build(FREE), tmp_path / "base.onnx")
     saved(build(FREE, 1), tmp_path / "new.onnx")
     done = called("check", "base.onnx", "new.onnx", "--max-deviation", 0.01, "--max-bytes", "1.5x", cwd=tmp_path)

@@ -82,7 +82,7 @@ net (float[N, 6] x) => ({outputs})
     c = ArgMax <axis = 1, keepdims = 0> (l)
 }}
 """
-"""One class whatever the input."""
+"""A model that predicts the same class for every input."""
 
 
 @pytest.fixture

@@ -161,7 +161,7 @@ def test_best_effort_when_nothing_is_removable(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["c1", "r1", "C1"])
 def test_pin_keeps_all_channels(model: Path, name: str) -> None:
-    """A tensor, one that shares its channels, or the node that puts it out."""
+    """Pin a tensor, one that shares its channels, or the node that outputs it."""
     out = model.parent / "out.onnx"
     called_json("compress", model, out, "--keep", "0.4", "--pin", name)
     shapes = constant_shapes(out)

@@ -75,7 +75,7 @@ def test_same_request_same_bytes(model: Path) -> None:
         assert (folder / f"a.{suffix}").read_bytes() == (folder / f"b.{suffix}").read_bytes()
 
 
-# compress: what stays as it was
+# compress: unchanged parts
 
 
 def test_external_data_stay_external(tmp_path: Path) -> None:

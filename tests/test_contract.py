@@ -1,4 +1,4 @@
-"""Our own rules keep the contract that rules of the user's own are held to."""
+"""The built-in rules fulfil the contract that user-defined rules must fulfil."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_rules_keep_their_contract(seed: int) -> None:
 
 
 N = np.arange(1, 5)
-"""Known labels."""
+"""Known channel ids."""
 
 
 def call_of_one() -> Call:

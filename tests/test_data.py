@@ -1,4 +1,4 @@
-"""Data for a model: what is fed equals what the files hold, and little is in memory."""
+"""Data for a model: the feeds equal the content of the files, and little of it is in memory."""
 
 from __future__ import annotations
 

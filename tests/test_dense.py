@@ -80,7 +80,7 @@ def test_whole_layers_are_removable(method: Method, chains: str) -> None:
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("keep", [0.15, 0.3, 0.6])
 def test_the_remainder_computes_the_proven_function(seed: int, keep: float, tmp_path: Path) -> None:
-    """Of starved channels nothing is left that reads them: the file would be refused else."""
+    """No reader of starved channels is left; otherwise the file would be refused."""
     path, _ = network(seed)
     for method, chains in RANKINGS:
         options = Options(Budget("kernels", keep), method=method, chains=chains, ignore=(LAST,))

@@ -1,4 +1,4 @@
-"""Every command in README.md and docs/ works: run on files that stand in for a reader's, or excused with a reason."""
+"""Every command in README.md and docs/ works: run on substitutes for a reader's files, or excused with a reason."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ ADDED = {
 }
 """Options added so that outputs are the same everywhere, and fast."""
 UNMEASURED = ("latency", "times the speed")
-"""Marks of lines that are not printed where nothing is measured."""
+"""Marks of lines that are not printed without measuring."""
 COMMANDS = {name: typed(path.read_text(encoding="utf-8")) for name, path in PAGES.items()}
 PAIRS = [(name, each) for name, found in COMMANDS.items() for each in found if each.language == "sh"]
 
@@ -112,9 +112,9 @@ def _spawned(words: list[str], folder: Path) -> Done:
 
 
 def lines(text: str, masked: bool) -> list[str]:
-    """Lines with their blanks evened out, and with # for each number where they need not be the same.
+    """Lines with normalised blanks, and with # for each number that may differ.
 
-    There one sample may stand for several.
+    Then one sample may stand for several.
     """
     plain = [" ".join(line.split()) for line in text.splitlines()]
     number = re.compile(r"[\d.,]*\d(?:e[-+]\d+)?")
@@ -132,7 +132,7 @@ def missing(shown: str, given: str, masked: bool) -> list[str]:
 
 @pytest.mark.parametrize("name", [name for name, found in COMMANDS.items() if found])
 def test_page_works_from_top_to_bottom(name: str, tmp_path: Path) -> None:
-    """In one folder, so that a command finds what those before it have written."""
+    """All commands run in one folder, so that each finds the files of those before it."""
     for each in COMMANDS[name]:
         if each.language == "python":
             if name in PYTHON_ELSEWHERE:

@@ -1,4 +1,4 @@
-"""Fine-tuning: only weights change, the held-out loss never grows, and what teaches is what was asked for."""
+"""Fine-tuning: only weights change, the held-out loss never grows, and the requested objective is used."""
 
 from __future__ import annotations
 

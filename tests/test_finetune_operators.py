@@ -34,7 +34,7 @@ REFUSED = {
     **dict.fromkeys(("QLinearSigmoid", "QLinearLeakyRelu", "QLinearGlobalAveragePool"), "quantise"),
     **dict.fromkeys(("QLinearAveragePool", "ConvInteger", "MatMulInteger"), "quantise"),
 }
-"""Operators that are refused in each form, and what the message says."""
+"""Operators that are refused in every form, and their messages."""
 PARTLY = {
     "FusedMatMul": "transposes its batch axes",
     "BatchNormalization": "training mode",

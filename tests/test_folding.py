@@ -1,4 +1,4 @@
-"""Weights that the graph computes from constants: cut where they are held, or stored as their values."""
+"""Weights that the graph computes from constants: sliced at the source, or stored as values."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def twice(torn: bool) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("torn", [False, True])
 def test_a_cast_that_several_read(torn: bool, tmp_path: Path) -> None:
-    """Two layers cut it alike; where a third reader needs all of it, each gets its own."""
+    """Two layers slice it alike; if a third reader needs all of it, each gets its own."""
     result, written = cut(twice(torn), tmp_path)
     assert result.folded == (("w",) if torn else ())
     assert (constants(written)["v"].dims[0] < 16) if not torn else ("v" not in constants(written))

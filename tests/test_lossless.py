@@ -107,7 +107,7 @@ def test_masks(op: str, mask: str, tmp_path: Path) -> None:
     assert [node.op_type for node in after.graph.node] == ["Conv", "Relu", "Conv"]
 
 
-# the border: a constant channel is not constant for a kernel that stands over the border
+# the border: a constant channel is not constant for a kernel that overlaps the border
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_random_zeros_change_nothing(proto: onnx.ModelProto, seed: int) -> None:
 
 
 @given(models(), st.floats(0.05, 0.95))
-def test_channels_that_masks_leave_behind_are_found(proto: onnx.ModelProto, keep: float) -> None:
+def test_what_masks_leave_behind_is_found(proto: onnx.ModelProto, keep: float) -> None:
     """Masked by any selection, a network minimises to at most what surgery would have left of it."""
     with tempfile.TemporaryDirectory() as folder:
         model = load(saved_in(proto, Path(folder)))

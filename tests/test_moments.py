@@ -1,4 +1,4 @@
-"""Moments of channels on real inputs, against numpy on the tensors as onnxruntime puts them out."""
+"""Channel moments on real inputs, compared with numpy on the tensors of onnxruntime."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Each wrong rule is caught: by the proof, or before it by the surgery, the checker or onnxruntime.
 
 Every mutant replaces one rule of the table on a small model in which it matters.  The right rule passes on the same
-model and keep set (or pins it), so that it is the wrong rule and nothing else that is caught.
+model and keep set (or pins it), so only the wrong rule can be the cause.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def framed(body: str, constants: str = "", width: int = 4, read: int = 4, size: 
 
 
 def relabelled(effect: Effect, *channel_ids: ChannelIds) -> Effect:
-    """The same answer with other labels on the outputs."""
+    """The same answer with other channel ids on the outputs."""
     return replace(effect, outputs=channel_ids)
 
 

@@ -44,7 +44,7 @@ class Naive:
 
 
 def judge(readers: Sequence[Naive], count: int) -> None:
-    """The order in which each removal adds the least loss, found anew after each; and what it adds."""
+    """Check the order in which each removal adds the least loss, recomputed after each, and the added loss."""
     order, costs = eliminate([one.reader for one in readers], count)
     gone: list[int] = []
     total = 0.0

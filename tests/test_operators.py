@@ -24,7 +24,7 @@ TABLES = ("operators/", "commands/finetune/operators/")
 NAMES = {name for _, name in OPERATORS} | {schema.name for schema in onnx.defs.get_all_schemas()}
 MODULES = sorted(p for p in ROOT.rglob("*.py") if not p.relative_to(ROOT).as_posix().startswith(TABLES))
 SUBJECTS = {"op", "op_type", "operator"}
-"""Names of variables and fields that hold the name of an operator."""
+"""Names of variables and fields for the name of an operator."""
 
 
 def lists(tree: ast.AST) -> Iterator[tuple[int, str]]:

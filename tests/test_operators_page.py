@@ -1,4 +1,4 @@
-"""docs/operators.md says, once it is whole, what all rules say, and its examples are rules that work."""
+"""docs/operators.md contains the documentation of all rules, and its examples are working rules."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def masses_of(dag: ChannelDag, statistics: Statistics) -> Array:
 
 
 def removed(dag: ChannelDag, rate: Rate = kernel_rate, exponent: float = 1.0) -> tuple[Array, Array]:
-    """The order of the classes, and the class of each label."""
+    """The order of the groups, and the group of each channel id."""
     groups = channel_groups(dag, separate_slots=False)
     terms = Exponents(saved=exponent)
     return Elimination(dag=dag, statistics=looked_at(dag), groups=groups, layers=layers_of(dag, groups)).removal_order(

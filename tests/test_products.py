@@ -176,7 +176,7 @@ def test_harmless_operators_are_no_riddle(tmp_path: Path) -> None:
 
 
 def test_uncountable_costs_are_reported(tmp_path: Path) -> None:
-    """A loop runs as often as its data say."""
+    """The number of iterations of a loop depends on its data."""
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["go"], ["on"]),
@@ -217,7 +217,7 @@ CONCAT = network(
 
 
 def test_pins_reach_through_concat(tmp_path: Path) -> None:
-    """The channels of an output that is concatenated hold the kernels that make them."""
+    """A concatenated output keeps the kernels that compute its channels."""
     dag = dag_of(CONCAT, tmp_path)
     held = kernels_held_by(dag, cost_model(dag), dag.all_alive, dag.pins, by=lambda pin: pin.reason)
     assert held["graph output 'y'"] == 2 * 12 * 16

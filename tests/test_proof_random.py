@@ -1,4 +1,4 @@
-"""Random operators in the proof: both sides get the same numbers, whatever nodes have gone."""
+"""Random operators in the proof: both sides get the same numbers, whatever nodes were removed."""
 
 from __future__ import annotations
 

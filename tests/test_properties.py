@@ -63,7 +63,7 @@ def test_keeping_all_gives_the_same_bytes(proto: onnx.ModelProto) -> None:
 
 @given(models(), UNITS, FRACTIONS, WAYS)
 def test_budgets_hold_in_the_written_file(proto: onnx.ModelProto, unit: str, fraction: float, way: dict) -> None:
-    """Counted anew from the file; where the budget cannot be reached, the result says so."""
+    """Recounted from the file; if the budget cannot be reached, the result says so."""
     with folder_with(proto) as (source, target):
         result = compress_file(source, target, Options(Budget(unit, fraction), best_effort=True, seed=3, **way))
         before, after = counted(source), counted(target)
@@ -91,7 +91,7 @@ computed (float[2, 6] x) => (float[2, 4] y) <float[6, 8] w, float[8, 3] s, float
 
 @pytest.mark.parametrize("options", [Options(Budget("kernels", 0.5)), Options(exact=True)], ids=["keep", "exact"])
 def test_a_weight_that_is_computed_stays_so(options: Options, tmp_path: Path) -> None:
-    """Taking out what does nothing to a constant would put its kernels, which did not count, into the file."""
+    """Removing a no-op after a constant would add its kernels, which did not count, to the file."""
     source, target = saved(build(COMPUTED), tmp_path), tmp_path / "out.onnx"
     result = compress_file(source, target, options)
     assert (result.before.kernels, result.before.macs, result.before.params) == counted(source)

@@ -123,7 +123,7 @@ def test_masked_equals_compact_at_every_size(model: FreeModel, seed: int, ranked
 
 
 def test_random_models_run_at_every_size() -> None:
-    """The test above says something only where the original runs at all sizes."""
+    """The test above is meaningful only if the original runs at all sizes."""
     drawn = [from_seed(seed) for seed in range(60)]
     assert all(len(runs_at(m.proto, m.proto.graph.input, m.sizes)) == len(m.sizes) for m in drawn)
 

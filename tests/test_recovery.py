@@ -71,7 +71,7 @@ def shape_of(proto: onnx.ModelProto) -> onnx.ModelProto:
 def mended(
     dag: ChannelDag, alive: Mask, count: int = 40, held: int = 10, batch: int = 1, seed: int = 0
 ) -> tuple[onnx.ModelProto, RecoveryResult]:
-    """The draft of a keep set, and what recovery makes of it; only constants differ, and it is valid."""
+    """The draft of a keep mask and its recovered version, which is valid and differs in constants only."""
     before = draft(dag, alive)
     feeds = normal_feeds(dag, count, 10 + seed, batch)
     found = recover(dag, alive, before, feeds, normal_feeds(dag, held, 1000, batch), seed)
@@ -92,7 +92,7 @@ def judge_better(dag: ChannelDag, alive: Mask, share: float, count: int = 60, ba
 
 
 def dependent(constants: dict[str, Array], producer: str, bias: str, axis: int = 0) -> dict[str, Array]:
-    """Values under which the last four channels of a layer are the first ones, scaled: so they stay behind a Relu."""
+    """Values that make the last four channels of a layer positive multiples of the first ones, also after a Relu."""
     weight, offset = np.moveaxis(constants[producer].copy(), axis, 0), constants[bias].copy()
     weight[-4:], offset[-4:] = 2 * weight[:4], 2 * offset[:4]
     return {producer: np.moveaxis(weight, 0, axis), bias: offset}

@@ -82,7 +82,7 @@ def test_several_groups(free: bool) -> None:
 
 @pytest.mark.parametrize("free", [True, False])
 def test_many_features(free: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Solved for each strength anew, in single precision."""
+    """Solved separately for each strength, in single precision."""
     case = Case(3, rows=200, width=8)
     monkeypatch.setattr(regression, "LARGE_WIDTH", 4)
     solved = list(case.taken(MomentSums).solve(case.prior, None if free else case.bias, BETAS))
@@ -133,7 +133,7 @@ def test_the_fit_with_the_least_held_out_error_is_chosen(kind: Kind) -> None:
 
 
 def judge_unchanged() -> None:
-    """Rows that say nothing of those held out change nothing; so do mirrored ones, and both together."""
+    """Check that rows unrelated to the held-out ones change nothing, nor mirrored ones, nor both together."""
     case, other = Case(8), Case(9, rows=8)
     wild = Case(10, rows=8)
     held = case.taken(MomentSums)

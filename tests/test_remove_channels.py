@@ -48,7 +48,7 @@ def test_channels_are_removed_by_node_or_tensor(model: Path, name: str) -> None:
 
 
 def test_masked_original_has_the_same_outputs(model: Path, tmp_path: Path) -> None:
-    """An oracle of its own: the weights of the removed channel's reader set to zero by hand."""
+    """An independent oracle sets the weights that read the removed channel to zero."""
     proto = onnx.load(model)
     for tensor in proto.graph.initializer:
         if tensor.name == "w2":

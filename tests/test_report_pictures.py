@@ -171,7 +171,7 @@ def test_listed(numbers: tuple[int, ...], wanted: str) -> None:
 
 
 def edges(dag: ChannelDag, alive: Mask, reads: dict[int, int]) -> dict[tuple[int, int], bool]:
-    """Connections between channels, and whether they are left; a Concat's reader stands for what it reads."""
+    """Connections between channels, and True for kept ones; a concat slot stands for the channel that it reads."""
     found: dict[tuple[int, int], bool] = {}
     for _, mix in dag.kernel_blocks:
         for sources, targets in zip(mix.sources.tolist(), mix.destinations.tolist(), strict=True):
@@ -307,7 +307,7 @@ def test_profile(tmp_path: Path) -> None:
 
 
 def test_untimed_layers_have_a_reason(tmp_path: Path) -> None:
-    """Not measured, on a GPU, or what cannot run: the page says so instead of failing."""
+    """Not measured, on a GPU, or not runnable: the page says so instead of failing."""
     source = saved(residual(), tmp_path / "a.onnx")
     result = compressed(source, tmp_path / "b.onnx")
     rows = layer_rows(result.dag, result.alive)

@@ -77,7 +77,7 @@ def selector(model: Path, budget: Budget, best_effort: bool = False) -> Selector
 
 
 class Machine:
-    """Stands for onnxruntime: a keep set takes what a curve makes of its predicted time."""
+    """A substitute for onnxruntime: the time of a keep mask is a curve of its predicted time."""
 
     def __init__(self, selector: Selector, curve: Callable[[float], float]) -> None:
         self.predicted = latency_model(selector.dag, TARGET)
@@ -160,7 +160,7 @@ def test_the_fastest_is_kept_where_nothing_is_faster(model: Path) -> None:
 
 
 def measuring(monkeypatch: pytest.MonkeyPatch, fraction: Callable[[Path], float], spread: float = 0.01) -> list[object]:
-    """Let measurements say that a file takes some fraction of the original's time; gives the settings asked for."""
+    """Fake measurements that give a file some fraction of the original's time; returns the requested settings."""
     asked: list[object] = []
 
     def measured(before: Path, after: Path, feed: object, setting: object, *rest: object) -> TimingComparison:

@@ -26,7 +26,7 @@ COUNT = 40
 PIXELS = 300.0
 """Size of a box beside scores of one."""
 SCORES = [2, 3, 4]
-"""The channels of scores, behind two of boxes."""
+"""The channels of scores, after two of boxes."""
 
 
 def detector(factor: float) -> onnx.ModelProto:
@@ -64,7 +64,7 @@ def test_small_channels_beside_large_ones(tmp_path: Path) -> None:
 
 
 def test_one_norm_for_all_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mutant: an output has no slices, so that one norm stands for all of it."""
+    """The mutant: an output has no slices, so one norm covers all of it."""
     monkeypatch.setattr(tally, "slice_axes", lambda *_: ())
     with pytest.raises(AssertionError):
         judge_scores(tmp_path)
@@ -163,7 +163,7 @@ def test_axes_of_slices(
 
 
 def test_samples_without_information_are_reported(tmp_path: Path) -> None:
-    """Scores that pass no threshold on any sample: the deviation is 0, and says nothing."""
+    """Scores below the threshold on every sample: the deviation of 0 carries no information."""
     model = build(
         """
         <ir_version: 8, opset_import: ["" : 17]>

@@ -167,7 +167,7 @@ def test_killed_while_proving(drafting: subprocess.Popen[str], slow: Path, tmp_p
 
 
 def test_closed_pipe(model: Path) -> None:
-    """As in ``leanonnx inspect … | head``: no error, and nothing to complain of."""
+    """As in ``leanonnx inspect … | head``: no error and no warning."""
     read, write = os.pipe()
     os.close(read)
     command = [*COMMAND, "inspect", str(model), "--json"]
@@ -178,7 +178,7 @@ def test_closed_pipe(model: Path) -> None:
 
 @pytest.mark.parametrize("rest", [">&-", "> /dev/full"])
 def test_closed_standard_output(model: Path, rest: str) -> None:
-    """A closed stdout, a full disk behind stdout: at most a message, no bug of ours."""
+    """A closed stdout or a full disk: at most a message, no internal error."""
     if "/dev/full" in rest and not Path("/dev/full").exists():
         pytest.skip("no /dev/full")
     script = f"{shlex.join(COMMAND)} inspect {shlex.quote(str(model))} {rest}"

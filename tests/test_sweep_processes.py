@@ -82,16 +82,16 @@ if os.path.exists({slow!r}) and os.path.exists({journal!r}) and len(open({journa
     time.sleep({limit})
 RULES = {{}}
 """
-"""A file of rules that takes its time once the journal holds its header and two points."""
+"""A rules file that waits once the journal has its header and two points."""
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked for in /proc")
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGINT", "SIGTERM"])
 @pytest.mark.usefixtures("interruptible", "points_made_within")
 def test_stopped_while_making(model: Path, how: str) -> None:
-    """No process stays behind, and the next run gives the table of one that was never stopped.
+    """No process is left, and the next run gives the table of an uninterrupted one.
 
-    The third point waits to be stopped.
+    The third point waits for the interruption.
     """
     slow = model.parent / "slow"
     rules = model.parent / "rules.py"

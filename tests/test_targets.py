@@ -1,4 +1,4 @@
-"""Tables of targets: how they are read and chosen, which widths follow, and what they say a network takes."""
+"""Hardware tables: reading and choosing them, the resulting widths, and predicted latencies."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_auto_means_the_stored_target_of_this_machine(folder: Path) -> None:
     assert {width % 12 for width in found if width < 48} == {0}
 
 
-# what a table says a network takes
+# predicted latencies
 
 
 def inspected(folder: Path, inner: int = 64) -> ChannelDag:

@@ -338,7 +338,7 @@ def test_floats_behind_decisions_stay(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rule", ["covers", "number"])
 def test_wrong_rules_are_caught_and_left_out(rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A broadcast that is overlooked, a number that is none: the file is written without the clean-up, and says so."""
+    """A broadcast overlooked, or a NaN taken for zero: the file is written without the clean-up, and says so."""
     proto = framed(
         "s = Add (c, zeros) d = ReduceSum <keepdims = 1> (s, at)",
         "float[3, 1, 1, 1] zeros = {0, 0, 0}, int64[1] at = {0}",

@@ -1,4 +1,4 @@
-"""Latency: what is made of given times, in which order models are timed, and what sessions are really set to.
+"""Latency: statistics of given times, the order of timing, and the actual settings of sessions.
 
 Nothing here depends on how fast the machine is.
 """
@@ -91,7 +91,7 @@ def test_interval_holds_the_median_and_shrinks_with_more_values() -> None:
 
 
 def test_interval_is_as_sure_as_it_says() -> None:
-    """Of 95 % intervals on values whose median is known, about 95 % hold it."""
+    """Of 95 % intervals on values with a known median, about 95 % contain it."""
     held = 0
     for seed in range(200):
         low, high = median_interval([drawn(31, 1.0, 0.1, seed)], seed, draws=300)

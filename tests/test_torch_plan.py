@@ -24,7 +24,7 @@ from tests.torch_networks import NETWORKS, SIZE, Flattened, Plain, Residual, Sha
 
 
 def assert_attributes_fit(module: nn.Module) -> None:
-    """A fresh layer made from the attributes holds the tensors that the layer holds."""
+    """Check that a new layer built from the attributes has tensors of the layer's shapes."""
     for inner in module.modules():
         if isinstance(inner, nn.Conv2d | nn.ConvTranspose2d):
             fresh: nn.Module = type(inner)(

@@ -104,7 +104,7 @@ def test_channels_that_only_some_read(tmp_path: Path) -> None:
 
 
 class OnlyOne(nn.Module):
-    """One norm or one slope behind two layers that have nothing else in common."""
+    """One norm or one slope after two otherwise unrelated layers."""
 
     def __init__(self, between: nn.Module) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ def test_broken_plans(broken: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_wrong_slices_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other channels than planned, in all tensors alike: every shape fits, and every sum is wrong."""
+    """Other channels than planned, consistently in all tensors: every shape fits, and every sum is wrong."""
     module = network(Plain)
     path = export(module, tmp_path / "net.onnx")
     plan = compressed(path).plan

@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md quotes messages as they are: each stands in the source, and the common ones are provoked."""
+"""docs/troubleshooting.md quotes messages verbatim: each is in the source, and the common ones are provoked."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_altered_message_is_found() -> None:
 
 
 def test_section_names_the_exit_code() -> None:
-    """Messages of users' errors stand under 2, those of refusals under 1, warnings under 0."""
+    """Messages of user errors are listed under 2, those of refusals under 1, warnings under 0."""
     for section in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]:
         code = re.search(r"[Ee]xit code (\d)\)?$", section.splitlines()[0])
         for message in re.findall(r"^\| `(.+?)` \|", section, re.MULTILINE):

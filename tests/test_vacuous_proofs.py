@@ -43,7 +43,7 @@ telling ({kind}[N, 3, 8, 8] x) => ({outputs})
 def trunk(
     tail: str, outputs: str, constants: str = "", kind: str = "float", head: str = "z = Identity (x)", opset: int = 17
 ) -> str:
-    """Three convolutions, and what is made of the last one's output ``c`` [N, 4, 8, 8]."""
+    """Three convolutions, and a tail that reads the last one's output ``c`` [N, 4, 8, 8]."""
     more = f", {constants}" if constants else ""
     return TRUNK.format(tail=tail, outputs=outputs, constants=more, kind=kind, head=head, opset=opset)
 

@@ -145,7 +145,7 @@ HELD: dict[str, tuple[object, Pins]] = {
         {"it multiplies two computed tensors over their channels": advice.NO_EXACT_FORM},
     ),
 }
-"""Blocks that hold some channels, with the reasons and the advice."""
+"""Blocks that pin some channels, with the reasons and the advice."""
 
 
 @pytest.mark.parametrize("name", FREE)
@@ -156,7 +156,7 @@ def test_every_channel_may_go(name: str, tmp_path: Path) -> None:
 
 
 def sizes(name: str) -> list[Sizes]:
-    """Softmax over pixels is run at the size that was looked at alone: its sums are long elsewhere."""
+    """Softmax over pixels runs at the observed size only: its sums are too long at others."""
     return IMAGE if name == "non-local block" else ANY
 
 

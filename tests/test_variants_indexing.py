@@ -16,7 +16,7 @@ WIDTH = 12
 
 
 def between(body: str, constants: str = "", read: int = WIDTH, opset: int = 17, **values: object) -> onnx.ModelProto:
-    """Two convolutions in front of the operators under test, from ``c`` to ``d``, and two behind."""
+    """Two convolutions before the operators under test, which lead from ``c`` to ``d``, and two after."""
     proto = network(
         "(float[N, 3, 8, 8] x) => (float[N, 2, h, w] y)",
         f"""float[16, 3, 3, 3] w0, float[{WIDTH}, 16, 3, 3] w1, float[{WIDTH}] b1, float[16, {read}, 3, 3] w2,

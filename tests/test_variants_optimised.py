@@ -88,7 +88,7 @@ def test_optimised_integers(level: str, tmp_path: Path) -> None:
 
 
 def test_layout_of_one_machine_is_refused(tmp_path: Path) -> None:
-    """At level 'all' channels lie in blocks, as the machine that saved the file likes them."""
+    """Level 'all' stores channels in blocks that suit the machine which saved the file."""
     proto = optimised(cnn(), tmp_path, "ALL")
     assert "com.microsoft.nchwc" in {node.domain for node in proto.graph.node}
     with pytest.raises(BudgetUnreachable, match=r"of domain 'com.microsoft.nchwc'.*'basic'"):

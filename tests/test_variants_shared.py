@@ -112,7 +112,7 @@ def test_one_weight_in_both_directions(tmp_path: Path) -> None:
 
 
 def test_vector_with_a_different_slice_for_each_reader(tmp_path: Path) -> None:
-    """The plan holds all of them, and the whole where a reader keeps that."""
+    """The plan has all slices, and the whole vector for a reader that keeps it."""
     proto = network(
         "(float[N, 3, 8, 8] x) => (float[N, 12, 8, 8] y)",
         "float[12, 3, 3, 3] w1, float[12, 12, 1, 1] w2, float[12, 12, 1, 1] w3, float[12] b",

@@ -242,7 +242,7 @@ def test_a_layer_gives_for_one_that_is_worth_more() -> None:
 
 
 def grid_of(sizes: list[int]) -> WidthGrid:
-    """A grid of layers whose classes stand in their order, in steps of 4."""
+    """A grid of layers with their groups in order, in steps of 4."""
     layers = np.repeat(np.arange(len(sizes)), sizes)
     starts = np.cumsum(sizes) - sizes
     return WidthGrid(

@@ -1,4 +1,4 @@
-"""Operators that put tensors side by side, or take them apart."""
+"""Operators that concatenate or split tensors."""
 
 from __future__ import annotations
 

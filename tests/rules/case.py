@@ -44,7 +44,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Refusal:
-    """One way in which an operator is used that its rule pins, and what the reason must say."""
+    """One way to use an operator that its rule pins, and the expected reason."""
 
     name: str
     build: Build

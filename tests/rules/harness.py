@@ -87,7 +87,7 @@ def without(dag: ChannelDag, *classes: int) -> Mask:
 
 
 def check(dag: ChannelDag, alive: Mask) -> None:
-    """All that must hold of one keep set.  8-bit kernels round on the way if fused: unfused, they are exact."""
+    """Check everything that must be true of one keep set.  Unfused, 8-bit kernels are exact."""
     compact = compacted(dag, alive)
     onnx.checker.check_model(compact, full_check=True)
     assert_same_interface(dag.model.proto, compact)

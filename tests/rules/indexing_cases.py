@@ -40,7 +40,7 @@ def gather_batch(b: ModelBuilder) -> None:
 
 
 def gather_table(b: ModelBuilder) -> None:
-    """Channels by a table of indices: they come to lie on two axes."""
+    """Channels selected by a table of indices: they then span two axes."""
     b.subject("Gather", [b.image(4, 2, 3), b.const(np.array([[0, 1], [2, 3]]))], axis=1)
 
 
@@ -204,7 +204,7 @@ def scatter_nd_rows(b: ModelBuilder) -> None:
 
 
 def scatter_nd_across(b: ModelBuilder) -> None:
-    """The updates hold their channels where the data has pixels."""
+    """The updates have channels on a pixel axis of the data."""
     b.batch, b.free = 2, False
     b.subject("ScatterND", [b.image(4, 2, 3), b.const(np.array([[0, 1], [1, 2]])), b.tokens(3, 2)])
 

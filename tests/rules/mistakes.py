@@ -17,7 +17,7 @@ def _with(call: Call, name: str, value: object) -> Effect:
 
 
 def other_mode(call: Call, effect: Effect) -> Effect:
-    """DepthToSpace: CRD taken for DCR and the other way."""
+    """DepthToSpace: CRD mistaken for DCR and vice versa."""
     del effect
     return _with(call, "mode", "DCR" if call.attribute("mode", "DCR") == "CRD" else "CRD")
 

@@ -132,7 +132,7 @@ class ModelBuilder:
         return names
 
     def source(self, *shape: int) -> str:
-        """A graph input of this shape behind the batch, made when first asked for."""
+        """A graph input [batch, *shape], created on first use."""
         return self.inputs.setdefault(shape, f"x{len(self.inputs)}")
 
     def image(self, channels: int, *tail: int, width: int = 2) -> str:
@@ -219,7 +219,7 @@ class ModelBuilder:
         return Sample(self._model(infos), subject, tuple(self.probes))
 
     def _run(self, names: Sequence[str]) -> list[Array]:
-        """The value of some tensors, so that no form needs to work out its shapes."""
+        """Values of some tensors; no form has to work out its shapes."""
         proto = self._model([onnx.ValueInfoProto(name=name) for name in names])
         session = ort.InferenceSession(proto.SerializeToString(), _options(), providers=["CPUExecutionProvider"])
         feed = {name: self.normal(self.batch, *shape) for shape, name in self.inputs.items()}

@@ -46,7 +46,7 @@ def reduce_tokens(op: str) -> Build:
 
 
 def reduce_nothing(op: str) -> Build:
-    """No axes, and an attribute that says that this means none."""
+    """No axes, with the attribute that makes this mean none."""
 
     def build(b: ModelBuilder) -> None:
         data = b.bent(b.image(b.between(2, 4), 2, 3))

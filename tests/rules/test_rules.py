@@ -42,7 +42,7 @@ FEW = settings(
     report_multiple_bugs=False,
     print_blob=False,
 )
-"""The models are small as they are: none is shrunk, so that a wrong rule shows at once."""
+"""The models are small already: no shrinking, so that a wrong rule shows at once."""
 FORMS = [
     pytest.param(case, form, id=f"{case.domain}{case.op}-{form.name}".replace("com.microsoft", "ms."))
     for case in CASES
@@ -182,12 +182,12 @@ def misled(dag: ChannelDag, sample: Sample, form: Form) -> str:
 
 
 def followers(dag: ChannelDag, reached: Mask, mates: bool) -> ChannelIds:
-    """The labels that are reached, with all that are tied to them if these count too."""
+    """Channel ids that are reached, with their ties if ``mates`` is set."""
     return np.flatnonzero(np.isin(dag.groups, dag.groups[reached]) if mates else reached)
 
 
 def misplaced(dag: ChannelDag, sample: Sample, exact: bool) -> str:
-    """The operator, run on the labels, must put them where the rule does."""
+    """A difference between the channel ids of the rule and the operator run on them; empty if there is none."""
     node = naive.node_of(dag, sample)
     edges, own = naive.fixed_edges(dag, node), set()
     for name in sample.subject.input:
@@ -317,7 +317,7 @@ def applicable(case: Case) -> dict[str, Rule]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.domain}{case.op}".replace("com.microsoft", "ms."))
 def test_wrong_rules_are_caught(case: Case) -> None:
-    """Every change that alters the answer, unless the case says why it does no harm; at least one in all."""
+    """Every change that alters the answer is caught, unless the case gives a reason; at least one is."""
     right = DEFAULT_RULES[case.key]
     wrong = applicable(case)
     wrong |= {name: mutants.altered(right, change) for name, change in case.wrong.items()}

@@ -1,4 +1,4 @@
-"""Operators that cut a window out of a tensor or put a border around it."""
+"""Operators that cut a window out of a tensor or pad it."""
 
 from __future__ import annotations
 
