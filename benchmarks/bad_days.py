@@ -31,10 +31,10 @@ from typing import NamedTuple
 
 from benchmarks.common import COMMAND, RESULTS, ROOT, Row, compress, environment, load, progress, save
 from benchmarks.giants import heavy
-from tests.bombs import BOMBS
 from tests.corruption import case
-from tests.ordeal import judge_all
-from tests.victims import Files
+from tests.fuzz_runner import judge_all
+from tests.resource_attacks import ATTACKS
+from tests.seed_models import Files
 
 KEEP = "0.5"
 PATHS = re.compile(r"(/[^\s/]+)+/")
@@ -61,7 +61,7 @@ def _files(seed: int) -> Files:
 
 def bombs(_: argparse.Namespace) -> Row:
     """Files that ask for too much."""
-    return _judged(BOMBS)
+    return _judged(ATTACKS)
 
 
 def _judged(cases: Mapping[str, Callable[[], Files]]) -> Row:

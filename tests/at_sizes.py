@@ -1,6 +1,6 @@
-"""Equality of a compressed network and the masked original at any sizes, held channel by channel.
+"""Equality of a compressed network and the masked original at any sizes, checked channel by channel.
 
-Nothing here is taken from ``leanonnx.proof``: it is what the proof is measured by.
+Independent of ``leanonnx.proof``, which is tested against it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ QUANTISED = 2e-2
 WIDEST = 3e-2
 NOISE = 10
 FLOOR = 1e-3
-"""Share of a whole output's scale that a channel's is at least taken for."""
+"""Smallest scale of a channel, as a share of the whole output's."""
 DRAWS = 3
 
 
@@ -85,7 +85,7 @@ class Pair:
         return self.sessions[key](feed)
 
     def limits(self, feed: Feed) -> NDArray[np.float64]:
-        """Bounds of all slices: what the masked original makes of the last places, where that is more."""
+        """Bounds of all slices: at least the effect of changing the masked original's inputs in the last digits."""
         plain = self.run("masked", feed, False)
         shaken = {k: x * np.float32(1 + 2e-7) if x.dtype == np.float32 else x for k, x in feed.items()}
         noise = [errors(plain, self.run("masked", shaken, False)), errors(plain, self.run("masked", feed, True))]
@@ -106,7 +106,7 @@ class Pair:
         self._assert_on_most(shapes, self.differs, "the compressed network is off by")
 
     def assert_samples_alone(self, shapes: Shapes) -> None:
-        """A batch gives what its samples give one by one, wherever it does so in the original."""
+        """Check that a batch gives the results of its samples run one by one, wherever the original does."""
 
         def differs(feed: Feed) -> float:
             try:
@@ -154,7 +154,7 @@ def as_observed(patch: Patch) -> Patch:
 
 
 def runs_at(model: onnx.ModelProto, inputs: Inputs, sizes: Sequence[Shapes]) -> list[Shapes]:
-    """The sizes at which a model can be run and puts out finite numbers."""
+    """The sizes at which a model runs and returns finite numbers."""
     found = []
     with suppress(RunFailed), translate_errors():
         session = _opened(model, False)

@@ -32,7 +32,7 @@ def net(interface: str, constants: str, body: str, seed: int = 0, opset: int = 1
 
 
 def analysed(proto: onnx.ModelProto) -> ChannelDag:
-    """The channel DAG of a model; its file does not outlive this call."""
+    """The channel DAG of a model; its file is removed after the call."""
     with tempfile.TemporaryDirectory() as folder:
         return load_dag(saved(proto, Path(folder) / "model.onnx"))
 
@@ -59,7 +59,7 @@ def normal_feeds(dag: ChannelDag, count: int, seed: int = 0, batch: int = 1) -> 
 
 
 def values(proto: onnx.ModelProto, names: Sequence[str], feeds: Sequence[Feed]) -> list[Array]:
-    """Tensors of a network as onnxruntime puts them out, the runs joined along axis 0."""
+    """Tensors of a network in onnxruntime, concatenated over the runs along axis 0."""
     copy = onnx.ModelProto.FromString(proto.SerializeToString())
     known = {value.name for value in copy.graph.output}
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in known)
@@ -69,7 +69,7 @@ def values(proto: onnx.ModelProto, names: Sequence[str], feeds: Sequence[Feed]) 
 
 
 def keep(dag: ChannelDag, tensor: str, channels: Collection[int], axis: int = 1) -> Mask:
-    """All channels but those of a tensor that are not named, with what is tied to them."""
+    """Keep mask of all channels but the unlisted ones of a tensor and their ties."""
     rows = np.moveaxis(dag.channel_ids[tensor], axis, 0).reshape(dag.channel_ids[tensor].shape[axis], -1)
     lost = [k for k in range(len(rows)) if k not in channels]
     kept = np.ones(int(dag.groups.max()) + 1, bool)
@@ -78,7 +78,7 @@ def keep(dag: ChannelDag, tensor: str, channels: Collection[int], axis: int = 1)
 
 
 def draft(dag: ChannelDag, alive: Mask) -> onnx.ModelProto:
-    """The network without what is not alive."""
+    """The network without the removed channels."""
     return apply_patch(dag.model, plan_patch(dag, alive))
 
 

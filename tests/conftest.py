@@ -1,4 +1,4 @@
-"""What all tests share: Hypothesis profiles, and fixtures.
+"""Hypothesis profiles and fixtures that all tests share.
 
 ``ci`` runs the same examples every time, ``long`` looks for new ones: python -m pytest --hypothesis-profile=long
 """
@@ -22,10 +22,10 @@ import onnx
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest.register_assert_rewrite("tests")  # so that a failure within a helper shows its values too
+pytest.register_assert_rewrite("tests")  # a failure within a helper shows its values too
 
 from leanonnx.runtime.sessions import open_session, thread_limit
-from tests.helpers import RUNS, brief, told
+from tests.helpers import RUNS, brief, run_text
 from tests.pages import Found, images, page_of, parsed, residual
 from tests.smoke import SMOKE
 from tests.sweeps import made_within
@@ -40,18 +40,18 @@ PLAIN = onnx.parser.parse_model(
     '<ir_version: 8, opset_import: ["" : 17]> plain (float[1] x) => (float[1] y) { y = Relu (x) }'
 )
 TOGETHER = ("test_corrupted.py", "test_onnx_nodes.py", "test_report_browser.py", "test_sweep_cluster.py")
-"""Files whose tests share what takes seconds to start: they go to one worker."""
+"""Files whose tests share an expensive fixture; each file runs on one worker."""
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """For the smoke subset alone, no other file is imported."""
+    """Import only the files of the smoke subset if only that is run."""
     if config.option.markexpr != "smoke" or collection_path.suffix != ".py":
         return None
     return None if collection_path.relative_to(HERE).as_posix() in SMOKE else True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what belongs to the smoke subset, and what goes to one worker."""
+    """Mark the smoke subset, and the tests that share one worker."""
     for item in items:
         file = item.path.relative_to(HERE).as_posix()
         if item.name.startswith(SMOKE.get(file, ())):
@@ -62,10 +62,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A test that fails shows the last command that it ran, in full."""
+    """Show the last command that a failing test ran, in full."""
     report = yield
     if report.failed and RUNS:
-        report.sections.append(("Last command", told(RUNS[-1])))
+        report.sections.append(("Last command", run_text(RUNS[-1])))
     if call.when == "teardown":
         RUNS.clear()
     return report
@@ -73,7 +73,7 @@ def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, py
 
 @pytest.fixture(scope="session", autouse=True)
 def _sessions() -> Iterator[None]:
-    """The first session of a process decides whether denormal numbers are flushed in it: one that does not flush.
+    """Open a session that does not flush denormal numbers: the first session of a process decides.
 
     Sessions of a worker keep to one thread, as its BLAS does.
     """
@@ -83,26 +83,26 @@ def _sessions() -> Iterator[None]:
 
 @pytest.fixture
 def points_made_within(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sweeps make their candidates in this process."""
+    """Let sweeps compute their candidates in this process."""
     monkeypatch.setattr("leanonnx.commands.sweep.extras.made_here", made_within)
 
 
 @pytest.fixture
 def briefly() -> Iterator[None]:
-    """Commands that are called in this process measure no longer than they must."""
+    """Keep the measurements of in-process commands short."""
     with brief():
         yield
 
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sweeps draw no curves."""
+    """Keep sweeps from drawing curves."""
     monkeypatch.setattr("leanonnx.cli.sweep.plotter", lambda: lambda row, folder: {})
 
 
 @pytest.fixture(scope="session")
 def page_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the model, the data and the plan of ``calibrated`` lie."""
+    """The folder with the model, the data and the plan of ``calibrated``."""
     return tmp_path_factory.mktemp("page")
 
 
@@ -116,7 +116,7 @@ def calibrated(page_folder: Path) -> tuple[Found, str, dict[str, Any]]:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """What a test starts heeds SIGINT, which a job in the background, and so all that it starts, ignores."""
+    """Let subprocesses of a test react to SIGINT, which background jobs and their children ignore."""
     usual = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, usual)

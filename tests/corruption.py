@@ -1,6 +1,6 @@
-"""Spoiled models: a seed names a model, what is done to it, and so its bytes.
+"""Corrupted models: a seed determines the model and its corruptions, and so its bytes.
 
-python -m tests.corruption FOLDER SEED …        write the cases of some seeds, and say what each is
+python -m tests.corruption FOLDER SEED …        write the cases of some seeds and print what each is
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
-from tests.spoilers import NOT_TEXT, SPOILERS, Spoiler, Void
-from tests.victims import DATA, MODEL, VICTIMS, Files
+from tests.mutators import MUTATORS, NOT_TEXT, NotApplicable, RandomChoices
+from tests.seed_models import DATA, MODEL, SEED_MODELS, Files
 
 
-def spoiled_bytes(raw: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
-    """Bytes flipped, lost, doubled, zeroed or inserted; text that is no text."""
+def corrupted_bytes(raw: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
+    """Flip, drop, duplicate, zero or insert bytes, or insert bytes that are not UTF-8."""
     at, length = int(rng.integers(len(raw))), int(rng.integers(1, 64))
     forms: dict[str, Callable[[], bytes]] = {
         "flipped": lambda: _flipped(raw, rng),
@@ -44,12 +44,12 @@ def _flipped(raw: bytes, rng: np.random.Generator) -> bytes:
 
 
 TRIES = 20
-"""How often a case is drawn that the checker shall not refuse."""
+"""Attempts to draw a case that the checker accepts."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A spoiled model: what was done to what, and its files."""
+    """A corrupted model: the description of its corruptions, and its files."""
 
     seed: int
     what: str
@@ -57,35 +57,35 @@ class Case:
 
 
 @cache
-def _victim(name: str) -> Files:
-    return VICTIMS[name]()
+def _seed_model(name: str) -> Files:
+    return SEED_MODELS[name]()
 
 
 def case(seed: int) -> Case:
-    """The case of a seed; half of them are drawn until the checker sees nothing wrong, which lets them get further."""
+    """The case of a seed; half of the cases are redrawn until the checker accepts them, so that they get further."""
     rng = np.random.default_rng(seed)
     tries = TRIES if rng.random() < 0.5 else 1
     for _ in range(tries):
-        found = _drawn(seed, rng)
+        found = _draw_case(seed, rng)
         if tries == 1 or _plausible(found.files[MODEL]):
             break
     return found
 
 
-def _drawn(seed: int, rng: np.random.Generator) -> Case:
+def _draw_case(seed: int, rng: np.random.Generator) -> Case:
     """One to three corruptions of the structure, or of the bytes, or both."""
-    handmade = [name for name in VICTIMS if not name.startswith("random")]
-    names = handmade if rng.random() < 0.6 else list(VICTIMS)
+    handmade = [name for name in SEED_MODELS if not name.startswith("random")]
+    names = handmade if rng.random() < 0.6 else list(SEED_MODELS)
     name = names[int(rng.integers(len(names)))]
-    files = dict(_victim(name))
+    files = dict(_seed_model(name))
     done = []
     if rng.random() < 0.8:
         proto = onnx.ModelProto.FromString(files[MODEL])
-        done += [_spoil(proto, rng) for _ in range(int(rng.choice([1, 1, 1, 2, 3])))]
+        done += [_mutate(proto, rng) for _ in range(int(rng.choice([1, 1, 1, 2, 3])))]
         files[MODEL] = proto.SerializeToString(deterministic=True)
     if not done or rng.random() < 0.1:
         part = DATA if DATA in files and rng.random() < 0.3 else MODEL
-        kind, files[part] = spoiled_bytes(files[part], rng)
+        kind, files[part] = corrupted_bytes(files[part], rng)
         done.append(f"bytes {kind}")
     return Case(seed, f"{name}: {', '.join(done)}", files)
 
@@ -98,14 +98,14 @@ def _plausible(raw: bytes) -> bool:
     return True
 
 
-def _spoil(proto: onnx.ModelProto, rng: np.random.Generator) -> str:
+def _mutate(proto: onnx.ModelProto, rng: np.random.Generator) -> str:
     while True:
-        spoil = SPOILERS[int(rng.integers(len(SPOILERS)))]
+        mutate = MUTATORS[int(rng.integers(len(MUTATORS)))]
         try:
-            spoil(Spoiler(proto, rng))
-        except (Void, ValueError, DecodeError):
+            mutate(RandomChoices(proto, rng))
+        except (NotApplicable, ValueError, DecodeError):
             continue
-        return spoil.__name__
+        return mutate.__name__
 
 
 def main(folder: Path, seeds: list[int]) -> None:

@@ -17,7 +17,7 @@ COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 class Count(NamedTuple):
-    """What a file holds."""
+    """Counts of a model file."""
 
     kernels: int
     macs: int
@@ -25,7 +25,7 @@ class Count(NamedTuple):
 
 
 def constants(model: onnx.ModelProto) -> dict[str, tuple[Shape, np.dtype]]:
-    """Shape and type of each constant that the file holds, by name."""
+    """Shape and type of each constant in the file, by name."""
     found = {t.name: (tuple(t.dims), helper.tensor_dtype_to_np_dtype(t.data_type)) for t in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant":

@@ -23,7 +23,7 @@ def body(inputs: str, outputs: str, nodes: str) -> str:
 
 
 def data_for(folder: Path, inputs: str, path: Path | None = None, images: ImageFormat | None = None) -> Dataset:
-    """The data of a path for a model that puts out its inputs as they are."""
+    """The data at a path, for a model that returns its inputs."""
     names = [text.split()[-1] for text in inputs.split("; ")]
     kinds = [text.split()[0] for text in inputs.split("; ")]
     outputs = ", ".join(f"{kind} o{k}" for k, kind in enumerate(kinds))

@@ -1,7 +1,7 @@
-"""What pages show to be typed: commands, Python and outputs below them; and files that stand in for a reader's.
+"""Commands, Python and outputs shown on the pages, and files that stand in for a reader's.
 
-Commands stand in fenced ``sh`` blocks or in indented ones; in the latter an explanation may follow after three spaces.
-A ``text`` block that follows a block of commands or Python shows what the last of them puts out; ``…`` stands for lines
+Commands are in fenced ``sh`` blocks or in indented ones; in the latter an explanation may follow after three spaces.
+A ``text`` block that follows a block of commands or Python shows the output of the last of them; ``…`` stands for lines
 left out.
 """
 
@@ -43,12 +43,12 @@ PROGRAMS = (
     "npm",
     "apt-get",
 )
-"""What an indented line begins with if it is a command."""
+"""Beginnings of indented lines that are commands."""
 
 
 @dataclass(frozen=True)
 class Typed:
-    """Something to type: its language (``sh`` or ``python``), the text, and the output shown below it, if any."""
+    """A command or code: its language (``sh`` or ``python``), its text, and the output shown below it, if any."""
 
     language: str
     text: str
@@ -80,7 +80,7 @@ def typed(page: str) -> list[Typed]:
 
 
 def _joined(text: str) -> Iterator[str]:
-    """The commands of a block; a loop of the shell is one, a line that ends with a backslash goes on."""
+    """The commands of a block; a shell loop is one, and a line that ends with a backslash continues."""
     text = re.sub(r"^for .*?^done$", lambda loop: loop[0].replace("\n", " "), text, flags=re.MULTILINE | re.DOTALL)
     for line in text.replace("\\\n", " ").splitlines():
         command = line.removeprefix("$ ").strip()
@@ -224,7 +224,7 @@ STAND_INS: dict[str, Callable[[Path], object]] = {
 
 
 def furnish(folder: Path, text: str) -> None:
-    """Make the files that a command or a piece of Python names, where they are not there yet."""
+    """Create the missing files that a command or a piece of Python names."""
     for name, make in STAND_INS.items():
         if re.search(rf"(?<![\w./-]){re.escape(name)}(?![\w.-])", text) and not (folder / name).exists():
             make(folder / name)

@@ -159,7 +159,7 @@ def models() -> st.SearchStrategy[FreeModel]:
 
 
 def accepted(model: FreeModel) -> bool:
-    """Whether the model runs at all sizes, and the checker takes it, which finds some sizes of a Resize empty."""
+    """True if the model runs at all sizes and the checker accepts it (it rejects a Resize to an empty size)."""
     try:
         onnx.checker.check_model(model.proto, full_check=True)
     except onnx.shape_inference.InferenceError:

@@ -14,7 +14,7 @@ LONGEST = 16
 
 
 def sequence(b: Builder) -> Tensor | None:
-    """A tensor of tokens [N, T, C], found or made of an image."""
+    """A tensor of tokens [N, T, C]: an existing one or one made from an image."""
     x = b.pick(lambda t: len(t.shape) == 3 and t.axis == 2 and t.shape[1] <= LONGEST)
     if x is not None and b.chance(2):
         return x
@@ -149,7 +149,7 @@ def best_pixels(b: Builder) -> None:
 
 
 def few_groups(b: Builder) -> None:
-    """A convolution of two or three wide groups, now and then behind a shuffle."""
+    """A convolution of two or three wide groups, sometimes after a shuffle."""
     x = b.pick(lambda t: t.is_image and any(g in divisors(t.channels) and t.channels > g for g in (2, 3)))
     if x is not None:
         groups = next(g for g in (2, 3) if g in divisors(x.channels))

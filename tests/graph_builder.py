@@ -1,4 +1,4 @@
-"""What a step of a random model sees: the model so far, random choices, and weights as files hold them."""
+"""The state that a step of a random model sees: the model so far, random choices, and weights as files store them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LARGEST = 1500
 
 
 class Tensor(NamedTuple):
-    """A float tensor of the model; ``axis`` is where its channels lie."""
+    """A float tensor of the model; ``axis`` is its channel axis."""
 
     name: str
     shape: tuple[int, ...]
@@ -69,7 +69,7 @@ class Builder:
         return low + self.choose(high - low + 1)
 
     def pick(self, suits: Callable[[Tensor], bool]) -> Tensor | None:
-        """A tensor that suits, rather a late one than an early one."""
+        """A suitable tensor, preferably a late one."""
         found = [t for t in reversed(self.tensors) if suits(t) and math.prod(t.shape) <= LARGEST]
         return found[min(self.choose(len(found)), self.choose(len(found)))] if found else None
 
@@ -115,7 +115,7 @@ class Builder:
         return self.constant(np.array(values, np.int64))
 
     def weight(self, shape: Sequence[int], fan_in: int, out_axis: int = 0) -> str:
-        """A weight in one of the forms in which files hold them."""
+        """A weight in one of the forms that occur in files."""
         shape = tuple(shape)
         array = self.normal(shape, 1.2 / math.sqrt(max(fan_in, 1)))
         form = self.one_of((plain, plain, plain, plain, *HELD_FORMS))
@@ -128,14 +128,14 @@ class Builder:
         return name
 
     def vector(self, size: int) -> str:
-        """A bias, now and then one that another node reads as well."""
+        """A bias, sometimes one that another node reads as well."""
         if (size,) in self.weights and self.chance(3):
             return self.weights[size,]
         self.weights[size,] = self.parameter((size,), 0.5)
         return self.weights[size,]
 
     def parameter(self, shape: Sequence[int], scale: float = 1.0, shift: float = 0.0) -> str:
-        """A constant that no mixing operator reads, now and then behind operators on constants."""
+        """A constant that no mixing operator reads, sometimes computed from constants."""
         form = self.one_of(COMPUTED_FORMS) if shape and self.chance(6) else plain
         return form(self, self.normal(shape, scale) + np.float32(shift), 0)
 
@@ -201,9 +201,9 @@ def dequantised_per_channel(b: Builder, array: Array, out_axis: int) -> str:
 
 
 HELD_FORMS = (shared, identity_fed, dequantised, dequantised_per_channel)
-"""How the file holds a weight that can be pruned."""
+"""Ways in which a file stores a prunable weight."""
 COMPUTED_FORMS = (transpose_fed, reshape_fed, squeeze_fed, cast_fed, computed)
-"""Constants behind operators: a weight is pinned, anything else is sliced at its root or stored as its value."""
+"""Constants computed by operators: a weight is pinned, others are sliced at the source or stored as values."""
 
 
 def dense(b: Builder, x: Tensor, out: int) -> Tensor:

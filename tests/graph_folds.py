@@ -37,7 +37,7 @@ def rows_changed(b: FreeBuilder, name: str, shape: Sequence[int]) -> str:
 
 
 def normalised(b: FreeBuilder, name: str, axis: int) -> str:
-    """Mean and variance along an axis taken out, by hand."""
+    """Normalisation along an axis, written as elementary operators."""
     (centred,) = b.node("Sub", [name, b.axes_node("ReduceMean", [name], [axis], 18, keepdims=1)])
     (square,) = b.node("Mul", [centred, centred])
     (raised,) = b.node("Add", [b.axes_node("ReduceMean", [square], [axis], 18, keepdims=1), b.constant(EPSILON)])
@@ -70,7 +70,7 @@ def folded_rows(b: FreeBuilder) -> None:
 
 
 def flattened_rows(b: FreeBuilder) -> None:
-    """Flatten at any axis, so that the batch and the channels lie together."""
+    """Flatten at any axis, so that batch and channels share an axis."""
     x = b.image()
     if x is None:
         return

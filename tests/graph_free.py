@@ -1,7 +1,7 @@
-"""Random models whose axes are free: sizes that are known at several values at once, and are computed in the graph.
+"""Random models with free axes: each size is known at several values at once and is computed in the graph.
 
 A ``Size`` passes through the steps of ``graph_steps``, ``graph_moves`` and ``graph_blocks`` like a number.  Where a
-step writes it into a shape vector, the builder puts out the nodes that compute it from the shapes of tensors.
+step writes it into a shape vector, the builder adds the nodes that compute it from the shapes of tensors.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.graph_builder import Array, Builder, Choose, Tensor
 
 FAR = 1 << 40
 COUNT = 3
-"""Sizes at which a model is run; the values of a ``Size`` beyond them tell apart what is equal by chance at these."""
+"""Sizes at which a model is run; further values of a ``Size`` distinguish sizes that are equal here by chance."""
 OPERATIONS = {"Add": operator.add, "Sub": operator.sub, "Mul": operator.mul, "Div": operator.floordiv}
 OPERATIONS |= {"Mod": operator.mod}
 

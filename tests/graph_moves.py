@@ -29,7 +29,7 @@ def concat(b: Builder) -> None:
 
 
 def concat_pixels(b: Builder) -> None:
-    """Along an axis that holds no channels."""
+    """Along an axis without channels."""
     x = b.pick(lambda t: len(t.shape) > 2 and t.axis != 2)
     if x is not None:
         y = b.pick(lambda t: len(t.shape) == len(x.shape) and t.axis == x.axis and t.resized(1, 2) == x.resized(1, 2))
@@ -114,7 +114,7 @@ def gather(b: Builder) -> None:
 
 
 def gather_one(b: Builder) -> None:
-    """A single channel, whose axis goes and comes back."""
+    """A single channel; its axis is removed and added again."""
     x = b.image()
     if x is not None:
         index = b.constant(np.array(b.between(-x.channels, x.channels - 1)))

@@ -29,7 +29,7 @@ def as_float(b: FreeBuilder, name: str) -> str:
 
 
 def tokens_of(b: FreeBuilder) -> Tensor | None:
-    """Tokens [N, T, C], found or made of an image by a computed target."""
+    """Tokens [N, T, C]: an existing tensor or an image reshaped to a computed target."""
     x = b.pick(lambda t: len(t.shape) == 3 and t.axis == 2)
     if x is not None and b.chance(2):
         return x
@@ -285,7 +285,7 @@ def repeated(b: FreeBuilder) -> None:
     b.offer(Tensor(b.reshaped(wide, shape, (n, 2 * c, *pixels)), (n, 2 * c, *pixels)))
 
 
-# numbers made of sizes
+# numbers computed from sizes
 
 
 def mean_by_hand(b: FreeBuilder) -> None:

@@ -1,4 +1,4 @@
-"""Random small ONNX models: how one is begun, grown and ended.
+"""Random small ONNX models: start, steps and end.
 
 A model is drawn through one function ``choose(n) -> 0 … n-1``, so that hypothesis shrinks it and a plain random
 generator can draw it fast.  The steps are in ``graph_steps``, ``graph_moves`` and ``graph_blocks``.
@@ -39,7 +39,7 @@ def _inputs(b: Builder) -> list[Tensor]:
 
 
 def _finished(b: Builder, inputs: list[Tensor]) -> onnx.ModelProto:
-    """End every tensor that nothing reads in one dense layer, sum these up, and put out the sum."""
+    """Feed every unread tensor to a dense layer of its own, and return the sum of these."""
     read = {name for node in b.nodes for name in node.input}
     leaves = [t for t in b.tensors if t.name not in read and t not in inputs and not b.chance(12)]
     heads = [dense(b, leaf, 3) for leaf in leaves or [b.tensors[-1]]]

@@ -60,7 +60,7 @@ CALIBRATION = np.random.default_rng(0).standard_normal((24, 3, 8, 8)).astype(np.
 
 
 def build(text: str, seed: int = 0) -> onnx.ModelProto:
-    """A model from ONNX text; what is declared in ``<…>`` and put out by no node becomes a random constant.
+    """A model from ONNX text; names declared in ``<…>`` that no node outputs become random constants.
 
     Nodes get the name of their first output in capitals.
     """
@@ -118,7 +118,7 @@ def cli(
     measure: bool = False,
     env: Mapping[str, str] | None = None,
 ) -> Done:
-    """Run the installed ``leanonnx`` command, or another one in its place; ``compress`` measures only if asked to.
+    """Run the installed ``leanonnx`` command, or another one; ``compress`` measures only if ``measure`` is set.
 
     ``env`` is added to the environment.
     """
@@ -137,8 +137,8 @@ def cli(
 
 
 @contextlib.contextmanager
-def _diverted(*numbers: int) -> Iterator[list[str]]:
-    """What native libraries and other programs write to file descriptors, which Python's streams do not see."""
+def _redirect(*numbers: int) -> Iterator[list[str]]:
+    """Capture what native libraries and other programs write to file descriptors, past Python's streams."""
     found: list[str] = []
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(tempfile.TemporaryFile()) for _ in numbers]
@@ -158,10 +158,10 @@ def _diverted(*numbers: int) -> Iterator[list[str]]:
 def within(
     call: Callable[[], object], words: Sequence[str], cwd: Path | None = None, env: Mapping[str, str] | None = None
 ) -> Done:
-    """A command in this process: what it prints, and its exit code; ``env`` is added to the environment."""
+    """Run a command in this process, with ``env`` added to the environment; returns its output and exit code."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with (
-        _diverted(1, 2) as native,
+        _redirect(1, 2) as native,
         contextlib.chdir(cwd or "."),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
@@ -179,9 +179,9 @@ def within(
 
 
 def called(*args: object, cwd: Path | None = None, measure: bool = False, env: Mapping[str, str] | None = None) -> Done:
-    """The same command in this process: ten times quicker, for variants of what ``cli`` has shown.
+    """Run the command in this process: ten times faster than ``cli``, for variants of what a ``cli`` test covers.
 
-    As from the entry point, what native libraries print goes to stderr.
+    As from the entry point, output of native libraries is sent to stderr.
     """
     words = _unmeasured(args, measure)
 
@@ -194,7 +194,7 @@ def called(*args: object, cwd: Path | None = None, measure: bool = False, env: M
 
 @contextlib.contextmanager
 def brief() -> Iterator[None]:
-    """What is measured in this process's stead takes no longer than it must."""
+    """Shorten the measurements of commands that run in this process."""
     with pytest.MonkeyPatch.context() as patch:
         for place in ("selection.search", "commands.compress.timing", "commands.sweep.driver"):
             patch.setattr(f"leanonnx.{place}.SECONDS", SHORT)
@@ -204,8 +204,8 @@ def brief() -> Iterator[None]:
         yield
 
 
-def told(done: Done) -> str:
-    """A run in full, for the report of a test that fails."""
+def run_text(done: Done) -> str:
+    """The full text of a run, for the report of a failing test."""
     command = shlex.join(map(str, done.args))
     return f"{command}\nexit code {done.returncode}\nstdout:\n{done.stdout}\nstderr:\n{done.stderr}"
 
@@ -213,7 +213,7 @@ def told(done: Done) -> str:
 def refused(
     folder: Path, *args: object, code: int = 2, says: tuple[str, ...] = (), run: Callable[..., Done] = called
 ) -> None:
-    """Run the command in a folder: refused with one or two lines on stderr, and the folder is as it was."""
+    """Run the command in a folder; check that it is refused in one or two lines and leaves the folder unchanged."""
     before = tree(folder)
     done = run(*args, cwd=folder)
     assert done.returncode == code
@@ -258,7 +258,7 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 
 
 def outputs(path: Path, seed: int = 0) -> list[np.ndarray[Any, Any]]:
-    """What onnxruntime computes with a model file on random inputs of its declared sizes (1 where free)."""
+    """Outputs of a model file in onnxruntime on random inputs of its declared sizes (1 where free)."""
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(seed)
     feed = {

@@ -1,4 +1,4 @@
-"""Messages of leanonnx as they stand in its source, with ``…`` for what is filled in."""
+"""Messages in the source of leanonnx, with ``…`` for their values."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def templates(node: ast.expr) -> Iterator[str]:
 
 
 def spelled(node: ast.expr) -> str:
-    """What stands for a value in a message: an option as the command line spells it, or ``…``."""
+    """The text that stands for a value in a message: an option as the command line spells it, or ``…``."""
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
         return "…"
     texts = [str(each.value) if isinstance(each, ast.Constant) else "…" for each in node.args]

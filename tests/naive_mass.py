@@ -22,7 +22,7 @@ class Walker:
         self.values |= {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
 
     def variances(self, tensor: str, channels: int) -> Array:
-        """Variance of each channel; a flattened tensor holds each on neighbouring positions."""
+        """Variance of each channel; in a flattened tensor a channel covers neighbouring positions."""
         value = self.values[tensor].astype(float)
         rows = value.reshape(len(value), channels, -1).transpose(1, 0, 2).reshape(channels, -1)
         return rows.var(1)

@@ -1,4 +1,4 @@
-"""ONNX's test models between two layers that mix channels, so that there are channels to remove, at free sizes."""
+"""ONNX's test models between two layers that mix channels, to have removable channels, at free sizes."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Frame(NamedTuple):
 
 
 def framed(proto: onnx.ModelProto, data: Sequence[Any]) -> Frame | None:
-    """A model whose first input comes from a layer, whose first output is read by one, and all else is constant.
+    """The model with a layer before its first input and one after its first output, and all else constant.
 
-    None where the first input holds no channels, or nothing runs.
+    None if the first input has no channels, or nothing runs.
     """
     arrays = [None if array is None else np.asarray(array) for array in data]
     first = arrays[0] if arrays else None
@@ -46,7 +46,7 @@ def framed(proto: onnx.ModelProto, data: Sequence[Any]) -> Frame | None:
 
 
 def between_layers(proto: onnx.ModelProto, shape: tuple[int, ...], arrays: Sequence[Any]) -> onnx.ModelProto:
-    """The model with a layer before it and, where its output is a float tensor, one behind it."""
+    """The model with a layer before it and, if its output is a float tensor, one after it."""
     rng, graph = np.random.default_rng(0), proto.graph
     values = zip(list(graph.input)[1:], arrays[1:], strict=False)
     constants = [numpy_helper.from_array(array, value.name) for value, array in values if array is not None]

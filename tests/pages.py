@@ -23,7 +23,7 @@ HOSTILE = [
     "слой/層/🔥 é\u202ereversed\u0007bell",
     "{{ 7 * 7 }}{% raw %}",
 ]
-"""Names that a page must hold without harm."""
+"""Names that a page must show without harm."""
 RESIDUAL = """
 <ir_version: 8, opset_import: ["" : 17]>
 images (float[N, 3, 16, 16] x) => (float[N, 3, 16, 16] y)
@@ -78,7 +78,7 @@ class Found(HTMLParser):
         return " ".join("".join(self.texts.get(name, [])).split())
 
     def json(self, name: str) -> Any:
-        """The JSON that an element holds."""
+        """The JSON content of an element."""
         return json.loads("".join(self.texts[name]))
 
     def all(self, tag: str) -> list[dict[str, str | None]]:

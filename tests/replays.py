@@ -30,7 +30,7 @@ def inputs(count: int = 160, seed: int = 0) -> np.ndarray[Any, Any]:
 
 
 def made(folder: Path, *options: object, budget: tuple[object, ...] = ("--keep", 0.5)) -> dict[str, Any]:
-    """What a compression tells, its options said where ``folder`` is the current one."""
+    """The report of a compression whose options are relative to ``folder``, the current directory."""
     done = called("compress", "m.onnx", "out.onnx", *budget, "--align", 1, "--json", *options, cwd=folder)
     assert done.returncode == 0, done.stderr
     row: dict[str, Any] = json.loads(done.stdout)
@@ -46,7 +46,7 @@ def replayed(folder: Path, *options: object) -> list[str]:
 
 
 def same(folder: Path) -> bool:
-    """Whether the replay gave the bytes of the first run."""
+    """True if the replay gave the bytes of the first run."""
     return (folder / "again.onnx").read_bytes() == (folder / "out.onnx").read_bytes()
 
 
@@ -55,7 +55,7 @@ def recorded(folder: Path) -> Any:
 
 
 def constant_nodes(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with its constants put out by nodes."""
+    """The model with its initializers turned into Constant nodes."""
     result = onnx.ModelProto.FromString(proto.SerializeToString())
     nodes = [onnx.helper.make_node("Constant", [], [t.name], t.name.upper(), value=t) for t in proto.graph.initializer]
     del result.graph.initializer[:], result.graph.node[:]

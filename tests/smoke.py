@@ -12,7 +12,7 @@ SMOKE: dict[str, tuple[str, ...]] = {
         "test_every_",
         *(f"test_channels_can_go[{op}-" for op in ("Conv", "Gemm", "Concat")),
         *(f"test_channels_go_where_the_rule_says[{op}-" for op in ("Conv", "Concat")),
-        *(f"test_what_is_not_covered_is_pinned[{op}-" for op in ("Conv", "Reshape")),
+        *(f"test_uncovered_uses_are_pinned[{op}-" for op in ("Conv", "Reshape")),
         *(f"test_wrong_rules_are_caught[{op}]" for op in ("Conv", "Concat")),
     ),
     "test_mutants.py": ("test_wrong_rule_is_caught",),
@@ -20,9 +20,9 @@ SMOKE: dict[str, tuple[str, ...]] = {
     "test_chains.py": ("test_sweeps", "test_best_chain", "test_rows", "test_fixed_edges", "test_oracle_kills_mutants"),
     "test_norms.py": ("test_norm_is", "test_three_axes", "test_transposed_convolution", "test_oracle"),
     "test_cli.py": ("test_json_of_compress", "test_budgets_are_kept"),
-    "test_cli_files.py": ("test_plan_tells", "test_external_data_stay"),
+    "test_cli_files.py": ("test_plan_describes", "test_external_data_stay"),
     "test_cli_help.py": ("test_public_names", "test_help"),
     "test_bad_options.py": ("test_not_exactly_one_budget", "test_shape["),
     "test_bad_input.py": tuple(f"test_broken_graph[{fault}]" for fault in ("dangling", "cyclic", "wrong_dims")),
 }
-"""File below tests/ → how the names of its tests begin that belong to the subset."""
+"""File below tests/ → prefixes of the names of its tests in the subset."""

@@ -29,7 +29,7 @@ def edited(proto: onnx.ModelProto, **edits: Edit) -> onnx.ModelProto:
 
 
 def put(number: float, *index: Any) -> Edit:
-    """Write a number to some places: ``put(0, [1, 2])`` to rows, ``put(0, slice(None), 3)`` to a column."""
+    """Write a number at an index: ``put(0, [1, 2])`` to rows, ``put(0, slice(None), 3)`` to a column."""
 
     def edit(array: np.ndarray) -> None:
         array[index] = number

@@ -22,7 +22,7 @@ QUICK = ("--no-measure", "--align", 1)
 """The networks of these tests are too small to gain speed."""
 PATIENCE = 60
 SIZES = ("kernels", "macs", "params", "bytes", "proof", "deviation")
-"""What of a point does not depend on when it was made."""
+"""Fields of a point that do not depend on when it was computed."""
 
 
 def run(folder: Path, *args: object, code: int = 0) -> Row:
@@ -39,7 +39,7 @@ def points(row: Row, model: int = 0) -> list[Row]:
 
 
 def lasting(row: Row) -> list[list[Row]]:
-    """What of a sweep is the same each time."""
+    """The reproducible part of a sweep's result."""
     return [
         [{key: point[key] for key in ("asked", "code", "message", "file", *SIZES)} for point in each["points"]]
         for each in row["models"]

@@ -89,7 +89,7 @@ FUNCTIONS = {
 }
 
 
-def test_the_page_tells_the_call(model: Path, tmp_path: Path) -> None:
+def test_the_page_shows_the_call(model: Path, tmp_path: Path) -> None:
     page, out = tmp_path / "page.html", tmp_path / "small.onnx"
     leanonnx.compress(model, out, keep=0.5, report=page, calib={"x": CALIBRATION}, recover="none")
     text = html.unescape(page.read_text())
@@ -113,7 +113,7 @@ def test_options_are_those_of_the_command_line(verb: str) -> None:
 
 @pytest.mark.parametrize("verb", FUNCTIONS)
 def test_defaults_are_those_of_the_command_line(verb: str) -> None:
-    """What is empty or given as text there is None or a value here."""
+    """Options that are empty or text there are None or a value here."""
     command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
     parameters = inspect.signature(FUNCTIONS[verb]).parameters
     for param in command.params:
@@ -145,7 +145,7 @@ def test_defaults_are_those_of_the_command_line(verb: str) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_result_is_what_the_command_line_writes_and_prints(
+def test_result_agrees_with_the_command_line(
     model: Path, options: tuple[str, ...], keywords: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(model.parent)
@@ -162,7 +162,7 @@ def test_result_is_what_the_command_line_writes_and_prints(
     assert Path("api.json").read_bytes() == Path("cli.json").read_bytes()
 
 
-def test_result_tells_what_its_json_tells(model: Path) -> None:
+def test_result_agrees_with_its_json(model: Path) -> None:
     result = leanonnx.compress(model, keep=0.5, calib=CALIBRATION, **ANY)
     row = result.to_dict()
     for unit in ("kernels", "macs", "params", "bytes"):
@@ -188,7 +188,7 @@ def test_result_tells_what_its_json_tells(model: Path) -> None:
 
 
 @pytest.mark.usefixtures("briefly")
-def test_measured_time_is_told(model: Path) -> None:
+def test_measured_time_is_reported(model: Path) -> None:
     result = leanonnx.compress(onnx.load(model), keep=0.5, align=1, best_effort=True, threads=1, measure=True)
     row = result.to_dict()["latency"]
     assert result.latency is not None
@@ -261,7 +261,7 @@ def test_rules_are_a_table_or_a_file(model: Path) -> None:
         leanonnx.analyse(model, rules={"Relu": own})  # type: ignore[dict-item]
 
 
-def test_progress_is_told(model: Path) -> None:
+def test_progress_is_reported(model: Path) -> None:
     told: list[str] = []
     leanonnx.compress(model, keep=0.5, progress=lambda stage, done=None: told.append(stage), **ANY)
     assert {"load", "observe", "analyse", "select", "operate", "prove"} <= set(told)
@@ -300,7 +300,7 @@ def test_external_data_that_are_not_loaded(tmp_path: Path) -> None:
         leanonnx.compress(onnx.load(source, load_external_data=False), keep=0.5)
 
 
-def test_what_is_saved_is_what_was_proven(model: Path) -> None:
+def test_the_saved_model_is_the_proven_one(model: Path) -> None:
     result = leanonnx.compress(model, keep=0.5, **ANY)
     del result.model.graph.node[:]
     result.save(model.parent / "out.onnx")

@@ -1,4 +1,4 @@
-"""docs/api.md: its examples run and give what they say, and it names all that there is."""
+"""docs/api.md: its examples run and give the shown results, and it names the whole public interface."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_example_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert leanonnx.prove("models/cs_unet.onnx", "small.onnx", "plan.json").passed
 
 
-def test_the_page_tells_of_everything() -> None:
+def test_the_page_shows_everything() -> None:
     public = {name for name in leanonnx.__all__ if inspect.isfunction(getattr(leanonnx, name))}
     members = {name for name, value in vars(Compressed).items() if name[0] != "_" and name != "of"}
     members |= {field.name for field in fields(Compressed) if field.name[0] != "_"}

@@ -32,7 +32,7 @@ def model(tmp_path: Path) -> Path:
 # analyse, prove, bench
 
 
-def test_analysis_is_what_inspect_prints(model: Path) -> None:
+def test_analysis_agrees_with_inspect(model: Path) -> None:
     row = called_json("inspect", model)
     for given in (model, onnx.load(model)):
         found = leanonnx.analyse(given)
@@ -65,7 +65,7 @@ def test_proof_can_be_made_again(tmp_path: Path, options: dict[str, Any]) -> Non
     assert leanonnx.prove(model, model).passed
 
 
-def test_proof_tells_what_is_another_network(model: Path) -> None:
+def test_proof_recognises_another_network(model: Path) -> None:
     result = leanonnx.compress(model, keep=0.5, **ANY)
     other = leanonnx.compress(model, keep=0.5, method="random", **ANY)
     changed = result.model
@@ -79,7 +79,7 @@ def test_proof_tells_what_is_another_network(model: Path) -> None:
         assert found.max_relative_error > found.bound
 
 
-def test_proof_of_what_cannot_be_compared(model: Path, tmp_path: Path) -> None:
+def test_proof_without_comparable_outputs(model: Path, tmp_path: Path) -> None:
     other = build(CNN, seed=1)
     plan = leanonnx.compress(model, keep=0.5, **ANY).plan
     with pytest.raises(PlanError, match="made for another model"):
@@ -100,7 +100,7 @@ def test_proof_of_a_model_that_was_frozen(tmp_path: Path) -> None:
     assert leanonnx.prove(proto, result.model, result.plan).passed
 
 
-def test_bench_is_what_the_command_line_measures(model: Path) -> None:
+def test_bench_agrees_with_the_command_line(model: Path) -> None:
     small = leanonnx.compress(model, keep=0.5, **ANY)
     row = called_json("bench", model, model, "--seconds", "0.05", "--threads", "1")
     found = leanonnx.bench(model, small.model, seconds=0.05, threads=1)

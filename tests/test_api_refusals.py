@@ -1,4 +1,4 @@
-"""What leanonnx in Python refuses, and which errors say so."""
+"""Refusals of the Python interface, and the errors that it raises."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def without_seconds(row: dict[str, Any]) -> dict[str, Any]:
 # check
 
 
-def test_check_is_what_the_command_line_checks(model: Path) -> None:
+def test_check_agrees_with_the_command_line(model: Path) -> None:
     small = model.parent / "small.onnx"
     leanonnx.compress(model, small, keep=0.5, **ANY)
     row = called_json("check", model, small, "--max-deviation", "1000", "--max-bytes", "1x")
@@ -61,7 +61,7 @@ def test_limits_of_a_file_are_overridden(model: Path, tmp_path: Path) -> None:
 # sweep
 
 
-def test_sweep_is_what_the_command_line_writes(model: Path, tmp_path: Path) -> None:
+def test_sweep_agrees_with_the_command_line(model: Path, tmp_path: Path) -> None:
     options = ("--align", 1, "--no-measure", "--jobs", 1)
     row = called_json("sweep", model, "--keep", "0.75,0.5", "--out", tmp_path / "cli", *options)
     result = leanonnx.sweep(model, tmp_path / "api", keep=[0.5, 0.75], align=1, jobs=1, save_models=True)

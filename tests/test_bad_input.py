@@ -1,4 +1,4 @@
-"""What is wrong is refused: exit code, one or two lines that say what, where and what to do, and nothing written."""
+"""Bad input is refused with an exit code and one or two lines (what, where, fix), and nothing is written."""
 
 from __future__ import annotations
 

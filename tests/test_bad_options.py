@@ -59,7 +59,7 @@ def test_not_exactly_one_budget(folder: Path, budget: tuple[str, ...]) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_usage(folder: Path, args: tuple[str, ...], says: str) -> None:
-    """What the option parser refuses: its last line says what, the one before how to get help."""
+    """Refusals of the option parser: the last line names the problem, the one before points to the help."""
     before = tree(folder)
     done = (cli if "--frobnicate" in args else called)(*args, cwd=folder)
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""Plan files that are broken, foreign or contradicted are refused, and nothing is written."""
+"""Plan files that are broken, made for another model or contradicted are refused, and nothing is written."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_plan_of_another_model(model: Path) -> None:
 
 @pytest.mark.parametrize("option", ["--pin", "--ignore"])
 def test_plan_with_another_choice(model: Path, option: str) -> None:
-    """A plan says what is kept: what contradicts it is refused, not passed over."""
+    """A plan determines what is kept: options that contradict it are refused, not ignored."""
     called("compress", model, "out.onnx", "--keep", "0.5", "--plan-out", "plan.json", cwd=model.parent)
     args = ("compress", model, "new.onnx", "--plan", "plan.json", option, "C1")
     refused(model.parent, *args, says=(option, "--plan"))

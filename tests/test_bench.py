@@ -86,7 +86,7 @@ def test_one_model(folder: Path) -> None:
     check_side(result["before"])
 
 
-def test_what_is_fixed_is_told(folder: Path) -> None:
+def test_fixed_conditions_are_reported(folder: Path) -> None:
     fixed = measured(folder, "free.onnx")["fixed"]
     assert fixed["denormals"] == "flushed to zero"
     assert fixed["inter_op_threads"] == 1
@@ -122,7 +122,7 @@ def test_sizes_can_be_given(folder: Path) -> None:
     assert result["inputs"]["x"] == [4, 3, 8, 8]
 
 
-def test_table_tells_what_each_number_means(folder: Path) -> None:
+def test_table_explains_each_number(folder: Path) -> None:
     done = called("bench", "free.onnx", "smaller.onnx", *QUICK, cwd=folder)
     assert done.returncode == 0, done.stderr
     lines = [line.strip() for line in done.stdout.splitlines()]
@@ -211,7 +211,7 @@ def timing_of(median: float, p90: float) -> Timing:
     return Timing(p10=median, median=median, p90=p90, session=1, first=1, runs=1, memory=0, layouts=None)
 
 
-def test_a_busy_machine_is_told() -> None:
+def test_a_busy_machine_is_reported() -> None:
     calm, shaken = timing_of(1, 1.1), timing_of(1, 4.0)
     cases = {
         TimingComparison(before=calm, after=calm, speedup=1, interval=(1, 1), noise=0.01, rounds=20, lots=1): False,

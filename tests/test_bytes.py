@@ -70,7 +70,7 @@ WRONG = ("0", "-0.5", "1.5", "nan", "inf", "", "MB", "5XB", "0B", "0.0001kB", "5
 
 
 @pytest.mark.parametrize("text", WRONG)
-def test_what_is_neither_is_refused(model: Path, text: str) -> None:
+def test_neither_fraction_nor_size_is_refused(model: Path, text: str) -> None:
     says = (f"--bytes {text}: expected a fraction above 0 and at most 1, or a file size", "--bytes 0.5 or --bytes 5MB")
     refused(model.parent, "compress", "model.onnx", "out.onnx", f"--bytes={text}", says=says)
 
@@ -117,7 +117,7 @@ def test_a_size_is_not_exceeded(model: Path, size: str) -> None:
 
 
 @pytest.mark.parametrize("size", ["1", "5MB"])
-def test_nothing_is_removed_from_what_is_small_enough(model: Path, size: str) -> None:
+def test_nothing_is_removed_from_a_small_enough_model(model: Path, size: str) -> None:
     out = model.parent / "out.onnx"
     row = called_json("compress", model, out, "--bytes", size)
     assert out.read_bytes() == model.read_bytes()
@@ -186,7 +186,7 @@ class Writer:
 
 
 @pytest.mark.parametrize(("factor", "more"), [(1.0, 0), (1.2, 0), (0.8, 0), (1.0, 9000), (1.0, -9000), (1.5, -9000)])
-def test_predictions_are_corrected_by_what_is_written(model: Path, factor: float, more: int) -> None:
+def test_predictions_are_corrected_by_the_written_model(model: Path, factor: float, more: int) -> None:
     dag = pipeline.load_dag(model)
     selector = Selector(dag, SelectionRequest(budget=Budget("bytes", 0.5)))
     writer = Writer(selector, factor, more)
@@ -216,7 +216,7 @@ def test_sweep_takes_fractions_of_bytes(model: Path) -> None:
     refused(model.parent, "sweep", "model.onnx", "--bytes", "5MB", "--out", "other", says=says)
 
 
-def test_page_tells_of_the_bytes(model: Path) -> None:
+def test_page_shows_the_bytes(model: Path) -> None:
     page, out = model.parent / "page.html", model.parent / "out.onnx"
     done = called("compress", model, out, "--bytes", "0.001", "--best-effort", "--report", page)
     assert done.returncode == 0

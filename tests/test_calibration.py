@@ -1,4 +1,4 @@
-"""``leanonnx calibrate-device``: how a table follows from times, how it is stored, what is told of it."""
+"""``leanonnx calibrate-device``: deriving a table from times, storing it, reporting it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_block_is_found(step: int, noise: float) -> None:
     assert best_block(PROBE_WIDTHS, stepped(step, noise=noise)) == step
 
 
-def test_where_the_width_does_not_matter_the_block_is_the_smallest() -> None:
+def test_the_block_is_the_smallest_if_the_width_does_not_matter() -> None:
     assert best_block(PROBE_WIDTHS, [1.0] * len(PROBE_WIDTHS)) == BLOCK_CANDIDATES[0]
 
 
@@ -75,7 +75,7 @@ def test_the_multiple_is_found(multiple: int) -> None:
 
 
 def predicted(probe: Probe, target: Hardware, folder: Path) -> float:
-    """What the latency model says of a probe."""
+    """Latency of a probe by the latency model."""
     dag = load_dag(saved(probe_network(probe), folder / "probe.onnx"))
     return latency_model(dag, target)(np.ones(dag.count, bool))
 
@@ -93,7 +93,7 @@ def test_the_table_explains_the_times_that_it_is_made_from(truth: Hardware, tmp_
         assert getattr(found, key) == pytest.approx(getattr(truth, key), rel=0.01), key
 
 
-def test_steps_are_found_by_timing_where_no_graph_tells_them(tmp_path: Path) -> None:
+def test_steps_are_found_by_timing_if_the_graph_does_not_show_them(tmp_path: Path) -> None:
     truth = replace(AVX2, grouped=AVX2.multiple)
     found = fit_table(truth.name, times_of(PROBES.all(stepped=False), truth, tmp_path), PROBES, known=None)
     for key in HARDWARE_ENTRIES:
@@ -107,7 +107,7 @@ def test_a_machine_without_slow_widths(tmp_path: Path) -> None:
 
 
 def test_wild_times_give_a_table_all_the_same() -> None:
-    """Times that contradict each other: every entry is above 0, so that the table can be read again."""
+    """Contradictory times: every entry stays above 0, so that the table can be read again."""
     rng = np.random.default_rng(0)
     for _ in range(50):
         probes = PROBES.all(stepped=False)
@@ -147,7 +147,7 @@ def test_onnxruntime_runs_each_elementwise_node_of_the_probes(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("stepped", [True, False])
-def test_probes_run_and_put_out_numbers_of_a_usual_size(stepped: bool) -> None:
+def test_probes_run_and_return_numbers_of_a_usual_size(stepped: bool) -> None:
     rng = np.random.default_rng(0)
     for probe in PROBES.all(stepped):
         session = ort.InferenceSession(probe_network(probe).SerializeToString(), providers=["CPUExecutionProvider"])
@@ -207,7 +207,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in which nothing is timed: each network takes longer than the one before."""
+    """A folder, with fake timings: each network takes longer than the one before."""
 
     def untimed(paths: list[Path], *_: object) -> tuple[Timing, ...]:
         times = [1.0 + index / 10 for index in range(len(paths))]
@@ -241,7 +241,7 @@ def test_json(folder: Path) -> None:
     assert "1 of 13 networks" in row["warnings"][0]
 
 
-def test_text_says_what_each_entry_means_and_how_far_off_it_is(folder: Path) -> None:
+def test_text_explains_each_entry_and_its_error(folder: Path) -> None:
     done = called("calibrate-device", "--out", folder / "mine.toml", cwd=folder)
     assert done.returncode == 0, done.stderr
     for name, entry in HARDWARE_ENTRIES.items():

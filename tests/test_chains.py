@@ -75,7 +75,7 @@ def channel_ids(path: Path) -> tuple[int, ...]:
 
 
 def first_of_the_best(found: list[Path], *, kernels: bool) -> Path:
-    """The documented tie rule: at every label stop, else (``kernels``) a rest without kernels, else the lowest edge."""
+    """The documented tie rule: stop if possible, else (``kernels``) a rest without kernels, else the lowest edge."""
     top = max(map(octaves, found))
     tied = [path for path in found if octaves(path) == top]
     tied = [path for path in tied if path[0] == min(path[0] for path in tied)]
@@ -110,7 +110,7 @@ def assert_same(found: Sequence[Chain], expected: Sequence[Chain]) -> None:
 
 
 def random_graph(seed: int, *, powers: bool, layers: int) -> Graph:
-    """A few small layers: dense, grouped, diagonal, additions and parallel edges out of one label."""
+    """A few small layers: dense, grouped, diagonal, additions and parallel edges out of one channel id."""
     rng = np.random.default_rng(seed)
     starts = np.arange(rng.integers(1, 3))
     n, blocks = len(starts), []
@@ -192,7 +192,7 @@ def test_extraction_without_ties_is_that_of_the_enumeration(graph: Graph, mode: 
 @checked
 @given(graphs(powers=False, layers=12), st.sampled_from(["through", "free"]))
 def test_chains_are_connected_disjoint_descending_and_complete(graph: Graph, mode: str) -> None:
-    """What holds for graphs too large to enumerate."""
+    """Properties that hold on graphs too large to enumerate."""
     found = list(extract_chains(*graph, mode))  # type: ignore[arg-type]
     edges = {edge.place: edge for edge in links(graph.blocks)}
     kernels = [kernel for chain in found for kernel in chain.kernels]
@@ -211,7 +211,7 @@ def test_chains_are_connected_disjoint_descending_and_complete(graph: Graph, mod
 
 
 def rescaled(graph: Graph, channel_id: int, factor: float) -> list[Block]:
-    """Every gain into the label times ``factor``, every gain out of it divided by ``factor``."""
+    """Every gain into the channel id times ``factor``, every gain out of it divided by ``factor``."""
     return [
         Block(
             sources=block.sources,
@@ -288,7 +288,7 @@ def test_chains_longer_than_the_range_of_float32() -> None:
         assert len(chain.kernels) == 200
 
 
-def test_equal_chains_are_equal_in_whatever_order_they_are_summed() -> None:
+def test_equal_chains_are_equal_in_any_order_of_summation() -> None:
     """All channels of one chain have the same value through them, bit by bit."""
     gains = np.random.default_rng(0).lognormal(size=120).astype(np.float32)
     graph = line(*gains.tolist())

@@ -130,7 +130,7 @@ def test_deviation_is_that_of_the_samples(folder: Path) -> None:
 
 
 def test_sizes_come_from_the_data(tmp_path: Path) -> None:
-    """Multiply-adds and latency are those at the size of the samples; --shape goes first."""
+    """Multiply-adds and latency are those at the size of the samples; --shape takes precedence."""
     for name in ("base.onnx", "new.onnx"):
         saved(build(IMAGE), tmp_path / name)
     np.savez(tmp_path / "data.npz", x=samples(3, 24))
@@ -142,7 +142,7 @@ def test_sizes_come_from_the_data(tmp_path: Path) -> None:
 
 
 def test_new_fails_on_a_sample_that_base_takes(tmp_path: Path) -> None:
-    """What is declared free is not free: NEW has the size in a constant."""
+    """An axis declared free is not: a constant of NEW fixes its size."""
     saved(build(IMAGE), tmp_path / "base.onnx")
     fixed = (
         IMAGE.replace("{ y = Conv", "<int64[4] s = {-1, 3, 8, 8}> { r = Reshape (x, s) y = Conv")
@@ -182,7 +182,7 @@ def test_random_inputs_are_those_of_the_proof(folder: Path) -> None:
     assert len(set(every)) == len(every) == 12
 
 
-def test_the_seed_is_told_and_used(folder: Path) -> None:
+def test_the_seed_is_reported_and_used(folder: Path) -> None:
     saved(build(FREE, 1), folder / "new.onnx")
     rows = [checked(folder, "--max-deviation", 100, "--seed", seed) for seed in (0, 1, 1)]
     assert [row["seed"] for row in rows] == [0, 1, 1]
@@ -299,7 +299,7 @@ def test_wrong_options(folder: Path, option: str, value: str, says: str) -> None
     refused(folder, "check", "base.onnx", "new.onnx", option, value, says=(says,))
 
 
-def test_agreement_of_what_decides_nothing_is_refused(tmp_path: Path) -> None:
+def test_agreement_of_outputs_without_decisions_is_refused(tmp_path: Path) -> None:
     saved(build(IMAGE), tmp_path / "base.onnx")
     says = ("--min-agreement", "holds classes", "--max-deviation")
     refused(tmp_path, "check", "base.onnx", "base.onnx", "--min-agreement", 1, says=says)
@@ -375,7 +375,7 @@ def test_a_provider_that_is_not_there(folder: Path) -> None:
     assert "--provider cuda" in gate(row, "min-speedup")["detail"]
 
 
-def test_a_provider_that_is_not_used_is_told(folder: Path) -> None:
+def test_an_unused_provider_is_reported(folder: Path) -> None:
     assert checked(folder, "--provider", "cuda")["notes"] == [
         "nothing was run on cuda: no gate on latency was asked for"
     ]

@@ -40,7 +40,7 @@ needs_bash = pytest.mark.skipif(BASH is None, reason="bash is not installed")
 
 @cache
 def offline() -> bool:
-    """Whether pip cannot reach the index that it is set to."""
+    """True if pip cannot reach its configured index."""
     command = [sys.executable, "-m", "pip", "index", "versions", "hatchling"]
     return subprocess.run(command, capture_output=True, check=False, timeout=LIMIT).returncode != 0
 
@@ -53,7 +53,7 @@ def git(folder: Path, *args: object) -> str:
 
 
 def clean(**more: str) -> dict[str, str]:
-    """The environment without what git or GitHub have set, so that tests do not touch this repository's index."""
+    """The environment without variables of git or GitHub, so that tests do not touch this repository's index."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("GIT_", "GITHUB_", "PRE_COMMIT_"))}
     return {**kept, **more}
 
@@ -119,7 +119,7 @@ def test_external_data_of_git_are_not_written_elsewhere(repository: Path, tmp_pa
     "text",
     ["HEAD:gone.onnx", "nowhere:models/net.onnx", "HEAD:models/..", "--all:models/net.onnx", ":", "C:\\net.onnx"],
 )
-def test_what_git_does_not_have_is_refused(repository: Path, text: str) -> None:
+def test_files_unknown_to_git_are_refused(repository: Path, text: str) -> None:
     refused(repository, "check", "--", text, "models/net.onnx", says=(f"{text}: no such file, nor anything in git",))
 
 
@@ -128,7 +128,7 @@ def test_a_folder_in_git_is_no_model(repository: Path, text: str) -> None:
     refused(repository, "check", text, "models/net.onnx", says=("not an ONNX model",))
 
 
-def test_a_file_goes_before_git(tmp_path: Path) -> None:
+def test_a_file_takes_precedence_over_git(tmp_path: Path) -> None:
     path = saved(build(FREE), tmp_path / "HEAD:net.onnx")
     with model_file(str(path)) as found:
         assert found == path
@@ -240,7 +240,7 @@ def rendered(text: str, inputs: dict[str, str]) -> str:
 
 
 def run_action(folder: Path, runner: Path, given: dict[str, str], *steps: str) -> tuple[Done, dict[str, str]]:
-    """Run the named steps as the runner does; gives the last one, and what it has put out."""
+    """Run the named steps as the runner does; returns the last one and its outputs."""
     action = yaml.safe_load(ACTION.read_text(encoding="utf-8"))
     inputs = {name: given.get(name, spec.get("default", "")) for name, spec in action["inputs"].items()}
     assert {name for name, spec in action["inputs"].items() if spec.get("required")} <= set(given) <= set(inputs)
@@ -275,7 +275,7 @@ def run_action(folder: Path, runner: Path, given: dict[str, str], *steps: str) -
 
 @pytest.fixture
 def runner(tmp_path: Path) -> Path:
-    """A runner on which leanonnx stands where the action installs it."""
+    """A runner with leanonnx at the place where the action installs it."""
     folder = tmp_path / "runner"
     binaries = folder / "leanonnx" / "bin"
     binaries.mkdir(parents=True)
@@ -335,7 +335,7 @@ def test_action_takes_names_as_names(repository: Path, runner: Path, new: str) -
 
 
 @needs_bash
-def test_action_installs_what_it_belongs_to(repository: Path, tmp_path: Path) -> None:
+def test_action_installs_its_own_version(repository: Path, tmp_path: Path) -> None:
     """The whole action, but for the step that sets up Python."""
     if offline():
         pytest.skip("no package index can be reached")
@@ -351,7 +351,7 @@ def test_action_installs_what_it_belongs_to(repository: Path, tmp_path: Path) ->
 
 
 def block(language: str, holds: str) -> str:
-    """The code block of the page that holds a text."""
+    """The code block of the page that contains a text."""
     found = [text for text in re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL) if holds in text]
     assert len(found) == 1
     return str(found[0])

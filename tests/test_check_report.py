@@ -1,4 +1,4 @@
-"""How a check is told: JUnit's XML, GitHub's annotations and summary, the table."""
+"""Reports of a check: JUnit XML, GitHub annotations and summary, the table."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_schema_that_is_broken_is_seen() -> None:
 
 
 def test_junit_of_a_run(tmp_path: Path) -> None:
-    """What is written agrees with what is printed; an older report is replaced."""
+    """The written report agrees with the printed one and replaces an older one."""
     saved(build(FREE), tmp_path / "base.onnx")
     saved(build(FREE, 1), tmp_path / "new.onnx")
     (tmp_path / "r.xml").write_text("older")
@@ -147,7 +147,7 @@ def plain(text: str, marks: str) -> str:
 
 
 def test_annotations() -> None:
-    """Each is one line, and gives back what was put in; gates that were skipped for one reason share a warning."""
+    """Each is one line that decodes to the original text; gates skipped for the same reason share a warning."""
     lines = github_lines(REPORT)
     assert all("\n" not in line and "\r" not in line for line in lines)
     found = [read_command(line) for line in lines]
@@ -165,7 +165,7 @@ def test_properties_are_escaped(text: str) -> None:
     assert read_command(line) == ("error", {"title": text, "file": text}, text)
 
 
-def test_markdown_is_a_table_whatever_models_call_their_tensors() -> None:
+def test_markdown_is_a_table_for_any_tensor_names() -> None:
     text = github_summary(REPORT)
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 2 + len(REPORT.gates)
@@ -176,7 +176,7 @@ def test_markdown_is_a_table_whatever_models_call_their_tensors() -> None:
 
 
 def test_github(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Annotations go to stderr, the summary is added to the file that the job has."""
+    """Annotations are written to stderr, the summary is appended to the job's file."""
     saved(build(FREE), tmp_path / "base.onnx")
     saved(build(FREE, 1), tmp_path / "new.onnx")
     args = ("check", "base.onnx", "new.onnx", "--max-deviation", 0.01, "--github", "--json")
@@ -195,7 +195,7 @@ def test_github(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert called(*args, cwd=tmp_path).returncode == 2
 
 
-def test_github_is_told_of_wrong_requests(tmp_path: Path) -> None:
+def test_wrong_requests_are_annotated_for_github(tmp_path: Path) -> None:
     saved(build(FREE), tmp_path / "base.onnx")
     done = called("check", "base.onnx", "gone.onnx", "--github", cwd=tmp_path)
     assert done.returncode == 2
@@ -208,7 +208,7 @@ def test_github_is_told_of_wrong_requests(tmp_path: Path) -> None:
 
 
 def test_table(tmp_path: Path) -> None:
-    """Every gate has a line that says what was found or what it means, with its numbers."""
+    """Every gate has a line with its result or meaning, and its numbers."""
     saved(build(FREE), tmp_path / "base.onnx")
     saved(build(FREE, 1), tmp_path / "new.onnx")
     done = called("check", "base.onnx", "new.onnx", "--max-deviation", 0.01, "--max-bytes", "1.5x", cwd=tmp_path)

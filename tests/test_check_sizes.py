@@ -1,4 +1,4 @@
-"""``leanonnx check`` at other sizes than the first: free axes, batches, and comparisons that tell nothing."""
+"""``leanonnx check`` at other sizes than the first: free axes, batches, and comparisons without information."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ net (float[N, 6] x) => ({outputs})
     c = ArgMax <axis = 1, keepdims = 0> (l)
 }}
 """
-"""One class whatever the input."""
+"""A model that predicts the same class for every input."""
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def pair(folder: Path, base: str, new: str, seed: int = 0, **constants: Any) -> 
 # sizes
 
 
-def test_a_batch_is_held_against_its_samples(folder: Path) -> None:
+def test_a_batch_is_compared_with_its_samples(folder: Path) -> None:
     """NEW equals BASE at the first size and runs at all others; its batches mix samples."""
     pair(folder, RIGHT, FIXED_HEADS)
     row = checked(folder, "--max-deviation", 1e-4, code=1)
@@ -151,7 +151,7 @@ def test_new_has_to_run_at_every_size_of_base(folder: Path) -> None:
     assert "does not run at x=" in gate(row, "runs")["detail"]
 
 
-def test_what_base_does_not_do_is_not_asked(folder: Path) -> None:
+def test_batches_are_skipped_if_base_mixes_samples(folder: Path) -> None:
     """A softmax over the batch: BASE's batches are not its samples."""
     text = FREE.replace("y = Gemm", "g = Gemm").replace("w3, b3)\n", "w3, b3)\n    y = Softmax <axis = 0> (g)\n")
     pair(folder, text, text)
@@ -207,7 +207,7 @@ net (float[N, 6, 9] x) => (float[N, 7, 9] y)
 
 
 def test_scores_beside_boxes_are_judged(folder: Path) -> None:
-    """Channels are told by labels: of [N, 7, 9] the axis of 7, though that of 9 could be one of channels too."""
+    """Channel ids identify the channel axis: of [N, 7, 9] the axis of 7, though 9 is possible too."""
     pair(folder, DETECTOR, DETECTOR)
     proto = onnx.load(folder / "new.onnx")
     scores = next(t for t in proto.graph.initializer if t.name == "scores")
@@ -221,10 +221,10 @@ def test_scores_beside_boxes_are_judged(folder: Path) -> None:
     assert "along axis 1; the whole 0.00" in gate(row, "max-deviation")["detail"]
 
 
-# comparisons that tell nothing
+# comparisons without information
 
 
-def test_empty_outputs_tell_nothing(folder: Path) -> None:
+def test_empty_outputs_give_no_information(folder: Path) -> None:
     """NEW has other weights, and finds no box either."""
     pair(folder, BOXES, BOXES, seed=1)
     row = checked(folder, "--max-deviation", 0.05, code=1)
@@ -235,14 +235,14 @@ def test_empty_outputs_tell_nothing(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [("--max-deviation", 0.05), ("--min-agreement", 0.9)])
-def test_one_class_for_all_inputs_tells_nothing(folder: Path, options: tuple[object, ...]) -> None:
+def test_one_class_for_all_inputs_gives_no_information(folder: Path, options: tuple[object, ...]) -> None:
     text = CHOICE.format(outputs="int64[N] c", more="")
     pair(folder, text, text, seed=1)
     row = checked(folder, *options, code=1)
     assert f"'c' is {CONSTANT}" in row["gates"][-1]["detail"] or f"'c' is {FIXED}" in row["gates"][-1]["detail"]
 
 
-def test_a_class_beside_its_scores_needs_nothing_told(folder: Path) -> None:
+def test_a_class_beside_its_scores_needs_no_option(folder: Path) -> None:
     text = CHOICE.format(outputs="int64[N] c, float[N, 4] z", more="z = Sub (l, far)")
     pair(folder, text, text)
     assert checked(folder, "--max-deviation", 0.05)["passed"]
@@ -252,7 +252,7 @@ def test_a_class_beside_its_scores_needs_nothing_told(folder: Path) -> None:
     assert "'c' is" in gate(row, "max-deviation")["detail"] and "'z'" not in gate(row, "max-deviation")["detail"]
 
 
-def test_what_tells_on_some_inputs_tells(folder: Path) -> None:
+def test_outputs_informative_on_some_inputs_are_informative(folder: Path) -> None:
     path = saved(build(CHOICE.format(outputs="int64[N] c", more="")), folder / "m.onnx")
     blank, full = (Fidelity(samples=1, outputs=(Deviation("c", 0.0, vacuous=why),)) for why in (FIXED, ""))
     assert vacuous_outputs(load(path), [blank, blank]) == {"c": FIXED}
@@ -284,7 +284,7 @@ ONES = np.ones((3, 2))
         ([], ""),
     ],
 )
-def test_what_an_output_tells(values: list[np.ndarray], vacuous: str) -> None:
+def test_informative_outputs(values: list[np.ndarray], vacuous: str) -> None:
     found = Variety()
     for value in values:
         found = found.plus(variety_of(value, value.shape[0] if value.ndim else 1))

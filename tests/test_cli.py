@@ -148,7 +148,7 @@ def test_best_effort_writes_the_lowest_and_warns(model: Path) -> None:
     assert row["warnings"][0][:40] in text
 
 
-def test_best_effort_where_nothing_can_go(tmp_path: Path) -> None:
+def test_best_effort_when_nothing_is_removable(tmp_path: Path) -> None:
     text = '<ir_version: 8, opset_import: ["" : 17]> g (float[1, 3] x) => (float[1, 3] y) { y = Relu (x) }'
     source = saved(build(text), tmp_path / "relu.onnx")
     row = called_json("compress", source, tmp_path / "out.onnx", "--keep", "0.5", "--best-effort")
@@ -161,7 +161,7 @@ def test_best_effort_where_nothing_can_go(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["c1", "r1", "C1"])
 def test_pin_keeps_all_channels(model: Path, name: str) -> None:
-    """A tensor, one that shares its channels, or the node that puts it out."""
+    """Pin a tensor, one that shares its channels, or the node that outputs it."""
     out = model.parent / "out.onnx"
     called_json("compress", model, out, "--keep", "0.4", "--pin", name)
     shapes = constant_shapes(out)

@@ -1,4 +1,4 @@
-"""What ``compress`` writes: plans, the bytes, and all that stays as it was."""
+"""Files that ``compress`` writes: plans, the model's bytes, and everything that stays unchanged."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_replay_of_a_plan_gives_the_same_bytes(model: Path) -> None:
     assert {"input_sha256", "options", "tensors"} <= set(plans[0])
 
 
-def test_plan_tells_how_to_slice(model: Path) -> None:
+def test_plan_describes_the_slices(model: Path) -> None:
     """The kept indices, applied to the input's constants, give the output's constants."""
     folder = model.parent
     called_json("compress", model, folder / "out.onnx", "--keep", "0.5", "--plan-out", folder / "plan.json")
@@ -75,7 +75,7 @@ def test_same_request_same_bytes(model: Path) -> None:
         assert (folder / f"a.{suffix}").read_bytes() == (folder / f"b.{suffix}").read_bytes()
 
 
-# compress: what stays as it was
+# compress: unchanged parts
 
 
 def test_external_data_stay_external(tmp_path: Path) -> None:

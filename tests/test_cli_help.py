@@ -56,7 +56,7 @@ COMPLETIONS = [
 @pytest.mark.parametrize(("words", "found"), COMPLETIONS, ids=[" ".join(words) for words, _ in COMPLETIONS])
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(shell: str, words: tuple[str, ...], found: set[str]) -> None:
-    """What the shells ask the command, by the protocol that ``--install-completion`` installs, and what it answers."""
+    """Requests and answers of shell completion, by the protocol that ``--install-completion`` installs."""
     line = " ".join(("leanonnx", *words))
     asked = {"COMP_WORDS": line.replace(" ", "\n"), "COMP_CWORD": str(len(words))}
     asked |= {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}

@@ -1,4 +1,4 @@
-"""Our own rules keep the contract that rules of the user's own are held to."""
+"""The built-in rules fulfil the contract that user-defined rules must fulfil."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def test_rules_keep_their_contract(seed: int) -> None:
 
 
 N = np.arange(1, 5)
-"""Known labels."""
+"""Known channel ids."""
 
 
 def call_of_one() -> Call:
-    """A node that reads a tensor [1, 4, 2] and a constant [4, 3], and puts out [1, 4, 2]."""
+    """A node that reads a tensor [1, 4, 2] and a constant [4, 3], and outputs [1, 4, 2]."""
     data = Value(name="x", shape=(1, 4, 2), channel_ids=N.reshape(1, 4, 1), read=lambda: np.zeros(0))
     weight = Value(name="w", shape=(4, 3), channel_ids=None, read=lambda: np.zeros((4, 3), np.float32))
     return Call(

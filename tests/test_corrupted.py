@@ -1,4 +1,4 @@
-"""Whatever was done to a model file: it is refused with a message, or compressed and proven; nothing in between."""
+"""A corrupted model file is either refused with a message or compressed and proven; nothing in between."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 
 from tests.corruption import case
 from tests.helpers import CNN, Done, build, called, tree
-from tests.victims import DATA, MODEL, VICTIMS, raw
+from tests.seed_models import DATA, MODEL, SEED_MODELS, raw
 
 pytest.importorskip("resource", reason="limits of processes as Unix has them")
 
-from tests.ordeal import Verdict, Watch, judged, laid
+from tests.fuzz_runner import Supervisor, Verdict, judge, lay_out
 
 COUNT = 150
 CORPUS = Path(__file__).parent / "corrupted"
@@ -40,31 +40,31 @@ EXPECTED: dict[str, tuple[int | tuple[int, ...], str]] = {
 
 
 @pytest.fixture(scope="module")
-def watch() -> Iterator[Watch]:
+def supervisor() -> Iterator[Supervisor]:
     """One worker for all cases; one that hangs or dies is replaced."""
-    found = Watch()
-    yield found
-    found.stop()
+    runner = Supervisor()
+    yield runner
+    runner.stop()
 
 
-@pytest.mark.parametrize("name", VICTIMS)
-def test_unspoiled(watch: Watch, tmp_path: Path, name: str) -> None:
-    """The models themselves are compressed: what follows is refused for what was done to it."""
-    assert watch.ask(laid(tmp_path / "case", VICTIMS[name]())) == Verdict(0, "", ())
+@pytest.mark.parametrize("name", SEED_MODELS)
+def test_seed_models_are_compressed(supervisor: Supervisor, tmp_path: Path, name: str) -> None:
+    """The seed models themselves are compressed, so that a refusal below is due to the corruption."""
+    assert supervisor.ask(lay_out(tmp_path / "case", SEED_MODELS[name]())) == Verdict(0, "", ())
 
 
 @pytest.mark.parametrize("seed", range(COUNT))
-def test_spoiled(watch: Watch, tmp_path: Path, seed: int) -> None:
+def test_corrupted_models_are_refused_or_compressed(supervisor: Supervisor, tmp_path: Path, seed: int) -> None:
     found = case(seed)
-    verdict = watch.ask(laid(tmp_path / "case", found.files))
+    verdict = supervisor.ask(lay_out(tmp_path / "case", found.files))
     assert verdict.faults == (), f"{found.what}\n{verdict.message}"
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_once_failed(watch: Watch, tmp_path: Path, name: str) -> None:
+def test_files_that_once_failed(supervisor: Supervisor, tmp_path: Path, name: str) -> None:
     codes, says = EXPECTED[name]
-    files = {MODEL: (CORPUS / f"{name}.onnx").read_bytes(), DATA: VICTIMS["external"]()[DATA]}
-    verdict = watch.ask(laid(tmp_path / "case", files))
+    files = {MODEL: (CORPUS / f"{name}.onnx").read_bytes(), DATA: SEED_MODELS["external"]()[DATA]}
+    verdict = supervisor.ask(lay_out(tmp_path / "case", files))
     assert verdict.faults == (), verdict.message
     assert verdict.code in (codes if isinstance(codes, tuple) else (codes,)), verdict.message
     assert says in verdict.message
@@ -79,19 +79,19 @@ def test_cases_are_reproducible_and_differ() -> None:
     assert len({case(seed).files[MODEL] for seed in range(COUNT)}) > 0.95 * COUNT
 
 
-# The judge itself
+# the judge itself
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> tuple[Path, Done]:
-    """A run as it should be."""
-    folder = laid(tmp_path / "case", raw(build(CNN)))
+    """A run without faults."""
+    folder = lay_out(tmp_path / "case", raw(build(CNN)))
     done = called("compress", folder / "in" / MODEL, folder / "out" / "out.onnx", "--keep", "0.5", "--json")
-    assert judged(done, folder, tree(folder / "in")).faults == ()
+    assert judge(done, folder, tree(folder / "in")).faults == ()
     return folder, done
 
 
-def spoil_output(folder: Path, done: Done) -> None:
+def truncate_output(folder: Path, done: Done) -> None:
     path = folder / "out" / "out.onnx"
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -131,15 +131,15 @@ def run_out_of_memory(folder: Path, done: Done) -> None:
 
 
 FAULTY = (
-    *(spoil_output, remove_output, leave_something, touch_input, claim_no_proof, print_beside, refuse_but_write),
+    *(truncate_output, remove_output, leave_something, touch_input, claim_no_proof, print_beside, refuse_but_write),
     *(show_traceback, run_out_of_memory),
 )
 
 
 @pytest.mark.parametrize("harm", FAULTY, ids=lambda harm: harm.__name__)
-def test_the_judge_sees(run: tuple[Path, Done], harm: object) -> None:
+def test_the_judge_sees_faults(run: tuple[Path, Done], harm: object) -> None:
     folder, done = run
     before = tree(folder / "in")
     assert callable(harm)
     harm(folder, done)
-    assert judged(done, folder, before).faults
+    assert judge(done, folder, before).faults

@@ -1,4 +1,4 @@
-"""The table of ways to rank channels: all that have a name are in it, and the command line says what each does."""
+"""The table of ranking criteria is complete, and the command line explains each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data for a model: what is fed equals what the files hold, and little is in memory."""
+"""Data for a model: the feeds equal the content of the files, and little of it is in memory."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_few_samples_are_in_memory(tmp_path: Path) -> None:
 
 
 def test_the_feeds_run(tmp_path: Path) -> None:
-    """What is fed is what onnxruntime takes."""
+    """onnxruntime accepts the feeds."""
     proto = onnx.parser.parse_model(
         body("float16[N,3,H,W] x, int64[1] k, bool[2] b", "float16[N,3,H,W] y", "c = Cast <to = 10> (k) y = Add (x, c)")
     )

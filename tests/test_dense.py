@@ -62,7 +62,7 @@ RANKINGS = [("lean", "cover"), ("lean", "free"), ("lean", "through"), ("norm", "
 
 @pytest.mark.parametrize(("method", "chains"), RANKINGS)
 @pytest.mark.parametrize("keep", [0.2, 0.5, 0.8])
-def test_what_an_ignored_layer_reads_stays_with_its_channel(method: Method, chains: str, keep: float) -> None:
+def test_channels_read_by_an_ignored_layer_stay(method: Method, chains: str, keep: float) -> None:
     _, dag = network(0)
     alive = select(dag, request(dag, method, keep, chains)).alive
     (mix,) = [mix for node, mix in dag.kernel_blocks if node == last_node(dag)]
@@ -71,7 +71,7 @@ def test_what_an_ignored_layer_reads_stays_with_its_channel(method: Method, chai
 
 
 @pytest.mark.parametrize(("method", "chains"), RANKINGS)
-def test_whole_layers_may_go(method: Method, chains: str) -> None:
+def test_whole_layers_are_removable(method: Method, chains: str) -> None:
     _, dag = network(1)
     selection = select(dag, request(dag, method, 5.5 / KERNELS, chains))
     assert 1 <= selection.after.kernels <= 5 < DEPTH
@@ -79,8 +79,8 @@ def test_whole_layers_may_go(method: Method, chains: str) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("keep", [0.15, 0.3, 0.6])
-def test_what_is_left_computes_what_is_proven(seed: int, keep: float, tmp_path: Path) -> None:
-    """Of starved channels nothing is left that reads them: the file would be refused else."""
+def test_the_remainder_computes_the_proven_function(seed: int, keep: float, tmp_path: Path) -> None:
+    """No reader of starved channels is left; otherwise the file would be refused."""
     path, _ = network(seed)
     for method, chains in RANKINGS:
         options = Options(Budget("kernels", keep), method=method, chains=chains, ignore=(LAST,))
@@ -102,7 +102,7 @@ def test_readers_are_ranked_by_their_kernels(method: Method, order: int) -> None
 
 
 @pytest.mark.parametrize(("method", "chains"), RANKINGS)
-def test_a_pinned_layer_keeps_what_it_reads(method: Method, chains: str, tmp_path: Path) -> None:
+def test_a_pinned_layer_keeps_its_input_channels(method: Method, chains: str, tmp_path: Path) -> None:
     path, _ = network(3)
     pins = ("f3", "f5")
     options = Options(Budget("kernels", 0.3), method=method, chains=chains, ignore=(LAST,), pin=pins)
@@ -111,10 +111,10 @@ def test_a_pinned_layer_keeps_what_it_reads(method: Method, chains: str, tmp_pat
 
 
 @pytest.mark.parametrize("layer", range(2, DEPTH))
-def test_a_useless_kernel_goes_early_though_the_last_layer_has_no_use_for_its_channel(
+def test_a_useless_kernel_is_removed_early_though_the_last_layer_ignores_its_channel(
     layer: int, tmp_path: Path
 ) -> None:
-    """A channel cannot go before its readers, so that its own kernels compete for as long as it lives."""
+    """A channel cannot be removed before its consumers, so its own kernels compete as long as it is kept."""
     proto = dense(5)
     for tensor in proto.graph.initializer:
         array = numpy_helper.to_array(tensor).copy()

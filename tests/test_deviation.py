@@ -64,7 +64,7 @@ def opened(folder: Path, path: Path) -> tuple[Model, Dataset]:
 def added(
     folder: Path, a: np.ndarray, e: np.ndarray, batch: int = 1, post: str = "Identity", **labels: Any
 ) -> Fidelity:
-    """The original puts out ``post(x)``, the candidate ``post(x + e)``."""
+    """The original outputs ``post(x)``, the candidate ``post(x + e)``."""
     shape = ",".join(["N", *map(str, a.shape[1:])])
     kind = {"f": "float", "i": "int64", "b": "bool"}[a.dtype.kind]
     before = model_of(shape, f"y = {post} (x)", f"{kind}[{shape}] y", kind)
@@ -73,7 +73,7 @@ def added(
 
 
 def whole(deviation: Deviation) -> Deviation:
-    """What is told of the output as a whole."""
+    """The deviation of the output as a whole."""
     return replace(deviation, channels=None, vacuous="")
 
 
@@ -172,7 +172,7 @@ def test_probabilities_are_no_image(tmp_path: Path) -> None:
         ((2, 1, 33, 16), 1, False, (OTHER, 0)),
     ],
 )
-def test_what_an_output_is(shape: tuple[int, ...], rows: int, last: bool, kind: tuple[str, int]) -> None:
+def test_kinds_of_outputs(shape: tuple[int, ...], rows: int, last: bool, kind: tuple[str, int]) -> None:
     assert output_kind(np.zeros(shape, np.float32), rows, last) == kind
     assert output_kind(np.zeros(shape, np.int64), rows, last) == (DISCRETE, 0)
 
@@ -185,7 +185,7 @@ def test_whole_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("shape", [(6,), (3, 8, 8), (6, 8, 8), (6, 2)])
-def test_what_is_not_finite_deviates_infinitely(bad: float, shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_non_finite_values_deviate_infinitely(bad: float, shape: tuple[int, ...], tmp_path: Path) -> None:
     """0 / 0 or 1 / 0 in one element of the candidate."""
     a, e = np.ones((COUNT, *shape), np.float32), np.ones((COUNT, *shape), np.float32)
     a[(4, *[0] * len(shape))], e[(4, *[0] * len(shape))] = (0 if np.isnan(bad) else 1), 0
@@ -199,7 +199,7 @@ def test_what_is_not_finite_deviates_infinitely(bad: float, shape: tuple[int, ..
         assert 1 - deviation.top1 == pytest.approx(shape[0] / a.size)
 
 
-def test_what_is_infinite_in_both_is_alike(tmp_path: Path) -> None:
+def test_values_infinite_in_both_are_equal(tmp_path: Path) -> None:
     a = np.zeros((COUNT, 6), np.float32)
     a[:, 2] = 1
     log = model_of("N,6", "y = Log (x)", "float[N,6] y")
@@ -289,7 +289,7 @@ def test_squared_error(batch: int, shape: tuple[int, ...], tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("labels", [np.zeros((COUNT, 5)), np.zeros((COUNT, 5), int), np.full(COUNT, -1)])
-def test_labels_without_use_are_told(labels: np.ndarray, tmp_path: Path) -> None:
+def test_unused_labels_are_reported(labels: np.ndarray, tmp_path: Path) -> None:
     found = added(tmp_path, normal(4), normal(4), labels=labels)
     assert (found.metric, found.before, found.after, found.better_direction) == (None, None, None, None)
     assert found.unused == "the labels 'labels' fit no output of the model: there is no metric"
@@ -329,7 +329,7 @@ def test_a_candidate_that_cannot_run_is_a_failed_run(tmp_path: Path) -> None:
         compare_outputs(model, tmp_path / "a.onnx", [after], data)
 
 
-def test_several_candidates_are_told_apart(tmp_path: Path) -> None:
+def test_several_candidates_are_distinguished(tmp_path: Path) -> None:
     before, after = (model_of("N,6", f"y = {nodes}", "float[N,6] y") for nodes in ("Identity (x)", "Add (x, e)"))
     alone = compared(tmp_path, before, after, 3, x=normal(6), e=normal(6), labels=np.arange(COUNT) % 6)
     model, data = opened(tmp_path, tmp_path / "a.onnx")

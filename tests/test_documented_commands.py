@@ -1,4 +1,4 @@
-"""Every command in README.md and docs/ works: run on files that stand in for a reader's, or excused with a reason."""
+"""Every command in README.md and docs/ works: run on substitutes for a reader's files, or excused with a reason."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.helpers import SHORT, TIMEOUT, Done, called
 from tests.sweeps import made_within
 
 VALUES = {"TENSOR:CHANNEL": "r1:3", "NAME=1,3,224,224": "x=1,3,16,16"}
-"""What a reader has to put in place of a word of the page."""
+"""Values that a reader has to substitute for a word of the page."""
 PARSED = {
     "--provider cuda": "needs a GPU",
     "--provider tensorrt": "needs a GPU",
@@ -29,7 +29,7 @@ PARSED = {
 }
 """Part of a command → why it is not run; its options are read as the command line reads them."""
 REPLACED = {"--latency": "--macs"}
-"""What depends on the machine's time → what is run in its place; tests/test_search.py does the former."""
+"""Options that depend on the machine's speed → their replacements; tests/test_search.py covers the former."""
 EXCUSED = {
     "pip install": "installs; the checks begin with README's own",
     "python -m pytest": "these tests themselves",
@@ -49,15 +49,15 @@ ADDED = {
     "leanonnx sweep": ["--no-measure"],
     "leanonnx bench": ["--seconds", str(SHORT)],
 }
-"""What is added so that outputs are the same everywhere, and soon there."""
+"""Options added so that outputs are the same everywhere, and fast."""
 UNMEASURED = ("latency", "times the speed")
-"""Marks of lines that are not printed where nothing is measured."""
+"""Marks of lines that are not printed without measuring."""
 COMMANDS = {name: typed(path.read_text(encoding="utf-8")) for name, path in PAGES.items()}
 PAIRS = [(name, each) for name, found in COMMANDS.items() for each in found if each.language == "sh"]
 
 
 def excuse(command: str) -> str:
-    """Why a command is not run at all; empty if it is."""
+    """The reason why a command is not run; empty if it is."""
     return next((reason for start, reason in EXCUSED.items() if command.startswith(start)), "")
 
 
@@ -66,12 +66,12 @@ def is_parsed(command: str) -> bool:
 
 
 def arguments(command: str) -> list[str]:
-    """What follows ``leanonnx``, with a reader's values."""
+    """The arguments after ``leanonnx``, with a reader's values."""
     return [VALUES.get(word, word) for word in shlex.split(command)[1:]]
 
 
 def added(command: str) -> list[str]:
-    """What is added to a command when it is run."""
+    """Arguments added to a command when it is run."""
     return [word for part, words in ADDED.items() if part in command for word in words]
 
 
@@ -112,9 +112,9 @@ def _spawned(words: list[str], folder: Path) -> Done:
 
 
 def lines(text: str, masked: bool) -> list[str]:
-    """Lines with their blanks evened out, and with # for each number where they need not be the same.
+    """Lines with normalised blanks, and with # for each number that may differ.
 
-    There one sample may stand for several.
+    Then one sample may stand for several.
     """
     plain = [" ".join(line.split()) for line in text.splitlines()]
     number = re.compile(r"[\d.,]*\d(?:e[-+]\d+)?")
@@ -124,7 +124,7 @@ def lines(text: str, masked: bool) -> list[str]:
 
 
 def missing(shown: str, given: str, masked: bool) -> list[str]:
-    """Lines shown that were not put out in this order."""
+    """Shown lines that the output lacks, in this order."""
     rest = iter(lines(given, masked))
     wanted = [line for line in lines(shown, masked) if line != "…" and not any(part in line for part in UNMEASURED)]
     return [line for line in wanted if line not in rest]
@@ -132,7 +132,7 @@ def missing(shown: str, given: str, masked: bool) -> list[str]:
 
 @pytest.mark.parametrize("name", [name for name, found in COMMANDS.items() if found])
 def test_page_works_from_top_to_bottom(name: str, tmp_path: Path) -> None:
-    """In one folder, so that a command finds what those before it have written."""
+    """All commands run in one folder, so that each finds the files of those before it."""
     for each in COMMANDS[name]:
         if each.language == "python":
             if name in PYTHON_ELSEWHERE:
@@ -153,7 +153,7 @@ def test_page_works_from_top_to_bottom(name: str, tmp_path: Path) -> None:
 
 
 def rule_file(each: Typed, name: str) -> str:
-    """Where Python of a page is saved: under the name that the page gives a file of rules, else a script."""
+    """The file for a page's Python: the name that the page gives a file of rules, else a script."""
     if "RULES = " not in each.text:
         return "script.py"
     return next(word for word in re.findall(r"`(\w+\.py)`", PAGES[name].read_text(encoding="utf-8")))
@@ -166,7 +166,7 @@ def test_every_command_is_known() -> None:
 
 
 def test_pages_show_commands() -> None:
-    """What finds commands finds them: in fences and indented, on the pages that people read first."""
+    """The search finds commands, in fences and indented, on the pages that people read first."""
     assert len(PAIRS) > 50
     assert {"README.md", "docs/tutorial.md", "docs/recipes.md", "docs/targets.md"} <= {name for name, _ in PAIRS}
 

@@ -1,4 +1,4 @@
-"""Fine-tuning: only weights change, the held-out loss never grows, and what teaches is what was asked for."""
+"""Fine-tuning: only weights change, the held-out loss never grows, and the requested objective is used."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_only_weights_change_and_the_deviation_falls(pair: dict[str, Path]) -> N
     assert np.abs(run(pair["new"], [feed])[0][0] - run(pair["out"], [feed])[0][0]).max() > 1e-3
 
 
-def test_the_input_is_written_where_nothing_is_better(pair: dict[str, Path]) -> None:
+def test_the_input_is_written_if_nothing_is_better(pair: dict[str, Path]) -> None:
     options = FinetuneOptions(settings=settings(epochs=2))
     result = run_finetune(pair["base"], pair["out"], pair["base"], pair["data"], options)
     assert result is not None

@@ -1,4 +1,4 @@
-"""What fine-tuning learns from: labels, noise, mixed images, batches."""
+"""Training data of fine-tuning: labels, noise, mixed images, batches."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_streamed_data_are_shuffled_and_complete(pair: dict[str, Path], monkeypa
     assert len(set(orders[0])) == 32
 
 
-def test_logits_are_compared_where_probabilities_come_out(tmp_path: Path) -> None:
+def test_logits_are_compared_if_the_outputs_are_probabilities(tmp_path: Path) -> None:
     models = [load(saved(classifier(w, 0, "Softmax"), tmp_path / f"{w}.onnx")) for w in (8, 4)]
     shapes = [observe(model, {}).shapes for model in models]
     targets = common_targets(models[0], models[1], shapes[1], shapes[0])

@@ -1,4 +1,4 @@
-"""Every operator that torch runs gives what onnxruntime gives; every other one is refused by name."""
+"""Every operator that torch runs agrees with onnxruntime; every other one is refused by name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ REFUSED = {
     **dict.fromkeys(("QLinearSigmoid", "QLinearLeakyRelu", "QLinearGlobalAveragePool"), "quantise"),
     **dict.fromkeys(("QLinearAveragePool", "ConvInteger", "MatMulInteger"), "quantise"),
 }
-"""Operators that are refused in each form, and what the message says."""
+"""Operators that are refused in every form, and their messages."""
 PARTLY = {
     "FusedMatMul": "transposes its batch axes",
     "BatchNormalization": "training mode",
@@ -53,7 +53,7 @@ def loaded(proto: onnx.ModelProto) -> Iterator[Model]:
 
 
 def agreement(model: Model) -> float | None:
-    """Relative error of torch; None where onnxruntime does not run the model, or puts out nothing to compare."""
+    """Relative error of torch; None if onnxruntime does not run the model, or its outputs are not comparable."""
     try:
         shapes = observe(model, {}).shapes
         feeds = random_inputs(model, shapes)[:2]  # large numbers leave little of a variance
@@ -64,7 +64,7 @@ def agreement(model: Model) -> float | None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.op)
-def test_operators_give_what_onnxruntime_gives(case: Case) -> None:
+def test_operators_agree_with_onnxruntime(case: Case) -> None:
     ran = refused = 0
     for form in (*case.forms, *case.refusals):
         for seed in range(SEEDS):

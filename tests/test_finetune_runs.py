@@ -1,4 +1,4 @@
-"""Runs of fine-tuning: killed ones go on to the same bytes, steps, refusals, exit codes."""
+"""Runs of fine-tuning: killed ones resume to the same bytes; steps, refusals, exit codes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def command(pair: dict[str, Path], out: Path, *more: str) -> list[str]:
     return [*COMMAND, *words, *more]
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(pair: dict[str, Path], tmp_path: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_bytes(pair: dict[str, Path], tmp_path: Path) -> None:
     given = ("--epochs", "60", "--batch", "4", "--json")
     whole, other, kept = tmp_path / "whole.onnx", tmp_path / "other.onnx", tmp_path / "state.pt"
     subprocess.run(command(pair, whole, *given), check=True, capture_output=True)
@@ -83,7 +83,7 @@ def test_a_checkpoint_of_another_run_is_refused(pair: dict[str, Path], tmp_path:
         run_finetune(pair["new"], pair["out"], pair["base"], pair["data"], other)
 
 
-def test_steps_go_down_by_equal_shares(pair: dict[str, Path], tmp_path: Path) -> None:
+def test_steps_decrease_by_equal_shares(pair: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "steps"
     folder.mkdir()
     schedule = PruningSchedule(2, Compression(Budget("params", 0.25), align=1), folder)
@@ -101,7 +101,7 @@ def test_steps_go_down_by_equal_shares(pair: dict[str, Path], tmp_path: Path) ->
     assert done.steps[1].path == pair["out"]
 
 
-def test_steps_go_on_where_they_were_stopped(pair: dict[str, Path], tmp_path: Path) -> None:
+def test_steps_resume_where_they_stopped(pair: dict[str, Path], tmp_path: Path) -> None:
     schedule = PruningSchedule(2, Compression(Budget("params", 0.25), align=1))
 
     def tried(out: Path, **more: Any) -> None:

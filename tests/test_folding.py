@@ -1,4 +1,4 @@
-"""Weights that the graph computes from constants: cut where they are held, or stored as their values."""
+"""Weights that the graph computes from constants: sliced at the source, or stored as values."""
 
 from __future__ import annotations
 
@@ -132,14 +132,14 @@ def constants(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
 
 
 def replayed(folder: Path) -> bool:
-    """Whether the plan alone gives the same file."""
+    """True if the plan alone gives the same file."""
     plan = load_plan(folder / "plan.json")
     compress_file(folder / "in.onnx", folder / "again.onnx", Options(plan=plan))
     return (folder / "again.onnx").read_bytes() == (folder / "out.onnx").read_bytes()
 
 
 @pytest.mark.parametrize("kind", FOLDED)
-def test_what_cannot_be_followed_is_stored_by_the_name_of_the_computed_tensor(kind: str, tmp_path: Path) -> None:
+def test_weights_that_cannot_be_followed_are_stored_under_the_computed_tensor(kind: str, tmp_path: Path) -> None:
     make, name = FOLDED[kind]
     result, written = cut(make(), tmp_path)
     assert result.folded == (name,)
@@ -149,7 +149,7 @@ def test_what_cannot_be_followed_is_stored_by_the_name_of_the_computed_tensor(ki
 
 
 @pytest.mark.parametrize("kind", HELD)
-def test_what_can_be_followed_keeps_its_form(kind: str, tmp_path: Path) -> None:
+def test_weights_that_can_be_followed_keep_their_form(kind: str, tmp_path: Path) -> None:
     make, name, dtype = HELD[kind]
     proto = make()
     result, written = cut(proto, tmp_path)
@@ -160,13 +160,13 @@ def test_what_can_be_followed_keeps_its_form(kind: str, tmp_path: Path) -> None:
     assert replayed(tmp_path)
 
 
-def test_more_room_than_before_is_told(tmp_path: Path) -> None:
+def test_computed_weights_that_grow_are_reported(tmp_path: Path) -> None:
     result, written = cut(in_blocks(), tmp_path)
     assert any("1 weight that the file computes from constants" in text for text in result.warnings)
     assert constants(written)["d"].data_type == TensorProto.FLOAT
 
 
-def test_folding_is_told(tmp_path: Path) -> None:
+def test_folding_is_reported(tmp_path: Path) -> None:
     source = saved(FOLDED["weight norm"][0](), tmp_path / "in.onnx")
     row = called_json("compress", source, tmp_path / "out.onnx", "--keep", "0.5")
     assert row["folded"] == ["w"]
@@ -201,7 +201,7 @@ def twice(torn: bool) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("torn", [False, True])
 def test_a_cast_that_several_read(torn: bool, tmp_path: Path) -> None:
-    """Two layers cut it alike; where a third reader needs all of it, each gets its own."""
+    """Two layers slice it alike; if a third reader needs all of it, each gets its own."""
     result, written = cut(twice(torn), tmp_path)
     assert result.folded == (("w",) if torn else ())
     assert (constants(written)["v"].dims[0] < 16) if not torn else ("v" not in constants(written))
@@ -214,7 +214,7 @@ def overridden(proto: onnx.ModelProto) -> onnx.ModelProto:
     return proto
 
 
-def test_what_a_caller_may_override_is_not_folded(tmp_path: Path) -> None:
+def test_overridable_constants_are_not_folded(tmp_path: Path) -> None:
     source = saved(overridden(FOLDED["clipped"][0]()), tmp_path / "in.onnx")
     options = Options(Budget("kernels", 0.5), best_effort=True)
     found = compress_file(source, tmp_path / "out.onnx", options)
@@ -234,7 +234,7 @@ def test_what_a_caller_may_override_is_not_folded(tmp_path: Path) -> None:
     ],
     ids=["noise", "sizes", "input"],
 )
-def test_what_changes_from_run_to_run_is_not_folded(weight: str, says: str, tmp_path: Path) -> None:
+def test_nondeterministic_nodes_are_not_folded(weight: str, says: str, tmp_path: Path) -> None:
     source = saved(cnn(PLAIN, weight, zero=np.array(0)), tmp_path / "in.onnx")
     row = called_json("inspect", source)
     assert row["folded"] == []
@@ -243,8 +243,8 @@ def test_what_changes_from_run_to_run_is_not_folded(weight: str, says: str, tmp_
     assert (row["kernels"], row["macs"], row["params"]) == count
 
 
-def test_what_nothing_reads_is_left_out(tmp_path: Path) -> None:
-    """Constants and nodes that made the weight go with it, those that others read stay."""
+def test_unread_constants_and_nodes_are_omitted(tmp_path: Path) -> None:
+    """Constants and nodes that computed the weight are removed with it; those that others read stay."""
     proto = FOLDED["weight norm"][0]()
     _, written = cut(proto, tmp_path)
     assert not {"v", "g"} & constants(written).keys()
@@ -252,8 +252,8 @@ def test_what_nothing_reads_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [*FOLDED, *HELD])
-def test_recovery_takes_what_was_computed(kind: str, tmp_path: Path) -> None:
-    """The layer is mended, in the type of its holder, and what is told is what is written."""
+def test_recovery_refits_computed_weights(kind: str, tmp_path: Path) -> None:
+    """The layer is refitted in the type of its constant, and the report describes what is written."""
     make = (FOLDED | HELD)[kind][0]
     source, target = saved(make(), tmp_path / "in.onnx"), tmp_path / "out.onnx"
     np.savez(tmp_path / "data.npz", x=RNG.standard_normal((64, 3, 8, 8)).astype(np.float32))
@@ -285,7 +285,7 @@ def test_exact_and_blind(kind: str, tmp_path: Path) -> None:
         assert (result.after.kernels, result.after.macs, result.after.params) == counted(target)
 
 
-def test_exact_removes_what_a_computed_weight_does_not_read(tmp_path: Path) -> None:
+def test_exact_removes_channels_that_a_computed_weight_ignores(tmp_path: Path) -> None:
     """Kernels that a mask makes zero carry nothing."""
     mask = np.ones((1, IN, 1, 1), np.float32)
     mask[:, 4:8] = 0
@@ -302,7 +302,7 @@ def test_plan_speaks_of_the_computed_tensor(tmp_path: Path) -> None:
     assert entry["after"] == list(constants(onnx.load(tmp_path / "out.onnx"))["w"].dims)
 
 
-def test_old_files_list_what_was_folded(tmp_path: Path) -> None:
+def test_old_files_list_folded_constants(tmp_path: Path) -> None:
     """Before IR version 4 every initializer has to be among the graph inputs."""
     proto = FOLDED["two halves"][0]()
     proto.ir_version = 3

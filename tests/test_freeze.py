@@ -41,7 +41,7 @@ def test_weights_become_constants(model: Path, keep: float) -> None:
     np.testing.assert_allclose(outputs(frozen), outputs(plain), rtol=1e-5)
 
 
-def test_a_hint_says_where_it_matters(model: Path) -> None:
+def test_a_hint_names_the_affected_part(model: Path) -> None:
     row = called_json("compress", model, model.parent / "o.onnx", "--keep", "0.5")
     assert [text for text in row["hints"] if "5 weights are listed as graph inputs" in text and "--freeze" in text]
     assert "Hint: 5 weights" in called("compress", model, model.parent / "o.onnx", "--keep", "0.5").stdout

@@ -1,4 +1,4 @@
-"""Tests follow the rules of the house too: files stay short, and the smoke subset names what there is."""
+"""House rules for tests: files stay short, and every name in the smoke subset exists."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def test_files_are_short() -> None:
 
 
 @pytest.mark.parametrize("file", SMOKE)
-def test_smoke_names_what_there_is(file: str) -> None:
-    """Each beginning is that of a test in its file, up to its parameters."""
+def test_smoke_names_exist(file: str) -> None:
+    """Each prefix matches a test in its file, up to its parameters."""
     tree = ast.parse((HERE / file).read_text(encoding="utf-8"))
     tests = [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
     for start in SMOKE[file]:

@@ -62,6 +62,6 @@ def test_the_command_line_caps_memory_and_is_quiet(tmp_path: Path) -> None:
 
 
 def test_the_spy_sees_changes() -> None:
-    """What would make the first test pass: a spy that sees nothing."""
+    """A spy that sees nothing would make the first test pass."""
     code = "gs.logger.G_LOGGER.severity = 50\nwarnings.simplefilter('ignore')\nort.set_default_logger_severity(4)"
     assert spied(code) == [["set_default_logger_severity"], ["graphsurgeon", "filters"]]

@@ -15,7 +15,7 @@ from tests.helpers import ANY, CNN, build, saved
 
 
 def sum_of_magnitudes(kernels: Any) -> Any:
-    """What ``method="l1"`` computes."""
+    """The scores of ``method="l1"``."""
     return np.abs(kernels.reshape(*kernels.shape[:2], -1)).sum(-1)
 
 

@@ -59,7 +59,7 @@ def published(folder: Path, source: Path, *options: object) -> dict[str, bytes |
 
 
 def killed(source: Path, folder: Path, *options: str) -> list[int]:
-    """Run in the folders ``killed0``, ``killed1`` … below a folder until a run comes to its end; the exit codes."""
+    """Run in the folders ``killed0``, ``killed1`` … below a folder until a run completes; returns the exit codes."""
     command = [sys.executable, "-c", DEADLY, str(MOST), "compress", str(source), "out.onnx", *options]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT, check=True)
     codes: list[int] = json.loads(done.stdout.splitlines()[-1])

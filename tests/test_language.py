@@ -61,7 +61,7 @@ def is_bare_participle(name: str) -> bool:
         *((name, False) for name in ("fit", "seed", "read", "fitted_rows", "feed", "embed", "is_fitted")),
     ],
 )
-def test_bare_participles_are_told_from_other_names(name: str, expected: bool) -> None:
+def test_bare_participles_are_distinguished_from_other_names(name: str, expected: bool) -> None:
     assert is_bare_participle(name) is expected
 
 

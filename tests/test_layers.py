@@ -1,4 +1,4 @@
-"""Imports of leanonnx only go down, each layer knows only what it may know, and nothing grows too large."""
+"""Imports within leanonnx point downwards only, each layer imports only what it may, and nothing grows too large."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ONLY = {
     "jinja2": {"page.page"},
     "torch": {"commands.finetune", "torch"},
 }
-"""The rooms or modules that may import a library; ``*.name`` stands for the modules of a name in all rooms."""
+"""The rooms or modules that may import a library; ``*.name`` means the modules of this name in all rooms."""
 NO_TORCH = {"commands.finetune.report", "commands.finetune.rows", "commands.finetune.tables"}
 NO_TORCH |= {"commands.finetune.steps", "torch.cuts"}
 NO_ONNX = {
@@ -193,7 +193,7 @@ def test_functions_are_short() -> None:
 
 
 BLOCK = 10
-"""Lines that may not stand twice anywhere in the project; imports, comments and lone brackets do not count."""
+"""Number of successive lines that must not occur twice in the project; imports, comments and brackets do not count."""
 
 
 def code_lines(path: Path) -> list[tuple[int, str]]:
@@ -238,7 +238,7 @@ def test_classes_of_ours_are_not_extended() -> None:
 
 
 THAWED = {("analysis.trace", "Trace")}
-"""What is filled while the nodes of a model are visited."""
+"""Classes that are filled while the nodes of a model are visited."""
 
 
 @pytest.mark.parametrize("name", sorted(TREES))

@@ -38,7 +38,7 @@ def test_layers_of_a_point_cloud_network_shrink(tmp_path: Path) -> None:
     assert rows * 5 + inner * rows + inner * 3 <= 0.5 * (9 * 5 + 8 * 9 + 8 * 3)
 
 
-def test_scaled_channels_of_a_left_product_are_made_up_for() -> None:
+def test_scaled_channels_of_a_left_product_are_compensated() -> None:
     proto = net(*CLOUD, opset=13)
     constants = tensors(proto)
     weight, bias = constants["a"].copy(), constants["b"].copy()
@@ -78,15 +78,15 @@ def constant(proto: onnx.ModelProto, name: str) -> np.ndarray:
     return next(numpy_helper.to_array(t) for t in proto.graph.initializer if t.name == name)
 
 
-def test_rows_of_zeros_of_a_left_product_go(tmp_path: Path) -> None:
+def test_rows_of_zeros_of_a_left_product_are_removed(tmp_path: Path) -> None:
     proto = edited(net(*CLOUD, opset=13), a=put(0, [1, 4]), b=put(0, [1, 4]))
     result, after = minimal(proto, tmp_path)
     assert constant(after, "a").shape == (7, 5)
     assert gone(result) == (0, 2)
 
 
-def test_constant_rows_of_a_left_gemm_are_told_right(tmp_path: Path) -> None:
-    """A row that is one number throughout cannot go into the bias of a Gemm that has one for each column."""
+def test_constant_rows_of_a_left_gemm_are_reported_correctly(tmp_path: Path) -> None:
+    """A constant row cannot be added to the bias of a Gemm that has one number per column."""
     proto = edited(net(*TURNED), a=put(0, [1, 4]), b=lambda array: array.__setitem__([1, 4], [[-1.0], [2.0]]))
     _, after = minimal(proto, tmp_path)
     assert constant(after, "a").shape == (8, 5)

@@ -1,4 +1,4 @@
-"""On random networks and random keep sets, the compact network equals the original with the dead channels masked."""
+"""On random networks and keep sets, the compressed network equals the original with the removed channels masked."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ FOUND = {
         { c = Conv (x, w)  t = Tile (c, repeats)  e = Concat <axis = 1> (c, c)
           f = Flatten (t)  g = Flatten (e)  a = Gemm (f, u)  b = Gemm (g, u)  y = Sub (a, b) }""",
 }
-"""What hypothesis has found, made small."""
+"""Failing examples of hypothesis, minimised."""
 
 
 @contextmanager
@@ -93,7 +93,7 @@ def analysed(proto: onnx.ModelProto) -> Iterator[ChannelDag]:
 
 
 def doomed(dag: ChannelDag, dead: Mask) -> Mask:
-    """Dead classes [classes] with all that cannot outlive them: the readers of dead channels, class by class."""
+    """Removed groups [groups] with all that depends on them: the consumers of removed channels, group by group."""
     while True:
         channel_ids = dead[dag.groups]
         more = dead.copy()
@@ -105,7 +105,7 @@ def doomed(dag: ChannelDag, dead: Mask) -> Mask:
 
 
 def allowed(dag: ChannelDag, dead: Mask) -> bool:
-    """Whether no pinned class is dead and every tensor keeps a channel."""
+    """True if no pinned group is removed and every tensor keeps a channel."""
     alive = ~dead[dag.groups]
     return not (dead & dag.pinned_groups).any() and all(
         alive[channel_ids].any() for channel_ids in dag.channel_ids.values()
@@ -113,7 +113,7 @@ def allowed(dag: ChannelDag, dead: Mask) -> bool:
 
 
 def killed(dag: ChannelDag, rng: np.random.Generator) -> Mask:
-    """A random keep set [labels]: classes, readers among them, die one by one wherever that is allowed."""
+    """A random keep mask [channels]: groups and concat slots are removed one by one wherever allowed."""
     dead = np.zeros(dag.pinned_groups.size, bool)
     share = rng.random()
     for c in rng.permutation(dead.size):
@@ -126,7 +126,7 @@ def killed(dag: ChannelDag, rng: np.random.Generator) -> Mask:
 
 
 def kept_by_rank(dag: ChannelDag, rng: np.random.Generator, separate_readers: bool) -> Mask:
-    """A random keep set [labels], as a ranking by random scores gives it."""
+    """A random keep mask [channels], as a ranking by random scores gives it."""
     classes = channel_groups(dag, separate_readers)
     scores = rng.random(int(classes.max()) + 1)
     ranking = Ranking(groups=classes, order=np.argsort(-scores), scores=scores)
@@ -135,14 +135,14 @@ def kept_by_rank(dag: ChannelDag, rng: np.random.Generator, separate_readers: bo
 
 
 def compacted(dag: ChannelDag, alive: Mask) -> onnx.ModelProto:
-    """The model without its dead channels."""
+    """The model without its removed channels."""
     return apply_patch(dag.model, plan_patch(dag, alive))
 
 
 def assert_equal_outputs(dag: ChannelDag, alive: Mask, compact: onnx.ModelProto) -> None:
-    """Masked and compact agree to 1e-4, or to ten times what a change of the inputs in the last places does.
+    """Check that both agree to 1e-4, or to ten times the effect of changing the inputs in the last digits.
 
-    Quantised weights are held to that with onnxruntime's optimisations off, since its 8-bit kernels round on the way.
+    With quantised weights onnxruntime's optimisations are off, since its 8-bit kernels round intermediate results.
     """
     masked = apply_patch(dag.model.as_read, masking_patch(dag, alive))
     feeds = random_inputs(dag.model, dag.shapes)[:2]
@@ -160,7 +160,7 @@ def assert_equal_outputs(dag: ChannelDag, alive: Mask, compact: onnx.ModelProto)
 
 
 def agrees(proof: Proof) -> bool:
-    """Whether a random network is proven, or puts out one and the same whatever it reads, as some of them do."""
+    """True if a random network is proven, or is one of those with outputs that do not depend on the inputs."""
     return proof.passed or (proof.status == VACUOUS and set(proof.silent.values()) <= {"constant", "empty"})
 
 
@@ -191,7 +191,7 @@ def assert_same_interface(before: onnx.ModelProto, after: onnx.ModelProto) -> No
 
 
 def assert_smaller(dag: ChannelDag, alive: Mask, compact: onnx.ModelProto) -> None:
-    """Every constant that lost channels has exactly the shape that its surviving channels need."""
+    """Check that every pruned constant has exactly the shape that its kept channels need."""
     nodes = {node.name: node for node in compact.graph.node}
     shapes = {t.name: tuple(t.dims) for t in compact.graph.initializer}
     for node in compact.graph.node:
@@ -219,7 +219,7 @@ def shape_of(dag: ChannelDag, use: object) -> tuple[int, ...]:
 
 
 def check(dag: ChannelDag, alive: Mask) -> None:
-    """All that must hold of one keep set."""
+    """Check everything that must be true of one keep mask."""
     event("nothing removed" if alive.all() else "channels removed")
     compact = compacted(dag, alive)
     onnx.checker.check_model(compact, full_check=True)
@@ -230,14 +230,14 @@ def check(dag: ChannelDag, alive: Mask) -> None:
 
 @given(models(), st.integers(0, 1 << 30))
 def test_any_classes_can_go(proto: onnx.ModelProto, seed: int) -> None:
-    """Classes of channels, and readers alone, die at random."""
+    """Remove random groups of channels, and concat slots alone."""
     with analysed(proto) as dag:
         check(dag, killed(dag, np.random.default_rng(seed)))
 
 
 @given(models(), st.integers(0, 1 << 30), st.booleans())
 def test_any_prefix_of_a_ranking_can_stay(proto: onnx.ModelProto, seed: int, separate_readers: bool) -> None:
-    """What a ranking keeps, after the closure of the selection: what nothing reads dies too."""
+    """Any prefix can be kept after the closure of the selection, which removes unread channels too."""
     with analysed(proto) as dag:
         check(dag, kept_by_rank(dag, np.random.default_rng(seed), separate_readers))
 
@@ -253,7 +253,7 @@ def test_networks_that_once_went_wrong(name: str, seed: int, ranked: bool) -> No
 
 
 def test_random_models_use_every_kind_of_operator() -> None:
-    """The other tests here say something about an operator only where the generator puts it out."""
+    """The other tests here cover an operator only if the generator emits it."""
     seeds = [from_seed(seed) for seed in range(400)]
     used = {node.op_type for model in seeds for node in model.graph.node}
     assert not OPERATORS - used

@@ -109,7 +109,7 @@ def test_batches_continue_the_series(batch: cs.Batch) -> None:
     assert np.array_equal(np.concatenate([first.labels, second.labels]), batch.labels[:4])
 
 
-def test_network_passes_the_checker_and_says_what_it_is() -> None:
+def test_network_passes_the_checker_and_describes_itself() -> None:
     model = onnx.load(MODELS / "cs_unet.onnx")
     onnx.checker.check_model(model, full_check=True)
     properties = {entry.key: entry.value for entry in model.metadata_props}

@@ -1,4 +1,4 @@
-"""Moments of channels on real inputs, against numpy on the tensors as onnxruntime puts them out."""
+"""Channel moments on real inputs, compared with numpy on the tensors of onnxruntime."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_channel_that_a_flatten_repeats_has_a_row_for_each_position() -> None:
     judge(found, stacked(FLAT, "r", 1, feeds), FLAT.channel_ids["r"].reshape(-1))
 
 
-def test_what_several_read_is_measured_once_and_inputs_are_not() -> None:
+def test_shared_tensors_are_measured_once_and_inputs_are_not() -> None:
     assert set(taken(CONCAT, normal_feeds(CONCAT, 1)).moments) == {("r", 1)}
 
 
@@ -171,7 +171,7 @@ def test_the_network_is_left_as_it_was() -> None:
     assert CONV.model.proto.SerializeToString(deterministic=True) == before
 
 
-def test_progress_is_told() -> None:
+def test_progress_is_reported() -> None:
     told: list[float] = []
     measure_statistics(CONV, normal_feeds(CONV, 4), 4, told.append)
     assert told == [0.25, 0.5, 0.75, 1.0]
@@ -188,7 +188,7 @@ def test_inputs_of_another_shape_are_refused() -> None:
         taken(CONV, [{"x": np.zeros((1, 2, 6, 5), np.float32)}])
 
 
-def test_what_is_wrong_with_the_data_is_not_blamed_on_the_model() -> None:
+def test_faults_of_the_data_are_not_blamed_on_the_model() -> None:
     def broken() -> Iterator[Feed]:
         yield from normal_feeds(CONV, 1)
         raise DataError("sample 1 is torn")
@@ -206,7 +206,7 @@ def test_nothing_to_look_at() -> None:
 
 
 def test_channels_on_another_axis_than_the_last() -> None:
-    """As wide as they are many, so that sizes alone do not tell."""
+    """As wide as they are many, so that sizes alone do not identify the axis."""
     dag = dag_of(
         "(float[N,3,5,7] x) => (float[N,4,5,7] y)",
         "float[7,3,1,1] a, float[4,7] c",

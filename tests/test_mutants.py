@@ -1,7 +1,7 @@
 """Each wrong rule is caught: by the proof, or before it by the surgery, the checker or onnxruntime.
 
 Every mutant replaces one rule of the table on a small model in which it matters.  The right rule passes on the same
-model and keep set (or pins it), so that it is the wrong rule and nothing else that is caught.
+model and keep set (or pins it), so only the wrong rule can be the cause.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ small (float[1, 2, {size}, {size}] x) => (float[1, 3, n, m] y)
     y = Conv (d, v)
 }}
 """
-"""A convolution that puts out ``c``, the operator under test from ``c`` to ``d``, and a convolution that reads it."""
+"""A convolution with output ``c``, the operator under test from ``c`` to ``d``, and a convolution that reads ``d``."""
 
 
 def framed(body: str, constants: str = "", width: int = 4, read: int = 4, size: int = 4, opset: int = 17) -> str:
@@ -66,7 +66,7 @@ def framed(body: str, constants: str = "", width: int = 4, read: int = 4, size: 
 
 
 def relabelled(effect: Effect, *channel_ids: ChannelIds) -> Effect:
-    """The same answer with other labels on the outputs."""
+    """The same answer with other channel ids on the outputs."""
     return replace(effect, outputs=channel_ids)
 
 
@@ -341,7 +341,7 @@ MUTANTS = [
 
 
 def keep_set(dag: ChannelDag, dead: Dead) -> Mask:
-    """Labels that live when these channels go, with the readers of what goes."""
+    """Keep mask [channels] when these channels are removed together with their consumers."""
     gone = np.zeros(dag.pinned_groups.size, bool)
     for tensor, channels in dead.items():
         gone[dag.groups[dag.channel_ids[tensor].reshape(-1)[list(channels)]]] = True

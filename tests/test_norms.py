@@ -137,7 +137,7 @@ def test_norm_lies_between_euclidean_and_absolute_sum() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["aliases ignored", "decimated kernel"])
-def test_oracle_tells_wrong_formulas_apart(wrong: str) -> None:
+def test_oracle_distinguishes_wrong_formulas(wrong: str) -> None:
     """The two formulas most easily mistaken for the strided norm miss the singular value by far more than rounding."""
     kernel = np.random.default_rng(7).normal(size=(3, 3))
     exact = largest_singular_values(kernel[None], (2, 2), (1, 1), (12, 12))[0]
@@ -193,7 +193,7 @@ def test_empty_spatial_axis_is_an_error() -> None:
         kernel_norms(np.ones((2, 3, 0)), strides=(1, 1))
 
 
-def test_dilation_is_a_permutation_of_frequencies_where_it_shares_no_factor_with_the_size() -> None:
+def test_dilation_coprime_to_the_size_permutes_frequencies() -> None:
     kernels = np.random.default_rng(8).normal(size=(5, 3, 3))
     plain = kernel_norms(kernels, strides=(1, 1), size=(16, 16))
     for dilations in product((1, 3, 5), repeat=2):

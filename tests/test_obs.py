@@ -36,7 +36,7 @@ class Naive:
         return Consumer(self.units, self.weights.T @ self.weights, precision_matrix(covariance))
 
     def loss(self, gone: Sequence[int]) -> float:
-        """Mean squared change of what it puts out when the other channels make up for these as well as they can."""
+        """Mean squared change of the output when the other channels compensate these as well as possible."""
         lost = np.isin(self.units, gone)
         left, right = self.samples[:, ~lost], self.samples[:, lost]
         rest = right - left @ np.linalg.lstsq(left, right, rcond=None)[0] if left.size else right
@@ -44,7 +44,7 @@ class Naive:
 
 
 def judge(readers: Sequence[Naive], count: int) -> None:
-    """The order in which each removal adds the least loss, found anew after each; and what it adds."""
+    """Check the order in which each removal adds the least loss, recomputed after each, and the added loss."""
     order, costs = eliminate([one.reader for one in readers], count)
     gone: list[int] = []
     total = 0.0
@@ -59,7 +59,7 @@ def judge(readers: Sequence[Naive], count: int) -> None:
 
 
 def judge_costs(seed: int) -> None:
-    """What the first removal costs, and all together: the energy of everything, as far as costs do not fall."""
+    """Check the cost of the first removal, and of all: the total energy, unless costs decrease."""
     one = Naive(np.random.default_rng(seed), 6)
     order, costs = eliminate([one.reader], 6)
     assert costs[0] == pytest.approx(min(one.loss([unit]) for unit in range(6)), rel=1e-5)
@@ -98,7 +98,7 @@ def test_units_of_several_channels_cost_the_sum() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_costs_never_fall_and_every_unit_goes_once(seed: int) -> None:
+def test_costs_never_decrease_and_every_unit_is_removed_once(seed: int) -> None:
     rng = np.random.default_rng(seed)
     order, costs = eliminate([Naive(rng, 30).reader, Naive(rng, 30).reader], 33)
     assert sorted(order.tolist()) == list(range(33))
@@ -107,7 +107,7 @@ def test_costs_never_fall_and_every_unit_goes_once(seed: int) -> None:
     assert (np.diff(costs) >= 0).all()
 
 
-def test_many_units_go_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_units_are_removed_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nearly as well: the loss at half the units differs by little."""
     rng = np.random.default_rng(5)
     one = Naive(rng, 40)

@@ -1,4 +1,4 @@
-"""The test models of ONNX itself, one operator each in every form that its specification shows, go through analysis."""
+"""Analyse ONNX's own test models: one operator each, in every form that its specification shows."""
 
 from __future__ import annotations
 

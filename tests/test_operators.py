@@ -20,11 +20,11 @@ from leanonnx.rules.table import COUNTED_WEIGHT_SLOTS, DEFAULT_RULES
 
 ROOT = Path(leanonnx.__file__).parent
 TABLES = ("operators/", "commands/finetune/operators/")
-"""Where operators may be listed: the facts, and the implementations of fine-tuning."""
+"""Modules that may list operators: the facts, and the implementations of fine-tuning."""
 NAMES = {name for _, name in OPERATORS} | {schema.name for schema in onnx.defs.get_all_schemas()}
 MODULES = sorted(p for p in ROOT.rglob("*.py") if not p.relative_to(ROOT).as_posix().startswith(TABLES))
 SUBJECTS = {"op", "op_type", "operator"}
-"""Names of variables and fields that hold the name of an operator."""
+"""Names of variables and fields for the name of an operator."""
 
 
 def lists(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -61,7 +61,7 @@ def test_operators_are_listed_in_the_table_alone(path: Path) -> None:
 
 
 def test_lists_and_substring_tests_are_noticed() -> None:
-    """What would make the test above pass: a search that finds nothing."""
+    """A search that finds nothing would make the test above pass."""
     source = 'A = {"Conv", "Gemm"}\nB = "Conv" in node.op_type\nC = op.startswith("Q")\nD = node.op_type == "Conv"'
     tree = ast.parse(source)
     assert [line for line, _ in (*lists(tree), *substring_tests(tree))] == [1, 2, 3]

@@ -1,4 +1,4 @@
-"""docs/operators.md says, once it is whole, what all rules say, and its examples are rules that work."""
+"""docs/operators.md contains the documentation of all rules, and its examples are working rules."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CODE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     "rule", dict.fromkeys(DEFAULT_RULES.values()), ids=lambda rule: f"{rule.__module__}.{rule.__name__}"
 )
 def test_every_rule_has_a_summary_and_all_sections(rule: Rule) -> None:
-    """What the rule is followed by what it does; no section is empty or lost in another."""
+    """Each rule has a name and a summary; no section is empty or swallowed by another."""
     found = operators.entry(rule, ["Some"])
     assert found.summary.endswith(".")
     assert not found.summary.startswith(operators.SECTIONS)
@@ -65,7 +65,7 @@ def test_every_field_of_an_effect_is_explained() -> None:
     assert [field.name for field in fields(Effect) if f"| `{field.name}` |" not in PAGE] == []
 
 
-def test_what_a_rule_sees_is_there_with_these_parameters() -> None:
+def test_the_api_that_rules_use_exists_with_these_parameters() -> None:
     told = re.findall(r"\| `call\.(\w+)(?:\(([\w, ]+)\))?` \|", PAGE)
     assert len(told) == 10
     for name, parameters in told:

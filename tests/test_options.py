@@ -22,7 +22,7 @@ OPTIONS = {described.keyword or field.name: (field, described) for field, descri
 OWN_IN_PYTHON = {"images", "measure", "targets"}
 """Fields with a keyword of the same name that the command line spells in another way."""
 BUDGETS = {"budget", "plan", "exact", "removed"}
-"""Fields that say how far to go, or which channels go."""
+"""Fields that determine the budget or the channels to remove."""
 
 
 def default(name: str) -> Any:
@@ -67,7 +67,7 @@ def test_help_names_options_that_there_are() -> None:
     assert named and named <= set(OPTIONS)
 
 
-def test_plans_record_what_shapes_them() -> None:
+def test_plans_record_the_options_that_shape_them() -> None:
     row = CompressOptions(budget=Budget("macs", 0.5), pin=("b", "a"), shapes={"x": (1, 3)}, freeze=True).record()
     always = {field.name for field, described in OPTIONS.values() if described.recorded}
     assert set(row) == always | {"macs", "freeze"}

@@ -1,4 +1,4 @@
-"""What is said where a result cannot be written; what cannot be read elsewhere is not blamed on it."""
+"""Messages about results that cannot be written; a file that cannot be read is not blamed on the output."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FULL = Path("/dev/full")
 
 
 def on_a_full_disk(folder: Path) -> None:
-    """What writing to an open file raises on a full disk: an error that names no path."""
+    """Raise what writing to an open file on a full disk raises: an error that names no path."""
     if not FULL.exists():
         raise OSError(errno.ENOSPC, "No space left on device")
     with FULL.open("wb", buffering=0) as file:
@@ -59,9 +59,7 @@ def unreachable(folder: Path) -> None:
         (nowhere, "No such file or directory; give another path"),
     ],
 )
-def test_what_keeps_a_result_from_being_written_is_told(
-    fails: Callable[[Path], None], says: str, tmp_path: Path
-) -> None:
+def test_obstacles_to_writing_a_result_are_reported(fails: Callable[[Path], None], says: str, tmp_path: Path) -> None:
     target = tmp_path / "out.onnx"
     with pytest.raises(OutputError) as raised, temporary_folder_beside(target) as folder:
         fails(folder)
@@ -77,7 +75,7 @@ def test_what_keeps_a_result_from_being_written_is_told(
         (unreachable, ConnectionResetError, "reset"),
     ],
 )
-def test_what_cannot_be_read_elsewhere_stays_what_it_is(
+def test_read_errors_elsewhere_stay_unchanged(
     fails: Callable[[Path], None], kind: type[OSError], says: str, tmp_path: Path
 ) -> None:
     with pytest.raises(kind, match=says), temporary_folder_beside(tmp_path / "out.onnx") as folder:
@@ -93,7 +91,7 @@ def test_a_sweep_that_cannot_write_says_so(tmp_path: Path) -> None:
         nowhere(tmp_path / "sweep")
 
 
-def test_a_table_that_is_gone_is_not_blamed_on_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_table_is_not_blamed_on_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def gone() -> None:
         (tmp_path / "targets.toml").read_text(encoding="utf-8")
 

@@ -36,7 +36,7 @@ def masses_of(dag: ChannelDag, statistics: Statistics) -> Array:
 
 
 def removed(dag: ChannelDag, rate: Rate = kernel_rate, exponent: float = 1.0) -> tuple[Array, Array]:
-    """The order of the classes, and the class of each label."""
+    """The order of the groups, and the group of each channel id."""
     groups = channel_groups(dag, separate_slots=False)
     terms = Exponents(saved=exponent)
     return Elimination(dag=dag, statistics=looked_at(dag), groups=groups, layers=layers_of(dag, groups)).removal_order(
@@ -44,7 +44,7 @@ def removed(dag: ChannelDag, rate: Rate = kernel_rate, exponent: float = 1.0) ->
     )[0], groups
 
 
-def test_what_losing_a_channel_costs_never_falls_in_the_order_of_a_layer() -> None:
+def test_costs_never_decrease_in_the_order_of_a_layer() -> None:
     dag = dag_of(*CHAIN)
     groups = channel_groups(dag, separate_slots=False)
     layers = layers_of(dag, groups)
@@ -82,7 +82,7 @@ def test_operands_of_an_addition_share_by_their_variances() -> None:
 
 
 def judge_by_chains(seed: int) -> None:
-    """Every channel that a layer or a join puts out has the mass that walking all chains gives."""
+    """Check that every channel of a layer or join has the mass that walking all chains gives."""
     proto = random_net(seed)
     dag = analysed(proto)
     feeds = normal_feeds(dag, 4, seed)
@@ -123,7 +123,7 @@ def test_scaling_a_channel_and_its_readers_back_changes_no_order() -> None:
     judge_rescaled()
 
 
-def test_a_channel_that_is_never_active_goes_first() -> None:
+def test_a_channel_that_is_never_active_is_removed_first() -> None:
     proto = net(*CHAIN)
     bias = next(t for t in proto.graph.initializer if t.name == "b")
     array = numpy_helper.to_array(bias).copy()
@@ -135,8 +135,8 @@ def test_a_channel_that_is_never_active_goes_first() -> None:
     assert order[np.isin(order, channel_ids)][0] == channel_ids[4]
 
 
-def test_of_two_equal_channels_the_first_to_go_costs_nothing() -> None:
-    """The channel that would be the last to go, twice."""
+def test_the_first_removal_of_two_equal_channels_costs_nothing() -> None:
+    """Duplicate the channel that would be removed last."""
     proto = net(*CHAIN)
     order, groups = removed(analysed(proto))
     channel_ids = groups[analysed(proto).channel_ids["h"].reshape(-1)]
@@ -153,7 +153,7 @@ def test_of_two_equal_channels_the_first_to_go_costs_nothing() -> None:
 
 
 def judge_merge(monkeypatch: pytest.MonkeyPatch, rate: Rate, unit: str, exponent: float, seed: int) -> None:
-    """Layers with invented costs: at every step the class goes that costs least for what it saves then."""
+    """Layers with invented costs: every step removes the group with the least cost per saving."""
     dag = dag_of(*CHAIN)
     rng = np.random.default_rng(seed)
     known: dict[int, float] = {}
@@ -185,7 +185,7 @@ def judge_merge(monkeypatch: pytest.MonkeyPatch, rate: Rate, unit: str, exponent
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("rate", "unit"), [(kernel_rate, "kernels"), (mac_rate, "macs")])
 @pytest.mark.parametrize("exponent", [0.75, 1.0])
-def test_across_layers_the_best_bargain_goes_next(
+def test_across_layers_the_best_bargain_is_removed_next(
     monkeypatch: pytest.MonkeyPatch, rate: Rate, unit: str, exponent: float, seed: int
 ) -> None:
     judge_merge(monkeypatch, rate, unit, exponent, seed)
@@ -208,7 +208,7 @@ def dense_net(depth: int = 5) -> ChannelDag:
 
 
 def judge_readers() -> None:
-    """Where readers are chosen one by one, their channel goes after all of them."""
+    """If consumers are chosen one by one, their channel is removed after all of them."""
     dag = dense_net()
     order, groups = removed(dag)
     place = np.argsort(order)
@@ -221,7 +221,7 @@ def judge_readers() -> None:
     assert all(place[r] < place[c] for c, r in apart)
 
 
-def test_a_channel_goes_after_its_readers() -> None:
+def test_a_channel_is_removed_after_its_consumers() -> None:
     judge_readers()
 
 

@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 # what is recorded
 
 
-def test_a_plan_records_how_weights_were_fitted(folder: Path) -> None:
+def test_a_plan_records_the_fit_of_weights(folder: Path) -> None:
     made(folder, "--calib", "./x.npz", "--seed", 3, *PLAN)
     found = recorded(folder)
     digest = found.pop("calib_sha256")
@@ -70,7 +70,7 @@ def test_the_digest_is_that_of_the_samples_as_they_are_fed(folder: Path) -> None
     assert len(shared | {digest({"x": other}, model) for other in others}) == 4
 
 
-def test_the_digest_knows_how_images_are_read(folder: Path) -> None:
+def test_the_digest_depends_on_image_decoding(folder: Path) -> None:
     (folder / "photos").mkdir()
     Image.new("RGB", (8, 8), (9, 99, 199)).save(folder / "photos" / "1.png")
     formats = [ImageFormat(), ImageFormat(scale=1), ImageFormat(order="bgr")]

@@ -62,7 +62,7 @@ def test_weights_beside_external_data(folder: Path) -> None:
     assert (folder / "again.onnx.data").read_bytes() == first
 
 
-def test_people_are_told_where_weights_come_from(folder: Path) -> None:
+def test_the_report_names_the_source_of_weights(folder: Path) -> None:
     made(folder, "--calib", "x.npz", *WEIGHTS)
     done = called("compress", "m.onnx", "again.onnx", "--plan", "p.json", cwd=folder)
     text = " ".join(done.stdout.split())
@@ -114,7 +114,7 @@ def test_from_python(folder: Path) -> None:
     assert bare.model != first.model
 
 
-# what does not go together
+# inconsistent plans
 
 
 def test_the_file_of_weights_is_missing(folder: Path) -> None:
@@ -177,7 +177,7 @@ def test_no_weights_were_changed(folder: Path) -> None:
 
 
 def test_bfloat16_is_kept(folder: Path) -> None:
-    """A number format that numpy does not know goes through the file unchanged, of weights and of added biases."""
+    """A number format unknown to numpy survives the file unchanged, in weights and in added biases."""
     kind = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
     bare = onnx.ModelProto.FromString(NETS["biases added"].SerializeToString())
     for tensor in bare.graph.initializer:

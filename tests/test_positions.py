@@ -1,4 +1,4 @@
-"""What a convolution reads at its output positions, times its weights, is what onnxruntime puts out."""
+"""The values that a convolution reads at its output positions, times its weights, equal onnxruntime's output."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def judge(case: Case) -> None:
 
 @settings(max_examples=120)
 @given(convolutions())
-def test_features_times_weights_are_what_onnxruntime_puts_out(case: Case) -> None:
+def test_features_times_weights_equal_the_output_of_onnxruntime(case: Case) -> None:
     judge(case)
 
 
@@ -118,7 +118,7 @@ def place_of(proto: onnx.ModelProto, feed: Feed, after: onnx.ModelProto | None =
 @settings(max_examples=40)
 @given(convolutions())
 def test_a_layer_that_is_understood_has_rows_that_its_own_weights_fit(case: Case) -> None:
-    """Where padding is done in a way of onnxruntime's own the layer must be refused, else it must fit."""
+    """A layer with padding peculiar to onnxruntime must be refused, any other must fit."""
     place = place_of(*case)
     kernels = place.kernels.reshape(*place.kernels.shape[:2], -1)
     bias = place.original_bias()

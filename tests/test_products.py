@@ -117,7 +117,7 @@ def dag_of(proto: onnx.ModelProto, folder: Path) -> ChannelDag:
 
 @pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize("unit", ["macs", "params"])
-def test_what_is_told_is_what_the_files_hold(kind: str, unit: str, tmp_path: Path) -> None:
+def test_the_report_agrees_with_the_files(kind: str, unit: str, tmp_path: Path) -> None:
     source, target = saved(NETWORKS[kind], tmp_path / "in.onnx"), tmp_path / "out.onnx"
     result = compress_file(source, target, Options(Budget(unit, 0.6), best_effort=True))
     for found, path in ((result.before, source), (result.after, target)):
@@ -136,7 +136,7 @@ def test_products_get_smaller_with_their_channels(kind: str, tmp_path: Path) -> 
     assert told == row["macs"]["after"] == counted(target).macs
 
 
-def test_message_names_what_holds_the_multiply_adds(tmp_path: Path) -> None:
+def test_message_names_the_layers_with_the_multiply_adds(tmp_path: Path) -> None:
     """Products by their multiply-adds, not by the kernels that they do not have."""
     source = saved(NETWORKS["kernels mixed per image"], tmp_path / "in.onnx")
     with pytest.raises(BudgetUnreachable, match=r"147456 multiply-adds.*'B'"):
@@ -175,8 +175,8 @@ def test_harmless_operators_are_no_riddle(tmp_path: Path) -> None:
     assert products(dag_of(packed("com.microsoft", "FastGelu"), tmp_path)) == ((), ())
 
 
-def test_what_cannot_be_counted_is_told(tmp_path: Path) -> None:
-    """A loop runs as often as its data say."""
+def test_uncountable_costs_are_reported(tmp_path: Path) -> None:
+    """The number of iterations of a loop depends on its data."""
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["go"], ["on"]),
@@ -217,7 +217,7 @@ CONCAT = network(
 
 
 def test_pins_reach_through_concat(tmp_path: Path) -> None:
-    """The channels of an output that is concatenated hold the kernels that make them."""
+    """A concatenated output keeps the kernels that compute its channels."""
     dag = dag_of(CONCAT, tmp_path)
     held = kernels_held_by(dag, cost_model(dag), dag.all_alive, dag.pins, by=lambda pin: pin.reason)
     assert held["graph output 'y'"] == 2 * 12 * 16

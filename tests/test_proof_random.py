@@ -1,4 +1,4 @@
-"""Random operators in the proof: both sides get the same numbers, whatever nodes have gone."""
+"""Random operators in the proof: both sides get the same numbers, whatever nodes were removed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from leanonnx.rules.pointwise import unary
 from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.selection.metrics import Budget
 from tests.helpers import Options, build, saved
-from tests.test_proof_telling import WRONG
+from tests.test_vacuous_proofs import WRONG
 
 NETWORK = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -69,7 +69,7 @@ def test_noise_that_loses_channels_is_cut(tmp_path: Path) -> None:
     assert shapes["w2"][0] < 8
 
 
-def test_noise_within_a_subgraph_is_told(tmp_path: Path) -> None:
+def test_noise_within_a_subgraph_is_reported(tmp_path: Path) -> None:
     """Numbers that cannot be made equal: the message blames them, and no rule."""
     proto = noisy(ONE + "n = Identity (p) m = Mul (n, strength) d = Add (c2, m)")
     inner = helper.make_graph(

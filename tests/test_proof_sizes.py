@@ -1,4 +1,4 @@
-"""The proof runs at every size that the original was seen to run at, and batches are made of single inputs."""
+"""The proof runs at every size at which the original was observed to run, and batches consist of single inputs."""
 
 from __future__ import annotations
 
@@ -73,20 +73,20 @@ def test_mixed_samples_are_found(model: Model) -> None:
 
 
 def test_size_of_the_observed_run_is_found(model: Model) -> None:
-    """Right at the size of the first run; the message says at which size it does not run."""
+    """A model that is right at the size of the first run only; the message names the failing size."""
     fixed = free("r = Reshape (x, shape) m = Mul (r, r)", shape="0, 3, 8, 8")
     assert compare_with_reference(model, RIGHT, fixed, random_inputs(model, BASE)).passed
     with pytest.raises(RunFailed, match=r"at the input sizes x=1,3,16,8, s=1, where the original runs"):
         proof(model, fixed)
 
 
-def test_sizes_at_which_the_reference_does_not_run_are_passed_over(model: Model) -> None:
+def test_sizes_at_which_the_reference_fails_are_skipped(model: Model) -> None:
     fixed = free("r = Reshape (x, shape) m = Mul (r, r)", shape="0, 3, 8, 8")
     found = compare_with_reference(model, fixed, RIGHT, feeds(model))
     assert (found.passed, found.inputs, found.sizes) == (True, 5, 3)
 
 
-def test_sizes_are_told(tmp_path: Path) -> None:
+def test_sizes_are_reported(tmp_path: Path) -> None:
     text = CNN.replace("float[1, 3, 8, 8] x", "float[N, 3, 8, 8] x").replace("float[1, 5] y", "float[N, 5] y")
     source = saved(build(text), tmp_path / "in.onnx")
     result = compress_file(source, tmp_path / "out.onnx", Options(Budget("kernels", 0.5)))

@@ -71,7 +71,7 @@ def rolled_at(*names: str) -> Rules:
 
 
 def halved(text: str, folder: Path, rules: Rules = DEFAULT_RULES) -> bool:
-    """Whether half of a network is proven."""
+    """True if half of a network is proven."""
     source = saved(build(text), folder / "in.onnx")
     try:
         return compress_file(source, folder / "out.onnx", Options(Budget("kernels", 0.5)), rules=rules).proof.passed
@@ -102,7 +102,7 @@ CHANNELS = ComparedChannels([{"y": np.array([[3, 4, 4, 9]])}])
 
 
 def test_slices_are_the_labels() -> None:
-    """Positions of one label are one slice, whichever they are."""
+    """Positions of one channel id form one slice, wherever they are."""
     value = np.array([[1.0, 2.0, 4.0, 8.0], [3.0, 2.0, 4.0, 0.0]])
     slices = CHANNELS.slices("y", value.shape)
     np.testing.assert_allclose(slices.means(value), [3, 2, 3, 4])

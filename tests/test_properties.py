@@ -1,4 +1,4 @@
-"""What holds of every compression: of random networks, budgets, units and methods."""
+"""Properties of every compression: random networks, budgets, units and methods."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_keeping_all_gives_the_same_bytes(proto: onnx.ModelProto) -> None:
 
 @given(models(), UNITS, FRACTIONS, WAYS)
 def test_budgets_hold_in_the_written_file(proto: onnx.ModelProto, unit: str, fraction: float, way: dict) -> None:
-    """Counted anew from the file; where the budget cannot be reached, the result says so."""
+    """Recounted from the file; if the budget cannot be reached, the result says so."""
     with folder_with(proto) as (source, target):
         result = compress_file(source, target, Options(Budget(unit, fraction), best_effort=True, seed=3, **way))
         before, after = counted(source), counted(target)
@@ -91,7 +91,7 @@ computed (float[2, 6] x) => (float[2, 4] y) <float[6, 8] w, float[8, 3] s, float
 
 @pytest.mark.parametrize("options", [Options(Budget("kernels", 0.5)), Options(exact=True)], ids=["keep", "exact"])
 def test_a_weight_that_is_computed_stays_so(options: Options, tmp_path: Path) -> None:
-    """Taking out what does nothing to a constant would put its kernels, which did not count, into the file."""
+    """Removing a no-op after a constant would add its kernels, which did not count, to the file."""
     source, target = saved(build(COMPUTED), tmp_path), tmp_path / "out.onnx"
     result = compress_file(source, target, options)
     assert (result.before.kernels, result.before.macs, result.before.params) == counted(source)
@@ -127,8 +127,8 @@ dying (float[1, 3, 4, 4] x) => (float[1, 2, 4, 4] y)
 
 
 @pytest.mark.parametrize("chains", ["through", "free"])
-def test_plan_of_a_layer_that_died_whole_replays(chains: str) -> None:
-    """What the layer read (here the graph input, which all its kernels share) is still there."""
+def test_plan_of_a_layer_removed_as_a_whole_replays(chains: str) -> None:
+    """The layer's input (here the graph input, which all its kernels share) is still there."""
     with folder_with(build(DYING_LAYER)) as (source, target):
         plan, replayed = target.with_name("plan.json"), target.with_name("replayed.onnx")
         compress_file(source, target, Options(Budget("kernels", 0.1), "lean", chains, best_effort=True), plan)
@@ -147,7 +147,7 @@ def test_outputs_still_depend_on_their_inputs(proto: onnx.ModelProto, fraction: 
 
 @FEW
 @given(models(), FRACTIONS)
-def test_what_is_not_pruned_stays_as_it_was(proto: onnx.ModelProto, fraction: float) -> None:
+def test_unpruned_parts_stay_unchanged(proto: onnx.ModelProto, fraction: float) -> None:
     """Names, documentation, versions and properties; constants and nodes that survive keep theirs."""
     for node in proto.graph.node:
         node.doc_string = f"about {node.name}"
@@ -277,7 +277,7 @@ sliced (float[1, 3, 4, 4] x) => (float[1, 2, 4, 4] y)
 
 
 def test_plan_of_channels_that_are_concatenated_and_sliced_away_replays() -> None:
-    """Nothing in the plan tells of a position that no kernel reads: it goes in any case."""
+    """The plan does not mention a position that no kernel reads: it is always removed."""
     with folder_with(build(SLICED_AWAY)) as (source, target):
         plan, replayed = target.with_name("plan.json"), target.with_name("replayed.onnx")
         compress_file(source, target, Options(Budget("kernels", 0.7)), plan)
@@ -304,7 +304,7 @@ tied (float[1, 1, 1, 6] x) => (float[1, 4, 1, 6] y)
 """
 
 
-def test_what_is_tied_to_a_useful_position_is_useful() -> None:
+def test_positions_tied_to_a_useful_one_are_useful() -> None:
     """Positions of a Concat that a convolution slides over are read together, though edges lead from one only."""
     with folder_with(build(TIED_READERS)) as (source, target):
         result = compress_file(source, target, Options(Budget("kernels", 0.75), best_effort=True))

@@ -82,7 +82,7 @@ FOUND = {
           h = Shape <start = 0, end = 1> (x)  r = Div (h, h)  t = Concat <axis = 0> (r, three)  z = Reshape (b, t)
           g = Gemm (m, k)  f = Gemm (n, k, z)  y = Add (g, f) }""",
 }
-"""What these tests have found, made small."""
+"""Failures that these tests have found, minimised."""
 
 
 @contextmanager
@@ -123,7 +123,7 @@ def test_masked_equals_compact_at_every_size(model: FreeModel, seed: int, ranked
 
 
 def test_random_models_run_at_every_size() -> None:
-    """The test above says something only where the original runs at all sizes."""
+    """The test above is meaningful only if the original runs at all sizes."""
     drawn = [from_seed(seed) for seed in range(60)]
     assert all(len(runs_at(m.proto, m.proto.graph.input, m.sizes)) == len(m.sizes) for m in drawn)
 
@@ -153,7 +153,7 @@ def test_sizes_that_change_together_change_their_product() -> None:
         assert any(np.prod(sizes["x"][2:]) != np.prod(shape[2:]) for sizes in found.jointly)
 
 
-def test_quantised_weight_that_is_put_out_stays_whole() -> None:
+def test_quantised_weight_that_is_an_output_stays_whole() -> None:
     with analysed(FreeModel(build(PUT_OUT), SIZES)) as dag:
         assert dag.pinned_groups[dag.groups[dag.channel_ids["c"]]].all()
         assert any("reads all of 'k'" in pin.reason for pin in dag.pins)

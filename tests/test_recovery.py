@@ -71,7 +71,7 @@ def shape_of(proto: onnx.ModelProto) -> onnx.ModelProto:
 def mended(
     dag: ChannelDag, alive: Mask, count: int = 40, held: int = 10, batch: int = 1, seed: int = 0
 ) -> tuple[onnx.ModelProto, RecoveryResult]:
-    """The draft of a keep set, and what recovery makes of it; only constants differ, and it is valid."""
+    """The draft of a keep mask and its recovered version, which is valid and differs in constants only."""
     before = draft(dag, alive)
     feeds = normal_feeds(dag, count, 10 + seed, batch)
     found = recover(dag, alive, before, feeds, normal_feeds(dag, held, 1000, batch), seed)
@@ -92,7 +92,7 @@ def judge_better(dag: ChannelDag, alive: Mask, share: float, count: int = 60, ba
 
 
 def dependent(constants: dict[str, Array], producer: str, bias: str, axis: int = 0) -> dict[str, Array]:
-    """Values under which the last four channels of a layer are the first ones, scaled: so they stay behind a Relu."""
+    """Values that make the last four channels of a layer positive multiples of the first ones, also after a Relu."""
     weight, offset = np.moveaxis(constants[producer].copy(), axis, 0), constants[bias].copy()
     weight[-4:], offset[-4:] = 2 * weight[:4], 2 * offset[:4]
     return {producer: np.moveaxis(weight, 0, axis), bias: offset}
@@ -101,7 +101,7 @@ def dependent(constants: dict[str, Array], producer: str, bias: str, axis: int =
 @pytest.mark.parametrize(
     ("parts", "layer", "axis", "width"), [(CONV, ("h", "a", "b"), 1, 8), (LINEAR, ("h", "a", "b"), 2, 9)]
 )
-def test_channels_that_are_scaled_others_are_made_up_for_exactly(
+def test_scaled_copies_of_channels_are_compensated_exactly(
     parts: tuple[str, str, str], layer: tuple[str, str, str], axis: int, width: int
 ) -> None:
     judge_exact(parts, layer, axis, width)
@@ -145,7 +145,7 @@ def test_channel_regression_alone(
 
 
 @pytest.mark.parametrize(("parts", "axis"), [(CONV, 1), (LINEAR, 2)])
-def test_what_is_left_out_is_made_up_for(parts: tuple[str, str, str], axis: int) -> None:
+def test_omitted_channels_are_compensated(parts: tuple[str, str, str], axis: int) -> None:
     dag = analysed(net(*parts))
     judge_better(dag, keep(dag, "h", range(5), axis), 0.9)
 
@@ -282,7 +282,7 @@ def test_twice_the_same() -> None:
     assert files[0] == files[1] != files[2]
 
 
-def test_why_layers_are_left_alone_is_told() -> None:
+def test_skipped_layers_have_a_reason() -> None:
     proto = net(
         "(float[N,6] x) => (float[N,4] y, float[N,4] z)",
         "float[6,8] a, float[8,4] c, float[4] d",

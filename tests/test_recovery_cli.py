@@ -1,4 +1,4 @@
-"""``leanonnx compress --calib``: what is written, what is told, and that it is never worse for it."""
+"""``leanonnx compress --calib``: its files, its report, and that it never makes the result worse."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_recovery_brings_the_result_nearer_to_the_original(folder: Path) -> None
     assert row["warnings"] == []
 
 
-def test_without_recovery_the_deviation_is_told_and_no_weight_changes(folder: Path) -> None:
+def test_without_recovery_the_deviation_is_reported_and_no_weight_changes(folder: Path) -> None:
     bare = called_json(*command(folder, "--keep", 0.5, "--recover", "none"))
     weights = {t.name: numpy_helper.to_array(t) for t in MODEL.graph.initializer}
     for tensor in onnx.load(folder / "out.onnx").graph.initializer:
@@ -102,7 +102,7 @@ def test_labels_give_a_metric(folder: Path) -> None:
     assert told["removed"]["metric"]["after"] <= metric["after"] <= 1.0
 
 
-def test_people_are_told(folder: Path) -> None:
+def test_the_report_for_people(folder: Path) -> None:
     done = cli(*command(folder, "--keep", 0.5, calib="xy.npz"))
     assert done.returncode == 0, done.stderr
     assert "Deviation from the original on 40 held-out samples, before → after recovery" in done.stdout
@@ -155,7 +155,7 @@ def test_nothing_removed_means_nothing_recovered(folder: Path) -> None:
 
 
 def judge_never_worse(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A recovery that spoils the weights is left out, and that is said."""
+    """A recovery that damages the weights is discarded, and the report says so."""
 
     def spoilt(*args: Any, **kwargs: Any) -> RecoveryResult:
         found = recover(*args, **kwargs)
@@ -276,7 +276,7 @@ def test_half_the_multiply_adds_of_a_real_network(tmp_path: Path) -> None:
     assert reached[1] < 0.5, reached
 
 
-def test_a_fixed_batch_of_which_little_fits_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fixed_batch_that_hardly_fits_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     proto = onnx.ModelProto.FromString(MODEL.SerializeToString())
     for value in (proto.graph.input[0], proto.graph.output[0]):
         value.type.tensor_type.shape.dim[0].dim_value = 8

@@ -25,7 +25,7 @@ TURNED = "(float[N,6] x) => (float[N,4] y)", "h = Gemm (x, a) r = Relu (h) y = G
 
 
 def without(dag: ChannelDag, *channels: int) -> Mask:
-    """The keep set of a network whose tensor 'h' has lost these channels."""
+    """Keep mask of a network without these channels of tensor 'h'."""
     return keep(dag, "h", set(range(8)) - set(channels))
 
 

@@ -1,6 +1,6 @@
 """Faults planted in statistics, path mass, elimination and recovery: for each, a test's oracle kills it.
 
-Every oracle passes on the code as it is, so that it is the fault and nothing else that is caught.
+Every oracle passes on the unmodified code, so only the fault can be the cause.
 """
 
 from __future__ import annotations
@@ -22,7 +22,15 @@ from leanonnx.recovery import fold, layers, recover, rows
 from leanonnx.recovery import partial_runner as walk
 from leanonnx.runtime import probes as taps
 from leanonnx.statistics import moments
-from tests import test_moments, test_obs, test_path_mass, test_positions, test_recovery, test_regression, test_walk
+from tests import (
+    test_moments,
+    test_obs,
+    test_partial_runner,
+    test_path_mass,
+    test_positions,
+    test_recovery,
+    test_regression,
+)
 from tests import test_recovery_cli as told
 from tests.calibrated import analysed, net, normal_feeds
 from tests.graph_builder import Array
@@ -74,7 +82,7 @@ def without_energy(block: Any) -> Array:
 
 
 def before_readers(dag: Any, classes: Array, sequences: Any) -> dict[int, list[int]]:
-    """Channels go whatever their readers do."""
+    """Remove channels before their consumers."""
     return {}
 
 
@@ -94,7 +102,7 @@ def no_padding(window: Any, spatial: Any, size: Any) -> list[int]:
 
 
 def shifted_kept(place: Any) -> Array:
-    """The next channels in place of those that are left."""
+    """Use the channels next to the kept ones."""
     return np.roll(KEPT(place), 1)
 
 
@@ -104,12 +112,12 @@ def without_bias(change: Any, proto: Any, model: Any) -> None:
 
 
 def reset_bias(change: Any, proto: Any, model: Any) -> None:
-    """The bias that a node behind the product adds is put back to what the product itself lacks: nothing."""
+    """Reset the bias that a node after the product adds to zero."""
     CARRY(replace(change, bias=None if change.bias is None else np.zeros_like(change.bias)), proto, model)
 
 
 def leaking(plain: Any, mirrored: Any, held: Any, starts: Any, free_bias: bool) -> Fit:
-    """Rows held out are fitted to."""
+    """Fit to the held-out rows."""
     return BEST(held, mirrored, held, starts, free_bias)
 
 
@@ -194,15 +202,15 @@ def errors(patch: Patch) -> None:
 
 
 def chosen(patch: Patch) -> None:
-    test_regression.test_the_fit_with_the_least_held_out_error_is_taken(MomentSums)
+    test_regression.test_the_fit_with_the_least_held_out_error_is_chosen(MomentSums)
 
 
 def start(patch: Patch) -> None:
-    test_regression.judge_unspoilt()
+    test_regression.judge_unchanged()
 
 
 def frontier(patch: Patch) -> None:
-    test_walk.test_only_what_is_read_later_is_held()
+    test_partial_runner.test_only_tensors_that_are_read_later_are_stored()
 
 
 def unwatched(proto: Any, names: Any, feeds: Any, libraries: Any = ()) -> Any:
@@ -230,9 +238,9 @@ class Mutant:
 
 
 MUTANTS = [
-    Mutant(kept_sign, obs._Work, "remove", costs),
-    Mutant(kept_sign, obs._Work, "remove", order),
-    Mutant(no_takeover, obs._Work, "remove", order),
+    Mutant(kept_sign, obs._Elimination, "remove", costs),
+    Mutant(kept_sign, obs._Elimination, "remove", order),
+    Mutant(no_takeover, obs._Elimination, "remove", order),
     Mutant(uncentred, moments.Accumulator, "moments", tensor_moments),
     Mutant(tiled, moments, "channel_rows", flattened),
     Mutant(unwatched, moments, "tensor_values", operands),
@@ -241,7 +249,7 @@ MUTANTS = [
     Mutant(before_readers, elimination, "_waiting", lambda patch: test_path_mass.judge_readers()),
     Mutant(constant_savings, elimination._Savings, "saving_of", merge),
     Mutant(turned_taps, test_positions, "features", geometry),
-    Mutant(no_padding, positions, "_before", geometry),
+    Mutant(no_padding, positions, "_leading_pads", geometry),
     Mutant(shifted_kept, rows.LayerSite, "kept_outputs", exact, property),
     Mutant(without_bias, layers.LayerChange, "carry_out", better),
     Mutant(reset_bias, layers.LayerChange, "carry_out", better),
@@ -278,7 +286,7 @@ def test_a_draft_that_got_worse_would_be_seen(tmp_path_factory: pytest.TempPathF
     told.saved(told.MODEL, folder / "m.onnx")
     np.savez(folder / "x.npz", x=told.inputs(60))
     told.judge_never_worse(folder, monkeypatch)
-    distances = iter(range(10))
+    distances = iter(range(10, 0, -1))  # the damaged draft seems the better one
     monkeypatch.setattr(drafts, "_distance", lambda found: next(distances))
     with pytest.raises(AssertionError):
         told.judge_never_worse(folder, monkeypatch)

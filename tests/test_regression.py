@@ -82,7 +82,7 @@ def test_several_groups(free: bool) -> None:
 
 @pytest.mark.parametrize("free", [True, False])
 def test_many_features(free: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Solved for each strength anew, in single precision."""
+    """Solved separately for each strength, in single precision."""
     case = Case(3, rows=200, width=8)
     monkeypatch.setattr(regression, "LARGE_WIDTH", 4)
     solved = list(case.taken(MomentSums).solve(case.prior, None if free else case.bias, BETAS))
@@ -119,7 +119,7 @@ def test_merged_rows_are_rows_taken_together(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", [MomentSums, SampleRows])
-def test_the_fit_with_the_least_held_out_error_is_taken(kind: Kind) -> None:
+def test_the_fit_with_the_least_held_out_error_is_chosen(kind: Kind) -> None:
     case = Case(7, rows=60)
     train, held = case.taken(kind, part=slice(0, 45)), case.taken(kind, part=slice(45, None))
     start = Fit(case.prior, case.bias, case.error(case.prior, case.bias, slice(45, None)))
@@ -132,8 +132,8 @@ def test_the_fit_with_the_least_held_out_error_is_taken(kind: Kind) -> None:
     assert found.error < start.error
 
 
-def judge_unspoilt() -> None:
-    """Rows that say nothing of those held out change nothing; so do mirrored ones, and both together."""
+def judge_unchanged() -> None:
+    """Check that rows unrelated to the held-out ones change nothing, nor mirrored ones, nor both together."""
     case, other = Case(8), Case(9, rows=8)
     wild = Case(10, rows=8)
     held = case.taken(MomentSums)
@@ -145,11 +145,11 @@ def judge_unspoilt() -> None:
     assert best_fit(train, mirror, held, [start], free_bias=True) is start
 
 
-def test_a_start_stays_unless_something_is_better_on_rows_held_out() -> None:
-    judge_unspoilt()
+def test_a_start_stays_unless_another_is_better_on_held_out_rows() -> None:
+    judge_unchanged()
 
 
-def test_mirrored_rows_are_used_where_they_help_and_only_there() -> None:
+def test_mirrored_rows_are_used_only_where_they_help() -> None:
     case = Case(11, rows=200)
     few, many = slice(0, 8), slice(8, 100)
     held = case.taken(MomentSums, part=slice(100, None))

@@ -1,4 +1,4 @@
-"""What a report says in words is true of what was done."""
+"""Remarks of a report are true of the result."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def proofs(report: CompressionReport) -> tuple[str, str]:
         (["--recover", "auto"], replace(NOTHING, means=1), True),
     ],
 )
-def test_weights_are_said_to_have_changed_where_they_have(
+def test_changed_weights_are_reported_as_changed(
     options: list[str], made_up_for: DataFreeRow | None, changed: bool, tmp_path: Path
 ) -> None:
     source = saved(build(CNN), tmp_path / "m.onnx")

@@ -38,7 +38,7 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["C1", "c1", "r1"])
-def test_channels_go_by_node_or_tensor(model: Path, name: str) -> None:
+def test_channels_are_removed_by_node_or_tensor(model: Path, name: str) -> None:
     result = leanonnx.remove_channels(model, {name: [2, 5], "C2": 0})
     assert result.proof.passed
     left = [0, 1, 3, 4, 6, 7]
@@ -47,8 +47,8 @@ def test_channels_go_by_node_or_tensor(model: Path, name: str) -> None:
     assert result.plan.options["removed"] == {name: [2, 5], "C2": [0]}
 
 
-def test_masked_original_is_what_remains(model: Path, tmp_path: Path) -> None:
-    """An oracle of its own: the weights of the removed channel's reader set to zero by hand."""
+def test_masked_original_has_the_same_outputs(model: Path, tmp_path: Path) -> None:
+    """An independent oracle sets the weights that read the removed channel to zero."""
     proto = onnx.load(model)
     for tensor in proto.graph.initializer:
         if tensor.name == "w2":
@@ -63,7 +63,7 @@ def test_masked_original_is_what_remains(model: Path, tmp_path: Path) -> None:
     assert again.model == result.model
 
 
-def test_tied_channels_go_too() -> None:
+def test_tied_channels_are_removed_too() -> None:
     result = leanonnx.remove_channels(build(TIED), {"D": [1]})
     assert result.proof.passed
     assert {name: result.plan.tensors[name]["after"] for name in ("w1", "w2", "w3", "w4")} == {

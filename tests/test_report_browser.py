@@ -84,7 +84,7 @@ def browser() -> Iterator[Any]:
 
 
 class Seen:
-    """A page in a window, with what it said and asked for."""
+    """A page in a window, with its console messages and requests."""
 
     def __init__(self, browser: Any, path: Path, width: int, theme: str) -> None:
         self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)

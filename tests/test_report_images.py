@@ -28,7 +28,7 @@ def pictures(found: Found) -> list[Image.Image]:
 
 
 def test_images_side_by_side(calibrated: tuple[Found, str, dict[str, Any]], page_folder: Path) -> None:
-    """Up to four held-out samples; the pictures are what onnxruntime puts out for them, black 0 and white 1."""
+    """Up to four held-out samples; the pictures are onnxruntime's outputs for them, black 0 and white 1."""
     found, _, _ = calibrated
     shown = pictures(found)
     assert len(shown) == 3 * 4
@@ -45,7 +45,7 @@ def test_images_side_by_side(calibrated: tuple[Found, str, dict[str, Any]], page
 
 
 def run(path: Path, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """What onnxruntime makes of an input."""
+    """Output of onnxruntime for an input."""
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return np.asarray(session.run(None, {"x": x})[0], np.float64)
 
@@ -65,7 +65,7 @@ def run(path: Path, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     ],
     ids=["to 1", "to 255", "no image", "probabilities"],
 )
-def test_which_outputs_are_images(tmp_path: Path, change: Callable[[str], str], count: int) -> None:
+def test_recognised_image_outputs(tmp_path: Path, change: Callable[[str], str], count: int) -> None:
     page, _ = page_of(tmp_path, build(change(RESIDUAL)), "--keep", 0.5, "--calib", images(tmp_path / "x.npz"))
     shown = pictures(parsed(page))
     assert len(shown) == count

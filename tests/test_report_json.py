@@ -18,7 +18,7 @@ from leanonnx.reporting.reports import ChannelReport, CompressionReport, Network
 from tests.helpers import CALIBRATION, CNN, build, called, saved
 
 KEYS = Path(__file__).parent / "report_json"
-"""For each command the object that it prints, with the type in place of each value."""
+"""The object that each command prints, with its values replaced by types."""
 NETWORK = ("compress", "m.onnx", "o.onnx", "--align", 1)
 UNSURE = {"memory_bytes", "files", "warnings", "notes"}
 """Keys whose values depend on the system: how busy it is, and whether matplotlib is there."""
@@ -46,7 +46,7 @@ def printed(name: str, folder: Path) -> Any:
 
 
 def types(value: Any, key: str = "") -> Any:
-    """The object with the type in place of each value, and of a list the types of its items that differ."""
+    """The object with its values replaced by types; a list becomes the distinct types of its items."""
     if key in UNSURE:
         return "any"
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The page of ``compress --report`` says what the JSON says, and is written with the model."""
+"""The page of ``compress --report`` agrees with the JSON, and is written with the model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 SECTIONS = ["network", "kernels", "chains", "latency", "deviation", "pins", "again"]
 
 
-# What it says
+# content
 
 
 def test_sections_in_order(calibrated: tuple[Found, str, dict[str, Any]]) -> None:
@@ -36,7 +36,7 @@ def test_sections_in_order(calibrated: tuple[Found, str, dict[str, Any]]) -> Non
 
 
 def test_numbers_of_the_json(calibrated: tuple[Found, str, dict[str, Any]]) -> None:
-    """Every number of the headline and of the tables is that of the JSON object, which the page holds as well."""
+    """Every number of the headline and of the tables is that of the JSON object, which the page embeds."""
     found, _, row = calibrated
     assert without_seconds(found.json("numbers")) == without_seconds(row)
     header = found.text("header")
@@ -213,7 +213,7 @@ def test_no_page_without_a_model(tmp_path: Path) -> None:
 
 
 def test_no_model_without_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the page cannot be made, nothing is written."""
+    """If the page cannot be made, nothing is written."""
 
     def broken(*_: object) -> str:
         raise RuntimeError("no page")

@@ -20,7 +20,7 @@ from leanonnx.page.network import LANE_HEIGHT, abridged_numbers, network_picture
 from leanonnx.page.times import compare_profiles, layer_times
 from leanonnx.reporting.builders import layer_rows
 from leanonnx.rules.call import KernelBlock
-from leanonnx.runtime.fastpath import CONVOLUTIONS, convolution_layouts
+from leanonnx.runtime.fastpath import FLOAT_CONVOLUTIONS, convolution_layouts
 from leanonnx.runtime.profiling import NodeTime, origin_tensor
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import RunFailed
@@ -78,7 +78,7 @@ def test_shares_of_cells(dag: ChannelDag, alive: Mask, side: int) -> None:
 
 
 def covered(path: str, shape: tuple[int, int]) -> np.ndarray:
-    """How often each cell lies within a path of rectangles."""
+    """Number of times that each cell lies within a path of rectangles."""
     found = np.zeros(shape, int)
     parts = re.findall(r"M(\d+) (\d+)h(\d+)v(\d+)H(\d+)z", path)
     assert "".join(f"M{a} {b}h{c}v{d}H{e}z" for a, b, c, d, e in parts) == path
@@ -119,7 +119,7 @@ def test_bars_and_brackets(dag: ChannelDag, alive: Mask) -> None:
 
 
 def test_brackets_do_not_cross() -> None:
-    """In one lane no two brackets overlap; channels that cannot go have none."""
+    """In one lane no two brackets overlap; channels that cannot be removed have none."""
     stages = " ".join(
         f"p{k} = Conv (s{k - 1}, w{k}) d{k} = Conv <group = 8> (p{k}, g{k}) q{k} = Conv (d{k}, v{k}) "
         f"s{k} = Add (s{k - 1}, q{k})"
@@ -171,7 +171,7 @@ def test_listed(numbers: tuple[int, ...], wanted: str) -> None:
 
 
 def edges(dag: ChannelDag, alive: Mask, reads: dict[int, int]) -> dict[tuple[int, int], bool]:
-    """Connections between channels, and whether they are left; a Concat's reader stands for what it reads."""
+    """Connections between channels, and True for kept ones; a concat slot stands for the channel that it reads."""
     found: dict[tuple[int, int], bool] = {}
     for _, mix in dag.kernel_blocks:
         for sources, targets in zip(mix.sources.tolist(), mix.destinations.tolist(), strict=True):
@@ -259,7 +259,7 @@ def test_origin(name: str, wanted: str | None) -> None:
 
 
 def test_lines_by_layer(dag: ChannelDag, alive: Mask) -> None:
-    """A layer joined with what follows is the layer; others are told by their operator; what is gone has no time."""
+    """A fused layer keeps the layer's name, other nodes are named by operator, removed ones have no time."""
     before = [
         NodeTime(tensor="a", operator="Conv", ms=1.0, blocked=True),
         NodeTime(tensor="c", operator="FusedConv", ms=2.0, blocked=False),
@@ -295,7 +295,7 @@ def test_profile(tmp_path: Path) -> None:
     feed = load_dag(path).observation.feeds
     first, second = profile_in_subprocess([path, path], feed, ONE, 0.05)
     assert {work.tensor for work in first} == {work.tensor for work in second}
-    convolutions = [work for work in first if work.operator in CONVOLUTIONS]
+    convolutions = [work for work in first if work.operator in FLOAT_CONVOLUTIONS]
     expected = convolution_layouts(path, ONE)
     assert expected is not None
     assert len(convolutions) == expected.fast + expected.plain == 6
@@ -306,8 +306,8 @@ def test_profile(tmp_path: Path) -> None:
     assert sorted(line.number or 0 for line in found.layers) == [1, 2, 3, 4, 5, 6]
 
 
-def test_why_layers_are_not_timed(tmp_path: Path) -> None:
-    """Not measured, on a GPU, or what cannot run: the page says so instead of failing."""
+def test_untimed_layers_have_a_reason(tmp_path: Path) -> None:
+    """Not measured, on a GPU, or not runnable: the page says so instead of failing."""
     source = saved(residual(), tmp_path / "a.onnx")
     result = compressed(source, tmp_path / "b.onnx")
     rows = layer_rows(result.dag, result.alive)
@@ -323,7 +323,7 @@ def test_why_layers_are_not_timed(tmp_path: Path) -> None:
     assert "could not be timed" in str(layer_times(measured, tmp_path / "c.onnx", rows))
 
 
-def test_profile_of_what_cannot_run(tmp_path: Path) -> None:
+def test_profile_of_a_model_that_cannot_run(tmp_path: Path) -> None:
     path = tmp_path / "broken.onnx"
     proto = build(RESIDUAL)
     proto.graph.node[0].op_type = "NoSuchOperator"

@@ -1,4 +1,4 @@
-"""The page of ``compress --report`` stands alone, and believes no name."""
+"""The page of ``compress --report`` is self-contained, and safe against hostile names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from leanonnx import formatting as words
 from tests.pages import HOSTILE, Found, hostile, page_of, parsed, plain, residual, without_seconds
 
-# It stands alone
+# self-contained
 
 
 def test_loads_nothing(calibrated: tuple[Found, str, dict[str, Any]]) -> None:
@@ -41,7 +41,7 @@ def test_only_its_own_script_may_run(calibrated: tuple[Found, str, dict[str, Any
     assert not any(name.startswith("on") for _, attributes in found.tags for name in attributes)
 
 
-def test_pictures_are_told_in_words(calibrated: tuple[Found, str, dict[str, Any]]) -> None:
+def test_pictures_have_text_descriptions(calibrated: tuple[Found, str, dict[str, Any]]) -> None:
     """Every picture has a name; others are hidden from readers of the screen; ids are unique."""
     found, _, _ = calibrated
     ids = [attributes["id"] for _, attributes in found.tags if attributes.get("id")]
@@ -54,7 +54,7 @@ def test_pictures_are_told_in_words(calibrated: tuple[Found, str, dict[str, Any]
 
 
 def test_hostile_names(tmp_path: Path) -> None:
-    """Names are text, whatever they hold, in the page and in the JSON within it."""
+    """Names are always plain text, in the page and in the JSON within it."""
     page, row = page_of(tmp_path, hostile(residual()), "--keep", 0.5, "--pin", HOSTILE[0])
     found = parsed(page)
     assert [s.get("type") for s in found.all("script")] == ["application/json", "application/json", None]

@@ -1,4 +1,4 @@
-"""BatchNormalizations fitted anew: scale and shift of channels that no fitted layer puts out."""
+"""Refitted BatchNormalizations: scale and shift of channels that no refitted layer outputs."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def timing(median: float) -> Timing:
 
 
 def comparison(fraction: float, spread: float = 0.01) -> TimingComparison:
-    """What a measurement would say of a model that takes this fraction of the time."""
+    """The comparison that measuring a model with this fraction of the latency would give."""
     speedup = 1 / fraction
     ends = speedup * (1 - spread), speedup * (1 + spread)
     return TimingComparison(
@@ -77,7 +77,7 @@ def selector(model: Path, budget: Budget, best_effort: bool = False) -> Selector
 
 
 class Machine:
-    """Stands for onnxruntime: a keep set takes what a curve makes of its predicted time."""
+    """A substitute for onnxruntime: the time of a keep mask is a curve of its predicted time."""
 
     def __init__(self, selector: Selector, curve: Callable[[float], float]) -> None:
         self.predicted = latency_model(selector.dag, TARGET)
@@ -111,7 +111,7 @@ def test_the_nearest_of_all_trials_is_taken(model: Path) -> None:
     assert found.fraction == max(trial.fraction for trial in machine.trials if trial.fraction <= 0.5)
 
 
-def test_latency_out_of_reach_is_refused_with_what_is_in_reach(model: Path) -> None:
+def test_unreachable_latency_is_refused_with_the_nearest_reachable_one(model: Path) -> None:
     chooser = selector(model, Budget("latency", 0.3))
     machine = Machine(chooser, lambda p: 0.4 + 0.6 * p)
     with pytest.raises(BudgetUnreachable, match=r"0\.4\d+ is the lowest that was measured.*ask for at least 0\.4"):
@@ -129,14 +129,14 @@ def test_whole_latency_keeps_everything(model: Path) -> None:
     assert found.comparison is None
 
 
-def test_what_is_faster_is_taken_at_once(model: Path) -> None:
+def test_a_faster_candidate_is_chosen_at_once(model: Path) -> None:
     chooser = selector(model, Budget("kernels", 0.5))
     machine = Machine(chooser, lambda p: p)
     assert within_budget(chooser, machine.predicted, machine.attempt) is machine.trials[0]
     assert len(machine.trials) == 1
 
 
-def test_what_is_not_faster_is_made_leaner_within_the_budget(model: Path) -> None:
+def test_a_slow_candidate_is_made_leaner_within_the_budget(model: Path) -> None:
     """As long as one block more or less decides, leaner keep sets are tried."""
     chooser = selector(model, Budget("kernels", 0.8))
     machine = Machine(chooser, lambda p: p * 1.3)
@@ -160,7 +160,7 @@ def test_the_fastest_is_kept_where_nothing_is_faster(model: Path) -> None:
 
 
 def measuring(monkeypatch: pytest.MonkeyPatch, fraction: Callable[[Path], float], spread: float = 0.01) -> list[object]:
-    """Let measurements say that a file takes some fraction of the original's time; gives the settings asked for."""
+    """Fake measurements that give a file some fraction of the original's time; returns the requested settings."""
     asked: list[object] = []
 
     def measured(before: Path, after: Path, feed: object, setting: object, *rest: object) -> TimingComparison:
@@ -191,7 +191,7 @@ def test_compress_reports_what_it_measured(model: Path, monkeypatch: pytest.Monk
     assert (found["busy"], "the machine was busy" in text) == (False, False)
 
 
-def test_compress_tells_of_a_busy_machine(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compress_warns_of_a_busy_machine(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the same measure as ``bench``."""
     measuring(monkeypatch, lambda _: 0.5, spread=0.1)
     done = called("compress", model, model.parent / "o.onnx", "--keep", "0.5", measure=True)
@@ -199,7 +199,7 @@ def test_compress_tells_of_a_busy_machine(model: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(("fraction", "words"), [(1.2, "slower than the original"), (1.0, "no faster")])
-def test_compress_refuses_what_is_not_faster(
+def test_compress_refuses_a_model_that_is_not_faster(
     model: Path, monkeypatch: pytest.MonkeyPatch, fraction: float, words: str
 ) -> None:
     measuring(monkeypatch, lambda _: fraction)
@@ -238,7 +238,9 @@ def test_nothing_removed_is_not_measured(model: Path, monkeypatch: pytest.Monkey
     assert (model.parent / "o.onnx").read_bytes() == model.read_bytes()
 
 
-def test_what_cannot_be_measured_is_written_with_a_warning(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_be_measured_is_written_with_a_warning(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def measured(*_: object) -> TimingComparison:
         raise RunFailed("no such kernel")
 
@@ -277,7 +279,7 @@ def test_wrong_alignment(model: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(("align", "step"), [("16", 16), ("8", 8), ("24", 24)])
-def test_widths_are_multiples_of_what_was_asked(model: Path, align: str, step: int) -> None:
+def test_widths_are_multiples_of_the_alignment(model: Path, align: str, step: int) -> None:
     called_json("compress", model, model.parent / "o.onnx", "--keep", "0.4", "--align", align)
     shapes = {t.name: list(t.dims) for t in onnx.load(model.parent / "o.onnx").graph.initializer}
     widths = [shapes["w1"][0], shapes["w2"][0], shapes["w3"][0]]

@@ -48,7 +48,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def article(site: Path, name: str) -> str:
-    """What the site shows of a page, without what the theme adds."""
+    """The content of a page on the site, without the theme."""
     text = (site / f"{MOVED.get(name, name.removeprefix('docs/').removesuffix('.md'))}.html").read_text(
         encoding="utf-8"
     )
@@ -110,7 +110,7 @@ FAULTS = {
     "orphan.md": page_in_no_menu,
     "fetches https://example.org/a.js": script_from_elsewhere,
 }
-"""What the build complains of → how it is brought about."""
+"""Warning of the build → the edit that provokes it."""
 
 
 @pytest.mark.parametrize("said", FAULTS)
@@ -123,7 +123,7 @@ def test_faults_fail_the_build(said: str, tmp_path: Path) -> None:
 
 
 def copy_of_inputs(root: Path) -> None:
-    """What the site is made from."""
+    """A copy of the files that the site is built from."""
     places: dict[bool, Callable[..., object]] = {True: shutil.copytree, False: shutil.copy}
     for name in (*INPUTS, "benchmarks/results"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)

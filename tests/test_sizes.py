@@ -1,4 +1,4 @@
-"""Networks whose inputs leave axes free: what surgery writes holds at every size, not at the one that was run."""
+"""Networks with free input axes: the written model is correct at every size, not only at the observed one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deviation channel by channel: what is small beside the rest of an output is told by its own scale."""
+"""Deviation by channel: channels that are small beside the rest of an output are measured on their own scale."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COUNT = 40
 PIXELS = 300.0
 """Size of a box beside scores of one."""
 SCORES = [2, 3, 4]
-"""The channels of scores, behind two of boxes."""
+"""The channels of scores, after two of boxes."""
 
 
 def detector(factor: float) -> onnx.ModelProto:
@@ -64,7 +64,7 @@ def test_small_channels_beside_large_ones(tmp_path: Path) -> None:
 
 
 def test_one_norm_for_all_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mutant: an output has no slices, so that one norm stands for all of it."""
+    """The mutant: an output has no slices, so one norm covers all of it."""
     monkeypatch.setattr(tally, "slice_axes", lambda *_: ())
     with pytest.raises(AssertionError):
         judge_scores(tmp_path)
@@ -120,7 +120,7 @@ def of(error: list[float], norms: list[float], each: int) -> SliceErrors:
     ],
     ids=["rounding", "own scale", "few numbers", "probabilities", "zero beside others", "equal", "all zero"],
 )
-def test_what_is_almost_zero_is_not_its_own_scale(
+def test_values_near_zero_are_not_their_own_scale(
     slices: SliceErrors, probabilities: bool, expected: list[float]
 ) -> None:
     np.testing.assert_allclose(slices.relative_errors(probabilities), expected, rtol=1e-5)
@@ -162,8 +162,8 @@ def test_axes_of_slices(
     assert slice_axes(np.zeros(shape, np.float32), kind, labelled) == axes
 
 
-def test_samples_that_tell_nothing_are_told(tmp_path: Path) -> None:
-    """Scores that pass no threshold on any sample: the deviation is 0, and says nothing."""
+def test_samples_without_information_are_reported(tmp_path: Path) -> None:
+    """Scores below the threshold on every sample: the deviation of 0 carries no information."""
     model = build(
         """
         <ir_version: 8, opset_import: ["" : 17]>

@@ -214,7 +214,7 @@ def test_a_recovered_file_may_be_faster_than_its_drafts(
     assert called_json(*command(), measure=True)["warnings"] == []
 
 
-def test_a_latency_budget_that_recovery_breaks_is_told(
+def test_a_latency_budget_broken_by_recovery_is_reported(
     command: Callable[..., tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = Stopwatch(monkeypatch, 0.48, 0.6, 0.55)

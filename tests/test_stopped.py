@@ -163,11 +163,11 @@ def test_killed_while_proving(drafting: subprocess.Popen[str], slow: Path, tmp_p
     assert compressed(model, tmp_path / "out.onnx").proof.passed
 
 
-# Nobody to tell
+# no reader of the output
 
 
-def test_reader_has_gone(model: Path) -> None:
-    """As in ``leanonnx inspect … | head``: no error, and nothing to complain of."""
+def test_closed_pipe(model: Path) -> None:
+    """As in ``leanonnx inspect … | head``: no error and no warning."""
     read, write = os.pipe()
     os.close(read)
     command = [*COMMAND, "inspect", str(model), "--json"]
@@ -177,8 +177,8 @@ def test_reader_has_gone(model: Path) -> None:
 
 
 @pytest.mark.parametrize("rest", [">&-", "> /dev/full"])
-def test_nowhere_to_print(model: Path, rest: str) -> None:
-    """A closed stdout, a full disk behind stdout: at most a message, no bug of ours."""
+def test_closed_standard_output(model: Path, rest: str) -> None:
+    """A closed stdout or a full disk: at most a message, no internal error."""
     if "/dev/full" in rest and not Path("/dev/full").exists():
         pytest.skip("no /dev/full")
     script = f"{shlex.join(COMMAND)} inspect {shlex.quote(str(model))} {rest}"

@@ -62,7 +62,7 @@ def test_patch_that_fits(model: Model) -> None:
     assert [tuple(tensor.dims) for tensor in model.proto.graph.initializer] == [(6, 2, 1, 1), (3, 6, 1, 1)]
 
 
-def test_patch_knows_which_tensors_shrink(model: Model) -> None:
+def test_patch_lists_the_tensors_that_shrink(model: Model) -> None:
     dag = analysed(model)
     alive = np.ones(dag.count, bool)
     assert plan_patch(dag, alive).shrunk == set()

@@ -23,7 +23,7 @@ def model(tmp_path: Path) -> Path:
 # What is written
 
 
-def test_json_is_what_is_written(model: Path) -> None:
+def test_json_agrees_with_the_written_file(model: Path) -> None:
     row = run(model.parent, model, "--macs", "0.5", *QUICK, "--out", "here")
     assert row == json.loads((model.parent / "here" / "sweep.json").read_text())
     assert (row["unit"], row["measured"], row["about"]["budget"]) == ("macs", False, "macs")
@@ -31,7 +31,7 @@ def test_json_is_what_is_written(model: Path) -> None:
     assert not (model.parent / "here" / "models").exists()
 
 
-def test_several_models_of_which_one_fails(model: Path) -> None:
+def test_several_models_with_one_that_fails(model: Path) -> None:
     """Files of the same name get names of their own; one that is no model stops no other."""
     (model.parent / "more").mkdir()
     other = saved_external(build(CNN, seed=1), model.parent / "more" / "net.onnx")
@@ -48,7 +48,7 @@ def test_several_models_of_which_one_fails(model: Path) -> None:
     assert first.read_bytes() != second.read_bytes()
 
 
-def test_what_cannot_be_reached_is_told(model: Path) -> None:
+def test_unreachable_budgets_are_reported(model: Path) -> None:
     row = run(model.parent, model, "--keep", "0.5,0.001", *QUICK, code=1)
     good, bad = points(row)
     assert (good["code"], bad["code"], bad["kernels"]) == (0, 1, None)
@@ -57,7 +57,7 @@ def test_what_cannot_be_reached_is_told(model: Path) -> None:
     assert "over budget" in points(best)[1]["warnings"][0]
 
 
-def test_inputs_tell_the_deviation(model: Path) -> None:
+def test_inputs_affect_the_deviation(model: Path) -> None:
     rng = np.random.default_rng(0)
     np.savez(model.parent / "x.npz", x=rng.standard_normal((40, 3, 8, 8)).astype(np.float32), labels=np.arange(40) % 5)
     row = run(model.parent, model, "--keep", "1,0.5", *QUICK, "--calib", "x.npz")

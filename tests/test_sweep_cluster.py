@@ -60,7 +60,7 @@ def test_the_same_as_at_home(models: Path, address: str) -> None:
     assert len(tree(models / "there" / "models")) == 3
 
 
-def test_what_fails_there_is_told(models: Path, address: str) -> None:
+def test_failures_on_the_cluster_are_reported(models: Path, address: str) -> None:
     """With the path that the user knows."""
     says = ("--pin ghost",)
     refused(models, "sweep", "a.onnx", "--keep", "0.5", *QUICK, "--pin", "ghost", "--dask", address, says=says)

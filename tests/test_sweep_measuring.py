@@ -51,7 +51,7 @@ def test_measured_one_after_the_other_and_after_all_is_made(model: Path) -> None
 
 @pytest.mark.usefixtures("points_made_within", "briefly")
 def test_stopped_while_measuring(model: Path) -> None:
-    """What was measured stays, what was made is not made again."""
+    """Measurements are kept, and candidates are not computed again."""
     args = ("--keep", "0.75,0.5", "--align", 1, "--threads", 1)
     folder = model.parent / "net-sweep"
     process = started(model.parent, model, *args, command=BRIEF)
@@ -71,7 +71,7 @@ def test_stopped_while_measuring(model: Path) -> None:
 
 
 def measured_at_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
-    """When the candidates of three sweeps that run at the same time are measured, as their measurements tell."""
+    """The times at which three concurrent sweeps measure their candidates, by their own records."""
     seen: list[list[float]] = []
     timing = Timing(p10=1.0, median=1.0, p90=1.0, session=1.0, first=1.0, runs=10, memory=0, layouts=None)
 
@@ -104,7 +104,7 @@ def test_measurements_of_several_sweeps_never_overlap(model: Path, monkeypatch: 
 
 
 def test_they_would_overlap_without_the_lock(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the test above sees is the lock's doing."""
+    """Without the lock the test above fails."""
     monkeypatch.setattr(driver, "machine_alone", nullcontext)
     assert overlapping(measured_at_once(model, monkeypatch))
 

@@ -1,4 +1,4 @@
-"""The processes of ``leanonnx sweep``: as a user runs it, where one dies, and where it is stopped in the middle."""
+"""The processes of ``leanonnx sweep``: as a user runs it, with a process that dies, and interrupted."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_two_sweeps_of_one_folder(model: Path) -> None:
 
 
 def test_a_process_that_dies_stops_no_other(model: Path) -> None:
-    """As for want of memory: told as a bug, not kept as finished."""
+    """As if out of memory: reported as a bug, not recorded as finished."""
     deadly = model.parent / "deadly.py"
     deadly.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     row = run(model.parent, model, "--keep", "0.75,0.5", *QUICK, "--rules", deadly, code=3)
@@ -82,16 +82,16 @@ if os.path.exists({slow!r}) and os.path.exists({journal!r}) and len(open({journa
     time.sleep({limit})
 RULES = {{}}
 """
-"""A file of rules that takes its time once the journal holds its header and two points."""
+"""A rules file that waits once the journal has its header and two points."""
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked for in /proc")
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGINT", "SIGTERM"])
 @pytest.mark.usefixtures("interruptible", "points_made_within")
 def test_stopped_while_making(model: Path, how: str) -> None:
-    """No process stays behind, and the next run gives the table of one that was never stopped.
+    """No process is left, and the next run gives the table of an uninterrupted one.
 
-    The third point waits to be stopped.
+    The third point waits for the interruption.
     """
     slow = model.parent / "slow"
     rules = model.parent / "rules.py"
@@ -194,7 +194,7 @@ def test_no_more_processes_than_jobs(
     assert max(begun) <= jobs
 
 
-def test_what_is_running_ends_with_its_caller(
+def test_running_processes_end_with_their_caller(
     probe: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An answer that is not waited for leaves no process."""

@@ -1,4 +1,4 @@
-"""What is told of a sweep: the knee, the lines of CSV and JSON, the table and the picture.  No model is compressed."""
+"""Reports of a sweep: the knee, CSV and JSON rows, the table and the plot.  No model is compressed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_knee_of_a_bent_curve() -> None:
     assert knee([0.8, 0.6, 0.4, 0.3, 0.2], [0.02, 0.04, 0.06, 0.5, 0.9]) == 2
 
 
-def test_knee_is_where_the_curve_is_highest_above_the_diagonal() -> None:
+def test_knee_is_the_highest_point_above_the_diagonal() -> None:
     """Cost = gain³ on [0, 1]: gain - cost is greatest at gain = √(1/3)."""
     left = np.linspace(0.99, 0, 100)
     found = knee(list(left), list((1 - left) ** 3))
@@ -212,7 +212,7 @@ def test_knee_is_marked_everywhere() -> None:
     assert "Knee at keep 0.3: time left" in text
 
 
-def test_how_sure_a_knee_is() -> None:
+def test_certainty_of_a_knee() -> None:
     """Times that may be anything within their intervals move it."""
     rows = [made(*point) for point in BENT]
     rows[2], rows[3] = between(rows[2], 1.0, 6.0), between(rows[3], 1.0, 6.0)
@@ -244,7 +244,7 @@ def test_without_times_the_knee_is_that_of_the_size() -> None:
     assert "Latency was not measured." in printed(report)
 
 
-def test_points_that_were_not_reached_are_told() -> None:
+def test_unreachable_points_are_reported() -> None:
     report = swept([*(made(*p) for p in BENT), (0.01, REFUSED)])
     point = to_json(report)["models"][0]["points"][-1]
     assert (point["code"], point["message"], point["kernels"], point["latency"]) == (1, REFUSED.message, None, None)
@@ -261,7 +261,7 @@ def test_exit_code_is_the_gravest(codes: tuple[int, ...]) -> None:
     assert swept(rows).exit_code == max(codes)
 
 
-def test_what_is_not_faster_is_said_first() -> None:
+def test_a_model_that_is_not_faster_is_reported_first() -> None:
     text = printed(swept([made(0.9, 0.02, 1.0), made(0.5, 0.04, 1.9), made(1.0, 0.0, 1.0)]))
     assert text.startswith("Warning: 1 of 3 points are not faster than the original beyond noise")
 
@@ -343,7 +343,7 @@ def test_the_picture_says_that_there_is_no_knee() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 5])
-def test_what_the_outputs_are_worth(count: int) -> None:
+def test_plotted_fidelity(count: int) -> None:
     """Accuracy where there are labels, else agreement, else PSNR, which is infinite for the original."""
     rows = [deviating(made(asked, *rest), y={"psnr": 20.0 + asked, "top1": None}) for asked, *rest in BENT[:count]]
     axes = picture(swept(rows)).axes[1]

@@ -1,4 +1,4 @@
-"""``leanonnx sweep`` goes on where it was, with the same request and nothing else."""
+"""``leanonnx sweep`` resumes where it stopped, for the same request only."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_other_content_is_refused_or_begun_anew(model: Path) -> None:
     assert [point["asked"] for point in points(row)] == [0.75]
 
 
-def test_saved_models_that_are_gone_are_made_again(model: Path) -> None:
+def test_missing_saved_models_are_recomputed(model: Path) -> None:
     first = run(model.parent, model, "--keep", "0.5,0.25", *QUICK, "--save-models")
     files = [model.parent / "net-sweep" / point["file"] for point in points(first)]
     raw = files[0].read_bytes()

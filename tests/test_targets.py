@@ -1,4 +1,4 @@
-"""Tables of targets: how they are read and chosen, which widths follow, and what they say a network takes."""
+"""Hardware tables: reading and choosing them, the resulting widths, and predicted latencies."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # tables
 
 
-def test_every_entry_is_explained_where_it_stands() -> None:
+def test_every_entry_is_explained_in_place() -> None:
     assert list(HARDWARE_ENTRIES) == [key for key in asdict(AVX2) if key != "name"]
     text = (Path(__file__).parent.parent / "leanonnx" / "hardware" / "targets.toml").read_text(encoding="utf-8")
     assert entries_legend() in text
@@ -98,7 +98,7 @@ def test_a_file_that_is_not_there_is_refused_with_advice(tmp_path: Path) -> None
 
 
 def widths(path: Path) -> set[int]:
-    """Channels that the convolutions of a residual network put out."""
+    """Output channels of the convolutions of a residual network."""
     return {shape[0] for name, shape in constant_shapes(path).items() if len(shape) == 4}
 
 
@@ -130,18 +130,18 @@ def test_stored_targets_are_found_by_name(folder: Path) -> None:
     refused(folder, *COMPRESS, "--target", "abacus", says=("mine",))
 
 
-def test_a_stored_target_of_this_machine_is_what_auto_means(folder: Path) -> None:
+def test_auto_means_the_stored_target_of_this_machine(folder: Path) -> None:
     name = detect_hardware(Setting())
     (folder / "targets.toml").write_text(replace(AVX2, name=name, block=12, multiple=12).to_toml(), encoding="utf-8")
     found, _ = run(folder)
     assert {width % 12 for width in found if width < 48} == {0}
 
 
-# what a table says a network takes
+# predicted latencies
 
 
 def inspected(folder: Path, inner: int = 64) -> ChannelDag:
-    """A network of one chain of two 3×3 convolutions: only the channels between them can go."""
+    """A network of one chain of two 3×3 convolutions: only the channels between them are removable."""
     return load_dag(saved(probe_network(Probe(layer="conv", width=inner, layers=2, side=8)), folder / "chain.onnx"))
 
 

@@ -1,4 +1,4 @@
-"""The clean-up of the graph: what goes, what stays, and that nothing a caller can see changes."""
+"""Cleaning up the graph: what is removed, what stays, and that nothing visible to a caller changes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ small (float[{batch}, 2, 4, 4] x) => (float[n, c, h, w] y)
 
 
 def framed(body: str, constants: str = "", opset: int = 17, batch: int | str = 1) -> onnx.ModelProto:
-    """A convolution that puts out ``c``, nodes from ``c`` to ``d``, and a convolution that reads it."""
+    """A convolution with output ``c``, nodes from ``c`` to ``d``, and a convolution that reads ``d``."""
     more = f", {constants}" if constants else ""
     return build(FRAME.format(body=body, constants=more, opset=opset, batch=batch))
 
@@ -103,7 +103,7 @@ STAYS = {
 
 
 @pytest.mark.parametrize("name", GOES)
-def test_nodes_that_put_out_what_they_read_go(name: str, tmp_path: Path) -> None:
+def test_nodes_that_return_their_input_are_removed(name: str, tmp_path: Path) -> None:
     case = GOES[name]
     proto = framed(*(case if isinstance(case, tuple) else (case,)))
     before = proto.SerializeToString(deterministic=True)
@@ -142,7 +142,7 @@ def test_transposes_become_one(tmp_path: Path) -> None:
 
 
 def test_outputs_keep_their_names(tmp_path: Path) -> None:
-    """What a node at the end passes on is put out under the name of the output; an input is not."""
+    """A tensor that a last node passes on takes the name of the output; a graph input does not."""
     proto = build("""
         <ir_version: 8, opset_import: ["" : 17]>
         ends (float[1, 2] x) => (float[1, 2] y, float[1, 2] z, float[1, 2] same)
@@ -153,7 +153,7 @@ def test_outputs_keep_their_names(tmp_path: Path) -> None:
     assert difference(proto, found, tmp_path) == 0
 
 
-def test_what_subgraphs_and_annotations_name_stays(tmp_path: Path) -> None:
+def test_names_in_subgraphs_and_annotations_stay(tmp_path: Path) -> None:
     proto = build("""
         <ir_version: 8, opset_import: ["" : 17]>
         inner (float[2] x, bool cond) => (float[2] y)
@@ -192,7 +192,7 @@ def test_overridable_initializers_stay_listed() -> None:
     assert "scale" in {t.name for t in found.graph.initializer}
 
 
-def test_stale_records_go() -> None:
+def test_stale_records_are_removed() -> None:
     proto = framed("i = Identity (c) d = Relu (i)")
     proto.graph.value_info.extend([helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 4, 4, 4]) for n in "cid"])
     assert [v.name for v in tidy(proto).proto.graph.value_info] == ["c", "d"]
@@ -219,7 +219,7 @@ residual (float[{batch}, 2, {size}, {size}] x, float[{batch}, 2, {size}, {size}]
     ("batch", "size", "pad", "source", "goes"),
     [(1, 6, 1, "r", True), ("N", "S", 1, "r", True), (1, 3, 0, "r", True), ("N", "S", 0, "r", False)],
 )
-def test_branches_that_add_nothing_go_where_sizes_are_sure(
+def test_branches_that_add_nothing_are_removed_if_sizes_are_certain(
     batch: object, size: object, pad: int, source: str, goes: bool
 ) -> None:
     """Sizes are sure where they are numbers, or where the branch is known to keep them; never by broadcasting."""
@@ -263,7 +263,7 @@ def test_linear_layers_become_one(name: str, first: str, tmp_path: Path) -> None
     assert tidy(proto).done == {}
 
 
-def test_dense_layers_take_up_what_follows(tmp_path: Path) -> None:
+def test_dense_layers_absorb_following_nodes(tmp_path: Path) -> None:
     proto = build("""
         <ir_version: 8, opset_import: ["" : 17]>
         dense (float[2, 3] x) => (float[2, 5] y)
@@ -293,7 +293,7 @@ APART = {
 
 
 @pytest.mark.parametrize("name", APART)
-def test_what_is_not_the_same_in_one_stays_apart(name: str) -> None:
+def test_layers_that_differ_in_anything_stay_separate(name: str) -> None:
     assert tidy(framed(*APART[name]), merge=True).done == {}
 
 
@@ -303,7 +303,7 @@ def test_shared_weights_are_not_merged() -> None:
 
 
 @given(models())
-def test_random_models_put_out_the_same(proto: onnx.ModelProto) -> None:
+def test_outputs_of_random_models_stay_the_same(proto: onnx.ModelProto) -> None:
     for merge in (False, True):
         found = tidy(proto, merge=merge)
         assert list(found.proto.graph.output) == list(proto.graph.output)
@@ -338,7 +338,7 @@ def test_floats_behind_decisions_stay(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rule", ["covers", "number"])
 def test_wrong_rules_are_caught_and_left_out(rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A broadcast that is overlooked, a number that is none: the file is written without the clean-up, and says so."""
+    """A broadcast overlooked, or a NaN taken for zero: the file is written without the clean-up, and says so."""
     proto = framed(
         "s = Add (c, zeros) d = ReduceSum <keepdims = 1> (s, at)",
         "float[3, 1, 1, 1] zeros = {0, 0, 0}, int64[1] at = {0}",
@@ -357,7 +357,7 @@ def test_wrong_rules_are_caught_and_left_out(rule: str, tmp_path: Path, monkeypa
     assert not (tmp_path / "exact.onnx").exists()
 
 
-def test_the_report_tells_what_was_cleaned_up(tmp_path: Path) -> None:
+def test_the_report_lists_the_clean_up(tmp_path: Path) -> None:
     source = saved(framed("i = Identity (c) d = Relu (i)"), tmp_path / "in.onnx")
     done = called("compress", source, tmp_path / "out.onnx", "--keep", "0.5")
     assert "Cleaned up: 1 node without effect" in done.stdout
@@ -373,7 +373,7 @@ def test_a_clean_up_that_loses_an_output_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 @given(models())
-def test_nothing_is_touched_but_what_is_concerned(proto: onnx.ModelProto) -> None:
+def test_only_affected_parts_change(proto: onnx.ModelProto) -> None:
     found = tidy(proto).proto
     old = {node.name: node for node in proto.graph.node}
     for node in found.graph.node:

@@ -1,4 +1,4 @@
-"""Latency: what is made of given times, in which order models are timed, and what sessions are really set to.
+"""Latency: statistics of given times, the order of timing, and the actual settings of sessions.
 
 Nothing here depends on how fast the machine is.
 """
@@ -91,7 +91,7 @@ def test_interval_holds_the_median_and_shrinks_with_more_values() -> None:
 
 
 def test_interval_is_as_sure_as_it_says() -> None:
-    """Of 95 % intervals on values whose median is known, about 95 % hold it."""
+    """Of 95 % intervals on values with a known median, about 95 % contain it."""
     held = 0
     for seed in range(200):
         low, high = median_interval([drawn(31, 1.0, 0.1, seed)], seed, draws=300)
@@ -178,7 +178,7 @@ def test_blocks_last_a_millisecond(seconds: list[float], sizes: list[int]) -> No
 
 
 @pytest.mark.parametrize(("opening", "seconds", "lots"), [(0.0, 3, MAX_LOTS), (0.5, 3, 3), (2, 3, 1), (60, 3, 1)])
-def test_sessions_are_opened_anew_where_it_is_cheap(opening: float, seconds: float, lots: int) -> None:
+def test_sessions_are_reopened_where_it_is_cheap(opening: float, seconds: float, lots: int) -> None:
     assert lot_count(opening, seconds) == lots
 
 
@@ -357,12 +357,12 @@ def test_inputs_of_every_type_reach_the_fresh_process(tmp_path: Path) -> None:
     assert found.layouts == ConvolutionLayouts(0, 0, 0)
 
 
-def test_what_cannot_be_run_is_told(wide: Path) -> None:
+def test_a_model_that_cannot_run_is_refused(wide: Path) -> None:
     with pytest.raises(RunFailed, match="x"):
         fresh.time_in_subprocess(wide, {"x": np.ones((1, 4, 8, 8), np.float32)}, ONE, SHORT)
 
 
-def test_a_process_that_dies_is_told(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_dies_is_reported(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "CHILD_CODE", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(RunFailed, match="SIGKILL"):
         fresh.time_in_subprocess(wide, FEED, ONE, SHORT)

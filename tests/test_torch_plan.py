@@ -24,7 +24,7 @@ from tests.torch_networks import NETWORKS, SIZE, Flattened, Plain, Residual, Sha
 
 
 def assert_attributes_fit(module: nn.Module) -> None:
-    """A fresh layer made from the attributes holds the tensors that the layer holds."""
+    """Check that a new layer built from the attributes has tensors of the layer's shapes."""
     for inner in module.modules():
         if isinstance(inner, nn.Conv2d | nn.ConvTranspose2d):
             fresh: nn.Module = type(inner)(
@@ -79,9 +79,7 @@ def step(module: nn.Module) -> None:
 @pytest.mark.parametrize("trained", [True, False], ids=["trained", "untrained"])
 @pytest.mark.parametrize("exporter", WAYS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_module_computes_what_the_compressed_file_computes(
-    name: str, exporter: str, trained: bool, tmp_path: Path
-) -> None:
+def test_module_agrees_with_the_compressed_file(name: str, exporter: str, trained: bool, tmp_path: Path) -> None:
     module = network(NETWORKS[name], trained)
     path = export(module, tmp_path / "net.onnx", exporter)
     whole = sum(tensor.numel() for tensor in module.parameters())

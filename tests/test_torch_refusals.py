@@ -1,4 +1,4 @@
-"""What does not fit a torch module leaves it as it is, and wrong cuts are caught."""
+"""A plan that does not fit a torch module leaves it unchanged, and wrong cuts are caught."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_channels_that_only_some_read(tmp_path: Path) -> None:
 
 
 class OnlyOne(nn.Module):
-    """One norm or one slope behind two layers that have nothing else in common."""
+    """One norm or one slope after two otherwise unrelated layers."""
 
     def __init__(self, between: nn.Module) -> None:
         super().__init__()
@@ -173,11 +173,11 @@ def test_broken_plans(broken: dict[str, Any], tmp_path: Path) -> None:
     refused(network(Plain), "the entry of '0.weight' is broken", plan)
 
 
-# what goes wrong inside shows
+# internal errors are raised
 
 
 def test_wrong_slices_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other channels than planned, in all tensors alike: every shape fits, and every sum is wrong."""
+    """Other channels than planned, consistently in all tensors: every shape fits, and every sum is wrong."""
     module = network(Plain)
     path = export(module, tmp_path / "net.onnx")
     plan = compressed(path).plan
@@ -207,7 +207,7 @@ def test_an_error_on_the_way_leaves_the_module_as_it_is(tmp_path: Path, monkeypa
     ("kept", "groups", "living"),
     [((0, 1, 4, 5), 4, [0, 2]), ((0, 2, 4, 6), 4, [0, 1, 2, 3]), (tuple(range(8)), 2, [0, 1]), ((3,), 8, [3])],
 )
-def test_groups_that_live(kept: tuple[int, ...], groups: int, living: list[int]) -> None:
+def test_kept_groups(kept: tuple[int, ...], groups: int, living: list[int]) -> None:
     assert kept_conv_groups(kept, 8, groups) == living
 
 

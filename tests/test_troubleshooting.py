@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md quotes messages as they are: each stands in the source, and the common ones are provoked."""
+"""docs/troubleshooting.md quotes messages verbatim: each is in the source, and the common ones are provoked."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pattern(message: str) -> str:
 
 
 def in_source(message: str, templates: set[str]) -> bool:
-    """Whether a quoted message is one of the templates; names of commands stand in backticks there."""
+    """True if a quoted message is one of the templates, in which names of commands are in backticks."""
     return evened(message) in {template.replace("`", "") for template in templates}
 
 
@@ -46,7 +46,7 @@ def test_altered_message_is_found() -> None:
 
 
 def test_section_names_the_exit_code() -> None:
-    """Messages of users' errors stand under 2, those of refusals under 1, warnings under 0."""
+    """Messages of user errors are listed under 2, those of refusals under 1, warnings under 0."""
     for section in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]:
         code = re.search(r"[Ee]xit code (\d)\)?$", section.splitlines()[0])
         for message in re.findall(r"^\| `(.+?)` \|", section, re.MULTILINE):
@@ -61,7 +61,7 @@ def broken(path: Path) -> Path:
 
 
 def pointer(path: Path) -> Path:
-    """What stands in place of a large file where Git LFS has not fetched it."""
+    """The pointer file in place of a large file that Git LFS has not fetched."""
     return written(path, f"version https://git-lfs.github.com/spec/v1\noid sha256:{64 * '0'}\nsize 1234\n")
 
 
@@ -161,7 +161,7 @@ PROVOKED: dict[str, tuple[int, Callable[[Path, Path], Words]]] = {
 
 
 @pytest.mark.parametrize("part", PROVOKED)
-def test_message_is_what_a_user_reads(part: str, tmp_path: Path) -> None:
+def test_message_reaches_the_user(part: str, tmp_path: Path) -> None:
     (message,) = (each for each in QUOTED if part in each)
     code, arguments = PROVOKED[part]
     (tmp_path / "model").mkdir()

@@ -158,8 +158,8 @@ BY_HEADS = {
 
 
 @pytest.mark.parametrize("name", BY_HEADS)
-def test_heads_go_whole_and_the_stream_stays(name: str, tmp_path: Path) -> None:
-    """What is read of the normalised stream stays; the heads, and the hidden units behind, get fewer."""
+def test_heads_are_removed_as_a_whole_and_the_stream_stays(name: str, tmp_path: Path) -> None:
+    """Channels of the normalised stream that are read stay; heads and hidden units become fewer."""
     done = checked(BY_HEADS[name](), tmp_path, ANY, keep=0.6)
     assert_pins(done, STREAM)
     assert done.shapes["we"] == [8, C]
@@ -171,7 +171,7 @@ def test_heads_go_whole_and_the_stream_stays(name: str, tmp_path: Path) -> None:
 
 
 def test_heads_of_four_queries_to_a_key(tmp_path: Path) -> None:
-    """Two heads of queries go with their one head of keys and values."""
+    """Two query heads are removed with their shared key and value head."""
     done = checked(grouped_query(), tmp_path, ANY, keep=0.6)
     assert [done.shapes[name] for name in ("wq", "wk", "wv", "wo")] == [[C, 12], [C, 6], [C, 6], [12, C]]
 

@@ -102,7 +102,7 @@ FREE = {
         d = MaxUnpool <kernel_shape = [2, 2], strides = [2, 2]> (p, i)"""
     ),
 }
-"""Blocks in which every channel may go."""
+"""Blocks in which every channel is removable."""
 TOGETHER = {"RMSNormalization as exporters write it"}
 """Those of them that take channels together."""
 
@@ -145,7 +145,7 @@ HELD: dict[str, tuple[object, Pins]] = {
         {"it multiplies two computed tensors over their channels": advice.NO_EXACT_FORM},
     ),
 }
-"""Blocks that hold some channels, with the reasons and the advice."""
+"""Blocks that pin some channels, with the reasons and the advice."""
 
 
 @pytest.mark.parametrize("name", FREE)
@@ -156,19 +156,19 @@ def test_every_channel_may_go(name: str, tmp_path: Path) -> None:
 
 
 def sizes(name: str) -> list[Sizes]:
-    """Softmax over pixels is run at the size that was looked at alone: its sums are long elsewhere."""
+    """Softmax over pixels runs at the observed size only: its sums are too long at others."""
     return IMAGE if name == "non-local block" else ANY
 
 
 @pytest.mark.parametrize("name", HELD)
-def test_what_stays_says_why(name: str, tmp_path: Path) -> None:
+def test_kept_channels_have_a_reason(name: str, tmp_path: Path) -> None:
     make, pins = HELD[name]
     done = checked(make(), tmp_path, sizes(name), shapes=TRIED)
     assert_pins(done, pins)
 
 
 def test_convolution_along_the_channels(tmp_path: Path) -> None:
-    """Efficient channel attention: each gate depends on the neighbouring channels, so that none can go alone."""
+    """Efficient channel attention: each gate depends on neighbouring channels, so none can be removed alone."""
     proto = block(
         """p = GlobalAveragePool (c) q = Squeeze (p, last) r = Transpose <perm = [0, 2, 1]> (q)
         s = Conv <pads = [1, 1]> (r, k) t = Transpose <perm = [0, 2, 1]> (s) u = Unsqueeze (t, last) v = Sigmoid (u)

@@ -1,4 +1,4 @@
-"""Branches and loops: what their bodies read is never corrupted, and says why it stays."""
+"""Branches and loops: tensors that their bodies read are never corrupted, and are pinned with a reason."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BACK = "e = Conv <pads = [1, 1, 1, 1]> (b, w2) f = Relu (e) g = Conv (f, w3) h =
 
 
 def controlled(body: str, back: str = BACK) -> onnx.ModelProto:
-    """Convolutions in front of the branch or loop, from ``r`` to ``b``, and behind it."""
+    """Convolutions before the branch or loop, which leads from ``r`` to ``b``, and after it."""
     return network("(float[N, 3, 8, 8] x, bool on) => (float[N, 4, 8, 8] y)", CONSTANTS, f"{FRONT} {body} {back}")
 
 
@@ -90,7 +90,7 @@ def feeds(proto: onnx.ModelProto) -> list[dict[str, Array]]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_bodies_compute_what_they_did(name: str, tmp_path: Path) -> None:
+def test_bodies_compute_the_same_as_before(name: str, tmp_path: Path) -> None:
     proto = CASES[name]()
     done = compress(proto, tmp_path, keep=0.85)
     reference = masked(proto, done.tensors)
@@ -108,7 +108,7 @@ def test_bodies_compute_what_they_did(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_layer_of_the_main_graph_is_counted(name: str, tmp_path: Path) -> None:
-    """Layers in bodies are not counted; those before and behind are, though their channels may have to stay."""
+    """Layers in bodies are not counted; those before and after are, though their channels may have to stay."""
     proto = CASES[name]()
     done = compress(proto, tmp_path, keep=0.85)
     assert done.result.before.kernels == kernels(proto)
@@ -122,7 +122,7 @@ def test_channels_that_a_body_reads_stay(tmp_path: Path) -> None:
 
 
 def test_weight_that_a_body_shares_stays(tmp_path: Path) -> None:
-    """The main graph does with fewer channels, and gets a narrower copy; the branch reads the weight as it was."""
+    """The main graph reads a narrower copy; the branch reads the original weight."""
     done = compress(CASES["branch reads a weight alone"](), tmp_path, keep=0.85)
     assert (done.shapes["w1"], done.shapes["b1"]) == ([16, 3, 3, 3], [16])
     (copy,) = [shape for name, shape in done.shapes.items() if name.startswith("w1_")]
@@ -130,6 +130,6 @@ def test_weight_that_a_body_shares_stays(tmp_path: Path) -> None:
 
 
 def test_body_without_channels_holds_nothing_back(tmp_path: Path) -> None:
-    """A branch that chooses a number: all channels may go."""
+    """A branch that selects a number leaves all channels removable."""
     done = compress(CASES["branch reads nothing that carries channels"](), tmp_path, keep=0.5)
     assert done.shapes["w1"][0] < 16

@@ -16,7 +16,7 @@ WIDTH = 12
 
 
 def between(body: str, constants: str = "", read: int = WIDTH, opset: int = 17, **values: object) -> onnx.ModelProto:
-    """Two convolutions in front of the operators under test, from ``c`` to ``d``, and two behind."""
+    """Two convolutions before the operators under test, which lead from ``c`` to ``d``, and two after."""
     proto = network(
         "(float[N, 3, 8, 8] x) => (float[N, 2, h, w] y)",
         f"""float[16, 3, 3, 3] w0, float[{WIDTH}, 16, 3, 3] w1, float[{WIDTH}] b1, float[16, {read}, 3, 3] w2,
@@ -104,7 +104,7 @@ def test_nothing_is_pinned_within(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("node", ["Slice (c, b, e0, ax)", "Gather <axis = 1> (c, b)"])
 def test_computed_places(node: str, tmp_path: Path) -> None:
-    """Which channels are read follows from the input: all of them stay, with the reason."""
+    """The input decides the channels that are read: all of them are pinned, with the reason."""
     body = f"""m = ReduceMax <keepdims = 0> (x) s = Sign (m) i = Cast <to = 7> (s) b = Unsqueeze (i, zero)
         e0 = Add (b, four) d = {node}"""
     proto = between(body, read=4 if "Slice" in node else 1, zero=[0], four=[4], ax=[1])

@@ -17,7 +17,7 @@ FIRST = "perm = [0, 3, 1, 2]"
 
 
 def channels_last() -> onnx.ModelProto:
-    """[N, H, W, C] throughout, with a Transpose before and behind each convolution."""
+    """[N, H, W, C] throughout, with a Transpose before and after each convolution."""
     return network(
         "(float[1, 8, 8, 3] x) => (float[1, 8, 8, 4] y)",
         "float[12, 3, 3, 3] w1, float[12] b1, float[16, 12, 3, 3] w2, float[16] b2, float[4, 16, 1, 1] w3, float[12] s",
@@ -55,7 +55,7 @@ def volume() -> onnx.ModelProto:
 
 
 def free_sizes() -> onnx.ModelProto:
-    """A U-Net of free batch, height and width, which upsamples to the size that Shape tells."""
+    """A U-Net with free batch, height and width that upsamples to a size computed by Shape."""
     return network(
         "(float[N, 3, H, W] x) => (float[N, 2, h, w] y)",
         """float[8, 3, 3, 3] w1, float[16, 8, 3, 3] w2, float[8, 16, 3, 3] w3, float[8, 16, 3, 3] w4,
@@ -89,7 +89,7 @@ def computed_targets() -> onnx.ModelProto:
 
 
 def sorted_nodes(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with its nodes in an order in which each comes behind what it reads."""
+    """The model with its nodes in topological order."""
     known = {v.name for v in (*proto.graph.input, *proto.graph.initializer)} | {""}
     rest, done = list(proto.graph.node), []
     while rest:
@@ -103,7 +103,7 @@ def sorted_nodes(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def several() -> onnx.ModelProto:
-    """Two images in, a picture, a vector and a class out."""
+    """Two images as inputs; an image, a vector and a class as outputs."""
     return network(
         "(float[1, 3, 8, 8] x, float[1, 1, 8, 8] z) => (float[1, 4, 8, 8] y, float[1, 6] v, int64[1, 1] k)",
         """float[8, 3, 3, 3] w1, float[8, 1, 3, 3] w2, float[12, 16, 3, 3] w3, float[4, 12, 1, 1] w4, float[24, 12] w5,
@@ -172,14 +172,14 @@ def test_several_inputs_and_outputs(tmp_path: Path) -> None:
 
 
 def test_two_groups_stay_two(tmp_path: Path) -> None:
-    """Few groups lose the same positions, so that the layer stays as wide as it was deep."""
+    """A few conv groups lose the same positions; their number stays."""
     done = checked(grouped(2, 16), tmp_path, SIZES)
     out, width, *_ = done.shapes["w2"]
     assert (out % 2, groups_of(done.target)) == (0, 2)
     assert width < 8
 
 
-def test_many_groups_go_whole(tmp_path: Path) -> None:
+def test_many_groups_are_removed_as_a_whole(tmp_path: Path) -> None:
     done = checked(grouped(16, 64), tmp_path, SIZES)
     out, width, *_ = done.shapes["w2"]
     assert (out, width) == (4 * groups_of(done.target), 4)
@@ -192,13 +192,13 @@ def groups_of(proto: onnx.ModelProto) -> int:
 
 
 def test_shuffle_becomes_one_gather(tmp_path: Path) -> None:
-    """Channels go one by one: what is left of a shuffle is no rectangle any more."""
+    """Channels are removed one by one, so that the rest of a shuffle is no rectangle."""
     done = checked(shuffled(1), tmp_path, [{"N": 2}])
     assert "Gather" in {node.op_type for node in done.target.graph.node}
 
 
-def test_shuffled_whole_groups_say_what_ties_them(tmp_path: Path) -> None:
-    """Whole groups of the layers before and behind a shuffle share channels until all are one class."""
+def test_shuffled_whole_groups_name_their_tie(tmp_path: Path) -> None:
+    """Whole conv groups before and after a shuffle share channels until all form one group."""
     with pytest.raises(
         BudgetUnreachable, match=r"32 of the 32 channels .* live and die together .whole groups of Conv"
     ):

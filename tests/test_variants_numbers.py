@@ -53,7 +53,7 @@ def widened(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("kind", FLOATS)
 def test_float_formats(kind: str, tmp_path: Path) -> None:
-    """The proof's bound is that of float32 for all, since half precision says nothing below a percent."""
+    """The proof's bound is that of float32 for all, since half precision is not accurate below a percent."""
     proto = cnn(kind, FLOATS[kind])
     done = compress(proto, tmp_path)
     assert_pins(done, {})

@@ -49,7 +49,7 @@ def dense() -> onnx.ModelProto:
 
 
 def optimised(proto: onnx.ModelProto, folder: Path, level: str) -> onnx.ModelProto:
-    """What onnxruntime saves at an optimisation level."""
+    """The model that onnxruntime saves at an optimisation level."""
     options = ort.SessionOptions()
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
     options.optimized_model_filepath = str(folder / "optimised.onnx")
@@ -64,7 +64,7 @@ MODELS = {
     "transformer": (transformer, NORM | PRODUCT, {"BiasGelu", "FusedMatMul", "SkipLayerNormalization"}),
     "attention": (fused_by_split, NORM, {"FusedMatMul"}),
 }
-"""How each is made, what is pinned in it, and what 'extended' makes of it."""
+"""Model name → its builder, its pins, and its operators after 'extended' optimisation."""
 
 
 @pytest.mark.parametrize("level", ["BASIC", "EXTENDED"])
@@ -88,7 +88,7 @@ def test_optimised_integers(level: str, tmp_path: Path) -> None:
 
 
 def test_layout_of_one_machine_is_refused(tmp_path: Path) -> None:
-    """At level 'all' channels lie in blocks, as the machine that saved the file likes them."""
+    """Level 'all' stores channels in blocks that suit the machine which saved the file."""
     proto = optimised(cnn(), tmp_path, "ALL")
     assert "com.microsoft.nchwc" in {node.domain for node in proto.graph.node}
     with pytest.raises(BudgetUnreachable, match=r"of domain 'com.microsoft.nchwc'.*'basic'"):

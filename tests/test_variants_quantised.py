@@ -126,7 +126,7 @@ class Images(quantization.CalibrationDataReader):
 
 
 def quantised(folder: Path, form: str, per_channel: bool, kind: str = "QInt8") -> onnx.ModelProto:
-    """What onnxruntime's static quantiser makes of the float network."""
+    """The float network quantised by onnxruntime's static quantiser."""
     target = folder / "int8.onnx"
     quantization.quantize_static(
         saved(cnn(), folder / "float.onnx"),
@@ -157,7 +157,7 @@ def test_static_with_integer_operators(per_channel: bool, tmp_path: Path) -> Non
 
 
 def test_dynamic_is_refused_with_advice(tmp_path: Path) -> None:
-    """The scale of a dynamically quantised tensor is that of all its channels: none may go."""
+    """A dynamically quantised tensor has one scale for all its channels: none can be removed."""
     quantization.quantize_dynamic(saved(cnn(), tmp_path / "float.onnx"), tmp_path / "int8.onnx")
     proto = onnx.load(tmp_path / "int8.onnx")
     with pytest.raises(BudgetUnreachable, match=f"its scale is taken over all channels.*{advice.COMPRESS_FLOAT}"):

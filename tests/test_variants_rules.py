@@ -16,7 +16,7 @@ EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "my_rules.py"
 
 
 def custom() -> onnx.ModelProto:
-    """Convolutions around NegPos, which puts out the negative and the positive part of its input."""
+    """Convolutions around NegPos, which outputs the negative and the positive part of its input."""
     proto = network(
         "(float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y)",
         "float[16, 3, 3, 3] w1, float[12, 32, 3, 3] w2, float[4, 12, 1, 1] w3",
@@ -114,7 +114,7 @@ def with_rules(folder: Path, code: str) -> list[object]:
 
 
 def test_standard_rule_overruled(tmp_path: Path) -> None:
-    """Layers of a name keep their channels, with the user's reason and advice; the others make up for them."""
+    """Layers of a given name keep their channels, with the user's reason and advice; others lose more."""
     done = called(*with_rules(tmp_path, PINNING), "--keep", 0.7, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     pin = next(pin for pin in json.loads(done.stdout)["pins"] if pin["tensor"] == "c1")
@@ -181,7 +181,7 @@ def test_no_rules_file(given: str, tmp_path: Path) -> None:
     refused(tmp_path, "compress", "in.onnx", "out.onnx", "--keep", 0.5, "--rules", given, says=("--rules", given))
 
 
-def test_rules_are_run_only_where_they_are_named(tmp_path: Path) -> None:
+def test_rules_run_only_where_they_are_named(tmp_path: Path) -> None:
     """Neither the folder, nor the model, nor a plan made with rules can make leanonnx run code."""
     arguments = with_rules(tmp_path, f"open({str(tmp_path / 'was_run')!r}, 'w').close()\nRULES = {{}}")
     for name in ("RULES.py", "rules.py", "conftest.py", "sitecustomize.py"):
@@ -199,7 +199,7 @@ def test_rules_are_run_only_where_they_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / "was_run").exists()
 
 
-def test_what_a_rules_file_prints_is_no_result(tmp_path: Path) -> None:
+def test_output_of_a_rules_file_is_no_result(tmp_path: Path) -> None:
     arguments = with_rules(tmp_path, "import os\nprint('said')\nos.write(1, b'written')\nRULES = {}")
     done = cli(*arguments, "--keep", 0.5, "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["proof"]["status"] == "passed"

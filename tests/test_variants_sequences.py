@@ -1,4 +1,4 @@
-"""Recurrent layers behind convolutions and dense layers: their inputs get narrower, their hidden units stay."""
+"""Recurrent layers after convolutions and dense layers: their inputs become narrower, their hidden units stay."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def with_constant_state(op: str) -> onnx.ModelProto:
 
 
 def with_computed_state(op: str) -> onnx.ModelProto:
-    """Initial states that a convolution makes of the same signal."""
+    """Initial states that a convolution computes from the same signal."""
     made = """v = Conv (x, w5) m = ReduceMean <axes = [2], keepdims = 0> (v) h1 = Gemm (m, wh) h0 = Unsqueeze (h1, ax)
         c1 = Gemm (m, wc) c0 = Unsqueeze (c1, ax)"""
     return recurrent(op, state=", , h0, c0" if op == "LSTM" else ", , h0", more=made if op == "LSTM" else made[:-47])
@@ -159,7 +159,7 @@ def reader_of_lines() -> onnx.ModelProto:
 
 
 def test_columns_of_an_image(tmp_path: Path) -> None:
-    """A channel stands for as many inputs of the LSTM as the image is high."""
+    """Each channel gives the LSTM as many inputs as the image is high."""
     done = checked(reader_of_lines(), tmp_path, [{"N": 1, "W": 16}, {"N": 2, "W": 24}], keep=0.7)
     assert_pins(done, FEEDS_BACK)
     assert done.shapes["w"][2] == 2 * done.shapes["w2"][0] < 32

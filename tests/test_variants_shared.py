@@ -85,7 +85,7 @@ def test_shared_weights(name: str, tmp_path: Path) -> None:
 
 
 def readers(proto: onnx.ModelProto) -> dict[str, int]:
-    """How many nodes read each weight, directly or by Identity."""
+    """Number of nodes that read each weight, directly or through Identity."""
     names = [t.name for t in proto.graph.initializer if len(t.dims) > 1]
     same = {node.output[0]: node.input[0] for node in proto.graph.node if node.op_type == "Identity"}
     read = [same.get(name, name) for node in proto.graph.node if node.op_type != "Identity" for name in node.input]
@@ -111,8 +111,8 @@ def test_one_weight_in_both_directions(tmp_path: Path) -> None:
     assert done.shapes == {"w1": [out, 3, 3, 3], "w2": [width, out, 1, 1], "b1": [out], "b3": [out]}
 
 
-def test_vector_of_which_each_reader_needs_another_slice(tmp_path: Path) -> None:
-    """The plan holds all of them, and the whole where a reader keeps that."""
+def test_vector_with_a_different_slice_for_each_reader(tmp_path: Path) -> None:
+    """The plan has all slices, and the whole vector for a reader that keeps it."""
     proto = network(
         "(float[N, 3, 8, 8] x) => (float[N, 12, 8, 8] y)",
         "float[12, 3, 3, 3] w1, float[12, 12, 1, 1] w2, float[12, 12, 1, 1] w3, float[12] b",

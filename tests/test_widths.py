@@ -220,7 +220,7 @@ LAYERS = st.lists(st.tuples(st.integers(2, 16), st.floats(0.1, 9)), min_size=1, 
 
 
 @given(LAYERS, st.floats(0.2, 1), st.integers(0, 1 << 32))
-def test_an_exchange_keeps_what_is_worth_more_within_the_budget(
+def test_an_exchange_keeps_the_more_valuable_within_the_budget(
     layers: list[tuple[int, float]], share: float, seed: int
 ) -> None:
     grid, prices, rng = grid_of([4 * count for count, _ in layers]), [p for _, p in layers], np.random.default_rng(seed)
@@ -242,7 +242,7 @@ def test_a_layer_gives_for_one_that_is_worth_more() -> None:
 
 
 def grid_of(sizes: list[int]) -> WidthGrid:
-    """A grid of layers whose classes stand in their order, in steps of 4."""
+    """A grid of layers with their groups in order, in steps of 4."""
     layers = np.repeat(np.arange(len(sizes)), sizes)
     starts = np.cumsum(sizes) - sizes
     return WidthGrid(
@@ -251,7 +251,7 @@ def grid_of(sizes: list[int]) -> WidthGrid:
 
 
 @pytest.mark.parametrize("block", [8, 16])
-def test_where_the_budget_is_used_up_all_widths_are_whole_blocks(block: int) -> None:
+def test_widths_are_whole_blocks_when_the_budget_is_exhausted(block: int) -> None:
     dag = dag_of("residual", 64, 64)
     cost = cost_model(dag)
     total = cost(np.ones(dag.count, bool)).macs

@@ -1,4 +1,4 @@
-"""What scripts make for docs/ is what they make now: the command line, the pictures, the numbers within pages."""
+"""Generated parts of docs/ are up to date: the command line, the pictures, the numbers within pages."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_exit_codes_are_those_of_the_command_line() -> None:
     assert told[:5] == ["0", str(NO), str(USER_ERROR), str(BUG), f"{INTERRUPTED}, {TERMINATED}"]
 
 
-def test_scripts_write_what_is_old_and_only_tell_of_it_with_check(
+def test_scripts_update_outdated_files_and_only_report_them_with_check(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = [(tmp_path / "a", "new"), (tmp_path / "b", "same")]
@@ -96,7 +96,7 @@ def test_parameters_in_the_words_of_the_page() -> None:
 
 
 @pytest.mark.parametrize("name", pictures.PICTURES)
-def test_picture_is_what_is_drawn(name: str) -> None:
+def test_picture_agrees_with_the_drawing(name: str) -> None:
     text = (pictures.FOLDER / f"{name}.svg").read_text(encoding="utf-8")
     assert text == pictures.PICTURES[name](), "run python -m docs.pictures"
     root = ElementTree.fromstring(text)
@@ -115,7 +115,7 @@ def test_every_class_of_a_picture_has_its_colours() -> None:
         ] == []
 
 
-def test_pictures_show_what_the_analysis_finds() -> None:
+def test_pictures_show_the_analysis() -> None:
     """Channels joined by the Add share a letter, pinned ones have none, and the drawn kernels are all there are."""
     found, places = pictures.network(), pictures.Drawn(0).places
     classes = found.dag.groups

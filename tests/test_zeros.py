@@ -1,4 +1,4 @@
-"""Where a channel is zero once its layer puts out zeros: sums and norms lose channels there, and nowhere else."""
+"""Channels that are zero once their layer outputs zeros: sums and norms can lose these, and no others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KEPT = {
     "with others": "r = Conv (c, w4) z = Concat <axis = 1> (c, r)",
     "turned": "z = Transpose <perm = [0, 1, 3, 2]> (c)",
 }
-"""How a channel may come to a sum over channels that can lose it."""
+"""Paths from a layer to a sum over channels that can lose them."""
 LOST = {
     "gate": "z = Sigmoid (c)",
     "exponential": "z = Exp (c)",
@@ -43,13 +43,13 @@ LOST = {
     "then rectified": "r = Sigmoid (c) z = Relu (r)",
     "one of two": "r = Sigmoid (c) z = Add (c, r)",
 }
-"""How it may come there and be something else than zero."""
+"""Paths on which a removed channel would not be zero."""
 NOT_ZERO = {"it reduces over the channels, which would not be zero there": advice.NO_EXACT_FORM}
 
 
 @pytest.mark.parametrize("name", KEPT)
 @pytest.mark.parametrize("reduction", ["ReduceMean <axes = [1]> (z)", "ReduceL2 <axes = [1]> (z)"])
-def test_channels_that_would_be_zero_go(name: str, reduction: str, tmp_path: Path) -> None:
+def test_channels_that_would_be_zero_are_removed(name: str, reduction: str, tmp_path: Path) -> None:
     proto = block(f"{KEPT[name]} n = {reduction} d = Add (z, n)", CONSTANTS, read=24 if "Concat" in KEPT[name] else 12)
     done = checked(proto, tmp_path, ANY, zeroed=True, keep=0.4, shapes=TRIED)
     assert_pins(done, {})

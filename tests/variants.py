@@ -1,7 +1,7 @@
-"""Networks as deployers have them, compressed and checked against a reference that knows nothing of labels.
+"""Networks as deployed in practice, compressed and compared with a reference that does not use channel ids.
 
-The reference reads the plan alone: in the original file it zeroes what each mixing operator's weight holds for lost
-input channels.  ``tests/test_variants_*.py`` hold the networks, one kind each.
+The reference uses the plan alone: in the original file it zeroes the part of each mixing operator's weight that reads
+removed input channels.  ``tests/test_variants_*.py`` have the networks, one kind each.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ INWARD = {
     **dict.fromkeys(("QLinearMatMul", "QGemm"), (3, 0)),
     "QLinearConv": (3, 1),
 }
-"""Where a mixing operator reads its weight, and on which axis the input channels lie (for an untransposed weight)."""
+"""Slot of an operator's weight, and axis of its input channels (for an untransposed weight)."""
 ZEROS = {"QLinearConv": 5, "QLinearMatMul": 5, "QGemm": 5, "ConvInteger": 3, "MatMulInteger": 3}
-"""Where an integer operator reads the zero point of its weight."""
+"""Slot of the zero point of an integer operator's weight."""
 PASSED_ON = ("Identity", "DequantizeLinear")
 
 
@@ -53,7 +53,7 @@ def network(signature: str, constants: str, body: str, opset: int = 17, domains:
 
 
 def given(proto: onnx.ModelProto, **values: Any) -> onnx.ModelProto:
-    """The model with constants of these values, in place of those of that name."""
+    """The model with the values of named constants replaced."""
     for name, value in values.items():
         for tensor in [t for t in proto.graph.initializer if t.name == name]:
             proto.graph.initializer.remove(tensor)
@@ -63,7 +63,7 @@ def given(proto: onnx.ModelProto, **values: Any) -> onnx.ModelProto:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A compression: the model before and after, the tensors of the plan, and what was told."""
+    """A compression: the model before and after, the tensors of the plan, and the messages."""
 
     source: onnx.ModelProto
     target: onnx.ModelProto
@@ -90,7 +90,7 @@ def compress(
     rules: Rules = DEFAULT_RULES,
     **options: Any,
 ) -> Outcome:
-    """Compress a model: the proof is passed, the budget reached, and the interface what it was."""
+    """Compress a model; check that the proof passes, the budget is met and the interface is unchanged."""
     source, target, plan = saved(proto, folder / "in.onnx"), folder / "out.onnx", folder / "plan.json"
     asked = Options(Budget(unit, keep), **options)
     result = pipeline.compress_file(source, target, asked, plan, rules)
@@ -104,10 +104,9 @@ def compress(
 
 
 def assert_same_interface(one: onnx.ModelProto, other: onnx.ModelProto) -> None:
-    """Inputs, outputs, versions and types of constants are the same.
+    """Check that inputs, outputs, versions and types of constants are the same.
 
-    What is new are indices and sizes, shares of what means are taken of, and narrower copies of constants that others
-    read as they were.
+    New constants are indices, sizes, factors of means, and narrower copies of constants that others read whole.
     """
     assert list(one.graph.input) == list(other.graph.input)
     assert list(one.graph.output) == list(other.graph.output)
@@ -129,7 +128,7 @@ def checked(
 ) -> Outcome:
     """Compress a model and compare it with the reference, at each of some sizes of its free axes.
 
-    ``zeroed``: channels that go are taken together with others, so that the reference has to hold zeros in them.
+    ``zeroed``: removed channels are reduced together with others, so the reference must set them to zero.
     """
     done = compress(proto, folder, **options)
     reference = (without if zeroed else masked)(proto, done.tensors)
@@ -142,14 +141,14 @@ def checked(
 
 
 def assert_pins(done: Outcome, expected: Pins) -> None:
-    """Every pin has one of the expected reasons, with its advice, and every expected one is there."""
+    """Check that every pin has one of the expected reasons with its advice, and that every expected one occurs."""
     found = {text: pin for text in expected for reason, pin in done.pins.items() if text in reason}
     assert [reason for reason in done.pins if not any(text in reason for text in expected)] == []
     assert found == expected
 
 
 def masked(proto: onnx.ModelProto, tensors: Mapping[str, Any]) -> onnx.ModelProto:
-    """The original whose weights hold nothing (zero, or their zero point) for the input channels that a plan drops."""
+    """The original with weights set to zero (or their zero point) for the input channels that a plan drops."""
     copy = onnx.ModelProto.FromString(proto.SerializeToString())
     held = {t.name: t for t in copy.graph.initializer}
     behind = {node.output[0]: node for node in copy.graph.node if node.op_type in PASSED_ON}
@@ -164,7 +163,7 @@ def masked(proto: onnx.ModelProto, tensors: Mapping[str, Any]) -> onnx.ModelProt
 
 
 def without(proto: onnx.ModelProto, tensors: Mapping[str, Any]) -> onnx.ModelProto:
-    """The original whose constants are zero wherever a plan drops anything: its lost channels are zero as well."""
+    """The original with constants set to zero wherever a plan drops anything, so that removed channels are zero."""
     copy = onnx.ModelProto.FromString(proto.SerializeToString())
     for tensor in copy.graph.initializer:
         for axis, kept in enumerate(tensors[tensor.name]["kept"] if tensor.name in tensors else ()):
@@ -186,7 +185,7 @@ def inward(node: onnx.NodeProto, held: Mapping[str, TensorProto]) -> tuple[int, 
 
 
 def _holder(name: str, behind: Mapping[str, onnx.NodeProto]) -> tuple[str, str]:
-    """The initializer that holds a weight, and its zero point where it is dequantised."""
+    """The initializer of a weight, and its zero point if it is dequantised."""
     zero = ""
     while name in behind:
         node = behind[name]
@@ -243,7 +242,7 @@ def distance(wanted: Array, found: Array) -> float:
 
 
 def kernels(proto: onnx.ModelProto) -> int:
-    """Rows × columns of the weights that the file holds for Conv, ConvTranspose, Gemm and MatMul, once per node."""
+    """Rows × columns of the constant weights of Conv, ConvTranspose, Gemm and MatMul, once per node."""
     shapes = {t.name: tuple(t.dims) for t in proto.graph.initializer}
     for node in proto.graph.node:
         if node.op_type in PASSED_ON and node.input[0] in shapes:

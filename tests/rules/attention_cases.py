@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from tests.rules.bench import Bench
 from tests.rules.case import Build, Case, Form, Refusal
+from tests.rules.model_builder import ModelBuilder
 
 MS = "com.microsoft"
 NEW = (23, 24)
@@ -16,7 +16,7 @@ PAST = "past keys and values of all heads"
 STACKED = (0, 2, 1, 3)
 
 
-def operands(b: Bench, heads: int, shared: int, width: int, values: int, stacked: bool) -> list[str]:
+def operands(b: ModelBuilder, heads: int, shared: int, width: int, values: int, stacked: bool) -> list[str]:
     """Queries of length 3, keys and values of length 2."""
     if stacked:
         return [
@@ -30,7 +30,7 @@ def operands(b: Bench, heads: int, shared: int, width: int, values: int, stacked
 def attention(stacked: bool, mask: str = "", outputs: int = 1) -> Build:
     """Heads of queries that share keys and values, or not; values of another width."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         heads, shared, width = b.between(2, 3), b.between(1, 2), 2
         inputs = operands(b, heads, shared, width, b.between(1, 2), stacked)
         queries = heads * shared
@@ -50,7 +50,7 @@ def attention(stacked: bool, mask: str = "", outputs: int = 1) -> Build:
     return build
 
 
-def attention_past(b: Bench) -> None:
+def attention_past(b: ModelBuilder) -> None:
     inputs = operands(b, 2, 1, 2, 2, True)
     past = [b.const(b.normal(b.batch, 2, 1, 2)) for _ in range(2)]
     b.free = False
@@ -58,7 +58,7 @@ def attention_past(b: Bench) -> None:
     b.reads = ["subject_0"]
 
 
-def attention_masked_by_channels(b: Bench) -> None:
+def attention_masked_by_channels(b: ModelBuilder) -> None:
     """The mask has its channels along the keys."""
     inputs = operands(b, 2, 1, 2, 2, True)
     b.subject("Attention", [*inputs, b.node("Unsqueeze", [b.tokens(2, 3), b.ints(1)])])
@@ -67,7 +67,7 @@ def attention_masked_by_channels(b: Bench) -> None:
 def multi_head(*extra: str) -> Build:
     """With a bias for queries, keys and values, and a mask."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         heads, width, values = b.between(2, 3), 2, b.between(1, 2)
         inputs = operands(b, heads, 1, width, values, False)
         if "bias" in extra:
@@ -79,7 +79,7 @@ def multi_head(*extra: str) -> Build:
     return build
 
 
-def multi_head_past(b: Bench) -> None:
+def multi_head_past(b: ModelBuilder) -> None:
     b.batch, b.free = 1, False
     past = [b.const(b.normal(1, 2, 1, 2)) for _ in range(2)]
     inputs = [*operands(b, 2, 1, 2, 2, False), "", "", "", *past]
@@ -87,29 +87,29 @@ def multi_head_past(b: Bench) -> None:
     b.reads = ["subject_0"]
 
 
-def multi_head_stacked(b: Bench) -> None:
+def multi_head_stacked(b: ModelBuilder) -> None:
     """Keys and values by heads."""
     b.free = False
     keys = [b.headed(2, 2, 2, STACKED) for _ in range(2)]
     b.subject("MultiHeadAttention", [b.tokens(4, 3), *keys], domain=MS, num_heads=2)
 
 
-def multi_head_computed_bias(b: Bench) -> None:
+def multi_head_computed_bias(b: ModelBuilder) -> None:
     b.batch, b.free = 1, False
     bias = b.node("Reshape", [b.rows(12), b.ints(12)])
     b.subject("MultiHeadAttention", [*operands(b, 2, 1, 2, 2, False), bias], domain=MS, num_heads=2)
 
 
-def angles(b: Bench, length: int, width: int) -> list[str]:
+def angles(b: ModelBuilder, length: int, width: int) -> list[str]:
     return [b.const(b.normal(length, width // 2)) for _ in range(2)]
 
 
-def positions(b: Bench, length: int) -> str:
+def positions(b: ModelBuilder, length: int) -> str:
     return b.const(np.tile(np.arange(length, dtype=np.int64), (b.batch, 1)))
 
 
 def rotary(stacked: bool) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         b.free = False
         heads, width = b.between(2, 3), 4
         data = b.headed(heads, width, 3, STACKED) if stacked else b.tokens(heads * width, 3)
@@ -120,7 +120,7 @@ def rotary(stacked: bool) -> Build:
     return build
 
 
-def rotary_fused(b: Bench) -> None:
+def rotary_fused(b: ModelBuilder) -> None:
     """Heads follow from the number of angles, or are given."""
     b.free = False
     heads = b.between(2, 3)
@@ -129,7 +129,7 @@ def rotary_fused(b: Bench) -> None:
     b.subject("RotaryEmbedding", inputs, domain=MS, interleaved=b.choose(2), **given)
 
 
-def rotary_computed(b: Bench, domain: str = "") -> None:
+def rotary_computed(b: ModelBuilder, domain: str = "") -> None:
     """Positions that depend on an input."""
     b.batch, b.free = 1, False
     own = b.node("Cast", [b.node("Abs", [b.node("Sign", [b.rows(3)])])], to=TensorProto.INT64)

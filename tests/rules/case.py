@@ -7,25 +7,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from leanonnx.rules.call import Call, Effect
-from tests.rules.bench import Bench
+from tests.rules.model_builder import ModelBuilder
 
-Build = Callable[[Bench], None]
+Build = Callable[[ModelBuilder], None]
 Wrong = Callable[[Call, Effect], Effect]
 OPSETS = (13, 17, 21)
 ONE = "what steers it is one number or a graph input, which stay anyway"
-"""Why it does no harm that what steers an operator is not pinned."""
+"""Reason why an unpinned control input of an operator does no harm."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """One way in which an operator is used and its channels can go.
+    """One way to use an operator with channels that can be removed.
 
-    exact: a change of one channel moves exactly the positions that the labels predict (else: at most those).
-    linear: what it moves them by is the product of the gains of the links.
-    beside: the operator touches no channel that can go; others beside it can.
-    mates: channels that are tied move each other, though no edge leads from one to another.
+    exact: a change of one channel moves exactly the positions that the channel ids predict (else: at most those).
+    linear: it moves them by the product of the gains of the fixed edges.
+    beside: the operator touches no removable channel; others beside it are removable.
+    mates: tied channels move each other, though no edge leads from one to another.
     allows: a reason for which it may pin some of its channels.
-    moves: the operator only moves data, so it can be run on the labels themselves.
+    moves: the operator only moves data, so it can be run on the channel ids themselves.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Refusal:
-    """One way in which an operator is used that its rule pins, and what the reason must say."""
+    """One way to use an operator that its rule pins, and the expected reason."""
 
     name: str
     build: Build
@@ -79,5 +79,5 @@ class Case:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Where the rule stands in the table of rules."""
+        """The key of the rule in the table of rules."""
         return self.domain, self.op

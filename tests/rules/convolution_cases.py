@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from tests.rules import mistakes
-from tests.rules.bench import Bench
 from tests.rules.case import Build, Case, Form, Refusal
 from tests.rules.integers import integers, scales, zeros
+from tests.rules.model_builder import ModelBuilder
 
 MS = "com.microsoft"
 
@@ -19,7 +19,7 @@ ALL = (11, 13, 17, 21)
 def conv(rank: int) -> Build:
     """Any stride, dilation and padding, with or without a bias."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         wide, out, size = b.between(2, 4), b.between(2, 5), b.between(1, 3)
         data = b.image(wide, *[5] * rank)
         bias = [b.const(b.normal(out))] if b.chance(2) else []
@@ -33,7 +33,7 @@ def conv(rank: int) -> Build:
     return build
 
 
-def conv_grouped(b: Bench) -> None:
+def conv_grouped(b: ModelBuilder) -> None:
     """Several channels per group on both sides."""
     groups, width, out = b.between(2, 3), b.between(2, 3), b.between(1, 3)
     data = b.image(groups * width, 4, 4)
@@ -42,7 +42,7 @@ def conv_grouped(b: Bench) -> None:
     b.subject("Conv", [data, weight, *bias], group=groups)
 
 
-def conv_positions(b: Bench) -> None:
+def conv_positions(b: ModelBuilder) -> None:
     """Few groups of many channels, which lose the same positions."""
     groups = b.between(2, 3)
     width, out = groups + b.between(1, 2), groups + 1
@@ -51,15 +51,15 @@ def conv_positions(b: Bench) -> None:
     b.subject("Conv", [data, weight, bias], group=groups)
 
 
-def conv_depthwise(b: Bench) -> None:
-    """One channel per group, each put out once or several times."""
+def conv_depthwise(b: ModelBuilder) -> None:
+    """One channel per conv group, each output once or several times."""
     channels, times = b.between(3, 5), b.between(1, 3)
     data = b.image(channels, 4, 4)
     weight = b.const(b.normal(channels * times, 1, 2, 2))
     b.subject("Conv", [data, weight, b.const(b.normal(channels * times))], group=channels)
 
 
-def correlation(b: Bench) -> None:
+def correlation(b: ModelBuilder) -> None:
     """The kernel is the image of another branch."""
     b.batch, b.free = 1, False
     channels = b.between(2, 4)
@@ -67,7 +67,7 @@ def correlation(b: Bench) -> None:
     b.subject("Conv", [b.image(channels, 4, 4), b.image(channels, 2, 2), *bias], pads=[b.choose(2)] * 4)
 
 
-def correlation_by_channel(b: Bench) -> None:
+def correlation_by_channel(b: ModelBuilder) -> None:
     """One kernel for each channel or group of channels, from another branch."""
     b.batch, b.free = 1, False
     groups, width = b.between(2, 4), b.between(1, 2)
@@ -76,26 +76,26 @@ def correlation_by_channel(b: Bench) -> None:
     b.subject("Conv", [b.image(groups * width, 4, 4), kernels, *bias], group=groups)
 
 
-def conv_computed_weight(b: Bench) -> None:
+def conv_computed_weight(b: ModelBuilder) -> None:
     data = b.image(3, 4, 4)
     weight = b.node("Reshape", [b.rows(6), b.ints(2, 3, 1, -1)])
     b.subject("Conv", [data, weight])
 
 
-def conv_weight_from_constants(b: Bench) -> None:
+def conv_weight_from_constants(b: ModelBuilder) -> None:
     data = b.image(3, 4, 4)
     parts = [b.initializer(b.normal(2, 3, 1, 1)) for _ in range(2)]
     b.subject("Conv", [data, b.node("Mul", parts)])
 
 
-def conv_computed_bias(b: Bench) -> None:
+def conv_computed_bias(b: ModelBuilder) -> None:
     b.batch, b.free = 1, False
     bias = b.node("Reshape", [b.rows(4), b.ints(4)])
     b.subject("Conv", [b.image(3, 4, 4), b.const(b.normal(4, 3, 1, 1)), bias])
 
 
 def transposed(groups: int, width: int, out: int) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         data = b.image(groups * width, 3, 3)
         bias = [b.const(b.normal(groups * out))] if b.chance(2) else []
         stride, pad = b.between(1, 2), b.between(0, 1)
@@ -107,18 +107,18 @@ def transposed(groups: int, width: int, out: int) -> Build:
     return build
 
 
-def transposed_1d(b: Bench) -> None:
+def transposed_1d(b: ModelBuilder) -> None:
     data = b.image(3, 4)
     b.subject("ConvTranspose", [data, b.const(b.normal(3, 2, 2))], strides=[2])
 
 
-def transposed_computed_weight(b: Bench) -> None:
+def transposed_computed_weight(b: ModelBuilder) -> None:
     weight = b.node("Reshape", [b.rows(6), b.ints(3, 2, 1, -1)])
     b.subject("ConvTranspose", [b.image(3, 4, 4), weight])
 
 
 def fused_conv(residual: bool) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         out = b.between(2, 4)
         data = b.image(3, 4, 4)
         inputs = [data, b.const(b.normal(out, 3, 1, 1)), b.const(b.normal(out))]
@@ -128,13 +128,13 @@ def fused_conv(residual: bool) -> Build:
     return build
 
 
-def fused_conv_constant_residual(b: Bench) -> None:
+def fused_conv_constant_residual(b: ModelBuilder) -> None:
     inputs = [b.image(3, 4, 4), b.const(b.normal(2, 3, 1, 1)), b.const(b.normal(2))]
     b.subject("FusedConv", [*inputs, b.initializer(b.normal(b.batch, 2, 4, 4))], domain=MS)
 
 
 def qlinear_conv(groups: int, per_channel: bool, bias: bool) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         width, out = (1, 1) if groups > 2 else (b.between(2, 3), b.between(2, 3))
         data = b.quantised(b.image(groups * width, 4, 4))
         total = groups * out
@@ -147,21 +147,21 @@ def qlinear_conv(groups: int, per_channel: bool, bias: bool) -> Build:
     return build
 
 
-def qlinear_conv_computed_weight(b: Bench) -> None:
+def qlinear_conv_computed_weight(b: ModelBuilder) -> None:
     weight = b.node("QuantizeLinear", [b.node("Reshape", [b.rows(6), b.ints(2, 3, 1, -1)]), b.scalar(0.1)])
     sides = [b.scalar(0.05), b.scalar(128, np.uint8)]
     data = b.quantised(b.image(3, 4, 4))
     b.subject("QLinearConv", [data, *sides, weight, b.scalar(0.1), b.scalar(0, np.uint8), *sides])
 
 
-def conv_integer(b: Bench) -> None:
+def conv_integer(b: ModelBuilder) -> None:
     """onnxruntime takes one zero point for the whole weight."""
     out = b.between(2, 4)
     zero = [[], [b.scalar(128, np.uint8)], [b.scalar(128, np.uint8), b.scalar(3, np.int8)]][b.choose(3)]
     b.subject("ConvInteger", [b.quantised(b.image(3, 4, 4)), integers(b, out, 3, 2, 2), *zero], pads=[1, 1, 0, 0])
 
 
-def conv_integer_computed_weight(b: Bench) -> None:
+def conv_integer_computed_weight(b: ModelBuilder) -> None:
     weight = b.node("QuantizeLinear", [b.node("Reshape", [b.rows(6), b.ints(2, 3, 1, -1)]), b.scalar(0.1)])
     b.subject("ConvInteger", [b.quantised(b.image(3, 4, 4)), weight])
 
@@ -169,7 +169,7 @@ def conv_integer_computed_weight(b: Bench) -> None:
 COMPUTED = "its weight is computed from a graph input"
 
 
-def deform_conv(b: Bench) -> None:
+def deform_conv(b: ModelBuilder) -> None:
     """Offsets and mask are graph inputs or constants."""
     wide, out, groups = b.one_of(((2, 3, 1), (3, 2, 1), (4, 4, 4)))
     data = b.image(wide, 4, 4)
@@ -181,12 +181,12 @@ def deform_conv(b: Bench) -> None:
     b.subject("DeformConv", inputs, kernel_shape=[2, 2], group=groups)
 
 
-def deform_conv_computed(b: Bench) -> None:
+def deform_conv_computed(b: ModelBuilder) -> None:
     offset = b.node("Tanh", [b.image(8, 3, 3)])
     b.subject("DeformConv", [b.image(3, 4, 4), b.const(b.normal(2, 3, 2, 2)), offset], kernel_shape=[2, 2])
 
 
-def deform_conv_groups(b: Bench) -> None:
+def deform_conv_groups(b: ModelBuilder) -> None:
     weight = b.const(b.normal(2, 4, 2, 2))
     b.subject("DeformConv", [b.image(4, 4, 4), weight, b.source(16, 3, 3)], kernel_shape=[2, 2], offset_group=2)
 

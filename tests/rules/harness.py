@@ -21,8 +21,8 @@ from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import run
 from leanonnx.surgery.operate import apply_patch
 from leanonnx.surgery.patch import masking_patch
-from tests.rules.bench import Bench, Choose, Sample
 from tests.rules.case import Form, Refusal
+from tests.rules.model_builder import Choose, ModelBuilder, Sample
 from tests.test_masked_equals_compact import (
     BOUND,
     agrees,
@@ -39,9 +39,9 @@ from tests.test_masked_equals_compact import (
 def sampled(form: Form | Refusal, choose: Choose) -> Sample:
     """One model of a form."""
     opset = form.opsets[choose(len(form.opsets))]
-    bench = Bench(choose, opset, stem=isinstance(form, Refusal))
-    form.build(bench)
-    return bench.finish()
+    builder = ModelBuilder(choose, opset, stem=isinstance(form, Refusal))
+    form.build(builder)
+    return builder.finish()
 
 
 def seeded(seed: int) -> Choose:
@@ -61,7 +61,7 @@ def analysed(proto: onnx.ModelProto, rules: Rules = DEFAULT_RULES) -> Iterator[C
 
 
 def touched(dag: ChannelDag, sample: Sample, beside: bool = False) -> NDArray[np.int64]:
-    """Classes of the channels that the subject reads or puts out and that may go (the first and the last of each tensor
+    """Groups of the removable channels that the subject reads or outputs (the first and the last of each tensor
     come first)."""
     names = [n for n in [*sample.subject.input, *sample.subject.output] if n in dag.channel_ids]
     names = [probe.tensor for probe in sample.probes] if beside else names
@@ -71,7 +71,7 @@ def touched(dag: ChannelDag, sample: Sample, beside: bool = False) -> NDArray[np
 
 
 def emptied(dag: ChannelDag, order: int) -> Mask:
-    """Labels that live [labels] when all classes go that may, from the first to the last (1) or the other way (-1)."""
+    """Keep mask [channels] after removing every removable group, from the first to the last (1) or in reverse (-1)."""
     dead = np.zeros(dag.pinned_groups.size, bool)
     for k in range(dead.size)[::order]:
         tried = doomed(dag, dead | without(dag, k))
@@ -80,14 +80,14 @@ def emptied(dag: ChannelDag, order: int) -> Mask:
 
 
 def without(dag: ChannelDag, *classes: int) -> Mask:
-    """Dead classes [classes] when these go, with what cannot outlive them."""
+    """Removed groups [groups] when these are removed, with all that depends on them."""
     dead = np.zeros(dag.pinned_groups.size, bool)
     dead[list(classes)] = True
     return doomed(dag, dead)
 
 
 def check(dag: ChannelDag, alive: Mask) -> None:
-    """All that must hold of one keep set.  8-bit kernels round on the way if fused: unfused, they are exact."""
+    """Check everything that must be true of one keep set.  Unfused, 8-bit kernels are exact."""
     compact = compacted(dag, alive)
     onnx.checker.check_model(compact, full_check=True)
     assert_same_interface(dag.model.proto, compact)

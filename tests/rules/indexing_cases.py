@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from tests.rules.bench import Bench
 from tests.rules.case import ONE, Build, Case, Form, Refusal
+from tests.rules.model_builder import ModelBuilder
 
 ALL = (11, 13, 17, 21)
 
 
-def gather(b: Bench) -> None:
+def gather(b: ModelBuilder) -> None:
     """In any order, repeated, counted from the end."""
     channels = b.between(3, 5)
     indices = b.rng.integers(-channels, channels, b.between(2, channels))
@@ -20,7 +20,7 @@ def gather(b: Bench) -> None:
     b.subject("Gather", [b.image(channels, 2, 3), b.const(indices.astype(kind))], axis=b.one_of((1, -3)))
 
 
-def gather_one(b: Bench) -> None:
+def gather_one(b: ModelBuilder) -> None:
     """A scalar index drops the axis."""
     channels = b.between(3, 5)
     data = b.image(channels, 2, 3)
@@ -29,41 +29,41 @@ def gather_one(b: Bench) -> None:
     b.reads = [one, data]
 
 
-def gather_pixels(b: Bench) -> None:
+def gather_pixels(b: ModelBuilder) -> None:
     """Indices on an axis without channels, of any rank."""
     indices = b.one_of((np.array([2, 0]), np.array([[2, -1], [1, 1]]), np.array(1)))
     b.subject("Gather", [b.image(b.between(2, 4), 2, 3), b.const(indices)], axis=b.one_of((3, -1)))
 
 
-def gather_batch(b: Bench) -> None:
+def gather_batch(b: ModelBuilder) -> None:
     b.subject("Gather", [b.image(b.between(2, 4), 2, 3), b.ints(0, 0)])
 
 
-def gather_table(b: Bench) -> None:
-    """Channels by a table of indices: they come to lie on two axes."""
+def gather_table(b: ModelBuilder) -> None:
+    """Channels selected by a table of indices: they then span two axes."""
     b.subject("Gather", [b.image(4, 2, 3), b.const(np.array([[0, 1], [2, 3]]))], axis=1)
 
 
-def embedding(b: Bench) -> None:
+def embedding(b: ModelBuilder) -> None:
     """Rows of a constant table, whose columns are channels."""
     b.subject("Gather", [b.const(b.normal(2, b.between(3, 5))), b.places(b.plain(3))], axis=b.one_of((0, None)))
 
 
-def embedding_columns(b: Bench) -> None:
+def embedding_columns(b: ModelBuilder) -> None:
     b.subject("Gather", [b.const(b.normal(5, 2)), b.places(b.plain(3))], axis=1)
 
 
-def gather_constant(b: Bench) -> None:
+def gather_constant(b: ModelBuilder) -> None:
     index = b.node("Cast", [b.node("Sigmoid", [b.rows(3)])], to=7)
     b.subject("Gather", [b.const(b.normal(2, 5)), index], axis=0)
 
 
-def gather_computed(b: Bench) -> None:
+def gather_computed(b: ModelBuilder) -> None:
     index = b.node("Cast", [b.node("Sigmoid", [b.rows(3)])], to=7)
     b.subject("Gather", [b.image(4, 2, 3), index], axis=2)
 
 
-def gather_computed_channels(b: Bench) -> None:
+def gather_computed_channels(b: ModelBuilder) -> None:
     index = b.node("Cast", [b.node("Sigmoid", [b.plain(3)])], to=7)
     b.subject("Gather", [b.image(4, 2, 3), index], axis=1)
 
@@ -71,7 +71,7 @@ def gather_computed_channels(b: Bench) -> None:
 # One index per element.
 
 
-def gather_elements(b: Bench) -> None:
+def gather_elements(b: ModelBuilder) -> None:
     """Constant indices, one per channel or one for all."""
     b.free = False
     channels = b.between(2, 4)
@@ -79,24 +79,24 @@ def gather_elements(b: Bench) -> None:
     b.subject("GatherElements", [b.image(channels, 2, 3), indices], axis=b.one_of((2, -2)))
 
 
-def gather_elements_computed(b: Bench) -> None:
+def gather_elements_computed(b: ModelBuilder) -> None:
     """The indices have channels of their own."""
     channels = b.between(2, 4)
     b.subject("GatherElements", [b.image(channels, 2, 3), b.places(b.image(channels, 1, 3))], axis=2)
 
 
-def gather_elements_channels(b: Bench) -> None:
+def gather_elements_channels(b: ModelBuilder) -> None:
     b.subject("GatherElements", [b.image(3, 2, 3), b.places(b.image(2, 2, 3))], axis=b.one_of((1, -3)))
 
 
-def gather_elements_fewer(b: Bench) -> None:
+def gather_elements_fewer(b: ModelBuilder) -> None:
     b.subject("GatherElements", [b.image(3, 2, 3), b.places(b.image(2, 1, 3))], axis=2)
 
 
 def scatter_elements(op: str, updates: str) -> Build:
     """Constant indices; what is written is constant or has channels."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         b.free = False
         channels = b.between(2, 4)
         indices = b.const(b.rng.permuted(np.tile(np.arange(4), (b.batch, channels, 2, 1)), axis=3)[..., :2])
@@ -110,7 +110,7 @@ def scatter_elements(op: str, updates: str) -> Build:
 def scatter_elements_into(op: str) -> Build:
     """Written into a constant."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         b.free = False
         channels = b.between(2, 4)
         indices = b.const(np.tile(np.arange(2), (b.batch, channels, 2, 1)))
@@ -121,7 +121,7 @@ def scatter_elements_into(op: str) -> Build:
 
 
 def scatter_elements_channels(op: str) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         b.free = False
         indices = b.const(np.ones((b.batch, 1, 2, 2), np.int64))
         b.subject(op, [b.image(3, 2, 2), indices, b.const(b.normal(b.batch, 1, 2, 2))], axis=1)
@@ -132,30 +132,30 @@ def scatter_elements_channels(op: str) -> Build:
 # Tuples of indices.
 
 
-def gather_nd(b: Bench) -> None:
+def gather_nd(b: ModelBuilder) -> None:
     """Pixels, with the channels last."""
     b.batch, b.free = 2, False
     tuples = b.one_of(([[0, 1], [1, 2], [0, 0]], [[-1, 0]], [[[0, 2], [1, 1]]]))
     b.subject("GatherND", [b.tokens(b.between(2, 4), 3), b.const(np.array(tuples))])
 
 
-def gather_nd_batch(b: Bench) -> None:
+def gather_nd_batch(b: ModelBuilder) -> None:
     b.batch, b.free = 2, False
     tuples = b.const(np.array([[[0], [2]], [[1], [1]]]))
     b.subject("GatherND", [b.tokens(b.between(2, 4), 3), tuples], batch_dims=1)
 
 
-def gather_nd_images(b: Bench) -> None:
+def gather_nd_images(b: ModelBuilder) -> None:
     """Whole images."""
     b.batch, b.free = 2, False
     b.subject("GatherND", [b.image(b.between(2, 4), 2, 3), b.const(np.array([[1], [0], [1]]))])
 
 
-def gather_nd_channels(b: Bench) -> None:
+def gather_nd_channels(b: ModelBuilder) -> None:
     b.subject("GatherND", [b.image(3, 2, 3), b.const(np.array([[0, 1], [0, 2]]))])
 
 
-def gather_nd_computed(b: Bench) -> None:
+def gather_nd_computed(b: ModelBuilder) -> None:
     b.batch, b.free = 2, False
     b.subject("GatherND", [b.tokens(3, 2), b.places(b.rows(2))])
 
@@ -163,7 +163,7 @@ def gather_nd_computed(b: Bench) -> None:
 def scatter_nd(updates: str) -> Build:
     """Pixels, with the channels last."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         b.batch, b.free = 2, False
         channels = b.between(2, 4)
         tuples = b.const(np.array([[0, 1], [1, 2]]))
@@ -174,7 +174,7 @@ def scatter_nd(updates: str) -> Build:
     return build
 
 
-def named(b: Bench, channels: list[int], *tail: int) -> np.ndarray[Any, Any]:
+def named(b: ModelBuilder, channels: list[int], *tail: int) -> np.ndarray[Any, Any]:
     """Tuples that name some channels of every image [N, k, *tail, 2 + len(tail)]."""
     where = [np.arange(b.batch), np.array(channels), *(np.arange(n) for n in tail)]
     return np.stack(np.meshgrid(*where, indexing="ij"), axis=-1)
@@ -183,7 +183,7 @@ def named(b: Bench, channels: list[int], *tail: int) -> np.ndarray[Any, Any]:
 def scatter_nd_channels(form: str) -> Build:
     """Some channels are written over; data or updates may be constant."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         b.free = False
         tail = b.one_of(((), (2, 3)))
         tuples = named(b, b.one_of(([1, 2], [2, 0], [-1, 1], [1, 2] if form == "data" else [3])), *tail)
@@ -195,7 +195,7 @@ def scatter_nd_channels(form: str) -> Build:
     return build
 
 
-def scatter_nd_rows(b: Bench) -> None:
+def scatter_nd_rows(b: ModelBuilder) -> None:
     """One image, whose channels are named one by one."""
     b.batch, b.free = 1, False
     rows = b.one_of(([1, 2], [3, 0, -2]))
@@ -203,26 +203,26 @@ def scatter_nd_rows(b: Bench) -> None:
     b.subject("ScatterND", [b.image(4, 2, 3), tuples, b.const(b.normal(len(rows), 2, 3))])
 
 
-def scatter_nd_across(b: Bench) -> None:
-    """The updates hold their channels where the data has pixels."""
+def scatter_nd_across(b: ModelBuilder) -> None:
+    """The updates have channels on a pixel axis of the data."""
     b.batch, b.free = 2, False
     b.subject("ScatterND", [b.image(4, 2, 3), b.const(np.array([[0, 1], [1, 2]])), b.tokens(3, 2)])
 
 
-def scatter_nd_two_axes(b: Bench) -> None:
+def scatter_nd_two_axes(b: ModelBuilder) -> None:
     b.batch, b.free = 1, False
     data = b.headed(3, 2, 2, (0, 2, 3, 1))
     b.subject("ScatterND", [data, b.const(np.array([[0, 1]])), b.const(b.normal(1, 2, 2))])
 
 
-def scatter_nd_scattered(b: Bench) -> None:
+def scatter_nd_scattered(b: ModelBuilder) -> None:
     """One tuple names another channel in each row."""
     b.batch, b.free = 1, False
     tuples = np.array([[[0, 0, 0], [0, 1, 1]], [[0, 2, 0], [0, 0, 1]]])
     b.subject("ScatterND", [b.image(3, 2, 3), b.const(tuples), b.const(b.normal(2, 2, 3))])
 
 
-def scatter_nd_computed(b: Bench) -> None:
+def scatter_nd_computed(b: ModelBuilder) -> None:
     b.batch, b.free = 2, False
     b.subject("ScatterND", [b.tokens(3, 2), b.places(b.rows(2)), b.const(b.normal(2, 3))])
 
@@ -230,7 +230,7 @@ def scatter_nd_computed(b: Bench) -> None:
 # Orders.
 
 
-def top_k(b: Bench) -> None:
+def top_k(b: ModelBuilder) -> None:
     """Values and places along an axis of pixels."""
     axis = b.one_of((3, -1, None))
     data = b.bent(b.image(b.between(2, 4), 2, 4))
@@ -238,54 +238,54 @@ def top_k(b: Bench) -> None:
     b.reads = b.one_of((["subject_0", "subject_1"], ["subject_1"]))
 
 
-def top_k_channels(b: Bench) -> None:
+def top_k_channels(b: ModelBuilder) -> None:
     b.subject("TopK", [b.image(3, 2, 3), b.ints(2)], 2, axis=b.one_of((1, -3)))
 
 
-def reverse(b: Bench) -> None:
+def reverse(b: ModelBuilder) -> None:
     """Batch and time in either order, channels last; the lengths are constant."""
     b.batch, b.free, b.whole = 2, False, True
     data = b.tokens(b.between(2, 4), 2)
     b.subject("ReverseSequence", [data, b.ints(2, 1)], batch_axis=0, time_axis=1)
 
 
-def reverse_by_default(b: Bench) -> None:
+def reverse_by_default(b: ModelBuilder) -> None:
     b.batch, b.free, b.whole = 2, False, True
     b.subject("ReverseSequence", [b.tokens(2, 2), b.ints(2, 1)])
 
 
-def reverse_computed(b: Bench) -> None:
+def reverse_computed(b: ModelBuilder) -> None:
     b.batch, b.free = 1, False
     lengths = b.node("Cast", [b.node("Ceil", [b.node("Reshape", [b.node("Sigmoid", [b.rows(1)]), b.ints(-1)])])], to=7)
     b.subject("ReverseSequence", [b.tokens(3, 2), lengths], batch_axis=0, time_axis=1)
 
 
-def reverse_channels(b: Bench) -> None:
+def reverse_channels(b: ModelBuilder) -> None:
     b.batch, b.free = 2, False
     b.subject("ReverseSequence", [b.image(3, 2), b.ints(2, 3)], batch_axis=0, time_axis=1)
 
 
-def reverse_channels_by_default(b: Bench) -> None:
+def reverse_channels_by_default(b: ModelBuilder) -> None:
     b.batch, b.free = 2, False
     b.subject("ReverseSequence", [b.image(3, 2), b.ints(2, 1, 2)])
 
 
-def reverse_channels_in_time(b: Bench) -> None:
+def reverse_channels_in_time(b: ModelBuilder) -> None:
     b.batch, b.free = 2, False
     turned = b.node("Transpose", [b.image(3, 2)], perm=[1, 0, 2])
     b.subject("ReverseSequence", [turned, b.ints(2, 3)])
 
 
-def triangle(b: Bench) -> None:
+def triangle(b: ModelBuilder) -> None:
     diagonal = [b.scalar(b.between(-1, 1), np.int64)] if b.chance(2) else []
     b.subject("Trilu", [b.image(b.between(2, 4), 3, 3), *diagonal], upper=b.choose(2))
 
 
-def triangle_channels(b: Bench) -> None:
+def triangle_channels(b: ModelBuilder) -> None:
     b.subject("Trilu", [b.one_of((b.tokens, b.image))(3, 4)])
 
 
-def triangle_computed(b: Bench) -> None:
+def triangle_computed(b: ModelBuilder) -> None:
     diagonal = b.node("Cast", [b.number()], to=7)
     b.subject("Trilu", [b.image(3, 3, 3), diagonal])
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.rules.bench import Bench
 from tests.rules.case import Build, Case, Form
+from tests.rules.model_builder import ModelBuilder
 from tests.rules.operands import PREPARED, Prepare, as_is, boolean, coarse, integer, positive
 
 MS = "com.microsoft"
@@ -16,12 +16,12 @@ ALL = (11, 13, 17, 21)
 
 
 def first(op: str) -> Prepare:
-    """What the first operand must be."""
+    """The domain of the first operand."""
     return as_is if op == "Div" else second(op)
 
 
 def second(op: str) -> Prepare:
-    """What the second operand must be."""
+    """The domain of the second operand."""
     return PREPARED.get(op, as_is)
 
 
@@ -29,7 +29,7 @@ def extra(op: str) -> dict[str, Any]:
     return {"fmod": 1} if op == "Mod" else {}
 
 
-def fixed(b: Bench, op: str, *shape: int) -> str:
+def fixed(b: ModelBuilder, op: str, *shape: int) -> str:
     """A constant operand."""
     prepare = second(op)
     if prepare is boolean:
@@ -42,7 +42,7 @@ def fixed(b: Bench, op: str, *shape: int) -> str:
 def two(op: str) -> Build:
     """Two tensors with channels."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         channels, prepare = b.between(2, 4), second(op)
         operands = [prepare(b, b.image(channels, 2, 3)), prepare(b, b.image(channels, 2, 3))]
         b.subject(op, operands, **extra(op))
@@ -53,7 +53,7 @@ def two(op: str) -> Build:
 def same(op: str) -> Build:
     """One tensor, twice."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         data = second(op)(b, b.image(b.between(2, 4), 2, 3))
         b.subject(op, [data, data], **extra(op))
 
@@ -63,7 +63,7 @@ def same(op: str) -> Build:
 def pooled(op: str) -> Build:
     """One number per channel, as in squeeze-excite gates; on either side."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         channels, prepare = b.between(2, 4), second(op)
         operands = [prepare(b, b.image(channels, 2, 3)), prepare(b, b.image(channels, 1, 1))]
         b.subject(op, operands[::-1] if b.chance(2) else operands, **extra(op))
@@ -74,7 +74,7 @@ def pooled(op: str) -> Build:
 def plain(op: str) -> Build:
     """A tensor without channels, as in spatial attention; on either side."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         prepare = second(op)
         operands = [prepare(b, b.image(b.between(2, 4), 2, 3)), prepare(b, b.plain(1, 2, 3))]
         b.subject(op, operands[::-1] if b.chance(2) else operands, **extra(op))
@@ -85,7 +85,7 @@ def plain(op: str) -> Build:
 def lower(op: str) -> Build:
     """A tensor without channels, of rank 2."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         b.batch, b.free = 1, False
         matrix = b.node("Reshape", [b.plain(2, 3), b.ints(2, 3)])
         b.subject(op, [second(op)(b, b.image(b.between(2, 4), 2, 3)), second(op)(b, matrix)], **extra(op))
@@ -96,7 +96,7 @@ def lower(op: str) -> Build:
 def constant(op: str, form: str) -> Build:
     """A constant per channel, per position, or one for all; on either side, of the same rank or a smaller one."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         channels = b.between(2, 4)
         shapes = {"channel": (channels, 1, 1), "full": (1, channels, 2, 3), "pixel": (2, 3), "one": (1,), "scalar": ()}
         operands = [first(op)(b, b.image(channels, 2, 3)), fixed(b, op, *shapes[form])]
@@ -105,7 +105,7 @@ def constant(op: str, form: str) -> Build:
     return build
 
 
-def over_constant(b: Bench) -> None:
+def over_constant(b: ModelBuilder) -> None:
     """A constant divided by a tensor."""
     channels = b.between(2, 4)
     b.subject("Div", [b.const(b.positive(channels, 1, 1)), positive(b, b.image(channels, 2, 3))])
@@ -114,7 +114,7 @@ def over_constant(b: Bench) -> None:
 def constant_headed(op: str) -> Build:
     """Channels on two axes, of which the constant has one."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         heads, width = b.between(2, 3), b.between(2, 3)
         shape = b.one_of(((heads, 1), (width,), (heads, width), (3, 1, 1)))
         b.subject(op, [first(op)(b, b.headed(heads, width, 3)), fixed(b, op, *shape)], **extra(op))
@@ -125,7 +125,7 @@ def constant_headed(op: str) -> Build:
 def constant_last(op: str) -> Build:
     """Channels last, where a constant [C] needs no other axes."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         channels = b.between(2, 4)
         operands = [first(op)(b, b.tokens(channels, 3)), fixed(b, op, channels)]
         b.subject(op, operands, **extra(op))
@@ -136,7 +136,7 @@ def constant_last(op: str) -> Build:
 def several(op: str) -> Build:
     """One to three operands, a constant among them."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         channels = b.between(2, 4)
         count = b.between(1, 3)
         operands = [b.image(channels, 2, 3) for _ in range(count)]
@@ -146,7 +146,7 @@ def several(op: str) -> Build:
     return build
 
 
-def where(b: Bench) -> None:
+def where(b: ModelBuilder) -> None:
     """Each of the three may have channels, be one pixel per channel, have none, or be a constant."""
     channels = b.between(2, 4)
     kinds = [b.choose(4) for _ in range(3)]
@@ -163,7 +163,7 @@ def where(b: Bench) -> None:
 
 
 def qlinear_join(op: str, form: str) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         channels = b.between(2, 4)
         sides = [b.scalar(0.05), b.scalar(128, np.uint8)]
         first = b.quantised(b.image(channels, 2, 3))

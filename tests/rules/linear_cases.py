@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from tests.rules.bench import Bench
 from tests.rules.case import Build, Case, Form, Refusal
 from tests.rules.integers import integers, scales, zeros
+from tests.rules.model_builder import ModelBuilder
 
 MS = "com.microsoft"
 
@@ -18,7 +18,7 @@ ALL = (11, 13, 17, 21)
 def gemm(turned: bool, bias: str, op: str = "Gemm", domain: str = "") -> Build:
     """B as stored or turned; the bias one vector, one row, one number, or none."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         wide, out = b.between(2, 4), b.between(2, 5)
         shapes = {"vector": (out,), "row": (1, out), "one": (1,), "scalar": (), "rows": (b.batch, out)}
         c = [b.const(b.normal(*shapes[bias]))] if bias in shapes else [""] if bias == "left out" else []
@@ -30,18 +30,18 @@ def gemm(turned: bool, bias: str, op: str = "Gemm", domain: str = "") -> Build:
     return build
 
 
-def gemm_after_flatten(b: Bench) -> None:
+def gemm_after_flatten(b: ModelBuilder) -> None:
     """Each channel is read at several places."""
     wide, out = b.between(2, 4), b.between(2, 3)
     flat = b.node("Flatten", [b.image(wide, 2, 1)], axis=1)
     b.subject("Gemm", [flat, b.const(b.normal(out, 2 * wide)), b.const(b.normal(out))], transB=1)
 
 
-def gemm_computed_weight(b: Bench) -> None:
+def gemm_computed_weight(b: ModelBuilder) -> None:
     b.subject("Gemm", [b.rows(3), b.node("Reshape", [b.rows(6), b.ints(3, -1)])])
 
 
-def turned(b: Bench, channels: int) -> str:
+def turned(b: ModelBuilder, channels: int) -> str:
     """[channels, batch], channels on the first axis."""
     b.whole = True
     return b.node("Transpose", [b.rows(channels)], perm=[1, 0])
@@ -50,7 +50,7 @@ def turned(b: Bench, channels: int) -> str:
 def gemm_turned_input(op: str = "Gemm", domain: str = "") -> Build:
     """The data are stored turned, and the weight as it is or turned."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         wide, out, flip = b.between(2, 4), b.between(2, 4), b.choose(2)
         weight = b.const(b.normal(out, wide) if flip else b.normal(wide, out))
         extra: dict[str, Any] = {"activation": "LeakyRelu", "activation_alpha": 0.5} if domain else {}
@@ -59,7 +59,7 @@ def gemm_turned_input(op: str = "Gemm", domain: str = "") -> Build:
     return build
 
 
-def gemm_left(b: Bench) -> None:
+def gemm_left(b: ModelBuilder) -> None:
     """W x, with x as it is stored or turned, and a bias for each row or none."""
     b.whole = True
     wide, out, flips = b.between(2, 4), b.between(2, 4), (b.choose(2), b.choose(2))
@@ -69,7 +69,7 @@ def gemm_left(b: Bench) -> None:
     b.subject("Gemm", [weight, data, *bias], transA=flips[0], transB=flips[1], alpha=b.one_of((None, 0.5)))
 
 
-def gemm_beside_channels(b: Bench) -> None:
+def gemm_beside_channels(b: ModelBuilder) -> None:
     """W x over the batch of each channel."""
     b.whole, b.batch, b.free = True, 2, False
     flip = b.choose(2)
@@ -77,83 +77,83 @@ def gemm_beside_channels(b: Bench) -> None:
     b.subject("Gemm", [b.const(b.normal(3, 2)), data], transB=flip)
 
 
-def fused_gemm_computed_weight(b: Bench) -> None:
+def fused_gemm_computed_weight(b: ModelBuilder) -> None:
     weight = b.node("Reshape", [b.rows(6), b.ints(3, -1)])
     b.subject("FusedGemm", [b.rows(3), weight], domain=MS, activation="Relu")
 
 
-def gemm_computed_bias(b: Bench) -> None:
+def gemm_computed_bias(b: ModelBuilder) -> None:
     b.subject("Gemm", [b.rows(3), b.const(b.normal(3, 4)), b.rows(4)])
 
 
 def matmul(*lead: int) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         wide, out = b.between(2, 4), b.between(2, 5)
         b.subject("MatMul", [b.tokens(wide, *lead), b.const(b.normal(wide, out))])
 
     return build
 
 
-def matmul_beside_channels(b: Bench) -> None:
+def matmul_beside_channels(b: ModelBuilder) -> None:
     """The product acts on the pixels of each channel."""
     b.subject("MatMul", [b.image(b.between(2, 4), 3, 4), b.const(b.normal(4, 5))])
 
 
-def matmul_values(b: Bench) -> None:
+def matmul_values(b: ModelBuilder) -> None:
     """Attention without channels, times values."""
     b.subject("MatMul", [b.plain(3, 4), b.tokens(b.between(2, 4), 4)])
 
 
-def matmul_values_left(b: Bench) -> None:
+def matmul_values_left(b: ModelBuilder) -> None:
     """Values turned, times attention without channels."""
     values = b.node("Transpose", [b.tokens(b.between(2, 4), 4)], perm=[0, 2, 1])
     b.subject("MatMul", [values, b.plain(4, 3)])
 
 
-def matmul_heads(b: Bench) -> None:
+def matmul_heads(b: ModelBuilder) -> None:
     """Queries times keys, by heads; of different lengths."""
     heads, width = b.between(2, 3), b.between(1, 2)
     b.subject("MatMul", [b.headed(heads, width, 3, (0, 2, 1, 3)), b.headed(heads, width, 2, (0, 2, 3, 1))])
 
 
-def matmul_shared_keys(b: Bench) -> None:
+def matmul_shared_keys(b: ModelBuilder) -> None:
     """All heads share the keys, which are pinned."""
     b.subject("MatMul", [b.headed(3, 2, 3, (0, 2, 1, 3)), b.headed(1, 2, 2, (0, 2, 3, 1))])
 
 
-def matmul_head_values(b: Bench) -> None:
+def matmul_head_values(b: ModelBuilder) -> None:
     """Attention without channels, the same for all heads, times values of several heads."""
     b.subject("MatMul", [b.plain(1, 3, 4), b.headed(2, b.between(2, 3), 4, (0, 2, 1, 3))])
 
 
-def matmul_lower_rank(b: Bench) -> None:
+def matmul_lower_rank(b: ModelBuilder) -> None:
     """Pixels of every channel mixed by one computed matrix, of a lower rank."""
     b.batch, b.free = 1, False
     matrix = b.node("Reshape", [b.plain(4, 3), b.ints(4, 3)])
     b.subject("MatMul", [b.image(b.between(2, 4), 3, 4), matrix])
 
 
-def fused_matmul(b: Bench) -> None:
+def fused_matmul(b: ModelBuilder) -> None:
     """The constant may be stored turned."""
     wide, out, turned = b.between(2, 4), b.between(2, 5), b.choose(2)
     weight = b.const(b.normal(out, wide) if turned else b.normal(wide, out))
     b.subject("FusedMatMul", [b.tokens(wide, 3), weight], domain=MS, transB=turned, alpha=b.one_of((None, 0.5)))
 
 
-def fused_matmul_heads(b: Bench) -> None:
-    """Keys as they are put out, turned by the product."""
+def fused_matmul_heads(b: ModelBuilder) -> None:
+    """Keys as they are computed, transposed by the product."""
     heads, width = b.between(2, 3), b.between(1, 2)
     operands = [b.headed(heads, width, length, (0, 2, 1, 3)) for length in (3, 2)]
     b.subject("FusedMatMul", operands, domain=MS, transB=1)
 
 
-def fused_matmul_values(b: Bench) -> None:
+def fused_matmul_values(b: ModelBuilder) -> None:
     """The values are stored turned."""
     values = b.node("Transpose", [b.tokens(b.between(2, 4), 4)], perm=[0, 2, 1])
     b.subject("FusedMatMul", [b.plain(3, 4), values], domain=MS, transB=1)
 
 
-def fused_matmul_turned(b: Bench) -> None:
+def fused_matmul_turned(b: ModelBuilder) -> None:
     """Data that are stored turned, on the left of the constant or on the right."""
     wide, out, flip = b.between(2, 4), b.between(2, 5), b.choose(2)
     weight = b.const(b.normal(out, wide) if flip else b.normal(wide, out))
@@ -163,31 +163,31 @@ def fused_matmul_turned(b: Bench) -> None:
         b.subject("FusedMatMul", [weight, b.tokens(wide, 3)], domain=MS, transA=1 - flip, transB=1)
 
 
-def fused_matmul_beside(b: Bench) -> None:
+def fused_matmul_beside(b: ModelBuilder) -> None:
     """Data that are stored turned, with the channels beside the product."""
     b.subject("FusedMatMul", [b.tokens(b.between(2, 4), 4), b.const(b.normal(4, 2))], domain=MS, transA=1)
 
 
-def fused_matmul_turned_queries(b: Bench) -> None:
+def fused_matmul_turned_queries(b: ModelBuilder) -> None:
     b.subject("FusedMatMul", [b.tokens(3, 4), b.tokens(3, 4)], domain=MS, transA=1)
 
 
-def fused_matmul_batch(b: Bench) -> None:
+def fused_matmul_batch(b: ModelBuilder) -> None:
     b.batch, b.free = 2, False
     operands = [b.headed(2, 2, 2, (0, 2, 1, 3)) for _ in range(2)]
     b.subject("FusedMatMul", operands, domain=MS, transBatchA=1)
 
 
-def fused_matmul_queries(b: Bench) -> None:
+def fused_matmul_queries(b: ModelBuilder) -> None:
     b.subject("FusedMatMul", [b.tokens(3, 4), b.tokens(3, 4)], domain=MS, transB=1)
 
 
-def matmul_queries(b: Bench) -> None:
+def matmul_queries(b: ModelBuilder) -> None:
     keys = b.node("Transpose", [b.tokens(3, 4)], perm=[0, 2, 1])
     b.subject("MatMul", [b.tokens(3, 4), keys])
 
 
-def matmul_left(b: Bench) -> None:
+def matmul_left(b: ModelBuilder) -> None:
     """W x, with axes of size 1 before W or without, on data of any rank."""
     wide, out = b.between(2, 4), b.between(2, 5)
     lead = [1] * b.choose(4)
@@ -196,29 +196,29 @@ def matmul_left(b: Bench) -> None:
     b.subject("MatMul", [b.const(b.normal(*lead, out, wide)), data])
 
 
-def matmul_left_vector(b: Bench) -> None:
+def matmul_left_vector(b: ModelBuilder) -> None:
     """W x for one vector x."""
     b.batch, b.free, b.whole = 1, False, True
     wide, out = b.between(2, 4), b.between(2, 5)
     b.subject("MatMul", [b.const(b.normal(out, wide)), b.node("Reshape", [b.rows(wide), b.ints(-1)])])
 
 
-def matmul_left_beside_channels(b: Bench) -> None:
+def matmul_left_beside_channels(b: ModelBuilder) -> None:
     """The product acts on the pixels of each channel."""
     b.subject("MatMul", [b.const(b.normal(5, 4)), b.tokens(b.between(2, 4), 4)])
 
 
-def matmul_one_of_a_stack(b: Bench) -> None:
+def matmul_one_of_a_stack(b: ModelBuilder) -> None:
     """A constant on the right with axes of size 1 before it."""
     wide, out = b.between(2, 4), b.between(2, 5)
     b.subject("MatMul", [b.tokens(wide, 3), b.const(b.normal(*[1] * b.between(1, 2), wide, out))])
 
 
-def matmul_vector(b: Bench) -> None:
+def matmul_vector(b: ModelBuilder) -> None:
     b.subject("MatMul", [b.tokens(3, 4), b.const(b.normal(3))])
 
 
-def matmul_stack(b: Bench) -> None:
+def matmul_stack(b: ModelBuilder) -> None:
     b.batch, b.free = 2, False
     if b.choose(2):
         b.subject("MatMul", [b.tokens(3, 4), b.const(b.normal(2, 3, 2))])
@@ -226,13 +226,13 @@ def matmul_stack(b: Bench) -> None:
         b.subject("MatMul", [b.const(b.normal(2, 2, 3)), b.image(3, 4)])
 
 
-def matmul_weight_from_constants(b: Bench) -> None:
+def matmul_weight_from_constants(b: ModelBuilder) -> None:
     parts = [b.initializer(b.normal(3, 2)) for _ in range(2)]
     b.subject("MatMul", [b.tokens(3, 4), b.node("Add", parts)])
 
 
 def qlinear_matmul(per_channel: bool) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         out = b.between(2, 4)
         inputs = [b.quantised(b.tokens(3, 4)), b.scalar(0.05), b.scalar(128, np.uint8), integers(b, 3, out)]
         inputs += [scales(b, out, per_channel), zeros(b, out, per_channel), b.scalar(0.1), b.scalar(128, np.uint8)]
@@ -241,21 +241,21 @@ def qlinear_matmul(per_channel: bool) -> Build:
     return build
 
 
-def qlinear_matmul_left(b: Bench) -> None:
+def qlinear_matmul_left(b: ModelBuilder) -> None:
     out, wide = b.between(2, 4), b.between(2, 4)
     inputs = [integers(b, out, wide, kind=np.uint8), scales(b, out, False), zeros(b, out, False, np.uint8)]
     inputs += [b.quantised(b.image(wide, 3)), b.scalar(0.05), b.scalar(128, np.uint8)]
     b.subject("QLinearMatMul", [*inputs, b.scalar(0.1), b.scalar(128, np.uint8)])
 
 
-def qlinear_matmul_computed(b: Bench) -> None:
+def qlinear_matmul_computed(b: ModelBuilder) -> None:
     sides = [b.scalar(0.05), b.scalar(128, np.uint8)]
     keys = b.node("Transpose", [b.quantised(b.tokens(3, 4))], perm=[0, 2, 1])
     b.subject("QLinearMatMul", [b.quantised(b.tokens(3, 4)), *sides, keys, *sides, *sides])
 
 
 def matmul_integer(per_channel: bool) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         out = b.between(2, 4)
         zero = [b.scalar(128, np.uint8), *([zeros(b, out, True)] if per_channel else [])]
         b.subject("MatMulInteger", [b.quantised(b.tokens(3, 4)), integers(b, 3, out), *zero])
@@ -263,19 +263,19 @@ def matmul_integer(per_channel: bool) -> Build:
     return build
 
 
-def matmul_integer_left(b: Bench) -> None:
+def matmul_integer_left(b: ModelBuilder) -> None:
     out, wide = b.between(2, 4), b.between(2, 4)
     weight = integers(b, out, wide, kind=np.uint8)
     sides = [zeros(b, out, False, np.uint8), b.scalar(128, np.uint8)]
     b.subject("MatMulInteger", [weight, b.quantised(b.image(wide, 3)), *sides])
 
 
-def matmul_integer_computed(b: Bench) -> None:
+def matmul_integer_computed(b: ModelBuilder) -> None:
     keys = b.node("Transpose", [b.quantised(b.tokens(3, 4))], perm=[0, 2, 1])
     b.subject("MatMulInteger", [b.quantised(b.tokens(3, 4)), keys])
 
 
-def qgemm(b: Bench) -> None:
+def qgemm(b: ModelBuilder) -> None:
     sides = [b.scalar(0.05), b.scalar(128, np.uint8)]
     weight = [integers(b, 3, 4), scales(b, 4, False), zeros(b, 4, False)]
     b.subject("QGemm", [b.quantised(b.rows(3)), *sides, *weight, "", *sides], domain=MS)

@@ -17,13 +17,13 @@ def _with(call: Call, name: str, value: object) -> Effect:
 
 
 def other_mode(call: Call, effect: Effect) -> Effect:
-    """DepthToSpace: CRD taken for DCR and the other way."""
+    """DepthToSpace: CRD mistaken for DCR and vice versa."""
     del effect
     return _with(call, "mode", "DCR" if call.attribute("mode", "DCR") == "CRD" else "CRD")
 
 
 def inverse_order(call: Call, effect: Effect) -> Effect:
-    """Transpose: the order read as where axes go, not where they come from."""
+    """Transpose: the permutation read as destinations of axes, not as sources."""
     order = call.attribute("perm")
     return effect if order is None else _with(call, "perm", np.argsort(order).tolist())
 

@@ -9,8 +9,8 @@ from typing import Any
 from leanonnx.rules.call import Call, Effect
 from leanonnx.rules.table import DEFAULT_RULES
 from tests.rules import mistakes
-from tests.rules.bench import Bench
 from tests.rules.case import Build, Case, Form, Refusal
+from tests.rules.model_builder import ModelBuilder
 
 ALL = (11, 13, 17, 21)
 
@@ -19,7 +19,7 @@ OLD = (11,)
 NEW = (13, 17, 21)
 
 
-def sizes(b: Bench, form: str, data: str, channels: int) -> list[int]:
+def sizes(b: ModelBuilder, form: str, data: str, channels: int) -> list[int]:
     """Targets of a Reshape from [N, channels, 2, 3]."""
     batch = 0 if b.free else b.one_of((0, b.batch))
     targets = {
@@ -33,7 +33,7 @@ def sizes(b: Bench, form: str, data: str, channels: int) -> list[int]:
 
 
 def reshape(form: str) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         channels = 2 * b.between(1, 3)
         data = b.image(channels, 2, 3)
         b.subject("Reshape", [data, b.ints(*sizes(b, form, data, channels))])
@@ -41,7 +41,7 @@ def reshape(form: str) -> Build:
     return build
 
 
-def reshape_by_attribute(b: Bench) -> None:
+def reshape_by_attribute(b: ModelBuilder) -> None:
     """Before operator set 5 the target is an attribute."""
     b.free = False
     channels = b.between(2, 4)
@@ -50,13 +50,13 @@ def reshape_by_attribute(b: Bench) -> None:
     )
 
 
-def reshape_allowzero(b: Bench) -> None:
+def reshape_allowzero(b: ModelBuilder) -> None:
     """A 0 that would be a size; the target has none."""
     channels = b.between(2, 4)
     b.subject("Reshape", [b.image(channels, 2, 3), b.ints(-1, channels, 6)], allowzero=1)
 
 
-def reshape_computed(b: Bench) -> None:
+def reshape_computed(b: ModelBuilder) -> None:
     """A target made from the shape of the data."""
     channels = b.between(2, 4)
     data = b.image(channels, 2, 3)
@@ -66,20 +66,20 @@ def reshape_computed(b: Bench) -> None:
     b.subject("Reshape", [data, b.node("Concat", [lead, *tail], axis=0)])
 
 
-def reshape_last(b: Bench) -> None:
+def reshape_last(b: ModelBuilder) -> None:
     """Channels last, split over two axes."""
     channels = 2 * b.between(1, 3)
     b.subject("Reshape", [b.tokens(channels, 3), b.ints(0, *b.one_of(((3, 2, -1), (3, channels // 2, 2), (-1,))))])
 
 
-def flatten(b: Bench) -> None:
+def flatten(b: ModelBuilder) -> None:
     b.whole = True
     data = b.image(b.between(2, 4), 2, 3)
     b.subject("Flatten", [data], axis=b.one_of((1, 2, 3, -1, -3, None)))
 
 
 def squeeze(by_input: bool) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         data = b.image(b.between(2, 4), 1, 3, 1)
         axes = b.one_of(([2], [2, 4], [-1], [-3, -1]))
         b.subject("Squeeze", [data, b.ints(*axes)] if by_input else [data], axes=None if by_input else axes)
@@ -87,15 +87,15 @@ def squeeze(by_input: bool) -> Build:
     return build
 
 
-def squeeze_all(b: Bench) -> None:
-    """All axes of size 1 go."""
+def squeeze_all(b: ModelBuilder) -> None:
+    """Remove all axes of size 1."""
     b.whole = True
     b.batch, b.free = 2, False
     b.subject("Squeeze", [b.image(b.between(2, 4), 1, 3)])
 
 
 def unsqueeze(by_input: bool) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         b.whole = True
         data = b.image(b.between(2, 4), 3)
         axes = b.one_of(([1], [0], [3], [1, 3], [-1], [-2, 1]))
@@ -104,13 +104,13 @@ def unsqueeze(by_input: bool) -> Build:
     return build
 
 
-def transpose(b: Bench) -> None:
+def transpose(b: ModelBuilder) -> None:
     b.whole = True
     perm = b.one_of(([0, 2, 3, 1], [0, 3, 1, 2], [2, 0, 1, 3], [1, 2, 3, 0], None))
     b.subject("Transpose", [b.image(b.between(2, 4), 2, 3)], perm=perm)
 
 
-def shuffle(b: Bench) -> None:
+def shuffle(b: ModelBuilder) -> None:
     """A channel shuffle: the kept set is no rectangle half-way."""
     channels, groups = b.one_of(((4, 2), (6, 2), (6, 3)))
     tail = b.one_of(((2, 3), (3,)))
@@ -120,14 +120,14 @@ def shuffle(b: Bench) -> None:
     b.reads = [b.node("Reshape", [turned, b.ints(0, channels, *tail)])]
 
 
-def expand(b: Bench) -> None:
+def expand(b: ModelBuilder) -> None:
     channels = b.between(2, 4)
     data = b.image(channels, 1, 1)
     batch = 1 if b.free else b.one_of((1, b.batch))
     b.subject("Expand", [data, b.ints(*b.one_of(((batch, channels, 2, 3), (1, 1, 2, 3), (2, 3), (channels, 1, 4))))])
 
 
-def expand_rank(b: Bench) -> None:
+def expand_rank(b: ModelBuilder) -> None:
     """More axes in front."""
     b.whole = True
     b.batch, b.free = 1, False
@@ -135,26 +135,26 @@ def expand_rank(b: Bench) -> None:
     b.subject("Expand", [b.image(channels, 1), b.ints(2, 1, channels, 3)])
 
 
-def tile(b: Bench) -> None:
+def tile(b: ModelBuilder) -> None:
     data = b.image(b.between(2, 4), 2, 3)
     b.subject("Tile", [data, b.ints(*b.one_of(((1, 2, 1, 1), (1, 1, 3, 2), (1, 3, 1, 2), (1, 1, 1, 1))))])
 
 
-def tile_folded(b: Bench) -> None:
+def tile_folded(b: ModelBuilder) -> None:
     """Channels on two axes, one of them repeated."""
     folded = b.node("Reshape", [b.image(4, 3), b.ints(0, 2, 2, 3)])
     b.subject("Tile", [folded, b.ints(1, *b.one_of(((2, 1), (1, 2))), 1)])
 
 
 def depth_to_space(mode: str | None) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         block = b.between(2, 3)
         b.subject("DepthToSpace", [b.image(block * block * b.between(2, 3), 2, 1)], blocksize=block, mode=mode)
 
     return build
 
 
-def space_to_depth(b: Bench) -> None:
+def space_to_depth(b: ModelBuilder) -> None:
     block = b.between(2, 3)
     b.subject("SpaceToDepth", [b.image(b.between(2, 3), block, 2 * block)], blocksize=block)
 
@@ -162,7 +162,7 @@ def space_to_depth(b: Bench) -> None:
 def fold(rank: int) -> Build:
     """Blocks side by side cover the image."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         block = [b.between(1, 3) for _ in range(rank)]
         counts = [b.between(1, 2) for _ in range(rank)]
         data = b.image(prod(block) * b.between(2, 3), prod(counts))
@@ -178,7 +178,7 @@ def fold_overlapping(rank: int) -> Build:
     No holes but on two axes: on others onnxruntime reads beyond the data (its issue 18156).
     """
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         steps = [b.between(1, 2) for _ in range(rank)]
         holes = [b.between(1, 2) if rank == 2 else 1 for _ in range(rank)]
         pads = [b.choose(2) for _ in range(2 * rank)]
@@ -190,7 +190,7 @@ def fold_overlapping(rank: int) -> Build:
     return build
 
 
-def fold_computed(b: Bench) -> None:
+def fold_computed(b: ModelBuilder) -> None:
     """The size of the image is (4, 4), whatever the numbers that it is made from."""
     b.batch, b.free = 1, False
     ones = b.node("Reshape", [b.node("Ceil", [b.node("Sigmoid", [b.rows(2)])]), b.ints(-1)])
@@ -212,7 +212,7 @@ def fold_blocks_first(call: Call, effect: Effect) -> Effect:
 def shape_of(start: int | None, end: int | None) -> Build:
     """The shape of one tensor is the target size of another."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         channels = b.between(2, 4)
         data = b.image(channels, 2, 3)
         (found,) = b.subject("Shape", [data], start=start, end=end)
@@ -225,7 +225,7 @@ def shape_of(start: int | None, end: int | None) -> Build:
     return build
 
 
-def shape_channels(b: Bench) -> None:
+def shape_channels(b: ModelBuilder) -> None:
     """The number of channels, as a factor."""
     data = b.image(b.between(2, 4), 2, 3)
     (found,) = b.subject("Shape", [data])
@@ -233,7 +233,7 @@ def shape_channels(b: Bench) -> None:
     b.reads = [b.node("Mul", [data, count])]
 
 
-def size(b: Bench) -> None:
+def size(b: ModelBuilder) -> None:
     """Of a tensor without channels."""
     data = b.image(b.between(2, 4), 2, 3)
     plain = b.plain(2, 3)
@@ -241,17 +241,17 @@ def size(b: Bench) -> None:
     b.reads = [b.node("Mul", [data, b.node("Cast", [found], to=1)]), plain]
 
 
-def size_of_channels(b: Bench) -> None:
+def size_of_channels(b: ModelBuilder) -> None:
     data = b.image(b.between(2, 4), 2, 3)
     (found,) = b.subject("Size", [data])
     b.reads = [b.node("Mul", [data, b.node("Cast", [found], to=1)])]
 
 
-def crop(b: Bench) -> None:
+def crop(b: ModelBuilder) -> None:
     b.subject("Crop", [b.image(b.between(2, 4), 4, 5)], border=[1, 0, 1, 2])
 
 
-def crop_turned(b: Bench) -> None:
+def crop_turned(b: ModelBuilder) -> None:
     b.subject("Crop", [b.node("Transpose", [b.image(4, 3, 4)], perm=[0, 2, 3, 1])], border=[1, 0, 1, 0])
 
 

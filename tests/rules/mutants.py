@@ -21,7 +21,7 @@ def rolled(channel_ids: ChannelIds) -> ChannelIds:
 
 
 def rolled_outputs(effect: Effect) -> Effect | None:
-    """Every output's channels are taken for their neighbours."""
+    """Shift the channels of every output by one."""
     outputs = tuple(rolled(channel_ids) for channel_ids in effect.outputs)
     same = all(np.array_equal(a, b) for a, b in zip(outputs, effect.outputs, strict=True))
     return None if same else replace(effect, outputs=outputs)
@@ -61,12 +61,12 @@ def unlinked(effect: Effect) -> Effect | None:
 
 
 def unmasked(effect: Effect) -> Effect | None:
-    """The reference reads all channels that are taken together, those that are removed as well."""
+    """The reference reads all channels that are reduced together, the removed ones too."""
     return replace(effect, reductions=()) if effect.reductions else None
 
 
 def unpinned(effect: Effect) -> Effect | None:
-    """What steers the operator may go."""
+    """Leave the control inputs of the operator unpinned."""
     return replace(effect, pins=()) if effect.pins else None
 
 
@@ -92,7 +92,7 @@ def altered(rule: Rule, wrong: Wrong) -> Rule:
 
 
 def passing(rule: Rule) -> Rule:
-    """A rule that refuses nothing: the first operand's channels pass through, or fresh ones stand for an output."""
+    """A rule that refuses nothing: the first operand's channels pass through, or an output gets new ones."""
 
     def wrong(call: Call) -> Effect:
         try:

@@ -1,7 +1,7 @@
-"""What an operator really does to channels, seen by running it; independent of the rules.
+"""The effect of an operator on channels, observed by running it; independent of the rules.
 
-``moved``: which positions of its outputs change when one channel of an operand changes.
-``carried``: where the operator takes each element, seen by running it on numbers that name the channels.
+``moved``: positions of its outputs that change when one channel of an operand changes.
+``carried``: destination of each element, observed by running the operator on the numbers of the channels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.numeric.channel_ids import ChannelIds, Mask
 from leanonnx.rules.call import KernelBlock
-from tests.rules.bench import SUBJECT, Probe, Sample
+from tests.rules.model_builder import SUBJECT, Probe, Sample
 
 Array = NDArray[Any]
 STEPS = (0.7, -9.3, 9.1)
@@ -29,9 +29,9 @@ CLOSE = 1e-3
 
 @dataclass(frozen=True)
 class Moved:
-    """One channel of an operand, and what changing it by each of ``STEPS`` does to each output of the subject.
+    """One channel of an operand, and the effect of each of ``STEPS`` on each output of the subject.
 
-    ``before`` holds the outputs without any change.
+    ``before`` has the unchanged outputs.
     """
 
     probe: Probe
@@ -101,11 +101,11 @@ def _inputs(proto: onnx.ModelProto, rng: np.random.Generator) -> dict[str, Array
     }
 
 
-# What the labels predict.
+# Predictions of the channel ids.
 
 
 def reached(dag: ChannelDag, channel_ids: ChannelIds) -> NDArray[np.float64]:
-    """For each label the product of the fixed gains on the way from any of ``labels`` [labels]; 0 where none leads.
+    """Product of the fixed gains from any of ``labels`` to each channel id [channels]; 0 if there is no path.
 
     Kernels count as 1.
     """
@@ -125,7 +125,7 @@ def reached(dag: ChannelDag, channel_ids: ChannelIds) -> NDArray[np.float64]:
 
 
 def label_of(dag: ChannelDag, probe: Probe, channel: int) -> ChannelIds:
-    """The label of a probe's channel."""
+    """The channel id of a probe's channel."""
     channel_ids = dag.channel_ids[probe.tensor]
     line = channel_ids.take([channel if channel_ids.shape[probe.axis] > 1 else 0], probe.axis)
     assert line.size == 1, f"channels of '{probe.tensor}' lie on several axes"
@@ -141,7 +141,7 @@ def laid_out(dag: ChannelDag, name: str) -> ChannelIds:
 
 
 def carried(dag: ChannelDag, sample: Sample) -> dict[str, Array]:
-    """Outputs of the subject when its computed operands hold the number of each element's channel."""
+    """Outputs of the subject on operands whose elements are the numbers of their channels."""
     subject = sample.subject
     computed = [name for name in dict.fromkeys(subject.input) if name in dag.channel_ids]
     nodes = [n for n in sample.proto.graph.node if n.name == SUBJECT or n.op_type == "Constant"]
@@ -165,7 +165,7 @@ def node_of(dag: ChannelDag, sample: Sample) -> int:
 
 
 def fixed_edges(dag: ChannelDag, node: int) -> set[tuple[int, int]]:
-    """Pairs of labels that the links of one node join."""
+    """Pairs of channel ids that the fixed edges of one node join."""
     found: set[tuple[int, int]] = set()
     for k, link in dag.fixed_edges:
         if k == node:
@@ -179,7 +179,7 @@ def fixed_edges(dag: ChannelDag, node: int) -> set[tuple[int, int]]:
 def kernel_in_weight(dag: ChannelDag, node: int, mix: KernelBlock, source: int, target: int) -> Array | None:
     """The numbers of a weight that lead from one channel to another, by how the weight is sliced.
 
-    None where the channels are not told apart there.
+    None if that axis does not separate the channels.
     """
     use = next(
         (u for u in dag.constant_uses if u.node == node and u.slot == mix.slot and u.input_channel_ids is not None),

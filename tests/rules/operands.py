@@ -1,4 +1,4 @@
-"""What brings a tensor into the domain of an operator."""
+"""Nodes that bring a tensor into the domain of an operator."""
 
 from __future__ import annotations
 
@@ -6,45 +6,45 @@ from collections.abc import Callable
 
 from onnx import TensorProto
 
-from tests.rules.bench import Bench
+from tests.rules.model_builder import ModelBuilder
 
-Prepare = Callable[[Bench, str], str]
+Prepare = Callable[[ModelBuilder, str], str]
 
 
-def as_is(b: Bench, x: str) -> str:
+def as_is(b: ModelBuilder, x: str) -> str:
     del b
     return x
 
 
-def positive(b: Bench, x: str) -> str:
+def positive(b: ModelBuilder, x: str) -> str:
     return b.node("Add", [b.bent(x), b.scalar(0.1)])
 
 
-def above_one(b: Bench, x: str) -> str:
+def above_one(b: ModelBuilder, x: str) -> str:
     return b.node("Add", [b.bent(x), b.scalar(1.1)])
 
 
-def within_one(b: Bench, x: str) -> str:
+def within_one(b: ModelBuilder, x: str) -> str:
     return b.node("Mul", [b.node("Tanh", [x]), b.scalar(0.9)])
 
 
-def boolean(b: Bench, x: str) -> str:
+def boolean(b: ModelBuilder, x: str) -> str:
     return b.node("Cast", [b.node("Relu", [x])], to=TensorProto.BOOL)
 
 
-def integer(b: Bench, x: str) -> str:
+def integer(b: ModelBuilder, x: str) -> str:
     return b.node("Cast", [b.node("Mul", [x, b.scalar(9.0)])], to=TensorProto.INT32)
 
 
-def coarse(b: Bench, x: str) -> str:
+def coarse(b: ModelBuilder, x: str) -> str:
     return b.node("Round", [x])
 
 
-def with_nan(b: Bench, x: str) -> str:
+def with_nan(b: ModelBuilder, x: str) -> str:
     return b.node("Log", [x])
 
 
-def with_infinity(b: Bench, x: str) -> str:
+def with_infinity(b: ModelBuilder, x: str) -> str:
     return b.node("Reciprocal", [b.node("Relu", [x])])
 
 

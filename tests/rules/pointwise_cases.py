@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from tests.rules.bench import Bench
 from tests.rules.case import ONE, Build, Case, Form, Refusal
+from tests.rules.model_builder import ModelBuilder
 from tests.rules.operands import PREPARED, as_is
 
 MS = "com.microsoft"
@@ -21,7 +21,7 @@ ALONE = "it reads one tensor, position by position"
 def unary(op: str, domain: str = "", **attributes: Any) -> Build:
     """On images and on rows, whatever the rank."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         channels = b.between(2, 4)
         data = b.tokens(channels, 3) if b.chance(3) else b.ranked(channels, 2, 3, 4)
         data = PREPARED.get(op, as_is)(b, data)
@@ -33,37 +33,37 @@ def unary(op: str, domain: str = "", **attributes: Any) -> Build:
 def on_image(op: str, **attributes: Any) -> Build:
     """Operators whose attributes have no default."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         b.subject(op, [b.image(b.between(2, 4), 2, 3)], **attributes)
 
     return build
 
 
-def clip(b: Bench) -> None:
+def clip(b: ModelBuilder) -> None:
     """Bounds as constants, either may be left out."""
     low, high = b.one_of(("", b.scalar(-1.5))), b.one_of((None, b.scalar(1.0)))
     b.subject("Clip", [b.image(b.between(2, 4), 2, 3), low, *([high] if high else [])])
 
 
-def clip_computed(b: Bench) -> None:
+def clip_computed(b: ModelBuilder) -> None:
     b.subject("Clip", [b.image(3, 2, 3), "", b.number(1.0)])
 
 
-def cast(b: Bench) -> None:
+def cast(b: ModelBuilder) -> None:
     to = b.one_of((TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT32, TensorProto.FLOAT))
     b.subject("Cast", [b.image(b.between(2, 4), 2, 3)], to=to)
 
 
-def cast_like(b: Bench) -> None:
+def cast_like(b: ModelBuilder) -> None:
     kind = b.one_of((np.float64, np.int32))
     b.subject("CastLike", [b.image(b.between(2, 4), 2, 3), b.scalar(0, kind)])
 
 
-def cast_like_computed(b: Bench) -> None:
+def cast_like_computed(b: ModelBuilder) -> None:
     b.subject("CastLike", [b.image(3, 2, 3), b.rows(3)])
 
 
-def dropout(b: Bench) -> None:
+def dropout(b: ModelBuilder) -> None:
     """The mask as a second output, or not."""
     data = b.image(b.between(2, 4), 2, 3)
     ratio = [b.scalar(0.3)] if b.opset > 11 and b.chance(2) else []
@@ -73,7 +73,7 @@ def dropout(b: Bench) -> None:
 
 
 def qlinear(op: str, **attributes: Any) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         data = b.quantised(b.image(b.between(2, 4), 2, 3))
         sides = [b.scalar(0.05), b.scalar(128, np.uint8), b.scalar(0.04), b.scalar(120, np.uint8)]
         b.subject(op, [data, *sides], domain=MS, **attributes)
@@ -82,7 +82,7 @@ def qlinear(op: str, **attributes: Any) -> Build:
 
 
 def qlinear_computed_scale(op: str) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         data = b.quantised(b.image(3, 2, 3))
         sides = [b.scalar(128, np.uint8), b.scalar(0.04), b.scalar(120, np.uint8)]
         b.subject(op, [data, b.number(0.05), *sides], domain=MS)
@@ -91,7 +91,7 @@ def qlinear_computed_scale(op: str) -> Build:
 
 
 def prelu(form: str) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         channels = b.between(2, 4)
         shapes = {"channel": (channels, 1, 1), "one": (1,), "full": (channels, 2, 3), "pixel": (1, 2, 3)}
         b.subject("PRelu", [b.image(channels, 2, 3), b.const(b.normal(*shapes[form]))])
@@ -99,22 +99,22 @@ def prelu(form: str) -> Build:
     return build
 
 
-def prelu_computed(b: Bench) -> None:
+def prelu_computed(b: ModelBuilder) -> None:
     b.subject("PRelu", [b.image(3, 2, 3), b.image(3, 1, 1)])
 
 
-def bias_gelu(b: Bench) -> None:
+def bias_gelu(b: ModelBuilder) -> None:
     channels = b.between(2, 4)
     b.subject("BiasGelu", [b.tokens(channels, 3), b.const(b.normal(channels))], domain=MS)
 
 
-def image_scaler(b: Bench) -> None:
+def image_scaler(b: ModelBuilder) -> None:
     data = b.image(b.between(2, 4), 2, 3)
     (scaled,) = b.subject("ImageScaler", [b.plain(2, 2, 3)], scale=2.0, bias=[0.5, -0.5])
     b.reads = [data, scaled]
 
 
-def image_scaler_channels(b: Bench) -> None:
+def image_scaler_channels(b: ModelBuilder) -> None:
     b.subject("ImageScaler", [b.image(3, 2, 3)], scale=2.0, bias=[0.5, -0.5, 1.0])
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
-from tests.rules.bench import Bench
 from tests.rules.case import Build, Case, Form, Refusal
+from tests.rules.model_builder import ModelBuilder
 
 
 def one(op: str) -> Build:
     """One scale, as a scalar or a vector of one number; the zero point may be left out."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         data = b.image(b.between(2, 4), 2, 3)
         data = b.quantised(data) if op == "DequantizeLinear" else data
         vector = b.chance(2)
@@ -25,7 +25,7 @@ def one(op: str) -> Build:
 def per_channel(op: str) -> Build:
     """A scale for each channel, on axis 1 unless an axis is named."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         channels = b.between(2, 4)
         last = b.chance(2)
         data = b.tokens(channels, 3) if last else b.image(channels, 2, 3)
@@ -40,7 +40,7 @@ def per_channel(op: str) -> Build:
 def by_default(op: str) -> Build:
     """A scale for each channel, no axis named."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         channels = b.between(2, 4)
         data = b.image(channels, 2, 3)
         data = b.quantised(data) if op == "DequantizeLinear" else data
@@ -52,7 +52,7 @@ def by_default(op: str) -> Build:
 def per_pixel(op: str) -> Build:
     """A scale for each row of pixels."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         data = b.image(b.between(2, 4), 3, 2)
         data = b.quantised(data) if op == "DequantizeLinear" else data
         b.subject(op, [data, b.const(0.05 * b.positive(3)), b.const(np.full(3, 120, np.uint8))], axis=2)
@@ -61,7 +61,7 @@ def per_pixel(op: str) -> Build:
 
 
 def computed(op: str) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         data = b.image(3, 2, 3)
         data = b.quantised(data) if op == "DequantizeLinear" else data
         b.subject(op, [data, b.number(0.05)])
@@ -70,7 +70,7 @@ def computed(op: str) -> Build:
 
 
 def computed_zero(op: str) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         data = b.image(3, 2, 3)
         data = b.quantised(data) if op == "DequantizeLinear" else data
         b.subject(op, [data, b.scalar(0.05), b.node("Cast", [b.number(100.0)], to=TensorProto.UINT8)])
@@ -79,7 +79,7 @@ def computed_zero(op: str) -> Build:
 
 
 def blocks(op: str) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         b.batch, b.free = 1, False
         data = b.image(4, 2, 3)
         data = b.quantised(data) if op == "DequantizeLinear" else data
@@ -89,14 +89,14 @@ def blocks(op: str) -> Build:
     return build
 
 
-def dynamic(b: Bench) -> None:
-    """A tensor without channels, put out with its scale and zero point."""
+def dynamic(b: ModelBuilder) -> None:
+    """A tensor without channels, output with its scale and zero point."""
     data = b.image(b.between(2, 4), 2, 3)
     names = b.subject("DynamicQuantizeLinear", [b.plain(2, 3)], 3)
     b.reads = [data, b.node("DequantizeLinear", names)]
 
 
-def dynamic_channels(b: Bench) -> None:
+def dynamic_channels(b: ModelBuilder) -> None:
     """The last channel sets the scale of all."""
     loud = b.node("Mul", [b.image(3, 2, 3), b.const(np.array([1, 1, 300], np.float32).reshape(3, 1, 1))])
     b.reads = b.subject("DynamicQuantizeLinear", [loud], 3)[:1]

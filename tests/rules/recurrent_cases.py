@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from tests.rules.bench import Bench
 from tests.rules.case import Build, Case, Form, Refusal
+from tests.rules.model_builder import ModelBuilder
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 HIDDEN = 3
 FEEDS = "feeds its hidden units back into themselves"
 
 
-def operands(b: Bench, op: str, directions: int) -> list[str]:
+def operands(b: ModelBuilder, op: str, directions: int) -> list[str]:
     """X [T, B, I] with W, R and, if they are drawn, biases."""
     wide, rows = b.between(2, 4), GATES[op] * HIDDEN
     b.whole = True
@@ -22,7 +22,7 @@ def operands(b: Bench, op: str, directions: int) -> list[str]:
 def layer(op: str, directions: int) -> Build:
     """All outputs, or the last state alone."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         outputs = b.one_of((["subject_0"], ["", "subject_1"], ["subject_0", "subject_1"]))
         way = "bidirectional" if directions > 1 else b.one_of(("forward", "reverse", None))
         b.subject(op, operands(b, op, directions), outputs, hidden_size=HIDDEN, direction=way)
@@ -31,7 +31,7 @@ def layer(op: str, directions: int) -> Build:
 
 
 def constant_state(op: str) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         b.free = False
         inputs = (*operands(b, op, 1), "")[:4]
         state = b.const(b.normal(1, b.batch, HIDDEN))
@@ -41,7 +41,7 @@ def constant_state(op: str) -> Build:
 
 
 def computed_state(op: str) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         state = b.node("Unsqueeze", [b.rows(HIDDEN), b.ints(0)])
         inputs = (*operands(b, op, 1), "")[:4]
         b.subject(op, [*inputs, "", state], hidden_size=HIDDEN)
@@ -50,7 +50,7 @@ def computed_state(op: str) -> Build:
 
 
 def computed_weight(op: str) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         data, weight, *rest = operands(b, op, 1)
         b.subject(op, [data, b.node("Add", [weight, b.number()]), *rest], hidden_size=HIDDEN)
 

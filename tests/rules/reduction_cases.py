@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.rules.bench import Bench
 from tests.rules.case import Build, Case, Form, Refusal
+from tests.rules.model_builder import ModelBuilder
 
 ALL = (11, 13, 17, 18, 21)
 OVER = "it reduces over the channels"
@@ -16,7 +16,7 @@ BY_INPUT = {"ReduceSum": 13}
 BLIND = ("ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare")
 
 
-def reduced(b: Bench, op: str, data: str, axes: list[int] | None, **attributes: Any) -> None:
+def reduced(b: ModelBuilder, op: str, data: str, axes: list[int] | None, **attributes: Any) -> None:
     """The axes as an input where the operator set wants it so."""
     if b.opset >= BY_INPUT.get(op, 18):
         b.subject(op, [data, *([] if axes is None else [b.ints(*axes)])], **attributes)
@@ -28,7 +28,7 @@ def reduced(b: Bench, op: str, data: str, axes: list[int] | None, **attributes: 
 def reduce(op: str) -> Build:
     """Any axes without channels, kept or not."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         axes = b.one_of(([2], [2, 3], [-1], [-2, 3]))
         reduced(b, op, b.bent(b.image(b.between(2, 4), 2, 3)), axes, keepdims=b.one_of((None, 0, 1)))
 
@@ -38,7 +38,7 @@ def reduce(op: str) -> Build:
 def reduce_tokens(op: str) -> Build:
     """Channels last."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         axes = b.one_of(([1], [-2]))
         reduced(b, op, b.bent(b.tokens(b.between(2, 4), 3)), axes, keepdims=b.one_of((0, 1)))
 
@@ -46,9 +46,9 @@ def reduce_tokens(op: str) -> Build:
 
 
 def reduce_nothing(op: str) -> Build:
-    """No axes, and an attribute that says that this means none."""
+    """No axes, with the attribute that makes this mean none."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         data = b.bent(b.image(b.between(2, 4), 2, 3))
         axes = b.one_of(([], [b.ints()]))
         b.subject(op, [data, *axes], noop_with_empty_axes=1)
@@ -59,22 +59,22 @@ def reduce_nothing(op: str) -> Build:
 def reduce_heads(op: str) -> Build:
     """Within each head."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         data = b.bent(b.headed(b.between(2, 3), 2, 2))
         reduced(b, op, data, b.one_of(([2], [-1], [1, 2], [3])), keepdims=b.one_of((0, 1)))
 
     return build
 
 
-def beside(b: Bench, data: str) -> None:
-    """Read the data as well, so that they have channels that can go."""
+def beside(b: ModelBuilder, data: str) -> None:
+    """Read the data as well, so that they have removable channels."""
     b.reads = ["subject_0", data]
 
 
 def reduce_channels(op: str, prepare: str = "") -> Build:
     """Over the channels, with or without others; they may be last or repeated over their pixels."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         kind, width = b.choose(3), b.between(2, 4)
         if kind == 0:
             data, axes = b.image(width, 2, 3), b.one_of(([1], [-3], [1, 2], [1, 2, 3]))
@@ -90,7 +90,7 @@ def reduce_channels(op: str, prepare: str = "") -> Build:
 
 
 def reduce_all(op: str) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         b.batch, b.free = 1, False
         data = b.image(3, 2, 3)
         reduced(b, op, data, None, keepdims=b.one_of((None, 0)))
@@ -100,7 +100,7 @@ def reduce_all(op: str) -> Build:
 
 
 def arg(op: str) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         data = b.bent(b.image(b.between(2, 4), 3, 4))
         last = b.choose(2) if b.opset > 11 else None
         b.subject(op, [data], axis=b.one_of((2, 3, -1)), keepdims=b.one_of((0, 1, None)), select_last_index=last)
@@ -111,7 +111,7 @@ def arg(op: str) -> Build:
 def arg_batch(op: str) -> Build:
     """By default the first axis."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         b.batch, b.free = 2, False
         b.subject(op, [b.bent(b.image(b.between(2, 4), 3, 2))], keepdims=1)
 
@@ -119,14 +119,14 @@ def arg_batch(op: str) -> Build:
 
 
 def arg_heads(op: str) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         b.subject(op, [b.headed(b.between(2, 3), 3, 2)], axis=b.one_of((2, -1)), keepdims=b.one_of((0, 1)))
 
     return build
 
 
 def arg_channels(op: str) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         b.subject(op, [b.image(3, 2, 3)], axis=b.one_of((1, -3)), keepdims=b.one_of((0, 1)))
 
     return build
@@ -135,7 +135,7 @@ def arg_channels(op: str) -> Build:
 def softmax(op: str) -> Build:
     """Over one axis of pixels; before operator set 13 over all axes from there on."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         axis = b.one_of((2, 3, -1, -2))
         b.subject(op, [b.bent(b.image(b.between(2, 4), 2, 3))], axis=axis)
 
@@ -145,7 +145,7 @@ def softmax(op: str) -> Build:
 def softmax_default(op: str) -> Build:
     """The last axis, from operator set 13 on."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         b.subject(op, [b.bent(b.image(b.between(2, 4), 2, 3))])
 
     return build
@@ -154,7 +154,7 @@ def softmax_default(op: str) -> Build:
 def softmax_batch(op: str) -> Build:
     """The first axis, which from operator set 13 on is taken alone."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         b.batch, b.free = 2, False
         b.subject(op, [b.bent(b.image(b.between(2, 4), 2, 3))], axis=0)
 
@@ -164,14 +164,14 @@ def softmax_batch(op: str) -> Build:
 def softmax_heads(op: str) -> Build:
     """Within each head."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         b.subject(op, [b.headed(b.between(2, 3), 2, 2)], axis=b.one_of((2, -1) if b.opset > 12 else (3,)))
 
     return build
 
 
 def softmax_channels(op: str) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         b.subject(op, [b.image(3, 2, 3)], axis=b.one_of((1, -3)))
 
     return build
@@ -180,24 +180,24 @@ def softmax_channels(op: str) -> Build:
 def softmax_from_channels(op: str) -> Build:
     """By default from axis 1 on; channels at the end are among these."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         b.subject(op, [b.tokens(3, 4)], axis=b.one_of((None, 1)))
 
     return build
 
 
-def cumulative(b: Bench) -> None:
+def cumulative(b: ModelBuilder) -> None:
     axis = b.one_of((2, -1, -2))
     where = b.const(np.array(axis, np.int32)) if b.chance(2) else b.scalar(axis, np.int64)
     data = b.image(b.between(2, 4), 2, 3)
     b.subject("CumSum", [data, where], exclusive=b.choose(2), reverse=b.choose(2))
 
 
-def cumulative_heads(b: Bench) -> None:
+def cumulative_heads(b: ModelBuilder) -> None:
     b.subject("CumSum", [b.headed(b.between(2, 3), 2, 2), b.scalar(b.one_of((2, -1)), np.int64)])
 
 
-def cumulative_channels(b: Bench) -> None:
+def cumulative_channels(b: ModelBuilder) -> None:
     b.subject("CumSum", [b.image(3, 2, 3), b.scalar(b.one_of((1, -3)), np.int64)])
 
 

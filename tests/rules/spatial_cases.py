@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.rules.bench import Bench
 from tests.rules.case import ONE, Build, Case, Form, Refusal
+from tests.rules.model_builder import ModelBuilder
 
 MS = "com.microsoft"
 ALL = (11, 13, 17, 21)
@@ -15,7 +15,7 @@ STEERED = "takes its sampling positions or sizes from it"
 
 
 def pool(op: str, rank: int, **attributes: Any) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         data = b.image(b.between(2, 4), *[4] * rank)
         stride, pad = b.between(1, 2), b.choose(2)
         ceil: dict[str, Any] = {"ceil_mode": b.choose(2)} if op != "LpPool" else {}
@@ -26,19 +26,19 @@ def pool(op: str, rank: int, **attributes: Any) -> Build:
     return build
 
 
-def pool_indices(b: Bench) -> None:
+def pool_indices(b: ModelBuilder) -> None:
     b.subject("MaxPool", [b.image(3, 4, 4)], 2, kernel_shape=[2, 2])
 
 
-def pool_for_unpool(b: Bench) -> None:
+def pool_for_unpool(b: ModelBuilder) -> None:
     """Indices that a MaxUnpool reads, with the channels they were found in."""
     data = b.image(b.between(2, 4), 4, 4)
     pooled, places = b.subject("MaxPool", [data], 2, strides=[2, 2], **KERNEL)
     b.reads = [b.node("MaxUnpool", [pooled, places], strides=[2, 2], **KERNEL)]
 
 
-def pooled_places(b: Bench, channels: int, *sizes: int) -> str:
-    """Where a MaxPool of these sizes, with a window of 2, has found its numbers."""
+def pooled_places(b: ModelBuilder, channels: int, *sizes: int) -> str:
+    """Indices of the maxima of a MaxPool with a window of 2 on these sizes."""
     windows: dict[str, Any] = {"kernel_shape": [2] * len(sizes), "strides": [2] * len(sizes)}
     b.node("MaxPool", [b.image(channels, *sizes)], 2, **windows)
     return b.nodes[-1].output[1]
@@ -47,7 +47,7 @@ def pooled_places(b: Bench, channels: int, *sizes: int) -> str:
 def unpool(rank: int) -> Build:
     """Other data of as many channels."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         channels = b.between(2, 4)
         places = pooled_places(b, channels, *[4] * rank)
         data = b.image(channels, *[2] * rank)
@@ -56,7 +56,7 @@ def unpool(rank: int) -> Build:
     return build
 
 
-def unpool_sized(b: Bench) -> None:
+def unpool_sized(b: ModelBuilder) -> None:
     """The size is given, with the channels in it."""
     b.free = False
     channels = b.between(2, 4)
@@ -64,13 +64,13 @@ def unpool_sized(b: Bench) -> None:
     b.subject("MaxUnpool", inputs, strides=[2, 2], **KERNEL)
 
 
-def unpool_changed(b: Bench) -> None:
-    """The indices go through another operator."""
+def unpool_changed(b: ModelBuilder) -> None:
+    """The indices pass through another operator."""
     places = b.node("Identity", [pooled_places(b, 3, 4, 4)])
     b.subject("MaxUnpool", [b.image(3, 2, 2), places], strides=[2, 2], **KERNEL)
 
 
-def unpool_other_size(b: Bench) -> None:
+def unpool_other_size(b: ModelBuilder) -> None:
     """The indices count in 4 x 4 pixels, the output has 5 x 5."""
     b.free = False
     inputs = [b.image(3, 2, 2), pooled_places(b, 3, 4, 4), b.ints(b.batch, 3, 5, 5)]
@@ -80,7 +80,7 @@ def unpool_other_size(b: Bench) -> None:
 def pool_over_channels(op: str) -> Build:
     """Channels last, with the pixels on axis 1."""
 
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         data = b.tokens(b.between(2, 4), 3, 2)
         b.subject(op, [data])
         b.reads = ["subject_0", data]
@@ -89,13 +89,13 @@ def pool_over_channels(op: str) -> Build:
 
 
 def pool_global(op: str) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         b.subject(op, [b.bent(b.image(b.between(2, 4), *b.one_of(((2, 3), (4,), (2, 2, 2)))))])
 
     return build
 
 
-def grid_sample(b: Bench) -> None:
+def grid_sample(b: ModelBuilder) -> None:
     """The grid is a graph input or a constant."""
     data = b.image(b.between(2, 4), 3, 3)
     grid = b.source(2, 2, 2) if b.chance(2) else b.const(b.normal(b.batch, 2, 2, 2, scale=0.5))
@@ -103,41 +103,41 @@ def grid_sample(b: Bench) -> None:
     b.subject("GridSample", [data, grid], align_corners=b.choose(2))
 
 
-def grid_sample_computed(b: Bench) -> None:
+def grid_sample_computed(b: ModelBuilder) -> None:
     b.subject("GridSample", [b.image(3, 3, 3), b.node("Tanh", [b.tokens(2, 2, 2)])])
 
 
-def rois(b: Bench, width: int) -> str:
+def rois(b: ModelBuilder, width: int) -> str:
     """Regions of 4 × 4 pixels, given or constant; with 5 columns the first is the image."""
     corners = np.array([[0, 0, 2, 2], [1, 0, 3, 3]], np.float32)
     table = np.concatenate([np.zeros((2, width - 4), np.float32), corners], axis=1)
     return b.const(table)
 
 
-def max_roi_pool(b: Bench) -> None:
+def max_roi_pool(b: ModelBuilder) -> None:
     b.subject("MaxRoiPool", [b.image(b.between(2, 4), 4, 4), rois(b, 5)], pooled_shape=[2, 2])
 
 
-def max_roi_pool_computed(b: Bench) -> None:
+def max_roi_pool_computed(b: ModelBuilder) -> None:
     b.batch, b.free = 1, False
     table = b.node("Mul", [b.node("Relu", [b.rows(5)]), b.floats(0, 1, 1, 1, 1)])
     b.subject("MaxRoiPool", [b.image(3, 4, 4), table], pooled_shape=[2, 2])
 
 
-def roi_align(b: Bench) -> None:
+def roi_align(b: ModelBuilder) -> None:
     mode = b.one_of(("avg", "max"))
     inputs = [b.image(b.between(2, 4), 4, 4), rois(b, 4), b.ints(0, 0)]
     b.subject("RoiAlign", inputs, output_height=2, output_width=3, mode=mode)
 
 
-def roi_align_computed(b: Bench) -> None:
+def roi_align_computed(b: ModelBuilder) -> None:
     b.batch, b.free = 1, False
     regions = b.node("Mul", [b.node("Sigmoid", [b.rows(4)]), b.floats(1, 1, 3, 3)])
     b.subject("RoiAlign", [b.image(3, 4, 4), regions, b.ints(0)], output_height=2)
 
 
 def qlinear_pool(op: str, channels_last: int = 0, **attributes: Any) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         data = b.quantised(b.image(b.between(2, 4), 4, 4))
         sides = [b.scalar(0.05), b.scalar(128, np.uint8), b.scalar(0.04), b.scalar(120, np.uint8)]
         b.subject(op, [data, *sides], domain=MS, channels_last=channels_last, **attributes)
@@ -146,7 +146,7 @@ def qlinear_pool(op: str, channels_last: int = 0, **attributes: Any) -> Build:
 
 
 def qlinear_pool_computed(op: str, **attributes: Any) -> Build:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         data = b.quantised(b.image(3, 4, 4))
         sides = [b.scalar(128, np.uint8), b.scalar(0.04), b.scalar(120, np.uint8)]
         b.subject(op, [data, b.number(0.05), *sides], domain=MS, **attributes)
@@ -154,7 +154,7 @@ def qlinear_pool_computed(op: str, **attributes: Any) -> Build:
     return build
 
 
-def resize_scales(b: Bench) -> None:
+def resize_scales(b: ModelBuilder) -> None:
     mode = b.one_of(("nearest", "linear", "cubic"))
     scales = b.one_of(((1, 1, 2, 2), (1, 1, 1.5, 0.5)))
     extra: dict[str, Any] = (
@@ -164,7 +164,7 @@ def resize_scales(b: Bench) -> None:
     b.subject("Resize", [b.image(b.between(2, 4), 4, 4), region, b.floats(*scales)], mode=mode, **extra)
 
 
-def resize_sizes(b: Bench) -> None:
+def resize_sizes(b: ModelBuilder) -> None:
     """The target names the channels."""
     channels = b.between(2, 4)
     empty = ["", ""] if b.opset > 11 else [b.const(np.zeros(0, np.float32))] * 2
@@ -172,7 +172,7 @@ def resize_sizes(b: Bench) -> None:
     b.subject("Resize", [b.image(channels, 4, 4), *empty, b.ints(batch, channels, 8, b.between(3, 6))])
 
 
-def resize_axes(b: Bench) -> None:
+def resize_axes(b: ModelBuilder) -> None:
     """The target names some axes only."""
     channels = b.between(2, 4)
     axes = b.one_of(([2, 3], [-1, 2], [1, 2, 3], [3, -3, 2]))
@@ -180,12 +180,12 @@ def resize_axes(b: Bench) -> None:
     b.subject("Resize", [b.image(channels, 4, 4), "", "", b.ints(*(target[a] for a in axes))], axes=axes)
 
 
-def resize_axes_scales(b: Bench) -> None:
+def resize_axes_scales(b: ModelBuilder) -> None:
     data = b.image(b.between(2, 4), 4, 4)
     b.subject("Resize", [data, "", b.floats(2, 1.5)], axes=b.one_of(([2, 3], [-1, -2])))
 
 
-def resize_computed(b: Bench) -> None:
+def resize_computed(b: ModelBuilder) -> None:
     """The target is the shape of another tensor."""
     channels = b.between(2, 4)
     other = b.image(channels, 5, 3)
@@ -194,12 +194,12 @@ def resize_computed(b: Bench) -> None:
     b.reads = [b.node("Add", [name, other])]
 
 
-def resize_channels(b: Bench) -> None:
+def resize_channels(b: ModelBuilder) -> None:
     region = "" if b.opset > 11 else b.const(np.zeros(0, np.float32))
     b.subject("Resize", [b.image(3, 2, 2), region, b.floats(1, 2, 1, 1)])
 
 
-def resize_steered(b: Bench) -> None:
+def resize_steered(b: ModelBuilder) -> None:
     """The factors are computed from a graph input."""
     b.free = False
     factors = b.node("Ceil", [b.node("Sigmoid", [b.node("Reshape", [b.source(2), b.ints(-1)])])])
@@ -208,7 +208,7 @@ def resize_steered(b: Bench) -> None:
     b.subject("Resize", [b.image(3, 2, 2), "", scales])
 
 
-def upsample(b: Bench) -> None:
+def upsample(b: ModelBuilder) -> None:
     data = b.image(b.between(2, 4), 3, 3)
     scales = [1.0, 1.0, 2.0, 3.0]
     mode = b.one_of(("nearest", "linear"))
@@ -218,7 +218,7 @@ def upsample(b: Bench) -> None:
         b.subject("Upsample", [data, b.floats(*scales)], mode=mode)
 
 
-def upsample_channels(b: Bench) -> None:
+def upsample_channels(b: ModelBuilder) -> None:
     b.subject("Upsample", [b.image(3, 3, 3), b.floats(1, 2, 1, 1)])
 
 

@@ -1,12 +1,12 @@
-"""How finely grouped convolutions lose channels: whole groups where these are many or narrow, else positions."""
+"""Granularity of grouped convolutions: whole conv groups where these are many or narrow, else positions."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.rules.bench import Bench
 from tests.rules.case import Form
 from tests.rules.harness import analysed, sampled, seeded, touched
+from tests.rules.model_builder import ModelBuilder
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from tests.rules.harness import analysed, sampled, seeded, touched
     ],
 )
 def test_classes_of_a_grouped_convolution(groups: int, width: int, out: int, classes: int) -> None:
-    def build(b: Bench) -> None:
+    def build(b: ModelBuilder) -> None:
         data = b.image(groups * width, 2, 2)
         b.subject("Conv", [data, b.const(b.normal(groups * out, width, 1, 1))], group=groups)
 

@@ -1,8 +1,8 @@
-"""Each rule of the table, on models made around its operator.
+"""Each rule of the table on models built around its operator.
 
-(a) Channels on the operator's path can go, and the compact model equals the masked one.
-(b) What the rule says of channels agrees with what the operator does when it is run.
-(c) What the rule does not cover is pinned, with the node and the reason.
+(a) Channels on the operator's path can be removed, and the compressed model equals the masked original.
+(b) The rule's account of the channels agrees with what the operator does when it is run.
+(c) Uses that the rule does not cover are pinned, with the node and the reason.
 (d) Wrong versions of the rule are caught by (a) or (b).
 """
 
@@ -27,9 +27,9 @@ from leanonnx.numeric.channel_ids import ChannelIds, Mask, compact_ids
 from leanonnx.rules.call import Call, Effect, Rule
 from leanonnx.rules.table import COUNTED_WEIGHT_SLOTS, DEFAULT_RULES
 from tests.rules import mutants, naive
-from tests.rules.bench import Choose, Sample
 from tests.rules.case import Case, Form, Refusal
 from tests.rules.harness import analysed, check, emptied, sampled, seeded, touched, verdict, without
+from tests.rules.model_builder import Choose, Sample
 from tests.rules.table import CASES
 from tests.test_masked_equals_compact import killed
 
@@ -42,7 +42,7 @@ FEW = settings(
     report_multiple_bugs=False,
     print_blob=False,
 )
-"""The models are small as they are: none is shrunk, so that a wrong rule shows at once."""
+"""The models are small already: no shrinking, so that a wrong rule shows at once."""
 FORMS = [
     pytest.param(case, form, id=f"{case.domain}{case.op}-{form.name}".replace("com.microsoft", "ms."))
     for case in CASES
@@ -96,7 +96,7 @@ def test_every_rule_has_a_case() -> None:
     assert sorted({key for key in keys if keys.count(key) > 1}) == [], "operators with two cases"
 
 
-def test_every_case_says_what_is_refused_and_what_is_not() -> None:
+def test_every_case_has_accepted_and_refused_uses() -> None:
     for case in CASES:
         assert bool(case.refusals) != bool(case.whole), f"{case.op}: refusals, or why there are none"
         assert bool(case.forms) != bool(case.never), f"{case.op}: forms, or why there are none"
@@ -137,7 +137,7 @@ def test_channels_go_where_the_rule_says(case: Case, form: Form, data: st.DataOb
 
 
 def disagreement(dag: ChannelDag, sample: Sample, form: Form) -> str:
-    """How what the rule says differs from what the operator does; empty where it does not."""
+    """The difference between the rule and the operator; empty if they agree."""
     return (
         misshapen(dag, sample)
         or misled(dag, sample, form)
@@ -157,7 +157,7 @@ def misshapen(dag: ChannelDag, sample: Sample) -> str:
 
 
 def misled(dag: ChannelDag, sample: Sample, form: Form) -> str:
-    """What changing a channel moves must be where its label leads."""
+    """A description of positions that a channel moves though its id does not lead there; empty if there are none."""
     known = naive.reached(dag, dag.starts) > 0
     for moved in naive.moved(sample):
         for name, value in moved.before.items():
@@ -182,12 +182,12 @@ def misled(dag: ChannelDag, sample: Sample, form: Form) -> str:
 
 
 def followers(dag: ChannelDag, reached: Mask, mates: bool) -> ChannelIds:
-    """The labels that are reached, with all that are tied to them if these count too."""
+    """Channel ids that are reached, with their ties if ``mates`` is set."""
     return np.flatnonzero(np.isin(dag.groups, dag.groups[reached]) if mates else reached)
 
 
 def misplaced(dag: ChannelDag, sample: Sample, exact: bool) -> str:
-    """The operator, run on the labels, must put them where the rule does."""
+    """A difference between the channel ids of the rule and the operator run on them; empty if there is none."""
     node = naive.node_of(dag, sample)
     edges, own = naive.fixed_edges(dag, node), set()
     for name in sample.subject.input:
@@ -250,7 +250,7 @@ def miscounted(dag: ChannelDag, sample: Sample) -> str:
 @pytest.mark.parametrize(("case", "refusal"), REFUSALS)
 @FEW
 @given(st.data())
-def test_what_is_not_covered_is_pinned(case: Case, refusal: Refusal, data: st.DataObject) -> None:
+def test_uncovered_uses_are_pinned(case: Case, refusal: Refusal, data: st.DataObject) -> None:
     sample = noted(sampled(refusal, choices(data)))
     title = f"{case.op} '{sample.subject.name}'"
     with analysed(sample.proto) as dag:
@@ -266,7 +266,7 @@ def test_what_is_not_covered_is_pinned(case: Case, refusal: Refusal, data: st.Da
 
 
 def verdict_of(case: Case, form: Form | Refusal, rule: Rule, seed: int) -> str:
-    """How a wrong rule is caught on one model; empty where it is not."""
+    """The check that catches a wrong rule on one model; empty if none does."""
     sample = sampled(form, seeded(seed))
     with analysed(sample.proto, {**DEFAULT_RULES, case.key: rule}) as dag:
         if misshapen(dag, sample):
@@ -283,7 +283,7 @@ def verdict_of(case: Case, form: Form | Refusal, rule: Rule, seed: int) -> str:
 
 
 def caught(case: Case, rule: Rule, forms: tuple[Form | Refusal, ...]) -> str:
-    """How a wrong rule is caught on any model of an operator; empty where it is not."""
+    """The check that catches a wrong rule on any model of an operator; empty if none does."""
     for seed in range(SEEDS):
         for form in forms:
             found = verdict_of(case, form, rule, seed)
@@ -293,7 +293,7 @@ def caught(case: Case, rule: Rule, forms: tuple[Form | Refusal, ...]) -> str:
 
 
 def models_for(case: Case, change: str) -> tuple[Form | Refusal, ...]:
-    """Where a wrong rule can show: pins in what is refused too."""
+    """Models on which a wrong rule can show; for pins, refused uses too."""
     return (*case.forms, *case.refusals) if change == "unpinned" else case.forms
 
 
@@ -317,7 +317,7 @@ def applicable(case: Case) -> dict[str, Rule]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.domain}{case.op}".replace("com.microsoft", "ms."))
 def test_wrong_rules_are_caught(case: Case) -> None:
-    """Every change that alters the answer, unless the case says why it does no harm; at least one in all."""
+    """Every change that alters the answer is caught, unless the case gives a reason; at least one is."""
     right = DEFAULT_RULES[case.key]
     wrong = applicable(case)
     wrong |= {name: mutants.altered(right, change) for name, change in case.wrong.items()}

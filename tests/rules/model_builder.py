@@ -1,4 +1,4 @@
-"""A small model built around one operator, the subject: layers that make its channels, and layers that read them."""
+"""Small models around one operator, the subject: layers that produce its channels, and layers that read them."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Sample:
     probes: tuple[Probe, ...]
 
 
-class Bench:
-    """A model under construction.  Weights are drawn from a seed, everything else from ``choose``.
+class ModelBuilder:
+    """Build a model node by node.  Weights are drawn from a seed, everything else from ``choose``.
 
-    ``reads`` names the tensors to be read in the end, if not the subject's outputs; ``whole`` tells that channels may
-    lie on the first axis of these.
+    ``reads`` names the tensors that the last layers read, if not the subject's outputs; ``whole`` says that their
+    first axis may hold channels.
     """
 
     def __init__(self, choose: Choose, opset: int, stem: bool = False) -> None:
@@ -79,7 +79,7 @@ class Bench:
     # Constants.
 
     def name(self, stem: str) -> str:
-        """A name that nothing has yet."""
+        """An unused name."""
         self.count += 1
         return f"{stem}{self.count}"
 
@@ -132,11 +132,11 @@ class Bench:
         return names
 
     def source(self, *shape: int) -> str:
-        """A graph input of this shape behind the batch, made when first asked for."""
+        """A graph input [batch, *shape], created on first use."""
         return self.inputs.setdefault(shape, f"x{len(self.inputs)}")
 
     def image(self, channels: int, *tail: int, width: int = 2) -> str:
-        """[batch, channels, *tail], put out by a Conv."""
+        """Output of a Conv [batch, channels, *tail]."""
         kernel = [1] * len(tail)
         data = self.source(width, *tail)
         if self.stem:
@@ -147,7 +147,7 @@ class Bench:
         return self.probe(self.node("Conv", [data, weight, bias]), bias, 1)
 
     def tokens(self, channels: int, *lead: int) -> str:
-        """[batch, *lead, channels], put out by MatMul and Add."""
+        """Output of MatMul and Add [batch, *lead, channels]."""
         width = 2
         data = self.source(*lead, width)
         if self.stem:
@@ -158,7 +158,7 @@ class Bench:
         return self.probe(self.node("Add", [product, bias]), bias, 1 + len(lead))
 
     def rows(self, channels: int) -> str:
-        """[batch, channels], put out by a Gemm."""
+        """Output of a Gemm [batch, channels]."""
         width = 2
         data = self.source(width)
         if self.stem:
@@ -192,7 +192,7 @@ class Bench:
         return self.node("QuantizeLinear", [tensor, self.scalar(scale), self.scalar(zero, np.uint8)])
 
     def bent(self, tensor: str) -> str:
-        """The tensor bent, so that what moves all of a channel alike does not cancel; all positive."""
+        """Softplus of the tensor, so that a uniform shift of a channel does not cancel; all positive."""
         return self.node("Softplus", [tensor])
 
     def number(self, low: float = 0.0) -> str:
@@ -208,7 +208,7 @@ class Bench:
     # The end of the model.
 
     def finish(self) -> Sample:
-        """Read what the subject puts out (or what ``reads`` names) by a layer each, and close the model."""
+        """Add a layer to each output of the subject (or each tensor of ``reads``), and return the model."""
         subject = next(node for node in self.nodes if node.name == SUBJECT)
         reads = self.reads or [name for name in subject.output if name]
         outputs = [self._read(name, value) for name, value in zip(reads, self._run(reads), strict=True)]
@@ -219,7 +219,7 @@ class Bench:
         return Sample(self._model(infos), subject, tuple(self.probes))
 
     def _run(self, names: Sequence[str]) -> list[Array]:
-        """The value of some tensors, so that no form needs to work out its shapes."""
+        """Values of some tensors; no form has to work out its shapes."""
         proto = self._model([onnx.ValueInfoProto(name=name) for name in names])
         session = ort.InferenceSession(proto.SerializeToString(), _options(), providers=["CPUExecutionProvider"])
         feed = {name: self.normal(self.batch, *shape) for shape, name in self.inputs.items()}

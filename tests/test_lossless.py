@@ -1,4 +1,4 @@
-"""``--exact``: what contributes nothing goes, nothing else does, and the output is that of the untouched original."""
+"""``--exact`` removes what contributes nothing, nothing else, and keeps the output of the original."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ MORE = (
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_zeros_are_followed_through(name: str, tmp_path: Path) -> None:
-    """Filters of zeros go, whatever passes the zeros on; the border of a padded convolution is zero as well."""
+    """All-zero filters are removed, whatever passes the zeros on; the border of a padded convolution is zero too."""
     proto = soft_pruned(framed(ACTIVATIONS[name], MORE), 1, 4, 6)
     result, after = minimal(proto, tmp_path)
     assert (sizes(after)["w"][0], sizes(after)["v"][1]) == (5, 5)
     assert gone(result) == (0, 3)
 
 
-def test_channels_that_only_zeros_read_go(tmp_path: Path) -> None:
+def test_channels_read_only_by_zeros_are_removed(tmp_path: Path) -> None:
     result, after = minimal(edited(framed("d = Sigmoid (c)"), v=put(0, slice(None), [0, 7])), tmp_path)
     assert sizes(after)["w"] == [6, 2, 3, 3]
     assert gone(result) == (2, 0)
@@ -95,7 +95,7 @@ def test_normalisation_of_scale_zero(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mask", ["float[1, 8, 1, 1]", "float[8, 1, 1]"])
 @pytest.mark.parametrize("op", ["Mul (r, mask)", "Mul (mask, r)", "Where (kept, r, zero)"])
 def test_masks(op: str, mask: str, tmp_path: Path) -> None:
-    """Channels multiplied by zero go; so do the ones, once nothing else is left of the mask."""
+    """Channels multiplied by zero are removed; so is the mask, once only ones are left of it."""
     constants = f"{mask} mask = {{1, 0, 1, 1, 0, 1, 0, 1}}, float zero = {{0}}, bool[8, 1, 1] kept"
     proto = edited(framed(f"r = Relu (c) d = {op}", constants), kept=lambda array: np.copyto(array, True))
     if "Where" in op:
@@ -107,7 +107,7 @@ def test_masks(op: str, mask: str, tmp_path: Path) -> None:
     assert [node.op_type for node in after.graph.node] == ["Conv", "Relu", "Conv"]
 
 
-# the border: a constant channel is not constant for a kernel that stands over the border
+# the border: a constant channel is not constant for a kernel that overlaps the border
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_masks(op: str, mask: str, tmp_path: Path) -> None:
         (3, 0, "r = Add (c, place) d = Relu (r)", False),
     ],
 )
-def test_constants_go_into_the_bias_where_there_is_no_border(
+def test_constants_are_added_to_the_bias_where_there_is_no_border(
     k: int, pad: int, body: str, folded: bool, tmp_path: Path
 ) -> None:
     constants = f"{MORE}, float half = {{0.5}}, float[8, 8, 2, 2] up, float[1, 1, 6, 6] place"
@@ -141,7 +141,7 @@ def test_constants_go_into_the_bias_where_there_is_no_border(
 
 
 @pytest.mark.parametrize("version", [3, 8])
-def test_constants_go_into_a_bias_that_was_not_there(version: int, tmp_path: Path) -> None:
+def test_constants_are_added_to_a_new_bias(version: int, tmp_path: Path) -> None:
     """A convolution and a dense layer without bias, through pooling; the scale of the product counts.
 
     Old files list all their constants as inputs.
@@ -189,7 +189,7 @@ def with_zeros(proto: onnx.ModelProto, seed: int) -> onnx.ModelProto:
 
 @given(models(), st.integers(0, 1 << 20))
 def test_random_zeros_change_nothing(proto: onnx.ModelProto, seed: int) -> None:
-    """Proven against the original, or refused because the original itself puts out nothing that can be compared."""
+    """Proven against the original, or refused because the original's outputs are not comparable."""
     proto = with_zeros(proto, seed)
     note(onnx.printer.to_text(proto))
     with tempfile.TemporaryDirectory() as folder:
@@ -234,7 +234,7 @@ SOFT = {
 
 @pytest.mark.parametrize("name", SOFT)
 def test_wrong_rules_are_caught(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Borders forgotten, biases not made up for, zeros that are none: nothing is written."""
+    """Borders ignored, biases not compensated, values mistaken for zeros: nothing is written."""
     make, body, bias = SOFT[name]
     proto = soft_pruned(make(body, pad=1 if name in ("border", "activation", "sum") else 0), 1, 4, bias=bias)
     source, target = saved(proto, tmp_path / "in.onnx"), tmp_path / "out.onnx"

@@ -1,4 +1,4 @@
-"""A network run piece by piece: any pieces give the tensors of one run, and no more is held than is needed."""
+"""Running a network in pieces: any pieces give the tensors of one run, and no more is stored than is needed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ORDER = ["h", "r", "m", "s", "f", "y"]
 def walked(
     proto: onnx.ModelProto, feeds: list[Feed], steps: list[list[str]], shelf: TensorSpill
 ) -> list[dict[str, Array]]:
-    """The tensors of each step, the runs joined, as they are right after it."""
+    """Tensors of each step right after it, concatenated over the feeds."""
     walk = PartialRunner(proto, shelf, "t:")
     for feed in feeds:
         walk.start(feed)
@@ -70,7 +70,7 @@ def test_random_networks_in_pieces(seed: int) -> None:
     judge(proto, normal_feeds(dag, 2, seed), [[names[k]] for k in chosen], int(rng.choice([0, 1 << 28])))
 
 
-def test_only_what_is_read_later_is_held() -> None:
+def test_only_tensors_that_are_read_later_are_stored() -> None:
     feeds = normal_feeds(analysed(NET), 3)
     shelf = TensorSpill()
     walk = PartialRunner(NET, shelf, "t:")
@@ -87,7 +87,7 @@ def test_only_what_is_read_later_is_held() -> None:
     assert shelf.bytes_held == 3 * 4 * 4
 
 
-def test_what_does_not_fit_goes_to_files_that_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_beyond_memory_are_spilled_to_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     feeds = normal_feeds(analysed(NET), 3)
     shelf = TensorSpill(100)
@@ -104,7 +104,7 @@ def test_what_does_not_fit_goes_to_files_that_are_removed(tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_has_not_been_run_may_still_change() -> None:
+def test_layers_that_have_not_run_may_still_change() -> None:
     proto = onnx.ModelProto.FromString(NET.SerializeToString())
     feeds = normal_feeds(analysed(NET), 2)
     walk = PartialRunner(proto, TensorSpill(), "t:")

@@ -1,4 +1,4 @@
-"""``--exact`` on files of every kind, its report, its plans."""
+"""``--exact`` on files of every kind, its report and its plans."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.soft_pruned import edited, framed, gone, minimal, put, residual, size
 
 
 @pytest.mark.parametrize("listed", ["w", "b", "v", "vb"])
-def test_what_a_caller_may_override_is_no_zero(listed: str, tmp_path: Path) -> None:
+def test_overridable_constants_are_no_zeros(listed: str, tmp_path: Path) -> None:
     proto = edited(soft_pruned(framed("d = Relu (c)"), 1), v=put(0, slice(None), 4))
     dims = sizes(proto)[listed]
     proto.graph.input.append(helper.make_tensor_value_info(listed, TensorProto.FLOAT, dims))
@@ -32,7 +32,7 @@ def test_what_a_caller_may_override_is_no_zero(listed: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16])
 def test_other_number_formats(kind: int, tmp_path: Path) -> None:
-    """In half precision a bias is too coarse to make up for a constant."""
+    """In half precision a bias is too coarse to absorb a constant."""
     proto = framed("d = Relu (c)", pad=0, opset=22)
     proto.ir_version = 10
     proto = edited(proto, w=put(0, [0, 1, 2]), b=put(0, [0, 1]), v=put(0, slice(None), 7))
@@ -67,7 +67,7 @@ def test_pinned_and_ignored_channels_stay(tmp_path: Path) -> None:
         minimal(proto, tmp_path, pin=("nothing",))
 
 
-def test_the_report_says_what_went_and_why(tmp_path: Path) -> None:
+def test_the_report_lists_removed_channels_with_reasons(tmp_path: Path) -> None:
     proto = edited(residual(), r=put(0, slice(None)), v=put(0, slice(None), 3), w=put(0, 4), b=put(0, 4))
     source = saved(proto, tmp_path / "in.onnx")
     row = called_json("compress", source, tmp_path / "out.onnx", "--exact")
@@ -78,7 +78,7 @@ def test_the_report_says_what_went_and_why(tmp_path: Path) -> None:
     assert row["params"]["after"] == sum(np.prod(dims) for dims in constant_shapes(tmp_path / "out.onnx").values())
     text = called("compress", source, tmp_path / "out.onnx", "--exact").stdout
     assert "equal to the original" in text
-    assert "1 that nothing reads, 1 of one number" in text
+    assert "1 that nothing reads, 1 that are constant whatever the input" in text
     assert "Removed layers: E, G, A" in text
 
 

@@ -1,4 +1,4 @@
-"""Small files that ask for terabytes or for years: each a folder's worth of files, the model under ``MODEL``."""
+"""Small files that demand terabytes or years: the files of one folder each, the model under ``MODEL``."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.helpers import CNN, build
-from tests.victims import BRANCHED, DATA, MODEL, Files, external, raw
+from tests.seed_models import BRANCHED, DATA, MODEL, Files, external, raw
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
 HUGE = 1 << 40
 GIANT = 1 << 15
-"""An image of GIANT x GIANT floats takes 4 GB: it could be allocated, and may not be."""
+"""An image of GIANT x GIANT floats takes 4 GB: it could be allocated, but must not be."""
 ENDLESS = "Loop without end"
 LONG = "n" * 100_000
 
 
 def declared(place: str, dims: list[int], data: bytes) -> Files:
-    """A constant that declares more than it holds: an initializer, in a Constant node, in a subgraph or sparse."""
+    """A constant that declares more data than it has: an initializer, in a Constant node, in a subgraph or sparse."""
     proto = build(BRANCHED if place == "subgraph" else CNN)
     graph = proto.graph
     lie = TensorProto(name="lie", data_type=TensorProto.FLOAT, dims=dims, raw_data=data)
@@ -52,7 +52,7 @@ def fed(*sizes: int) -> Files:
 
 
 def grown(node: str, constants: str) -> Files:
-    """A convolution, and a node that makes something huge of its result or of constants."""
+    """A convolution, and a node that computes a huge tensor from its output or from constants."""
     text = f"""{HEAD} grown (float[1, 3, 8, 8] x) => (float[a, b, c, d] y)
     <float[8, 3, 3, 3] w1, float[4, 8, 1, 1] w2, {constants}>
     {{ a = Conv <pads = [1, 1, 1, 1]> (x, w1) {node} y = Conv (big, w2) }}"""
@@ -71,7 +71,7 @@ def doubled(count: int) -> Files:
 
 
 def looped(trips: int) -> Files:
-    """A Loop that never comes to its end."""
+    """A Loop that never ends."""
     return raw(build(BRANCHED.replace("trips = {2}", f"trips = {{{trips}}}")))
 
 
@@ -125,7 +125,7 @@ def named(place: str) -> Files:
 
 
 def placed(**changes: str) -> Files:
-    """External data elsewhere than they are."""
+    """External data with a wrong location."""
     files = external()
     proto = onnx.ModelProto.FromString(files[MODEL])
     for entry in proto.graph.initializer[2].external_data:
@@ -133,7 +133,7 @@ def placed(**changes: str) -> Files:
     return {MODEL: proto.SerializeToString(), DATA: files[DATA]}
 
 
-BOMBS: dict[str, Callable[[], Files]] = {
+ATTACKS: dict[str, Callable[[], Files]] = {
     **{
         f"{place} declares {dims}": (lambda place=place, dims=dims: declared(place, dims, b"\0" * 8))
         for place in ("weight", "unread", "node", "subgraph", "sparse")
@@ -188,7 +188,7 @@ HARMLESS = {
     *(f"long name of a {place}" for place in ("tensor", "node", "weight", "size")),
     *("nested 10", "nested 25"),
 }
-"""Bombs that are none: they can be carried out."""
+"""Harmless attacks: they can be carried out."""
 
 PLANS: dict[str, bytes] = {
     "deep lists": b'{"tensors": ' + b"[" * 200_000 + b"]" * 200_000 + b"}",
@@ -211,6 +211,6 @@ ENTRIES: dict[str, object] = {
 
 
 def plan(digest: str, entry: object) -> bytes:
-    """A plan for ``CNN`` with one entry that no plan of ours has."""
+    """A plan for ``CNN`` with one impossible entry."""
     found = {"schema": 1, "leanonnx": "0", "input_sha256": digest, "options": {}, "tensors": {"w2": entry}}
     return json.dumps(found).encode()

@@ -1,4 +1,4 @@
-"""Small valid models that ``tests.corruption`` spoils: each a folder's worth of files, the model under ``MODEL``."""
+"""Small valid models that ``tests.corruption`` corrupts: the files of one folder each, the model under ``MODEL``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Files = Mapping[str, bytes]
 MODEL = "model.onnx"
 DATA = "weights.bin"
 RANDOM = 24
-"""How many models of the random generator are spoiled."""
+"""Number of models from the random generator."""
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
 
 GROUPED = f"""{HEAD}
@@ -192,7 +192,7 @@ def typed() -> Files:
     return raw(onnx.shape_inference.infer_shapes(proto))
 
 
-VICTIMS: dict[str, Callable[[], Files]] = {
+SEED_MODELS: dict[str, Callable[[], Files]] = {
     "plain": lambda: raw(build(CNN)),
     "grouped": grouped,
     "reshaped": lambda: raw(build(RESHAPED)),

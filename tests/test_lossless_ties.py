@@ -11,7 +11,7 @@ from tests.soft_pruned import LARGE, edited, framed, gone, minimal, put, residua
 
 
 @pytest.mark.parametrize("where", [LARGE, {"batch": "N", "size": "S"}], ids=["fixed", "free"])
-def test_a_branch_of_zeros_goes_whole(where: Mapping[str, object], tmp_path: Path) -> None:
+def test_a_branch_of_zeros_is_removed_as_a_whole(where: Mapping[str, object], tmp_path: Path) -> None:
     result, after = minimal(edited(residual(where), r=put(0, slice(None))), tmp_path)
     assert [node.op_type for node in after.graph.node] == ["Conv", "Relu", "Relu", "Conv"]
     assert set(sizes(after)) == {"w", "b", "v"}
@@ -20,7 +20,7 @@ def test_a_branch_of_zeros_goes_whole(where: Mapping[str, object], tmp_path: Pat
     assert result.after.kernels == 8 * 2 + 3 * 8
 
 
-def test_a_branch_goes_though_only_what_is_read_of_it_is_zero(tmp_path: Path) -> None:
+def test_a_branch_is_removed_if_all_that_is_read_of_it_is_zero(tmp_path: Path) -> None:
     proto = edited(residual(), r=put(0, slice(2, None)), v=put(0, slice(None), [0, 1]))
     _, after = minimal(proto, tmp_path)
     assert sizes(after) == {"w": [6, 2, 3, 3], "b": [6], "v": [3, 6, 1, 1]}
@@ -45,7 +45,7 @@ def test_a_sum_that_cancels_is_no_branch_of_zeros(tmp_path: Path) -> None:
 
 
 def test_operands_of_a_concat(tmp_path: Path) -> None:
-    """What nothing reads of an operand goes; an operand that is not read at all goes with all that made it.
+    """Unread channels of an operand are removed; an unread operand is removed with everything that computes it.
 
     Both copies of channel 2 are unread, and one of channel 7.
     """
@@ -58,7 +58,7 @@ def test_operands_of_a_concat(tmp_path: Path) -> None:
     assert result.exact is not None and result.exact["layers"] == ["E", "G"]
 
 
-def test_groups_go_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_groups_are_removed_whole_or_not_at_all(tmp_path: Path) -> None:
     grouped = framed("r = Relu (c) d = Conv <group = 4> (r, k)", "float[8, 2, 1, 1] k")
     assert gone(minimal(soft_pruned(grouped, 0, 1, 4), tmp_path)[0]) == (0, 1)
 

@@ -1,4 +1,4 @@
-"""What can be done to a model so that it is no longer what it was: one function each, all choices random."""
+"""Random corruptions of a model, one function each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from tests.victims import MODEL
+from tests.seed_models import MODEL
 
 HUGE = (1 << 31, (1 << 31) - 1, 1 << 40, (1 << 62) + 1, (1 << 63) - 1, 100_000, 65_536)
 ODD = (0, -1, -2, -(1 << 31), -(1 << 63), 1, 2, 3, 5, *HUGE)
@@ -22,17 +22,17 @@ OPERATORS = (
 NOT_TEXT = b"\xff\xfe\x80"
 
 
-class Spoiler:
-    """Random choices in one model."""
+class RandomChoices:
+    """Random choices among the parts of one model."""
 
     def __init__(self, proto: onnx.ModelProto, rng: np.random.Generator) -> None:
         self.proto, self.rng = proto, rng
         self.graph = self.one_of([*_graphs(proto.graph), *[proto.graph] * 2])
 
     def one_of(self, items: Any) -> Any:
-        """One of some items; the case is void where there is none."""
+        """One of some items; raises NotApplicable if there are none."""
         if not len(items):
-            raise Void
+            raise NotApplicable
         return items[int(self.rng.integers(len(items)))]
 
     def odd(self) -> int:
@@ -67,7 +67,7 @@ class Spoiler:
         return self.one_of([s for node in self.graph.node for s in (node.input, node.output) if len(s)])
 
 
-class Void(Exception):
+class NotApplicable(Exception):
     """This corruption does not apply to this model."""
 
 
@@ -79,12 +79,12 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from _graphs(attribute.g)
 
 
-def attribute_removed(s: Spoiler) -> None:
+def attribute_removed(s: RandomChoices) -> None:
     node = s.one_of([n for n in s.graph.node if n.attribute])
     del node.attribute[int(s.rng.integers(len(node.attribute)))]
 
 
-def attribute_value(s: Spoiler) -> None:
+def attribute_value(s: RandomChoices) -> None:
     a = s.attribute
     if a.ints and s.rng.random() < 0.6:
         a.ints[int(s.rng.integers(len(a.ints)))] = s.odd()
@@ -100,21 +100,21 @@ def attribute_value(s: Spoiler) -> None:
         a.i = s.odd()
 
 
-def attribute_type(s: Spoiler) -> None:
+def attribute_type(s: RandomChoices) -> None:
     s.attribute.type = s.one_of((0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11))
 
 
-def attribute_name(s: Spoiler) -> None:
+def attribute_name(s: RandomChoices) -> None:
     s.attribute.name = s.one_of(("", "axis", "group", "pads", "value", "bogus"))
 
 
-def attribute_added(s: Spoiler) -> None:
+def attribute_added(s: RandomChoices) -> None:
     name = s.one_of(("axis", "group", "pads", "kernel_shape", "axes", "alpha", "to", "num_outputs"))
     value = s.one_of((s.odd(), [s.odd()], 0.5, "text", [1, 1, 1, 1]))
     s.node.attribute.append(helper.make_attribute(name, value))
 
 
-def tensor_dims(s: Spoiler) -> None:
+def tensor_dims(s: RandomChoices) -> None:
     t = s.tensor
     if t.dims and s.rng.random() < 0.7:
         t.dims[int(s.rng.integers(len(t.dims)))] = s.odd()
@@ -124,17 +124,17 @@ def tensor_dims(s: Spoiler) -> None:
         t.dims.extend(changed)
 
 
-def tensor_type(s: Spoiler) -> None:
+def tensor_type(s: RandomChoices) -> None:
     s.tensor.data_type = s.one_of((*range(30), 99, (1 << 31) - 1, -1))
 
 
-def tensor_data(s: Spoiler) -> None:
+def tensor_data(s: RandomChoices) -> None:
     t = s.tensor
     size = len(t.raw_data)
     t.raw_data = s.one_of((b"", t.raw_data[:-1], t.raw_data + b"\0", t.raw_data[: size // 2], s.rng.bytes(size)))
 
 
-def tensor_numbers(s: Spoiler) -> None:
+def tensor_numbers(s: RandomChoices) -> None:
     """Numbers beside or instead of bytes."""
     t = s.tensor
     if s.rng.random() < 0.5:
@@ -146,17 +146,17 @@ def tensor_numbers(s: Spoiler) -> None:
         t.segment.begin, t.segment.end = s.odd() % (1 << 62), s.odd() % (1 << 62)
 
 
-def tensor_values(s: Spoiler) -> None:
+def tensor_values(s: RandomChoices) -> None:
     t = s.tensor
     kind = s.one_of((np.float32, np.int64))
     if len(t.raw_data) % kind().itemsize or not t.raw_data:
-        raise Void
+        raise NotApplicable
     array = np.frombuffer(t.raw_data, kind).copy()
     array[s.rng.integers(array.size, size=3)] = s.one_of(FLOATS if kind is np.float32 else ODD)
     t.raw_data = array.tobytes()
 
 
-def tensor_external(s: Spoiler) -> None:
+def tensor_external(s: RandomChoices) -> None:
     t = s.tensor
     if t.external_data and s.rng.random() < 0.7:
         entry = s.one_of(t.external_data)
@@ -173,8 +173,8 @@ def tensor_external(s: Spoiler) -> None:
                 t.external_data.add(key=key, value=value)
 
 
-def tensor_sparse(s: Spoiler) -> None:
-    """A constant made sparse, with indices that may lie anywhere."""
+def tensor_sparse(s: RandomChoices) -> None:
+    """Make a constant sparse, with indices that may be out of range."""
     t = s.one_of(s.graph.initializer)
     sparse = s.graph.sparse_initializer.add()
     sparse.values.CopyFrom(helper.make_tensor(t.name, TensorProto.FLOAT, [2], [1.0, 2.0]))
@@ -184,7 +184,7 @@ def tensor_sparse(s: Spoiler) -> None:
         s.graph.initializer.remove(t)
 
 
-def declared_size(s: Spoiler) -> None:
+def declared_size(s: RandomChoices) -> None:
     value = s.value
     dims = value.type.tensor_type.shape.dim
     if dims and s.rng.random() < 0.7:
@@ -197,7 +197,7 @@ def declared_size(s: Spoiler) -> None:
         value.type.tensor_type.ClearField("shape")
 
 
-def declared_type(s: Spoiler) -> None:
+def declared_type(s: RandomChoices) -> None:
     value = s.value
     kind = s.one_of(("elem", "elem", "none", "sequence", "optional", "map", "sparse"))
     if kind == "elem":
@@ -214,65 +214,65 @@ def declared_type(s: Spoiler) -> None:
         value.type.sparse_tensor_type.elem_type = TensorProto.FLOAT
 
 
-def value_name(s: Spoiler) -> None:
+def value_name(s: RandomChoices) -> None:
     s.value.name = s.name
 
 
-def value_lost(s: Spoiler) -> None:
+def value_lost(s: RandomChoices) -> None:
     values = s.one_of([v for v in (s.graph.input, s.graph.output, s.graph.value_info) if len(v)])
     del values[int(s.rng.integers(len(values)))]
 
 
-def value_twice(s: Spoiler) -> None:
+def value_twice(s: RandomChoices) -> None:
     values = s.one_of([v for v in (s.graph.input, s.graph.output, s.graph.value_info) if len(v)])
     values.add().CopyFrom(s.one_of(values))
 
 
-def value_added(s: Spoiler) -> None:
+def value_added(s: RandomChoices) -> None:
     values = s.one_of((s.graph.input, s.graph.output, s.graph.value_info))
     values.append(helper.make_tensor_value_info(s.name, s.one_of((1, 7, 10)), [s.odd(), 3]))
 
 
-def slot_renamed(s: Spoiler) -> None:
+def slot_renamed(s: RandomChoices) -> None:
     slots = s.slots
     slots[int(s.rng.integers(len(slots)))] = s.name
 
 
-def slot_lost(s: Spoiler) -> None:
+def slot_lost(s: RandomChoices) -> None:
     slots = s.slots
     del slots[int(s.rng.integers(len(slots)))]
 
 
-def slot_added(s: Spoiler) -> None:
+def slot_added(s: RandomChoices) -> None:
     s.one_of((s.node.input, s.node.output)).append(s.name)
 
 
-def slots_swapped(s: Spoiler) -> None:
+def slots_swapped(s: RandomChoices) -> None:
     slots = s.slots
     slots[0], slots[-1] = slots[-1], slots[0]
 
 
-def tensor_renamed(s: Spoiler) -> None:
+def tensor_renamed(s: RandomChoices) -> None:
     s.one_of(s.graph.initializer).name = s.name
 
 
-def tensor_twice(s: Spoiler) -> None:
+def tensor_twice(s: RandomChoices) -> None:
     s.graph.initializer.add().CopyFrom(s.one_of(s.graph.initializer))
 
 
-def tensor_lost(s: Spoiler) -> None:
+def tensor_lost(s: RandomChoices) -> None:
     s.graph.initializer.remove(s.one_of(s.graph.initializer))
 
 
-def node_lost(s: Spoiler) -> None:
+def node_lost(s: RandomChoices) -> None:
     s.graph.node.remove(s.one_of(s.graph.node))
 
 
-def node_twice(s: Spoiler) -> None:
+def node_twice(s: RandomChoices) -> None:
     s.graph.node.add().CopyFrom(s.one_of(s.graph.node))
 
 
-def nodes_reordered(s: Spoiler) -> None:
+def nodes_reordered(s: RandomChoices) -> None:
     order = s.rng.permutation(len(s.graph.node)) if s.rng.random() < 0.5 else range(len(s.graph.node))[::-1]
     nodes = [s.graph.node[int(k)] for k in order]
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
@@ -280,26 +280,26 @@ def nodes_reordered(s: Spoiler) -> None:
     s.graph.node.extend(copies)
 
 
-def operator_changed(s: Spoiler) -> None:
+def operator_changed(s: RandomChoices) -> None:
     s.node.op_type = s.one_of(OPERATORS)
 
 
-def domain_changed(s: Spoiler) -> None:
+def domain_changed(s: RandomChoices) -> None:
     s.node.domain = s.one_of(("ai.onnx", "com.microsoft", "ai.onnx.ml", "nowhere", "local", ""))
 
 
-def opset_changed(s: Spoiler) -> None:
+def opset_changed(s: RandomChoices) -> None:
     imports = s.proto.opset_import
     s.one_of(imports).version = s.one_of((-1, 0, 1, 5, 7, 9, 11, 13, 18, 22, 99, 1 << 62))
     if s.rng.random() < 0.2:
         imports.add().CopyFrom(s.one_of(imports))
 
 
-def version_changed(s: Spoiler) -> None:
+def version_changed(s: RandomChoices) -> None:
     s.proto.ir_version = s.one_of((-1, 0, 1, 2, 3, 4, 99, 1 << 62))
 
 
-def function_spoiled(s: Spoiler) -> None:
+def function_changed(s: RandomChoices) -> None:
     f = s.one_of(s.proto.functions)
     what = s.one_of(("loop", "twice", "name", "inputs", "lost", "opset"))
     if what == "loop":
@@ -316,7 +316,7 @@ def function_spoiled(s: Spoiler) -> None:
         del f.opset_import[:]
 
 
-def annotated(s: Spoiler) -> None:
+def annotated(s: RandomChoices) -> None:
     note = s.graph.quantization_annotation.add(tensor_name=s.name)
     note.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value=s.name)
     s.proto.metadata_props.add(key="k", value="v")
@@ -324,11 +324,11 @@ def annotated(s: Spoiler) -> None:
     s.proto.training_info.add().algorithm.CopyFrom(s.proto.graph)
 
 
-SPOILERS: tuple[Callable[[Spoiler], None], ...] = (
+MUTATORS: tuple[Callable[[RandomChoices], None], ...] = (
     *(attribute_removed, attribute_value, attribute_value, attribute_type, attribute_name, attribute_added),
     *(tensor_dims, tensor_type, tensor_data, tensor_numbers, tensor_values, tensor_external, tensor_sparse),
     *(declared_size, declared_size, declared_type, value_name, value_lost, value_twice, value_added),
     *(slot_renamed, slot_renamed, slot_lost, slot_added, slots_swapped, tensor_renamed, tensor_twice, tensor_lost),
     *(node_lost, node_twice, nodes_reordered, operator_changed, domain_changed, opset_changed, version_changed),
-    *(function_spoiled, annotated),
+    *(function_changed, annotated),
 )

@@ -1,5 +1,5 @@
-"""Networks whose channels are summed, averaged or normalised together, put back where a MaxPool found them, or read by
-heads: half of the kernels go, proven, and channels that go count as zeros."""
+"""Networks that sum, average or normalise over channels, unpool them, or read them by heads: half of the kernels are
+removed, the result is proven, and removed channels count as zeros."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ IR_VERSIONS = {13: 7, 15: 8, 23: 11}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_half_of_the_kernels_go(name: str, tmp_path: Path) -> None:
+def test_half_of_the_kernels_are_removed(name: str, tmp_path: Path) -> None:
     parts, opset, smaller = NETWORKS[name]
     source = saved(net(*parts, opset=opset, ir=IR_VERSIONS[opset]), tmp_path / "in.onnx")
     result = compressed(source, tmp_path / "out.onnx", 0.5)
@@ -100,7 +100,7 @@ def outputs(proto: onnx.ModelProto, feed: dict[str, np.ndarray]) -> np.ndarray:
     return np.asarray(session.run(None, feed)[0])
 
 
-def test_a_mean_is_what_it_is_of_zeros(tmp_path: Path) -> None:
+def test_removed_channels_count_as_zeros_in_a_mean(tmp_path: Path) -> None:
     """The compressed network against the original whose filters, and so the channels, are set to zero."""
     proto = net(*GATE, opset=13, ir=7)
     result = compressed(saved(proto, tmp_path / "in.onnx"), tmp_path / "out.onnx", 0.5)
@@ -147,7 +147,7 @@ def test_indices_that_others_read_are_pinned() -> None:
 
 @pytest.mark.parametrize("method", ["lean", "path-mass", "l2", "random"])
 def test_every_method_ranks_channels_that_are_only_summed(method: str, tmp_path: Path) -> None:
-    """Channels that nothing but a sum reads: some go, not all before any other."""
+    """Of channels that only a sum reads some are removed, but not all of them before any other."""
     source = saved(
         net(
             "(float[N,3,6,6] x) => (float[N,2,6,6] y)",

@@ -1,4 +1,4 @@
-"""Numbers in words are in the right number."""
+"""Texts for counts, changes, shapes and metrics."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_threads_of_a_measurement(threads: int, told: str) -> None:
     assert repr(Timings(cases, bench_report("m.onnx", None, BenchRequest(), cases))).startswith(f"<{told}")
 
 
-def test_what_json_cannot_hold_is_null() -> None:
+def test_numbers_outside_json_are_null() -> None:
     assert [json_value(value) for value in (1.5, 7, None, "a", math.inf, -math.inf, math.nan)] == [
         *(1.5, 7, None, "a"),
         *(None, None, None),

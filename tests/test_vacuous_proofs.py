@@ -1,4 +1,4 @@
-"""A proof that compared nothing does not pass: decisions, empty and constant outputs hide no wrong rule."""
+"""A proof that compared nothing does not pass: decisions, empty and constant outputs do not hide a wrong rule."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ telling ({kind}[N, 3, 8, 8] x) => ({outputs})
 def trunk(
     tail: str, outputs: str, constants: str = "", kind: str = "float", head: str = "z = Identity (x)", opset: int = 17
 ) -> str:
-    """Three convolutions, and what is made of the last one's output ``c`` [N, 4, 8, 8]."""
+    """Three convolutions, and a tail that reads the last one's output ``c`` [N, 4, 8, 8]."""
     more = f", {constants}" if constants else ""
     return TRUNK.format(tail=tail, outputs=outputs, constants=more, kind=kind, head=head, opset=opset)
 
@@ -113,7 +113,7 @@ def halved(text: str, folder: Path, rules: Rules = DEFAULT_RULES, **options: Any
 
 
 @pytest.mark.parametrize("name", TAILS)
-def test_wrong_rule_is_refused_whatever_the_network_decides(name: str, tmp_path: Path) -> None:
+def test_wrong_rule_is_refused_for_every_decision_of_the_network(name: str, tmp_path: Path) -> None:
     wrong = halved(TAILS[name], tmp_path, WRONG)
     assert isinstance(wrong, str)
     assert "a rule is wrong" in wrong
@@ -123,11 +123,11 @@ def test_wrong_rule_is_refused_whatever_the_network_decides(name: str, tmp_path:
 
 
 DEAD = trunk("y = Sigmoid (c)", "float[N, 4, 8, 8] y", "float far = {1e9}", head="f = Sub (x, far) z = Relu (f)")
-"""What the convolutions read is nothing, unless the input is very large."""
+"""The convolutions read zeros, unless the input is very large."""
 LARGE = (np.random.default_rng(0).standard_normal((8, 3, 8, 8)) * 1e9 + 2e9).astype(np.float32)
 
 
-def test_what_tells_nothing_is_vacuous_and_real_inputs_help(tmp_path: Path) -> None:
+def test_a_proof_without_information_is_vacuous_and_real_inputs_help(tmp_path: Path) -> None:
     refused = halved(DEAD, tmp_path)
     assert isinstance(refused, str)
     assert "nothing that can be compared on the inputs tried (outputs: 'y' constant; inputs: normal, unif" in refused
@@ -160,7 +160,7 @@ def taps(tail: str, outputs: str, constants: str = "", **more: Any) -> list[str]
 
 
 def test_nearest_floats_before_decisions() -> None:
-    """Through integers, on float outputs too; not what a float output tells of itself, nor behind another decision."""
+    """Through integers, for float outputs too; not a float output itself, nor behind another decision."""
     chain = "a = ArgMax <axis = 1> (c) i = Cast <to = 6> (a) j = Cast <to = 2> (i) y = Identity (j)"
     assert taps(chain, "uint8[N, 1, 8, 8] y") == ["c"]
     leaky = "g = Greater (c, o) m = Mul (c, s) y = Where (g, c, m)"

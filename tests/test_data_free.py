@@ -1,4 +1,4 @@
-"""Recovery without data: copies and constants are made up for exactly, means by the plain formula."""
+"""Data-free recovery: copies and constants are compensated exactly, means by the plain formula."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def distance(one: onnx.ModelProto, other: onnx.ModelProto, shape: tuple[int, ...
 def mended(
     proto: onnx.ModelProto, folder: Path, tensor: str, *channels: int, **how: Any
 ) -> tuple[DataFreeFit, float, float]:
-    """What came of it, and the distance from the original before and after."""
+    """The fit, and the distance from the original before and after it."""
     dag = opened(proto, folder)
     alive, bare = without(dag, tensor, *channels)
     found = fit_without_data(PropagatedMoments(dag), alive, bare, **how)
@@ -124,7 +124,7 @@ def test_copies_are_merged_exactly(body: str, scale: float, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("body", ["r = Relu (c)", f"q = Relu (c) r = {POOL} (q)"])
-def test_what_is_no_copy_is_not_taken_for_one(body: str, tmp_path: Path) -> None:
+def test_channels_that_are_no_copies_are_not_merged(body: str, tmp_path: Path) -> None:
     found, _, after = mended(edited(net(body), **copied(-1.5)), tmp_path, "r", 6, assume=False)
     assert found.counts["merged"] == 0
     assert after > 0.05
@@ -146,7 +146,7 @@ def test_copies_behind_normalisation_are_merged_with_their_shift(tmp_path: Path)
     assert found.counts["merged"] == 1
 
 
-def test_constants_go_into_the_bias(tmp_path: Path) -> None:
+def test_constants_are_added_to_the_bias(tmp_path: Path) -> None:
     def still(w: np.ndarray) -> np.ndarray:
         w[4] = 0 if w.ndim > 1 else 3
         return w
@@ -181,7 +181,7 @@ def test_means_follow_from_normalisation(activation: str, tmp_path: Path) -> Non
 
 
 def test_a_border_adds_nothing_to_a_mean(tmp_path: Path) -> None:
-    """Where a kernel stands over the border at some positions, its part counts for the others only."""
+    """A kernel that overlaps the border at some positions is compensated at the others only."""
     text = """<ir_version: 8, opset_import: ["" : 17]>
     net (float[1, 3, 4, 1] x) => (float[1, 2, 4, 1] y)
     <float[4, 3, 1, 1] w1, float[4] g, float[4] b, float[4] m, float[4] v, float[2, 4, 3, 1] w2, float[2] b2>
@@ -196,7 +196,7 @@ def test_a_border_adds_nothing_to_a_mean(tmp_path: Path) -> None:
     np.testing.assert_allclose(after["b2"], wanted, rtol=1e-4)
 
 
-def test_no_mean_is_made_up_without_statistics(tmp_path: Path) -> None:
+def test_no_mean_is_compensated_without_statistics(tmp_path: Path) -> None:
     dag = opened(net("r = Relu (c)"), tmp_path)
     alive, bare = without(dag, "r", 1)
     known = PropagatedMoments(dag)
@@ -255,7 +255,7 @@ def test_a_bias_has_one_number_for_each_channel(shape: str, told: bool, tmp_path
 NORMAL = "n = BatchNormalization (c, g, b, m, v) r = Relu (n)"
 
 
-def test_auto_ranks_by_path_mass_where_statistics_are_held(tmp_path: Path) -> None:
+def test_auto_ranks_by_path_mass_if_statistics_exist(tmp_path: Path) -> None:
     source = saved(net(NORMAL, NORM), tmp_path / "n.onnx")
     plans = {}
     for method in ("auto", "path-mass", "lean"):
@@ -290,7 +290,7 @@ def test_weights_stay_unless_asked_for(tmp_path: Path) -> None:
     onnx.checker.check_model(new, full_check=True)
 
 
-def test_what_noise_speaks_against_is_declined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fit_that_is_worse_on_noise_is_declined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = saved(edited(net("r = Relu (c)"), **copied(2.0)), tmp_path / "n.onnx")
     options = CompressOptions(budget=Budget("kernels", 0.6), measure=False, align=1, recover="auto")
     found = [[0.9, 0.5], [0.9, 0.8], [0.8]]
@@ -302,7 +302,7 @@ def test_what_noise_speaks_against_is_declined(tmp_path: Path, monkeypatch: pyte
     assert declined.counts["merged"] <= 1 < kept.counts["merged"]
 
 
-def test_noise_tells_networks_apart(tmp_path: Path) -> None:
+def test_noise_distinguishes_networks(tmp_path: Path) -> None:
     dag = opened(net("r = Relu (c)"), tmp_path)
     _, bare = without(dag, "r", 0, 1, 2, 3)
     broken = edited(net("r = Relu (c)"), w2=lambda w: w * np.inf)
