@@ -84,7 +84,7 @@ def _sessions() -> Iterator[None]:
 @pytest.fixture
 def points_made_within(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let sweeps compute their candidates in this process."""
-    monkeypatch.setattr("leanonnx.commands.sweep.extras.made_here", made_within)
+    monkeypatch.setattr("leanonnx.commands.sweep.extras.make_locally", made_within)
 
 
 @pytest.fixture

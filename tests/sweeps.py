@@ -78,7 +78,7 @@ def overlapping(intervals: list[list[float]]) -> bool:
 
 
 def made_within(tasks: Sequence[Task], work: Path, jobs: int = 1, threads: int = 0) -> making.Answers:
-    """``made_here`` in this process: far quicker, for tests that processes do not concern."""
+    """``make_locally`` in this process: far quicker, for tests that processes do not concern."""
     for index, task in enumerate(tasks):
         folder = work / str(index) / MADE
         folder.mkdir(parents=True)

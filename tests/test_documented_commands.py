@@ -93,7 +93,7 @@ def run(command: str, folder: Path) -> Done:
         return _spawned([sys.executable, *shlex.split(command)[1:]], folder)
     parse(command)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("leanonnx.commands.sweep.extras.made_here", made_within)
+        patch.setattr("leanonnx.commands.sweep.extras.make_locally", made_within)
         return called(*(REPLACED.get(word, word) for word in arguments(command)), *added(command), cwd=folder)
 
 

@@ -170,7 +170,7 @@ def test_jobs_share_the_cores(model: Path, monkeypatch: pytest.MonkeyPatch) -> N
         yield from fake_make(tasks, work)
 
     monkeypatch.setattr("leanonnx.commands.sweep.extras.available_cores", lambda: 4)
-    monkeypatch.setattr("leanonnx.commands.sweep.extras.made_here", watched)
+    monkeypatch.setattr("leanonnx.commands.sweep.extras.make_locally", watched)
     for number, jobs in enumerate(((), ("--jobs", 1), ("--jobs", 3), ("--jobs", 9))):
         run(model.parent, model, "--keep", "0.9,0.8,0.7,0.6,0.5", *QUICK, *jobs, "--out", f"s{number}")
     run(model.parent, model, "--keep", "0.9,0.8", *QUICK, "--out", "few")
