@@ -133,6 +133,7 @@ def test_points_of_a_latency_budget_are_made_alone(model: Path, tmp_path: Path) 
         yield from fake_make(tasks, work)
 
     request = SweepRequest((model,), (0.75, 0.5), CompressOptions(Budget("latency", 1.0)), tmp_path / "s")
-    row = driver.sweep(request, watched)
+    report = driver.sweep(request, watched)
     assert seen == [[(Budget("latency", asked), True)] for asked in (0.75, 0.5)]
-    assert all(point["measured"] == point["made"] for point in points(row))
+    assert [point.code for point in report.points] == [0, 0]
+    assert all(point.measured == point.made is not None for point in report.points)
