@@ -136,18 +136,13 @@ def test_points_of_a_latency_budget_are_made_alone(model: Path, tmp_path: Path) 
         seen.append([(task.options.budget, task.options.measure) for task in tasks])
         yield from fake_make(tasks, work)
 
-<<<<<<< HEAD
     request = SweepRequest(
         models=(model,),
         fractions=(0.75, 0.5),
         options=CompressOptions(budget=Budget("latency", 1.0)),
         folder=tmp_path / "s",
     )
-    row = driver.run_sweep(request, watched)
-=======
-    request = SweepRequest((model,), (0.75, 0.5), CompressOptions(Budget("latency", 1.0)), tmp_path / "s")
-    report = driver.sweep(request, watched)
->>>>>>> fd09684a2a4dc518f96b0be202c024688ad7c1b0
+    report = driver.run_sweep(request, watched)
     assert seen == [[(Budget("latency", asked), True)] for asked in (0.75, 0.5)]
     assert [point.code for point in report.points] == [0, 0]
     assert all(point.measured == point.made is not None for point in report.points)
