@@ -17,6 +17,7 @@ from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Effect, Rule
 from leanonnx.rules.table import DEFAULT_RULES
 from leanonnx.rules.user import read_rules
+from leanonnx.spelling import spelled_for
 from tests.documented import PAGES
 from tests.helpers import called
 from tests.variants import assert_pins, compress, network
@@ -75,7 +76,8 @@ def test_the_api_that_rules_use_exists_with_these_parameters() -> None:
 
 
 def test_advice_is_quoted_as_it_is_given() -> None:
-    assert f'"{advice.write_rule()}"' in PAGE
+    with spelled_for("command line"):
+        assert f'"{advice.write_rule()}"' in PAGE
 
 
 def test_tables_are_tables() -> None:
