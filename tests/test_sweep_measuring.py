@@ -142,6 +142,7 @@ def test_points_of_a_latency_budget_are_made_alone(model: Path, tmp_path: Path) 
         options=CompressOptions(budget=Budget("latency", 1.0)),
         folder=tmp_path / "s",
     )
-    row = driver.run_sweep(request, watched)
+    report = driver.run_sweep(request, watched)
     assert seen == [[(Budget("latency", asked), True)] for asked in (0.75, 0.5)]
-    assert all(point["measured"] == point["made"] for point in points(row))
+    assert [point.code for point in report.points] == [0, 0]
+    assert all(point.measured == point.made is not None for point in report.points)

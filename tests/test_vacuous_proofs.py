@@ -130,7 +130,10 @@ LARGE = (np.random.default_rng(0).standard_normal((8, 3, 8, 8)) * 1e9 + 2e9).ast
 def test_a_proof_without_information_is_vacuous_and_real_inputs_help(tmp_path: Path) -> None:
     refused = halved(DEAD, tmp_path)
     assert isinstance(refused, str)
-    assert "nothing that can be compared on the inputs tried (outputs: 'y' constant; inputs: normal, unif" in refused
+    assert (
+        "no output of the model can be compared on the inputs tried (outputs: 'y' constant; inputs: normal, unif"
+        in refused
+    )
     assert refused.endswith("nothing written; give real inputs with calib")
     proof = halved(DEAD, tmp_path, calib={"x": LARGE}, recover="none")
     assert isinstance(proof, Proof)

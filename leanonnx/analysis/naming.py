@@ -29,7 +29,7 @@ def resolve_nodes(model: Model, name: str) -> list[int]:
     nodes = [k for k, n in enumerate(model.proto.graph.node) if name and (n.name == name or name in n.output)]
     if not nodes:
         raise OptionError(
-            f"{option('ignore', name)}: no node has this name or puts out this tensor; see `{verb('inspect')}`"
+            f"{option('ignore', name)}: no node has this name or outputs this tensor; see `{verb('inspect')}`"
         )
     return nodes
 

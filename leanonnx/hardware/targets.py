@@ -121,7 +121,7 @@ def _read(tables: Mapping[str, object], source: str) -> dict[str, Hardware]:
     for name, table in tables.items():
         if not isinstance(table, dict) or set(table) != set(HARDWARE_ENTRIES):
             raise OptionError(
-                f"{source}: target '{name}' must have just the entries {', '.join(HARDWARE_ENTRIES)}; mend it, or "
+                f"{source}: target '{name}' must have just the entries {', '.join(HARDWARE_ENTRIES)}; correct it, or "
                 f"remove the target and {_remedy()}"
             )
         hardware[name] = Hardware(
@@ -136,6 +136,7 @@ def _value(value: object, key: str, where: str) -> Any:
     kinds = (int,) if HARDWARE_ENTRIES[key].is_integer else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
         raise OptionError(
-            f"{where}: {key} = {json.dumps(value, default=str)}, expected {expected} above 0; mend it, or {_remedy()}"
+            f"{where}: {key} = {json.dumps(value, default=str)}, expected {expected} above 0; correct it, "
+            f"or {_remedy()}"
         )
     return value if HARDWARE_ENTRIES[key].is_integer else float(value)

@@ -30,7 +30,7 @@ def read_rules(path: Path) -> Rules:
     try:
         table = runpy.run_path(str(path)).get("RULES")
     except (Exception, SystemExit) as error:  # whatever the user's code raises
-        raise OptionError(f"{option('rules', str(path))}: cannot be read: {_fault(error)}; mend the file") from error
+        raise OptionError(f"{option('rules', str(path))}: cannot be read: {_fault(error)}; correct the file") from error
     return extend_rules(table, option("rules", str(path)))
 
 
@@ -62,9 +62,9 @@ def _guard_rule(rule: Rule, title: str) -> Rule:
         except Unsupported:
             raise
         except (Exception, SystemExit) as error:  # whatever the user's code raises
-            raise OptionError(f"{title} failed on {call.title}: {_fault(error)}; mend the rule") from error
+            raise OptionError(f"{title} failed on {call.title}: {_fault(error)}; correct the rule") from error
         if fault := find_fault(call, effect, call.channel_count()):
-            raise OptionError(f"{title} answered wrongly for {call.title}: {fault}; mend the rule")
+            raise OptionError(f"{title} answered wrongly for {call.title}: {fault}; correct the rule")
         return replace(effect, rewrite=_guard_rewrite(effect.rewrite, f"{title} failed on {call.title}"))
 
     return run_rule
@@ -83,9 +83,11 @@ def _guard_rewrite(rewrite: Rewrite | None, title: str) -> Rewrite | None:
         try:
             edit = rewrite(kept)
         except (Exception, SystemExit) as error:  # whatever the user's code raises
-            raise OptionError(f"{title}: its rewrite: {_fault(error)}; mend the rule") from error
+            raise OptionError(f"{title}: its rewrite: {_fault(error)}; correct the rule") from error
         if not isinstance(edit, Edit):
-            raise OptionError(f"{title}: its rewrite answered {type(edit).__name__}, expected an Edit; mend the rule")
+            raise OptionError(
+                f"{title}: its rewrite answered {type(edit).__name__}, expected an Edit; correct the rule"
+            )
         return edit
 
     return run_rewrite

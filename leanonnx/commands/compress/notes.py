@@ -63,7 +63,7 @@ def calibration_warnings(data: Dataset, recovery: Recovery) -> tuple[str, ...]:
     vacuous = [f"'{one.output}' is {one.vacuous}" for one in recovery.final.outputs if one.vacuous]
     if vacuous:
         warnings.append(
-            f"the deviation tells nothing of what the original puts out the same way on all samples compared: "
+            f"the deviation says nothing about outputs that the original computes alike on all samples compared: "
             f"{', '.join(vacuous)}; give samples on which it changes"
         )
     if recovery.final.unused:

@@ -112,7 +112,7 @@ def _objection(proof: Proof, reference: str) -> str:
         kinds = ", ".join([*INPUT_KINDS, *proof.kinds])
         outputs = ", ".join(f"'{name}' {kind}" for name, kind in proof.silent.items())
         return (
-            f"the model puts out nothing that can be compared on the inputs tried (outputs: {outputs}; inputs: {kinds})"
+            f"no output of the model can be compared on the inputs tried (outputs: {outputs}; inputs: {kinds})"
             f"; nothing written; give real inputs with {option('calib')}"
         )
     if proof.status == RANDOM:
