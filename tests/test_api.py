@@ -63,7 +63,7 @@ DIFFERENT = {
 }
 """Options of the command line that the functions have otherwise."""
 
-TARGETS = {"targets": "a library reads no environment: it is told where calibrate-device stored its table"}
+TARGETS = {"targets": "a library reads no environment: it gets the table of calibrate-device by this argument"}
 ONE_VALUE = {"images": "--mean, --std, --scale, --layout, --size"}
 BAR = {"progress": "the bar of the command line"}
 MEASURE = {"measure": "--no-measure; the command line measures by default"}
@@ -262,9 +262,9 @@ def test_rules_are_a_table_or_a_file(model: Path) -> None:
 
 
 def test_progress_is_reported(model: Path) -> None:
-    told: list[str] = []
-    leanonnx.compress(model, keep=0.5, progress=lambda stage, done=None: told.append(stage), **ANY)
-    assert {"load", "observe", "analyse", "select", "operate", "prove"} <= set(told)
+    stages: list[str] = []
+    leanonnx.compress(model, keep=0.5, progress=lambda stage, done=None: stages.append(stage), **ANY)
+    assert {"load", "observe", "analyse", "select", "operate", "prove"} <= set(stages)
 
 
 def test_nothing_is_printed(model: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -66,10 +66,10 @@ def test_sweep_agrees_with_the_command_line(model: Path, tmp_path: Path) -> None
     row = called_json("sweep", model, "--keep", "0.75,0.5", "--out", tmp_path / "cli", *options)
     result = leanonnx.sweep(model, tmp_path / "api", keep=[0.5, 0.75], align=1, jobs=1, save_models=True)
     assert (result.unit, [point.fraction for point in result.points]) == ("kernels", [0.75, 0.5])
-    for point, told in zip(result.points, row["models"][0]["points"], strict=True):
+    for point, expected in zip(result.points, row["models"][0]["points"], strict=True):
         assert (point.model, point.message, point.speedup) == (str(model), "", None)
-        assert (point.kernels, point.bytes) == (told["kernels"]["fraction"], told["bytes"]["fraction"])
-        assert point.deviation == told["deviation"]["relative_l2"]
+        assert (point.kernels, point.bytes) == (expected["kernels"]["fraction"], expected["bytes"]["fraction"])
+        assert point.deviation == expected["deviation"]["relative_l2"]
         assert point.file is not None and point.file.is_file()
     assert set(result.files) >= {"csv", "json"}
     assert "Without calib the deviation is that on random inputs" in result.warnings[0]

@@ -274,9 +274,9 @@ def test_it_is_said_whether_auto_uses_the_table(folder: Path, monkeypatch: Any) 
         return (folder / "out.onnx").read_bytes().hex()
 
     plain = compressed()
-    told = ending("--out", "mine.toml")
-    assert USED not in told
-    assert f"for--targetautotouseit,setLEANONNX_TARGETS={folder / 'mine.toml'}" in told
+    text = ending("--out", "mine.toml")
+    assert USED not in text
+    assert f"for--targetautotouseit,setLEANONNX_TARGETS={folder / 'mine.toml'}" in text
     widened = replace(read_hardware(folder / "mine.toml")[detect_hardware(ONE)], block=12, multiple=12)
     (folder / "mine.toml").write_text(widened.to_toml(), encoding="utf-8")
     assert compressed() == plain

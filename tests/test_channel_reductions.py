@@ -167,8 +167,8 @@ def test_every_method_ranks_channels_that_are_only_summed(method: str, tmp_path:
     assert constant_shapes(tmp_path / "out.onnx")["a"][0] > 1
 
 
-@pytest.mark.parametrize(("batch", "told"), [("N", "fixed input sizes"), ("1", "in another form")])
-def test_advice_fits_the_sizes(batch: str, told: str) -> None:
+@pytest.mark.parametrize(("batch", "phrase"), [("N", "fixed input sizes"), ("1", "in another form")])
+def test_advice_fits_the_sizes(batch: str, phrase: str) -> None:
     """A model whose sizes are fixed is not to be exported with fixed sizes."""
     dag = analysed(
         net(
@@ -180,4 +180,4 @@ def test_advice_fits_the_sizes(batch: str, told: str) -> None:
     )
     advices = {pin.advice for pin in dag.pins if "every n-th channel" in pin.reason}
     assert advices
-    assert all(told in advice for advice in advices), advices
+    assert all(phrase in advice for advice in advices), advices

@@ -243,9 +243,9 @@ def test_pairs(name: str, tmp_path: Path) -> None:
     assert status(row, "failed") == set(pair.fails) == set(row["failed"])
     assert status(row, "skipped") == set(pair.skips)
     assert row["passed"] == (not pair.fails)
-    told = [f"Note: {note}" for note in row["notes"]]
-    told += [f"{each['detail']} ≤ {each['limit'] or 0:,.0f}" for each in row["gates"]]
-    assert any(pair.says in text for text in told), told
+    texts = [f"Note: {note}" for note in row["notes"]]
+    texts += [f"{each['detail']} ≤ {each['limit'] or 0:,.0f}" for each in row["gates"]]
+    assert any(pair.says in text for text in texts), texts
 
 
 def checked(folder: Path, *options: object, code: int = 0) -> dict[str, Any]:

@@ -242,14 +242,14 @@ def test_statistics_come_from_normalisation_alone(tmp_path: Path) -> None:
     assert {name for name, _ in statistics.moments} == {"r"}
 
 
-@pytest.mark.parametrize(("shape", "told"), [("4", True), ("1, 4", True), ("4, 1", False)])
-def test_a_bias_has_one_number_for_each_channel(shape: str, told: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("shape", "compensated"), [("4", True), ("1, 4", True), ("4, 1", False)])
+def test_a_bias_has_one_number_for_each_channel(shape: str, compensated: bool, tmp_path: Path) -> None:
     """One number for each row of a Gemm's product is no bias of channels."""
     proto = build(f"""<ir_version: 8, opset_import: ["" : 17]> net (float[4, 3] x) => (float[4, 4] y)
     <float[3, 4] w, float[{shape}] b> {{ h = Gemm (x, w, b) y = Relu (h) }}""")
     bias = numpy_helper.to_array(proto.graph.initializer[1]).reshape(-1)
     found = PropagatedMoments(opened(proto, tmp_path)).moments["h"].mean
-    np.testing.assert_allclose(found, bias if told else 0, atol=1e-6)
+    np.testing.assert_allclose(found, bias if compensated else 0, atol=1e-6)
 
 
 NORMAL = "n = BatchNormalization (c, g, b, m, v) r = Relu (n)"

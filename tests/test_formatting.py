@@ -17,18 +17,18 @@ from leanonnx.runtime.timing import Timing
 
 
 @pytest.mark.parametrize(
-    ("count", "word", "told"),
+    ("count", "word", "text"),
     [(0, "layer", "0 layers"), (1, "layer", "1 layer"), (2, "layer", "2 layers"), (59488, "kernel", "59,488 kernels")],
 )
-def test_words_follow_their_number(count: int, word: str, told: str) -> None:
-    assert count_text(count, word) == told
+def test_words_follow_their_number(count: int, word: str, text: str) -> None:
+    assert count_text(count, word) == text
 
 
-@pytest.mark.parametrize(("threads", "told"), [(1, "cpu, 1 thread, x 2,3: 1.500 ms"), (4, "cpu, 4 threads, x 2,3: 1.")])
-def test_threads_of_a_measurement(threads: int, told: str) -> None:
+@pytest.mark.parametrize(("threads", "text"), [(1, "cpu, 1 thread, x 2,3: 1.500 ms"), (4, "cpu, 4 threads, x 2,3: 1.")])
+def test_threads_of_a_measurement(threads: int, text: str) -> None:
     timing = Timing(p10=1.0, median=1.5, p90=2.0, session=1.0, first=1.0, runs=10, memory=0, layouts=None)
     cases = (BenchCase(batch=None, inputs={"x": (2, 3)}, setting=Setting("cpu", threads), outcome=timing),)
-    assert repr(Timings(cases, bench_report("m.onnx", None, BenchRequest(), cases))).startswith(f"<{told}")
+    assert repr(Timings(cases, bench_report("m.onnx", None, BenchRequest(), cases))).startswith(f"<{text}")
 
 
 def test_numbers_outside_json_are_null() -> None:

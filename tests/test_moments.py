@@ -172,9 +172,9 @@ def test_the_network_is_left_as_it_was() -> None:
 
 
 def test_progress_is_reported() -> None:
-    told: list[float] = []
-    measure_statistics(CONV, normal_feeds(CONV, 4), 4, told.append)
-    assert told == [0.25, 0.5, 0.75, 1.0]
+    progress: list[float] = []
+    measure_statistics(CONV, normal_feeds(CONV, 4), 4, progress.append)
+    assert progress == [0.25, 0.5, 0.75, 1.0]
 
 
 def test_values_that_are_not_finite_are_refused() -> None:

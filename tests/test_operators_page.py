@@ -67,9 +67,9 @@ def test_every_field_of_an_effect_is_explained() -> None:
 
 
 def test_the_api_that_rules_use_exists_with_these_parameters() -> None:
-    told = re.findall(r"\| `call\.(\w+)(?:\(([\w, ]+)\))?` \|", PAGE)
-    assert len(told) == 10
-    for name, parameters in told:
+    documented = re.findall(r"\| `call\.(\w+)(?:\(([\w, ]+)\))?` \|", PAGE)
+    assert len(documented) == 10
+    for name, parameters in documented:
         member = getattr(Call, name)
         own = [] if isinstance(member, property) else list(inspect.signature(member).parameters)[1:]
         assert own == (parameters.split(", ") if parameters else [])

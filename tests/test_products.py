@@ -132,8 +132,8 @@ def test_products_get_smaller_with_their_channels(kind: str, tmp_path: Path) -> 
     row = called_json("compress", source, target, "--keep", "0.6", "--align", "1")
     assert row["products"]
     assert all(after < before for before, after in (product["macs"] for product in row["products"]))
-    told = sum(layer["macs"][1] for layer in row["layers"]) + sum(p["macs"][1] for p in row["products"])
-    assert told == row["macs"]["after"] == counted(target).macs
+    reported = sum(layer["macs"][1] for layer in row["layers"]) + sum(p["macs"][1] for p in row["products"])
+    assert reported == row["macs"]["after"] == counted(target).macs
 
 
 def test_message_names_the_layers_with_the_multiply_adds(tmp_path: Path) -> None:

@@ -69,12 +69,12 @@ def error(folder: Path, seed: int = 99) -> float:
 
 def test_recovery_brings_the_result_nearer_to_the_original(folder: Path) -> None:
     row = called_json(*command(folder, "--keep", 0.5))
-    told = row["recovery"]
-    assert set(told) == KEYS
-    assert (told["samples"], told["held_out"], told["kept"]) == (160, 40, True)
-    assert {layer["name"] for layer in told["layers"]} == {"H", "M", "Y"}
-    assert all(set(layer) == {"name", "before", "after", "reason"} for layer in told["layers"])
-    now, first = (told[key]["outputs"]["y"] for key in ("deviation", "removed"))
+    reported = row["recovery"]
+    assert set(reported) == KEYS
+    assert (reported["samples"], reported["held_out"], reported["kept"]) == (160, 40, True)
+    assert {layer["name"] for layer in reported["layers"]} == {"H", "M", "Y"}
+    assert all(set(layer) == {"name", "before", "after", "reason"} for layer in reported["layers"])
+    now, first = (reported[key]["outputs"]["y"] for key in ("deviation", "removed"))
     assert set(now) == {"relative_l2", "psnr", "top1", "top5", "worst_channel", "vacuous"}
     assert now["vacuous"] is None and now["worst_channel"]["relative_l2"] > now["relative_l2"]
     assert now["relative_l2"] < 0.9 * first["relative_l2"]
@@ -88,18 +88,18 @@ def test_without_recovery_the_deviation_is_reported_and_no_weight_changes(folder
     weights = {t.name: numpy_helper.to_array(t) for t in MODEL.graph.initializer}
     for tensor in onnx.load(folder / "out.onnx").graph.initializer:
         assert np.isin(numpy_helper.to_array(tensor), weights[tensor.name]).all()
-    told = bare["recovery"]
-    assert (told["samples"], told["held_out"], told["kept"], told["layers"]) == (0, 40, False, [])
-    assert told["deviation"] == told["removed"]
-    assert error(folder) == pytest.approx(told["deviation"]["outputs"]["y"]["relative_l2"], rel=0.3)
+    reported = bare["recovery"]
+    assert (reported["samples"], reported["held_out"], reported["kept"], reported["layers"]) == (0, 40, False, [])
+    assert reported["deviation"] == reported["removed"]
+    assert error(folder) == pytest.approx(reported["deviation"]["outputs"]["y"]["relative_l2"], rel=0.3)
     assert called_json(*command(folder, "--keep", 0.5, calib=""))["recovery"] is None
 
 
 def test_labels_give_a_metric(folder: Path) -> None:
-    told = called_json(*command(folder, "--keep", 0.5, calib="xy.npz"))["recovery"]
-    metric = told["deviation"]["metric"]
+    reported = called_json(*command(folder, "--keep", 0.5, calib="xy.npz"))["recovery"]
+    metric = reported["deviation"]["metric"]
     assert (metric["name"], metric["better"], metric["before"]) == ("top-1 accuracy", "higher", 1.0)
-    assert told["removed"]["metric"]["after"] <= metric["after"] <= 1.0
+    assert reported["removed"]["metric"]["after"] <= metric["after"] <= 1.0
 
 
 def test_the_report_for_people(folder: Path) -> None:

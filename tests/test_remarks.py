@@ -24,8 +24,8 @@ def proofs(report: CompressionReport) -> tuple[str, str]:
     console = Console(file=io.StringIO(), width=200)
     with console.capture() as capture:
         console.print(compression_tables(report, "a.onnx", "b.onnx"))
-    told = next(line for line in capture.get().splitlines() if line.startswith("Proof"))
-    return told, headline(report, {"kernels": 0.5}, "a.onnx", "b.onnx").lead[1]
+    proof_line = next(line for line in capture.get().splitlines() if line.startswith("Proof"))
+    return proof_line, headline(report, {"kernels": 0.5}, "a.onnx", "b.onnx").lead[1]
 
 
 @pytest.mark.parametrize(

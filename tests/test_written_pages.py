@@ -33,8 +33,8 @@ def test_every_part_has_its_place(name: str) -> None:
 
 
 def test_exit_codes_are_those_of_the_command_line() -> None:
-    told = re.findall(r"^\| ([\d, ]+) \|", CLI, re.MULTILINE)
-    assert told[:5] == ["0", str(NO), str(USER_ERROR), str(BUG), f"{INTERRUPTED}, {TERMINATED}"]
+    documented = re.findall(r"^\| ([\d, ]+) \|", CLI, re.MULTILINE)
+    assert documented[:5] == ["0", str(NO), str(USER_ERROR), str(BUG), f"{INTERRUPTED}, {TERMINATED}"]
 
 
 def test_scripts_update_outdated_files_and_only_report_them_with_check(
@@ -60,9 +60,9 @@ def test_every_verb_has_a_chapter() -> None:
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
 def test_options_are_those_of_the_help(verb: cli.Verb) -> None:
     text = called(verb.name, "--help").stdout
-    told = set(re.findall(r"^ {2,4}(--[a-z][\w-]*)|(?<=/ )(--no-[\w-]+)", text, re.MULTILINE))
+    documented = set(re.findall(r"^ {2,4}(--[a-z][\w-]*)|(?<=/ )(--no-[\w-]+)", text, re.MULTILINE))
     shown = {option for each in verb.parameters for option in re.findall(r"--[a-z][\w-]*", each.shown)}
-    assert shown == {option for pair in told for option in pair if option} - {"--help"}
+    assert shown == {option for pair in documented for option in pair if option} - {"--help"}
     assert {0, 2, 3} <= set(verb.exits)
 
 

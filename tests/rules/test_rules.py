@@ -117,7 +117,7 @@ def test_channels_can_go(case: Case, form: Form, data: st.DataObject) -> None:
         refused = [reason for reason in refused if not form.allows or form.allows not in reason]
         assert not refused, f"{case.op} ({form.name}) should be supported: {refused}"
         movable = touched(dag, sample, form.beside)
-        assert movable.size, f"{case.op} ({form.name}): no channel that it reads or puts out can go"
+        assert movable.size, f"{case.op} ({form.name}): no channel that it reads or outputs is removable"
         one = without(dag, movable[data.draw(st.integers(0, movable.size - 1))])
         check(dag, ~one[dag.groups])
         check(dag, killed(dag, np.random.default_rng(data.draw(st.integers(0, 1 << 20)))))
