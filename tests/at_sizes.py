@@ -146,11 +146,11 @@ def _outputs(session: Session, feed: Feed) -> Runs:
 
 def as_observed(patch: Patch) -> Patch:
     """A patch that writes the sizes of the observed run, whatever axes are free."""
-    entries, outputs = (
+    shape_edits, output_edits = (
         {place: replace(change, original_sizes={}) for place, change in given.items()}
         for given in (patch.shape_edits, patch.output_edits)
     )
-    return replace(patch, entries=entries, outputs=outputs)
+    return replace(patch, shape_edits=shape_edits, output_edits=output_edits)
 
 
 def runs_at(model: onnx.ModelProto, inputs: Inputs, sizes: Sequence[Shapes]) -> list[Shapes]:
