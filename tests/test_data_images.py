@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ from PIL import Image
 from leanonnx.cli.options import image_format
 from leanonnx.data.samples import ImageFormat
 from leanonnx.errors import DataError, OptionError
+from leanonnx.spelling import spelled_for
 from tests.datasets import data_for, fed, gradient, png
+
+
+@pytest.fixture(autouse=True)
+def command_line() -> Iterator[None]:
+    """Spell parameters in messages as on the command line."""
+    with spelled_for("command line"):
+        yield
 
 
 def test_images_become_tensors(tmp_path: Path) -> None:
@@ -89,7 +98,7 @@ def test_without_pillow_the_package_is_named(tmp_path: Path, monkeypatch: pytest
 def test_options_of_images_are_read() -> None:
     assert image_format("0", "1", 255, "auto", None) == ImageFormat()
     found = image_format("0.5,0.4,0.3", "2", 1, "nhwc,bgr", "224x320")
-    assert found == ImageFormat((0.5, 0.4, 0.3), (2.0,), 1, "nhwc", (224, 320), "bgr")
+    assert found == ImageFormat(mean=(0.5, 0.4, 0.3), std=(2.0,), scale=1, layout="nhwc", size=(224, 320), order="bgr")
 
 
 @pytest.mark.parametrize(

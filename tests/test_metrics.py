@@ -14,6 +14,8 @@ from leanonnx.cli.main import app
 from leanonnx.commands.compress.pipeline import load_dag as analysed
 from leanonnx.errors import OptionError
 from leanonnx.page.headline import headline
+from leanonnx.reporting.encoding import from_json
+from leanonnx.reporting.reports import CompressionReport
 from leanonnx.selection.metrics import BUDGETS, COUNTED_METRICS, METRICS, Budget, PricingInputs
 from tests.helpers import CNN, build, called, called_json, saved
 
@@ -68,7 +70,7 @@ def test_tables_and_json_list_each_metric(model: Path) -> None:
         assert set(row[metric.name]) == {"before", "after", "fraction"}
         assert looked_at[metric.name] == row[metric.name]["before"]
         assert metric.meaning in shown
-    titles = [tile.title for tile in headline(row, {"kernels": 0.5}, "a", "b").tiles]
+    titles = [tile.title for tile in headline(from_json(CompressionReport, row), {"kernels": 0.5}, "a", "b").tiles]
     assert titles[: len(COUNTED_METRICS)] == [metric.title for metric in COUNTED_METRICS]
 
 

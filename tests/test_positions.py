@@ -136,7 +136,7 @@ def test_a_layer_with_other_numbers_than_its_weights_make_is_refused() -> None:
     place = place_of(proto, feed)
     assert place.explains_output()
     mix = replace(place.layer.block, kernels=lambda: np.ones((1, 3, 2, 3, 3), np.float32))
-    assert not replace(place, layer=replace(place.layer, mix=mix)).explains_output()
+    assert not replace(place, layer=replace(place.layer, block=mix)).explains_output()
 
 
 @pytest.mark.parametrize("dilation", [1, 2])

@@ -77,7 +77,7 @@ def test_shown(name: str, wanted: str) -> None:
 
 def test_short_keeps_both_ends() -> None:
     name = "/".join(f"block{k}" for k in range(20))
-    assert len(words.short_name(name)) == words.SHORT
+    assert len(words.short_name(name)) == words.SHORT_NAME_LENGTH
     head, _, tail = words.short_name(name).partition("…")
     assert name.startswith(head)
     assert name.endswith(tail)

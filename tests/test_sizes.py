@@ -160,8 +160,8 @@ def test_sizes_of_one_run_do_not_hold(name: str, tmp_path: Path) -> None:
     alive, patch = next(pair for pair in drawn if pair[1].shape_edits)
     observed = replace(
         patch,
-        entries={place: replace(change, original_sizes={}) for place, change in patch.shape_edits.items()},
-        outputs={place: replace(change, original_sizes={}) for place, change in patch.output_edits.items()},
+        shape_edits={place: replace(change, original_sizes={}) for place, change in patch.shape_edits.items()},
+        output_edits={place: replace(change, original_sizes={}) for place, change in patch.output_edits.items()},
     )
     assert worst_error(dag, observed, alive) > BOUND
 

@@ -38,13 +38,13 @@ def analysed(model: Model, rules: Rules = DEFAULT_RULES) -> ChannelDag:
 
 ZEROS = np.zeros((4, 2, 1, 1), np.float32)
 STRANGE = {
-    "another type": (Patch(constants={(0, 1): lambda: ZEROS.astype(np.float64)}), "'w': float64"),
+    "another type": (Patch(constants={(0, 1): lambda: ZEROS.astype(np.float64)}), "'w': got float64"),
     "another rank": (
         Patch(constants={(0, 1): lambda: ZEROS[..., 0]}),
-        r"\[4, 2, 1\] in place of float32 \[6, 2, 1, 1\]",
+        r"got float32 \[4, 2, 1\], expected float32 \[6, 2, 1, 1\]",
     ),
     "more channels": (Patch(constants={(0, 1): lambda: np.zeros((7, 2, 1, 1), np.float32)}), r"\[7, 2, 1, 1\]"),
-    "constant of no node": (Patch(constants={(3, 1): lambda: ZEROS}), r"nodes \[3\], where there are 3"),
+    "constant of no node": (Patch(constants={(3, 1): lambda: ZEROS}), r"nodes \[3\], but the model has 3 nodes"),
     "attributes of no node": (Patch(attributes={99: {"group": 2}}), r"nodes \[99\]"),
 }
 

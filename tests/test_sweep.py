@@ -85,7 +85,7 @@ def test_without_matplotlib(model: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ((), "exactly one of --keep, --macs, --params or --latency"),
+        ((), "exactly one of --keep, --macs, --params, --latency or --bytes"),
         (("--keep", "0.5", "--macs", "0.5"), "exactly one of --keep"),
         (("--keep", "0.5,,0.1"), "--keep 0.5,,0.1: expected fractions"),
         (("--keep", "0.5,2"), "--keep 2: expected a fraction above 0 and at most 1"),

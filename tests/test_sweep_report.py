@@ -250,7 +250,7 @@ def test_unreachable_points_are_reported() -> None:
     assert (point["code"], point["message"], point["kernels"], point["latency"]) == (1, REFUSED.message, None, None)
     line = lines(report)[-1]
     assert (line["code"], line["message"], line["speedup"], line["relative_l2"]) == ("1", REFUSED.message, "", "")
-    assert f"--keep 0.01: {REFUSED.message}" in printed(report)
+    assert f"keep 0.01: {REFUSED.message}" in printed(report)
     assert "1 of 6 points could not be reached" in report.warnings[1]
     assert report.exit_code == 1
 

@@ -90,7 +90,7 @@ def test_a_file_that_is_no_text_is_refused(folder: Path) -> None:
 
 
 def test_a_file_that_is_not_there_is_refused_with_advice(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"cannot be read: .* calibrate-device"):
+    with pytest.raises(OptionError, match=r"cannot be read: .*calibrate_device"):
         read_hardware(tmp_path / "none.toml")
 
 

@@ -207,7 +207,7 @@ def test_layers_trade_widths_for_channels_worth_more(
     assert spent(traded) <= 1 or spent(keeper.keep_prefix(0)) > 1
 
     def worth(alive: Mask) -> float:
-        return float(losses[np.unique(trading.classes[alive])].sum())
+        return float(losses[np.unique(trading.groups[alive])].sum())
 
     assert worth(traded) >= worth(plain) - 1e-9
     if spent(keeper.keep_aligned_prefix(0, alignment.block)) <= 1:

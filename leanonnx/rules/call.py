@@ -109,7 +109,7 @@ class Slice:
     factors: tuple[ChannelIds, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Pin:
     """Channels that must not be removed, with the tensor, the reason, and advice for the user."""
 
