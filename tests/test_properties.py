@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from leanonnx.commands.compress.pipeline import CompressResult, compress_file
+from leanonnx.errors import ProofFailed
 from leanonnx.runtime.sessions import run
 from leanonnx.selection.metrics import Budget
 from leanonnx.surgery.plan import load_plan
@@ -239,7 +240,11 @@ def test_chains_through_do_not_see_the_scale_of_a_channel(seed: int, fraction: f
     for network in (dense, dense.rescaled(rng)):
         with folder_with(network.model()) as (source, target):
             options = Options(Budget("kernels", fraction), "lean", "through", best_effort=True)
-            kept.append(compress_file(source, target, options).alive)
+            try:
+                kept.append(compress_file(source, target, options).alive)
+            except ProofFailed as error:  # a network without a living path computes a constant
+                assume("no output of the model can be compared" not in str(error))
+                raise
     assert np.array_equal(*kept)
 
 

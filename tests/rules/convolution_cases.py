@@ -77,6 +77,7 @@ def correlation_by_channel(b: ModelBuilder) -> None:
 
 
 def conv_computed_weight(b: ModelBuilder) -> None:
+    b.batch, b.free = 1, False
     data = b.image(3, 4, 4)
     weight = b.node("Reshape", [b.rows(6), b.ints(2, 3, 1, -1)])
     b.subject("Conv", [data, weight])

@@ -112,12 +112,6 @@ class Refit:
         """The recovery without data."""
         return self.evidence if isinstance(self.evidence, DataFreeRecovery) else None
 
-    @property
-    def may_add_parameters(self) -> bool:
-        """True if layers may have got a bias."""
-        kept = self.recovery is not None and self.recovery.kept
-        return kept or self.data_free is not None or self.restored is not None
-
 
 @dataclass(frozen=True)
 class Candidate:

@@ -204,14 +204,12 @@ def _result(candidate: Candidate, plan: Plan) -> CompressResult:
     job, removal, refit = candidate.job, candidate.removal, candidate.refit
     assert candidate.proof is not None and candidate.trial is not None  # every list of stages proves and times
     selection, model = removal.selection, job.dag.model
-    recount = removal.is_lossless or refit.may_add_parameters
-    params = _parameters(candidate) if recount else selection.after.params
     return CompressResult(
         dag=removal.dag,
         alive=candidate.alive,
         plan=plan,
         before=selection.before,
-        after=replace(selection.after, params=params, bytes=written_size(candidate.path)),
+        after=replace(selection.after, params=_parameters(candidate), bytes=written_size(candidate.path)),
         proof=candidate.proof,
         latency=candidate.trial.comparison,
         setting=job.options.setting.with_thread_count,
