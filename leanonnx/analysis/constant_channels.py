@@ -238,7 +238,7 @@ class _Propagation:
 
     def _visit_pointwise(self, node: onnx.NodeProto) -> None:
         free = [name for name in dict.fromkeys(node.input) if name in self.dag.channel_ids]
-        given = {name: self.numbers.get(name, _unknown(self.dag.channel_ids[name].ndim)) for name in free}
+        given = {name: self.numbers.get(name, _unknown_numbers(self.dag.channel_ids[name].ndim)) for name in free}
         values = {name: self.fixed(name) for name in node.input if name and name not in given}
         if not given or any(value is None for value in values.values()):
             return
@@ -324,7 +324,7 @@ def _operator(node: onnx.NodeProto) -> str:
     return node.op_type if fused else standard_name(node)
 
 
-def _unknown(rank: int) -> Numbers:
+def _unknown_numbers(rank: int) -> Numbers:
     return np.full((1,) * rank, np.nan)
 
 

@@ -26,9 +26,9 @@ def with_budgets(kind: OptionKind, metrics: Iterable[Metric] = BUDGETS.values())
     *others, last = names = [f"--{option}" for option in options]
     texts = {"{limits}": ", ".join(names), "{any limit}": f"{', '.join(others)} or {last}"}
 
-    def decorated(verb: Callable[..., None]) -> Callable[..., None]:
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
         @wraps(verb)
-        def called(**given: Any) -> None:
+        def with_limits(**given: Any) -> None:
             verb(**{LIMITS: {option: given.pop(option) for option in options}}, **given)
 
         parameters: list[Parameter] = []
@@ -40,11 +40,11 @@ def with_budgets(kind: OptionKind, metrics: Iterable[Metric] = BUDGETS.values())
                 annotation = kind(metric)
                 parameters.append(Parameter(option, Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
         for mark, text in texts.items():
-            called.__doc__ = (called.__doc__ or "").replace(mark, text)
-        called.__signature__ = signature(verb).replace(parameters=parameters)  # type: ignore[attr-defined]
-        return called
+            with_limits.__doc__ = (with_limits.__doc__ or "").replace(mark, text)
+        with_limits.__signature__ = signature(verb).replace(parameters=parameters)  # type: ignore[attr-defined]
+        return with_limits
 
-    return decorated
+    return decorate
 
 
 def limit_option(metric: Metric) -> Any:

@@ -57,9 +57,9 @@ class ImageFormat:
         check_choice("layout", self.order, ColourOrder)
         for name, values in (("mean", self.mean), ("std", self.std)):
             if not values or not all(math.isfinite(value) for value in values):
-                raise wrong_numbers(name, _typed(values), values)
+                raise wrong_numbers(name, _numbers_text(values), values)
         if 0 in self.std:
-            given, example = option("std", self.std, _typed(self.std)), _example("std")
+            given, example = option("std", self.std, _numbers_text(self.std)), _example("std")
             raise OptionError(f"{given}: expected numbers other than 0, for example {example}")
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise OptionError(
@@ -82,10 +82,10 @@ def wrong_size(text: str, value: object = None) -> OptionError:
 
 
 def _example(name: str) -> str:
-    return option(name, EXAMPLES[name], _typed(EXAMPLES[name]))
+    return option(name, EXAMPLES[name], _numbers_text(EXAMPLES[name]))
 
 
-def _typed(values: tuple[float, ...]) -> str:
+def _numbers_text(values: tuple[float, ...]) -> str:
     """Numbers as typed on a command line."""
     return ",".join(f"{value:g}" for value in values)
 

@@ -142,7 +142,7 @@ def load(path: Path, libraries: tuple[Path, ...] = (), freeze: bool = False) -> 
     digests = [digest(file) for file in (path, *external)]
     identity = digests[0] if not external else hashlib.sha256(b"".join(digests)).digest()
     if proto.functions:
-        proto = _inlined(proto, path)
+        proto = _inline_functions(proto, path)
     frozen = default_initializers(proto) if freeze else frozenset()
     if frozen:
         inputs = [value for value in proto.graph.input if value.name not in frozen]
@@ -161,7 +161,7 @@ def load(path: Path, libraries: tuple[Path, ...] = (), freeze: bool = False) -> 
     )
 
 
-def _inlined(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+def _inline_functions(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     try:
         return inline_local_functions(proto)
     except Exception as error:  # onnx raises several unrelated types

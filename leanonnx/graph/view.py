@@ -146,17 +146,17 @@ class GraphView:
 
         Texts are strings, sequences are lists, tensors are ``gs.Constant``: the types that rules are written for.
         """
-        if index not in self._decoded:
+        if index not in self._decoded_attributes:
             node = self.nodes[index]
             shell = onnx.ModelProto(opset_import=self.proto.opset_import)
             alone = shell.graph.node.add(op_type=node.op_type, domain=node.domain)
             alone.attribute.extend(a for a in node.attribute if a.type not in GRAPHS)
             with gs.logger.G_LOGGER.suppress():  # it logs to stdout
-                self._decoded[index] = gs.import_onnx(shell).nodes[0].attrs
-        return self._decoded[index]
+                self._decoded_attributes[index] = gs.import_onnx(shell).nodes[0].attrs
+        return self._decoded_attributes[index]
 
     @cached_property
-    def _decoded(self) -> dict[int, Mapping[str, Any]]:
+    def _decoded_attributes(self) -> dict[int, Mapping[str, Any]]:
         """Attributes decoded so far, by node."""
         return {}
 

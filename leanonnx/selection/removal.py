@@ -30,7 +30,7 @@ def without_channels(dag: ChannelDag, unwanted: Mapping[str, Sequence[int]]) -> 
     keep = np.ones(int(dag.groups.max()) + 1, bool)
     for name, indices in unwanted.items():
         tensor = _tensor_of(dag, name)
-        for index, ids in _chosen(dag, name, tensor, indices):
+        for index, ids in _chosen_channels(dag, name, tensor, indices):
             _check_free(dag, f"channel {index} of '{name}'", ids)
             keep[dag.groups[ids]] = False
     closure = Closure(dag, dag.groups)
@@ -53,7 +53,7 @@ def _tensor_of(dag: ChannelDag, name: str) -> str:
     raise OptionError(f"'{name}': no tensor and no node of that name carries channels; see `{verb('inspect')}`")
 
 
-def _chosen(dag: ChannelDag, name: str, tensor: str, indices: Sequence[int]) -> list[tuple[int, Ints]]:
+def _chosen_channels(dag: ChannelDag, name: str, tensor: str, indices: Sequence[int]) -> list[tuple[int, Ints]]:
     """Channel ids of each index along the channel axis of a tensor."""
     ids = dag.channel_ids[tensor]
     axes = varied_axes(ids)

@@ -59,17 +59,17 @@ class _Draft:
         own = {local: tensor for local, tensor in named_tensors(inner).items() if "." not in local}
         for local, tensor in own.items():
             for number, places in self.kept.get(id(tensor), {}).items():
-                self._set(known, (local, number), places, self._named(inner, local))
+                self._set(known, (local, number), places, self._parameter_name(inner, local))
         for axes in kind.tied_axes:
             for places in [known[axis] for axis in axes if axis in known]:
                 for axis in axes:
-                    self._set(known, axis, places, self._named(inner, axis[0]))
+                    self._set(known, axis, places, self._parameter_name(inner, axis[0]))
         if known:
             for axis, places in self._infer(inner, known).items():
-                self._set(known, axis, places, self._named(inner, axis[0]))
+                self._set(known, axis, places, self._parameter_name(inner, axis[0]))
         for (local, number), places in known.items():
             if local in own:
-                self._set(self.kept.setdefault(id(own[local]), {}), number, places, self._named(inner, local))
+                self._set(self.kept.setdefault(id(own[local]), {}), number, places, self._parameter_name(inner, local))
 
     def _infer(self, inner: nn.Module, known: dict[TensorAxis, KeptIndices]) -> Any:
         kind = module_kind(inner)
@@ -84,10 +84,10 @@ class _Draft:
         """Give a norm the kept channels of the module whose output it reads."""
         places = self.known[source].get(("bias", 0))
         if places is not None:
-            self._set(self.known[inner], ("weight", 0), places, self._named(inner, "weight"))
+            self._set(self.known[inner], ("weight", 0), places, self._parameter_name(inner, "weight"))
             self.propagate(inner)
 
-    def _named(self, inner: nn.Module, local: str) -> str:
+    def _parameter_name(self, inner: nn.Module, local: str) -> str:
         return f"{self.modules[inner]}.{local}".lstrip(".")
 
     def _set(self, known: dict[Any, KeptIndices], key: Any, places: KeptIndices, name: str) -> None:

@@ -99,11 +99,11 @@ def compared_channels(dag: ChannelDag, alive: Mask | None) -> ComparedChannels:
     """The channel ids of a model at all its sizes, and which of them are kept."""
     kept = dag.all_alive if alive is None else alive
 
-    def fixed() -> set[str]:
+    def constant_tensors() -> set[str]:
         numbers = constant_channels(dag, kept).numbers
         return {name for name, values in numbers.items() if np.isfinite(values[kept[dag.channel_ids[name]]]).all()}
 
-    return ComparedChannels([at.channel_ids for at in dag.all_sizes], alive, fixed)
+    return ComparedChannels([at.channel_ids for at in dag.all_sizes], alive, constant_tensors)
 
 
 def _objection(proof: Proof, reference: str) -> str:

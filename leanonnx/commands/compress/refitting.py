@@ -81,7 +81,7 @@ def recover_weights(candidate: Candidate) -> Candidate:
         if recipe is None:
             notes.append(f"no weights were changed: {option('plan_weights')} was not written")
         else:
-            pruned, recovered = (_loaded(job, file) for file in (candidate.path, path))
+            pruned, recovered = (_load_candidate(job, file) for file in (candidate.path, path))
             recipe, content = _with_file(recipe, pruned, recovered, job.plan_weights)
             files[job.plan_weights] = content
     refit = Refit(evidence=evidence, recipe=recipe, restored=restored, files=files)
@@ -115,7 +115,7 @@ def _restore(job: CompressJob, weights: StoredWeights, path: Path, target: Path)
     return target
 
 
-def _loaded(job: CompressJob, path: Path) -> Model:
+def _load_candidate(job: CompressJob, path: Path) -> Model:
     """A compressed model in memory."""
     return replace(job.dag.model, proto=onnx.load(path))
 

@@ -37,7 +37,7 @@ def time_draft(original: Candidate, numbers: Iterator[int], selection: Selection
         return Trial(selection, None)
     with written_draft(original, selection) as draft:
         searches = job.options.budget.metric.measured and not draft.is_original
-        return _timed(draft, seconds, next(numbers) / MAX_TIMINGS if searches else None)
+        return _time_file(draft, seconds, next(numbers) / MAX_TIMINGS if searches else None)
 
 
 def time_candidate(candidate: Candidate) -> Candidate | NotFaster:
@@ -53,9 +53,9 @@ def time_candidate(candidate: Candidate) -> Candidate | NotFaster:
     if earlier is not None and (earlier.comparison is None or earlier.sha256 == _sha256(candidate.path)):
         trial = earlier
     else:
-        trial = _timed(candidate, SECONDS)
+        trial = _time_file(candidate, SECONDS)
         if earlier is not None and _is_worse(trial, earlier, options.budget):
-            trial = _timed(candidate, LONG_TIMING_SECONDS)
+            trial = _time_file(candidate, LONG_TIMING_SECONDS)
     refused = trial.slower if options.exact else not trial.faster
     if refused and not options.best_effort:
         return NotFaster(
@@ -71,7 +71,7 @@ def _is_worse(trial: Trial, earlier: Trial, budget: Budget) -> bool:
     return over or (earlier.faster and not trial.faster)
 
 
-def _timed(candidate: Candidate, seconds: float, done: float | None = None) -> Trial:
+def _time_file(candidate: Candidate, seconds: float, done: float | None = None) -> Trial:
     """Time a candidate; without a comparison if it is the original, should not be timed, or cannot be.
 
     Raises:
