@@ -184,7 +184,7 @@ def test_samples_without_information_are_reported(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).standard_normal((20, 3, 8, 8)).astype(np.float32))
     asked = ("compress", "m.onnx", "out.onnx", "--keep", 0.6, "--align", 1, "--calib", "x.npz", "--json")
     row = json.loads(called(*asked, cwd=tmp_path).stdout)
-    (said,) = (text for text in row["warnings"] if "tells nothing" in text)
+    (said,) = (text for text in row["warnings"] if "deviation says nothing" in text)
     assert "'y' is one number throughout" in said and "'z'" not in said
     outputs = row["recovery"]["deviation"]["outputs"]
     assert outputs["y"]["vacuous"] == "one number throughout" and outputs["z"]["vacuous"] is None

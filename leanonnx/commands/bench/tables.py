@@ -35,7 +35,7 @@ class TimingLine:
 
 TIMING_LINES = (
     TimingLine("10th percentile, ms", "a tenth of the runs took less", lambda row: f"{row.p10_ms:.3f}"),
-    TimingLine("median, ms", "half of the runs took less: the time to go by", lambda row: f"{row.median_ms:.3f}"),
+    TimingLine("median, ms", "half of the runs took less: use this figure", lambda row: f"{row.median_ms:.3f}"),
     TimingLine(
         "90th percentile, ms",
         "a tenth of the runs took longer; far from the median, the machine was busy",
