@@ -38,7 +38,7 @@ REFUSED = {
 PARTLY = {
     "FusedMatMul": "transposes its batch axes",
     "BatchNormalization": "training mode",
-    "MaxPool": "indices of the maxima",
+    "MaxPool": "cannot be run in torch",
     "Col2Im": "its image has",
 }
 """Operators that are refused in some forms."""

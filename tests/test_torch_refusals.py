@@ -59,7 +59,7 @@ def test_plans_of_exact(tmp_path: Path) -> None:
         module[0].bias[:4] = 0
     path = export(module, tmp_path / "net.onnx")
     plan = leanonnx.compress(path, exact=True).plan
-    refused(module, "made with --exact", plan, path)
+    refused(module, "made with exact=True", plan, path)
 
 
 class Literal(Plain):
@@ -169,7 +169,7 @@ def test_weights_behind_a_parametrization(tmp_path: Path) -> None:
     "broken", [{}, {"before": [12]}, {"before": [2], "kept": [[5]]}, {"before": [2], "kept": ["a"]}]
 )
 def test_broken_plans(broken: dict[str, Any], tmp_path: Path) -> None:
-    plan = leanonnx.Plan(1, "", "", {}, {"0.weight": broken})
+    plan = leanonnx.Plan(schema=1, leanonnx="", input_sha256="", options={}, tensors={"0.weight": broken})
     refused(network(Plain), "the entry of '0.weight' is broken", plan)
 
 

@@ -12,7 +12,7 @@ from leanonnx.commands.finetune.operators.call import Operator, Tensor, TorchCal
 
 def _batch_norm(call: TorchCall) -> Tensor:
     """Batch normalisation by the stored statistics, as in inference."""
-    if call.attribute("training_mode", 0):
+    if call.attribute("training_mode", 0) or (call.opset < 14 and len(call.node.output) > 1):
         raise call.error("it is in training mode")
     x, scale, bias, mean, variance = (call.value(k) for k in range(5))
     epsilon = call.attribute("epsilon", 1e-5)
