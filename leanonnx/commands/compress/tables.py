@@ -11,9 +11,7 @@ from leanonnx.reporting.remarks import metric_text, remarks, sample_text
 from leanonnx.reporting.reports import CompressionReport, RecoveryRow
 from leanonnx.reporting.rows import LatencyRow, OutputDeviation
 from leanonnx.reporting.tables import layer_table, pin_table, product_tables, warning_lines
-from leanonnx.selection.metrics import METRICS
-
-LATENCY_MEANING = "median ms of one run in onnxruntime, measured in turns; fraction: median of the ratios"
+from leanonnx.selection.metrics import LATENCY, METRICS
 
 
 def compression_tables(report: CompressionReport, source: str, output: str) -> RenderableType:
@@ -43,7 +41,7 @@ def _cost_table(report: CompressionReport) -> Table:
     row = report.latency
     if row is not None:
         times = (f"{row.before_ms:.3f}", f"{row.after_ms:.3f}", f"{1 / row.comparison.speedup:.4f}")
-        table.add_row("latency", *times, LATENCY_MEANING)
+        table.add_row(LATENCY, *times, METRICS[LATENCY].meaning)
     return table
 
 
