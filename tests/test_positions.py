@@ -13,11 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from leanonnx.graph.positions import features, window_of
+from leanonnx.graph.positions import features, rows_at, window_of
 from leanonnx.recovery.layers import LinearLayer, linear_layers
-from leanonnx.recovery.pair import NetworkPair
-from leanonnx.recovery.partial_runner import TensorSpill
 from leanonnx.recovery.rows import LayerSite
+from leanonnx.recovery.sampling import spread_positions
 from tests.calibrated import Array, Feed, analysed, values
 
 Case = tuple[onnx.ModelProto, Feed]
@@ -72,13 +71,11 @@ def made(proto: onnx.ModelProto, feed: Feed, size: Sequence[int]) -> Array:
     window = window_of(proto.graph.node[0], weight.shape[2:])
     grouped = weight.reshape(window.groups, -1, *weight.shape[1:])
     kernels = (grouped.swapaxes(1, 2) if window.turned else grouped).reshape(window.groups, -1, *weight.shape[2:])
-    found = []
-    for sample in feed["x"]:
-        read = features(window, sample, size, np.arange(int(np.prod(size))))
-        flat = kernels.reshape(window.groups, -1, read.shape[2] * read.shape[3])
-        rows = np.einsum("ngk,gok->ngo", read.reshape(*read.shape[:2], -1), flat).reshape(len(read), -1) + bias
-        found.append(rows.T.reshape(-1, *size))
-    return np.stack(found)
+    samples = len(feed["x"])
+    read = features(window, feed["x"], size, np.arange(samples * int(np.prod(size))))
+    flat = kernels.reshape(window.groups, -1, read.shape[1] * read.shape[2])
+    rows = (flat @ read.reshape(window.groups, flat.shape[2], -1)).reshape(len(bias), -1) + bias[:, None]
+    return rows.reshape(len(bias), samples, *size).swapaxes(0, 1)
 
 
 def judge(case: Case) -> None:
@@ -96,47 +93,55 @@ def test_features_times_weights_equal_the_output_of_onnxruntime(case: Case) -> N
 def test_chosen_positions_are_rows_in_their_order() -> None:
     proto = single("Conv", [1, 2, 6, 5], (3, 2, 3, 3), 3, {"strides": [2, 1], "pads": [1, 0, 1, 0]})
     window = window_of(proto.graph.node[0], (3, 3))
-    x = np.random.default_rng(0).standard_normal((2, 6, 5)).astype(np.float32)
-    everything = features(window, x, (3, 3), np.arange(9))
-    chosen = np.array([7, 0, 7, 3])
-    np.testing.assert_array_equal(features(window, x, (3, 3), chosen), everything[chosen])
-    assert everything.shape == (9, 1, 2, 9)
+    x = np.random.default_rng(0).standard_normal((3, 2, 6, 5)).astype(np.float32)
+    everything = features(window, x, (3, 3), np.arange(27))
+    chosen = np.array([0, 3, 7, 7, 19, 26])
+    np.testing.assert_array_equal(features(window, x, (3, 3), chosen), everything[..., chosen])
+    assert everything.shape == (1, 2, 9, 27)
 
 
-def place_of(proto: onnx.ModelProto, feed: Feed, after: onnx.ModelProto | None = None) -> LayerSite:
+def test_rows_of_a_tensor_at_chosen_positions() -> None:
+    value = np.random.default_rng(0).standard_normal((3, 4, 5))
+    chosen = np.array([0, 6, 14])
+    for axis in (0, 1, 2, -1):
+        wanted = np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis])
+        picked = chosen % len(wanted)
+        np.testing.assert_array_equal(rows_at(value, axis, picked), wanted[picked])
+    np.testing.assert_array_equal(rows_at(value[0, 0], 0, np.array([0])), value[:1, 0])
+
+
+def place_of(proto: onnx.ModelProto) -> LayerSite:
     """The only layer of a network, seen in it and in itself."""
     dag = analysed(proto)
     (layer,), _ = linear_layers(dag, np.ones(dag.count, bool), dag.model)
     assert isinstance(layer, LinearLayer)
-    pair = NetworkPair(dag.model, after or proto, [feed], [], TensorSpill())
-    pair.advance(["x", "y"], ["x"])
-    return LayerSite(
-        dag=dag, alive=np.ones(dag.count, bool), layer=layer, pair=pair, x="x", y="y", x_hat="x", other=None
-    )
+    return LayerSite(dag=dag, alive=np.ones(dag.count, bool), layer=layer, x="x", y="y", x_hat="x", other=None, rows=30)
 
 
 @settings(max_examples=40)
 @given(convolutions())
 def test_a_layer_that_is_understood_has_rows_that_its_own_weights_fit(case: Case) -> None:
     """A layer with padding peculiar to onnxruntime must be refused, any other must fit."""
-    place = place_of(*case)
+    place = place_of(case[0])
+    x = case[1]["x"]
+    (y,) = values(case[0], ["y"], [case[1]])
     kernels = place.kernels.reshape(*place.kernels.shape[:2], -1)
-    bias = place.original_bias()
+    bias = place.original_bias
     assert bias is not None
-    assert place.explains_output()
-    for _, held, read, targets in place.rows(30, 0):
-        rows = np.einsum("ngk,gok->ngo", read, kernels) + bias.reshape(len(kernels), -1)
-        np.testing.assert_allclose(rows, targets, rtol=1e-3, atol=1e-4)
-        assert held.shape == (len(read),)
+    assert place.explains_output(x, y)
+    chosen = spread_positions(place.positions(y.shape), 30, np.random.default_rng(0))
+    rows = kernels @ place.features(x, y.shape, chosen) + bias.reshape(len(kernels), -1, 1)
+    np.testing.assert_allclose(rows.reshape(y.shape[1], -1), place.targets(y, chosen), rtol=1e-3, atol=1e-4)
 
 
 def test_a_layer_with_other_numbers_than_its_weights_make_is_refused() -> None:
     proto = single("Conv", [1, 2, 6, 5], (3, 2, 3, 3), 3, {"pads": [1, 1, 1, 1]})
     feed = {"x": np.random.default_rng(0).standard_normal((1, 2, 6, 5)).astype(np.float32)}
-    place = place_of(proto, feed)
-    assert place.explains_output()
+    (y,) = values(proto, ["y"], [feed])
+    place = place_of(proto)
+    assert place.explains_output(feed["x"], y)
     mix = replace(place.layer.block, kernels=lambda: np.ones((1, 3, 2, 3, 3), np.float32))
-    assert not replace(place, layer=replace(place.layer, block=mix)).explains_output()
+    assert not replace(place, layer=replace(place.layer, block=mix)).explains_output(feed["x"], y)
 
 
 @pytest.mark.parametrize("dilation", [1, 2])
@@ -148,4 +153,4 @@ def test_transposed_ones_that_pad_themselves_fit_or_are_refused(automatic: str, 
     feed = {"x": np.random.default_rng(0).standard_normal((1, 2, 6, 5)).astype(np.float32)}
     (wanted,) = values(proto, ["y"], [feed])
     fits = np.allclose(made(proto, feed, wanted.shape[2:]), wanted, atol=1e-3)
-    assert place_of(proto, feed).explains_output() == fits
+    assert place_of(proto).explains_output(feed["x"], wanted) == fits

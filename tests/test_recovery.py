@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -9,8 +11,13 @@ from onnx import numpy_helper
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.recovery import recover as recovery
+from leanonnx.recovery import fitting, fold
+from leanonnx.recovery.layers import linear_layers
+from leanonnx.recovery.pair import NetworkPair
+from leanonnx.recovery.partial_runner import TensorSpill
 from leanonnx.recovery.recover import RecoveryResult, recover
+from leanonnx.recovery.rows import LayerSite
+from leanonnx.recovery.sites import sites_of
 from leanonnx.selection.metrics import Budget
 from leanonnx.selection.selector import SelectionRequest, select
 from tests import graphs
@@ -124,7 +131,7 @@ def judge_fold(
     monkeypatch: pytest.MonkeyPatch, parts: tuple[str, str, str], layer: tuple[str, str, str], axis: int, width: int
 ) -> None:
     """Channel regression alone, without the least squares that follow it, makes up for scaled channels."""
-    monkeypatch.setattr(recovery, "best_fit", lambda *args: min(args[3], key=lambda start: start.error))
+    monkeypatch.setattr(fitting, "best_fit", lambda *args: min(args[3], key=lambda start: start.error))
     proto = net(*parts)
     proto = with_values(proto, dependent(tensors(proto), layer[1], layer[2], 0 if axis == 1 else 1))
     dag = analysed(proto)
@@ -134,14 +141,52 @@ def judge_fold(
     assert deviation(dag, found.proto, unseen) < 0.02
 
 
-@pytest.mark.parametrize(
-    ("parts", "layer", "axis", "width"),
-    [(CONV, ("h", "a", "b"), 1, 8), (LINEAR, ("h", "a", "b"), 2, 9), (FLAT, ("h", "a", "b"), 1, 8)],
-)
-def test_channel_regression_alone(
-    monkeypatch: pytest.MonkeyPatch, parts: tuple[str, str, str], layer: tuple[str, str, str], axis: int, width: int
-) -> None:
-    judge_fold(monkeypatch, parts, layer, axis, width)
+@pytest.mark.parametrize("parts", [CONV, FLAT])
+def test_channel_regression_alone(monkeypatch: pytest.MonkeyPatch, parts: tuple[str, str, str]) -> None:
+    monkeypatch.setattr(fold, "ENOUGH_ROWS_PER_FEATURE", 10**6)
+    judge_fold(monkeypatch, parts, ("h", "a", "b"), 1, 8)
+
+
+def test_channel_regression_is_left_out_where_rows_suffice_or_it_is_redundant() -> None:
+    """The rows of a convolution suffice, a Flatten's do not; with one tap it is redundant."""
+    for parts, count, wanted in (
+        (CONV, 80, {"M": False, "Y": True}),
+        (FLAT, 80, {"Y": True}),
+        (LINEAR, 2, {"M": False}),
+    ):
+        dag = analysed(net(*parts))
+        alive = keep(dag, "h", range(5), 2 if parts is LINEAR else 1)
+        pair = NetworkPair(dag.model, draft(dag, alive), normal_feeds(dag, count), [], TensorSpill())
+        layers, _ = linear_layers(dag, alive, replace(dag.model, proto=pair.after))
+        sites, _ = sites_of(dag, alive, pair, layers, 8)
+        names = {pair.after.graph.node[site.key].name: site for site in sites}
+        assert {name: bool(site.fold_rows) for name, site in names.items() if isinstance(site, LayerSite)} == wanted
+
+
+def test_a_layer_whose_input_is_the_original_one_is_left_as_it_is() -> None:
+    proto = net(
+        "(float[N,3,6,6] x) => (float[N,4] y)",
+        "float[8,3,1,1] p, float[8,8,3,3] a, float[8] b, float[6,8,3,3] c, float[96,4] e",
+        "g = Conv (x, p) h = Conv <pads = [1, 1, 1, 1]> (g, a, b) r = Relu (h) m = Conv (r, c) f = Flatten (m) "
+        "y = Gemm (f, e)",
+    )
+    dag = analysed(proto)
+    before, found = mended(dag, keep(dag, "h", range(5)))
+    rows = {layer.name: (layer.before, layer.after) for layer in found.layers}
+    assert rows["G"] == rows["H"] == (0.0, 0.0)
+    assert rows["M"][0] > rows["M"][1] > 0
+    changed = {n for n, v in tensors(before).items() if not np.array_equal(v, tensors(found.proto)[n])}
+    assert "c" in changed <= {"c", "e"}
+
+
+def test_removed_outputs_are_no_targets() -> None:
+    judge_removed_outputs()
+
+
+def judge_removed_outputs() -> None:
+    dag = analysed(net(*CONV))
+    found = judge_better(dag, keep(dag, "h", range(5)) & keep(dag, "m", (0, 2, 3, 5)), 0.9)
+    assert 0 < (found.layers[1].before or 0) < 0.5
 
 
 @pytest.mark.parametrize(("parts", "axis"), [(CONV, 1), (LINEAR, 2)])

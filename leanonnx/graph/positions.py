@@ -1,16 +1,19 @@
-"""Input patches of convolutions at some output positions (im2col), as rows of a regression.
+"""Rows of tensors, and input patches of convolutions (im2col), at some positions, for a regression.
 
-Features are laid out ``[rows, groups, channels, taps]``; the weights that go with them ``[groups, outputs, channels,
-taps]``, the layout of ``Mix.kernels``.
+Features are laid out ``[groups, channels, taps, rows]``; the weights that go with them ``[groups, outputs, channels,
+taps]``, the layout of ``KernelBlock.kernels``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from leanonnx.graph.nodes import attribute
 from leanonnx.numeric.arrays import Array, Floats, Ints
@@ -44,34 +47,57 @@ def window_of(node: onnx.NodeProto, kernel: Sequence[int]) -> Window:
     )
 
 
+def rows_at(value: Array, axis: int, chosen: Ints) -> Array:
+    """Rows [n, C] of a tensor with C channels along ``axis``, at flat positions along the other axes."""
+    moved = np.moveaxis(value, axis, -1)
+    if moved.ndim == 1:
+        return np.asarray(moved[None][chosen])
+    return np.asarray(moved[np.unravel_index(chosen, moved.shape[:-1])])
+
+
 def features(window: Window, value: Array, size: Sequence[int], chosen: Ints) -> Array:
-    """Input patches [rows, groups, C / groups, taps] of one input [C, *spatial] at some output positions.
+    """Input patches [groups, C / groups, taps, rows] of inputs [samples, C, *spatial] at some output positions.
 
     Args:
         window: the convolution.
-        value: its input, without the batch axis.
+        value: its input.
         size: spatial size of its output.
-        chosen: flat positions in the output [rows].
+        chosen: flat positions in the output, ascending, the samples first [rows].
     """
-    spatial = value.shape[1:]
+    spatial = value.shape[2:]
+    sample, place = np.divmod(chosen, math.prod(size))
+    flat, inside = _taps_read(window, spatial, size, place)
+    wide = value.reshape(*value.shape[:2], -1)
+    rows = np.empty((value.shape[1], *flat.shape), value.dtype)
+    ends = np.searchsorted(sample, np.arange(len(wide) + 1))
+    for k, (start, stop) in enumerate(pairwise(ends)):
+        if start < stop:
+            rows[:, :, start:stop] = np.take(wide[k], flat[:, start:stop], axis=1)
+    if not inside.all():
+        rows *= inside.astype(value.dtype)
+    return rows.reshape(window.groups, -1, *flat.shape)
+
+
+def _taps_read(
+    window: Window, spatial: Sequence[int], size: Sequence[int], place: Ints
+) -> tuple[Ints, NDArray[np.bool_]]:
+    """Flat input positions that the taps read at some output positions, and whether they lie inside [taps, rows]."""
     before = _leading_pads(window, spatial, size)
-    places = np.stack(np.unravel_index(chosen, tuple(size)))
-    inside = np.ones((len(chosen), 1), bool)
-    flat = np.zeros((len(chosen), 1), np.int64)
+    places = np.stack(np.unravel_index(place, tuple(size)))
+    inside = np.ones((1, len(place)), bool)
+    flat = np.zeros((1, len(place)), np.int64)
     for axis, extent in enumerate(spatial):
-        taps = np.arange(window.kernel[axis]) * window.dilations[axis]
+        taps = (np.arange(window.kernel[axis]) * window.dilations[axis])[:, None]
         step = window.strides[axis]
         if window.turned:
-            at, odd = np.divmod(places[axis][:, None] + before[axis] - taps, step)
+            at, odd = np.divmod(places[axis] + before[axis] - taps, step)
             good = (odd == 0) & (at >= 0) & (at < extent)
         else:
-            at = places[axis][:, None] * step + taps - before[axis]
+            at = places[axis] * step + taps - before[axis]
             good = (at >= 0) & (at < extent)
-        flat = (flat[:, :, None] * extent + np.clip(at, 0, extent - 1)[:, None, :]).reshape(len(chosen), -1)
-        inside = (inside[:, :, None] & good[:, None, :]).reshape(len(chosen), -1)
-    patches = value.reshape(value.shape[0], -1)[:, flat] * inside.astype(value.dtype)
-    rows: Array = patches.transpose(1, 0, 2)
-    return rows.reshape(len(chosen), window.groups, -1, inside.shape[1])
+        flat = (flat[:, None] * extent + np.clip(at, 0, extent - 1)[None]).reshape(-1, len(place))
+        inside = (inside[:, None] & good[None]).reshape(-1, len(place))
+    return flat, inside
 
 
 def coverage(window: Window, spatial: Sequence[int], size: Sequence[int]) -> Floats:

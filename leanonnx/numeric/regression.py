@@ -1,46 +1,76 @@
 """Ridge regression for several conv groups at once; its strength is chosen on held-out rows.
 
 With features p [K] and targets t [O], weights W [O, K] and bias b minimise E‖t − W p − b‖² + λ‖W − W₀‖²: what the rows
-do not determine stays at the prior W₀ (W₀ = 0 in Hoerl & Kennard 1970).  λ = β · mean variance of the features.
+do not determine stays at the prior W₀ (W₀ = 0 in Hoerl & Kennard 1970).  λ = β · mean variance of the features of the
+conv group, so that each group is fitted at its own scale, and each takes the strength that serves it best.
 
-1. ``Sums``: from second moments, K (K + O) steps for each row.  One eigendecomposition, K³, serves all β; with more
-   than ``LARGE`` features a system of equations is solved for each β, K³ / 3.
-2. ``Rows``: from n < K rows in the dual form (Saunders, Gammerman & Vovk 1998), n² K steps and n³ / 3 for each β.
+1. ``MomentSums``: from second moments, K (K / 2 + O) steps for each row.  Up to ``NARROW_WIDTH`` features, or with
+   several groups, one eigendecomposition serves all β; beyond that a Cholesky factorisation for each, K³ / 6.
+2. ``SampleRows``: from n < K rows in the dual form (Saunders, Gammerman & Vovk 1998), n² K / 2 steps and n³ / 6 for
+   each β.
+
+Rows are the last axis: a convolution reads its input in that order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
 
 from leanonnx.numeric.arrays import Array, Floats
 
 BETAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-"""Strengths β that are tried."""
+"""Strengths β that are tried, in this order, until the error has risen ``MAX_RISES`` times in a row."""
 FEW_BETAS = (1e-3, 1e-2, 1e-1, 1.0)
-"""Strengths β that are tried with more than ``LARGE`` features."""
+"""Strengths β that are tried with more than ``LARGE_WIDTH`` features."""
+MAX_RISES = 2
+NARROW_WIDTH = 96
+"""Number of features up to which an eigendecomposition is faster than a factorisation for each strength."""
 LARGE_WIDTH = 700
 """Number of features above which fewer strengths are tried and products are summed in single precision."""
 BUFFERED_NUMBERS = 1 << 22
 """Numbers that are buffered before their products are summed."""
 MIN_REGRESSION_SCALE = 1e-300
 """Lower bound of the mean variance of the features."""
+EQUAL_ERRORS = 1e-3
+"""Relative difference up to which two errors count as equal: the stronger ridge is taken."""
+MIN_GROUP_SHARE = 1e-6
+"""Lower bound of the mean variance of the features of a group, as a share of the mean over all groups."""
+MIN_SQUARE_SHARE = 1e-9
+"""Lower bound of that variance as a share of the mean square: rounding errors of constant features are no signal."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Weights [G, O, K] and bias [G, O], with the mean squared error on held-out rows."""
+    """Weights [G, O, K] and bias [G, O], with the mean squared error of each group on held-out rows [G]."""
 
     weights: Floats
     bias: Floats
-    error: float
+    errors: Floats
+
+    @property
+    def error(self) -> float:
+        """Mean squared error, summed over the groups."""
+        return float(self.errors.sum())
+
+    def where(self, chosen: NDArray[np.bool_], other: Fit) -> Fit:
+        """Take some groups [G] from another fit; itself if none."""
+        if not chosen.any():
+            return self
+        return Fit(
+            np.where(chosen[:, None, None], other.weights, self.weights),
+            np.where(chosen[:, None], other.bias, self.bias),
+            np.where(chosen, other.errors, self.errors),
+        )
 
 
 class MomentSums:
-    """First and second moments of features [n, G, K] and targets [n, G, O], about given origins."""
+    """First and second moments of features [G, K, n] and targets [G, O, n], about given origins [G, K] and [G, O]."""
 
     def __init__(self, features_at: Floats, targets_at: Floats) -> None:
         self.features_at, self.targets_at = features_at, targets_at
@@ -49,13 +79,15 @@ class MomentSums:
         self.rows = 0
         self.p, self.t = np.zeros((groups, width)), np.zeros((groups, out))
         self.pp, self.pt = np.zeros((groups, width, width)), np.zeros((groups, width, out))
-        self.tt = 0.0
+        self.tt = np.zeros(groups)
         self.buffer: list[tuple[Array, Array]] = []
         self.buffered_numbers = 0
 
     def add(self, features: Array, targets: Array) -> None:
-        """Add rows [n, G, K] and [n, G, O]."""
-        self.rows += len(features)
+        """Add rows [G, K, n] and [G, O, n]."""
+        if not features.shape[2]:
+            return
+        self.rows += features.shape[2]
         self.buffer.append((features, targets))
         self.buffered_numbers += features.size + targets.size
         if self.buffered_numbers > BUFFERED_NUMBERS:
@@ -66,26 +98,26 @@ class MomentSums:
         if not self.buffer:
             return
         kind = np.float64 if self.p.shape[1] < LARGE_WIDTH else np.float32
-        p = np.concatenate([pair[0] for pair in self.buffer]).astype(np.float64) - self.features_at
-        t = np.concatenate([pair[1] for pair in self.buffer]).astype(np.float64) - self.targets_at
+        p: Any = np.concatenate([pair[0] for pair in self.buffer], axis=2, dtype=kind)
+        t: Any = np.concatenate([pair[1] for pair in self.buffer], axis=2, dtype=kind)
         self.buffer, self.buffered_numbers = [], 0
-        self.p += p.sum(0)
-        self.t += t.sum(0)
-        self.tt += float(np.square(t).sum())
-        p, t = p.astype(kind), t.astype(kind)
-        left = p.transpose(1, 2, 0)
-        self.pp += left @ p.transpose(1, 0, 2)
-        self.pt += left @ t.transpose(1, 0, 2)
+        p -= self.features_at[:, :, None].astype(kind)
+        t -= self.targets_at[:, :, None].astype(kind)
+        self.p += p.sum(2, dtype=np.float64)
+        self.t += t.sum(2, dtype=np.float64)
+        self.tt += np.einsum("gon,gon->g", t, t)
+        self.pp += p @ p.swapaxes(1, 2)
+        self.pt += p @ t.swapaxes(1, 2)
 
-    def error(self, weights: Floats, bias: Floats) -> float:
-        """Mean over the rows of ‖t − W p − b‖² for weights [G, O, K] and bias [G, O]."""
+    def errors(self, weights: Floats, bias: Floats) -> Floats:
+        """Mean over the rows of ‖t − W p − b‖² in each group [G], for weights [G, O, K] and bias [G, O]."""
         self.flush()
-        shift = bias + np.einsum("gok,gk->go", weights, self.features_at) - self.targets_at
-        total = self.tt - 2 * np.einsum("gok,gko->", weights, self.pt)
-        total += np.einsum("gok,gok->", weights @ self.pp, weights)
-        total += -2 * (shift * (self.t - np.einsum("gok,gk->go", weights, self.p))).sum()
-        total += self.rows * np.square(shift).sum()
-        return float(total / max(self.rows, 1))
+        shift = bias + _times(weights, self.features_at) - self.targets_at
+        total = self.tt - 2 * np.einsum("gok,gko->g", weights, self.pt)
+        total += np.einsum("gok,gok->g", weights @ self.pp, weights)
+        total += -2 * (shift * (self.t - _times(weights, self.p))).sum(1)
+        total += self.rows * np.square(shift).sum(1)
+        return np.asarray(np.maximum(total, 0) / max(self.rows, 1))
 
     def merge(self, other: MomentSums) -> None:
         """Add the rows of other sums about the same origins."""
@@ -106,16 +138,20 @@ class MomentSums:
         self.flush()
         count = max(self.rows, 1)
         p, t = self.p / count, self.t / count
+        pp, pt = self.pp / count, self.pt / count
         if bias is None:
-            pp = self.pp / count - p[:, :, None] * p[:, None, :]
-            pt = self.pt / count - p[:, :, None] * t[:, None, :]
+            pp -= _outer(p, p)
+            pt -= _outer(p, t)
         else:
             offset = self.targets_at - bias
-            pp = self.pp / count + _outer(p, self.features_at) + _outer(self.features_at, p + self.features_at)
-            pt = self.pt / count + _outer(p, offset) + _outer(self.features_at, t + offset)
-        scale = max(float(np.einsum("gkk->", pp)) / pp.shape[0] / pp.shape[1], MIN_REGRESSION_SCALE)
+            pp += _outer(p, self.features_at) + _outer(self.features_at, p + self.features_at)
+            pt += _outer(p, offset) + _outer(self.features_at, t + offset)
+        each = np.einsum("gkk->g", pp) / pp.shape[1]
+        squares = each + np.square(p + self.features_at).mean(1)
+        lowest = max(MIN_GROUP_SHARE * float(each.mean()), MIN_REGRESSION_SCALE)
+        scale = np.maximum(each, np.maximum(MIN_SQUARE_SHARE * squares, lowest))
         for weights in _ridges(pp, pt, prior, scale, betas):
-            free = t + self.targets_at - np.einsum("gok,gk->go", weights, p + self.features_at)
+            free = t + self.targets_at - _times(weights, p + self.features_at)
             yield weights, free if bias is None else bias
 
 
@@ -123,23 +159,41 @@ def _outer(left: Floats, right: Floats) -> Floats:
     return left[:, :, None] * right[:, None, :]
 
 
-def _ridges(pp: Floats, pt: Floats, prior: Floats, scale: float, betas: Sequence[float]) -> Iterator[Floats]:
-    """(PP + λI)⁻¹ (PT + λ W₀ᵀ), transposed, for each λ = β · scale; solutions that are not finite are skipped."""
+def _times(weights: Floats, vectors: Floats) -> Floats:
+    """Products of matrices [G, O, K] and vectors [G, K]."""
+    return np.asarray((weights @ vectors[:, :, None])[:, :, 0])
+
+
+def _ridges(pp: Floats, pt: Floats, prior: Floats, scale: Floats, betas: Sequence[float]) -> Iterator[Floats]:
+    """(PP + λI)⁻¹ (PT + λ W₀ᵀ), transposed, for each λ = β · scale [G]; solutions that are not finite are skipped."""
     start = prior.swapaxes(1, 2)
-    large = pp.shape[1] > LARGE_WIDTH
+    groups, width = pp.shape[:2]
+    narrow = groups > 1 or width <= NARROW_WIDTH
     try:
-        values, vectors = (None, None) if large else np.linalg.eigh(pp)
+        values, vectors = np.linalg.eigh(pp) if narrow else (None, None)
         for beta in betas:
-            strength = beta * scale
+            strength = beta * scale[:, None, None]
+            right = pt + strength * start
             if values is None or vectors is None:
-                solution = np.linalg.solve(pp + strength * np.eye(pp.shape[1]), pt + strength * start)
+                left = pp[0].copy()
+                left[np.diag_indices(width)] += strength[0, 0, 0]
+                solution = _solve_positive(left, right[0])[None]
             else:
-                turned = vectors.swapaxes(1, 2) @ (pt + strength * start)
-                solution = vectors @ (turned / (np.maximum(values, 0) + strength)[:, :, None])
+                turned = vectors.swapaxes(1, 2) @ right
+                solution = vectors @ (turned / (np.maximum(values, 0)[:, :, None] + strength))
             if np.isfinite(solution).all():
                 yield np.ascontiguousarray(solution.swapaxes(1, 2))
     except np.linalg.LinAlgError:
         return
+
+
+def _solve_positive(left: Floats, right: Floats) -> Floats:
+    """Solve a positive definite system; NaN where rounding has made it indefinite.  ``left`` is overwritten."""
+    try:
+        factor = cho_factor(left.T, lower=True, overwrite_a=True, check_finite=False)
+        return np.asarray(cho_solve(factor, right, check_finite=False))
+    except np.linalg.LinAlgError:
+        return np.full(right.shape, np.nan)
 
 
 class SampleRows:
@@ -149,24 +203,25 @@ class SampleRows:
         self.parts: list[tuple[Array, Array]] = []
 
     def add(self, features: Array, targets: Array) -> None:
-        """Add rows [n, 1, K] and [n, 1, O]."""
-        self.parts.append((features[:, 0], targets[:, 0]))
+        """Add rows [1, K, n] and [1, O, n]."""
+        self.parts.append((features[0], targets[0]))
 
     def concatenate(self) -> tuple[Array, Array]:
-        """Concatenate all features [n, K] and targets [n, O]."""
-        p, t = (np.concatenate([part[k] for part in self.parts]) for k in (0, 1))
+        """Concatenate all features [K, n] and targets [O, n]."""
+        p, t = (np.concatenate([part[k] for part in self.parts], axis=1) for k in (0, 1))
         self.parts = [(p, t)]
         return p, t
 
-    def error(self, weights: Floats, bias: Floats) -> float:
-        """Mean over the rows of ‖t − W p − b‖² for weights [1, O, K] and bias [1, O]."""
+    def errors(self, weights: Floats, bias: Floats) -> Floats:
+        """Mean over the rows of ‖t − W p − b‖² [1], for weights [1, O, K] and bias [1, O]."""
         p, t = self.concatenate()
-        return float(np.square(t - p @ weights[0].T - bias[0]).sum() / max(len(p), 1))
+        rest = t - weights[0] @ p - bias[0][:, None]
+        return np.array([np.square(rest).sum() / max(p.shape[1], 1)])
 
     @property
     def rows(self) -> int:
         """Number of rows."""
-        return sum(len(part[0]) for part in self.parts)
+        return sum(part[0].shape[1] for part in self.parts)
 
     def merge(self, other: SampleRows) -> None:
         """Add the rows of another object."""
@@ -175,17 +230,19 @@ class SampleRows:
     def solve(self, prior: Floats, bias: Floats | None, betas: Sequence[float]) -> Iterator[tuple[Floats, Floats]]:
         """Weights [1, O, K] and bias [1, O] for each strength, in dual form: one equation per row."""
         p, t = (side.astype(np.float64) for side in self.concatenate())
-        p_mean = p.mean(0) if bias is None else np.zeros(p.shape[1])
-        p_centred = p - p_mean
-        rest = t - p_centred @ prior[0].T
-        t_mean = rest.mean(0) if bias is None else bias[0]
-        gram = p_centred @ p_centred.T
-        scale = max(float(np.trace(gram)) / p.shape[1], MIN_REGRESSION_SCALE)
+        p_mean = p.mean(1) if bias is None else np.zeros(len(p))
+        p_centred = p - p_mean[:, None]
+        rest = t - prior[0] @ p_centred
+        t_mean = rest.mean(1) if bias is None else bias[0]
+        gram = p_centred.T @ p_centred
+        scale = max(float(np.trace(gram)) / len(p), MIN_REGRESSION_SCALE)
         for beta in betas:
-            alpha = np.linalg.solve(gram + beta * scale * np.eye(len(gram)), rest - t_mean)
-            weights = prior + (p_centred.T @ alpha).T[None]
+            left = gram.copy()
+            left[np.diag_indices(len(gram))] += beta * scale
+            alpha = _solve_positive(left, (rest - t_mean[:, None]).T)
+            weights = prior + (p_centred @ alpha).T[None]
             if np.isfinite(weights).all():
-                free = t.mean(0) - weights[0] @ p_mean
+                free = t.mean(1) - weights[0] @ p_mean
                 yield weights, free[None] if bias is None else bias
 
 
@@ -218,9 +275,16 @@ def _try_strengths(
     best: Fit,
     betas: Sequence[float],
 ) -> Fit:
-    """Best of ``best`` and the regressions of all strengths, by their error on held-out rows."""
+    """Best of ``best`` and the regressions of all strengths, group by group, by their errors on held-out rows."""
+    last, rises = np.inf, 0
+    at_most = least = best.errors
     for weights, bias in train.solve(prior, fixed, betas):
-        error = held_out.error(weights, bias)
-        if error < best.error:
-            best = Fit(weights, bias, error)
+        rival = Fit(weights, bias, held_out.errors(weights, bias))
+        better = (rival.errors <= least * (1 + EQUAL_ERRORS)) & (rival.errors < at_most)
+        best = best.where(better, rival)
+        least = np.minimum(least, rival.errors)
+        rises = rises + 1 if rival.error > last else 0
+        if rises == MAX_RISES:
+            break
+        last = rival.error
     return best

@@ -1,8 +1,8 @@
-"""The original and the compressed network, run side by side on the same inputs, only as far as needed."""
+"""The original and the compressed network on the same inputs, each run only as far as needed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from leanonnx.recovery.partial_runner import PartialRunner, TensorSpill
 from leanonnx.runtime.sessions import Feed
 
 HELD_OUT_STRIDE = 5
-"""One position in ``EVERY`` is held out if there are no held-out inputs."""
+"""One position in ``HELD_OUT_STRIDE`` is held out if there are no held-out inputs."""
 
 
 @dataclass(frozen=True)
@@ -29,45 +29,64 @@ class PairedRun:
 
 
 class NetworkPair:
-    """Both networks; ``after`` is the compressed one and may be changed where it has not been run yet."""
+    """Both networks; ``after`` is the compressed one and may be changed where it has not been run yet.
+
+    ``mirrors`` tells from the number of samples to fit to if mirrored ones are used as well.
+    """
 
     def __init__(
-        self, before: Model, after: onnx.ModelProto, feeds: Iterable[Feed], held: Iterable[Feed], shelf: TensorSpill
+        self,
+        before: Model,
+        after: onnx.ModelProto,
+        feeds: Iterable[Feed],
+        held: Iterable[Feed],
+        shelf: TensorSpill,
+        mirrors: Callable[[int], bool] = lambda samples: True,
     ) -> None:
         halves = float_types(before.proto) & HALF_TYPES
-        self.after = after
+        self.after, self.shelf = after, shelf
         self.original = PartialRunner(convert_to_float32(before.proto, halves), shelf, "original:", before.libraries)
         self.compressed = PartialRunner(after, shelf, "compressed:", before.libraries)
         self.runs: list[PairedRun] = []
+        self.samples = 0
         for feed in feeds:
             self._enter(convert_feed(feed, halves), held=False, mirrored=False)
-            mirror = mirror_images(feed)
-            if mirror is not None:
-                self._enter(convert_feed(mirror, halves), held=False, mirrored=True)
+            self.samples += samples_of(feed)
+        if mirrors(self.samples):
+            self._enter_mirrored()
         self.has_held_out = False
         for feed in held:
             self._enter(convert_feed(feed, halves), held=True, mirrored=False)
             self.has_held_out = True
+        self.compressed.share_inputs(self.original)
 
     def _enter(self, feed: Feed, held: bool, mirrored: bool) -> None:
         self.runs.append(PairedRun(len(self.runs), held, mirrored))
         self.original.start(feed)
-        self.compressed.start(feed)
 
-    def advance(self, original: Sequence[str], smaller: Sequence[str]) -> None:
-        """Run both networks as far as these tensors need.
+    def _enter_mirrored(self) -> None:
+        names = list(self.original.known)
+        for run in list(self.runs):
+            mirror = mirror_images({name: self.original.value(name, run.index) for name in names})
+            if mirror is None:
+                return
+            self._enter(mirror, held=False, mirrored=True)
 
-        Raises:
-            DataError: onnxruntime cannot run them on the inputs.
-        """
-        self.original.advance(original)
-        self.compressed.advance(smaller)
+    @property
+    def fitted_runs(self) -> int:
+        """Number of runs that are neither held out nor mirrored."""
+        return sum(not run.held_out and not run.mirrored for run in self.runs)
 
     def held_out_rows(self, run: PairedRun, rows: int, rng: np.random.Generator) -> Mask:
         """Mask of the held-out rows of a run [rows]."""
         if self.has_held_out:
             return np.full(rows, run.held_out)
         return np.asarray((rng.permutation(rows) + run.index) % HELD_OUT_STRIDE == 0)
+
+
+def samples_of(feed: Feed) -> int:
+    """Number of samples of one run: the size of the first axis of the first input that has one."""
+    return next((len(value) for value in feed.values() if value.ndim), 1)
 
 
 def mirror_images(feed: Feed) -> Feed | None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,48 +20,66 @@ from leanonnx.graph.view import unused_outputs
 from leanonnx.numeric.arrays import Array
 from leanonnx.runtime.sessions import Feed, RunFailed, open_session, session_runner, translate_errors
 
-SPILL_LIMIT = 1 << 28
+SPILL_LIMIT = 1 << 26
 """Bytes of activations kept in memory; more are written to a temporary folder."""
+ValueOf = Callable[[str], Array]
+"""Function that returns a tensor of the current run by its name."""
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Place of an array in the file of its tensor."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
 
 
 class TensorSpill:
-    """Tensors by name and run, in memory up to ``limit`` bytes, then in files of a temporary folder.
-
-    For a tensor in a file only the number of the file is kept in memory.
-    """
+    """Tensors by name and run, in memory up to ``limit`` bytes, then in one file each of a temporary folder."""
 
     def __init__(self, limit: int = SPILL_LIMIT) -> None:
         self.limit = limit
         self.bytes_held = 0
-        self.tensors: dict[str, dict[int, Array | int]] = {}
+        self.tensors: dict[str, dict[int, Array | _Stored]] = {}
         self.folder: tempfile.TemporaryDirectory[str] | None = None
+        self.files: dict[str, str] = {}
         self.count = 0
+        self.holds: Counter[str] = Counter()
 
     def put(self, name: str, index: int, value: Array) -> None:
         """Store the value of a tensor for one run."""
         runs = self.tensors.setdefault(name, {})
-        if self.bytes_held + value.nbytes <= self.limit:
+        if value.dtype.hasobject or self.bytes_held + value.nbytes <= self.limit:
             self.bytes_held += value.nbytes
             runs[index] = value
             return
-        if self.folder is None:
-            self.folder = tempfile.TemporaryDirectory(prefix="leanonnx-")
-        np.save(self._file(self.count), value)
-        runs[index] = self.count
-        self.count += 1
+        with open(self._file(name), "ab") as file:
+            runs[index] = _Stored(file.tell(), value.shape, value.dtype)
+            np.ascontiguousarray(value).tofile(file)
 
     def take(self, name: str, index: int) -> Array:
         """Return the value of a tensor in one run."""
         stored = self.tensors[name][index]
-        return np.load(self._file(stored)) if isinstance(stored, int) else stored
+        if not isinstance(stored, _Stored):
+            return stored
+        size = int(np.prod(stored.shape, dtype=np.int64))
+        return np.fromfile(self._file(name), stored.dtype, size, offset=stored.offset).reshape(stored.shape)
+
+    def hold(self, name: str) -> None:
+        """Let a tensor survive one more ``drop``."""
+        self.holds[name] += 1
 
     def drop(self, name: str) -> None:
-        """Delete a tensor."""
-        for stored in self.tensors.pop(name).values():
-            if isinstance(stored, int):
-                os.unlink(self._file(stored))
-            else:
+        """Delete a tensor, unless it is still held."""
+        if self.holds[name]:
+            self.holds[name] -= 1
+            return
+        for stored in self.tensors.pop(name, {}).values():
+            if not isinstance(stored, _Stored):
                 self.bytes_held -= stored.nbytes
+        if name in self.files:
+            os.unlink(self.files.pop(name))
 
     def close(self) -> None:
         """Delete all tensors and the folder."""
@@ -65,8 +87,13 @@ class TensorSpill:
         if self.folder is not None:
             self.folder.cleanup()
 
-    def _file(self, number: int) -> str:
-        return f"{self.folder.name if self.folder else ''}/{number}.npy"
+    def _file(self, name: str) -> str:
+        if self.folder is None:
+            self.folder = tempfile.TemporaryDirectory(prefix="leanonnx-")
+        if name not in self.files:
+            self.files[name] = f"{self.folder.name}/{self.count}.raw"
+            self.count += 1
+        return self.files[name]
 
 
 class PartialRunner:
@@ -78,20 +105,26 @@ class PartialRunner:
     def __init__(self, proto: onnx.ModelProto, shelf: TensorSpill, tag: str, libraries: Sequence[Path] = ()) -> None:
         self.proto, self.spill, self.tag, self.libraries = proto, shelf, tag, libraries
         self.runs = 0
+        self.shared: dict[str, str] = {}
         graph = proto.graph
         spare = unused_outputs(graph.node, graph)
         fixed = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
         self.known: dict[str, None] = {}
         self.input_dependent = {v.name for v in graph.input} - fixed
-        self.todo = [k for k, node in enumerate(graph.node) if not spare.issuperset(n for n in node.output if n)]
-        self.input_independent: list[int] = []
-        for index in list(self.todo):
-            node = graph.node[index]
-            if self.input_dependent.isdisjoint([*node.input, *captured_names(node)]):
-                self.input_independent.append(index)
-                self.todo.remove(index)
-            else:
+        self.reads = [[*node.input, *captured_names(node)] for node in graph.node]
+        self.producers: dict[str, int] = {}
+        self.todo: set[int] = set()
+        for index, node in enumerate(graph.node):
+            if spare.issuperset(n for n in node.output if n):
+                continue
+            self.producers |= {name: index for name in node.output if name}
+            if not self.input_dependent.isdisjoint(self.reads[index]):
+                self.todo.add(index)
                 self.input_dependent.update(node.output)
+        self.readers: Counter[str] = Counter()
+        """Number of nodes not yet run that read a tensor."""
+        for index in self.todo:
+            self.readers.update(set(self.reads[index]))
 
     def start(self, feed: Feed) -> None:
         """Add the inputs of one more run."""
@@ -100,36 +133,58 @@ class PartialRunner:
             self.known[name] = None
         self.runs += 1
 
+    def share_inputs(self, other: PartialRunner) -> None:
+        """Read the inputs that another network was started with."""
+        self.runs = other.runs
+        self.known = dict(other.known)
+        self.shared = {name: other.tag + name for name in other.known}
+        for name in self.shared.values():
+            self.spill.hold(name)
+
     def value(self, name: str, index: int) -> Array:
         """Return a requested tensor in one run."""
-        return self.spill.take(self.tag + name, index)
+        return self.spill.take(self._place(name), index)
 
-    def advance(self, wanted: Sequence[str]) -> None:
+    def _place(self, name: str) -> str:
+        return self.shared.get(name, self.tag + name)
+
+    def advance(self, wanted: Sequence[str], visit: Callable[[int, ValueOf], None] | None = None) -> None:
         """Run as much of the network as these tensors need, and delete tensors that are no longer needed.
+
+        Args:
+            wanted: tensors to compute.
+            visit: called for each run with its index and a function that returns the tensors; with it, the tensors
+                that no later node reads are not stored.
 
         Raises:
             DataError: onnxruntime cannot run this part of the network.
         """
         chosen = self._ancestors([name for name in wanted if name not in self.known])
         if chosen:
-            self._run(chosen, set(wanted))
-        self._forget(set(wanted))
+            self._run(chosen, set(wanted), visit)
+        elif visit is not None:
+            for run in range(self.runs):
+                visit(run, partial(self._value_in, {}, run))
+        self._forget(set() if visit else set(wanted))
 
-    def _ancestors(self, wanted: Sequence[str]) -> list[int]:
-        needed = set(wanted)
-        chosen = []
-        for index in reversed(self.todo):
-            node = self.proto.graph.node[index]
-            if not needed.isdisjoint(node.output):
-                chosen.append(index)
-                needed.update(n for n in [*node.input, *captured_names(node)] if n not in self.known)
-        return chosen[::-1]
+    def _ancestors(self, wanted: Iterable[str]) -> list[int]:
+        chosen: set[int] = set()
+        stack = list(wanted)
+        while stack:
+            index = self.producers.get(stack.pop(), -1)
+            if index in self.todo and index not in chosen:
+                chosen.add(index)
+                stack.extend(name for name in self.reads[index] if name not in self.known)
+        return sorted(chosen)
 
-    def _run(self, chosen: list[int], wanted: set[str]) -> None:
+    def _run(self, chosen: list[int], wanted: set[str], visit: Callable[[int, ValueOf], None] | None) -> None:
         nodes = self.proto.graph.node
-        self.todo = [index for index in self.todo if index not in set(chosen)]
-        later = self._read_later()
-        made = [name for index in chosen for name in nodes[index].output if name and name in (later | wanted)]
+        self.todo.difference_update(chosen)
+        for index in chosen:
+            self.readers.subtract(set(self.reads[index]))
+        outputs = [name for index in chosen for name in nodes[index].output if name]
+        kept = {name for name in outputs if self.readers[name] > 0 or (visit is None and name in wanted)}
+        made = [name for name in outputs if name in kept or name in wanted]
         part, sources = self._part(chosen, made)
         try:
             with (
@@ -138,27 +193,25 @@ class PartialRunner:
                 session_runner(session) as run_once,
             ):
                 for run in range(self.runs):
-                    values = run_once({name: self.value(name, run) for name in sources})
-                    for name, value in zip(made, values, strict=True):
-                        self.spill.put(self.tag + name, run, np.asarray(value))
+                    values = {name: self.value(name, run) for name in sources}
+                    values |= {n: np.asarray(v) for n, v in zip(made, run_once(values), strict=True)}
+                    if visit is not None:
+                        visit(run, partial(self._value_in, values, run))
+                    for name in made:
+                        if name in kept:
+                            self.spill.put(self.tag + name, run, values[name])
         except RunFailed as error:
             raise DataError(
                 f"the network cannot be run on the calibration data: {error}; give samples of a shape that it accepts"
             ) from error
-        self.known |= dict.fromkeys(made)
+        self.known |= dict.fromkeys(kept)
 
-    def _read_later(self) -> set[str]:
-        """Names that nodes not yet run read, and the graph outputs."""
-        later = {value.name for value in self.proto.graph.output}
-        for index in self.todo:
-            node = self.proto.graph.node[index]
-            later.update([*node.input, *captured_names(node)])
-        return later
+    def _value_in(self, values: Feed, run: int, name: str) -> Array:
+        return values[name] if name in values else self.value(name, run)
 
     def _forget(self, wanted: set[str]) -> None:
-        later = self._read_later() | wanted
-        for name in [name for name in self.known if name not in later]:
-            self.spill.drop(self.tag + name)
+        for name in [name for name in self.known if self.readers[name] <= 0 and name not in wanted]:
+            self.spill.drop(self._place(name))
             del self.known[name]
 
     def _part(self, chosen: list[int], made: list[str]) -> tuple[onnx.ModelProto, list[str]]:
@@ -166,20 +219,20 @@ class PartialRunner:
         source = self.proto
         part = onnx.ModelProto(ir_version=source.ir_version, opset_import=source.opset_import)
         part.graph.name = "part"
-        read: set[str] = set()
-        for index in chosen:
-            read |= {*source.graph.node[index].input, *captured_names(source.graph.node[index])}
-        still = []
-        for index in reversed(self.input_independent):
-            node = source.graph.node[index]
-            if not read.isdisjoint(node.output):
-                still.append(node)
-                read |= {*node.input, *captured_names(node)}
-        part.graph.node.extend([*still[::-1], *(source.graph.node[index] for index in chosen)])
+        taken, stack = set(chosen), list(chosen)
+        while stack:
+            for name in self.reads[stack.pop()]:
+                index = self.producers.get(name, -1)
+                if index >= 0 and index not in taken and name not in self.input_dependent:
+                    taken.add(index)
+                    stack.append(index)
+        inside = sorted(taken)
+        part.graph.node.extend(source.graph.node[index] for index in inside)
+        read = {name for node in part.graph.node for name in [*node.input, *captured_names(node)]}
         part.graph.initializer.extend(t for t in source.graph.initializer if t.name in read)
         part.graph.sparse_initializer.extend(t for t in source.graph.sparse_initializer if t.values.name in read)
-        inside = {name for node in part.graph.node for name in node.output}
-        sources = [name for name in self.known if name in read and name not in inside]
+        own = {name for node in part.graph.node for name in node.output}
+        sources = [name for name in self.known if name in read and name not in own]
         for name in sources:
             value = self.value(name, 0)
             kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)

@@ -7,7 +7,8 @@ removed channels have shifted mean and variance.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,13 +18,17 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.formats import is_float
 from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import attribute, scale_and_shift
-from leanonnx.numeric.arrays import Floats
+from leanonnx.graph.positions import rows_at
+from leanonnx.numeric.arrays import Array, Floats, Ints
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.recovery.layers import set_constant
-from leanonnx.recovery.pair import NetworkPair
+from leanonnx.recovery.pair import NetworkPair, PairedRun
+from leanonnx.recovery.partial_runner import ValueOf
+from leanonnx.recovery.targets import TargetSampler
 
-MAX_RESCALE_ROWS = 50_000
-"""Largest number of positions of a fit."""
+RESCALE_ROWS = 8_000
+"""Number of positions of a fit."""
+CHANNEL_AXIS = 1
 MIN_RESCALE_ROWS = 64
 FLAT_VARIANCE = 1e-6
 """Variance below which a channel counts as constant, as a share of the variance of the target channel."""
@@ -82,34 +87,78 @@ def norms(dag: ChannelDag, alive: Mask, compressed: Model, fitted: Collection[st
     return result
 
 
+@dataclass(frozen=True)
+class NormSite:
+    """A BatchNormalization with its output ``y`` in the original and its input ``x_hat`` in the compressed network."""
+
+    norm: BatchNorm
+    y: str
+    x_hat: str
+    rows: int = RESCALE_ROWS
+
+    @property
+    def key(self) -> int:
+        """Node in the compressed network, which seeds the positions."""
+        return self.norm.after
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Tensors of the original that are sampled."""
+        return (self.y,)
+
+    @property
+    def row_numbers(self) -> int:
+        """Numbers that are stored for each row."""
+        return int(self.norm.kept.sum())
+
+    def positions(self, shape: Sequence[int]) -> int:
+        """Number of positions of a run whose output has this shape."""
+        return math.prod(shape) // shape[CHANNEL_AXIS]
+
+    def sample(self, value: ValueOf, chosen: Ints, run: PairedRun) -> dict[str, Array] | None:
+        """Kept channels of the output at the chosen positions ("y") [n, C]; None if they cannot be told apart."""
+        y = value(self.y)
+        if y.shape[CHANNEL_AXIS] != self.norm.kept.size:
+            return None
+        return {"y": rows_at(y, CHANNEL_AXIS, chosen)[:, self.norm.kept]}
+
+
 def fit_norm(
-    norm: BatchNorm, dag: ChannelDag, compressed: Model, pair: NetworkPair, seed: int
+    site: NormSite, compressed: Model, pair: NetworkPair, targets: TargetSampler, count: int
 ) -> tuple[NormChange | None, Floats]:
     """Return new values if they help on held-out positions, and the relative error before and after [2].
 
     A channel whose error does not fall keeps its values; None if no error falls.
 
+    Args:
+        site: the BatchNormalization.
+        compressed: the network that holds its constants.
+        pair: both networks; the compressed one is run as far as its input.
+        targets: targets of the original.
+        count: index of the BatchNormalization among them.
+
     Raises:
         DataError: a network cannot be run on the inputs.
     """
-    source, node = dag.model.proto.graph.node[norm.before], pair.after.graph.node[norm.after]
-    x, y, x_hat = source.input[0], source.output[0], node.input[0]
-    pair.advance([x, y], [x_hat])
+    norm = site.norm
     fit, judge = (_LineSums(int(norm.kept.sum())) for _ in range(2))
-    each = max(1, -(-MAX_RESCALE_ROWS // len(pair.runs)))
-    for run in pair.runs:
-        value = pair.compressed.value(x_hat, run.index)
-        wanted = pair.original.value(y, run.index)
-        if value.ndim != wanted.ndim or value.shape[2:] != wanted.shape[2:] or wanted.shape[1] != norm.kept.size:
-            return None, np.zeros(2)
-        rng = np.random.default_rng((seed, norm.after, run.index))
-        read, targets = (np.moveaxis(v, 1, -1).reshape(-1, v.shape[1]) for v in (value, wanted))
-        chosen = np.sort(rng.choice(len(read), min(each, len(read)), replace=False))
-        held = pair.held_out_rows(run, len(chosen), rng)
-        read, targets = read[chosen].astype(np.float64), targets[chosen][:, norm.kept].astype(np.float64)
-        fit.add(read[~held], targets[~held])
-        if not run.mirrored:
-            judge.add(read[held], targets[held])
+    unlike = []
+
+    def visit(index: int, value: ValueOf) -> None:
+        sample = targets.sample(count, index)
+        x_hat = value(site.x_hat)
+        if len(x_hat) != sample.shape[0] or x_hat.shape[2:] != sample.shape[2:]:
+            unlike.append(index)
+            return
+        read = rows_at(x_hat, CHANNEL_AXIS, sample.chosen).astype(np.float64)
+        wanted, held = sample.arrays["y"].astype(np.float64), sample.held
+        fit.add(read[~held], wanted[~held])
+        if not sample.run.mirrored:
+            judge.add(read[held], wanted[held])
+
+    pair.compressed.advance([site.x_hat], visit)
+    if unlike:
+        return None, np.zeros(2)
     gamma, beta, mean, variance = (np.asarray(compressed.constant(name), np.float64) for name in norm.constants)
     deviation = np.sqrt(variance + norm.epsilon)
     slope, shift = scale_and_shift(gamma, beta, mean, variance, norm.epsilon)

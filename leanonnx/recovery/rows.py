@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -10,11 +11,13 @@ import numpy as np
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.nodes import bias_of
-from leanonnx.graph.positions import Window, features
+from leanonnx.graph.positions import Window, features, rows_at
 from leanonnx.numeric.arrays import Array, Floats, Ints
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.recovery.layers import LinearLayer
-from leanonnx.recovery.pair import NetworkPair, PairedRun
+from leanonnx.recovery.pair import PairedRun
+from leanonnx.recovery.partial_runner import ValueOf
+from leanonnx.recovery.sampling import spread_positions
 
 MAX_REPLAY_ERROR = 1e-3
 """Relative error up to which a layer's output follows from its weights and input."""
@@ -39,28 +42,80 @@ class OtherOperand:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSite:
-    """A layer with the tensors around it: ``x`` and ``y`` in the original, ``x_hat`` in the compressed network."""
+    """A layer with the tensors around it: ``x`` and ``y`` in the original, ``x_hat`` in the compressed network.
+
+    ``rows``: number of rows to fit to; ``fold_rows``: positions of each run for its channel regression, 0 without one.
+    """
 
     dag: ChannelDag
     alive: Mask
     layer: LinearLayer
-    pair: NetworkPair
     x: str
     y: str
     x_hat: str
     other: OtherOperand | None
+    rows: int
+    fold_rows: int = 0
 
     @property
+    def key(self) -> int:
+        """Node of the layer in the compressed network, which seeds its positions."""
+        return self.layer.after
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Tensors of the original that are sampled."""
+        return self.x, self.y, *([self.other.original] if self.other else [])
+
+    @property
+    def row_numbers(self) -> int:
+        """Numbers that are stored for each row."""
+        return int(self.kept_outputs.sum()) * (2 if self.other else 1) + (self.width if self.fold_rows else 0)
+
+    def sample(self, value: ValueOf, chosen: Ints, run: PairedRun) -> dict[str, Array] | None:
+        """Return arrays of one run of the original at the chosen positions; None if its output is not explained.
+
+        ``y`` and ``wanted`` [O, n]: kept outputs, and those of the other operand; ``x``: rows for the channel
+        regression.
+        """
+        y = value(self.y)
+        if run.index == 0 and not self.explains_output(value(self.x), y):
+            return None
+        arrays = {"y": self.targets(y, chosen)[self.kept_outputs]}
+        if self.other:
+            wanted = value(self.other.original)
+            if wanted.shape == y.shape:
+                arrays["wanted"] = self.targets(wanted, chosen)[self.kept_outputs]
+        if self.fold_rows and not run.held_out:
+            arrays["x"] = self.input_rows(value(self.x), run)
+        return arrays
+
+    def input_rows(self, x: Array, run: PairedRun) -> Array:
+        """Rows [n, size] of the layer's input in either network, at the positions of its channel regression."""
+        axis = self.layer.block.input_axis
+        rng = np.random.default_rng((self.key, run.index))
+        return rows_at(x, axis, spread_positions(x.size // x.shape[axis], self.fold_rows, rng))
+
+    @cached_property
     def kept_outputs(self) -> Mask:
         """Mask of the kept outputs of the original [O]."""
         return np.asarray(self.alive[self.layer.block.destinations.reshape(-1)])
 
     @cached_property
+    def width(self) -> int:
+        """Number of features of each conv group in the compressed network."""
+        block = self.layer.block
+        kept = int(self.alive[block.sources].sum())
+        taps = 1 if self.layer.window is None else math.prod(self.layer.window.kernel)
+        return kept // self.layer.groups * taps
+
+    @property
     def kernels(self) -> Floats:
         """The original's weights [G, O, I, taps]."""
         kernels = np.asarray(self.layer.block.kernels(), np.float64)
         return kernels.reshape(*kernels.shape[:3], -1)
 
+    @property
     def original_bias(self) -> Floats | None:
         """The original's bias [O], without one that a separate node adds; None if it is computed."""
         model = self.dag.model
@@ -71,11 +126,10 @@ class LayerSite:
 
         return bias_of(node, self.layer.block.destinations.size, constant, self.layer.block.output_axis)
 
-    def explains_output(self) -> bool:
-        """True if the original's output follows from its weights and input, at some positions of the first run."""
-        x, y = self.pair.original.value(self.x, 0), self.pair.original.value(self.y, 0)
-        bias, mix = self.original_bias(), self.layer.block
-        if bias is None or y.ndim < 2 or y.shape[self._axis(y)] != mix.destinations.size:
+    def explains_output(self, x: Array, y: Array) -> bool:
+        """True if the original's output follows from its weights and input, at some positions of one run."""
+        bias, mix = self.original_bias, self.layer.block
+        if bias is None or y.ndim < 2 or y.shape[self.axis(y)] != mix.destinations.size:
             return False
         if (
             x.size // x.shape[mix.input_axis] != y.size // mix.destinations.size
@@ -84,78 +138,53 @@ class LayerSite:
         ):
             return False
         window = self.layer.window and replace(self.layer.window, groups=len(mix.sources))
-        chosen = np.random.default_rng(0).integers(0, self.positions(), REPLAYED_POSITIONS)
-        read = self._features(window, x, y, chosen)
+        chosen = np.sort(np.random.default_rng(0).integers(0, self.positions(y.shape), REPLAYED_POSITIONS))
+        read = self._features(window, x, y.shape, chosen)
         kernels = self.kernels.reshape(*self.kernels.shape[:2], -1)
-        if read.shape[2] != kernels.shape[2]:
+        if read.shape[1] != kernels.shape[2]:
             return False
-        made = np.einsum("ngk,gok->ngo", read, kernels).reshape(len(chosen), -1) + bias
-        wanted = self._targets(y, chosen)
+        made = (kernels @ read).reshape(-1, len(chosen)) + bias[:, None]
+        wanted = self.targets(y, chosen)
         return bool(
             np.linalg.norm(made - wanted) <= MAX_REPLAY_ERROR * max(float(np.linalg.norm(wanted)), MIN_OUTPUT_NORM)
         )
 
-    def positions(self) -> int:
-        """Number of output positions in one run, over all its samples."""
-        value = self.pair.original.value(self.y, 0)
-        return int(value.size // value.shape[self._axis(value)])
+    def positions(self, shape: Sequence[int]) -> int:
+        """Number of output positions of a run whose output in the original has this shape, over all its samples."""
+        axis = len(shape) + self.layer.block.output_axis if self.layer.window is None else 1
+        return math.prod(shape) // shape[axis]
 
-    def rows(self, each: int, seed: int) -> Iterator[tuple[PairedRun, Mask, Array, Array]]:
-        """Yield for each run up to ``each`` rows: held-out mask, features [n, G, I · taps], targets [n, G, O]."""
-        for run in self.pair.runs:
-            x_hat, y = self.pair.compressed.value(self.x_hat, run.index), self.pair.original.value(self.y, run.index)
-            rng = np.random.default_rng((seed, self.layer.after, run.index))
-            positions = y.size // y.shape[self._axis(y)]
-            chosen = np.sort(rng.choice(positions, min(each, positions), replace=False))
-            targets = self._targets(y, chosen)[:, self.kept_outputs] + self._operand_error(run.index, y, chosen)
-            read = self._features(self.layer.window, x_hat, y, chosen)
-            yield (
-                run,
-                self.pair.held_out_rows(run, len(chosen), rng),
-                read,
-                targets.reshape(len(chosen), self.layer.groups, -1),
-            )
+    def targets(self, y: Array, chosen: Ints) -> Array:
+        """Outputs [O, n] at flat positions (samples first)."""
+        return rows_at(y, self.axis(y), chosen).T
 
-    def _operand_error(self, run: int, y: Array, chosen: Ints) -> Array:
-        """Error of the other operand of an addition, as far as this layer can compensate it [n, O], or 0."""
-        if self.other is None:
-            return np.zeros(1, np.float32)
-        wanted = self.pair.original.value(self.other.original, run)
-        there = self.pair.compressed.value(self.other.compressed, run)
-        axis = self._axis(y)
-        if wanted.shape != y.shape or there.ndim != y.ndim or there.shape[axis] != int(self.kept_outputs.sum()):
-            return np.zeros(1, np.float32)
-        missing = self._targets(wanted, chosen)[:, self.kept_outputs] - self._targets(there, chosen)
-        scale = self.other.scale
+    def features(self, x_hat: Array, shape: Sequence[int], chosen: Ints) -> Array:
+        """Features [G, I · taps, n] at positions of an output whose shape in the original is given."""
+        return self._features(self.layer.window, x_hat, shape, chosen)
+
+    def missing(self, wanted: Array, there: Array, chosen: Ints) -> Array | None:
+        """Error of the other operand of an addition, as far as this layer can compensate it [O, n].
+
+        Args:
+            wanted: the kept channels of that operand in the original at the chosen positions [O, n].
+            there: the operand in the compressed network.
+            chosen: the positions.
+        """
+        if there.ndim < 2 or there.shape[self.axis(there)] != len(wanted):
+            return None
+        missing = wanted - self.targets(there, chosen)
+        scale = self.other.scale if self.other else None
         if scale is None:
             return missing
-        passes = np.abs(scale) > MIN_ROW_SCALE
-        return np.asarray(np.where(passes, missing / np.where(passes, scale, 1), 0))
+        passes = (np.abs(scale) > MIN_ROW_SCALE)[:, None]
+        return np.asarray(np.where(passes, missing / np.where(passes, scale[:, None], 1), 0), missing.dtype)
 
-    def _axis(self, value: Array) -> int:
+    def axis(self, value: Array) -> int:
         """Channel axis of the output."""
         return value.ndim + self.layer.block.output_axis if self.layer.window is None else 1
 
-    def _targets(self, value: Array, chosen: Ints) -> Array:
-        """Rows [n, O] of an output at flat positions (samples first)."""
-        if self.layer.window is None:
-            return _rows_along(value, self.layer.block.output_axis)[chosen]
-        size = int(np.prod(value.shape[2:]))
-        sample, place = np.divmod(chosen, size)
-        return np.asarray(value.reshape(*value.shape[:2], size)[sample, :, place])
-
-    def _features(self, window: Window | None, x: Array, y: Array, chosen: Ints) -> Array:
-        """Rows [n, G, I · taps] of the layer input at flat output positions."""
+    def _features(self, window: Window | None, x: Array, shape: Sequence[int], chosen: Ints) -> Array:
+        """Features [G, I · taps, n] of the layer input at flat output positions."""
         if window is None:
-            return _rows_along(x, self.layer.block.input_axis)[chosen][:, None, :]
-        size = int(np.prod(y.shape[2:]))
-        sample, place = np.divmod(chosen, size)
-        order = np.argsort(sample, kind="stable")
-        parts = [features(window, x[k], y.shape[2:], place[sample == k]) for k in np.unique(sample)]
-        rows = np.concatenate(parts)[np.argsort(order, kind="stable")]
-        return rows.reshape(len(rows), window.groups, -1)
-
-
-def _rows_along(value: Array, axis: int) -> Array:
-    """Rows [n, C] of a tensor with channels along ``axis``."""
-    return np.asarray(np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis]))
+            return rows_at(x, self.layer.block.input_axis, chosen).T[None]
+        return features(window, x, shape[2:], chosen).reshape(window.groups, -1, len(chosen))

@@ -102,6 +102,11 @@ def channel_rows(value: Array, axis: int, channels: ChannelIds) -> Array:
     averaged instead.
     """
     flat = np.moveaxis(np.asarray(value, np.float32), axis, -1).reshape(-1, value.shape[axis])
+    return joined_repeats(flat, channels)
+
+
+def joined_repeats(flat: Array, channels: ChannelIds) -> Array:
+    """Rows [n, C] from rows [m, size] whose columns belong to ``channels`` [size], as in ``channel_rows``."""
     unique, inverse, counts = np.unique(channels, return_inverse=True, return_counts=True)
     if unique.size == channels.size and np.array_equal(unique, channels):
         return flat

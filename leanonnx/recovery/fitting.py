@@ -1,0 +1,90 @@
+"""Least squares of one layer: rows of the compressed network against targets of the original."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from leanonnx.numeric.arrays import Array, Floats
+from leanonnx.numeric.regression import LARGE_WIDTH, Fit, MomentSums, SampleRows, best_fit
+from leanonnx.recovery.fold import ChannelRegression
+from leanonnx.recovery.pair import NetworkPair
+from leanonnx.recovery.partial_runner import ValueOf
+from leanonnx.recovery.rows import LayerSite
+from leanonnx.recovery.sampling import MAX_FEATURES
+from leanonnx.recovery.targets import TargetSampler
+
+
+@dataclass
+class _Collected:
+    """Rows to fit, rows of mirrored inputs, held-out rows; and the channel regression."""
+
+    kind: type[MomentSums] | type[SampleRows]
+    fold: ChannelRegression | None
+    sums: list[MomentSums | SampleRows] = field(default_factory=list)
+
+    def add(self, kind: int, features: Array, targets: Array) -> None:
+        """Add rows [G, K, n] and [G, O, n]; the first ones give the origins."""
+        if not self.sums:
+            origins = [side.mean(2, dtype=np.float64) for side in (features, targets)]
+            self.sums = [self.kind(origins[0], origins[1]) for _ in range(3)]
+        self.sums[kind].add(features, targets)
+
+
+def fit_layer(
+    site: LayerSite, kernels: Floats, bias: Floats, pair: NetworkPair, targets: TargetSampler, count: int
+) -> tuple[Fit, float, float]:
+    """Return the best fit of a layer, the error before it, and the mean square of the targets, on held-out rows.
+
+    Args:
+        site: the layer.
+        kernels: its weights [G, O, I, taps].
+        bias: its bias [G, O].
+        pair: both networks; the compressed one is run as far as the input of the layer.
+        targets: targets of the original.
+        count: index of the layer among them.
+
+    Raises:
+        DataError: onnxruntime cannot run the network on the inputs.
+    """
+    groups, out = kernels.shape[:2]
+    flat = kernels.reshape(groups, out, -1)
+    size = flat.shape[2]
+    by_rows = groups == 1 and (size > MAX_FEATURES or size > max(targets.count(count), LARGE_WIDTH))
+    collected = _Collected(SampleRows if by_rows else MomentSums, ChannelRegression(site) if site.fold_rows else None)
+    read = [site.x_hat, *([site.other.compressed] if site.other else [])]
+    pair.compressed.advance(read, lambda run, value: _collect(site, targets, count, run, value, collected))
+    if not collected.sums or not collected.sums[0].rows or not collected.sums[2].rows:
+        return Fit(flat, bias, np.zeros(groups)), 0.0, 0.0
+    plain, mirror, held = collected.sums
+    starts = [Fit(flat, bias, held.errors(flat, bias))]
+    fold = collected.fold.fold() if collected.fold else None
+    if fold is not None:
+        starts.append(Fit(*fold, held.errors(*fold)))
+    nothing = float(held.errors(np.zeros_like(flat), np.zeros_like(bias)).sum())
+    fit = best_fit(plain, mirror, held, starts, site.layer.can_change_bias)  # type: ignore[type-var]
+    return fit, starts[0].error, nothing
+
+
+def _collect(
+    site: LayerSite, targets: TargetSampler, count: int, index: int, value: ValueOf, collected: _Collected
+) -> None:
+    """Add the rows of one run."""
+    sample = targets.sample(count, index)
+    x_hat = value(site.x_hat)
+    wanted = sample.arrays["y"]
+    if site.other and "wanted" in sample.arrays:
+        missing = site.missing(sample.arrays["wanted"], value(site.other.compressed), sample.chosen)
+        wanted = wanted if missing is None else wanted + missing
+    features = site.features(x_hat, sample.shape, sample.chosen)
+    wanted = wanted.reshape(len(features), -1, wanted.shape[1])
+    run, held = sample.run, sample.held
+    if held.any():
+        if not run.mirrored:
+            collected.add(2, features[:, :, held], wanted[:, :, held])
+        features, wanted = features[:, :, ~held], wanted[:, :, ~held]
+    if features.shape[2]:
+        collected.add(int(run.mirrored), features, wanted)
+    if collected.fold is not None and "x" in sample.arrays:
+        collected.fold.add(sample.arrays["x"], x_hat, run)

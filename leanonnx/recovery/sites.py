@@ -1,0 +1,92 @@
+"""Layers to be fitted, with the tensors around them, and those that nothing upstream has changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from leanonnx.analysis.dag import ChannelDag
+from leanonnx.graph.model import Model
+from leanonnx.graph.nodes import name_of
+from leanonnx.numeric.channel_ids import Mask
+from leanonnx.recovery.fold import fold_positions
+from leanonnx.recovery.layers import LinearLayer
+from leanonnx.recovery.pair import NetworkPair
+from leanonnx.recovery.rescale import BatchNorm, NormSite
+from leanonnx.recovery.rows import LayerSite, OtherOperand
+from leanonnx.recovery.sampling import fit_rows
+from leanonnx.recovery.upstream import Upstream, last_layers, other_operand
+
+
+def sites_of(
+    dag: ChannelDag, alive: Mask, pair: NetworkPair, layers: Sequence[LinearLayer | BatchNorm], rows_per_feature: int
+) -> tuple[list[LayerSite | NormSite], dict[int, str]]:
+    """Return the layers to be fitted, in order, and the names of others, whose inputs equal the original's, by node.
+
+    Args:
+        dag: the original.
+        alive: keep mask of its channels [channels].
+        pair: both networks.
+        layers: layers and BatchNormalizations in the order of their nodes.
+        rows_per_feature: rows of a regression for each of its features.
+    """
+    upstream = Upstream(dag, alive, pair.after.graph, {one.after for one in layers})
+    latest = last_layers(dag.model.proto.graph.node, {one.before for one in layers})
+    now = replace(dag.model, proto=pair.after)
+    sites: list[LayerSite | NormSite] = []
+    exact: dict[int, str] = {}
+    for one in layers:
+        source, node = dag.model.proto.graph.node[one.before], pair.after.graph.node[one.after]
+        slot = one.data_slot if isinstance(one, LinearLayer) else 0
+        other = _other(dag, now, pair, upstream, latest, one) if isinstance(one, LinearLayer) else None
+        if other is None and upstream.is_exact(node.input[slot]):
+            exact[one.after] = name_of(node)
+            continue
+        upstream.changed.add(one.after)
+        x, y, x_hat = source.input[slot], source.output[0], node.input[slot]
+        if isinstance(one, BatchNorm):
+            sites.append(NormSite(norm=one, y=y, x_hat=x_hat))
+            continue
+        sites.append(_site(dag, alive, pair, one, (x, y, x_hat), other, rows_per_feature))
+    return sites, exact
+
+
+def _site(
+    dag: ChannelDag,
+    alive: Mask,
+    pair: NetworkPair,
+    layer: LinearLayer,
+    names: tuple[str, str, str],
+    other: OtherOperand | None,
+    rows_per_feature: int,
+) -> LayerSite:
+    x, y, x_hat = names
+    bare = LayerSite(dag=dag, alive=alive, layer=layer, x=x, y=y, x_hat=x_hat, other=other, rows=0)
+    out = int(bare.kept_outputs.sum()) // layer.groups
+    site = replace(bare, rows=fit_rows(layer.groups, bare.width, out, rows_per_feature))
+    runs = [run for run in pair.runs if not run.held_out]
+    shape = dag.shapes[y]
+    positions = site.positions(shape) // max(shape[0], 1)
+    return replace(site, fold_rows=fold_positions(site, pair.samples, positions, len(runs)))
+
+
+def _other(
+    dag: ChannelDag, now: Model, pair: NetworkPair, upstream: Upstream, latest: dict[str, int], layer: LinearLayer
+) -> OtherOperand | None:
+    """Other operand of the addition that reads a layer's output; None if it is exact, or depends on later layers."""
+    other = other_operand(dag, now, pair.after.graph.node[layer.after].output[0])
+    if other is None:
+        return None
+    there, wanted = other.compressed, other.original
+    if there not in pair.compressed.input_dependent or wanted not in pair.original.input_dependent:
+        return None
+    if upstream.latest.get(there, -1) >= layer.after or latest.get(wanted, -1) >= layer.before:
+        return None
+    return None if upstream.is_exact(there) else other
+
+
+def run_bytes(dag: ChannelDag, pair: NetworkPair, name: str) -> int:
+    """Bytes of a tensor of the original in one run, in float32."""
+    shape = dag.shapes[name]
+    return 4 * math.prod(shape) // max(shape[0] if shape else 1, 1) * -(-pair.samples // max(pair.fitted_runs, 1))
