@@ -12,6 +12,7 @@ import onnx
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.data.samples import Dataset
+from leanonnx.effort import EFFORTS, Deadline, Effort
 from leanonnx.graph.tidy import TidyResult
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.proof.proof import Proof
@@ -66,6 +67,7 @@ class CompressJob:
         data: real inputs.
         stored: weights that come with the plan, if they are to be used.
         plan_weights: where to write changed weights, for the plan.
+        deadline: when selection by data and recovery have to be done.
     """
 
     dag: ChannelDag
@@ -78,6 +80,12 @@ class CompressJob:
     data: Dataset | None = None
     stored: StoredWeights | None = None
     plan_weights: Path | None = None
+    deadline: Deadline = field(default_factory=Deadline)
+
+    @property
+    def effort(self) -> Effort:
+        """The work that calibration may take."""
+        return EFFORTS[self.options.effort]
 
     def new_file(self, stage: str) -> Path:
         """The path for the file of a stage."""

@@ -23,6 +23,7 @@ from leanonnx.commands.compress.stage import Stage, optional, run_stages
 from leanonnx.commands.compress.timing import time_candidate
 from leanonnx.data.files import sample_files
 from leanonnx.data.samples import Dataset, open_data, with_runnable_batch
+from leanonnx.effort import Deadline
 from leanonnx.errors import OptionError, Refusal
 from leanonnx.graph.model import load
 from leanonnx.numeric.channel_ids import Mask
@@ -168,6 +169,7 @@ def compress_file(
             data=data,
             stored=weights,
             plan_weights=plan_weights,
+            deadline=Deadline.after(options.minutes),
         )
         candidate = run_stages(stages(options.exact), _original(job))
         if isinstance(candidate, Refusal):
