@@ -10,7 +10,6 @@ from typing import Literal
 
 EffortName = Literal["quick", "normal", "thorough"]
 DEFAULT_EFFORT: EffortName = "normal"
-SECONDS_PER_MINUTE = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,7 @@ class Deadline:
     @classmethod
     def after(cls, minutes: float | None, now: Callable[[], float] = time.monotonic) -> Deadline:
         """The deadline so many minutes from now; without a limit for None."""
-        return cls(math.inf if minutes is None else now() + SECONDS_PER_MINUTE * minutes, now)
+        return cls(math.inf if minutes is None else now() + 60.0 * minutes, now)
 
     def left(self) -> float:
         """Seconds that are left, 0 when the time is up; infinite without a limit."""

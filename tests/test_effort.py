@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import astuple, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def options(tmp_path: Path) -> CompressOptions:
 def test_more_effort_is_more_of_everything() -> None:
     assert DEFAULT_EFFORT in EFFORTS and all(each.name == name for name, each in EFFORTS.items())
     rows = [astuple(each)[1:] for each in EFFORTS.values()]
-    for less, more in zip(rows, rows[1:], strict=False):
+    for less, more in pairwise(rows):
         assert all(a <= b for a, b in zip(less, more, strict=True)) and less != more
 
 
@@ -64,7 +65,7 @@ def test_time_without_a_limit() -> None:
 
 @pytest.mark.parametrize("minutes", [0, -1.0, math.inf, math.nan])
 def test_minutes_are_above_zero(options: CompressOptions, minutes: float) -> None:
-    with pytest.raises(OptionError, match="minutes=.*: expected a number above 0"):
+    with pytest.raises(OptionError, match=r"minutes=.*: expected a number above 0"):
         replace(options, minutes=minutes)
 
 
@@ -74,7 +75,7 @@ def test_wrong_effort(options: CompressOptions) -> None:
 
 
 def test_minutes_without_data() -> None:
-    with pytest.raises(OptionError, match="minutes=2: limits the time of calibration.*add calib"):
+    with pytest.raises(OptionError, match=r"minutes=2: limits the time of calibration.*add calib"):
         Options(minutes=2.0)
 
 

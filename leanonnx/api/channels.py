@@ -73,7 +73,7 @@ def remove_channels(
         provider, threads, measure: where the result is to run; True times it there, and warns if it is not faster.
         rules, library, freeze: as in ``compress``.
         seed: of the proof's inputs.
-        progress: called with each stage, and with its progress in [0, 1] where that is known.
+        progress: called with each stage, its progress in [0, 1] where that is known, and what it is working on.
 
     Raises:
         OptionError: an unknown name, an index out of range or given twice, or a channel that may not be removed because

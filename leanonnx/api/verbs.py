@@ -113,7 +113,7 @@ def compress(
         rules, library: rules of your own, and onnxruntime's libraries of custom operators.
         freeze: make weights that are graph inputs constants.
         best_effort: return the closest result where the budget cannot be reached or the result is not faster.
-        progress: called with each stage, and with its progress in [0, 1] where that is known.
+        progress: called with each stage, its progress in [0, 1] where that is known, and what it is working on.
 
     Raises:
         UserError, Refusal: exit codes 2 and 1 of the command line; nothing is written.

@@ -127,9 +127,11 @@ def run_finetune(
         student = _open_student(model, data, options, clock)
         trip = _round_trip(student, model, clock)
         objective, batched_student, notes = _objective(student, base, options, group, clock)
-        with clock.stage("train"):
+        with clock.stage("train", 0.0):
             run, kinds = _run_fingerprint(student, base, options), _narrow_kinds(student)
-            trained = train(batched_student, objective, student.loader, options.settings, group, run, kinds, progress)
+            trained = train(
+                batched_student, objective, student.loader, options.settings, group, run, kinds, clock.progress
+            )
         student.network.place("cpu")
         if not group.is_leader and processes is None:
             return None
