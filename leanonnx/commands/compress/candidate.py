@@ -13,6 +13,7 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.data.samples import Dataset
 from leanonnx.effort import EFFORTS, Deadline, Effort
+from leanonnx.evaluation.judgement import Judgement
 from leanonnx.graph.tidy import TidyResult
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.proof.proof import Proof
@@ -132,6 +133,7 @@ class Candidate:
         tidied: numbers of clean-ups of the graph, by kind.
         proof: its comparison with the original, before weights were changed.
         refit: changes of its weights.
+        judgement: the judgement on its outputs; None if there is no evidence for one.
         trial: its timing, or why there is none; None before it was timed.
         warnings: what stages declined or want to be known.
     """
@@ -142,6 +144,7 @@ class Candidate:
     tidied: Mapping[str, int] = field(default_factory=dict)
     proof: Proof | None = None
     refit: Refit = field(default_factory=Refit)
+    judgement: Judgement | None = None
     trial: Trial | None = None
     warnings: tuple[str, ...] = ()
 
