@@ -183,7 +183,7 @@ def stepwise_budget(given: Mapping[str, float | None], steps: int | None) -> Bud
 
 def _result(path: Path, result: Any, report: FinetuneReport) -> TrainingResult:
     """The public result from the driver's ``FinetuneResult``, whose type needs torch."""
-    trained = result.trained
+    trained = result.training
     return TrainingResult(
         path=path,
         before=result.before,
