@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from math import inf
 from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -56,6 +57,18 @@ def check_least(name: str, value: int, least: int) -> None:
     """
     if not isinstance(value, Integral) or value < least:
         raise OptionError(f"{option(name, value)}: expected a whole number of at least {least}")
+
+
+def check_positive(name: str, value: float, example: float) -> None:
+    """Refuse a number that is not finite and above 0; the error has an ``example``.
+
+    Raises:
+        OptionError: it is one of these.
+    """
+    if not 0 < value < inf:
+        raise OptionError(
+            f"{option(name, float(value))}: expected a number above 0, for example {option(name, example)}"
+        )
 
 
 def read_toml(path: Path, absent: str, broken: str) -> dict[str, Any]:

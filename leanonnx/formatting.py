@@ -12,6 +12,8 @@ SHORT_NAME_LENGTH = 38
 """Longest name in a picture, in characters."""
 UNIT_SPACE = "\N{NO-BREAK SPACE}"
 """The space between a number and its unit."""
+SECONDS_PER_MINUTE = 60
+MINUTES_PER_HOUR = 60
 SI_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -55,6 +57,16 @@ def milliseconds_text(milliseconds: float) -> str:
     """Format milliseconds with three digits, but not beyond microseconds."""
     digits = 3 if milliseconds <= 0 else min(3, max(0, 2 - math.floor(math.log10(milliseconds))))
     return f"{milliseconds:.{digits}f}{UNIT_SPACE}ms"
+
+
+def duration_text(seconds: float) -> str:
+    """Format a duration in the unit that suits it, with two units from an hour on: 35 s, 12 min, 1 h 20 min."""
+    if round(seconds) < SECONDS_PER_MINUTE:
+        return f"{round(seconds)} s"
+    minutes = round(seconds / SECONDS_PER_MINUTE)
+    if minutes < MINUTES_PER_HOUR:
+        return f"{minutes} min"
+    return f"{minutes // MINUTES_PER_HOUR} h {minutes % MINUTES_PER_HOUR} min"
 
 
 def change_text(pair: Sequence[int]) -> str:

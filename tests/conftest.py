@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite("tests")  # a failure within a helper shows its values too
 
+from leanonnx.cli import terminal
 from leanonnx.runtime.sessions import open_session, thread_limit
 from tests.helpers import RUNS, brief, run_text
 from tests.pages import Found, images, page_of, parsed, residual
@@ -35,6 +36,7 @@ COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, Heal
 settings.register_profile("ci", derandomize=True, max_examples=75, database=None, **COMMON)
 settings.register_profile("long", max_examples=2000, print_blob=True, **COMMON)
 settings.load_profile("ci")
+terminal.LINE_SECONDS = float("inf")  # however slow the machine, stderr has messages only
 HERE = Path(__file__).parent
 PLAIN = onnx.parser.parse_model(
     '<ir_version: 8, opset_import: ["" : 17]> plain (float[1] x) => (float[1] y) { y = Relu (x) }'

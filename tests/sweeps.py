@@ -95,5 +95,14 @@ def fake_make(tasks: list[Task], work: Path) -> making.Answers:
             CostChanges(*[CostChange(10, 5, 0.5)] * 4),
             ProofRow(status="passed", max_relative_error=0.0, bound=1e-4, inputs=3, sizes=1, outputs={}),
         )
-        candidate = CandidateRow(costs=costs, proof=proof, latency=None, warnings=(), hints=(), deviation=None)
+        candidate = CandidateRow(
+            headline=None,
+            costs=costs,
+            proof=proof,
+            latency=None,
+            warnings=(),
+            hints=(),
+            deviation=None,
+            judgement=None,
+        )
         yield index, OutcomeRow(0, "", candidate, seconds=0.0, made=(time.time(), time.time()))

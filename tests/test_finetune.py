@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from rich.console import Console
 
 from tests.helpers import build
 
@@ -19,6 +22,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 from leanonnx.commands.finetune import parity as trip
 from leanonnx.commands.finetune.driver import FinetuneOptions, run_finetune
 from leanonnx.commands.finetune.module import TorchNetwork
+from leanonnx.commands.finetune.report import finetune_report
+from leanonnx.commands.finetune.tables import finetune_tables
 from leanonnx.commands.finetune.training import TrainingSettings
 from leanonnx.commands.finetune.weights import replace_constants, trainable_constants
 from leanonnx.errors import ProofFailed
@@ -112,6 +117,26 @@ def test_minutes_end_a_training(pair: dict[str, Path]) -> None:
         result = run_finetune(pair["new"], pair["out"], pair["base"], pair["data"], options)
         assert result is not None
         assert 0 < len(result.training.history) < 10000
+
+
+def test_a_result_that_is_still_ruined_says_so_first(pair: dict[str, Path], tmp_path: Path) -> None:
+    """A student of random weights that is hardly trained; without a teacher there is nothing to judge it by."""
+    options = FinetuneOptions(settings=TrainingSettings(epochs=1, rate=1e-9, batch=8))
+    result = run_finetune(pair["new"], pair["out"], pair["base"], pair["data"], options)
+    assert result is not None and result.headline is not None
+    assert result.headline.startswith("the result is still ruined: ") and result.warnings[0] == result.headline
+    report = finetune_report(result)
+    assert report.training.headline == result.headline
+    console = Console(width=1000, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(finetune_tables(report, "out.onnx"))
+    assert capture.get().startswith(f"WARNING: {result.headline}")
+    assert capture.get().count(result.headline) == 1
+    with np.load(pair["data"]) as data:
+        np.savez(tmp_path / "labelled.npz", labels=np.zeros(len(data[data.files[0]]), int), **data)
+    alone = replace(options, strategy="supervised")
+    judged = run_finetune(pair["new"], pair["out"], None, tmp_path / "labelled.npz", alone)
+    assert judged is not None and judged.headline is None
 
 
 def test_half_precision_is_rounded_back(pair: dict[str, Path], tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_a_checkpoint_of_another_run_is_refused(pair: dict[str, Path], tmp_path:
 def test_steps_decrease_by_equal_shares(pair: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "steps"
     folder.mkdir()
-    schedule = PruningSchedule(2, Compression(Budget("params", 0.25), align=1), folder)
+    schedule = PruningSchedule(2, Compression(budget=Budget("params", 0.25), align=1), folder)
     done = finetune_in_steps(
         pair["base"], pair["out"], pair["base"], pair["data"], FinetuneOptions(settings=settings(epochs=2)), schedule
     )
@@ -102,7 +102,7 @@ def test_steps_decrease_by_equal_shares(pair: dict[str, Path], tmp_path: Path) -
 
 
 def test_steps_resume_where_they_stopped(pair: dict[str, Path], tmp_path: Path) -> None:
-    schedule = PruningSchedule(2, Compression(Budget("params", 0.25), align=1))
+    schedule = PruningSchedule(2, Compression(budget=Budget("params", 0.25), align=1))
 
     def tried(out: Path, **more: Any) -> None:
         options = FinetuneOptions(settings=settings(epochs=2, **more))

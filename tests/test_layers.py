@@ -13,7 +13,7 @@ import leanonnx
 
 ROOT = Path(leanonnx.__file__).parent
 FLOORS = [
-    {"version", "errors", "spelling", "formatting", "numeric", "operators"},
+    {"version", "errors", "spelling", "formatting", "effort", "numeric", "operators"},
     {"checks", "system", "graph"},
     {"runtime", "rules", "hardware"},
     {"analysis", "data"},

@@ -91,6 +91,7 @@ def report_of(latency: LatencyRow | None = None, after: int = 50) -> Compression
     """The report of a compression to half."""
     change = CostChange(100, after, after / 100)
     return CompressionReport(
+        headline=None,
         costs=CostChanges(change, change, change, change),
         proof=ProofRow(status="passed", max_relative_error=1e-7, bound=1e-4, inputs=3, sizes=1, outputs={"y": 1e-7}),
         pins=(),
@@ -101,6 +102,7 @@ def report_of(latency: LatencyRow | None = None, after: int = 50) -> Compression
         latency=latency,
         recovery=None,
         data_free=None,
+        judgement=None,
         weights_from=None,
         tidied={},
         lossless=None,

@@ -23,6 +23,7 @@ from leanonnx.commands.compress import pipeline
 from leanonnx.commands.compress.options import Recover
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import DEFAULT_IMAGE_FORMAT
+from leanonnx.effort import DEFAULT_EFFORT, EffortName
 from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.providers import Provider
 from leanonnx.selection.removal import without_channels
@@ -43,6 +44,8 @@ def remove_channels(
     calib: CalibrationData | None = None,
     images: ImageFormat = DEFAULT_IMAGE_FORMAT,
     recover: Recover | None = None,
+    effort: EffortName = DEFAULT_EFFORT,
+    minutes: float | None = None,
     provider: Provider = "cpu",
     threads: int = 0,
     rules: RuleSource | None = None,
@@ -66,10 +69,11 @@ def remove_channels(
         out, plan_out, plan_weights: files for the result, its plan and changed weights; None writes none.
         shape: sizes of graph inputs with free axes, by name.
         calib, images, recover: as in ``compress``: real inputs, to which the remaining weights are fitted.
+        effort, minutes: as in ``compress``: the work that this may take, and a limit on its time.
         provider, threads, measure: where the result is to run; True times it there, and warns if it is not faster.
         rules, library, freeze: as in ``compress``.
         seed: of the proof's inputs.
-        progress: called with each stage, and with its progress in [0, 1] where that is known.
+        progress: called with each stage, its progress in [0, 1] where that is known, and what it is working on.
 
     Raises:
         OptionError: an unknown name, an index out of range or given twice, or a channel that may not be removed because

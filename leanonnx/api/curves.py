@@ -17,6 +17,7 @@ from leanonnx.commands.sweep.request import SweepRequest
 from leanonnx.commands.sweep.rows import PointRow, SweepReport
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import DEFAULT_IMAGE_FORMAT
+from leanonnx.effort import DEFAULT_EFFORT, EffortName
 from leanonnx.ranking.criteria import Chains, Method
 from leanonnx.reporting.encoding import Json, to_json
 from leanonnx.runtime.observation import Shapes
@@ -104,6 +105,8 @@ def sweep(
     calib: StrPath | None = None,
     images: ImageFormat = DEFAULT_IMAGE_FORMAT,
     recover: Recover | None = None,
+    effort: EffortName = DEFAULT_EFFORT,
+    minutes: float | None = None,
     align: Literal["auto"] | int = "auto",
     target: str = "auto",
     targets: StrPath | None = None,
@@ -130,8 +133,8 @@ def sweep(
         save_models, restart: True keeps the model of each point; True discards earlier results in the folder.
         jobs, dask: compressions at once (None: one on each physical core); address of a Dask scheduler.
         rules: a Python file of rules.
-        method, chains, shape, pin, ignore, calib, images, recover, align, target, targets: as in ``compress``; data and
-            methods by path and by name.
+        method, chains, shape, pin, ignore, align, target, targets: as in ``compress``; methods by name.
+        calib, images, recover, effort, minutes: as in ``compress``; data by path, the limit on the time for each point.
         provider, threads, library, freeze, best_effort, seed: as in ``compress``.
         measure: True times each point (``latency`` always does).
         progress: called with each stage.

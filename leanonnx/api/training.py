@@ -10,7 +10,7 @@ from typing import Any
 
 from leanonnx.api.keywords import budget_limits, compress_options
 from leanonnx.api.sources import optional_path, several
-from leanonnx.checks import exactly_one
+from leanonnx.checks import check_positive, exactly_one
 from leanonnx.commands.finetune.rows import FinetuneReport
 from leanonnx.commands.finetune.strategies import Device, Strategy
 from leanonnx.data.images import ImageFormat
@@ -161,9 +161,8 @@ def check_training_numbers(lr: float, minutes: float | None) -> None:
     if not 0 < lr < 1:
         example = option("lr", 0.002)
         raise OptionError(f"{option('lr', float(lr))}: expected a number above 0 and below 1, for example {example}")
-    if minutes is not None and not 0 < minutes < float("inf"):
-        example = option("minutes", 20)
-        raise OptionError(f"{option('minutes', float(minutes))}: expected a number above 0, for example {example}")
+    if minutes is not None:
+        check_positive("minutes", minutes, 20)
 
 
 def stepwise_budget(given: Mapping[str, float | None], steps: int | None) -> Budget | None:
@@ -184,7 +183,7 @@ def stepwise_budget(given: Mapping[str, float | None], steps: int | None) -> Bud
 
 def _result(path: Path, result: Any, report: FinetuneReport) -> TrainingResult:
     """The public result from the driver's ``FinetuneResult``, whose type needs torch."""
-    trained = result.trained
+    trained = result.training
     return TrainingResult(
         path=path,
         before=result.before,

@@ -36,6 +36,7 @@ from leanonnx.commands.compress.options import Recover, asked_budget
 from leanonnx.commands.compress.proving import compare_with_original
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import DEFAULT_IMAGE_FORMAT
+from leanonnx.effort import DEFAULT_EFFORT, EffortName
 from leanonnx.errors import ModelError, OptionError
 from leanonnx.graph.model import Model, load
 from leanonnx.page.page import PageContext, render
@@ -73,6 +74,8 @@ def compress(
     calib: CalibrationData | None = None,
     images: ImageFormat = DEFAULT_IMAGE_FORMAT,
     recover: Recover | None = None,
+    effort: EffortName = DEFAULT_EFFORT,
+    minutes: float | None = None,
     align: Literal["auto"] | int = "auto",
     target: str = "auto",
     targets: StrPath | None = None,
@@ -104,12 +107,13 @@ def compress(
         pin, ignore: tensors or nodes whose channels are all kept; layers that keep their outputs and are not counted.
         calib, images, recover: real inputs; the format of images among them; "auto" or "none" (None: "auto" with
             ``calib``) for the refit of the remaining weights.
+        effort, minutes: the work that ``calib`` may take: "quick", "normal" or "thorough"; a limit on its time.
         align, target, targets: width multiple; the hardware that sets it; a file that ``calibrate_device`` stored.
         provider, threads, measure: where the result is to run; True times it there (``latency`` always does).
         rules, library: rules of your own, and onnxruntime's libraries of custom operators.
         freeze: make weights that are graph inputs constants.
         best_effort: return the closest result where the budget cannot be reached or the result is not faster.
-        progress: called with each stage, and with its progress in [0, 1] where that is known.
+        progress: called with each stage, its progress in [0, 1] where that is known, and what it is working on.
 
     Raises:
         UserError, Refusal: exit codes 2 and 1 of the command line; nothing is written.

@@ -15,7 +15,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import TextIO
 
 import rich.progress
@@ -24,12 +24,15 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from leanonnx.errors import BUG, NO_MEMORY, USER_ERROR, LeanOnnxError, OutputError
+from leanonnx.formatting import short_name
 from leanonnx.reporting.encoding import to_json
 from leanonnx.runtime.sessions import claim_process
 from leanonnx.spelling import spelled_for
-from leanonnx.system.clock import Progress, ignore_progress
+from leanonnx.system.clock import Progress, ProgressLines, TimeLeft, left_text
 
 WIDTH = 140
+LINE_SECONDS = 10.0
+"""Least time between two lines on progress off a terminal, and before the first."""
 INTERRUPTED = 130
 """Exit code of shells after SIGINT, 128 + 2."""
 TERMINATED = 143
@@ -104,19 +107,31 @@ def _silence(results: TextIO) -> None:
 
 @contextmanager
 def progress() -> Iterator[Progress]:
-    """Yield a listener that shows stages and their progress as a bar on stderr; silent off a terminal."""
+    """Yield a listener that shows stages and their progress on stderr: a bar, or lines now and then off a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield ignore_progress
+        yield ProgressLines(_print_line, LINE_SECONDS)
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    text, note = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[note]"))
+    columns = (SpinnerColumn(), text, BarColumn(), TimeElapsedColumn(), note)
     with rich.progress.Progress(*columns, console=console, transient=True) as bars:
-        task = bars.add_task("starting", total=None)
+        task, left = bars.add_task("starting", total=None, note=""), TimeLeft()
 
-        def show(stage: str, done: float | None = None) -> None:
-            bars.update(task, description=stage, total=None if done is None else 1.0, completed=done or 0.0)
+        def show(stage: str, done: float | None = None, item: str = "") -> None:
+            seconds = left.update(stage, done)
+            notes = [short_name(item), "" if seconds is None else left_text(seconds)]
+            total = None if done is None else 1.0
+            note = ", ".join(filter(None, notes))
+            bars.update(task, description=stage, total=total, completed=done or 0.0, note=note)
 
         yield show
+
+
+def _print_line(text: str) -> None:
+    """Write a line to stderr; one that takes none is no error."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
 
 
 @contextmanager

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from leanonnx.evaluation.baseline import (
+    NO_DECISIONS,
+    NO_SUMS,
+    Baseline,
+    DecisionCounts,
+    MeanSums,
+    count_decisions,
+    sum_samples,
+)
 from leanonnx.evaluation.kinds import CLASSES, DISCRETE, IMAGE, OTHER, output_kind, slice_axes
 from leanonnx.evaluation.slices import ChannelDeviation, SliceErrors, slices_along
 from leanonnx.evaluation.variety import NO_SAMPLES, Variety, variety_of
@@ -29,7 +38,7 @@ class Deviation:
 
     ``channels`` is the deviation slice by slice, each relative to its own scale; None if an output has no slices.
     ``vacuous``: the reason if the comparison is uninformative although the output depends on the inputs: the original
-    is empty, or does not vary.
+    is empty, or does not vary.  ``baseline`` is the deviation of answers that ignore the input.
     """
 
     output: str
@@ -42,6 +51,7 @@ class Deviation:
     reshaped: bool = False
     channels: ChannelDeviation | None = None
     vacuous: str = ""
+    baseline: Baseline | None = field(default=None, repr=False, compare=False)
 
     @property
     def worst(self) -> float:
@@ -53,7 +63,8 @@ class Deviation:
 class Tally:
     """Sums over samples of one output: squares, the original's range, and agreeing choices out of ``choices``.
 
-    ``slices``: squares by slice for each axis of slices; None if the slices change from run to run.
+    ``slices``: squares by slice for each axis of slices; None if the slices change from run to run.  ``decisions``: the
+    choices counted by class; None if there are too many classes.  ``mean``: sum of the original.
     """
 
     error: float = 0.0
@@ -70,6 +81,8 @@ class Tally:
     reshaped: bool = False
     slices: tuple[SliceErrors, ...] | None = ()
     variety: Variety = NO_SAMPLES
+    decisions: DecisionCounts | None = NO_DECISIONS
+    mean: MeanSums = NO_SUMS
 
     def plus(self, other: Tally) -> Tally:
         """Return the sums over the samples of both."""
@@ -88,6 +101,8 @@ class Tally:
             reshaped=self.reshaped or other.reshaped,
             slices=_add_slices(self.slices, other.slices),
             variety=self.variety.plus(other.variety),
+            decisions=self.decisions.plus(other.decisions) if self.decisions and other.decisions else None,
+            mean=self.mean.plus(other.mean),
         )
 
     def deviation(self, output: str, depends: bool = True, known: ChannelDeviation | None = None) -> Deviation:
@@ -101,9 +116,9 @@ class Tally:
         relative = math.sqrt(self.error / self.power) if self.power else math.inf if self.error else 0.0
         kind = next(iter(self.kinds)) if len(self.kinds) == 1 else OTHER
         top1 = self.same / self.choices if self.choices else None
-        vacuous = self.variety.vacuity if depends else ""
+        vacuous, baseline = self.variety.vacuity if depends else "", self._baseline()
         if kind == DISCRETE:
-            return Deviation(output, relative, top1=top1, reshaped=self.reshaped, vacuous=vacuous)
+            return Deviation(output, relative, top1=top1, reshaped=self.reshaped, vacuous=vacuous, baseline=baseline)
         silent = self.elements > 0 and self.low > self.high and not self.error
         deviation = Deviation(
             output,
@@ -113,6 +128,7 @@ class Tally:
             reshaped=self.reshaped,
             channels=self._channels(known),
             vacuous="" if silent else vacuous,
+            baseline=baseline,
         )
         if kind == IMAGE and not (self.choices and self.sums_to_one):
             return replace(deviation, psnr=self._psnr())
@@ -120,6 +136,16 @@ class Tally:
             return deviation
         top5 = self.near / self.choices if self.near is not None and self.choices else None
         return replace(deviation, top1=top1, top5=top5)
+
+    def _baseline(self) -> Baseline:
+        """The deviation of answers that ignore the input."""
+        counts = self.decisions if self.decisions and self.decisions.original else None
+        return Baseline(
+            samples=self.mean.samples,
+            decisions=len(counts.original) if counts else None,
+            chance=counts.chance if counts else None,
+            mean_l2=self.mean.relative_error(self.power),
+        )
 
     def _channels(self, known: ChannelDeviation | None) -> ChannelDeviation | None:
         """Deviation along the axis whose worst slice deviates most."""
@@ -161,7 +187,8 @@ def tally_of(
         labelled: the axes of the output along which channel ids differ.
     """
     kind = output_kind(wanted, rows, channels_last)
-    return replace(_sums(wanted, computed, kind, labelled), variety=variety_of(wanted, rows)), kind
+    sums = _sums(wanted, computed, kind, labelled)
+    return replace(sums, variety=variety_of(wanted, rows), mean=sum_samples(wanted, rows)), kind
 
 
 def _sums(wanted: Array, computed: Array, kind: tuple[str, int], labelled: Sequence[int]) -> Tally:
@@ -202,7 +229,13 @@ def _discrete(wanted: Array, computed: Array) -> Tally:
     else:
         error, power = float(wanted.size - same), float(wanted.size)
     return Tally(
-        error=error, power=power, elements=wanted.size, choices=wanted.size, same=same, kinds=frozenset({DISCRETE})
+        error=error,
+        power=power,
+        elements=wanted.size,
+        choices=wanted.size,
+        same=same,
+        kinds=frozenset({DISCRETE}),
+        decisions=count_decisions(wanted, computed),
     )
 
 
@@ -211,11 +244,20 @@ def _choices(wanted: Array, computed: Array, kind: tuple[str, int]) -> Tally:
     name, axis = kind
     first = np.argmax(wanted, axis, keepdims=True)
     sound = ~np.isnan(computed).any(axis, keepdims=True)
-    same = int(np.sum((first == np.argmax(computed, axis, keepdims=True)) & sound))
+    chosen = np.argmax(computed, axis, keepdims=True)
+    same = int(np.sum((first == chosen) & sound))
     near = None
     if name == CLASSES and wanted.shape[axis] > TOP_K:
         better = np.sum(computed > np.take_along_axis(computed, first, axis), axis, keepdims=True)
         near = int(np.sum((better < TOP_K) & sound))
     with np.errstate(all="ignore"):
         sums_to_one = bool((np.abs(wanted.sum(axis) - 1) <= PROBABILITY_TOLERANCE).all())
-    return Tally(choices=first.size, same=same, near=near, sums_to_one=sums_to_one, kinds=frozenset({name}))
+    decisions = NO_DECISIONS if name == IMAGE and not sums_to_one else count_decisions(first, chosen)
+    return Tally(
+        choices=first.size,
+        same=same,
+        near=near,
+        sums_to_one=sums_to_one,
+        kinds=frozenset({name}),
+        decisions=decisions,
+    )

@@ -71,9 +71,11 @@ def headline(report: CompressionReport, options: Mapping[str, Any], source: str,
     speed, mood = _speed_sentence(report, bool(over))
     tiles = [_cost_tile(metric, cost) for metric, cost in report.costs.items()]
     tiles += [_speed_tile(report.latency), _proof_tile(report.proof), _deviation_tile(report)]
-    verdict, mood = (f"{over} {speed}", "bad") if over else (speed, mood)
+    ruined = "" if report.headline is None else "The result is ruined."
+    if ruined or over:
+        speed, mood = " ".join(filter(None, (ruined, over, speed))), "bad"
     return Headline(
-        verdict=verdict, mood=mood, lead=_lead(report, source, output), tiles=tuple(tiles), gauge=_gauge(report.latency)
+        verdict=speed, mood=mood, lead=_lead(report, source, output), tiles=tuple(tiles), gauge=_gauge(report.latency)
     )
 
 

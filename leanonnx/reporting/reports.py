@@ -21,6 +21,24 @@ from leanonnx.reporting.rows import (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class JudgementRow:
+    """The judgement on the worst output; see ``leanonnx.evaluation.judgement.Judgement``.
+
+    ``relative_l2`` is None where it is infinite. ``on``: the inputs that it rests on, real samples or random ones.
+    """
+
+    kind: str
+    output: str
+    samples: int
+    on: str
+    agreement: float | None
+    agreement_bound: float | None
+    chance: float | None
+    relative_l2: float | None
+    mean_l2: float | None
+
+
 @dataclass(frozen=True)
 class RecoveryRow:
     """Deviation of the result on real inputs, and what was done to each layer.
@@ -28,6 +46,7 @@ class RecoveryRow:
     Attributes:
         samples: number of samples that weights were fitted to.
         held_out: number of samples that the deviation was measured on, if others.
+        effort, minutes: the work that calibration might take, and the limit on its time.
         kept: the weights that were fitted are those of the result.
         deviation: of the result.
         removed: of the network before its weights were changed.
@@ -36,6 +55,8 @@ class RecoveryRow:
 
     samples: int
     held_out: int
+    effort: str
+    minutes: float | None
     kept: bool
     deviation: FidelityRow
     removed: FidelityRow
@@ -73,6 +94,7 @@ class CompressionReport:
     """The report of ``leanonnx compress``.
 
     Attributes:
+        headline: the warning that the result is ruined; None if it is not.
         costs: kernels, multiply-adds, parameters and bytes.
         proof: equality with the masked original; after ``--exact``, with the original.
         pins, layers, products: rows of the network.
@@ -81,6 +103,7 @@ class CompressionReport:
         latency: None if it was not measured.
         recovery: None without real inputs.
         data_free: None where weights were not changed without data.
+        judgement: judgement on the outputs; None without evidence for one.
         weights_from: the file that a plan's weights were read from.
         tidied: nodes removed from the graph, counted by reason.
         lossless: None but after ``--exact``.
@@ -89,6 +112,7 @@ class CompressionReport:
     """
 
     schema: int = REPORT_SCHEMA
+    headline: str | None
     costs: Annotated[CostChanges, INLINE]
     proof: ProofRow
     pins: tuple[PinRow, ...]
@@ -99,6 +123,7 @@ class CompressionReport:
     latency: LatencyRow | None
     recovery: RecoveryRow | None
     data_free: Annotated[DataFreeRow | None, JsonField("blind")]
+    judgement: JudgementRow | None
     weights_from: str | None
     tidied: Mapping[str, int]
     lossless: Annotated[LosslessRow | None, JsonField("exact")]

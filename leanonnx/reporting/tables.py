@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -21,6 +22,28 @@ MAX_LISTED_TENSORS = 20
 def warning_lines(warnings: Sequence[str]) -> list[Text]:
     """A line for each warning."""
     return [Text(f"Warning: {text}", style="yellow") for text in warnings]
+
+
+def headline_lines(headline: str | None) -> list[Text]:
+    """The warning that a result is ruined, if it is."""
+    return [] if headline is None else [Text(f"WARNING: {headline}", style="bold red")]
+
+
+class Warned(Protocol):
+    """A report with warnings, the first of which may be its headline."""
+
+    @property
+    def headline(self) -> str | None:
+        """The warning that a result is ruined."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """All warnings."""
+
+
+def other_warnings(report: Warned) -> tuple[str, ...]:
+    """The warnings without the headline."""
+    return report.warnings if report.headline is None else report.warnings[1:]
 
 
 def layer_table(rows: Sequence[LayerRow]) -> Table:

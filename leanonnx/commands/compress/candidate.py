@@ -12,6 +12,8 @@ import onnx
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.data.samples import Dataset
+from leanonnx.effort import EFFORTS, Deadline, Effort
+from leanonnx.evaluation.judgement import Judgement
 from leanonnx.graph.tidy import TidyResult
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.proof.proof import Proof
@@ -66,6 +68,7 @@ class CompressJob:
         data: real inputs.
         stored: weights that come with the plan, if they are to be used.
         plan_weights: where to write changed weights, for the plan.
+        deadline: when selection by data and recovery have to be done.
     """
 
     dag: ChannelDag
@@ -78,6 +81,12 @@ class CompressJob:
     data: Dataset | None = None
     stored: StoredWeights | None = None
     plan_weights: Path | None = None
+    deadline: Deadline = field(default_factory=Deadline)
+
+    @property
+    def effort(self) -> Effort:
+        """The work that calibration may take."""
+        return EFFORTS[self.options.effort]
 
     def new_file(self, stage: str) -> Path:
         """The path for the file of a stage."""
@@ -124,6 +133,7 @@ class Candidate:
         tidied: numbers of clean-ups of the graph, by kind.
         proof: its comparison with the original, before weights were changed.
         refit: changes of its weights.
+        judgement: the judgement on its outputs; None if there is no evidence for one.
         trial: its timing, or why there is none; None before it was timed.
         warnings: what stages declined or want to be known.
     """
@@ -134,6 +144,7 @@ class Candidate:
     tidied: Mapping[str, int] = field(default_factory=dict)
     proof: Proof | None = None
     refit: Refit = field(default_factory=Refit)
+    judgement: Judgement | None = None
     trial: Trial | None = None
     warnings: tuple[str, ...] = ()
 

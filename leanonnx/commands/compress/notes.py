@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from leanonnx.commands.compress.candidate import Candidate
+from leanonnx.commands.compress.candidate import Candidate, CompressJob
 from leanonnx.data.samples import Dataset
 from leanonnx.formatting import count_text
 from leanonnx.graph.model import Model, constant_bytes
@@ -69,6 +69,17 @@ def calibration_warnings(data: Dataset, recovery: Recovery) -> tuple[str, ...]:
     if recovery.final.unused:
         warnings.append(recovery.final.unused)
     return tuple(warnings)
+
+
+def time_warnings(job: CompressJob, recovery: Recovery) -> list[str]:
+    """A warning if calibration had too little time, with what was left out."""
+    options = job.options
+    if options.minutes is None or not job.deadline.has_passed:
+        return []
+    limit = option("minutes", options.minutes)
+    if options.recovers and not recovery.recovered:
+        return [f"recovery was left out: the selection took all the time of {limit}; give more, or fewer samples"]
+    return [f"calibration took longer than {limit}: no step is broken off; give more time, or fewer samples"]
 
 
 def result_warnings(candidate: Candidate, trial: Trial) -> tuple[str, ...]:

@@ -8,9 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
-from leanonnx.checks import check_choice, check_least, exactly_one
+from leanonnx.checks import check_choice, check_least, check_positive, exactly_one
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import SampleSource
+from leanonnx.effort import DEFAULT_EFFORT, EFFORTS, EffortName
 from leanonnx.errors import OptionError
 from leanonnx.ranking.criteria import METHODS, Chains, Importance, Method, meaning, method_name
 from leanonnx.runtime.observation import Shapes
@@ -22,6 +23,8 @@ from leanonnx.surgery.recipe import ARRAYS_NAME
 
 Recover = Literal["none", "auto"]
 METHOD_HELP = " ".join(f"{each}: {meaning(each)}" for each in METHODS)
+
+EFFORT_LIMITS = ", ".join(f"{effort.max_samples} ({name})" for name, effort in EFFORTS.items())
 
 
 def asked_budget(given: Mapping[str, Limit | None], plan: object, exact: bool) -> Budget:
@@ -114,6 +117,17 @@ class CompressOptions:
             "own statistics; none keeps them. Default: auto with `calib`, else none."
         ),
     ] = None
+    effort: Annotated[
+        EffortName,
+        Described(
+            f"How much work `calib` data may take: the number of samples is limited to {EFFORT_LIMITS}.",
+            recorded=True,
+        ),
+    ] = DEFAULT_EFFORT
+    minutes: Annotated[
+        float | None,
+        Described("Calibrate no longer than this: less is tried, and a warning says what was left out.", recorded=None),
+    ] = None
     align: Annotated[
         int | None,
         Described(
@@ -149,6 +163,9 @@ class CompressOptions:
         check_choice("chains", self.chains, Chains)
         if self.recover is not None:
             check_choice("recover", self.recover, Recover)
+        check_choice("effort", self.effort, EffortName)
+        if self.minutes is not None:
+            check_positive("minutes", self.minutes, 10)
         check_least("seed", self.seed, 0)
         check_choice("provider", self.provider, Provider)
         check_least("threads", self.threads, 0)
@@ -156,6 +173,11 @@ class CompressOptions:
             raise OptionError(
                 f"{option('calib')} has nothing to do with {option('exact', True)}, which leaves the output as it is; "
                 "leave out one"
+            )
+        if self.minutes is not None and self.calib is None:
+            raise OptionError(
+                f"{option('minutes', self.minutes)}: limits the time of calibration, and there are no data for it; add "
+                f"{option('calib')}, or leave it out"
             )
 
     @property

@@ -13,6 +13,7 @@ from leanonnx.analysis.cost import Cost, cost_model, count_params
 from leanonnx.analysis.dag import ChannelDag, build_channel_dag
 from leanonnx.commands.compress.candidate import Candidate, CompressJob
 from leanonnx.commands.compress.choosing import choose_channels, choose_lossless
+from leanonnx.commands.compress.judging import headline_text, judge_result
 from leanonnx.commands.compress.notes import hints, result_warnings
 from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.commands.compress.proving import prove_equal
@@ -23,7 +24,9 @@ from leanonnx.commands.compress.stage import Stage, optional, run_stages
 from leanonnx.commands.compress.timing import time_candidate
 from leanonnx.data.files import sample_files
 from leanonnx.data.samples import Dataset, open_data, with_runnable_batch
+from leanonnx.effort import Deadline
 from leanonnx.errors import OptionError, Refusal
+from leanonnx.evaluation.judgement import Judgement
 from leanonnx.graph.model import load
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.proof.proof import Proof
@@ -51,6 +54,7 @@ def stages(exact: bool) -> tuple[Stage, ...]:
         optional(tidy_graph, prove_equal, warning=UNPROVEN_TIDYING),
         prove_equal,
         recover_weights,
+        judge_result,
         confirm_size,
         time_candidate,
     )
@@ -66,6 +70,8 @@ class CompressResult:
         before, after: costs of the original and of the result.
         proof: the comparison of the pruned model with the masked original, with the original itself if ``exact``.
         latency, setting: timing against the original (None if not measured), and how it was run.
+        judgement: the judgement on its outputs; None if there is no evidence for one.
+        headline: the warning that the result is ruined, the first of the warnings; None if it is not.
         warnings, hints: texts for the user.
         seconds: duration of each stage.
         tidied: numbers of clean-ups of the graph, by kind.
@@ -84,6 +90,8 @@ class CompressResult:
     proof: Proof
     latency: TimingComparison | None
     setting: Setting
+    judgement: Judgement | None
+    headline: str | None
     warnings: tuple[str, ...]
     hints: tuple[str, ...]
     seconds: Mapping[str, float]
@@ -168,6 +176,7 @@ def compress_file(
             data=data,
             stored=weights,
             plan_weights=plan_weights,
+            deadline=Deadline.after(options.minutes),
         )
         candidate = run_stages(stages(options.exact), _original(job))
         if isinstance(candidate, Refusal):
@@ -203,7 +212,8 @@ def _result(candidate: Candidate, plan: Plan) -> CompressResult:
     """The result with all evidence for it."""
     job, removal, refit = candidate.job, candidate.removal, candidate.refit
     assert candidate.proof is not None and candidate.trial is not None  # every list of stages proves and times
-    selection, model = removal.selection, job.dag.model
+    selection, model, headline = removal.selection, job.dag.model, headline_text(candidate)
+    warnings = result_warnings(candidate, candidate.trial)
     return CompressResult(
         dag=removal.dag,
         alive=candidate.alive,
@@ -213,7 +223,9 @@ def _result(candidate: Candidate, plan: Plan) -> CompressResult:
         proof=candidate.proof,
         latency=candidate.trial.comparison,
         setting=job.options.setting.with_thread_count,
-        warnings=result_warnings(candidate, candidate.trial),
+        judgement=candidate.judgement,
+        headline=headline,
+        warnings=warnings if headline is None else (headline, *warnings),
         hints=hints(model),
         seconds=job.clock.seconds,
         tidied=candidate.tidied,

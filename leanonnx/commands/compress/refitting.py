@@ -11,9 +11,10 @@ from pathlib import Path
 import onnx
 
 from leanonnx.commands.compress.candidate import Candidate, CompressJob, Refit
-from leanonnx.commands.compress.notes import calibration_warnings
+from leanonnx.commands.compress.notes import calibration_warnings, time_warnings
 from leanonnx.commands.compress.options import CompressOptions, calib_name
 from leanonnx.data.samples import DEFAULT_IMAGE_FORMAT
+from leanonnx.effort import DEFAULT_EFFORT
 from leanonnx.errors import OptionError
 from leanonnx.graph.model import Model
 from leanonnx.recovery.data_free_draft import DataFreeRecovery, recover_without_data
@@ -85,8 +86,10 @@ def recover_weights(candidate: Candidate) -> Candidate:
             recipe, content = _with_file(recipe, pruned, recovered, job.plan_weights)
             files[job.plan_weights] = content
     refit = Refit(evidence=evidence, recipe=recipe, restored=restored, files=files)
-    more = () if job.data is None or refit.recovery is None else calibration_warnings(job.data, refit.recovery)
-    return replace(candidate, path=path, refit=refit, warnings=(*candidate.warnings, *notes, *more))
+    if job.data is not None and refit.recovery is not None:
+        notes += calibration_warnings(job.data, refit.recovery)
+        notes += time_warnings(job, refit.recovery)
+    return replace(candidate, path=path, refit=refit, warnings=(*candidate.warnings, *notes))
 
 
 def _recover(candidate: Candidate, target: Path) -> Recovery | DataFreeRecovery | None:
@@ -98,7 +101,7 @@ def _recover(candidate: Candidate, target: Path) -> Recovery | DataFreeRecovery 
     if candidate.is_original or candidate.removal.is_lossless:
         return None
     if job.data is not None:
-        refit, seed = options.recovers, options.seed
+        refit, seed = options.recovers and not job.deadline.has_passed, options.seed
         return recover_from_data(job.dag, candidate.alive, candidate.path, target, job.data, refit, seed, job.clock)
     if not options.recovers:
         return None
@@ -147,7 +150,10 @@ def _differences(options: CompressOptions, planned: Recipe | None, own: Recipe) 
     """Warnings if the weights are not those of the run that made the plan."""
     if planned is None or options.recover == "none" or weights_files(options):
         return []
+    effort = options.plan.options.get("effort") if options.plan else None
     again = planned.as_options()
+    if planned.calib is not None and effort not in (None, DEFAULT_EFFORT):
+        again += f" {option('effort', effort)}"
     if not options.recovers or (own.calib is None and planned.calib is not None):
         how = "without data" if planned.calib is None else f"with {planned.calib}"
         return [
@@ -158,6 +164,8 @@ def _differences(options: CompressOptions, planned: Recipe | None, own: Recipe) 
     if own.calib_sha256 and planned.calib_sha256 and own.calib_sha256 != planned.calib_sha256:
         digests = [digest[:DIGITS] for digest in (planned.calib_sha256, own.calib_sha256)]
         others.append(f"other samples (sha256 {digests[0]}…, these have {digests[1]}…)")
+    if own.calib and effort is not None and effort != options.effort:
+        others.append(option("effort", effort))
     if own.seed != planned.seed:
         others.append(option("seed", planned.seed))
     if not others:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
+from leanonnx.commands.compress.judging import inputs_name
 from leanonnx.commands.compress.pipeline import CompressResult
+from leanonnx.evaluation.judgement import Judgement
 from leanonnx.formatting import json_value
 from leanonnx.recovery.draft import Recovery
 from leanonnx.reporting.builders import (
@@ -19,13 +23,14 @@ from leanonnx.reporting.builders import (
 )
 from leanonnx.reporting.costs import cost_changes, cost_counts
 from leanonnx.reporting.encoding import from_json
-from leanonnx.reporting.reports import CompressionReport, DataFreeRow, LosslessRow, RecoveryRow
+from leanonnx.reporting.reports import CompressionReport, DataFreeRow, JudgementRow, LosslessRow, RecoveryRow
 
 
 def compression_report(result: CompressResult) -> CompressionReport:
     """The report of ``leanonnx compress``."""
     dag = result.dag
     return CompressionReport(
+        headline=result.headline,
         costs=cost_changes(cost_counts(result.before), cost_counts(result.after)),
         proof=proof_row(result.proof),
         pins=pin_rows(dag, result.alive),
@@ -34,8 +39,9 @@ def compression_report(result: CompressResult) -> CompressionReport:
         folded=tuple(result.folded),
         uncounted=uncounted_nodes(dag),
         latency=latency_row(result.latency, result.setting),
-        recovery=_recovery_row(result.recovery),
+        recovery=_recovery_row(result.recovery, result.plan.options),
         data_free=None if result.data_free is None else from_json(DataFreeRow, result.data_free.row()),
+        judgement=_judgement_row(result.judgement, result.recovery),
         weights_from=None if result.restored is None else str(result.restored),
         tidied=dict(result.tidied),
         lossless=None if result.exact is None else from_json(LosslessRow, result.exact),
@@ -46,12 +52,30 @@ def compression_report(result: CompressResult) -> CompressionReport:
     )
 
 
-def _recovery_row(recovery: Recovery | None) -> RecoveryRow | None:
+def _judgement_row(judgement: Judgement | None, recovery: Recovery | None) -> JudgementRow | None:
+    if judgement is None:
+        return None
+    return JudgementRow(
+        kind=judgement.kind,
+        output=judgement.output,
+        samples=judgement.samples,
+        on=inputs_name(recovery),
+        agreement=judgement.agreement,
+        agreement_bound=judgement.agreement_bound,
+        chance=judgement.chance,
+        relative_l2=json_value(judgement.relative_l2),
+        mean_l2=judgement.mean_l2,
+    )
+
+
+def _recovery_row(recovery: Recovery | None, options: Mapping[str, Any]) -> RecoveryRow | None:
     if recovery is None:
         return None
     return RecoveryRow(
         samples=recovery.samples,
         held_out=recovery.held_out,
+        effort=options["effort"],
+        minutes=options.get("minutes"),
         kept=recovery.kept,
         deviation=fidelity_row(recovery.final),
         removed=fidelity_row(recovery.removed),

@@ -10,7 +10,14 @@ from leanonnx.formatting import count_text
 from leanonnx.reporting.remarks import metric_text, remarks, sample_text
 from leanonnx.reporting.reports import CompressionReport, RecoveryRow
 from leanonnx.reporting.rows import LatencyRow, OutputDeviation
-from leanonnx.reporting.tables import layer_table, pin_table, product_tables, warning_lines
+from leanonnx.reporting.tables import (
+    headline_lines,
+    layer_table,
+    other_warnings,
+    pin_table,
+    product_tables,
+    warning_lines,
+)
 from leanonnx.selection.metrics import LATENCY, METRICS
 
 
@@ -18,8 +25,9 @@ def compression_tables(report: CompressionReport, source: str, output: str) -> R
     """The tables of ``leanonnx compress``; ``source`` and ``output`` are the paths as given."""
     hints = [Text(f"Hint: {text}") for text in report.hints]
     return Group(
+        *headline_lines(report.headline),
         Text(f"{source} → {output}", style="bold"),
-        *warning_lines(report.warnings),
+        *warning_lines(other_warnings(report)),
         *hints,
         *(Text(line) for line in remarks(report)),
         _cost_table(report),
@@ -70,7 +78,9 @@ def _deviation_parts(row: RecoveryRow | None) -> list[RenderableType]:
         relative = _change_text(first.relative_l2, now.relative_l2, row.kept)
         table.add_row(name, relative, _worst_channel_text(now), *(_change_text(*pair, row.kept) for pair in pairs))
     when = ", before → after recovery" if row.kept else ""
-    parts: list[RenderableType] = [Text(f"Deviation from the original on {sample_text(row)}{when}"), table]
+    limit = "" if row.minutes is None else f", within {row.minutes:g} min"
+    effort = f" (effort {row.effort}{limit})" if row.layers else ""
+    parts: list[RenderableType] = [Text(f"Deviation from the original on {sample_text(row)}{when}{effort}"), table]
     metric = row.deviation.metric
     return [*parts, Text(metric_text(metric))] if metric else parts
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from leanonnx.commands.compress.judging import evidence_text
 from leanonnx.commands.finetune.augment import ImageInputs, image_inputs
 from leanonnx.commands.finetune.batching import BatchedNetwork, batched_network, stack_feeds
 from leanonnx.commands.finetune.loading import Loader, group_by_shape, open_loader
@@ -32,6 +33,8 @@ from leanonnx.commands.finetune.weights import constant_kinds, replace_constants
 from leanonnx.data.samples import Dataset, ImageFormat, open_data
 from leanonnx.errors import DataError, ModelError, OptionError
 from leanonnx.evaluation.deviation import Fidelity, compare_outputs
+from leanonnx.evaluation.judgement import judge
+from leanonnx.formatting import count_text
 from leanonnx.graph.formats import HALF_TYPES, REPLACED_TYPES, float_types
 from leanonnx.graph.model import Model, load
 from leanonnx.graph.storage import write_model
@@ -65,9 +68,10 @@ class FinetuneResult:
 
     ``training`` holds the losses; ``samples``: numbers of training and held-out samples; ``before`` and ``after``:
     held-out deviations of the input and of the written model from ``reference``; ``round_trips``: before and after
-    training; ``batch_mode``: how the network takes a batch.
+    training; ``batch_mode``: how the network takes a batch; ``headline``: the warning that the result is ruined.
     """
 
+    headline: str | None
     strategy: Strategy
     training: TrainingOutcome
     parameters: int
@@ -127,9 +131,11 @@ def run_finetune(
         student = _open_student(model, data, options, clock)
         trip = _round_trip(student, model, clock)
         objective, batched_student, notes = _objective(student, base, options, group, clock)
-        with clock.stage("train"):
+        with clock.stage("train", 0.0):
             run, kinds = _run_fingerprint(student, base, options), _narrow_kinds(student)
-            trained = train(batched_student, objective, student.loader, options.settings, group, run, kinds, progress)
+            trained = train(
+                batched_student, objective, student.loader, options.settings, group, run, kinds, clock.progress
+            )
         student.network.place("cpu")
         if not group.is_leader and processes is None:
             return None
@@ -324,7 +330,9 @@ def _publish_result(
         publish(draft, target)
     if not trained.best_epoch:
         notes = [*notes, "nothing better was found on the held-out samples: the output equals the input"]
+    headline = _headline(base, after)
     return FinetuneResult(
+        headline=headline,
         strategy=strategy_and_mode[0],
         training=trained,
         parameters=sum(weight.size for weight in trained.weights.values()),
@@ -334,9 +342,19 @@ def _publish_result(
         after=after,
         round_trips=(trip, again),
         batch_mode=strategy_and_mode[1],
-        warnings=tuple(notes),
+        warnings=tuple(notes if headline is None else [headline, *notes]),
         seconds=clock.seconds,
     )
+
+
+def _headline(base: Model | None, after: Fidelity) -> str | None:
+    """The warning that the trained model is ruined; None if it is not, or if there is no original to judge it by."""
+    judgement = None if base is None else judge(after)
+    if base is None or judgement is None or not judgement.is_ruined:
+        return None
+    several = len(base.proto.graph.output) > 1
+    evidence = evidence_text(judgement, count_text(judgement.samples, "held-out sample"), several)
+    return f"the result is still ruined: {evidence}; train it longer, on more samples, or remove less before"
 
 
 def _write_weights(model: Model, path: Path, weights: Mapping[str, Array]) -> None:

@@ -47,6 +47,7 @@ def _step_row(number: int, step: PruningStep, metric: str) -> StepRow:
 def _training_row(result: FinetuneResult) -> TrainingRow:
     trained = result.training
     return TrainingRow(
+        headline=result.headline,
         strategy=result.strategy,
         epochs=len(trained.history),
         best_epoch=trained.best_epoch,

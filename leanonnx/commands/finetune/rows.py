@@ -83,6 +83,7 @@ class TrainingRow:
     """One training.
 
     Attributes:
+        headline: the warning that the result is ruined; None if it is not.
         epochs: number of epochs done.
         best_epoch: the one whose weights were written; 0 for those of the input.
         resumed_epoch: the one of the checkpoint that was resumed.
@@ -94,6 +95,7 @@ class TrainingRow:
         seconds: by stage.
     """
 
+    headline: str | None
     strategy: str
     epochs: int
     best_epoch: int

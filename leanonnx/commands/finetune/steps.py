@@ -20,7 +20,7 @@ from leanonnx.commands.finetune.process_group import ProcessGroup, join_processe
 from leanonnx.errors import OptionError
 from leanonnx.selection.metrics import Budget, Metric
 from leanonnx.spelling import option
-from leanonnx.system.clock import Progress, ignore_progress
+from leanonnx.system.clock import Progress, ignore_progress, with_item
 from leanonnx.system.outputs import check_writable, publish, temporary_folder_beside
 
 
@@ -147,8 +147,10 @@ def _for_step(options: driver.FinetuneOptions, number: int) -> driver.FinetuneOp
 def _step_progress(progress: Progress, step: str) -> Callable[..., None]:
     """A progress callback that prefixes each stage with its step."""
 
-    def report(stage: str, done: float | None = None) -> None:
-        progress(f"{step}, {stage}", done)
+    whole = with_item(progress)
+
+    def report(stage: str, done: float | None = None, item: str = "") -> None:
+        whole(f"{step}, {stage}", done, item)
 
     return report
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from leanonnx.commands.finetune.rows import FinetuneReport, HeldOutRow, StepRow, TrainedOutputRow
 from leanonnx.formatting import count_text
-from leanonnx.reporting.tables import warning_lines
+from leanonnx.reporting.tables import headline_lines, other_warnings, warning_lines
 
 
 def finetune_tables(report: FinetuneReport, output: str) -> RenderableType:
@@ -22,7 +22,9 @@ def finetune_tables(report: FinetuneReport, output: str) -> RenderableType:
     end = f"Wrote {output}: epoch {training.best_epoch}, torch and onnxruntime agree to {error}"
     steps = [_step_line(step) for step in report.steps or ()]
     table = _held_out_table(training.held_out)
-    return Group(Text(head, style="bold"), *warning_lines(training.warnings), *steps, table, Text(""), Text(end))
+    warnings = warning_lines(other_warnings(training))
+    first = headline_lines(training.headline)
+    return Group(*first, Text(head, style="bold"), *warnings, *steps, table, Text(""), Text(end))
 
 
 def _held_out_table(row: HeldOutRow) -> Table:

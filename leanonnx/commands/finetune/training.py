@@ -271,11 +271,11 @@ def train(
         if settings.checkpoint and group.is_leader:
             write_checkpoint(state, settings.checkpoint)
         of = "" if training.epochs == UNLIMITED_EPOCHS else f"/{training.epochs}"
-        progress(
-            f"epoch {state.epoch}{of}: loss {loss:.4g}, held out {state.history[-1][1]:.4g} "
-            f"(best {state.value:.4g}, input {state.history[0][1]:.4g})",
-            training.completed_share(state.epoch),
+        item = (
+            f"epoch {state.epoch}{of}: loss {loss:.4g}, held out {state.history[-1][1]:.4g}, "
+            f"best {state.value:.4g}, input {state.history[0][1]:.4g}"
         )
+        progress("train", training.completed_share(state.epoch), item)
     best = dict(zip(student.network.names, [weight.numpy() for weight in state.best], strict=True))
     return TrainingOutcome(
         weights=round_to_kinds(best, kinds),

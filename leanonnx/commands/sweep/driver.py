@@ -32,7 +32,7 @@ from leanonnx.runtime.providers import prepare_provider
 from leanonnx.runtime.sessions import Feed, RunFailed
 from leanonnx.runtime.subprocess_timing import compare_in_subprocess
 from leanonnx.selection.search import SECONDS
-from leanonnx.system.clock import Progress, ignore_progress
+from leanonnx.system.clock import Progress, ignore_progress, with_item
 from leanonnx.system.outputs import data_file, write_file
 
 MODELS_FOLDER, WORK_FOLDER = "models", ".making"
@@ -81,7 +81,7 @@ class _Sweep:
     """State of a sweep in a folder; ``failed``: points that another run tries again."""
 
     def __init__(self, request: SweepRequest, models: list[Subject], progress: Progress) -> None:
-        self.request, self.progress = request, progress
+        self.request, self.progress = request, with_item(progress)
         self.models = {subject.name: subject for subject in models}
         self.keys = [(subject.name, asked) for subject in models for asked in request.fractions]
         self.journal = Journal(request.folder)
@@ -118,7 +118,7 @@ class _Sweep:
         measured_later = self.request.options.measures and not self.request.options.budget.metric.measured
         with closing(self._make(keys, make)) as rows:
             for number, (key, outcome) in enumerate(rows, 1):
-                self.progress(f"make, {number} of {len(keys)}", number / len(keys))
+                self.progress("make", number / len(keys), f"{number} of {len(keys)}")
                 if outcome.code >= USER_ERROR:
                     self.failed[key] = outcome
                 else:
@@ -129,7 +129,7 @@ class _Sweep:
     def _make(self, keys: list[PointKey], make: Make) -> Generator[tuple[PointKey, OutcomeRow], None, None]:
         """Make candidates and move them into place, one at a time for a latency budget."""
         work, alone = self.request.folder / WORK_FOLDER, self.request.options.budget.metric.measured
-        self.progress(f"make, 0 of {len(keys)}", 0.0)
+        self.progress("make", 0.0, f"0 of {len(keys)}")
         for batch in [[key] for key in keys] if alone else [keys]:
             tasks = [self.models[name].task(self.request, asked) for name, asked in batch]
             with machine_alone() if alone else nullcontext(), closing(make(tasks, work)) as rows:
@@ -146,7 +146,8 @@ class _Sweep:
         for name, batch in groupby(keys, key=lambda key: key[0]):
             model, feed = self._open_original(name)
             for key in batch:
-                self.progress(f"measure, {keys.index(key)} of {len(keys)}", keys.index(key) / len(keys))
+                number = keys.index(key)
+                self.progress("measure", number / len(keys), f"{number} of {len(keys)}")
                 self._note(key, self._measure(model, feed, key), done=True)
         if not self.request.save_models:
             shutil.rmtree(self.request.folder / MODELS_FOLDER, ignore_errors=True)

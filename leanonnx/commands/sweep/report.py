@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from leanonnx.commands.compress.judging import RANDOM_INPUTS
 from leanonnx.commands.sweep.knee import MIN_KNEE_POINTS, knee
 from leanonnx.commands.sweep.rows import (
     ConditionsRow,
@@ -18,11 +19,10 @@ from leanonnx.commands.sweep.rows import (
     SourcedFidelity,
     SweepReport,
 )
+from leanonnx.formatting import count_text
 from leanonnx.selection.metrics import LATENCY
 from leanonnx.spelling import option
 
-RANDOM_INPUTS = "random inputs"
-"""The source of deviations that are no accuracy."""
 MAX_RELATIVE_TIME = 10.0
 """Largest ratio of a time to its median where its interval is open."""
 KNEE_DRAWS = 400
@@ -34,10 +34,12 @@ def point_row(asked: float, outcome: OutcomeRow, file: str | None = None) -> Poi
     """A point of the curve; ``file`` is the candidate, where it is kept."""
     candidate = outcome.candidate
     return PointRow(
+        headline=candidate.headline if candidate else None,
         costs=candidate.costs if candidate else None,
         proof=candidate.proof if candidate else None,
         latency=candidate.latency if candidate else None,
         deviation=_point_deviation(candidate.deviation) if candidate and candidate.deviation else None,
+        judgement=candidate.judgement if candidate else None,
         seconds=outcome.seconds,
         made=outcome.made,
         measured=outcome.measured,
@@ -138,8 +140,26 @@ def remaining(point: PointRow, axis: str) -> float:
 
 def sweep_report(metric: str, measured: bool, curves: Sequence[CurveRow], conditions: ConditionsRow) -> SweepReport:
     """The report of ``leanonnx sweep``; ``metric`` is that of the budget."""
-    report = SweepReport(unit=metric, measured=measured, about=conditions, models=tuple(curves), warnings=(), files={})
-    return replace(report, warnings=tuple(_warnings(report.points)))
+    points = [point for curve in curves for point in curve.points]
+    headline, warnings = _headline(points), _warnings(points)
+    return SweepReport(
+        headline=headline,
+        unit=metric,
+        measured=measured,
+        about=conditions,
+        models=tuple(curves),
+        warnings=tuple(warnings if headline is None else [headline, *warnings]),
+        files={},
+    )
+
+
+def _headline(points: Sequence[PointRow]) -> str | None:
+    """The warning that points are ruined; None if none is."""
+    ruined = sum(point.headline is not None for point in points)
+    if not ruined:
+        return None
+    verb = "is" if ruined == 1 else "are"
+    return f"{ruined} of {count_text(len(points), 'point')} {verb} ruined: its warning says by what, and what helps"
 
 
 def _warnings(points: Sequence[PointRow]) -> list[str]:

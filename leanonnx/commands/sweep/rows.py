@@ -9,6 +9,7 @@ from typing import Annotated
 from leanonnx.data.images import ImageFormat
 from leanonnx.reporting.costs import CostChanges
 from leanonnx.reporting.encoding import INLINE, OPTIONAL, OPTIONAL_INLINE
+from leanonnx.reporting.reports import JudgementRow
 from leanonnx.reporting.rows import (
     REPORT_SCHEMA,
     FidelityRow,
@@ -34,14 +35,19 @@ class SourcedFidelity:
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateRow:
-    """A compressed model; ``latency`` and ``deviation`` are None where they were not measured."""
+    """A compressed model; ``latency`` and ``deviation`` are None where they were not measured.
 
+    ``headline``: the warning that it is ruined.
+    """
+
+    headline: str | None
     costs: Annotated[CostChanges, INLINE]
     proof: ProofRow
     latency: LatencyRow | None
     warnings: tuple[str, ...]
     hints: tuple[str, ...]
     deviation: SourcedFidelity | None
+    judgement: JudgementRow | None
 
 
 @dataclass(frozen=True)
@@ -131,13 +137,16 @@ class PointDeviation:
 class PointRow:
     """A point of a curve; all but its outcome and the fraction asked for is None where it was not reached.
 
-    ``knee``: the curve has its knee here; ``file``: the candidate, where it is kept.
+    ``headline``: the warning that it is ruined; ``knee``: the curve has its knee here;
+    ``file``: the candidate, where it is kept.
     """
 
+    headline: str | None
     costs: Annotated[CostChanges | None, INLINE]
     proof: ProofRow | None
     latency: LatencyRow | None
     deviation: PointDeviation | None
+    judgement: JudgementRow | None
     seconds: float | None
     made: TimeSpan | None
     measured: TimeSpan | None
@@ -180,9 +189,14 @@ class CurveRow:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepReport:
-    """The report of ``leanonnx sweep``; ``unit`` is the metric of the budget, ``files`` are written by kind."""
+    """The report of ``leanonnx sweep``.
+
+    ``headline`` is the warning that points are ruined, ``unit`` the metric of the budget; ``files``
+    are written by kind.
+    """
 
     schema: int = REPORT_SCHEMA
+    headline: str | None
     unit: str
     measured: bool
     about: ConditionsRow

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from leanonnx.commands.sweep.rows import CurveRow, KneeRow, PointRow, SweepReport
 from leanonnx.formatting import count_text
-from leanonnx.reporting.tables import warning_lines
+from leanonnx.reporting.tables import headline_lines, other_warnings, warning_lines
 from leanonnx.selection.metrics import METRICS
 from leanonnx.spelling import option
 
@@ -22,7 +22,8 @@ def sweep_tables(report: SweepReport) -> RenderableType:
     heading = option(METRICS[report.unit].option)
     parts = [part for curve in report.models for part in (Text(""), *_curve_parts(curve, heading))]
     written = Text(f"Written: {', '.join(report.files.values())}")
-    return Group(*warning_lines(report.warnings), *parts, Text(""), *_condition_lines(report), written)
+    head = [*headline_lines(report.headline), *warning_lines(other_warnings(report))]
+    return Group(*head, *parts, Text(""), *_condition_lines(report), written)
 
 
 def _curve_parts(curve: CurveRow, heading: str) -> list[RenderableType]:

@@ -13,16 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from leanonnx.commands.compress import pipeline
+from leanonnx.commands.compress.judging import RANDOM_INPUTS, compare_on_random_inputs, inputs_name
 from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.commands.compress.report import compression_report
-from leanonnx.commands.sweep.report import RANDOM_INPUTS
 from leanonnx.commands.sweep.rows import CandidateRow, OutcomeRow, SourcedFidelity
-from leanonnx.data.samples import data_from_feeds
 from leanonnx.errors import BUG, NO_MEMORY, USER_ERROR, DataError, LeanOnnxError
-from leanonnx.evaluation.deviation import Fidelity, compare_outputs
-from leanonnx.evaluation.slices import channel_axes
+from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.evaluation.tally import Deviation
-from leanonnx.inputs.synthetic import smooth_inputs
 from leanonnx.reporting.builders import fidelity_row
 from leanonnx.reporting.encoding import from_json, to_json
 from leanonnx.rules.table import DEFAULT_RULES
@@ -33,8 +30,6 @@ from leanonnx.system import processes
 
 WORKER_ENTRY = "leanonnx.commands.sweep.worker:run_task"
 TASK, ANSWER, MADE = "task.pickle", "answer.json", "made"
-DEVIATION_SAMPLES = 16
-"""Number of random inputs for the deviation if there are no data."""
 POLL_SECONDS = 0.02
 """Interval between checks of the running processes."""
 
@@ -93,12 +88,14 @@ def _candidate(task: Task, target: Path, result: pipeline.CompressResult) -> Can
     warnings = list(report.warnings)
     deviation = _deviation(task, target, result, warnings)
     return CandidateRow(
+        headline=report.headline,
         costs=report.costs,
         proof=report.proof,
         latency=report.latency,
         warnings=tuple(warnings),
         hints=report.hints,
         deviation=deviation,
+        judgement=report.judgement,
     )
 
 
@@ -108,24 +105,17 @@ def _deviation(
     """Deviation of a candidate from the original, with its inputs in ``on``; None and a warning if it cannot run."""
     recovery = result.recovery
     if recovery is not None:
-        source = "held-out samples" if recovery.held_out else "calibration samples"
-        return SourcedFidelity(source, fidelity_row(recovery.final))
+        return SourcedFidelity(inputs_name(recovery), fidelity_row(recovery.final))
     model = result.dag.model
     if filecmp.cmp(task.source, target, shallow=False):
         same = tuple(Deviation(value.name, 0.0) for value in model.proto.graph.output)
         return SourcedFidelity("nothing: it is the original", fidelity_row(Fidelity(samples=0, outputs=same)))
-    dag, name = result.dag, RANDOM_INPUTS
-    data = data_from_feeds(
-        name, model, dag.shapes, smooth_inputs(model, dag.shapes, task.options.seed, DEVIATION_SAMPLES)
-    )
     try:
-        (deviation,) = compare_outputs(
-            model, model.path, [target], data, replaced=dag.observation.replaced_formats, axes=channel_axes(dag)
-        )
+        deviation = compare_on_random_inputs(result.dag, target, task.options.seed)
     except (RunFailed, DataError) as error:
         warnings.append(f"the deviation could not be measured: {error}")
         return None
-    return SourcedFidelity(name, fidelity_row(deviation))
+    return SourcedFidelity(RANDOM_INPUTS, fidelity_row(deviation))
 
 
 def make_locally(tasks: Sequence[Task], work: Path, jobs: int = 1, threads: int = 0) -> Answers:

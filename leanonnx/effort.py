@@ -1,0 +1,62 @@
+"""Effort of calibration: bounds of samples, rows, passes and trials, and a limit on the time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+EffortName = Literal["quick", "normal", "thorough"]
+DEFAULT_EFFORT: EffortName = "normal"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """Bounds on the work of calibration: the selection by data and the recovery from them.
+
+    Attributes:
+        name: its name.
+        max_samples: largest number of samples used.
+        rows_per_feature: rows of a regression for each of its features.
+        passes: passes over the layers.
+        trials: largest number of candidates that are judged from end to end.
+    """
+
+    name: EffortName
+    max_samples: int
+    rows_per_feature: int
+    passes: int
+    trials: int
+
+
+_ALL = (
+    Effort(name="quick", max_samples=128, rows_per_feature=4, passes=1, trials=1),
+    Effort(name="normal", max_samples=1024, rows_per_feature=8, passes=1, trials=4),
+    Effort(name="thorough", max_samples=4096, rows_per_feature=16, passes=2, trials=8),
+)
+EFFORTS: Mapping[EffortName, Effort] = {each.name: each for each in _ALL}
+"""All efforts by name, from the least to the most."""
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """The end of the time that calibration may take; ``end`` is a time of ``now``, infinite for no limit."""
+
+    end: float = math.inf
+    now: Callable[[], float] = time.monotonic
+
+    @classmethod
+    def after(cls, minutes: float | None, now: Callable[[], float] = time.monotonic) -> Deadline:
+        """The deadline so many minutes from now; without a limit for None."""
+        return cls(math.inf if minutes is None else now() + 60.0 * minutes, now)
+
+    def left(self) -> float:
+        """Seconds that are left, 0 when the time is up; infinite without a limit."""
+        return max(0.0, self.end - self.now())
+
+    @property
+    def has_passed(self) -> bool:
+        """True if no time is left."""
+        return self.left() <= 0
