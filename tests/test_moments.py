@@ -12,7 +12,7 @@ import pytest
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import DataError
 from leanonnx.statistics import moments
-from leanonnx.statistics.moments import Accumulator, Moments, Statistics, channel_rows, measure_statistics
+from leanonnx.statistics.moments import Accumulator, Moments, Statistics, joined_repeats, measure_statistics
 from tests.calibrated import Array, Feed, analysed, dag_of, net, normal_feeds, values
 
 IMAGE = "(float[N,3,6,5] x) => (float[N,4] y)"
@@ -96,13 +96,13 @@ def test_shared_tensors_are_measured_once_and_inputs_are_not() -> None:
 
 def test_rows_of_a_channel_that_stands_more_often_than_another_are_means() -> None:
     value = np.arange(12, dtype=np.float32).reshape(3, 4)
-    found = channel_rows(value, 1, np.array([5, 2, 5, 5]))
+    found = joined_repeats(value, np.array([5, 2, 5, 5]))
     np.testing.assert_allclose(found, np.stack([value[:, 1], value[:, [0, 2, 3]].mean(1)], 1))
 
 
 def test_rows_of_interleaved_channels() -> None:
     value = np.arange(12, dtype=np.float32).reshape(2, 6)
-    found = channel_rows(value, 1, np.array([8, 3, 8, 3, 8, 3]))
+    found = joined_repeats(value, np.array([8, 3, 8, 3, 8, 3]))
     wanted = np.concatenate([value[:, [k + 1, k]] for k in (0, 2, 4)])
     assert sorted(map(tuple, found)) == sorted(map(tuple, wanted))
 
@@ -127,10 +127,28 @@ def test_variance_of_a_channel_far_from_zero() -> None:
 def test_in_pieces_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     feeds = normal_feeds(CONV, 8, batch=2)
     whole = taken(CONV, [{"x": np.concatenate([feed["x"] for feed in feeds])}])
-    monkeypatch.setattr(moments, "ROWS_PER_STEP", 7)
+    monkeypatch.setattr(moments, "BUFFERED_ROWS", 7)
     pieces = taken(CONV, feeds)
     for place, one in whole.moments.items():
         np.testing.assert_allclose(one.covariance, pieces.moments[place].covariance, rtol=1e-3, atol=1e-6)
+
+
+def test_large_tensors_are_sampled_over_all_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each input the same number of positions, as many as the channels ask for and no more."""
+    monkeypatch.setattr(moments, "MIN_MOMENT_ROWS", 1)
+    taken_rows: list[int] = []
+    add = Accumulator.add
+
+    def counted(sums: Accumulator, rows: Array) -> None:
+        taken_rows.append(len(rows))
+        add(sums, rows)
+
+    monkeypatch.setattr(Accumulator, "add", counted)
+    feeds = normal_feeds(CONV, 10, batch=8)
+    found = measure_statistics(CONV, feeds, 10, rows_per_channel=100)
+    assert taken_rows == [70] * 10
+    rows = stacked(CONV, "r", 1, feeds)
+    np.testing.assert_allclose(found.moments["r", 1].covariance, np.cov(rows.T, bias=True), atol=0.3 * rows.var())
 
 
 def test_memory_does_not_grow_with_the_samples() -> None:

@@ -13,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from leanonnx.graph.positions import features, rows_at, window_of
+from leanonnx.graph.positions import features, rows_at, spread_positions, window_of
 from leanonnx.recovery.layers import LinearLayer, linear_layers
 from leanonnx.recovery.rows import LayerSite
-from leanonnx.recovery.sampling import spread_positions
 from tests.calibrated import Array, Feed, analysed, values
 
 Case = tuple[onnx.ModelProto, Feed]

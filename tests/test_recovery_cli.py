@@ -163,10 +163,10 @@ def judge_never_worse(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             tensor.CopyFrom(numpy_helper.from_array(-3 * numpy_helper.to_array(tensor), tensor.name))
         return found
 
-    called(*command(folder, "--keep", 0.5, "--recover", "none"))
+    called(*command(folder, "--keep", 0.5, "--method", "l2", "--recover", "none"))
     bare = onnx.load(folder / "out.onnx")
     monkeypatch.setattr(drafts, "recover", spoilt)
-    row = called_json(*command(folder, "--keep", 0.5))
+    row = called_json(*command(folder, "--keep", 0.5, "--method", "l2"))
     assert row["recovery"]["kept"] is False
     assert row["recovery"]["deviation"] == row["recovery"]["removed"]
     assert any("was left out" in warning for warning in row["warnings"])

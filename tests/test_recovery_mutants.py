@@ -60,6 +60,7 @@ def no_takeover(work: Any, chosen: Any) -> None:
 
 def uncentred(sums: Any, channel_ids: Array) -> moments.Moments:
     """Second moments in place of covariances."""
+    sums.flush()
     mean = sums.origin + sums.first / sums.rows
     second = sums.second / sums.rows - np.outer(sums.first, sums.first) / sums.rows**2
     return moments.Moments(channel_ids, second + np.outer(mean, mean))

@@ -47,6 +47,13 @@ def window_of(node: onnx.NodeProto, kernel: Sequence[int]) -> Window:
     )
 
 
+def spread_positions(positions: int, count: int, rng: np.random.Generator) -> Ints:
+    """Up to ``count`` different positions, ascending: one at random in each of as many equal stretches."""
+    count = min(count, positions)
+    edges = np.arange(count + 1) * positions // max(count, 1)
+    return np.asarray(edges[:-1] + rng.random(count) * np.diff(edges), np.int64)
+
+
 def rows_at(value: Array, axis: int, chosen: Ints) -> Array:
     """Rows [n, C] of a tensor with C channels along ``axis``, at flat positions along the other axes."""
     moved = np.moveaxis(value, axis, -1)

@@ -33,8 +33,8 @@ NARROW_WIDTH = 96
 """Number of features up to which an eigendecomposition is faster than a factorisation for each strength."""
 LARGE_WIDTH = 700
 """Number of features above which fewer strengths are tried and products are summed in single precision."""
-BUFFERED_NUMBERS = 1 << 22
-"""Numbers that are buffered before their products are summed."""
+BUFFERED_NUMBERS = 1 << 20
+"""Numbers that are buffered before their products are summed; at least half as many as there are products."""
 MIN_REGRESSION_SCALE = 1e-300
 """Lower bound of the mean variance of the features."""
 EQUAL_ERRORS = 1e-3
@@ -90,7 +90,7 @@ class MomentSums:
         self.rows += features.shape[2]
         self.buffer.append((features, targets))
         self.buffered_numbers += features.size + targets.size
-        if self.buffered_numbers > BUFFERED_NUMBERS:
+        if self.buffered_numbers > max(BUFFERED_NUMBERS, self.pp.size // 2):
             self.flush()
 
     def flush(self) -> None:

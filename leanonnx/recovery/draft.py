@@ -22,6 +22,8 @@ from leanonnx.graph.storage import write_model
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.recovery.acceptance import first_improvement
 from leanonnx.recovery.recover import RefitLayer, recover
+from leanonnx.recovery.sampling import ROWS_PER_FEATURE
+from leanonnx.recovery.targets import FLOAT_BYTES
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.system.clock import Clock
 
@@ -30,7 +32,11 @@ ADVISED_SAMPLES = 128
 HOLD_OUT_RATES = ((400, 10), (5, 5), (0, 0))
 """Pairs (samples, n): from that number of samples on, every n-th is held out."""
 MAX_ACTIVATION_BYTES = 1 << 33
-"""Bytes of activations in memory at once; samples beyond that are left out."""
+"""Bytes of activations on disk at once; samples beyond that are left out."""
+MAX_BATCH_BYTES = 1 << 26
+"""Bytes of all activations of one run, which limit its batch."""
+MAX_SAMPLES = 1024
+"""Largest number of samples that are used; more change little."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +74,35 @@ def split_held_out(data: Dataset) -> tuple[Dataset, Dataset | None]:
     return (data.part(held_out=False, every=every), held) if held.count > held.dropped_count else (data, None)
 
 
-def split_within_memory(dag: ChannelDag, data: Dataset) -> tuple[Dataset, Dataset | None]:
-    """``split`` as many of the samples as both networks' activations fit into memory for."""
-    return split_held_out(
-        data.subsample(max(1, MAX_ACTIVATION_BYTES // peak_activation_bytes(dag)) * (data.fixed_batch or 1))
+def split_within_memory(
+    dag: ChannelDag, data: Dataset, max_samples: int = MAX_SAMPLES
+) -> tuple[Dataset, Dataset | None]:
+    """``split_held_out`` of at most so many samples, evenly spaced; fewer if both networks' activations take much."""
+    fixed = data.fixed_batch or 1
+    room = max(1, MAX_ACTIVATION_BYTES // peak_activation_bytes(dag)) * fixed
+    return split_held_out(data.subsample(max(min(room, max_samples), fixed)))
+
+
+def calibration_batch(dag: ChannelDag, data: Dataset) -> int:
+    """Number of samples per run whose activations take at most ``MAX_BATCH_BYTES``, if the model leaves it free."""
+    per_sample = FLOAT_BYTES * sum(
+        math.prod(shape[1:]) for name, shape in dag.shapes.items() if name in dag.channel_ids
     )
+    return max(1, min(batch_size(data), MAX_BATCH_BYTES // max(per_sample, 1)))
 
 
 def recover_from_data(
-    dag: ChannelDag, alive: Mask, pruned: Path, target: Path, data: Dataset, refit: bool, seed: int, clock: Clock
+    dag: ChannelDag,
+    alive: Mask,
+    pruned: Path,
+    target: Path,
+    data: Dataset,
+    refit: bool,
+    seed: int,
+    clock: Clock,
+    *,
+    rows_per_feature: int = ROWS_PER_FEATURE,
+    max_samples: int = MAX_SAMPLES,
 ) -> Recovery:
     """Refit the weights of a pruned model to data.
 
@@ -89,12 +115,14 @@ def recover_from_data(
         refit: False only measures the deviation.
         seed: seed of sampling.
         clock: times the stages.
+        rows_per_feature: positions that a regression uses for each of its features.
+        max_samples: largest number of samples that are used.
 
     Raises:
         DataError: a network cannot be run on the data.
         ProofFailed: the pruned network does not run on the data, or the recovered one is not valid.
     """
-    fitted, held = split_within_memory(dag, data)
+    fitted, held = split_within_memory(dag, data, max_samples)
     compare_on = partial(_deviations, dag, held or data)
     spared = held.count if held else 0
     if not refit:
@@ -102,8 +130,11 @@ def recover_from_data(
             (removed,) = compare_on([pruned])
         return Recovery(samples=0, held_out=spared, removed=removed, recovered=None, kept=False, layers=())
     with clock.stage("recover") as on_progress:
-        feeds, apart = fitted.feeds(batch_size(fitted)), held.feeds(batch_size(fitted)) if held else ()
-        result = recover(dag, alive, onnx.load(pruned), feeds, apart, seed, on_progress)
+        batch = calibration_batch(dag, fitted)
+        feeds, apart = fitted.feeds(batch), held.feeds(batch) if held else ()
+        result = recover(
+            dag, alive, onnx.load(pruned), feeds, apart, seed, on_progress, rows_per_feature=rows_per_feature
+        )
         write_model(result.proto, target, external=bool(dag.model.external_files))
     with clock.stage("compare"):
         try:
@@ -135,7 +166,7 @@ def _deviations(dag: ChannelDag, data: Dataset, models: Sequence[Path]) -> list[
 def peak_activation_bytes(dag: ChannelDag) -> int:
     """Largest number of bytes that a run of both networks keeps: three tensors each of the largest size, in float32."""
     largest = max((math.prod(shape) for name, shape in dag.shapes.items() if name in dag.channel_ids), default=1)
-    return 2 * 3 * 4 * max(1, largest)
+    return 2 * 3 * FLOAT_BYTES * max(1, largest)
 
 
 def distance(dag: ChannelDag, candidate: Source, data: Dataset) -> float:

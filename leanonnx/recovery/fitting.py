@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 
 from leanonnx.numeric.arrays import Array, Floats
@@ -16,20 +14,19 @@ from leanonnx.recovery.sampling import MAX_FEATURES
 from leanonnx.recovery.targets import TargetSampler
 
 
-@dataclass
 class _Collected:
     """Rows to fit, rows of mirrored inputs, held-out rows; and the channel regression."""
 
-    kind: type[MomentSums] | type[SampleRows]
-    fold: ChannelRegression | None
-    sums: list[MomentSums | SampleRows] = field(default_factory=list)
+    def __init__(self, kind: type[MomentSums] | type[SampleRows], fold: ChannelRegression | None) -> None:
+        self.kind, self.fold = kind, fold
+        self.sums: list[MomentSums | SampleRows] = []
 
-    def add(self, kind: int, features: Array, targets: Array) -> None:
+    def add(self, place: int, features: Array, targets: Array) -> None:
         """Add rows [G, K, n] and [G, O, n]; the first ones give the origins."""
         if not self.sums:
             origins = [side.mean(2, dtype=np.float64) for side in (features, targets)]
             self.sums = [self.kind(origins[0], origins[1]) for _ in range(3)]
-        self.sums[kind].add(features, targets)
+        self.sums[place].add(features, targets)
 
 
 def fit_layer(

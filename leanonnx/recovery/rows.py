@@ -11,13 +11,12 @@ import numpy as np
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.nodes import bias_of
-from leanonnx.graph.positions import Window, features, rows_at
+from leanonnx.graph.positions import Window, features, rows_at, spread_positions
 from leanonnx.numeric.arrays import Array, Floats, Ints
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.recovery.layers import LinearLayer
 from leanonnx.recovery.pair import PairedRun
 from leanonnx.recovery.partial_runner import ValueOf
-from leanonnx.recovery.sampling import spread_positions
 
 MAX_REPLAY_ERROR = 1e-3
 """Relative error up to which a layer's output follows from its weights and input."""

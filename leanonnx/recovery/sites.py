@@ -48,27 +48,20 @@ def sites_of(
         if isinstance(one, BatchNorm):
             sites.append(NormSite(norm=one, y=y, x_hat=x_hat))
             continue
-        sites.append(_site(dag, alive, pair, one, (x, y, x_hat), other, rows_per_feature))
+        bare = LayerSite(dag=dag, alive=alive, layer=one, x=x, y=y, x_hat=x_hat, other=other, rows=0)
+        sites.append(_with_rows(bare, pair, len(layers), rows_per_feature))
     return sites, exact
 
 
-def _site(
-    dag: ChannelDag,
-    alive: Mask,
-    pair: NetworkPair,
-    layer: LinearLayer,
-    names: tuple[str, str, str],
-    other: OtherOperand | None,
-    rows_per_feature: int,
-) -> LayerSite:
-    x, y, x_hat = names
-    bare = LayerSite(dag=dag, alive=alive, layer=layer, x=x, y=y, x_hat=x_hat, other=other, rows=0)
-    out = int(bare.kept_outputs.sum()) // layer.groups
-    site = replace(bare, rows=fit_rows(layer.groups, bare.width, out, rows_per_feature))
-    runs = [run for run in pair.runs if not run.held_out]
-    shape = dag.shapes[y]
+def _with_rows(site: LayerSite, pair: NetworkPair, layers: int, rows_per_feature: int) -> LayerSite:
+    """The site with the numbers of rows that it takes."""
+    groups = site.layer.groups
+    out = int(site.kept_outputs.sum()) // groups
+    site = replace(site, rows=fit_rows(groups, site.width, out, layers, rows_per_feature))
+    shape = site.dag.shapes[site.y]
     positions = site.positions(shape) // max(shape[0], 1)
-    return replace(site, fold_rows=fold_positions(site, pair.samples, positions, len(runs)))
+    runs = sum(not run.held_out for run in pair.runs)
+    return replace(site, fold_rows=fold_positions(site, pair.samples, positions, runs))
 
 
 def _other(

@@ -13,16 +13,18 @@ from typing import Protocol
 
 import numpy as np
 
+from leanonnx.graph.positions import spread_positions
 from leanonnx.numeric.arrays import Array, Ints
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.recovery.pair import NetworkPair, PairedRun
 from leanonnx.recovery.partial_runner import ValueOf
-from leanonnx.recovery.sampling import spread_positions
 
 TARGET_BYTES = 1 << 26
 """Bytes of targets, and of the tensors that they are taken from in one run, up to which layers are run together."""
 HELD_OUT_SHARE = 4
 """A layer is judged on this share of the number of rows that it is fitted to: one held-out row for each four."""
+MIRRORED_SHARE = 0.6
+"""Share of the rows that come from plain inputs if there are mirrored ones, which give as many."""
 FLOAT_BYTES = 4
 
 
@@ -87,6 +89,7 @@ class TargetSampler:
         fitted = [run for run in pair.runs if not run.held_out and not run.mirrored]
         held = [run for run in pair.runs if run.held_out]
         self.counts = len(fitted), len(held)
+        self.share = MIRRORED_SHARE if any(run.mirrored for run in pair.runs) else 1.0
 
     def prepare(self, site: int) -> bool:
         """Sample the original as far as a site; False if the site cannot be fitted."""
@@ -150,6 +153,6 @@ class TargetSampler:
         rng = np.random.default_rng((self.seed, self.sites[site].key, run.index))
         fitted, held = self.counts
         rows = self.sites[site].rows
-        each = rows / HELD_OUT_SHARE / max(held, 1) if run.held_out else rows / max(fitted, 1)
+        each = rows / HELD_OUT_SHARE / max(held, 1) if run.held_out else self.share * rows / max(fitted, 1)
         chosen = spread_positions(self.sites[site].positions(shape), math.ceil(each), rng)
         return chosen, self.pair.held_out_rows(run, len(chosen), rng)

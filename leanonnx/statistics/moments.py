@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import DataError
+from leanonnx.graph.positions import rows_at, spread_positions
 from leanonnx.numeric.arrays import Array, Floats, Ints
 from leanonnx.numeric.channel_ids import ChannelIds, varied_axes
 from leanonnx.operators.facts import Trait
@@ -22,14 +24,13 @@ from leanonnx.runtime.probes import tensor_values
 from leanonnx.runtime.sessions import Feed, RunFailed
 from leanonnx.spelling import option
 
-MIN_THINNING_STRIDE = 2
-"""Smallest stride at which rows are thinned out."""
 ADDITIONS = names_with(Trait.ADDS)
 """Operators whose operands share the energy of the output."""
-ROWS_PER_STEP = 1 << 16
-"""Rows that are summed at once."""
-MAX_MOMENT_ROWS = 1 << 17
-"""Rows of a tensor used over all inputs; larger tensors are sampled at a constant stride."""
+BUFFERED_ROWS = 1 << 10
+"""Rows that are buffered before their products are summed; at least as many as there are channels."""
+ROWS_PER_CHANNEL = 16
+"""Rows of a tensor for each of its channels, over all inputs; others are left out."""
+MIN_MOMENT_ROWS = 4_000
 
 
 @dataclass(frozen=True)
@@ -59,20 +60,32 @@ class Accumulator:
         self.width, self.rows = width, 0
         self.origin = self.first = np.zeros(width)
         self.second = np.zeros((width, width))
+        self.buffer: list[Array] = []
+        self.buffered_rows = 0
 
     def add(self, rows: Array) -> None:
         """Add rows [n, C] to the sums."""
+        self.buffer.append(rows)
+        self.buffered_rows += len(rows)
+        if self.buffered_rows >= max(BUFFERED_ROWS, self.width):
+            self.flush()
+
+    def flush(self) -> None:
+        """Add the buffered rows to the sums."""
+        if not self.buffered_rows:
+            return
+        centred: Any = np.concatenate(self.buffer).astype(np.float32, copy=False)
+        self.buffer, self.buffered_rows = [], 0
         if not self.rows:
-            self.origin = rows.mean(0, dtype=np.float64)
-            self.first, self.second = np.zeros(self.width), np.zeros((self.width, self.width))
-        for start in range(0, len(rows), ROWS_PER_STEP):
-            centred = rows[start : start + ROWS_PER_STEP] - self.origin.astype(rows.dtype)
-            self.first += centred.sum(0, dtype=np.float64)
-            self.second += centred.T @ centred
-        self.rows += len(rows)
+            self.origin = centred.mean(0, dtype=np.float64)
+        self.rows += len(centred)
+        centred -= self.origin.astype(np.float32)
+        self.first += centred.sum(0, dtype=np.float64)
+        self.second += centred.T @ centred
 
     def moments(self, channel_ids: Ints) -> Moments:
         """Return the moments of all rows."""
+        self.flush()
         mean = self.first / self.rows
         return Moments(channel_ids, self.second / self.rows - np.outer(mean, mean))
 
@@ -95,18 +108,13 @@ def summed_axis(dag: ChannelDag, node: int, reduction: Reduction) -> tuple[str, 
     return dag.model.proto.graph.node[node].input[reduction.slot], axes[0] if len(axes) == 1 else -1
 
 
-def channel_rows(value: Array, axis: int, channels: ChannelIds) -> Array:
-    """Rows [n, C] of a tensor whose positions along an axis belong to ``channels`` [size], C of them distinct.
+def joined_repeats(rows: Array, channels: ChannelIds) -> Array:
+    """Rows [n, C] from rows [m, size] whose columns belong to ``channels`` [size], C of them distinct.
 
     A channel at several positions gives one row per position; if the counts differ between channels, positions are
     averaged instead.
     """
-    flat = np.moveaxis(np.asarray(value, np.float32), axis, -1).reshape(-1, value.shape[axis])
-    return joined_repeats(flat, channels)
-
-
-def joined_repeats(flat: Array, channels: ChannelIds) -> Array:
-    """Rows [n, C] from rows [m, size] whose columns belong to ``channels`` [size], as in ``channel_rows``."""
+    flat = np.asarray(rows, np.float32)
     unique, inverse, counts = np.unique(channels, return_inverse=True, return_counts=True)
     if unique.size == channels.size and np.array_equal(unique, channels):
         return flat
@@ -130,46 +138,60 @@ def kernels_by_channel(kernels: Array, sources: ChannelIds) -> Floats | None:
 
 
 def measure_statistics(
-    dag: ChannelDag, feeds: Iterable[Feed], count: int, on_progress: Callable[[float], None] = lambda _: None
+    dag: ChannelDag,
+    feeds: Iterable[Feed],
+    count: int,
+    on_progress: Callable[[float], None] = lambda _: None,
+    *,
+    rows_per_channel: int = ROWS_PER_CHANNEL,
 ) -> Statistics:
     """Run a network on inputs and measure the moments of all channels that kernels read.
 
     Args:
         dag: the network.
         feeds: its inputs.
-        count: number of feeds, which sets how far rows are thinned out.
+        count: number of feeds, which sets how many positions of each are used.
         on_progress: called with the fraction of inputs processed (0 to 1).
+        rows_per_channel: positions of a tensor, over all inputs, for each of its channels.
 
     Raises:
         DataError: the network cannot be run on these inputs, or computes values that are not finite.
     """
     places_read = measured_axes(dag)
-    sums = {place: Accumulator(np.unique(channels).size) for place, channels in places_read.items()}
-    operands = {name: _VarianceSums(dag.channel_ids[name]) for name in _addition_operands(dag)}
+    sums = {place: _PlaceSums(place[1], channels, count, rows_per_channel) for place, channels in places_read.items()}
+    operands = {name: _VarianceSums(dag.channel_ids[name], count) for name in _addition_operands(dag)}
     names = [*dict.fromkeys(name for name, _ in places_read), *operands]
     try:
         for done, values in enumerate(tensor_values(dag.model.proto, names, feeds, dag.model.libraries), 1):
-            for (name, axis), channels in places_read.items():
-                sums[name, axis].add(
-                    _thin_rows(channel_rows(values[name], axis, channels), MAX_MOMENT_ROWS // max(count, 1))
-                )
+            for (name, axis), place in sums.items():
+                place.add(values[name], np.random.default_rng((done, axis)))
             for name, spread in operands.items():
-                spread.add(values[name])
+                spread.add(values[name], np.random.default_rng(done))
             on_progress(min(done / max(count, 1), 1.0))
     except RunFailed as error:
         raise DataError(f"{dag.model.path}: the model cannot be run on the calibration data: {error}") from error
     variance = np.full(dag.count, np.nan)
     for spread in operands.values():
         variance[spread.unique] = spread.variance()
-    read = {place: sums[place].moments(np.unique(channels)) for place, channels in places_read.items()}
+    read = {place: one.sums.moments(one.unique) for place, one in sums.items()}
     _check_finite(read)
     return Statistics(read, variance)
 
 
-def _thin_rows(rows: Array, most: int) -> Array:
-    """About ``most`` rows at a constant stride, odd so that the rows spread over the columns of an image."""
-    step = len(rows) // max(most, 1)
-    return rows if step < MIN_THINNING_STRIDE else rows[:: step + 1 - step % 2]
+class _PlaceSums:
+    """Sums over sampled rows of a tensor whose positions along ``axis`` belong to ``channels``."""
+
+    def __init__(self, axis: int, channels: ChannelIds, count: int, rows_per_channel: int) -> None:
+        self.axis, self.channels = axis, channels
+        self.unique = np.unique(channels)
+        self.sums = Accumulator(self.unique.size)
+        rows = max(rows_per_channel * self.unique.size, MIN_MOMENT_ROWS)
+        self.each = -(-rows * self.unique.size // (channels.size * max(count, 1)))
+
+    def add(self, value: Array, rng: np.random.Generator) -> None:
+        """Add rows of one run."""
+        chosen = spread_positions(value.size // value.shape[self.axis], self.each, rng)
+        self.sums.add(joined_repeats(rows_at(value, self.axis, chosen), self.channels))
 
 
 def _check_finite(read: Mapping[tuple[str, int], Moments]) -> None:
@@ -205,20 +227,25 @@ def _addition_operands(dag: ChannelDag) -> list[str]:
 class _VarianceSums:
     """Sums for the variance of each channel of a tensor with any channel layout."""
 
-    def __init__(self, channel_ids: ChannelIds) -> None:
+    def __init__(self, channel_ids: ChannelIds, count: int) -> None:
         self.shape = channel_ids.shape
         self.unique, self.inverse = np.unique(channel_ids.reshape(-1), return_inverse=True)
         self.first, self.second = np.zeros(self.unique.size), np.zeros(self.unique.size)
         self.rows = np.zeros(self.unique.size)
-        self.origin: Floats | None = None
+        self.each = -(-MIN_MOMENT_ROWS // max(count, 1))
 
-    def add(self, value: Array) -> None:
-        """Add the values of one run."""
-        axes = tuple(k for k, size in enumerate(self.shape) if size == 1)
-        wide = np.asarray(value, np.float64)
-        each = wide.size / self.inverse.size
-        means = wide.mean(axes, keepdims=True)
-        squares = np.square(wide).mean(axes, keepdims=True)
+    def add(self, value: Array, rng: np.random.Generator) -> None:
+        """Add the values of one run: at sampled positions if the channels lie along one axis."""
+        varied = [k for k, size in enumerate(self.shape) if size != 1]
+        if len(varied) == 1:
+            chosen = spread_positions(value.size // value.shape[varied[0]], self.each, rng)
+            rows = rows_at(value, varied[0], chosen).astype(np.float64)
+            each, means, squares = len(rows), rows.mean(0), np.square(rows).mean(0)
+        else:
+            axes = tuple(k for k, size in enumerate(self.shape) if size == 1)
+            wide = np.asarray(value, np.float64)
+            each = wide.size // self.inverse.size
+            means, squares = wide.mean(axes), np.square(wide).mean(axes)
         for total, part in ((self.first, means), (self.second, squares)):
             total += np.bincount(self.inverse, part.reshape(-1) * each, self.unique.size)
         self.rows += np.bincount(self.inverse, minlength=self.unique.size) * each

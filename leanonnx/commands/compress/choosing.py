@@ -13,13 +13,14 @@ from leanonnx.commands.compress.candidate import Candidate, CompressJob
 from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.commands.compress.pruning import BudgetRemoval, written_draft
 from leanonnx.commands.compress.timing import time_draft
-from leanonnx.data.samples import Dataset, batch_size
+from leanonnx.data.samples import Dataset
 from leanonnx.errors import OptionError
 from leanonnx.graph.formats import ElementTypes, float_types
 from leanonnx.hardware.targets import Hardware, builtin_hardware, read_hardware
 from leanonnx.lossless.minimal import minimise
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.ranking.criteria import BY_ACTIVATIONS
+from leanonnx.recovery.draft import MAX_SAMPLES, calibration_batch
 from leanonnx.runtime.machine import detect_hardware
 from leanonnx.selection.exponents import search_exponents
 from leanonnx.selection.latency import latency_model
@@ -98,7 +99,8 @@ def _best_exponents(job: CompressJob, selector: Selector, data: Dataset) -> Sele
 
 def _statistics(job: CompressJob, data: Dataset) -> Statistics:
     """Moments of the activations on the data."""
-    batch = batch_size(data)
+    data = data.subsample(max(MAX_SAMPLES, data.fixed_batch or 1))
+    batch = data.fixed_batch or calibration_batch(job.dag, data)
     with job.clock.stage("look") as on_progress:
         return measure_statistics(job.dag, data.feeds(batch), -(-data.count // batch), on_progress)
 
