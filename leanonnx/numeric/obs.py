@@ -14,13 +14,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg.lapack import dpotrf, dpotri, spotrf, spotri
 
 from leanonnx.numeric.arrays import Floats, Ints
 
 PRECISION_RIDGE = 1e-5
-"""λ as a share of the mean variance."""
-REMOVALS_DIVISOR = 64
+"""λ as a share of the mean variance where no rows are held out to choose it by."""
+PRECISION_RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Shares that are tried, the weakest first."""
+FIRST_RIDGE = 1
+"""Index of the share that is tried first."""
+REMOVALS_DIVISOR = 24
 """In each step, 1 / ``SHARE`` of the remaining channels is removed (at least one)."""
+SINGLE_PRECISION_WIDTH = 256
+"""Number of channels from which inverses are computed in single precision, if the ridge is strong enough for it."""
+SINGLE_PRECISION_RIDGE = 1e-3
+COMPACTION_SHARE = 0.8
+"""Share of the channels of a matrix that are left when those removed are taken out of it."""
+MIN_VARIANCE_SHARE = 1e-6
+"""Share of the mean variance up to which a channel counts as constant."""
 MIN_DIVISOR = 1e-300
 """Lower bound of divisors."""
 
@@ -43,11 +55,55 @@ class Consumer:
             raise ValueError(f"units, weight and precision {shapes}, expected [C], [C, C], [C, C]")
 
 
-def precision_matrix(covariance: Floats) -> Floats:
-    """Regularised inverse P = (Σ + λI)⁻¹ [C, C] of a covariance Σ [C, C]."""
+def precision_matrix(covariance: Floats, parts: tuple[Floats, Floats] | None = None) -> Floats:
+    """Regularised inverse P = (Σ + λI)⁻¹ [C, C] of a covariance Σ [C, C].
+
+    With the covariances of two ``parts`` of the rows, λ is chosen so that P of the first predicts each channel of the
+    second best from the others; without them it is ``PRECISION_RIDGE`` of the mean variance.
+    """
+    share = PRECISION_RIDGE if parts is None else best_ridge(*parts)
+    return _inverse(covariance, share)
+
+
+def _inverse(covariance: Floats, share: float) -> Floats:
+    """(Σ + λI)⁻¹ for λ = ``share`` of the mean variance; wide matrices with a strong ridge in single precision."""
     size = len(covariance)
-    ridge = PRECISION_RIDGE * max(float(np.trace(covariance)) / size, MIN_DIVISOR)
-    return np.asarray(np.linalg.inv(covariance + ridge * np.eye(size)), np.float64)
+    ridge = share * max(float(np.trace(covariance)) / size, MIN_DIVISOR)
+    single = size >= SINGLE_PRECISION_WIDTH and share >= SINGLE_PRECISION_RIDGE
+    matrix = np.array(covariance, np.float32 if single else np.float64, order="F")
+    matrix[np.diag_indices(size)] += ridge
+    factor, solve = (spotrf, spotri) if single else (dpotrf, dpotri)
+    lower, failed = factor(matrix, lower=1, overwrite_a=1)
+    inverse, singular = solve(lower, lower=1, overwrite_c=1) if not failed else (lower, failed)
+    if failed or singular:
+        return np.asarray(np.linalg.pinv(covariance + ridge * np.eye(size), hermitian=True), np.float64)
+    below = np.tril(inverse, -1)
+    return np.asarray(below + below.T + np.diag(np.diag(inverse)), np.float64)
+
+
+def best_ridge(fitted: Floats, held_out: Floats) -> float:
+    """Ridge, as a share of the mean variance, whose predictions deviate least on held-out rows.
+
+    x_c is predicted by −Σ_k P_ck x_k / P_cc, k ≠ c.  Its mean squared error (P Σ' P)_cc / P_cc², with the covariance
+    Σ' of the held-out rows, counts as a share of the variance of c.
+    """
+    variance = np.diag(held_out)
+    varies = variance > MIN_VARIANCE_SHARE * variance.mean()
+    errors: dict[int, float] = {}
+
+    def error(index: int) -> float:
+        if index not in errors:
+            precision = _inverse(fitted, PRECISION_RIDGES[index])
+            squares = np.einsum("ij,ij->i", precision @ held_out, precision)
+            shares = squares[varies] / np.square(np.diag(precision)[varies]) / variance[varies]
+            errors[index] = float(shares.mean()) if varies.any() else 0.0
+        return errors[index]
+
+    best = FIRST_RIDGE
+    step = 1 if best + 1 < len(PRECISION_RIDGES) and error(best + 1) < error(best) else -1
+    while 0 <= best + step < len(PRECISION_RIDGES) and error(best + step) < error(best):
+        best += step
+    return PRECISION_RIDGES[best]
 
 
 def eliminate(consumers: Sequence[Consumer], count: int) -> tuple[Ints, Floats]:
@@ -74,26 +130,40 @@ def eliminate(consumers: Sequence[Consumer], count: int) -> tuple[Ints, Floats]:
 
 
 class _Elimination:
-    """Remaining channels of a consumer."""
+    """Remaining channels of a consumer; rows of removed ones stay in the matrices until ``COMPACTION_SHARE``."""
 
     def __init__(self, consumer: Consumer) -> None:
-        self.units, self.weight, self.precision = consumer.units, consumer.weight, consumer.precision
+        self.units = consumer.units.copy()
+        self.weight, self.precision = consumer.weight.copy(), consumer.precision.copy()
+        self.left = np.ones(self.units.size, bool)
 
     def costs(self, count: int) -> Floats:
         """Cost of removing each unit [units] for this consumer."""
-        known = self.units >= 0
+        known = (self.units >= 0) & self.left
         own = np.diag(self.weight) / np.maximum(np.diag(self.precision), MIN_DIVISOR)
         return np.bincount(self.units[known], np.maximum(own[known], 0), count).astype(np.float64)
 
     def remove(self, chosen: Ints) -> None:
-        """Remove units; the other channels take over what they can predict of them."""
-        gone = np.isin(self.units, chosen)
-        if not gone.any():
+        """Remove units; the other channels take over what they can predict of them.
+
+        T = −P_gg⁻¹ P_g,: predicts the removed channels g from the others: P + P_:,g T, M + TᵀZ + ZᵀT with
+        Z = M_g,: + M_gg T / 2.
+        """
+        gone = np.flatnonzero(np.isin(self.units, chosen) & self.left)
+        if not gone.size:
             return
-        rest = ~gone
         m, p = self.weight, self.precision
-        taken = -np.linalg.solve(p[np.ix_(gone, gone)], p[np.ix_(gone, rest)])
-        cross = taken.T @ m[np.ix_(gone, rest)]
-        self.weight = m[np.ix_(rest, rest)] + cross + cross.T + taken.T @ m[np.ix_(gone, gone)] @ taken
-        self.precision = p[np.ix_(rest, rest)] + p[np.ix_(rest, gone)] @ taken
-        self.units = self.units[rest]
+        columns = p[:, gone]
+        taken = -np.linalg.solve(columns[gone], columns.T)
+        taken[:, gone] = 0
+        cross = m[gone] + m[np.ix_(gone, gone)] @ taken / 2
+        update = taken.T @ cross
+        m += update
+        m += update.T
+        p += columns @ taken
+        self.left[gone] = False
+        if self.left.sum() < COMPACTION_SHARE * self.left.size:
+            rest = np.flatnonzero(self.left)
+            square = np.ix_(rest, rest)
+            self.weight, self.precision, self.units = m[square], p[square], self.units[rest]
+            self.left = np.ones(rest.size, bool)

@@ -27,12 +27,21 @@ RemovalOrder = tuple[Ints, Floats]
 
 @dataclass(frozen=True)
 class Exponents:
-    """Exponents of the cost saved and of the path mass in the ranking."""
+    """Exponents of the cost saved and of the path mass in the ranking, and the contrast between layers.
+
+    ``contrast`` is the weight of the differences between layers: with 1 widths follow from costs alone, with 0 each
+    layer keeps the same share of its groups.
+    """
 
     saved: float = 1.0
     mass: float = 1.0
+    contrast: float = 1.0
 
 
+CURVE_POINTS = 65
+"""Points of the curve that all layers have in common."""
+MIN_COST_SHARE = 1e-6
+"""Lower bound of costs on that curve, as a share of the largest of their layer."""
 DEFAULT_EXPONENTS = Exponents()
 EXPONENT_CANDIDATES = (DEFAULT_EXPONENTS, Exponents(saved=0.75), Exponents(saved=1.25), Exponents(mass=0.5))
 """Exponents that a search may try; the first is the default."""
@@ -68,7 +77,7 @@ class Elimination:
         for removed, costs in sequences.values():
             losses[removed] = costs
         savings = _Savings(self.dag, self.groups, rate)
-        order = _merge_orders(sequences, savings, _waiting(self.dag, self.groups, sequences), exponents.saved)
+        order = _merge_orders(sequences, savings, _waiting(self.dag, self.groups, sequences), exponents)
         rest = np.setdiff1d(np.arange(self.layers.size), order)
         return np.concatenate([order, rest]), losses
 
@@ -106,7 +115,7 @@ class Elimination:
             weight = scaled.T @ scaled
             key = block.channel_ids.tobytes()
             if key not in self._precisions:
-                self._precisions[key] = precision_matrix(block.covariance)
+                self._precisions[key] = precision_matrix(block.covariance, block.parts)
             earlier = merged.get(key)
             merged[key] = block.channel_ids, weight if earlier is None else weight + earlier[1], self._precisions[key]
         return list(merged.values())
@@ -185,10 +194,11 @@ def _merge_orders(
     sequences: Mapping[int, tuple[Ints, Floats]],
     savings: _Savings,
     waiting: Mapping[int, list[int]],
-    exponent: float,
+    exponents: Exponents,
 ) -> Ints:
     """Merge the orders of all layers: next is the group with the least cost / saved^γ, each layer in its own order.
 
+    With a contrast κ below 1 that key is raised to κ, times the common curve of all layers raised to 1 − κ.
     A layer whose next group waits for its concat slots is skipped until the last of them is removed. Savings only
     fall, so a key that is still the least after recomputation is correct.
     """
@@ -196,13 +206,17 @@ def _merge_orders(
     def key(layer: int) -> float:
         order, costs = sequences[layer]
         saving = savings.saving_of(int(order[position[layer]]))
-        return float(costs[position[layer]]) / saving**exponent if saving > 0 else np.inf
+        if saving <= 0:
+            return np.inf
+        own = float(costs[position[layer]]) / saving**exponents.saved
+        return own if common is None else own**exponents.contrast * float(common[layer][position[layer]])
 
     def enter(layer: int) -> None:
         order, _ = sequences[layer]
         if position[layer] < order.size and not left.get(int(order[position[layer]])):
             heapq.heappush(heap, (key(layer), layer))
 
+    common = _common_curve(sequences, savings, exponents) if exponents.contrast < 1 else None
     left = {one: len(waits) for one, waits in waiting.items()}
     awaited: dict[int, list[int]] = {}
     for one, waits in waiting.items():
@@ -234,3 +248,30 @@ def _merge_orders(
                 if position[other] < order.size and int(order[position[other]]) == channel:
                     enter(other)
     return np.array(merged, np.int64)
+
+
+def _common_curve(
+    sequences: Mapping[int, RemovalOrder], savings: _Savings, exponents: Exponents
+) -> dict[int, Floats]:
+    """Mean key of all layers at the share of a layer that each removal reaches, raised to 1 − κ, by layer.
+
+    The mean is that of logarithms, weighted by the cost that each layer saves at first.
+    """
+    shares = np.linspace(0, 1, CURVE_POINTS)
+    total, weight = np.zeros(CURVE_POINTS), 0.0
+    for order, costs in sequences.values():
+        saving = savings.saving_of(int(order[0]))
+        if saving > 0 and costs[-1] > 0:
+            keys = np.log(np.maximum(costs, MIN_COST_SHARE * costs[-1]) / saving**exponents.saved)
+            total += saving * order.size * np.interp(shares, _reached(order.size), keys)
+            weight += saving * order.size
+    mean = total / weight if weight else total
+    power = 1 - exponents.contrast
+    return {
+        layer: np.exp(power * np.interp(_reached(order.size), shares, mean)) for layer, (order, _) in sequences.items()
+    }
+
+
+def _reached(count: int) -> Floats:
+    """Share of a layer of ``count`` groups that is removed after each removal [count]."""
+    return np.arange(1, count + 1) / count

@@ -15,18 +15,22 @@ import numpy as np
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.numeric.arrays import Floats, Ints
 from leanonnx.rules.call import FixedEdges, Reduction
-from leanonnx.statistics.moments import ADDITIONS, Statistics, channel_axis, kernels_by_channel, summed_axis
+from leanonnx.statistics.moments import ADDITIONS, Moments, Statistics, channel_axis, kernels_by_channel, summed_axis
 
 
 @dataclass(frozen=True, kw_only=True)
 class KernelGroup:
-    """One conv group: ``kernels`` [O, C, taps] from ``channel_ids`` [C] to ``targets`` [O], input covariance [C, C]."""
+    """One conv group: ``kernels`` [O, C, taps] from ``channel_ids`` [C] to ``destinations`` [O].
+
+    ``covariance`` [C, C] is that of its inputs, ``parts`` are those of two parts of the rows, if they are known.
+    """
 
     node: int
     channel_ids: Ints
     destinations: Ints
     kernels: Floats
     covariance: Floats
+    parts: tuple[Floats, Floats] | None = None
 
     @property
     def energies(self) -> Floats:
@@ -45,10 +49,9 @@ def kernel_groups(dag: ChannelDag, statistics: Statistics) -> list[KernelGroup]:
             kernels = np.asarray(block.kernels(), np.float64)
             for group, (sources, targets) in enumerate(zip(block.sources, block.destinations, strict=True)):
                 channel_ids = np.unique(sources)
-                covariance = np.eye(channel_ids.size)
+                covariance, parts = np.eye(channel_ids.size), None
                 if moments is not None:
-                    where = np.searchsorted(moments.channel_ids, channel_ids)
-                    covariance = moments.covariance[np.ix_(where, where)]
+                    covariance, parts = moments_of(moments, channel_ids)
                 groups.append(
                     KernelGroup(
                         node=node,
@@ -56,9 +59,20 @@ def kernel_groups(dag: ChannelDag, statistics: Statistics) -> list[KernelGroup]:
                         destinations=targets,
                         kernels=_kernel_taps(kernels[group], sources),
                         covariance=covariance,
+                        parts=parts,
                     )
                 )
     return groups + [_sum_group(dag, statistics, *one) for one in dag.channel_sums]
+
+
+def moments_of(moments: Moments, channel_ids: Ints) -> tuple[Floats, tuple[Floats, Floats] | None]:
+    """Covariance of some of the channels, and those of two parts of the rows, if they are known."""
+    if np.array_equal(moments.channel_ids, channel_ids):
+        return moments.covariance, moments.parts
+    where = np.searchsorted(moments.channel_ids, channel_ids)
+    square = np.ix_(where, where)
+    parts = moments.parts and (moments.parts[0][square], moments.parts[1][square])
+    return moments.covariance[square], parts
 
 
 def _sum_group(

@@ -31,14 +31,21 @@ BUFFERED_ROWS = 1 << 10
 ROWS_PER_CHANNEL = 16
 """Rows of a tensor for each of its channels, over all inputs; others are left out."""
 MIN_MOMENT_ROWS = 4_000
+HELD_OUT_STRIDE = 5
+"""One run in so many is held out to choose the regularisation of covariances."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Covariance [C, C] of the channels ``channel_ids`` [C] over the positions of a tensor."""
+    """Covariance [C, C] of the channels ``channel_ids`` [C] over the positions of a tensor.
+
+    ``parts``: the covariances over one run in ``HELD_OUT_STRIDE`` and over all others, about the same mean, to choose
+    a regularisation by; None if they were not measured apart.
+    """
 
     channel_ids: Ints
     covariance: Floats
+    parts: tuple[Floats, Floats] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,11 +90,27 @@ class Accumulator:
         self.first += centred.sum(0, dtype=np.float64)
         self.second += centred.T @ centred
 
-    def moments(self, channel_ids: Ints) -> Moments:
-        """Return the moments of all rows."""
+    def about(self, mean: Floats) -> Floats:
+        """Sum of the products of deviations from a mean [C, C]."""
         self.flush()
-        mean = self.first / self.rows
-        return Moments(channel_ids, self.second / self.rows - np.outer(mean, mean))
+        shift = self.origin - mean
+        cross = np.outer(self.first, shift)
+        return np.asarray(self.second + cross + cross.T + self.rows * np.outer(shift, shift))
+
+    def mean(self) -> Floats:
+        """Mean of all rows [C]."""
+        self.flush()
+        return self.origin + self.first / max(self.rows, 1)
+
+
+def joint_moments(channel_ids: Ints, fitted: Accumulator, apart: Accumulator) -> Moments:
+    """Moments of the rows of both sums."""
+    total = fitted.rows + fitted.buffered_rows + apart.rows + apart.buffered_rows
+    share = (apart.rows + apart.buffered_rows) / total
+    mean = (1 - share) * fitted.mean() + share * apart.mean()
+    one, other = fitted.about(mean), apart.about(mean)
+    parts = (one / fitted.rows, other / apart.rows) if fitted.rows and apart.rows else None
+    return Moments(channel_ids, (one + other) / total, parts)
 
 
 def channel_axis(dag: ChannelDag, node: int, block: KernelBlock) -> tuple[str, int] | None:
@@ -164,7 +187,7 @@ def measure_statistics(
     try:
         for done, values in enumerate(tensor_values(dag.model.proto, names, feeds, dag.model.libraries), 1):
             for (name, axis), place in sums.items():
-                place.add(values[name], np.random.default_rng((done, axis)))
+                place.add(values[name], np.random.default_rng((done, axis)), done % HELD_OUT_STRIDE == 0)
             for name, spread in operands.items():
                 spread.add(values[name], np.random.default_rng(done))
             on_progress(min(done / max(count, 1), 1.0))
@@ -173,7 +196,7 @@ def measure_statistics(
     variance = np.full(dag.count, np.nan)
     for spread in operands.values():
         variance[spread.unique] = spread.variance()
-    read = {place: one.sums.moments(one.unique) for place, one in sums.items()}
+    read = {place: joint_moments(one.unique, *one.sums) for place, one in sums.items()}
     _check_finite(read)
     return Statistics(read, variance)
 
@@ -184,14 +207,14 @@ class _PlaceSums:
     def __init__(self, axis: int, channels: ChannelIds, count: int, rows_per_channel: int) -> None:
         self.axis, self.channels = axis, channels
         self.unique = np.unique(channels)
-        self.sums = Accumulator(self.unique.size)
+        self.sums = Accumulator(self.unique.size), Accumulator(self.unique.size)
         rows = max(rows_per_channel * self.unique.size, MIN_MOMENT_ROWS)
         self.each = -(-rows * self.unique.size // (channels.size * max(count, 1)))
 
-    def add(self, value: Array, rng: np.random.Generator) -> None:
+    def add(self, value: Array, rng: np.random.Generator, held_out: bool) -> None:
         """Add rows of one run."""
         chosen = spread_positions(value.size // value.shape[self.axis], self.each, rng)
-        self.sums.add(joined_repeats(rows_at(value, self.axis, chosen), self.channels))
+        self.sums[held_out].add(joined_repeats(rows_at(value, self.axis, chosen), self.channels))
 
 
 def _check_finite(read: Mapping[tuple[str, int], Moments]) -> None:
