@@ -1,4 +1,4 @@
-"""Effort of calibration: bounds of samples, rows, passes and trials, and a limit on the time."""
+"""Effort of calibration: bounds of samples, rows and trials, and a limit on the time."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ class Effort:
         name: its name.
         max_samples: largest number of samples used.
         rows_per_feature: rows of a regression for each of its features.
-        passes: passes over the layers.
         trials: largest number of candidates that are judged from end to end.
+        trial_work: work that one of these may take, as a multiple of that with normal effort.
     """
 
     name: EffortName
     max_samples: int
     rows_per_feature: int
-    passes: int
     trials: int
+    trial_work: float
 
 
 _ALL = (
-    Effort(name="quick", max_samples=128, rows_per_feature=4, passes=1, trials=1),
-    Effort(name="normal", max_samples=1024, rows_per_feature=8, passes=1, trials=4),
-    Effort(name="thorough", max_samples=4096, rows_per_feature=16, passes=2, trials=8),
+    Effort(name="quick", max_samples=128, rows_per_feature=4, trials=1, trial_work=0),
+    Effort(name="normal", max_samples=1024, rows_per_feature=8, trials=6, trial_work=1),
+    Effort(name="thorough", max_samples=4096, rows_per_feature=16, trials=8, trial_work=20),
 )
 EFFORTS: Mapping[EffortName, Effort] = {each.name: each for each in _ALL}
 """All efforts by name, from the least to the most."""

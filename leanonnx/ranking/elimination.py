@@ -43,7 +43,16 @@ CURVE_POINTS = 65
 MIN_COST_SHARE = 1e-6
 """Lower bound of costs on that curve, as a share of the largest of their layer."""
 DEFAULT_EXPONENTS = Exponents()
-EXPONENT_CANDIDATES = (DEFAULT_EXPONENTS, Exponents(saved=0.75), Exponents(saved=1.25), Exponents(mass=0.5))
+EXPONENT_CANDIDATES = (
+    DEFAULT_EXPONENTS,
+    Exponents(contrast=0.6),
+    Exponents(saved=0.75),
+    Exponents(mass=0.5),
+    Exponents(saved=1.25),
+    Exponents(contrast=0.0),
+    Exponents(contrast=0.3),
+    Exponents(saved=0.75, mass=0.5),
+)
 """Exponents that a search may try; the first is the default."""
 
 
