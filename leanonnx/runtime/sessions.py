@@ -106,10 +106,13 @@ def cpu_options(optimise: bool, libraries: Sequence[Path]) -> ort.SessionOptions
 
 
 @contextmanager
-def open_session(model: Source, optimise: bool = True, libraries: Sequence[Path] = ()) -> Iterator[Session]:
+def open_session(
+    model: Source, optimise: bool = True, libraries: Sequence[Path] = (), shapes_first: bool = False
+) -> Iterator[Session]:
     """A CPU session on a file or on a model in memory.
 
     Large models go through a temporary file that onnxruntime maps, which saves it two copies of the weights.
+    With ``shapes_first``, a Shape node is run as soon as its input is there, which is then no longer kept for it.
     """
     with ExitStack() as stack:
         source: bytes | str
@@ -122,6 +125,8 @@ def open_session(model: Source, optimise: bool = True, libraries: Sequence[Path]
             write_model(model, Path(folder) / "model.onnx", external=True)
             source = str(Path(folder) / "model.onnx")
         chosen = cpu_options(optimise, libraries)
+        if shapes_first:
+            chosen.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         yield Session(source, chosen, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
