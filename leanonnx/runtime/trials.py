@@ -37,7 +37,7 @@ MAX_UNPROBED_ELEMENTS = 1 << 14
 MAX_BLIND_ELEMENTS = 1 << 21
 """Largest number of elements in the graph inputs of a trial before which no smaller one has run."""
 PROBE_SHARE = 16
-"""A probe has at most one part in this many of the elements of the first trial, or of the probe before."""
+"""A probe has at most one part in this many of the elements of the first trial, or of a larger probe that has run."""
 PROBE_COUNT = 2
 """Number of probes that have to run."""
 
@@ -106,12 +106,10 @@ def element_count(inputs: Mapping[str, tuple[int, ...]]) -> int:
 
 def probe_shapes(trials: Sequence[InputShapes], growth: Growth) -> Iterator[InputShapes]:
     """Yield small trials until enough of them have run to estimate the others; none if the first is small itself."""
-    last = element_count(trials[0])
     small = sorted((shapes for shapes in trials if is_within(shapes, trials[0])), key=element_count, reverse=True)
-    for shapes in small if last > MAX_UNPROBED_ELEMENTS else ():
-        count = element_count(shapes)
-        if len(growth.runs) < PROBE_COUNT and 0 < count <= last // PROBE_SHARE:
-            last = count
+    for shapes in small if element_count(trials[0]) > MAX_UNPROBED_ELEMENTS else ():
+        last = min((run.count for run in growth.runs), default=element_count(trials[0]))
+        if len(growth.runs) < PROBE_COUNT and 0 < element_count(shapes) <= last // PROBE_SHARE:
             yield shapes
 
 
