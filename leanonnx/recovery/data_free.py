@@ -14,7 +14,8 @@ A layer is changed only if this reduces the mean squared error of its output und
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -88,23 +89,41 @@ def fit_without_data(
     chosen, _ = linear_layers(dag, alive, compressed)
     if alive.all() or not chosen:
         return DataFreeFit(proto, counts, assumed)
-    moments, numbers = known.moments, known.constant_values
+    numbers = known.constant_values
+    affected = [(layer, name) for layer in chosen if (name := _reduced_tensor(dag, alive, layer))]
     changes: dict[int, LayerChange] = {}
-    for layer in chosen:
-        place = channel_axis(dag, layer.before, layer.block)
-        if place is None or alive[layer.block.sources].all():
-            continue
-        name = place[0]
+    for layer, moments in _with_moments(known, affected):
+        name = _reduced_tensor(dag, alive, layer)
         constant = (
             np.unique(dag.channel_ids[name][np.isfinite(numbers[name])]) if name in numbers else np.zeros(0, np.int64)
         )
-        work = _LayerFit(dag, alive, layer, compressed, moments[name], constant)
+        work = _LayerFit(dag, alive, layer, compressed, moments, constant)
         change = work.refit(ways, assume)
         if change is not None:
             changes[layer.after] = change
             counts = {way: counts[way] + work.counts[way] for way in COMPENSATIONS}
             assumed |= work.assumed
+        del work, moments
     return DataFreeFit(apply_changes(compressed, changes) if changes else proto, counts, assumed)
+
+
+def _reduced_tensor(dag: ChannelDag, alive: Mask, layer: LinearLayer) -> str:
+    """Name of the tensor that a layer reads, if channels of it were removed; "" if it cannot be compensated."""
+    place = channel_axis(dag, layer.before, layer.block)
+    return "" if place is None or alive[layer.block.sources].all() else place[0]
+
+
+def _with_moments(
+    known: PropagatedMoments, layers: Sequence[tuple[LinearLayer, str]]
+) -> Iterator[tuple[LinearLayer, ChannelMoments]]:
+    """Yield each layer with the moments of the tensor it reads, which are kept until its last layer has had them."""
+    readers = Counter(name for _, name in layers)
+    stream, waiting = known.moments_in_order(readers), dict[str, ChannelMoments]()
+    for layer, name in layers:
+        while name not in waiting:
+            waiting.update([next(stream)])
+        readers[name] -= 1
+        yield layer, waiting[name] if readers[name] else waiting.pop(name)
 
 
 class _LayerFit:
@@ -121,6 +140,7 @@ class _LayerFit:
     ) -> None:
         self.dag, self.alive, self.layer, self.moments, self.constant = dag, alive, layer, moments, constant
         self.weight = layer.to_kernels(layer.weight_in(compressed))
+        self.kind = compressed.constant(layer.weight).dtype
         self.bias = np.zeros(self.weight.shape[0] * self.weight.shape[1])
         if layer.bias:
             self.bias += np.asarray(compressed.constant(layer.bias), np.float64).reshape(-1)
@@ -148,7 +168,7 @@ class _LayerFit:
         if not any(self.counts.values()):
             return None
         shifted = not np.array_equal(bias, self.bias)
-        return LayerChange(self.layer, self.layer.to_stored(weight), bias if shifted else None)
+        return LayerChange(self.layer, self.layer.to_stored(weight).astype(self.kind), bias if shifted else None)
 
     def _group(
         self, kernels: Floats, sources: Ints, ways: Collection[str], assume: bool

@@ -13,7 +13,7 @@ Gaussian variables (see ``gaussian``) are propagated through the network; its in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -86,6 +86,37 @@ class PropagatedMoments:
         for index, node in enumerate(self.dag.model.proto.graph.node):
             walk.visit(index, node)
         return walk.moments
+
+    def moments_in_order(self, names: Collection[str]) -> Iterator[tuple[str, ChannelMoments]]:
+        """Yield the moments of some tensors, each as soon as it is final; nothing is kept for longer than it is read.
+
+        A BatchNormalization that reads a tensor rescales its moments, which are final after that.
+        """
+        if "moments" in self.__dict__:
+            yield from ((name, self.moments[name]) for name in self.moments if name in names)
+            return
+        nodes = self.dag.model.proto.graph.node
+        final, unread = _last_visits(self.dag)
+        walk = _Propagation(self.dag, self.constant_values)
+        for index, node in enumerate(nodes):
+            walk.visit(index, node)
+            concerned = [name for name in dict.fromkeys([*node.input, *node.output]) if name in walk.moments]
+            yield from ((name, walk.moments[name]) for name in concerned if final[name] == index and name in names)
+            for name in concerned:
+                if unread[name] <= index:
+                    del walk.moments[name]
+
+
+def _last_visits(dag: ChannelDag) -> tuple[dict[str, int], dict[str, int]]:
+    """Index of the node after which the moments of each tensor are final, and of that after which none reads them."""
+    final: dict[str, int] = {}
+    unread: dict[str, int] = {}
+    for index, node in enumerate(dag.model.proto.graph.node):
+        for name in (*node.input, *node.output):
+            unread[name] = index
+            if name not in final or standard_name(node) == "BatchNormalization":
+                final[name] = index
+    return final, unread
 
 
 def propagate_statistics(known: PropagatedMoments) -> Statistics | None:
@@ -319,7 +350,8 @@ def _combine_operands(op: str, operands: list[ChannelMoments]) -> ChannelMoments
     for other in operands[1:]:
         shift, spread = other.mean, other.covariance()
         if op in OPERAND_SIGNS:
-            mean, covariance = mean + OPERAND_SIGNS[op] * shift, covariance + spread
+            mean = mean + OPERAND_SIGNS[op] * shift
+            covariance += spread
         elif op == "Mul":
             covariance = covariance * (spread + np.outer(shift, shift)) + np.outer(mean, mean) * spread
             mean = mean * shift
