@@ -121,9 +121,10 @@ class ChannelMoments:
 
 
 def gaussian_channels(channel_ids: Ints, mean: Floats, covariance: Floats, is_known: bool) -> ChannelMoments:
-    """Gaussian channels ``channel_ids`` [C], in any order, with mean [C] and covariance [C, C]."""
+    """Gaussian channels ``channel_ids`` [C], in any order, with mean [C] and covariance [C, C] (overwritten)."""
     order = np.argsort(channel_ids, kind="stable")
-    covariance = covariance[np.ix_(order, order)]
+    if (np.diff(order) != 1).any():
+        covariance = covariance[np.ix_(order, order)]
     spread = np.sqrt(np.maximum(np.diag(covariance), 0))
     scale = np.where(spread > 0, 1 / np.where(spread > 0, spread, 1), 0)
     covariance *= scale[:, None]

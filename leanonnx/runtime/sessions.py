@@ -26,7 +26,7 @@ from leanonnx.graph.model import first_line
 from leanonnx.graph.storage import data_size, write_model
 from leanonnx.graph.view import FREE_INITIALIZERS
 from leanonnx.numeric.arrays import Array
-from leanonnx.system.memory import available_memory
+from leanonnx.system.memory import available_memory, return_large_blocks
 
 Feed = dict[str, Array]
 Session: TypeAlias = ort.InferenceSession
@@ -50,6 +50,7 @@ def claim_process() -> None:
     sessions are silent by their own options, and their memory is not capped.
     """
     ort.set_default_logger_severity(QUIET)
+    return_large_blocks()
     if not _CAPPED.is_set() and _cap_memory():
         _CAPPED.set()
 

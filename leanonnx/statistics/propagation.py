@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,7 @@ MAX_COVARIANCE_CHANNELS = 4096
 """Number of output channels above which they are assumed independent."""
 NEIGHBOUR_CORRELATION = 0.7
 """Correlation of a channel between adjacent positions."""
+NEVER_UNREAD: Mapping[str, int] = MappingProxyType({})
 MIN_KNOWN_SHARE = 0.5
 """Smallest share of kernels that must read channels with known statistics."""
 
@@ -97,24 +99,32 @@ class PropagatedMoments:
             return
         nodes = self.dag.model.proto.graph.node
         final, unread = _last_visits(self.dag)
-        walk = _Propagation(self.dag, self.constant_values)
+        walk = _Propagation(self.dag, self.constant_values, unread)
         for index, node in enumerate(nodes):
             walk.visit(index, node)
             concerned = [name for name in dict.fromkeys([*node.input, *node.output]) if name in walk.moments]
-            yield from ((name, walk.moments[name]) for name in concerned if final[name] == index and name in names)
             for name in concerned:
-                if unread[name] <= index:
+                wanted = final[name] == index and name in names
+                if unread[name] > index:
+                    yield from [(name, walk.moments[name])] if wanted else ()
+                elif wanted:
+                    yield name, walk.moments.pop(name)
+                else:
                     del walk.moments[name]
 
 
 def _last_visits(dag: ChannelDag) -> tuple[dict[str, int], dict[str, int]]:
-    """Index of the node after which the moments of each tensor are final, and of that after which none reads them."""
+    """Index of the node after which the moments of each tensor are final, and of that after which none reads them.
+
+    Moments that only one node reads count as final when it has read them.
+    """
     final: dict[str, int] = {}
     unread: dict[str, int] = {}
     for index, node in enumerate(dag.model.proto.graph.node):
-        for name in (*node.input, *node.output):
+        for name in dict.fromkeys((*node.input, *node.output)):
             unread[name] = index
-            if name not in final or standard_name(node) == "BatchNormalization":
+            alone = len(dag.model.consumers.get(name, ())) == 1
+            if name not in final or alone or standard_name(node) == "BatchNormalization":
                 final[name] = index
     return final, unread
 
@@ -143,10 +153,16 @@ def propagate_statistics(known: PropagatedMoments) -> Statistics | None:
 
 
 class _Propagation:
-    """State of the propagation while nodes are visited; ``numbers`` are the values of constant channels."""
+    """State of the propagation while nodes are visited.
 
-    def __init__(self, dag: ChannelDag, numbers: Mapping[str, Numbers]) -> None:
-        self.dag = dag
+    ``numbers`` are the values of constant channels; ``unread``: index of the last node that reads a tensor, if its
+    moments are not wanted after that.
+    """
+
+    def __init__(
+        self, dag: ChannelDag, numbers: Mapping[str, Numbers], unread: Mapping[str, int] = NEVER_UNREAD
+    ) -> None:
+        self.dag, self.unread = dag, unread
         self.moments: dict[str, ChannelMoments] = {}
         self.fixed = Constants(dag.model, dag.observation).fixed_value
         self.numbers = numbers
@@ -166,7 +182,7 @@ class _Propagation:
             elif op == "BatchNormalization":
                 moments = self._normalise(node)
             elif op in POINTWISE_OPERATORS:
-                moments = self._pointwise(node, op)
+                moments = self._pointwise(index, node, op)
             elif op in NUMBER_PRESERVING | SUMMING_OPERATORS | BORDER_OPERATORS:
                 moments = self._move_channels(index, node, name)
             channel_ids = np.unique(self.dag.channel_ids[name])
@@ -206,7 +222,7 @@ class _Propagation:
         alpha = float(attribute(node, "alpha", 1.0)) if op == "Gemm" else 1.0
         mean, covariance = bias.copy(), np.zeros((targets.size, targets.size))
         total, root = moments.covariance(), _correlation_root(node, weights.shape[3:])
-        width = block.destinations.shape[1]
+        width, every = block.destinations.shape[1], np.arange(len(total))
         for group, sources in enumerate(block.sources):
             kernels = kernels_by_channel(alpha * np.asarray(weights[group], np.float64), sources)
             if kernels is None:
@@ -216,7 +232,11 @@ class _Propagation:
             taps = np.tile(covers, kernels.shape[2] // covers.size)
             mean[rows] += (kernels @ taps) @ moments.mean[where]
             kernels = _decorrelate_taps(kernels * np.sqrt(taps), root)
-            covariance[rows, rows] = _output_covariance(kernels, total[np.ix_(where, where)])
+            part = _output_covariance(kernels, total if np.array_equal(where, every) else total[np.ix_(where, where)])
+            if len(block.sources) == 1:
+                covariance = part
+            else:
+                covariance[rows, rows] = part
         if block.sources.shape[1] == 1 and width == 1 and np.unique(block.sources).size == block.sources.size:
             where = moments.indices_of(block.sources.reshape(-1))
             flat = alpha * np.asarray(weights, np.float64).reshape(targets.size, -1) * np.sqrt(covers)
@@ -252,7 +272,7 @@ class _Propagation:
 
     # 3 and 4: pointwise
 
-    def _pointwise(self, node: onnx.NodeProto, op: str) -> ChannelMoments | None:
+    def _pointwise(self, index: int, node: onnx.NodeProto, op: str) -> ChannelMoments | None:
         free = [name for name in dict.fromkeys(node.input) if name in self.dag.channel_ids]
         constants = {name: self.fixed(name) for name in node.input if name and name not in free}
         if not free or any(value is None for value in constants.values()):
@@ -268,6 +288,10 @@ class _Propagation:
             return self._run_on_tables(node, out, feed, operands[0], constants)
         if constants or len(node.input) != len(free):
             return None
+        del views
+        for one in free:
+            if self.unread.get(one) == index:
+                del self.moments[one]
         return _combine_operands(op, operands)
 
     def _align_operand(self, name: str, out: ChannelIds) -> ChannelMoments | None:
@@ -344,10 +368,16 @@ def _weaken_correlation(moments: ChannelMoments, op: str) -> ChannelMoments:
 
 
 def _combine_operands(op: str, operands: list[ChannelMoments]) -> ChannelMoments | None:
-    """Moments of the sum or product of independent operands, channel by channel; None for other operators."""
+    """Moments of the sum or product of independent operands, channel by channel; None for other operators.
+
+    The list is emptied, so that no operand is kept for longer than needed.
+    """
     known = all(one.is_known for one in operands)
-    channel_ids, mean, covariance = operands[0].channel_ids, operands[0].mean, operands[0].covariance()
-    for other in operands[1:]:
+    first = operands.pop(0)
+    channel_ids, mean, covariance = first.channel_ids, first.mean, first.covariance()
+    del first
+    while operands:
+        other = operands.pop(0)
         shift, spread = other.mean, other.covariance()
         if op in OPERAND_SIGNS:
             mean = mean + OPERAND_SIGNS[op] * shift
@@ -366,10 +396,12 @@ def _output_covariance(kernels: Floats, covariance: Floats) -> Floats:
     if out > MAX_COVARIANCE_CHANNELS or taps * out * width * (out + width) > MAX_COVARIANCE_WORK:
         diagonal: Floats = np.diag(np.square(kernels).sum(2) @ np.diag(covariance))
         return diagonal
-    total = np.zeros((out, out))
+    total: Floats = np.zeros((out, out))
     for tap in range(taps):
         part = np.ascontiguousarray(kernels[:, :, tap])
-        total += part @ covariance @ part.T
+        product = part @ covariance @ part.T
+        product += total
+        total = product
     return total
 
 
