@@ -199,8 +199,8 @@ class _LayerFit:
         shift = (distinct[:, ~kept] @ taps) @ fold.shifts
         mixed = distinct[:, kept] + np.einsum("oct,ck->okt", distinct[:, ~kept], fold.scales)
         remaining = sources[self.alive[sources]]
-        result = np.empty((len(distinct), remaining.size, distinct.shape[2]))
-        result[:, np.argsort(remaining, kind="stable")] = mixed.reshape(len(distinct), -1, distinct.shape[2])
+        result = np.empty((len(distinct), remaining.size, self.weight.shape[3]))
+        result[:, np.argsort(remaining, kind="stable")] = mixed.reshape(len(distinct), -1, self.weight.shape[3])
         return result, shift
 
     def _fold(self, gone: Ints, left: Ints, constant: Mask, ways: Collection[str], assume: bool) -> Fold:

@@ -48,6 +48,7 @@ from leanonnx.numeric.gaussian import (
 from leanonnx.operators.facts import Trait
 from leanonnx.operators.table import CONVOLUTIONS, names_with
 from leanonnx.runtime.sessions import run_node
+from leanonnx.statistics.mixing import correlation_root, decorrelate_taps, output_covariance
 from leanonnx.statistics.moments import Moments, Statistics, channel_axis, kernels_by_channel, measured_axes
 
 EXTREMES = names_with(Trait.EXTREME)
@@ -59,12 +60,6 @@ CORRELATION_FACTOR = 0.99
 """Factor on the correlation of channels that a nonlinear reduction has passed: no longer exact copies."""
 STATISTICS_OPERATORS = names_with(Trait.PER_CHANNEL)
 """Operators whose constants hold the statistics of their channels, or fix them."""
-MAX_COVARIANCE_WORK = 4e10
-"""Multiply-adds of a covariance above which the output channels of a node are assumed independent."""
-MAX_COVARIANCE_CHANNELS = 4096
-"""Number of output channels above which they are assumed independent."""
-NEIGHBOUR_CORRELATION = 0.7
-"""Correlation of a channel between adjacent positions."""
 NEVER_UNREAD: Mapping[str, int] = MappingProxyType({})
 MIN_KNOWN_SHARE = 0.5
 """Smallest share of kernels that must read channels with known statistics."""
@@ -99,7 +94,8 @@ class PropagatedMoments:
             return
         nodes = self.dag.model.proto.graph.node
         final, unread = _last_visits(self.dag)
-        walk = _Propagation(self.dag, self.constant_values, unread)
+        others = {name: index for name, index in unread.items() if name not in names}
+        walk = _Propagation(self.dag, self.constant_values, others)
         for index, node in enumerate(nodes):
             walk.visit(index, node)
             concerned = [name for name in dict.fromkeys([*node.input, *node.output]) if name in walk.moments]
@@ -221,7 +217,7 @@ class _Propagation:
         covers = tap_coverage(self.dag, node, weights.shape[3:])
         alpha = float(attribute(node, "alpha", 1.0)) if op == "Gemm" else 1.0
         mean, covariance = bias.copy(), np.zeros((targets.size, targets.size))
-        total, root = moments.covariance(), _correlation_root(node, weights.shape[3:])
+        total, root = moments.covariance(), correlation_root(node, weights.shape[3:])
         width, every = block.destinations.shape[1], np.arange(len(total))
         for group, sources in enumerate(block.sources):
             kernels = kernels_by_channel(alpha * np.asarray(weights[group], np.float64), sources)
@@ -231,8 +227,8 @@ class _Propagation:
             rows = slice(group * width, (group + 1) * width)
             taps = np.tile(covers, kernels.shape[2] // covers.size)
             mean[rows] += (kernels @ taps) @ moments.mean[where]
-            kernels = _decorrelate_taps(kernels * np.sqrt(taps), root)
-            part = _output_covariance(kernels, total if np.array_equal(where, every) else total[np.ix_(where, where)])
+            kernels = decorrelate_taps(kernels * np.sqrt(taps), root)
+            part = output_covariance(kernels, total if np.array_equal(where, every) else total[np.ix_(where, where)])
             if len(block.sources) == 1:
                 covariance = part
             else:
@@ -240,7 +236,7 @@ class _Propagation:
         if block.sources.shape[1] == 1 and width == 1 and np.unique(block.sources).size == block.sources.size:
             where = moments.indices_of(block.sources.reshape(-1))
             flat = alpha * np.asarray(weights, np.float64).reshape(targets.size, -1) * np.sqrt(covers)
-            flat = _decorrelate_taps(flat, root)
+            flat = decorrelate_taps(flat, root)
             covariance = (flat @ flat.T) * total[np.ix_(where, where)]
         return gaussian_channels(targets, mean, covariance, moments.is_known)
 
@@ -388,39 +384,6 @@ def _combine_operands(op: str, operands: list[ChannelMoments]) -> ChannelMoments
         else:
             return None
     return gaussian_channels(channel_ids, mean, covariance, known)
-
-
-def _output_covariance(kernels: Floats, covariance: Floats) -> Floats:
-    """Σ_t K_t Σ K_tᵀ [O, O] for kernels [O, C, taps]; only its diagonal if the full matrix is too much work."""
-    out, width, taps = kernels.shape
-    if out > MAX_COVARIANCE_CHANNELS or taps * out * width * (out + width) > MAX_COVARIANCE_WORK:
-        diagonal: Floats = np.diag(np.square(kernels).sum(2) @ np.diag(covariance))
-        return diagonal
-    total: Floats = np.zeros((out, out))
-    for tap in range(taps):
-        part = np.ascontiguousarray(kernels[:, :, tap])
-        product = part @ covariance @ part.T
-        product += total
-        total = product
-    return total
-
-
-def _correlation_root(node: onnx.NodeProto, kernel: tuple[int, ...]) -> Floats:
-    """Cholesky factor of the correlation between the positions under the taps of a kernel [taps, taps].
-
-    Taps of a transposed convolution that meet at one output position lie far apart and count as uncorrelated.
-    """
-    if standard_name(node) != "Conv":
-        return np.eye(1)
-    places = np.indices(kernel).reshape(len(kernel), -1)
-    apart = np.abs(places[:, :, None] - places[:, None]).sum(0)
-    return np.linalg.cholesky(NEIGHBOUR_CORRELATION**apart)
-
-
-def _decorrelate_taps(kernels: Floats, root: Floats) -> Floats:
-    """Kernels [..., positions · taps] over correlated taps, rewritten for independent taps."""
-    parts = kernels.reshape(*kernels.shape[:-1], -1, len(root)) @ root
-    return np.asarray(parts.reshape(kernels.shape))
 
 
 def tap_coverage(dag: ChannelDag, node: onnx.NodeProto, kernel: tuple[int, ...]) -> Floats:
