@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.commands.compress.pipeline import compress_file
 from leanonnx.graph.model import load
 from leanonnx.inputs.synthetic import output_distances, smooth_inputs
+from leanonnx.numeric import gaussian
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.numeric.gaussian import ChannelMoments, gaussian_channels
 from leanonnx.recovery import data_free_draft as blind_draft
@@ -215,7 +217,7 @@ def test_moments_are_those_of_samples() -> None:
     root = rng.standard_normal((4, 4))
     covariance, mean = root @ root.T, rng.standard_normal(4)
     drawn = rng.multivariate_normal(mean, covariance, 400_000)
-    belief = gaussian_channels(np.arange(4), mean, covariance, is_known=True)
+    belief = gaussian_channels(np.arange(4), mean, covariance.copy(), is_known=True)
     np.testing.assert_allclose(belief.covariance(), covariance, rtol=1e-3, atol=1e-3)
     rectified = ChannelMoments(
         channel_ids=belief.channel_ids,
@@ -240,6 +242,33 @@ def test_statistics_come_from_normalisation_alone(tmp_path: Path) -> None:
     statistics = propagate_statistics(known)
     assert statistics is not None
     assert {name for name, _ in statistics.moments} == {"r"}
+
+
+@pytest.mark.parametrize(
+    "steps", ["n = BatchNormalization (c, g, b, m, v) r = Relu (n)", "a = Conv (x, w1, b1) r = Add (c, a)"]
+)
+def test_moments_in_order_are_the_same_and_none_is_kept(steps: str, tmp_path: Path) -> None:
+    dag = opened(net(steps, NORM if "Batch" in steps else ""), tmp_path)
+    wanted = PropagatedMoments(dag).moments
+    earlier: list[weakref.ref[ChannelMoments]] = []
+    names = []
+    for name, moments in PropagatedMoments(dag).moments_in_order(set(wanted)):
+        names.append(name)
+        np.testing.assert_array_equal(moments.values, wanted[name].values)
+        np.testing.assert_array_equal(moments.correlation, wanted[name].correlation)
+        earlier.append(weakref.ref(moments))
+        del moments
+    assert sorted(names) == sorted(wanted)
+    assert [one() for one in earlier] == [None] * len(earlier)
+
+
+def test_a_large_covariance_is_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    root = rng.standard_normal((9, 9))
+    moments = gaussian_channels(np.arange(9), rng.standard_normal(9), root @ root.T, is_known=True)
+    whole = moments.covariance()
+    monkeypatch.setattr(gaussian, "ROWS_AT_ONCE", 2)
+    np.testing.assert_array_equal(moments.covariance(), whole)
 
 
 @pytest.mark.parametrize(("shape", "compensated"), [("4", True), ("1, 4", True), ("4, 1", False)])

@@ -20,7 +20,8 @@ from leanonnx.analysis.dag import ChannelDag, build_channel_dag
 from leanonnx.graph.model import load
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.runtime.free_axes import axis_groups, find_further_sizes
-from leanonnx.runtime.observation import declared_sizes, observe
+from leanonnx.runtime.observation import observe
+from leanonnx.runtime.trials import declared_sizes
 from leanonnx.surgery.operate import apply_patch
 from leanonnx.surgery.patch import masking_patch, plan_patch
 from tests.at_sizes import BOUND, Pair, Shapes, as_observed, errors, runs_at

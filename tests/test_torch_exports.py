@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 
 from leanonnx.commands.compress.pipeline import compress_file
 from leanonnx.graph.model import load
-from leanonnx.runtime.observation import declared_sizes
+from leanonnx.runtime.trials import declared_sizes
 from leanonnx.selection.metrics import Budget
 from leanonnx.surgery.operate import apply_patch
 from leanonnx.surgery.patch import masking_patch

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import onnx
+from google.protobuf.message import Message
 from onnx import numpy_helper
 
 MIN_EXTERNAL_BYTES = 1024
@@ -25,6 +26,8 @@ SUB_BYTE_BITS = {
     "float6_e3m2fn": 6,
 }
 """Bits of the element types that numpy stores in a byte each."""
+MIN_PIECEWISE_BYTES = 1 << 24
+"""Bytes of constants from which a model is written piece by piece."""
 PROTOBUF_LIMIT = (1 << 31) - (1 << 26)
 """Bytes of constants that safely fit into one protobuf message, which can hold 2 GB."""
 
@@ -36,7 +39,10 @@ def write_model(proto: onnx.ModelProto, path: Path, external: bool) -> None:
     """
     if not external and data_size(proto) < PROTOBUF_LIMIT:
         with path.open("wb") as file:
-            file.write(proto.SerializeToString(deterministic=True))
+            if data_size(proto) < MIN_PIECEWISE_BYTES:
+                file.write(proto.SerializeToString(deterministic=True))
+            else:
+                _write_piecewise(proto, file)
         return
     location = f"{path.name}.data"
     shell = onnx.ModelProto()
@@ -46,6 +52,37 @@ def write_model(proto: onnx.ModelProto, path: Path, external: bool) -> None:
         for tensor in proto.graph.initializer:
             shell.graph.initializer.append(_externalize(tensor, file, location))
     path.write_bytes(shell.SerializeToString(deterministic=True))
+
+
+def _write_piecewise(proto: onnx.ModelProto, file: BinaryIO) -> None:
+    """Write a model as protobuf does, field by field in the order of their numbers, but one initializer at a time."""
+    before, graph, after = _split_at(proto, "graph")
+    head, initializers, tail = _split_at(proto.graph, "initializer")
+    size = len(head) + len(tail)
+    for tensor in proto.graph.initializer:
+        length = len(tensor.SerializeToString(deterministic=True))
+        size += len(initializers) + len(_varint(length)) + length
+    file.write(before + graph + _varint(size) + head)
+    for tensor in proto.graph.initializer:
+        data = tensor.SerializeToString(deterministic=True)
+        file.write(initializers + _varint(len(data)))
+        file.write(data)
+    file.write(tail + after)
+
+
+def _split_at(message: Message, field: str) -> tuple[bytes, bytes, bytes]:
+    """The fields of a message before one field, the tag of that field, and the fields after it."""
+    number = message.DESCRIPTOR.fields_by_name[field].number
+    numbers = {each.name: each.number for each in message.DESCRIPTOR.fields}
+    parts = []
+    for leave in (
+        {name for name, each in numbers.items() if each >= number},
+        {name for name, each in numbers.items() if each <= number},
+    ):
+        part = type(message)()
+        copy_fields(message, part, leave)
+        parts.append(part.SerializeToString(deterministic=True))
+    return parts[0], _varint(number << 3 | 2), parts[1]
 
 
 def data_size(proto: onnx.ModelProto) -> int:

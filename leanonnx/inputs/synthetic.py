@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import onnx
 
 from leanonnx.data.images import IMAGE_BATCH_RANK, image_axes
-from leanonnx.graph.formats import HALF_TYPES, convert_feed, convert_to_float32, float_types, is_float
+from leanonnx.graph.formats import HALF_TYPES, Source, convert_feed, convert_to_float32, float_types, is_float, stand_in
 from leanonnx.graph.model import Model
 from leanonnx.inputs.random import random_inputs
 from leanonnx.numeric.arrays import Array
@@ -48,7 +47,7 @@ def _smooth(value: Array, rng: np.random.Generator) -> Array:
     return np.ascontiguousarray(np.moveaxis(noise, 1, 3)) if last else noise
 
 
-def output_distances(model: Model, others: Sequence[onnx.ModelProto], feeds: Sequence[Feed]) -> list[float]:
+def output_distances(model: Model, others: Sequence[Source], feeds: Sequence[Feed]) -> list[float]:
     """Mean relative distance of the outputs of each network from the original's; infinite if it cannot be run."""
     halves = float_types(model.proto) & HALF_TYPES
     feeds = [convert_feed(feed, halves) for feed in feeds]
@@ -56,7 +55,7 @@ def output_distances(model: Model, others: Sequence[onnx.ModelProto], feeds: Seq
     results = []
     for other in others:
         try:
-            outputs = run(convert_to_float32(other, halves), feeds, libraries=model.libraries)
+            outputs = run(stand_in(other, halves), feeds, libraries=model.libraries)
         except RunFailed:
             results.append(float("inf"))
         else:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from leanonnx.numeric.arrays import Floats, Ints
+from leanonnx.numeric.channel_ids import Mask
 
 POINTS: Floats = np.linspace(-5.0, 5.0, 101)
 """Values of z at which a channel is tabulated [P]."""
@@ -28,6 +29,8 @@ HERMITE: Floats = np.stack(
     [np.polynomial.hermite_e.hermeval(POINTS, [0] * n + [1]) for n in range(1, HERMITE_ORDERS + 1)]
 )
 """Hermite polynomials He_1, He_2, … at all points [ORDERS, P]."""
+ROWS_AT_ONCE = 256
+"""Rows of a covariance that are computed at once: intermediate results are no larger than these."""
 SAME_CORRELATION = 1 - 1e-9
 """Correlation above which two variables count as the same."""
 COPY_TOLERANCE = 1e-6
@@ -64,13 +67,15 @@ class ChannelMoments:
     def covariance(self) -> Floats:
         """Covariance of the channels [C, C]."""
         weighted = POINT_WEIGHTS[:, None] * self.values
+        parts = [polynomial @ weighted for polynomial in HERMITE]
         covariance = np.zeros_like(self.correlation)
-        power = np.ones_like(self.correlation)
-        for order, polynomial in enumerate(HERMITE, 1):
-            power = power * self.correlation
-            part = polynomial @ weighted
-            covariance += np.outer(part, part) * (power / math.factorial(order))
-        same = np.abs(self.correlation) > SAME_CORRELATION
+        for start in range(0, len(covariance), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            power = np.ones_like(self.correlation[rows])
+            for order, part in enumerate(parts, 1):
+                power *= self.correlation[rows]
+                covariance[rows] += np.outer(part[rows], part) * (power / math.factorial(order))
+        same = self._same_variables()
         if same.sum() > len(same):
             centred = self.values - self.mean
             turned = np.where(self.correlation > 0, weighted.T @ centred, weighted.T @ centred[::-1])
@@ -78,10 +83,16 @@ class ChannelMoments:
         np.fill_diagonal(covariance, self.variance)
         return covariance
 
+    def _same_variables(self) -> Mask:
+        """Mask of the pairs of channels whose variables are the same, apart from their sign [C, C]."""
+        same: Mask = self.correlation > SAME_CORRELATION
+        same |= self.correlation < -SAME_CORRELATION
+        return same
+
     def _copies(self, variance: Floats) -> tuple[Ints, Floats, Floats]:
         """For each channel the first one of which it is a scaled and shifted copy (or itself), its scale and shift."""
         each = np.arange(self.channel_ids.size)
-        first = (np.abs(self.correlation) > SAME_CORRELATION).argmax(1)
+        first = self._same_variables().argmax(1)
         other = np.where(self.correlation[each, first] > 0, self.values[:, first], self.values[::-1, first])
         sign = np.sign(POINT_WEIGHTS @ ((self.values - self.mean) * other))
         scale = sign * np.sqrt(variance / np.maximum(variance[first], MIN_VARIANCE))
@@ -110,12 +121,15 @@ class ChannelMoments:
 
 
 def gaussian_channels(channel_ids: Ints, mean: Floats, covariance: Floats, is_known: bool) -> ChannelMoments:
-    """Gaussian channels ``channel_ids`` [C], in any order, with mean [C] and covariance [C, C]."""
+    """Gaussian channels ``channel_ids`` [C], in any order, with mean [C] and covariance [C, C] (overwritten)."""
     order = np.argsort(channel_ids, kind="stable")
-    covariance = covariance[np.ix_(order, order)]
+    if (np.diff(order) != 1).any():
+        covariance = covariance[np.ix_(order, order)]
     spread = np.sqrt(np.maximum(np.diag(covariance), 0))
     scale = np.where(spread > 0, 1 / np.where(spread > 0, spread, 1), 0)
-    correlation = np.clip(covariance * scale[:, None] * scale, -1, 1)
+    covariance *= scale[:, None]
+    covariance *= scale
+    correlation = np.clip(covariance, -1, 1, out=covariance)
     np.fill_diagonal(correlation, 1)
     return ChannelMoments(
         channel_ids=channel_ids[order],

@@ -14,7 +14,8 @@ A layer is changed only if this reduces the mean squared error of its output und
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -88,23 +89,42 @@ def fit_without_data(
     chosen, _ = linear_layers(dag, alive, compressed)
     if alive.all() or not chosen:
         return DataFreeFit(proto, counts, assumed)
-    moments, numbers = known.moments, known.constant_values
+    numbers = known.constant_values
+    affected = [(layer, name) for layer in chosen if (name := _reduced_tensor(dag, alive, layer))]
     changes: dict[int, LayerChange] = {}
-    for layer in chosen:
-        place = channel_axis(dag, layer.before, layer.block)
-        if place is None or alive[layer.block.sources].all():
-            continue
-        name = place[0]
+    for layer, moments in _with_moments(known, affected):
+        name = _reduced_tensor(dag, alive, layer)
         constant = (
             np.unique(dag.channel_ids[name][np.isfinite(numbers[name])]) if name in numbers else np.zeros(0, np.int64)
         )
-        work = _LayerFit(dag, alive, layer, compressed, moments[name], constant)
+        work = _LayerFit(dag, alive, layer, compressed, moments, constant)
+        del moments
         change = work.refit(ways, assume)
         if change is not None:
             changes[layer.after] = change
             counts = {way: counts[way] + work.counts[way] for way in COMPENSATIONS}
             assumed |= work.assumed
+        del work
     return DataFreeFit(apply_changes(compressed, changes) if changes else proto, counts, assumed)
+
+
+def _reduced_tensor(dag: ChannelDag, alive: Mask, layer: LinearLayer) -> str:
+    """Name of the tensor that a layer reads, if channels of it were removed; "" if it cannot be compensated."""
+    place = channel_axis(dag, layer.before, layer.block)
+    return "" if place is None or alive[layer.block.sources].all() else place[0]
+
+
+def _with_moments(
+    known: PropagatedMoments, layers: Sequence[tuple[LinearLayer, str]]
+) -> Iterator[tuple[LinearLayer, ChannelMoments]]:
+    """Yield each layer with the moments of the tensor it reads, which are kept until its last layer has had them."""
+    readers = Counter(name for _, name in layers)
+    stream, waiting = known.moments_in_order(readers), dict[str, ChannelMoments]()
+    for layer, name in layers:
+        while name not in waiting:
+            waiting.update([next(stream)])
+        readers[name] -= 1
+        yield layer, waiting[name] if readers[name] else waiting.pop(name)
 
 
 class _LayerFit:
@@ -119,28 +139,32 @@ class _LayerFit:
         moments: ChannelMoments,
         constant: Ints,
     ) -> None:
-        self.dag, self.alive, self.layer, self.moments, self.constant = dag, alive, layer, moments, constant
-        self.weight = layer.to_kernels(layer.weight_in(compressed))
+        self.dag, self.alive, self.layer, self.constant = dag, alive, layer, constant
+        self.weight = np.require(layer.to_kernels(layer.weight_in(compressed)), requirements="W")
+        self.kind = compressed.constant(layer.weight).dtype
         self.bias = np.zeros(self.weight.shape[0] * self.weight.shape[1])
         if layer.bias:
             self.bias += np.asarray(compressed.constant(layer.bias), np.float64).reshape(-1)
         self.counts = dict.fromkeys(COMPENSATIONS, 0)
         self.assumed = False
         self.mean, self.covariance = moments.mean, moments.covariance()
+        self.moments = replace(moments, correlation=np.zeros((0, 0)))
 
     def refit(self, ways: Collection[str], assume: bool) -> LayerChange | None:
         """Return the layer's new weights; None if it stays unchanged."""
-        block, weight, bias = self.layer.block, self.weight.copy(), self.bias.copy()
+        block, weight, bias = self.layer.block, self.weight, self.bias.copy()
         after, width = 0, self.weight.shape[1]
         for group, sources in enumerate(block.sources):
             out, kept = self.alive[block.destinations[group]], self.alive[sources]
             if not out.any() or not kept.any():
                 continue
-            kernels = np.asarray(block.kernels()[group], np.float64)[out]
+            kernels = np.asarray(block.kernels()[group][out], np.float64)
             kernels = kernels.reshape(*kernels.shape[:2], -1)
             if after >= len(weight) or not _is_equal(weight[after], kernels[:, kept]):
                 return None
-            done = self._group(kernels, sources, ways, assume)
+            distinct = kernels_by_channel(kernels, sources)
+            del kernels
+            done = None if distinct is None else self._group(distinct, sources, ways, assume)
             if done is not None:
                 weight[after] = done[0]
                 bias[after * width : (after + 1) * width] += done[1]
@@ -148,15 +172,18 @@ class _LayerFit:
         if not any(self.counts.values()):
             return None
         shifted = not np.array_equal(bias, self.bias)
-        return LayerChange(self.layer, self.layer.to_stored(weight), bias if shifted else None)
+        return LayerChange(self.layer, self.layer.to_stored(weight).astype(self.kind), bias if shifted else None)
 
     def _group(
-        self, kernels: Floats, sources: Ints, ways: Collection[str], assume: bool
+        self, distinct: Floats, sources: Ints, ways: Collection[str], assume: bool
     ) -> tuple[Floats, Floats] | None:
-        """Weights [O, kept I, taps] and bias shift [O] of one conv group; None if it stays unchanged."""
+        """Weights [O, kept I, taps] and bias shift [O] of one conv group; None if it stays unchanged.
+
+        ``distinct`` [O, C, taps]: the kernels of each channel.
+        """
         channel_ids = np.unique(sources)
-        distinct, kept = kernels_by_channel(kernels, sources), self.alive[channel_ids]
-        if distinct is None or kept.all():
+        kept = self.alive[channel_ids]
+        if kept.all():
             return None
         node = self.dag.model.proto.graph.node[self.layer.before]
         covers = tap_coverage(self.dag, node, self.layer.window.kernel if self.layer.window else ())
@@ -172,8 +199,8 @@ class _LayerFit:
         shift = (distinct[:, ~kept] @ taps) @ fold.shifts
         mixed = distinct[:, kept] + np.einsum("oct,ck->okt", distinct[:, ~kept], fold.scales)
         remaining = sources[self.alive[sources]]
-        result = np.empty((len(kernels), remaining.size, kernels.shape[2]))
-        result[:, np.argsort(remaining, kind="stable")] = mixed.reshape(len(kernels), -1, kernels.shape[2])
+        result = np.empty((len(distinct), remaining.size, self.weight.shape[3]))
+        result[:, np.argsort(remaining, kind="stable")] = mixed.reshape(len(distinct), -1, self.weight.shape[3])
         return result, shift
 
     def _fold(self, gone: Ints, left: Ints, constant: Mask, ways: Collection[str], assume: bool) -> Fold:
@@ -218,15 +245,13 @@ class _LayerFit:
     def _regression(self, gone: Ints, left: Ints, centred: bool) -> Floats:
         """s [C, K] of the removed channels; for deviations from the mean if the bias compensates the mean."""
         offset = np.zeros_like(self.mean) if centred else self.mean
-        own = self.covariance[np.ix_(left, left)] + np.outer(offset[left], offset[left])
-        cross = self.covariance[np.ix_(gone, left)] + np.outer(offset[gone], offset[left])
-        power = np.diag(own)
-        return np.asarray(
-            np.linalg.solve(
-                own + np.diag(RIDGE_SHARE * power + RIDGE_FLOOR * power.mean() + MIN_CHANNEL_VARIANCE), cross.T
-            ).T,
-            np.float64,
-        )
+        own = self.covariance[np.ix_(left, left)]
+        own += np.outer(offset[left], offset[left])
+        cross = self.covariance[np.ix_(gone, left)]
+        cross += np.outer(offset[gone], offset[left])
+        power = np.diag(own).copy()
+        own[np.diag_indices_from(own)] += RIDGE_SHARE * power + RIDGE_FLOOR * power.mean() + MIN_CHANNEL_VARIANCE
+        return np.asarray(np.linalg.solve(own, cross.T).T, np.float64)
 
     def _better(self, fold: Fold, gone: Ints, left: Ints, removed: Floats, taps: Floats) -> bool:
         """True if the mean squared error of the output falls; ``removed`` kernels are [O, C, taps]."""
@@ -235,9 +260,13 @@ class _LayerFit:
 
         def error(scales: Floats, shifts: Floats) -> float:
             cross = scales @ total[np.ix_(left, gone)]
-            spread = total[np.ix_(gone, gone)] - cross - cross.T + scales @ total[np.ix_(left, left)] @ scales.T
+            spread = total[np.ix_(gone, gone)]
+            spread -= cross
+            spread -= cross.T
+            spread += scales @ total[np.ix_(left, left)] @ scales.T
+            spread *= folded
             offset = mean[gone] - scales @ mean[left] - shifts
-            return float((folded * spread).sum() + np.square(sums @ offset).sum())
+            return float(spread.sum() + np.square(sums @ offset).sum())
 
         return error(fold.scales, fold.shifts) < error(np.zeros_like(fold.scales), np.zeros_like(fold.shifts))
 

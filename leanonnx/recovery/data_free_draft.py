@@ -14,7 +14,7 @@ from leanonnx.graph.storage import write_model
 from leanonnx.inputs.synthetic import output_distances, smooth_inputs
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.recovery.acceptance import first_improvement
-from leanonnx.recovery.data_free import COMPENSATIONS, DataFreeFit, fit_without_data
+from leanonnx.recovery.data_free import COMPENSATIONS, fit_without_data
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.statistics.propagation import PropagatedMoments
 from leanonnx.system.clock import Clock
@@ -62,29 +62,37 @@ def recover_without_data(
     """
     with clock.stage("recover"):
         try:
-            fit, declined = _best_fit(known, alive, onnx.load(pruned), seed)
+            counts, declined = _best_fit(known, alive, pruned, target, seed)
         except RunFailed as error:
             raise ProofFailed(f"the recovered model is not valid ({error}); nothing written") from error
-        if fit is None or not any(fit.counts.values()):
-            return DataFreeRecovery(NO_COUNTS, declined)
-        write_model(fit.proto, target, external=bool(known.dag.model.external_files))
-        check_model(target)
-    return DataFreeRecovery(fit.counts, declined)
+        if any(counts.values()):
+            check_model(target)
+    return DataFreeRecovery(counts, declined)
 
 
 def _best_fit(
-    known: PropagatedMoments, alive: Mask, pruned: onnx.ModelProto, seed: int
-) -> tuple[DataFreeFit | None, bool]:
-    """The fit to be kept (None if there is none), and True if one with more changes was declined."""
-    model, fits = known.dag.model, [fit_without_data(known, alive, pruned)]
-    if not any(fits[0].counts.values()):
-        return None, False
+    known: PropagatedMoments, alive: Mask, pruned: Path, target: Path, seed: int
+) -> tuple[Mapping[str, int], bool]:
+    """Write the best fit; returns its counts, and True if one with more changes was declined."""
+    model, counts = known.dag.model, list[Mapping[str, int]]()
 
-    def changes() -> Iterator[tuple[onnx.ModelProto, float | None]]:
-        yield fits[0].proto, ASSUMED_AT_MOST if fits[0].assumed else None
-        fits.append(fit_without_data(known, alive, pruned, assume=False))
-        yield fits[1].proto, None
+    def write_fit(assume: bool) -> bool:
+        """Write a fit, and return True if it rests on an assumption."""
+        fit = fit_without_data(known, alive, onnx.load(pruned), assume=assume)
+        counts.append(fit.counts)
+        if any(fit.counts.values()):
+            write_model(fit.proto, target, external=bool(model.external_files))
+        return fit.assumed
+
+    assumed = write_fit(True)
+    if not any(counts[0].values()):
+        return NO_COUNTS, False
+
+    def changes() -> Iterator[tuple[Path, float | None]]:
+        yield target, ASSUMED_AT_MOST if assumed else None
+        write_fit(False)
+        yield target if any(counts[-1].values()) else pruned, None
 
     feeds = smooth_inputs(model, known.dag.shapes, seed)
     accepted, _ = first_improvement(pruned, changes(), lambda models: output_distances(model, models, feeds), float)
-    return None if accepted is None else fits[accepted], accepted != 0
+    return NO_COUNTS if accepted is None else counts[accepted], accepted != 0

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -19,24 +18,23 @@ from leanonnx.graph.pixels import pixel_inputs
 from leanonnx.numeric.arrays import Array
 from leanonnx.operators.facts import Family
 from leanonnx.operators.table import names_of
-from leanonnx.runtime.free_axes import IMAGE_INPUT_RANK, InputShapes, axis_groups, find_further_sizes
+from leanonnx.runtime.free_axes import InputShapes, axis_groups, find_further_sizes
 from leanonnx.runtime.probes import expose_tensors
 from leanonnx.runtime.sessions import MAX_RUN_SECONDS, Feed, Session, open_session, run_session
+from leanonnx.runtime.trials import (
+    UNNAMED_AXIS,
+    Growth,
+    declared_sizes,
+    further_limit,
+    permitted_trials,
+    probe_shapes,
+    trial_shapes,
+)
 from leanonnx.spelling import option
 
 Shapes = Mapping[str, tuple[int, ...]]
-DeclaredSizes = list[int | str]
-"""Declared sizes of a tensor; a free axis is given by its name, or ``UNNAMED_AXIS`` if it has none."""
-UNNAMED_AXIS = "?"
-
-TRIAL_SIZES = (224, 256, 320, 512, 640, 128, 96, 64, 48, 32, 16, 8, 1)
-TRIAL_LENGTHS = (6144, 16384, 1024)
-TRIAL_CHANNELS = (3, 1)
-MAX_TRIAL_ELEMENTS = 1 << 24
 USUAL_SIZE_COUNT = 16
 """Number of sizes of constants to try for axes that may hold channels."""
-MAX_INPUT_ELEMENTS = 1 << 30
-"""Largest number of elements in the graph inputs of a run."""
 SEQUENCE_OPERATORS = names_of(Family.SEQUENCE)
 BRANCHING = names_of(Family.CONTROL) - {"Scan"}
 """Operators whose subgraphs may output something else than tensors."""
@@ -71,7 +69,7 @@ class Observation:
 def observe(model: Model, given: Shapes) -> Observation:
     """Run the model and record the shape of every tensor, and the values of constant ones.
 
-    Shape inference by execution: each tensor gets its own Shape node, so that nothing large is kept.
+    Shape inference by execution: each tensor gets its own Shape node, run at once, so that nothing large is kept.
     If axes of the inputs are free, the model is also run at further sizes.
     ``given`` fixes the shapes of graph inputs by name; other free axes are filled from a list of common sizes.
     A model in a number format that onnxruntime cannot run is replaced by its float32 copy.
@@ -115,7 +113,7 @@ def _observe_proto(model: Model, proto: onnx.ModelProto, given: Shapes, replaced
     shapes_of = [onnx.helper.make_node("Shape", [name], [f"leanonnx_shape_{k}"]) for k, name in enumerate(names)]
     with expose_tensors(proto, [*(node.output[0] for node in shapes_of), *values], shapes_of) as exposed:
         try:
-            with open_session(exposed, optimise=False, libraries=model.libraries) as session:
+            with open_session(exposed, optimise=False, libraries=model.libraries, shapes_first=True) as session:
                 return _observe_all_sizes(
                     _Observer(model=model, session=session, names=names, values=values, replaced=replaced), given
                 )
@@ -129,13 +127,14 @@ def _observe_proto(model: Model, proto: onnx.ModelProto, given: Shapes, replaced
 
 @dataclass(frozen=True, kw_only=True)
 class _Observer:
-    """A session that outputs the shapes of the tensors ``names``, then the tensors ``values``."""
+    """A session that outputs the shapes of the tensors ``names``, then the tensors ``values``; ``growth``: its runs."""
 
     model: Model
     session: Session
     names: list[str]
     values: list[str]
     replaced: ElementTypes
+    growth: Growth = field(default_factory=Growth)
 
     def to_observation(self, feeds: Feed, outputs: list[Array]) -> Observation:
         """Return the observation of one run."""
@@ -155,7 +154,9 @@ class _Observer:
         feed = random_feed(self.model, shapes, seed=0)
         feed |= {name: value for name, value in (like or {}).items() if value.shape == feed[name].shape}
         count = len(self.names) + len(self.values)
-        return feed, run_session(self.session, convert_feed(feed, self.replaced))[:count]
+        outputs = run_session(self.session, convert_feed(feed, self.replaced))[:count]
+        self.growth.add_run({name: value.shape for name, value in feed.items()}, outputs[: len(self.names)])
+        return feed, outputs
 
 
 def _observe_all_sizes(observer: _Observer, given: Shapes) -> Observation:
@@ -166,8 +167,12 @@ def _observe_all_sizes(observer: _Observer, given: Shapes) -> Observation:
         return base
 
     seen: dict[str, Observation] = {}
+    start = {name: feed.shape for name, feed in base.feeds.items()}
+    limit = further_limit(observer.growth, start)
 
     def runs(sizes: InputShapes) -> bool:
+        if not observer.growth.permits(sizes, limit):
+            return False
         try:
             observation = observer.to_observation(*observer.run(sizes, base.feeds))
         except Exception:  # noqa: BLE001 - onnxruntime raises its own types; the model does not run at these sizes
@@ -176,7 +181,6 @@ def _observe_all_sizes(observer: _Observer, given: Shapes) -> Observation:
         seen[repr(sizes)] = observation
         return not emptied
 
-    start = {name: feed.shape for name, feed in base.feeds.items()}
     more = find_further_sizes(axis_groups(declared_axes, start, _usual_sizes(observer.model)), start, runs)
     return replace(
         base, further_runs=tuple(seen[repr(s)] for s in more.jointly or more.alone), further_sizes=more.distinct_sizes
@@ -227,9 +231,12 @@ def _constant_names(model: Model) -> set[str]:
 
 def _first_run(observer: _Observer, given: Shapes) -> tuple[Feed, list[Array]]:
     """Try common sizes for free axes until the model runs and no tensor is empty."""
-    model = observer.model
+    model, trials = observer.model, trial_shapes(observer.model, given)
     failure, empty = "no free dimension could be filled", None
-    for shapes in _trials(model, given):
+    for shapes in probe_shapes(trials, observer.growth):
+        with suppress(Exception):  # onnxruntime raises its own types; the model does not run at these sizes
+            observer.run(shapes)
+    for shapes in permitted_trials(trials, observer.growth):
         try:
             feed, outputs = observer.run(shapes)
         except Exception as error:  # onnxruntime raises its own types, one per status code
@@ -240,55 +247,18 @@ def _first_run(observer: _Observer, given: Shapes) -> tuple[Feed, list[Array]]:
                     f"with {option('shape')}, or export the model without the loop"
                 ) from error
             continue
-        if all(0 not in np.asarray(shape) or shape.size == 0 for shape in outputs if shape.dtype == np.int64):
+        if not any(0 in shape for shape in outputs[: len(observer.names)]):
             return feed, outputs
         empty = empty or (feed, outputs)
     if empty:
         return empty
-    if len(_trials(model, given)) == 1:
+    if len(trials) == 1:
         raise ModelError(f"{model.path}: onnxruntime cannot run the model: {failure}; export the model again")
     names = ", ".join(f"{v.name}{declared_sizes(v)}" for v in model.inputs)
     raise ModelError(
         f"{model.path}: onnxruntime cannot run the model with any input size tried ({failure}); "
         f"give the input shapes, for example {option('shape', EXAMPLE, 'NAME=1,3,224,224')} (inputs: {names})"
     )
-
-
-def _trials(model: Model, given: Shapes) -> list[dict[str, tuple[int, ...]]]:
-    """Return the shapes to try: a free first axis is a batch of one or a long record, other free axes share one size.
-
-    Free channels of an image are 3 or 1.  With several inputs, free axes of all but the first are also tried as 1
-    (recurrent state).  Trials of more than ``MAX_TRIAL_ELEMENTS`` elements are left out, unless all are larger.
-    """
-    trials: list[dict[str, tuple[int, ...]]] = []
-    for lead, size in [*((1, s) for s in TRIAL_SIZES), *((n, 1) for n in TRIAL_LENGTHS)]:
-        for other, channels in itertools.product((size, 1), TRIAL_CHANNELS):
-            sizes = [size] + [other] * len(model.inputs)
-            pairs = zip(model.inputs, sizes, strict=False)
-            shapes = {v.name: given.get(v.name) or _fill_shape(v, lead, s, channels) for v, s in pairs}
-            if shapes not in trials:
-                trials.append(shapes)
-    sizes = [sum(math.prod(shape) for shape in shapes.values()) for shapes in trials]
-    if min(sizes) > MAX_INPUT_ELEMENTS:
-        raise ModelError(
-            f"{model.path}: the graph inputs hold {min(sizes)} numbers, more than can be run; give smaller sizes with "
-            f"{option('shape')} where the model leaves them free"
-        )
-    small = [shapes for shapes, size in zip(trials, sizes, strict=True) if size <= MAX_TRIAL_ELEMENTS]
-    return small or trials[:1]
-
-
-def declared_sizes(value: onnx.ValueInfoProto) -> DeclaredSizes:
-    """Return the sizes of a tensor as the model declares them."""
-    dims = value.type.tensor_type.shape.dim
-    return [d.dim_value if d.HasField("dim_value") else d.dim_param or UNNAMED_AXIS for d in dims]
-
-
-def _fill_shape(value: onnx.ValueInfoProto, lead: int, size: int, channels: int) -> tuple[int, ...]:
-    """Fill free axes: the first with ``lead``, the second of an image with ``channels``, others with ``size``."""
-    dims = declared_sizes(value)
-    free = [lead, channels if len(dims) == IMAGE_INPUT_RANK else size, *[size] * len(dims)]
-    return tuple(d if isinstance(d, int) else free[axis] for axis, d in enumerate(dims))
 
 
 def random_feed(model: Model, shapes: Shapes, seed: int, kind: str = "normal") -> Feed:

@@ -26,7 +26,7 @@ from leanonnx.graph.model import first_line
 from leanonnx.graph.storage import data_size, write_model
 from leanonnx.graph.view import FREE_INITIALIZERS
 from leanonnx.numeric.arrays import Array
-from leanonnx.system.memory import available_memory
+from leanonnx.system.memory import available_memory, return_large_blocks
 
 Feed = dict[str, Array]
 Session: TypeAlias = ort.InferenceSession
@@ -50,6 +50,7 @@ def claim_process() -> None:
     sessions are silent by their own options, and their memory is not capped.
     """
     ort.set_default_logger_severity(QUIET)
+    return_large_blocks()
     if not _CAPPED.is_set() and _cap_memory():
         _CAPPED.set()
 
@@ -106,10 +107,13 @@ def cpu_options(optimise: bool, libraries: Sequence[Path]) -> ort.SessionOptions
 
 
 @contextmanager
-def open_session(model: Source, optimise: bool = True, libraries: Sequence[Path] = ()) -> Iterator[Session]:
+def open_session(
+    model: Source, optimise: bool = True, libraries: Sequence[Path] = (), shapes_first: bool = False
+) -> Iterator[Session]:
     """A CPU session on a file or on a model in memory.
 
     Large models go through a temporary file that onnxruntime maps, which saves it two copies of the weights.
+    With ``shapes_first``, a Shape node is run as soon as its input is there, which is then no longer kept for it.
     """
     with ExitStack() as stack:
         source: bytes | str
@@ -122,6 +126,8 @@ def open_session(model: Source, optimise: bool = True, libraries: Sequence[Path]
             write_model(model, Path(folder) / "model.onnx", external=True)
             source = str(Path(folder) / "model.onnx")
         chosen = cpu_options(optimise, libraries)
+        if shapes_first:
+            chosen.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         yield Session(source, chosen, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 

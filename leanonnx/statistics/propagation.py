@@ -13,9 +13,10 @@ Gaussian variables (see ``gaussian``) are propagated through the network; its in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,7 @@ from leanonnx.numeric.gaussian import (
 from leanonnx.operators.facts import Trait
 from leanonnx.operators.table import CONVOLUTIONS, names_with
 from leanonnx.runtime.sessions import run_node
+from leanonnx.statistics.mixing import correlation_root, decorrelate_taps, output_covariance
 from leanonnx.statistics.moments import Moments, Statistics, channel_axis, kernels_by_channel, measured_axes
 
 EXTREMES = names_with(Trait.EXTREME)
@@ -58,12 +60,7 @@ CORRELATION_FACTOR = 0.99
 """Factor on the correlation of channels that a nonlinear reduction has passed: no longer exact copies."""
 STATISTICS_OPERATORS = names_with(Trait.PER_CHANNEL)
 """Operators whose constants hold the statistics of their channels, or fix them."""
-MAX_COVARIANCE_WORK = 4e10
-"""Multiply-adds of a covariance above which the output channels of a node are assumed independent."""
-MAX_COVARIANCE_CHANNELS = 4096
-"""Number of output channels above which they are assumed independent."""
-NEIGHBOUR_CORRELATION = 0.7
-"""Correlation of a channel between adjacent positions."""
+NEVER_UNREAD: Mapping[str, int] = MappingProxyType({})
 MIN_KNOWN_SHARE = 0.5
 """Smallest share of kernels that must read channels with known statistics."""
 
@@ -86,6 +83,46 @@ class PropagatedMoments:
         for index, node in enumerate(self.dag.model.proto.graph.node):
             walk.visit(index, node)
         return walk.moments
+
+    def moments_in_order(self, names: Collection[str]) -> Iterator[tuple[str, ChannelMoments]]:
+        """Yield the moments of some tensors, each as soon as it is final; nothing is kept for longer than it is read.
+
+        A BatchNormalization that reads a tensor rescales its moments, which are final after that.
+        """
+        if "moments" in self.__dict__:
+            yield from ((name, self.moments[name]) for name in self.moments if name in names)
+            return
+        nodes = self.dag.model.proto.graph.node
+        final, unread = _last_visits(self.dag)
+        others = {name: index for name, index in unread.items() if name not in names}
+        walk = _Propagation(self.dag, self.constant_values, others)
+        for index, node in enumerate(nodes):
+            walk.visit(index, node)
+            concerned = [name for name in dict.fromkeys([*node.input, *node.output]) if name in walk.moments]
+            for name in concerned:
+                wanted = final[name] == index and name in names
+                if unread[name] > index:
+                    yield from [(name, walk.moments[name])] if wanted else ()
+                elif wanted:
+                    yield name, walk.moments.pop(name)
+                else:
+                    del walk.moments[name]
+
+
+def _last_visits(dag: ChannelDag) -> tuple[dict[str, int], dict[str, int]]:
+    """Index of the node after which the moments of each tensor are final, and of that after which none reads them.
+
+    Moments that only one node reads count as final when it has read them.
+    """
+    final: dict[str, int] = {}
+    unread: dict[str, int] = {}
+    for index, node in enumerate(dag.model.proto.graph.node):
+        for name in dict.fromkeys((*node.input, *node.output)):
+            unread[name] = index
+            alone = len(dag.model.consumers.get(name, ())) == 1
+            if name not in final or alone or standard_name(node) == "BatchNormalization":
+                final[name] = index
+    return final, unread
 
 
 def propagate_statistics(known: PropagatedMoments) -> Statistics | None:
@@ -112,10 +149,16 @@ def propagate_statistics(known: PropagatedMoments) -> Statistics | None:
 
 
 class _Propagation:
-    """State of the propagation while nodes are visited; ``numbers`` are the values of constant channels."""
+    """State of the propagation while nodes are visited.
 
-    def __init__(self, dag: ChannelDag, numbers: Mapping[str, Numbers]) -> None:
-        self.dag = dag
+    ``numbers`` are the values of constant channels; ``unread``: index of the last node that reads a tensor, if its
+    moments are not wanted after that.
+    """
+
+    def __init__(
+        self, dag: ChannelDag, numbers: Mapping[str, Numbers], unread: Mapping[str, int] = NEVER_UNREAD
+    ) -> None:
+        self.dag, self.unread = dag, unread
         self.moments: dict[str, ChannelMoments] = {}
         self.fixed = Constants(dag.model, dag.observation).fixed_value
         self.numbers = numbers
@@ -135,7 +178,7 @@ class _Propagation:
             elif op == "BatchNormalization":
                 moments = self._normalise(node)
             elif op in POINTWISE_OPERATORS:
-                moments = self._pointwise(node, op)
+                moments = self._pointwise(index, node, op)
             elif op in NUMBER_PRESERVING | SUMMING_OPERATORS | BORDER_OPERATORS:
                 moments = self._move_channels(index, node, name)
             channel_ids = np.unique(self.dag.channel_ids[name])
@@ -174,8 +217,8 @@ class _Propagation:
         covers = tap_coverage(self.dag, node, weights.shape[3:])
         alpha = float(attribute(node, "alpha", 1.0)) if op == "Gemm" else 1.0
         mean, covariance = bias.copy(), np.zeros((targets.size, targets.size))
-        total, root = moments.covariance(), _correlation_root(node, weights.shape[3:])
-        width = block.destinations.shape[1]
+        total, root = moments.covariance(), correlation_root(node, weights.shape[3:])
+        width, every = block.destinations.shape[1], np.arange(len(total))
         for group, sources in enumerate(block.sources):
             kernels = kernels_by_channel(alpha * np.asarray(weights[group], np.float64), sources)
             if kernels is None:
@@ -184,12 +227,16 @@ class _Propagation:
             rows = slice(group * width, (group + 1) * width)
             taps = np.tile(covers, kernels.shape[2] // covers.size)
             mean[rows] += (kernels @ taps) @ moments.mean[where]
-            kernels = _decorrelate_taps(kernels * np.sqrt(taps), root)
-            covariance[rows, rows] = _output_covariance(kernels, total[np.ix_(where, where)])
+            kernels = decorrelate_taps(kernels * np.sqrt(taps), root)
+            part = output_covariance(kernels, total if np.array_equal(where, every) else total[np.ix_(where, where)])
+            if len(block.sources) == 1:
+                covariance = part
+            else:
+                covariance[rows, rows] = part
         if block.sources.shape[1] == 1 and width == 1 and np.unique(block.sources).size == block.sources.size:
             where = moments.indices_of(block.sources.reshape(-1))
             flat = alpha * np.asarray(weights, np.float64).reshape(targets.size, -1) * np.sqrt(covers)
-            flat = _decorrelate_taps(flat, root)
+            flat = decorrelate_taps(flat, root)
             covariance = (flat @ flat.T) * total[np.ix_(where, where)]
         return gaussian_channels(targets, mean, covariance, moments.is_known)
 
@@ -221,7 +268,7 @@ class _Propagation:
 
     # 3 and 4: pointwise
 
-    def _pointwise(self, node: onnx.NodeProto, op: str) -> ChannelMoments | None:
+    def _pointwise(self, index: int, node: onnx.NodeProto, op: str) -> ChannelMoments | None:
         free = [name for name in dict.fromkeys(node.input) if name in self.dag.channel_ids]
         constants = {name: self.fixed(name) for name in node.input if name and name not in free}
         if not free or any(value is None for value in constants.values()):
@@ -237,6 +284,10 @@ class _Propagation:
             return self._run_on_tables(node, out, feed, operands[0], constants)
         if constants or len(node.input) != len(free):
             return None
+        del views
+        for one in free:
+            if self.unread.get(one) == index:
+                del self.moments[one]
         return _combine_operands(op, operands)
 
     def _align_operand(self, name: str, out: ChannelIds) -> ChannelMoments | None:
@@ -313,50 +364,26 @@ def _weaken_correlation(moments: ChannelMoments, op: str) -> ChannelMoments:
 
 
 def _combine_operands(op: str, operands: list[ChannelMoments]) -> ChannelMoments | None:
-    """Moments of the sum or product of independent operands, channel by channel; None for other operators."""
+    """Moments of the sum or product of independent operands, channel by channel; None for other operators.
+
+    The list is emptied, so that no operand is kept for longer than needed.
+    """
     known = all(one.is_known for one in operands)
-    channel_ids, mean, covariance = operands[0].channel_ids, operands[0].mean, operands[0].covariance()
-    for other in operands[1:]:
+    first = operands.pop(0)
+    channel_ids, mean, covariance = first.channel_ids, first.mean, first.covariance()
+    del first
+    while operands:
+        other = operands.pop(0)
         shift, spread = other.mean, other.covariance()
         if op in OPERAND_SIGNS:
-            mean, covariance = mean + OPERAND_SIGNS[op] * shift, covariance + spread
+            mean = mean + OPERAND_SIGNS[op] * shift
+            covariance += spread
         elif op == "Mul":
             covariance = covariance * (spread + np.outer(shift, shift)) + np.outer(mean, mean) * spread
             mean = mean * shift
         else:
             return None
     return gaussian_channels(channel_ids, mean, covariance, known)
-
-
-def _output_covariance(kernels: Floats, covariance: Floats) -> Floats:
-    """Σ_t K_t Σ K_tᵀ [O, O] for kernels [O, C, taps]; only its diagonal if the full matrix is too much work."""
-    out, width, taps = kernels.shape
-    if out > MAX_COVARIANCE_CHANNELS or taps * out * width * (out + width) > MAX_COVARIANCE_WORK:
-        diagonal: Floats = np.diag(np.square(kernels).sum(2) @ np.diag(covariance))
-        return diagonal
-    total = np.zeros((out, out))
-    for tap in range(taps):
-        part = np.ascontiguousarray(kernels[:, :, tap])
-        total += part @ covariance @ part.T
-    return total
-
-
-def _correlation_root(node: onnx.NodeProto, kernel: tuple[int, ...]) -> Floats:
-    """Cholesky factor of the correlation between the positions under the taps of a kernel [taps, taps].
-
-    Taps of a transposed convolution that meet at one output position lie far apart and count as uncorrelated.
-    """
-    if standard_name(node) != "Conv":
-        return np.eye(1)
-    places = np.indices(kernel).reshape(len(kernel), -1)
-    apart = np.abs(places[:, :, None] - places[:, None]).sum(0)
-    return np.linalg.cholesky(NEIGHBOUR_CORRELATION**apart)
-
-
-def _decorrelate_taps(kernels: Floats, root: Floats) -> Floats:
-    """Kernels [..., positions · taps] over correlated taps, rewritten for independent taps."""
-    parts = kernels.reshape(*kernels.shape[:-1], -1, len(root)) @ root
-    return np.asarray(parts.reshape(kernels.shape))
 
 
 def tap_coverage(dag: ChannelDag, node: onnx.NodeProto, kernel: tuple[int, ...]) -> Floats:

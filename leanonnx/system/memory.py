@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+MMAP_THRESHOLD = -3
+"""Number of the parameter M_MMAP_THRESHOLD of glibc's mallopt."""
+LARGE_BLOCK_BYTES = 1 << 20
+"""Bytes from which a block of memory goes back to the system as soon as it is freed."""
+
+
+def return_large_blocks() -> None:
+    """Make the allocator of this process return large blocks when they are freed, where it is glibc's.
+
+    By default it raises that limit with the sizes that it sees, and keeps tens of megabytes for later use.
+    """
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
 
 
 def available_memory() -> int:

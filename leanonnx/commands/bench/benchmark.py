@@ -14,11 +14,12 @@ from leanonnx.errors import ModelError, OptionError
 from leanonnx.formatting import count_text, shape_text
 from leanonnx.graph.model import Model, load
 from leanonnx.runtime.free_axes import InputShapes
-from leanonnx.runtime.observation import Shapes, check_shapes, declared_sizes, observe, random_feed
+from leanonnx.runtime.observation import Shapes, check_shapes, observe, random_feed
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.subprocess_timing import compare_in_subprocess, time_in_subprocess
 from leanonnx.runtime.timing import DEFAULT_TIMING_SECONDS, Timing, TimingComparison
+from leanonnx.runtime.trials import declared_sizes
 from leanonnx.spelling import option, option_list
 from leanonnx.system.clock import ignore_progress
 

@@ -19,7 +19,7 @@ import onnx
 from leanonnx.formatting import count_text
 from leanonnx.graph.model import Model
 from leanonnx.graph.view import default_initializers
-from leanonnx.runtime.observation import UNNAMED_AXIS, DeclaredSizes, declared_sizes
+from leanonnx.runtime.trials import UNNAMED_AXIS, DeclaredSizes, declared_sizes
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from leanonnx.graph.formats import ElementTypes, convert_feed, is_float
 from leanonnx.graph.model import Model
 from leanonnx.numeric.arrays import Array
 from leanonnx.runtime.free_axes import InputShapes
-from leanonnx.runtime.observation import UNNAMED_AXIS, declared_sizes
 from leanonnx.runtime.sessions import Feed, RunFailed, Session
+from leanonnx.runtime.trials import UNNAMED_AXIS, declared_sizes
 
 BATCH_SIZES = (2, 3)
 """Numbers of samples in the batches that are compared with single samples."""
