@@ -1,8 +1,8 @@
 """Backward elimination of channels that the others can replace, as in the optimal brain surgeon.
 
-For each consumer (an operator that reads the channels), with covariance Σ of its channels, P = (Σ + λI)⁻¹ and weights
-M (the effect of errors on channels c and c' on the output), removing channel c costs M_cc / P_cc: 1 / P_cc is the
-variance of c that the other channels cannot predict.  After each removal M and P are updated, so that the remaining
+For each consumer (an operator that reads the channels), with covariance Σ of its channels, P = (Σ + λ diag Σ)⁻¹ and
+weights M (the effect of errors on channels c and c' on the output), removing channel c costs M_cc / P_cc: 1 / P_cc is
+the variance of c that the other channels cannot predict.  After each removal M and P are updated, so that the remaining
 channels take over what they can (Hassibi & Stork, NeurIPS 1992; docs/selection.md).
 
 A consumer of C channels takes O(C³) steps for P, and O(C³) for all removals together.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.linalg.lapack import dpotrf, dpotri, spotrf, spotri
@@ -19,11 +20,11 @@ from scipy.linalg.lapack import dpotrf, dpotri, spotrf, spotri
 from leanonnx.numeric.arrays import Floats, Ints
 
 PRECISION_RIDGE = 1e-5
-"""λ as a share of the mean variance where no rows are held out to choose it by."""
-PRECISION_RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Shares that are tried, the weakest first."""
-FIRST_RIDGE = 1
-"""Index of the share that is tried first."""
+"""λ, as a share of the variance of each channel, where no rows are held out to choose it by."""
+PRECISION_RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Ridges λ that are tried, the weakest first."""
+FIRST_RIDGE = 3
+"""Index of the ridge that is tried first."""
 REMOVALS_DIVISOR = 24
 """In each step, 1 / ``SHARE`` of the remaining channels is removed (at least one)."""
 SINGLE_PRECISION_WIDTH = 256
@@ -31,7 +32,7 @@ SINGLE_PRECISION_WIDTH = 256
 SINGLE_PRECISION_RIDGE = 1e-3
 COMPACTION_SHARE = 0.8
 """Share of the channels of a matrix that are left when those removed are taken out of it."""
-MIN_VARIANCE_SHARE = 1e-6
+MIN_VARIANCE_SHARE = 1e-12
 """Share of the mean variance up to which a channel counts as constant."""
 MIN_DIVISOR = 1e-300
 """Lower bound of divisors."""
@@ -56,33 +57,34 @@ class Consumer:
 
 
 def precision_matrix(covariance: Floats, parts: tuple[Floats, Floats] | None = None) -> Floats:
-    """Regularised inverse P = (Σ + λI)⁻¹ [C, C] of a covariance Σ [C, C].
+    """Regularised inverse P = (Σ + λ diag Σ)⁻¹ [C, C] of a covariance Σ [C, C].
 
     With the covariances of two ``parts`` of the rows, λ is chosen so that P of the first predicts each channel of the
-    second best from the others; without them it is ``PRECISION_RIDGE`` of the mean variance.
+    second best from the others; without them it is ``PRECISION_RIDGE``.
     """
-    share = PRECISION_RIDGE if parts is None else best_ridge(*parts)
-    return _inverse(covariance, share)
+    return _inverse(covariance, PRECISION_RIDGE if parts is None else best_ridge(*parts))
 
 
-def _inverse(covariance: Floats, share: float) -> Floats:
-    """(Σ + λI)⁻¹ for λ = ``share`` of the mean variance; wide matrices with a strong ridge in single precision."""
+def _inverse(covariance: Floats, ridge: float) -> Floats:
+    """(Σ + λ diag Σ)⁻¹; wide matrices with a strong ridge in single precision."""
     size = len(covariance)
-    ridge = share * max(float(np.trace(covariance)) / size, MIN_DIVISOR)
-    single = size >= SINGLE_PRECISION_WIDTH and share >= SINGLE_PRECISION_RIDGE
-    matrix = np.array(covariance, np.float32 if single else np.float64, order="F")
+    variance = np.diag(covariance)
+    scale = np.sqrt(np.maximum(variance, max(MIN_VARIANCE_SHARE * float(variance.mean()), MIN_DIVISOR)))
+    single = size >= SINGLE_PRECISION_WIDTH and ridge >= SINGLE_PRECISION_RIDGE
+    matrix: Any = np.array(covariance / scale / scale[:, None], np.float32 if single else np.float64, order="F")
     matrix[np.diag_indices(size)] += ridge
     factor, solve = (spotrf, spotri) if single else (dpotrf, dpotri)
-    lower, failed = factor(matrix, lower=1, overwrite_a=1)
-    inverse, singular = solve(lower, lower=1, overwrite_c=1) if not failed else (lower, failed)
+    lower, failed = factor(matrix, lower=1)
+    inverse, singular = solve(lower, lower=1) if not failed else (lower, failed)
     if failed or singular:
-        return np.asarray(np.linalg.pinv(covariance + ridge * np.eye(size), hermitian=True), np.float64)
-    below = np.tril(inverse, -1)
-    return np.asarray(below + below.T + np.diag(np.diag(inverse)), np.float64)
+        inverse = np.linalg.pinv(matrix, hermitian=True)
+    below = np.tril(np.asarray(inverse, np.float64), -1)
+    symmetric: Floats = below + below.T + np.diag(np.diag(inverse))
+    return symmetric / scale / scale[:, None]
 
 
 def best_ridge(fitted: Floats, held_out: Floats) -> float:
-    """Ridge, as a share of the mean variance, whose predictions deviate least on held-out rows.
+    """Ridge, as a share of the variance of each channel, whose predictions deviate least on held-out rows.
 
     x_c is predicted by −Σ_k P_ck x_k / P_cc, k ≠ c.  Its mean squared error (P Σ' P)_cc / P_cc², with the covariance
     Σ' of the held-out rows, counts as a share of the variance of c.

@@ -217,8 +217,8 @@ def _merge_orders(
         saving = savings.saving_of(int(order[position[layer]]))
         if saving <= 0:
             return np.inf
-        own = float(costs[position[layer]]) / saving**exponents.saved
-        return own if common is None else own**exponents.contrast * float(common[layer][position[layer]])
+        own = float(costs[position[layer]] / saving**exponents.saved)
+        return own if common is None else float(own**exponents.contrast * common[layer][position[layer]])
 
     def enter(layer: int) -> None:
         order, _ = sequences[layer]
@@ -259,9 +259,7 @@ def _merge_orders(
     return np.array(merged, np.int64)
 
 
-def _common_curve(
-    sequences: Mapping[int, RemovalOrder], savings: _Savings, exponents: Exponents
-) -> dict[int, Floats]:
+def _common_curve(sequences: Mapping[int, RemovalOrder], savings: _Savings, exponents: Exponents) -> dict[int, Floats]:
     """Mean key of all layers at the share of a layer that each removal reaches, raised to 1 − κ, by layer.
 
     The mean is that of logarithms, weighted by the cost that each layer saves at first.

@@ -66,7 +66,7 @@ class Site(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class TargetRows:
     """Targets of one run: the positions, which of them are held out, the shape of the output, and the arrays."""
 
     run: PairedRun
@@ -92,7 +92,7 @@ class TargetSampler:
         self.share = MIRRORED_SHARE if any(run.mirrored for run in pair.runs) else 1.0
 
     def prepare(self, site: int) -> bool:
-        """Sample the original as far as a site; False if the site cannot be fitted."""
+        """TargetRows the original as far as a site; False if the site cannot be fitted."""
         if site >= self.sampled:
             stop, size = site, 0
             while stop < len(self.sites):
@@ -106,12 +106,12 @@ class TargetSampler:
             self.sampled = stop
         return site not in self.refused
 
-    def sample(self, site: int, index: int) -> Sample:
+    def sample(self, site: int, index: int) -> TargetRows:
         """Return the targets of a site in one run."""
         run, shape = self.pair.runs[index], self.shapes[site][index]
         chosen, held = self.chosen[site][index]
         arrays = {name: self.pair.shelf.take(f"{name}:{site}", index) for name in self.names[site][index]}
-        return Sample(run=run, chosen=chosen, held=held, shape=shape, arrays=arrays)
+        return TargetRows(run=run, chosen=chosen, held=held, shape=shape, arrays=arrays)
 
     def count(self, site: int) -> int:
         """Number of rows of a site that are neither held out nor mirrored."""

@@ -14,7 +14,7 @@ from leanonnx.analysis.cost import cost_model
 from leanonnx.data.samples import Dataset
 from leanonnx.effort import Deadline, Effort
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.ranking.elimination import EXPONENT_CANDIDATES, Exponents
+from leanonnx.ranking.elimination import EXPONENT_CANDIDATES
 from leanonnx.recovery.draft import calibration_batch, distance, split_held_out
 from leanonnx.recovery.recover import recover
 from leanonnx.runtime.sessions import RunFailed

@@ -31,7 +31,7 @@ BUFFERED_ROWS = 1 << 10
 ROWS_PER_CHANNEL = 16
 """Rows of a tensor for each of its channels, over all inputs; others are left out."""
 MIN_MOMENT_ROWS = 4_000
-HELD_OUT_STRIDE = 5
+HELD_OUT_RUN_STRIDE = 5
 """One run in so many is held out to choose the regularisation of covariances."""
 
 
@@ -39,8 +39,8 @@ HELD_OUT_STRIDE = 5
 class Moments:
     """Covariance [C, C] of the channels ``channel_ids`` [C] over the positions of a tensor.
 
-    ``parts``: the covariances over one run in ``HELD_OUT_STRIDE`` and over all others, about the same mean, to choose
-    a regularisation by; None if they were not measured apart.
+    ``parts``: the covariances over most runs, and over one in ``HELD_OUT_RUN_STRIDE``, about the same mean, to choose a
+    regularisation by; None if they were not measured apart.
     """
 
     channel_ids: Ints
@@ -187,7 +187,7 @@ def measure_statistics(
     try:
         for done, values in enumerate(tensor_values(dag.model.proto, names, feeds, dag.model.libraries), 1):
             for (name, axis), place in sums.items():
-                place.add(values[name], np.random.default_rng((done, axis)), done % HELD_OUT_STRIDE == 0)
+                place.add(values[name], np.random.default_rng((done, axis)), done % HELD_OUT_RUN_STRIDE == 0)
             for name, spread in operands.items():
                 spread.add(values[name], np.random.default_rng(done))
             on_progress(min(done / max(count, 1), 1.0))

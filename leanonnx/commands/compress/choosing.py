@@ -20,7 +20,7 @@ from leanonnx.hardware.targets import Hardware, builtin_hardware, read_hardware
 from leanonnx.lossless.minimal import minimise
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.ranking.criteria import BY_ACTIVATIONS
-from leanonnx.recovery.draft import MAX_SAMPLES, calibration_batch
+from leanonnx.recovery.draft import calibration_batch
 from leanonnx.runtime.machine import detect_hardware
 from leanonnx.selection.exponents import search_exponents
 from leanonnx.selection.latency import latency_model
@@ -94,12 +94,12 @@ def _best_exponents(job: CompressJob, selector: Selector, data: Dataset) -> Sele
     if not options.recovers or options.budget.fraction >= 1:
         return selector
     with job.clock.stage("try") as on_progress:
-        return search_exponents(selector, data, options.seed, on_progress)
+        return search_exponents(selector, data, job.effort, job.deadline, options.seed, on_progress)
 
 
 def _statistics(job: CompressJob, data: Dataset) -> Statistics:
     """Moments of the activations on the data."""
-    data = data.subsample(max(MAX_SAMPLES, data.fixed_batch or 1))
+    data = data.subsample(max(job.effort.max_samples, data.fixed_batch or 1))
     batch = data.fixed_batch or calibration_batch(job.dag, data)
     with job.clock.stage("look") as on_progress:
         return measure_statistics(job.dag, data.feeds(batch), -(-data.count // batch), on_progress)
