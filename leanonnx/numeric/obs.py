@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.linalg.lapack import dpotrf, dpotri, spotrf, spotri
 
-from leanonnx.numeric.arrays import Floats, Ints
+from leanonnx.numeric.arrays import Array, Floats, Ints
 
 PRECISION_RIDGE = 1e-5
 """λ, as a share of the variance of each channel, where no rows are held out to choose it by."""
@@ -62,25 +62,33 @@ def precision_matrix(covariance: Floats, parts: tuple[Floats, Floats] | None = N
     With the covariances of two ``parts`` of the rows, λ is chosen so that P of the first predicts each channel of the
     second best from the others; without them it is ``PRECISION_RIDGE``.
     """
-    return _inverse(covariance, PRECISION_RIDGE if parts is None else best_ridge(*parts))
+    scale = _deviations(covariance)
+    ridge = PRECISION_RIDGE if parts is None else best_ridge(*parts)
+    return np.asarray(_inverse(covariance / scale / scale[:, None], ridge), np.float64) / scale / scale[:, None]
 
 
-def _inverse(covariance: Floats, ridge: float) -> Floats:
-    """(Σ + λ diag Σ)⁻¹; wide matrices with a strong ridge in single precision."""
-    size = len(covariance)
+def _deviations(covariance: Floats) -> Floats:
+    """Standard deviation of each channel [C], with a lower bound for constant ones."""
     variance = np.diag(covariance)
-    scale = np.sqrt(np.maximum(variance, max(MIN_VARIANCE_SHARE * float(variance.mean()), MIN_DIVISOR)))
+    floor = max(MIN_VARIANCE_SHARE * float(variance.mean()), MIN_DIVISOR)
+    return np.asarray(np.sqrt(np.maximum(variance, floor)))
+
+
+def _inverse(correlation: Array, ridge: float) -> Array:
+    """(R + λI)⁻¹ of a correlation matrix; of a wide one, with a strong ridge, in single precision."""
+    size = len(correlation)
     single = size >= SINGLE_PRECISION_WIDTH and ridge >= SINGLE_PRECISION_RIDGE
-    matrix: Any = np.array(covariance / scale / scale[:, None], np.float32 if single else np.float64, order="F")
+    matrix: Any = np.array(correlation, np.float32 if single else np.float64, order="F")
     matrix[np.diag_indices(size)] += ridge
     factor, solve = (spotrf, spotri) if single else (dpotrf, dpotri)
     lower, failed = factor(matrix, lower=1)
-    inverse, singular = solve(lower, lower=1) if not failed else (lower, failed)
+    inverse, singular = solve(lower, lower=1, overwrite_c=1) if not failed else (lower, failed)
     if failed or singular:
-        inverse = np.linalg.pinv(matrix, hermitian=True)
-    below = np.tril(np.asarray(inverse, np.float64), -1)
-    symmetric: Floats = below + below.T + np.diag(np.diag(inverse))
-    return symmetric / scale / scale[:, None]
+        return np.asarray(np.linalg.pinv(matrix, hermitian=True))
+    below = np.tril(inverse, -1)
+    below += below.T
+    below[np.diag_indices(size)] = np.diag(inverse)
+    return np.asarray(below)
 
 
 def best_ridge(fitted: Floats, held_out: Floats) -> float:
@@ -89,14 +97,17 @@ def best_ridge(fitted: Floats, held_out: Floats) -> float:
     x_c is predicted by −Σ_k P_ck x_k / P_cc, k ≠ c.  Its mean squared error (P Σ' P)_cc / P_cc², with the covariance
     Σ' of the held-out rows, counts as a share of the variance of c.
     """
-    variance = np.diag(held_out)
-    varies = variance > MIN_VARIANCE_SHARE * variance.mean()
+    scale = _deviations(fitted)
+    kind = np.float32 if len(scale) >= SINGLE_PRECISION_WIDTH else np.float64
+    inside, outside = ((part / scale / scale[:, None]).astype(kind) for part in (fitted, held_out))
+    variance = np.diag(outside)
+    varies = (variance > MIN_VARIANCE_SHARE) & (np.diag(fitted) > MIN_VARIANCE_SHARE * np.diag(fitted).mean())
     errors: dict[int, float] = {}
 
     def error(index: int) -> float:
         if index not in errors:
-            precision = _inverse(fitted, PRECISION_RIDGES[index])
-            squares = np.einsum("ij,ij->i", precision @ held_out, precision)
+            precision = _inverse(inside, PRECISION_RIDGES[index])
+            squares = np.einsum("ij,ij->i", precision @ outside.astype(precision.dtype, copy=False), precision)
             shares = squares[varies] / np.square(np.diag(precision)[varies]) / variance[varies]
             errors[index] = float(shares.mean()) if varies.any() else 0.0
         return errors[index]

@@ -227,11 +227,14 @@ def _check_finite(read: Mapping[tuple[str, int], Moments]) -> None:
 
 
 def measured_axes(dag: ChannelDag) -> dict[tuple[str, int], ChannelIds]:
-    """Tensors that kernels read, by (tensor, axis), with the channel of each position along the axis."""
+    """Tensors that kernels read, by (tensor, axis), with the channel of each position along the axis.
+
+    Those whose kernels read one channel each (depthwise) are left out: its share of their output is the whole.
+    """
     axes: dict[tuple[str, int], ChannelIds] = {}
     for node, block in dag.kernel_blocks:
         place = channel_axis(dag, node, block) if block.input_channel_ids is not None else None
-        if place is not None and np.unique(block.sources).size > 1:
+        if place is not None and (block.sources != block.sources[:, :1]).any():
             axes[place] = block.sources.reshape(-1)
     for node, reduction, _ in dag.channel_sums:
         name, axis = summed_axis(dag, node, reduction)

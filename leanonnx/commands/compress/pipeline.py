@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ from leanonnx.selection.selector import Selection
 from leanonnx.spelling import option, option_list
 from leanonnx.statistics.propagation import PropagatedMoments
 from leanonnx.surgery.plan import Plan, check_same_plan, make_plan
+from leanonnx.system.blas import single_blas_thread
 from leanonnx.system.clock import Clock, Progress, ignore_progress
+from leanonnx.system.memory import reuse_of_blocks
 from leanonnx.system.outputs import check_no_overwrites, check_writable, publish, temporary_folder_beside, written_size
 from leanonnx.version import __version__
 
@@ -178,7 +181,8 @@ def compress_file(
             plan_weights=plan_weights,
             deadline=Deadline.after(options.minutes),
         )
-        candidate = run_stages(stages(options.exact), _original(job))
+        with single_blas_thread(), reuse_of_blocks() if data else nullcontext():
+            candidate = run_stages(stages(options.exact), _original(job))
         if isinstance(candidate, Refusal):
             raise candidate
         return _write(candidate, out, plan_out, page)
