@@ -60,3 +60,7 @@ class Deadline:
     def has_passed(self) -> bool:
         """True if no time is left."""
         return self.left() <= 0
+
+
+NO_DEADLINE = Deadline()
+"""Any time may be taken."""

@@ -97,6 +97,33 @@ def test_recovery_is_left_out_when_the_time_is_up(model: Path, options: Compress
     assert [one for one in result.warnings if one.startswith("recovery was left out") and "minutes=1e-09" in one]
 
 
+def test_layers_for_which_no_time_is_left_stay_as_they_are(
+    model: Path, options: CompressOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = FakeTime()
+    monkeypatch.setattr(pipeline.Deadline, "after", lambda minutes: Deadline(now.seconds + 60 * minutes, now))
+
+    def listener(stage: str, done: float | None = None, item: str = "") -> None:
+        now.seconds += 61 * (stage == "recover" and item.startswith("layer"))
+
+    result = pipeline.compress_file(model, tmp_path / "o.onnx", replace(options, minutes=1.0), progress=listener)
+    assert result.recovery is not None
+    refitted = [layer.after is not None for layer in result.recovery.layers]
+    assert True in refitted and False in refitted
+    assert [one for one in result.warnings if "were not refitted: the time of minutes=1" in one]
+
+
+def test_effort_bounds_the_samples(model: Path, options: CompressOptions, tmp_path: Path) -> None:
+    np.savez(tmp_path / "many.npz", x=np.random.default_rng(0).normal(size=(200, *CALIBRATION.shape[1:])).astype("f"))
+    many = replace(options, calib=tmp_path / "many.npz")
+    counts = []
+    for effort in ("quick", "normal"):
+        recovery = pipeline.compress_file(model, tmp_path / "o.onnx", replace(many, effort=effort)).recovery
+        assert recovery is not None
+        counts.append(recovery.samples + recovery.held_out)
+    assert counts == [128, 200]
+
+
 def test_a_step_that_began_in_time_is_finished(
     model: Path, options: CompressOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +131,7 @@ def test_a_step_that_began_in_time_is_finished(
     monkeypatch.setattr(pipeline.Deadline, "after", lambda minutes: Deadline(now.seconds + 60 * minutes, now))
 
     def listener(stage: str, done: float | None = None, item: str = "") -> None:
-        now.seconds += 61 * (stage == "recover" and done is not None)
+        now.seconds += 61 * (stage == "compare")
 
     result = pipeline.compress_file(model, tmp_path / "o.onnx", replace(options, minutes=1.0), progress=listener)
     assert result.recovery is not None and result.recovery.recovered is not None

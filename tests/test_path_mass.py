@@ -35,9 +35,7 @@ def masses_of(dag: ChannelDag, statistics: Statistics) -> Array:
     return path_masses(dag, statistics, kernel_groups(dag, statistics))
 
 
-def removed(
-    dag: ChannelDag, rate: Rate = kernel_rate, exponent: float = 1.0, samples: int = 8
-) -> tuple[Array, Array]:
+def removed(dag: ChannelDag, rate: Rate = kernel_rate, exponent: float = 1.0, samples: int = 8) -> tuple[Array, Array]:
     """The order of the groups, and the group of each channel id."""
     groups = channel_groups(dag, separate_slots=False)
     statistics = looked_at(dag, samples)

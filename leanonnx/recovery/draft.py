@@ -13,6 +13,7 @@ import onnx
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.data.samples import Dataset, batch_size
+from leanonnx.effort import DEFAULT_EFFORT, EFFORTS, NO_DEADLINE, Deadline, Effort
 from leanonnx.errors import ModelError, ProofFailed
 from leanonnx.evaluation.deviation import Fidelity, compare_outputs
 from leanonnx.evaluation.slices import bound_errors, channel_axes
@@ -22,7 +23,6 @@ from leanonnx.graph.storage import write_model
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.recovery.acceptance import first_improvement
 from leanonnx.recovery.recover import RefitLayer, recover
-from leanonnx.recovery.sampling import ROWS_PER_FEATURE
 from leanonnx.recovery.targets import FLOAT_BYTES
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.system.clock import Clock
@@ -35,8 +35,6 @@ MAX_ACTIVATION_BYTES = 1 << 33
 """Bytes of activations on disk at once; samples beyond that are left out."""
 MAX_BATCH_BYTES = 1 << 26
 """Bytes of all activations of one run, which limit its batch."""
-MAX_SAMPLES = 1024
-"""Largest number of samples that are used; more change little."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +73,12 @@ def split_held_out(data: Dataset) -> tuple[Dataset, Dataset | None]:
 
 
 def split_within_memory(
-    dag: ChannelDag, data: Dataset, max_samples: int = MAX_SAMPLES
+    dag: ChannelDag, data: Dataset, effort: Effort = EFFORTS[DEFAULT_EFFORT]
 ) -> tuple[Dataset, Dataset | None]:
-    """``split_held_out`` of at most so many samples, evenly spaced; fewer if both networks' activations take much."""
+    """``split_held_out`` of the samples that the effort allows, evenly spaced; fewer if the activations take much."""
     fixed = data.fixed_batch or 1
     room = max(1, MAX_ACTIVATION_BYTES // peak_activation_bytes(dag)) * fixed
-    return split_held_out(data.subsample(max(min(room, max_samples), fixed)))
+    return split_held_out(data.subsample(max(min(room, effort.max_samples), fixed)))
 
 
 def calibration_batch(dag: ChannelDag, data: Dataset) -> int:
@@ -101,8 +99,8 @@ def recover_from_data(
     seed: int,
     clock: Clock,
     *,
-    rows_per_feature: int = ROWS_PER_FEATURE,
-    max_samples: int = MAX_SAMPLES,
+    effort: Effort = EFFORTS[DEFAULT_EFFORT],
+    deadline: Deadline = NO_DEADLINE,
 ) -> Recovery:
     """Refit the weights of a pruned model to data.
 
@@ -115,14 +113,14 @@ def recover_from_data(
         refit: False only measures the deviation.
         seed: seed of sampling.
         clock: times the stages.
-        rows_per_feature: positions that a regression uses for each of its features.
-        max_samples: largest number of samples that are used.
+        effort: bounds the samples and the rows of regressions.
+        deadline: no layer is refitted after it.
 
     Raises:
         DataError: a network cannot be run on the data.
         ProofFailed: the pruned network does not run on the data, or the recovered one is not valid.
     """
-    fitted, held = split_within_memory(dag, data, max_samples)
+    fitted, held = split_within_memory(dag, data, effort)
     compare_on = partial(_deviations, dag, held or data)
     spared = held.count if held else 0
     if not refit:
@@ -133,7 +131,7 @@ def recover_from_data(
         batch = calibration_batch(dag, fitted)
         feeds, apart = fitted.feeds(batch), held.feeds(batch) if held else ()
         result = recover(
-            dag, alive, onnx.load(pruned), feeds, apart, seed, on_progress, rows_per_feature=rows_per_feature
+            dag, alive, onnx.load(pruned), feeds, apart, seed, on_progress, effort=effort, deadline=deadline
         )
         write_model(result.proto, target, external=bool(dag.model.external_files))
     with clock.stage("compare"):

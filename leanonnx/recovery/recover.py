@@ -16,7 +16,7 @@ and more only while they cost next to nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +24,7 @@ import onnx
 
 from leanonnx.analysis.cost import cost_model
 from leanonnx.analysis.dag import ChannelDag
+from leanonnx.effort import DEFAULT_EFFORT, EFFORTS, NO_DEADLINE, Deadline, Effort
 from leanonnx.graph.formats import HALF_TYPES, convert_to_float32, float_types
 from leanonnx.graph.nodes import name_of
 from leanonnx.numeric.arrays import Floats
@@ -34,16 +35,17 @@ from leanonnx.recovery.pair import NetworkPair
 from leanonnx.recovery.partial_runner import TensorSpill
 from leanonnx.recovery.rescale import BatchNorm, NormChange, fit_norm, norms
 from leanonnx.recovery.rows import LayerSite
-from leanonnx.recovery.sampling import ROWS_PER_FEATURE
 from leanonnx.recovery.sites import run_bytes, sites_of
 from leanonnx.recovery.targets import TargetSampler
 from leanonnx.runtime.sessions import Feed
+from leanonnx.system.clock import StageProgress
 
 MIRRORED_BELOW = 64
 """Number of samples to fit to below which mirrored ones are used as well."""
 MIRRORED_MACS = 2e10
 """Multiply-adds of the original on all samples up to which mirrored ones are used whatever their number."""
 MIN_SQUARES = 1e-30
+OUT_OF_TIME = "no time was left"
 UNSEEN = "its output does not follow from its weights and input"
 
 
@@ -72,9 +74,10 @@ def recover(
     feeds: Iterable[Feed],
     held: Iterable[Feed] = (),
     seed: int = 0,
-    on_progress: Callable[[float], None] = lambda _: None,
+    on_progress: StageProgress = lambda *_: None,
     *,
-    rows_per_feature: int = ROWS_PER_FEATURE,
+    effort: Effort = EFFORTS[DEFAULT_EFFORT],
+    deadline: Deadline = NO_DEADLINE,
 ) -> RecoveryResult:
     """Refit the weights of a compressed network so that its activations match the original on the given inputs.
 
@@ -85,8 +88,9 @@ def recover(
         feeds: inputs.
         held: held-out inputs; without them, some positions of ``feeds`` are held out.
         seed: seed of the sampled positions.
-        on_progress: called with the progress (0 to 1).
-        rows_per_feature: positions that a regression uses for each of its features, where there are as many.
+        on_progress: called with the progress (0 to 1) and the name of the layer.
+        effort: bounds the positions that a regression uses for each of its features.
+        deadline: no layer is begun after it.
 
     Raises:
         DataError: a network cannot be run on these inputs.
@@ -109,10 +113,14 @@ def recover(
             shelf,
             lambda samples: samples < MIRRORED_BELOW or samples * macs < MIRRORED_MACS,
         )
-        done = _LayerRecovery(dag, alive, pair, chosen, seed, rows_per_feature)
+        done = _LayerRecovery(dag, alive, pair, chosen, seed, effort.rows_per_feature)
         rows = {node: RefitLayer(name, 0.0, 0.0) for node, name in done.exact.items()}
         for count, site in enumerate(done.sites):
-            on_progress(count / len(done.sites))
+            name = name_of(current.graph.node[site.key])
+            if deadline.has_passed:
+                rows[site.key] = RefitLayer(name, reason=OUT_OF_TIME)
+                continue
+            on_progress(count / len(done.sites), f"layer {name}")
             rows[site.key] = done.refit(count)
     finally:
         shelf.close()

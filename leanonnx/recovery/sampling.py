@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-ROWS_PER_FEATURE = 8
-"""Rows of a regression for each of its features, by default."""
 GROUPED_ROWS_PER_FEATURE = 32
 """Rows for each feature of a layer with several conv groups, whose features are few."""
 MIN_FIT_ROWS = 2_000
@@ -22,7 +20,7 @@ ROW_SPACE_NUMBERS = 1 << 26
 MIN_ROW_SPACE = 256
 
 
-def fit_rows(groups: int, width: int, out: int, layers: int, rows_per_feature: int = ROWS_PER_FEATURE) -> int:
+def fit_rows(groups: int, width: int, out: int, layers: int, rows_per_feature: int) -> int:
     """Number of rows to fit a layer to.
 
     Args:

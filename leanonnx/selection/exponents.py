@@ -7,7 +7,6 @@ outputs, so that errors which add up over the layers count.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from time import monotonic
 
 from leanonnx.analysis.cost import cost_model
@@ -21,6 +20,7 @@ from leanonnx.runtime.sessions import RunFailed
 from leanonnx.selection.selector import Selector
 from leanonnx.surgery.operate import apply_patch
 from leanonnx.surgery.patch import plan_patch
+from leanonnx.system.clock import StageProgress
 
 MAX_TRIAL_SAMPLES = 320
 """Largest number of samples that a trial uses."""
@@ -38,7 +38,7 @@ def search_exponents(
     effort: Effort,
     deadline: Deadline,
     seed: int,
-    on_progress: Callable[[float, str], None],
+    on_progress: StageProgress,
 ) -> Selector:
     """Find the selector whose keep mask deviates least after recovery.
 
@@ -68,7 +68,7 @@ def search_exponents(
         start, rival = monotonic(), selector.with_exponents(exponents)
         alive = rival.within(selector.request.budget.fraction)
         if alive.tobytes() not in deviations:
-            deviations[alive.tobytes()] = _deviation(rival, alive, fitted, spared or fitted, seed)
+            deviations[alive.tobytes()] = _deviation(rival, alive, fitted, spared or fitted, effort, seed)
         tried.append((deviations[alive.tobytes()], rival))
         longest = max(longest, monotonic() - start)
     return min(tried, key=lambda pair: pair[0])[1]
@@ -81,13 +81,13 @@ def affordable_samples(selector: Selector, available: int, effort: Effort) -> in
     return min(available, affordable, MAX_TRIAL_SAMPLES)
 
 
-def _deviation(selector: Selector, alive: Mask, fitted: Dataset, held: Dataset, seed: int) -> float:
+def _deviation(selector: Selector, alive: Mask, fitted: Dataset, held: Dataset, effort: Effort, seed: int) -> float:
     """Relative deviation of the outputs of a recovered keep mask; infinite if it cannot be run."""
     dag = selector.dag
     batch = fitted.fixed_batch or calibration_batch(dag, fitted)
     try:
         bare = apply_patch(dag.model, plan_patch(dag, alive))
-        recovered = recover(dag, alive, bare, fitted.feeds(batch), held.feeds(batch), seed)
+        recovered = recover(dag, alive, bare, fitted.feeds(batch), held.feeds(batch), seed, effort=effort)
         return distance(dag, recovered.proto, held)
     except RunFailed:
         return float("inf")

@@ -8,6 +8,7 @@ from leanonnx.formatting import count_text
 from leanonnx.graph.model import Model, constant_bytes
 from leanonnx.graph.view import default_initializers
 from leanonnx.recovery.draft import ADVISED_SAMPLES, Recovery
+from leanonnx.recovery.recover import OUT_OF_TIME
 from leanonnx.selection.search import Trial
 from leanonnx.spelling import option
 
@@ -79,6 +80,12 @@ def time_warnings(job: CompressJob, recovery: Recovery) -> list[str]:
     limit = option("minutes", options.minutes)
     if options.recovers and not recovery.recovered:
         return [f"recovery was left out: the selection took all the time of {limit}; give more, or fewer samples"]
+    late = [layer for layer in recovery.layers if layer.reason == OUT_OF_TIME]
+    if late:
+        return [
+            f"{len(late)} of {count_text(len(recovery.layers), 'layer')} were not refitted: the time of {limit} was "
+            "up; give more, or fewer samples"
+        ]
     return [f"calibration took longer than {limit}: no step is broken off; give more time, or fewer samples"]
 
 

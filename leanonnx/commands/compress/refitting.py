@@ -102,7 +102,18 @@ def _recover(candidate: Candidate, target: Path) -> Recovery | DataFreeRecovery 
         return None
     if job.data is not None:
         refit, seed = options.recovers and not job.deadline.has_passed, options.seed
-        return recover_from_data(job.dag, candidate.alive, candidate.path, target, job.data, refit, seed, job.clock)
+        return recover_from_data(
+            job.dag,
+            candidate.alive,
+            candidate.path,
+            target,
+            job.data,
+            refit,
+            seed,
+            job.clock,
+            effort=job.effort,
+            deadline=job.deadline,
+        )
     if not options.recovers:
         return None
     return recover_without_data(job.known, candidate.alive, candidate.path, target, options.seed, job.clock)
