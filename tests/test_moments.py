@@ -73,7 +73,7 @@ def judge(found: Moments, rows: Array, channel_ids: Array) -> None:
 
 @pytest.mark.parametrize(
     ("dag", "tensor", "axis"),
-    [(CONV, "r", 1), (TOKENS, "r", 2), (CONCAT, "r", 1), (DEPTHWISE, "r", 1), (DEPTHWISE, "h", 1), (GROUPED, "r", 1)],
+    [(CONV, "r", 1), (TOKENS, "r", 2), (CONCAT, "r", 1), (DEPTHWISE, "r", 1), (GROUPED, "r", 1)],
 )
 def test_moments_are_those_of_the_tensor_that_kernels_read(dag: ChannelDag, tensor: str, axis: int) -> None:
     feeds = normal_feeds(dag, 5, batch=3)
@@ -121,7 +121,7 @@ def test_variance_of_a_channel_far_from_zero() -> None:
     sums = Accumulator(3)
     for part in np.array_split(rows.astype(np.float32), 7):
         sums.add(part)
-    np.testing.assert_allclose(sums.moments(np.arange(3)).covariance, np.cov(rows.T, bias=True), atol=1e-3)
+    np.testing.assert_allclose(sums.about(sums.mean()) / sums.rows, np.cov(rows.T, bias=True), atol=1e-3)
 
 
 def test_in_pieces_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,9 +133,25 @@ def test_in_pieces_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_allclose(one.covariance, pieces.moments[place].covariance, rtol=1e-3, atol=1e-6)
 
 
+def test_tensors_that_only_depthwise_kernels_read_are_not_measured() -> None:
+    assert taken(DEPTHWISE, normal_feeds(DEPTHWISE, 2)).moments.keys() == {("r", 1)}
+
+
+def test_parts_are_the_covariances_of_some_runs_about_the_common_mean() -> None:
+    feeds = normal_feeds(CONV, 10, batch=3)
+    one = taken(CONV, feeds).moments["r", 1]
+    assert one.parts is not None
+    rows = [stacked(CONV, "r", 1, [feed]) for feed in feeds]
+    mean = np.concatenate(rows).mean(0)
+    apart = np.concatenate([part for k, part in enumerate(rows, 1) if k % moments.HELD_OUT_RUN_STRIDE == 0]) - mean
+    fitted = np.concatenate([part for k, part in enumerate(rows, 1) if k % moments.HELD_OUT_RUN_STRIDE]) - mean
+    for measured, expected in zip(one.parts, (fitted, apart), strict=True):
+        np.testing.assert_allclose(measured, expected.T @ expected / len(expected), rtol=1e-3, atol=1e-4)
+
+
 def test_large_tensors_are_sampled_over_all_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of each input the same number of positions, as many as the channels ask for and no more."""
-    monkeypatch.setattr(moments, "MIN_MOMENT_ROWS", 1)
+    monkeypatch.setattr(moments, "MAX_FREE_MOMENT_ROWS", 1)
     taken_rows: list[int] = []
     add = Accumulator.add
 

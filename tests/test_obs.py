@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from leanonnx.numeric import obs
-from leanonnx.numeric.obs import Consumer, eliminate, precision_matrix
+from leanonnx.numeric.arrays import Array
+from leanonnx.numeric.obs import Consumer, best_ridge, eliminate, precision_matrix
 
 
 @pytest.fixture
@@ -126,3 +127,46 @@ def test_precision_of_channels_that_never_change_is_finite() -> None:
 def test_nothing_to_remove() -> None:
     order, costs = eliminate([], 0)
     assert order.size == costs.size == 0
+
+
+def factor_covariances(rng: np.random.Generator, fitted: int, width: int = 40) -> tuple[Array, Array, Array]:
+    """Covariances over few and over many rows, and the true one, of channels that share five factors."""
+    loadings = rng.standard_normal((5, width))
+    truth = loadings.T @ loadings + 0.3 * np.eye(width)
+    root = np.linalg.cholesky(truth)
+    few, many = (rng.standard_normal((count, width)) @ root.T for count in (fitted, 4000))
+    return few.T @ few / fitted, many.T @ many / len(many), truth
+
+
+def test_the_ridge_grows_as_rows_get_few() -> None:
+    ridges = [best_ridge(*factor_covariances(np.random.default_rng(0), count)[:2]) for count in (4000, 100, 20)]
+    assert ridges == sorted(ridges) and ridges[0] < ridges[-1]
+
+
+def test_a_ridge_by_held_out_rows_does_not_trust_fewer_rows_than_channels() -> None:
+    """The variance that others cannot predict is not underestimated; without the choice it nearly vanishes."""
+    few, many, truth = factor_covariances(np.random.default_rng(1), 20)
+    true = 1 / np.diag(np.linalg.inv(truth))
+    chosen = 1 / np.diag(precision_matrix(few, (few, many)))
+    trusting = 1 / np.diag(precision_matrix(few))
+    assert np.median(trusting / true) < 0.05
+    assert np.median(chosen / true) > 1
+    assert (chosen <= 2 * np.diag(few) * (1 + 1e-6)).all()
+
+
+def test_scaling_channels_scales_their_precision() -> None:
+    few, many, _ = factor_covariances(np.random.default_rng(2), 30)
+    scale = np.exp(np.random.default_rng(3).normal(size=len(few)))
+    square = np.outer(scale, scale)
+    scaled = precision_matrix(few * square, (few * square, many * square))
+    np.testing.assert_allclose(scaled, precision_matrix(few, (few, many)) / square, rtol=1e-6)
+
+
+def test_wide_matrices_are_inverted_as_precisely_as_the_ridge_asks_for() -> None:
+    rng = np.random.default_rng(4)
+    samples = rng.standard_normal((600, 300)) @ rng.standard_normal((300, 300))
+    covariance = samples.T @ samples / 600
+    precision = precision_matrix(covariance, (covariance, np.diag(np.diag(covariance))))
+    ridge = best_ridge(covariance, np.diag(np.diag(covariance)))
+    expected = np.linalg.inv(covariance + ridge * np.diag(np.diag(covariance)))
+    np.testing.assert_allclose(precision, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())

@@ -24,7 +24,7 @@ from leanonnx.system.clock import StageProgress
 
 MAX_TRIAL_SAMPLES = 320
 """Largest number of samples that a trial uses."""
-MIN_TRIAL_SAMPLES = 48
+MIN_TRIAL_SAMPLES = 128
 """Smallest number of samples that tell candidates apart; with fewer affordable ones exponents are not searched."""
 MAX_TRIAL_MACS = 1e10
 """Multiply-adds of the original on the samples of a trial, for normal effort; larger efforts take more."""
@@ -53,7 +53,7 @@ def search_exponents(
     dag = selector.dag
     candidates = EXPONENT_CANDIDATES[: effort.trials]
     count = affordable_samples(selector, data.count, effort)
-    if len(candidates) < 2 or count < min(MIN_TRIAL_SAMPLES, data.count):
+    if len(candidates) < 2 or count < MIN_TRIAL_SAMPLES:
         return selector
     if sum(block.input_channel_ids is not None for _, block in dag.kernel_blocks) > MAX_SEARCH_LAYERS:
         return selector

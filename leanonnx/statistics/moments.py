@@ -30,7 +30,10 @@ BUFFERED_ROWS = 1 << 10
 """Rows that are buffered before their products are summed; at least as many as there are channels."""
 ROWS_PER_CHANNEL = 16
 """Rows of a tensor for each of its channels, over all inputs; others are left out."""
-MIN_MOMENT_ROWS = 4_000
+MAX_FREE_MOMENT_ROWS = 1 << 16
+"""Rows of a tensor up to which more are used, while their products take at most ``FREE_MOMENT_WORK``."""
+FREE_MOMENT_WORK = 2e9
+"""Multiply-adds of the products of one tensor."""
 HELD_OUT_RUN_STRIDE = 5
 """One run in so many is held out to choose the regularisation of covariances."""
 
@@ -201,6 +204,11 @@ def measure_statistics(
     return Statistics(read, variance)
 
 
+def free_rows(width: int) -> int:
+    """Number of rows of ``width`` channels whose products cost next to nothing."""
+    return int(min(MAX_FREE_MOMENT_ROWS, FREE_MOMENT_WORK / width**2))
+
+
 class _PlaceSums:
     """Sums over sampled rows of a tensor whose positions along ``axis`` belong to ``channels``."""
 
@@ -208,7 +216,7 @@ class _PlaceSums:
         self.axis, self.channels = axis, channels
         self.unique = np.unique(channels)
         self.sums = Accumulator(self.unique.size), Accumulator(self.unique.size)
-        rows = max(rows_per_channel * self.unique.size, MIN_MOMENT_ROWS)
+        rows = max(rows_per_channel * self.unique.size, free_rows(self.unique.size))
         self.each = -(-rows * self.unique.size // (channels.size * max(count, 1)))
 
     def add(self, value: Array, rng: np.random.Generator, held_out: bool) -> None:
@@ -258,7 +266,7 @@ class _VarianceSums:
         self.unique, self.inverse = np.unique(channel_ids.reshape(-1), return_inverse=True)
         self.first, self.second = np.zeros(self.unique.size), np.zeros(self.unique.size)
         self.rows = np.zeros(self.unique.size)
-        self.each = -(-MIN_MOMENT_ROWS // max(count, 1))
+        self.each = -(-MAX_FREE_MOMENT_ROWS // max(count, 1))
 
     def add(self, value: Array, rng: np.random.Generator) -> None:
         """Add the values of one run: at sampled positions if the channels lie along one axis."""
