@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ ValueOf = Callable[[str], Array]
 
 @dataclass(frozen=True)
 class _Stored:
-    """Place of an array in the file of its tensor."""
+    """Place of an array in a file."""
 
     offset: int
     shape: tuple[int, ...]
@@ -36,15 +36,17 @@ class _Stored:
 
 
 class TensorSpill:
-    """Tensors by name and run, in memory up to ``limit`` bytes, then in one file each of a temporary folder."""
+    """Tensors by name and run, in memory up to ``limit`` bytes, then in one temporary file each.
+
+    The file of a deleted tensor is overwritten by a later one: the system has its pages already.
+    """
 
     def __init__(self, limit: int = SPILL_LIMIT) -> None:
         self.limit = limit
         self.bytes_held = 0
         self.tensors: dict[str, dict[int, Array | _Stored]] = {}
-        self.folder: tempfile.TemporaryDirectory[str] | None = None
-        self.files: dict[str, str] = {}
-        self.count = 0
+        self.files: dict[str, _SpillFile] = {}
+        self.free_files: list[_SpillFile] = []
         self.holds: Counter[str] = Counter()
 
     def put(self, name: str, index: int, value: Array) -> None:
@@ -54,17 +56,16 @@ class TensorSpill:
             self.bytes_held += value.nbytes
             runs[index] = value
             return
-        with open(self._file(name), "ab") as file:
-            runs[index] = _Stored(file.tell(), value.shape, value.dtype)
-            np.ascontiguousarray(value).tofile(file)
+        if name not in self.files:
+            self.files[name] = self.free_files.pop() if self.free_files else _SpillFile()
+        runs[index] = _Stored(self.files[name].append(value), value.shape, value.dtype)
 
     def take(self, name: str, index: int) -> Array:
         """Return the value of a tensor in one run."""
         stored = self.tensors[name][index]
         if not isinstance(stored, _Stored):
             return stored
-        size = int(np.prod(stored.shape, dtype=np.int64))
-        return np.fromfile(self._file(name), stored.dtype, size, offset=stored.offset).reshape(stored.shape)
+        return self.files[name].read(stored)
 
     def hold(self, name: str) -> None:
         """Let a tensor survive one more ``drop``."""
@@ -79,21 +80,44 @@ class TensorSpill:
             if not isinstance(stored, _Stored):
                 self.bytes_held -= stored.nbytes
         if name in self.files:
-            os.unlink(self.files.pop(name))
+            file = self.files.pop(name)
+            file.end = 0
+            self.free_files.append(file)
 
     def close(self) -> None:
         """Delete all tensors and the folder."""
         self.tensors.clear()
-        if self.folder is not None:
-            self.folder.cleanup()
+        for file in (*self.files.values(), *self.free_files):
+            file.handle.close()
 
-    def _file(self, name: str) -> str:
-        if self.folder is None:
-            self.folder = tempfile.TemporaryDirectory(prefix="leanonnx-")
-        if name not in self.files:
-            self.files[name] = f"{self.folder.name}/{self.count}.raw"
-            self.count += 1
-        return self.files[name]
+
+class _SpillFile:
+    """A temporary file of arrays, which vanishes when it is closed."""
+
+    def __init__(self) -> None:
+        self.handle = tempfile.TemporaryFile(prefix="leanonnx-", buffering=0)  # noqa: SIM115 - closed with the spill
+        weakref.finalize(self, self.handle.close)
+        self.end = 0
+
+    def append(self, value: Array) -> int:
+        """Write an array, and return its offset."""
+        start = self.end
+        self.handle.seek(start)
+        contiguous: Any = np.ascontiguousarray(value)
+        left = memoryview(contiguous).cast("B") if value.size else memoryview(b"")
+        while left:
+            left = left[self.handle.write(left) :]
+        self.end += value.nbytes
+        return start
+
+    def read(self, stored: _Stored) -> Array:
+        """Read an array."""
+        value: Any = np.empty(stored.shape, stored.dtype)
+        left = memoryview(value).cast("B") if value.size else memoryview(b"")
+        self.handle.seek(stored.offset)
+        while left:
+            left = left[self.handle.readinto(left) :]
+        return np.asarray(value)
 
 
 class PartialRunner:

@@ -30,7 +30,7 @@ BUFFERED_ROWS = 1 << 10
 """Rows that are buffered before their products are summed; at least as many as there are channels."""
 ROWS_PER_CHANNEL = 16
 """Rows of a tensor for each of its channels, over all inputs; others are left out."""
-MAX_FREE_MOMENT_ROWS = 1 << 16
+MAX_FREE_MOMENT_ROWS = 1 << 15
 """Rows of a tensor up to which more are used, while their products take at most ``FREE_MOMENT_WORK``."""
 FREE_MOMENT_WORK = 2e9
 """Multiply-adds of the products of one tensor."""
