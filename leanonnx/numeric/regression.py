@@ -31,6 +31,8 @@ FEW_BETAS = (1e-3, 1e-2, 1e-1, 1.0)
 MAX_RISES = 2
 NARROW_WIDTH = 96
 """Number of features up to which an eigendecomposition is faster than a factorisation for each strength."""
+SINGLE_WIDTH = 96
+"""Number of features from which products are summed in single precision, about the mean of the first rows."""
 LARGE_WIDTH = 700
 """Number of features above which fewer strengths are tried and products are summed in single precision."""
 BUFFERED_NUMBERS = 1 << 20
@@ -97,7 +99,7 @@ class MomentSums:
         """Add the buffered rows to the sums."""
         if not self.buffer:
             return
-        kind = np.float64 if self.p.shape[1] < LARGE_WIDTH else np.float32
+        kind = np.float64 if self.p.shape[1] < SINGLE_WIDTH else np.float32
         p: Any = np.concatenate([pair[0] for pair in self.buffer], axis=2, dtype=kind)
         t: Any = np.concatenate([pair[1] for pair in self.buffer], axis=2, dtype=kind)
         self.buffer, self.buffered_numbers = [], 0
