@@ -26,6 +26,8 @@ MAX_TRIAL_SAMPLES = 320
 """Largest number of samples that a trial uses."""
 MIN_TRIAL_SAMPLES = 128
 """Smallest number of samples that tell candidates apart; with fewer affordable ones exponents are not searched."""
+CLEARLY_LESS = 0.98
+"""Share of the deviation of the default that another candidate may leave at most: smaller differences are noise."""
 MAX_TRIAL_MACS = 1e10
 """Multiply-adds of the original on the samples of a trial, for normal effort; larger efforts take more."""
 MAX_SEARCH_LAYERS = 100
@@ -71,7 +73,8 @@ def search_exponents(
             deviations[alive.tobytes()] = _deviation(rival, alive, fitted, spared or fitted, effort, seed)
         tried.append((deviations[alive.tobytes()], rival))
         longest = max(longest, monotonic() - start)
-    return min(tried, key=lambda pair: pair[0])[1]
+    best, rival = min(tried, key=lambda pair: pair[0])
+    return rival if best < CLEARLY_LESS * tried[0][0] else tried[0][1]
 
 
 def affordable_samples(selector: Selector, available: int, effort: Effort) -> int:
