@@ -48,22 +48,21 @@ def kept_sign(work: Any, chosen: Any) -> None:
     cross = taken.T @ m[np.ix_(gone, rest)]
     work.weight = m[np.ix_(rest, rest)] + cross + cross.T + taken.T @ m[np.ix_(gone, gone)] @ taken
     work.precision = p[np.ix_(rest, rest)] - p[np.ix_(rest, gone)] @ taken
-    work.units = work.units[rest]
+    work.units, work.left = work.units[rest], np.ones(int(rest.sum()), bool)
 
 
 def no_takeover(work: Any, chosen: Any) -> None:
     """Elimination that forgets what the others have taken over."""
     rest = ~np.isin(work.units, chosen)
     work.weight, work.precision = work.weight[np.ix_(rest, rest)], work.precision[np.ix_(rest, rest)]
-    work.units = work.units[rest]
+    work.units, work.left = work.units[rest], np.ones(int(rest.sum()), bool)
 
 
-def uncentred(sums: Any, channel_ids: Array) -> moments.Moments:
+def uncentred(sums: Any, mean: Array) -> Array:
     """Second moments in place of covariances."""
     sums.flush()
-    mean = sums.origin + sums.first / sums.rows
-    second = sums.second / sums.rows - np.outer(sums.first, sums.first) / sums.rows**2
-    return moments.Moments(channel_ids, second + np.outer(mean, mean))
+    cross = np.outer(sums.first, sums.origin)
+    return sums.second + cross + cross.T + sums.rows * np.outer(sums.origin, sums.origin)
 
 
 def tiled(flat: Array, channels: Array) -> Array:
@@ -243,7 +242,7 @@ MUTANTS = [
     Mutant(kept_sign, obs._Elimination, "remove", costs),
     Mutant(kept_sign, obs._Elimination, "remove", order),
     Mutant(no_takeover, obs._Elimination, "remove", order),
-    Mutant(uncentred, moments.Accumulator, "moments", tensor_moments),
+    Mutant(uncentred, moments.Accumulator, "about", tensor_moments),
     Mutant(tiled, moments, "joined_repeats", flattened),
     Mutant(unwatched, moments, "tensor_values", operands),
     Mutant(equal_shares, pathmass, "_shares", chains),
