@@ -111,7 +111,7 @@ def measure(case: Case, model: Path, samples: Path, work: Path) -> Row:
     """Compress in a fresh process, and run the original once over all samples in another."""
     done = run([sys.executable, "-m", "benchmarks.stages", "calibrate", model, samples, work / "out.onnx"], ROOT)
     if done.code:
-        return {"case": case.name, "exit_code": done.code, "message": done.message}
+        return {"case": case.name, "network": case.network, "exit_code": done.code, "message": done.message}
     forward = run([sys.executable, "-m", "benchmarks.stages", "forward", model, samples], ROOT).report
     return {
         "case": case.name,
@@ -133,8 +133,8 @@ def growth(rows: Sequence[Row]) -> float:
 
 
 def measure_all(folder: Path, zoo: Path, only: Sequence[str]) -> None:
-    """Measure every case, and save after each."""
-    rows: list[Row] = []
+    """Measure every case, or those of some networks again, and save after each."""
+    rows: list[Row] = [row for row in load("calibration")["rows"] if row["network"] not in only] if only else []
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         for case in (*CASES, *(case for cases in GROWTH.values() for case in cases)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from leanonnx.commands.compress.pipeline import compress_file
 from leanonnx.errors import ProofFailed
 from leanonnx.proof import compare
 from leanonnx.proof.compare import WHOLE_TENSOR, ComparedChannels, Profile, slice_distances, slice_scales
+from leanonnx.proof.sides import NOISE_FACTOR, WIDEST_BOUND, ProofRun
 from leanonnx.rules.call import Call, Effect
 from leanonnx.rules.convolution import conv
 from leanonnx.rules.table import DEFAULT_RULES, Rules
@@ -137,3 +139,23 @@ def test_non_finite_numbers_count_where_they_differ() -> None:
     assert slice_distances(value, value.copy(), slices).max() == 0
     assert np.isinf(slice_distances(value, np.nan_to_num(value), slices)).all()
     assert np.isinf(slice_distances(value, value[:, :3], slices)).all()
+
+
+@pytest.mark.parametrize(("numbers", "allowed"), [(1, 4e-4), (100, 1e-5)])
+def test_slices_of_one_number_are_allowed_what_the_noisiest_of_them_moves(numbers: int, allowed: float) -> None:
+    """By chance one number moves less than rounding could move it; over many numbers that evens out."""
+    run = ProofRun.__new__(ProofRun)
+    run.sides = SimpleNamespace(rounding=0.0)  # type: ignore[assignment]
+    own = np.array([2e-4, 0.0, 1e-5, 4e-4])
+    run._gap = lambda *_: own.copy()  # type: ignore[method-assign]
+    value = np.zeros((3, numbers), np.float32)
+    noise = run._noise(0, value, [value], None, 0)  # type: ignore[arg-type]
+    np.testing.assert_allclose(noise, NOISE_FACTOR * np.maximum(own, [0, allowed, allowed, allowed]))
+
+
+def test_the_noisiest_slice_does_not_lift_the_others_above_the_widest_bound() -> None:
+    run = ProofRun.__new__(ProofRun)
+    run.sides = SimpleNamespace(rounding=0.0)  # type: ignore[assignment]
+    run._gap = lambda *_: np.array([1e-4, 0.0, 0.5])  # type: ignore[method-assign]
+    noise = run._noise(0, np.zeros(2, np.float32), [np.zeros(2)], None, 0)  # type: ignore[arg-type]
+    assert noise[1] == pytest.approx(WIDEST_BOUND) and noise[2] > WIDEST_BOUND

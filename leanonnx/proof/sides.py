@@ -37,6 +37,8 @@ RunTensors = list[Array]
 """Tensors of one run."""
 NOISE_FACTOR = 10
 """Factor on the model's own noise, from a change of its inputs in the last place and another order of its sums."""
+FEW_NUMBERS = 4
+"""Numbers of a slice below which its own noise says little about the error that rounding may cause."""
 WIDEST_BOUND = 3e-2
 """Widest bound that still separates equal from unequal."""
 NUDGE_TARGETS = (np.inf, -np.inf, 0.0)
@@ -356,12 +358,14 @@ class ProofRun:
     def _noise(self, k: int, value: Array, others: Sequence[Array], table: ErrorTable, n: int) -> Floats:
         """Allowed deviation [1 + slices]: ``NOISE`` times the distance between runs of the reference itself.
 
-        A slice of few numbers may by chance move less than it can: it is allowed the median over the slices.
-        Quantised numbers move in single steps: there the maximum over the slices is used.
+        A slice of few numbers may by chance move less than it can: it is allowed the median over the slices. If each
+        has hardly more than one number, or quantised ones that move in single steps, the maximum is used.
         """
         own = np.max([self._gap(k, value, other, table, n) for other in others], axis=0)
         if own.size > 1:
-            usual = own[1:].max() if self.sides.rounding == 1 else np.median(own[1:])
+            most = min(float(own[1:].max()), WIDEST_BOUND / NOISE_FACTOR)
+            few = value.size < FEW_NUMBERS * (own.size - 1)
+            usual = own[1:].max() if self.sides.rounding == 1 else most if few else np.median(own[1:])
             own[1:] = np.maximum(own[1:], usual)
         return np.asarray(NOISE_FACTOR * own)
 
