@@ -120,7 +120,7 @@ def measure(case: Case, model: Path, samples: Path, work: Path) -> Row:
         "megabytes": round(model.stat().st_size / MEGABYTE, 1),
         "processor": round(done.cpu, 1),
         "wall": round(done.seconds, 1),
-        "peak_megabytes": round(done.peak / MEGABYTE),
+        "peak_megabytes": round(max(stage["peak"] for stage in done.report["stages"].values()) / MEGABYTE),
         "forward": round(forward["cpu"], 2),
         "stages": done.report["stages"],
     }
@@ -159,7 +159,8 @@ def write_page(data: Mapping[str, Any]) -> None:
             "onnxruntime over the same samples. `multiple` is the processor time of the whole command as a multiple of "
             "that pass.",
             _cost_table([rows[case.name] for case in CASES if case.name in rows]),
-            "## Stages\n\nProcessor seconds, and the peak memory of the process during the stage in MB.",
+            "## Stages\n\nProcessor seconds, and the peak memory of the process during the stage in MB. `look` and `try` "
+            "include the part of `select` that follows them.",
             _stage_table([rows[case.name] for case in CASES if case.name in rows]),
             "## Growth\n\nExponent of processor time in a size: bottleneck ResNets by their number of layers, eight "
             "3×3 convolutions by their width, one network by its samples, of which at most 1,024 are used.",
