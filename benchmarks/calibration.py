@@ -159,8 +159,8 @@ def write_page(data: Mapping[str, Any]) -> None:
             "onnxruntime over the same samples. `multiple` is the processor time of the whole command as a multiple of "
             "that pass.",
             _cost_table([rows[case.name] for case in CASES if case.name in rows]),
-            "## Stages\n\nProcessor seconds, and the peak memory of the process during the stage in MB. `look` and `try` "
-            "include the part of `select` that follows them.",
+            "## Stages\n\nProcessor seconds, and the peak memory of the process during the stage in MB. `look` and "
+            "`try` include the part of `select` that follows them.",
             _stage_table([rows[case.name] for case in CASES if case.name in rows]),
             "## Growth\n\nExponent of processor time in a size: bottleneck ResNets by their number of layers, eight "
             "3×3 convolutions by their width, one network by its samples, of which at most 1,024 are used.",
