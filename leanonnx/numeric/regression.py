@@ -217,7 +217,7 @@ class SampleRows:
     def errors(self, weights: Floats, bias: Floats) -> Floats:
         """Mean over the rows of ‖t − W p − b‖² [1], for weights [1, O, K] and bias [1, O]."""
         p, t = self.concatenate()
-        rest = t - weights[0] @ p - bias[0][:, None]
+        rest = t - weights[0].astype(p.dtype) @ p - bias[0][:, None]
         return np.array([np.square(rest).sum() / max(p.shape[1], 1)])
 
     @property
@@ -226,25 +226,25 @@ class SampleRows:
         return sum(part[0].shape[1] for part in self.parts)
 
     def merge(self, other: SampleRows) -> None:
-        """Add the rows of another object."""
-        self.parts = self.parts + other.parts
+        """Take the rows of another object, which has none afterwards."""
+        self.parts, other.parts = self.parts + other.parts, []
 
     def solve(self, prior: Floats, bias: Floats | None, betas: Sequence[float]) -> Iterator[tuple[Floats, Floats]]:
         """Weights [1, O, K] and bias [1, O] for each strength, in dual form: one equation per row."""
-        p, t = (side.astype(np.float64) for side in self.concatenate())
-        p_mean = p.mean(1) if bias is None else np.zeros(len(p))
-        p_centred = p - p_mean[:, None]
-        rest = t - prior[0] @ p_centred
+        p, t = self.concatenate()
+        p_mean = p.mean(1, dtype=np.float64) if bias is None else np.zeros(len(p))
+        centred: Any = p - p_mean[:, None].astype(p.dtype)
+        rest = t - prior[0].astype(p.dtype) @ centred
         t_mean = rest.mean(1) if bias is None else bias[0]
-        gram = p_centred.T @ p_centred
+        gram = (centred.T @ centred).astype(np.float64)
         scale = max(float(np.trace(gram)) / len(p), MIN_REGRESSION_SCALE)
         for beta in betas:
             left = gram.copy()
             left[np.diag_indices(len(gram))] += beta * scale
             alpha = _solve_positive(left, (rest - t_mean[:, None]).T)
-            weights = prior + (p_centred @ alpha).T[None]
+            weights = prior + (centred @ alpha.astype(centred.dtype)).T[None]
             if np.isfinite(weights).all():
-                free = t.mean(1) - weights[0] @ p_mean
+                free = t.mean(1, dtype=np.float64) - weights[0] @ p_mean
                 yield weights, free[None] if bias is None else bias
 
 

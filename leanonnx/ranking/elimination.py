@@ -116,7 +116,8 @@ class Elimination:
         """
         merged: dict[bytes, tuple[Ints, Floats, Floats]] = {}
         for block in self._reads:
-            if np.unique(self.groups[np.concatenate([block.channel_ids, block.destinations])]).size == 1:
+            members = self.groups[np.concatenate([block.channel_ids, block.destinations])]
+            if (members == members[0]).all():
                 continue
             totals = block.energies.sum(1)
             scale = np.sqrt(np.where(totals > 0, mass[block.destinations] / np.where(totals > 0, totals, 1), 0))

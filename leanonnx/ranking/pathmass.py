@@ -48,7 +48,7 @@ def kernel_groups(dag: ChannelDag, statistics: Statistics) -> list[KernelGroup]:
             moments = statistics.moments.get(place) if place else None
             kernels = np.asarray(block.kernels(), np.float64)
             for group, (sources, targets) in enumerate(zip(block.sources, block.destinations, strict=True)):
-                channel_ids = np.unique(sources)
+                channel_ids = sources if sources.size == 1 else np.unique(sources)
                 covariance, parts = np.eye(channel_ids.size), None
                 if moments is not None:
                     covariance, parts = moments_of(moments, channel_ids)
@@ -93,7 +93,7 @@ def _sum_group(
 
 def _kernel_taps(kernels: Floats, sources: Ints) -> Floats:
     """Kernels [O, I, *k] as [O, C, taps]; their norms if channels differ in their number of positions."""
-    taps = kernels_by_channel(kernels, sources)
+    taps = kernels.reshape(len(kernels), 1, -1) if sources.size == 1 else kernels_by_channel(kernels, sources)
     if taps is not None:
         return taps
     _, inverse, counts = np.unique(sources, return_inverse=True, return_counts=True)
