@@ -26,7 +26,7 @@ PRECISION_RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 FIRST_RIDGE = 3
 """Index of the ridge that is tried first."""
 REMOVALS_DIVISOR = 24
-"""In each step, 1 / ``SHARE`` of the remaining channels is removed (at least one)."""
+"""In each step, 1 / ``REMOVALS_DIVISOR`` of the remaining channels is removed (at least one)."""
 SINGLE_PRECISION_WIDTH = 256
 """Number of channels from which inverses are computed in single precision, if the ridge is strong enough for it."""
 SINGLE_PRECISION_RIDGE = 1e-3

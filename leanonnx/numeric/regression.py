@@ -34,7 +34,7 @@ NARROW_WIDTH = 96
 SINGLE_WIDTH = 96
 """Number of features from which products are summed in single precision, about the mean of the first rows."""
 LARGE_WIDTH = 700
-"""Number of features above which fewer strengths are tried and products are summed in single precision."""
+"""Number of features above which fewer strengths are tried."""
 BUFFERED_NUMBERS = 1 << 20
 """Numbers that are buffered before their products are summed; at least half as many as there are products."""
 MIN_REGRESSION_SCALE = 1e-300

@@ -356,7 +356,7 @@ class ProofRun:
         return Findings(tables=tables, feeds=used, kinds=kinds, nondeterministic=restless)
 
     def _noise(self, k: int, value: Array, others: Sequence[Array], table: ErrorTable, n: int) -> Floats:
-        """Allowed deviation [1 + slices]: ``NOISE`` times the distance between runs of the reference itself.
+        """Allowed deviation [1 + slices]: ``NOISE_FACTOR`` times the distance between runs of the reference itself.
 
         A slice of few numbers may by chance move less than it can: it is allowed the median over the slices. If each
         has hardly more than one number, or quantised ones that move in single steps, the maximum is used.

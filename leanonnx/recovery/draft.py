@@ -82,7 +82,9 @@ def split_within_memory(
 
 
 def calibration_batch(dag: ChannelDag, data: Dataset) -> int:
-    """Number of samples per run whose activations take at most ``MAX_BATCH_BYTES``, if the model leaves it free."""
+    """Number of samples per run: the model's own, or as many as have activations of at most ``MAX_BATCH_BYTES``."""
+    if data.fixed_batch:
+        return data.fixed_batch
     per_sample = FLOAT_BYTES * sum(
         math.prod(shape[1:]) for name, shape in dag.shapes.items() if name in dag.channel_ids
     )

@@ -78,7 +78,8 @@ class ChannelRegression:
         bias = site.original_bias
         if self.sums is None or bias is None:
             return None
-        ids, left = np.unique(channels), np.unique(channels[kept])
+        ids, index = np.unique(channels, return_inverse=True)
+        left, index_left = np.unique(channels[kept], return_inverse=True)
         selection = (ids[:, None] == left[None]).astype(np.float64)[None]
         solution = next(iter(self.sums.solve(selection, None, (FOLD_RIDGE,))), None)
         kernels = site.kernels[0][site.kept_outputs]
@@ -86,8 +87,6 @@ class ChannelRegression:
         if solution is None or by_channel is None:
             return None
         mixing, shift = solution[0][0], solution[1][0]
-        index = np.unique(channels, return_inverse=True)[1]
-        index_left = np.unique(channels[kept], return_inverse=True)[1]
         offset = bias[site.kept_outputs] + np.einsum("oit,i->o", kernels, shift[index])
         mixed = np.tensordot(by_channel, mixing, (1, 0)).transpose(0, 2, 1)
         weights = np.empty((len(kernels), int(kept.sum()), kernels.shape[2]))

@@ -87,7 +87,7 @@ def affordable_samples(selector: Selector, available: int, effort: Effort) -> in
 def _deviation(selector: Selector, alive: Mask, fitted: Dataset, held: Dataset, effort: Effort, seed: int) -> float:
     """Relative deviation of the outputs of a recovered keep mask; infinite if it cannot be run."""
     dag = selector.dag
-    batch = fitted.fixed_batch or calibration_batch(dag, fitted)
+    batch = calibration_batch(dag, fitted)
     try:
         bare = apply_patch(dag.model, plan_patch(dag, alive))
         recovered = recover(dag, alive, bare, fitted.feeds(batch), held.feeds(batch), seed, effort=effort)

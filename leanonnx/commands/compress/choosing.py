@@ -100,7 +100,7 @@ def _best_exponents(job: CompressJob, selector: Selector, data: Dataset) -> Sele
 def _statistics(job: CompressJob, data: Dataset) -> Statistics:
     """Moments of the activations on the data."""
     data = data.subsample(max(job.effort.max_samples, data.fixed_batch or 1))
-    batch = data.fixed_batch or calibration_batch(job.dag, data)
+    batch = calibration_batch(job.dag, data)
     with job.clock.stage("look") as on_progress:
         return measure_statistics(job.dag, data.feeds(batch), -(-data.count // batch), on_progress)
 
