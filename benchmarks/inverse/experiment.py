@@ -21,10 +21,12 @@ STRATEGIES = {
     "sr": ("supervised", "school", "measurement"),
     "ct": ("supervised", "school", "noise2inverse", "noise2self"),
 }
-SOURCES = {"supervised": "train", "noise2inverse": "splits"}
+SOURCES = {"supervised": "train", "measurement": "measured", "noise2inverse": "splits"}
 """Parts of the data for strategies that need more than the inputs."""
 PHYSICS = {"mri": ("dft_real", "dft_imag"), "sr": ("camera",), "ct": ()}
 """Initializers that describe the instrument: no training may change them."""
+HIDDEN = {"sr": ("--loss-share", "0.1")}
+"""Options of ``measurement``: a network that is not told which pixels are hidden shall miss few."""
 BATCH = 8
 STEP = 20
 """Images of one run when scoring."""
@@ -80,7 +82,7 @@ def tune(lab: Lab, problem: str, ratio: float, strategy: str) -> Finished:
     if strategy == "school":
         words += ["--teacher", lab.network(problem)]
     if strategy == "measurement":
-        words += ["--operator", lab.folder / f"{problem}_operator.onnx"]
+        words += ["--operator", lab.folder / f"{problem}_operator.onnx", *HIDDEN.get(problem, ())]
     return run([*words, "--minutes", str(lab.minutes), "--batch", str(BATCH), "--json"])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from benchmarks.common import Row, load, table
+from benchmarks.common import Row, load, measured_by, table
 
 NAME = "inverse"
 RATIOS = (0.5, 0.25, 0.1)
@@ -127,6 +127,20 @@ def inverse_expected() -> str:
     return table(["expected", "dB", "at least", "reached"], lines)
 
 
+def inverse_machine() -> str:
+    """The script, its results and the machine."""
+    return measured_by(NAME, load(NAME)["environment"])
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (inverse_mri, inverse_sr, inverse_ct, inverse_speed, inverse_physics, inverse_expected)
+    f.__name__: f
+    for f in (
+        inverse_mri,
+        inverse_sr,
+        inverse_ct,
+        inverse_speed,
+        inverse_physics,
+        inverse_expected,
+        inverse_machine,
+    )
 }

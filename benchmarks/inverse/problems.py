@@ -66,7 +66,8 @@ def psnr(images: Array, targets: Array) -> float:
 def write(problem: str, folder: Path, photos: Path | None) -> None:
     """Write the parts as files: ``_train`` with labels, ``_calib`` with inputs alone, ``_score`` with all there is.
 
-    Of ``ct`` there is also ``_splits``: under the name of the input the splits [n, SPLITS, 1, H, W] of ``_train``.
+    ``_inputs`` has the inputs of ``_train``; ``_measured`` has them with a mask of what was measured, all of it for a
+    camera. Of ``ct`` there is ``_splits`` instead: under the name of the input the splits [n, SPLITS, 1, H, W].
     """
     for part in PARTS:
         one = data(problem, part, photos)
@@ -76,6 +77,9 @@ def write(problem: str, folder: Path, photos: Path | None) -> None:
             _save(folder / f"{problem}_inputs.npz", one.inputs)
             if one.splits is not None:
                 _save(folder / f"{problem}_splits.npz", dict.fromkeys(one.inputs, one.splits))
+            else:
+                mask = one.inputs["mask"] if "mask" in one.inputs else np.ones_like(one.inputs["y"])
+                _save(folder / f"{problem}_measured.npz", {"y": one.inputs["y"], "mask": mask})
 
 
 def _save(path: Path, arrays: Mapping[str, Array]) -> None:
