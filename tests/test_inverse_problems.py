@@ -78,7 +78,7 @@ def results() -> page.Cells:
     shown = {"plain": 20.0, "original": 30.0}
     rows = [{"problem": "mri", "ratio": 1.0, "method": method, "psnr": value} for method, value in shown.items()]
     rows += [{"problem": "mri", "ratio": 0.25, "method": "recovered", "psnr": 28.126, "macs": 0.2491}]
-    rows += [{"problem": "mri", "ratio": 0.25, "method": "supervised", "psnr": 29.0}]
+    rows += [{"problem": "mri", "ratio": 0.25, "method": "supervised", "psnr": 29.0, "epochs": 8, "cpu": 61.4}]
     rows += [{"problem": "mri", "ratio": 0.25, "method": "measurement", "psnr": 28.4}]
     rows += [{"problem": "mri", "ratio": 0.25, "method": "school", "exit_code": 2, "message": "refused"}]
     return page.Cells({"rows": rows, "samples": {"train": 4, "calib": 3, "score": 2}})
@@ -87,6 +87,9 @@ def results() -> page.Cells:
 def test_table_shows_the_cells_and_leaves_empty_what_was_not_measured() -> None:
     text = page.quality("mri", results())
     assert "Zero-filled: 20.00 dB. The original: 30.00 dB." in text
+    assert (
+        "2 images; 3 inputs for recovery, 4 objects for fine-tuning, 8 epochs (61 to 61 seconds of one core)." in text
+    )
     assert "| multiply-adds left |  | 0.249 |  |" in text
     assert "| recovered, no training (`--calib`) |  | 28.13 |  |" in text
     assert "school" not in text

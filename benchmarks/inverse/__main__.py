@@ -42,9 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--only", nargs="+", default=list(problems.PROBLEMS), choices=list(problems.PROBLEMS))
     parser.add_argument("--again", nargs="+", default=[], metavar="METHOD", help="measure these methods alone, anew")
-    parser.add_argument("--minutes", type=float, default=2.0, help="limit of each fine-tuning")
     args = parser.parse_args(argv)
-    lab = experiment.Lab(args.work, args.minutes)
+    lab = experiment.Lab(args.work)
     if args.stage == "build":
         build(lab, args.only, args.photographs)
     elif args.stage == "measure":

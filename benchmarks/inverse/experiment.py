@@ -21,12 +21,15 @@ STRATEGIES = {
     "sr": ("supervised", "school", "measurement"),
     "ct": ("supervised", "school", "noise2inverse", "noise2self"),
 }
+TUNED = (0.25, 0.1)
+"""Ratios at which networks are fine-tuned."""
 SOURCES = {"supervised": "train", "measurement": "measured", "noise2inverse": "splits"}
 """Parts of the data for strategies that need more than the inputs."""
 PHYSICS = {"mri": ("dft_real", "dft_imag"), "sr": ("camera",), "ct": ()}
 """Initializers that describe the instrument: no training may change them."""
 HIDDEN = {"sr": ("--loss-share", "0.1")}
 """Options of ``measurement``: a network that is not told which pixels are hidden shall miss few."""
+EPOCHS = {"mri": 8, "sr": 15, "ct": 15}
 BATCH = 8
 STEP = 20
 """Images of one run when scoring."""
@@ -35,10 +38,9 @@ SECONDS = 8
 
 @dataclass(frozen=True)
 class Lab:
-    """The folder of networks and data, and how long every fine-tuning may take."""
+    """The folder of networks and data."""
 
     folder: Path
-    minutes: float
 
     def data(self, problem: str, part: str) -> Path:
         """A file of data."""
@@ -83,7 +85,7 @@ def tune(lab: Lab, problem: str, ratio: float, strategy: str) -> Finished:
         words += ["--teacher", lab.network(problem)]
     if strategy == "measurement":
         words += ["--operator", lab.folder / f"{problem}_operator.onnx", *HIDDEN.get(problem, ())]
-    return run([*words, "--minutes", str(lab.minutes), "--batch", str(BATCH), "--json"])
+    return run([*words, "--epochs", str(EPOCHS[problem]), "--batch", str(BATCH), "--json"])
 
 
 def cell(lab: Lab, problem: str, ratio: float, method: str) -> Row:
@@ -100,7 +102,7 @@ def cell(lab: Lab, problem: str, ratio: float, method: str) -> Row:
         done = compress(source, target, "--macs", str(ratio), *calib)
         told = {"macs": done.report["macs"]["fraction"]} if done.code == 0 else {}
     else:
-        done, told = tune(lab, problem, ratio, method), {"minutes": lab.minutes}
+        done, told = tune(lab, problem, ratio, method), {"epochs": EPOCHS[problem]}
     row |= {"seconds": round(done.seconds, 1), "cpu": round(done.cpu, 1)}
     if done.code:
         return row | {"exit_code": done.code, "message": done.message}
@@ -112,7 +114,7 @@ def cells(problems: list[str]) -> list[tuple[str, float, str]]:
     wanted = [(problem, 1.0, method) for problem in problems for method in (PLAIN, ORIGINAL)]
     for ratio in RATIOS:
         wanted += [(problem, ratio, method) for problem in problems for method in (PRUNED, RECOVERED)]
-    for ratio in reversed(RATIOS):
+    for ratio in TUNED:
         wanted += [(problem, ratio, method) for problem in problems for method in STRATEGIES[problem]]
     return wanted
 

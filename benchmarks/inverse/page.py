@@ -50,7 +50,11 @@ def quality(problem: str, cells: Cells | None = None) -> str:
     counts = cells.data["samples"]
     ends = [number(cells.psnr(problem, method)) for method in (PLAIN, ORIGINAL)]
     head = ["PSNR in dB", *(f"{ratio:g}" for ratio in RATIOS)]
+    tuned = [row for key, row in cells.rows.items() if key[0] == problem and "epochs" in row]
+    seconds = sorted(row["cpu"] for row in tuned)
     used = f"{counts['calib']} inputs for recovery, {counts['train']} objects for fine-tuning"
+    if tuned:
+        used += f", {tuned[0]['epochs']} epochs ({seconds[0]:.0f} to {seconds[-1]:.0f} seconds of one core)"
     return (
         f"{WITHOUT[problem].capitalize()}: {ends[0]} dB. The original: {ends[1]} dB. "
         f"{counts['score']} images; {used}.\n\n"
@@ -91,7 +95,7 @@ def inverse_speed() -> str:
 
 def inverse_physics() -> str:
     """What training did to the numbers that describe the instruments."""
-    rows = [row for row in load(NAME)["rows"] if row.get("physics") is not None and "minutes" in row]
+    rows = [row for row in load(NAME)["rows"] if row.get("physics") is not None and "epochs" in row]
     moved = [row for row in rows if row["physics"] > 0]
     count = f"Fine-tunings of networks that hold an operator: {len(rows)}."
     if not moved:
