@@ -29,7 +29,7 @@ PHYSICS = {"mri": ("dft_real", "dft_imag"), "sr": ("camera",), "ct": ()}
 """Initializers that describe the instrument: no training may change them."""
 HIDDEN = {"sr": ("--loss-share", "0.1")}
 """Options of ``measurement``: a network that is not told which pixels are hidden shall miss few."""
-EPOCHS = {"mri": 8, "sr": 15, "ct": 15}
+EPOCHS = {"mri": 6, "sr": 8, "ct": 8}
 BATCH = 8
 STEP = 20
 """Images of one run when scoring."""

@@ -8,7 +8,8 @@ import numpy as np
 
 from benchmarks.common import DOCS
 from benchmarks.inverse.experiment import Lab, images
-from benchmarks.inverse.page import ORIGINAL, PLAIN, PRUNED, RECOVERED
+from benchmarks.inverse.images import SIZE
+from benchmarks.inverse.page import ORIGINAL, PLAIN, PRUNED, RECOVERED, WITHOUT
 from benchmarks.inverse.problems import psnr
 from leanonnx.numeric.arrays import Array
 
@@ -17,7 +18,11 @@ SHOWN = 5
 RATIO = 0.1
 ERRORS = 0.25
 """Error that is shown as white."""
-COLUMN_INCHES, DOTS_PER_INCH = 1.5, 90
+PIXEL, GAP, TITLE = 2, 6, 34
+"""Dots of a pixel's side, between images, and of the titles' height."""
+DOTS_PER_INCH = 100
+COLOURS = 64
+"""Number of colours of the file, so that it is small."""
 
 
 def magnitude(image: Array) -> Array:
@@ -25,11 +30,8 @@ def magnitude(image: Array) -> Array:
     return np.asarray(image[0] if len(image) == 1 else np.hypot(*image))
 
 
-def picture(lab: Lab, problem: str, methods: tuple[str, ...]) -> Path:
-    """``docs/inverse_PROBLEM.png``."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+def reconstructions(lab: Lab, problem: str, methods: tuple[str, ...]) -> tuple[Array, dict[str, Array]]:
+    """An object [C, H, W], and what is made of it by method; methods without a network are left out."""
     rows = slice(SHOWN, SHOWN + 1)
     with np.load(lab.data(problem, "score")) as file:
         target, plain = file["labels"][rows], file["plain"][rows]
@@ -38,19 +40,39 @@ def picture(lab: Lab, problem: str, methods: tuple[str, ...]) -> Path:
         path = lab.network(problem, method, RATIO)
         if path.exists():
             made[method] = images(lab, problem, path, rows)
-    figure = Figure(figsize=(COLUMN_INCHES * (len(made) + 1), 2 * COLUMN_INCHES + 0.4), facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(2, len(made) + 1)
-    for axis in axes.flat:
+    return target[0], {method: image[0] for method, image in made.items()}
+
+
+def picture(lab: Lab, problem: str, methods: tuple[str, ...]) -> Path:
+    """``docs/inverse_PROBLEM.png``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    target, made = reconstructions(lab, problem, methods)
+    side = PIXEL * SIZE
+    width, height = (len(made) + 1) * (side + GAP), 2 * (side + GAP) + TITLE
+    figure = Figure(figsize=(width / DOTS_PER_INCH, height / DOTS_PER_INCH), dpi=DOTS_PER_INCH, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+
+    def show(column: int, row: int, image: Array, colours: str, brightest: float) -> None:
+        bottom = (1 - row) * (side + GAP)
+        axis = figure.add_axes((column * (side + GAP) / width, bottom / height, side / width, side / height))
+        axis.imshow(image, cmap=colours, vmin=0, vmax=brightest, interpolation="nearest")
         axis.axis("off")
-    axes[0, 0].imshow(magnitude(target[0]), cmap="gray", vmin=0, vmax=1)
-    axes[0, 0].set_title("object", fontsize=8)
+
+    def title(column: int, text: str) -> None:
+        middle = (column * (side + GAP) + side / 2) / width
+        figure.text(middle, 1 - 0.5 * TITLE / height, text, fontsize=7, ha="center", va="center")
+
+    show(0, 0, magnitude(target), "gray", 1)
+    title(0, "object")
     for column, (method, image) in enumerate(made.items(), 1):
-        axes[0, column].imshow(magnitude(image[0]), cmap="gray", vmin=0, vmax=1)
-        axes[0, column].set_title(f"{method}\n{psnr(image, target):.1f} dB", fontsize=8)
-        error = np.sqrt(((image[0] - target[0]) ** 2).sum(0))
-        axes[1, column].imshow(error, cmap="inferno", vmin=0, vmax=ERRORS)
-    figure.subplots_adjust(0.005, 0.01, 0.995, 0.9, 0.03, 0.03)
+        show(column, 0, magnitude(image), "gray", 1)
+        show(column, 1, np.sqrt(((image - target) ** 2).sum(0)), "inferno", ERRORS)
+        title(column, f"{WITHOUT[problem] if method == PLAIN else method}\n{psnr(image[None], target[None]):.1f} dB")
+    canvas.draw()
     path = DOCS / f"inverse_{problem}.png"
-    figure.savefig(path, dpi=DOTS_PER_INCH, metadata={"Software": None}, pil_kwargs={"optimize": True})
+    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    drawn.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
     return path
