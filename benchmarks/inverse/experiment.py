@@ -11,6 +11,8 @@ import onnx
 from onnx import numpy_helper
 
 from benchmarks.common import COMMAND, RESULTS, Finished, Row, compress, environment, load, progress, run, save
+from benchmarks.inverse.images import SIZE
+from benchmarks.inverse.operators import TAPS
 from benchmarks.inverse.page import NAME, ORIGINAL, PLAIN, PRUNED, RATIOS, RECOVERED
 from benchmarks.inverse.problems import PARTS, psnr
 from leanonnx.numeric.arrays import Array
@@ -25,8 +27,8 @@ TUNED = (0.25, 0.1)
 """Ratios at which networks are fine-tuned."""
 SOURCES = {"supervised": "train", "measurement": "measured", "noise2inverse": "splits"}
 """Parts of the data for strategies that need more than the inputs."""
-PHYSICS = {"mri": ("dft_real", "dft_imag"), "sr": ("camera",), "ct": ()}
-"""Initializers that describe the instrument: no training may change them."""
+PHYSICS = {"mri": (SIZE, SIZE), "sr": (1, 1, TAPS + 1, TAPS + 1)}
+"""Shape of the initializers that describe the instrument: no training may change them."""
 HIDDEN = {"sr": ("--loss-share", "0.1")}
 """Options of ``measurement``: a network that is not told which pixels are hidden shall miss few."""
 EPOCHS = {"mri": 6, "sr": 8, "ct": 8}
@@ -67,12 +69,17 @@ def score(lab: Lab, problem: str, network: Path) -> float:
 
 
 def physics_change(lab: Lab, problem: str, network: Path) -> float | None:
-    """Largest change of a number that describes the instrument; None for a network without such numbers."""
+    """Largest change of a number that describes the instrument; None for a network without such numbers.
+
+    Raises:
+        KeyError: the network lacks one.
+    """
     before, after = (
         {each.name: numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer}
         for path in (lab.network(problem), network)
     )
-    changes = [float(np.abs(before[name] - after[name]).max()) for name in PHYSICS[problem] if name in after]
+    names = [name for name, value in before.items() if value.shape == PHYSICS.get(problem)]
+    changes = [float(np.abs(before[name] - after[name]).max()) for name in names]
     return max(changes, default=None)
 
 
