@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from benchmarks.common import COMMAND, RESULTS, Finished, Row, compress, environment, load, progress, run, save
 from benchmarks.inverse.images import SIZE
 from benchmarks.inverse.operators import TAPS
-from benchmarks.inverse.page import NAME, ORIGINAL, PLAIN, PRUNED, RATIOS, RECOVERED
+from benchmarks.inverse.page import NAME, ORIGINAL, PLAIN, PRUNED, RATIOS, RECOVERED, UNSHARED
 from benchmarks.inverse.problems import PARTS, psnr
 from leanonnx.numeric.arrays import Array
 from leanonnx.runtime.sessions import open_session
@@ -25,6 +25,8 @@ STRATEGIES = {
 }
 TUNED = (0.25, 0.1)
 """Ratios at which networks are fine-tuned."""
+COMPRESSED = {"mri": (PRUNED, RECOVERED, UNSHARED), "sr": (PRUNED, RECOVERED), "ct": (PRUNED, RECOVERED)}
+"""Ways to compress; only the first network has layers that share a weight."""
 SOURCES = {"supervised": "train", "measurement": "measured", "noise2inverse": "splits"}
 """Parts of the data for strategies that need more than the inputs."""
 PHYSICS = {"mri": (SIZE, SIZE), "sr": (1, 1, TAPS + 1, TAPS + 1)}
@@ -104,9 +106,10 @@ def cell(lab: Lab, problem: str, ratio: float, method: str) -> Row:
             return row | {"psnr": psnr(file["plain"], file["labels"])}
     if method == ORIGINAL:
         return row | {"psnr": score(lab, problem, source)}
-    if method in (PRUNED, RECOVERED):
-        calib: list[str | Path] = ["--calib", lab.data(problem, "calib")] if method == RECOVERED else []
-        done = compress(source, target, "--macs", str(ratio), *calib)
+    if method in (PRUNED, RECOVERED, UNSHARED):
+        words: list[str | Path] = [] if method == PRUNED else ["--calib", lab.data(problem, "calib")]
+        words += ["--unshare"] if method == UNSHARED else []
+        done = compress(source, target, "--macs", str(ratio), *words)
         told = {"macs": done.report["macs"]["fraction"]} if done.code == 0 else {}
     else:
         done, told = tune(lab, problem, ratio, method), {"epochs": EPOCHS[problem]}
@@ -120,7 +123,7 @@ def cells(problems: list[str]) -> list[tuple[str, float, str]]:
     """Problem, fraction of multiply-adds and method of every cell."""
     wanted = [(problem, 1.0, method) for problem in problems for method in (PLAIN, ORIGINAL)]
     for ratio in RATIOS:
-        wanted += [(problem, ratio, method) for problem in problems for method in (PRUNED, RECOVERED)]
+        wanted += [(problem, ratio, method) for problem in problems for method in COMPRESSED[problem]]
     for ratio in TUNED:
         wanted += [(problem, ratio, method) for problem in problems for method in STRATEGIES[problem]]
     return wanted

@@ -8,8 +8,12 @@ from benchmarks.common import Row, load, measured_by, table
 
 NAME = "inverse"
 RATIOS = (0.5, 0.25, 0.1)
-PLAIN, ORIGINAL, PRUNED, RECOVERED = "plain", "original", "pruned", "recovered"
-SHOWN = {PRUNED: "pruned", RECOVERED: "recovered, no training (`--calib`)"}
+PLAIN, ORIGINAL, PRUNED, RECOVERED, UNSHARED = "plain", "original", "pruned", "recovered", "unshared"
+SHOWN = {
+    PRUNED: "pruned",
+    RECOVERED: "recovered, no training (`--calib`)",
+    UNSHARED: "the same with copied weights (`--unshare`)",
+}
 WITHOUT = {"mri": "zero-filled", "sr": "cubic interpolation", "ct": "filtered back-projection"}
 TITLES = {"mri": "MRI", "sr": "super-resolution", "ct": "tomography"}
 
@@ -46,7 +50,9 @@ def quality(problem: str, cells: Cells | None = None) -> str:
     lines = [["multiply-adds left", *(number(value, 3) for value in left)]]
     methods = {**SHOWN, **{name: f"fine-tuned, `{name}`" for name in cells.tuned(problem)}}
     for method, title in methods.items():
-        lines.append([title, *(number(cells.psnr(problem, method, ratio)) for ratio in RATIOS)])
+        values = [cells.psnr(problem, method, ratio) for ratio in RATIOS]
+        if method != UNSHARED or any(values):
+            lines.append([title, *map(number, values)])
     counts = cells.data["samples"]
     ends = [number(cells.psnr(problem, method)) for method in (PLAIN, ORIGINAL)]
     head = ["PSNR in dB", *(f"{ratio:g}" for ratio in RATIOS)]
