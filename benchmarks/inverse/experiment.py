@@ -13,8 +13,8 @@ from onnx import numpy_helper
 from benchmarks.common import COMMAND, RESULTS, Finished, Row, compress, environment, load, progress, run, save
 from benchmarks.inverse.images import SIZE
 from benchmarks.inverse.operators import TAPS
-from benchmarks.inverse.page import NAME, ORIGINAL, PLAIN, PRUNED, RATIOS, RECOVERED, UNSHARED
-from benchmarks.inverse.problems import PARTS, psnr
+from benchmarks.inverse.page import NAME, NOISELESS, ORIGINAL, PLAIN, PRUNED, RATIOS, RECOVERED, UNSHARED
+from benchmarks.inverse.problems import PARTS, noiseless, psnr
 from leanonnx.numeric.arrays import Array
 from leanonnx.runtime.sessions import open_session
 
@@ -104,6 +104,8 @@ def cell(lab: Lab, problem: str, ratio: float, method: str) -> Row:
     if method == PLAIN:
         with np.load(lab.data(problem, "score")) as file:
             return row | {"psnr": psnr(file["plain"], file["labels"])}
+    if method == NOISELESS:
+        return row | {"psnr": noiseless()}
     if method == ORIGINAL:
         return row | {"psnr": score(lab, problem, source)}
     if method in (PRUNED, RECOVERED, UNSHARED):
@@ -122,6 +124,7 @@ def cell(lab: Lab, problem: str, ratio: float, method: str) -> Row:
 def cells(problems: list[str]) -> list[tuple[str, float, str]]:
     """Problem, fraction of multiply-adds and method of every cell."""
     wanted = [(problem, 1.0, method) for problem in problems for method in (PLAIN, ORIGINAL)]
+    wanted += [("ct", 1.0, NOISELESS)] if "ct" in problems else []
     for ratio in RATIOS:
         wanted += [(problem, ratio, method) for problem in problems for method in COMPRESSED[problem]]
     for ratio in TUNED:

@@ -97,12 +97,17 @@ def _rotated_positions() -> list[tuple[Array, Array]]:
     return [(np.cos(t) * y - np.sin(t) * x + middle, np.sin(t) * y + np.cos(t) * x + middle) for t in turns]
 
 
-def sinograms(images: Array, rng: np.random.Generator) -> Array:
-    """Noisy line integrals [n, ANGLES, S] of objects [n, S, S]."""
+def line_integrals(images: Array) -> Array:
+    """Line integrals [n, ANGLES, S] of objects [n, S, S]."""
     positions = _rotated_positions()
-    lines = np.stack(
+    return np.array(
         [[ndimage.map_coordinates(image, place, order=3).sum(0) for place in positions] for image in images]
     )
+
+
+def sinograms(images: Array, rng: np.random.Generator) -> Array:
+    """Noisy line integrals [n, ANGLES, S] of objects [n, S, S]."""
+    lines = line_integrals(images)
     return (lines + RAY_NOISE * rng.standard_normal(lines.shape)).astype(np.float32)
 
 

@@ -14,6 +14,7 @@ SHOWN = {
     RECOVERED: "recovered, no training (`--calib`)",
     UNSHARED: "the same with copied weights (`--unshare`)",
 }
+NOISELESS = "noiseless"
 WITHOUT = {"mri": "zero-filled", "sr": "cubic interpolation", "ct": "filtered back-projection"}
 TITLES = {"mri": "MRI", "sr": "super-resolution", "ct": "tomography"}
 
@@ -55,6 +56,8 @@ def quality(problem: str, cells: Cells | None = None) -> str:
             lines.append([title, *map(number, values)])
     counts = cells.data["samples"]
     ends = [number(cells.psnr(problem, method)) for method in (PLAIN, ORIGINAL)]
+    aim = cells.psnr(problem, NOISELESS)
+    more = f" Without noise, back-projection has {number(aim)} dB." if aim else ""
     head = ["PSNR in dB", *(f"{ratio:g}" for ratio in RATIOS)]
     tuned = [row for key, row in cells.rows.items() if key[0] == problem and "epochs" in row]
     seconds = sorted(row["cpu"] for row in tuned)
@@ -62,7 +65,7 @@ def quality(problem: str, cells: Cells | None = None) -> str:
     if tuned:
         used += f", {tuned[0]['epochs']} epochs ({seconds[0]:.0f} to {seconds[-1]:.0f} seconds of one core)"
     return (
-        f"{WITHOUT[problem].capitalize()}: {ends[0]} dB. The original: {ends[1]} dB. "
+        f"{WITHOUT[problem].capitalize()}: {ends[0]} dB. The original: {ends[1]} dB.{more} "
         f"{counts['score']} images; {used}.\n\n"
         f"{table(head, lines)}"
     )

@@ -57,6 +57,14 @@ def data(problem: str, part: str, folder: Path | None) -> Data:
     return PROBLEMS[problem](images, np.random.default_rng(seed))
 
 
+def noiseless() -> float:
+    """PSNR of tomograms to score on had their projections no noise: what learning from noisy ones alone aims at."""
+    count, seed = PARTS["score"]
+    images = objects(count, [], seed)
+    whole = operators.back_projections(operators.line_integrals(images)).mean(1)
+    return psnr(whole, images[:, None])
+
+
 def psnr(images: Array, targets: Array) -> float:
     """Mean over images [n, C, H, W] of the PSNR in dB; the objects are in [0, 1], two channels are a complex number."""
     errors = ((images.astype(np.float64) - targets) ** 2).sum(1).mean((1, 2))
