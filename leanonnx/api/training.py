@@ -62,6 +62,8 @@ def finetune(
     data: StrPath,
     teacher: StrPath | None = None,
     strategy: Strategy = "school",
+    train: str | Sequence[str] = (),
+    hold: str | Sequence[str] = (),
     epochs: int | None = None,
     minutes: float | None = None,
     patience: int | None = None,
@@ -98,6 +100,8 @@ def finetune(
         model, out: path of the model, and of the result.
         data, images: file or folder of inputs, with labels for "supervised"; the format of images among them.
         teacher, strategy: path of the original; learn from it, from labels, or from noisy images.
+        train, hold: patterns of names of weights, or of nodes that read them: train what would be held by default
+            (operators of physics, numbers of the architecture), hold what would be trained.
         epochs, minutes, patience: limits of the training; epochs without gain on the held-out samples to stop after.
         lr, batch, augment, device, amp: highest learning rate; samples in a step; flip and shift images; device;
             half precision. ``checkpoint``, ``resume``: file of the state of the training; True continues from it.
@@ -143,6 +147,8 @@ def _training_options(given: Mapping[str, Any]) -> Any:
     settings = {name: given[name] for name in names}
     return driver.FinetuneOptions(
         strategy=given["strategy"],
+        train=several(given["train"], str),
+        hold=several(given["hold"], str),
         shapes=given["shape"] or {},
         images=given["images"],
         augment=given["augment"],

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from leanonnx.api.training import finetune as train
+from leanonnx.api.training import finetune
 from leanonnx.cli.budgets import step_option, with_budgets
 from leanonnx.cli.options import (
     AsJson,
@@ -35,6 +35,16 @@ Samples = Annotated[
     ),
 ]
 TeacherOption = Annotated[Path | None, typer.Option(metavar="BASE", help="The original, which school learns from.")]
+Train = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME", help="Train these weights, or those of these nodes, though they would be held; * = any."
+    ),
+]
+Hold = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Hold these weights, or those of these nodes, though they would be trained."),
+]
 Epochs = Annotated[
     int | None,
     typer.Option(
@@ -73,6 +83,8 @@ def finetune_command(
     strategy: Annotated[
         Strategy, typer.Option(help="Learn from the original, from labels in the data, or from noisy images.")
     ] = "school",
+    train: Train = None,
+    hold: Hold = None,
     epochs: Epochs = None,
     minutes: Minutes = None,
     patience: Patience = None,
@@ -108,12 +120,14 @@ def finetune_command(
     """
     with exit_codes() as results:
         with progress() as listener:
-            result = train(
+            result = finetune(
                 source,
                 target,
                 data=data,
                 teacher=teacher,
                 strategy=strategy,
+                train=tuple(train or ()),
+                hold=tuple(hold or ()),
                 epochs=epochs,
                 minutes=minutes,
                 patience=patience,

@@ -1,7 +1,7 @@
 """Kinds of outputs, derived from their shapes alone; n is the size of axis 0 of the first graph input.
 
 1. *Classes*: floats [n, K], [n, K, 1, 1] or [n, 1, 1, K], K ≥ 2.
-2. *Image*: floats [n, C, H, W] or [n, H, W, C], C being 1, 3 or 4, H and W at least 8.
+2. *Image*: floats [n, C, H, W] or [n, H, W, C], C being 1 to 4, H and W at least 8.
 3. *Class map*: other floats [n, K, H, W], K ≥ 2, H and W at least 8.  Classes are on the last axis if that is the
    shortest, both here and in a graph input.
 4. *Integers*, booleans, text of any shape.

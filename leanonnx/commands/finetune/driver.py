@@ -15,6 +15,7 @@ import onnx
 from leanonnx.commands.compress.judging import evidence_text
 from leanonnx.commands.finetune.augment import ImageInputs, image_inputs
 from leanonnx.commands.finetune.batching import BatchedNetwork, batched_network, stack_feeds
+from leanonnx.commands.finetune.holding import WeightChoice, choose_weights
 from leanonnx.commands.finetune.loading import Loader, group_by_shape, open_loader
 from leanonnx.commands.finetune.module import TorchNetwork
 from leanonnx.commands.finetune.objectives import (
@@ -29,9 +30,9 @@ from leanonnx.commands.finetune.strategies import Strategy
 from leanonnx.commands.finetune.targets import common_targets
 from leanonnx.commands.finetune.teachers import open_teacher
 from leanonnx.commands.finetune.training import TrainingOutcome, TrainingSettings, train
-from leanonnx.commands.finetune.weights import constant_kinds, replace_constants, trainable_constants
+from leanonnx.commands.finetune.weights import constant_kinds, replace_constants
 from leanonnx.data.samples import Dataset, ImageFormat, open_data
-from leanonnx.errors import DataError, ModelError, OptionError
+from leanonnx.errors import DataError, OptionError
 from leanonnx.evaluation.deviation import Fidelity, compare_outputs
 from leanonnx.evaluation.judgement import judge
 from leanonnx.formatting import count_text
@@ -51,9 +52,11 @@ ROUND_TRIP_INPUTS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneOptions:
-    """Options of ``finetune``."""
+    """Options of ``finetune``; ``train`` and ``hold``: patterns of names of weights, see ``holding``."""
 
     strategy: Strategy = "school"
+    train: tuple[str, ...] = ()
+    hold: tuple[str, ...] = ()
     shapes: Shapes = field(default_factory=dict)
     images: ImageFormat = field(default_factory=ImageFormat)
     augment: bool = True
@@ -66,14 +69,16 @@ class FinetuneOptions:
 class FinetuneResult:
     """Result of ``finetune``.
 
-    ``training`` holds the losses; ``samples``: numbers of training and held-out samples; ``before`` and ``after``:
-    held-out deviations of the input and of the written model from ``reference``; ``round_trips``: before and after
-    training; ``batch_mode``: how the network takes a batch; ``headline``: the warning that the result is ruined.
+    ``training`` holds the losses; ``weights``: what was trained and what was held; ``samples``: numbers of training and
+    held-out samples; ``before`` and ``after``: held-out deviations of the input and of the written model from
+    ``reference``; ``round_trips``: before and after training; ``batch_mode``: how the network takes a batch;
+    ``headline``: the warning that the result is ruined.
     """
 
     headline: str | None
     strategy: Strategy
     training: TrainingOutcome
+    weights: WeightChoice
     parameters: int
     samples: tuple[int, int]
     reference: Path
@@ -87,9 +92,10 @@ class FinetuneResult:
 
 @dataclass(frozen=True, kw_only=True)
 class _Student:
-    """The model to train, as a torch module, with its tensor shapes, data and some inputs."""
+    """The model to train, as a torch module, with the choice of weights, its tensor shapes, data and some inputs."""
 
     model: Model
+    weights: WeightChoice
     network: TorchNetwork
     shapes: Shapes
     loader: Loader
@@ -177,18 +183,14 @@ def _open_student(model: Model, path: Path, options: FinetuneOptions, clock: Clo
     """Open the network in torch, with its data.
 
     Raises:
+        OptionError: a pattern of names matches no weight.
         ModelError: an operator is not covered, or there is nothing to train.
         DataError: the data do not fit, or have no labels though the strategy needs them.
     """
     with clock.stage("observe"):
         shapes = observe(model, options.shapes).shapes
-    names = _trainable_names(model)
-    if not names:
-        raise ModelError(
-            f"{model.path}: holds no weights that could be trained (floats read by a layer as its weights); export the "
-            "model with float weights"
-        )
-    network = TorchNetwork(model, names).eval()
+    weights = choose_weights(model, shapes, options.train, options.hold)
+    network = TorchNetwork(model, weights.trained).eval()
     with clock.stage("data"):
         samples: Dataset = open_data(path, model, shapes, options.images)
         if options.strategy == "supervised" and samples.label_name is None:
@@ -199,7 +201,12 @@ def _open_student(model: Model, path: Path, options: FinetuneOptions, clock: Clo
         loader = open_loader(samples, options.settings.batch)
     feeds = tuple(feed for feed, _ in loader.held_out[:ROUND_TRIP_INPUTS])
     return _Student(
-        model=model, network=network, shapes=_shapes_of_run(model, feeds[0], shapes), loader=loader, feeds=feeds
+        model=model,
+        weights=weights,
+        network=network,
+        shapes=_shapes_of_run(model, feeds[0], shapes),
+        loader=loader,
+        feeds=feeds,
     )
 
 
@@ -209,15 +216,6 @@ def _shapes_of_run(model: Model, feed: Feed, shapes: Shapes) -> Shapes:
     if all(shapes.get(name) == shape for name, shape in fed.items()):
         return shapes
     return observe(model, fed).shapes
-
-
-def _trainable_names(model: Model) -> tuple[str, ...]:
-    """Names of the constants to train; constants within local functions are not trained."""
-    names = trainable_constants(model)
-    if not _has_functions(model):
-        return names
-    plain = replace(model, proto=onnx.load(model.path))
-    return tuple(name for name in names if name in plain.holders)
 
 
 def _round_trip(student: _Student, model: Model, clock: Clock) -> RoundTrip:
@@ -288,6 +286,7 @@ def _run_fingerprint(student: _Student, base: Model | None, options: FinetuneOpt
         "model": student.model.sha256,
         "teacher": base.sha256 if base else None,
         "strategy": options.strategy,
+        "weights": student.weights.trained,
         "augment": options.augment,
         "samples": [student.loader.count, len(student.loader.held_out)],
         "data": digest.hexdigest(),
@@ -335,6 +334,7 @@ def _publish_result(
         headline=headline,
         strategy=strategy_and_mode[0],
         training=trained,
+        weights=student.weights,
         parameters=sum(weight.size for weight in trained.weights.values()),
         samples=(student.loader.count, len(student.loader.held_out)),
         reference=reference.path,
