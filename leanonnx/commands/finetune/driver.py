@@ -15,6 +15,7 @@ import onnx
 from leanonnx.commands.compress.judging import evidence_text
 from leanonnx.commands.finetune.augment import ImageInputs, image_inputs
 from leanonnx.commands.finetune.batching import BatchedNetwork, batched_network, stack_feeds
+from leanonnx.commands.finetune.equivariance import verified_images
 from leanonnx.commands.finetune.holding import WeightChoice, choose_weights
 from leanonnx.commands.finetune.loading import Loader, group_by_shape, open_loader
 from leanonnx.commands.finetune.module import TorchNetwork
@@ -230,6 +231,9 @@ def _objective(
     images = image_inputs({name: value.shape for name, value in student.feeds[0].items()})
     notes: list[str] = []
     with clock.stage("prepare"):
+        if images and options.augment:
+            labelled = options.strategy == "supervised"
+            images, notes = verified_images(images, base or student.model, student.feeds, labelled)
         if options.strategy == "school" and base is not None:
             objective = _distillation(student, base, images, options, group, notes)
         elif options.strategy == "supervised":

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from leanonnx.commands.finetune.augment import ImageInputs, flip_and_shift, mix_samples
+from leanonnx.commands.finetune.augment import ImageInputs, flip_and_shift, mix_samples, move_with_labels
 from leanonnx.commands.finetune.batching import Batch
 from leanonnx.commands.finetune.losses import cross_entropy, distillation_loss, loss_scale
 from leanonnx.commands.finetune.operators.call import Tensor
@@ -69,26 +69,33 @@ def supervised_objective(
         model: the network; the first output that fits the labels is trained.
         shapes: shapes of its tensors.
         label: the labels of one run, [samples, ...].
-        images: image inputs to flip and shift, if each image has a single label.
+        images: image inputs to flip and shift, with labels that live on their grid.
     """
     if label.dtype.kind == "f":
         name = next((v.name for v in model.proto.graph.output if shapes.get(v.name) == label.shape), None)
         if name is None:
             raise _mismatch(model, shapes, label, "the same shape")
         return Objective(
-            (name,), _with_labels(None), lambda outputs, wanted: F.mse_loss(outputs[0].float(), wanted.float())
+            (name,),
+            _with_labels(images, label.shape),
+            lambda outputs, wanted: F.mse_loss(outputs[0].float(), wanted.float()),
         )
     chosen = _class_logits(model, shapes, label)
     if chosen is None:
         raise _mismatch(model, shapes, label, "the same shape but for an axis of the classes")
     name, axis = chosen
-    images = images if label.ndim == 1 else None
-    return Objective((name,), _with_labels(images), lambda outputs, wanted: cross_entropy(outputs[0], wanted, axis + 1))
+    prepare = _with_labels(images, label.shape)
+    return Objective((name,), prepare, lambda outputs, wanted: cross_entropy(outputs[0], wanted, axis + 1))
 
 
-def _with_labels(images: ImageInputs | None) -> Prepare:
+def _with_labels(images: ImageInputs | None, shape: tuple[int, ...]) -> Prepare:
+    """Flip and shift images, with labels [samples, ...] that live on their grid; other labels must be one per image."""
+    grid = images.grid_of(shape) if images else None
+
     def prepare(batch: Batch, labels: Tensor | None, rng: np.random.Generator, training: bool) -> tuple[Batch, Any]:
-        return (flip_and_shift(batch, images, rng) if training and images else batch), labels
+        if training and images and labels is not None and (grid or len(shape) == 1):
+            return move_with_labels(batch, labels, grid, images, rng)
+        return batch, labels
 
     return prepare
 
