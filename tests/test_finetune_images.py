@@ -20,8 +20,9 @@ from leanonnx.commands.finetune.augment import (
     mix_samples,
     move_with_labels,
 )
-from leanonnx.commands.finetune.driver import FinetuneOptions, run_finetune
+from leanonnx.commands.finetune.driver import run_finetune
 from leanonnx.commands.finetune.equivariance import verified_images
+from leanonnx.commands.finetune.options import FinetuneOptions
 from leanonnx.graph.model import load
 from leanonnx.runtime.sessions import Feed
 from tests.tuning import DENOISER, saved, settings
@@ -104,7 +105,7 @@ def test_labels_off_the_grid_have_none(shape: tuple[int, ...]) -> None:
 
 def test_float_labels_are_flipped_and_shifted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The labels are twice the inputs; what reaches the loss still is."""
-    from leanonnx.commands.finetune import augment, objectives
+    from leanonnx.commands.finetune import augment, teaching
 
     seen: list[tuple[Array, Array, bool]] = []
     move = augment.move_with_labels
@@ -114,7 +115,7 @@ def test_float_labels_are_flipped_and_shifted(tmp_path: Path, monkeypatch: pytes
         seen.append((moved["x"].numpy(), wanted.numpy(), torch.equal(moved["x"], batch["x"])))
         return moved, wanted
 
-    monkeypatch.setattr(objectives, "move_with_labels", watching)
+    monkeypatch.setattr(teaching, "move_with_labels", watching)
     x = np.random.default_rng(0).standard_normal((20, 1, SIDE, SIDE)).astype(np.float32)
     np.savez(tmp_path / "data.npz", x=x, labels=2 * x)
     proto = build(DENOISER)

@@ -37,8 +37,8 @@ def transform(source: str, result: str, inverse: bool) -> str:
     """
 
 
-def unrolled(width: int = 4, seed: int = 0, step: float = 1.0) -> onnx.ModelProto:
-    """Images [n, 2, side, side] from coefficients and a mask of those that were measured."""
+def unrolled(width: int = 4, seed: int = 0, step: float = 1.0, with_mask: bool = True) -> onnx.ModelProto:
+    """Images [n, 2, side, side] from coefficients and a mask of those that were measured, an input or a constant."""
     nodes = [transform("y", "x0", inverse=True)]
     for k in range(STEPS):
         nodes += [
@@ -49,11 +49,12 @@ def unrolled(width: int = 4, seed: int = 0, step: float = 1.0) -> onnx.ModelProt
             f"a{k} = Conv <pads = [1, 1, 1, 1]> (z{k}, w1, b1) r{k} = Relu (a{k})",
             f"c{k} = Conv <pads = [1, 1, 1, 1]> (r{k}, w2, b2) x{k + 1} = Add (z{k}, c{k})",
         ]
+    mask = f"float[N, 1, {SIDE}, {SIDE}] mask" if with_mask else ""
     proto = build(
         f"""<ir_version: 8, opset_import: ["" : 17]>
-        unrolled (float[N, 2, {SIDE}, {SIDE}] y, float[N, 1, {SIDE}, {SIDE}] mask) =>
-            (float[N, 2, {SIDE}, {SIDE}] x{STEPS})
+        unrolled (float[N, 2, {SIDE}, {SIDE}] y{", " if mask else ""}{mask}) => (float[N, 2, {SIDE}, {SIDE}] x{STEPS})
         <float[{SIDE}, {SIDE}] real, float[{SIDE}, {SIDE}] imag, float step,
+        {"" if mask else f"float[1, 1, {SIDE}, {SIDE}] mask,"}
         float[{width}, 2, 3, 3] w1, float[{width}] b1, float[2, {width}, 3, 3] w2, float[2] b2>
         {{ {" ".join(nodes)} }}""",
         seed,
@@ -61,7 +62,8 @@ def unrolled(width: int = 4, seed: int = 0, step: float = 1.0) -> onnx.ModelProt
     real, imag = dft()
     scale = {"w1": 0.3, "w2": 0.3, "b1": 0.1, "b2": 0.1}
     for tensor in proto.graph.initializer:
-        value = {"real": real, "imag": imag, "step": np.float32(step)}.get(tensor.name)
+        known = {"real": real, "imag": imag, "step": np.float32(step), "mask": np.ones((1, 1, SIDE, SIDE))}
+        value = known.get(tensor.name)
         given = scale.get(tensor.name, 1.0) * numpy_helper.to_array(tensor) if value is None else value
         tensor.CopyFrom(numpy_helper.from_array(np.asarray(given, np.float32), tensor.name))
     return proto
@@ -78,5 +80,5 @@ def measured(path: Path, count: int = 20, **more: Array) -> Path:
     return path
 
 
-def saved_unrolled(path: Path, width: int = 4, seed: int = 0) -> Path:
-    return saved(unrolled(width, seed), path)
+def saved_unrolled(path: Path, width: int = 4, seed: int = 0, with_mask: bool = True) -> Path:
+    return saved(unrolled(width, seed, with_mask=with_mask), path)
