@@ -22,7 +22,7 @@ MIN_RECURRENCE = 8
 """Shortest row whose recurrence says something: six equations in one unknown."""
 MIN_MATRIX_SIDE = 8
 """Smallest side of a matrix that is searched for rows that repeat each other."""
-MAX_SHIFT = 8
+MAX_ROW_SHIFT = 8
 """Largest shift between rows that repeat each other."""
 MIN_FEW_VALUED = 64
 """Smallest number of elements of which three different values say something."""
@@ -33,7 +33,7 @@ WINDOWED = "its rows are sinusoids under one window"
 SHIFTED = "its rows are shifted copies of each other (a filter, or a resampling)"
 FEW_VALUED = f"it holds {FEW_VALUES} different numbers at most"
 MIRRORED = "its kernels are mirror images of themselves (a fixed filter)"
-COMPLEX_PARTS = "it is the real or imaginary part of a complex transform"
+COMPLEX_PART = "it is the real or imaginary part of a complex transform"
 ADJOINT = "it is another constant, transposed"
 
 
@@ -178,7 +178,7 @@ def _is_shifted(matrix: Array) -> bool:
     inner = matrix[rows // 4 : rows - rows // 4]
     scale = float(np.abs(inner).max())
     return scale > 0 and any(
-        max(down, right) <= MAX_SHIFT
+        max(down, right) <= MAX_ROW_SHIFT
         and len(inner) > down + 1
         and float(np.abs(inner[down:, right:] - inner[:-down, :-right]).max()) <= ROUNDING * scale
         for down, right in shifts

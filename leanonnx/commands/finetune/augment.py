@@ -18,11 +18,11 @@ MAX_SHIFT = 4
 """Largest shift of an image, in pixels."""
 SHIFT_DIVISOR = 8
 """Shifts are at most a side divided by this; images with a shorter side than this are not augmented."""
-MATRIX_RANK = 2
+PLANE_RANK = 2
 CHANNELS_FIRST, CHANNELS_LAST = (-2, -1), (-3, -2)
 """Axes of height and width, counted from the last."""
-Move = Literal["flip", "shift", "blend", "rectangle"]
-MOVES: frozenset[Move] = frozenset(get_args(Move))
+Augmentation = Literal["flip", "shift", "blend", "rectangle"]
+MOVES: frozenset[Augmentation] = frozenset(get_args(Augmentation))
 """Mirrored left to right; shifted by some pixels; blended with another sample; with a rectangle of another one."""
 
 
@@ -61,7 +61,7 @@ class ImageInputs:
     width: int
     size: tuple[int, int]
     grids: Mapping[str, Grid]
-    moves: frozenset[Move] = MOVES
+    moves: frozenset[Augmentation] = MOVES
 
     def grid_of(self, shape: tuple[int, ...]) -> Grid | None:
         """The axes of another tensor, such as an output, that lives on the grid; None if it does not."""
@@ -103,10 +103,10 @@ def image_inputs(shapes: Mapping[str, tuple[int, ...]]) -> ImageInputs | None:
 
 def _fit(shape: tuple[int, ...], axes: tuple[int, int], size: tuple[int, int]) -> Grid | None:
     """The grid if a shape has a multiple of the size on two axes, or (of rank 4) 1 on one of them."""
-    if len(shape) < max(MATRIX_RANK, -axes[0]):
+    if len(shape) < max(PLANE_RANK, -axes[0]):
         return None
     sides = [(shape[axis], side) for axis, side in zip(axes, size, strict=True)]
-    if len(shape) == MATRIX_RANK:
+    if len(shape) == PLANE_RANK:
         return Grid(*axes, size) if all(own == side for own, side in sides) else None
     factors = {own // side for own, side in sides if own > 1}
     if any(own % side for own, side in sides if own > 1) or len(factors) != 1:
@@ -124,11 +124,11 @@ class Motion:
     right: NDArray[np.int64]
 
     def apply_to_inputs(self, batch: Batch, images: ImageInputs) -> Batch:
-        """Move all inputs that live on the grid."""
+        """Augmentation all inputs that live on the grid."""
         return {**batch, **{name: self.apply(batch[name], grid) for name, grid in images.grids.items()}}
 
     def apply(self, value: Tensor, grid: Grid) -> Tensor:
-        """Move a tensor [batch, ...] on a grid."""
+        """Augmentation a tensor [batch, ...] on a grid."""
         samples = zip(value, self.flips, self.down, self.right, strict=True)
         return torch.stack([_moved(x, grid, bool(f), (int(d), int(r))) for x, f, d, r in samples])
 
@@ -208,7 +208,7 @@ def mix_samples(batch: Batch, images: ImageInputs, rng: np.random.Generator) -> 
 
     If one of the two is not used, the other takes its place.
     """
-    kinds = [kind for kind in get_args(Move)[2:] if kind in images.moves]
+    kinds = [kind for kind in get_args(Augmentation)[2:] if kind in images.moves]
     if not kinds:
         return batch
     count, cut = len(batch[images.names[0]]), bool(rng.random() < 0.5)

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeAlias
 
 import numpy as np
 import torch
 
 from leanonnx.commands.finetune.augment import (
+    Augmentation,
     Grid,
     ImageInputs,
     Mixture,
     Motion,
-    Move,
     reach,
 )
 from leanonnx.commands.finetune.batching import Batch, stack_feeds
@@ -35,14 +34,13 @@ MAX_ERROR = 0.5
 BORDER_DIVISOR = 4
 """Near the edges, a side divided by this, shifted images differ in more than position and are not compared."""
 TEST_SHARE = 0.7
-MIXTURES: tuple[Move, ...] = ("blend", "rectangle")
-TITLES: dict[Move, str] = {
+MIXTURES: tuple[Augmentation, ...] = ("blend", "rectangle")
+TITLES: dict[Augmentation, str] = {
     "flip": "flips",
     "shift": "shifts",
     "blend": "blends of two samples",
     "rectangle": "rectangles of other samples",
 }
-Outputs: TypeAlias = "list[Tensor]"
 
 
 def verified_images(
@@ -69,7 +67,7 @@ def verified_images(
     if not grids:
         return images, []
 
-    def error(move: Move) -> float:
+    def error(move: Augmentation) -> float:
         if move in MIXTURES and len(same) < 2:
             return np.inf
         change = _mixture(move, len(same)) if move in MIXTURES else _motion(move, images, len(same))
@@ -86,7 +84,7 @@ def verified_images(
     return _without(images, errors)
 
 
-def _without(images: ImageInputs, errors: dict[Move, float]) -> tuple[ImageInputs, list[str]]:
+def _without(images: ImageInputs, errors: dict[Augmentation, float]) -> tuple[ImageInputs, list[str]]:
     """The image inputs without the moves that the original does not follow, and a note that says so."""
     lost = [move for move in sorted(errors) if not errors[move] <= MAX_ERROR]
     if not lost:
@@ -103,13 +101,13 @@ def _error_text(error: float) -> str:
     return f" ({error:.2f})" if np.isfinite(error) else ""
 
 
-def _answering(original: Model, like: Feed) -> Callable[[Batch], Outputs]:
+def _answering(original: Model, like: Feed) -> Callable[[Batch], list[Tensor]]:
     """A function that runs a network on a batch whose inputs are of the types of a feed."""
     kinds = float_types(original.proto) & REPLACED_TYPES
     proto = convert_to_float32(original.proto, kinds)
     types = {name: value.dtype for name, value in convert_feed(like, kinds).items()}
 
-    def answer(batch: Batch) -> Outputs:
+    def answer(batch: Batch) -> list[Tensor]:
         count = len(next(iter(batch.values())))
         rows = [{name: batch[name][k].numpy().astype(types[name]) for name in types} for k in range(count)]
         computed: list[list[Array]] = run(proto, rows, libraries=original.libraries)
@@ -118,20 +116,20 @@ def _answering(original: Model, like: Feed) -> Callable[[Batch], Outputs]:
     return answer
 
 
-def _motion(move: Move, images: ImageInputs, count: int) -> Motion:
+def _motion(move: Augmentation, images: ImageInputs, count: int) -> Motion:
     """A motion that only flips, or that only shifts, to other sides in every other sample."""
     signs = np.where(np.arange(count) % 2, -1, 1) * (move == "shift")
     down, right = reach(images)
     return Motion(np.full(count, move == "flip"), down * signs, -right * signs)
 
 
-def _mixture(move: Move, count: int) -> Mixture:
+def _mixture(move: Augmentation, count: int) -> Mixture:
     """A mixture of each sample with the next."""
     corners = np.full((2, 2, count), 0.5) if move == "rectangle" else None
     return Mixture((np.arange(count) + 1) % count, np.full(count, TEST_SHARE, np.float32), corners)
 
 
-def _error(before: Tensor, moved: Tensor, wanted: Tensor, grid: Grid, move: Move) -> float:
+def _error(before: Tensor, moved: Tensor, wanted: Tensor, grid: Grid, move: Augmentation) -> float:
     """Distance of the output for moved inputs from the moved output, relative to the change that the move makes."""
     if move == "shift":
         before, moved, wanted = (_inner(value, grid) for value in (before, moved, wanted))

@@ -31,7 +31,7 @@ from leanonnx.graph.nodes import attribute, name_of
 from leanonnx.numeric.arrays import Array
 from leanonnx.numeric.transforms import (
     ADJOINT,
-    COMPLEX_PARTS,
+    COMPLEX_PART,
     adjoints,
     complex_parts,
     designed_kernel,
@@ -153,7 +153,7 @@ def _operator_reasons(model: Model, weights: Mapping[str, list[Place]], shapes: 
         if len(kinds[_identity(values[name])]) > 1:
             reason = SEVERAL_KINDS
         elif name in parts:
-            reason = COMPLEX_PARTS
+            reason = COMPLEX_PART
         elif not reason and name in turned:
             reason = ADJOINT
         elif not reason and all(mixes_positions(model, place, images, shapes) for place in slots):

@@ -22,8 +22,8 @@ LAYER_FAMILIES = (Family.NORMALIZATION, Family.PARAMETRIC)
 """Families whose operators follow a learned product."""
 KEEPING_OPERATORS = names_with(Trait.BORDERED) | {"Slice"}
 """Further operators that leave every axis in its place."""
-CHANNEL_AXES = 2
-"""The first axes of what a convolution reads, batch and channels; the others are positions."""
+FIRST_POSITION_AXIS = 2
+"""The first axis of positions of what a convolution reads; batch and channels come before."""
 ACTIVATIONS = (
     frozenset(name for name, family in FAMILIES.items() if family is Family.UNARY)
     - names_with(Trait.CARRIES)
@@ -73,7 +73,7 @@ def mixes_positions(model: Model, place: Place, images: Collection[str], shapes:
         return False
     rank = len(shapes[data[0]])
     summed = _summed_axes(node, place.slot, rank)
-    return bool(summed) and min(summed) >= CHANNEL_AXES and not _is_used_as_layer(model, node.output[0])
+    return bool(summed) and min(summed) >= FIRST_POSITION_AXIS and not _is_used_as_layer(model, node.output[0])
 
 
 def _summed_axes(node: onnx.NodeProto, slot: int, rank: int) -> list[int]:

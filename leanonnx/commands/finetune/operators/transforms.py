@@ -5,16 +5,15 @@ from __future__ import annotations
 import torch
 
 from leanonnx.commands.finetune.operators.call import Operator, Tensor, TorchCall
+from leanonnx.rules.transforms import INPUT_AXIS_OPSET
 
-COMPLEX_PARTS = 2
-INPUT_AXIS_OPSET = 20
-"""The operator set from which the axis of a DFT is an input."""
+NUMBERS_PER_COMPLEX = 2
 
 
 def _complex(x: Tensor) -> Tensor:
     """Complex numbers from their parts."""
     x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    return torch.complex(x[..., 0], x[..., 1] if x.shape[-1] == COMPLEX_PARTS else torch.zeros_like(x[..., 0]))
+    return torch.complex(x[..., 0], x[..., 1] if x.shape[-1] == NUMBERS_PER_COMPLEX else torch.zeros_like(x[..., 0]))
 
 
 def _dft(call: TorchCall) -> Tensor:
