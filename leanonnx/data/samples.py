@@ -153,7 +153,8 @@ class Dataset:
 
     def only(self, names: Iterable[str]) -> Dataset:
         """Select some of the arrays."""
-        return replace(self, inputs=tuple(slot for slot in self.inputs if slot.name in set(names)))
+        wanted = set(names)
+        return replace(self, inputs=tuple(slot for slot in self.inputs if slot.name in wanted))
 
     def _counts(self) -> list[int]:
         """Return the numbers of samples in the files and after each selection."""
