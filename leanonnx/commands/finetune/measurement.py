@@ -6,7 +6,7 @@ the difference of the measurement from what the operator makes of the output, in
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from leanonnx.commands.finetune.batching import Batch
+from leanonnx.commands.finetune.divisions import plan_division
 from leanonnx.commands.finetune.objectives import Objective, Scene
 from leanonnx.commands.finetune.operators.call import Tensor
 from leanonnx.commands.finetune.options import FinetuneOptions
@@ -104,30 +105,28 @@ def measurement_objective(scene: Scene) -> Objective:
             f"{scene.model.path}: no input is the measurement '{names.measurement}', so what the network gets would "
             f"hold the part that it is to predict; give the operator from measurement to input with {option('adjoint')}"
         )
-    share = signal.loss_share or DEFAULT_LOSS_SHARE
-    scale = float(np.mean([np.square(_restricted(feed, names)).mean() for feed in samples])) or 1.0
+    division = plan_division(_masks_and_measurements(scene, names), signal.loss_share or DEFAULT_LOSS_SHARE)
 
     def prepare(batch: Batch, labels: Tensor | None, rng: np.random.Generator, training: bool) -> tuple[Batch, Any]:
-        kept, hidden = divided(batch[names.mask], share, rng)
+        kept, weights = division.draw(batch[names.mask], rng)
         seen = {**batch, names.mask: kept, names.measurement: batch[names.measurement] * kept}
         if adjoint is not None:
             seen[adjoint.target] = adjoint.operator(seen[names.measurement], seen)
-        return {name: seen[name] for name in inputs}, (batch, hidden)
+        return {name: seen[name] for name in inputs}, (batch, weights)
 
     def loss(outputs: Sequence[Tensor], wanted: tuple[Batch, Tensor]) -> Tensor:
-        batch, hidden = wanted
+        batch, weights = wanted
         errors = (operator(outputs[0].float(), batch) - batch[names.measurement]).square()
-        weights = hidden.to(errors.dtype).expand(errors.shape)
-        return (errors * weights).sum() / (scale * weights.sum().clamp_min(1))
+        weights = weights.to(errors.dtype).expand(errors.shape)
+        return (errors * weights).sum() / (division.scale * weights.sum().clamp_min(1))
 
     return Objective((output,), prepare, loss)
 
 
-def divided(mask: Tensor, share: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Divide the ones of a mask at random into those that are kept and those, a share of them, that are hidden."""
-    drawn = torch.from_numpy(rng.random(tuple(mask.shape), np.float32) < share).to(mask.device)
-    hidden = mask * drawn.to(mask.dtype)
-    return mask - hidden, hidden
+def _masks_and_measurements(scene: Scene, names: _Names) -> Iterator[tuple[Array, Array]]:
+    """Mask and measurement of each training sample."""
+    for feed in scene.loader.data.only([names.mask, names.measurement]).feeds(1):
+        yield feed[names.mask], feed[names.measurement]
 
 
 def _check_masks(title: str, scene: Scene, names: _Names, sample: Feed) -> None:

@@ -130,8 +130,8 @@ def open_physics(name: str, given: str, network: Model, arrays: Iterable[str]) -
     unknown = [each for each in others if each not in set(arrays)]
     if unknown:
         raise OptionError(
-            f"{title}: takes input '{unknown[0]}', which is no array of the data; give an operator of one input, or of "
-            f"further ones that are named as arrays of the data ({', '.join(sorted(arrays))})"
+            f"{title}: takes '{unknown[0]}' besides '{source}'; give an operator of one input, or of further ones "
+            f"among the other arrays of the data ({', '.join(sorted(arrays))})"
         )
     if len(model.proto.graph.output) != 1:
         raise OptionError(f"{title}: has {len(model.proto.graph.output)} outputs; give an operator with one")
@@ -147,7 +147,7 @@ def _source(title: str, model: Model, arrays: Iterable[str]) -> str:
     if len(left) != 1:
         raise OptionError(
             f"{title}: its inputs are {', '.join(map(repr, names)) or 'none'}; give an operator of one input, or of "
-            f"further ones that are named as arrays of the data ({', '.join(sorted(arrays))})"
+            f"further ones among the other arrays of the data ({', '.join(sorted(arrays))})"
         )
     return left[0]
 
