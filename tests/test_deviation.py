@@ -14,7 +14,7 @@ import pytest
 from leanonnx.data.samples import Dataset, open_data
 from leanonnx.errors import DataError
 from leanonnx.evaluation.deviation import Fidelity, compare_outputs
-from leanonnx.evaluation.kinds import CLASSES, DISCRETE, IMAGE, MAP, OTHER, PAIR, output_kind
+from leanonnx.evaluation.kinds import CLASSES, DISCRETE, IMAGE, IMAGE_OR_MAP, MAP, OTHER, output_kind
 from leanonnx.evaluation.scores import metric_for_labels
 from leanonnx.evaluation.tally import Deviation
 from leanonnx.graph.formats import HALF_TYPES
@@ -163,13 +163,13 @@ def test_probabilities_are_no_image(tmp_path: Path) -> None:
         ((), 1, False, (OTHER, 0)),
         ((4, 2, 3), 4, False, (OTHER, 0)),
         ((4, 3, 7, 8), 4, False, (OTHER, 0)),
-        ((4, 2, 8, 8), 4, False, (PAIR, 1)),
+        ((4, 2, 8, 8), 4, False, (IMAGE_OR_MAP, 1)),
         ((4, 5, 8, 8), 4, False, (MAP, 1)),
         ((4, 10, 9, 8), 4, False, (MAP, 1)),
         ((4, 10, 9, 8), 4, True, (MAP, 3)),
         ((4, 10, 9, 3), 4, False, (IMAGE, 3)),
-        ((4, 10, 9, 2), 4, False, (PAIR, 3)),
-        ((4, 10, 9, 2), 4, True, (PAIR, 3)),
+        ((4, 10, 9, 2), 4, False, (IMAGE_OR_MAP, 3)),
+        ((4, 10, 9, 2), 4, True, (IMAGE_OR_MAP, 3)),
         ((4, 10, 9, 5), 4, True, (MAP, 3)),
         ((2, 1, 33, 16), 1, False, (OTHER, 0)),
     ],

@@ -2,7 +2,7 @@
 
 1. *Classes*: floats [n, K], [n, K, 1, 1] or [n, 1, 1, K], K ≥ 2.
 2. *Image*: floats [n, C, H, W] or [n, H, W, C], C being 1, 3 or 4, H and W at least 8; also with C = 2 (a complex
-   image) if a graph input is such an image.  Without one they are a *pair*: an image, or a map of two classes.
+   image) if a graph input is such an image.  Without one they are an *image or a map of two classes*.
 3. *Class map*: other floats [n, K, H, W], K ≥ 2, H and W at least 8.  Classes are on the last axis if that is the
    shortest, both here and in a graph input.
 4. *Integers*, booleans, text of any shape.
@@ -19,7 +19,7 @@ from leanonnx.numeric.arrays import Array
 from leanonnx.runtime.sessions import Feed
 
 CLASSES, IMAGE, MAP, DISCRETE, OTHER = "classes", "image", "class map", "whole numbers", "other"
-PAIR = "image or map of two classes"
+IMAGE_OR_MAP = "image or map of two classes"
 COMPLEX_CHANNELS = 2
 """Number of channels of a complex image."""
 MAP_RANK = 4
@@ -71,7 +71,7 @@ def output_kind(value: Array, rows: int, channels_last: bool, complex_input: boo
         return OTHER, 0
     for axis, sides in ((1, shape[2:]), (3, shape[1:3])):
         if shape[axis] in IMAGE_CHANNEL_COUNTS and min(sides) >= MIN_IMAGE_SIZE:
-            return PAIR if shape[axis] == COMPLEX_CHANNELS and not complex_input else IMAGE, axis
+            return IMAGE_OR_MAP if shape[axis] == COMPLEX_CHANNELS and not complex_input else IMAGE, axis
     axis = 3 if channels_last and _last_is_shortest(shape) else 1
     if min(shape[2:] if axis == 1 else shape[1:3]) < MIN_IMAGE_SIZE:
         return OTHER, 0

@@ -17,7 +17,7 @@ from leanonnx.evaluation.baseline import (
     count_decisions,
     sum_samples,
 )
-from leanonnx.evaluation.kinds import CLASSES, DISCRETE, IMAGE, OTHER, PAIR, output_kind, slice_axes
+from leanonnx.evaluation.kinds import CLASSES, DISCRETE, IMAGE, IMAGE_OR_MAP, OTHER, output_kind, slice_axes
 from leanonnx.evaluation.slices import ChannelDeviation, SliceErrors, slices_along
 from leanonnx.evaluation.variety import NO_SAMPLES, Variety, variety_of
 from leanonnx.numeric.arrays import Array
@@ -132,7 +132,7 @@ class Tally:
         )
         if kind == IMAGE and not (self.choices and self.sums_to_one):
             return replace(deviation, psnr=self._psnr())
-        if kind == PAIR and not (self.choices and self.sums_to_one):
+        if kind == IMAGE_OR_MAP and not (self.choices and self.sums_to_one):
             return replace(deviation, psnr=self._psnr(), top1=top1)
         if kind == OTHER:
             return deviation
