@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
 from leanonnx.numeric.arrays import Array, Floats
+from leanonnx.numeric.products import matrix_product
 
 BETAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Strengths β that are tried, in this order, until the error has risen ``MAX_RISES`` times in a row."""
@@ -108,8 +109,8 @@ class MomentSums:
         self.p += p.sum(2, dtype=np.float64)
         self.t += t.sum(2, dtype=np.float64)
         self.tt += np.einsum("gon,gon->g", t, t)
-        self.pp += p @ p.swapaxes(1, 2)
-        self.pt += p @ t.swapaxes(1, 2)
+        self.pp += matrix_product(p, p.swapaxes(1, 2))
+        self.pt += matrix_product(p, t.swapaxes(1, 2))
 
     def errors(self, weights: Floats, bias: Floats) -> Floats:
         """Mean over the rows of ‖t − W p − b‖² in each group [G], for weights [G, O, K] and bias [G, O]."""
@@ -236,7 +237,7 @@ class SampleRows:
         centred: Any = p - p_mean[:, None].astype(p.dtype)
         rest = t - prior[0].astype(p.dtype) @ centred
         t_mean = rest.mean(1) if bias is None else bias[0]
-        gram = (centred.T @ centred).astype(np.float64)
+        gram = matrix_product(centred.T, centred).astype(np.float64)
         scale = max(float(np.trace(gram)) / len(p), MIN_REGRESSION_SCALE)
         for beta in betas:
             left = gram.copy()

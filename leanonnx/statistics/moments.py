@@ -17,6 +17,7 @@ from leanonnx.errors import DataError
 from leanonnx.graph.positions import rows_at, spread_positions
 from leanonnx.numeric.arrays import Array, Floats, Ints
 from leanonnx.numeric.channel_ids import ChannelIds, varied_axes
+from leanonnx.numeric.products import matrix_product
 from leanonnx.operators.facts import Trait
 from leanonnx.operators.table import names_with
 from leanonnx.rules.call import KernelBlock, Reduction
@@ -91,7 +92,7 @@ class Accumulator:
         self.rows += len(centred)
         centred -= self.origin.astype(np.float32)
         self.first += centred.sum(0, dtype=np.float64)
-        self.second += centred.T @ centred
+        self.second += matrix_product(centred.T, centred)
 
     def about(self, mean: Floats) -> Floats:
         """Sum of the products of deviations from a mean [C, C]."""

@@ -1,4 +1,4 @@
-"""Names of strategies and devices of a training, for callers that do not import torch."""
+"""Names of the strategies of a training, for callers that do not import torch."""
 
 from __future__ import annotations
 
@@ -6,4 +6,3 @@ from typing import Literal
 
 Strategy = Literal["school", "supervised", "noise2self"]
 """The source of the training signal: the original, labels in the data, or noisy images themselves."""
-Device = Literal["cpu", "cuda"]
