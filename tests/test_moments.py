@@ -251,3 +251,12 @@ def test_channels_on_another_axis_than_the_last() -> None:
     assert ("r", 3) not in found
     for (tensor, axis), one in found.items():
         judge(one, stacked(dag, tensor, axis, feeds), dag.channel_ids[tensor].reshape(-1))
+
+
+@pytest.mark.parametrize("runs", [2, 3])
+def test_the_last_of_few_runs_is_summed_apart(runs: int) -> None:
+    feeds = normal_feeds(CONV, runs, batch=3)
+    one = taken(CONV, feeds).moments["r", 1]
+    assert one.parts is not None
+    rows = stacked(CONV, "r", 1, feeds[-1:]) - stacked(CONV, "r", 1, feeds).mean(0)
+    np.testing.assert_allclose(one.parts[1], rows.T @ rows / len(rows), rtol=1e-3, atol=1e-4)

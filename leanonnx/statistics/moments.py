@@ -36,7 +36,7 @@ MAX_FREE_MOMENT_ROWS = 1 << 15
 FREE_MOMENT_WORK = 2e9
 """Multiply-adds of the products of one tensor."""
 HELD_OUT_RUN_STRIDE = 5
-"""One run in so many is held out to choose the regularisation of covariances."""
+"""One run in so many is held out to choose the regularisation of covariances; the last of fewer runs."""
 
 
 @dataclass(frozen=True)
@@ -188,10 +188,11 @@ def measure_statistics(
     sums = {place: _PlaceSums(place[1], channels, count, rows_per_channel) for place, channels in places_read.items()}
     operands = {name: _VarianceSums(dag.channel_ids[name], count) for name in _addition_operands(dag)}
     names = [*dict.fromkeys(name for name, _ in places_read), *operands]
+    stride = max(2, min(HELD_OUT_RUN_STRIDE, count))
     try:
         for done, values in enumerate(tensor_values(dag.model.proto, names, feeds, dag.model.libraries), 1):
             for (name, axis), place in sums.items():
-                place.add(values[name], np.random.default_rng((done, axis)), done % HELD_OUT_RUN_STRIDE == 0)
+                place.add(values[name], np.random.default_rng((done, axis)), done % stride == 0)
             for name, spread in operands.items():
                 spread.add(values[name], np.random.default_rng(done))
             on_progress(min(done / max(count, 1), 1.0))
