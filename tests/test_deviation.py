@@ -14,7 +14,7 @@ import pytest
 from leanonnx.data.samples import Dataset, open_data
 from leanonnx.errors import DataError
 from leanonnx.evaluation.deviation import Fidelity, compare_outputs
-from leanonnx.evaluation.kinds import CLASSES, DISCRETE, IMAGE, MAP, OTHER, output_kind
+from leanonnx.evaluation.kinds import CLASSES, DISCRETE, IMAGE, IMAGE_OR_MAP, MAP, OTHER, output_kind
 from leanonnx.evaluation.scores import metric_for_labels
 from leanonnx.evaluation.tally import Deviation
 from leanonnx.graph.formats import HALF_TYPES
@@ -163,18 +163,39 @@ def test_probabilities_are_no_image(tmp_path: Path) -> None:
         ((), 1, False, (OTHER, 0)),
         ((4, 2, 3), 4, False, (OTHER, 0)),
         ((4, 3, 7, 8), 4, False, (OTHER, 0)),
-        ((4, 2, 8, 8), 4, False, (MAP, 1)),
+        ((4, 2, 8, 8), 4, False, (IMAGE_OR_MAP, 1)),
+        ((4, 5, 8, 8), 4, False, (MAP, 1)),
         ((4, 10, 9, 8), 4, False, (MAP, 1)),
         ((4, 10, 9, 8), 4, True, (MAP, 3)),
         ((4, 10, 9, 3), 4, False, (IMAGE, 3)),
-        ((4, 10, 9, 2), 4, False, (OTHER, 0)),
-        ((4, 10, 9, 2), 4, True, (MAP, 3)),
+        ((4, 10, 9, 2), 4, False, (IMAGE_OR_MAP, 3)),
+        ((4, 10, 9, 2), 4, True, (IMAGE_OR_MAP, 3)),
+        ((4, 10, 9, 5), 4, True, (MAP, 3)),
         ((2, 1, 33, 16), 1, False, (OTHER, 0)),
     ],
 )
 def test_kinds_of_outputs(shape: tuple[int, ...], rows: int, last: bool, kind: tuple[str, int]) -> None:
     assert output_kind(np.zeros(shape, np.float32), rows, last) == kind
     assert output_kind(np.zeros(shape, np.int64), rows, last) == (DISCRETE, 0)
+
+
+def test_complex_images_have_a_noise_ratio(tmp_path: Path) -> None:
+    """Two channels beside an input of two are a complex image; beside others they may be two classes as well."""
+    assert output_kind(np.zeros((4, 2, 8, 8), np.float32), 4, False, complex_input=True) == (IMAGE, 1)
+    a, e = normal(2, 8, 8), 0.1 * normal(2, 8, 8)
+    deviation = added(tmp_path, a, e).outputs[0]
+    peak = np.ptp(a)
+    assert deviation.psnr == pytest.approx(10 * np.log10(peak**2 / np.mean(np.square(e))), abs=1e-3)
+    assert deviation.top1 is None
+    a, e = normal(3, 8, 8), 0.1 * normal(3, 8, 8)
+    nodes = ("c = Constant <value = float[2, 3, 1, 1] {1, 0, 0, 0, 1, 0}> ()", "y = Conv (s, c)")
+    before, after = (
+        model_of("N,3,8,8", f"s = {first} {' '.join(nodes)}", "float[N,2,8,8] y")
+        for first in ("Identity (x)", "Add (x, e)")
+    )
+    either = compared(tmp_path, before, after, 1, x=a, e=e).outputs[0]
+    assert either.psnr is not None and either.psnr > 10
+    assert either.top1 == pytest.approx(np.mean(a[:, :2].argmax(1) == (a + e)[:, :2].argmax(1)))
 
 
 def test_whole_numbers(tmp_path: Path) -> None:

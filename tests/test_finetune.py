@@ -20,11 +20,11 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 
 
 from leanonnx.commands.finetune import parity as trip
-from leanonnx.commands.finetune.driver import FinetuneOptions, run_finetune
+from leanonnx.commands.finetune.driver import run_finetune
 from leanonnx.commands.finetune.module import TorchNetwork
+from leanonnx.commands.finetune.options import FinetuneOptions, TrainingSettings
 from leanonnx.commands.finetune.report import finetune_report
 from leanonnx.commands.finetune.tables import finetune_tables
-from leanonnx.commands.finetune.training import TrainingSettings
 from leanonnx.commands.finetune.weights import replace_constants, trainable_constants
 from leanonnx.errors import ProofFailed
 from leanonnx.graph.model import load

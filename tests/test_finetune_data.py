@@ -14,10 +14,11 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 
 from leanonnx.commands.finetune.augment import flip_and_shift, image_inputs, mix_samples
 from leanonnx.commands.finetune.batching import batched_network
-from leanonnx.commands.finetune.driver import FinetuneOptions, run_finetune
+from leanonnx.commands.finetune.driver import run_finetune
 from leanonnx.commands.finetune.loading import group_by_shape, open_loader
 from leanonnx.commands.finetune.module import TorchNetwork
-from leanonnx.commands.finetune.objectives import mean_of_neighbours
+from leanonnx.commands.finetune.noise import mean_of_neighbours
+from leanonnx.commands.finetune.options import FinetuneOptions
 from leanonnx.commands.finetune.targets import common_targets
 from leanonnx.commands.finetune.weights import trainable_constants
 from leanonnx.graph.model import load

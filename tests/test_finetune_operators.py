@@ -10,9 +10,10 @@ from pathlib import Path
 import onnx
 import pytest
 
-pytest.importorskip("torch", reason="torch is not installed: pip install 'leanonnx[finetune]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'leanonnx[finetune]'")
 
 from leanonnx.commands.finetune.module import TorchNetwork
+from leanonnx.commands.finetune.operators.call import TorchCall
 from leanonnx.commands.finetune.operators.table import TORCH_OPERATORS
 from leanonnx.commands.finetune.parity import round_trip
 from leanonnx.commands.finetune.weights import trainable_constants
@@ -21,6 +22,7 @@ from leanonnx.graph.model import Model, load
 from leanonnx.proof.proof import random_inputs
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import RunFailed, run
+from tests.helpers import build
 from tests.rules.case import Case
 from tests.rules.harness import sampled, seeded
 from tests.rules.table import CASES
@@ -81,8 +83,8 @@ def test_operators_agree_with_onnxruntime(case: Case) -> None:
 
 def test_every_operator_of_the_table_is_tried() -> None:
     names = {case.op for case in CASES}
-    zoo = {"AffineGrid", "OneHot", "If"}
-    tried = {node for _, node in TORCH_OPERATORS if node in names | zoo}
+    zoo, below = {"AffineGrid", "OneHot", "If"}, {"STFT"}
+    tried = {node for _, node in TORCH_OPERATORS if node in names | zoo | below}
     untried = {node for _, node in TORCH_OPERATORS} - tried
     assert untried == {
         "BitShift",
@@ -93,6 +95,48 @@ def test_every_operator_of_the_table_is_tried() -> None:
         "ConstantOfShape",
         "SimplifiedLayerNormalization",
     }
+
+
+def spectral(body: str, output: str, opset: int = 17) -> str:
+    return f"""<ir_version: 8, opset_import: ["" : {opset}]> g (float[2, 24, PARTS] x) => ({output})
+        <int64 step = {{5}}, int64 length = {{8}}, int64 axis = {{1}}, float[8] window = {{0, 1, 2, 3, 3, 2, 1, 0.5}},
+        float[24, 24] w> {{ h = MatMul (w, x) {body} }}"""
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize(
+    ("opset", "body", "output"),
+    [
+        (17, "y = STFT <onesided = 0> (h, step, window)", "float[2, M, 8, 2] y"),
+        (17, "y = STFT <onesided = 0> (h, step, , length)", "float[2, M, 8, 2] y"),
+        (17, "y = STFT <onesided = 1> (h, step, window, length)", "float[2, M, 5, 2] y"),
+        (17, "y = DFT <onesided = 1> (h, length)", "float[2, M, 2] y"),
+        (20, "y = DFT <inverse = 1> (h, , axis)", "float[2, 24, 2] y"),
+    ],
+)
+def test_spectra_agree_with_onnxruntime(parts: int, opset: int, body: str, output: str) -> None:
+    if parts == 2 and "onesided = 1" in body:
+        pytest.skip("one half of a complex spectrum is not all of it")
+    with loaded(build(spectral(body, output, opset).replace("PARTS", str(parts)))) as model:
+        assert trainable_constants(model) == ("w",)
+        assert agreement(model) is not None
+
+
+def test_a_real_signal_comes_back_from_half_of_its_spectrum() -> None:
+    """onnxruntime does not run this form in all versions."""
+    x = torch.randn(2, 9, 3, 1)
+    node = onnx.helper.make_node("DFT", ["x"], ["y"], onesided=1)
+    run_node = TORCH_OPERATORS["", "DFT"]
+
+    def call(value: torch.Tensor, length: int | None, **attributes: int) -> torch.Tensor:
+        given = {"axis": 1, "onesided": 1, **attributes}
+        inputs = (value, None if length is None else torch.tensor(length))
+        return run_node(TorchCall(node=node, opset=17, attributes=given, inputs=inputs))  # type: ignore[return-value]
+
+    half = call(x, None)
+    assert half.shape == (2, 5, 3, 2)
+    assert torch.allclose(call(half, 9, inverse=1), x, atol=1e-6)
+    assert call(half, None, inverse=1).shape == (2, 8, 3, 1)
 
 
 QUANTISED = {"cifar_resnet_4b_int8_qdq", "cifar_resnet_4b_int8_qop"}

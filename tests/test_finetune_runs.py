@@ -19,8 +19,9 @@ from tests.helpers import COMMAND, build
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'leanonnx[finetune]'")
 
 from leanonnx.commands.compress.options import CompressOptions as Compression
-from leanonnx.commands.finetune.driver import FinetuneOptions, run_finetune
+from leanonnx.commands.finetune.driver import run_finetune
 from leanonnx.commands.finetune.module import TorchNetwork
+from leanonnx.commands.finetune.options import FinetuneOptions
 from leanonnx.commands.finetune.steps import PruningSchedule, finetune_in_steps
 from leanonnx.errors import DataError, ModelError, OptionError
 from leanonnx.selection.metrics import Budget

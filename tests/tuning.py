@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from leanonnx.commands.finetune.training import TrainingSettings
+from leanonnx.commands.finetune.options import TrainingSettings
 from tests.helpers import build
 
 CLASSIFIER = """

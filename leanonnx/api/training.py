@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from leanonnx.api.keywords import budget_limits, compress_options
 from leanonnx.api.sources import optional_path, several
-from leanonnx.checks import check_positive, exactly_one
+from leanonnx.checks import check_choice, check_positive, exactly_one
+from leanonnx.commands.finetune.options import FinetuneOptions, TrainingSettings
 from leanonnx.commands.finetune.rows import FinetuneReport
-from leanonnx.commands.finetune.strategies import Strategy
+from leanonnx.commands.finetune.strategies import Pairing, SignalOptions, Strategy
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import DEFAULT_IMAGE_FORMAT
 from leanonnx.errors import OptionError
@@ -63,6 +64,8 @@ def finetune(
     data: StrPath,
     teacher: StrPath | None = None,
     strategy: Strategy = "school",
+    train: str | Sequence[str] = (),
+    hold: str | Sequence[str] = (),
     epochs: int | None = None,
     minutes: float | None = None,
     patience: int | None = None,
@@ -73,6 +76,12 @@ def finetune(
     amp: bool = False,
     checkpoint: StrPath | None = None,
     resume: bool = False,
+    operator: StrPath | None = None,
+    adjoint: StrPath | None = None,
+    mask: str | None = None,
+    measurement: str | None = None,
+    loss_share: float | None = None,
+    pairing: Pairing | None = None,
     steps: int | None = None,
     keep: float | None = None,
     macs: float | None = None,
@@ -97,11 +106,18 @@ def finetune(
 
     Args:
         model, out: path of the model, and of the result.
-        data, images: file or folder of inputs, with labels for "supervised"; the format of images among them.
-        teacher, strategy: path of the original; learn from it, from labels, or from noisy images.
+        data, images: file or folder of inputs, with what the strategy learns from; the format of images among them.
+        teacher, strategy: path of the original; learn from it, from labels, from noisy images, from reconstructions of
+            splits, or from incomplete measurements.
+        train, hold: patterns of names of weights, or of nodes that read them: train what would be held by default
+            (operators of physics, numbers of the architecture), hold what would be trained.
         epochs, minutes, patience: limits of the training; epochs without gain on the held-out samples to stop after.
         lr, batch, augment, device, amp: highest learning rate; samples in a step; flip and shift images; device;
             half precision. ``checkpoint``, ``resume``: file of the state of the training; True continues from it.
+        operator, adjoint: for "measurement", ONNX files, or two tensors of the model as ``"FROM:TO"``: from image to
+            measurement; from measurement to input.
+        mask, measurement, loss_share: names of these inputs or arrays; share of the measurement that the loss is for.
+        pairing: for "noise2inverse", numbers of splits whose mean is input and target.
         steps, keep, macs, params, bytes, method, chains, ignore: compress the model in so many steps to a fraction, and
             train after each.
         keep_steps: folder for the models of the steps before the last.
@@ -115,41 +131,54 @@ def finetune(
     """
     if find_spec("torch") is None:
         raise OptionError("finetune needs torch; install it with pip install 'leanonnx[finetune]'")
+    return _finetune(locals())
+
+
+def _finetune(given: Mapping[str, Any]) -> TrainingResult | None:
+    """Train as the keywords of ``finetune`` say."""
     from leanonnx.commands.finetune import driver, report, steps as stepwise  # noqa: I001 - needs the extra
 
-    check_training_numbers(lr, minutes)
-    budget = stepwise_budget(budget_limits(locals()), steps)
-    given = {"method": method, "chains": chains, "ignore": ignore, "seed": seed, "calib": data, "images": images}
-    places = (Path(model), Path(out), optional_path(teacher), Path(data))
-    options = _training_options(locals())
+    check_training_numbers(given["lr"], given["minutes"])
+    steps, keep_steps, progress = given["steps"], given["keep_steps"], given["progress"]
+    budget = stepwise_budget(budget_limits(given), steps)
+    out, options = Path(given["out"]), _training_options(given)
+    places = (Path(given["model"]), out, optional_path(given["teacher"]), Path(given["data"]))
     if budget is None or steps is None:
         if keep_steps is not None:
             example = f"{option('steps', 5)} {option('keep', 0.25)}"
             raise OptionError(f"{option('keep_steps')} goes with {option('steps')}, for example {example}")
         result = driver.run_finetune(*places, options, progress)
-        return None if result is None else _result(Path(out), result, report.finetune_report(result))
-    compression = compress_options(given, budget=budget, recover="auto")
+        return None if result is None else _result(out, result, report.finetune_report(result))
+    names = ("method", "chains", "ignore", "seed", "images")
+    kept = {"calib": given["data"], **{name: given[name] for name in names}}
+    compression = compress_options(kept, budget=budget, recover="auto")
     schedule = stepwise.PruningSchedule(steps, compression, optional_path(keep_steps))
     stepped = stepwise.finetune_in_steps(*places, options, schedule, progress)
     if stepped is None:
         return None
-    return _result(Path(out), stepped.steps[-1].result, report.finetune_steps_report(stepped))
+    return _result(out, stepped.steps[-1].result, report.finetune_steps_report(stepped))
 
 
-def _training_options(given: Mapping[str, Any]) -> Any:
-    """The driver's ``FinetuneOptions``, whose type needs torch, from the keywords of ``finetune``."""
-    from leanonnx.commands.finetune import driver, training  # needs the extra
-
+def _training_options(given: Mapping[str, Any]) -> FinetuneOptions:
+    """The options of a training from the keywords of ``finetune``."""
     names = ("epochs", "batch", "minutes", "patience", "seed", "amp", "resume")
     settings = {name: given[name] for name in names}
-    return driver.FinetuneOptions(
+    check_choice("strategy", given["strategy"], Strategy)
+    if given["pairing"] is not None:
+        check_choice("pairing", given["pairing"], Pairing)
+    signal = {field.name: given[field.name] for field in fields(SignalOptions)}
+    signal |= {name: str(signal[name]) for name in ("operator", "adjoint") if signal[name] is not None}
+    return FinetuneOptions(
         strategy=given["strategy"],
+        train=several(given["train"], str),
+        hold=several(given["hold"], str),
+        signal=SignalOptions(**signal),
         shapes=given["shape"] or {},
         images=given["images"],
         augment=given["augment"],
         device=given["device"],
         libraries=several(given["library"], Path),
-        settings=training.TrainingSettings(rate=given["lr"], checkpoint=optional_path(given["checkpoint"]), **settings),
+        settings=TrainingSettings(rate=given["lr"], checkpoint=optional_path(given["checkpoint"]), **settings),
     )
 
 

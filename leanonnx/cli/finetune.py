@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from leanonnx.api.training import finetune as train
+from leanonnx.api.training import finetune
 from leanonnx.cli.budgets import step_option, with_budgets
 from leanonnx.cli.options import (
     AsJson,
@@ -22,7 +22,8 @@ from leanonnx.cli.options import (
     parse_shapes,
 )
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
-from leanonnx.commands.finetune.strategies import Strategy
+from leanonnx.commands.finetune.strategies import DEFAULT_LOSS_SHARE, Pairing, Strategy
+from leanonnx.data.images import IMAGE_OPTIONS
 from leanonnx.ranking.criteria import Chains, Method
 from leanonnx.selection.metrics import BUDGETS
 from leanonnx.system.gpu import Device
@@ -36,6 +37,16 @@ Samples = Annotated[
     ),
 ]
 TeacherOption = Annotated[Path | None, typer.Option(metavar="BASE", help="The original, which school learns from.")]
+Train = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME", help="Train these weights, or those of these nodes, though they would be held; * = any."
+    ),
+]
+Hold = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Hold these weights, or those of these nodes, though they would be trained."),
+]
 Epochs = Annotated[
     int | None,
     typer.Option(
@@ -54,6 +65,40 @@ CheckpointOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Keep the state of the training here after each epoch.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from --checkpoint where it exists.")]
+STRATEGY_HELP = (
+    "Learn from the original, from labels in the data, from noisy images, from reconstructions of the splits of a "
+    "measurement, or from incomplete measurements."
+)
+OperatorOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|FROM:TO",
+        help="For measurement: from image to measurement, an ONNX file or two tensors of NEW.",
+    ),
+]
+AdjointOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|FROM:TO",
+        help="For measurement: from measurement to the input that is computed from it, if there is one.",
+    ),
+]
+MaskOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Input or array that is 1 where something was measured; by default mask."),
+]
+MeasurementOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Input or array that was measured; by default measurement, or the only input."),
+]
+LossShare = Annotated[
+    float | None,
+    typer.Option(help=f"Share of the measurement kept for the loss, not the input; by default {DEFAULT_LOSS_SHARE}."),
+]
+PairingOption = Annotated[
+    Pairing | None,
+    typer.Option(help="For noise2inverse: splits in input and target; by default X:1, all but one for the input."),
+]
 Steps = Annotated[
     int | None, typer.Option(min=1, help="Compress NEW in so many steps, training after each (LEAN's schedule).")
 ]
@@ -71,9 +116,9 @@ def finetune_command(
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write the result.")],
     data: Samples,
     teacher: TeacherOption = None,
-    strategy: Annotated[
-        Strategy, typer.Option(help="Learn from the original, from labels in the data, or from noisy images.")
-    ] = "school",
+    strategy: Annotated[Strategy, typer.Option(help=STRATEGY_HELP)] = "school",
+    train: Train = None,
+    hold: Hold = None,
     epochs: Epochs = None,
     minutes: Minutes = None,
     patience: Patience = None,
@@ -84,6 +129,12 @@ def finetune_command(
     amp: Annotated[bool, typer.Option("--amp", help="Compute in half precision where that is safe.")] = False,
     checkpoint: CheckpointOption = None,
     resume: Resume = False,
+    operator: OperatorOption = None,
+    adjoint: AdjointOption = None,
+    mask: MaskOption = None,
+    measurement: MeasurementOption = None,
+    loss_share: LossShare = None,
+    pairing: PairingOption = None,
     steps: Steps = None,
     *,
     limits: dict[str, float | None],
@@ -107,36 +158,15 @@ def finetune_command(
     NEW itself if nothing was better. Exit codes: 0 written, 1 refused (torch and onnxruntime disagree about the model),
     2 wrong file or option, 3 a bug.
     """
+    given = {**locals(), **limits}
+    for name in ("source", "target", "limits", "as_json"):
+        del given[name]
     with exit_codes() as results:
+        given["images"] = image_format(*(given.pop(name) for name in IMAGE_OPTIONS))
+        lists = {"ignore": ignore, "library": library, "train": train, "hold": hold}
+        given |= {"shape": parse_shapes(shape or []), **{name: tuple(each or ()) for name, each in lists.items()}}
         with progress() as listener:
-            result = train(
-                source,
-                target,
-                data=data,
-                teacher=teacher,
-                strategy=strategy,
-                epochs=epochs,
-                minutes=minutes,
-                patience=patience,
-                lr=lr,
-                batch=batch,
-                augment=augment,
-                device=device,
-                amp=amp,
-                checkpoint=checkpoint,
-                resume=resume,
-                steps=steps,
-                **limits,
-                method=method,
-                chains=chains,
-                ignore=tuple(ignore or ()),
-                keep_steps=keep_steps,
-                shape=parse_shapes(shape or []),
-                images=image_format(mean, std, scale, layout, size),
-                library=tuple(library or ()),
-                seed=seed,
-                progress=listener,
-            )
+            result = finetune(source, target, **given, progress=listener)
         if result is not None:
             from leanonnx.commands.finetune import tables  # needs the extra
 

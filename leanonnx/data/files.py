@@ -57,6 +57,27 @@ class GeneratedArray:
 
 
 @dataclass(frozen=True)
+class MappedArray:
+    """An array [samples, ...] whose rows are computed from those of another array by ``function``."""
+
+    name: str
+    base: NpzArray | MemoryArray
+    shape: tuple[int, ...]
+    function: Callable[[Array], Array]
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return self.shape[0]
+
+    @contextmanager
+    def open_reader(self) -> Iterator[RowReader]:
+        """Open a reader of rows by their index."""
+        with self.base.open_reader() as read:
+            yield lambda k: self.function(read(k))
+
+
+@dataclass(frozen=True)
 class MemoryArray:
     """An array [samples, ...] in memory."""
 
@@ -89,7 +110,7 @@ class SampleFile:
     """Arrays of samples by input name, with their labels; ``title`` names their source in messages."""
 
     title: str
-    arrays: Mapping[str, NpzArray | MemoryArray | ImageFolder | GeneratedArray]
+    arrays: Mapping[str, NpzArray | MemoryArray | MappedArray | ImageFolder | GeneratedArray]
     label: NpzArray | MemoryArray | None = None
 
     @property
@@ -155,9 +176,9 @@ def open_image_folder(
     return SampleFile(str(path), {slot.name: ImageFolder(path, names, frame)})
 
 
-def open_npz_file(path: Path, slots: list[InputSpec]) -> SampleFile:
-    """Open an .npz file and match its arrays with the inputs of the model."""
-    return _match_arrays(str(path), dict(npz_arrays(path)), slots)
+def open_npz_file(path: Path, slots: list[InputSpec], extras: Sequence[str] = ()) -> SampleFile:
+    """Open an .npz file and match its arrays with the inputs of the model; the extra arrays keep their names."""
+    return _match_arrays(str(path), dict(npz_arrays(path)), slots, extras)
 
 
 def open_arrays(arrays: Mapping[str, Any], slots: list[InputSpec]) -> SampleFile:
@@ -167,11 +188,14 @@ def open_arrays(arrays: Mapping[str, Any], slots: list[InputSpec]) -> SampleFile
     )
 
 
-def _match_arrays(title: str, members: dict[str, NpzArray | MemoryArray], slots: list[InputSpec]) -> SampleFile:
+def _match_arrays(
+    title: str, members: dict[str, NpzArray | MemoryArray], slots: list[InputSpec], extras: Sequence[str] = ()
+) -> SampleFile:
     """Match arrays with inputs by name; a single array fits a single input under any name."""
     inputs = {slot.name for slot in slots}
-    label = next((members[name] for name in LABEL_NAMES if name in members and name not in inputs), None)
-    others = [member for member in members.values() if member is not label]
+    taken = inputs | set(extras)
+    label = next((members[name] for name in LABEL_NAMES if name in members and name not in taken), None)
+    others = [member for name, member in members.items() if member is not label and name not in extras]
     if len(slots) == 1 and len(others) == 1:
         members[slots[0].name] = others[0]
     missing = inputs - set(members)
@@ -180,9 +204,14 @@ def _match_arrays(title: str, members: dict[str, NpzArray | MemoryArray], slots:
             f"{title}: no array for input '{min(missing)}'; expected arrays named {', '.join(sorted(inputs))}, "
             f"got {', '.join(sorted(members)) or 'none'}; name each array after its graph input"
         )
-    arrays = {slot.name: members[slot.name] for slot in slots}
+    absent = set(extras) - set(members)
+    if absent:
+        raise DataError(f"{title}: no array '{min(absent)}', only {', '.join(sorted(members))}; add it to the file")
+    arrays = {name: members[name] for name in (*(slot.name for slot in slots), *extras)}
     for slot in slots:
         _check_array(title, slot, arrays[slot.name])
+    for name in extras:
+        _check_kind(title, arrays[name], NUMERIC_KINDS, "the strategy takes numbers")
     counts = {member.name: member.shape[0] if member.shape else 0 for member in arrays.values()}
     if label:
         _check_kind(title, label, NUMERIC_KINDS, "labels are numbers")

@@ -21,8 +21,8 @@ ImageLayout = Literal["auto", "nchw", "nhwc"]
 ColourOrder = Literal["rgb", "bgr"]
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 IMAGE_RANKS = (3, 4)
-IMAGE_CHANNEL_COUNTS = (1, 3, 4)
-"""Numbers of channels that an image can have."""
+IMAGE_CHANNEL_COUNTS = (1, 2, 3, 4)
+"""Numbers of channels that an image can have; two are those of a complex image."""
 IMAGE_BATCH_RANK = 4
 PILLOW_MODES = {1: "L", 3: "RGB"}
 """Pillow's image modes by number of channels."""
@@ -134,7 +134,7 @@ class ImageFolder:
 def image_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
     """Return the axes of height and width of images [n, channels, height, width] or [n, height, width, channels].
 
-    None for other shapes: an image has 1, 3 or 4 channels, and more rows and columns than channels.
+    None for other shapes: an image has 1 to 4 channels, and more rows and columns than channels.
     """
     if len(shape) == IMAGE_BATCH_RANK:
         for channels, height, width in ((1, 2, 3), (3, 1, 2)):

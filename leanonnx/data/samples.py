@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from leanonnx.data.files import (
     IN_MEMORY_TITLE,
     GeneratedArray,
     InputSpec,
+    MemoryArray,
     Sample,
     SampleFile,
     input_spec,
@@ -37,6 +38,7 @@ from leanonnx.data.files import (
 )
 from leanonnx.data.images import IMAGE_OPTIONS
 from leanonnx.data.images import ImageFormat as ImageFormat
+from leanonnx.data.npz import NpzArray
 from leanonnx.errors import DataError
 from leanonnx.graph.model import Model
 from leanonnx.numeric.arrays import Array
@@ -149,6 +151,11 @@ class Dataset:
             raise ValueError(f"{count} samples are no data")
         return replace(self, selections=(*self.selections, EvenlySpaced(count)))
 
+    def only(self, names: Iterable[str]) -> Dataset:
+        """Select some of the arrays."""
+        wanted = set(names)
+        return replace(self, inputs=tuple(slot for slot in self.inputs if slot.name in wanted))
+
     def _counts(self) -> list[int]:
         """Return the numbers of samples in the files and after each selection."""
         counts = [sum(file.count for file in self.files)]
@@ -206,6 +213,7 @@ def open_data(
     model: Model,
     shapes: Mapping[str, tuple[int, ...]],
     images: ImageFormat = DEFAULT_IMAGE_FORMAT,
+    extras: Sequence[str] = (),
 ) -> Dataset:
     """Open a file, a folder or arrays as data for a model; samples are read on demand.
 
@@ -214,6 +222,7 @@ def open_data(
         model: the model to feed.
         shapes: observed shape of each graph input, for the size of images if the model leaves it free.
         images: conversion of images to input tensors.
+        extras: names of further arrays of .npz files, which are read along with the inputs.
 
     Raises:
         DataError: the data do not exist, or do not fit the model.
@@ -225,13 +234,14 @@ def open_data(
     if isinstance(source, Path):
         archives, names = list_files(source)
         if names:
-            return _data(title, specs, [open_image_folder(source, names, specs, shapes, images)])
-        files = [open_npz_file(archive, specs) for archive in archives]
+            return dataset_of(title, specs, [open_image_folder(source, names, specs, shapes, images)])
+        files = [open_npz_file(archive, specs, extras) for archive in archives]
     else:
         files = [open_arrays(source, specs)]
     if images != DEFAULT_IMAGE_FORMAT:
         raise DataError(f"{title}: no images; leave out {option_list(*IMAGE_OPTIONS)}")
-    return _data(title, specs, files)
+    data = dataset_of(title, specs, files)
+    return replace(data, inputs=(*data.inputs, *(_extra_spec(name, data) for name in extras)))
 
 
 def data_from_feeds(name: str, model: Model, sizes: Mapping[str, tuple[int, ...]], feeds: Sequence[Feed]) -> Dataset:
@@ -249,7 +259,16 @@ def data_from_feeds(name: str, model: Model, sizes: Mapping[str, tuple[int, ...]
     )
 
 
-def _data(title: str, slots: list[InputSpec], files: list[SampleFile]) -> Dataset:
+def _extra_spec(name: str, data: Dataset) -> InputSpec:
+    """Describe an extra array: floats become float32, and its rows are whole inputs where those of all inputs are."""
+    array = data.files[0].arrays[name]
+    assert isinstance(array, NpzArray | MemoryArray)
+    whole = all(slot.is_whole for slot in data.inputs)
+    kind = np.dtype(np.float32) if array.dtype.kind == "f" else array.dtype
+    return InputSpec(name, (None,) * (len(array.shape) - whole), kind, is_whole=whole)
+
+
+def dataset_of(title: str, slots: list[InputSpec], files: list[SampleFile]) -> Dataset:
     """Combine the samples of all files."""
     slots = [replace(slot, is_whole=_takes_whole_inputs(title, slot, files)) for slot in slots]
     labels = {file.label.name if file.label else None for file in files}

@@ -7,7 +7,7 @@ output follows from its shape alone (``kinds``):
    original's class is among the candidate's best five.
 2. *Image*.  PSNR, the peak being the range of the original's output over all samples.  An output that sums to one over
    C > 1 channels everywhere is treated as 3.
-3. *Class map*.  Top-1: share of pixels that get the same class.
+3. *Class map*.  Top-1: share of pixels that get the same class.  Two channels may be either (``kinds``): both.
 4. *Integers*, booleans, text.  Top-1: share of equal elements.
 5. Any other output has a relative error only.
 
@@ -24,7 +24,7 @@ import numpy as np
 
 from leanonnx.data.samples import Dataset
 from leanonnx.errors import DataError
-from leanonnx.evaluation.kinds import CLASSES, channels_last, sample_count
+from leanonnx.evaluation.kinds import CLASSES, channels_last, has_complex_image, sample_count
 from leanonnx.evaluation.scores import LOWER_IS_BETTER, Score, score_outputs
 from leanonnx.evaluation.tally import Deviation, Tally, tally_of
 from leanonnx.graph.formats import ElementTypes, Source, convert_feed, stand_in
@@ -102,10 +102,11 @@ class DeviationSums:
 
     def add(self, feed: Feed, wanted: Sequence[Array], computed: Sequence[Array], label: Array | None = None) -> None:
         """Add one run: inputs, outputs of the original (``wanted``) and of the candidate (``computed``), labels."""
-        rows, last = sample_count(feed), channels_last(feed)
+        rows, last, paired = sample_count(feed), channels_last(feed), has_complex_image(feed)
         classes: list[int | None] = []
         for k, name in enumerate(self.names):
-            tally, (kind, axis) = tally_of(wanted[k], computed[k], rows, last, self.axes.get(name, ()))
+            axes = self.axes.get(name, ())
+            tally, (kind, axis) = tally_of(wanted[k], computed[k], rows, last, axes, paired)
             self.tallies[k] = self.tallies[k].plus(tally)
             classes.append(axis if kind == CLASSES else None)
         if label is not None:

@@ -17,7 +17,7 @@ from leanonnx.evaluation.baseline import (
     count_decisions,
     sum_samples,
 )
-from leanonnx.evaluation.kinds import CLASSES, DISCRETE, IMAGE, OTHER, output_kind, slice_axes
+from leanonnx.evaluation.kinds import CLASSES, DISCRETE, IMAGE, IMAGE_OR_MAP, OTHER, output_kind, slice_axes
 from leanonnx.evaluation.slices import ChannelDeviation, SliceErrors, slices_along
 from leanonnx.evaluation.variety import NO_SAMPLES, Variety, variety_of
 from leanonnx.numeric.arrays import Array
@@ -132,6 +132,8 @@ class Tally:
         )
         if kind == IMAGE and not (self.choices and self.sums_to_one):
             return replace(deviation, psnr=self._psnr())
+        if kind == IMAGE_OR_MAP and not (self.choices and self.sums_to_one):
+            return replace(deviation, psnr=self._psnr(), top1=top1)
         if kind == OTHER:
             return deviation
         top5 = self.near / self.choices if self.near is not None and self.choices else None
@@ -175,7 +177,12 @@ def _add_slices(
 
 
 def tally_of(
-    wanted: Array, computed: Array, rows: int, channels_last: bool, labelled: Sequence[int]
+    wanted: Array,
+    computed: Array,
+    rows: int,
+    channels_last: bool,
+    labelled: Sequence[int],
+    complex_input: bool = False,
 ) -> tuple[Tally, tuple[str, int]]:
     """Return the sums of one run for one output, its kind, and its axis of classes or colours.
 
@@ -185,8 +192,9 @@ def tally_of(
         rows: samples in the run.
         channels_last: an input is shortest along its last axis.
         labelled: the axes of the output along which channel ids differ.
+        complex_input: an input is an image of two channels.
     """
-    kind = output_kind(wanted, rows, channels_last)
+    kind = output_kind(wanted, rows, channels_last, complex_input)
     sums = _sums(wanted, computed, kind, labelled)
     return replace(sums, variety=variety_of(wanted, rows), mean=sum_samples(wanted, rows)), kind
 

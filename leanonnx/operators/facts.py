@@ -46,6 +46,8 @@ class Family(Enum):
     """Indices, comparisons with a maximum, and other answers that are no floats."""
     QUANTIZER = auto()
     RANDOM = auto()
+    TRANSFORM = auto()
+    """A linear transform without weights."""
     SHAPE = auto()
     """The shape of a tensor, not its data."""
     SEQUENCE = auto()

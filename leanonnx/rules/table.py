@@ -23,6 +23,7 @@ from leanonnx.rules import (
     recurrent,
     reduction,
     spatial,
+    transforms,
     windows,
 )
 from leanonnx.rules.call import Rule
@@ -42,6 +43,7 @@ DEFAULT_RULES: Rules = {
     **indexing.INDEXING_RULES,
     **spatial.SPATIAL_RULES,
     **reduction.REDUCTION_RULES,
+    **transforms.TRANSFORM_RULES,
     **quantization.QUANTIZATION_RULES,
     **attention.ATTENTION_RULES,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +13,25 @@ import numpy as np
 import onnx
 
 from leanonnx.commands.compress.judging import evidence_text
-from leanonnx.commands.finetune.augment import ImageInputs, image_inputs
-from leanonnx.commands.finetune.batching import BatchedNetwork, batched_network, stack_feeds
-from leanonnx.commands.finetune.loading import Loader, group_by_shape, open_loader
+from leanonnx.commands.finetune.batching import BatchedNetwork, batched_network
+from leanonnx.commands.finetune.holding import WeightChoice, choose_weights
+from leanonnx.commands.finetune.loading import Loader, open_loader
 from leanonnx.commands.finetune.module import TorchNetwork
-from leanonnx.commands.finetune.objectives import (
-    Objective,
-    distillation_objective,
-    noise2self_objective,
-    supervised_objective,
-)
+from leanonnx.commands.finetune.objectives import Objective, Scene
+from leanonnx.commands.finetune.options import FinetuneOptions
 from leanonnx.commands.finetune.parity import RoundTrip, round_trip
 from leanonnx.commands.finetune.process_group import ProcessGroup, join_processes
-from leanonnx.commands.finetune.strategies import Strategy
-from leanonnx.commands.finetune.targets import common_targets
-from leanonnx.commands.finetune.teachers import open_teacher
-from leanonnx.commands.finetune.training import TrainingOutcome, TrainingSettings, train
-from leanonnx.commands.finetune.weights import constant_kinds, replace_constants, trainable_constants
-from leanonnx.data.samples import Dataset, ImageFormat, open_data
-from leanonnx.errors import DataError, ModelError, OptionError
+from leanonnx.commands.finetune.signals import SIGNALS
+from leanonnx.commands.finetune.strategies import Strategy, check_signal_options
+from leanonnx.commands.finetune.training import TrainingOutcome, train
+from leanonnx.commands.finetune.weights import constant_kinds, replace_constants
+from leanonnx.errors import OptionError
 from leanonnx.evaluation.deviation import Fidelity, compare_outputs
 from leanonnx.evaluation.judgement import judge
 from leanonnx.formatting import count_text
 from leanonnx.graph.formats import HALF_TYPES, REPLACED_TYPES, float_types
 from leanonnx.graph.model import Model, load
-from leanonnx.graph.storage import write_model
+from leanonnx.graph.storage import digest, write_model
 from leanonnx.numeric.arrays import Array
 from leanonnx.runtime.observation import Shapes, observe
 from leanonnx.runtime.sessions import Feed
@@ -49,31 +43,20 @@ ROUND_TRIP_INPUTS = 3
 """Number of inputs on which torch and onnxruntime are compared."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FinetuneOptions:
-    """Options of ``finetune``."""
-
-    strategy: Strategy = "school"
-    shapes: Shapes = field(default_factory=dict)
-    images: ImageFormat = field(default_factory=ImageFormat)
-    augment: bool = True
-    device: str = "cpu"
-    libraries: tuple[Path, ...] = ()
-    settings: TrainingSettings = field(default_factory=TrainingSettings)
-
-
 @dataclass(frozen=True)
 class FinetuneResult:
     """Result of ``finetune``.
 
-    ``training`` holds the losses; ``samples``: numbers of training and held-out samples; ``before`` and ``after``:
-    held-out deviations of the input and of the written model from ``reference``; ``round_trips``: before and after
-    training; ``batch_mode``: how the network takes a batch; ``headline``: the warning that the result is ruined.
+    ``training`` holds the losses; ``weights``: what was trained and what was held; ``samples``: numbers of training and
+    held-out samples; ``before`` and ``after``: held-out deviations of the input and of the written model from
+    ``reference``; ``round_trips``: before and after training; ``batch_mode``: how the network takes a batch;
+    ``headline``: the warning that the result is ruined.
     """
 
     headline: str | None
     strategy: Strategy
     training: TrainingOutcome
+    weights: WeightChoice
     parameters: int
     samples: tuple[int, int]
     reference: Path
@@ -87,9 +70,10 @@ class FinetuneResult:
 
 @dataclass(frozen=True, kw_only=True)
 class _Student:
-    """The model to train, as a torch module, with its tensor shapes, data and some inputs."""
+    """The model to train, as a torch module, with the choice of weights, its tensor shapes, data and some inputs."""
 
     model: Model
+    weights: WeightChoice
     network: TorchNetwork
     shapes: Shapes
     loader: Loader
@@ -127,7 +111,7 @@ def run_finetune(
         with clock.stage("load"):
             model = load(source, options.libraries)
             base = load(teacher, options.libraries) if teacher else None
-        check_no_overwrites(model.files, target)
+        check_no_overwrites(model.files, target, given=options.signal.files)
         student = _open_student(model, data, options, clock)
         trip = _round_trip(student, model, clock)
         objective, batched_student, notes = _objective(student, base, options, group, clock)
@@ -152,6 +136,7 @@ def _check_paths(source: Path, target: Path, teacher: Path | None, data: Path, o
     for original in (source, data):
         check_writable(original, target)
     check_writable(source, options.settings.checkpoint)
+    check_signal_options(options.strategy, options.signal)
     if teacher is not None:
         check_writable(teacher, target)
     elif options.strategy == "school":
@@ -177,29 +162,26 @@ def _open_student(model: Model, path: Path, options: FinetuneOptions, clock: Clo
     """Open the network in torch, with its data.
 
     Raises:
+        OptionError: a pattern of names matches no weight.
         ModelError: an operator is not covered, or there is nothing to train.
         DataError: the data do not fit, or have no labels though the strategy needs them.
     """
     with clock.stage("observe"):
         shapes = observe(model, options.shapes).shapes
-    names = _trainable_names(model)
-    if not names:
-        raise ModelError(
-            f"{model.path}: holds no weights that could be trained (floats read by a layer as its weights); export the "
-            "model with float weights"
-        )
-    network = TorchNetwork(model, names).eval()
+    weights = choose_weights(model, shapes, options.train, options.hold)
+    network = TorchNetwork(model, weights.trained).eval()
     with clock.stage("data"):
-        samples: Dataset = open_data(path, model, shapes, options.images)
-        if options.strategy == "supervised" and samples.label_name is None:
-            raise DataError(
-                f"{path}: holds no labels; add an array 'labels' [samples, ...] to the .npz, or use "
-                f"{option('strategy', 'school')}"
-            )
+        samples = SIGNALS[options.strategy].open_data(path, model, shapes, options)
         loader = open_loader(samples, options.settings.batch)
-    feeds = tuple(feed for feed, _ in loader.held_out[:ROUND_TRIP_INPUTS])
+    inputs = [value.name for value in model.inputs]
+    feeds = tuple({name: feed[name] for name in inputs} for feed, _ in loader.held_out[:ROUND_TRIP_INPUTS])
     return _Student(
-        model=model, network=network, shapes=_shapes_of_run(model, feeds[0], shapes), loader=loader, feeds=feeds
+        model=model,
+        weights=weights,
+        network=network,
+        shapes=_shapes_of_run(model, feeds[0], shapes),
+        loader=loader,
+        feeds=feeds,
     )
 
 
@@ -211,15 +193,6 @@ def _shapes_of_run(model: Model, feed: Feed, shapes: Shapes) -> Shapes:
     return observe(model, fed).shapes
 
 
-def _trainable_names(model: Model) -> tuple[str, ...]:
-    """Names of the constants to train; constants within local functions are not trained."""
-    names = trainable_constants(model)
-    if not _has_functions(model):
-        return names
-    plain = replace(model, proto=onnx.load(model.path))
-    return tuple(name for name in names if name in plain.holders)
-
-
 def _round_trip(student: _Student, model: Model, clock: Clock) -> RoundTrip:
     with clock.stage("round trip"):
         return round_trip(model, model.proto, student.network, student.feeds)
@@ -229,68 +202,42 @@ def _objective(
     student: _Student, base: Model | None, options: FinetuneOptions, group: ProcessGroup, clock: Clock
 ) -> tuple[Objective, BatchedNetwork, list[str]]:
     """The objective, the network ready for batches on its device, and notes."""
-    images = image_inputs({name: value.shape for name, value in student.feeds[0].items()})
     notes: list[str] = []
     with clock.stage("prepare"):
-        if options.strategy == "school" and base is not None:
-            objective = _distillation(student, base, images, options, group, notes)
-        elif options.strategy == "supervised":
-            label = next(label for _, label in student.loader.held_out if label is not None)
-            objective = supervised_objective(student.model, student.shapes, label, images if options.augment else None)
-        else:
-            objective = noise2self_objective(student.model, student.shapes, images, options.augment)
+        scene = Scene(
+            model=student.model,
+            network=student.network,
+            shapes=student.shapes,
+            loader=student.loader,
+            feeds=student.feeds,
+            base=base,
+            options=options,
+            device=group.device,
+            notes=notes,
+        )
+        objective = SIGNALS[options.strategy].objective(scene)
         batched_student = batched_network(student.network, student.feeds, objective.names)
         student.network.place(group.device)
     return objective, batched_student, notes
 
 
-def _distillation(
-    student: _Student,
-    base: Model,
-    images: ImageInputs | None,
-    options: FinetuneOptions,
-    group: ProcessGroup,
-    notes: list[str],
-) -> Objective:
-    """The objective of distilling from the original."""
-    ours, theirs = (
-        {v.name: v.type.tensor_type.elem_type for v in (*m.inputs, *m.proto.graph.output)}
-        for m in (student.model, base)
-    )
-    if ours != theirs:
-        raise OptionError(
-            f"{option('teacher', str(base.path))}: its inputs and outputs, or their types, are not those of "
-            f"{student.model.path}; give the original that was compressed"
-        )
-    seen = observe(base, {name: value.shape for name, value in student.feeds[0].items()}).shapes
-    targets = common_targets(base, student.model, student.shapes, seen)
-    if not any(not target.inner for target in targets):
-        raise OptionError(
-            f"{option('teacher', str(base.path))}: no float output has the shape that it has in {student.model.path}; "
-            "give the original that was compressed"
-        )
-    names = tuple(target.name for target in targets)
-    teacher, note = open_teacher(base, student.feeds, names, group.device)
-    notes += [note] if note else []
-    held = group_by_shape(student.loader.held_out, options.settings.batch)
-    known = [stack_feeds([feed for feed, _ in samples], group.device) for samples in held]
-    return distillation_objective(targets, teacher, known, images if options.augment else None)
-
-
 def _run_fingerprint(student: _Student, base: Model | None, options: FinetuneOptions) -> str:
     """Fingerprint of a run for its checkpoints: files, data, and all options but those that may change on resuming."""
     settings = replace(options.settings, minutes=None, checkpoint=None, resume=False)
-    digest = hashlib.sha256()
+    data = hashlib.sha256()
     for feed in student.feeds:
         for value in feed.values():
-            digest.update(np.ascontiguousarray(value).tobytes())
+            data.update(np.ascontiguousarray(value).tobytes())
     rows: Mapping[str, Any] = {
         "model": student.model.sha256,
         "teacher": base.sha256 if base else None,
         "strategy": options.strategy,
+        "weights": student.weights.trained,
+        "signal": asdict(options.signal),
+        "operators": [digest(path).hex() for path in options.signal.files],
         "augment": options.augment,
         "samples": [student.loader.count, len(student.loader.held_out)],
-        "data": digest.hexdigest(),
+        "data": data.hexdigest(),
         "settings": asdict(settings),
     }
     return json.dumps(rows, sort_keys=True, default=str)
@@ -325,7 +272,8 @@ def _publish_result(
             again = round_trip(written, written.proto, student.network, student.feeds)
         with clock.stage("measure"):
             reference = base or model
-            held, kinds = student.loader.held_out_data, float_types(reference.proto) & HALF_TYPES
+            held = student.loader.held_out_data.only(value.name for value in model.inputs)
+            kinds = float_types(reference.proto) & HALF_TYPES
             before, after = compare_outputs(reference, reference.path, [model.path, draft], held, replaced=kinds)
         publish(draft, target)
     if not trained.best_epoch:
@@ -335,6 +283,7 @@ def _publish_result(
         headline=headline,
         strategy=strategy_and_mode[0],
         training=trained,
+        weights=student.weights,
         parameters=sum(weight.size for weight in trained.weights.values()),
         samples=(student.loader.count, len(student.loader.held_out)),
         reference=reference.path,

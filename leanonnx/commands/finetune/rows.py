@@ -79,6 +79,14 @@ class ParityRows:
 
 
 @dataclass(frozen=True)
+class HeldWeightsRow:
+    """Constants that are held, and the reason."""
+
+    reason: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class TrainingRow:
     """One training.
 
@@ -90,6 +98,8 @@ class TrainingRow:
         loss: by epoch.
         samples: number of samples trained on.
         parameters: number of weights trained.
+        trained: names of the constants that hold them.
+        held: the float constants that are not trained.
         batches: how the network takes a batch.
         round_trip: deviation of torch from onnxruntime.
         seconds: by stage.
@@ -104,6 +114,8 @@ class TrainingRow:
     held_out: HeldOutRow
     samples: int
     parameters: int
+    trained: tuple[str, ...]
+    held: tuple[HeldWeightsRow, ...]
     batches: str
     round_trip: ParityRows
     seconds: Mapping[str, float]

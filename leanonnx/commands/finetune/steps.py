@@ -16,12 +16,16 @@ from leanonnx.commands.compress import pipeline
 from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.commands.compress.pipeline import load_dag
 from leanonnx.commands.finetune import driver
+from leanonnx.commands.finetune.options import FinetuneOptions
 from leanonnx.commands.finetune.process_group import ProcessGroup, join_processes
+from leanonnx.data.splits import split_means
 from leanonnx.errors import OptionError
+from leanonnx.graph.model import load
+from leanonnx.runtime.observation import observe
 from leanonnx.selection.metrics import Budget, Metric
 from leanonnx.spelling import option
 from leanonnx.system.clock import Progress, ignore_progress, with_item
-from leanonnx.system.outputs import check_writable, publish, temporary_folder_beside
+from leanonnx.system.outputs import check_no_overwrites, check_writable, publish, temporary_folder_beside
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def finetune_in_steps(
     target: Path,
     teacher: Path | None,
     data: Path,
-    options: driver.FinetuneOptions,
+    options: FinetuneOptions,
     schedule: PruningSchedule,
     progress: Progress = ignore_progress,
 ) -> PruningSteps | None:
@@ -76,6 +80,7 @@ def finetune_in_steps(
         Refusal: a step's budget cannot be reached, or its model is not proven; nothing is written.
     """
     check_writable(source, target)
+    check_no_overwrites((source,), target, given=options.signal.files)
     if schedule.folder is not None and not schedule.folder.is_dir():
         raise OptionError(f"{option('keep_steps', str(schedule.folder))}: no such folder; make it first")
     group = join_processes(options.device)
@@ -103,13 +108,16 @@ def _run_steps(
     draft: Path,
     teacher: Path,
     data: Path,
-    options: driver.FinetuneOptions,
+    options: FinetuneOptions,
     schedule: PruningSchedule,
     group: ProcessGroup,
     progress: Progress,
 ) -> list[PruningStep]:
     """Run all steps; the last one writes the draft, the others write files beside it."""
     compression = replace(schedule.compression, measure=False, shapes=options.shapes, libraries=options.libraries)
+    if options.strategy == "noise2inverse":
+        model = load(source, options.libraries)
+        compression = replace(compression, calib=split_means(data, model, observe(model, options.shapes).shapes))
     metric, goal = compression.budget.metric, compression.budget.fraction
     original_cost = _cost(teacher, options, metric)
     share, current, steps = _cost(source, options, metric) / original_cost, source, list[PruningStep]()
@@ -130,12 +138,12 @@ def _run_steps(
     return steps
 
 
-def _cost(path: Path, options: driver.FinetuneOptions, metric: Metric) -> float:
+def _cost(path: Path, options: FinetuneOptions, metric: Metric) -> float:
     dag = load_dag(path, options.shapes, libraries=options.libraries)
     return float(metric.count(cost_model(dag)(dag.all_alive)))
 
 
-def _for_step(options: driver.FinetuneOptions, number: int) -> driver.FinetuneOptions:
+def _for_step(options: FinetuneOptions, number: int) -> FinetuneOptions:
     """The options with a checkpoint path of the step's own."""
     path = options.settings.checkpoint
     if path is None:

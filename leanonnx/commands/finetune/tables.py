@@ -8,9 +8,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from leanonnx.commands.finetune.rows import FinetuneReport, HeldOutRow, StepRow, TrainedOutputRow
+from leanonnx.commands.finetune.rows import FinetuneReport, HeldOutRow, StepRow, TrainedOutputRow, TrainingRow
 from leanonnx.formatting import count_text
 from leanonnx.reporting.tables import headline_lines, other_warnings, warning_lines
+
+MAX_NAMES = 6
+"""Number of names in a line."""
 
 
 def finetune_tables(report: FinetuneReport, output: str) -> RenderableType:
@@ -24,7 +27,21 @@ def finetune_tables(report: FinetuneReport, output: str) -> RenderableType:
     table = _held_out_table(training.held_out)
     warnings = warning_lines(other_warnings(training))
     first = headline_lines(training.headline)
-    return Group(*first, Text(head, style="bold"), *warnings, *steps, table, Text(""), Text(end))
+    weights = _weight_lines(training)
+    return Group(*first, Text(head, style="bold"), *warnings, *weights, *steps, table, Text(""), Text(end))
+
+
+def _weight_lines(training: TrainingRow) -> Iterator[Text]:
+    """What is trained and, by reason, what is held."""
+    yield Text(f"trained: {_names_text(training.trained)}")
+    for row in training.held:
+        yield Text(f"held: {_names_text(row.names)} ({row.reason})")
+
+
+def _names_text(names: Sequence[str]) -> str:
+    """The first names, and the number of the others."""
+    more = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _held_out_table(row: HeldOutRow) -> Table:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
 from leanonnx.commands.finetune.batching import Batch, batched_network
 from leanonnx.commands.finetune.module import TorchNetwork
-from leanonnx.commands.finetune.objectives import Teacher
 from leanonnx.commands.finetune.operators.call import Tensor
 from leanonnx.commands.finetune.parity import round_trip
 from leanonnx.errors import ModelError, ProofFailed
@@ -19,6 +19,8 @@ from leanonnx.graph.formats import REPLACED_TYPES, convert_to_float32, float_typ
 from leanonnx.graph.model import Model
 from leanonnx.runtime.probes import expose_tensors
 from leanonnx.runtime.sessions import Feed, open_session, run_session, translate_errors
+
+Teacher: TypeAlias = Callable[[Batch, "tuple[str, ...]"], "list[Tensor]"]
 
 
 def open_teacher(model: Model, feeds: Sequence[Feed], names: tuple[str, ...], device: str) -> tuple[Teacher, str]:

@@ -6,7 +6,6 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from leanonnx.commands.finetune.checkpoint import Checkpoint, read_checkpoint, w
 from leanonnx.commands.finetune.loading import LabelledSample, Loader, group_by_shape
 from leanonnx.commands.finetune.objectives import Objective
 from leanonnx.commands.finetune.operators.call import Tensor
+from leanonnx.commands.finetune.options import TrainingSettings
 from leanonnx.commands.finetune.process_group import ProcessGroup
 from leanonnx.numeric.arrays import Array
 from leanonnx.system.clock import Progress
@@ -34,25 +34,6 @@ MIN_EPOCHS, MAX_EPOCHS = 5, 600
 """Bounds of the number of epochs if neither epochs nor minutes are given."""
 UNLIMITED_EPOCHS = 1 << 30
 """Number of epochs if only the time limits the training."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
-    """Settings of a training.
-
-    ``epochs``: None for as many as fit into ``minutes`` or, without these, as give ``DEFAULT_STEPS`` steps; ``rate``:
-    the highest learning rate; ``minutes``: time limit; ``patience``: epochs without a gain before the training stops.
-    """
-
-    epochs: int | None = None
-    rate: float = 2e-3
-    batch: int = 32
-    minutes: float | None = None
-    patience: int | None = None
-    seed: int = 0
-    amp: bool = False
-    checkpoint: Path | None = None
-    resume: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,37 +1,97 @@
-"""Select the constants of a model that are trained, and store their new values in the file's protobuf.
+"""The places where a model reads its constants as weights, and new values of constants in the file's protobuf.
 
-Trained are float constants that are read only as weights of layers (kernels, biases, scales and slopes), directly or
-through operators that only move data.  All others stay fixed: statistics of a BatchNormalization, single numbers,
-tables of positions, inputs of computed weights.
+A constant can be trained if it is a float that is read only as a weight of layers (kernels, biases, scales and slopes),
+directly or through operators that only move data.  Which of these are trained is decided in ``holding``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
 from leanonnx.graph.model import Model
+from leanonnx.graph.nodes import attribute
 from leanonnx.numeric.arrays import Array
-from leanonnx.operators.facts import Trait
-from leanonnx.operators.table import OPERATORS, names_with
+from leanonnx.operators.facts import Family, Trait
+from leanonnx.operators.table import OPERATORS, names_of, names_with
 
 WEIGHT_SLOTS: Mapping[str, frozenset[int]] = {
     name: frozenset(facts.learned) for (_, name), facts in OPERATORS.items() if facts.learned
 }
 """Input slots of each operator that hold weights."""
+BIAS_SLOTS: Mapping[str, int] = {name: facts.bias for (_, name), facts in OPERATORS.items() if facts.bias is not None}
+FAMILIES: Mapping[str, Family] = {name: facts.family for (_, name), facts in OPERATORS.items()}
 ARITHMETIC_OPERATORS = names_with(Trait.ARITHMETIC)
 """Operators whose constant operand is a weight if it is a vector."""
+SCALING_OPERATORS = names_with(Trait.SCALES)
 WEIGHT_CARRIERS = names_with(Trait.CARRIES)
 """Operators between a weight and the layer that reads it."""
+MATRIX_PRODUCTS = names_of(Family.GEMM, Family.MATMUL)
+
+
+@dataclass(frozen=True)
+class Place:
+    """An input slot of a node that reads a constant; ``turned``: the matrix is transposed on its way there."""
+
+    node: int
+    slot: int
+    turned: bool = False
+
+    def kind(self, model: Model) -> str:
+        """The role that a constant has here; constants of several roles are no ordinary weights."""
+        node = model.proto.graph.node[self.node]
+        name = node.op_type
+        if BIAS_SLOTS.get(name) == self.slot:
+            return "bias"
+        if name in MATRIX_PRODUCTS:
+            turned = self.turned != bool(attribute(node, "transB" if self.slot else "transA", 0))
+            return f"{'right' if self.slot else 'left'} matrix{', transposed' if turned else ''}"
+        if name in ARITHMETIC_OPERATORS:
+            return "factor" if name in SCALING_OPERATORS else "term"
+        return f"input {self.slot} of {FAMILIES[name].name.lower().replace('_', ' ') if name in FAMILIES else name}"
+
+
+def places(model: Model, constant: str) -> list[Place] | None:
+    """The slots that read a constant, directly or through carriers; None if it is also an output or read in a branch.
+
+    A single number is followed through functions of one number too: they turn it into the number that is used.
+    """
+    single = model.view.constant_kind(constant)[1] == 1
+    slots_read: list[Place] = []
+    waiting = [(constant, False)]
+    while waiting:
+        name, turned = waiting.pop()
+        for k in model.consumers.get(name, [-1]):
+            node = model.proto.graph.node[k] if k >= 0 else None
+            slots = [slot for slot, read in enumerate(node.input) if read == name] if node is not None else []
+            if node is None or not slots:
+                return None
+            carries = node.op_type in WEIGHT_CARRIERS or (single and FAMILIES.get(node.op_type) is Family.UNARY)
+            if carries and slots == [0]:
+                waiting.append((node.output[0], turned != _turns(node)))
+            else:
+                slots_read += [Place(k, slot, turned) for slot in slots]
+    return slots_read
+
+
+def _turns(node: onnx.NodeProto) -> bool:
+    """Return True if a node exchanges the last two axes, or all."""
+    order = list(attribute(node, "perm", [])) if node.op_type == "Transpose" else [0]
+    return not order or order[-2:] != sorted(order)[-2:]
 
 
 def trainable_constants(model: Model) -> tuple[str, ...]:
-    """Names of the constants to train, sorted."""
-    floats = {name for name in model.holders if _is_float(model, name)}
-    return tuple(sorted(name for name in floats if _is_weight(model, name, name)))
+    """Names of the float constants that are read only as weights, sorted; single numbers among operands are none."""
+    return tuple(sorted(name for name in float_constants(model) if is_weight(model, name)))
+
+
+def float_constants(model: Model) -> tuple[str, ...]:
+    """Names of the float constants, in the order of the file."""
+    return tuple(name for name in model.holders if _is_float(model, name))
 
 
 def _is_float(model: Model, name: str) -> bool:
@@ -39,22 +99,17 @@ def _is_float(model: Model, name: str) -> bool:
     return size > 0 and (kind.startswith("float") or kind == "bfloat16") and not kind.startswith(("float4", "float8"))
 
 
-def _is_weight(model: Model, constant: str, name: str) -> bool:
+def is_weight(model: Model, constant: str) -> bool:
     """Return True if all consumers of a constant, directly or through carriers, read it as a weight."""
-    consumers = model.consumers.get(name, [-1])
-    return -1 not in consumers and all(
-        _reads_as_weight(model, constant, name, model.proto.graph.node[k]) for k in consumers
-    )
+    read_at = places(model, constant)
+    return bool(read_at) and all(_holds_weight(model, constant, place) for place in read_at or ())
 
 
-def _reads_as_weight(model: Model, constant: str, name: str, node: onnx.NodeProto) -> bool:
-    """Return True if a node that reads a constant, under the given tensor name, reads it as a weight."""
-    slots = {slot for slot, read in enumerate(node.input) if read == name}
-    if node.op_type in WEIGHT_CARRIERS and slots == {0}:
-        return _is_weight(model, constant, node.output[0])
-    if node.op_type in ARITHMETIC_OPERATORS:
+def _holds_weight(model: Model, constant: str, place: Place) -> bool:
+    name = model.proto.graph.node[place.node].op_type
+    if name in ARITHMETIC_OPERATORS:
         return _is_vector(model.constant(constant))
-    return bool(slots) and slots <= WEIGHT_SLOTS.get(node.op_type, frozenset())
+    return place.slot in WEIGHT_SLOTS.get(name, frozenset())
 
 
 def _is_vector(value: Array) -> bool:

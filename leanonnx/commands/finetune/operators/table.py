@@ -12,6 +12,7 @@ from leanonnx.commands.finetune.operators.recurrent import RECURRENT_OPERATORS
 from leanonnx.commands.finetune.operators.reduction import REDUCTION_OPERATORS
 from leanonnx.commands.finetune.operators.resize import RESIZE_OPERATORS
 from leanonnx.commands.finetune.operators.spatial import SPATIAL_OPERATORS
+from leanonnx.commands.finetune.operators.transforms import TRANSFORM_OPERATORS
 
 TORCH_OPERATORS: Operators = {
     **TORCH_POINTWISE,
@@ -23,4 +24,5 @@ TORCH_OPERATORS: Operators = {
     **SPATIAL_OPERATORS,
     **RESIZE_OPERATORS,
     **RECURRENT_OPERATORS,
+    **TRANSFORM_OPERATORS,
 }

@@ -1,0 +1,105 @@
+"""Random divisions of measured locations: one part for the network, the other for the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from leanonnx.commands.finetune.operators.call import Tensor
+from leanonnx.numeric.arrays import Array
+
+ALWAYS = 0.95
+"""A location measured in at least this share of the samples counts as always measured."""
+FEW = 0.05
+"""If the other locations are a smaller share of what is measured than this, all samples count as measured alike."""
+STRONG = 16.0
+"""A location whose mean energy is this many times the mean over all cannot be guessed from the others."""
+LARGEST_WEIGHT = 20.0
+"""Largest number of samples without a location that one with it stands for."""
+MAX_POWER, BISECTIONS = 1000.0, 60
+"""Bounds of the search for the power of the frequencies."""
+
+
+@dataclass(frozen=True)
+class Division:
+    """Probability that each measured location is hidden, and its weights in the loss if it is hidden, and if not.
+
+    They are arrays of the shape of one run's mask, or single numbers.  ``scale``: mean square of what is measured, with
+    these weights.
+    """
+
+    share: Tensor
+    hidden: Tensor
+    given: Tensor
+    scale: float
+
+    def draw(self, mask: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Divide masks [batch, ...] into what the network gets, and weights of the locations in the loss."""
+        drawn = torch.from_numpy(rng.random(tuple(mask.shape), np.float32)).to(mask.device)
+        hide = drawn < self.share.to(mask.device)
+        kept, hidden = mask * ~hide, mask * hide
+        return kept, hidden * self.hidden.to(mask.device) + kept * self.given.to(mask.device)
+
+
+def plan_division(samples: Iterable[tuple[Array, Array]], share: float) -> Division:
+    """Choose the locations to hide from masks and measurements of all samples.
+
+    The loss estimates the error of the whole measurement without ever seeing one:
+
+    1. Locations that are always measured are always given, since the network will never have to guess them; the loss
+       holds them too, so that they stay.  Of the others, ``share`` is hidden: rare ones more often, so that the rest
+       looks like a measurement of fewer locations.  One that is measured in the share p of the samples stands for the
+       share 1 - p in which it was not.
+    2. If all samples are measured at the same locations, a share of these is hidden, except the strongest, which could
+       not be guessed (in a spectrum, the lowest frequencies).
+    3. If the masks differ in shape, a share of all locations is hidden.
+    """
+    sums = _sums(samples)
+    if isinstance(sums, float):
+        return Division(torch.tensor(share), torch.tensor(1.0), torch.tensor(0.0), sums)
+    count, total, energy = sums
+    often, mean = np.maximum(total, 1) / count, energy / np.maximum(total, 1)
+    others = (total > 0) & (often < ALWAYS)
+    if total[others].sum() >= FEW * total.sum():
+        always = often >= ALWAYS
+        hidden = 1 - often ** _power(often[others], share)
+        weights = np.minimum((1 - often) / often, LARGEST_WEIGHT) / np.where(always, 1, hidden)
+    else:
+        always = mean > STRONG * mean[total > 0].mean()
+        hidden, weights = np.full(often.shape, share), np.full(often.shape, 1 / share)
+    shares, of_hidden, of_given = (
+        np.where(always, 0.0, hidden),
+        np.where(always, 0.0, weights),
+        np.where(always, 1.0, 0.0),
+    )
+    expected = shares * of_hidden + of_given
+    scale = float((energy * expected).sum() / max((total * expected).sum(), 1e-30)) or 1.0
+    tensors = [torch.from_numpy(value.astype(np.float32)) for value in (shares, of_hidden, of_given)]
+    return Division(tensors[0], tensors[1], tensors[2], scale)
+
+
+def _power(often: Array, share: float) -> float:
+    """The power a for which this share of the locations is hidden if each is kept with the probability p to the a."""
+    low, high = 0.0, MAX_POWER
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        hidden = (often * (1 - often**middle)).sum() / often.sum()
+        low, high = (middle, high) if hidden < share else (low, middle)
+    return high
+
+
+def _sums(samples: Iterable[tuple[Array, Array]]) -> tuple[int, Array, Array] | float:
+    """The number of samples, and sums of masks and squares; the mean square alone if the masks differ in shape."""
+    count, total, energy, alike = 0, np.zeros(()), np.zeros(()), True
+    places, squares = 0.0, 0.0
+    for mask, measured in samples:
+        axes = tuple(k for k, size in enumerate(mask.shape) if size != measured.shape[k])
+        square = mask * np.square(measured, dtype=np.float64).mean(axis=axes, keepdims=True)
+        places, squares = places + float(mask.sum()), squares + float(square.sum())
+        alike = alike and total.shape in ((), mask.shape)
+        if alike:
+            count, total, energy = count + 1, total + mask, energy + square
+    return (count, total, energy) if alike else (squares / max(places, 1.0) or 1.0)
