@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import weakref
 from collections import Counter
@@ -22,6 +23,12 @@ from leanonnx.runtime.sessions import Feed, RunFailed, open_session, session_run
 
 SPILL_LIMIT = 1 << 26
 """Bytes of activations kept in memory; more are written to a temporary folder."""
+REPEATED_WORK = 64
+"""Multiply-adds for each number of a tensor up to which it is computed again rather than written to disk."""
+REPEATED_SHARE = 0.5
+"""The tensors from which it is computed again take at most this share of its bytes."""
+MAX_REPEATS = 2
+"""Number of times that a node is run again."""
 ValueOf = Callable[[str], Array]
 """Function that returns a tensor of the current run by its name."""
 
@@ -149,6 +156,9 @@ class PartialRunner:
         """Number of nodes not yet run that read a tensor."""
         for index in self.todo:
             self.readers.update(set(self.reads[index]))
+        self.work = {t.name: math.prod(t.dims) // max([*t.dims, 1]) for t in graph.initializer}
+        """Multiply-adds with each constant for each number that its node computes."""
+        self.repeats: Counter[int] = Counter()
 
     def start(self, feed: Feed) -> None:
         """Add the inputs of one more run."""
@@ -174,6 +184,8 @@ class PartialRunner:
 
     def advance(self, wanted: Sequence[str], visit: Callable[[int, ValueOf], None] | None = None) -> None:
         """Run as much of the network as these tensors need, and delete tensors that are no longer needed.
+
+        A wide tensor that would be written to disk is computed again from narrow ones instead, if that takes little.
 
         Args:
             wanted: tensors to compute.
@@ -210,6 +222,7 @@ class PartialRunner:
         kept = {name for name in outputs if self.readers[name] > 0 or (visit is None and name in wanted)}
         made = [name for name in outputs if name in kept or name in wanted]
         part, sources = self._part(chosen, made)
+        again = False
         try:
             with (
                 translate_errors(),
@@ -221,14 +234,34 @@ class PartialRunner:
                     values |= {n: np.asarray(v) for n, v in zip(made, run_once(values), strict=True)}
                     if visit is not None:
                         visit(run, partial(self._value_in, values, run))
-                    for name in made:
+                    if run == 0 and visit is not None:
+                        again = self._is_repeated(chosen, values, kept)
+                    for name in () if again else made:
                         if name in kept:
                             self.spill.put(self.tag + name, run, values[name])
         except RunFailed as error:
             raise DataError(
                 f"the network cannot be run on the calibration data: {error}; give samples of a shape that it accepts"
             ) from error
-        self.known |= dict.fromkeys(kept)
+        if again:
+            self.repeats.update(chosen)
+            self.todo.update(chosen)
+            for index in chosen:
+                self.readers.update(set(self.reads[index]))
+        else:
+            self.known |= dict.fromkeys(kept)
+
+    def _is_repeated(self, chosen: list[int], values: Feed, kept: set[str]) -> bool:
+        """True if nodes are run again for each of their readers, so that their outputs need not be stored."""
+        stored = sum(values[name].nbytes for name in kept)
+        freed = sum(values[name].nbytes for name in values if name in self.known and self.readers[name] <= 0)
+        work = sum(self.work.get(name, 0) for index in chosen for name in self.reads[index])
+        return (
+            self.spill.bytes_held + stored * self.runs > self.spill.limit
+            and freed <= REPEATED_SHARE * stored
+            and work <= REPEATED_WORK
+            and all(self.repeats[index] < MAX_REPEATS for index in chosen)
+        )
 
     def _value_in(self, values: Feed, run: int, name: str) -> Array:
         return values[name] if name in values else self.value(name, run)
