@@ -19,10 +19,13 @@ from leanonnx.errors import DataError
 from leanonnx.graph.nodes import captured_names
 from leanonnx.graph.view import unused_outputs
 from leanonnx.numeric.arrays import Array
+from leanonnx.operators.facts import Family
+from leanonnx.operators.table import names_of
 from leanonnx.runtime.sessions import Feed, RunFailed, open_session, session_runner, translate_errors
 
 SPILL_LIMIT = 1 << 26
 """Bytes of activations kept in memory; more are written to a temporary folder."""
+SHAPES = names_of(Family.SHAPE)
 REPEATED_WORK = 64
 """Multiply-adds for each number of a tensor up to which it is computed again rather than written to disk."""
 REPEATED_SHARE = 0.5
@@ -211,7 +214,13 @@ class PartialRunner:
             if index in self.todo and index not in chosen:
                 chosen.add(index)
                 stack.extend(name for name in self.reads[index] if name not in self.known)
-        return sorted(chosen)
+        return sorted(chosen | self._shape_readers(chosen)) if chosen else []
+
+    def _shape_readers(self, chosen: set[int]) -> set[int]:
+        """Nodes that read only the shape of tensors that are there or are computed: left for later, they keep them."""
+        nodes = self.proto.graph.node
+        there = {name for index in chosen for name in nodes[index].output} | self.known.keys()
+        return {index for index in self.todo if nodes[index].op_type in SHAPES and there.issuperset(self.reads[index])}
 
     def _run(self, chosen: list[int], wanted: set[str], visit: Callable[[int, ValueOf], None] | None) -> None:
         nodes = self.proto.graph.node
