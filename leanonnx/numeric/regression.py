@@ -35,7 +35,7 @@ SINGLE_WIDTH = 96
 """Number of features from which products are summed in single precision, about the mean of the first rows."""
 LARGE_WIDTH = 700
 """Number of features above which fewer strengths are tried."""
-BUFFERED_NUMBERS = 1 << 20
+BUFFERED_NUMBERS = 1 << 18
 """Numbers that are buffered before their products are summed; at least half as many as there are products."""
 MIN_PART_ROWS = 256
 """Least number of rows of a regression in row space that are kept in one array, except for the last."""
