@@ -121,7 +121,7 @@ def test_variance_of_a_channel_far_from_zero() -> None:
     sums = Accumulator(3)
     for part in np.array_split(rows.astype(np.float32), 7):
         sums.add(part)
-    np.testing.assert_allclose(sums.about(sums.mean()) / sums.rows, np.cov(rows.T, bias=True), atol=1e-3)
+    np.testing.assert_allclose(sums.take_products(sums.mean()) / sums.rows, np.cov(rows.T, bias=True), atol=1e-3)
 
 
 def test_in_pieces_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

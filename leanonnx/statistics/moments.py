@@ -35,6 +35,8 @@ MAX_FREE_MOMENT_ROWS = 1 << 15
 """Rows of a tensor up to which more are used, while their products take at most ``FREE_MOMENT_WORK``."""
 FREE_MOMENT_WORK = 2e9
 """Multiply-adds of the products of one tensor."""
+SINGLE_PRECISION_SUMS_WIDTH = 256
+"""Number of channels from which products are summed in single precision, about the mean of the first rows."""
 HELD_OUT_RUN_STRIDE = 5
 """One run in so many is held out to choose the regularisation of covariances; the last of fewer runs."""
 
@@ -48,8 +50,8 @@ class Moments:
     """
 
     channel_ids: Ints
-    covariance: Floats
-    parts: tuple[Floats, Floats] | None = None
+    covariance: Array
+    parts: tuple[Array, Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Accumulator:
     def __init__(self, width: int) -> None:
         self.width, self.rows = width, 0
         self.origin = self.first = np.zeros(width)
-        self.second = np.zeros((width, width))
+        self.second: Any = np.zeros((width, width), np.float32 if width >= SINGLE_PRECISION_SUMS_WIDTH else np.float64)
         self.buffer: list[Array] = []
         self.buffered_rows = 0
 
@@ -94,12 +96,15 @@ class Accumulator:
         self.first += centred.sum(0, dtype=np.float64)
         self.second += matrix_product(centred.T, centred)
 
-    def about(self, mean: Floats) -> Floats:
-        """Sum of the products of deviations from a mean [C, C]."""
+    def take_products(self, mean: Floats) -> Array:
+        """Sum of the products of deviations from a mean [C, C]; the sums are empty afterwards."""
         self.flush()
         shift = self.origin - mean
-        cross = np.outer(self.first, shift)
-        return np.asarray(self.second + cross + cross.T + self.rows * np.outer(shift, shift))
+        first = self.first + self.rows / 2 * shift
+        kind = self.second.dtype
+        products, self.second = self.second, np.zeros((0, 0))
+        products += np.stack([first, shift], 1).astype(kind) @ np.stack([shift, first]).astype(kind)
+        return np.asarray(products)
 
     def mean(self) -> Floats:
         """Mean of all rows [C]."""
@@ -108,13 +113,18 @@ class Accumulator:
 
 
 def joint_moments(channel_ids: Ints, fitted: Accumulator, apart: Accumulator) -> Moments:
-    """Moments of the rows of both sums."""
-    total = fitted.rows + fitted.buffered_rows + apart.rows + apart.buffered_rows
-    share = (apart.rows + apart.buffered_rows) / total
-    mean = (1 - share) * fitted.mean() + share * apart.mean()
-    one, other = fitted.about(mean), apart.about(mean)
-    parts = (one / fitted.rows, other / apart.rows) if fitted.rows and apart.rows else None
-    return Moments(channel_ids, (one + other) / total, parts)
+    """Moments of the rows of both sums, which are empty afterwards."""
+    mean = fitted.mean(), apart.mean()
+    total = fitted.rows + apart.rows
+    centre = (fitted.rows * mean[0] + apart.rows * mean[1]) / total
+    one, other = fitted.take_products(centre), apart.take_products(centre)
+    covariance = one + other
+    covariance /= total
+    if not fitted.rows or not apart.rows:
+        return Moments(channel_ids, covariance)
+    one /= fitted.rows
+    other /= apart.rows
+    return Moments(channel_ids, covariance, (one, other))
 
 
 def channel_axis(dag: ChannelDag, node: int, block: KernelBlock) -> tuple[str, int] | None:
