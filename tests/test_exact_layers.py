@@ -16,7 +16,7 @@ JOINED = {
 
 
 def without_concat(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The network with the only operand left of its Concat in place of it, as the clean-up of a compression leaves it."""
+    """The network with the only operand left of its Concat in its place, as the clean-up leaves it."""
     (concat,) = (node for node in proto.graph.node if node.op_type == "Concat")
     assert len(concat.input) == 1
     for node in proto.graph.node:
