@@ -77,7 +77,7 @@ def test_the_transform_stays_to_the_last_bit(tmp_path: Path, strategy: Strategy)
             noise = np.random.default_rng(0).standard_normal((20, 3, 2, SIDE, SIDE))
             np.savez(data, y=(arrays["y"][:, None] + 0.1 * noise).astype(np.float32))
     signal = SignalOptions(operator="x0:m0") if strategy == "measurement" else SignalOptions()
-    options = FinetuneOptions(strategy=strategy, signal=signal, settings=settings(epochs=4))
+    options = FinetuneOptions(strategy=strategy, signal=signal, settings=settings(epochs=20))
     result = run_finetune(new, out, base, data, options)
     assert result is not None and result.training.best_epoch
     assert result.weights.trained == LEARNT
