@@ -112,6 +112,10 @@ WRONG = [
     ({"steps": 3}, "exactly one of keep, macs or params"),
     ({"resume": True}, "^resume=True goes on from a checkpoint"),
     ({}, "^strategy='school' learns from the original"),
+    ({"strategy": "measurement"}, r"give the operator from image to measurement with operator='FILE.onnx'"),
+    ({"operator": "a.onnx"}, "^operator goes with strategy='measurement'"),
+    ({"pairing": "2:X"}, "^pairing='2:X': expected one of X:1, 1:X"),
+    ({"strategy": "guess"}, "^strategy='guess': expected one of school, supervised"),
 ]
 
 
