@@ -109,9 +109,13 @@ WRONG = [
     ({"minutes": 0.0}, "^minutes=0: expected a number above 0"),
     ({"keep": 0.5}, "^keep goes with steps"),
     ({"keep_steps": "folder"}, "^keep_steps goes with steps"),
-    ({"steps": 3}, "exactly one of keep, macs or params"),
+    ({"steps": 3}, "exactly one of keep, macs, params or bytes"),
     ({"resume": True}, "^resume=True goes on from a checkpoint"),
     ({}, "^strategy='school' learns from the original"),
+    ({"strategy": "measurement"}, r"give the operator from image to measurement with operator='FILE.onnx'"),
+    ({"operator": "a.onnx"}, "^operator goes with strategy='measurement'"),
+    ({"pairing": "2:X"}, "^pairing='2:X': expected one of X:1, 1:X"),
+    ({"strategy": "guess"}, "^strategy='guess': expected one of school, supervised"),
 ]
 
 

@@ -29,7 +29,7 @@ from leanonnx.commands.finetune.weights import replace_constants, trainable_cons
 from leanonnx.errors import ProofFailed
 from leanonnx.graph.model import load
 from leanonnx.runtime.sessions import run
-from tests.tuning import CLASSIFIER, classifier, samples, saved, settings
+from tests.tuning import CLASSIFIER, classifier, halved, samples, saved, settings
 
 
 @pytest.fixture
@@ -146,16 +146,6 @@ def test_half_precision_is_rounded_back(pair: dict[str, Path], tmp_path: Path) -
     assert result.training.after < result.training.before
     kinds = {t.name: t.data_type for t in onnx.load(pair["out"]).graph.initializer}
     assert kinds["w1"] == kinds["b2"] == onnx.TensorProto.FLOAT16
-
-
-def halved(proto: onnx.ModelProto) -> onnx.ModelProto:
-    for value in (*proto.graph.input, *proto.graph.output):
-        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
-    for tensor in proto.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
-    del proto.graph.value_info[:]
-    return proto
 
 
 def test_constant_nodes_are_trained_and_statistics_are_not() -> None:

@@ -20,7 +20,7 @@ from leanonnx.commands.finetune.options import FinetuneOptions
 from leanonnx.commands.finetune.strategies import SignalOptions
 from leanonnx.errors import DataError, OptionError, UserError
 from leanonnx.runtime.sessions import run
-from tests.tuning import settings
+from tests.tuning import halved, settings
 
 COUNT = 60
 HELD_OUT = slice(4, None, 5)
@@ -69,6 +69,14 @@ def test_an_operator_between_two_tensors_is_that_of_the_file(scan: dict[str, Pat
     losses = [np.array(result.history) for result in results]
     assert np.allclose(losses[0], losses[1], rtol=1e-3)
     assert np.allclose(losses[0], losses[2], rtol=1e-3)
+
+
+def test_half_precision_is_measured_in_single(scan: dict[str, Path]) -> None:
+    cast = "whole = Constant <value_float = 1.0> ()\n    one = Cast <to = 10> (whole)"
+    saved(halved(with_transform(UNROLLED.replace("one = Constant <value_float = 1.0> ()", cast))), scan["new"])
+    for given in (str(scan["operator"]), "x1:m1"):
+        result = trained(scan, 4, operator=given)
+        assert result.training.after < result.training.before
 
 
 def test_the_network_gets_what_the_adjoint_makes_of_the_rest(scan: dict[str, Path], tmp_path: Path) -> None:

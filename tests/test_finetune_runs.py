@@ -164,6 +164,11 @@ def load_unchecked(proto: onnx.ModelProto) -> Any:
         (["--minutes", "-1"], "--minutes"),
         (["--resume"], "--checkpoint"),
         (["--strategy", "supervised"], "no labels"),
+        (["--strategy", "measurement"], "--operator FILE.onnx"),
+        (["--strategy", "measurement", "--operator", "x:y"], "named 'mask'"),
+        (["--strategy", "noise2inverse"], "[objects, splits, 3, 8, 8]"),
+        (["--pairing", "1:X"], "--strategy noise2inverse"),
+        (["--loss-share", "0.3"], "--strategy measurement"),
     ],
 )
 def test_exit_code_2(pair: dict[str, Path], words: list[str], says: str) -> None:

@@ -40,7 +40,7 @@ ONLY = {
     "distributed": {"commands.sweep.cluster"},
     "PIL": set(),
     "jinja2": {"page.page"},
-    "torch": {"commands.finetune", "torch"},
+    "torch": {"commands.finetune", "torch", "system.gpu"},
 }
 """The rooms or modules that may import a library; ``*.name`` means the modules of this name in all rooms."""
 NO_TORCH = {"commands.finetune.report", "commands.finetune.rows", "commands.finetune.tables"}
@@ -59,7 +59,7 @@ NO_ONNX |= {"commands.check.gates", "commands.check.verdicts", "page", "reportin
 NO_ONNX |= {"*.report", "*.rows", "*.tables"}
 NO_ONNX |= {"cli.check", "cli.compress", "cli.inspect", "rules"}
 """Rooms and modules that see models only through what lies below them."""
-OPTIONAL = {"api.training", "cli.finetune", "commands.sweep.extras"}
+OPTIONAL = {"system.gpu", "api.training", "cli.finetune", "commands.sweep.extras"}
 """Modules that import within a function, because what they import needs an optional extra."""
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 80

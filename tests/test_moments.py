@@ -121,7 +121,7 @@ def test_variance_of_a_channel_far_from_zero() -> None:
     sums = Accumulator(3)
     for part in np.array_split(rows.astype(np.float32), 7):
         sums.add(part)
-    np.testing.assert_allclose(sums.about(sums.mean()) / sums.rows, np.cov(rows.T, bias=True), atol=1e-3)
+    np.testing.assert_allclose(sums.take_products(sums.mean()) / sums.rows, np.cov(rows.T, bias=True), atol=1e-3)
 
 
 def test_in_pieces_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,3 +251,12 @@ def test_channels_on_another_axis_than_the_last() -> None:
     assert ("r", 3) not in found
     for (tensor, axis), one in found.items():
         judge(one, stacked(dag, tensor, axis, feeds), dag.channel_ids[tensor].reshape(-1))
+
+
+@pytest.mark.parametrize("runs", [2, 3])
+def test_the_last_of_few_runs_is_summed_apart(runs: int) -> None:
+    feeds = normal_feeds(CONV, runs, batch=3)
+    one = taken(CONV, feeds).moments["r", 1]
+    assert one.parts is not None
+    rows = stacked(CONV, "r", 1, feeds[-1:]) - stacked(CONV, "r", 1, feeds).mean(0)
+    np.testing.assert_allclose(one.parts[1], rows.T @ rows / len(rows), rtol=1e-3, atol=1e-4)

@@ -170,3 +170,23 @@ def test_wide_matrices_are_inverted_as_precisely_as_the_ridge_asks_for() -> None
     ridge = best_ridge(covariance, np.diag(np.diag(covariance)))
     expected = np.linalg.inv(covariance + ridge * np.diag(np.diag(covariance)))
     np.testing.assert_allclose(precision, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+def test_a_ridge_is_judged_on_some_of_many_channels_and_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many channels, columns of the inverse are computed for at most twice ``JUDGED_CHANNELS``."""
+    widths = []
+    inverse_columns = obs._inverse_columns
+
+    def counted(correlation: Array, ridge: float, chosen: Array) -> Array:
+        widths.append(len(chosen))
+        return inverse_columns(correlation, ridge, chosen)
+
+    monkeypatch.setattr(obs, "_inverse_columns", counted)
+    for rows in (20, 100, 4000):
+        few, many, _ = factor_covariances(np.random.default_rng(5), rows, 300)
+        some = best_ridge(few, many)
+        assert max(widths) < 2 * obs.JUDGED_CHANNELS
+        with monkeypatch.context() as whole:
+            whole.setattr(obs, "JUDGED_CHANNELS", 300)
+            assert best_ridge(few, many) == some
+        widths.clear()

@@ -105,6 +105,62 @@ def test_tensors_beyond_memory_are_spilled_to_temporary_files(tmp_path: Path, mo
     assert list(tmp_path.iterdir()) == []
 
 
+BLOCK = net(
+    "(float[N,2,6,6] x) => (float[N,2,6,6] y)",
+    "float[16,2,1,1] a, float[2,16,1,1] b",
+    "w = Conv (x, a) r = Relu (w) n = Conv (r, b) y = Relu (n)",
+)
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 28])
+def test_wide_tensors_are_computed_again_where_memory_is_short(limit: int) -> None:
+    """They are visited, but written to no file; a change of a later layer still counts."""
+    feeds = normal_feeds(analysed(BLOCK), 3)
+    shelf = TensorSpill(limit)
+    walk = PartialRunner(BLOCK, shelf, "t:")
+    for feed in feeds:
+        walk.start(feed)
+    for wanted in ("r", "n", "y"):
+        seen: dict[int, Array] = {}
+        walk.advance([wanted], lambda run, value, name=wanted, seen=seen: seen.update({run: np.array(value(name))}))
+        for run, feed in enumerate(feeds):
+            np.testing.assert_allclose(seen[run], values(BLOCK, [wanted], [feed])[0], rtol=1e-4, atol=1e-5)
+        assert ("t:r" in shelf.tensors) == (wanted == "r" and limit > 0)
+        assert ("t:x" in shelf.tensors) == (wanted == "r" and limit == 0)
+    shelf.close()
+
+
+def test_a_node_is_run_again_a_few_times_only() -> None:
+    feeds = normal_feeds(analysed(BLOCK), 2)
+    shelf = TensorSpill(0)
+    walk = PartialRunner(BLOCK, shelf, "t:")
+    for feed in feeds:
+        walk.start(feed)
+    for _ in range(3):
+        assert "t:r" not in shelf.tensors
+        walk.advance(["r"], lambda run, value: None)
+    assert "t:r" in shelf.tensors and "t:x" not in shelf.tensors
+    shelf.close()
+
+
+def test_a_shape_that_is_read_later_does_not_keep_its_tensor() -> None:
+    proto = net(
+        "(float[N,2,6,6] x) => (float[N,72] y)",
+        "float[2,2,1,1] a",
+        "s = Shape <start = 0, end = 1> (x) c = Conv (x, a) m = Constant <value_ints = [-1]> ()"
+        " t = Concat <axis = 0> (s, m) y = Reshape (c, t)",
+    )
+    feeds = normal_feeds(analysed(proto), 2)
+    shelf = TensorSpill()
+    walk = PartialRunner(proto, shelf, "t:")
+    for feed in feeds:
+        walk.start(feed)
+    walk.advance(["c"])
+    assert set(shelf.tensors) == {"t:c", "t:s"}
+    walk.advance(["y"])
+    np.testing.assert_allclose(walk.value("y", 1), values(proto, ["y"], [feeds[1]])[0], rtol=1e-4, atol=1e-5)
+
+
 def test_layers_that_have_not_run_may_still_change() -> None:
     proto = onnx.ModelProto.FromString(NET.SerializeToString())
     feeds = normal_feeds(analysed(NET), 2)

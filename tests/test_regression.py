@@ -227,3 +227,35 @@ def test_features_that_never_change_leave_the_prior(kind: Kind) -> None:
     np.testing.assert_allclose(weights, case.prior, atol=1e-3)
     made = weights @ case.features + bias[:, :, None]
     np.testing.assert_allclose(made.mean(2), case.targets.mean(2), atol=1e-6)
+
+
+def test_a_positive_system_serves_several_ridges_in_the_memory_of_its_matrix() -> None:
+    rng = np.random.default_rng(0)
+    root, right = rng.standard_normal((600, 600)), rng.standard_normal((600, 3))
+    matrix = np.asfortranarray(root @ root.T)
+    system = regression._PositiveSystem(matrix.copy(order="F"))
+    for ridge in (1.0, 100.0, 10.0):
+        expected = np.linalg.solve(matrix + ridge * np.eye(600), right)
+        np.testing.assert_allclose(system.solve(ridge, right), expected, rtol=1e-7, atol=1e-9)
+    assert not np.isfinite(system.solve(-1e9, right)).any()
+    np.testing.assert_array_equal(np.triu(system.matrix, 1), np.triu(matrix, 1))
+
+
+def test_rows_of_a_dual_regression_are_kept_in_parts_and_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many parts give the same regression as one."""
+    rng = np.random.default_rng(1)
+    features, targets = rng.standard_normal((1, 40, 30)) + 3, rng.standard_normal((1, 2, 30))
+
+    def fits(least: int) -> list[Array]:
+        monkeypatch.setattr(regression, "MIN_PART_ROWS", least)
+        monkeypatch.setattr(regression, "BUFFERED_NUMBERS", least)
+        first, second = (SampleRows(features[:, :, 0], targets[:, :, 0]) for _ in range(2))
+        for k in range(30):
+            (first if k % 2 else second).add(features[:, :, k : k + 1], targets[:, :, k : k + 1])
+        first.merge(second)
+        assert first.rows == 30 and second.rows == 0
+        solved = list(first.solve(np.zeros((1, 2, 40)), None, (0.1, 1.0)))
+        return [one for pair in solved for one in pair] + [first.errors(*solved[0])]
+
+    for one, other in zip(fits(4), fits(1000), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)

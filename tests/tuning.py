@@ -47,6 +47,17 @@ def classifier(width: int, seed: int, out: str = "Identity") -> onnx.ModelProto:
     return proto
 
 
+def halved(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A model in half precision."""
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    for tensor in proto.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+    del proto.graph.value_info[:]
+    return proto
+
+
 def saved(proto: onnx.ModelProto, path: Path) -> Path:
     onnx.save(proto, path)
     return path

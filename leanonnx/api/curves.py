@@ -25,6 +25,7 @@ from leanonnx.runtime.providers import Provider
 from leanonnx.selection.metrics import Budget
 from leanonnx.spelling import option
 from leanonnx.system.clock import Progress, ignore_progress
+from leanonnx.system.gpu import Device
 from leanonnx.system.outputs import StrPath
 
 
@@ -112,6 +113,7 @@ def sweep(
     targets: StrPath | None = None,
     provider: Provider = "cpu",
     threads: int = 0,
+    device: Device = "cpu",
     library: StrPath | Sequence[StrPath] = (),
     freeze: bool = False,
     best_effort: bool = False,
@@ -134,7 +136,7 @@ def sweep(
         jobs, dask: compressions at once (None: one on each physical core); address of a Dask scheduler.
         rules: a Python file of rules.
         method, chains, shape, pin, ignore, align, target, targets: as in ``compress``; methods by name.
-        calib, images, recover, effort, minutes: as in ``compress``; data by path, the limit on the time for each point.
+        calib, images, recover, effort, minutes, device: as in ``compress``; data by path, time for each point.
         provider, threads, library, freeze, best_effort, seed: as in ``compress``.
         measure: True times each point (``latency`` always does).
         progress: called with each stage.

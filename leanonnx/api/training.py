@@ -13,7 +13,7 @@ from leanonnx.api.sources import optional_path, several
 from leanonnx.checks import check_choice, check_positive, exactly_one
 from leanonnx.commands.finetune.options import FinetuneOptions, TrainingSettings
 from leanonnx.commands.finetune.rows import FinetuneReport
-from leanonnx.commands.finetune.strategies import Device, Pairing, SignalOptions, Strategy
+from leanonnx.commands.finetune.strategies import Pairing, SignalOptions, Strategy
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import DEFAULT_IMAGE_FORMAT
 from leanonnx.errors import OptionError
@@ -24,6 +24,7 @@ from leanonnx.runtime.observation import Shapes
 from leanonnx.selection.metrics import Budget
 from leanonnx.spelling import option
 from leanonnx.system.clock import Progress, ignore_progress
+from leanonnx.system.gpu import Device
 from leanonnx.system.outputs import StrPath
 
 

@@ -49,6 +49,7 @@ from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.timing import DEFAULT_TIMING_SECONDS
 from leanonnx.surgery.plan import Plan, replay_plan
 from leanonnx.system.clock import Progress, ignore_progress
+from leanonnx.system.gpu import Device
 from leanonnx.system.outputs import StrPath
 
 
@@ -76,6 +77,7 @@ def compress(
     recover: Recover | None = None,
     effort: EffortName = DEFAULT_EFFORT,
     minutes: float | None = None,
+    device: Device = "cpu",
     align: Literal["auto"] | int = "auto",
     target: str = "auto",
     targets: StrPath | None = None,
@@ -108,6 +110,7 @@ def compress(
         calib, images, recover: real inputs; the format of images among them; "auto" or "none" (None: "auto" with
             ``calib``) for the refit of the remaining weights.
         effort, minutes: the work that ``calib`` may take: "quick", "normal" or "thorough"; a limit on its time.
+        device: "cuda" sums products of activations on a GPU, with torch.
         align, target, targets: width multiple; the hardware that sets it; a file that ``calibrate_device`` stored.
         provider, threads, measure: where the result is to run; True times it there (``latency`` always does).
         rules, library: rules of your own, and onnxruntime's libraries of custom operators.

@@ -22,10 +22,11 @@ from leanonnx.cli.options import (
     parse_shapes,
 )
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
-from leanonnx.commands.finetune.strategies import DEFAULT_LOSS_SHARE, Device, Pairing, Strategy
+from leanonnx.commands.finetune.strategies import DEFAULT_LOSS_SHARE, Pairing, Strategy
 from leanonnx.data.images import IMAGE_OPTIONS
 from leanonnx.ranking.criteria import Chains, Method
 from leanonnx.selection.metrics import BUDGETS
+from leanonnx.system.gpu import Device
 
 COUNTED_BUDGETS = tuple(metric for metric in BUDGETS.values() if not metric.measured)
 Samples = Annotated[

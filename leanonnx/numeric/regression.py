@@ -20,9 +20,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.lapack import dpotrf, dpotrs
 
 from leanonnx.numeric.arrays import Array, Floats
+from leanonnx.numeric.products import matrix_product
 
 BETAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Strengths β that are tried, in this order, until the error has risen ``MAX_RISES`` times in a row."""
@@ -35,8 +36,12 @@ SINGLE_WIDTH = 96
 """Number of features from which products are summed in single precision, about the mean of the first rows."""
 LARGE_WIDTH = 700
 """Number of features above which fewer strengths are tried."""
-BUFFERED_NUMBERS = 1 << 20
+BUFFERED_NUMBERS = 1 << 18
 """Numbers that are buffered before their products are summed; at least half as many as there are products."""
+MIN_PART_ROWS = 256
+"""Least number of rows of a regression in row space that are kept in one array, except for the last."""
+STRETCH_ROWS = 256
+"""Rows of a matrix that are computed at once."""
 MIN_REGRESSION_SCALE = 1e-300
 """Lower bound of the mean variance of the features."""
 EQUAL_ERRORS = 1e-3
@@ -80,7 +85,9 @@ class MomentSums:
         out = targets_at.shape[1]
         self.rows = 0
         self.p, self.t = np.zeros((groups, width)), np.zeros((groups, out))
-        self.pp, self.pt = np.zeros((groups, width, width)), np.zeros((groups, width, out))
+        self.kind: type[np.floating[Any]] = np.float64 if width < SINGLE_WIDTH else np.float32
+        self.pp: Any = np.zeros((groups, width, width), self.kind)
+        self.pt = np.zeros((groups, width, out))
         self.tt = np.zeros(groups)
         self.buffer: list[tuple[Array, Array]] = []
         self.buffered_numbers = 0
@@ -99,30 +106,30 @@ class MomentSums:
         """Add the buffered rows to the sums."""
         if not self.buffer:
             return
-        kind = np.float64 if self.p.shape[1] < SINGLE_WIDTH else np.float32
-        p: Any = np.concatenate([pair[0] for pair in self.buffer], axis=2, dtype=kind)
-        t: Any = np.concatenate([pair[1] for pair in self.buffer], axis=2, dtype=kind)
+        p: Any = np.concatenate([pair[0] for pair in self.buffer], axis=2, dtype=self.kind)
+        t: Any = np.concatenate([pair[1] for pair in self.buffer], axis=2, dtype=self.kind)
         self.buffer, self.buffered_numbers = [], 0
-        p -= self.features_at[:, :, None].astype(kind)
-        t -= self.targets_at[:, :, None].astype(kind)
+        p -= self.features_at[:, :, None].astype(self.kind)
+        t -= self.targets_at[:, :, None].astype(self.kind)
         self.p += p.sum(2, dtype=np.float64)
         self.t += t.sum(2, dtype=np.float64)
         self.tt += np.einsum("gon,gon->g", t, t)
-        self.pp += p @ p.swapaxes(1, 2)
-        self.pt += p @ t.swapaxes(1, 2)
+        self.pp += matrix_product(p, p.swapaxes(1, 2))
+        self.pt += matrix_product(p, t.swapaxes(1, 2))
 
     def errors(self, weights: Floats, bias: Floats) -> Floats:
         """Mean over the rows of ‖t − W p − b‖² in each group [G], for weights [G, O, K] and bias [G, O]."""
         self.flush()
         shift = bias + _times(weights, self.features_at) - self.targets_at
         total = self.tt - 2 * np.einsum("gok,gko->g", weights, self.pt)
-        total += np.einsum("gok,gok->g", weights @ self.pp, weights)
+        for part in _stretches(weights.shape[2]):
+            total += np.einsum("gok,gok->g", weights @ self.pp[:, :, part], weights[:, :, part])
         total += -2 * (shift * (self.t - _times(weights, self.p))).sum(1)
         total += self.rows * np.square(shift).sum(1)
         return np.asarray(np.maximum(total, 0) / max(self.rows, 1))
 
     def merge(self, other: MomentSums) -> None:
-        """Add the rows of other sums about the same origins."""
+        """Add the rows of other sums about the same origins, whose products are empty afterwards."""
         self.flush()
         other.flush()
         self.rows += other.rows
@@ -131,6 +138,7 @@ class MomentSums:
         self.t += other.t
         self.pp += other.pp
         self.pt += other.pt
+        other.pp = other.pp[:, :0]
 
     def solve(self, prior: Floats, bias: Floats | None, betas: Sequence[float]) -> Iterator[tuple[Floats, Floats]]:
         """Weights [G, O, K] and bias [G, O] for each strength; a given ``bias`` is not changed.
@@ -140,14 +148,15 @@ class MomentSums:
         self.flush()
         count = max(self.rows, 1)
         p, t = self.p / count, self.t / count
-        pp, pt = self.pp / count, self.pt / count
+        pp, pt = np.divide(self.pp, count, dtype=np.float64), self.pt / count
+        at = -p if bias is None else self.features_at
         if bias is None:
-            pp -= _outer(p, p)
             pt -= _outer(p, t)
         else:
             offset = self.targets_at - bias
-            pp += _outer(p, self.features_at) + _outer(self.features_at, p + self.features_at)
-            pt += _outer(p, offset) + _outer(self.features_at, t + offset)
+            pt += _outer(p, offset) + _outer(at, t + offset)
+        for part in _stretches(pp.shape[1]):
+            pp[:, part] += _outer(p[:, part], at) + _outer(at[:, part], p + at)
         each = np.einsum("gkk->g", pp) / pp.shape[1]
         squares = each + np.square(p + self.features_at).mean(1)
         lowest = max(MIN_GROUP_SHARE * float(each.mean()), MIN_REGRESSION_SCALE)
@@ -169,17 +178,15 @@ def _times(weights: Floats, vectors: Floats) -> Floats:
 def _ridges(pp: Floats, pt: Floats, prior: Floats, scale: Floats, betas: Sequence[float]) -> Iterator[Floats]:
     """(PP + λI)⁻¹ (PT + λ W₀ᵀ), transposed, for each λ = β · scale [G]; solutions that are not finite are skipped."""
     start = prior.swapaxes(1, 2)
-    groups, width = pp.shape[:2]
-    narrow = groups > 1 or width <= NARROW_WIDTH
+    narrow = len(pp) > 1 or pp.shape[1] <= NARROW_WIDTH
+    wide = _PositiveSystem(pp[0].T)
     try:
         values, vectors = np.linalg.eigh(pp) if narrow else (None, None)
         for beta in betas:
             strength = beta * scale[:, None, None]
             right = pt + strength * start
             if values is None or vectors is None:
-                left = pp[0].copy()
-                left[np.diag_indices(width)] += strength[0, 0, 0]
-                solution = _solve_positive(left, right[0])[None]
+                solution = wide.solve(float(strength[0, 0, 0]), right[0])[None]
             else:
                 turned = vectors.swapaxes(1, 2) @ right
                 solution = vectors @ (turned / (np.maximum(values, 0)[:, :, None] + strength))
@@ -189,63 +196,118 @@ def _ridges(pp: Floats, pt: Floats, prior: Floats, scale: Floats, betas: Sequenc
         return
 
 
-def _solve_positive(left: Floats, right: Floats) -> Floats:
-    """Solve a positive definite system; NaN where rounding has made it indefinite.  ``left`` is overwritten."""
-    try:
-        factor = cho_factor(left.T, lower=True, overwrite_a=True, check_finite=False)
-        return np.asarray(cho_solve(factor, right, check_finite=False))
-    except np.linalg.LinAlgError:
-        return np.full(right.shape, np.nan)
+def _stretches(size: int) -> Iterator[slice]:
+    """Stretches of an axis that are computed at once, so that intermediate results are no larger than these."""
+    return (slice(start, start + STRETCH_ROWS) for start in range(0, size, STRETCH_ROWS))
+
+
+class _PositiveSystem:
+    """Solves (M + λI) X = Y for several λ in the memory of M alone, which is overwritten.
+
+    M is in Fortran order.  Its part above the diagonal stays as it is, the part below holds a factor.
+    """
+
+    def __init__(self, matrix: Floats) -> None:
+        self.matrix, self.diagonal = matrix, np.diag(matrix).copy()
+
+    def solve(self, ridge: float, right: Floats) -> Floats:
+        """Solution for one λ; NaN where rounding has made M + λI indefinite."""
+        for part in _stretches(len(self.matrix)):
+            rows = self.matrix[part]
+            rows[:, : part.start] = self.matrix[: part.start, part].T
+            block = np.triu(rows[:, part], 1)
+            rows[:, part] = block + block.T
+        self.matrix[np.diag_indices(len(self.matrix))] = self.diagonal + ridge
+        factor, failed = dpotrf(self.matrix, lower=1, clean=0, overwrite_a=1)
+        if failed:
+            return np.full(right.shape, np.nan)
+        return np.asarray(dpotrs(factor, right, lower=1)[0])
 
 
 class SampleRows:
-    """Rows for a regression in dual form, for one group with more features than rows."""
+    """Rows for a regression in dual form, for one group with more features than rows, about given origins.
+
+    They are kept in parts of about ``BUFFERED_NUMBERS``: no array of all rows is made.
+    """
 
     def __init__(self, features_at: Floats, targets_at: Floats) -> None:
+        self.origin: Array = features_at[0].astype(np.float32)
         self.parts: list[tuple[Array, Array]] = []
+        self.buffer: list[tuple[Array, Array]] = []
 
     def add(self, features: Array, targets: Array) -> None:
         """Add rows [1, K, n] and [1, O, n]."""
-        self.parts.append((features[0], targets[0]))
+        self.buffer.append((features[0] - self.origin[:, None], targets[0]))
+        rows = sum(pair[1].shape[1] for pair in self.buffer)
+        if rows >= MIN_PART_ROWS and rows * len(self.origin) >= BUFFERED_NUMBERS:
+            self.flush()
 
-    def concatenate(self) -> tuple[Array, Array]:
-        """Concatenate all features [K, n] and targets [O, n]."""
-        p, t = (np.concatenate([part[k] for part in self.parts], axis=1) for k in (0, 1))
-        self.parts = [(p, t)]
-        return p, t
+    def flush(self) -> None:
+        """Join the buffered rows to one part."""
+        if self.buffer:
+            p, t = (np.concatenate([pair[k] for pair in self.buffer], axis=1) for k in (0, 1))
+            self.buffer = []
+            self.parts.append((p, t))
 
     def errors(self, weights: Floats, bias: Floats) -> Floats:
         """Mean over the rows of ‖t − W p − b‖² [1], for weights [1, O, K] and bias [1, O]."""
-        p, t = self.concatenate()
-        rest = t - weights[0].astype(p.dtype) @ p - bias[0][:, None]
-        return np.array([np.square(rest).sum() / max(p.shape[1], 1)])
+        self.flush()
+        single = weights[0].astype(np.float32)
+        shift = (bias[0] + weights[0] @ self.origin)[:, None]
+        total = sum(float(np.square(t - single @ p - shift).sum()) for p, t in self.parts)
+        return np.array([total / max(self.rows, 1)])
 
     @property
     def rows(self) -> int:
         """Number of rows."""
-        return sum(part[0].shape[1] for part in self.parts)
+        return sum(part[1].shape[1] for part in self.parts + self.buffer)
 
     def merge(self, other: SampleRows) -> None:
-        """Take the rows of another object, which has none afterwards."""
+        """Take the rows of another object about the same origins, which has none afterwards."""
+        self.buffer, other.buffer = self.buffer + other.buffer, []
         self.parts, other.parts = self.parts + other.parts, []
 
     def solve(self, prior: Floats, bias: Floats | None, betas: Sequence[float]) -> Iterator[tuple[Floats, Floats]]:
         """Weights [1, O, K] and bias [1, O] for each strength, in dual form: one equation per row."""
-        p, t = self.concatenate()
-        p_mean = p.mean(1, dtype=np.float64) if bias is None else np.zeros(len(p))
-        centred: Any = p - p_mean[:, None].astype(p.dtype)
-        rest = t - prior[0].astype(p.dtype) @ centred
-        t_mean = rest.mean(1) if bias is None else bias[0]
-        gram = (centred.T @ centred).astype(np.float64)
-        scale = max(float(np.trace(gram)) / len(p), MIN_REGRESSION_SCALE)
+        self.flush()
+        t = np.concatenate([part[1] for part in self.parts], axis=1)
+        at = -self.origin.astype(np.float64)
+        if bias is None:
+            at = np.add.reduce([p.sum(1, dtype=np.float64) for p, _ in self.parts]) / self.rows
+        single = prior[0].astype(np.float32)
+        rest = t - np.concatenate([single @ p for p, _ in self.parts], axis=1) + (prior[0] @ at)[:, None]
+        rest -= (rest.mean(1) if bias is None else bias[0])[:, None]
+        gram = self._products(at)
+        squares = self.rows * float(np.square(at + self.origin).mean())
+        scale = max(float(np.trace(gram)) / len(at), MIN_SQUARE_SHARE * squares, MIN_REGRESSION_SCALE)
+        system = _PositiveSystem(gram)
         for beta in betas:
-            left = gram.copy()
-            left[np.diag_indices(len(gram))] += beta * scale
-            alpha = _solve_positive(left, (rest - t_mean[:, None]).T)
-            weights = prior + (centred @ alpha.astype(centred.dtype)).T[None]
+            alpha = system.solve(beta * scale, rest.T)
+            weights = prior + self._combine(alpha, at)[None]
             if np.isfinite(weights).all():
-                free = t.mean(1, dtype=np.float64) - weights[0] @ p_mean
+                free = t.mean(1, dtype=np.float64) - weights[0] @ (at + self.origin)
                 yield weights, free[None] if bias is None else bias
+
+    def _products(self, at: Floats) -> Floats:
+        """Products of the rows about ``at`` [n, n], on and above the diagonal."""
+        gram = np.empty((self.rows, self.rows), order="F")
+        ends = np.cumsum([0, *(p.shape[1] for p, _ in self.parts)])
+        single = at.astype(np.float32)
+        along = np.concatenate([single @ p for p, _ in self.parts]).astype(np.float64) - at @ at / 2
+        for k, (left, _) in enumerate(self.parts):
+            for j, (right, _) in enumerate(self.parts[k:], k):
+                block = gram[ends[k] : ends[k + 1], ends[j] : ends[j + 1]]
+                block[:] = matrix_product(left.T, right)
+                block -= along[ends[k] : ends[k + 1], None] + along[ends[j] : ends[j + 1]]
+        return gram
+
+    def _combine(self, alpha: Floats, at: Floats) -> Floats:
+        """Sum of the rows about ``at``, times ``alpha`` [n, O], transposed [O, K]."""
+        total, start = -np.outer(alpha.sum(0), at), 0
+        for p, _ in self.parts:
+            total += alpha[start : start + p.shape[1]].astype(p.dtype).T @ p.T
+            start += p.shape[1]
+        return total
 
 
 RegressionData = TypeVar("RegressionData", MomentSums, SampleRows)

@@ -16,7 +16,7 @@ import numpy as np
 
 from leanonnx.analysis.cost import Rate
 from leanonnx.analysis.dag import ChannelDag, groups_with_pins
-from leanonnx.numeric.arrays import Floats, Ints
+from leanonnx.numeric.arrays import Array, Floats, Ints
 from leanonnx.numeric.obs import Consumer, eliminate, precision_matrix
 from leanonnx.ranking.pathmass import KernelGroup, kernel_groups, path_masses
 from leanonnx.statistics.moments import Statistics
@@ -72,7 +72,7 @@ class Elimination:
     groups: Ints
     layers: Ints
     _by_power: dict[float, dict[int, RemovalOrder]] = field(default_factory=dict, repr=False)
-    _precisions: dict[bytes, Floats] = field(default_factory=dict, repr=False)
+    _precisions: dict[bytes, Array] = field(default_factory=dict, repr=False)
 
     def removal_order(self, rate: Rate, exponents: Exponents) -> tuple[Ints, Floats]:
         """Groups in removal order, pinned ones last, and the loss of removing each [groups].
@@ -109,29 +109,30 @@ class Elimination:
     def _masses(self) -> Floats:
         return path_masses(self.dag, self.statistics, self._reads)
 
-    def _merge_consumers(self, mass: Floats) -> list[tuple[Ints, Floats, Floats]]:
+    def _merge_consumers(self, mass: Floats) -> list[tuple[Ints, Array, Array]]:
         """Consumers of the same channels merged into one: channel ids, M and P.
 
         Kernels whose inputs and outputs form a single group are skipped: no input can be removed alone.
         """
-        merged: dict[bytes, tuple[Ints, Floats, Floats]] = {}
+        merged: dict[bytes, tuple[Ints, Array, Array]] = {}
         for block in self._reads:
             members = self.groups[np.concatenate([block.channel_ids, block.destinations])]
             if (members == members[0]).all():
                 continue
             totals = block.energies.sum(1)
             scale = np.sqrt(np.where(totals > 0, mass[block.destinations] / np.where(totals > 0, totals, 1), 0))
-            scaled = (block.kernels * scale[:, None, None]).transpose(0, 2, 1).reshape(-1, block.channel_ids.size)
-            weight = scaled.T @ scaled
             key = block.channel_ids.tobytes()
             if key not in self._precisions:
                 self._precisions[key] = precision_matrix(block.covariance, block.parts)
+            scaled = (block.kernels * scale[:, None, None]).astype(self._precisions[key].dtype)
+            scaled = scaled.transpose(0, 2, 1).reshape(-1, block.channel_ids.size)
+            weight = scaled.T @ scaled
             earlier = merged.get(key)
             merged[key] = block.channel_ids, weight if earlier is None else weight + earlier[1], self._precisions[key]
         return list(merged.values())
 
 
-def _sequence(members: Ints, merged: list[tuple[Ints, Floats, Floats]], groups: Ints) -> tuple[Ints, Floats]:
+def _sequence(members: Ints, merged: list[tuple[Ints, Array, Array]], groups: Ints) -> tuple[Ints, Floats]:
     """Groups of one layer in removal order, with the cost of each."""
     place = np.full(int(groups.max()) + 1, -1)
     place[members] = np.arange(members.size)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.numeric.arrays import Floats, Ints
+from leanonnx.numeric.arrays import Array, Floats, Ints
 from leanonnx.rules.call import FixedEdges, Reduction
 from leanonnx.statistics.moments import ADDITIONS, Moments, Statistics, channel_axis, kernels_by_channel, summed_axis
 
@@ -29,8 +29,8 @@ class KernelGroup:
     channel_ids: Ints
     destinations: Ints
     kernels: Floats
-    covariance: Floats
-    parts: tuple[Floats, Floats] | None = None
+    covariance: Array
+    parts: tuple[Array, Array] | None = None
 
     @property
     def energies(self) -> Floats:
@@ -49,7 +49,8 @@ def kernel_groups(dag: ChannelDag, statistics: Statistics) -> list[KernelGroup]:
             kernels = np.asarray(block.kernels(), np.float64)
             for group, (sources, targets) in enumerate(zip(block.sources, block.destinations, strict=True)):
                 channel_ids = sources if sources.size == 1 else np.unique(sources)
-                covariance, parts = np.eye(channel_ids.size), None
+                covariance: Array = np.eye(channel_ids.size)
+                parts: tuple[Array, Array] | None = None
                 if moments is not None:
                     covariance, parts = moments_of(moments, channel_ids)
                 groups.append(
@@ -65,7 +66,7 @@ def kernel_groups(dag: ChannelDag, statistics: Statistics) -> list[KernelGroup]:
     return groups + [_sum_group(dag, statistics, *one) for one in dag.channel_sums]
 
 
-def moments_of(moments: Moments, channel_ids: Ints) -> tuple[Floats, tuple[Floats, Floats] | None]:
+def moments_of(moments: Moments, channel_ids: Ints) -> tuple[Array, tuple[Array, Array] | None]:
     """Covariance of some of the channels, and those of two parts of the rows, if they are known."""
     if np.array_equal(moments.channel_ids, channel_ids):
         return moments.covariance, moments.parts

@@ -15,11 +15,12 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.data.samples import Dataset, batch_size
 from leanonnx.effort import DEFAULT_EFFORT, EFFORTS, NO_DEADLINE, Deadline, Effort
 from leanonnx.errors import ModelError, ProofFailed
-from leanonnx.evaluation.deviation import Fidelity, compare_outputs
+from leanonnx.evaluation.deviation import DeviationSums, Fidelity, compare_outputs, run_side_by_side
 from leanonnx.evaluation.slices import bound_errors, channel_axes
 from leanonnx.graph.formats import Source
 from leanonnx.graph.model import check_model
 from leanonnx.graph.storage import write_model
+from leanonnx.numeric.arrays import Floats
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.recovery.acceptance import first_improvement
 from leanonnx.recovery.recover import RefitLayer, recover
@@ -31,6 +32,8 @@ ADVISED_SAMPLES = 128
 """Number of samples below which more would improve the accuracy much."""
 HOLD_OUT_RATES = ((400, 10), (5, 5), (0, 0))
 """Pairs (samples, n): from that number of samples on, every n-th is held out."""
+MAX_PAIRED_PARTS = 16
+"""Largest number of parts of the samples on which candidates are compared with each other."""
 MAX_ACTIVATION_BYTES = 1 << 33
 """Bytes of activations on disk at once; samples beyond that are left out."""
 MAX_BATCH_BYTES = 1 << 26
@@ -169,15 +172,24 @@ def peak_activation_bytes(dag: ChannelDag) -> int:
     return 2 * 3 * FLOAT_BYTES * max(1, largest)
 
 
-def distance(dag: ChannelDag, candidate: Source, data: Dataset) -> float:
-    """Distance of a candidate's outputs to those of the original, each channel by its own scale.
+def paired_distances(dag: ChannelDag, candidates: Sequence[Source], data: Dataset) -> Floats:
+    """Distances of candidates' outputs to those of the original, on the same parts of the samples [candidates, parts].
+
+    Each channel counts by its own scale.  There are at most ``MAX_PAIRED_PARTS`` parts.
 
     Raises:
-        RunFailed: the candidate cannot be run.
+        RunFailed: a candidate cannot be run.
     """
-    model, replaced = dag.model, dag.observation.replaced_formats
-    (fidelity,) = compare_outputs(model, model.path, [candidate], data, batch_size(data), replaced, channel_axes(dag))
-    return _distance(fidelity)
+    model, axes = dag.model, channel_axes(dag)
+    batch = data.fixed_batch or max(1, min(batch_size(data), data.count // MAX_PAIRED_PARTS))
+    parts: list[list[DeviationSums]] = []
+    runs = run_side_by_side(model, model.path, candidates, data, batch, dag.observation.replaced_formats)
+    for k, (feed, _, wanted, others) in enumerate(runs):
+        if k < MAX_PAIRED_PARTS:
+            parts.append([DeviationSums(model, axes) for _ in candidates])
+        for sums, computed in zip(parts[k % MAX_PAIRED_PARTS], others, strict=True):
+            sums.add(feed, wanted, computed)
+    return np.array([[_distance(sums.fidelity(batch)) for sums in part] for part in parts]).T
 
 
 def _distance(fidelity: Fidelity) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import weakref
 from collections import Counter
@@ -18,10 +19,19 @@ from leanonnx.errors import DataError
 from leanonnx.graph.nodes import captured_names
 from leanonnx.graph.view import unused_outputs
 from leanonnx.numeric.arrays import Array
+from leanonnx.operators.facts import Family
+from leanonnx.operators.table import names_of
 from leanonnx.runtime.sessions import Feed, RunFailed, open_session, session_runner, translate_errors
 
-SPILL_LIMIT = 1 << 26
+SPILL_LIMIT = 1 << 25
 """Bytes of activations kept in memory; more are written to a temporary folder."""
+SHAPES = names_of(Family.SHAPE)
+REPEATED_WORK = 64
+"""Multiply-adds for each number of a tensor up to which it is computed again rather than written to disk."""
+REPEATED_SHARE = 0.5
+"""The tensors from which it is computed again take at most this share of its bytes."""
+MAX_REPEATS = 2
+"""Number of times that a node is run again."""
 ValueOf = Callable[[str], Array]
 """Function that returns a tensor of the current run by its name."""
 
@@ -149,6 +159,9 @@ class PartialRunner:
         """Number of nodes not yet run that read a tensor."""
         for index in self.todo:
             self.readers.update(set(self.reads[index]))
+        self.work = {t.name: math.prod(t.dims) // max([*t.dims, 1]) for t in graph.initializer}
+        """Multiply-adds with each constant for each number that its node computes."""
+        self.repeats: Counter[int] = Counter()
 
     def start(self, feed: Feed) -> None:
         """Add the inputs of one more run."""
@@ -175,6 +188,8 @@ class PartialRunner:
     def advance(self, wanted: Sequence[str], visit: Callable[[int, ValueOf], None] | None = None) -> None:
         """Run as much of the network as these tensors need, and delete tensors that are no longer needed.
 
+        A wide tensor that would be written to disk is computed again from narrow ones instead, if that takes little.
+
         Args:
             wanted: tensors to compute.
             visit: called for each run with its index and a function that returns the tensors; with it, the tensors
@@ -199,7 +214,13 @@ class PartialRunner:
             if index in self.todo and index not in chosen:
                 chosen.add(index)
                 stack.extend(name for name in self.reads[index] if name not in self.known)
-        return sorted(chosen)
+        return sorted(chosen | self._shape_readers(chosen)) if chosen else []
+
+    def _shape_readers(self, chosen: set[int]) -> set[int]:
+        """Nodes that read only the shape of tensors that are there or are computed: left for later, they keep them."""
+        nodes = self.proto.graph.node
+        there = {name for index in chosen for name in nodes[index].output} | self.known.keys()
+        return {index for index in self.todo if nodes[index].op_type in SHAPES and there.issuperset(self.reads[index])}
 
     def _run(self, chosen: list[int], wanted: set[str], visit: Callable[[int, ValueOf], None] | None) -> None:
         nodes = self.proto.graph.node
@@ -210,6 +231,7 @@ class PartialRunner:
         kept = {name for name in outputs if self.readers[name] > 0 or (visit is None and name in wanted)}
         made = [name for name in outputs if name in kept or name in wanted]
         part, sources = self._part(chosen, made)
+        again = False
         try:
             with (
                 translate_errors(),
@@ -221,14 +243,34 @@ class PartialRunner:
                     values |= {n: np.asarray(v) for n, v in zip(made, run_once(values), strict=True)}
                     if visit is not None:
                         visit(run, partial(self._value_in, values, run))
-                    for name in made:
+                    if run == 0 and visit is not None:
+                        again = self._is_repeated(chosen, values, kept)
+                    for name in () if again else made:
                         if name in kept:
                             self.spill.put(self.tag + name, run, values[name])
         except RunFailed as error:
             raise DataError(
                 f"the network cannot be run on the calibration data: {error}; give samples of a shape that it accepts"
             ) from error
-        self.known |= dict.fromkeys(kept)
+        if again:
+            self.repeats.update(chosen)
+            self.todo.update(chosen)
+            for index in chosen:
+                self.readers.update(set(self.reads[index]))
+        else:
+            self.known |= dict.fromkeys(kept)
+
+    def _is_repeated(self, chosen: list[int], values: Feed, kept: set[str]) -> bool:
+        """True if nodes are run again for each of their readers, so that their outputs need not be stored."""
+        stored = sum(values[name].nbytes for name in kept)
+        freed = sum(values[name].nbytes for name in values if name in self.known and self.readers[name] <= 0)
+        work = sum(self.work.get(name, 0) for index in chosen for name in self.reads[index])
+        return (
+            self.spill.bytes_held + stored * self.runs > self.spill.limit
+            and freed <= REPEATED_SHARE * stored
+            and work <= REPEATED_WORK
+            and all(self.repeats[index] < MAX_REPEATS for index in chosen)
+        )
 
     def _value_in(self, values: Feed, run: int, name: str) -> Array:
         return values[name] if name in values else self.value(name, run)

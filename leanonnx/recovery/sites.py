@@ -40,7 +40,7 @@ def sites_of(
         source, node = dag.model.proto.graph.node[one.before], pair.after.graph.node[one.after]
         slot = one.data_slot if isinstance(one, LinearLayer) else 0
         other = _other(dag, now, pair, upstream, latest, one) if isinstance(one, LinearLayer) else None
-        if other is None and upstream.is_exact(node.input[slot]):
+        if other is None and upstream.reads_exactly(node.input[slot], source.input[slot]):
             exact[one.after] = name_of(node)
             continue
         upstream.changed.add(one.after)
@@ -76,7 +76,7 @@ def _other(
         return None
     if upstream.latest.get(there, -1) >= layer.after or latest.get(wanted, -1) >= layer.before:
         return None
-    return None if upstream.is_exact(there) else other
+    return None if upstream.reads_exactly(there, wanted) else other
 
 
 def run_bytes(dag: ChannelDag, pair: NetworkPair, name: str) -> int:

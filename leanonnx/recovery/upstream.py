@@ -31,6 +31,14 @@ class Upstream:
         self.changed: set[int] = set()
         self.latest = last_layers(after.node, layers)
 
+    def reads_exactly(self, name: str, original: str) -> bool:
+        """True if a tensor that a node reads is exact, and is all of the tensor that it reads in the original.
+
+        The two differ in name if the compressed network has no more need of a node in between, such as a Concat with a
+        single operand left.
+        """
+        return (original not in self.dag.channel_ids or self._is_whole(original)) and self.is_exact(name)
+
     def is_exact(self, name: str) -> bool:
         """True if a tensor equals the original's, as long as only layers in ``changed`` change upstream of it."""
         stack = [name]
@@ -55,10 +63,11 @@ class Upstream:
         """True if the outputs of a node equal the original's, apart from channels that it does not output."""
         node = self.nodes[index]
         before = self.dag.model.producers.get(node.output[0], -1)
-        same = before >= 0 and self.dag.model.proto.graph.node[before].op_type == node.op_type
+        original = self.dag.model.proto.graph.node[before] if before >= 0 else onnx.NodeProto()
         return (
-            same
+            original.op_type == node.op_type
             and index not in self.changed
+            and all(self._is_whole(name) for name in original.input if name in self.dag.channel_ids)
             and all(self.known.get(name, False) and self._is_whole(name) for name in self._read(index))
         )
 

@@ -17,6 +17,7 @@ from leanonnx.errors import DataError
 from leanonnx.graph.positions import rows_at, spread_positions
 from leanonnx.numeric.arrays import Array, Floats, Ints
 from leanonnx.numeric.channel_ids import ChannelIds, varied_axes
+from leanonnx.numeric.products import matrix_product
 from leanonnx.operators.facts import Trait
 from leanonnx.operators.table import names_with
 from leanonnx.rules.call import KernelBlock, Reduction
@@ -34,8 +35,10 @@ MAX_FREE_MOMENT_ROWS = 1 << 15
 """Rows of a tensor up to which more are used, while their products take at most ``FREE_MOMENT_WORK``."""
 FREE_MOMENT_WORK = 2e9
 """Multiply-adds of the products of one tensor."""
+SINGLE_PRECISION_SUMS_WIDTH = 256
+"""Number of channels from which products are summed in single precision, about the mean of the first rows."""
 HELD_OUT_RUN_STRIDE = 5
-"""One run in so many is held out to choose the regularisation of covariances."""
+"""One run in so many is held out to choose the regularisation of covariances; the last of fewer runs."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ class Moments:
     """
 
     channel_ids: Ints
-    covariance: Floats
-    parts: tuple[Floats, Floats] | None = None
+    covariance: Array
+    parts: tuple[Array, Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Accumulator:
     def __init__(self, width: int) -> None:
         self.width, self.rows = width, 0
         self.origin = self.first = np.zeros(width)
-        self.second = np.zeros((width, width))
+        self.second: Any = np.zeros((width, width), np.float32 if width >= SINGLE_PRECISION_SUMS_WIDTH else np.float64)
         self.buffer: list[Array] = []
         self.buffered_rows = 0
 
@@ -91,14 +94,17 @@ class Accumulator:
         self.rows += len(centred)
         centred -= self.origin.astype(np.float32)
         self.first += centred.sum(0, dtype=np.float64)
-        self.second += centred.T @ centred
+        self.second += matrix_product(centred.T, centred)
 
-    def about(self, mean: Floats) -> Floats:
-        """Sum of the products of deviations from a mean [C, C]."""
+    def take_products(self, mean: Floats) -> Array:
+        """Sum of the products of deviations from a mean [C, C]; the sums are empty afterwards."""
         self.flush()
         shift = self.origin - mean
-        cross = np.outer(self.first, shift)
-        return np.asarray(self.second + cross + cross.T + self.rows * np.outer(shift, shift))
+        first = self.first + self.rows / 2 * shift
+        kind = self.second.dtype
+        products, self.second = self.second, np.zeros((0, 0))
+        products += np.stack([first, shift], 1).astype(kind) @ np.stack([shift, first]).astype(kind)
+        return np.asarray(products)
 
     def mean(self) -> Floats:
         """Mean of all rows [C]."""
@@ -107,13 +113,18 @@ class Accumulator:
 
 
 def joint_moments(channel_ids: Ints, fitted: Accumulator, apart: Accumulator) -> Moments:
-    """Moments of the rows of both sums."""
-    total = fitted.rows + fitted.buffered_rows + apart.rows + apart.buffered_rows
-    share = (apart.rows + apart.buffered_rows) / total
-    mean = (1 - share) * fitted.mean() + share * apart.mean()
-    one, other = fitted.about(mean), apart.about(mean)
-    parts = (one / fitted.rows, other / apart.rows) if fitted.rows and apart.rows else None
-    return Moments(channel_ids, (one + other) / total, parts)
+    """Moments of the rows of both sums, which are empty afterwards."""
+    mean = fitted.mean(), apart.mean()
+    total = fitted.rows + apart.rows
+    centre = (fitted.rows * mean[0] + apart.rows * mean[1]) / total
+    one, other = fitted.take_products(centre), apart.take_products(centre)
+    covariance = one + other
+    covariance /= total
+    if not fitted.rows or not apart.rows:
+        return Moments(channel_ids, covariance)
+    one /= fitted.rows
+    other /= apart.rows
+    return Moments(channel_ids, covariance, (one, other))
 
 
 def channel_axis(dag: ChannelDag, node: int, block: KernelBlock) -> tuple[str, int] | None:
@@ -187,10 +198,11 @@ def measure_statistics(
     sums = {place: _PlaceSums(place[1], channels, count, rows_per_channel) for place, channels in places_read.items()}
     operands = {name: _VarianceSums(dag.channel_ids[name], count) for name in _addition_operands(dag)}
     names = [*dict.fromkeys(name for name, _ in places_read), *operands]
+    stride = max(2, min(HELD_OUT_RUN_STRIDE, count))
     try:
         for done, values in enumerate(tensor_values(dag.model.proto, names, feeds, dag.model.libraries), 1):
             for (name, axis), place in sums.items():
-                place.add(values[name], np.random.default_rng((done, axis)), done % HELD_OUT_RUN_STRIDE == 0)
+                place.add(values[name], np.random.default_rng((done, axis)), done % stride == 0)
             for name, spread in operands.items():
                 spread.add(values[name], np.random.default_rng(done))
             on_progress(min(done / max(count, 1), 1.0))

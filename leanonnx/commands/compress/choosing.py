@@ -28,7 +28,7 @@ from leanonnx.selection.search import Trial, within_budget, within_latency
 from leanonnx.selection.selector import Selection, SelectionRequest, Selector
 from leanonnx.selection.widths import MIN_PARTS, Alignment
 from leanonnx.spelling import option
-from leanonnx.statistics.moments import Statistics, measure_statistics
+from leanonnx.statistics.moments import HELD_OUT_RUN_STRIDE, Statistics, measure_statistics
 from leanonnx.statistics.propagation import propagate_statistics
 from leanonnx.surgery.plan import Plan, replay_plan
 from leanonnx.system.outputs import written_size
@@ -100,7 +100,7 @@ def _best_exponents(job: CompressJob, selector: Selector, data: Dataset) -> Sele
 def _statistics(job: CompressJob, data: Dataset) -> Statistics:
     """Moments of the activations on the data."""
     data = data.subsample(max(job.effort.max_samples, data.fixed_batch or 1))
-    batch = calibration_batch(job.dag, data)
+    batch = data.fixed_batch or max(1, min(calibration_batch(job.dag, data), data.count // HELD_OUT_RUN_STRIDE))
     with job.clock.stage("look") as on_progress:
         return measure_statistics(job.dag, data.feeds(batch), -(-data.count // batch), on_progress)
 

@@ -20,6 +20,7 @@ from leanonnx.selection.metrics import Budget, Limit
 from leanonnx.spelling import option
 from leanonnx.surgery.plan import Plan
 from leanonnx.surgery.recipe import ARRAYS_NAME
+from leanonnx.system.gpu import Device
 
 Recover = Literal["none", "auto"]
 METHOD_HELP = " ".join(f"{each}: {meaning(each)}" for each in METHODS)
@@ -128,6 +129,10 @@ class CompressOptions:
         float | None,
         Described("Calibrate no longer than this: less is tried, and a warning says what was left out.", recorded=None),
     ] = None
+    device: Annotated[
+        Device,
+        Described("Where products of the activations on `calib` data are summed; cuda needs torch."),
+    ] = "cpu"
     align: Annotated[
         int | None,
         Described(
@@ -166,6 +171,7 @@ class CompressOptions:
         check_choice("effort", self.effort, EffortName)
         if self.minutes is not None:
             check_positive("minutes", self.minutes, 10)
+        check_choice("device", self.device, Device)
         check_least("seed", self.seed, 0)
         check_choice("provider", self.provider, Provider)
         check_least("threads", self.threads, 0)
@@ -173,6 +179,11 @@ class CompressOptions:
             raise OptionError(
                 f"{option('calib')} has nothing to do with {option('exact', True)}, which leaves the output as it is; "
                 "leave out one"
+            )
+        if self.device != "cpu" and self.calib is None:
+            raise OptionError(
+                f"{option('device', self.device)}: speeds up calibration, and there are no data for it; add "
+                f"{option('calib')}, or leave it out"
             )
         if self.minutes is not None and self.calib is None:
             raise OptionError(

@@ -30,6 +30,7 @@ from leanonnx.errors import OptionError, Refusal
 from leanonnx.evaluation.judgement import Judgement
 from leanonnx.graph.model import load
 from leanonnx.numeric.channel_ids import Mask
+from leanonnx.numeric.products import computed_by
 from leanonnx.proof.proof import Proof
 from leanonnx.ranking.weighting import check_finite
 from leanonnx.recovery.data_free_draft import DataFreeRecovery
@@ -44,6 +45,7 @@ from leanonnx.statistics.propagation import PropagatedMoments
 from leanonnx.surgery.plan import Plan, check_same_plan, make_plan
 from leanonnx.system.blas import single_blas_thread
 from leanonnx.system.clock import Clock, Progress, ignore_progress
+from leanonnx.system.gpu import product_on
 from leanonnx.system.memory import reuse_of_blocks
 from leanonnx.system.outputs import check_no_overwrites, check_writable, publish, temporary_folder_beside, written_size
 from leanonnx.version import __version__
@@ -148,6 +150,7 @@ def compress_file(
     """
     clock = Clock(progress)
     options = as_planned(options)
+    products = nullcontext() if options.device == "cpu" else computed_by(product_on(options.device))
     check_weights_wanted(options, plan_weights)
     weights = stored_weights(options)
     beside = [path for path in (plan_out, page.path if page else None, plan_weights) if path is not None]
@@ -181,7 +184,7 @@ def compress_file(
             plan_weights=plan_weights,
             deadline=Deadline.after(options.minutes),
         )
-        with single_blas_thread(), reuse_of_blocks() if data else nullcontext():
+        with products, single_blas_thread(), reuse_of_blocks() if data else nullcontext():
             candidate = run_stages(stages(options.exact), _original(job))
         if isinstance(candidate, Refusal):
             raise candidate

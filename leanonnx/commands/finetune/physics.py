@@ -15,7 +15,7 @@ from leanonnx.commands.finetune.module import TorchNetwork
 from leanonnx.commands.finetune.operators.call import Tensor
 from leanonnx.commands.finetune.parity import round_trip
 from leanonnx.errors import OptionError
-from leanonnx.graph.formats import REPLACED_TYPES, convert_to_float32, float_types
+from leanonnx.graph.formats import REPLACED_TYPES, convert_feed, convert_to_float32, float_types
 from leanonnx.graph.model import Model, load
 from leanonnx.graph.nodes import captured_names
 from leanonnx.graph.view import FREE_INITIALIZERS
@@ -67,7 +67,7 @@ class PhysicalModel:
             ProofFailed: torch and onnxruntime disagree on it.
         """
         known: list[Feed] = [
-            {self.source: value, **{name: np.asarray(feed[name]) for name in self.arrays}}
+            convert_feed({self.source: value, **{name: feed[name] for name in self.arrays}}, REPLACED_TYPES)
             for value, feed in zip(values, feeds, strict=True)
         ]
         network = TorchNetwork(self.model, ()).eval()
@@ -176,7 +176,8 @@ def _between(title: str, network: Model, source: str, output: str) -> Model:
     if not nodes or source not in wanted:
         raise OptionError(f"{title}: no path leads from '{source}' to '{output}'; name a tensor before and one after")
     graph = proto.graph
-    inputs = [value for value in network.inputs if value.name in wanted - {source}]
+    fed = {value.name for value in network.inputs} & wanted - {source}
+    inputs = [value for value in graph.input if value.name in fed]
     entry = next((value for value in graph.input if value.name == source), None) or onnx.helper.make_tensor_value_info(
         source, onnx.TensorProto.FLOAT, None
     )

@@ -8,8 +8,7 @@ import torch
 import torch.distributed as dist
 
 from leanonnx.commands.finetune.operators.call import Tensor
-from leanonnx.errors import OptionError
-from leanonnx.spelling import option
+from leanonnx.system.gpu import check_device
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,7 @@ def join_processes(device: str) -> ProcessGroup:
     Raises:
         OptionError: torch sees no GPU.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise OptionError(
-            f"{option('device', 'cuda')}: torch sees no GPU; install torch for CUDA, or use {option('device', 'cpu')}"
-        )
+    check_device(device)
     if not (dist.is_available() and dist.is_torchelastic_launched()):
         return ProcessGroup(0, 1, device)
     if device == "cuda":

@@ -1,4 +1,4 @@
-"""Names and options of strategies and devices of a training, for callers that do not import torch."""
+"""Names and options of the strategies of a training, for callers that do not import torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ Strategy = Literal["school", "supervised", "noise2self", "noise2inverse", "measu
 """The source of the training signal: the original, labels, noisy images, splits of a measurement, or measurements."""
 Pairing = Literal["X:1", "1:X"]
 """The number of splits whose mean is the input of Noise2Inverse, and whose mean is its target; X is all others."""
-Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True)
