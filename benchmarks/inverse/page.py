@@ -12,7 +12,7 @@ PLAIN, ORIGINAL, PRUNED, RECOVERED, UNSHARED = "plain", "original", "pruned", "r
 SHOWN = {
     PRUNED: "pruned",
     RECOVERED: "recovered, no training (`--calib`)",
-    UNSHARED: "the same with copied weights (`--unshare`)",
+    UNSHARED: "the same with weights copied for each use",
 }
 NOISELESS = "noiseless"
 WITHOUT = {"mri": "zero-filled", "sr": "cubic interpolation", "ct": "filtered back-projection"}
