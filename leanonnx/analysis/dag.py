@@ -46,6 +46,7 @@ class ChannelDag:
     ``starts`` and ``ends``: channels at which chains start (inputs, constants) and end (graph outputs).
     ``nodes_without_rule``: nodes whose operator has no rule.
     ``other_sizes``: the same channels at other sizes of the model's free axes.
+    ``copies_constants``: surgery copies each constant that it slices for each node that reads it.
     """
 
     model: Model
@@ -67,6 +68,7 @@ class ChannelDag:
     reductions: Mapping[int, tuple[Reduction, ...]]
     nodes_without_rule: frozenset[int] = frozenset()
     other_sizes: tuple[ChannelDag, ...] = ()
+    copies_constants: bool = False
 
     @property
     def all_sizes(self) -> tuple[ChannelDag, ...]:

@@ -78,7 +78,7 @@ class MomentSums:
         self.features_at, self.targets_at = features_at, targets_at
         groups, width = features_at.shape
         out = targets_at.shape[1]
-        self.rows = 0
+        self.rows = 0.0
         self.p, self.t = np.zeros((groups, width)), np.zeros((groups, out))
         self.pp, self.pt = np.zeros((groups, width, width)), np.zeros((groups, width, out))
         self.tt = np.zeros(groups)
@@ -131,6 +131,18 @@ class MomentSums:
         self.t += other.t
         self.pp += other.pp
         self.pt += other.pt
+
+    def to_arrays(self) -> list[Array]:
+        """The sums as arrays, for ``add_arrays`` of another object about the same origins."""
+        self.flush()
+        return [np.array(self.rows), self.p, self.t, self.pp, self.pt, self.tt]
+
+    def add_arrays(self, arrays: Sequence[Array], weight: float = 1.0) -> None:
+        """Add the sums of another object about the same origins, whose rows count ``weight`` times."""
+        other = MomentSums(self.features_at, self.targets_at)
+        rows, *sums = (weight * array for array in arrays)
+        other.rows, (other.p, other.t, other.pp, other.pt, other.tt) = float(rows), sums
+        self.merge(other)
 
     def solve(self, prior: Floats, bias: Floats | None, betas: Sequence[float]) -> Iterator[tuple[Floats, Floats]]:
         """Weights [G, O, K] and bias [G, O] for each strength; a given ``bias`` is not changed.
@@ -202,6 +214,7 @@ class SampleRows:
     """Rows for a regression in dual form, for one group with more features than rows."""
 
     def __init__(self, features_at: Floats, targets_at: Floats) -> None:
+        self.features_at, self.targets_at = features_at, targets_at
         self.parts: list[tuple[Array, Array]] = []
 
     def add(self, features: Array, targets: Array) -> None:
@@ -228,6 +241,17 @@ class SampleRows:
     def merge(self, other: SampleRows) -> None:
         """Take the rows of another object, which has none afterwards."""
         self.parts, other.parts = self.parts + other.parts, []
+
+    def to_arrays(self) -> list[Array]:
+        """The rows as arrays, for ``add_arrays`` of another object; none without rows."""
+        return list(self.concatenate()) if self.parts else []
+
+    def add_arrays(self, arrays: Sequence[Array], weight: float = 1.0) -> None:
+        """Add the rows of another object; with a ``weight`` below 1, that share of them, evenly spaced."""
+        if arrays:
+            count = arrays[0].shape[1]
+            chosen = np.arange(int(np.ceil(weight * count))) * count // max(int(np.ceil(weight * count)), 1)
+            self.parts.append((arrays[0][:, chosen], arrays[1][:, chosen]))
 
     def solve(self, prior: Floats, bias: Floats | None, betas: Sequence[float]) -> Iterator[tuple[Floats, Floats]]:
         """Weights [1, O, K] and bias [1, O] for each strength, in dual form: one equation per row."""
