@@ -14,7 +14,7 @@ Biases keep what they differ by from use to use: all get the same shift.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -84,27 +84,26 @@ def _places_in_chain(model: Model, layers: Sequence[LinearLayer]) -> list[int]:
     return [places[name] for name in outputs]
 
 
-@dataclass(kw_only=True)
 class SharedFit:
     """The regression of one shared weight, over several passes.
 
-    ``weights`` [uses]: how much a row of each use counts.
-    ``biases`` [uses, G, O] and ``offsets`` [uses, G, O]: biases before the first pass, and what is subtracted from the
-    targets; ``start`` and ``now``: kernels [G, O, K] and shift of the biases [G, O] before the first pass, and now.
+    ``weights`` [uses]: how much a row of each use counts.  ``biases`` [uses, G, O] and ``offsets`` [uses, G, O]: biases
+    before the first pass, and what is subtracted from the targets; ``start`` and ``now``: kernels [G, O, K] and shift
+    of the biases [G, O] before the first pass, and now.
     """
 
-    name: str
-    layers: Sequence[LinearLayer]
-    weights: Sequence[float]
-    kind: SumsKind
-    biases: Sequence[Floats]
-    offsets: Sequence[Floats]
-    start: Fit
-    now: Fit
-    spill: TensorSpill
-    origins: tuple[Floats, Floats] | None = None
-    seen: set[int] = field(default_factory=set)
-    refused: bool = False
+    def __init__(self, model: Model, layers: Sequence[LinearLayer], kind: SumsKind, spill: TensorSpill) -> None:
+        self.name, self.layers, self.kind, self.spill = layers[0].weight, layers, kind, spill
+        self.weights = [1 / place for place in _places_in_chain(model, layers)]
+        self.biases = [bias_of_layer(model, layer) for layer in layers]
+        pairs = zip(self.biases, layers, strict=True)
+        self.offsets = [np.zeros_like(bias) if layer.has_separate_bias else bias for bias, layer in pairs]
+        kernels = layers[0].to_kernels(layers[0].weight_in(model))
+        flat = np.asarray(kernels.reshape(*kernels.shape[:2], -1))
+        self.now = self.start = Fit(flat, np.zeros(flat.shape[:2]), np.zeros(len(flat)))
+        self.origins: tuple[Floats, Floats] | None = None
+        self.seen: set[int] = set()
+        self.refused = False
 
     def use_of(self, layer: LinearLayer) -> int:
         """Index of the use that a layer is."""
@@ -177,21 +176,7 @@ class SharedFits:
         """The regression of the layers' weight; a new one in the first pass."""
         name = layers[0].weight
         if name not in self.fits:
-            kernels = layers[0].to_kernels(layers[0].weight_in(model))
-            flat = np.asarray(kernels.reshape(*kernels.shape[:2], -1))
-            biases = [bias_of_layer(model, layer) for layer in layers]
-            start = Fit(flat, np.zeros(flat.shape[:2]), np.zeros(len(flat)))
-            self.fits[name] = SharedFit(
-                name=name,
-                layers=layers,
-                weights=[1 / place for place in _places_in_chain(model, layers)],
-                kind=kind,
-                biases=biases,
-                offsets=[bias * (not layer.has_separate_bias) for bias, layer in zip(biases, layers, strict=True)],
-                start=start,
-                now=start,
-                spill=self.spill,
-            )
+            self.fits[name] = SharedFit(model, layers, kind, self.spill)
         return self.fits[name]
 
     def close(self) -> None:
