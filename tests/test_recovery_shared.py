@@ -180,8 +180,8 @@ def test_no_worse_than_without_on_held_out_inputs(seed: int) -> None:
     proto = MAKERS[seed % len(MAKERS)]()
     for tensor in proto.graph.initializer:
         if len(tensor.dims) > 1 and tensor.name != "blur":
-            value = rng.standard_normal(tensor.dims).astype(np.float32) / np.sqrt(np.prod(tensor.dims[1:]))
-            tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+            value = rng.standard_normal(tensor.dims) / np.sqrt(np.prod(tensor.dims[1:]))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(value.astype(np.float32), tensor.name))
     dag = analysed(proto)
     request = SelectionRequest(budget=Budget("kernels", (0.3, 0.5, 0.7)[seed % 3]), method="random", seed=seed)
     before, after, _ = judge(dag, select(dag, request).alive)
