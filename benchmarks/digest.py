@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from statistics import fmean, median
 
 from benchmarks.common import DOCS, Row, load, table
+from benchmarks.inverse import page as inverse
 from benchmarks.latency_page import cells_of, efficiency
 from benchmarks.lean_cs.page import Found, percent
 from benchmarks.recovery_page import best
@@ -128,6 +129,7 @@ def paper() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {f.__name__: f for f in (chains, inputs, accuracy, speed, reach, paper)}
+BLOCKS |= inverse.BLOCKS
 
 
 def filled(text: str) -> str:

@@ -155,6 +155,34 @@ reader (float[N, 3, 48, W] x) => (float[N, T, 40] characters)
     characters = MatMul (steps, w3)
 }
 """
+UNROLLED = """
+<ir_version: 8, opset_import: ["" : 17]>
+unrolled (float[N, 2, 16, 16] y, float[N, 1, 16, 16] mask) => (float[N, 2, 16, 16] image)
+<float[16, 16] dft, float[32, 2, 3, 3] w1, float[32, 32, 3, 3] w2, float[2, 32, 3, 3] w3>
+{
+    left = MatMul (dft, y)
+    x = MatMul (left, dft)
+    c1 = Conv <pads = [1, 1, 1, 1]> (x, w1)
+    r1 = Relu (c1)
+    c2 = Conv <pads = [1, 1, 1, 1]> (r1, w2)
+    r2 = Relu (c2)
+    c3 = Conv <pads = [1, 1, 1, 1]> (r2, w3)
+    z = Add (x, c3)
+    back = MatMul (dft, z)
+    full = MatMul (back, dft)
+    seen = Mul (full, mask)
+    rest = Sub (seen, y)
+    up = MatMul (dft, rest)
+    step = MatMul (up, dft)
+    v = Sub (z, step)
+    d1 = Conv <pads = [1, 1, 1, 1]> (v, w1)
+    s1 = Relu (d1)
+    d2 = Conv <pads = [1, 1, 1, 1]> (s1, w2)
+    s2 = Relu (d2)
+    d3 = Conv <pads = [1, 1, 1, 1]> (s2, w3)
+    image = Add (v, d3)
+}
+"""
 GELU = CLASSIFIER.replace('["" : 17]', '["" : 17, "com.microsoft" : 1]').replace(
     "r2 = Relu (c2)", "r2 = com.microsoft.FastGelu (c2)"
 )
@@ -177,6 +205,12 @@ def _samples(*shape: int, count: int = 10, name: str = "x") -> Callable[[Path], 
         np.savez(path, **{name: rng.standard_normal((count, *shape)).astype(np.float32)})
 
     return write
+
+
+def _scans(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    mask = (rng.random((10, 1, 16, 16)) < 0.3).astype(np.float32)
+    np.savez(path, y=mask * rng.standard_normal((10, 2, 16, 16)).astype(np.float32), mask=mask)
 
 
 def _lines(path: Path) -> None:
@@ -210,12 +244,14 @@ STAND_INS: dict[str, Callable[[Path], object]] = {
     "detector.onnx": _network(DETECTOR),
     "unet.onnx": _network(UNET),
     "ocr.onnx": _network(READER),
+    "unrolled.onnx": _network(UNROLLED),
     "gelu.onnx": _network(GELU),
     "old.onnx": _overridable,
     "big.onnx": lambda path: saved_external(build(CLASSIFIER), path, "big.onnx.data"),
     "inputs.npz": _samples(3, 16, 16),
     "images.npz": _samples(3, 32, 32, name="image"),
     "lines": _lines,
+    "scans.npz": _scans,
     "photos": _photos,
     "models": _models,
     "my_rules.py": lambda path: shutil.copy(ROOT / "docs" / "examples" / "my_rules.py", path),
