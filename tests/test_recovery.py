@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.recovery import fitting, fold
+from leanonnx.recovery import fitting, fold, layers
 from leanonnx.recovery.layers import linear_layers
 from leanonnx.recovery.pair import NetworkPair
 from leanonnx.recovery.partial_runner import TensorSpill
@@ -336,4 +336,4 @@ def test_skipped_layers_have_a_reason() -> None:
     dag = analysed(proto)
     _, found = mended(dag, keep(dag, "h", range(5)))
     reasons = {layer.name: layer.reason for layer in found.layers}
-    assert reasons == {"H": "", "Y": "its weight is shared", "Z": "its weight is shared"}
+    assert reasons == {"H": "", "Y": "it scales its product", "Z": layers.OTHER_READERS}

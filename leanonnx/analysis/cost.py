@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from leanonnx.analysis.constants import ConstantUse
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.analysis.file_size import FileSize, array_bits, constant_bits, file_size
+from leanonnx.analysis.file_size import FileSize, array_bits, constant_bits, file_size, weight_holder
 from leanonnx.analysis.product_costs import Product, products
 from leanonnx.graph.formats import graphs
 from leanonnx.graph.model import Model
@@ -43,6 +44,10 @@ class _SlicedUse:
     factors: tuple[ChannelIds, ...]
     apart: bool
 
+    def is_whole(self, alive: Mask) -> bool:
+        """True if nothing is removed."""
+        return all(bool(alive[factor].all()) for factor in self.factors)
+
     def remaining(self, alive: Mask) -> int:
         """Number of elements whose channels are all kept."""
         if self.apart:
@@ -65,6 +70,8 @@ def _sliced_use(size: int, factors: tuple[ChannelIds, ...]) -> _SlicedUse:
 class _Constant:
     """A constant and the ways in which its consumers slice it; ``whole``: one of them does not slice it at all.
 
+    ``copied``: once it is sliced, each of them has a copy of its own.
+
     ``computed``: the graph computes it, and surgery stores it only once it is sliced.  ``is_param``: its elements count
     as parameters; ``bits`` of one element.
     """
@@ -72,6 +79,7 @@ class _Constant:
     size: int
     uses: tuple[_SlicedUse, ...]
     whole: bool
+    copied: bool
     computed: bool
     is_param: bool
     bits: int
@@ -79,10 +87,14 @@ class _Constant:
     def remaining(self, alive: Mask) -> int:
         """Number of elements that are stored: consumers that need different slices get clones."""
         if self.computed:
-            cut = [use for use in self.uses if not all(alive[factor].all() for factor in use.factors)]
+            cut = [use for use in self.uses if not use.is_whole(alive)]
             return sum(use.remaining(alive) for use in cut)
         if len(self.uses) == 1 and not self.whole:
             return self.uses[0].remaining(alive)
+        if self.copied:
+            cut = [use for use in self.uses if not use.is_whole(alive)]
+            whole = self.whole or len(cut) < len(self.uses)
+            return sum(use.remaining(alive) for use in cut) + self.size * whole
         slices = {b"": self.size} if self.whole else {}
         for use in self.uses:
             masks = [alive[factor] for factor in use.factors]
@@ -145,6 +157,27 @@ def cost_model(dag: ChannelDag, ignored: Collection[int] = ()) -> CostModel:
     )
 
 
+@dataclass(frozen=True)
+class CopiedConstants:
+    """Number of constants that surgery copies for each of their readers, and the bytes that this takes."""
+
+    count: int
+    bytes: int
+
+
+def copied_constants(dag: ChannelDag, alive: Mask) -> CopiedConstants | None:
+    """The constants that surgery copies under a keep set [channels]; None if it does not copy any."""
+    if not dag.copies_constants:
+        return None
+    places: dict[str, set[tuple[int, int]]] = {}
+    for use in dag.constant_uses:
+        if not all(alive[factor].all() for factor in use.factors):
+            places.setdefault(use.constant, set()).add((use.node, use.slot))
+    shared = replace(dag, copies_constants=False, other_sizes=())
+    more = cost_model(dag)(alive).bytes - cost_model(shared)(alive).bytes
+    return CopiedConstants(sum(len(readers) > 1 for readers in places.values()), more)
+
+
 def kernel_rate(node: int, mix: KernelBlock) -> float:
     """Kernels."""
     return float(mix.is_counted)
@@ -155,9 +188,15 @@ def mac_rate(node: int, mix: KernelBlock) -> float:
     return float(mix.taps * mix.positions)
 
 
-def param_rate(node: int, mix: KernelBlock) -> float:
-    """Numbers that a kernel stores."""
-    return float(mix.taps)
+def param_rate(dag: ChannelDag) -> Rate:
+    """Numbers that the kernels of a block store; those of a weight that several blocks share are divided among them."""
+    held = {(node, mix.slot): weight_holder(dag, node, mix.slot) for node, mix in dag.kernel_blocks}
+    counts = Counter(held.values())
+
+    def rate(node: int, mix: KernelBlock) -> float:
+        return mix.taps / (1 if dag.copies_constants else counts[held[node, mix.slot]])
+
+    return rate
 
 
 def count_params(model: Model) -> int:
@@ -195,6 +234,7 @@ def _constant(
         size=size,
         uses=tuple(_sliced_use(size, use.factors) for use in uses.values()),
         whole=len(uses) < dag.model.use_counts.get(name, 0),
+        copied=dag.copies_constants,
         computed=value is not None,
         is_param=(value is not None or name in sizes) and not all(node in ignored for node, _ in uses),
         bits=constant_bits(dag.model, name) if value is None else array_bits(value.dtype),

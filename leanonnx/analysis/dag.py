@@ -43,9 +43,8 @@ class ChannelDag:
     ``channel_ids`` and ``shapes``: by tensor; ``moves``: (moved tensor, movement) by output.
     ``kernel_blocks``, ``fixed_edges``, ``concat_slots``: pairs (node, …); ``reductions``, ``rewrites``: by node.
     ``gathered_outputs``: outputs that a Gather must produce in place of their operator.
-    ``starts`` and ``ends``: channels at which chains start (inputs, constants) and end (graph outputs).
-    ``nodes_without_rule``: nodes whose operator has no rule.
-    ``other_sizes``: the same channels at other sizes of the model's free axes.
+    ``starts`` and ``ends``: channels at which chains start and end; ``nodes_without_rule``: their operator has none.
+    ``other_sizes``: the same channels at other sizes of free axes; ``copies_constants``: surgery copies what it slices.
     """
 
     model: Model
@@ -67,6 +66,7 @@ class ChannelDag:
     reductions: Mapping[int, tuple[Reduction, ...]]
     nodes_without_rule: frozenset[int] = frozenset()
     other_sizes: tuple[ChannelDag, ...] = ()
+    copies_constants: bool = False
 
     @property
     def all_sizes(self) -> tuple[ChannelDag, ...]:

@@ -71,11 +71,17 @@ def constant_bits(model: Model, name: str) -> int:
 
 def weight_bits(dag: ChannelDag, node: int, slot: int) -> int:
     """Bits of one element of the weight that a node reads in a slot, as the file stores it."""
+    name = weight_holder(dag, node, slot)
+    return constant_bits(dag.model, name) if name in dag.model.origins else FLOAT_BITS
+
+
+def weight_holder(dag: ChannelDag, node: int, slot: int) -> str:
+    """Name of the stored constant behind the weight that a node reads in a slot; of another tensor if none is found."""
     model, nodes = dag.model, dag.model.proto.graph.node
     name = nodes[node].input[slot]
     while name not in model.origins and name in model.producers and nodes[model.producers[name]].input:
         name = nodes[model.producers[name]].input[0]
-    return constant_bits(model, name) if name in model.origins else FLOAT_BITS
+    return model.origins.get(name, name)
 
 
 def array_bits(dtype: Any) -> int:

@@ -116,6 +116,7 @@ def sweep(
     device: Device = "cpu",
     library: StrPath | Sequence[StrPath] = (),
     freeze: bool = False,
+    unshare: bool = False,
     best_effort: bool = False,
     measure: bool = False,
     seed: int = 0,
@@ -137,7 +138,7 @@ def sweep(
         rules: a Python file of rules.
         method, chains, shape, pin, ignore, align, target, targets: as in ``compress``; methods by name.
         calib, images, recover, effort, minutes, device: as in ``compress``; data by path, time for each point.
-        provider, threads, library, freeze, best_effort, seed: as in ``compress``.
+        provider, threads, library, freeze, unshare, best_effort, seed: as in ``compress``.
         measure: True times each point (``latency`` always does).
         progress: called with each stage.
 

@@ -86,6 +86,7 @@ def compress(
     rules: RuleSource | None = None,
     library: StrPath | Sequence[StrPath] = (),
     freeze: bool = False,
+    unshare: bool = False,
     best_effort: bool = False,
     measure: bool = False,
     seed: int = 0,
@@ -114,7 +115,7 @@ def compress(
         align, target, targets: width multiple; the hardware that sets it; a file that ``calibrate_device`` stored.
         provider, threads, measure: where the result is to run; True times it there (``latency`` always does).
         rules, library: rules of your own, and onnxruntime's libraries of custom operators.
-        freeze: make weights that are graph inputs constants.
+        freeze, unshare: make weights that are graph inputs constants; copy pruned weights that several layers share.
         best_effort: return the closest result where the budget cannot be reached or the result is not faster.
         progress: called with each stage, its progress in [0, 1] where that is known, and what it is working on.
 

@@ -14,6 +14,7 @@ Rows are the last axis: a convolution reads its input in that order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -83,7 +84,7 @@ class MomentSums:
         self.features_at, self.targets_at = features_at, targets_at
         groups, width = features_at.shape
         out = targets_at.shape[1]
-        self.rows = 0
+        self.rows = 0.0
         self.p, self.t = np.zeros((groups, width)), np.zeros((groups, out))
         self.kind: type[np.floating[Any]] = np.float64 if width < SINGLE_WIDTH else np.float32
         self.pp: Any = np.zeros((groups, width, width), self.kind)
@@ -139,6 +140,18 @@ class MomentSums:
         self.pp += other.pp
         self.pt += other.pt
         other.pp = other.pp[:, :0]
+
+    def to_arrays(self) -> list[Array]:
+        """The sums as arrays, for ``add_arrays`` of another object about the same origins."""
+        self.flush()
+        return [np.array(self.rows), self.p, self.t, self.pp, self.pt, self.tt]
+
+    def add_arrays(self, arrays: Sequence[Array], weight: float = 1.0) -> None:
+        """Add the sums of another object about the same origins, whose rows count ``weight`` times."""
+        other = MomentSums(self.features_at, self.targets_at)
+        rows, *sums = (weight * array for array in arrays)
+        other.rows, (other.p, other.t, other.pp, other.pt, other.tt) = float(rows), sums
+        self.merge(other)
 
     def solve(self, prior: Floats, bias: Floats | None, betas: Sequence[float]) -> Iterator[tuple[Floats, Floats]]:
         """Weights [G, O, K] and bias [G, O] for each strength; a given ``bias`` is not changed.
@@ -231,6 +244,7 @@ class SampleRows:
     """
 
     def __init__(self, features_at: Floats, targets_at: Floats) -> None:
+        self.features_at, self.targets_at = features_at, targets_at
         self.origin: Array = features_at[0].astype(np.float32)
         self.parts: list[tuple[Array, Array]] = []
         self.buffer: list[tuple[Array, Array]] = []
@@ -266,6 +280,19 @@ class SampleRows:
         """Take the rows of another object about the same origins, which has none afterwards."""
         self.buffer, other.buffer = self.buffer + other.buffer, []
         self.parts, other.parts = self.parts + other.parts, []
+
+    def to_arrays(self) -> list[Array]:
+        """The rows as arrays, for ``add_arrays`` of another object; none without rows."""
+        self.flush()
+        return [np.concatenate([part[k] for part in self.parts], axis=1) for k in (0, 1)] if self.parts else []
+
+    def add_arrays(self, arrays: Sequence[Array], weight: float = 1.0) -> None:
+        """Add rows about the same origins; with a ``weight`` below 1, that share of them, evenly spaced."""
+        if arrays:
+            count = arrays[0].shape[1]
+            taken = math.ceil(weight * count)
+            chosen = np.arange(taken) * count // max(taken, 1)
+            self.parts.append((arrays[0][:, chosen], arrays[1][:, chosen]))
 
     def solve(self, prior: Floats, bias: Floats | None, betas: Sequence[float]) -> Iterator[tuple[Floats, Floats]]:
         """Weights [1, O, K] and bias [1, O] for each strength, in dual form: one equation per row."""

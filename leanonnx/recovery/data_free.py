@@ -86,7 +86,8 @@ def fit_without_data(
     dag = known.dag
     compressed = replace(dag.model, proto=proto)
     counts, assumed = dict.fromkeys(COMPENSATIONS, 0), False
-    chosen, _ = linear_layers(dag, alive, compressed)
+    linear, _ = linear_layers(dag, alive, compressed)
+    chosen = [layer for layer in linear if not layer.shared]
     if alive.all() or not chosen:
         return DataFreeFit(proto, counts, assumed)
     numbers = known.constant_values
@@ -105,7 +106,7 @@ def fit_without_data(
             counts = {way: counts[way] + work.counts[way] for way in COMPENSATIONS}
             assumed |= work.assumed
         del work
-    return DataFreeFit(apply_changes(compressed, changes) if changes else proto, counts, assumed)
+    return DataFreeFit(apply_changes(compressed, changes.values()) if changes else proto, counts, assumed)
 
 
 def _reduced_tensor(dag: ChannelDag, alive: Mask, layer: LinearLayer) -> str:

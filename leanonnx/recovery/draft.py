@@ -23,7 +23,8 @@ from leanonnx.graph.storage import write_model
 from leanonnx.numeric.arrays import Floats
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.recovery.acceptance import first_improvement
-from leanonnx.recovery.recover import RefitLayer, recover
+from leanonnx.recovery.passes import recover_in_passes
+from leanonnx.recovery.recover import RefitLayer
 from leanonnx.recovery.targets import FLOAT_BYTES
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.system.clock import Clock
@@ -134,9 +135,17 @@ def recover_from_data(
         return Recovery(samples=0, held_out=spared, removed=removed, recovered=None, kept=False, layers=())
     with clock.stage("recover") as on_progress:
         batch = calibration_batch(dag, fitted)
-        feeds, apart = fitted.feeds(batch), held.feeds(batch) if held else ()
-        result = recover(
-            dag, alive, onnx.load(pruned), feeds, apart, seed, on_progress, effort=effort, deadline=deadline
+        result = recover_in_passes(
+            dag,
+            alive,
+            onnx.load(pruned),
+            lambda: fitted.feeds(batch),
+            lambda: held.feeds(batch) if held else (),
+            lambda proto: _distance(compare_on([proto])[0]),
+            seed,
+            on_progress,
+            effort=effort,
+            deadline=deadline,
         )
         write_model(result.proto, target, external=bool(dag.model.external_files))
     with clock.stage("compare"):
@@ -155,7 +164,7 @@ def recover_from_data(
     )
 
 
-def _deviations(dag: ChannelDag, data: Dataset, models: Sequence[Path]) -> list[Fidelity]:
+def _deviations(dag: ChannelDag, data: Dataset, models: Sequence[Source]) -> list[Fidelity]:
     """Deviations of compressed models from the original."""
     model = dag.model
     try:

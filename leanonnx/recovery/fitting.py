@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from leanonnx.numeric.arrays import Array, Floats
@@ -11,21 +13,27 @@ from leanonnx.recovery.pair import NetworkPair
 from leanonnx.recovery.partial_runner import ValueOf
 from leanonnx.recovery.rows import LayerSite
 from leanonnx.recovery.sampling import MAX_FEATURES
+from leanonnx.recovery.shared import ROLES, SharedFit, SumsKind, can_shift
 from leanonnx.recovery.targets import TargetSampler
 
 
 class _Collected:
-    """Rows to fit, rows of mirrored inputs, held-out rows; and the channel regression."""
+    """Rows to fit, rows of mirrored inputs, held-out rows; and the channel regression.
 
-    def __init__(self, kind: type[MomentSums] | type[SampleRows], fold: ChannelRegression | None) -> None:
-        self.kind, self.fold = kind, fold
+    ``offset`` [G, O] is subtracted from the targets.
+    """
+
+    def __init__(self, kind: SumsKind, fold: ChannelRegression | None, offset: Floats | None = None) -> None:
+        self.kind, self.fold, self.offset = kind, fold, offset
         self.sums: list[MomentSums | SampleRows] = []
 
     def add(self, place: int, features: Array, targets: Array) -> None:
         """Add rows [G, K, n] and [G, O, n]; the first ones give the origins."""
+        if self.offset is not None:
+            targets = targets - self.offset[:, :, None].astype(targets.dtype)
         if not self.sums:
             origins = [side.mean(2, dtype=np.float64) for side in (features, targets)]
-            self.sums = [self.kind(origins[0], origins[1]) for _ in range(3)]
+            self.sums = [self.kind(origins[0], origins[1]) for _ in range(ROLES)]
         self.sums[place].add(features, targets)
 
 
@@ -47,12 +55,9 @@ def fit_layer(
     """
     groups, out = kernels.shape[:2]
     flat = kernels.reshape(groups, out, -1)
-    size = flat.shape[2]
-    by_rows = groups == 1 and (size > MAX_FEATURES or size > max(targets.count(count), LARGE_WIDTH))
-    collected = _Collected(SampleRows if by_rows else MomentSums, ChannelRegression(site) if site.fold_rows else None)
-    read = [site.x_hat, *([site.other.compressed] if site.other else [])]
-    pair.compressed.advance(read, lambda run, value: _collect(site, targets, count, run, value, collected))
-    if not collected.sums or not collected.sums[0].rows or not collected.sums[2].rows:
+    collected = _Collected(sums_kind(site, targets.count(count)), ChannelRegression(site) if site.fold_rows else None)
+    _visit(site, pair, targets, count, collected)
+    if not _enough(collected.sums):
         return Fit(flat, bias, np.zeros(groups)), 0.0, 0.0
     plain, mirror, held = collected.sums
     starts = [Fit(flat, bias, held.errors(flat, bias))]
@@ -62,6 +67,63 @@ def fit_layer(
     nothing = float(held.errors(np.zeros_like(flat), np.zeros_like(bias)).sum())
     fit = best_fit(plain, mirror, held, starts, site.layer.can_change_bias)  # type: ignore[type-var]
     return fit, starts[0].error, nothing
+
+
+def fit_shared(
+    site: LayerSite, shared: SharedFit, use: int, pair: NetworkPair, targets: TargetSampler, count: int
+) -> bool:
+    """Fit a shared weight to the rows of all uses that are known, after those of one use; True if it changes.
+
+    Args:
+        site: the layer that is the use.
+        shared: the regression of its weight, which takes the fit.
+        use: index of the layer among those that share it.
+        pair: both networks; the compressed one is run as far as the input of the layer.
+        targets: targets of the original.
+        count: index of the layer among them.
+
+    Raises:
+        DataError: onnxruntime cannot run the network on the inputs.
+    """
+    fold = ChannelRegression(site) if site.fold_rows else None
+    collected = _Collected(shared.kind, fold, shared.offsets[use])
+    collected.sums = shared.empty() if shared.origins else []
+    _visit(site, pair, targets, count, collected)
+    if not collected.sums:
+        return False
+    shared.origins = collected.sums[0].features_at, collected.sums[0].targets_at
+    shared.store(use, collected.sums)
+    plain, mirror, held = total = shared.sums(sorted(shared.seen))
+    if not _enough(total):
+        return False
+    now, free = shared.now, can_shift(shared.layers)
+    starts = [Fit(now.weights, now.bias, held.errors(now.weights, now.bias))]
+    folded = fold.fold() if fold is not None else None
+    if folded is not None:
+        weights, bias = folded[0], folded[1] - shared.offsets[use] if free else now.bias
+        starts.append(Fit(weights, bias, held.errors(weights, bias)))
+    fit = best_fit(plain, mirror, held, starts, free)  # type: ignore[type-var]
+    if fit.error >= starts[0].error:
+        return False
+    shared.now = fit
+    return True
+
+
+def sums_kind(site: LayerSite, rows: int) -> SumsKind:
+    """The form of the regression of a layer with so many rows."""
+    by_rows = site.layer.groups == 1 and (site.width > MAX_FEATURES or site.width > max(rows, LARGE_WIDTH))
+    return SampleRows if by_rows else MomentSums
+
+
+def _enough(sums: Sequence[MomentSums | SampleRows]) -> bool:
+    """True if there are rows to fit to, and rows held out."""
+    return bool(sums and sums[0].rows and sums[-1].rows)
+
+
+def _visit(site: LayerSite, pair: NetworkPair, targets: TargetSampler, count: int, collected: _Collected) -> None:
+    """Run the compressed network as far as a layer, and collect its rows."""
+    read = [site.x_hat, *([site.other.compressed] if site.other else [])]
+    pair.compressed.advance(read, lambda run, value: _collect(site, targets, count, run, value, collected))
 
 
 def _collect(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from leanonnx.analysis.dag import ChannelDag
+from leanonnx.analysis.dag import ChannelDag, groups_with_pins
 from leanonnx.errors import ModelError
 from leanonnx.graph.formats import is_float
 from leanonnx.graph.model import Model
@@ -30,9 +31,13 @@ from leanonnx.graph.view import FREE_INITIALIZERS
 from leanonnx.numeric.arrays import Array, Floats
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.operators.table import CONVOLUTIONS
-from leanonnx.recovery.route import ROUTE_STEPS, Route, route_to
+from leanonnx.recovery.route import ROUTE_STEPS, Route, count_reads, route_to
 from leanonnx.rules.call import KernelBlock
 
+FIXED = "its weight is shared, and none of its channels can be removed"
+"""An operator of the problem, as a blur or a transform in every iteration: not one of the learned layers."""
+OTHER_READERS = "its weight is shared with a node that is not fitted"
+OTHER_LAYOUT = "its weight is shared with a layer that reads it in another layout"
 JOIN_HINT = "join the network with the original and the keep set that it was made from"
 
 
@@ -42,7 +47,8 @@ class LinearLayer:
 
     ``weight`` and ``bias`` name the stored constants of the compressed network; without a bias, one can be added in
     slot 2 if ``extendable``.  ``output_first``: the weight of a matrix product is stored as [O, I].  ``shape`` is that
-    of the weight as the layer reads it, through ``route``; ``window`` is that of a convolution.
+    of the weight as the layer reads it, through ``route``; ``window`` is that of a convolution.  ``shared``: other
+    layers read the weight in the same layout.
     """
 
     before: int
@@ -56,6 +62,7 @@ class LinearLayer:
     shape: tuple[int, ...]
     window: Window | None
     route: Route
+    shared: bool = False
 
     def weight_in(self, model: Model) -> Array:
         """Return the weight, as the layer reads it, from a network that stores it as the compressed one does."""
@@ -70,6 +77,11 @@ class LinearLayer:
     def groups(self) -> int:
         """Number of remaining conv groups."""
         return 1 if self.window is None else self.window.groups
+
+    @property
+    def layout(self) -> tuple[object, ...]:
+        """Everything that layers with the same weight must have in common to be fitted together."""
+        return self.operator, self.output_first, self.shape, self.groups, self.route
 
     @property
     def can_change_bias(self) -> bool:
@@ -108,6 +120,7 @@ def linear_layers(dag: ChannelDag, alive: Mask, compressed: Model) -> tuple[list
     """
     _check_interface(dag, alive, compressed)
     producers = dag.model.producers
+    fixed = groups_with_pins(dag.groups, dag.pins)[dag.groups]
     blocks = {node: block for node, block in dag.kernel_blocks if block.input_channel_ids is not None}
     result: list[LinearLayer] = []
     refused: dict[str, str] = {}
@@ -115,13 +128,46 @@ def linear_layers(dag: ChannelDag, alive: Mask, compressed: Model) -> tuple[list
         before = producers.get(node.output[0], -1)
         if before not in blocks or node.op_type != dag.model.proto.graph.node[before].op_type:
             continue
-        made = _layer(alive, compressed, before, after, blocks[before])
+        made = _layer(alive, fixed, compressed, before, after, blocks[before])
         if isinstance(made, LinearLayer):
             _check_widths(alive, compressed, made)
             result.append(made)
         else:
             refused[name_of(node)] = made
-    return result, refused
+    return _joinable(compressed, result, refused), refused
+
+
+def _joinable(compressed: Model, layers: list[LinearLayer], refused: dict[str, str]) -> list[LinearLayer]:
+    """The layers that can be fitted, alone or with all others that read the same weight; ``refused`` gets the rest."""
+    uses = uses_by_weight(layers)
+    reasons = {}
+    for weight, sharing in uses.items():
+        if len({layer.layout for layer in sharing}) > 1:
+            reasons[weight] = OTHER_LAYOUT
+        elif count_reads(compressed, weight) != len(sharing):
+            reasons[weight] = OTHER_READERS
+        elif sharing[0].has_separate_bias and not _own_biases(compressed, sharing):
+            uses[weight] = [replace(layer, bias="") for layer in sharing]
+    for layer in layers:
+        if layer.weight in reasons and layer.shared:
+            refused[name_of(compressed.proto.graph.node[layer.after])] = reasons[layer.weight]
+    by_node = {layer.after: layer for sharing in uses.values() for layer in sharing}
+    return [by_node.get(one.after, one) for one in layers if not (one.shared and one.weight in reasons)]
+
+
+def _own_biases(compressed: Model, sharing: Sequence[LinearLayer]) -> bool:
+    """True if each layer has a bias, and only these layers read their biases."""
+    counts = Counter(layer.bias for layer in sharing)
+    return all(bias and count_reads(compressed, bias) == count for bias, count in counts.items())
+
+
+def uses_by_weight(layers: Iterable[LinearLayer]) -> dict[str, list[LinearLayer]]:
+    """The layers that share each weight."""
+    uses: dict[str, list[LinearLayer]] = {}
+    for layer in layers:
+        if layer.shared:
+            uses.setdefault(layer.weight, []).append(layer)
+    return uses
 
 
 def _check_interface(dag: ChannelDag, alive: Mask, compressed: Model) -> None:
@@ -156,8 +202,10 @@ def _check_widths(alive: Mask, compressed: Model, layer: LinearLayer) -> None:
         )
 
 
-def _layer(alive: Mask, compressed: Model, before: int, after: int, block: KernelBlock) -> LinearLayer | str:
-    """Return the layer, or the reason why it cannot be refitted."""
+def _layer(
+    alive: Mask, fixed: Mask, compressed: Model, before: int, after: int, block: KernelBlock
+) -> LinearLayer | str:
+    """Return the layer, or the reason why it cannot be refitted; ``fixed`` channels can never be removed."""
     node = compressed.proto.graph.node[after]
     operator = standard_name(node)
     if operator not in LINEAR:
@@ -169,12 +217,13 @@ def _layer(alive: Mask, compressed: Model, before: int, after: int, block: Kerne
     array = route.to_read(compressed.constant(weight))
     if not is_float(array):
         return "its weight is quantised"
-    if compressed.use_counts.get(weight, 0) != 1:
-        return "its weight is shared"
+    shared = count_reads(compressed, weight) != 1
+    if shared and fixed[block.sources].all() and fixed[block.destinations].all():
+        return FIXED
     if attribute(node, "alpha", 1.0) != 1 or attribute(node, "beta", 1.0) != 1:
         return "it scales its product"
     window = window_of(node, array.shape[2:]) if operator in CONVOLUTIONS else None
-    bias = _bias(compressed, node, operator, block, int(alive[block.destinations].sum()))
+    bias = _bias(compressed, node, operator, block, int(alive[block.destinations].sum()), shared)
     if bias is None:
         return "its bias is shared or computed"
     extendable = not bias and operator in BIASED
@@ -191,11 +240,17 @@ def _layer(alive: Mask, compressed: Model, before: int, after: int, block: Kerne
         shape=array.shape,
         window=window,
         route=route,
+        shared=shared,
     )
 
 
-def _bias(compressed: Model, node: onnx.NodeProto, operator: str, block: KernelBlock, size: int) -> str | None:
-    """Name of the stored bias; "" if there is none, None if it may not be changed."""
+def _bias(
+    compressed: Model, node: onnx.NodeProto, operator: str, block: KernelBlock, size: int, shared: bool
+) -> str | None:
+    """Name of the stored bias; "" if there is none, None if it may not be changed.
+
+    A separate node's bias has to be the layer's own, or may be shared if its weight is.
+    """
     name = node.input[BIAS] if len(node.input) > BIAS else ""
     if operator == "MatMul":
         name = _addition_constant(compressed, node.output[0])
@@ -209,7 +264,7 @@ def _bias(compressed: Model, node: onnx.NodeProto, operator: str, block: KernelB
     holder = route.holder
     array = compressed.constant(holder)
     plain = is_float(array) and array.size == size and is_per_channel(array, size, _place(operator, block))
-    if operator == "MatMul" and not (plain and compressed.use_counts.get(holder, 0) == 1):
+    if operator == "MatMul" and not (plain and (shared or count_reads(compressed, holder) == 1)):
         return ""
     return holder if plain else None
 
@@ -239,7 +294,7 @@ class ConstantChange(Protocol):
         ...
 
 
-def apply_changes(model: Model, changes: Mapping[int, ConstantChange]) -> onnx.ModelProto:
+def apply_changes(model: Model, changes: Iterable[ConstantChange]) -> onnx.ModelProto:
     """Return a copy of the model with new weights and biases.
 
     Only values of constants differ, except for biases that are added because there was none, or because other layers
@@ -247,7 +302,7 @@ def apply_changes(model: Model, changes: Mapping[int, ConstantChange]) -> onnx.M
     """
     result = onnx.ModelProto()
     result.CopyFrom(model.proto)
-    for change in changes.values():
+    for change in changes:
         change.carry_out(result, model)
     return result
 
@@ -266,7 +321,7 @@ class LayerChange:
         kind = set_constant(proto, layer.weight, layer.route.to_stored(self.weight))
         if self.bias is None:
             return
-        if layer.bias and model.use_counts.get(layer.bias, 0) == 1:
+        if layer.bias and count_reads(model, layer.bias) == 1:
             set_constant(proto, layer.bias, self.bias.reshape(model.constant(layer.bias).shape))
             return
         node = proto.graph.node[layer.after]

@@ -16,7 +16,8 @@ and more only while they cost next to nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,12 +30,13 @@ from leanonnx.graph.formats import HALF_TYPES, convert_to_float32, float_types
 from leanonnx.graph.nodes import name_of
 from leanonnx.numeric.arrays import Floats
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.recovery.fitting import fit_layer
-from leanonnx.recovery.layers import LayerChange, LinearLayer, apply_changes, linear_layers
+from leanonnx.recovery.fitting import fit_layer, fit_shared, sums_kind
+from leanonnx.recovery.layers import LayerChange, LinearLayer, apply_changes, linear_layers, uses_by_weight
 from leanonnx.recovery.pair import NetworkPair
 from leanonnx.recovery.partial_runner import TensorSpill
 from leanonnx.recovery.rescale import BatchNorm, NormChange, fit_norm, norms
 from leanonnx.recovery.rows import LayerSite
+from leanonnx.recovery.shared import SharedFit, SharedFits, with_own_biases
 from leanonnx.recovery.sites import run_bytes, sites_of
 from leanonnx.recovery.targets import TargetSampler
 from leanonnx.runtime.sessions import Feed
@@ -78,6 +80,7 @@ def recover(
     *,
     effort: Effort = EFFORTS[DEFAULT_EFFORT],
     deadline: Deadline = NO_DEADLINE,
+    shared: SharedFits | None = None,
 ) -> RecoveryResult:
     """Refit the weights of a compressed network so that its activations match the original on the given inputs.
 
@@ -91,14 +94,23 @@ def recover(
         on_progress: called with the progress (0 to 1) and the name of the layer.
         effort: bounds the positions that a regression uses for each of its features.
         deadline: no layer is begun after it.
+        shared: regressions of shared weights that the pass before left, of which ``proto`` is the result.
 
     Raises:
         DataError: a network cannot be run on these inputs.
     """
+    if shared is None:
+        with closing(SharedFits()) as fits:
+            return recover(
+                dag, alive, proto, feeds, held, seed, on_progress, effort=effort, deadline=deadline, shared=fits
+            )
     compressed = replace(dag.model, proto=proto)
-    current = onnx.ModelProto()
-    current.CopyFrom(convert_to_float32(proto, float_types(proto) & HALF_TYPES))
     linear, refused = linear_layers(dag, alive, compressed)
+    groups = uses_by_weight(linear)
+    owned = replace(compressed, proto=with_own_biases(compressed, [*groups.values()]))
+    linear = linear_layers(dag, alive, owned)[0] if groups else linear
+    current = onnx.ModelProto()
+    current.CopyFrom(convert_to_float32(owned.proto, float_types(proto) & HALF_TYPES))
     fitted = {proto.graph.node[layer.after].output[0] for layer in linear if layer.can_change_bias}
     chosen: list[LinearLayer | BatchNorm] = [*linear, *norms(dag, alive, compressed, fitted)]
     chosen.sort(key=lambda one: one.after)
@@ -113,7 +125,7 @@ def recover(
             shelf,
             lambda samples: samples < MIRRORED_BELOW or samples * macs < MIRRORED_MACS,
         )
-        done = _LayerRecovery(dag, alive, pair, chosen, seed, effort.rows_per_feature)
+        done = _LayerRecovery(dag, alive, pair, chosen, shared, seed, effort.rows_per_feature)
         rows = {node: RefitLayer(name, 0.0, 0.0) for node, name in done.exact.items()}
         for count, site in enumerate(done.sites):
             name = name_of(current.graph.node[site.key])
@@ -124,9 +136,13 @@ def recover(
             rows[site.key] = done.refit(count)
     finally:
         shelf.close()
+    rows |= done.shared_rows(rows)
     layers = [rows[node] for node in sorted(rows)]
     layers += [RefitLayer(name, reason=reason) for name, reason in refused.items()]
-    return RecoveryResult(apply_changes(compressed, done.changes), tuple(layers))
+    changed = [fit for fit in shared.fits.values() if fit.has_changed]
+    bare = replace(compressed, proto=with_own_biases(compressed, [groups[fit.name] for fit in changed]))
+    changes = [*done.changes.values(), *(fit.change() for fit in changed)]
+    return RecoveryResult(apply_changes(bare, changes), tuple(layers))
 
 
 class _LayerRecovery:
@@ -141,15 +157,17 @@ class _LayerRecovery:
         alive: Mask,
         pair: NetworkPair,
         chosen: list[LinearLayer | BatchNorm],
+        shared: SharedFits,
         seed: int,
         rows_per_feature: int,
     ) -> None:
-        self.dag, self.alive, self.pair, self.seed = dag, alive, pair, seed
+        self.dag, self.alive, self.pair, self.shared, self.seed = dag, alive, pair, shared, seed
         self.now = replace(dag.model, proto=pair.after)
         self.changes: dict[int, LayerChange | NormChange] = {}
         self.sites, self.exact = sites_of(dag, alive, pair, chosen, rows_per_feature)
         sizes = [run_bytes(dag, pair, site.y) for site in self.sites]
         self.targets = TargetSampler(pair, self.sites, sizes, seed)
+        self.uses = uses_by_weight(one for one in chosen if isinstance(one, LinearLayer))
 
     def refit(self, count: int) -> RefitLayer:
         """Refit one layer."""
@@ -158,9 +176,11 @@ class _LayerRecovery:
         name = name_of(self.pair.after.graph.node[after])
         try:
             if not self.targets.prepare(count):
+                if isinstance(site, LayerSite) and site.layer.shared:
+                    self._shared_fit(count, site).refused = True
                 return RefitLayer(name, reason=UNSEEN)
             if isinstance(site, LayerSite):
-                return self._refit(count, site, name)
+                return self._refit_use(count, site, name) if site.layer.shared else self._refit(count, site, name)
             change, errors = fit_norm(site, self.now, self.pair, self.targets, count)
             if change is not None:
                 self._carry_out(after, change)
@@ -183,6 +203,32 @@ class _LayerRecovery:
             self._carry_out(layer.after, change)
         errors = [float(np.sqrt(max(error, 0) / max(scale, MIN_SQUARES))) for error in (before, fit.error)]
         return RefitLayer(name, errors[0], errors[1])
+
+    def _refit_use(self, count: int, site: LayerSite, name: str) -> RefitLayer:
+        """Refit a shared weight after one more of its uses; ``shared_rows`` has the errors."""
+        fit = self._shared_fit(count, site)
+        if not fit.refused and fit_shared(site, fit, fit.use_of(site.layer), self.pair, self.targets, count):
+            fit.change().carry_out(self.pair.after, self.now)
+        return RefitLayer(name)
+
+    def _shared_fit(self, count: int, site: LayerSite) -> SharedFit:
+        uses = self.uses[site.layer.weight]
+        return self.shared.begin(self.now, uses, sums_kind(site, self.targets.count(count) * len(uses)))
+
+    def shared_rows(self, rows: Mapping[int, RefitLayer]) -> dict[int, RefitLayer]:
+        """The results of the layers with shared weights, by node, as the last of their uses has left them."""
+        result = {}
+        for fit in self.shared.fits.values():
+            for use, layer in enumerate(fit.layers):
+                row = rows.get(layer.after)
+                if row is None or row.reason:
+                    continue
+                before, after, scale = fit.errors(use)
+                errors = [float(np.sqrt(error / max(scale, MIN_SQUARES))) for error in (before, after)]
+                result[layer.after] = (
+                    RefitLayer(row.name, reason=UNSEEN) if fit.refused else RefitLayer(row.name, errors[0], errors[1])
+                )
+        return result
 
     def _carry_out(self, after: int, change: LayerChange | NormChange) -> None:
         self.changes[after] = change

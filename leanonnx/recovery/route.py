@@ -43,10 +43,10 @@ class Route:
 
 
 def route_to(model: Model, name: str) -> Route | None:
-    """Route of the constant that is read as ``name``; None if it is computed in another way, or has other consumers."""
+    """Route of the constant that is read as ``name``; None if it is computed in another way."""
     behind: list[onnx.NodeProto] = []
     while name not in model.origins:
-        if name not in model.producers or model.use_counts.get(name, 0) != 1:
+        if name not in model.producers:
             return None
         behind.append(model.proto.graph.node[model.producers[name]])
         if standard_name(behind[-1]) not in ROUTE_STEPS:
@@ -61,6 +61,25 @@ def route_to(model: Model, name: str) -> Route | None:
             steps.append(step)
             shape = step[1] if isinstance(step[0], tuple) else tuple(shape[axis] for axis in step)
     return Route(model.origins[name], tuple(steps))
+
+
+def count_reads(model: Model, name: str) -> int:
+    """Number of node inputs, subgraphs and graph outputs that read a constant, directly or by way of routes."""
+    total = 0
+    for index in model.consumers.get(name, []):
+        node = model.proto.graph.node[index] if index >= 0 else None
+        if node is not None and _hands_on(model, node, name):
+            total += count_reads(model, node.output[0])
+        else:
+            total += 1 if node is None else max(list(node.input).count(name), 1)
+    return total
+
+
+def _hands_on(model: Model, node: onnx.NodeProto, name: str) -> bool:
+    """True if all that a node does with a constant is a step of a route."""
+    if list(node.input).count(name) != 1 or node.input[0] != name:
+        return False
+    return standard_name(node) in ROUTE_STEPS or (node.op_type == "Identity" and node.output[0] in model.origins)
 
 
 def _cast(_: Model, __: onnx.NodeProto, shape: _TensorShape) -> _Step:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from leanonnx.analysis.dag import ChannelDag
@@ -31,6 +31,28 @@ def sites_of(
         layers: layers and BatchNormalizations in the order of their nodes.
         rows_per_feature: rows of a regression for each of its features.
     """
+    changing: set[str] = set()
+    while True:
+        sites, exact = _sites(dag, alive, pair, layers, rows_per_feature, changing)
+        mixed = {
+            site.layer.weight
+            for site in sites
+            if isinstance(site, LayerSite) and site.layer.shared and site.layer.weight not in changing
+        }
+        if not mixed:
+            return sites, exact
+        changing |= mixed
+
+
+def _sites(
+    dag: ChannelDag,
+    alive: Mask,
+    pair: NetworkPair,
+    layers: Sequence[LinearLayer | BatchNorm],
+    rows_per_feature: int,
+    changing: Collection[str],
+) -> tuple[list[LayerSite | NormSite], dict[int, str]]:
+    """The same, where all layers that read a shared weight in ``changing`` are fitted."""
     upstream = Upstream(dag, alive, pair.after.graph, {one.after for one in layers})
     latest = last_layers(dag.model.proto.graph.node, {one.before for one in layers})
     now = replace(dag.model, proto=pair.after)
@@ -40,7 +62,8 @@ def sites_of(
         source, node = dag.model.proto.graph.node[one.before], pair.after.graph.node[one.after]
         slot = one.data_slot if isinstance(one, LinearLayer) else 0
         other = _other(dag, now, pair, upstream, latest, one) if isinstance(one, LinearLayer) else None
-        if other is None and upstream.reads_exactly(node.input[slot], source.input[slot]):
+        changes = isinstance(one, LinearLayer) and one.shared and one.weight in changing
+        if other is None and not changes and upstream.reads_exactly(node.input[slot], source.input[slot]):
             exact[one.after] = name_of(node)
             continue
         upstream.changed.add(one.after)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from leanonnx.analysis.cost import CopiedConstants
 from leanonnx.formatting import count_text
 from leanonnx.reporting.reports import CompressionReport, DataFreeRow, LosslessRow, RecoveryRow
 from leanonnx.reporting.rows import MetricChange
+from leanonnx.spelling import option
 
 REMOVED_CHANNELS = {"unread": "that nothing reads", "constant": "that are constant whatever the input"}
 """Reasons for which channels contribute nothing."""
@@ -27,11 +30,30 @@ def remarks(report: CompressionReport) -> list[str]:
     return [
         *_lossless_remarks(report.lossless),
         *_tidied_remarks(report.tidied),
+        *_copied_remarks(report.copied),
         *folded_remarks(report.folded),
         *uncounted_remarks(report.uncounted),
+        *_unfitted_remarks(report.recovery),
         *_data_free_remarks(report.data_free),
         *restored,
     ]
+
+
+def _copied_remarks(copied: CopiedConstants | None) -> list[str]:
+    if copied is None:
+        return []
+    if not copied.count:
+        return [f"No constant that was cut has several readers: {option('unshare', True)} changed nothing"]
+    return [f"{count_text(copied.count, 'constant')} copied for each reader: {copied.bytes:,} bytes more"]
+
+
+def _unfitted_remarks(row: RecoveryRow | None) -> list[str]:
+    """A sentence on the layers that recovery left as they were, counted by reason."""
+    counts = Counter(layer.reason for layer in row.layers if layer.reason) if row and row.kept else Counter[str]()
+    if not row or not counts:
+        return []
+    reasons = "; ".join(f"{count} because {reason}" for reason, count in counts.most_common())
+    return [f"Not fitted: {counts.total()} of {count_text(len(row.layers), 'layer')}: {reasons}"]
 
 
 def folded_remarks(names: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
+from leanonnx.analysis.cost import CopiedConstants
 from leanonnx.recovery.recover import RefitLayer
 from leanonnx.reporting.costs import CostChanges, CostCounts
 from leanonnx.reporting.encoding import INLINE, OPTIONAL, JsonField
@@ -98,6 +99,7 @@ class CompressionReport:
         costs: kernels, multiply-adds, parameters and bytes.
         proof: equality with the masked original; after ``--exact``, with the original.
         pins, layers, products: rows of the network.
+        copied: constants copied for each of their readers; None if that was not asked for.
         folded: weights stored in place of the nodes that computed them.
         uncounted: operators whose multiply-adds are not known.
         latency: None if it was not measured.
@@ -118,6 +120,7 @@ class CompressionReport:
     pins: tuple[PinRow, ...]
     layers: tuple[LayerRow, ...]
     products: tuple[ProductRow, ...]
+    copied: Annotated[CopiedConstants | None, JsonField("unshared")]
     folded: tuple[str, ...]
     uncounted: tuple[str, ...]
     latency: LatencyRow | None

@@ -111,8 +111,8 @@ def bias_bytes(inputs: PricingInputs, alive: Mask) -> int:
 
 
 def _rate_bytes(inputs: PricingInputs) -> Rate:
-    bits = cache(partial(weight_bits, inputs.dag))
-    return lambda node, mix: mix.taps * bits(node, mix.slot) / BITS_PER_BYTE
+    bits, numbers = cache(partial(weight_bits, inputs.dag)), param_rate(inputs.dag)
+    return lambda node, mix: numbers(node, mix) * bits(node, mix.slot) / BITS_PER_BYTE
 
 
 def _hardware(inputs: PricingInputs) -> Hardware:
@@ -238,7 +238,7 @@ METRICS: Mapping[str, Metric] = {
             help="Keep at most this fraction of the parameters.",
             sweep_help="Fractions of the parameters.",
             price=_price_params,
-            rate=lambda _: param_rate,
+            rate=lambda inputs: param_rate(inputs.dag),
         ),
         Metric(
             name="latency",

@@ -72,9 +72,9 @@ class _PatchApplication:
                     taken = True
 
     def _equal_slots(self, places: list[InputSlot]) -> list[list[InputSlot]]:
-        """Group the input slots that get equal arrays."""
-        if len(places) == 1:
-            return [places]
+        """Group the input slots that get equal arrays; each alone if all get copies."""
+        if len(places) == 1 or self.patch.copies:
+            return [[place] for place in places]
         groups: dict[bytes, list[InputSlot]] = {}
         for place in places:
             groups.setdefault(_fingerprint(self.patch.constants[place]()), []).append(place)

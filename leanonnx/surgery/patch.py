@@ -61,6 +61,7 @@ class Patch:
     attributes: node → attribute → new value (None: removed).
     gathers: tensor → the run of movements that one Gather replaces, with the new indices.
     shrunk: tensors that lose channels, whose recorded shapes become invalid.
+    copies: each place in ``constants`` gets a constant of its own, also where others get the same values.
     """
 
     constants: Mapping[InputSlot, Maker] = field(default_factory=dict)
@@ -72,6 +73,7 @@ class Patch:
     attributes: Mapping[int, Mapping[str, AttributeValue]] = field(default_factory=dict)
     gathers: Mapping[str, tuple[OperatorRun, Array]] = field(default_factory=dict)
     shrunk: frozenset[str] = frozenset()
+    copies: bool = False
 
 
 def plan_patch(dag: ChannelDag, alive: Mask) -> Patch:
@@ -124,6 +126,7 @@ def plan_patch(dag: ChannelDag, alive: Mask) -> Patch:
         attributes=attributes,
         gathers=_gathers(dag, alive),
         shrunk=shrunk,
+        copies=dag.copies_constants,
     )
 
 

@@ -56,6 +56,11 @@ class Plan:
         """True if weights that are listed as graph inputs become constants."""
         return bool(self.options.get("freeze"))
 
+    @property
+    def copies_weights(self) -> bool:
+        """True if weights that several layers share are copied for each."""
+        return bool(self.options.get("unshare"))
+
     def row(self, folder: Path | None = None) -> dict[str, Any]:
         """Return the plan as plain data; a weights file is given relative to ``folder``, that of the plan."""
         row = {name: getattr(self, name) for name in PLAN_FIELDS}

@@ -153,6 +153,14 @@ class CompressOptions:
     freeze: Annotated[
         bool, Described("Turn weights that are listed as graph inputs into constants.", recorded=None)
     ] = False
+    unshare: Annotated[
+        bool,
+        Described(
+            "Copy the pruned weights that several layers share, one for each: with `calib`, every layer is then fitted "
+            "on its own, and the file grows.",
+            recorded=None,
+        ),
+    ] = False
     best_effort: Annotated[
         bool, Described("Write the closest result even if it misses the budget or is not faster.", recorded=True)
     ] = False
@@ -179,6 +187,11 @@ class CompressOptions:
             raise OptionError(
                 f"{option('calib')} has nothing to do with {option('exact', True)}, which leaves the output as it is; "
                 "leave out one"
+            )
+        if self.exact and self.unshare:
+            raise OptionError(
+                f"{option('unshare', True)} has nothing to do with {option('exact', True)}, after which no weights are "
+                "fitted; leave out one"
             )
         if self.device != "cpu" and self.calib is None:
             raise OptionError(

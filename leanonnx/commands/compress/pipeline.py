@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 
-from leanonnx.analysis.cost import Cost, cost_model, count_params
+from leanonnx.analysis.cost import CopiedConstants, Cost, copied_constants, cost_model, count_params
 from leanonnx.analysis.dag import ChannelDag, build_channel_dag
 from leanonnx.commands.compress.candidate import Candidate, CompressJob
 from leanonnx.commands.compress.choosing import choose_channels, choose_lossless
@@ -83,6 +83,7 @@ class CompressResult:
         exact: the channels that contributed nothing, by reason; None if a budget chose them.
         recovery: recovery from data and its deviation; None without data.
         data_free: recovery without data; None if there was none.
+        copied: constants that surgery copied for each of their readers; None if it was not asked to.
         folded: weights that the file computes from constants and the result stores.
         restored: file that weights were taken from, as a plan recorded.
     """
@@ -104,6 +105,7 @@ class CompressResult:
     exact: Mapping[str, Any] | None
     recovery: Recovery | None
     data_free: DataFreeRecovery | None
+    copied: CopiedConstants | None = None
     folded: tuple[str, ...] = ()
     restored: Path | None = None
 
@@ -164,7 +166,7 @@ def compress_file(
     with clock.stage("observe"):
         observation = observe(model, options.shapes)
     with clock.stage("analyse"):
-        dag = build_channel_dag(model, observation, rules)
+        dag = replace(build_channel_dag(model, observation, rules), copies_constants=options.unshare)
         check_finite(dag)
     data = None
     if options.calib is not None:
@@ -239,6 +241,7 @@ def _result(candidate: Candidate, plan: Plan) -> CompressResult:
         exact=removal.reasons(),
         recovery=refit.recovery,
         data_free=refit.data_free,
+        copied=copied_constants(removal.dag, candidate.alive),
         folded=() if candidate.is_original else removal.dag.model.folded,
         restored=refit.restored,
     )
@@ -262,7 +265,8 @@ def as_planned(options: CompressOptions) -> CompressOptions:
             f"{option_list('pin', 'ignore')} cannot be joined to {option('plan')}, which says what is kept; "
             "leave them out"
         )
-    options = replace(options, freeze=options.freeze or plan.freezes_weights)
+    freeze, unshare = options.freeze or plan.freezes_weights, options.unshare or plan.copies_weights
+    options = replace(options, freeze=freeze, unshare=unshare)
     if not plan.exact:
         return options
     pin, ignore = (tuple(str(name) for name in plan.options.get(key, ())) for key in ("pin", "ignore"))

@@ -36,6 +36,7 @@ def compression_report(result: CompressResult) -> CompressionReport:
         pins=pin_rows(dag, result.alive),
         layers=layer_rows(dag, result.alive),
         products=product_rows(dag, result.alive),
+        copied=result.copied,
         folded=tuple(result.folded),
         uncounted=uncounted_nodes(dag),
         latency=latency_row(result.latency, result.setting),
