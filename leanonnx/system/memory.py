@@ -12,8 +12,12 @@ from pathlib import Path
 
 GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
-MMAP_THRESHOLD = -3
-"""Number of the parameter M_MMAP_THRESHOLD of glibc's mallopt."""
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
+"""Numbers of parameters of glibc's mallopt."""
+DEFAULT_TRIM_BYTES, DEFAULT_MMAP_COUNT = 1 << 17, 1 << 16
+"""Their defaults: free bytes at the end of the heap that are returned, and number of blocks mapped one by one."""
+MIN_SPARE_BYTES = 1 << 33
+"""Available memory from which a process may keep all that it frees."""
 LARGE_BLOCK_BYTES = 1 << 20
 """Bytes from which a block of memory goes back to the system as soon as it is freed."""
 
@@ -50,9 +54,32 @@ def reuse_of_blocks() -> Iterator[None]:
         _set_threshold(LARGE_BLOCK_BYTES)
 
 
+@contextmanager
+def keep_freed_memory() -> Iterator[None]:
+    """Inside the context, let the allocator keep all blocks that are freed, of any size, if memory is plentiful.
+
+    Training allocates the same activations in every step; mapping and clearing them anew takes as long as computing
+    them.  The peak rises by about a third.
+    """
+    if available_memory() < MIN_SPARE_BYTES:
+        yield
+        return
+    _set_parameter(MMAP_MAX, 0)
+    _set_parameter(TRIM_THRESHOLD, (1 << 31) - 1)
+    try:
+        yield
+    finally:
+        _set_parameter(MMAP_MAX, DEFAULT_MMAP_COUNT)
+        _set_parameter(TRIM_THRESHOLD, DEFAULT_TRIM_BYTES)
+
+
 def _set_threshold(size: int) -> None:
+    _set_parameter(MMAP_THRESHOLD, size)
+
+
+def _set_parameter(number: int, value: int) -> None:
     with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, size)
+        ctypes.CDLL(None).mallopt(number, value)
 
 
 def available_memory() -> int:

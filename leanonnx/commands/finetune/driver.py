@@ -37,6 +37,7 @@ from leanonnx.runtime.observation import Shapes, observe
 from leanonnx.runtime.sessions import Feed
 from leanonnx.spelling import option
 from leanonnx.system.clock import Clock, Progress, ignore_progress
+from leanonnx.system.memory import keep_freed_memory
 from leanonnx.system.outputs import check_no_overwrites, check_writable, publish, temporary_folder_beside
 
 ROUND_TRIP_INPUTS = 3
@@ -115,7 +116,7 @@ def run_finetune(
         student = _open_student(model, data, options, clock)
         trip = _round_trip(student, model, clock)
         objective, batched_student, notes = _objective(student, base, options, group, clock)
-        with clock.stage("train", 0.0):
+        with clock.stage("train", 0.0), keep_freed_memory():
             run, kinds = _run_fingerprint(student, base, options), _narrow_kinds(student)
             trained = train(
                 batched_student, objective, student.loader, options.settings, group, run, kinds, clock.progress
