@@ -61,11 +61,10 @@ def test_sizes_that_are_multiples_move_by_multiples() -> None:
     assert images is not None
     assert images.names == ("low",)
     batch = {"low": places(1, 1, SIDE, SIDE), "high": places(1, 3, 2 * SIDE, 2 * SIDE)}
-    inner = slice(5, -5)
     for seed in range(4):
         found = flip_and_shift(batch, images, np.random.default_rng(seed))
         pooled = found["high"][:, :, :1].unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2)).amin((-1, -3))
-        assert torch.equal(pooled[..., inner, inner], found["low"][..., inner, inner])
+        assert torch.equal(pooled, found["low"])
     assert image_inputs({"low": (1, 1, SIDE, SIDE), "odd": (1, 1, 24, 24)}) is None
     assert image_inputs({"first": (1, 1, SIDE, SIDE), "last": (1, SIDE, SIDE, 1)}) is None
 

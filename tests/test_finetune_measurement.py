@@ -64,6 +64,16 @@ def test_images_are_learnt_from_parts_of_measurements(scan: dict[str, Path]) -> 
     assert after < 0.9 * plain
 
 
+def test_what_no_sample_measures_is_told(scan: dict[str, Path], tmp_path: Path) -> None:
+    data = measured(COUNT)
+    alike = np.broadcast_to(data["mask"][:1], data["mask"].shape)
+    np.savez(tmp_path / "alike.npz", y=data["y"] * alike, mask=alike)
+    count = int(alike[0].sum())
+    says = f"the samples together measure {count} of the 256 numbers of an output"
+    assert any(note.startswith(says) for note in trained(scan, 1, tmp_path / "alike.npz").warnings)
+    assert not any("together measure" in note for note in trained(scan, 1).warnings)
+
+
 def test_an_operator_between_two_tensors_is_that_of_the_file(scan: dict[str, Path]) -> None:
     results = [trained(scan, 2, operator=given).training for given in (str(scan["operator"]), "x1:k1", "x1:m1")]
     losses = [np.array(result.history) for result in results]

@@ -148,7 +148,7 @@ def draw_motion(count: int, images: ImageInputs, rng: np.random.Generator) -> Mo
 
 
 def flip_and_shift(batch: Batch, images: ImageInputs, rng: np.random.Generator) -> Batch:
-    """Flip half of the samples horizontally and shift all of them, with reflection padding."""
+    """Flip half of the samples horizontally and shift all of them, mirrored at the border."""
     return draw_motion(len(batch[images.names[0]]), images, rng).apply_to_inputs(batch, images)
 
 
@@ -162,13 +162,16 @@ def move_with_labels(
 
 
 def _moved(value: Tensor, grid: Grid, flip: bool, shift: tuple[int, int]) -> Tensor:
-    """Flip and shift one sample [n, ...]."""
+    """Flip and shift one sample [n, ...].
+
+    What moves in is mirrored at the border, not at the outermost pixel, so that images of all sizes stay aligned.
+    """
     for axis, pixels in zip(grid.axes, shift, strict=True):
         size, by = value.shape[axis], pixels * grid.factor
         flipped = flip and axis == grid.width
         if size == 1 or not (by or flipped):
             continue
-        places = np.pad(np.arange(size), abs(by), mode="reflect")[abs(by) + by :][:size]
+        places = np.pad(np.arange(size), abs(by), mode="symmetric")[abs(by) + by :][:size]
         places = places[::-1] if flipped else places
         value = value.index_select(axis % value.ndim, torch.from_numpy(places.copy()).to(value.device))
     return value

@@ -28,13 +28,14 @@ class Division:
     """Probability that each measured location is hidden, and its weights in the loss if it is hidden, and if not.
 
     They are arrays of the shape of one run's mask, or single numbers.  ``scale``: mean square of what is measured, with
-    these weights.
+    these weights; ``measured``: numbers that some sample measures, 0 if unknown.
     """
 
     share: Tensor
     hidden: Tensor
     given: Tensor
     scale: float
+    measured: int = 0
 
     def draw(self, mask: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Divide masks [batch, ...] into what the network gets, and weights of the locations in the loss."""
@@ -60,7 +61,7 @@ def plan_division(samples: Iterable[tuple[Array, Array]], share: float) -> Divis
     sums = _sums(samples)
     if isinstance(sums, float):
         return Division(torch.tensor(share), torch.tensor(1.0), torch.tensor(0.0), sums)
-    count, total, energy = sums
+    count, total, energy, values = sums
     often, mean = np.maximum(total, 1) / count, energy / np.maximum(total, 1)
     others = (total > 0) & (often < ALWAYS)
     if total[others].sum() >= FEW * total.sum():
@@ -78,7 +79,7 @@ def plan_division(samples: Iterable[tuple[Array, Array]], share: float) -> Divis
     expected = shares * of_hidden + of_given
     scale = float((energy * expected).sum() / max((total * expected).sum(), 1e-30)) or 1.0
     tensors = [torch.from_numpy(value.astype(np.float32)) for value in (shares, of_hidden, of_given)]
-    return Division(tensors[0], tensors[1], tensors[2], scale)
+    return Division(tensors[0], tensors[1], tensors[2], scale, values * int(np.count_nonzero(total)))
 
 
 def _power(often: Array, share: float) -> float:
@@ -91,15 +92,19 @@ def _power(often: Array, share: float) -> float:
     return high
 
 
-def _sums(samples: Iterable[tuple[Array, Array]]) -> tuple[int, Array, Array] | float:
-    """The number of samples, and sums of masks and squares; the mean square alone if the masks differ in shape."""
-    count, total, energy, alike = 0, np.zeros(()), np.zeros(()), True
+def _sums(samples: Iterable[tuple[Array, Array]]) -> tuple[int, Array, Array, int] | float:
+    """The number of samples, sums of masks and squares, and the numbers measured at each location.
+
+    The mean square alone if the masks differ in shape.
+    """
+    count, total, energy, alike, values = 0, np.zeros(()), np.zeros(()), True, 1
     places, squares = 0.0, 0.0
     for mask, measured in samples:
         axes = tuple(k for k, size in enumerate(mask.shape) if size != measured.shape[k])
         square = mask * np.square(measured, dtype=np.float64).mean(axis=axes, keepdims=True)
+        values = measured.size // mask.size
         places, squares = places + float(mask.sum()), squares + float(square.sum())
         alike = alike and total.shape in ((), mask.shape)
         if alike:
             count, total, energy = count + 1, total + mask, energy + square
-    return (count, total, energy) if alike else (squares / max(places, 1.0) or 1.0)
+    return (count, total, energy, values) if alike else (squares / max(places, 1.0) or 1.0)

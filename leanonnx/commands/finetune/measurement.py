@@ -6,6 +6,7 @@ the difference of the measurement from what the operator makes of the output, in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,12 @@ def measurement_objective(scene: Scene) -> Objective:
             f"hold the part that it is to predict; give the operator from measurement to input with {option('adjoint')}"
         )
     division = plan_division(_masks_and_measurements(scene, names), signal.loss_share or DEFAULT_LOSS_SHARE)
+    wanted_numbers = math.prod(scene.shapes[output][1:])
+    if 0 < division.measured < wanted_numbers:
+        scene.notes.append(
+            f"the samples together measure {division.measured} of the {wanted_numbers} numbers of an output: of the "
+            f"others nothing is learned, and they may get worse; compare with {option('strategy', 'school')}"
+        )
 
     def prepare(batch: Batch, labels: Tensor | None, rng: np.random.Generator, training: bool) -> tuple[Batch, Any]:
         kept, weights = division.draw(batch[names.mask], rng)
