@@ -70,6 +70,14 @@ def test_a_killed_run_resumes_to_the_same_bytes(pair: dict[str, Path], tmp_path:
     assert other.read_bytes() == whole.read_bytes()
 
 
+def test_a_lower_rate_is_advised_where_no_epoch_gains(pair: dict[str, Path]) -> None:
+    result = run_finetune(
+        pair["new"], pair["out"], pair["base"], pair["data"], FinetuneOptions(settings=settings(epochs=1, rate=50.0))
+    )
+    assert result is not None and result.training.best_epoch == 0
+    assert any(note.endswith("try a lower rate, such as lr=5.0") for note in result.warnings)
+
+
 def test_a_checkpoint_of_another_run_is_refused(pair: dict[str, Path], tmp_path: Path) -> None:
     kept = tmp_path / "state.pt"
     first = FinetuneOptions(settings=settings(epochs=1, checkpoint=kept))

@@ -42,6 +42,8 @@ from leanonnx.system.outputs import check_no_overwrites, check_writable, publish
 
 ROUND_TRIP_INPUTS = 3
 """Number of inputs on which torch and onnxruntime are compared."""
+LOWER_RATE_DIVISOR = 10
+"""Divisor of the learning rate that is advised after a training without gain."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,12 @@ def run_finetune(
             run, kinds = _run_fingerprint(student, base, options), _narrow_kinds(student)
             trained = train(
                 batched_student, objective, student.loader, options.settings, group, run, kinds, clock.progress
+            )
+        if not trained.best_epoch:
+            lower = option("lr", options.settings.rate / LOWER_RATE_DIVISOR)
+            notes.append(
+                "nothing better was found on the held-out samples: the output equals the input; try a lower rate, such "
+                f"as {lower}"
             )
         student.network.place("cpu")
         if not group.is_leader and processes is None:
@@ -277,8 +285,6 @@ def _publish_result(
             kinds = float_types(reference.proto) & HALF_TYPES
             before, after = compare_outputs(reference, reference.path, [model.path, draft], held, replaced=kinds)
         publish(draft, target)
-    if not trained.best_epoch:
-        notes = [*notes, "nothing better was found on the held-out samples: the output equals the input"]
     headline = _headline(base, after)
     return FinetuneResult(
         headline=headline,
