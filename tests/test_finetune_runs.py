@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,11 @@ def test_a_killed_run_resumes_to_the_same_bytes(pair: dict[str, Path], tmp_path:
 
 def test_a_lower_rate_is_advised_where_no_epoch_gains(pair: dict[str, Path]) -> None:
     result = run_finetune(
-        pair["new"], pair["out"], pair["base"], pair["data"], FinetuneOptions(settings=settings(epochs=1, rate=50.0))
+        pair["new"],
+        pair["out"],
+        pair["base"],
+        pair["data"],
+        FinetuneOptions(settings=replace(settings(epochs=1), rate=50.0)),
     )
     assert result is not None and result.training.best_epoch == 0
     assert any(note.endswith("try a lower rate, such as lr=5.0") for note in result.warnings)
