@@ -80,7 +80,7 @@ def test_a_lower_rate_is_advised_where_no_epoch_gains(pair: dict[str, Path]) -> 
         FinetuneOptions(settings=replace(settings(epochs=1), rate=50.0)),
     )
     assert result is not None and result.training.best_epoch == 0
-    assert any(note.endswith("try a lower rate, such as lr=5.0") for note in result.warnings)
+    assert any(note.endswith("try a lower rate, such as lr=5") for note in result.warnings)
 
 
 def test_a_checkpoint_of_another_run_is_refused(pair: dict[str, Path], tmp_path: Path) -> None:
