@@ -19,7 +19,8 @@ from leanonnx.data.samples import batch_size, open_data
 from leanonnx.errors import DataError, OptionError
 from leanonnx.recovery import draft as drafts
 from leanonnx.recovery.draft import split_held_out
-from leanonnx.recovery.recover import RecoveryResult, recover
+from leanonnx.recovery.passes import recover_in_passes
+from leanonnx.recovery.recover import RecoveryResult
 from leanonnx.runtime.sessions import RunFailed, open_session
 from leanonnx.selection.metrics import Budget
 from leanonnx.surgery.plan import load_plan
@@ -158,14 +159,14 @@ def judge_never_worse(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A recovery that damages the weights is discarded, and the report says so."""
 
     def spoilt(*args: Any, **kwargs: Any) -> RecoveryResult:
-        found = recover(*args, **kwargs)
+        found = recover_in_passes(*args, **kwargs)
         for tensor in found.proto.graph.initializer:
             tensor.CopyFrom(numpy_helper.from_array(-3 * numpy_helper.to_array(tensor), tensor.name))
         return found
 
     called(*command(folder, "--keep", 0.5, "--method", "l2", "--recover", "none"))
     bare = onnx.load(folder / "out.onnx")
-    monkeypatch.setattr(drafts, "recover", spoilt)
+    monkeypatch.setattr(drafts, "recover_in_passes", spoilt)
     row = called_json(*command(folder, "--keep", 0.5, "--method", "l2"))
     assert row["recovery"]["kept"] is False
     assert row["recovery"]["deviation"] == row["recovery"]["removed"]

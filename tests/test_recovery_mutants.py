@@ -43,18 +43,20 @@ def kept_sign(work: Any, chosen: Any) -> None:
     """Elimination whose update has the wrong sign."""
     gone = np.isin(work.units, chosen)
     rest = ~gone
-    m, p = work.weight, work.precision
+    m, p = work.half + work.half.T, work.precision
     taken = np.linalg.solve(p[np.ix_(gone, gone)], p[np.ix_(gone, rest)])
     cross = taken.T @ m[np.ix_(gone, rest)]
-    work.weight = m[np.ix_(rest, rest)] + cross + cross.T + taken.T @ m[np.ix_(gone, gone)] @ taken
-    work.precision = p[np.ix_(rest, rest)] - p[np.ix_(rest, gone)] @ taken
+    whole = m[np.ix_(rest, rest)] + cross + cross.T + taken.T @ m[np.ix_(gone, gone)] @ taken
+    work.half = np.asfortranarray(whole / 2)
+    work.precision = np.asfortranarray(p[np.ix_(rest, rest)] - p[np.ix_(rest, gone)] @ taken)
     work.units, work.left = work.units[rest], np.ones(int(rest.sum()), bool)
 
 
 def no_takeover(work: Any, chosen: Any) -> None:
     """Elimination that forgets what the others have taken over."""
     rest = ~np.isin(work.units, chosen)
-    work.weight, work.precision = work.weight[np.ix_(rest, rest)], work.precision[np.ix_(rest, rest)]
+    left = (np.asfortranarray(matrix[np.ix_(rest, rest)]) for matrix in (work.half, work.precision))
+    work.half, work.precision = left
     work.units, work.left = work.units[rest], np.ones(int(rest.sum()), bool)
 
 
@@ -242,7 +244,7 @@ MUTANTS = [
     Mutant(kept_sign, obs._Elimination, "remove", costs),
     Mutant(kept_sign, obs._Elimination, "remove", order),
     Mutant(no_takeover, obs._Elimination, "remove", order),
-    Mutant(uncentred, moments.Accumulator, "about", tensor_moments),
+    Mutant(uncentred, moments.Accumulator, "take_products", tensor_moments),
     Mutant(tiled, moments, "joined_repeats", flattened),
     Mutant(unwatched, moments, "tensor_values", operands),
     Mutant(equal_shares, pathmass, "_shares", chains),

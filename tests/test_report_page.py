@@ -97,6 +97,7 @@ def report_of(latency: LatencyRow | None = None, after: int = 50) -> Compression
         pins=(),
         layers=(),
         products=(),
+        copied=None,
         folded=(),
         uncounted=(),
         latency=latency,
