@@ -23,7 +23,7 @@ from leanonnx.operators.facts import Family
 from leanonnx.operators.table import names_of
 from leanonnx.runtime.sessions import Feed, RunFailed, open_session, session_runner, translate_errors
 
-SPILL_LIMIT = 1 << 25
+SPILL_LIMIT = 1 << 23
 """Bytes of activations kept in memory; more are written to a temporary folder."""
 SHAPES = names_of(Family.SHAPE)
 REPEATED_WORK = 64
