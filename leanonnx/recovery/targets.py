@@ -92,7 +92,7 @@ class TargetSampler:
         self.share = MIRRORED_SHARE if any(run.mirrored for run in pair.runs) else 1.0
 
     def prepare(self, site: int) -> bool:
-        """TargetRows the original as far as a site; False if the site cannot be fitted."""
+        """Run the original as far as a site; False if the site cannot be fitted."""
         if site >= self.sampled:
             stop, size = site, 0
             while stop < len(self.sites):

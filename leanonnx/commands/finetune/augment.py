@@ -124,11 +124,11 @@ class Motion:
     right: NDArray[np.int64]
 
     def apply_to_inputs(self, batch: Batch, images: ImageInputs) -> Batch:
-        """Augmentation all inputs that live on the grid."""
+        """Move all inputs that live on the grid."""
         return {**batch, **{name: self.apply(batch[name], grid) for name, grid in images.grids.items()}}
 
     def apply(self, value: Tensor, grid: Grid) -> Tensor:
-        """Augmentation a tensor [batch, ...] on a grid."""
+        """Move a tensor [batch, ...] on a grid."""
         samples = zip(value, self.flips, self.down, self.right, strict=True)
         return torch.stack([_moved(x, grid, bool(f), (int(d), int(r))) for x, f, d, r in samples])
 
