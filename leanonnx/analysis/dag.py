@@ -18,7 +18,7 @@ from leanonnx.analysis.agreement import answers_agree, common_edit
 from leanonnx.analysis.constants import Constants, ConstantUse
 from leanonnx.analysis.folding import fold_values, values_to_fold
 from leanonnx.analysis.runs import OperatorRun, common_run, trace_run
-from leanonnx.analysis.teacher import Teacher
+from leanonnx.analysis.teacher import RecoveryTeacher
 from leanonnx.analysis.ties import layout_ties, shared_ties
 from leanonnx.analysis.trace import Trace
 from leanonnx.graph.model import Model
@@ -70,7 +70,7 @@ class ChannelDag:
     nodes_without_rule: frozenset[int] = frozenset()
     other_sizes: tuple[ChannelDag, ...] = ()
     copies_constants: bool = False
-    teacher: Teacher | None = None
+    teacher: RecoveryTeacher | None = None
 
     @property
     def taught_by(self) -> Model:

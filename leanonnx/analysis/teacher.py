@@ -1,7 +1,7 @@
 """The teacher of recovery: the network that a result is fitted to, if that is not the network that is pruned.
 
 A network from which blocks were cut, or one that was pruned elsewhere, is fitted to what it came from.  Both have
-tensors of the same names; ``Teacher`` says which of them mean the same.
+tensors of the same names; ``RecoveryTeacher`` says which of them mean the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from leanonnx.numeric.channel_ids import ChannelIds
 
 
 @dataclass(frozen=True, kw_only=True)
-class Teacher:
+class RecoveryTeacher:
     """A network whose activations and outputs are the targets of recovery.
 
     ``shared``: tensors that both networks compute; ``unlike``: tensors of the network that is pruned which the teacher

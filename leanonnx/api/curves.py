@@ -105,6 +105,7 @@ def sweep(
     ignore: str | Sequence[str] = (),
     calib: StrPath | None = None,
     images: ImageFormat = DEFAULT_IMAGE_FORMAT,
+    teacher: StrPath | None = None,
     recover: Recover | None = None,
     effort: EffortName = DEFAULT_EFFORT,
     minutes: float | None = None,
@@ -137,7 +138,7 @@ def sweep(
         jobs, dask: compressions at once (None: one on each physical core); address of a Dask scheduler.
         rules: a Python file of rules.
         method, chains, shape, pin, ignore, align, target, targets: as in ``compress``; methods by name.
-        calib, images, recover, effort, minutes, device: as in ``compress``; data by path, time for each point.
+        calib, images, teacher, recover, effort, minutes, device: as in ``compress``; data by path, time for each point.
         provider, threads, library, freeze, unshare, best_effort, seed: as in ``compress``.
         measure: True times each point (``latency`` always does).
         progress: called with each stage.

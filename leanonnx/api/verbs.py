@@ -74,6 +74,7 @@ def compress(
     report: StrPath | None = None,
     calib: CalibrationData | None = None,
     images: ImageFormat = DEFAULT_IMAGE_FORMAT,
+    teacher: StrPath | None = None,
     recover: Recover | None = None,
     effort: EffortName = DEFAULT_EFFORT,
     minutes: float | None = None,
@@ -110,6 +111,7 @@ def compress(
         pin, ignore: tensors or nodes whose channels are all kept; layers that keep their outputs and are not counted.
         calib, images, recover: real inputs; the format of images among them; "auto" or "none" (None: "auto" with
             ``calib``) for the refit of the remaining weights.
+        teacher: the network that the model was cut from, to which ``calib`` fits the weights; needs no budget.
         effort, minutes: the work that ``calib`` may take: "quick", "normal" or "thorough"; a limit on its time.
         device: "cuda" sums products of activations on a GPU, with torch.
         align, target, targets: width multiple; the hardware that sets it; a file that ``calibrate_device`` stored.
@@ -122,7 +124,7 @@ def compress(
     Raises:
         UserError, Refusal: exit codes 2 and 1 of the command line; nothing is written.
     """
-    options = compress_options(locals(), budget=asked_budget(budget_limits(locals()), plan, exact))
+    options = compress_options(locals(), budget=asked_budget(budget_limits(locals()), plan, exact, teacher is not None))
     with as_file(model) as source, result_file(out) as place:
         return Compressed.of(pipeline.compress_file(source, place, options, **_extras(locals())), place)
 

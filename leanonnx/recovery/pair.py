@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from leanonnx.analysis.teacher import Teacher
+from leanonnx.analysis.teacher import RecoveryTeacher
 from leanonnx.data.images import image_axes
 from leanonnx.graph.formats import HALF_TYPES, convert_feed, convert_to_float32, float_types, is_float
 from leanonnx.graph.model import Model
@@ -44,7 +44,7 @@ class NetworkPair:
         held: Iterable[Feed],
         shelf: TensorSpill,
         mirrors: Callable[[int], bool] = lambda samples: True,
-        teacher: Teacher | None = None,
+        teacher: RecoveryTeacher | None = None,
     ) -> None:
         if teacher is not None:
             before = teacher.model

@@ -112,6 +112,11 @@ class Refit:
     files: Mapping[Path, bytes] = field(default_factory=dict)
 
     @property
+    def is_kept(self) -> bool:
+        """True if recovery changed weights."""
+        return self.evidence is not None and self.evidence.kept
+
+    @property
     def recovery(self) -> Recovery | None:
         """The recovery from data."""
         return self.evidence if isinstance(self.evidence, Recovery) else None

@@ -28,18 +28,21 @@ METHOD_HELP = " ".join(f"{each}: {meaning(each)}" for each in METHODS)
 EFFORT_LIMITS = ", ".join(f"{effort.max_samples} ({name})" for name, effort in EFFORTS.items())
 
 
-def asked_budget(given: Mapping[str, Limit | None], plan: object, exact: bool) -> Budget:
+def asked_budget(given: Mapping[str, Limit | None], plan: object, exact: bool, needs_none: bool = False) -> Budget:
     """The budget of an option; the whole model for a plan or a lossless reduction, which have no budget of their own.
 
     Args:
         given: limits by the names of their options; None for those not given.
         plan: None for no plan.
         exact: True for a lossless reduction.
+        needs_none: True if there is work to do without a budget.
 
     Raises:
         OptionError: not exactly one of these is given.
     """
     ways: dict[str, Any] = {**given, "plan": plan, "exact": exact or None}
+    if needs_none and all(way is None for way in ways.values()):
+        return Budget("kernels", 1.0)
     name, value = exactly_one(ways, option("keep", 0.25))
     return Budget.of_option(name, value) if name in given else Budget("kernels", 1.0)
 
@@ -111,6 +114,15 @@ class CompressOptions:
         ),
     ] = None
     images: ImageFormat = field(default_factory=ImageFormat)
+    teacher: Annotated[
+        Path | None,
+        Described(
+            "The network that IN was cut from: `calib` data fit the weights to it, and the deviation is that from it. "
+            "Needs no budget.",
+            "ORIGINAL.onnx",
+            recorded=None,
+        ),
+    ] = None
     recover: Annotated[
         Recover | None,
         Described(
@@ -193,6 +205,11 @@ class CompressOptions:
                 f"{option('unshare', True)} has nothing to do with {option('exact', True)}, after which no weights are "
                 "fitted; leave out one"
             )
+        if self.teacher is not None and not (self.recovers and self.calib is not None):
+            raise OptionError(
+                f"{option('teacher', self.teacher)}: weights are fitted to it on data, and none are; "
+                + (f"leave out {option('recover', 'none')}" if self.calib is not None else f"add {option('calib')}")
+            )
         if self.device != "cpu" and self.calib is None:
             raise OptionError(
                 f"{option('device', self.device)}: speeds up calibration, and there are no data for it; add "
@@ -249,6 +266,7 @@ RECORDED: Mapping[str, Callable[[Any], Any]] = {
     "pin": sorted,
     "ignore": sorted,
     "align": lambda align: "auto" if align is None else align,
+    "teacher": str,
 }
 """Options that a plan records in another form than their value."""
 

@@ -35,6 +35,7 @@ from leanonnx.proof.proof import Proof
 from leanonnx.ranking.weighting import check_finite
 from leanonnx.recovery.data_free_draft import DataFreeRecovery
 from leanonnx.recovery.draft import Recovery
+from leanonnx.recovery.matching import find_teacher
 from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.runtime.observation import Shapes, observe
 from leanonnx.runtime.providers import Setting
@@ -162,7 +163,9 @@ def compress_file(
         model = load(source, options.libraries, options.freeze)
     options = replace(options, budget=options.budget.of_total(model.size))
     samples = sample_files(options.calib) if isinstance(options.calib, Path) else ()
-    check_no_overwrites(model.files, out, *beside, given=(*samples, *options.libraries, *weights_files(options)))
+    teachers = () if options.teacher is None else (options.teacher,)
+    given = (*samples, *teachers, *options.libraries, *weights_files(options))
+    check_no_overwrites(model.files, out, *beside, given=given)
     with clock.stage("observe"):
         observation = observe(model, options.shapes)
     with clock.stage("analyse"):
@@ -171,6 +174,10 @@ def compress_file(
     data = None
     if options.calib is not None:
         data = with_runnable_batch(open_data(options.calib, model, dag.shapes, options.images), model)
+    if options.teacher is not None:
+        with clock.stage("observe"):
+            teacher = load_dag(options.teacher, options.shapes, rules, options.libraries)
+            dag = replace(dag, teacher=find_teacher(dag, teacher))
     with temporary_folder_beside(out) as folder:
         known = PropagatedMoments(dag)
         job = CompressJob(
@@ -250,7 +257,7 @@ def _result(candidate: Candidate, plan: Plan) -> CompressResult:
 def _parameters(candidate: Candidate) -> int:
     """Number of parameters that the file stores."""
     model = candidate.job.dag.model
-    if candidate.is_original:
+    if candidate.is_original and not candidate.refit.is_kept:
         return count_params(model.as_read)
     return count_params(replace(model, proto=onnx.load(candidate.path, load_external_data=False)))
 
