@@ -1,7 +1,7 @@
 """Find branches that an affine stand-in can replace: residual branches, branches beside a convolution, gates.
 
 A branch is the part of the graph that leads nowhere but to one operand of a join (Add, Sub, Sum, Mul), and that reads
-one computed tensor only, its stream.
+the data of one tensor only.  A stand-in computes the joined tensor from the other operand.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Branch:
     """A branch, and what stays in its place.
 
     Attributes:
-        kind: "linear": the other operand is the stream; "shortcut": it is a convolution of the stream or of a tensor
-            before it; "scale": the branch is a gate that the stream is multiplied by.
+        kind: "linear": the joined tensor is to be computed by a matrix; "shortcut": by the convolution that makes the
+            other operand; "scale": the branch is a gate, and one factor for each channel takes its place.
         join: index of the node that joins both operands.
         output: name of the joined tensor.
-        stream: name of the tensor that the branch reads.
+        stream: name of the tensor that the stand-in reads: the other operand, or the input of the shortcut.
         nodes: indices of the nodes that exist for the branch only, in ascending order; the join is none of them.
         shortcut: indices of the convolution that stays and of its batch normalisation, if there is one.
         element_type: type of the stream and of the joined tensor.
@@ -120,25 +120,23 @@ class _Search:
         """The branch that ends with the operand ``gone``."""
         join = self.model.proto.graph.node[index]
         nodes = self._nodes_leading_to(gone, index)
-        streams = self._streams(nodes)
-        if len(streams) != 1 or not any(self._multiplies(node) for node in nodes):
+        read = self._data_read_by(nodes)
+        output = join.output[0]
+        shape, element_type = self.shapes.get(output, ()), self._element_type(output)
+        if len(read) != 1 or len(shape) not in RANKS or not element_type or not any(map(self._multiplies, nodes)):
             return None
-        (stream,), output = streams, join.output[0]
-        element_type = self._element_type(output)
-        shape = self.shapes.get(output, ())
-        if len(shape) not in RANKS or not element_type or self._element_type(stream) != element_type:
+        shortcut = self._shortcut(kept, index)
+        stream = self.model.proto.graph.node[shortcut[0]].input[0] if shortcut else self._behind_copies(kept)
+        if not self._shares_data(stream, read.pop()) or self.shapes.get(kept) != shape:
             return None
-        shortcut: tuple[int, ...] = ()
-        if self._behind_copies(kept) == stream and self.shapes.get(stream) == shape:
-            if not self._convolves(nodes, len(shape)) and not (
-                join.op_type == "Mul" and self._one_per_channel(gone, shape)
-            ):
+        if shortcut:
+            kind: BranchKind = "shortcut"
+            if join.op_type == "Mul" or (join.op_type == "Sub" and join.input[0] != kept):
                 return None
-            kind: BranchKind = "scale" if join.op_type == "Mul" else "linear"
         else:
-            kind, shortcut = "shortcut", self._shortcut(kept, index, stream)
-            signed = join.op_type == "Sub" and join.input[0] != kept
-            if not shortcut or join.op_type == "Mul" or signed or self.shapes.get(kept) != shape:
+            kind = "scale" if join.op_type == "Mul" else "linear"
+            opens_channels = kind == "scale" and self._has_one_per_channel(gone, shape)
+            if not opens_channels and not self._convolves(nodes, len(shape)):
                 return None
         return Branch(
             kind=kind,
@@ -175,15 +173,15 @@ class _Search:
                 heapq.heappush(waiting, -producers[name])
         return inside
 
-    def _streams(self, nodes: set[int]) -> set[str]:
+    def _data_read_by(self, nodes: set[int]) -> set[str]:
         """Tensors that nodes read the data of and do not compute themselves, values that a caller may set included."""
         given = self.model.free | self.model.overridable
-        streams: set[str] = set()
+        read: set[str] = set()
         for index in nodes:
             node = self.model.proto.graph.node[index]
             if not given.isdisjoint(node.output):
-                streams.update(given & {*node.input, *captured_names(node)})
-        return {name for name in streams if self.model.producers.get(name) not in nodes}
+                read.update(given & {*node.input, *captured_names(node)})
+        return {name for name in read if self.model.producers.get(name) not in nodes}
 
     def _multiplies(self, index: int) -> bool:
         """True if a node multiplies and adds data."""
@@ -196,7 +194,7 @@ class _Search:
         named = (self.model.proto.graph.node[k] for k in nodes if self._multiplies(k))
         return any(n.op_type in CONVOLUTIONS and len(self.shapes.get(n.output[0], ())) == rank for n in named)
 
-    def _one_per_channel(self, gate: str, shape: Shape) -> bool:
+    def _has_one_per_channel(self, gate: str, shape: Shape) -> bool:
         """True if a gate has one number for each channel of each sample."""
         sizes = self.shapes.get(gate, ())
         return len(sizes) == len(shape) and sizes[1] == shape[1] and set(sizes[2:]) == {1}
@@ -215,7 +213,7 @@ class _Search:
             producer = self.model.view.producer(name)
         return name
 
-    def _shortcut(self, operand: str, join: int, stream: str) -> tuple[int, ...]:
+    def _shortcut(self, operand: str, join: int) -> tuple[int, ...]:
         """The convolution that alone makes an operand, with its batch normalisation; empty if there is none."""
         last = self._sole_producer(operand, join)
         if last is None:
@@ -230,7 +228,7 @@ class _Search:
             node = self.model.proto.graph.node[before]
         if standard_name(node) != "Conv" or not self._is_fixed(node.input[1:]):
             return ()
-        return chain if self._shares_data(node.input[0], stream) else ()
+        return chain
 
     def _sole_producer(self, name: str, reader: int) -> int | None:
         """The node with one output that only ``reader`` reads."""
@@ -243,17 +241,17 @@ class _Search:
         """True if values are constants that a caller cannot replace."""
         return all(n in self.model.origins and n not in self.model.overridable for n in names if n)
 
-    def _shares_data(self, source: str, stream: str) -> bool:
-        """True if a tensor is the stream, one before it, or the stream after nodes without multiply-adds."""
-        if self._depends_on(stream, source):
+    def _shares_data(self, source: str, read: str) -> bool:
+        """True if a tensor is the one that a branch reads, one before it, or that one after nodes without products."""
+        if self._depends_on(read, source):
             return True
-        while source != stream:
+        while source != read:
             index = self.model.producers.get(source, -1)
             node = self.model.proto.graph.node[index] if index >= 0 else onnx.NodeProto()
-            read = [name for name in node.input if name in self.model.free]
-            if len(read) != 1 or self._multiplies(index):
+            data = [name for name in node.input if name in self.model.free]
+            if len(data) != 1 or self._multiplies(index):
                 return False
-            source = read[0]
+            source = data[0]
         return True
 
     def _depends_on(self, name: str, source: str) -> bool:
