@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,28 +11,16 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from leanonnx.analysis.branches import Branch, compatible, find_branches
-from leanonnx.analysis.dag import ChannelDag, build_channel_dag
-from leanonnx.commands.compress.proving import prove_shortened
+from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.model import Model, load
 from leanonnx.runtime.observation import observe
-from leanonnx.surgery.shortening import StandIn, shorten
+from leanonnx.surgery.shortening import shorten
 from tests.graph_branches import BRANCHES
 from tests.graphs import from_seed, models, saved
+from tests.shortened import proof_of, random_standin
 from tests.test_masked_equals_compact import agrees, analysed, assert_same_interface, check, killed
 
 KINDS = {"linear", "shortcut", "scale"}
-
-
-def standin(model: Model, branch: Branch, rng: np.random.Generator) -> StandIn:
-    """Random arrays for a stand-in, some left out."""
-    size = branch.channels
-    bias = rng.standard_normal(size) if rng.random() < 0.7 else None
-    if branch.kind == "shortcut":
-        shape = model.shape_of(model.proto.graph.node[branch.shortcut[0]].input[1])
-        weight = rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
-        return StandIn() if rng.random() < 0.3 else StandIn(weight, bias)
-    matrix, factors = rng.standard_normal((size, size)) / np.sqrt(size), rng.uniform(0.3, 1, size)
-    return StandIn([None, factors, matrix, matrix][rng.integers(4)], bias)
 
 
 def some(branches: Sequence[Branch], rng: np.random.Generator) -> tuple[Branch, ...]:
@@ -48,17 +35,13 @@ def check_shortened(dag: ChannelDag, rng: np.random.Generator) -> None:
     event("branches: " + ", ".join(sorted({branch.kind for branch in chosen})))
     if not chosen:
         return
-    replaced = {branch: standin(dag.model, branch, rng) for branch in chosen}
+    replaced = {branch: random_standin(dag.model, branch, rng) for branch in chosen}
     proto = shorten(dag.model, replaced)
     onnx.checker.check_model(proto, full_check=True)
     assert_same_interface(dag.model.proto, proto)
     assert_rest_unchanged(dag.model, proto, chosen)
-    with tempfile.TemporaryDirectory() as folder:
-        model = load(saved(proto, Path(folder)))
-        shortened = build_channel_dag(
-            model, observe(model, {name: x.shape for name, x in dag.observation.feeds.items()})
-        )
-        assert agrees(prove_shortened(shortened, dag.model, replaced, seed=0))
+    assert agrees(proof_of(proto, dag, replaced))
+    with analysed(proto) as shortened:
         check(shortened, killed(shortened, rng))
 
 
