@@ -22,7 +22,7 @@ from leanonnx.recovery.draft import Recovery
 from leanonnx.recovery.weights import StoredWeights
 from leanonnx.rules.table import Rules
 from leanonnx.selection.search import Trial
-from leanonnx.selection.selector import Selection
+from leanonnx.selection.selector import Selection, Selector
 from leanonnx.statistics.propagation import PropagatedMoments
 from leanonnx.surgery.recipe import Recipe
 from leanonnx.system.clock import Clock
@@ -69,6 +69,8 @@ class CompressJob:
         stored: weights that come with the plan, if they are to be used.
         plan_weights: where to write changed weights, for the plan.
         deadline: when selection by data and recovery have to be done.
+        predicts: True to choose by predicted costs alone, which nothing confirms.
+        selectors: those made so far, by network and unit; jobs made from this one share them.
     """
 
     dag: ChannelDag
@@ -82,6 +84,8 @@ class CompressJob:
     stored: StoredWeights | None = None
     plan_weights: Path | None = None
     deadline: Deadline = field(default_factory=Deadline)
+    predicts: bool = False
+    selectors: dict[tuple[int, str], Selector] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def effort(self) -> Effort:
