@@ -14,6 +14,7 @@ from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.data.samples import Dataset
 from leanonnx.effort import EFFORTS, Deadline, Effort
 from leanonnx.evaluation.judgement import Judgement
+from leanonnx.evaluation.tolerances import ToleranceCurve
 from leanonnx.graph.tidy import TidyResult
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.proof.proof import Proof
@@ -65,7 +66,8 @@ class CompressJob:
         name: file name of the model to be written, after which its external data are named.
         clock: times the stages.
         known: moments of the original's activations, propagated when first needed.
-        data: real inputs.
+        data: real inputs, to choose and to recover by.
+        judging: other real inputs, to judge by whether tolerances are met.
         stored: weights that come with the plan, if they are to be used.
         plan_weights: where to write changed weights, for the plan.
         deadline: when selection by data and recovery have to be done.
@@ -81,6 +83,7 @@ class CompressJob:
     clock: Clock
     known: PropagatedMoments
     data: Dataset | None = None
+    judging: Dataset | None = None
     stored: StoredWeights | None = None
     plan_weights: Path | None = None
     deadline: Deadline = field(default_factory=Deadline)
@@ -138,6 +141,7 @@ class Candidate:
         proof: its comparison with the original, before weights were changed.
         refit: changes of its weights.
         judgement: the judgement on its outputs; None if there is no evidence for one.
+        curve: what was seen on the way to the tolerances; None without any.
         trial: its timing, or why there is none; None before it was timed.
         warnings: what stages declined or want to be known.
     """
@@ -149,6 +153,7 @@ class Candidate:
     proof: Proof | None = None
     refit: Refit = field(default_factory=Refit)
     judgement: Judgement | None = None
+    curve: ToleranceCurve | None = None
     trial: Trial | None = None
     warnings: tuple[str, ...] = ()
 
