@@ -84,6 +84,15 @@ class Selector:
         """The same with other exponents of saved cost and path mass."""
         return Selector(self.dag, replace(self.request, exponents=exponents), self.price, self.weighted)
 
+    def with_budget(self, budget: Budget) -> Selector:
+        """The same for another budget in the same metric; a smaller one shares the ranking."""
+        if budget == self.request.budget:
+            return self
+        other = Selector(self.dag, replace(self.request, budget=budget), self.price, self.weighted)
+        if budget.fraction <= self.request.budget.fraction:
+            other.allocator = self.allocator
+        return other
+
     def within(self, fraction: float, other: Price | None = None) -> Mask:
         """The keep set for a fraction of the original's cost; the cheapest where none fits.
 

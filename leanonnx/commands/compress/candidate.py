@@ -14,6 +14,7 @@ from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.data.samples import Dataset
 from leanonnx.effort import EFFORTS, Deadline, Effort
 from leanonnx.evaluation.judgement import Judgement
+from leanonnx.evaluation.tolerances import ToleranceCurve
 from leanonnx.graph.tidy import TidyResult
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.proof.proof import Proof
@@ -22,7 +23,7 @@ from leanonnx.recovery.draft import Recovery
 from leanonnx.recovery.weights import StoredWeights
 from leanonnx.rules.table import Rules
 from leanonnx.selection.search import Trial
-from leanonnx.selection.selector import Selection
+from leanonnx.selection.selector import Selection, Selector
 from leanonnx.statistics.propagation import PropagatedMoments
 from leanonnx.surgery.recipe import Recipe
 from leanonnx.system.clock import Clock
@@ -65,10 +66,13 @@ class CompressJob:
         name: file name of the model to be written, after which its external data are named.
         clock: times the stages.
         known: moments of the original's activations, propagated when first needed.
-        data: real inputs.
+        data: real inputs, to choose and to recover by.
+        judging: other real inputs, to judge by whether tolerances are met.
         stored: weights that come with the plan, if they are to be used.
         plan_weights: where to write changed weights, for the plan.
         deadline: when selection by data and recovery have to be done.
+        predicts: True to choose by predicted costs alone, which nothing confirms.
+        selectors: those made so far, by network and unit; jobs made from this one share them.
     """
 
     dag: ChannelDag
@@ -79,9 +83,12 @@ class CompressJob:
     clock: Clock
     known: PropagatedMoments
     data: Dataset | None = None
+    judging: Dataset | None = None
     stored: StoredWeights | None = None
     plan_weights: Path | None = None
     deadline: Deadline = field(default_factory=Deadline)
+    predicts: bool = False
+    selectors: dict[tuple[int, str], Selector] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def effort(self) -> Effort:
@@ -139,6 +146,7 @@ class Candidate:
         proof: its comparison with the original, before weights were changed.
         refit: changes of its weights.
         judgement: the judgement on its outputs; None if there is no evidence for one.
+        curve: what was seen on the way to the tolerances; None without any.
         trial: its timing, or why there is none; None before it was timed.
         warnings: what stages declined or want to be known.
     """
@@ -150,6 +158,7 @@ class Candidate:
     proof: Proof | None = None
     refit: Refit = field(default_factory=Refit)
     judgement: Judgement | None = None
+    curve: ToleranceCurve | None = None
     trial: Trial | None = None
     warnings: tuple[str, ...] = ()
 

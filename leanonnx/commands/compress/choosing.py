@@ -61,22 +61,38 @@ def choose_channels(candidate: Candidate) -> Candidate:
 
 
 def _search(original: Candidate) -> Trial:
-    """Search for the keep mask of the budget."""
+    """Search for the keep mask of the budget; a job that only predicts takes the first, without confirming it."""
     job = original.job
-    dag, options, data = job.dag, job.options, job.data
-    target = resolved_target(options, float_types(dag.model.proto))
-    predicted, request = latency_model(dag, target), _request(dag, options, target)
-    selector = Selector(dag, request)
-    if data is not None and options.method in BY_ACTIVATIONS:
-        request = replace(request, statistics=_statistics(job, data))
-        selector = _best_exponents(job, Selector(dag, request, selector.price), data)
-    elif options.method in BY_ACTIVATIONS and (options.method != "auto" or selector.before.kernels <= QUICK_KERNELS):
-        selector = Selector(dag, replace(request, statistics=propagate_statistics(job.known)), selector.price)
+    options, selector = job.options, selector_for(job)
+    if job.predicts:
+        return Trial(selector.select(), None)
     attempt = partial(time_draft, original, count(1))
     if options.budget.metric.measured:
         return within_latency(selector, attempt)
     write = partial(_draft_size, original) if options.budget.metric.confirm == "written" else None
+    predicted = latency_model(job.dag, resolved_target(options, float_types(job.dag.model.proto)))
     return within_budget(selector, predicted, attempt, write)
+
+
+def selector_for(job: CompressJob) -> Selector:
+    """The selector of a job's network and budget; statistics and ranking are made once for all budgets in its unit."""
+    key = id(job.dag), job.options.budget.unit
+    if key not in job.selectors:
+        job.selectors[key] = _new_selector(job)
+    return job.selectors[key].with_budget(job.options.budget)
+
+
+def _new_selector(job: CompressJob) -> Selector:
+    """The selector of a job, with the exponents that suit its budget."""
+    dag, options, data = job.dag, job.options, job.data
+    request = _request(dag, options, resolved_target(options, float_types(dag.model.proto)))
+    selector = Selector(dag, request)
+    if data is not None and options.method in BY_ACTIVATIONS:
+        request = replace(request, statistics=_statistics(job, data))
+        return _best_exponents(job, Selector(dag, request, selector.price), data)
+    if options.method in BY_ACTIVATIONS and (options.method != "auto" or selector.before.kernels <= QUICK_KERNELS):
+        return Selector(dag, replace(request, statistics=propagate_statistics(job.known)), selector.price)
+    return selector
 
 
 def _draft_size(original: Candidate, alive: Mask) -> int:

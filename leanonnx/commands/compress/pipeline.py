@@ -14,6 +14,7 @@ from leanonnx.analysis.cost import CopiedConstants, Cost, copied_constants, cost
 from leanonnx.analysis.dag import ChannelDag, build_channel_dag
 from leanonnx.commands.compress.candidate import Candidate, CompressJob
 from leanonnx.commands.compress.choosing import choose_channels, choose_lossless
+from leanonnx.commands.compress.judges import open_samples
 from leanonnx.commands.compress.judging import headline_text, judge_result
 from leanonnx.commands.compress.notes import hints, result_warnings
 from leanonnx.commands.compress.options import CompressOptions
@@ -23,11 +24,13 @@ from leanonnx.commands.compress.refitting import check_weights_wanted, recover_w
 from leanonnx.commands.compress.sizing import confirm_size
 from leanonnx.commands.compress.stage import Stage, optional, run_stages
 from leanonnx.commands.compress.timing import time_candidate
+from leanonnx.commands.compress.tolerance import recover_and_compare, within_tolerances
 from leanonnx.data.files import sample_files
-from leanonnx.data.samples import Dataset, open_data, with_runnable_batch
+from leanonnx.data.samples import Dataset
 from leanonnx.effort import Deadline
 from leanonnx.errors import OptionError, Refusal
 from leanonnx.evaluation.judgement import Judgement
+from leanonnx.evaluation.tolerances import ToleranceCurve
 from leanonnx.graph.model import load
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.numeric.products import computed_by
@@ -52,18 +55,14 @@ from leanonnx.system.outputs import check_no_overwrites, check_writable, publish
 from leanonnx.version import __version__
 
 
-def stages(exact: bool) -> tuple[Stage, ...]:
+def stages(options: CompressOptions) -> tuple[Stage, ...]:
     """The stages that lead from the original to the model that is written."""
-    return (
-        choose_lossless if exact else choose_channels,
-        prune_channels,
-        optional(tidy_graph, prove_equal, warning=UNPROVEN_TIDYING),
-        prove_equal,
-        recover_weights,
-        judge_result,
-        confirm_size,
-        time_candidate,
-    )
+    choose = choose_lossless if options.exact else choose_channels
+    making = (prune_channels, optional(tidy_graph, prove_equal, warning=UNPROVEN_TIDYING), prove_equal)
+    making_and_recovery: tuple[Stage, ...] = (choose, *making, recover_weights)
+    if options.tolerances.limits:
+        making_and_recovery = (choose, *making, recover_and_compare) if options.points else (within_tolerances(making),)
+    return (*making_and_recovery, judge_result, confirm_size, time_candidate)
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,7 @@ class CompressResult:
         proof: the comparison of the pruned model with the masked original, with the original itself if ``exact``.
         latency, setting: timing against the original (None if not measured), and how it was run.
         judgement: the judgement on its outputs; None if there is no evidence for one.
+        curve: what was seen on the way to the tolerances; None without any.
         headline: the warning that the result is ruined, the first of the warnings; None if it is not.
         warnings, hints: texts for the user.
         seconds: duration of each stage.
@@ -98,6 +98,7 @@ class CompressResult:
     latency: TimingComparison | None
     setting: Setting
     judgement: Judgement | None
+    curve: ToleranceCurve | None
     headline: str | None
     warnings: tuple[str, ...]
     hints: tuple[str, ...]
@@ -171,9 +172,7 @@ def compress_file(
     with clock.stage("analyse"):
         dag = replace(build_channel_dag(model, observation, rules), copies_constants=options.unshare)
         check_finite(dag)
-    data = None
-    if options.calib is not None:
-        data = with_runnable_batch(open_data(options.calib, model, dag.shapes, options.images), model)
+    data, judging = open_samples(options, dag)
     if options.teacher is not None:
         with clock.stage("observe"):
             teacher = load_dag(options.teacher, options.shapes, rules, options.libraries)
@@ -189,12 +188,13 @@ def compress_file(
             clock=clock,
             known=known,
             data=data,
+            judging=judging,
             stored=weights,
             plan_weights=plan_weights,
             deadline=Deadline.after(options.minutes),
         )
         with products, single_blas_thread(), reuse_of_blocks() if data else nullcontext():
-            candidate = run_stages(stages(options.exact), _original(job))
+            candidate = run_stages(stages(options), _original(job))
         if isinstance(candidate, Refusal):
             raise candidate
         return _write(candidate, out, plan_out, page)
@@ -240,6 +240,7 @@ def _result(candidate: Candidate, plan: Plan) -> CompressResult:
         latency=candidate.trial.comparison,
         setting=job.options.setting.with_thread_count,
         judgement=candidate.judgement,
+        curve=candidate.curve,
         headline=headline,
         warnings=warnings if headline is None else (headline, *warnings),
         hints=hints(model),
