@@ -32,7 +32,7 @@ from leanonnx.api.sources import (
 from leanonnx.commands.bench import benchmark
 from leanonnx.commands.bench.report import bench_report
 from leanonnx.commands.compress import pipeline
-from leanonnx.commands.compress.options import Minimise, Recover, asked_budget
+from leanonnx.commands.compress.options import Blocks, Minimise, Recover, asked_budget
 from leanonnx.commands.compress.proving import compare_with_original
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import DEFAULT_IMAGE_FORMAT
@@ -79,6 +79,7 @@ def compress(
     recover: Recover | None = None,
     effort: EffortName = DEFAULT_EFFORT,
     minutes: float | None = None,
+    blocks: Blocks = "auto",
     device: Device = "cpu",
     min_agreement: float | None = None,
     max_deviation: float | None = None,
@@ -125,6 +126,8 @@ def compress(
             ``calib``) for the refit of the remaining weights.
         teacher: the network that the model was cut from, to which ``calib`` fits the weights; needs no budget.
         effort, minutes: the work that ``calib`` may take: "quick", "normal" or "thorough"; a limit on its time.
+        blocks: "auto" replaces whole residual branches and gates where that is better than removing more channels, on
+            ``calib``; "never" keeps them.
         device: "cuda" sums products of activations on a GPU, with torch.
         align, target, targets: width multiple; the hardware that sets it; a file that ``calibrate_device`` stored.
         provider, threads, measure: where the result is to run; True times it there (``latency`` always does).

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import onnx
 
+from leanonnx.analysis.branches import BranchKind
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.data.samples import Dataset
@@ -55,11 +56,30 @@ class Removal(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RemovedBranch:
+    """A branch that was removed, and what took its place.
+
+    Attributes:
+        tensor: the tensor at which it was joined.
+        kind: "linear": a matrix takes its place; "shortcut": the convolution beside it; "scale": a factor by channel.
+        nodes: number of nodes that are gone.
+        macs: multiply-adds that this saves in the original.
+        unexplained: share of the variance of that tensor that the stand-in does not explain, held out.
+    """
+
+    tensor: str
+    kind: BranchKind
+    nodes: int
+    macs: int
+    unexplained: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompressJob:
     """A compression to carry out: the original, the options and what they refer to.
 
     Attributes:
-        dag: the channel DAG of the original.
+        dag: the channel DAG of the network to prune: the original, or the original without some branches.
         options: what was asked for.
         rules: the rules of the operators.
         folder: holds the files of candidates, each named ``name`` in a folder of its own.
@@ -72,6 +92,9 @@ class CompressJob:
         plan_weights: where to write changed weights, for the plan.
         deadline: when selection by data and recovery have to be done.
         predicts: True to choose by predicted costs alone, which nothing confirms.
+        shortened_from: the channel DAG of the original, if branches were removed from it.
+        removed_branches: these branches.
+        stand_ins: constants that took their places.
         selectors: those made so far, by network and unit; jobs made from this one share them.
     """
 
@@ -88,7 +111,15 @@ class CompressJob:
     plan_weights: Path | None = None
     deadline: Deadline = field(default_factory=Deadline)
     predicts: bool = False
+    shortened_from: ChannelDag | None = None
+    removed_branches: tuple[RemovedBranch, ...] = ()
+    stand_ins: frozenset[str] = frozenset()
     selectors: dict[tuple[int, str], Selector] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def original(self) -> ChannelDag:
+        """The channel DAG of the original."""
+        return self.shortened_from or self.dag
 
     @property
     def effort(self) -> Effort:
@@ -170,4 +201,5 @@ class Candidate:
     @property
     def is_original(self) -> bool:
         """True if nothing was removed or cleaned up."""
-        return bool(self.alive.all()) and not self.tidied and not self.job.dag.model.frozen
+        job = self.job
+        return bool(self.alive.all()) and not self.tidied and not job.dag.model.frozen and job.shortened_from is None

@@ -55,7 +55,7 @@ def choose_channels(candidate: Candidate) -> Candidate:
     job = candidate.job
     with job.clock.stage("select"):
         if job.options.plan is not None:
-            return replace(candidate, removal=BudgetRemoval(job.dag, _planned_selection(job.dag, job.options.plan)))
+            return replace(candidate, removal=BudgetRemoval(job.dag, _planned_selection(job, job.options.plan)))
         trial = _search(candidate)
     return replace(candidate, removal=BudgetRemoval(job.dag, trial.selection), trial=trial)
 
@@ -95,6 +95,17 @@ def _new_selector(job: CompressJob) -> Selector:
     return selector
 
 
+def selector_of(job: CompressJob, whole: Selector) -> Selector:
+    """The selector of a job's network, which lacks branches of the network of another selector."""
+    request = _request(job.dag, job.options, resolved_target(job.options, float_types(job.dag.model.proto)))
+    request = replace(request, exponents=whole.request.exponents)
+    if job.data is not None:
+        request = replace(request, statistics=_statistics(job, job.data))
+    selector = Selector(job.dag, request, whole=whole)
+    job.selectors[id(job.dag), job.options.budget.unit] = selector
+    return selector
+
+
 def _draft_size(original: Candidate, alive: Mask) -> int:
     """Bytes of the file of a keep mask, pruned and tidied."""
     job = original.job
@@ -121,10 +132,11 @@ def _statistics(job: CompressJob, data: Dataset) -> Statistics:
         return measure_statistics(job.dag, data.feeds(batch), -(-data.count // batch), on_progress)
 
 
-def _planned_selection(dag: ChannelDag, plan: Plan) -> Selection:
-    alive = replay_plan(dag, plan)
-    cost = cost_model(dag)
-    return Selection(alive=alive, before=cost(dag.all_alive), after=cost(alive), reached=True)
+def _planned_selection(job: CompressJob, plan: Plan) -> Selection:
+    alive, whole = replay_plan(job.dag, plan), job.original
+    return Selection(
+        alive=alive, before=cost_model(whole)(whole.all_alive), after=cost_model(job.dag)(alive), reached=True
+    )
 
 
 def resolved_target(options: CompressOptions, kinds: ElementTypes) -> Hardware:

@@ -25,6 +25,7 @@ from leanonnx.surgery.recipe import ARRAYS_NAME
 from leanonnx.system.gpu import Device
 
 Recover = Literal["none", "auto"]
+Blocks = Literal["auto", "never"]
 Minimise = Literal["latency", "macs", "bytes"]
 TOLERANCES = "min_agreement", "max_deviation", "min_psnr", "score"
 """Options that say what loss may be borne."""
@@ -147,6 +148,14 @@ class CompressOptions:
         float | None,
         Described("Calibrate no longer than this: less is tried, and a warning says what was left out.", recorded=None),
     ] = None
+    blocks: Annotated[
+        Blocks,
+        Described(
+            "Whole residual branches and gates: auto replaces one by a matrix, fitted to `calib` data, where that is "
+            "better than removing more channels; never keeps them.",
+            recorded=None,
+        ),
+    ] = "auto"
     device: Annotated[
         Device,
         Described("Where products of the activations on `calib` data are summed; cuda needs torch."),
@@ -238,6 +247,7 @@ class CompressOptions:
         if self.minutes is not None:
             check_positive("minutes", self.minutes, 10)
         check_choice("device", self.device, Device)
+        check_choice("blocks", self.blocks, Blocks)
         check_least("seed", self.seed, 0)
         check_choice("provider", self.provider, Provider)
         check_least("threads", self.threads, 0)

@@ -12,7 +12,8 @@ import onnx
 
 from leanonnx.analysis.cost import CopiedConstants, Cost, copied_constants, cost_model, count_params
 from leanonnx.analysis.dag import ChannelDag, build_channel_dag
-from leanonnx.commands.compress.candidate import Candidate, CompressJob
+from leanonnx.commands.compress.branch_removal import remove_branches
+from leanonnx.commands.compress.candidate import Candidate, CompressJob, RemovedBranch
 from leanonnx.commands.compress.choosing import choose_channels, choose_lossless
 from leanonnx.commands.compress.judges import open_samples
 from leanonnx.commands.compress.judging import headline_text, judge_result
@@ -58,8 +59,9 @@ from leanonnx.version import __version__
 def stages(options: CompressOptions) -> tuple[Stage, ...]:
     """The stages that lead from the original to the model that is written."""
     choose = choose_lossless if options.exact else choose_channels
+    branches: tuple[Stage, ...] = () if options.exact else (remove_branches,)
     making = (prune_channels, optional(tidy_graph, prove_equal, warning=UNPROVEN_TIDYING), prove_equal)
-    making_and_recovery: tuple[Stage, ...] = (choose, *making, recover_weights)
+    making_and_recovery: tuple[Stage, ...] = (*branches, choose, *making, recover_weights)
     if options.tolerances.limits:
         making_and_recovery = (choose, *making, recover_and_compare) if options.points else (within_tolerances(making),)
     return (*making_and_recovery, judge_result, confirm_size, time_candidate)
@@ -84,6 +86,7 @@ class CompressResult:
         exact: the channels that contributed nothing, by reason; None if a budget chose them.
         recovery: recovery from data and its deviation; None without data.
         data_free: recovery without data; None if there was none.
+        branches: branches that were removed.
         copied: constants that surgery copied for each of their readers; None if it was not asked to.
         folded: weights that the file computes from constants and the result stores.
         restored: file that weights were taken from, as a plan recorded.
@@ -107,6 +110,7 @@ class CompressResult:
     exact: Mapping[str, Any] | None
     recovery: Recovery | None
     data_free: DataFreeRecovery | None
+    branches: tuple[RemovedBranch, ...] = ()
     copied: CopiedConstants | None = None
     folded: tuple[str, ...] = ()
     restored: Path | None = None
@@ -210,7 +214,10 @@ def _original(job: CompressJob) -> Candidate:
 def _write(candidate: Candidate, out: Path, plan_out: Path | None, page: Page | None) -> CompressResult:
     """Write a candidate that passed all stages, its plan and a page about it."""
     job, removal, refit = candidate.job, candidate.removal, candidate.refit
-    plan = make_plan(removal.dag, candidate.alive, job.options.record(), __version__, refit.recipe)
+    record = job.options.record()
+    if job.removed_branches:
+        record["removed_branches"] = [branch.tensor for branch in job.removed_branches]
+    plan = make_plan(removal.dag, candidate.alive, record, __version__, refit.recipe)
     if job.options.exact and job.options.plan:
         check_same_plan(removal.dag, plan, job.options.plan)
     result = _result(candidate, plan)
@@ -249,6 +256,7 @@ def _result(candidate: Candidate, plan: Plan) -> CompressResult:
         exact=removal.reasons(),
         recovery=refit.recovery,
         data_free=refit.data_free,
+        branches=job.removed_branches,
         copied=copied_constants(removal.dag, candidate.alive),
         folded=() if candidate.is_original else removal.dag.model.folded,
         restored=refit.restored,

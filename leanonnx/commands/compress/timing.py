@@ -78,7 +78,7 @@ def _time_file(candidate: Candidate, seconds: float, done: float | None = None) 
         ModelError: it cannot be timed, but the budget is one of latency.
     """
     job, selection = candidate.job, candidate.removal.selection
-    options, model = job.options, job.dag.model
+    options, model = job.options, job.original.model
     if not options.measures or candidate.is_original:
         return Trial(selection, None)
     setting = replace(options.setting, libraries=model.libraries)
