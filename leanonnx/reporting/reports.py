@@ -18,6 +18,7 @@ from leanonnx.reporting.rows import (
     PinRow,
     ProductRow,
     ProofRow,
+    RemovedBranch,
     TieRow,
 )
 
@@ -151,6 +152,7 @@ class CompressionReport:
         costs: kernels, multiply-adds, parameters and bytes.
         proof: equality with the masked original; after ``--exact``, with the original.
         pins, layers, products: rows of the network.
+        branches: branches that were replaced.
         copied: constants copied for each of their readers; None if that was not asked for.
         folded: weights stored in place of the nodes that computed them.
         uncounted: operators whose multiply-adds are not known.
@@ -173,6 +175,7 @@ class CompressionReport:
     pins: tuple[PinRow, ...]
     layers: tuple[LayerRow, ...]
     products: tuple[ProductRow, ...]
+    branches: tuple[RemovedBranch, ...]
     copied: Annotated[CopiedConstants | None, JsonField("unshared")]
     folded: tuple[str, ...]
     uncounted: tuple[str, ...]

@@ -18,8 +18,8 @@ from leanonnx.numeric.channel_ids import Mask
 from leanonnx.recovery.standins import FittedStandIn
 from leanonnx.selection.selector import Selector
 
-MARGIN = 0.95
-"""Share of a budget; the channels between it and the whole budget tell what its last unit is worth."""
+MARGINS = (0.95, 0.9, 0.8, 0.6)
+"""Shares of a budget; the channels between one and the whole budget tell what its last unit is worth."""
 MIN_SAVING_SHARE = 1e-3
 """Share of the cost that a branch has to save at least."""
 
@@ -72,7 +72,10 @@ def branch_steps(selector: Selector, fits: Mapping[Branch, FittedStandIn], alive
 def _channel_rate(selector: Selector, losses: Floats, alive: Mask) -> float:
     """Loss for each unit of cost of the channels that would be removed next."""
     groups = selector.allocator.ranking.groups
-    fewer = selector.within(MARGIN * selector.request.budget.fraction)
-    gone = np.setdiff1d(groups[alive & ~fewer], groups[fewer])
-    saved = selector.price(alive) - selector.price(fewer)
-    return float(losses[gone][np.isfinite(losses[gone])].sum()) / saved if saved > 0 else np.inf
+    for margin in MARGINS:
+        fewer = selector.within(margin * selector.request.budget.fraction)
+        gone = np.setdiff1d(groups[alive & ~fewer], groups[fewer])
+        saved = selector.price(alive) - selector.price(fewer)
+        if gone.size and saved > 0:
+            return float(losses[gone][np.isfinite(losses[gone])].sum()) / saved
+    return np.inf

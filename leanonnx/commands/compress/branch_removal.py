@@ -24,7 +24,7 @@ from leanonnx.analysis.branches import Branch, find_branches
 from leanonnx.analysis.cost import cost_model
 from leanonnx.analysis.dag import ChannelDag, build_channel_dag
 from leanonnx.analysis.teacher import RecoveryTeacher, unlike_tensors
-from leanonnx.commands.compress.candidate import Candidate, RemovedBranch
+from leanonnx.commands.compress.candidate import Candidate
 from leanonnx.commands.compress.choosing import resolved_target, selector_for, selector_of
 from leanonnx.commands.compress.proving import prove_shortened
 from leanonnx.commands.compress.pruning import BudgetRemoval
@@ -36,6 +36,7 @@ from leanonnx.graph.storage import write_model
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.recovery.draft import calibration_batch, paired_distances
 from leanonnx.recovery.standins import FittedStandIn, fit_stand_ins, plain_stand_in
+from leanonnx.reporting.rows import RemovedBranch
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.selection.branch_steps import BranchStep, branch_steps

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import onnx
 
-from leanonnx.analysis.branches import BranchKind
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.data.samples import Dataset
@@ -22,6 +21,7 @@ from leanonnx.proof.proof import Proof
 from leanonnx.recovery.data_free_draft import DataFreeRecovery
 from leanonnx.recovery.draft import Recovery
 from leanonnx.recovery.weights import StoredWeights
+from leanonnx.reporting.rows import RemovedBranch
 from leanonnx.rules.table import Rules
 from leanonnx.selection.search import Trial
 from leanonnx.selection.selector import Selection, Selector
@@ -53,25 +53,6 @@ class Removal(Protocol):
 
     def reasons(self) -> Mapping[str, Any] | None:
         """Why the channels contribute nothing; None if a budget chose them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RemovedBranch:
-    """A branch that was removed, and what took its place.
-
-    Attributes:
-        tensor: the tensor at which it was joined.
-        kind: "linear": a matrix takes its place; "shortcut": the convolution beside it; "scale": a factor by channel.
-        nodes: number of nodes that are gone.
-        macs: multiply-adds that this saves in the original.
-        unexplained: share of the variance of that tensor that the stand-in does not explain, held out.
-    """
-
-    tensor: str
-    kind: BranchKind
-    nodes: int
-    macs: int
-    unexplained: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import onnx
 from leanonnx.analysis.cost import CopiedConstants, Cost, copied_constants, cost_model, count_params
 from leanonnx.analysis.dag import ChannelDag, build_channel_dag
 from leanonnx.commands.compress.branch_removal import remove_branches
-from leanonnx.commands.compress.candidate import Candidate, CompressJob, RemovedBranch
+from leanonnx.commands.compress.candidate import Candidate, CompressJob
 from leanonnx.commands.compress.choosing import choose_channels, choose_lossless
 from leanonnx.commands.compress.judges import open_samples
 from leanonnx.commands.compress.judging import headline_text, judge_result
@@ -40,6 +40,7 @@ from leanonnx.ranking.weighting import check_finite
 from leanonnx.recovery.data_free_draft import DataFreeRecovery
 from leanonnx.recovery.draft import Recovery
 from leanonnx.recovery.matching import find_teacher
+from leanonnx.reporting.rows import RemovedBranch
 from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.runtime.observation import Shapes, observe
 from leanonnx.runtime.providers import Setting

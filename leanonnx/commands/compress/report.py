@@ -47,6 +47,7 @@ def compression_report(result: CompressResult) -> CompressionReport:
         pins=pin_rows(dag, result.alive),
         layers=layer_rows(dag, result.alive),
         products=product_rows(dag, result.alive),
+        branches=result.branches,
         copied=result.copied,
         folded=tuple(result.folded),
         uncounted=uncounted_nodes(dag),
