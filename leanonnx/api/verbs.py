@@ -134,7 +134,7 @@ def compress(
     Raises:
         UserError, Refusal: exit codes 2 and 1 of the command line; nothing is written.
     """
-    tolerances = (min_agreement, max_deviation, min_psnr, score)
+    tolerances = (min_agreement, max_deviation, min_psnr, score, max_drop)
     options = compress_options(locals(), budget=asked_budget(budget_limits(locals()), plan, exact, tolerances))
     with as_file(model) as source, result_file(out) as place:
         return Compressed.of(pipeline.compress_file(source, place, options, **_extras(locals())), place)

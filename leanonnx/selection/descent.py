@@ -65,7 +65,7 @@ class Descent:
             return None
         if self.met and high - self._crossing(1.0) <= MIN_GAIN:
             return None
-        aim = max(AIMED_SPENDING, math.sqrt(self.met[1])) if self.met else AIMED_SPENDING
+        aim = max(AIMED_SPENDING, math.sqrt(max(self.met[1], 0.0))) if self.met else AIMED_SPENDING
         margin = MIN_STEP_SHARE * (high - low)
         return min(max(self._crossing(aim), low + margin), high - margin)
 

@@ -26,7 +26,7 @@ from leanonnx.system.gpu import Device
 
 Recover = Literal["none", "auto"]
 Minimise = Literal["latency", "macs", "bytes"]
-TOLERANCES = "min_agreement", "max_deviation", "min_psnr", "score"
+TOLERANCES = "min_agreement", "max_deviation", "min_psnr", "score", "max_drop"
 """Options that say what loss may be borne."""
 METHOD_HELP = " ".join(f"{each}: {meaning(each)}" for each in METHODS)
 

@@ -199,5 +199,15 @@ def nearest_text(curve: ToleranceCurve) -> str:
     texts = "; ".join(reading_text(reading) for reading in look.readings if not reading.met)
     return (
         f"nothing pruned was shown to be within the tolerances: the nearest has {look.fraction:.3f} of the "
-        f"{METRICS[curve.unit].noun}, {texts}"
+        f"{METRICS[curve.unit].noun}, {texts}{_others_text(curve)}"
     )
+
+
+def _others_text(curve: ToleranceCurve) -> str:
+    """The fractions of the other looks, each with the number that is furthest from its limit."""
+    others = [look for k, look in enumerate(curve.looks) if k != curve.chosen and look.readings]
+    worst = [(look.fraction, max(look.readings, key=lambda reading: reading.spent)) for look in others]
+    if not worst:
+        return ""
+    texts = (f"{fraction:.3f}: {reading.value:.4g} (bound {reading.bound:.4g})" for fraction, reading in sorted(worst))
+    return f"; others looked at: {', '.join(texts)}"
