@@ -297,7 +297,7 @@ class CompressOptions:
         )
 
     @property
-    def minimised(self) -> Minimise:
+    def least_metric(self) -> Minimise:
         """The metric that is made small within the tolerances."""
         return self.minimise or ("latency" if self.measure else "macs")
 
