@@ -139,7 +139,7 @@ def searched(curve: Callable[[float], float], looks: int = 6, lowest: float = 0.
         if fraction is None:
             break
         assert descent.looks == () or descent.bracket[0] < fraction < descent.bracket[1]
-        descent = descent.seen(fraction, curve(fraction))
+        descent = descent.with_look(fraction, curve(fraction))
     return descent
 
 
@@ -148,8 +148,8 @@ def searched(curve: Callable[[float], float], looks: int = 6, lowest: float = 0.
 def test_few_looks_find_the_smallest_fraction(power: float, factor: float) -> None:
     truth = 1 - factor ** (-1 / power)
     descent = searched(lambda fraction: factor * (1 - fraction) ** power)
-    assert descent.met is not None
-    assert truth <= descent.met[0] <= truth + 2 * BRACKET_WIDTH
+    assert descent.smallest_hit is not None
+    assert truth <= descent.smallest_hit[0] <= truth + 2 * BRACKET_WIDTH
     assert len(descent.looks) <= 6
 
 
@@ -159,15 +159,15 @@ def test_no_curve_makes_it_return_a_fraction_that_missed(seed: int) -> None:
     heights = np.sort(rng.lognormal(0, 1, 50))[::-1] * rng.lognormal(0, 0.3 * (seed % 2), 50)
     descent = searched(lambda fraction: float(heights[min(int(50 * fraction), 49)]), looks=10)
     met = [look for look in descent.looks if look[1] <= 1]
-    assert descent.met == (min(met) if met else None)
+    assert descent.smallest_hit == (min(met) if met else None)
     low, high = descent.bracket
     assert low <= high
 
 
 def test_a_step_is_bracketed() -> None:
     descent = searched(lambda fraction: 0.5 if fraction > 0.618 else 50.0, looks=20)
-    assert descent.met is not None
-    assert 0.618 < descent.met[0] <= 0.618 + BRACKET_WIDTH
+    assert descent.smallest_hit is not None
+    assert 0.618 < descent.smallest_hit[0] <= 0.618 + BRACKET_WIDTH
 
 
 def test_what_can_be_reached_and_is_allowed_limits_the_looks() -> None:
@@ -179,6 +179,6 @@ def test_what_can_be_reached_and_is_allowed_limits_the_looks() -> None:
 
 
 def test_a_loss_beyond_measure_does_not_break_the_search() -> None:
-    assert searched(lambda _: -1.0).met is not None
+    assert searched(lambda _: -1.0).smallest_hit is not None
     for loss in (np.inf, 1e300):
-        assert searched(lambda fraction, loss=loss: loss if fraction < 0.9 else 0.2).met is not None
+        assert searched(lambda fraction, loss=loss: loss if fraction < 0.9 else 0.2).smallest_hit is not None

@@ -85,7 +85,7 @@ def _search(original: Candidate, making: Sequence[Stage]) -> Candidate | Refusal
             break
         seen.append(_recover_and_judge(made, judge, fraction, began))
         longest = max(longest, seen[-1].look.seconds)
-        descent = descent.seen(fraction, seen[-1].look.spent)
+        descent = descent.with_look(fraction, seen[-1].look.spent)
         _forget_files(seen)
     best = _best(seen)
     curve = _curve(unit, judge, seen, best)
