@@ -127,8 +127,8 @@ class Judge:
                 remedy = f", or ask for {option('min_agreement', shown)}"
         least = max(JUDGED_RATE * needed, total + 1)
         raise DataError(
-            f"{option(name, self.tolerances.limits[name])} cannot be shown by {count} held-out samples of {total}{best}: "
-            f"{needed} are needed; give at least {least} samples in {option('calib')}{remedy}"
+            f"{option(name, self.tolerances.limits[name])} cannot be shown by {count} held-out samples of "
+            f"{total}{best}: {needed} are needed; give at least {least} samples in {option('calib')}{remedy}"
         )
 
     def _check_outputs(self) -> None:
