@@ -17,8 +17,8 @@ from leanonnx.cli.main import app
 KINDS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 """What stands for a value of a type where a parameter names none."""
 READ_ON = {
-    "compress": "[recipes.md](recipes.md), [calibration.md](calibration.md), [targets.md](targets.md), "
-    "[report.md](report.md)",
+    "compress": "[recipes.md](recipes.md), [calibration.md](calibration.md), [tolerance.md](tolerance.md), "
+    "[targets.md](targets.md), [report.md](report.md)",
     "inspect": "[operators.md](operators.md), [pins.md](pins.md)",
     "sweep": "[sweep.md](sweep.md)",
     "check": "[check.md](check.md)",

@@ -21,8 +21,8 @@ from leanonnx.spelling import option, spelled_for
 OPTIONS = {described.keyword or field.name: (field, described) for field, described in described_options()}
 OWN_IN_PYTHON = {"images", "measure", "targets"}
 """Fields with a keyword of the same name that the command line spells in another way."""
-BUDGETS = {"budget", "plan", "exact", "removed"}
-"""Fields that determine the budget or the channels to remove."""
+BUDGETS = {"budget", "plan", "exact", "removed", "points"}
+"""Fields that determine the budget, how many there are, or the channels to remove."""
 
 
 def default(name: str) -> Any:

@@ -26,6 +26,11 @@ COMMANDS: dict[str, tuple[tuple[object, ...], int, type]] = {
     "compress": ((*NETWORK, "--keep", 0.5, "--calib", "x.npz"), 0, CompressionReport),
     "compress_data_free": ((*NETWORK, "--keep", 0.5, "--recover", "auto"), 0, CompressionReport),
     "compress_exact": (("compress", "m.onnx", "o.onnx", "--exact"), 0, CompressionReport),
+    "compress_tolerance": (
+        (*NETWORK, "--max-deviation", 9, "--min-agreement", 0.1, "--calib", "x.npz"),
+        0,
+        CompressionReport,
+    ),
     "inspect": (("inspect", "m.onnx"), 0, NetworkReport),
     "inspect_why": (("inspect", "m.onnx", "--why", "c1:1"), 0, ChannelReport),
     "bench": (("bench", "m.onnx", "m.onnx", "--seconds", 0.02, "--threads", 1), 0, BenchReport),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from leanonnx.api.keywords import budget_limits, compress_options
-from leanonnx.api.sources import several
+from leanonnx.api.sources import optional_path, several
 from leanonnx.checks import check_fraction, exactly_one
 from leanonnx.commands.compress.options import Blocks, Minimise, Recover
 from leanonnx.commands.sweep import driver
@@ -159,24 +159,30 @@ def sweep(
     Raises:
         UserError: a wrong option, no point that can be made, or a folder that is in use or holds another sweep.
     """
-    name, given = exactly_one(budget_limits(locals()), option("keep", [0.5]))
-    fractions = several(given, float)
+    request = _request(locals())
+    make = maker(request.options.budget.metric, jobs, dask, len(request.models) * len(request.fractions))
+    return _result(driver.run_sweep(request, make, plotter(), progress), Path(out))
+
+
+def _request(given: Mapping[str, Any]) -> SweepRequest:
+    """The request that the arguments of ``sweep`` make.
+
+    Raises:
+        OptionError: a wrong option.
+    """
+    name, asked = exactly_one(budget_limits(given), option("keep", [0.5]))
+    fractions = several(asked, float)
     for fraction in fractions:
         check_fraction(name, fraction)
-    options, paths = compress_options(locals(), budget=Budget.of_option(name, 1.0)), several(models, Path)
-    asked = tuple(sorted(set(fractions), reverse=True))
-    rules_file = None if rules is None else Path(rules)
-    request = SweepRequest(
-        models=paths,
-        fractions=asked,
-        options=options,
-        folder=Path(out),
-        rules=rules_file,
-        save_models=save_models,
-        restart=restart,
+    return SweepRequest(
+        models=several(given["models"], Path),
+        fractions=tuple(sorted(set(fractions), reverse=True)),
+        options=compress_options(given, budget=Budget.of_option(name, 1.0)),
+        folder=Path(given["out"]),
+        rules=optional_path(given["rules"]),
+        save_models=given["save_models"],
+        restart=given["restart"],
     )
-    make = maker(options.budget.metric, jobs, dask, len(paths) * len(asked))
-    return _result(driver.run_sweep(request, make, plotter(), progress), Path(out))
 
 
 def _result(report: SweepReport, folder: Path) -> SweepResult:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from leanonnx.api.sources import as_plan, as_samples, optional_path, several
-from leanonnx.commands.compress.options import CompressOptions, alignment, described_options
-from leanonnx.selection.metrics import BUDGETS
+from leanonnx.commands.compress.options import TOLERANCES, CompressOptions, alignment, asked_budget, described_options
+from leanonnx.selection.metrics import BUDGETS, Budget
 
 CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {
     "shapes": lambda shapes: shapes or {},
@@ -29,6 +29,16 @@ CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {
 def budget_limits(given: Mapping[str, Any]) -> dict[str, Any]:
     """The budgets among keyword arguments, by option; None for those not given."""
     return {option: given[option] for option in BUDGETS if option in given}
+
+
+def budget_of(given: Mapping[str, Any]) -> Budget:
+    """The budget that the arguments of ``compress`` set.
+
+    Raises:
+        OptionError: none, or several of them say how far to go.
+    """
+    tolerances = [given[name] for name in TOLERANCES]
+    return asked_budget(budget_limits(given), given["plan"], given["exact"], tolerances)
 
 
 def compress_options(given: Mapping[str, Any], **others: Any) -> CompressOptions:

@@ -15,7 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from leanonnx.api.keywords import budget_limits, compress_options
+from leanonnx.api.keywords import budget_of, compress_options
 from leanonnx.api.results import Analysis, Compressed, Timings
 from leanonnx.api.sources import (
     CalibrationData,
@@ -32,7 +32,7 @@ from leanonnx.api.sources import (
 from leanonnx.commands.bench import benchmark
 from leanonnx.commands.bench.report import bench_report
 from leanonnx.commands.compress import pipeline
-from leanonnx.commands.compress.options import Blocks, Minimise, Recover, asked_budget
+from leanonnx.commands.compress.options import Blocks, Minimise, Recover
 from leanonnx.commands.compress.proving import compare_with_original
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import DEFAULT_IMAGE_FORMAT
@@ -112,10 +112,8 @@ def compress(
         out, plan_out, plan_weights, report: files for the result, its plan, changed weights and a page; None: no file.
         keep, macs, params, latency, bytes, plan, exact: the target; pass exactly one: a fraction of the original (for
             ``bytes`` also a size such as "5MB"), a plan, or True for a lossless reduction; or none with a tolerance.
-        min_agreement, max_deviation, min_psnr: tolerances: the result has the least of ``minimise`` that meets all of
-            them on held-out samples of ``calib``, by a confidence bound; with a budget, that holds as well.
-        score, max_drop: a tolerance of your own: a function of a model's path and a dict of arrays of samples to one
-            number, or one for each sample (or "module:function"), and the most that it may fall.
+        min_agreement, max_deviation, min_psnr: tolerances, which held-out samples of ``calib`` have to show.
+        score, max_drop: your own: a function of path and arrays, or "module:function"; the most that it may fall.
         minimise: "latency", "macs" or "bytes"; None: "latency" with ``measure``, else "macs".
         method: criterion that ranks channels, or a function of yours: kernels [conv groups, outputs, inputs, *taps] to
             scores [conv groups, outputs], those of tied channels being added up.
@@ -125,12 +123,10 @@ def compress(
         calib, images, recover: real inputs; the format of images among them; "auto" or "none" (None: "auto" with
             ``calib``) for the refit of the remaining weights.
         teacher: the network that the model was cut from, to which ``calib`` fits the weights; needs no budget.
-        effort, minutes: the work that ``calib`` may take: "quick", "normal" or "thorough"; a limit on its time.
-        blocks: "auto" replaces whole residual branches and gates where that is better than removing more channels, on
-            ``calib``; "never" keeps them.
-        device: "cuda" sums products of activations on a GPU, with torch.
+        effort, minutes, device: "quick", "normal" or "thorough"; a limit on the time; "cuda" for sums on a GPU.
+        blocks: "auto" replaces whole branches where that is better than removing channels, on ``calib``; or "never".
         align, target, targets: width multiple; the hardware that sets it; a file that ``calibrate_device`` stored.
-        provider, threads, measure: where the result is to run; True times it there (``latency`` always does).
+        provider, threads, measure: where the result is to run; True times it (``latency`` always does).
         rules, library: rules of your own, and onnxruntime's libraries of custom operators.
         freeze, unshare: make weights that are graph inputs constants; copy pruned weights that several layers share.
         best_effort: return the closest result where the budget cannot be reached or the result is not faster.
@@ -139,8 +135,7 @@ def compress(
     Raises:
         UserError, Refusal: exit codes 2 and 1 of the command line; nothing is written.
     """
-    alone = (min_agreement, max_deviation, min_psnr, score, teacher)
-    options = compress_options(locals(), budget=asked_budget(budget_limits(locals()), plan, exact, alone))
+    options = compress_options(locals(), budget=budget_of(locals()))
     with as_file(model) as source, result_file(out) as place:
         return Compressed.of(pipeline.compress_file(source, place, options, **_extras(locals())), place)
 

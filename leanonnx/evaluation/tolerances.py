@@ -170,7 +170,7 @@ class SampleDeviations:
         return self.numbers[:, 4]
 
 
-READING_TEXTS: dict[ToleranceName, tuple[str, str, str]] = {
+READING_TEXTS: dict[str, tuple[str, str, str]] = {
     "min_agreement": ("agreement", "at least", ""),
     "max_deviation": ("deviation", "at most", ""),
     "min_psnr": ("PSNR", "at least", " dB"),

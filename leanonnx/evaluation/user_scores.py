@@ -149,13 +149,13 @@ class UserScore:
 def fall_bound(before: Floats, after: Floats, doubt: float) -> float:
     """Upper bound of the mean of paired differences.
 
-    Where all are equal, a difference as large as the spread of the original's scores may yet be rare enough to be
-    missing among so many samples.
+    Where all are equal, a difference as large as the original's largest score may yet be rare enough to be missing
+    among so many samples.
     """
     falls = before - after
     if np.ptp(falls):
         return float(ratio_upper_bounds(falls[:, None], np.ones((falls.size, 1)), doubt)[0])
-    return float(falls[0] + np.ptp(before) * (1 - doubt ** (1 / falls.size)))
+    return float(falls[0] + np.abs(before).max() * (1 - doubt ** (1 / falls.size)))
 
 
 def gather_arrays(data: Dataset) -> dict[str, Array]:

@@ -36,25 +36,27 @@ class Descent:
     highest: float = 1.0
     looks: tuple[tuple[float, float], ...] = ()
 
-    def seen(self, fraction: float, spent: float) -> Descent:
+    def with_look(self, fraction: float, spent: float) -> Descent:
         """The search after one more look."""
         return Descent(self.lowest, self.highest, (*self.looks, (fraction, spent)))
 
     @property
-    def met(self) -> tuple[float, float] | None:
+    def smallest_hit(self) -> tuple[float, float] | None:
         """The smallest fraction that was within the tolerance, with what it used up; None if none was."""
         return min((look for look in self.looks if look[1] <= 1), default=None)
 
     @property
-    def missed(self) -> tuple[float, float] | None:
+    def largest_miss(self) -> tuple[float, float] | None:
         """The largest smaller fraction that was not; None if there is none."""
-        below = self.met[0] if self.met else math.inf
+        below = self.smallest_hit[0] if self.smallest_hit else math.inf
         return max((look for look in self.looks if look[1] > 1 and look[0] < below), default=None)
 
     @property
     def bracket(self) -> tuple[float, float]:
         """The fractions between which the answer lies."""
-        return self.missed[0] if self.missed else self.lowest, self.met[0] if self.met else self.highest
+        return self.largest_miss[0] if self.largest_miss else self.lowest, self.smallest_hit[
+            0
+        ] if self.smallest_hit else self.highest
 
     def next(self) -> float | None:
         """The fraction to look at; None if the bracket is small, or has nothing to look at."""
@@ -63,15 +65,15 @@ class Descent:
             return min(max(FIRST_FRACTION, low), max(low, high))
         if high - low <= BRACKET_WIDTH:
             return None
-        if self.met and high - self._crossing(1.0) <= MIN_GAIN:
+        if self.smallest_hit and high - self._crossing(1.0) <= MIN_GAIN:
             return None
-        aim = max(AIMED_SPENDING, math.sqrt(self.met[1])) if self.met else AIMED_SPENDING
+        aim = max(AIMED_SPENDING, math.sqrt(max(self.smallest_hit[1], 0.0))) if self.smallest_hit else AIMED_SPENDING
         margin = MIN_STEP_SHARE * (high - low)
         return min(max(self._crossing(aim), low + margin), high - margin)
 
     def _crossing(self, spent: float) -> float:
         """The fraction at which the line through the nearest looks reaches a share of the tolerance."""
-        ends = [_logarithms(look) for look in (self.met, self.missed) if look]
+        ends = [_logarithms(look) for look in (self.smallest_hit, self.largest_miss) if look]
         if len(ends) < 2:
             ends = sorted((_logarithms(look) for look in self.looks), key=lambda end: abs(end[1]))[:2]
         power = LOSS_POWER

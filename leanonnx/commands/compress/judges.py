@@ -118,18 +118,18 @@ class Judge:
         if count >= needed:
             return
         assert self.job.data is not None
-        name = next(iter(self.tolerances.limits)) if share is None else "min_agreement"
-        remedy = ""
-        if share is not None and count >= MIN_JUDGED:
-            shown = math.floor(1000 * self.doubt ** (1 / count)) / 1000
-            remedy = f", or ask for {option('min_agreement', shown)}"
-        if count < needed:
-            total = self.job.data.count + count
-            least = max(JUDGED_RATE * needed, total + 1)
-            raise DataError(
-                f"{option(name, self.tolerances.limits[name])} cannot be shown by {count} held-out samples of {total}, "
-                f"even if all agree: {needed} are needed; give at least {least} samples in {option('calib')}{remedy}"
-            )
+        name = next(iter(self.tolerances.limits))
+        total, remedy, best = self.job.data.count + count, "", ""
+        if share is not None:
+            best = ", even if all agree"
+            if count >= MIN_JUDGED:
+                shown = math.floor(1000 * self.doubt ** (1 / count)) / 1000
+                remedy = f", or ask for {option('min_agreement', shown)}"
+        least = max(JUDGED_RATE * needed, total + 1)
+        raise DataError(
+            f"{option(name, self.tolerances.limits[name])} cannot be shown by {count} held-out samples of "
+            f"{total}{best}: {needed} are needed; give at least {least} samples in {option('calib')}{remedy}"
+        )
 
     def _check_outputs(self) -> None:
         """Refuse tolerances of numbers that the outputs do not have.

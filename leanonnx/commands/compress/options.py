@@ -27,7 +27,7 @@ from leanonnx.system.gpu import Device
 Recover = Literal["none", "auto"]
 Blocks = Literal["auto", "never"]
 Minimise = Literal["latency", "macs", "bytes"]
-TOLERANCES = "min_agreement", "max_deviation", "min_psnr", "score"
+TOLERANCES = "min_agreement", "max_deviation", "min_psnr", "score", "max_drop"
 """Options that say what loss may be borne."""
 METHOD_HELP = " ".join(f"{each}: {meaning(each)}" for each in METHODS)
 
@@ -321,7 +321,7 @@ class CompressOptions:
         )
 
     @property
-    def minimised(self) -> Minimise:
+    def least_metric(self) -> Minimise:
         """The metric that is made small within the tolerances."""
         return self.minimise or ("latency" if self.measure else "macs")
 

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from leanonnx.evaluation.tolerances import READING_TEXTS
 from leanonnx.formatting import count_text
 from leanonnx.reporting.remarks import metric_text, reading_cell, remarks, sample_text, tolerance_text
 from leanonnx.reporting.reports import CompressionReport, RecoveryRow, ToleranceRow
@@ -91,7 +92,8 @@ def tolerance_parts(row: ToleranceRow | None) -> list[RenderableType]:
     if row is None:
         return []
     table = Table(box=None)
-    for column in (METRICS[row.unit].noun, "multiply-adds", *row.looks[0].readings, "met", "s", ""):
+    names = (READING_TEXTS[name][0] for name in row.looks[0].readings)
+    for column in (f"{METRICS[row.unit].noun} aimed at", "multiply-adds", *names, "met", "s", ""):
         table.add_column(column, justify="right")
     for k, look in enumerate(row.looks):
         readings = (reading_cell(name, reading) for name, reading in look.readings.items())

@@ -31,7 +31,7 @@ from leanonnx.spelling import option
 
 SMALLEST_FRACTION = 1e-6
 """Fraction at which the smallest keep set is chosen."""
-ROUNDING = 1 + 1e-9
+FRACTION_ROUNDING = 1 + 1e-9
 """Factor for the rounding error of a fraction that was computed from a price."""
 BUDGET_STEPS = 10
 """Halvings in the search for the largest fraction within a budget in another metric."""
@@ -62,14 +62,14 @@ def recover_and_compare(candidate: Candidate) -> Candidate | Refusal:
     """
     options, began = candidate.job.options, time.monotonic()
     judge = Judge(candidate.job, options.points)
-    seen = _judged(candidate, judge, options.budget.fraction, began)
+    seen = _recover_and_judge(candidate, judge, options.budget.fraction, began)
     return replace(seen.candidate, curve=_curve(options.budget.unit, judge, [seen], seen))
 
 
 def _search(original: Candidate, making: Sequence[Stage]) -> Candidate | Refusal:
     """Look at candidates until the bracket is small, then take the best."""
     job = original.job
-    judge, unit = Judge(job, job.effort.looks), job.options.minimised
+    judge, unit = Judge(job, job.effort.looks), job.options.least_metric
     descent = _descent(job, unit)
     if isinstance(descent, Refusal):
         return descent
@@ -83,9 +83,9 @@ def _search(original: Candidate, making: Sequence[Stage]) -> Candidate | Refusal
             return made
         if any(np.array_equal(made.alive, each.candidate.alive) for each in seen):
             break
-        seen.append(_judged(made, judge, fraction, began))
+        seen.append(_recover_and_judge(made, judge, fraction, began))
         longest = max(longest, seen[-1].look.seconds)
-        descent = descent.seen(fraction, seen[-1].look.spent)
+        descent = descent.with_look(fraction, seen[-1].look.spent)
         _forget_files(seen)
     best = _best(seen)
     curve = _curve(unit, judge, seen, best)
@@ -96,7 +96,7 @@ def _search(original: Candidate, making: Sequence[Stage]) -> Candidate | Refusal
         )
     notes = () if best.look.met else (nearest_text(curve),)
     chosen = replace(best.candidate, curve=curve, warnings=(*best.candidate.warnings, *notes))
-    return _timed(original, chosen, best.look)
+    return _with_timing(original, chosen, best.look)
 
 
 def _at_fraction(original: Candidate, unit: str, fraction: float, number: int) -> Candidate:
@@ -108,7 +108,7 @@ def _at_fraction(original: Candidate, unit: str, fraction: float, number: int) -
     return replace(original, job=replace(job, options=options, folder=folder, predicts=True))
 
 
-def _judged(proven: Candidate, judge: Judge, fraction: float, began: float) -> _Seen:
+def _recover_and_judge(proven: Candidate, judge: Judge, fraction: float, began: float) -> _Seen:
     """A candidate with its weights recovered, and its readings; its deviation is that on the samples that judge."""
     candidate = recover_weights(proven)
     fidelity, readings = judge.read(candidate.path)
@@ -171,10 +171,10 @@ def _descent(job: CompressJob, unit: str) -> Descent | BudgetUnreachable:
                 middle = (low + high) / 2
                 low, high = (middle, high) if price(selector.within(middle)) <= limit else (low, middle)
             high = low
-    return Descent(min(lowest * ROUNDING, 1.0), high)
+    return Descent(min(lowest * FRACTION_ROUNDING, 1.0), high)
 
 
-def _timed(original: Candidate, chosen: Candidate, look: Look) -> Candidate | BudgetUnreachable:
+def _with_timing(original: Candidate, chosen: Candidate, look: Look) -> Candidate | BudgetUnreachable:
     """The candidate that was chosen, under the options that were given, with a first timing of its network."""
     options, selection = original.job.options, chosen.removal.selection
     if options.budget.fraction >= 1:
@@ -199,5 +199,15 @@ def nearest_text(curve: ToleranceCurve) -> str:
     texts = "; ".join(reading_text(reading) for reading in look.readings if not reading.met)
     return (
         f"nothing pruned was shown to be within the tolerances: the nearest has {look.fraction:.3f} of the "
-        f"{METRICS[curve.unit].noun}, {texts}"
+        f"{METRICS[curve.unit].noun}, {texts}{_others_text(curve)}"
     )
+
+
+def _others_text(curve: ToleranceCurve) -> str:
+    """The fractions of the other looks, each with the number that is furthest from its limit."""
+    others = [look for k, look in enumerate(curve.looks) if k != curve.chosen and look.readings]
+    worst = [(look.fraction, max(look.readings, key=lambda reading: reading.spent)) for look in others]
+    if not worst:
+        return ""
+    texts = (f"{fraction:.3f}: {reading.value:.4g} (bound {reading.bound:.4g})" for fraction, reading in sorted(worst))
+    return f"; others looked at: {', '.join(texts)}"

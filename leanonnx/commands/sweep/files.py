@@ -16,7 +16,7 @@ CSV_COLUMNS = (
     *(f"{metric.name}{end}" for metric in COUNTED_METRICS for end in ("", "_fraction")),
     *("before_ms", "after_ms", "speedup", "speedup_low", "speedup_high", "verdict"),
     *("relative_l2", "psnr", "top1", "metric", "metric_before", "metric_after", "samples", "inputs"),
-    *("proof", "proof_error", "seconds", "knee", "file", "warnings"),
+    *("proof", "proof_error", "seconds", "knee", "meets", "file", "warnings"),
 )
 
 
@@ -47,6 +47,7 @@ def _cells(model: str, point: PointRow) -> dict[str, object]:
         "proof_error": point.proof and point.proof.max_relative_error,
         "seconds": point.seconds,
         "knee": int(point.knee),
+        "meets": None if point.tolerance is None else int(point.tolerance.met),
         "file": point.file,
         "warnings": "; ".join(point.warnings),
     }
