@@ -14,7 +14,7 @@ from leanonnx.analysis.branch_costs import branch_costs
 from leanonnx.analysis.branches import Branch, compatible, find_branches
 from leanonnx.graph.model import load
 from leanonnx.runtime.observation import observe
-from tests.blocks import BASIC, BOTTLENECK, GATE, INVERTED, NESTED, framed
+from tests.blocks import BASIC, BOTTLENECK, GATE, NESTED, framed, inverted
 from tests.helpers import build, saved
 from tests.shortened import branches_of, observed
 
@@ -163,7 +163,7 @@ def test_channels_on_the_last_axis_are_left_alone() -> None:
 
 
 def test_old_operator_sets_broadcast_by_attributes(tmp_path: Path) -> None:
-    model = load(saved(build(INVERTED.replace("17", "7")), tmp_path / "m.onnx"))
+    model = load(saved(build(inverted(7)), tmp_path / "m.onnx"))
     shapes = observe(model, {}).shapes
     assert len(find_branches(model, shapes)) == 1
     model.proto.opset_import[0].version = 6
