@@ -21,10 +21,11 @@ from leanonnx.graph.nodes import STANDARD_DOMAINS, attribute, captured_names, st
 from leanonnx.graph.noops import Types
 from leanonnx.graph.view import unused_outputs
 from leanonnx.numeric.channel_ids import Shape
-from leanonnx.operators.table import CONVOLUTIONS
+from leanonnx.operators.facts import Trait
+from leanonnx.operators.table import CONVOLUTIONS, names_with
 
 BranchKind = Literal["linear", "shortcut", "scale"]
-ADDITIVE = ("Add", "Sub", "Sum")
+ADDITIVE = names_with(Trait.ADDS)
 OPERANDS = 2
 BROADCAST_OPSET = 7
 """Operator set from which Add and Mul broadcast as numpy does."""
@@ -70,7 +71,7 @@ def find_branches(model: Model, shapes: Mapping[str, Shape]) -> tuple[Branch, ..
     if model.opset < BROADCAST_OPSET:
         return ()
     search = _Search(model, shapes)
-    joins = [(k, node) for k, node in enumerate(model.proto.graph.node) if standard_name(node) in (*ADDITIVE, "Mul")]
+    joins = [(k, node) for k, node in enumerate(model.proto.graph.node) if standard_name(node) in ADDITIVE | {"Mul"}]
     return tuple(branch for k, node in joins if len(node.input) == OPERANDS for branch in search.at_join(k, node))
 
 
