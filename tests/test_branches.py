@@ -35,7 +35,7 @@ def test_identity_shortcut() -> None:
     proto = build(BASIC)
     (branch,) = branches_of(proto)
     assert (branch.kind, branch.stream, branch.output, branch.channels, branch.rank) == ("linear", "s", "z", 4, 4)
-    assert names(proto, branch) == ["a", "n", "r", "f"]
+    assert names(proto, branch) == ["a", "n", "r", branch.operand] == ["a", "n", "r", "f"]
     assert proto.graph.node[branch.join].output[0] == "z"
     assert branch.element_type == TensorProto.FLOAT
 

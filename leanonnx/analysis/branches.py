@@ -41,6 +41,7 @@ class Branch:
         kind: "linear": the joined tensor is to be computed by a matrix; "shortcut": by the convolution that makes the
             other operand; "scale": the branch is a gate, and one factor for each channel takes its place.
         join: index of the node that joins both operands.
+        operand: name of the tensor that the branch outputs, which the join alone reads: it tells branches apart.
         output: name of the joined tensor.
         stream: name of the tensor that the stand-in reads: the other operand, or the input of the shortcut.
         nodes: indices of the nodes that exist for the branch only, in ascending order; the join is none of them.
@@ -52,6 +53,7 @@ class Branch:
 
     kind: BranchKind
     join: int
+    operand: str
     output: str
     stream: str
     nodes: tuple[int, ...]
@@ -142,6 +144,7 @@ class _Search:
         return Branch(
             kind=kind,
             join=index,
+            operand=gone,
             output=output,
             stream=stream,
             nodes=tuple(sorted(nodes)),
