@@ -101,7 +101,7 @@ def test_other_forms(body: str, expected: tuple[str, str, str]) -> None:
         "f = BatchNormalization (s, b4, b4, b4, c5)  z = Add (s, f)",
         "f = Conv (s, v)  p = GlobalAveragePool (s)  z = Add (p, f)",
         "a = Conv (s, v)  r = Relu (a)  k = Conv (r, w)  f = Conv (s, v)  z = Sub (k, f)",
-        "f = Conv (s, v)  z = Add (f, f)",
+        "f = Conv (s, v)  e = Add (f, f)  z = Concat <axis = 1> (e, s)",
         "f = Conv (s, v)  z = Div (s, f)",
     ],
 )
@@ -126,6 +126,18 @@ def test_subgraphs(inner: str, expected: list[tuple[str, str, str]]) -> None:
                        else_branch = o () => (float[n, m, h, w] j) {{ k = Conv (s, v)  j = Add (s, k) }}>"""
     text = framed(body).replace("framed (", "framed (bool flag, ").replace("z)\n<", "z, float[n, m, h, w] e)\n<")
     assert summary(text) == expected
+
+
+def unknown_types(tail: str) -> str:
+    """A block behind an operator of onnxruntime, whose output type ONNX cannot infer."""
+    text = framed(f"k = com.microsoft.QuickGelu <alpha = 1.7> (s)  f = Conv (k, v)  e = Add (k, f)  {tail}")
+    return text.replace('["" : 17]', '["" : 17, "com.microsoft" : 1]')
+
+
+def test_types_that_are_not_inferred() -> None:
+    """They are known only if all floats of the model have one type."""
+    assert summary(unknown_types("z = Relu (e)")) == [("linear", "k", "e")]
+    assert summary(unknown_types("d = Cast <to = 11> (e)  g = Relu (d)  z = Cast <to = 1> (g)")) == []
 
 
 def test_dead_readers_do_not_count() -> None:
