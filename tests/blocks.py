@@ -60,23 +60,28 @@ bottleneck (float[N, 3, 6, 6] x) => (float[N, 2, 3, 3] y)
     y = Conv (q, u)
 }
 """
-INVERTED = """
-<ir_version: 3, opset_import: ["" : 17]>
-inverted (float[1, 3, 6, 6] x, WEIGHTS) => (float[1, 2, 6, 6] y) <WEIGHTS>
-{
-    s = Conv (x, w0)
-    a = Conv (s, w1)
-    ra = Relu (a)
-    d = Conv <group = 6, pads = [1, 1, 1, 1]> (ra, w2)
-    rd = Relu (d)
-    f = Conv (rd, w3)
-    z = Add (s, f)
-    y = Conv (z, w4)
-}
-""".replace(
-    "WEIGHTS",
-    "float[3, 3, 1, 1] w0, float[6, 3, 1, 1] w1, float[6, 1, 3, 3] w2, float[3, 6, 1, 1] w3, float[2, 3, 1, 1] w4",
-)
+WEIGHTS = "float[3, 3, 1, 1] w0, float[6, 3, 1, 1] w1, float[6, 1, 3, 3] w2, float[3, 6, 1, 1] w3, float[2, 3, 1, 1] w4"
+
+
+def inverted(opset: int) -> str:
+    """A block that widens, whose weights old IR versions list as inputs."""
+    old = opset < 9
+    return f"""
+        <ir_version: {3 if old else 10}, opset_import: ["" : {opset}]>
+        inverted (float[1, 3, 6, 6] x{f", {WEIGHTS}" if old else ""}) => (float[1, 2, 6, 6] y) <{WEIGHTS}>
+        {{
+            s = Conv (x, w0)
+            a = Conv (s, w1)
+            ra = Relu (a)
+            d = Conv <group = 6, pads = [1, 1, 1, 1]> (ra, w2)
+            rd = Relu (d)
+            f = Conv (rd, w3)
+            z = Add (s, f)
+            y = Conv (z, w4)
+        }}
+    """
+
+
 NESTED = """
 <ir_version: 8, opset_import: ["" : 17]>
 nested (float[1, 3, 6, 6] x) => (float[1, 2, 6, 6] y)

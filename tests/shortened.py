@@ -74,6 +74,7 @@ def without_branches(
     with tempfile.TemporaryDirectory() as folder:
         dag = observed(proto, Path(folder))
         replaced = {b: standin(dag.model, b) for b in compatible(find_branches(dag.model, dag.shapes))}
+        assert replaced
         result = shorten(dag.model, replaced)
         assert proof_of(result, dag, replaced).passed
         return result

@@ -14,7 +14,7 @@ from leanonnx.analysis.branch_costs import branch_costs
 from leanonnx.analysis.branches import Branch, compatible, find_branches
 from leanonnx.graph.model import load
 from leanonnx.runtime.observation import observe
-from tests.blocks import BASIC, BOTTLENECK, GATE, INVERTED, NESTED, framed
+from tests.blocks import BASIC, BOTTLENECK, GATE, NESTED, framed, inverted
 from tests.helpers import build, saved
 from tests.shortened import branches_of, observed
 
@@ -35,7 +35,7 @@ def test_identity_shortcut() -> None:
     proto = build(BASIC)
     (branch,) = branches_of(proto)
     assert (branch.kind, branch.stream, branch.output, branch.channels, branch.rank) == ("linear", "s", "z", 4, 4)
-    assert names(proto, branch) == ["a", "n", "r", "f"]
+    assert names(proto, branch) == ["a", "n", "r", branch.operand] == ["a", "n", "r", "f"]
     assert proto.graph.node[branch.join].output[0] == "z"
     assert branch.element_type == TensorProto.FLOAT
 
@@ -101,7 +101,7 @@ def test_other_forms(body: str, expected: tuple[str, str, str]) -> None:
         "f = BatchNormalization (s, b4, b4, b4, c5)  z = Add (s, f)",
         "f = Conv (s, v)  p = GlobalAveragePool (s)  z = Add (p, f)",
         "a = Conv (s, v)  r = Relu (a)  k = Conv (r, w)  f = Conv (s, v)  z = Sub (k, f)",
-        "f = Conv (s, v)  z = Add (f, f)",
+        "f = Conv (s, v)  e = Add (f, f)  z = Concat <axis = 1> (e, s)",
         "f = Conv (s, v)  z = Div (s, f)",
     ],
 )
@@ -126,6 +126,18 @@ def test_subgraphs(inner: str, expected: list[tuple[str, str, str]]) -> None:
                        else_branch = o () => (float[n, m, h, w] j) {{ k = Conv (s, v)  j = Add (s, k) }}>"""
     text = framed(body).replace("framed (", "framed (bool flag, ").replace("z)\n<", "z, float[n, m, h, w] e)\n<")
     assert summary(text) == expected
+
+
+def unknown_types(tail: str) -> str:
+    """A block behind an operator of onnxruntime, whose output type ONNX cannot infer."""
+    text = framed(f"k = com.microsoft.QuickGelu <alpha = 1.7> (s)  f = Conv (k, v)  e = Add (k, f)  {tail}")
+    return text.replace('["" : 17]', '["" : 17, "com.microsoft" : 1]')
+
+
+def test_types_that_are_not_inferred() -> None:
+    """They are known only if all floats of the model have one type."""
+    assert summary(unknown_types("z = Relu (e)")) == [("linear", "k", "e")]
+    assert summary(unknown_types("d = Cast <to = 11> (e)  g = Relu (d)  z = Cast <to = 1> (g)")) == []
 
 
 def test_dead_readers_do_not_count() -> None:
@@ -163,7 +175,7 @@ def test_channels_on_the_last_axis_are_left_alone() -> None:
 
 
 def test_old_operator_sets_broadcast_by_attributes(tmp_path: Path) -> None:
-    model = load(saved(build(INVERTED.replace("17", "7")), tmp_path / "m.onnx"))
+    model = load(saved(build(inverted(7)), tmp_path / "m.onnx"))
     shapes = observe(model, {}).shapes
     assert len(find_branches(model, shapes)) == 1
     model.proto.opset_import[0].version = 6

@@ -21,10 +21,11 @@ from leanonnx.graph.nodes import STANDARD_DOMAINS, attribute, captured_names, st
 from leanonnx.graph.noops import Types
 from leanonnx.graph.view import unused_outputs
 from leanonnx.numeric.channel_ids import Shape
-from leanonnx.operators.table import CONVOLUTIONS
+from leanonnx.operators.facts import Trait
+from leanonnx.operators.table import CONVOLUTIONS, names_with
 
 BranchKind = Literal["linear", "shortcut", "scale"]
-ADDITIVE = ("Add", "Sub", "Sum")
+ADDITIVE = names_with(Trait.ADDS)
 OPERANDS = 2
 BROADCAST_OPSET = 7
 """Operator set from which Add and Mul broadcast as numpy does."""
@@ -40,6 +41,7 @@ class Branch:
         kind: "linear": the joined tensor is to be computed by a matrix; "shortcut": by the convolution that makes the
             other operand; "scale": the branch is a gate, and one factor for each channel takes its place.
         join: index of the node that joins both operands.
+        operand: name of the tensor that the branch outputs, which the join alone reads: it tells branches apart.
         output: name of the joined tensor.
         stream: name of the tensor that the stand-in reads: the other operand, or the input of the shortcut.
         nodes: indices of the nodes that exist for the branch only, in ascending order; the join is none of them.
@@ -51,6 +53,7 @@ class Branch:
 
     kind: BranchKind
     join: int
+    operand: str
     output: str
     stream: str
     nodes: tuple[int, ...]
@@ -70,7 +73,7 @@ def find_branches(model: Model, shapes: Mapping[str, Shape]) -> tuple[Branch, ..
     if model.opset < BROADCAST_OPSET:
         return ()
     search = _Search(model, shapes)
-    joins = [(k, node) for k, node in enumerate(model.proto.graph.node) if standard_name(node) in (*ADDITIVE, "Mul")]
+    joins = [(k, node) for k, node in enumerate(model.proto.graph.node) if standard_name(node) in ADDITIVE | {"Mul"}]
     return tuple(branch for k, node in joins if len(node.input) == OPERANDS for branch in search.at_join(k, node))
 
 
@@ -141,6 +144,7 @@ class _Search:
         return Branch(
             kind=kind,
             join=index,
+            operand=gone,
             output=output,
             stream=stream,
             nodes=tuple(sorted(nodes)),

@@ -135,24 +135,25 @@ class _Edit:
     def refitted(self, branch: Branch, standin: StandIn) -> dict[int, list[onnx.NodeProto]]:
         """The convolution beside a branch, which outputs the joined tensor, by node index."""
         source = self.model.proto.graph.node
-        last = _copy(source[branch.shortcut[-1]])
+        self._check_kernels(branch, standin)
         if standin.weight is None:
-            _check_fits(standin.bias is None, "a bias without a weight")
+            last = _copy(source[branch.shortcut[-1]])
             last.output[0] = branch.output
             return {branch.shortcut[-1]: [last]}
         conv = _copy(source[branch.shortcut[0]])
-        self._check_kernels(conv, standin)
         conv.input[:] = [conv.input[0], self.constant(standin.weight, branch, "weight")]
         conv.input.extend([] if standin.bias is None else [self.constant(standin.bias, branch, "bias")])
         conv.output[0] = branch.output
         return {branch.shortcut[-1]: []} | {branch.shortcut[0]: [conv]}
 
-    def _check_kernels(self, conv: onnx.NodeProto, standin: StandIn) -> None:
-        """Reject weights of another shape than those of a convolution."""
-        shape = self.model.shape_of(conv.input[1])
-        weight, bias = standin.weight, standin.bias
-        _check_fits(weight is not None and weight.shape == shape, f"a weight that is not {shape}")
-        _check_fits(bias is None or bias.shape == shape[:1], f"a bias that is not {shape[:1]}")
+    def _check_kernels(self, branch: Branch, standin: StandIn) -> None:
+        """Reject weights of another shape than those of the convolution beside a branch."""
+        shape = self.model.shape_of(self.model.proto.graph.node[branch.shortcut[0]].input[1])
+        if standin.weight is None:
+            _check_fits(standin.bias is None, "a bias without a weight")
+        else:
+            _check_fits(standin.weight.shape == shape, f"a weight that is not {shape}")
+            _check_fits(standin.bias is None or standin.bias.shape == shape[:1], f"a bias that is not {shape[:1]}")
 
     def multiplied(self, branch: Branch, standin: StandIn) -> list[onnx.NodeProto]:
         """The stand-in as a matrix product with channels on the last axis."""
@@ -174,12 +175,12 @@ class _Edit:
     def convolved(self, branch: Branch, standin: StandIn) -> list[onnx.NodeProto]:
         """The convolution beside a branch with its bias added separately, or its present output."""
         source = self.model.proto.graph.node
+        self._check_kernels(branch, standin)
         kept = source[branch.shortcut[-1]].output[0]
         make = onnx.helper.make_node
         if standin.weight is None:
             return [make("Identity", [kept], [branch.output], name=self.name(branch.output))]
         conv = _copy(source[branch.shortcut[0]])
-        self._check_kernels(conv, standin)
         conv.input[:] = [conv.input[0], self.constant(standin.weight, branch, "kernels")]
         conv.output[0] = conv.name = self.name(branch.output)
         offset = np.zeros(standin.weight.shape[0]) if standin.bias is None else standin.bias
