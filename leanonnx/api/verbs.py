@@ -115,21 +115,18 @@ def compress(
         min_agreement, max_deviation, min_psnr: tolerances, which held-out samples of ``calib`` have to show.
         score, max_drop: your own: a function of path and arrays, or "module:function"; the most that it may fall.
         minimise: "latency", "macs" or "bytes"; None: "latency" with ``measure``, else "macs".
-        method: criterion that ranks channels, or a function of yours: kernels [conv groups, outputs, inputs, *taps] to
-            scores [conv groups, outputs], those of tied channels being added up.
-        chains, seed: the chains of ``lean``; seed of random ranking and of the proof's inputs.
-        shape: sizes of graph inputs with free axes, by name.
+        method: how channels are ranked; or your own: kernels [conv groups, O, I, *taps] to scores [conv groups, O].
+        chains, seed, shape: the chains of ``lean``; seed of random numbers; sizes of inputs with free axes, by name.
         pin, ignore: tensors or nodes whose channels are all kept; layers that keep their outputs and are not counted.
-        calib, images, recover: real inputs; the format of images among them; "auto" or "none" (None: "auto" with
-            ``calib``) for the refit of the remaining weights.
-        teacher: the network that the model was cut from, to which ``calib`` fits the weights; needs no budget.
+        calib, images: real inputs; the format of images among them.
+        recover, teacher: "auto" refits weights, by ``calib`` if given; the network to fit to, if the model was cut.
         effort, minutes, device: "quick", "normal" or "thorough"; a limit on the time; "cuda" for sums on a GPU.
-        blocks: "auto" replaces whole branches where that is better than removing channels, on ``calib``; or "never".
+        blocks: "auto" also replaces whole branches where ``calib`` shows that to be better; "never" does not.
         align, target, targets: width multiple; the hardware that sets it; a file that ``calibrate_device`` stored.
         provider, threads, measure: where the result is to run; True times it (``latency`` always does).
         rules, library: rules of your own, and onnxruntime's libraries of custom operators.
         freeze, unshare: make weights that are graph inputs constants; copy pruned weights that several layers share.
-        best_effort: return the closest result where the budget cannot be reached or the result is not faster.
+        best_effort: return the closest result even over budget or no faster.
         progress: called with each stage, its progress in [0, 1] where that is known, and what it is working on.
 
     Raises:

@@ -29,10 +29,10 @@ ROWS_PER_FEATURE = 16
 """Rows that a stand-in is fitted to for each of its features."""
 MIN_STAND_IN_ROWS = 4096
 """Smallest number of rows that a stand-in is fitted to, if there are as many."""
-MIN_VARIANCE = 1e-30
+SMALLEST_DIVISOR = 1e-30
 MIN_RIDGE_SHARE = 1e-9
 """Share of the mean variance that every feature counts as having, for the ridge."""
-MAX_FEATURES = 2304
+MAX_STAND_IN_FEATURES = 2304
 """Largest number of features of a stand-in: 256 channels in windows of 3 × 3."""
 CHANNELS = 1
 """Channel axis of the tensors around a branch."""
@@ -44,15 +44,6 @@ class FittedStandIn:
 
     stand_in: StandIn
     unexplained: Floats
-
-
-def plain_stand_in(dag: ChannelDag, branch: Branch) -> StandIn:
-    """The stand-in that leaves out a branch and changes nothing else, with all of its arrays."""
-    if branch.kind == "shortcut":
-        return StandIn(*_folded_weights(dag, branch))
-    if branch.kind == "scale":
-        return StandIn(np.ones(branch.channels))
-    return StandIn(np.eye(branch.channels), np.zeros(branch.channels))
 
 
 def fit_stand_ins(
@@ -70,7 +61,7 @@ def fit_stand_ins(
         RunFailed: the network cannot run on these inputs.
     """
     fits = [_GateFit(dag, each) if each.kind == "scale" else _LinearFit(dag, each) for each in branches]
-    fits = [fit for fit in fits if fit.width <= MAX_FEATURES]
+    fits = [fit for fit in fits if fit.width <= MAX_STAND_IN_FEATURES]
     names = [name for fit in fits for name in fit.names]
     stride = max(2, min(HELD_OUT_RUN_STRIDE, runs))
     for done, values in enumerate(tensor_values(dag.model.proto, names, feeds, dag.model.libraries), 1):
@@ -121,7 +112,7 @@ class _LinearFit:
         )
         if not self.sums[1].rows:
             apart = fitted
-        variance = np.maximum(np.diag(apart)[joined], MIN_VARIANCE)
+        variance = np.maximum(np.diag(apart)[joined], SMALLEST_DIVISOR)
         best, least = np.zeros((size, channels)), np.full(channels, np.inf)
         for ridge in (*PRECISION_RIDGES, np.inf):
             change = _ridge_regression(fitted[inputs, inputs], fitted[inputs, residual], ridge)
@@ -155,10 +146,10 @@ class _GateFit:
     def result(self) -> FittedStandIn:
         """The factors by which the squared error is least."""
         fitted, apart = self.sums
-        factor = fitted[1] / np.maximum(fitted[0], MIN_VARIANCE)
+        factor = fitted[1] / np.maximum(fitted[0], SMALLEST_DIVISOR)
         held = apart if apart[3].any() else fitted
         error = held[2] - 2 * factor * held[1] + factor**2 * held[0]
-        return FittedStandIn(StandIn(factor), np.clip(error / np.maximum(held[2], MIN_VARIANCE), 0, None))
+        return FittedStandIn(StandIn(factor), np.clip(error / np.maximum(held[2], SMALLEST_DIVISOR), 0, None))
 
 
 def _ridge_regression(inputs: Floats, products: Floats, ridge: float) -> Floats:
@@ -166,7 +157,7 @@ def _ridge_regression(inputs: Floats, products: Floats, ridge: float) -> Floats:
     if not np.isfinite(ridge):
         return np.zeros(products.shape)
     diagonal = np.diag(inputs)
-    loaded = inputs + np.diag(ridge * np.maximum(diagonal, MIN_RIDGE_SHARE * float(diagonal.mean()) + MIN_VARIANCE))
+    loaded = inputs + np.diag(ridge * np.maximum(diagonal, MIN_RIDGE_SHARE * float(diagonal.mean()) + SMALLEST_DIVISOR))
     try:
         return np.asarray(cho_solve(cho_factor(loaded), products))
     except LinAlgError:

@@ -72,7 +72,7 @@ def search_exponents(
         on_progress(done / len(candidates), f"candidate {done + 1} of {len(candidates)}")
         start, rival = monotonic(), selector.with_exponents(exponents)
         alive = rival.within(selector.request.budget.fraction)
-        network = None if alive.tobytes() in seen else recovered(rival, alive, trial, effort, seed)
+        network = None if alive.tobytes() in seen else recover_choice(rival, alive, trial, effort, seed)
         if network is not None:
             rivals.append((rival, network))
         elif not done:
@@ -128,7 +128,7 @@ def affordable_samples(selector: Selector, available: int, effort: Effort, work:
     return min(available, affordable, effort.max_samples)
 
 
-def recovered(selector: Selector, alive: Mask, trial: TrialData, effort: Effort, seed: int) -> Source | None:
+def recover_choice(selector: Selector, alive: Mask, trial: TrialData, effort: Effort, seed: int) -> Source | None:
     """The pruned network of a keep mask, recovered; None if it cannot be run."""
     dag, batch = selector.dag, calibration_batch(selector.dag, trial.fitted)
     try:

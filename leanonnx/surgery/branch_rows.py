@@ -18,7 +18,7 @@ from leanonnx.graph.model import Model
 from leanonnx.spelling import option
 from leanonnx.surgery.shortening import MATRIX, StandIn
 
-FORMS = (None, "matrix", "factors", "kernels")
+WEIGHT_FORMS = (None, "matrix", "factors", "kernels")
 BranchRow = Mapping[str, Any]
 
 
@@ -43,7 +43,7 @@ def check_row(row: Any) -> BranchRow:
         KeyError, TypeError, ValueError: it is none.
     """
     texts = {key: row[key] for key in ("operand", "join", "kind")}
-    if not all(isinstance(text, str) for text in texts.values()) or row["weight"] not in FORMS:
+    if not all(isinstance(text, str) for text in texts.values()) or row["weight"] not in WEIGHT_FORMS:
         raise ValueError("a removed branch is broken")
     return texts | {"weight": row["weight"], "bias": bool(row["bias"])}
 

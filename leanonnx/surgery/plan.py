@@ -62,11 +62,6 @@ class Plan:
         return bool(self.options.get("freeze"))
 
     @property
-    def removed_branches(self) -> tuple[str, ...]:
-        """Tensors at which branches were joined that the plan removes, in order."""
-        return tuple(str(name) for name in self.options.get("removed_branches", ()))
-
-    @property
     def copies_weights(self) -> bool:
         """True if weights that several layers share are copied for each."""
         return bool(self.options.get("unshare"))
@@ -147,7 +142,7 @@ def load_plan(path: StrPath) -> Plan:
         data = json.loads(Path(path).read_text())
         fields = {key: data[key] for key in PLAN_FIELDS}
         recipe = read_recipe(data["recovery"], Path(path).parent) if "recovery" in data else None
-        removed = [check_row(row) for row in data.get("removed_branches", ())]
+        removed = tuple(check_row(row) for row in data.get("removed_branches", ()))
         plan = Plan(**fields, recovery=recipe, removed_branches=removed, origin=str(path))
     except OSError as error:
         raise PlanError(f"{path}: the plan cannot be read: {error.strerror}; check the path") from error

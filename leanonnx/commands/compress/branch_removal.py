@@ -12,7 +12,6 @@ The network without the branches takes the place of the original from here on; t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -35,16 +34,18 @@ from leanonnx.graph.model import check_model
 from leanonnx.graph.storage import write_model
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.recovery.draft import calibration_batch, paired_distances
-from leanonnx.recovery.standins import FittedStandIn, fit_stand_ins, plain_stand_in
+from leanonnx.recovery.standins import FittedStandIn, fit_stand_ins
 from leanonnx.reporting.rows import RemovedBranch
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.selection.branch_steps import BranchStep, branch_steps
-from leanonnx.selection.exponents import MIN_TRIAL_SAMPLES, TrialData, affordable_samples, clearly_best, recovered
+from leanonnx.selection.exponents import MIN_TRIAL_SAMPLES, TrialData, affordable_samples, clearly_best, recover_choice
 from leanonnx.selection.latency import latency_model
 from leanonnx.selection.selector import Selection, Selector
 from leanonnx.spelling import option
 from leanonnx.statistics.moments import HELD_OUT_RUN_STRIDE
+from leanonnx.surgery.branch_rows import blank_standins, branch_rows
+from leanonnx.surgery.plan import Plan
 from leanonnx.surgery.shortening import StandIn, shorten
 from leanonnx.system.clock import StageProgress
 
@@ -71,12 +72,11 @@ def remove_branches(original: Candidate) -> Candidate:
         PlanError: the plan removes branches that the model does not have, or nothing tells their stand-ins.
     """
     job = original.job
-    planned = job.options.plan.removed_branches if job.options.plan else ()
-    if planned:
+    if job.options.plan is not None:
         with job.clock.stage("select"):
-            return _as_planned(original, planned)
+            return _repeat_plan(original, job.options.plan)
     options, effort = job.options, job.effort
-    wanted = options.blocks == "auto" and options.plan is None and options.budget.fraction < 1
+    wanted = options.blocks == "auto" and options.budget.fraction < 1
     if not wanted or job.data is None or not options.recovers or not effort.branch_trials or callable(options.method):
         return original
     branches = find_branches(job.dag.model, job.dag.shapes)
@@ -109,13 +109,13 @@ class _Search:
             alive = selector.within(selector.request.budget.fraction)
             steps = [
                 (step, fit)
-                for step, fit in self._steps(candidate, selector, alive)
+                for step, fit in self._price(candidate, selector, alive)
                 if step.relative_rate <= PROMISING_RATE and step.branch.output not in refused
             ]
             if not steps or not self._may_try():
                 return candidate
             if best is None:
-                best = self._recovered(candidate, selector, alive)
+                best = self._recover(candidate, selector, alive)
                 if best is None:
                     return candidate
             for step, fit in steps:
@@ -133,7 +133,7 @@ class _Search:
         job = self.original.job
         return self.trials < job.effort.branch_trials and job.deadline.left() > 2 * self.seconds
 
-    def _steps(self, candidate: Candidate, selector: Selector, alive: Mask) -> list[tuple[BranchStep, FittedStandIn]]:
+    def _price(self, candidate: Candidate, selector: Selector, alive: Mask) -> list[tuple[BranchStep, FittedStandIn]]:
         """The steps that remove one more branch, with its stand-in, the most promising first."""
         dag = candidate.job.dag
         branches = find_branches(dag.model, dag.shapes)
@@ -143,9 +143,9 @@ class _Search:
             return []
         return [(step, fits[step.branch]) for step in branch_steps(selector, fits, alive)]
 
-    def _recovered(self, candidate: Candidate, selector: Selector, alive: Mask) -> _State | None:
+    def _recover(self, candidate: Candidate, selector: Selector, alive: Mask) -> _State | None:
         began, job = monotonic(), self.original.job
-        network = recovered(selector, alive, self.trial, job.effort, job.options.seed)
+        network = recover_choice(selector, alive, self.trial, job.effort, job.options.seed)
         self.seconds = max(self.seconds, monotonic() - began)
         return None if network is None else _State(candidate, selector, alive, network)
 
@@ -154,6 +154,9 @@ class _Search:
         self.on_progress(self.trials / self.original.job.effort.branch_trials, f"branch at {step.branch.output}")
         self.trials += 1
         (cost,) = branch_costs(candidate.job.dag, [step.branch])
+        shortened = _shorten(candidate, step.branch, fit.stand_in)
+        if shortened is None:
+            return None
         row = RemovedBranch(
             tensor=step.branch.output,
             kind=step.branch.kind,
@@ -161,14 +164,13 @@ class _Search:
             macs=cost.macs - cost.standin_macs,
             unexplained=float(fit.unexplained.mean()),
         )
-        shortened = _shortened(candidate, {step.branch: fit.stand_in}, (row,))
-        if shortened is None:
-            return None
+        job = replace(shortened.job, removed_branches=(*candidate.job.removed_branches, row))
+        shortened = replace(shortened, job=job)
         selector = selector_of(shortened.job, self.selector)
         alive = selector.within(selector.request.budget.fraction)
         if not selector.selection(alive).reached:
             return None
-        return self._recovered(shortened, selector, alive)
+        return self._recover(shortened, selector, alive)
 
     def _is_better(self, best: _State, rival: _State) -> bool:
         """True if a rival is clearly nearer to the original, or no farther and clearly faster."""
@@ -195,11 +197,9 @@ def _fits(dag: ChannelDag, branches: tuple[Branch, ...], data: Dataset) -> dict[
     return fit_stand_ins(dag, branches, data.feeds(batch), -(-data.count // batch))
 
 
-def _shortened(
-    candidate: Candidate, replaced: Mapping[Branch, StandIn], rows: tuple[RemovedBranch, ...]
-) -> Candidate | None:
-    """The whole network without some branches, proven; None if the proof fails or it cannot be run."""
-    job = candidate.job
+def _shorten(candidate: Candidate, branch: Branch, stand_in: StandIn) -> Candidate | None:
+    """The whole network without one more branch, proven; None if the proof fails or it cannot be run."""
+    job, replaced = candidate.job, {branch: stand_in}
     dag, options, model = job.dag, job.options, job.dag.model
     proto = shorten(model, replaced)
     with tempfile.TemporaryDirectory(prefix="shortened-", dir=job.folder) as folder:
@@ -222,7 +222,7 @@ def _shortened(
         job,
         dag=made,
         shortened_from=job.original,
-        removed_branches=(*job.removed_branches, *rows),
+        branch_rows=(*job.branch_rows, *branch_rows(replaced)),
         stand_ins=job.stand_ins | stand_ins,
     )
     before, after = (cost_model(each)(each.all_alive) for each in (job.original, made))
@@ -241,27 +241,24 @@ def _teacher(dag: ChannelDag, shortened: ChannelDag) -> RecoveryTeacher:
     )
 
 
-def _as_planned(original: Candidate, names: tuple[str, ...]) -> Candidate:
-    """The candidate without the branches that a plan names, in its order."""
-    candidate, plan = original, original.job.options.plan
-    origin = plan.origin if plan else ""
-    if original.job.data is None and original.job.stored is None:
-        raise PlanError(
-            f"{origin}: removes branches, whose stand-ins are fitted to data; add {option('calib')}, or make the plan "
-            f"again with {option('plan_weights')}"
-        )
-    for name in names:
-        dag = candidate.job.dag
-        branch = next((each for each in find_branches(dag.model, dag.shapes) if each.output == name), None)
-        shortened = None
-        if branch is not None:
-            fit = None if candidate.job.data is None else _fits(dag, (branch,), candidate.job.data).get(branch)
-            stand_in = plain_stand_in(dag, branch) if fit is None else fit.stand_in
-            shortened = _shortened(candidate, {branch: stand_in}, ())
+def _repeat_plan(original: Candidate, plan: Plan) -> Candidate:
+    """The candidate without the branches that a plan removes, in its order."""
+    candidate = original
+    for row in plan.removed_branches:
+        job = candidate.job
+        if job.data is None and job.stored is None:
+            raise PlanError(
+                f"{plan.origin}: removes branches, whose stand-ins are fitted to data; add {option('calib')}, or make "
+                f"the plan again with {option('plan_weights')}"
+            )
+        branches = find_branches(job.dag.model, job.dag.shapes)
+        ((branch, blank),) = blank_standins(job.dag.model, branches, [row], plan.origin).items()
+        fit = None if job.data is None else _fits(job.dag, (branch,), job.data).get(branch)
+        shortened = _shorten(candidate, branch, blank if fit is None else fit.stand_in)
         if shortened is None:
             raise PlanError(
-                f"{origin}: removes the branch that ends at '{name}', which this model does not have; make the plan "
-                f"again with {option('plan_out')}"
+                f"{plan.origin}: the branch '{branch.operand}' cannot be removed from this model; make the plan again "
+                f"with {option('plan_out')}"
             )
         candidate = shortened
     return candidate

@@ -26,6 +26,7 @@ from leanonnx.rules.table import Rules
 from leanonnx.selection.search import Trial
 from leanonnx.selection.selector import Selection, Selector
 from leanonnx.statistics.propagation import PropagatedMoments
+from leanonnx.surgery.branch_rows import BranchRow
 from leanonnx.surgery.recipe import Recipe
 from leanonnx.system.clock import Clock
 
@@ -74,7 +75,8 @@ class CompressJob:
         deadline: when selection by data and recovery have to be done.
         predicts: True to choose by predicted costs alone, which nothing confirms.
         shortened_from: the channel DAG of the original, if branches were removed from it.
-        removed_branches: these branches.
+        removed_branches: these branches, as far as they were chosen.
+        branch_rows: all of them, for the plan.
         stand_ins: constants that took their places.
         selectors: those made so far, by network and unit; jobs made from this one share them.
     """
@@ -94,6 +96,7 @@ class CompressJob:
     predicts: bool = False
     shortened_from: ChannelDag | None = None
     removed_branches: tuple[RemovedBranch, ...] = ()
+    branch_rows: tuple[BranchRow, ...] = ()
     stand_ins: frozenset[str] = frozenset()
     selectors: dict[tuple[int, str], Selector] = field(default_factory=dict, repr=False, compare=False)
 

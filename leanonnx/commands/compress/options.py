@@ -153,7 +153,7 @@ class CompressOptions:
         Described(
             "Whole residual branches and gates: auto replaces one by a matrix, fitted to `calib` data, where that is "
             "better than removing more channels; never keeps them.",
-            recorded=None,
+            recorded=True,
         ),
     ] = "auto"
     device: Annotated[

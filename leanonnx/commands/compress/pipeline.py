@@ -216,9 +216,7 @@ def _write(candidate: Candidate, out: Path, plan_out: Path | None, page: Page | 
     """Write a candidate that passed all stages, its plan and a page about it."""
     job, removal, refit = candidate.job, candidate.removal, candidate.refit
     record = job.options.record()
-    if job.removed_branches:
-        record["removed_branches"] = [branch.tensor for branch in job.removed_branches]
-    plan = make_plan(removal.dag, candidate.alive, record, __version__, refit.recipe)
+    plan = make_plan(removal.dag, candidate.alive, record, __version__, refit.recipe, job.branch_rows)
     if job.options.exact and job.options.plan:
         check_same_plan(removal.dag, plan, job.options.plan)
     result = _result(candidate, plan)

@@ -82,10 +82,10 @@ def compare_with_original(
     """
     original = dag.model.as_read
 
-    def masked() -> onnx.ModelProto:
+    def reference() -> onnx.ModelProto:
         return original.proto if alive is None else apply_patch(original, masking_patch(dag, alive))
 
-    return _compare(dag, masked, candidate, seed, data, channels or compared_channels(dag, alive))
+    return _compare(dag, reference, candidate, seed, data, channels or compared_channels(dag, alive))
 
 
 def prove_shortened(
