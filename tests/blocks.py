@@ -7,7 +7,9 @@ FRAME = """
 framed (float[1, 4, 6, 6] x) => (float[n, m, h, w] z)
 <float[4, 4, 3, 3] w0, float[4, 4, 1, 1] v, float[4, 4, 1, 1] w, float[4, 4, 3, 3] u, float[4, 4, 1, 1] w4,
  float[4, 4, 1, 1] x2, float[1, 4, 3, 3] one, float[1, 4, 1, 1] c4, float[4] b4, float[4] c5 = {1, 1, 2, 1},
- float[2, 4, 1, 1] squeeze, float[4, 2, 1, 1] excite, float low = {0.0}, float high = {1.0}>
+ float[2, 4, 1, 1] squeeze, float[4, 2, 1, 1] excite, float low = {0.0}, float high = {1.0},
+ float[6, 6] m6, float[4, 4, 1] v3, int64[3] flat = {1, 4, 36},
+ float[4, 4] rows, int64[4] four = {1, 4, 1, 1}>
 {
     c = Conv <pads = [1, 1, 1, 1]> (x, w0)
     s = Relu (c)

@@ -83,6 +83,8 @@ def test_one_branch_for_each_join() -> None:
         (GATE.format("Sigmoid (o)"), ("scale", "s", "z")),
         (GATE.format("HardSigmoid (o)"), ("scale", "s", "z")),
         (GATE.format("Clip (o, low, high)"), ("scale", "s", "z")),
+        ("p = GlobalAveragePool (s)  k = Flatten (p)  q = Gemm (k, rows)  g = Sigmoid (q)  i = Reshape (g, four)"
+         "  z = Mul (s, i)", ("scale", "s", "z")),
         (f"o = Conv {SAME} (s, one)  g = Sigmoid (o)  z = Mul (g, s)", ("scale", "s", "z")),
     ],
 )  # fmt: skip
@@ -103,6 +105,10 @@ def test_other_forms(body: str, expected: tuple[str, str, str]) -> None:
         "a = Conv (s, v)  r = Relu (a)  k = Conv (r, w)  f = Conv (s, v)  z = Sub (k, f)",
         "f = Conv (s, v)  e = Add (f, f)  z = Concat <axis = 1> (e, s)",
         "f = Conv (s, v)  z = Div (s, f)",
+        "f = Conv (s, v)  dead = Add (s, f)  z = Relu (s)",
+        "p = GlobalAveragePool (s)  k = Flatten (p)  q = Gemm (k, rows)  i = Reshape (q, four)  z = Add (s, i)",
+        "o = MatMul (s, m6)  g = Sigmoid (o)  z = Mul (s, g)",
+        "r = Reshape (s, flat)  d = Conv (r, v3)  i = Shape (s)  f = Reshape (d, i)  z = Add (s, f)",
     ],
 )
 def test_no_branches(body: str) -> None:
@@ -138,6 +144,15 @@ def test_types_that_are_not_inferred() -> None:
     """They are known only if all floats of the model have one type."""
     assert summary(unknown_types("z = Relu (e)")) == [("linear", "k", "e")]
     assert summary(unknown_types("d = Cast <to = 11> (e)  g = Relu (d)  z = Cast <to = 1> (g)")) == []
+
+
+def test_stream_made_by_the_first_node() -> None:
+    text = """
+        <ir_version: 8, opset_import: ["" : 17]>
+        first (float[1, 4, 6, 6] x) => (float[1, 4, 6, 6] z) <float[4, 4, 1, 1] v>
+        { s = Relu (x)  f = Conv (x, v)  z = Add (s, f) }
+    """
+    assert summary(text) == [("linear", "s", "z")]
 
 
 def test_dead_readers_do_not_count() -> None:
