@@ -12,6 +12,7 @@ from leanonnx.evaluation.judgement import Judgement
 from leanonnx.formatting import json_value
 from leanonnx.recovery.draft import Recovery
 from leanonnx.reporting.builders import (
+    comparison_row,
     fidelity_row,
     input_shapes,
     latency_row,
@@ -23,7 +24,15 @@ from leanonnx.reporting.builders import (
 )
 from leanonnx.reporting.costs import cost_changes, cost_counts
 from leanonnx.reporting.encoding import from_json
-from leanonnx.reporting.reports import CompressionReport, DataFreeRow, JudgementRow, LosslessRow, RecoveryRow
+from leanonnx.reporting.reports import (
+    CompressionReport,
+    DataFreeRow,
+    JudgementRow,
+    LosslessRow,
+    RecoveryRow,
+    ReplacedRow,
+)
+from leanonnx.selection.search import Trial
 
 
 def compression_report(result: CompressResult) -> CompressionReport:
@@ -40,6 +49,7 @@ def compression_report(result: CompressResult) -> CompressionReport:
         folded=tuple(result.folded),
         uncounted=uncounted_nodes(dag),
         latency=latency_row(result.latency, result.setting),
+        replaced=_replaced_row(result.replaced),
         recovery=_recovery_row(result.recovery, result.plan.options),
         data_free=None if result.data_free is None else from_json(DataFreeRow, result.data_free.row()),
         judgement=_judgement_row(result.judgement, result.recovery),
@@ -51,6 +61,13 @@ def compression_report(result: CompressResult) -> CompressionReport:
         warnings=tuple(result.warnings),
         hints=tuple(result.hints),
     )
+
+
+def _replaced_row(first: Trial | None) -> ReplacedRow | None:
+    if first is None or first.comparison is None:
+        return None
+    before, after = (cost_counts(cost) for cost in (first.selection.before, first.selection.after))
+    return ReplacedRow(cost_changes(before, after), comparison_row(first.comparison))
 
 
 def _judgement_row(judgement: Judgement | None, recovery: Recovery | None) -> JudgementRow | None:
