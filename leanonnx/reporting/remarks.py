@@ -17,7 +17,8 @@ TIDIED_NODES = {
     "unread": ("node", "that nothing reads"),
     "no-op": ("node", "without effect"),
     "branch": ("join", "with an operand that adds nothing"),
-    "merged": ("layer", "merged into the weights before"),
+    "constant": ("computed operand", "that is constant, stored as such"),
+    "merged": ("layer", "merged into the weights before or behind"),
 }
 """Kinds of nodes that are removed from a graph, by reason."""
 MAX_NAMED_OPERATORS = 5
