@@ -125,7 +125,7 @@ def compress(
         align, target, targets: width multiple; the hardware that sets it; a file that ``calibrate_device`` stored.
         provider, threads, measure: where the result is to run; True times it (``latency`` always does).
         rules, library: rules of your own, and onnxruntime's libraries of custom operators.
-        freeze, unshare, best_effort: make weights that are inputs constants; copy shared ones; return even a bad result.
+        freeze, unshare, best_effort: make inputs that are weights constants; copy shared ones; return bad results.
         progress: called with each stage, its progress in [0, 1] where that is known, and what it is working on.
 
     Raises:

@@ -22,6 +22,8 @@ Source = Path | onnx.ModelProto
 ElementTypes = frozenset[int]
 PRECISE_FLOATS = (np.float32, np.float64)
 """Number formats whose last places are far below any bound of the proof."""
+PRECISE_TYPES: ElementTypes = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE})
+"""The element types of these."""
 HALF_TYPES: ElementTypes = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 REPLACED_TYPES: ElementTypes = HALF_TYPES | {TensorProto.DOUBLE}
 FLOAT_TYPES: ElementTypes = REPLACED_TYPES | {TensorProto.FLOAT}

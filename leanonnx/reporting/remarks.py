@@ -24,7 +24,8 @@ TIDIED_NODES = {
     "unread": ("node", "that nothing reads"),
     "no-op": ("node", "without effect"),
     "branch": ("join", "with an operand that adds nothing"),
-    "merged": ("layer", "merged into the weights before"),
+    "constant": ("computed operand", "that is constant, stored as such"),
+    "merged": ("layer", "merged into the weights before or behind"),
 }
 """Kinds of nodes that are removed from a graph, by reason."""
 STAND_INS = {"linear": "a matrix", "shortcut": "the convolution beside it", "scale": "a factor for each channel"}

@@ -45,6 +45,7 @@ from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.runtime.observation import Shapes, observe
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.timing import TimingComparison
+from leanonnx.selection.search import Trial
 from leanonnx.selection.selector import Selection
 from leanonnx.spelling import option, option_list
 from leanonnx.statistics.propagation import PropagatedMoments
@@ -78,6 +79,7 @@ class CompressResult:
         before, after: costs of the original and of the result.
         proof: the comparison of the pruned model with the masked original, with the original itself if ``exact``.
         latency, setting: timing against the original (None if not measured), and how it was run.
+        replaced: what the budget alone had chosen, if measuring replaced it by a leaner selection.
         judgement: the judgement on its outputs; None if there is no evidence for one.
         curve: what was seen on the way to the tolerances; None without any.
         headline: the warning that the result is ruined, the first of the warnings; None if it is not.
@@ -115,6 +117,7 @@ class CompressResult:
     copied: CopiedConstants | None = None
     folded: tuple[str, ...] = ()
     restored: Path | None = None
+    replaced: Trial | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,8 @@ def compress_file(
     Raises:
         UserError: bad model, option, plan or output path.
         BudgetUnreachable: the budget cannot be reached (unless ``best_effort``).
-        NotFaster: the result was measured to be no faster (unless ``best_effort``).
+        NotFaster: the result was not measured to be faster (unless ``best_effort``).
+        CouldNotTell: the machine was too busy to tell that (unless ``best_effort``).
         ProofFailed: the result is not equal to the masked original; nothing is written.
     """
     clock = Clock(progress)
@@ -259,6 +263,7 @@ def _result(candidate: Candidate, plan: Plan) -> CompressResult:
         copied=copied_constants(removal.dag, candidate.alive),
         folded=() if candidate.is_original else removal.dag.model.folded,
         restored=refit.restored,
+        replaced=candidate.trial.instead_of,
     )
 
 

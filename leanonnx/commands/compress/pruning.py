@@ -48,7 +48,7 @@ class BudgetRemoval:
         alive = self.selection.alive
         if alive.all():
             return TidyResult(proto, {})
-        uniform = constant_channels(self.dag, alive).constant_tensors(self.dag, alive)
+        uniform = constant_channels(self.dag, alive).constant_tensors(self.dag, alive, alive)
         return tidy(proto, uniform, behind_decisions(self.dag.model))
 
     def reasons(self) -> Mapping[str, Any] | None:

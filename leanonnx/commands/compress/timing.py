@@ -9,12 +9,12 @@ from pathlib import Path
 from leanonnx.commands.compress.candidate import Candidate
 from leanonnx.commands.compress.notes import not_faster
 from leanonnx.commands.compress.pruning import written_draft
-from leanonnx.errors import ModelError, NotFaster
+from leanonnx.errors import CouldNotTell, ModelError, NotFaster
 from leanonnx.graph.storage import digest
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.subprocess_timing import compare_in_subprocess
 from leanonnx.selection.metrics import Budget
-from leanonnx.selection.search import LONG_TIMING_SECONDS, MAX_TIMINGS, SECONDS, Trial
+from leanonnx.selection.search import LONG_TIMING_SECONDS, MAX_TIMINGS, SECONDS, Trial, undecided_advice
 from leanonnx.selection.selector import Selection
 from leanonnx.spelling import option
 from leanonnx.system.outputs import data_file
@@ -43,21 +43,29 @@ def time_draft(original: Candidate, numbers: Iterator[int], selection: Selection
 def time_candidate(candidate: Candidate) -> Candidate | NotFaster:
     """Time the file as it will be written and refuse one that is not faster; a lossless one only if it is slower.
 
-    The timing of the search is kept if it timed the same file.  If the file does worse than that, it is timed longer
-    before it is refused.
+    The timing of the search is kept if it timed the same file.  If the file does worse than that, or the machine is
+    busy, it is timed longer before it is refused.
 
     Raises:
         ModelError: a latency budget, but the model cannot be timed.
     """
     options, earlier = candidate.job.options, candidate.trial
+
+    def is_refused(trial: Trial) -> bool:
+        return trial.slower if options.exact else not trial.faster
+
     if earlier is not None and (earlier.comparison is None or earlier.sha256 == _sha256(candidate.path)):
         trial = earlier
     else:
         trial = _time_file(candidate, SECONDS)
-        if earlier is not None and _is_worse(trial, earlier, options.budget):
+        worse = earlier is not None and _is_worse(trial, earlier, options.budget)
+        if worse or (trial.busy and is_refused(trial)):
             trial = _time_file(candidate, LONG_TIMING_SECONDS)
-    refused = trial.slower if options.exact else not trial.faster
-    if refused and not options.best_effort:
+        trial = replace(trial, instead_of=None if earlier is None else earlier.instead_of)
+    if is_refused(trial) and not options.best_effort:
+        if trial.busy:
+            advice = undecided_advice(options.budget.metric.measured)
+            return CouldNotTell(f"{not_faster(trial)}; nothing written; {advice}")
         return NotFaster(
             f"{not_faster(trial)}; nothing written; ask for less of the model, or add "
             f"{option('best_effort', True)} to write it anyway"
