@@ -1,7 +1,7 @@
 """Corrections of predicted times by a profile of the network: measured over predicted time of each of its nodes.
 
 onnxruntime fuses nodes: the time of a fused node is divided among its members in proportion to what the table predicts
-for them.  Nodes of which the profile says nothing are corrected like the network as a whole.
+for them.  Layers of which the profile says nothing are corrected like the network as a whole.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.runtime.profiling import NodeTime
 
+FUSED = "Fused"
+"""What onnxruntime puts before the operator of a layer that it fuses with the activation behind."""
 MAX_FACTOR = 8.0
 """Largest correction of a node relative to that of the network as a whole; its inverse is the smallest."""
 
@@ -49,24 +51,27 @@ def measured_factors(
 def _record_of_nodes(dag: ChannelDag, profile: Sequence[NodeTime]) -> dict[int, int]:
     """The node that the record is named after which tells the time of each node.
 
-    A record whose operator differs from that of the node that it is named after was fused from the nodes before that
-    one; nodes that are then left were fused into the one that they read.
+    A record of another operator than the node that it is named after was fused from that node and those before it
+    (a Conv named after its Relu), but a FusedConv named after its Conv from the nodes after it.
     """
     nodes, producers = dag.model.proto.graph.node, dag.model.producers
     named = {producers[time.tensor]: time.operator for time in profile if time.tensor in producers}
     record_of = {node: node for node in named}
+    reads = [[producers[name] for name in node.input if name in producers] for node in nodes]
+    for index, before in enumerate(reads):
+        head = next((one for one in before if named.get(one) == FUSED + nodes[one].op_type), None)
+        if head is not None:
+            record_of.setdefault(index, head)
+    layers = {node for node, _ in dag.kernel_blocks}
     for record in sorted(named):
-        if named[record] == nodes[record].op_type:
-            continue
-        waiting = [record]
+        waiting = [] if nodes[record].op_type in named[record] else [record]
         while waiting:
-            before = {producers[name] for name in nodes[waiting.pop()].input if name in producers}
-            fused = [node for node in sorted(before) if node not in record_of]
+            fused = set(reads[waiting.pop()]) - set(record_of)
+            fused -= {one for one in fused & layers if nodes[one].op_type not in named[record]}
             record_of.update(dict.fromkeys(fused, record))
-            waiting += fused
-    for index, node in enumerate(nodes):
-        if index not in record_of:
-            read = next((record_of[producers[name]] for name in node.input if producers.get(name) in record_of), None)
-            if read is not None:
-                record_of[index] = read
+            waiting += sorted(fused - layers)
+    for index, before in enumerate(reads):
+        known = [record_of[one] for one in before if one in record_of]
+        if known and index not in layers:
+            record_of.setdefault(index, known[0])
     return record_of

@@ -12,7 +12,7 @@ from leanonnx.analysis.naming import pin_outputs, resolve_nodes, resolve_pin
 from leanonnx.commands.compress.candidate import Candidate, CompressJob
 from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.commands.compress.pruning import BudgetRemoval, written_draft
-from leanonnx.commands.compress.timing import time_draft
+from leanonnx.commands.compress.timing import profile_original, time_draft
 from leanonnx.data.samples import Dataset
 from leanonnx.errors import OptionError
 from leanonnx.graph.formats import ElementTypes, float_types
@@ -65,7 +65,8 @@ def _search(original: Candidate) -> Trial:
     job = original.job
     dag, options, data = job.dag, job.options, job.data
     target = resolved_target(options, float_types(dag.model.proto))
-    predicted, request = latency_model(dag, target), _request(dag, options, target)
+    request = replace(_request(dag, options, target), profile=profile_original(job))
+    predicted = latency_model(dag, target, request.profile)
     selector = Selector(dag, request)
     if data is not None and options.method in BY_ACTIVATIONS:
         request = replace(request, statistics=_statistics(job, data))
