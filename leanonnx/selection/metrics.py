@@ -50,7 +50,7 @@ class PricingInputs:
     """A network to price.
 
     ``cost`` counts its layers but for the ``ignored`` ones (node indices); ``hardware``: where it is to run, which
-    latency needs, and ``profile``: the times of its nodes there, if they were measured; ``refits``: weights are refitted
+    latency needs, and ``profile``: times of its nodes there, if they were measured; ``refits``: weights are refitted
     after pruning, and layers without a bias get one.
     """
 

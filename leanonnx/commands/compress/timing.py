@@ -20,8 +20,7 @@ from leanonnx.selection.selector import Selection
 from leanonnx.spelling import option
 from leanonnx.system.outputs import data_file
 
-
-PROFILE_SECONDS = 1.0
+PRICING_PROFILE_SECONDS = 1.0
 """Seconds for which the original is profiled."""
 
 
@@ -37,7 +36,7 @@ def profile_original(job: CompressJob) -> tuple[NodeTime, ...]:
     setting = replace(options.setting, libraries=model.libraries)
     with job.clock.stage("measure"):
         try:
-            return profile_in_subprocess([model.path], job.dag.observation.feeds, setting, PROFILE_SECONDS)[0]
+            return profile_in_subprocess([model.path], job.dag.observation.feeds, setting, PRICING_PROFILE_SECONDS)[0]
         except RunFailed:
             return ()
 
