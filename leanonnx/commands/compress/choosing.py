@@ -65,7 +65,8 @@ def _search(original: Candidate) -> Trial:
     job = original.job
     dag, options, data = job.dag, job.options, job.data
     target = resolved_target(options, float_types(dag.model.proto))
-    request = replace(_request(dag, options, target), profile=profile_original(job))
+    timed = options.budget.metric.measured and options.budget.fraction < 1
+    request = replace(_request(dag, options, target), profile=profile_original(job) if timed else ())
     predicted = latency_model(dag, target, request.profile)
     selector = Selector(dag, request)
     if data is not None and options.method in BY_ACTIVATIONS:

@@ -25,13 +25,13 @@ PRICING_PROFILE_SECONDS = 1.0
 
 
 def profile_original(job: CompressJob) -> tuple[NodeTime, ...]:
-    """Time of each node of the original, by which the predicted times of a latency budget are corrected.
+    """Time of each node of the original, by which predicted times are corrected.
 
-    Empty for other budgets, if it cannot be profiled, and on a GPU, where a profile shows the start of the work only.
+    Empty if nothing is to be measured, if it cannot be profiled, and on a GPU, where a profile shows the start of the
+    work only.
     """
     options, model = job.options, job.dag.model
-    timed = options.measure and options.budget.metric.measured and options.budget.fraction < 1
-    if not timed or options.setting.uses_gpu:
+    if not options.measure or options.setting.uses_gpu:
         return ()
     setting = replace(options.setting, libraries=model.libraries)
     with job.clock.stage("measure"):
