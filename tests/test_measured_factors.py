@@ -16,7 +16,7 @@ from leanonnx.hardware.targets import builtin_hardware
 from leanonnx.runtime.profiling import NodeTime
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.selection.latency import LatencyModel, latency_model, latency_rate
-from leanonnx.selection.measured import MAX_FACTOR
+from leanonnx.selection.measured import MAX_FACTOR, MAX_FIXED_MS, Corrections
 from leanonnx.selection.metrics import Budget
 from leanonnx.selection.selector import SelectionRequest, Selector
 from tests.helpers import build, called_json, saved
@@ -44,6 +44,8 @@ fused (float[1, 3, 8, 8] x) => (float[1, 10] y)
 """
 FUSED = {"a": "ab", "c": "cd", "g": "efg", "i": "hi", "j": "j", "k": "k", "y": "y"}
 """Names of the nodes of a profile, with the tensors of the nodes that onnxruntime made each from."""
+FIXED = 0.002
+"""ms that every node takes, whatever its widths."""
 OPERATORS = {"a": "FusedConv", "c": "FusedConv", "g": "Conv", "i": "QuickGelu"}
 """Operators of its nodes, where they are not those of the file."""
 
@@ -67,27 +69,31 @@ def by_tensor(model: LatencyModel, dag: ChannelDag) -> dict[str, float]:
 
 
 def profile(dag: ChannelDag, slower: dict[str, float], whole: float = 1.0) -> tuple[NodeTime, ...]:
-    """The profile of a machine that takes so many times as long as the table says for each fused node."""
+    """The profile of a machine that takes so many times as long as the table says for each fused node, and ``FIXED``.
+
+    Nodes that come from no node of the file take no longer.
+    """
     times, nodes = by_tensor(latency_model(dag, TARGET), dag), dag.model.proto.graph.node
-    return tuple(
+    fused = (
         NodeTime(
             tensor=name,
             operator=OPERATORS.get(name, nodes[dag.model.producers[name]].op_type),
-            ms=whole * slower.get(name, 1.0) * sum(times[member] for member in members),
+            ms=FIXED + whole * slower.get(name, 1.0) * sum(times[member] for member in members),
             blocked=False,
         )
         for name, members in FUSED.items()
     )
+    return (*fused, NodeTime(tensor=None, operator="ReorderOutput", ms=FIXED, blocked=False))
 
 
 def factors(dag: ChannelDag, times: tuple[NodeTime, ...]) -> dict[str, float]:
     """Factor of each node by its output."""
     model, nodes = latency_model(dag, TARGET, times), dag.model.proto.graph.node
-    return {nodes[node].output[0]: factor for node, factor in model.factors.items()}
+    return {nodes[node].output[0]: factor for node, factor in model.corrections.factors.items()}
 
 
 def test_without_a_profile_the_table_predicts(dag: ChannelDag) -> None:
-    assert not latency_model(dag, TARGET).factors
+    assert latency_model(dag, TARGET).corrections == Corrections()
 
 
 def test_the_time_of_a_fused_node_belongs_to_its_members(dag: ChannelDag) -> None:
@@ -99,13 +105,23 @@ def test_the_time_of_a_fused_node_belongs_to_its_members(dag: ChannelDag) -> Non
 
 def test_the_corrected_prediction_of_the_original_is_its_measured_time(dag: ChannelDag) -> None:
     times = profile(dag, {"c": 3.0, "g": 0.5}, whole=1.7)
-    assert latency_model(dag, TARGET, times)(dag.all_alive) == pytest.approx(sum(time.ms for time in times))
+    assert latency_model(dag, TARGET, times)(dag.all_alive) == pytest.approx(
+        sum(time.ms for time in times if time.tensor)
+    )
+
+
+def test_the_time_of_the_quickest_node_is_fixed(dag: ChannelDag) -> None:
+    """For each node; what is removed saves none of it."""
+    nothing = np.zeros(dag.count, bool)
+    assert latency_model(dag, TARGET, profile(dag, {}))(nothing) == pytest.approx(FIXED * len(FUSED))
+    slow = tuple(replace(time, ms=time.ms + 1.0) for time in profile(dag, {}))
+    assert latency_model(dag, TARGET, slow)(nothing) == pytest.approx(MAX_FIXED_MS * len(FUSED))
 
 
 def test_what_is_not_in_the_profile_is_corrected_like_the_whole(dag: ChannelDag) -> None:
     """Layers without a record; records without a node, such as reorders, count for nothing."""
     known = [time for time in profile(dag, {}, whole=4.0) if time.tensor != "y"]
-    strange = NodeTime(tensor=None, operator="ReorderOutput", ms=9.0, blocked=False)
+    strange = NodeTime(tensor=None, operator="ReorderInput", ms=9.0, blocked=False)
     assert list(factors(dag, (*known, strange)).values()) == pytest.approx([4.0] * 12)
 
 
@@ -116,7 +132,7 @@ def test_corrections_are_bounded(dag: ChannelDag) -> None:
 
 @pytest.mark.parametrize("times", [(), (NodeTime(tensor="c", operator="Conv", ms=0.0, blocked=True),)])
 def test_a_profile_that_tells_nothing(dag: ChannelDag, times: tuple[NodeTime, ...]) -> None:
-    assert not latency_model(dag, TARGET, times).factors
+    assert latency_model(dag, TARGET, times).corrections == Corrections()
 
 
 def test_kernels_of_slow_layers_cost_more(dag: ChannelDag) -> None:

@@ -7,8 +7,8 @@ budgets are met by measuring, see ``search``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from leanonnx.operators.facts import Trait
 from leanonnx.operators.table import names_with
 from leanonnx.rules.call import KernelBlock
 from leanonnx.runtime.profiling import NodeTime
-from leanonnx.selection.measured import measured_factors
+from leanonnx.selection.measured import NO_CORRECTIONS, Corrections, measured_corrections
 
 BLOCKED = names_with(Trait.NCHWC_KERNELS)
 """Operators that run in kernels on blocks of channels; all others are priced as matrix products."""
@@ -38,18 +38,19 @@ class LatencyModel:
         blocks: node, its operator, and a kernel block of it.
         outputs: node, channels of an output of it, and elements of that.
         products: multiply-adds without kernels.
-        factors: how many times as long as by the table each node takes, where it was measured.
+        corrections: what a profile of the network corrects.
     """
 
     target: Hardware
     blocks: tuple[tuple[int, str, KernelBlock], ...]
     outputs: tuple[tuple[int, ChannelIds, int], ...]
     products: tuple[Product, ...] = ()
-    factors: Mapping[int, float] = field(default_factory=dict)
+    corrections: Corrections = NO_CORRECTIONS
 
     def __call__(self, alive: Mask) -> float:
         """Predicted ms of one run of a keep set [channels]."""
-        return float(sum(self.factors.get(node, 1.0) * ms for node, ms in self.node_times(alive)))
+        factors = self.corrections.factors
+        return float(self.corrections.fixed + sum(factors.get(node, 1.0) * ms for node, ms in self.node_times(alive)))
 
     def node_times(self, alive: Mask) -> Iterator[tuple[int, float]]:
         """Parts of the ms of one run of a keep set by the table, with their nodes."""
@@ -72,12 +73,13 @@ def latency_model(dag: ChannelDag, target: Hardware, profile: Sequence[NodeTime]
             outputs.append((producers[name], channel_ids.reshape(-1), size))
     blocks = tuple((node, nodes[node].op_type, mix) for node, mix in dag.kernel_blocks)
     model = LatencyModel(target=target, blocks=blocks, outputs=tuple(outputs), products=products(dag)[0])
-    return replace(model, factors=measured_factors(dag, model.node_times(dag.all_alive), profile))
+    return replace(model, corrections=measured_corrections(dag, model.node_times(dag.all_alive), profile))
 
 
 def latency_rate(dag: ChannelDag, target: Hardware, profile: Sequence[NodeTime] = ()) -> Rate:
     """Predicted ms of one kernel of each node while none is removed."""
-    nodes, whole, factors = dag.model.proto.graph.node, dag.all_alive, latency_model(dag, target, profile).factors
+    nodes, whole = dag.model.proto.graph.node, dag.all_alive
+    factors = latency_model(dag, target, profile).corrections.factors
 
     def rate(node: int, mix: KernelBlock) -> float:
         kernels = max(mix.destinations.size * int(mix.sources.shape[1]), 1)

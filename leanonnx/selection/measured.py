@@ -1,51 +1,73 @@
-"""Corrections of predicted times by a profile of the network: measured over predicted time of each of its nodes.
+"""Corrections of predicted times by a profile of the network.
 
-onnxruntime fuses nodes: the time of a fused node is divided among its members in proportion to what the table predicts
-for them.  Layers of which the profile says nothing are corrected like the network as a whole.
+A node takes a fixed time, that of the quickest node of the profile, and the rest falls as the table predicts: each node
+has a factor for it, measured over predicted time.  onnxruntime fuses nodes: the time of a fused node is divided among
+its members in proportion to what the table predicts for them.  Layers of which the profile says nothing are corrected
+like the network as a whole.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.runtime.profiling import NodeTime
 
 FUSED = "Fused"
 """What onnxruntime puts before the operator of a layer that it fuses with the activation behind."""
+MAX_FIXED_MS = 0.005
+"""Largest fixed time of a node: that of the quickest node may be work."""
 MAX_FACTOR = 8.0
-"""Largest correction of a node relative to that of the network as a whole; its inverse is the smallest."""
+"""Largest factor of a node relative to that of the network as a whole; its inverse is the smallest."""
 
 
-def measured_factors(
+@dataclass(frozen=True)
+class Corrections:
+    """Factors of the predicted time of each node (1 where none is given), and ms of a run that no width changes."""
+
+    factors: Mapping[int, float] = field(default_factory=dict)
+    fixed: float = 0.0
+
+
+NO_CORRECTIONS = Corrections()
+"""The table alone."""
+
+
+def measured_corrections(
     dag: ChannelDag, predicted: Iterable[tuple[int, float]], profile: Sequence[NodeTime]
-) -> Mapping[int, float]:
-    """Measured over predicted time of each node; empty without a profile.
+) -> Corrections:
+    """The corrections that a profile asks for; none without a profile.
 
     Args:
         dag: the network.
         predicted: parts of the predicted ms of one run, with their nodes.
         profile: measured nodes, as onnxruntime runs them.
     """
-    record_of = _record_of_nodes(dag, profile)
+    record_of, producers = _record_of_nodes(dag, profile), dag.model.producers
     measured: dict[int, float] = defaultdict(float)
     for time in profile:
-        if time.tensor in dag.model.producers:
-            measured[dag.model.producers[time.tensor]] += time.ms
-    ms: dict[int, float] = defaultdict(float)
-    nodes: list[int] = []
-    for node, part in predicted:
-        nodes.append(node)
+        if time.tensor in producers:
+            measured[producers[time.tensor]] += time.ms
+    fixed = min([MAX_FIXED_MS, *(time.ms for time in profile)])
+    expected: dict[int, float] = defaultdict(float)
+    nodes: dict[int, int | None] = {}
+    for node, ms in predicted:
+        nodes[node] = record_of.get(node)
         if node in record_of:
-            ms[record_of[node]] += part
-    total = sum(ms.values())
-    if not total or not sum(measured[record] for record in ms):
-        return {}
-    overall = sum(measured[record] for record in ms) / total
-    bounds = overall / MAX_FACTOR, overall * MAX_FACTOR
-    factors = {record: min(max(measured[record] / part, bounds[0]), bounds[1]) for record, part in ms.items() if part}
-    return {node: factors.get(record_of.get(node, -1), overall) for node in nodes}
+            expected[record_of[node]] += ms
+    falling = {record: max(measured[record] - fixed, 0.0) for record, ms in expected.items() if ms}
+    total = sum(expected[record] for record in falling)
+    overall = sum(falling.values()) / total if total else 0.0
+    if not overall:
+        return Corrections()
+    low, high = overall / MAX_FACTOR, overall * MAX_FACTOR
+    factors = {record: min(max(ms / expected[record], low), high) for record, ms in falling.items()}
+    return Corrections(
+        {node: overall if record is None else factors.get(record, overall) for node, record in nodes.items()},
+        fixed * len(falling),
+    )
 
 
 def _record_of_nodes(dag: ChannelDag, profile: Sequence[NodeTime]) -> dict[int, int]:
