@@ -111,11 +111,14 @@ def test_the_corrected_prediction_of_the_original_is_its_measured_time(dag: Chan
 
 
 def test_the_time_of_the_quickest_node_is_fixed(dag: ChannelDag) -> None:
-    """For each node; what is removed saves none of it."""
-    nothing = np.zeros(dag.count, bool)
-    assert latency_model(dag, TARGET, profile(dag, {}))(nothing) == pytest.approx(FIXED * len(FUSED))
+    """For each node, while any of it is left."""
+    model = latency_model(dag, TARGET, profile(dag, {}))
+    assert model(np.zeros(dag.count, bool)) == 0
+    alive = dag.all_alive.copy()
+    alive[np.unique(dag.channel_ids["c"])[1:]] = False
+    assert model(alive) == pytest.approx(FIXED * len(FUSED) + latency_model(dag, TARGET)(alive))
     slow = tuple(replace(time, ms=time.ms + 1.0) for time in profile(dag, {}))
-    assert latency_model(dag, TARGET, slow)(nothing) == pytest.approx(MAX_FIXED_MS * len(FUSED))
+    assert set(latency_model(dag, TARGET, slow).corrections.fixed.values()) == {MAX_FIXED_MS}
 
 
 def test_what_is_not_in_the_profile_is_corrected_like_the_whole(dag: ChannelDag) -> None:

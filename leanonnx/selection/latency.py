@@ -49,8 +49,11 @@ class LatencyModel:
 
     def __call__(self, alive: Mask) -> float:
         """Predicted ms of one run of a keep set [channels]."""
-        factors = self.corrections.factors
-        return float(self.corrections.fixed + sum(factors.get(node, 1.0) * ms for node, ms in self.node_times(alive)))
+        factors, fixed = self.corrections.factors, self.corrections.fixed
+        parts = list(self.node_times(alive))
+        left = {node for node, ms in parts if ms}
+        total = sum(factors.get(node, 1.0) * ms for node, ms in parts)
+        return float(total + sum(ms for node, ms in fixed.items() if node in left))
 
     def node_times(self, alive: Mask) -> Iterator[tuple[int, float]]:
         """Parts of the ms of one run of a keep set by the table, with their nodes."""

@@ -1,9 +1,9 @@
 """Corrections of predicted times by a profile of the network.
 
-A node takes a fixed time, that of the quickest node of the profile, and the rest falls as the table predicts: each node
-has a factor for it, measured over predicted time.  onnxruntime fuses nodes: the time of a fused node is divided among
-its members in proportion to what the table predicts for them.  Layers of which the profile says nothing are corrected
-like the network as a whole.
+A node takes a fixed time while any of it is left, that of the quickest node of the profile, and the rest falls as the
+table predicts: each node has a factor for it, measured over predicted time.  onnxruntime fuses nodes: the time of a
+fused node is divided among its members in proportion to what the table predicts for them.  Layers of which the profile
+says nothing are corrected like the network as a whole.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ MAX_FACTOR = 8.0
 
 @dataclass(frozen=True)
 class Corrections:
-    """Factors of the predicted time of each node (1 where none is given), and ms of a run that no width changes."""
+    """Factors of the predicted time of each node (1 where none is given), and ms that a node takes at any width."""
 
     factors: Mapping[int, float] = field(default_factory=dict)
-    fixed: float = 0.0
+    fixed: Mapping[int, float] = field(default_factory=dict)
 
 
 NO_CORRECTIONS = Corrections()
@@ -66,7 +66,7 @@ def measured_corrections(
     factors = {record: min(max(ms / expected[record], low), high) for record, ms in falling.items()}
     return Corrections(
         {node: overall if record is None else factors.get(record, overall) for node, record in nodes.items()},
-        fixed * len(falling),
+        dict.fromkeys(falling, fixed),
     )
 
 
