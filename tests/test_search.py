@@ -216,6 +216,7 @@ def test_a_model_that_cannot_be_measured_is_written_with_a_warning(
         raise RunFailed("no such kernel")
 
     monkeypatch.setattr(timings, "compare_in_subprocess", measured)
+    monkeypatch.setattr(timings, "profile_in_subprocess", measured)
     row = called_json("compress", model, model.parent / "o.onnx", "--keep", "0.5", measure=True)
     assert row["latency"] is None
     assert any("no such kernel" in text for text in row["warnings"])

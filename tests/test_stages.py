@@ -156,6 +156,7 @@ class Stopwatch:
         self.draft, self.recovered = draft, list(recovered)
         self.files: list[tuple[str, bytes, float]] = []
         monkeypatch.setattr(timings, "compare_in_subprocess", self.measured)
+        monkeypatch.setattr(timings, "profile_in_subprocess", lambda *_: ((),))
 
     def measured(
         self, before: Path, after: Path, feed: object, setting: object, seconds: float, seed: int

@@ -16,6 +16,7 @@ from leanonnx.ranking.criteria import Chains, Importance, Method, Ranking, Ranki
 from leanonnx.ranking.elimination import DEFAULT_EXPONENTS, Exponents
 from leanonnx.ranking.weighting import WeightedDag
 from leanonnx.rules.call import KernelBlock, Pin
+from leanonnx.runtime.profiling import NodeTime
 from leanonnx.selection.allocator import WidthAllocator
 from leanonnx.selection.limits import limiting_factors
 from leanonnx.selection.metrics import Budget, Price, PricingInputs
@@ -29,8 +30,9 @@ class SelectionRequest:
     """Options of a selection; ``pinned`` holds channels, ``ignored`` node indices.
 
     ``statistics``: those of the activations on real inputs, where there are some; ``hardware``: where the network is to
-    run, which a latency budget needs; ``exponents``: how much the cost of a kernel weighs in rankings by path mass;
-    ``refits``: weights are refitted afterwards, and layers without a bias get one.
+    run, which a latency budget needs, and ``profile``: the times of the network's nodes there, if they were measured;
+    ``exponents``: how much the cost of a kernel weighs in rankings by path mass; ``refits``: weights are refitted
+    afterwards, and layers without a bias get one.
     """
 
     budget: Budget
@@ -43,6 +45,7 @@ class SelectionRequest:
     alignment: Alignment = ANY_WIDTH
     statistics: Statistics | None = None
     hardware: Hardware | None = None
+    profile: tuple[NodeTime, ...] = ()
     exponents: Exponents = DEFAULT_EXPONENTS
     refits: bool = False
 
@@ -80,7 +83,12 @@ class Selector:
         self.weighted = weights or WeightedDag(dag, request.ignored, request.statistics)
         self.cost = cost_model(dag, request.ignored)
         self.inputs = PricingInputs(
-            dag=dag, cost=self.cost, ignored=request.ignored, hardware=request.hardware, refits=request.refits
+            dag=dag,
+            cost=self.cost,
+            ignored=request.ignored,
+            hardware=request.hardware,
+            profile=request.profile,
+            refits=request.refits,
         )
         self.price: Price = price or request.budget.metric.price(self.inputs)
         everything = dag.all_alive

@@ -188,7 +188,7 @@ class _Search:
 def _predicted_time(state: _State) -> float:
     job = state.candidate.job
     target = resolved_target(job.options, float_types(job.dag.model.proto))
-    return latency_model(job.dag, target)(state.alive)
+    return latency_model(job.dag, target, state.selector.request.profile)(state.alive)
 
 
 def _fits(dag: ChannelDag, branches: tuple[Branch, ...], data: Dataset) -> dict[Branch, FittedStandIn]:

@@ -12,7 +12,7 @@ from leanonnx.analysis.naming import pin_outputs, resolve_nodes, resolve_pin
 from leanonnx.commands.compress.candidate import Candidate, CompressJob
 from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.commands.compress.pruning import BudgetRemoval, written_draft
-from leanonnx.commands.compress.timing import time_draft
+from leanonnx.commands.compress.timing import profile_original, time_draft
 from leanonnx.data.samples import Dataset
 from leanonnx.errors import OptionError
 from leanonnx.graph.formats import ElementTypes, float_types
@@ -85,7 +85,9 @@ def selector_for(job: CompressJob) -> Selector:
 def _new_selector(job: CompressJob) -> Selector:
     """The selector of a job, with the exponents that suit its budget."""
     dag, options, data = job.dag, job.options, job.data
+    timed = options.budget.metric.measured and options.budget.fraction < 1
     request = _request(dag, options, resolved_target(options, float_types(dag.model.proto)))
+    request = replace(request, profile=profile_original(job) if timed else ())
     selector = Selector(dag, request)
     if data is not None and options.method in BY_ACTIVATIONS:
         request = replace(request, statistics=_statistics(job, data))
@@ -98,7 +100,8 @@ def _new_selector(job: CompressJob) -> Selector:
 def selector_of(job: CompressJob, whole: Selector) -> Selector:
     """The selector of a job's network, which lacks branches of the network of another selector."""
     request = _request(job.dag, job.options, resolved_target(job.options, float_types(job.dag.model.proto)))
-    request = replace(request, exponents=whole.request.exponents)
+    profile = tuple(time for time in whole.request.profile if not job.dag.is_unlike(time.tensor))
+    request = replace(request, exponents=whole.request.exponents, profile=profile)
     if job.data is not None:
         request = replace(request, statistics=_statistics(job, job.data))
     selector = Selector(job.dag, request, whole=whole)

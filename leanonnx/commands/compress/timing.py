@@ -6,18 +6,39 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from leanonnx.commands.compress.candidate import Candidate
+from leanonnx.commands.compress.candidate import Candidate, CompressJob
 from leanonnx.commands.compress.notes import not_faster
 from leanonnx.commands.compress.pruning import written_draft
 from leanonnx.errors import CouldNotTell, ModelError, NotFaster
 from leanonnx.graph.storage import digest
+from leanonnx.runtime.profiling import NodeTime
 from leanonnx.runtime.sessions import RunFailed
-from leanonnx.runtime.subprocess_timing import compare_in_subprocess
+from leanonnx.runtime.subprocess_timing import compare_in_subprocess, profile_in_subprocess
 from leanonnx.selection.metrics import Budget
 from leanonnx.selection.search import LONG_TIMING_SECONDS, MAX_TIMINGS, SECONDS, Trial, undecided_advice
 from leanonnx.selection.selector import Selection
 from leanonnx.spelling import option
 from leanonnx.system.outputs import data_file
+
+PRICING_PROFILE_SECONDS = 1.0
+"""Seconds for which the original is profiled."""
+
+
+def profile_original(job: CompressJob) -> tuple[NodeTime, ...]:
+    """Time of each node of the original, by which predicted times are corrected.
+
+    Empty if nothing is to be measured, if it cannot be profiled, and on a GPU, where a profile shows the start of the
+    work only.
+    """
+    options, model = job.options, job.dag.model
+    if not options.measure or options.setting.uses_gpu:
+        return ()
+    setting = replace(options.setting, libraries=model.libraries)
+    with job.clock.stage("measure"):
+        try:
+            return profile_in_subprocess([model.path], job.dag.observation.feeds, setting, PRICING_PROFILE_SECONDS)[0]
+        except RunFailed:
+            return ()
 
 
 def time_draft(original: Candidate, numbers: Iterator[int], selection: Selection, seconds: float) -> Trial:
