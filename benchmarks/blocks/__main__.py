@@ -1,6 +1,6 @@
 """Channels alone against channels and whole branches: accuracy on unseen samples, and time side by side.
 
-    python -m benchmarks.blocks FOLDER [--zoo ZOO] [--work FOLDER] [--only NAME ...] [--ways WAY ...] [--tune PYTHON]
+    python -m benchmarks.blocks FOLDER [--zoo ZOO] [--work FOLDER] [--only NAME ...] [--tune PYTHON] [OPTIONS]
 
 FOLDER and ZOO: see ``benchmarks.material``; networks that are not there are left out.  Every network is compressed to
 budgets of measured time (one thread, one sample) and of multiply-adds.  Under a budget of time, channels alone are then
@@ -15,6 +15,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.blocks import experiment
+from benchmarks.blocks.page import BUDGETS
 from benchmarks.common import ROOT
 from benchmarks.material import Material
 
@@ -33,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--only", nargs="+", default=list(experiment.NETWORKS), metavar="NAME", help="networks")
     parser.add_argument("--ways", nargs="+", default=list(experiment.WAYS), choices=list(experiment.WAYS))
+    parser.add_argument("--budgets", nargs="+", default=list(BUDGETS), choices=list(BUDGETS))
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of one measurement")
     parser.add_argument("--tune", type=Path, metavar="PYTHON", help="fine-tune one network with this interpreter")
     parser.add_argument("--minutes", type=float, default=TUNED_MINUTES, help="of training")
@@ -42,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.tune:
         experiment.tune(material, TUNED_NETWORK, args.tune, args.minutes, args.seconds)
     else:
-        experiment.measure(material, args.only, args.ways, args.seconds)
+        wanted = experiment.Wanted(args.only, args.budgets, args.ways)
+        experiment.measure(material, wanted, args.seconds)
     return 0
 
 

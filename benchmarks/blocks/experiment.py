@@ -52,6 +52,15 @@ class Cell:
         return work / f"{self.network}_{self.budget}_{self.ratio:g}_{self.way}{mark}.onnx"
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """The networks, units of budgets and ways to measure."""
+
+    networks: Sequence[str] = NETWORKS
+    budgets: Sequence[str] = BUDGETS
+    ways: Sequence[str] = tuple(WAYS)
+
+
 def compressed(material: Material, cell: Cell, asked: float, target: Path) -> Row:
     """Compress to a budget, and score on samples that were not used."""
     source = material.model(cell.network)
@@ -119,14 +128,14 @@ def results() -> Row:
     return load(NAME) if (RESULTS / f"{NAME}.json").exists() else {"rows": [], "times": [], "tuned": []}
 
 
-def measure(material: Material, networks: Sequence[str], ways: Sequence[str], seconds: float) -> None:
+def measure(material: Material, wanted: Wanted, seconds: float) -> None:
     """Every cell that is missing; saved after each."""
-    for network, budget, ratio in itertools.product(networks, BUDGETS, RATIOS):
+    for network, budget, ratio in itertools.product(wanted.networks, wanted.budgets, RATIOS):
         if material.model(network) is None:
             progress(f"{network}: not there")
             continue
         fresh = False
-        for way in ways:
+        for way in wanted.ways:
             cell = Cell(network=network, budget=budget, ratio=ratio, way=way)
             if not _known(cell.key) or not cell.file(material.work).exists():
                 enter("rows", cell.key, compressed(material, cell, ratio, cell.file(material.work)))

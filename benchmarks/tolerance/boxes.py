@@ -1,4 +1,4 @@
-"""Boxes of a YOLOX detector as a score for ``leanonnx compress --score benchmarks.tolerance.boxes:boxes_kept``.
+"""Boxes of a YOLOX detector as a score for ``leanonnx compress --score benchmarks/tolerance/boxes.py:boxes_kept``.
 
     python -m benchmarks.tolerance.boxes boxes MODEL SAMPLES.npz WITH_BOXES.npz
     python -m benchmarks.tolerance.boxes score MODEL WITH_BOXES.npz

@@ -14,8 +14,8 @@ from benchmarks.tolerance.inputs import prepare
 from benchmarks.tolerance.page import AIMED, HAND, NAME, Target, target_holds
 
 BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
-SCORE = "benchmarks.tolerance.boxes:boxes_kept"
 BOXES_MODULE = "benchmarks.tolerance.boxes"
+SCORE = f"{ROOT / 'benchmarks' / 'tolerance' / 'boxes.py'}:boxes_kept"
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def compress(material: Material, case: Case, target: Path, *options: str | Path)
     source, scored = source_of(material, case.network), "--score" in options
     calib = with_boxes(material, case.network, "calib") if scored else material.inputs(case.network, "calib")
     words: list[str | Path] = ["--calib", calib, "--no-measure", "--json", *options]
-    return run([COMMAND, "compress", source, target, *words], ROOT)
+    return run([COMMAND, "compress", source, target, *words])
 
 
 def aimed(material: Material, case: Case, seconds: float) -> Row:
