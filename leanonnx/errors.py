@@ -12,6 +12,7 @@
         ├── ProofFailed               the compressed model does not equal the masked original
         ├── BudgetUnreachable         the channels that cannot be removed exceed the budget
         ├── NotFaster                 the compressed model was measured to be no faster
+        ├── ToleranceMissed           no candidate was shown to be within the tolerances
         └── GateFailed                a model did not pass a gate of `leanonnx check`
 
 Every other exception is a bug in leanonnx (exit 3).
@@ -78,6 +79,10 @@ class BudgetUnreachable(Refusal):
 
 class NotFaster(Refusal):
     """The compressed model was measured to be no faster than the original."""
+
+
+class ToleranceMissed(Refusal):
+    """No candidate was shown to be within the tolerances."""
 
 
 class GateFailed(Refusal):

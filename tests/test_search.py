@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
+import leanonnx
 from leanonnx.analysis.dag import build_channel_dag
 from leanonnx.commands.compress import timing as timings
 from leanonnx.errors import BudgetUnreachable
@@ -263,6 +264,22 @@ def test_latency_budget_from_the_command_line(model: Path, monkeypatch: pytest.M
     assert json.loads(plan.read_text())["options"]["latency"] == 0.5
     called_json("compress", model, model.parent / "again.onnx", "--plan", plan, measure=True)
     assert (model.parent / "again.onnx").read_bytes() == (model.parent / "o.onnx").read_bytes()
+
+
+def test_latency_budget_in_python_measures_by_itself(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measuring(monkeypatch, share_of_numbers(sum(int(np.prod(t.dims)) for t in onnx.load(model).graph.initializer)))
+    result = leanonnx.compress(model, latency=0.5)
+    assert result.latency is not None
+    assert 0.4 <= 1 / result.latency.speedup <= 0.5
+
+
+def test_another_budget_shares_the_ranking(model: Path) -> None:
+    first = selector(model, Budget("macs", 0.8))
+    for fraction in (0.9, 0.5, 0.3):
+        other, alone = first.with_budget(Budget("macs", fraction)), selector(model, Budget("macs", fraction))
+        assert np.array_equal(other.select().alive, alone.select().alive)
+        assert (other.allocator is first.allocator) == (fraction <= 0.8)
+    assert first.with_budget(first.request.budget) is first
 
 
 def test_latency_needs_measuring(model: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 from leanonnx.api.keywords import budget_limits, compress_options
 from leanonnx.api.sources import several
 from leanonnx.checks import check_fraction, exactly_one
-from leanonnx.commands.compress.options import Recover
+from leanonnx.commands.compress.options import Blocks, Minimise, Recover
 from leanonnx.commands.sweep import driver
 from leanonnx.commands.sweep.extras import maker, plotter
 from leanonnx.commands.sweep.request import SweepRequest
@@ -41,6 +41,7 @@ class SweepPoint:
         speedup: relative to the original; None where it was not measured.
         deviation: mean relative L2 error of the outputs.
         is_knee: True for the point at the knee of its curve.
+        meets: True if it was shown to be within the tolerances; None without any.
         file: the compressed model, where models are saved.
     """
 
@@ -54,6 +55,7 @@ class SweepPoint:
     speedup: float | None
     deviation: float | None
     is_knee: bool
+    meets: bool | None
     file: Path | None
 
 
@@ -105,6 +107,7 @@ def sweep(
     ignore: str | Sequence[str] = (),
     calib: StrPath | None = None,
     images: ImageFormat = DEFAULT_IMAGE_FORMAT,
+    teacher: StrPath | None = None,
     recover: Recover | None = None,
     effort: EffortName = DEFAULT_EFFORT,
     minutes: float | None = None,
@@ -113,7 +116,14 @@ def sweep(
     targets: StrPath | None = None,
     provider: Provider = "cpu",
     threads: int = 0,
+    blocks: Blocks = "auto",
     device: Device = "cpu",
+    min_agreement: float | None = None,
+    max_deviation: float | None = None,
+    min_psnr: float | None = None,
+    score: str | None = None,
+    max_drop: float | None = None,
+    minimise: Minimise | None = None,
     library: StrPath | Sequence[StrPath] = (),
     freeze: bool = False,
     unshare: bool = False,
@@ -137,7 +147,11 @@ def sweep(
         jobs, dask: compressions at once (None: one on each physical core); address of a Dask scheduler.
         rules: a Python file of rules.
         method, chains, shape, pin, ignore, align, target, targets: as in ``compress``; methods by name.
-        calib, images, recover, effort, minutes, device: as in ``compress``; data by path, time for each point.
+        calib, images, teacher, recover, effort, minutes, blocks, device: as in ``compress``; data by path, time for
+            each point.
+        min_agreement, max_deviation, min_psnr, score, max_drop: tolerances, as in ``compress``; each point tells if it
+            meets them, and the report names the one that has least of ``minimise`` (None: of what is budgeted).
+        minimise: as in ``compress``.
         provider, threads, library, freeze, unshare, best_effort, seed: as in ``compress``.
         measure: True times each point (``latency`` always does).
         progress: called with each stage.
@@ -184,5 +198,6 @@ def _point(model: str, row: PointRow, folder: Path) -> SweepPoint:
         speedup=row.latency.comparison.speedup if row.latency else None,
         deviation=row.deviation.relative_l2 if row.deviation else None,
         is_knee=row.knee,
+        meets=None if row.tolerance is None else row.tolerance.met,
         file=folder / row.file if row.file else None,
     )

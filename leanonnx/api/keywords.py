@@ -18,6 +18,7 @@ CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {
     "ignore": partial(several, kind=str),
     "libraries": partial(several, kind=Path),
     "calib": as_samples,
+    "teacher": optional_path,
     "align": alignment,
     "targets": optional_path,
     "plan": as_plan,

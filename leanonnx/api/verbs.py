@@ -32,12 +32,13 @@ from leanonnx.api.sources import (
 from leanonnx.commands.bench import benchmark
 from leanonnx.commands.bench.report import bench_report
 from leanonnx.commands.compress import pipeline
-from leanonnx.commands.compress.options import Recover, asked_budget
+from leanonnx.commands.compress.options import Blocks, Minimise, Recover, asked_budget
 from leanonnx.commands.compress.proving import compare_with_original
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import DEFAULT_IMAGE_FORMAT
 from leanonnx.effort import DEFAULT_EFFORT, EffortName
 from leanonnx.errors import ModelError, OptionError
+from leanonnx.evaluation.user_scores import ScoreFunction
 from leanonnx.graph.model import Model, load
 from leanonnx.page.page import PageContext, render
 from leanonnx.proof.proof import Proof
@@ -74,10 +75,18 @@ def compress(
     report: StrPath | None = None,
     calib: CalibrationData | None = None,
     images: ImageFormat = DEFAULT_IMAGE_FORMAT,
+    teacher: StrPath | None = None,
     recover: Recover | None = None,
     effort: EffortName = DEFAULT_EFFORT,
     minutes: float | None = None,
+    blocks: Blocks = "auto",
     device: Device = "cpu",
+    min_agreement: float | None = None,
+    max_deviation: float | None = None,
+    min_psnr: float | None = None,
+    score: str | ScoreFunction | None = None,
+    max_drop: float | None = None,
+    minimise: Minimise | None = None,
     align: Literal["auto"] | int = "auto",
     target: str = "auto",
     targets: StrPath | None = None,
@@ -102,7 +111,12 @@ def compress(
         model: its path, or the model itself.
         out, plan_out, plan_weights, report: files for the result, its plan, changed weights and a page; None: no file.
         keep, macs, params, latency, bytes, plan, exact: the target; pass exactly one: a fraction of the original (for
-            ``bytes`` also a size such as "5MB"), a plan, or True for a lossless reduction.
+            ``bytes`` also a size such as "5MB"), a plan, or True for a lossless reduction; or none with a tolerance.
+        min_agreement, max_deviation, min_psnr: tolerances: the result has the least of ``minimise`` that meets all of
+            them on held-out samples of ``calib``, by a confidence bound; with a budget, that holds as well.
+        score, max_drop: a tolerance of your own: a function of a model's path and a dict of arrays of samples to one
+            number, or one for each sample (or "module:function"), and the most that it may fall.
+        minimise: "latency", "macs" or "bytes"; None: "latency" with ``measure``, else "macs".
         method: criterion that ranks channels, or a function of yours: kernels [conv groups, outputs, inputs, *taps] to
             scores [conv groups, outputs], those of tied channels being added up.
         chains, seed: the chains of ``lean``; seed of random ranking and of the proof's inputs.
@@ -110,7 +124,10 @@ def compress(
         pin, ignore: tensors or nodes whose channels are all kept; layers that keep their outputs and are not counted.
         calib, images, recover: real inputs; the format of images among them; "auto" or "none" (None: "auto" with
             ``calib``) for the refit of the remaining weights.
+        teacher: the network that the model was cut from, to which ``calib`` fits the weights; needs no budget.
         effort, minutes: the work that ``calib`` may take: "quick", "normal" or "thorough"; a limit on its time.
+        blocks: "auto" replaces whole residual branches and gates where that is better than removing more channels, on
+            ``calib``; "never" keeps them.
         device: "cuda" sums products of activations on a GPU, with torch.
         align, target, targets: width multiple; the hardware that sets it; a file that ``calibrate_device`` stored.
         provider, threads, measure: where the result is to run; True times it there (``latency`` always does).
@@ -122,7 +139,8 @@ def compress(
     Raises:
         UserError, Refusal: exit codes 2 and 1 of the command line; nothing is written.
     """
-    options = compress_options(locals(), budget=asked_budget(budget_limits(locals()), plan, exact))
+    alone = (min_agreement, max_deviation, min_psnr, score, teacher)
+    options = compress_options(locals(), budget=asked_budget(budget_limits(locals()), plan, exact, alone))
     with as_file(model) as source, result_file(out) as place:
         return Compressed.of(pipeline.compress_file(source, place, options, **_extras(locals())), place)
 

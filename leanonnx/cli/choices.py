@@ -13,10 +13,10 @@ from typing import Annotated, Any, NamedTuple, get_type_hints
 import typer
 
 from leanonnx.cli.options import Layout, Mean, Scale, SizeOption, Std, image_format, parse_shapes, stored_targets
-from leanonnx.commands.compress.options import CompressOptions, Described, alignment, described_options
+from leanonnx.commands.compress.options import TOLERANCES, CompressOptions, Described, alignment, described_options
 from leanonnx.errors import OptionError
 from leanonnx.ranking.criteria import Method
-from leanonnx.selection.metrics import Budget
+from leanonnx.selection.metrics import LATENCY, Budget
 from leanonnx.spelling import option, spelled_for
 from leanonnx.surgery.plan import Plan
 
@@ -42,6 +42,7 @@ FORMS = {
     "ignore": REPEATED,
     "libraries": REPEATED._replace(kind=list[Path] | None),
     "calib": Form(Path | None, None, lambda path: path),
+    "score": Form(str | None, None, lambda text: text),
     "align": Form(str, "auto", alignment),
 }
 NoMeasure = Annotated[bool, typer.Option("--no-measure", help="Do not measure latency.")]
@@ -64,6 +65,11 @@ class Choices:
 
     typed: Mapping[str, Any]
 
+    @property
+    def alone(self) -> list[Any]:
+        """The values of the options that need no budget, tolerances and a teacher; None for those not given."""
+        return [self.typed[name] for name in (*TOLERANCES, "teacher")]
+
     def options(self, budget: Budget, plan: Plan | None = None, exact: bool = False) -> CompressOptions:
         """The options of a compression.
 
@@ -73,6 +79,8 @@ class Choices:
         typed = self.typed
         if typed["no_measure"] and budget.metric.measured:
             raise OptionError(f"{option('latency')} is met by measuring; leave out {option('measure', False)}")
+        if typed["no_measure"] and typed["minimise"] == LATENCY:
+            raise OptionError(f"{option('minimise', LATENCY)} needs its time; leave out {option('measure', False)}")
         values = {field.name: _form(field).convert(typed[_name(field, each)]) for field, each in described_options()}
         return CompressOptions(
             budget=budget,

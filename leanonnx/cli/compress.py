@@ -48,11 +48,12 @@ def compress_command(
 ) -> None:
     """Remove channels until the model fits the budget, prove the result and write it.
 
-    Exactly one of {limits}, --plan or --exact says how far to go. Exit codes: 0 written,
-    1 refused (budget not reachable, proof failed, not faster than the original), 2 wrong file or option, 3 a bug.
+    Exactly one of {limits}, --plan or --exact says how far to go, or a tolerance
+    (--min-agreement, --max-deviation, --min-psnr, --score), alone or within a budget. Exit codes: 0 written, 1 refused
+    (budget or tolerance not reachable, proof failed, not faster than the original), 2 wrong file or option, 3 a bug.
     """
     with exit_codes() as results:
-        budget = asked_budget(limits, plan, exact)
+        budget = asked_budget(limits, plan, exact, choices.alone)
         if plan_weights is not None and plan_out is None:
             raise OptionError(f"--plan-weights {plan_weights}: belongs to a plan; add --plan-out P.json")
         options = choices.options(budget, None if plan is None else load_plan(plan), exact)

@@ -181,11 +181,28 @@ def open_npz_file(path: Path, slots: list[InputSpec], extras: Sequence[str] = ()
     return _match_arrays(str(path), dict(npz_arrays(path)), slots, extras)
 
 
-def open_arrays(arrays: Mapping[str, Any], slots: list[InputSpec]) -> SampleFile:
-    """Match arrays in memory with the inputs of the model by their names."""
-    return _match_arrays(
-        IN_MEMORY_TITLE, {name: MemoryArray(name, np.asarray(array)) for name, array in arrays.items()}, slots
-    )
+def open_arrays(arrays: Mapping[str, Any], slots: list[InputSpec], extras: Sequence[str] = ()) -> SampleFile:
+    """Match arrays in memory with the inputs of the model by their names; the extra arrays keep theirs."""
+    members = {name: MemoryArray(name, np.asarray(array)) for name, array in arrays.items()}
+    return _match_arrays(IN_MEMORY_TITLE, dict(members), slots, extras)
+
+
+def further_arrays(source: Path | Mapping[str, Any], inputs: Sequence[str]) -> tuple[str, ...]:
+    """Names of the numeric arrays of .npz files or in memory besides the inputs of a model and the labels.
+
+    Raises:
+        DataError: the first file cannot be read.
+    """
+    if isinstance(source, Path):
+        archives, _ = list_files(source)
+        members = {name: (one.dtype, one.shape) for name, one in (npz_arrays(archives[0]) if archives else {}).items()}
+    else:
+        members = {name: (np.asarray(array).dtype, np.shape(array)) for name, array in source.items()}
+    if not set(inputs) <= set(members):
+        return ()
+    label, count = next((name for name in LABEL_NAMES if name in members), None), members[inputs[0]][1][:1]
+    others = [name for name in members if name not in inputs and name != label]
+    return tuple(name for name in others if members[name][0].kind in NUMERIC_KINDS and members[name][1][:1] == count)
 
 
 def _match_arrays(

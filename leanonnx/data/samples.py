@@ -237,7 +237,7 @@ def open_data(
             return dataset_of(title, specs, [open_image_folder(source, names, specs, shapes, images)])
         files = [open_npz_file(archive, specs, extras) for archive in archives]
     else:
-        files = [open_arrays(source, specs)]
+        files = [open_arrays(source, specs, extras)]
     if images != DEFAULT_IMAGE_FORMAT:
         raise DataError(f"{title}: no images; leave out {option_list(*IMAGE_OPTIONS)}")
     data = dataset_of(title, specs, files)

@@ -101,6 +101,15 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
             yield from graphs(inner)
 
 
+def value_names(graph: onnx.GraphProto) -> set[str]:
+    """All value names of a graph and its subgraphs."""
+    names: set[str] = set()
+    for part in graphs(graph):
+        names |= {t.name for t in part.initializer} | {v.name for v in [*part.input, *part.output]}
+        names.update(name for node in part.node for name in [*node.input, *node.output])
+    return names
+
+
 def convert_feed(feed: dict[str, Array], replaced: ElementTypes) -> dict[str, Array]:
     """Inputs for a stand-in."""
     names = {onnx.helper.tensor_dtype_to_np_dtype(kind).name for kind in replaced}

@@ -22,6 +22,7 @@ from leanonnx.page.network import abridged_numbers, network_picture
 from leanonnx.page.pins import pin_bars
 from leanonnx.page.samples import output_samples
 from leanonnx.page.times import layer_times
+from leanonnx.page.tolerance import tolerance_words
 from leanonnx.reporting.encoding import to_json
 from leanonnx.reporting.remarks import remarks
 from leanonnx.runtime.providers import runtime_version
@@ -80,6 +81,7 @@ def render(context: PageContext, result: CompressResult, draft: Path, data: Data
         max_drawn_channels=MAX_DRAWN_CHANNELS,
         times=layer_times(result, draft, report.layers),
         deviations=deviations(report.recovery),
+        tolerance=tolerance_words(report.tolerance),
         samples=output_samples(result, draft, data),
         pins=pin_bars(report),
         plan=result.plan.row(),

@@ -7,7 +7,14 @@ from collections.abc import Mapping, Sequence
 
 from leanonnx.analysis.cost import CopiedConstants
 from leanonnx.formatting import count_text
-from leanonnx.reporting.reports import CompressionReport, DataFreeRow, LosslessRow, RecoveryRow
+from leanonnx.reporting.reports import (
+    CompressionReport,
+    DataFreeRow,
+    LosslessRow,
+    ReadingRow,
+    RecoveryRow,
+    ToleranceRow,
+)
 from leanonnx.reporting.rows import MetricChange
 from leanonnx.spelling import option
 
@@ -104,3 +111,19 @@ def _data_free_remarks(row: DataFreeRow | None) -> list[str]:
     counts = ", ".join(f"{count} {text}" for count, text in kinds if count)
     declined = "; changes that rest on a guess of the inputs were left out" if row.declined else ""
     return [f"Recovery without data, channels at the layers that read them: {counts or 'none'}{declined}"]
+
+
+def tolerance_text(row: ToleranceRow) -> str:
+    """What the candidates were judged by."""
+    return (
+        f"Tolerances on {count_text(row.samples, 'held-out sample')} that nothing else has seen: value and bound, "
+        f"{row.confidence:.0%} sure for all of at most {count_text(row.allowed, 'look')}"
+    )
+
+
+def reading_cell(name: str, reading: ReadingRow) -> str:
+    """A number with its bound and its limit."""
+    above = name.startswith("min")
+    worst = "-∞" if above else "∞"
+    value, bound = (worst if each is None else f"{each:.4g}" for each in (reading.value, reading.bound))
+    return f"{value} ({'≥' if above else '≤'} {bound}), limit {reading.limit:g}"

@@ -64,6 +64,58 @@ class RecoveryRow:
     layers: tuple[RefitLayer, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReadingRow:
+    """A number that a tolerance limits: its value, its confidence bound and its limit; None where it is infinite."""
+
+    value: float | None
+    bound: float | None
+    limit: float
+    met: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookRow:
+    """A candidate that was judged.
+
+    Attributes:
+        fraction: share of what is minimised, as predicted.
+        macs: share of the multiply-adds.
+        readings: by tolerance.
+        met: all tolerances are met.
+        seconds: that making and judging it took.
+    """
+
+    fraction: float
+    macs: float
+    readings: Mapping[str, ReadingRow]
+    met: bool
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToleranceRow:
+    """The candidates that were judged by tolerances.
+
+    Attributes:
+        unit: the metric that was minimised.
+        samples: number of held-out samples, which nothing else has seen.
+        confidence: level of the bounds of all looks together.
+        allowed: number of looks that they allow for.
+        met: the result is within the tolerances.
+        chosen: index of its look.
+        looks: in order.
+    """
+
+    unit: str
+    samples: int
+    confidence: float
+    allowed: int
+    met: bool
+    chosen: int
+    looks: tuple[LookRow, ...]
+
+
 @dataclass(frozen=True)
 class DataFreeRow:
     """Number of removed channels that weights were changed for without data, by kind, at each layer that read them.
@@ -106,6 +158,7 @@ class CompressionReport:
         recovery: None without real inputs.
         data_free: None where weights were not changed without data.
         judgement: judgement on the outputs; None without evidence for one.
+        tolerance: the candidates that were judged by tolerances; None without any.
         weights_from: the file that a plan's weights were read from.
         tidied: nodes removed from the graph, counted by reason.
         lossless: None but after ``--exact``.
@@ -127,6 +180,7 @@ class CompressionReport:
     recovery: RecoveryRow | None
     data_free: Annotated[DataFreeRow | None, JsonField("blind")]
     judgement: JudgementRow | None
+    tolerance: ToleranceRow | None
     weights_from: str | None
     tidied: Mapping[str, int]
     lossless: Annotated[LosslessRow | None, JsonField("exact")]

@@ -64,11 +64,17 @@ class Selection:
 class Selector:
     """Ranks the channels of a DAG once, and selects the keep set for any fraction of its cost.
 
-    ``price``: prices keep sets in the unit of the budget; ``weighted``: the weighted DAG that rankings read.
+    ``price``: prices keep sets in the unit of the budget; ``weighted``: the weighted DAG that rankings read; ``whole``:
+    the selector of the network that this one was made from, whose cost fractions refer to.
     """
 
     def __init__(
-        self, dag: ChannelDag, request: SelectionRequest, price: Price | None = None, weights: WeightedDag | None = None
+        self,
+        dag: ChannelDag,
+        request: SelectionRequest,
+        price: Price | None = None,
+        weights: WeightedDag | None = None,
+        whole: Selector | None = None,
     ) -> None:
         self.dag, self.request = dag, request
         self.weighted = weights or WeightedDag(dag, request.ignored, request.statistics)
@@ -78,11 +84,22 @@ class Selector:
         )
         self.price: Price = price or request.budget.metric.price(self.inputs)
         everything = dag.all_alive
-        self.before, self.total = self.cost(everything), self.price(everything)
+        self.whole = whole
+        self.before: Cost = self.cost(everything) if whole is None else whole.before
+        self.total: float = self.price(everything) if whole is None else whole.total
 
     def with_exponents(self, exponents: Exponents) -> Selector:
         """The same with other exponents of saved cost and path mass."""
-        return Selector(self.dag, replace(self.request, exponents=exponents), self.price, self.weighted)
+        return Selector(self.dag, replace(self.request, exponents=exponents), self.price, self.weighted, self.whole)
+
+    def with_budget(self, budget: Budget) -> Selector:
+        """The same for another budget in the same metric; a smaller one shares the ranking."""
+        if budget == self.request.budget:
+            return self
+        other = Selector(self.dag, replace(self.request, budget=budget), self.price, self.weighted, self.whole)
+        if budget.fraction <= self.request.budget.fraction:
+            other.allocator = self.allocator
+        return other
 
     def within(self, fraction: float, other: Price | None = None) -> Mask:
         """The keep set for a fraction of the original's cost; the cheapest where none fits.

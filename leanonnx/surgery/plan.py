@@ -57,6 +57,11 @@ class Plan:
         return bool(self.options.get("freeze"))
 
     @property
+    def removed_branches(self) -> tuple[str, ...]:
+        """Tensors at which branches were joined that the plan removes, in order."""
+        return tuple(str(name) for name in self.options.get("removed_branches", ()))
+
+    @property
     def copies_weights(self) -> bool:
         """True if weights that several layers share are copied for each."""
         return bool(self.options.get("unshare"))

@@ -9,11 +9,13 @@ from typing import Any, Protocol
 
 import onnx
 
+from leanonnx.analysis.branches import BranchKind
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.data.samples import Dataset
 from leanonnx.effort import EFFORTS, Deadline, Effort
 from leanonnx.evaluation.judgement import Judgement
+from leanonnx.evaluation.tolerances import ToleranceCurve
 from leanonnx.graph.tidy import TidyResult
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.proof.proof import Proof
@@ -22,7 +24,7 @@ from leanonnx.recovery.draft import Recovery
 from leanonnx.recovery.weights import StoredWeights
 from leanonnx.rules.table import Rules
 from leanonnx.selection.search import Trial
-from leanonnx.selection.selector import Selection
+from leanonnx.selection.selector import Selection, Selector
 from leanonnx.statistics.propagation import PropagatedMoments
 from leanonnx.surgery.recipe import Recipe
 from leanonnx.system.clock import Clock
@@ -54,21 +56,46 @@ class Removal(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RemovedBranch:
+    """A branch that was removed, and what took its place.
+
+    Attributes:
+        tensor: the tensor at which it was joined.
+        kind: "linear": a matrix takes its place; "shortcut": the convolution beside it; "scale": a factor by channel.
+        nodes: number of nodes that are gone.
+        macs: multiply-adds that this saves in the original.
+        unexplained: share of the variance of that tensor that the stand-in does not explain, held out.
+    """
+
+    tensor: str
+    kind: BranchKind
+    nodes: int
+    macs: int
+    unexplained: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompressJob:
     """A compression to carry out: the original, the options and what they refer to.
 
     Attributes:
-        dag: the channel DAG of the original.
+        dag: the channel DAG of the network to prune: the original, or the original without some branches.
         options: what was asked for.
         rules: the rules of the operators.
         folder: holds the files of candidates, each named ``name`` in a folder of its own.
         name: file name of the model to be written, after which its external data are named.
         clock: times the stages.
         known: moments of the original's activations, propagated when first needed.
-        data: real inputs.
+        data: real inputs, to choose and to recover by.
+        judging: other real inputs, to judge by whether tolerances are met.
         stored: weights that come with the plan, if they are to be used.
         plan_weights: where to write changed weights, for the plan.
         deadline: when selection by data and recovery have to be done.
+        predicts: True to choose by predicted costs alone, which nothing confirms.
+        shortened_from: the channel DAG of the original, if branches were removed from it.
+        removed_branches: these branches.
+        stand_ins: constants that took their places.
+        selectors: those made so far, by network and unit; jobs made from this one share them.
     """
 
     dag: ChannelDag
@@ -79,9 +106,20 @@ class CompressJob:
     clock: Clock
     known: PropagatedMoments
     data: Dataset | None = None
+    judging: Dataset | None = None
     stored: StoredWeights | None = None
     plan_weights: Path | None = None
     deadline: Deadline = field(default_factory=Deadline)
+    predicts: bool = False
+    shortened_from: ChannelDag | None = None
+    removed_branches: tuple[RemovedBranch, ...] = ()
+    stand_ins: frozenset[str] = frozenset()
+    selectors: dict[tuple[int, str], Selector] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def original(self) -> ChannelDag:
+        """The channel DAG of the original."""
+        return self.shortened_from or self.dag
 
     @property
     def effort(self) -> Effort:
@@ -112,6 +150,11 @@ class Refit:
     files: Mapping[Path, bytes] = field(default_factory=dict)
 
     @property
+    def is_kept(self) -> bool:
+        """True if recovery changed weights."""
+        return self.evidence is not None and self.evidence.kept
+
+    @property
     def recovery(self) -> Recovery | None:
         """The recovery from data."""
         return self.evidence if isinstance(self.evidence, Recovery) else None
@@ -134,6 +177,7 @@ class Candidate:
         proof: its comparison with the original, before weights were changed.
         refit: changes of its weights.
         judgement: the judgement on its outputs; None if there is no evidence for one.
+        curve: what was seen on the way to the tolerances; None without any.
         trial: its timing, or why there is none; None before it was timed.
         warnings: what stages declined or want to be known.
     """
@@ -145,6 +189,7 @@ class Candidate:
     proof: Proof | None = None
     refit: Refit = field(default_factory=Refit)
     judgement: Judgement | None = None
+    curve: ToleranceCurve | None = None
     trial: Trial | None = None
     warnings: tuple[str, ...] = ()
 
@@ -156,4 +201,5 @@ class Candidate:
     @property
     def is_original(self) -> bool:
         """True if nothing was removed or cleaned up."""
-        return bool(self.alive.all()) and not self.tidied and not self.job.dag.model.frozen
+        job = self.job
+        return bool(self.alive.all()) and not self.tidied and not job.dag.model.frozen and job.shortened_from is None

@@ -55,28 +55,55 @@ def choose_channels(candidate: Candidate) -> Candidate:
     job = candidate.job
     with job.clock.stage("select"):
         if job.options.plan is not None:
-            return replace(candidate, removal=BudgetRemoval(job.dag, _planned_selection(job.dag, job.options.plan)))
+            return replace(candidate, removal=BudgetRemoval(job.dag, _planned_selection(job, job.options.plan)))
         trial = _search(candidate)
     return replace(candidate, removal=BudgetRemoval(job.dag, trial.selection), trial=trial)
 
 
 def _search(original: Candidate) -> Trial:
-    """Search for the keep mask of the budget."""
+    """Search for the keep mask of the budget; a job that only predicts takes the first, without confirming it."""
     job = original.job
-    dag, options, data = job.dag, job.options, job.data
-    target = resolved_target(options, float_types(dag.model.proto))
-    predicted, request = latency_model(dag, target), _request(dag, options, target)
-    selector = Selector(dag, request)
-    if data is not None and options.method in BY_ACTIVATIONS:
-        request = replace(request, statistics=_statistics(job, data))
-        selector = _best_exponents(job, Selector(dag, request, selector.price), data)
-    elif options.method in BY_ACTIVATIONS and (options.method != "auto" or selector.before.kernels <= QUICK_KERNELS):
-        selector = Selector(dag, replace(request, statistics=propagate_statistics(job.known)), selector.price)
+    options, selector = job.options, selector_for(job)
+    if job.predicts:
+        return Trial(selector.select(), None)
     attempt = partial(time_draft, original, count(1))
     if options.budget.metric.measured:
         return within_latency(selector, attempt)
     write = partial(_draft_size, original) if options.budget.metric.confirm == "written" else None
+    predicted = latency_model(job.dag, resolved_target(options, float_types(job.dag.model.proto)))
     return within_budget(selector, predicted, attempt, write)
+
+
+def selector_for(job: CompressJob) -> Selector:
+    """The selector of a job's network and budget; statistics and ranking are made once for all budgets in its unit."""
+    key = id(job.dag), job.options.budget.unit
+    if key not in job.selectors:
+        job.selectors[key] = _new_selector(job)
+    return job.selectors[key].with_budget(job.options.budget)
+
+
+def _new_selector(job: CompressJob) -> Selector:
+    """The selector of a job, with the exponents that suit its budget."""
+    dag, options, data = job.dag, job.options, job.data
+    request = _request(dag, options, resolved_target(options, float_types(dag.model.proto)))
+    selector = Selector(dag, request)
+    if data is not None and options.method in BY_ACTIVATIONS:
+        request = replace(request, statistics=_statistics(job, data))
+        return _best_exponents(job, Selector(dag, request, selector.price), data)
+    if options.method in BY_ACTIVATIONS and (options.method != "auto" or selector.before.kernels <= QUICK_KERNELS):
+        return Selector(dag, replace(request, statistics=propagate_statistics(job.known)), selector.price)
+    return selector
+
+
+def selector_of(job: CompressJob, whole: Selector) -> Selector:
+    """The selector of a job's network, which lacks branches of the network of another selector."""
+    request = _request(job.dag, job.options, resolved_target(job.options, float_types(job.dag.model.proto)))
+    request = replace(request, exponents=whole.request.exponents)
+    if job.data is not None:
+        request = replace(request, statistics=_statistics(job, job.data))
+    selector = Selector(job.dag, request, whole=whole)
+    job.selectors[id(job.dag), job.options.budget.unit] = selector
+    return selector
 
 
 def _draft_size(original: Candidate, alive: Mask) -> int:
@@ -105,10 +132,11 @@ def _statistics(job: CompressJob, data: Dataset) -> Statistics:
         return measure_statistics(job.dag, data.feeds(batch), -(-data.count // batch), on_progress)
 
 
-def _planned_selection(dag: ChannelDag, plan: Plan) -> Selection:
-    alive = replay_plan(dag, plan)
-    cost = cost_model(dag)
-    return Selection(alive=alive, before=cost(dag.all_alive), after=cost(alive), reached=True)
+def _planned_selection(job: CompressJob, plan: Plan) -> Selection:
+    alive, whole = replay_plan(job.dag, plan), job.original
+    return Selection(
+        alive=alive, before=cost_model(whole)(whole.all_alive), after=cost_model(job.dag)(alive), reached=True
+    )
 
 
 def resolved_target(options: CompressOptions, kinds: ElementTypes) -> Hardware:

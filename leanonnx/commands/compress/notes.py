@@ -110,7 +110,7 @@ def result_warnings(candidate: Candidate, trial: Trial) -> tuple[str, ...]:
             f"over budget: the recovered model takes {trial.fraction:.4f} of the latency, {budget.fraction:g} was "
             "asked for; the pruned model was within it"
         )
-    if candidate.is_original and (budget.fraction < 1 or options.exact):
+    if candidate.is_original and not candidate.refit.is_kept and (budget.fraction < 1 or options.exact):
         warnings.append("nothing could be removed: the output equals the input")
     if not candidate.is_original:
         warnings += folding_warnings(model)

@@ -13,6 +13,8 @@ from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import SampleSource
 from leanonnx.effort import DEFAULT_EFFORT, EFFORTS, EffortName
 from leanonnx.errors import OptionError
+from leanonnx.evaluation.tolerances import Tolerances
+from leanonnx.evaluation.user_scores import ScoreFunction, score_name
 from leanonnx.ranking.criteria import METHODS, Chains, Importance, Method, meaning, method_name
 from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.providers import Provider, Setting
@@ -23,23 +25,30 @@ from leanonnx.surgery.recipe import ARRAYS_NAME
 from leanonnx.system.gpu import Device
 
 Recover = Literal["none", "auto"]
+Blocks = Literal["auto", "never"]
+Minimise = Literal["latency", "macs", "bytes"]
+TOLERANCES = "min_agreement", "max_deviation", "min_psnr", "score"
+"""Options that say what loss may be borne."""
 METHOD_HELP = " ".join(f"{each}: {meaning(each)}" for each in METHODS)
 
 EFFORT_LIMITS = ", ".join(f"{effort.max_samples} ({name})" for name, effort in EFFORTS.items())
 
 
-def asked_budget(given: Mapping[str, Limit | None], plan: object, exact: bool) -> Budget:
-    """The budget of an option; the whole model for a plan or a lossless reduction, which have no budget of their own.
+def asked_budget(given: Mapping[str, Limit | None], plan: object, exact: bool, alone: Any = ()) -> Budget:
+    """The budget of an option; the whole model for a plan, a lossless reduction, and what needs no budget.
 
     Args:
         given: limits by the names of their options; None for those not given.
         plan: None for no plan.
         exact: True for a lossless reduction.
+        alone: values of the options that need no budget, tolerances and a teacher; None for those not given.
 
     Raises:
         OptionError: not exactly one of these is given.
     """
     ways: dict[str, Any] = {**given, "plan": plan, "exact": exact or None}
+    if all(value is None for value in ways.values()) and any(value is not None for value in alone):
+        return Budget("kernels", 1.0)
     name, value = exactly_one(ways, option("keep", 0.25))
     return Budget.of_option(name, value) if name in given else Budget("kernels", 1.0)
 
@@ -83,7 +92,8 @@ class CompressOptions:
     The command line makes its options from the described fields, and Python's ``compress`` passes its keywords on. The
     others: ``budget``, or ``plan`` or ``exact`` in its place; ``targets``, a file of hardware targets that come before
     the built-in ones; ``images``, the format of photographs in ``calib``; ``removed``, channels of the caller's choice
-    that ``plan`` removes; ``measure``, True to time the result (a latency budget always does).
+    that ``plan`` removes; ``points``, the number of budgets of a sweep that tolerances are told for (0: the tolerances
+    are looked for); ``measure``, True to time the result (a latency budget always does).
 
     Raises:
         OptionError: there is no such choice, or two of them contradict each other.
@@ -111,6 +121,15 @@ class CompressOptions:
         ),
     ] = None
     images: ImageFormat = field(default_factory=ImageFormat)
+    teacher: Annotated[
+        Path | None,
+        Described(
+            "The network that IN was cut from: `calib` data fit the weights to it, and the deviation is that from it. "
+            "Needs no budget.",
+            "ORIGINAL.onnx",
+            recorded=None,
+        ),
+    ] = None
     recover: Annotated[
         Recover | None,
         Described(
@@ -129,10 +148,57 @@ class CompressOptions:
         float | None,
         Described("Calibrate no longer than this: less is tried, and a warning says what was left out.", recorded=None),
     ] = None
+    blocks: Annotated[
+        Blocks,
+        Described(
+            "Whole residual branches and gates: auto replaces one by a matrix, fitted to `calib` data, where that is "
+            "better than removing more channels; never keeps them.",
+            recorded=None,
+        ),
+    ] = "auto"
     device: Annotated[
         Device,
         Described("Where products of the activations on `calib` data are summed; cuda needs torch."),
     ] = "cpu"
+    min_agreement: Annotated[
+        float | None,
+        Described(
+            "Tolerance: least share of decisions that equal the original's on held-out `calib` samples, by a "
+            "confidence bound. What is kept is the least of the model that meets all tolerances.",
+            "F",
+            recorded=None,
+        ),
+    ] = None
+    max_deviation: Annotated[
+        float | None,
+        Described(
+            "Tolerance: largest ‖difference‖ / ‖original‖ of the worst channel of the worst output.",
+            "F",
+            recorded=None,
+        ),
+    ] = None
+    min_psnr: Annotated[
+        float | None, Described("Tolerance: least PSNR of images that the model puts out.", "DB", recorded=None)
+    ] = None
+    score: Annotated[
+        str | ScoreFunction | None,
+        Described(
+            "Tolerance: a function of a model's path and of the samples, higher is better; it is run.",
+            "MODULE:FUNCTION",
+            recorded=None,
+        ),
+    ] = None
+    max_drop: Annotated[
+        float | None, Described("With `score`: the most that it may fall below the original's.", "F", recorded=None)
+    ] = None
+    minimise: Annotated[
+        Minimise | None,
+        Described(
+            "With a tolerance: what to make small. Default: latency if it is measured, else macs; for sweep what its "
+            "fractions are of.",
+            recorded=None,
+        ),
+    ] = None
     align: Annotated[
         int | None,
         Described(
@@ -169,6 +235,7 @@ class CompressOptions:
     plan: Plan | None = None
     exact: bool = False
     removed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    points: int = 0
 
     def __post_init__(self) -> None:
         if not callable(self.method):
@@ -180,6 +247,7 @@ class CompressOptions:
         if self.minutes is not None:
             check_positive("minutes", self.minutes, 10)
         check_choice("device", self.device, Device)
+        check_choice("blocks", self.blocks, Blocks)
         check_least("seed", self.seed, 0)
         check_choice("provider", self.provider, Provider)
         check_least("threads", self.threads, 0)
@@ -193,6 +261,11 @@ class CompressOptions:
                 f"{option('unshare', True)} has nothing to do with {option('exact', True)}, after which no weights are "
                 "fitted; leave out one"
             )
+        if self.teacher is not None and not (self.recovers and self.calib is not None):
+            raise OptionError(
+                f"{option('teacher', self.teacher)}: weights are fitted to it on data, and none are; "
+                + (f"leave out {option('recover', 'none')}" if self.calib is not None else f"add {option('calib')}")
+            )
         if self.device != "cpu" and self.calib is None:
             raise OptionError(
                 f"{option('device', self.device)}: speeds up calibration, and there are no data for it; add "
@@ -203,6 +276,54 @@ class CompressOptions:
                 f"{option('minutes', self.minutes)}: limits the time of calibration, and there are no data for it; add "
                 f"{option('calib')}, or leave it out"
             )
+        self._check_tolerances()
+
+    def _check_tolerances(self) -> None:
+        """Refuse tolerances that are out of range, lack what they need, or have nothing to do.
+
+        Raises:
+            OptionError: they are one of these.
+        """
+        if self.min_agreement is not None and not 0 < self.min_agreement < 1:
+            raise OptionError(
+                f"{option('min_agreement', float(self.min_agreement))}: expected a share above 0 and below 1, for "
+                f"example {option('min_agreement', 0.99)}"
+            )
+        for name, example in (("max_deviation", 0.02), ("min_psnr", 40), ("max_drop", 0.01)):
+            if getattr(self, name) is not None:
+                check_positive(name, getattr(self, name), example)
+        if (self.score is None) != (self.max_drop is None):
+            given, other = ("score", "max_drop") if self.max_drop is None else ("max_drop", "score")
+            remedy = option("max_drop", 0.01) if other == "max_drop" else option("score", "scores.py:accuracy")
+            raise OptionError(f"{option(given)} needs {option(other)}; add it, for example {remedy}")
+        if self.minimise is not None:
+            check_choice("minimise", self.minimise, Minimise)
+        asked = [name for name in TOLERANCES if getattr(self, name) is not None]
+        if not asked and self.minimise is not None:
+            raise OptionError(
+                f"{option('minimise', self.minimise)} belongs to a tolerance; add one, for example "
+                f"{option('min_agreement', 0.99)}, or leave it out"
+            )
+        if asked and (self.plan is not None or self.exact):
+            rival = option("plan") if self.plan is not None else option("exact", True)
+            raise OptionError(f"{option(asked[0])} looks for how much to remove, and {rival} says it; leave out one")
+        if asked and self.calib is None:
+            raise OptionError(f"{option(asked[0])} is met on real inputs, and there are none; add {option('calib')}")
+
+    @property
+    def tolerances(self) -> Tolerances:
+        """The loss that may be borne."""
+        return Tolerances(
+            min_agreement=self.min_agreement,
+            max_deviation=self.max_deviation,
+            min_psnr=self.min_psnr,
+            max_drop=self.max_drop,
+        )
+
+    @property
+    def minimised(self) -> Minimise:
+        """The metric that is made small within the tolerances."""
+        return self.minimise or ("latency" if self.measure else "macs")
 
     @property
     def setting(self) -> Setting:
@@ -211,8 +332,8 @@ class CompressOptions:
 
     @property
     def measures(self) -> bool:
-        """True if latency is measured, because that was asked for or the budget is one of time."""
-        return self.measure or self.budget.metric.measured
+        """True if latency is measured, because that was asked for, is to be small or has a budget."""
+        return self.measure or self.budget.metric.measured or self.minimise == "latency"
 
     @property
     def recovers(self) -> bool:
@@ -249,6 +370,8 @@ RECORDED: Mapping[str, Callable[[Any], Any]] = {
     "pin": sorted,
     "ignore": sorted,
     "align": lambda align: "auto" if align is None else align,
+    "teacher": str,
+    "score": score_name,
 }
 """Options that a plan records in another form than their value."""
 

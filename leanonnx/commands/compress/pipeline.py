@@ -12,8 +12,10 @@ import onnx
 
 from leanonnx.analysis.cost import CopiedConstants, Cost, copied_constants, cost_model, count_params
 from leanonnx.analysis.dag import ChannelDag, build_channel_dag
-from leanonnx.commands.compress.candidate import Candidate, CompressJob
+from leanonnx.commands.compress.branch_removal import remove_branches
+from leanonnx.commands.compress.candidate import Candidate, CompressJob, RemovedBranch
 from leanonnx.commands.compress.choosing import choose_channels, choose_lossless
+from leanonnx.commands.compress.judges import open_samples
 from leanonnx.commands.compress.judging import headline_text, judge_result
 from leanonnx.commands.compress.notes import hints, result_warnings
 from leanonnx.commands.compress.options import CompressOptions
@@ -23,11 +25,13 @@ from leanonnx.commands.compress.refitting import check_weights_wanted, recover_w
 from leanonnx.commands.compress.sizing import confirm_size
 from leanonnx.commands.compress.stage import Stage, optional, run_stages
 from leanonnx.commands.compress.timing import time_candidate
+from leanonnx.commands.compress.tolerance import recover_and_compare, within_tolerances
 from leanonnx.data.files import sample_files
-from leanonnx.data.samples import Dataset, open_data, with_runnable_batch
+from leanonnx.data.samples import Dataset
 from leanonnx.effort import Deadline
 from leanonnx.errors import OptionError, Refusal
 from leanonnx.evaluation.judgement import Judgement
+from leanonnx.evaluation.tolerances import ToleranceCurve
 from leanonnx.graph.model import load
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.numeric.products import computed_by
@@ -35,6 +39,7 @@ from leanonnx.proof.proof import Proof
 from leanonnx.ranking.weighting import check_finite
 from leanonnx.recovery.data_free_draft import DataFreeRecovery
 from leanonnx.recovery.draft import Recovery
+from leanonnx.recovery.matching import find_teacher
 from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.runtime.observation import Shapes, observe
 from leanonnx.runtime.providers import Setting
@@ -51,18 +56,15 @@ from leanonnx.system.outputs import check_no_overwrites, check_writable, publish
 from leanonnx.version import __version__
 
 
-def stages(exact: bool) -> tuple[Stage, ...]:
+def stages(options: CompressOptions) -> tuple[Stage, ...]:
     """The stages that lead from the original to the model that is written."""
-    return (
-        choose_lossless if exact else choose_channels,
-        prune_channels,
-        optional(tidy_graph, prove_equal, warning=UNPROVEN_TIDYING),
-        prove_equal,
-        recover_weights,
-        judge_result,
-        confirm_size,
-        time_candidate,
-    )
+    choose = choose_lossless if options.exact else choose_channels
+    branches: tuple[Stage, ...] = () if options.exact else (remove_branches,)
+    making = (prune_channels, optional(tidy_graph, prove_equal, warning=UNPROVEN_TIDYING), prove_equal)
+    making_and_recovery: tuple[Stage, ...] = (*branches, choose, *making, recover_weights)
+    if options.tolerances.limits:
+        making_and_recovery = (choose, *making, recover_and_compare) if options.points else (within_tolerances(making),)
+    return (*making_and_recovery, judge_result, confirm_size, time_candidate)
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class CompressResult:
         proof: the comparison of the pruned model with the masked original, with the original itself if ``exact``.
         latency, setting: timing against the original (None if not measured), and how it was run.
         judgement: the judgement on its outputs; None if there is no evidence for one.
+        curve: what was seen on the way to the tolerances; None without any.
         headline: the warning that the result is ruined, the first of the warnings; None if it is not.
         warnings, hints: texts for the user.
         seconds: duration of each stage.
@@ -83,6 +86,7 @@ class CompressResult:
         exact: the channels that contributed nothing, by reason; None if a budget chose them.
         recovery: recovery from data and its deviation; None without data.
         data_free: recovery without data; None if there was none.
+        branches: branches that were removed.
         copied: constants that surgery copied for each of their readers; None if it was not asked to.
         folded: weights that the file computes from constants and the result stores.
         restored: file that weights were taken from, as a plan recorded.
@@ -97,6 +101,7 @@ class CompressResult:
     latency: TimingComparison | None
     setting: Setting
     judgement: Judgement | None
+    curve: ToleranceCurve | None
     headline: str | None
     warnings: tuple[str, ...]
     hints: tuple[str, ...]
@@ -105,6 +110,7 @@ class CompressResult:
     exact: Mapping[str, Any] | None
     recovery: Recovery | None
     data_free: DataFreeRecovery | None
+    branches: tuple[RemovedBranch, ...] = ()
     copied: CopiedConstants | None = None
     folded: tuple[str, ...] = ()
     restored: Path | None = None
@@ -162,15 +168,19 @@ def compress_file(
         model = load(source, options.libraries, options.freeze)
     options = replace(options, budget=options.budget.of_total(model.size))
     samples = sample_files(options.calib) if isinstance(options.calib, Path) else ()
-    check_no_overwrites(model.files, out, *beside, given=(*samples, *options.libraries, *weights_files(options)))
+    teachers = () if options.teacher is None else (options.teacher,)
+    given = (*samples, *teachers, *options.libraries, *weights_files(options))
+    check_no_overwrites(model.files, out, *beside, given=given)
     with clock.stage("observe"):
         observation = observe(model, options.shapes)
     with clock.stage("analyse"):
         dag = replace(build_channel_dag(model, observation, rules), copies_constants=options.unshare)
         check_finite(dag)
-    data = None
-    if options.calib is not None:
-        data = with_runnable_batch(open_data(options.calib, model, dag.shapes, options.images), model)
+    data, judging = open_samples(options, dag)
+    if options.teacher is not None:
+        with clock.stage("observe"):
+            teacher = load_dag(options.teacher, options.shapes, rules, options.libraries)
+            dag = replace(dag, teacher=find_teacher(dag, teacher))
     with temporary_folder_beside(out) as folder:
         known = PropagatedMoments(dag)
         job = CompressJob(
@@ -182,12 +192,13 @@ def compress_file(
             clock=clock,
             known=known,
             data=data,
+            judging=judging,
             stored=weights,
             plan_weights=plan_weights,
             deadline=Deadline.after(options.minutes),
         )
         with products, single_blas_thread(), reuse_of_blocks() if data else nullcontext():
-            candidate = run_stages(stages(options.exact), _original(job))
+            candidate = run_stages(stages(options), _original(job))
         if isinstance(candidate, Refusal):
             raise candidate
         return _write(candidate, out, plan_out, page)
@@ -203,7 +214,10 @@ def _original(job: CompressJob) -> Candidate:
 def _write(candidate: Candidate, out: Path, plan_out: Path | None, page: Page | None) -> CompressResult:
     """Write a candidate that passed all stages, its plan and a page about it."""
     job, removal, refit = candidate.job, candidate.removal, candidate.refit
-    plan = make_plan(removal.dag, candidate.alive, job.options.record(), __version__, refit.recipe)
+    record = job.options.record()
+    if job.removed_branches:
+        record["removed_branches"] = [branch.tensor for branch in job.removed_branches]
+    plan = make_plan(removal.dag, candidate.alive, record, __version__, refit.recipe)
     if job.options.exact and job.options.plan:
         check_same_plan(removal.dag, plan, job.options.plan)
     result = _result(candidate, plan)
@@ -233,6 +247,7 @@ def _result(candidate: Candidate, plan: Plan) -> CompressResult:
         latency=candidate.trial.comparison,
         setting=job.options.setting.with_thread_count,
         judgement=candidate.judgement,
+        curve=candidate.curve,
         headline=headline,
         warnings=warnings if headline is None else (headline, *warnings),
         hints=hints(model),
@@ -241,6 +256,7 @@ def _result(candidate: Candidate, plan: Plan) -> CompressResult:
         exact=removal.reasons(),
         recovery=refit.recovery,
         data_free=refit.data_free,
+        branches=job.removed_branches,
         copied=copied_constants(removal.dag, candidate.alive),
         folded=() if candidate.is_original else removal.dag.model.folded,
         restored=refit.restored,
@@ -250,7 +266,7 @@ def _result(candidate: Candidate, plan: Plan) -> CompressResult:
 def _parameters(candidate: Candidate) -> int:
     """Number of parameters that the file stores."""
     model = candidate.job.dag.model
-    if candidate.is_original:
+    if candidate.is_original and not candidate.refit.is_kept:
         return count_params(model.as_read)
     return count_params(replace(model, proto=onnx.load(candidate.path, load_external_data=False)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from leanonnx.commands.compress.judging import inputs_name
 from leanonnx.commands.compress.pipeline import CompressResult
 from leanonnx.evaluation.judgement import Judgement
+from leanonnx.evaluation.tolerances import Look, ToleranceCurve
 from leanonnx.formatting import json_value
 from leanonnx.recovery.draft import Recovery
 from leanonnx.reporting.builders import (
@@ -23,7 +25,16 @@ from leanonnx.reporting.builders import (
 )
 from leanonnx.reporting.costs import cost_changes, cost_counts
 from leanonnx.reporting.encoding import from_json
-from leanonnx.reporting.reports import CompressionReport, DataFreeRow, JudgementRow, LosslessRow, RecoveryRow
+from leanonnx.reporting.reports import (
+    CompressionReport,
+    DataFreeRow,
+    JudgementRow,
+    LookRow,
+    LosslessRow,
+    ReadingRow,
+    RecoveryRow,
+    ToleranceRow,
+)
 
 
 def compression_report(result: CompressResult) -> CompressionReport:
@@ -43,6 +54,7 @@ def compression_report(result: CompressResult) -> CompressionReport:
         recovery=_recovery_row(result.recovery, result.plan.options),
         data_free=None if result.data_free is None else from_json(DataFreeRow, result.data_free.row()),
         judgement=_judgement_row(result.judgement, result.recovery),
+        tolerance=None if result.curve is None else tolerance_row(result.curve),
         weights_from=None if result.restored is None else str(result.restored),
         tidied=dict(result.tidied),
         lossless=None if result.exact is None else from_json(LosslessRow, result.exact),
@@ -67,6 +79,35 @@ def _judgement_row(judgement: Judgement | None, recovery: Recovery | None) -> Ju
         relative_l2=json_value(judgement.relative_l2),
         mean_l2=judgement.mean_l2,
     )
+
+
+def tolerance_row(curve: ToleranceCurve) -> ToleranceRow:
+    """The candidates that were judged by tolerances."""
+    return ToleranceRow(
+        unit=curve.unit,
+        samples=curve.samples,
+        confidence=curve.confidence,
+        allowed=curve.allowed,
+        met=curve.looks[curve.chosen].met,
+        chosen=curve.chosen,
+        looks=tuple(_look_row(look) for look in curve.looks),
+    )
+
+
+def _look_row(look: Look) -> LookRow:
+    readings: dict[str, ReadingRow] = {
+        reading.name: ReadingRow(
+            value=_finite(reading.value), bound=_finite(reading.bound), limit=reading.limit, met=reading.met
+        )
+        for reading in look.readings
+    }
+    return LookRow(
+        fraction=look.fraction, macs=look.macs, readings=readings, met=look.met, seconds=round(look.seconds, 3)
+    )
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
 
 
 def _recovery_row(recovery: Recovery | None, options: Mapping[str, Any]) -> RecoveryRow | None:

@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from leanonnx.formatting import count_text
-from leanonnx.reporting.remarks import metric_text, remarks, sample_text
-from leanonnx.reporting.reports import CompressionReport, RecoveryRow
+from leanonnx.reporting.remarks import metric_text, reading_cell, remarks, sample_text, tolerance_text
+from leanonnx.reporting.reports import CompressionReport, RecoveryRow, ToleranceRow
 from leanonnx.reporting.rows import LatencyRow, OutputDeviation
 from leanonnx.reporting.tables import (
     headline_lines,
@@ -36,6 +36,7 @@ def compression_tables(report: CompressionReport, source: str, output: str) -> R
         pin_table(report.pins),
         _proof_text(report),
         *_deviation_parts(report.recovery),
+        *tolerance_parts(report.tolerance),
         _latency_text(report.latency),
     )
 
@@ -83,6 +84,21 @@ def _deviation_parts(row: RecoveryRow | None) -> list[RenderableType]:
     parts: list[RenderableType] = [Text(f"Deviation from the original on {sample_text(row)}{when}{effort}"), table]
     metric = row.deviation.metric
     return [*parts, Text(metric_text(metric))] if metric else parts
+
+
+def tolerance_parts(row: ToleranceRow | None) -> list[RenderableType]:
+    """The candidates that were judged by tolerances."""
+    if row is None:
+        return []
+    table = Table(box=None)
+    for column in (METRICS[row.unit].noun, "multiply-adds", *row.looks[0].readings, "met", "s", ""):
+        table.add_column(column, justify="right")
+    for k, look in enumerate(row.looks):
+        readings = (reading_cell(name, reading) for name, reading in look.readings.items())
+        shares = f"{look.fraction:.4f}", f"{look.macs:.4f}"
+        mark = "◄ taken" if k == row.chosen else ""
+        table.add_row(*shares, *readings, "yes" if look.met else "no", f"{look.seconds:.1f}", mark)
+    return [Text(tolerance_text(row)), table]
 
 
 def _worst_channel_text(output: OutputDeviation) -> str:

@@ -33,7 +33,7 @@ def time_draft(original: Candidate, numbers: Iterator[int], selection: Selection
         ModelError: a latency budget, but the model cannot be timed.
     """
     job = original.job
-    if not job.options.measure:
+    if not job.options.measures:
         return Trial(selection, None)
     with written_draft(original, selection) as draft:
         searches = job.options.budget.metric.measured and not draft.is_original
@@ -78,8 +78,8 @@ def _time_file(candidate: Candidate, seconds: float, done: float | None = None) 
         ModelError: it cannot be timed, but the budget is one of latency.
     """
     job, selection = candidate.job, candidate.removal.selection
-    options, model = job.options, job.dag.model
-    if not options.measure or candidate.is_original:
+    options, model = job.options, job.original.model
+    if not options.measures or candidate.is_original:
         return Trial(selection, None)
     setting = replace(options.setting, libraries=model.libraries)
     with job.clock.stage("measure", done):

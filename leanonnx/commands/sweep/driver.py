@@ -185,7 +185,8 @@ class _Sweep:
         curves = []
         for name, subject in self.models.items():
             points = [self._point((name, asked)) for asked in request.fractions]
-            curves.append(curve_row(str(subject.path), name, subject.sha256, request.unit, points))
+            minimised = request.options.minimise
+            curves.append(curve_row(str(subject.path), name, subject.sha256, request.unit, points, minimised))
         report = sweep_report(request.unit, request.options.measures, curves, self.conditions)
         files = {"csv": str(request.folder / CSV_NAME), "json": str(request.folder / JSON_NAME)}
         write_file(request.folder / CSV_NAME, csv_text(report).encode())

@@ -13,6 +13,7 @@ from leanonnx.commands.sweep.rows import (
     ConditionsRow,
     CurveRow,
     KneeRow,
+    LeastRow,
     OutcomeRow,
     PointDeviation,
     PointRow,
@@ -40,6 +41,7 @@ def point_row(asked: float, outcome: OutcomeRow, file: str | None = None) -> Poi
         latency=candidate.latency if candidate else None,
         deviation=_point_deviation(candidate.deviation) if candidate and candidate.deviation else None,
         judgement=candidate.judgement if candidate else None,
+        tolerance=candidate.tolerance.looks[0] if candidate and candidate.tolerance else None,
         seconds=outcome.seconds,
         made=outcome.made,
         measured=outcome.measured,
@@ -74,11 +76,34 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(numbers) / len(numbers) if numbers else None
 
 
-def curve_row(path: str, name: str, sha256: str, metric: str, points: Sequence[PointRow]) -> CurveRow:
-    """The curve of a model, with the knee marked; ``metric`` is that of the budget."""
+def curve_row(
+    path: str, name: str, sha256: str, metric: str, points: Sequence[PointRow], minimised: str | None = None
+) -> CurveRow:
+    """The curve of a model, with the knee marked.
+
+    Args:
+        path: of the model.
+        name: its name in the sweep.
+        sha256: digest of its file.
+        metric: that of the budget.
+        points: of the curve.
+        minimised: the metric to have least of within the tolerances; None for that of the budget.
+    """
     row = _knee_row(placed_points(points, metric), metric)
     marked = tuple(replace(point, knee=point.asked == row.asked) for point in points)
-    return CurveRow(model=path, name=name, sha256=sha256, points=marked, knee=row)
+    return CurveRow(
+        model=path, name=name, sha256=sha256, points=marked, knee=row, least=_least_row(points, minimised or metric)
+    )
+
+
+def _least_row(points: Sequence[PointRow], axis: str) -> LeastRow | None:
+    """The point within the tolerances that has least along an axis; None without tolerances."""
+    if all(point.tolerance is None for point in points):
+        return None
+    met = [point for point in points if point.tolerance and point.tolerance.met]
+    placed = [point for point in met if point.latency] if axis == LATENCY else met
+    best = min(placed, key=lambda point: remaining(point, axis), default=None)
+    return LeastRow(asked=None if best is None else best.asked, axis=axis)
 
 
 def _knee_row(points: Sequence[PointRow], metric: str) -> KneeRow:

@@ -66,7 +66,10 @@ class Subject:
     def task(self, request: SweepRequest, asked: float) -> Task:
         """The compression for a fraction; it measures only if its search requires it."""
         budget, measure = Budget(request.unit, asked), request.options.budget.metric.measured
-        options = replace(request.options, budget=budget, target=self.target, measure=measure)
+        points = len(request.fractions)
+        options = replace(
+            request.options, budget=budget, target=self.target, measure=measure, minimise=None, points=points
+        )
         return Task(
             source=self.path,
             name=self.candidate(request, asked),

@@ -9,7 +9,7 @@ from typing import Annotated
 from leanonnx.data.images import ImageFormat
 from leanonnx.reporting.costs import CostChanges
 from leanonnx.reporting.encoding import INLINE, OPTIONAL, OPTIONAL_INLINE
-from leanonnx.reporting.reports import JudgementRow
+from leanonnx.reporting.reports import JudgementRow, LookRow, ToleranceRow
 from leanonnx.reporting.rows import (
     REPORT_SCHEMA,
     FidelityRow,
@@ -48,6 +48,7 @@ class CandidateRow:
     hints: tuple[str, ...]
     deviation: SourcedFidelity | None
     judgement: JudgementRow | None
+    tolerance: ToleranceRow | None
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,8 @@ class PointDeviation:
 class PointRow:
     """A point of a curve; all but its outcome and the fraction asked for is None where it was not reached.
 
-    ``headline``: the warning that it is ruined; ``knee``: the curve has its knee here;
+    ``headline``: the warning that it is ruined; ``tolerance``: how it was judged by the tolerances that were asked for;
+    ``knee``: the curve has its knee here;
     ``file``: the candidate, where it is kept.
     """
 
@@ -147,6 +149,7 @@ class PointRow:
     latency: LatencyRow | None
     deviation: PointDeviation | None
     judgement: JudgementRow | None
+    tolerance: LookRow | None
     seconds: float | None
     made: TimeSpan | None
     measured: TimeSpan | None
@@ -177,14 +180,31 @@ class KneeRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LeastRow:
+    """The point with the least that is within the tolerances.
+
+    Attributes:
+        asked: the fraction of its point; None where none is.
+        axis: the metric that it has least of.
+    """
+
+    asked: float | None
+    axis: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class CurveRow:
-    """The curve of a model: its path, its name in the sweep, its points and the knee."""
+    """The curve of a model: its path, its name in the sweep, its points and the knee.
+
+    ``least``: the point with the least that is within the tolerances; None if there are none.
+    """
 
     model: str
     name: str
     sha256: str
     points: tuple[PointRow, ...]
     knee: KneeRow
+    least: LeastRow | None
 
 
 @dataclass(frozen=True, kw_only=True)

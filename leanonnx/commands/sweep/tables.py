@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from leanonnx.commands.sweep.rows import CurveRow, KneeRow, PointRow, SweepReport
+from leanonnx.commands.sweep.rows import CurveRow, KneeRow, LeastRow, PointRow, SweepReport
 from leanonnx.formatting import count_text
 from leanonnx.reporting.tables import headline_lines, other_warnings, warning_lines
 from leanonnx.selection.metrics import METRICS
@@ -37,7 +37,17 @@ def _curve_parts(curve: CurveRow, heading: str) -> list[RenderableType]:
         for text in ([point.message] if point.code else []) + list(point.warnings):
             texts.setdefault(text, []).append(_short(point.asked))
     parts += [Text(f"{heading} {', '.join(asked)}: {text}", style="yellow") for text, asked in texts.items()]
-    return [*parts, _knee_text(curve.knee, heading)]
+    return [*parts, _knee_text(curve.knee, heading), *_least_lines(curve.least, heading)]
+
+
+def _least_lines(row: LeastRow | None, heading: str) -> list[Text]:
+    """A line on the point with the least that is within the tolerances; none without tolerances."""
+    if row is None:
+        return []
+    if row.asked is None:
+        return [Text("No point was shown to be within the tolerances.", style="yellow")]
+    noun = METRICS[row.axis].noun
+    return [Text(f"Least {noun} within the tolerances: {heading} {_short(row.asked)}.", style="green")]
 
 
 def _knee_text(row: KneeRow, heading: str) -> Text:
@@ -71,6 +81,7 @@ def _cells(point: PointRow, heading: str, metric_name: str) -> dict[str, str]:
         **_latency_cells(point),
         **_deviation_cells(point, metric_name),
         "s": f"{point.seconds:.1f}",
+        "meets": "" if point.tolerance is None else "yes" if point.tolerance.met else "no",
         "": "◄ knee" if point.knee else "",
     }
 

@@ -96,6 +96,7 @@ def _candidate(task: Task, target: Path, result: pipeline.CompressResult) -> Can
         hints=report.hints,
         deviation=deviation,
         judgement=report.judgement,
+        tolerance=report.tolerance,
     )
 
 

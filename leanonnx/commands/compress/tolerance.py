@@ -1,0 +1,203 @@
+"""The stage that looks for the least of a model that is within tolerances, and the one that only tells if it is.
+
+A look makes a whole candidate: channels chosen for a fraction, removed, proven, weights recovered, and judged on
+held-out samples that nothing else has seen.  ``selection.descent`` proposes the fractions.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
+
+import numpy as np
+
+from leanonnx.commands.compress.candidate import Candidate, CompressJob
+from leanonnx.commands.compress.choosing import choose_channels, selector_for
+from leanonnx.commands.compress.judges import Judge
+from leanonnx.commands.compress.refitting import recover_weights
+from leanonnx.commands.compress.stage import Stage, run_stages
+from leanonnx.commands.compress.timing import time_draft
+from leanonnx.errors import BudgetUnreachable, Refusal, ToleranceMissed
+from leanonnx.evaluation.tolerances import Look, ToleranceCurve, reading_text
+from leanonnx.selection.descent import FIRST_FRACTION, Descent
+from leanonnx.selection.metrics import METRICS, Budget
+from leanonnx.selection.search import LONG_TIMING_SECONDS, SECONDS
+from leanonnx.selection.selector import unreachable_message
+from leanonnx.spelling import option
+
+SMALLEST_FRACTION = 1e-6
+"""Fraction at which the smallest keep set is chosen."""
+ROUNDING = 1 + 1e-9
+"""Factor for the rounding error of a fraction that was computed from a price."""
+BUDGET_STEPS = 10
+"""Halvings in the search for the largest fraction within a budget in another metric."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A candidate that was looked at."""
+
+    candidate: Candidate
+    look: Look
+
+
+def within_tolerances(making: Sequence[Stage]) -> Stage:
+    """A stage that finds the candidate with the least of what is minimised among those within the tolerances.
+
+    Args:
+        making: the stages from chosen channels to a proven candidate whose weights can be recovered.
+    """
+    return lambda original: _search(original, (choose_channels, *making))
+
+
+def recover_and_compare(candidate: Candidate) -> Candidate | Refusal:
+    """Recover the weights of a proven candidate, and tell if it is within the tolerances, as one of several points.
+
+    Raises:
+        DataError, OptionError: the samples or the tolerances do not fit the model.
+    """
+    options, began = candidate.job.options, time.monotonic()
+    judge = Judge(candidate.job, options.points)
+    seen = _judged(candidate, judge, options.budget.fraction, began)
+    return replace(seen.candidate, curve=_curve(options.budget.unit, judge, [seen], seen))
+
+
+def _search(original: Candidate, making: Sequence[Stage]) -> Candidate | Refusal:
+    """Look at candidates until the bracket is small, then take the best."""
+    job = original.job
+    judge, unit = Judge(job, job.effort.looks), job.options.minimised
+    descent = _descent(job, unit)
+    if isinstance(descent, Refusal):
+        return descent
+    seen, longest = list[_Seen](), 0.0
+    while len(seen) < judge.allowed and (not seen or job.deadline.left() > longest):
+        fraction, began = descent.next(), time.monotonic()
+        if fraction is None:
+            break
+        made = run_stages(making, _at_fraction(original, unit, fraction, len(seen)))
+        if isinstance(made, Refusal):
+            return made
+        if any(np.array_equal(made.alive, each.candidate.alive) for each in seen):
+            break
+        seen.append(_judged(made, judge, fraction, began))
+        longest = max(longest, seen[-1].look.seconds)
+        descent = descent.seen(fraction, seen[-1].look.spent)
+        _forget_files(seen)
+    best = _best(seen)
+    curve = _curve(unit, judge, seen, best)
+    if not best.look.met and not job.options.best_effort:
+        return ToleranceMissed(
+            f"{nearest_text(curve)}; nothing written; ask for less, give more samples (there are {curve.samples} to "
+            f"judge by), or add {option('best_effort', True)} to write that"
+        )
+    notes = () if best.look.met else (nearest_text(curve),)
+    chosen = replace(best.candidate, curve=curve, warnings=(*best.candidate.warnings, *notes))
+    return _timed(original, chosen, best.look)
+
+
+def _at_fraction(original: Candidate, unit: str, fraction: float, number: int) -> Candidate:
+    """The original with the job of one look: its budget is a fraction that nothing has to confirm."""
+    job = original.job
+    folder = job.folder / f"look-{number}"
+    folder.mkdir(exist_ok=True)
+    options = replace(job.options, budget=Budget(unit, fraction), best_effort=True)
+    return replace(original, job=replace(job, options=options, folder=folder, predicts=True))
+
+
+def _judged(proven: Candidate, judge: Judge, fraction: float, began: float) -> _Seen:
+    """A candidate with its weights recovered, and its readings; its deviation is that on the samples that judge."""
+    candidate = recover_weights(proven)
+    fidelity, readings = judge.read(candidate.path)
+    recovery = candidate.refit.recovery
+    if recovery is not None:
+        count = judge.held_out.count
+        if recovery.kept:
+            recovery = replace(recovery, removed=judge.compare(proven.path), recovered=fidelity, held_out=count)
+        else:
+            recovery = replace(recovery, removed=fidelity, held_out=count)
+        candidate = replace(candidate, refit=replace(candidate.refit, evidence=recovery))
+    selection = candidate.removal.selection
+    macs = selection.after.macs / max(selection.before.macs, 1)
+    return _Seen(candidate, Look(fraction=fraction, macs=macs, readings=readings, seconds=time.monotonic() - began))
+
+
+def _curve(unit: str, judge: Judge, seen: Sequence[_Seen], best: _Seen) -> ToleranceCurve:
+    return ToleranceCurve(
+        unit=unit,
+        samples=judge.held_out.count,
+        allowed=judge.allowed,
+        looks=tuple(each.look for each in seen),
+        chosen=next(k for k, each in enumerate(seen) if each is best),
+    )
+
+
+def _forget_files(seen: Sequence[_Seen]) -> None:
+    """Remove the files of candidates that are not the best so far."""
+    best = _best(seen)
+    for each in seen:
+        if each is not best:
+            shutil.rmtree(each.candidate.job.folder, ignore_errors=True)
+
+
+def _best(seen: Sequence[_Seen]) -> _Seen:
+    """The candidate within the tolerances of the smallest fraction; the nearest to them if none is."""
+    return min(seen, key=lambda each: (not each.look.met, each.look.fraction if each.look.met else each.look.spent))
+
+
+def _descent(job: CompressJob, unit: str) -> Descent | BudgetUnreachable:
+    """The search between the smallest keep set and the largest within the budget that was asked for as well."""
+    budget = job.options.budget
+    first = Budget(unit, min(FIRST_FRACTION, budget.fraction))
+    with job.clock.stage("select"):
+        selector = selector_for(replace(job, options=replace(job.options, budget=first)))
+        price = selector.price if budget.unit == unit else budget.metric.price(selector.inputs)
+        smallest, total = selector.within(SMALLEST_FRACTION), price(job.dag.all_alive)
+        limit = budget.fraction * total
+        lowest = selector.price(smallest) / selector.total if selector.total else 1.0
+        if lowest >= 1 or not total:
+            text = unreachable_message(first, selector.limits(smallest), selector.price(smallest), selector.total)
+            return BudgetUnreachable(text)
+        if price(smallest) > limit:
+            return BudgetUnreachable(unreachable_message(budget, selector.limits(smallest), price(smallest), total))
+        low, high = lowest, 1.0
+        if budget.unit == unit:
+            high = max(low, budget.fraction)
+        elif budget.fraction < 1:
+            for _ in range(BUDGET_STEPS):
+                middle = (low + high) / 2
+                low, high = (middle, high) if price(selector.within(middle)) <= limit else (low, middle)
+            high = low
+    return Descent(min(lowest * ROUNDING, 1.0), high)
+
+
+def _timed(original: Candidate, chosen: Candidate, look: Look) -> Candidate | BudgetUnreachable:
+    """The candidate that was chosen, under the options that were given, with a first timing of its network."""
+    options, selection = original.job.options, chosen.removal.selection
+    if options.budget.fraction >= 1:
+        options = replace(options, budget=Budget("macs", min(look.macs, 1.0)))
+    chosen = replace(chosen, job=replace(chosen.job, options=options, predicts=False))
+    attempt = partial(time_draft, replace(original, job=chosen.job), count(1), selection)
+    trial = attempt(SECONDS)
+    if not trial.faster and trial.fraction < 1:
+        trial = attempt(LONG_TIMING_SECONDS)
+    budget = options.budget
+    if budget.metric.measured and trial.fraction > budget.fraction and not options.best_effort:
+        return BudgetUnreachable(
+            f"the least that is within the tolerances takes {trial.fraction:.3f} of the time, {budget.fraction:g} was "
+            f"asked for; nothing written; ask for more, allow a larger loss, or add {option('best_effort', True)}"
+        )
+    return replace(chosen, trial=trial)
+
+
+def nearest_text(curve: ToleranceCurve) -> str:
+    """A sentence on the candidate that is nearest to the tolerances, if none is within them."""
+    look = curve.looks[curve.chosen]
+    texts = "; ".join(reading_text(reading) for reading in look.readings if not reading.met)
+    return (
+        f"nothing pruned was shown to be within the tolerances: the nearest has {look.fraction:.3f} of the "
+        f"{METRICS[curve.unit].noun}, {texts}"
+    )
