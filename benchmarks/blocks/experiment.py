@@ -70,13 +70,15 @@ def compressed(material: Material, cell: Cell, asked: float, target: Path) -> Ro
     words += ["--best-effort", "--json", *WAYS[cell.way]]
     words += ["--no-measure"] if cell.budget == "macs" else []
     target.unlink(missing_ok=True)
-    done = run([COMMAND, "compress", source, target, f"--{cell.budget}", f"{asked:.5g}", *words])
+    plan = target.with_suffix(".json")
+    done = run([COMMAND, "compress", source, target, f"--{cell.budget}", f"{asked:.5g}", "--plan-out", plan, *words])
     row: Row = {"asked": round(asked, 5), "seconds": round(done.seconds, 1)}
     if done.code:
         return row | {"exit_code": done.code, "message": done.message}
     report = done.report
     row |= {unit: report[unit]["fraction"] for unit in ("macs", "params")}
-    row |= {"said": report["latency"], "branches": report.get("branches"), "warnings": report["warnings"]}
+    row |= {"said": report["latency"], "warnings": report["warnings"]}
+    row["removed_branches"] = json.loads(plan.read_text())["options"].get("removed_branches", [])
     held = (report.get("recovery") or {}).get("deviation")
     if held:
         row["held_out"] = {"samples": held["samples"], "metric": held["metric"], "outputs": held["outputs"]}

@@ -76,13 +76,19 @@ def _line(cells: Cells, place: tuple[str, str, float], ways: tuple[str, ...]) ->
     for way in ways:
         line += [score(rows.get(way)), span(ms.get(way))]
     gain = cells.times.get(place, {}).get("gain", {}).get(ways[0])
+    line.append(_count(rows.get(BLOCKS)))
     line.append("" if gain is None else f"{gain['speedup']:.2f} ({gain['interval'][0]:.2f}–{gain['interval'][1]:.2f})")
     return line
 
 
+def _count(row: Row | None) -> str:
+    """How many blocks were removed."""
+    return str(len(row["removed_branches"])) if row and "removed_branches" in row else ""
+
+
 def _results(budget: str) -> str:
     cells = Cells(load(NAME))
-    head = ["network, asked", "original", CHANNELS, "ms", "and blocks", "ms", "ratio of the times"]
+    head = ["network, asked", "original", CHANNELS, "ms", "and blocks", "ms", "blocks removed", "ratio of the times"]
     return table(head, [_line(cells, place, (CHANNELS, BLOCKS)) for place in cells.places(budget)])
 
 
@@ -117,9 +123,10 @@ def blocks_equal() -> str:
         speeds = [cells.speedup(place, each) for each in (way, BLOCKS)]
         shown = ["" if speed is None else f"{speed:.2f}" for speed in speeds]
         difference = f"{100 * (other - one):+.2f}"
-        values = [score(rows[way]), shown[0], score(rows[BLOCKS]), shown[1], difference]
+        values = [score(rows[way]), shown[0], score(rows[BLOCKS]), shown[1], _count(rows[BLOCKS]), difference]
         lines.append([f"{place[0]}, {place[2]:g}", *values])
-    head = ["network, asked", CHANNELS, "times as fast", "and blocks", "times as fast", "difference in points"]
+    both = [CHANNELS, "times as fast", "and blocks", "times as fast"]
+    head = ["network, asked", *both, "blocks removed", "difference in points"]
     return table(head, lines)
 
 
