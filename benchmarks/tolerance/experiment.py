@@ -146,14 +146,18 @@ def held_out(material: Material, case: Case, new: Path, report: Row) -> float | 
     return None if number is None else float(number)
 
 
+def results() -> Row:
+    """The results so far."""
+    return load(NAME) if (RESULTS / f"{NAME}.json").exists() else {"rows": []}
+
+
 def measure(material: Material, networks: Sequence[str], ways: Sequence[str], seconds: float) -> None:
     """Every cell that is missing; saved after each."""
     work = {AIMED: aimed, HAND: by_hand}
     for case in CASES:
         for way in ways:
-            data = load(NAME) if (RESULTS / f"{NAME}.json").exists() else {"rows": []}
             key = case.key | {"way": way}
-            if case.network not in networks or any(key.items() <= row.items() for row in data["rows"]):
+            if case.network not in networks or any(key.items() <= row.items() for row in results()["rows"]):
                 continue
             if material.model(case.network) is None:
                 progress(f"{case.network}: not there")
@@ -161,4 +165,5 @@ def measure(material: Material, networks: Sequence[str], ways: Sequence[str], se
             prepare(material, case.network)
             row = key | work[way](material, case, seconds)
             progress(json.dumps(row))
+            data = results()
             save(NAME, data | {"environment": environment(), "rows": [*data["rows"], row]})
