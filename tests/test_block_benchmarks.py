@@ -55,6 +55,7 @@ def results(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
         {"network": "n", "budget": "latency", "ratio": ratio, "way": way, "removed_branches": ["a"]}
         | unseen(agreement=share)
+        | {"held_out": {"outputs": {"y": reported(0.1, 0.8 if (ratio, way) == (0.5, page.BLOCKS) else 0.9, None)}}}
         for ratio, way, share in (
             (0.5, page.CHANNELS, 0.90),
             (0.5, page.BLOCKS, 0.95),
@@ -71,7 +72,10 @@ def results(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("results")
 def test_equal_time_takes_the_channels_that_were_asked_again() -> None:
     assert page.equal_time() == [(("n", "latency", 0.5), 0.9, 0.95), (("n", "latency", 0.25), 0.7, 0.6)]
-    assert page.blocks_verdict() == "At equal time, blocks are better in 1 of 2 cells, and worse for n at 0.25."
+    assert page.blocks_verdict() == (
+        "At equal time, blocks are better in 1 of 2 cells, and worse for n at 0.25. On held-out samples they are worse "
+        "for n at 0.5 of latency, of 2 cells at equal budgets."
+    )
     assert "| n, 0.5 | 90.00 | 2.00 | 95.00 | 2.00 | 1 | +5.00 |" in page.blocks_equal()
     assert "| n, 0.5 |  | 90.00 | 2.000 (1.900–2.100) |" in page.blocks_latency()
 

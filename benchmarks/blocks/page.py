@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.common import Row, load, measured_by, table
+from benchmarks.material import worst_of
 
 NAME = "blocks"
 LATENCY = "latency"
@@ -25,6 +26,15 @@ def goodness(row: Row | None) -> float | None:
     if unseen["agreement"] is not None:
         return float(unseen["agreement"])
     return -float(unseen["relative_l2"])
+
+
+def held_out(row: Row | None) -> float | None:
+    """The same on the samples that the recovery held out."""
+    held = (row or {}).get("held_out")
+    if not held:
+        return None
+    found = worst_of(held["outputs"])
+    return float(-found["relative_l2"] if found["agreement"] is None else found["agreement"])
 
 
 def score(row: Row | None) -> str:
@@ -134,11 +144,24 @@ def blocks_verdict() -> str:
     """In how many cells blocks are better, and where they are worse."""
     found = equal_time()
     if not found:
-        return "No cell has been measured both ways."
+        return f"No cell of a budget of time has been measured both ways. {_held_out_text()}"
     worse = [f"{network} at {ratio:g}" for (network, _, ratio), one, other in found if other < one]
     better = sum(other > one for _, one, other in found)
     text = f"At equal time, blocks are better in {better} of {len(found)} cells"
-    return f"{text}, and worse for {', '.join(worse)}." if worse else f"{text}, and worse in none."
+    text += f", and worse for {', '.join(worse)}." if worse else ", and worse in none."
+    return f"{text} {_held_out_text()}"
+
+
+def _held_out_text() -> str:
+    """Where a budget is met worse with blocks, by the held-out samples that they were chosen by."""
+    cells, worse, count = Cells(load(NAME)), [], 0
+    for place, rows in cells.rows.items():
+        one, other = held_out(rows.get(CHANNELS)), held_out(rows.get(BLOCKS))
+        if one is not None and other is not None:
+            count += 1
+            worse += [f"{place[0]} at {place[2]:g} of {place[1]}"] if other < one else []
+    where = f"for {', '.join(worse)}" if worse else "in none"
+    return f"On held-out samples they are worse {where}, of {count} cells at equal budgets."
 
 
 def blocks_tuned() -> str:
