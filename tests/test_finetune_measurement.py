@@ -113,13 +113,28 @@ def test_rare_locations_are_hidden_more_often_and_stand_for_those_not_measured()
     division = plan_division([(mask[None], mask[None].repeat(2, 1)) for mask in masks], 0.4)
     share, seen = division.share.numpy(), masks.mean(0)[None]
     assert not share[..., :2, :2].any()
-    assert (division.given.numpy() == (seen == 1)).all()
+    assert (division.given.numpy()[seen == 1] == 1).all()
+    assert not division.hidden.numpy()[seen == 1].any()
     varied = seen < 1
     assert (seen * share)[varied].sum() / seen[varied].sum() == pytest.approx(0.4, abs=1e-3)
     order = np.argsort(seen[varied])
     assert (np.diff(share[varied][order]) <= 1e-6).all()
     assert np.allclose((seen * share * division.hidden.numpy())[varied], 1 - seen[varied], rtol=1e-3)
+    assert np.allclose((seen * (1 - share) * division.given.numpy())[varied], seen[varied], rtol=1e-3)
     assert division.scale == pytest.approx(1, rel=1e-6)
+
+
+def test_the_loss_is_that_of_the_whole_measurement() -> None:
+    """Errors that differ where a location is given and where it is guessed: the mean weighs both as they will occur."""
+    rng = np.random.default_rng(0)
+    often = np.linspace(0.15, 0.85, 64).reshape(1, 1, 8, 8)
+    masks = (rng.random((4000, 1, 8, 8)) < often).astype(np.float32)
+    division = plan_division([(mask[None], mask[None]) for mask in masks], 0.4)
+    of_given, of_guessed = rng.uniform(0.5, 1, often.shape), rng.uniform(1, 4, often.shape)
+    kept, weights = division.draw(torch.from_numpy(masks), np.random.default_rng(0))
+    errors = np.where(kept.numpy() > 0, of_given, of_guessed)
+    loss = (errors * weights.numpy()).sum() / weights.numpy().sum()
+    assert loss == pytest.approx((often * of_given + (1 - often) * of_guessed).mean(), rel=0.02)
 
 
 def test_the_strongest_of_equal_locations_stay() -> None:

@@ -18,7 +18,7 @@ FEW = 0.05
 STRONG = 16.0
 """A location whose mean energy is this many times the mean over all cannot be guessed from the others."""
 LARGEST_WEIGHT = 20.0
-"""Largest number of samples without a location that one with it stands for."""
+"""Largest weight of a location, as a multiple of that of one that is always measured."""
 MAX_POWER, BISECTIONS = 1000.0, 60
 """Bounds of the search for the power of the frequencies."""
 
@@ -52,8 +52,8 @@ def plan_division(samples: Iterable[tuple[Array, Array]], share: float) -> Divis
 
     1. Locations that are always measured are always given, since the network will never have to guess them; the loss
        holds them too, so that they stay.  Of the others, ``share`` is hidden: rare ones more often, so that the rest
-       looks like a measurement of fewer locations.  One that is measured in the share p of the samples stands for the
-       share 1 - p in which it was not.
+       looks like a measurement of fewer locations.  One that is measured in the share p of the samples counts 1 - p
+       where it is hidden, as often as it will have to be guessed, and p where it is given.
     2. If all samples are measured at the same locations, a share of these is hidden, except the strongest, which could
        not be guessed (in a spectrum, the lowest frequencies).
     3. If the masks differ in shape, a share of all locations is hidden.
@@ -66,17 +66,15 @@ def plan_division(samples: Iterable[tuple[Array, Array]], share: float) -> Divis
     others = (total > 0) & (often < ALWAYS)
     if total[others].sum() >= FEW * total.sum():
         always = often >= ALWAYS
-        hidden = 1 - often ** _power(often[others], share)
-        weights = np.minimum((1 - often) / often, LARGEST_WEIGHT) / np.where(always, 1, hidden)
+        kept = np.where(always, 1, often ** _power(often[others], share))
+        of_hidden = np.minimum((1 - often) / often, LARGEST_WEIGHT) / np.where(always, 1, 1 - kept)
+        of_given = 1 / np.maximum(kept, 1 / LARGEST_WEIGHT)
     else:
         always = mean > STRONG * mean[total > 0].mean()
-        hidden, weights = np.full(often.shape, share), np.full(often.shape, 1 / share)
-    shares, of_hidden, of_given = (
-        np.where(always, 0.0, hidden),
-        np.where(always, 0.0, weights),
-        np.where(always, 1.0, 0.0),
-    )
-    expected = shares * of_hidden + of_given
+        kept = np.where(always, 1, 1 - share)
+        of_hidden, of_given = np.full(often.shape, 1 / share), np.where(always, 1.0, 0.0)
+    shares, of_hidden = 1 - kept, np.where(always, 0.0, of_hidden)
+    expected = shares * of_hidden + kept * of_given
     scale = float((energy * expected).sum() / max((total * expected).sum(), 1e-30)) or 1.0
     tensors = [torch.from_numpy(value.astype(np.float32)) for value in (shares, of_hidden, of_given)]
     return Division(tensors[0], tensors[1], tensors[2], scale, values * int(np.count_nonzero(total)))
