@@ -19,7 +19,7 @@ STRONG = 16.0
 """A location whose mean energy is this many times the mean over all cannot be guessed from the others."""
 LARGEST_WEIGHT = 20.0
 """Largest weight in a sample that measures a location, as a multiple of the weight of one that is always measured."""
-QUIET = 0.1
+QUIETEST_SHARE = 0.1
 """This quantile of the mean energies of the locations is taken for the noise of a measured number."""
 MIN_QUIET_SAMPLES = 4
 """Smallest number of samples for which the mean energy of a location counts."""
@@ -28,8 +28,8 @@ MAX_POWER, BISECTIONS = 1000.0, 60
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights:
-    """Weights of locations in the loss: those where all of the error counts, and those where noise is allowed for."""
+class LossWeights:
+    """LossWeights of locations in the loss: those where all of the error counts, and those where noise is allowed for."""
 
     whole: Tensor
     noisy: Tensor
@@ -52,7 +52,7 @@ class Division:
     noise: float = 0.0
     measured: int = 0
 
-    def draw(self, mask: Tensor, rng: np.random.Generator) -> tuple[Tensor, Weights]:
+    def draw(self, mask: Tensor, rng: np.random.Generator) -> tuple[Tensor, LossWeights]:
         """Divide masks [batch, ...] into what the network gets, and weights of the locations in the loss."""
         drawn = torch.from_numpy(rng.random(tuple(mask.shape), np.float32)).to(mask.device)
         share, of_hidden, of_given, always = (
@@ -60,9 +60,9 @@ class Division:
         )
         hide = drawn < share
         kept, hidden = mask * ~hide, mask * hide
-        return kept, Weights(whole=hidden * of_hidden + kept * always, noisy=kept * of_given)
+        return kept, LossWeights(whole=hidden * of_hidden + kept * always, noisy=kept * of_given)
 
-    def loss(self, errors: Tensor, weights: Weights) -> Tensor:
+    def loss(self, errors: Tensor, weights: LossWeights) -> Tensor:
         """Mean of squared errors, relative to the measurement; where given, what exceeds the noise."""
         whole, noisy = (one.to(errors.dtype).expand(errors.shape) for one in (weights.whole, weights.noisy))
         excess = ((errors * noisy).sum() - self.noise * noisy.sum()).clamp_min(0)
@@ -110,7 +110,7 @@ def plan_division(samples: Iterable[tuple[Array, Array]], share: float) -> Divis
         given=tensors[2],
         always=tensors[3],
         scale=scale,
-        noise=float(np.quantile(often_enough, QUIET)),
+        noise=float(np.quantile(often_enough, QUIETEST_SHARE)),
         measured=values * int(np.count_nonzero(total)),
     )
 
