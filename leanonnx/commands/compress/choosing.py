@@ -100,7 +100,7 @@ def _new_selector(job: CompressJob) -> Selector:
 def selector_of(job: CompressJob, whole: Selector) -> Selector:
     """The selector of a job's network, which lacks branches of the network of another selector."""
     request = _request(job.dag, job.options, resolved_target(job.options, float_types(job.dag.model.proto)))
-    profile = tuple(time for time in whole.request.profile if not job.dag.is_unlike(time.tensor))
+    profile = tuple(time for time in whole.request.profile if time.tensor and not job.dag.is_unlike(time.tensor))
     request = replace(request, exponents=whole.request.exponents, profile=profile)
     if job.data is not None:
         request = replace(request, statistics=_statistics(job, job.data))
