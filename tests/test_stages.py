@@ -25,7 +25,7 @@ from leanonnx.statistics.propagation import PropagatedMoments
 from leanonnx.system.clock import Clock, ignore_progress
 from tests.calibrated import net
 from tests.helpers import Options, called, called_json, saved
-from tests.test_search import comparison
+from tests.made_up_times import comparison
 
 MODEL = net(
     "(float[N,3,8,8] x) => (float[N,6] y)",
