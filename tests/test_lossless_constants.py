@@ -152,6 +152,16 @@ def test_a_layer_behind_takes_it_if_it_has_no_border(layer: str, constants: str,
     assert "u" not in sizes(after)
 
 
+def test_a_constant_that_enlarges_what_it_is_added_to_stays(tmp_path: Path) -> None:
+    proto = build("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        enlarged (float[1, 2, 6, 6] x) => (float[1, 3, 4, 4] y)
+        <float[1, 2, 1, 1] w, float[1, 8, 1, 1] k, float[3, 8, 3, 3] v>
+        { c = Conv (x, w) s = Sigmoid (c) d = Add (s, k) y = Conv (d, v) }""")
+    _, after = minimal(proto, tmp_path)
+    assert operators(after) == ["Conv", "Sigmoid", "Add", "Conv"]
+
+
 @pytest.mark.parametrize("transposed", [0, 1])
 def test_a_dense_layer_behind_takes_it(transposed: int, tmp_path: Path) -> None:
     shape = "4, 6" if transposed else "6, 4"

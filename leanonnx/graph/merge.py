@@ -95,9 +95,11 @@ def absorbed_behind(
 ) -> MergedConstants | None:
     """Constants with which a linear layer adds what the node before it shifts its input by; None if it cannot.
 
-    A border of zeros would not be shifted.
+    A border of zeros would not be shifted, and the shift must not enlarge what it is added to.
     """
     if standard_name(shift) not in SHIFT_SIGNS or standard_name(second) not in ("Conv", "Gemm") or is_padded(second):
+        return None
+    if not context.covers(shift.input[0], shift.input[1]):
         return None
     weight = context.constant(second.input[WEIGHT])
     if weight is None or weight.dtype not in PRECISE_FLOATS or attribute(second, "transA", 0):
