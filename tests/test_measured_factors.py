@@ -20,7 +20,7 @@ from leanonnx.selection.measured import MAX_FACTOR, MAX_FIXED_MS, Corrections
 from leanonnx.selection.metrics import Budget
 from leanonnx.selection.selector import SelectionRequest, Selector
 from tests.helpers import build, called_json, saved
-from tests.test_search import comparison
+from tests.made_up_times import comparison
 
 TARGET = builtin_hardware()["cpu-avx512"]
 NETWORK = """

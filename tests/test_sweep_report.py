@@ -133,7 +133,7 @@ def made(asked: float, relative: float | None, speedup: float | None = None, bus
     )
     deviation = SourcedFidelity("held-out samples", FidelityRow(20, {"y": output}, None))
     proof = ProofRow(status="passed", max_relative_error=1e-6, bound=1e-4, inputs=3, sizes=1, outputs={"y": 1e-6})
-    texts = {"headline": None, "warnings": (), "hints": (), "judgement": None}
+    texts = {"headline": None, "warnings": (), "hints": (), "judgement": None, "tolerance": None}
     candidate = CandidateRow(costs=costs, proof=proof, latency=latency, deviation=deviation, **texts)
     return asked, OutcomeRow(0, "", candidate, seconds=1.5, made=(0.0, 1.0), measured=(2.0, 3.0))
 

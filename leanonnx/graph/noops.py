@@ -34,7 +34,7 @@ Only the declared types and sizes are known then.
 SLICE_TO_END = (1 << 31) - 1
 """An end of a Slice that stands for the end of any axis."""
 PAIR = 2
-COMMUTATIVE = ("Add", "Mul")
+COMMUTATIVE = names_with(Trait.COMMUTES)
 ARITHMETIC = names_with(Trait.ARITHMETIC)
 """Operators that join two operands."""
 SAME_SIZE = names_with(Trait.SAME_SIZE)

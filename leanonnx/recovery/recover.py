@@ -115,7 +115,7 @@ def recover(
     fitted = {proto.graph.node[layer.after].output[0] for layer in linear if layer.can_change_bias}
     chosen: list[LinearLayer | BatchNorm] = [*linear, *norms(dag, alive, compressed, fitted)]
     chosen.sort(key=lambda one: one.after)
-    chosen = _taught(dag, chosen, refused)
+    chosen = _split_taught(dag, chosen, refused)
     macs = cost_model(dag)(dag.all_alive).macs
     shelf = TensorSpill()
     try:
@@ -148,7 +148,7 @@ def recover(
     return RecoveryResult(apply_changes(bare, changes), tuple(layers))
 
 
-def _taught(
+def _split_taught(
     dag: ChannelDag, chosen: list[LinearLayer | BatchNorm], refused: dict[str, str]
 ) -> list[LinearLayer | BatchNorm]:
     """The layers whose tensors have counterparts in the teacher; ``refused`` gets the rest."""

@@ -53,7 +53,7 @@ def shorten(model: Model, replaced: Mapping[Branch, StandIn]) -> onnx.ModelProto
     changed: dict[int, list[onnx.NodeProto]] = {k: [] for branch in replaced for k in (branch.join, *branch.nodes)}
     for branch, standin in replaced.items():
         if branch.kind == "shortcut":
-            changed |= edit.refitted(branch, standin)
+            changed |= edit.refit_shortcut(branch, standin)
         else:
             changed[branch.join] = edit.affine(branch, standin)
     nodes = [node for index, original in enumerate(source) for node in changed.get(index, [original])]
@@ -82,7 +82,7 @@ def graft(model: Model, replaced: Mapping[Branch, StandIn]) -> onnx.ModelProto:
         branch, standin = by_join[index]
         join = _copy(original)
         join.output[0] = edit.name(branch.output)
-        other = edit.convolved if branch.kind == "shortcut" else edit.multiplied
+        other = edit.convolve if branch.kind == "shortcut" else edit.multiply
         nodes += [join, *other(branch, standin)]
     return with_nodes(model.proto, nodes, edit.added)
 
@@ -132,7 +132,7 @@ class _Edit:
             node.name = node.output[0]
         return nodes
 
-    def refitted(self, branch: Branch, standin: StandIn) -> dict[int, list[onnx.NodeProto]]:
+    def refit_shortcut(self, branch: Branch, standin: StandIn) -> dict[int, list[onnx.NodeProto]]:
         """The convolution beside a branch, which outputs the joined tensor, by node index."""
         source = self.model.proto.graph.node
         self._check_kernels(branch, standin)
@@ -155,7 +155,7 @@ class _Edit:
             _check_fits(standin.weight.shape == shape, f"a weight that is not {shape}")
             _check_fits(standin.bias is None or standin.bias.shape == shape[:1], f"a bias that is not {shape[:1]}")
 
-    def multiplied(self, branch: Branch, standin: StandIn) -> list[onnx.NodeProto]:
+    def multiply(self, branch: Branch, standin: StandIn) -> list[onnx.NodeProto]:
         """The stand-in as a matrix product with channels on the last axis."""
         _check_affine(branch, standin)
         weight = np.ones(branch.channels) if standin.weight is None else standin.weight
@@ -172,7 +172,7 @@ class _Edit:
             make("Transpose", [total], [stem], name=self.name(stem), perm=np.argsort(to_last).tolist()),
         ]
 
-    def convolved(self, branch: Branch, standin: StandIn) -> list[onnx.NodeProto]:
+    def convolve(self, branch: Branch, standin: StandIn) -> list[onnx.NodeProto]:
         """The convolution beside a branch with its bias added separately, or its present output."""
         source = self.model.proto.graph.node
         self._check_kernels(branch, standin)
