@@ -107,14 +107,14 @@ def within_budget(selector: Selector, predicted: Price, attempt: Attempt, write:
     base = predicted(selection.alive)
     for share in LEANER_SHARES:
         if trials[-1].busy:
-            return _is_undecided(selector, trials[-1], first)
+            return _without_verdict(selector, trials[-1], first)
         alive = selector.within(fraction, partial(_share, predicted, share * base))
         if not _is_leaner(selector, alive, trials):
             continue
         trials.append(attempt(selector.selection(alive, reached=True), SECONDS))
         if trials[-1].faster:
             return replace(trials[-1], instead_of=first)
-    return _is_undecided(selector, trials[-1], first) if trials[-1].busy else first
+    return _without_verdict(selector, trials[-1], first) if trials[-1].busy else first
 
 
 def _is_leaner(selector: Selector, alive: Mask, trials: list[Trial]) -> bool:
@@ -122,7 +122,7 @@ def _is_leaner(selector: Selector, alive: Mask, trials: list[Trial]) -> bool:
     return selector.price(alive) < min(selector.price(trial.selection.alive) for trial in trials)
 
 
-def _is_undecided(selector: Selector, busy: Trial, answer: Trial) -> Trial:
+def _without_verdict(selector: Selector, busy: Trial, answer: Trial) -> Trial:
     """The answer where a measurement on a busy machine showed nothing.
 
     Raises:
@@ -199,7 +199,7 @@ def _calm_trial(selector: Selector, attempt: Attempt, alive: Mask) -> Trial:
     trial = attempt(selection, SECONDS)
     if trial.busy:
         trial = attempt(selection, LONG_TIMING_SECONDS)
-    return _is_undecided(selector, trial, trial) if trial.busy else trial
+    return _without_verdict(selector, trial, trial) if trial.busy else trial
 
 
 def _within_size(selector: Selector, write: Write) -> tuple[float, Selection]:
