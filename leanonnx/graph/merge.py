@@ -24,7 +24,7 @@ from leanonnx.operators.facts import Family, Trait
 from leanonnx.operators.table import names_of, names_with
 
 SHIFTS_OR_SCALES = names_with(Trait.ARITHMETIC)
-TRANSPOSED = names_of(Family.TRANSPOSED_CONVOLUTION)
+TRANSPOSED_CONVOLUTIONS = names_of(Family.TRANSPOSED_CONVOLUTION)
 SHIFT_SIGNS = {"Add": 1.0, "Sub": -1.0}
 WEIGHT = 1
 
@@ -98,7 +98,7 @@ def absorbed_behind(
 
     A border of zeros would not be shifted, and the shift must not enlarge what it is added to.
     """
-    if standard_name(shift) not in SHIFT_SIGNS or second.op_type not in BIASED - TRANSPOSED or is_padded(second):
+    if standard_name(shift) not in SHIFT_SIGNS or second.op_type not in BIASED - TRANSPOSED_CONVOLUTIONS or is_padded(second):
         return None
     if not context.covers(shift.input[0], shift.input[1]):
         return None
