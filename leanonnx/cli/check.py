@@ -65,7 +65,7 @@ Data = Annotated[
     Path | None,
     typer.Option(metavar="DATA", help="Real inputs, as for compress --calib; without, both models get random ones."),
 ]
-Score = Annotated[
+ScoreFunctionName = Annotated[
     str | None,
     typer.Option(
         metavar="MODULE:FUNCTION",
@@ -91,7 +91,7 @@ def check_command(
     max_deviation: Annotated[str | None, _gate(DEVIATION, "F")] = None,
     min_agreement: Annotated[str | None, _gate(AGREEMENT, "F")] = None,
     max_drop: Annotated[str | None, _gate(DROP, "F")] = None,
-    score: Score = None,
+    score: ScoreFunctionName = None,
     min_speedup: Annotated[str | None, _gate(SPEEDUP, "F")] = None,
     max_latency_ms: Annotated[str | None, _gate(LATENCY_MS, "MS")] = None,
     max_bytes: Annotated[str | None, _gate(SIZE, "N|Fx")] = None,

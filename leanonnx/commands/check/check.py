@@ -173,7 +173,7 @@ def run_check(
         values = _compare_outputs(pair, request.limits)
     if any(verdict.gate == RUNS and verdict.status == FAILED for verdict in values.verdicts):
         return _result(request, clock, [*gates, *values.verdicts], "NEW does not run", changes.notes)
-    with clock.stage("score"):
+    with clock.stage("compare"):
         limits, shapes = request.limits, pair.observation.shapes
         gates += score_verdicts(limits, request.score, request.data, request.images, (base, new), shapes)
     with clock.stage("analyse"):
