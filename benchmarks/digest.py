@@ -13,12 +13,14 @@ import sys
 from collections.abc import Callable, Iterable
 from statistics import fmean, median
 
+from benchmarks.blocks import page as residual
 from benchmarks.common import DOCS, Row, load, table
 from benchmarks.inverse import page as inverse
 from benchmarks.latency_page import cells_of, efficiency
 from benchmarks.lean_cs.page import Found, percent
 from benchmarks.recovery_page import best
 from benchmarks.selection import NAMES, TRANSFORMERS, means
+from benchmarks.tolerance import page as tolerance
 from docs.written import main
 
 BLOCK = re.compile(r"(<!-- numbers: (\w+) -->\n).*?(\n<!-- end of numbers -->)", re.DOTALL)
@@ -129,7 +131,7 @@ def paper() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {f.__name__: f for f in (chains, inputs, accuracy, speed, reach, paper)}
-BLOCKS |= inverse.BLOCKS
+BLOCKS |= inverse.BLOCKS | residual.NUMBERS | tolerance.NUMBERS
 
 
 def filled(text: str) -> str:

@@ -41,6 +41,7 @@ from leanonnx.errors import LeanOnnxError
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import Feed, RunFailed
 from leanonnx.runtime.subprocess_timing import compare_in_subprocess
+from leanonnx.runtime.timing import NO_DIFFERENCE
 
 KEEPS = (0.5, 0.25, 0.1)
 BATCHES = (1, 8, 32)
@@ -55,7 +56,7 @@ QUERY = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.max.
 USER_ERROR = 2
 MEANING = (
     "Milliseconds of one run, inputs and outputs in GPU memory (copies are not timed); *before / after* with its 95 % "
-    "interval, from both models timed in turns in a fresh process. Weights are random. *=*: no significant difference. "
+    "interval, from both models timed in turns in a fresh process. Weights are random. *=*: no difference shown. "
     "*fails*: onnxruntime cannot run it so."
 )
 
@@ -162,7 +163,7 @@ def _line(row: Row) -> list[str]:
     if "error" in row:
         return [*key, "", "", "fails"]
     low, high = row["interval"]
-    same = " =" * (row["verdict"] == "no significant difference")
+    same = " =" * (row["verdict"] == NO_DIFFERENCE)
     return [
         *key,
         f"{row['before_ms']:.3f}",

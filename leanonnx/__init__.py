@@ -19,7 +19,7 @@ from leanonnx.api.training import TrainingResult, finetune
 from leanonnx.api.verbs import analyse, bench, compress, prove
 from leanonnx.commands.calibrate.calibrate import DeviceCalibration
 from leanonnx.data.images import ImageFormat
-from leanonnx.errors import BudgetUnreachable, LeanOnnxError, NotFaster, ProofFailed, Refusal, UserError
+from leanonnx.errors import BudgetUnreachable, CouldNotTell, LeanOnnxError, NotFaster, ProofFailed, Refusal, UserError
 from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.proof.proof import Proof
 from leanonnx.reporting.costs import CostChange
@@ -36,6 +36,7 @@ __all__ = [
     "CheckResult",
     "Compressed",
     "CostChange",
+    "CouldNotTell",
     "DeviceCalibration",
     "Fidelity",
     "ImageFormat",

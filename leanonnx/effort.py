@@ -23,6 +23,8 @@ class Effort:
         trials: largest number of candidates that are judged from end to end.
         trial_work: work that one of these may take, as a multiple of that with normal effort.
         passes: largest number of passes of the recovery where layers share weights.
+        branch_trials: largest number of branches whose removal is tried.
+        branch_work: work that one of these may take, as a multiple of ``trial_work`` with normal effort.
         looks: largest number of candidates that are recovered to meet a tolerance.
     """
 
@@ -32,13 +34,45 @@ class Effort:
     trials: int
     trial_work: float
     passes: int
+    branch_trials: int
+    branch_work: float
     looks: int
 
 
 _ALL = (
-    Effort(name="quick", max_samples=128, rows_per_feature=4, trials=1, trial_work=0, passes=1, looks=4),
-    Effort(name="normal", max_samples=1024, rows_per_feature=8, trials=6, trial_work=1, passes=2, looks=6),
-    Effort(name="thorough", max_samples=4096, rows_per_feature=16, trials=8, trial_work=20, passes=4, looks=10),
+    Effort(
+        name="quick",
+        max_samples=128,
+        rows_per_feature=4,
+        trials=1,
+        trial_work=0,
+        passes=1,
+        branch_trials=0,
+        branch_work=0,
+        looks=4,
+    ),
+    Effort(
+        name="normal",
+        max_samples=1024,
+        rows_per_feature=8,
+        trials=6,
+        trial_work=1,
+        passes=2,
+        branch_trials=3,
+        branch_work=10,
+        looks=6,
+    ),
+    Effort(
+        name="thorough",
+        max_samples=4096,
+        rows_per_feature=16,
+        trials=8,
+        trial_work=20,
+        passes=4,
+        branch_trials=12,
+        branch_work=100,
+        looks=10,
+    ),
 )
 EFFORTS: Mapping[EffortName, Effort] = {each.name: each for each in _ALL}
 """All efforts by name, from the least to the most."""

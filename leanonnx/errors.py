@@ -11,7 +11,8 @@
     └── Refusal              exit 1   leanonnx ran, and the answer is no
         ├── ProofFailed               the compressed model does not equal the masked original
         ├── BudgetUnreachable         the channels that cannot be removed exceed the budget
-        ├── NotFaster                 the compressed model was measured to be no faster
+        ├── NotFaster                 the compressed model was not measured to be faster
+        │   └── CouldNotTell          the machine was too busy to tell if it is
         ├── ToleranceMissed           no candidate was shown to be within the tolerances
         └── GateFailed                a model did not pass a gate of `leanonnx check`
 
@@ -78,7 +79,11 @@ class BudgetUnreachable(Refusal):
 
 
 class NotFaster(Refusal):
-    """The compressed model was measured to be no faster than the original."""
+    """The compressed model was not measured to be faster than the original."""
+
+
+class CouldNotTell(NotFaster):
+    """The machine was too busy to tell if the compressed model is as fast as it should be."""
 
 
 class ToleranceMissed(Refusal):

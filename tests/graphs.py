@@ -17,17 +17,20 @@ from onnx import TensorProto, helper
 from tests.graph_blocks import BLOCKS
 from tests.graph_builder import IR_VERSIONS, Builder, Choose, Tensor, dense
 from tests.graph_moves import MOVES
-from tests.graph_steps import STEPS, conv, conv_of
+from tests.graph_steps import STEPS, Step, conv, conv_of
 
 
-def build(choose: Choose) -> onnx.ModelProto:
-    """Draw a model: one or two inputs, a random DAG of steps, one or two outputs."""
+def build(choose: Choose, blocks: Sequence[Step] = ()) -> onnx.ModelProto:
+    """Draw a model: one or two inputs, a random DAG of steps (half of them ``blocks``), one or two outputs."""
     b = Builder(choose)
     inputs = _inputs(b)
     for tensor in inputs:
         conv_of(b, tensor, b.one_of((4, 6, 8, 12)), groups=1)
     for _ in range(b.between(1, 14)):
-        (conv if b.chance(4) else b.one_of((*STEPS, *MOVES, *BLOCKS)))(b)
+        if blocks and b.chance(2):
+            b.one_of(blocks)(b)
+        else:
+            (conv if b.chance(4) else b.one_of((*STEPS, *MOVES, *BLOCKS)))(b)
     return _finished(b, inputs)
 
 
@@ -67,20 +70,20 @@ def _declared(name: str, shape: Sequence[int | str | None]) -> onnx.ValueInfoPro
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
 
-def from_seed(seed: int) -> onnx.ModelProto:
+def from_seed(seed: int, blocks: Sequence[Step] = ()) -> onnx.ModelProto:
     """The model of a seed."""
     rng = np.random.default_rng(seed)
-    return build(lambda n: int(rng.integers(n)))
+    return build(lambda n: int(rng.integers(n)), blocks)
 
 
 @st.composite
-def _drawn(draw: st.DrawFn) -> onnx.ModelProto:
-    return build(lambda n: draw(st.integers(0, n - 1)) if n > 1 else 0)
+def _drawn(draw: st.DrawFn, blocks: Sequence[Step]) -> onnx.ModelProto:
+    return build(lambda n: draw(st.integers(0, n - 1)) if n > 1 else 0, blocks)
 
 
-def models() -> st.SearchStrategy[onnx.ModelProto]:
+def models(blocks: Sequence[Step] = ()) -> st.SearchStrategy[onnx.ModelProto]:
     """Random models: drawn choice by choice, which shrinks well, or by a seed, which gives larger ones."""
-    return st.one_of(_drawn(), st.integers(0, 1 << 32).map(from_seed))
+    return st.one_of(_drawn(blocks), st.integers(0, 1 << 32).map(lambda seed: from_seed(seed, blocks)))
 
 
 def saved(proto: onnx.ModelProto, folder: Path, name: str = "model.onnx") -> Path:

@@ -11,6 +11,7 @@ import onnx
 from onnx import numpy_helper
 
 from leanonnx.commands.compress.pipeline import CompressResult, compress_file
+from leanonnx.commands.compress.pruning import UNPROVEN_TIDYING
 from tests.helpers import Options, build, saved
 
 Edit = Callable[[np.ndarray], None]
@@ -43,6 +44,7 @@ def minimal(proto: onnx.ModelProto, folder: Path, **options: Any) -> tuple[Compr
     result = compress_file(source, target, Options(exact=True, **options))
     assert result.proof.passed
     assert result.proof.max_relative_error < TIGHT
+    assert UNPROVEN_TIDYING not in result.warnings
     after = onnx.load(target)
     assert list(after.graph.output) == list(proto.graph.output)
     assert [v.name for v in after.graph.input] == [v.name for v in proto.graph.input]

@@ -104,5 +104,6 @@ def fake_make(tasks: list[Task], work: Path) -> making.Answers:
             hints=(),
             deviation=None,
             judgement=None,
+            tolerance=None,
         )
         yield index, OutcomeRow(0, "", candidate, seconds=0.0, made=(time.time(), time.time()))

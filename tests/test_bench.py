@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def test_two_models(folder: Path) -> None:
     check_side(result["before"])
     check_side(result["after"])
     assert result["interval"][0] <= result["speedup"] <= result["interval"][1]
-    assert result["verdict"] in ("faster", "slower", "no significant difference")
+    assert result["verdict"] in ("faster", "slower", "no difference shown")
     assert (result["threads"], result["batch"], result["inputs"]["x"][1]) == (1, None, 3)
 
 
@@ -219,9 +220,17 @@ def test_a_busy_machine_is_reported() -> None:
         TimingComparison(before=calm, after=shaken, speedup=1, interval=(1, 1), noise=0.01, rounds=20, lots=1): True,
         calm: False,
         shaken: True,
+        replace(calm, waited=0.01): False,
+        replace(calm, waited=0.25): True,
     }
     for outcome, busy in cases.items():
         assert bool(BenchCase(batch=None, inputs={}, setting=Setting(), outcome=outcome).warnings) == busy
+        assert bool(outcome.busy_signs) == busy
+    both = replace(next(iter(cases)), noise=0.2, after=replace(shaken, waited=0.25))
+    assert both.busy_signs == (
+        "waiting for a processor took 25% of the time, the times of one model differ by 20%, one run in ten took 4.0 "
+        "times the median or more"
+    )
 
 
 def test_failures_name_the_models(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

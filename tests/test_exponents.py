@@ -79,7 +79,7 @@ def searched(monkeypatch: pytest.MonkeyPatch, deviations: dict[Exponents, float]
         means = np.array([deviations.get(one, 1.0) for one in models])
         return np.asarray(means[:, None] + noise[: len(means)])
 
-    monkeypatch.setattr(exponents, "_recovered", recovered)
+    monkeypatch.setattr(exponents, "recover_choice", recovered)
     monkeypatch.setattr(exponents, "paired_distances", distances)
     result = search_exponents(selector(), samples(200), effort, Deadline(), 0, lambda *_: None)
     assert len(asked) <= effort.trials
@@ -124,7 +124,7 @@ def test_quick_effort_tries_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_many_samples_are_judged_by_those_that_no_trial_was_fitted_to() -> None:
-    few, many = exponents._TrialData.of(samples(200)), exponents._TrialData.of(samples(960))
+    few, many = exponents.TrialData.of(samples(200)), exponents.TrialData.of(samples(960))
     assert few.judged.count == few.spared.count < few.fitted.count
     assert many.fitted.count + many.spared.count == exponents.FITTED_TRIAL_SAMPLES
     assert many.judged.count == 960 - exponents.FITTED_TRIAL_SAMPLES
@@ -132,7 +132,7 @@ def test_many_samples_are_judged_by_those_that_no_trial_was_fitted_to() -> None:
 
 def test_no_trial_begins_that_would_end_late(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[Selector] = []
-    monkeypatch.setattr(exponents, "_recovered", lambda one, *_: tried.append(one) or WIDE.model.path)
+    monkeypatch.setattr(exponents, "recover_choice", lambda one, *_: tried.append(one) or WIDE.model.path)
     monkeypatch.setattr(exponents, "paired_distances", lambda *_: np.zeros((1, 4)))
     late = Deadline(0.0, lambda: 1.0)
     one = search_exponents(selector(), samples(200), EFFORTS["normal"], late, 0, lambda *_: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,13 +114,46 @@ def test_rare_locations_are_hidden_more_often_and_stand_for_those_not_measured()
     division = plan_division([(mask[None], mask[None].repeat(2, 1)) for mask in masks], 0.4)
     share, seen = division.share.numpy(), masks.mean(0)[None]
     assert not share[..., :2, :2].any()
-    assert (division.given.numpy() == (seen == 1)).all()
+    assert (division.always.numpy() == (seen == 1)).all()
+    assert not division.given.numpy()[seen == 1].any()
+    assert not division.hidden.numpy()[seen == 1].any()
     varied = seen < 1
     assert (seen * share)[varied].sum() / seen[varied].sum() == pytest.approx(0.4, abs=1e-3)
     order = np.argsort(seen[varied])
     assert (np.diff(share[varied][order]) <= 1e-6).all()
     assert np.allclose((seen * share * division.hidden.numpy())[varied], 1 - seen[varied], rtol=1e-3)
+    assert np.allclose((seen * (1 - share) * division.given.numpy())[varied], seen[varied], rtol=1e-3)
     assert division.scale == pytest.approx(1, rel=1e-6)
+
+
+def test_the_loss_is_that_of_the_whole_measurement() -> None:
+    """Errors that differ where a location is given and where it is guessed: the mean weighs both as they will occur."""
+    rng = np.random.default_rng(0)
+    often = np.linspace(0.15, 0.85, 64).reshape(1, 1, 8, 8)
+    masks = (rng.random((4000, 1, 8, 8)) < often).astype(np.float32)
+    division = replace(plan_division([(mask[None], mask[None]) for mask in masks], 0.4), noise=0.0)
+    of_given, of_guessed = rng.uniform(0.5, 1, often.shape), rng.uniform(1, 4, often.shape)
+    kept, weights = division.draw(torch.from_numpy(masks), np.random.default_rng(0))
+    errors = np.where(kept.numpy() > 0, of_given, of_guessed)
+    loss = float(division.loss(torch.from_numpy(errors), weights))
+    assert loss == pytest.approx((often * of_given + (1 - often) * of_guessed).mean(), rel=0.02)
+
+
+def test_noise_where_given_is_no_error() -> None:
+    rng = np.random.default_rng(0)
+    masks = (rng.random((400, 1, 16, 16)) < np.linspace(0.3, 0.8, 256).reshape(1, 16, 16)).astype(np.float32)
+    signal = np.zeros((16, 16))
+    signal[:8] = 10 * rng.standard_normal((8, 16))
+    noise = 0.3 * rng.standard_normal(masks.shape)
+    division = plan_division(
+        [(mask[None], (mask * (signal + n))[None]) for mask, n in zip(masks, noise, strict=True)], 0.4
+    )
+    assert division.noise == pytest.approx(0.09, rel=0.2)
+    _, weights = division.draw(torch.from_numpy(masks), np.random.default_rng(0))
+    given = (weights.noisy > 0).float()
+    losses = [float(division.loss(given * size * division.noise, weights)) for size in (0.0, 0.9, 1.5, 2.0)]
+    assert losses[:2] == [0, 0]
+    assert losses[3] == pytest.approx(2 * losses[2], rel=1e-4)
 
 
 def test_the_strongest_of_equal_locations_stay() -> None:
@@ -130,11 +164,12 @@ def test_the_strongest_of_equal_locations_stay() -> None:
     measured[..., 0, 0] = 1000
     division = plan_division([(mask, one) for one in measured], 0.3)
     assert division.share[0, 0, 0, 0] == 0
-    assert division.given[0, 0, 0, 0] == 1
+    assert division.always[0, 0, 0, 0] == 1
     kept, weights = division.draw(torch.from_numpy(mask)[None].repeat(50, 1, 1, 1, 1), np.random.default_rng(0))
     assert float(kept.sum()) / (50 * mask.sum()) == pytest.approx(0.7, abs=0.02)
     assert (kept[:, 0, 0, 0, 0] == 1).all()
-    assert torch.equal(weights > 0, (torch.from_numpy(mask) > kept) | (kept * division.given > 0))
+    assert torch.equal(weights.whole > 0, (torch.from_numpy(mask) > kept) | (kept * division.always > 0))
+    assert not weights.noisy.any()
     other = division.draw(torch.from_numpy(mask)[None], np.random.default_rng(1))[0]
     again = division.draw(torch.from_numpy(mask)[None], np.random.default_rng(1))[0]
     assert torch.equal(other, again)
@@ -148,8 +183,8 @@ def test_masks_of_several_shapes_are_divided_evenly() -> None:
     assert division.scale == pytest.approx(9)
     kept, weights = division.draw(torch.ones(2, 1, 1, 64, 64, dtype=torch.bool), np.random.default_rng(0))
     assert kept.dtype == torch.bool
-    assert torch.equal(weights, (~kept).float())
-    assert float(weights.mean()) == pytest.approx(0.25, abs=0.02)
+    assert torch.equal(weights.whole, (~kept).float())
+    assert float(weights.whole.mean()) == pytest.approx(0.25, abs=0.02)
 
 
 def test_what_is_hidden_reaches_neither_input_nor_adjoint(scan: dict[str, Path], monkeypatch: Any) -> None:
@@ -171,7 +206,7 @@ def test_what_is_hidden_reaches_neither_input_nor_adjoint(scan: dict[str, Path],
     fed, (_, weights) = caught[0].prepare(batch, None, np.random.default_rng(0), True)
     hidden = batch["mask"] - fed["mask"]
     assert hidden.sum() > 0.2 * batch["mask"].sum()
-    assert ((hidden == 0) | (weights > 0)).all()
+    assert ((hidden == 0) | (weights.whole > 0)).all()
     assert not fed["y"][fed["mask"] == 0].any()
     changed = {**batch, "y": torch.where(hidden > 0, batch["y"] + 5, batch["y"])}
     again, _ = caught[0].prepare(changed, None, np.random.default_rng(0), True)

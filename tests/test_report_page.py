@@ -97,13 +97,16 @@ def report_of(latency: LatencyRow | None = None, after: int = 50) -> Compression
         pins=(),
         layers=(),
         products=(),
+        branches=(),
         copied=None,
         folded=(),
         uncounted=(),
         latency=latency,
+        replaced=None,
         recovery=None,
         data_free=None,
         judgement=None,
+        tolerance=None,
         weights_from=None,
         tidied={},
         lossless=None,
@@ -114,16 +117,16 @@ def report_of(latency: LatencyRow | None = None, after: int = 50) -> Compression
     )
 
 
-def timed(speedup: float, low: float, high: float) -> LatencyRow:
+def timed(speedup: float, low: float, high: float, verdict: str = "faster", busy: bool = False) -> LatencyRow:
     """The latency of a report."""
-    comparison = ComparisonRow(speedup=speedup, interval=(low, high), noise=0.0, rounds=15, lots=1, verdict="faster")
+    comparison = ComparisonRow(speedup=speedup, interval=(low, high), noise=0.0, rounds=15, lots=1, verdict=verdict)
     return LatencyRow(
         provider="cpu",
         threads=1,
         before_ms=2.0,
         after_ms=2.0 / speedup,
         comparison=comparison,
-        busy=False,
+        busy=busy,
         convolutions=LayoutChange(None, None),
     )
 
@@ -131,18 +134,35 @@ def timed(speedup: float, low: float, high: float) -> LatencyRow:
 @pytest.mark.parametrize(
     ("report", "asked", "verdict", "mood"),
     [
-        (report_of(latency=timed(2.5, 2.4, 2.6)), {"kernels": 0.5}, "2.50 times as fast as the original.", "good"),
         (
-            report_of(latency=timed(0.8, 0.7, 0.9)),
+            report_of(latency=timed(2.5, 2.4, 2.6)),
+            {"kernels": 0.5},
+            "Faster than the original: 2.50 times its speed.",
+            "good",
+        ),
+        (
+            report_of(latency=timed(0.8, 0.7, 0.9, "slower")),
             {"kernels": 0.5},
             "Slower than the original: 0.80 times its speed.",
             "bad",
         ),
         (
-            report_of(latency=timed(1.02, 0.99, 1.05)),
+            report_of(latency=timed(1.02, 0.99, 1.05, "no difference shown")),
             {"macs": 0.5},
-            "No faster than the original, beyond noise: 1.02 times its speed.",
+            "No difference in speed shown: 1.02 times its speed.",
             "bad",
+        ),
+        (
+            report_of(latency=timed(0.8, 0.7, 0.9, "slower", busy=True)),
+            {"macs": 0.5},
+            "Could not tell if it is faster than the original, as the machine was busy: 0.80 times its speed.",
+            "bad",
+        ),
+        (
+            report_of(latency=timed(1.2, 1.1, 1.3, busy=True)),
+            {"macs": 0.5},
+            "Faster than the original: 1.20 times its speed.",
+            "good",
         ),
         (report_of(), {"kernels": 0.5}, "50.0 % of the kernels are left; the speed was not measured.", "plain"),
         (
@@ -154,7 +174,8 @@ def timed(speedup: float, low: float, high: float) -> LatencyRow:
         (
             report_of(latency=timed(1.25, 1.2, 1.3)),
             {"latency": 0.5},
-            "Over budget: 80.0 % of the time is left, 50.0 % was asked for. 1.25 times as fast as the original.",
+            "Over budget: 80.0 % of the time is left, 50.0 % was asked for. "
+            "Faster than the original: 1.25 times its speed.",
             "bad",
         ),
         (

@@ -21,7 +21,7 @@ from leanonnx.page.times import compare_profiles, layer_times
 from leanonnx.reporting.builders import layer_rows
 from leanonnx.rules.call import KernelBlock
 from leanonnx.runtime.fastpath import FLOAT_CONVOLUTIONS, convolution_layouts
-from leanonnx.runtime.profiling import NodeTime, origin_tensor
+from leanonnx.runtime.profiling import NodeTime, middle_mean, origin_tensor
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.subprocess_timing import profile_in_subprocess
@@ -256,6 +256,14 @@ def test_thinned(dag: ChannelDag, alive: Mask, monkeypatch: pytest.MonkeyPatch) 
 )
 def test_origin(name: str, wanted: str | None) -> None:
     assert origin_tensor(name, {"a", "b_nchwc"}) == wanted
+
+
+@pytest.mark.parametrize(
+    ("times", "wanted"), [([3.0], 3.0), ([9.0, 2.0, 3.0, 4.0], 3.5), ([2.0, 2.0, 2.0, 3.0, 3.0, 3.0, 90.0, 0.0], 2.5)]
+)
+def test_mean_of_the_middle_half(times: list[float], wanted: float) -> None:
+    """Outliers of a quarter at either end do not count; whole numbers between two are told apart."""
+    assert middle_mean(times) == pytest.approx(wanted)
 
 
 def test_lines_by_layer(dag: ChannelDag, alive: Mask) -> None:

@@ -11,39 +11,18 @@ import onnx
 import pytest
 
 import leanonnx
-from leanonnx.analysis.dag import build_channel_dag
 from leanonnx.commands.compress import timing as timings
 from leanonnx.errors import BudgetUnreachable
-from leanonnx.graph.model import load
-from leanonnx.hardware.targets import builtin_hardware
-from leanonnx.runtime.observation import observe
+from leanonnx.numeric.channel_ids import Mask
 from leanonnx.runtime.sessions import RunFailed
-from leanonnx.runtime.timing import Timing, TimingComparison
-from leanonnx.selection.latency import latency_model
-from leanonnx.selection.metrics import Budget
-from leanonnx.selection.search import MAX_TIMINGS, Trial, within_budget, within_latency
-from leanonnx.selection.selector import Selection, SelectionRequest, Selector
-from leanonnx.selection.widths import Alignment
+from leanonnx.runtime.timing import TimingComparison
+from leanonnx.selection.metrics import Budget, Price
+from leanonnx.selection.search import MAX_TIMINGS, within_budget, within_latency
 from tests.helpers import build, called, called_json, saved
+from tests.made_up_times import WIDE, Machine, measuring, selector, share_of_numbers
 
-WIDE = """
-<ir_version: 8, opset_import: ["" : 17]>
-wide (float[1, 3, 8, 8] x) => (float[1, 10] y)
-<float[128, 3, 3, 3] w1, float[160, 128, 3, 3] w2, float[192, 160, 1, 1] w3, float[10, 192] w4, float[10] b4>
-{
-    c1 = Conv <pads = [1, 1, 1, 1]> (x, w1)
-    r1 = Relu (c1)
-    c2 = Conv <pads = [1, 1, 1, 1]> (r1, w2)
-    r2 = Relu (c2)
-    c3 = Conv (r2, w3)
-    p3 = GlobalAveragePool (c3)
-    f3 = Flatten (p3)
-    y = Gemm <transB = 1> (f3, w4, b4)
-}
-"""
 STEPPED = 0.88
 """Share of a latency budget that is surely used up, with widths that come in steps of 16 in four layers."""
-TARGET = builtin_hardware()["cpu-avx512"]
 CURVES: dict[str, Callable[[float], float]] = {
     "as predicted": lambda p: p,
     "a part that does not fall": lambda p: 0.2 + 0.8 * p,
@@ -52,45 +31,9 @@ CURVES: dict[str, Callable[[float], float]] = {
 }
 
 
-def timing(median: float) -> Timing:
-    return Timing(p10=median, median=median, p90=median, session=1.0, first=1.0, runs=15, memory=0, layouts=None)
-
-
-def comparison(fraction: float, spread: float = 0.01) -> TimingComparison:
-    """The comparison that measuring a model with this fraction of the latency would give."""
-    speedup = 1 / fraction
-    ends = speedup * (1 - spread), speedup * (1 + spread)
-    return TimingComparison(
-        before=timing(1.0), after=timing(fraction), speedup=speedup, interval=ends, noise=spread, rounds=15, lots=1
-    )
-
-
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return saved(build(WIDE), tmp_path / "wide.onnx")
-
-
-def selector(model: Path, budget: Budget, best_effort: bool = False) -> Selector:
-    loaded = load(model)
-    dag = build_channel_dag(loaded, observe(loaded, {}))
-    alignment = Alignment(TARGET.block, TARGET.multiple)
-    return Selector(dag, SelectionRequest(budget=budget, best_effort=best_effort, alignment=alignment, hardware=TARGET))
-
-
-class Machine:
-    """A substitute for onnxruntime: the time of a keep mask is a curve of its predicted time."""
-
-    def __init__(self, selector: Selector, curve: Callable[[float], float]) -> None:
-        self.predicted = latency_model(selector.dag, TARGET)
-        self.whole = self.predicted(np.ones(selector.dag.count, bool))
-        self.curve, self.trials = curve, list[Trial]()
-
-    def share(self, selection: Selection) -> float:
-        return self.predicted(selection.alive) / self.whole
-
-    def attempt(self, selection: Selection, seconds: float) -> Trial:
-        self.trials.append(Trial(selection, comparison(self.curve(self.share(selection)))))
-        return self.trials[-1]
 
 
 @pytest.mark.parametrize("limit", [0.8, 0.5, 0.35])
@@ -149,34 +92,50 @@ def test_a_slow_candidate_is_made_leaner_within_the_budget(model: Path) -> None:
     assert found.selection.after.kernels <= 0.8 * found.selection.before.kernels
 
 
-def test_the_fastest_is_kept_where_nothing_is_faster(model: Path) -> None:
+def test_the_choice_of_the_budget_is_kept_where_nothing_is_faster(model: Path) -> None:
     chooser = selector(model, Budget("kernels", 0.8))
     machine = Machine(chooser, lambda p: 1.1 + p)
     found = within_budget(chooser, machine.predicted, machine.attempt)
     assert not found.faster
-    assert found.fraction == min(trial.fraction for trial in machine.trials)
+    assert found is machine.trials[0]
+    assert len(machine.trials) > 1
+
+
+def test_what_replaced_the_choice_of_the_budget_says_so(model: Path) -> None:
+    chooser = selector(model, Budget("kernels", 0.8))
+    machine = Machine(chooser, lambda p: p * 1.3)
+    found = within_budget(chooser, machine.predicted, machine.attempt)
+    assert found.instead_of is not None
+    assert found.instead_of.selection is machine.trials[0].selection
+    assert not found.instead_of.faster
+    assert found.selection.after.kernels < found.instead_of.selection.after.kernels
+
+
+@pytest.mark.parametrize("unit", ["kernels", "macs", "params"])
+def test_a_leaner_candidate_has_less_of_what_was_asked_for(model: Path, unit: str) -> None:
+    chooser = selector(model, Budget(unit, 0.8))
+    machine = Machine(chooser, lambda _: 1.2)
+    within_budget(chooser, machine.predicted, machine.attempt)
+    costs = [chooser.price(trial.selection.alive) for trial in machine.trials]
+    assert costs == sorted(set(costs), reverse=True)
+
+
+def test_one_that_has_no_less_is_not_tried(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is predicted to be faster may have more of what was asked for."""
+    chooser = selector(model, Budget("kernels", 0.8))
+    machine = Machine(chooser, lambda _: 1.2)
+    alone = chooser.within
+
+    def predicted_faster(fraction: float, other: Price | None = None) -> Mask:
+        return alone(fraction) if other is None else chooser.dag.all_alive
+
+    monkeypatch.setattr(chooser, "within", predicted_faster)
+    chosen = within_budget(chooser, machine.predicted, machine.attempt)
+    assert len(machine.trials) == 1
+    assert chosen is machine.trials[0]
 
 
 # The same through the command line.
-
-
-def measuring(monkeypatch: pytest.MonkeyPatch, fraction: Callable[[Path], float], spread: float = 0.01) -> list[object]:
-    """Fake measurements that give a file some fraction of the original's time; returns the requested settings."""
-    asked: list[object] = []
-
-    def measured(before: Path, after: Path, feed: object, setting: object, *rest: object) -> TimingComparison:
-        asked.append(setting)
-        return comparison(fraction(after), spread)
-
-    monkeypatch.setattr(timings, "compare_in_subprocess", measured)
-    return asked
-
-
-def share_of_numbers(whole: int) -> Callable[[Path], float]:
-    def share(path: Path) -> float:
-        return sum(int(np.prod(t.dims)) for t in onnx.load(path).graph.initializer) / whole
-
-    return share
 
 
 def test_compress_reports_what_it_measured(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,14 +151,14 @@ def test_compress_reports_what_it_measured(model: Path, monkeypatch: pytest.Monk
     assert (found["busy"], "the machine was busy" in text) == (False, False)
 
 
-def test_compress_warns_of_a_busy_machine(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the same measure as ``bench``."""
-    measuring(monkeypatch, lambda _: 0.5, spread=0.1)
-    done = called("compress", model, model.parent / "o.onnx", "--keep", "0.5", measure=True)
-    assert "the machine was busy: trust the ratio" in done.stdout
-
-
-@pytest.mark.parametrize(("fraction", "words"), [(1.2, "slower than the original"), (1.0, "no faster")])
+@pytest.mark.parametrize(
+    ("fraction", "words"),
+    [
+        (1.2, "the result is not faster than the original: slower, 0.833 times the speed"),
+        (1.0, "the result is not faster than the original: no difference shown, 1.000 times the speed"),
+        (0.99, "the result is not faster than the original: no difference shown, 1.010 times the speed"),
+    ],
+)
 def test_compress_refuses_a_model_that_is_not_faster(
     model: Path, monkeypatch: pytest.MonkeyPatch, fraction: float, words: str
 ) -> None:
@@ -213,7 +172,7 @@ def test_compress_refuses_a_model_that_is_not_faster(
     assert words in row["warnings"][0]
     assert target.exists()
     text = called("compress", model, target, "--keep", "0.5", "--best-effort", measure=True).stdout
-    assert words in " ".join(text.splitlines()[1:3])
+    assert words in " ".join(" ".join(text.splitlines()[1:4]).split())
 
 
 def test_compress_gives_up_channels_until_it_is_faster(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +181,18 @@ def test_compress_gives_up_channels_until_it_is_faster(model: Path, monkeypatch:
     row = called_json("compress", model, model.parent / "o.onnx", "--keep", "0.9", measure=True)
     assert row["latency"]["speedup"] > 1
     assert row["params"]["fraction"] < 1 / 1.2
-    assert row["warnings"] == []
+    first = row["replaced"]
+    assert first["verdict"] == "slower"
+    assert row["kernels"]["after"] < first["kernels"]["after"] <= 0.9 * first["kernels"]["before"]
+    (warning,) = row["warnings"]
+    shares = [f"{each['kernels']['fraction']:.4f} of the kernels" for each in (first, row)]
+    assert all(share in warning for share in shares)
+    assert f"slower, {first['speedup']:.3f} times the speed" in warning
+    page = model.parent / "page.html"
+    done = called("compress", model, model.parent / "p.onnx", "--keep", "0.9", "--report", page, measure=True)
+    told = "measuring replaced what the budget alone had chosen"
+    assert told in done.stdout
+    assert told in page.read_text()
 
 
 def test_unmeasured_says_so(model: Path) -> None:
@@ -246,6 +216,7 @@ def test_a_model_that_cannot_be_measured_is_written_with_a_warning(
         raise RunFailed("no such kernel")
 
     monkeypatch.setattr(timings, "compare_in_subprocess", measured)
+    monkeypatch.setattr(timings, "profile_in_subprocess", measured)
     row = called_json("compress", model, model.parent / "o.onnx", "--keep", "0.5", measure=True)
     assert row["latency"] is None
     assert any("no such kernel" in text for text in row["warnings"])

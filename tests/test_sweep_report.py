@@ -105,12 +105,12 @@ def test_knee_knows_no_units_and_no_order(points: list[tuple[float, float]], fac
 # JSON, CSV and tables
 
 
-def made(asked: float, relative: float | None, speedup: float | None = None) -> Point:
+def made(asked: float, relative: float | None, speedup: float | None = None, busy: bool = False) -> Point:
     """A point that was reached."""
     costs = CostChanges(*[CostChange(1000, round(1000 * asked), asked)] * 4)
     latency = None
     if speedup:
-        verdict = "faster" if speedup > 1.15 else "no significant difference"
+        verdict = "faster" if speedup > 1.15 else "no difference shown"
         comparison = ComparisonRow(
             speedup=speedup, interval=(speedup * 0.9, speedup * 1.1), noise=0.01, rounds=15, lots=1, verdict=verdict
         )
@@ -120,7 +120,7 @@ def made(asked: float, relative: float | None, speedup: float | None = None) -> 
             before_ms=2.0,
             after_ms=2.0 / speedup,
             comparison=comparison,
-            busy=False,
+            busy=busy,
             convolutions=LayoutChange(None, None),
         )
     output = OutputDeviation(
@@ -133,7 +133,7 @@ def made(asked: float, relative: float | None, speedup: float | None = None) -> 
     )
     deviation = SourcedFidelity("held-out samples", FidelityRow(20, {"y": output}, None))
     proof = ProofRow(status="passed", max_relative_error=1e-6, bound=1e-4, inputs=3, sizes=1, outputs={"y": 1e-6})
-    texts = {"headline": None, "warnings": (), "hints": (), "judgement": None}
+    texts = {"headline": None, "warnings": (), "hints": (), "judgement": None, "tolerance": None}
     candidate = CandidateRow(costs=costs, proof=proof, latency=latency, deviation=deviation, **texts)
     return asked, OutcomeRow(0, "", candidate, seconds=1.5, made=(0.0, 1.0), measured=(2.0, 3.0))
 
@@ -264,7 +264,9 @@ def test_exit_code_is_the_gravest(codes: tuple[int, ...]) -> None:
 
 def test_a_model_that_is_not_faster_is_reported_first() -> None:
     text = printed(swept([made(0.9, 0.02, 1.0), made(0.5, 0.04, 1.9), made(1.0, 0.0, 1.0)]))
-    assert text.startswith("Warning: 1 of 3 points are not faster than the original beyond noise")
+    assert text.startswith("Warning: 1 of 3 points are not faster than the original, as far as measured")
+    (warning,) = swept([made(0.9, 0.02, 1.5), made(0.5, 0.04, 1.9, busy=True)]).warnings
+    assert warning.startswith("1 of 2 points were timed while the machine was busy: trust the ratios")
 
 
 def test_random_inputs_are_no_accuracy() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from hypothesis import given
@@ -186,7 +187,7 @@ def test_overridable_initializers_stay_listed() -> None:
     """A caller who sets one must still be able to, though nothing reads it any more."""
     proto = framed("z = Mul (scale, c) n = Mul (z, none) d = Add (c, n)", "float[4, 1, 1] scale, float none = {0}")
     proto.graph.input.append(helper.make_tensor_value_info("scale", TensorProto.FLOAT, [4, 1, 1]))
-    found = tidy(proto, {"n": 0.0}).proto
+    found = tidy(proto, {"n": np.zeros(())}).proto
     assert operators(found) == ["Conv", "Conv"]
     assert list(found.graph.input) == list(proto.graph.input)
     assert "scale" in {t.name for t in found.graph.initializer}
@@ -224,14 +225,14 @@ def test_branches_that_add_nothing_are_removed_if_sizes_are_certain(
 ) -> None:
     """Sizes are sure where they are numbers, or where the branch is known to keep them; never by broadcasting."""
     proto = build(BRANCH.format(batch=batch, size=size, pad=pad, source=source, weight="u"))
-    found = tidy(proto, {"a": 0.0})
+    found = tidy(proto, {"a": np.zeros(())})
     assert ("u" not in {t.name for t in found.proto.graph.initializer}) == goes
     assert found.done.get("branch", 0) == goes
 
 
 def test_a_branch_that_is_all_that_reads_an_input_stays() -> None:
     proto = build(BRANCH.format(batch=1, size=6, pad=1, source="z", weight="w"))
-    assert tidy(proto, {"a": 0.0}).proto is proto
+    assert tidy(proto, {"a": np.zeros(())}).proto is proto
 
 
 LINEAR = {

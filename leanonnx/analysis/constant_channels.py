@@ -89,14 +89,33 @@ class ConstantChannels:
     numbers: Mapping[str, Numbers]
     flows: tuple[Flow, ...]
 
-    def constant_tensors(self, dag: ChannelDag, alive: Mask) -> dict[str, float]:
-        """Tensors that hold the same number in all kept channels, with that number."""
+    def constant_tensors(self, dag: ChannelDag, needed: Mask, kept: Mask | None = None) -> dict[str, Numbers]:
+        """Tensors all of whose needed channels are constant, with the numbers of the kept channels (None: of all).
+
+        The numbers are in the shape of the channel ids; a single one if all needed channels hold the same.
+        """
         tensors = {}
         for name, numbers in self.numbers.items():
-            kept = numbers[alive[dag.channel_ids[name]]]
-            if kept.size and (kept == kept[0]).all():
-                tensors[name] = float(kept[0])
+            channel_ids = dag.channel_ids[name]
+            known = numbers[needed[channel_ids]]
+            if not known.size or np.isnan(known).any():
+                continue
+            if (known == known[0]).all():
+                tensors[name] = np.full((1,) * numbers.ndim, known[0])
+                continue
+            filled = np.where(needed[channel_ids], numbers, 0.0)
+            left = filled if kept is None else _kept_entries(filled, kept[channel_ids])
+            if left is not None:
+                tensors[name] = left
         return tensors
+
+
+def _kept_entries(numbers: Numbers, kept: NDArray[np.bool_]) -> Numbers | None:
+    """The numbers of kept channels; None if these are no slices along one axis."""
+    if kept.all():
+        return numbers
+    axes = [axis for axis, size in enumerate(kept.shape) if size > 1]
+    return np.compress(kept.reshape(-1), numbers, axis=axes[0]) if len(axes) == 1 else None
 
 
 def constant_channels(dag: ChannelDag, alive: Mask | None = None) -> ConstantChannels:

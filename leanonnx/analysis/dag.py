@@ -6,7 +6,7 @@ Channel ids are minted in that order, so every edge leads from a smaller id to a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TypeVar
@@ -18,11 +18,13 @@ from leanonnx.analysis.agreement import answers_agree, common_edit
 from leanonnx.analysis.constants import Constants, ConstantUse
 from leanonnx.analysis.folding import fold_values, values_to_fold
 from leanonnx.analysis.runs import OperatorRun, common_run, trace_run
+from leanonnx.analysis.teacher import RecoveryTeacher
+from leanonnx.analysis.ties import layout_ties, shared_ties
 from leanonnx.analysis.trace import Trace
 from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import node_title
 from leanonnx.graph.view import unused_outputs
-from leanonnx.numeric.channel_ids import ChannelIds, Mask, Shape, compact_ids, tied_groups, uniform_ids, varied_axes
+from leanonnx.numeric.channel_ids import ChannelIds, Mask, Shape, tied_groups
 from leanonnx.rules import advice
 from leanonnx.rules.call import Edit, FixedEdges, KeptChannels, KernelBlock, Move, Pin, Reduction, Rewrite, TiePairs
 from leanonnx.rules.table import DEFAULT_RULES, Rules
@@ -45,6 +47,7 @@ class ChannelDag:
     ``gathered_outputs``: outputs that a Gather must produce in place of their operator.
     ``starts`` and ``ends``: channels at which chains start and end; ``nodes_without_rule``: their operator has none.
     ``other_sizes``: the same channels at other sizes of free axes; ``copies_constants``: surgery copies what it slices.
+    ``teacher``: the network that recovery fits to; None stands for the model itself.
     """
 
     model: Model
@@ -67,6 +70,20 @@ class ChannelDag:
     nodes_without_rule: frozenset[int] = frozenset()
     other_sizes: tuple[ChannelDag, ...] = ()
     copies_constants: bool = False
+    teacher: RecoveryTeacher | None = None
+
+    @property
+    def taught_by(self) -> Model:
+        """The network whose outputs the result is to reproduce."""
+        return self.teacher.model if self.teacher else self.model
+
+    def is_taught(self, name: str) -> bool:
+        """True if a tensor of the model has a counterpart in the network that recovery fits to."""
+        return self.teacher is None or name in self.teacher.shared
+
+    def is_unlike(self, name: str) -> bool:
+        """True if that network does not compute a tensor as the model does."""
+        return self.teacher is not None and name in self.teacher.unlike
 
     @property
     def all_sizes(self) -> tuple[ChannelDag, ...]:
@@ -252,7 +269,7 @@ def _visit(traces: Sequence[Trace], index: int, rules: Rules, refuse: bool) -> N
 def _join(traces: Sequence[Trace]) -> ChannelDag:
     """Join the effects of all sizes, with the ties that shared weights and layouts on several axes require."""
     ties = [pair for trace in traces for effect in trace.effects.values() for pair in effect.ties]
-    ties += _shared_ties(traces[0].constant_uses)
+    ties += shared_ties(traces[0].constant_uses)
     for trace in traces:
         trace.pins += trace.pins_of_whole_reads()
     pins = list({(pin.tensor, pin.reason, pin.channel_ids.tobytes()): pin for t in traces for pin in t.pins}.values())
@@ -260,7 +277,7 @@ def _join(traces: Sequence[Trace]) -> ChannelDag:
     moves = [_moves(trace) for trace in traces]
     runs = partial(_same_run, traces, moves)
     ties += [
-        pair for trace, moved in zip(traces, moves, strict=True) for pair in _layout_ties(trace, moved, known, runs)
+        pair for trace, moved in zip(traces, moves, strict=True) for pair in layout_ties(trace, moved, known, runs)
     ]
     groups = tied_groups(traces[0].count, ties)
     dags = [_build_dag(trace, groups, tuple(pins), moved) for trace, moved in zip(traces, moves, strict=True)]
@@ -317,84 +334,7 @@ def _same_run(traces: Sequence[Trace], moves: Sequence[dict[str, tuple[str, Move
     return common_run(operator_runs)
 
 
-def _shared_ties(uses: list[ConstantUse]) -> list[TiePairs]:
-    """Ties between all uses of a weight that several channel-mixing operators share.
-
-    The same holds for any constant that several consumers read through one DequantizeLinear.
-    """
-    first: dict[str, ConstantUse] = {}
-    there: dict[tuple[int, int], ConstantUse] = {}
-    ties: list[TiePairs] = []
-    for use in uses:
-        same = there.setdefault((use.node, use.slot), use)
-        ties += _same_slices(same, use) if same is not use else []
-        if use.input_channel_ids is None:
-            continue
-        known = first.setdefault(use.constant, use)
-        if [f.shape for f in known.factors] != [f.shape for f in use.factors]:
-            ties += _same_slices(known, use)
-        elif known is not use:
-            ties += list(zip(known.factors, use.factors, strict=True))
-    return ties
-
-
-def _same_slices(one: ConstantUse, other: ConstantUse) -> list[TiePairs]:
-    """Ties under which two uses slice a constant in the same way; an axis that only one slices is kept whole."""
-    rank = max(factor.ndim for factor in (*one.factors, *other.factors))
-    mine, theirs = ([f.reshape((1,) * (rank - f.ndim) + f.shape) for f in use.factors] for use in (one, other))
-    always = uniform_ids(0, rank)
-    ties = [(factor, always) for factor in (*mine, *theirs) if not varied_axes(factor)]
-    for axis in range(rank):
-        first, second = ([f for f in factors if axis in varied_axes(f)] for factors in (mine, theirs))
-        ties += [_spread_pair(f, second[0] if second else always) for f in first]
-        ties += [_spread_pair(f, first[0] if first else always) for f in second]
-    return ties
-
-
-def _spread_pair(one: ChannelIds, other: ChannelIds) -> TiePairs:
-    shape = np.broadcast_shapes(one.shape, other.shape)
-    return np.broadcast_to(one, shape), np.broadcast_to(other, shape)
-
-
 def _known_groups(count: int, ties: list[TiePairs], pins: Sequence[Pin]) -> NDArray[np.int64]:
     """Groups [channels] under the ties so far, with all pinned groups merged into one."""
     groups = tied_groups(count, ties)
     return np.where(groups_with_pins(groups, pins)[groups], groups[0], groups)
-
-
-def _layout_ties(
-    trace: Trace, moves: dict[str, tuple[str, Move]], groups: NDArray[np.int64], run_of: Callable[[str], OperatorRun]
-) -> list[TiePairs]:
-    """Ties by which the kept positions of a tensor with channels on several axes are a product of index sets.
-
-    They are not needed if other ties imply this, nor inside a run of movements that one Gather can replace.
-    """
-    spread = {
-        name: compact_ids(groups[channel_ids])
-        for name, channel_ids in trace.channel_ids.items()
-        if len(varied_axes(channel_ids)) > 1
-    }
-    several = {name for name, channel_ids in spread.items() if len(varied_axes(channel_ids)) > 1}
-    tied: set[str] = set()
-    for index in trace.effects:
-        node = trace.model.proto.graph.node[index]
-        outputs = [name for name in node.output if name in trace.channel_ids]
-        if not outputs or not all(name in moves for name in outputs):
-            tied |= several & {*node.input, *outputs}
-    for name in list(tied):
-        while name in moves:
-            name = moves[name][0]
-            tied |= several & {name}
-    for name in moves:
-        if name not in several and moves[name][0] in several:
-            run = run_of(name)
-            tied |= set() if run.indices is not None else several & set(run.intermediate)
-    return [
-        pair for name in sorted(tied) for pair in _tie_slices(trace.channel_ids[name], varied_axes(spread[name])[0])
-    ]
-
-
-def _tie_slices(channel_ids: ChannelIds, axis: int) -> list[TiePairs]:
-    """Ties of all channels that share an index of an axis."""
-    rows = np.moveaxis(channel_ids, axis, 0).reshape(channel_ids.shape[axis], -1)
-    return [(np.broadcast_to(rows[:, :1], rows[:, 1:].shape), rows[:, 1:])]

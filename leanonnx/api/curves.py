@@ -10,7 +10,7 @@ from typing import Any, Literal
 from leanonnx.api.keywords import budget_limits, compress_options
 from leanonnx.api.sources import optional_path, several
 from leanonnx.checks import check_fraction, exactly_one
-from leanonnx.commands.compress.options import Minimise, Recover
+from leanonnx.commands.compress.options import Blocks, Minimise, Recover
 from leanonnx.commands.sweep import driver
 from leanonnx.commands.sweep.extras import maker, plotter
 from leanonnx.commands.sweep.request import SweepRequest
@@ -107,6 +107,7 @@ def sweep(
     ignore: str | Sequence[str] = (),
     calib: StrPath | None = None,
     images: ImageFormat = DEFAULT_IMAGE_FORMAT,
+    teacher: StrPath | None = None,
     recover: Recover | None = None,
     effort: EffortName = DEFAULT_EFFORT,
     minutes: float | None = None,
@@ -115,6 +116,7 @@ def sweep(
     targets: StrPath | None = None,
     provider: Provider = "cpu",
     threads: int = 0,
+    blocks: Blocks = "auto",
     device: Device = "cpu",
     min_agreement: float | None = None,
     max_deviation: float | None = None,
@@ -145,7 +147,8 @@ def sweep(
         jobs, dask: compressions at once (None: one on each physical core); address of a Dask scheduler.
         rules: a Python file of rules.
         method, chains, shape, pin, ignore, align, target, targets: as in ``compress``; methods by name.
-        calib, images, recover, effort, minutes, device: as in ``compress``; data by path, time for each point.
+        calib, images, teacher, recover, effort, minutes, blocks, device: as in ``compress``; data by path, time for
+            each point.
         min_agreement, max_deviation, min_psnr, score, max_drop: tolerances, as in ``compress``; each point tells if it
             meets them, and the report names the one that has least of ``minimise`` (None: of what is budgeted).
         minimise: as in ``compress``.

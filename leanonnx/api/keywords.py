@@ -18,6 +18,7 @@ CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {
     "ignore": partial(several, kind=str),
     "libraries": partial(several, kind=Path),
     "calib": as_samples,
+    "teacher": optional_path,
     "align": alignment,
     "targets": optional_path,
     "plan": as_plan,
@@ -36,8 +37,8 @@ def budget_of(given: Mapping[str, Any]) -> Budget:
     Raises:
         OptionError: none, or several of them say how far to go.
     """
-    tolerances = [given[name] for name in TOLERANCES]
-    return asked_budget(budget_limits(given), given["plan"], given["exact"], tolerances)
+    alone = [given[name] for name in (*TOLERANCES, "teacher")]
+    return asked_budget(budget_limits(given), given["plan"], given["exact"], alone)
 
 
 def compress_options(given: Mapping[str, Any], **others: Any) -> CompressOptions:

@@ -145,7 +145,8 @@ class Compressed:
 
     def _evidence(self) -> list[str]:
         """Proof and latency in short."""
-        timed = "not measured" if self.latency is None else f"{self.latency.speedup:.2f} times the speed"
+        latency = self.latency
+        timed = "not measured" if latency is None else f"{latency.verdict}: {latency.speedup:.2f} times the speed"
         return [f"proof {self.proof.status} ({self.proof.max_relative_error:.1e})", timed]
 
 

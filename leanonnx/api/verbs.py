@@ -32,7 +32,7 @@ from leanonnx.api.sources import (
 from leanonnx.commands.bench import benchmark
 from leanonnx.commands.bench.report import bench_report
 from leanonnx.commands.compress import pipeline
-from leanonnx.commands.compress.options import Minimise, Recover
+from leanonnx.commands.compress.options import Blocks, Minimise, Recover
 from leanonnx.commands.compress.proving import compare_with_original
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import DEFAULT_IMAGE_FORMAT
@@ -75,9 +75,11 @@ def compress(
     report: StrPath | None = None,
     calib: CalibrationData | None = None,
     images: ImageFormat = DEFAULT_IMAGE_FORMAT,
+    teacher: StrPath | None = None,
     recover: Recover | None = None,
     effort: EffortName = DEFAULT_EFFORT,
     minutes: float | None = None,
+    blocks: Blocks = "auto",
     device: Device = "cpu",
     min_agreement: float | None = None,
     max_deviation: float | None = None,
@@ -113,19 +115,17 @@ def compress(
         min_agreement, max_deviation, min_psnr: tolerances, which held-out samples of ``calib`` have to show.
         score, max_drop: your own: a function of path and arrays, or "module:function"; the most that it may fall.
         minimise: "latency", "macs" or "bytes"; None: "latency" with ``measure``, else "macs".
-        method: criterion that ranks channels, or a function of yours: kernels [conv groups, outputs, inputs, *taps] to
-            scores [conv groups, outputs], those of tied channels being added up.
-        chains, seed: the chains of ``lean``; seed of random ranking and of the proof's inputs.
-        shape: sizes of graph inputs with free axes, by name.
+        method: how channels are ranked; or your own: kernels [conv groups, O, I, *taps] to scores [conv groups, O].
+        chains, seed, shape: the chains of ``lean``; seed of random numbers; sizes of inputs with free axes, by name.
         pin, ignore: tensors or nodes whose channels are all kept; layers that keep their outputs and are not counted.
-        calib, images, recover: real inputs; the format of images among them; "auto" or "none" (None: "auto" with
-            ``calib``) for the refit of the remaining weights.
+        calib, images: real inputs; the format of images among them.
+        recover, teacher: "auto" refits weights, by ``calib`` if given; the network to fit to, if the model was cut.
         effort, minutes, device: "quick", "normal" or "thorough"; a limit on the time; "cuda" for sums on a GPU.
+        blocks: "auto" also replaces whole branches where ``calib`` shows that to be better; "never" does not.
         align, target, targets: width multiple; the hardware that sets it; a file that ``calibrate_device`` stored.
         provider, threads, measure: where the result is to run; True times it (``latency`` always does).
         rules, library: rules of your own, and onnxruntime's libraries of custom operators.
-        freeze, unshare: make weights that are graph inputs constants; copy pruned weights that several layers share.
-        best_effort: return the closest result where the budget cannot be reached or the result is not faster.
+        freeze, unshare, best_effort: make inputs that are weights constants; copy shared ones; return bad results.
         progress: called with each stage, its progress in [0, 1] where that is known, and what it is working on.
 
     Raises:

@@ -66,9 +66,9 @@ class Choices:
     typed: Mapping[str, Any]
 
     @property
-    def tolerances(self) -> list[Any]:
-        """The values of the options of tolerances; None for those not given."""
-        return [self.typed[name] for name in TOLERANCES]
+    def alone(self) -> list[Any]:
+        """The values of the options that need no budget, tolerances and a teacher; None for those not given."""
+        return [self.typed[name] for name in (*TOLERANCES, "teacher")]
 
     def options(self, budget: Budget, plan: Plan | None = None, exact: bool = False) -> CompressOptions:
         """The options of a compression.

@@ -53,7 +53,7 @@ def compress_command(
     (budget or tolerance not reachable, proof failed, not faster than the original), 2 wrong file or option, 3 a bug.
     """
     with exit_codes() as results:
-        budget = asked_budget(limits, plan, exact, choices.tolerances)
+        budget = asked_budget(limits, plan, exact, choices.alone)
         if plan_weights is not None and plan_out is None:
             raise OptionError(f"--plan-weights {plan_weights}: belongs to a plan; add --plan-out P.json")
         options = choices.options(budget, None if plan is None else load_plan(plan), exact)

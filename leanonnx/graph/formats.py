@@ -22,6 +22,8 @@ Source = Path | onnx.ModelProto
 ElementTypes = frozenset[int]
 PRECISE_FLOATS = (np.float32, np.float64)
 """Number formats whose last places are far below any bound of the proof."""
+PRECISE_TYPES: ElementTypes = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE})
+"""The element types of these."""
 HALF_TYPES: ElementTypes = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 REPLACED_TYPES: ElementTypes = HALF_TYPES | {TensorProto.DOUBLE}
 FLOAT_TYPES: ElementTypes = REPLACED_TYPES | {TensorProto.FLOAT}
@@ -99,6 +101,15 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     for node in graph.node:
         for inner in subgraphs(node):
             yield from graphs(inner)
+
+
+def value_names(graph: onnx.GraphProto) -> set[str]:
+    """All value names of a graph and its subgraphs."""
+    names: set[str] = set()
+    for part in graphs(graph):
+        names |= {t.name for t in part.initializer} | {v.name for v in [*part.input, *part.output]}
+        names.update(name for node in part.node for name in [*node.input, *node.output])
+    return names
 
 
 def convert_feed(feed: dict[str, Array], replaced: ElementTypes) -> dict[str, Array]:

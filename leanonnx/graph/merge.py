@@ -1,5 +1,7 @@
 """Merge adjacent linear layers: a scale, a shift or a 1×1 convolution is multiplied into the weights before it.
 
+A shift may also pass sums on its way to a bias before it, or go into the bias of a linear layer behind it.
+
 The result is equal up to rounding, because sums are taken in another order; so only float32 and float64 are merged,
 whose rounding errors are far below any bound of the proof.
 """
@@ -7,7 +9,7 @@ whose rounding errors are far below any bound of the proof.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +17,14 @@ import numpy as np
 import onnx
 
 from leanonnx.graph.formats import PRECISE_FLOATS
-from leanonnx.graph.nodes import BIAS, BIASED, attribute, bias_of, scale_and_shift, standard_name
+from leanonnx.graph.nodes import BIAS, BIASED, attribute, bias_of, is_padded, scale_and_shift, standard_name
 from leanonnx.graph.noops import TidyContext
 from leanonnx.numeric.arrays import Array
-from leanonnx.operators.facts import Trait
-from leanonnx.operators.table import names_with
+from leanonnx.operators.facts import Family, Trait
+from leanonnx.operators.table import names_of, names_with
 
 SHIFTS_OR_SCALES = names_with(Trait.ARITHMETIC)
+TRANSPOSED = names_of(Family.TRANSPOSED_CONVOLUTION)
 SHIFT_SIGNS = {"Add": 1.0, "Sub": -1.0}
 WEIGHT = 1
 
@@ -49,7 +52,7 @@ def merge_constants(
     if second.op_type == "Conv":
         return _merge_convolutions(context, first, second, weight, own)
     size = _width(first, weight)
-    pair = _affine(context, first, second, size, weight.ndim)
+    pair = _affine(context, second, first.output[0], size, weight.ndim)
     bias = _bias(context, first, size)
     if pair is None or bias is None or (first.op_type == "ConvTranspose" and attribute(first, "group", 1) > 1):
         return None
@@ -57,6 +60,73 @@ def merge_constants(
     axis = _output_axis(first)
     shape = [size if k == axis else 1 for k in range(weight.ndim)]
     return _rounded_constants(context, first, weight * scale.reshape(shape), bias * scale + shift, weight.dtype, own)
+
+
+def addends(node: onnx.NodeProto, producer: Callable[[str], onnx.NodeProto | None]) -> Iterator[onnx.NodeProto]:
+    """Nodes with a bias whose output a sum adds up, through further sums; none if the node is no sum.
+
+    ``producer`` returns the producer of a tensor that nothing else reads.
+    """
+    for name in node.input if standard_name(node) == "Add" else ():
+        source = producer(name)
+        if source is not None and standard_name(source) in BIASED:
+            yield source
+        elif source is not None:
+            yield from addends(source, producer)
+
+
+def absorbed_before(
+    context: TidyContext, absorber: onnx.NodeProto, shift: onnx.NodeProto, own: set[str]
+) -> MergedConstants | None:
+    """Constants with which an addend of a sum adds the constant that the second node adds to the sum; None without."""
+    if standard_name(shift) not in SHIFT_SIGNS or absorber.input[WEIGHT] not in own:
+        return None
+    weight = context.constant(absorber.input[WEIGHT])
+    if weight is None or weight.dtype not in PRECISE_FLOATS:
+        return None
+    size = _width(absorber, weight) * _groups_of_outputs(absorber)
+    numbers, bias = _shift(context, shift, shift.input[0], size, weight.ndim), _bias(context, absorber, size)
+    if numbers is None or bias is None:
+        return None
+    return _rounded_constants(context, absorber, None, bias + numbers, weight.dtype, own)
+
+
+def absorbed_behind(
+    context: TidyContext, shift: onnx.NodeProto, second: onnx.NodeProto, own: set[str]
+) -> MergedConstants | None:
+    """Constants with which a linear layer adds what the node before it shifts its input by; None if it cannot.
+
+    A border of zeros would not be shifted, and the shift must not enlarge what it is added to.
+    """
+    if standard_name(shift) not in SHIFT_SIGNS or second.op_type not in BIASED - TRANSPOSED or is_padded(second):
+        return None
+    if not context.covers(shift.input[0], shift.input[1]):
+        return None
+    weight = context.constant(second.input[WEIGHT])
+    if weight is None or weight.dtype not in PRECISE_FLOATS or attribute(second, "transA", 0):
+        return None
+    if second.op_type == "Gemm" and not attribute(second, "transB", 0):
+        weight = weight.T
+    groups = attribute(second, "group", 1)
+    numbers = _shift(context, shift, shift.input[0], weight.shape[1] * groups, weight.ndim)
+    bias = _bias(context, second, weight.shape[0])
+    if numbers is None or bias is None:
+        return None
+    sums = np.asarray(weight, np.float64).reshape(groups, -1, weight.shape[1], math.prod(weight.shape[2:])).sum(-1)
+    alpha = attribute(second, "alpha", 1.0) if second.op_type == "Gemm" else 1.0
+    added = alpha * (sums @ numbers.reshape(groups, -1, 1)).reshape(-1)
+    return _rounded_constants(context, second, None, bias + added, weight.dtype, own)
+
+
+def _groups_of_outputs(node: onnx.NodeProto) -> int:
+    """Number of conv groups, where the axis of output channels counts those of one."""
+    return int(attribute(node, "group", 1)) if node.op_type == "ConvTranspose" else 1
+
+
+def _shift(context: TidyContext, node: onnx.NodeProto, source: str, size: int, rank: int) -> Array | None:
+    """The number [size] that a node adds to each channel of ``source``; None if that is not all that it does."""
+    pair = _affine(context, node, source, size, rank)
+    return None if pair is None else pair[1]
 
 
 def _width(first: onnx.NodeProto, weight: Array) -> int:
@@ -79,12 +149,12 @@ def _bias(context: TidyContext, first: onnx.NodeProto, size: int) -> Array | Non
 
 
 def _affine(
-    context: TidyContext, first: onnx.NodeProto, second: onnx.NodeProto, size: int, rank: int
+    context: TidyContext, second: onnx.NodeProto, source: str, size: int, rank: int
 ) -> tuple[Array, Array] | None:
-    """Scale and shift [size] of each channel if that is all that the second node computes; None otherwise."""
+    """Scale and shift [size] of each channel of ``source`` if that is all that a node computes; None otherwise."""
     if second.op_type == "BatchNormalization":
         return _batch_normalization(context, second, size)
-    if second.op_type not in SHIFTS_OR_SCALES or second.input[0] != first.output[0]:
+    if second.op_type not in SHIFTS_OR_SCALES or second.input[0] != source:
         return None
     array = context.constant(second.input[1])
     if array is None or array.ndim > rank or array.dtype not in PRECISE_FLOATS:
@@ -137,10 +207,13 @@ def _is_pointwise(node: onnx.NodeProto, weight: Array) -> bool:
 
 
 def _rounded_constants(
-    context: TidyContext, first: onnx.NodeProto, weight: Array, bias: Array, dtype: np.dtype[Any], own: set[str]
+    context: TidyContext, first: onnx.NodeProto, weight: Array | None, bias: Array, dtype: np.dtype[Any], own: set[str]
 ) -> MergedConstants | None:
+    """The new constants of a node; None if they are not finite.  ``weight``: None if it stays."""
     beta = attribute(first, "beta", 1.0) if first.op_type == "Gemm" else 1.0
-    constants = {WEIGHT: weight.astype(dtype), BIAS: (bias / beta).astype(dtype)}
+    constants = {BIAS: (bias / beta).astype(dtype)}
+    if weight is not None:
+        constants[WEIGHT] = weight.astype(dtype)
     if not all(np.isfinite(array).all() for array in constants.values()):
         return None
     name = first.input[BIAS] if len(first.input) > BIAS else ""

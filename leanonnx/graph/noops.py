@@ -16,6 +16,7 @@ import onnx
 from google.protobuf.message import Error as ProtobufError
 from onnx.shape_inference import InferenceError
 
+from leanonnx.graph.formats import PRECISE_TYPES
 from leanonnx.graph.nodes import attribute, captured_names, holder_array, standard_name
 from leanonnx.graph.view import GraphView, default_initializers
 from leanonnx.numeric.arrays import Array
@@ -33,6 +34,9 @@ Only the declared types and sizes are known then.
 SLICE_TO_END = (1 << 31) - 1
 """An end of a Slice that stands for the end of any axis."""
 PAIR = 2
+COMMUTATIVE = names_with(Trait.COMMUTES)
+ARITHMETIC = names_with(Trait.ARITHMETIC)
+"""Operators that join two operands."""
 SAME_SIZE = names_with(Trait.SAME_SIZE)
 """Operators whose output has the sizes of their first input."""
 
@@ -79,12 +83,13 @@ class TidyContext:
     """Facts about the values of a graph that a rule may use.
 
     ``view`` shows the nodes in their present state; ``changed`` holds constants that differ from those in the view,
-    ``uniform`` tensors known to be one number throughout, ``vital`` those from which a path has to lead on.
+    ``uniform`` computed tensors that are known, as arrays that broadcast to them, ``vital`` those from which a path has
+    to lead on.
     """
 
     view: GraphView
     types: Types
-    uniform: Mapping[str, float]
+    uniform: Mapping[str, Array]
     changed: Mapping[str, Array] = field(default_factory=dict)
     vital: frozenset[str] = frozenset()
 
@@ -127,9 +132,7 @@ class TidyContext:
 
     def number(self, name: str) -> float | None:
         """The number that all elements of a value are; None where they differ or are not known."""
-        if name in self.uniform:
-            return self.uniform[name]
-        array = self.constant(name)
+        array = self.uniform[name] if name in self.uniform else self.constant(name)
         if array is None or not array.size or array.dtype.kind not in "fiub" or not (array == array.flat[0]).all():
             return None
         return float(array.flat[0])
@@ -330,6 +333,22 @@ NOOPS: Mapping[str, tuple[NoOpRule, ...]] = {
     "Mul": (NEUTRAL_SCALING,),
     "Div": (_neutral(1.0, (1,)),),
 }
+
+
+def known_operand(context: TidyContext, node: onnx.NodeProto) -> int | None:
+    """The slot of a computed operand that is known and may be stored; None without one.
+
+    A constant may take its place if the other operand is as large and depends on all graph inputs that it depends on.
+    """
+    if standard_name(node) not in ARITHMETIC or len(node.input) != PAIR or context.view.opset < 7:
+        return None
+    for slot, name in enumerate(node.input):
+        other = node.input[1 - slot]
+        known = name != other and name in context.uniform and context.kind(name) in PRECISE_TYPES
+        computed = known and all(context.constant(each) is None for each in node.input)
+        if computed and context.covers(other, name) and context.vital_behind(name) <= context.vital_behind(other):
+            return slot
+    return None
 
 
 def replacement_of(context: TidyContext, node: onnx.NodeProto) -> str | None:

@@ -16,24 +16,25 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from leanonnx.graph.merge import MergedConstants, merge_constants
+from leanonnx.graph.merge import MergedConstants, absorbed_before, absorbed_behind, addends, merge_constants
 from leanonnx.graph.nodes import attribute, captured_names, fresh_name, standard_name
-from leanonnx.graph.noops import TidyContext, Types, replacement_of
+from leanonnx.graph.noops import COMMUTATIVE, TidyContext, Types, known_operand, replacement_of
 from leanonnx.graph.storage import copy_fields
 from leanonnx.graph.view import FREE_INITIALIZERS, GraphView, default_initializers, unused_outputs
 from leanonnx.numeric.arrays import Array
 
 EDITED_FIELDS = {"node", "initializer", "input", "value_info", "quantization_annotation"}
 """Fields of a graph that the clean-up may shorten."""
-NO_UNIFORM_TENSORS: Mapping[str, float] = MappingProxyType({})
+NO_UNIFORM_TENSORS: Mapping[str, Array] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class TidyResult:
     """A cleaned model, and the number of changes by kind.
 
-    'no-op': a node that outputs its input; 'branch': a computed operand that changes nothing; 'merged': a node that was
-    multiplied into the weights before it; 'unread': a node that nothing reads.
+    'no-op': a node that outputs its input; 'branch': a computed operand that changes nothing; 'constant': a computed
+    operand that is known, and was stored in its place; 'merged': a node that was multiplied into the weights before or
+    behind it; 'unread': a node that nothing reads.
     """
 
     proto: onnx.ModelProto
@@ -42,7 +43,7 @@ class TidyResult:
 
 def tidy(
     proto: onnx.ModelProto,
-    uniform: Mapping[str, float] = NO_UNIFORM_TENSORS,
+    uniform: Mapping[str, Array] = NO_UNIFORM_TENSORS,
     keep: Collection[str] = (),
     merge: bool = False,
 ) -> TidyResult:
@@ -50,7 +51,7 @@ def tidy(
 
     Args:
         proto: the model, which is not changed.
-        uniform: computed tensors known to hold one number throughout, with that number.
+        uniform: computed tensors that are known whatever the inputs, as arrays that broadcast to them.
         keep: tensors that must be there afterwards, beside the graph outputs.
         merge: also merge adjacent linear layers, which changes weights (in the last places only).
 
@@ -58,7 +59,7 @@ def tidy(
         RuntimeError: the interface has changed, which is a bug.
     """
     work = _Tidying(proto, uniform, frozenset(keep))
-    while work.bypass() or work.compose() or work.drop() or (merge and work.merge()):
+    while work.bypass() or work.settle() or work.compose() or work.drop() or (merge and work.merge()):
         pass
     if not work.done:
         return TidyResult(proto, {})
@@ -98,7 +99,7 @@ def _available(graph: onnx.GraphProto) -> set[str]:
 class _Tidying:
     """The present nodes, the constants that have changed, and the number of changes."""
 
-    def __init__(self, proto: onnx.ModelProto, uniform: Mapping[str, float], keep: frozenset[str]) -> None:
+    def __init__(self, proto: onnx.ModelProto, uniform: Mapping[str, Array], keep: frozenset[str]) -> None:
         self.proto, self.uniform, self.keep = proto, uniform, keep
         self.types = Types(proto)
         self.nodes = list(proto.graph.node)
@@ -163,6 +164,26 @@ class _Tidying:
         """True if a tensor may take the name of one that has to stay."""
         return name in context.view.producers and name not in self.fixed_names and context.constant(name) is None
 
+    def settle(self) -> bool:
+        """Store computed operands that are known as constants; False if there are none."""
+        context = self.context()
+        for index, node in enumerate(self.nodes):
+            slot = known_operand(context, node)
+            if slot is None:
+                continue
+            array = context.uniform[node.input[slot]]
+            stored = fresh_name(self.names, f"{node.input[slot]}_constant")
+            self.constants[stored] = array.astype(onnx.helper.tensor_dtype_to_np_dtype(context.kind(node.input[slot])))
+            settled = onnx.NodeProto()
+            settled.CopyFrom(node)
+            settled.input[slot] = stored
+            if node.op_type in COMMUTATIVE:
+                settled.input[:] = [node.input[1 - slot], stored]
+            self.nodes[index] = settled
+            self.done["constant"] += 1
+            return True
+        return False
+
     def compose(self) -> bool:
         """Make one Transpose of two in a row; False if there are none."""
         context = self.context()
@@ -196,26 +217,58 @@ class _Tidying:
         """Merge adjacent linear layers; False if there are none."""
         context = self.context()
         own = {t.name for t in self.proto.graph.initializer} - default_initializers(self.proto) - self.fixed_names
+
+        def only_reader(name: str) -> onnx.NodeProto | None:
+            """The producer of a tensor that one node reads."""
+            single = context.view.input_counts[name] == 1 and name not in self.fixed_names
+            return context.view.producer(name) if single else None
+
         for index, node in enumerate(self.nodes):
-            first = context.view.producer(node.input[0]) if node.input else None
-            if first is None or context.view.input_counts[node.input[0]] > 1 or node.input[0] in self.fixed_names:
+            first = only_reader(node.input[0]) if node.input else None
+            if first is None:
                 continue
             constants = merge_constants(context, first, node, own)
             if constants is not None:
                 self._replace_pair(constants, first, index)
                 return True
+            for absorber in addends(first, only_reader):
+                constants = absorbed_before(context, absorber, node, own)
+                if constants is not None:
+                    self._replace(absorber, self._with_constants(absorber, constants))
+                    renamed = {node.input[0]: node.output[0]}
+                    self._replace(first, _rewire(first, renamed, outputs=True))
+                    del self.nodes[index]
+                    self.done["merged"] += 1
+                    return True
+            constants = absorbed_behind(context, first, node, own)
+            if constants is not None:
+                second = self._with_constants(node, constants)
+                second.input[0] = first.input[0]
+                self.nodes[index] = second
+                self.nodes = [other for other in self.nodes if other is not first]
+                self.done["merged"] += 1
+                return True
         return False
 
-    def _replace_pair(self, constants: MergedConstants, first: onnx.NodeProto, second: int) -> None:
-        node = onnx.NodeProto()
-        node.CopyFrom(first)
-        node.output[0] = self.nodes[second].output[0]
+    def _replace(self, node: onnx.NodeProto, other: onnx.NodeProto) -> None:
+        self.nodes = [other if each is node else each for each in self.nodes]
+
+    def _with_constants(self, node: onnx.NodeProto, constants: MergedConstants) -> onnx.NodeProto:
+        """A copy of a node that reads new constants."""
+        result = onnx.NodeProto()
+        result.CopyFrom(node)
         for slot, array in constants.by_slot.items():
-            node.input.extend([""] * (slot + 1 - len(node.input)))
+            result.input.extend([""] * (slot + 1 - len(result.input)))
             if slot in constants.fresh:
-                node.input[slot] = fresh_name(self.names, f"{node.output[0]}_bias")
-            self.constants[node.input[slot]] = array
-        self.nodes[second] = node
+                result.input[slot] = fresh_name(self.names, f"{result.output[0]}_bias")
+            self.constants[result.input[slot]] = array
+        return result
+
+    def _replace_pair(self, constants: MergedConstants, first: onnx.NodeProto, second: int) -> None:
+        source = onnx.NodeProto()
+        source.CopyFrom(first)
+        source.output[0] = self.nodes[second].output[0]
+        self.nodes[second] = self._with_constants(source, constants)
         self.nodes = [other for other in self.nodes if other is not first]
         self.done["merged"] += 1
 

@@ -21,7 +21,7 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.formats import PRECISE_FLOATS, is_float
 from leanonnx.graph.nodes import BIAS, BIASED, SHAPE_OPS, attribute, captured_names, is_per_channel, standard_name
 from leanonnx.graph.view import unused_outputs
-from leanonnx.numeric.arrays import Array
+from leanonnx.numeric.arrays import Array, Floats
 from leanonnx.numeric.channel_ids import ChannelIds, Mask
 from leanonnx.rules.call import Pin
 from leanonnx.surgery.patch import InputSlot, Maker, Patch, plan_patch
@@ -37,14 +37,16 @@ class ContributingChannels:
     Attributes:
         alive: their keep mask [channels].
         shifts: new biases by (node, slot).
-        uniform: tensors constant across every channel that a kernel reads, including channels later folded into a
-            bias, with that constant.
+        constants: tensors constant in every channel that a kernel reads, including channels later folded into a bias,
+            with their numbers in the whole network.
+        uniform: the same, with their numbers in the network of the channels that are alive.
         reasons: numbers of removed groups: 'unread' by any kernel but those of zeros, or 'constant'.
     """
 
     alive: Mask
     shifts: Mapping[InputSlot, Maker]
-    uniform: Mapping[str, float]
+    constants: Mapping[str, Floats]
+    uniform: Mapping[str, Floats]
     reasons: Mapping[str, int]
 
 
@@ -63,8 +65,13 @@ def find_contributing_channels(dag: ChannelDag, pins: tuple[Pin, ...] = ()) -> C
     while (lacking := _empty_tensors(dag, alive)).size:
         roots[lacking] = True
         alive = _needed_channels(dag, edges, roots)
-    shifts, uniform = _shifts(dag, constants, folds, alive), constants.constant_tensors(dag, read)
-    return ContributingChannels(alive=alive, shifts=shifts, uniform=uniform, reasons=_reasons(dag, constants, alive))
+    return ContributingChannels(
+        alive=alive,
+        shifts=_shifts(dag, constants, folds, alive),
+        constants=constants.constant_tensors(dag, read),
+        uniform=constants.constant_tensors(dag, read, alive),
+        reasons=_reasons(dag, constants, alive),
+    )
 
 
 def exact_patch(dag: ChannelDag, contributing: ContributingChannels) -> Patch:

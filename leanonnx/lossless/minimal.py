@@ -83,7 +83,7 @@ def minimise(
     layers, done, cost = _layers(dag), Counter[str](), cost_model(dag)(dag.all_alive)
     while True:
         result = find_contributing_channels(dag, _pins(dag, pin, ignore))
-        tidied = tidy(dag.model.proto, result.uniform, keep)
+        tidied = tidy(dag.model.proto, result.constants, keep)
         if not tidied.done:
             selection = Selection(alive=result.alive, before=cost, after=cost_model(dag)(result.alive), reached=True)
             left = _layers(dag, result.alive)

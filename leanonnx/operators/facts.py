@@ -105,6 +105,8 @@ class Trait(Flag):
     """Adds operands up, so that they share the energy of the output."""
     ARITHMETIC = auto()
     """Addition, subtraction, multiplication, division."""
+    COMMUTES = auto()
+    """Its two operands may be exchanged."""
     SCALES = auto()
     """Multiplies its first operand by the second or by its inverse."""
     DIVIDES = auto()

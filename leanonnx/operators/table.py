@@ -117,9 +117,11 @@ STANDARD_FACTS: Mapping[str, OperatorFacts] = {
     "ParametricSoftplus": OperatorFacts(F.UNARY, T.POINTWISE | T.SAME_SIZE),
     "PRelu": OperatorFacts(F.PARAMETRIC, T.POINTWISE | T.KEEPS_ZERO | T.CAN_EMPTY | T.SAME_SIZE, learned=(1,)),
     "ImageScaler": OperatorFacts(F.PARAMETRIC),
-    "Add": OperatorFacts(F.JOIN, T.POINTWISE | T.JOINS_ZEROS | T.INJECTIVE | T.ADDS | T.ARITHMETIC | T.COMPARED_INSIDE),
+    "Add": OperatorFacts(
+        F.JOIN, T.POINTWISE | T.JOINS_ZEROS | T.INJECTIVE | T.ADDS | T.ARITHMETIC | T.COMMUTES | T.COMPARED_INSIDE
+    ),
     "Sub": OperatorFacts(F.JOIN, T.POINTWISE | T.JOINS_ZEROS | T.INJECTIVE | T.ADDS | T.ARITHMETIC),
-    "Mul": OperatorFacts(F.JOIN, T.POINTWISE | T.INJECTIVE | T.ARITHMETIC | T.SCALES),
+    "Mul": OperatorFacts(F.JOIN, T.POINTWISE | T.INJECTIVE | T.ARITHMETIC | T.COMMUTES | T.SCALES),
     "Div": OperatorFacts(F.JOIN, T.POINTWISE | T.ZERO_WITH_FIRST | T.INJECTIVE | T.ARITHMETIC | T.SCALES | T.DIVIDES),
     "Min": OperatorFacts(F.JOIN, T.POINTWISE | T.JOINS_ZEROS | T.EXTREME),
     "Max": OperatorFacts(F.JOIN, T.POINTWISE | T.JOINS_ZEROS | T.EXTREME),

@@ -18,6 +18,7 @@ from leanonnx.formatting import (
 from leanonnx.reporting.costs import CostChange
 from leanonnx.reporting.reports import CompressionReport, RecoveryRow
 from leanonnx.reporting.rows import LatencyRow, OutputDeviation, ProofRow
+from leanonnx.runtime.timing import FASTER, SLOWER
 from leanonnx.selection.metrics import LATENCY, METRICS
 
 SPEEDUP_TOLERANCE = 1.0001
@@ -86,12 +87,15 @@ def _speed_sentence(report: CompressionReport, over: bool) -> tuple[str, str]:
     if report.latency is None:
         left = f"{percent_text(report.costs.kernels.fraction)} of the kernels are left; the"
         return f"{'The' if over else left} speed was not measured.", "plain"
-    speedup, (low, high) = report.latency.comparison.speedup, report.latency.comparison.interval
-    if high < 1:
-        return f"Slower than the original: {speedup:.2f} times its speed.", "bad"
-    if low <= 1:
-        return f"No faster than the original, beyond noise: {speedup:.2f} times its speed.", "bad"
-    return f"{speedup:.2f} times as fast as the original.", "good"
+    comparison, busy = report.latency.comparison, report.latency.busy
+    speedup = f"{comparison.speedup:.2f} times its speed"
+    if comparison.verdict == FASTER:
+        return f"Faster than the original: {speedup}.", "good"
+    if busy:
+        return f"Could not tell if it is faster than the original, as the machine was busy: {speedup}.", "bad"
+    if comparison.verdict == SLOWER:
+        return f"Slower than the original: {speedup}.", "bad"
+    return f"No difference in speed shown: {speedup}.", "bad"
 
 
 def _over_budget(report: CompressionReport, options: Mapping[str, Any]) -> str:

@@ -102,7 +102,7 @@ def output_samples(result: CompressResult, draft: Path, data: Dataset | None) ->
 
 def _pairs(result: CompressResult, draft: Path, data: Dataset) -> tuple[str, list[ImagePair]] | None:
     """The first samples of the first output that holds images on all of them, white being 1."""
-    model = result.dag.model
+    model = result.dag.taught_by
     runs = run_side_by_side(model, model.path, [draft], data, 1, result.dag.observation.replaced_formats)
     by_run: list[list[list[ImagePair]]] = []
     for feed, _, originals, (others,) in runs:

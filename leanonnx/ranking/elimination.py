@@ -93,7 +93,7 @@ class Elimination:
     def _sequences(self, power: float) -> dict[int, RemovalOrder]:
         """Removal order within each layer, for path masses raised to ``power``."""
         if power not in self._by_power:
-            consumers = self._merge_consumers(self._masses**power)
+            consumers = self._merge_consumers(self.masses**power)
             free = ~groups_with_pins(self.groups, self.dag.pins)
             members = {int(layer): np.flatnonzero((self.layers == layer) & free) for layer in np.unique(self.layers)}
             self._by_power[power] = {
@@ -106,7 +106,8 @@ class Elimination:
         return kernel_groups(self.dag, self.statistics)
 
     @cached_property
-    def _masses(self) -> Floats:
+    def masses(self) -> Floats:
+        """Path mass of each channel [channels]."""
         return path_masses(self.dag, self.statistics, self._reads)
 
     def _merge_consumers(self, mass: Floats) -> list[tuple[Ints, Array, Array]]:

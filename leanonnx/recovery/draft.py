@@ -166,7 +166,7 @@ def recover_from_data(
 
 def _deviations(dag: ChannelDag, data: Dataset, models: Sequence[Source]) -> list[Fidelity]:
     """Deviations of compressed models from the original."""
-    model = dag.model
+    model = dag.taught_by
     try:
         return compare_outputs(
             model, model.path, models, data, batch_size(data), dag.observation.replaced_formats, channel_axes(dag)
@@ -189,7 +189,7 @@ def paired_distances(dag: ChannelDag, candidates: Sequence[Source], data: Datase
     Raises:
         RunFailed: a candidate cannot be run.
     """
-    model, axes = dag.model, channel_axes(dag)
+    model, axes = dag.taught_by, channel_axes(dag)
     batch = data.fixed_batch or max(1, min(batch_size(data), data.count // MAX_PAIRED_PARTS))
     parts: list[list[DeviationSums]] = []
     runs = run_side_by_side(model, model.path, candidates, data, batch, dag.observation.replaced_formats)

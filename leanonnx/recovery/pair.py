@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from leanonnx.analysis.teacher import RecoveryTeacher
 from leanonnx.data.images import image_axes
 from leanonnx.graph.formats import HALF_TYPES, convert_feed, convert_to_float32, float_types, is_float
 from leanonnx.graph.model import Model
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.recovery.partial_runner import PartialRunner, TensorSpill
+from leanonnx.recovery.partial_runner import PartialRunner, TensorSpill, ValueOf
 from leanonnx.runtime.sessions import Feed
 
 HELD_OUT_STRIDE = 5
@@ -31,7 +32,8 @@ class PairedRun:
 class NetworkPair:
     """Both networks; ``after`` is the compressed one and may be changed where it has not been run yet.
 
-    ``mirrors`` tells from the number of samples to fit to if mirrored ones are used as well.
+    ``mirrors`` tells from the number of samples to fit to if mirrored ones are used as well; ``teacher`` takes the
+    place of the original as far as its targets go.
     """
 
     def __init__(
@@ -42,7 +44,11 @@ class NetworkPair:
         held: Iterable[Feed],
         shelf: TensorSpill,
         mirrors: Callable[[int], bool] = lambda samples: True,
+        teacher: RecoveryTeacher | None = None,
     ) -> None:
+        if teacher is not None:
+            before = teacher.model
+        self.teacher = teacher
         halves = float_types(before.proto) & HALF_TYPES
         self.after, self.shelf = after, shelf
         self.original = PartialRunner(convert_to_float32(before.proto, halves), shelf, "original:", before.libraries)
@@ -71,6 +77,11 @@ class NetworkPair:
             if mirror is None:
                 return
             self._enter(mirror, held=False, mirrored=True)
+
+    def target(self, value: ValueOf) -> ValueOf:
+        """The function that returns the targets of a run, from that of the tensors of the original or its teacher."""
+        teacher = self.teacher
+        return value if teacher is None else lambda name: teacher.value(name, value(name))
 
     @property
     def fitted_runs(self) -> int:

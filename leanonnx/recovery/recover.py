@@ -48,6 +48,7 @@ MIRRORED_MACS = 2e10
 """Multiply-adds of the original on all samples up to which mirrored ones are used whatever their number."""
 MIN_SQUARES = 1e-30
 OUT_OF_TIME = "no time was left"
+UNTAUGHT = "the teacher has no counterpart of its input or output"
 UNSEEN = "its output does not follow from its weights and input"
 
 
@@ -85,7 +86,7 @@ def recover(
     """Refit the weights of a compressed network so that its activations match the original on the given inputs.
 
     Args:
-        dag: the original.
+        dag: the original; its teacher, if it has one, takes its place for the targets.
         alive: keep mask of its channels [channels].
         proto: the compressed network, whose layers have the output names of the original.
         feeds: inputs.
@@ -114,6 +115,7 @@ def recover(
     fitted = {proto.graph.node[layer.after].output[0] for layer in linear if layer.can_change_bias}
     chosen: list[LinearLayer | BatchNorm] = [*linear, *norms(dag, alive, compressed, fitted)]
     chosen.sort(key=lambda one: one.after)
+    chosen = _split_taught(dag, chosen, refused)
     macs = cost_model(dag)(dag.all_alive).macs
     shelf = TensorSpill()
     try:
@@ -124,6 +126,7 @@ def recover(
             held,
             shelf,
             lambda samples: samples < MIRRORED_BELOW or samples * macs < MIRRORED_MACS,
+            dag.teacher,
         )
         done = _LayerRecovery(dag, alive, pair, chosen, shared, seed, effort.rows_per_feature)
         rows = {node: RefitLayer(name, 0.0, 0.0) for node, name in done.exact.items()}
@@ -143,6 +146,21 @@ def recover(
     bare = replace(compressed, proto=with_own_biases(compressed, [groups[fit.name] for fit in changed]))
     changes = [*done.changes.values(), *(fit.change() for fit in changed)]
     return RecoveryResult(apply_changes(bare, changes), tuple(layers))
+
+
+def _split_taught(
+    dag: ChannelDag, chosen: list[LinearLayer | BatchNorm], refused: dict[str, str]
+) -> list[LinearLayer | BatchNorm]:
+    """The layers whose tensors have counterparts in the teacher; ``refused`` gets the rest."""
+    nodes = dag.model.proto.graph.node
+    taught = []
+    for one in chosen:
+        node, slot = nodes[one.before], one.data_slot if isinstance(one, LinearLayer) else 0
+        if dag.is_taught(node.input[slot]) and dag.is_taught(node.output[0]):
+            taught.append(one)
+        else:
+            refused[name_of(node)] = UNTAUGHT
+    return taught
 
 
 class _LayerRecovery:

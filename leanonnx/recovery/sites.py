@@ -63,6 +63,7 @@ def _sites(
         slot = one.data_slot if isinstance(one, LinearLayer) else 0
         other = _other(dag, now, pair, upstream, latest, one) if isinstance(one, LinearLayer) else None
         changes = isinstance(one, LinearLayer) and one.shared and one.weight in changing
+        changes = changes or dag.is_unlike(source.output[0])
         if other is None and not changes and upstream.reads_exactly(node.input[slot], source.input[slot]):
             exact[one.after] = name_of(node)
             continue
@@ -96,6 +97,8 @@ def _other(
         return None
     there, wanted = other.compressed, other.original
     if there not in pair.compressed.input_dependent or wanted not in pair.original.input_dependent:
+        return None
+    if not dag.is_taught(wanted):
         return None
     if upstream.latest.get(there, -1) >= layer.after or latest.get(wanted, -1) >= layer.before:
         return None

@@ -132,7 +132,7 @@ class TargetSampler:
         return self.run_bytes[site] + 2 * FLOAT_BYTES * one.rows * one.row_numbers
 
     def _visit(self, part: range, index: int, value: ValueOf) -> None:
-        run = self.pair.runs[index]
+        run, value = self.pair.runs[index], self.pair.target(value)
         for k in part:
             if k in self.refused:
                 continue

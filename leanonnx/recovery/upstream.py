@@ -66,6 +66,7 @@ class Upstream:
         original = self.dag.model.proto.graph.node[before] if before >= 0 else onnx.NodeProto()
         return (
             original.op_type == node.op_type
+            and not any(map(self.dag.is_unlike, node.output))
             and index not in self.changed
             and all(self._is_whole(name) for name in original.input if name in self.dag.channel_ids)
             and all(self.known.get(name, False) and self._is_whole(name) for name in self._read(index))

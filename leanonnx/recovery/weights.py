@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,10 +49,15 @@ class StoredWeights:
         return stream.getvalue()
 
 
-def changed_weights(bare: Model, draft: onnx.ModelProto) -> StoredWeights:
-    """Constants of a draft that differ from those of the bare network from which it was made."""
+def changed_weights(bare: Model, draft: onnx.ModelProto, fitted: Collection[str] = ()) -> StoredWeights:
+    """Constants of a draft that differ from those of the bare network from which it was made.
+
+    ``fitted`` names constants of that network that were fitted themselves, and are stored in any case.
+    """
     made = replace(bare, proto=draft)
-    arrays = {name: holder_array(holder) for name, holder in made.holders.items() if bare.holders.get(name) != holder}
+    changed = {name: holder for name, holder in made.holders.items() if bare.holders.get(name) != holder}
+    changed |= {name: made.holders[name] for name in fitted if name in made.holders}
+    arrays = {name: holder_array(holder) for name, holder in changed.items()}
     pairs = zip(bare.proto.graph.node, draft.graph.node, strict=True)
     biases = {new.input[BIAS]: new.output[0] for old, new in pairs if list(old.input) != list(new.input)}
     return StoredWeights(arrays, biases)

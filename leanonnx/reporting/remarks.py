@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from leanonnx.analysis.cost import CopiedConstants
-from leanonnx.formatting import count_text
+from leanonnx.formatting import count_text, percent_text
 from leanonnx.reporting.reports import (
     CompressionReport,
     DataFreeRow,
@@ -15,7 +15,7 @@ from leanonnx.reporting.reports import (
     RecoveryRow,
     ToleranceRow,
 )
-from leanonnx.reporting.rows import MetricChange
+from leanonnx.reporting.rows import MetricChange, RemovedBranch
 from leanonnx.spelling import option
 
 REMOVED_CHANNELS = {"unread": "that nothing reads", "constant": "that are constant whatever the input"}
@@ -24,9 +24,12 @@ TIDIED_NODES = {
     "unread": ("node", "that nothing reads"),
     "no-op": ("node", "without effect"),
     "branch": ("join", "with an operand that adds nothing"),
-    "merged": ("layer", "merged into the weights before"),
+    "constant": ("computed operand", "that is constant, stored as such"),
+    "merged": ("layer", "merged into the weights before or behind"),
 }
 """Kinds of nodes that are removed from a graph, by reason."""
+STAND_INS = {"linear": "a matrix", "shortcut": "the convolution beside it", "scale": "a factor for each channel"}
+"""What takes the place of a branch, by kind."""
 MAX_NAMED_OPERATORS = 5
 
 
@@ -36,6 +39,7 @@ def remarks(report: CompressionReport) -> list[str]:
     restored = [f"Weights restored as they were when the plan was made, from {source}"] if source else []
     return [
         *_lossless_remarks(report.lossless),
+        *_branch_remarks(report.branches),
         *_tidied_remarks(report.tidied),
         *_copied_remarks(report.copied),
         *folded_remarks(report.folded),
@@ -43,6 +47,16 @@ def remarks(report: CompressionReport) -> list[str]:
         *_unfitted_remarks(report.recovery),
         *_data_free_remarks(report.data_free),
         *restored,
+    ]
+
+
+def _branch_remarks(branches: Sequence[RemovedBranch]) -> list[str]:
+    """A sentence on each branch that was replaced."""
+    return [
+        f"Branch replaced by {STAND_INS[one.kind]}: the one that ends at '{one.tensor}', with "
+        f"{count_text(one.nodes, 'node')} and {one.macs:,} multiply-adds; {percent_text(one.unexplained)} of the "
+        "variance of that tensor is left unexplained"
+        for one in branches
     ]
 
 

@@ -12,12 +12,14 @@ from leanonnx.reporting.costs import CostChanges, CostCounts
 from leanonnx.reporting.encoding import INLINE, OPTIONAL, JsonField
 from leanonnx.reporting.rows import (
     REPORT_SCHEMA,
+    ComparisonRow,
     FidelityRow,
     LatencyRow,
     LayerRow,
     PinRow,
     ProductRow,
     ProofRow,
+    RemovedBranch,
     TieRow,
 )
 
@@ -142,6 +144,17 @@ class LosslessRow:
     layers: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class ReplacedRow:
+    """What the budget alone had chosen, where measuring replaced it by a leaner selection: its costs and its timing.
+
+    ``costs`` are those of the draft that was timed; its bytes are predicted.
+    """
+
+    costs: Annotated[CostChanges, INLINE]
+    comparison: Annotated[ComparisonRow, INLINE]
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompressionReport:
     """The report of ``leanonnx compress``.
@@ -151,10 +164,12 @@ class CompressionReport:
         costs: kernels, multiply-adds, parameters and bytes.
         proof: equality with the masked original; after ``--exact``, with the original.
         pins, layers, products: rows of the network.
+        branches: branches that were replaced.
         copied: constants copied for each of their readers; None if that was not asked for.
         folded: weights stored in place of the nodes that computed them.
         uncounted: operators whose multiply-adds are not known.
         latency: None if it was not measured.
+        replaced: what the budget alone had chosen; None if that was written.
         recovery: None without real inputs.
         data_free: None where weights were not changed without data.
         judgement: judgement on the outputs; None without evidence for one.
@@ -173,10 +188,12 @@ class CompressionReport:
     pins: tuple[PinRow, ...]
     layers: tuple[LayerRow, ...]
     products: tuple[ProductRow, ...]
+    branches: tuple[RemovedBranch, ...]
     copied: Annotated[CopiedConstants | None, JsonField("unshared")]
     folded: tuple[str, ...]
     uncounted: tuple[str, ...]
     latency: LatencyRow | None
+    replaced: ReplacedRow | None
     recovery: RecoveryRow | None
     data_free: Annotated[DataFreeRow | None, JsonField("blind")]
     judgement: JudgementRow | None

@@ -147,3 +147,22 @@ class LatencyRow:
     comparison: Annotated[ComparisonRow, INLINE]
     busy: bool
     convolutions: LayoutChange
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemovedBranch:
+    """A branch that was removed, and what took its place.
+
+    Attributes:
+        tensor: the tensor at which it was joined.
+        kind: "linear": a matrix takes its place; "shortcut": the convolution beside it; "scale": a factor by channel.
+        nodes: number of nodes that are gone.
+        macs: multiply-adds that this saves in the original.
+        unexplained: share of the variance of that tensor that the stand-in does not explain, held out.
+    """
+
+    tensor: str
+    kind: str
+    nodes: int
+    macs: int
+    unexplained: float

@@ -25,6 +25,7 @@ from leanonnx.runtime.fastpath import ConvolutionLayouts, convolution_layouts
 from leanonnx.runtime.providers import Setting, open_timed_session, prepare_provider, start_runner
 from leanonnx.runtime.sessions import Feed
 from leanonnx.system.cores import resident_memory
+from leanonnx.system.waiting import WaitingMeter
 
 DEFAULT_TIMING_SECONDS = 3.0
 """Default duration of a timing."""
@@ -48,6 +49,10 @@ BUSY_NOISE = 0.05
 """Noise above which the machine counts as busy."""
 BUSY_SPREAD = 1.5
 """90th percentile / median above which the machine counts as busy."""
+BUSY_WAITING = 0.05
+"""Share of the time spent waiting for a processor above which the machine counts as busy."""
+FASTER, SLOWER, NO_DIFFERENCE = "faster", "slower", "no difference shown"
+"""The verdicts on two models."""
 MAX_LOTS = 4
 MAX_EQUAL_BLOCK_RATIO = 4
 """Models whose times differ by less than this factor are timed in blocks of the same number of runs."""
@@ -64,6 +69,7 @@ class Timing:
         runs: number of runs timed.
         memory: bytes of resident (host) memory added by session, inputs and runs; 0 if unknown.
         layouts: number of convolutions by layout (blocked, NCHWc, or not); None on a GPU.
+        waited: share of the timed rounds, those of other models included, for which the process waited for a processor.
     """
 
     p10: float
@@ -74,17 +80,38 @@ class Timing:
     runs: int
     memory: int
     layouts: ConvolutionLayouts | None
+    waited: float = 0.0
 
     @property
     def is_busy(self) -> bool:
-        """True if the times vary so much that the machine had other work, or too few cores."""
-        return self.p90 > BUSY_SPREAD * self.median
+        """True if the machine had other work, or too few cores: the model had to wait, or its times vary much."""
+        return self.waited > BUSY_WAITING or self.spread > BUSY_SPREAD
+
+    @property
+    def spread(self) -> float:
+        """90th percentile over median."""
+        return self.p90 / self.median if self.median else 1.0
+
+    @property
+    def busy_signs(self) -> str:
+        """The measured signs of other work, in words."""
+        return _busy_signs(self.waited, 0.0, self.spread)
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Timing:
         """Invert ``dataclasses.asdict``."""
         counts = row["layouts"]
         return cls(**{**row, "layouts": counts and ConvolutionLayouts(**counts)})
+
+
+def _busy_signs(waited: float, noise: float, spread: float) -> str:
+    """What shows that the machine had other work, in words: the share of time waited, noise, and spread of times."""
+    signs = [
+        (waited > BUSY_WAITING, f"waiting for a processor took {waited:.0%} of the time"),
+        (noise > BUSY_NOISE, f"the times of one model differ by {noise:.0%}"),
+        (spread > BUSY_SPREAD, f"one run in ten took {spread:.1f} times the median or more"),
+    ]
+    return ", ".join(text for shown, text in signs if shown)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +141,7 @@ class TimingComparison:
 
     @property
     def is_faster(self) -> bool:
-        """True if the interval lies above 1 by more than the margin."""
+        """True if the interval lies above 1 by more than the margin: what leanonnx means by "faster" everywhere."""
         return self.interval[0] > 1 + self.margin
 
     @property
@@ -124,13 +151,22 @@ class TimingComparison:
 
     @property
     def is_busy(self) -> bool:
-        """True if noise or spread is high: the ratio can be trusted, the milliseconds cannot."""
+        """True if noise, spread or waiting is high: the milliseconds cannot be trusted.
+
+        A model that is faster even then is faster; that it is not shows nothing.
+        """
         return self.noise > BUSY_NOISE or self.before.is_busy or self.after.is_busy
+
+    @property
+    def busy_signs(self) -> str:
+        """The measured signs of other work, in words."""
+        sides = (self.before, self.after)
+        return _busy_signs(max(each.waited for each in sides), self.noise, max(each.spread for each in sides))
 
     @property
     def verdict(self) -> str:
         """The second model compared with the first, in words."""
-        return "faster" if self.is_faster else "slower" if self.is_slower else "no significant difference"
+        return FASTER if self.is_faster else SLOWER if self.is_slower else NO_DIFFERENCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,9 +190,13 @@ class WarmModel:
 
 @dataclass(frozen=True)
 class TimingLot:
-    """Times on one set of sessions: milliseconds [rounds, models]; block sizes and facts of ``WarmModel`` [models]."""
+    """Times on one set of sessions: milliseconds [rounds, models]; block sizes and facts of ``WarmModel`` [models].
+
+    ``waited``: share of the time that the process waited for a processor.
+    """
 
     times: RunTimes
+    waited: float
     block_sizes: list[int]
     session: list[float]
     first: list[float]
@@ -229,9 +269,11 @@ def _time_lots(
         sizes = block_sizes([each.fastest_seconds for each in warm])
         blocks = [_timed_block(each.run, size) for each, size in zip(warm, sizes, strict=True)]
         with _no_garbage_collection():
+            meter = WaitingMeter.start()
             times = time_in_turns(blocks, stopping_rule(seconds / count, -(-WANTED_ROUNDS // count), seed))
+            waited = meter.share(computes=not setting.uses_gpu)
         facts = ([getattr(each, name) for each in warm] for name in ("session", "first", "memory"))
-        lots.append(TimingLot(times, sizes, *facts))
+        lots.append(TimingLot(times, waited, sizes, *facts))
         del warm, blocks
     return lots
 
@@ -326,6 +368,7 @@ def _summary(path: Path, which: int, lots: Sequence[TimingLot], setting: Setting
         runs=sum(lot.block_sizes[which] * len(lot.times) for lot in lots),
         memory=lots[0].memory[which],
         layouts=convolution_layouts(path, setting),
+        waited=statistics.fmean(lot.waited for lot in lots),
     )
 
 

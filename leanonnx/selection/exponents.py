@@ -62,7 +62,7 @@ def search_exponents(
         return selector
     if sum(block.input_channel_ids is not None for _, block in dag.kernel_blocks) > MAX_SEARCH_LAYERS:
         return selector
-    trial = _TrialData.of(data.subsample(count))
+    trial = TrialData.of(data.subsample(count))
     rivals: list[tuple[Selector, Source]] = []
     seen: set[bytes] = set()
     longest = 0.0
@@ -72,9 +72,9 @@ def search_exponents(
         on_progress(done / len(candidates), f"candidate {done + 1} of {len(candidates)}")
         start, rival = monotonic(), selector.with_exponents(exponents)
         alive = rival.within(selector.request.budget.fraction)
-        recovered = None if alive.tobytes() in seen else _recovered(rival, alive, trial, effort, seed)
-        if recovered is not None:
-            rivals.append((rival, recovered))
+        network = None if alive.tobytes() in seen else recover_choice(rival, alive, trial, effort, seed)
+        if network is not None:
+            rivals.append((rival, network))
         elif not done:
             return selector
         seen.add(alive.tobytes())
@@ -101,7 +101,7 @@ def clearly_best(distances: Floats) -> int:
 
 
 @dataclass(frozen=True)
-class _TrialData:
+class TrialData:
     """Samples to fit weights to, to choose the strengths of the fits by, and to judge the result by."""
 
     fitted: Dataset
@@ -109,7 +109,7 @@ class _TrialData:
     judged: Dataset
 
     @classmethod
-    def of(cls, data: Dataset) -> _TrialData:
+    def of(cls, data: Dataset) -> TrialData:
         """Divide samples among the three; few samples serve the last two together."""
         every = data.count // FITTED_TRIAL_SAMPLES
         pool = data.part(held_out=True, every=every) if every >= 2 else data
@@ -118,14 +118,17 @@ class _TrialData:
         return cls(fitted, spared, data.part(held_out=False, every=every) if every >= 2 else spared)
 
 
-def affordable_samples(selector: Selector, available: int, effort: Effort) -> int:
-    """Number of samples for each trial, within the multiply-adds that it may take."""
+def affordable_samples(selector: Selector, available: int, effort: Effort, work: float | None = None) -> int:
+    """Number of samples for each trial, within the multiply-adds that it may take.
+
+    ``work``: these, as a multiple of those of a trial with normal effort; None stands for those of the effort.
+    """
     macs = cost_model(selector.dag)(selector.dag.all_alive).macs
-    affordable = int(effort.trial_work * MAX_TRIAL_MACS / max(macs, 1))
+    affordable = int((effort.trial_work if work is None else work) * MAX_TRIAL_MACS / max(macs, 1))
     return min(available, affordable, effort.max_samples)
 
 
-def _recovered(selector: Selector, alive: Mask, trial: _TrialData, effort: Effort, seed: int) -> Source | None:
+def recover_choice(selector: Selector, alive: Mask, trial: TrialData, effort: Effort, seed: int) -> Source | None:
     """The pruned network of a keep mask, recovered; None if it cannot be run."""
     dag, batch = selector.dag, calibration_batch(selector.dag, trial.fitted)
     try:

@@ -7,7 +7,8 @@ budgets are met by measuring, see ``search``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from leanonnx.numeric.channel_ids import ChannelIds, Mask
 from leanonnx.operators.facts import Trait
 from leanonnx.operators.table import names_with
 from leanonnx.rules.call import KernelBlock
+from leanonnx.runtime.profiling import NodeTime
+from leanonnx.selection.measured import NO_CORRECTIONS, Corrections, measured_corrections
 
 BLOCKED = names_with(Trait.NCHWC_KERNELS)
 """Operators that run in kernels on blocks of channels; all others are priced as matrix products."""
@@ -30,43 +33,60 @@ MS_PER_GIGA = 1e-6
 class LatencyModel:
     """Predicts ms of one run for any keep set.
 
-    ``blocks``: kernel blocks with the operator of their node; ``outputs``: channels and elements of each node's output;
-    ``products``: multiply-adds without kernels.
+    Attributes:
+        target: the cost table.
+        blocks: node, its operator, and a kernel block of it.
+        outputs: node, channels of an output of it, and elements of that.
+        products: multiply-adds without kernels.
+        corrections: what a profile of the network corrects.
     """
 
     target: Hardware
-    blocks: tuple[tuple[str, KernelBlock], ...]
-    outputs: tuple[tuple[ChannelIds, int], ...]
+    blocks: tuple[tuple[int, str, KernelBlock], ...]
+    outputs: tuple[tuple[int, ChannelIds, int], ...]
     products: tuple[Product, ...] = ()
+    corrections: Corrections = NO_CORRECTIONS
 
     def __call__(self, alive: Mask) -> float:
         """Predicted ms of one run of a keep set [channels]."""
-        total = sum(_block_ms(self.target, operator, mix, alive) for operator, mix in self.blocks)
-        total += sum(one.remaining(alive) for one in self.products) / self.target.gemm * MS_PER_GIGA
-        for channel_ids, size in self.outputs:
+        factors, fixed = self.corrections.factors, self.corrections.fixed
+        parts = list(self.node_times(alive))
+        left = {node for node, ms in parts if ms}
+        total = sum(factors.get(node, 1.0) * ms for node, ms in parts)
+        return float(total + sum(ms for node, ms in fixed.items() if node in left))
+
+    def node_times(self, alive: Mask) -> Iterator[tuple[int, float]]:
+        """Parts of the ms of one run of a keep set by the table, with their nodes."""
+        for node, operator, mix in self.blocks:
+            yield node, _block_ms(self.target, operator, mix, alive)
+        for product in self.products:
+            yield product.node, product.remaining(alive) / self.target.gemm * MS_PER_GIGA
+        for node, channel_ids, size in self.outputs:
             share = float(alive[channel_ids].mean())
-            total += size * share * self.target.element * 1e-6 + (self.target.node * 1e-3 if share else 0.0)
-        return float(total)
+            yield node, size * share * self.target.element * 1e-6 + (self.target.node * 1e-3 if share else 0.0)
 
 
-def latency_model(dag: ChannelDag, target: Hardware) -> LatencyModel:
-    """The latency model of a channel DAG on a target."""
-    nodes = dag.model.proto.graph.node
+def latency_model(dag: ChannelDag, target: Hardware, profile: Sequence[NodeTime] = ()) -> LatencyModel:
+    """The latency model of a channel DAG on a target, corrected by a profile of the network if there is one."""
+    nodes, producers = dag.model.proto.graph.node, dag.model.producers
     outputs = []
     for name, channel_ids in dag.channel_ids.items():
-        if name in dag.shapes and name in dag.model.producers:
-            outputs.append((channel_ids.reshape(-1), int(np.prod(dag.shapes[name], dtype=np.int64))))
-    blocks = tuple((nodes[node].op_type, mix) for node, mix in dag.kernel_blocks)
-    return LatencyModel(target=target, blocks=blocks, outputs=tuple(outputs), products=products(dag)[0])
+        if name in dag.shapes and name in producers:
+            size = int(np.prod(dag.shapes[name], dtype=np.int64))
+            outputs.append((producers[name], channel_ids.reshape(-1), size))
+    blocks = tuple((node, nodes[node].op_type, mix) for node, mix in dag.kernel_blocks)
+    model = LatencyModel(target=target, blocks=blocks, outputs=tuple(outputs), products=products(dag)[0])
+    return replace(model, corrections=measured_corrections(dag, model.node_times(dag.all_alive), profile))
 
 
-def latency_rate(dag: ChannelDag, target: Hardware) -> Rate:
+def latency_rate(dag: ChannelDag, target: Hardware, profile: Sequence[NodeTime] = ()) -> Rate:
     """Predicted ms of one kernel of each node while none is removed."""
     nodes, whole = dag.model.proto.graph.node, dag.all_alive
+    factors = latency_model(dag, target, profile).corrections.factors
 
     def rate(node: int, mix: KernelBlock) -> float:
         kernels = max(mix.destinations.size * int(mix.sources.shape[1]), 1)
-        return _block_ms(target, nodes[node].op_type, mix, whole) / kernels
+        return factors.get(node, 1.0) * _block_ms(target, nodes[node].op_type, mix, whole) / kernels
 
     return rate
 

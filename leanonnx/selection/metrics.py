@@ -25,6 +25,7 @@ from leanonnx.graph.storage import BITS_PER_BYTE
 from leanonnx.hardware.targets import Hardware
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.rules.call import KernelBlock
+from leanonnx.runtime.profiling import NodeTime
 from leanonnx.selection.latency import latency_model, latency_rate
 from leanonnx.spelling import option
 
@@ -49,13 +50,15 @@ class PricingInputs:
     """A network to price.
 
     ``cost`` counts its layers but for the ``ignored`` ones (node indices); ``hardware``: where it is to run, which
-    latency needs; ``refits``: weights are refitted after pruning, and layers without a bias get one.
+    latency needs, and ``profile``: times of its nodes there, if they were measured; ``refits``: weights are refitted
+    after pruning, and layers without a bias get one.
     """
 
     dag: ChannelDag
     cost: CostModel
     ignored: frozenset[int] = frozenset()
     hardware: Hardware | None = None
+    profile: tuple[NodeTime, ...] = ()
     refits: bool = False
 
     def bias_sizes(self, alive: Mask) -> list[int]:
@@ -90,11 +93,11 @@ def _price_params(inputs: PricingInputs) -> Price:
 
 def _price_latency(inputs: PricingInputs) -> Price:
     """Predicted ms of one run."""
-    return latency_model(inputs.dag, _hardware(inputs))
+    return latency_model(inputs.dag, _hardware(inputs), inputs.profile)
 
 
 def _rate_latency(inputs: PricingInputs) -> Rate:
-    return latency_rate(inputs.dag, _hardware(inputs))
+    return latency_rate(inputs.dag, _hardware(inputs), inputs.profile)
 
 
 def _price_bytes(inputs: PricingInputs) -> Price:

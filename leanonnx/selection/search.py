@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from leanonnx.errors import BudgetUnreachable
+from leanonnx.errors import BudgetUnreachable, CouldNotTell
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.runtime.timing import TimingComparison
 from leanonnx.selection.metrics import Price, bias_bytes
@@ -44,12 +44,14 @@ class Trial:
         comparison: the timing; None if there is none.
         sha256: digest of the file that was timed.
         failure: why it could not be timed; empty otherwise.
+        instead_of: what the budget alone had chosen, if that was measured not to be faster and this was taken instead.
     """
 
     selection: Selection
     comparison: TimingComparison | None
     sha256: bytes = b""
     failure: str = ""
+    instead_of: Trial | None = None
 
     @property
     def fraction(self) -> float:
@@ -63,8 +65,13 @@ class Trial:
 
     @property
     def faster(self) -> bool:
-        """True if the interval of the speedup lies above 1, or nothing was measured."""
-        return self.comparison is None or self.comparison.interval[0] > 1
+        """True if it is faster than the original by more than noise, or nothing was measured."""
+        return self.comparison is None or self.comparison.is_faster
+
+    @property
+    def busy(self) -> bool:
+        """True if the machine was busy when it was timed."""
+        return self.comparison is not None and self.comparison.is_busy
 
 
 Attempt = Callable[[Selection, float], Trial]
@@ -76,13 +83,15 @@ Write = Callable[[Mask], int]
 
 
 def within_budget(selector: Selector, predicted: Price, attempt: Attempt, write: Write | None = None) -> Trial:
-    """Find a keep mask within the budget that is faster than the original; the fastest tried if none is.
+    """Find a keep mask within the budget that is faster than the original; that of the budget alone if none is.
 
-    One that is not faster is measured for longer, then reduced to ever smaller shares of its predicted time.  With
-    ``write``, a budget of bytes is met by the file as written.
+    One that is not faster is measured for longer; if it is not faster then either, and the machine is not busy, it is
+    reduced to ever smaller shares of its predicted time.  With ``write``, a budget of bytes is met by the file as
+    written.
 
     Raises:
         BudgetUnreachable: see ``Selector.select``.
+        CouldNotTell: nothing was faster, and the machine was busy, unless ``best_effort``.
     """
     budget = selector.request.budget
     if write is None or budget.fraction >= 1:
@@ -90,18 +99,60 @@ def within_budget(selector: Selector, predicted: Price, attempt: Attempt, write:
     else:
         fraction, selection = _within_size(selector, write)
     first = attempt(selection, SECONDS)
+    if not first.faster and (first.fraction < 1 or first.busy):
+        first = attempt(selection, LONG_TIMING_SECONDS)
     if first.faster:
         return first
-    trials = [attempt(first.selection, LONG_TIMING_SECONDS)] if first.fraction < 1 else [first]
-    base = predicted(first.selection.alive)
+    trials = [first]
+    base = predicted(selection.alive)
     for share in LEANER_SHARES:
+        if trials[-1].busy:
+            return _without_verdict(selector, trials[-1], first)
+        alive = selector.within(fraction, partial(_share, predicted, share * base))
+        if not _is_leaner(selector, alive, trials):
+            continue
+        trials.append(attempt(selector.selection(alive, reached=True), SECONDS))
         if trials[-1].faster:
-            break
-        limit = share * base
-        alive = selector.within(fraction, partial(_share, predicted, limit))
-        if not any(np.array_equal(alive, trial.selection.alive) for trial in trials):
-            trials.append(attempt(selector.selection(alive, reached=True), SECONDS))
-    return min(trials, key=lambda trial: (not trial.faster, trial.fraction))
+            return replace(trials[-1], instead_of=first)
+    return _without_verdict(selector, trials[-1], first) if trials[-1].busy else first
+
+
+def _is_leaner(selector: Selector, alive: Mask, trials: list[Trial]) -> bool:
+    """True if a keep mask has less of what the budget is about than all that were tried."""
+    return selector.price(alive) < min(selector.price(trial.selection.alive) for trial in trials)
+
+
+def _without_verdict(selector: Selector, busy: Trial, answer: Trial) -> Trial:
+    """The answer where a measurement on a busy machine showed nothing.
+
+    Raises:
+        CouldNotTell: best effort was not requested.
+    """
+    if selector.request.best_effort:
+        return answer
+    advice = undecided_advice(selector.request.budget.metric.measured)
+    raise CouldNotTell(f"{undecided_text(busy)}; nothing written; {advice}")
+
+
+def undecided_text(trial: Trial) -> str:
+    """A measurement on a busy machine that showed nothing, in words."""
+    timing = trial.comparison
+    assert timing is not None  # nothing else is busy
+    return f"could not tell if the result is faster, as the machine was busy: {timing.busy_signs}; {ratio_text(timing)}"
+
+
+def undecided_advice(measured: bool) -> str:
+    """What to do after a measurement on a busy machine; ``measured``: the budget is one of latency."""
+    others = (
+        f"give a budget of {option('macs')}" if measured else f"leave out measuring with {option('measure', False)}"
+    )
+    return f"wait until nothing else runs, measure with fewer {option('threads')}, or {others}"
+
+
+def ratio_text(timing: TimingComparison) -> str:
+    """The measured ratio in words."""
+    low, high = timing.interval
+    return f"{timing.speedup:.3f} times the speed (95 % interval {low:.3f} to {high:.3f})"
 
 
 def within_latency(selector: Selector, attempt: Attempt) -> Trial:
@@ -109,6 +160,7 @@ def within_latency(selector: Selector, attempt: Attempt) -> Trial:
 
     Raises:
         BudgetUnreachable: no keep mask is as fast, unless ``best_effort``.
+        CouldNotTell: the machine was busy, unless ``best_effort``.
     """
     limit = selector.request.budget.fraction
     if limit >= 1:
@@ -120,7 +172,7 @@ def within_latency(selector: Selector, attempt: Attempt) -> Trial:
         alive = selector.within(aimed)
         share = selector.price(alive) / selector.total
         repeated = [trial for trial in trials if np.array_equal(trial.selection.alive, alive)]
-        trial = repeated[0] if repeated else attempt(selector.selection(alive, reached=True), SECONDS)
+        trial = repeated[0] if repeated else _calm_trial(selector, attempt, alive)
         trials.append(trial)
         bracket.narrow(aimed if repeated else share, trial.fraction)
         if (
@@ -135,6 +187,19 @@ def within_latency(selector: Selector, attempt: Attempt) -> Trial:
         return max(fitting, key=lambda trial: trial.fraction)
     best = min(trials, key=lambda trial: trial.fraction)
     return _best_effort(selector, best)
+
+
+def _calm_trial(selector: Selector, attempt: Attempt, alive: Mask) -> Trial:
+    """Time a keep mask, for longer if the machine is busy.
+
+    Raises:
+        CouldNotTell: it is busy still, and best effort was not requested.
+    """
+    selection = selector.selection(alive, reached=True)
+    trial = attempt(selection, SECONDS)
+    if trial.busy:
+        trial = attempt(selection, LONG_TIMING_SECONDS)
+    return _without_verdict(selector, trial, trial) if trial.busy else trial
 
 
 def _within_size(selector: Selector, write: Write) -> tuple[float, Selection]:

@@ -16,6 +16,7 @@ from leanonnx.ranking.criteria import Chains, Importance, Method, Ranking, Ranki
 from leanonnx.ranking.elimination import DEFAULT_EXPONENTS, Exponents
 from leanonnx.ranking.weighting import WeightedDag
 from leanonnx.rules.call import KernelBlock, Pin
+from leanonnx.runtime.profiling import NodeTime
 from leanonnx.selection.allocator import WidthAllocator
 from leanonnx.selection.limits import limiting_factors
 from leanonnx.selection.metrics import Budget, Price, PricingInputs
@@ -29,8 +30,9 @@ class SelectionRequest:
     """Options of a selection; ``pinned`` holds channels, ``ignored`` node indices.
 
     ``statistics``: those of the activations on real inputs, where there are some; ``hardware``: where the network is to
-    run, which a latency budget needs; ``exponents``: how much the cost of a kernel weighs in rankings by path mass;
-    ``refits``: weights are refitted afterwards, and layers without a bias get one.
+    run, which a latency budget needs, and ``profile``: the times of the network's nodes there, if they were measured;
+    ``exponents``: how much the cost of a kernel weighs in rankings by path mass; ``refits``: weights are refitted
+    afterwards, and layers without a bias get one.
     """
 
     budget: Budget
@@ -43,6 +45,7 @@ class SelectionRequest:
     alignment: Alignment = ANY_WIDTH
     statistics: Statistics | None = None
     hardware: Hardware | None = None
+    profile: tuple[NodeTime, ...] = ()
     exponents: Exponents = DEFAULT_EXPONENTS
     refits: bool = False
 
@@ -64,31 +67,44 @@ class Selection:
 class Selector:
     """Ranks the channels of a DAG once, and selects the keep set for any fraction of its cost.
 
-    ``price``: prices keep sets in the unit of the budget; ``weighted``: the weighted DAG that rankings read.
+    ``price``: prices keep sets in the unit of the budget; ``weighted``: the weighted DAG that rankings read; ``whole``:
+    the selector of the network that this one was made from, whose cost fractions refer to.
     """
 
     def __init__(
-        self, dag: ChannelDag, request: SelectionRequest, price: Price | None = None, weights: WeightedDag | None = None
+        self,
+        dag: ChannelDag,
+        request: SelectionRequest,
+        price: Price | None = None,
+        weights: WeightedDag | None = None,
+        whole: Selector | None = None,
     ) -> None:
         self.dag, self.request = dag, request
         self.weighted = weights or WeightedDag(dag, request.ignored, request.statistics)
         self.cost = cost_model(dag, request.ignored)
         self.inputs = PricingInputs(
-            dag=dag, cost=self.cost, ignored=request.ignored, hardware=request.hardware, refits=request.refits
+            dag=dag,
+            cost=self.cost,
+            ignored=request.ignored,
+            hardware=request.hardware,
+            profile=request.profile,
+            refits=request.refits,
         )
         self.price: Price = price or request.budget.metric.price(self.inputs)
         everything = dag.all_alive
-        self.before, self.total = self.cost(everything), self.price(everything)
+        self.whole = whole
+        self.before: Cost = self.cost(everything) if whole is None else whole.before
+        self.total: float = self.price(everything) if whole is None else whole.total
 
     def with_exponents(self, exponents: Exponents) -> Selector:
         """The same with other exponents of saved cost and path mass."""
-        return Selector(self.dag, replace(self.request, exponents=exponents), self.price, self.weighted)
+        return Selector(self.dag, replace(self.request, exponents=exponents), self.price, self.weighted, self.whole)
 
     def with_budget(self, budget: Budget) -> Selector:
         """The same for another budget in the same metric; a smaller one shares the ranking."""
         if budget == self.request.budget:
             return self
-        other = Selector(self.dag, replace(self.request, budget=budget), self.price, self.weighted)
+        other = Selector(self.dag, replace(self.request, budget=budget), self.price, self.weighted, self.whole)
         if budget.fraction <= self.request.budget.fraction:
             other.allocator = self.allocator
         return other

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from leanonnx.graph.formats import HALF_TYPES, graphs
+from leanonnx.graph.formats import HALF_TYPES, value_names
 from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import captured_names, fresh_name
 from leanonnx.graph.noops import Types
@@ -46,7 +46,7 @@ class _PatchApplication:
     def __init__(self, model: Model, patch: Patch) -> None:
         self.model, self.patch, self.types = model, patch, Types(model.proto)
         _check_nodes(patch, len(model.proto.graph.node))
-        self.names = _all_names(model.proto.graph)
+        self.names = value_names(model.proto.graph)
         self.replaced: dict[str, Maker] = {}
         self.added: dict[str, Maker] = {}
         self.reads: dict[InputSlot, str] = {}
@@ -275,15 +275,6 @@ def _fingerprint(array: Array) -> bytes:
     digest = hashlib.sha256(repr((array.shape, array.dtype.str)).encode())
     digest.update(np.ascontiguousarray(array).data if array.dtype.kind in "fiub" else array.tobytes())
     return digest.digest()
-
-
-def _all_names(graph: onnx.GraphProto) -> set[str]:
-    """All value names of a graph and its subgraphs."""
-    names: set[str] = set()
-    for part in graphs(graph):
-        names |= {t.name for t in part.initializer} | {v.name for v in [*part.input, *part.output]}
-        names.update(name for node in part.node for name in [*node.input, *node.output])
-    return names
 
 
 def _set_attributes(node: onnx.NodeProto, changes: Any) -> None:

@@ -4,12 +4,14 @@
 constant's name in the input file, so that the surgery can be repeated elsewhere, for example on a PyTorch module.  If
 several nodes read different slices of a constant, ``others`` holds the kept indices of the further slices.  A plan
 contains no weights: ``recovery`` records how the run changed the remaining weights, null if it did not.
+``removed_branches``, if there are any, tells which branches stand-ins replace (``branch_rows``); the tensors are
+then those of the network with the stand-ins.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import PlanError
 from leanonnx.numeric.channel_ids import ChannelIds, Mask, varied_axes
 from leanonnx.spelling import option
+from leanonnx.surgery.branch_rows import BranchRow, check_row
 from leanonnx.surgery.patch import kept_indices
 from leanonnx.surgery.recipe import Recipe, earlier_recipe, read_recipe
 from leanonnx.system.outputs import StrPath, check_writable, write_file
@@ -35,6 +38,7 @@ PLAN_FIELDS = ("schema", "leanonnx", "input_sha256", "options", "tensors")
 class Plan:
     """The kept indices of every sliced constant, and how weights were changed (``recovery`` None: they were not).
 
+    ``removed_branches``: branches that were replaced before, as ``branch_rows`` gives them.
     ``origin`` names the plan in messages: its file, if it has one.
     """
 
@@ -44,6 +48,7 @@ class Plan:
     options: Mapping[str, Any]
     tensors: Mapping[str, Mapping[str, Any]]
     recovery: Recipe | None = None
+    removed_branches: Sequence[BranchRow] = ()
     origin: str = field(default="the plan", compare=False)
 
     @property
@@ -64,6 +69,7 @@ class Plan:
     def row(self, folder: Path | None = None) -> dict[str, Any]:
         """Return the plan as plain data; a weights file is given relative to ``folder``, that of the plan."""
         row = {name: getattr(self, name) for name in PLAN_FIELDS}
+        row |= {"removed_branches": list(self.removed_branches)} if self.removed_branches else {}
         return row | {"recovery": None if self.recovery is None else self.recovery.row(folder)}
 
     def text(self, folder: Path | None = None) -> str:
@@ -81,9 +87,17 @@ class Plan:
 
 
 def make_plan(
-    dag: ChannelDag, alive: Mask, options: Mapping[str, Any], version: str, recovery: Recipe | None = None
+    dag: ChannelDag,
+    alive: Mask,
+    options: Mapping[str, Any],
+    version: str,
+    recovery: Recipe | None = None,
+    removed_branches: Sequence[BranchRow] = (),
 ) -> Plan:
-    """Make the plan of a keep set, with the recipe that changed the remaining weights."""
+    """Make the plan of a keep set, with the recipe that changed the remaining weights.
+
+    ``dag`` is that of the network without the removed branches.
+    """
     entries: dict[str, dict[tuple[int, int], dict[str, Any]]] = {}
     for use in sorted(dag.constant_uses, key=lambda u: (u.input_channel_ids is None, u.node, u.slot)):
         entries.setdefault(use.constant, {})[use.node, use.slot] = _entry(dag, use, alive)
@@ -98,6 +112,7 @@ def make_plan(
         options=dict(options),
         tensors=tensors,
         recovery=recovery,
+        removed_branches=removed_branches,
     )
 
 
@@ -127,7 +142,8 @@ def load_plan(path: StrPath) -> Plan:
         data = json.loads(Path(path).read_text())
         fields = {key: data[key] for key in PLAN_FIELDS}
         recipe = read_recipe(data["recovery"], Path(path).parent) if "recovery" in data else None
-        plan = Plan(**fields, recovery=recipe, origin=str(path))
+        removed = tuple(check_row(row) for row in data.get("removed_branches", ()))
+        plan = Plan(**fields, recovery=recipe, removed_branches=removed, origin=str(path))
     except OSError as error:
         raise PlanError(f"{path}: the plan cannot be read: {error.strerror}; check the path") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

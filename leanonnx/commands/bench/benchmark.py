@@ -80,8 +80,10 @@ class BenchCase:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Reasons why the numbers may be unreliable."""
-        words = "the times vary much: the machine is busy, or has fewer cores free than threads were asked for"
-        return (words,) if self.outcome.is_busy else ()
+        if not self.outcome.is_busy:
+            return ()
+        signs = self.outcome.busy_signs
+        return (f"the machine is busy, or has fewer cores free than threads were asked for: {signs}",)
 
 
 def run_bench(

@@ -14,10 +14,10 @@ from leanonnx.commands.bench.rows import BenchReport, CaseRow, TimingRow
 from leanonnx.formatting import count_text, shape_text
 from leanonnx.reporting.rows import ComparisonRow
 from leanonnx.reporting.tables import warning_lines
-from leanonnx.runtime.timing import MIN_MARGIN
+from leanonnx.runtime.timing import FASTER, MIN_MARGIN, SLOWER
 
 BYTES_PER_MB = 1e6
-VERDICT_STYLES = {"faster": "green", "slower": "red"}
+VERDICT_STYLES = {FASTER: "green", SLOWER: "red"}
 DEVICE_MEMORY = "inputs and outputs bound in GPU memory (IOBinding): copies to and from it are not timed"
 HOST_MEMORY = "inputs and outputs handed over as numpy arrays, which is timed"
 LABEL_WIDTH, CELL_WIDTH = 24, 12

@@ -21,10 +21,12 @@ from leanonnx.proof.proof import Proof
 from leanonnx.recovery.data_free_draft import DataFreeRecovery
 from leanonnx.recovery.draft import Recovery
 from leanonnx.recovery.weights import StoredWeights
+from leanonnx.reporting.rows import RemovedBranch
 from leanonnx.rules.table import Rules
 from leanonnx.selection.search import Trial
 from leanonnx.selection.selector import Selection, Selector
 from leanonnx.statistics.propagation import PropagatedMoments
+from leanonnx.surgery.branch_rows import BranchRow
 from leanonnx.surgery.recipe import Recipe
 from leanonnx.system.clock import Clock
 
@@ -59,7 +61,7 @@ class CompressJob:
     """A compression to carry out: the original, the options and what they refer to.
 
     Attributes:
-        dag: the channel DAG of the original.
+        dag: the channel DAG of the network to prune: the original, or the original without some branches.
         options: what was asked for.
         rules: the rules of the operators.
         folder: holds the files of candidates, each named ``name`` in a folder of its own.
@@ -72,6 +74,10 @@ class CompressJob:
         plan_weights: where to write changed weights, for the plan.
         deadline: when selection by data and recovery have to be done.
         predicts: True to choose by predicted costs alone, which nothing confirms.
+        shortened_from: the channel DAG of the original, if branches were removed from it.
+        removed_branches: these branches, as far as they were chosen.
+        branch_rows: all of them, for the plan.
+        stand_ins: constants that took their places.
         selectors: those made so far, by network and unit; jobs made from this one share them.
     """
 
@@ -88,7 +94,16 @@ class CompressJob:
     plan_weights: Path | None = None
     deadline: Deadline = field(default_factory=Deadline)
     predicts: bool = False
+    shortened_from: ChannelDag | None = None
+    removed_branches: tuple[RemovedBranch, ...] = ()
+    branch_rows: tuple[BranchRow, ...] = ()
+    stand_ins: frozenset[str] = frozenset()
     selectors: dict[tuple[int, str], Selector] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def original(self) -> ChannelDag:
+        """The channel DAG of the original."""
+        return self.shortened_from or self.dag
 
     @property
     def effort(self) -> Effort:
@@ -117,6 +132,11 @@ class Refit:
     recipe: Recipe | None = None
     restored: Path | None = None
     files: Mapping[Path, bytes] = field(default_factory=dict)
+
+    @property
+    def is_kept(self) -> bool:
+        """True if recovery changed weights."""
+        return self.evidence is not None and self.evidence.kept
 
     @property
     def recovery(self) -> Recovery | None:
@@ -165,4 +185,5 @@ class Candidate:
     @property
     def is_original(self) -> bool:
         """True if nothing was removed or cleaned up."""
-        return bool(self.alive.all()) and not self.tidied and not self.job.dag.model.frozen
+        job = self.job
+        return bool(self.alive.all()) and not self.tidied and not job.dag.model.frozen and job.shortened_from is None

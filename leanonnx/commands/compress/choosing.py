@@ -12,7 +12,7 @@ from leanonnx.analysis.naming import pin_outputs, resolve_nodes, resolve_pin
 from leanonnx.commands.compress.candidate import Candidate, CompressJob
 from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.commands.compress.pruning import BudgetRemoval, written_draft
-from leanonnx.commands.compress.timing import time_draft
+from leanonnx.commands.compress.timing import profile_original, time_draft
 from leanonnx.data.samples import Dataset
 from leanonnx.errors import OptionError
 from leanonnx.graph.formats import ElementTypes, float_types
@@ -55,7 +55,7 @@ def choose_channels(candidate: Candidate) -> Candidate:
     job = candidate.job
     with job.clock.stage("select"):
         if job.options.plan is not None:
-            return replace(candidate, removal=BudgetRemoval(job.dag, _planned_selection(job.dag, job.options.plan)))
+            return replace(candidate, removal=BudgetRemoval(job.dag, _planned_selection(job, job.options.plan)))
         trial = _search(candidate)
     return replace(candidate, removal=BudgetRemoval(job.dag, trial.selection), trial=trial)
 
@@ -85,13 +85,27 @@ def selector_for(job: CompressJob) -> Selector:
 def _new_selector(job: CompressJob) -> Selector:
     """The selector of a job, with the exponents that suit its budget."""
     dag, options, data = job.dag, job.options, job.data
+    timed = options.budget.metric.measured and options.budget.fraction < 1
     request = _request(dag, options, resolved_target(options, float_types(dag.model.proto)))
+    request = replace(request, profile=profile_original(job) if timed else ())
     selector = Selector(dag, request)
     if data is not None and options.method in BY_ACTIVATIONS:
         request = replace(request, statistics=_statistics(job, data))
         return _best_exponents(job, Selector(dag, request, selector.price), data)
     if options.method in BY_ACTIVATIONS and (options.method != "auto" or selector.before.kernels <= QUICK_KERNELS):
         return Selector(dag, replace(request, statistics=propagate_statistics(job.known)), selector.price)
+    return selector
+
+
+def selector_of(job: CompressJob, whole: Selector) -> Selector:
+    """The selector of a job's network, which lacks branches of the network of another selector."""
+    request = _request(job.dag, job.options, resolved_target(job.options, float_types(job.dag.model.proto)))
+    profile = tuple(time for time in whole.request.profile if time.tensor and not job.dag.is_unlike(time.tensor))
+    request = replace(request, exponents=whole.request.exponents, profile=profile)
+    if job.data is not None:
+        request = replace(request, statistics=_statistics(job, job.data))
+    selector = Selector(job.dag, request, whole=whole)
+    job.selectors[id(job.dag), job.options.budget.unit] = selector
     return selector
 
 
@@ -121,10 +135,11 @@ def _statistics(job: CompressJob, data: Dataset) -> Statistics:
         return measure_statistics(job.dag, data.feeds(batch), -(-data.count // batch), on_progress)
 
 
-def _planned_selection(dag: ChannelDag, plan: Plan) -> Selection:
-    alive = replay_plan(dag, plan)
-    cost = cost_model(dag)
-    return Selection(alive=alive, before=cost(dag.all_alive), after=cost(alive), reached=True)
+def _planned_selection(job: CompressJob, plan: Plan) -> Selection:
+    alive, whole = replay_plan(job.dag, plan), job.original
+    return Selection(
+        alive=alive, before=cost_model(whole)(whole.all_alive), after=cost_model(job.dag)(alive), reached=True
+    )
 
 
 def resolved_target(options: CompressOptions, kinds: ElementTypes) -> Hardware:

@@ -9,7 +9,9 @@ from leanonnx.graph.model import Model, constant_bytes
 from leanonnx.graph.view import default_initializers
 from leanonnx.recovery.draft import ADVISED_SAMPLES, Recovery
 from leanonnx.recovery.recover import OUT_OF_TIME
-from leanonnx.selection.search import Trial
+from leanonnx.selection.metrics import Budget
+from leanonnx.selection.search import Trial, ratio_text, undecided_text
+from leanonnx.selection.selector import Selection
 from leanonnx.spelling import option
 
 
@@ -18,9 +20,26 @@ def not_faster(trial: Trial) -> str:
     timing = trial.comparison
     if timing is None:
         return ""
-    low, high = timing.interval
-    words = "slower than the original" if high < 1 else "no faster than the original, beyond noise"
-    return f"the result is {words}: {timing.speedup:.3f} times its speed (95 % interval {low:.3f} to {high:.3f})"
+    if timing.is_busy:
+        return undecided_text(trial)
+    return f"the result is not faster than the original: {timing.verdict}, {ratio_text(timing)}"
+
+
+def replacement_warning(trial: Trial, budget: Budget) -> str:
+    """A warning that measuring has replaced the selection of the budget by a leaner one; empty if it has not."""
+    first = trial.instead_of
+    if first is None or first.comparison is None or trial.comparison is None:
+        return ""
+    metric = budget.metric
+
+    def share(selection: Selection) -> str:
+        return f"{metric.count(selection.after) / max(metric.count(selection.before), 1):.4f} of the {metric.noun}"
+
+    return (
+        f"measuring replaced what the budget alone had chosen: with {share(first.selection)} it was not faster than "
+        f"the original ({first.comparison.verdict}, {ratio_text(first.comparison)}); a leaner selection was taken "
+        f"instead: {share(trial.selection)}, {ratio_text(trial.comparison)}"
+    )
 
 
 def hints(model: Model) -> tuple[str, ...]:
@@ -95,6 +114,8 @@ def result_warnings(candidate: Candidate, trial: Trial) -> tuple[str, ...]:
     budget, warnings = options.budget, list[str]()
     if not trial.faster:
         warnings.append(not_faster(trial))
+    if replaced := replacement_warning(trial, budget):
+        warnings.append(replaced)
     if trial.failure:
         warnings.append(f"latency could not be measured: {trial.failure}")
     if not selection.reached:
@@ -110,7 +131,7 @@ def result_warnings(candidate: Candidate, trial: Trial) -> tuple[str, ...]:
             f"over budget: the recovered model takes {trial.fraction:.4f} of the latency, {budget.fraction:g} was "
             "asked for; the pruned model was within it"
         )
-    if candidate.is_original and (budget.fraction < 1 or options.exact):
+    if candidate.is_original and not candidate.refit.is_kept and (budget.fraction < 1 or options.exact):
         warnings.append("nothing could be removed: the output equals the input")
     if not candidate.is_original:
         warnings += folding_warnings(model)

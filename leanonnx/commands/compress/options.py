@@ -25,6 +25,7 @@ from leanonnx.surgery.recipe import ARRAYS_NAME
 from leanonnx.system.gpu import Device
 
 Recover = Literal["none", "auto"]
+Blocks = Literal["auto", "never"]
 Minimise = Literal["latency", "macs", "bytes"]
 TOLERANCES = "min_agreement", "max_deviation", "min_psnr", "score", "max_drop"
 """Options that say what loss may be borne."""
@@ -33,20 +34,20 @@ METHOD_HELP = " ".join(f"{each}: {meaning(each)}" for each in METHODS)
 EFFORT_LIMITS = ", ".join(f"{effort.max_samples} ({name})" for name, effort in EFFORTS.items())
 
 
-def asked_budget(given: Mapping[str, Limit | None], plan: object, exact: bool, tolerances: Any = ()) -> Budget:
-    """The budget of an option; the whole model for a plan, a lossless reduction or a tolerance without a budget.
+def asked_budget(given: Mapping[str, Limit | None], plan: object, exact: bool, alone: Any = ()) -> Budget:
+    """The budget of an option; the whole model for a plan, a lossless reduction, and what needs no budget.
 
     Args:
         given: limits by the names of their options; None for those not given.
         plan: None for no plan.
         exact: True for a lossless reduction.
-        tolerances: values of the options of tolerances; None for those not given.
+        alone: values of the options that need no budget, tolerances and a teacher; None for those not given.
 
     Raises:
         OptionError: not exactly one of these is given.
     """
     ways: dict[str, Any] = {**given, "plan": plan, "exact": exact or None}
-    if all(value is None for value in ways.values()) and any(value is not None for value in tolerances):
+    if all(value is None for value in ways.values()) and any(value is not None for value in alone):
         return Budget("kernels", 1.0)
     name, value = exactly_one(ways, option("keep", 0.25))
     return Budget.of_option(name, value) if name in given else Budget("kernels", 1.0)
@@ -120,6 +121,15 @@ class CompressOptions:
         ),
     ] = None
     images: ImageFormat = field(default_factory=ImageFormat)
+    teacher: Annotated[
+        Path | None,
+        Described(
+            "The network that IN was cut from: `calib` data fit the weights to it, and the deviation is that from it. "
+            "Needs no budget.",
+            "ORIGINAL.onnx",
+            recorded=None,
+        ),
+    ] = None
     recover: Annotated[
         Recover | None,
         Described(
@@ -138,6 +148,14 @@ class CompressOptions:
         float | None,
         Described("Calibrate no longer than this: less is tried, and a warning says what was left out.", recorded=None),
     ] = None
+    blocks: Annotated[
+        Blocks,
+        Described(
+            "Whole residual branches and gates: auto replaces one by a matrix, fitted to `calib` data, where that is "
+            "better than removing more channels; never keeps them.",
+            recorded=True,
+        ),
+    ] = "auto"
     device: Annotated[
         Device,
         Described("Where products of the activations on `calib` data are summed; cuda needs torch."),
@@ -229,6 +247,7 @@ class CompressOptions:
         if self.minutes is not None:
             check_positive("minutes", self.minutes, 10)
         check_choice("device", self.device, Device)
+        check_choice("blocks", self.blocks, Blocks)
         check_least("seed", self.seed, 0)
         check_choice("provider", self.provider, Provider)
         check_least("threads", self.threads, 0)
@@ -241,6 +260,11 @@ class CompressOptions:
             raise OptionError(
                 f"{option('unshare', True)} has nothing to do with {option('exact', True)}, after which no weights are "
                 "fitted; leave out one"
+            )
+        if self.teacher is not None and not (self.recovers and self.calib is not None):
+            raise OptionError(
+                f"{option('teacher', self.teacher)}: weights are fitted to it on data, and none are; "
+                + (f"leave out {option('recover', 'none')}" if self.calib is not None else f"add {option('calib')}")
             )
         if self.device != "cpu" and self.calib is None:
             raise OptionError(
@@ -346,6 +370,7 @@ RECORDED: Mapping[str, Callable[[Any], Any]] = {
     "pin": sorted,
     "ignore": sorted,
     "align": lambda align: "auto" if align is None else align,
+    "teacher": str,
     "score": score_name,
 }
 """Options that a plan records in another form than their value."""

@@ -12,6 +12,7 @@ import onnx
 
 from leanonnx.analysis.cost import CopiedConstants, Cost, copied_constants, cost_model, count_params
 from leanonnx.analysis.dag import ChannelDag, build_channel_dag
+from leanonnx.commands.compress.branch_removal import remove_branches
 from leanonnx.commands.compress.candidate import Candidate, CompressJob
 from leanonnx.commands.compress.choosing import choose_channels, choose_lossless
 from leanonnx.commands.compress.judges import open_samples
@@ -38,10 +39,13 @@ from leanonnx.proof.proof import Proof
 from leanonnx.ranking.weighting import check_finite
 from leanonnx.recovery.data_free_draft import DataFreeRecovery
 from leanonnx.recovery.draft import Recovery
+from leanonnx.recovery.matching import find_teacher
+from leanonnx.reporting.rows import RemovedBranch
 from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.runtime.observation import Shapes, observe
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.timing import TimingComparison
+from leanonnx.selection.search import Trial
 from leanonnx.selection.selector import Selection
 from leanonnx.spelling import option, option_list
 from leanonnx.statistics.propagation import PropagatedMoments
@@ -57,8 +61,9 @@ from leanonnx.version import __version__
 def stages(options: CompressOptions) -> tuple[Stage, ...]:
     """The stages that lead from the original to the model that is written."""
     choose = choose_lossless if options.exact else choose_channels
+    branches: tuple[Stage, ...] = () if options.exact else (remove_branches,)
     making = (prune_channels, optional(tidy_graph, prove_equal, warning=UNPROVEN_TIDYING), prove_equal)
-    making_and_recovery: tuple[Stage, ...] = (choose, *making, recover_weights)
+    making_and_recovery: tuple[Stage, ...] = (*branches, choose, *making, recover_weights)
     if options.tolerances.limits:
         making_and_recovery = (choose, *making, recover_and_compare) if options.points else (within_tolerances(making),)
     return (*making_and_recovery, judge_result, confirm_size, time_candidate)
@@ -74,6 +79,7 @@ class CompressResult:
         before, after: costs of the original and of the result.
         proof: the comparison of the pruned model with the masked original, with the original itself if ``exact``.
         latency, setting: timing against the original (None if not measured), and how it was run.
+        replaced: what the budget alone had chosen, if measuring replaced it by a leaner selection.
         judgement: the judgement on its outputs; None if there is no evidence for one.
         curve: what was seen on the way to the tolerances; None without any.
         headline: the warning that the result is ruined, the first of the warnings; None if it is not.
@@ -83,6 +89,7 @@ class CompressResult:
         exact: the channels that contributed nothing, by reason; None if a budget chose them.
         recovery: recovery from data and its deviation; None without data.
         data_free: recovery without data; None if there was none.
+        branches: branches that were removed.
         copied: constants that surgery copied for each of their readers; None if it was not asked to.
         folded: weights that the file computes from constants and the result stores.
         restored: file that weights were taken from, as a plan recorded.
@@ -106,9 +113,11 @@ class CompressResult:
     exact: Mapping[str, Any] | None
     recovery: Recovery | None
     data_free: DataFreeRecovery | None
+    branches: tuple[RemovedBranch, ...] = ()
     copied: CopiedConstants | None = None
     folded: tuple[str, ...] = ()
     restored: Path | None = None
+    replaced: Trial | None = None
 
 
 @dataclass(frozen=True)
@@ -148,7 +157,8 @@ def compress_file(
     Raises:
         UserError: bad model, option, plan or output path.
         BudgetUnreachable: the budget cannot be reached (unless ``best_effort``).
-        NotFaster: the result was measured to be no faster (unless ``best_effort``).
+        NotFaster: the result was not measured to be faster (unless ``best_effort``).
+        CouldNotTell: the machine was too busy to tell that (unless ``best_effort``).
         ProofFailed: the result is not equal to the masked original; nothing is written.
     """
     clock = Clock(progress)
@@ -163,13 +173,19 @@ def compress_file(
         model = load(source, options.libraries, options.freeze)
     options = replace(options, budget=options.budget.of_total(model.size))
     samples = sample_files(options.calib) if isinstance(options.calib, Path) else ()
-    check_no_overwrites(model.files, out, *beside, given=(*samples, *options.libraries, *weights_files(options)))
+    teachers = () if options.teacher is None else (options.teacher,)
+    given = (*samples, *teachers, *options.libraries, *weights_files(options))
+    check_no_overwrites(model.files, out, *beside, given=given)
     with clock.stage("observe"):
         observation = observe(model, options.shapes)
     with clock.stage("analyse"):
         dag = replace(build_channel_dag(model, observation, rules), copies_constants=options.unshare)
         check_finite(dag)
     data, judging = open_samples(options, dag)
+    if options.teacher is not None:
+        with clock.stage("observe"):
+            teacher = load_dag(options.teacher, options.shapes, rules, options.libraries)
+            dag = replace(dag, teacher=find_teacher(dag, teacher))
     with temporary_folder_beside(out) as folder:
         known = PropagatedMoments(dag)
         job = CompressJob(
@@ -203,7 +219,8 @@ def _original(job: CompressJob) -> Candidate:
 def _write(candidate: Candidate, out: Path, plan_out: Path | None, page: Page | None) -> CompressResult:
     """Write a candidate that passed all stages, its plan and a page about it."""
     job, removal, refit = candidate.job, candidate.removal, candidate.refit
-    plan = make_plan(removal.dag, candidate.alive, job.options.record(), __version__, refit.recipe)
+    record = job.options.record()
+    plan = make_plan(removal.dag, candidate.alive, record, __version__, refit.recipe, job.branch_rows)
     if job.options.exact and job.options.plan:
         check_same_plan(removal.dag, plan, job.options.plan)
     result = _result(candidate, plan)
@@ -242,16 +259,18 @@ def _result(candidate: Candidate, plan: Plan) -> CompressResult:
         exact=removal.reasons(),
         recovery=refit.recovery,
         data_free=refit.data_free,
+        branches=job.removed_branches,
         copied=copied_constants(removal.dag, candidate.alive),
         folded=() if candidate.is_original else removal.dag.model.folded,
         restored=refit.restored,
+        replaced=candidate.trial.instead_of,
     )
 
 
 def _parameters(candidate: Candidate) -> int:
     """Number of parameters that the file stores."""
     model = candidate.job.dag.model
-    if candidate.is_original:
+    if candidate.is_original and not candidate.refit.is_kept:
         return count_params(model.as_read)
     return count_params(replace(model, proto=onnx.load(candidate.path, load_external_data=False)))
 

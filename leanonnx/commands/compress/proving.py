@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 
+from leanonnx.analysis.branches import Branch
 from leanonnx.analysis.constant_channels import constant_channels
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.commands.compress.candidate import Candidate
 from leanonnx.data.samples import Dataset
 from leanonnx.errors import ModelError, ProofFailed
-from leanonnx.graph.model import check_model
+from leanonnx.graph.model import Model, check_model
 from leanonnx.graph.storage import write_model
 from leanonnx.inputs.random import INPUT_KINDS, class_number_inputs, random_inputs, sized_inputs
 from leanonnx.numeric.channel_ids import Mask
@@ -23,6 +27,7 @@ from leanonnx.runtime.sessions import RunFailed
 from leanonnx.spelling import option
 from leanonnx.surgery.operate import apply_patch
 from leanonnx.surgery.patch import masking_patch
+from leanonnx.surgery.shortening import StandIn, graft
 
 PROOF_SAMPLES = 3
 """Real inputs that are compared on, if there are any."""
@@ -75,6 +80,47 @@ def compare_with_original(
         RunFailed: onnxruntime cannot load or run the candidate.
         DataError: the data cannot be read.
     """
+    original = dag.model.as_read
+
+    def reference() -> onnx.ModelProto:
+        return original.proto if alive is None else apply_patch(original, masking_patch(dag, alive))
+
+    return _compare(dag, reference, candidate, seed, data, channels or compared_channels(dag, alive))
+
+
+def prove_shortened(
+    shortened: ChannelDag,
+    original: Model,
+    replaced: Mapping[Branch, StandIn],
+    seed: int,
+    data: Dataset | None = None,
+) -> Proof:
+    """Compare a network without some branches with the original whose joins output the stand-ins.
+
+    Args:
+        shortened: the network to prove, as written.
+        original: the network that the branches were found in.
+        replaced: its removed branches with their stand-ins.
+        seed: seed of the random inputs.
+        data: real inputs, the first of which are compared on too.
+
+    Raises:
+        RunFailed: onnxruntime cannot load or run the shortened network.
+        DataError: the data cannot be read.
+    """
+    reference = partial(graft, original, replaced)
+    return _compare(shortened, reference, shortened.model.path, seed, data, compared_channels(shortened, None))
+
+
+def _compare(
+    dag: ChannelDag,
+    reference: Callable[[], onnx.ModelProto],
+    candidate: Path,
+    seed: int,
+    data: Dataset | None,
+    channels: ComparedChannels,
+) -> Proof:
+    """Compare a model file with a reference on inputs of a network."""
     model = dag.model
     feeds = random_inputs(model, dag.shapes, seed)
     more = [
@@ -84,14 +130,10 @@ def compare_with_original(
     if data is not None:
         more += data.subsample(PROOF_SAMPLES * (data.fixed_batch or 1)).feeds()
     with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
-        reference = Path(folder) / "reference.onnx"
-        original = dag.model.as_read
-        masked = original.proto if alive is None else apply_patch(original, masking_patch(dag, alive))
-        write_model(masked, reference, external=True)
-        del masked
-        left = channels or compared_channels(dag, alive)
+        written = Path(folder) / "reference.onnx"
+        write_model(reference(), written, external=True)
         return compare_with_reference(
-            model, reference, candidate, [*feeds, *more], dag.observation.replaced_formats, left
+            model, written, candidate, [*feeds, *more], dag.observation.replaced_formats, channels
         )
 
 

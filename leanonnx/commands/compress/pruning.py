@@ -48,7 +48,7 @@ class BudgetRemoval:
         alive = self.selection.alive
         if alive.all():
             return TidyResult(proto, {})
-        uniform = constant_channels(self.dag, alive).constant_tensors(self.dag, alive)
+        uniform = constant_channels(self.dag, alive).constant_tensors(self.dag, alive, alive)
         return tidy(proto, uniform, behind_decisions(self.dag.model))
 
     def reasons(self) -> Mapping[str, Any] | None:
@@ -57,8 +57,9 @@ class BudgetRemoval:
 
 
 def pruned_model(dag: ChannelDag, alive: Mask) -> onnx.ModelProto:
-    """The model without the channels that are not alive [channels]; as it was read if none is removed."""
-    return dag.model.as_read.proto if alive.all() else apply_patch(dag.model, plan_patch(dag, alive))
+    """The model without the channels that are not alive [channels]; as it was read if none is removed or fitted."""
+    whole = alive.all() and dag.teacher is None
+    return dag.model.as_read.proto if whole else apply_patch(dag.model, plan_patch(dag, alive))
 
 
 def prune_channels(candidate: Candidate) -> Candidate:
@@ -67,7 +68,7 @@ def prune_channels(candidate: Candidate) -> Candidate:
     with job.clock.stage("operate"):
         pruned = candidate.removal.prune()
         result = replace(candidate, path=job.new_file("pruned"), tidied=pruned.done)
-        if result.is_original and not job.dag.model.external_files:
+        if result.is_original and job.dag.teacher is None and not job.dag.model.external_files:
             shutil.copyfile(job.dag.model.path, result.path)
         else:
             write_model(pruned.proto, result.path, external=bool(job.dag.model.external_files))

@@ -83,7 +83,9 @@ def recover_weights(candidate: Candidate) -> Candidate:
             notes.append(f"no weights were changed: {option('plan_weights')} was not written")
         else:
             pruned, recovered = (_load_candidate(job, file) for file in (candidate.path, path))
-            recipe, content = _with_file(recipe, pruned, recovered, job.plan_weights)
+            recipe, content = _with_file(
+                recipe, changed_weights(pruned, recovered.proto, job.stand_ins), job.plan_weights
+            )
             files[job.plan_weights] = content
     refit = Refit(evidence=evidence, recipe=recipe, restored=restored, files=files)
     if job.data is not None and refit.recovery is not None:
@@ -98,7 +100,7 @@ def _recover(candidate: Candidate, target: Path) -> Recovery | DataFreeRecovery 
     A recovered model is the file ``target``.
     """
     job, options = candidate.job, candidate.job.options
-    if candidate.is_original or candidate.removal.is_lossless:
+    if (candidate.is_original and job.dag.teacher is None) or candidate.removal.is_lossless:
         return None
     if job.data is not None:
         refit, seed = options.recovers and not job.deadline.has_passed, options.seed
@@ -149,9 +151,8 @@ def _recipe(job: CompressJob) -> Recipe:
         return Recipe(calib=calib_name(options.calib), calib_sha256=job.data.digest(), seed=options.seed, images=images)
 
 
-def _with_file(recipe: Recipe, pruned: Model, result: Model, path: Path) -> tuple[Recipe, bytes]:
+def _with_file(recipe: Recipe, weights: StoredWeights, path: Path) -> tuple[Recipe, bytes]:
     """The recipe with the file of the weights that differ, and the content of that file."""
-    weights = changed_weights(pruned, result.proto)
     content = weights.to_bytes()
     file = WeightsFile(Path(os.path.abspath(path)), hashlib.sha256(content).hexdigest(), dict(weights.biases))
     return replace(recipe, weights=file), content

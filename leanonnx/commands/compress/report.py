@@ -14,6 +14,7 @@ from leanonnx.evaluation.tolerances import Look, ToleranceCurve
 from leanonnx.formatting import json_value
 from leanonnx.recovery.draft import Recovery
 from leanonnx.reporting.builders import (
+    comparison_row,
     fidelity_row,
     input_shapes,
     latency_row,
@@ -33,8 +34,10 @@ from leanonnx.reporting.reports import (
     LosslessRow,
     ReadingRow,
     RecoveryRow,
+    ReplacedRow,
     ToleranceRow,
 )
+from leanonnx.selection.search import Trial
 
 
 def compression_report(result: CompressResult) -> CompressionReport:
@@ -47,10 +50,12 @@ def compression_report(result: CompressResult) -> CompressionReport:
         pins=pin_rows(dag, result.alive),
         layers=layer_rows(dag, result.alive),
         products=product_rows(dag, result.alive),
+        branches=result.branches,
         copied=result.copied,
         folded=tuple(result.folded),
         uncounted=uncounted_nodes(dag),
         latency=latency_row(result.latency, result.setting),
+        replaced=_replaced_row(result.replaced),
         recovery=_recovery_row(result.recovery, result.plan.options),
         data_free=None if result.data_free is None else from_json(DataFreeRow, result.data_free.row()),
         judgement=_judgement_row(result.judgement, result.recovery),
@@ -63,6 +68,13 @@ def compression_report(result: CompressResult) -> CompressionReport:
         warnings=tuple(result.warnings),
         hints=tuple(result.hints),
     )
+
+
+def _replaced_row(first: Trial | None) -> ReplacedRow | None:
+    if first is None or first.comparison is None:
+        return None
+    before, after = (cost_counts(cost) for cost in (first.selection.before, first.selection.after))
+    return ReplacedRow(cost_changes(before, after), comparison_row(first.comparison))
 
 
 def _judgement_row(judgement: Judgement | None, recovery: Recovery | None) -> JudgementRow | None:

@@ -19,6 +19,7 @@ from leanonnx.reporting.tables import (
     product_tables,
     warning_lines,
 )
+from leanonnx.runtime.timing import FASTER
 from leanonnx.selection.metrics import LATENCY, METRICS
 
 
@@ -120,9 +121,9 @@ def _change_text(first: float | None, now: float | None, kept: bool) -> str:
 def _latency_text(row: LatencyRow | None) -> Text:
     if row is None:
         return Text("Latency was not measured.", style="dim")
-    low, high = row.comparison.interval
-    ratio = f"{row.comparison.speedup:.2f} times the speed (95 % interval {low:.2f} to {high:.2f})"
-    text = f"{ratio} on {row.provider}, {count_text(row.threads, 'thread')}"
+    comparison, (low, high) = row.comparison, row.comparison.interval
+    ratio = f"{comparison.speedup:.2f} times the speed (95 % interval {low:.2f} to {high:.2f})"
+    text = f"{comparison.verdict.capitalize()}: {ratio} on {row.provider}, {count_text(row.threads, 'thread')}"
     if row.busy:
         text += "; the machine was busy: trust the ratio, taken in turns, not the milliseconds"
-    return Text(text, style="green" if low > 1 else "yellow")
+    return Text(text, style="green" if comparison.verdict == FASTER else "yellow")

@@ -18,31 +18,55 @@ FEW = 0.05
 STRONG = 16.0
 """A location whose mean energy is this many times the mean over all cannot be guessed from the others."""
 LARGEST_WEIGHT = 20.0
-"""Largest number of samples without a location that one with it stands for."""
+"""Largest weight in a sample that measures a location, as a multiple of the weight of one that is always measured."""
+QUIETEST_SHARE = 0.1
+"""This quantile of the mean energies of the locations is taken for the noise of a measured number."""
+MIN_QUIET_SAMPLES = 4
+"""Smallest number of samples for which the mean energy of a location counts."""
 MAX_POWER, BISECTIONS = 1000.0, 60
 """Bounds of the search for the power of the frequencies."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """Weights of locations in the loss: those where all of the error counts, and those where noise is allowed for."""
+
+    whole: Tensor
+    noisy: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class Division:
     """Probability that each measured location is hidden, and its weights in the loss if it is hidden, and if not.
 
-    They are arrays of the shape of one run's mask, or single numbers.  ``scale``: mean square of what is measured, with
-    these weights; ``measured``: numbers that some sample measures, 0 if unknown.
+    They are arrays of the shape of one run's mask, or single numbers.  ``always``: weights of locations that are never
+    hidden; ``scale``: mean square of what is measured, with these weights; ``noise``: mean square of the noise of a
+    measured number; ``measured``: numbers that some sample measures, 0 if unknown.
     """
 
     share: Tensor
     hidden: Tensor
     given: Tensor
+    always: Tensor
     scale: float
+    noise: float = 0.0
     measured: int = 0
 
-    def draw(self, mask: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, mask: Tensor, rng: np.random.Generator) -> tuple[Tensor, LossWeights]:
         """Divide masks [batch, ...] into what the network gets, and weights of the locations in the loss."""
         drawn = torch.from_numpy(rng.random(tuple(mask.shape), np.float32)).to(mask.device)
-        hide = drawn < self.share.to(mask.device)
+        share, of_hidden, of_given, always = (
+            one.to(mask.device) for one in (self.share, self.hidden, self.given, self.always)
+        )
+        hide = drawn < share
         kept, hidden = mask * ~hide, mask * hide
-        return kept, hidden * self.hidden.to(mask.device) + kept * self.given.to(mask.device)
+        return kept, LossWeights(whole=hidden * of_hidden + kept * always, noisy=kept * of_given)
+
+    def loss(self, errors: Tensor, weights: LossWeights) -> Tensor:
+        """Mean of squared errors, relative to the measurement; where given, what exceeds the noise."""
+        whole, noisy = (one.to(errors.dtype).expand(errors.shape) for one in (weights.whole, weights.noisy))
+        excess = ((errors * noisy).sum() - self.noise * noisy.sum()).clamp_min(0)
+        return ((errors * whole).sum() + excess) / (self.scale * (whole.sum() + noisy.sum()).clamp_min(1))
 
 
 def plan_division(samples: Iterable[tuple[Array, Array]], share: float) -> Division:
@@ -52,34 +76,43 @@ def plan_division(samples: Iterable[tuple[Array, Array]], share: float) -> Divis
 
     1. Locations that are always measured are always given, since the network will never have to guess them; the loss
        holds them too, so that they stay.  Of the others, ``share`` is hidden: rare ones more often, so that the rest
-       looks like a measurement of fewer locations.  One that is measured in the share p of the samples stands for the
-       share 1 - p in which it was not.
+       looks like a measurement of fewer locations.  One that is measured in the share p of the samples counts 1 - p
+       where it is hidden, as often as it will have to be guessed, and p where it is given.  There the network could
+       copy the noise; so only the part of their mean error that exceeds the noise counts (the discrepancy principle).
     2. If all samples are measured at the same locations, a share of these is hidden, except the strongest, which could
        not be guessed (in a spectrum, the lowest frequencies).
     3. If the masks differ in shape, a share of all locations is hidden.
     """
     sums = _sums(samples)
     if isinstance(sums, float):
-        return Division(torch.tensor(share), torch.tensor(1.0), torch.tensor(0.0), sums)
+        none = torch.tensor(0.0)
+        return Division(share=torch.tensor(share), hidden=torch.tensor(1.0), given=none, always=none, scale=sums)
     count, total, energy, values = sums
     often, mean = np.maximum(total, 1) / count, energy / np.maximum(total, 1)
     others = (total > 0) & (often < ALWAYS)
     if total[others].sum() >= FEW * total.sum():
         always = often >= ALWAYS
-        hidden = 1 - often ** _power(often[others], share)
-        weights = np.minimum((1 - often) / often, LARGEST_WEIGHT) / np.where(always, 1, hidden)
+        kept = np.where(always, 1, often ** _power(often[others], share))
+        of_hidden = np.minimum((1 - often) / often, LARGEST_WEIGHT) / np.where(always, 1, 1 - kept)
+        of_given = np.where(always, 0.0, 1 / np.maximum(kept, 1 / LARGEST_WEIGHT))
     else:
         always = mean > STRONG * mean[total > 0].mean()
-        hidden, weights = np.full(often.shape, share), np.full(often.shape, 1 / share)
-    shares, of_hidden, of_given = (
-        np.where(always, 0.0, hidden),
-        np.where(always, 0.0, weights),
-        np.where(always, 1.0, 0.0),
-    )
-    expected = shares * of_hidden + of_given
+        kept = np.where(always, 1, 1 - share)
+        of_hidden, of_given = np.full(often.shape, 1 / share), np.zeros(often.shape)
+    of_hidden = np.where(always, 0.0, of_hidden)
+    expected = (1 - kept) * of_hidden + kept * of_given + always
     scale = float((energy * expected).sum() / max((total * expected).sum(), 1e-30)) or 1.0
-    tensors = [torch.from_numpy(value.astype(np.float32)) for value in (shares, of_hidden, of_given)]
-    return Division(tensors[0], tensors[1], tensors[2], scale, values * int(np.count_nonzero(total)))
+    often_enough = mean[total >= min(MIN_QUIET_SAMPLES, total.max())]
+    tensors = [torch.from_numpy(value.astype(np.float32)) for value in (1 - kept, of_hidden, of_given, always)]
+    return Division(
+        share=tensors[0],
+        hidden=tensors[1],
+        given=tensors[2],
+        always=tensors[3],
+        scale=scale,
+        noise=float(np.quantile(often_enough, QUIETEST_SHARE)),
+        measured=values * int(np.count_nonzero(total)),
+    )
 
 
 def _power(often: Array, share: float) -> float:

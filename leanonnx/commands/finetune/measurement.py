@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from leanonnx.commands.finetune.batching import Batch
-from leanonnx.commands.finetune.divisions import plan_division
+from leanonnx.commands.finetune.divisions import LossWeights, plan_division
 from leanonnx.commands.finetune.objectives import Objective, Scene
 from leanonnx.commands.finetune.operators.call import Tensor
 from leanonnx.commands.finetune.options import FinetuneOptions
@@ -121,11 +121,10 @@ def measurement_objective(scene: Scene) -> Objective:
             seen[adjoint.target] = adjoint.operator(seen[names.measurement], seen)
         return {name: seen[name] for name in inputs}, (batch, weights)
 
-    def loss(outputs: Sequence[Tensor], wanted: tuple[Batch, Tensor]) -> Tensor:
+    def loss(outputs: Sequence[Tensor], wanted: tuple[Batch, LossWeights]) -> Tensor:
         batch, weights = wanted
         errors = (operator(outputs[0].float(), batch) - batch[names.measurement]).square()
-        weights = weights.to(errors.dtype).expand(errors.shape)
-        return (errors * weights).sum() / (division.scale * weights.sum().clamp_min(1))
+        return division.loss(errors, weights)
 
     return Objective((output,), prepare, loss)
 

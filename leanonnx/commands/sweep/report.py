@@ -21,6 +21,7 @@ from leanonnx.commands.sweep.rows import (
     SweepReport,
 )
 from leanonnx.formatting import count_text
+from leanonnx.runtime.timing import FASTER
 from leanonnx.selection.metrics import LATENCY
 from leanonnx.spelling import option
 
@@ -191,10 +192,14 @@ def _warnings(points: Sequence[PointRow]) -> list[str]:
     """Warnings on points that are not faster, were not reached, or were compared on random inputs."""
     warnings = []
     timed = [point.latency.comparison for point in points if point.latency and point.asked < 1]
-    slow = sum(row.verdict != "faster" for row in timed)
+    slow = sum(row.verdict != FASTER for row in timed)
     if slow:
+        warnings.append(f"{slow} of {len(points)} points are not faster than the original, as far as measured")
+    busy = sum(point.latency is not None and point.latency.busy for point in points)
+    if busy:
         warnings.append(
-            f"{slow} of {len(points)} points are not faster than the original beyond noise: see the speed-up"
+            f"{busy} of {len(points)} points were timed while the machine was busy: trust the ratios, taken in turns, "
+            "not the milliseconds; to tell points apart, measure again when nothing else runs"
         )
     missing = sum(point.code != 0 for point in points)
     if missing:

@@ -1,0 +1,1 @@
+"""Channels alone against channels and whole branches, at equal budgets."""

@@ -1,0 +1,1 @@
+"""A tolerance as the target, and the same by hand."""

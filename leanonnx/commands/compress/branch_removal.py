@@ -1,0 +1,264 @@
+"""The stage that removes whole branches, each replaced by an affine stand-in, before channels are chosen.
+
+1. The branches are priced beside the channels, by loss for each unit of the budget (``selection.branch_steps``).
+2. The most promising are tried: the network without the branch is pruned to the same budget, recovered, and compared
+   with the best so far on samples that nothing was fitted to.  A branch goes only if that is clearly better, or no
+   worse and clearly faster.
+3. After each removal the remaining branches are priced anew.
+
+The network without the branches takes the place of the original from here on; the original becomes its teacher.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import monotonic
+
+import numpy as np
+
+from leanonnx.analysis.branch_costs import branch_costs
+from leanonnx.analysis.branches import Branch, find_branches
+from leanonnx.analysis.cost import cost_model
+from leanonnx.analysis.dag import ChannelDag, build_channel_dag
+from leanonnx.analysis.teacher import RecoveryTeacher, unlike_tensors
+from leanonnx.commands.compress.candidate import Candidate
+from leanonnx.commands.compress.choosing import resolved_target, selector_for, selector_of
+from leanonnx.commands.compress.proving import prove_shortened
+from leanonnx.commands.compress.pruning import BudgetRemoval
+from leanonnx.data.samples import Dataset
+from leanonnx.errors import PlanError
+from leanonnx.graph.formats import Source, float_types
+from leanonnx.graph.model import check_model
+from leanonnx.graph.storage import write_model
+from leanonnx.numeric.channel_ids import Mask
+from leanonnx.recovery.draft import calibration_batch, paired_distances
+from leanonnx.recovery.standins import FittedStandIn, fit_stand_ins
+from leanonnx.reporting.rows import RemovedBranch
+from leanonnx.runtime.observation import observe
+from leanonnx.runtime.sessions import RunFailed
+from leanonnx.selection.branch_steps import BranchStep, branch_steps
+from leanonnx.selection.exponents import MIN_TRIAL_SAMPLES, TrialData, affordable_samples, clearly_best, recover_choice
+from leanonnx.selection.latency import latency_model
+from leanonnx.selection.selector import Selection, Selector
+from leanonnx.spelling import option
+from leanonnx.statistics.moments import HELD_OUT_RUN_STRIDE
+from leanonnx.surgery.branch_rows import blank_standins, branch_rows
+from leanonnx.surgery.plan import Plan
+from leanonnx.surgery.shortening import StandIn, shorten
+from leanonnx.system.clock import StageProgress
+
+PROMISING_RATE = 1.0
+"""Loss for each unit of cost, relative to that of channels, up to which the removal of a branch is tried."""
+FASTER_SHARE = 0.9
+"""Share of the predicted time below which a network that is no worse takes the place of another."""
+
+
+@dataclass(frozen=True)
+class _State:
+    """A network with its selector and keep mask, recovered for a trial."""
+
+    candidate: Candidate
+    selector: Selector
+    alive: Mask
+    network: Source
+
+
+def remove_branches(original: Candidate) -> Candidate:
+    """Remove the branches that a plan names, or those by which the result gets better.
+
+    Raises:
+        PlanError: the plan removes branches that the model does not have, or nothing tells their stand-ins.
+    """
+    job = original.job
+    if job.options.plan is not None:
+        with job.clock.stage("select"):
+            return _repeat_plan(original, job.options.plan)
+    options, effort = job.options, job.effort
+    wanted = options.blocks == "auto" and options.budget.fraction < 1
+    if not wanted or job.data is None or not options.recovers or not effort.branch_trials or callable(options.method):
+        return original
+    branches = find_branches(job.dag.model, job.dag.shapes)
+    if not branches or options.method not in ("auto", "path-mass"):
+        return original
+    selector = selector_for(job)
+    count = affordable_samples(selector, job.data.count, effort, effort.branch_work)
+    if count < MIN_TRIAL_SAMPLES or job.deadline.has_passed:
+        return original
+    with job.clock.stage("blocks") as on_progress:
+        return _Search(original, selector, job.data.subsample(count), on_progress).run()
+
+
+class _Search:
+    """Greedy removal of branches."""
+
+    def __init__(self, original: Candidate, selector: Selector, data: Dataset, on_progress: StageProgress) -> None:
+        self.original, self.selector, self.data = original, selector, data
+        self.trial = TrialData.of(data)
+        self.on_progress = on_progress
+        self.trials = 0
+        self.seconds = 0.0
+
+    def run(self) -> Candidate:
+        """The candidate without the branches whose removal was worth it; the original if none was."""
+        best: _State | None = None
+        candidate, selector = self.original, self.selector
+        refused: set[str] = set()
+        while True:
+            alive = selector.within(selector.request.budget.fraction)
+            steps = [
+                (step, fit)
+                for step, fit in self._price(candidate, selector, alive)
+                if step.relative_rate <= PROMISING_RATE and step.branch.output not in refused
+            ]
+            if not steps or not self._may_try():
+                return candidate
+            if best is None:
+                best = self._recover(candidate, selector, alive)
+                if best is None:
+                    return candidate
+            for step, fit in steps:
+                if not self._may_try():
+                    return candidate
+                rival = self._without(candidate, step, fit)
+                if rival is not None and self._is_better(best, rival):
+                    best, candidate, selector = rival, rival.candidate, rival.selector
+                    break
+                refused.add(step.branch.output)
+            else:
+                return candidate
+
+    def _may_try(self) -> bool:
+        job = self.original.job
+        return self.trials < job.effort.branch_trials and job.deadline.left() > 2 * self.seconds
+
+    def _price(self, candidate: Candidate, selector: Selector, alive: Mask) -> list[tuple[BranchStep, FittedStandIn]]:
+        """The steps that remove one more branch, with its stand-in, the most promising first."""
+        dag = candidate.job.dag
+        branches = find_branches(dag.model, dag.shapes)
+        try:
+            fits = _fits(dag, branches, self.data)
+        except RunFailed:
+            return []
+        return [(step, fits[step.branch]) for step in branch_steps(selector, fits, alive)]
+
+    def _recover(self, candidate: Candidate, selector: Selector, alive: Mask) -> _State | None:
+        began, job = monotonic(), self.original.job
+        network = recover_choice(selector, alive, self.trial, job.effort, job.options.seed)
+        self.seconds = max(self.seconds, monotonic() - began)
+        return None if network is None else _State(candidate, selector, alive, network)
+
+    def _without(self, candidate: Candidate, step: BranchStep, fit: FittedStandIn) -> _State | None:
+        """The candidate without one more branch, pruned to the same budget and recovered; None if it cannot be."""
+        self.on_progress(self.trials / self.original.job.effort.branch_trials, f"branch at {step.branch.output}")
+        self.trials += 1
+        (cost,) = branch_costs(candidate.job.dag, [step.branch])
+        shortened = _shorten(candidate, step.branch, fit.stand_in)
+        if shortened is None:
+            return None
+        row = RemovedBranch(
+            tensor=step.branch.output,
+            kind=step.branch.kind,
+            nodes=cost.nodes,
+            macs=cost.macs - cost.standin_macs,
+            unexplained=float(fit.unexplained.mean()),
+        )
+        job = replace(shortened.job, removed_branches=(*candidate.job.removed_branches, row))
+        shortened = replace(shortened, job=job)
+        selector = selector_of(shortened.job, self.selector)
+        alive = selector.within(selector.request.budget.fraction)
+        if not selector.selection(alive).reached:
+            return None
+        return self._recover(shortened, selector, alive)
+
+    def _is_better(self, best: _State, rival: _State) -> bool:
+        """True if a rival is clearly nearer to the original, or no farther and clearly faster."""
+        dag = self.original.job.dag
+        try:
+            distances = paired_distances(dag, [best.network, rival.network], self.trial.judged)
+        except RunFailed:
+            return False
+        if clearly_best(distances) == 1:
+            return True
+        times = [_predicted_time(state) for state in (best, rival)]
+        return float(np.diff(distances.mean(1))[0]) <= 0 and times[1] < FASTER_SHARE * times[0]
+
+
+def _predicted_time(state: _State) -> float:
+    job = state.candidate.job
+    target = resolved_target(job.options, float_types(job.dag.model.proto))
+    return latency_model(job.dag, target, state.selector.request.profile)(state.alive)
+
+
+def _fits(dag: ChannelDag, branches: tuple[Branch, ...], data: Dataset) -> dict[Branch, FittedStandIn]:
+    """The stand-ins of branches, fitted to data."""
+    batch = data.fixed_batch or max(1, min(calibration_batch(dag, data), data.count // HELD_OUT_RUN_STRIDE))
+    return fit_stand_ins(dag, branches, data.feeds(batch), -(-data.count // batch))
+
+
+def _shorten(candidate: Candidate, branch: Branch, stand_in: StandIn) -> Candidate | None:
+    """The whole network without one more branch, proven; None if the proof fails or it cannot be run."""
+    job, replaced = candidate.job, {branch: stand_in}
+    dag, options, model = job.dag, job.options, job.dag.model
+    proto = shorten(model, replaced)
+    with tempfile.TemporaryDirectory(prefix="shortened-", dir=job.folder) as folder:
+        file = Path(folder) / job.name
+        write_model(proto, file, external=bool(model.external_files))
+        try:
+            check_model(file)
+            written = replace(model, path=file, proto=proto, original=None)
+            made = build_channel_dag(written, observe(written, options.shapes), job.rules)
+            proof = prove_shortened(made, model, replaced, options.seed, job.data)
+        except (RunFailed, ValueError):
+            return None
+    if not proof.passed:
+        return None
+    shorter = replace(written, path=model.path)
+    teacher = _teacher(dag, made)
+    made = replace(made, model=shorter, copies_constants=dag.copies_constants, teacher=teacher)
+    stand_ins = {name for name in shorter.holders if name not in model.holders}
+    job = replace(
+        job,
+        dag=made,
+        shortened_from=job.original,
+        branch_rows=(*job.branch_rows, *branch_rows(replaced)),
+        stand_ins=job.stand_ins | stand_ins,
+    )
+    before, after = (cost_model(each)(each.all_alive) for each in (job.original, made))
+    whole = Selection(alive=made.all_alive, before=before, after=after, reached=True)
+    return replace(candidate, job=job, removal=BudgetRemoval(made, whole))
+
+
+def _teacher(dag: ChannelDag, shortened: ChannelDag) -> RecoveryTeacher:
+    """The teacher of a network that lacks a branch: that of the one with the branch, or that one itself."""
+    names = frozenset(shortened.channel_ids)
+    if dag.teacher is None:
+        unlike = unlike_tensors(shortened.model, dag.model)
+        return RecoveryTeacher(model=dag.model, shared=names & dag.channel_ids.keys(), unlike=unlike)
+    return replace(
+        dag.teacher, shared=names & dag.teacher.shared, unlike=unlike_tensors(shortened.model, dag.teacher.model)
+    )
+
+
+def _repeat_plan(original: Candidate, plan: Plan) -> Candidate:
+    """The candidate without the branches that a plan removes, in its order."""
+    candidate = original
+    for row in plan.removed_branches:
+        job = candidate.job
+        if job.data is None and job.stored is None:
+            raise PlanError(
+                f"{plan.origin}: removes branches, whose stand-ins are fitted to data; add {option('calib')}, or make "
+                f"the plan again with {option('plan_weights')}"
+            )
+        branches = find_branches(job.dag.model, job.dag.shapes)
+        ((branch, blank),) = blank_standins(job.dag.model, branches, [row], plan.origin).items()
+        fit = None if job.data is None else _fits(job.dag, (branch,), job.data).get(branch)
+        shortened = _shorten(candidate, branch, blank if fit is None else fit.stand_in)
+        if shortened is None:
+            raise PlanError(
+                f"{plan.origin}: the branch '{branch.operand}' cannot be removed from this model; make the plan again "
+                f"with {option('plan_out')}"
+            )
+        candidate = shortened
+    return candidate
