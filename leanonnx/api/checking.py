@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from leanonnx.api.sources import ModelSource, as_file, model_title, optional_path, several
 from leanonnx.commands.bench.benchmark import BenchRequest
 from leanonnx.commands.check import check as gatekeeper
-from leanonnx.commands.check.gates import (
-    AGREEMENT,
-    DEVIATION,
-    LATENCY_MS,
-    MACS,
-    PARAMS,
-    SIZE,
-    SPEEDUP,
-    read_gates,
-    read_limit,
-)
+from leanonnx.commands.check.gates import LIMITED_GATES, GateLimit, read_gates, read_limit
 from leanonnx.commands.check.report import check_report
 from leanonnx.commands.check.rows import CheckReport
 from leanonnx.commands.check.texts import verdict_text
 from leanonnx.commands.check.verdicts import Verdict
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import DEFAULT_IMAGE_FORMAT
+from leanonnx.evaluation.user_scores import ScoreFunction
 from leanonnx.reporting.encoding import Json, to_json
 from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.providers import Provider, Setting
@@ -70,12 +62,25 @@ class CheckResult:
         return f"<{verdict_text(self.report)}>"
 
 
+def _limits(given: Mapping[str, Any]) -> dict[str, GateLimit]:
+    """The limits by gate from the arguments of ``check``, which override those of its file.
+
+    Raises:
+        OptionError: a limit is of another form than its gate takes, or the file cannot be read.
+    """
+    keywords = {name: given[name.replace("-", "_")] for name in LIMITED_GATES}
+    asked = {name: read_limit(name, limit, option(name)) for name, limit in keywords.items() if limit is not None}
+    return (read_gates(Path(given["gates"])) if given["gates"] else {}) | asked
+
+
 def check(
     base: ModelSource,
     new: ModelSource,
     *,
     max_deviation: LimitText | None = None,
     min_agreement: LimitText | None = None,
+    max_drop: LimitText | None = None,
+    score: str | ScoreFunction | None = None,
     min_speedup: LimitText | None = None,
     max_latency_ms: LimitText | None = None,
     max_bytes: LimitText | None = None,
@@ -107,6 +112,7 @@ def check(
         base: the baseline.
         new: the candidate.
         max_deviation, min_agreement: limits of ‖difference‖ / ‖baseline's‖ and of the share of equal decisions.
+        max_drop, score: limit of the fall of a score, and the function of it, as in ``compress``; needs ``data``.
         min_speedup, max_latency_ms: limits of the speed relative to the baseline, and of the median of one run.
         max_bytes, max_params, max_macs: limits as numbers, or as text such as "5MB", "2.5M" or "0.5x".
         gates: a TOML file of limits by the same names; keywords override it.
@@ -119,19 +125,10 @@ def check(
     Raises:
         UserError: a baseline that cannot be used, a wrong limit or option, data that the baseline does not take.
     """
-    given = {
-        DEVIATION: max_deviation,
-        AGREEMENT: min_agreement,
-        SPEEDUP: min_speedup,
-        LATENCY_MS: max_latency_ms,
-        SIZE: max_bytes,
-        PARAMS: max_params,
-        MACS: max_macs,
-    }
-    limits = {name: read_limit(name, limit, option(name)) for name, limit in given.items() if limit is not None}
     request = gatekeeper.CheckRequest(
-        limits=(read_gates(Path(gates)) if gates else {}) | limits,
+        limits=_limits(locals()),
         data=optional_path(data),
+        score=score,
         images=images,
         timed=BenchRequest(
             shapes=shape or {},

@@ -35,6 +35,7 @@ from leanonnx.commands.check.ci import CHECK_TITLE, github_command, github_lines
 from leanonnx.commands.check.gates import (
     AGREEMENT,
     DEVIATION,
+    DROP,
     GATES,
     LATENCY_MS,
     MACS,
@@ -64,6 +65,13 @@ Data = Annotated[
     Path | None,
     typer.Option(metavar="DATA", help="Real inputs, as for compress --calib; without, both models get random ones."),
 ]
+ScoreFunctionName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE:FUNCTION",
+        help="A function of a model's path and of the samples, as for compress; for --max-drop; it is run.",
+    ),
+]
 SkipMissing = Annotated[
     bool, typer.Option("--skip-missing-provider", help="Skip the gates on latency where --provider is not there.")
 ]
@@ -82,6 +90,8 @@ def check_command(
     new: Annotated[str, typer.Argument(metavar="NEW", help="The candidate that is to replace it.")],
     max_deviation: Annotated[str | None, _gate(DEVIATION, "F")] = None,
     min_agreement: Annotated[str | None, _gate(AGREEMENT, "F")] = None,
+    max_drop: Annotated[str | None, _gate(DROP, "F")] = None,
+    score: ScoreFunctionName = None,
     min_speedup: Annotated[str | None, _gate(SPEEDUP, "F")] = None,
     max_latency_ms: Annotated[str | None, _gate(LATENCY_MS, "MS")] = None,
     max_bytes: Annotated[str | None, _gate(SIZE, "N|Fx")] = None,
@@ -114,6 +124,7 @@ def check_command(
     given = {
         DEVIATION: max_deviation,
         AGREEMENT: min_agreement,
+        DROP: max_drop,
         SPEEDUP: min_speedup,
         LATENCY_MS: max_latency_ms,
         SIZE: max_bytes,
@@ -131,6 +142,7 @@ def check_command(
         request = CheckRequest(
             limits=_limits(gates, given),
             data=data,
+            score=score,
             images=image_format(mean, std, scale, layout, size),
             timed=benchmark.BenchRequest(
                 shapes=parse_shapes(shape or []),

@@ -39,6 +39,7 @@ from leanonnx.commands.check.gates import (
     GateLimit,
 )
 from leanonnx.commands.check.interface import interface_changes
+from leanonnx.commands.check.scores import check_score, score_verdicts
 from leanonnx.commands.check.sizes import MIN_SAMPLES, InputSource, batch_axes, compare_at_sizes, fit_samples
 from leanonnx.commands.check.telling import vacuous_outputs
 from leanonnx.commands.check.verdicts import FAILED, PASSED, SKIPPED, Verdict, status_of
@@ -47,6 +48,7 @@ from leanonnx.data.samples import Dataset, ImageFormat, batch_size, data_from_fe
 from leanonnx.errors import LeanOnnxError, ModelError, OptionError, ProviderMissing
 from leanonnx.evaluation.deviation import Fidelity, OutputAxes, compare_outputs
 from leanonnx.evaluation.slices import channel_axes
+from leanonnx.evaluation.user_scores import ScoreFunction
 from leanonnx.graph.formats import ElementTypes, convert_feed, stand_in
 from leanonnx.graph.model import Model, load
 from leanonnx.inputs.random import INPUT_KINDS, random_inputs
@@ -76,6 +78,7 @@ class CheckRequest:
         limits: limits by the name of their gate.
         data: real inputs; None for random ones.
         images: conversion of photographs among them into tensors.
+        score: a function of a model's path and samples to a score, or its name; the gate on it needs real inputs.
         timed: request of the latency measurement: sizes, batches, threads, provider, libraries and seed.
         skip_missing: skip the latency gates, instead of raising, if the provider is missing.
     """
@@ -83,6 +86,7 @@ class CheckRequest:
     limits: Mapping[str, GateLimit] = field(default_factory=dict)
     data: Path | None = None
     images: ImageFormat = field(default_factory=ImageFormat)
+    score: str | ScoreFunction | None = None
     timed: benchmark.BenchRequest = field(default_factory=benchmark.BenchRequest)
     skip_missing: bool = False
 
@@ -144,6 +148,7 @@ def run_check(
         ProviderMissing: the provider is missing (unless ``skip_missing``).
     """
     clock = Clock(progress)
+    check_score(request.limits, request.score, request.data)
     libraries = request.timed.libraries
     with clock.stage("load"):
         base, new = load(base_path, libraries), _load_or_reason(new_path, libraries)
@@ -168,6 +173,9 @@ def run_check(
         values = _compare_outputs(pair, request.limits)
     if any(verdict.gate == RUNS and verdict.status == FAILED for verdict in values.verdicts):
         return _result(request, clock, [*gates, *values.verdicts], "NEW does not run", changes.notes)
+    with clock.stage("compare"):
+        limits, shapes = request.limits, pair.observation.shapes
+        gates += score_verdicts(limits, request.score, request.data, request.images, (base, new), shapes)
     with clock.stage("analyse"):
         costs = _count_verdicts(request.limits, {MACS: lambda: (_macs(new, pair.sizes), _macs(base, pair.sizes))})
     with clock.stage("measure"):

@@ -46,6 +46,7 @@ COUNT_FORM = "a number such as 2.5M, or a multiple of BASE's such as 0.5x"
 VALID, INTERFACE, RUNS, BATCHES, FINITE = "valid", "interface", "runs", "batches", "finite"
 DETERMINISTIC, DENORMALS = "deterministic", "denormals"
 DEVIATION, AGREEMENT, SPEEDUP, LATENCY_MS = "max-deviation", "min-agreement", "min-speedup", "max-latency-ms"
+DROP = "max-drop"
 SIZE, PARAMS, MACS = "max-bytes", "max-params", "max-macs"
 GATES = {
     VALID: Gate("the ONNX checker accepts the file"),
@@ -59,6 +60,7 @@ GATES = {
     AGREEMENT: Gate(
         "share of equal decisions of the worst output", "0.99", "a share from 0 to 1", least=True, highest=1.0
     ),
+    DROP: Gate("BASE's score less NEW's, by the function of --score", "0.01"),
     SIZE: Gate(
         "bytes of the file with its external data",
         "5MB",
