@@ -21,7 +21,7 @@ from tests.shortened import branches_of, observed
 SAME = "<pads = [1, 1, 1, 1]>"
 TRAINING = """
     p = Conv (s, w)
-    k = BatchNormalization <training_mode = 1> (p, b4, b4, b4, c5)
+    k, mo, vo = BatchNormalization <training_mode = 1> (p, b4, b4, b4, c5)
     a = Conv (s, v)
     f = Relu (a)
     z = Add (k, f)
