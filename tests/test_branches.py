@@ -19,6 +19,13 @@ from tests.helpers import build, saved
 from tests.shortened import branches_of, observed
 
 SAME = "<pads = [1, 1, 1, 1]>"
+TRAINING = """
+    p = Conv (s, w)
+    k, mo, vo = BatchNormalization <training_mode = 1> (p, b4, b4, b4, c5)
+    a = Conv (s, v)
+    f = Relu (a)
+    z = Add (k, f)
+"""
 
 
 def summary(text: str) -> list[tuple[str, str, str]]:
@@ -106,6 +113,7 @@ def test_other_forms(body: str, expected: tuple[str, str, str]) -> None:
         "f = Conv (s, v)  e = Add (f, f)  z = Concat <axis = 1> (e, s)",
         "f = Conv (s, v)  z = Div (s, f)",
         "f = Conv (s, v)  dead = Add (s, f)  z = Relu (s)",
+        TRAINING,
         "p = GlobalAveragePool (s)  k = Flatten (p)  q = Gemm (k, rows)  i = Reshape (q, four)  z = Add (s, i)",
         "o = MatMul (s, m6)  g = Sigmoid (o)  z = Mul (s, g)",
         "r = Reshape (s, flat)  d = Conv (r, v3)  i = Shape (s)  f = Reshape (d, i)  z = Add (s, f)",

@@ -71,6 +71,12 @@ def test_refitted_shortcut_takes_over_the_name() -> None:
     assert stored(result).keys() == {"w0", "u", *conv.input[1:]}
 
 
+def test_refitted_shortcut_without_bias() -> None:
+    weight = np.random.default_rng(0).standard_normal((6, 4, 1, 1))
+    conv = node(without_branches(build(BOTTLENECK), lambda *_: StandIn(weight)), "z")
+    assert len(conv.input) == 2
+
+
 def test_shortcut_that_stays_as_it_is() -> None:
     result = without_branches(build(BOTTLENECK), lambda *_: StandIn())
     assert operators(result) == ["Conv", "Relu", "Conv", "BatchNormalization", "Relu", "Conv"]
