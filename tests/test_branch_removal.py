@@ -130,3 +130,12 @@ def test_a_wrong_stand_in_is_not_taken(folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(branch_removal, "shorten", wrong)
     result = compress(folder / "idle.onnx", folder / "safe.onnx", macs=0.55, calib=folder / "x.npz")
     assert not result.report.branches
+
+
+def test_a_tolerance_is_met_with_less_by_a_network_without_the_branch(folder: Path) -> None:
+    given = {"max_deviation": 0.3, "calib": folder / "x.npz", "minimise": "macs"}
+    short = compress(folder / "idle.onnx", folder / "s.onnx", **given)
+    whole = compress(folder / "idle.onnx", folder / "w.onnx", **given, blocks="never")
+    assert [branch.tensor for branch in short.report.branches] == ["u"]
+    assert short.macs.after < whole.macs.after
+    assert short.report.tolerance is not None and short.report.tolerance.looks[short.report.tolerance.chosen].met

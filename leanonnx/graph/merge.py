@@ -98,7 +98,11 @@ def absorbed_behind(
 
     A border of zeros would not be shifted, and the shift must not enlarge what it is added to.
     """
-    if standard_name(shift) not in SHIFT_SIGNS or second.op_type not in BIASED - TRANSPOSED_CONVOLUTIONS or is_padded(second):
+    if (
+        standard_name(shift) not in SHIFT_SIGNS
+        or second.op_type not in BIASED - TRANSPOSED_CONVOLUTIONS
+        or is_padded(second)
+    ):
         return None
     if not context.covers(shift.input[0], shift.input[1]):
         return None

@@ -23,7 +23,7 @@ from leanonnx.analysis.branches import Branch, find_branches
 from leanonnx.analysis.cost import cost_model
 from leanonnx.analysis.dag import ChannelDag, build_channel_dag
 from leanonnx.analysis.teacher import RecoveryTeacher, unlike_tensors
-from leanonnx.commands.compress.candidate import Candidate
+from leanonnx.commands.compress.candidate import Candidate, CompressJob
 from leanonnx.commands.compress.choosing import resolved_target, selector_for, selector_of
 from leanonnx.commands.compress.proving import prove_shortened
 from leanonnx.commands.compress.pruning import BudgetRemoval
@@ -33,6 +33,7 @@ from leanonnx.graph.formats import Source, float_types
 from leanonnx.graph.model import check_model
 from leanonnx.graph.storage import write_model
 from leanonnx.numeric.channel_ids import Mask
+from leanonnx.ranking.criteria import BY_ACTIVATIONS
 from leanonnx.recovery.draft import calibration_batch, paired_distances
 from leanonnx.recovery.standins import FittedStandIn, fit_stand_ins
 from leanonnx.reporting.rows import RemovedBranch
@@ -75,19 +76,23 @@ def remove_branches(original: Candidate) -> Candidate:
     if job.options.plan is not None:
         with job.clock.stage("select"):
             return _repeat_plan(original, job.options.plan)
-    options, effort = job.options, job.effort
-    wanted = options.blocks == "auto" and options.budget.fraction < 1
-    if not wanted or job.data is None or not options.recovers or not effort.branch_trials or callable(options.method):
-        return original
-    branches = find_branches(job.dag.model, job.dag.shapes)
-    if not branches or options.method not in ("auto", "path-mass"):
+    if job.options.budget.fraction >= 1 or job.data is None or not may_remove_branches(job):
         return original
     selector = selector_for(job)
-    count = affordable_samples(selector, job.data.count, effort, effort.branch_work)
+    count = affordable_samples(selector, job.data.count, job.effort, job.effort.branch_work)
     if count < MIN_TRIAL_SAMPLES or job.deadline.has_passed:
         return original
     with job.clock.stage("blocks") as on_progress:
         return _Search(original, selector, job.data.subsample(count), on_progress).run()
+
+
+def may_remove_branches(job: CompressJob) -> bool:
+    """True if removing branches is wanted, and there are branches, data and an effort for it."""
+    options = job.options
+    wanted = options.blocks == "auto" and options.recovers and options.method in BY_ACTIVATIONS
+    if not wanted or job.data is None or not job.effort.branch_trials:
+        return False
+    return bool(find_branches(job.dag.model, job.dag.shapes))
 
 
 class _Search:

@@ -65,7 +65,9 @@ def stages(options: CompressOptions) -> tuple[Stage, ...]:
     making = (prune_channels, optional(tidy_graph, prove_equal, warning=UNPROVEN_TIDYING), prove_equal)
     making_and_recovery: tuple[Stage, ...] = (*branches, choose, *making, recover_weights)
     if options.tolerances.limits:
-        making_and_recovery = (choose, *making, recover_and_compare) if options.points else (within_tolerances(making),)
+        making_and_recovery = (
+            (*branches, choose, *making, recover_and_compare) if options.points else (within_tolerances(making),)
+        )
     return (*making_and_recovery, judge_result, confirm_size, time_candidate)
 
 

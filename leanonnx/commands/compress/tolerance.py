@@ -15,6 +15,7 @@ from itertools import count
 
 import numpy as np
 
+from leanonnx.commands.compress.branch_removal import may_remove_branches, remove_branches
 from leanonnx.commands.compress.candidate import Candidate, CompressJob
 from leanonnx.commands.compress.choosing import choose_channels, selector_for
 from leanonnx.commands.compress.judges import Judge
@@ -29,6 +30,8 @@ from leanonnx.selection.search import LONG_TIMING_SECONDS, SECONDS
 from leanonnx.selection.selector import unreachable_message
 from leanonnx.spelling import option
 
+SHORTENED_LOOKS = 2
+"""Number of looks at the network without the branches that are worth removing."""
 SMALLEST_FRACTION = 1e-6
 """Fraction at which the smallest keep set is chosen."""
 FRACTION_ROUNDING = 1 + 1e-9
@@ -69,12 +72,48 @@ def recover_and_compare(candidate: Candidate) -> Candidate | Refusal:
 def _search(original: Candidate, making: Sequence[Stage]) -> Candidate | Refusal:
     """Look at candidates until the bracket is small, then take the best."""
     job = original.job
-    judge, unit = Judge(job, job.effort.looks), job.options.least_metric
+    more = SHORTENED_LOOKS if may_remove_branches(job) else 0
+    judge, unit = Judge(job, job.effort.looks + more), job.options.least_metric
     descent = _descent(job, unit)
     if isinstance(descent, Refusal):
         return descent
-    seen, longest = list[_Seen](), 0.0
-    while len(seen) < judge.allowed and (not seen or job.deadline.left() > longest):
+    seen = list[_Seen]()
+    refused = _look_down(original, descent, making, judge, seen, job.effort.looks)
+    if refused is not None:
+        return refused
+    best = _best(seen)
+    if more and best.look.met and not job.deadline.has_passed:
+        shortened = remove_branches(_at_fraction(original, unit, best.look.fraction, len(seen)))
+        if shortened.job.dag is not job.dag:
+            start = Descent(descent.lowest, best.look.fraction, ((best.look.fraction, best.look.spent),))
+            refused = _look_down(shortened, start, making, judge, seen, judge.allowed)
+            best = _best(seen)
+    curve = _curve(unit, judge, seen, best)
+    if not best.look.met and not job.options.best_effort:
+        return ToleranceMissed(
+            f"{nearest_text(curve)}; nothing written; ask for less, give more samples (there are {curve.samples} to "
+            f"judge by), or add {option('best_effort', True)} to write that"
+        )
+    notes = () if best.look.met else (nearest_text(curve),)
+    chosen = replace(best.candidate, curve=curve, warnings=(*best.candidate.warnings, *notes))
+    return _with_timing(original, chosen, best.look)
+
+
+def _look_down(
+    original: Candidate,
+    descent: Descent,
+    making: Sequence[Stage],
+    judge: Judge,
+    seen: list[_Seen],
+    allowed: int,
+) -> Refusal | None:
+    """Look at candidates of a network until the bracket is small; what was seen is appended to ``seen``.
+
+    Returns:
+        Why a candidate was refused; None if none was.
+    """
+    job, unit, longest = original.job, original.job.options.least_metric, 0.0
+    while len(seen) < allowed and (not seen or job.deadline.left() > longest):
         fraction, began = descent.next(), time.monotonic()
         if fraction is None:
             break
@@ -87,16 +126,7 @@ def _search(original: Candidate, making: Sequence[Stage]) -> Candidate | Refusal
         longest = max(longest, seen[-1].look.seconds)
         descent = descent.with_look(fraction, seen[-1].look.spent)
         _forget_files(seen)
-    best = _best(seen)
-    curve = _curve(unit, judge, seen, best)
-    if not best.look.met and not job.options.best_effort:
-        return ToleranceMissed(
-            f"{nearest_text(curve)}; nothing written; ask for less, give more samples (there are {curve.samples} to "
-            f"judge by), or add {option('best_effort', True)} to write that"
-        )
-    notes = () if best.look.met else (nearest_text(curve),)
-    chosen = replace(best.candidate, curve=curve, warnings=(*best.candidate.warnings, *notes))
-    return _with_timing(original, chosen, best.look)
+    return None
 
 
 def _at_fraction(original: Candidate, unit: str, fraction: float, number: int) -> Candidate:
