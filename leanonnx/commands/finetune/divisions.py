@@ -29,7 +29,7 @@ MAX_POWER, BISECTIONS = 1000.0, 60
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """LossWeights of locations in the loss: those where all of the error counts, and those where noise is allowed for."""
+    """Weights of locations in the loss: those where all of the error counts, and those where noise is allowed for."""
 
     whole: Tensor
     noisy: Tensor
