@@ -59,7 +59,7 @@ _ALL = (
         trial_work=1,
         passes=2,
         branch_trials=3,
-        branch_work=10,
+        branch_work=4,
         looks=6,
     ),
     Effort(
@@ -70,7 +70,7 @@ _ALL = (
         trial_work=20,
         passes=4,
         branch_trials=12,
-        branch_work=100,
+        branch_work=40,
         looks=10,
     ),
 )

@@ -52,6 +52,8 @@ from leanonnx.system.clock import StageProgress
 
 PROMISING_RATE = 1.0
 """Loss for each unit of cost, relative to that of channels, up to which the removal of a branch is tried."""
+TIMED_WORK = 10
+"""Factor of the work that trials may take for a budget of time, in which branches save most."""
 FASTER_SHARE = 0.9
 """Share of the predicted time below which a network that is no worse takes the place of another."""
 
@@ -79,7 +81,8 @@ def remove_branches(original: Candidate) -> Candidate:
     if job.options.budget.fraction >= 1 or job.data is None or not may_remove_branches(job):
         return original
     selector = selector_for(job)
-    count = affordable_samples(selector, job.data.count, job.effort, job.effort.branch_work)
+    work = job.effort.branch_work * (TIMED_WORK if job.options.budget.metric.measured else 1)
+    count = affordable_samples(selector, job.data.count, job.effort, work)
     if count < MIN_TRIAL_SAMPLES or job.deadline.has_passed:
         return original
     with job.clock.stage("blocks") as on_progress:
