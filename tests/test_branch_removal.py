@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from leanonnx.api.verbs import compress
+from leanonnx.api.verbs import compress, prove
 from leanonnx.commands.compress import branch_removal
 from leanonnx.commands.compress.pipeline import load_dag
 from leanonnx.errors import PlanError
@@ -142,3 +142,10 @@ def test_a_tolerance_is_met_with_less_by_a_network_without_the_branch(folder: Pa
     assert [branch.tensor for branch in short.report.branches] == ["u"]
     assert short.macs.after < whole.macs.after
     assert short.report.tolerance is not None and short.report.tolerance.looks[short.report.tolerance.chosen].met
+
+
+def test_a_plan_with_branches_is_for_compress_alone(folder: Path) -> None:
+    plan = folder / "only.json"
+    compress(folder / "idle.onnx", folder / "f.onnx", macs=0.55, calib=folder / "x.npz", plan_out=plan)
+    with pytest.raises(PlanError, match="removes whole branches"):
+        prove(folder / "idle.onnx", folder / "f.onnx", plan)

@@ -23,7 +23,7 @@ from leanonnx.analysis.constants import ConstantUse
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.errors import PlanError
 from leanonnx.numeric.channel_ids import ChannelIds, Mask, varied_axes
-from leanonnx.spelling import option
+from leanonnx.spelling import option, verb
 from leanonnx.surgery.branch_rows import BranchRow, check_row
 from leanonnx.surgery.patch import kept_indices
 from leanonnx.surgery.recipe import Recipe, earlier_recipe, read_recipe
@@ -65,6 +65,18 @@ class Plan:
     def copies_weights(self) -> bool:
         """True if weights that several layers share are copied for each."""
         return bool(self.options.get("unshare"))
+
+    def check_branches(self) -> None:
+        """Refuse a plan that removes whole branches.
+
+        Raises:
+            PlanError: it does.
+        """
+        if self.removed_branches:
+            raise PlanError(
+                f"{self.origin}: removes whole branches, which takes more than removing channels: carry it out with "
+                f"{verb('compress')}, or make one with {option('blocks', 'never')}"
+            )
 
     def row(self, folder: Path | None = None) -> dict[str, Any]:
         """Return the plan as plain data; a weights file is given relative to ``folder``, that of the plan."""
@@ -158,13 +170,20 @@ def load_plan(path: StrPath) -> Plan:
     return plan if "recovery" in data else replace(plan, recovery=earlier_recipe(plan.options))
 
 
-def replay_plan(dag: ChannelDag, plan: Plan) -> Mask:
+def replay_plan(dag: ChannelDag, plan: Plan, shortened: bool = False) -> Mask:
     """Return the keep mask of a plan [channels].
+
+    Args:
+        dag: the network.
+        plan: the plan.
+        shortened: True if the branches that the plan removes are gone already.
 
     Raises:
         PlanError: the plan was made for another file, or does not fit this one.
     """
     _check_origin(dag, plan)
+    if not shortened:
+        plan.check_branches()
     dead = np.zeros(dag.count, bool)
     for use in dag.constant_uses:
         entry = plan.tensors.get(use.constant)

@@ -107,6 +107,7 @@ def apply_plan(
         raise PlanError(
             f"{made.origin}: made with {option('exact', True)}, which changes weights as well; make one with a budget"
         )
+    made.check_branches()
     if model is None:
         return _apply_by_names(module, planned_cuts(made), names or {})
     with as_file(model) as source:

@@ -136,7 +136,7 @@ def _statistics(job: CompressJob, data: Dataset) -> Statistics:
 
 
 def _planned_selection(job: CompressJob, plan: Plan) -> Selection:
-    alive, whole = replay_plan(job.dag, plan), job.original
+    alive, whole = replay_plan(job.dag, plan, bool(job.branch_rows)), job.original
     return Selection(
         alive=alive, before=cost_model(whole)(whole.all_alive), after=cost_model(job.dag)(alive), reached=True
     )
