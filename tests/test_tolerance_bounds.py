@@ -182,3 +182,32 @@ def test_a_loss_beyond_measure_does_not_break_the_search() -> None:
     assert searched(lambda _: -1.0).smallest_hit is not None
     for loss in (np.inf, 1e300):
         assert searched(lambda fraction, loss=loss: loss if fraction < 0.9 else 0.2).smallest_hit is not None
+
+
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("limit", [0.9, 0.97])
+def test_the_whole_search_is_wrong_as_seldom_as_it_says(limit: float, nested: bool) -> None:
+    """Over repeated draws of the samples, few results are truly outside the tolerance, although all looks share them.
+
+    ``nested``: a sample that a smaller network gets right, a larger one does too.
+    """
+    rng = np.random.default_rng(4)
+
+    def truth(fraction: float) -> float:
+        return 1 - 0.4 * (1 - fraction) ** 1.5
+
+    wrong = 0
+    for _ in range(400):
+        levels, seen = rng.random(600), list[float]()
+
+        def spent(fraction: float, levels: Floats = levels, seen: list[float] = seen) -> float:
+            seen.append(fraction)
+            drawn = levels if nested else rng.random(600)
+            same = (drawn < truth(fraction)).astype(np.float64)
+            return ToleranceReading(
+                "min_agreement", same.mean(), share_lower_bound(same, np.ones(600), DOUBT / 6), limit
+            ).spent
+
+        best = searched(spent).smallest_hit
+        wrong += best is not None and truth(best[0]) < limit
+    assert wrong <= 400 * DOUBT

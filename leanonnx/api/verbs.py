@@ -114,7 +114,7 @@ def compress(
             ``bytes`` also a size such as "5MB"), a plan, or True for a lossless reduction; or none with a tolerance.
         min_agreement, max_deviation, min_psnr: tolerances, which held-out samples of ``calib`` have to show.
         score, max_drop: your own: a function of path and arrays, or "module:function"; the most that it may fall.
-        minimise: "latency", "macs" or "bytes"; None: "latency" with ``measure``, else "macs".
+        minimise: "latency", "macs" or "bytes"; None: the budget's metric, or else "latency" or "macs".
         method: how channels are ranked; or your own: kernels [conv groups, O, I, *taps] to scores [conv groups, O].
         chains, seed, shape: the chains of ``lean``; seed of random numbers; sizes of inputs with free axes, by name.
         pin, ignore: tensors or nodes whose channels are all kept; layers that keep their outputs and are not counted.

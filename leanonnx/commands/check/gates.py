@@ -60,7 +60,7 @@ GATES = {
     AGREEMENT: Gate(
         "share of equal decisions of the worst output", "0.99", "a share from 0 to 1", least=True, highest=1.0
     ),
-    DROP: Gate("BASE's score less NEW's, by the function of --score", "0.01"),
+    DROP: Gate("BASE's score less NEW's, by a function of yours", "0.01"),
     SIZE: Gate(
         "bytes of the file with its external data",
         "5MB",

@@ -194,8 +194,8 @@ class CompressOptions:
     minimise: Annotated[
         Minimise | None,
         Described(
-            "With a tolerance: what to make small. Default: latency if it is measured, else macs; for sweep what its "
-            "fractions are of.",
+            "With a tolerance: what to make small. Default: what is budgeted, or else latency if it is measured, or "
+            "else macs.",
             recorded=None,
         ),
     ] = None
@@ -321,9 +321,14 @@ class CompressOptions:
         )
 
     @property
-    def least_metric(self) -> Minimise:
-        """The metric that is made small within the tolerances."""
-        return self.minimise or ("latency" if self.measure else "macs")
+    def least_metric(self) -> str:
+        """The metric that is made small within the tolerances: by default that of the budget, if there is one.
+
+        A budget in another metric would be met by an order of removal that is not made for it.
+        """
+        if self.minimise is not None:
+            return self.minimise
+        return self.budget.unit if self.budget.fraction < 1 else "latency" if self.measure else "macs"
 
     @property
     def setting(self) -> Setting:
