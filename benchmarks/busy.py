@@ -22,8 +22,8 @@ from pathlib import Path
 
 from benchmarks.common import COMMAND, Finished, Row, compress, environment, progress, run, save
 
-LOAD = "while True: pass"
-"""Program of a process that keeps one processor busy."""
+LOAD = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
+"""Program of a process that keeps one processor busy as long as its parent lives."""
 DEFAULT_BUDGET = ("--keep", "0.5")
 SAME, UNTOLD, REPLACED, OTHER = "widths of the budget", "could not tell", "replaced, and told", "a broken promise"
 SHOWN_DIGITS = 12
