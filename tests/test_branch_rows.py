@@ -10,7 +10,7 @@ import pytest
 
 from leanonnx.analysis.branches import find_branches
 from leanonnx.errors import PlanError
-from leanonnx.surgery.branch_rows import blank_standins, branch_rows
+from leanonnx.surgery.branch_rows import branch_rows, plain_stand_ins
 from leanonnx.surgery.plan import load_plan, make_plan
 from leanonnx.surgery.shortening import StandIn, shorten
 from tests.blocks import BASIC, BOTTLENECK, GATE, framed
@@ -41,7 +41,7 @@ def test_plan_tells_the_network_with_stand_ins(
     assert [dict(row) for row in read.removed_branches] == [dict(row) for row in plan.removed_branches]
     (row,) = read.removed_branches
     assert (row["kind"], row["weight"], row["bias"]) == form
-    made, again = (shorten(dag.model, each) for each in (replaced, blank_standins(dag.model, branches, [row], "p")))
+    made, again = (shorten(dag.model, each) for each in (replaced, plain_stand_ins(dag.model, branches, [row], "p")))
     assert made.graph.node == again.graph.node
     assert [(t.name, list(t.dims)) for t in made.graph.initializer] == [
         (t.name, list(t.dims)) for t in again.graph.initializer
@@ -65,4 +65,4 @@ def test_broken_rows_are_refused(change: dict[str, str], tmp_path: Path) -> None
     (tmp_path / "plan.json").write_text(json.dumps(row))
     with pytest.raises(PlanError, match=r"plan\.json: (not a plan|the plan removes the branch)"):
         read = load_plan(tmp_path / "plan.json")
-        blank_standins(dag.model, branches, read.removed_branches, read.origin)
+        plain_stand_ins(dag.model, branches, read.removed_branches, read.origin)

@@ -141,7 +141,8 @@ class _GateFit:
     def add(self, values: Mapping[str, Array], chosen: Ints, held_out: bool) -> None:
         """Add rows of one run."""
         read, wanted = (rows_at(values[name], CHANNELS, chosen).astype(np.float64) for name in self.names)
-        self.sums[int(held_out)] += [(read * read).sum(0), (read * wanted).sum(0), (wanted * wanted).sum(0), len(read)]
+        products = (read * read, read * wanted, wanted * wanted, np.ones_like(read))
+        self.sums[int(held_out)] += [product.sum(0) for product in products]
 
     def result(self) -> FittedStandIn:
         """The factors by which the squared error is least."""

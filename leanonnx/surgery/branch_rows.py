@@ -15,6 +15,7 @@ import numpy as np
 from leanonnx.analysis.branches import Branch
 from leanonnx.errors import PlanError
 from leanonnx.graph.model import Model
+from leanonnx.numeric.arrays import Array
 from leanonnx.spelling import option
 from leanonnx.surgery.shortening import MATRIX, StandIn
 
@@ -48,10 +49,10 @@ def check_row(row: Any) -> BranchRow:
     return texts | {"weight": row["weight"], "bias": bool(row["bias"])}
 
 
-def blank_standins(
+def plain_stand_ins(
     model: Model, branches: Iterable[Branch], rows: Sequence[BranchRow], origin: str
 ) -> dict[Branch, StandIn]:
-    """The removed branches of the plan ``origin`` with stand-ins of its form, whose numbers are zero.
+    """The removed branches of the plan ``origin`` with stand-ins of its form that only leave the branches out.
 
     Raises:
         PlanError: the model has no such branches.
@@ -66,11 +67,10 @@ def blank_standins(
                 f"make it again with {option('plan_out')}"
             )
         size = branch.channels
-        sizes: dict[str | None, tuple[int, ...]] = {"matrix": (size, size), "factors": (size,)}
+        arrays: dict[str | None, Array] = {"matrix": np.eye(size), "factors": np.ones(size)}
         if branch.shortcut:
-            sizes["kernels"] = model.shape_of(model.proto.graph.node[branch.shortcut[0]].input[1])
-        shape = sizes.get(row["weight"])
-        replaced[branch] = StandIn(None if shape is None else np.zeros(shape), np.zeros(size) if row["bias"] else None)
+            arrays["kernels"] = model.constant(model.proto.graph.node[branch.shortcut[0]].input[1])
+        replaced[branch] = StandIn(arrays.get(row["weight"]), np.zeros(size) if row["bias"] else None)
     return replaced
 
 

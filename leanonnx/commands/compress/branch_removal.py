@@ -45,7 +45,7 @@ from leanonnx.selection.latency import latency_model
 from leanonnx.selection.selector import Selection, Selector
 from leanonnx.spelling import option
 from leanonnx.statistics.moments import HELD_OUT_RUN_STRIDE
-from leanonnx.surgery.branch_rows import blank_standins, branch_rows
+from leanonnx.surgery.branch_rows import branch_rows, plain_stand_ins
 from leanonnx.surgery.plan import Plan
 from leanonnx.surgery.shortening import StandIn, shorten
 from leanonnx.system.clock import StageProgress
@@ -260,9 +260,9 @@ def _repeat_plan(original: Candidate, plan: Plan) -> Candidate:
                 f"the plan again with {option('plan_weights')}"
             )
         branches = find_branches(job.dag.model, job.dag.shapes)
-        ((branch, blank),) = blank_standins(job.dag.model, branches, [row], plan.origin).items()
+        ((branch, plain),) = plain_stand_ins(job.dag.model, branches, [row], plan.origin).items()
         fit = None if job.data is None else _fits(job.dag, (branch,), job.data).get(branch)
-        shortened = _shorten(candidate, branch, blank if fit is None else fit.stand_in)
+        shortened = _shorten(candidate, branch, plain if fit is None else fit.stand_in)
         if shortened is None:
             raise PlanError(
                 f"{plan.origin}: the branch '{branch.operand}' cannot be removed from this model; make the plan again "
