@@ -11,13 +11,13 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.recovery.standins import FittedStandIn, fit_stand_ins
 from tests.calibrated import analysed, net, normal_feeds, values
 
-RUNS = 20
+RUNS = 60
 ONE = "(float[N,6,8,8] x) => (float[N,6,8,8] y)"
 LINEAR_BRANCH = "b = Conv (x, w, c) y = Add (x, b)"
 CURVED_BRANCH = "h = Conv <pads = [1, 1, 1, 1]> (x, w3, c) r = Relu (h) b = Conv (r, w, c) y = Add (b, x)"
 SHORTCUT = """h = Conv <strides = [2, 2], pads = [1, 1, 1, 1]> (x, w3, c) r = Relu (h) b = Conv (r, w, c)
     s = Conv <strides = [2, 2]> (x, v) n = BatchNormalization (s, g, c, m, q) y = Add (b, n)"""
-GATE = """p = GlobalAveragePool (x) h = Conv (p, w, c) r = Relu (h) e = Conv (r, v, c) g = Sigmoid (e) y = Mul (x, g)"""
+GATE = """p = GlobalAveragePool (x) h = Conv (p, w, c) r = Relu (h) e = Conv (r, v, c) t = Sigmoid (e) y = Mul (x, t)"""
 CONSTANTS = "float[6,6,1,1] w, float[6,6,3,3] w3, float[6] c, float[6,6,1,1] v, float[6] g, float[6] m, float[6] q"
 
 
@@ -49,7 +49,7 @@ def test_a_linear_branch_is_recovered() -> None:
 def test_what_is_left_unexplained_is_the_error_on_other_inputs(body: str) -> None:
     dag = network(body, "4,4" if body == SHORTCUT else "8,8")
     branch, fit = fitted(dag)
-    names, feeds = [branch.stream, branch.output], normal_feeds(dag, 10, 9, 4)
+    names, feeds = [branch.stream, branch.output], normal_feeds(dag, 40, 9, 4)
     stream, joined = (value.astype(np.float64) for value in values(dag.model.proto, names, feeds))
     weight, bias = fit.stand_in.weight, fit.stand_in.bias
     assert weight is not None and bias is not None
@@ -57,14 +57,15 @@ def test_what_is_left_unexplained_is_the_error_on_other_inputs(body: str) -> Non
     made = np.einsum("oi,nihw->nohw", weight.reshape(6, 6), read) + bias[:, None, None]
     axes = (0, 2, 3)
     error = np.square(made - joined).mean(axes) / joined.var(axes)
-    np.testing.assert_allclose(fit.unexplained, error, rtol=0.25)
+    assert fit.unexplained.mean() == pytest.approx(error.mean(), rel=0.15)
+    assert np.corrcoef(fit.unexplained, error)[0, 1] > 0.9
     assert 0 < error.mean() < 0.9
 
 
 def test_a_gate_becomes_one_factor_for_each_channel() -> None:
     dag = network(GATE)
     branch, fit = fitted(dag)
-    (gate,) = values(dag.model.proto, ["g"], normal_feeds(dag, 10, 9, 4))
+    (gate,) = values(dag.model.proto, ["t"], normal_feeds(dag, 10, 9, 4))
     assert branch.kind == "scale" and fit.stand_in.bias is None
     np.testing.assert_allclose(fit.stand_in.weight, gate.mean((0, 2, 3)), atol=0.1)
     assert fit.unexplained.shape == (6,) and fit.unexplained.max() < 0.5
