@@ -79,14 +79,13 @@ def latency_model(dag: ChannelDag, target: Hardware, profile: Sequence[NodeTime]
     return replace(model, corrections=measured_corrections(dag, model.node_times(dag.all_alive), profile))
 
 
-def latency_rate(dag: ChannelDag, target: Hardware, profile: Sequence[NodeTime] = ()) -> Rate:
-    """Predicted ms of one kernel of each node while none is removed."""
+def latency_rate(dag: ChannelDag, target: Hardware) -> Rate:
+    """Predicted ms of one kernel of each node while none is removed, by the table alone."""
     nodes, whole = dag.model.proto.graph.node, dag.all_alive
-    factors = latency_model(dag, target, profile).corrections.factors
 
     def rate(node: int, mix: KernelBlock) -> float:
         kernels = max(mix.destinations.size * int(mix.sources.shape[1]), 1)
-        return factors.get(node, 1.0) * _block_ms(target, nodes[node].op_type, mix, whole) / kernels
+        return _block_ms(target, nodes[node].op_type, mix, whole) / kernels
 
     return rate
 

@@ -97,7 +97,7 @@ def _price_latency(inputs: PricingInputs) -> Price:
 
 
 def _rate_latency(inputs: PricingInputs) -> Rate:
-    return latency_rate(inputs.dag, _hardware(inputs), inputs.profile)
+    return latency_rate(inputs.dag, _hardware(inputs))
 
 
 def _price_bytes(inputs: PricingInputs) -> Price:
