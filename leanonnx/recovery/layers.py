@@ -367,7 +367,8 @@ def set_constant(proto: onnx.ModelProto, name: str, array: Array) -> np.dtype[An
 
 def _fill(tensor: onnx.TensorProto, array: Array) -> np.dtype[Any]:
     kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    doc = tensor.doc_string
-    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array, dtype=kind), tensor.name))
-    tensor.doc_string = doc
+    filled = numpy_helper.from_array(np.ascontiguousarray(array, dtype=kind), tensor.name)
+    if tensor.HasField("doc_string"):
+        filled.doc_string = tensor.doc_string
+    tensor.CopyFrom(filled)
     return kind

@@ -66,7 +66,7 @@ def graft(model: Model, replaced: Mapping[Branch, StandIn]) -> onnx.ModelProto:
     """The model with stand-ins beside the branches: the reference of the proof.
 
     No node is removed; the joined tensors get new names, which nothing reads.  The stand-ins that take over their names
-    are computed in another way than those of ``shorten``: by matrix products on the last axis.
+    are computed in another way than those of ``shorten``: by matrix products over all positions.
 
     Raises:
         ValueError: branches overlap, or the arrays of a stand-in do not fit.
@@ -156,20 +156,21 @@ class _Edit:
             _check_fits(standin.bias is None or standin.bias.shape == shape[:1], f"a bias that is not {shape[:1]}")
 
     def multiply(self, branch: Branch, standin: StandIn) -> list[onnx.NodeProto]:
-        """The stand-in as a matrix product with channels on the last axis."""
+        """The stand-in as a matrix product with all positions in one axis."""
         _check_affine(branch, standin)
         weight = np.ones(branch.channels) if standin.weight is None else standin.weight
         bias = np.zeros(branch.channels) if standin.bias is None else standin.bias
-        matrix = weight.T if weight.ndim == MATRIX else np.diag(weight)
-        to_last = [0, *range(2, branch.rank), 1]
-        stem = branch.output
-        last, product, total = self.name(stem), self.name(stem), self.name(stem)
-        make = onnx.helper.make_node
+        matrix = weight if weight.ndim == MATRIX else np.diag(weight)
+        stem, make = branch.output, onnx.helper.make_node
+        shape, flat, product, total = (self.name(stem) for _ in range(4))
+        rows = self.name(f"{stem}_rows")
+        self.added.append(numpy_helper.from_array(np.array([0, 0, -1], np.int64), rows))
         return [
-            make("Transpose", [branch.stream], [last], name=last, perm=to_last),
-            make("MatMul", [last, self.constant(matrix, branch, "matrix")], [product], name=product),
-            make("Add", [product, self.constant(bias, branch, "offset")], [total], name=total),
-            make("Transpose", [total], [stem], name=self.name(stem), perm=np.argsort(to_last).tolist()),
+            make("Shape", [branch.stream], [shape], name=shape),
+            make("Reshape", [branch.stream, rows], [flat], name=flat),
+            make("MatMul", [self.constant(matrix, branch, "matrix"), flat], [product], name=product),
+            make("Add", [product, self.constant(bias[:, None], branch, "offset")], [total], name=total),
+            make("Reshape", [total, shape], [stem], name=self.name(stem)),
         ]
 
     def convolve(self, branch: Branch, standin: StandIn) -> list[onnx.NodeProto]:
