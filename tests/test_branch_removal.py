@@ -149,3 +149,16 @@ def test_a_plan_with_branches_is_for_compress_alone(folder: Path) -> None:
     compress(folder / "idle.onnx", folder / "f.onnx", macs=0.55, calib=folder / "x.npz", plan_out=plan)
     with pytest.raises(PlanError, match="removes whole branches"):
         prove(folder / "idle.onnx", folder / "f.onnx", plan)
+
+
+def test_quantised_branches_stay(folder: Path) -> None:
+    proto = two_blocks(("wd", "bd"))
+    at = next(k for k, node in enumerate(proto.graph.node) if node.output[0] == "cd")
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0.1), "step"))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.uint8(0), "zero"))
+    for k, (operator, given, made) in enumerate((("QuantizeLinear", "rc", "q"), ("DequantizeLinear", "q", "rq"))):
+        proto.graph.node.insert(at + k, onnx.helper.make_node(operator, [given, "step", "zero"], [made], name=made))
+    proto.graph.node[at + 2].input[0] = "rq"
+    given = saved(proto, folder / "int8.onnx")
+    result = compress(given, folder / "int8_out.onnx", macs=0.55, calib=folder / "x.npz")
+    assert "u" not in [branch.tensor for branch in result.report.branches]

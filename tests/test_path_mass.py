@@ -14,7 +14,7 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.ranking import elimination
 from leanonnx.ranking.elimination import Elimination, Exponents
 from leanonnx.ranking.groups import channel_groups, layers_of
-from leanonnx.ranking.pathmass import kernel_groups, path_masses
+from leanonnx.ranking.pathmass import KernelGroup, kernel_groups, path_masses
 from leanonnx.statistics.moments import Statistics, measure_statistics
 from tests.calibrated import Array, analysed, dag_of, net, normal_feeds
 from tests.helpers import CNN, build, called, refused, saved
@@ -246,3 +246,14 @@ def test_with_data_it_is_the_default(tmp_path: Path) -> None:
         assert called(*shared, *method, cwd=tmp_path).returncode == 0
         files.append((tmp_path / "out.onnx").read_bytes())
     assert files[0] == files[1] != files[2]
+
+
+def test_a_variance_below_zero_by_rounding_counts_as_none() -> None:
+    group = KernelGroup(
+        node=0,
+        channel_ids=np.array([1, 2]),
+        destinations=np.array([3]),
+        kernels=np.ones((1, 2, 1)),
+        covariance=np.diag([-1e-9, 4.0]),
+    )
+    np.testing.assert_array_equal(group.energies, [[0.0, 4.0]])

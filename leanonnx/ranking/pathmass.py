@@ -35,7 +35,7 @@ class KernelGroup:
     @property
     def energies(self) -> Floats:
         """Energy that each channel contributes to each output [O, C]."""
-        energies: Floats = np.square(self.kernels).sum(2) * np.diag(self.covariance)
+        energies: Floats = np.square(self.kernels).sum(2) * np.maximum(np.diag(self.covariance), 0)
         return energies
 
 

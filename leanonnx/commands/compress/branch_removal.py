@@ -31,6 +31,7 @@ from leanonnx.data.samples import Dataset
 from leanonnx.errors import PlanError
 from leanonnx.graph.formats import Source, float_types
 from leanonnx.graph.model import check_model
+from leanonnx.graph.nodes import QUANTISED
 from leanonnx.graph.storage import write_model
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.ranking.criteria import BY_ACTIVATIONS
@@ -95,7 +96,14 @@ def may_remove_branches(job: CompressJob) -> bool:
     wanted = options.blocks == "auto" and options.recovers and options.method in BY_ACTIVATIONS
     if not wanted or job.data is None or not job.effort.branch_trials:
         return False
-    return bool(find_branches(job.dag.model, job.dag.shapes))
+    return bool(_branches(job.dag))
+
+
+def _branches(dag: ChannelDag) -> tuple[Branch, ...]:
+    """The branches whose removal may be tried: a stand-in in floats would slow a quantised network down."""
+    nodes = dag.model.proto.graph.node
+    branches = find_branches(dag.model, dag.shapes)
+    return tuple(one for one in branches if not any(nodes[node].op_type in QUANTISED for node in one.nodes))
 
 
 class _Search:
@@ -144,9 +152,8 @@ class _Search:
     def _price(self, candidate: Candidate, selector: Selector, alive: Mask) -> list[tuple[BranchStep, FittedStandIn]]:
         """The steps that remove one more branch, with its stand-in, the most promising first."""
         dag = candidate.job.dag
-        branches = find_branches(dag.model, dag.shapes)
         try:
-            fits = _fits(dag, branches, self.data)
+            fits = _fits(dag, _branches(dag), self.data)
         except RunFailed:
             return []
         return [(step, fits[step.branch]) for step in branch_steps(selector, fits, alive)]

@@ -75,7 +75,7 @@ def recover_weights(candidate: Candidate) -> Candidate:
         path = _restore(job, job.stored, path, job.new_file("restored"))
         recipe, restored = planned, planned.weights.path
     own = _recipe(job)
-    if evidence is not None and evidence.kept:
+    if job.stand_ins or (evidence is not None and evidence.kept):
         recipe = own
     notes, files = _differences(job.options, planned, own), dict[Path, bytes]()
     if job.plan_weights is not None:
