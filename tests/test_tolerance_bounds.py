@@ -88,7 +88,7 @@ def test_more_looks_and_fewer_samples_widen_the_bounds() -> None:
     rng = np.random.default_rng(3)
     values = rng.exponential(1, (100, 1))
     whole, ones = ratio_upper_bounds(values, np.ones((100, 1)), DOUBT), np.ones((100, 1))
-    assert ratio_upper_bounds(values, ones, DOUBT / 6) > whole
+    assert ratio_upper_bounds(values, ones, DOUBT / 6**0.5) > whole
     half = np.repeat(values[:50], 1, 1)
     double = np.concatenate([half, half])
     assert ratio_upper_bounds(half, ones[:50], DOUBT) > ratio_upper_bounds(double, ones, DOUBT)
@@ -205,7 +205,7 @@ def test_the_whole_search_is_wrong_as_seldom_as_it_says(limit: float, nested: bo
             drawn = levels if nested else rng.random(600)
             same = (drawn < truth(fraction)).astype(np.float64)
             return ToleranceReading(
-                "min_agreement", same.mean(), share_lower_bound(same, np.ones(600), DOUBT / 6), limit
+                "min_agreement", same.mean(), share_lower_bound(same, np.ones(600), DOUBT / 6**0.5), limit
             ).spent
 
         best = searched(spent).smallest_hit

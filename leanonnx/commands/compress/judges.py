@@ -62,11 +62,16 @@ def split_for_judging(data: Dataset, whole: Dataset, effort: Effort) -> tuple[Da
 
 
 class Judge:
-    """Reads the tolerances of a job off candidates; ``allowed`` is the number of looks that its bounds allow for."""
+    """Reads the tolerances of a job off candidates; ``allowed`` is the number of looks that its bounds allow for.
+
+    All looks are judged by the same samples, and most are far from the limit: the error probability of each is that of
+    the whole, divided by the square root of their number.  Simulated searches are wrong less often than the whole allows
+    for, also on curves so flat that every look is at the limit.
+    """
 
     def __init__(self, job: CompressJob, allowed: int) -> None:
         assert job.judging is not None
-        self.job, self.allowed, self.doubt = job, allowed, ERROR_PROBABILITY / allowed
+        self.job, self.allowed, self.doubt = job, allowed, ERROR_PROBABILITY / math.sqrt(allowed)
         model, names = job.dag.taught_by, [value.name for value in job.dag.model.inputs]
         data, axes = job.judging.only(names), channel_axes(job.dag)
         self.held_out = HeldOut(model, data, axes, job.dag.observation.replaced_formats)
