@@ -65,8 +65,8 @@ class Judge:
     """Reads the tolerances of a job off candidates; ``allowed`` is the number of looks that its bounds allow for.
 
     All looks are judged by the same samples, and most are far from the limit: the error probability of each is that of
-    the whole, divided by the square root of their number.  Simulated searches are wrong less often than the whole allows
-    for, also on curves so flat that every look is at the limit.
+    the whole, divided by the square root of their number.  Simulated searches are wrong less often than the whole
+    allows for, also on curves so flat that every look is at the limit.
     """
 
     def __init__(self, job: CompressJob, allowed: int) -> None:
