@@ -23,7 +23,7 @@ class Effort:
         trials: largest number of candidates that are judged from end to end.
         trial_work: work that one of these may take, as a multiple of that with normal effort.
         passes: largest number of passes of the recovery where layers share weights.
-        branch_trials: largest number of branches whose removal is tried.
+        branch_trials: largest number of trials of a network without some branches.
         branch_work: work that one of these may take, as a multiple of ``trial_work`` with normal effort.
         looks: largest number of candidates that are recovered to meet a tolerance.
     """
@@ -58,7 +58,7 @@ _ALL = (
         trials=6,
         trial_work=1,
         passes=2,
-        branch_trials=3,
+        branch_trials=5,
         branch_work=4,
         looks=6,
     ),

@@ -2,7 +2,7 @@
 
 ``operand`` is the name of the tensor that the branch outputs, ``join`` that of the joined tensor.  ``weight`` is
 "matrix", "factors" or "kernels" (of the convolution beside the branch), null if the stand-in has none; ``bias`` tells
-whether it has a bias.
+whether it has a bias.  Branches of the same ``step`` are removed together, from the network that the steps before left.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ WEIGHT_FORMS = (None, "matrix", "factors", "kernels")
 BranchRow = Mapping[str, Any]
 
 
-def branch_rows(replaced: Mapping[Branch, StandIn]) -> list[BranchRow]:
-    """The removed branches for a plan."""
+def branch_rows(replaced: Mapping[Branch, StandIn], step: int = 1) -> list[BranchRow]:
+    """The branches for a plan that are removed in one step."""
     return [
         {
             "operand": branch.operand,
@@ -32,6 +32,7 @@ def branch_rows(replaced: Mapping[Branch, StandIn]) -> list[BranchRow]:
             "kind": branch.kind,
             "weight": _form(branch, standin),
             "bias": standin.bias is not None,
+            "step": step,
         }
         for branch, standin in sorted(replaced.items(), key=lambda pair: pair[0].join)
     ]
@@ -46,7 +47,7 @@ def check_row(row: Any) -> BranchRow:
     texts = {key: row[key] for key in ("operand", "join", "kind")}
     if not all(isinstance(text, str) for text in texts.values()) or row["weight"] not in WEIGHT_FORMS:
         raise ValueError("a removed branch is broken")
-    return texts | {"weight": row["weight"], "bias": bool(row["bias"])}
+    return texts | {"weight": row["weight"], "bias": bool(row["bias"]), "step": int(row["step"])}
 
 
 def plain_stand_ins(

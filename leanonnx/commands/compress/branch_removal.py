@@ -1,9 +1,9 @@
 """The stage that removes whole branches, each replaced by an affine stand-in, before channels are chosen.
 
 1. The branches are priced beside the channels, by loss for each unit of the budget (``selection.branch_steps``).
-2. The most promising are tried: the network without the branch is pruned to the same budget, recovered, and compared
-   with the best so far on samples that nothing was fitted to.  A branch goes only if that is clearly better, or no
-   worse and clearly faster.
+2. The most promising are tried: the network without them is pruned to the same budget, recovered, and compared with the
+   best so far on samples that nothing was fitted to.  Branches go only if that is clearly better, or no worse and
+   clearly faster.
 3. After each removal the remaining branches are priced anew.
 
 The network without the branches takes the place of the original from here on; the original becomes its teacher.
@@ -12,14 +12,16 @@ The network without the branches takes the place of the original from here on; t
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from time import monotonic
 
 import numpy as np
 
 from leanonnx.analysis.branch_costs import branch_costs
-from leanonnx.analysis.branches import Branch, find_branches
+from leanonnx.analysis.branches import Branch, compatible, find_branches
 from leanonnx.analysis.cost import cost_model
 from leanonnx.analysis.dag import ChannelDag, build_channel_dag
 from leanonnx.analysis.teacher import RecoveryTeacher, unlike_tensors
@@ -117,46 +119,47 @@ class _Search:
         self.seconds = 0.0
 
     def run(self) -> Candidate:
-        """The candidate without the branches whose removal was worth it; the original if none was."""
+        """The candidate without the branches whose removal was worth it; the original if none was.
+
+        As long as all goes well, twice as many branches are tried at once each time; after a failure half as many.
+        """
         best: _State | None = None
-        candidate, selector = self.original, self.selector
+        candidate, selector, width = self.original, self.selector, 1
         refused: set[str] = set()
+        alive = selector.within(selector.request.budget.fraction)
+        steps = self._price(candidate, selector, alive)
         while True:
-            alive = selector.within(selector.request.budget.fraction)
-            steps = [
-                (step, fit)
-                for step, fit in self._price(candidate, selector, alive)
-                if step.relative_rate <= PROMISING_RATE and step.branch.output not in refused
-            ]
+            steps = [step for step in steps if step[0].branch.output not in refused]
             if not steps or not self._may_try():
                 return candidate
+            best = best or self._recover(candidate, selector, alive)
             if best is None:
-                best = self._recover(candidate, selector, alive)
-                if best is None:
-                    return candidate
-            for step, fit in steps:
-                if not self._may_try():
-                    return candidate
-                rival = self._without(candidate, step, fit)
-                if rival is not None and self._is_better(best, rival):
-                    best, candidate, selector = rival, rival.candidate, rival.selector
-                    break
-                refused.add(step.branch.output)
-            else:
                 return candidate
+            fits = dict(steps)
+            apart = compatible([step.branch for step in fits])
+            chosen = [step for step in fits if step.branch in apart][:width]
+            rival = self._without(candidate, {step.branch: fits[step] for step in chosen})
+            if rival is not None and self._is_better(best, rival):
+                best, candidate, selector, width = rival, rival.candidate, rival.selector, 2 * len(chosen)
+                steps = self._price(candidate, selector, rival.alive)
+            elif len(chosen) > 1:
+                width = len(chosen) // 2
+            else:
+                refused.add(chosen[0].branch.output)
 
     def _may_try(self) -> bool:
         job = self.original.job
         return self.trials < job.effort.branch_trials and job.deadline.left() > 2 * self.seconds
 
     def _price(self, candidate: Candidate, selector: Selector, alive: Mask) -> list[tuple[BranchStep, FittedStandIn]]:
-        """The steps that remove one more branch, with its stand-in, the most promising first."""
+        """The promising steps that remove one more branch, with its stand-in, the most promising first."""
         dag = candidate.job.dag
         try:
             fits = _fits(dag, _branches(dag), self.data)
         except RunFailed:
             return []
-        return [(step, fits[step.branch]) for step in branch_steps(selector, fits, alive)]
+        steps = branch_steps(selector, fits, alive)
+        return [(step, fits[step.branch]) for step in steps if step.relative_rate <= PROMISING_RATE]
 
     def _recover(self, candidate: Candidate, selector: Selector, alive: Mask) -> _State | None:
         began, job = monotonic(), self.original.job
@@ -164,22 +167,26 @@ class _Search:
         self.seconds = max(self.seconds, monotonic() - began)
         return None if network is None else _State(candidate, selector, alive, network)
 
-    def _without(self, candidate: Candidate, step: BranchStep, fit: FittedStandIn) -> _State | None:
-        """The candidate without one more branch, pruned to the same budget and recovered; None if it cannot be."""
-        self.on_progress(self.trials / self.original.job.effort.branch_trials, f"branch at {step.branch.output}")
+    def _without(self, candidate: Candidate, fits: Mapping[Branch, FittedStandIn]) -> _State | None:
+        """The candidate without some more branches, pruned to the same budget and recovered; None if it cannot be."""
+        ends = ", ".join(branch.output for branch in fits)
+        self.on_progress(self.trials / self.original.job.effort.branch_trials, f"branches at {ends}")
         self.trials += 1
-        (cost,) = branch_costs(candidate.job.dag, [step.branch])
-        shortened = _shorten(candidate, step.branch, fit.stand_in)
+        shortened = _shorten(candidate, {branch: fit.stand_in for branch, fit in fits.items()})
         if shortened is None:
             return None
-        row = RemovedBranch(
-            tensor=step.branch.output,
-            kind=step.branch.kind,
-            nodes=cost.nodes,
-            macs=cost.macs - cost.standin_macs,
-            unexplained=float(fit.unexplained.mean()),
+        costs = branch_costs(candidate.job.dag, fits)
+        rows = tuple(
+            RemovedBranch(
+                tensor=branch.output,
+                kind=branch.kind,
+                nodes=cost.nodes,
+                macs=cost.macs - cost.standin_macs,
+                unexplained=float(fit.unexplained.mean()),
+            )
+            for (branch, fit), cost in zip(fits.items(), costs, strict=True)
         )
-        job = replace(shortened.job, removed_branches=(*candidate.job.removed_branches, row))
+        job = replace(shortened.job, removed_branches=(*candidate.job.removed_branches, *rows))
         shortened = replace(shortened, job=job)
         selector = selector_of(shortened.job, self.selector)
         alive = selector.within(selector.request.budget.fraction)
@@ -212,9 +219,9 @@ def _fits(dag: ChannelDag, branches: tuple[Branch, ...], data: Dataset) -> dict[
     return fit_stand_ins(dag, branches, data.feeds(batch), -(-data.count // batch))
 
 
-def _shorten(candidate: Candidate, branch: Branch, stand_in: StandIn) -> Candidate | None:
-    """The whole network without one more branch, proven; None if the proof fails or it cannot be run."""
-    job, replaced = candidate.job, {branch: stand_in}
+def _shorten(candidate: Candidate, replaced: Mapping[Branch, StandIn]) -> Candidate | None:
+    """The whole network without some more branches, proven; None if the proof fails or it cannot be run."""
+    job = candidate.job
     dag, options, model = job.dag, job.options, job.dag.model
     proto = shorten(model, replaced)
     with tempfile.TemporaryDirectory(prefix="shortened-", dir=job.folder) as folder:
@@ -232,12 +239,13 @@ def _shorten(candidate: Candidate, branch: Branch, stand_in: StandIn) -> Candida
     shorter = replace(written, path=model.path)
     teacher = _teacher(dag, made)
     made = replace(made, model=shorter, copies_constants=dag.copies_constants, teacher=teacher)
+    step = 1 + max((row["step"] for row in job.branch_rows), default=0)
     stand_ins = {name for name in shorter.holders if name not in model.holders}
     job = replace(
         job,
         dag=made,
         shortened_from=job.original,
-        branch_rows=(*job.branch_rows, *branch_rows(replaced)),
+        branch_rows=(*job.branch_rows, *branch_rows(replaced, step)),
         stand_ins=job.stand_ins | stand_ins,
     )
     before, after = (cost_model(each)(each.all_alive) for each in (job.original, made))
@@ -259,21 +267,22 @@ def _teacher(dag: ChannelDag, shortened: ChannelDag) -> RecoveryTeacher:
 def _repeat_plan(original: Candidate, plan: Plan) -> Candidate:
     """The candidate without the branches that a plan removes, in its order."""
     candidate = original
-    for row in plan.removed_branches:
+    for _, rows in groupby(plan.removed_branches, key=lambda row: row["step"]):
         job = candidate.job
         if job.data is None and job.stored is None:
             raise PlanError(
                 f"{plan.origin}: removes branches, whose stand-ins are fitted to data; add {option('calib')}, or make "
                 f"the plan again with {option('plan_weights')}"
             )
-        branches = find_branches(job.dag.model, job.dag.shapes)
-        ((branch, plain),) = plain_stand_ins(job.dag.model, branches, [row], plan.origin).items()
-        fit = None if job.data is None else _fits(job.dag, (branch,), job.data).get(branch)
-        shortened = _shorten(candidate, branch, plain if fit is None else fit.stand_in)
+        known = find_branches(job.dag.model, job.dag.shapes)
+        plain = plain_stand_ins(job.dag.model, known, [*rows], plan.origin)
+        fits = {} if job.data is None else _fits(job.dag, tuple(plain), job.data)
+        shortened = _shorten(candidate, plain | {branch: fit.stand_in for branch, fit in fits.items()})
         if shortened is None:
+            ends = ", ".join(f"'{branch.operand}'" for branch in plain)
             raise PlanError(
-                f"{plan.origin}: the branch '{branch.operand}' cannot be removed from this model; make the plan again "
-                f"with {option('plan_out')}"
+                f"{plan.origin}: the branches {ends} cannot be removed from this model; make the plan again with "
+                f"{option('plan_out')}"
             )
         candidate = shortened
     return candidate
