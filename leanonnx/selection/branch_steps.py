@@ -34,13 +34,13 @@ class BranchStep:
     channel_rate: float
 
     @property
-    def relative_rate(self) -> float:
-        """Loss for each unit of cost, relative to that of the channels that would be removed next."""
-        return self.loss / max(self.saving * self.channel_rate, 1e-300)
+    def gain(self) -> float:
+        """Loss that channels need not bear if the branch goes in their place, less its own."""
+        return self.saving * self.channel_rate - self.loss
 
 
 def branch_steps(selector: Selector, fits: Mapping[Branch, FittedStandIn], alive: Mask) -> list[BranchStep]:
-    """The steps that remove a branch of a network from a keep mask within the budget, the most promising first.
+    """The steps that remove a branch of a network from a keep mask within the budget, the largest gain first.
 
     Args:
         selector: selects the channels, by the elimination of ``path-mass``.
@@ -66,7 +66,7 @@ def branch_steps(selector: Selector, fits: Mapping[Branch, FittedStandIn], alive
         saving = max(total - selector.price(apart), total * cost.macs / macs) - total * cost.standin_macs / macs
         if saving > MIN_SAVING_SHARE * total:
             steps.append(BranchStep(branch=branch, loss=max(loss - booked, 0.0), saving=saving, channel_rate=rate))
-    return sorted(steps, key=lambda step: step.relative_rate)
+    return sorted(steps, key=lambda step: -step.gain)
 
 
 def _channel_rate(selector: Selector, losses: Floats, alive: Mask) -> float:

@@ -53,8 +53,6 @@ from leanonnx.surgery.plan import Plan
 from leanonnx.surgery.shortening import StandIn, shorten
 from leanonnx.system.clock import StageProgress
 
-PROMISING_RATE = 1.0
-"""Loss for each unit of cost, relative to that of channels, up to which the removal of a branch is tried."""
 TIMED_WORK = 10
 """Factor of the work that trials may take for a budget of time, in which branches save most."""
 FASTER_SHARE = 0.9
@@ -159,7 +157,7 @@ class _Search:
         except RunFailed:
             return []
         steps = branch_steps(selector, fits, alive)
-        return [(step, fits[step.branch]) for step in steps if step.relative_rate <= PROMISING_RATE]
+        return [(step, fits[step.branch]) for step in steps if step.gain > 0]
 
     def _recover(self, candidate: Candidate, selector: Selector, alive: Mask) -> _State | None:
         began, job = monotonic(), self.original.job
