@@ -72,8 +72,8 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "too few": (
         {"min_agreement": 0.99},
         DataError,
-        "by 40 held-out samples of 120, even if all agree: 477 are needed; "
-        "give at least 1431 samples in calib, or ask for min_agreement=0.887",
+        "by 40 held-out samples of 120, even if all agree: 388 are needed; "
+        "give at least 1164 samples in calib, or ask for min_agreement=0.907",
     ),
     "two budgets": ({"min_agreement": 0.6, "keep": 0.5, "macs": 0.5}, OptionError, "give exactly one of"),
     "no module": ({"score": "nowhere:f", "max_drop": 1}, OptionError, "score='nowhere:f': nowhere cannot be read"),
