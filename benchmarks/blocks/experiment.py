@@ -78,7 +78,7 @@ def compressed(material: Material, cell: Cell, asked: float, target: Path) -> Ro
     report = done.report
     row |= {unit: report[unit]["fraction"] for unit in ("macs", "params")}
     row |= {"said": report["latency"], "warnings": report["warnings"]}
-    row["removed_branches"] = json.loads(plan.read_text())["options"].get("removed_branches", [])
+    row["removed_branches"] = [each["join"] for each in json.loads(plan.read_text()).get("removed_branches", [])]
     held = (report.get("recovery") or {}).get("deviation")
     if held:
         row["held_out"] = {"samples": held["samples"], "metric": held["metric"], "outputs": held["outputs"]}

@@ -96,10 +96,14 @@ def _count(row: Row | None) -> str:
     return str(len(row["removed_branches"])) if row and "removed_branches" in row else ""
 
 
+def _table_or_note(head: list[str], lines: list[list[str]]) -> str:
+    return table(head, lines) if lines else "Not measured yet."
+
+
 def _results(budget: str) -> str:
     cells = Cells(load(NAME))
     head = ["network, asked", "original", CHANNELS, "ms", "and blocks", "ms", "blocks removed", "ratio of the times"]
-    return table(head, [_line(cells, place, (CHANNELS, BLOCKS)) for place in cells.places(budget)])
+    return _table_or_note(head, [_line(cells, place, (CHANNELS, BLOCKS)) for place in cells.places(budget)])
 
 
 def blocks_latency() -> str:
@@ -137,7 +141,7 @@ def blocks_equal() -> str:
         lines.append([f"{place[0]}, {place[2]:g}", *values])
     both = [CHANNELS, "times as fast", "and blocks", "times as fast"]
     head = ["network, asked", *both, "blocks removed", "difference in points"]
-    return table(head, lines)
+    return _table_or_note(head, lines)
 
 
 def blocks_verdict() -> str:
@@ -172,7 +176,7 @@ def blocks_tuned() -> str:
         speed = f"{tuned['speedup']:.2f}" if tuned else ""
         lines.append([f"{row['network']}, {row['way']}", f"{row.get('macs', 0):.3f}", score(row), score(tuned), speed])
     head = ["network", "multiply-adds left", "recovered", "fine-tuned", "times as fast as the original"]
-    return table(head, lines)
+    return _table_or_note(head, lines)
 
 
 def blocks_machine() -> str:
