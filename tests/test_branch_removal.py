@@ -162,3 +162,10 @@ def test_quantised_branches_stay(folder: Path) -> None:
     given = saved(proto, folder / "int8.onnx")
     result = compress(given, folder / "int8_out.onnx", macs=0.55, calib=folder / "x.npz")
     assert "u" not in [branch.tensor for branch in result.report.branches]
+
+
+@pytest.mark.parametrize("name", ["cc", "rc", "cd"])
+def test_a_branch_with_pinned_channels_stays(folder: Path, name: str) -> None:
+    result = compress(folder / "idle.onnx", folder / "pinned.onnx", macs=0.6, calib=folder / "x.npz", pin=name)
+    assert "u" not in [branch.tensor for branch in result.report.branches]
+    assert name in {node.output[0] for node in result.model.graph.node}

@@ -26,11 +26,11 @@ from leanonnx.analysis.cost import cost_model
 from leanonnx.analysis.dag import ChannelDag, build_channel_dag
 from leanonnx.analysis.teacher import RecoveryTeacher, unlike_tensors
 from leanonnx.commands.compress.candidate import Candidate, CompressJob
-from leanonnx.commands.compress.choosing import resolved_target, selector_for, selector_of
+from leanonnx.commands.compress.choosing import keep_selector, resolved_target, selector_for, selector_of
 from leanonnx.commands.compress.proving import prove_shortened
 from leanonnx.commands.compress.pruning import BudgetRemoval
 from leanonnx.data.samples import Dataset
-from leanonnx.errors import PlanError
+from leanonnx.errors import ModelError, OptionError, PlanError
 from leanonnx.graph.formats import Source, float_types
 from leanonnx.graph.model import check_model
 from leanonnx.graph.nodes import QUANTISED
@@ -139,6 +139,7 @@ class _Search:
             rival = self._without(candidate, {step.branch: fits[step] for step in chosen})
             if rival is not None and self._is_better(best, rival):
                 best, candidate, selector, width = rival, rival.candidate, rival.selector, 2 * len(chosen)
+                keep_selector(candidate.job, selector)
                 steps = self._price(candidate, selector, rival.alive)
             elif len(chosen) > 1:
                 width = len(chosen) // 2
@@ -186,7 +187,10 @@ class _Search:
         )
         job = replace(shortened.job, removed_branches=(*candidate.job.removed_branches, *rows))
         shortened = replace(shortened, job=job)
-        selector = selector_of(shortened.job, self.selector)
+        try:
+            selector = selector_of(shortened.job, self.selector)
+        except OptionError:
+            return None
         alive = selector.within(selector.request.budget.fraction)
         if not selector.selection(alive).reached:
             return None
@@ -230,7 +234,7 @@ def _shorten(candidate: Candidate, replaced: Mapping[Branch, StandIn]) -> Candid
             written = replace(model, path=file, proto=proto, original=None)
             made = build_channel_dag(written, observe(written, options.shapes), job.rules)
             proof = prove_shortened(made, model, replaced, options.seed, job.data)
-        except (RunFailed, ValueError):
+        except (ModelError, RunFailed, ValueError):
             return None
     if not proof.passed:
         return None

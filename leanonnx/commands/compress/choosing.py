@@ -98,15 +98,22 @@ def _new_selector(job: CompressJob) -> Selector:
 
 
 def selector_of(job: CompressJob, whole: Selector) -> Selector:
-    """The selector of a job's network, which lacks branches of the network of another selector."""
+    """The selector of a job's network, which lacks branches of the network of another selector.
+
+    Raises:
+        OptionError: a channel that is to be kept went with a branch.
+    """
     request = _request(job.dag, job.options, resolved_target(job.options, float_types(job.dag.model.proto)))
     profile = tuple(time for time in whole.request.profile if time.tensor and not job.dag.is_unlike(time.tensor))
     request = replace(request, exponents=whole.request.exponents, profile=profile)
     if job.data is not None:
         request = replace(request, statistics=_statistics(job, job.data))
-    selector = Selector(job.dag, request, whole=whole)
+    return Selector(job.dag, request, whole=whole)
+
+
+def keep_selector(job: CompressJob, selector: Selector) -> None:
+    """Let ``selector_for`` return the selector of a job's network."""
     job.selectors[id(job.dag), job.options.budget.unit] = selector
-    return selector
 
 
 def _draft_size(original: Candidate, alive: Mask) -> int:
