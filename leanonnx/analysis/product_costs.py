@@ -20,12 +20,11 @@ from leanonnx.graph.nodes import STANDARD_DOMAINS, attribute, subgraphs
 from leanonnx.graph.view import unused_outputs
 from leanonnx.numeric.channel_ids import ChannelIds, Mask, Shape, varied_axes
 from leanonnx.operators.facts import MICROSOFT, NCHWC, Family, OperatorFacts, Trait
-from leanonnx.operators.table import OPERATORS, names_of, names_with
+from leanonnx.operators.table import OPERATORS, TRANSPOSED_CONVOLUTIONS, names_with
 from leanonnx.rules.table import DEFAULT_RULES
 
 HARMLESS = names_with(Trait.NO_PRODUCTS)
 """Operators of onnxruntime without a rule and without multiply-adds (nothing is counted for Fourier transforms)."""
-TRANSPOSED = names_of(Family.TRANSPOSED_CONVOLUTION)
 
 
 @dataclass(frozen=True)
@@ -189,9 +188,9 @@ def _convolution(weight: int) -> Counter:
     """
 
     def count(view: _View) -> Counts:
-        moving = view.shape(0) if view.node.op_type in TRANSPOSED else view.output()
+        moving = view.shape(0) if view.node.op_type in TRANSPOSED_CONVOLUTIONS else view.output()
         channel_ids = view.channel_ids(view.node.input[0] if view.number("group", 1) == 1 else view.node.output[0])
-        factors = () if channel_ids is None or view.node.op_type in TRANSPOSED else (channel_ids,)
+        factors = () if channel_ids is None or view.node.op_type in TRANSPOSED_CONVOLUTIONS else (channel_ids,)
         return [(math.prod(moving) * math.prod(view.shape(weight)[1:]), factors)]
 
     return count

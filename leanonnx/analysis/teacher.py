@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import onnx
 
 from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import captured_names
@@ -49,10 +50,19 @@ def unlike_tensors(model: Model, teacher: Model) -> frozenset[str]:
     )
 
 
-def _computes_alike(model: Model, teacher: Model, name: str) -> bool:
+def producers_of_one_kind(model: Model, teacher: Model, name: str) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
+    """The nodes that make a tensor in both networks, if they have the same operator."""
     own, other = model.view.producer(name), teacher.view.producer(name)
     if own is None or other is None or (own.op_type, own.domain) != (other.op_type, other.domain):
+        return None
+    return own, other
+
+
+def _computes_alike(model: Model, teacher: Model, name: str) -> bool:
+    pair = producers_of_one_kind(model, teacher, name)
+    if pair is None:
         return False
+    own, other = pair
     if list(own.output) != list(other.output) or len(own.input) != len(other.input) or captured_names(own):
         return False
     if model.view.attributes(model.producers[name]) != teacher.view.attributes(teacher.producers[name]):

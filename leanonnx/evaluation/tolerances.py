@@ -4,7 +4,7 @@ The numbers are those of ``leanonnx check``: the agreement is that of the output
 of the worst channel of the worst output, the PSNR that of the worst image.  A tolerance is met if the one-sided
 confidence bound of its number is within it.  The unit is the sample: pixels of one image are not independent.  A
 tolerance holds for the worst of several outputs and channels, so that their bounds need no further correction (Berger
-1982).  The error probability is divided by the number of looks at the same samples (Bonferroni).
+1982).  The error probability is divided among the looks at the same samples by the caller.
 """
 
 from __future__ import annotations

@@ -20,11 +20,10 @@ from leanonnx.graph.formats import PRECISE_FLOATS
 from leanonnx.graph.nodes import BIAS, BIASED, attribute, bias_of, is_padded, scale_and_shift, standard_name
 from leanonnx.graph.noops import TidyContext
 from leanonnx.numeric.arrays import Array
-from leanonnx.operators.facts import Family, Trait
-from leanonnx.operators.table import names_of, names_with
+from leanonnx.operators.facts import Trait
+from leanonnx.operators.table import TRANSPOSED_CONVOLUTIONS, names_with
 
 SHIFTS_OR_SCALES = names_with(Trait.ARITHMETIC)
-TRANSPOSED_CONVOLUTIONS = names_of(Family.TRANSPOSED_CONVOLUTION)
 SHIFT_SIGNS = {"Add": 1.0, "Sub": -1.0}
 WEIGHT = 1
 

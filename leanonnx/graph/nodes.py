@@ -122,6 +122,12 @@ def scale_and_shift(
     return scale, beta - mean * scale
 
 
+def normalisation_of(node: onnx.NodeProto, constant: Callable[[str], NDArray[Any]]) -> tuple[Floats, Floats]:
+    """Scale and shift [C] of a BatchNormalization of constants; ``constant`` returns the value of one."""
+    gamma, beta, mean, variance = (np.asarray(constant(name), np.float64) for name in node.input[1:])
+    return scale_and_shift(gamma, beta, mean, variance, attribute(node, "epsilon", 1e-5))
+
+
 def is_padded(node: onnx.NodeProto) -> bool:
     """True if an operator with a window pads its input."""
     return any(attribute(node, "pads", ())) or attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")

@@ -339,6 +339,7 @@ def names_of(*families: F) -> frozenset[str]:
 
 CONVOLUTIONS = names_of(F.CONVOLUTION, F.TRANSPOSED_CONVOLUTION, F.DEFORMABLE_CONVOLUTION)
 """Operators that move a window over positions, and mix channels."""
+TRANSPOSED_CONVOLUTIONS = names_of(F.TRANSPOSED_CONVOLUTION)
 
 
 def standard_keys(family: F) -> tuple[tuple[str, str], ...]:

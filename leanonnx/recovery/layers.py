@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -176,16 +176,22 @@ def _check_interface(dag: ChannelDag, alive: Mask, compressed: Model) -> None:
         raise ModelError(
             f"{dag.model.path}: the keep set has {alive.size} channels, but the original has {dag.count}; {JOIN_HINT}"
         )
-    graphs = dag.model.proto.graph, compressed.proto.graph
-    for kind, names in (
-        ("inputs", [[value.name for value in model.inputs] for model in (dag.model, compressed)]),
-        ("outputs", [[value.name for value in graph.output] for graph in graphs]),
+    for kind, before, after in other_interface(dag.model, compressed):
+        raise ModelError(
+            f"{dag.model.path}: the compressed network has the {kind} {after}, but the original has {before}; "
+            f"{JOIN_HINT}"
+        )
+
+
+def other_interface(model: Model, other: Model) -> Iterator[tuple[str, str, str]]:
+    """The sides on which two networks have other names, "inputs" or "outputs", with the names of each."""
+    for kind, own, others in (
+        ("inputs", model.inputs, other.inputs),
+        ("outputs", model.proto.graph.output, other.proto.graph.output),
     ):
-        if names[0] != names[1]:
-            raise ModelError(
-                f"{dag.model.path}: the compressed network has the {kind} {', '.join(names[1])}, but the original has "
-                f"{', '.join(names[0])}; {JOIN_HINT}"
-            )
+        names, rivals = ([value.name for value in side] for side in (own, others))
+        if names != rivals:
+            yield kind, ", ".join(names), ", ".join(rivals)
 
 
 def _check_widths(alive: Mask, compressed: Model, layer: LinearLayer) -> None:

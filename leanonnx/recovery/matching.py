@@ -12,11 +12,11 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.analysis.teacher import RecoveryTeacher, unlike_tensors
+from leanonnx.analysis.teacher import RecoveryTeacher, producers_of_one_kind, unlike_tensors
 from leanonnx.errors import ModelError
-from leanonnx.graph.model import Model
 from leanonnx.numeric.arrays import Floats, Ints
 from leanonnx.numeric.channel_ids import ChannelIds, varied_axes
+from leanonnx.recovery.layers import other_interface
 from leanonnx.rules.call import KernelBlock
 from leanonnx.spelling import option
 
@@ -35,10 +35,13 @@ def find_teacher(dag: ChannelDag, teacher: ChannelDag) -> RecoveryTeacher:
         ModelError: both have other inputs or outputs, or no layer of the network has a counterpart.
     """
     own, other = dag.model, teacher.model
-    _check_interface(own, other)
+    for kind, mine, theirs in other_interface(own, other):
+        raise ModelError(
+            f"{option('teacher', other.path)}: has the {kind} {theirs}, but {own.path} has {mine}; {REMEDY}"
+        )
     matches = _ChannelMatches(dag, teacher)
-    names = [name for name in dag.channel_ids if _is_same_step(own, other, name)]
-    for name in dict.fromkeys(names):
+    names = [name for name in dag.channel_ids if producers_of_one_kind(own, other, name)]
+    for name in names:
         matches.follow(name)
     positions = {name: matches.positions(name) for name in names}
     for value in own.proto.graph.output:
@@ -57,25 +60,6 @@ def find_teacher(dag: ChannelDag, teacher: ChannelDag) -> RecoveryTeacher:
         unlike=unlike_tensors(own, other),
         channels={name: one for name, one in positions.items() if one is not None and one[1].size},
     )
-
-
-def _check_interface(model: Model, teacher: Model) -> None:
-    for kind, own, other in (
-        ("inputs", model.inputs, teacher.inputs),
-        ("outputs", model.proto.graph.output, teacher.proto.graph.output),
-    ):
-        names = [[value.name for value in side] for side in (own, other)]
-        if names[0] != names[1]:
-            raise ModelError(
-                f"{option('teacher', teacher.path)}: has the {kind} {', '.join(names[1])}, but {model.path} has "
-                f"{', '.join(names[0])}; {REMEDY}"
-            )
-
-
-def _is_same_step(model: Model, teacher: Model, name: str) -> bool:
-    """True if both networks compute a tensor with the same operator."""
-    own, other = model.view.producer(name), teacher.view.producer(name)
-    return own is not None and other is not None and (own.op_type, own.domain) == (other.op_type, other.domain)
 
 
 class _ChannelMatches:

@@ -32,8 +32,8 @@ class PairedRun:
 class NetworkPair:
     """Both networks; ``after`` is the compressed one and may be changed where it has not been run yet.
 
-    ``mirrors`` tells from the number of samples to fit to if mirrored ones are used as well; ``teacher`` takes the
-    place of the original as far as its targets go.
+    ``before`` is the original, or the model of ``teacher`` in its place; ``mirrors`` tells from the number of samples
+    to fit to if mirrored ones are used as well.
     """
 
     def __init__(
@@ -46,8 +46,6 @@ class NetworkPair:
         mirrors: Callable[[int], bool] = lambda samples: True,
         teacher: RecoveryTeacher | None = None,
     ) -> None:
-        if teacher is not None:
-            before = teacher.model
         self.teacher = teacher
         halves = float_types(before.proto) & HALF_TYPES
         self.after, self.shelf = after, shelf

@@ -120,7 +120,7 @@ def recover(
     shelf = TensorSpill()
     try:
         pair = NetworkPair(
-            dag.model,
+            dag.taught_by,
             current,
             feeds,
             held,

@@ -16,7 +16,7 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 from leanonnx.analysis.branches import Branch
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.graph.nodes import attribute, bias_of, scale_and_shift
+from leanonnx.graph.nodes import bias_of, normalisation_of
 from leanonnx.graph.positions import Window, features, rows_at, spread_positions, window_of
 from leanonnx.numeric.arrays import Array, Floats, Ints
 from leanonnx.numeric.obs import PRECISION_RIDGES
@@ -173,7 +173,6 @@ def _folded_weights(dag: ChannelDag, branch: Branch) -> tuple[Floats, Floats]:
     bias = bias_of(conv, len(weight), model.constant)
     assert bias is not None  # branches lie beside convolutions of constants only
     for norm in norms:
-        gamma, beta, mean, variance = (np.asarray(model.constant(name), np.float64) for name in norm.input[1:5])
-        scale, shift = scale_and_shift(gamma, beta, mean, variance, attribute(norm, "epsilon", 1e-5))
+        scale, shift = normalisation_of(norm, model.constant)
         weight, bias = weight * scale.reshape(-1, *[1] * (weight.ndim - 1)), bias * scale + shift
     return weight, bias

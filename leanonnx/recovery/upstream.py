@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-import numpy as np
 import onnx
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.graph.model import Model
-from leanonnx.graph.nodes import attribute, captured_names, scale_and_shift
+from leanonnx.graph.nodes import attribute, captured_names, normalisation_of
 from leanonnx.numeric.arrays import Floats
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.recovery.rows import OtherOperand
@@ -118,6 +117,5 @@ def _addition(model: Model, output: str) -> tuple[onnx.NodeProto, str, Floats | 
             return None
         if not {*node.input[1:]} <= model.origins.keys():
             return None
-        gamma, beta, mean, variance = (np.asarray(model.constant(name), np.float64) for name in node.input[1:])
-        scale, _ = scale_and_shift(gamma, beta, mean, variance, attribute(node, "epsilon", 1e-5))
+        scale, _ = normalisation_of(node, model.constant)
         output = node.output[0]

@@ -26,12 +26,12 @@ from leanonnx.analysis.cost import cost_model
 from leanonnx.analysis.dag import ChannelDag, build_channel_dag
 from leanonnx.analysis.teacher import RecoveryTeacher, unlike_tensors
 from leanonnx.commands.compress.candidate import Candidate, CompressJob
-from leanonnx.commands.compress.choosing import keep_selector, resolved_target, selector_for, selector_of
+from leanonnx.commands.compress.choosing import keep_selector, selector_for, selector_of
 from leanonnx.commands.compress.proving import prove_shortened
 from leanonnx.commands.compress.pruning import BudgetRemoval
 from leanonnx.data.samples import Dataset
 from leanonnx.errors import ModelError, OptionError, PlanError
-from leanonnx.graph.formats import Source, float_types
+from leanonnx.graph.formats import Source
 from leanonnx.graph.model import check_model
 from leanonnx.graph.nodes import QUANTISED
 from leanonnx.graph.storage import write_model
@@ -44,7 +44,7 @@ from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.selection.branch_steps import BranchStep, branch_steps
 from leanonnx.selection.exponents import MIN_TRIAL_SAMPLES, TrialData, affordable_samples, clearly_best, recover_choice
-from leanonnx.selection.latency import latency_model
+from leanonnx.selection.metrics import LATENCY, METRICS
 from leanonnx.selection.selector import Selection, Selector
 from leanonnx.spelling import option
 from leanonnx.statistics.moments import HELD_OUT_RUN_STRIDE
@@ -205,14 +205,8 @@ class _Search:
             return False
         if clearly_best(distances) == 1:
             return True
-        times = [_predicted_time(state) for state in (best, rival)]
+        times = [METRICS[LATENCY].price(state.selector.inputs)(state.alive) for state in (best, rival)]
         return float(np.diff(distances.mean(1))[0]) <= 0 and times[1] < FASTER_SHARE * times[0]
-
-
-def _predicted_time(state: _State) -> float:
-    job = state.candidate.job
-    target = resolved_target(job.options, float_types(job.dag.model.proto))
-    return latency_model(job.dag, target, state.selector.request.profile)(state.alive)
 
 
 def _fits(dag: ChannelDag, branches: tuple[Branch, ...], data: Dataset) -> dict[Branch, FittedStandIn]:

@@ -23,7 +23,7 @@ from leanonnx.ranking.criteria import BY_ACTIVATIONS
 from leanonnx.recovery.draft import calibration_batch
 from leanonnx.runtime.machine import detect_hardware
 from leanonnx.selection.exponents import search_exponents
-from leanonnx.selection.latency import latency_model
+from leanonnx.selection.metrics import LATENCY, METRICS
 from leanonnx.selection.search import Trial, within_budget, within_latency
 from leanonnx.selection.selector import Selection, SelectionRequest, Selector
 from leanonnx.selection.widths import MIN_PARTS, Alignment
@@ -70,8 +70,7 @@ def _search(original: Candidate) -> Trial:
     if options.budget.metric.measured:
         return within_latency(selector, attempt)
     write = partial(_draft_size, original) if options.budget.metric.confirm == "written" else None
-    predicted = latency_model(job.dag, resolved_target(options, float_types(job.dag.model.proto)))
-    return within_budget(selector, predicted, attempt, write)
+    return within_budget(selector, METRICS[LATENCY].price(selector.inputs), attempt, write)
 
 
 def selector_for(job: CompressJob) -> Selector:

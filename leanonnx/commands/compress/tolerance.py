@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from leanonnx.commands.compress.refitting import recover_weights
 from leanonnx.commands.compress.stage import Stage, run_stages
 from leanonnx.commands.compress.timing import time_draft
 from leanonnx.errors import BudgetUnreachable, Refusal, ToleranceMissed
+from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.evaluation.tolerances import Look, ToleranceCurve, reading_text
 from leanonnx.selection.descent import FIRST_FRACTION, Descent
 from leanonnx.selection.metrics import METRICS, Budget
@@ -42,10 +44,22 @@ BUDGET_STEPS = 10
 
 @dataclass(frozen=True)
 class _Seen:
-    """A candidate that was looked at."""
+    """A candidate that was looked at, its deviation on the samples that judge, and its file before recovery."""
 
     candidate: Candidate
     look: Look
+    fidelity: Fidelity
+    pruned: Path
+
+    def with_evidence(self, judge: Judge) -> Candidate:
+        """The candidate, its recovery judged by the samples that nothing else has seen."""
+        refit = self.candidate.refit
+        if refit.recovery is None:
+            return self.candidate
+        removed = judge.compare(self.pruned) if refit.recovery.kept else self.fidelity
+        recovered = self.fidelity if refit.recovery.kept else refit.recovery.recovered
+        recovery = replace(refit.recovery, removed=removed, recovered=recovered, held_out=judge.held_out.count)
+        return replace(self.candidate, refit=replace(refit, evidence=recovery))
 
 
 def within_tolerances(making: Sequence[Stage]) -> Stage:
@@ -66,7 +80,7 @@ def recover_and_compare(candidate: Candidate) -> Candidate | Refusal:
     options, began = candidate.job.options, time.monotonic()
     judge = Judge(candidate.job, options.points)
     seen = _recover_and_judge(candidate, judge, options.budget.fraction, began)
-    return replace(seen.candidate, curve=_curve(options.budget.unit, judge, [seen], seen))
+    return replace(seen.with_evidence(judge), curve=_curve(options.budget.unit, judge, [seen], seen))
 
 
 def _search(original: Candidate, making: Sequence[Stage]) -> Candidate | Refusal:
@@ -86,7 +100,7 @@ def _search(original: Candidate, making: Sequence[Stage]) -> Candidate | Refusal
         shortened = remove_branches(_at_fraction(original, unit, best.look.fraction, len(seen)))
         if shortened.job.dag is not job.dag:
             start = Descent(descent.lowest, best.look.fraction, ((best.look.fraction, best.look.spent),))
-            refused = _look_down(shortened, start, making, judge, seen, judge.allowed)
+            _look_down(shortened, start, making, judge, seen, judge.allowed)
             best = _best(seen)
     curve = _curve(unit, judge, seen, best)
     if not best.look.met and not job.options.best_effort:
@@ -95,7 +109,8 @@ def _search(original: Candidate, making: Sequence[Stage]) -> Candidate | Refusal
             f"judge by), or add {option('best_effort', True)} to write that"
         )
     notes = () if best.look.met else (nearest_text(curve),)
-    chosen = replace(best.candidate, curve=curve, warnings=(*best.candidate.warnings, *notes))
+    candidate = best.with_evidence(judge)
+    chosen = replace(candidate, curve=curve, warnings=(*candidate.warnings, *notes))
     return _with_timing(original, chosen, best.look)
 
 
@@ -139,20 +154,13 @@ def _at_fraction(original: Candidate, unit: str, fraction: float, number: int) -
 
 
 def _recover_and_judge(proven: Candidate, judge: Judge, fraction: float, began: float) -> _Seen:
-    """A candidate with its weights recovered, and its readings; its deviation is that on the samples that judge."""
+    """A candidate with its weights recovered, and its readings."""
     candidate = recover_weights(proven)
     fidelity, readings = judge.read(candidate.path)
-    recovery = candidate.refit.recovery
-    if recovery is not None:
-        count = judge.held_out.count
-        if recovery.kept:
-            recovery = replace(recovery, removed=judge.compare(proven.path), recovered=fidelity, held_out=count)
-        else:
-            recovery = replace(recovery, removed=fidelity, held_out=count)
-        candidate = replace(candidate, refit=replace(candidate.refit, evidence=recovery))
     selection = candidate.removal.selection
     macs = selection.after.macs / max(selection.before.macs, 1)
-    return _Seen(candidate, Look(fraction=fraction, macs=macs, readings=readings, seconds=time.monotonic() - began))
+    look = Look(fraction=fraction, macs=macs, readings=readings, seconds=time.monotonic() - began)
+    return _Seen(candidate, look, fidelity, proven.path)
 
 
 def _curve(unit: str, judge: Judge, seen: Sequence[_Seen], best: _Seen) -> ToleranceCurve:
