@@ -66,7 +66,7 @@ class Judge:
 
     def __init__(self, job: CompressJob, allowed: int) -> None:
         assert job.judging is not None
-        self.job, self.allowed, self.doubt = job, allowed, ERROR_PROBABILITY / allowed
+        self.job, self.allowed, self.doubt = job, allowed, ERROR_PROBABILITY / (allowed + job.options.int8)
         model, names = job.dag.taught_by, [value.name for value in job.dag.model.inputs]
         data, axes = job.judging.only(names), channel_axes(job.dag)
         self.held_out = HeldOut(model, data, axes, job.dag.observation.replaced_formats)
