@@ -25,7 +25,7 @@ OVERRIDABLE_WEIGHT = "its weight is a graph input that a caller may override"
 FLOAT_OUTSIDE = "its numbers are no 32-bit floats"
 SHARED_WEIGHT = "its weight or bias is read by other nodes as well"
 GROUPED = "grouped and depthwise convolutions run faster in float"
-NO_PLAIN_PRODUCT = "its product is scaled, its input transposed, or its weight no matrix"
+NO_PLAIN_PRODUCT = "its product is scaled, its input transposed, its weight no matrix or its bias no row"
 MATRIX_RANK = 2
 NOT_FINITE = "it reads or puts out numbers that are not finite"
 
@@ -62,13 +62,15 @@ def layers_of(proto: onnx.ModelProto, kind: Int8Format) -> tuple[Layer, ...]:
             reason = FLOAT_OUTSIDE
         elif any(len(view.consumers[name]) > 1 for name in constants) or len(constants) > len(set(constants)):
             reason = SHARED_WEIGHT
+        elif any(list(stored[name].dims) != [stored[weight].dims[output_axis(node, rank)]] for name in constants[1:]):
+            reason = NO_PLAIN_PRODUCT
         elif operator == "Conv" and attribute(node, "group", 1) > 1 and kind.grouped_in_float:
             reason = GROUPED
         elif (operator == "Gemm" and not _is_plain(node)) or (operator == "MatMul" and rank != MATRIX_RANK):
             reason = NO_PLAIN_PRODUCT
         else:
             reason = ""
-        axis = _output_axis(node, rank)
+        axis = output_axis(node, rank)
         layers.append(Layer(name=node.name, operator=operator, weight=weight, axis=axis, reason=reason))
     return tuple(layers)
 
@@ -78,7 +80,7 @@ def _is_plain(node: onnx.NodeProto) -> bool:
     return not attribute(node, "transA", 0) and all(attribute(node, key, 1.0) == 1.0 for key in ("alpha", "beta"))
 
 
-def _output_axis(node: onnx.NodeProto, rank: int) -> int:
+def output_axis(node: onnx.NodeProto, rank: int) -> int:
     """The axis of a weight along which the outputs lie."""
     if node.op_type == "Conv" or (node.op_type == "Gemm" and attribute(node, "transB", 0)):
         return 0

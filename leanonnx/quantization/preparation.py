@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import version_converter
+from onnx import numpy_helper, version_converter
 
 from leanonnx.errors import ModelError
 from leanonnx.graph.formats import value_names
@@ -19,7 +20,7 @@ from leanonnx.graph.storage import copy_fields
 from leanonnx.graph.tidy import tidy
 from leanonnx.graph.view import FREE_INITIALIZERS, GraphView
 from leanonnx.numeric.arrays import Array
-from leanonnx.quantization.layers import PRODUCTS
+from leanonnx.quantization.layers import PRODUCTS, output_axis
 from leanonnx.runtime.sessions import Feed, RunFailed, run
 from leanonnx.spelling import option
 
@@ -152,17 +153,22 @@ def _node_copy(node: onnx.NodeProto) -> onnx.NodeProto:
 
 
 def _unshare_biases(proto: onnx.ModelProto) -> None:
-    """Give each layer a bias of its own: its integers depend on the scale of the layer's input and weight."""
+    """Give each layer a bias of its own, a number per output: its integers depend on the layer's scales."""
     stored, taken = {tensor.name: tensor for tensor in proto.graph.initializer}, value_names(proto.graph)
     uses = Counter(name for node in proto.graph.node for name in node.input)
     for node in proto.graph.node:
         if standard_name(node) not in PRODUCTS or len(node.input) <= BIAS_SLOT:
             continue
         name = node.input[BIAS_SLOT]
-        if uses[name] > 1 and name in stored:
-            own = fresh_name(taken, name)
-            proto.graph.initializer.add().CopyFrom(stored[name])
-            proto.graph.initializer[-1].name = node.input[BIAS_SLOT] = own
+        weight, bias = stored.get(node.input[1]), stored.get(name)
+        if weight is None or bias is None:
+            continue
+        count = weight.dims[output_axis(node, len(weight.dims))]
+        is_row = list(bias.dims) == [count]
+        if (uses[name] > 1 or not is_row) and math.prod(bias.dims[:-1]) == 1 and bias.data_type == weight.data_type:
+            node.input[BIAS_SLOT] = fresh_name(taken, name)
+            row = np.broadcast_to(numpy_helper.to_array(bias).reshape(-1), (count,))
+            proto.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(row), node.input[BIAS_SLOT]))
             uses[name] -= 1
 
 

@@ -112,8 +112,8 @@ def _quantisation_row(quantisation: Quantisation | None) -> QuantisationRow | No
         before=None if quantisation.before is None else fidelity_row(quantisation.before),
         after=None if quantisation.after is None else fidelity_row(quantisation.after),
         simulation_steps=None if quantisation.steps is None else json_value(quantisation.steps),
-        integer_nodes=nodes and nodes.layers,
-        conversions=nodes and nodes.conversions,
+        integer_nodes=None if nodes is None else nodes.layers,
+        conversions=None if nodes is None else nodes.conversions,
         comparison=None if timing is None else comparison_row(timing),
         layers=tuple(
             NumberFormatRow(
