@@ -124,10 +124,9 @@ def compress(
         effort, minutes, device: "quick", "normal" or "thorough"; a limit on the time; "cuda" for sums on a GPU.
         align, target, targets: width multiple; the hardware that sets it; a file that ``calibrate_device`` stored.
         provider, threads, measure: where the result is to run; True times it (``latency`` always does).
-        rules, library: rules of your own, and onnxruntime's libraries of custom operators.
+        rules, library, progress: rules of your own; libraries of custom operators; called with stage, share done, item.
         int8: True computes in 8-bit integers where that is faster and near enough by ``calib``; it needs no target.
         freeze, unshare, best_effort: make inputs that are weights constants; copy shared ones; return bad results.
-        progress: called with each stage, its progress in [0, 1] where that is known, and what it is working on.
 
     Raises:
         UserError, Refusal: exit codes 2 and 1 of the command line; nothing is written.

@@ -23,7 +23,7 @@ INTEGER_PRODUCTS = {
     *("MatMulIntegerToFloat", "DynamicQuantizeMatMul"),
 }
 """Operators of optimised graphs that sum products of integers."""
-CONVERSIONS = {"QuantizeLinear", "DequantizeLinear"}
+CONVERSION_NODES = {"QuantizeLinear", "DequantizeLinear"}
 
 
 @dataclass(frozen=True)
@@ -104,5 +104,5 @@ def integer_nodes(path: Path, setting: Setting) -> IntegerNodes | None:
     operators = [node.op_type for node in optimised_nodes(path, setting)]
     return IntegerNodes(
         sum(operator in INTEGER_PRODUCTS for operator in operators),
-        sum(operator in CONVERSIONS for operator in operators),
+        sum(operator in CONVERSION_NODES for operator in operators),
     )

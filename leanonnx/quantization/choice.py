@@ -17,7 +17,7 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.data.samples import Dataset
 from leanonnx.graph.formats import Source
 from leanonnx.quantization.formats import Int8Format
-from leanonnx.quantization.layers import NOT_FINITE, Layer, carriers_between, layers_of, number_tensors
+from leanonnx.quantization.layers import NOT_FINITE, Layer, carriers_between, number_tensors, weighted_layers
 from leanonnx.quantization.preparation import Prepared
 from leanonnx.quantization.qdq import RoundWeights, nearest_weights, quantised_model
 from leanonnx.quantization.ranges import RANGE_METHODS, Histogram, Range, observe_histograms
@@ -169,7 +169,7 @@ class _Search:
     @cached_property
     def histograms(self) -> dict[str, Histogram]:
         """Histograms of the tensors that nodes in integers may read or write."""
-        layers = {layer.name for layer in layers_of(self.proto, self.kind) if not layer.reason}
+        layers = {layer.name for layer in weighted_layers(self.proto, self.kind) if not layer.reason}
         nodes = layers.union(carriers_between(self.proto, layers))
         constants = {tensor.name for tensor in self.proto.graph.initializer}
         names = {
@@ -202,5 +202,5 @@ class _Search:
         """All layers, with the reason why some stay float."""
         return tuple(
             replace(layer, reason=NOT_FINITE) if not layer.reason and layer.name in self.unbounded_nodes else layer
-            for layer in layers_of(self.proto, self.kind)
+            for layer in weighted_layers(self.proto, self.kind)
         )

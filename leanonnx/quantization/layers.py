@@ -11,7 +11,7 @@ from leanonnx.graph.nodes import attribute, standard_name
 from leanonnx.graph.view import GraphView, default_initializers
 from leanonnx.quantization.formats import Int8Format
 
-PRODUCTS = {"Conv", "Gemm", "MatMul"}
+WEIGHTED_OPERATORS = {"Conv", "Gemm", "MatMul"}
 """Operators with integer kernels."""
 CARRIERS = {
     *("Relu", "Clip", "LeakyRelu", "Sigmoid", "Add", "Mul", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool"),
@@ -26,7 +26,7 @@ FLOAT_OUTSIDE = "its numbers are no 32-bit floats"
 SHARED_WEIGHT = "its weight or bias is read by other nodes as well"
 GROUPED = "grouped and depthwise convolutions run faster in float"
 NO_PLAIN_PRODUCT = "its product is scaled, its input transposed, its weight no matrix or its bias no row"
-MATRIX_RANK = 2
+MATRIX_AXES = 2
 NOT_FINITE = "it reads or puts out numbers that are not finite"
 
 
@@ -41,14 +41,14 @@ class Layer:
     reason: str = ""
 
 
-def layers_of(proto: onnx.ModelProto, kind: Int8Format) -> tuple[Layer, ...]:
+def weighted_layers(proto: onnx.ModelProto, kind: Int8Format) -> tuple[Layer, ...]:
     """The layers of a model whose nodes have unique names."""
     view, overridable = GraphView(proto), default_initializers(proto)
     stored = {tensor.name: tensor for tensor in proto.graph.initializer}
     layers = []
     for node in proto.graph.node:
         operator = standard_name(node)
-        if operator not in PRODUCTS or len(node.input) < 2:
+        if operator not in WEIGHTED_OPERATORS or len(node.input) < 2:
             continue
         weight, constants = node.input[1], [name for name in node.input[1:] if name]
         if operator == "MatMul" and weight in view.free:
@@ -66,7 +66,7 @@ def layers_of(proto: onnx.ModelProto, kind: Int8Format) -> tuple[Layer, ...]:
             reason = NO_PLAIN_PRODUCT
         elif operator == "Conv" and attribute(node, "group", 1) > 1 and kind.grouped_in_float:
             reason = GROUPED
-        elif (operator == "Gemm" and not _is_plain(node)) or (operator == "MatMul" and rank != MATRIX_RANK):
+        elif (operator == "Gemm" and not _is_plain(node)) or (operator == "MatMul" and rank != MATRIX_AXES):
             reason = NO_PLAIN_PRODUCT
         else:
             reason = ""

@@ -20,7 +20,7 @@ from leanonnx.graph.storage import copy_fields
 from leanonnx.graph.tidy import tidy
 from leanonnx.graph.view import FREE_INITIALIZERS, GraphView
 from leanonnx.numeric.arrays import Array
-from leanonnx.quantization.layers import PRODUCTS, output_axis
+from leanonnx.quantization.layers import WEIGHTED_OPERATORS, output_axis
 from leanonnx.runtime.sessions import Feed, RunFailed, run
 from leanonnx.spelling import option
 
@@ -55,7 +55,9 @@ def check_quantisable(model: Model) -> None:
             f"{model.path}: {node_title(integer)} holds 8-bit integers already; give the float network that this one "
             f"was made from, or leave out {asked}"
         )
-    weights = {node.input[1] for node in proto.graph.node if standard_name(node) in PRODUCTS and len(node.input) > 1}
+    weights = {
+        node.input[1] for node in proto.graph.node if standard_name(node) in WEIGHTED_OPERATORS and len(node.input) > 1
+    }
     kinds = {tensor.data_type for tensor in proto.graph.initializer if tensor.name in weights}
     other = kinds - {onnx.TensorProto.FLOAT}
     if other:
@@ -66,6 +68,10 @@ def check_quantisable(model: Model) -> None:
         )
     if model.opset < LEAST_OPSET:
         _converted(proto, model.path)
+
+
+def _reads_weight(node: onnx.NodeProto) -> bool:
+    return standard_name(node) in WEIGHTED_OPERATORS and len(node.input) > 1
 
 
 def prepare(proto: onnx.ModelProto, path: Path, feeds: Sequence[Feed], libraries: tuple[Path, ...] = ()) -> Prepared:
@@ -157,7 +163,7 @@ def _unshare_biases(proto: onnx.ModelProto) -> None:
     stored, taken = {tensor.name: tensor for tensor in proto.graph.initializer}, value_names(proto.graph)
     uses = Counter(name for node in proto.graph.node for name in node.input)
     for node in proto.graph.node:
-        if standard_name(node) not in PRODUCTS or len(node.input) <= BIAS_SLOT:
+        if standard_name(node) not in WEIGHTED_OPERATORS or len(node.input) <= BIAS_SLOT:
             continue
         name = node.input[BIAS_SLOT]
         weight, bias = stored.get(node.input[1]), stored.get(name)

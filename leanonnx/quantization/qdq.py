@@ -19,7 +19,7 @@ from leanonnx.graph.nodes import holder_array
 from leanonnx.graph.view import GraphView
 from leanonnx.numeric.arrays import Array, Floats
 from leanonnx.quantization.formats import Int8Format
-from leanonnx.quantization.layers import CARRIERS, PRODUCTS, Layer
+from leanonnx.quantization.layers import CARRIERS, WEIGHTED_OPERATORS, Layer
 from leanonnx.quantization.ranges import Range
 from leanonnx.runtime.sessions import RunFailed
 
@@ -99,7 +99,7 @@ def quantised_model(
                 TensorsData(CalibrationMethod.MinMax, numbers),
                 [*(layer.name for layer in layers), *carriers],
                 [],
-                sorted(PRODUCTS | CARRIERS),
+                sorted(WEIGHTED_OPERATORS | CARRIERS),
                 {
                     "ActivationSymmetric": kind.signed_activations,
                     "WeightSymmetric": True,

@@ -32,7 +32,7 @@ from leanonnx.runtime.timing import TimingComparison
 from leanonnx.selection.search import LONG_TIMING_SECONDS, SECONDS, ratio_text
 from leanonnx.spelling import option
 
-PROOF_SAMPLES = 4
+SIMULATED_SAMPLES = 4
 """Samples on which the model in integers is compared with its simulation."""
 MAX_FUSION_EXCESS = 1.0
 """Error of fused kernels, in units of that of the format, from which on a warning says so."""
@@ -116,7 +116,7 @@ def _draft(candidate: Candidate, kind: Int8Format, fitted: Dataset, held: Datase
 
 def _feeds(data: Dataset) -> list[Feed]:
     """A few samples."""
-    return list(data.subsample(PROOF_SAMPLES * (data.fixed_batch or 1)).feeds())
+    return list(data.subsample(SIMULATED_SAMPLES * (data.fixed_batch or 1)).feeds())
 
 
 def _proven(candidate: Candidate, draft: _Draft, target: Path, data: Dataset) -> _Draft:
