@@ -86,6 +86,11 @@ def quantised_model(
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
+    noted = {value.name for value in (*copy.graph.value_info, *copy.graph.input, *copy.graph.output)}
+    unnoted = (name for name in ranges if name not in noted)  # the quantiser leaves out tensors of unknown type
+    copy.graph.value_info.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in unnoted
+    )
     numbers = {name: tuple(np.array(end, np.float32) for end in ends) for name, ends in ranges.items()}
     activations = QuantType.QInt8 if kind.signed_activations else QuantType.QUInt8
     with _silent():
