@@ -21,6 +21,7 @@ FLOORS = [
     {"ranking", "surgery", "proof"},
     {"evaluation"},
     {"recovery"},
+    {"quantization"},
     {"selection"},
     {"lossless"},
     {"reporting"},
@@ -33,7 +34,7 @@ FLOORS = [
 """The rooms of the house: a module may import its own room and those on lower floors; a new room has to be put here."""
 
 ONLY = {
-    "onnxruntime": {"runtime.providers", "runtime.sessions"},
+    "onnxruntime": {"runtime.providers", "runtime.sessions", "quantization.qdq"},
     "typer": {"cli"},
     "rich": {"cli", "*.tables"},
     "matplotlib": {"commands.sweep.plot"},

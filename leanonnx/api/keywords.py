@@ -37,7 +37,7 @@ def budget_of(given: Mapping[str, Any]) -> Budget:
     Raises:
         OptionError: none, or several of them say how far to go.
     """
-    alone = [given[name] for name in (*TOLERANCES, "teacher")]
+    alone = [*(given[name] for name in (*TOLERANCES, "teacher")), given["int8"] or None]
     return asked_budget(budget_limits(given), given["plan"], given["exact"], alone)
 
 

@@ -96,6 +96,7 @@ def compress(
     library: StrPath | Sequence[StrPath] = (),
     freeze: bool = False,
     unshare: bool = False,
+    int8: bool = False,
     best_effort: bool = False,
     measure: bool = False,
     seed: int = 0,
@@ -118,15 +119,14 @@ def compress(
         method: how channels are ranked; or your own: kernels [conv groups, O, I, *taps] to scores [conv groups, O].
         chains, seed, shape: the chains of ``lean``; seed of random numbers; sizes of inputs with free axes, by name.
         pin, ignore: tensors or nodes whose channels are all kept; layers that keep their outputs and are not counted.
-        calib, images: real inputs; the format of images among them.
-        recover, teacher: "auto" refits weights, by ``calib`` if given; the network to fit to, if the model was cut.
+        calib, images, teacher: real inputs; the format of images; the network to fit to, if the model was cut.
+        recover, blocks: "auto" refits weights, and replaces branches where ``calib`` shows that to be better.
         effort, minutes, device: "quick", "normal" or "thorough"; a limit on the time; "cuda" for sums on a GPU.
-        blocks: "auto" also replaces whole branches where ``calib`` shows that to be better; "never" does not.
         align, target, targets: width multiple; the hardware that sets it; a file that ``calibrate_device`` stored.
         provider, threads, measure: where the result is to run; True times it (``latency`` always does).
-        rules, library: rules of your own, and onnxruntime's libraries of custom operators.
+        rules, library, progress: rules of your own; libraries of custom operators; called with stage, share done, item.
+        int8: True computes in 8-bit integers where that is faster and near enough by ``calib``; it needs no target.
         freeze, unshare, best_effort: make inputs that are weights constants; copy shared ones; return bad results.
-        progress: called with each stage, its progress in [0, 1] where that is known, and what it is working on.
 
     Raises:
         UserError, Refusal: exit codes 2 and 1 of the command line; nothing is written.

@@ -67,8 +67,8 @@ class Choices:
 
     @property
     def alone(self) -> list[Any]:
-        """The values of the options that need no budget, tolerances and a teacher; None for those not given."""
-        return [self.typed[name] for name in (*TOLERANCES, "teacher")]
+        """The values of the options that need no budget; None for those not given."""
+        return [*(self.typed[name] for name in (*TOLERANCES, "teacher")), self.typed["int8"] or None]
 
     def options(self, budget: Budget, plan: Plan | None = None, exact: bool = False) -> CompressOptions:
         """The options of a compression.

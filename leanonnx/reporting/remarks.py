@@ -11,6 +11,7 @@ from leanonnx.reporting.reports import (
     CompressionReport,
     DataFreeRow,
     LosslessRow,
+    QuantisationRow,
     ReadingRow,
     RecoveryRow,
     ToleranceRow,
@@ -47,7 +48,25 @@ def remarks(report: CompressionReport) -> list[str]:
         *_unfitted_remarks(report.recovery),
         *_data_free_remarks(report.data_free),
         *restored,
+        *_quantisation_remarks(report.quantisation),
     ]
+
+
+def _quantisation_remarks(row: QuantisationRow | None) -> list[str]:
+    """Sentences on the layers in 8-bit integers, and on those that stay float, by reason."""
+    if row is None or not row.kept:
+        return []
+    integer = sum(layer.format == "int8" for layer in row.layers)
+    nodes = "" if row.integer_nodes is None else f"; onnxruntime fuses {count_text(row.integer_nodes, 'integer layer')}"
+    raised = "" if row.opset_raised_from is None else f"; its operator set {row.opset_raised_from} was raised"
+    faster = "" if row.comparison is None else f"; {row.comparison.speedup:.2f} times the speed of the float network"
+    remark = (
+        f"In 8-bit integers: {integer} of {count_text(len(row.layers), 'layer')} ({row.formats}; ranges by "
+        f"{row.ranges}){nodes}{raised}{faster}"
+    )
+    counts = Counter(layer.reason for layer in row.layers if layer.reason)
+    reasons = "; ".join(f"{count} because {reason}" for reason, count in counts.most_common())
+    return [remark, *([f"Float layers: {reasons}"] if reasons else [])]
 
 
 def _branch_remarks(branches: Sequence[RemovedBranch]) -> list[str]:

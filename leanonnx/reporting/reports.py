@@ -155,6 +155,51 @@ class ReplacedRow:
     comparison: Annotated[ComparisonRow, INLINE]
 
 
+@dataclass(frozen=True)
+class NumberFormatRow:
+    """A layer that 8-bit integers were thought of for; ``reason``: why it stays float, None if it does not."""
+
+    name: str
+    operator: str
+    format: str
+    reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantisationRow:
+    """A result in 8-bit integers, or the reason why the float one was kept.
+
+    Attributes:
+        kept: the result is in integers.
+        reason: why it is not; None if it is.
+        formats: of weights and activations, in words.
+        ranges: the way in which ranges of activations were taken; None if it did not come to that.
+        opset_raised_from: the operator set of the float network, if it had to be raised.
+        samples: number of samples that ranges were taken from.
+        held_out: number of others, which the deviation was measured on.
+        before, after: deviation from the original, of the float network and in integers.
+        simulation_steps: distance from the simulation in floats, in steps of 8 bits.
+        integer_nodes, conversions: layers that onnxruntime computes in integers, and conversions that it leaves.
+        comparison: time in integers against the float one; None if it was not measured.
+        layers: all layers with weights.
+    """
+
+    kept: bool
+    reason: str | None
+    formats: str
+    ranges: str | None
+    opset_raised_from: int | None
+    samples: int
+    held_out: int
+    before: FidelityRow | None
+    after: FidelityRow | None
+    simulation_steps: float | None
+    integer_nodes: int | None
+    conversions: int | None
+    comparison: ComparisonRow | None
+    layers: tuple[NumberFormatRow, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompressionReport:
     """The report of ``leanonnx compress``.
@@ -174,6 +219,7 @@ class CompressionReport:
         data_free: None where weights were not changed without data.
         judgement: judgement on the outputs; None without evidence for one.
         tolerance: the candidates that were judged by tolerances; None without any.
+        quantisation: 8-bit integers; None if they were not asked for.
         weights_from: the file that a plan's weights were read from.
         tidied: nodes removed from the graph, counted by reason.
         lossless: None but after ``--exact``.
@@ -198,6 +244,7 @@ class CompressionReport:
     data_free: Annotated[DataFreeRow | None, JsonField("blind")]
     judgement: JudgementRow | None
     tolerance: ToleranceRow | None
+    quantisation: Annotated[QuantisationRow | None, JsonField("int8")]
     weights_from: str | None
     tidied: Mapping[str, int]
     lossless: Annotated[LosslessRow | None, JsonField("exact")]

@@ -42,6 +42,17 @@ def convolution_layouts(path: Path, setting: Setting) -> ConvolutionLayouts | No
     """
     if setting.uses_gpu:
         return None
+    nodes = optimised_nodes(path, setting)
+    fast = [node.domain == NCHWC for node in nodes if node.op_type in FLOAT_CONVOLUTIONS]
+    return ConvolutionLayouts(sum(fast), len(fast) - sum(fast), sum(node.op_type in REORDERS for node in nodes))
+
+
+def optimised_nodes(path: Path, setting: Setting) -> list[onnx.NodeProto]:
+    """Nodes of the graph that onnxruntime makes of a model, those of subgraphs included.
+
+    Raises:
+        RunFailed: onnxruntime cannot load the model.
+    """
     with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
         optimised = Path(folder) / "optimised.onnx"
         options = session_options(setting)
@@ -51,6 +62,4 @@ def convolution_layouts(path: Path, setting: Setting) -> ConvolutionLayouts | No
         )
         open_timed_session(path, setting, options)
         proto = onnx.load(optimised, load_external_data=False)
-    nodes = [node for graph in graphs(proto.graph) for node in graph.node]
-    fast = [node.domain == NCHWC for node in nodes if node.op_type in FLOAT_CONVOLUTIONS]
-    return ConvolutionLayouts(sum(fast), len(fast) - sum(fast), sum(node.op_type in REORDERS for node in nodes))
+    return [node for graph in graphs(proto.graph) for node in graph.node]

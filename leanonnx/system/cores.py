@@ -21,6 +21,12 @@ def processor_name() -> str:
     return next(named, platform.processor() or platform.machine())
 
 
+def processor_flags() -> frozenset[str]:
+    """Return the flags of the instruction sets that the processor has; empty where the system does not list them."""
+    lines = (line.split(":", 1) for line in _text(CPU_INFO).splitlines() if line.startswith("flags"))
+    return next((frozenset(flags.split()) for _, flags in lines), frozenset())
+
+
 def available_cores() -> int:
     """Return the number of physical cores available to this process, by its affinity and its control group's quota."""
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))

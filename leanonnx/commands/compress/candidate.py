@@ -18,6 +18,7 @@ from leanonnx.evaluation.tolerances import ToleranceCurve
 from leanonnx.graph.tidy import TidyResult
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.proof.proof import Proof
+from leanonnx.quantization.result import Quantisation
 from leanonnx.recovery.data_free_draft import DataFreeRecovery
 from leanonnx.recovery.draft import Recovery
 from leanonnx.recovery.weights import StoredWeights
@@ -162,6 +163,7 @@ class Candidate:
         refit: changes of its weights.
         judgement: the judgement on its outputs; None if there is no evidence for one.
         curve: what was seen on the way to the tolerances; None without any.
+        quantisation: how it was put into integers, or why not; None if that was not asked for.
         trial: its timing, or why there is none; None before it was timed.
         warnings: what stages declined or want to be known.
     """
@@ -174,6 +176,7 @@ class Candidate:
     refit: Refit = field(default_factory=Refit)
     judgement: Judgement | None = None
     curve: ToleranceCurve | None = None
+    quantisation: Quantisation | None = None
     trial: Trial | None = None
     warnings: tuple[str, ...] = ()
 
@@ -186,4 +189,10 @@ class Candidate:
     def is_original(self) -> bool:
         """True if nothing was removed or cleaned up."""
         job = self.job
-        return bool(self.alive.all()) and not self.tidied and not job.dag.model.frozen and job.shortened_from is None
+        changed = self.tidied or job.dag.model.frozen or job.shortened_from is not None or self.is_quantised
+        return bool(self.alive.all()) and not changed
+
+    @property
+    def is_quantised(self) -> bool:
+        """True if it computes in integers that stand for floats."""
+        return self.quantisation is not None and self.quantisation.is_kept

@@ -71,7 +71,8 @@ class Judge:
 
     def __init__(self, job: CompressJob, allowed: int) -> None:
         assert job.judging is not None
-        self.job, self.allowed, self.doubt = job, allowed, ERROR_PROBABILITY / math.sqrt(allowed)
+        self.job, looks = job, allowed + job.options.int8
+        self.doubt = ERROR_PROBABILITY / math.sqrt(looks)
         model, names = job.dag.taught_by, [value.name for value in job.dag.model.inputs]
         data, axes = job.judging.only(names), channel_axes(job.dag)
         self.held_out = HeldOut(model, data, axes, job.dag.observation.replaced_formats)

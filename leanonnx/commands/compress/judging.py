@@ -15,6 +15,7 @@ from leanonnx.evaluation.judgement import Judgement, judge
 from leanonnx.evaluation.slices import channel_axes
 from leanonnx.formatting import count_text, percent_text, printable_name
 from leanonnx.inputs.synthetic import smooth_inputs
+from leanonnx.quantization.result import Quantisation
 from leanonnx.recovery.draft import ADVISED_SAMPLES, Recovery
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.spelling import option, verb
@@ -28,6 +29,8 @@ RANDOM_INPUT_COUNT = 16
 def judge_result(candidate: Candidate) -> Candidate:
     """Judge the outputs of the model that is to be written, if its weights were changed or there are data."""
     job, refit = candidate.job, candidate.refit
+    if candidate.quantisation is not None and candidate.is_quantised and candidate.quantisation.after is not None:
+        return replace(candidate, judgement=judge(candidate.quantisation.after))
     if refit.recovery is not None:
         return replace(candidate, judgement=judge(refit.recovery.final))
     if refit.data_free is None:
@@ -53,11 +56,12 @@ def compare_on_random_inputs(dag: ChannelDag, candidate: Path, seed: int) -> Fid
     return fidelity
 
 
-def inputs_name(recovery: Recovery | None) -> str:
-    """The inputs that a deviation was measured on; None stands for no data."""
-    if recovery is None:
+def inputs_name(recovery: Recovery | None, quantisation: Quantisation | None = None) -> str:
+    """The inputs that a deviation was measured on; None twice stands for no data."""
+    evidence = quantisation if quantisation is not None and quantisation.is_kept else recovery
+    if evidence is None:
         return RANDOM_INPUTS
-    return "held-out samples" if recovery.held_out else "calibration samples"
+    return "held-out samples" if evidence.held_out else "calibration samples"
 
 
 def headline_text(candidate: Candidate) -> str | None:
@@ -65,8 +69,8 @@ def headline_text(candidate: Candidate) -> str | None:
     judgement, recovery = candidate.judgement, candidate.refit.recovery
     if judgement is None or not judgement.is_ruined:
         return None
-    kind = "random input" if recovery is None else f"{'held-out ' if recovery.held_out else ''}sample"
-    inputs = count_text(judgement.samples, kind)
+    kind = inputs_name(recovery, candidate.quantisation).removesuffix("s")
+    inputs = count_text(judgement.samples, kind.removeprefix("calibration "))
     several = len(candidate.job.dag.model.proto.graph.output) > 1
     return f"the result is ruined: {evidence_text(judgement, inputs, several)}; {_list(_remedies(candidate))}"
 

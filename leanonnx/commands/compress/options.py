@@ -15,6 +15,7 @@ from leanonnx.effort import DEFAULT_EFFORT, EFFORTS, EffortName
 from leanonnx.errors import OptionError
 from leanonnx.evaluation.tolerances import Tolerances
 from leanonnx.evaluation.user_scores import ScoreFunction, score_name
+from leanonnx.quantization.formats import check_int8_options
 from leanonnx.ranking.criteria import METHODS, Chains, Importance, Method, meaning, method_name
 from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.providers import Provider, Setting
@@ -227,6 +228,14 @@ class CompressOptions:
             recorded=None,
         ),
     ] = False
+    int8: Annotated[
+        bool,
+        Described(
+            "Compute in 8-bit integers, layer by layer, where that is faster and near enough; needs `calib`, but no "
+            "budget.",
+            recorded=None,
+        ),
+    ] = False
     best_effort: Annotated[
         bool, Described("Write the closest result even if it misses the budget or is not faster.", recorded=True)
     ] = False
@@ -276,6 +285,7 @@ class CompressOptions:
                 f"{option('minutes', self.minutes)}: limits the time of calibration, and there are no data for it; add "
                 f"{option('calib')}, or leave it out"
             )
+        check_int8_options(self.int8, self.exact, self.calib is not None)
         self._check_tolerances()
 
     def _check_tolerances(self) -> None:

@@ -21,6 +21,7 @@ from leanonnx.commands.compress.notes import hints, result_warnings
 from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.commands.compress.proving import prove_equal
 from leanonnx.commands.compress.pruning import UNPROVEN_TIDYING, BudgetRemoval, prune_channels, tidy_graph
+from leanonnx.commands.compress.quantising import check_int8, quantise
 from leanonnx.commands.compress.refitting import check_weights_wanted, recover_weights, stored_weights, weights_files
 from leanonnx.commands.compress.sizing import confirm_size
 from leanonnx.commands.compress.stage import Stage, optional, run_stages
@@ -36,6 +37,7 @@ from leanonnx.graph.model import load
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.numeric.products import computed_by
 from leanonnx.proof.proof import Proof
+from leanonnx.quantization.result import Quantisation
 from leanonnx.ranking.weighting import check_finite
 from leanonnx.recovery.data_free_draft import DataFreeRecovery
 from leanonnx.recovery.draft import Recovery
@@ -68,6 +70,8 @@ def stages(options: CompressOptions) -> tuple[Stage, ...]:
         making_and_recovery = (
             (*branches, choose, *making, recover_and_compare) if options.points else (within_tolerances(making),)
         )
+    if options.int8:
+        making_and_recovery = (*making_and_recovery, quantise)
     return (*making_and_recovery, judge_result, confirm_size, time_candidate)
 
 
@@ -82,6 +86,7 @@ class CompressResult:
         proof: the comparison of the pruned model with the masked original, with the original itself if ``exact``.
         latency, setting: timing against the original (None if not measured), and how it was run.
         replaced: what the budget alone had chosen, if measuring replaced it by a leaner selection.
+        quantisation: how the result was put into 8-bit integers, or why not; None if that was not asked for.
         judgement: the judgement on its outputs; None if there is no evidence for one.
         curve: what was seen on the way to the tolerances; None without any.
         headline: the warning that the result is ruined, the first of the warnings; None if it is not.
@@ -120,6 +125,7 @@ class CompressResult:
     folded: tuple[str, ...] = ()
     restored: Path | None = None
     replaced: Trial | None = None
+    quantisation: Quantisation | None = None
 
 
 @dataclass(frozen=True)
@@ -174,6 +180,7 @@ def compress_file(
     with clock.stage("load"):
         model = load(source, options.libraries, options.freeze)
     options = replace(options, budget=options.budget.of_total(model.size))
+    check_int8(options, model)
     samples = sample_files(options.calib) if isinstance(options.calib, Path) else ()
     teachers = () if options.teacher is None else (options.teacher,)
     given = (*samples, *teachers, *options.libraries, *weights_files(options))
@@ -266,6 +273,7 @@ def _result(candidate: Candidate, plan: Plan) -> CompressResult:
         folded=() if candidate.is_original else removal.dag.model.folded,
         restored=refit.restored,
         replaced=candidate.trial.instead_of,
+        quantisation=candidate.quantisation,
     )
 
 
@@ -287,8 +295,9 @@ def as_planned(options: CompressOptions) -> CompressOptions:
             f"{option_list('pin', 'ignore')} cannot be joined to {option('plan')}, which says what is kept; "
             "leave them out"
         )
+    int8 = options.int8 or (bool(plan.options.get("int8")) and options.calib is not None)
     freeze, unshare = options.freeze or plan.freezes_weights, options.unshare or plan.copies_weights
-    options = replace(options, freeze=freeze, unshare=unshare)
+    options = replace(options, freeze=freeze, unshare=unshare, int8=int8)
     if not plan.exact:
         return options
     pin, ignore = (tuple(str(name) for name in plan.options.get(key, ())) for key in ("pin", "ignore"))

@@ -12,6 +12,7 @@ from leanonnx.commands.compress.pipeline import CompressResult
 from leanonnx.evaluation.judgement import Judgement
 from leanonnx.evaluation.tolerances import Look, ToleranceCurve
 from leanonnx.formatting import json_value
+from leanonnx.quantization.result import Quantisation
 from leanonnx.recovery.draft import Recovery
 from leanonnx.reporting.builders import (
     comparison_row,
@@ -32,6 +33,8 @@ from leanonnx.reporting.reports import (
     JudgementRow,
     LookRow,
     LosslessRow,
+    NumberFormatRow,
+    QuantisationRow,
     ReadingRow,
     RecoveryRow,
     ReplacedRow,
@@ -58,8 +61,9 @@ def compression_report(result: CompressResult) -> CompressionReport:
         replaced=_replaced_row(result.replaced),
         recovery=_recovery_row(result.recovery, result.plan.options),
         data_free=None if result.data_free is None else from_json(DataFreeRow, result.data_free.row()),
-        judgement=_judgement_row(result.judgement, result.recovery),
+        judgement=_judgement_row(result.judgement, inputs_name(result.recovery, result.quantisation)),
         tolerance=None if result.curve is None else tolerance_row(result.curve),
+        quantisation=_quantisation_row(result.quantisation),
         weights_from=None if result.restored is None else str(result.restored),
         tidied=dict(result.tidied),
         lossless=None if result.exact is None else from_json(LosslessRow, result.exact),
@@ -77,19 +81,49 @@ def _replaced_row(first: Trial | None) -> ReplacedRow | None:
     return ReplacedRow(cost_changes(before, after), comparison_row(first.comparison))
 
 
-def _judgement_row(judgement: Judgement | None, recovery: Recovery | None) -> JudgementRow | None:
+def _judgement_row(judgement: Judgement | None, inputs: str) -> JudgementRow | None:
     if judgement is None:
         return None
     return JudgementRow(
         kind=judgement.kind,
         output=judgement.output,
         samples=judgement.samples,
-        on=inputs_name(recovery),
+        on=inputs,
         agreement=judgement.agreement,
         agreement_bound=judgement.agreement_bound,
         chance=judgement.chance,
         relative_l2=json_value(judgement.relative_l2),
         mean_l2=judgement.mean_l2,
+    )
+
+
+def _quantisation_row(quantisation: Quantisation | None) -> QuantisationRow | None:
+    if quantisation is None:
+        return None
+    kept, nodes, timing = quantisation.is_kept, quantisation.nodes, quantisation.comparison
+    return QuantisationRow(
+        kept=kept,
+        reason=quantisation.reason or None,
+        formats=quantisation.formats,
+        ranges=quantisation.method or None,
+        opset_raised_from=quantisation.raised_from,
+        samples=quantisation.samples,
+        held_out=quantisation.held_out,
+        before=None if quantisation.before is None else fidelity_row(quantisation.before),
+        after=None if quantisation.after is None else fidelity_row(quantisation.after),
+        simulation_steps=None if quantisation.steps is None else json_value(quantisation.steps),
+        integer_nodes=None if nodes is None else nodes.layers,
+        conversions=None if nodes is None else nodes.conversions,
+        comparison=None if timing is None else comparison_row(timing),
+        layers=tuple(
+            NumberFormatRow(
+                name=layer.name,
+                operator=layer.operator,
+                format="float32" if layer.reason or not kept else "int8",
+                reason=layer.reason or None,
+            )
+            for layer in quantisation.layers
+        ),
     )
 
 

@@ -9,8 +9,8 @@ from rich.text import Text
 from leanonnx.evaluation.tolerances import READING_TEXTS
 from leanonnx.formatting import count_text
 from leanonnx.reporting.remarks import metric_text, reading_cell, remarks, sample_text, tolerance_text
-from leanonnx.reporting.reports import CompressionReport, RecoveryRow, ToleranceRow
-from leanonnx.reporting.rows import LatencyRow, OutputDeviation
+from leanonnx.reporting.reports import CompressionReport, QuantisationRow, RecoveryRow, ToleranceRow
+from leanonnx.reporting.rows import FidelityRow, LatencyRow, OutputDeviation
 from leanonnx.reporting.tables import (
     headline_lines,
     layer_table,
@@ -39,6 +39,7 @@ def compression_tables(report: CompressionReport, source: str, output: str) -> R
         _proof_text(report),
         *_deviation_parts(report.recovery),
         *tolerance_parts(report.tolerance),
+        *_quantisation_parts(report.quantisation),
         _latency_text(report.latency),
     )
 
@@ -71,21 +72,38 @@ def _deviation_parts(row: RecoveryRow | None) -> list[RenderableType]:
     """Deviation of each output from the original."""
     if row is None:
         return []
-    table = Table(box=None)
-    table.add_column("output")
-    for text in ("relative L2", "worst channel", "PSNR (dB)", "top-1 agreement", "top-5"):
-        table.add_column(text, justify="right")
-    for name, now in row.deviation.outputs.items():
-        first = row.removed.outputs[name]
-        pairs = ((first.psnr, now.psnr), (first.top1, now.top1), (first.top5, now.top5))
-        relative = _change_text(first.relative_l2, now.relative_l2, row.kept)
-        table.add_row(name, relative, _worst_channel_text(now), *(_change_text(*pair, row.kept) for pair in pairs))
+    table = _deviation_table(row.removed, row.deviation, row.kept)
     when = ", before → after recovery" if row.kept else ""
     limit = "" if row.minutes is None else f", within {row.minutes:g} min"
     effort = f" (effort {row.effort}{limit})" if row.layers else ""
     parts: list[RenderableType] = [Text(f"Deviation from the original on {sample_text(row)}{when}{effort}"), table]
     metric = row.deviation.metric
     return [*parts, Text(metric_text(metric))] if metric else parts
+
+
+def _deviation_table(before: FidelityRow, after: FidelityRow, changed: bool) -> Table:
+    """Deviation of each output; with its former one where it has changed."""
+    table = Table(box=None)
+    table.add_column("output")
+    for text in ("relative L2", "worst channel", "PSNR (dB)", "top-1 agreement", "top-5"):
+        table.add_column(text, justify="right")
+    for name, now in after.outputs.items():
+        first = before.outputs[name]
+        pairs = ((first.psnr, now.psnr), (first.top1, now.top1), (first.top5, now.top5))
+        relative = _change_text(first.relative_l2, now.relative_l2, changed)
+        table.add_row(name, relative, _worst_channel_text(now), *(_change_text(*pair, changed) for pair in pairs))
+    return table
+
+
+def _quantisation_parts(row: QuantisationRow | None) -> list[RenderableType]:
+    """Deviation of each output from the original, in floats and in 8-bit integers."""
+    if row is None or row.before is None or row.after is None:
+        return []
+    table = _deviation_table(row.before, row.after, changed=True)
+    kind = "held-out sample" if row.held_out else "sample"
+    kept = "" if row.kept else " (the floats were kept)"
+    inputs = count_text(row.after.samples, kind)
+    return [Text(f"Deviation from the original on {inputs}, in floats → in 8-bit integers{kept}"), table]
 
 
 def tolerance_parts(row: ToleranceRow | None) -> list[RenderableType]:

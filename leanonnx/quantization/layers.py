@@ -1,0 +1,141 @@
+"""Layers whose products can be summed in integers, the reasons why others cannot, and the nodes between them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import onnx
+
+from leanonnx.graph.nodes import attribute, standard_name
+from leanonnx.graph.view import GraphView, default_initializers
+from leanonnx.quantization.formats import Int8Format
+
+WEIGHTED_OPERATORS = {"Conv", "Gemm", "MatMul"}
+"""Operators with integer kernels."""
+CARRIERS = {
+    *("Relu", "Clip", "LeakyRelu", "Sigmoid", "Add", "Mul", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool"),
+    *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Resize", "Slice", "Split"),
+}
+"""Operators that run on integers as well, so that those between quantised layers need not convert to floats."""
+JOINS = {"Add", "Mul", "Concat"}
+"""Those of them that compute with all their inputs."""
+COMPUTED_WEIGHT = "its weight is no stored constant"
+OVERRIDABLE_WEIGHT = "its weight is a graph input that a caller may override"
+FLOAT_OUTSIDE = "its numbers are no 32-bit floats"
+SHARED_WEIGHT = "its weight or bias is read by other nodes as well"
+GROUPED = "grouped and depthwise convolutions run faster in float"
+NO_PLAIN_PRODUCT = "its product is scaled, its input transposed, its weight no matrix or its bias no row"
+MATRIX_AXES = 2
+NOT_FINITE = "it reads or puts out numbers that are not finite"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A layer with a weight: the name of its node, its weight's name and axis of outputs; why it must stay float."""
+
+    name: str
+    operator: str
+    weight: str
+    axis: int
+    reason: str = ""
+
+
+def weighted_layers(proto: onnx.ModelProto, kind: Int8Format) -> tuple[Layer, ...]:
+    """The layers of a model whose nodes have unique names."""
+    view, overridable = GraphView(proto), default_initializers(proto)
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    layers = []
+    for node in proto.graph.node:
+        operator = standard_name(node)
+        if operator not in WEIGHTED_OPERATORS or len(node.input) < 2:
+            continue
+        weight, constants = node.input[1], [name for name in node.input[1:] if name]
+        if operator == "MatMul" and weight in view.free:
+            continue  # a product of two computed tensors has no weight
+        rank = len(stored[weight].dims) if weight in stored else 0
+        if not all(name in stored for name in constants):
+            reason = COMPUTED_WEIGHT
+        elif overridable & set(constants):
+            reason = OVERRIDABLE_WEIGHT
+        elif any(stored[name].data_type != onnx.TensorProto.FLOAT for name in constants):
+            reason = FLOAT_OUTSIDE
+        elif any(len(view.consumers[name]) > 1 for name in constants) or len(constants) > len(set(constants)):
+            reason = SHARED_WEIGHT
+        elif any(list(stored[name].dims) != [stored[weight].dims[output_axis(node, rank)]] for name in constants[1:]):
+            reason = NO_PLAIN_PRODUCT
+        elif operator == "Conv" and attribute(node, "group", 1) > 1 and kind.grouped_in_float:
+            reason = GROUPED
+        elif (operator == "Gemm" and not _is_plain(node)) or (operator == "MatMul" and rank != MATRIX_AXES):
+            reason = NO_PLAIN_PRODUCT
+        else:
+            reason = ""
+        axis = output_axis(node, rank)
+        layers.append(Layer(name=node.name, operator=operator, weight=weight, axis=axis, reason=reason))
+    return tuple(layers)
+
+
+def _is_plain(node: onnx.NodeProto) -> bool:
+    """True for a Gemm that computes x·W + b."""
+    return not attribute(node, "transA", 0) and all(attribute(node, key, 1.0) == 1.0 for key in ("alpha", "beta"))
+
+
+def output_axis(node: onnx.NodeProto, rank: int) -> int:
+    """The axis of a weight along which the outputs lie."""
+    if node.op_type == "Conv" or (node.op_type == "Gemm" and attribute(node, "transB", 0)):
+        return 0
+    return max(rank - 1, 0)
+
+
+def carriers_between(proto: onnx.ModelProto, layers: Collection[str], excluded: Collection[str] = ()) -> list[str]:
+    """Names of the nodes that pass integers on between quantised layers.
+
+    A node does so if a path of such nodes leads from it to a tensor that a quantised layer reads or writes.
+
+    Args:
+        proto: a model whose nodes have unique names.
+        layers: names of the layers that are quantised.
+        excluded: names of nodes that must stay float.
+    """
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    reached = {name for node in proto.graph.node if node.name in layers for name in number_tensors(node)}
+    view = GraphView(proto)
+    candidates = [
+        node
+        for node in proto.graph.node
+        if standard_name(node) in CARRIERS and node.name not in excluded and _holds_zero(node, view)
+    ]
+    chosen: set[str] = set()
+    while True:
+        new = [
+            node for node in candidates if node.name not in chosen and not reached.isdisjoint(_tensors(node, constants))
+        ]
+        if not new:
+            return [node.name for node in candidates if node.name in chosen]
+        for node in new:
+            chosen.add(node.name)
+            reached.update(_tensors(node, constants))
+
+
+def _tensors(node: onnx.NodeProto, constants: Collection[str]) -> Iterator[str]:
+    yield from (name for name in number_tensors(node) if name not in constants)
+
+
+def number_tensors(node: onnx.NodeProto) -> list[str]:
+    """Tensors of a node that hold the numbers it computes with: no shapes, sizes or limits."""
+    inputs = node.input if node.op_type in JOINS else node.input[:1]
+    return [name for name in (*inputs, *node.output) if name]
+
+
+def _holds_zero(node: onnx.NodeProto, view: GraphView) -> bool:
+    """True unless a node is a Clip to numbers without zero, which the range of an integer format always holds."""
+    if node.op_type != "Clip":
+        return True
+    limits = [attribute(node, "min"), attribute(node, "max")]
+    for slot, name in enumerate(node.input[1:]):
+        if name and name not in view.origins:
+            return False
+        if name:
+            limits[slot] = float(view.constant(name).reshape(-1)[0])
+    low, high = limits
+    return (low is None or low <= 0) and (high is None or high >= 0)

@@ -1,0 +1,216 @@
+"""Prepare a float model for 8-bit integers: refuse what has none, fold, raise the operator set, name the nodes."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper, version_converter
+
+from leanonnx.errors import ModelError
+from leanonnx.graph.formats import value_names
+from leanonnx.graph.model import Model, first_line
+from leanonnx.graph.nodes import fresh_name, is_quantised, node_title, standard_name
+from leanonnx.graph.storage import copy_fields
+from leanonnx.graph.tidy import tidy
+from leanonnx.graph.view import FREE_INITIALIZERS, GraphView
+from leanonnx.numeric.arrays import Array
+from leanonnx.quantization.layers import WEIGHTED_OPERATORS, output_axis
+from leanonnx.runtime.sessions import Feed, RunFailed, run
+from leanonnx.spelling import option
+
+LEAST_OPSET = 13
+"""The operator set from which a weight may have a scale for each channel."""
+LEAST_IR = 7
+"""The IR version that belongs to it."""
+MAX_FLOAT_ERROR = 1e-3
+"""Largest ‖difference‖ / ‖original‖ of an output of the prepared model, which rounds sums in another order."""
+BIAS_SLOT = 2
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A float model to quantise; ``raised_from``: the operator set that it had, None if it kept it."""
+
+    proto: onnx.ModelProto
+    raised_from: int | None
+
+
+def check_quantisable(model: Model) -> None:
+    """Refuse a model that 8-bit integers are not for.
+
+    Raises:
+        ModelError: it holds integers already, computes in other floats than float32, or its operator set cannot be
+            raised.
+    """
+    proto, asked = model.proto, option("int8", True)
+    integer = next((node for node in model.as_read.proto.graph.node if is_quantised(node)), None)
+    if integer is not None:
+        raise ModelError(
+            f"{model.path}: {node_title(integer)} holds 8-bit integers already; give the float network that this one "
+            f"was made from, or leave out {asked}"
+        )
+    weights = {
+        node.input[1] for node in proto.graph.node if standard_name(node) in WEIGHTED_OPERATORS and len(node.input) > 1
+    }
+    kinds = {tensor.data_type for tensor in proto.graph.initializer if tensor.name in weights}
+    other = kinds - {onnx.TensorProto.FLOAT}
+    if other:
+        names = ", ".join(sorted(onnx.TensorProto.DataType.Name(kind).lower() for kind in other))
+        raise ModelError(
+            f"{model.path}: its weights are {names}; {asked} starts from float32: export the network in float32, or "
+            f"leave out {asked}"
+        )
+    if model.opset < LEAST_OPSET:
+        _converted(proto, model.path)
+
+
+def _reads_weight(node: onnx.NodeProto) -> bool:
+    return standard_name(node) in WEIGHTED_OPERATORS and len(node.input) > 1
+
+
+def prepare(proto: onnx.ModelProto, path: Path, feeds: Sequence[Feed], libraries: tuple[Path, ...] = ()) -> Prepared:
+    """Fold normalisations into weights, raise the operator set where needed, and name all nodes.
+
+    Args:
+        proto: a float model, which is not changed.
+        path: its file, for messages.
+        feeds: inputs on which the result is compared with it.
+        libraries: hold its custom operators.
+
+    Raises:
+        ModelError: its operator set cannot be raised.
+    """
+    before = GraphView(proto).opset
+    folded = tidy(_with_free_constants(proto), merge=True).proto
+    raised = _converted(folded, path) if before < LEAST_OPSET else _copy(folded)
+    raised.ir_version = max(raised.ir_version, LEAST_IR)
+    _unshare_biases(raised)
+    _name_nodes(raised)
+    error = _float_error(proto, raised, feeds, libraries)
+    if not error <= MAX_FLOAT_ERROR:
+        raise ModelError(
+            f"{path}: after its operator set was raised from {before} to {GraphView(raised).opset}, the outputs differ "
+            f"by {error:.2g}; export it with operator set {LEAST_OPSET} or later, or leave out {option('int8', True)}"
+        )
+    return Prepared(raised, before if before < LEAST_OPSET else None)
+
+
+def _converted(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """The model in operator set ``LEAST_OPSET``.
+
+    Raises:
+        ModelError: onnx cannot convert it.
+    """
+    try:
+        converted = version_converter.convert_version(proto, LEAST_OPSET)
+        onnx.checker.check_model(converted)
+    except Exception as error:  # the converter raises several unrelated types
+        raise ModelError(
+            f"{path}: its operator set {GraphView(proto).opset} cannot be raised to {LEAST_OPSET}, which "
+            f"{option('int8', True)} needs: {first_line(error)}; export it with operator set {LEAST_OPSET} or later"
+        ) from error
+    result = onnx.ModelProto()
+    copy_fields(proto, result, leave={"graph", "opset_import"})
+    result.opset_import.extend(converted.opset_import)
+    result.graph.CopyFrom(converted.graph)
+    return result
+
+
+def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    return result
+
+
+def _with_free_constants(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose constants are initializers, and no graph inputs where old files had to list them as such."""
+    result, outputs = _copy(proto), {value.name for value in proto.graph.output}
+    graph, nodes = result.graph, []
+    for node in graph.node:
+        values = [each.t for each in node.attribute if each.name == "value"]
+        if standard_name(node) == "Constant" and values and node.output[0] not in outputs:
+            graph.initializer.add().CopyFrom(values[0])
+            graph.initializer[-1].name = node.output[0]
+        else:
+            nodes.append(node)
+    if len(nodes) < len(graph.node):
+        kept = [_node_copy(node) for node in nodes]
+        del graph.node[:]
+        graph.node.extend(kept)
+    if proto.ir_version < FREE_INITIALIZERS:
+        stored = {tensor.name for tensor in graph.initializer}
+        inputs = [value for value in proto.graph.input if value.name not in stored]
+        del graph.input[:]
+        graph.input.extend(inputs)
+        result.ir_version = FREE_INITIALIZERS
+    return result
+
+
+def _node_copy(node: onnx.NodeProto) -> onnx.NodeProto:
+    result = onnx.NodeProto()
+    result.CopyFrom(node)
+    return result
+
+
+def _unshare_biases(proto: onnx.ModelProto) -> None:
+    """Give each layer a bias of its own, a number per output: its integers depend on the layer's scales."""
+    stored, taken = {tensor.name: tensor for tensor in proto.graph.initializer}, value_names(proto.graph)
+    uses = Counter(name for node in proto.graph.node for name in node.input)
+    for node in proto.graph.node:
+        if standard_name(node) not in WEIGHTED_OPERATORS or len(node.input) <= BIAS_SLOT:
+            continue
+        name = node.input[BIAS_SLOT]
+        weight, bias = stored.get(node.input[1]), stored.get(name)
+        if weight is None or bias is None:
+            continue
+        count = weight.dims[output_axis(node, len(weight.dims))]
+        is_row = list(bias.dims) == [count]
+        if (uses[name] > 1 or not is_row) and math.prod(bias.dims[:-1]) == 1 and bias.data_type == weight.data_type:
+            node.input[BIAS_SLOT] = fresh_name(taken, name)
+            row = np.broadcast_to(numpy_helper.to_array(bias).reshape(-1), (count,))
+            proto.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(row), node.input[BIAS_SLOT]))
+            uses[name] -= 1
+
+
+def _name_nodes(proto: onnx.ModelProto) -> None:
+    """Give nodes names of their own, by which onnxruntime's quantiser knows them."""
+    counts = Counter(node.name for node in proto.graph.node)
+    taken = set(counts)
+    for node in proto.graph.node:
+        if not node.name or counts[node.name] > 1:
+            stem = node.output[0]
+            node.name = fresh_name(taken, stem) if stem in taken else stem
+            taken.add(node.name)
+
+
+def _float_error(
+    before: onnx.ModelProto, after: onnx.ModelProto, feeds: Sequence[Feed], libraries: tuple[Path, ...]
+) -> float:
+    """Largest ‖difference‖ / ‖original‖ of the outputs of two models; infinite where the second cannot run."""
+    wanted = run(before, feeds, libraries=libraries)
+    try:
+        computed = run(after, feeds, libraries=libraries)
+    except RunFailed:
+        return float("inf")
+    pairs = [pair for sides in zip(wanted, computed, strict=True) for pair in zip(*sides, strict=True)]
+    return max((relative_difference(*pair) for pair in pairs), default=0.0)
+
+
+def relative_difference(wanted: Array, computed: Array) -> float:
+    """‖difference‖ / ‖wanted‖ of two arrays, numbers that are not finite in the same places left out."""
+    if wanted.shape != computed.shape:
+        return float("inf")
+    if wanted.dtype.kind not in "fiub":
+        return 0.0 if np.array_equal(wanted, computed) else float("inf")
+    first, second = (np.asarray(side, np.float64) for side in (wanted, computed))
+    same = ~np.isfinite(first) & ((first == second) | (np.isnan(first) & np.isnan(second)))
+    difference = np.where(same, 0.0, first - second)
+    scale = float(np.linalg.norm(np.where(np.isfinite(first), first, 0.0)))
+    error = float(np.linalg.norm(difference))
+    return 0.0 if error == 0 else error / scale if scale else float("inf")

@@ -1,0 +1,175 @@
+"""Write a model in 8-bit integers, as pairs of QuantizeLinear and DequantizeLinear, with onnxruntime's quantiser."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from onnxruntime.quantization import CalibrationMethod, QuantType
+from onnxruntime.quantization.calibrate import TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+from leanonnx.graph.model import first_line
+from leanonnx.graph.nodes import holder_array
+from leanonnx.graph.view import GraphView
+from leanonnx.numeric.arrays import Array, Floats
+from leanonnx.quantization.formats import Int8Format
+from leanonnx.quantization.layers import CARRIERS, WEIGHTED_OPERATORS, Layer
+from leanonnx.quantization.ranges import Range
+from leanonnx.runtime.sessions import RunFailed
+
+REDUCED_BITS_LIMITS = -64, 64
+FULL_BITS_LIMITS = -127, 127
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerWeights:
+    """Weights to round to integers: weight ≈ scale × integer, the scale being that of each slice along ``axis``.
+
+    Attributes:
+        name: name of the layer's node.
+        operator: its operator.
+        weight: the float weight.
+        scale: scales [outputs].
+        axis: the axis of outputs.
+        limits: smallest and largest integer.
+    """
+
+    name: str
+    operator: str
+    weight: Floats
+    scale: Floats
+    axis: int
+    limits: tuple[int, int]
+
+    @property
+    def steps(self) -> Floats:
+        """The weight in units of its scale."""
+        shape = [-1 if k == self.axis else 1 for k in range(self.weight.ndim)]
+        return np.asarray(self.weight / self.scale.reshape(shape), np.float64)
+
+
+RoundWeights = Callable[[LayerWeights], Array]
+"""Rounds the weights of a layer to int8."""
+
+
+def nearest_weights(layer: LayerWeights) -> Array:
+    """Each weight as the nearest integer."""
+    return np.clip(np.rint(layer.steps), *layer.limits).astype(np.int8)
+
+
+def quantised_model(
+    proto: onnx.ModelProto,
+    layers: Collection[Layer],
+    carriers: Collection[str],
+    ranges: Mapping[str, Range],
+    kind: Int8Format,
+    round_weights: RoundWeights = nearest_weights,
+) -> onnx.ModelProto:
+    """The model with some nodes in integers.
+
+    Args:
+        proto: a prepared float model, which is not changed.
+        layers: the layers to quantise.
+        carriers: names of the nodes between them that pass integers on.
+        ranges: range of each float tensor that one of these nodes reads or writes.
+        kind: the integer formats.
+        round_weights: rounds the weights of a layer.
+
+    Raises:
+        RunFailed: onnxruntime's quantiser fails.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    noted = {value.name for value in (*copy.graph.value_info, *copy.graph.input, *copy.graph.output)}
+    unnoted = (name for name in ranges if name not in noted)  # the quantiser leaves out tensors of unknown type
+    copy.graph.value_info.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in unnoted
+    )
+    numbers = {name: tuple(np.array(end, np.float32) for end in ends) for name, ends in ranges.items()}
+    activations = QuantType.QInt8 if kind.signed_activations else QuantType.QUInt8
+    with _silent():
+        try:
+            quantiser = QDQQuantizer(
+                copy,
+                True,
+                kind.reduced_weights,
+                QuantType.QInt8,
+                activations,
+                TensorsData(CalibrationMethod.MinMax, numbers),
+                [*(layer.name for layer in layers), *carriers],
+                [],
+                sorted(WEIGHTED_OPERATORS | CARRIERS),
+                {
+                    "ActivationSymmetric": kind.signed_activations,
+                    "WeightSymmetric": True,
+                    "QuantizeBias": not kind.signed_activations,
+                },
+            )
+            quantiser.quantize_model()
+            quantiser.model.topological_sort()
+        except Exception as error:  # the quantiser raises many types
+            raise RunFailed(f"onnxruntime's quantiser fails: {first_line(error)}") from error
+    result: onnx.ModelProto = quantiser.model.model
+    _clean(proto, result)
+    limits = REDUCED_BITS_LIMITS if kind.reduced_weights else FULL_BITS_LIMITS
+    if round_weights is not nearest_weights:
+        for layer in layers:
+            _round_layer(proto, result, layer, limits, round_weights)
+    return result
+
+
+def _round_layer(
+    proto: onnx.ModelProto,
+    result: onnx.ModelProto,
+    layer: Layer,
+    limits: tuple[int, int],
+    round_weights: RoundWeights,
+) -> None:
+    """Replace the integers of a layer's weight by those of ``round_weights``."""
+    view = GraphView(result)
+    node = next((each for each in result.graph.node if each.name == layer.name), None)
+    source = None if node is None else view.producer(node.input[1])
+    if source is None or source.op_type != "DequantizeLinear" or source.input[0] not in view.holders:
+        return
+    weight = np.asarray(GraphView(proto).constant(layer.weight), np.float64)
+    scale = np.asarray(holder_array(view.holders[source.input[1]]), np.float64).reshape(-1)
+    integers = round_weights(
+        LayerWeights(
+            name=layer.name,
+            operator=layer.operator,
+            weight=weight,
+            scale=np.broadcast_to(scale, (weight.shape[layer.axis],)),
+            axis=layer.axis,
+            limits=limits,
+        )
+    )
+    stored = next(tensor for tensor in result.graph.initializer if tensor.name == source.input[0])
+    stored.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(integers, np.int8), stored.name))
+
+
+def _clean(proto: onnx.ModelProto, result: onnx.ModelProto) -> None:
+    """Restore what the quantiser adds beside nodes and constants: inferred shapes, metadata, producer."""
+    result.producer_name, result.producer_version = proto.producer_name, proto.producer_version
+    del result.metadata_props[:]
+    result.metadata_props.extend(proto.metadata_props)
+    present = {name for node in result.graph.node for name in (*node.input, *node.output)}
+    noted = [value for value in proto.graph.value_info if value.name in present]
+    del result.graph.value_info[:]
+    result.graph.value_info.extend(noted)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep the quantiser's advice from the terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,351 @@
+"""``compress --int8``: files that run in integers, equal to their simulation; layers stay float for a reason."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import leanonnx
+from leanonnx.commands.compress import quantising, timing
+from leanonnx.errors import LeanOnnxError, ModelError, OptionError
+from leanonnx.graph.nodes import is_quantised
+from leanonnx.quantization import formats, preparation
+from leanonnx.quantization.agreement import MAX_STEPS, steps_from_simulation
+from leanonnx.quantization.formats import Int8Format, int8_format
+from leanonnx.quantization.layers import GROUPED, carriers_between, weighted_layers
+from leanonnx.quantization.preparation import LEAST_OPSET, prepare, relative_difference
+from leanonnx.quantization.qdq import LayerWeights, nearest_weights, quantised_model
+from leanonnx.quantization.ranges import RANGE_METHODS, Histogram, observe_histograms
+from leanonnx.quantization.simulation import simulated
+from leanonnx.runtime.sessions import run
+from tests import graphs
+from tests.calibrated import analysed, net, normal_feeds
+from tests.helpers import CALIBRATION, CNN, build, called, called_json, refused, saved
+from tests.made_up_times import comparison
+
+RANDOM_GRAPHS = 50
+"""Number of random graphs that are quantised."""
+INTEGER_TYPES = {TensorProto.INT8, TensorProto.UINT8}
+BLOCKS = net(
+    "(float[N, 3, 16, 16] x) => (float[N, 5] y)",
+    "float[8,3,3,3] w1, float[8] b1, float[8,1,3,3] w2, float[8,8,1,1] w3, float[5,8] w4, float[5] b4, "
+    "float[8] g, float[8] b, float[8] m, float zero = {0.0}, float six = {6.0}",
+    "h1 = Conv <pads = [1,1,1,1]> (x, w1, b1) h2 = Clip (h1, zero, six) "
+    "h3 = Conv <group = 8, pads = [1,1,1,1]> (h2, w2) h4 = Relu (h3) h5 = Conv (h4, w3) "
+    "h6 = Add (h5, h2) h7 = Relu (h6) h8 = GlobalAveragePool (h7) h9 = Flatten (h8) "
+    "y = Gemm <transB = 1> (h9, w4, b4)",
+)
+"""Convolution, Clip, depthwise convolution, residual sum, pooling and matrix product."""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A folder with a network and its inputs."""
+    saved(build(CNN), tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=CALIBRATION)
+    return tmp_path
+
+
+def samples_for(proto: onnx.ModelProto, count: int = 24) -> dict[str, Any]:
+    """Normal inputs of a model, by name [count, ...]."""
+    dag = analysed(proto)
+    feeds = normal_feeds(dag, count)
+    fixed = {v.name: v.type.tensor_type.shape.dim[0].HasField("dim_value") for v in dag.model.inputs}
+    stack = {True: np.stack, False: np.concatenate}
+    return {name: stack[fixed[name]]([feed[name] for feed in feeds]) for name in feeds[0]}
+
+
+def int8_row(folder: Path, *words: object) -> dict[str, Any]:
+    """What the report says on integers."""
+    data = ("--int8", "--calib", folder / "x.npz", *words)
+    row: dict[str, Any] = called_json("compress", folder / "m.onnx", folder / "o.onnx", *data)["int8"]
+    return row
+
+
+def integers_of(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    return {tensor.name: tensor for tensor in proto.graph.initializer if tensor.data_type in INTEGER_TYPES}
+
+
+# From end to end
+
+
+@pytest.mark.parametrize("budget", [(), ("--keep", 0.5), ("--max-deviation", 9)])
+def test_the_result_computes_in_integers_and_stays_near(small: Path, budget: tuple[object, ...]) -> None:
+    row = int8_row(small, "--align", 1, *budget)
+    assert row["kept"] and row["reason"] is None
+    assert {layer["format"] for layer in row["layers"]} == {"int8"}
+    assert row["simulation_steps"] <= MAX_STEPS
+    assert row["after"]["outputs"]["y"]["relative_l2"] < row["before"]["outputs"]["y"]["relative_l2"] + 0.1
+    written = onnx.load(small / "o.onnx")
+    assert [len(t.dims) for t in integers_of(written).values()].count(4) == 2
+    assert [v.name for v in written.graph.input] == ["x"] and [v.name for v in written.graph.output] == ["y"]
+    feed = {"x": CALIBRATION[:1]}
+    wanted, computed = (run(small / name, [feed], optimise=False)[0][0] for name in ("m.onnx", "o.onnx"))
+    assert budget or relative_difference(wanted, computed) < 0.1
+
+
+def test_the_terminal_and_the_page_say_what_is_in_integers(small: Path) -> None:
+    done = called("compress", "m.onnx", "o.onnx", "--int8", "--calib", "x.npz", "--report", "r.html", cwd=small)
+    assert done.returncode == 0, done.stderr
+    assert "In 8-bit integers: 3 of 3 layers" in " ".join(done.stdout.split())
+    assert "In 8-bit integers: 3 of 3 layers" in (small / "r.html").read_text(encoding="utf-8")
+
+
+def test_python_has_the_same_option_and_the_plan_records_it(small: Path) -> None:
+    data = {"x": CALIBRATION}
+    result = leanonnx.compress(small / "m.onnx", small / "o.onnx", int8=True, calib=data, plan_out=small / "p.json")
+    assert integers_of(onnx.load(small / "o.onnx")) and result.proof.passed
+    again = leanonnx.compress(small / "m.onnx", small / "a.onnx", plan=small / "p.json", calib=data)
+    assert integers_of(onnx.load(small / "a.onnx")) and again.proof.passed
+    leanonnx.compress(small / "m.onnx", small / "f.onnx", plan=small / "p.json")
+    assert not integers_of(onnx.load(small / "f.onnx"))
+
+
+def test_grouped_convolutions_stay_float_on_processors(tmp_path: Path) -> None:
+    saved(BLOCKS, tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", **samples_for(BLOCKS))
+    row = int8_row(tmp_path)
+    by_reason = {layer["reason"]: layer["format"] for layer in row["layers"]}
+    assert by_reason[GROUPED] == "float32"
+    assert row["kept"] and by_reason[None] == "int8"
+
+
+@pytest.mark.parametrize(
+    ("fraction", "waited", "kept", "says"),
+    [(0.5, 0.0, True, ""), (1.2, 0.0, False, "it is not faster"), (1.0, 0.9, False, "the machine was busy")],
+)
+def test_floats_are_kept_if_integers_are_not_faster(
+    small: Path, monkeypatch: pytest.MonkeyPatch, fraction: float, waited: float, kept: bool, says: str
+) -> None:
+    measured = comparison(fraction, waited=waited)
+    monkeypatch.setattr(quantising, "compare_in_subprocess", lambda *_: measured)
+    monkeypatch.setattr(timing, "compare_in_subprocess", lambda *_: comparison(0.5))
+    monkeypatch.setattr(timing, "profile_in_subprocess", lambda *_: [()])
+    data = {"x": CALIBRATION}
+    result = leanonnx.compress(small / "m.onnx", small / "o.onnx", int8=True, calib=data, measure=True)
+    assert bool(integers_of(onnx.load(small / "o.onnx"))) == kept
+    assert any(says in text and "the float network was kept" in text for text in result.warnings) == (not kept)
+    if not kept:
+        assert (small / "o.onnx").read_bytes() == (small / "m.onnx").read_bytes()
+
+
+# Preparation
+
+
+@pytest.mark.parametrize("opset", [9, 11, 13])
+def test_older_operator_sets_are_raised(tmp_path: Path, opset: int) -> None:
+    body = "h = Conv <pads = [1,1,1,1]> (x, w) n = BatchNormalization (h, g, b, m, v) r = Relu (n) y = Conv (r, w2)"
+    constants = "float[4,3,3,3] w, float[4] g, float[4] b, float[4] m, float[4] v = {1, 1, 1, 1}, float[2,4,1,1] w2"
+    proto = net("(float[1, 3, 8, 8] x) => (float[1, 2, 8, 8] y)", constants, body, opset=opset, ir=4)
+    saved(proto, tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", **samples_for(proto))
+    row = int8_row(tmp_path)
+    assert row["kept"] and row["opset_raised_from"] == (opset if opset < LEAST_OPSET else None)
+    written = onnx.load(tmp_path / "o.onnx")
+    assert "BatchNormalization" not in {node.op_type for node in written.graph.node}
+    assert run(tmp_path / "o.onnx", [{"x": np.ones((1, 3, 8, 8), np.float32)}])
+
+
+def test_biases_that_layers_share_become_their_own() -> None:
+    body = "h = Conv (x, w1, b) r = Relu (h) y = Conv (r, w2, b)"
+    proto = net("(float[1,4,5,5] x) => (float[1,4,5,5] y)", "float[4,4,1,1] w1, float[4,4,1,1] w2, float[4] b", body)
+    feeds = normal_feeds(analysed(proto), 2)
+    prepared = prepare(proto, Path("m.onnx"), feeds)
+    biases = [node.input[2] for node in prepared.proto.graph.node if node.op_type == "Conv"]
+    assert len(set(biases)) == 2 and not any(layer.reason for layer in weighted_layers(prepared.proto, Int8Format()))
+
+
+# Ranges
+
+
+def test_ranges_of_a_tensor_with_an_outlier() -> None:
+    counts = np.zeros(2048)
+    counts[:200], counts[-1] = 1e5, 1
+    histogram = Histogram(0.0, 2048.0, counts)
+    whole, percentile, least = (RANGE_METHODS[name](histogram) for name in ("minmax", "percentile", "mse"))
+    assert whole == (0.0, 2048.0) and percentile == (0.0, 200.0)
+    assert least[0] == 0.0 and least[1] < 2048.0
+
+
+def test_histograms_leave_out_integers_and_what_is_not_finite() -> None:
+    body = "h = Div (x, z) s = Shape (x) y = Conv (x, w)"
+    constants = "float[2,1,1,1] w, float z = {0.0}"
+    proto = net("(float[1,1,4,4] x) => (float[1,2,4,4] y, float[1,1,4,4] h, int64[4] s)", constants, body)
+    feeds = [{"x": np.full((1, 1, 4, 4), 2.0, np.float32)}]
+    histograms = observe_histograms(proto, ["x", "h", "s", "y"], lambda: feeds)
+    assert set(histograms) == {"x", "y"}
+    assert (histograms["x"].lowest, histograms["x"].highest, histograms["x"].counts.sum()) == (0.0, 2.0, 16)
+
+
+# The file and its simulation
+
+
+def quantised(proto: onnx.ModelProto, kind: Int8Format, **settings: Any) -> tuple[onnx.ModelProto, list[Any]]:
+    """A network in integers, with the inputs that it was made from."""
+    feeds = normal_feeds(analysed(proto), 6)
+    prepared = prepare(proto, Path("m.onnx"), feeds).proto
+    layers = [layer for layer in weighted_layers(prepared, kind) if not layer.reason]
+    carriers = carriers_between(prepared, {layer.name for layer in layers})
+    names = {name for node in prepared.graph.node for name in (*node.input, *node.output)}
+    names -= {tensor.name for tensor in prepared.graph.initializer}
+    histograms = observe_histograms(prepared, sorted(names), lambda: feeds)
+    ranges = {name: RANGE_METHODS["minmax"](histogram) for name, histogram in histograms.items()}
+    return quantised_model(prepared, layers, carriers, ranges, kind, **settings), feeds
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("reduced", [False, True])
+def test_the_simulation_computes_the_same(signed: bool, reduced: bool) -> None:
+    kind = Int8Format(signed_activations=signed, reduced_weights=reduced, grouped_in_float=not signed)
+    proto, feeds = quantised(BLOCKS, kind)
+    simulation = simulated(proto)
+    onnx.checker.check_model(proto, full_check=True)
+    assert not {"QuantizeLinear", "DequantizeLinear"} & {node.op_type for node in simulation.graph.node}
+    assert steps_from_simulation(proto, simulation, feeds) < 1
+    weights = [numpy_helper.to_array(t) for t in integers_of(proto).values() if len(t.dims) == 4]
+    assert max(int(np.abs(weight.astype(int)).max()) for weight in weights) <= (64 if reduced else 127)
+
+
+def test_a_wrong_scale_is_told_from_the_simulation() -> None:
+    proto, feeds = quantised(BLOCKS, Int8Format())
+    simulation = simulated(proto)
+    scale = next(t for t in proto.graph.initializer if t.name == "w1_scale")
+    scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * 2, scale.name))
+    assert steps_from_simulation(proto, simulation, feeds) > MAX_STEPS
+
+
+def test_weights_are_rounded_as_asked() -> None:
+    seen: dict[str, LayerWeights] = {}
+
+    def down(layer: LayerWeights) -> np.ndarray[Any, Any]:
+        seen[layer.name] = layer
+        return np.clip(np.floor(layer.steps), *layer.limits).astype(np.int8)
+
+    proto, _ = quantised(BLOCKS, Int8Format(), round_weights=down)
+    plain, _ = quantised(BLOCKS, Int8Format())
+    assert len(seen) == 3
+    stored = {t.name: numpy_helper.to_array(t) for t in integers_of(proto).values()}
+    nearest = {t.name: numpy_helper.to_array(t) for t in integers_of(plain).values()}
+    for layer in seen.values():
+        assert any(np.array_equal(down(layer), each) for each in stored.values())
+        assert any(np.array_equal(nearest_weights(layer), each) for each in nearest.values())
+
+
+def test_a_clip_that_does_not_hold_zero_stays_float() -> None:
+    body = "h = Conv (x, w) c = Clip (h, low, high) y = Conv (c, v)"
+    constants = "float[4,3,1,1] w, float[2,4,1,1] v, float low = {1.0}, float high = {6.0}"
+    proto = net("(float[1,3,5,5] x) => (float[1,2,5,5] y)", constants, body)
+    written, feeds = quantised(proto, Int8Format())
+    assert "Clip" in {node.op_type for node in written.graph.node}
+    wanted, computed = (run(each, feeds, optimise=False)[0][0] for each in (proto, written))
+    assert relative_difference(wanted, computed) < 0.05
+
+
+# The processor
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "target", "reduced"),
+    [
+        ("x86_64", {"avx2"}, "auto", True),
+        ("x86_64", {"avx2", "avx_vnni"}, "auto", False),
+        ("x86_64", {"avx512_vnni"}, "cpu-avx2", True),
+        ("aarch64", set(), "auto", False),
+        ("x86_64", {"avx2"}, "cpu-arm", False),
+    ],
+)
+def test_weights_take_7_bits_where_sums_saturate(
+    monkeypatch: pytest.MonkeyPatch, machine: str, flags: set[str], target: str, reduced: bool
+) -> None:
+    monkeypatch.setattr(formats.platform, "machine", lambda: machine)
+    monkeypatch.setattr(formats, "processor_flags", lambda: frozenset(flags))
+    assert int8_format("cpu", target).reduced_weights == reduced
+
+
+def test_tensorrt_takes_signed_integers_and_cuda_none() -> None:
+    assert int8_format("tensorrt", "auto").signed_activations
+    with pytest.raises(OptionError, match="no integer kernels"):
+        int8_format("cuda", "auto")
+
+
+# Refusals
+
+
+def test_integers_need_data(small: Path) -> None:
+    refused(small, "compress", "m.onnx", "o.onnx", "--int8", says=("--int8 needs real inputs", "add --calib"))
+    refused(small, "compress", "m.onnx", "o.onnx", "--int8", "--exact", says=("--exact", "leave out one"))
+
+
+def _with_weight(kind: int) -> onnx.ModelProto:
+    weight = numpy_helper.from_array(np.ones((2, 3, 1, 1), helper.tensor_dtype_to_np_dtype(kind)), "w")
+    shapes = {"x": [1, 3, 4, 4], "y": [1, 2, 4, 4]}
+    x, y = (helper.make_tensor_value_info(name, kind, shape) for name, shape in shapes.items())
+    graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"])], "net", [x], [y], [weight])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(TensorProto.FLOAT16, "float16"), (TensorProto.DOUBLE, "double")])
+def test_other_floats_are_refused(tmp_path: Path, kind: int, name: str) -> None:
+    path = saved(_with_weight(kind), tmp_path / "m.onnx")
+    data = {"x": np.ones((8, 3, 4, 4), np.float32)}
+    with pytest.raises(ModelError, match=f"its weights are {name}.*export the network in float32"):
+        leanonnx.compress(path, tmp_path / "o.onnx", int8=True, calib=data)
+    assert not (tmp_path / "o.onnx").exists()
+
+
+def test_integers_are_not_made_of_integers(small: Path) -> None:
+    data = {"x": CALIBRATION}
+    leanonnx.compress(small / "m.onnx", small / "o.onnx", int8=True, calib=data)
+    with pytest.raises(ModelError, match=r"holds 8-bit integers already.*float network"):
+        leanonnx.compress(small / "o.onnx", small / "a.onnx", int8=True, calib=data)
+
+
+def test_an_operator_set_that_cannot_be_raised_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no adapter for Upsample")
+
+    monkeypatch.setattr(preparation.version_converter, "convert_version", fail)
+    proto = net("(float[1,3,4,4] x) => (float[1,2,4,4] y)", "float[2,3,1,1] w", "y = Conv (x, w)", opset=9, ir=4)
+    path = saved(proto, tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=r"operator set 9 cannot be raised to 13.*no adapter.*export it"):
+        leanonnx.compress(path, tmp_path / "o.onnx", int8=True, calib={"x": np.ones((8, 3, 4, 4), np.float32)})
+
+
+# Random graphs
+
+
+def random_graph_runs(seed: int) -> str:
+    """What became of a random graph: "int8", "float" with the reason, or the error; fails if the file does not run."""
+    proto = graphs.from_seed(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        path, out = saved(proto, Path(folder) / "m.onnx"), Path(folder) / "o.onnx"
+        try:
+            data = samples_for(proto, 8)
+            result = leanonnx.compress(path, out, int8=True, calib=data, recover="none")
+        except LeanOnnxError as error:
+            return f"{type(error).__name__}: {error}"
+        rows = {name: array[:1] for name, array in data.items()}
+        dag = analysed(proto)
+        feeds = normal_feeds(dag, 1)
+        assert rows and run(out, feeds)
+        return "int8" if integers_of(onnx.load(out)) else f"float: {result.warnings[0]}"
+
+
+def float_seeds(count: int) -> list[int]:
+    """The first seeds of random graphs without integers."""
+    plain = (seed for seed in itertools.count() if not any(map(is_quantised, graphs.from_seed(seed).graph.node)))
+    return list(itertools.islice(plain, count))
+
+
+@pytest.mark.parametrize("part", range(10))
+def test_random_graphs_give_files_that_run(part: int) -> None:
+    seen = [random_graph_runs(seed) for seed in float_seeds(RANDOM_GRAPHS)[part::10]]
+    assert not [each for each in seen if each.startswith(("ProofFailed", "DataError")) or "quantiser fails" in each]
