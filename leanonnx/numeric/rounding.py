@@ -67,7 +67,7 @@ def channel_scales(
     cost = np.ones((wide.shape[0], wide.shape[2])) if importance is None else np.maximum(importance, 0)
     cost = np.where(cost.any(1, keepdims=True), cost, 1.0)
     best = np.full(peaks.shape, np.inf)
-    scales = np.ones(peaks.shape)
+    scales: Floats = np.ones(peaks.shape)
     for factor in factors:
         tried = np.where(peaks > 0, np.maximum(peaks * factor / limit, SMALLEST_SCALE), 1.0)
         tried = tried.astype(np.float32).astype(np.float64)
