@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -129,7 +130,7 @@ class Histogram:
     def points(self) -> tuple[Floats, Ints]:
         """Middles of the bins that are not empty, and how many numbers other than zero lie in each."""
         (places,) = np.nonzero(self.counts)
-        return (places - BINS // 2 + 0.5) * self.width, self.counts[places]
+        return np.asarray((places - BINS // 2 + 0.5) * self.width, np.float64), np.asarray(self.counts[places])
 
     def percentiles(self, share: float) -> Range:
         """Lower and upper end, at a bin's edge, outside of each of which at most 1 - ``share`` of the numbers lie."""
@@ -141,7 +142,7 @@ class Histogram:
 
 
 def _last_kept(distances: Floats, counts: Ints, allowed: float) -> float:
-    """The largest of ascending distances from zero that is kept, if ``allowed`` numbers may lie beyond; 0 if none is."""
+    """The largest kept one of ascending distances from zero, if ``allowed`` numbers may lie beyond; 0 without one."""
     further = np.cumsum(counts[::-1])[::-1]
     kept = distances[further > allowed]
     return float(kept[-1]) if kept.size else 0.0
@@ -178,11 +179,11 @@ def range_by(method: RangeMethod, histogram: Histogram, grid: IntegerGrid, share
 def squared_error(histogram: Histogram, grid: IntegerGrid, ends: Range) -> float:
     """Mean squared error of a range, with each number in the middle of its bin."""
     middles, counts = histogram.points
-    return _squares(middles, counts, grid, ends) / max(histogram.total, 1)
+    return _squares(middles, counts, grid, *ends) / max(histogram.total, 1)
 
 
-def _squares(middles: Floats, counts: Ints, grid: IntegerGrid, ends: Range) -> float:
-    error = middles - grid.round_trip(middles, *ends)
+def _squares(middles: Floats, counts: Ints, grid: IntegerGrid, low: float, high: float) -> float:
+    error = middles - grid.round_trip(middles, low, high)
     return float(np.square(error) @ counts)
 
 
@@ -191,13 +192,12 @@ def _least_squares(histogram: Histogram, grid: IntegerGrid) -> Range:
     low, high = histogram.low, histogram.high
     if grid.symmetric:
         far = max(-low, high)
-        far = _best_end(far, far, lambda end: _squares(middles, counts, grid, (-end, end)))
+        far = _best_end(far, far, lambda end: _squares(middles, counts, grid, -end, end))
         return -far, far
-    best = low, high
-    for _ in range(END_ROUNDS if low < 0 < high else 1):
-        best = best[0], _best_end(high, best[1], lambda end, to=best[0]: _squares(middles, counts, grid, (to, end)))
-        best = _best_end(low, best[0], lambda end, to=best[1]: _squares(middles, counts, grid, (end, to))), best[1]
-    return best
+    for _ in range(END_ROUNDS if histogram.low < 0 < histogram.high else 1):
+        high = _best_end(histogram.high, high, partial(_squares, middles, counts, grid, low))
+        low = _best_end(histogram.low, low, partial(_squares, middles, counts, grid, high=high))
+    return low, high
 
 
 def _best_end(extreme: float, present: float, error: Callable[[float], float]) -> float:

@@ -74,8 +74,8 @@ def channel_scales(
         errors = _weighted_squares(wide, tried, limit, cost)
         better = errors < best
         best = np.where(better, errors, best)
-        scales = np.where(better, tried, scales)
-    return scales
+        scales[better] = tried[better]
+    return np.asarray(scales)
 
 
 def _weighted_squares(weights: Floats, scales: Floats, limit: int, cost: Floats) -> Floats:
