@@ -100,7 +100,7 @@ def round_nearest(weights: Array, scales: Array, bits: int = 8) -> Int8s:
 def rounding_errors(weights: Array, integers: Array, scales: Array, moment: Array) -> Floats:
     """Mean squared error that rounding causes in each output [G, O]: the diagonal of E H Eᵀ."""
     error = np.asarray(weights, np.float64) - np.asarray(scales, np.float64)[:, :, None] * integers
-    return np.maximum(np.einsum("gok,gok->go", error @ np.asarray(moment, np.float64), error), 0)
+    return np.asarray(np.maximum(np.einsum("gok,gok->go", error @ np.asarray(moment, np.float64), error), 0))
 
 
 def round_compensated(
