@@ -117,6 +117,8 @@ class Trait(Flag):
     """Takes a norm, or a sum of squares."""
     WHOLE_SUM = auto()
     """Takes a sum, mean or norm over whole axes, to which zeros contribute nothing but their number."""
+    HOMOGENEOUS = auto()
+    """A channel of its first input that is multiplied by a positive number multiplies the output's channel by it."""
     MOVES = auto()
     """Moves the data of its first input, and computes nothing."""
     CARRIES = auto()

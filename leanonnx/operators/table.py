@@ -62,8 +62,8 @@ STANDARD_FACTS: Mapping[str, OperatorFacts] = {
     "SimplifiedLayerNormalization": OperatorFacts(F.NORMALIZATION, learned=(1, 2)),
     "Softmax": OperatorFacts(F.SOFTMAX, T.INJECTIVE | T.PROBABILITY),
     "LogSoftmax": OperatorFacts(F.SOFTMAX, T.INJECTIVE),
-    "Relu": OperatorFacts(F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.CAN_EMPTY | T.SAME_SIZE),
-    "LeakyRelu": OperatorFacts(F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.CAN_EMPTY | T.SAME_SIZE),
+    "Relu": OperatorFacts(F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.CAN_EMPTY | T.SAME_SIZE | T.HOMOGENEOUS),
+    "LeakyRelu": OperatorFacts(F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.CAN_EMPTY | T.SAME_SIZE | T.HOMOGENEOUS),
     "Sigmoid": OperatorFacts(F.UNARY, T.POINTWISE | T.SAME_SIZE | T.INJECTIVE | T.PROBABILITY),
     "Tanh": OperatorFacts(F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.SAME_SIZE | T.INJECTIVE),
     "Elu": OperatorFacts(F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.CAN_EMPTY | T.SAME_SIZE),
@@ -78,7 +78,7 @@ STANDARD_FACTS: Mapping[str, OperatorFacts] = {
     "Swish": OperatorFacts(F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.SAME_SIZE),
     "ThresholdedRelu": OperatorFacts(F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.SAME_SIZE),
     "Clip": OperatorFacts(F.UNARY, T.POINTWISE | T.CAN_EMPTY | T.SAME_SIZE),
-    "Abs": OperatorFacts(F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.SAME_SIZE),
+    "Abs": OperatorFacts(F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.SAME_SIZE | T.HOMOGENEOUS),
     "Neg": OperatorFacts(F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.SAME_SIZE | T.INJECTIVE),
     "Exp": OperatorFacts(F.UNARY, T.POINTWISE | T.SAME_SIZE | T.INJECTIVE),
     "Log": OperatorFacts(F.UNARY, T.POINTWISE | T.SAME_SIZE | T.INJECTIVE),
@@ -108,14 +108,24 @@ STANDARD_FACTS: Mapping[str, OperatorFacts] = {
     "CastLike": OperatorFacts(F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.SAME_SIZE),
     "Identity": OperatorFacts(
         F.UNARY,
-        T.POINTWISE | T.KEEPS_ZERO | T.PASSES_FIRST | T.CAN_EMPTY | T.SAME_SIZE | T.INJECTIVE | T.MOVES | T.CARRIES,
+        T.POINTWISE
+        | T.KEEPS_ZERO
+        | T.PASSES_FIRST
+        | T.CAN_EMPTY
+        | T.SAME_SIZE
+        | T.INJECTIVE
+        | T.MOVES
+        | T.CARRIES
+        | T.HOMOGENEOUS,
     ),
     "Dropout": OperatorFacts(F.UNARY, T.KEEPS_ZERO | T.PASSES_FIRST | T.SAME_SIZE),
     "Shrink": OperatorFacts(F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.SAME_SIZE),
     "Affine": OperatorFacts(F.UNARY, T.POINTWISE | T.SAME_SIZE),
     "ScaledTanh": OperatorFacts(F.UNARY, T.POINTWISE | T.SAME_SIZE),
     "ParametricSoftplus": OperatorFacts(F.UNARY, T.POINTWISE | T.SAME_SIZE),
-    "PRelu": OperatorFacts(F.PARAMETRIC, T.POINTWISE | T.KEEPS_ZERO | T.CAN_EMPTY | T.SAME_SIZE, learned=(1,)),
+    "PRelu": OperatorFacts(
+        F.PARAMETRIC, T.POINTWISE | T.KEEPS_ZERO | T.CAN_EMPTY | T.SAME_SIZE | T.HOMOGENEOUS, learned=(1,)
+    ),
     "ImageScaler": OperatorFacts(F.PARAMETRIC),
     "Add": OperatorFacts(
         F.JOIN, T.POINTWISE | T.JOINS_ZEROS | T.INJECTIVE | T.ADDS | T.ARITHMETIC | T.COMMUTES | T.COMPARED_INSIDE
@@ -152,11 +162,11 @@ STANDARD_FACTS: Mapping[str, OperatorFacts] = {
     "ReduceLogSum": OperatorFacts(F.REDUCTION),
     "ReduceLogSumExp": OperatorFacts(F.REDUCTION),
     "CumSum": OperatorFacts(F.REDUCTION, T.KEEPS_ZERO | T.ACCUMULATES),
-    "AveragePool": OperatorFacts(F.POOLING, T.KEEPS_ZERO | T.ACCUMULATES),
-    "MaxPool": OperatorFacts(F.POOLING, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.EXTREME),
+    "AveragePool": OperatorFacts(F.POOLING, T.KEEPS_ZERO | T.ACCUMULATES | T.HOMOGENEOUS),
+    "MaxPool": OperatorFacts(F.POOLING, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.EXTREME | T.HOMOGENEOUS),
     "LpPool": OperatorFacts(F.POOLING, T.KEEPS_ZERO | T.ACCUMULATES | T.NORM),
-    "GlobalAveragePool": OperatorFacts(F.POOLING, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.WHOLE_SUM),
-    "GlobalMaxPool": OperatorFacts(F.POOLING, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.EXTREME),
+    "GlobalAveragePool": OperatorFacts(F.POOLING, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.WHOLE_SUM | T.HOMOGENEOUS),
+    "GlobalMaxPool": OperatorFacts(F.POOLING, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.EXTREME | T.HOMOGENEOUS),
     "GlobalLpPool": OperatorFacts(F.POOLING, T.KEEPS_ZERO | T.ACCUMULATES | T.NORM | T.WHOLE_SUM),
     "MaxUnpool": OperatorFacts(F.POOLING, T.KEEPS_ZERO),
     "RoiAlign": OperatorFacts(F.POOLING, T.KEEPS_ZERO),
