@@ -71,8 +71,8 @@ class Judge:
 
     def __init__(self, job: CompressJob, allowed: int) -> None:
         assert job.judging is not None
-        self.job, looks = job, allowed + job.options.int8
-        self.doubt = ERROR_PROBABILITY / math.sqrt(looks)
+        self.job, self.allowed = job, allowed
+        self.doubt = ERROR_PROBABILITY / math.sqrt(allowed + job.options.int8)
         model, names = job.dag.taught_by, [value.name for value in job.dag.model.inputs]
         data, axes = job.judging.only(names), channel_axes(job.dag)
         self.held_out = HeldOut(model, data, axes, job.dag.observation.replaced_formats)
