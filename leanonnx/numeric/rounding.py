@@ -3,7 +3,7 @@
 Kernels [G, O, K] have G conv groups, O outputs each and K = inputs × taps columns, the layout of
 ``KernelBlock.kernels`` with the last two axes joined.  An output of the layer is the product of a row with an input
 patch, so that an error E [O, K] of the weights costs tr(E H Eᵀ), where H [K, K] is the mean of x xᵀ over patches x:
-their second moment, or their covariance where a bias takes up the mean (``numeric/bias_correction.py``).
+their second moment, or their covariance where a bias takes up the mean.
 
 ``round_compensated`` rounds one column after the other and corrects each by the errors made so far.  With the factor
 H = R Rᵀ, R upper triangular, tr(E H Eᵀ) = Σⱼ (Eⱼ Rⱼⱼ + Σ over k < j of Eₖ Rₖⱼ)²: column j is rounded where its own term

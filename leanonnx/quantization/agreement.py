@@ -11,11 +11,12 @@ import onnx
 
 from leanonnx.numeric.arrays import Array
 from leanonnx.quantization.preparation import relative_difference
-from leanonnx.quantization.ranges import LEVEL_COUNT
 from leanonnx.runtime.fastpath import optimised_nodes
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import Feed, run
 
+LEVEL_COUNT = 256
+"""Numbers that 8 bits tell apart."""
 MAX_STEPS = 4.0
 """Steps of 8 bits by which an output may differ from that of the simulation: rounding at each layer may fall apart."""
 INTEGER_PRODUCTS = {

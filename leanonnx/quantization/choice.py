@@ -1,13 +1,13 @@
-"""Choose how to quantise a model on held-out samples: the way to take ranges, and the layers that stay float.
+"""Choose how to quantise a model on held-out samples: ranges, rounding, biases, and the layers that stay float.
 
-Candidates are compared as simulations in floats, so that no kernel of the processor at hand has a say.
+Candidates are compared as simulations in floats, so that no kernel of the processor at hand has a say, and by the error
+that integers add to the float model: what that one lacks of the original is the same for all.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -16,26 +16,37 @@ import onnx
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.data.samples import Dataset
 from leanonnx.graph.formats import Source
+from leanonnx.quantization.biases import with_corrected_biases
 from leanonnx.quantization.formats import Int8Format
+from leanonnx.quantization.kernels import kernel_layers
 from leanonnx.quantization.layers import NOT_FINITE, Layer, carriers_between, number_tensors, weighted_layers
 from leanonnx.quantization.preparation import Prepared
-from leanonnx.quantization.qdq import RoundWeights, nearest_weights, quantised_model
-from leanonnx.quantization.ranges import RANGE_METHODS, Histogram, Range, observe_histograms
+from leanonnx.quantization.qdq import quantised_model
+from leanonnx.quantization.ranges import RANGE_METHODS, Observed, Ranges, nearest_ranges, observe, ranges_by
 from leanonnx.quantization.simulation import simulated
+from leanonnx.quantization.weights import RoundWeights, compensated_weights, nearest_weights
 from leanonnx.recovery.draft import calibration_batch, paired_distances
+from leanonnx.recovery.equalise import equalise
+from leanonnx.runtime.sessions import Feed
 from leanonnx.system.clock import StageProgress
 
-MAX_RANGE_SAMPLES = 256
-"""Largest number of samples that ranges are taken from."""
+MAX_FITTED_SAMPLES = 256
+"""Largest number of samples that ranges and moments are taken from."""
 MAX_COMPARED_SAMPLES = 64
 """Largest number of samples on which candidates are compared with each other."""
+MAX_SENSITIVITY_SAMPLES = 16
+"""Largest number of samples on which single layers are compared with each other."""
 COMPARED_AT_ONCE = 4
 """Candidates that run side by side."""
 MAX_ADDED_ERROR = 0.05
-"""Error that 8 bits may add, as a share of the output: together with the float network's own, as independent errors
-add up, it bounds the distance to the original."""
+"""Error that 8 bits may add, as a share of the output: layers stay float to get below."""
 MAX_FLOAT_SHARE = 0.5
 """Largest share of the layers that stay float for the sake of the deviation."""
+MIXED = "mixed"
+"""The way of taking ranges that is chosen for each tensor."""
+EQUALISED = "equalised channels"
+COMPENSATED = "compensated rounding"
+CORRECTED = "corrected biases"
 NO_LAYER = "it has no layer that can be computed in integers"
 SENSITIVE = "alone in integers it adds an error of {:.2g} of the output"
 
@@ -47,22 +58,36 @@ class Int8Choice:
     Attributes:
         proto: the model; None if there is none.
         method: the way in which ranges were taken.
+        corrections: what else lowered the error: ``EQUALISED``, ``COMPENSATED``, ``CORRECTED``.
         layers: all layers; those with a reason stay float.
-        before, after: distances to the original on held-out samples, of the float model and of this one.
+        error: distance to the float model on held-out samples.
+        nearest: the same without corrections, by the best of the ways that take all ranges alike.
         reason: why there is no model; empty if there is one.
     """
 
     proto: onnx.ModelProto | None
     method: str = ""
+    corrections: tuple[str, ...] = ()
     layers: tuple[Layer, ...] = ()
-    before: float = 0.0
-    after: float = 0.0
+    error: float = 0.0
+    nearest: float = 0.0
     reason: str = ""
 
-    @property
-    def limit(self) -> float:
-        """The distance that layers stay float to get below."""
-        return math.hypot(self.before, MAX_ADDED_ERROR)
+
+@dataclass(frozen=True, kw_only=True)
+class _Recipe:
+    """How candidates are made of a float model, whatever layers are in integers; ``error``: with all that can be."""
+
+    proto: onnx.ModelProto
+    ranges: Ranges
+    method: str
+    corrections: tuple[str, ...] = ()
+    round_weights: RoundWeights = field(default=nearest_weights)
+    error: float = np.inf
+
+    def and_also(self, correction: str) -> _Recipe:
+        """The same with a correction noted."""
+        return replace(self, corrections=(*self.corrections, correction))
 
 
 def choose_int8(
@@ -72,25 +97,22 @@ def choose_int8(
     held: Dataset | None,
     kind: Int8Format,
     progress: StageProgress,
-    round_weights: RoundWeights = nearest_weights,
 ) -> Int8Choice:
-    """Choose the ranges, and the layers that stay float, of a prepared model.
+    """Choose how a prepared model is quantised, and the layers that stay float.
 
     Args:
         dag: the original.
         prepared: the float model.
-        fitted: samples that ranges are taken from.
+        fitted: samples that ranges and moments are taken from.
         held: other samples, to compare candidates on; None for the same.
         kind: the integer formats.
         progress: is told how much is done.
-        round_weights: rounds the weights of a layer.
 
     Raises:
         RunFailed: a candidate cannot be made or run.
         DataError: the samples cannot be read.
     """
-    search = _Search(dag, prepared.proto, fitted, (held or fitted).subsample(MAX_COMPARED_SAMPLES), kind, round_weights)
-    return search.best(progress)
+    return _Search(dag, prepared.proto, fitted.subsample(MAX_FITTED_SAMPLES), held or fitted, kind).best(progress)
 
 
 @dataclass(frozen=True)
@@ -100,101 +122,167 @@ class _Search:
     dag: ChannelDag
     proto: onnx.ModelProto
     fitted: Dataset
-    compared: Dataset
+    held: Dataset
     kind: Int8Format
-    round_weights: RoundWeights
 
     def best(self, progress: StageProgress) -> Int8Choice:
         """The best candidate."""
         layers = self.layers
-        able = [layer for layer in layers if not layer.reason]
+        able = self.able
         if not able:
             return Int8Choice(proto=None, layers=layers, reason=NO_LAYER)
-        ways = {name: self.candidate(able, name) for name in RANGE_METHODS}
-        progress(0.2, "ranges")
-        before, *distances = self.distances([self.proto, *(simulated(proto) for proto in ways.values())])
-        after, method = min(zip(distances, ways, strict=True), key=lambda pair: pair[0])
-        choice = Int8Choice(proto=ways[method], method=method, layers=layers, before=before, after=after)
-        if after <= choice.limit or len(able) == 1:
+        plain = self.measured([self.recipe_by(way, self.proto, self.observed) for way in RANGE_METHODS])
+        recipe = nearest = min(plain, key=lambda each: each.error)
+        progress(0.15, "ranges")
+        steps: tuple[Callable[[_Recipe], list[_Recipe]], ...] = (
+            self.mixed,
+            self.equalised,
+            self.compensated,
+            self.corrected,
+        )
+        for index, step in enumerate(steps):
+            recipe = min((recipe, *self.measured(step(recipe))), key=lambda each: each.error)
+            progress(0.15 + 0.15 * (index + 1), step.__name__)
+        choice = Int8Choice(
+            proto=self.candidate(recipe, able),
+            method=recipe.method,
+            corrections=recipe.corrections,
+            layers=layers,
+            error=recipe.error,
+            nearest=nearest.error,
+        )
+        if recipe.error <= MAX_ADDED_ERROR or len(able) == 1:
             return choice
-        return self.with_float_layers(choice, able, progress)
+        return self.with_float_layers(choice, recipe, progress)
 
-    def with_float_layers(self, choice: Int8Choice, able: Sequence[Layer], progress: StageProgress) -> Int8Choice:
+    def recipe_by(self, way: str, proto: onnx.ModelProto, observed: Observed) -> _Recipe:
+        """The recipe with all ranges taken in one way."""
+        method = next(each for each in RANGE_METHODS if each == way)
+        return _Recipe(proto=proto, ranges=ranges_by(method, observed, self.kind), method=way)
+
+    def mixed(self, recipe: _Recipe) -> list[_Recipe]:
+        """A way chosen for each tensor; without corrections, of which there are none yet."""
+        return [self.mixed_of(recipe.proto, self.observed)]
+
+    def mixed_of(self, proto: onnx.ModelProto, observed: Observed) -> _Recipe:
+        """The recipe with a way chosen for each tensor."""
+        ways = [ranges_by(method, observed, self.kind) for method in RANGE_METHODS]
+        layers = kernel_layers(proto, self.able)
+        feeds, runs = self.compared.feeds(self.batch), -(-self.compared.count // self.batch)
+        ranges = nearest_ranges(proto, layers, ways, self.kind, feeds, runs, self.dag.model.libraries)
+        return _Recipe(proto=proto, ranges=ranges, method=MIXED)
+
+    def equalised(self, recipe: _Recipe) -> list[_Recipe]:
+        """Channels equalised between layers, with new ranges."""
+        proto = equalise(self.proto, self.observed.peaks)
+        if proto == self.proto:
+            return []
+        observed = self.observe(proto)
+        way = recipe.method
+        made = self.mixed_of(proto, observed) if way == MIXED else self.recipe_by(way, proto, observed)
+        return [made.and_also(EQUALISED)]
+
+    def compensated(self, recipe: _Recipe) -> list[_Recipe]:
+        """Weights rounded such that they make up for each other's errors."""
+        layers, libraries = kernel_layers(recipe.proto, self.able), self.dag.model.libraries
+        runs = -(-self.fitted.count // self.batch)
+        rounding = compensated_weights(recipe.proto, layers, self.fitted_feeds, runs, libraries)
+        return [replace(recipe, round_weights=rounding).and_also(COMPENSATED)]
+
+    def corrected(self, recipe: _Recipe) -> list[_Recipe]:
+        """Biases that take back mean errors."""
+        quantised, layers = self.candidate(recipe, self.able), kernel_layers(recipe.proto, self.able)
+        libraries = self.dag.model.libraries
+        proto = with_corrected_biases(recipe.proto, quantised, layers, self.fitted_feeds(), libraries)
+        return [replace(recipe, proto=proto).and_also(CORRECTED)]
+
+    def with_float_layers(self, choice: Int8Choice, recipe: _Recipe, progress: StageProgress) -> Int8Choice:
         """The candidate in which the fewest of the most sensitive layers stay float, if that meets the limit.
 
         The number doubles until the limit is met, then is halved towards the least that meets it; where half of the
         layers do not suffice, the nearest candidate is taken.
         """
-        added = []
+        able, added, few = self.able, list[float](), self.held.subsample(MAX_SENSITIVITY_SAMPLES)
         for start in range(0, len(able), COMPARED_AT_ONCE):
             part = able[start : start + COMPARED_AT_ONCE]
-            protos = [simulated(self.candidate([layer], choice.method)) for layer in part]
-            added += [max(distance - choice.before, 0.0) for distance in self.distances(protos)]
-            progress(0.2 + 0.6 * (start + len(part)) / len(able), part[-1].name)
+            added += self.errors([simulated(self.candidate(recipe, [layer])) for layer in part], few)
+            progress(0.75 + 0.15 * (start + len(part)) / len(able), part[-1].name)
         order = np.argsort([-error for error in added], kind="stable").tolist()
         seen: dict[int, Int8Choice] = {0: choice}
 
         def look(count: int) -> bool:
             reasons = {able[k].name: SENSITIVE.format(added[k]) for k in order[:count]}
-            left = [layer for layer in able if layer.name not in reasons]
-            proto = self.candidate(left, choice.method)
-            (after,) = self.distances([simulated(proto)])
+            proto = self.candidate(recipe, [layer for layer in able if layer.name not in reasons])
+            (error,) = self.errors([simulated(proto)])
             layers = tuple(
                 replace(layer, reason=layer.reason or reasons.get(layer.name, "")) for layer in choice.layers
             )
-            seen[count] = replace(choice, proto=proto, layers=layers, after=after)
-            return after <= choice.limit
+            seen[count] = replace(choice, proto=proto, layers=layers, error=error)
+            return error <= MAX_ADDED_ERROR
 
         most, low, high = max(1, int(MAX_FLOAT_SHARE * len(able))), 0, 1
         while not look(high) and high < most:
             low, high = high, min(2 * high, most)
-        while seen[high].after <= choice.limit and high - low > 1:
+        while seen[high].error <= MAX_ADDED_ERROR and high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if look(middle) else (middle, high)
-        return min(seen.values(), key=lambda each: each.after) if seen[high].after > choice.limit else seen[high]
+        return min(seen.values(), key=lambda each: each.error) if seen[high].error > MAX_ADDED_ERROR else seen[high]
 
-    def candidate(self, layers: Collection[Layer], method: str) -> onnx.ModelProto:
+    def candidate(self, recipe: _Recipe, layers: Sequence[Layer]) -> onnx.ModelProto:
         """The model with these layers in integers."""
-        carriers = carriers_between(self.proto, {layer.name for layer in layers}, self.unbounded_nodes)
-        return quantised_model(self.proto, layers, carriers, self.ranges[method], self.kind, self.round_weights)
+        carriers = carriers_between(recipe.proto, {layer.name for layer in layers}, self.unbounded_nodes)
+        return quantised_model(recipe.proto, layers, carriers, recipe.ranges, self.kind, recipe.round_weights)
 
-    def distances(self, models: Sequence[Source]) -> list[float]:
-        """Distances of models to the original."""
-        found: list[float] = []
+    def measured(self, recipes: Sequence[_Recipe]) -> list[_Recipe]:
+        """Recipes with the errors of the candidates that have all layers in integers."""
+        errors = self.errors([simulated(self.candidate(recipe, self.able)) for recipe in recipes])
+        return [replace(recipe, error=error) for recipe, error in zip(recipes, errors, strict=True)]
+
+    def errors(self, models: Sequence[Source], samples: Dataset | None = None) -> list[float]:
+        """Distances of models to the float model, on held-out samples."""
+        data, distances = samples or self.compared, list[float]()
         for start in range(0, len(models), COMPARED_AT_ONCE):
-            parts = paired_distances(self.dag, models[start : start + COMPARED_AT_ONCE], self.compared)
-            found += [float(row.mean()) for row in parts]
-        return found
+            parts = paired_distances(self.dag, models[start : start + COMPARED_AT_ONCE], data, self.proto)
+            distances += [float(row.mean()) for row in parts]
+        return distances
 
-    @cached_property
-    def histograms(self) -> dict[str, Histogram]:
-        """Histograms of the tensors that nodes in integers may read or write."""
-        layers = {layer.name for layer in weighted_layers(self.proto, self.kind) if not layer.reason}
-        nodes = layers.union(carriers_between(self.proto, layers))
-        constants = {tensor.name for tensor in self.proto.graph.initializer}
+    def observe(self, proto: onnx.ModelProto) -> Observed:
+        """Observations of the tensors that nodes in integers may read or write."""
+        layers = {layer.name for layer in weighted_layers(proto, self.kind) if not layer.reason}
+        nodes = layers.union(carriers_between(proto, layers))
+        constants = {tensor.name for tensor in proto.graph.initializer}
         names = {
             name
-            for node in self.proto.graph.node
+            for node in proto.graph.node
             if node.name in nodes
             for name in (*node.input, *node.output)
             if name and name not in constants
         }
-        batch, data = calibration_batch(self.dag, self.fitted), self.fitted.subsample(MAX_RANGE_SAMPLES)
-        libraries = self.dag.model.libraries
-        return observe_histograms(self.proto, sorted(names), lambda: data.feeds(batch), libraries)
+        return observe(proto, names, self.fitted_feeds(), self.dag.model.libraries)
 
     @cached_property
-    def ranges(self) -> Mapping[str, Mapping[str, Range]]:
-        """Ranges of tensors, by the way in which they are taken."""
-        return {
-            method: {name: choose(histogram) for name, histogram in self.histograms.items()}
-            for method, choose in RANGE_METHODS.items()
-        }
+    def observed(self) -> Observed:
+        """Observations of the float model."""
+        return self.observe(self.proto)
+
+    @cached_property
+    def compared(self) -> Dataset:
+        """Samples on which candidates are compared."""
+        return self.held.subsample(MAX_COMPARED_SAMPLES)
+
+    @cached_property
+    def batch(self) -> int:
+        """Number of samples of a run."""
+        return calibration_batch(self.dag, self.fitted)
+
+    def fitted_feeds(self) -> Iterable[Feed]:
+        """Inputs that ranges and moments are taken from."""
+        return self.fitted.feeds(self.batch)
 
     @cached_property
     def unbounded_nodes(self) -> frozenset[str]:
         """Nodes that read or write numbers without a range."""
-        known = self.histograms.keys() | {tensor.name for tensor in self.proto.graph.initializer}
+        known = self.observed.histograms.keys() | {tensor.name for tensor in self.proto.graph.initializer}
         return frozenset(node.name for node in self.proto.graph.node if not known.issuperset(number_tensors(node)))
 
     @cached_property
@@ -204,3 +292,8 @@ class _Search:
             replace(layer, reason=NOT_FINITE) if not layer.reason and layer.name in self.unbounded_nodes else layer
             for layer in weighted_layers(self.proto, self.kind)
         )
+
+    @cached_property
+    def able(self) -> tuple[Layer, ...]:
+        """The layers that can be computed in integers."""
+        return tuple(layer for layer in self.layers if not layer.reason)

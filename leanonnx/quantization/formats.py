@@ -33,10 +33,15 @@ class Int8Format:
     grouped_in_float: bool = True
 
     @property
+    def weight_bits(self) -> int:
+        """Bits of a weight."""
+        return 7 if self.reduced_weights else 8
+
+    @property
     def text(self) -> str:
         """The formats of weights and activations in words."""
-        weights = "7 bits" if self.reduced_weights else "8 bits"
-        return f"weights of {weights}, {'signed' if self.signed_activations else 'unsigned'} activations of 8 bits"
+        sign = "signed" if self.signed_activations else "unsigned"
+        return f"weights of {self.weight_bits} bits, {sign} activations of 8 bits"
 
 
 def check_int8_options(int8: bool, exact: bool, has_data: bool) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -17,57 +16,19 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from leanonnx.graph.model import first_line
 from leanonnx.graph.nodes import holder_array
 from leanonnx.graph.view import GraphView
-from leanonnx.numeric.arrays import Array, Floats
 from leanonnx.quantization.formats import Int8Format
+from leanonnx.quantization.kernels import KernelLayer, kernel_layers
 from leanonnx.quantization.layers import CARRIERS, WEIGHTED_OPERATORS, Layer
-from leanonnx.quantization.ranges import Range
+from leanonnx.quantization.ranges import Ranges
+from leanonnx.quantization.weights import RoundWeights, nearest_weights
 from leanonnx.runtime.sessions import RunFailed
-
-REDUCED_BITS_LIMITS = -64, 64
-FULL_BITS_LIMITS = -127, 127
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerWeights:
-    """Weights to round to integers: weight ≈ scale × integer, the scale being that of each slice along ``axis``.
-
-    Attributes:
-        name: name of the layer's node.
-        operator: its operator.
-        weight: the float weight.
-        scale: scales [outputs].
-        axis: the axis of outputs.
-        limits: smallest and largest integer.
-    """
-
-    name: str
-    operator: str
-    weight: Floats
-    scale: Floats
-    axis: int
-    limits: tuple[int, int]
-
-    @property
-    def steps(self) -> Floats:
-        """The weight in units of its scale."""
-        shape = [-1 if k == self.axis else 1 for k in range(self.weight.ndim)]
-        return np.asarray(self.weight / self.scale.reshape(shape), np.float64)
-
-
-RoundWeights = Callable[[LayerWeights], Array]
-"""Rounds the weights of a layer to int8."""
-
-
-def nearest_weights(layer: LayerWeights) -> Array:
-    """Each weight as the nearest integer."""
-    return np.clip(np.rint(layer.steps), *layer.limits).astype(np.int8)
 
 
 def quantised_model(
     proto: onnx.ModelProto,
     layers: Collection[Layer],
     carriers: Collection[str],
-    ranges: Mapping[str, Range],
+    ranges: Ranges,
     kind: Int8Format,
     round_weights: RoundWeights = nearest_weights,
 ) -> onnx.ModelProto:
@@ -117,38 +78,22 @@ def quantised_model(
             raise RunFailed(f"onnxruntime's quantiser fails: {first_line(error)}") from error
     result: onnx.ModelProto = quantiser.model.model
     _clean(proto, result)
-    limits = REDUCED_BITS_LIMITS if kind.reduced_weights else FULL_BITS_LIMITS
     if round_weights is not nearest_weights:
-        for layer in layers:
-            _round_layer(proto, result, layer, limits, round_weights)
+        for layer in kernel_layers(proto, layers):
+            _round_layer(result, layer, kind.weight_bits, round_weights)
     return result
 
 
-def _round_layer(
-    proto: onnx.ModelProto,
-    result: onnx.ModelProto,
-    layer: Layer,
-    limits: tuple[int, int],
-    round_weights: RoundWeights,
-) -> None:
+def _round_layer(result: onnx.ModelProto, layer: KernelLayer, bits: int, round_weights: RoundWeights) -> None:
     """Replace the integers of a layer's weight by those of ``round_weights``."""
     view = GraphView(result)
-    node = next((each for each in result.graph.node if each.name == layer.name), None)
+    node = next((each for each in result.graph.node if each.name == layer.layer.name), None)
     source = None if node is None else view.producer(node.input[1])
     if source is None or source.op_type != "DequantizeLinear" or source.input[0] not in view.holders:
         return
-    weight = np.asarray(GraphView(proto).constant(layer.weight), np.float64)
-    scale = np.asarray(holder_array(view.holders[source.input[1]]), np.float64).reshape(-1)
-    integers = round_weights(
-        LayerWeights(
-            name=layer.name,
-            operator=layer.operator,
-            weight=weight,
-            scale=np.broadcast_to(scale, (weight.shape[layer.axis],)),
-            axis=layer.axis,
-            limits=limits,
-        )
-    )
+    groups, outputs, _ = layer.kernels.shape
+    scales = np.asarray(holder_array(view.holders[source.input[1]]), np.float64).reshape(-1)
+    integers = round_weights(layer, np.broadcast_to(scales, (groups * outputs,)).reshape(groups, outputs), bits)
     stored = next(tensor for tensor in result.graph.initializer if tensor.name == source.input[0])
     stored.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(integers, np.int8), stored.name))
 

@@ -1,131 +1,124 @@
-"""Ranges of activations: histograms on real inputs, and three ways to choose the numbers that 8 bits span."""
+"""Ranges of activations: what is observed in one pass over real inputs, and the way to take each tensor's range.
+
+A way is chosen for each tensor by the error that its integers add to the layers that read it, on held-out inputs: with
+x the patches that a layer reads, q(x) the same in integers and W its kernels, ‖W (q(x) - x)‖² / ‖W x‖².
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
 
-from leanonnx.numeric.arrays import Floats
-from leanonnx.runtime.sessions import Feed, open_session, run_session, translate_errors
+from leanonnx.numeric.arrays import Array, Floats
+from leanonnx.numeric.ranges import Histogram, IntegerGrid, Range, RangeMethod, range_by
+from leanonnx.quantization.formats import Int8Format
+from leanonnx.quantization.kernels import KernelLayer, patch_runs
+from leanonnx.runtime.probes import tensor_values
+from leanonnx.runtime.sessions import Feed
 
-BIN_COUNT = 2048
-"""Bins of a histogram."""
-LEVEL_COUNT = 256
-"""Numbers that 8 bits tell apart."""
-TAIL_SHARE = 0.00005
-"""Share of the numbers beyond each end of the range by percentile: 99.99 % lie within."""
-LEAST_SPREAD = 1e-30
-"""Width of a range that is divided into bins."""
-RANGE_FACTORS = np.linspace(1.0, 0.3, 36)
-"""Factors of the whole range that are tried for the least mean squared error."""
+RANGE_METHODS: tuple[RangeMethod, ...] = get_args(RangeMethod)
+"""Ways to take the range of a tensor."""
+Ranges = Mapping[str, Range]
+"""Range of each tensor."""
+COMPARED_ROWS = 256
+"""Positions of each layer, over all inputs, at which the ways are compared."""
 
 
 @dataclass(frozen=True)
-class Histogram:
-    """Numbers of a tensor: the ends, which hold zero, and counts in equal bins between them."""
+class Observed:
+    """Histograms of tensors, and the largest magnitude of each channel along axis 1 or, of a matrix, along the last."""
 
-    lowest: float
-    highest: float
-    counts: Floats
-
-    @property
-    def width(self) -> float:
-        """Width of a bin."""
-        return (self.highest - self.lowest) / self.counts.size
+    histograms: Mapping[str, Histogram]
+    peaks: Mapping[str, Floats]
 
 
-Range = tuple[float, float]
-RangeMethod = Callable[[Histogram], Range]
-
-
-def whole_range(histogram: Histogram) -> Range:
-    """The least and the largest number."""
-    return histogram.lowest, histogram.highest
-
-
-def percentile_range(histogram: Histogram) -> Range:
-    """The range that leaves ``TAIL_SHARE`` of the numbers out at each end."""
-    shares = np.cumsum(histogram.counts) / max(histogram.counts.sum(), 1.0)
-    low = int(np.searchsorted(shares, TAIL_SHARE, side="right"))
-    high = int(np.searchsorted(shares, 1 - TAIL_SHARE))
-    lowest = histogram.lowest + low * histogram.width
-    highest = histogram.lowest + (high + 1) * histogram.width
-    return min(lowest, 0.0), max(min(highest, histogram.highest), 0.0)
-
-
-def least_squares_range(histogram: Histogram) -> Range:
-    """The multiple of the whole range with the least mean squared error of the numbers in 8 bits."""
-    if not histogram.width:
-        return whole_range(histogram)
-    centres = histogram.lowest + (np.arange(histogram.counts.size) + 0.5) * histogram.width
-    errors = []
-    for factor in RANGE_FACTORS:
-        low, step = factor * histogram.lowest, factor * (histogram.highest - histogram.lowest) / (LEVEL_COUNT - 1)
-        levels = np.clip(np.round((centres - low) / step), 0, LEVEL_COUNT - 1)
-        rounding = step**2 / 12 * (levels % (LEVEL_COUNT - 1) > 0)  # a bin is about as wide as a step
-        errors.append(float(histogram.counts @ np.maximum((low + levels * step - centres) ** 2, rounding)))
-    best = float(RANGE_FACTORS[int(np.argmin(errors))])
-    return best * histogram.lowest, best * histogram.highest
-
-
-RANGE_METHODS: Mapping[str, RangeMethod] = {
-    "minmax": whole_range,
-    "percentile": percentile_range,
-    "mse": least_squares_range,
-}
-"""Ways to choose the range of a tensor, by name."""
-
-
-def observe_histograms(
-    proto: onnx.ModelProto,
-    names: Collection[str],
-    feeds: Callable[[], Iterable[Feed]],
-    libraries: tuple[Path, ...] = (),
-) -> dict[str, Histogram]:
-    """Histograms of float tensors on real inputs; tensors with other types or numbers that are not finite are left out.
+def observe(
+    proto: onnx.ModelProto, names: Collection[str], feeds: Iterable[Feed], libraries: Sequence[Path] = ()
+) -> Observed:
+    """Observe float tensors on real inputs; those of other types or with numbers that are not finite are left out.
 
     Args:
         proto: the float model.
         names: its tensors, graph inputs among them.
-        feeds: yields the inputs, from the start at each call.
+        feeds: the inputs.
         libraries: hold its custom operators.
 
     Raises:
         RunFailed: the model cannot be run.
     """
-    given = {value.name for value in proto.graph.input}
-    known = {value.name for value in proto.graph.output}
-    asked = [name for name in names if name not in given]
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(proto)
-    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in asked if name not in known)
-    ends: dict[str, Range] = {}
-    counts: dict[str, Floats] = {}
-    refused: set[str] = set()
-    with translate_errors(), open_session(exposed, libraries=libraries) as session:
-        outputs = [value.name for value in session.get_outputs()]
-        for counting in (False, True):
-            for feed in feeds():
-                values = {**feed, **dict(zip(outputs, run_session(session, feed), strict=True))}
-                for name in names:
-                    array = np.asarray(values[name])
-                    if name in refused or not array.size:
-                        continue
-                    if array.dtype != np.float32 or not np.isfinite(array).all():
-                        refused.add(name)
-                    elif counting:
-                        low, high = ends[name]
-                        counts[name] = counts.get(name, 0.0) + np.histogram(array, BIN_COUNT, _spread(low, high))[0]
-                    else:
-                        low, high = ends.get(name, (0.0, 0.0))
-                        ends[name] = min(low, float(array.min())), max(high, float(array.max()))
-    return {name: Histogram(*ends[name], counts[name]) for name in counts if name not in refused}
+    histograms = {name: Histogram() for name in names}
+    peaks: dict[str, Floats] = {}
+    for values in tensor_values(proto, sorted(names), feeds, libraries):
+        for name in list(histograms):
+            array = values[name]
+            if array.dtype != np.float32 or not np.isfinite(array).all():
+                del histograms[name]
+            elif array.size:
+                histograms[name].add(array)
+                peaks[name] = _larger(peaks.get(name), array)
+    seen = {name: histogram for name, histogram in histograms.items() if histogram.total}
+    return Observed(seen, {name: peaks[name] for name in seen})
 
 
-def _spread(low: float, high: float) -> Range:
-    """A range that can be divided into bins."""
-    return (low, high) if high - low > LEAST_SPREAD else (low, low + 1.0)
+def _larger(known: Floats | None, array: Array) -> Floats:
+    """The largest magnitude of each channel; one number for all where their number changes."""
+    axis = 1 if array.ndim > 2 else array.ndim - 1
+    magnitudes = np.abs(array).max(tuple(k for k in range(array.ndim) if k != axis)).astype(np.float64)
+    if known is None:
+        return np.asarray(magnitudes)
+    if known.shape != magnitudes.shape:
+        known, magnitudes = known.max(keepdims=True), magnitudes.max(keepdims=True)
+    return np.asarray(np.maximum(known, magnitudes))
+
+
+def integer_grid(kind: Int8Format) -> IntegerGrid:
+    """The integers of activations."""
+    return IntegerGrid(signed=kind.signed_activations, symmetric=kind.signed_activations)
+
+
+def ranges_by(method: RangeMethod, observed: Observed, kind: Int8Format) -> dict[str, Range]:
+    """The range of each tensor, taken in one way."""
+    grid = integer_grid(kind)
+    return {name: range_by(method, histogram, grid) for name, histogram in observed.histograms.items()}
+
+
+def nearest_ranges(
+    proto: onnx.ModelProto,
+    layers: Collection[KernelLayer],
+    ways: Sequence[Ranges],
+    kind: Int8Format,
+    feeds: Iterable[Feed],
+    runs: int,
+    libraries: Sequence[Path] = (),
+) -> dict[str, Range]:
+    """For each tensor the range with the least error of the layers that read it; that of the first way for others.
+
+    Args:
+        proto: the float model.
+        layers: its layers in integers.
+        ways: ranges of each tensor; of equal errors the first wins.
+        kind: the integer formats.
+        feeds: held-out inputs.
+        runs: their number.
+        libraries: hold its custom operators.
+
+    Raises:
+        RunFailed: the model cannot be run.
+    """
+    grid, errors = integer_grid(kind), {name: np.zeros(len(ways)) for name in ways[0]}
+    read = [each for each in layers if each.node.input[0] in errors]
+    rows = {each.layer.name: -(-COMPARED_ROWS // max(runs, 1)) for each in read}
+    for patches in patch_runs(proto, read, feeds, rows, libraries):
+        for each in read:
+            name, x = each.node.input[0], patches[each.layer.name].astype(np.float64)
+            kernels = each.kernels
+            whole = float(np.square(kernels @ x).sum())
+            if whole:
+                changes = (grid.round_trip(x, *way[name]) - x for way in ways)
+                errors[name] += [float(np.square(kernels @ change).sum()) / whole for change in changes]
+    return {name: ways[int(np.argmin(error))][name] for name, error in errors.items()}

@@ -19,6 +19,8 @@ class Quantisation:
         samples: number of samples that ranges were taken from.
         held_out: number of other samples, which the deviation was measured on.
         method: the way in which ranges were taken; empty if it did not come to that.
+        corrections: what else lowered the error that integers add.
+        error: the error that integers add to the float model on held-out samples, as a share of the output.
         layers: all layers; those with a reason are float.
         before, after: deviation of the float model and of the one in integers; None if it did not come to that.
         steps: distance from the simulation, in steps of 8 bits.
@@ -32,6 +34,8 @@ class Quantisation:
     samples: int
     held_out: int
     method: str = ""
+    corrections: tuple[str, ...] = ()
+    error: float | None = None
     layers: tuple[Layer, ...] = ()
     before: Fidelity | None = None
     after: Fidelity | None = None

@@ -181,10 +181,13 @@ def peak_activation_bytes(dag: ChannelDag) -> int:
     return 2 * 3 * FLOAT_BYTES * max(1, largest)
 
 
-def paired_distances(dag: ChannelDag, candidates: Sequence[Source], data: Dataset) -> Floats:
+def paired_distances(
+    dag: ChannelDag, candidates: Sequence[Source], data: Dataset, reference: Source | None = None
+) -> Floats:
     """Distances of candidates' outputs to those of the original, on the same parts of the samples [candidates, parts].
 
-    Each channel counts by its own scale.  There are at most ``MAX_PAIRED_PARTS`` parts.
+    Each channel counts by its own scale.  There are at most ``MAX_PAIRED_PARTS`` parts.  ``reference`` is a model with
+    the same outputs in place of the original.
 
     Raises:
         RunFailed: a candidate cannot be run.
@@ -192,7 +195,8 @@ def paired_distances(dag: ChannelDag, candidates: Sequence[Source], data: Datase
     model, axes = dag.taught_by, channel_axes(dag)
     batch = data.fixed_batch or max(1, min(batch_size(data), data.count // MAX_PAIRED_PARTS))
     parts: list[list[DeviationSums]] = []
-    runs = run_side_by_side(model, model.path, candidates, data, batch, dag.observation.replaced_formats)
+    original, replaced = model.path if reference is None else reference, dag.observation.replaced_formats
+    runs = run_side_by_side(model, original, candidates, data, batch, replaced)
     for k, (feed, _, wanted, others) in enumerate(runs):
         if k < MAX_PAIRED_PARTS:
             parts.append([DeviationSums(model, axes) for _ in candidates])

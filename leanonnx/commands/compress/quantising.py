@@ -102,14 +102,19 @@ def _draft(candidate: Candidate, kind: Int8Format, fitted: Dataset, held: Datase
         except RunFailed as error:
             return _Draft(replace(evidence, reason=str(error)))
     evidence = replace(
-        evidence, method=choice.method, layers=choice.layers, raised_from=prepared.raised_from, reason=choice.reason
+        evidence,
+        method=choice.method,
+        corrections=choice.corrections,
+        error=None if choice.proto is None else choice.error,
+        layers=choice.layers,
+        raised_from=prepared.raised_from,
+        reason=choice.reason,
     )
     warnings: tuple[str, ...] = ()
-    if choice.proto is not None and choice.after > choice.limit:
+    if choice.proto is not None and choice.error > MAX_ADDED_ERROR:
         warnings = (
-            f"8-bit integers add an error of more than {MAX_ADDED_ERROR:.0%} of the output, even with half of the "
-            f"layers in float: {choice.before:.3g} → {choice.after:.3g}; see that the accuracy suffices, or leave out "
-            f"{option('int8', True)}",
+            f"8-bit integers add an error of {choice.error:.1%} of the output, more than {MAX_ADDED_ERROR:.0%}, even "
+            f"with half of the layers in float; see that the accuracy suffices, or leave out {option('int8', True)}",
         )
     return _Draft(evidence, choice.proto, warnings)
 
