@@ -18,12 +18,15 @@ from leanonnx.errors import LeanOnnxError, ModelError, OptionError
 from leanonnx.graph.nodes import is_quantised
 from leanonnx.quantization import formats, preparation
 from leanonnx.quantization.agreement import MAX_STEPS, steps_from_simulation
+from leanonnx.quantization.choice import MAX_ADDED_ERROR
 from leanonnx.quantization.formats import Int8Format, int8_format
+from leanonnx.quantization.kernels import KernelLayer
 from leanonnx.quantization.layers import GROUPED, carriers_between, weighted_layers
 from leanonnx.quantization.preparation import LEAST_OPSET, prepare, relative_difference
-from leanonnx.quantization.qdq import LayerWeights, nearest_weights, quantised_model
-from leanonnx.quantization.ranges import RANGE_METHODS, Histogram, observe_histograms
+from leanonnx.quantization.qdq import quantised_model
+from leanonnx.quantization.ranges import observe, ranges_by
 from leanonnx.quantization.simulation import simulated
+from leanonnx.quantization.weights import nearest_weights
 from leanonnx.runtime.sessions import run
 from tests import graphs
 from tests.calibrated import analysed, net, normal_feeds
@@ -80,6 +83,7 @@ def integers_of(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
 def test_the_result_computes_in_integers_and_stays_near(small: Path, budget: tuple[object, ...]) -> None:
     row = int8_row(small, "--align", 1, *budget)
     assert row["kept"] and row["reason"] is None
+    assert 0 < row["added_error"] <= MAX_ADDED_ERROR
     assert {layer["format"] for layer in row["layers"]} == {"int8"}
     assert row["simulation_steps"] <= MAX_STEPS
     assert row["after"]["outputs"]["y"]["relative_l2"] < row["before"]["outputs"]["y"]["relative_l2"] + 0.1
@@ -162,28 +166,6 @@ def test_biases_that_layers_share_become_their_own() -> None:
     assert len(set(biases)) == 2 and not any(layer.reason for layer in weighted_layers(prepared.proto, Int8Format()))
 
 
-# Ranges
-
-
-def test_ranges_of_a_tensor_with_an_outlier() -> None:
-    counts = np.zeros(2048)
-    counts[:200], counts[-1] = 1e5, 1
-    histogram = Histogram(0.0, 2048.0, counts)
-    whole, percentile, least = (RANGE_METHODS[name](histogram) for name in ("minmax", "percentile", "mse"))
-    assert whole == (0.0, 2048.0) and percentile == (0.0, 200.0)
-    assert least[0] == 0.0 and least[1] < 2048.0
-
-
-def test_histograms_leave_out_integers_and_what_is_not_finite() -> None:
-    body = "h = Div (x, z) s = Shape (x) y = Conv (x, w)"
-    constants = "float[2,1,1,1] w, float z = {0.0}"
-    proto = net("(float[1,1,4,4] x) => (float[1,2,4,4] y, float[1,1,4,4] h, int64[4] s)", constants, body)
-    feeds = [{"x": np.full((1, 1, 4, 4), 2.0, np.float32)}]
-    histograms = observe_histograms(proto, ["x", "h", "s", "y"], lambda: feeds)
-    assert set(histograms) == {"x", "y"}
-    assert (histograms["x"].lowest, histograms["x"].highest, histograms["x"].counts.sum()) == (0.0, 2.0, 16)
-
-
 # The file and its simulation
 
 
@@ -195,8 +177,7 @@ def quantised(proto: onnx.ModelProto, kind: Int8Format, **settings: Any) -> tupl
     carriers = carriers_between(prepared, {layer.name for layer in layers})
     names = {name for node in prepared.graph.node for name in (*node.input, *node.output)}
     names -= {tensor.name for tensor in prepared.graph.initializer}
-    histograms = observe_histograms(prepared, sorted(names), lambda: feeds)
-    ranges = {name: RANGE_METHODS["minmax"](histogram) for name, histogram in histograms.items()}
+    ranges = ranges_by("minmax", observe(prepared, names, feeds), kind)
     return quantised_model(prepared, layers, carriers, ranges, kind, **settings), feeds
 
 
@@ -222,20 +203,24 @@ def test_a_wrong_scale_is_told_from_the_simulation() -> None:
 
 
 def test_weights_are_rounded_as_asked() -> None:
-    seen: dict[str, LayerWeights] = {}
+    seen: dict[str, np.ndarray[Any, Any]] = {}
 
-    def down(layer: LayerWeights) -> np.ndarray[Any, Any]:
-        seen[layer.name] = layer
-        return np.clip(np.floor(layer.steps), *layer.limits).astype(np.int8)
+    def down(layer: KernelLayer, scales: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
+        steps = np.floor(layer.kernels / scales[:, :, None])
+        limit = {8: 127, 7: 64}[bits]
+        seen[layer.layer.name] = layer.stored(np.clip(steps, -limit, limit).astype(np.int8))
+        return seen[layer.layer.name]
 
     proto, _ = quantised(BLOCKS, Int8Format(), round_weights=down)
-    plain, _ = quantised(BLOCKS, Int8Format())
     assert len(seen) == 3
-    stored = {t.name: numpy_helper.to_array(t) for t in integers_of(proto).values()}
-    nearest = {t.name: numpy_helper.to_array(t) for t in integers_of(plain).values()}
-    for layer in seen.values():
-        assert any(np.array_equal(down(layer), each) for each in stored.values())
-        assert any(np.array_equal(nearest_weights(layer), each) for each in nearest.values())
+    stored = [numpy_helper.to_array(t) for t in integers_of(proto).values()]
+    assert all(any(np.array_equal(rounded, each) for each in stored) for rounded in seen.values())
+
+
+def test_nearest_integers_are_those_of_the_quantiser() -> None:
+    proto, _ = quantised(BLOCKS, Int8Format())
+    again, _ = quantised(BLOCKS, Int8Format(), round_weights=lambda *given: nearest_weights(*given))
+    assert proto == again
 
 
 def test_a_clip_that_does_not_hold_zero_stays_float() -> None:

@@ -58,7 +58,7 @@ def with_corrected_biases(
     """
     simulation = simulated(quantised)
     biased = [each for each in layers if standard_name(each.node) in BIASED]
-    places = _places(biased, quantised, GraphView(simulation))
+    places = _places(proto, biased, quantised, simulation)
     names = [name for place in places for name in (place.before, place.after)]
     means = _means(names, tensor_values(simulation, names, feeds, libraries), places)
     result = onnx.ModelProto()
@@ -71,8 +71,12 @@ def with_corrected_biases(
     return result
 
 
-def _places(layers: Iterable[KernelLayer], quantised: onnx.ModelProto, simulation: GraphView) -> list[_Place]:
+def _places(
+    proto: onnx.ModelProto, layers: Iterable[KernelLayer], quantised: onnx.ModelProto, simulation: onnx.ModelProto
+) -> list[_Place]:
+    """The places of layers; activations that the integers have swallowed, as they clip alike, join the simulation."""
     view, nodes = GraphView(quantised), {node.name: node for node in quantised.graph.node}
+    floats, rounded, taken = GraphView(proto), GraphView(simulation), value_names(simulation.graph)
     places = []
     for each in layers:
         node = nodes[each.layer.name]
@@ -83,9 +87,14 @@ def _places(layers: Iterable[KernelLayer], quantised: onnx.ModelProto, simulatio
                 before = after
                 break
             before = source.input[0]
-        places.append(
-            _Place(layer=each, before=before, after=after, weight=np.asarray(simulation.constant(node.input[1])))
-        )
+        source = floats.producer(each.node.input[0])
+        if source is not None and before != after and source.name not in nodes:
+            swallowed = simulation.graph.node.add()
+            swallowed.CopyFrom(source)
+            swallowed.name, swallowed.input[0] = "", before
+            before = swallowed.output[0] = fresh_name(taken, f"{before}_clipped")
+        weight = np.asarray(rounded.constant(node.input[1]))
+        places.append(_Place(layer=each, before=before, after=after, weight=weight))
     return places
 
 

@@ -61,8 +61,8 @@ def _quantisation_remarks(row: QuantisationRow | None) -> list[str]:
     raised = "" if row.opset_raised_from is None else f"; its operator set {row.opset_raised_from} was raised"
     faster = "" if row.comparison is None else f"; {row.comparison.speedup:.2f} times the speed of the float network"
     remark = (
-        f"In 8-bit integers: {integer} of {count_text(len(row.layers), 'layer')} ({row.formats}; ranges by "
-        f"{row.ranges}){nodes}{raised}{faster}"
+        f"In 8-bit integers: {integer} of {count_text(len(row.layers), 'layer')} ({row.formats}; "
+        f"{', '.join((f'ranges by {row.ranges}', *row.corrections))}){nodes}{raised}{faster}"
     )
     counts = Counter(layer.reason for layer in row.layers if layer.reason)
     reasons = "; ".join(f"{count} because {reason}" for reason, count in counts.most_common())

@@ -174,6 +174,8 @@ class QuantisationRow:
         reason: why it is not; None if it is.
         formats: of weights and activations, in words.
         ranges: the way in which ranges of activations were taken; None if it did not come to that.
+        corrections: what else lowered the error that integers add.
+        added_error: that error on held-out samples, as a share of the float network's output.
         opset_raised_from: the operator set of the float network, if it had to be raised.
         samples: number of samples that ranges were taken from.
         held_out: number of others, which the deviation was measured on.
@@ -188,6 +190,8 @@ class QuantisationRow:
     reason: str | None
     formats: str
     ranges: str | None
+    corrections: tuple[str, ...]
+    added_error: float | None
     opset_raised_from: int | None
     samples: int
     held_out: int

@@ -6,7 +6,7 @@ the same channel ids.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -213,7 +213,7 @@ def masking_patch(dag: ChannelDag, alive: Mask) -> Patch:
     def original_node(node: int) -> int:
         return original.producers[next(name for name in nodes[node].output if name)]
 
-    constants: dict[InputSlot, Maker] = {}
+    constants: dict[InputSlot, list[ConstantUse]] = {}
     masks: dict[InputSlot, Masking] = {
         (original_node(node), reduction.slot): Masking(alive[reduction.channel_ids])
         for node, reductions in dag.reductions.items()
@@ -225,17 +225,23 @@ def masking_patch(dag: ChannelDag, alive: Mask) -> Patch:
             continue
         place = (original_node(use.node), use.slot)
         if original.proto.graph.node[place[0]].input[use.slot] in original.origins:
-            constants[place] = partial(_mask_weight, dag, use, alive)
+            constants.setdefault(place, []).append(use)
         else:
-            masks[place] = Masking(alive[use.input_channel_ids], _zero(dag, use, constant_of(dag, use)))
-    return Patch(constants=constants, masks=masks)
+            kept = alive[use.input_channel_ids]
+            if place in masks:
+                kept = kept & masks[place].mask
+            masks[place] = Masking(kept, _zero(dag, use, constant_of(dag, use)))
+    makers = {place: partial(_mask_weight, dag, uses, alive) for place, uses in constants.items()}
+    return Patch(constants=makers, masks=masks)
 
 
-def _mask_weight(dag: ChannelDag, use: ConstantUse, alive: Mask) -> Array:
-    """Weight with zero kernels on removed input channels (for quantised weights: the zero point)."""
-    array = constant_of(dag, use)
-    assert use.input_channel_ids is not None
-    return np.where(alive[use.input_channel_ids], array, _zero(dag, use, array)).astype(array.dtype)
+def _mask_weight(dag: ChannelDag, uses: Sequence[ConstantUse], alive: Mask) -> Array:
+    """Weight with zero kernels on the input channels that any of its uses removes (in integers: the zero point)."""
+    array = constant_of(dag, uses[0])
+    for use in uses:
+        assert use.input_channel_ids is not None
+        array = np.where(alive[use.input_channel_ids], array, _zero(dag, use, array)).astype(array.dtype)
+    return array
 
 
 def _zero(dag: ChannelDag, use: ConstantUse, array: Array) -> Array:

@@ -106,6 +106,8 @@ def _quantisation_row(quantisation: Quantisation | None) -> QuantisationRow | No
         reason=quantisation.reason or None,
         formats=quantisation.formats,
         ranges=quantisation.method or None,
+        corrections=quantisation.corrections,
+        added_error=None if quantisation.error is None else json_value(quantisation.error),
         opset_raised_from=quantisation.raised_from,
         samples=quantisation.samples,
         held_out=quantisation.held_out,
