@@ -19,7 +19,7 @@ from leanonnx.graph.nodes import is_quantised
 from leanonnx.quantization import formats, preparation
 from leanonnx.quantization.agreement import MAX_STEPS, steps_from_simulation
 from leanonnx.quantization.formats import Int8Format, int8_format
-from leanonnx.quantization.layers import GROUPED, carriers_between, weighted_layers
+from leanonnx.quantization.layers import carriers_between, weighted_layers
 from leanonnx.quantization.preparation import LEAST_OPSET, prepare, relative_difference
 from leanonnx.quantization.qdq import LayerWeights, nearest_weights, quantised_model
 from leanonnx.quantization.ranges import RANGE_METHODS, Histogram, observe_histograms
@@ -159,7 +159,7 @@ def test_biases_that_layers_share_become_their_own() -> None:
     feeds = normal_feeds(analysed(proto), 2)
     prepared = prepare(proto, Path("m.onnx"), feeds)
     biases = [node.input[2] for node in prepared.proto.graph.node if node.op_type == "Conv"]
-    assert len(set(biases)) == 2 and not any(layer.reason for layer in weighted_layers(prepared.proto, Int8Format()))
+    assert len(set(biases)) == 2 and not any(layer.reason for layer in weighted_layers(prepared.proto))
 
 
 # Ranges
@@ -191,7 +191,7 @@ def quantised(proto: onnx.ModelProto, kind: Int8Format, **settings: Any) -> tupl
     """A network in integers, with the inputs that it was made from."""
     feeds = normal_feeds(analysed(proto), 6)
     prepared = prepare(proto, Path("m.onnx"), feeds).proto
-    layers = [layer for layer in weighted_layers(prepared, kind) if not layer.reason]
+    layers = [layer for layer in weighted_layers(prepared) if not layer.reason]
     carriers = carriers_between(prepared, {layer.name for layer in layers})
     names = {name for node in prepared.graph.node for name in (*node.input, *node.output)}
     names -= {tensor.name for tensor in prepared.graph.initializer}
@@ -203,7 +203,7 @@ def quantised(proto: onnx.ModelProto, kind: Int8Format, **settings: Any) -> tupl
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("reduced", [False, True])
 def test_the_simulation_computes_the_same(signed: bool, reduced: bool) -> None:
-    kind = Int8Format(signed_activations=signed, reduced_weights=reduced, grouped_in_float=not signed)
+    kind = Int8Format(signed_activations=signed, reduced_weights=reduced)
     proto, feeds = quantised(BLOCKS, kind)
     simulation = simulated(proto)
     onnx.checker.check_model(proto, full_check=True)

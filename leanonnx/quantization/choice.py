@@ -17,10 +17,11 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.data.samples import Dataset
 from leanonnx.graph.formats import Source
 from leanonnx.quantization.formats import Int8Format
-from leanonnx.quantization.layers import NOT_FINITE, Layer, carriers_between, number_tensors, weighted_layers
+from leanonnx.quantization.layers import NOT_FINITE, Layer, carriers_between, number_tensors
 from leanonnx.quantization.preparation import Prepared
 from leanonnx.quantization.qdq import RoundWeights, nearest_weights, quantised_model
 from leanonnx.quantization.ranges import RANGE_METHODS, Histogram, Range, observe_histograms
+from leanonnx.quantization.savings import observed_shapes, priced_layers
 from leanonnx.quantization.simulation import simulated
 from leanonnx.recovery.draft import calibration_batch, paired_distances
 from leanonnx.system.clock import StageProgress
@@ -169,7 +170,7 @@ class _Search:
     @cached_property
     def histograms(self) -> dict[str, Histogram]:
         """Histograms of the tensors that nodes in integers may read or write."""
-        layers = {layer.name for layer in weighted_layers(self.proto, self.kind) if not layer.reason}
+        layers = {layer.name for layer in self.priced if not layer.reason}
         nodes = layers.union(carriers_between(self.proto, layers))
         constants = {tensor.name for tensor in self.proto.graph.initializer}
         names = {
@@ -198,9 +199,15 @@ class _Search:
         return frozenset(node.name for node in self.proto.graph.node if not known.issuperset(number_tensors(node)))
 
     @cached_property
+    def priced(self) -> tuple[Layer, ...]:
+        """All layers, with the reason why some stay float whatever the ranges are."""
+        first = next(iter(self.fitted.subsample(self.fitted.fixed_batch or 1).feeds()))
+        return priced_layers(self.proto, self.kind, observed_shapes(self.proto, first, self.dag.model.libraries))
+
+    @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """All layers, with the reason why some stay float."""
         return tuple(
             replace(layer, reason=NOT_FINITE) if not layer.reason and layer.name in self.unbounded_nodes else layer
-            for layer in weighted_layers(self.proto, self.kind)
+            for layer in self.priced
         )
