@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import leanonnx
 from leanonnx.commands.compress import quantising, timing
 from leanonnx.errors import LeanOnnxError, ModelError, OptionError
 from leanonnx.graph.nodes import is_quantised
+from leanonnx.hardware.targets import builtin_hardware, tables_text
 from leanonnx.quantization import formats, preparation
 from leanonnx.quantization.agreement import MAX_STEPS, steps_from_simulation
 from leanonnx.quantization.formats import Int8Format, int8_format
@@ -108,13 +110,18 @@ def test_python_has_the_same_option_and_the_plan_records_it(small: Path) -> None
     assert not integers_of(onnx.load(small / "f.onnx"))
 
 
-def test_grouped_convolutions_stay_float_on_processors(tmp_path: Path) -> None:
+def test_layers_that_the_table_calls_slower_stay_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(BLOCKS, tmp_path / "m.onnx")
     np.savez(tmp_path / "x.npz", **samples_for(BLOCKS))
-    row = int8_row(tmp_path)
-    by_reason = {layer["reason"]: layer["format"] for layer in row["layers"]}
-    assert by_reason[GROUPED] == "float32"
-    assert row["kept"] and by_reason[None] == "int8"
+    quick = replace(builtin_hardware()["cpu-avx2"], name="quick", int8_depthwise=1e4)
+    tables = quick, replace(quick, name="slow", int8_depthwise=0.024)
+    (tmp_path / "targets.toml").write_text(tables_text(tables, "Tables."), encoding="utf-8")
+    monkeypatch.setenv("LEANONNX_TARGETS", str(tmp_path / "targets.toml"))
+    assert {layer["reason"] for layer in int8_row(tmp_path, "--target", "quick")["layers"]} == {None}
+    row = int8_row(tmp_path, "--target", "slow")
+    reasons = {layer["node"]: layer["reason"] for layer in row["layers"] if layer["format"] == "float32"}
+    assert list(reasons.values()) == ["slower in integers by the table of slow: 0.001 of the float speed"]
+    assert row["kept"] and len(row["layers"]) == 4
 
 
 @pytest.mark.parametrize(
@@ -230,7 +237,7 @@ def test_weights_are_rounded_as_asked() -> None:
 
     proto, _ = quantised(BLOCKS, Int8Format(), round_weights=down)
     plain, _ = quantised(BLOCKS, Int8Format())
-    assert len(seen) == 3
+    assert len(seen) == 4
     stored = {t.name: numpy_helper.to_array(t) for t in integers_of(proto).values()}
     nearest = {t.name: numpy_helper.to_array(t) for t in integers_of(plain).values()}
     for layer in seen.values():

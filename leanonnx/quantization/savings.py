@@ -133,23 +133,74 @@ def observed_shapes(proto: onnx.ModelProto, feed: Feed, libraries: tuple[Path, .
         return shapes | {name: np.shape(value) for name, value in zip(outputs, run_session(session, feed), strict=True)}
 
 
-def conversions_ms(proto: onnx.ModelProto, layers: Collection[str], shapes: Shapes, target: Hardware) -> float:
-    """Predicted ms of the conversions within a network of which these layers are in integers."""
-    carriers = carriers_between(proto, layers)
-    integers = {*layers, *carriers}
+@dataclass(frozen=True)
+class _Read:
+    """A node that reads a tensor from another, and the ms to convert it; ``is_number``: it computes with it."""
+
+    tensor: str
+    writer: str
+    reader: str
+    is_number: bool
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class Conversions:
+    """Predicted ms of the conversions within a network, for any choice of layers that are in integers.
+
+    Attributes:
+        reads: what nodes read from others.
+        carriers: nodes that pass integers on together, once a layer beside one of them is in integers.
+        beside: numbers of these groups beside each layer.
+    """
+
+    reads: tuple[_Read, ...]
+    carriers: tuple[frozenset[str], ...]
+    beside: Mapping[str, frozenset[int]]
+
+    def __call__(self, layers: Collection[str]) -> float:
+        """Predicted ms while these layers are in integers."""
+        groups = {group for layer in layers for group in self.beside.get(layer, ())}
+        integers = set(layers).union(*(self.carriers[group] for group in groups))
+        converted = {}
+        for read in self.reads:
+            inside = read.reader in integers
+            if (read.writer in integers) != inside and (read.is_number or not inside):
+                converted[read.tensor] = read.milliseconds
+        return sum(converted.values())
+
+
+def conversions(proto: onnx.ModelProto, layers: Collection[str], shapes: Shapes, target: Hardware) -> Conversions:
+    """The conversions within a network of which some of these layers may be in integers.
+
+    Tensors of unknown shape cost nothing.
+    """
     stored = {tensor.name for tensor in proto.graph.initializer}
-    written: dict[str, bool] = {name: node.name in integers for node in proto.graph.node for name in node.output}
-    read = [(name, node.name in integers) for node in proto.graph.node for name in _read_numbers(node, integers)]
-    crossings = {(name, inside) for name, inside in read if name not in stored and written.get(name, inside) != inside}
-    return sum(conversion_ms(target, math.prod(shapes[name])) for name, _ in crossings if name in shapes)
-
-
-def _read_numbers(node: onnx.NodeProto, integers: Collection[str]) -> Sequence[str]:
-    """Inputs of a node that count for it: those that it computes with, if it is in integers."""
-    if node.name not in integers:
-        return node.input
-    numbers = set(number_tensors(node))
-    return [name for name in node.input if name in numbers]
+    carriers = set(carriers_between(proto, layers))
+    writers = {name: node.name for node in proto.graph.node for name in node.output}
+    numbers = {node.name: set(number_tensors(node)) - stored for node in proto.graph.node}
+    reads = tuple(
+        _Read(
+            name,
+            writers[name],
+            node.name,
+            name in numbers[node.name],
+            conversion_ms(target, math.prod(shapes[name])) if name in shapes else 0.0,
+        )
+        for node in proto.graph.node
+        for name in node.input
+        if name in writers
+    )
+    groups: list[tuple[set[str], set[str]]] = []  # names of nodes, their tensors
+    for name in carriers:
+        joined = [group for group in groups if not group[1].isdisjoint(numbers[name])]
+        merged = {name}.union(*(each[0] for each in joined)), numbers[name].union(*(each[1] for each in joined))
+        groups = [group for group in groups if group not in joined] + [merged]
+    beside = {
+        layer: frozenset(k for k, (_, tensors) in enumerate(groups) if not tensors.isdisjoint(numbers[layer]))
+        for layer in layers
+    }
+    return Conversions(reads, tuple(frozenset(names) for names, _ in groups), beside)
 
 
 def priced_layers(proto: onnx.ModelProto, kind: Int8Format, shapes: Shapes) -> tuple[Layer, ...]:
@@ -169,8 +220,10 @@ def priced_layers(proto: onnx.ModelProto, kind: Int8Format, shapes: Shapes) -> t
     able = {layer.name for layer in layers if not layer.reason}
     times = {name: each for name, each in layer_times(proto, shapes, table).items() if name in able}
 
+    converted = conversions(proto, able, shapes, table)
+
     def cost(chosen: frozenset[str]) -> float:
-        return conversions_ms(proto, chosen, shapes, table) - sum(times[name].saved for name in chosen & times.keys())
+        return converted(chosen) - sum(times[name].saved for name in chosen & times.keys())
 
     starts = frozenset(able), frozenset(able - {name for name, each in times.items() if each.saved < 0})
     chosen = min((_descended(start, times, cost) for start in dict.fromkeys(starts)), key=cost)
