@@ -113,13 +113,14 @@ def test_python_has_the_same_option_and_the_plan_records_it(small: Path) -> None
 def test_layers_that_the_table_calls_slower_stay_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(BLOCKS, tmp_path / "m.onnx")
     np.savez(tmp_path / "x.npz", **samples_for(BLOCKS))
-    quick = replace(builtin_hardware()["cpu-avx2"], name="quick", int8_depthwise=1e4)
+    free = replace(builtin_hardware()["cpu-avx2"], int8_block=1, int8_convert=1e-6, node=1e-6)
+    quick = replace(free, name="quick", int8_depthwise=1e4)
     tables = quick, replace(quick, name="slow", int8_depthwise=0.024)
     (tmp_path / "targets.toml").write_text(tables_text(tables, "Tables."), encoding="utf-8")
     monkeypatch.setenv("LEANONNX_TARGETS", str(tmp_path / "targets.toml"))
     assert {layer["reason"] for layer in int8_row(tmp_path, "--target", "quick")["layers"]} == {None}
     row = int8_row(tmp_path, "--target", "slow")
-    reasons = {layer["node"]: layer["reason"] for layer in row["layers"] if layer["format"] == "float32"}
+    reasons = {layer["name"]: layer["reason"] for layer in row["layers"] if layer["format"] == "float32"}
     assert list(reasons.values()) == ["slower in integers by the table of slow: 0.001 of the float speed"]
     assert row["kept"] and len(row["layers"]) == 4
 

@@ -15,7 +15,7 @@ from leanonnx.quantization.layers import COMPUTED_WEIGHT
 from leanonnx.quantization.savings import (
     by_loss_per_ms,
     conversions,
-    layer_times,
+    layer_costs,
     observed_shapes,
     priced_layers,
     saved_ms,
@@ -69,7 +69,7 @@ def test_a_layer_saves_the_difference_of_its_two_costs(
     source: str, weight: str, node: str, floats: float, integers: float
 ) -> None:
     proto, shapes = only(source, weight, node)
-    times = layer_times(proto, shapes, TABLE)["layer"]
+    times = layer_costs(proto, shapes, TABLE)["layer"]
     assert (times.floats, times.integers) == (pytest.approx(floats / 1e6), pytest.approx(integers / 1e6))
     assert saved_ms(proto, shapes, TABLE) == {"layer": pytest.approx((floats - integers) / 1e6)}
 
@@ -99,7 +99,7 @@ CHAIN = net(
     "a = Conv <pads = [1,1,1,1]> (x, w1) b = Relu (a) c = Conv <group = 16, pads = [1,1,1,1]> (b, w2) d = Relu (c) "
     "f = Conv <pads = [1,1,1,1]> (d, w3) e = Erf (f) y = Conv (f, w4)",
 )
-"""Dense, depthwise and dense convolution; what the last of these writes is read by a node that no integers pass, and by a layer."""
+"""Dense, depthwise and dense convolution; the last is read by a layer, and by a node that no integers pass."""
 COUNT = 16 * 8 * 8
 
 

@@ -53,12 +53,12 @@ def integer_convolution_ms(target: Hardware, size: KernelSize) -> float:
     if size.is_depthwise:
         return size.multiply_adds / target.int8_depthwise * MS_PER_GIGA
     dense = target.int8_pointwise if size.taps == 1 else target.int8_conv
-    return _filled(target, size) / (dense if size.groups == 1 else target.int8_grouped) * MS_PER_GIGA
+    return _whole_blocks(target, size) / (dense if size.groups == 1 else target.int8_grouped) * MS_PER_GIGA
 
 
 def integer_product_ms(target: Hardware, size: KernelSize) -> float:
     """Predicted ms of a matrix product in integers."""
-    return _filled(target, size) / target.int8_gemm * MS_PER_GIGA
+    return _whole_blocks(target, size) / target.int8_gemm * MS_PER_GIGA
 
 
 def conversion_ms(target: Hardware, count: int) -> float:
@@ -66,7 +66,7 @@ def conversion_ms(target: Hardware, count: int) -> float:
     return count * target.int8_convert * MS_PER_NS + target.node * MS_PER_US
 
 
-def _filled(target: Hardware, size: KernelSize) -> int:
+def _whole_blocks(target: Hardware, size: KernelSize) -> int:
     """Multiply-adds in integers, the blocks of channels that are written filled up."""
     wide = -(-size.wide // target.int8_block) * target.int8_block
     return size.groups * wide * size.deep * size.taps * size.positions

@@ -147,7 +147,7 @@ def _read(tables: Mapping[str, object], source: str) -> dict[str, Hardware]:
     hardware = {}
     for name, table in tables.items():
         if isinstance(table, dict) and set(table) == set(HARDWARE_ENTRIES) - {"int8_block", *FLOAT_ENTRIES}:
-            table = _completed(name, table, source)
+            table = _with_integers(name, table, source)
         if not isinstance(table, dict) or set(table) != set(HARDWARE_ENTRIES):
             raise OptionError(
                 f"{source}: target '{name}' must have just the entries {', '.join(HARDWARE_ENTRIES)}; correct it, or "
@@ -159,7 +159,7 @@ def _read(tables: Mapping[str, object], source: str) -> dict[str, Hardware]:
     return hardware
 
 
-def _completed(name: str, table: Mapping[str, object], source: str) -> dict[str, object]:
+def _with_integers(name: str, table: Mapping[str, object], source: str) -> dict[str, object]:
     """The table of an earlier version, which knew no integers, with the built-in ratios."""
     known = builtin_hardware()
     checked = {key: _value(table[key], key, f"{source}: target '{name}'") for key in table}

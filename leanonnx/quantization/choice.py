@@ -170,7 +170,7 @@ class _Search:
     @cached_property
     def histograms(self) -> dict[str, Histogram]:
         """Histograms of the tensors that nodes in integers may read or write."""
-        layers = {layer.name for layer in self.priced if not layer.reason}
+        layers = {layer.name for layer in self.priced_by_table if not layer.reason}
         nodes = layers.union(carriers_between(self.proto, layers))
         constants = {tensor.name for tensor in self.proto.graph.initializer}
         names = {
@@ -199,7 +199,7 @@ class _Search:
         return frozenset(node.name for node in self.proto.graph.node if not known.issuperset(number_tensors(node)))
 
     @cached_property
-    def priced(self) -> tuple[Layer, ...]:
+    def priced_by_table(self) -> tuple[Layer, ...]:
         """All layers, with the reason why some stay float whatever the ranges are."""
         first = next(iter(self.fitted.subsample(self.fitted.fixed_batch or 1).feeds()))
         return priced_layers(self.proto, self.kind, observed_shapes(self.proto, first, self.dag.model.libraries))
@@ -209,5 +209,5 @@ class _Search:
         """All layers, with the reason why some stay float."""
         return tuple(
             replace(layer, reason=NOT_FINITE) if not layer.reason and layer.name in self.unbounded_nodes else layer
-            for layer in self.priced
+            for layer in self.priced_by_table
         )

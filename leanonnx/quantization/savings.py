@@ -34,22 +34,21 @@ from leanonnx.quantization.layers import (
     output_axis,
     weighted_layers,
 )
+from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.sessions import Feed, open_session, run_session, translate_errors
 
-Shapes = Mapping[str, Sequence[int]]
-"""Shapes of tensors by their names."""
 SLOWER = "slower in integers by the table of {}: {:.2g} of the float speed"
 NOT_WORTH_IT = "by the table of {} its integers save {:.2g} ms, and converting numbers for it takes longer"
 SPATIAL_AXES = 2
 """The axis of a convolution's weight and output where those of space begin."""
 SMALLEST_GAIN = 1e-9
 """Share of the predicted cost by which it has to fall for a layer to change its format."""
-Cost = Callable[[frozenset[str]], float]
+ChoiceCost = Callable[[frozenset[str]], float]
 """Predicted ms of a choice of layers, relative to the float model."""
 
 
 @dataclass(frozen=True)
-class LayerTimes:
+class LayerCosts:
     """Predicted ms of a layer's multiply-adds in floats and in integers."""
 
     floats: float
@@ -69,10 +68,10 @@ def saved_ms(proto: onnx.ModelProto, shapes: Shapes, target: Hardware) -> dict[s
         shapes: shapes of its tensors; layers whose output has none, or not as many axes as it must, are left out.
         target: the cost table.
     """
-    return {name: times.saved for name, times in layer_times(proto, shapes, target).items()}
+    return {name: times.saved for name, times in layer_costs(proto, shapes, target).items()}
 
 
-def layer_times(proto: onnx.ModelProto, shapes: Shapes, target: Hardware) -> dict[str, LayerTimes]:
+def layer_costs(proto: onnx.ModelProto, shapes: Shapes, target: Hardware) -> dict[str, LayerCosts]:
     """Predicted ms of each weighted layer with a known shape, by the name of its node; see ``saved_ms``."""
     known = {**shapes, **{tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}}
     stored = {tensor.name for tensor in proto.graph.initializer}
@@ -84,10 +83,10 @@ def layer_times(proto: onnx.ModelProto, shapes: Shapes, target: Hardware) -> dic
         if size is None:
             continue
         if node.op_type == "Conv":
-            result[node.name] = LayerTimes(convolution_ms(target, size), integer_convolution_ms(target, size))
+            result[node.name] = LayerCosts(convolution_ms(target, size), integer_convolution_ms(target, size))
         else:
             floats = product_ms(target, size.multiply_adds)
-            result[node.name] = LayerTimes(floats, integer_product_ms(target, size))
+            result[node.name] = LayerCosts(floats, integer_product_ms(target, size))
     return result
 
 
@@ -218,7 +217,7 @@ def priced_layers(proto: onnx.ModelProto, kind: Int8Format, shapes: Shapes) -> t
     if table is None:
         return layers
     able = {layer.name for layer in layers if not layer.reason}
-    times = {name: each for name, each in layer_times(proto, shapes, table).items() if name in able}
+    times = {name: each for name, each in layer_costs(proto, shapes, table).items() if name in able}
 
     converted = conversions(proto, able, shapes, table)
 
@@ -226,14 +225,14 @@ def priced_layers(proto: onnx.ModelProto, kind: Int8Format, shapes: Shapes) -> t
         return converted(chosen) - sum(times[name].saved for name in chosen & times.keys())
 
     starts = frozenset(able), frozenset(able - {name for name, each in times.items() if each.saved < 0})
-    chosen = min((_descended(start, times, cost) for start in dict.fromkeys(starts)), key=cost)
+    chosen = min((_descend(start, times, cost) for start in dict.fromkeys(starts)), key=cost)
     return tuple(
         replace(layer, reason=_reason(times[layer.name], table.name)) if layer.name in able - chosen else layer
         for layer in layers
     )
 
 
-def _descended(start: frozenset[str], names: Collection[str], cost: Cost) -> frozenset[str]:
+def _descend(start: frozenset[str], names: Collection[str], cost: ChoiceCost) -> frozenset[str]:
     """The layers in integers after changing the format of one layer at a time while the cost falls."""
     chosen, least = start, cost(start)
     is_changed = True
@@ -247,7 +246,7 @@ def _descended(start: frozenset[str], names: Collection[str], cost: Cost) -> fro
     return chosen
 
 
-def _reason(times: LayerTimes, name: str) -> str:
+def _reason(times: LayerCosts, name: str) -> str:
     if times.saved < 0:
         return SLOWER.format(name, times.floats / times.integers)
     return NOT_WORTH_IT.format(name, times.saved)

@@ -83,7 +83,7 @@ def _float_network(probe: Probe) -> onnx.ModelProto:
     value = "x"
     for index in range(probe.layers):
         if probe.layer == "elementwise":
-            value = b.converted(value) if probe.integers else value
+            value = b.through_integers(value) if probe.integers else value
             value = b.node("Neg" if index % 2 else "Abs", value)  # onnxruntime fuses neither
         elif probe.layer == "gemm":
             value = b.node("MatMul", value, b.weight(probe.width, probe.width))
@@ -146,7 +146,7 @@ class _Builder:
         self.weights.append(numpy_helper.from_array(array, f"w{len(self.weights)}"))
         return self.weights[-1].name
 
-    def converted(self, value: str) -> str:
+    def through_integers(self, value: str) -> str:
         """Convert numbers to integers and back."""
         low, high = ACTIVATION_RANGE
         scale, zero = np.float32((high - low) / LEVEL_COUNT), np.uint8(LEVEL_COUNT // 2)
