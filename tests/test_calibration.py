@@ -26,7 +26,10 @@ from leanonnx.commands.calibrate.fit import (
 from leanonnx.commands.calibrate.probes import Probe, held_out_networks, probe_network, residual_network
 from leanonnx.commands.compress.pipeline import load_dag
 from leanonnx.errors import OutputError
+from leanonnx.hardware.costs import conversion_ms
 from leanonnx.hardware.targets import HARDWARE_ENTRIES, Hardware, builtin_hardware, read_hardware
+from leanonnx.quantization.agreement import IntegerNodes, integer_nodes
+from leanonnx.quantization.savings import saved_ms
 from leanonnx.runtime.fastpath import convolution_layouts
 from leanonnx.runtime.machine import channel_steps, detect_hardware, is_blocked
 from leanonnx.runtime.providers import Setting
@@ -75,9 +78,15 @@ def test_the_multiple_is_found(multiple: int) -> None:
 
 
 def predicted(probe: Probe, target: Hardware, folder: Path) -> float:
-    """Latency of a probe by the latency model."""
-    dag = load_dag(saved(probe_network(probe), folder / "probe.onnx"))
-    return latency_model(dag, target)(np.ones(dag.count, bool))
+    """Latency of a probe by the latency model; in integers, less what its layers save, and with its conversions."""
+    proto = probe_network(replace(probe, integers=False))
+    dag = load_dag(saved(proto, folder / "probe.onnx"))
+    floats = latency_model(dag, target)(np.ones(dag.count, bool))
+    if not probe.integers:
+        return floats
+    saved_times = saved_ms(proto, dag.shapes, target).values() if probe.multiply_adds else ()
+    assert len(saved_times) == (probe.layers if probe.multiply_adds else 0)
+    return floats - sum(saved_times) + probe.conversions * conversion_ms(target, probe.numbers)
 
 
 def times_of(probes: Iterable[Probe], truth: Hardware, folder: Path) -> dict[Probe, float]:
@@ -88,21 +97,35 @@ def times_of(probes: Iterable[Probe], truth: Hardware, folder: Path) -> dict[Pro
 def test_the_table_explains_the_times_that_it_is_made_from(truth: Hardware, tmp_path: Path) -> None:
     """Times as the latency model has them give back its table."""
     times = times_of(PROBES.all(stepped=True), truth, tmp_path)
-    found = fit_table(truth.name, times, PROBES, FastWidths(truth.block, truth.multiple, truth.grouped))
+    other = replace(builtin_hardware()["cpu-arm"], name=truth.name, int8_block=truth.int8_block)
+    found = fit_table(other, times, PROBES, FastWidths(truth.block, truth.multiple, truth.grouped))
     for key in HARDWARE_ENTRIES:
         assert getattr(found, key) == pytest.approx(getattr(truth, key), rel=0.01), key
 
 
+def test_integers_that_are_not_timed_keep_the_built_in_ratios(tmp_path: Path) -> None:
+    floats = replace(PROBES, has_integers=False)
+    assert not any(probe.integers for probe in floats.all(stepped=True))
+    truth = replace(AVX512, conv=30.0, element=0.2)
+    widths = FastWidths(truth.block, truth.multiple, truth.grouped)
+    found = fit_table(AVX512, times_of(floats.all(stepped=True), truth, tmp_path), floats, widths)
+    assert found.int8_conv / AVX512.int8_conv == pytest.approx(found.conv / AVX512.conv, rel=0.01)
+    assert found.int8_grouped / AVX512.int8_grouped == pytest.approx(found.conv / AVX512.conv, rel=0.01)
+    assert found.int8_convert / AVX512.int8_convert == pytest.approx(found.element / AVX512.element, rel=0.01)
+    assert found.int8_pointwise == pytest.approx(AVX512.int8_pointwise, rel=0.05)
+    assert found.int8_block == AVX512.int8_block
+
+
 def test_steps_are_found_by_timing_if_the_graph_does_not_show_them(tmp_path: Path) -> None:
     truth = replace(AVX2, grouped=AVX2.multiple)
-    found = fit_table(truth.name, times_of(PROBES.all(stepped=False), truth, tmp_path), PROBES, known=None)
+    found = fit_table(truth, times_of(PROBES.all(stepped=False), truth, tmp_path), PROBES, known=None)
     for key in HARDWARE_ENTRIES:
         assert getattr(found, key) == pytest.approx(getattr(truth, key), rel=0.01), key
 
 
 def test_a_machine_without_slow_widths(tmp_path: Path) -> None:
     truth = replace(AVX2, block=4, multiple=1, grouped=1, slow=1.0, slow_depthwise=1.0)
-    found = fit_table(truth.name, times_of(PROBES.all(stepped=False), truth, tmp_path), PROBES, known=None)
+    found = fit_table(truth, times_of(PROBES.all(stepped=False), truth, tmp_path), PROBES, known=None)
     assert (found.block, found.multiple, found.slow, found.slow_depthwise) == (4, 1, 1.0, 1.0)
 
 
@@ -112,7 +135,7 @@ def test_wild_times_give_a_table_all_the_same() -> None:
     for _ in range(50):
         probes = PROBES.all(stepped=False)
         times = dict(zip(probes, np.exp(rng.normal(0, 3, len(probes))).tolist(), strict=True))
-        found = fit_table("wild", times, PROBES, known=None)
+        found = fit_table(AVX2, times, PROBES, known=None)
         assert min(getattr(found, key) for key in HARDWARE_ENTRIES) > 0
         assert min(found.slow, found.slow_depthwise) >= 1
 
@@ -144,6 +167,13 @@ def test_onnxruntime_runs_each_elementwise_node_of_the_probes(tmp_path: Path) ->
     ort.InferenceSession(probe_network(PROBES.node).SerializeToString(), options, providers=["CPUExecutionProvider"])
     nodes = load_dag(tmp_path / "optimised.onnx").model.proto.graph.node
     assert len(nodes) == PROBES.node.layers
+
+
+def test_onnxruntime_runs_each_layer_of_the_probes_in_integers(tmp_path: Path) -> None:
+    for probe in (PROBES.conversion, *PROBES.integers.values()):
+        path = saved(probe_network(probe), tmp_path / "probe.onnx")
+        layers = probe.layers if probe.multiply_adds else 0
+        assert integer_nodes(path, ONE) == IntegerNodes(layers, probe.conversions)
 
 
 @pytest.mark.parametrize("stepped", [True, False])
@@ -238,7 +268,7 @@ def test_json(folder: Path) -> None:
         assert check["error"] == pytest.approx(check["predicted"] / check["measured"] - 1, abs=1e-3)
         assert check["built_in_error"] == pytest.approx(check["built_in"] / check["measured"] - 1, abs=1e-3)
     assert len(row["warnings"]) == 1
-    assert "1 of 13 networks" in row["warnings"][0]
+    assert "1 of 19 networks" in row["warnings"][0]
 
 
 def test_text_explains_each_entry_and_its_error(folder: Path) -> None:

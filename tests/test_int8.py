@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ import leanonnx
 from leanonnx.commands.compress import quantising, timing
 from leanonnx.errors import LeanOnnxError, ModelError, OptionError
 from leanonnx.graph.nodes import is_quantised
+from leanonnx.hardware.targets import builtin_hardware, tables_text
 from leanonnx.quantization import formats, preparation
 from leanonnx.quantization.agreement import MAX_STEPS, steps_from_simulation
 from leanonnx.quantization.choice import MAX_ADDED_ERROR
 from leanonnx.quantization.formats import Int8Format, int8_format
 from leanonnx.quantization.kernels import KernelLayer
-from leanonnx.quantization.layers import GROUPED, carriers_between, weighted_layers
+from leanonnx.quantization.layers import carriers_between, weighted_layers
 from leanonnx.quantization.preparation import LEAST_OPSET, prepare, relative_difference
 from leanonnx.quantization.qdq import quantised_model
 from leanonnx.quantization.ranges import observe, ranges_by
@@ -112,13 +114,19 @@ def test_python_has_the_same_option_and_the_plan_records_it(small: Path) -> None
     assert not integers_of(onnx.load(small / "f.onnx"))
 
 
-def test_grouped_convolutions_stay_float_on_processors(tmp_path: Path) -> None:
+def test_layers_that_the_table_calls_slower_stay_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(BLOCKS, tmp_path / "m.onnx")
     np.savez(tmp_path / "x.npz", **samples_for(BLOCKS))
-    row = int8_row(tmp_path)
-    by_reason = {layer["reason"]: layer["format"] for layer in row["layers"]}
-    assert by_reason[GROUPED] == "float32"
-    assert row["kept"] and by_reason[None] == "int8"
+    free = replace(builtin_hardware()["cpu-avx2"], int8_block=1, int8_convert=1e-6, node=1e-6)
+    quick = replace(free, name="quick", int8_depthwise=1e4)
+    tables = quick, replace(quick, name="slow", int8_depthwise=0.024)
+    (tmp_path / "targets.toml").write_text(tables_text(tables, "Tables."), encoding="utf-8")
+    monkeypatch.setenv("LEANONNX_TARGETS", str(tmp_path / "targets.toml"))
+    assert {layer["reason"] for layer in int8_row(tmp_path, "--target", "quick")["layers"]} == {None}
+    row = int8_row(tmp_path, "--target", "slow")
+    reasons = {layer["name"]: layer["reason"] for layer in row["layers"] if layer["format"] == "float32"}
+    assert list(reasons.values()) == ["slower in integers by the table of slow: 0.001 of the float speed"]
+    assert row["kept"] and len(row["layers"]) == 4
 
 
 @pytest.mark.parametrize(
@@ -163,7 +171,7 @@ def test_biases_that_layers_share_become_their_own() -> None:
     feeds = normal_feeds(analysed(proto), 2)
     prepared = prepare(proto, Path("m.onnx"), feeds)
     biases = [node.input[2] for node in prepared.proto.graph.node if node.op_type == "Conv"]
-    assert len(set(biases)) == 2 and not any(layer.reason for layer in weighted_layers(prepared.proto, Int8Format()))
+    assert len(set(biases)) == 2 and not any(layer.reason for layer in weighted_layers(prepared.proto))
 
 
 # The file and its simulation
@@ -173,7 +181,7 @@ def quantised(proto: onnx.ModelProto, kind: Int8Format, **settings: Any) -> tupl
     """A network in integers, with the inputs that it was made from."""
     feeds = normal_feeds(analysed(proto), 6)
     prepared = prepare(proto, Path("m.onnx"), feeds).proto
-    layers = [layer for layer in weighted_layers(prepared, kind) if not layer.reason]
+    layers = [layer for layer in weighted_layers(prepared) if not layer.reason]
     carriers = carriers_between(prepared, {layer.name for layer in layers})
     names = {name for node in prepared.graph.node for name in (*node.input, *node.output)}
     names -= {tensor.name for tensor in prepared.graph.initializer}
@@ -184,7 +192,7 @@ def quantised(proto: onnx.ModelProto, kind: Int8Format, **settings: Any) -> tupl
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("reduced", [False, True])
 def test_the_simulation_computes_the_same(signed: bool, reduced: bool) -> None:
-    kind = Int8Format(signed_activations=signed, reduced_weights=reduced, grouped_in_float=not signed)
+    kind = Int8Format(signed_activations=signed, reduced_weights=reduced)
     proto, feeds = quantised(BLOCKS, kind)
     simulation = simulated(proto)
     onnx.checker.check_model(proto, full_check=True)
@@ -212,7 +220,7 @@ def test_weights_are_rounded_as_asked() -> None:
         return seen[layer.layer.name]
 
     proto, _ = quantised(BLOCKS, Int8Format(), round_weights=down)
-    assert len(seen) == 3
+    assert len(seen) == 4
     stored = [numpy_helper.to_array(t) for t in integers_of(proto).values()]
     assert all(any(np.array_equal(rounded, each) for each in stored) for rounded in seen.values())
 

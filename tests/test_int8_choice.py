@@ -38,8 +38,7 @@ LAYERS = net(
 
 
 def layers_of(proto: onnx.ModelProto) -> Any:
-    kind = replace(FORMAT, grouped_in_float=False)
-    return kernel_layers(proto, [layer for layer in weighted_layers(proto, kind) if not layer.reason])
+    return kernel_layers(proto, [layer for layer in weighted_layers(proto) if not layer.reason])
 
 
 @pytest.fixture

@@ -67,8 +67,9 @@ FOUND = {
           d = Conv <group = 4> (c, k)  e = Conv (a, k)  f = Flatten (d)  g = Flatten (e)
           h = Gemm (f, u)  i = Gemm (g, v2)  y = Sub (h, i) }""",
     "dequantised weight of two layers that read it along different axes": """
-        <float[8, 2, 1, 1] w, float s = {0.01}, float[3, 3, 1, 1] v, float[128, 3] u, float[48, 3] t, int8[3, 8, 1, 1] q =
-         {-65, 46, 96, -83, -34, -69, 27, 95, 16, 21, 67, -2, -46, -75, 25, -92, 0, 11, 56, 96, 97, -99, 79, 15}>
+        <float[8, 2, 1, 1] w, float s = {0.01}, float[3, 3, 1, 1] v, float[128, 3] u, float[48, 3] t,
+         int8[3, 8, 1, 1] q = {-65, 46, 96, -83, -34, -69, 27, 95, 16, 21, 67, -2,
+                               -46, -75, 25, -92, 0, 11, 56, 96, 97, -99, 79, 15}>
         { c = Conv (x, w)  k = DequantizeLinear (q, s)  d = Conv (c, k)  e = Conv (d, v)  g = ConvTranspose (e, k)
           f = Flatten (g)  h = Flatten (d)  i = Gemm (f, u)  j = Gemm (h, t)  y = Sub (i, j) }""",
     "part of a Split that dies whole": """

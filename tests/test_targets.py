@@ -55,6 +55,20 @@ def test_a_table_reads_as_it_was_written(tmp_path: Path) -> None:
     assert list(read_hardware(tmp_path / "t.toml").values()) == tables
 
 
+def test_a_table_without_integers_gets_the_built_in_ratios(tmp_path: Path) -> None:
+    """Tables of earlier versions lack these entries."""
+    floats = {key: value for key, value in asdict(replace(AVX2, conv=58.0)).items() if not key.startswith("int8")}
+    lines = [f"{key} = {value}" for key, value in floats.items() if key != "name"]
+    (tmp_path / "t.toml").write_text("\n".join(["[cpu-avx2]", *lines, "[mine]", *lines]), encoding="utf-8")
+    tables = read_hardware(tmp_path / "t.toml")
+    assert tables["cpu-avx2"].int8_conv == pytest.approx(2 * AVX2.int8_conv)
+    assert tables["cpu-avx2"].int8_grouped == pytest.approx(2 * AVX2.int8_grouped)
+    assert tables["cpu-avx2"].int8_gemm == pytest.approx(AVX2.int8_gemm)
+    plain = builtin_hardware()["cpu-plain"]
+    assert tables["mine"].int8_conv / tables["mine"].conv == pytest.approx(plain.int8_conv / plain.conv)
+    assert (tables["cpu-avx2"].int8_block, tables["mine"].int8_block) == (AVX2.int8_block, plain.int8_block)
+
+
 def spoilt(**entries: object) -> str:
     """A table with other entries; None leaves one out."""
     values = {key: value for key, value in asdict(AVX2).items() if key != "name"} | entries

@@ -16,7 +16,7 @@ def calibrate_device(
 ) -> DeviceCalibration:
     """Measure which widths this machine runs at full speed and what work costs on it, and store that as a target.
 
-    Takes about half a minute on a CPU. ``compress`` uses the table where its ``targets`` names the file.
+    Takes less than a minute on a CPU. ``compress`` uses the table where its ``targets`` names the file.
 
         calibration = leanonnx.calibrate_device("targets.toml")
         small = leanonnx.compress("in.onnx", latency=0.5, targets="targets.toml")

@@ -26,7 +26,7 @@ def calibrate_device_command(
 ) -> None:
     """Measure which widths this machine runs at full speed and what work costs on it, and store that as a target.
 
-    Takes about half a minute on a CPU. The table is stored in $LEANONNX_TARGETS, or else leanonnx/targets.toml in the
+    Takes less than a minute on a CPU. The table is stored in $LEANONNX_TARGETS, or else leanonnx/targets.toml in the
     user's configuration folder; compress uses it from then on where --target is auto or names it. A file given with
     --out is used where $LEANONNX_TARGETS names it. Exit codes: 0 stored, 2 wrong option (a provider that is not there
     included), 3 a bug.

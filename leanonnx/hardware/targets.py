@@ -53,8 +53,28 @@ HARDWARE_ENTRIES = {
     "gemm": HardwareEntry("10⁹/s", "multiply-adds of matrix products"),
     "element": HardwareEntry("ns", "for each number that a node writes"),
     "node": HardwareEntry("µs", "for each node"),
+    "int8_block": HardwareEntry(
+        "channels", "that a conv group writes, computed together in 8-bit integers", is_integer=True
+    ),
+    "int8_conv": HardwareEntry("10⁹/s", "multiply-adds of k×k convolutions in 8-bit integers"),
+    "int8_pointwise": HardwareEntry("10⁹/s", "multiply-adds of 1×1 convolutions in them"),
+    "int8_depthwise": HardwareEntry("10⁹/s", "multiply-adds of depthwise convolutions in them"),
+    "int8_grouped": HardwareEntry("10⁹/s", "multiply-adds of grouped convolutions in them"),
+    "int8_gemm": HardwareEntry("10⁹/s", "multiply-adds of matrix products in them"),
+    "int8_convert": HardwareEntry("ns", "for each number converted between floats and integers"),
 }
 """Units and meanings of the fields of ``Hardware``."""
+FLOAT_ENTRIES = {
+    "int8_conv": "conv",
+    "int8_pointwise": "pointwise",
+    "int8_depthwise": "depthwise",
+    "int8_grouped": "conv",
+    "int8_gemm": "gemm",
+    "int8_convert": "element",
+}
+"""The entry that a cost in integers is in proportion to, where it is not measured."""
+PLAIN_TABLE = "cpu-plain"
+"""The built-in table for what is not known."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +93,13 @@ class Hardware:
     gemm: float
     element: float
     node: float
+    int8_block: int
+    int8_conv: float
+    int8_pointwise: float
+    int8_depthwise: float
+    int8_grouped: float
+    int8_gemm: float
+    int8_convert: float
 
     def to_toml(self) -> str:
         """Format the table as TOML."""
@@ -119,6 +146,8 @@ def _remedy() -> str:
 def _read(tables: Mapping[str, object], source: str) -> dict[str, Hardware]:
     hardware = {}
     for name, table in tables.items():
+        if isinstance(table, dict) and set(table) == set(HARDWARE_ENTRIES) - {"int8_block", *FLOAT_ENTRIES}:
+            table = _with_integers(name, table, source)
         if not isinstance(table, dict) or set(table) != set(HARDWARE_ENTRIES):
             raise OptionError(
                 f"{source}: target '{name}' must have just the entries {', '.join(HARDWARE_ENTRIES)}; correct it, or "
@@ -128,6 +157,19 @@ def _read(tables: Mapping[str, object], source: str) -> dict[str, Hardware]:
             name, **{key: _value(table[key], key, f"{source}: target '{name}'") for key in HARDWARE_ENTRIES}
         )
     return hardware
+
+
+def _with_integers(name: str, table: Mapping[str, object], source: str) -> dict[str, object]:
+    """The table of an earlier version, which knew no integers, with the built-in ratios."""
+    known = builtin_hardware()
+    checked = {key: _value(table[key], key, f"{source}: target '{name}'") for key in table}
+    return {**checked, **integer_entries(checked, known.get(name, known[PLAIN_TABLE]))}
+
+
+def integer_entries(floats: Mapping[str, float], like: Hardware) -> dict[str, Any]:
+    """The entries of integers, as far from the given ones of floats as they are in another table."""
+    rates = {key: getattr(like, key) * floats[other] / getattr(like, other) for key, other in FLOAT_ENTRIES.items()}
+    return {"int8_block": like.int8_block, **rates}
 
 
 def _value(value: object, key: str, where: str) -> Any:

@@ -19,14 +19,16 @@ from leanonnx.graph.formats import Source
 from leanonnx.quantization.biases import with_corrected_biases
 from leanonnx.quantization.formats import Int8Format
 from leanonnx.quantization.kernels import kernel_layers
-from leanonnx.quantization.layers import NOT_FINITE, Layer, carriers_between, number_tensors, weighted_layers
+from leanonnx.quantization.layers import NOT_FINITE, Layer, carriers_between, number_tensors
 from leanonnx.quantization.preparation import Prepared
 from leanonnx.quantization.qdq import quantised_model
 from leanonnx.quantization.ranges import RANGE_METHODS, Observed, Ranges, nearest_ranges, observe, ranges_by
+from leanonnx.quantization.savings import by_loss_per_ms, observed_shapes, priced_layers, saved_ms
 from leanonnx.quantization.simulation import simulated
 from leanonnx.quantization.weights import RoundWeights, compensated_weights, nearest_weights
 from leanonnx.recovery.draft import calibration_batch, paired_distances
 from leanonnx.recovery.equalise import equalise
+from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.sessions import Feed
 from leanonnx.system.clock import StageProgress
 
@@ -48,6 +50,7 @@ EQUALISED = "equalised channels"
 COMPENSATED = "compensated rounding"
 CORRECTED = "corrected biases"
 NO_LAYER = "it has no layer that can be computed in integers"
+NONE_FASTER = "by the table of the hardware none of its layers is faster in integers"
 SENSITIVE = "alone in integers it adds an error of {:.2g} of the output"
 
 
@@ -130,7 +133,8 @@ class _Search:
         layers = self.layers
         able = self.able
         if not able:
-            return Int8Choice(proto=None, layers=layers, reason=NO_LAYER)
+            slower = any(layer.is_slower for layer in layers)
+            return Int8Choice(proto=None, layers=layers, reason=NONE_FASTER if slower else NO_LAYER)
         plain = self.measured([self.recipe_by(way, self.proto, self.observed) for way in RANGE_METHODS])
         recipe = nearest = min(plain, key=lambda each: each.error)
         progress(0.15, "ranges")
@@ -197,7 +201,7 @@ class _Search:
         return [replace(recipe, proto=proto).and_also(CORRECTED)]
 
     def with_float_layers(self, choice: Int8Choice, recipe: _Recipe, progress: StageProgress) -> Int8Choice:
-        """The candidate in which the fewest of the most sensitive layers stay float, if that meets the limit.
+        """The candidate in which few layers stay float, those with the most loss per ms first, if it meets the limit.
 
         The number doubles until the limit is met, then is halved towards the least that meets it; where half of the
         layers do not suffice, the nearest candidate is taken.
@@ -207,11 +211,12 @@ class _Search:
             part = able[start : start + COMPARED_AT_ONCE]
             added += self.errors([simulated(self.candidate(recipe, [layer])) for layer in part], few)
             progress(0.75 + 0.15 * (start + len(part)) / len(able), part[-1].name)
-        order = np.argsort([-error for error in added], kind="stable").tolist()
+        lost = dict(zip((layer.name for layer in able), added, strict=True))
+        order = by_loss_per_ms(lost, self.saved)
         seen: dict[int, Int8Choice] = {0: choice}
 
         def look(count: int) -> bool:
-            reasons = {able[k].name: SENSITIVE.format(added[k]) for k in order[:count]}
+            reasons = {name: SENSITIVE.format(lost[name]) for name in order[:count]}
             proto = self.candidate(recipe, [layer for layer in able if layer.name not in reasons])
             (error,) = self.errors([simulated(proto)])
             layers = tuple(
@@ -248,7 +253,7 @@ class _Search:
 
     def observe(self, proto: onnx.ModelProto) -> Observed:
         """Observations of the tensors that nodes in integers may read or write."""
-        layers = {layer.name for layer in weighted_layers(proto, self.kind) if not layer.reason}
+        layers = {layer.name for layer in self.priced_by_table if not layer.reason}
         nodes = layers.union(carriers_between(proto, layers))
         constants = {tensor.name for tensor in proto.graph.initializer}
         names = {
@@ -286,11 +291,29 @@ class _Search:
         return frozenset(node.name for node in self.proto.graph.node if not known.issuperset(number_tensors(node)))
 
     @cached_property
+    def priced_by_table(self) -> tuple[Layer, ...]:
+        """All layers, with the reason why some stay float whatever the ranges are."""
+        return priced_layers(self.proto, self.kind, self.shapes)
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """Shapes of the tensors of layers, and of what may pass integers on, with one sample."""
+        first = next(iter(self.fitted.subsample(self.fitted.fixed_batch or 1).feeds()))
+        return observed_shapes(self.proto, first, self.dag.model.libraries)
+
+    @property
+    def saved(self) -> dict[str, float]:
+        """ms that layers save in integers by the table; none without one."""
+        table = self.kind.table
+        saved = {} if table is None else saved_ms(self.proto, self.shapes, table)
+        return {layer.name: saved[layer.name] for layer in self.able if layer.name in saved}
+
+    @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """All layers, with the reason why some stay float."""
         return tuple(
             replace(layer, reason=NOT_FINITE) if not layer.reason and layer.name in self.unbounded_nodes else layer
-            for layer in weighted_layers(self.proto, self.kind)
+            for layer in self.priced_by_table
         )
 
     @cached_property

@@ -6,6 +6,7 @@ import platform
 from dataclasses import dataclass
 
 from leanonnx.errors import OptionError
+from leanonnx.hardware.targets import Hardware
 from leanonnx.runtime.providers import Provider
 from leanonnx.spelling import option
 from leanonnx.system.cores import processor_flags
@@ -25,12 +26,12 @@ class Int8Format:
     Attributes:
         signed_activations: activations are symmetric signed integers, as TensorRT needs; otherwise unsigned ones.
         reduced_weights: weights take 7 bits, so that sums of two products do not saturate in 16.
-        grouped_in_float: depthwise and grouped convolutions stay float, which run faster so.
+        table: costs of the hardware, by which layers stay float that run faster so; None to look at none.
     """
 
     signed_activations: bool = False
     reduced_weights: bool = False
-    grouped_in_float: bool = True
+    table: Hardware | None = None
 
     @property
     def weight_bits(self) -> int:
@@ -62,8 +63,8 @@ def check_int8_options(int8: bool, exact: bool, has_data: bool) -> None:
         )
 
 
-def int8_format(provider: Provider, target: str) -> Int8Format:
-    """The format for a provider and a hardware target.
+def int8_format(provider: Provider, target: str, table: Hardware | None = None) -> Int8Format:
+    """The format for a provider and a hardware target, whose costs are in a table.
 
     Raises:
         OptionError: the provider has no integer kernels.
@@ -74,8 +75,8 @@ def int8_format(provider: Provider, target: str) -> Int8Format:
             f"{option('provider', 'tensorrt')}"
         )
     if provider == "tensorrt":
-        return Int8Format(signed_activations=True, grouped_in_float=False)
-    return Int8Format(reduced_weights=_saturates(target))
+        return Int8Format(signed_activations=True, table=table)
+    return Int8Format(reduced_weights=_saturates(target), table=table)
 
 
 def _saturates(target: str) -> bool:

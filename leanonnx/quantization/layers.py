@@ -9,7 +9,6 @@ import onnx
 
 from leanonnx.graph.nodes import attribute, standard_name
 from leanonnx.graph.view import GraphView, default_initializers
-from leanonnx.quantization.formats import Int8Format
 
 WEIGHTED_OPERATORS = {"Conv", "Gemm", "MatMul"}
 """Operators with integer kernels."""
@@ -24,7 +23,6 @@ COMPUTED_WEIGHT = "its weight is no stored constant"
 OVERRIDABLE_WEIGHT = "its weight is a graph input that a caller may override"
 FLOAT_OUTSIDE = "its numbers are no 32-bit floats"
 SHARED_WEIGHT = "its weight or bias is read by other nodes as well"
-GROUPED = "grouped and depthwise convolutions run faster in float"
 NO_PLAIN_PRODUCT = "its product is scaled, its input transposed, its weight no matrix or its bias no row"
 MATRIX_AXES = 2
 NOT_FINITE = "it reads or puts out numbers that are not finite"
@@ -32,17 +30,21 @@ NOT_FINITE = "it reads or puts out numbers that are not finite"
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A layer with a weight: the name of its node, its weight's name and axis of outputs; why it must stay float."""
+    """A layer with a weight: the name of its node, its weight's name and axis of outputs; why it must stay float.
+
+    ``is_slower``: it could be in integers, but would take longer.
+    """
 
     name: str
     operator: str
     weight: str
     axis: int
     reason: str = ""
+    is_slower: bool = False
 
 
-def weighted_layers(proto: onnx.ModelProto, kind: Int8Format) -> tuple[Layer, ...]:
-    """The layers of a model whose nodes have unique names."""
+def weighted_layers(proto: onnx.ModelProto) -> tuple[Layer, ...]:
+    """The layers of a model whose nodes have unique names, with the reasons why some cannot be in integers."""
     view, overridable = GraphView(proto), default_initializers(proto)
     stored = {tensor.name: tensor for tensor in proto.graph.initializer}
     layers = []
@@ -62,11 +64,9 @@ def weighted_layers(proto: onnx.ModelProto, kind: Int8Format) -> tuple[Layer, ..
             reason = FLOAT_OUTSIDE
         elif any(len(view.consumers[name]) > 1 for name in constants) or len(constants) > len(set(constants)):
             reason = SHARED_WEIGHT
-        elif any(list(stored[name].dims) != [stored[weight].dims[output_axis(node, rank)]] for name in constants[1:]):
-            reason = NO_PLAIN_PRODUCT
-        elif operator == "Conv" and attribute(node, "group", 1) > 1 and kind.grouped_in_float:
-            reason = GROUPED
-        elif (operator == "Gemm" and not _is_plain(node)) or (operator == "MatMul" and rank != MATRIX_AXES):
+        elif not _is_plain(node, rank) or any(
+            list(stored[name].dims) != [stored[weight].dims[output_axis(node, rank)]] for name in constants[1:]
+        ):
             reason = NO_PLAIN_PRODUCT
         else:
             reason = ""
@@ -75,8 +75,10 @@ def weighted_layers(proto: onnx.ModelProto, kind: Int8Format) -> tuple[Layer, ..
     return tuple(layers)
 
 
-def _is_plain(node: onnx.NodeProto) -> bool:
-    """True for a Gemm that computes x·W + b."""
+def _is_plain(node: onnx.NodeProto, rank: int) -> bool:
+    """True but for a Gemm that does not compute x·W + b, and a MatMul whose weight has more than two axes."""
+    if node.op_type != "Gemm":
+        return node.op_type != "MatMul" or rank == MATRIX_AXES
     return not attribute(node, "transA", 0) and all(attribute(node, key, 1.0) == 1.0 for key in ("alpha", "beta"))
 
 

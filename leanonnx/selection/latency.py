@@ -15,6 +15,7 @@ import numpy as np
 from leanonnx.analysis.cost import Rate
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.product_costs import Product, products
+from leanonnx.hardware.costs import KernelSize, convolution_ms, product_ms
 from leanonnx.hardware.targets import Hardware
 from leanonnx.numeric.channel_ids import ChannelIds, Mask
 from leanonnx.operators.facts import Trait
@@ -25,8 +26,6 @@ from leanonnx.selection.measured import NO_CORRECTIONS, Corrections, measured_co
 
 BLOCKED = names_with(Trait.NCHWC_KERNELS)
 """Operators that run in kernels on blocks of channels; all others are priced as matrix products."""
-MS_PER_GIGA = 1e-6
-"""ms per multiply-add at 10⁹ of them per second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,7 @@ class LatencyModel:
         for node, operator, mix in self.blocks:
             yield node, _block_ms(self.target, operator, mix, alive)
         for product in self.products:
-            yield product.node, product.remaining(alive) / self.target.gemm * MS_PER_GIGA
+            yield product.node, product_ms(self.target, product.remaining(alive))
         for node, channel_ids, size in self.outputs:
             share = float(alive[channel_ids].mean())
             yield node, size * share * self.target.element * 1e-6 + (self.target.node * 1e-3 if share else 0.0)
@@ -96,25 +95,11 @@ def _block_ms(target: Hardware, operator: str, mix: KernelBlock, alive: Mask) ->
     groups = int(((rows > 0) & (columns > 0)).sum())
     if not groups:
         return 0.0
-    wide, deep = int(rows.max()), int(columns.max())
-    if operator not in BLOCKED:
-        return groups * wide * deep * mix.taps * mix.positions / target.gemm * MS_PER_GIGA
-    rate, slow, work = _convolution(target, groups, wide, deep, mix.taps)
-    return work * slow * mix.taps * mix.positions / rate * MS_PER_GIGA
-
-
-def _convolution(target: Hardware, groups: int, wide: int, deep: int, taps: int) -> tuple[float, float, int]:
-    """Rate, slowdown outside the fast kernels, and number of kernels computed (inside them, blocks are filled up)."""
-    block = target.block
-    if groups == 1:
-        rate = target.pointwise if taps == 1 else target.conv
-        if deep < block:
-            return rate, 1.0, target.fill_block(wide) * deep
-        if deep % target.multiple:
-            return rate, target.slow, wide * deep
-        return rate, 1.0, target.fill_block(wide) * target.fill_block(deep)
-    if wide == deep == 1:
-        off = groups % target.multiple
-        return target.depthwise, target.slow_depthwise if off else 1.0, groups if off else target.fill_block(groups)
-    off = wide % target.grouped or deep % target.grouped
-    return target.conv, target.slow if off else 1.0, groups * wide * deep
+    size = KernelSize(
+        groups=groups,
+        wide=int(rows.max()),
+        deep=int(columns.max()),
+        taps=mix.taps,
+        positions=mix.positions,
+    )
+    return convolution_ms(target, size) if operator in BLOCKED else product_ms(target, size.multiply_adds)

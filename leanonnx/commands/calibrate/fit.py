@@ -1,18 +1,20 @@
 """Fit a hardware table to the times of probes.
 
 Each rate comes from a chain of equal layers: its multiply-adds divided by its time, after subtracting the start of the
-run, the start of each node and the writing of outputs, as in the latency model.
+run, the start of each node and the writing of outputs, as in the latency model.  Writing in integers counts as much as
+in floats, so that only the multiply-adds differ; the conversions at the ends of the chain are subtracted too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from leanonnx.commands.calibrate.probes import Probe
-from leanonnx.hardware.targets import Hardware
+from leanonnx.hardware.targets import HARDWARE_ENTRIES, Hardware, integer_entries
 from leanonnx.numeric.arrays import Floats
 
 ProbeTimes = Mapping[Probe, float]
@@ -47,9 +49,15 @@ class FastWidths:
 
 @dataclass(frozen=True)
 class Probes:
-    """The chains that a table is fitted to; ``side`` is the image side."""
+    """The chains that a table is fitted to.
+
+    Attributes:
+        side: the image side.
+        has_integers: layers in integers are timed.
+    """
 
     side: int
+    has_integers: bool = True
 
     @property
     def node(self) -> Probe:
@@ -84,18 +92,45 @@ class Probes:
         """Depthwise 3×3 convolutions."""
         return Probe(layer="depthwise", width=width, layers=32, side=self.side)
 
+    @property
+    def integers(self) -> dict[str, Probe]:
+        """Layers in integers, by the entries of their rates."""
+        grouped = Probe(layer="grouped", width=PROBE_WIDTH, layers=6, side=self.side)
+        floats = {
+            "int8_conv": self.conv(),
+            "int8_pointwise": self.pointwise,
+            "int8_depthwise": self.depthwise(),
+            "int8_grouped": grouped,
+            "int8_gemm": self.gemm,
+        }
+        return {key: replace(probe, integers=True) for key, probe in floats.items()}
+
+    @property
+    def conversion(self) -> Probe:
+        """Chain dominated by converting numbers between floats and integers."""
+        return replace(self.element, integers=True)
+
     def all(self, stepped: bool) -> tuple[Probe, ...]:
         """All probes to time; ``stepped``: the fast widths are known already."""
         probes = [self.node, self.start, self.element, self.pointwise, self.gemm]
         for width in (PROBE_WIDTH, PROBE_WIDTH + 1):
             probes += [self.conv(width), self.depthwise(width)]
+        if self.has_integers:
+            probes += [self.conversion, *self.integers.values()]
         if not stepped:
             probes += [self.conv(width) for width in (*PROBE_WIDTHS, *(PROBE_WIDTH + m for m in MULTIPLE_CANDIDATES))]
         return tuple(dict.fromkeys(probes))
 
 
-def fit_table(name: str, times: ProbeTimes, probes: Probes, known: FastWidths | None) -> Hardware:
-    """Fit the table of a machine; ``known``: the fast widths, None to find them by timing."""
+def fit_table(built_in: Hardware, times: ProbeTimes, probes: Probes, known: FastWidths | None) -> Hardware:
+    """Fit the table of a machine.
+
+    Args:
+        built_in: the built-in table; its name, its block of integers, and without probes of these all about them.
+        times: what was timed.
+        probes: the probes.
+        known: the fast widths; None to find them by timing.
+    """
     start = times[probes.start]
     node = max(times[probes.node] - start, 0.0) / (probes.node.layers - probes.start.layers)
     start = max(start - node, 0.0)
@@ -103,27 +138,39 @@ def fit_table(name: str, times: ProbeTimes, probes: Probes, known: FastWidths | 
     element = max(layer_time - node, MIN_COMPUTE_SHARE * layer_time) / probes.element.numbers
     steps = known or fast_widths_from_times(times, probes)
 
-    def rate(probe: Probe) -> float:
+    def rest(probe: Probe, number: float = 0.0) -> float:
+        """Time of a probe beyond its start, its nodes and its outputs; ``number``: the cost of converting one."""
+        nodes = (probe.layers + probe.conversions) * node
+        written = probe.numbers * (probe.layers * element + probe.conversions * number)
+        return max(times[probe] - start - nodes - written, MIN_COMPUTE_SHARE * times[probe])
+
+    def rate(probe: Probe, number: float = 0.0) -> float:
         """Rate of a probe in 10⁹ multiply-adds per second."""
-        rest = times[probe] - start - probe.layers * (node + probe.numbers * element)
-        return probe.multiply_adds / max(rest, MIN_COMPUTE_SHARE * times[probe]) / 1e6
+        return probe.multiply_adds / rest(probe, number) / 1e6
 
     def slower(inside: Probe, outside: Probe) -> float:
         """Slow-down of a multiply-add outside the fast kernels."""
         return 1.0 if steps.multiple == 1 else max(1.0, rate(inside) / rate(outside))
 
-    return Hardware(
-        name,
+    floats: dict[str, Any] = {
         **vars(steps),
-        slow=_round(slower(probes.conv(), probes.conv(PROBE_WIDTH + 1))),
-        slow_depthwise=_round(slower(probes.depthwise(), probes.depthwise(PROBE_WIDTH + 1))),
-        conv=_round(rate(probes.conv())),
-        pointwise=_round(rate(probes.pointwise)),
-        depthwise=_round(rate(probes.depthwise())),
-        gemm=_round(rate(probes.gemm)),
-        element=_round(max(element * 1e6, MIN_COST)),
-        node=_round(max(node * 1e3, MIN_COST)),
-    )
+        "slow": slower(probes.conv(), probes.conv(PROBE_WIDTH + 1)),
+        "slow_depthwise": slower(probes.depthwise(), probes.depthwise(PROBE_WIDTH + 1)),
+        "conv": rate(probes.conv()),
+        "pointwise": rate(probes.pointwise),
+        "depthwise": rate(probes.depthwise()),
+        "gemm": rate(probes.gemm),
+        "element": max(element * 1e6, MIN_COST),
+        "node": max(node * 1e3, MIN_COST),
+    }
+    integers = integer_entries(floats, built_in)
+    if probes.has_integers:
+        number = rest(probes.conversion) / (probes.conversion.conversions * probes.conversion.numbers)
+        integers |= {key: rate(probe, number) for key, probe in probes.integers.items()}
+        integers["int8_convert"] = max(number * 1e6, MIN_COST)
+    entries: dict[str, Any] = {**floats, **integers}
+    rounded = {key: _round(value) for key, value in entries.items() if not HARDWARE_ENTRIES[key].is_integer}
+    return Hardware(built_in.name, **(entries | rounded))
 
 
 def _round(value: float) -> float:

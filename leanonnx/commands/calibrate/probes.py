@@ -1,4 +1,4 @@
-"""Networks timed by a calibration: chains of equal layers, and small held-out networks.
+"""Networks timed by a calibration: chains of equal layers, in floats and in integers, and small held-out networks.
 
 Weights are random numbers of a fixed seed, scaled to keep activations at a constant magnitude.
 """
@@ -14,19 +14,33 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-ProbeLayer = Literal["conv", "pointwise", "depthwise", "gemm", "elementwise"]
+from leanonnx.quantization.agreement import LEVEL_COUNT
+from leanonnx.quantization.formats import AUTO_TARGET, int8_format
+from leanonnx.quantization.layers import weighted_layers
+from leanonnx.quantization.qdq import quantised_model
+
+ProbeLayer = Literal["conv", "pointwise", "depthwise", "grouped", "gemm", "elementwise"]
 OPSET, IR_VERSION = 17, 8
-TAPS_BY_LAYER = {"conv": 9, "pointwise": 1, "depthwise": 9, "gemm": 1, "elementwise": 0}
+TAPS_BY_LAYER = {"conv": 9, "pointwise": 1, "depthwise": 9, "grouped": 9, "gemm": 1, "elementwise": 0}
+GROUP_WIDTH = 16
+"""Channels of each conv group of grouped convolutions."""
+ACTIVATION_RANGE = -4.0, 4.0
+"""Numbers that 8 bits span, of activations with a standard deviation of about 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """A chain of equal layers of ``width`` channels on an image of ``side`` × ``side``; a gemm has that many rows."""
+    """A chain of equal layers of ``width`` channels on an image of ``side`` × ``side``; a gemm has that many rows.
+
+    With ``integers`` the layers are computed in 8-bit integers; elementwise ones, which are not, read numbers that were
+    converted to integers and back.
+    """
 
     layer: ProbeLayer
     width: int
     layers: int
     side: int
+    integers: bool = False
 
     @property
     def numbers(self) -> int:
@@ -41,23 +55,41 @@ class Probe:
     @property
     def multiply_adds(self) -> int:
         """Multiply-adds of one run."""
-        reads = 1 if self.layer == "depthwise" else self.width
-        return self.layers * self.numbers * reads * TAPS_BY_LAYER[self.layer]
+        return self.layers * self.numbers * self.width // self.groups * TAPS_BY_LAYER[self.layer]
+
+    @property
+    def groups(self) -> int:
+        """Number of conv groups of a layer."""
+        return {"depthwise": self.width, "grouped": self.width // GROUP_WIDTH}.get(self.layer, 1)
+
+    @property
+    def conversions(self) -> int:
+        """Number of nodes that convert numbers between floats and integers, once onnxruntime has fused the others."""
+        return 0 if not self.integers else 2 * self.layers if self.layer == "elementwise" else 2
 
 
 def probe_network(probe: Probe) -> onnx.ModelProto:
-    """Build the network of a probe."""
+    """Build the network of a probe, in integers as ``compress`` writes them."""
+    proto = _float_network(probe)
+    if not probe.integers or probe.layer == "elementwise":
+        return proto
+    kind = int8_format("cpu", AUTO_TARGET)
+    names = ["x", *(name for node in proto.graph.node for name in node.output)]
+    return quantised_model(proto, weighted_layers(proto), (), dict.fromkeys(names, ACTIVATION_RANGE), kind)
+
+
+def _float_network(probe: Probe) -> onnx.ModelProto:
     b = _Builder()
     value = "x"
     for index in range(probe.layers):
         if probe.layer == "elementwise":
+            value = b.through_integers(value) if probe.integers else value
             value = b.node("Neg" if index % 2 else "Abs", value)  # onnxruntime fuses neither
         elif probe.layer == "gemm":
             value = b.node("MatMul", value, b.weight(probe.width, probe.width))
-        elif probe.layer == "depthwise":
-            value = b.conv(value, probe.width, probe.width, 3, groups=probe.width)
         else:
-            value = b.conv(value, probe.width, probe.width, 3 if probe.layer == "conv" else 1)
+            size = 1 if probe.layer == "pointwise" else 3
+            value = b.conv(value, probe.width, probe.width, size, groups=probe.groups)
     return b.model(value, probe.shape, probe.shape)
 
 
@@ -113,6 +145,16 @@ class _Builder:
         array: NDArray[np.float32] = self.rng.standard_normal(shape, np.float32) / np.float32(np.sqrt(fan))
         self.weights.append(numpy_helper.from_array(array, f"w{len(self.weights)}"))
         return self.weights[-1].name
+
+    def through_integers(self, value: str) -> str:
+        """Convert numbers to integers and back."""
+        low, high = ACTIVATION_RANGE
+        scale, zero = np.float32((high - low) / LEVEL_COUNT), np.uint8(LEVEL_COUNT // 2)
+        names = []
+        for number in (scale, zero):
+            names.append(f"w{len(self.weights)}")
+            self.weights.append(numpy_helper.from_array(np.array(number), names[-1]))
+        return self.node("DequantizeLinear", self.node("QuantizeLinear", value, *names), *names)
 
     def conv(self, value: str, reads: int, writes: int, size: int, groups: int = 1, stride: int = 1) -> str:
         """Add a convolution; the image size is kept, or divided by the stride."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 
 from leanonnx.commands.compress.candidate import Candidate, CompressJob
+from leanonnx.commands.compress.choosing import resolved_target
 from leanonnx.commands.compress.judges import Judge
 from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.data.samples import Dataset, batch_size
@@ -17,6 +18,7 @@ from leanonnx.evaluation.deviation import Fidelity, compare_outputs
 from leanonnx.evaluation.judgement import judge
 from leanonnx.evaluation.slices import channel_axes
 from leanonnx.evaluation.tolerances import Look, reading_text
+from leanonnx.graph.formats import float_types
 from leanonnx.graph.model import Model, check_model
 from leanonnx.graph.storage import write_model
 from leanonnx.quantization.agreement import MAX_STEPS, fusion_excess, integer_nodes, steps_from_simulation
@@ -68,7 +70,8 @@ def quantise(candidate: Candidate) -> Candidate:
     """
     job = candidate.job
     assert job.data is not None  # the options require it
-    kind = int8_format(job.options.provider, job.options.target)
+    table = resolved_target(job.options, float_types(job.dag.model.proto))
+    kind = int8_format(job.options.provider, job.options.target, table)
     fitted, held = split_within_memory(job.dag, job.data, job.effort)
     draft = _draft(candidate, kind, fitted, held)
     target = job.new_file("quantised")
