@@ -26,7 +26,8 @@ from leanonnx.graph.model import Model
 from leanonnx.numeric.arrays import Array, Floats, Ints
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.numeric.gaussian import ChannelMoments
-from leanonnx.recovery.layers import LayerChange, LinearLayer, apply_changes, linear_layers
+from leanonnx.recovery.changes import LayerChange, apply_changes
+from leanonnx.recovery.layers import LinearLayer, linear_layers
 from leanonnx.statistics.moments import channel_axis, kernels_by_channel
 from leanonnx.statistics.propagation import PropagatedMoments, tap_coverage
 

@@ -30,8 +30,9 @@ from leanonnx.graph.formats import HALF_TYPES, convert_to_float32, float_types
 from leanonnx.graph.nodes import name_of
 from leanonnx.numeric.arrays import Floats
 from leanonnx.numeric.channel_ids import Mask
+from leanonnx.recovery.changes import LayerChange, apply_changes
 from leanonnx.recovery.fitting import fit_layer, fit_shared, sums_kind
-from leanonnx.recovery.layers import LayerChange, LinearLayer, apply_changes, linear_layers, uses_by_weight
+from leanonnx.recovery.layers import LinearLayer, linear_layers, uses_by_weight
 from leanonnx.recovery.pair import NetworkPair
 from leanonnx.recovery.partial_runner import TensorSpill
 from leanonnx.recovery.rescale import BatchNorm, NormChange, fit_norm, norms
