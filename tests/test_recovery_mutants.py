@@ -17,8 +17,8 @@ from leanonnx.graph import positions
 from leanonnx.numeric import obs, regression
 from leanonnx.numeric.regression import Fit, MomentSums
 from leanonnx.ranking import elimination, pathmass
-from leanonnx.recovery import draft as drafts
 from leanonnx.recovery import changes, fold, recover, rows
+from leanonnx.recovery import draft as drafts
 from leanonnx.recovery import partial_runner as walk
 from leanonnx.runtime import probes as taps
 from leanonnx.statistics import moments

@@ -88,7 +88,7 @@ def fit_without_data(
     compressed = replace(dag.model, proto=proto)
     counts, assumed = dict.fromkeys(COMPENSATIONS, 0), False
     linear, _ = linear_layers(dag, alive, compressed)
-    chosen = [layer for layer in linear if not layer.shared]
+    chosen = [layer for layer in linear if not layer.shared and layer.integers is None]
     if alive.all() or not chosen:
         return DataFreeFit(proto, counts, assumed)
     numbers = known.constant_values
