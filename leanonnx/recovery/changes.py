@@ -99,7 +99,7 @@ def set_constant(proto: onnx.ModelProto, name: str, array: Array) -> np.dtype[An
 
 def _fill(tensor: onnx.TensorProto, array: Array) -> np.dtype[Any]:
     kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    filled = numpy_helper.from_array(np.ascontiguousarray(array, dtype=kind), tensor.name)
+    filled = numpy_helper.from_array(np.asarray(array, dtype=kind, order="C"), tensor.name)
     if tensor.HasField("doc_string"):
         filled.doc_string = tensor.doc_string
     tensor.CopyFrom(filled)

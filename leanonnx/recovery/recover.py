@@ -226,7 +226,8 @@ class _LayerRecovery:
             )
         if change is not None and fit.error < before:
             self._carry_out(layer.after, change)
-        errors = [float(np.sqrt(max(error, 0) / max(made.scale, MIN_SQUARES))) for error in (before, fit.error)]
+        after = min(fit.error, before)
+        errors = [float(np.sqrt(max(error, 0) / max(made.scale, MIN_SQUARES))) for error in (before, after)]
         return RefitLayer(name, errors[0], errors[1])
 
     def _refit_use(self, count: int, site: LayerSite, name: str) -> RefitLayer:
