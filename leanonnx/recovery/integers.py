@@ -25,7 +25,7 @@ from leanonnx.numeric.arrays import Array, Floats
 from leanonnx.recovery.route import Route, count_reads, dequantised_route
 
 STORED_TYPES = (np.dtype(np.int8), np.dtype(np.uint8))
-SEVEN_BITS = {"int8": (-64, 64), "uint8": (0, 127)}
+SEVEN_BITS = {"int8": (-64, 64), "uint8": (0, 128)}
 """Integers of weights that are limited to 7 bits, for processors without VNNI, by type."""
 QUANTISED = "its weight is quantised"
 """The reason why a layer with other integers than these cannot be fitted."""
