@@ -18,7 +18,7 @@ import leanonnx
 from leanonnx.errors import OptionError, PlanError
 from leanonnx.graph.model import load
 from leanonnx.graph.storage import digest
-from leanonnx.recovery.layers import add_bias, set_constant
+from leanonnx.recovery.changes import add_bias, set_constant
 from leanonnx.recovery.weights import changed_weights, insert_weights, read_weights
 from leanonnx.surgery.plan import load_plan
 from leanonnx.surgery.recipe import WeightsFile

@@ -17,8 +17,8 @@ from leanonnx.graph import positions
 from leanonnx.numeric import obs, regression
 from leanonnx.numeric.regression import Fit, MomentSums
 from leanonnx.ranking import elimination, pathmass
+from leanonnx.recovery import changes, fold, recover, rows
 from leanonnx.recovery import draft as drafts
-from leanonnx.recovery import fold, layers, recover, rows
 from leanonnx.recovery import partial_runner as walk
 from leanonnx.runtime import probes as taps
 from leanonnx.statistics import moments
@@ -145,7 +145,7 @@ def forgetful(one: Any, wanted: set[str]) -> None:
     """A walk that keeps everything."""
 
 
-FEATURES, KEPT, CARRY = positions.features, rows.LayerSite.kept_outputs.func, layers.LayerChange.carry_out
+FEATURES, KEPT, CARRY = positions.features, rows.LayerSite.kept_outputs.func, changes.LayerChange.carry_out
 BEST, RIDGES, ERROR = regression.best_fit, regression._ridges, MomentSums.errors
 
 
@@ -254,8 +254,8 @@ MUTANTS = [
     Mutant(turned_taps, test_positions, "features", geometry),
     Mutant(no_padding, positions, "_leading_pads", geometry),
     Mutant(shifted_kept, rows.LayerSite, "kept_outputs", outputs, property),
-    Mutant(without_bias, layers.LayerChange, "carry_out", better),
-    Mutant(reset_bias, layers.LayerChange, "carry_out", better),
+    Mutant(without_bias, changes.LayerChange, "carry_out", better),
+    Mutant(reset_bias, changes.LayerChange, "carry_out", better),
     Mutant(tiled, fold, "joined_repeats", by_fold),
     Mutant(leaking, test_regression, "best_fit", chosen),
     Mutant(mixed_up, test_regression, "best_fit", start),

@@ -129,6 +129,13 @@ class MomentSums:
         total += self.rows * np.square(shift).sum(1)
         return np.asarray(np.maximum(total, 0) / max(self.rows, 1))
 
+    def feature_moments(self) -> tuple[Floats, Floats]:
+        """Mean [G, K] and covariance [G, K, K] of the features."""
+        self.flush()
+        count = max(self.rows, 1)
+        mean = self.p / count
+        return self.features_at + mean, np.divide(self.pp, count, dtype=np.float64) - _outer(mean, mean)
+
     def merge(self, other: MomentSums) -> None:
         """Add the rows of other sums about the same origins, whose products are empty afterwards."""
         self.flush()

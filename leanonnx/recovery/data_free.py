@@ -26,7 +26,8 @@ from leanonnx.graph.model import Model
 from leanonnx.numeric.arrays import Array, Floats, Ints
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.numeric.gaussian import ChannelMoments
-from leanonnx.recovery.layers import LayerChange, LinearLayer, apply_changes, linear_layers
+from leanonnx.recovery.changes import LayerChange, apply_changes
+from leanonnx.recovery.layers import LinearLayer, linear_layers
 from leanonnx.statistics.moments import channel_axis, kernels_by_channel
 from leanonnx.statistics.propagation import PropagatedMoments, tap_coverage
 
@@ -87,7 +88,7 @@ def fit_without_data(
     compressed = replace(dag.model, proto=proto)
     counts, assumed = dict.fromkeys(COMPENSATIONS, 0), False
     linear, _ = linear_layers(dag, alive, compressed)
-    chosen = [layer for layer in linear if not layer.shared]
+    chosen = [layer for layer in linear if not layer.shared and layer.integers is None]
     if alive.all() or not chosen:
         return DataFreeFit(proto, counts, assumed)
     numbers = known.constant_values

@@ -24,7 +24,7 @@ from leanonnx.graph.view import GraphView
 from leanonnx.numeric.arrays import Array, Floats
 from leanonnx.operators.facts import Family, Trait
 from leanonnx.operators.table import CONVOLUTIONS, names_of, names_with
-from leanonnx.recovery.layers import set_constant
+from leanonnx.recovery.changes import set_constant
 
 HOMOGENEOUS = names_with(Trait.HOMOGENEOUS)
 POOLINGS = names_of(Family.POOLING)

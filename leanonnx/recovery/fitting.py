@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -37,10 +38,24 @@ class _Collected:
         self.sums[place].add(features, targets)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LayerFit:
+    """The best fit of a layer, the error before it, and the mean square of the targets, on held-out rows.
+
+    ``rows`` are those that it was fitted to, and ``held`` those held out; None if there were not enough.
+    """
+
+    fit: Fit
+    before: float
+    scale: float
+    rows: MomentSums | SampleRows | None = None
+    held: MomentSums | SampleRows | None = None
+
+
 def fit_layer(
     site: LayerSite, kernels: Floats, bias: Floats, pair: NetworkPair, targets: TargetSampler, count: int
-) -> tuple[Fit, float, float]:
-    """Return the best fit of a layer, the error before it, and the mean square of the targets, on held-out rows.
+) -> LayerFit:
+    """Return the best fit of a layer.
 
     Args:
         site: the layer.
@@ -58,7 +73,7 @@ def fit_layer(
     collected = _Collected(sums_kind(site, targets.count(count)), ChannelRegression(site) if site.fold_rows else None)
     _visit(site, pair, targets, count, collected)
     if not _enough(collected.sums):
-        return Fit(flat, bias, np.zeros(groups)), 0.0, 0.0
+        return LayerFit(fit=Fit(flat, bias, np.zeros(groups)), before=0.0, scale=0.0)
     plain, mirror, held = collected.sums
     starts = [Fit(flat, bias, held.errors(flat, bias))]
     fold = collected.fold.fold() if collected.fold else None
@@ -66,7 +81,7 @@ def fit_layer(
         starts.append(Fit(*fold, held.errors(*fold)))
     nothing = float(held.errors(np.zeros_like(flat), np.zeros_like(bias)).sum())
     fit = best_fit(plain, mirror, held, starts, site.layer.can_change_bias)  # type: ignore[type-var]
-    return fit, starts[0].error, nothing
+    return LayerFit(fit=fit, before=starts[0].error, scale=nothing, rows=plain, held=held)
 
 
 def fit_shared(

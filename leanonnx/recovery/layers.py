@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from leanonnx.analysis.dag import ChannelDag, groups_with_pins
 from leanonnx.errors import ModelError
@@ -20,18 +18,16 @@ from leanonnx.graph.nodes import (
     BIASED,
     LINEAR,
     attribute,
-    fresh_name,
-    holder_array,
     is_per_channel,
     name_of,
     standard_name,
 )
 from leanonnx.graph.positions import Window, window_of
-from leanonnx.graph.view import FREE_INITIALIZERS
-from leanonnx.numeric.arrays import Array, Floats
+from leanonnx.numeric.arrays import Array, Floats, Ints
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.operators.table import CONVOLUTIONS
-from leanonnx.recovery.route import ROUTE_STEPS, Route, count_reads, route_to
+from leanonnx.recovery.integers import FORMS, QUANTISED, IntegerWeight, bits_range, stored_integers
+from leanonnx.recovery.route import Route, count_reads, route_to
 from leanonnx.rules.call import KernelBlock
 
 FIXED = "its weight is shared, and none of its channels can be removed"
@@ -48,7 +44,8 @@ class LinearLayer:
     ``weight`` and ``bias`` name the stored constants of the compressed network; without a bias, one can be added in
     slot 2 if ``extendable``.  ``output_first``: the weight of a matrix product is stored as [O, I].  ``shape`` is that
     of the weight as the layer reads it, through ``route``; ``window`` is that of a convolution.  ``shared``: other
-    layers read the weight in the same layout.
+    layers read the weight in the same layout.  ``integers``: weight and bias are stored as integers, and
+    ``operator`` is the float operator that computes the same.
     """
 
     before: int
@@ -63,15 +60,36 @@ class LinearLayer:
     window: Window | None
     route: Route
     shared: bool = False
+    integers: IntegerWeight | None = None
 
     def weight_in(self, model: Model) -> Array:
         """Return the weight, as the layer reads it, from a network that stores it as the compressed one does."""
-        return self.route.to_read(model.constant(self.weight))
+        stored = self.integers.to_floats(model) if self.integers else model.constant(self.weight)
+        return self.route.to_read(stored)
+
+    def bias_in(self, model: Model) -> Floats:
+        """Return the stored bias [O] of a layer that has one."""
+        if self.integers is not None and self.integers.bias:
+            return self.integers.bias_in(model)
+        return np.asarray(model.constant(self.bias), np.float64).reshape(-1)
+
+    def scale_places(self, model: Model) -> Ints | None:
+        """Index of the scale of each output channel [G, O]; None if a channel has several or the weight has none."""
+        if self.integers is None:
+            return None
+        places = self.to_kernels(self.route.to_read(self.integers.places(model))).astype(np.int64)
+        places = places.reshape(*places.shape[:2], -1)
+        return places[:, :, 0] if (places == places[:, :, :1]).all() else None
+
+    def data_floats(self, data: Array) -> Array:
+        """Convert data that the layer reads, which may be integers, to floats."""
+        reads = self.integers.reads if self.integers else None
+        return data if reads is None else reads.to_floats(data)
 
     @property
     def data_slot(self) -> int:
         """Input slot of the data."""
-        return 1 - self.block.slot
+        return 0 if self.block.slot else 1
 
     @property
     def groups(self) -> int:
@@ -87,6 +105,11 @@ class LinearLayer:
     def can_change_bias(self) -> bool:
         """True if the bias can be changed or added."""
         return bool(self.bias) or self.extendable
+
+    @property
+    def bias_axis(self) -> int:
+        """Axis of a bias along which the output channels lie."""
+        return bias_axis(self.operator, self.block)
 
     @property
     def has_separate_bias(self) -> bool:
@@ -129,6 +152,8 @@ def linear_layers(dag: ChannelDag, alive: Mask, compressed: Model) -> tuple[list
         if before not in blocks or node.op_type != dag.model.proto.graph.node[before].op_type:
             continue
         made = _layer(alive, fixed, compressed, before, after, blocks[before])
+        if isinstance(made, LinearLayer) and made.integers is not None:
+            made = _with_bits(dag.model, compressed, made, made.integers)
         if isinstance(made, LinearLayer):
             _check_widths(alive, compressed, made)
             result.append(made)
@@ -214,25 +239,32 @@ def _layer(
     """Return the layer, or the reason why it cannot be refitted; ``fixed`` channels can never be removed."""
     node = compressed.proto.graph.node[after]
     operator = standard_name(node)
-    if operator not in LINEAR:
+    if operator not in LINEAR and operator not in FORMS:
         return f"{node.op_type} is not a plain linear operator"
-    route = route_to(compressed, node.input[block.slot])
+    stored = stored_integers(compressed, node, block.slot)
+    if isinstance(stored, str):
+        return stored
+    integers, route = stored or (None, route_to(compressed, node.input[block.slot]))
     if route is None:
         return "its weight is computed"
+    operator = FORMS[operator].operator if operator in FORMS else operator
     weight = route.holder
     array = route.to_read(compressed.constant(weight))
-    if not is_float(array):
-        return "its weight is quantised"
+    if integers is None and not is_float(array):
+        return QUANTISED
     shared = count_reads(compressed, weight) != 1
     if shared and fixed[block.sources].all() and fixed[block.destinations].all():
         return FIXED
     if attribute(node, "alpha", 1.0) != 1 or attribute(node, "beta", 1.0) != 1:
         return "it scales its product"
     window = window_of(node, array.shape[2:]) if operator in CONVOLUTIONS else None
-    bias = _bias(compressed, node, operator, block, int(alive[block.destinations].sum()), shared)
+    size = int(alive[block.destinations].sum())
+    bias = integers.bias if integers and (integers.bias or integers.reads) else None
     if bias is None:
+        bias = _bias(compressed, node, operator, block, size, shared)
+    if bias is None or (integers and integers.bias and compressed.constant(bias).size != size):
         return "its bias is shared or computed"
-    extendable = not bias and operator in BIASED
+    extendable = not bias and operator in BIASED and integers is None
     turned = bool(attribute(node, "transB", 0)) if block.slot else not attribute(node, "transA", 0)
     return LinearLayer(
         before=before,
@@ -247,7 +279,18 @@ def _layer(
         window=window,
         route=route,
         shared=shared,
+        integers=integers,
     )
+
+
+def _with_bits(original: Model, compressed: Model, layer: LinearLayer, integers: IntegerWeight) -> LinearLayer | str:
+    """The layer with the range of its integers in the original; the reason if it cannot be fitted."""
+    if layer.scale_places(compressed) is None:
+        return QUANTISED
+    first = stored_integers(original, original.proto.graph.node[layer.before], layer.block.slot)
+    model, weight = (original, first[0]) if isinstance(first, tuple) else (compressed, integers)
+    lowest, highest = bits_range(model, weight)
+    return replace(layer, integers=replace(integers, lowest=lowest, highest=highest))
 
 
 def _bias(
@@ -269,13 +312,13 @@ def _bias(
         return None
     holder = route.holder
     array = compressed.constant(holder)
-    plain = is_float(array) and array.size == size and is_per_channel(array, size, _place(operator, block))
+    plain = is_float(array) and array.size == size and is_per_channel(array, size, bias_axis(operator, block))
     if operator == "MatMul" and not (plain and (shared or count_reads(compressed, holder) == 1)):
         return ""
     return holder if plain else None
 
 
-def _place(operator: str, block: KernelBlock) -> int:
+def bias_axis(operator: str, block: KernelBlock) -> int:
     """Axis of a bias along which the output channels lie."""
     return -1 if operator in CONVOLUTIONS else block.output_axis
 
@@ -290,91 +333,3 @@ def _addition_constant(compressed: Model, output: str) -> str:
     if node.op_type != "Add" or len(others) != 1 or route_to(compressed, others[0]) is None:
         return ""
     return others[0]
-
-
-class ConstantChange(Protocol):
-    """New values for constants."""
-
-    def carry_out(self, proto: onnx.ModelProto, model: Model) -> None:
-        """Write the values into a protobuf, from which ``model`` was made."""
-        ...
-
-
-def apply_changes(model: Model, changes: Iterable[ConstantChange]) -> onnx.ModelProto:
-    """Return a copy of the model with new weights and biases.
-
-    Only values of constants differ, except for biases that are added because there was none, or because other layers
-    read the same one.
-    """
-    result = onnx.ModelProto()
-    result.CopyFrom(model.proto)
-    for change in changes:
-        change.carry_out(result, model)
-    return result
-
-
-@dataclass(frozen=True)
-class LayerChange:
-    """New values for one layer: the stored weight, and the bias [O] if it changes."""
-
-    layer: LinearLayer
-    weight: Array
-    bias: Array | None
-
-    def carry_out(self, proto: onnx.ModelProto, model: Model) -> None:
-        """Write the values into a protobuf, from which ``model`` was made."""
-        layer = self.layer
-        kind = set_constant(proto, layer.weight, layer.route.to_stored(self.weight))
-        if self.bias is None:
-            return
-        if layer.bias and count_reads(model, layer.bias) == 1:
-            set_constant(proto, layer.bias, self.bias.reshape(model.constant(layer.bias).shape))
-            return
-        node = proto.graph.node[layer.after]
-        kind = _cast(proto, node.input[layer.block.slot]) or kind
-        taken = {*model.use_counts, *model.producers, *model.holders, *(t.name for t in proto.graph.initializer)}
-        name = fresh_name(taken, f"{node.output[0]}_bias")
-        behind = -1 - _place(layer.operator, layer.block)
-        add_bias(proto, node, name, self.bias.reshape(-1, *[1] * behind).astype(kind))
-
-
-def add_bias(proto: onnx.ModelProto, node: onnx.NodeProto, name: str, bias: Array) -> None:
-    """Add a bias constant to a node without one."""
-    tensor = numpy_helper.from_array(bias, name)
-    proto.graph.initializer.append(tensor)
-    if proto.ir_version < FREE_INITIALIZERS:
-        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
-    node.input.extend([""] * (BIAS + 1 - len(node.input)))
-    node.input[BIAS] = name
-
-
-def _cast(proto: onnx.ModelProto, name: str) -> np.dtype[Any] | None:
-    """Type to which a constant is cast before it is read; None if it is not cast."""
-    makers = {output: node for node in proto.graph.node for output in node.output}
-    while name in makers and makers[name].op_type in ROUTE_STEPS:
-        if makers[name].op_type == "Cast":
-            return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(attribute(makers[name], "to")))
-        name = makers[name].input[0]
-    return None
-
-
-def set_constant(proto: onnx.ModelProto, name: str, array: Array) -> np.dtype[Any]:
-    """Set the values of a constant, keeping its shape and type; returns the type."""
-    for tensor in proto.graph.initializer:
-        if tensor.name == name:
-            return _fill(tensor, array)
-    node = next(node for node in proto.graph.node if node.op_type == "Constant" and node.output[0] == name)
-    old = numpy_helper.from_array(holder_array(node), name)
-    kind = _fill(old, array)
-    del node.attribute[:]
-    node.attribute.append(onnx.helper.make_attribute("value", old))
-    return kind
-
-
-def _fill(tensor: onnx.TensorProto, array: Array) -> np.dtype[Any]:
-    kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    filled = numpy_helper.from_array(np.ascontiguousarray(array, dtype=kind), tensor.name)
-    if tensor.HasField("doc_string"):
-        filled.doc_string = tensor.doc_string
-    tensor.CopyFrom(filled)
-    return kind

@@ -30,11 +30,13 @@ from leanonnx.graph.formats import HALF_TYPES, convert_to_float32, float_types
 from leanonnx.graph.nodes import name_of
 from leanonnx.numeric.arrays import Floats
 from leanonnx.numeric.channel_ids import Mask
+from leanonnx.recovery.changes import ConstantChange, LayerChange, apply_changes
 from leanonnx.recovery.fitting import fit_layer, fit_shared, sums_kind
-from leanonnx.recovery.layers import LayerChange, LinearLayer, apply_changes, linear_layers, uses_by_weight
+from leanonnx.recovery.layers import LinearLayer, linear_layers, uses_by_weight
 from leanonnx.recovery.pair import NetworkPair
 from leanonnx.recovery.partial_runner import TensorSpill
-from leanonnx.recovery.rescale import BatchNorm, NormChange, fit_norm, norms
+from leanonnx.recovery.requantise import round_fit
+from leanonnx.recovery.rescale import BatchNorm, fit_norm, norms
 from leanonnx.recovery.rows import LayerSite
 from leanonnx.recovery.shared import SharedFit, SharedFits, with_own_biases
 from leanonnx.recovery.sites import run_bytes, sites_of
@@ -181,7 +183,7 @@ class _LayerRecovery:
     ) -> None:
         self.dag, self.alive, self.pair, self.shared, self.seed = dag, alive, pair, shared, seed
         self.now = replace(dag.model, proto=pair.after)
-        self.changes: dict[int, LayerChange | NormChange] = {}
+        self.changes: dict[int, ConstantChange] = {}
         self.sites, self.exact = sites_of(dag, alive, pair, chosen, rows_per_feature)
         sizes = [run_bytes(dag, pair, site.y) for site in self.sites]
         self.targets = TargetSampler(pair, self.sites, sizes, seed)
@@ -211,15 +213,21 @@ class _LayerRecovery:
         weight, bias = self._stored_weights(layer)
         behind = bias if layer.has_separate_bias else np.zeros_like(bias)
         kernels = layer.to_kernels(weight)
-        fit, before, scale = fit_layer(site, kernels, bias - behind, self.pair, self.targets, count)
-        if fit.error < before:
+        made = fit_layer(site, kernels, bias - behind, self.pair, self.targets, count)
+        fit, before = made.fit, made.before
+        change: ConstantChange | None = None
+        if fit.error < before and layer.integers is not None:
+            fit, change = round_fit(layer, self.now, made)
+        elif fit.error < before:
             change = LayerChange(
                 layer,
                 layer.to_stored(fit.weights.reshape(kernels.shape)),
                 (fit.bias + behind).reshape(-1) if layer.can_change_bias else None,
             )
+        if change is not None and fit.error < before:
             self._carry_out(layer.after, change)
-        errors = [float(np.sqrt(max(error, 0) / max(scale, MIN_SQUARES))) for error in (before, fit.error)]
+        after = min(fit.error, before)
+        errors = [float(np.sqrt(max(error, 0) / max(made.scale, MIN_SQUARES))) for error in (before, after)]
         return RefitLayer(name, errors[0], errors[1])
 
     def _refit_use(self, count: int, site: LayerSite, name: str) -> RefitLayer:
@@ -248,7 +256,7 @@ class _LayerRecovery:
                 )
         return result
 
-    def _carry_out(self, after: int, change: LayerChange | NormChange) -> None:
+    def _carry_out(self, after: int, change: ConstantChange) -> None:
         self.changes[after] = change
         change.carry_out(self.pair.after, self.now)
 
@@ -256,5 +264,5 @@ class _LayerRecovery:
         """Stored weight and bias [G, O] of the compressed network."""
         weight = np.asarray(layer.weight_in(self.now), np.float64)
         groups, out = layer.to_kernels(weight).shape[:2]
-        bias = np.asarray(self.now.constant(layer.bias), np.float64) if layer.bias else np.zeros(groups * out)
+        bias = layer.bias_in(self.now) if layer.bias else np.zeros(groups * out)
         return weight, bias.reshape(groups, out)

@@ -21,7 +21,7 @@ from leanonnx.graph.nodes import attribute, scale_and_shift
 from leanonnx.graph.positions import rows_at
 from leanonnx.numeric.arrays import Array, Floats, Ints
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.recovery.layers import set_constant
+from leanonnx.recovery.changes import set_constant
 from leanonnx.recovery.pair import NetworkPair, PairedRun
 from leanonnx.recovery.partial_runner import ValueOf
 from leanonnx.recovery.targets import TargetSampler

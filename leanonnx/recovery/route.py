@@ -44,14 +44,34 @@ class Route:
 
 def route_to(model: Model, name: str) -> Route | None:
     """Route of the constant that is read as ``name``; None if it is computed in another way."""
+    start, behind = _beginning(model, name)
+    return _route(model, start, behind) if start in model.origins else None
+
+
+def dequantised_route(model: Model, name: str) -> tuple[Route, onnx.NodeProto] | None:
+    """Route of the constant integers that are read as ``name``, and the node that makes floats of them."""
+    start, behind = _beginning(model, name)
+    node = model.view.producer(start)
+    if node is None or node.op_type != "DequantizeLinear" or node.input[0] not in model.origins:
+        return None
+    route = _route(model, node.input[0], behind)
+    return None if route is None else (route, node)
+
+
+def _beginning(model: Model, name: str) -> tuple[str, list[onnx.NodeProto]]:
+    """The value from which steps of a route lead to ``name``, and their nodes, the last one first."""
     behind: list[onnx.NodeProto] = []
-    while name not in model.origins:
-        if name not in model.producers:
-            return None
-        behind.append(model.proto.graph.node[model.producers[name]])
-        if standard_name(behind[-1]) not in ROUTE_STEPS:
-            return None
-        name = behind[-1].input[0]
+    while name not in model.origins and name in model.producers:
+        node = model.proto.graph.node[model.producers[name]]
+        if standard_name(node) not in ROUTE_STEPS:
+            break
+        behind.append(node)
+        name = node.input[0]
+    return name, behind
+
+
+def _route(model: Model, name: str, behind: list[onnx.NodeProto]) -> Route | None:
+    """Route of a constant through nodes, the last one first; None if a step cannot be undone."""
     shape, steps = model.constant(name).shape, []
     for node in reversed(behind):
         step = ROUTE_STEPS[node.op_type](model, node, shape)

@@ -14,6 +14,7 @@ from leanonnx.graph.nodes import bias_of
 from leanonnx.graph.positions import Window, features, rows_at, spread_positions
 from leanonnx.numeric.arrays import Array, Floats, Ints
 from leanonnx.numeric.channel_ids import Mask
+from leanonnx.recovery.integers import original_floats
 from leanonnx.recovery.layers import LinearLayer
 from leanonnx.recovery.pair import PairedRun
 from leanonnx.recovery.partial_runner import ValueOf
@@ -81,7 +82,11 @@ class LayerSite:
         replays = run.index == 0 and not self.dag.is_unlike(self.y)
         if replays and not self.explains_output(value(self.x), y):
             return None
-        arrays = {"y": self.targets(y, chosen)[self.kept_outputs]}
+        integers = self.layer.integers
+        made = self.computed(value(self.x), y.shape, chosen) if integers and integers.reads else self.targets(y, chosen)
+        if made is None:
+            return None
+        arrays = {"y": made[self.kept_outputs]}
         if self.other:
             wanted = value(self.other.original)
             if wanted.shape == y.shape:
@@ -94,7 +99,7 @@ class LayerSite:
         """Rows [n, size] of the layer's input in either network, at the positions of its channel regression."""
         axis = self.layer.block.input_axis
         rng = np.random.default_rng((self.key, run.index))
-        return rows_at(x, axis, spread_positions(x.size // x.shape[axis], self.fold_rows, rng))
+        return self.layer.data_floats(rows_at(x, axis, spread_positions(x.size // x.shape[axis], self.fold_rows, rng)))
 
     @cached_property
     def kept_outputs(self) -> Mask:
@@ -111,15 +116,25 @@ class LayerSite:
 
     @property
     def kernels(self) -> Floats:
-        """The original's weights [G, O, I, taps]."""
+        """The original's weights [G, O, I, taps], in floats."""
         kernels = np.asarray(self.layer.block.kernels(), np.float64)
-        return kernels.reshape(*kernels.shape[:3], -1)
+        kernels = kernels.reshape(*kernels.shape[:3], -1)
+        floats = self._in_floats(kernels.reshape(*kernels.shape[:2], -1))
+        return kernels if floats is None else floats[0].reshape(kernels.shape)
+
+    def _in_floats(self, kernels: Floats) -> tuple[Floats, Floats] | None:
+        """Kernels [G, O, K] and bias [O] in floats of an original that computes in integers; None of another one."""
+        model = self.dag.model
+        return original_floats(model, model.proto.graph.node[self.layer.before], self.layer.block.slot, kernels)
 
     @property
     def original_bias(self) -> Floats | None:
         """The original's bias [O], without one that a separate node adds; None if it is computed."""
         model = self.dag.model
         node = model.proto.graph.node[self.layer.before]
+        if self.layer.integers and self.layer.integers.reads:
+            floats = self._in_floats(np.zeros((*self.layer.block.destinations.shape, 1)))
+            return None if floats is None else floats[1]
 
         def constant(name: str) -> Array | None:
             return model.constant(name) if name in model.origins else self.dag.observation.values.get(name)
@@ -137,17 +152,31 @@ class LayerSite:
             else len(x) != len(y)
         ):
             return False
-        window = self.layer.window and replace(self.layer.window, groups=len(mix.sources))
         chosen = np.sort(np.random.default_rng(0).integers(0, self.positions(y.shape), REPLAYED_POSITIONS))
-        read = self._features(window, x, y.shape, chosen)
-        kernels = self.kernels.reshape(*self.kernels.shape[:2], -1)
-        if read.shape[1] != kernels.shape[2]:
+        made, wanted = self.computed(x, y.shape, chosen), self.targets(y, chosen)
+        if made is None:
             return False
-        made = (kernels @ read).reshape(-1, len(chosen)) + bias[:, None]
-        wanted = self.targets(y, chosen)
+        if self.layer.integers and self.layer.integers.writes:
+            return self.layer.integers.writes.is_rounded(made, wanted)
         return bool(
             np.linalg.norm(made - wanted) <= MAX_REPLAY_ERROR * max(float(np.linalg.norm(wanted)), MIN_OUTPUT_NORM)
         )
+
+    def computed(self, x: Array, shape: Sequence[int], chosen: Ints) -> Array | None:
+        """Outputs [O, n] that follow from the original's weights and input, before any rounding; None if none do.
+
+        Args:
+            x: its input.
+            shape: shape of its output.
+            chosen: flat positions.
+        """
+        bias = self.original_bias
+        window = self.layer.window and replace(self.layer.window, groups=len(self.layer.block.sources))
+        read, kernels = self._features(window, x, shape, chosen), self.kernels
+        kernels = kernels.reshape(*kernels.shape[:2], -1)
+        if bias is None or read.shape[1] != kernels.shape[2]:
+            return None
+        return np.asarray((kernels @ read).reshape(-1, len(chosen)) + bias[:, None])
 
     def positions(self, shape: Sequence[int]) -> int:
         """Number of output positions of a run whose output in the original has this shape, over all its samples."""
@@ -185,6 +214,7 @@ class LayerSite:
 
     def _features(self, window: Window | None, x: Array, shape: Sequence[int], chosen: Ints) -> Array:
         """Features [G, I · taps, n] of the layer input at flat output positions."""
+        x = self.layer.data_floats(x)
         if window is None:
             return rows_at(x, self.layer.block.input_axis, chosen).T[None]
         return features(window, x, shape[2:], chosen).reshape(window.groups, -1, len(chosen))

@@ -23,7 +23,8 @@ from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import captured_names
 from leanonnx.numeric.arrays import Array, Floats
 from leanonnx.numeric.regression import Fit, MomentSums, SampleRows
-from leanonnx.recovery.layers import LayerChange, LinearLayer, apply_changes, set_constant
+from leanonnx.recovery.changes import LayerChange, apply_changes, set_constant
+from leanonnx.recovery.layers import LinearLayer
 from leanonnx.recovery.partial_runner import TensorSpill
 from leanonnx.recovery.route import count_reads
 

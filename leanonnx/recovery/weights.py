@@ -22,7 +22,7 @@ from leanonnx.graph.model import Model, check_model
 from leanonnx.graph.nodes import BIAS, holder_array
 from leanonnx.graph.storage import write_model
 from leanonnx.numeric.arrays import Array
-from leanonnx.recovery.layers import add_bias, set_constant
+from leanonnx.recovery.changes import add_bias, set_constant
 from leanonnx.spelling import option, option_list
 from leanonnx.surgery.recipe import WeightsFile
 
