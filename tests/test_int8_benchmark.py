@@ -185,7 +185,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: tuple[Path, Pa
     monkeypatch.setattr(experiment, "by_leanonnx", written)
     monkeypatch.setattr(experiment, "by_others", written)
     monkeypatch.setattr(experiment, "side_by_side", side_by_side)
-    monkeypatch.setattr(experiment, "scored", lambda *_: calls.append("score") or {"bytes": 1, "unseen": {}})
+    monkeypatch.setattr(experiment, "score", lambda *_: calls.append("score") or {"bytes": 1, "unseen": {}})
     monkeypatch.setattr(experiment, "host_kind", lambda: page.VNNI)
     return Material(files[0].parent, tmp_path / "zoo", tmp_path / "work"), calls
 

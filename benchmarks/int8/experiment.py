@@ -140,10 +140,10 @@ def _float(cell: Cell, source: str = "") -> Cell:
     return replace(cell, source=source or cell.source, method=FLOAT, kind=host_kind())
 
 
-def made(material: Material, cell: Cell, wanted: Wanted, target: Path) -> Row:
+def make(material: Material, cell: Cell, wanted: Wanted, target: Path) -> Row:
     """Make the network of a cell, and score it on samples that were not used."""
     if target == material.model(cell.network):
-        return scored(material, cell, target)
+        return score(material, cell, target)
     target.unlink(missing_ok=True)
     if cell.method in (FLOAT, LEANONNX):
         measures = bool(wanted.threads) and cell.method == LEANONNX and cell.kind == host_kind()
@@ -152,10 +152,10 @@ def made(material: Material, cell: Cell, wanted: Wanted, target: Path) -> Row:
         row = {"exit_code": 1, "message": "there is no float network"}
     else:
         row = by_others(material, cell, target, wanted.nncf or Path(sys.executable))
-    return row if "exit_code" in row else row | scored(material, cell, target)
+    return row if "exit_code" in row else row | score(material, cell, target)
 
 
-def scored(material: Material, cell: Cell, path: Path) -> Row:
+def score(material: Material, cell: Cell, path: Path) -> Row:
     """Bytes and score of a file, as its nodes are; the message if it cannot be run."""
     try:
         unseen = material.unseen(cell.network, path, () if cell.method == FLOAT else PLAIN)
@@ -176,7 +176,7 @@ def measure(material: Material, wanted: Wanted) -> None:
         for cell in wanted.cells(network):
             row, path = known(cell), cell.file(material)
             if row is None or not path.exists():
-                enter(cell.key | made(material, cell, wanted, path))
+                enter(cell.key | make(material, cell, wanted, path))
         for cell in wanted.cells(network) if wanted.threads else ():
             if cell.kind == host_kind():
                 finish(material, cell, wanted)
@@ -186,7 +186,7 @@ def finish(material: Material, cell: Cell, wanted: Wanted) -> None:
     """Let leanonnx decide by time where it has not yet, and time what has not been timed on a quiet machine."""
     row, path = known(cell), cell.file(material)
     if row is not None and cell.method == LEANONNX and not row.get("measured"):
-        row = decided(material, cell, row)
+        row = decide(material, cell, row)
         enter(row)
     if row is None or "exit_code" in row or (cell.source, cell.method) == (ORIGINAL, FLOAT):
         return
@@ -204,7 +204,7 @@ def lacks_time(row: Row, threads: int) -> bool:
     return times is None or times.get("busy", False)
 
 
-def decided(material: Material, cell: Cell, row: Row) -> Row:
+def decide(material: Material, cell: Cell, row: Row) -> Row:
     """The row of what leanonnx writes when it measures; its score is kept where that is the same file."""
     path = cell.file(material)
     attempt = path.with_suffix(".measured.onnx")
@@ -217,7 +217,7 @@ def decided(material: Material, cell: Cell, row: Row) -> Row:
         attempt.unlink()
         return row | new
     attempt.replace(path)
-    return cell.key | new | scored(material, cell, path)
+    return cell.key | new | score(material, cell, path)
 
 
 def side_by_side(before: Path, after: Path, threads: int, seconds: float) -> Row:

@@ -118,7 +118,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _timed(cells: Cells, place: Place, method: str, threads: str) -> list[str]:
+def _time_columns(cells: Cells, place: Place, method: str, threads: str) -> list[str]:
     """Milliseconds, and times as fast as the float network (the float network at half: as the original)."""
     if (place[1], method) == (ORIGINAL, FLOAT):
         rows = [cells.row(place, other, cells.host) for other in METHODS]
@@ -153,7 +153,7 @@ def int8_cells() -> str:
             line = [_name(place, method), shown_score(row), _number(error(row))]
             line += ["", ""] if method in (FLOAT, DEFAULTS) else [shown_score(foreign), _number(error(foreign))]
             for threads in THREADS:
-                line += _timed(cells, place, method, threads)
+                line += _time_columns(cells, place, method, threads)
             lines.append([*line, str((row or {}).get("bytes", "")), _layers(row)])
     times = [f"{word}, {threads} thread{'s' * (threads != '1')}" for threads in THREADS for word in ("ms", "as fast")]
     head = ["network", cells.host, "relative L2", cells.foreign, "relative L2", *times, "bytes", "layers in integers"]

@@ -51,7 +51,7 @@ def _rows(value: onnx.ValueInfoProto, array: Any) -> Iterator[Any]:
         yield array[start : start + batch]
 
 
-def raised(model: onnx.ModelProto) -> onnx.ModelProto:
+def with_raised_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with an operator set in which each channel can have a scale of its own."""
     version = next(each.version for each in model.opset_import if not each.domain)
     return model if version >= LEAST_OPSET else version_converter.convert_version(model, RAISED_OPSET)
@@ -117,9 +117,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.way == "defaults":
             with_onnxruntime(model, args.target, samples, {})
         elif args.way == "settings":
-            with_onnxruntime(raised(model), args.target, samples, right_settings(args.reduced))
+            with_onnxruntime(with_raised_opset(model), args.target, samples, right_settings(args.reduced))
         else:
-            with_nncf(raised(model), args.target, samples, args.reduced)
+            with_nncf(with_raised_opset(model), args.target, samples, args.reduced)
         ort.InferenceSession(str(args.target), providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 - whatever theirs raises is the result
         args.target.unlink(missing_ok=True)
