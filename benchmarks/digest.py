@@ -15,6 +15,7 @@ from statistics import fmean, median
 
 from benchmarks.blocks import page as residual
 from benchmarks.common import DOCS, Row, load, table
+from benchmarks.int8 import page as integers
 from benchmarks.inverse import page as inverse
 from benchmarks.latency_page import cells_of, efficiency
 from benchmarks.lean_cs.page import Found, percent
@@ -131,7 +132,7 @@ def paper() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {f.__name__: f for f in (chains, inputs, accuracy, speed, reach, paper)}
-BLOCKS |= inverse.BLOCKS | residual.NUMBERS | tolerance.NUMBERS
+BLOCKS |= inverse.BLOCKS | residual.NUMBERS | tolerance.NUMBERS | integers.NUMBERS
 
 
 def filled(text: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from benchmarks.common import COMMAND, Row, run
 from leanonnx.commands.compress.pipeline import load_dag
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.subprocess_timing import compare_in_subprocess, time_all_in_subprocess
+from leanonnx.runtime.timing import Timing
 
 Part = Literal["calib", "score"]
 ZOO_PARTS = {"calib": "calib", "score": "eval"}
@@ -64,16 +66,21 @@ class Material:
             raise RuntimeError(f"{name}: {done.output}{done.message}")
         return path
 
-    def unseen(self, name: str, new: Path) -> Row:
+    def unseen(self, name: str, new: Path, launcher: Sequence[str | Path] = ()) -> Row:
         """What ``leanonnx check`` says of a network, and the zoo's scorer where it knows the network.
 
         ``accuracy``: before and after, where there are labels.
+
+        Args:
+            name: the network.
+            new: what became of it.
+            launcher: command that runs a Python program; empty for the interpreter itself.
         """
         base = self.model(name)
         if base is None:
             raise FileNotFoundError(name)
         data = self.inputs(name, "score")
-        done = run([COMMAND, "check", base, new, "--data", data, "--max-deviation", LOOSEST, "--json"])
+        done = run([*launcher, COMMAND, "check", base, new, "--data", data, "--max-deviation", LOOSEST, "--json"])
         if not done.report:
             raise RuntimeError(f"{name}: {done.message}")
         (deviation,) = done.report["deviation"]
@@ -81,7 +88,8 @@ class Material:
         if deviation["metric"]:
             found["accuracy"] = [deviation["metric"][when] for when in ("before", "after")]
         if base == self._zoo_files.get(name):
-            told = run([sys.executable, self.zoo / "zoo.py", "score", name, new, "--threads", "1"]).report
+            words = [*(launcher or [sys.executable]), self.zoo / "zoo.py", "score", name, new, "--threads", "1"]
+            told = run(words).report
             found["zoo"] = {key: told.get(key) for key in ("metric", "fidelity", "n")}
             if told.get("value") is not None:
                 found["accuracy"] = [told["baseline"], told["value"]]
@@ -108,10 +116,12 @@ def milliseconds(paths: dict[str, Path], seconds: float) -> Row:
     """Networks of one interface by turns in one process and one thread: 10th, 50th and 90th percentile of each."""
     feed = load_dag(next(iter(paths.values()))).observation.feeds
     timings = time_all_in_subprocess(list(paths.values()), [feed] * len(paths), Setting(threads=THREADS), seconds)
-    return {
-        name: [round(each, 4) for each in (timing.p10, timing.median, timing.p90)]
-        for name, timing in zip(paths, timings, strict=True)
-    }
+    return {name: percentiles(timing) for name, timing in zip(paths, timings, strict=True)}
+
+
+def percentiles(timing: Timing) -> list[float]:
+    """10th, 50th and 90th percentile of a network's milliseconds."""
+    return [round(each, 4) for each in (timing.p10, timing.median, timing.p90)]
 
 
 def times_as_fast(before: Path, after: Path, seconds: float) -> Row:

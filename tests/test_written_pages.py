@@ -13,6 +13,7 @@ import typer
 
 from benchmarks import digest
 from benchmarks.common import load
+from benchmarks.int8 import page as integers
 from docs import cli, pictures, written
 from docs.reference import PARTS, whole
 from leanonnx.cli.terminal import INTERRUPTED, TERMINATED
@@ -151,7 +152,9 @@ def test_every_block_of_numbers_is_used_and_altered_ones_are_found() -> None:
     assert sorted(names) == sorted(digest.BLOCKS)
     for text in texts:
         number = re.search(r"\| [\d.]+ \|", text[digest.BLOCK.search(text).start() :])
-        assert number
+        if number is None:
+            assert integers.EMPTY in text
+            continue
         assert digest.filled(text.replace(number[0], "| 12.34567 |", 1)) == text
 
 
