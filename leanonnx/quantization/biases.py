@@ -22,7 +22,7 @@ from leanonnx.graph.view import GraphView
 from leanonnx.numeric.arrays import Array, Floats
 from leanonnx.quantization.kernels import KernelLayer
 from leanonnx.quantization.simulation import simulated
-from leanonnx.recovery.layers import set_constant
+from leanonnx.recovery.changes import set_constant
 from leanonnx.runtime.probes import tensor_values
 from leanonnx.runtime.sessions import Feed, run_node
 
