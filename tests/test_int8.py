@@ -26,8 +26,8 @@ from leanonnx.quantization.kernels import KernelLayer
 from leanonnx.quantization.layers import carriers_between, weighted_layers
 from leanonnx.quantization.preparation import LEAST_OPSET, prepare, relative_difference
 from leanonnx.quantization.qdq import quantised_model
-from leanonnx.quantization.ranges import observe, ranges_by
-from leanonnx.quantization.simulation import simulated
+from leanonnx.quantization.ranges import observe_activations, ranges_by
+from leanonnx.quantization.simulation import simulation_of
 from leanonnx.quantization.weights import nearest_weights
 from leanonnx.runtime.sessions import run
 from tests import graphs
@@ -185,7 +185,7 @@ def quantised(proto: onnx.ModelProto, kind: Int8Format, **settings: Any) -> tupl
     carriers = carriers_between(prepared, {layer.name for layer in layers})
     names = {name for node in prepared.graph.node for name in (*node.input, *node.output)}
     names -= {tensor.name for tensor in prepared.graph.initializer}
-    ranges = ranges_by("minmax", observe(prepared, names, feeds), kind)
+    ranges = ranges_by("minmax", observe_activations(prepared, names, feeds), kind)
     return quantised_model(prepared, layers, carriers, ranges, kind, **settings), feeds
 
 
@@ -194,7 +194,7 @@ def quantised(proto: onnx.ModelProto, kind: Int8Format, **settings: Any) -> tupl
 def test_the_simulation_computes_the_same(signed: bool, reduced: bool) -> None:
     kind = Int8Format(signed_activations=signed, reduced_weights=reduced)
     proto, feeds = quantised(BLOCKS, kind)
-    simulation = simulated(proto)
+    simulation = simulation_of(proto)
     onnx.checker.check_model(proto, full_check=True)
     assert not {"QuantizeLinear", "DequantizeLinear"} & {node.op_type for node in simulation.graph.node}
     assert steps_from_simulation(proto, simulation, feeds) < 1
@@ -204,7 +204,7 @@ def test_the_simulation_computes_the_same(signed: bool, reduced: bool) -> None:
 
 def test_a_wrong_scale_is_told_from_the_simulation() -> None:
     proto, feeds = quantised(BLOCKS, Int8Format())
-    simulation = simulated(proto)
+    simulation = simulation_of(proto)
     scale = next(t for t in proto.graph.initializer if t.name == "w1_scale")
     scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * 2, scale.name))
     assert steps_from_simulation(proto, simulation, feeds) > MAX_STEPS
@@ -216,7 +216,7 @@ def test_weights_are_rounded_as_asked() -> None:
     def down(layer: KernelLayer, scales: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
         steps = np.floor(layer.kernels / scales[:, :, None])
         limit = {8: 127, 7: 64}[bits]
-        seen[layer.layer.name] = layer.stored(np.clip(steps, -limit, limit).astype(np.int8))
+        seen[layer.layer.name] = layer.in_weight_layout(np.clip(steps, -limit, limit).astype(np.int8))
         return seen[layer.layer.name]
 
     proto, _ = quantised(BLOCKS, Int8Format(), round_weights=down)

@@ -20,9 +20,9 @@ from leanonnx.quantization.kernels import kernel_layers, patch_runs
 from leanonnx.quantization.layers import carriers_between, weighted_layers
 from leanonnx.quantization.preparation import prepare
 from leanonnx.quantization.qdq import quantised_model
-from leanonnx.quantization.ranges import RANGE_METHODS, nearest_ranges, observe, ranges_by
-from leanonnx.quantization.simulation import simulated
-from leanonnx.quantization.weights import MAX_FEATURES, compensated_weights, nearest_weights
+from leanonnx.quantization.ranges import RANGE_METHODS, nearest_ranges, observe_activations, ranges_by
+from leanonnx.quantization.simulation import simulation_of
+from leanonnx.quantization.weights import MAX_ROUNDED_FEATURES, compensated_weights, nearest_weights
 from leanonnx.runtime.sessions import run
 from tests.calibrated import analysed, net, normal_feeds
 
@@ -80,7 +80,7 @@ def test_kernels_on_patches_are_the_output(prepared: onnx.ModelProto) -> None:
         rows = np.moveaxis(wanted, axis, 0).reshape(wanted.shape[axis], -1)
         made = each.kernels @ patches[each.layer.name]
         np.testing.assert_allclose(made.reshape(rows.shape), rows, atol=1e-4)
-        np.testing.assert_array_equal(each.stored(each.kernels), each.weight)
+        np.testing.assert_array_equal(each.in_weight_layout(each.kernels), each.weight)
 
 
 # Ranges
@@ -91,7 +91,7 @@ def test_integers_and_what_is_not_finite_are_not_observed() -> None:
     constants = "float[2,1,1,1] w, float z = {0.0}"
     proto = net("(float[1,1,4,4] x) => (float[1,2,4,4] y, float[1,1,4,4] h, int64[4] s)", constants, body)
     feeds = [{"x": np.full((1, 1, 4, 4), value, np.float32)} for value in (2.0, -3.0)]
-    observed = observe(proto, ["x", "h", "s", "y"], feeds)
+    observed = observe_activations(proto, ["x", "h", "s", "y"], feeds)
     assert set(observed.histograms) == set(observed.peaks) == {"x", "y"}
     assert (observed.histograms["x"].low, observed.histograms["x"].high) == (-3.0, 2.0)
     assert observed.peaks["x"].tolist() == [3.0] and observed.peaks["y"].shape == (2,)
@@ -100,7 +100,7 @@ def test_integers_and_what_is_not_finite_are_not_observed() -> None:
 def test_the_range_of_a_tensor_is_the_best_for_the_layers_that_read_it(prepared: onnx.ModelProto) -> None:
     feeds, layers = feeds_of(LAYERS, 12), layers_of(prepared)
     read = [each.node.input[0] for each in layers]
-    good = ranges_by("minmax", observe(prepared, read, feeds), FORMAT)
+    good = ranges_by("minmax", observe_activations(prepared, read, feeds), FORMAT)
     narrow = {name: (low / 20, high / 20) for name, (low, high) in good.items()}
     wide = {name: (low * 20, high * 20) for name, (low, high) in good.items()}
     ways = [{**narrow, "unread": (0.0, 1.0)}, {**good, "unread": (0.0, 2.0)}, {**wide, "unread": (0.0, 3.0)}]
@@ -134,7 +134,7 @@ def test_weights_make_up_for_each_other(prepared: onnx.ModelProto) -> None:
 
 
 def test_very_wide_layers_take_the_nearest_integers(prepared: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leanonnx.quantization.weights.MAX_FEATURES", 20)
+    monkeypatch.setattr("leanonnx.quantization.weights.MAX_ROUNDED_FEATURES", 20)
     feeds, layers = feeds_of(LAYERS, 4), layers_of(prepared)
     rounding = compensated_weights(prepared, layers, lambda: feeds, len(feeds))
     widths = {each.layer.name: each.features for each in layers}
@@ -142,7 +142,7 @@ def test_very_wide_layers_take_the_nearest_integers(prepared: onnx.ModelProto, m
     wide = next(each for each in layers if each.features > 20)
     scales = np.abs(wide.kernels).max(2) / 64
     np.testing.assert_array_equal(rounding(wide, scales, 7), nearest_weights(wide, scales, 7))
-    assert max(widths.values()) < MAX_FEATURES
+    assert max(widths.values()) < MAX_ROUNDED_FEATURES
 
 
 def test_moments_are_measured_in_parts_that_fit_into_memory(
@@ -163,7 +163,7 @@ def test_biases_take_back_the_mean_error_of_each_layer(prepared: onnx.ModelProto
     feeds, layers = feeds_of(LAYERS, 30), layers_of(prepared)
     names = {name for node in prepared.graph.node for name in (*node.input, *node.output)}
     names -= {tensor.name for tensor in prepared.graph.initializer}
-    ranges = ranges_by("minmax", observe(prepared, names, feeds), FORMAT)
+    ranges = ranges_by("minmax", observe_activations(prepared, names, feeds), FORMAT)
     plain = [each.layer for each in layers]
     carriers = carriers_between(prepared, {layer.name for layer in plain})
 
@@ -181,7 +181,7 @@ def test_biases_take_back_the_mean_error_of_each_layer(prepared: onnx.ModelProto
     assert [biases[each.layer.name] for each in layers] == [3, 3, 3, 2]  # a product has no bias, a convolution gets one
     means = [
         np.concatenate([outputs[0] for outputs in run(each, feeds)]).mean(0)
-        for each in (prepared, simulated(made(prepared)), simulated(made(corrected)))
+        for each in (prepared, simulation_of(made(prepared)), simulation_of(made(corrected)))
     ]
     shifted, restored = (float(np.linalg.norm(mean - means[0])) for mean in means[1:])
     assert restored < 0.5 * shifted
@@ -198,7 +198,7 @@ def test_a_choice_is_never_worse_than_the_nearest_integers() -> None:
     assert choice.method in (*RANGE_METHODS, MIXED)
 
 
-@pytest.mark.parametrize("name", ["compensated", "corrected", "equalised", "mixed"])
+@pytest.mark.parametrize("name", ["compensate", "correct_biases", "equalise_channels", "mix_ranges"])
 def test_what_does_not_lower_the_error_is_left_out(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     step = getattr(choice._Search, name)
 
@@ -209,7 +209,12 @@ def test_what_does_not_lower_the_error_is_left_out(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(choice._Search, name, spoilt)
     result = chosen(LAYERS, feeds_of(LAYERS, 30))
-    noted = {"compensated": COMPENSATED, "corrected": CORRECTED, "equalised": EQUALISED, "mixed": MIXED}[name]
+    noted = {
+        "compensate": COMPENSATED,
+        "correct_biases": CORRECTED,
+        "equalise_channels": EQUALISED,
+        "mix_ranges": MIXED,
+    }[name]
     assert noted not in (*result.corrections, result.method)
 
 

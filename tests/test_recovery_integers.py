@@ -24,7 +24,7 @@ from tests.test_recovery import mended, tensors, with_values
 from tests.test_variants_quantised import int4, integer_products
 from tests.test_variants_quantised import integers as integer_operators
 
-FORMS = [
+INTEGER_FORMS = [
     ("QDQ", True, "QInt8"),
     ("QDQ", False, "QInt8"),
     ("QDQ", True, "QUInt8"),
@@ -132,7 +132,7 @@ def fused(proto: onnx.ModelProto, folder: Path) -> int:
     return sum(node.op_type in ("QLinearConv", "QGemm") for node in nodes)
 
 
-@pytest.mark.parametrize(("form", "per_channel", "kind"), FORMS)
+@pytest.mark.parametrize(("form", "per_channel", "kind"), INTEGER_FORMS)
 def test_half_of_the_channels_are_compensated(form: str, per_channel: bool, kind: str, tmp_path: Path) -> None:
     dag = quantised(form, per_channel, kind)
     before, after = judge_all(dag)
@@ -231,7 +231,7 @@ def test_other_integers_are_left_with_a_reason() -> None:
     """Four bits; and a weight that two layers read."""
     dag = analysed(int4())
     result = recover(dag, keep(dag, "a", range(8)), draft(dag, keep(dag, "a", range(8))), normal_feeds(dag, 8))
-    assert {layer.reason for layer in result.layers} == {"", integers.QUANTISED}
+    assert {layer.reason for layer in result.layers} == {"", integers.QUANTISED_WEIGHT}
     proto = onnx.ModelProto.FromString(quantised("QDQ", False, "QInt8").model.proto.SerializeToString())
     layer = next(node for node in proto.graph.node if node.op_type == "Conv")
     twin = proto.graph.node.add()

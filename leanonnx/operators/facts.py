@@ -127,6 +127,10 @@ class Trait(Flag):
     """Piecewise constant, or random, though the output may be floats."""
     DISCRETE = auto()
     """Never outputs floats."""
+    INTEGER_KERNELS = auto()
+    """Has a kernel for 8-bit integers, in which its data and its weight may be given."""
+    PASSES_INTEGERS = auto()
+    """Reads and writes 8-bit integers between such operators, so that nothing has to be converted to floats."""
     QUANTISED = auto()
     """Makes, reads or computes in integers that stand for floats."""
     INTEGER_DATA = auto()

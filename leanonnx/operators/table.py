@@ -15,7 +15,14 @@ from leanonnx.operators.facts import Trait as T
 STANDARD_FACTS: Mapping[str, OperatorFacts] = {
     "Conv": OperatorFacts(
         F.CONVOLUTION,
-        T.LINEAR | T.KERNELS | T.NCHWC_KERNELS | T.BLOCK_WIDTHS | T.MIXES_CHANNELS | T.CAN_EMPTY | T.COMPARED_INSIDE,
+        T.LINEAR
+        | T.KERNELS
+        | T.NCHWC_KERNELS
+        | T.BLOCK_WIDTHS
+        | T.MIXES_CHANNELS
+        | T.CAN_EMPTY
+        | T.COMPARED_INSIDE
+        | T.INTEGER_KERNELS,
         weight=1,
         bias=2,
         learned=(1, 2),
@@ -35,10 +42,17 @@ STANDARD_FACTS: Mapping[str, OperatorFacts] = {
     ),
     "DeformConv": OperatorFacts(F.DEFORMABLE_CONVOLUTION, T.MIXES_CHANNELS, weight=1, bias=3),
     "Gemm": OperatorFacts(
-        F.GEMM, T.LINEAR | T.KERNELS | T.MIXES_CHANNELS | T.COMPARED_INSIDE, weight=1, bias=2, learned=(0, 1, 2)
+        F.GEMM,
+        T.LINEAR | T.KERNELS | T.MIXES_CHANNELS | T.COMPARED_INSIDE | T.INTEGER_KERNELS,
+        weight=1,
+        bias=2,
+        learned=(0, 1, 2),
     ),
     "MatMul": OperatorFacts(
-        F.MATMUL, T.LINEAR | T.KERNELS | T.MIXES_CHANNELS | T.KEEPS_ZERO | T.COMPARED_INSIDE, weight=1, learned=(0, 1)
+        F.MATMUL,
+        T.LINEAR | T.KERNELS | T.MIXES_CHANNELS | T.KEEPS_ZERO | T.COMPARED_INSIDE | T.INTEGER_KERNELS,
+        weight=1,
+        learned=(0, 1),
     ),
     "MatMulInteger": OperatorFacts(F.MATMUL, T.KERNELS | T.MIXES_CHANNELS | T.QUANTISED | T.INTEGER_DATA, weight=1),
     "QLinearMatMul": OperatorFacts(F.MATMUL, T.KERNELS | T.MIXES_CHANNELS | T.QUANTISED | T.INTEGER_DATA, weight=3),
@@ -62,9 +76,13 @@ STANDARD_FACTS: Mapping[str, OperatorFacts] = {
     "SimplifiedLayerNormalization": OperatorFacts(F.NORMALIZATION, learned=(1, 2)),
     "Softmax": OperatorFacts(F.SOFTMAX, T.INJECTIVE | T.PROBABILITY),
     "LogSoftmax": OperatorFacts(F.SOFTMAX, T.INJECTIVE),
-    "Relu": OperatorFacts(F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.CAN_EMPTY | T.SAME_SIZE | T.HOMOGENEOUS),
-    "LeakyRelu": OperatorFacts(F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.CAN_EMPTY | T.SAME_SIZE | T.HOMOGENEOUS),
-    "Sigmoid": OperatorFacts(F.UNARY, T.POINTWISE | T.SAME_SIZE | T.INJECTIVE | T.PROBABILITY),
+    "Relu": OperatorFacts(
+        F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.CAN_EMPTY | T.SAME_SIZE | T.HOMOGENEOUS | T.PASSES_INTEGERS
+    ),
+    "LeakyRelu": OperatorFacts(
+        F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.CAN_EMPTY | T.SAME_SIZE | T.HOMOGENEOUS | T.PASSES_INTEGERS
+    ),
+    "Sigmoid": OperatorFacts(F.UNARY, T.POINTWISE | T.SAME_SIZE | T.INJECTIVE | T.PROBABILITY | T.PASSES_INTEGERS),
     "Tanh": OperatorFacts(F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.SAME_SIZE | T.INJECTIVE),
     "Elu": OperatorFacts(F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.CAN_EMPTY | T.SAME_SIZE),
     "Selu": OperatorFacts(F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.SAME_SIZE),
@@ -77,7 +95,7 @@ STANDARD_FACTS: Mapping[str, OperatorFacts] = {
     "Gelu": OperatorFacts(F.UNARY, T.NO_WEIGHT | T.POINTWISE | T.KEEPS_ZERO | T.SAME_SIZE),
     "Swish": OperatorFacts(F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.SAME_SIZE),
     "ThresholdedRelu": OperatorFacts(F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.SAME_SIZE),
-    "Clip": OperatorFacts(F.UNARY, T.POINTWISE | T.CAN_EMPTY | T.SAME_SIZE),
+    "Clip": OperatorFacts(F.UNARY, T.POINTWISE | T.CAN_EMPTY | T.SAME_SIZE | T.PASSES_INTEGERS),
     "Abs": OperatorFacts(F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.SAME_SIZE | T.HOMOGENEOUS),
     "Neg": OperatorFacts(F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.SAME_SIZE | T.INJECTIVE),
     "Exp": OperatorFacts(F.UNARY, T.POINTWISE | T.SAME_SIZE | T.INJECTIVE),
@@ -128,10 +146,18 @@ STANDARD_FACTS: Mapping[str, OperatorFacts] = {
     ),
     "ImageScaler": OperatorFacts(F.PARAMETRIC),
     "Add": OperatorFacts(
-        F.JOIN, T.POINTWISE | T.JOINS_ZEROS | T.INJECTIVE | T.ADDS | T.ARITHMETIC | T.COMMUTES | T.COMPARED_INSIDE
+        F.JOIN,
+        T.POINTWISE
+        | T.JOINS_ZEROS
+        | T.INJECTIVE
+        | T.ADDS
+        | T.ARITHMETIC
+        | T.COMMUTES
+        | T.COMPARED_INSIDE
+        | T.PASSES_INTEGERS,
     ),
     "Sub": OperatorFacts(F.JOIN, T.POINTWISE | T.JOINS_ZEROS | T.INJECTIVE | T.ADDS | T.ARITHMETIC),
-    "Mul": OperatorFacts(F.JOIN, T.POINTWISE | T.INJECTIVE | T.ARITHMETIC | T.COMMUTES | T.SCALES),
+    "Mul": OperatorFacts(F.JOIN, T.POINTWISE | T.INJECTIVE | T.ARITHMETIC | T.COMMUTES | T.SCALES | T.PASSES_INTEGERS),
     "Div": OperatorFacts(F.JOIN, T.POINTWISE | T.ZERO_WITH_FIRST | T.INJECTIVE | T.ARITHMETIC | T.SCALES | T.DIVIDES),
     "Min": OperatorFacts(F.JOIN, T.POINTWISE | T.JOINS_ZEROS | T.EXTREME),
     "Max": OperatorFacts(F.JOIN, T.POINTWISE | T.JOINS_ZEROS | T.EXTREME),
@@ -162,30 +188,44 @@ STANDARD_FACTS: Mapping[str, OperatorFacts] = {
     "ReduceLogSum": OperatorFacts(F.REDUCTION),
     "ReduceLogSumExp": OperatorFacts(F.REDUCTION),
     "CumSum": OperatorFacts(F.REDUCTION, T.KEEPS_ZERO | T.ACCUMULATES),
-    "AveragePool": OperatorFacts(F.POOLING, T.KEEPS_ZERO | T.ACCUMULATES | T.HOMOGENEOUS),
-    "MaxPool": OperatorFacts(F.POOLING, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.EXTREME | T.HOMOGENEOUS),
+    "AveragePool": OperatorFacts(F.POOLING, T.KEEPS_ZERO | T.ACCUMULATES | T.HOMOGENEOUS | T.PASSES_INTEGERS),
+    "MaxPool": OperatorFacts(
+        F.POOLING, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.EXTREME | T.HOMOGENEOUS | T.PASSES_INTEGERS
+    ),
     "LpPool": OperatorFacts(F.POOLING, T.KEEPS_ZERO | T.ACCUMULATES | T.NORM),
-    "GlobalAveragePool": OperatorFacts(F.POOLING, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.WHOLE_SUM | T.HOMOGENEOUS),
+    "GlobalAveragePool": OperatorFacts(
+        F.POOLING, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.WHOLE_SUM | T.HOMOGENEOUS | T.PASSES_INTEGERS
+    ),
     "GlobalMaxPool": OperatorFacts(F.POOLING, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.EXTREME | T.HOMOGENEOUS),
     "GlobalLpPool": OperatorFacts(F.POOLING, T.KEEPS_ZERO | T.ACCUMULATES | T.NORM | T.WHOLE_SUM),
     "MaxUnpool": OperatorFacts(F.POOLING, T.KEEPS_ZERO),
     "RoiAlign": OperatorFacts(F.POOLING, T.KEEPS_ZERO),
     "MaxRoiPool": OperatorFacts(F.POOLING, T.KEEPS_ZERO),
-    "Resize": OperatorFacts(F.SAMPLING, T.KEEPS_ZERO | T.BORDERED | T.MOVES),
+    "Resize": OperatorFacts(F.SAMPLING, T.KEEPS_ZERO | T.BORDERED | T.MOVES | T.PASSES_INTEGERS),
     "Upsample": OperatorFacts(F.SAMPLING, T.KEEPS_ZERO | T.MOVES),
     "GridSample": OperatorFacts(F.SAMPLING, T.KEEPS_ZERO),
-    "Reshape": OperatorFacts(F.RESHAPE, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.INJECTIVE | T.MOVES | T.CARRIES),
-    "Flatten": OperatorFacts(F.RESHAPE, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.INJECTIVE | T.MOVES | T.CARRIES),
-    "Squeeze": OperatorFacts(F.RESHAPE, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.INJECTIVE | T.MOVES | T.CARRIES),
-    "Unsqueeze": OperatorFacts(F.RESHAPE, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.INJECTIVE | T.MOVES | T.CARRIES),
-    "Transpose": OperatorFacts(F.MOVEMENT, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.INJECTIVE | T.MOVES | T.CARRIES),
+    "Reshape": OperatorFacts(
+        F.RESHAPE, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.INJECTIVE | T.MOVES | T.CARRIES | T.PASSES_INTEGERS
+    ),
+    "Flatten": OperatorFacts(
+        F.RESHAPE, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.INJECTIVE | T.MOVES | T.CARRIES | T.PASSES_INTEGERS
+    ),
+    "Squeeze": OperatorFacts(
+        F.RESHAPE, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.INJECTIVE | T.MOVES | T.CARRIES | T.PASSES_INTEGERS
+    ),
+    "Unsqueeze": OperatorFacts(
+        F.RESHAPE, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.INJECTIVE | T.MOVES | T.CARRIES | T.PASSES_INTEGERS
+    ),
+    "Transpose": OperatorFacts(
+        F.MOVEMENT, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.INJECTIVE | T.MOVES | T.CARRIES | T.PASSES_INTEGERS
+    ),
     "Expand": OperatorFacts(F.MOVEMENT, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.MOVES),
     "Tile": OperatorFacts(F.MOVEMENT, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.MOVES),
     "DepthToSpace": OperatorFacts(F.MOVEMENT, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.MOVES),
     "SpaceToDepth": OperatorFacts(F.MOVEMENT, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.MOVES),
     "Col2Im": OperatorFacts(F.MOVEMENT, T.KEEPS_ZERO),
     "Crop": OperatorFacts(F.MOVEMENT),
-    "Slice": OperatorFacts(F.MOVEMENT, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.MOVES),
+    "Slice": OperatorFacts(F.MOVEMENT, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.MOVES | T.PASSES_INTEGERS),
     "Pad": OperatorFacts(F.MOVEMENT, T.BORDERED | T.CAN_EMPTY | T.MOVES),
     "Gather": OperatorFacts(F.MOVEMENT, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.MOVES),
     "GatherElements": OperatorFacts(F.MOVEMENT, T.KEEPS_ZERO),
@@ -194,9 +234,10 @@ STANDARD_FACTS: Mapping[str, OperatorFacts] = {
     "Trilu": OperatorFacts(F.MOVEMENT),
     "RotaryEmbedding": OperatorFacts(F.MOVEMENT, T.KEEPS_ZERO),
     "Concat": OperatorFacts(
-        F.ASSEMBLY, T.JOINS_ZEROS | T.PASSES_CONSTANT | T.CAN_EMPTY | T.INJECTIVE | T.COMPARED_INSIDE
+        F.ASSEMBLY,
+        T.JOINS_ZEROS | T.PASSES_CONSTANT | T.CAN_EMPTY | T.INJECTIVE | T.COMPARED_INSIDE | T.PASSES_INTEGERS,
     ),
-    "Split": OperatorFacts(F.ASSEMBLY, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.MOVES),
+    "Split": OperatorFacts(F.ASSEMBLY, T.KEEPS_ZERO | T.PASSES_CONSTANT | T.MOVES | T.PASSES_INTEGERS),
     "ScatterElements": OperatorFacts(F.SCATTER),
     "Scatter": OperatorFacts(F.SCATTER),
     "ScatterND": OperatorFacts(F.SCATTER),

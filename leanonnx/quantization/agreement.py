@@ -10,7 +10,10 @@ import numpy as np
 import onnx
 
 from leanonnx.numeric.arrays import Array
+from leanonnx.operators.facts import Family, Trait
+from leanonnx.operators.table import names_of, names_with
 from leanonnx.quantization.preparation import relative_difference
+from leanonnx.quantization.simulation import QUANTIZERS
 from leanonnx.runtime.fastpath import optimised_nodes
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import Feed, run
@@ -19,12 +22,8 @@ LEVEL_COUNT = 256
 """Numbers that 8 bits tell apart."""
 MAX_STEPS = 4.0
 """Steps of 8 bits by which an output may differ from that of the simulation: rounding at each layer may fall apart."""
-INTEGER_PRODUCTS = {
-    *("QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "ConvIntegerToFloat", "MatMulInteger"),
-    *("MatMulIntegerToFloat", "DynamicQuantizeMatMul"),
-}
+INTEGER_PRODUCTS = names_with(Trait.QUANTISED) & names_of(Family.CONVOLUTION, Family.GEMM, Family.MATMUL)
 """Operators of optimised graphs that sum products of integers."""
-CONVERSION_NODES = {"QuantizeLinear", "DequantizeLinear"}
 
 
 @dataclass(frozen=True)
@@ -105,5 +104,5 @@ def integer_nodes(path: Path, setting: Setting) -> IntegerNodes | None:
     operators = [node.op_type for node in optimised_nodes(path, setting)]
     return IntegerNodes(
         sum(operator in INTEGER_PRODUCTS for operator in operators),
-        sum(operator in CONVERSION_NODES for operator in operators),
+        sum(operator in QUANTIZERS for operator in operators),
     )

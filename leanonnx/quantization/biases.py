@@ -21,7 +21,7 @@ from leanonnx.graph.nodes import BIAS, BIASED, fresh_name, standard_name
 from leanonnx.graph.view import GraphView
 from leanonnx.numeric.arrays import Array, Floats
 from leanonnx.quantization.kernels import KernelLayer
-from leanonnx.quantization.simulation import simulated
+from leanonnx.quantization.simulation import simulation_of
 from leanonnx.recovery.changes import set_constant
 from leanonnx.runtime.probes import tensor_values
 from leanonnx.runtime.sessions import Feed, run_node
@@ -56,7 +56,7 @@ def with_corrected_biases(
     Raises:
         RunFailed: a model cannot be run.
     """
-    simulation = simulated(quantised)
+    simulation = simulation_of(quantised)
     biased = [each for each in layers if standard_name(each.node) in BIASED]
     places = _places(proto, biased, quantised, simulation)
     names = [name for place in places for name in (place.before, place.after)]
@@ -80,13 +80,7 @@ def _places(
     places = []
     for each in layers:
         node = nodes[each.layer.name]
-        after = before = node.input[0]
-        for operator in ("DequantizeLinear", "QuantizeLinear"):
-            source = view.producer(before)
-            if source is None or source.op_type != operator:
-                before = after
-                break
-            before = source.input[0]
+        after, before = node.input[0], _before_rounding(view, node.input[0])
         source = floats.producer(each.node.input[0])
         if source is not None and before != after and source.name not in nodes:
             swallowed = simulation.graph.node.add()
@@ -96,6 +90,15 @@ def _places(
         weight = np.asarray(rounded.constant(node.input[1]))
         places.append(_Place(layer=each, before=before, after=after, weight=weight))
     return places
+
+
+def _before_rounding(view: GraphView, name: str) -> str:
+    """The tensor that integers stand for when they are read as ``name``; the same if none do."""
+    reader = view.producer(name)
+    if reader is None or reader.op_type != "DequantizeLinear":
+        return name
+    writer = view.producer(reader.input[0])
+    return writer.input[0] if writer is not None and writer.op_type == "QuantizeLinear" else name
 
 
 def _means(

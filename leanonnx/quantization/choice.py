@@ -22,9 +22,9 @@ from leanonnx.quantization.kernels import kernel_layers
 from leanonnx.quantization.layers import NOT_FINITE, Layer, carriers_between, number_tensors
 from leanonnx.quantization.preparation import Prepared
 from leanonnx.quantization.qdq import quantised_model
-from leanonnx.quantization.ranges import RANGE_METHODS, Observed, Ranges, nearest_ranges, observe, ranges_by
+from leanonnx.quantization.ranges import RANGE_METHODS, Observed, Ranges, nearest_ranges, observe_activations, ranges_by
 from leanonnx.quantization.savings import by_loss_per_ms, observed_shapes, priced_layers, saved_ms
-from leanonnx.quantization.simulation import simulated
+from leanonnx.quantization.simulation import simulation_of
 from leanonnx.quantization.weights import RoundWeights, compensated_weights, nearest_weights
 from leanonnx.recovery.draft import calibration_batch, paired_distances
 from leanonnx.recovery.equalise import equalise
@@ -135,17 +135,17 @@ class _Search:
         if not able:
             slower = any(layer.is_slower for layer in layers)
             return Int8Choice(proto=None, layers=layers, reason=NONE_FASTER if slower else NO_LAYER)
-        plain = self.measured([self.recipe_by(way, self.proto, self.observed) for way in RANGE_METHODS])
+        plain = self.measure([self.recipe_by(way, self.proto, self.observations) for way in RANGE_METHODS])
         recipe = nearest = min(plain, key=lambda each: each.error)
         progress(0.15, "ranges")
         steps: tuple[Callable[[_Recipe], list[_Recipe]], ...] = (
-            self.mixed,
-            self.equalised,
-            self.compensated,
-            self.corrected,
+            self.mix_ranges,
+            self.equalise_channels,
+            self.compensate,
+            self.correct_biases,
         )
         for index, step in enumerate(steps):
-            recipe = min((recipe, *self.measured(step(recipe))), key=lambda each: each.error)
+            recipe = min((recipe, *self.measure(step(recipe))), key=lambda each: each.error)
             progress(0.15 + 0.15 * (index + 1), step.__name__)
         choice = Int8Choice(
             proto=self.candidate(recipe, able),
@@ -164,36 +164,36 @@ class _Search:
         method = next(each for each in RANGE_METHODS if each == way)
         return _Recipe(proto=proto, ranges=ranges_by(method, observed, self.kind), method=way)
 
-    def mixed(self, recipe: _Recipe) -> list[_Recipe]:
+    def mix_ranges(self, recipe: _Recipe) -> list[_Recipe]:
         """A way chosen for each tensor; without corrections, of which there are none yet."""
-        return [self.mixed_of(recipe.proto, self.observed)]
+        return [self.recipe_with_mixed_ranges(recipe.proto, self.observations)]
 
-    def mixed_of(self, proto: onnx.ModelProto, observed: Observed) -> _Recipe:
+    def recipe_with_mixed_ranges(self, proto: onnx.ModelProto, observed: Observed) -> _Recipe:
         """The recipe with a way chosen for each tensor."""
         ways = [ranges_by(method, observed, self.kind) for method in RANGE_METHODS]
         layers = kernel_layers(proto, self.able)
-        feeds, runs = self.compared.feeds(self.batch), -(-self.compared.count // self.batch)
+        feeds, runs = self.comparison_data.feeds(self.batch), -(-self.comparison_data.count // self.batch)
         ranges = nearest_ranges(proto, layers, ways, self.kind, feeds, runs, self.dag.model.libraries)
         return _Recipe(proto=proto, ranges=ranges, method=MIXED)
 
-    def equalised(self, recipe: _Recipe) -> list[_Recipe]:
+    def equalise_channels(self, recipe: _Recipe) -> list[_Recipe]:
         """Channels equalised between layers, with new ranges."""
-        proto = equalise(self.proto, self.observed.peaks)
+        proto = equalise(self.proto, self.observations.peaks)
         if proto == self.proto:
             return []
-        observed = self.observe(proto)
+        observed = self.observe_activations(proto)
         way = recipe.method
-        made = self.mixed_of(proto, observed) if way == MIXED else self.recipe_by(way, proto, observed)
+        made = self.recipe_with_mixed_ranges(proto, observed) if way == MIXED else self.recipe_by(way, proto, observed)
         return [made.and_also(EQUALISED)]
 
-    def compensated(self, recipe: _Recipe) -> list[_Recipe]:
+    def compensate(self, recipe: _Recipe) -> list[_Recipe]:
         """Weights rounded such that they make up for each other's errors."""
         layers, libraries = kernel_layers(recipe.proto, self.able), self.dag.model.libraries
         runs = -(-self.fitted.count // self.batch)
         rounding = compensated_weights(recipe.proto, layers, self.fitted_feeds, runs, libraries)
         return [replace(recipe, round_weights=rounding).and_also(COMPENSATED)]
 
-    def corrected(self, recipe: _Recipe) -> list[_Recipe]:
+    def correct_biases(self, recipe: _Recipe) -> list[_Recipe]:
         """Biases that take back mean errors."""
         quantised, layers = self.candidate(recipe, self.able), kernel_layers(recipe.proto, self.able)
         libraries = self.dag.model.libraries
@@ -209,16 +209,16 @@ class _Search:
         able, added, few = self.able, list[float](), self.held.subsample(MAX_SENSITIVITY_SAMPLES)
         for start in range(0, len(able), COMPARED_AT_ONCE):
             part = able[start : start + COMPARED_AT_ONCE]
-            added += self.errors([simulated(self.candidate(recipe, [layer])) for layer in part], few)
+            added += self.errors([simulation_of(self.candidate(recipe, [layer])) for layer in part], few)
             progress(0.75 + 0.15 * (start + len(part)) / len(able), part[-1].name)
         lost = dict(zip((layer.name for layer in able), added, strict=True))
-        order = by_loss_per_ms(lost, self.saved)
+        order = by_loss_per_ms(lost, self.savings)
         seen: dict[int, Int8Choice] = {0: choice}
 
         def look(count: int) -> bool:
             reasons = {name: SENSITIVE.format(lost[name]) for name in order[:count]}
             proto = self.candidate(recipe, [layer for layer in able if layer.name not in reasons])
-            (error,) = self.errors([simulated(proto)])
+            (error,) = self.errors([simulation_of(proto)])
             layers = tuple(
                 replace(layer, reason=layer.reason or reasons.get(layer.name, "")) for layer in choice.layers
             )
@@ -238,20 +238,20 @@ class _Search:
         carriers = carriers_between(recipe.proto, {layer.name for layer in layers}, self.unbounded_nodes)
         return quantised_model(recipe.proto, layers, carriers, recipe.ranges, self.kind, recipe.round_weights)
 
-    def measured(self, recipes: Sequence[_Recipe]) -> list[_Recipe]:
+    def measure(self, recipes: Sequence[_Recipe]) -> list[_Recipe]:
         """Recipes with the errors of the candidates that have all layers in integers."""
-        errors = self.errors([simulated(self.candidate(recipe, self.able)) for recipe in recipes])
+        errors = self.errors([simulation_of(self.candidate(recipe, self.able)) for recipe in recipes])
         return [replace(recipe, error=error) for recipe, error in zip(recipes, errors, strict=True)]
 
     def errors(self, models: Sequence[Source], samples: Dataset | None = None) -> list[float]:
         """Distances of models to the float model, on held-out samples."""
-        data, distances = samples or self.compared, list[float]()
+        data, distances = samples or self.comparison_data, list[float]()
         for start in range(0, len(models), COMPARED_AT_ONCE):
             parts = paired_distances(self.dag, models[start : start + COMPARED_AT_ONCE], data, self.proto)
             distances += [float(row.mean()) for row in parts]
         return distances
 
-    def observe(self, proto: onnx.ModelProto) -> Observed:
+    def observe_activations(self, proto: onnx.ModelProto) -> Observed:
         """Observations of the tensors that nodes in integers may read or write."""
         layers = {layer.name for layer in self.priced_by_table if not layer.reason}
         nodes = layers.union(carriers_between(proto, layers))
@@ -263,15 +263,15 @@ class _Search:
             for name in (*node.input, *node.output)
             if name and name not in constants
         }
-        return observe(proto, names, self.fitted_feeds(), self.dag.model.libraries)
+        return observe_activations(proto, names, self.fitted_feeds(), self.dag.model.libraries)
 
     @cached_property
-    def observed(self) -> Observed:
+    def observations(self) -> Observed:
         """Observations of the float model."""
-        return self.observe(self.proto)
+        return self.observe_activations(self.proto)
 
     @cached_property
-    def compared(self) -> Dataset:
+    def comparison_data(self) -> Dataset:
         """Samples on which candidates are compared."""
         return self.held.subsample(MAX_COMPARED_SAMPLES)
 
@@ -287,7 +287,7 @@ class _Search:
     @cached_property
     def unbounded_nodes(self) -> frozenset[str]:
         """Nodes that read or write numbers without a range."""
-        known = self.observed.histograms.keys() | {tensor.name for tensor in self.proto.graph.initializer}
+        known = self.observations.histograms.keys() | {tensor.name for tensor in self.proto.graph.initializer}
         return frozenset(node.name for node in self.proto.graph.node if not known.issuperset(number_tensors(node)))
 
     @cached_property
@@ -302,7 +302,7 @@ class _Search:
         return observed_shapes(self.proto, first, self.dag.model.libraries)
 
     @property
-    def saved(self) -> dict[str, float]:
+    def savings(self) -> dict[str, float]:
         """ms that layers save in integers by the table; none without one."""
         table = self.kind.table
         saved = {} if table is None else saved_ms(self.proto, self.shapes, table)

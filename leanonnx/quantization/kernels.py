@@ -44,7 +44,7 @@ class KernelLayer:
         """Number of inputs · taps of a group, K."""
         return int(self.kernels.shape[2])
 
-    def stored(self, kernels: Array) -> Array:
+    def in_weight_layout(self, kernels: Array) -> Array:
         """Numbers [G, O, K] in the layout of the weight."""
         if self.window is None:
             return kernels[0] if self.layer.axis == 0 else np.ascontiguousarray(kernels[0].T)

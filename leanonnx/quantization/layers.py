@@ -9,15 +9,14 @@ import onnx
 
 from leanonnx.graph.nodes import attribute, standard_name
 from leanonnx.graph.view import GraphView, default_initializers
+from leanonnx.operators.facts import Family, Trait
+from leanonnx.operators.table import names_of, names_with
 
-WEIGHTED_OPERATORS = {"Conv", "Gemm", "MatMul"}
+WEIGHTED_OPERATORS = names_with(Trait.INTEGER_KERNELS)
 """Operators with integer kernels."""
-CARRIERS = {
-    *("Relu", "Clip", "LeakyRelu", "Sigmoid", "Add", "Mul", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool"),
-    *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Resize", "Slice", "Split"),
-}
+CARRIERS = names_with(Trait.PASSES_INTEGERS)
 """Operators that run on integers as well, so that those between quantised layers need not convert to floats."""
-JOINS = {"Add", "Mul", "Concat"}
+INTEGER_JOINS = CARRIERS & (names_of(Family.JOIN) | names_with(Trait.JOINS_ZEROS))
 """Those of them that compute with all their inputs."""
 COMPUTED_WEIGHT = "its weight is no stored constant"
 OVERRIDABLE_WEIGHT = "its weight is a graph input that a caller may override"
@@ -125,7 +124,7 @@ def _tensors(node: onnx.NodeProto, constants: Collection[str]) -> Iterator[str]:
 
 def number_tensors(node: onnx.NodeProto) -> list[str]:
     """Tensors of a node that hold the numbers it computes with: no shapes, sizes or limits."""
-    inputs = node.input if node.op_type in JOINS else node.input[:1]
+    inputs = node.input if node.op_type in INTEGER_JOINS else node.input[:1]
     return [name for name in (*inputs, *node.output) if name]
 
 

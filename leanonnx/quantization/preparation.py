@@ -67,7 +67,7 @@ def check_quantisable(model: Model) -> None:
             f"leave out {asked}"
         )
     if model.opset < LEAST_OPSET:
-        _converted(proto, model.path)
+        _convert(proto, model.path)
 
 
 def _reads_weight(node: onnx.NodeProto) -> bool:
@@ -88,7 +88,7 @@ def prepare(proto: onnx.ModelProto, path: Path, feeds: Sequence[Feed], libraries
     """
     before = GraphView(proto).opset
     folded = tidy(_with_free_constants(proto), merge=True).proto
-    raised = _converted(folded, path) if before < LEAST_OPSET else _copy(folded)
+    raised = _convert(folded, path) if before < LEAST_OPSET else _copy(folded)
     raised.ir_version = max(raised.ir_version, LEAST_IR)
     _unshare_biases(raised)
     _name_nodes(raised)
@@ -101,7 +101,7 @@ def prepare(proto: onnx.ModelProto, path: Path, feeds: Sequence[Feed], libraries
     return Prepared(raised, before if before < LEAST_OPSET else None)
 
 
-def _converted(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+def _convert(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     """The model in operator set ``LEAST_OPSET``.
 
     Raises:

@@ -37,7 +37,7 @@ class Observed:
     peaks: Mapping[str, Floats]
 
 
-def observe(
+def observe_activations(
     proto: onnx.ModelProto, names: Collection[str], feeds: Iterable[Feed], libraries: Sequence[Path] = ()
 ) -> Observed:
     """Observe float tensors on real inputs; those of other types or with numbers that are not finite are left out.

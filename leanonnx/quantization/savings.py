@@ -55,7 +55,7 @@ class LayerCosts:
     integers: float
 
     @property
-    def saved(self) -> float:
+    def gain(self) -> float:
         """ms that integers save; negative where they are slower."""
         return self.floats - self.integers
 
@@ -68,7 +68,7 @@ def saved_ms(proto: onnx.ModelProto, shapes: Shapes, target: Hardware) -> dict[s
         shapes: shapes of its tensors; layers whose output has none, or not as many axes as it must, are left out.
         target: the cost table.
     """
-    return {name: times.saved for name, times in layer_costs(proto, shapes, target).items()}
+    return {name: times.gain for name, times in layer_costs(proto, shapes, target).items()}
 
 
 def layer_costs(proto: onnx.ModelProto, shapes: Shapes, target: Hardware) -> dict[str, LayerCosts]:
@@ -222,9 +222,9 @@ def priced_layers(proto: onnx.ModelProto, kind: Int8Format, shapes: Shapes) -> t
     converted = conversions(proto, able, shapes, table)
 
     def cost(chosen: frozenset[str]) -> float:
-        return converted(chosen) - sum(times[name].saved for name in chosen & times.keys())
+        return converted(chosen) - sum(times[name].gain for name in chosen & times.keys())
 
-    starts = frozenset(able), frozenset(able - {name for name, each in times.items() if each.saved < 0})
+    starts = frozenset(able), frozenset(able - {name for name, each in times.items() if each.gain < 0})
     chosen = min((_descend(start, times, cost) for start in dict.fromkeys(starts)), key=cost)
     return tuple(
         replace(layer, reason=_reason(times[layer.name], table.name), is_slower=True)
@@ -249,9 +249,9 @@ def _descend(start: frozenset[str], names: Collection[str], cost: ChoiceCost) ->
 
 
 def _reason(times: LayerCosts, name: str) -> str:
-    if times.saved < 0:
+    if times.gain < 0:
         return SLOWER.format(name, times.floats / times.integers)
-    return NOT_WORTH_IT.format(name, times.saved)
+    return NOT_WORTH_IT.format(name, times.gain)
 
 
 def by_loss_per_ms(added: Mapping[str, float], saved: Mapping[str, float]) -> list[str]:

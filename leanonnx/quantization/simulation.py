@@ -12,9 +12,13 @@ from leanonnx.graph.formats import value_names
 from leanonnx.graph.nodes import attribute, fresh_name
 from leanonnx.graph.view import GraphView
 from leanonnx.numeric.arrays import Array
+from leanonnx.operators.facts import Family
+from leanonnx.operators.table import names_of
+
+QUANTIZERS = names_of(Family.QUANTIZER)
 
 
-def simulated(proto: onnx.ModelProto) -> onnx.ModelProto:
+def simulation_of(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The float model that computes what a model of QuantizeLinear and DequantizeLinear nodes computes."""
     return _Simulation(proto).result()
 
@@ -41,7 +45,7 @@ class _Simulation:
         model.CopyFrom(self.proto)
         used = {name for node in self.nodes for name in node.input}
         used |= {value.name for value in (*model.graph.output, *model.graph.input)}
-        integers = {name for node in self.proto.graph.node if "quantizeLinear" in node.op_type for name in node.input}
+        integers = {name for node in self.proto.graph.node if node.op_type in QUANTIZERS for name in node.input}
         kept = [t for t in self.proto.graph.initializer if t.name in used or t.name not in integers]
         integer_outputs = {o for n in self.proto.graph.node if n.op_type == "QuantizeLinear" for o in n.output}
         noted = [value for value in self.proto.graph.value_info if value.name not in integer_outputs]

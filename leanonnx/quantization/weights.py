@@ -15,9 +15,11 @@ from leanonnx.numeric.rounding import round_compensated, round_nearest
 from leanonnx.quantization.kernels import KernelLayer, patch_runs
 from leanonnx.runtime.sessions import Feed
 
-ROWS_PER_FEATURE = 4
+MOMENT_ROWS_PER_FEATURE = 8
 """Positions of a layer, over all inputs, for each of its features."""
-MAX_FEATURES = 2_500
+MIN_MOMENT_ROWS = 8192
+"""Least number of these positions, as far as there are so many."""
+MAX_ROUNDED_FEATURES = 2_500
 """Number of features of a layer up to which its weights are rounded together."""
 MAX_MOMENT_NUMBERS = 1 << 26
 """Numbers in the moments that one pass over the inputs measures."""
@@ -28,7 +30,7 @@ RoundWeights = Callable[[KernelLayer, Floats, int], Array]
 
 def nearest_weights(layer: KernelLayer, scales: Floats, bits: int) -> Array:
     """Each weight as the nearest integer."""
-    return layer.stored(round_nearest(layer.kernels, scales, bits))
+    return layer.in_weight_layout(round_nearest(layer.kernels, scales, bits))
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class CompensatedWeights:
             return nearest_weights(layer, scales, bits)
         key = layer.layer.name, scales.tobytes()
         if key not in self.integers:
-            self.integers[key] = layer.stored(round_compensated(layer.kernels, moment, scales, bits))
+            self.integers[key] = layer.in_weight_layout(round_compensated(layer.kernels, moment, scales, bits))
         return self.integers[key]
 
 
@@ -56,7 +58,7 @@ def compensated_weights(
     runs: int,
     libraries: Sequence[Path] = (),
 ) -> CompensatedWeights:
-    """Measure the moments of all layers with at most ``MAX_FEATURES``.
+    """Measure the moments of all layers with at most ``MAX_ROUNDED_FEATURES``.
 
     Args:
         proto: the float model.
@@ -69,8 +71,9 @@ def compensated_weights(
         RunFailed: the model cannot be run.
     """
     moments: dict[str, Floats] = {}
-    for part in _parts([each for each in layers if each.features <= MAX_FEATURES]):
-        rows = {each.layer.name: -(-ROWS_PER_FEATURE * each.features // max(runs, 1)) for each in part}
+    for part in _parts([each for each in layers if each.features <= MAX_ROUNDED_FEATURES]):
+        wanted = {each.layer.name: max(MIN_MOMENT_ROWS, MOMENT_ROWS_PER_FEATURE * each.features) for each in part}
+        rows = {name: -(-count // max(runs, 1)) for name, count in wanted.items()}
         counts = dict.fromkeys(rows, 0)
         for patches in patch_runs(proto, part, feeds(), rows, libraries):
             for name, x in patches.items():

@@ -54,7 +54,7 @@ class _Layer:
         dims = view.shape_of(self.weight)
         if self.node.op_type == "ConvTranspose":
             return dims[1] * self.groups
-        return dims[0] if self.is_convolution or self._turned else dims[1]
+        return dims[0] if self.is_convolution or self._is_turned else dims[1]
 
     def inputs(self, view: GraphView) -> int:
         """Number of input channels."""
@@ -63,21 +63,21 @@ class _Layer:
             return dims[0]
         if self.is_convolution:
             return dims[1] * self.groups
-        return dims[1] if self._turned else dims[0]
+        return dims[1] if self._is_turned else dims[0]
 
     def axis(self, view: GraphView) -> int:
         """Axis of the output along which its channels lie, counted from the end."""
         return 1 - len(view.shape_of(self.weight)) if self.is_convolution else -1
 
     @property
-    def _turned(self) -> bool:
+    def _is_turned(self) -> bool:
         """True if the weight of a matrix product is stored as [O, I]."""
         return standard_name(self.node) == "Gemm" and bool(attribute(self.node, "transB", 0))
 
     def kernels(self, weight: Array) -> Array:
         """A view of the stored weight as [G, O, I, taps]."""
         if not self.is_convolution:
-            return (weight if self._turned else weight.T)[None, :, :, None]
+            return (weight if self._is_turned else weight.T)[None, :, :, None]
         split = weight.reshape(self.groups, weight.shape[0] // self.groups, weight.shape[1], -1)
         return split.swapaxes(1, 2) if self.node.op_type == "ConvTranspose" else split
 

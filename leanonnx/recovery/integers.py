@@ -3,8 +3,8 @@
 An integer q stands for (q − zero point) · scale.  Two forms occur:
 
 * a float operator reads a DequantizeLinear of the stored integers;
-* an integer operator (``FORMS``) reads the integers themselves; then the tensors that it reads and outputs are integers
-  as well, with scales and zero points of their own.
+* an integer operator (``INTEGER_FORMS``) reads the integers themselves; then the tensors that it reads and outputs are
+  integers as well, with scales and zero points of their own.
 
 The unit of an int32 bias is the product of the scales of the weight and of the data.
 """
@@ -27,7 +27,7 @@ from leanonnx.recovery.route import Route, count_reads, dequantised_route
 STORED_TYPES = (np.dtype(np.int8), np.dtype(np.uint8))
 SEVEN_BITS = {"int8": (-64, 64), "uint8": (0, 128)}
 """Integers of weights that are limited to 7 bits, for processors without VNNI, by type."""
-QUANTISED = "its weight is quantised"
+QUANTISED_WEIGHT = "its weight is quantised"
 """The reason why a layer with other integers than these cannot be fitted."""
 QUANTISED_SHARED = "its weight is quantised and shared"
 
@@ -45,7 +45,7 @@ class IntegerSlots:
     bias: int
 
 
-FORMS: Mapping[str, IntegerSlots] = {
+INTEGER_FORMS: Mapping[str, IntegerSlots] = {
     "QLinearConv": IntegerSlots("Conv", (1, 2), 3, 4, 5, (6, 7), 8),
     "QLinearMatMul": IntegerSlots("MatMul", (1, 2), 3, 4, 5, (6, 7), -1),
     "ConvInteger": IntegerSlots("Conv", (-1, 2), 1, -1, 3, (-1, -1), -1),
@@ -142,18 +142,18 @@ def stored_integers(model: Model, node: onnx.NodeProto, slot: int) -> tuple[Inte
 
     None if the weight is none of integers.
     """
-    form = FORMS.get(standard_name(node))
+    form = INTEGER_FORMS.get(standard_name(node))
     if form is None:
         return _dequantised(model, node, slot)
     if slot != form.weight or node.input[slot] not in model.origins:
-        return QUANTISED
+        return QUANTISED_WEIGHT
     names = [node.input[k] if 0 <= k < len(node.input) else "" for k in (form.scale, form.zero, form.bias)]
     pairs = [[node.input[k] if 0 <= k < len(node.input) else "" for k in pair] for pair in (form.data, form.output)]
     if not {*names, *pairs[0], *pairs[1]} <= model.origins.keys() | {""}:
-        return QUANTISED
+        return QUANTISED_WEIGHT
     reads, writes = (_activations(model, *pair) for pair in pairs)
     if reads is None or writes is None:
-        return QUANTISED
+        return QUANTISED_WEIGHT
     axis = 0 if form.operator == "Conv" else -1
     weight, scale, zero, bias = (model.origins.get(name, "") for name in (node.input[slot], *names))
     made = _weight(model, (weight, scale, zero), axis, (bias, ""), (reads, writes))
@@ -168,7 +168,7 @@ def _dequantised(model: Model, node: onnx.NodeProto, slot: int) -> tuple[Integer
     route, maker = behind
     weight, scale, zero = (model.origins.get(name, "") for name in [*maker.input, ""][:3])
     if not scale or (len(maker.input) > 2 and not zero) or attribute(maker, "block_size", 0):
-        return QUANTISED
+        return QUANTISED_WEIGHT
     if count_reads(model, maker.output[0]) != 1:
         return QUANTISED_SHARED
     bias = _dequantised_bias(model, node)
@@ -187,7 +187,7 @@ def _dequantised_bias(model: Model, node: onnx.NodeProto) -> tuple[str, str] | s
     if not known or model.constant(maker.input[0]).dtype != np.int32 or count_reads(model, name) != 1:
         return "its bias is shared or computed"
     if len(maker.input) > 2 and np.any(model.constant(maker.input[2])):
-        return QUANTISED
+        return QUANTISED_WEIGHT
     return model.origins[maker.input[0]], model.origins[maker.input[1]]
 
 
@@ -211,9 +211,9 @@ def _weight(
     integers = model.constant(weight)
     sizes = {model.constant(name).size for name in (scale, zero) if name}
     if integers.dtype not in STORED_TYPES or not integers.ndim or (scale and not is_float(model.constant(scale))):
-        return QUANTISED
+        return QUANTISED_WEIGHT
     if not sizes <= {1, integers.shape[axis]}:
-        return QUANTISED
+        return QUANTISED_WEIGHT
     if count_reads(model, weight) != 1 or (bias[0] and count_reads(model, bias[0]) != 1):
         return QUANTISED_SHARED
     single = max(sizes, default=1) == 1
@@ -254,7 +254,7 @@ def original_floats(model: Model, node: onnx.NodeProto, slot: int, kernels: Floa
         slot: the slot of its weight.
         kernels: its integers [G, O, K].
     """
-    made = stored_integers(model, node, slot) if standard_name(node) in FORMS else None
+    made = stored_integers(model, node, slot) if standard_name(node) in INTEGER_FORMS else None
     if not isinstance(made, tuple):
         return None
     weight, size = made[0], math.prod(kernels.shape[:2])

@@ -26,7 +26,7 @@ from leanonnx.graph.positions import Window, window_of
 from leanonnx.numeric.arrays import Array, Floats, Ints
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.operators.table import CONVOLUTIONS
-from leanonnx.recovery.integers import FORMS, QUANTISED, IntegerWeight, bits_range, stored_integers
+from leanonnx.recovery.integers import INTEGER_FORMS, QUANTISED_WEIGHT, IntegerWeight, bits_range, stored_integers
 from leanonnx.recovery.route import Route, count_reads, route_to
 from leanonnx.rules.call import KernelBlock
 
@@ -239,7 +239,7 @@ def _layer(
     """Return the layer, or the reason why it cannot be refitted; ``fixed`` channels can never be removed."""
     node = compressed.proto.graph.node[after]
     operator = standard_name(node)
-    if operator not in LINEAR and operator not in FORMS:
+    if operator not in LINEAR and operator not in INTEGER_FORMS:
         return f"{node.op_type} is not a plain linear operator"
     stored = stored_integers(compressed, node, block.slot)
     if isinstance(stored, str):
@@ -247,11 +247,11 @@ def _layer(
     integers, route = stored or (None, route_to(compressed, node.input[block.slot]))
     if route is None:
         return "its weight is computed"
-    operator = FORMS[operator].operator if operator in FORMS else operator
+    operator = INTEGER_FORMS[operator].operator if operator in INTEGER_FORMS else operator
     weight = route.holder
     array = route.to_read(compressed.constant(weight))
     if integers is None and not is_float(array):
-        return QUANTISED
+        return QUANTISED_WEIGHT
     shared = count_reads(compressed, weight) != 1
     if shared and fixed[block.sources].all() and fixed[block.destinations].all():
         return FIXED
@@ -286,7 +286,7 @@ def _layer(
 def _with_bits(original: Model, compressed: Model, layer: LinearLayer, integers: IntegerWeight) -> LinearLayer | str:
     """The layer with the range of its integers in the original; the reason if it cannot be fitted."""
     if layer.scale_places(compressed) is None:
-        return QUANTISED
+        return QUANTISED_WEIGHT
     first = stored_integers(original, original.proto.graph.node[layer.before], layer.block.slot)
     model, weight = (original, first[0]) if isinstance(first, tuple) else (compressed, integers)
     lowest, highest = bits_range(model, weight)

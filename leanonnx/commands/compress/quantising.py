@@ -26,7 +26,7 @@ from leanonnx.quantization.choice import MAX_ADDED_ERROR, choose_int8
 from leanonnx.quantization.formats import Int8Format, int8_format
 from leanonnx.quantization.preparation import check_quantisable, prepare
 from leanonnx.quantization.result import Quantisation
-from leanonnx.quantization.simulation import simulated
+from leanonnx.quantization.simulation import simulation_of
 from leanonnx.recovery.draft import split_within_memory
 from leanonnx.runtime.sessions import Feed, RunFailed
 from leanonnx.runtime.subprocess_timing import compare_in_subprocess
@@ -77,12 +77,12 @@ def quantise(candidate: Candidate) -> Candidate:
     target = job.new_file("quantised")
     if draft.proto is not None:
         with job.clock.stage("prove"):
-            draft = _proven(candidate, draft, target, held or fitted)
+            draft = _with_proof(candidate, draft, target, held or fitted)
     changed, evidence = candidate, draft.evidence
     if evidence.is_kept and candidate.curve is not None:
-        changed, evidence = _judged(candidate, evidence, target)
+        changed, evidence = _with_judgement(candidate, evidence, target)
     if evidence.is_kept:
-        evidence = _timed(candidate, evidence, target)
+        evidence = _with_timing(candidate, evidence, target)
     warnings = (*candidate.warnings, *(draft.warnings if evidence.is_kept else ()))
     if not evidence.is_kept:
         return replace(candidate, quantisation=evidence, warnings=(*warnings, _kept_float(evidence)))
@@ -127,12 +127,12 @@ def _feeds(data: Dataset) -> list[Feed]:
     return list(data.subsample(SIMULATED_SAMPLES * (data.fixed_batch or 1)).feeds())
 
 
-def _proven(candidate: Candidate, draft: _Draft, target: Path, data: Dataset) -> _Draft:
+def _with_proof(candidate: Candidate, draft: _Draft, target: Path, data: Dataset) -> _Draft:
     """Write a model in integers, compare it with its simulation, and measure its deviation; the reason if it is bad."""
     job, evidence, warnings = candidate.job, draft.evidence, list(draft.warnings)
     assert draft.proto is not None
     feeds, libraries = _feeds(data), job.dag.model.libraries
-    simulation = simulated(draft.proto)
+    simulation = simulation_of(draft.proto)
     try:
         write_model(draft.proto, target, external=bool(job.dag.model.external_files))
         check_model(target)
@@ -166,7 +166,7 @@ def _deviations(job: CompressJob, models: list[Path | onnx.ModelProto], data: Da
     return compare_outputs(teacher, teacher.path, models, data, batch_size(data), replaced, channel_axes(job.dag))
 
 
-def _judged(candidate: Candidate, evidence: Quantisation, path: Path) -> tuple[Candidate, Quantisation]:
+def _with_judgement(candidate: Candidate, evidence: Quantisation, path: Path) -> tuple[Candidate, Quantisation]:
     """The candidate with one more look, at the model in integers; the reason if only the float one is tolerable."""
     curve = candidate.curve
     assert curve is not None
@@ -183,7 +183,7 @@ def _judged(candidate: Candidate, evidence: Quantisation, path: Path) -> tuple[C
     return replace(candidate, curve=replace(curve, looks=looks, chosen=len(looks) - 1)), evidence
 
 
-def _timed(candidate: Candidate, evidence: Quantisation, path: Path) -> Quantisation:
+def _with_timing(candidate: Candidate, evidence: Quantisation, path: Path) -> Quantisation:
     """The evidence with the time of the model in integers against the float one; the reason if it is no faster."""
     if not candidate.job.options.measures:
         return evidence
