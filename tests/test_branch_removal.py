@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ import onnx
 import pytest
 
 from leanonnx.api.verbs import compress, prove
-from leanonnx.commands.compress import branch_removal
+from leanonnx.commands.compress import branch_removal, timing
 from leanonnx.commands.compress.pipeline import load_dag
 from leanonnx.errors import PlanError
+from leanonnx.selection.branch_steps import branch_steps
 from leanonnx.surgery.plan import load_plan
 from tests.calibrated import deviation, net, normal_feeds
 from tests.helpers import called_json, saved
+from tests.made_up_times import comparison
 
 INTERFACE = "(float[N,3,8,8] x) => (float[N,6] y)"
 CONSTANTS = """float[16,3,3,3] w0, float[16] b0, float[16,16,3,3] wa, float[16] ba, float[16,16,3,3] wb, float[16] bb,
@@ -75,6 +78,22 @@ def test_an_idle_branch_goes_first(folder: Path) -> None:
 def test_a_branch_at_work_stays(folder: Path) -> None:
     result = compress(folder / "busy.onnx", folder / "kept.onnx", macs=0.8, calib=folder / "x.npz")
     assert not result.report.branches
+
+
+@pytest.mark.parametrize(("name", "goes"), [("idle", True), ("busy", False)])
+def test_under_a_budget_of_time_the_nearer_result_is_taken(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, goes: bool
+) -> None:
+    monkeypatch.setattr(timing, "compare_in_subprocess", lambda *_: comparison(0.5))
+    monkeypatch.setattr(timing, "profile_in_subprocess", lambda *_: [()])
+    monkeypatch.setattr(branch_removal._Search, "_is_better", lambda *_: True)
+    monkeypatch.setattr(
+        branch_removal, "branch_steps", lambda *g: [replace(each, channel_rate=np.inf) for each in branch_steps(*g)]
+    )
+    result = compress(folder / f"{name}.onnx", folder / "o.onnx", latency=0.55, calib=folder / "x.npz", measure=True)
+    assert bool(result.report.branches) == goes
+    assert any("all branches were kept" in text for text in result.warnings) != goes
+    assert result.proof.passed
 
 
 @pytest.mark.parametrize("options", [{}, {"calib": "x.npz", "recover": "none"}, {"calib": "x.npz", "effort": "quick"}])

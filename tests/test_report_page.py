@@ -107,6 +107,7 @@ def report_of(latency: LatencyRow | None = None, after: int = 50) -> Compression
         data_free=None,
         judgement=None,
         tolerance=None,
+        quantisation=None,
         weights_from=None,
         tidied={},
         lossless=None,

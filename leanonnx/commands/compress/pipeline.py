@@ -12,6 +12,7 @@ import onnx
 
 from leanonnx.analysis.cost import CopiedConstants, Cost, copied_constants, cost_model, count_params
 from leanonnx.analysis.dag import ChannelDag, build_channel_dag
+from leanonnx.commands.compress.alternatives import nearer_of_both
 from leanonnx.commands.compress.branch_removal import remove_branches
 from leanonnx.commands.compress.candidate import Candidate, CompressJob
 from leanonnx.commands.compress.choosing import choose_channels, choose_lossless
@@ -66,6 +67,8 @@ def stages(options: CompressOptions) -> tuple[Stage, ...]:
     branches: tuple[Stage, ...] = () if options.exact else (remove_branches,)
     making = (prune_channels, optional(tidy_graph, prove_equal, warning=UNPROVEN_TIDYING), prove_equal)
     making_and_recovery: tuple[Stage, ...] = (*branches, choose, *making, recover_weights)
+    if branches and options.budget.metric.measured:
+        making_and_recovery = (nearer_of_both((choose, *making, recover_weights)),)
     if options.tolerances.limits:
         making_and_recovery = (
             (*branches, choose, *making, recover_and_compare) if options.points else (within_tolerances(making),)
