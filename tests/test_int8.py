@@ -101,7 +101,34 @@ def test_the_terminal_and_the_page_say_what_is_in_integers(small: Path) -> None:
     done = called("compress", "m.onnx", "o.onnx", "--int8", "--calib", "x.npz", "--report", "r.html", cwd=small)
     assert done.returncode == 0, done.stderr
     assert "In 8-bit integers: 3 of 3 layers" in " ".join(done.stdout.split())
-    assert "In 8-bit integers: 3 of 3 layers" in (small / "r.html").read_text(encoding="utf-8")
+    page = (small / "r.html").read_text(encoding="utf-8")
+    assert "In 8-bit integers: 3 of 3 layers" in page
+    assert "before and after the network was put into 8-bit integers" in " ".join(page.split())
+    assert "is not known: none were given" not in page
+
+
+@pytest.mark.parametrize("budget", [{}, {"keep": 0.5, "align": 1}])
+def test_the_deviation_is_that_of_the_integers(small: Path, budget: dict[str, Any]) -> None:
+    data = {"x": CALIBRATION}
+    result = leanonnx.compress(small / "m.onnx", small / "o.onnx", int8=True, calib=data, **budget)
+    assert result.deviation is not None and result.report.quantisation is not None
+    after = result.report.quantisation.after
+    assert after is not None and result.deviation.outputs[0].relative_l2 == after.outputs["y"].relative_l2
+    floats = leanonnx.compress(small / "m.onnx", small / "f.onnx", calib=data, **(budget or {"keep": 1.0}))
+    assert floats.deviation is None or floats.deviation.outputs[0].relative_l2 != after.outputs["y"].relative_l2
+
+
+def test_a_sweep_compares_the_integers_with_the_original(small: Path) -> None:
+    words = ("--keep", "0.9,0.5", "--calib", small / "x.npz", "--align", 1, "--no-measure", "--save-models")
+    points, floats = (
+        called_json("sweep", small / "m.onnx", "--out", small / name, *words, *more)["models"][0]["points"]
+        for name, more in (("s", ["--int8"]), ("f", []))
+    )
+    models = sorted((small / "s" / "models").glob("*.onnx"))
+    assert len(points) == len(models) == 2
+    assert all(integers_of(onnx.load(path)) for path in models)
+    pairs = zip(points, floats, strict=True)
+    assert all(a["deviation"]["outputs"] != b["deviation"]["outputs"] for a, b in pairs)
 
 
 def test_python_has_the_same_option_and_the_plan_records_it(small: Path) -> None:

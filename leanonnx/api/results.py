@@ -52,13 +52,12 @@ class Compressed:
     @classmethod
     def of(cls, result: CompressResult, written: Path) -> Compressed:
         """A result of the pipeline with the model that it has written."""
-        deviation = None if result.recovery is None else result.recovery.final
         report, files = compression_report(result), result.dag.model.files
         return cls(
             plan=result.plan,
             proof=result.proof,
             latency=result.latency,
-            deviation=deviation,
+            deviation=result.deviation,
             report=report,
             _proto=onnx.load(written),
             _files=files,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from leanonnx.formatting import UNIT_SPACE, percent_text
-from leanonnx.reporting.remarks import metric_text, sample_text
-from leanonnx.reporting.reports import RecoveryRow
+from leanonnx.formatting import UNIT_SPACE, count_text, percent_text
+from leanonnx.reporting.remarks import metric_text
+from leanonnx.reporting.reports import CompressionReport
 from leanonnx.reporting.rows import OutputDeviation, WorstChannel
 
 MAX_DRAWN_OUTPUTS = 24
@@ -26,20 +27,33 @@ class OutputBars:
 
 @dataclass(frozen=True, kw_only=True)
 class Deviations:
-    """All outputs, the furthest off first; ``kept``: recovery changed the weights; ``missing``: outputs not drawn."""
+    """All outputs, the furthest off first.
+
+    Attributes:
+        outputs: those that are drawn; ``missing`` others are not.
+        before: all of them before the steps.
+        steps: what changed them, in words.
+        samples: the samples, in words.
+        metric: the score by the labels, in words.
+    """
 
     outputs: tuple[OutputBars, ...]
-    kept: bool
+    before: Mapping[str, OutputDeviation]
+    steps: str
     samples: str
     metric: str
     missing: int
 
 
-def deviations(row: RecoveryRow | None) -> Deviations | None:
+def deviations(report: CompressionReport) -> Deviations | None:
     """The deviation of the outputs; None where none was measured."""
-    if row is None:
+    row, final, integers = report.recovery, report.deviation, report.quantisation
+    start = row.removed if row is not None else None if integers is None else integers.before
+    if final is None or start is None:
         return None
-    first, now = row.removed.outputs, row.deviation.outputs
+    steps = ["the remaining weights were fitted to the original"] if row is not None and row.kept else []
+    steps += ["the network was put into 8-bit integers"] if integers is not None and integers.kept else []
+    first, now = start.outputs, final.outputs
     sizes = [one.relative_l2 for side in (first, now) for one in side.values()]
     largest = max((size for size in sizes if size), default=1.0)
     outputs = [
@@ -49,16 +63,17 @@ def deviations(row: RecoveryRow | None) -> Deviations | None:
             final=now[name].relative_l2,
             removed_share=_share(first[name].relative_l2, largest),
             final_share=_share(now[name].relative_l2, largest),
-            measures=_measures(first[name], now[name], row.kept),
+            measures=_measures(first[name], now[name], bool(steps)),
         )
         for name in now
     ]
     outputs.sort(key=lambda output: (-output.final_share, output.name))
-    metric = row.deviation.metric
+    metric = final.metric
     return Deviations(
         outputs=tuple(outputs[:MAX_DRAWN_OUTPUTS]),
-        kept=row.kept,
-        samples=sample_text(row),
+        before=first,
+        steps=" and ".join(steps),
+        samples=count_text(final.samples, "held-out sample" if report.is_held_out else "sample"),
         metric=f"By the labels, {metric_text(metric)}" if metric else "",
         missing=max(0, len(outputs) - MAX_DRAWN_OUTPUTS),
     )

@@ -16,8 +16,8 @@ from leanonnx.formatting import (
     printable_name,
 )
 from leanonnx.reporting.costs import CostChange
-from leanonnx.reporting.reports import CompressionReport, RecoveryRow
-from leanonnx.reporting.rows import LatencyRow, OutputDeviation, ProofRow
+from leanonnx.reporting.reports import CompressionReport
+from leanonnx.reporting.rows import FidelityRow, LatencyRow, OutputDeviation, ProofRow
 from leanonnx.runtime.timing import FASTER, SLOWER
 from leanonnx.selection.metrics import LATENCY, METRICS
 
@@ -128,15 +128,15 @@ def _lead(report: CompressionReport, source: str, output: str) -> tuple[str, ...
 
 def _accuracy(report: CompressionReport) -> str:
     """A sentence on the deviation from the original."""
-    if report.recovery is None and report.lossless:
+    if report.deviation is None and report.lossless:
         return "The outputs are those of the original: only what contributes nothing was removed."
-    if report.recovery is None:
+    if report.deviation is None:
         return "The deviation of its outputs on real inputs is not known: none were given."
-    return f"On {_samples(report.recovery)}, {_worst(report.recovery.deviation.outputs)}."
+    return f"On {_samples(report, report.deviation)}, {_worst(report.deviation.outputs)}."
 
 
-def _samples(row: RecoveryRow) -> str:
-    return f"{count_text(row.deviation.samples, 'sample')}{' held out' if row.held_out else ''}"
+def _samples(report: CompressionReport, deviation: FidelityRow) -> str:
+    return f"{count_text(deviation.samples, 'sample')}{' held out' if report.is_held_out else ''}"
 
 
 def _worst(outputs: Mapping[str, OutputDeviation]) -> str:
@@ -212,17 +212,21 @@ def _proof_tile(proof: ProofRow) -> Tile:
 
 
 def _deviation_tile(report: CompressionReport) -> Tile:
-    row = report.recovery
-    if row is None:
+    now, row = report.deviation, report.recovery
+    if now is None:
         text = ("none", "as the proof has it") if report.lossless else ("not known", "no real inputs were given")
         return Tile("Deviation", *text, "distance from the original's outputs on real inputs")
-    name = _worst_name(row.deviation.outputs)
-    before, after = row.removed.outputs[name].relative_l2, row.deviation.outputs[name].relative_l2
+    name = _worst_name(now.outputs)
+    is_integer = report.quantisation is not None and report.quantisation.kept
+    note = "in 8-bit integers" if is_integer else "weights as they were"
+    if row is not None and row.kept:
+        before = f"{_share(row.removed.outputs[name].relative_l2)} before recovery"
+        note = f"{note}, {before}" if is_integer else before
     return Tile(
         "Deviation",
-        _share(after),
-        f"{_share(before)} before recovery" if row.kept else "weights as they were",
-        f"relative L2 distance from the original's output on {_samples(row)}",
+        _share(now.outputs[name].relative_l2),
+        note,
+        f"relative L2 distance from the original's output on {_samples(report, now)}",
     )
 
 

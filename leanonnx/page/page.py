@@ -80,7 +80,7 @@ def render(context: PageContext, result: CompressResult, draft: Path, data: Data
         chains=chain_picture(result.dag, result.alive),
         max_drawn_channels=MAX_DRAWN_CHANNELS,
         times=layer_times(result, draft, report.layers),
-        deviations=deviations(report.recovery),
+        deviations=deviations(report),
         tolerance=tolerance_words(report.tolerance),
         samples=output_samples(result, draft, data),
         pins=pin_bars(report),

@@ -86,10 +86,20 @@ def _places(
             swallowed = simulation.graph.node.add()
             swallowed.CopyFrom(source)
             swallowed.name, swallowed.input[0] = "", before
+            _add_missing(simulation, floats, swallowed.input[1:])
             before = swallowed.output[0] = fresh_name(taken, f"{before}_clipped")
         weight = np.asarray(rounded.constant(node.input[1]))
         places.append(_Place(layer=each, before=before, after=after, weight=weight))
     return places
+
+
+def _add_missing(simulation: onnx.ModelProto, floats: GraphView, names: Iterable[str]) -> None:
+    """Add constants of the float model that the simulation lacks."""
+    present = {tensor.name for tensor in simulation.graph.initializer}
+    for name in names:
+        if name and name not in present:
+            simulation.graph.initializer.append(numpy_helper.from_array(floats.constant(name), name))
+            present.add(name)
 
 
 def _before_rounding(view: GraphView, name: str) -> str:

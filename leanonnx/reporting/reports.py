@@ -258,9 +258,23 @@ class CompressionReport:
     hints: tuple[str, ...]
 
     @property
+    def deviation(self) -> FidelityRow | None:
+        """Deviation of the result from the original on real inputs; None without any."""
+        if self.quantisation is not None and self.quantisation.kept:
+            return self.quantisation.after
+        return None if self.recovery is None else self.recovery.deviation
+
+    @property
+    def is_held_out(self) -> bool:
+        """True if the deviation was measured on samples that nothing was fitted to."""
+        if self.quantisation is not None and self.quantisation.kept:
+            return self.quantisation.held_out > 0
+        return self.recovery is not None and self.recovery.held_out > 0
+
+    @property
     def weights_changed(self) -> bool:
         """True if the result has other weights than the network that was proven."""
-        if self.weights_from:
+        if self.weights_from or (self.quantisation is not None and self.quantisation.kept):
             return True
         if self.recovery:
             return self.recovery.kept

@@ -32,6 +32,7 @@ from leanonnx.data.files import sample_files
 from leanonnx.data.samples import Dataset
 from leanonnx.effort import Deadline
 from leanonnx.errors import OptionError, Refusal
+from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.evaluation.judgement import Judgement
 from leanonnx.evaluation.tolerances import ToleranceCurve
 from leanonnx.graph.model import load
@@ -129,6 +130,13 @@ class CompressResult:
     restored: Path | None = None
     replaced: Trial | None = None
     quantisation: Quantisation | None = None
+
+    @property
+    def deviation(self) -> Fidelity | None:
+        """Deviation of the model that is written from the original on real inputs; None without any."""
+        if self.quantisation is not None and self.quantisation.is_kept:
+            return self.quantisation.after
+        return None if self.recovery is None else self.recovery.final
 
 
 @dataclass(frozen=True)

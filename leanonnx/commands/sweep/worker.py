@@ -104,9 +104,9 @@ def _deviation(
     task: Task, target: Path, result: pipeline.CompressResult, warnings: list[str]
 ) -> SourcedFidelity | None:
     """Deviation of a candidate from the original, with its inputs in ``on``; None and a warning if it cannot run."""
-    recovery = result.recovery
-    if recovery is not None:
-        return SourcedFidelity(inputs_name(recovery), fidelity_row(recovery.final))
+    if result.deviation is not None:
+        on = inputs_name(result.recovery, result.quantisation)
+        return SourcedFidelity(on, fidelity_row(result.deviation))
     model = result.dag.model
     if filecmp.cmp(task.source, target, shallow=False):
         same = tuple(Deviation(value.name, 0.0) for value in model.proto.graph.output)
