@@ -47,10 +47,11 @@ def quantised_model(
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
-    noted = {value.name for value in (*copy.graph.value_info, *copy.graph.input, *copy.graph.output)}
-    unnoted = (name for name in ranges if name not in noted)  # the quantiser leaves out tensors of unknown type
+    noted = {value.name for value in (*copy.graph.input, *copy.graph.output)}
+    inner = (name for name in ranges if name not in noted)  # the quantiser leaves out tensors of unknown type
+    del copy.graph.value_info[:]  # the shapes that a file notes are not always right
     copy.graph.value_info.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in unnoted
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in inner
     )
     numbers = {name: tuple(np.array(end, np.float32) for end in ends) for name, ends in ranges.items()}
     activations = QuantType.QInt8 if kind.signed_activations else QuantType.QUInt8
