@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="numbers of threads to time with")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of one measurement")
     parser.add_argument("--nncf", type=Path, metavar="PYTHON", help="an interpreter that has NNCF")
+    parser.add_argument("--this-kind", action="store_true", help="nothing for the other kind of processor")
     parser.add_argument("--no-times", action="store_true", help="scores only")
     args = parser.parse_args(argv)
     args.work.mkdir(parents=True, exist_ok=True)
@@ -45,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         networks=args.only,
         sources=args.sources,
         methods=args.ways,
+        other_kind=not args.this_kind,
         threads=[] if args.no_times else args.threads,
         seconds=args.seconds,
         nncf=args.nncf,

@@ -76,6 +76,7 @@ class Wanted:
 
     Attributes:
         networks, sources, methods: the cells.
+        other_kind: those for the other kind of processor too.
         threads: numbers of threads that they are timed with; none if they are not.
         seconds: of one measurement.
         nncf: an interpreter that has NNCF.
@@ -84,6 +85,7 @@ class Wanted:
     networks: Sequence[str] = NETWORKS
     sources: Sequence[str] = SOURCES
     methods: Sequence[str] = METHODS
+    other_kind: bool = True
     threads: Sequence[int] = (1, 2)
     seconds: float = 4.0
     nncf: Path | None = None
@@ -95,7 +97,7 @@ class Wanted:
             for method in METHODS:
                 if method != FLOAT and (method not in self.methods or (method == NNCF and self.nncf is None)):
                     continue
-                for kind in (host,) if method in (FLOAT, DEFAULTS) else KINDS:
+                for kind in KINDS if self.other_kind and method not in (FLOAT, DEFAULTS) else (host,):
                     yield Cell(network=network, source=source, method=method, kind=kind)
 
 

@@ -90,7 +90,8 @@ def quantise(candidate: Candidate) -> Candidate:
 
 
 def _kept_float(evidence: Quantisation) -> str:
-    return f"the float network was kept, not the one in 8-bit integers: {evidence.reason}"
+    text = f"the float network was kept, not the one in 8-bit integers: {evidence.reason}"
+    return text if evidence.comparison is None else f"{text}; {option('measure', False)} writes it for its size"
 
 
 def _draft(candidate: Candidate, kind: Int8Format, fitted: Dataset, held: Dataset | None) -> _Draft:
