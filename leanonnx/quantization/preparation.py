@@ -20,7 +20,8 @@ from leanonnx.graph.storage import copy_fields
 from leanonnx.graph.tidy import tidy
 from leanonnx.graph.view import FREE_INITIALIZERS, GraphView
 from leanonnx.numeric.arrays import Array
-from leanonnx.quantization.layers import WEIGHTED_OPERATORS, output_axis
+from leanonnx.quantization.layers import MATRIX_AXES, WEIGHTED_OPERATORS, output_axis
+from leanonnx.runtime.probes import tensor_values
 from leanonnx.runtime.sessions import Feed, RunFailed, run
 from leanonnx.spelling import option
 
@@ -89,6 +90,8 @@ def prepare(proto: onnx.ModelProto, path: Path, feeds: Sequence[Feed], libraries
     before = GraphView(proto).opset
     folded = tidy(_with_free_constants(proto), merge=True).proto
     raised = _convert(folded, path) if before < LEAST_OPSET else _copy(folded)
+    if _make_gemms(raised, feeds, libraries):
+        raised = _copy(tidy(raised, merge=True).proto)
     raised.ir_version = max(raised.ir_version, LEAST_IR)
     _unshare_biases(raised)
     _name_nodes(raised)
@@ -150,6 +153,38 @@ def _with_free_constants(proto: onnx.ModelProto) -> onnx.ModelProto:
         graph.input.extend(inputs)
         result.ir_version = FREE_INITIALIZERS
     return result
+
+
+def _make_gemms(proto: onnx.ModelProto, feeds: Sequence[Feed], libraries: tuple[Path, ...]) -> bool:
+    """Make a Gemm of each product of a matrix and a constant to which a constant is added, in place; True if any.
+
+    A Gemm takes the constant as its bias; between a product and a sum, numbers would be rounded to 8 bits.
+    """
+    view = GraphView(proto)
+    products = [
+        node
+        for node in proto.graph.node
+        if standard_name(node) == "MatMul" and _is_matrix(view, node.input[1]) and _is_shifted(view, node.output[0])
+    ]
+    names = [node.input[0] for node in products]
+    ranks = {name: array.ndim for name, array in next(tensor_values(proto, names, feeds[:1], libraries), {}).items()}
+    chosen = [node for node in products if ranks.get(node.input[0]) == MATRIX_AXES]
+    for node in chosen:
+        node.op_type = "Gemm"
+    return bool(chosen)
+
+
+def _is_matrix(view: GraphView, name: str) -> bool:
+    return name in view.origins and view.constant(name).ndim == MATRIX_AXES
+
+
+def _is_shifted(view: GraphView, name: str) -> bool:
+    """True if the only reader of a tensor adds a constant to it."""
+    readers = view.consumers.get(name, [])
+    if len(readers) != 1 or readers[0] < 0 or view.input_counts[name] != 1:
+        return False
+    node = view.nodes[readers[0]]
+    return standard_name(node) == "Add" and any(each in view.origins for each in node.input)
 
 
 def _node_copy(node: onnx.NodeProto) -> onnx.NodeProto:
