@@ -16,6 +16,7 @@ import onnx
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.data.samples import Dataset
 from leanonnx.graph.formats import Source
+from leanonnx.numeric.arrays import Floats
 from leanonnx.quantization.biases import with_corrected_biases
 from leanonnx.quantization.formats import Int8Format
 from leanonnx.quantization.kernels import kernel_layers
@@ -34,7 +35,7 @@ from leanonnx.system.clock import StageProgress
 
 MAX_FITTED_SAMPLES = 256
 """Largest number of samples that ranges and moments are taken from."""
-MAX_COMPARED_SAMPLES = 64
+MAX_COMPARED_SAMPLES = 256
 """Largest number of samples on which candidates are compared with each other."""
 MAX_SENSITIVITY_SAMPLES = 16
 """Largest number of samples on which single layers are compared with each other."""
@@ -79,14 +80,30 @@ class Int8Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class _Recipe:
-    """How candidates are made of a float model, whatever layers are in integers; ``error``: with all that can be."""
+    """How candidates are made of a float model, whatever layers are in integers.
+
+    ``errors``: of the candidate with all that can be in integers, on parts of the held-out samples.
+    """
 
     proto: onnx.ModelProto
     ranges: Ranges
     method: str
     corrections: tuple[str, ...] = ()
     round_weights: RoundWeights = field(default=nearest_weights)
-    error: float = np.inf
+    errors: Floats = field(default_factory=lambda: np.array([np.inf]))
+
+    @property
+    def error(self) -> float:
+        """The mean error."""
+        return float(self.errors.mean())
+
+    def is_clearly_nearer(self, other: _Recipe) -> bool:
+        """True if the error is smaller than that of another by more than a standard error over the parts."""
+        gains = other.errors - self.errors
+        if not np.isfinite(gains).all():
+            return self.error < other.error
+        spread = float(gains.std(ddof=1)) / np.sqrt(gains.size) if gains.size > 1 else 0.0
+        return float(gains.mean()) > spread
 
     def and_also(self, correction: str) -> _Recipe:
         """The same with a correction noted."""
@@ -118,6 +135,14 @@ def choose_int8(
     return _Search(dag, prepared.proto, fitted.subsample(MAX_FITTED_SAMPLES), held or fitted, kind).best(progress)
 
 
+def _nearest(recipes: Sequence[_Recipe]) -> _Recipe:
+    """The recipe with the smallest error; of two that do not differ clearly, the one that comes first."""
+    best = recipes[0]
+    for recipe in recipes[1:]:
+        best = recipe if recipe.is_clearly_nearer(best) else best
+    return best
+
+
 @dataclass(frozen=True)
 class _Search:
     """What candidates are made from, and compared on."""
@@ -136,7 +161,7 @@ class _Search:
             slower = any(layer.is_slower for layer in layers)
             return Int8Choice(proto=None, layers=layers, reason=NONE_FASTER if slower else NO_LAYER)
         plain = self.measure([self.recipe_by(way, self.proto, self.observations) for way in RANGE_METHODS])
-        recipe = nearest = min(plain, key=lambda each: each.error)
+        recipe = nearest = _nearest(plain)
         progress(0.15, "ranges")
         steps: tuple[Callable[[_Recipe], list[_Recipe]], ...] = (
             self.mix_ranges,
@@ -145,7 +170,7 @@ class _Search:
             self.correct_biases,
         )
         for index, step in enumerate(steps):
-            recipe = min((recipe, *self.measure(step(recipe))), key=lambda each: each.error)
+            recipe = _nearest([recipe, *self.measure(step(recipe))])
             progress(0.15 + 0.15 * (index + 1), step.__name__)
         choice = Int8Choice(
             proto=self.candidate(recipe, able),
@@ -209,7 +234,8 @@ class _Search:
         able, added, few = self.able, list[float](), self.held.subsample(MAX_SENSITIVITY_SAMPLES)
         for start in range(0, len(able), COMPARED_AT_ONCE):
             part = able[start : start + COMPARED_AT_ONCE]
-            added += self.errors([simulation_of(self.candidate(recipe, [layer])) for layer in part], few)
+            rows = self.errors([simulation_of(self.candidate(recipe, [layer])) for layer in part], few)
+            added += [float(row.mean()) for row in rows]
             progress(0.75 + 0.15 * (start + len(part)) / len(able), part[-1].name)
         lost = dict(zip((layer.name for layer in able), added, strict=True))
         order = by_loss_per_ms(lost, self.savings)
@@ -218,7 +244,7 @@ class _Search:
         def look(count: int) -> bool:
             reasons = {name: SENSITIVE.format(lost[name]) for name in order[:count]}
             proto = self.candidate(recipe, [layer for layer in able if layer.name not in reasons])
-            (error,) = self.errors([simulation_of(proto)])
+            error = float(self.errors([simulation_of(proto)])[0].mean())
             layers = tuple(
                 replace(layer, reason=layer.reason or reasons.get(layer.name, "")) for layer in choice.layers
             )
@@ -241,14 +267,13 @@ class _Search:
     def measure(self, recipes: Sequence[_Recipe]) -> list[_Recipe]:
         """Recipes with the errors of the candidates that have all layers in integers."""
         errors = self.errors([simulation_of(self.candidate(recipe, self.able)) for recipe in recipes])
-        return [replace(recipe, error=error) for recipe, error in zip(recipes, errors, strict=True)]
+        return [replace(recipe, errors=row) for recipe, row in zip(recipes, errors, strict=True)]
 
-    def errors(self, models: Sequence[Source], samples: Dataset | None = None) -> list[float]:
-        """Distances of models to the float model, on held-out samples."""
-        data, distances = samples or self.comparison_data, list[float]()
+    def errors(self, models: Sequence[Source], samples: Dataset | None = None) -> list[Floats]:
+        """Distances of models to the float model, each on parts of held-out samples."""
+        data, distances = samples or self.comparison_data, list[Floats]()
         for start in range(0, len(models), COMPARED_AT_ONCE):
-            parts = paired_distances(self.dag, models[start : start + COMPARED_AT_ONCE], data, self.proto)
-            distances += [float(row.mean()) for row in parts]
+            distances += [*paired_distances(self.dag, models[start : start + COMPARED_AT_ONCE], data, self.proto)]
         return distances
 
     def observe_activations(self, proto: onnx.ModelProto) -> Observed:

@@ -171,6 +171,9 @@ def _make_gemms(proto: onnx.ModelProto, feeds: Sequence[Feed], libraries: tuple[
     chosen = [node for node in products if ranks.get(node.input[0]) == MATRIX_AXES]
     for node in chosen:
         node.op_type = "Gemm"
+        reader = view.nodes[view.consumers[node.output[0]][0]]
+        constant = next(name for name in reader.input if name != node.output[0])
+        reader.input[:] = [node.output[0], constant]
     return bool(chosen)
 
 
