@@ -149,10 +149,16 @@ def blocks_verdict() -> str:
     found = equal_time()
     if not found:
         return f"No cell of a budget of time has been measured both ways. {_held_out_text()}"
-    worse = [f"{network} at {ratio:g}" for (network, _, ratio), one, other in found if other < one]
-    better = sum(other > one for _, one, other in found)
-    text = f"At equal time, blocks are better in {better} of {len(found)} cells"
+    cells = Cells(load(NAME))
+    taken = [row for row in found if cells.rows[row[0]][BLOCKS].get("removed_branches")]
+    worse = [f"{network} at {ratio:g}" for (network, _, ratio), one, other in taken if other < one]
+    better = sum(other > one for _, one, other in taken)
+    text = f"At equal time, networks without some blocks are better in {better} of {len(taken)} cells"
     text += f", and worse for {', '.join(worse)}." if worse else ", and worse in none."
+    others = [100 * (other - one) for place, one, other in found if (place, one, other) not in taken]
+    if others:
+        text += f" In {len(others)} more, no block went: the two networks differ by {min(others):+.2f} to "
+        text += f"{max(others):+.2f} points, as two searches for the same budget of time do."
     return f"{text} {_held_out_text()}"
 
 
@@ -161,11 +167,11 @@ def _held_out_text() -> str:
     cells, worse, count = Cells(load(NAME)), [], 0
     for place, rows in cells.rows.items():
         one, other = held_out(rows.get(CHANNELS)), held_out(rows.get(BLOCKS))
-        if one is not None and other is not None:
+        if one is not None and other is not None and rows[BLOCKS].get("removed_branches"):
             count += 1
             worse += [f"{place[0]} at {place[2]:g} of {place[1]}"] if other < one else []
     where = f"for {', '.join(worse)}" if worse else "in none"
-    return f"On held-out samples they are worse {where}, of {count} cells at equal budgets."
+    return f"By the held-out samples of the reports they are worse {where}, of {count} cells at equal budgets."
 
 
 def blocks_tuned() -> str:
