@@ -136,7 +136,7 @@ def measured_by(name: str, environment: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{package} {number}" for package, number in environment["versions"].items())
     return (
         f"Made by `python -m benchmarks.{name}` from [`{name}.json`](../benchmarks/results/{name}.json), "
-        f"{environment['date']}: {environment['cpu']}, {environment['cores']} cores, "
+        f"{environment['date']}: {environment['cpu']}, {environment['cores']} core{'s' * (environment['cores'] != 1)}, "
         f"Python {environment['python']}, {versions}."
     )
 

@@ -73,8 +73,8 @@ def results(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_equal_time_takes_the_channels_that_were_asked_again() -> None:
     assert page.equal_time() == [(("n", "latency", 0.5), 0.9, 0.95), (("n", "latency", 0.25), 0.7, 0.6)]
     assert page.blocks_verdict() == (
-        "At equal time, networks without some blocks are better in 1 of 2 cells, and worse for n at 0.25. By the held-out "
-        "samples of the reports they are worse for n at 0.5 of latency, of 2 cells at equal budgets."
+        "At equal time, networks without some blocks are better in 1 of 2 cells, and worse for n at 0.25. By the "
+        "held-out samples of the reports they are worse for n at 0.5 of latency, of 2 cells at equal budgets."
     )
     assert "| n, 0.5 | 90.00 | 2.00 | 95.00 | 2.00 | 1 | +5.00 |" in page.blocks_equal()
     assert "| n, 0.5 |  | 90.00 | 2.000 (1.900–2.100) |" in page.blocks_latency()
