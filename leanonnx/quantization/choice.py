@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 import onnx
 
+from leanonnx.analysis.cost import cost_model
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.data.samples import Dataset
 from leanonnx.graph.formats import Source
@@ -33,14 +34,18 @@ from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.sessions import Feed
 from leanonnx.system.clock import StageProgress
 
-MAX_FITTED_SAMPLES = 256
-"""Largest number of samples that ranges and moments are taken from."""
+FITTED_WORK = 5e10
+"""Multiply-adds of one pass over the samples that ranges and moments are taken from."""
+MIN_FITTED_SAMPLES, MAX_FITTED_SAMPLES = 256, 1024
+"""Least and largest number of these samples, as far as there are so many."""
 MAX_COMPARED_SAMPLES = 256
 """Largest number of samples on which candidates are compared with each other."""
 MAX_SENSITIVITY_SAMPLES = 16
 """Largest number of samples on which single layers are compared with each other."""
 COMPARED_AT_ONCE = 4
 """Candidates that run side by side."""
+CLEAR_ERRORS = 2.0
+"""Standard errors by which a more elaborate way has to be nearer: what is clipped shows in few samples only."""
 MAX_ADDED_ERROR = 0.05
 """Error that 8 bits may add, as a share of the output: layers stay float to get below."""
 MAX_FLOAT_SHARE = 0.5
@@ -98,12 +103,12 @@ class _Recipe:
         return float(self.errors.mean())
 
     def is_clearly_nearer(self, other: _Recipe) -> bool:
-        """True if the error is smaller than that of another by more than a standard error over the parts."""
+        """True if the error is smaller than that of another by ``CLEAR_ERRORS`` standard errors over the parts."""
         gains = other.errors - self.errors
         if not np.isfinite(gains).all():
             return self.error < other.error
         spread = float(gains.std(ddof=1)) / np.sqrt(gains.size) if gains.size > 1 else 0.0
-        return float(gains.mean()) > spread
+        return float(gains.mean()) > CLEAR_ERRORS * spread
 
     def and_also(self, correction: str) -> _Recipe:
         """The same with a correction noted."""
@@ -132,7 +137,9 @@ def choose_int8(
         RunFailed: a candidate cannot be made or run.
         DataError: the samples cannot be read.
     """
-    return _Search(dag, prepared.proto, fitted.subsample(MAX_FITTED_SAMPLES), held or fitted, kind).best(progress)
+    macs = max(cost_model(dag)(dag.all_alive).macs, 1)
+    count = int(min(max(FITTED_WORK / macs, MIN_FITTED_SAMPLES), MAX_FITTED_SAMPLES))
+    return _Search(dag, prepared.proto, fitted.subsample(count), held or fitted, kind).best(progress)
 
 
 def _nearest(recipes: Sequence[_Recipe]) -> _Recipe:
