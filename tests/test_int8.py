@@ -137,8 +137,9 @@ def test_python_has_the_same_option_and_the_plan_records_it(small: Path) -> None
     assert integers_of(onnx.load(small / "o.onnx")) and result.proof.passed
     again = leanonnx.compress(small / "m.onnx", small / "a.onnx", plan=small / "p.json", calib=data)
     assert integers_of(onnx.load(small / "a.onnx")) and again.proof.passed
-    leanonnx.compress(small / "m.onnx", small / "f.onnx", plan=small / "p.json")
+    floats = leanonnx.compress(small / "m.onnx", small / "f.onnx", plan=small / "p.json")
     assert not integers_of(onnx.load(small / "f.onnx"))
+    assert any("was made with" in text and "this result is float" in text for text in floats.warnings)
 
 
 def test_layers_that_the_table_calls_slower_stay_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

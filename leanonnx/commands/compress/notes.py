@@ -135,4 +135,9 @@ def result_warnings(candidate: Candidate, trial: Trial) -> tuple[str, ...]:
         warnings.append("nothing could be removed: the output equals the input")
     if not candidate.is_original:
         warnings += folding_warnings(model)
+    if options.plan is not None and options.plan.options.get("int8") and not options.int8:
+        warnings.append(
+            f"{options.plan.origin} was made with {option('int8', True)}; this result is float, as a plan holds no "
+            f"ranges: add {option('calib')}"
+        )
     return (*warnings, *candidate.warnings)
