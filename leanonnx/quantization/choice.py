@@ -6,6 +6,7 @@ that integers add to the float model: what that one lacks of the original is the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,7 +22,7 @@ from leanonnx.numeric.arrays import Floats
 from leanonnx.quantization.biases import with_corrected_biases
 from leanonnx.quantization.formats import Int8Format
 from leanonnx.quantization.kernels import kernel_layers
-from leanonnx.quantization.layers import NOT_FINITE, Layer, carriers_between, number_tensors
+from leanonnx.quantization.layers import NOT_FINITE, OVERRIDABLE_WEIGHT, Layer, carriers_between, number_tensors
 from leanonnx.quantization.preparation import Prepared
 from leanonnx.quantization.qdq import quantised_model
 from leanonnx.quantization.ranges import RANGE_METHODS, Observed, Ranges, nearest_ranges, observe_activations, ranges_by
@@ -32,6 +33,7 @@ from leanonnx.recovery.draft import calibration_batch, paired_distances
 from leanonnx.recovery.equalise import equalise
 from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.sessions import Feed
+from leanonnx.spelling import option
 from leanonnx.system.clock import StageProgress
 
 FITTED_WORK = 5e10
@@ -142,6 +144,17 @@ def choose_int8(
     return _Search(dag, prepared.proto, fitted.subsample(count), held or fitted, kind).best(progress)
 
 
+def _why_none(layers: Sequence[Layer]) -> str:
+    """The reason why no layer is in integers: the commonest of the layers' own, and what to do about it."""
+    if any(layer.is_slower for layer in layers):
+        return NONE_FASTER
+    if not layers:
+        return NO_LAYER
+    ((reason, _),) = Counter(layer.reason for layer in layers).most_common(1)
+    remedy = f"; if nobody does, add {option('freeze', True)}" if reason == OVERRIDABLE_WEIGHT else ""
+    return f"{NO_LAYER}: {reason}{remedy}"
+
+
 def _nearest(recipes: Sequence[_Recipe]) -> _Recipe:
     """The recipe with the smallest error; of two that do not differ clearly, the one that comes first."""
     best = recipes[0]
@@ -165,8 +178,7 @@ class _Search:
         layers = self.layers
         able = self.able
         if not able:
-            slower = any(layer.is_slower for layer in layers)
-            return Int8Choice(proto=None, layers=layers, reason=NONE_FASTER if slower else NO_LAYER)
+            return Int8Choice(proto=None, layers=layers, reason=_why_none(layers))
         plain = self.measure([self.recipe_by(way, self.proto, self.observations) for way in RANGE_METHODS])
         recipe = nearest = _nearest(plain)
         progress(0.15, "ranges")
