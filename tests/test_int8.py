@@ -24,7 +24,7 @@ from leanonnx.quantization.choice import MAX_ADDED_ERROR
 from leanonnx.quantization.formats import Int8Format, int8_format
 from leanonnx.quantization.kernels import KernelLayer
 from leanonnx.quantization.layers import carriers_between, weighted_layers
-from leanonnx.quantization.preparation import LEAST_OPSET, prepare, relative_difference
+from leanonnx.quantization.preparation import prepare, relative_difference
 from leanonnx.quantization.qdq import quantised_model
 from leanonnx.quantization.ranges import observe_activations, ranges_by
 from leanonnx.quantization.simulation import simulation_of
@@ -183,51 +183,6 @@ def test_weights_that_callers_may_override_ask_for_freeze(tmp_path: Path) -> Non
     data = {"x": np.random.default_rng(0).standard_normal((16, 3, 8, 8)).astype(np.float32)}
     result = leanonnx.compress(tmp_path / "m.onnx", tmp_path / "o.onnx", int8=True, calib=data)
     assert any("may override; if nobody does, add freeze=True" in text for text in result.warnings)
-
-
-# Preparation
-
-
-@pytest.mark.parametrize("opset", [9, 11, 13])
-def test_older_operator_sets_are_raised(tmp_path: Path, opset: int) -> None:
-    body = "h = Conv <pads = [1,1,1,1]> (x, w) n = BatchNormalization (h, g, b, m, v) r = Relu (n) y = Conv (r, w2)"
-    constants = "float[4,3,3,3] w, float[4] g, float[4] b, float[4] m, float[4] v = {1, 1, 1, 1}, float[2,4,1,1] w2"
-    proto = net("(float[1, 3, 8, 8] x) => (float[1, 2, 8, 8] y)", constants, body, opset=opset, ir=4)
-    saved(proto, tmp_path / "m.onnx")
-    np.savez(tmp_path / "x.npz", **samples_for(proto))
-    row = int8_row(tmp_path)
-    assert row["kept"] and row["opset_raised_from"] == (opset if opset < LEAST_OPSET else None)
-    written = onnx.load(tmp_path / "o.onnx")
-    assert "BatchNormalization" not in {node.op_type for node in written.graph.node}
-    assert run(tmp_path / "o.onnx", [{"x": np.ones((1, 3, 8, 8), np.float32)}])
-
-
-def test_a_product_and_a_sum_become_one_layer() -> None:
-    constants = "float[8,5] w1, float[5] b1, float[5,4] w2, float[1,4] b2, float[4,3] w3, float[3] b3"
-    body = "a = MatMul (x, w1) b = Add (a, b1) r = Relu (b) c = MatMul (r, w2) d = Add (b2, c) s = Relu (d)"
-    proto = net(
-        "(float[N,8] x) => (float[N,3] y)", constants, f"{body} e = MatMul (s, w3) f = Add (e, b3) y = Mul (f, e)"
-    )
-    prepared = prepare(proto, Path("m.onnx"), normal_feeds(analysed(proto), 2)).proto
-    assert [node.op_type for node in prepared.graph.node] == ["Gemm", "Relu", "Gemm", "Relu", "MatMul", "Add", "Mul"]
-    assert [len(node.input) for node in prepared.graph.node if node.op_type == "Gemm"] == [3, 3]
-
-
-@pytest.mark.parametrize("shape", ["N,7,8", "2,3,7,8"])
-def test_products_of_more_axes_stay(shape: str) -> None:
-    constants, body = "float[8,5] w, float[5] b", "a = MatMul (x, w) y = Add (a, b)"
-    proto = net(f"(float[{shape}] x) => (float[{shape[:-1]}5] y)", constants, body)
-    prepared = prepare(proto, Path("m.onnx"), normal_feeds(analysed(proto), 2)).proto
-    assert [node.op_type for node in prepared.graph.node] == ["MatMul", "Add"]
-
-
-def test_biases_that_layers_share_become_their_own() -> None:
-    body = "h = Conv (x, w1, b) r = Relu (h) y = Conv (r, w2, b)"
-    proto = net("(float[1,4,5,5] x) => (float[1,4,5,5] y)", "float[4,4,1,1] w1, float[4,4,1,1] w2, float[4] b", body)
-    feeds = normal_feeds(analysed(proto), 2)
-    prepared = prepare(proto, Path("m.onnx"), feeds)
-    biases = [node.input[2] for node in prepared.proto.graph.node if node.op_type == "Conv"]
-    assert len(set(biases)) == 2 and not any(layer.reason for layer in weighted_layers(prepared.proto))
 
 
 # The file and its simulation
