@@ -17,6 +17,7 @@ from leanonnx.cli.options import (
     Layout,
     Library,
     Mean,
+    Quiet,
     Scale,
     Seconds,
     SizeOption,
@@ -114,6 +115,7 @@ def check_command(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the inputs and of the interval.")] = 0,
     junit: JUnit = None,
     github: GitHub = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare a candidate model with its baseline and fail if a gate is violated.
@@ -155,7 +157,7 @@ def check_command(
             ),
             skip_missing=skip_missing_provider,
         )
-        with progress() as listener:
+        with progress(quiet) as listener:
             outcome = compare(base_path, new_path, request, listener)
         report = check_report(base, new, request, outcome)
         show_json(report, results) if as_json else show(check_tables(report), results)

@@ -90,10 +90,10 @@ IntervalRow = tuple[float | None, float | None]
 class IntervalsRow:
     """95 % confidence intervals of the measures of a deviation, over other samples; None where there is none."""
 
-    relative_l2: IntervalRow | None
-    psnr: IntervalRow | None
-    top1: IntervalRow | None
-    top5: IntervalRow | None
+    relative_l2: IntervalRow | None = None
+    psnr: IntervalRow | None = None
+    top1: IntervalRow | None = None
+    top5: IntervalRow | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +110,11 @@ class OutputDeviation:
     worst_channel: WorstChannel | None
     vacuous: str | None
     intervals: Annotated[IntervalsRow | None, OPTIONAL] = None
+
+    @property
+    def known(self) -> IntervalsRow:
+        """The intervals that are known."""
+        return self.intervals or IntervalsRow()
 
 
 @dataclass(frozen=True, kw_only=True)

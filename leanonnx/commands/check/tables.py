@@ -6,10 +6,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from leanonnx.commands.check.rows import CheckReport
+from leanonnx.commands.check.rows import CheckReport, InputFidelityRow
 from leanonnx.commands.check.texts import gate_text, limit_text, number_text, verdict_text
 from leanonnx.commands.check.verdicts import FAILED, PASSED, SKIPPED
-from leanonnx.formatting import count_text
+from leanonnx.formatting import count_text, printable_name
+from leanonnx.reporting.summary import accuracy_text, worst_output
 
 STATUS_STYLES = {PASSED: "green", FAILED: "bold red", SKIPPED: "yellow"}
 
@@ -39,4 +40,15 @@ def _inputs_lines(report: CheckReport) -> list[Text]:
         return []
     inputs = ", ".join(f"{row.inputs} ({count_text(row.fidelity.samples, 'sample')})" for row in report.deviation)
     sizes = f", and at {count_text(len(report.sizes), 'further size')}" if report.sizes else ""
-    return [Text(f"Compared on {inputs}{sizes}, seed {report.seed}", style="dim")]
+    return [
+        *map(_accuracy_line, report.deviation),
+        Text(f"Compared on {inputs}{sizes}, seed {report.seed}", style="dim"),
+    ]
+
+
+def _accuracy_line(row: InputFidelityRow) -> Text:
+    """The output that deviates most on inputs of one kind, with the interval of its measure."""
+    name = worst_output(row.fidelity.outputs)
+    text = accuracy_text(row.fidelity.outputs[name])
+    which = "" if len(row.fidelity.outputs) == 1 else f", output {printable_name(name)}"
+    return Text(f"On {row.inputs}{which}: {text}; in brackets, the 95 % interval over samples")
