@@ -134,8 +134,7 @@ def compress(
     """
     options = compress_options(locals(), budget=budget_of(locals()))
     with as_file(model) as source, result_file(out) as place, listening(progress) as listener:
-        result = pipeline.compress_file(source, place, options, progress=listener, **_extras(locals()))
-        return Compressed.of(result, place)
+        return Compressed.of(pipeline.compress_file(source, place, options, **_extras(locals(), listener)), place)
 
 
 def analyse(
@@ -276,10 +275,10 @@ def _check_same_outputs(model: Model, rival: Model) -> None:
         raise OptionError(f"{rival.path}: its outputs are not those of {model.path}; give what was made of that model")
 
 
-def _extras(given: Mapping[str, Any]) -> dict[str, Any]:
+def _extras(given: Mapping[str, Any], listener: Progress) -> dict[str, Any]:
     """Arguments of the pipeline besides options, from those of ``compress``."""
     paths = {name: optional_path(given[name]) for name in ("plan_out", "plan_weights")}
-    return {**paths, "rules": as_rules(given["rules"]), "page": _page(given)}
+    return {**paths, "rules": as_rules(given["rules"]), "progress": listener, "page": _page(given)}
 
 
 def _page(given: Mapping[str, Any]) -> pipeline.Page | None:

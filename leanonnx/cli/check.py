@@ -161,10 +161,7 @@ def check_command(
             outcome = compare(base_path, new_path, request, listener)
         report = check_report(base, new, request, outcome)
         show_json(report, results) if as_json else show(check_tables(report), results)
-        if junit:
-            write_file(junit, junit_xml(report))
-        if github:
-            _report_to_github(report)
+        _report_to_ci(report, junit, github)
         if outcome.failed_gates:
             raise GateFailed(verdict_text(report))
 
@@ -183,6 +180,14 @@ def _error_annotations(new: str, github: bool) -> Iterator[None]:
         if github:
             _print([github_command("error", CHECK_TITLE, new, str(error))])
         raise
+
+
+def _report_to_ci(report: CheckReport, junit: Path | None, github: bool) -> None:
+    """Write the JUnit report and the annotations for GitHub that were asked for."""
+    if junit:
+        write_file(junit, junit_xml(report))
+    if github:
+        _report_to_github(report)
 
 
 def _report_to_github(report: CheckReport) -> None:

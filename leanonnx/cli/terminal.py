@@ -28,7 +28,8 @@ from leanonnx.runtime.sessions import claim_process
 from leanonnx.spelling import spelled_for
 from leanonnx.system.clock import Progress, ProgressLines, ignore_progress, ticking
 
-WIDTH = 140
+WIDTH = 160
+"""Width of tables off a terminal, in characters."""
 QUIET_SECONDS, LINE_SECONDS, TICK_SECONDS = 10.0, 30.0, 1.0
 """Off a terminal: time before the first line on progress, between two lines on a stage, and between looks at them."""
 INTERRUPTED = 130

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rich.console import Console
-from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.progress import BarColumn, RenderableColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
@@ -14,31 +15,23 @@ from leanonnx.formatting import short_name
 from leanonnx.system.clock import Progress, TimeLeft, clock_text, left_text, stage_text
 
 
-class RunTimeColumn(ProgressColumn):
-    """The time since the first stage began, which goes on while a stage reports nothing.
+@dataclass(frozen=True)
+class _RunTime:
+    """The time since a start, as on a clock; it goes on while a stage reports nothing."""
 
-    Attributes:
-        start: time of the console's clock at which the first stage began; None before.
-    """
+    now: Callable[[], float]
+    start: float
 
-    max_refresh = None
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.start: float | None = None
-
-    def render(self, task: Task) -> Text:
-        """The time as on a clock."""
-        now = task.get_time()
-        self.start = now if self.start is None else self.start
-        return Text(clock_text(now - self.start), style="progress.elapsed")
+    def __rich__(self) -> Text:
+        return Text(clock_text(self.now() - self.start), style="progress.elapsed")
 
 
 @contextmanager
 def progress_bar(console: Console) -> Iterator[Progress]:
     """Yield a listener that shows the running stage: a bar that fills, or that pulses while its length is not known."""
     text, note = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[note]"))
-    with Bars(SpinnerColumn(), text, BarColumn(), RunTimeColumn(), note, console=console, transient=True) as bars:
+    clock = RenderableColumn(_RunTime(console.get_time, console.get_time()))
+    with Bars(SpinnerColumn(), text, BarColumn(), clock, note, console=console, transient=True) as bars:
         task, left = bars.add_task("starting", total=None, note=""), TimeLeft()
 
         def show(stage: str, done: float | None = None, item: str = "") -> None:
