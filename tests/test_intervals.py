@@ -29,6 +29,12 @@ def test_many_alike_decisions_of_one_sample_count_once() -> None:
     assert (low, high) == pytest.approx((0.025 ** (1 / 4), 1.0))
 
 
+def test_samples_that_do_not_differ_tell_nothing() -> None:
+    assert agreement_interval(np.array([3.0, 3, 3]), np.array([4.0, 4, 4])) is None
+    assert agreement_interval(np.array([3.0]), np.array([4.0])) is None
+    assert agreement_interval(np.array([0.0, 0]), np.array([0.0, 0])) is None
+
+
 def test_a_mean_without_skewness_has_students_interval() -> None:
     values = np.concatenate([1 - RNG.random(20), np.zeros(0)])
     values = np.concatenate([values, 2 - values])  # symmetric about one

@@ -66,11 +66,10 @@ def deviation_intervals(samples: Sequence[SampleSums], peak: float, has_top5: bo
 
 
 def agreement_interval(same: Floats, choices: Floats) -> IntervalEnds | None:
-    """The interval of the share Σ same / Σ choices over samples; None without choices."""
-    some = choices > 0
-    if not some.any():
-        return None
-    return share_interval(same[some] / choices[some], choices[some], INTERVAL_DOUBT)
+    """The interval of the share Σ same / Σ choices over samples; None without choices, or without any spread."""
+    shares, weights = same[choices > 0] / choices[choices > 0], choices[choices > 0]
+    is_known = shares.size and (np.isin(shares, (0.0, 1.0)).all() or np.ptp(shares) > 0)
+    return share_interval(shares, weights, INTERVAL_DOUBT) if is_known else None
 
 
 def mean_interval(sums: Floats, weights: Floats) -> IntervalEnds | None:

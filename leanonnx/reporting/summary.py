@@ -214,7 +214,9 @@ def _next_step(report: CompressionReport, context: SummaryContext, speed: Statem
         return f"give {ADVISED_SAMPLES} real inputs or more, without labels, with {option('calib')}: they fit the " + (
             "weights and measure the accuracy"
         )
-    used = 0 if recovery is None else recovery.samples + recovery.held_out
+    used = recovery.samples + recovery.held_out if recovery is not None and recovery.samples else 0
+    if accuracy.mood != "good" and context.options.get("recover") == "none":
+        return f"let {option('recover', 'auto')} fit the weights to the samples"
     if accuracy.mood != "good" and 0 < used < ADVISED_SAMPLES:
         return f"give {ADVISED_SAMPLES} samples or more with {option('calib')} (there were {used}): few fit badly"
     milder = _milder_budget(context.options)
