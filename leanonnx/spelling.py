@@ -6,6 +6,7 @@ A library function does not know who calls it: ``option("keep", 1.5)`` is ``keep
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -60,6 +61,20 @@ def verb(name: str) -> str:
     if _SPELLING.get() == "python":
         return f"leanonnx.{PYTHON_VERBS.get(name, name)}"
     return f"leanonnx {name}"
+
+
+def call_text(name: str, *places: str, **options: str | float) -> str:
+    """A command with its arguments, ready to be run; or the call of the Python function that does the same.
+
+    Args:
+        name: the verb.
+        places: the files.
+        options: parameters with their values.
+    """
+    if _SPELLING.get() == "python":
+        return f"{verb(name)}({', '.join([*map(repr, places), *(option(*each) for each in options.items())])})"
+    texts = ((f"--{each.replace('_', '-')}", _plain(value)) for each, value in options.items())
+    return shlex.join([*verb(name).split(), *places, *(part for pair in texts for part in pair)])
 
 
 def _plain(value: object) -> str:

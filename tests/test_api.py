@@ -50,16 +50,23 @@ def without_seconds(row: dict[str, Any]) -> dict[str, Any]:
 # the same options as the command line
 
 
+QUIET = {"quiet": "no bar but in notebooks"}
 JSON = {"json": "to_dict of the result"}
 IMAGES = dict.fromkeys(("mean", "std", "scale", "layout", "size"), "one value: images=ImageFormat(...)")
 DIFFERENT = {
-    "compress": {"no_measure": "measure says the same without the negation", **JSON, **IMAGES},
+    "compress": {
+        "no_measure": "measure says the same without the negation",
+        "verbose": "all fields of the result",
+        **QUIET,
+        **JSON,
+        **IMAGES,
+    },
     "inspect": {"why": "a method of the result", **JSON},
-    "bench": JSON,
-    "check": {**JSON, **IMAGES, "junit": "for CI", "github": "for CI"},
-    "sweep": {"no_measure": "measure", "out": "an argument that has to be given", **JSON, **IMAGES},
-    "finetune": {**JSON, **IMAGES},
-    "calibrate-device": {"out": "an argument that has to be given", **JSON},
+    "bench": {**QUIET, **JSON},
+    "check": {**QUIET, **JSON, **IMAGES, "junit": "for CI", "github": "for CI"},
+    "sweep": {"no_measure": "measure", "out": "an argument that has to be given", **QUIET, **JSON, **IMAGES},
+    "finetune": {**QUIET, **JSON, **IMAGES},
+    "calibrate-device": {"out": "an argument that has to be given", **QUIET, **JSON},
 }
 """Options of the command line that the functions have otherwise."""
 

@@ -78,13 +78,23 @@ def test_native_warnings_stay_out_of_stdout(tmp_path: Path) -> None:
 
 
 def test_text_of_compress(model: Path) -> None:
-    done = called("compress", model, model.parent / "out.onnx", "--keep", "0.5")
+    done = called("compress", model, model.parent / "out.onnx", "--keep", "0.5", "--verbose")
     assert (done.returncode, done.stderr) == (0, "")
     after = kernels(model.parent / "out.onnx")
     line = next(line for line in done.stdout.splitlines() if line.strip().startswith("kernels"))
     assert [str(TOTAL), str(after), f"{after / TOTAL:.4f}"] == line.split()[1:4]
     for text in ("Proof PASSED", "graph input 'x'", "graph output 'y'", "C1", "C2"):
         assert text in done.stdout
+
+
+def test_layers_are_listed_only_if_asked_for(model: Path) -> None:
+    done = called("compress", model, model.parent / "out.onnx", "--keep", "0.5")
+    lines = done.stdout.replace("\N{NO-BREAK SPACE}", " ").splitlines()
+    assert "C1" not in done.stdout and "graph output 'y'" not in done.stdout
+    assert "3 layers and 2 pins are listed with --verbose, and on the page of --report" in lines
+    assert lines[0].startswith("Speed not measured, ") and lines[0].endswith(" of the size, accuracy not known.")
+    assert lines[-1] == f"{model} → {model.parent / 'out.onnx'}: {lines[0]}"
+    assert [line.startswith("Next: ") for line in lines].count(True) == 1
 
 
 # compress: the budget

@@ -53,7 +53,7 @@ ADDED = {
     "leanonnx bench": ["--seconds", str(SHORT)],
 }
 """Options added so that outputs are the same everywhere, and fast."""
-UNMEASURED = ("latency", "times the speed")
+UNMEASURED = ("latency", "times the speed", "of the size, ")
 """Marks of lines that are not printed without measuring."""
 COMMANDS = {name: typed(path.read_text(encoding="utf-8")) for name, path in PAGES.items()}
 PAIRS = [(name, each) for name, found in COMMANDS.items() for each in found if each.language == "sh"]
@@ -117,12 +117,13 @@ def _spawned(words: list[str], folder: Path) -> Done:
 def lines(text: str, masked: bool) -> list[str]:
     """Lines with normalised blanks, and with # for each number that may differ.
 
-    Then one sample may stand for several.
+    Then one sample may stand for several, of which intervals are known.
     """
     plain = [" ".join(line.split()) for line in text.splitlines()]
     number = re.compile(r"[\d.,]*\d(?:e[-+]\d+)?")
     if masked:
         plain = [number.sub("#", line).replace("samples", "sample") for line in plain]
+        plain = [re.sub(r" \(#(?: %)? to #(?: %)?\)", "", line) for line in plain]
     return [number.sub("#", line) if line.startswith("Proof") else line for line in plain if line]
 
 

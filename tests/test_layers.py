@@ -36,7 +36,7 @@ FLOORS = [
 ONLY = {
     "onnxruntime": {"runtime.providers", "runtime.sessions", "quantization.qdq"},
     "typer": {"cli"},
-    "rich": {"cli", "*.tables"},
+    "rich": {"cli", "*.tables", "reporting.bars", "api.progress"},
     "matplotlib": {"commands.sweep.plot"},
     "distributed": {"commands.sweep.cluster"},
     "PIL": set(),

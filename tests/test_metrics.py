@@ -16,6 +16,7 @@ from leanonnx.errors import OptionError
 from leanonnx.page.headline import headline
 from leanonnx.reporting.encoding import from_json
 from leanonnx.reporting.reports import CompressionReport
+from leanonnx.reporting.summary import SummaryContext
 from leanonnx.selection.metrics import BUDGETS, COUNTED_METRICS, METRICS, Budget, PricingInputs
 from tests.helpers import CNN, build, called, called_json, saved
 
@@ -70,8 +71,9 @@ def test_tables_and_json_list_each_metric(model: Path) -> None:
         assert set(row[metric.name]) == {"before", "after", "fraction"}
         assert looked_at[metric.name] == row[metric.name]["before"]
         assert metric.meaning in shown
-    titles = [tile.title for tile in headline(from_json(CompressionReport, row), {"kernels": 0.5}, "a", "b").tiles]
-    assert titles[: len(COUNTED_METRICS)] == [metric.title for metric in COUNTED_METRICS]
+    context = SummaryContext(options={"kernels": 0.5}, source="a", output="b")
+    titles = [tile.title for tile in headline(from_json(CompressionReport, row), context).tiles]
+    assert titles == ["Speed", "Deviation", *(metric.title for metric in reversed(COUNTED_METRICS)), "Proof"]
 
 
 @pytest.mark.parametrize("metric", [metric for metric in METRICS.values() if not metric.measured], ids=lambda m: m.name)

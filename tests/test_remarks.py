@@ -13,9 +13,11 @@ from leanonnx.commands.compress.tables import compression_tables
 from leanonnx.page.headline import headline
 from leanonnx.reporting.encoding import from_json
 from leanonnx.reporting.reports import CompressionReport, DataFreeRow
+from leanonnx.reporting.summary import SummaryContext
 from tests.helpers import CNN, build, called_json, saved
 
 FIRST = "before its weights were changed, "
+CONTEXT = SummaryContext(options={"kernels": 0.5}, source="a.onnx", output="b.onnx")
 NOTHING = DataFreeRow(constants=0, means=0, merged=0, declined=False)
 
 
@@ -23,9 +25,9 @@ def proofs(report: CompressionReport) -> tuple[str, str]:
     """The sentence on the proof: above the tables, and on the page."""
     console = Console(file=io.StringIO(), width=200)
     with console.capture() as capture:
-        console.print(compression_tables(report, "a.onnx", "b.onnx"))
+        console.print(compression_tables(report, CONTEXT))
     proof_line = next(line for line in capture.get().splitlines() if line.startswith("Proof"))
-    return proof_line, headline(report, {"kernels": 0.5}, "a.onnx", "b.onnx").lead[1]
+    return proof_line, headline(report, CONTEXT).lead[2]
 
 
 @pytest.mark.parametrize(

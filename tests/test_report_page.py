@@ -14,10 +14,12 @@ import onnx
 import pytest
 
 from leanonnx import formatting as texts
+from leanonnx.formatting import milliseconds_text
 from leanonnx.page.headline import headline
 from leanonnx.reporting.costs import CostChange, CostChanges
 from leanonnx.reporting.reports import CompressionReport
 from leanonnx.reporting.rows import ComparisonRow, LatencyRow, LayoutChange, ProofRow
+from leanonnx.reporting.summary import SummaryContext
 from tests.helpers import CNN, build, called, cli, refused, saved, tree
 from tests.pages import Found, images, page_of, parsed, plain, residual, without_seconds
 
@@ -138,57 +140,60 @@ def timed(speedup: float, low: float, high: float, verdict: str = "faster", busy
         (
             report_of(latency=timed(2.5, 2.4, 2.6)),
             {"kernels": 0.5},
-            "Faster than the original: 2.50 times its speed.",
-            "good",
+            "2.50 times as fast (2.40 to 2.60), 50.0 % of the size, accuracy not known.",
+            "plain",
         ),
         (
             report_of(latency=timed(0.8, 0.7, 0.9, "slower")),
             {"kernels": 0.5},
-            "Slower than the original: 0.80 times its speed.",
+            "Slower: 0.80 times as fast (0.70 to 0.90), 50.0 % of the size, accuracy not known.",
             "bad",
         ),
         (
             report_of(latency=timed(1.02, 0.99, 1.05, "no difference shown")),
             {"macs": 0.5},
-            "No difference in speed shown: 1.02 times its speed.",
+            "Not shown to be faster: 1.02 times as fast (0.99 to 1.05), 50.0 % of the size, accuracy not known.",
             "bad",
         ),
         (
             report_of(latency=timed(0.8, 0.7, 0.9, "slower", busy=True)),
             {"macs": 0.5},
-            "Could not tell if it is faster than the original, as the machine was busy: 0.80 times its speed.",
+            "Speed not known, as the machine was busy: 0.80 times as fast (0.70 to 0.90), 50.0 % of the size, "
+            "accuracy not known.",
             "bad",
         ),
         (
             report_of(latency=timed(1.2, 1.1, 1.3, busy=True)),
             {"macs": 0.5},
-            "Faster than the original: 1.20 times its speed.",
-            "good",
+            "1.20 times as fast (1.10 to 1.30), 50.0 % of the size, accuracy not known.",
+            "plain",
         ),
-        (report_of(), {"kernels": 0.5}, "50.0 % of the kernels are left; the speed was not measured.", "plain"),
+        (report_of(), {"kernels": 0.5}, "Speed not measured, 50.0 % of the size, accuracy not known.", "plain"),
         (
             report_of(),
             {"params": 0.25},
-            "Over budget: 50.0 % of the parameters is left, 25.0 % was asked for. The speed was not measured.",
+            "Over budget: 50.0 % of the parameters is left, 25.0 % was asked for. "
+            "Speed not measured, 50.0 % of the size, accuracy not known.",
             "bad",
         ),
         (
             report_of(latency=timed(1.25, 1.2, 1.3)),
             {"latency": 0.5},
             "Over budget: 80.0 % of the time is left, 50.0 % was asked for. "
-            "Faster than the original: 1.25 times its speed.",
+            "1.25 times as fast (1.20 to 1.30), 50.0 % of the size, accuracy not known.",
             "bad",
         ),
         (
             report_of(after=100),
             {"kernels": 1.0},
-            "Nothing could be removed: the output equals the input.",
+            "Nothing could be removed: the output equals the input. "
+            "Speed not measured, 100 % of the size, accuracy not known.",
             "bad",
         ),
     ],
 )
 def test_first_line(report: CompressionReport, asked: dict[str, float], verdict: str, mood: str) -> None:
-    found = headline(report, asked, "a.onnx", "b.onnx")
+    found = headline(report, SummaryContext(options=asked, source="a.onnx", output="b.onnx"))
     assert (plain(found.verdict), found.mood) == (verdict, mood)
     if report.latency:
         gauge = found.gauge
@@ -206,6 +211,9 @@ def test_measured(tmp_path: Path) -> None:
     assert all(layer["name"] in latency for layer in row["layers"])
     assert f"{row['latency']['speedup']:.2f} ×" in found.text("header")
     assert latency.count(" ms") > 2 * len(row["layers"])
+    total = " → ".join(milliseconds_text(row["latency"][side]) for side in ("before_ms", "after_ms"))
+    total = total.replace("\N{NO-BREAK SPACE}", " ")
+    assert "Sum, as measured" in latency and total in latency
 
 
 def test_unmeasured(calibrated: tuple[Found, str, dict[str, Any]]) -> None:

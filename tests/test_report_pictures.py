@@ -292,6 +292,12 @@ def test_lines_by_layer(dag: ChannelDag, alive: Mask) -> None:
     }
     assert [line.name for line in found.layers] == ["D", "B", "A"]
     assert (found.before, found.after) == (7.0, 1.75)
+    scaled = found.scaled_to(14.0, 7.0)
+    assert (scaled.before, scaled.after, scaled.factors) == (14.0, 7.0, (2.0, 4.0))
+    lines = {line.name: (line.before, line.after, line.path) for line in (*scaled.layers, *scaled.others)}
+    assert (lines["A"], lines["D"]) == ((2.0, 2.0, "fast path"), (6.0, None, ""))
+    bars = (*scaled.layers, *scaled.others)
+    assert [sum(getattr(line, side) or 0 for line in bars) for side in ("before", "after")] == [14.0, 7.0]
 
 
 def test_profile(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from leanonnx.api.keywords import compress_options
+from leanonnx.api.progress import listening
 from leanonnx.api.results import Compressed
 from leanonnx.api.sources import (
     CalibrationData,
@@ -28,7 +29,7 @@ from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.providers import Provider
 from leanonnx.selection.removal import without_channels
 from leanonnx.surgery.plan import make_plan
-from leanonnx.system.clock import Progress, ignore_progress
+from leanonnx.system.clock import Progress
 from leanonnx.system.outputs import StrPath
 from leanonnx.version import __version__
 
@@ -53,7 +54,7 @@ def remove_channels(
     freeze: bool = False,
     measure: bool = False,
     seed: int = 0,
-    progress: Progress = ignore_progress,
+    progress: Progress | None = None,
 ) -> Compressed:
     """Remove channels of your own choice with everything that has to follow, and prove the result.
 
@@ -82,12 +83,12 @@ def remove_channels(
     """
     chosen = {name: _indices(given) for name, given in channels.items()}
     keywords = locals()
-    with as_file(model) as source, result_file(out) as target:
+    with as_file(model) as source, result_file(out) as target, listening(progress) as listener:
         dag = pipeline.load_dag(source, shape or {}, as_rules(rules), several(library, Path), freeze)
         plan = make_plan(dag, without_channels(dag, chosen), {}, __version__)
         removed = {name: tuple(map(int, indices)) for name, indices in chosen.items()}
         options = compress_options(keywords, plan=plan, removed=removed, best_effort=True)
-        places = (optional_path(plan_out), as_rules(rules), progress, None, optional_path(plan_weights))
+        places = (optional_path(plan_out), as_rules(rules), listener, None, optional_path(plan_weights))
         return Compressed.of(pipeline.compress_file(source, target, options, *places), target)
 
 

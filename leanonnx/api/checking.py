@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from leanonnx.api.progress import listening
 from leanonnx.api.sources import ModelSource, as_file, model_title, optional_path, several
 from leanonnx.commands.bench.benchmark import BenchRequest
 from leanonnx.commands.check import check as gatekeeper
@@ -23,7 +24,7 @@ from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.providers import Provider, Setting
 from leanonnx.runtime.timing import DEFAULT_TIMING_SECONDS
 from leanonnx.spelling import option
-from leanonnx.system.clock import Progress, ignore_progress
+from leanonnx.system.clock import Progress
 from leanonnx.system.outputs import StrPath
 
 LimitText = float | str
@@ -97,7 +98,7 @@ def check(
     seconds: float = DEFAULT_TIMING_SECONDS,
     library: StrPath | Sequence[StrPath] = (),
     seed: int = 0,
-    progress: Progress = ignore_progress,
+    progress: Progress | None = None,
 ) -> CheckResult:
     """Compare a candidate model with its baseline, gate by gate; a failed gate is no error.
 
@@ -120,7 +121,7 @@ def check(
         provider, skip_missing_provider: where latency is measured; True skips these gates if the provider is missing.
         threads, batch, shape, seconds, library: as in ``bench``.
         seed: of the inputs and of the interval.
-        progress: called with each stage.
+        progress: called with each stage; None: log, or bar in a notebook.
 
     Raises:
         UserError: a baseline that cannot be used, a wrong limit or option, data that the baseline does not take.
@@ -141,8 +142,8 @@ def check(
         ),
         skip_missing=skip_missing_provider,
     )
-    with as_file(base) as base_path, as_file(new) as new_path:
-        outcome = gatekeeper.run_check(base_path, new_path, request, progress)
+    with as_file(base) as base_path, as_file(new) as new_path, listening(progress) as listener:
+        outcome = gatekeeper.run_check(base_path, new_path, request, listener)
     return CheckResult(
         outcome.verdicts, outcome.notes, check_report(model_title(base), model_title(new), request, outcome)
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from leanonnx.api.keywords import budget_limits, compress_options
+from leanonnx.api.progress import listening
 from leanonnx.api.sources import optional_path, several
 from leanonnx.checks import check_fraction, exactly_one
 from leanonnx.commands.compress.options import Blocks, Minimise, Recover
@@ -24,7 +25,7 @@ from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.providers import Provider
 from leanonnx.selection.metrics import Budget
 from leanonnx.spelling import option
-from leanonnx.system.clock import Progress, ignore_progress
+from leanonnx.system.clock import Progress
 from leanonnx.system.gpu import Device
 from leanonnx.system.outputs import StrPath
 
@@ -131,7 +132,7 @@ def sweep(
     best_effort: bool = False,
     measure: bool = False,
     seed: int = 0,
-    progress: Progress = ignore_progress,
+    progress: Progress | None = None,
 ) -> SweepResult:
     """Compress models to several fractions: the trade-off curves, with the knee of each.
 
@@ -155,14 +156,15 @@ def sweep(
         minimise: as in ``compress``.
         provider, threads, library, freeze, unshare, int8, best_effort, seed: as in ``compress``.
         measure: True times each point (``latency`` always does).
-        progress: called with each stage.
+        progress: called with each stage; None: log, or bar in a notebook.
 
     Raises:
         UserError: a wrong option, no point that can be made, or a folder that is in use or holds another sweep.
     """
     request = _request(locals())
     make = maker(request.options.budget.metric, jobs, dask, len(request.models) * len(request.fractions))
-    return _result(driver.run_sweep(request, make, plotter(), progress), Path(out))
+    with listening(progress) as listener:
+        return _result(driver.run_sweep(request, make, plotter(), listener), Path(out))
 
 
 def _request(given: Mapping[str, Any]) -> SweepRequest:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from leanonnx.api.keywords import budget_limits, compress_options
+from leanonnx.api.progress import listening
 from leanonnx.api.sources import optional_path, several
 from leanonnx.checks import check_choice, check_positive, exactly_one
 from leanonnx.commands.finetune.options import FinetuneOptions, TrainingSettings
@@ -23,7 +24,7 @@ from leanonnx.reporting.encoding import Json, to_json
 from leanonnx.runtime.observation import Shapes
 from leanonnx.selection.metrics import Budget
 from leanonnx.spelling import option
-from leanonnx.system.clock import Progress, ignore_progress
+from leanonnx.system.clock import Progress
 from leanonnx.system.gpu import Device
 from leanonnx.system.outputs import StrPath
 
@@ -95,7 +96,7 @@ def finetune(
     images: ImageFormat = DEFAULT_IMAGE_FORMAT,
     library: StrPath | Sequence[StrPath] = (),
     seed: int = 0,
-    progress: Progress = ignore_progress,
+    progress: Progress | None = None,
 ) -> TrainingResult | None:
     """Train the weights of a compressed model; names, structure and interface stay the same.
 
@@ -123,7 +124,7 @@ def finetune(
         keep_steps: folder for the models of the steps before the last.
         shape, library: as in ``compress``.
         seed: of order, augmentation and masks.
-        progress: called with each stage and epoch.
+        progress: called with each stage and epoch; None: the log, or a bar in a notebook.
 
     Raises:
         UserError: torch is not installed, bad model, option, data or output path, or an operator that torch cannot run.
@@ -131,7 +132,8 @@ def finetune(
     """
     if find_spec("torch") is None:
         raise OptionError("finetune needs torch; install it with pip install 'leanonnx[finetune]'")
-    return _finetune(locals())
+    with listening(progress) as listener:
+        return _finetune({**locals(), "progress": listener})
 
 
 def _finetune(given: Mapping[str, Any]) -> TrainingResult | None:

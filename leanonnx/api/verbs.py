@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from leanonnx.api.keywords import budget_of, compress_options
+from leanonnx.api.progress import listening
 from leanonnx.api.results import Analysis, Compressed, Timings
 from leanonnx.api.sources import (
     CalibrationData,
@@ -49,7 +50,7 @@ from leanonnx.runtime.providers import Provider, Setting
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.timing import DEFAULT_TIMING_SECONDS
 from leanonnx.surgery.plan import Plan, replay_plan
-from leanonnx.system.clock import Progress, ignore_progress
+from leanonnx.system.clock import Progress
 from leanonnx.system.gpu import Device
 from leanonnx.system.outputs import StrPath
 
@@ -100,7 +101,7 @@ def compress(
     best_effort: bool = False,
     measure: bool = False,
     seed: int = 0,
-    progress: Progress = ignore_progress,
+    progress: Progress | None = None,
 ) -> Compressed:
     """Remove channels until the model fits the budget, and prove the result.
 
@@ -132,8 +133,8 @@ def compress(
         UserError, Refusal: exit codes 2 and 1 of the command line; nothing is written.
     """
     options = compress_options(locals(), budget=budget_of(locals()))
-    with as_file(model) as source, result_file(out) as place:
-        return Compressed.of(pipeline.compress_file(source, place, options, **_extras(locals())), place)
+    with as_file(model) as source, result_file(out) as place, listening(progress) as listener:
+        return Compressed.of(pipeline.compress_file(source, place, options, **_extras(locals(), listener)), place)
 
 
 def analyse(
@@ -229,7 +230,7 @@ def bench(
     cuda_graph: bool = False,
     tf32: bool = True,
     seed: int = 0,
-    progress: Progress = ignore_progress,
+    progress: Progress | None = None,
 ) -> Timings:
     """Time a model in onnxruntime, or two against each other in turns, each measurement in a fresh process.
 
@@ -248,7 +249,7 @@ def bench(
         library: onnxruntime's libraries of custom operators.
         cuda_graph, tf32: how the GPU is used.
         seed: of the inputs and of the interval.
-        progress: called with each stage.
+        progress: called with each stage; None: log, or bar in a notebook.
 
     Raises:
         UserError: bad model or option, a provider that is not there, models that take different inputs.
@@ -262,9 +263,9 @@ def bench(
         seconds=seconds,
         seed=seed,
     )
-    with as_file(a) as source, ExitStack() as stack:
+    with as_file(a) as source, listening(progress) as listener, ExitStack() as stack:
         other = None if b is None else stack.enter_context(as_file(b))
-        cases = benchmark.run_bench(source, other, request, progress)
+        cases = benchmark.run_bench(source, other, request, listener)
     return Timings(cases, bench_report(model_title(a), None if b is None else model_title(b), request, cases))
 
 
@@ -274,10 +275,10 @@ def _check_same_outputs(model: Model, rival: Model) -> None:
         raise OptionError(f"{rival.path}: its outputs are not those of {model.path}; give what was made of that model")
 
 
-def _extras(given: Mapping[str, Any]) -> dict[str, Any]:
+def _extras(given: Mapping[str, Any], listener: Progress) -> dict[str, Any]:
     """Arguments of the pipeline besides options, from those of ``compress``."""
     paths = {name: optional_path(given[name]) for name in ("plan_out", "plan_weights")}
-    return {**paths, "rules": as_rules(given["rules"]), "progress": given["progress"], "page": _page(given)}
+    return {**paths, "rules": as_rules(given["rules"]), "progress": listener, "page": _page(given)}
 
 
 def _page(given: Mapping[str, Any]) -> pipeline.Page | None:

@@ -11,6 +11,7 @@ from leanonnx.cli.options import (
     AsJson,
     Batches,
     Library,
+    Quiet,
     Seconds,
     ThreadCounts,
     TimedShape,
@@ -39,6 +40,7 @@ def bench_command(
     cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="Replay a model as one CUDA graph.")] = False,
     tf32: Annotated[bool, typer.Option(help="Let the GPU multiply float32 in TF32.")] = True,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the inputs and of the interval.")] = 0,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Time a model in onnxruntime, or two against each other in turns.
@@ -56,7 +58,7 @@ def bench_command(
             seconds=seconds,
             seed=seed,
         )
-        with progress() as listener:
+        with progress(quiet) as listener:
             cases = measure(source, other, request, listener)
         report = bench_report(str(source), str(other) if other else None, request, cases)
         show_json(report, results) if as_json else show(bench_tables(report), results)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from leanonnx.cli.options import AsJson, targets_file
+from leanonnx.cli.options import AsJson, Quiet, targets_file
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
 from leanonnx.commands.calibrate import calibrate
 from leanonnx.commands.calibrate.report import calibration_report
@@ -22,6 +22,7 @@ def calibrate_device_command(
         Path | None,
         typer.Option(metavar="FILE", show_default=False, help="Where to store the table, next to others in it."),
     ] = None,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure which widths this machine runs at full speed and what work costs on it, and store that as a target.
@@ -34,7 +35,7 @@ def calibrate_device_command(
     with exit_codes() as results:
         path = out or targets_file()
         calibrate.check_storable(path)
-        with progress() as listener:
+        with progress(quiet) as listener:
             calibration = calibrate.run_calibration(Setting(provider, threads), listener)
         calibrate.store_table(calibration.target, path)
         report = calibration_report(calibration, path, targets_file())

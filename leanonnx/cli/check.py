@@ -17,6 +17,7 @@ from leanonnx.cli.options import (
     Layout,
     Library,
     Mean,
+    Quiet,
     Scale,
     Seconds,
     SizeOption,
@@ -114,6 +115,7 @@ def check_command(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the inputs and of the interval.")] = 0,
     junit: JUnit = None,
     github: GitHub = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare a candidate model with its baseline and fail if a gate is violated.
@@ -155,14 +157,11 @@ def check_command(
             ),
             skip_missing=skip_missing_provider,
         )
-        with progress() as listener:
+        with progress(quiet) as listener:
             outcome = compare(base_path, new_path, request, listener)
         report = check_report(base, new, request, outcome)
         show_json(report, results) if as_json else show(check_tables(report), results)
-        if junit:
-            write_file(junit, junit_xml(report))
-        if github:
-            _report_to_github(report)
+        _report_to_ci(report, junit, github)
         if outcome.failed_gates:
             raise GateFailed(verdict_text(report))
 
@@ -181,6 +180,14 @@ def _error_annotations(new: str, github: bool) -> Iterator[None]:
         if github:
             _print([github_command("error", CHECK_TITLE, new, str(error))])
         raise
+
+
+def _report_to_ci(report: CheckReport, junit: Path | None, github: bool) -> None:
+    """Write the JUnit report and the annotations for GitHub that were asked for."""
+    if junit:
+        write_file(junit, junit_xml(report))
+    if github:
+        _report_to_github(report)
 
 
 def _report_to_github(report: CheckReport) -> None:

@@ -10,12 +10,12 @@ import typer
 
 from leanonnx.cli.budgets import limit_option, with_budgets
 from leanonnx.cli.choices import Choices, with_choices
-from leanonnx.cli.options import AsJson, PlanOut, ReportOut, RulesFile, rules_from
+from leanonnx.cli.options import AsJson, PlanOut, Quiet, ReportOut, RulesFile, Verbose, rules_from
 from leanonnx.cli.terminal import command_line, exit_codes, progress, show, show_json
 from leanonnx.commands.compress import pipeline
 from leanonnx.commands.compress.options import asked_budget
 from leanonnx.commands.compress.pipeline import Page
-from leanonnx.commands.compress.report import compression_report
+from leanonnx.commands.compress.report import compression_report, summary_context
 from leanonnx.commands.compress.tables import compression_tables
 from leanonnx.errors import OptionError
 from leanonnx.page.page import PageContext, render
@@ -44,6 +44,8 @@ def compress_command(
     ] = False,
     *,
     choices: Choices,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Remove channels until the model fits the budget, prove the result and write it.
@@ -59,9 +61,10 @@ def compress_command(
         options = choices.options(budget, None if plan is None else load_plan(plan), exact)
         context = PageContext(str(source), str(out), command_line())
         page = None if report_out is None else Page(report_out, partial(render, context))
-        with progress() as listener:
+        with progress(quiet) as listener:
             result = pipeline.compress_file(
                 source, out, options, plan_out, rules_from(rules), listener, page, plan_weights
             )
         report = compression_report(result)
-        show_json(report, results) if as_json else show(compression_tables(report, str(source), str(out)), results)
+        place = summary_context(result, str(source), str(out))
+        show_json(report, results) if as_json else show(compression_tables(report, place, verbose), results)

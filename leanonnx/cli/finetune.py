@@ -14,6 +14,7 @@ from leanonnx.cli.options import (
     Layout,
     Library,
     Mean,
+    Quiet,
     Scale,
     ShapeOption,
     SizeOption,
@@ -150,6 +151,7 @@ def finetune_command(
     size: SizeOption = None,
     library: Library = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of order, augmentation and masks.")] = 0,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Train the weights of a compressed model; names, structure and interface do not change.
@@ -165,7 +167,7 @@ def finetune_command(
         given["images"] = image_format(*(given.pop(name) for name in IMAGE_OPTIONS))
         lists = {"ignore": ignore, "library": library, "train": train, "hold": hold}
         given |= {"shape": parse_shapes(shape or []), **{name: tuple(each or ()) for name, each in lists.items()}}
-        with progress() as listener:
+        with progress(quiet) as listener:
             result = finetune(source, target, **given, progress=listener)
         if result is not None:
             from leanonnx.commands.finetune import tables  # needs the extra

@@ -55,6 +55,8 @@ TimedShape = Annotated[
     ),
 ]
 Seconds = Annotated[float, typer.Option("--seconds", help="How long each measurement may take.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="List all layers and pins too.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 

@@ -10,7 +10,7 @@ import typer
 from leanonnx.checks import exactly_one
 from leanonnx.cli.budgets import fractions_option, with_budgets
 from leanonnx.cli.choices import Choices, with_choices
-from leanonnx.cli.options import AsJson, RulesFile, fractions
+from leanonnx.cli.options import AsJson, Quiet, RulesFile, fractions
 from leanonnx.cli.terminal import exit_codes, progress, show, show_json
 from leanonnx.commands.sweep.driver import run_sweep as run
 from leanonnx.commands.sweep.extras import maker, plotter
@@ -39,6 +39,7 @@ def sweep_command(
     rules: RulesFile = None,
     *,
     choices: Choices,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Compress models to several fractions: the trade-off curve, as a table, CSV, JSON and a picture with its knee.
@@ -61,7 +62,7 @@ def sweep_command(
             restart=restart,
         )
         make = maker(budget.metric, jobs, dask, len(sources) * len(asked))
-        with progress() as listener:
+        with progress(quiet) as listener:
             report = run(request, make, plotter(), listener)
         show_json(report, results) if as_json else show(sweep_tables(report), results)
         if report.exit_code:

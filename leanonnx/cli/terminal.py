@@ -18,21 +18,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from typing import TextIO
 
-import rich.progress
 import typer
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from leanonnx.errors import BUG, NO_MEMORY, USER_ERROR, LeanOnnxError, OutputError
-from leanonnx.formatting import short_name
+from leanonnx.reporting.bars import progress_bar
 from leanonnx.reporting.encoding import to_json
 from leanonnx.runtime.sessions import claim_process
 from leanonnx.spelling import spelled_for
-from leanonnx.system.clock import Progress, ProgressLines, TimeLeft, left_text
+from leanonnx.system.clock import Progress, ProgressLines, ignore_progress, ticking
 
-WIDTH = 140
-LINE_SECONDS = 10.0
-"""Least time between two lines on progress off a terminal, and before the first."""
+WIDTH = 160
+"""Width of tables off a terminal, in characters."""
+QUIET_SECONDS, LINE_SECONDS, TICK_SECONDS = 10.0, 30.0, 1.0
+"""Off a terminal: time before the first line on progress, between two lines on a stage, and between looks at them."""
 INTERRUPTED = 130
 """Exit code of shells after SIGINT, 128 + 2."""
 TERMINATED = 143
@@ -68,7 +67,7 @@ def show(renderable: RenderableType, results: TextIO) -> None:
     """Print tables."""
     console = Console(file=io.StringIO(), width=None if results.isatty() else WIDTH, force_terminal=results.isatty())
     with console.capture() as capture:
-        console.print(renderable)
+        console.print(renderable, crop=False)
     _print(capture.get(), results)
 
 
@@ -106,25 +105,18 @@ def _silence(results: TextIO) -> None:
 
 
 @contextmanager
-def progress() -> Iterator[Progress]:
-    """Yield a listener that shows stages and their progress on stderr: a bar, or lines now and then off a terminal."""
+def progress(quiet: bool = False) -> Iterator[Progress]:
+    """Yield a listener that shows stages and their progress on stderr: a bar, or lines off a terminal."""
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield ProgressLines(_print_line, LINE_SECONDS)
-        return
-    text, note = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[note]"))
-    columns = (SpinnerColumn(), text, BarColumn(), TimeElapsedColumn(), note)
-    with rich.progress.Progress(*columns, console=console, transient=True) as bars:
-        task, left = bars.add_task("starting", total=None, note=""), TimeLeft()
-
-        def show(stage: str, done: float | None = None, item: str = "") -> None:
-            seconds = left.update(stage, done)
-            notes = [short_name(item), "" if seconds is None else left_text(seconds)]
-            total = None if done is None else 1.0
-            note = ", ".join(filter(None, notes))
-            bars.update(task, description=stage, total=total, completed=done or 0.0, note=note)
-
-        yield show
+    if quiet:
+        yield ignore_progress
+    elif console.is_terminal:
+        with progress_bar(console) as bar:
+            yield bar
+    else:
+        lines = ProgressLines(_print_line, QUIET_SECONDS, LINE_SECONDS)
+        with ticking(lines.tick, TICK_SECONDS):
+            yield lines
 
 
 def _print_line(text: str) -> None:

@@ -18,12 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from leanonnx.data.samples import Dataset
 from leanonnx.errors import DataError
+from leanonnx.evaluation.intervals import IntervalEnds
 from leanonnx.evaluation.kinds import CLASSES, channels_last, has_complex_image, sample_count
 from leanonnx.evaluation.scores import LOWER_IS_BETTER, Score, score_outputs
 from leanonnx.evaluation.tally import Deviation, Tally, tally_of
@@ -42,6 +43,7 @@ ComparedRuns = Iterator[tuple[Feed, Array | None, list[Array], list[list[Array]]
 class Fidelity:
     """Deviation of all outputs over ``samples`` samples; with labels, the ``metric`` of both models.
 
+    ``before_interval``, ``after_interval``: 95 % intervals of the metric over other samples.
     ``unused``: the reason if labels are given but no metric applies.
     """
 
@@ -51,6 +53,8 @@ class Fidelity:
     before: float | None = None
     after: float | None = None
     unused: str | None = None
+    before_interval: IntervalEnds | None = field(default=None, compare=False)
+    after_interval: IntervalEnds | None = field(default=None, compare=False)
 
     @property
     def better_direction(self) -> str | None:
@@ -129,7 +133,17 @@ class DeviationSums:
             return Fidelity(samples=samples, outputs=outputs)
         metric, before, after = self.score.result()
         unused = None if metric else f"the labels '{labels}' fit no output of the model: there is no metric"
-        return Fidelity(samples=samples, outputs=outputs, metric=metric, before=before, after=after, unused=unused)
+        first, second = self.score.intervals()
+        return Fidelity(
+            samples=samples,
+            outputs=outputs,
+            metric=metric,
+            before=before,
+            after=after,
+            unused=unused,
+            before_interval=first,
+            after_interval=second,
+        )
 
 
 def run_side_by_side(

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from leanonnx.evaluation.intervals import IntervalEnds, SampleScores, agreement_interval, mean_interval
 from leanonnx.evaluation.kinds import MAP_RANK
 from leanonnx.graph.formats import is_float, is_integer
 from leanonnx.numeric.arrays import Array
@@ -37,12 +38,13 @@ class LabelMetric:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Sums over labelled samples: scores of both models, out of ``weight`` labels."""
+    """Sums over labelled samples: scores of both models, out of ``weight`` labels; ``samples``: those of each run."""
 
     before: float = 0.0
     after: float = 0.0
     weight: int = 0
     measures: frozenset[LabelMetric | None] = frozenset()
+    samples: tuple[SampleScores, ...] = field(default=(), repr=False, compare=False)
 
     def plus(self, other: Score) -> Score:
         """Return the sums over the samples of both."""
@@ -51,6 +53,7 @@ class Score:
             after=self.after + other.after,
             weight=self.weight + other.weight,
             measures=self.measures | other.measures,
+            samples=self.samples + other.samples,
         )
 
     def result(self) -> tuple[str | None, float | None, float | None]:
@@ -59,6 +62,15 @@ class Score:
         if len(measures) != 1 or measures[0] is None or not self.weight:
             return None, None, None
         return measures[0].metric, self.before / self.weight, self.after / self.weight
+
+    def intervals(self) -> tuple[IntervalEnds | None, IntervalEnds | None]:
+        """Return the intervals of both values over other samples (95 %); None where they are not known."""
+        if self.result()[0] is None:
+            return None, None
+        before, after, weights = np.array(self.samples, np.float64).T
+        (measure,) = self.measures
+        interval = mean_interval if measure and measure.metric == SQUARES else agreement_interval
+        return interval(before, weights), interval(after, weights)
 
 
 def score_outputs(label: Array, before: Sequence[Array], after: Sequence[Array], axes: Sequence[int | None]) -> Score:
@@ -78,7 +90,8 @@ def score_outputs(label: Array, before: Sequence[Array], after: Sequence[Array],
     second = math.inf if measure.metric == SQUARES else 0.0
     if after[k].shape == before[k].shape:
         second, _ = _score_output(label, after[k], measure)
-    return Score(before=first, after=second, weight=weight, measures=frozenset({measure}))
+    samples = (SampleScores(first, second, weight),)
+    return Score(before=first, after=second, weight=weight, measures=frozenset({measure}), samples=samples)
 
 
 def metric_for_labels(label: Array, outputs: Sequence[Array], axes: Sequence[int | None]) -> LabelMetric | None:

@@ -17,6 +17,7 @@ from leanonnx.evaluation.baseline import (
     count_decisions,
     sum_samples,
 )
+from leanonnx.evaluation.intervals import DeviationIntervals, SampleSums, deviation_intervals
 from leanonnx.evaluation.kinds import CLASSES, DISCRETE, IMAGE, IMAGE_OR_MAP, OTHER, output_kind, slice_axes
 from leanonnx.evaluation.slices import ChannelDeviation, SliceErrors, slices_along
 from leanonnx.evaluation.variety import NO_SAMPLES, Variety, variety_of
@@ -37,6 +38,7 @@ class Deviation:
     the original in shape on some sample, and deviates infinitely too.
 
     ``channels`` is the deviation slice by slice, each relative to its own scale; None if an output has no slices.
+    ``intervals``: those of these measures over other samples (95 %).
     ``vacuous``: the reason if the comparison is uninformative although the output depends on the inputs: the original
     is empty, or does not vary.  ``baseline`` is the deviation of answers that ignore the input.
     """
@@ -52,6 +54,7 @@ class Deviation:
     channels: ChannelDeviation | None = None
     vacuous: str = ""
     baseline: Baseline | None = field(default=None, repr=False, compare=False)
+    intervals: DeviationIntervals = field(default=DeviationIntervals(), repr=False, compare=False)
 
     @property
     def worst(self) -> float:
@@ -64,7 +67,8 @@ class Tally:
     """Sums over samples of one output: squares, the original's range, and agreeing choices out of ``choices``.
 
     ``slices``: squares by slice for each axis of slices; None if the slices change from run to run.  ``decisions``: the
-    choices counted by class; None if there are too many classes.  ``mean``: sum of the original.
+    choices counted by class; None if there are too many classes.  ``mean``: sum of the original.  ``samples``: sums of
+    each sample.
     """
 
     error: float = 0.0
@@ -83,6 +87,7 @@ class Tally:
     variety: Variety = NO_SAMPLES
     decisions: DecisionCounts | None = NO_DECISIONS
     mean: MeanSums = NO_SUMS
+    samples: tuple[SampleSums, ...] = field(default=(), repr=False, compare=False)
 
     def plus(self, other: Tally) -> Tally:
         """Return the sums over the samples of both."""
@@ -103,10 +108,22 @@ class Tally:
             variety=self.variety.plus(other.variety),
             decisions=self.decisions.plus(other.decisions) if self.decisions and other.decisions else None,
             mean=self.mean.plus(other.mean),
+            samples=self.samples + other.samples,
         )
 
     def deviation(self, output: str, depends: bool = True, known: ChannelDeviation | None = None) -> Deviation:
-        """Return the deviation that the sums amount to.
+        """Return the deviation that the sums amount to, with its intervals; arguments as in ``_measures``."""
+        deviation = self._measures(output, depends, known)
+        intervals = deviation_intervals(self.samples, max(self.high - self.low, 0.0), self.near is not None)
+        applies = {
+            "psnr": deviation.psnr is not None,
+            "top1": deviation.top1 is not None,
+            "top5": deviation.top5 is not None,
+        }
+        return replace(deviation, intervals=replace(intervals, **{name: None for name in applies if not applies[name]}))
+
+    def _measures(self, output: str, depends: bool, known: ChannelDeviation | None) -> Deviation:
+        """Return the deviation without its intervals.
 
         Args:
             output: name of the output.
@@ -196,7 +213,20 @@ def tally_of(
     """
     kind = output_kind(wanted, rows, channels_last, complex_input)
     sums = _sums(wanted, computed, kind, labelled)
-    return replace(sums, variety=variety_of(wanted, rows), mean=sum_samples(wanted, rows)), kind
+    samples = _sample_sums(sums, wanted, computed, kind, rows)
+    return replace(sums, variety=variety_of(wanted, rows), mean=sum_samples(wanted, rows), samples=samples), kind
+
+
+def _sample_sums(
+    sums: Tally, wanted: Array, computed: Array, kind: tuple[str, int], rows: int
+) -> tuple[SampleSums, ...]:
+    """Sums of each sample of a run; of the run as one, if its outputs are not those of one sample each."""
+    parts = [sums]
+    if rows > 1 and wanted.shape == computed.shape and wanted.shape[:1] == (rows,):
+        parts = [_sums(wanted[k : k + 1], computed[k : k + 1], kind, ()) for k in range(rows)]
+    return tuple(
+        SampleSums(part.error, part.power, part.elements, part.choices, part.same, part.near or 0) for part in parts
+    )
 
 
 def _sums(wanted: Array, computed: Array, kind: tuple[str, int], labelled: Sequence[int]) -> Tally:

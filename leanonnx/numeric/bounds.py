@@ -1,4 +1,4 @@
-"""One-sided confidence bounds of shares and ratios over independent samples.  Pure numpy and scipy."""
+"""Confidence bounds and intervals of shares and ratios over independent samples.  Pure numpy and scipy."""
 
 from __future__ import annotations
 
@@ -29,6 +29,17 @@ def share_lower_bound(shares: Floats, weights: Floats, doubt: float) -> float:
     return max(0.0, 1 - float(ratio_upper_bounds(missed, weights[:, None], doubt)[0]))
 
 
+def share_interval(shares: Floats, weights: Floats, doubt: float) -> tuple[float, float]:
+    """Interval of the weighted mean of shares [samples], with an error probability of ``doubt`` / 2 on either side.
+
+    Samples that all agree, or none of which does, count as one decision each.
+    """
+    if (shares == shares[0]).all() and shares[0] in (0.0, 1.0):
+        weights = np.ones(shares.size)
+    low, missed = (share_lower_bound(each, weights, doubt / 2) for each in (shares, 1 - shares))
+    return low, 1 - missed
+
+
 def _success_lower_bound(successes: int, count: int, doubt: float) -> float:
     return float(betaincinv(successes, count - successes + 1, doubt)) if successes else 0.0
 
@@ -44,20 +55,31 @@ def ratio_upper_bounds(parts: Floats, wholes: Floats, doubt: float) -> Floats:
     That of Student's t on the linearised ratio, corrected for skewness to the right by the transformation of Hall
     (1992).  Infinite for a single sample, and where a part is.
     """
+    (bounds,) = _ratio_bounds(parts, wholes, (doubt,))
+    return np.where(np.isfinite(bounds), bounds, np.inf)
+
+
+def ratio_interval(parts: Floats, wholes: Floats, doubt: float) -> tuple[Floats, Floats]:
+    """Intervals of such ratios, with an error of ``doubt`` / 2 on either side; parts and wholes are not negative."""
+    low, high = _ratio_bounds(parts, wholes, (1 - doubt / 2, doubt / 2))
+    return np.where(np.isfinite(low), np.maximum(low, 0.0), 0.0), np.where(np.isfinite(high), high, np.inf)
+
+
+def _ratio_bounds(parts: Floats, wholes: Floats, levels: tuple[float, ...]) -> list[Floats]:
+    """Bounds that lie below the ratio with these probabilities; infinite where they are not known."""
     count, total = len(parts), wholes.sum(0)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(parts.any(0), parts.sum(0) / total, 0.0)
         if count < 2:
-            return np.full(ratio.shape, np.inf)
+            return [np.full(ratio.shape, np.inf) for _ in levels]
         residual = (parts - ratio * wholes) * count / np.where(total > 0, total, 1.0)
         square = np.mean(residual**2, 0)
         skewness = np.where(square > 0, np.mean(residual**3, 0) / np.where(square > 0, square, 1.0) ** 1.5, 0.0)
         error = np.sqrt(square / (count - 1))
-        low = _corrected_quantile(
-            float(stdtrit(count - 1, doubt)), SKEWNESS_ALLOWANCE * np.maximum(skewness, 0.0) / math.sqrt(count)
-        )
-        bounds = np.where(error > 0, ratio - error * low, ratio)
-    return np.where(np.isfinite(parts).all(0) & np.isfinite(bounds), bounds, np.inf)
+        allowance = SKEWNESS_ALLOWANCE * np.maximum(skewness, 0.0) / math.sqrt(count)
+        quantiles = [_corrected_quantile(float(stdtrit(count - 1, level)), allowance) for level in levels]
+        bounds = [np.where(error > 0, ratio - error * quantile, ratio) for quantile in quantiles]
+    return [np.where(np.isfinite(parts).all(0), bound, np.inf) for bound in bounds]
 
 
 def _corrected_quantile(quantile: float, skewness: Floats) -> Floats:

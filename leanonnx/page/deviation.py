@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from leanonnx.formatting import UNIT_SPACE, count_text, percent_text
-from leanonnx.reporting.remarks import metric_text
+from leanonnx.reporting.remarks import interval_text, metric_text, percent_interval
 from leanonnx.reporting.reports import CompressionReport
 from leanonnx.reporting.rows import OutputDeviation, WorstChannel
 
@@ -86,14 +86,17 @@ def _share(value: float | None, largest: float) -> float:
 def _measures(first: OutputDeviation, now: OutputDeviation, kept: bool) -> tuple[str, ...]:
     """The channel that is furthest off, PSNR and agreement in words."""
     texts = [_worst_channel_text(now.worst_channel)] if now.worst_channel else []
-    for name, before, after, form in (
-        ("PSNR", first.psnr, now.psnr, f"{{:.1f}}{UNIT_SPACE}dB".format),
-        ("same decision", first.top1, now.top1, percent_text),
-        ("in the top 5", first.top5, now.top5, percent_text),
+    known = now.known
+    for name, before, after, interval, form in (
+        ("PSNR", first.psnr, now.psnr, known.psnr, f"{{:.1f}}{UNIT_SPACE}dB".format),
+        ("same decision", first.top1, now.top1, known.top1, percent_text),
+        ("in the top 5", first.top5, now.top5, known.top5, percent_text),
     ):
         if after is not None:
             start = f"{form(before)} → " if kept and before is not None else ""
-            texts.append(f"{name} {start}{form(after)}")
+            texts.append(f"{name} {start}{form(after)}{interval_text(interval, form)}")
+    if known.relative_l2 is not None:
+        texts.insert(0, f"95 % interval{percent_interval(known.relative_l2)}")
     return tuple(texts)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 from leanonnx.formatting import (
     UNIT_SPACE,
@@ -16,13 +16,12 @@ from leanonnx.formatting import (
     printable_name,
 )
 from leanonnx.reporting.costs import CostChange
+from leanonnx.reporting.remarks import interval_text, percent_interval
 from leanonnx.reporting.reports import CompressionReport
 from leanonnx.reporting.rows import FidelityRow, LatencyRow, OutputDeviation, ProofRow
-from leanonnx.runtime.timing import FASTER, SLOWER
-from leanonnx.selection.metrics import LATENCY, METRICS
+from leanonnx.reporting.summary import Mood, SummaryContext, summarise, worst_output
+from leanonnx.selection.metrics import METRICS
 
-SPEEDUP_TOLERANCE = 1.0001
-"""Factor by which the rounded speed-up may miss the budget."""
 GAUGE_END = 0.9
 """Position on the gauge of the larger of 1 and the upper end of the interval."""
 
@@ -50,69 +49,33 @@ class Gauge:
 
 @dataclass(frozen=True, kw_only=True)
 class Headline:
-    """The head of the page; ``mood`` is good, plain or bad."""
+    """The head of the page; ``mood`` is good, plain or bad, ``step`` what to do next."""
 
     verdict: str
-    mood: str
+    mood: Mood
+    step: str
     lead: tuple[str, ...]
     tiles: tuple[Tile, ...]
     gauge: Gauge | None
 
 
-def headline(report: CompressionReport, options: Mapping[str, Any], source: str, output: str) -> Headline:
-    """The head of the page on a compression.
-
-    Args:
-        report: the compression.
-        options: those recorded in its plan, the budget among them.
-        source: name of the original's file.
-        output: name of the file written.
-    """
-    over = _over_budget(report, options)
-    speed, mood = _speed_sentence(report, bool(over))
-    tiles = [_cost_tile(metric, cost) for metric, cost in report.costs.items()]
-    tiles += [_speed_tile(report.latency), _proof_tile(report.proof), _deviation_tile(report)]
-    ruined = "" if report.headline is None else "The result is ruined."
-    if ruined or over:
-        speed, mood = " ".join(filter(None, (ruined, over, speed))), "bad"
+def headline(report: CompressionReport, context: SummaryContext) -> Headline:
+    """The head of the page on a compression."""
+    summary = summarise(report, context)
+    costs = [_cost_tile(metric, cost) for metric, cost in report.costs.items()]
+    tiles = _speed_tile(report.latency), _deviation_tile(report), *reversed(costs), _proof_tile(report.proof)
     return Headline(
-        verdict=speed, mood=mood, lead=_lead(report, source, output), tiles=tuple(tiles), gauge=_gauge(report.latency)
+        verdict=summary.verdict,
+        mood=summary.mood,
+        step=summary.next_step,
+        lead=_lead(report, Path(context.source).name, Path(context.output).name),
+        tiles=tiles,
+        gauge=_gauge(report.latency),
     )
 
 
-def _speed_sentence(report: CompressionReport, over: bool) -> tuple[str, str]:
-    """A sentence on the speed, and its mood; ``over``: it follows one on a budget that was missed."""
-    if all(cost.before == cost.after for _, cost in report.costs.items()):
-        return "Nothing could be removed: the output equals the input.", "bad"
-    if report.latency is None:
-        left = f"{percent_text(report.costs.kernels.fraction)} of the kernels are left; the"
-        return f"{'The' if over else left} speed was not measured.", "plain"
-    comparison, busy = report.latency.comparison, report.latency.busy
-    speedup = f"{comparison.speedup:.2f} times its speed"
-    if comparison.verdict == FASTER:
-        return f"Faster than the original: {speedup}.", "good"
-    if busy:
-        return f"Could not tell if it is faster than the original, as the machine was busy: {speedup}.", "bad"
-    if comparison.verdict == SLOWER:
-        return f"Slower than the original: {speedup}.", "bad"
-    return f"No difference in speed shown: {speedup}.", "bad"
-
-
-def _over_budget(report: CompressionReport, options: Mapping[str, Any]) -> str:
-    """A sentence on the budget if it was missed, else nothing."""
-    shares = {metric: cost.after / max(cost.before, 1) for metric, cost in report.costs.items()}
-    if report.latency is not None:
-        shares[LATENCY] = 1 / report.latency.comparison.speedup
-    for name, metric in METRICS.items():
-        tolerance = SPEEDUP_TOLERANCE if metric.measured else 1
-        if name in shares and name in options and shares[name] > options[name] * tolerance:
-            left, asked = percent_text(shares[name]), percent_text(options[name])
-            return f"Over budget: {left} of the {metric.noun} is left, {asked} was asked for."
-    return ""
-
-
 def _lead(report: CompressionReport, source: str, output: str) -> tuple[str, ...]:
-    """Sentences on size, proof and accuracy."""
+    """Sentences on size, accuracy and proof."""
     costs, proof = report.costs, report.proof
     reference = "the original itself" if report.lossless else "the original whose removed channels are set to zero"
     when = "before its weights were changed, " if report.weights_changed else ""
@@ -120,9 +83,9 @@ def _lead(report: CompressionReport, source: str, output: str) -> tuple[str, ...
         f"{printable_name(output)} holds {percent_text(costs.kernels.fraction)} of the kernels of "
         f"{printable_name(source)}, does {percent_text(costs.macs.fraction)} of its multiply-adds and takes "
         f"{percent_text(costs.bytes.fraction)} of its bytes.",
+        _accuracy(report),
         f"The removal is proven: {when}its outputs equalled those of {reference} within "
         f"{proof.max_relative_error:.1e} on {count_text(proof.inputs, 'input')}.",
-        _accuracy(report),
     )
 
 
@@ -132,7 +95,8 @@ def _accuracy(report: CompressionReport) -> str:
         return "The outputs are those of the original: only what contributes nothing was removed."
     if report.deviation is None:
         return "The deviation of its outputs on real inputs is not known: none were given."
-    return f"On {_samples(report, report.deviation)}, {_worst(report.deviation.outputs)}."
+    note = " Ranges in brackets are 95 % confidence intervals over samples."
+    return f"On {_samples(report, report.deviation)}, {_worst(report.deviation.outputs)}.{note}"
 
 
 def _samples(report: CompressionReport, deviation: FidelityRow) -> str:
@@ -141,28 +105,20 @@ def _samples(report: CompressionReport, deviation: FidelityRow) -> str:
 
 def _worst(outputs: Mapping[str, OutputDeviation]) -> str:
     """The output that deviates most, in words."""
-    name = _worst_name(outputs)
-    worst = outputs[name]
-    text = f"deviates {_deviation(worst.relative_l2)}" + ("" if worst.relative_l2 is None else " (relative L2)")
+    name = worst_output(outputs)
+    worst, known = outputs[name], outputs[name].known
+    relative = "" if worst.relative_l2 is None else f" in relative L2{percent_interval(known.relative_l2)}"
+    text = f"deviates {_deviation(worst.relative_l2)}{relative}"
     if worst.worst_channel is not None:
         text += f", its channel {worst.worst_channel.index} {_deviation(worst.worst_channel.relative_l2)}"
     if worst.psnr is not None:
-        text += f", a PSNR of {worst.psnr:.1f}{UNIT_SPACE}dB"
+        text += f", a PSNR of {worst.psnr:.1f}{UNIT_SPACE}dB{interval_text(known.psnr, '{:.1f}'.format)}"
     if worst.top1 is not None:
-        text += f" and decides as the original does in {percent_text(worst.top1)} of the cases"
+        agreement = f"{percent_text(worst.top1)} of the cases{percent_interval(known.top1)}"
+        text += f" and decides as the original does in {agreement}"
     return (
         f"the output {text}" if len(outputs) == 1 else f"the output that deviates most, {printable_name(name)}, {text}"
     )
-
-
-def _worst_name(outputs: Mapping[str, OutputDeviation]) -> str:
-    """Name of the output that deviates most; None is infinite."""
-
-    def size(name: str) -> float:
-        relative = outputs[name].relative_l2
-        return float("inf") if relative is None else relative
-
-    return max(outputs, key=size)
 
 
 def _deviation(relative: float | None) -> str:
@@ -216,18 +172,24 @@ def _deviation_tile(report: CompressionReport) -> Tile:
     if now is None:
         text = ("none", "as the proof has it") if report.lossless else ("not known", "no real inputs were given")
         return Tile("Deviation", *text, "distance from the original's outputs on real inputs")
-    name = _worst_name(now.outputs)
+    name = worst_output(now.outputs)
+    output, known = now.outputs[name], now.outputs[name].known
     is_integer = report.quantisation is not None and report.quantisation.kept
     note = "in 8-bit integers" if is_integer else "weights as they were"
     if row is not None and row.kept:
         before = f"{_share(row.removed.outputs[name].relative_l2)} before recovery"
         note = f"{note}, {before}" if is_integer else before
-    return Tile(
-        "Deviation",
-        _share(now.outputs[name].relative_l2),
-        note,
-        f"relative L2 distance from the original's output on {_samples(report, now)}",
-    )
+    inputs = _samples(report, now)
+    if output.top1 is not None:
+        interval = percent_interval(known.top1).strip(" ()")
+        meaning = f"of the decisions on {inputs} are those of the original" + (
+            f"; 95 % interval {interval}" if interval else ""
+        )
+        return Tile("Accuracy", percent_text(output.top1), f"deviation {_share(output.relative_l2)}", meaning)
+    interval = percent_interval(known.relative_l2).strip(" ()")
+    meaning = f"relative L2 distance from the original's output on {inputs}"
+    meaning += f"; 95 % interval {interval}" if interval else ""
+    return Tile("Deviation", _share(output.relative_l2), note, meaning)
 
 
 def _share(relative: float | None) -> str:

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from leanonnx.commands.compress.pipeline import CompressResult
-from leanonnx.commands.compress.report import compression_report
+from leanonnx.commands.compress.report import compression_report, summary_context
 from leanonnx.data.samples import Dataset
 from leanonnx.formatting import change_text, integer_text, milliseconds_text, percent_text, printable_name, short_name
 from leanonnx.page.chains import MAX_DRAWN_CHANNELS, chain_picture
@@ -74,7 +74,7 @@ def render(context: PageContext, result: CompressResult, draft: Path, data: Data
         report=report,
         numbers=to_json(report),
         remarks=remarks(report),
-        head=headline(report, result.plan.options, Path(context.source).name, Path(context.output).name),
+        head=headline(report, summary_context(result, context.source, context.output)),
         network=network_picture(result.dag, report.layers),
         heats=heats(result.dag, result.alive, report.layers),
         chains=chain_picture(result.dag, result.alive),

@@ -56,13 +56,23 @@ class TimeBar:
 
 @dataclass(frozen=True)
 class LayerTimes:
-    """Layers and other operators, the longest first, the numbers of either that are drawn, and both models' sums."""
+    """Layers and other operators, the longest first, the numbers of either that are drawn, and both models' sums.
+
+    ``factors``: the profiled times of both models were multiplied by these.
+    """
 
     layers: tuple[TimeBar, ...]
     others: tuple[TimeBar, ...]
     drawn: tuple[int, int]
     before: float
     after: float
+    factors: tuple[float, float] = (1.0, 1.0)
+
+    def scaled_to(self, before: float, after: float) -> LayerTimes:
+        """The same shares of other sums: of the times of one run that were measured without a profile."""
+        factors = before / (self.before or 1.0), after / (self.after or 1.0)
+        layers, others = (tuple(_scaled(line, factors) for line in lines) for lines in (self.layers, self.others))
+        return LayerTimes(layers, others, self.drawn, before, after, factors)
 
     @property
     def longest(self) -> float:
@@ -91,7 +101,15 @@ def layer_times(result: CompressResult, draft: Path, rows: Sequence[LayerRow]) -
         )
     except RunFailed as error:
         return f"The layers could not be timed: {error}."
-    return compare_profiles(result.dag, rows, before, after)
+    timing = result.latency
+    return compare_profiles(result.dag, rows, before, after).scaled_to(timing.before.median, timing.after.median)
+
+
+def _scaled(line: TimeBar, factors: tuple[float, float]) -> TimeBar:
+    before, after = (
+        None if side is None else factor * side for side, factor in zip((line.before, line.after), factors, strict=True)
+    )
+    return replace(line, before=before, after=after)
 
 
 def compare_profiles(
@@ -106,7 +124,8 @@ def compare_profiles(
     lines.sort(key=lambda line: -line.longer)
     layers, others = (tuple(line for line in lines if (line.number is None) == other) for other in (False, True))
     drawn = _drawn_count(layers, MAX_DRAWN_LAYER_BARS), _drawn_count(others, MAX_DRAWN_OPERATOR_BARS)
-    return LayerTimes(layers, others, drawn, *(sum(work.ms for work in works) for works in (before, after)))
+    total_before, total_after = (sum(work.ms for work in works) for works in (before, after))
+    return LayerTimes(layers, others, drawn, total_before, total_after)
 
 
 def _drawn_count(lines: Sequence[TimeBar], most: int) -> int:

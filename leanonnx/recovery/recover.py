@@ -137,7 +137,7 @@ def recover(
             if deadline.has_passed:
                 rows[site.key] = RefitLayer(name, reason=OUT_OF_TIME)
                 continue
-            on_progress(count / len(done.sites), f"layer {name}")
+            on_progress(count / len(done.sites), f"layer {count + 1} of {len(done.sites)}, {name}")
             rows[site.key] = done.refit(count)
     finally:
         shelf.close()

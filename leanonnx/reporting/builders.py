@@ -6,6 +6,7 @@ from leanonnx.analysis.cost import cost_model
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.product_costs import products
 from leanonnx.evaluation.deviation import Fidelity
+from leanonnx.evaluation.intervals import IntervalEnds
 from leanonnx.evaluation.slices import ChannelDeviation
 from leanonnx.formatting import json_value
 from leanonnx.graph.nodes import name_of, node_title
@@ -15,6 +16,8 @@ from leanonnx.reporting.rows import (
     BeforeAfter,
     ComparisonRow,
     FidelityRow,
+    IntervalRow,
+    IntervalsRow,
     LatencyRow,
     LayerRow,
     LayoutChange,
@@ -115,15 +118,31 @@ def fidelity_row(fidelity: Fidelity) -> FidelityRow:
             top5=one.top5,
             worst_channel=worst_channel(one.channels),
             vacuous=one.vacuous or None,
+            intervals=IntervalsRow(
+                relative_l2=interval_row(one.intervals.relative_l2),
+                psnr=interval_row(one.intervals.psnr),
+                top1=interval_row(one.intervals.top1),
+                top5=interval_row(one.intervals.top5),
+            ),
         )
         for one in fidelity.outputs
     }
     metric = None
     if fidelity.metric is not None:
         metric = MetricChange(
-            name=fidelity.metric, better=fidelity.better_direction, before=fidelity.before, after=fidelity.after
+            name=fidelity.metric,
+            better=fidelity.better_direction,
+            before=fidelity.before,
+            after=fidelity.after,
+            before_interval=interval_row(fidelity.before_interval),
+            after_interval=interval_row(fidelity.after_interval),
         )
     return FidelityRow(fidelity.samples, outputs, metric)
+
+
+def interval_row(interval: IntervalEnds | None) -> IntervalRow | None:
+    """The ends of an interval; an end that is infinite becomes None."""
+    return None if interval is None else (json_value(interval[0]), json_value(interval[1]))
 
 
 def worst_channel(channels: ChannelDeviation | None) -> WorstChannel | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from leanonnx.analysis.cost import CopiedConstants
 from leanonnx.formatting import count_text, percent_text
@@ -16,7 +17,7 @@ from leanonnx.reporting.reports import (
     RecoveryRow,
     ToleranceRow,
 )
-from leanonnx.reporting.rows import MetricChange, RemovedBranch
+from leanonnx.reporting.rows import IntervalRow, MetricChange, RemovedBranch
 from leanonnx.spelling import option
 
 REMOVED_CHANNELS = {"unread": "that nothing reads", "constant": "that are constant whatever the input"}
@@ -119,7 +120,34 @@ def sample_text(row: RecoveryRow) -> str:
 
 def metric_text(metric: MetricChange) -> str:
     """The metric of both models: "accuracy: 0.9123 → 0.9011 (higher is better)"."""
-    return f"{metric.name}: {metric.before:.4f} → {metric.after:.4f} ({metric.better} is better)"
+    return f"{metric.name}: {_sides(metric, '{:.4f}'.format)} ({metric.better} is better)"
+
+
+def score_text(metric: MetricChange) -> str:
+    """The metric of both models in short: "accuracy 91.2 % → 90.1 % (88.0 % to 92.2 %)"."""
+    form = percent_text if metric.better == "higher" else "{:.3g}".format
+    return f"{metric.name} {_sides(replace(metric, before_interval=None), form)}"
+
+
+def _sides(metric: MetricChange, form: Callable[[float], str]) -> str:
+    """The metric of both models, with intervals where they are known."""
+    sides = ((metric.before, metric.before_interval), (metric.after, metric.after_interval))
+    return " → ".join(
+        f"{'∞' if value is None else form(value)}{interval_text(interval, form)}" for value, interval in sides
+    )
+
+
+def interval_text(interval: IntervalRow | None, form: Callable[[float], str]) -> str:
+    """An interval in brackets behind its number: " (0.88 to 0.92)"; empty without one."""
+    if interval is None:
+        return ""
+    ends = (infinite if end is None else form(end) for end, infinite in zip(interval, ("-∞", "∞"), strict=True))
+    return f" ({' to '.join(ends)})"
+
+
+def percent_interval(interval: IntervalRow | None) -> str:
+    """An interval of shares in brackets: " (71.2 % to 78.5 %)"; empty without one."""
+    return interval_text(interval, percent_text)
 
 
 def _lossless_remarks(row: LosslessRow | None) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
-from leanonnx.reporting.encoding import INLINE, JsonField
+from leanonnx.reporting.encoding import INLINE, OPTIONAL, JsonField
 from leanonnx.runtime.fastpath import ConvolutionLayouts
 
 REPORT_SCHEMA = 1
@@ -82,6 +82,20 @@ class WorstChannel:
     relative_l2: float | None
 
 
+IntervalRow = tuple[float | None, float | None]
+"""Ends of an interval; None where one is infinite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntervalsRow:
+    """95 % confidence intervals of the measures of a deviation, over other samples; None where there is none."""
+
+    relative_l2: IntervalRow | None = None
+    psnr: IntervalRow | None = None
+    top1: IntervalRow | None = None
+    top5: IntervalRow | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class OutputDeviation:
     """Deviation of one output from the original; see ``leanonnx.evaluation.tally.Deviation``.
@@ -95,16 +109,27 @@ class OutputDeviation:
     top5: float | None
     worst_channel: WorstChannel | None
     vacuous: str | None
+    intervals: Annotated[IntervalsRow | None, OPTIONAL] = None
+
+    @property
+    def known(self) -> IntervalsRow:
+        """The intervals that are known."""
+        return self.intervals or IntervalsRow()
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricChange:
-    """The metric that labels give, of the original and of the compressed model; ``better``: higher or lower."""
+    """The metric that labels give, of the original and of the compressed model; ``better``: higher or lower.
+
+    ``before_interval``, ``after_interval``: 95 % confidence intervals over other samples; None where there are none.
+    """
 
     name: str
     better: str | None
     before: float | None
     after: float | None
+    before_interval: Annotated[IntervalRow | None, OPTIONAL] = None
+    after_interval: Annotated[IntervalRow | None, OPTIONAL] = None
 
 
 @dataclass(frozen=True)

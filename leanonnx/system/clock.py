@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,31 @@ from leanonnx.formatting import duration_text, printable_name
 
 MIN_ESTIMATE_SECONDS = 1.0
 """Time that a stage must have run before the time left is estimated."""
+STAGE_TEXTS = {
+    "analyse": "finding out which channels belong together",
+    "blocks": "looking for branches that can be removed",
+    "check": "comparing predicted with measured times",
+    "compare": "comparing outputs with the original's",
+    "data": "reading the samples",
+    "judge": "judging the result on held-out samples",
+    "load": "reading the model",
+    "look": "measuring activations",
+    "make": "compressing",
+    "measure": "measuring time or accuracy",
+    "observe": "running the model once",
+    "operate": "cutting channels out of the graph",
+    "prepare": "preparing the training",
+    "prove": "proving the removal",
+    "quantise": "putting the network into 8-bit integers",
+    "recover": "refitting weights",
+    "report": "drawing the page",
+    "round trip": "comparing torch with onnxruntime",
+    "select": "choosing channels",
+    "train": "training",
+    "try": "trying ways to rank channels",
+    "write": "writing the model",
+}
+"""What happens in each stage, by the name that reports and callbacks have for it."""
 
 
 class Progress(Protocol):
@@ -112,34 +138,94 @@ class TimeLeft:
 
 
 class ProgressLines:
-    """Progress as lines of text, now and then.
+    """Progress as lines of text: one when a stage begins for the first time, and one now and then while it works.
 
     Attributes:
         write: takes a line.
-        interval: least number of seconds between two lines, and before the first.
+        patience: seconds before the first line; what takes less needs none.
+        interval: seconds between two lines on the same stage.
         left: estimates the time left.
+        start: time at which progress was first waited for.
         due: time from which the next line may be written.
+        report: the last one, as stage, fraction done and item; None before any.
+        known: stages that have had a line.
+        lock: for use from several threads.
     """
 
     def __init__(
-        self, write: Callable[[str], None], interval: float, now: Callable[[], float] = time.monotonic
+        self,
+        write: Callable[[str], None],
+        patience: float,
+        interval: float,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.write, self.interval = write, interval
+        self.write, self.patience, self.interval = write, patience, interval
         self.left = TimeLeft(now)
-        self.due = now() + interval
+        self.start = now()
+        self.due = self.start + patience
+        self.report: tuple[str, float | None, str] | None = None
+        self.known: set[str] = set()
+        self.lock = threading.RLock()
 
     def __call__(self, stage: str, done: float | None = None, item: str = "") -> None:
         """Report a stage; see ``Progress``."""
-        seconds = self.left.update(stage, done)
-        time_now = self.left.now()
-        if time_now >= self.due:
-            self.due = time_now + self.interval
-            self.write(progress_text(stage, done, item, seconds))
+        with self.lock:
+            seconds = self.left.update(stage, done)
+            self.report = stage, done, item
+            is_new = stage not in self.known and self.left.now() >= self.start + self.patience
+            self._write_if(is_new or self.left.now() >= self.due, seconds)
+
+    def tick(self) -> None:
+        """Write a line on a stage that has reported nothing for long."""
+        with self.lock:
+            self._write_if(self.report is not None and self.left.now() >= self.due, None)
+
+    def _write_if(self, due: bool, seconds: float | None) -> None:
+        if not due or self.report is None:
+            return
+        time_now, stage = self.left.now(), self.report[0]
+        self.known.add(stage)
+        self.due = time_now + self.interval
+        self.write(f"[{clock_text(time_now - self.start)}] {progress_text(*self.report, seconds)}")
+
+
+@contextmanager
+def ticking(tick: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Call a function from another thread every so many seconds."""
+    done = threading.Event()
+
+    def run() -> None:
+        while not done.wait(seconds):
+            tick()
+
+    thread = threading.Thread(target=run, name="leanonnx progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def clock_text(seconds: float) -> str:
+    """A duration as on a clock: 1:05:09."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
+def stage_text(stage: str) -> str:
+    """What happens in a stage: "step 1/3, training"; the stage's own name where it has no text."""
+    before, comma, last = stage.rpartition(", ")
+    if last in STAGE_TEXTS:
+        return f"{before}{comma}{STAGE_TEXTS[last]}"
+    first, comma, rest = stage.partition(", ")
+    return f"{STAGE_TEXTS.get(first, first)}{comma}{rest}"
 
 
 def progress_text(stage: str, done: float | None, item: str, left: float | None) -> str:
-    """A line on a stage: "recover 40% (layer conv_12), about 35 s left"."""
-    text = stage if done is None else f"{stage} {min(max(done, 0.0), 1.0):.0%}"
+    """A line on a stage: "refitting weights 40% (layer 4 of 10, conv_12), about 35 s left"."""
+    name = stage_text(stage)
+    text = name if done is None else f"{name} {min(max(done, 0.0), 1.0):.0%}"
     if item:
         text += f" ({printable_name(item)})"
     return text if left is None else f"{text}, {left_text(left)}"

@@ -40,6 +40,7 @@ from leanonnx.reporting.reports import (
     ReplacedRow,
     ToleranceRow,
 )
+from leanonnx.reporting.summary import SummaryContext
 from leanonnx.selection.search import Trial
 
 
@@ -72,6 +73,11 @@ def compression_report(result: CompressResult) -> CompressionReport:
         warnings=tuple(result.warnings),
         hints=tuple(result.hints),
     )
+
+
+def summary_context(result: CompressResult, source: str, output: str) -> SummaryContext:
+    """What the summary of a compression needs besides its report; ``source`` and ``output`` are the paths as given."""
+    return SummaryContext(options=result.plan.options, source=source, output=output)
 
 
 def _replaced_row(first: Trial | None) -> ReplacedRow | None:

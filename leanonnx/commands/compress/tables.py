@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from leanonnx.evaluation.tolerances import READING_TEXTS
-from leanonnx.formatting import count_text
-from leanonnx.reporting.remarks import metric_text, reading_cell, remarks, sample_text, tolerance_text
+from leanonnx.formatting import count_text, percent_text
+from leanonnx.reporting.remarks import interval_text, metric_text, reading_cell, remarks, sample_text, tolerance_text
 from leanonnx.reporting.reports import CompressionReport, QuantisationRow, RecoveryRow, ToleranceRow
 from leanonnx.reporting.rows import FidelityRow, LatencyRow, OutputDeviation
+from leanonnx.reporting.summary import SummaryContext, summarise
 from leanonnx.reporting.tables import (
     headline_lines,
     layer_table,
@@ -21,27 +24,51 @@ from leanonnx.reporting.tables import (
 )
 from leanonnx.runtime.timing import FASTER
 from leanonnx.selection.metrics import LATENCY, METRICS
+from leanonnx.spelling import option
+
+MOOD_STYLES = {"good": "bold green", "plain": "bold yellow", "bad": "bold red"}
 
 
-def compression_tables(report: CompressionReport, source: str, output: str) -> RenderableType:
-    """The tables of ``leanonnx compress``; ``source`` and ``output`` are the paths as given."""
-    hints = [Text(f"Hint: {text}") for text in report.hints]
+def compression_tables(report: CompressionReport, context: SummaryContext, verbose: bool = False) -> RenderableType:
+    """The tables of ``leanonnx compress``; with ``verbose``, layers and pins as well."""
+    summary = summarise(report, context)
+    style = MOOD_STYLES[summary.mood]
     return Group(
+        Text(summary.verdict, style=style),
         *headline_lines(report.headline),
-        Text(f"{source} → {output}", style="bold"),
         *warning_lines(other_warnings(report)),
-        *hints,
-        *(Text(line) for line in remarks(report)),
-        _cost_table(report),
-        layer_table(report.layers),
-        *product_tables(report.products),
-        pin_table(report.pins),
-        _proof_text(report),
+        Text(""),
         *_deviation_parts(report.recovery),
         *tolerance_parts(report.tolerance),
         *_quantisation_parts(report.quantisation),
+        _cost_table(report),
+        *([Text(""), *_network_parts(report)] if verbose else []),
+        Text(""),
+        *(Text(f"Hint: {text}") for text in report.hints),
+        *(Text(line) for line in remarks(report)),
+        _proof_text(report),
         _latency_text(report.latency),
+        *([] if verbose else [Text(_more_text(report), style="dim")]),
+        Text(""),
+        _long_line(f"Next: {summary.next_step}", "bold"),
+        _long_line(f"{context.source} → {context.output}: {summary.verdict}", style),
     )
+
+
+def _long_line(text: str, style: str) -> Text:
+    """A line that is not broken, so that a command in it can be copied."""
+    return Text(text, style=style, no_wrap=True, overflow="ignore")
+
+
+def _network_parts(report: CompressionReport) -> list[RenderableType]:
+    """Layers and pins."""
+    return [layer_table(report.layers), *product_tables(report.products), pin_table(report.pins)]
+
+
+def _more_text(report: CompressionReport) -> str:
+    """A line on what is left out."""
+    layers, pins = count_text(len(report.layers), "layer"), count_text(len(report.pins), "pin")
+    return f"{layers} and {pins} are listed with {option('verbose', True)}, and on the page of {option('report')}"
 
 
 def _cost_table(report: CompressionReport) -> Table:
@@ -83,16 +110,31 @@ def _deviation_parts(row: RecoveryRow | None) -> list[RenderableType]:
 
 def _deviation_table(before: FidelityRow, after: FidelityRow, changed: bool) -> Table:
     """Deviation of each output; with its former one where it has changed."""
+    lines = [_deviation_cells(name, before.outputs[name], now, changed) for name, now in after.outputs.items()]
     table = Table(box=None)
-    table.add_column("output")
-    for text in ("relative L2", "worst channel", "PSNR (dB)", "top-1 agreement", "top-5"):
-        table.add_column(text, justify="right")
-    for name, now in after.outputs.items():
-        first = before.outputs[name]
-        pairs = ((first.psnr, now.psnr), (first.top1, now.top1), (first.top5, now.top5))
-        relative = _change_text(first.relative_l2, now.relative_l2, changed)
-        table.add_row(name, relative, _worst_channel_text(now), *(_change_text(*pair, changed) for pair in pairs))
+    columns = [name for name in lines[0] if any(line[name] for line in lines)]
+    for name in columns:
+        table.add_column(name, justify="left" if name == "output" else "right")
+    for line in lines:
+        table.add_row(*(line[name] for name in columns))
     return table
+
+
+def _deviation_cells(name: str, first: OutputDeviation, now: OutputDeviation, changed: bool) -> dict[str, str]:
+    """The cells of an output by their heads, intervals in brackets; empty where a measure does not apply."""
+    known = now.known
+    measures = (
+        ("top-1 agreement", first.top1, now.top1, known.top1, percent_text),
+        ("top-5", first.top5, now.top5, known.top5, percent_text),
+        ("PSNR (dB)", first.psnr, now.psnr, known.psnr, "{:.1f}".format),
+        ("relative L2", first.relative_l2, now.relative_l2, known.relative_l2, "{:.3g}".format),
+    )
+    cells = {"output": name}
+    for head, was, value, interval, form in measures:
+        missing = head != "relative L2" and was is None
+        cells[head] = "" if value is None and missing else _change_text(was, value, changed, form)
+        cells[head] += interval_text(interval, form) if cells[head] else ""
+    return {**cells, "worst channel": _worst_channel_text(now)}
 
 
 def _quantisation_parts(row: QuantisationRow | None) -> list[RenderableType]:
@@ -130,10 +172,10 @@ def _worst_channel_text(output: OutputDeviation) -> str:
     return f"{'∞' if worst.relative_l2 is None else format(worst.relative_l2, '.4g')} (no. {worst.index})"
 
 
-def _change_text(first: float | None, now: float | None, kept: bool) -> str:
-    if now is None:
-        return "" if first is None else "∞"
-    return f"{first:.4g} → {now:.4g}" if kept and first is not None else f"{now:.4g}"
+def _change_text(first: float | None, now: float | None, kept: bool, form: Callable[[float], str]) -> str:
+    """A measure before and after, or after only; None is infinite."""
+    sides = ["∞" if value is None else form(value) for value in ((first, now) if kept else (now,))]
+    return " → ".join(sides)
 
 
 def _latency_text(row: LatencyRow | None) -> Text:

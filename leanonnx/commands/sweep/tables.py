@@ -9,7 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from leanonnx.commands.sweep.rows import CurveRow, KneeRow, LeastRow, PointRow, SweepReport
-from leanonnx.formatting import count_text
+from leanonnx.formatting import count_text, percent_text
+from leanonnx.reporting.remarks import interval_text, score_text
+from leanonnx.reporting.rows import IntervalsRow
 from leanonnx.reporting.tables import headline_lines, other_warnings, warning_lines
 from leanonnx.selection.metrics import METRICS
 from leanonnx.spelling import option
@@ -101,12 +103,19 @@ def _deviation_cells(point: PointRow, metric_name: str) -> dict[str, str]:
     row = point.deviation
     if row is None:
         return dict.fromkeys(("relative L2", "PSNR dB", "top-1", metric_name), "")
-    return {
-        "relative L2": "∞" if row.relative_l2 is None else f"{row.relative_l2:.4f}",
-        "PSNR dB": "" if row.psnr is None else f"{row.psnr:.1f}",
-        "top-1": "" if row.top1 is None else f"{row.top1:.4f}",
-        metric_name: f"{row.metric.before:.4f} → {row.metric.after:.4f}" if row.metric else "",
+    known = next(iter(row.outputs.values())).known if len(row.outputs) == 1 else IntervalsRow()
+    measures = (
+        ("relative L2", row.relative_l2, known.relative_l2, "{:.3g}".format),
+        ("PSNR dB", row.psnr, known.psnr, "{:.1f}".format),
+        ("top-1", row.top1, known.top1, percent_text),
+    )
+    cells = {
+        name: "" if value is None else f"{form(value)}{interval_text(interval, form)}"
+        for name, value, interval, form in measures
     }
+    if row.relative_l2 is None:
+        cells["relative L2"] = "∞"
+    return {**cells, metric_name: score_text(row.metric).removeprefix(f"{metric_name} ") if row.metric else ""}
 
 
 def _short(asked: float) -> str:
@@ -129,5 +138,8 @@ def _condition_lines(report: SweepReport) -> list[RenderableType]:
     sources = dict.fromkeys(f"{each.samples} {each.on}" for each in deviations if each.samples)
     if sources:
         inputs = ", ".join(sources)
-        lines += [f"relative L2, PSNR, top-1: deviation from the original on {inputs}, means over the outputs."]
+        lines += [
+            f"relative L2, PSNR, top-1: deviation from the original on {inputs}, means over the outputs; in brackets, "
+            "95 % intervals over samples."
+        ]
     return [Text(line, style="dim") for line in lines]

@@ -1,0 +1,257 @@
+"""The first line on a compression: how fast, how small and how accurate its result is; and the step to take next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from leanonnx.formatting import UNIT_SPACE, percent_text
+from leanonnx.recovery.draft import ADVISED_SAMPLES
+from leanonnx.reporting.remarks import interval_text, percent_interval, score_text
+from leanonnx.reporting.reports import CompressionReport
+from leanonnx.reporting.rows import LatencyRow, MetricChange, OutputDeviation
+from leanonnx.runtime.timing import FASTER, SLOWER
+from leanonnx.selection.metrics import LATENCY, METRICS
+from leanonnx.spelling import call_text, option
+from leanonnx.surgery.recipe import ARRAYS_NAME
+
+Mood = Literal["good", "plain", "bad"]
+MOODS: tuple[Mood, ...] = ("good", "plain", "bad")
+"""From the best to the worst."""
+GOOD_AGREEMENT, BAD_AGREEMENT = 0.9, 0.8
+"""Lower end of the interval of a good agreement, and the agreement below which it is bad.  In what follows, a number is
+good only if its interval ends before what is bad."""
+GOOD_ERROR, BAD_ERROR = 0.1, 0.3
+"""Relative error, in units of that of the original's mean output, up to which it is good, and from which it is bad."""
+GOOD_DROP, BAD_DROP = 0.02, 0.1
+"""Drop of a score that is a share, up to which it is good, and from which it is bad."""
+GOOD_GROWTH, BAD_GROWTH = 1.1, 1.5
+"""Factor by which an error that labels give may grow, likewise."""
+SPEEDUP_TOLERANCE = 1.0001
+"""Factor by which the rounded speed-up may miss the budget."""
+MODEL_SUFFIX = ".onnx"
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A statement on a result, and its mood."""
+
+    text: str
+    mood: Mood
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The first line, in parts, and the next step.
+
+    Attributes:
+        alarm: what is wrong with the result as a whole; empty if nothing is.
+        speed, size, accuracy: the answers to the three questions.
+        next_step: what to do now.
+    """
+
+    alarm: str
+    speed: Statement
+    size: Statement
+    accuracy: Statement
+    next_step: str
+
+    @property
+    def parts(self) -> tuple[Statement, ...]:
+        """Speed, accuracy and size."""
+        return self.speed, self.accuracy, self.size
+
+    @property
+    def verdict(self) -> str:
+        """The first line."""
+        line = ", ".join(part.text for part in (self.speed, self.size, self.accuracy))
+        return f"{self.alarm} {line[:1].upper()}{line[1:]}.".lstrip()
+
+    @property
+    def mood(self) -> Mood:
+        """The worst mood of all parts."""
+        return "bad" if self.alarm else max((part.mood for part in self.parts), key=MOODS.index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummaryContext:
+    """What a report does not hold: the options in the plan, and both files as the user named them."""
+
+    options: Mapping[str, Any]
+    source: str
+    output: str
+
+
+def summarise(report: CompressionReport, context: SummaryContext) -> Summary:
+    """The summary of a compression."""
+    alarm = "The result is ruined." if report.headline is not None else _over_budget(report, context.options)
+    if is_unchanged(report):
+        alarm = "Nothing could be removed: the output equals the input."
+    speed, size, accuracy = _speed(report.latency), _size(report), _accuracy(report)
+    step = _next_step(report, context, speed, accuracy)
+    return Summary(alarm=alarm, speed=speed, size=size, accuracy=accuracy, next_step=step)
+
+
+def is_unchanged(report: CompressionReport) -> bool:
+    """True if nothing was removed."""
+    return all(cost.before == cost.after for _, cost in report.costs.items())
+
+
+def worst_output(outputs: Mapping[str, OutputDeviation]) -> str:
+    """Name of the output that deviates most, of those that the samples say something about; None is infinite."""
+
+    def size(name: str) -> tuple[bool, float]:
+        relative = outputs[name].relative_l2
+        return not outputs[name].vacuous, math.inf if relative is None else relative
+
+    return max(outputs, key=size)
+
+
+def _speed(row: LatencyRow | None) -> Statement:
+    if row is None:
+        return Statement("speed not measured", "plain")
+    comparison, (low, high) = row.comparison, row.comparison.interval
+    ratio = f"{comparison.speedup:.2f} times as fast ({low:.2f} to {high:.2f})"
+    if comparison.verdict == FASTER:
+        return Statement(ratio, "good")
+    if row.busy:
+        return Statement(f"speed not known, as the machine was busy: {ratio}", "bad")
+    return Statement(f"{'slower' if comparison.verdict == SLOWER else 'not shown to be faster'}: {ratio}", "bad")
+
+
+def _size(report: CompressionReport) -> Statement:
+    cost = report.costs.bytes
+    mood: Mood = "good" if cost.after < cost.before else "plain" if cost.after == cost.before else "bad"
+    return Statement(f"{percent_text(cost.fraction)} of the size", mood)
+
+
+def _accuracy(report: CompressionReport) -> Statement:
+    now = report.deviation
+    if now is None:
+        return Statement("outputs unchanged", "good") if report.lossless else Statement("accuracy not known", "plain")
+    name = worst_output(now.outputs)
+    output, metric = now.outputs[name], now.metric
+    mood = _agreement_mood(output) if output.top1 is not None else _error_mood(report, name)
+    if metric is not None:
+        mood = _metric_mood(metric)
+    if report.tolerance is not None:
+        mood = "good" if report.tolerance.met else "bad"
+    if report.headline is not None:
+        mood = "bad"
+    return Statement(score_text(metric) if metric is not None else accuracy_text(output), mood)
+
+
+def accuracy_text(output: OutputDeviation) -> str:
+    """The measure of an output that says most, with its interval: agreement, PSNR or relative error."""
+    if output.top1 is not None:
+        interval = percent_interval(output.known.top1)
+        return f"the same decision in {percent_text(output.top1)} of the cases{interval}"
+    if output.psnr is not None:
+        interval = interval_text(output.known.psnr, f"{{:.1f}}{UNIT_SPACE}dB".format)
+        return f"PSNR {output.psnr:.1f}{UNIT_SPACE}dB{interval}"
+    if output.relative_l2 is None:
+        return "outputs not finite"
+    return f"outputs off by {percent_text(output.relative_l2)}{percent_interval(output.known.relative_l2)}"
+
+
+def _agreement_mood(output: OutputDeviation) -> Mood:
+    agreement = output.top1 or 0.0
+    low = output.known.top1[0] if output.known.top1 else None
+    if agreement < BAD_AGREEMENT:
+        return "bad"
+    return "good" if low is not None and low >= GOOD_AGREEMENT else "plain"
+
+
+def _error_mood(report: CompressionReport, name: str) -> Mood:
+    """By the error of an output, relative to that of the original's mean output where it is known."""
+    assert report.deviation is not None
+    error, judged = report.deviation.outputs[name].relative_l2, report.judgement
+    unit = judged.mean_l2 if judged is not None and judged.output == name and judged.mean_l2 else 1.0
+    if error is None or error > BAD_ERROR * unit:
+        return "bad"
+    interval = report.deviation.outputs[name].known.relative_l2
+    is_sure = interval is not None and interval[1] is not None and interval[1] <= BAD_ERROR * unit
+    return "good" if error <= GOOD_ERROR * unit and is_sure else "plain"
+
+
+def _metric_mood(metric: MetricChange) -> Mood:
+    if metric.before is None or metric.after is None:
+        return "bad"
+    low, high = metric.after_interval or (None, None)
+    if metric.better == "lower":
+        end, least, most = high, GOOD_GROWTH * metric.before, BAD_GROWTH * metric.before
+        lost = metric.after
+    else:
+        end, least, most = None if low is None else metric.before - low, GOOD_DROP, BAD_DROP
+        lost = metric.before - metric.after
+    if lost > most:
+        return "bad"
+    return "good" if lost <= least and end is not None and end <= most else "plain"
+
+
+def _over_budget(report: CompressionReport, options: Mapping[str, Any]) -> str:
+    """A sentence on the budget if it was missed, else nothing."""
+    shares = {metric: cost.after / max(cost.before, 1) for metric, cost in report.costs.items()}
+    if report.latency is not None:
+        shares[LATENCY] = 1 / report.latency.comparison.speedup
+    for name, metric in METRICS.items():
+        tolerance = SPEEDUP_TOLERANCE if metric.measured else 1
+        if name in shares and name in options and shares[name] > options[name] * tolerance:
+            left, asked = percent_text(shares[name]), percent_text(options[name])
+            return f"Over budget: {left} of the {metric.noun} is left, {asked} was asked for."
+    return ""
+
+
+def _next_step(report: CompressionReport, context: SummaryContext, speed: Statement, accuracy: Statement) -> str:
+    """The one step that helps most: more inputs, a milder budget, training, timing again; if all is well, a check."""
+    source, output, recovery = context.source, context.output, report.recovery
+    if is_unchanged(report):
+        return f"see what may not be removed, and why: {call_text('inspect', source)}"
+    if report.deviation is None and not report.lossless:
+        return f"give {ADVISED_SAMPLES} real inputs or more, without labels, with {option('calib')}: they fit the " + (
+            "weights and measure the accuracy"
+        )
+    used = recovery.samples + recovery.held_out if recovery is not None and recovery.samples else 0
+    if accuracy.mood != "good" and context.options.get("recover") == "none":
+        return f"let {option('recover', 'auto')} fit the weights to the samples"
+    if accuracy.mood != "good" and 0 < used < ADVISED_SAMPLES:
+        return f"give {ADVISED_SAMPLES} samples or more with {option('calib')} (there were {used}): few fit badly"
+    milder = _milder_budget(context.options)
+    if accuracy.mood == "bad" and milder:
+        return f"remove less: {milder}"
+    if accuracy.mood != "good":
+        tuned = f"{output.removesuffix(MODEL_SUFFIX)}-tuned{MODEL_SUFFIX}"
+        return f"train it on more data: {call_text('finetune', output, tuned, **_data(context), teacher=source)}"
+    if speed.mood == "bad":
+        return f"time it again while nothing else runs: {call_text('bench', source, output)}"
+    return f"check it in your tests: {call_text('check', source, output, **_data(context), **_gate(report))}"
+
+
+def _milder_budget(options: Mapping[str, Any]) -> str:
+    """The budget that removes half as much in place of the one that was asked for; empty if none was."""
+    for name, metric in METRICS.items():
+        asked = options.get(name)
+        if isinstance(asked, float) and asked < 1:
+            return f"{option(metric.option, round((1 + asked) / 2, 2))} in place of {option(metric.option, asked)}"
+    return ""
+
+
+def _data(context: SummaryContext) -> dict[str, str]:
+    """The option that names the samples; none without them."""
+    given = context.options.get("calib")
+    return {} if given is None else {"data": "DATA" if given == ARRAYS_NAME else Path(given).as_posix()}
+
+
+def _gate(report: CompressionReport) -> dict[str, float]:
+    """A limit that the result keeps, and a worse one would not."""
+    if report.deviation is None:
+        return {"max_deviation": 0.001} if report.lossless else {}
+    output = report.deviation.outputs[worst_output(report.deviation.outputs)]
+    low = output.known.top1[0] if output.known.top1 else None
+    if low is not None:
+        return {"min_agreement": math.floor(100 * low) / 100}
+    high = output.known.relative_l2[1] if output.known.relative_l2 else output.relative_l2
+    return {} if high is None else {"max_deviation": math.ceil(1000 * high) / 1000}
