@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Annotated, get_args
 
 import typer
+from platformdirs import user_config_path
 
-from leanonnx.checks import check_fraction
+from leanonnx.checks import DECIMAL_COMMA, read_fraction
 from leanonnx.data import images
 from leanonnx.data.images import ImageFormat
 from leanonnx.errors import OptionError
@@ -128,17 +129,13 @@ def numbers(name: str, texts: list[str]) -> tuple[int, ...]:
 
 
 def fractions(name: str, text: str) -> tuple[float, ...]:
-    """Parse ``0.5,0.25`` → (0.5, 0.25), each once, the largest first.
+    """Parse ``0.5,25%`` → (0.5, 0.25), each once, the largest first.
 
     Raises:
         OptionError: not fractions above 0 and at most 1.
     """
-    try:
-        values = {float(part) for part in text.split(",")}
-    except ValueError as error:
-        raise OptionError(f"--{name} {text}: expected fractions, for example --{name} 0.75,0.5,0.25") from error
-    for value in values:
-        check_fraction(name, value)
+    parts = [text] if DECIMAL_COMMA.fullmatch(text) and text.startswith("0,") else text.split(",")
+    values = {read_fraction(name, part) for part in parts}
     return tuple(sorted(values, reverse=True))
 
 
@@ -150,8 +147,7 @@ def rules_from(path: Path | None) -> Rules:
 def targets_file() -> Path:
     """The file of measured targets: ``LEANONNX_TARGETS``, or ``targets.toml`` in the user's configuration folder."""
     given = os.environ.get("LEANONNX_TARGETS")
-    folder = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(given) if given else Path(folder) / "leanonnx" / "targets.toml"
+    return Path(given) if given else user_config_path("leanonnx", appauthor=False) / "targets.toml"
 
 
 def stored_targets() -> Path | None:
