@@ -139,7 +139,7 @@ PROVOKED: dict[str, tuple[int, Callable[[Path, Path], Words]]] = {
         2,
         lambda m, f: ["compress", m, f / "o", "--keep", 0.5, "--calib", samples(f, x=ONES * np.nan)],
     ),
-    "not a whole .npz file": (
+    "not a whole .npz or .npy file": (
         2,
         lambda m, f: ["compress", m, f / "o", "--keep", 0.5, "--calib", written(f / "d.npz", "x")],
     ),

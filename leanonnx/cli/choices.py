@@ -13,7 +13,17 @@ from typing import Annotated, Any, NamedTuple, get_type_hints
 import typer
 
 from leanonnx.checks import read_number
-from leanonnx.cli.options import Layout, Mean, Scale, SizeOption, Std, image_format, parse_shapes, stored_targets
+from leanonnx.cli.options import (
+    Layout,
+    Mean,
+    Preprocessor,
+    Scale,
+    SizeOption,
+    Std,
+    image_format,
+    parse_shapes,
+    stored_targets,
+)
 from leanonnx.commands.compress.options import TOLERANCES, CompressOptions, Described, alignment, described_options
 from leanonnx.errors import OptionError
 from leanonnx.ranking.criteria import Method
@@ -67,6 +77,7 @@ AFTER: Mapping[str, tuple[tuple[str, Any, Any], ...]] = {
         ("scale", Scale, 255),
         ("layout", Layout, "auto"),
         ("size", SizeOption, None),
+        ("preprocessor", Preprocessor, None),
     ),
     "best_effort": (("no_measure", NoMeasure, False),),
 }

@@ -69,7 +69,7 @@ def compress_command(
         places = result_places(models, out, single)
         options = choices.options(budget, None if plan is None else load_plan(plan), exact)
 
-        def made(source: Path) -> CompressionReport:
+        def report_of(source: Path) -> CompressionReport:
             context = PageContext(str(source), str(places[source]), command_line())
             page = None if report_out is None else Page(report_out, partial(render, context))
             with progress() as listener:
@@ -81,4 +81,4 @@ def compress_command(
         def tables(source: Path, report: CompressionReport) -> RenderableType:
             return compression_tables(report, str(source), str(places[source]))
 
-        report_each(models, made, tables, results, as_json)
+        report_each(models, report_of, tables, results, as_json)

@@ -77,16 +77,16 @@ def options_of(path: Path, table: Mapping[str, Any], verb: str, verbs: Mapping[s
     for name in tables:
         if name not in verbs:
             raise OptionError(f"{path}: there is no command '{name}'; {_nearest(name, verbs)}")
-    shared = {_spelled(name): value for name, value in table.items() if name not in tables}
+    shared = {_option_name(name): value for name, value in table.items() if name not in tables}
     for name in shared:
         every = {each for options in verbs.values() for each in options}
         if name not in every:
             raise OptionError(f"{path}: no command has an option '{name}'; {_nearest(name, every)}")
     for other, own in tables.items():
-        for name in map(_spelled, own):
+        for name in map(_option_name, own):
             if name not in verbs[other]:
                 raise OptionError(f"{path}: [{other}] has no option '{name}'; {_nearest(name, verbs[other])}")
-    own = {_spelled(name): value for name, value in tables.get(verb, {}).items()}
+    own = {_option_name(name): value for name, value in tables.get(verb, {}).items()}
     given = {name: value for name, value in shared.items() if name in verbs[verb]} | own
     return {verbs[verb][name].name: _value(path, name, verbs[verb][name], value) for name, value in given.items()}
 
@@ -118,7 +118,7 @@ def _value(path: Path, name: str, parameter: Any, value: Any) -> Any:
     return texts if parameter.multiple else ",".join(texts)
 
 
-def _spelled(name: str) -> str:
+def _option_name(name: str) -> str:
     return name.replace("_", "-")
 
 

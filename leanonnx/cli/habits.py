@@ -21,7 +21,7 @@ PANELS = {
     "minimise best_effort steps",
     "Limits": "max_latency_ms min_speedup max_bytes max_params max_macs gates",
     "What is removed, and how": "method chains pin ignore blocks align target rules freeze unshare int8",
-    "Data": "calib data mean std scale layout size",
+    "Data": "calib data mean std scale layout size preprocessor",
     "Recovery": "teacher recover effort minutes device",
     "Training": "strategy train hold epochs patience lr finetune.batch augment amp checkpoint resume",
     "Measurements of physics": "operator adjoint mask measurement loss_share pairing",

@@ -37,7 +37,7 @@ def inspect_command(
     with exit_codes() as results:
         shapes, table, libraries = parse_shapes(shape or []), rules_from(rules), tuple(library or ())
 
-        def made(source: Path) -> NetworkReport | ChannelReport:
+        def report_of(source: Path) -> NetworkReport | ChannelReport:
             dag = pipeline.load_dag(source, shapes, table, libraries)
             if why is None:
                 return network_report(dag)
@@ -45,7 +45,7 @@ def inspect_command(
             whole = carries_channels(dag, why) or not tail.isdecimal()
             return channel_report(dag, why) if whole else channel_report(dag, name, int(tail))
 
-        report_each(matching_models(sources), made, _tables, results, as_json)
+        report_each(matching_models(sources), report_of, _tables, results, as_json)
 
 
 def _tables(source: Path, report: NetworkReport | ChannelReport) -> RenderableType:

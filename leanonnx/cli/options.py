@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -12,6 +13,7 @@ from platformdirs import user_config_path
 from leanonnx.checks import DECIMAL_COMMA, read_fraction
 from leanonnx.data import images
 from leanonnx.data.images import ImageFormat
+from leanonnx.data.preprocessor import read_preprocessor
 from leanonnx.errors import OptionError
 from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.rules.user import read_rules
@@ -40,6 +42,14 @@ Layout = Annotated[
 SizeOption = Annotated[
     str | None, typer.Option("--size", metavar="HxW", help="Of images; without, as the model takes them.")
 ]
+Preprocessor = Annotated[
+    Path | None,
+    typer.Option(
+        "--preprocessor",
+        metavar="P.json",
+        help="Of images: mean, std, scale and size from a preprocessor_config.json of Hugging Face, or its folder.",
+    ),
+]
 PlanOut = Annotated[Path | None, typer.Option(metavar="P.json", help="Write the plan here.")]
 ReportOut = Annotated[
     Path | None, typer.Option("--report", metavar="R.html", help="Write a page that shows what was done here.")
@@ -56,6 +66,8 @@ TimedShape = Annotated[
     ),
 ]
 Seconds = Annotated[float, typer.Option("--seconds", help="How long each measurement may take.")]
+FULL_SCALE = 255.0
+"""Default of --scale."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -79,17 +91,25 @@ def parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def image_format(mean: str, std: str, scale: float, layout: str, size: str | None) -> ImageFormat:
-    """The image format of ``--mean``, ``--std``, ``--scale``, ``--layout`` and ``--size``.
+def image_format(
+    mean: str, std: str, scale: float, layout: str, size: str | None, preprocessor: Path | None = None
+) -> ImageFormat:
+    """The image format of ``--mean``, ``--std``, ``--scale``, ``--layout`` and ``--size``, or ``--preprocessor``.
 
     Raises:
-        OptionError: one of them is malformed.
+        OptionError: one of them is malformed, or given besides a preprocessor that says it.
     """
     axes, _, order = layout.partition(",")
     known: dict[str, images.ImageLayout] = {name: name for name in get_args(images.ImageLayout)}
     if axes not in known or order not in ("", "bgr"):
         raise OptionError(f"--layout {layout}: expected auto, nchw or nhwc, with ,bgr where the colours are so ordered")
     colours: images.ColourOrder = "bgr" if order else "rgb"
+    if preprocessor is not None:
+        given = {"mean": mean != "0", "std": std != "1", "scale": scale != FULL_SCALE, "size": size is not None}
+        for name in (name for name, is_given in given.items() if is_given):
+            raise OptionError(f"--{name}: --preprocessor {preprocessor} says it; leave out one of them")
+        read = read_preprocessor(preprocessor, known[axes])
+        return replace(read, order="bgr") if order else read
     return ImageFormat(
         mean=_reals("mean", mean),
         std=_reals("std", std),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ def matching_models(given: Sequence[Path] | None, out: Path | None = None) -> tu
     models: list[Path] = []
     for path in given:
         names = [str(path)]
-        if glob.has_magic(str(path)) and not path.exists():
+        if glob.has_magic(str(path)) and not os.path.exists(path):
             names = sorted(glob.glob(str(path), recursive=True))
             if not names:
                 raise ModelError(f"{path}: no file matches this pattern; check it")
@@ -55,14 +56,14 @@ def result_places(models: Sequence[Path], out: Path, single: Mapping[str, object
         OutputError: there are several models, and ``out`` is no folder.
     """
     if len(models) == 1:
-        return {models[0]: out / models[0].name if out.is_dir() else out}
+        return {models[0]: out / models[0].name if os.path.isdir(out) else out}
     for name, value in single.items():
         if value is not None:
             raise OptionError(
                 f"--{name} {value}: is one file, but there are {len(models)} models; leave it out, or compress them "
                 "one by one"
             )
-    if not out.is_dir():
+    if not os.path.isdir(out):
         raise OutputError(f"{out}: is no folder, which the results of {len(models)} models need; make that folder")
     names = [model.name for model in models]
     for name in names:
