@@ -167,3 +167,14 @@ def test_npy_on_the_command_line(tmp_path: Path) -> None:
     done = called("compress", "m.onnx", "o.onnx", "--keep", "0.5", "--calib", "x.npy", "--align", 1, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert called("check", "m.onnx", "o.onnx", "--data", "x.npy", "--min-agreement", "1%", cwd=tmp_path).returncode == 0
+
+
+def test_a_loader_of_torch(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    pairs = torch.utils.data.TensorDataset(torch.from_numpy(CALIBRATION), torch.from_numpy(LABELS))
+    batches = torch.utils.data.DataLoader(pairs, batch_size=7)
+    arrays = join_pieces(as_arrays(batches, NAME), {"x": 4})
+    np.testing.assert_array_equal(arrays[NAME], CALIBRATION)
+    np.testing.assert_array_equal(arrays["labels"], LABELS)
+    needs_gradients = torch.from_numpy(CALIBRATION).requires_grad_()
+    np.testing.assert_array_equal(as_arrays(needs_gradients, NAME)[NAME], CALIBRATION)

@@ -77,10 +77,10 @@ def channel_report(dag: ChannelDag, name: str, channel: int | None = None) -> Ch
     if tensor is None:
         given = name if channel is None else f"{name}:{channel}"
         near = get_close_matches(name, (*dag.channel_ids, *(node.name for node in dag.model.proto.graph.node)), 1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
         raise OptionError(
-            f"{option('why', given)}: no tensor and no layer named '{name}' carries channels; {hint}"
-            f"See `{verb('inspect')}`"
+            f"{option('why', given)}: no tensor and no layer named '{name}' carries channels{hint}; "
+            f"see `{verb('inspect')}`"
         )
     channel_ids = dag.channel_ids[tensor]
     groups = np.unique(dag.groups[_select(channel_ids, tensor, channel)])
