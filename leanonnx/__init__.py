@@ -19,6 +19,7 @@ from leanonnx.api.training import TrainingResult, finetune
 from leanonnx.api.verbs import analyse, bench, compress, prove
 from leanonnx.commands.calibrate.calibrate import DeviceCalibration
 from leanonnx.data.images import ImageFormat
+from leanonnx.data.preprocessor import read_preprocessor
 from leanonnx.errors import BudgetUnreachable, CouldNotTell, LeanOnnxError, NotFaster, ProofFailed, Refusal, UserError
 from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.proof.proof import Proof
@@ -62,6 +63,7 @@ __all__ = [
     "finetune",
     "load_plan",
     "prove",
+    "read_preprocessor",
     "remove_channels",
     "sweep",
 ]

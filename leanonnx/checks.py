@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from math import inf
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -13,6 +14,7 @@ from leanonnx.errors import OptionError
 from leanonnx.spelling import option, option_list
 
 Given = TypeVar("Given")
+DECIMAL_COMMA = re.compile(r"\d*,\d+")
 
 
 def exactly_one(given: Mapping[str, Given | None], example: str) -> tuple[str, Given]:
@@ -37,6 +39,49 @@ def check_fraction(name: str, value: float) -> None:
         raise OptionError(
             f"{option(name, float(value))}: expected a fraction above 0 and at most 1, for example {option(name, 0.25)}"
         )
+
+
+def read_number(name: str, given: object, expected: str, example: object, unit: str = "") -> float:
+    """The number of an option as typed: ``0.5``, ``50%``, or with its unit.
+
+    Args:
+        name: of the option.
+        given: a number or a text.
+        expected: what the error says was expected.
+        example: a value that the error shows.
+        unit: that may stand behind the number, in small letters.
+
+    Raises:
+        OptionError: no number, a decimal comma, or another unit.
+    """
+    text = str(given).strip().lower() if isinstance(given, str | Real) and not isinstance(given, bool) else ""
+    percent = text.endswith("%")
+    plain = text.removesuffix("%").removesuffix(unit).strip()
+    try:
+        return float(plain) / (100 if percent else 1)
+    except ValueError as error:
+        shown = option(name, given, str(given))
+        if DECIMAL_COMMA.fullmatch(plain):
+            meant = option(name, float(plain.replace(",", ".")))
+            raise OptionError(f"{shown}: expected {expected}; write the decimal comma as a point: {meant}") from error
+        raise OptionError(f"{shown}: expected {expected}, for example {option(name, example)}") from error
+
+
+def read_fraction(name: str, given: object, hint: str = "") -> float:
+    """A fraction as typed: ``0.5`` or ``50%``.
+
+    Args:
+        name: of the option.
+        given: a number or a text.
+        hint: what the error adds if it is neither.
+
+    Raises:
+        OptionError: no number, or none above 0 and at most 1.
+    """
+    expected = f"a fraction above 0 and at most 1{hint}"
+    value = read_number(name, given, expected, 0.25)
+    check_fraction(name, value)
+    return value
 
 
 def check_choice(name: str, value: str, kinds: Any) -> None:

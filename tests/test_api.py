@@ -51,8 +51,8 @@ def without_seconds(row: dict[str, Any]) -> dict[str, Any]:
 
 
 QUIET = {"quiet": "no bar but in notebooks"}
-JSON = {"json": "to_dict of the result"}
-IMAGES = dict.fromkeys(("mean", "std", "scale", "layout", "size"), "one value: images=ImageFormat(...)")
+JSON = {"json": "to_dict of the result", "config": "keywords of the caller's own, **options"}
+IMAGES = dict.fromkeys(("mean", "std", "scale", "layout", "size", "preprocessor"), "one value: images=ImageFormat(...)")
 DIFFERENT = {
     "compress": {
         "no_measure": "measure says the same without the negation",

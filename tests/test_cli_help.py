@@ -55,8 +55,9 @@ COMPLETIONS = [
 
 @pytest.mark.parametrize(("words", "found"), COMPLETIONS, ids=[" ".join(words) for words, _ in COMPLETIONS])
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion(shell: str, words: tuple[str, ...], found: set[str]) -> None:
+def test_completion(shell: str, words: tuple[str, ...], found: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests and answers of shell completion, by the protocol that ``--install-completion`` installs."""
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 1000)  # read from the environment when help is first shown
     line = " ".join(("leanonnx", *words))
     asked = {"COMP_WORDS": line.replace(" ", "\n"), "COMP_CWORD": str(len(words))}
     asked |= {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}

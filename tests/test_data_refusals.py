@@ -66,7 +66,7 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "data.npz"
     for content in (b"", b"no archive", b"PK\x05\x06"):
         path.write_bytes(content)
-        with pytest.raises(DataError, match=r"data\.npz: not a whole \.npz file"):
+        with pytest.raises(DataError, match=r"data\.npz: not a whole \.npz or \.npy file"):
             data_for(tmp_path, "float[N,3,6,6] x")
     for save in (np.savez, np.savez_compressed):
         save(path, x=IMAGES)
@@ -93,13 +93,13 @@ def test_folders_that_hold_no_data_are_refused(tmp_path: Path) -> None:
     inputs = "float[N,3,6,6] x"
     with pytest.raises(DataError, match="no such file or folder"):
         data_for(tmp_path, inputs, tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"neither \.npz files nor images"):
+    with pytest.raises(DataError, match=r"neither arrays"):
         data_for(tmp_path / "model", inputs, tmp_path)
     np.savez(tmp_path / "a.npz", x=IMAGES)
     with pytest.raises(DataError, match="no images; leave out mean"):
         data_for(tmp_path / "model", inputs, tmp_path, ImageFormat(mean=(0.5,)))
     png(tmp_path / "a.png")
-    with pytest.raises(DataError, match=r"both \.npz files and images"):
+    with pytest.raises(DataError, match=r"both arrays and images"):
         data_for(tmp_path / "model", inputs, tmp_path)
 
 

@@ -17,7 +17,7 @@ from tests.documented import PAGES, ROOT, Typed, furnish, typed
 from tests.helpers import SHORT, TIMEOUT, Done, called
 from tests.sweeps import made_within
 
-VALUES = {"TENSOR:CHANNEL": "r1:3", "NAME=1,3,224,224": "x=1,3,16,16"}
+VALUES = {"LAYER:CHANNEL": "r1:3", "NAME=1,3,224,224": "x=1,3,16,16"}
 """Values that a reader has to substitute for a word of the page."""
 PARSED = {
     "--provider cuda": "needs a GPU",

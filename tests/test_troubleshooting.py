@@ -118,7 +118,7 @@ PROVOKED: dict[str, tuple[int, Callable[[Path, Path], Words]]] = {
     "expected a fraction above 0": (2, lambda m, f: ["compress", m, f / "o", "--keep", 25]),
     "--pin …: no tensor": (2, lambda m, f: ["compress", m, f / "o", "--keep", 0.5, "--pin", "q"]),
     "--ignore …: no node": (2, lambda m, f: ["compress", m, f / "o", "--keep", 0.5, "--ignore", "q"]),
-    "--why …: no tensor named": (2, lambda m, f: ["inspect", m, "--why", "C1"]),
+    "--why …: no tensor and no layer named": (2, lambda m, f: ["inspect", m, "--why", "none"]),
     "--target …": (2, lambda m, f: ["compress", m, f / "o", "--keep", 0.5, "--target", "q"]),
     "--latency is met by measuring": (2, lambda m, f: ["compress", m, f / "o", "--latency", 0.5]),
     "--method path-mass needs": (2, lambda m, f: ["compress", m, f / "o", "--keep", 0.5, "--method", "path-mass"]),
@@ -139,7 +139,7 @@ PROVOKED: dict[str, tuple[int, Callable[[Path, Path], Words]]] = {
         2,
         lambda m, f: ["compress", m, f / "o", "--keep", 0.5, "--calib", samples(f, x=ONES * np.nan)],
     ),
-    "not a whole .npz file": (
+    "not a whole .npz or .npy file": (
         2,
         lambda m, f: ["compress", m, f / "o", "--keep", 0.5, "--calib", written(f / "d.npz", "x")],
     ),

@@ -61,7 +61,7 @@ def test_every_verb_has_a_chapter() -> None:
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
 def test_options_are_those_of_the_help(verb: cli.Verb) -> None:
     text = called(verb.name, "--help").stdout
-    documented = set(re.findall(r"^ {2,4}(?:-\w, )?(--[a-z][\w-]*)|(?<=/ )(--no-[\w-]+)", text, re.MULTILINE))
+    documented = set(re.findall(r"^│ [* ]{0,4}(--[a-z][\w-]*)(?:,? +-\w)?(?: +(--no-[\w-]+))?", text, re.MULTILINE))
     shown = {option for each in verb.parameters for option in re.findall(r"--[a-z][\w-]*", each.shown)}
     assert shown == {option for pair in documented for option in pair if option} - {"--help"}
     assert {0, 2, 3} <= set(verb.exits)

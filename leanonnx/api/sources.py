@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Real
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import onnx
 from numpy.typing import ArrayLike
 from onnx.external_data_helper import uses_external_data
 
+from leanonnx.data.batches import as_arrays
 from leanonnx.data.files import IN_MEMORY_TITLE
 from leanonnx.data.samples import SampleSource
 from leanonnx.errors import LeanOnnxError, ModelError
@@ -25,12 +26,23 @@ from leanonnx.surgery.plan import Plan, load_plan
 from leanonnx.system.outputs import StrPath
 
 Item = TypeVar("Item")
+
+
+class SampleReader(Protocol):
+    """A reader of inputs such as onnxruntime's CalibrationDataReader."""
+
+    def get_next(self) -> Mapping[str, ArrayLike] | None:
+        """The inputs of the next run by name; None at the end."""
+
+
 ModelSource = StrPath | onnx.ModelProto
 """The path of a model, or the model itself."""
 RuleSource = StrPath | Rules
 """Rules of the caller's own: a Python file that defines RULES and is run, or such a table."""
-CalibrationData = StrPath | Mapping[str, ArrayLike] | ArrayLike
-"""An .npz file, a folder of them or of images; arrays [samples, ...] by graph input; one array for the only input."""
+CalibrationData = StrPath | Mapping[str, ArrayLike] | ArrayLike | Iterable[Any] | SampleReader
+"""A file, a folder; arrays [samples, ...] by graph input; one array for the only input; or an iterable of samples or
+batches: arrays, dicts, or pairs with labels (a torch DataLoader), or onnxruntime's CalibrationDataReader.
+"""
 UNNAMED = "the model"
 """Title of a model in memory in messages."""
 
@@ -97,10 +109,14 @@ def as_rules(rules: RuleSource | None) -> Rules:
 
 
 def as_samples(calib: CalibrationData | None) -> SampleSource | None:
-    """CalibrationData data as a path, or as arrays by graph input."""
-    if isinstance(calib, str | PathLike):
-        return Path(calib)
-    return calib if calib is None or isinstance(calib, Mapping) else {IN_MEMORY_TITLE: calib}
+    """Calibration data as a path, or as arrays by graph input.
+
+    Raises:
+        DataError: an iterable gives no sample, or items of different forms.
+    """
+    if calib is None or isinstance(calib, str | PathLike):
+        return optional_path(calib)
+    return as_arrays(calib, IN_MEMORY_TITLE)
 
 
 def several(given: Any, kind: type[Item]) -> tuple[Item, ...]:

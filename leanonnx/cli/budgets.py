@@ -49,7 +49,7 @@ def with_budgets(kind: OptionKind, metrics: Iterable[Metric] = BUDGETS.values())
 
 def limit_option(metric: Metric) -> Any:
     """The option of ``compress`` that limits a metric."""
-    return Annotated[metric.option_type | None, typer.Option(metavar=metric.metavar, help=metric.help)]
+    return Annotated[str | None, typer.Option(metavar=metric.metavar, help=metric.help)]
 
 
 def fractions_option(metric: Metric) -> Any:
@@ -59,4 +59,5 @@ def fractions_option(metric: Metric) -> Any:
 
 def step_option(metric: Metric) -> Any:
     """The option of ``finetune`` that limits a metric after the last step."""
-    return Annotated[float | None, typer.Option(help=f"With --steps: keep this fraction of BASE's {metric.noun}.")]
+    text = f"With --steps: keep this fraction of BASE's {metric.noun}."
+    return Annotated[str | None, typer.Option(metavar="F", help=text)]

@@ -17,6 +17,7 @@ from leanonnx.cli.options import (
     Layout,
     Library,
     Mean,
+    Preprocessor,
     Quiet,
     Scale,
     Seconds,
@@ -39,6 +40,7 @@ from leanonnx.commands.check.gates import (
     DROP,
     GATES,
     LATENCY_MS,
+    LIMITED_GATES,
     MACS,
     PARAMS,
     SIZE,
@@ -105,6 +107,7 @@ def check_command(
     scale: Scale = 255,
     layout: Layout = "auto",
     size: SizeOption = None,
+    preprocessor: Preprocessor = None,
     provider: Annotated[Provider, typer.Option(help="Where latency is measured.")] = "cpu",
     skip_missing_provider: SkipMissing = False,
     threads: ThreadCounts = None,
@@ -123,16 +126,8 @@ def check_command(
     Always checked: validity, interface, that it runs, NaN and infinity, determinism, denormal weights. Exit codes:
     0 passed, 1 a gate failed (a broken NEW included), 2 wrong file or option, 3 a bug.
     """
-    given = {
-        DEVIATION: max_deviation,
-        AGREEMENT: min_agreement,
-        DROP: max_drop,
-        SPEEDUP: min_speedup,
-        LATENCY_MS: max_latency_ms,
-        SIZE: max_bytes,
-        PARAMS: max_params,
-        MACS: max_macs,
-    }
+    typed = locals()
+    given = {name: typed[name.replace("-", "_")] for name in LIMITED_GATES}
     with (
         exit_codes() as results,
         _error_annotations(new, github),
@@ -145,7 +140,7 @@ def check_command(
             limits=_limits(gates, given),
             data=data,
             score=score,
-            images=image_format(mean, std, scale, layout, size),
+            images=image_format(mean, std, scale, layout, size, preprocessor),
             timed=benchmark.BenchRequest(
                 shapes=parse_shapes(shape or []),
                 batches=numbers("batch", batch or []),

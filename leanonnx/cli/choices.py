@@ -12,7 +12,18 @@ from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import typer
 
-from leanonnx.cli.options import Layout, Mean, Scale, SizeOption, Std, image_format, parse_shapes, stored_targets
+from leanonnx.checks import read_number
+from leanonnx.cli.options import (
+    Layout,
+    Mean,
+    Preprocessor,
+    Scale,
+    SizeOption,
+    Std,
+    image_format,
+    parse_shapes,
+    stored_targets,
+)
 from leanonnx.commands.compress.options import TOLERANCES, CompressOptions, Described, alignment, described_options
 from leanonnx.errors import OptionError
 from leanonnx.ranking.criteria import Method
@@ -34,6 +45,15 @@ class Form(NamedTuple):
     convert: Callable[[Any], Any]
 
 
+def _number_form(name: str, example: float, unit: str = "") -> Form:
+    """The form of a number that may be typed in percent, or with its unit."""
+
+    def convert(text: str | None) -> float | None:
+        return None if text is None else read_number(name, text, "a number", example, unit)
+
+    return Form(str | None, None, convert)
+
+
 REPEATED = Form(list[str] | None, None, lambda texts: tuple(texts or ()))
 FORMS = {
     "method": Form(Method, "auto", str),
@@ -44,6 +64,10 @@ FORMS = {
     "calib": Form(Path | None, None, lambda path: path),
     "score": Form(str | None, None, lambda text: text),
     "align": Form(str, "auto", alignment),
+    "min_agreement": _number_form("min_agreement", 0.99),
+    "max_deviation": _number_form("max_deviation", 0.02),
+    "min_psnr": _number_form("min_psnr", 40, "db"),
+    "max_drop": _number_form("max_drop", 0.01),
 }
 NoMeasure = Annotated[bool, typer.Option("--no-measure", help="Do not measure latency.")]
 AFTER: Mapping[str, tuple[tuple[str, Any, Any], ...]] = {
@@ -53,6 +77,7 @@ AFTER: Mapping[str, tuple[tuple[str, Any, Any], ...]] = {
         ("scale", Scale, 255),
         ("layout", Layout, "auto"),
         ("size", SizeOption, None),
+        ("preprocessor", Preprocessor, None),
     ),
     "best_effort": (("no_measure", NoMeasure, False),),
 }

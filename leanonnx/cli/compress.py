@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import RenderableType
 
 from leanonnx.cli.budgets import limit_option, with_budgets
 from leanonnx.cli.choices import Choices, with_choices
 from leanonnx.cli.options import AsJson, PlanOut, Quiet, ReportOut, RulesFile, Verbose, rules_from
-from leanonnx.cli.terminal import command_line, exit_codes, progress, show, show_json
+from leanonnx.cli.several import matching_models, report_each, result_places
+from leanonnx.cli.terminal import command_line, exit_codes, progress
 from leanonnx.commands.compress import pipeline
 from leanonnx.commands.compress.options import asked_budget
 from leanonnx.commands.compress.pipeline import Page
@@ -19,6 +21,7 @@ from leanonnx.commands.compress.report import compression_report, summary_contex
 from leanonnx.commands.compress.tables import compression_tables
 from leanonnx.errors import OptionError
 from leanonnx.page.page import PageContext, render
+from leanonnx.reporting.reports import CompressionReport
 from leanonnx.selection.metrics import Limit
 from leanonnx.surgery.plan import load_plan
 
@@ -26,8 +29,14 @@ from leanonnx.surgery.plan import load_plan
 @with_choices
 @with_budgets(limit_option)
 def compress_command(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="The model to compress.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write the result.")],
+    *,
+    sources: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="IN…", help="The model to compress, or several, or a pattern: '*.onnx'."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Where to write the result; an existing folder for several.")
+    ],
     limits: dict[str, Limit | None],
     plan: Annotated[
         Path | None, typer.Option(metavar="P.json", help="Carry out this plan instead of selecting channels.")
@@ -42,7 +51,6 @@ def compress_command(
     exact: Annotated[
         bool, typer.Option("--exact", help="Remove only what contributes nothing; the output does not change.")
     ] = False,
-    *,
     choices: Choices,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -55,16 +63,28 @@ def compress_command(
     (budget or tolerance not reachable, proof failed, not faster than the original), 2 wrong file or option, 3 a bug.
     """
     with exit_codes() as results:
+        models = matching_models(sources, out)
         budget = asked_budget(limits, plan, exact, choices.alone)
         if plan_weights is not None and plan_out is None:
             raise OptionError(f"--plan-weights {plan_weights}: belongs to a plan; add --plan-out P.json")
+        single = {"plan-out": plan_out, "plan-weights": plan_weights, "report": report_out}
+        places = result_places(models, out, single)
         options = choices.options(budget, None if plan is None else load_plan(plan), exact)
-        context = PageContext(str(source), str(out), command_line())
-        page = None if report_out is None else Page(report_out, partial(render, context))
-        with progress(quiet) as listener:
-            result = pipeline.compress_file(
-                source, out, options, plan_out, rules_from(rules), listener, page, plan_weights
-            )
-        report = compression_report(result)
-        place = summary_context(result, str(source), str(out))
-        show_json(report, results) if as_json else show(compression_tables(report, place, verbose), results)
+
+        kept: dict[Path, pipeline.CompressResult] = {}
+
+        def report_of(source: Path) -> CompressionReport:
+            context = PageContext(str(source), str(places[source]), command_line())
+            page = None if report_out is None else Page(report_out, partial(render, context))
+            with progress(quiet) as listener:
+                result = pipeline.compress_file(
+                    source, places[source], options, plan_out, rules_from(rules), listener, page, plan_weights
+                )
+            kept[source] = result
+            return compression_report(result)
+
+        def tables(source: Path, report: CompressionReport) -> RenderableType:
+            place = summary_context(kept.pop(source), str(source), str(places[source]))
+            return compression_tables(report, place, verbose)
+
+        report_each(models, report_of, tables, results, as_json)

@@ -6,18 +6,24 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import RenderableType
 
 from leanonnx.cli.options import AsJson, Library, RulesFile, ShapeOption, parse_shapes, rules_from
-from leanonnx.cli.terminal import exit_codes, show, show_json
+from leanonnx.cli.several import matching_models, report_each
+from leanonnx.cli.terminal import exit_codes
 from leanonnx.commands.compress import pipeline
-from leanonnx.reporting.inspection import channel_report, network_report
+from leanonnx.reporting.inspection import carries_channels, channel_report, network_report
+from leanonnx.reporting.reports import ChannelReport, NetworkReport
 from leanonnx.reporting.tables import channel_text, network_tables
 
 
 def inspect_command(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="The model to look at.")],
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="IN…", help="The model to look at, or several, or a pattern: '*.onnx'.")
+    ],
     why: Annotated[
-        str | None, typer.Option(metavar="TENSOR[:CHANNEL]", help="Why a tensor's channels stay or go.")
+        str | None,
+        typer.Option(metavar="NAME[:CHANNEL]", help="Why the channels of a tensor or layer stay or go."),
     ] = None,
     shape: ShapeOption = None,
     rules: RulesFile = None,
@@ -29,12 +35,21 @@ def inspect_command(
     Exit codes: 0 shown, 2 wrong file or option, 3 a bug.
     """
     with exit_codes() as results:
-        dag = pipeline.load_dag(source, parse_shapes(shape or []), rules_from(rules), tuple(library or ()))
-        if why is None:
-            network = network_report(dag)
-            show_json(network, results) if as_json else show(network_tables(network, str(source)), results)
-        else:
+        shapes, table, libraries = parse_shapes(shape or []), rules_from(rules), tuple(library or ())
+
+        def report_of(source: Path) -> NetworkReport | ChannelReport:
+            dag = pipeline.load_dag(source, shapes, table, libraries)
+            if why is None:
+                return network_report(dag)
             name, _, tail = why.rpartition(":")
-            whole = why in dag.channel_ids or not tail.isdecimal()
-            report = channel_report(dag, why) if whole else channel_report(dag, name, int(tail))
-            show_json(report, results) if as_json else show(channel_text(report), results)
+            whole = carries_channels(dag, why) or not tail.isdecimal()
+            return channel_report(dag, why) if whole else channel_report(dag, name, int(tail))
+
+        report_each(matching_models(sources), report_of, _tables, results, as_json)
+
+
+def _tables(source: Path, report: NetworkReport | ChannelReport) -> RenderableType:
+    """A report as people read it."""
+    if isinstance(report, ChannelReport):
+        return channel_text(report)
+    return network_tables(report, str(source))

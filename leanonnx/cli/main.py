@@ -13,6 +13,7 @@ from leanonnx.cli.calibrate import calibrate_device_command
 from leanonnx.cli.check import check_command
 from leanonnx.cli.compress import compress_command
 from leanonnx.cli.finetune import finetune_command
+from leanonnx.cli.habits import LeanGroup, with_habits
 from leanonnx.cli.inspect import inspect_command
 from leanonnx.cli.options import AsJson
 from leanonnx.cli.sweep import sweep_command
@@ -25,24 +26,31 @@ COMPLETING = "_LEANONNX_COMPLETE"
 app = typer.Typer(
     name="leanonnx",
     help="Make deployed convolutional networks smaller: prune an ONNX model by LEAN, prove the result.",
+    cls=LeanGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
-    rich_markup_mode=None,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-app.command("compress")(compress_command)
-app.command("inspect")(inspect_command)
-app.command("sweep")(sweep_command)
-app.command("bench")(bench_command)
-app.command("check")(check_command)
-app.command("calibrate-device")(calibrate_device_command)
-app.command("finetune")(finetune_command)
+VERBS = (
+    ("compress", compress_command, "Prune a model to a budget or a tolerance, and prove the result."),
+    ("inspect", inspect_command, "Show layers, pins with their reasons, and costs."),
+    ("sweep", sweep_command, "Compress models to several budgets: the trade-off curve."),
+    ("bench", bench_command, "Time a model, or two in turns."),
+    ("check", check_command, "Compare a model with its baseline by gates, for CI."),
+    ("calibrate-device", calibrate_device_command, "Measure this machine, and store it as a target."),
+    ("finetune", finetune_command, "Train the weights of a compressed model."),
+)
+"""Name, function and short help of each verb, in the order of the help."""
+for _name, _verb, _summary in VERBS:
+    app.command(_name, short_help=_summary)(with_habits(_verb))
 
 
 @app.callback(invoke_without_command=True)
 def _options(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", help="Print the versions of leanonnx and of what it runs on.")
+        bool, typer.Option("--version", "-V", help="Print the versions of leanonnx and of what it runs on.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

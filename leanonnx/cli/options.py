@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, get_args
 
 import typer
+from platformdirs import user_config_path
 
-from leanonnx.checks import check_fraction
+from leanonnx.checks import DECIMAL_COMMA, read_fraction
 from leanonnx.data import images
 from leanonnx.data.images import ImageFormat
+from leanonnx.data.preprocessor import read_preprocessor
 from leanonnx.errors import OptionError
 from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.rules.user import read_rules
@@ -39,6 +42,14 @@ Layout = Annotated[
 SizeOption = Annotated[
     str | None, typer.Option("--size", metavar="HxW", help="Of images; without, as the model takes them.")
 ]
+Preprocessor = Annotated[
+    Path | None,
+    typer.Option(
+        "--preprocessor",
+        metavar="P.json",
+        help="Of images: mean, std, scale and size from a preprocessor_config.json of Hugging Face, or its folder.",
+    ),
+]
 PlanOut = Annotated[Path | None, typer.Option(metavar="P.json", help="Write the plan here.")]
 ReportOut = Annotated[
     Path | None, typer.Option("--report", metavar="R.html", help="Write a page that shows what was done here.")
@@ -57,6 +68,8 @@ TimedShape = Annotated[
 Seconds = Annotated[float, typer.Option("--seconds", help="How long each measurement may take.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="List all layers and pins too.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress.")]
+FULL_SCALE = 255.0
+"""Default of --scale."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -80,17 +93,25 @@ def parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def image_format(mean: str, std: str, scale: float, layout: str, size: str | None) -> ImageFormat:
-    """The image format of ``--mean``, ``--std``, ``--scale``, ``--layout`` and ``--size``.
+def image_format(
+    mean: str, std: str, scale: float, layout: str, size: str | None, preprocessor: Path | None = None
+) -> ImageFormat:
+    """The image format of ``--mean``, ``--std``, ``--scale``, ``--layout`` and ``--size``, or ``--preprocessor``.
 
     Raises:
-        OptionError: one of them is malformed.
+        OptionError: one of them is malformed, or given besides a preprocessor that says it.
     """
     axes, _, order = layout.partition(",")
     known: dict[str, images.ImageLayout] = {name: name for name in get_args(images.ImageLayout)}
     if axes not in known or order not in ("", "bgr"):
         raise OptionError(f"--layout {layout}: expected auto, nchw or nhwc, with ,bgr where the colours are so ordered")
     colours: images.ColourOrder = "bgr" if order else "rgb"
+    if preprocessor is not None:
+        given = {"mean": mean != "0", "std": std != "1", "scale": scale != FULL_SCALE, "size": size is not None}
+        for name in (name for name, is_given in given.items() if is_given):
+            raise OptionError(f"--{name}: --preprocessor {preprocessor} says it; leave out one of them")
+        read = read_preprocessor(preprocessor, known[axes])
+        return replace(read, order="bgr") if order else read
     return ImageFormat(
         mean=_reals("mean", mean),
         std=_reals("std", std),
@@ -130,17 +151,13 @@ def numbers(name: str, texts: list[str]) -> tuple[int, ...]:
 
 
 def fractions(name: str, text: str) -> tuple[float, ...]:
-    """Parse ``0.5,0.25`` → (0.5, 0.25), each once, the largest first.
+    """Parse ``0.5,25%`` → (0.5, 0.25), each once, the largest first.
 
     Raises:
         OptionError: not fractions above 0 and at most 1.
     """
-    try:
-        values = {float(part) for part in text.split(",")}
-    except ValueError as error:
-        raise OptionError(f"--{name} {text}: expected fractions, for example --{name} 0.75,0.5,0.25") from error
-    for value in values:
-        check_fraction(name, value)
+    parts = [text] if DECIMAL_COMMA.fullmatch(text) and text.startswith("0,") else text.split(",")
+    values = {read_fraction(name, part) for part in parts}
     return tuple(sorted(values, reverse=True))
 
 
@@ -152,8 +169,7 @@ def rules_from(path: Path | None) -> Rules:
 def targets_file() -> Path:
     """The file of measured targets: ``LEANONNX_TARGETS``, or ``targets.toml`` in the user's configuration folder."""
     given = os.environ.get("LEANONNX_TARGETS")
-    folder = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(given) if given else Path(folder) / "leanonnx" / "targets.toml"
+    return Path(given) if given else user_config_path("leanonnx", appauthor=False) / "targets.toml"
 
 
 def stored_targets() -> Path | None:

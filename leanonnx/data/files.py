@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from leanonnx.data.batches import Pieces, join_pieces
 from leanonnx.data.images import ImageFolder, ImageFormat, image_input, image_names
 from leanonnx.data.npz import NpzArray, RowReader, npz_arrays
 from leanonnx.errors import DataError
@@ -107,11 +108,15 @@ class MemoryArray:
 
 @dataclass(frozen=True)
 class SampleFile:
-    """Arrays of samples by input name, with their labels; ``title`` names their source in messages."""
+    """Arrays of samples by input name, with their labels.
+
+    ``title`` names their source in messages, ``unused`` the arrays that are neither.
+    """
 
     title: str
     arrays: Mapping[str, NpzArray | MemoryArray | MappedArray | ImageFolder | GeneratedArray]
     label: NpzArray | MemoryArray | None = None
+    unused: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -138,13 +143,13 @@ def list_files(path: Path) -> tuple[list[Path], tuple[str, ...]]:
     if path.is_file():
         return [path], ()
     if not path.exists():
-        raise DataError(f"{path}: no such file or folder; give an .npz file, a folder of them, or a folder of images")
+        raise DataError(f"{path}: no such file or folder; give an .npz or .npy file, or a folder of such or of images")
     try:
-        archives, names = sorted(path.glob("[!.]*.npz")), image_names(path)
+        archives, names = sorted(path.glob("[!.]*.np[yz]")), image_names(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; check the permissions") from error
     if bool(archives) == bool(names):
-        content = "both .npz files and images" if names else "neither .npz files nor images (png, jpg, bmp, webp)"
+        content = "both arrays and images" if names else "neither arrays (npz, npy) nor images (png, jpg, bmp, webp)"
         raise DataError(f"{path}: the folder holds {content}; give a folder that holds one kind")
     return archives, names
 
@@ -183,7 +188,8 @@ def open_npz_file(path: Path, slots: list[InputSpec], extras: Sequence[str] = ()
 
 def open_arrays(arrays: Mapping[str, Any], slots: list[InputSpec], extras: Sequence[str] = ()) -> SampleFile:
     """Match arrays in memory with the inputs of the model by their names; the extra arrays keep theirs."""
-    members = {name: MemoryArray(name, np.asarray(array)) for name, array in arrays.items()}
+    whole = join_pieces(arrays, {slot.name: len(slot.dims) for slot in slots})
+    members = {name: MemoryArray(name, array) for name, array in whole.items()}
     return _match_arrays(IN_MEMORY_TITLE, dict(members), slots, extras)
 
 
@@ -197,7 +203,8 @@ def further_arrays(source: Path | Mapping[str, Any], inputs: Sequence[str]) -> t
         archives, _ = list_files(source)
         members = {name: (one.dtype, one.shape) for name, one in (npz_arrays(archives[0]) if archives else {}).items()}
     else:
-        members = {name: (np.asarray(array).dtype, np.shape(array)) for name, array in source.items()}
+        held = {name: array if isinstance(array, Pieces) else np.asarray(array) for name, array in source.items()}
+        members = {name: (array.dtype, array.shape) for name, array in held.items()}
     if not set(inputs) <= set(members):
         return ()
     label, count = next((name for name in LABEL_NAMES if name in members), None), members[inputs[0]][1][:1]
@@ -239,7 +246,8 @@ def _match_arrays(
             f"{title}: the arrays hold different numbers of samples ({text}); axis 0 counts the samples: give each as "
             "many, and inputs without a batch axis an axis more, [samples, ...]"
         )
-    return SampleFile(title, dict(arrays), label)
+    used = {*arrays, *(member.name for member in arrays.values()), label.name if label else ""}
+    return SampleFile(title, dict(arrays), label, tuple(name for name in members if name not in used))
 
 
 def _check_array(title: str, slot: InputSpec, member: NpzArray | MemoryArray) -> None:

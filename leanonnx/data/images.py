@@ -29,7 +29,7 @@ PILLOW_MODES = {1: "L", 3: "RGB"}
 DEEP_MODES = {"I", "F", "I;16", "I;16B", "I;16L"}
 """Pillow's names of images with more than 8 bits for each channel."""
 EXAMPLES = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-IMAGE_OPTIONS = ("mean", "std", "scale", "layout", "size")
+IMAGE_OPTIONS = ("mean", "std", "scale", "layout", "size", "preprocessor")
 """Options that say how photographs become tensors."""
 
 
@@ -40,6 +40,8 @@ class ImageFormat:
     ``mean`` and ``std`` hold one number for all channels or one per channel, in the ``order`` of the tensor's channels.
     Their unit is the full range with the default ``scale`` of 255, and the pixel value with a scale of 1.
     ``size`` is (height, width); None stands for the model's input size.  Integer inputs take the pixels unchanged.
+    ``resized`` is the size before the centre crop, or that of the short side alone (None: images just cover ``size``),
+    by pillow's filter ``resample``; ``preprocessor`` is the file that all of this was read from.
 
     Raises:
         OptionError: a number is not finite, a scale or size is not above 0, or a standard deviation is 0.
@@ -51,6 +53,9 @@ class ImageFormat:
     layout: ImageLayout = "auto"
     size: tuple[int, int] | None = None
     order: ColourOrder = "rgb"
+    resized: int | tuple[int, int] | None = None
+    resample: int = 2
+    preprocessor: str | None = None
 
     def __post_init__(self) -> None:
         check_choice("layout", self.layout, ImageLayout)
@@ -222,7 +227,7 @@ def _read_image(maker: Any, path: Path, frame: ImageInput) -> Array:
     try:
         with maker.open(path) as image:
             deep = image.mode in DEEP_MODES
-            pixels = None if deep else _resize_and_crop(maker, image.convert(PILLOW_MODES[frame.channels]), frame.size)
+            pixels = None if deep else _resize_and_crop(maker, image.convert(PILLOW_MODES[frame.channels]), frame)
     except Exception as error:  # pillow raises several unrelated types
         text = " ".join(str(error).split())[:200]
         raise DataError(f"{path}: cannot be read as an image: {text}; copy it again or remove it") from error
@@ -237,12 +242,29 @@ def _read_image(maker: Any, path: Path, frame: ImageInput) -> Array:
     return np.ascontiguousarray(values.transpose(2, 0, 1) if frame.channels_first else values)
 
 
-def _resize_and_crop(maker: Any, image: Any, size: tuple[int, int]) -> Array:
-    """Resize an image bilinearly to cover ``size``, crop the centre; pixels [height, width] or [height, width, 3]."""
-    height, width = size
-    scale = max(height / image.height, width / image.width)
-    tall, wide = max(height, round(image.height * scale)), max(width, round(image.width * scale))
+def _resize_and_crop(maker: Any, image: Any, frame: ImageInput) -> Array:
+    """Resize an image, bilinearly by default, and crop the centre; pixels [height, width] or [height, width, 3]."""
+    height, width = frame.size
+    tall, wide = resized_to((image.height, image.width), frame.size, frame.images.resized)
     if (tall, wide) != (image.height, image.width):
-        image = image.resize((wide, tall), maker.Resampling.BILINEAR)
+        image = image.resize((wide, tall), maker.Resampling(frame.images.resample))
     left, top = (wide - width) // 2, (tall - height) // 2
     return np.asarray(image.crop((left, top, left + width, top + height)))
+
+
+def resized_to(image: tuple[int, int], size: tuple[int, int], resized: int | tuple[int, int] | None) -> tuple[int, int]:
+    """Height and width that an image is resized to, at least ``size``, before its centre is cropped to that.
+
+    Args:
+        image: its height and width.
+        size: those of the crop.
+        resized: those asked for, or the short side alone; None to cover ``size`` just so.
+    """
+    height, width = size
+    if isinstance(resized, tuple):
+        return max(height, resized[0]), max(width, resized[1])
+    scale = max(height / image[0], width / image[1])
+    if resized is None:
+        return max(height, round(image[0] * scale)), max(width, round(image[1] * scale))
+    scale = max(scale, resized / min(image))
+    return max(height, int(image[0] * scale)), max(width, int(image[1] * scale))

@@ -1,4 +1,4 @@
-"""Arrays of .npz files, read row by row: stored ones by position, deflated ones in order.
+"""Arrays of .npz and .npy files, read row by row: stored ones by position, deflated ones in order.
 
 The format is that of ``numpy.lib.format``: a zip archive of .npy members.  A file is never read as a whole.
 """
@@ -26,6 +26,8 @@ LOCAL_HEADER_BYTES = 30
 """Bytes of a member's local header before its name and extra field."""
 LENGTHS_OFFSET = 26
 """Offset in that header of the lengths of the name and of the extra field."""
+NPY_NAME = "array"
+"""Name of the array of an .npy file, which has none of its own."""
 HEADER_READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
@@ -100,29 +102,50 @@ def raise_data_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}; check the path and permissions") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise DataError(
-            f"{path}: not a whole .npz file: {' '.join(str(error).split())[:200]}; write it again with numpy.savez"
-        ) from error
+        text = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: not a whole .npz or .npy file: {text}; write it again with numpy.savez") from error
 
 
 def npz_arrays(path: Path) -> dict[str, NpzArray]:
-    """Return all arrays of an .npz file by name; only their headers are read.
+    """Return all arrays of an .npz file by name, or that of an .npy file; only their headers are read.
 
     Raises:
-        DataError: not an .npz file, or a damaged one.
+        DataError: neither such a file, or a damaged one.
     """
+    with raise_data_errors(path), path.open("rb") as stream:
+        if stream.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX:
+            return {NPY_NAME: _lone_array(path, stream)}
     with raise_data_errors(path), zipfile.ZipFile(path) as archive:
         infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
         return {member.name: member for member in (_member(path, archive, info) for info in infos)}
 
 
+def _lone_array(path: Path, stream: IO[bytes]) -> NpzArray:
+    """The array of an .npy file."""
+    stream.seek(0)
+    shape, fortran, dtype = _header(stream, NPY_NAME)
+    start = stream.tell()
+    size = dtype.itemsize * math.prod(shape)
+    if not dtype.hasobject and path.stat().st_size - start != size:
+        raise ValueError(f"it declares {size} bytes and holds {path.stat().st_size - start}")
+    return NpzArray(
+        path=path, name=NPY_NAME, shape=shape, dtype=dtype, is_fortran=fortran, header_bytes=start, offset=start
+    )
+
+
+def _header(stream: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and type of the array that a stream holds."""
+    version = npy.read_magic(stream)
+    if version not in HEADER_READERS:
+        raise ValueError(f"array '{name}' has a header of version {version}, expected 1.0 or 2.0")
+    shape, fortran, dtype = HEADER_READERS[version](stream)
+    return shape, fortran, dtype
+
+
 def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NpzArray:
     name = info.filename.removesuffix(".npy")
     with archive.open(info) as stream:
-        version = npy.read_magic(stream)
-        if version not in HEADER_READERS:
-            raise ValueError(f"array '{name}' has a header of version {version}, expected 1.0 or 2.0")
-        shape, fortran, dtype = HEADER_READERS[version](stream)
+        shape, fortran, dtype = _header(stream, name)
         header = stream.tell()
     size = dtype.itemsize * math.prod(shape)
     if not dtype.hasobject and info.file_size - header != size:

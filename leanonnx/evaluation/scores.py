@@ -1,6 +1,6 @@
 """Scores of outputs on labels.  The metric follows from the shapes of the labels and of the outputs.
 
-1. Integers [n] and an output of classes: top-1 accuracy.
+1. Integers [n], or one-hot labels [n, K], and an output of K classes: top-1 accuracy.
 2. Integers [n, H, W] and floats [n, K, H, W] or [n, H, W, K], K ≥ 2: pixel accuracy.
 3. Integers and an output of integers of the same shape: share of equal elements, named as in 1 or 2.
 4. Numbers and floats of the same shape: mean squared error.
@@ -82,6 +82,7 @@ def score_outputs(label: Array, before: Sequence[Array], after: Sequence[Array],
         after: outputs of the candidate.
         axes: for each output, its axis of classes if it holds one class per sample, else None.
     """
+    label = class_numbers(label, before, axes)
     measure = metric_for_labels(label, before, axes)
     if measure is None:
         return Score(measures=frozenset({None}))
@@ -92,6 +93,16 @@ def score_outputs(label: Array, before: Sequence[Array], after: Sequence[Array],
         second, _ = _score_output(label, after[k], measure)
     samples = (SampleScores(first, second, weight),)
     return Score(before=first, after=second, weight=weight, measures=frozenset({measure}), samples=samples)
+
+
+def class_numbers(label: Array, outputs: Sequence[Array], axes: Sequence[int | None]) -> Array:
+    """Class numbers [n] of one-hot labels [n, K] for an output of K classes; all other labels as they are."""
+    fits = any(
+        axis is not None and label.shape == output.reshape(output.shape[0], -1).shape
+        for output, axis in zip(outputs, axes, strict=True)
+    )
+    is_one_hot = fits and np.isin(label, (0, 1)).all() and (label.sum(axis=1) == 1).all()
+    return np.argmax(label, axis=1) if is_one_hot else label
 
 
 def metric_for_labels(label: Array, outputs: Sequence[Array], axes: Sequence[int | None]) -> LabelMetric | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from difflib import get_close_matches
 
 import numpy as np
 
@@ -50,16 +51,36 @@ def tie_rows(dag: ChannelDag) -> tuple[TieRow, ...]:
     return tuple(TieRow(tuple(names[k] for k in nodes), count) for nodes, count in sorted(counts.items()))
 
 
-def channel_report(dag: ChannelDag, tensor: str, channel: int | None = None) -> ChannelReport:
+def carries_channels(dag: ChannelDag, name: str) -> bool:
+    """True if a tensor of that name carries channels, or a layer of that name outputs one."""
+    return _tensor_named(dag, name) is not None
+
+
+def _tensor_named(dag: ChannelDag, name: str) -> str | None:
+    """The tensor of a name, or the first output with channels of the layer of that name; None if there is neither."""
+    outputs = (tensor for node in dag.model.proto.graph.node if node.name == name for tensor in node.output)
+    return next((tensor for tensor in (name, *outputs) if tensor in dag.channel_ids), None)
+
+
+def channel_report(dag: ChannelDag, name: str, channel: int | None = None) -> ChannelReport:
     """The channels of a tensor, or one of them: their axes, the tensors that they are tied to, and their pins.
 
+    Args:
+        dag: the network.
+        name: of the tensor, or of the layer that outputs it.
+        channel: the index of one channel; None for all.
+
     Raises:
-        OptionError: no tensor of that name carries channels, or it has fewer.
+        OptionError: no tensor and no layer of that name carries channels, or it has fewer.
     """
-    if tensor not in dag.channel_ids:
-        given = tensor if channel is None else f"{tensor}:{channel}"
+    tensor = _tensor_named(dag, name)
+    if tensor is None:
+        given = name if channel is None else f"{name}:{channel}"
+        near = get_close_matches(name, (*dag.channel_ids, *(node.name for node in dag.model.proto.graph.node)), 1)
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
         raise OptionError(
-            f"{option('why', given)}: no tensor named '{tensor}' carries channels; see `{verb('inspect')}`"
+            f"{option('why', given)}: no tensor and no layer named '{name}' carries channels{hint}; "
+            f"see `{verb('inspect')}`"
         )
     channel_ids = dag.channel_ids[tensor]
     groups = np.unique(dag.groups[_select(channel_ids, tensor, channel)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -41,6 +42,8 @@ BRANCHING = names_of(Family.CONTROL) - {"Scan"}
 EXAMPLE = {"NAME": (1, 3, 224, 224)}
 """Shapes of inputs, for messages."""
 TERMINATED_TEXT = "terminate flag"
+NEWER_OPSET = re.compile(r"Opset (\d+) is under development.*is till opset (\d+)", re.DOTALL)
+"""What onnxruntime says of an operator set that it does not know."""
 UNKNOWN_OPERATOR_TEXT = "is not a registered function/op"
 
 
@@ -120,6 +123,12 @@ def _observe_proto(model: Model, proto: onnx.ModelProto, given: Shapes, replaced
         except ModelError:
             raise
         except Exception as error:  # onnxruntime raises its own types, one per status code
+            if newer := NEWER_OPSET.search(str(error)):
+                raise ModelError(
+                    f"{model.path}: its operator set {newer[1]} is newer than {newer[2]}, the last that this "
+                    f"onnxruntime knows; export it with operator set {newer[2]} or an earlier one, or install a "
+                    "newer onnxruntime"
+                ) from error
             known = UNKNOWN_OPERATOR_TEXT not in str(error)
             hint = "export it again" if known else f"give the library of its operators with {option('library')}"
             raise ModelError(f"{model.path}: onnxruntime cannot load the model: {first_line(error)}; {hint}") from error

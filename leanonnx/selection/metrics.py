@@ -18,7 +18,7 @@ import numpy as np
 from leanonnx.analysis.cost import Cost, CostModel, Rate, kernel_rate, mac_rate, param_rate
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.file_size import weight_bits
-from leanonnx.checks import check_fraction
+from leanonnx.checks import DECIMAL_COMMA, check_fraction, read_fraction
 from leanonnx.errors import OptionError
 from leanonnx.graph.nodes import BIAS, BIASED, standard_name
 from leanonnx.graph.storage import BITS_PER_BYTE
@@ -27,7 +27,7 @@ from leanonnx.numeric.channel_ids import Mask
 from leanonnx.rules.call import KernelBlock
 from leanonnx.runtime.profiling import NodeTime
 from leanonnx.selection.latency import latency_model, latency_rate
-from leanonnx.spelling import option
+from leanonnx.spelling import option, verb
 
 Price = Callable[[Mask], float]
 """Cost of a keep set [channels], in the unit of a metric."""
@@ -126,21 +126,15 @@ def _hardware(inputs: PricingInputs) -> Hardware:
 
 def _fraction(metric: Metric, limit: Limit) -> Budget:
     """A budget from a fraction."""
-    if not isinstance(limit, str):
-        return Budget(metric.name, limit)
-    try:
-        return Budget(metric.name, float(limit))
-    except ValueError as error:
-        raise OptionError(
-            f"{option(metric.option, limit)}: expected a fraction above 0 and at most 1, for example "
-            f"{option(metric.option, 0.25)}"
-        ) from error
+    return Budget(metric.name, read_fraction(metric.option, limit, metric.advice.format(bench=verb("bench"))))
 
 
 def _fraction_or_size(metric: Metric, limit: Limit) -> Budget:
     """A budget from a fraction or a size; whole numbers above 1 are bytes."""
     text = str(limit).strip()
     match = SIZE_PATTERN.fullmatch(text)
+    if DECIMAL_COMMA.fullmatch(text) or text.endswith("%"):
+        return _fraction(metric, text)
     try:
         number = float(text)
     except ValueError:
@@ -173,8 +167,8 @@ class Metric:
         price: prices the keep sets of a network.
         rate: cost of a single kernel, in the same unit; rankings by path mass weigh it.
         parse: parses the value of the option.
-        option_type: type of that value on the command line.
-        metavar: what stands for it in the help; None: its type.
+        advice: what the error about a value that is no fraction adds.
+        metavar: what stands for the value in the help.
         confirm: what confirms that a budget is met: the predicted price, a measurement, or the written file.
         counts_macs: what keeps a network from shrinking is reported in multiply-adds, not in kernels.
         symbol: symbol of the unit behind a number.
@@ -190,8 +184,8 @@ class Metric:
     price: Callable[[PricingInputs], Price]
     rate: Callable[[PricingInputs], Rate]
     parse: Callable[[Metric, Limit], Budget] = _fraction
-    option_type: type[float] | type[str] = float
-    metavar: str | None = None
+    advice: str = ""
+    metavar: str = "F"
     confirm: Literal["predicted", "measured", "written"] = "predicted"
     counts_macs: bool = False
     symbol: str = ""
@@ -253,6 +247,7 @@ METRICS: Mapping[str, Metric] = {
             sweep_help="Fractions of the measured time; searched one by one.",
             price=_price_latency,
             rate=_rate_latency,
+            advice=" of the original's time, which `{bench}` measures",
             confirm="measured",
         ),
         Metric(
@@ -267,7 +262,6 @@ METRICS: Mapping[str, Metric] = {
             price=_price_bytes,
             rate=_rate_bytes,
             parse=_fraction_or_size,
-            option_type=str,
             metavar="F|SIZE",
             confirm="written",
             symbol="B",

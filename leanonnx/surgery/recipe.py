@@ -56,7 +56,8 @@ class Recipe:
         else:
             words = [option("calib", self.calib, shlex.quote(self.calib))]
         if self.images is not None:
-            given = [name for name in IMAGE_OPTIONS if self.images.get(name) is not None]
+            names = ("preprocessor", "layout") if self.images.get("preprocessor") else IMAGE_OPTIONS
+            given = [name for name in names if self.images.get(name) is not None]
             words += [option(name, self.images[name], _option_text(name, self.images)) for name in given]
         return " ".join([*words, *([option("seed", self.seed)] if self.seed else [])])
 

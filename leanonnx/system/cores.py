@@ -6,12 +6,14 @@ import ctypes
 import math
 import os
 import platform
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 TOPOLOGY = Path("/sys/devices/system/cpu")
 GROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 CPU_INFO = Path("/proc/cpuinfo")
-PROCESS_MEMORY = Path("/proc/self/statm")
 
 
 def processor_name() -> str:
@@ -29,8 +31,9 @@ def processor_flags() -> frozenset[str]:
 
 def available_cores() -> int:
     """Return the number of physical cores available to this process, by its affinity and its control group's quota."""
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    cores = len({_text(TOPOLOGY / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in usable})
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(psutil.cpu_count() or 1))
+    siblings = {_text(TOPOLOGY / f"cpu{cpu}/topology/thread_siblings_list") for cpu in usable}
+    cores = len(siblings) if "" not in siblings else min(psutil.cpu_count(logical=False) or len(usable), len(usable))
     quota = _quota()
     return max(1, min(cores, math.ceil(quota)) if quota else cores)
 
@@ -42,14 +45,10 @@ def _quota() -> float:
 
 
 def resident_memory() -> int:
-    """Return the bytes of this process in physical memory, after releasing freed ones if possible; 0 if unknown."""
-    pages = _text(PROCESS_MEMORY).split()
-    if len(pages) < 2:
-        return 0
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-    return int(_text(PROCESS_MEMORY).split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Return the bytes of this process in physical memory, after releasing freed ones if possible."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    return int(psutil.Process().memory_info().rss)
 
 
 def _text(path: Path) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -84,13 +85,8 @@ def _set_parameter(number: int, value: int) -> None:
 
 def available_memory() -> int:
     """Return the bytes available: the least of machine, control group and process limit; 0 if unknown."""
-    return min((limit for limit in (_machine_memory(), _group_limit(), _process_limit()) if limit > 0), default=0)
-
-
-def _machine_memory() -> int:
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return 0
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = psutil.virtual_memory().total, _group_limit(), _process_limit()
+    return min((limit for limit in limits if limit > 0), default=0)
 
 
 def _group_limit() -> int:

@@ -47,6 +47,7 @@ from leanonnx.data.images import IMAGE_OPTIONS
 from leanonnx.data.samples import Dataset, ImageFormat, batch_size, data_from_feeds, open_data, with_runnable_batch
 from leanonnx.errors import LeanOnnxError, ModelError, OptionError, ProviderMissing
 from leanonnx.evaluation.deviation import Fidelity, OutputAxes, compare_outputs
+from leanonnx.evaluation.plausibility import data_remarks
 from leanonnx.evaluation.slices import channel_axes
 from leanonnx.evaluation.user_scores import ScoreFunction
 from leanonnx.graph.formats import ElementTypes, convert_feed, stand_in
@@ -180,7 +181,7 @@ def run_check(
         costs = _count_verdicts(request.limits, {MACS: lambda: (_macs(new, pair.sizes), _macs(base, pair.sizes))})
     with clock.stage("measure"):
         latency, cases = _latency_verdicts(pair, request, progress)
-    notes = [*changes.notes, *_measurement_notes(request, values.fidelities, cases)]
+    notes = [*changes.notes, *_measurement_notes(request, values, pair.inputs, cases)]
     return _result(request, clock, [*gates, *values.verdicts, *costs, *latency], "", notes, values, cases)
 
 
@@ -379,18 +380,17 @@ def _latency_verdicts(
 
 
 def _measurement_notes(
-    request: CheckRequest, fidelities: Mapping[str, Fidelity], cases: Sequence[benchmark.BenchCase]
+    request: CheckRequest, values: _Values, inputs: Mapping[str, Dataset], cases: Sequence[benchmark.BenchCase]
 ) -> list[str]:
     """Notes on the measurements."""
     notes = [warning for case in cases for warning in case.warnings]
-    for source, deviation in fidelities.items():
+    for source, deviation in values.fidelities.items():
         reshaped = [one.output for one in deviation.outputs if one.reshaped]
         notes += [f"output '{name}' had another shape than BASE's on {source}" for name in reshaped]
         metric = fidelity_row(deviation).metric
-        if metric is not None:
-            notes.append(metric_text(metric))
-        if deviation.unused:
-            notes.append(deviation.unused)
+        notes += [metric_text(metric)] if metric is not None else []
+        notes += [deviation.unused] if deviation.unused else []
+        notes += data_remarks(inputs[source], deviation) if request.data is not None else ()
     if AGREEMENT in request.limits and request.data is None:
         notes.append(f"{AGREEMENT} was judged on random inputs, which says little of real ones; give {option('data')}")
     provider = request.timed.setting.provider

@@ -42,6 +42,8 @@ BYTE_SUFFIXES = {
     **{f"{name}{b}": size for name, size in COUNT_SUFFIXES.items() for b in ("", "b")},
     **{f"{name}ib": 2.0**power for name, power in (("k", 10), ("m", 20), ("g", 30))},
 }
+RATIO_SUFFIXES = {"": 1.0, "%": 0.01}
+MS_SUFFIXES = {"": 1.0, "ms": 1.0, "s": 1000.0}
 COUNT_FORM = "a number such as 2.5M, or a multiple of BASE's such as 0.5x"
 VALID, INTERFACE, RUNS, BATCHES, FINITE = "valid", "interface", "runs", "batches", "finite"
 DETERMINISTIC, DENORMALS = "deterministic", "denormals"
@@ -56,9 +58,14 @@ GATES = {
     FINITE: Gate("no NaN and no infinity where BASE outputs numbers"),
     DETERMINISTIC: Gate("two runs on one input output the same bytes"),
     DENORMALS: Gate("no more denormal weights than BASE has; they slow kernels down"),
-    DEVIATION: Gate("‖difference‖ / ‖BASE's‖ of the worst channel of the worst output", "0.01"),
+    DEVIATION: Gate("‖difference‖ / ‖BASE's‖ of the worst channel of the worst output", "0.01", scales=RATIO_SUFFIXES),
     AGREEMENT: Gate(
-        "share of equal decisions of the worst output", "0.99", "a share from 0 to 1", least=True, highest=1.0
+        "share of equal decisions of the worst output",
+        "0.99",
+        "a share from 0 to 1",
+        least=True,
+        highest=1.0,
+        scales=RATIO_SUFFIXES,
     ),
     DROP: Gate("BASE's score less NEW's, by a function of yours", "0.01"),
     SIZE: Gate(
@@ -70,13 +77,13 @@ GATES = {
     ),
     PARAMS: Gate("numbers stored as weights", "2.5M", COUNT_FORM, scales=COUNT_SUFFIXES, share=True),
     MACS: Gate("multiply-adds of one run", "300M", COUNT_FORM, scales=COUNT_SUFFIXES, share=True),
-    LATENCY_MS: Gate("median milliseconds of one run", "4.5", "milliseconds"),
+    LATENCY_MS: Gate("median milliseconds of one run", "4.5", "milliseconds", scales=MS_SUFFIXES),
     SPEEDUP: Gate("times as fast as BASE, measured in turns", "1.5", least=True),
 }
 """All gates, in the order of the report."""
 LIMITED_GATES = tuple(name for name, gate in GATES.items() if gate.example)
 """Gates that are checked only if a limit is given."""
-LIMIT_PATTERN = re.compile(r"([-+.e0-9]+?)\s*([a-z]*)")
+LIMIT_PATTERN = re.compile(r"([-+.e0-9]+?)\s*([a-z]*|%)")
 
 
 @dataclass(frozen=True)

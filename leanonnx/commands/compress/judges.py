@@ -10,7 +10,8 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.commands.compress.candidate import CompressJob
 from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.data.files import further_arrays
-from leanonnx.data.samples import Dataset, batch_size, open_data, with_runnable_batch
+from leanonnx.data.images import IMAGE_OPTIONS
+from leanonnx.data.samples import DEFAULT_IMAGE_FORMAT, Dataset, batch_size, open_data, with_runnable_batch
 from leanonnx.effort import EFFORTS, Effort
 from leanonnx.errors import DataError, OptionError, ProofFailed
 from leanonnx.evaluation.deviation import Fidelity, compare_outputs
@@ -19,7 +20,7 @@ from leanonnx.evaluation.tolerances import ERROR_PROBABILITY, HeldOut, Tolerance
 from leanonnx.evaluation.user_scores import UserScore, gather_arrays, score_function, score_name
 from leanonnx.numeric.bounds import least_samples
 from leanonnx.runtime.sessions import RunFailed
-from leanonnx.spelling import option
+from leanonnx.spelling import option, option_list
 
 JUDGED_RATE = 3
 """One sample in so many is held out to judge by, where all together are few."""
@@ -33,9 +34,15 @@ def open_samples(options: CompressOptions, dag: ChannelDag) -> tuple[Dataset | N
     """The real inputs to choose and recover by, and those to judge tolerances by; None where there are none.
 
     Raises:
+        OptionError: a format of images is given, but no data.
         DataError: they cannot be read, or do not fit the model.
     """
     if options.calib is None:
+        if options.images != DEFAULT_IMAGE_FORMAT:
+            raise OptionError(
+                f"{option_list(*IMAGE_OPTIONS)} say how images become inputs, and there are none; add "
+                f"{option('calib')}, or leave them out"
+            )
         return None, None
     model, names = dag.model, [value.name for value in dag.model.inputs]
     extras = further_arrays(options.calib, names) if options.score is not None else ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from leanonnx.commands.compress.candidate import Candidate, CompressJob
 from leanonnx.data.samples import Dataset
+from leanonnx.evaluation.plausibility import data_remarks
 from leanonnx.formatting import count_text
 from leanonnx.graph.model import Model, constant_bytes
 from leanonnx.graph.view import default_initializers
@@ -88,6 +89,7 @@ def calibration_warnings(data: Dataset, recovery: Recovery) -> tuple[str, ...]:
         )
     if recovery.final.unused:
         warnings.append(recovery.final.unused)
+    warnings += data_remarks(data, recovery.final)
     return tuple(warnings)
 
 

@@ -28,6 +28,7 @@ from leanonnx.commands.finetune.weights import constant_kinds, replace_constants
 from leanonnx.errors import OptionError
 from leanonnx.evaluation.deviation import Fidelity, compare_outputs
 from leanonnx.evaluation.judgement import judge
+from leanonnx.evaluation.plausibility import data_remarks
 from leanonnx.formatting import count_text
 from leanonnx.graph.formats import HALF_TYPES, REPLACED_TYPES, float_types
 from leanonnx.graph.model import Model, load
@@ -286,6 +287,7 @@ def _publish_result(
             before, after = compare_outputs(reference, reference.path, [model.path, draft], held, replaced=kinds)
         publish(draft, target)
     headline = _headline(base, after)
+    notes = [*notes, *data_remarks(student.loader.data, before)]
     return FinetuneResult(
         headline=headline,
         strategy=strategy_and_mode[0],
