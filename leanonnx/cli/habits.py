@@ -25,7 +25,7 @@ PANELS = {
     "Recovery": "teacher recover effort minutes device",
     "Training": "strategy train hold epochs patience lr finetune.batch augment amp checkpoint resume",
     "Measurements of physics": "operator adjoint mask measurement loss_share pairing",
-    "Where it runs": "provider threads batch library shape seed no_measure seconds skip_missing_provider",
+    "Where it runs": "cuda_graph tf32 provider threads batch library shape seed no_measure seconds skip_missing_provider",
     "Files and output": "quiet verbose plan_out plan_weights report_out keep_steps out save_models restart junit github jobs dask",
 }
 """Groups of options in the help of a verb, by the names of their parameters (those of one verb only: verb.name)."""
