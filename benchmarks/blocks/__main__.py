@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     args.work.mkdir(parents=True, exist_ok=True)
     material = Material(args.folder, args.zoo, args.work)
     if args.tune:
-        experiment.tune(material, TUNED_NETWORK, args.tune, args.minutes, args.seconds)
+        experiment.tune(material, TUNED_NETWORK, args.ways, args.tune, args.minutes, args.seconds)
     else:
         wanted = experiment.Wanted(args.only, args.budgets, args.ways)
         experiment.measure(material, wanted, args.seconds)

@@ -175,12 +175,13 @@ def enter(part: str, key: Row, row: Row) -> None:
     save(NAME, data | {"environment": environment()})
 
 
-def tune(material: Material, network: str, python: Path, minutes: float, seconds: float) -> None:
+def tune(material: Material, network: str, ways: Sequence[str], python: Path, minutes: float, seconds: float) -> None:
     """A network with few multiply-adds, recovered and then fine-tuned on the calibration inputs.
 
     Args:
         material: networks and data.
         network: its name.
+        ways: with whole branches or without.
         python: an interpreter that has torch and this package.
         minutes: of training.
         seconds: of one measurement.
@@ -188,7 +189,7 @@ def tune(material: Material, network: str, python: Path, minutes: float, seconds
     source, data = material.model(network), material.inputs(network, "calib")
     if source is None:
         raise FileNotFoundError(network)
-    for way in WAYS:
+    for way in ways:
         cell = Cell(network=network, budget="macs", ratio=TUNED_RATIO, way=way)
         start, target = cell.file(material.work), cell.file(material.work, "_tuned")
         row = compressed(material, cell, TUNED_RATIO, start)

@@ -56,9 +56,7 @@ def check_quantisable(model: Model) -> None:
             f"{model.path}: {node_title(integer)} holds 8-bit integers already; give the float network that this one "
             f"was made from, or leave out {asked}"
         )
-    weights = {
-        node.input[1] for node in proto.graph.node if standard_name(node) in WEIGHTED_OPERATORS and len(node.input) > 1
-    }
+    weights = {node.input[1] for node in proto.graph.node if _reads_weight(node)}
     kinds = {tensor.data_type for tensor in proto.graph.initializer if tensor.name in weights}
     other = kinds - {onnx.TensorProto.FLOAT}
     if other:

@@ -35,7 +35,8 @@ from leanonnx.quantization.layers import (
     weighted_layers,
 )
 from leanonnx.runtime.observation import Shapes
-from leanonnx.runtime.sessions import Feed, open_session, run_session, translate_errors
+from leanonnx.runtime.probes import tensor_values
+from leanonnx.runtime.sessions import Feed
 
 SLOWER = "slower in integers by the table of {}: {:.2g} of the float speed"
 NOT_WORTH_IT = "by the table of {} its integers save {:.2g} ms, and converting numbers for it takes longer"
@@ -120,16 +121,8 @@ def observed_shapes(proto: onnx.ModelProto, feed: Feed, libraries: tuple[Path, .
     stored = {tensor.name for tensor in proto.graph.initializer}
     passing = [node for node in proto.graph.node if standard_name(node) in WEIGHTED_OPERATORS | CARRIERS]
     names = dict.fromkeys(name for node in passing for name in number_tensors(node) if name not in stored)
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(proto)
-    del exposed.graph.output[:]
-    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in feed)
-    shapes = {name: np.shape(value) for name, value in feed.items()}
-    if not exposed.graph.output:
-        return shapes
-    with translate_errors(), open_session(exposed, libraries=libraries) as session:
-        outputs = [value.name for value in session.get_outputs()]
-        return shapes | {name: np.shape(value) for name, value in zip(outputs, run_session(session, feed), strict=True)}
+    (values,) = tensor_values(proto, [name for name in names if name not in feed], [feed], libraries)
+    return {name: np.shape(value) for name, value in (feed | values).items()}
 
 
 @dataclass(frozen=True)

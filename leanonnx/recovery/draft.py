@@ -165,14 +165,22 @@ def recover_from_data(
 
 
 def _deviations(dag: ChannelDag, data: Dataset, models: Sequence[Source]) -> list[Fidelity]:
-    """Deviations of compressed models from the original."""
-    model = dag.taught_by
+    """Deviations of compressed models from the original, which have to run."""
     try:
-        return compare_outputs(
-            model, model.path, models, data, batch_size(data), dag.observation.replaced_formats, channel_axes(dag)
-        )
+        return deviations_from_teacher(dag, data, models)
     except RunFailed as error:
         raise ProofFailed(f"the compressed model does not run on the data ({error}); nothing written") from error
+
+
+def deviations_from_teacher(dag: ChannelDag, data: Dataset, models: Sequence[Source]) -> list[Fidelity]:
+    """Deviations of models from the original, or from the network that it came from.
+
+    Raises:
+        DataError: the samples cannot be read, or the original cannot run on them.
+        RunFailed: a model cannot run on them.
+    """
+    teacher, replaced = dag.taught_by, dag.observation.replaced_formats
+    return compare_outputs(teacher, teacher.path, models, data, batch_size(data), replaced, channel_axes(dag))
 
 
 def peak_activation_bytes(dag: ChannelDag) -> int:

@@ -8,15 +8,13 @@ from pathlib import Path
 
 import onnx
 
-from leanonnx.commands.compress.candidate import Candidate, CompressJob
+from leanonnx.commands.compress.candidate import Candidate
 from leanonnx.commands.compress.choosing import resolved_target
 from leanonnx.commands.compress.judges import Judge
 from leanonnx.commands.compress.options import CompressOptions
-from leanonnx.data.samples import Dataset, batch_size
+from leanonnx.data.samples import Dataset
 from leanonnx.errors import ModelError, ProofFailed
-from leanonnx.evaluation.deviation import Fidelity, compare_outputs
 from leanonnx.evaluation.judgement import judge
-from leanonnx.evaluation.slices import channel_axes
 from leanonnx.evaluation.tolerances import Look, reading_text
 from leanonnx.graph.formats import float_types
 from leanonnx.graph.model import Model, check_model
@@ -27,7 +25,7 @@ from leanonnx.quantization.formats import Int8Format, int8_format
 from leanonnx.quantization.preparation import check_quantisable, prepare
 from leanonnx.quantization.result import Quantisation
 from leanonnx.quantization.simulation import simulation_of
-from leanonnx.recovery.draft import split_within_memory
+from leanonnx.recovery.draft import deviations_from_teacher, split_within_memory
 from leanonnx.runtime.sessions import Feed, RunFailed
 from leanonnx.runtime.subprocess_timing import compare_in_subprocess
 from leanonnx.runtime.timing import TimingComparison
@@ -142,7 +140,7 @@ def _with_proof(candidate: Candidate, draft: _Draft, target: Path, data: Dataset
             reason = f"it differs from its simulation in floats by {steps:.3g} steps of 8 bits"
             return replace(draft, evidence=replace(evidence, steps=steps, reason=reason))
         nodes = integer_nodes(target, replace(job.options.setting, libraries=libraries))
-        before, after = _deviations(job, [candidate.path, simulation], data)
+        before, after = deviations_from_teacher(job.dag, data, [candidate.path, simulation])
         if not job.options.setting.uses_gpu:
             excess = fusion_excess(draft.proto, simulation, candidate.path, feeds, libraries)
             if excess > MAX_FUSION_EXCESS:
@@ -159,12 +157,6 @@ def _with_proof(candidate: Candidate, draft: _Draft, target: Path, data: Dataset
             evidence, reason=f"it is ruined: the relative error of output '{ruined.output}' is {ruined.relative_l2:.2f}"
         )
     return replace(draft, evidence=evidence, warnings=tuple(warnings))
-
-
-def _deviations(job: CompressJob, models: list[Path | onnx.ModelProto], data: Dataset) -> list[Fidelity]:
-    """Deviations of models from the original."""
-    teacher, replaced = job.dag.taught_by, job.dag.observation.replaced_formats
-    return compare_outputs(teacher, teacher.path, models, data, batch_size(data), replaced, channel_axes(job.dag))
 
 
 def _with_judgement(candidate: Candidate, evidence: Quantisation, path: Path) -> tuple[Candidate, Quantisation]:
