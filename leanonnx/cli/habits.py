@@ -25,8 +25,9 @@ PANELS = {
     "Recovery": "teacher recover effort minutes device",
     "Training": "strategy train hold epochs patience lr finetune.batch augment amp checkpoint resume",
     "Measurements of physics": "operator adjoint mask measurement loss_share pairing",
-    "Where it runs": "cuda_graph tf32 provider threads batch library shape seed no_measure seconds skip_missing_provider",
-    "Files and output": "quiet verbose plan_out plan_weights report_out keep_steps out save_models restart junit github jobs dask",
+    "Where it runs": "provider threads batch library cuda_graph tf32 skip_missing_provider shape seed seconds no_measure",
+    "Files and output": "quiet verbose plan_out plan_weights report_out keep_steps out save_models restart"
+    " junit github jobs dask",
 }
 """Groups of options in the help of a verb, by the names of their parameters (those of one verb only: verb.name)."""
 GROUPED_FROM = 12
