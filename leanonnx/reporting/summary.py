@@ -67,7 +67,7 @@ class Summary:
     @property
     def verdict(self) -> str:
         """The first line."""
-        line = ", ".join(part.text for part in (self.speed, self.size, self.accuracy))
+        line = ", ".join(part.text for part in self.parts)
         return f"{self.alarm} {line[:1].upper()}{line[1:]}.".lstrip()
 
     @property
