@@ -92,7 +92,7 @@ def test_layers_are_listed_only_if_asked_for(model: Path) -> None:
     lines = done.stdout.replace("\N{NO-BREAK SPACE}", " ").splitlines()
     assert "C1" not in done.stdout and "graph output 'y'" not in done.stdout
     assert "3 layers and 2 pins are listed with --verbose, and on the page of --report" in lines
-    assert lines[0].startswith("Speed not measured, ") and lines[0].endswith(" of the size, accuracy not known.")
+    assert lines[0].startswith("Speed not measured, accuracy not known, ") and lines[0].endswith(" of the size.")
     assert lines[-1] == f"{model} → {model.parent / 'out.onnx'}: {lines[0]}"
     assert [line.startswith("Next: ") for line in lines].count(True) == 1
 

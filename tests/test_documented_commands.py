@@ -53,7 +53,7 @@ ADDED = {
     "leanonnx bench": ["--seconds", str(SHORT)],
 }
 """Options added so that outputs are the same everywhere, and fast."""
-UNMEASURED = ("latency", "times the speed", "of the size, ")
+UNMEASURED = ("latency", "times the speed", " of the size.")
 """Marks of lines that are not printed without measuring."""
 COMMANDS = {name: typed(path.read_text(encoding="utf-8")) for name, path in PAGES.items()}
 PAIRS = [(name, each) for name, found in COMMANDS.items() for each in found if each.language == "sh"]

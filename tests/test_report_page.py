@@ -140,54 +140,54 @@ def timed(speedup: float, low: float, high: float, verdict: str = "faster", busy
         (
             report_of(latency=timed(2.5, 2.4, 2.6)),
             {"kernels": 0.5},
-            "2.50 times as fast (2.40 to 2.60), 50.0 % of the size, accuracy not known.",
+            "2.50 times as fast (2.40 to 2.60), accuracy not known, 50.0 % of the size.",
             "plain",
         ),
         (
             report_of(latency=timed(0.8, 0.7, 0.9, "slower")),
             {"kernels": 0.5},
-            "Slower: 0.80 times as fast (0.70 to 0.90), 50.0 % of the size, accuracy not known.",
+            "Slower: 0.80 times as fast (0.70 to 0.90), accuracy not known, 50.0 % of the size.",
             "bad",
         ),
         (
             report_of(latency=timed(1.02, 0.99, 1.05, "no difference shown")),
             {"macs": 0.5},
-            "Not shown to be faster: 1.02 times as fast (0.99 to 1.05), 50.0 % of the size, accuracy not known.",
+            "Not shown to be faster: 1.02 times as fast (0.99 to 1.05), accuracy not known, 50.0 % of the size.",
             "bad",
         ),
         (
             report_of(latency=timed(0.8, 0.7, 0.9, "slower", busy=True)),
             {"macs": 0.5},
-            "Speed not known, as the machine was busy: 0.80 times as fast (0.70 to 0.90), 50.0 % of the size, "
-            "accuracy not known.",
+            "Speed not known, as the machine was busy: 0.80 times as fast (0.70 to 0.90), "
+            "accuracy not known, 50.0 % of the size.",
             "bad",
         ),
         (
             report_of(latency=timed(1.2, 1.1, 1.3, busy=True)),
             {"macs": 0.5},
-            "1.20 times as fast (1.10 to 1.30), 50.0 % of the size, accuracy not known.",
+            "1.20 times as fast (1.10 to 1.30), accuracy not known, 50.0 % of the size.",
             "plain",
         ),
-        (report_of(), {"kernels": 0.5}, "Speed not measured, 50.0 % of the size, accuracy not known.", "plain"),
+        (report_of(), {"kernels": 0.5}, "Speed not measured, accuracy not known, 50.0 % of the size.", "plain"),
         (
             report_of(),
             {"params": 0.25},
             "Over budget: 50.0 % of the parameters is left, 25.0 % was asked for. "
-            "Speed not measured, 50.0 % of the size, accuracy not known.",
+            "Speed not measured, accuracy not known, 50.0 % of the size.",
             "bad",
         ),
         (
             report_of(latency=timed(1.25, 1.2, 1.3)),
             {"latency": 0.5},
             "Over budget: 80.0 % of the time is left, 50.0 % was asked for. "
-            "1.25 times as fast (1.20 to 1.30), 50.0 % of the size, accuracy not known.",
+            "1.25 times as fast (1.20 to 1.30), accuracy not known, 50.0 % of the size.",
             "bad",
         ),
         (
             report_of(after=100),
             {"kernels": 1.0},
             "Nothing could be removed: the output equals the input. "
-            "Speed not measured, 100 % of the size, accuracy not known.",
+            "Speed not measured, accuracy not known, 100 % of the size.",
             "bad",
         ),
     ],
