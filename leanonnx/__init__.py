@@ -24,6 +24,7 @@ from leanonnx.errors import BudgetUnreachable, CouldNotTell, LeanOnnxError, NotF
 from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.proof.proof import Proof
 from leanonnx.reporting.costs import CostChange
+from leanonnx.reporting.schemas import json_schema
 from leanonnx.rules.table import DEFAULT_RULES
 from leanonnx.runtime.timing import Timing, TimingComparison
 from leanonnx.surgery.plan import Plan, load_plan
@@ -61,6 +62,7 @@ __all__ = [
     "check",
     "compress",
     "finetune",
+    "json_schema",
     "load_plan",
     "prove",
     "read_preprocessor",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import shlex
 import shutil
@@ -25,6 +24,7 @@ from onnx import numpy_helper
 from leanonnx.cli.main import app
 from leanonnx.commands.compress import options, pipeline
 from leanonnx.selection.metrics import Budget
+from tests.schemas import follow_schema, schema_of
 
 ort.set_default_logger_severity(4)
 SCRIPT = shutil.which("leanonnx", path=str(Path(sys.executable).parent))
@@ -228,18 +228,18 @@ def refused(
 
 
 def cli_json(*args: object, measure: bool = False) -> dict[str, Any]:
-    """Run the command with ``--json``; its stdout must be one JSON object, its exit code 0."""
-    return _json_object(cli(*args, "--json", measure=measure))
+    """Run the command with ``--json``; its stdout must be one JSON object that follows its schema, its exit code 0."""
+    return _json_object(cli(*args, "--json", measure=measure), *args)
 
 
 def called_json(*args: object, measure: bool = False) -> dict[str, Any]:
     """The same in this process."""
-    return _json_object(called(*args, "--json", measure=measure))
+    return _json_object(called(*args, "--json", measure=measure), *args)
 
 
-def _json_object(done: Done) -> dict[str, Any]:
+def _json_object(done: Done, *args: object) -> dict[str, Any]:
     assert done.returncode == 0
-    row = json.loads(done.stdout)
+    row = follow_schema(schema_of(*args), done.stdout)
     assert isinstance(row, dict)
     return row
 

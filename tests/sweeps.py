@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from leanonnx.commands.sweep.worker import MADE, Task
 from leanonnx.reporting.costs import CostChange, CostChanges
 from leanonnx.reporting.rows import ProofRow
 from tests.helpers import COMMAND, called
+from tests.schemas import follow_schema
 
 Row = dict[str, Any]
 QUICK = ("--no-measure", "--align", 1)
@@ -29,7 +29,7 @@ def run(folder: Path, *args: object, code: int = 0) -> Row:
     """``leanonnx sweep`` in a folder; its JSON."""
     done = called("sweep", *args, "--json", cwd=folder)
     assert done.returncode == code
-    row: Row = json.loads(done.stdout)
+    row: Row = follow_schema("sweep", done.stdout)
     return row
 
 

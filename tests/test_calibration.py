@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +35,7 @@ from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.timing import Timing
 from leanonnx.selection.latency import latency_model
 from tests.helpers import called, refused, saved
+from tests.schemas import follow_schema
 
 ONE = Setting(threads=1)
 AVX2 = replace(builtin_hardware()["cpu-avx2"], slow=1.5, slow_depthwise=4.0)
@@ -255,7 +255,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_json(folder: Path) -> None:
     done = called("calibrate-device", "--threads", "1", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
-    row: dict[str, Any] = json.loads(done.stdout)
+    row: dict[str, Any] = follow_schema("calibrate-device", done.stdout)
     stored = read_hardware(folder / "store" / "targets.toml")
     assert row["schema"] == 1
     assert (row["provider"], row["threads"], row["target"]) == ("cpu", 1, detect_hardware(ONE))

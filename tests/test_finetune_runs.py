@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -26,6 +25,7 @@ from leanonnx.commands.finetune.options import FinetuneOptions
 from leanonnx.commands.finetune.steps import PruningSchedule, finetune_in_steps
 from leanonnx.errors import DataError, ModelError, OptionError
 from leanonnx.selection.metrics import Budget
+from tests.schemas import follow_schema
 from tests.tuning import DENOISER, classifier, samples, saved, settings
 
 
@@ -67,7 +67,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(pair: dict[str, Path], tmp_path:
     assert killed.wait() == -signal.SIGKILL
     assert not other.exists()
     done = subprocess.run(words, check=True, capture_output=True, text=True)
-    assert 0 < json.loads(done.stdout)["resumed_epoch"] < 60
+    assert 0 < follow_schema("finetune", done.stdout)["resumed_epoch"] < 60
     assert other.read_bytes() == whole.read_bytes()
 
 

@@ -19,6 +19,7 @@ from leanonnx.errors import OptionError
 from leanonnx.reporting.inspection import channel_report
 from leanonnx.system import cores, memory
 from tests.helpers import CNN, TOTAL, build, called, cli, kernels, refused, saved
+from tests.schemas import follow_schema
 
 VERBS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 COMPRESS = ("compress", "m.onnx", "o.onnx")
@@ -174,7 +175,7 @@ def test_several_models_go_to_a_folder(folder: Path) -> None:
     (folder / "out").mkdir()
     done = called("compress", "*.onnx", "out", "--keep", "0.5", "--align", 1, "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
-    row = json.loads(done.stdout)
+    row = follow_schema("several", done.stdout)
     assert list(row) == ["schema", "models", "errors"]
     assert list(row["models"]) == ["m.onnx", OTHER]
     assert row["models"]["m.onnx"]["kernels"]["fraction"] <= 0.5
@@ -187,7 +188,7 @@ def test_several_models_go_to_a_folder(folder: Path) -> None:
 def test_one_bad_model_does_not_stop_the_others(folder: Path) -> None:
     (folder / "a.onnx").write_bytes(b"no model")
     done = called("inspect", "a.onnx", "m.onnx", "--json", cwd=folder)
-    row = json.loads(done.stdout)
+    row = follow_schema("several", done.stdout)
     assert (done.returncode, list(row["errors"]), list(row["models"])) == (2, ["a.onnx"], ["m.onnx"])
     assert "leanonnx: a.onnx: not an ONNX model" in done.stderr
     assert "60" in called("inspect", "m.onnx", "m.onnx", cwd=folder).stdout

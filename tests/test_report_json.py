@@ -16,6 +16,7 @@ from leanonnx.commands.sweep.rows import SweepReport
 from leanonnx.reporting.encoding import INLINE, OPTIONAL, OPTIONAL_INLINE, JsonField, from_json, to_json
 from leanonnx.reporting.reports import ChannelReport, CompressionReport, NetworkReport
 from tests.helpers import CALIBRATION, CNN, build, called, saved
+from tests.schemas import follow_schema, schema_of
 
 KEYS = Path(__file__).parent / "report_json"
 """The object that each command prints, with its values replaced by types."""
@@ -47,7 +48,7 @@ def printed(name: str, folder: Path) -> Any:
     words, code, _ = COMMANDS[name]
     done = called(*words, "--json", cwd=folder)
     assert done.returncode == code, done.stderr
-    return json.loads(done.stdout)
+    return follow_schema(schema_of(*words), done.stdout)
 
 
 def types(value: Any, key: str = "") -> Any:

@@ -262,13 +262,14 @@ def test_no_model_without_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 # What is shipped
 
 
-def test_templates_are_in_the_wheel(tmp_path: Path) -> None:
+def test_templates_and_schemas_are_in_the_wheel(tmp_path: Path) -> None:
     pytest.importorskip("hatchling", reason="hatchling builds the wheel: pip install '.[test]'")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     inside = set(zipfile.ZipFile(wheel).namelist())
-    wanted = {str(path.relative_to(ROOT)) for path in (ROOT / "leanonnx" / "page" / "templates").iterdir()}
-    assert len(wanted) > 5
+    folders = (ROOT / "leanonnx" / "page" / "templates", ROOT / "leanonnx" / "schemas")
+    wanted = {str(path.relative_to(ROOT)) for folder in folders for path in folder.iterdir()}
+    assert len(wanted) > 15
     assert wanted <= inside

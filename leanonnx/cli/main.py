@@ -18,7 +18,7 @@ from leanonnx.cli.inspect import inspect_command
 from leanonnx.cli.options import AsJson
 from leanonnx.cli.sweep import sweep_command
 from leanonnx.cli.terminal import claim_stdout, clean_up_when_stopped, exit_codes, show_json, show_text
-from leanonnx.runtime.versions import versions, versions_text
+from leanonnx.runtime.versions import installed_versions, versions_text
 
 COMPLETING = "_LEANONNX_COMPLETE"
 """Environment variable by which shells ask for completions."""
@@ -56,7 +56,7 @@ def _options(
 ) -> None:
     if version:
         with exit_codes() as results:
-            row = versions()
+            row = installed_versions()
             show_json(row, results) if as_json else show_text(versions_text(row), results)
         raise typer.Exit
     if as_json:

@@ -14,7 +14,7 @@ from rich.console import RenderableType
 
 from leanonnx.cli.terminal import show, show_json
 from leanonnx.errors import LeanOnnxError, ModelError, OptionError, OutputError
-from leanonnx.reporting.rows import REPORT_SCHEMA
+from leanonnx.reporting.reports import SeveralReports
 
 Report = TypeVar("Report")
 
@@ -104,6 +104,6 @@ def report_each(
             if not as_json:
                 show(tables(model, report), results)
     if as_json:
-        show_json({"schema": REPORT_SCHEMA, "models": reports, "errors": errors}, results)
+        show_json(SeveralReports(models=reports, errors=errors), results)
     if code:
         raise typer.Exit(code)

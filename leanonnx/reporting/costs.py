@@ -20,7 +20,14 @@ class CostChange:
 
 @dataclass(frozen=True)
 class CostChanges:
-    """Each cost of a network before and after compression."""
+    """Each cost of a network before and after compression.
+
+    Attributes:
+        kernels: pairs of input and output channel.
+        macs: multiply-adds of one run.
+        params: numbers stored as weights.
+        bytes: of the file with its external data.
+    """
 
     kernels: CostChange
     macs: CostChange
@@ -35,7 +42,7 @@ class CostChanges:
 
 @dataclass(frozen=True)
 class CostCounts:
-    """Each cost of one network."""
+    """Each cost of one network; fields are those of ``CostChanges``."""
 
     kernels: int
     macs: int

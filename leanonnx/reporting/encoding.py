@@ -36,7 +36,7 @@ OPTIONAL_INLINE = JsonField(inline=True, optional=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Slot:
+class Slot:
     """A field of a row: its name, its type, and its place in the JSON object."""
 
     name: str
@@ -52,7 +52,7 @@ class _Slot:
 
 
 @cache
-def _slots(kind: Any) -> tuple[_Slot, ...]:
+def row_slots(kind: Any) -> tuple[Slot, ...]:
     """The fields of a row type; none of a mapping."""
     if not hasattr(kind, "__dataclass_fields__"):
         return ()
@@ -62,15 +62,15 @@ def _slots(kind: Any) -> tuple[_Slot, ...]:
         if get_origin(hint) is Annotated:
             hint, place = get_args(hint)
         slots.append(
-            _Slot(name=one.name, hint=hint, key=place.key or one.name, inline=place.inline, optional=place.optional)
+            Slot(name=one.name, hint=hint, key=place.key or one.name, inline=place.inline, optional=place.optional)
         )
     return tuple(slots)
 
 
 @cache
-def _keys(kind: Any) -> tuple[str, ...]:
+def json_keys(kind: Any) -> tuple[str, ...]:
     """The JSON keys of a row type; none of a mapping."""
-    return tuple(key for slot in _slots(kind) for key in (_keys(slot.row_type) if slot.inline else (slot.key,)))
+    return tuple(key for slot in row_slots(kind) for key in (json_keys(slot.row_type) if slot.inline else (slot.key,)))
 
 
 def to_json(row: object) -> Json:
@@ -85,12 +85,12 @@ def to_json(row: object) -> Json:
         raise TypeError(f"a {type(row).__name__} is no row of a report")
     result: Json = {}
     kind: Any = type(row)
-    for slot in _slots(kind):
+    for slot in row_slots(kind):
         value = getattr(row, slot.name)
         if value is None and slot.optional:
             continue
         if slot.inline:
-            result |= dict.fromkeys(_keys(slot.row_type)) if value is None else _encode(value)
+            result |= dict.fromkeys(json_keys(slot.row_type)) if value is None else _encode(value)
         else:
             result[slot.key] = _encode(value)
     return result
@@ -136,13 +136,13 @@ def _decode(hint: Any, value: Any, place: str) -> Any:
 
 def _decode_row(kind: Any, value: Any, place: str) -> Any:
     given = _check_type(value, dict, place)
-    return kind(**{slot.name: _decode_slot(slot, given, _keys(kind), place) for slot in _slots(kind)})
+    return kind(**{slot.name: _decode_slot(slot, given, json_keys(kind), place) for slot in row_slots(kind)})
 
 
-def _decode_slot(slot: _Slot, given: Json, keys: tuple[str, ...], place: str) -> Any:
+def _decode_slot(slot: Slot, given: Json, keys: tuple[str, ...], place: str) -> Any:
     """The value of a field of a row, whose JSON keys are ``keys``."""
     if slot.inline:
-        own = _keys(slot.row_type)
+        own = json_keys(slot.row_type)
         if NoneType in get_args(slot.hint) and all(given.get(key) is None for key in own):
             return None
         inner = given if own else {key: item for key, item in given.items() if key not in keys}

@@ -346,3 +346,17 @@ class ChannelReport:
     pins: tuple[PinReason, ...]
     tied: tuple[TiedTensor, ...]
     consumers: Annotated[tuple[str, ...], JsonField("read_by")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeveralReports:
+    """The object of several models in one command.
+
+    Attributes:
+        models: the report of each model, by its path.
+        errors: the message on each model that has none.
+    """
+
+    schema: int = REPORT_SCHEMA
+    models: Mapping[str, CompressionReport | NetworkReport | ChannelReport]
+    errors: Mapping[str, str]

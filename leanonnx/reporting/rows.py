@@ -63,7 +63,14 @@ class TieRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ProofRow:
-    """Result of a proof; see ``leanonnx.proof.proof.Proof``."""
+    """Result of a proof; see ``leanonnx.proof.proof.Proof``.
+
+    Attributes:
+        status: passed, failed, vacuous (the comparison says nothing) or random (so is the network).
+        max_relative_error, bound: the largest relative error, and its limit.
+        inputs, sizes: number of inputs, and of sizes of inputs, that both networks ran on.
+        outputs: the largest error of each output.
+    """
 
     status: str
     max_relative_error: float
@@ -101,6 +108,15 @@ class OutputDeviation:
     """Deviation of one output from the original; see ``leanonnx.evaluation.tally.Deviation``.
 
     ``relative_l2`` and ``psnr`` are None where they are infinite, all measures where they do not apply.
+
+    Attributes:
+        relative_l2: norm of the difference / norm of the original's output.
+        psnr: in dB.
+        top1: share of equal decisions.
+        top5: share of the original's decisions among the best five.
+        worst_channel: the slice that deviates most.
+        vacuous: the reason if the comparison says nothing.
+        intervals: of these measures.
     """
 
     relative_l2: float | None
@@ -143,7 +159,14 @@ class FidelityRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonRow:
-    """The ratio of two models' times; see ``leanonnx.runtime.timing.TimingComparison``."""
+    """The ratio of two models' times; see ``leanonnx.runtime.timing.TimingComparison``.
+
+    Attributes:
+        speedup, interval: time before / after, with its 95 % interval.
+        noise: the same for a model against itself, as a distance from 1.
+        rounds, lots: number of blocks timed of each model, and of sets of sessions.
+        verdict: faster, slower, or no difference shown.
+    """
 
     speedup: float
     interval: tuple[float, float]

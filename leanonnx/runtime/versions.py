@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -11,23 +11,35 @@ import onnx
 from leanonnx.runtime.providers import available_providers, runtime_version
 from leanonnx.version import __version__
 
-
-def versions() -> dict[str, Any]:
-    """Return the JSON object of ``leanonnx --version``; ``providers`` are those that onnxruntime was built with."""
-    return {
-        "schema": 1,
-        "leanonnx": __version__,
-        "onnx": onnx.__version__,
-        "onnxruntime": runtime_version(),
-        "providers": list(available_providers()),
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
+VERSIONS_SCHEMA = 1
 
 
-def versions_text(row: dict[str, Any]) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Versions:
+    """The versions that ``leanonnx --version`` prints; ``providers`` are those that onnxruntime was built with."""
+
+    schema: int = VERSIONS_SCHEMA
+    leanonnx: str
+    onnx: str
+    onnxruntime: str
+    providers: tuple[str, ...]
+    numpy: str
+    python: str
+
+
+def installed_versions() -> Versions:
+    """The versions of leanonnx and of what it runs on."""
+    return Versions(
+        leanonnx=__version__,
+        onnx=onnx.__version__,
+        onnxruntime=runtime_version(),
+        providers=tuple(available_providers()),
+        numpy=np.__version__,
+        python=platform.python_version(),
+    )
+
+
+def versions_text(row: Versions) -> str:
     """Format the same as text, leanonnx first."""
-    names = {"onnxruntime": f"onnxruntime {row['onnxruntime']} ({', '.join(row['providers'])})"}
-    names["python"] = f"Python {row['python']}"
-    rows = ("leanonnx", "onnx", "onnxruntime", "numpy", "python")
-    return "\n".join(names.get(name, f"{name} {row[name]}") for name in rows)
+    runtime = f"onnxruntime {row.onnxruntime} ({', '.join(row.providers)})"
+    return f"leanonnx {row.leanonnx}\nonnx {row.onnx}\n{runtime}\nnumpy {row.numpy}\nPython {row.python}"
