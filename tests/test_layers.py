@@ -43,6 +43,7 @@ ONLY = {
     "distributed": {"commands.sweep.cluster"},
     "PIL": set(),
     "jinja2": {"page.page"},
+    "pandas": {"system.notebook"},
     "torch": {"commands.finetune", "torch", "system.gpu"},
 }
 """The rooms or modules that may import a library; ``*.name`` means the modules of this name in all rooms."""
@@ -62,7 +63,7 @@ NO_ONNX |= {"commands.check.gates", "commands.check.verdicts", "page", "reportin
 NO_ONNX |= {"*.report", "*.rows", "*.tables"}
 NO_ONNX |= {"cli.check", "cli.compress", "cli.inspect", "rules"}
 """Rooms and modules that see models only through what lies below them."""
-OPTIONAL = {"system.gpu", "api.training", "cli.finetune", "commands.sweep.extras"}
+OPTIONAL = {"system.gpu", "system.notebook", "api.training", "cli.finetune", "commands.sweep.extras"}
 """Modules that import within a function, because what they import needs an optional extra."""
 PLACELESS = {"", "__main__", "commands"}
 """Modules and rooms without a floor: the public names, the entry points, and the folder of the commands."""

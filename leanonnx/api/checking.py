@@ -25,6 +25,7 @@ from leanonnx.runtime.providers import Provider, Setting
 from leanonnx.runtime.timing import DEFAULT_TIMING_SECONDS
 from leanonnx.spelling import option
 from leanonnx.system.clock import Progress
+from leanonnx.system.notebook import ResultTable, View, measures_of, result_csv, result_frame, result_html
 from leanonnx.system.outputs import StrPath
 
 LimitText = float | str
@@ -61,6 +62,21 @@ class CheckResult:
 
     def __repr__(self) -> str:
         return f"<{verdict_text(self.report)}>"
+
+    def _view(self) -> View:
+        deviation: tuple[dict[str, object], ...] = tuple(
+            {"inputs": row.inputs, "samples": row.fidelity.samples, "output": name, **measures_of(one, one.known)}
+            for row in (*self.report.deviation, *self.report.sizes)
+            for name, one in row.fidelity.outputs.items()
+        )
+        tables = (ResultTable("gates", tuple(map(vars, self.report.gates))), ResultTable("deviation", deviation))
+        return View(
+            line=verdict_text(self.report), mood="good" if self.passed else "bad", tables=tables, notes=self.notes
+        )
+
+    _repr_html_ = result_html
+    to_pandas = result_frame
+    to_csv = result_csv
 
 
 def _limits(given: Mapping[str, Any]) -> dict[str, GateLimit]:

@@ -27,6 +27,7 @@ from leanonnx.selection.metrics import Budget
 from leanonnx.spelling import option
 from leanonnx.system.clock import Progress
 from leanonnx.system.gpu import Device
+from leanonnx.system.notebook import ResultTable, View, measures_of, result_csv, result_frame, result_html
 from leanonnx.system.outputs import StrPath
 
 
@@ -85,6 +86,30 @@ class SweepResult:
     def __repr__(self) -> str:
         missing = sum(bool(point.message) for point in self.points)
         return f"<{len(self.points)} points by {self.unit}, {missing} of them not reached>"
+
+    def _view(self) -> View:
+        rows = [(curve.model, row) for curve in self.report.models for row in curve.points]
+        deviation: tuple[dict[str, object], ...] = tuple(
+            {"model": model, "fraction": row.asked, "output": name, **measures_of(one, one.known)}
+            for model, row in rows
+            if row.deviation
+            for name, one in row.deviation.outputs.items()
+        )
+        return View(
+            line=repr(self).strip("<>"),
+            mood="plain" if self.report.headline is None else "bad",
+            tables=(ResultTable("points", tuple(map(_point_cells, self.points))), ResultTable("deviation", deviation)),
+            notes=self.warnings,
+        )
+
+    _repr_html_ = result_html
+    to_pandas = result_frame
+    to_csv = result_csv
+
+
+def _point_cells(point: SweepPoint) -> dict[str, object]:
+    """A point as a row of a table."""
+    return {**vars(point), "message": point.message or None, "file": point.file and str(point.file)}
 
 
 def sweep(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from html import escape
 from pathlib import Path
 
 import onnx
@@ -24,8 +23,10 @@ from leanonnx.reporting.encoding import Json, to_json
 from leanonnx.reporting.inspection import channel_report
 from leanonnx.reporting.reports import ChannelCounts, ChannelReport, CompressionReport, NetworkReport
 from leanonnx.reporting.rows import LayerRow, PinRow, ProductRow, TieRow
+from leanonnx.reporting.summary import SummaryContext, summarise
 from leanonnx.runtime.timing import TimingComparison
 from leanonnx.surgery.plan import Plan
+from leanonnx.system.notebook import Estimate, ResultTable, View, result_csv, result_frame, result_html
 from leanonnx.system.outputs import StrPath, check_no_overwrites, check_writable, publish, temporary_folder_beside
 
 
@@ -132,15 +133,29 @@ class Compressed:
         changes = [f"{name} {c.before} → {c.after} ({c.fraction:.4f})" for name, c in self.report.costs.items()]
         return f"<{', '.join(changes)}; {'; '.join(self._evidence())}>"
 
-    def _repr_html_(self) -> str:
-        """For notebooks."""
-        costs = self.report.costs.items()
-        rows = [(name, f"{c.before:,}", f"{c.after:,}", f"{c.fraction:.4f}") for name, c in costs]
-        cells = ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
-        head = "".join(f"<th>{name}</th>" for name in ("", "before", "after", "fraction"))
-        table = "".join(f"<tr>{row}</tr>" for row in (head, *cells))
-        notes = "".join(f"<p>{escape(text)}</p>" for text in (*self._evidence(), *self.warnings))
-        return f"<table>{table}</table>{notes}"
+    def _view(self) -> View:
+        files = {"source": self._files[0].name if self._files else "", "output": ""}
+        summary = summarise(self.report, SummaryContext(options=self.plan.options, **files))
+        costs: tuple[dict[str, object], ...] = tuple(
+            {"cost": name, **vars(change)} for name, change in self.report.costs.items()
+        )
+        fidelity = self.deviation
+        return View(
+            line=summary.verdict,
+            mood=summary.mood,
+            tables=(
+                ResultTable("layers", _row_cells(self.layers), folded=True),
+                ResultTable("costs", costs),
+                *(() if fidelity is None else (ResultTable("deviation", fidelity.rows()),)),
+                *(() if fidelity is None else (ResultTable("metric", fidelity.metric_rows()),)),
+                ResultTable("pins", _row_cells(self.pins), folded=True),
+            ),
+            notes=(self._evidence()[0], *self.warnings),
+        )
+
+    _repr_html_ = result_html
+    to_pandas = result_frame
+    to_csv = result_csv
 
     def _evidence(self) -> list[str]:
         """Proof and latency in short."""
@@ -227,6 +242,22 @@ class Analysis:
         groups, pinned = self.channels.groups, self.channels.pinned
         return f"<{len(self.layers)} layers, {self.kernels} kernels; {groups} channels, {pinned} of them pinned>"
 
+    def _view(self) -> View:
+        costs: tuple[dict[str, object], ...] = tuple(
+            {"cost": name, "count": count} for name, count in self.report.costs.items()
+        )
+        tables = (
+            ResultTable("layers", _row_cells(self.layers), folded=True),
+            ResultTable("costs", costs),
+            ResultTable("pins", _row_cells(self.pins)),
+            ResultTable("ties", _row_cells(self.ties), folded=True),
+        )
+        return View(line=repr(self).strip("<>"), tables=tables)
+
+    _repr_html_ = result_html
+    to_pandas = result_frame
+    to_csv = result_csv
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Timings:
@@ -246,6 +277,32 @@ class Timings:
 
     def __repr__(self) -> str:
         return f"<{'; '.join(_case_text(case) for case in self.cases)}>"
+
+    def _view(self) -> View:
+        notes = dict.fromkeys(text for case in self.cases for text in case.warnings)
+        table = ResultTable("cases", tuple(map(_case_cells, self.cases)))
+        return View(line=repr(self).strip("<>"), tables=(table,), notes=tuple(notes))
+
+    _repr_html_ = result_html
+    to_pandas = result_frame
+    to_csv = result_csv
+
+
+def _row_cells(rows: Sequence[object]) -> tuple[dict[str, object], ...]:
+    """Rows of a report as those of a table."""
+    return tuple(dict(vars(row)) for row in rows)
+
+
+def _case_cells(case: BenchCase) -> dict[str, object]:
+    """A measurement as a row of a table."""
+    sizes = "; ".join(f"{name} {shape_text(shape)}" for name, shape in case.inputs.items())
+    row: dict[str, object] = {"provider": case.setting.provider, "threads": case.setting.threads, "inputs": sizes}
+    timing = case.outcome
+    if not isinstance(timing, TimingComparison):
+        return {**row, "p10_ms": timing.p10, "median_ms": timing.median, "p90_ms": timing.p90}
+    speedup = Estimate(timing.speedup, timing.interval)
+    row |= {"before_ms": timing.before.median, "after_ms": timing.after.median, "speedup": speedup}
+    return {**row, "noise": timing.noise, "verdict": timing.verdict}
 
 
 def _case_text(case: BenchCase) -> str:

@@ -26,6 +26,7 @@ from leanonnx.selection.metrics import Budget
 from leanonnx.spelling import option
 from leanonnx.system.clock import Progress
 from leanonnx.system.gpu import Device
+from leanonnx.system.notebook import ResultTable, View, result_csv, result_frame, result_html
 from leanonnx.system.outputs import StrPath
 
 
@@ -56,6 +57,30 @@ class TrainingResult:
 
     def __repr__(self) -> str:
         return f"<{self.path}: epoch {self.best_epoch} of {len(self.losses)}>"
+
+    def _view(self) -> View:
+        losses: tuple[dict[str, object], ...] = tuple(
+            {"epoch": k, "training_loss": train, "held_out_loss": held}
+            for k, (train, held) in enumerate(self.losses, 1)
+        )
+        both = {"before": self.before, "after": self.after}
+        deviation: tuple[dict[str, object], ...] = tuple(
+            {"training": name, **row} for name, fidelity in both.items() for row in fidelity.rows()
+        )
+        return View(
+            line=repr(self).strip("<>"),
+            mood="plain" if self.report.training.headline is None else "bad",
+            tables=(
+                ResultTable("losses", losses, folded=True),
+                ResultTable("deviation", deviation),
+                ResultTable("metric", self.after.metric_rows()),
+            ),
+            notes=self.warnings,
+        )
+
+    _repr_html_ = result_html
+    to_pandas = result_frame
+    to_csv = result_csv
 
 
 def finetune(

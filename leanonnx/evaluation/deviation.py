@@ -28,11 +28,21 @@ from leanonnx.evaluation.intervals import IntervalEnds
 from leanonnx.evaluation.kinds import CLASSES, channels_last, has_complex_image, sample_count
 from leanonnx.evaluation.scores import LOWER_IS_BETTER, Score, score_outputs
 from leanonnx.evaluation.tally import Deviation, Tally, tally_of
+from leanonnx.formatting import count_text
 from leanonnx.graph.formats import ElementTypes, Source, convert_feed, stand_in
 from leanonnx.graph.model import Model
 from leanonnx.numeric.arrays import Array
 from leanonnx.proof.proof import MANY_NODES
 from leanonnx.runtime.sessions import Feed, RunFailed, Session, open_session, run_session, translate_errors
+from leanonnx.system.notebook import (
+    Estimate,
+    ResultTable,
+    View,
+    measures_of,
+    result_csv,
+    result_frame,
+    result_html,
+)
 
 OutputAxes = Mapping[str, tuple[int, ...]]
 """For each graph output, the axes along which channel ids differ."""
@@ -60,6 +70,30 @@ class Fidelity:
     def better_direction(self) -> str | None:
         """Direction in which the metric improves, ``higher`` or ``lower``; None without a metric."""
         return None if self.metric is None else "lower" if self.metric in LOWER_IS_BETTER else "higher"
+
+    def rows(self) -> tuple[dict[str, object], ...]:
+        """The deviation of each output, as rows of a table."""
+        return tuple(
+            {"output": one.output, **measures_of(one, one.intervals), "vacuous": one.vacuous or None}
+            for one in self.outputs
+        )
+
+    def metric_rows(self) -> tuple[dict[str, object], ...]:
+        """The metric of both models as a row of a table; none without a metric."""
+        if self.metric is None:
+            return ()
+        ends = {"before": self.before_interval, "after": self.after_interval}
+        values = {name: Estimate(getattr(self, name), interval) for name, interval in ends.items()}
+        return ({"metric": self.metric, "better": self.better_direction, **values},)
+
+    def _view(self) -> View:
+        tables = (ResultTable("deviation", self.rows()), ResultTable("metric", self.metric_rows()))
+        line = f"Deviation from the original on {count_text(self.samples, 'sample')}"
+        return View(line=line, tables=tables, notes=(self.unused,) if self.unused else ())
+
+    _repr_html_ = result_html
+    to_pandas = result_frame
+    to_csv = result_csv
 
 
 def compare_outputs(

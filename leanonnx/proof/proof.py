@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from leanonnx.formatting import count_text
 from leanonnx.graph.formats import (
     HALF_TYPES,
     ElementTypes,
@@ -31,6 +32,7 @@ from leanonnx.proof.decisions import depends_on_weight, discrete_outputs, tensor
 from leanonnx.proof.noise import FixedDraws, fix_random_operators
 from leanonnx.proof.sides import ErrorTable, Findings, ProofRun, Sides
 from leanonnx.runtime.sessions import Feed, run
+from leanonnx.system.notebook import ResultTable, View, result_csv, result_frame, result_html
 
 ERROR_BOUNDS = {"float64": 1e-10, "float32": 1e-4, "quantised": 2e-2}
 ROUNDING_SHARES = {"float64": 1e-2, "float32": 2e-2, "quantised": 1.0}
@@ -72,6 +74,24 @@ class Proof:
     def passed(self) -> bool:
         """True if every output agrees, on informative inputs."""
         return self.status == PASSED
+
+    def _view(self) -> View:
+        silent = {name: None for name in self.silent if name not in self.outputs}
+        rows = tuple(
+            {"output": name, "max_relative_error": error, "silent": self.silent.get(name)}
+            for name, error in (*self.outputs.items(), *silent.items())
+        )
+        line = f"proof {self.status}: largest relative error {self.max_relative_error:.1e}, bound {self.bound:.1e}"
+        return View(
+            line=f"{line}, on {count_text(self.inputs, 'input')}",
+            mood="good" if self.passed else "bad",
+            tables=(ResultTable("outputs", rows),),
+            notes=(self.reason,) if self.reason else (),
+        )
+
+    _repr_html_ = result_html
+    to_pandas = result_frame
+    to_csv = result_csv
 
 
 def compare_with_reference(

@@ -15,7 +15,8 @@ from leanonnx.commands.calibrate.fit import FastWidths, Probes, fit_table, predi
 from leanonnx.commands.calibrate.probes import held_out_networks, probe_network
 from leanonnx.commands.compress.pipeline import load_dag
 from leanonnx.errors import OptionError, OutputError
-from leanonnx.hardware.targets import Hardware, builtin_hardware, read_hardware, tables_text
+from leanonnx.formatting import count_text
+from leanonnx.hardware.targets import HARDWARE_ENTRIES, Hardware, builtin_hardware, read_hardware, tables_text
 from leanonnx.runtime.machine import channel_steps, detect_hardware
 from leanonnx.runtime.providers import Setting
 from leanonnx.runtime.sessions import RunFailed
@@ -24,6 +25,7 @@ from leanonnx.runtime.timing import Timing
 from leanonnx.selection.latency import latency_model
 from leanonnx.spelling import option
 from leanonnx.system.clock import Progress, ignore_progress
+from leanonnx.system.notebook import ResultTable, View, result_csv, result_frame, result_html
 from leanonnx.system.outputs import temporary_folder_beside
 
 TIMING_SECONDS = 22.0
@@ -67,6 +69,30 @@ class DeviceCalibration:
     has_timed_widths: bool
     seconds: float
     warnings: tuple[str, ...]
+
+    def _view(self) -> View:
+        entries: tuple[dict[str, object], ...] = tuple(
+            {
+                "entry": key,
+                "measured": getattr(self.target, key),
+                "built_in": getattr(self.built_in, key),
+                "unit": entry.unit,
+                "meaning": entry.meaning,
+            }
+            for key, entry in HARDWARE_ENTRIES.items()
+        )
+        names = ("network", "measured", "predicted", "error", "built_in", "built_in_error")
+        forecasts = tuple({name: getattr(each, name) for name in names} for each in self.forecasts)
+        threads = count_text(self.setting.threads, "thread")
+        return View(
+            line=f"Table '{self.target.name}', measured on {self.setting.provider} with {threads}",
+            tables=(ResultTable("entries", entries), ResultTable("forecasts", forecasts)),
+            notes=self.warnings,
+        )
+
+    _repr_html_ = result_html
+    to_pandas = result_frame
+    to_csv = result_csv
 
 
 def run_calibration(
