@@ -42,6 +42,8 @@ EXCUSED = {
     "python -m leanonnx.integrations.olive": "needs olive-ai; tests/test_olive.py does it",
     "olive run": "the same",
     "python detection_map.py": "tests/test_detection_map.py does it",
+    "yolo ": "needs ultralytics and trained weights",
+    "optimum-cli": "needs optimum and trained weights",
     "torchrun": "needs several GPUs",
     "for seed in": "a loop over a command of the same page",
 }
