@@ -63,7 +63,7 @@ def detections(output: Array, side: int) -> Array:
             boxes.append([label, *corners[first], scores[first, label]])
             left = left[overlaps(corners[first], corners[left]) < DOUBLE]
     rows = np.array(boxes).reshape(-1, 6)
-    return rows[np.argsort(-rows[:, 5], kind="stable")][:MOST]
+    return np.asarray(rows[np.argsort(-rows[:, 5], kind="stable")][:MOST])
 
 
 def average_precision(rows: list[Array], wanted: list[Array]) -> float:
