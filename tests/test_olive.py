@@ -126,8 +126,8 @@ def test_options_are_those_of_compress(results: tuple[Path, dict[str, Any], str]
 
 def test_weights_stay_in_a_file_of_their_own(results: tuple[Path, dict[str, Any], str]) -> None:
     folder, row, _ = results
-    path, data = sorted(row["external"])
-    assert data == f"{path}.data"
+    data, path = sorted(row["external"], key=lambda name: name.endswith(".onnx"))
+    assert data.endswith(".onnx.data")
     shapes = {tensor.name: list(tensor.dims) for tensor in onnx.load(folder / path).graph.initializer}
     assert shapes["w1"][0] == 8
     assert shapes["w2"][0] < 12
@@ -138,5 +138,5 @@ def test_refusals_and_errors_make_the_pass_fail(results: tuple[Path, dict[str, A
     folder, row, text = results
     assert (row["refused"], row["wrong"]) == ([], [])
     assert "OlivePassError: " in text
-    assert "macs=1e-06" in text
+    assert "best_effort=True" in text
     assert f"{folder / 'nowhere.npz'}" in text

@@ -43,7 +43,7 @@ PREPROCESSOR = "preprocessor"
 """Option that takes the place of ``images``; a path, as the report is."""
 NOT_IN_A_WORKFLOW = ("model", "out", "images", "progress")
 """Arguments of ``compress`` that Olive gives, or that no JSON file can hold."""
-PLAIN = (bool, int, float, str)
+JSON_SCALARS = (bool, int, float, str)
 OTHERS = {
     "plan": "Carry out this plan instead of selecting channels.",
     "exact": "Remove only what contributes nothing; the output does not change.",
@@ -132,7 +132,7 @@ def _json_type(hint: Any) -> Any:
     kinds: list[Any] = []
     for part in get_args(hint) if isinstance(hint, UnionType) or _kind(hint) is Union else (hint,):
         kind = _kind(part)
-        if part in PLAIN or kind is Literal:
+        if part in JSON_SCALARS or kind is Literal:
             kinds.append(part)
         elif isinstance(kind, type) and issubclass(kind, Mapping):
             kinds.append(dict[str, list[int]])
@@ -150,12 +150,12 @@ def _keywords(given: Mapping[str, Any]) -> dict[str, Any]:
     return values if file is None else {**values, "images": read_preprocessor(file)}
 
 
-def main(arguments: Sequence[str]) -> None:
+def write_package_config(arguments: Sequence[str]) -> None:
     """Write the package configuration to the file that is named."""
     if len(arguments) != 1:
         raise SystemExit("usage: python -m leanonnx.integrations.olive PASSES.json")
-    write_file(Path(arguments[0]), json.dumps(package_config(), indent=2))
+    write_file(Path(arguments[0]), json.dumps(package_config(), indent=2).encode())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    write_package_config(sys.argv[1:])
