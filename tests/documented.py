@@ -7,6 +7,7 @@ left out.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -226,6 +227,16 @@ def _photos(path: Path) -> None:
         Image.fromarray(rng.integers(0, 256, (80, 100, 3), np.uint8)).save(path / f"{k}.png")
 
 
+def _checkpoint(path: Path) -> None:
+    """A network with the file that says how photographs become its inputs, as exporters of Hugging Face write them."""
+    path.mkdir()
+    saved(build(CLASSIFIER), path / "model.onnx")
+    size = {"height": 16, "width": 16}
+    row = {"do_resize": True, "size": size, "resample": 2, "do_rescale": True, "rescale_factor": 1 / 255}
+    row |= {"do_normalize": True, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    (path / "preprocessor_config.json").write_text(json.dumps(row), encoding="utf-8")
+
+
 def _models(path: Path) -> None:
     """The network that comes with leanonnx, and few of its samples."""
     path.mkdir()
@@ -241,7 +252,7 @@ def _network(text: str) -> Callable[[Path], None]:
 STAND_INS: dict[str, Callable[[Path], object]] = {
     **dict.fromkeys(("IN", "IN.onnx", "model.onnx", "classifier.onnx"), _network(CLASSIFIER)),
     **dict.fromkeys(("base.onnx", "BASE.onnx", "NEW.onnx"), _network(CLASSIFIER)),
-    "detector.onnx": _network(DETECTOR),
+    **dict.fromkeys(("detector.onnx", "best.onnx"), _network(DETECTOR)),
     "unet.onnx": _network(UNET),
     "ocr.onnx": _network(READER),
     "unrolled.onnx": _network(UNROLLED),
@@ -253,6 +264,7 @@ STAND_INS: dict[str, Callable[[Path], object]] = {
     "lines": _lines,
     "scans.npz": _scans,
     "photos": _photos,
+    "resnet": _checkpoint,
     "models": _models,
     "my_rules.py": lambda path: shutil.copy(ROOT / "docs" / "examples" / "my_rules.py", path),
 }

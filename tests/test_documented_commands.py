@@ -39,6 +39,11 @@ EXCUSED = {
     "python3 -m venv": "makes the environment",
     "python -m models.train_unet": "trains for 17 minutes",
     "python -m models.circles_squares --count 16": "writes the committed samples; see tests/test_models.py",
+    "python -m leanonnx.integrations.olive": "needs olive-ai; tests/test_olive.py does it",
+    "olive run": "the same",
+    "python detection_map.py": "tests/test_detection_map.py does it",
+    "yolo ": "needs ultralytics and trained weights",
+    "optimum-cli": "needs optimum and trained weights",
     "torchrun": "needs several GPUs",
     "for seed in": "a loop over a command of the same page",
 }

@@ -29,7 +29,7 @@ FLOORS = [
     {"commands.bench", "commands.sweep", "commands.finetune", "page"},
     {"commands.calibrate", "commands.check"},
     {"api"},
-    {"cli", "torch"},
+    {"cli", "torch", "integrations"},
 ]
 """The rooms of the house: a module may import its own room and those on lower floors; a new room has to be put here."""
 
@@ -45,6 +45,7 @@ ONLY = {
     "jinja2": {"page.page"},
     "pandas": {"system.notebook"},
     "torch": {"commands.finetune", "torch", "system.gpu"},
+    "olive": {"integrations.olive"},
 }
 """The rooms or modules that may import a library; ``*.name`` means the modules of this name in all rooms."""
 NO_TORCH = {"commands.finetune.report", "commands.finetune.rows", "commands.finetune.tables"}
@@ -226,7 +227,7 @@ def test_no_block_of_ten_lines_stands_twice() -> None:
     assert [found for found in places.values() if len(found) > 1] == []
 
 
-BASES = {"Enum", "Exception", "Flag", "NamedTuple", "Protocol", "TyperGroup", "torch.nn.Module"}
+BASES = {"Enum", "Exception", "Flag", "NamedTuple", "Pass", "Protocol", "TyperGroup", "torch.nn.Module"}
 """Classes of others that ours may extend."""
 
 
