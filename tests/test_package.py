@@ -70,7 +70,7 @@ print(files("leanonnx").joinpath("hardware/targets.toml").read_text(encoding="ut
 sys.argv = ["leanonnx", "--version"]
 main()
 """
-    done = subprocess.run([python or "", "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([python or "", "-Iu", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"Repository, {address.address()}" in done.stdout
     assert "[cpu-avx512]" in done.stdout
