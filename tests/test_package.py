@@ -74,7 +74,7 @@ main()
     assert done.returncode == 0, done.stderr
     assert f"Repository, {address.address()}" in done.stdout
     assert "[cpu-avx512]" in done.stdout
-    assert __version__ in done.stdout.splitlines()[-1]
+    assert f"\nleanonnx {__version__}\n" in done.stdout
 
 
 # No index has leanonnx
