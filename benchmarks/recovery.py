@@ -132,8 +132,8 @@ def peers(zoo: Path, python: Path, name: str, ratios: tuple[float, ...], folder:
     place = folder / f"peer_{name}"
     place.mkdir()
     run([python, "-c", PEER, source, calib, place, *map(str, SPARSITIES)])
-    whole = _macs(source)
-    left = {path: _macs(path) / whole for path in sorted(place.glob("*.onnx"))}
+    whole = macs_of(source)
+    left = {path: macs_of(path) / whole for path in sorted(place.glob("*.onnx"))}
     rows = []
     for ratio in ratios:
         for kind in ("plain", "calibrated"):
@@ -143,7 +143,8 @@ def peers(zoo: Path, python: Path, name: str, ratios: tuple[float, ...], folder:
     return rows
 
 
-def _macs(path: Path) -> int:
+def macs_of(path: Path) -> int:
+    """Multiply-adds of a model; 0 if it cannot be read."""
     done = run([COMMAND, "inspect", path, "--json"])
     return int(done.report["macs"]) if done.code == 0 else 0
 

@@ -41,7 +41,7 @@ def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"models", "small.onnx", "plan.json"}
 
 
-@pytest.mark.skipif(not TORCH, reason="torch is not installed: pip install 'leanonnx[finetune]'")
+@pytest.mark.skipif(not TORCH, reason="torch is not installed: pip install torch")
 def test_examples_of_torch_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (block,) = [block for block in BLOCKS if "import torch" in block]
     run(["import leanonnx".join((">>> ", "\n")), block], tmp_path, monkeypatch)

@@ -168,7 +168,7 @@ def test_a_batch_that_the_model_fixes(folder: Path) -> None:
 @pytest.mark.skipif(not NO_GPU, reason="this machine has an NVIDIA driver")
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_a_provider_that_is_not_there(folder: Path, provider: str) -> None:
-    says = (f"--provider {provider}", "pip install 'leanonnx[cuda]'", "nvidia-smi")
+    says = (f"--provider {provider}", "pip install 'onnxruntime-gpu[cuda,cudnn]'", "nvidia-smi")
     refused(folder, "bench", "free.onnx", "--provider", provider, says=says)
 
 

@@ -288,7 +288,7 @@ def runner(tmp_path: Path) -> Path:
 def test_action_describes_itself() -> None:
     action = yaml.safe_load(ACTION.read_text(encoding="utf-8"))
     assert {"name", "description", "inputs", "outputs", "runs"} <= set(action)
-    assert {"base", "new", "gates", "data", "version", "python-version"} <= set(action["inputs"])
+    assert {"base", "new", "gates", "data", "python-version"} <= set(action["inputs"])
     assert all(spec.keys() <= {"description", "required", "default"} for spec in action["inputs"].values())
     assert action["runs"]["using"] == "composite"
     used = set(re.findall(r"\$\{\{ inputs\.([\w-]+)", ACTION.read_text(encoding="utf-8")))

@@ -91,7 +91,7 @@ def test_without_pillow_the_package_is_named(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "model").mkdir()
     data = data_for(tmp_path / "model", "float[N,3,6,6] x", tmp_path)
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    with pytest.raises(DataError, match=r"pip install 'leanonnx\[images\]'"):
+    with pytest.raises(DataError, match=r"pip install pillow"):
         fed(data)
 
 

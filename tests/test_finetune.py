@@ -16,7 +16,7 @@ from rich.console import Console
 
 from tests.helpers import build
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'leanonnx[finetune]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch")
 
 
 from leanonnx.commands.finetune import parity as trip

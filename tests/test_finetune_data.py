@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers import build
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'leanonnx[finetune]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch")
 
 
 from leanonnx.commands.finetune.augment import flip_and_shift, image_inputs, mix_samples

@@ -11,7 +11,7 @@ import pytest
 from leanonnx.numeric.arrays import Array
 from tests.helpers import build
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'leanonnx[finetune]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch")
 
 from leanonnx.commands.finetune.augment import (
     MOVES,

@@ -13,7 +13,7 @@ import pytest
 from tests.helpers import build, saved
 from tests.inverse import DENOISER, OPERATOR, UNROLLED, cosines, measured, operator, with_transform
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'leanonnx[finetune]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch")
 
 from leanonnx.commands.finetune.divisions import plan_division
 from leanonnx.commands.finetune.driver import FinetuneResult, run_finetune

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'leanonnx[finetune]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch")
 
 from leanonnx.commands.finetune.module import TorchNetwork
 from leanonnx.commands.finetune.operators.call import TorchCall

@@ -11,7 +11,7 @@ import pytest
 from tests.helpers import build, saved
 from tests.inverse import DENOISER, UNROLLED, splits, with_transform
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'leanonnx[finetune]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch")
 
 from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.commands.finetune.driver import FinetuneResult, run_finetune

@@ -30,7 +30,7 @@ from leanonnx.numeric.transforms import (
 )
 from tests.helpers import COMMAND, build
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'leanonnx[finetune]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch")
 
 from leanonnx.commands.finetune.driver import run_finetune
 from leanonnx.commands.finetune.holding import (

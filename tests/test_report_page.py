@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +19,6 @@ from leanonnx.reporting.rows import ComparisonRow, LatencyRow, LayoutChange, Pro
 from leanonnx.reporting.summary import SummaryContext
 from tests.helpers import CNN, build, called, cli, refused, saved, tree
 from tests.pages import Found, images, page_of, parsed, plain, residual, without_seconds
-
-ROOT = Path(__file__).parents[1]
 
 SECTIONS = ["network", "kernels", "chains", "latency", "deviation", "pins", "again"]
 
@@ -257,19 +252,3 @@ def test_no_model_without_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     done = called("compress", source, "out.onnx", "--keep", 0.5, "--report", "page.html", cwd=tmp_path)
     assert done.returncode == 3
     assert tree(tmp_path) == before
-
-
-# What is shipped
-
-
-def test_templates_and_schemas_are_in_the_wheel(tmp_path: Path) -> None:
-    pytest.importorskip("hatchling", reason="hatchling builds the wheel: pip install '.[test]'")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    inside = set(zipfile.ZipFile(wheel).namelist())
-    folders = (ROOT / "leanonnx" / "page" / "templates", ROOT / "leanonnx" / "schemas")
-    wanted = {str(path.relative_to(ROOT)) for folder in folders for path in folder.iterdir()}
-    assert len(wanted) > 15
-    assert wanted <= inside

@@ -16,7 +16,7 @@ from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.commands.sweep.worker import Task
 from tests.helpers import CNN, build, called, refused, saved, saved_external, tree
 
-distributed = pytest.importorskip("distributed", reason="Dask is an extra: leanonnx[dask]")
+distributed = pytest.importorskip("distributed", reason="Dask is an extra: pip install distributed")
 from leanonnx.commands.sweep import cluster  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Dask's own, which it turns on and off itself

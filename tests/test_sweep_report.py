@@ -318,7 +318,7 @@ def test_means_over_outputs_and_infinite_deviations() -> None:
 
 
 def drawing() -> ModuleType:
-    pytest.importorskip("matplotlib", reason="matplotlib is an extra: leanonnx[sweep]")
+    pytest.importorskip("matplotlib", reason="matplotlib is an extra: pip install matplotlib")
     return importlib.import_module("leanonnx.commands.sweep.plot")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'leanonnx[finetune]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch")
 
 from leanonnx.commands.compress.pipeline import compress_file
 from leanonnx.graph.model import load

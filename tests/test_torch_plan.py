@@ -11,7 +11,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'leanonnx[finetune]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch")
 
 from torch import nn
 from torch.nn import functional as F

@@ -9,7 +9,7 @@ import pytest
 
 import leanonnx
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'leanonnx[finetune]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch")
 
 from torch import nn
 from torch.nn import functional as F

@@ -156,7 +156,7 @@ def finetune(
         ProofFailed: torch and onnxruntime disagree about the model; nothing is written.
     """
     if find_spec("torch") is None:
-        raise OptionError("finetune needs torch; install it with pip install 'leanonnx[finetune]'")
+        raise OptionError("finetune needs torch; install it with pip install torch")
     with listening(progress) as listener:
         return _finetune({**locals(), "progress": listener})
 

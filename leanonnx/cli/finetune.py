@@ -158,7 +158,7 @@ def finetune_command(
 ) -> None:
     """Train the weights of a compressed model; names, structure and interface do not change.
 
-    Needs torch: pip install 'leanonnx[finetune]'. One sample in five is held out; the best state on these is written,
+    Needs torch: pip install torch. One sample in five is held out; the best state on these is written,
     NEW itself if nothing was better. Exit codes: 0 written, 1 refused (torch and onnxruntime disagree about the model),
     2 wrong file or option, 3 a bug.
     """

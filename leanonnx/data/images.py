@@ -1,4 +1,4 @@
-"""Convert folders of images to input tensors; needs pillow (extra ``leanonnx[images]``)."""
+"""Convert folders of images to input tensors; needs pillow (the extra ``images``)."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def import_pillow() -> Any:
     try:
         return import_module("PIL.Image")
     except ImportError as error:
-        raise DataError("images need the package pillow; install it with: pip install 'leanonnx[images]'") from error
+        raise DataError("images need the package pillow; install it with: pip install pillow") from error
 
 
 def _read_image(maker: Any, path: Path, frame: ImageInput) -> Array:

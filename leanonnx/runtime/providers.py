@@ -42,9 +42,10 @@ WARM_UP_MODEL = """
 <ir_version: 8, opset_import: ["" : 17]>
 small (float[1, 8, 16, 16] x, float[8, 8, 3, 3] w) => (float[1, 8, 14, 14] y) { y = Conv (x, w) }
 """
+GPU_INSTALL = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
 PROVIDER_ADVICE = {
-    "cuda": "install it with `pip install 'leanonnx[cuda]'` and see that nvidia-smi lists a GPU",
-    "tensorrt": "install `pip install 'leanonnx[cuda]'` and TensorRT, put TensorRT's libraries on the loader's path "
+    "cuda": f"install it with `{GPU_INSTALL}` and see that nvidia-smi lists a GPU",
+    "tensorrt": f"install `{GPU_INSTALL}` and TensorRT, put TensorRT's libraries on the loader's path "
     "(LD_LIBRARY_PATH), and see that nvidia-smi lists a GPU",
 }
 

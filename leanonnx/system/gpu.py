@@ -26,9 +26,7 @@ def check_device(device: str) -> None:
     try:
         import torch
     except ImportError as error:
-        raise OptionError(
-            f"{option('device', device)} needs torch: pip install 'leanonnx[finetune]', {instead}"
-        ) from error
+        raise OptionError(f"{option('device', device)} needs torch: pip install torch, {instead}") from error
     if device == "cuda" and not torch.cuda.is_available():
         raise OptionError(f"{option('device', device)}: torch sees no GPU; install torch for CUDA, {instead}")
 

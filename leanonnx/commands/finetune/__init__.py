@@ -1,1 +1,1 @@
-"""Fine-tuning in torch; everything in here needs the extra ``leanonnx[finetune]``."""
+"""Fine-tuning in torch; everything in here needs the extra ``finetune``."""

@@ -1,4 +1,4 @@
-"""Make the points of a sweep on a Dask cluster (the extra ``leanonnx[dask]``).
+"""Make the points of a sweep on a Dask cluster (the extra ``dask``).
 
 Files are sent as bytes, since paths may differ on the workers' machines; those of a model only once for all its points.
 Each point runs in a process of its own on one thread, so that as many run at once as the workers have threads.

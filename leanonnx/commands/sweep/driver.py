@@ -39,7 +39,7 @@ MODELS_FOLDER, WORK_FOLDER = "models", ".making"
 MAKE, MEASURE, DONE = "make", "measure", "done"
 """Next step of a point."""
 CSV_NAME, JSON_NAME = "sweep.csv", "sweep.json"
-NO_PLOT = "no plot was drawn: matplotlib is not installed; install it with pip install 'leanonnx[sweep]'"
+NO_PLOT = "no plot was drawn: matplotlib is not installed; install it with pip install matplotlib"
 MACHINE_LOCK = "leanonnx-measuring.lock"
 LOCK_MODE = 0o666
 """Permissions of the lock file, which all users of the machine share."""

@@ -39,7 +39,7 @@ def maker(metric: Metric, jobs: int | None, dask: str | None, points: int) -> Ma
     if jobs:
         raise OptionError(f"{option('dask')}: the cluster says how much runs at once; leave out {option('jobs')}")
     if find_spec("distributed") is None:
-        raise OptionError(f"{option('dask')} needs Dask; install it with pip install 'leanonnx[dask]'")
+        raise OptionError(f"{option('dask')} needs Dask; install it with pip install distributed")
     from leanonnx.commands.sweep.cluster import make_on_cluster
 
     return partial(make_on_cluster, address=dask)

@@ -1,4 +1,4 @@
-"""Draw the curves of a sweep (matplotlib, the extra ``leanonnx[sweep]``).
+"""Draw the curves of a sweep (matplotlib, the extra ``sweep``).
 
 A row for each model: to the left the deviation over the fraction of the original that is left, of its measured time or
 of the metric of the budget; to the right accuracy, agreement or PSNR, where there are any.  Markers differ in shape as
