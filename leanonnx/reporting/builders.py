@@ -15,13 +15,10 @@ from leanonnx.numeric.channel_ids import ChannelIds, Mask
 from leanonnx.proof.proof import Proof
 from leanonnx.reporting.rows import (
     BeforeAfter,
-    ComparisonRow,
     FidelityRow,
     IntervalRow,
     IntervalsRow,
-    LatencyRow,
     LayerRow,
-    LayoutChange,
     MetricChange,
     OutputDeviation,
     PinRow,
@@ -29,8 +26,6 @@ from leanonnx.reporting.rows import (
     ProofRow,
     WorstChannel,
 )
-from leanonnx.runtime.providers import Setting
-from leanonnx.runtime.timing import TimingComparison
 from leanonnx.selection.limits import kernels_held_by
 
 
@@ -157,33 +152,8 @@ def worst_channel(channels: ChannelDeviation | None) -> WorstChannel | None:
     if channels is None:
         return None
     return WorstChannel(
-        channels.axis, channels.index, json_value(channels.relative_l2), interval_row(channels.interval)
-    )
-
-
-def comparison_row(timing: TimingComparison) -> ComparisonRow:
-    """The ratio of two models' times, rounded to four digits."""
-    low, high = timing.interval
-    return ComparisonRow(
-        speedup=round(timing.speedup, 4),
-        interval=(round(low, 4), round(high, 4)),
-        noise=round(timing.noise, 4),
-        rounds=timing.rounds,
-        lots=timing.lots,
-        verdict=timing.verdict,
-    )
-
-
-def latency_row(timing: TimingComparison | None, setting: Setting) -> LatencyRow | None:
-    """The measured times of one run before and after; None if they were not measured."""
-    if timing is None:
-        return None
-    return LatencyRow(
-        provider=setting.provider,
-        threads=setting.threads,
-        before_ms=round(timing.before.median, 4),
-        after_ms=round(timing.after.median, 4),
-        comparison=comparison_row(timing),
-        busy=timing.is_busy,
-        convolutions=LayoutChange(timing.before.layouts, timing.after.layouts),
+        axis=channels.axis,
+        index=channels.index,
+        relative_l2=json_value(channels.relative_l2),
+        interval=interval_row(channels.interval),
     )

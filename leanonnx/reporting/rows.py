@@ -77,7 +77,7 @@ IntervalRow = tuple[float | None, float | None]
 """Ends of an interval; None where one is infinite."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WorstChannel:
     """The slice of an output along ``axis`` that deviates most; ``relative_l2`` is None where it is infinite.
 

@@ -111,11 +111,11 @@ class SummaryContext:
         given = self.options.get("calib")
         if given is None:
             return {}
-        found: dict[str, object] = {"data": "DATA" if given == ARRAYS_NAME else Path(given).as_posix()}
+        named: dict[str, object] = {"data": "DATA" if given == ARRAYS_NAME else Path(given).as_posix()}
         if self.images == DEFAULT_IMAGE_FORMAT:
-            return found
+            return named
         by_word = current_spelling() == "command line"
-        return found | (image_words(asdict(self.images)) if by_word else {"images": self.images})
+        return named | (image_words(asdict(self.images)) if by_word else {"images": self.images})
 
     @property
     def model_options(self) -> dict[str, object]:
