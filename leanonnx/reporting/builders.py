@@ -157,3 +157,31 @@ def worst_channel(channels: ChannelDeviation | None) -> WorstChannel | None:
         relative_l2=json_value(channels.relative_l2),
         interval=interval_row(channels.interval),
     )
+
+
+def comparison_row(timing: TimingComparison) -> ComparisonRow:
+    """The ratio of two models' times, rounded to four digits."""
+    low, high = timing.interval
+    return ComparisonRow(
+        speedup=round(timing.speedup, 4),
+        interval=(round(low, 4), round(high, 4)),
+        noise=round(timing.noise, 4),
+        rounds=timing.rounds,
+        lots=timing.lots,
+        verdict=timing.verdict,
+    )
+
+
+def latency_row(timing: TimingComparison | None, setting: Setting) -> LatencyRow | None:
+    """The measured times of one run before and after; None if they were not measured."""
+    if timing is None:
+        return None
+    return LatencyRow(
+        provider=setting.provider,
+        threads=setting.threads,
+        before_ms=round(timing.before.median, 4),
+        after_ms=round(timing.after.median, 4),
+        comparison=comparison_row(timing),
+        busy=timing.is_busy,
+        convolutions=LayoutChange(timing.before.layouts, timing.after.layouts),
+    )
