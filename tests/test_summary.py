@@ -375,7 +375,7 @@ def test_moods_and_steps(report: CompressionReport, options: dict[str, Any], pla
     assert MOODS.index(summary.mood) == max(
         2 if summary.alarm else 0, *(MOODS.index(part.mood) for part in (summary.speed, summary.size, summary.accuracy))
     )
-    if report.headline or (report.tolerance and not report.tolerance.met and report.deviation):
+    if report.deviation and (report.headline or (report.tolerance and not report.tolerance.met)):
         assert summary.accuracy.mood == "bad"
     for part in summary.parts:
         assert part.text.lower() in summary.verdict.lower()

@@ -15,10 +15,13 @@ from leanonnx.numeric.channel_ids import ChannelIds, Mask
 from leanonnx.proof.proof import Proof
 from leanonnx.reporting.rows import (
     BeforeAfter,
+    ComparisonRow,
     FidelityRow,
     IntervalRow,
     IntervalsRow,
+    LatencyRow,
     LayerRow,
+    LayoutChange,
     MetricChange,
     OutputDeviation,
     PinRow,
@@ -26,6 +29,8 @@ from leanonnx.reporting.rows import (
     ProofRow,
     WorstChannel,
 )
+from leanonnx.runtime.providers import Setting
+from leanonnx.runtime.timing import TimingComparison
 from leanonnx.selection.limits import kernels_held_by
 
 
