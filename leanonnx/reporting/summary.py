@@ -38,6 +38,8 @@ LEAST_LIMIT, ROUNDING = 1e-6, 1e-9
 SPEEDUP_TOLERANCE = 1.0001
 """Factor by which the rounded speed-up may miss the budget."""
 MODEL_SUFFIX = ".onnx"
+DATA = "DATA"
+"""Stands for samples that have no path."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class SummaryContext:
         given = self.options.get("calib")
         if given is None:
             return {}
-        named: dict[str, object] = {"data": "DATA" if given == ARRAYS_NAME else Path(given).as_posix()}
+        named: dict[str, object] = {"data": DATA if given == ARRAYS_NAME else Path(given).as_posix()}
         if self.images == DEFAULT_IMAGE_FORMAT:
             return named
         by_word = current_spelling() == "command line"
@@ -173,7 +175,7 @@ def _accuracy(report: CompressionReport) -> Statement:
     if now is None:
         return Statement("outputs unchanged", "good") if report.lossless else Statement("accuracy not known", "plain")
     telling = {name: output for name, output in now.outputs.items() if not output.vacuous}
-    if not telling and report.headline is None:
+    if not telling and report.headline is None and report.tolerance is None:
         return Statement("accuracy not known, as the outputs are the same on all samples", "plain")
     first = worst_output(now.outputs)
     names = [first, *(name for name in telling or now.outputs if name != first)]
@@ -297,7 +299,7 @@ def _step_to_accuracy(report: CompressionReport, context: SummaryContext, accura
     if report.quantisation is not None and report.quantisation.kept:
         return f"stay with floats, which can be trained: leave out {option('int8', True)}"
     tuned = f"{output.removesuffix(MODEL_SUFFIX)}-tuned{MODEL_SUFFIX}"
-    options = {**context.data, "teacher": context.reference, **context.model_options}
+    options = {"data": DATA, **context.data, "teacher": context.reference, **context.model_options}
     return f"train it on more data: {call_text('finetune', output, tuned, **options)}"
 
 
